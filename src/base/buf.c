@@ -1,0 +1,57 @@
+/* SPDX-License-Identifier: MIT */
+#include "base/buf.h"
+
+#define BUF_CAPACITY_MIN 256u
+
+void
+buf_init(struct buf *buf, struct budget *budget)
+{
+    *buf = (struct buf){.budget = budget};
+}
+
+void
+buf_deinit(struct buf *buf)
+{
+    mem_free(buf->budget, buf->data, buf->capacity);
+    buf_init(buf, buf->budget);
+}
+
+bool
+buf_reserve(struct buf *buf, size_t extra)
+{
+    if (extra <= buf->capacity - buf->size) return true;
+    if (extra > SIZE_MAX / 4 - buf->size) return false;
+    size_t need = buf->size + extra;
+    size_t capacity = MAX(buf->capacity, BUF_CAPACITY_MIN);
+    while (capacity < need)
+        capacity *= 2;
+    u8 *data = mem_realloc(buf->budget, buf->data, buf->capacity, capacity);
+    if (data == NULL) return false;
+    buf->data = data;
+    buf->capacity = capacity;
+    return true;
+}
+
+bool
+buf_append(struct buf *buf, const void *data, size_t size)
+{
+    if (!buf_reserve(buf, size)) return false;
+    if (size > 0) memcpy(buf->data + buf->size, data, size);
+    buf->size += size;
+    return true;
+}
+
+void
+buf_consume(struct buf *buf, size_t count)
+{
+    CHECK(count <= buf->size);
+    buf->size -= count;
+    if (buf->size > 0 && count > 0) memmove(buf->data, buf->data + count, buf->size);
+}
+
+void
+buf_clear(struct buf *buf, size_t keep_bytes)
+{
+    buf->size = 0;
+    if (buf->capacity > keep_bytes) buf_deinit(buf);
+}

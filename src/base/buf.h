@@ -1,0 +1,34 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * buf.h -- a growable run of bytes that counts against a budget. Doubling growth up to a limit;
+ * a failed reserve leaves the content as it was and sets nothing.
+ */
+#ifndef DISTKV_BASE_BUF_H
+#define DISTKV_BASE_BUF_H
+
+#include "base/mem.h"
+
+struct buf {
+    struct budget *budget;
+    u8 *data;
+    size_t size;     /* bytes of content */
+    size_t capacity; /* bytes allocated */
+};
+
+void buf_init(struct buf *buf, struct budget *budget);
+void buf_deinit(struct buf *buf);
+/* Makes room for extra more bytes; false when the budget refuses. */
+MUST_CHECK bool buf_reserve(struct buf *buf, size_t extra);
+MUST_CHECK bool buf_append(struct buf *buf, const void *data, size_t size);
+/* Drops the first count bytes. */
+void buf_consume(struct buf *buf, size_t count);
+/* Keeps the memory if it is at most keep_bytes, else frees it. */
+void buf_clear(struct buf *buf, size_t keep_bytes);
+
+static inline struct bytes
+buf_bytes(const struct buf *buf)
+{
+    return BYTES(buf->data, buf->size);
+}
+
+#endif

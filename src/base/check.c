@@ -1,0 +1,17 @@
+/* SPDX-License-Identifier: MIT */
+#include "base/types.h"
+
+#include <execinfo.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+void
+check_failed(const char *condition, const char *file, int line)
+{
+    void *frames[64];
+    fprintf(stderr, "distkv: check failed: %s at %s:%d\n", condition, file, line);
+    fflush(stderr);
+    backtrace_symbols_fd(frames, backtrace(frames, 64), STDERR_FILENO);
+    abort();
+}

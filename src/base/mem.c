@@ -1,0 +1,94 @@
+/* SPDX-License-Identifier: MIT */
+#include "base/mem.h"
+
+#define MEM_ALIGNMENT 16u
+
+void
+budget_init(struct budget *budget, const char *name, u64 limit_bytes, struct budget *parent)
+{
+    *budget = (struct budget){.parent = parent, .limit_bytes = limit_bytes, .name = name};
+}
+
+bool
+budget_take(struct budget *budget, u64 size)
+{
+    for (struct budget *b = budget; b != NULL; b = b->parent) {
+        u64 left = b->limit_bytes > b->used_bytes ? b->limit_bytes - b->used_bytes : 0;
+        if (size > left) return false;
+    }
+    for (struct budget *b = budget; b != NULL; b = b->parent) {
+        b->used_bytes += size;
+        b->used_bytes_max = MAX(b->used_bytes_max, b->used_bytes);
+    }
+    return true;
+}
+
+void
+budget_give(struct budget *budget, u64 size)
+{
+    for (struct budget *b = budget; b != NULL; b = b->parent) {
+        CHECK(b->used_bytes >= size);
+        b->used_bytes -= size;
+    }
+}
+
+u64
+budget_available(const struct budget *budget)
+{
+    u64 available = UINT64_MAX;
+    for (const struct budget *b = budget; b != NULL; b = b->parent) {
+        u64 left = b->limit_bytes > b->used_bytes ? b->limit_bytes - b->used_bytes : 0;
+        available = MIN(available, left);
+    }
+    return available;
+}
+
+void *
+mem_alloc_aligned(struct budget *budget, size_t size, size_t alignment)
+{
+    CHECK(size > 0);
+    if (!budget_take(budget, size)) return NULL;
+    void *block = mem_raw_alloc(size, alignment);
+    if (block == NULL) budget_give(budget, size);
+    return block;
+}
+
+void *
+mem_alloc(struct budget *budget, size_t size)
+{
+    return mem_alloc_aligned(budget, size, MEM_ALIGNMENT);
+}
+
+void *
+mem_alloc_zero(struct budget *budget, size_t size)
+{
+    void *block = mem_alloc(budget, size);
+    if (block != NULL) memset(block, 0, size);
+    return block;
+}
+
+void *
+mem_realloc(struct budget *budget, void *block, size_t old_size, size_t new_size)
+{
+    CHECK(new_size > 0);
+    if (block == NULL) {
+        CHECK(old_size == 0);
+        return mem_alloc(budget, new_size);
+    }
+    if (new_size > old_size && !budget_take(budget, new_size - old_size)) return NULL;
+    void *moved = mem_raw_realloc(block, old_size, new_size);
+    if (moved == NULL) {
+        if (new_size > old_size) budget_give(budget, new_size - old_size);
+        return NULL;
+    }
+    if (new_size < old_size) budget_give(budget, old_size - new_size);
+    return moved;
+}
+
+void
+mem_free(struct budget *budget, void *block, size_t size)
+{
+    if (block == NULL) return;
+    mem_raw_free(block, size);
+    budget_give(budget, size);
+}

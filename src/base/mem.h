@@ -1,0 +1,49 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * mem.h -- budgets and the allocation that counts against them.
+ *
+ * A budget is a limit and what is used of it; budgets form a tree and a taking counts in every
+ * ancestor, so a shard's root budget bounds the sum. Running out is a NULL (or false), never an
+ * abort: the caller waits or refuses. Sizes are given again when freeing, so nothing is stored
+ * beside the block. The allocator below (mimalloc; malloc in sanitizer builds and in the
+ * simulator, which can refuse the n-th allocation) is chosen at link time: mem_mimalloc.c or
+ * mem_malloc.c.
+ *
+ * A budget belongs to one shard and is not thread-safe.
+ */
+#ifndef DISTKV_BASE_MEM_H
+#define DISTKV_BASE_MEM_H
+
+#include "base/types.h"
+
+struct budget {
+    struct budget *parent; /* NULL at the root */
+    u64 limit_bytes;
+    u64 used_bytes;
+    u64 used_bytes_max; /* high-water mark */
+    const char *name;   /* static, for metrics and errors */
+};
+
+void budget_init(struct budget *budget, const char *name, u64 limit_bytes, struct budget *parent);
+/* Counts size in budget and all ancestors, or changes nothing and returns false. */
+MUST_CHECK bool budget_take(struct budget *budget, u64 size);
+void budget_give(struct budget *budget, u64 size);
+/* What could be taken now: the least that is left on the path to the root. */
+u64 budget_available(const struct budget *budget);
+
+/* NULL when the budget (or the machine) has no more. Memory is not zeroed. 16-byte aligned. */
+MUST_CHECK void *mem_alloc(struct budget *budget, size_t size);
+MUST_CHECK void *mem_alloc_zero(struct budget *budget, size_t size);
+/* alignment: a power of two; IO_ALIGNMENT for disk buffers. Free with mem_free. */
+MUST_CHECK void *mem_alloc_aligned(struct budget *budget, size_t size, size_t alignment);
+/* Grows or shrinks; on NULL the old block is untouched. block may be NULL with old_size 0. */
+MUST_CHECK void *mem_realloc(struct budget *budget, void *block, size_t old_size, size_t new_size);
+/* block may be NULL. size is what was asked for. */
+void mem_free(struct budget *budget, void *block, size_t size);
+
+/* The link-time hook below the above; nobody else calls these. */
+void *mem_raw_alloc(size_t size, size_t alignment);
+void *mem_raw_realloc(void *block, size_t old_size, size_t new_size);
+void mem_raw_free(void *block, size_t size);
+
+#endif

@@ -1,0 +1,37 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * mem_malloc.c -- the allocator of tests, the simulator and sanitizer builds behind mem.h: libc's,
+ * so that sanitizers see every block; fresh blocks are scribbled so that a read of
+ * uninitialised memory does not look right by chance, and freed ones so that a late read shows.
+ */
+#include "base/mem.h"
+
+#include <stdlib.h>
+
+#define SCRIBBLE_FRESH 0xA5
+#define SCRIBBLE_FREED 0xDE
+
+void *
+mem_raw_alloc(size_t size, size_t alignment)
+{
+    void *block = aligned_alloc(alignment, align_up(size, alignment));
+    if (block != NULL) memset(block, SCRIBBLE_FRESH, size);
+    return block;
+}
+
+void *
+mem_raw_realloc(void *block, size_t old_size, size_t new_size)
+{
+    void *moved = mem_raw_alloc(new_size, 16);
+    if (moved == NULL) return NULL;
+    memcpy(moved, block, MIN(old_size, new_size));
+    mem_raw_free(block, old_size);
+    return moved;
+}
+
+void
+mem_raw_free(void *block, size_t size)
+{
+    memset(block, SCRIBBLE_FREED, size);
+    free(block);
+}

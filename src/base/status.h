@@ -1,0 +1,70 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * status.h -- what a function that can fail returns: a struct, so that an int cannot pose as one.
+ *
+ * Three kinds are never mixed: operating errors and bad bytes are returned as one of these;
+ * a programmer's error is a CHECK. Out-parameters are set only when the status is ok (functions
+ * that depart from this say so).
+ */
+#ifndef DISTKV_BASE_STATUS_H
+#define DISTKV_BASE_STATUS_H
+
+#include "base/types.h"
+
+/* One list gives the code and its text. The order is stable: codes appear in logs. */
+#define STATUS_LIST(X)                                                                             \
+    X(OK, "ok")                                                                                    \
+    X(NOT_FOUND, "not found")                                                                      \
+    X(WOULD_WAIT, "cannot be answered without waiting")                                            \
+    X(END, "no more entries")                                                                      \
+    X(INCOMPLETE, "more bytes are needed")                                                         \
+    X(CORRUPT, "bad checksum or format")                                                           \
+    X(IO_ERROR, "input or output failed")                                                          \
+    X(NO_SPACE, "no space left on the disk")                                                       \
+    X(NO_MEMORY, "memory budget exhausted")                                                        \
+    X(OVERLOADED, "overloaded, try again later")                                                   \
+    X(TIMED_OUT, "deadline passed")                                                                \
+    X(CANCELED, "canceled")                                                                        \
+    X(CLOSED, "closed")                                                                            \
+    X(READ_ONLY, "stopped taking writes after a failed log write")                                 \
+    X(EXISTS, "already exists")                                                                    \
+    X(CONFLICT, "condition not met")                                                               \
+    X(INVALID, "invalid argument")                                                                 \
+    X(TOO_LARGE, "over a size limit")                                                              \
+    X(LOCKED, "in use by another process")                                                         \
+    X(UNSUPPORTED, "not supported here")                                                           \
+    X(UNKNOWN_OUTCOME, "it is not known whether the write took effect")
+
+enum status_code {
+#define X(name, text) SC_##name,
+    STATUS_LIST(X)
+#undef X
+    STATUS_CODE_COUNT
+};
+
+typedef struct {
+    i32 code; /* enum status_code */
+} status;
+
+#define X(name, text) static const status UNUSED ST_##name = {SC_##name};
+STATUS_LIST(X)
+#undef X
+
+static inline bool
+ok(status st)
+{
+    return st.code == SC_OK;
+}
+
+static inline bool
+status_is(status st, status other)
+{
+    return st.code == other.code;
+}
+
+/* The text from STATUS_LIST; static storage. */
+const char *status_text(status st);
+/* The identifier, for example "CORRUPT"; static storage. */
+const char *status_name(status st);
+
+#endif

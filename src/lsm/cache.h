@@ -1,0 +1,71 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * cache.h -- the two caches of a store: rows first (hashed keys have no block locality), then
+ * verified blocks of tables. Both evict by S3-FIFO (Yang et al., SOSP 2023): a small queue (10 %),
+ * a main queue and a ghost of fingerprints, so one scan cannot empty them. They share one budget:
+ * each grows while its hits per byte are the better ones. Growth of hash tables is incremental, no
+ * resize ever stops the shard. Single-threaded.
+ */
+#ifndef DISTKV_LSM_CACHE_H
+#define DISTKV_LSM_CACHE_H
+
+#include "base/mem.h"
+#include "lsm/entry.h"
+
+/* ---- rows: the newest version of a key, also "it is deleted" and "there is none" ---- */
+
+struct row_cache;
+
+MUST_CHECK struct row_cache *row_cache_new(struct budget *budget, u64 limit_bytes);
+void row_cache_free(struct row_cache *cache);
+/* out's bytes live until the next call on this cache. False: not cached. A cached absence is
+ * returned as kind ENTRY_DELETE. */
+bool row_cache_get(struct row_cache *cache, u16 keyspace, u64 key_hash, struct bytes key,
+                   struct entry *out);
+/* After a read from tables: admits or not. An entry with ENTRY_BLOB is refused. */
+void row_cache_put(struct row_cache *cache, u16 keyspace, u64 key_hash, const struct entry *entry);
+/* After every write of the key: the row must not be seen again. */
+void row_cache_remove(struct row_cache *cache, u16 keyspace, u64 key_hash, struct bytes key);
+/* After a range delete. */
+void row_cache_clear(struct row_cache *cache);
+void row_cache_limit_set(struct row_cache *cache, u64 limit_bytes);
+
+/* ---- blocks: decompressed, checked ---- */
+
+struct block_cache;
+
+struct block {
+    u64 file_id;
+    u64 offset; /* in the table file: identifies it together with file_id */
+    u32 size;
+    u32 pin_count;
+    u8 *data;
+    void *owner; /* the cache, or NULL for a block that is not cached */
+    struct budget *budget;
+    struct list link;      /* private: queue */
+    struct list hash_link; /* private: bucket */
+    u8 frequency;
+    u8 queue;
+};
+
+MUST_CHECK struct block_cache *block_cache_new(struct budget *budget, u64 limit_bytes);
+void block_cache_free(struct block_cache *cache);
+/* Pinned, or NULL. */
+struct block *block_cache_get(struct block_cache *cache, u64 file_id, u64 offset);
+/* A pinned block with room for size bytes that is in no cache yet; NULL: no memory. */
+MUST_CHECK struct block *block_new(struct budget *budget, u64 file_id, u64 offset, u32 size);
+/* Offers a filled block; it stays pinned for the caller. If one is there already, the new block
+ * stays private. */
+void block_cache_insert(struct block_cache *cache, struct block *block);
+void block_cache_unpin(struct block *block);
+/* The file is gone. */
+void block_cache_drop_file(struct block_cache *cache, u64 file_id);
+void block_cache_limit_set(struct block_cache *cache, u64 limit_bytes);
+
+struct cache_stats {
+    u64 bytes, entries, hits, misses, evictions;
+};
+void row_cache_stats(const struct row_cache *cache, struct cache_stats *out);
+void block_cache_stats(const struct block_cache *cache, struct cache_stats *out);
+
+#endif

@@ -1,0 +1,206 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * lsm.h -- the storage engine of one shard: what the layers above may call.
+ *
+ * A store holds the keys of one contiguous token range (the partitions that this shard owns) in up
+ * to LIMIT_KEYSPACES keyspaces. One log and one memory budget serve all of them; each keyspace in
+ * use is a tree of its own: memtables, runs of tables, blob files.
+ *
+ *   write:  batch -> log buffer + memtable (visible at once) -> group commit -> durable
+ *   read:   memtables -> row cache -> filters -> index -> block cache -> one disk read
+ *
+ * Sequence numbers. Every operation of every batch gets the next number of its store. A number is
+ * *durable* when its log record is: lsm_durable_seq. What a read returns may not be durable yet;
+ * its number says so, and whoever passes it on to a client first waits until that number is
+ * durable, so that nobody sees a value that a power cut could take back.
+ *
+ * Versions. Every entry carries a version, a hybrid logical clock (milliseconds << 16 | counter)
+ * that never goes backwards within a store. Of two entries of one key the higher (version, seq)
+ * wins, in memtable, reads and compaction alike.
+ *
+ * Two forms. A *_try function never waits: it answers from memory or says ST_WOULD_WAIT and has
+ * then done nothing. Its twin may yield and always answers.
+ *
+ * Errors of writes: ST_NO_SPACE (disk full; taken again when space returns), ST_READ_ONLY (the log
+ * failed; this store takes no more writes), ST_OVERLOADED (compaction cannot follow; retry),
+ * ST_NO_MEMORY, ST_TOO_LARGE, ST_WOULD_WAIT (memtable or log buffers are full for now).
+ */
+#ifndef DISTKV_LSM_LSM_H
+#define DISTKV_LSM_LSM_H
+
+#include "base/buf.h"
+#include "base/histogram.h"
+#include "base/limits.h"
+#include "io/fiber.h"
+
+struct lsm;
+struct lsm_snapshot;
+
+/* ---- opening ---- */
+
+enum lsm_durability {
+    LSM_DURABILITY_GROUP,    /* acknowledged = survives power loss */
+    LSM_DURABILITY_PERIODIC, /* survives a crash of the process; synced every interval */
+    LSM_DURABILITY_NONE,     /* no log at all */
+};
+
+enum lsm_codec { LSM_CODEC_NONE, LSM_CODEC_LZ4, LSM_CODEC_DEFLATE, LSM_CODEC_COUNT };
+
+struct lsm_options {
+    enum lsm_durability durability;
+    u32 sync_interval_ms;          /* for PERIODIC */
+    u64 memory_bytes;              /* of this store: everything in lsm/ stays below it */
+    enum lsm_codec codec_upper;    /* tables of the tiers */
+    enum lsm_codec codec_last;     /* tables of the last level */
+    u32 blob_threshold_bytes;      /* values from here on are kept apart; default 4096 */
+    u64 scrub_bytes_per_s;         /* background verification; 0: off */
+    u64 disk_reserve_bytes;        /* writes stop (ST_NO_SPACE) below this much free space */
+    u64 memtable_bytes;            /* 0: derived from memory_bytes; tests make it tiny */
+    u64 log_segment_bytes;         /* 0: derived */
+};
+
+void lsm_options_default(struct lsm_options *options);
+
+/* Where a store lives and what it owns. dir exists already (see store.h). */
+struct lsm_place {
+    const char *dir;
+    u64 token_first;
+    u64 token_last; /* included */
+};
+
+/* Recovers what the directory holds, or makes a new store in an empty one. ST_CORRUPT: damage that
+ * cannot be an unacknowledged tail; the log message names file, offset and what to do. */
+MAY_YIELD MUST_CHECK status lsm_open(const struct lsm_place *place,
+                                     const struct lsm_options *options, struct lsm **out);
+/* Waits for users, flushes so that nothing is left to replay, and frees. A failed store is closed
+ * without flushing. */
+MAY_YIELD status lsm_close(struct lsm *lsm);
+
+/* ---- writing ---- */
+
+/* A batch is applied as a whole or not at all, and by recovery too. Operations are kept encoded as
+ * the log stores them (docs/data-files.md). */
+struct lsm_batch {
+    struct buf ops;
+    u32 count;
+};
+
+void lsm_batch_init(struct lsm_batch *batch, struct budget *budget);
+void lsm_batch_deinit(struct lsm_batch *batch);
+void lsm_batch_clear(struct lsm_batch *batch);
+/* expire_ms: absolute Unix time, 0 for never. token must be hash_token(key). false: no memory. */
+MUST_CHECK bool lsm_batch_put(struct lsm_batch *batch, u16 keyspace, u64 token, struct bytes key,
+                              struct bytes value, u64 expire_ms);
+MUST_CHECK bool lsm_batch_delete(struct lsm_batch *batch, u16 keyspace, u64 token,
+                                 struct bytes key);
+/* Deletes every key of the keyspace with token_first <= token <= token_last that lies in this
+ * store. Constant time; must be the only operation of its batch. */
+MUST_CHECK bool lsm_batch_delete_range(struct lsm_batch *batch, u16 keyspace, u64 token_first,
+                                       u64 token_last);
+
+/* On ok the batch is visible to reads; *seq_out is the number of its last operation. No yield
+ * between the entry and the moment it is visible, so read-then-write_try without a yield between
+ * is atomic. */
+MUST_CHECK status lsm_write_try(struct lsm *lsm, const struct lsm_batch *batch, u64 *seq_out);
+MAY_YIELD MUST_CHECK status lsm_write(struct lsm *lsm, const struct lsm_batch *batch, u64 *seq_out);
+
+/* Every operation with seq <= this is as durable as the store's durability demands (PERIODIC and
+ * NONE: everything visible). */
+u64 lsm_durable_seq(const struct lsm *lsm);
+/* ST_UNKNOWN_OUTCOME when the log failed before seq was durable. */
+MAY_YIELD MUST_CHECK status lsm_wait_durable(struct lsm *lsm, u64 seq);
+/* Called (as a callback) whenever lsm_durable_seq has grown, and once with failed = true when the
+ * log failed: what is not durable then never will be known to be. One listener. */
+void lsm_on_durable(struct lsm *lsm, void (*fn)(void *arg, u64 durable_seq, bool failed), void *arg);
+
+/* ---- reading ---- */
+
+/* A live (not deleted, not expired) value. value.data stays valid until lsm_value_release for the
+ * yielding functions; for *_try until the next yield or engine call (release is a no-op then). */
+struct lsm_value {
+    struct bytes value;
+    u64 version;
+    u64 seq;
+    u64 expire_ms; /* 0: never */
+    void *pin[2];  /* private */
+};
+
+/* ST_NOT_FOUND fills seq (and version) too: the tombstone's, or 0; see "Sequence numbers". */
+MUST_CHECK status lsm_get_try(struct lsm *lsm, u16 keyspace, u64 token, struct bytes key,
+                              struct lsm_value *out);
+/* snapshot may be NULL: the newest. */
+MAY_YIELD MUST_CHECK status lsm_get(struct lsm *lsm, const struct lsm_snapshot *snapshot,
+                                    u16 keyspace, u64 token, struct bytes key,
+                                    struct lsm_value *out);
+void lsm_value_release(struct lsm_value *value);
+
+/* A frozen view of the whole store. Holding one keeps old data on disk: be brief. NULL: no memory. */
+MUST_CHECK struct lsm_snapshot *lsm_snapshot_open(struct lsm *lsm);
+void lsm_snapshot_close(struct lsm_snapshot *snapshot);
+u64 lsm_snapshot_seq(const struct lsm_snapshot *snapshot);
+
+/* Live entries of a keyspace in (token, key) order. */
+struct lsm_scan;
+
+/* From the first entry at or after (token, key); snapshot NULL takes one for the scan's life. */
+MAY_YIELD MUST_CHECK status lsm_scan_open(struct lsm *lsm, struct lsm_snapshot *snapshot,
+                                          u16 keyspace, u64 token, struct bytes key,
+                                          u64 token_last, struct lsm_scan **out);
+/* ST_END after the last one. The bytes stay valid until the next call. want_value false: value.size
+ * is right but a large value is not fetched (data is NULL then). */
+MAY_YIELD MUST_CHECK status lsm_scan_next(struct lsm_scan *scan, bool want_value, u64 *token_out,
+                                          struct bytes *key_out, struct lsm_value *value_out);
+void lsm_scan_close(struct lsm_scan *scan);
+
+/* Live keys: exact by merging everything (reads the keyspace unless it is known), and a guess. */
+MAY_YIELD MUST_CHECK status lsm_count_exact(struct lsm *lsm, u16 keyspace, u64 *count_out);
+u64 lsm_count_estimate(const struct lsm *lsm, u16 keyspace);
+/* A live key near a random token; ST_NOT_FOUND when the keyspace is empty. key_out holds
+ * LIMIT_KEY_BYTES. */
+MAY_YIELD MUST_CHECK status lsm_random_key(struct lsm *lsm, u16 keyspace, u64 random, u8 *key_out,
+                                           size_t *key_size_out);
+
+/* ---- operating ---- */
+
+/* Everything that is in memory now goes to tables; all runs are merged into the last level. */
+MAY_YIELD MUST_CHECK status lsm_flush(struct lsm *lsm);
+MAY_YIELD MUST_CHECK status lsm_compact(struct lsm *lsm);
+void lsm_scrub_rate_set(struct lsm *lsm, u64 bytes_per_s);
+
+enum lsm_state { LSM_STATE_OK, LSM_STATE_NO_SPACE, LSM_STATE_FAILED };
+
+struct lsm_stats {
+    enum lsm_state state;
+    char failure[160];            /* why, when FAILED */
+    u64 keys_estimate;
+    u64 seq_last, seq_durable;
+    u64 gets, gets_memory, gets_row_cache, gets_not_found;
+    u64 writes, write_bytes, writes_refused;
+    u64 log_bytes, log_writes, log_segments, log_bytes_to_replay;
+    struct histogram log_write_ns;
+    u64 memtable_bytes, memtable_bytes_limit, flushes, flush_bytes;
+    u64 tables, table_bytes, table_entries, blob_files, blob_bytes, blob_live_bytes;
+    u64 runs_max;                 /* most runs that a read may have to look at */
+    u64 index_bytes, filter_bytes;
+    u64 row_cache_bytes, row_cache_hits, row_cache_misses;
+    u64 block_cache_bytes, block_cache_hits, block_cache_misses;
+    u64 filter_probes, filter_negatives, filter_false_positives;
+    u64 table_reads, blob_reads;
+    u64 compactions, compaction_read_bytes, compaction_written_bytes, compaction_debt_bytes;
+    u64 compaction_dropped_overwritten, compaction_dropped_deleted, compaction_dropped_expired;
+    u64 snapshots_open;
+    u64 scrub_bytes, scrub_passes, corruptions;
+    u64 memory_bytes, memory_limit_bytes;
+    u64 recovery_ns, recovery_records, recovery_bytes;
+};
+
+void lsm_stats_get(const struct lsm *lsm, struct lsm_stats *out);
+
+/* Checks every file of a closed store directory. Each damage is reported (offset: of the first bad
+ * byte's block) and counted; returns ST_CORRUPT when there was any. */
+MAY_YIELD MUST_CHECK status lsm_verify(const char *dir,
+                                       void (*report)(void *arg, const char *file, u64 offset,
+                                                      const char *what),
+                                       void *arg, u64 *files_out, u64 *bytes_out);
+
+#endif

@@ -1,0 +1,46 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * memtable.h -- the newest entries of one keyspace, sorted, in one arena. Single writer; readers
+ * are fibers of the same shard.
+ *
+ * Shape: a radix root on the top token bits inside the store's range, whose slots hold small
+ * B+trees of 8-byte tokens; a leaf element leads to the versions of its keys, newest first. An
+ * older version stays reachable only while a snapshot may need it. The arena is allocated whole,
+ * so an insert that was admitted by memtable_fits cannot fail.
+ */
+#ifndef DISTKV_LSM_MEMTABLE_H
+#define DISTKV_LSM_MEMTABLE_H
+
+#include "base/mem.h"
+#include "lsm/entry.h"
+
+struct memtable;
+
+/* NULL: no memory. capacity_bytes: of the arena. */
+MUST_CHECK struct memtable *memtable_new(struct budget *budget, u64 token_first, u64 token_last,
+                                         u64 capacity_bytes);
+/* Readers hold a reference across yields. */
+void memtable_ref(struct memtable *memtable);
+void memtable_unref(struct memtable *memtable);
+
+/* Whether entries of these sizes surely fit: key and value bytes in all, and their count. */
+bool memtable_fits(const struct memtable *memtable, u64 bytes, u32 count);
+/* Copies the bytes. keep_older: a snapshot may still read the version that this one covers. */
+void memtable_insert(struct memtable *memtable, const struct entry *entry, bool keep_older);
+/* The newest version with seq <= seq_max; false when there is none. The bytes live as long as the
+ * memtable. */
+bool memtable_get(const struct memtable *memtable, u64 token, struct bytes key, u64 seq_max,
+                  struct entry *out);
+/* A cursor (never yields); it refs the memtable. Insertions while it is open are allowed; it may or
+ * may not see them. NULL: no memory. */
+MUST_CHECK struct cursor *memtable_cursor_open(struct memtable *memtable, struct budget *budget);
+
+u64 memtable_used_bytes(const struct memtable *memtable);
+u64 memtable_entry_count(const struct memtable *memtable);
+u64 memtable_seq_min(const struct memtable *memtable); /* UINT64_MAX when empty */
+u64 memtable_seq_max(const struct memtable *memtable); /* 0 when empty */
+u64 memtable_version_max(const struct memtable *memtable);
+/* Walks everything; true when every invariant holds. */
+bool memtable_check(const struct memtable *memtable);
+
+#endif

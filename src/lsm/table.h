@@ -1,0 +1,164 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * table.h -- immutable sorted files: what is known of one, how it is written and read.
+ * The layout is in table_format.h; docs/data-files.md draws it byte by byte.
+ */
+#ifndef DISTKV_LSM_TABLE_H
+#define DISTKV_LSM_TABLE_H
+
+#include "base/limits.h"
+#include "base/mem.h"
+#include "io/file.h"
+#include "lsm/cache.h"
+#include "lsm/entry.h"
+#include "lsm/lsm.h"
+
+/* How many bytes of one blob file the entries of a table point to. */
+struct table_blob_ref {
+    u64 file_id;
+    u64 bytes;
+};
+#define TABLE_BLOB_REFS_MAX 64u /* a writer that meets more must finish and start a new table */
+
+/* Kept in the manifest; everything that can be known without opening the file. */
+struct table_meta {
+    u64 file_id;
+    u64 file_bytes;
+    u64 file_hash; /* XXH3 of the whole file */
+    u64 token_first, token_last; /* of the entries in it */
+    u64 seq_min, seq_max;
+    u64 version_min, version_max;
+    u64 expire_min_ms, expire_max_ms; /* of entries that expire; 0, 0 when none does */
+    u64 entry_count, delete_count, expiring_count;
+    u64 data_bytes; /* keys and values before compression, blobs not counted */
+    u16 keyspace;
+    u8 codec;
+    u8 filter_bits; /* per key; 0: no filter */
+    bool entries_all_expire;
+    u32 blob_ref_count;
+    struct table_blob_ref blob_refs[TABLE_BLOB_REFS_MAX];
+};
+
+/* "DIR/t0000000000000012": file names of tables and blob files (b...). */
+#define LSM_PATH_BYTES 600u
+void table_path(char *path, const char *dir, u64 file_id);
+void blob_path(char *path, const char *dir, u64 file_id);
+
+/* ---- writing ---- */
+
+struct table_writer_options {
+    const char *dir;
+    u64 file_id;
+    u16 keyspace;
+    enum lsm_codec codec;
+    u32 filter_bits;     /* per key: about 14 on young runs, 10 at the last level */
+    u64 entry_count_max; /* sizes the filter; more are allowed, the filter gets worse */
+    enum io_class io_class;
+    struct budget *budget;
+};
+
+struct table_writer;
+
+MAY_YIELD MUST_CHECK status table_writer_open(const struct table_writer_options *options,
+                                              struct table_writer **out);
+/* In entry order, checked. The bytes are copied. */
+MAY_YIELD MUST_CHECK status table_writer_add(struct table_writer *writer, const struct entry *entry);
+u64 table_writer_bytes(const struct table_writer *writer); /* file size so far, about */
+u64 table_writer_count(const struct table_writer *writer);
+bool table_writer_blob_refs_full(const struct table_writer *writer);
+/* Writes index, filter and footer, reads nothing back, syncs the file (not the directory), fills
+ * meta and frees the writer, also on error (the file is removed then). */
+MAY_YIELD MUST_CHECK status table_writer_finish(struct table_writer *writer,
+                                                struct table_meta *meta);
+MAY_YIELD void table_writer_abort(struct table_writer *writer);
+
+/* ---- reading ---- */
+
+/* An open table. Counted: a read in flight keeps it, so that compaction may drop it from the tree.
+ * The index is resident; the filter is resident while the budget has room for it. */
+struct table {
+    struct table_meta meta;
+    u32 ref_count;
+    bool unlink_on_close; /* no longer named by the manifest: the last unref removes the file */
+    struct io_file *file;
+    char dir[LSM_PATH_BYTES];
+    struct budget *budget;
+    struct table_index *index;
+    struct table_filter *filter; /* NULL when it had no room */
+    struct table_stats *stats;   /* of the store; counts reads, probes, false positives */
+};
+
+struct table_stats {
+    u64 reads, read_bytes, filter_probes, filter_negatives, filter_false_positives, corruptions;
+    u64 index_bytes, filter_bytes;
+};
+
+/* Reads and checks footer, index and filter. */
+MAY_YIELD MUST_CHECK status table_open(const char *dir, const struct table_meta *meta,
+                                       struct budget *budget, struct table_stats *stats,
+                                       struct table **out);
+void table_ref(struct table *table);
+/* The last one closes; on a background fiber when called from a callback. */
+void table_unref(struct table *table);
+
+/* False: the key is surely not in it. key_hash is hash_key(key, 0). */
+bool table_may_contain(struct table *table, u64 token, u64 key_hash);
+/* The newest version with seq <= seq_max. *pin keeps out's bytes (block_cache_unpin releases).
+ * ST_NOT_FOUND, ST_CORRUPT, ST_IO_ERROR; try: ST_WOULD_WAIT when the block is not cached.
+ * fill_cache: whether a block read from disk is kept. */
+MUST_CHECK status table_get_try(struct table *table, struct block_cache *cache, u64 token,
+                                struct bytes key, u64 seq_max, struct entry *out,
+                                struct block **pin);
+MAY_YIELD MUST_CHECK status table_get(struct table *table, struct block_cache *cache, u64 token,
+                                      struct bytes key, u64 seq_max, bool fill_cache,
+                                      struct entry *out, struct block **pin);
+/* Sequential reading past the cache by large overlapped reads, every block verified. Refs the
+ * table. read_ahead_bytes: 0 reads block by block through the cache (short scans). */
+MAY_YIELD MUST_CHECK status table_cursor_open(struct table *table, struct block_cache *cache,
+                                              enum io_class io_class, u32 read_ahead_bytes,
+                                              struct budget *budget, struct cursor **out);
+/* Reads the whole file and checks every byte against its checksums and meta. *offset_out and
+ * *what_out say where and what on ST_CORRUPT. Yields between pieces; at most bytes_per_s (0: no
+ * limit). */
+MAY_YIELD MUST_CHECK status table_verify(const char *dir, const struct table_meta *meta,
+                                         u64 bytes_per_s, struct budget *budget, u64 *offset_out,
+                                         const char **what_out);
+
+/* ---- blob files: values kept apart ---- */
+
+struct blob_writer;
+MAY_YIELD MUST_CHECK status blob_writer_open(const char *dir, u64 file_id, enum io_class io_class,
+                                             struct budget *budget, struct blob_writer **out);
+/* The record holds key, value and checksums, so that a value can be checked against its owner. */
+MAY_YIELD MUST_CHECK status blob_writer_add(struct blob_writer *writer, u64 token, struct bytes key,
+                                            struct bytes value, struct blob_pointer *out);
+u64 blob_writer_bytes(const struct blob_writer *writer);
+/* Syncs (not the directory) and frees, also on error. */
+MAY_YIELD MUST_CHECK status blob_writer_finish(struct blob_writer *writer, u64 *file_bytes_out);
+MAY_YIELD void blob_writer_abort(struct blob_writer *writer);
+
+/* An open blob file, counted as a table is. */
+struct blob_file {
+    u64 file_id;
+    u64 file_bytes;
+    u32 ref_count;
+    bool unlink_on_close;
+    struct io_file *file;
+    char dir[LSM_PATH_BYTES];
+    struct budget *budget;
+};
+MAY_YIELD MUST_CHECK status blob_open(const char *dir, u64 file_id, u64 file_bytes,
+                                      struct budget *budget, struct blob_file **out);
+void blob_ref(struct blob_file *blob);
+void blob_unref(struct blob_file *blob);
+/* Reads and verifies one value into a buffer from budget; *buffer_out and *buffer_size_out are
+ * freed by the caller with mem_free, value_out points into it. */
+MAY_YIELD MUST_CHECK status blob_read(struct blob_file *blob, enum io_class io_class,
+                                      const struct blob_pointer *pointer, u64 token,
+                                      struct bytes key, struct budget *budget, void **buffer_out,
+                                      size_t *buffer_size_out, struct bytes *value_out);
+MAY_YIELD MUST_CHECK status blob_verify(const char *dir, u64 file_id, u64 file_bytes,
+                                        u64 bytes_per_s, struct budget *budget, u64 *offset_out,
+                                        const char **what_out);
+
+#endif
