@@ -1,0 +1,399 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * native.h -- the native protocol: frames, requests and replies. Pure: bytes to structs and back.
+ *
+ * A connection carries frames in both directions. Each frame is a header of 48 bytes, little-endian
+ * as everything here, and a body of at most 16 MiB:
+ *
+ *   offset size
+ *        0    4  magic: D5 44 4B 56. The first byte begins no RESP command and no inline command.
+ *        4    1  version: 1
+ *        5    1  opcode
+ *        6    2  flags
+ *        8    8  request id: chosen by the client, comes back in the reply
+ *       16    8  topology epoch: the sender's; 0 when it knows none
+ *       24    4  timeout: milliseconds that the client still waits, counted from when the frame
+ *                arrives (clocks of two machines are never compared); 0 for no deadline
+ *       28    4  body size
+ *       32    2  keyspace, 0 to 15
+ *       34    2  status; 0 in requests
+ *       36    4  CRC32C of the body
+ *       40    4  0
+ *       44    4  CRC32C of bytes 0 to 43: the length can be trusted before the body is here
+ *
+ * Replies carry the request's opcode and id, may come in any order, and exactly one comes for each
+ * request. A client pipelines up to the number of requests that the server names at HELLO. An id
+ * must not be in flight twice.
+ *
+ * Three kinds of fault. A frame that fails its check (magic, CRC, size) is ST_CORRUPT: nothing
+ * after it can be trusted; the server answers NATIVE_BAD_FRAME with request id 0 and closes. A good
+ * frame of a version or opcode that is not known here is ST_UNSUPPORTED and can be skipped. A good
+ * frame whose body does not read as its opcode demands is ST_INVALID; both are answered, and the
+ * connection goes on.
+ *
+ * Writes carry an idempotency id of 128 bits (all zero: none). A server that has answered it within
+ * native_hello_reply.idempotency_ms gives the same answer again (flag REPLAYED) and does nothing.
+ *
+ * docs/native-protocol.md describes each body byte by byte.
+ */
+#ifndef DISTKV_PROTO_NATIVE_H
+#define DISTKV_PROTO_NATIVE_H
+
+#include "base/buf.h"
+#include "base/limits.h"
+#include "base/status.h"
+
+#define NATIVE_MAGIC          0x564b44d5u /* D5 'D' 'K' 'V' as bytes */
+#define NATIVE_FIRST_BYTE     0xd5u
+#define NATIVE_VERSION        1u
+#define NATIVE_HEADER_BYTES   48u
+#define NATIVE_BODY_BYTES_MAX (16u << 20)
+/* Names, ids, hosts, credentials in HELLO. */
+#define NATIVE_NAME_BYTES_MAX       255u
+#define NATIVE_NODES_MAX            1024u
+#define NATIVE_PATTERN_BYTES_MAX    LIMIT_KEY_BYTES
+#define NATIVE_ERROR_TEXT_BYTES_MAX 512u
+
+static_assert(NATIVE_BODY_BYTES_MAX >= LIMIT_BATCH_BYTES + (1u << 20),
+              "a largest batch fits in a frame");
+static_assert(NATIVE_BODY_BYTES_MAX >= LIMIT_VALUE_BYTES + LIMIT_KEY_BYTES + 256,
+              "a largest entry fits in a frame");
+
+/* The numbers are the protocol's. */
+#define NATIVE_OPCODE_LIST(X)                                                                      \
+    X(HELLO, 1)                                                                                    \
+    X(PING, 2)                                                                                     \
+    X(GET, 3)                                                                                      \
+    X(PUT, 4)                                                                                      \
+    X(DELETE, 5)                                                                                   \
+    X(BATCH, 6)                                                                                    \
+    X(SCAN, 7)                                                                                     \
+    X(SNAPSHOT_OPEN, 8)                                                                            \
+    X(SNAPSHOT_CLOSE, 9)                                                                           \
+    X(TTL, 10)                                                                                     \
+    X(EXPIRE, 11)                                                                                  \
+    X(COUNT, 12)                                                                                   \
+    X(STATUS, 13)
+
+enum native_opcode {
+#define X(name, number) NATIVE_##name = number,
+    NATIVE_OPCODE_LIST(X)
+#undef X
+};
+#define NATIVE_OPCODE_MAX 13u
+
+enum native_flags {
+    NATIVE_FLAG_REPLY = 1 << 0,
+    NATIVE_FLAG_REPLAYED = 1 << 1, /* reply: the write was done before, under the same id */
+};
+#define NATIVE_FLAGS_KNOWN (NATIVE_FLAG_REPLY | NATIVE_FLAG_REPLAYED)
+
+/* Status of a reply. The numbers are the protocol's; the third column is what this process calls
+ * it, the fourth whether the same request may be sent again as it is (the write was not done). */
+#define NATIVE_STATUS_LIST(X)                                                                      \
+    X(OK, 0, OK, false)                                                                            \
+    X(NOT_FOUND, 1, NOT_FOUND, false)                                                              \
+    X(CONFLICT, 2, CONFLICT, false)       /* detail: the version that is there, 0: no key */       \
+    X(INVALID, 3, INVALID, false)         /* the request's fault; the text says what */            \
+    X(TOO_LARGE, 4, TOO_LARGE, false)     /* detail: the limit in bytes */                         \
+    X(UNSUPPORTED, 5, UNSUPPORTED, false) /* opcode, version or option unknown here */             \
+    X(BAD_FRAME, 6, CORRUPT, false)       /* the connection is closed after it */                  \
+    X(OVERLOADED, 7, OVERLOADED, true)    /* detail: milliseconds to wait, or 0 */                 \
+    X(TIMED_OUT, 8, TIMED_OUT, false)     /* not begun when the deadline passed: not done */       \
+    X(NO_SPACE, 9, NO_SPACE, false)                                                                \
+    X(NO_MEMORY, 10, NO_MEMORY, true)                                                              \
+    X(READ_ONLY, 11, READ_ONLY, false)                                                             \
+    X(IO_ERROR, 12, IO_ERROR, false)                                                               \
+    X(DAMAGED, 13, CORRUPT, false) /* the stored bytes failed their check */                       \
+    X(UNKNOWN_OUTCOME, 14, UNKNOWN_OUTCOME, false)                                                 \
+    X(CROSS_SLOT, 15, INVALID, false)     /* an atomic batch over several slots */                 \
+    X(CLOSING, 16, CLOSED, true)          /* shutting down; nothing was done */                    \
+    X(SNAPSHOT_GONE, 17, CANCELED, false) /* its lease ran out, or it never was */                 \
+    X(UNAUTHENTICATED, 18, INVALID, false)                                                         \
+    X(WRONG_EPOCH, 19, WOULD_WAIT, true) /* detail: the server's epoch; say HELLO again */
+
+enum native_status {
+#define X(name, number, code, again) NATIVE_ST_##name = number,
+    NATIVE_STATUS_LIST(X)
+#undef X
+};
+#define NATIVE_ST_MAX 19u
+
+const char *native_opcode_name(u32 opcode);        /* "GET"; "?" when unknown */
+const char *native_status_name(u32 native_status); /* "NOT_FOUND"; "?" when unknown */
+status native_status_to_base(u32 native_status);   /* unknown ones: ST_UNSUPPORTED */
+/* For a server: what to send for a status of the layers below. */
+enum native_status native_status_of(status st);
+/* The server says that nothing was done and the same request may be sent again. */
+bool native_status_retryable(u32 native_status);
+/* Opcodes that change data: they carry an idempotency id. */
+bool native_opcode_writes(u32 opcode);
+
+/* ---- frames ---- */
+
+struct native_header {
+    u8 opcode; /* enum native_opcode once decoded as known */
+    u16 flags;
+    u64 request_id;
+    u64 epoch;
+    u32 timeout_ms;
+    u32 body_size;
+    u16 keyspace;
+    u16 status; /* enum native_status */
+    u32 body_crc;
+};
+
+/* Reads and checks a header. ST_INCOMPLETE under 48 bytes (ST_CORRUPT as soon as the magic cannot
+ * match any more), ST_CORRUPT for magic, CRC, size over the limit, reserved bits. ST_UNSUPPORTED
+ * (the header is set: the frame can be skipped and answered): another version. */
+MUST_CHECK status native_header_decode(struct bytes data, struct native_header *out);
+/* Reads a whole frame; the body points into data and its CRC is checked. ST_INCOMPLETE: *wanted
+ * bytes are needed at least. On ST_OK and ST_UNSUPPORTED *consumed is set. */
+MUST_CHECK status native_frame_decode(struct bytes data, struct native_header *header,
+                                      struct bytes *body, size_t *consumed, size_t *wanted);
+MUST_CHECK bool native_body_check(const struct native_header *header, struct bytes body);
+
+/* Appends a frame: begin, append the body to out, end (which fills in size and CRCs). *start_out is
+ * where the frame begins in out. To give up: out->size = start. false: no memory. */
+MUST_CHECK bool native_frame_begin(struct buf *out, const struct native_header *header,
+                                   size_t *start_out);
+void native_frame_end(struct buf *out, size_t start);
+
+/* ---- parts of requests ---- */
+
+struct native_id {
+    u64 word[2]; /* both 0: none */
+};
+
+static inline bool
+native_id_given(const struct native_id *id)
+{
+    return (id->word[0] | id->word[1]) != 0;
+}
+
+enum native_condition {
+    NATIVE_IF_ANY = 0,
+    NATIVE_IF_ABSENT = 1,
+    NATIVE_IF_PRESENT = 2,
+    NATIVE_IF_VERSION = 3, /* the key is there with exactly this version */
+};
+
+enum native_expiry {
+    NATIVE_EXPIRY_NONE = 0,  /* never expires; EXPIRE: takes an expiry away */
+    NATIVE_EXPIRY_AFTER = 1, /* expiry_ms milliseconds from now, at least 1 */
+    NATIVE_EXPIRY_AT = 2,    /* Unix time in milliseconds */
+    NATIVE_EXPIRY_KEEP = 3,  /* as the key has it (PUT only) */
+};
+
+enum native_op_kind { NATIVE_OP_PUT = 1, NATIVE_OP_DELETE = 2 };
+
+/* One write: the body of PUT and DELETE, and each operation of a BATCH. */
+struct native_op {
+    u8 kind;      /* enum native_op_kind */
+    u8 condition; /* enum native_condition; a delete takes ANY, PRESENT, VERSION */
+    u8 expiry;    /* enum native_expiry; NONE for a delete */
+    u64 version;  /* for IF_VERSION, else 0 */
+    u64 expiry_ms;
+    struct bytes key;
+    struct bytes value; /* empty for a delete */
+};
+
+/* A place in a scan: just behind (token, key). In (keyspace, token, key) order. */
+struct native_position {
+    bool given; /* false: from the first */
+    u64 token;
+    struct bytes key; /* may be empty: before the first key of the token */
+};
+
+enum native_scan_flags {
+    NATIVE_SCAN_KEYS_ONLY = 1 << 0,
+};
+enum native_match { NATIVE_MATCH_ALL = 0, NATIVE_MATCH_PREFIX = 1, NATIVE_MATCH_GLOB = 2 };
+
+/* ---- requests ---- */
+
+struct native_request {
+    struct native_header header; /* opcode tells which member; size and CRC are filled in */
+    struct native_id id;         /* PUT, DELETE, BATCH, EXPIRE */
+    union {
+        struct {
+            u8 version_min, version_max; /* protocol versions that the client speaks */
+            u64 features;                /* none defined yet: 0 */
+            struct bytes client_name;    /* for people: "distkv-client 0.1.0" */
+            struct bytes user, password; /* empty: none */
+        } hello;
+        struct {
+            struct bytes payload; /* comes back; at most 4096 bytes */
+        } ping;
+        struct {
+            struct bytes key;
+        } get, ttl;
+        struct native_op op; /* PUT, DELETE */
+        struct {
+            u32 count;        /* 1 to LIMIT_BATCH_OPS */
+            struct bytes ops; /* checked whole; read with native_batch_next */
+        } batch;
+        struct {
+            u64 snapshot; /* 0: the newest state, page by page */
+            u64 token_first, token_last;
+            struct native_position after;
+            u32 entries_max; /* of this page, at least 1 */
+            u32 bytes_max;   /* of this page's keys and values, about; at least one entry comes */
+            u8 flags;        /* enum native_scan_flags */
+            u8 match;        /* enum native_match */
+            struct bytes pattern;
+        } scan;
+        struct {
+            u32 lease_ms; /* closed when unused for so long; the server may give less */
+        } snapshot_open;
+        struct {
+            u64 snapshot;
+        } snapshot_close;
+        struct {
+            u8 expiry; /* NONE, AFTER, AT */
+            u64 expiry_ms;
+            struct bytes key;
+        } expire;
+        struct {
+            bool exact;
+        } count;
+    };
+};
+
+#define NATIVE_PING_BYTES_MAX 4096u
+
+/* ST_INVALID: the body does not read as the opcode demands (key or value over the limits:
+ * ST_TOO_LARGE). ST_UNSUPPORTED: unknown opcode, or unknown flags. Spans point into body. error,
+ * when not NULL, receives a static sentence that says what is wrong. */
+MUST_CHECK status native_request_decode(const struct native_header *header, struct bytes body,
+                                        struct native_request *out, const char **error);
+/* Appends the frame; false: no memory. What decode would refuse is a CHECK failure for enums and
+ * a programmer's error for sizes: see native_op_check. */
+MUST_CHECK bool native_request_encode(struct buf *out, const struct native_request *request);
+
+/* What the decoder demands of an operation: ST_OK, ST_INVALID or ST_TOO_LARGE. */
+MUST_CHECK status native_op_check(const struct native_op *op, const char **error);
+/* Builds the ops of a batch. */
+MUST_CHECK bool native_batch_add(struct buf *ops, const struct native_op *op);
+/* Takes the next operation off *ops, which native_request_decode has checked; false at the end. */
+bool native_batch_next(struct bytes *ops, struct native_op *out);
+
+/* ---- replies ---- */
+
+struct native_slot_range {
+    u16 slot_first, slot_last; /* both included */
+    u16 node;                  /* index into the nodes of the reply */
+    u16 shard;                 /* of that node */
+};
+
+struct native_node {
+    struct bytes id;
+    struct bytes host; /* as a client can reach it; empty: the one that it has connected to */
+    u16 port;
+    u16 shard_count;
+};
+
+struct native_hello_reply {
+    u8 version; /* of the protocol, from now on */
+    u64 features;
+    u64 run_id; /* another one after each start of the server: idempotency ids are forgotten */
+    u64 connection_id;
+    u64 time_ms; /* the server's wall clock */
+    u32 key_bytes_max, value_bytes_max, batch_ops_max, batch_bytes_max, body_bytes_max;
+    u32 in_flight_max;  /* requests of one connection; more wait in the socket */
+    u32 idempotency_ms; /* how long a write's id is remembered; 0: not at all */
+    u16 keyspaces;
+    u32 partition_count;
+    struct bytes node_id;        /* who answers */
+    struct bytes server_version; /* "0.1.0" */
+    /* the topology of header.epoch */
+    u16 node_count;
+    u32 range_count;
+    struct bytes nodes;  /* checked; native_hello_node */
+    struct bytes ranges; /* checked; native_hello_range; ascending, each slot in one of them */
+};
+
+struct native_scan_entry {
+    u64 version;
+    u64 expire_ms; /* Unix time; 0: never */
+    struct bytes key;
+    struct bytes value; /* KEYS_ONLY: data is NULL, size is the value's */
+    bool has_value;
+};
+
+struct native_reply {
+    struct native_header header; /* status tells whether a member or the error is set */
+    struct {
+        u64 detail;
+        struct bytes text;
+    } error; /* status other than OK */
+    union {
+        struct native_hello_reply hello;
+        struct {
+            struct bytes payload;
+        } ping;
+        struct {
+            u64 version;
+            u64 expire_ms;
+            struct bytes value;
+        } get;
+        struct {
+            u64 version; /* of the entry written (BATCH: the last one's; DELETE: the tombstone's) */
+            bool existed; /* DELETE: there was a live key. Without a condition a delete may be
+                             blind: then false, and NATIVE_ST_OK either way */
+        } written;        /* PUT, DELETE, BATCH, EXPIRE */
+        struct {
+            u64 version;
+            u64 expire_ms;    /* Unix time; 0: never */
+            u64 remaining_ms; /* by the server's clock; 0 with expire_ms 0 */
+        } ttl;
+        struct {
+            bool more;                   /* there may be more behind next; a page may be empty */
+            struct native_position next; /* given exactly when more */
+            u32 count;
+            struct bytes entries; /* checked whole; read with native_scan_next */
+        } scan;
+        struct {
+            u64 snapshot;
+            u32 lease_ms;
+            u64 time_ms; /* the server's clock when it was taken */
+        } snapshot_open;
+        struct {
+            u64 count;
+            bool exact;
+        } count;
+        struct {
+            struct bytes json; /* one object, UTF-8 */
+        } status;
+    };
+};
+
+/* Client side: reads the reply to a request of header->opcode. ST_INVALID, ST_UNSUPPORTED. */
+MUST_CHECK status native_reply_decode(const struct native_header *header, struct bytes body,
+                                      struct native_reply *out);
+/* Server side. For HELLO give nodes and ranges built with native_hello_add_*, for SCAN the entries
+ * built with native_scan_add. */
+MUST_CHECK bool native_reply_encode(struct buf *out, const struct native_reply *reply);
+/* The short way to an error reply to request; text is cut at 512 bytes. */
+MUST_CHECK bool native_reply_error(struct buf *out, const struct native_header *request,
+                                   enum native_status native_status, u64 detail, u64 epoch,
+                                   const char *text);
+/* The header of the reply to request. */
+struct native_header native_reply_header(const struct native_header *request, u64 epoch);
+
+MUST_CHECK bool native_hello_add_node(struct buf *nodes, const struct native_node *node);
+MUST_CHECK bool native_hello_add_range(struct buf *ranges, const struct native_slot_range *range);
+bool native_hello_next_node(struct bytes *nodes, struct native_node *out);
+bool native_hello_next_range(struct bytes *ranges, struct native_slot_range *out);
+/* !entry->has_value: only the value's size is sent. */
+MUST_CHECK bool native_scan_add(struct buf *entries, const struct native_scan_entry *entry);
+bool native_scan_next(struct bytes *entries, struct native_scan_entry *out);
+
+/* Bytes that an entry takes in a SCAN page, for the server's account. */
+static inline size_t
+native_scan_entry_bytes(size_t key_size, size_t value_size)
+{
+    return 1 + 2 + 4 + 8 + 8 + key_size + value_size;
+}
+
+#endif
