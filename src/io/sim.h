@@ -1,0 +1,176 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * sim.h -- control of the simulated link: for tests and for the simulator, never for the code that
+ * is under test.
+ *
+ * A *sim* is a world: virtual time, machines (sim_node) with a disk each, and the network between
+ * them, all in the calling thread. What runs on a machine is the production code above src/io; the
+ * objects sim_*.c stand where ring_*.c stand in the server. Everything random comes from one seed,
+ * in separate streams (scheduling, disk, network, faults, BUGGIFY, what the code asks for), so the
+ * same seed and the same binary give the same run, event for event: sim_trace_hash tells.
+ *
+ * The short form, for a test that only needs a shard to run on:
+ *
+ *     static status body(void *arg) { ... }              runs as shard_main, on a fiber
+ *     assert(ok(sim_run_main(seed, 1, body, NULL)));     an empty disk, no faults
+ *
+ * The form for power cuts, where the disk outlives the run:
+ *
+ *     for (u64 n = 0;; n++) {
+ *         struct sim *sim = sim_new(&options);
+ *         sim_crash_at(sim, SIM_POINT_IO, n);             the n-th from now, counted from 0
+ *         status st = sim_run(sim, 1, writer, &model);    ST_CANCELED when the power failed
+ *         bool cut = sim_crashed(sim);
+ *         status st2 = sim_run(sim, 1, reader, &model);   recovers from what the disk still has
+ *         sim_free(sim);
+ *         if (!cut) break;                                n is larger than what the run needs
+ *     }
+ *
+ * Only one sim may run at a time (sim_new to sim_free); tests make one after the other.
+ */
+#ifndef DISTKV_IO_SIM_H
+#define DISTKV_IO_SIM_H
+
+#include "base/prng.h"
+#include "base/status.h"
+#include "io/io.h"
+
+struct sim;
+struct sim_node;
+struct sim_disk;
+
+struct sim_disk_options {
+    u64 capacity_bytes;
+    u64 latency_ns_min, latency_ns_max;  /* of one request */
+    u32 stall_ppm;                       /* requests that take stall_ns instead */
+    u64 stall_ns;
+    u32 torn_ppm;                        /* of the unsynced sectors at a crash: garbage */
+    u32 read_error_ppm, write_error_ppm, sync_error_ppm;
+    bool crash_keeps_all;                /* a crash of the process, not of the power */
+};
+
+struct sim_net_options {
+    u64 latency_ns_min, latency_ns_max;  /* of a segment; order within a connection is kept */
+    u32 pipe_bytes;                      /* capacity of one direction: back-pressure above */
+    u32 split_ppm;                       /* deliveries cut at a random place, down to one byte */
+    u32 refuse_ppm;                      /* connects refused */
+    u32 reset_ppm;                       /* segments that become a reset */
+};
+
+struct sim_options {
+    u64 seed;
+    bool print_log;                      /* messages to stderr as they come */
+    bool buggify;
+    u64 memory_bytes;                    /* of a node that sim_run starts; default 256 MiB */
+    u64 turn_ns_min, turn_ns_max;        /* virtual time that a turn of a shard takes */
+    u32 turn_long_ppm;                   /* turns that take 1 to 100 ms instead */
+    u64 mail_ns_min, mail_ns_max;        /* between shards */
+    u64 time_ns_max;                     /* sim_run gives up (a CHECK) after this much virtual time */
+    struct sim_disk_options disk;
+    struct sim_net_options net;
+};
+
+/* No faults; orders and delays are random all the same. */
+void sim_options_default(struct sim_options *options, u64 seed);
+/* Draws fault rates, delays and BUGGIFY from the seed: every run has a character. What is injected
+ * may make operations fail, so the test must expect errors. */
+void sim_options_swarm(struct sim_options *options, u64 seed);
+
+struct sim *sim_new(const struct sim_options *options);
+/* Crashes what still runs; frees everything, disks too. */
+void sim_free(struct sim *sim);
+
+/* ---- the short forms ---- */
+
+/* Runs fn as shard_main of every shard of one fresh node with an empty disk, and returns the
+ * node's status. Stops the node when shard 0's fn has returned. */
+status sim_run_main(u64 seed, u32 shard_count, status (*fn)(void *arg), void *arg);
+/* The same on the machine "10.0.0.1" of sim, whose disk stays as it is between runs. ST_CANCELED
+ * when the power failed (sim_crash_at). */
+status sim_run(struct sim *sim, u32 shard_count, status (*fn)(void *arg), void *arg);
+
+/* ---- faults at a chosen moment ---- */
+
+/* What is counted, over all nodes, since the last sim_crash_at, sim_fail_at or sim_count_reset. */
+enum sim_point {
+    SIM_POINT_EVENT, /* any event: a turn, a completion, a mail */
+    SIM_POINT_IO,    /* any disk request: the four below */
+    SIM_POINT_READ,
+    SIM_POINT_WRITE,
+    SIM_POINT_SYNC,  /* of files and of directories */
+    SIM_POINT_NAME,  /* open with create, rename, link, unlink, truncate, allocate, mkdir, rmdir */
+    SIM_POINT_ALLOC, /* allocations of nodes through base/mem.h; for sim_fail_at only */
+    SIM_POINT_COUNT,
+};
+
+/* Power fails when the n-th request (from 0) begins: on its node, with it under way. */
+void sim_crash_at(struct sim *sim, enum sim_point point, u64 n);
+/* The requests n .. n + count - 1 fail with error (ST_IO_ERROR, ST_NO_SPACE). A write that fails
+ * may have reached some sectors; a sync that fails loses what it should have kept, and the next
+ * one says ok (as Linux does). */
+void sim_fail_at(struct sim *sim, enum sim_point point, u64 n, u64 count, status error);
+void sim_faults_clear(struct sim *sim);
+/* Whether the armed crash or failure has happened. */
+bool sim_crashed(const struct sim *sim);
+bool sim_failed(const struct sim *sim);
+u64 sim_count(const struct sim *sim, enum sim_point point);
+void sim_count_reset(struct sim *sim);
+
+/* ---- many machines ---- */
+
+/* A machine with an address for io_connect and an empty disk. */
+struct sim_node *sim_node_new(struct sim *sim, const char *host);
+/* Starts its process. cores, spin and stall are ignored. */
+MUST_CHECK status sim_node_start(struct sim_node *node, const struct io_node_config *config);
+/* As io_node_stop; the process ends when its shards have. */
+void sim_node_stop(struct sim_node *node);
+/* Power off, now: memory, fibers, connections and what the disk had not made durable are gone.
+ * Not from inside the node's own code. */
+void sim_node_crash(struct sim_node *node);
+bool sim_node_running(const struct sim_node *node);
+/* What the last process ended with; ST_CANCELED after a crash. */
+status sim_node_result(const struct sim_node *node);
+struct sim_disk *sim_node_disk(struct sim_node *node);
+/* Nothing is delivered between the two (in both directions) until healed; connections stall. */
+void sim_link_cut(struct sim *sim, struct sim_node *a, struct sim_node *b);
+void sim_link_heal(struct sim *sim, struct sim_node *a, struct sim_node *b);
+
+/* ---- driving ---- */
+
+u64 sim_now_ns(const struct sim *sim);
+/* Handles one event. False when there is none. */
+bool sim_step(struct sim *sim);
+/* Until nothing is left to happen (idle timers count as something). */
+void sim_run_idle(struct sim *sim);
+void sim_run_until_ns(struct sim *sim, u64 time_ns);
+/* True when the condition came true before the deadline. Asked after every event. */
+bool sim_run_until(struct sim *sim, bool (*condition)(void *arg), void *arg, u64 deadline_ns);
+/* Calls fn at a time, outside of all nodes (to crash, cut, start). */
+void sim_at(struct sim *sim, u64 time_ns, void (*fn)(void *arg), void *arg);
+
+/* ---- what happened ---- */
+
+/* Over (time, node, shard, kind, content) of every event so far. */
+u64 sim_trace_hash(const struct sim *sim);
+u64 sim_event_count(const struct sim *sim);
+/* A stream of its own for the test's decisions. */
+struct prng *sim_prng(struct sim *sim);
+/* How often MARK(name) was passed since sim_new. */
+u64 sim_mark_count(const struct sim *sim, const char *mark);
+/* Prints the last messages of all nodes, for a failed test. */
+void sim_log_dump(const struct sim *sim);
+/* Whether one of the kept messages contains text. */
+bool sim_log_contains(const struct sim *sim, const char *text);
+
+/* ---- a disk from outside ---- */
+
+/* Flips the bits of mask in the stored byte, whatever is cached or not: damage that a checksum
+ * must find. ST_NOT_FOUND, ST_END. */
+MUST_CHECK status sim_disk_flip(struct sim_disk *disk, const char *path, u64 offset, u8 mask);
+MUST_CHECK status sim_disk_file_size(const struct sim_disk *disk, const char *path, u64 *size_out);
+void sim_disk_capacity_set(struct sim_disk *disk, u64 bytes);
+/* Calls each for every file, in byte order of the paths. */
+void sim_disk_each_file(const struct sim_disk *disk, void (*each)(void *arg, const char *path),
+                        void *arg);
+
+#endif
