@@ -41,31 +41,31 @@ struct sim_disk;
 
 struct sim_disk_options {
     u64 capacity_bytes;
-    u64 latency_ns_min, latency_ns_max;  /* of one request */
-    u32 stall_ppm;                       /* requests that take stall_ns instead */
+    u64 latency_ns_min, latency_ns_max; /* of one request */
+    u32 stall_ppm;                      /* requests that take stall_ns instead */
     u64 stall_ns;
-    u32 torn_ppm;                        /* of the unsynced sectors at a crash: garbage */
+    u32 torn_ppm; /* of the unsynced sectors at a crash: garbage */
     u32 read_error_ppm, write_error_ppm, sync_error_ppm;
-    bool crash_keeps_all;                /* a crash of the process, not of the power */
+    bool crash_keeps_all; /* a crash of the process, not of the power */
 };
 
 struct sim_net_options {
-    u64 latency_ns_min, latency_ns_max;  /* of a segment; order within a connection is kept */
-    u32 pipe_bytes;                      /* capacity of one direction: back-pressure above */
-    u32 split_ppm;                       /* deliveries cut at a random place, down to one byte */
-    u32 refuse_ppm;                      /* connects refused */
-    u32 reset_ppm;                       /* segments that become a reset */
+    u64 latency_ns_min, latency_ns_max; /* of a segment; order within a connection is kept */
+    u32 pipe_bytes;                     /* capacity of one direction: back-pressure above */
+    u32 split_ppm;                      /* deliveries cut at a random place, down to one byte */
+    u32 refuse_ppm;                     /* connects refused */
+    u32 reset_ppm;                      /* segments that become a reset */
 };
 
 struct sim_options {
     u64 seed;
-    bool print_log;                      /* messages to stderr as they come */
+    bool print_log; /* messages to stderr as they come */
     bool buggify;
-    u64 memory_bytes;                    /* of a node that sim_run starts; default 256 MiB */
-    u64 turn_ns_min, turn_ns_max;        /* virtual time that a turn of a shard takes */
-    u32 turn_long_ppm;                   /* turns that take 1 to 100 ms instead */
-    u64 mail_ns_min, mail_ns_max;        /* between shards */
-    u64 time_ns_max;                     /* sim_run gives up (a CHECK) after this much virtual time */
+    u64 memory_bytes;             /* of a node that sim_run starts; default 256 MiB */
+    u64 turn_ns_min, turn_ns_max; /* virtual time that a turn of a shard takes */
+    u32 turn_long_ppm;            /* turns that take 1 to 100 ms instead */
+    u64 mail_ns_min, mail_ns_max; /* between shards */
+    u64 time_ns_max;              /* sim_run gives up (a CHECK) after this much virtual time */
     struct sim_disk_options disk;
     struct sim_net_options net;
 };
