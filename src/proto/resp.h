@@ -18,6 +18,9 @@
 #define RESP_ARGS_MAX         (1u << 20) /* as Redis' multibulk limit, 1024 * 1024 */
 /* One argument: a value, with room to say exactly by how much it is too large. */
 #define RESP_BULK_BYTES_MAX (512u << 20)
+/* What Redis allows before authentication; with these the error texts say so. */
+#define RESP_ARGS_MAX_UNAUTHENTICATED       10u
+#define RESP_BULK_BYTES_MAX_UNAUTHENTICATED (16u << 10)
 
 struct resp_arg {
     u32 offset; /* from the command's first byte */
@@ -31,15 +34,18 @@ struct resp_parser {
     bool inline_command; /* args point into unquoted */
     struct buf unquoted;
     /* where to go on */
+    bool started;  /* the array's head has been read */
+    bool complete; /* the next call begins a new command by itself */
     u32 args_expected;
-    size_t scanned;
-    char error[96]; /* after RESP_ERROR: the text as Redis has it, without "-" and CRLF */
+    size_t scanned;  /* bytes of whole elements */
+    size_t searched; /* bytes behind scanned that hold no line end */
+    char error[96];  /* after RESP_ERROR: "Protocol error: ...", to be sent behind "ERR " */
 };
 
 enum resp_result {
     RESP_COMMAND,    /* *consumed bytes make one command; arg_count may be 0 (an empty line) */
     RESP_INCOMPLETE, /* *wanted: bytes that the command needs at least, counted from its start */
-    RESP_ERROR,      /* protocol error: reply -ERR error, close */
+    RESP_ERROR,      /* protocol error: reply "-ERR " and parser.error, then close */
     RESP_NO_MEMORY,
 };
 
@@ -47,7 +53,9 @@ void resp_parser_init(struct resp_parser *parser, struct budget *budget);
 void resp_parser_deinit(struct resp_parser *parser);
 /* Forgets the command at hand. */
 void resp_parser_reset(struct resp_parser *parser);
-/* args_max, bulk_max: tighter limits before authentication. */
+/* data begins with the command's first byte and is not empty. args_max, bulk_max: tighter limits
+ * before authentication, at most RESP_ARGS_MAX and RESP_BULK_BYTES_MAX. Memory grows with the
+ * bytes that have arrived, never with a length that was promised. */
 enum resp_result resp_parse(struct resp_parser *parser, struct bytes data, u32 args_max,
                             u32 bulk_max, size_t *consumed, size_t *wanted);
 /* Argument i of a complete command; data as given to resp_parse. */
@@ -63,12 +71,13 @@ resp_arg(const struct resp_parser *parser, struct bytes data, u32 i)
 
 struct resp_writer {
     struct buf *out;
-    u8 version; /* 2 or 3 */
+    u8 version;  /* 2 or 3 */
     bool failed; /* an append failed: the connection must be closed */
 };
 
-void resp_simple(struct resp_writer *w, const char *text);              /* +OK */
-void resp_error(struct resp_writer *w, const char *format, ...) PRINTF_LIKE(2, 3); /* -ERR ...; CR, LF become spaces */
+void resp_simple(struct resp_writer *w, const char *text); /* +OK */
+void resp_error(struct resp_writer *w, const char *format, ...)
+    PRINTF_LIKE(2, 3); /* -ERR ...; CR, LF become spaces */
 void resp_integer(struct resp_writer *w, i64 value);
 void resp_bulk(struct resp_writer *w, struct bytes value);
 void resp_bulk_text(struct resp_writer *w, const char *text);
@@ -84,9 +93,18 @@ void resp_verbatim(struct resp_writer *w, const char *kind, struct bytes text); 
 
 /* Reads one reply (client side, tests): resumable only from its start. */
 enum resp_reply_kind {
-    RESP_REPLY_SIMPLE, RESP_REPLY_ERROR, RESP_REPLY_INTEGER, RESP_REPLY_BULK, RESP_REPLY_NULL,
-    RESP_REPLY_ARRAY, RESP_REPLY_MAP, RESP_REPLY_SET, RESP_REPLY_PUSH, RESP_REPLY_BOOL,
-    RESP_REPLY_DOUBLE, RESP_REPLY_VERBATIM,
+    RESP_REPLY_SIMPLE,
+    RESP_REPLY_ERROR,
+    RESP_REPLY_INTEGER,
+    RESP_REPLY_BULK,
+    RESP_REPLY_NULL,
+    RESP_REPLY_ARRAY,
+    RESP_REPLY_MAP,
+    RESP_REPLY_SET,
+    RESP_REPLY_PUSH,
+    RESP_REPLY_BOOL,
+    RESP_REPLY_DOUBLE,
+    RESP_REPLY_VERBATIM,
 };
 struct resp_reply {
     enum resp_reply_kind kind;
