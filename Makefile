@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: MIT
+# Thin over CMake: every target below says in one line what it runs. `make help` lists them.
+
+JOBS     ?= $(shell nproc)
+PREFIX   ?= /usr/local
+RUN_ARGS ?=
+FUZZ_SECONDS ?= 60
+
+.PHONY: all run test unit quick fmt lint coverage fuzz soak docs install clean deps help
+.DEFAULT_GOAL := all
+
+all: deps ## build into build/, programs in build/bin/
+	@cmake --preset release >/dev/null
+	@cmake --build build -j$(JOBS)
+
+run: all ## build, then start one node in the foreground (RUN_ARGS="--memory 2GiB")
+	@exec build/bin/distkv-server $(RUN_ARGS)
+
+test: deps ## everything that must hold: about 10 minutes on 2 cores
+	@tools/run-tests all
+
+quick: deps ## unit tests and checks of the source only: about a minute
+	@tools/run-tests quick
+
+unit: all ## unit tests of the release build
+	@ctest --test-dir build --output-on-failure -j$(JOBS) -L unit
+
+fmt: ## format all C sources
+	@git ls-files '*.c' '*.h' | xargs clang-format -i
+
+lint: deps ## formatting, shell scripts, layers, forbidden symbols
+	@tools/lint
+
+coverage: deps ## line coverage of src/ by the tests, at least 85 %
+	@tools/coverage
+
+fuzz: deps ## run every fuzz target for FUZZ_SECONDS seconds
+	@tools/fuzz $(FUZZ_SECONDS)
+
+soak: all ## the long tests: 50 power cuts, long loads
+	@tools/run-tests soak
+
+docs: all ## write docs/configuration.md anew from the option table
+	@tools/generate-docs
+
+install: all ## install programs, library, unit and manual page under PREFIX
+	@cmake --install build --prefix $(PREFIX)
+
+clean: ## remove the build directories
+	@rm -rf build build-*
+
+deps: ## install the Debian packages that are missing
+	@tools/install-deps
+
+help: ## this list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12

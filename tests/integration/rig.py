@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: MIT
+"""Disks that misbehave, for tests with a real server on a real file system.
+
+    server
+      ext4 or XFS, mounted on `mount_point`
+        loop device, direct I/O
+          nbdfuse: shows an NBD export as one file
+            nbdkit with filters:  cache (volatile)   error (EIO on request)
+              file plugin on disk.img
+
+The cache filter keeps every write in memory of the nbdkit process and passes it down only when the
+file system asks for a flush. kill -9 of nbdkit is therefore a power cut: what was written and not
+flushed is gone, O_DIRECT writes included, while disk.img keeps what was flushed. (A file system's
+own shutdown call would not do: unsynced direct overwrites survive it.)
+
+The error filter fails reads or writes while a trigger file exists (fail, heal). It lies below the
+cache filter: with the cache, a failing write shows as a failing flush; without it as EIO of the
+write itself.
+"""
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+
+
+def missing():
+    """Why the rigs cannot run here, or None."""
+    if os.geteuid() != 0:
+        return "needs root for mount and losetup"
+    for program in ("nbdkit", "nbdfuse", "losetup", "fusermount3", "mkfs.ext4"):
+        if shutil.which(program) is None:
+            return f"needs {program}"
+    if not os.path.exists("/dev/fuse"):
+        return "needs /dev/fuse"
+    if not os.path.exists("/dev/loop-control"):
+        return "needs loop devices"
+    probe = subprocess.run(["losetup", "-f"], capture_output=True, text=True, check=False)
+    if probe.returncode != 0:
+        return "needs a free loop device"
+    return None
+
+
+def _run(*command, check=True):
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if check and done.returncode != 0:
+        raise RuntimeError(f"{' '.join(command)}: {done.stderr.strip()}")
+    return done.stdout.strip()
+
+
+def _wait_for(condition, what, seconds=10.0):
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            raise RuntimeError(f"waited {seconds} s for {what}")
+        time.sleep(0.01)
+
+
+class Disk:
+    """One disk of the stack above. Use as a context manager; every step is undone at the end."""
+
+    def __init__(self, directory, size_mib=512, filesystem="ext4", volatile=True, errors=False):
+        self.directory = str(directory)
+        self.image = os.path.join(self.directory, "disk.img")
+        self.socket = os.path.join(self.directory, "nbd.sock")
+        self.fuse_dir = os.path.join(self.directory, "fuse")
+        self.fuse_file = os.path.join(self.fuse_dir, "disk")
+        self.mount_point = os.path.join(self.directory, "mnt")
+        self.filesystem = filesystem
+        self.volatile = volatile
+        self.errors = errors
+        self.nbdkit = None
+        self.nbdfuse = None
+        self.loop = None
+        self.mounted = False
+        os.makedirs(self.fuse_dir)
+        os.makedirs(self.mount_point)
+        with open(self.image, "wb") as image:
+            image.truncate(size_mib << 20)
+
+    def __enter__(self):
+        try:
+            self.attach()
+            _run(f"mkfs.{self.filesystem}", *self._mkfs_options(), self.loop)
+            self.mount()
+        except BaseException:
+            self.detach()
+            raise
+        return self
+
+    def __exit__(self, *_):
+        self.detach()
+
+    def _mkfs_options(self):
+        if self.filesystem == "ext4":
+            # Nothing may be written behind our back later.
+            return ("-q", "-E", "lazy_itable_init=0,lazy_journal_init=0")
+        return ("-q", "-f")
+
+    # ---- the stack ----
+
+    def attach(self):
+        """Switches the disk on."""
+        if os.path.exists(self.socket):
+            os.unlink(self.socket)
+        command = ["nbdkit", "-f", "-U", self.socket]
+        arguments = []
+        if self.volatile:
+            command.append("--filter=cache")
+            arguments.append("cache-min-block-size=4K")
+        if self.errors:
+            command.append("--filter=error")
+            arguments.append("error=EIO")
+            for kind in ("pread", "pwrite"):
+                arguments.append(f"error-{kind}-rate=100%")
+                arguments.append(f"error-{kind}-file={self.trigger(kind[1:])}")
+        command += ["file", self.image] + arguments
+        self.nbdkit = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+        _wait_for(lambda: os.path.exists(self.socket), "nbdkit")
+        self.nbdfuse = subprocess.Popen(
+            ["nbdfuse", self.fuse_file, "--unix", self.socket],
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,  # it complains loudly when its server dies
+        )
+        _wait_for(lambda: os.path.exists(self.fuse_file), "nbdfuse")
+        self.loop = _run("losetup", "-f", "--show", "--direct-io=on", self.fuse_file)
+
+    def mount(self):
+        _run("mount", "-t", self.filesystem, self.loop, self.mount_point)
+        self.mounted = True
+
+    def power_cut(self):
+        """Loses what was not flushed. The file system above sees errors from here on."""
+        self.nbdkit.send_signal(signal.SIGKILL)
+        self.nbdkit.wait()
+        self.nbdkit = None
+
+    def detach(self):
+        """Takes the stack down whatever state it is in. Processes that use the mount must be gone."""
+        if self.mounted:
+            end = time.monotonic() + 10
+            while True:
+                done = subprocess.run(
+                    ["umount", self.mount_point], capture_output=True, check=False
+                )
+                if done.returncode == 0:
+                    break
+                if time.monotonic() > end:
+                    _run("umount", "-l", self.mount_point, check=False)
+                    break
+                time.sleep(0.05)
+            self.mounted = False
+        if self.loop:
+            _run("losetup", "-d", self.loop, check=False)
+            self.loop = None
+        if self.nbdfuse:
+            _run("fusermount3", "-u", "-z", self.fuse_dir, check=False)
+            try:
+                self.nbdfuse.wait(timeout=5)
+            except subprocess.TimeoutExpired:
+                self.nbdfuse.kill()
+                self.nbdfuse.wait()
+            self.nbdfuse = None
+        if self.nbdkit:
+            self.nbdkit.terminate()
+            self.nbdkit.wait()
+            self.nbdkit = None
+
+    def power_cycle(self):
+        """After power_cut, with the server dead: the same disk, freshly mounted."""
+        self.detach()
+        self.attach()
+        self.mount()
+
+    # ---- errors ----
+
+    def trigger(self, kind):
+        return os.path.join(self.directory, f"fail-{kind}")
+
+    def fail(self, kind):
+        with open(self.trigger(kind), "w", encoding="ascii"):
+            pass
+
+    def heal(self, kind):
+        os.unlink(self.trigger(kind))
