@@ -5,8 +5,8 @@
  *
  * Shape: a radix root on the top token bits inside the store's range, whose slots hold small
  * B+trees of 8-byte tokens; a leaf element leads to the versions of its keys, newest first. An
- * older version stays reachable only while a snapshot may need it. The arena is allocated whole,
- * so an insert that was admitted by memtable_fits cannot fail.
+ * older version stays reachable only while a snapshot may need it. Memory is taken from the budget
+ * in chunks up to the capacity; an insert that was admitted by memtable_fits cannot fail.
  */
 #ifndef DISTKV_LSM_MEMTABLE_H
 #define DISTKV_LSM_MEMTABLE_H
@@ -16,16 +16,18 @@
 
 struct memtable;
 
-/* NULL: no memory. capacity_bytes: of the arena. */
+/* NULL: no memory. capacity_bytes: of everything it may ever take. */
 MUST_CHECK struct memtable *memtable_new(struct budget *budget, u64 token_first, u64 token_last,
                                          u64 capacity_bytes);
 /* Readers hold a reference across yields. */
 void memtable_ref(struct memtable *memtable);
 void memtable_unref(struct memtable *memtable);
 
-/* Whether entries of these sizes surely fit: key and value bytes in all, and their count. */
-bool memtable_fits(const struct memtable *memtable, u64 bytes, u32 count);
-/* Copies the bytes. keep_older: a snapshot may still read the version that this one covers. */
+/* Makes room for entries of these sizes (key and value bytes in all, and their count), so that
+ * inserting them cannot fail; false when capacity or budget do not allow it. */
+MUST_CHECK bool memtable_fits(struct memtable *memtable, u64 bytes, u32 count);
+/* Copies the bytes. keep_older: a snapshot may be open, so the versions that this one covers stay;
+ * else they are let go. A version that comes after a higher one is left out: nobody can see it. */
 void memtable_insert(struct memtable *memtable, const struct entry *entry, bool keep_older);
 /* The newest version with seq <= seq_max; false when there is none. The bytes live as long as the
  * memtable. */
@@ -35,7 +37,7 @@ bool memtable_get(const struct memtable *memtable, u64 token, struct bytes key, 
  * may not see them. NULL: no memory. */
 MUST_CHECK struct cursor *memtable_cursor_open(struct memtable *memtable, struct budget *budget);
 
-u64 memtable_used_bytes(const struct memtable *memtable);
+u64 memtable_used_bytes(const struct memtable *memtable); /* memory taken */
 u64 memtable_entry_count(const struct memtable *memtable);
 u64 memtable_seq_min(const struct memtable *memtable); /* UINT64_MAX when empty */
 u64 memtable_seq_max(const struct memtable *memtable); /* 0 when empty */
