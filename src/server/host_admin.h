@@ -1,0 +1,33 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * host_admin.h -- the admin address: figures and health over HTTP, off the data cores.
+ *
+ *   GET /metrics   Prometheus text
+ *   GET /status    the same in short, as JSON
+ *   GET /livez     200 while every shard's loop turns, else 503
+ *   GET /readyz    200 while the node serves requests, else 503
+ *
+ * One thread of its own. Figures are copied from the shards by io_node_call and kept for 100 ms,
+ * so that many scrapers cost no more than one. Health never asks a shard: it looks at heartbeats.
+ */
+#ifndef DISTKV_SERVER_HOST_ADMIN_H
+#define DISTKV_SERVER_HOST_ADMIN_H
+
+#include "server/server.h"
+
+struct host_admin;
+
+struct host_admin_config {
+    const struct server_config *config;
+    struct server *server;
+    struct io_node *node;
+    u64 started_ns; /* host_now_ns at the start of the process */
+};
+
+/* Starts serving; error says why it cannot. Everything in config must outlive it. */
+MUST_CHECK status host_admin_start(const struct host_admin_config *config, struct host_admin **out,
+                                   char *error, size_t error_size);
+/* Before io_node_join. admin may be NULL. */
+void host_admin_stop(struct host_admin *admin);
+
+#endif

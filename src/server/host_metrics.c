@@ -1,0 +1,479 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * host_metrics.c -- see host_metrics.h.
+ *
+ * Naming follows Prometheus' practice: prefix distkv_, base units (seconds, bytes), _total for
+ * counters, label `shard` for what a shard counts. Plain figures are one line in a table each;
+ * what has a second label (command, error, cache) is written out by hand below it.
+ */
+#include "server/host_metrics.h"
+
+#include <jansson.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+struct text {
+    char *data;
+    size_t size, capacity;
+    bool failed;
+};
+
+static void PRINTF_LIKE(2, 3) put(struct text *text, const char *format, ...)
+{
+    if (text->failed) return;
+    for (;;) {
+        va_list args;
+        va_start(args, format);
+        size_t room = text->capacity - text->size;
+        int length = vsnprintf(room > 0 ? text->data + text->size : NULL, room, format, args);
+        va_end(args);
+        CHECK(length >= 0);
+        if ((size_t)length < room) {
+            text->size += (size_t)length;
+            return;
+        }
+        size_t capacity = MAX(text->capacity * 2, text->capacity + (size_t)length + 1);
+        char *grown = realloc(text->data, capacity);
+        if (grown == NULL) {
+            text->failed = true;
+            return;
+        }
+        text->data = grown;
+        text->capacity = capacity;
+    }
+}
+
+enum metric_kind { GAUGE, COUNTER };
+
+struct metric {
+    const char *name;
+    const char *help;
+    enum metric_kind kind;
+    u32 offset;  /* of a u64 in struct shard_stats */
+    double unit; /* the figure times this is in base units */
+};
+
+#define C(name, field, unit, help)                                                                 \
+    {                                                                                              \
+        "distkv_" name "_total", help, COUNTER, offsetof(struct shard_stats, field), unit          \
+    }
+#define G(name, field, unit, help)                                                                 \
+    {                                                                                              \
+        "distkv_" name, help, GAUGE, offsetof(struct shard_stats, field), unit                     \
+    }
+#define NS 1e-9
+
+static const struct metric metrics[] = {
+    /* clang-format off */
+    C("commands_processed", commands_total, 1, "Commands that ran."),
+    C("clients_refused", clients_refused, 1, "Connections refused above maxclients."),
+    C("clients_timed_out", clients_timed_out, 1, "Connections closed because they were idle."),
+    C("clients_output_closed", clients_output_closed, 1,
+      "Connections closed because they did not read their replies."),
+    G("clients_paused", clients_paused, 1, "Connections that are not read from for now."),
+    C("keyspace_hits", keyspace_hits, 1, "Reads that found their key."),
+    C("keyspace_misses", keyspace_misses, 1, "Reads that did not find their key."),
+    C("requests_inline", tried_inline, 1, "Requests answered in the receive path."),
+    C("requests_fiber", requests_fiber, 1, "Requests that had to wait and took a fiber."),
+    C("requests_forwarded", requests_forwarded, 1, "Requests sent to another shard."),
+    C("requests_refused", requests_refused, 1, "Requests refused for want of room."),
+    G("requests_pending", requests_pending, 1, "Requests being worked on."),
+    G("requests_limit", requests_limit, 1, "Most requests that are worked on at once."),
+    G("replies_held", durable_waits, 1, "Replies held until the log is safe."),
+    G("keys_locked", keys_locked, 1, "Keys locked by requests in progress."),
+    C("lock_waits", lock_waits, 1, "Requests that waited for a locked key."),
+    G("memory_used_bytes", memory_used, 1, "Memory in use, of the shard's budget."),
+    G("memory_peak_bytes", memory_peak, 1, "Most memory that was in use."),
+    G("memory_limit_bytes", memory_limit, 1, "The shard's memory budget."),
+    G("memory_connections_bytes", memory_connections, 1, "Memory of sessions and requests."),
+    G("slowlog_entries", slowlog_entries, 1, "Entries of the slow log."),
+    C("monitor_dropped", monitor_dropped, 1, "Lines that slow MONITOR clients lost."),
+    G("watched_keys", watches, 1, "Keys that clients watch."),
+
+    C("loop_turns", io.turns, 1, "Turns of the shard's loop."),
+    C("loop_busy_seconds", io.busy_ns, NS, "Time in turns that did something."),
+    C("loop_sleeps", io.idle_sleeps, 1, "Times the shard went to sleep."),
+    C("loop_stalls", io.stalls, 1, "Turns above the stall limit."),
+    G("loop_turn_max_seconds", io.turn_ns_max, NS, "The longest turn."),
+    G("fibers_running", io.fibers_running, 1, "Fibers that have not ended."),
+    G("fibers_pooled", io.fibers_pooled, 1, "Fibers kept for use again."),
+    C("fiber_switches", io.fiber_switches, 1, "Switches to fibers."),
+    C("mails_sent", io.mails_sent, 1, "Messages to other shards."),
+    C("mails_received", io.mails_received, 1, "Messages from other shards."),
+    C("mail_wakes", io.mail_wakes, 1, "Sleeping shards woken."),
+    G("mails_waiting", io.mails_waiting, 1, "Messages waiting because a queue is full."),
+    C("disk_reads", io.reads, 1, "Reads from disk."),
+    C("disk_read_bytes", io.read_bytes, 1, "Bytes read from disk."),
+    C("disk_read_errors", io.read_errors, 1, "Reads from disk that failed."),
+    C("disk_writes", io.writes, 1, "Writes to disk."),
+    C("disk_written_bytes", io.write_bytes, 1, "Bytes written to disk."),
+    C("disk_write_errors", io.write_errors, 1, "Writes to disk that failed."),
+    C("disk_syncs", io.syncs, 1, "Syncs of files."),
+    G("disk_requests_in_flight", io.io_in_flight, 1, "Requests that the disk works on."),
+    G("disk_requests_queued", io.io_queued, 1, "Requests waiting for their turn at the disk."),
+    G("connections", io.connections, 1, "Open connections."),
+    C("connections_accepted", io.connections_accepted, 1, "Connections accepted."),
+    C("connections_refused", io.connections_refused, 1,
+      "Connections refused for want of memory or descriptors."),
+    C("received_bytes", io.received_bytes, 1, "Bytes received from clients."),
+    C("sent_bytes", io.sent_bytes, 1, "Bytes sent to clients."),
+    C("receive_stalls", io.receive_stalls, 1, "Times that receive buffers ran out."),
+    C("ring_overflows", io.cq_overflows, 1, "Completion queue overflows; not 0 is a fault."),
+    C("ring_enters", io.ring_enters, 1, "Calls into the kernel for the ring."),
+
+    G("store_failed", lsm.state, 1, "0 writable, 1 disk full, 2 stopped taking writes."),
+    G("keys_estimate", lsm.keys_estimate, 1, "About how many keys there are."),
+    C("gets", lsm.gets, 1, "Reads of keys in the engine."),
+    C("gets_memory", lsm.gets_memory, 1, "Reads answered by a memtable."),
+    C("gets_row_cache", lsm.gets_row_cache, 1, "Reads answered by the row cache."),
+    C("gets_not_found", lsm.gets_not_found, 1, "Reads of absent keys."),
+    C("writes", lsm.writes, 1, "Operations written."),
+    C("written_bytes", lsm.write_bytes, 1, "Bytes of keys and values written."),
+    C("writes_refused", lsm.writes_refused, 1, "Operations refused by the engine."),
+    C("log_written_bytes", lsm.log_bytes, 1, "Bytes written to the log."),
+    C("log_writes", lsm.log_writes, 1, "Group commits."),
+    G("log_segments", lsm.log_segments, 1, "Log segments."),
+    G("log_replay_bytes", lsm.log_bytes_to_replay, 1, "Log that a restart would replay."),
+    G("memtable_bytes", lsm.memtable_bytes, 1, "Memory of memtables."),
+    G("memtable_limit_bytes", lsm.memtable_bytes_limit, 1, "Most memory of memtables."),
+    C("flushes", lsm.flushes, 1, "Memtables written to tables."),
+    C("flushed_bytes", lsm.flush_bytes, 1, "Bytes of tables written by flushes."),
+    G("tables", lsm.tables, 1, "Tables."),
+    G("table_bytes", lsm.table_bytes, 1, "Bytes of tables."),
+    G("table_entries", lsm.table_entries, 1, "Entries in tables."),
+    G("blob_files", lsm.blob_files, 1, "Files of large values."),
+    G("blob_bytes", lsm.blob_bytes, 1, "Bytes of files of large values."),
+    G("blob_live_bytes", lsm.blob_live_bytes, 1, "Of them in use."),
+    G("runs", lsm.runs_max, 1, "Most runs that a read may have to look at."),
+    G("index_bytes", lsm.index_bytes, 1, "Memory of indexes."),
+    G("filter_bytes", lsm.filter_bytes, 1, "Memory of filters."),
+    C("filter_probes", lsm.filter_probes, 1, "Questions to filters."),
+    C("filter_negatives", lsm.filter_negatives, 1, "Reads that filters saved."),
+    C("filter_false_positives", lsm.filter_false_positives, 1, "Reads that filters caused."),
+    C("table_reads", lsm.table_reads, 1, "Blocks of tables read."),
+    C("blob_reads", lsm.blob_reads, 1, "Large values read."),
+    C("compactions", lsm.compactions, 1, "Compactions."),
+    C("compaction_read_bytes", lsm.compaction_read_bytes, 1, "Bytes read by compaction."),
+    C("compaction_written_bytes", lsm.compaction_written_bytes, 1,
+      "Bytes written by compaction."),
+    G("compaction_debt_bytes", lsm.compaction_debt_bytes, 1, "Bytes that compaction is behind."),
+    C("compaction_dropped_overwritten", lsm.compaction_dropped_overwritten, 1,
+      "Overwritten entries dropped."),
+    C("compaction_dropped_deleted", lsm.compaction_dropped_deleted, 1,
+      "Deleted entries and tombstones dropped."),
+    C("compaction_dropped_expired", lsm.compaction_dropped_expired, 1,
+      "Expired entries dropped."),
+    G("snapshots_open", lsm.snapshots_open, 1, "Snapshots in use."),
+    C("scrubbed_bytes", lsm.scrub_bytes, 1, "Bytes verified by the scrub."),
+    C("scrub_passes", lsm.scrub_passes, 1, "Times that everything was verified."),
+    C("corruptions", lsm.corruptions, 1, "Damaged blocks found."),
+    G("store_memory_bytes", lsm.memory_bytes, 1, "Memory of the engine."),
+    G("store_memory_limit_bytes", lsm.memory_limit_bytes, 1, "The engine's memory budget."),
+    G("recovery_seconds", lsm.recovery_ns, NS, "Time that recovery took at the start."),
+    G("recovery_records", lsm.recovery_records, 1, "Log records replayed at the start."),
+    G("recovery_bytes", lsm.recovery_bytes, 1, "Log bytes replayed at the start."),
+    /* clang-format on */
+};
+
+static u64
+figure(const struct shard_stats *stats, u32 offset)
+{
+    return load_u64((const char *)stats + offset);
+}
+
+static void
+put_head(struct text *text, const char *name, const char *type, const char *help)
+{
+    put(text, "# HELP %s %s\n# TYPE %s %s\n", name, help, name, type);
+}
+
+static void
+put_number(struct text *text, u64 value, double unit)
+{
+    if (unit == 1) {
+        put(text, " %llu\n", (unsigned long long)value);
+    } else {
+        put(text, " %.9f\n", (double)value * unit);
+    }
+}
+
+static void
+put_table(struct text *text, const struct host_figures *figures)
+{
+    for (u32 i = 0; i < ARRAY_COUNT(metrics); i++) {
+        const struct metric *metric = &metrics[i];
+        put_head(text, metric->name, metric->kind == GAUGE ? "gauge" : "counter", metric->help);
+        for (u32 shard = 0; shard < figures->shard_count; shard++) {
+            if (!figures->shard_known[shard]) continue;
+            put(text, "%s{shard=\"%u\"}", metric->name, shard);
+            put_number(text, figure(&figures->shards[shard], metric->offset), metric->unit);
+        }
+    }
+}
+
+/* One metric whose second label tells figures of the same kind apart. */
+struct labelled {
+    const char *label_value;
+    u32 offset;
+};
+
+static void
+put_labelled(struct text *text, const struct host_figures *figures, const char *name,
+             const char *type, const char *help, const char *label, const struct labelled *rows,
+             u32 count)
+{
+    put_head(text, name, type, help);
+    for (u32 shard = 0; shard < figures->shard_count; shard++) {
+        if (!figures->shard_known[shard]) continue;
+        for (u32 i = 0; i < count; i++) {
+            put(text, "%s{shard=\"%u\",%s=\"%s\"} %llu\n", name, shard, label, rows[i].label_value,
+                (unsigned long long)figure(&figures->shards[shard], rows[i].offset));
+        }
+    }
+}
+
+static void
+put_clients_and_caches(struct text *text, const struct host_figures *figures)
+{
+#define ROW(label, field)                                                                          \
+    {                                                                                              \
+        label, offsetof(struct shard_stats, field)                                                 \
+    }
+    static const struct labelled clients[] = {
+        ROW("resp", clients_resp),
+        ROW("native", clients_native),
+        ROW("monitor", clients_monitor),
+    };
+    put_labelled(text, figures, "distkv_clients", "gauge", "Connected clients by protocol.",
+                 "protocol", clients, ARRAY_COUNT(clients));
+    static const struct labelled bytes[] = {
+        ROW("row", lsm.row_cache_bytes),
+        ROW("block", lsm.block_cache_bytes),
+    };
+    put_labelled(text, figures, "distkv_cache_bytes", "gauge", "Memory of a cache.", "cache", bytes,
+                 ARRAY_COUNT(bytes));
+    static const struct labelled hits[] = {
+        ROW("row", lsm.row_cache_hits),
+        ROW("block", lsm.block_cache_hits),
+    };
+    put_labelled(text, figures, "distkv_cache_hits_total", "counter", "Found in a cache.", "cache",
+                 hits, ARRAY_COUNT(hits));
+    static const struct labelled misses[] = {
+        ROW("row", lsm.row_cache_misses),
+        ROW("block", lsm.block_cache_misses),
+    };
+    put_labelled(text, figures, "distkv_cache_misses_total", "counter", "Not found in a cache.",
+                 "cache", misses, ARRAY_COUNT(misses));
+#undef ROW
+}
+
+static void
+put_errors(struct text *text, const struct host_figures *figures)
+{
+    put_head(text, "distkv_errors_total", "counter", "Error replies by their first word.");
+    for (u32 shard = 0; shard < figures->shard_count; shard++) {
+        if (!figures->shard_known[shard]) continue;
+        for (u32 kind = 0; kind < SERVER_ERROR_KINDS; kind++) {
+            put(text, "distkv_errors_total{shard=\"%u\",error=\"%s\"} %llu\n", shard,
+                server_error_kind_name(kind),
+                (unsigned long long)figures->shards[shard].errors[kind]);
+        }
+    }
+}
+
+/* Commands that were never called have no series: there are many, and each histogram is long. */
+static void
+put_commands(struct text *text, const struct host_figures *figures)
+{
+    u32 count = MIN(server_command_count(), SERVER_COMMANDS_MAX);
+    const char *name = "distkv_command_duration_seconds";
+    put_head(text, name, "histogram", "Time from a command's receipt to its reply.");
+    for (u32 shard = 0; shard < figures->shard_count; shard++) {
+        if (!figures->shard_known[shard]) continue;
+        for (u32 i = 0; i < count; i++) {
+            const struct command_stats *stats = &figures->shards[shard].commands[i];
+            if (stats->calls == 0) continue;
+            const char *command = server_command_name(i);
+            u64 cumulative = 0;
+            for (u32 bucket = 0; bucket + 1 < SERVER_LATENCY_BUCKETS; bucket++) {
+                cumulative += stats->buckets[bucket];
+                put(text, "%s_bucket{shard=\"%u\",command=\"%s\",le=\"%.9g\"} %llu\n", name, shard,
+                    command, (double)(1ull << bucket) / 1e6, (unsigned long long)cumulative);
+            }
+            cumulative += stats->buckets[SERVER_LATENCY_BUCKETS - 1];
+            put(text,
+                "%s_bucket{shard=\"%u\",command=\"%s\",le=\"+Inf\"} %llu\n"
+                "%s_sum{shard=\"%u\",command=\"%s\"} %.9f\n"
+                "%s_count{shard=\"%u\",command=\"%s\"} %llu\n",
+                name, shard, command, (unsigned long long)cumulative, name, shard, command,
+                (double)stats->ns * NS, name, shard, command, (unsigned long long)cumulative);
+        }
+    }
+    static const struct {
+        const char *name, *help;
+        u32 offset;
+    } counters[] = {
+        {"distkv_commands_total", "Calls of a command.", offsetof(struct command_stats, calls)},
+        {"distkv_commands_failed_total", "Calls that answered an error.",
+         offsetof(struct command_stats, failed)},
+        {"distkv_commands_rejected_total", "Calls refused before they ran.",
+         offsetof(struct command_stats, rejected)},
+    };
+    for (u32 c = 0; c < ARRAY_COUNT(counters); c++) {
+        put_head(text, counters[c].name, "counter", counters[c].help);
+        for (u32 shard = 0; shard < figures->shard_count; shard++) {
+            if (!figures->shard_known[shard]) continue;
+            for (u32 i = 0; i < count; i++) {
+                const struct command_stats *stats = &figures->shards[shard].commands[i];
+                if (stats->calls == 0 && stats->rejected == 0) continue;
+                put(text, "%s{shard=\"%u\",command=\"%s\"} %llu\n", counters[c].name, shard,
+                    server_command_name(i),
+                    (unsigned long long)load_u64((const char *)stats + counters[c].offset));
+            }
+        }
+    }
+}
+
+static void
+put_log_writes(struct text *text, const struct host_figures *figures)
+{
+    const char *name = "distkv_log_write_duration_seconds";
+    put_head(text, name, "histogram", "Time of one group commit on the disk.");
+    for (u32 shard = 0; shard < figures->shard_count; shard++) {
+        if (!figures->shard_known[shard]) continue;
+        const struct histogram *h = &figures->shards[shard].lsm.log_write_ns;
+        for (u32 bits = 3; bits <= 20; bits++) { /* 8 us to 1 s */
+            u64 us = 1ull << bits;
+            put(text, "%s_bucket{shard=\"%u\",le=\"%.9g\"} %llu\n", name, shard, (double)us / 1e6,
+                (unsigned long long)histogram_count_until(h, us * NS_PER_US));
+        }
+        put(text,
+            "%s_bucket{shard=\"%u\",le=\"+Inf\"} %llu\n%s_sum{shard=\"%u\"} %.9f\n"
+            "%s_count{shard=\"%u\"} %llu\n",
+            name, shard, (unsigned long long)h->count, name, shard, (double)h->sum * NS, name,
+            shard, (unsigned long long)h->count);
+    }
+}
+
+static void
+put_process(struct text *text, const struct host_figures *figures)
+{
+    put_head(text, "distkv_build_info", "gauge", "1; the labels tell what runs.");
+    put(text, "distkv_build_info{version=\"%s\",node_id=\"%s\"} 1\n", DISTKV_VERSION,
+        figures->node_id);
+    put_head(text, "distkv_ready", "gauge", "1 while the node serves requests.");
+    put(text, "distkv_ready %d\n", figures->ready ? 1 : 0);
+    put_head(text, "distkv_uptime_seconds", "gauge", "Time since the process started.");
+    put(text, "distkv_uptime_seconds %.3f\n", (double)figures->uptime_ns * NS);
+    put_head(text, "distkv_process_memory_limit_bytes", "gauge", "The option memory.");
+    put(text, "distkv_process_memory_limit_bytes %llu\n",
+        (unsigned long long)figures->config->memory_bytes);
+    put_head(text, "distkv_process_resident_memory_bytes", "gauge", "Resident set of the process.");
+    put(text, "distkv_process_resident_memory_bytes %llu\n",
+        (unsigned long long)figures->resident_bytes);
+    put_head(text, "distkv_process_resident_memory_peak_bytes", "gauge",
+             "Largest resident set of the process.");
+    put(text, "distkv_process_resident_memory_peak_bytes %llu\n",
+        (unsigned long long)figures->resident_bytes_max);
+    put_head(text, "distkv_log_messages_dropped_total", "counter",
+             "Messages of the operator's log that found no room.");
+    put(text, "distkv_log_messages_dropped_total %llu\n", (unsigned long long)figures->log_dropped);
+    put_head(text, "distkv_shard_up", "gauge", "1 when the shard answered this request.");
+    for (u32 shard = 0; shard < figures->shard_count; shard++) {
+        put(text, "distkv_shard_up{shard=\"%u\"} %d\n", shard, figures->shard_known[shard] ? 1 : 0);
+    }
+}
+
+char *
+host_metrics_text(const struct host_figures *figures, size_t *size_out)
+{
+    struct text text = {.data = malloc(1 << 16), .capacity = 1 << 16};
+    if (text.data == NULL) return NULL;
+    put_process(&text, figures);
+    if (figures->ready) {
+        put_table(&text, figures);
+        put_clients_and_caches(&text, figures);
+        put_errors(&text, figures);
+        put_commands(&text, figures);
+        put_log_writes(&text, figures);
+    }
+    if (text.failed) {
+        free(text.data);
+        return NULL;
+    }
+    *size_out = text.size;
+    return text.data;
+}
+
+/* ---- JSON ---- */
+
+static const char *
+state_name(enum lsm_state state)
+{
+    switch (state) {
+    case LSM_STATE_OK:
+        return "ok";
+    case LSM_STATE_NO_SPACE:
+        return "no space";
+    case LSM_STATE_FAILED:
+        return "failed";
+    }
+    return "unknown";
+}
+
+static json_t *
+shard_json(const struct server_config *config, const struct shard_stats *s, u32 shard)
+{
+    return json_pack(
+        "{s:i, s:i, s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I}", "shard",
+        (int)shard, "core", (int)config->core_list[shard], "state", state_name(s->lsm.state),
+        "failure", s->lsm.failure, "keys_estimate", (json_int_t)s->lsm.keys_estimate, "commands",
+        (json_int_t)s->commands_total, "connections", (json_int_t)s->io.connections, "memory_bytes",
+        (json_int_t)s->memory_used, "memory_limit_bytes", (json_int_t)s->memory_limit,
+        "table_bytes", (json_int_t)s->lsm.table_bytes, "blob_bytes", (json_int_t)s->lsm.blob_bytes,
+        "log_replay_bytes", (json_int_t)s->lsm.log_bytes_to_replay, "compaction_debt_bytes",
+        (json_int_t)s->lsm.compaction_debt_bytes, "corruptions", (json_int_t)s->lsm.corruptions,
+        "stalls", (json_int_t)s->io.stalls);
+}
+
+char *
+host_status_json(const struct host_figures *figures, size_t *size_out)
+{
+    const struct server_config *config = figures->config;
+    u64 keys = 0, commands = 0, connections = 0, corruptions = 0, disk = 0;
+    enum lsm_state worst = LSM_STATE_OK;
+    json_t *shards = json_array();
+    if (shards == NULL) return NULL;
+    for (u32 shard = 0; shard < figures->shard_count; shard++) {
+        if (!figures->ready || !figures->shard_known[shard]) continue;
+        const struct shard_stats *s = &figures->shards[shard];
+        keys += s->lsm.keys_estimate;
+        commands += s->commands_total;
+        connections += s->io.connections;
+        corruptions += s->lsm.corruptions;
+        disk += s->lsm.table_bytes + s->lsm.blob_bytes;
+        worst = MAX(worst, s->lsm.state);
+        json_t *one = shard_json(config, s, shard);
+        if (one == NULL || json_array_append_new(shards, one) != 0) {
+            json_decref(shards);
+            return NULL;
+        }
+    }
+    json_t *root = json_pack(
+        "{s:s, s:s, s:s, s:b, s:s, s:s, s:i, s:s, s:f, s:i, s:I, s:I, s:I, s:I, s:I, s:I, s:I, "
+        "s:o}",
+        "version", DISTKV_VERSION, "node_id", figures->node_id, "run_id", figures->run_id, "ready",
+        figures->ready, "state", state_name(worst), "address", config->endpoint.host, "port",
+        (int)figures->port, "data_dir", config->data_dir, "uptime_seconds",
+        (double)figures->uptime_ns * NS, "shard_count", (int)figures->shard_count, "keys_estimate",
+        (json_int_t)keys, "commands", (json_int_t)commands, "connections", (json_int_t)connections,
+        "corruptions", (json_int_t)corruptions, "data_bytes", (json_int_t)disk,
+        "memory_limit_bytes", (json_int_t)config->memory_bytes, "resident_bytes",
+        (json_int_t)figures->resident_bytes, "shards", shards);
+    if (root == NULL) return NULL;
+    char *text = json_dumps(root, JSON_INDENT(2));
+    json_decref(root);
+    if (text != NULL) *size_out = strlen(text);
+    return text;
+}
