@@ -28,7 +28,8 @@ histogram_bucket(u64 value)
     u32 top = 63u - (u32)__builtin_clzll(value);
     if (top >= HISTOGRAM_VALUE_BITS) return HISTOGRAM_BUCKETS - 1;
     u32 shift = top - HISTOGRAM_SUB_BITS;
-    return ((shift + 1) << HISTOGRAM_SUB_BITS) + (u32)((value >> shift) - (1u << HISTOGRAM_SUB_BITS));
+    return ((shift + 1) << HISTOGRAM_SUB_BITS) +
+           (u32)((value >> shift) - (1u << HISTOGRAM_SUB_BITS));
 }
 
 static inline void

@@ -35,8 +35,7 @@
 #define LIMIT_BATCH_OPS   65536u
 #define LIMIT_BATCH_BYTES (8u << 20)
 
-static_assert(SLOT_COUNT == 1u << SLOT_BITS,
-              "a slot is the top bits of a token");
+static_assert(SLOT_COUNT == 1u << SLOT_BITS, "a slot is the top bits of a token");
 static_assert(SLOT_COUNT % PARTITION_COUNT_DEFAULT == 0, "a partition is a whole run of slots");
 static_assert(LIMIT_BATCH_BYTES > LIMIT_VALUE_BYTES + LIMIT_KEY_BYTES + 256,
               "a batch holds at least one largest entry with its header");

@@ -13,7 +13,10 @@ struct list {
     struct list *next;
 };
 
-#define LIST_INIT(name) {.prev = &(name), .next = &(name)}
+#define LIST_INIT(name)                                                                            \
+    {                                                                                              \
+        .prev = &(name), .next = &(name)                                                           \
+    }
 
 static inline void
 list_init(struct list *list)
@@ -89,7 +92,8 @@ list_splice_back(struct list *target, struct list *source)
     list_init(source);
 }
 
-#define list_for_each(pos, head) for (struct list *pos = (head)->next; pos != (head); pos = pos->next)
+#define list_for_each(pos, head)                                                                   \
+    for (struct list *pos = (head)->next; pos != (head); pos = pos->next)
 /* Safe against removal of pos itself. */
 #define list_for_each_safe(pos, head)                                                              \
     for (struct list *pos = (head)->next, *pos##_next = pos->next; pos != (head);                  \

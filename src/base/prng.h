@@ -57,8 +57,7 @@ static inline u64
 prng_range(struct prng *prng, u64 first, u64 last)
 {
     CHECK(first <= last);
-    return last - first == UINT64_MAX ? prng_u64(prng)
-                                      : first + prng_below(prng, last - first + 1);
+    return last - first == UINT64_MAX ? prng_u64(prng) : first + prng_below(prng, last - first + 1);
 }
 
 /* True with probability numerator / denominator. */

@@ -39,7 +39,7 @@ enum status_code {
 #define X(name, text) SC_##name,
     STATUS_LIST(X)
 #undef X
-    STATUS_CODE_COUNT
+        STATUS_CODE_COUNT
 };
 
 typedef struct {

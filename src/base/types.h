@@ -33,34 +33,34 @@ struct bytes {
     size_t size;
 };
 
-#define BYTES(ptr, len) ((struct bytes){.data = (const u8 *)(ptr), .size = (len)})
+#define BYTES(ptr, len)     ((struct bytes){.data = (const u8 *)(ptr), .size = (len)})
 #define BYTES_LITERAL(text) BYTES((text), sizeof(text) - 1)
 
 /* Marks a function that may suspend the calling fiber: everything read before the call is stale
  * after it. Written on declaration and definition; tools/tidy checks that callers carry it too. */
 #define MAY_YIELD
 /* Marks a struct whose bytes are stored or sent as they are. */
-#define ONDISK __attribute__((packed))
-#define MUST_CHECK __attribute__((warn_unused_result))
+#define ONDISK                      __attribute__((packed))
+#define MUST_CHECK                  __attribute__((warn_unused_result))
 #define PRINTF_LIKE(pattern, first) __attribute__((format(printf, pattern, first)))
-#define NORETURN __attribute__((noreturn))
-#define ALIGNED(n) __attribute__((aligned(n)))
-#define LIKELY(x) __builtin_expect(!!(x), 1)
-#define UNLIKELY(x) __builtin_expect(!!(x), 0)
-#define UNUSED __attribute__((unused))
+#define NORETURN                    __attribute__((noreturn))
+#define ALIGNED(n)                  __attribute__((aligned(n)))
+#define LIKELY(x)                   __builtin_expect(!!(x), 1)
+#define UNLIKELY(x)                 __builtin_expect(!!(x), 0)
+#define UNUSED                      __attribute__((unused))
 
-#define CONTAINER_OF(ptr, type, member) ((type *)((char *)(ptr) - offsetof(type, member)))
-#define ARRAY_COUNT(array) (sizeof(array) / sizeof((array)[0]))
-#define MIN(a, b) ((a) < (b) ? (a) : (b))
-#define MAX(a, b) ((a) > (b) ? (a) : (b))
-#define CLAMP(x, lo, hi) ((x) < (lo) ? (lo) : (x) > (hi) ? (hi) : (x))
+#define CONTAINER_OF(ptr, type, member) ((type *)((char *)(ptr)-offsetof(type, member)))
+#define ARRAY_COUNT(array)              (sizeof(array) / sizeof((array)[0]))
+#define MIN(a, b)                       ((a) < (b) ? (a) : (b))
+#define MAX(a, b)                       ((a) > (b) ? (a) : (b))
+#define CLAMP(x, lo, hi)                ((x) < (lo) ? (lo) : (x) > (hi) ? (hi) : (x))
 
-#define KIB(n) ((u64)(n) << 10)
-#define MIB(n) ((u64)(n) << 20)
-#define GIB(n) ((u64)(n) << 30)
+#define KIB(n)    ((u64)(n) << 10)
+#define MIB(n)    ((u64)(n) << 20)
+#define GIB(n)    ((u64)(n) << 30)
 #define NS_PER_US 1000ull
 #define NS_PER_MS 1000000ull
-#define NS_PER_S 1000000000ull
+#define NS_PER_S  1000000000ull
 
 /* Prints the failed condition with the place and a backtrace, then aborts. */
 NORETURN void check_failed(const char *condition, const char *file, int line);
