@@ -44,6 +44,7 @@ enum exit_code {
 };
 
 #define SUPERVISE_MS          50
+#define STARTING_MS           5
 #define WATCHDOG_HEARTBEAT_NS (2 * NS_PER_S)
 #define STATUS_EVERY_NS       (10 * NS_PER_S)
 /* Of --memory, what is not the shards': code, thread stacks, the admin server, the log. */
@@ -386,7 +387,7 @@ supervise(struct host *host)
     u64 status_next_ns = 0;
     while (!io_node_ended(host->node)) {
         struct pollfd poll_fd = {.fd = host->signal_fd, .events = POLLIN};
-        int events = poll(&poll_fd, 1, SUPERVISE_MS);
+        int events = poll(&poll_fd, 1, host->announced ? SUPERVISE_MS : STARTING_MS);
         if (events > 0) read_signals(host);
 
         u64 now = host_now_ns();
