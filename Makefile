@@ -23,7 +23,7 @@ quick: deps ## unit tests and checks of the source only: about a minute
 	@tools/run-tests quick
 
 unit: all ## unit tests of the release build
-	@ctest --test-dir build --output-on-failure -j$(JOBS) -L unit
+	@ctest --test-dir build --output-on-failure -j$(JOBS)
 
 fmt: ## format all C sources
 	@git ls-files '*.c' '*.h' | xargs clang-format -i

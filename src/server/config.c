@@ -47,9 +47,9 @@ config_parse_endpoint(const char *text, struct config_endpoint *out)
     }
     if (size >= sizeof(out->host)) return false;
     if (size == 0) {
-        strcpy(out->host, "0.0.0.0");
+        memcpy(out->host, "0.0.0.0", sizeof("0.0.0.0"));
     } else if (size == 9 && memcmp(host, "localhost", 9) == 0) {
-        strcpy(out->host, "127.0.0.1");
+        memcpy(out->host, "127.0.0.1", sizeof("127.0.0.1"));
     } else {
         memcpy(out->host, host, size);
         out->host[size] = '\0';
@@ -345,9 +345,9 @@ void
 config_init_for_test(struct server_config *config, const char *data_dir, u32 shard_count)
 {
     CHECK(shard_count > 0 && shard_count <= LIMIT_SHARDS);
-    CHECK(strlen(data_dir) < sizeof(config->data_dir));
     config_init(config);
-    strcpy(config->data_dir, data_dir);
+    int length = snprintf(config->data_dir, sizeof(config->data_dir), "%s", data_dir);
+    CHECK(length > 0 && (size_t)length < sizeof(config->data_dir));
     config->memory_bytes = MIB(64) * shard_count;
     for (u32 i = 0; i < shard_count; i++)
         config->core_list[i] = i;

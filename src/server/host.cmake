@@ -18,3 +18,19 @@ add_executable(distkv-server host_main.c)
 target_link_libraries(distkv-server PRIVATE distkv_host distkv_host_config distkv_server distkv_lsm
   distkv_io_ring distkv_mem distkv_fault_none Threads::Threads)
 install(TARGETS distkv-server RUNTIME DESTINATION ${CMAKE_INSTALL_SBINDIR})
+
+add_custom_command(OUTPUT ${CMAKE_BINARY_DIR}/distkv-server.8
+  COMMAND distkv-server --help-man > ${CMAKE_BINARY_DIR}/distkv-server.8
+  DEPENDS distkv-server VERBATIM)
+add_custom_target(distkv_man ALL DEPENDS ${CMAKE_BINARY_DIR}/distkv-server.8)
+install(FILES ${CMAKE_BINARY_DIR}/distkv-server.8 DESTINATION ${CMAKE_INSTALL_MANDIR}/man8)
+install(PROGRAMS ${CMAKE_SOURCE_DIR}/tuning/distkv-tune DESTINATION ${CMAKE_INSTALL_SBINDIR})
+install(FILES ${CMAKE_SOURCE_DIR}/deploy/distkv.conf DESTINATION ${CMAKE_INSTALL_DATADIR}/distkv)
+install(FILES ${CMAKE_SOURCE_DIR}/deploy/systemd/distkv.sysusers DESTINATION lib/sysusers.d
+  RENAME distkv.conf)
+# The unit names the program's place, which is known only when it is installed.
+install(CODE "
+  file(READ \"${CMAKE_SOURCE_DIR}/deploy/systemd/distkv.service\" unit)
+  string(REPLACE \"/usr/local/sbin\" \"\${CMAKE_INSTALL_PREFIX}/${CMAKE_INSTALL_SBINDIR}\" unit \"\${unit}\")
+  file(WRITE \"\$ENV{DESTDIR}\${CMAKE_INSTALL_PREFIX}/lib/systemd/system/distkv.service\" \"\${unit}\")
+")

@@ -381,7 +381,7 @@ derive_admin_address(struct server_config *config)
 {
     if (config->admin_address[0] != '\0') return;
     if (config->admin_endpoint.port == 0) {
-        strcpy(config->admin_address, "off");
+        memcpy(config->admin_address, "off", sizeof("off"));
     } else {
         snprintf(config->admin_address, sizeof(config->admin_address), "%s:%u",
                  config->admin_endpoint.host, config->admin_endpoint.port);
@@ -432,7 +432,8 @@ host_config_print(const struct server_config *config)
         if ((option->flags & OPTION_COMMAND) != 0) continue;
         char value[OPTION_TEXT_BYTES];
         option_get(option, config, value, sizeof(value));
-        if ((option->flags & OPTION_SECRET) != 0 && value[0] != '\0') strcpy(value, "(not shown)");
+        if ((option->flags & OPTION_SECRET) != 0 && value[0] != '\0')
+            snprintf(value, sizeof(value), "(not shown)");
         /* A line of a config file cannot say "empty", nor name the file itself: comments. */
         bool comment = value[0] == '\0' || (option->flags & OPTION_SECRET) != 0 ||
                        option->offset == offsetof(struct server_config, config_file);
