@@ -1,0 +1,333 @@
+# SPDX-License-Identifier: MIT
+"""What the integration and compatibility tests share: a real server on free ports with a directory
+of its own, ended by its process id, and a small RESP client that shows every byte.
+
+    DISTKV_TEST_BUILD=build-asan pytest tests/integration     tests another build
+"""
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+
+import pytest
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+BUILD = os.path.join(ROOT, os.environ.get("DISTKV_TEST_BUILD", "build"))
+SERVER = os.path.join(BUILD, "bin", "distkv-server")
+CLIENT = os.path.join(BUILD, "bin", "distkv-client")
+sys.path.insert(0, os.path.join(ROOT, "tests", "integration"))
+
+
+def sanitized():
+    """'address', 'thread' or ''."""
+    try:
+        with open(os.path.join(BUILD, "CMakeCache.txt"), encoding="utf-8") as cache:
+            match = re.search(r"^DISTKV_SANITIZE:\w+=(\w*)", cache.read(), re.M)
+            return match.group(1) if match else ""
+    except OSError:
+        return ""
+
+
+SANITIZED = sanitized()
+# What takes a second in the release build may take this many under a sanitizer.
+SLOW = 8 if SANITIZED else 1
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "smoke: run again under the sanitizers")
+    config.addinivalue_line("markers", "soak: minutes long; not in make test")
+    config.addinivalue_line("markers", "rig: needs root, loop devices and FUSE")
+
+
+def free_port():
+    """A free port whose port + 1000 is free as well. Nothing holds it until the server takes it."""
+    for _ in range(100):
+        with socket.socket() as first, socket.socket() as second:
+            first.bind(("127.0.0.1", 0))
+            port = first.getsockname()[1]
+            if port + 1000 > 65535:
+                continue
+            try:
+                second.bind(("127.0.0.1", port + 1000))
+            except OSError:
+                continue
+            return port
+    raise RuntimeError("no free ports")
+
+
+class ReplyError(Exception):
+    """An error reply of the server."""
+
+
+class Resp:
+    """A connection that speaks RESP2 (RESP3 after HELLO 3)."""
+
+    def __init__(self, port, timeout=20.0):
+        self.sock = socket.create_connection(("127.0.0.1", port), timeout=timeout * SLOW)
+        self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.buffer = b""
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    def close(self):
+        self.sock.close()
+
+    @staticmethod
+    def encode(*words):
+        parts = [b"*%d\r\n" % len(words)]
+        for word in words:
+            if isinstance(word, str):
+                word = word.encode()
+            elif isinstance(word, int):
+                word = b"%d" % word
+            parts.append(b"$%d\r\n%s\r\n" % (len(word), word))
+        return b"".join(parts)
+
+    def send(self, *words):
+        self.sock.sendall(self.encode(*words))
+
+    def send_raw(self, data):
+        self.sock.sendall(data)
+
+    def _fill(self):
+        data = self.sock.recv(1 << 16)
+        if not data:
+            raise ConnectionError("closed by the server")
+        self.buffer += data
+
+    def _line(self):
+        while True:
+            end = self.buffer.find(b"\r\n")
+            if end >= 0:
+                line, self.buffer = self.buffer[:end], self.buffer[end + 2 :]
+                return line
+            self._fill()
+
+    def _exactly(self, size):
+        if len(self.buffer) < size + 2:
+            parts = [self.buffer]
+            have = len(self.buffer)
+            while have < size + 2:
+                data = self.sock.recv(1 << 18)
+                if not data:
+                    raise ConnectionError("closed by the server")
+                parts.append(data)
+                have += len(data)
+            self.buffer = b"".join(parts)
+        value, self.buffer = self.buffer[:size], self.buffer[size + 2 :]
+        return value
+
+    def read(self):
+        """One reply; an error reply is returned, not raised."""
+        line = self._line()
+        kind, rest = line[:1], line[1:]
+        if kind == b"+":
+            return rest.decode()
+        if kind == b"-":
+            return ReplyError(rest.decode(errors="replace"))
+        if kind in b":":
+            return int(rest)
+        if kind in (b"$", b"="):
+            return None if rest == b"-1" else self._exactly(int(rest))
+        if kind in (b"*", b"~", b">"):
+            return None if rest == b"-1" else [self.read() for _ in range(int(rest))]
+        if kind == b"%":
+            return {_hashable(self.read()): self.read() for _ in range(int(rest))}
+        if kind == b"_":
+            return None
+        if kind == b"#":
+            return rest == b"t"
+        if kind == b",":
+            return float(rest)
+        raise ValueError(f"no RESP: {line!r}")
+
+    def call(self, *words):
+        self.send(*words)
+        reply = self.read()
+        if isinstance(reply, ReplyError):
+            raise reply
+        return reply
+
+    def closed_by_server(self, seconds=10.0):
+        """Reads on until the server closes; False when it does not."""
+        self.sock.settimeout(seconds * SLOW)
+        try:
+            while self.sock.recv(1 << 16):
+                pass
+        except ConnectionError:
+            return True
+        except TimeoutError:
+            return False
+        return True
+
+
+def _hashable(value):
+    return tuple(value) if isinstance(value, list) else value
+
+
+class Server:
+    """One distkv-server process. Every argument is a flag: memory='64MiB' is --memory 64MiB."""
+
+    def __init__(self, data_dir, log_dir, wait=True, binary=None, env=None, wrapper=(), **options):
+        self.port = options.pop("port", None) or free_port()
+        self.admin_port = self.port + 1000
+        self.data_dir = str(data_dir)
+        self.log_path = os.path.join(str(log_dir), f"server-{self.port}.log")
+        self.options = {
+            "address": f"127.0.0.1:{self.port}",
+            "data-dir": self.data_dir,
+            "memory": "256MiB",
+            "log-level": "info",
+            "disk-reserve": "8MiB",
+        }
+        self.options.update({name.replace("_", "-"): value for name, value in options.items()})
+        self.binary = binary or SERVER
+        self.wrapper = list(wrapper)
+        self.env = dict(os.environ, **(env or {}))
+        self.process = None
+        self.start(wait)
+
+    def command(self):
+        words = self.wrapper + [self.binary]
+        for name, value in self.options.items():
+            words += [f"--{name}", str(value)]
+        return words
+
+    def start(self, wait=True):
+        with open(self.log_path, "ab") as log:
+            self.process = subprocess.Popen(
+                self.command(), stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self.env
+            )
+        if wait:
+            self.wait_ready()
+
+    def wait_ready(self, seconds=30.0):
+        end = time.monotonic() + seconds * SLOW
+        while True:
+            if self.process.poll() is not None:
+                raise RuntimeError(f"ended with {self.process.returncode}:\n{self.log()}")
+            if self.get("/readyz")[0] == 200:
+                return
+            if time.monotonic() > end:
+                self.kill()
+                raise RuntimeError(f"not ready in {seconds} s:\n{self.log()}")
+            time.sleep(0.01)
+
+    def log(self):
+        with open(self.log_path, encoding="utf-8", errors="replace") as log:
+            return log.read()
+
+    def connect(self, timeout=20.0):
+        return Resp(self.port, timeout)
+
+    def call(self, *words):
+        with self.connect() as connection:
+            return connection.call(*words)
+
+    def get(self, path, method="GET"):
+        """(status code, body) of the admin address; (0, '') when nobody answers."""
+        url = f"http://127.0.0.1:{self.admin_port}{path}"
+        try:
+            request = urllib.request.Request(url, method=method)
+            with urllib.request.urlopen(request, timeout=10 * SLOW) as reply:
+                return reply.status, reply.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode()
+        except OSError:
+            return 0, ""
+
+    def status(self):
+        code, body = self.get("/status")
+        assert code == 200, body
+        return json.loads(body)
+
+    def metric(self, name):
+        """The sum of a metric over all its labels."""
+        total = 0.0
+        for line in self.get("/metrics")[1].splitlines():
+            match = re.match(rf"{re.escape(name)}(?:\{{[^}}]*\}})? (\S+)$", line)
+            if match:
+                total += float(match.group(1))
+        return total
+
+    def memory_peak(self):
+        """VmHWM in bytes."""
+        with open(f"/proc/{self.process.pid}/status", encoding="ascii") as status:
+            return int(re.search(r"VmHWM:\s+(\d+) kB", status.read()).group(1)) * 1024
+
+    def running(self):
+        return self.process is not None and self.process.poll() is None
+
+    def stop(self, seconds=15.0):
+        """SIGTERM; returns the exit status."""
+        if self.running():
+            self.process.send_signal(signal.SIGTERM)
+        try:
+            return self.process.wait(timeout=seconds * SLOW)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise
+
+    def kill(self):
+        if self.running():
+            self.process.kill()
+        self.process.wait()
+
+    def restart(self, **options):
+        code = self.stop()
+        assert code == 0, self.log()
+        self.options.update({name.replace("_", "-"): value for name, value in options.items()})
+        self.start()
+
+
+@pytest.fixture
+def make_server(tmp_path):
+    """make_server(**options): a ready server; the same data directory unless data_dir is given."""
+    if not os.path.exists(SERVER):
+        pytest.fail(f"{SERVER} is not there: build first")
+    servers = []
+
+    def make(data_dir=None, **options):
+        server = Server(data_dir or tmp_path / "data", tmp_path, **options)
+        servers.append(server)
+        return server
+
+    yield make
+    problems = []
+    for server in servers:
+        if server.running():
+            server.process.terminate()
+    for server in servers:
+        try:
+            server.process.wait(timeout=20 * SLOW)
+        except subprocess.TimeoutExpired:
+            server.kill()
+            problems.append("did not end after SIGTERM")
+        text = server.log()
+        for sign in ("ERROR: AddressSanitizer", "runtime error:", "WARNING: ThreadSanitizer",
+                     "LeakSanitizer", "check failed"):
+            if sign in text:
+                problems.append(text[max(0, text.index(sign) - 200) : text.index(sign) + 4000])
+    assert not problems, "\n".join(problems)
+
+
+@pytest.fixture
+def server(make_server):
+    return make_server()
+
+
+def need(program):
+    if shutil.which(program) is None:
+        pytest.skip(f"needs {program}")

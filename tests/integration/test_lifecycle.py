@@ -1,0 +1,586 @@
+# SPDX-License-Identifier: MIT
+"""Start, stop, restart, cores, configuration, logs: what an operator sees."""
+
+import json
+import os
+import re
+import signal
+import socket
+import stat
+import subprocess
+import time
+
+import pytest
+
+from conftest import SANITIZED, SERVER, SLOW, free_port
+
+
+def run_server(*words, env=None, timeout=20):
+    return subprocess.run(
+        [SERVER, *words],
+        capture_output=True,
+        text=True,
+        timeout=timeout * SLOW,
+        check=False,
+        env=dict(os.environ, **(env or {})),
+    )
+
+
+def fill(server, count, prefix="k", size=100):
+    with server.connect() as connection:
+        for start in range(0, count, 500):
+            chunk = range(start, min(start + 500, count))
+            for i in chunk:
+                connection.send("SET", f"{prefix}{i}", f"{prefix}{i}:" + "v" * size)
+            for _ in chunk:
+                assert connection.read() == "OK"
+
+
+def check(server, count, prefix="k", size=100):
+    with server.connect() as connection:
+        for start in range(0, count, 500):
+            chunk = range(start, min(start + 500, count))
+            for i in chunk:
+                connection.send("GET", f"{prefix}{i}")
+            for i in chunk:
+                assert connection.read() == f"{prefix}{i}:".encode() + b"v" * size, f"{prefix}{i}"
+
+
+# ---- start and stop ----
+
+
+@pytest.mark.smoke
+def test_data_survives_a_restart(make_server):
+    server = make_server()
+    fill(server, 2000)
+    server.restart()
+    check(server, 2000)
+    assert server.call("DBSIZE") == 2000
+
+
+def test_no_argument_at_all_works(tmp_path):
+    with socket.socket() as probe:
+        if probe.connect_ex(("127.0.0.1", 8080)) == 0 or probe.connect_ex(("127.0.0.1", 9080)) == 0:
+            pytest.skip("something uses the default ports here")
+    process = subprocess.Popen([SERVER], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    try:
+        end = time.monotonic() + 20 * SLOW
+        while True:
+            assert process.poll() is None, process.stderr.read()
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", 8080)) == 0:
+                    break
+            assert time.monotonic() < end
+            time.sleep(0.05)
+    finally:
+        process.terminate()
+        _, text = process.communicate(timeout=20 * SLOW)
+    assert process.returncode == 0, text
+    assert os.path.exists(tmp_path / "distkv-data" / "NODE")
+
+
+def test_a_second_server_on_the_same_directory_is_refused(make_server, tmp_path):
+    server = make_server()
+    port = free_port()
+    done = run_server("--address", f"127.0.0.1:{port}", "--data-dir", server.data_dir)
+    assert done.returncode == 1
+    assert "in use" in done.stderr and server.data_dir in done.stderr
+    assert server.call("PING") == "PONG"
+
+
+def test_a_port_in_use_is_named(make_server, tmp_path):
+    server = make_server()
+    done = run_server("--address", f"127.0.0.1:{server.port}", "--data-dir", str(tmp_path / "d2"))
+    assert done.returncode == 1
+    assert f"127.0.0.1:{server.port}" in done.stderr and "in use" in done.stderr
+
+
+def test_a_foreign_directory_is_refused_and_left_alone(tmp_path):
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "letters.txt").write_text("private")
+    done = run_server("--data-dir", str(foreign), "--address", f"127.0.0.1:{free_port()}")
+    assert done.returncode == 1
+    assert str(foreign) in done.stderr
+    assert sorted(name for name in os.listdir(foreign) if name != "LOCK") == ["letters.txt"]
+
+
+def test_an_unreadable_directory_is_refused(tmp_path):
+    (tmp_path / "file").write_text("x")
+    done = run_server("--data-dir", str(tmp_path / "file"), "--address",
+                      f"127.0.0.1:{free_port()}")
+    assert done.returncode == 1
+    assert str(tmp_path / "file") in done.stderr
+
+
+def test_another_node_id_is_refused(make_server):
+    server = make_server(node_id="first")
+    assert server.status()["node_id"] == "first"
+    server.stop()
+    done = run_server("--data-dir", server.data_dir, "--node-id", "second", "--address",
+                      f"127.0.0.1:{free_port()}")
+    assert done.returncode == 1
+    assert "first" in done.stderr
+
+
+def test_the_number_of_cores_may_change(make_server):
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) < 2:
+        pytest.skip("needs two cores")
+    counts = [1, 2, 1, min(3, len(cores))]
+    server = make_server(cores="%d" % cores[0])
+    fill(server, 3000)
+    server.call("DEL", "k0")
+    for step, count in enumerate(counts[1:]):
+        server.restart(cores=",".join(str(core) for core in cores[:count]))
+        assert server.status()["shard_count"] == count
+        with server.connect() as connection:
+            assert connection.call("GET", "k0") is None
+            assert connection.call("DBSIZE") == 2999 + step
+            connection.call("SET", f"step{step}", "x")
+        for i in (1, 17, 2999):
+            assert server.call("GET", f"k{i}").startswith(b"k%d:" % i)
+    server.call("SET", "k0", "k0:" + "v" * 100)
+    check(server, 3000)
+
+
+def test_memory_only_data_is_gone_after_a_restart(make_server):
+    server = make_server(data_dir=":memory:")
+    fill(server, 1000)
+    check(server, 1000)
+    server.restart()
+    assert server.call("DBSIZE") == 0
+
+
+# ---- stopping ----
+
+
+@pytest.mark.smoke
+def test_sigterm_drains_within_5_s_and_leaves_nothing_to_replay(make_server):
+    server = make_server()
+    fill(server, 20000, size=500)
+    begun = time.monotonic()
+    assert server.stop() == 0, server.log()
+    assert time.monotonic() - begun < 5 * SLOW
+    server.start()
+    assert server.metric("distkv_recovery_records") == 0
+    check(server, 20000, size=500)
+
+
+def test_sigterm_under_load_keeps_what_was_acknowledged(make_server):
+    server = make_server()
+    connection = server.connect()
+    acknowledged = 0
+    server.process.send_signal(signal.SIGCONT)
+    try:
+        for i in range(200000):
+            connection.send("SET", f"k{i}", f"k{i}:" + "v" * 100)
+            if i == 5000:
+                server.process.send_signal(signal.SIGTERM)
+            if i >= 100:
+                if connection.read() != "OK":
+                    break
+                acknowledged += 1
+    except OSError:
+        pass
+    connection.close()
+    assert server.process.wait(timeout=10 * SLOW) == 0, server.log()
+    assert acknowledged > 4000
+    server.start()
+    check(server, acknowledged)
+
+
+def test_a_second_signal_ends_at_once(make_server):
+    server = make_server(shutdown_timeout="60s")
+    fill(server, 100)
+    server.process.send_signal(signal.SIGTERM)
+    server.process.send_signal(signal.SIGINT)
+    code = server.process.wait(timeout=10 * SLOW)
+    assert code in (0, 128 + signal.SIGINT, 128 + signal.SIGTERM)
+    server.start()
+    check(server, 100)
+
+
+def test_shutdown_command_stops_the_node(make_server):
+    server = make_server()
+    fill(server, 100)
+    with server.connect() as connection:
+        connection.send("SHUTDOWN")
+        assert connection.closed_by_server()
+    assert server.process.wait(timeout=10 * SLOW) == 0
+    server.start()
+    check(server, 100)
+
+
+# ---- configuration ----
+
+
+def test_print_config_tells_where_values_come_from(tmp_path):
+    file = tmp_path / "c.conf"
+    file.write_text("# comment\nspin = 7us\nstall = 9ms\n")
+    done = run_server("--config", str(file), "--memory", "64MiB", "--print-config", "--cores=0",
+                      env={"DISTKV_STALL": "11ms"})
+    assert done.returncode == 0
+    lines = {line.split(" = ")[0]: line for line in done.stdout.splitlines()}
+    assert lines["spin"].endswith(f"; {file}:2")
+    assert lines["stall"].startswith("stall = 11ms") and lines["stall"].endswith("; variable")
+    assert lines["memory"].startswith("memory = 64MiB") and lines["memory"].endswith("; flag")
+    assert lines["durability"].endswith("; default")
+    # What it prints is a config file.
+    again = tmp_path / "again.conf"
+    again.write_text(done.stdout)
+    checked = run_server("--config", str(again), "--check-config")
+    assert checked.returncode == 0, checked.stderr
+
+
+@pytest.mark.parametrize(
+    "words, sentence",
+    [
+        (["--adress", "x"], "unknown option 'adress', did you mean 'address'?"),
+        (["--memory", "lots"], "memory: 'lots' is not a size"),
+        (["--memory=1"], "memory must be between"),
+        (["--address", "nowhere"], "is not host:port"),
+        (["--durability=maybe"], "is not one of group, periodic, none"),
+        (["--cores", "4000"], "may not use core 4000"),
+        (["--config", "/nonexistent"], "/nonexistent"),
+        (["stray"], "unexpected argument 'stray'"),
+        (["--timeout"], "needs a value"),
+    ],
+)
+def test_wrong_usage_is_explained(words, sentence):
+    done = run_server(*words)
+    assert done.returncode == 2
+    assert sentence in done.stderr
+
+
+def test_help_version_and_manual(tmp_path):
+    assert "--data-dir" in run_server("--help").stdout
+    assert "--data-dir" in run_server("-help").stdout
+    assert re.fullmatch(r"distkv-server \d+\.\d+\.\d+\n", run_server("--version").stdout)
+    assert run_server("--help-man").stdout.startswith(".TH")
+
+
+def test_the_shipped_config_file_is_good(tmp_path):
+    root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    done = run_server("--config", os.path.join(root, "deploy/distkv.conf"), "--check-config")
+    assert done.returncode == 0, done.stderr
+
+
+def test_sighup_reloads_what_may_change(make_server, tmp_path):
+    file = tmp_path / "c.conf"
+    file.write_text("slowlog-max-len = 5\n")
+    server = make_server(config=file)
+    assert server.call("CONFIG", "GET", "slowlog-max-len") == [b"slowlog-max-len", b"5"]
+    file.write_text("slowlog-max-len = 9\n")
+    server.process.send_signal(signal.SIGHUP)
+    end = time.monotonic() + 5 * SLOW
+    while server.call("CONFIG", "GET", "slowlog-max-len") != [b"slowlog-max-len", b"9"]:
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    file.write_text("slowlog-max-len = nonsense\n")
+    server.process.send_signal(signal.SIGHUP)
+    while "not reloaded" not in server.log():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    assert server.call("CONFIG", "GET", "slowlog-max-len") == [b"slowlog-max-len", b"9"]
+
+
+# ---- verify ----
+
+
+def data_files(directory, minimum=8192):
+    found = []
+    for folder, _, files in os.walk(directory):
+        for name in sorted(files):
+            path = os.path.join(folder, name)
+            if os.path.getsize(path) >= minimum:
+                found.append(path)
+    return found
+
+
+def test_verify_passes_a_good_directory_and_names_damage(make_server):
+    server = make_server(cores="0")
+    fill(server, 20000, size=400)
+    assert server.stop() == 0
+    done = run_server("--verify", "--data-dir", server.data_dir)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "no damage" in done.stdout
+
+    tables = [path for path in data_files(server.data_dir) if "log" not in os.path.basename(path)]
+    assert tables, data_files(server.data_dir)
+    victim = max(tables, key=os.path.getsize)
+    with open(victim, "r+b") as file:
+        file.seek(4096 + 100)
+        byte = file.read(1)
+        file.seek(4096 + 100)
+        file.write(bytes([byte[0] ^ 0x10]))
+    done = run_server("--verify", "--data-dir", server.data_dir)
+    assert done.returncode == 1
+    assert os.path.basename(victim) in done.stdout and "offset" in done.stdout
+
+
+def test_verify_of_a_directory_in_use_is_refused(make_server):
+    server = make_server()
+    done = run_server("--verify", "--data-dir", server.data_dir)
+    assert done.returncode == 1
+    assert "in use" in done.stderr
+
+
+def test_damage_is_reported_and_never_served(make_server):
+    server = make_server(cores="0")
+    fill(server, 20000, size=400)
+    assert server.stop() == 0
+    tables = [path for path in data_files(server.data_dir) if "log" not in os.path.basename(path)]
+    victim = max(tables, key=os.path.getsize)
+    with open(victim, "r+b") as file:
+        file.seek(4096 + 100)
+        byte = file.read(1)
+        file.seek(4096 + 100)
+        file.write(bytes([byte[0] ^ 0x10]))
+    try:
+        server.start()
+    except RuntimeError:
+        assert "corrupt" in server.log().lower() or "checksum" in server.log().lower()
+        return
+    errors = 0
+    with server.connect() as connection:
+        for i in range(20000):
+            connection.send("GET", f"k{i}")
+        for i in range(20000):
+            reply = connection.read()
+            if isinstance(reply, bytes):
+                assert reply == b"k%d:" % i + b"v" * 400
+            else:
+                assert reply is not None, f"k{i} vanished"
+                errors += 1
+    assert errors > 0
+    assert server.metric("distkv_corruptions_total") > 0
+
+
+def test_the_scrub_finds_damage_on_a_live_node(make_server):
+    server = make_server(cores="0", scrub_rate="64MiB")
+    fill(server, 20000, size=400)
+    server.restart()
+    tables = [path for path in data_files(server.data_dir) if "log" not in os.path.basename(path)]
+    victim = max(tables, key=os.path.getsize)
+    fd = os.open(victim, os.O_RDWR)
+    byte = os.pread(fd, 1, 4096 + 100)
+    os.pwrite(fd, bytes([byte[0] ^ 0x10]), 4096 + 100)
+    os.fsync(fd)
+    os.close(fd)
+    end = time.monotonic() + 30 * SLOW
+    while server.metric("distkv_corruptions_total") == 0:
+        assert time.monotonic() < end, server.log()
+        time.sleep(0.1)
+    assert os.path.basename(victim) in server.log()
+
+
+# ---- logs ----
+
+
+@pytest.mark.parametrize("form", ["human", "logfmt", "json", "journal"])
+def test_log_forms(make_server, form):
+    server = make_server(log_format=form)
+    server.stop()
+    lines = server.log().splitlines()
+    assert lines
+    ready = [line for line in lines if "ready" in line]
+    assert ready, lines
+    if form == "json":
+        for line in lines:
+            json.loads(line)
+    elif form == "logfmt":
+        assert all("level=" in line for line in lines), lines
+    elif form == "journal":
+        assert all(re.match(r"<[0-7]>", line) for line in lines), lines
+
+
+# ---- systemd ----
+
+
+def notify_socket(tmp_path):
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    path = str(tmp_path / "notify")
+    listener.bind(path)
+    os.chmod(path, stat.S_IRWXU)
+    listener.settimeout(10 * SLOW)
+    return listener, path
+
+
+def messages_until(listener, word, seconds=20):
+    seen = []
+    end = time.monotonic() + seconds * SLOW
+    while time.monotonic() < end:
+        seen += listener.recv(4096).decode().split("\n")
+        if word in seen:
+            return seen
+    raise AssertionError(seen)
+
+
+def test_systemd_is_told_ready_watchdog_and_stopping(make_server, tmp_path):
+    listener, path = notify_socket(tmp_path)
+    server = make_server(env={"NOTIFY_SOCKET": path, "WATCHDOG_USEC": "600000"})
+    seen = messages_until(listener, "READY=1")
+    assert any(message.startswith("STATUS=") for message in seen)
+    for _ in range(3):
+        messages_until(listener, "WATCHDOG=1")
+    server.process.terminate()
+    messages_until(listener, "STOPPING=1")
+    assert server.process.wait(timeout=10 * SLOW) == 0
+
+
+@pytest.mark.skipif(SANITIZED == "thread", reason="stops single threads")
+def test_the_watchdog_starves_when_a_shard_hangs(make_server, tmp_path):
+    """One shard thread is stopped (by a tracer); the others and the main thread go on."""
+    listener, path = notify_socket(tmp_path)
+    server = make_server(env={"NOTIFY_SOCKET": path, "WATCHDOG_USEC": "600000"})
+    messages_until(listener, "WATCHDOG=1")
+    threads = os.listdir(f"/proc/{server.process.pid}/task")
+    shard = None
+    for thread in threads:
+        with open(f"/proc/{server.process.pid}/task/{thread}/comm", encoding="ascii") as comm:
+            if "shard" in comm.read():
+                shard = int(thread)
+    assert shard is not None, "no thread is named after its shard"
+    import ctypes
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
+    PTRACE_ATTACH, PTRACE_DETACH = 16, 17
+    if libc.ptrace(PTRACE_ATTACH, shard, None, None) != 0:
+        pytest.skip("may not trace here")
+    os.waitpid(shard, 0x40000000)  # __WALL
+    try:
+        time.sleep(3.5)
+        listener.setblocking(False)
+        while True:
+            try:
+                listener.recv(4096)
+            except BlockingIOError:
+                break
+        listener.settimeout(1.5)
+        with pytest.raises(TimeoutError):
+            while True:
+                assert "WATCHDOG=1" not in listener.recv(4096).decode()
+        code, body = server.get("/livez")
+        assert code == 503 and "does not turn" in body
+    finally:
+        libc.ptrace(PTRACE_DETACH, shard, None, None)
+    listener.settimeout(10)
+    messages_until(listener, "WATCHDOG=1")
+    assert server.call("PING") == "PONG"
+
+
+def test_the_systemd_unit_is_sound(tmp_path):
+    analyze = "/usr/bin/systemd-analyze"
+    if not os.path.exists(analyze):
+        pytest.skip("needs systemd-analyze")
+    root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    with open(os.path.join(root, "deploy/systemd/distkv.service"), encoding="utf-8") as file:
+        text = file.read()
+    unit = tmp_path / "distkv.service"
+    unit.write_text(re.sub(r"ExecStart=\S+", f"ExecStart={SERVER}", text)
+                    .replace("Documentation=man:distkv-server(8)\n", ""))
+    done = subprocess.run([analyze, "verify", str(unit)], capture_output=True, text=True,
+                          check=False)
+    assert "distkv.service" not in done.stderr, done.stderr
+    done = subprocess.run([analyze, "security", "--offline=true", str(unit)], capture_output=True,
+                          text=True, check=False)
+    level = re.search(r"exposure level for \S+: ([0-9.]+)", done.stdout)
+    assert level and float(level.group(1)) < 2.5, done.stdout
+    # Pinning needs sched_setaffinity, which is in @resources.
+    assert "~@resources" not in [line.split("=")[-1].split() for line in text.splitlines()
+                                 if line.startswith("SystemCallFilter")]
+
+
+# ---- admin ----
+
+
+def test_metrics_pass_promtool(make_server):
+    server = make_server()
+    fill(server, 500)
+    server.call("GET", "k1")
+    code, text = server.get("/metrics")
+    assert code == 200
+    if subprocess.run(["which", "promtool"], capture_output=True, check=False).returncode != 0:
+        pytest.skip("needs promtool")
+    done = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True,
+                          text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert server.metric("distkv_commands_processed_total") >= 501
+    assert 'distkv_command_duration_seconds_bucket{shard="0",command="set"' in text
+    for what in ("log_writes_total", "compactions_total", "cache_hits_total", "memory_used_bytes",
+                 "requests_pending", "loop_stalls_total", "ring_enters_total", "errors_total"):
+        assert f"distkv_{what}{{" in text, what
+
+
+@pytest.mark.smoke
+def test_admin_answers_health_status_and_refuses_the_rest(make_server):
+    server = make_server()
+    assert server.get("/livez") == (200, "ok\n")
+    assert server.get("/readyz") == (200, "ok\n")
+    status = server.status()
+    assert status["ready"] is True and status["state"] == "ok"
+    assert status["port"] == server.port
+    assert len(status["shards"]) == status["shard_count"]
+    assert server.get("/nothing")[0] == 404
+    assert server.get("/metrics", method="POST")[0] == 405
+    assert server.get("/metrics", method="HEAD") == (200, "")
+
+
+def test_admin_survives_garbage_and_idle_connections(make_server):
+    server = make_server(admin_connections=8)
+    idle = [socket.create_connection(("127.0.0.1", server.admin_port)) for _ in range(20)]
+    idle[0].sendall(b"GET /metrics HTTP/1.1\r\nHost:")
+    with socket.create_connection(("127.0.0.1", server.admin_port)) as garbage:
+        try:
+            garbage.sendall(b"\x00\xff" * 50000)
+        except OSError:
+            pass
+    time.sleep(6)
+    for connection in idle:
+        connection.close()
+    assert server.get("/livez")[0] == 200
+    assert server.call("PING") == "PONG"
+
+
+def test_the_pid_file_is_written_and_removed(make_server, tmp_path):
+    file = tmp_path / "pid"
+    server = make_server(pid_file=file)
+    end = time.monotonic() + 5
+    while not file.exists() and time.monotonic() < end:
+        time.sleep(0.01)
+    assert int(file.read_text()) == server.process.pid
+    server.stop()
+    assert not file.exists()
+
+
+def test_tuning_reports_and_changes_nothing(tmp_path):
+    root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    done = subprocess.run([os.path.join(root, "tuning/distkv-tune"), "--disk", str(tmp_path)],
+                          capture_output=True, text=True, check=False)
+    assert done.returncode in (0, 5), done.stdout + done.stderr
+    for word in ("open files", "transparent huge pages", "frequency governor", "nr_requests",
+                 "synced 4 KiB write", "verdict"):
+        assert word in done.stdout, word
+    assert os.listdir(tmp_path) == []
+
+
+def test_tuning_sets_what_it_may_when_asked(tmp_path):
+    """Against a made-up tree of /proc and /sys."""
+    root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    tree = tmp_path / "root"
+    huge = tree / "sys/kernel/mm/transparent_hugepage"
+    huge.mkdir(parents=True)
+    (huge / "enabled").write_text("[always] madvise never\n")
+    core = tree / "proc/sys/net/core"
+    core.mkdir(parents=True)
+    (core / "somaxconn").write_text("128\n")
+    words = [os.path.join(root, "tuning/distkv-tune"), "--apply", str(tmp_path)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False,
+                          env=dict(os.environ, DISTKV_TEST_ROOT=str(tree)))
+    assert "always -> madvise" in done.stdout
+    assert (huge / "enabled").read_text() == "madvise\n"
+    assert (core / "somaxconn").read_text() == "1024\n"
+
+
