@@ -1,0 +1,665 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * ring_file.c -- files of the real backend.
+ *
+ * An operation waits in the queue of its class, takes a place, goes to the ring in pieces of at
+ * most LIMIT_IO_BYTES one after the other, and gives the place back:
+ *
+ *     queued -> in flight -> (piece done: queued again) -> (durable: sync) -> finished
+ *
+ * Places. A device gets at most LIMIT_IO_IN_FLIGHT requests from all shards, since the kernel puts
+ * the submitting thread to sleep above nr_requests. Half of the places belong to the shards in
+ * equal parts, at least one each, so a shard that waits for a place always has a completion of its
+ * own coming; the other half is common, one atomic counter.
+ *
+ * Shares. Start-time fair queueing over the classes: each dispatched piece advances its class's
+ * virtual time by its cost over the class's share, and the class that is furthest behind is next.
+ * A class that was idle starts at the present, so idleness is not saved up. Compaction and streams
+ * are also capped in number, because a disk that is full of large writes answers a small read late.
+ *
+ * Names of paths in ":memory:" are in the shard's memfs; their operations are finished at once and
+ * reported in the next turn.
+ */
+#include "io/ring_internal.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "base/log.h"
+
+#define FILL_PIECE_BYTES (256u << 10)
+/* What a request costs beside its bytes. */
+#define REQUEST_COST_BYTES (16u << 10)
+
+enum op_kind { OP_READ, OP_WRITE, OP_WRITE_SYNC };
+
+static const struct {
+    u32 share;
+    u32 in_flight_max;
+} classes[IO_CLASS_COUNT] = {
+    [IO_CLASS_LOG] = {1000, LIMIT_IO_IN_FLIGHT},
+    [IO_CLASS_READ] = {800, LIMIT_IO_IN_FLIGHT},
+    [IO_CLASS_COMPACTION] = {200, 32},
+    [IO_CLASS_STREAM] = {100, 16},
+};
+
+struct io_file {
+    struct list link; /* shard->files */
+    struct ring_shard *shard;
+    struct memfs_file *memory; /* not NULL: a file in memory, no fd */
+    int fd;
+    i32 slot;    /* in the registered table, or -1 */
+    bool direct; /* O_DIRECT */
+    bool dsync;  /* durable writes use RWF_DSYNC */
+    bool closing;
+    u32 in_flight; /* operations not finished */
+    struct fiber_queue idle_queue;
+    size_t size_bytes; /* of this block */
+    char path[];
+};
+
+static ALIGNED(IO_ALIGNMENT) const u8 fill_zeros[FILL_PIECE_BYTES];
+
+status
+ring_errno_status(int error)
+{
+    switch (error) {
+    case 0:
+        return ST_OK;
+    case ENOENT:
+        return ST_NOT_FOUND;
+    case EEXIST:
+    case ENOTEMPTY:
+        return ST_EXISTS;
+    case ENOSPC:
+    case EDQUOT:
+    case EFBIG:
+        return ST_NO_SPACE;
+    case ENOMEM:
+        return ST_NO_MEMORY;
+    case EINVAL:
+    case EISDIR:
+    case ENOTDIR:
+    case ELOOP:
+    case ENAMETOOLONG:
+    case EXDEV:
+        return ST_INVALID;
+    default:
+        return ST_IO_ERROR;
+    }
+}
+
+/* ---- places ---- */
+
+static u32
+places_own(const struct ring_shard *shard)
+{
+    return MAX(1u, LIMIT_IO_IN_FLIGHT / (2 * shard->core.count));
+}
+
+static bool
+place_take(struct ring_shard *shard)
+{
+    u32 own = places_own(shard);
+    if (shard->disk_in_flight - shard->disk_shared < own) {
+        shard->disk_in_flight++;
+        return true;
+    }
+    u32 common = LIMIT_IO_IN_FLIGHT - MIN(LIMIT_IO_IN_FLIGHT, own * shard->core.count);
+    _Atomic u32 *taken = &shard->host->disk_common;
+    if (atomic_fetch_add_explicit(taken, 1, memory_order_relaxed) >= common) {
+        atomic_fetch_sub_explicit(taken, 1, memory_order_relaxed);
+        return false;
+    }
+    shard->disk_in_flight++;
+    shard->disk_shared++;
+    return true;
+}
+
+static void
+place_give(struct ring_shard *shard)
+{
+    shard->disk_in_flight--;
+    if (shard->disk_shared == 0) return;
+    shard->disk_shared--;
+    atomic_fetch_sub_explicit(&shard->host->disk_common, 1, memory_order_relaxed);
+}
+
+/* ---- queueing ---- */
+
+static void
+op_enqueue(struct ring_shard *shard, struct io_op *op, bool first)
+{
+    struct ring_disk_class *class = &shard->disk[op->class];
+    if (list_empty(&class->queue) && class->virtual_time < shard->disk_virtual_time)
+        class->virtual_time = shard->disk_virtual_time;
+    if (first)
+        list_push_front(&class->queue, &op->link);
+    else
+        list_push_back(&class->queue, &op->link);
+    shard->disk_queued++;
+}
+
+static struct ring_disk_class *
+class_next(struct ring_shard *shard, u32 *index_out)
+{
+    struct ring_disk_class *best = NULL;
+    for (u32 i = 0; i < IO_CLASS_COUNT; i++) {
+        struct ring_disk_class *class = &shard->disk[i];
+        if (list_empty(&class->queue) || class->in_flight >= classes[i].in_flight_max) continue;
+        if (best != NULL && best->virtual_time <= class->virtual_time) continue;
+        best = class;
+        *index_out = i;
+    }
+    return best;
+}
+
+static u32
+op_piece(const struct io_op *op)
+{
+    return MIN(op->size - op->transferred, LIMIT_IO_BYTES);
+}
+
+u64
+ring_op_user_data(const struct io_op *op)
+{
+    return (u64)(uintptr_t)op | 1;
+}
+
+static void
+op_submit(struct ring_shard *shard, struct io_op *op)
+{
+    struct io_file *file = op->file;
+    struct io_uring_sqe *sqe = ring_sqe(shard);
+    u8 *data = (u8 *)op->buffer + op->transferred;
+    u64 offset = op->offset + op->transferred;
+    switch ((enum op_kind)op->kind) {
+    case OP_READ:
+        io_uring_prep_read(sqe, file->fd, data, op_piece(op), offset);
+        break;
+    case OP_WRITE:
+        io_uring_prep_write(sqe, file->fd, data, op_piece(op), offset);
+        if (op->durable && file->dsync) sqe->rw_flags = RWF_DSYNC;
+        break;
+    case OP_WRITE_SYNC:
+        io_uring_prep_fsync(sqe, file->fd, IORING_FSYNC_DATASYNC);
+        break;
+    }
+    ring_sqe_file(sqe, file->fd, file->slot);
+    io_uring_sqe_set_data64(sqe, ring_op_user_data(op));
+    shard->requests_active++;
+}
+
+void
+ring_file_dispatch(struct ring_shard *shard)
+{
+    while (shard->disk_queued > 0) {
+        u32 index = 0;
+        struct ring_disk_class *class = class_next(shard, &index);
+        if (class == NULL || !place_take(shard)) return;
+        struct io_op *op = list_entry(list_pop_front(&class->queue), struct io_op, link);
+        shard->disk_queued--;
+        class->in_flight++;
+        shard->disk_virtual_time = class->virtual_time;
+        class->virtual_time +=
+            (u64)(op_piece(op) + REQUEST_COST_BYTES) * 1000 / classes[index].share;
+        op_submit(shard, op);
+    }
+}
+
+/* ---- completion ---- */
+
+static void
+op_finish(struct io_op *op, status result)
+{
+    struct io_file *file = op->file;
+    struct io_stats *stats = &file->shard->core.stats;
+    bool read = op->kind == OP_READ;
+    if (ok(result)) {
+        if (read) {
+            stats->reads++;
+            stats->read_bytes += op->size;
+        } else {
+            stats->writes++;
+            stats->write_bytes += op->size;
+        }
+    } else if (!status_is(result, ST_END)) {
+        if (read)
+            stats->read_errors++;
+        else
+            stats->write_errors++;
+    }
+    op->result = result;
+    op->finished = true;
+    file->in_flight--;
+    if (file->in_flight == 0) fiber_queue_wake_all(&file->idle_queue);
+    if (op->done != NULL)
+        op->done(op); /* may free op */
+    else
+        fiber_queue_wake_all(&op->waiters);
+}
+
+static status
+op_error(const struct io_op *op, int error)
+{
+    static const char *const names[] = {"read", "write", "sync"};
+    log_error("io", "%s failed path=%s offset=%llu size=%u error=%s", names[op->kind],
+              op->file->path, (unsigned long long)op->offset, op->size, strerror(error));
+    status st = ring_errno_status(error);
+    /* We check alignment ourselves, so whatever else the kernel dislikes is the disk's fault. */
+    return status_is(st, ST_NO_SPACE) || status_is(st, ST_NO_MEMORY) ? st : ST_IO_ERROR;
+}
+
+/* Counts the bytes that moved; a direct transfer that stopped between blocks repeats the last. */
+static bool
+op_advance(struct io_op *op, u32 moved)
+{
+    u32 before = op->transferred;
+    op->transferred += moved;
+    if (op->transferred < op->size && op->file->direct)
+        op->transferred = (u32)align_down(op->transferred, IO_ALIGNMENT);
+    return op->transferred > before;
+}
+
+void
+ring_file_complete(struct ring_shard *shard, struct io_op *op, i32 result)
+{
+    place_give(shard);
+    shard->disk[op->class].in_flight--;
+    if (result == -EINTR || result == -EAGAIN) {
+        op_enqueue(shard, op, true);
+        return;
+    }
+    if (result < 0) {
+        op_finish(op, op_error(op, -result));
+        return;
+    }
+    if (op->kind == OP_WRITE_SYNC) {
+        shard->core.stats.syncs++;
+        op_finish(op, ST_OK);
+        return;
+    }
+    if (!op_advance(op, (u32)result)) {
+        if (op->kind == OP_READ)
+            op_finish(op, ST_END);
+        else
+            op_finish(op, op_error(op, result == 0 ? EIO : EINVAL));
+        return;
+    }
+    if (op->transferred == op->size) {
+        if (op->kind == OP_READ || !op->durable || op->file->dsync) {
+            if (op->kind == OP_WRITE && op->durable) shard->core.stats.syncs++;
+            op_finish(op, ST_OK);
+            return;
+        }
+        op->kind = OP_WRITE_SYNC;
+    }
+    op_enqueue(shard, op, true);
+}
+
+/* ---- files in memory ---- */
+
+static void
+memory_report(struct core_task *task)
+{
+    struct ring_shard *shard = CONTAINER_OF(task, struct ring_shard, memory_task);
+    shard->memory_task_posted = false;
+    struct list batch;
+    list_init(&batch);
+    list_splice_back(&batch, &shard->memory_done);
+    struct list *link;
+    while ((link = list_pop_front(&batch)) != NULL) {
+        struct io_op *op = list_entry(link, struct io_op, link);
+        op_finish(op, op->result);
+    }
+}
+
+static void
+memory_start(struct io_op *op)
+{
+    struct io_file *file = op->file;
+    struct ring_shard *shard = file->shard;
+    op->result = op->kind == OP_READ ? memfs_read(file->memory, op->buffer, op->size, op->offset)
+                                     : memfs_write(file->memory, op->buffer, op->size, op->offset);
+    list_push_back(&shard->memory_done, &op->link);
+    if (shard->memory_task_posted) return;
+    shard->memory_task_posted = true;
+    core_task_post(&shard->core, &shard->memory_task);
+}
+
+/* ---- starting ---- */
+
+static void
+op_start(struct io_file *file, struct io_op *op, enum op_kind kind, enum io_class class,
+         void *buffer, u32 size, u64 offset, bool durable)
+{
+    CHECK(&file->shard->core == io_current);
+    CHECK(!file->closing);
+    CHECK(size > 0);
+    CHECK(size % IO_ALIGNMENT == 0 && offset % IO_ALIGNMENT == 0);
+    CHECK((uintptr_t)buffer % IO_ALIGNMENT == 0);
+    CHECK(offset <= (u64)INT64_MAX - size);
+    op->file = file;
+    op->buffer = buffer;
+    op->offset = offset;
+    op->size = size;
+    op->transferred = 0;
+    op->kind = (u8)kind;
+    op->class = (u8) class;
+    op->durable = durable;
+    op->finished = false;
+    op->start_ns = file->shard->core.now_ns;
+    fiber_queue_init(&op->waiters);
+    file->in_flight++;
+    if (file->memory != NULL)
+        memory_start(op);
+    else
+        op_enqueue(file->shard, op, false);
+}
+
+void
+io_file_read_start(struct io_file *file, struct io_op *op, enum io_class class, void *buffer,
+                   u32 size, u64 offset)
+{
+    op_start(file, op, OP_READ, class, buffer, size, offset, false);
+}
+
+void
+io_file_write_start(struct io_file *file, struct io_op *op, enum io_class class, const void *buffer,
+                    u32 size, u64 offset, bool durable)
+{
+    /* Only read from: the field is shared with reads. */
+    op_start(file, op, OP_WRITE, class, (void *)(uintptr_t)buffer, size, offset, durable);
+}
+
+MAY_YIELD status
+io_op_wait(struct io_op *op)
+{
+    CHECK(op->done == NULL);
+    while (!op->finished)
+        (void)fiber_queue_wait(&op->waiters, FIBER_FOREVER);
+    return op->result;
+}
+
+MAY_YIELD status
+io_file_read(struct io_file *file, enum io_class class, void *buffer, u32 size, u64 offset)
+{
+    struct io_op op = {.done = NULL};
+    io_file_read_start(file, &op, class, buffer, size, offset);
+    return io_op_wait(&op);
+}
+
+MAY_YIELD status
+io_file_write(struct io_file *file, enum io_class class, const void *buffer, u32 size, u64 offset,
+              bool durable)
+{
+    struct io_op op = {.done = NULL};
+    io_file_write_start(file, &op, class, buffer, size, offset, durable);
+    return io_op_wait(&op);
+}
+
+/* ---- opening and closing ---- */
+
+static struct io_file *
+file_new(struct ring_shard *shard, const char *path)
+{
+    size_t size = sizeof(struct io_file) + strlen(path) + 1;
+    struct io_file *file = mem_alloc_zero(&shard->core.budget, size);
+    if (file == NULL) return NULL;
+    file->shard = shard;
+    file->fd = -1;
+    file->slot = -1;
+    file->size_bytes = size;
+    memcpy(file->path, path, strlen(path) + 1);
+    fiber_queue_init(&file->idle_queue);
+    list_push_back(&shard->files, &file->link);
+    return file;
+}
+
+static void
+file_free(struct io_file *file)
+{
+    list_del(&file->link);
+    mem_free(&file->shard->core.budget, file, file->size_bytes);
+}
+
+/* Returns the descriptor or a negative errno. */
+MAY_YIELD static i32
+open_wait(struct ring_shard *shard, const char *path, int flags)
+{
+    for (;;) {
+        struct ring_wait wait;
+        struct io_uring_sqe *sqe = ring_sqe(shard);
+        io_uring_prep_openat(sqe, AT_FDCWD, path, flags, 0640);
+        ring_wait_arm(shard, sqe, &wait);
+        i32 result = ring_wait_for(&wait);
+        if (result != -EINTR && result != -EAGAIN) return result;
+        fiber_yield();
+    }
+}
+
+MAY_YIELD static void
+close_wait(struct ring_shard *shard, int fd)
+{
+    struct ring_wait wait;
+    struct io_uring_sqe *sqe = ring_sqe(shard);
+    io_uring_prep_close(sqe, fd);
+    /* The last close of a removed file frees its blocks, which takes its time: not here. */
+    sqe->flags |= IOSQE_ASYNC;
+    ring_wait_arm(shard, sqe, &wait);
+    i32 result = ring_wait_for(&wait);
+    if (result < 0 && result != -EINTR)
+        log_warning("io", "close failed error=%s", strerror(-result));
+}
+
+MAY_YIELD static status
+file_open_disk(struct io_file *file, u32 flags)
+{
+    struct ring_shard *shard = file->shard;
+    int mode = O_CLOEXEC | O_NOCTTY; /* not O_NONBLOCK: the ring would answer EAGAIN */
+    mode |= flags & IO_OPEN_WRITE ? O_RDWR : O_RDONLY;
+    if (flags & IO_OPEN_CREATE) mode |= O_CREAT | O_EXCL;
+    file->direct = true;
+    i32 fd = open_wait(shard, file->path, mode | O_DIRECT);
+    if (fd == -EINVAL) {
+        static _Atomic bool warned;
+        file->direct = false;
+        /* The failed open may have made the name already. */
+        fd = open_wait(shard, file->path, mode & ~O_EXCL);
+        if (fd >= 0 && !atomic_exchange(&warned, true))
+            log_warning("io",
+                        "no direct I/O on this file system, going through the page cache "
+                        "path=%s",
+                        file->path);
+    }
+    if (fd < 0) {
+        status st = ring_errno_status(-fd);
+        if (status_is(st, ST_IO_ERROR) || status_is(st, ST_INVALID))
+            log_error("io", "open failed path=%s error=%s", file->path, strerror(-fd));
+        return st;
+    }
+    struct stat stat;
+    if (fstat(fd, &stat) != 0 || !S_ISREG(stat.st_mode)) {
+        close_wait(shard, fd);
+        return ST_INVALID;
+    }
+    file->fd = fd;
+    file->slot = ring_slot_take(shard, fd);
+    file->dsync = (flags & IO_OPEN_WRITE) && ring_device_dsync(shard->host, fd, file->path);
+    return ST_OK;
+}
+
+MAY_YIELD status
+io_file_open(const char *path, u32 flags, struct io_file **out)
+{
+    struct ring_shard *shard = ring_current();
+    struct io_file *file = file_new(shard, path);
+    if (file == NULL) return ST_NO_MEMORY;
+    status st = memfs_path(path) ? memfs_open(&shard->memfs, path, flags, &file->memory)
+                                 : file_open_disk(file, flags);
+    if (!ok(st)) {
+        file_free(file);
+        return st;
+    }
+    *out = file;
+    return ST_OK;
+}
+
+MAY_YIELD void
+io_file_close(struct io_file *file)
+{
+    if (file == NULL) return;
+    struct ring_shard *shard = file->shard;
+    CHECK(&shard->core == io_current);
+    CHECK(!file->closing);
+    file->closing = true;
+    while (file->in_flight > 0)
+        (void)fiber_queue_wait(&file->idle_queue, FIBER_FOREVER);
+    if (file->memory != NULL) {
+        memfs_close(file->memory);
+    } else {
+        ring_slot_give(shard, file->slot);
+        close_wait(shard, file->fd);
+    }
+    file_free(file);
+}
+
+/* ---- the whole file ---- */
+
+MAY_YIELD static status
+file_fsync(struct io_file *file, u32 flags)
+{
+    struct ring_shard *shard = file->shard;
+    struct ring_wait wait;
+    i32 result;
+    file->in_flight++;
+    do {
+        struct io_uring_sqe *sqe = ring_sqe(shard);
+        io_uring_prep_fsync(sqe, file->fd, flags);
+        ring_sqe_file(sqe, file->fd, file->slot);
+        ring_wait_arm(shard, sqe, &wait);
+        result = ring_wait_for(&wait);
+        /* EINTR: the sync did not take place. Any other error is final: the kernel tells it once.
+         */
+    } while (result == -EINTR);
+    if (--file->in_flight == 0) fiber_queue_wake_all(&file->idle_queue);
+    shard->core.stats.syncs++;
+    if (result >= 0) return ST_OK;
+    shard->core.stats.write_errors++;
+    log_error("io", "sync failed path=%s error=%s", file->path, strerror(-result));
+    status st = ring_errno_status(-result);
+    return status_is(st, ST_NO_SPACE) ? st : ST_IO_ERROR;
+}
+
+MAY_YIELD status
+io_file_sync(struct io_file *file)
+{
+    if (file->memory != NULL) return ST_OK;
+    return file_fsync(file, IORING_FSYNC_DATASYNC);
+}
+
+MAY_YIELD status
+io_file_size(struct io_file *file, u64 *size_out)
+{
+    if (file->memory != NULL) {
+        *size_out = memfs_size(file->memory);
+        return ST_OK;
+    }
+    struct stat stat;
+    if (fstat(file->fd, &stat) != 0) return ring_errno_status(errno);
+    *size_out = (u64)stat.st_size;
+    return ST_OK;
+}
+
+MAY_YIELD status
+io_file_truncate(struct io_file *file, u64 size)
+{
+    if (file->memory != NULL) return memfs_truncate(file->memory, size);
+    if (size > INT64_MAX) return ST_INVALID;
+    struct ring_shard *shard = file->shard;
+    struct ring_wait wait;
+    i32 result;
+    file->in_flight++;
+    do {
+        struct io_uring_sqe *sqe = ring_sqe(shard);
+        io_uring_prep_rw(URING_OP_FTRUNCATE, sqe, file->fd, NULL, 0, size);
+        ring_sqe_file(sqe, file->fd, file->slot);
+        ring_wait_arm(shard, sqe, &wait);
+        result = ring_wait_for(&wait);
+    } while (result == -EINTR || result == -EAGAIN);
+    /* An older kernel does not know it, and blocks us for a moment. */
+    if (result == -EINVAL) result = ftruncate(file->fd, (off_t)size) == 0 ? 0 : -errno;
+    if (--file->in_flight == 0) fiber_queue_wake_all(&file->idle_queue);
+    return ring_errno_status(-result);
+}
+
+MAY_YIELD status
+io_file_allocate(struct io_file *file, u64 size)
+{
+    if (file->memory != NULL) return memfs_allocate(file->memory, size);
+    if (size == 0 || size > INT64_MAX) return ST_INVALID;
+    struct ring_shard *shard = file->shard;
+    struct ring_wait wait;
+    i32 result;
+    file->in_flight++;
+    do {
+        struct io_uring_sqe *sqe = ring_sqe(shard);
+        io_uring_prep_fallocate(sqe, file->fd, 0, 0, (off_t)size);
+        ring_sqe_file(sqe, file->fd, file->slot);
+        ring_wait_arm(shard, sqe, &wait);
+        result = ring_wait_for(&wait);
+    } while (result == -EINTR || result == -EAGAIN);
+    if (--file->in_flight == 0) fiber_queue_wake_all(&file->idle_queue);
+    if (result == -EOPNOTSUPP) {
+        u64 now = 0;
+        status st = io_file_size(file, &now);
+        if (!ok(st)) return st;
+        return now >= size ? ST_OK : io_file_truncate(file, size);
+    }
+    return ring_errno_status(-result);
+}
+
+MAY_YIELD status
+io_file_fill(struct io_file *file, u64 size)
+{
+    if (file->memory != NULL) return memfs_fill(file->memory, size);
+    CHECK(size % IO_ALIGNMENT == 0);
+    status st = io_file_allocate(file, size);
+    for (u64 offset = 0; ok(st) && offset < size; offset += FILL_PIECE_BYTES) {
+        u32 piece = (u32)MIN(size - offset, FILL_PIECE_BYTES);
+        st = io_file_write(file, IO_CLASS_STREAM, fill_zeros, piece, offset, false);
+    }
+    if (!ok(st)) return st;
+    return file_fsync(file, 0); /* sizes and extents, too */
+}
+
+/* ---- the backend ---- */
+
+void
+ring_file_init(struct ring_shard *shard)
+{
+    memfs_init(&shard->memfs, &shard->core.budget, UINT64_MAX);
+    list_init(&shard->files);
+    list_init(&shard->memory_done);
+    shard->memory_task.run = memory_report;
+    for (u32 i = 0; i < IO_CLASS_COUNT; i++)
+        list_init(&shard->disk[i].queue);
+}
+
+void
+ring_file_deinit(struct ring_shard *shard)
+{
+    struct list *link;
+    while ((link = list_first(&shard->files)) != NULL) {
+        struct io_file *file = list_entry(link, struct io_file, link);
+        log_warning("io", "file left open at the end path=%s", file->path);
+        if (file->memory != NULL)
+            memfs_close(file->memory);
+        else
+            close(file->fd);
+        file_free(file);
+    }
+    memfs_deinit(&shard->memfs);
+}

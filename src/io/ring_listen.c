@@ -1,0 +1,282 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * ring_listen.c -- making connections: listeners with a multishot accept, and connects.
+ *
+ * Accepted sockets are ordinary descriptors that are then put into the registered table, not
+ * direct descriptors: their names can be asked for and they can be shut down. They are blocking on
+ * purpose, since a send that must wait would answer EAGAIN otherwise. TCP_NODELAY is set on the
+ * listener, from which Linux copies it to every socket that it accepts.
+ *
+ * When descriptors or memory run out, the listener pauses a little and goes on: the connections
+ * wait in the backlog.
+ */
+#include "io/ring_internal.h"
+
+#include <errno.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <stdio.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <arpa/inet.h>
+
+#include "base/log.h"
+
+#define LISTEN_BACKLOG  4096
+#define ACCEPT_PAUSE_NS (100 * NS_PER_MS)
+
+struct io_listener {
+    struct list link; /* shard->listeners */
+    struct ring_shard *shard;
+    const struct io_conn_events *events;
+    void *arg;
+    int fd;
+    u16 port;
+    bool closing;
+    bool orphan; /* the shard ends: freed by the last completion */
+    bool warned;
+    struct ring_req accept_req;
+    struct io_timer timer; /* of a pause */
+    struct fiber_queue closed_queue;
+};
+
+/* ---- addresses ---- */
+
+static status
+address_parse(const char *host, u16 port, struct sockaddr_storage *address, socklen_t *length)
+{
+    memset(address, 0, sizeof(*address));
+    struct sockaddr_in *in = (struct sockaddr_in *)address;
+    struct sockaddr_in6 *in6 = (struct sockaddr_in6 *)address;
+    if (inet_pton(AF_INET, host, &in->sin_addr) == 1) {
+        in->sin_family = AF_INET;
+        in->sin_port = htons(port);
+        *length = sizeof(*in);
+        return ST_OK;
+    }
+    if (inet_pton(AF_INET6, host, &in6->sin6_addr) == 1) {
+        in6->sin6_family = AF_INET6;
+        in6->sin6_port = htons(port);
+        *length = sizeof(*in6);
+        return ST_OK;
+    }
+    return ST_INVALID;
+}
+
+static bool
+option_on(int fd, int level, int name)
+{
+    int one = 1;
+    return setsockopt(fd, level, name, &one, sizeof(one)) == 0;
+}
+
+/* ---- listening ---- */
+
+static void
+listener_accept(struct io_listener *listener)
+{
+    struct io_uring_sqe *sqe = ring_sqe(listener->shard);
+    io_uring_prep_multishot_accept(sqe, listener->fd, NULL, NULL, SOCK_CLOEXEC);
+    ring_req_arm(listener->shard, sqe, &listener->accept_req);
+}
+
+static void
+listener_free(struct io_listener *listener)
+{
+    close(listener->fd);
+    list_del(&listener->link);
+    mem_free(&listener->shard->core.budget, listener, sizeof(*listener));
+}
+
+static void
+listener_pause(struct io_listener *listener, int error)
+{
+    listener->shard->core.stats.connections_refused++;
+    if (!listener->warned)
+        log_warning("io", "cannot accept, trying again every 100 ms port=%u error=%s",
+                    listener->port, strerror(error));
+    listener->warned = true;
+    io_timer_arm(&listener->timer, io_now_ns() + ACCEPT_PAUSE_NS);
+}
+
+static void
+listener_accepted(struct io_listener *listener, int fd)
+{
+    struct ring_shard *shard = listener->shard;
+    if (listener->closing) {
+        close(fd);
+        return;
+    }
+    listener->warned = false;
+    status st = ring_conn_open(shard, fd, listener->events, listener->arg, NULL);
+    if (ok(st))
+        shard->core.stats.connections_accepted++;
+    else
+        shard->core.stats.connections_refused++;
+}
+
+static void
+listener_complete(struct ring_req *req, i32 result, u32 flags)
+{
+    struct io_listener *listener = CONTAINER_OF(req, struct io_listener, accept_req);
+    if (result >= 0) listener_accepted(listener, result);
+    if (flags & IORING_CQE_F_MORE) return;
+    if (listener->closing) {
+        if (listener->orphan)
+            listener_free(listener);
+        else
+            fiber_queue_wake_all(&listener->closed_queue);
+        return;
+    }
+    if (result >= 0 || result == -ECONNABORTED || result == -EINTR)
+        listener_accept(listener);
+    else
+        listener_pause(listener, -result);
+}
+
+static void
+listener_resume(struct io_timer *timer)
+{
+    listener_accept(CONTAINER_OF(timer, struct io_listener, timer));
+}
+
+/* A bound and listening socket, or a negative errno. */
+static int
+listener_socket(const struct sockaddr_storage *address, socklen_t length)
+{
+    int fd = socket(address->ss_family, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (fd < 0) return -errno;
+    bool set = option_on(fd, SOL_SOCKET, SO_REUSEADDR) && option_on(fd, SOL_SOCKET, SO_REUSEPORT) &&
+               option_on(fd, IPPROTO_TCP, TCP_NODELAY);
+    /* "::" and "0.0.0.0" are two listeners. */
+    if (set && address->ss_family == AF_INET6) set = option_on(fd, IPPROTO_IPV6, IPV6_V6ONLY);
+    if (set && bind(fd, (const struct sockaddr *)address, length) == 0 &&
+        listen(fd, LISTEN_BACKLOG) == 0)
+        return fd;
+    int error = errno;
+    close(fd);
+    return -error;
+}
+
+static u16
+socket_port(int fd)
+{
+    struct sockaddr_storage address = {0};
+    socklen_t length = sizeof(address);
+    if (getsockname(fd, (struct sockaddr *)&address, &length) != 0) return 0;
+    return ntohs(address.ss_family == AF_INET6 ? ((struct sockaddr_in6 *)&address)->sin6_port
+                                               : ((struct sockaddr_in *)&address)->sin_port);
+}
+
+status
+io_listen(const char *host, u16 port, const struct io_conn_events *events, void *arg,
+          struct io_listener **out)
+{
+    struct ring_shard *shard = ring_current();
+    struct sockaddr_storage address;
+    socklen_t length;
+    status st = address_parse(host, port, &address, &length);
+    if (!ok(st)) return st;
+    int fd = listener_socket(&address, length);
+    if (fd < 0) {
+        log_error("io", "cannot listen host=%s port=%u error=%s", host, port, strerror(-fd));
+        return fd == -EADDRINUSE ? ST_EXISTS : fd == -EADDRNOTAVAIL ? ST_INVALID : ST_IO_ERROR;
+    }
+    struct io_listener *listener = mem_alloc_zero(&shard->core.budget, sizeof(*listener));
+    if (listener == NULL) {
+        close(fd);
+        return ST_NO_MEMORY;
+    }
+    listener->shard = shard;
+    listener->events = events;
+    listener->arg = arg;
+    listener->fd = fd;
+    listener->port = socket_port(fd);
+    listener->accept_req.complete = listener_complete;
+    io_timer_init(&listener->timer, listener_resume);
+    fiber_queue_init(&listener->closed_queue);
+    list_push_back(&shard->listeners, &listener->link);
+    listener_accept(listener);
+    *out = listener;
+    return ST_OK;
+}
+
+u16
+io_listener_port(const struct io_listener *listener)
+{
+    return listener->port;
+}
+
+static void
+listener_end(struct io_listener *listener)
+{
+    listener->closing = true;
+    io_timer_cancel(&listener->timer);
+    ring_req_cancel(listener->shard, &listener->accept_req);
+}
+
+MAY_YIELD void
+io_listener_close(struct io_listener *listener)
+{
+    CHECK(!listener->closing);
+    listener_end(listener);
+    while (listener->accept_req.active)
+        (void)fiber_queue_wait(&listener->closed_queue, FIBER_FOREVER);
+    listener_free(listener);
+}
+
+void
+ring_listeners_shut(struct ring_shard *shard)
+{
+    list_for_each_safe (link, &shard->listeners) {
+        struct io_listener *listener = list_entry(link, struct io_listener, link);
+        listener->orphan = true;
+        listener_end(listener);
+        if (!listener->accept_req.active) listener_free(listener);
+    }
+}
+
+/* ---- connecting ---- */
+
+struct connect_wait {
+    struct ring_wait wait;
+    struct ring_shard *shard;
+    struct io_timer timer;
+};
+
+static void
+connect_expire(struct io_timer *timer)
+{
+    struct connect_wait *connect_wait = CONTAINER_OF(timer, struct connect_wait, timer);
+    ring_req_cancel(connect_wait->shard, &connect_wait->wait.req);
+}
+
+MAY_YIELD status
+io_connect(const char *host, u16 port, const struct io_conn_events *events, void *arg,
+           u64 deadline_ns, struct io_conn **out)
+{
+    struct ring_shard *shard = ring_current();
+    struct sockaddr_storage address;
+    socklen_t length;
+    status st = address_parse(host, port, &address, &length);
+    if (!ok(st)) return st;
+    int fd = socket(address.ss_family, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (fd < 0) return errno == ENOMEM || errno == ENOBUFS ? ST_NO_MEMORY : ST_IO_ERROR;
+    (void)option_on(fd, IPPROTO_TCP, TCP_NODELAY); /* slower without, not wrong */
+
+    struct connect_wait connect_wait = {.shard = shard};
+    struct io_uring_sqe *sqe = ring_sqe(shard);
+    io_uring_prep_connect(sqe, fd, (const struct sockaddr *)&address, length);
+    ring_wait_arm(shard, sqe, &connect_wait.wait);
+    io_timer_init(&connect_wait.timer, connect_expire);
+    if (deadline_ns != FIBER_FOREVER) io_timer_arm(&connect_wait.timer, deadline_ns);
+    i32 result = ring_wait_for(&connect_wait.wait);
+    io_timer_cancel(&connect_wait.timer);
+    if (result < 0) {
+        close(fd);
+        if (result == -ECANCELED || result == -ETIMEDOUT) return ST_TIMED_OUT;
+        return result == -ECONNREFUSED || result == -ECONNRESET ? ST_CLOSED : ST_IO_ERROR;
+    }
+    return ring_conn_open(shard, fd, events, arg, out);
+}
