@@ -12,6 +12,7 @@
 #include "server/host_admin.h"
 
 #include "base/log.h"
+#include "io/ring_log.h"
 #include "server/host_metrics.h"
 #include "server/host_notify.h"
 
@@ -86,6 +87,7 @@ figures_fill(struct host_admin *admin, struct host_figures *out)
         .shard_count = admin->shard_count,
         .shards = admin->shards,
         .shard_known = admin->known,
+        .log_dropped = ring_log_dropped(),
         .node_id = "",
         .run_id = "",
     };

@@ -60,7 +60,8 @@ struct host {
     struct host_notify notify;
     int signal_fd;
     u64 started_ns;
-    u64 stop_asked_ns; /* 0: not yet */
+    u64 stop_asked_ns;     /* 0: not yet */
+    u64 config_generation; /* whose values are in force here */
     bool announced;
 };
 
@@ -380,6 +381,16 @@ check_stop_time(struct host *host, u64 now_ns)
     _exit(EXIT_UNHEALTHY);
 }
 
+/* What CONFIG SET changes and the host, not a shard, must act on. */
+static void
+apply_config(struct host *host)
+{
+    u64 generation = config_generation(&host->config);
+    if (generation == host->config_generation) return;
+    host->config_generation = generation;
+    ring_log_level_set((enum log_level)host->config.log_level);
+}
+
 /* Until all shards have ended. */
 static void
 supervise(struct host *host)
@@ -409,6 +420,7 @@ supervise(struct host *host)
             status_next_ns = now + STATUS_EVERY_NS;
             log_error("host", "a shard does not turn shard=%u", stuck);
         }
+        apply_config(host);
         check_stop_time(host, now);
     }
 }
