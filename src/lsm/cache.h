@@ -11,6 +11,10 @@
 
 #include "base/mem.h"
 #include "lsm/entry.h"
+#include "lsm/s3fifo.h"
+
+/* Values above this never get into the row cache: one of them costs a thousand small rows. */
+#define ROW_CACHE_VALUE_BYTES_MAX 16384u
 
 /* ---- rows: the newest version of a key, also "it is deleted" and "there is none" ---- */
 
@@ -42,10 +46,9 @@ struct block {
     u8 *data;
     void *owner; /* the cache, or NULL for a block that is not cached */
     struct budget *budget;
-    struct list link;      /* private: queue */
-    struct list hash_link; /* private: bucket */
-    u8 frequency;
-    u8 queue;
+    /* private */
+    struct s3fifo_node node;
+    struct list file_link; /* with other blocks of the same file */
 };
 
 MUST_CHECK struct block_cache *block_cache_new(struct budget *budget, u64 limit_bytes);
@@ -65,6 +68,9 @@ void block_cache_limit_set(struct block_cache *cache, u64 limit_bytes);
 struct cache_stats {
     u64 bytes, entries, hits, misses, evictions;
 };
+/* Walk everything; true when every invariant holds. */
+bool row_cache_check(const struct row_cache *cache);
+bool block_cache_check(const struct block_cache *cache);
 void row_cache_stats(const struct row_cache *cache, struct cache_stats *out);
 void block_cache_stats(const struct block_cache *cache, struct cache_stats *out);
 
