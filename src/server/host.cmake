@@ -14,9 +14,12 @@ add_library(distkv_host STATIC host_admin.c host_metrics.c host_notify.c)
 target_link_libraries(distkv_host PUBLIC distkv_server
   PRIVATE PkgConfig::MICROHTTPD PkgConfig::JANSSON PkgConfig::SYSTEMD)
 
+# A list, because a test links the same program without its syncs.
+set(DISTKV_SERVER_LIBRARIES distkv_host distkv_host_config distkv_server distkv_proto distkv_lsm
+  distkv_io_ring distkv_io distkv_mem distkv_fault_none distkv_base Threads::Threads)
+set(DISTKV_SERVER_LIBRARIES ${DISTKV_SERVER_LIBRARIES} CACHE INTERNAL "what distkv-server links")
 add_executable(distkv-server host_main.c)
-target_link_libraries(distkv-server PRIVATE distkv_host distkv_host_config distkv_server distkv_lsm
-  distkv_io_ring distkv_mem distkv_fault_none Threads::Threads)
+target_link_libraries(distkv-server PRIVATE ${DISTKV_SERVER_LIBRARIES})
 install(TARGETS distkv-server RUNTIME DESTINATION ${CMAKE_INSTALL_SBINDIR})
 
 add_custom_command(OUTPUT ${CMAKE_BINARY_DIR}/distkv-server.8

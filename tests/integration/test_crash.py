@@ -1,0 +1,243 @@
+# SPDX-License-Identifier: MIT
+"""kill -9, power cuts and disk errors: nothing acknowledged is lost, nothing wrong is served."""
+
+import os
+import random
+import time
+
+import pytest
+
+import rig
+from conftest import BUILD, Server
+from load import Load
+
+UNSYNCED = os.path.join(BUILD, "bin", "distkv-server-unsynced")
+
+
+def need_rig():
+    reason = rig.missing()
+    if reason:
+        pytest.skip(f"power-cut rig: {reason}")
+
+
+@pytest.mark.smoke
+def test_kill_9_under_load_loses_nothing_acknowledged(make_server):
+    server = make_server(memory="128MiB")
+    chance = random.Random(7)
+    for round_number in range(5):
+        load = Load(server, seed=round_number)
+        load.start()
+        time.sleep(0.3 + chance.random())
+        server.kill()
+        load.join()
+        assert load.count() > 0
+        server.start()
+        problems = load.check(server)
+        assert not problems, problems[:5]
+        server.call("FLUSHALL")
+
+
+def test_kill_9_under_periodic_durability_keeps_what_the_kernel_has(make_server):
+    server = make_server(durability="periodic", sync_interval="50ms")
+    load = Load(server)
+    load.start()
+    time.sleep(1)
+    server.kill()
+    load.join()
+    server.start()
+    problems = load.check(server)
+    assert not problems, problems[:5]
+
+
+def cut_rounds(tmp_path, rounds, seed, binary=None, filesystem="ext4"):
+    """Power cuts at random moments; returns (acknowledged writes, problems)."""
+    chance = random.Random(seed)
+    count = 0
+    problems = []
+    (tmp_path / "disk").mkdir()
+    with rig.Disk(tmp_path / "disk", size_mib=1024, filesystem=filesystem) as disk:
+        server = Server(os.path.join(disk.mount_point, "data"), tmp_path, wait=False,
+                        binary=binary, memory="64MiB", cores="0", scrub_rate="0")
+        try:
+            for round_number in range(rounds):
+                server.wait_ready()
+                load = Load(server, seed=seed * 1000 + round_number, keys=5000)
+                load.start()
+                # Long enough, at times, for flushes and compactions.
+                time.sleep(0.2 + chance.random() * (3 if round_number % 3 == 2 else 0.8))
+                disk.power_cut()
+                server.kill()
+                load.join()
+                count += load.count()
+                disk.power_cycle()
+                server.start(wait=False)
+                try:
+                    server.wait_ready()
+                    problems += load.check(server)
+                except RuntimeError as error:
+                    problems.append(str(error))
+                    break
+                if problems:
+                    break
+                server.call("FLUSHALL")
+        finally:
+            server.kill()
+    return count, problems
+
+
+@pytest.mark.rig
+@pytest.mark.parametrize("filesystem", ["ext4", "xfs"])
+def test_power_cuts_lose_nothing_acknowledged(tmp_path, filesystem):
+    need_rig()
+    rounds = 2 if filesystem == "xfs" else 3
+    count, problems = cut_rounds(tmp_path, rounds, 1, filesystem=filesystem)
+    assert not problems, problems[:5]
+    assert count > 100
+
+
+@pytest.mark.rig
+def test_the_power_cut_rig_catches_a_build_that_does_not_sync(tmp_path):
+    """The rig is worth something only if it fails a server that leaves the sync out."""
+    need_rig()
+    if not os.path.exists(UNSYNCED):
+        pytest.fail(f"{UNSYNCED} was not built")
+    for seed in range(5):
+        place = tmp_path / str(seed)
+        place.mkdir()
+        count, problems = cut_rounds(place, 1, 100 + seed, binary=UNSYNCED)
+        if count > 0 and problems:
+            return
+    pytest.fail("an unsynced build lost nothing in 5 power cuts")
+
+
+@pytest.mark.soak
+@pytest.mark.rig
+def test_fifty_power_cuts_lose_nothing_acknowledged(tmp_path):
+    need_rig()
+    for part in range(5):
+        place = tmp_path / str(part)
+        place.mkdir()
+        count, problems = cut_rounds(place, 10, 1000 + part,
+                                     filesystem="xfs" if part % 2 else "ext4")
+        assert not problems, problems[:5]
+        assert count > 1000
+
+
+# ---- errors of the disk ----
+
+
+def disk_server(disk, tmp_path, **options):
+    return Server(os.path.join(disk.mount_point, "data"), tmp_path, memory="64MiB", cores="0",
+                  scrub_rate="0", **options)
+
+
+def wait_for_error(server, seconds=10.0):
+    """Writes until the server answers an error; returns its text."""
+    end = time.monotonic() + seconds
+    with server.connect() as connection:
+        number = 0
+        while time.monotonic() < end:
+            number += 1
+            connection.send("SET", f"try{number}", "x" * 1000)
+            reply = connection.read()
+            if isinstance(reply, Exception):
+                return str(reply)
+    return ""
+
+
+@pytest.mark.rig
+@pytest.mark.parametrize("kind", ["sync", "write"])
+def test_a_failed_log_write_or_sync_stops_writes_for_good(tmp_path, kind):
+    need_rig()
+    (tmp_path / "disk").mkdir()
+    with rig.Disk(tmp_path / "disk", volatile=kind == "sync", errors=True) as disk:
+        server = disk_server(disk, tmp_path)
+        try:
+            for i in range(200):
+                server.call("SET", f"good{i}", "v" * 100)
+            disk.fail("write")
+            text = wait_for_error(server)
+            assert text, "writes went on after the disk failed"
+            disk.heal("write")
+            # Never retried: what the kernel dropped would pass for durable.
+            with pytest.raises(Exception, match="MISCONF|READONLY|ERR"):
+                server.call("SET", "later", "v")
+            # Reads go on.
+            assert server.call("GET", "good7") == b"v" * 100
+            assert server.metric("distkv_store_failed") == 2
+            assert server.status()["state"] == "failed"
+            server.kill()
+            # The file system has given up, too: it is mounted anew, as an operator would.
+            disk.power_cycle()
+            server.start()
+            for i in range(200):
+                assert server.call("GET", f"good{i}") == b"v" * 100
+            assert server.call("SET", "again", "v") == "OK"
+        finally:
+            server.kill()
+
+
+@pytest.mark.rig
+def test_a_failed_read_is_an_error_and_not_an_absent_key(tmp_path):
+    need_rig()
+    (tmp_path / "disk").mkdir()
+    with rig.Disk(tmp_path / "disk", volatile=False, errors=True) as disk:
+        server = disk_server(disk, tmp_path)
+        try:
+            with server.connect() as connection:
+                for i in range(20000):
+                    connection.send("SET", f"k{i}", "v" * 1000)
+                for _ in range(20000):
+                    assert connection.read() == "OK"
+            server.restart()
+            disk.fail("read")
+            failures = 0
+            with server.connect() as connection:
+                for i in range(0, 20000, 50):
+                    connection.send("GET", f"k{i}")
+                    reply = connection.read()
+                    assert reply is not None, f"k{i}: an error of the disk passed for absence"
+                    failures += isinstance(reply, Exception)
+            assert failures > 0
+            disk.heal("read")
+            for i in range(0, 20000, 500):
+                assert server.call("GET", f"k{i}") == b"v" * 1000
+            assert server.call("SET", "after", "v") == "OK"
+        finally:
+            server.kill()
+
+
+# ---- a full disk ----
+
+
+@pytest.mark.rig
+def test_a_full_disk_stops_writes_and_they_resume_when_space_returns(tmp_path):
+    need_rig()
+    (tmp_path / "disk").mkdir()
+    with rig.Disk(tmp_path / "disk", size_mib=256, volatile=False) as disk:
+        server = disk_server(disk, tmp_path, disk_reserve="32MiB")
+        ballast = os.path.join(disk.mount_point, "ballast")
+        try:
+            server.call("SET", "before", "v")
+            fd = os.open(ballast, os.O_CREAT | os.O_WRONLY)
+            free = os.statvfs(disk.mount_point)
+            os.posix_fallocate(fd, 0, max(4096, free.f_bavail * free.f_frsize - (16 << 20)))
+            os.close(fd)
+            text = wait_for_error(server, 30)
+            assert text, "writes went on on a full disk"
+            assert "space" in text.lower() or "disk" in text.lower(), text
+            assert server.call("GET", "before") == b"v"
+            assert server.status()["state"] == "no space"
+            os.unlink(ballast)
+            end = time.monotonic() + 20
+            while True:
+                try:
+                    server.call("SET", "after", "v")
+                    break
+                except Exception:
+                    assert time.monotonic() < end, "writes did not resume"
+                    time.sleep(0.1)
+            assert server.call("GET", "after") == b"v"
+            assert server.stop() == 0, server.log()
+        finally:
+            server.kill()

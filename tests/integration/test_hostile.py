@@ -1,0 +1,397 @@
+# SPDX-License-Identifier: MIT
+"""Clients that misbehave: each has a defined answer and costs nobody else anything."""
+
+import os
+import resource
+import socket
+import subprocess
+import time
+
+import pytest
+
+from conftest import SANITIZED, SLOW, Resp
+
+
+def polite(server):
+    """Somebody else is served while the others misbehave."""
+    with server.connect(timeout=5) as connection:
+        assert connection.call("PING") == "PONG"
+        assert connection.call("SET", "polite", "x") == "OK"
+        assert connection.call("GET", "polite") == b"x"
+
+
+def raw(server, data, seconds=5):
+    """Sends bytes; returns everything that comes back until the server closes or is silent."""
+    with socket.create_connection(("127.0.0.1", server.port), timeout=seconds * SLOW) as sock:
+        got = b""
+        try:
+            sock.sendall(data)
+            sock.settimeout(1.0 * SLOW)
+            while True:
+                part = sock.recv(1 << 16)
+                if not part:
+                    return got, True
+                got += part
+        except TimeoutError:
+            return got, False
+        except OSError:
+            return got, True
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize(
+    "data, prefix, closed",
+    [
+        (b"*1\r\n$4\r\nPING\r\n", b"+PONG\r\n", False),
+        (b"PING\r\n", b"+PONG\r\n", False),
+        (b"*-1\r\n", b"", False),
+        (b"*0\r\n", b"", False),
+        (b"*99999999999999999999\r\n", b"-ERR Protocol error", True),
+        (b"*2147483648\r\n", b"-ERR Protocol error: invalid multibulk length", True),
+        (b"*1\r\n$-5\r\n", b"-ERR Protocol error: invalid bulk length", True),
+        (b"*1\r\n$18446744073709551615\r\n", b"-ERR Protocol error: invalid bulk length", True),
+        (b"*1\r\n:1\r\n", b"-ERR Protocol error: expected '$', got ':'", True),
+        (b"*x\r\n", b"-ERR Protocol error", True),
+        (b"'unbalanced\r\n", b"-ERR Protocol error: unbalanced quotes in request", True),
+        (b"A" * 70000, b"-ERR Protocol error: too big inline request", True),
+        (b"POST / HTTP/1.1\r\nHost: x\r\n\r\n", b"", True),
+        (b"*1\r\n$6\r\nNOSUCH\r\n", b"-ERR unknown command 'NOSUCH'", False),
+        (b"*1\r\n$3\r\nGET\r\n", b"-ERR wrong number of arguments for 'get' command", False),
+    ],
+)
+def test_malformed_requests_get_their_answer(server, data, prefix, closed):
+    got, was_closed = raw(server, data)
+    assert got.startswith(prefix), got[:200]
+    assert was_closed == closed
+    polite(server)
+
+
+def test_random_garbage_harms_nobody(server):
+    import random
+
+    chance = random.Random(11)
+    for _ in range(200):
+        data = chance.randbytes(chance.choice([1, 7, 64, 500, 5000]))
+        try:
+            with socket.create_connection(("127.0.0.1", server.port), timeout=5 * SLOW) as sock:
+                sock.sendall(data)
+        except OSError:
+            pass
+    polite(server)
+
+
+def test_a_key_or_value_over_its_limit_is_refused_exactly(server):
+    with server.connect() as connection:
+        assert connection.call("SET", b"k" * 1024, "v") == "OK"
+        connection.send("SET", b"k" * 1025, "v")
+        assert "1024" in str(connection.read())
+        assert connection.call("SET", "big", b"v" * (1 << 20)) == "OK"
+        assert connection.call("STRLEN", "big") == 1 << 20
+        assert connection.call("SET", "empty", "") == "OK"
+        assert connection.call("GET", "empty") == b""
+        connection.send("SET", "", "v")
+        assert isinstance(connection.read(), Exception)
+    with server.connect() as connection:
+        connection.send_raw(b"*3\r\n$3\r\nSET\r\n$1\r\nk\r\n$1048577\r\n")
+        reply = connection.read()
+        assert isinstance(reply, Exception), reply
+    polite(server)
+
+
+@pytest.mark.smoke
+def test_binary_keys_and_values_are_kept_exactly(server):
+    with server.connect() as connection:
+        every = bytes(range(256))
+        assert connection.call("SET", every, every * 3) == "OK"
+        assert connection.call("GET", every) == every * 3
+        assert connection.call("SET", b"\r\n$5\r\n", b"*1\r\n") == "OK"
+        assert connection.call("GET", b"\r\n$5\r\n") == b"*1\r\n"
+
+
+def test_half_a_request_then_silence_holds_up_nobody(server):
+    silent = []
+    for part in (b"*3\r\n$3\r\nSET\r\n$1\r\nk\r\n$100000\r\nabc", b"*1", b"GE", b"*2\r\n$3\r\nGET\r\n$5\r\nab"):
+        sock = socket.create_connection(("127.0.0.1", server.port))
+        sock.sendall(part)
+        silent.append(sock)
+    time.sleep(0.5)
+    polite(server)
+    for sock in silent:
+        sock.close()
+    polite(server)
+
+
+def test_idle_connections_are_closed_after_the_timeout(make_server):
+    server = make_server(timeout=1)
+    connection = server.connect()
+    assert connection.call("PING") == "PONG"
+    begun = time.monotonic()
+    assert connection.closed_by_server(10)
+    assert time.monotonic() - begun < 8 * SLOW
+
+
+def test_a_promise_of_much_takes_no_memory_before_it_comes(server):
+    before = server.memory_peak()
+    connections = []
+    for _ in range(200):
+        sock = socket.create_connection(("127.0.0.1", server.port))
+        sock.sendall(b"*3\r\n$3\r\nSET\r\n$1\r\nk\r\n$1000000\r\nx")
+        connections.append(sock)
+    time.sleep(0.5)
+    polite(server)
+    grown = server.memory_peak() - before
+    for sock in connections:
+        sock.close()
+    assert grown < 128 << 20, f"{grown >> 20} MiB for 200 promises of 1 MB"
+
+
+def test_a_client_that_never_reads_is_cut_off_and_nobody_else_waits(make_server):
+    server = make_server(client_output_limit="1MiB")
+    with server.connect() as connection:
+        connection.call("SET", "big", b"v" * 100000)
+    greedy = socket.create_connection(("127.0.0.1", server.port))
+    greedy.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    greedy.settimeout(1.0)
+    request = Resp.encode("GET", "big") * 100
+    sent = 0
+    end = time.monotonic() + 15 * SLOW
+    closed = False
+    while time.monotonic() < end and not closed:
+        try:
+            sent += greedy.send(request)
+        except TimeoutError:
+            break  # it is not read from any more: back-pressure
+        except OSError:
+            closed = True
+        polite(server)
+    peak = server.memory_peak()
+    assert peak < 256 * 1.1 * (1 << 20) * (4 if SANITIZED else 1), f"{peak >> 20} MiB"
+    assert sent < 100 << 20, "requests were read without end"
+    polite(server)
+    greedy.close()
+
+
+def test_a_slow_reader_gets_everything_in_the_end(server):
+    with server.connect() as connection:
+        connection.call("SET", "big", b"v" * 50000)
+    slow = socket.create_connection(("127.0.0.1", server.port), timeout=60 * SLOW)
+    slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
+    count = 200
+    slow.sendall(Resp.encode("GET", "big") * count)
+    time.sleep(1)
+    polite(server)
+    expected = count * (len(b"$50000\r\n") + 50000 + 2)
+    got = 0
+    while got < expected:
+        part = slow.recv(65536)
+        assert part, f"closed after {got} of {expected} bytes"
+        got += len(part)
+    assert got == expected
+    slow.close()
+
+
+def test_a_million_tiny_pipelined_requests(server):
+    count = 1_000_000 // (20 if SANITIZED else 1)
+    request = b"*2\r\n$4\r\nINCR\r\n$1\r\nn\r\n"
+    sock = socket.create_connection(("127.0.0.1", server.port), timeout=120)
+    import threading
+
+    def send():
+        for _ in range(count // 1000):
+            sock.sendall(request * 1000)
+
+    sender = threading.Thread(target=send, daemon=True)
+    sender.start()
+    lines = 0
+    tail = b""
+    while lines < count:
+        part = sock.recv(1 << 18)
+        assert part
+        lines += part.count(b"\n")
+        tail = (tail + part)[-64:]
+    sender.join()
+    sock.close()
+    assert tail.endswith(b":%d\r\n" % count)
+    polite(server)
+
+
+def test_ten_thousand_idle_connections(make_server):
+    wanted = 10000 if not SANITIZED else 1000
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(hard, wanted + 2000), max(hard, wanted + 2000)))
+    except (ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    count = min(wanted, limit - 500)
+    if count < wanted:
+        print(f"the limit of descriptors allows only {count} connections")
+    server = make_server(maxclients=count + 100)
+    connections = []
+    try:
+        for i in range(count):
+            # Each source address has its own ports.
+            sock = socket.socket()
+            sock.bind((f"127.0.{1 + i // 20000}.1", 0))
+            sock.settimeout(20)
+            sock.connect(("127.0.0.1", server.port))
+            connections.append(sock)
+        polite(server)
+        assert server.metric("distkv_connections") >= count
+        for sock in connections[:: max(1, count // 50)]:
+            sock.sendall(b"PING\r\n")
+            assert sock.recv(7) == b"+PONG\r\n"
+        peak = server.memory_peak()
+        assert peak < 256 * 1.1 * (1 << 20) * (4 if SANITIZED else 1), f"{peak >> 20} MiB"
+    finally:
+        for sock in connections:
+            sock.close()
+    end = time.monotonic() + 10 * SLOW
+    while server.metric("distkv_connections") > 100:
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    polite(server)
+
+
+def test_connections_above_maxclients_are_refused_with_an_error(make_server):
+    server = make_server(maxclients=10)
+    connections = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(10)]
+    for sock in connections:
+        sock.sendall(b"PING\r\n")
+        assert sock.recv(7) == b"+PONG\r\n"
+    extra = socket.create_connection(("127.0.0.1", server.port), timeout=5 * SLOW)
+    assert extra.recv(100).startswith(b"-ERR max number of clients reached")
+    assert extra.recv(100) == b""
+    for sock in connections:
+        sock.close()
+    end = time.monotonic() + 5 * SLOW
+    while True:
+        try:
+            polite(server)
+            break
+        except Exception:
+            assert time.monotonic() < end
+            time.sleep(0.05)
+
+
+def test_a_storm_of_connections_harms_nobody(server):
+    for _ in range(3000 // SLOW):
+        socket.create_connection(("127.0.0.1", server.port)).close()
+    polite(server)
+
+
+def test_commands_before_the_password_are_refused(make_server):
+    server = make_server(requirepass="s3cret")
+    with server.connect() as connection:
+        for words in (("GET", "a"), ("SET", "a", "b"), ("CONFIG", "GET", "*"), ("INFO",)):
+            connection.send(*words)
+            assert str(connection.read()).startswith("NOAUTH"), words
+        connection.send("AUTH", "wrong")
+        assert str(connection.read()).startswith("WRONGPASS")
+        assert connection.call("AUTH", "s3cret") == "OK"
+        assert connection.call("SET", "a", "b") == "OK"
+    assert "s3cret" not in server.log()
+
+
+# ---- memory ----
+
+
+def load_values(server, total_bytes, size=1000):
+    """Distinct keys, pipelined; waits out refusals. Returns how many."""
+    count = total_bytes // size
+    value = os.urandom(size)
+    with server.connect(timeout=60) as connection:
+        for start in range(0, count, 200):
+            todo = list(range(start, min(start + 200, count)))
+            while todo:
+                connection.send_raw(b"".join(Resp.encode("SET", b"key%d" % i, value) for i in todo))
+                again = [i for i in todo if connection.read() != "OK"]
+                if again:
+                    time.sleep(0.05)
+                todo = again
+    return count
+
+
+def bound_of(server, mib):
+    peak = server.memory_peak()
+    assert peak <= mib * (1 << 20) * 1.1, f"VmHWM is {peak >> 20} MiB of {mib} MiB"
+
+
+@pytest.mark.skipif(bool(SANITIZED), reason="sanitizers have memory of their own")
+def test_memory_stays_within_its_bound_under_load(make_server):
+    server = make_server(memory="128MiB")
+    count = load_values(server, 600 << 20)
+    bound_of(server, 128)
+    with server.connect() as connection:
+        for i in range(0, count, 7):
+            connection.send("GET", f"key{i}")
+        for i in range(0, count, 7):
+            assert len(connection.read()) == 1000
+        connection.send("KEYS", "*")
+        assert len(connection.read()) == count
+    bound_of(server, 128)
+    assert server.call("DBSIZE") == count
+    bound_of(server, 128)
+
+
+@pytest.mark.soak
+def test_ten_gigabytes_on_256_mib(make_server):
+    server = make_server(memory="256MiB")
+    count = load_values(server, 10 << 30)
+    bound_of(server, 256)
+    server.restart()
+    assert server.call("DBSIZE") == count
+    bound_of(server, 256)
+
+
+# ---- the hot path and io-wq ----
+
+
+@pytest.mark.skipif(bool(SANITIZED), reason="counts the release build")
+def test_no_read_write_send_or_receive_falls_to_a_kernel_worker(make_server, tmp_path):
+    """Counted by the tracepoint, by opcode, during a mixed load after a warm-up."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root for tracefs")
+    trace = tmp_path / "trace"
+    trace.mkdir()
+    done = subprocess.run(["mount", "-t", "tracefs", "none", str(trace)], capture_output=True,
+                          check=False)
+    if done.returncode != 0:
+        pytest.skip("needs tracefs")
+    instance = trace / "instances" / f"distkv{os.getpid()}"
+    try:
+        event = trace / "events/io_uring/io_uring_queue_async_work"
+        if not event.exists():
+            pytest.skip("needs the tracepoint io_uring_queue_async_work")
+        server = make_server(memory="128MiB")
+        load_values(server, 100 << 20)
+        instance.mkdir()
+        (instance / "events/io_uring/io_uring_queue_async_work/enable").write_text("1")
+        with server.connect() as connection:
+            for round_number in range(200):
+                for i in range(100):
+                    key = f"key{(round_number * 7919 + i * 104729) % 100000}"
+                    connection.send("GET", key)
+                    connection.send("SET", key, "w" * 900)
+                for _ in range(200):
+                    assert not isinstance(connection.read(), Exception)
+        (instance / "events/io_uring/io_uring_queue_async_work/enable").write_text("0")
+        text = (instance / "trace").read_text()
+        punted = {}
+        threads = set(os.listdir(f"/proc/{server.process.pid}/task"))
+        for line in text.splitlines():
+            if line.startswith("#") or "opcode" not in line:
+                continue
+            thread = line.split()[0].rsplit("-", 1)[-1]
+            if thread not in threads:
+                continue
+            opcode = line.split("opcode ")[1].split(",")[0].strip()
+            punted[opcode] = punted.get(opcode, 0) + 1
+        print("punted:", punted)
+        hot = {name: count for name, count in punted.items()
+               if any(word in name for word in ("READ", "WRITE", "SEND", "RECV"))}
+        assert not hot, hot
+    finally:
+        if instance.exists():
+            instance.rmdir()
+        subprocess.run(["umount", str(trace)], check=False)
