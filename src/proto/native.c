@@ -247,6 +247,19 @@ native_frame_end(struct buf *out, size_t start)
     memcpy(frame, &wire, sizeof(wire));
 }
 
+void
+native_frame_patch(u8 *frame, u64 epoch, u32 timeout_ms)
+{
+    struct native_header_wire wire;
+    memcpy(&wire, frame, sizeof(wire));
+    CHECK(wire.magic == NATIVE_MAGIC);
+    wire.epoch = epoch;
+    wire.timeout_ms = timeout_ms;
+    memcpy(frame, &wire, sizeof(wire));
+    wire.header_crc = crc32c(0, frame, offsetof(struct native_header_wire, header_crc));
+    memcpy(frame, &wire, sizeof(wire));
+}
+
 struct native_header
 native_reply_header(const struct native_header *request, u64 epoch)
 {

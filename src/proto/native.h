@@ -158,6 +158,8 @@ MUST_CHECK bool native_body_check(const struct native_header *header, struct byt
 MUST_CHECK bool native_frame_begin(struct buf *out, const struct native_header *header,
                                    size_t *start_out);
 void native_frame_end(struct buf *out, size_t start);
+/* Changes what a client must bring up to date before it sends a finished frame once more. */
+void native_frame_patch(u8 *frame, u64 epoch, u32 timeout_ms);
 
 /* ---- parts of requests ---- */
 

@@ -1,0 +1,423 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * lib_calls.c -- the public calls: each builds a request; the blocking ones then turn the handle's
+ * loop until its reply is there. Deadlines bound that: every request has one.
+ */
+#include "client/lib_internal.h"
+
+#include "base/hash.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+
+/* ---- arguments ---- */
+
+int
+lib_make_op(struct native_op *op, u8 kind, const void *key, size_t key_size, const void *value,
+            size_t value_size, const struct distkv_write *write, const char **error)
+{
+    static const struct distkv_write plain;
+    if (write == NULL) write = &plain;
+    *error = "unknown condition or expiry";
+    if (write->condition < 0 || write->condition > NATIVE_IF_VERSION) return DISTKV_INVALID;
+    if (write->expiry < 0 || write->expiry > NATIVE_EXPIRY_KEEP) return DISTKV_INVALID;
+    *op = (struct native_op){.kind = kind,
+                             .condition = (u8)write->condition,
+                             .expiry = (u8)write->expiry,
+                             .version = write->version,
+                             .expiry_ms = write->expiry_ms,
+                             .key = BYTES(key, key_size),
+                             .value = BYTES(value, value_size)};
+    status st = native_op_check(op, error);
+    if (ok(st)) return DISTKV_OK;
+    return status_is(st, ST_TOO_LARGE) ? DISTKV_TOO_LARGE : DISTKV_INVALID;
+}
+
+static int
+check_key(struct distkv *kv, size_t key_size)
+{
+    if (key_size == 0) return lib_fail(kv, DISTKV_INVALID, "key is empty");
+    if (key_size > LIMIT_KEY_BYTES)
+        return lib_fail(kv, DISTKV_TOO_LARGE, "key is longer than %u bytes", LIMIT_KEY_BYTES);
+    return DISTKV_OK;
+}
+
+static struct native_request
+request_for(enum native_opcode opcode)
+{
+    return (struct native_request){.header.opcode = (u8)opcode};
+}
+
+static u32
+slot_of(struct bytes key)
+{
+    return hash_slot(key);
+}
+
+uint32_t
+distkv_slot(const void *key, size_t key_size)
+{
+    return hash_slot(BYTES(key, key_size));
+}
+
+/* ---- blocking ---- */
+
+static void
+waiter_done(struct request *request, int code, const char *error, const struct native_reply *reply)
+{
+    struct waiter *waiter = request->arg;
+    waiter->finished = true;
+    waiter->code = code;
+    snprintf(waiter->error, sizeof(waiter->error), "%s", error);
+    if (reply == NULL) return;
+    waiter->reply = *reply;
+    if (reply->header.status != NATIVE_ST_OK) return;
+    /* What the reply points to lies in the connection's buffer: keep the one span that a caller
+     * reads, with a zero byte behind it. */
+    struct bytes span = BYTES(NULL, 0);
+    struct bytes *target = NULL;
+    if (reply->header.opcode == NATIVE_GET) target = &waiter->reply.get.value;
+    if (reply->header.opcode == NATIVE_STATUS) target = &waiter->reply.status.json;
+    if (reply->header.opcode == NATIVE_SCAN) target = &waiter->reply.scan.entries;
+    if (target == NULL) return;
+    span = *target;
+    bool fits = buf_append(&waiter->body, span.data, span.size);
+    struct bytes next = BYTES(NULL, 0);
+    if (reply->header.opcode == NATIVE_SCAN) next = reply->scan.next.key;
+    if (!fits || !buf_append(&waiter->body, next.data, next.size) ||
+        !buf_append(&waiter->body, "", 1)) {
+        waiter->code = DISTKV_NO_MEMORY;
+        snprintf(waiter->error, sizeof(waiter->error), "no memory for the reply");
+        return;
+    }
+    *target = BYTES(waiter->body.data, span.size);
+    if (reply->header.opcode == NATIVE_SCAN)
+        waiter->reply.scan.next.key = BYTES(waiter->body.data + span.size, next.size);
+}
+
+void
+waiter_deinit(struct waiter *waiter)
+{
+    if (waiter->body.budget != NULL) buf_deinit(&waiter->body);
+}
+
+int
+lib_call_start(struct distkv *kv, struct native_request *native, u32 slot, bool repeatable,
+               struct waiter *waiter)
+{
+    *waiter = (struct waiter){0};
+    buf_init(&waiter->body, &kv->budget);
+    struct request *request = request_new(kv, native, slot, repeatable);
+    if (request == NULL)
+        return lib_fail(kv, DISTKV_NO_MEMORY, "%s", distkv_code_text(DISTKV_NO_MEMORY));
+    request_start(kv, request, waiter_done, waiter);
+    return DISTKV_OK;
+}
+
+int
+lib_call_wait(struct distkv *kv, struct waiter *waiter)
+{
+    while (!waiter->finished)
+        distkv_process(kv, -1);
+    if (waiter->code != DISTKV_OK) lib_fail(kv, waiter->code, "%s", waiter->error);
+    return waiter->code;
+}
+
+int
+lib_call(struct distkv *kv, struct native_request *native, u32 slot, bool repeatable,
+         struct waiter *waiter)
+{
+    *waiter = (struct waiter){0};
+    if (kv->in_process)
+        return lib_fail(kv, DISTKV_INVALID, "a blocking call from within a callback");
+    int code = lib_call_start(kv, native, slot, repeatable, waiter);
+    return code == DISTKV_OK ? lib_call_wait(kv, waiter) : code;
+}
+
+/* For calls whose reply is only its code. */
+static int
+lib_call_simple(struct distkv *kv, struct native_request *native, u32 slot, bool repeatable)
+{
+    struct waiter waiter;
+    int code = lib_call(kv, native, slot, repeatable, &waiter);
+    waiter_deinit(&waiter);
+    return code;
+}
+
+void
+distkv_free(void *memory)
+{
+    free(memory);
+}
+
+void
+distkv_value_free(struct distkv_value *value)
+{
+    free(value->data);
+    *value = (struct distkv_value){0};
+}
+
+int
+distkv_get(distkv *kv, const void *key, size_t key_size, struct distkv_value *out)
+{
+    *out = (struct distkv_value){0};
+    int code = check_key(kv, key_size);
+    if (code != DISTKV_OK) return code;
+    struct native_request native = request_for(NATIVE_GET);
+    native.get.key = BYTES(key, key_size);
+    struct waiter waiter;
+    code = lib_call(kv, &native, slot_of(native.get.key), true, &waiter);
+    if (code == DISTKV_OK) {
+        struct bytes value = waiter.reply.get.value;
+        out->data = malloc(value.size + 1);
+        if (out->data == NULL) {
+            code = lib_fail(kv, DISTKV_NO_MEMORY, "out of memory");
+        } else {
+            memcpy(out->data, value.data, value.size + 1);
+            out->size = value.size;
+            out->version = waiter.reply.get.version;
+            out->expire_ms = waiter.reply.get.expire_ms;
+        }
+    }
+    waiter_deinit(&waiter);
+    return code;
+}
+
+static int
+write_request(struct distkv *kv, u8 kind, const void *key, size_t key_size, const void *value,
+              size_t value_size, const struct distkv_write *write, struct native_request *out)
+{
+    const char *error;
+    *out = request_for(kind == NATIVE_OP_PUT ? NATIVE_PUT : NATIVE_DELETE);
+    int code = lib_make_op(&out->op, kind, key, key_size, value, value_size, write, &error);
+    return code == DISTKV_OK ? code : lib_fail(kv, code, "%s", error);
+}
+
+int
+distkv_put(distkv *kv, const void *key, size_t key_size, const void *value, size_t value_size,
+           const struct distkv_write *write, uint64_t *version_out)
+{
+    struct native_request native;
+    int code = write_request(kv, NATIVE_OP_PUT, key, key_size, value, value_size, write, &native);
+    if (code != DISTKV_OK) return code;
+    struct waiter waiter;
+    code = lib_call(kv, &native, slot_of(native.op.key), lib_op_repeatable(&native.op), &waiter);
+    if (version_out != NULL && code == DISTKV_OK) *version_out = waiter.reply.written.version;
+    if (version_out != NULL && code == DISTKV_CONFLICT) *version_out = waiter.reply.error.detail;
+    waiter_deinit(&waiter);
+    return code;
+}
+
+int
+distkv_delete(distkv *kv, const void *key, size_t key_size, const struct distkv_write *write)
+{
+    struct native_request native;
+    int code = write_request(kv, NATIVE_OP_DELETE, key, key_size, NULL, 0, write, &native);
+    if (code != DISTKV_OK) return code;
+    return lib_call_simple(kv, &native, slot_of(native.op.key), lib_op_repeatable(&native.op));
+}
+
+static int64_t
+remaining_of(const struct native_reply *reply)
+{
+    if (reply->ttl.expire_ms == 0) return -1;
+    return (int64_t)MIN(reply->ttl.remaining_ms, (u64)INT64_MAX);
+}
+
+int
+distkv_ttl(distkv *kv, const void *key, size_t key_size, int64_t *remaining_ms_out)
+{
+    int code = check_key(kv, key_size);
+    if (code != DISTKV_OK) return code;
+    struct native_request native = request_for(NATIVE_TTL);
+    native.ttl.key = BYTES(key, key_size);
+    struct waiter waiter;
+    code = lib_call(kv, &native, slot_of(native.ttl.key), true, &waiter);
+    if (code == DISTKV_OK) *remaining_ms_out = remaining_of(&waiter.reply);
+    waiter_deinit(&waiter);
+    return code;
+}
+
+static int
+expire_request(struct distkv *kv, const void *key, size_t key_size, int expiry, u64 expiry_ms,
+               struct native_request *out)
+{
+    int code = check_key(kv, key_size);
+    if (code != DISTKV_OK) return code;
+    if (expiry < 0 || expiry > NATIVE_EXPIRY_AT ||
+        (expiry != NATIVE_EXPIRY_NONE) != (expiry_ms != 0))
+        return lib_fail(kv, DISTKV_INVALID,
+                        "expiry must be NEVER with 0, or AFTER or AT with a time");
+    *out = request_for(NATIVE_EXPIRE);
+    out->expire.expiry = (u8)expiry;
+    out->expire.expiry_ms = expiry_ms;
+    out->expire.key = BYTES(key, key_size);
+    return DISTKV_OK;
+}
+
+int
+distkv_expire(distkv *kv, const void *key, size_t key_size, int expiry, uint64_t expiry_ms)
+{
+    struct native_request native;
+    int code = expire_request(kv, key, key_size, expiry, expiry_ms, &native);
+    if (code != DISTKV_OK) return code;
+    return lib_call_simple(kv, &native, slot_of(native.expire.key), true);
+}
+
+int
+distkv_count(distkv *kv, int exact, uint64_t *count_out)
+{
+    struct native_request native = request_for(NATIVE_COUNT);
+    native.count.exact = exact != 0;
+    struct waiter waiter;
+    int code = lib_call(kv, &native, 0, true, &waiter);
+    if (code == DISTKV_OK) *count_out = waiter.reply.count.count;
+    waiter_deinit(&waiter);
+    return code;
+}
+
+int
+distkv_status(distkv *kv, char **json_out)
+{
+    struct native_request native = request_for(NATIVE_STATUS);
+    struct waiter waiter;
+    int code = lib_call(kv, &native, 0, true, &waiter);
+    if (code == DISTKV_OK) {
+        *json_out =
+            strndup((const char *)waiter.reply.status.json.data, waiter.reply.status.json.size);
+        if (*json_out == NULL) code = lib_fail(kv, DISTKV_NO_MEMORY, "out of memory");
+    }
+    waiter_deinit(&waiter);
+    return code;
+}
+
+int
+distkv_ping(distkv *kv)
+{
+    struct native_request native = request_for(NATIVE_PING);
+    return lib_call_simple(kv, &native, 0, true);
+}
+
+/* ---- asynchronous ---- */
+
+static void
+async_done(struct request *request, int code, const char *error, const struct native_reply *reply)
+{
+    struct distkv_result result = {
+        .code = code,
+        .error = code == DISTKV_OK ? "" : error,
+        .remaining_ms = -1,
+        .attempts = request->attempts,
+    };
+    if (reply != NULL && reply->header.status != NATIVE_ST_OK) {
+        if (code == DISTKV_CONFLICT) result.version = reply->error.detail;
+    } else if (reply != NULL) {
+        result.replayed = (reply->header.flags & NATIVE_FLAG_REPLAYED) != 0;
+        struct bytes value = BYTES(NULL, 0);
+        switch ((enum native_opcode)reply->header.opcode) {
+        case NATIVE_GET:
+            value = reply->get.value;
+            result.version = reply->get.version;
+            result.expire_ms = reply->get.expire_ms;
+            break;
+        case NATIVE_PUT:
+        case NATIVE_DELETE:
+        case NATIVE_BATCH:
+        case NATIVE_EXPIRE:
+            result.version = reply->written.version;
+            break;
+        case NATIVE_TTL:
+            result.version = reply->ttl.version;
+            result.expire_ms = reply->ttl.expire_ms;
+            result.remaining_ms = remaining_of(reply);
+            break;
+        case NATIVE_PING:
+            value = reply->ping.payload;
+            break;
+        case NATIVE_HELLO:
+        case NATIVE_SCAN:
+        case NATIVE_SNAPSHOT_OPEN:
+        case NATIVE_SNAPSHOT_CLOSE:
+        case NATIVE_COUNT:
+        case NATIVE_STATUS:
+            break;
+        }
+        result.value = value.data;
+        result.value_size = value.size;
+    }
+    request->callback(request->callback_arg, &result);
+}
+
+int
+lib_start_async(struct distkv *kv, struct native_request *native, u32 slot, bool repeatable,
+                distkv_callback callback, void *arg)
+{
+    if (callback == NULL) return lib_fail(kv, DISTKV_INVALID, "no callback");
+    if (kv->closing) return lib_fail(kv, DISTKV_CANCELED, "the handle is being closed");
+    struct request *request = request_new(kv, native, slot, repeatable);
+    if (request == NULL)
+        return lib_fail(kv, DISTKV_NO_MEMORY, "%s", distkv_code_text(DISTKV_NO_MEMORY));
+    request->callback = callback;
+    request->callback_arg = arg;
+    request_start(kv, request, async_done, NULL);
+    return DISTKV_OK;
+}
+
+int
+distkv_get_async(distkv *kv, const void *key, size_t key_size, distkv_callback callback, void *arg)
+{
+    int code = check_key(kv, key_size);
+    if (code != DISTKV_OK) return code;
+    struct native_request native = request_for(NATIVE_GET);
+    native.get.key = BYTES(key, key_size);
+    return lib_start_async(kv, &native, slot_of(native.get.key), true, callback, arg);
+}
+
+int
+distkv_put_async(distkv *kv, const void *key, size_t key_size, const void *value, size_t value_size,
+                 const struct distkv_write *write, distkv_callback callback, void *arg)
+{
+    struct native_request native;
+    int code = write_request(kv, NATIVE_OP_PUT, key, key_size, value, value_size, write, &native);
+    if (code != DISTKV_OK) return code;
+    return lib_start_async(kv, &native, slot_of(native.op.key), lib_op_repeatable(&native.op),
+                           callback, arg);
+}
+
+int
+distkv_delete_async(distkv *kv, const void *key, size_t key_size, const struct distkv_write *write,
+                    distkv_callback callback, void *arg)
+{
+    struct native_request native;
+    int code = write_request(kv, NATIVE_OP_DELETE, key, key_size, NULL, 0, write, &native);
+    if (code != DISTKV_OK) return code;
+    return lib_start_async(kv, &native, slot_of(native.op.key), lib_op_repeatable(&native.op),
+                           callback, arg);
+}
+
+int
+distkv_ttl_async(distkv *kv, const void *key, size_t key_size, distkv_callback callback, void *arg)
+{
+    int code = check_key(kv, key_size);
+    if (code != DISTKV_OK) return code;
+    struct native_request native = request_for(NATIVE_TTL);
+    native.ttl.key = BYTES(key, key_size);
+    return lib_start_async(kv, &native, slot_of(native.ttl.key), true, callback, arg);
+}
+
+int
+distkv_expire_async(distkv *kv, const void *key, size_t key_size, int expiry, uint64_t expiry_ms,
+                    distkv_callback callback, void *arg)
+{
+    struct native_request native;
+    int code = expire_request(kv, key, key_size, expiry, expiry_ms, &native);
+    if (code != DISTKV_OK) return code;
+    return lib_start_async(kv, &native, slot_of(native.expire.key), true, callback, arg);
+}
+
+int
+distkv_ping_async(distkv *kv, distkv_callback callback, void *arg)
+{
+    struct native_request native = request_for(NATIVE_PING);
+    return lib_start_async(kv, &native, 0, true, callback, arg);
+}

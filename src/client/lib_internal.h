@@ -1,0 +1,229 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * lib_internal.h -- the insides of libdistkv.
+ *
+ *   call -> request -> [waiting] -> connection: [unsent] -> [sent] -> reply -> completed ->
+ * callback ^                        |          |
+ *                         +------ delayed <--------+----------+   refused, or the connection broke
+ *
+ * A request owns its encoded frame for as long as it lives: sending it again is handing the same
+ * bytes to another connection, and sending many is one writev over their frames. It is on exactly
+ * one list at a time (enum request_state), and until it has ended it has one timer: its deadline,
+ * or the end of its pause.
+ *
+ * A reply is handed on at once, from distkv_process, while its bytes lie in the connection's
+ * buffer. What the library itself ends (deadlines, broken connections) waits on `completed` until
+ * distkv_process runs its callback: so no callback runs inside a call that starts something.
+ */
+#ifndef DISTKV_CLIENT_LIB_INTERNAL_H
+#define DISTKV_CLIENT_LIB_INTERNAL_H
+
+#include "distkv.h"
+
+#include "base/heap.h"
+#include "base/list.h"
+#include "base/prng.h"
+#include "proto/native.h"
+
+#define LIB_SERVERS_MAX     64u
+#define LIB_CONNECTIONS_MAX 64u /* to one server */
+#define LIB_PORT_DEFAULT    "8080"
+/* Pauses before a refused request is sent again. */
+#define LIB_RETRY_MIN_MS 2u
+#define LIB_RETRY_MAX_MS 500u
+/* A handle holds no more calls than this; with it the hash table stays small. */
+#define LIB_PENDING_MAX (1u << 20)
+
+enum request_state {
+    REQUEST_WAITING,   /* kv->waiting: for a connection with room */
+    REQUEST_DELAYED,   /* on no list; its timer says when it goes on */
+    REQUEST_UNSENT,    /* connection->unsent */
+    REQUEST_SENT,      /* connection->sent */
+    REQUEST_COMPLETED, /* kv->completed */
+};
+
+struct request;
+struct connection;
+
+/* reply: NULL when the library itself ended the request. */
+typedef void (*request_done)(struct request *request, int code, const char *error,
+                             const struct native_reply *reply);
+
+/* One thing that happens at a time: to a request or to a connection. */
+struct lib_timer {
+    struct heap_node node; /* in kv->timers while armed */
+    bool armed;
+    u64 at_ns;
+    struct request *request; /* one of the two */
+    struct connection *connection;
+};
+
+struct request {
+    struct list link;
+    struct lib_timer timer;
+    struct request *hash_next;
+    struct connection *connection; /* UNSENT, SENT */
+    enum request_state state;
+    u8 opcode;
+    bool handshake;  /* the connection's own HELLO */
+    bool repeatable; /* may be done twice without harm */
+    bool ambiguous;  /* a write that may have been done by an attempt whose reply was lost */
+    u32 slot;
+    u32 attempts;
+    u64 id;
+    u64 deadline_ns;
+    u64 sent_ns; /* the last time */
+    u64 first_sent_ns;
+    u64 first_run_id; /* the server's start that saw the first attempt */
+    struct buf frame;
+    /* the outcome, while COMPLETED */
+    int code;
+    char error[160];
+    /* whom to tell */
+    request_done done;
+    void *arg;
+    distkv_callback callback;
+    void *callback_arg;
+};
+
+enum connection_state {
+    CONNECTION_CLOSED, /* its timer begins the next attempt */
+    CONNECTION_CONNECTING,
+    CONNECTION_HELLO,
+    CONNECTION_READY,
+};
+
+struct connection {
+    struct distkv *kv;
+    struct server *server;
+    enum connection_state state;
+    int fd;
+    bool writable_wanted;   /* EPOLLOUT is on: the socket is full */
+    bool failed_once;       /* for distkv_connect: a whole attempt has failed */
+    struct lib_timer timer; /* next attempt, or the end of this one */
+    u32 backoff_ms;
+    u32 address_next; /* which of the host's addresses the next attempt takes */
+    u32 address_count;
+    bool refused; /* by the handshake's reply: about to be broken */
+    struct list unsent, sent;
+    size_t unsent_offset; /* bytes of the first unsent frame that are written */
+    u32 in_flight;        /* requests on both lists */
+    u32 in_flight_max;
+    u64 run_id;
+    u64 received_ns; /* when bytes last came */
+    u32 idempotency_ms;
+    struct buf in;
+};
+
+struct server {
+    char name[128]; /* as given */
+    char host[256];
+    char port[16];
+    struct connection *connections;
+    struct distkv_server_info info;
+};
+
+struct distkv {
+    struct distkv_options options;
+    char client_name[NATIVE_NAME_BYTES_MAX + 1];
+    char user[NATIVE_NAME_BYTES_MAX + 1];
+    char password[NATIVE_NAME_BYTES_MAX + 1];
+    struct budget budget;
+    struct prng prng;
+    int epoll_fd;
+    int timer_fd;
+    u64 timer_armed_ns; /* 0: not armed */
+    struct server *servers;
+    u32 server_count;
+    u64 epoch;
+    /* requests */
+    struct heap timers;
+    struct list waiting, completed;
+    struct request **table; /* by id: those that are sent */
+    u32 table_size, table_used;
+    u64 id_next;
+    size_t pending;                 /* with a callback still to come, blocking calls included */
+    u64 callbacks;                  /* how many requests have told their end */
+    bool in_process;                /* callbacks run only then */
+    bool closing;                   /* nothing more can be started */
+    char error[DISTKV_ERROR_BYTES]; /* of the last call */
+    char connect_error[DISTKV_ERROR_BYTES]; /* of the last connection that failed */
+};
+
+u64 lib_now_ns(void);
+int lib_code_of(u32 native_status);
+PRINTF_LIKE(3, 4) int lib_fail(struct distkv *kv, int code, const char *format, ...);
+
+/* ---- lib_connection.c ---- */
+
+MUST_CHECK int connections_init(struct distkv *kv, const char *servers, char *error);
+void connections_deinit(struct distkv *kv);
+/* The first timer, events of the socket, and what is to be sent. */
+void connection_on_timer(struct connection *connection);
+void connection_on_event(struct connection *connection, u32 events);
+void connection_flush(struct connection *connection);
+/* Closes it; its requests are sent again or ended. */
+PRINTF_LIKE(2, 3) void connection_break(struct connection *connection, const char *format, ...);
+/* A ready connection with room for a request of this slot, or NULL. */
+struct connection *connection_choose(struct distkv *kv, u32 slot);
+
+/* ---- lib_request.c ---- */
+
+/* A request with its frame. Fails with NULL when memory is out. The header's id, keyspace, and
+ * idempotency id are filled in. */
+MUST_CHECK struct request *request_new(struct distkv *kv, struct native_request *native, u32 slot,
+                                       bool repeatable);
+void request_free(struct distkv *kv, struct request *request);
+/* From here on done will be called, once. */
+void request_start(struct distkv *kv, struct request *request, request_done done, void *arg);
+void request_assign(struct request *request, struct connection *connection);
+/* The connection of a request that was not written (begun: not even in part) or not answered has
+ * gone. */
+void request_on_lost(struct distkv *kv, struct request *request, bool begun, const char *why);
+void request_on_reply(struct distkv *kv, struct request *request, const struct native_reply *reply);
+void request_on_timer(struct distkv *kv, struct request *request);
+PRINTF_LIKE(4, 5)
+void request_end(struct distkv *kv, struct request *request, int code, const char *format, ...);
+struct request *request_find(struct distkv *kv, u64 id);
+void requests_dispatch(struct distkv *kv);
+/* Runs the callbacks of what has completed; how many. */
+int requests_run_completed(struct distkv *kv);
+void requests_cancel_all(struct distkv *kv);
+
+/* ---- timers: lib.c ---- */
+
+void lib_timer_set(struct distkv *kv, struct lib_timer *timer, u64 at_ns);
+void lib_timer_stop(struct distkv *kv, struct lib_timer *timer);
+
+/* ---- blocking: lib_calls.c ---- */
+
+struct waiter {
+    bool finished;
+    int code;
+    char error[160];
+    struct native_reply reply;
+    struct buf body;
+};
+
+/* Sends and waits; the reply in waiter, whose body is to be freed with waiter_deinit. */
+MUST_CHECK int lib_call(struct distkv *kv, struct native_request *native, u32 slot, bool repeatable,
+                        struct waiter *waiter);
+void waiter_deinit(struct waiter *waiter);
+/* For scans: start now, wait later. */
+MUST_CHECK int lib_call_start(struct distkv *kv, struct native_request *native, u32 slot,
+                              bool repeatable, struct waiter *waiter);
+int lib_call_wait(struct distkv *kv, struct waiter *waiter);
+
+MUST_CHECK int lib_start_async(struct distkv *kv, struct native_request *native, u32 slot,
+                               bool repeatable, distkv_callback callback, void *arg);
+/* One operation from the arguments of the public calls. */
+MUST_CHECK int lib_make_op(struct native_op *op, u8 kind, const void *key, size_t key_size,
+                           const void *value, size_t value_size, const struct distkv_write *write,
+                           const char **error);
+static inline bool
+lib_op_repeatable(const struct native_op *op)
+{
+    return op->condition == NATIVE_IF_ANY;
+}
+
+#endif

@@ -1,0 +1,58 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * fake_server.h -- a server in a thread of the test: keeps keys in memory, speaks the native
+ * protocol through the production codec, and misbehaves on demand.
+ */
+#ifndef TESTS_FAKE_SERVER_H
+#define TESTS_FAKE_SERVER_H
+
+#include "base/types.h"
+
+#include <pthread.h>
+#include <stdatomic.h>
+
+#define FAKE_ENTRIES_MAX 4096
+
+struct fake_entry {
+    u8 key[64];
+    size_t key_size;
+    u8 *value;
+    size_t value_size;
+    u64 version;
+    u64 expire_ms;
+    u64 token;
+};
+
+struct fake_server {
+    pthread_t thread;
+    int listen_fd;
+    int wake_fd;
+    int port;
+    char address[32]; /* "127.0.0.1:port" */
+    /* how it is to misbehave; set at any time */
+    atomic_int drop_before_writes; /* close instead of doing the next n writes */
+    atomic_int drop_after_writes;  /* do the next n writes, then close without a reply */
+    atomic_int overload;           /* refuse the next n requests */
+    atomic_int silent;             /* answer nothing but HELLO */
+    atomic_int hold_replies;    /* keep replies back until n are there, then send them reversed */
+    atomic_int damage;          /* flip a bit in the next n replies */
+    atomic_uint idempotency_ms; /* as told at HELLO */
+    atomic_ullong run_id;
+    atomic_int pages; /* entries of a scan's page at most; 0: as asked */
+    /* what it has seen */
+    atomic_int connections, hellos, writes_done, writes_replayed, requests;
+    atomic_uint last_timeout_ms;
+    /* the thread's own */
+    struct fake_entry entries[FAKE_ENTRIES_MAX];
+    u32 count;
+    u64 version;
+    u64 ids[1024][2];
+    u64 id_versions[1024];
+    u32 id_count;
+};
+
+/* port 0: any. Crashes the test when it cannot. */
+struct fake_server *fake_server_start(int port);
+void fake_server_stop(struct fake_server *server);
+
+#endif

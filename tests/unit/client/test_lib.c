@@ -1,0 +1,657 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * test_lib.c -- libdistkv against a server that answers, is late, lies, breaks off and comes back.
+ */
+#include "distkv.h"
+#include "fake_server.h"
+
+#include <poll.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+#include <cmocka.h>
+
+static struct fake_server *server;
+static distkv *kv;
+
+static void
+connect_with(const struct distkv_options *options)
+{
+    char error[DISTKV_ERROR_BYTES];
+    int code = distkv_connect(server->address, options, &kv, error);
+    if (code != DISTKV_OK) fail_msg("%s", error);
+}
+
+static int
+setup(void **state)
+{
+    (void)state;
+    server = fake_server_start(0);
+    connect_with(NULL);
+    return 0;
+}
+
+static int
+teardown(void **state)
+{
+    (void)state;
+    distkv_close(kv);
+    kv = NULL;
+    fake_server_stop(server);
+    return 0;
+}
+
+static int
+put(const char *key, const char *value)
+{
+    return distkv_put(kv, key, strlen(key), value, strlen(value), NULL, NULL);
+}
+
+static void
+assert_value(const char *key, const char *expected)
+{
+    struct distkv_value value;
+    assert_int_equal(distkv_get(kv, key, strlen(key), &value), DISTKV_OK);
+    assert_string_equal(value.data, expected);
+    assert_int_equal(value.size, strlen(expected));
+    distkv_value_free(&value);
+}
+
+static u64
+now_ms(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (u64)now.tv_sec * 1000 + (u64)now.tv_nsec / 1000000;
+}
+
+/* ---- plain use ---- */
+
+static void
+what_is_put_is_got_and_deleted(void **state)
+{
+    (void)state;
+    struct distkv_value value;
+    assert_int_equal(distkv_get(kv, "k", 1, &value), DISTKV_NOT_FOUND);
+    assert_int_equal(put("k", "v"), DISTKV_OK);
+    assert_value("k", "v");
+    assert_int_equal(put("k", ""), DISTKV_OK);
+    assert_value("k", "");
+    assert_int_equal(distkv_delete(kv, "k", 1, NULL), DISTKV_OK);
+    assert_int_equal(distkv_get(kv, "k", 1, &value), DISTKV_NOT_FOUND);
+    assert_int_equal(distkv_ping(kv), DISTKV_OK);
+}
+
+static void
+binary_keys_and_large_values_are_kept_exactly(void **state)
+{
+    (void)state;
+    static unsigned char large[DISTKV_VALUE_BYTES_MAX];
+    for (size_t i = 0; i < sizeof(large); i++)
+        large[i] = (unsigned char)(i * 31 >> 3);
+    assert_int_equal(distkv_put(kv, "\0\xff\r\n", 4, large, sizeof(large), NULL, NULL), DISTKV_OK);
+    struct distkv_value value;
+    assert_int_equal(distkv_get(kv, "\0\xff\r\n", 4, &value), DISTKV_OK);
+    assert_int_equal(value.size, sizeof(large));
+    assert_memory_equal(value.data, large, sizeof(large));
+    distkv_value_free(&value);
+}
+
+static void
+conditions_decide_and_tell_the_version(void **state)
+{
+    (void)state;
+    struct distkv_write absent = {.condition = DISTKV_IF_ABSENT};
+    struct distkv_write present = {.condition = DISTKV_IF_PRESENT};
+    uint64_t first = 0, version = 0;
+    assert_int_equal(distkv_put(kv, "k", 1, "1", 1, &present, &version), DISTKV_CONFLICT);
+    assert_int_equal(version, 0);
+    assert_int_equal(distkv_put(kv, "k", 1, "1", 1, &absent, &first), DISTKV_OK);
+    assert_int_equal(distkv_put(kv, "k", 1, "2", 1, &absent, &version), DISTKV_CONFLICT);
+    assert_int_equal(version, first);
+    struct distkv_write exactly = {.condition = DISTKV_IF_VERSION, .version = first};
+    assert_int_equal(distkv_put(kv, "k", 1, "3", 1, &exactly, NULL), DISTKV_OK);
+    assert_int_equal(distkv_put(kv, "k", 1, "4", 1, &exactly, NULL), DISTKV_CONFLICT);
+    assert_value("k", "3");
+    assert_int_equal(distkv_delete(kv, "k", 1, &exactly), DISTKV_CONFLICT);
+    assert_int_equal(distkv_delete(kv, "k", 1, &present), DISTKV_OK);
+    assert_int_equal(distkv_delete(kv, "k", 1, &present), DISTKV_CONFLICT);
+}
+
+static void
+times_to_live_are_set_and_told(void **state)
+{
+    (void)state;
+    int64_t ms = 0;
+    assert_int_equal(distkv_ttl(kv, "k", 1, &ms), DISTKV_NOT_FOUND);
+    assert_int_equal(put("k", "v"), DISTKV_OK);
+    assert_int_equal(distkv_ttl(kv, "k", 1, &ms), DISTKV_OK);
+    assert_int_equal(ms, -1);
+    assert_int_equal(distkv_expire(kv, "k", 1, DISTKV_EXPIRE_AFTER, 5000), DISTKV_OK);
+    assert_int_equal(distkv_ttl(kv, "k", 1, &ms), DISTKV_OK);
+    assert_int_equal(ms, 5000);
+    assert_int_equal(distkv_expire(kv, "k", 1, DISTKV_EXPIRE_NEVER, 0), DISTKV_OK);
+    assert_int_equal(distkv_ttl(kv, "k", 1, &ms), DISTKV_OK);
+    assert_int_equal(ms, -1);
+    assert_int_equal(distkv_expire(kv, "k", 1, DISTKV_EXPIRE_AFTER, 0), DISTKV_INVALID);
+    assert_int_equal(distkv_expire(kv, "none", 4, DISTKV_EXPIRE_AFTER, 1), DISTKV_NOT_FOUND);
+}
+
+static void
+bad_arguments_are_refused_here_with_a_sentence(void **state)
+{
+    (void)state;
+    static char large[DISTKV_VALUE_BYTES_MAX + 1];
+    struct distkv_value value;
+    assert_int_equal(distkv_get(kv, "", 0, &value), DISTKV_INVALID);
+    assert_string_equal(distkv_error(kv), "key is empty");
+    assert_int_equal(distkv_get(kv, large, 1025, &value), DISTKV_TOO_LARGE);
+    assert_int_equal(distkv_put(kv, "k", 1, large, sizeof(large), NULL, NULL), DISTKV_TOO_LARGE);
+    assert_string_equal(distkv_error(kv), "value is longer than 1048576 bytes");
+    struct distkv_write bad = {.condition = 9};
+    assert_int_equal(distkv_put(kv, "k", 1, "v", 1, &bad, NULL), DISTKV_INVALID);
+    assert_int_equal(distkv_set_keyspace(kv, 16), DISTKV_INVALID);
+    distkv *other;
+    char error[DISTKV_ERROR_BYTES];
+    static const char *const addresses[] = {"",       ",",    "host:",  "host:0", "host:65536",
+                                            "host:x", "[::1", "[::1]x", "::1:80", ":80"};
+    for (size_t i = 0; i < ARRAY_COUNT(addresses); i++) {
+        assert_int_equal(distkv_connect(addresses[i], NULL, &other, error), DISTKV_INVALID);
+        assert_string_not_equal(error, "");
+    }
+    assert_int_equal(server->requests, 1); /* HELLO */
+}
+
+static void
+the_server_and_its_state_are_told(void **state)
+{
+    (void)state;
+    struct distkv_server_info info;
+    assert_int_equal(distkv_server(kv, &info), DISTKV_OK);
+    assert_string_equal(info.node_id, "fake");
+    assert_string_equal(info.version, "0.0.1");
+    assert_int_equal(info.shards, 1);
+    assert_int_equal(info.partitions, 4096);
+    char *json;
+    assert_int_equal(distkv_status(kv, &json), DISTKV_OK);
+    assert_string_equal(json, "{\"version\":\"0.0.1\",\"state\":\"ok\"}");
+    distkv_free(json);
+    uint64_t count = 0;
+    assert_int_equal(put("a", "1"), DISTKV_OK);
+    assert_int_equal(distkv_count(kv, 1, &count), DISTKV_OK);
+    assert_int_equal(count, 1);
+}
+
+/* ---- batches and scans ---- */
+
+static void
+a_batch_of_one_hash_tag_is_atomic(void **state)
+{
+    (void)state;
+    distkv_batch *batch = distkv_batch_new();
+    assert_non_null(batch);
+    assert_int_equal(distkv_batch_commit(kv, batch), DISTKV_INVALID);
+    struct distkv_write absent = {.condition = DISTKV_IF_ABSENT};
+    assert_int_equal(distkv_batch_put(batch, "{t}a", 4, "1", 1, NULL), DISTKV_OK);
+    assert_int_equal(distkv_batch_put(batch, "{t}b", 4, "2", 1, &absent), DISTKV_OK);
+    assert_int_equal(distkv_batch_slots(batch), 1);
+    assert_int_equal(distkv_batch_commit(kv, batch), DISTKV_OK);
+    assert_value("{t}a", "1");
+    assert_int_equal(distkv_batch_commit(kv, batch), DISTKV_CONFLICT);
+    distkv_batch_clear(batch);
+    assert_int_equal(distkv_batch_count(batch), 0);
+    assert_int_equal(distkv_batch_delete(batch, "{t}a", 4, NULL), DISTKV_OK);
+    assert_int_equal(distkv_batch_put(batch, "", 0, "", 0, NULL), DISTKV_INVALID);
+    assert_int_equal(distkv_batch_commit(kv, batch), DISTKV_OK);
+    distkv_batch_free(batch);
+}
+
+static void
+a_batch_over_slots_is_refused_or_done_in_parts(void **state)
+{
+    (void)state;
+    distkv_batch *batch = distkv_batch_new();
+    assert_non_null(batch);
+    char key[16];
+    for (int i = 0; i < 600; i++) {
+        int size = snprintf(key, sizeof(key), "key%d", i);
+        assert_int_equal(distkv_batch_put(batch, key, (size_t)size, "v", 1, NULL), DISTKV_OK);
+    }
+    assert_in_range(distkv_batch_slots(batch), 500, 600);
+    assert_int_equal(distkv_batch_commit(kv, batch), DISTKV_CROSS_SLOT);
+    size_t done = 0;
+    assert_int_equal(distkv_batch_commit_parts(kv, batch, &done), DISTKV_OK);
+    assert_int_equal(done, 600);
+    assert_value("key599", "v");
+    distkv_batch_free(batch);
+}
+
+static void
+a_scan_gives_each_key_once_over_many_pages(void **state)
+{
+    (void)state;
+    char key[16];
+    for (int i = 0; i < 100; i++) {
+        snprintf(key, sizeof(key), "key%d", i);
+        assert_int_equal(put(key, key), DISTKV_OK);
+    }
+    server->pages = 7;
+    struct distkv_scan_options options = {.snapshot = 1};
+    distkv_scan *scan;
+    assert_int_equal(distkv_scan_open(kv, &options, &scan), DISTKV_OK);
+    bool seen[100] = {false};
+    struct distkv_entry entry;
+    int code, count = 0;
+    for (; (code = distkv_scan_next(scan, &entry)) == DISTKV_OK; count++) {
+        assert_memory_equal(entry.key, entry.value, entry.value_size);
+        int n = atoi((const char *)entry.key + 3);
+        assert_false(seen[n]);
+        seen[n] = true;
+    }
+    assert_int_equal(code, DISTKV_END);
+    assert_int_equal(distkv_scan_next(scan, &entry), DISTKV_END);
+    assert_int_equal(count, 100);
+    distkv_scan_close(scan);
+}
+
+static int
+count_scan(const struct distkv_scan_options *options)
+{
+    distkv_scan *scan;
+    assert_int_equal(distkv_scan_open(kv, options, &scan), DISTKV_OK);
+    struct distkv_entry entry;
+    int count = 0, code;
+    while ((code = distkv_scan_next(scan, &entry)) == DISTKV_OK)
+        count++;
+    assert_int_equal(code, DISTKV_END);
+    distkv_scan_close(scan);
+    return count;
+}
+
+static void
+a_scan_keeps_to_prefix_and_limit(void **state)
+{
+    (void)state;
+    static const char *const keys[] = {"a1", "a2", "b1", "{t}a1", "{t}a2", "{t}b"};
+    for (size_t i = 0; i < ARRAY_COUNT(keys); i++)
+        assert_int_equal(put(keys[i], "v"), DISTKV_OK);
+    struct distkv_scan_options options = {.prefix = "a", .prefix_size = 1, .keys_only = 1};
+    assert_int_equal(count_scan(&options), 2);
+    options.prefix = "{t}a";
+    options.prefix_size = 4;
+    assert_int_equal(count_scan(&options), 2);
+    options = (struct distkv_scan_options){.limit = 4, .page_entries = 3};
+    assert_int_equal(count_scan(&options), 4);
+    assert_int_equal(count_scan(NULL), 6);
+    distkv_scan *scan;
+    assert_int_equal(distkv_scan_open(kv, NULL, &scan), DISTKV_OK);
+    distkv_scan_close(scan); /* with a page under way */
+    options = (struct distkv_scan_options){.prefix = "a", .prefix_size = 1, .match = "b"};
+    assert_int_equal(distkv_scan_open(kv, &options, &scan), DISTKV_INVALID);
+}
+
+/* ---- asynchronous ---- */
+
+struct seen {
+    int calls;
+    int codes[DISTKV_END + 1];
+    int order[64];
+    unsigned attempts;
+    int replayed;
+};
+
+struct call {
+    struct seen *seen;
+    int number;
+};
+
+static void
+note(void *arg, const struct distkv_result *result)
+{
+    struct call *call = arg;
+    struct seen *seen = call->seen;
+    if (seen->calls < 64) seen->order[seen->calls] = call->number;
+    seen->calls++;
+    seen->codes[result->code]++;
+    seen->attempts = result->attempts;
+    seen->replayed = result->replayed;
+    if (result->code == DISTKV_OK) assert_string_equal(result->error, "");
+}
+
+static void
+replies_may_come_in_any_order(void **state)
+{
+    (void)state;
+    struct seen seen = {0};
+    struct call calls[10];
+    server->hold_replies = 10;
+    char key[16];
+    for (int i = 0; i < 10; i++) {
+        calls[i] = (struct call){&seen, i};
+        snprintf(key, sizeof(key), "{t}%d", i);
+        assert_int_equal(distkv_put_async(kv, key, strlen(key), "v", 1, NULL, note, &calls[i]),
+                         DISTKV_OK);
+    }
+    assert_int_equal(seen.calls, 0);
+    assert_int_equal(distkv_pending(kv), 10);
+    while (distkv_pending(kv) > 0)
+        assert_true(distkv_process(kv, 1000) >= 0);
+    server->hold_replies = 0;
+    assert_int_equal(seen.codes[DISTKV_OK], 10);
+    for (int i = 0; i < 10; i++)
+        assert_int_equal(seen.order[i], 9 - i);
+}
+
+static void
+thousands_of_calls_are_pipelined(void **state)
+{
+    (void)state;
+    struct seen seen = {0};
+    struct call call = {&seen, 0};
+    for (int i = 0; i < 20000; i++)
+        assert_int_equal(distkv_get_async(kv, "none", 4, note, &call), DISTKV_OK);
+    while (distkv_pending(kv) > 0)
+        assert_true(distkv_process(kv, 1000) >= 0);
+    assert_int_equal(seen.codes[DISTKV_NOT_FOUND], 20000);
+}
+
+static void
+the_descriptor_tells_when_to_process(void **state)
+{
+    (void)state;
+    struct seen seen = {0};
+    struct call call = {&seen, 0};
+    assert_int_equal(distkv_ping_async(kv, note, &call), DISTKV_OK);
+    distkv_flush(kv);
+    u64 deadline = now_ms() + 4000;
+    while (seen.calls == 0 && now_ms() < deadline) {
+        struct pollfd fd = {.fd = distkv_fd(kv), .events = POLLIN};
+        assert_true(poll(&fd, 1, 4000) == 1);
+        assert_true(distkv_process(kv, 0) >= 0);
+    }
+    assert_int_equal(seen.codes[DISTKV_OK], 1);
+    /* deadlines too */
+    server->silent = 1;
+    distkv_set_timeout(kv, 30);
+    assert_int_equal(distkv_ping_async(kv, note, &call), DISTKV_OK);
+    distkv_flush(kv);
+    deadline = now_ms() + 4000;
+    while (seen.calls == 1 && now_ms() < deadline) {
+        struct pollfd fd = {.fd = distkv_fd(kv), .events = POLLIN};
+        assert_true(poll(&fd, 1, 4000) == 1);
+        assert_true(distkv_process(kv, 0) >= 0);
+    }
+    assert_int_equal(seen.codes[DISTKV_TIMED_OUT], 1);
+}
+
+static void
+start_another(void *arg, const struct distkv_result *result)
+{
+    struct call *call = arg;
+    struct distkv_value value;
+    assert_int_equal(distkv_get(kv, "k", 1, &value), DISTKV_INVALID); /* would block */
+    assert_int_equal(distkv_process(kv, 0), -1);
+    note(arg, result);
+    if (call->number-- > 0) assert_int_equal(distkv_ping_async(kv, start_another, call), DISTKV_OK);
+}
+
+static void
+a_callback_may_start_calls_but_not_block(void **state)
+{
+    (void)state;
+    struct seen seen = {0};
+    struct call call = {&seen, 5};
+    assert_int_equal(distkv_ping_async(kv, start_another, &call), DISTKV_OK);
+    while (distkv_pending(kv) > 0)
+        distkv_process(kv, 1000);
+    assert_int_equal(seen.calls, 6);
+}
+
+static void
+closing_ends_what_is_pending(void **state)
+{
+    (void)state;
+    struct seen seen = {0};
+    struct call call = {&seen, 0};
+    server->silent = 1;
+    assert_int_equal(distkv_get_async(kv, "k", 1, note, &call), DISTKV_OK);
+    assert_int_equal(distkv_put_async(kv, "k", 1, "v", 1, NULL, note, &call), DISTKV_OK);
+    distkv_process(kv, 20); /* sent */
+    assert_int_equal(distkv_put_async(kv, "k", 1, "v", 1, NULL, note, &call), DISTKV_OK);
+    distkv_close(kv);
+    assert_int_equal(seen.codes[DISTKV_CANCELED], 2);
+    assert_int_equal(seen.codes[DISTKV_UNKNOWN_OUTCOME], 1);
+    server->silent = 0;
+    connect_with(NULL);
+}
+
+static void
+memory_is_bounded(void **state)
+{
+    (void)state;
+    distkv_close(kv);
+    struct distkv_options options;
+    distkv_options_init(&options);
+    options.memory_bytes_max = MIB(4);
+    connect_with(&options);
+    static char value[100000];
+    struct seen seen = {0};
+    struct call call = {&seen, 0};
+    int started = 0;
+    while (distkv_put_async(kv, "k", 1, value, sizeof(value), NULL, note, &call) == DISTKV_OK)
+        assert_in_range(++started, 1, 100);
+    assert_in_range(started, 10, 41);
+    while (distkv_pending(kv) > 0)
+        distkv_process(kv, 1000);
+    assert_int_equal(seen.codes[DISTKV_OK], started);
+}
+
+/* ---- failures ---- */
+
+static void
+a_lost_reply_is_repeated_and_done_once(void **state)
+{
+    (void)state;
+    struct distkv_write absent = {.condition = DISTKV_IF_ABSENT};
+    server->drop_after_writes = 1;
+    assert_int_equal(distkv_put(kv, "k", 1, "v", 1, &absent, NULL), DISTKV_OK);
+    assert_int_equal(server->writes_done, 1);
+    assert_int_equal(server->writes_replayed, 1);
+    assert_int_equal(server->connections, 2);
+    server->drop_before_writes = 3;
+    struct seen seen = {0};
+    struct call call = {&seen, 0};
+    assert_int_equal(distkv_put_async(kv, "k2", 2, "v", 1, &absent, note, &call), DISTKV_OK);
+    while (distkv_pending(kv) > 0)
+        distkv_process(kv, 1000);
+    assert_int_equal(seen.codes[DISTKV_OK], 1);
+    assert_int_equal(seen.attempts, 4);
+    assert_int_equal(seen.replayed, 0);
+    assert_value("k2", "v");
+}
+
+static void
+a_condition_is_not_repeated_to_a_server_that_has_forgotten(void **state)
+{
+    (void)state;
+    struct distkv_write absent = {.condition = DISTKV_IF_ABSENT};
+    server->run_id = 2; /* told to the next connection */
+    server->drop_after_writes = 1;
+    assert_int_equal(distkv_put(kv, "k", 1, "v", 1, &absent, NULL), DISTKV_UNKNOWN_OUTCOME);
+    assert_int_equal(server->writes_done, 1);
+    server->idempotency_ms = 0;
+    server->drop_after_writes = 1;
+    assert_int_equal(put("plain", "v"), DISTKV_OK); /* twice is as good as once */
+    assert_int_equal(server->writes_done, 3);
+    server->drop_after_writes = 1;
+    assert_int_equal(distkv_put(kv, "k3", 2, "v", 1, &absent, NULL), DISTKV_UNKNOWN_OUTCOME);
+    assert_int_equal(server->writes_done, 4);
+}
+
+static void
+without_retry_a_lost_reply_is_told_at_once(void **state)
+{
+    (void)state;
+    distkv_close(kv);
+    struct distkv_options options;
+    distkv_options_init(&options);
+    options.no_write_retry = 1;
+    connect_with(&options);
+    server->drop_after_writes = 1;
+    assert_int_equal(put("k", "v"), DISTKV_UNKNOWN_OUTCOME);
+    assert_int_equal(server->writes_done, 1);
+    assert_value("k", "v");
+}
+
+static void
+refusals_are_repeated_until_the_deadline(void **state)
+{
+    (void)state;
+    server->overload = 4;
+    assert_int_equal(put("k", "v"), DISTKV_OK);
+    assert_value("k", "v");
+    server->overload = 1000000;
+    distkv_set_timeout(kv, 60);
+    u64 begin = now_ms();
+    assert_int_equal(put("k", "w"), DISTKV_OVERLOADED);
+    assert_string_equal(distkv_error(kv), "busy");
+    assert_in_range(now_ms() - begin, 0, 2000);
+    server->overload = 0;
+    distkv_set_timeout(kv, 5000);
+    assert_value("k", "v");
+}
+
+static void
+a_silent_server_costs_the_deadline_and_no_more(void **state)
+{
+    (void)state;
+    server->silent = 1;
+    distkv_set_timeout(kv, 50);
+    u64 begin = now_ms();
+    struct distkv_value value;
+    assert_int_equal(distkv_get(kv, "k", 1, &value), DISTKV_TIMED_OUT);
+    assert_in_range(now_ms() - begin, 49, 2000);
+    assert_in_range(server->last_timeout_ms, 1, 50);
+    assert_int_equal(put("k", "v"), DISTKV_UNKNOWN_OUTCOME);
+    server->silent = 0;
+    distkv_set_timeout(kv, 5000);
+    assert_int_equal(put("k", "v"), DISTKV_OK); /* over a new connection */
+    assert_in_range(server->connections, 2, 3);
+}
+
+static void
+a_damaged_reply_is_never_believed(void **state)
+{
+    (void)state;
+    assert_int_equal(put("k", "v"), DISTKV_OK);
+    server->damage = 1;
+    assert_value("k", "v"); /* asked again over a new connection */
+    assert_int_equal(server->connections, 2);
+}
+
+static void
+a_server_that_returns_is_found_again(void **state)
+{
+    (void)state;
+    assert_int_equal(put("k", "v"), DISTKV_OK);
+    int port = server->port;
+    fake_server_stop(server);
+    distkv_process(kv, 20); /* sees that the connection has gone */
+    distkv_set_timeout(kv, 60);
+    int code = put("k", "w");
+    bool refused = strstr(distkv_error(kv), "refused") != NULL;
+    server = fake_server_start(port);
+    assert_int_equal(code, DISTKV_UNREACHABLE);
+    assert_true(refused);
+    distkv_set_timeout(kv, 5000);
+    assert_int_equal(put("k", "w"), DISTKV_OK);
+    assert_value("k", "w");
+}
+
+static void
+nobody_there_is_told_at_once(void **state)
+{
+    (void)state;
+    struct fake_server *gone = fake_server_start(0);
+    char address[32];
+    snprintf(address, sizeof(address), "%s", gone->address);
+    fake_server_stop(gone);
+    distkv *other;
+    char error[DISTKV_ERROR_BYTES];
+    u64 begin = now_ms();
+    assert_int_equal(distkv_connect(address, NULL, &other, error), DISTKV_UNREACHABLE);
+    assert_in_range(now_ms() - begin, 0, 1000);
+    assert_non_null(strstr(error, address));
+    assert_non_null(strstr(error, "refused"));
+    /* the second of two answers; "localhost" may be an IPv6 address first */
+    char both[96];
+    snprintf(both, sizeof(both), "%s, localhost:%d", address, server->port);
+    assert_int_equal(distkv_connect(both, NULL, &other, error), DISTKV_OK);
+    assert_int_equal(distkv_ping(other), DISTKV_OK);
+    distkv_close(other);
+}
+
+static void
+several_connections_share_the_calls(void **state)
+{
+    (void)state;
+    distkv_close(kv);
+    struct distkv_options options;
+    distkv_options_init(&options);
+    options.connections_per_server = 4;
+    connect_with(&options);
+    struct seen seen = {0};
+    struct call call = {&seen, 0};
+    char key[16];
+    u64 deadline = now_ms() + 4000;
+    while (server->connections < 5 && now_ms() < deadline)
+        distkv_process(kv, 5);
+    for (int i = 0; i < 1000; i++) {
+        snprintf(key, sizeof(key), "key%d", i);
+        assert_int_equal(distkv_put_async(kv, key, strlen(key), "v", 1, NULL, note, &call),
+                         DISTKV_OK);
+    }
+    server->drop_before_writes = 3;
+    while (distkv_pending(kv) > 0)
+        distkv_process(kv, 1000);
+    assert_int_equal(seen.codes[DISTKV_OK], 1000);
+    assert_int_equal(server->count, 1000);
+}
+
+int
+main(void)
+{
+#define T(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
+    const struct CMUnitTest tests[] = {
+        T(what_is_put_is_got_and_deleted),
+        T(binary_keys_and_large_values_are_kept_exactly),
+        T(conditions_decide_and_tell_the_version),
+        T(times_to_live_are_set_and_told),
+        T(bad_arguments_are_refused_here_with_a_sentence),
+        T(the_server_and_its_state_are_told),
+        T(a_batch_of_one_hash_tag_is_atomic),
+        T(a_batch_over_slots_is_refused_or_done_in_parts),
+        T(a_scan_gives_each_key_once_over_many_pages),
+        T(a_scan_keeps_to_prefix_and_limit),
+        T(replies_may_come_in_any_order),
+        T(thousands_of_calls_are_pipelined),
+        T(the_descriptor_tells_when_to_process),
+        T(a_callback_may_start_calls_but_not_block),
+        T(closing_ends_what_is_pending),
+        T(memory_is_bounded),
+        T(a_lost_reply_is_repeated_and_done_once),
+        T(a_condition_is_not_repeated_to_a_server_that_has_forgotten),
+        T(without_retry_a_lost_reply_is_told_at_once),
+        T(refusals_are_repeated_until_the_deadline),
+        T(a_silent_server_costs_the_deadline_and_no_more),
+        T(a_damaged_reply_is_never_believed),
+        T(a_server_that_returns_is_found_again),
+        T(nobody_there_is_told_at_once),
+        T(several_connections_share_the_calls),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
