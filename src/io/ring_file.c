@@ -464,15 +464,9 @@ file_open_disk(struct io_file *file, u32 flags)
     file->direct = true;
     i32 fd = open_wait(shard, file->path, mode | O_DIRECT);
     if (fd == -EINVAL) {
-        static _Atomic bool warned;
         file->direct = false;
         /* The failed open may have made the name already. */
         fd = open_wait(shard, file->path, mode & ~O_EXCL);
-        if (fd >= 0 && !atomic_exchange(&warned, true))
-            log_warning("io",
-                        "no direct I/O on this file system, going through the page cache "
-                        "path=%s",
-                        file->path);
     }
     if (fd < 0) {
         status st = ring_errno_status(-fd);
@@ -485,6 +479,10 @@ file_open_disk(struct io_file *file, u32 flags)
         close_wait(shard, fd);
         return ST_INVALID;
     }
+    static _Atomic bool warned;
+    if (!file->direct && !atomic_exchange(&warned, true))
+        log_warning("io", "no direct I/O on this file system, using the page cache path=%s",
+                    file->path);
     file->fd = fd;
     file->slot = ring_slot_take(shard, fd);
     file->dsync = (flags & IO_OPEN_WRITE) && ring_device_dsync(shard->host, fd, file->path);

@@ -470,13 +470,10 @@ ring_may_end(struct ring_shard *shard)
     struct io_node *node = shard->host;
     bool finished = core_shard_finished(&shard->core) &&
                     atomic_load_explicit(&shard->host_calls_pending, memory_order_relaxed) == 0;
-    if (finished && !shard->net_shut) {
-        ring_net_shut(shard);
-        return false;
-    }
+    if (finished && !shard->net_shut) ring_net_shut(shard);
     /* The event's request stays for ever. */
-    finished = finished && shard->requests_active == 1 && shard->disk_queued == 0 &&
-               list_empty(&shard->conns);
+    finished = finished && !core_has_work(&shard->core) && shard->requests_active == 1 &&
+               shard->disk_queued == 0 && list_empty(&shard->conns);
     if (!finished) {
         atomic_store(&shard->finished, false);
         return false;

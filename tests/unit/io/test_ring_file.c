@@ -1,0 +1,446 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * test_ring_file.c -- files, names and locks on a real disk and in memory; punts to io-wq.
+ */
+#include "ring_fixture.h"
+
+#include <dirent.h>
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "base/mem.h"
+#include "io/fiber.h"
+#include "io/file.h"
+
+#define BLOCK  IO_ALIGNMENT
+#define BLOCKS 64u
+
+static char root[256];
+
+static const char *
+path_of(const char *name)
+{
+    static __thread char paths[4][512];
+    static __thread u32 next;
+    char *path = paths[next++ % 4];
+    snprintf(path, sizeof(paths[0]), "%s/%s", root, name);
+    return path;
+}
+
+static u8 *
+block_new(u32 size, u64 seed)
+{
+    u8 *block = mem_alloc_aligned(io_budget(), size, BLOCK);
+    EXPECT(block != NULL);
+    for (u32 i = 0; i < size; i++)
+        block[i] = (u8)((seed + i) * 2654435761u >> 13);
+    return block;
+}
+
+static void
+remove_all(void *arg, const char *name)
+{
+    status st = io_file_unlink(path_of(name));
+    if (!ok(st)) st = io_dir_remove(path_of(name));
+    EXPECT(ok(st));
+}
+
+/* ---- contents ---- */
+
+static status
+main_contents(void *arg)
+{
+    struct io_file *file;
+    EXPECT(status_is(io_file_open(path_of("a"), IO_OPEN_READ, &file), ST_NOT_FOUND));
+    EXPECT(ok(io_file_open(path_of("a"), IO_OPEN_WRITE | IO_OPEN_CREATE, &file)));
+    struct io_file *twice;
+    EXPECT(
+        status_is(io_file_open(path_of("a"), IO_OPEN_WRITE | IO_OPEN_CREATE, &twice), ST_EXISTS));
+    EXPECT(ok(io_file_fill(file, BLOCKS * BLOCK)));
+    u64 size = 0;
+    EXPECT(ok(io_file_size(file, &size)));
+    EXPECT(size == BLOCKS * BLOCK);
+
+    u8 *out = block_new(BLOCK, 1);
+    u8 *in = block_new(BLOCK, 2);
+    for (u32 i = 0; i < 8; i++) {
+        memset(out, (int)i + 1, BLOCK);
+        EXPECT(ok(io_file_write(file, IO_CLASS_LOG, out, BLOCK, i * 3 * BLOCK, i % 2 == 0)));
+    }
+    EXPECT(ok(io_file_sync(file)));
+    for (u32 i = 0; i < 8; i++) {
+        EXPECT(ok(io_file_read(file, IO_CLASS_READ, in, BLOCK, i * 3 * BLOCK)));
+        EXPECT(in[0] == i + 1 && in[BLOCK - 1] == i + 1);
+        EXPECT(ok(io_file_read(file, IO_CLASS_READ, in, BLOCK, (i * 3 + 1) * BLOCK)));
+        EXPECT(in[0] == 0 && in[BLOCK - 1] == 0);
+    }
+    EXPECT(status_is(io_file_read(file, IO_CLASS_READ, in, BLOCK, BLOCKS * BLOCK), ST_END));
+    EXPECT(status_is(io_file_read(file, IO_CLASS_READ, in, BLOCK, MIB(900)), ST_END));
+
+    EXPECT(ok(io_file_truncate(file, 2 * BLOCK)));
+    EXPECT(ok(io_file_size(file, &size)));
+    EXPECT(size == 2 * BLOCK);
+    EXPECT(ok(io_file_allocate(file, 16 * BLOCK)));
+    EXPECT(ok(io_file_size(file, &size)));
+    EXPECT(size == 16 * BLOCK);
+    EXPECT(ok(io_file_read(file, IO_CLASS_READ, in, BLOCK, 15 * BLOCK)));
+    EXPECT(in[7] == 0);
+
+    struct io_stats stats;
+    io_stats_get(&stats);
+    EXPECT(stats.writes >= 8 && stats.reads >= 16 && stats.syncs >= 1);
+    EXPECT(stats.io_in_flight == 0 && stats.io_queued == 0);
+    io_file_close(file);
+    mem_free(io_budget(), out, BLOCK);
+    mem_free(io_budget(), in, BLOCK);
+    EXPECT(ok(io_dir_list(root, remove_all, NULL)));
+    return ST_OK;
+}
+
+static void
+what_was_written_is_read_back(void **state)
+{
+    ring_run_main(1, main_contents, NULL);
+}
+
+/* ---- large and many ---- */
+
+#define LARGE_BYTES (3u * LIMIT_IO_BYTES + 5 * BLOCK)
+
+static status
+main_large(void *arg)
+{
+    struct io_file *file;
+    EXPECT(ok(io_file_open(path_of("large"), IO_OPEN_WRITE | IO_OPEN_CREATE, &file)));
+    u8 *out = block_new(LARGE_BYTES, 3);
+    u8 *in = block_new(LARGE_BYTES, 4);
+    EXPECT(ok(io_file_write(file, IO_CLASS_COMPACTION, out, LARGE_BYTES, 7 * BLOCK, true)));
+    EXPECT(ok(io_file_read(file, IO_CLASS_STREAM, in, LARGE_BYTES, 7 * BLOCK)));
+    EXPECT(memcmp(in, out, LARGE_BYTES) == 0);
+    /* A read that begins inside and ends outside. */
+    EXPECT(status_is(io_file_read(file, IO_CLASS_READ, in, 8 * BLOCK, LARGE_BYTES), ST_END));
+    io_file_close(file);
+    mem_free(io_budget(), out, LARGE_BYTES);
+    mem_free(io_budget(), in, LARGE_BYTES);
+    EXPECT(ok(io_file_unlink(path_of("large"))));
+    return ST_OK;
+}
+
+static void
+a_large_request_is_cut_and_put_together(void **state)
+{
+    ring_run_main(1, main_large, NULL);
+}
+
+#define MANY 1000u
+
+static u32 many_done;
+
+static void
+many_finished(struct io_op *op)
+{
+    EXPECT(ok(op->result));
+    many_done++;
+}
+
+static status
+main_many(void *arg)
+{
+    struct io_file *file;
+    char name[16];
+    snprintf(name, sizeof(name), "many%u", io_shard_index());
+    EXPECT(ok(io_file_open(path_of(name), IO_OPEN_WRITE | IO_OPEN_CREATE, &file)));
+    EXPECT(ok(io_file_fill(file, BLOCKS * BLOCK)));
+    size_t ops_bytes = MANY * sizeof(struct io_op);
+    struct io_op *ops = mem_alloc_zero(io_budget(), ops_bytes);
+    u8 *block = block_new(BLOCK, 5);
+    many_done = 0;
+    u64 in_flight_max = 0;
+    for (u32 i = 0; i < MANY; i++) {
+        ops[i].done = many_finished;
+        enum io_class class = i % IO_CLASS_COUNT;
+        u64 offset = (u64)(i % BLOCKS) * BLOCK;
+        if (i % 3 == 0)
+            io_file_write_start(file, &ops[i], class, block, BLOCK, offset, false);
+        else
+            io_file_read_start(file, &ops[i], class, block, BLOCK, offset);
+    }
+    EXPECT(many_done == 0); /* never from inside the start */
+    while (many_done < MANY) {
+        fiber_yield();
+        struct io_stats stats;
+        io_stats_get(&stats);
+        in_flight_max = MAX(in_flight_max, stats.io_in_flight);
+    }
+    EXPECT(in_flight_max > 16 && in_flight_max <= LIMIT_IO_IN_FLIGHT);
+    io_file_close(file);
+    mem_free(io_budget(), ops, ops_bytes);
+    mem_free(io_budget(), block, BLOCK);
+    EXPECT(ok(io_file_unlink(path_of(name))));
+    return ST_OK;
+}
+
+static void
+many_requests_stay_under_the_limit_and_all_finish(void **state)
+{
+    ring_run_main(1, main_many, NULL);
+}
+
+/* ---- names ---- */
+
+static char listed[256];
+
+static void
+lists(void *arg, const char *name)
+{
+    strcat(listed, name);
+    strcat(listed, " ");
+}
+
+static void
+create(const char *path)
+{
+    struct io_file *file;
+    status st = io_file_open(path, IO_OPEN_WRITE | IO_OPEN_CREATE, &file);
+    EXPECT(ok(st));
+    if (ok(st)) io_file_close(file);
+}
+
+static status
+main_names(void *arg)
+{
+    struct io_file *file;
+    EXPECT(ok(io_dir_make(path_of("d"))));
+    EXPECT(status_is(io_dir_make(path_of("d")), ST_EXISTS));
+    create(path_of("d/b"));
+    create(path_of("d/a"));
+    create(path_of("d/c"));
+    EXPECT(ok(io_dir_sync(path_of("d"))));
+    EXPECT(ok(io_file_rename(path_of("d/c"), path_of("d/b"))));
+    EXPECT(ok(io_file_link(path_of("d/a"), path_of("d/z"))));
+    EXPECT(status_is(io_file_link(path_of("d/a"), path_of("d/z")), ST_EXISTS));
+    listed[0] = 0;
+    EXPECT(ok(io_dir_list(path_of("d"), lists, NULL)));
+    EXPECT(strcmp(listed, "a b z ") == 0);
+    EXPECT(!ok(io_dir_remove(path_of("d"))));
+    EXPECT(status_is(io_file_unlink(path_of("d/nothing")), ST_NOT_FOUND));
+    EXPECT(status_is(io_file_open(path_of("d"), IO_OPEN_READ, &file), ST_INVALID));
+    EXPECT(status_is(io_dir_list(path_of("nothing"), lists, NULL), ST_NOT_FOUND));
+    EXPECT(ok(io_file_unlink(path_of("d/a"))));
+    EXPECT(ok(io_file_unlink(path_of("d/b"))));
+    EXPECT(ok(io_file_unlink(path_of("d/z"))));
+    EXPECT(ok(io_dir_remove(path_of("d"))));
+    u64 free_bytes = 0, total_bytes = 0;
+    EXPECT(ok(io_disk_free(root, &free_bytes, &total_bytes)));
+    EXPECT(free_bytes > 0 && total_bytes >= free_bytes);
+    return ST_OK;
+}
+
+static void
+names_are_made_moved_listed_and_removed(void **state)
+{
+    ring_run_main(1, main_names, NULL);
+}
+
+static status
+main_memory(void *arg)
+{
+    struct io_file *file;
+    EXPECT(ok(io_dir_make(":memory:/d")));
+    EXPECT(ok(io_file_open(":memory:/d/f", IO_OPEN_WRITE | IO_OPEN_CREATE, &file)));
+    EXPECT(ok(io_file_fill(file, 8 * BLOCK)));
+    u8 *out = block_new(BLOCK, 6);
+    u8 *in = block_new(BLOCK, 7);
+    EXPECT(ok(io_file_write(file, IO_CLASS_LOG, out, BLOCK, 2 * BLOCK, true)));
+    struct io_op op = {.done = NULL};
+    io_file_read_start(file, &op, IO_CLASS_READ, in, BLOCK, 2 * BLOCK);
+    EXPECT(!op.finished);
+    EXPECT(ok(io_op_wait(&op)));
+    EXPECT(memcmp(in, out, BLOCK) == 0);
+    EXPECT(ok(io_file_sync(file)));
+    io_file_close(file);
+    listed[0] = 0;
+    EXPECT(ok(io_dir_list(":memory:/d", lists, NULL)));
+    EXPECT(strcmp(listed, "f ") == 0);
+    EXPECT(ok(io_file_unlink(":memory:/d/f")));
+    EXPECT(ok(io_dir_lock(":memory:")));
+    mem_free(io_budget(), out, BLOCK);
+    mem_free(io_budget(), in, BLOCK);
+    return ST_OK;
+}
+
+static void
+files_in_memory_behave_alike(void **state)
+{
+    ring_run_main(1, main_memory, NULL);
+}
+
+/* ---- locks ---- */
+
+static status
+main_locks(void *arg)
+{
+    EXPECT(ok(io_dir_lock(root)));
+    EXPECT(ok(io_dir_lock(root))); /* of the same node */
+    io_dir_unlock(root);
+    *(_Atomic u32 *)arg += 1;
+    io_wait_stop();
+    return ST_OK;
+}
+
+static status
+main_is_refused(void *arg)
+{
+    u64 start = io_now_ns();
+    status st = io_dir_lock(root);
+    EXPECT(io_now_ns() - start >= 900 * NS_PER_MS);
+    return st;
+}
+
+static void
+a_directory_belongs_to_one_node_at_a_time(void **state)
+{
+    _Atomic u32 locked = 0;
+    struct io_node_config config = ring_config(2, main_locks, &locked);
+    struct io_node *node;
+    assert_true(ok(io_node_start(&config, &node)));
+    while (atomic_load(&locked) < 2)
+        usleep(1000);
+    struct io_node_config second = ring_config(1, main_is_refused, NULL);
+    status st = ring_run_config(&second);
+    assert_int_equal(st.code, SC_LOCKED);
+    io_node_stop(node);
+    assert_true(ok(io_node_join(node)));
+    atomic_store(&locked, 0);
+    assert_true(ok(io_node_start(&config, &node)));
+    io_node_stop(node);
+    assert_true(ok(io_node_join(node)));
+    assert_int_equal(atomic_load(&locked), 2);
+}
+
+/* ---- the hot path never falls to a worker ---- */
+
+static char trace_root[256]; /* an instance of our own: nobody else's events are touched */
+
+/* Returns -1 without tracefs. */
+static int
+trace_open(const char *name, int flags)
+{
+    char path[512];
+    snprintf(path, sizeof(path), "%s/%s", trace_root, name);
+    return open(path, flags | O_CLOEXEC);
+}
+
+static bool
+trace_write(const char *name, const char *text)
+{
+    int fd = trace_open(name, O_WRONLY | O_TRUNC);
+    if (fd < 0) return false;
+    bool wrote = write(fd, text, strlen(text)) == (ssize_t)strlen(text);
+    close(fd);
+    return wrote;
+}
+
+static bool
+trace_begin(void)
+{
+    static const char *const roots[] = {"/sys/kernel/tracing", "/sys/kernel/debug/tracing"};
+    for (u32 i = 0; i < ARRAY_COUNT(roots); i++) {
+        snprintf(trace_root, sizeof(trace_root), "%s/instances/distkv-%d", roots[i], getpid());
+        if (mkdir(trace_root, 0700) != 0) continue;
+        if (trace_write("events/io_uring/io_uring_queue_async_work/enable", "1")) return true;
+        rmdir(trace_root);
+    }
+    return false;
+}
+
+/* Lines look like "  shard-0-123  [000] ..... 1.0: io_uring_queue_async_work: ... opcode WRITE". */
+static u32
+trace_count(int thread_id, const char *opcode_a, const char *opcode_b)
+{
+    static char text[1 << 20];
+    int fd = trace_open("trace", O_RDONLY);
+    EXPECT(fd >= 0);
+    size_t used = 0;
+    ssize_t got;
+    while (fd >= 0 && (got = read(fd, text + used, sizeof(text) - 1 - used)) > 0)
+        used += (size_t)got;
+    if (fd >= 0) close(fd);
+    text[used] = '\0';
+    char who[32];
+    snprintf(who, sizeof(who), "-%d ", thread_id);
+    u32 count = 0;
+    for (char *line = strtok(text, "\n"); line != NULL; line = strtok(NULL, "\n")) {
+        if (strstr(line, "io_uring_queue_async_work:") == NULL || strstr(line, who) == NULL)
+            continue;
+        if (strstr(line, opcode_a) != NULL || strstr(line, opcode_b) != NULL) count++;
+    }
+    return count;
+}
+
+static status
+main_hot(void *arg)
+{
+    struct io_file *file;
+    EXPECT(ok(io_file_open(path_of("hot"), IO_OPEN_WRITE | IO_OPEN_CREATE, &file)));
+    EXPECT(ok(io_file_fill(file, 1024 * BLOCK)));
+    u8 *block = block_new(4 * BLOCK, 8);
+    /* The fill was punted, which shows that we would see it. */
+    EXPECT(trace_count(gettid(), "opcode FSYNC", "opcode FALLOCATE") >= 2);
+    EXPECT(trace_write("trace", ""));
+    for (u32 i = 0; i < 255; i++) {
+        EXPECT(ok(io_file_write(file, IO_CLASS_LOG, block, 4 * BLOCK, i * 4 * BLOCK, true)));
+        EXPECT(ok(io_file_read(file, IO_CLASS_READ, block, BLOCK, i * 4 * BLOCK)));
+    }
+    *(u32 *)arg = trace_count(gettid(), "opcode READ", "opcode WRITE");
+    io_file_close(file);
+    mem_free(io_budget(), block, 4 * BLOCK);
+    EXPECT(ok(io_file_unlink(path_of("hot"))));
+    return ST_OK;
+}
+
+static void
+writes_inside_the_filled_range_never_go_to_a_worker(void **state)
+{
+    if (!trace_begin()) {
+        print_message("skipped: no tracefs here (mount it and run as root)\n");
+        skip();
+    }
+    u32 punts = 0;
+    ring_run_main(1, main_hot, &punts);
+    rmdir(trace_root);
+    assert_int_equal(punts, 0);
+}
+
+static int
+setup(void **state)
+{
+    const char *base = getenv("TMPDIR");
+    snprintf(root, sizeof(root), "%s/distkv-file-XXXXXX", base != NULL ? base : "/tmp");
+    return mkdtemp(root) == NULL;
+}
+
+static int
+teardown(void **state)
+{
+    char lock[300];
+    snprintf(lock, sizeof(lock), "%s/LOCK", root);
+    unlink(lock);
+    return rmdir(root);
+}
+
+int
+main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(what_was_written_is_read_back),
+        cmocka_unit_test(a_large_request_is_cut_and_put_together),
+        cmocka_unit_test(many_requests_stay_under_the_limit_and_all_finish),
+        cmocka_unit_test(names_are_made_moved_listed_and_removed),
+        cmocka_unit_test(files_in_memory_behave_alike),
+        cmocka_unit_test(a_directory_belongs_to_one_node_at_a_time),
+        cmocka_unit_test(writes_inside_the_filled_range_never_go_to_a_worker),
+    };
+    return cmocka_run_group_tests(tests, setup, teardown);
+}

@@ -1,0 +1,623 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * test_ring_net.c -- connections of the real backend, against ordinary sockets of the test's own
+ * thread and against io_connect.
+ *
+ * The server under test answers lines: "e<text>" comes back as it is; "w<digits>" announces that
+ * many bytes after the line, which are wanted whole and answered with their sum; the other letters
+ * are explained at line_handle.
+ */
+#include "ring_fixture.h"
+
+#include <arpa/inet.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <poll.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "io/fiber.h"
+#include "io/net.h"
+#include "io/timer.h"
+
+/* ---- the server ---- */
+
+struct session {
+    struct io_conn *conn;
+    struct io_timer timer;
+    u32 drained;
+    u32 agains;
+    bool flooding;
+};
+
+static _Atomic u16 port;
+static _Atomic u32 open_sessions;
+static _Atomic u32 closed_sessions;
+static _Atomic int last_why;
+static _Atomic u64 budget_used;
+static bool refuse_all;
+
+static void
+session_timer(struct io_timer *timer)
+{
+    struct session *session = CONTAINER_OF(timer, struct session, timer);
+    io_conn_resume(session->conn);
+    io_conn_send_until(session->conn, UINT64_MAX);
+}
+
+static status
+session_opened(struct io_conn *conn, void *arg)
+{
+    EXPECT(arg == &port || arg == NULL);
+    if (refuse_all) return ST_OVERLOADED;
+    struct session *session = mem_alloc_zero(io_budget(), sizeof(*session));
+    if (session == NULL) return ST_NO_MEMORY;
+    session->conn = conn;
+    io_timer_init(&session->timer, session_timer);
+    io_conn_user_set(conn, session);
+    atomic_fetch_add(&open_sessions, 1);
+    return ST_OK;
+}
+
+static void
+session_closed(struct io_conn *conn, status why)
+{
+    struct session *session = io_conn_user(conn);
+    io_timer_cancel(&session->timer);
+    mem_free(io_budget(), session, sizeof(*session));
+    atomic_store(&last_why, why.code);
+    atomic_fetch_sub(&open_sessions, 1);
+    atomic_fetch_add(&closed_sessions, 1);
+}
+
+static void
+flood(struct session *session)
+{
+    static const u8 block[8192] = {'x'};
+    while (io_conn_pending(session->conn) < 2 * CONN_OUTPUT_HIGH_BYTES)
+        EXPECT(io_conn_write(session->conn, block, sizeof(block)));
+}
+
+static void
+session_drained(struct io_conn *conn)
+{
+    struct session *session = io_conn_user(conn);
+    session->drained++;
+    if (session->flooding && session->drained < 20) {
+        flood(session);
+    } else if (session->flooding) {
+        session->flooding = false;
+        EXPECT(io_conn_write(conn, "!", 1));
+    }
+}
+
+/* Returns the bytes consumed; 0: the line is not all there. */
+static size_t
+line_handle(struct session *session, struct bytes data)
+{
+    struct io_conn *conn = session->conn;
+    const u8 *end = memchr(data.data, '\n', data.size);
+    if (end == NULL) return 0;
+    size_t line = (size_t)(end - data.data) + 1;
+    switch (data.data[0]) {
+    case 'w': { /* the bytes that follow, whole */
+        size_t body = (size_t)atol((const char *)data.data + 1);
+        if (data.size < line + body) {
+            io_conn_want(conn, line + body);
+            return 0;
+        }
+        u64 sum = 0;
+        for (size_t i = 0; i < body; i++)
+            sum += data.data[line + i];
+        char text[32];
+        int size = snprintf(text, sizeof(text), "%llu\n", (unsigned long long)sum);
+        EXPECT(io_conn_write(conn, text, (size_t)size));
+        return line + body;
+    }
+    case 'p': /* pauses 20 ms, then goes on */
+        io_conn_pause(conn);
+        io_timer_arm(&session->timer, io_now_ns() + 20 * NS_PER_MS);
+        EXPECT(io_conn_write(conn, "paused\n", 7));
+        return line;
+    case 'h': /* holds what follows for 20 ms */
+        EXPECT(io_conn_write(conn, "before\n", 7));
+        io_conn_send_until(conn, io_conn_written(conn));
+        EXPECT(io_conn_write(conn, "after\n", 6));
+        io_timer_arm(&session->timer, io_now_ns() + 20 * NS_PER_MS);
+        return line;
+    case 'f': /* a flood with back-pressure, ended by '!' */
+        session->flooding = true;
+        flood(session);
+        return line;
+    case 'q': /* a last reply, then the end */
+        EXPECT(io_conn_write(conn, "bye\n", 4));
+        io_conn_close(conn, IO_CLOSE_FLUSH);
+        return line;
+    case 'a':
+        io_conn_close(conn, IO_CLOSE_ABORT);
+        return line;
+    case 'n': {
+        char name[64];
+        io_conn_peer_name(conn, name, sizeof(name) - 1);
+        strcat(name, "\n");
+        EXPECT(io_conn_write(conn, name, strlen(name)));
+        return line;
+    }
+    default:
+        EXPECT(io_conn_write(conn, data.data, line));
+        return line;
+    }
+}
+
+static size_t
+session_received(struct io_conn *conn, struct bytes data)
+{
+    struct session *session = io_conn_user(conn);
+    size_t consumed = 0;
+    for (u32 lines = 0; consumed < data.size; lines++) {
+        if (lines == 100) { /* as if the quota were over */
+            session->agains++;
+            io_conn_again(conn);
+            break;
+        }
+        size_t used = line_handle(session, BYTES(data.data + consumed, data.size - consumed));
+        if (used == 0) break;
+        consumed += used;
+    }
+    return consumed;
+}
+
+static const struct io_conn_events events = {.opened = session_opened,
+                                             .received = session_received,
+                                             .drained = session_drained,
+                                             .closed = session_closed};
+
+static status
+main_serves(void *arg)
+{
+    struct io_listener *listener;
+    status st = io_listen(arg, atomic_load(&port), &events, &port, &listener);
+    if (!ok(st)) return st;
+    atomic_store(&port, io_listener_port(listener));
+    io_wait_stop();
+    struct io_stats stats;
+    io_stats_get(&stats);
+    EXPECT(stats.cq_overflows == 0);
+    atomic_store(&budget_used, io_budget()->used_bytes);
+    io_listener_close(listener);
+    return ST_OK;
+}
+
+static struct io_node *
+server_start(const char *host)
+{
+    static char address[64];
+    snprintf(address, sizeof(address), "%s", host);
+    atomic_store(&ring_failures, 0);
+    atomic_store(&port, 0);
+    atomic_store(&open_sessions, 0);
+    atomic_store(&closed_sessions, 0);
+    atomic_store(&last_why, -1);
+    struct io_node_config config = ring_config(1, main_serves, address);
+    struct io_node *node;
+    assert_true(ok(io_node_start(&config, &node)));
+    for (u32 i = 0; i < 5000 && atomic_load(&port) == 0; i++)
+        usleep(1000);
+    assert_int_not_equal(atomic_load(&port), 0);
+    return node;
+}
+
+static void
+server_stop(struct io_node *node)
+{
+    io_node_stop(node);
+    status st = io_node_join(node);
+    assert_int_equal(st.code, SC_OK);
+    assert_int_equal(atomic_load(&ring_failures), 0);
+    assert_int_equal(atomic_load(&open_sessions), 0);
+}
+
+/* ---- the client: plain blocking sockets with a time limit ---- */
+
+static int
+client_connect(void)
+{
+    int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons(atomic_load(&port))};
+    inet_pton(AF_INET, "127.0.0.1", &address.sin_addr);
+    struct timeval limit = {.tv_sec = 20};
+    setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof(limit));
+    setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof(limit));
+    assert_int_equal(connect(fd, (struct sockaddr *)&address, sizeof(address)), 0);
+    return fd;
+}
+
+static void
+client_send(int fd, const void *data, size_t size)
+{
+    const u8 *at = data;
+    while (size > 0) {
+        ssize_t sent = send(fd, at, size, MSG_NOSIGNAL);
+        assert_true(sent > 0);
+        at += sent;
+        size -= (size_t)sent;
+    }
+}
+
+static void
+client_expect(int fd, const char *text)
+{
+    char got[256] = {0};
+    size_t size = strlen(text);
+    assert_true(size < sizeof(got));
+    assert_int_equal(recv(fd, got, size, MSG_WAITALL), (ssize_t)size);
+    assert_string_equal(got, text);
+}
+
+static void
+client_expect_end(int fd)
+{
+    char byte;
+    assert_int_equal(recv(fd, &byte, 1, 0), 0);
+}
+
+static void
+wait_closed(u32 count)
+{
+    for (u32 i = 0; i < 10000 && atomic_load(&closed_sessions) < count; i++)
+        usleep(1000);
+    assert_int_equal(atomic_load(&closed_sessions), count);
+}
+
+/* ---- tests ---- */
+
+static void
+bytes_come_back_in_whatever_pieces_they_arrive(void **state)
+{
+    struct io_node *node = server_start("127.0.0.1");
+    int fd = client_connect();
+    client_send(fd, "ehello\n", 7);
+    client_expect(fd, "ehello\n");
+    for (const char *at = "eslow\n"; *at != '\0'; at++) {
+        client_send(fd, at, 1);
+        usleep(2000);
+    }
+    client_expect(fd, "eslow\n");
+    int on = 0;
+    socklen_t length = sizeof(on);
+    assert_int_equal(getsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, &length), 0);
+    client_send(fd, "n\n", 2);
+    client_expect(fd, "127.0.0.1:");
+    char rest[16];
+    assert_true(recv(fd, rest, sizeof(rest), 0) > 1); /* unread bytes would make a reset of it */
+    close(fd);
+    wait_closed(1);
+    assert_int_equal(atomic_load(&last_why), SC_OK);
+    server_stop(node);
+}
+
+#define PIPELINED 20000u
+
+static void
+a_pipeline_is_answered_in_order(void **state)
+{
+    struct io_node *node = server_start("127.0.0.1");
+    int fd = client_connect();
+    static char sent[PIPELINED * 16], got[PIPELINED * 16];
+    size_t size = 0;
+    for (u32 i = 0; i < PIPELINED; i++)
+        size += (size_t)snprintf(sent + size, sizeof(sent) - size, "e%u\n", i);
+    /* Both directions at once, or the two would wait for each other. */
+    size_t wrote = 0, read = 0;
+    while (read < size) {
+        struct pollfd poll_fd = {.fd = fd, .events = POLLIN | (wrote < size ? POLLOUT : 0)};
+        assert_int_equal(poll(&poll_fd, 1, 20000), 1);
+        if (poll_fd.revents & POLLOUT) {
+            ssize_t n = send(fd, sent + wrote, size - wrote, MSG_DONTWAIT | MSG_NOSIGNAL);
+            if (n > 0) wrote += (size_t)n;
+        }
+        if (poll_fd.revents & POLLIN) {
+            ssize_t n = recv(fd, got + read, sizeof(got) - read, MSG_DONTWAIT);
+            assert_true(n > 0);
+            read += (size_t)n;
+        }
+    }
+    assert_int_equal(read, size);
+    assert_memory_equal(sent, got, size);
+    close(fd);
+    server_stop(node);
+}
+
+static void
+a_large_frame_is_received_whole(void **state)
+{
+    struct io_node *node = server_start("127.0.0.1");
+    int fd = client_connect();
+    static const size_t sizes[] = {1, 100, 8192, 100000, 3 << 20, 15 << 20};
+    u8 *body = malloc(15 << 20);
+    assert_non_null(body);
+    for (u32 round = 0; round < 2; round++) {
+        for (u32 i = 0; i < ARRAY_COUNT(sizes); i++) {
+            u64 sum = 0;
+            for (size_t at = 0; at < sizes[i]; at++) {
+                body[at] = (u8)(at * 7 + i);
+                sum += body[at];
+            }
+            char line[64], reply[64];
+            client_send(fd, line, (size_t)snprintf(line, sizeof(line), "w%zu\n", sizes[i]));
+            client_send(fd, body, sizes[i]);
+            client_send(fd, "enext\n", 6);
+            snprintf(reply, sizeof(reply), "%llu\nenext\n", (unsigned long long)sum);
+            client_expect(fd, reply);
+        }
+    }
+    free(body);
+    close(fd);
+    server_stop(node);
+}
+
+static void
+a_paused_session_goes_on_where_it_was(void **state)
+{
+    struct io_node *node = server_start("127.0.0.1");
+    int fd = client_connect();
+    client_send(fd, "p\ne1\ne2\n", 8);
+    client_expect(fd, "paused\n");
+    client_send(fd, "e3\n", 3);
+    client_expect(fd, "e1\ne2\ne3\n");
+    client_send(fd, "p\n", 2);
+    client_expect(fd, "paused\n");
+    usleep(50 * 1000);
+    client_send(fd, "e4\n", 3);
+    client_expect(fd, "e4\n");
+    close(fd);
+    server_stop(node);
+}
+
+static void
+held_output_goes_when_it_is_released(void **state)
+{
+    struct io_node *node = server_start("127.0.0.1");
+    int fd = client_connect();
+    client_send(fd, "h\n", 2);
+    client_expect(fd, "before\n");
+    char byte;
+    assert_int_equal(recv(fd, &byte, 1, MSG_DONTWAIT), -1);
+    client_expect(fd, "after\n");
+    client_send(fd, "h\nq\n", 4); /* held output is dropped by the end */
+    client_expect(fd, "before\n");
+    client_expect_end(fd);
+    close(fd);
+    wait_closed(1);
+    server_stop(node);
+}
+
+static void
+a_slow_reader_holds_only_its_own_output(void **state)
+{
+    struct io_node *node = server_start("127.0.0.1");
+    int slow = client_connect();
+    client_send(slow, "f\n", 2);
+    usleep(50 * 1000);
+    int fast = client_connect();
+    client_send(fast, "ehere\n", 6);
+    client_expect(fast, "ehere\n");
+    static char block[1 << 16];
+    u64 total = 0;
+    char last = 0;
+    while (last != '!') {
+        ssize_t n = recv(slow, block, sizeof(block), 0);
+        assert_true(n > 0);
+        total += (u64)n;
+        last = block[n - 1];
+    }
+    assert_true(total > 20 * CONN_OUTPUT_HIGH_BYTES);
+    close(slow);
+    close(fast);
+    server_stop(node);
+}
+
+static void
+a_client_that_never_reads_is_cut_off_at_the_end(void **state)
+{
+    struct io_node *node = server_start("127.0.0.1");
+    int fd = client_connect();
+    client_send(fd, "f\n", 2);
+    usleep(20 * 1000);
+    server_stop(node); /* main returns; what is left is aborted */
+    close(fd);
+}
+
+static void
+the_last_reply_arrives_although_more_was_sent(void **state)
+{
+    struct io_node *node = server_start("127.0.0.1");
+    for (u32 i = 0; i < 20; i++) {
+        int fd = client_connect();
+        static const char junk[20000] = "q\nignored";
+        client_send(fd, junk, sizeof(junk));
+        client_expect(fd, "bye\n");
+        client_expect_end(fd);
+        close(fd);
+    }
+    wait_closed(20);
+    int fd = client_connect();
+    client_send(fd, "a\n", 2);
+    char byte;
+    assert_true(recv(fd, &byte, 1, 0) <= 0);
+    close(fd);
+    wait_closed(21);
+    server_stop(node);
+}
+
+static void
+a_reset_is_told(void **state)
+{
+    struct io_node *node = server_start("127.0.0.1");
+    int fd = client_connect();
+    client_send(fd, "ex\n", 3);
+    client_expect(fd, "ex\n");
+    struct linger hard = {.l_onoff = 1};
+    setsockopt(fd, SOL_SOCKET, SO_LINGER, &hard, sizeof(hard));
+    close(fd);
+    wait_closed(1);
+    assert_int_equal(atomic_load(&last_why), SC_CLOSED);
+    server_stop(node);
+}
+
+static void
+a_session_that_refuses_is_never_told_closed(void **state)
+{
+    struct io_node *node = server_start("127.0.0.1");
+    refuse_all = true;
+    int fd = client_connect();
+    client_expect_end(fd);
+    close(fd);
+    refuse_all = false;
+    assert_int_equal(atomic_load(&closed_sessions), 0);
+    server_stop(node);
+}
+
+#define IDLE_CONNS 1000u
+
+static void
+idle_connections_cost_little(void **state)
+{
+    struct rlimit limit;
+    assert_int_equal(getrlimit(RLIMIT_NOFILE, &limit), 0);
+    limit.rlim_cur = limit.rlim_max;
+    setrlimit(RLIMIT_NOFILE, &limit);
+    if (limit.rlim_cur < 3 * IDLE_CONNS) skip();
+    struct io_node *node = server_start("127.0.0.1");
+    static int fds[IDLE_CONNS];
+    for (u32 i = 0; i < IDLE_CONNS; i++)
+        fds[i] = client_connect();
+    /* More senders at once than there are receive buffers. */
+    for (u32 round = 0; round < 3; round++) {
+        for (u32 i = 0; i < IDLE_CONNS; i++)
+            client_send(fds[i], "eping\n", 6);
+        for (u32 i = 0; i < IDLE_CONNS; i++)
+            client_expect(fds[i], "eping\n");
+    }
+    assert_int_equal(atomic_load(&open_sessions), IDLE_CONNS);
+    io_node_stop(node);
+    status st = io_node_join(node);
+    assert_true(ok(st));
+    for (u32 i = 0; i < IDLE_CONNS; i++)
+        close(fds[i]);
+    assert_int_equal(atomic_load(&closed_sessions), IDLE_CONNS);
+    /* Rings, tables and receive buffers are 2 MiB at most; the rest are connections. */
+    assert_true(atomic_load(&budget_used) < MIB(2) + IDLE_CONNS * KIB(2));
+}
+
+/* ---- connecting ---- */
+
+static struct io_conn *outgoing;
+static char answer[64];
+static size_t answer_size;
+static struct fiber_queue answer_queue;
+static bool outgoing_closed;
+
+static status
+outgoing_opened(struct io_conn *conn, void *arg)
+{
+    EXPECT(arg == answer);
+    return ST_OK;
+}
+
+static size_t
+outgoing_received(struct io_conn *conn, struct bytes data)
+{
+    EXPECT(data.size <= sizeof(answer) - answer_size);
+    memcpy(answer + answer_size, data.data, data.size);
+    answer_size += data.size;
+    fiber_queue_wake_all(&answer_queue);
+    return data.size;
+}
+
+static void
+outgoing_drained(struct io_conn *conn)
+{
+}
+
+static void
+outgoing_ended(struct io_conn *conn, status why)
+{
+    outgoing_closed = true;
+    fiber_queue_wake_all(&answer_queue);
+}
+
+static const struct io_conn_events outgoing_events = {.opened = outgoing_opened,
+                                                      .received = outgoing_received,
+                                                      .drained = outgoing_drained,
+                                                      .closed = outgoing_ended};
+
+static status
+main_connects(void *arg)
+{
+    const char *host = arg;
+    fiber_queue_init(&answer_queue);
+    answer_size = 0;
+    outgoing_closed = false;
+    atomic_store(&port, 0);
+    struct io_listener *listener, *second;
+    status st = io_listen(host, 0, &events, NULL, &listener);
+    if (!ok(st)) return st;
+    u16 at = io_listener_port(listener);
+    EXPECT(ok(io_listen(host, at, &events, NULL, &second))); /* another shard would do the same */
+    io_listener_close(second);
+    u64 deadline = io_now_ns() + 5 * NS_PER_S;
+    EXPECT(ok(io_connect(host, at, &outgoing_events, answer, deadline, &outgoing)));
+    EXPECT(io_conn_write(outgoing, "eover there\n", 12));
+    while (answer_size < 12)
+        EXPECT(ok(fiber_queue_wait(&answer_queue, deadline)));
+    EXPECT(memcmp(answer, "eover there\n", 12) == 0);
+    io_conn_close(outgoing, IO_CLOSE_FLUSH);
+    while (!outgoing_closed)
+        EXPECT(ok(fiber_queue_wait(&answer_queue, deadline)));
+    io_listener_close(listener);
+    EXPECT(
+        status_is(io_connect(host, at, &outgoing_events, answer, deadline, &outgoing), ST_CLOSED));
+    EXPECT(status_is(io_connect("nonsense", at, &outgoing_events, answer, deadline, &outgoing),
+                     ST_INVALID));
+    EXPECT(status_is(io_listen("300.1.1.1", 0, &events, NULL, &listener), ST_INVALID));
+    return ST_OK;
+}
+
+static void
+shards_connect_over_ipv4_and_ipv6(void **state)
+{
+    static char v4[] = "127.0.0.1", v6[] = "::1";
+    ring_run_main(1, main_connects, v4);
+    int fd = socket(AF_INET6, SOCK_STREAM, 0);
+    struct sockaddr_in6 loopback = {.sin6_family = AF_INET6, .sin6_addr = in6addr_loopback};
+    bool have = fd >= 0 && bind(fd, (struct sockaddr *)&loopback, sizeof(loopback)) == 0;
+    if (fd >= 0) close(fd);
+    if (have)
+        ring_run_main(1, main_connects, v6);
+    else
+        print_message("IPv6 left out: no ::1 here\n");
+}
+
+int
+main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(bytes_come_back_in_whatever_pieces_they_arrive),
+        cmocka_unit_test(a_pipeline_is_answered_in_order),
+        cmocka_unit_test(a_large_frame_is_received_whole),
+        cmocka_unit_test(a_paused_session_goes_on_where_it_was),
+        cmocka_unit_test(held_output_goes_when_it_is_released),
+        cmocka_unit_test(a_slow_reader_holds_only_its_own_output),
+        cmocka_unit_test(a_client_that_never_reads_is_cut_off_at_the_end),
+        cmocka_unit_test(the_last_reply_arrives_although_more_was_sent),
+        cmocka_unit_test(a_reset_is_told),
+        cmocka_unit_test(a_session_that_refuses_is_never_told_closed),
+        cmocka_unit_test(idle_connections_cost_little),
+        cmocka_unit_test(shards_connect_over_ipv4_and_ipv6),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
