@@ -1,0 +1,81 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * sim_disk_internal.h -- what sim_disk.c (content) and sim_names.c (names) share.
+ */
+#ifndef DISTKV_IO_SIM_DISK_INTERNAL_H
+#define DISTKV_IO_SIM_DISK_INTERNAL_H
+
+#include "io/sim_disk.h"
+
+/* One page's content after one write, not durable yet. */
+struct sim_version {
+    struct list dirty_link; /* sim_inode.dirty, in order */
+    struct sim_version *older;
+    u64 order;
+    u64 page;
+    u8 *data; /* NULL: zeros */
+};
+
+struct sim_page {
+    u8 *durable; /* NULL: zeros */
+    struct sim_version *newest;
+    bool allocated; /* has its place on the disk */
+};
+
+struct sim_inode {
+    struct list link; /* sim_disk.inodes, oldest first */
+    struct sim_disk *disk;
+    struct sim_page *pages;
+    u64 page_count;
+    u64 size;
+    u64 durable_size;
+    u64 durable_order; /* of the last durable write */
+    struct list dirty;
+    struct list writes; /* struct sim_write.link */
+    u32 ref_count;      /* names of both maps, operations between them, openings, writes */
+    u32 use_count;      /* current names and openings */
+    u32 open_count;
+};
+
+struct sim_name {
+    char *path;
+    struct sim_inode *inode; /* NULL: a directory */
+};
+
+/* Sorted by path. */
+struct sim_name_map {
+    struct sim_name *names;
+    u32 count;
+    u32 capacity;
+};
+
+struct sim_disk {
+    struct sim_disk_options options;
+    struct prng prng;
+    u64 order; /* of versions and of operations on names */
+    struct list inodes;
+    u64 used_pages;
+    struct sim_name_map current;
+    struct sim_name_map durable;
+    struct list name_ops; /* not durable yet, in order */
+    struct list locks;
+};
+
+/* Zeroed; never fails. */
+void *sim_alloc(size_t size);
+
+struct sim_inode *sim_inode_new(struct sim_disk *disk);
+void sim_inode_ref(struct sim_inode *inode);
+void sim_inode_unref(struct sim_inode *inode);
+void sim_inode_use(struct sim_inode *inode);
+void sim_inode_unuse(struct sim_inode *inode);
+
+void sim_names_init(struct sim_disk *disk);
+void sim_names_deinit(struct sim_disk *disk);
+/* The durable map with any subset of the operations becomes the current one. */
+void sim_names_crash(struct sim_disk *disk);
+void sim_names_unlock_all(struct sim_disk *disk);
+/* The file of a name; NULL when there is none or it is a directory. */
+struct sim_inode *sim_names_find(const struct sim_disk *disk, const char *path);
+
+#endif

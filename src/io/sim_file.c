@@ -1,0 +1,627 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * sim_file.c -- file.h of the simulated link. Every request is two moments: it begins (a write may
+ * copy its data, a sync fixes what it covers, an armed crash or failure is looked for) and, after a
+ * random time, it takes effect on the disk; the shard learns of it in a later turn. So requests
+ * finish in any order, and a crash finds them before, under way, or done and not yet known.
+ *
+ *   begin ----- latency -----> effect -----> arrival, in the shard's next turn: done() or resume
+ *
+ * At most LIMIT_IO_IN_FLIGHT requests of a node are between begin and effect.
+ */
+#include "io/sim_internal.h"
+
+#include <stdlib.h>
+
+#include "base/crc.h"
+
+enum request_kind {
+    REQUEST_READ,
+    REQUEST_WRITE,
+    REQUEST_SYNC,
+    REQUEST_DIR_SYNC,
+    REQUEST_OPEN,
+    REQUEST_CREATE,
+    REQUEST_TRUNCATE,
+    REQUEST_ALLOCATE,
+    REQUEST_RENAME,
+    REQUEST_LINK,
+    REQUEST_UNLINK,
+    REQUEST_DIR_MAKE,
+    REQUEST_DIR_REMOVE,
+};
+
+struct io_file {
+    struct list link; /* sim_shard.files */
+    struct sim_inode *inode;
+    struct memfs_file *memory; /* one of the two */
+    bool writable;
+    u32 in_flight;
+    struct fiber_queue idle;
+};
+
+/* libc's memory, not the node's: it must outlive a crash until it is dropped. */
+struct sim_request {
+    struct list link; /* sim_node.io_queue or io_requests */
+    struct sim_event event;
+    struct sim_arrival arrival;
+    enum request_kind kind;
+    struct sim_shard *shard;
+    struct io_file *file;
+    struct io_op *op;     /* READ and WRITE */
+    struct fiber *waiter; /* the others */
+    status result;
+    status injected;
+    const char *path, *path_to;
+    u64 size;
+    struct sim_inode *inode; /* OPEN and CREATE */
+    struct sim_write write;
+    struct sim_sync sync;
+};
+
+/* ---- begin and effect ---- */
+
+static enum sim_point
+request_point(enum request_kind kind)
+{
+    switch (kind) {
+    case REQUEST_READ:
+        return SIM_POINT_READ;
+    case REQUEST_WRITE:
+        return SIM_POINT_WRITE;
+    case REQUEST_SYNC:
+    case REQUEST_DIR_SYNC:
+        return SIM_POINT_SYNC;
+    case REQUEST_OPEN:
+    case REQUEST_CREATE:
+    case REQUEST_TRUNCATE:
+    case REQUEST_ALLOCATE:
+    case REQUEST_RENAME:
+    case REQUEST_LINK:
+    case REQUEST_UNLINK:
+    case REQUEST_DIR_MAKE:
+    case REQUEST_DIR_REMOVE:
+        return SIM_POINT_NAME;
+    }
+    CHECK(false);
+    return SIM_POINT_NAME;
+}
+
+static u32
+request_error_ppm(const struct sim_options *options, enum request_kind kind)
+{
+    switch (request_point(kind)) {
+    case SIM_POINT_READ:
+        return options->disk.read_error_ppm;
+    case SIM_POINT_WRITE:
+        return options->disk.write_error_ppm;
+    case SIM_POINT_SYNC:
+        return options->disk.sync_error_ppm;
+    case SIM_POINT_NAME:
+    case SIM_POINT_EVENT:
+    case SIM_POINT_IO:
+    case SIM_POINT_ALLOC:
+    case SIM_POINT_COUNT:
+        break;
+    }
+    return 0;
+}
+
+static status
+request_disk_begin(struct sim_request *request)
+{
+    struct sim_disk *disk = request->shard->node->disk;
+    struct io_op *op = request->op;
+    switch (request->kind) {
+    case REQUEST_WRITE:
+        return sim_inode_write_begin(request->file->inode, &request->write, op->buffer, op->size,
+                                     op->offset);
+    case REQUEST_SYNC:
+        request->sync = sim_inode_sync_begin(request->file->inode);
+        return ST_OK;
+    case REQUEST_DIR_SYNC:
+        return sim_disk_dir_sync_begin(disk, request->path, &request->sync.order);
+    case REQUEST_READ:
+    case REQUEST_OPEN:
+    case REQUEST_CREATE:
+    case REQUEST_TRUNCATE:
+    case REQUEST_ALLOCATE:
+    case REQUEST_RENAME:
+    case REQUEST_LINK:
+    case REQUEST_UNLINK:
+    case REQUEST_DIR_MAKE:
+    case REQUEST_DIR_REMOVE:
+        break;
+    }
+    return ST_OK;
+}
+
+static bool
+request_in_memory(const struct sim_request *request)
+{
+    return request->file != NULL && request->file->memory != NULL;
+}
+
+static void
+request_begin(struct sim_request *request)
+{
+    struct sim_shard *shard = request->shard;
+    struct sim_node *node = shard->node;
+    struct sim *sim = node->sim;
+    const struct sim_disk_options *disk = &sim->options.disk;
+    u64 latency_ns = sim_draw(&sim->prng_disk, disk->latency_ns_min, disk->latency_ns_max);
+    if (request_in_memory(request)) {
+        latency_ns = 1;
+    } else {
+        request->injected = sim_point_hit(sim, node, request_point(request->kind));
+        if (ok(request->injected) &&
+            sim_ppm(&sim->prng_fault, request_error_ppm(&sim->options, request->kind)))
+            request->injected = ST_IO_ERROR;
+        if (status_is(request->injected, ST_NO_SPACE)) {
+            request->result = ST_NO_SPACE; /* refused: nothing happens to the disk */
+        } else {
+            request->result = request_disk_begin(request);
+        }
+        if (sim_ppm(&sim->prng_disk, disk->stall_ppm)) latency_ns += disk->stall_ns;
+        node->io_in_flight++;
+    }
+    list_push_back(&node->io_requests, &request->link);
+    sim_event_schedule(sim, &request->event, sim->now_ns + shard->spent_ns + latency_ns);
+}
+
+static void
+request_start(struct sim_request *request)
+{
+    struct sim_node *node = request->shard->node;
+    request->shard->io_in_flight++;
+    bool full = node->io_in_flight >= LIMIT_IO_IN_FLIGHT;
+    /* After the power cut nothing begins any more. */
+    if (!request_in_memory(request) && (full || node->crash_pending)) {
+        list_push_back(&node->io_queue, &request->link);
+    } else {
+        request_begin(request);
+    }
+}
+
+static status
+request_transfer_memory(struct sim_request *request)
+{
+    struct io_op *op = request->op;
+    struct memfs_file *file = request->file->memory;
+    return request->kind == REQUEST_READ ? memfs_read(file, op->buffer, op->size, op->offset)
+                                         : memfs_write(file, op->buffer, op->size, op->offset);
+}
+
+/* What the request does to the disk at its end. */
+static status
+request_effect(struct sim_request *request)
+{
+    struct sim_disk *disk = request->shard->node->disk;
+    struct io_op *op = request->op;
+    if (request_in_memory(request)) return request_transfer_memory(request);
+    if (!ok(request->result)) return request->result; /* it never began */
+    bool fails = !ok(request->injected);
+    switch (request->kind) {
+    case REQUEST_READ:
+        if (!fails) return sim_inode_read(request->file->inode, op->buffer, op->size, op->offset);
+        memset(op->buffer, 0xEE, SIM_SECTOR_BYTES); /* nobody may use what a failed read left */
+        return request->injected;
+    case REQUEST_WRITE:
+        if (fails) {
+            sim_inode_write_fail(&request->write);
+        } else {
+            sim_inode_write_end(&request->write, op->durable);
+        }
+        return request->injected;
+    case REQUEST_SYNC:
+        if (fails) {
+            sim_inode_sync_fail(request->file->inode, request->sync);
+        } else {
+            sim_inode_sync_end(request->file->inode, request->sync);
+        }
+        return request->injected;
+    case REQUEST_DIR_SYNC:
+        if (!fails) sim_disk_dir_sync_end(disk, request->path, request->sync.order);
+        return request->injected;
+    case REQUEST_OPEN:
+        if (fails) return request->injected;
+        return sim_disk_open(disk, request->path, IO_OPEN_READ, &request->inode);
+    case REQUEST_CREATE:
+        if (fails) return request->injected;
+        return sim_disk_open(disk, request->path, IO_OPEN_CREATE, &request->inode);
+    case REQUEST_TRUNCATE:
+        return fails ? request->injected : sim_inode_truncate(request->file->inode, request->size);
+    case REQUEST_ALLOCATE:
+        return fails ? request->injected : sim_inode_allocate(request->file->inode, request->size);
+    case REQUEST_RENAME:
+        return fails ? request->injected : sim_disk_rename(disk, request->path, request->path_to);
+    case REQUEST_LINK:
+        return fails ? request->injected : sim_disk_link(disk, request->path, request->path_to);
+    case REQUEST_UNLINK:
+        return fails ? request->injected : sim_disk_unlink(disk, request->path);
+    case REQUEST_DIR_MAKE:
+        return fails ? request->injected : sim_disk_dir_make(disk, request->path);
+    case REQUEST_DIR_REMOVE:
+        return fails ? request->injected : sim_disk_dir_remove(disk, request->path);
+    }
+    CHECK(false);
+    return ST_INVALID;
+}
+
+static void
+request_fires(struct sim_event *event)
+{
+    struct sim_request *request = CONTAINER_OF(event, struct sim_request, event);
+    struct sim_shard *shard = request->shard;
+    struct sim_node *node = shard->node;
+    bool disk = !request_in_memory(request);
+    /* Memory of files in memory is the node's. */
+    struct list *domain = sim_mem_domain_set(&node->blocks);
+    request->result = request_effect(request);
+    sim_mem_domain_set(domain);
+
+    u32 crc = (u32)request->kind;
+    if (request->op != NULL)
+        crc = crc32c(crc, request->op->buffer, MIN(request->op->size, SIM_SECTOR_BYTES));
+    sim_trace(node->sim, shard, SIM_KIND_DISK, (u64)(u32)request->result.code << 32 | crc);
+    sim_arrive(shard, &request->arrival);
+    if (!disk) return;
+    node->io_in_flight--;
+    struct list *next = list_pop_front(&node->io_queue);
+    if (next != NULL) request_begin(list_entry(next, struct sim_request, link));
+}
+
+/* ---- arrival ---- */
+
+static void
+request_free(struct sim_request *request)
+{
+    list_del(&request->link);
+    free(request);
+}
+
+static void
+op_count(struct io_shard *core, const struct sim_request *request)
+{
+    struct io_stats *stats = &core->stats;
+    if (request->kind == REQUEST_READ) {
+        stats->reads++;
+        stats->read_bytes += request->op->size;
+        stats->read_errors += !ok(request->result);
+    } else {
+        stats->writes++;
+        stats->write_bytes += request->op->size;
+        stats->write_errors += !ok(request->result);
+    }
+}
+
+static void
+request_run(struct sim_arrival *arrival)
+{
+    struct sim_request *request = CONTAINER_OF(arrival, struct sim_request, arrival);
+    struct sim_shard *shard = request->shard;
+    shard->io_in_flight--;
+    if (request->waiter != NULL) {
+        fiber_resume(&shard->core, request->waiter); /* it frees the request */
+        return;
+    }
+    struct io_op *op = request->op;
+    struct io_file *file = request->file;
+    op_count(&shard->core, request);
+    op->result = request->result;
+    op->transferred = ok(request->result) ? op->size : 0;
+    op->finished = true;
+    request_free(request);
+    if (--file->in_flight == 0) fiber_queue_wake_all(&file->idle);
+    if (op->done != NULL) {
+        op->done(op); /* the op may be gone after it */
+    } else {
+        fiber_queue_wake_all(&op->waiters);
+    }
+}
+
+static struct sim_request *
+request_new(enum request_kind kind)
+{
+    struct sim_request *request = calloc(1, sizeof(*request));
+    CHECK(request != NULL);
+    request->kind = kind;
+    request->shard = sim_shard_current();
+    request->injected = ST_OK;
+    request->result = ST_OK;
+    request->arrival.run = request_run;
+    list_init(&request->arrival.link);
+    list_init(&request->link);
+    request->event.kind = SIM_KIND_DISK;
+    request->event.shard = request->shard;
+    request->event.fire = request_fires;
+    return request;
+}
+
+/* Starts a request of a fiber and waits for its end. Frees it. */
+static MAY_YIELD status
+request_wait(struct sim_request *request, struct sim_inode **inode_out)
+{
+    request->waiter = fiber_self();
+    CHECK(request->waiter != NULL);
+    request_start(request);
+    fiber_suspend();
+    status st = request->result;
+    if (ok(st) && inode_out != NULL) *inode_out = request->inode;
+    request_free(request);
+    return st;
+}
+
+void
+sim_files_drop(struct sim_node *node)
+{
+    list_splice_back(&node->io_requests, &node->io_queue);
+    while (!list_empty(&node->io_requests)) {
+        struct sim_request *request =
+            list_entry(list_first(&node->io_requests), struct sim_request, link);
+        sim_event_cancel(node->sim, &request->event);
+        list_del(&request->arrival.link);
+        request_free(request);
+    }
+    node->io_in_flight = 0;
+}
+
+/* ---- files ---- */
+
+MAY_YIELD status
+io_file_open(const char *path, u32 flags, struct io_file **out)
+{
+    struct sim_shard *shard = sim_shard_current();
+    struct io_file *file = mem_alloc_zero(io_budget(), sizeof(*file));
+    if (file == NULL) return ST_NO_MEMORY;
+    status st;
+    if (memfs_path(path)) {
+        st = memfs_open(&shard->memfs, path, flags, &file->memory);
+    } else {
+        bool create = (flags & IO_OPEN_CREATE) != 0;
+        struct sim_request *request = request_new(create ? REQUEST_CREATE : REQUEST_OPEN);
+        request->path = path;
+        st = request_wait(request, &file->inode);
+    }
+    if (!ok(st)) {
+        mem_free(io_budget(), file, sizeof(*file));
+        return st;
+    }
+    file->writable = (flags & (IO_OPEN_WRITE | IO_OPEN_CREATE)) != 0;
+    fiber_queue_init(&file->idle);
+    list_push_back(&shard->files, &file->link);
+    *out = file;
+    return ST_OK;
+}
+
+MAY_YIELD void
+io_file_close(struct io_file *file)
+{
+    if (file == NULL) return;
+    while (file->in_flight > 0)
+        (void)!ok(fiber_queue_wait(&file->idle, FIBER_FOREVER));
+    struct sim_shard *shard = sim_shard_current();
+    if (file->memory != NULL) {
+        memfs_close(file->memory);
+    } else {
+        sim_disk_close(shard->node->disk, file->inode);
+    }
+    list_del(&file->link);
+    mem_free(io_budget(), file, sizeof(*file));
+}
+
+static void
+op_start(struct io_file *file, struct io_op *op, enum request_kind kind, enum io_class class,
+         void *buffer, u32 size, u64 offset, bool durable)
+{
+    CHECK(size > 0 && size % IO_ALIGNMENT == 0);
+    CHECK(offset % IO_ALIGNMENT == 0);
+    CHECK((uintptr_t)buffer % IO_ALIGNMENT == 0);
+    op->result = ST_OK;
+    op->file = file;
+    op->buffer = buffer;
+    op->offset = offset;
+    op->size = size;
+    op->transferred = 0;
+    op->kind = (u8)kind;
+    op->class = (u8) class;
+    op->durable = durable;
+    op->finished = false;
+    list_init(&op->link);
+    fiber_queue_init(&op->waiters);
+    op->start_ns = io_now_ns();
+    file->in_flight++;
+    struct sim_request *request = request_new(kind);
+    request->file = file;
+    request->op = op;
+    request_start(request);
+}
+
+void
+io_file_read_start(struct io_file *file, struct io_op *op, enum io_class class, void *buffer,
+                   u32 size, u64 offset)
+{
+    op_start(file, op, REQUEST_READ, class, buffer, size, offset, false);
+}
+
+void
+io_file_write_start(struct io_file *file, struct io_op *op, enum io_class class, const void *buffer,
+                    u32 size, u64 offset, bool durable)
+{
+    CHECK(file->writable);
+    void *data = (void *)(uintptr_t)buffer; /* one field serves both; it is only read */
+    op_start(file, op, REQUEST_WRITE, class, data, size, offset, durable);
+}
+
+MAY_YIELD status
+io_op_wait(struct io_op *op)
+{
+    CHECK(op->done == NULL);
+    while (!op->finished)
+        (void)!ok(fiber_queue_wait(&op->waiters, FIBER_FOREVER));
+    return op->result;
+}
+
+MAY_YIELD status
+io_file_read(struct io_file *file, enum io_class class, void *buffer, u32 size, u64 offset)
+{
+    struct io_op op = {.done = NULL};
+    io_file_read_start(file, &op, class, buffer, size, offset);
+    return io_op_wait(&op);
+}
+
+MAY_YIELD status
+io_file_write(struct io_file *file, enum io_class class, const void *buffer, u32 size, u64 offset,
+              bool durable)
+{
+    struct io_op op = {.done = NULL};
+    io_file_write_start(file, &op, class, buffer, size, offset, durable);
+    return io_op_wait(&op);
+}
+
+static MAY_YIELD status
+file_request(struct io_file *file, enum request_kind kind, u64 size)
+{
+    struct sim_request *request = request_new(kind);
+    request->file = file;
+    request->size = size;
+    file->in_flight++;
+    status st = request_wait(request, NULL);
+    if (--file->in_flight == 0) fiber_queue_wake_all(&file->idle);
+    return st;
+}
+
+MAY_YIELD status
+io_file_sync(struct io_file *file)
+{
+    io_current->stats.syncs++;
+    if (file->memory != NULL) return ST_OK;
+    return file_request(file, REQUEST_SYNC, 0);
+}
+
+MAY_YIELD status
+io_file_size(struct io_file *file, u64 *size_out)
+{
+    *size_out = file->memory != NULL ? memfs_size(file->memory) : sim_inode_size(file->inode);
+    return ST_OK;
+}
+
+MAY_YIELD status
+io_file_truncate(struct io_file *file, u64 size)
+{
+    CHECK(file->writable);
+    if (file->memory != NULL) return memfs_truncate(file->memory, size);
+    return file_request(file, REQUEST_TRUNCATE, size);
+}
+
+MAY_YIELD status
+io_file_allocate(struct io_file *file, u64 size)
+{
+    CHECK(file->writable);
+    if (file->memory != NULL) return memfs_allocate(file->memory, size);
+    return file_request(file, REQUEST_ALLOCATE, size);
+}
+
+MAY_YIELD status
+io_file_fill(struct io_file *file, u64 size)
+{
+    static const u8 ALIGNED(4096) zeros[LIMIT_IO_BYTES];
+    CHECK(size % IO_ALIGNMENT == 0);
+    if (file->memory != NULL) return memfs_fill(file->memory, size);
+    status st = io_file_allocate(file, size);
+    for (u64 offset = 0; ok(st) && offset < size; offset += LIMIT_IO_BYTES) {
+        u32 part = (u32)MIN((u64)LIMIT_IO_BYTES, size - offset);
+        st = io_file_write(file, IO_CLASS_COMPACTION, zeros, part, offset, false);
+    }
+    return ok(st) ? io_file_sync(file) : st;
+}
+
+/* ---- names ---- */
+
+static MAY_YIELD status
+name_request(enum request_kind kind, const char *path, const char *path_to)
+{
+    struct sim_request *request = request_new(kind);
+    request->path = path;
+    request->path_to = path_to;
+    return request_wait(request, NULL);
+}
+
+MAY_YIELD status
+io_file_rename(const char *from, const char *to)
+{
+    if (memfs_path(from)) return memfs_rename(&sim_shard_current()->memfs, from, to);
+    return name_request(REQUEST_RENAME, from, to);
+}
+
+MAY_YIELD status
+io_file_link(const char *from, const char *to)
+{
+    if (memfs_path(from)) return memfs_link(&sim_shard_current()->memfs, from, to);
+    return name_request(REQUEST_LINK, from, to);
+}
+
+MAY_YIELD status
+io_file_unlink(const char *path)
+{
+    if (memfs_path(path)) return memfs_unlink(&sim_shard_current()->memfs, path);
+    return name_request(REQUEST_UNLINK, path, NULL);
+}
+
+MAY_YIELD status
+io_dir_make(const char *path)
+{
+    if (memfs_path(path)) return memfs_dir_make(&sim_shard_current()->memfs, path);
+    return name_request(REQUEST_DIR_MAKE, path, NULL);
+}
+
+MAY_YIELD status
+io_dir_remove(const char *path)
+{
+    if (memfs_path(path)) return memfs_dir_remove(&sim_shard_current()->memfs, path);
+    return name_request(REQUEST_DIR_REMOVE, path, NULL);
+}
+
+MAY_YIELD status
+io_dir_sync(const char *path)
+{
+    io_current->stats.syncs++;
+    if (memfs_path(path)) return memfs_dir_sync(&sim_shard_current()->memfs, path);
+    return name_request(REQUEST_DIR_SYNC, path, NULL);
+}
+
+MAY_YIELD status
+io_dir_list(const char *path, void (*each)(void *arg, const char *name), void *arg)
+{
+    struct sim_shard *shard = sim_shard_current();
+    if (memfs_path(path)) return memfs_dir_list(&shard->memfs, path, each, arg);
+    return sim_disk_dir_list(shard->node->disk, path, each, arg);
+}
+
+status
+io_disk_free(const char *path, u64 *free_out, u64 *total_out)
+{
+    struct sim_shard *shard = sim_shard_current();
+    if (memfs_path(path)) return memfs_disk_free(&shard->memfs, free_out, total_out);
+    sim_disk_space(shard->node->disk, free_out, total_out);
+    return ST_OK;
+}
+
+MAY_YIELD status
+io_dir_lock(const char *path)
+{
+    struct sim_shard *shard = sim_shard_current();
+    if (memfs_path(path)) return memfs_dir_lock(&shard->memfs, path);
+    u64 deadline_ns = io_now_ns() + NS_PER_S;
+    for (;;) {
+        status st = sim_disk_dir_lock(shard->node->disk, path);
+        if (!status_is(st, ST_LOCKED) || io_now_ns() >= deadline_ns) return st;
+        fiber_sleep_ns(50 * NS_PER_MS);
+    }
+}
+
+void
+io_dir_unlock(const char *path)
+{
+    if (!memfs_path(path)) sim_disk_dir_unlock(sim_shard_current()->node->disk, path);
+}

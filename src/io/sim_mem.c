@@ -1,0 +1,121 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * sim_mem.c -- the allocator of the simulated link behind base/mem.h: libc's, so that sanitizers
+ * see every block, with a list of blocks per node, so that a crash frees what its process held.
+ *
+ *   | room for alignment | struct block | what the caller gets ... |
+ *
+ * Blocks allocated outside of a node are in no list; there the leak checker sees to them. Fresh and
+ * freed memory is scribbled, large blocks only at both ends.
+ */
+#include "io/sim_internal.h"
+
+#include <stdlib.h>
+
+#define SCRIBBLE_FRESH 0xA5
+#define SCRIBBLE_FREED 0xDE
+#define SCRIBBLE_BYTES (16u << 10)
+#define BLOCK_MAGIC    0x6b636f6cu
+
+struct block {
+    struct list link;
+    u64 size;
+    u32 prefix; /* from the start of libc's block to the caller's */
+    u32 magic;
+};
+static_assert(sizeof(struct block) == 32, "keeps 16-byte alignment");
+
+static struct list *domain;
+
+struct list *
+sim_mem_domain_set(struct list *blocks)
+{
+    struct list *last = domain;
+    domain = blocks;
+    return last;
+}
+
+static void
+scribble(u8 *data, size_t size, int value)
+{
+    size_t part = MIN(size, SCRIBBLE_BYTES);
+    memset(data, value, part);
+    memset(data + size - part, value, part);
+}
+
+void *
+mem_raw_alloc(size_t size, size_t alignment)
+{
+    if (domain != NULL && sim_current != NULL &&
+        !ok(sim_point_hit(sim_current, NULL, SIM_POINT_ALLOC)))
+        return NULL;
+    if (size > SIZE_MAX / 2) return NULL;
+    size_t prefix = MAX(alignment, sizeof(struct block));
+    u8 *base = aligned_alloc(MAX(alignment, (size_t)16),
+                             align_up(prefix + size, MAX(alignment, (size_t)16)));
+    if (base == NULL) return NULL;
+    struct block *block = (struct block *)(base + prefix - sizeof(struct block));
+    *block = (struct block){.size = size, .prefix = (u32)prefix, .magic = BLOCK_MAGIC};
+    list_init(&block->link);
+    if (domain != NULL) list_push_back(domain, &block->link);
+    scribble(base + prefix, size, SCRIBBLE_FRESH);
+    return base + prefix;
+}
+
+static struct block *
+block_of(void *data)
+{
+    struct block *block = (struct block *)((u8 *)data - sizeof(struct block));
+    CHECK(block->magic == BLOCK_MAGIC);
+    return block;
+}
+
+void *
+mem_raw_realloc(void *data, size_t old_size, size_t new_size)
+{
+    void *moved = mem_raw_alloc(new_size, 16);
+    if (moved == NULL) return NULL;
+    memcpy(moved, data, MIN(old_size, new_size));
+    mem_raw_free(data, old_size);
+    return moved;
+}
+
+static void
+block_free(struct block *block)
+{
+    u8 *data = (u8 *)block + sizeof(*block);
+    u8 *base = data - block->prefix;
+    list_del(&block->link);
+    block->magic = 0;
+    scribble(data, block->size, SCRIBBLE_FREED);
+    free(base);
+}
+
+void
+mem_raw_free(void *data, size_t size)
+{
+    struct block *block = block_of(data);
+    CHECK(block->size == size); /* the budget would drift */
+    block_free(block);
+}
+
+u64
+sim_mem_free_all(struct list *blocks)
+{
+    u64 count = 0;
+    while (!list_empty(blocks)) {
+        block_free(list_entry(list_first(blocks), struct block, link));
+        count++;
+    }
+    return count;
+}
+
+u64
+sim_mem_bytes(const struct list *blocks)
+{
+    u64 bytes = 0;
+    list_for_each (pos, blocks) {
+        bytes += list_entry(pos, struct block, link)->size;
+    }
+    return bytes;
+}
