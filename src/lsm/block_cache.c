@@ -1,0 +1,221 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * block_cache.c -- decompressed, verified blocks of tables, see cache.h.
+ *
+ * A block is one allocation, its data behind its header. It belongs to the cache (owner is set), to
+ * the fibers that pinned it, or to both; it is freed when it belongs to nobody. So evicting or
+ * dropping a pinned block only takes it out of the index, and its readers never notice.
+ *
+ * Blocks of one file hang together in one of 256 lists by file id, so that dropping a file looks at
+ * a fraction of the cache only.
+ *
+ * Invariant B1: owner != NULL exactly when the block is in the index, a queue and a file list.
+ */
+#include "lsm/cache.h"
+
+#include "base/fault.h"
+#include "lsm/s3fifo.h"
+
+#define FILE_LISTS        256u
+#define STEP_BLOCKS       64u
+#define LIMIT_STEP_BLOCKS 4096u
+
+struct block_cache {
+    struct budget *budget;
+    struct s3fifo fifo;
+    struct list files[FILE_LISTS];
+};
+
+static u64
+block_hash(u64 file_id, u64 offset)
+{
+    u64 h = (file_id * 0x9e3779b97f4a7c15ull) ^ (offset + 0x632be59bd9b4e019ull);
+    h = (h ^ (h >> 32)) * 0xd6e8feb86659fd93ull;
+    return h ^ (h >> 32);
+}
+
+static struct list *
+file_list(struct block_cache *cache, u64 file_id)
+{
+    return &cache->files[(file_id * 0x9e3779b97f4a7c15ull) >> 56];
+}
+
+static struct block *
+block_of(struct s3fifo_node *node)
+{
+    return CONTAINER_OF(node, struct block, node);
+}
+
+static void
+block_free(struct block *block)
+{
+    CHECK(block->pin_count == 0 && block->owner == NULL);
+    mem_free(block->budget, block, block->node.size);
+}
+
+/* The block is out of the index and its queue already. */
+static void
+disown(struct block *block)
+{
+    list_del(&block->file_link);
+    block->owner = NULL;
+    if (block->pin_count == 0) block_free(block);
+}
+
+static void
+shrink(struct block_cache *cache, u32 count)
+{
+    while (count-- > 0 && s3fifo_bytes(&cache->fifo) > cache->fifo.limit_bytes) {
+        struct s3fifo_node *node = s3fifo_evict(&cache->fifo);
+        if (node == NULL) return;
+        disown(block_of(node));
+    }
+}
+
+struct block_cache *
+block_cache_new(struct budget *budget, u64 limit_bytes)
+{
+    struct block_cache *cache = mem_alloc_zero(budget, sizeof(*cache));
+    if (cache == NULL) return NULL;
+    cache->budget = budget;
+    for (u32 i = 0; i < FILE_LISTS; i++)
+        list_init(&cache->files[i]);
+    if (!s3fifo_init(&cache->fifo, budget, limit_bytes, 4096)) {
+        mem_free(budget, cache, sizeof(*cache));
+        return NULL;
+    }
+    return cache;
+}
+
+void
+block_cache_free(struct block_cache *cache)
+{
+    if (cache == NULL) return;
+    struct list *queues[] = {&cache->fifo.small, &cache->fifo.main};
+    for (u32 i = 0; i < ARRAY_COUNT(queues); i++) {
+        struct list *first;
+        while ((first = list_first(queues[i])) != NULL) {
+            struct s3fifo_node *node = list_entry(first, struct s3fifo_node, link);
+            s3fifo_remove(&cache->fifo, node);
+            disown(block_of(node));
+        }
+    }
+    s3fifo_deinit(&cache->fifo);
+    mem_free(cache->budget, cache, sizeof(*cache));
+}
+
+static struct block *
+find(struct block_cache *cache, u64 file_id, u64 offset)
+{
+    u32 hash = (u32)block_hash(file_id, offset);
+    struct s3fifo_node *node = s3fifo_bucket(&cache->fifo, hash);
+    for (; node != NULL; node = node->chain) {
+        struct block *block = block_of(node);
+        if (node->hash == hash && block->file_id == file_id && block->offset == offset)
+            return block;
+    }
+    return NULL;
+}
+
+struct block *
+block_cache_get(struct block_cache *cache, u64 file_id, u64 offset)
+{
+    struct block *block = find(cache, file_id, offset);
+    if (block == NULL) {
+        cache->fifo.misses++;
+        return NULL;
+    }
+    cache->fifo.hits++;
+    s3fifo_hit(&block->node);
+    block->pin_count++;
+    return block;
+}
+
+struct block *
+block_new(struct budget *budget, u64 file_id, u64 offset, u32 size)
+{
+    u32 allocated = s3fifo_round_size(sizeof(struct block) + (u64)size);
+    struct block *block = mem_alloc(budget, allocated);
+    if (block == NULL) return NULL;
+    *block = (struct block){
+        .file_id = file_id,
+        .offset = offset,
+        .size = size,
+        .pin_count = 1,
+        .data = (u8 *)(block + 1),
+        .budget = budget,
+        .node = {.hash = (u32)block_hash(file_id, offset), .size = allocated},
+    };
+    list_init(&block->file_link);
+    list_init(&block->node.link);
+    return block;
+}
+
+void
+block_cache_insert(struct block_cache *cache, struct block *block)
+{
+    CHECK(block->owner == NULL && block->pin_count > 0);
+    if (block->node.size > cache->fifo.limit_bytes / 8) return; /* would empty a tiny cache */
+    if (find(cache, block->file_id, block->offset) != NULL) {
+        MARK("lsm.block_cache.read_twice"); /* two fibers waited for the same block */
+        return;
+    }
+    block->owner = cache;
+    s3fifo_insert(&cache->fifo, &block->node);
+    list_push_back(file_list(cache, block->file_id), &block->file_link);
+    shrink(cache, STEP_BLOCKS);
+}
+
+void
+block_cache_unpin(struct block *block)
+{
+    if (block == NULL) return;
+    CHECK(block->pin_count > 0);
+    block->pin_count--;
+    if (block->pin_count == 0 && block->owner == NULL) block_free(block);
+}
+
+void
+block_cache_drop_file(struct block_cache *cache, u64 file_id)
+{
+    list_for_each_safe (pos, file_list(cache, file_id)) {
+        struct block *block = list_entry(pos, struct block, file_link);
+        if (block->file_id != file_id) continue;
+        s3fifo_remove(&cache->fifo, &block->node);
+        disown(block);
+    }
+}
+
+void
+block_cache_limit_set(struct block_cache *cache, u64 limit_bytes)
+{
+    s3fifo_limit_set(&cache->fifo, limit_bytes);
+    shrink(cache, LIMIT_STEP_BLOCKS);
+}
+
+void
+block_cache_stats(const struct block_cache *cache, struct cache_stats *out)
+{
+    *out = (struct cache_stats){
+        .bytes = s3fifo_bytes(&cache->fifo),
+        .entries = s3fifo_count(&cache->fifo),
+        .hits = cache->fifo.hits,
+        .misses = cache->fifo.misses,
+        .evictions = cache->fifo.evictions,
+    };
+}
+
+bool
+block_cache_check(const struct block_cache *cache)
+{
+    if (!s3fifo_check(&cache->fifo)) return false;
+    u64 count = 0;
+    for (u32 i = 0; i < FILE_LISTS; i++) {
+        list_for_each (pos, &cache->files[i]) {
+            const struct block *block = list_entry(pos, struct block, file_link);
+            if (block->owner != cache || block->node.queue == S3FIFO_NONE) return false; /* B1 */
+            count++;
+        }
+    }
+    return count == s3fifo_count(&cache->fifo);
+}

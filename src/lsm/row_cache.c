@@ -1,0 +1,271 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * row_cache.c -- the newest version of hot keys, see cache.h.
+ *
+ *   a row, one allocation:  | node | token, version, ... | key bytes | value bytes |
+ *
+ * Clearing must not stop the shard, however many rows there are: it starts a new epoch, rows of an
+ * older one are as good as gone, and every later call frees a few of them. Because both queues are
+ * first-in first-out and a row only moves back while it is of the current epoch, the old ones
+ * always lie together at the fronts. A lowered limit is followed in the same way, in steps.
+ *
+ * Invariants
+ *   R1  the cache holds at most one row of the current epoch for a (keyspace, key).
+ *   R2  after a call of row_cache_put bytes <= limit, unless the limit was lowered by more than
+ *       what a step evicts.
+ */
+#include "lsm/cache.h"
+
+#include "base/fault.h"
+#include "lsm/s3fifo.h"
+
+/* What one call frees at most of what should be gone. */
+#define STEP_ROWS       64u
+#define LIMIT_STEP_ROWS 4096u
+
+struct row {
+    struct s3fifo_node node; /* owner16: key bytes; owner32: value bytes */
+    u64 token;
+    u64 version;
+    u64 seq;
+    u64 expire_ms;
+    u32 epoch;
+    u16 keyspace;
+    u8 kind;
+    u8 flags;
+    u8 data[]; /* key, value */
+};
+
+struct row_cache {
+    struct budget *budget;
+    struct s3fifo fifo;
+    u32 epoch;
+};
+
+static u32
+row_size(size_t key_size, size_t value_size)
+{
+    return s3fifo_round_size(sizeof(struct row) + key_size + value_size);
+}
+
+static struct row *
+row_of(struct s3fifo_node *node)
+{
+    return CONTAINER_OF(node, struct row, node);
+}
+
+static u32
+row_hash(u16 keyspace, u64 key_hash)
+{
+    u64 h = (key_hash ^ ((u64)keyspace << 48)) * 0x9e3779b97f4a7c15ull;
+    return (u32)(h >> 32);
+}
+
+static void
+row_free(struct row_cache *cache, struct row *row)
+{
+    mem_free(cache->budget, row, row->node.size);
+}
+
+/* Frees rows of older epochs, at most count. */
+static void
+sweep(struct row_cache *cache, u32 count)
+{
+    struct list *queues[] = {&cache->fifo.small, &cache->fifo.main};
+    for (u32 i = 0; i < ARRAY_COUNT(queues); i++) {
+        struct list *first;
+        while (count > 0 && (first = list_first(queues[i])) != NULL) {
+            struct row *row = row_of(list_entry(first, struct s3fifo_node, link));
+            if (row->epoch == cache->epoch) break;
+            s3fifo_remove(&cache->fifo, &row->node);
+            row_free(cache, row);
+            count--;
+        }
+    }
+}
+
+static void
+shrink(struct row_cache *cache, u32 count)
+{
+    sweep(cache, count);
+    while (count-- > 0 && s3fifo_bytes(&cache->fifo) > cache->fifo.limit_bytes) {
+        struct s3fifo_node *node = s3fifo_evict(&cache->fifo);
+        if (node == NULL) return;
+        row_free(cache, row_of(node));
+    }
+}
+
+static struct row *
+find(struct row_cache *cache, u16 keyspace, u32 hash, struct bytes key)
+{
+    struct s3fifo_node *node = s3fifo_bucket(&cache->fifo, hash);
+    for (; node != NULL; node = node->chain) {
+        if (node->hash != hash || node->owner16 != key.size) continue;
+        struct row *row = row_of(node);
+        if (row->keyspace == keyspace && row->epoch == cache->epoch &&
+            memcmp(row->data, key.data, key.size) == 0)
+            return row;
+    }
+    return NULL;
+}
+
+struct row_cache *
+row_cache_new(struct budget *budget, u64 limit_bytes)
+{
+    struct row_cache *cache = mem_alloc_zero(budget, sizeof(*cache));
+    if (cache == NULL) return NULL;
+    cache->budget = budget;
+    if (!s3fifo_init(&cache->fifo, budget, limit_bytes, 512)) {
+        mem_free(budget, cache, sizeof(*cache));
+        return NULL;
+    }
+    return cache;
+}
+
+void
+row_cache_free(struct row_cache *cache)
+{
+    if (cache == NULL) return;
+    struct list *queues[] = {&cache->fifo.small, &cache->fifo.main};
+    for (u32 i = 0; i < ARRAY_COUNT(queues); i++) {
+        struct list *first;
+        while ((first = list_first(queues[i])) != NULL) {
+            struct row *row = row_of(list_entry(first, struct s3fifo_node, link));
+            s3fifo_remove(&cache->fifo, &row->node);
+            row_free(cache, row);
+        }
+    }
+    s3fifo_deinit(&cache->fifo);
+    mem_free(cache->budget, cache, sizeof(*cache));
+}
+
+bool
+row_cache_get(struct row_cache *cache, u16 keyspace, u64 key_hash, struct bytes key,
+              struct entry *out)
+{
+    struct row *row = find(cache, keyspace, row_hash(keyspace, key_hash), key);
+    if (row == NULL) {
+        cache->fifo.misses++;
+        return false;
+    }
+    cache->fifo.hits++;
+    s3fifo_hit(&row->node);
+    *out = (struct entry){
+        .token = row->token,
+        .key = BYTES(row->data, row->node.owner16),
+        .value = BYTES(row->data + row->node.owner16, row->node.owner32),
+        .version = row->version,
+        .seq = row->seq,
+        .expire_ms = row->expire_ms,
+        .kind = row->kind,
+        .flags = row->flags,
+    };
+    return true;
+}
+
+void
+row_cache_put(struct row_cache *cache, u16 keyspace, u64 key_hash, const struct entry *entry)
+{
+    shrink(cache, STEP_ROWS);
+    if (entry->flags & ENTRY_BLOB) return;
+    if (entry->value.size > ROW_CACHE_VALUE_BYTES_MAX) return;
+    CHECK(entry->key.size > 0 && entry->key.size <= UINT16_MAX);
+
+    u32 hash = row_hash(keyspace, key_hash);
+    struct row *old = find(cache, keyspace, hash, entry->key);
+    if (old != NULL) {
+        bool newer =
+            old->version != entry->version ? old->version < entry->version : old->seq < entry->seq;
+        if (!newer) return;
+        s3fifo_remove(&cache->fifo, &old->node); /* R1 */
+        row_free(cache, old);
+    }
+    u32 size = row_size(entry->key.size, entry->value.size);
+    if (size > cache->fifo.limit_bytes / 8) return; /* would empty a tiny cache */
+    struct row *row = NULL;
+    for (u32 attempt = 0; attempt < 8; attempt++) {
+        row = mem_alloc(cache->budget, size);
+        if (row != NULL) break;
+        MARK("lsm.row_cache.no_memory"); /* somebody else has it: make do with our own */
+        struct s3fifo_node *node = s3fifo_evict(&cache->fifo);
+        if (node == NULL) return;
+        row_free(cache, row_of(node));
+    }
+    if (row == NULL) return;
+    *row = (struct row){
+        .node = {.hash = hash,
+                 .size = size,
+                 .owner16 = (u16)entry->key.size,
+                 .owner32 = (u32)entry->value.size},
+        .token = entry->token,
+        .version = entry->version,
+        .seq = entry->seq,
+        .expire_ms = entry->expire_ms,
+        .epoch = cache->epoch,
+        .keyspace = keyspace,
+        .kind = entry->kind,
+        .flags = entry->flags,
+    };
+    memcpy(row->data, entry->key.data, entry->key.size);
+    if (entry->value.size > 0)
+        memcpy(row->data + entry->key.size, entry->value.data, entry->value.size);
+    s3fifo_insert(&cache->fifo, &row->node);
+    shrink(cache, STEP_ROWS);
+}
+
+void
+row_cache_remove(struct row_cache *cache, u16 keyspace, u64 key_hash, struct bytes key)
+{
+    struct row *row = find(cache, keyspace, row_hash(keyspace, key_hash), key);
+    if (row == NULL) return;
+    s3fifo_remove(&cache->fifo, &row->node);
+    row_free(cache, row);
+}
+
+void
+row_cache_clear(struct row_cache *cache)
+{
+    cache->epoch++;
+    sweep(cache, LIMIT_STEP_ROWS);
+}
+
+void
+row_cache_limit_set(struct row_cache *cache, u64 limit_bytes)
+{
+    s3fifo_limit_set(&cache->fifo, limit_bytes);
+    shrink(cache, LIMIT_STEP_ROWS);
+}
+
+void
+row_cache_stats(const struct row_cache *cache, struct cache_stats *out)
+{
+    *out = (struct cache_stats){
+        .bytes = s3fifo_bytes(&cache->fifo),
+        .entries = s3fifo_count(&cache->fifo),
+        .hits = cache->fifo.hits,
+        .misses = cache->fifo.misses,
+        .evictions = cache->fifo.evictions,
+    };
+}
+
+bool
+row_cache_check(const struct row_cache *cache)
+{
+    if (!s3fifo_check(&cache->fifo)) return false;
+    const struct list *queues[] = {&cache->fifo.small, &cache->fifo.main};
+    for (u32 i = 0; i < ARRAY_COUNT(queues); i++) {
+        bool current_seen = false;
+        list_for_each (pos, queues[i]) {
+            const struct row *row = row_of(list_entry(pos, struct s3fifo_node, link));
+            if (row->node.size != row_size(row->node.owner16, row->node.owner32)) return false;
+            bool current = row->epoch == cache->epoch;
+            if (current_seen && !current) return false; /* old ones lie at the front */
+            current_seen |= current;
+            /* R1: whoever looks for this key finds this row. */
+            if (current && find((struct row_cache *)(uintptr_t)cache, row->keyspace, row->node.hash,
+                                BYTES(row->data, row->node.owner16)) != row)
+                return false;
+        }
+    }
+    return true;
+}

@@ -1,0 +1,368 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * s3fifo.c -- see s3fifo.h.
+ *
+ * Invariants
+ *   S1  a node is in exactly one queue and in the bucket of its hash, or in neither.
+ *   S2  the byte and object counts of a queue are the sums over its nodes.
+ *   S3  bucket_count buckets exist, all segments below segment_count are allocated.
+ */
+#include "lsm/s3fifo.h"
+
+#include "base/fault.h"
+
+#define SEGMENT_BUCKETS 512u
+#define GHOST_WAYS      4u
+#define GHOST_PAGE_SETS 128u
+#define GHOST_SLOTS_MIN (GHOST_PAGE_SETS * GHOST_WAYS)
+#define GHOST_SLOTS_MAX (1u << 22)
+
+struct s3fifo_bucket_segment {
+    struct s3fifo_node *buckets[SEGMENT_BUCKETS];
+};
+
+struct ghost_slot {
+    u32 fingerprint;
+    u32 time; /* 0: empty */
+};
+
+struct s3fifo_ghost_page {
+    struct ghost_slot slots[GHOST_PAGE_SETS][GHOST_WAYS];
+};
+
+static_assert(sizeof(struct s3fifo_bucket_segment) == 4096, "a size class without waste");
+static_assert(sizeof(struct s3fifo_ghost_page) == 4096, "a size class without waste");
+
+/* ---- index ---- */
+
+static u32
+bucket_index(const struct s3fifo *cache, u32 hash)
+{
+    /* mask covers the smallest power of two that is at least bucket_count; buckets beyond
+     * bucket_count are not split off yet and live in their parent. */
+    u32 top = 31u - (u32)__builtin_clz(cache->bucket_count);
+    u32 index = hash & (u32)((2ull << top) - 1);
+    if (index >= cache->bucket_count) index &= (1u << top) - 1;
+    return index;
+}
+
+static struct s3fifo_node **
+bucket_at(const struct s3fifo *cache, u32 index)
+{
+    return &cache->segments[index / SEGMENT_BUCKETS]->buckets[index % SEGMENT_BUCKETS];
+}
+
+static bool
+segment_add(struct s3fifo *cache)
+{
+    if (cache->segment_count == cache->segment_capacity) {
+        u32 capacity = cache->segment_capacity == 0 ? 8 : cache->segment_capacity * 2;
+        size_t old_size = cache->segment_capacity * sizeof(cache->segments[0]);
+        size_t new_size = capacity * sizeof(cache->segments[0]);
+        void *grown = mem_realloc(cache->budget, cache->segments, old_size, new_size);
+        if (grown == NULL) return false;
+        cache->segments = grown;
+        cache->segment_capacity = capacity;
+        cache->overhead_bytes += new_size - old_size;
+    }
+    struct s3fifo_bucket_segment *segment = mem_alloc_zero(cache->budget, sizeof(*segment));
+    if (segment == NULL) return false;
+    cache->segments[cache->segment_count++] = segment;
+    cache->overhead_bytes += sizeof(*segment);
+    return true;
+}
+
+static void
+segment_drop(struct s3fifo *cache)
+{
+    cache->segment_count--;
+    mem_free(cache->budget, cache->segments[cache->segment_count],
+             sizeof(struct s3fifo_bucket_segment));
+    cache->overhead_bytes -= sizeof(struct s3fifo_bucket_segment);
+}
+
+static void
+bucket_split(struct s3fifo *cache)
+{
+    u32 added = cache->bucket_count;
+    if (added == UINT32_MAX / 2) return;
+    if (added % SEGMENT_BUCKETS == 0 && added / SEGMENT_BUCKETS == cache->segment_count) {
+        if (!segment_add(cache)) {
+            MARK("lsm.s3fifo.index_no_memory"); /* chains grow longer: slower, still right */
+            return;
+        }
+    }
+    u32 parent = added & ~(1u << (31u - (u32)__builtin_clz(added)));
+    struct s3fifo_node *node = *bucket_at(cache, parent);
+    *bucket_at(cache, parent) = NULL;
+    *bucket_at(cache, added) = NULL;
+    cache->bucket_count++;
+    while (node != NULL) {
+        struct s3fifo_node *next = node->chain;
+        struct s3fifo_node **bucket = bucket_at(cache, bucket_index(cache, node->hash));
+        node->chain = *bucket;
+        *bucket = node;
+        node = next;
+    }
+}
+
+static void
+bucket_merge(struct s3fifo *cache)
+{
+    u32 last = cache->bucket_count - 1;
+    struct s3fifo_node *node = *bucket_at(cache, last);
+    *bucket_at(cache, last) = NULL;
+    cache->bucket_count--;
+    while (node != NULL) {
+        struct s3fifo_node *next = node->chain;
+        struct s3fifo_node **bucket = bucket_at(cache, bucket_index(cache, node->hash));
+        node->chain = *bucket;
+        *bucket = node;
+        node = next;
+    }
+    if (last % SEGMENT_BUCKETS == 0 && last / SEGMENT_BUCKETS + 1 == cache->segment_count)
+        segment_drop(cache);
+}
+
+struct s3fifo_node *
+s3fifo_bucket(const struct s3fifo *cache, u32 hash)
+{
+    return *bucket_at(cache, bucket_index(cache, hash));
+}
+
+/* ---- ghost ---- */
+
+static void
+ghost_deinit(struct s3fifo *cache)
+{
+    for (u32 i = 0; i < cache->ghost_page_count; i++) {
+        if (cache->ghost_pages[i] == NULL) continue;
+        mem_free(cache->budget, cache->ghost_pages[i], sizeof(struct s3fifo_ghost_page));
+        cache->overhead_bytes -= sizeof(struct s3fifo_ghost_page);
+    }
+    size_t size = cache->ghost_page_count * sizeof(cache->ghost_pages[0]);
+    mem_free(cache->budget, cache->ghost_pages, size);
+    cache->overhead_bytes -= size;
+    cache->ghost_pages = NULL;
+    cache->ghost_page_count = 0;
+}
+
+/* The ghost is advice: without memory for it the cache works, a little worse. */
+static void
+ghost_size_set(struct s3fifo *cache)
+{
+    u64 wanted = CLAMP(cache->limit_bytes / cache->object_bytes, GHOST_SLOTS_MIN, GHOST_SLOTS_MAX);
+    u32 pages = 1;
+    while ((u64)pages * GHOST_SLOTS_MIN < wanted)
+        pages *= 2;
+    if (cache->ghost_page_count != 0 && pages <= cache->ghost_page_count * 2 &&
+        pages >= cache->ghost_page_count / 4)
+        return;
+    ghost_deinit(cache);
+    size_t size = pages * sizeof(cache->ghost_pages[0]);
+    cache->ghost_pages = mem_alloc_zero(cache->budget, size);
+    if (cache->ghost_pages == NULL) return;
+    cache->ghost_page_count = pages;
+    cache->overhead_bytes += size;
+}
+
+static u32
+ghost_set(const struct s3fifo *cache, u32 hash, u32 *page_out)
+{
+    u32 mixed = hash * 0x9e3779b1u;
+    mixed ^= mixed >> 15;
+    *page_out = mixed / GHOST_PAGE_SETS & (cache->ghost_page_count - 1);
+    return mixed % GHOST_PAGE_SETS;
+}
+
+static bool
+ghost_take(struct s3fifo *cache, u32 hash)
+{
+    if (cache->ghost_page_count == 0) return false;
+    u32 page;
+    u32 set = ghost_set(cache, hash, &page);
+    if (cache->ghost_pages[page] == NULL) return false;
+    u64 slots = (u64)cache->ghost_page_count * GHOST_SLOTS_MIN;
+    u64 window = MIN(MAX(cache->main_count, 64), slots * 3 / 4);
+    struct ghost_slot *slot = cache->ghost_pages[page]->slots[set];
+    for (u32 i = 0; i < GHOST_WAYS; i++) {
+        if (slot[i].time == 0 || slot[i].fingerprint != hash) continue;
+        bool known = (u32)(cache->ghost_clock - slot[i].time) < window;
+        slot[i].time = 0;
+        return known;
+    }
+    return false;
+}
+
+static void
+ghost_add(struct s3fifo *cache, u32 hash)
+{
+    if (cache->ghost_page_count == 0) return;
+    u32 page;
+    u32 set = ghost_set(cache, hash, &page);
+    if (cache->ghost_pages[page] == NULL) {
+        cache->ghost_pages[page] = mem_alloc_zero(cache->budget, sizeof(struct s3fifo_ghost_page));
+        if (cache->ghost_pages[page] == NULL) return;
+        cache->overhead_bytes += sizeof(struct s3fifo_ghost_page);
+    }
+    if (++cache->ghost_clock == 0) cache->ghost_clock = 1;
+    struct ghost_slot *slot = cache->ghost_pages[page]->slots[set];
+    u32 oldest = 0;
+    for (u32 i = 1; i < GHOST_WAYS; i++) {
+        if (slot[oldest].time == 0) break;
+        if (slot[i].time == 0 ||
+            cache->ghost_clock - slot[i].time > cache->ghost_clock - slot[oldest].time)
+            oldest = i;
+    }
+    slot[oldest] = (struct ghost_slot){.fingerprint = hash, .time = cache->ghost_clock};
+}
+
+/* ---- queues ---- */
+
+static void
+queue_add(struct s3fifo *cache, struct s3fifo_node *node, enum s3fifo_queue queue)
+{
+    bool small = queue == S3FIFO_SMALL;
+    node->queue = (u8)queue;
+    list_push_back(small ? &cache->small : &cache->main, &node->link);
+    *(small ? &cache->small_bytes : &cache->main_bytes) += node->size;
+    *(small ? &cache->small_count : &cache->main_count) += 1;
+}
+
+static void
+queue_del(struct s3fifo *cache, struct s3fifo_node *node)
+{
+    bool small = node->queue == S3FIFO_SMALL;
+    list_del(&node->link);
+    *(small ? &cache->small_bytes : &cache->main_bytes) -= node->size;
+    *(small ? &cache->small_count : &cache->main_count) -= 1;
+    node->queue = S3FIFO_NONE;
+}
+
+void
+s3fifo_insert(struct s3fifo *cache, struct s3fifo_node *node)
+{
+    node->frequency = 0;
+    queue_add(cache, node, ghost_take(cache, node->hash) ? S3FIFO_MAIN : S3FIFO_SMALL);
+    struct s3fifo_node **bucket = bucket_at(cache, bucket_index(cache, node->hash));
+    node->chain = *bucket;
+    *bucket = node;
+    if (s3fifo_count(cache) > cache->bucket_count) bucket_split(cache);
+}
+
+void
+s3fifo_remove(struct s3fifo *cache, struct s3fifo_node *node)
+{
+    CHECK(node->queue != S3FIFO_NONE);
+    struct s3fifo_node **at = bucket_at(cache, bucket_index(cache, node->hash));
+    while (*at != node) {
+        CHECK(*at != NULL); /* S1 */
+        at = &(*at)->chain;
+    }
+    *at = node->chain;
+    node->chain = NULL;
+    queue_del(cache, node);
+    /* Far below the load of growth, so that a cache that breathes does not split and merge. Two at
+     * a time: removals alone must be able to follow. */
+    for (u32 i = 0; i < 2; i++) {
+        if (cache->bucket_count > SEGMENT_BUCKETS && s3fifo_count(cache) < cache->bucket_count / 4)
+            bucket_merge(cache);
+    }
+}
+
+struct s3fifo_node *
+s3fifo_evict(struct s3fifo *cache)
+{
+    for (u32 moved = 0;;) {
+        bool from_small = cache->small_count > 0 &&
+                          (cache->main_count == 0 || cache->small_bytes >= cache->limit_bytes / 10);
+        if (!from_small && cache->main_count == 0) return NULL;
+        struct list *first = list_first(from_small ? &cache->small : &cache->main);
+        struct s3fifo_node *node = list_entry(first, struct s3fifo_node, link);
+        bool keep = from_small ? node->frequency > 1 : node->frequency > 0;
+        if (keep && moved < S3FIFO_REINSERT_MAX) {
+            queue_del(cache, node);
+            node->frequency = from_small ? 0 : node->frequency - 1;
+            queue_add(cache, node, S3FIFO_MAIN);
+            moved++;
+            continue;
+        }
+        s3fifo_remove(cache, node);
+        if (from_small) ghost_add(cache, node->hash);
+        cache->evictions++;
+        return node;
+    }
+}
+
+/* ---- life ---- */
+
+bool
+s3fifo_init(struct s3fifo *cache, struct budget *budget, u64 limit_bytes, u32 object_bytes)
+{
+    CHECK(object_bytes > 0);
+    *cache = (struct s3fifo){
+        .budget = budget,
+        .limit_bytes = limit_bytes,
+        .object_bytes = object_bytes,
+        .bucket_count = 1,
+    };
+    list_init(&cache->small);
+    list_init(&cache->main);
+    if (!segment_add(cache)) {
+        mem_free(budget, cache->segments, cache->segment_capacity * sizeof(cache->segments[0]));
+        return false;
+    }
+    cache->bucket_count = SEGMENT_BUCKETS;
+    ghost_size_set(cache);
+    return true;
+}
+
+void
+s3fifo_deinit(struct s3fifo *cache)
+{
+    CHECK(s3fifo_count(cache) == 0);
+    ghost_deinit(cache);
+    while (cache->segment_count > 0)
+        segment_drop(cache);
+    size_t size = cache->segment_capacity * sizeof(cache->segments[0]);
+    mem_free(cache->budget, cache->segments, size);
+    cache->overhead_bytes -= size;
+    CHECK(cache->overhead_bytes == 0);
+}
+
+void
+s3fifo_limit_set(struct s3fifo *cache, u64 limit_bytes)
+{
+    cache->limit_bytes = limit_bytes;
+    ghost_size_set(cache);
+}
+
+static bool
+queue_check(const struct list *queue, enum s3fifo_queue kind, u64 bytes, u64 count)
+{
+    u64 bytes_seen = 0, count_seen = 0;
+    list_for_each (pos, queue) {
+        const struct s3fifo_node *node = list_entry(pos, struct s3fifo_node, link);
+        if (node->queue != kind || node->frequency > S3FIFO_FREQUENCY_MAX) return false;
+        bytes_seen += node->size;
+        count_seen++;
+    }
+    return bytes_seen == bytes && count_seen == count; /* S2 */
+}
+
+bool
+s3fifo_check(const struct s3fifo *cache)
+{
+    if (!queue_check(&cache->small, S3FIFO_SMALL, cache->small_bytes, cache->small_count))
+        return false;
+    if (!queue_check(&cache->main, S3FIFO_MAIN, cache->main_bytes, cache->main_count)) return false;
+    if ((u64)cache->segment_count * SEGMENT_BUCKETS < cache->bucket_count) return false; /* S3 */
+    u64 count = 0;
+    for (u32 i = 0; i < cache->bucket_count; i++) {
+        for (struct s3fifo_node *node = *bucket_at(cache, i); node != NULL; node = node->chain) {
+            if (bucket_index(cache, node->hash) != i || node->queue == S3FIFO_NONE) return false;
+            count++;
+        }
+    }
+    return count == s3fifo_count(cache); /* S1 */
+}
