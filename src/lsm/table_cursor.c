@@ -1,0 +1,194 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * table_cursor.c -- entries of one table in order.
+ *
+ * Two ways to get blocks. Long reads (compaction, long scans) go past the cache through a
+ * piece_reader: large reads, two windows, the next one always on its way; an uncompressed block is
+ * used where it lies in the window. Short scans fetch block by block through the cache. In both,
+ * every block is verified before its first entry is seen, and its first token is compared with the
+ * index, so that a block cannot stand for another one.
+ */
+#include "lsm/table_internal.h"
+
+#include "base/fault.h"
+#include "lsm/piece_io.h"
+
+struct table_cursor {
+    struct cursor cursor; /* first */
+    struct table *table;
+    struct block_cache *cache;
+    enum io_class io_class;
+    struct budget *budget;
+
+    struct piece_reader *reader; /* NULL: through the cache */
+    struct block *pinned;        /* through the cache: what view points into */
+    u8 *raw;                     /* by reader: the decompressed block */
+    u32 raw_capacity;
+
+    struct table_block view;
+    u32 block; /* index of the block in view */
+    u32 at;    /* entry in it */
+    bool loaded;
+};
+
+static struct table_cursor *
+cursor_of(struct cursor *cursor)
+{
+    return CONTAINER_OF(cursor, struct table_cursor, cursor);
+}
+
+static status
+raw_reserve(struct table_cursor *self, u32 size)
+{
+    if (size <= self->raw_capacity) return ST_OK;
+    u32 capacity = (u32)align_up(size, 4096);
+    u8 *raw = mem_alloc(self->budget, capacity);
+    if (raw == NULL) return ST_NO_MEMORY;
+    mem_free(self->budget, self->raw, self->raw_capacity);
+    self->raw = raw;
+    self->raw_capacity = capacity;
+    return ST_OK;
+}
+
+MAY_YIELD static status
+load_by_reader(struct table_cursor *self, u64 offset, u32 size)
+{
+    const u8 *stored;
+    status st = piece_reader_get(self->reader, offset, size, &stored);
+    if (status_is(st, ST_CORRUPT)) return table_corrupt(self->table, offset, "file is cut off");
+    if (!ok(st)) return st;
+    struct table_block_header header;
+    if (!ok(table_block_check(BYTES(stored, size), self->table->meta.file_id, offset, &header)))
+        return table_corrupt(self->table, offset, "block checksum");
+    const u8 *payload = stored + sizeof(header);
+    if (header.codec == LSM_CODEC_NONE) {
+        st = table_block_open(BYTES(payload, header.raw_size), &self->view);
+    } else {
+        st = raw_reserve(self, header.raw_size);
+        if (ok(st)) st = table_block_unpack(&header, payload, self->budget, self->raw, &self->view);
+    }
+    if (status_is(st, ST_CORRUPT)) return table_corrupt(self->table, offset, "block content");
+    return st;
+}
+
+MAY_YIELD static status
+load_by_cache(struct table_cursor *self, u32 index, u64 offset)
+{
+    block_cache_unpin(self->pinned);
+    self->pinned = NULL;
+    status st =
+        table_block_fetch(self->table, self->cache, self->io_class, index, true, &self->pinned);
+    if (!ok(st)) return st;
+    if (!ok(table_block_open(BYTES(self->pinned->data, self->pinned->size), &self->view)))
+        return table_corrupt(self->table, offset, "block content");
+    return ST_OK;
+}
+
+MAY_YIELD static status
+load(struct table_cursor *self, u32 index)
+{
+    const struct table_index *blocks = self->table->index;
+    u64 offset = table_index_offset(blocks, index);
+    u32 size = (u32)(table_index_offset(blocks, index + 1) - offset);
+    self->loaded = false;
+    status st = self->reader != NULL ? load_by_reader(self, offset, size)
+                                     : load_by_cache(self, index, offset);
+    if (!ok(st)) return st;
+    if (self->view.token_base != blocks->tokens[index])
+        return table_corrupt(self->table, offset, "block is not the one of the index");
+    self->block = index;
+    self->loaded = true;
+    return ST_OK;
+}
+
+/* Sets the entry at (block, at), going to the next block when this one is used up. */
+MAY_YIELD static status
+settle(struct table_cursor *self)
+{
+    self->cursor.valid = false;
+    if (self->at == self->view.count) {
+        if (self->block + 1 == self->table->index->block_count) return ST_OK;
+        status st = load(self, self->block + 1);
+        if (!ok(st)) return st;
+        self->at = 0;
+    }
+    struct entry entry;
+    if (!ok(table_block_entry(&self->view, self->at, &entry, NULL)))
+        return table_corrupt(self->table, table_index_offset(self->table->index, self->block),
+                             "record");
+    self->cursor.entry = entry;
+    self->cursor.valid = true;
+    return ST_OK;
+}
+
+MAY_YIELD static status
+cursor_seek(struct cursor *cursor, u64 token, struct bytes key)
+{
+    struct table_cursor *self = cursor_of(cursor);
+    cursor->valid = false;
+    if (token > self->table->meta.token_last) { /* at the end; next stays there */
+        self->loaded = false;
+        return ST_OK;
+    }
+    u32 index = table_index_find(self->table->index, token, key);
+    if (!self->loaded || self->block != index) {
+        status st = load(self, index);
+        if (!ok(st)) return st;
+    }
+    if (!ok(table_block_seek(&self->view, token, key, &self->at)))
+        return table_corrupt(self->table, table_index_offset(self->table->index, index), "record");
+    return settle(self);
+}
+
+MAY_YIELD static status
+cursor_next(struct cursor *cursor)
+{
+    struct table_cursor *self = cursor_of(cursor);
+    if (!cursor->valid) return ST_OK;
+    self->at++;
+    return settle(self);
+}
+
+static void
+cursor_close(struct cursor *cursor)
+{
+    struct table_cursor *self = cursor_of(cursor);
+    block_cache_unpin(self->pinned);
+    mem_free(self->budget, self->raw, self->raw_capacity);
+    if (self->reader != NULL) piece_reader_close(self->reader);
+    table_unref(self->table); /* a read may be under way: closing the file waits for it */
+    mem_free(self->budget, self, sizeof(*self));
+}
+
+static const struct cursor_ops table_cursor_ops = {
+    .seek = cursor_seek,
+    .next = cursor_next,
+    .close = cursor_close,
+};
+
+MAY_YIELD status
+table_cursor_open(struct table *table, struct block_cache *cache, enum io_class io_class,
+                  u32 read_ahead_bytes, struct budget *budget, struct cursor **out)
+{
+    struct table_cursor *self = mem_alloc_zero(budget, sizeof(*self));
+    if (self == NULL) return ST_NO_MEMORY;
+    self->cursor.ops = &table_cursor_ops;
+    self->table = table;
+    self->cache = cache;
+    self->io_class = io_class;
+    self->budget = budget;
+    if (read_ahead_bytes > 0) {
+        if (BUGGIFY("lsm.table_cursor.tiny_windows")) read_ahead_bytes = IO_ALIGNMENT;
+        u64 end =
+            align_up(table->index->block_bytes, IO_ALIGNMENT); /* index and filter are not read */
+        status st =
+            piece_reader_open(table->file, end, io_class, read_ahead_bytes, budget, &self->reader);
+        if (!ok(st)) {
+            mem_free(budget, self, sizeof(*self));
+            return st;
+        }
+    }
+    table_ref(table);
+    *out = &self->cursor;
+    return ST_OK;
+}

@@ -1,0 +1,435 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * table_reader.c -- open tables and point reads.
+ *
+ *   get:  index (in memory) -> block cache -> one aligned read -> search in the block
+ *
+ * What a point read waits for is one request of 4 to 8 KiB (more for a large entry or a compressed
+ * unit); a second block is only looked at when the versions of the key go on in it. A block is
+ * verified when it is read, so what the cache holds was verified once; its arrays are proved again
+ * each time, which costs a few compares.
+ */
+#include "lsm/table_internal.h"
+
+#include "base/fault.h"
+#include "base/log.h"
+#include "io/io.h"
+#include "lsm/bloom.h"
+#include "lsm/codec.h"
+#include "lsm/piece_io.h"
+
+/* struct table and what nobody else may see. */
+struct table_open {
+    struct table table;
+    struct table_index index;
+    struct table_filter filter;
+    struct file_closer *closer;
+};
+
+status
+table_corrupt(const struct table *table, u64 offset, const char *what)
+{
+    char path[LSM_PATH_BYTES];
+    table_path(path, table->dir, table->meta.file_id);
+    MARK("lsm.table.corrupt");
+    if (table->stats != NULL) table->stats->corruptions++;
+    log_error("lsm", "table is damaged file=%s offset=%llu what=\"%s\"", path,
+              (unsigned long long)offset, what);
+    return ST_CORRUPT;
+}
+
+/* ---- sections ---- */
+
+MAY_YIELD status
+table_footer_read(struct io_file *file, u64 file_id, u64 file_bytes, struct budget *budget,
+                  struct table_footer *out, const char **what_out)
+{
+    *what_out = "file size";
+    if (file_bytes % IO_ALIGNMENT != 0 || file_bytes < 2 * TABLE_FOOTER_BYTES) return ST_CORRUPT;
+    u64 size;
+    status st = io_file_size(file, &size);
+    if (!ok(st)) return st;
+    if (size != file_bytes) return ST_CORRUPT;
+    u8 *page = mem_alloc_aligned(budget, TABLE_FOOTER_BYTES, IO_ALIGNMENT);
+    if (page == NULL) return ST_NO_MEMORY;
+    st = io_file_read(file, IO_CLASS_READ, page, TABLE_FOOTER_BYTES,
+                      file_bytes - TABLE_FOOTER_BYTES);
+    if (status_is(st, ST_END)) st = ST_CORRUPT;
+    if (ok(st))
+        st = table_footer_decode(BYTES(page, TABLE_FOOTER_BYTES), file_id, file_bytes, out,
+                                 what_out);
+    mem_free(budget, page, TABLE_FOOTER_BYTES);
+    return st;
+}
+
+/* A section of its own aligned memory, checked. */
+MAY_YIELD static status
+section_read(struct io_file *file, const struct table_footer *footer, u64 offset, u64 size, u32 crc,
+             struct budget *budget, u8 **out)
+{
+    u8 *section = mem_alloc_aligned(budget, size, 64);
+    if (section == NULL) return ST_NO_MEMORY;
+    status st = piece_read(file, footer->file_bytes, IO_CLASS_READ, budget, section, offset, size);
+    if (ok(st) && crc32c(table_place_seed(footer->file_id, offset), section, size) != crc)
+        st = ST_CORRUPT;
+    if (!ok(st)) {
+        mem_free(budget, section, size);
+        return st;
+    }
+    *out = section;
+    return ST_OK;
+}
+
+MAY_YIELD status
+table_index_read(struct io_file *file, const struct table_footer *footer, struct budget *budget,
+                 struct table_index *out)
+{
+    if (footer->index_bytes < sizeof(struct table_index_header)) return ST_CORRUPT;
+    u8 *section;
+    status st = section_read(file, footer, footer->block_bytes, footer->index_bytes,
+                             footer->index_crc, budget, &section);
+    if (!ok(st)) return st;
+    st = table_index_decode(BYTES(section, footer->index_bytes), footer->block_bytes, out);
+    if (ok(st) &&
+        (out->block_count != footer->block_count || out->tokens[0] != footer->token_first ||
+         out->tokens[out->block_count - 1] > footer->token_last))
+        st = ST_CORRUPT;
+    if (!ok(st)) {
+        mem_free(budget, section, footer->index_bytes);
+        return st;
+    }
+    out->section = section;
+    return ST_OK;
+}
+
+void
+table_index_free(struct table_index *index, struct budget *budget)
+{
+    mem_free(budget, index->section, index->section_bytes);
+    index->section = NULL;
+}
+
+MAY_YIELD status
+table_filter_read(struct io_file *file, const struct table_footer *footer, struct budget *budget,
+                  struct table_filter *out)
+{
+    u8 *lines;
+    status st = section_read(file, footer, footer->block_bytes + footer->index_bytes,
+                             footer->filter_bytes, footer->filter_crc, budget, &lines);
+    if (!ok(st)) return st;
+    *out = (struct table_filter){
+        .lines = lines,
+        .line_count = footer->filter_bytes / BLOOM_LINE_BYTES,
+        .probes = footer->filter_probes,
+    };
+    return ST_OK;
+}
+
+void
+table_filter_free(struct table_filter *filter, struct budget *budget)
+{
+    mem_free(budget, filter->lines, filter->line_count * BLOOM_LINE_BYTES);
+    *filter = (struct table_filter){0};
+}
+
+/* ---- opening and closing ---- */
+
+MAY_YIELD static status
+sections_load(struct table_open *open, struct table_footer *footer)
+{
+    struct table *table = &open->table;
+    const char *what = "footer";
+    u64 footer_offset = table->meta.file_bytes - TABLE_FOOTER_BYTES;
+    status st = table_footer_read(table->file, table->meta.file_id, table->meta.file_bytes,
+                                  table->budget, footer, &what);
+    if (status_is(st, ST_CORRUPT)) return table_corrupt(table, footer_offset, what);
+    if (!ok(st)) return st;
+    if (!table_footer_matches(footer, &table->meta))
+        return table_corrupt(table, footer_offset, "footer does not match the manifest");
+
+    st = table_index_read(table->file, footer, table->budget, &open->index);
+    if (status_is(st, ST_CORRUPT)) return table_corrupt(table, footer->block_bytes, "index");
+    if (!ok(st)) return st;
+    table->index = &open->index;
+
+    if (footer->filter_bytes == 0) return ST_OK;
+    st = table_filter_read(table->file, footer, table->budget, &open->filter);
+    if (status_is(st, ST_NO_MEMORY)) {
+        MARK("lsm.table.filter_no_memory"); /* reads get slower, not wrong */
+        return ST_OK;
+    }
+    if (status_is(st, ST_CORRUPT))
+        return table_corrupt(table, footer->block_bytes + footer->index_bytes, "filter");
+    if (ok(st)) table->filter = &open->filter;
+    return st;
+}
+
+/* Frees everything but the file. */
+static void
+table_memory_free(struct table_open *open)
+{
+    struct table *table = &open->table;
+    table_index_free(&open->index, table->budget);
+    table_filter_free(&open->filter, table->budget);
+    mem_free(table->budget, open, sizeof(*open));
+}
+
+MAY_YIELD status
+table_open(const char *dir, const struct table_meta *meta, struct budget *budget,
+           struct table_stats *stats, struct table **out)
+{
+    char path[LSM_PATH_BYTES];
+    table_path(path, dir, meta->file_id);
+    struct table_open *open = mem_alloc_zero(budget, sizeof(*open));
+    if (open == NULL) return ST_NO_MEMORY;
+    struct table *table = &open->table;
+    table->meta = *meta;
+    table->ref_count = 1;
+    memcpy(table->dir, dir, strlen(dir) + 1); /* table_path has checked the length */
+    table->budget = budget;
+    table->stats = stats;
+
+    struct table_footer *footer = mem_alloc(budget, sizeof(*footer));
+    open->closer = file_closer_new(path);
+    status st = footer == NULL || open->closer == NULL ? ST_NO_MEMORY : ST_OK;
+    if (ok(st)) st = io_file_open(path, IO_OPEN_READ, &table->file);
+    if (ok(st)) st = sections_load(open, footer);
+    mem_free(budget, footer, sizeof(*footer));
+    if (!ok(st)) {
+        MARK("lsm.table.open_failed");
+        io_file_close(table->file);
+        if (open->closer != NULL) file_closer_free(open->closer);
+        table_memory_free(open);
+        return st;
+    }
+    if (stats != NULL) {
+        stats->index_bytes += open->index.section_bytes;
+        stats->filter_bytes += open->filter.line_count * BLOOM_LINE_BYTES;
+    }
+    *out = table;
+    return ST_OK;
+}
+
+void
+table_ref(struct table *table)
+{
+    CHECK(table->ref_count > 0);
+    table->ref_count++;
+}
+
+void
+table_unref(struct table *table)
+{
+    if (table == NULL) return;
+    CHECK(table->ref_count > 0);
+    if (--table->ref_count > 0) return;
+    struct table_open *open = CONTAINER_OF(table, struct table_open, table);
+    if (table->stats != NULL) {
+        table->stats->index_bytes -= open->index.section_bytes;
+        table->stats->filter_bytes -= open->filter.line_count * BLOOM_LINE_BYTES;
+    }
+    file_closer_close(open->closer, table->file, table->unlink_on_close);
+    table_memory_free(open); /* now: the budget may be gone when the file is closed */
+}
+
+/* ---- blocks ---- */
+
+status
+table_block_unpack(const struct table_block_header *header, const u8 *payload,
+                   struct budget *budget, u8 *target, struct table_block *out)
+{
+    status st = codec_decompress((enum lsm_codec)header->codec, budget,
+                                 BYTES(payload, header->stored_size), target, header->raw_size);
+    if (!ok(st)) return st;
+    return table_block_open(BYTES(target, header->raw_size), out);
+}
+
+MAY_YIELD static status
+block_read(struct table *table, enum io_class io_class, u64 offset, u32 size, struct block **out)
+{
+    u64 first = align_down(offset, IO_ALIGNMENT);
+    u32 span = (u32)(align_up(offset + size, IO_ALIGNMENT) - first);
+    u8 *buffer = mem_alloc_aligned(table->budget, span, IO_ALIGNMENT);
+    if (buffer == NULL) return ST_NO_MEMORY;
+    status st = ST_OK;
+    for (u32 done = 0; ok(st) && done < span;) {
+        u32 part = MIN(span - done, LIMIT_IO_BYTES);
+        st = io_file_read(table->file, io_class, buffer + done, part, first + done);
+        done += part;
+    }
+    if (table->stats != NULL) {
+        table->stats->reads++;
+        table->stats->read_bytes += span;
+    }
+    if (status_is(st, ST_END)) st = table_corrupt(table, offset, "file is cut off");
+    struct block *block = NULL;
+    struct table_block_header header;
+    const u8 *stored = buffer + (offset - first);
+    if (ok(st) && !ok(table_block_check(BYTES(stored, size), table->meta.file_id, offset, &header)))
+        st = table_corrupt(table, offset, "block checksum");
+    if (ok(st)) {
+        block = block_new(table->budget, table->meta.file_id, offset, header.raw_size);
+        if (block == NULL) st = ST_NO_MEMORY;
+    }
+    if (ok(st)) {
+        struct table_block view;
+        st =
+            table_block_unpack(&header, stored + sizeof(header), table->budget, block->data, &view);
+        if (status_is(st, ST_CORRUPT)) st = table_corrupt(table, offset, "block content");
+    }
+    mem_free(table->budget, buffer, span);
+    if (!ok(st)) {
+        block_cache_unpin(block);
+        return st;
+    }
+    *out = block;
+    return ST_OK;
+}
+
+static struct block *
+block_cached(struct table *table, struct block_cache *cache, u32 index)
+{
+    if (cache == NULL) return NULL;
+    return block_cache_get(cache, table->meta.file_id, table_index_offset(table->index, index));
+}
+
+MAY_YIELD status
+table_block_fetch(struct table *table, struct block_cache *cache, enum io_class io_class, u32 index,
+                  bool fill_cache, struct block **out)
+{
+    struct block *block = block_cached(table, cache, index);
+    if (block != NULL) {
+        *out = block;
+        return ST_OK;
+    }
+    u64 offset = table_index_offset(table->index, index);
+    u64 size = table_index_offset(table->index, index + 1) - offset; /* bounded by decode */
+    table_ref(table); /* a compaction may drop it meanwhile */
+    status st = block_read(table, io_class, offset, (u32)size, out);
+    /* A table that leaves the tree was dropped from the cache already. */
+    if (ok(st) && fill_cache && cache != NULL && !table->unlink_on_close)
+        block_cache_insert(cache, *out);
+    table_unref(table);
+    return st;
+}
+
+/* ---- point reads ---- */
+
+bool
+table_may_contain(struct table *table, u64 token, u64 key_hash)
+{
+    if (token < table->meta.token_first || token > table->meta.token_last) return false;
+    const struct table_filter *filter = table->filter;
+    if (filter == NULL) return true;
+    bool may = bloom_may_contain(filter->lines, filter->line_count, filter->probes, key_hash);
+    if (table->stats != NULL) {
+        table->stats->filter_probes++;
+        if (!may) table->stats->filter_negatives++;
+    }
+    return may;
+}
+
+enum search { SEARCH_FOUND, SEARCH_ABSENT, SEARCH_OTHER_VERSIONS, SEARCH_NEXT_BLOCK, SEARCH_BAD };
+
+/* Looks in one block. first: the block that the index gave, else one that may go on with versions
+ * of the key. */
+static enum search
+block_search(const struct block *block, bool first, u64 token, struct bytes key, u64 seq_max,
+             struct entry *out)
+{
+    struct table_block view;
+    u32 at = 0;
+    if (!ok(table_block_open(BYTES(block->data, block->size), &view))) return SEARCH_BAD;
+    if (first && !ok(table_block_seek(&view, token, key, &at))) return SEARCH_BAD;
+    bool seen = !first;
+    for (; at < view.count; at++) {
+        struct entry entry;
+        if (!ok(table_block_entry(&view, at, &entry, NULL))) return SEARCH_BAD;
+        if (entry.token != token || !bytes_equal(entry.key, key))
+            return seen ? SEARCH_OTHER_VERSIONS : SEARCH_ABSENT;
+        seen = true;
+        if (entry.seq > seq_max) continue;
+        *out = entry;
+        return SEARCH_FOUND;
+    }
+    return seen ? SEARCH_NEXT_BLOCK : SEARCH_ABSENT;
+}
+
+static status
+not_found(struct table *table, bool absent)
+{
+    /* Who asks here was told by the filter that the key may be in this table. */
+    if (absent && table->filter != NULL && table->stats != NULL)
+        table->stats->filter_false_positives++;
+    return ST_NOT_FOUND;
+}
+
+/* index: of the block that was searched. True: *st is the answer. */
+static bool
+search_ends(struct table *table, enum search result, u32 index, status *st)
+{
+    switch (result) {
+    case SEARCH_FOUND:
+        *st = ST_OK;
+        return true;
+    case SEARCH_ABSENT:
+    case SEARCH_OTHER_VERSIONS:
+        *st = not_found(table, result == SEARCH_ABSENT);
+        return true;
+    case SEARCH_BAD:
+        *st = table_corrupt(table, table_index_offset(table->index, index), "block content");
+        return true;
+    case SEARCH_NEXT_BLOCK:
+        *st = ST_NOT_FOUND;
+        return index + 1 == table->index->block_count;
+    }
+    return true;
+}
+
+status
+table_get_try(struct table *table, struct block_cache *cache, u64 token, struct bytes key,
+              u64 seq_max, struct entry *out, struct block **pin)
+{
+    if (token < table->meta.token_first || token > table->meta.token_last) return ST_NOT_FOUND;
+    u32 first = table_index_find(table->index, token, key);
+    for (u32 index = first;; index++) {
+        struct block *block = block_cached(table, cache, index);
+        if (block == NULL) return ST_WOULD_WAIT;
+        status st;
+        if (search_ends(table, block_search(block, index == first, token, key, seq_max, out), index,
+                        &st)) {
+            if (ok(st))
+                *pin = block;
+            else
+                block_cache_unpin(block);
+            return st;
+        }
+        block_cache_unpin(block);
+    }
+}
+
+MAY_YIELD status
+table_get(struct table *table, struct block_cache *cache, u64 token, struct bytes key, u64 seq_max,
+          bool fill_cache, struct entry *out, struct block **pin)
+{
+    if (token < table->meta.token_first || token > table->meta.token_last) return ST_NOT_FOUND;
+    table_ref(table);
+    u32 first = table_index_find(table->index, token, key);
+    status st;
+    for (u32 index = first;; index++) {
+        struct block *block;
+        st = table_block_fetch(table, cache, IO_CLASS_READ, index, fill_cache, &block);
+        if (!ok(st)) break;
+        if (search_ends(table, block_search(block, index == first, token, key, seq_max, out), index,
+                        &st)) {
+            if (ok(st))
+                *pin = block;
+            else
+                block_cache_unpin(block);
+            break;
+        }
+        block_cache_unpin(block);
+    }
+    table_unref(table);
+    return st;
+}
