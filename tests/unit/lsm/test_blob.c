@@ -1,0 +1,253 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * test_blob.c -- blob files on the simulated disk: values of every size, damage, failing requests.
+ */
+#include "table_fixture.h"
+
+#define SEED 12u
+
+static struct budget budget;
+
+static const u32 sizes[] = {0,    1,     15,     16,     17,      4095,   4096,
+                            4097, 65536, 300000, 524288, 1000000, 100000, LIMIT_VALUE_BYTES};
+
+struct stored {
+    struct blob_pointer pointers[ARRAY_COUNT(sizes)];
+    u64 file_bytes;
+};
+
+static struct bytes
+key_of(u32 i, u8 *key)
+{
+    u32 size = i == 0 ? 1 : i == 1 ? LIMIT_KEY_BYTES : 10 + i;
+    memset(key, (int)('a' + i), size);
+    return BYTES(key, size);
+}
+
+static void
+value_fill(u32 i, u8 *value)
+{
+    for (u32 b = 0; b < sizes[i]; b++)
+        value[b] = (u8)(b * 7 + b / 251 + i);
+}
+
+MAY_YIELD static status
+blob_build(struct stored *stored, u32 count)
+{
+    struct blob_writer *writer;
+    status st = blob_writer_open(FIXTURE_DIR, 5, IO_CLASS_COMPACTION, &budget, &writer);
+    if (!ok(st)) return st;
+    u8 key[LIMIT_KEY_BYTES];
+    u8 *value = malloc(LIMIT_VALUE_BYTES);
+    u64 expected = blob_writer_bytes(writer);
+    for (u32 i = 0; i < count && ok(st); i++) {
+        value_fill(i, value);
+        struct bytes name = key_of(i, key);
+        st = blob_writer_add(writer, i, name, BYTES(value, sizes[i]), &stored->pointers[i]);
+        expected += blob_record_bytes(name.size, sizes[i]);
+        if (ok(st)) assert_int_equal(blob_writer_bytes(writer), expected);
+    }
+    free(value);
+    status finished = blob_writer_finish(writer, &stored->file_bytes);
+    return ok(st) ? finished : st;
+}
+
+MAY_YIELD static status
+blob_check(const struct stored *stored, u32 count)
+{
+    struct blob_file *blob;
+    status st = blob_open(FIXTURE_DIR, 5, stored->file_bytes, &budget, &blob);
+    if (!ok(st)) return st;
+    u8 key[LIMIT_KEY_BYTES];
+    u8 *value = malloc(LIMIT_VALUE_BYTES);
+    for (u32 i = 0; i < count; i++) {
+        void *buffer;
+        size_t buffer_size;
+        struct bytes out;
+        status read = blob_read(blob, IO_CLASS_READ, &stored->pointers[i], i, key_of(i, key),
+                                &budget, &buffer, &buffer_size, &out);
+        if (!ok(read)) {
+            st = read;
+            continue;
+        }
+        value_fill(i, value);
+        assert_true(bytes_equal(out, BYTES(value, sizes[i])));
+        mem_free(&budget, buffer, buffer_size);
+    }
+    free(value);
+    blob_unref(blob);
+    return st;
+}
+
+static status
+round_trip_body(void *arg)
+{
+    assert_true(ok(io_dir_make(FIXTURE_DIR)));
+    struct stored stored;
+    assert_true(ok(blob_build(&stored, ARRAY_COUNT(sizes))));
+    assert_true(ok(blob_check(&stored, ARRAY_COUNT(sizes))));
+    u64 offset;
+    const char *what;
+    assert_true(ok(blob_verify(FIXTURE_DIR, 5, stored.file_bytes, 0, &budget, &offset, &what)));
+
+    struct blob_file *blob;
+    assert_true(ok(blob_open(FIXTURE_DIR, 5, stored.file_bytes, &budget, &blob)));
+    u8 key[LIMIT_KEY_BYTES];
+    void *buffer;
+    size_t buffer_size;
+    struct bytes out;
+    struct bytes name = key_of(5, key);
+    /* Another key, another token, and pointers that lead astray. */
+    struct blob_pointer pointer = stored.pointers[5];
+    assert_true(
+        status_is(blob_read(blob, IO_CLASS_READ, &pointer, 5, BYTES_LITERAL("otherotherother"),
+                            &budget, &buffer, &buffer_size, &out),
+                  ST_CORRUPT));
+    assert_true(status_is(
+        blob_read(blob, IO_CLASS_READ, &pointer, 6, name, &budget, &buffer, &buffer_size, &out),
+        ST_CORRUPT));
+    const u64 offsets[] = {0,
+                           16,
+                           63,
+                           pointer.offset + 1,
+                           pointer.offset + 16,
+                           stored.file_bytes - 16,
+                           stored.file_bytes,
+                           UINT64_MAX - 15,
+                           UINT64_MAX};
+    for (u32 i = 0; i < ARRAY_COUNT(offsets); i++) {
+        pointer.offset = offsets[i];
+        assert_true(status_is(
+            blob_read(blob, IO_CLASS_READ, &pointer, 5, name, &budget, &buffer, &buffer_size, &out),
+            ST_CORRUPT));
+    }
+    pointer = stored.pointers[5];
+    pointer.size = UINT32_MAX;
+    assert_true(status_is(
+        blob_read(blob, IO_CLASS_READ, &pointer, 5, name, &budget, &buffer, &buffer_size, &out),
+        ST_CORRUPT));
+    pointer = stored.pointers[5];
+    pointer.crc++;
+    assert_true(status_is(
+        blob_read(blob, IO_CLASS_READ, &pointer, 5, name, &budget, &buffer, &buffer_size, &out),
+        ST_CORRUPT));
+    blob->unlink_on_close = true;
+    blob_unref(blob);
+    fiber_sleep_ns(NS_PER_S);
+    struct io_file *file;
+    assert_true(status_is(io_file_open(FIXTURE_DIR "/b0000000000000005", IO_OPEN_READ, &file),
+                          ST_NOT_FOUND));
+    return ST_OK;
+}
+
+static status
+flip_body(void *arg)
+{
+    assert_true(ok(io_dir_make(FIXTURE_DIR)));
+    const u32 count = 5; /* the small ones: two pages */
+    struct stored stored;
+    assert_true(ok(blob_build(&stored, count)));
+    assert_int_equal(stored.file_bytes, 4096);
+    u8 *page = mem_alloc_aligned(&budget, 4096, 4096);
+    struct io_file *file;
+    assert_true(ok(io_file_open(FIXTURE_DIR "/b0000000000000005", IO_OPEN_WRITE, &file)));
+    for (u64 bit = 0; bit < stored.file_bytes * 8; bit += 3) {
+        u64 byte = bit / 8;
+        u8 mask = (u8)(1u << (bit % 8));
+        assert_true(ok(io_file_read(file, IO_CLASS_READ, page, 4096, 0)));
+        page[byte] ^= mask;
+        assert_true(ok(io_file_write(file, IO_CLASS_READ, page, 4096, 0, false)));
+        u64 offset;
+        const char *what = NULL;
+        assert_true(
+            status_is(blob_verify(FIXTURE_DIR, 5, stored.file_bytes, 0, &budget, &offset, &what),
+                      ST_CORRUPT));
+        assert_non_null(what);
+        status st = blob_check(&stored, count);
+        assert_true(ok(st) || status_is(st, ST_CORRUPT));
+        page[byte] ^= mask;
+        assert_true(ok(io_file_write(file, IO_CLASS_READ, page, 4096, 0, false)));
+    }
+    assert_true(ok(blob_check(&stored, count)));
+    io_file_close(file);
+    mem_free(&budget, page, 4096);
+    return ST_OK;
+}
+
+static status
+fail_body(void *arg)
+{
+    status st = io_dir_make(FIXTURE_DIR);
+    if (!ok(st)) return st;
+    struct stored stored;
+    st = blob_build(&stored, 10);
+    if (!ok(st)) return st;
+    u64 offset;
+    const char *what;
+    st = blob_verify(FIXTURE_DIR, 5, stored.file_bytes, 0, &budget, &offset, &what);
+    if (!ok(st)) return st;
+    return blob_check(&stored, 10);
+}
+
+static void
+run(status (*body)(void *arg))
+{
+    budget_init(&budget, "test", MIB(64), NULL);
+    assert_true(ok(sim_run_main(SEED, 1, body, NULL)));
+    assert_int_equal(budget.used_bytes, 0);
+}
+
+static void
+values_come_back_and_only_to_their_owner(void **unused)
+{
+    run(round_trip_body);
+}
+
+static void
+flipped_bits_of_a_blob_file_are_detected(void **unused)
+{
+    run(flip_body);
+}
+
+static void
+the_nth_request_fails(enum sim_point point, status error)
+{
+    for (u64 n = 0;; n++) {
+        budget_init(&budget, "test", MIB(64), NULL);
+        struct sim_options options;
+        sim_options_default(&options, SEED + n);
+        struct sim *sim = sim_new(&options);
+        sim_fail_at(sim, point, n, 1, error);
+        status st = sim_run(sim, 1, fail_body, NULL);
+        bool failed = sim_failed(sim);
+        sim_free(sim);
+        assert_int_equal(budget.used_bytes, 0);
+        if (!failed) {
+            assert_true(ok(st));
+            assert_true(n > 0);
+            return;
+        }
+        if (!ok(st)) assert_true(status_is(st, error));
+    }
+}
+
+static void
+any_failing_request_or_allocation_is_returned(void **unused)
+{
+    the_nth_request_fails(SIM_POINT_READ, ST_IO_ERROR);
+    the_nth_request_fails(SIM_POINT_WRITE, ST_NO_SPACE);
+    the_nth_request_fails(SIM_POINT_SYNC, ST_IO_ERROR);
+    the_nth_request_fails(SIM_POINT_NAME, ST_NO_SPACE);
+    the_nth_request_fails(SIM_POINT_ALLOC, ST_NO_MEMORY);
+}
+
+int
+main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(values_come_back_and_only_to_their_owner),
+        cmocka_unit_test(flipped_bits_of_a_blob_file_are_detected),
+        cmocka_unit_test(any_failing_request_or_allocation_is_returned),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
