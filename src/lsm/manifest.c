@@ -1,0 +1,609 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * manifest.c -- see manifest.h. First the pure half: sizes, encoding, the checks that hold for a
+ * manifest however it was made, decoding. Then the file.
+ *
+ * The order of a write, and what a power cut leaves after each step:
+ *
+ *   1. write and sync manifest.new               old state
+ *   2. sync the directory                        old state; tables and blobs have durable names
+ *   3. link manifest to manifest.old             old state
+ *   4. rename manifest.new to manifest           old or new state
+ *   5. sync the directory                        new state
+ *
+ * Up to 3 a failure leaves the old state for certain; after 4 began nobody knows which holds, so
+ * the caller must not remove a file that either names.
+ */
+#include "lsm/manifest.h"
+
+#include <stdio.h>
+
+#include "base/crc.h"
+#include "base/fault.h"
+#include "io/file.h"
+
+static const u8 manifest_magic[8] = {'D', 'K', 'V', 'M', 'A', 'N', 'I', 'F'};
+
+/* ---- encoding ---- */
+
+static u64
+tables_size(const struct manifest *manifest)
+{
+    u64 size = (u64)manifest->table_count * sizeof(struct manifest_table_record);
+    for (u32 i = 0; i < manifest->table_count; i++)
+        size += manifest->tables[i].meta->blob_ref_count * sizeof(struct manifest_blob_ref_record);
+    return size;
+}
+
+u64
+manifest_encoded_size(const struct manifest *manifest)
+{
+    return sizeof(struct manifest_header) + MANIFEST_PART_COUNT * sizeof(struct manifest_part) +
+           sizeof(struct manifest_state_record) +
+           (u64)manifest->run_count * sizeof(struct manifest_run_record) + tables_size(manifest) +
+           (u64)manifest->blob_count * sizeof(struct manifest_blob_record) +
+           (u64)manifest->range_count * sizeof(struct manifest_range_record);
+}
+
+static u8 *
+part_end(u8 *part, u32 kind, u32 count, u8 *end)
+{
+    struct manifest_part header = {.kind = kind, .count = count};
+    header.size = (u32)(end - part - sizeof(header));
+    header.crc = crc32c(kind, part + sizeof(header), header.size);
+    memcpy(part, &header, sizeof(header));
+    return end;
+}
+
+static u8 *
+put(u8 *at, const void *record, size_t size)
+{
+    memcpy(at, record, size);
+    return at + size;
+}
+
+static u8 *
+encode_table(u8 *at, const struct manifest_table *table)
+{
+    const struct table_meta *meta = table->meta;
+    struct manifest_table_record record = {
+        .file_id = meta->file_id,
+        .file_bytes = meta->file_bytes,
+        .file_hash = meta->file_hash,
+        .token_first = meta->token_first,
+        .token_last = meta->token_last,
+        .seq_min = meta->seq_min,
+        .seq_max = meta->seq_max,
+        .version_min = meta->version_min,
+        .version_max = meta->version_max,
+        .expire_min_ms = meta->expire_min_ms,
+        .expire_max_ms = meta->expire_max_ms,
+        .entry_count = meta->entry_count,
+        .delete_count = meta->delete_count,
+        .expiring_count = meta->expiring_count,
+        .data_bytes = meta->data_bytes,
+        .view_first = table->view_first,
+        .view_last = table->view_last,
+        .keyspace = meta->keyspace,
+        .codec = meta->codec,
+        .filter_bits = meta->filter_bits,
+        .entries_all_expire = meta->entries_all_expire,
+        .blob_ref_count = (u16)meta->blob_ref_count,
+    };
+    at = put(at, &record, sizeof(record));
+    for (u32 i = 0; i < meta->blob_ref_count; i++) {
+        struct manifest_blob_ref_record ref = {meta->blob_refs[i].file_id,
+                                               meta->blob_refs[i].bytes};
+        at = put(at, &ref, sizeof(ref));
+    }
+    return at;
+}
+
+void
+manifest_encode(const struct manifest *manifest, u8 *target)
+{
+    u8 *part = target + sizeof(struct manifest_header);
+    u8 *at = part + sizeof(struct manifest_part);
+    struct manifest_state_record state = {
+        .log_segment_first = manifest->state.log_segment_first,
+        .seq_flushed = manifest->state.seq_flushed,
+        .version_max = manifest->state.version_max,
+        .file_id_next = manifest->file_id_next,
+        .token_first = manifest->token_first,
+        .token_last = manifest->token_last,
+    };
+    at = put(at, &state, sizeof(state));
+    part = part_end(part, MANIFEST_PART_STATE, 1, at);
+
+    at = part + sizeof(struct manifest_part);
+    for (u32 i = 0; i < manifest->run_count; i++) {
+        struct manifest_run_record record = {.keyspace = manifest->runs[i].keyspace,
+                                             .tier = manifest->runs[i].tier,
+                                             .table_count = manifest->runs[i].table_count};
+        at = put(at, &record, sizeof(record));
+    }
+    part = part_end(part, MANIFEST_PART_RUNS, manifest->run_count, at);
+
+    at = part + sizeof(struct manifest_part);
+    for (u32 i = 0; i < manifest->table_count; i++)
+        at = encode_table(at, &manifest->tables[i]);
+    part = part_end(part, MANIFEST_PART_TABLES, manifest->table_count, at);
+
+    at = part + sizeof(struct manifest_part);
+    for (u32 i = 0; i < manifest->blob_count; i++) {
+        const struct manifest_blob *blob = &manifest->blobs[i];
+        struct manifest_blob_record record = {blob->file_id, blob->file_bytes, blob->token_first,
+                                              blob->token_last};
+        at = put(at, &record, sizeof(record));
+    }
+    part = part_end(part, MANIFEST_PART_BLOBS, manifest->blob_count, at);
+
+    at = part + sizeof(struct manifest_part);
+    for (u32 i = 0; i < manifest->range_count; i++) {
+        const struct range_delete *range = &manifest->ranges[i];
+        struct manifest_range_record record = {.token_first = range->token_first,
+                                               .token_last = range->token_last,
+                                               .version = range->version,
+                                               .seq = range->seq,
+                                               .keyspace = range->keyspace};
+        at = put(at, &record, sizeof(record));
+    }
+    part = part_end(part, MANIFEST_PART_RANGES, manifest->range_count, at);
+
+    struct manifest_header header = {.format = MANIFEST_FORMAT,
+                                     .part_count = MANIFEST_PART_COUNT,
+                                     .size = (u64)(part - target),
+                                     .generation = manifest->generation};
+    memcpy(header.magic, manifest_magic, sizeof(header.magic));
+    header.content_crc = crc32c(0, target + sizeof(header), header.size - sizeof(header));
+    header.header_crc = crc32c(0, &header, offsetof(struct manifest_header, header_crc));
+    memcpy(target, &header, sizeof(header));
+    CHECK(header.size == manifest_encoded_size(manifest));
+}
+
+/* ---- what holds for every manifest ---- */
+
+static bool
+blob_known(const struct manifest *manifest, u64 file_id)
+{
+    u32 low = 0, high = manifest->blob_count;
+    while (low < high) {
+        u32 middle = low + (high - low) / 2;
+        if (manifest->blobs[middle].file_id < file_id)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return low < manifest->blob_count && manifest->blobs[low].file_id == file_id;
+}
+
+static const char *
+check_table(const struct manifest *manifest, const struct manifest_table *table, u16 keyspace)
+{
+    const struct table_meta *meta = table->meta;
+    if (meta->keyspace != keyspace) return "table of another keyspace in a run";
+    if (meta->token_first > meta->token_last) return "table with its tokens reversed";
+    if (table->view_first > table->view_last) return "table with an empty view";
+    if (table->view_first < meta->token_first || table->view_last > meta->token_last)
+        return "table viewed outside its tokens";
+    if (meta->seq_min > meta->seq_max) return "table with its sequence numbers reversed";
+    if (meta->version_min > meta->version_max) return "table with its versions reversed";
+    if (meta->seq_max > manifest->state.seq_flushed) return "table newer than the state";
+    if (meta->codec >= LSM_CODEC_COUNT) return "table with an unknown codec";
+    if (meta->entry_count == 0) return "table without entries";
+    if (meta->delete_count > meta->entry_count || meta->expiring_count > meta->entry_count)
+        return "table with impossible counts";
+    if (meta->expire_min_ms > meta->expire_max_ms) return "table with its expiry reversed";
+    if (meta->blob_ref_count > TABLE_BLOB_REFS_MAX) return "table with too many blob files";
+    for (u32 i = 0; i < meta->blob_ref_count; i++) {
+        if (!blob_known(manifest, meta->blob_refs[i].file_id)) return "blob file is not listed";
+    }
+    return NULL;
+}
+
+const char *
+manifest_check(const struct manifest *manifest, u32 *index_out)
+{
+    *index_out = 0;
+    if (manifest->token_first > manifest->token_last) return "store with its tokens reversed";
+    for (u32 i = 0; i + 1 < manifest->blob_count; i++) {
+        if (manifest->blobs[i].file_id >= manifest->blobs[i + 1].file_id)
+            return "blob files out of order";
+    }
+    for (u32 i = 0; i < manifest->blob_count; i++) {
+        if (manifest->blobs[i].token_first > manifest->blobs[i].token_last)
+            return "blob file with its tokens reversed";
+    }
+    if (manifest->range_count > LEVELS_RANGES_MAX) return "too many deleted ranges";
+    for (u32 i = 0; i < manifest->range_count; i++) {
+        const struct range_delete *range = &manifest->ranges[i];
+        if (range->keyspace >= LIMIT_KEYSPACES) return "deleted range of an unknown keyspace";
+        if (range->token_first > range->token_last) return "deleted range with its tokens reversed";
+        if (range->seq > manifest->state.seq_flushed) return "deleted range newer than the state";
+        if (i > 0 && range->seq < manifest->ranges[i - 1].seq) return "deleted ranges out of order";
+    }
+    u64 table = 0;
+    for (u32 i = 0; i < manifest->run_count; i++) {
+        const struct manifest_run *run = &manifest->runs[i];
+        *index_out = (u32)table;
+        if (run->keyspace >= LIMIT_KEYSPACES) return "run of an unknown keyspace";
+        if (run->tier > RUN_TIER_MAX && run->tier != RUN_TIER_LAST) return "run of an unknown tier";
+        if (run->table_count == 0) return "run without tables";
+        if (run->table_count > manifest->table_count - table) return "run with missing tables";
+        if (i > 0) {
+            const struct manifest_run *before = run - 1;
+            if (before->keyspace > run->keyspace) return "keyspaces out of order";
+            if (before->keyspace == run->keyspace &&
+                (before->tier > run->tier || before->tier == RUN_TIER_LAST))
+                return "tiers out of order";
+        }
+        for (u32 j = 0; j < run->table_count; j++, table++) {
+            *index_out = (u32)table;
+            const struct manifest_table *slot = &manifest->tables[table];
+            const char *what = check_table(manifest, slot, run->keyspace);
+            if (what != NULL) return what;
+            if (j > 0 && slot[-1].view_last >= slot->view_first) return "tables of a run overlap";
+        }
+    }
+    *index_out = (u32)table;
+    return table == manifest->table_count ? NULL : "table without a run";
+}
+
+/* ---- decoding ---- */
+
+struct decoder {
+    const u8 *data;
+    u64 size; /* of the whole */
+    u64 at;
+    struct bytes rest; /* of the part's records */
+    u32 count;
+};
+
+static const char *
+decode_header(struct bytes data, struct manifest_header *header)
+{
+    if (data.size < sizeof(*header)) return "shorter than its header";
+    memcpy(header, data.data, sizeof(*header));
+    if (memcmp(header->magic, manifest_magic, sizeof(manifest_magic)) != 0) return "not a manifest";
+    if (crc32c(0, header, offsetof(struct manifest_header, header_crc)) != header->header_crc)
+        return "bad header checksum";
+    if (header->format != MANIFEST_FORMAT) return NULL; /* the caller says unsupported */
+    for (u32 i = 0; i < sizeof(header->reserved); i++) {
+        if (header->reserved[i] != 0) return "reserved bytes are set";
+    }
+    if (header->part_count != MANIFEST_PART_COUNT) return "unknown parts";
+    if (header->size < sizeof(*header) || header->size > data.size ||
+        header->size > MANIFEST_BYTES_MAX)
+        return "cut short";
+    if (crc32c(0, data.data + sizeof(*header), header->size - sizeof(*header)) !=
+        header->content_crc)
+        return "bad content checksum";
+    return NULL;
+}
+
+/* Moves to the next part, which must be of this kind. */
+static const char *
+part_begin(struct decoder *decoder, u32 kind, size_t record_size)
+{
+    struct manifest_part part;
+    if (decoder->size - decoder->at < sizeof(part)) return "part header is cut short";
+    memcpy(&part, decoder->data + decoder->at, sizeof(part));
+    if (part.kind != kind) return "parts out of order";
+    if (part.size > decoder->size - decoder->at - sizeof(part)) return "part is cut short";
+    const u8 *records = decoder->data + decoder->at + sizeof(part);
+    if (crc32c(kind, records, part.size) != part.crc) return "bad part checksum";
+    /* Divides, so that a count from outside cannot overflow. */
+    if (part.count > part.size / record_size) return "part with too few records";
+    bool fixed = kind != MANIFEST_PART_TABLES;
+    if (fixed && part.size != (u64)part.count * record_size) return "part with a partial record";
+    decoder->at += sizeof(part) + part.size;
+    decoder->rest = BYTES(records, part.size);
+    decoder->count = part.count;
+    return NULL;
+}
+
+static const char *
+take(struct decoder *decoder, void *record, size_t size)
+{
+    if (decoder->rest.size < size) return "record is cut short";
+    memcpy(record, decoder->rest.data, size);
+    decoder->rest.data += size;
+    decoder->rest.size -= size;
+    return NULL;
+}
+
+static bool
+all_zero(const u8 *data, size_t size)
+{
+    for (size_t i = 0; i < size; i++) {
+        if (data[i] != 0) return false;
+    }
+    return true;
+}
+
+static const char *
+decode_table(struct decoder *decoder, struct table_meta *meta, struct manifest_table *table)
+{
+    struct manifest_table_record record;
+    const char *what = take(decoder, &record, sizeof(record));
+    if (what != NULL) return what;
+    if (record.reserved != 0 || record.entries_all_expire > 1) return "reserved bytes are set";
+    if (record.blob_ref_count > TABLE_BLOB_REFS_MAX) return "table with too many blob files";
+    *meta = (struct table_meta){
+        .file_id = record.file_id,
+        .file_bytes = record.file_bytes,
+        .file_hash = record.file_hash,
+        .token_first = record.token_first,
+        .token_last = record.token_last,
+        .seq_min = record.seq_min,
+        .seq_max = record.seq_max,
+        .version_min = record.version_min,
+        .version_max = record.version_max,
+        .expire_min_ms = record.expire_min_ms,
+        .expire_max_ms = record.expire_max_ms,
+        .entry_count = record.entry_count,
+        .delete_count = record.delete_count,
+        .expiring_count = record.expiring_count,
+        .data_bytes = record.data_bytes,
+        .keyspace = record.keyspace,
+        .codec = record.codec,
+        .filter_bits = record.filter_bits,
+        .entries_all_expire = record.entries_all_expire != 0,
+        .blob_ref_count = record.blob_ref_count,
+    };
+    for (u32 i = 0; i < record.blob_ref_count; i++) {
+        struct manifest_blob_ref_record ref;
+        what = take(decoder, &ref, sizeof(ref));
+        if (what != NULL) return what;
+        meta->blob_refs[i] = (struct table_blob_ref){ref.file_id, ref.bytes};
+    }
+    *table = (struct manifest_table){meta, record.view_first, record.view_last};
+    return NULL;
+}
+
+/* *memory_out: the budget had no room, which says nothing about the bytes. */
+static const char *
+decode_parts(struct decoder *decoder, struct manifest *out, bool *no_memory_out)
+{
+    struct budget *budget = out->budget;
+    *no_memory_out = true;
+
+    struct manifest_state_record state;
+    const char *what = part_begin(decoder, MANIFEST_PART_STATE, sizeof(state));
+    if (what != NULL) return what;
+    if (decoder->count != 1) return "more than one state";
+    what = take(decoder, &state, sizeof(state));
+    if (what != NULL) return what;
+    if (!all_zero(state.reserved, sizeof(state.reserved))) return "reserved bytes are set";
+    out->state = (struct levels_state){.log_segment_first = state.log_segment_first,
+                                       .seq_flushed = state.seq_flushed,
+                                       .version_max = state.version_max};
+    out->file_id_next = state.file_id_next;
+    out->token_first = state.token_first;
+    out->token_last = state.token_last;
+
+    what = part_begin(decoder, MANIFEST_PART_RUNS, sizeof(struct manifest_run_record));
+    if (what != NULL) return what;
+    if (decoder->count > 0) {
+        out->runs = mem_alloc_zero(budget, decoder->count * sizeof(*out->runs));
+        if (out->runs == NULL) return NULL;
+        out->run_count = decoder->count;
+    }
+    for (u32 i = 0; i < out->run_count; i++) {
+        struct manifest_run_record record;
+        what = take(decoder, &record, sizeof(record));
+        if (what != NULL) return what;
+        if (record.reserved != 0) return "reserved bytes are set";
+        out->runs[i] = (struct manifest_run){record.keyspace, record.tier, record.table_count};
+    }
+
+    what = part_begin(decoder, MANIFEST_PART_TABLES, sizeof(struct manifest_table_record));
+    if (what != NULL) return what;
+    if (decoder->count > 0) {
+        u32 count = decoder->count;
+        out->metas = mem_alloc(budget, count * sizeof(*out->metas));
+        if (out->metas == NULL) return NULL;
+        out->tables = mem_alloc_zero(budget, count * sizeof(*out->tables));
+        if (out->tables == NULL) {
+            mem_free(budget, out->metas, count * sizeof(*out->metas));
+            out->metas = NULL;
+            return NULL;
+        }
+        out->table_count = count;
+    }
+    for (u32 i = 0; i < out->table_count; i++) {
+        what = decode_table(decoder, &out->metas[i], &out->tables[i]);
+        if (what != NULL) return what;
+    }
+    if (decoder->rest.size != 0) return "part with a partial record";
+
+    what = part_begin(decoder, MANIFEST_PART_BLOBS, sizeof(struct manifest_blob_record));
+    if (what != NULL) return what;
+    if (decoder->count > 0) {
+        out->blobs = mem_alloc_zero(budget, decoder->count * sizeof(*out->blobs));
+        if (out->blobs == NULL) return NULL;
+        out->blob_count = decoder->count;
+    }
+    for (u32 i = 0; i < out->blob_count; i++) {
+        struct manifest_blob_record record;
+        what = take(decoder, &record, sizeof(record));
+        if (what != NULL) return what;
+        out->blobs[i] = (struct manifest_blob){record.file_id, record.file_bytes,
+                                               record.token_first, record.token_last};
+    }
+
+    what = part_begin(decoder, MANIFEST_PART_RANGES, sizeof(struct manifest_range_record));
+    if (what != NULL) return what;
+    if (decoder->count > 0) {
+        out->ranges = mem_alloc_zero(budget, decoder->count * sizeof(*out->ranges));
+        if (out->ranges == NULL) return NULL;
+        out->range_count = decoder->count;
+    }
+    for (u32 i = 0; i < out->range_count; i++) {
+        struct manifest_range_record record;
+        what = take(decoder, &record, sizeof(record));
+        if (what != NULL) return what;
+        if (!all_zero(record.reserved, sizeof(record.reserved))) return "reserved bytes are set";
+        out->ranges[i] = (struct range_delete){.token_first = record.token_first,
+                                               .token_last = record.token_last,
+                                               .version = record.version,
+                                               .seq = record.seq,
+                                               .keyspace = record.keyspace};
+    }
+    if (decoder->at != decoder->size) return "bytes after the last part";
+    *no_memory_out = false;
+    return NULL;
+}
+
+status
+manifest_decode(struct bytes data, struct budget *budget, struct manifest *out, u64 *offset_out,
+                const char **what_out)
+{
+    *offset_out = 0;
+    struct manifest_header header;
+    const char *what = decode_header(data, &header);
+    if (what != NULL) {
+        *what_out = what;
+        return ST_CORRUPT;
+    }
+    if (header.format != MANIFEST_FORMAT) {
+        *what_out = "format of a newer version";
+        return ST_UNSUPPORTED;
+    }
+    struct manifest manifest = {.budget = budget, .generation = header.generation};
+    struct decoder decoder = {.data = data.data, .size = header.size, .at = sizeof(header)};
+    bool no_memory;
+    what = decode_parts(&decoder, &manifest, &no_memory);
+    if (what == NULL && no_memory) {
+        manifest_free(&manifest);
+        *what_out = "no memory to hold it";
+        return ST_NO_MEMORY;
+    }
+    if (what == NULL) {
+        u32 index;
+        what = manifest_check(&manifest, &index);
+    }
+    if (what != NULL) {
+        *offset_out = decoder.at;
+        *what_out = what;
+        manifest_free(&manifest);
+        return ST_CORRUPT;
+    }
+    *out = manifest;
+    return ST_OK;
+}
+
+void
+manifest_free(struct manifest *manifest)
+{
+    struct budget *budget = manifest->budget;
+    mem_free(budget, manifest->runs, manifest->run_count * sizeof(*manifest->runs));
+    mem_free(budget, manifest->tables, manifest->table_count * sizeof(*manifest->tables));
+    mem_free(budget, manifest->metas, manifest->table_count * sizeof(*manifest->metas));
+    mem_free(budget, manifest->blobs, manifest->blob_count * sizeof(*manifest->blobs));
+    mem_free(budget, manifest->ranges, manifest->range_count * sizeof(*manifest->ranges));
+    *manifest = (struct manifest){.budget = budget};
+}
+
+/* ---- the file ---- */
+
+static void
+manifest_path(char *path, const char *dir, const char *suffix)
+{
+    int length = snprintf(path, LSM_PATH_BYTES, "%s/manifest%s", dir, suffix);
+    CHECK(length > 0 && length < (int)LSM_PATH_BYTES);
+}
+
+MAY_YIELD status
+manifest_read(const char *dir, struct budget *budget, struct manifest *out, u64 *offset_out,
+              const char **what_out)
+{
+    char path[LSM_PATH_BYTES];
+    manifest_path(path, dir, "");
+    *offset_out = 0;
+    *what_out = "cannot be read";
+    struct io_file *file;
+    status st = io_file_open(path, IO_OPEN_READ, &file);
+    if (!ok(st)) return st;
+
+    u64 size;
+    u8 *buffer = NULL;
+    st = io_file_size(file, &size);
+    if (!ok(st)) goto close;
+    if (size == 0 || size % IO_ALIGNMENT != 0 || size > MANIFEST_BYTES_MAX) {
+        *what_out = "impossible size";
+        st = ST_CORRUPT;
+        goto close;
+    }
+    buffer = mem_alloc_aligned(budget, size, IO_ALIGNMENT);
+    if (buffer == NULL) {
+        *what_out = "no memory to hold it";
+        st = ST_NO_MEMORY;
+        goto close;
+    }
+    for (u64 at = 0; at < size && ok(st); at += LIMIT_IO_BYTES) {
+        *offset_out = at;
+        st =
+            io_file_read(file, IO_CLASS_READ, buffer + at, (u32)MIN(LIMIT_IO_BYTES, size - at), at);
+    }
+    if (ok(st)) st = manifest_decode(BYTES(buffer, size), budget, out, offset_out, what_out);
+
+close:
+    mem_free(budget, buffer, size);
+    io_file_close(file);
+    return st;
+}
+
+/* Step 1 of the essay. */
+MAY_YIELD static status
+write_new_file(const char *path, const struct manifest *manifest, struct budget *budget)
+{
+    u64 size = align_up(manifest_encoded_size(manifest), IO_ALIGNMENT);
+    if (size > MANIFEST_BYTES_MAX) return ST_TOO_LARGE;
+    u8 *buffer = mem_alloc_aligned(budget, size, IO_ALIGNMENT);
+    if (buffer == NULL) return ST_NO_MEMORY;
+    memset(buffer + size - IO_ALIGNMENT, 0, IO_ALIGNMENT);
+    manifest_encode(manifest, buffer);
+
+    struct io_file *file = NULL;
+    status st = io_file_unlink(path); /* what a crash left */
+    if (ok(st) || status_is(st, ST_NOT_FOUND))
+        st = io_file_open(path, IO_OPEN_WRITE | IO_OPEN_CREATE, &file);
+    for (u64 at = 0; at < size && ok(st); at += LIMIT_IO_BYTES)
+        st = io_file_write(file, IO_CLASS_COMPACTION, buffer + at,
+                           (u32)MIN(LIMIT_IO_BYTES, size - at), at, false);
+    if (ok(st)) st = io_file_sync(file);
+    if (file != NULL) io_file_close(file);
+    mem_free(budget, buffer, size);
+    return st;
+}
+
+MAY_YIELD status
+manifest_write(const char *dir, const struct manifest *manifest, struct budget *budget,
+               bool *outcome_known_out)
+{
+    char path[LSM_PATH_BYTES], path_new[LSM_PATH_BYTES], path_old[LSM_PATH_BYTES];
+    manifest_path(path, dir, "");
+    manifest_path(path_new, dir, ".new");
+    manifest_path(path_old, dir, ".old");
+    *outcome_known_out = true;
+    u32 index;
+    DCHECK(manifest_check(manifest, &index) == NULL);
+
+    status st = write_new_file(path_new, manifest, budget);
+    if (ok(st)) st = io_dir_sync(dir);
+    if (!ok(st)) {
+        MARK("lsm.manifest.not_written");
+        return st;
+    }
+    /* The copy for the operator is a courtesy: its absence is not a failure. */
+    status old = io_file_unlink(path_old);
+    if (ok(old) || status_is(old, ST_NOT_FOUND)) old = io_file_link(path, path_old);
+    if (!ok(old) && !status_is(old, ST_NOT_FOUND)) MARK("lsm.manifest.no_old_copy");
+
+    *outcome_known_out = false;
+    st = io_file_rename(path_new, path);
+    if (ok(st)) st = io_dir_sync(dir);
+    if (!ok(st)) MARK("lsm.manifest.outcome_unknown");
+    return st;
+}
