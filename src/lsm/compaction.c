@@ -1,0 +1,659 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * compaction.c -- carries out what compaction_pick decides, slice by slice.
+ *
+ *   work     pick the most urgent thing over all keyspaces; begin a sweep or go on with one
+ *   step     one slice of a sweep: merge, write, commit
+ *   pace     between pieces of a step: yield, and wait when ahead of what writers have earned
+ *
+ * Invariants
+ *   C1  All work happens under compact_mutex, so between the picking of a step and its commit only
+ *       flushes change the current set, and they only insert in front.
+ *   C2  The runs of a sweep carry its number as their owner; nobody else replaces them (checked
+ * when they are looked up and again at the commit). C3  A sweep's inputs are neighbours in age and
+ * its output stands right behind them, so S1 holds for every token whether it was swept yet or not.
+ *   C4  A step that fails leaves the set as it was and removes what it wrote. The sweep is tried
+ * again later, except when an input was damaged: then its tree is not merged any more, the owner is
+ *       told, and reads go on.
+ *
+ * Sweeps live in memory only. After a restart the views in the manifest tell what was consumed, and
+ * picking starts afresh; that is correct whatever it picks, by C3.
+ */
+#include <stdio.h>
+
+#include "base/fault.h"
+#include "base/log.h"
+#include "io/file.h"
+#include "io/io.h"
+#include "lsm/levels_internal.h"
+#include "lsm/merge.h"
+
+/* After a failure nothing is tried for this long. */
+#define RETRY_NS (1 * NS_PER_S)
+/* What writers may have earned in advance, and compaction may be behind. */
+#define CREDIT_BYTES_MAX ((i64)MIB(256))
+/* Merged bytes that one written byte pays for: the write amplification of the shape is 6 to 8. */
+#define CREDIT_FACTOR 8u
+/* From this pressure on compaction does not wait for credit. */
+#define PRESSURE_UNPACED 500u
+
+/* ---- pacing ---- */
+
+void
+levels_user_bytes(struct levels *levels, u64 bytes)
+{
+    u64 factor = CREDIT_FACTOR + levels->pressure / 50;
+    i64 earned = (i64)(MIN(bytes, GIB(1)) * factor);
+    levels->credit_bytes = MIN(levels->credit_bytes + earned, CREDIT_BYTES_MAX);
+}
+
+static void
+earn_idle_credit(struct levels *levels)
+{
+    u64 now = io_now_ns();
+    u64 elapsed = MIN(now - levels->credit_ns, NS_PER_S);
+    levels->credit_ns = now;
+    i64 earned = (i64)(elapsed * (COMPACTION_IDLE_BYTES_PER_S / NS_PER_MS) / NS_PER_US);
+    levels->credit_bytes = MIN(levels->credit_bytes + earned, CREDIT_BYTES_MAX);
+}
+
+MAY_YIELD static status
+pace(struct levels *levels, u64 bytes)
+{
+    levels->credit_bytes = MAX(levels->credit_bytes - (i64)bytes, -CREDIT_BYTES_MAX);
+    earn_idle_credit(levels);
+    while (levels->credit_bytes < 0 && levels->forced == 0 && !levels->stopping &&
+           levels->pressure < PRESSURE_UNPACED) {
+        u64 deficit = (u64)-levels->credit_bytes;
+        u64 wait_ns = deficit * NS_PER_US / (COMPACTION_IDLE_BYTES_PER_S / NS_PER_MS);
+        (void)!ok(fiber_queue_wait(&levels->wake,
+                                   io_now_ns() + CLAMP(wait_ns, NS_PER_MS / 2, 10 * NS_PER_MS)));
+        earn_idle_credit(levels);
+    }
+    return levels->stopping && levels->forced == 0 ? ST_CANCELED : ST_OK;
+}
+
+/* ---- one step ---- */
+
+struct step {
+    struct levels *levels;
+    u16 keyspace;
+    u8 owner;
+    struct sweep *sweep;
+    u64 token_first, token_last;
+    struct run *inputs[SWEEP_RUNS_MAX]; /* newest first; the whole sweep's, in the current set */
+    u32 input_count;
+    struct run *last;   /* of a sweep into the last level; NULL: there is none yet */
+    struct run *target; /* the output so far: last, or the sweep's own run; NULL: none yet */
+    struct run *oldest; /* input */
+};
+
+/* What the sweep still has, from the current set (C2). */
+static void
+step_inputs(struct step *step)
+{
+    const struct run_set *set = step->levels->current;
+    struct sweep *sweep = step->sweep;
+    step->input_count = 0;
+    step->oldest = NULL;
+    for (u32 i = 0; i < sweep->run_count; i++) {
+        struct run *run = run_set_find(set, sweep->run_ids[i]);
+        if (run == NULL) continue; /* consumed, or dropped as a whole */
+        CHECK(run->owner == step->owner && run->keyspace == step->keyspace);
+        step->inputs[step->input_count++] = run;
+        step->oldest = run;
+    }
+    step->last = sweep->into_last ? run_set_last(set, step->keyspace) : NULL;
+    step->target = step->last;
+    if (!sweep->into_last && sweep->output_run_id != 0)
+        step->target = run_set_find(set, sweep->output_run_id);
+}
+
+/* The next slice that has something to do. False: the sweep is at its end. */
+static bool
+step_range(struct step *step)
+{
+    struct levels *levels = step->levels;
+    struct sweep *sweep = step->sweep;
+    u64 end = levels->config.token_last;
+    u64 first = UINT64_MAX;
+    bool any = false;
+    for (u32 i = 0; i < step->input_count; i++) {
+        const struct run *run = step->inputs[i];
+        u32 at = run_slot_from(run, sweep->token_next);
+        if (at == run->count) continue;
+        first = MIN(first, MAX(sweep->token_next, run->slots[at].token_first));
+        any = true;
+    }
+    const struct run *last = step->last;
+    if (last != NULL && sweep->whole) {
+        for (u32 i = run_slot_from(last, sweep->token_next); i < last->count; i++) {
+            if (last->slots[i].token_first >= first) break;
+            if (!levels_wants_rewrite(levels, &last->slots[i])) continue;
+            first = MIN(first, MAX(sweep->token_next, last->slots[i].token_first));
+            any = true;
+            break;
+        }
+    }
+    if (!any) return false;
+    step->token_first = first;
+    step->token_last = MIN(end, compaction_slice_last(first, sweep->width));
+    if (last == NULL) return true;
+    /* Tables of the last level are taken whole, so that their space comes back. */
+    for (u32 i = run_slot_from(last, first); i < last->count; i++) {
+        const struct run_slot *slot = &last->slots[i];
+        if (slot->token_first > step->token_last) break;
+        if (slot->token_first < first && slot->token_first >= sweep->token_next)
+            step->token_first = slot->token_first;
+        step->token_last = MAX(step->token_last, slot->token_last);
+    }
+    return true;
+}
+
+static u64
+bytes_in(const struct run *run, u64 first, u64 last)
+{
+    u64 bytes = 0;
+    for (u32 i = run_slot_from(run, first); i < run->count; i++) {
+        const struct run_slot *slot = &run->slots[i];
+        if (slot->token_first > last) break;
+        bytes += level_table_bytes_in(slot->file, MAX(first, slot->token_first),
+                                      MIN(last, slot->token_last));
+    }
+    return bytes;
+}
+
+static u64
+entries_in(const struct run *run, u64 first, u64 last)
+{
+    u64 entries = 0;
+    for (u32 i = run_slot_from(run, first); i < run->count; i++) {
+        const struct run_slot *slot = &run->slots[i];
+        if (slot->token_first > last) break;
+        const struct table_meta *meta = &slot->file->table->meta;
+        u64 span = meta->token_last - meta->token_first;
+        u64 part = MIN(last, slot->token_last) - MAX(first, slot->token_first);
+        entries += span == 0 ? meta->entry_count
+                             : (u64)((unsigned __int128)meta->entry_count * part / span) + 1;
+    }
+    return entries;
+}
+
+static void
+report_space(struct levels *levels, bool full)
+{
+    if (levels->no_space == full) return;
+    levels->no_space = full;
+    if (levels->config.failed != NULL)
+        levels->config.failed(levels->config.arg, full ? ST_NO_SPACE : ST_OK,
+                              full ? "no space for compaction" : "compaction has space again");
+}
+
+/* A slice is only begun when its output surely fits: a full disk in the middle costs work, and the
+ * space that it would have given back is needed most then. */
+static bool
+step_has_space(struct levels *levels, u64 input_bytes)
+{
+    u64 disk_free, disk_total;
+    if (!ok(io_disk_free(levels->dir, &disk_free, &disk_total))) return true;
+    return disk_free > input_bytes + MIB(1);
+}
+
+/* The oldest version that might lie in a run that is not merged and newer. (Memtables only hold
+ * higher versions: a store's clock never goes backwards.) */
+static u64
+version_outside(const struct step *step)
+{
+    const struct run_set *set = step->levels->current;
+    u64 version = UINT64_MAX;
+    for (u32 i = 0; i < run_set_tree_count(set, step->keyspace); i++) {
+        const struct run *run = run_set_tree_run(set, step->keyspace, i);
+        if (run->owner == step->owner) continue;
+        for (u32 j = run_slot_from(run, step->token_first); j < run->count; j++) {
+            if (run->slots[j].token_first > step->token_last) break;
+            version = MIN(version, run->slots[j].file->table->meta.version_min);
+        }
+    }
+    return version;
+}
+
+/* Nothing older than the inputs has a token of this slice. */
+static bool
+at_bottom(const struct step *step)
+{
+    if (step->sweep->into_last) return true;
+    const struct run_set *set = step->levels->current;
+    u32 count = run_set_tree_count(set, step->keyspace);
+    for (u32 i = count; i-- > 0;) {
+        const struct run *run = run_set_tree_run(set, step->keyspace, i);
+        if (run == step->oldest) return true;
+        if (run_overlaps(run, step->token_first, step->token_last)) return false;
+    }
+    return true;
+}
+
+MAY_YIELD static status
+merge_slice(struct step *step, struct output *output)
+{
+    struct levels *levels = step->levels;
+    struct cursor *sources[SWEEP_RUNS_MAX + 1];
+    u32 count = 0;
+    for (u32 i = 0; i <= step->input_count; i++) {
+        const struct run *run = i < step->input_count ? step->inputs[i] : step->last;
+        if (run == NULL || !run_overlaps(run, step->token_first, step->token_last)) continue;
+        sources[count] =
+            run_cursor_open(levels, levels->current, run, step->token_first, step->token_last,
+                            IO_CLASS_COMPACTION, COMPACTION_READ_AHEAD_BYTES);
+        if (sources[count] == NULL) {
+            while (count-- > 0)
+                sources[count]->ops->close(sources[count]);
+            return ST_NO_MEMORY;
+        }
+        count++;
+    }
+    struct cursor *merge;
+    status st = merge_cursor_open(sources, count, levels->budget, &merge);
+    if (!ok(st)) return st;
+    st = merge->ops->seek(merge, step->token_first, BYTES(NULL, 0));
+    u64 bytes = 0;
+    while (ok(st) && merge->valid) {
+        CHECK(merge->entry.token >= step->token_first && merge->entry.token <= step->token_last);
+        bytes += merge->entry.key.size + entry_value_size(&merge->entry) + 32;
+        st = output_add(output, &merge->entry);
+        if (ok(st)) st = merge->ops->next(merge);
+        if (ok(st) && bytes >= COMPACTION_PIECE_BYTES) {
+            st = pace(levels, bytes);
+            bytes = 0;
+        }
+        if (fiber_should_yield()) fiber_yield();
+    }
+    merge->ops->close(merge);
+    return ok(st) ? output_finish(output) : st;
+}
+
+/* Replaces the slice in the inputs by the given slots of the output, durably. */
+MAY_YIELD static status
+commit_slice(struct step *step, const struct run_slot *slots, u32 slot_count)
+{
+    struct levels *levels = step->levels;
+    struct sweep *sweep = step->sweep;
+    struct run_change changes[SWEEP_RUNS_MAX + 1];
+    struct run *made[SWEEP_RUNS_MAX + 1];
+    u32 count = 0, made_count = 0;
+    struct run *output;
+    u8 tier = sweep->into_last ? RUN_TIER_LAST : sweep->tier_out;
+    status st = run_splice(step->target, levels, step->keyspace, tier, step->token_first,
+                           step->token_last, slots, slot_count, &output);
+    if (!ok(st)) return st;
+    if (output != NULL) {
+        output->owner = step->owner;
+        made[made_count++] = output;
+    }
+    struct run_change *oldest = NULL;
+    for (u32 i = 0; i < step->input_count && ok(st); i++) {
+        struct run *run = step->inputs[i];
+        bool overlaps = run_overlaps(run, step->token_first, step->token_last);
+        if (!overlaps && run != step->oldest) continue;
+        struct run *rest = run;
+        if (overlaps) {
+            st = run_splice(run, levels, step->keyspace, run->tier, step->token_first,
+                            step->token_last, NULL, 0, &rest);
+            if (!ok(st)) break;
+            if (rest != NULL) made[made_count++] = rest;
+        }
+        changes[count] = (struct run_change){.old = run, .replacement = rest};
+        if (run == step->oldest) oldest = &changes[count];
+        count++;
+    }
+    if (ok(st)) {
+        if (step->target != NULL) {
+            changes[count++] = (struct run_change){.old = step->target, .replacement = output};
+        } else if (output != NULL && sweep->into_last) {
+            changes[count++] = (struct run_change){.replacement = output};
+        } else if (output != NULL) {
+            CHECK(oldest != NULL);
+            oldest->after = output; /* C3 */
+        }
+        st = levels_commit(levels, changes, count, NULL);
+    }
+    if (ok(st) && !sweep->into_last && output != NULL) sweep->output_run_id = output->id;
+    for (u32 i = 0; i < made_count; i++)
+        run_unref(made[i], levels);
+    return st;
+}
+
+/* The one table of the slice, when it can become part of the output as it is. */
+static const struct run_slot *
+trivial_move(const struct step *step)
+{
+    const struct run_slot *only = NULL;
+    u64 first = step->token_first, last = step->token_last;
+    for (u32 i = 0; i < step->input_count; i++) {
+        const struct run *run = step->inputs[i];
+        for (u32 j = run_slot_from(run, first); j < run->count; j++) {
+            if (run->slots[j].token_first > last) break;
+            if (only != NULL) return NULL;
+            only = &run->slots[j];
+        }
+    }
+    if (only == NULL || (step->last != NULL && run_overlaps(step->last, first, last))) return NULL;
+    const struct table_meta *meta = &only->file->table->meta;
+    if (only->token_first < first || only->token_last > last) return NULL;
+    if (meta->file_bytes > 2 * step->levels->slice_bytes) return NULL;
+    if (only->token_first != meta->token_first || only->token_last != meta->token_last) return NULL;
+    if (meta->delete_count > 0 || meta->expiring_count > 0) return NULL;
+    if (range_list_count(&step->levels->ranges) > 0) return NULL;
+    for (u32 i = 0; i < only->file->blob_count; i++) {
+        const struct level_blob *blob = only->file->blobs[i];
+        if (step->sweep->into_last && (blob->token_first < first || blob->token_last > last))
+            return NULL;
+    }
+    return only;
+}
+
+MAY_YIELD static status
+run_step(struct step *step)
+{
+    struct levels *levels = step->levels;
+    const struct run_slot *move = trivial_move(step);
+    if (move != NULL) {
+        MARK("lsm.compaction.trivial_move");
+        struct run_slot slot = *move;
+        return commit_slice(step, &slot, 1);
+    }
+    u64 bytes = 0, entries = 0;
+    for (u32 i = 0; i <= step->input_count; i++) {
+        const struct run *run = i < step->input_count ? step->inputs[i] : step->last;
+        if (run == NULL) continue;
+        bytes += bytes_in(run, step->token_first, step->token_last);
+        entries += entries_in(run, step->token_first, step->token_last);
+    }
+    if (!step_has_space(levels, bytes)) {
+        MARK("lsm.compaction.no_space_ahead");
+        return ST_NO_SPACE;
+    }
+    bool into_last = step->sweep->into_last;
+    u64 span = step->token_last - step->token_first;
+    struct output_config config = {
+        .levels = levels,
+        .keyspace = step->keyspace,
+        .codec = into_last ? levels->config.options.codec_last : levels->config.options.codec_upper,
+        .filter_bits = into_last ? FILTER_BITS_LAST : FILTER_BITS_TIER,
+        .io_class = IO_CLASS_COMPACTION,
+        .slice_width = step->sweep->width,
+        .entry_count_max = entries,
+        .blob_span_max = into_last && span < UINT64_MAX / 2 ? 2 * span + 1 : UINT64_MAX,
+        .collect_blobs = into_last,
+    };
+    struct output output;
+    status st = output_init(&output, &config);
+    if (!ok(st)) return st;
+    output.retain.range_seq_limit = levels->state.seq_flushed;
+    output.retain.bottom = at_bottom(step);
+    output.retain.version_outside = version_outside(step);
+    st = merge_slice(step, &output);
+    struct run_slot *slots = NULL;
+    u32 count = output.table_count;
+    if (ok(st) && count > 0) {
+        slots = mem_alloc(levels->budget, count * sizeof(*slots));
+        if (slots == NULL) st = ST_NO_MEMORY;
+        for (u32 i = 0; slots != NULL && i < count; i++) {
+            const struct table_meta *meta = &output.tables[i]->table->meta;
+            slots[i] = (struct run_slot){output.tables[i], meta->token_first, meta->token_last};
+        }
+    }
+    if (ok(st)) st = commit_slice(step, slots, count);
+    mem_free(levels->budget, slots, count * sizeof(*slots));
+    if (ok(st)) {
+        levels->compaction_read_bytes += bytes;
+        levels->compaction_written_bytes += output.bytes_written;
+        for (u32 i = 0; i < RETAIN_ANSWER_COUNT; i++)
+            levels->dropped[i] += output.dropped[i];
+    }
+    output_deinit(&output);
+    return st;
+}
+
+/* ---- sweeps ---- */
+
+static void
+sweep_end(struct levels *levels, u16 keyspace, u32 index)
+{
+    struct sweep *sweep = &levels->trees[keyspace].sweeps[index];
+    const struct run_set *set = levels->current;
+    for (u32 i = 0; i < run_set_tree_count(set, keyspace); i++) {
+        struct run *run = run_set_tree_run(set, keyspace, i);
+        if (run->owner == index + 1) run->owner = 0;
+    }
+    *sweep = (struct sweep){0};
+}
+
+static u32
+sweep_begin(struct levels *levels, u16 keyspace, const struct pick *pick, u32 skipped)
+{
+    struct level_tree *tree = &levels->trees[keyspace];
+    const struct run_set *set = levels->current;
+    u32 index = 0;
+    while (tree->sweeps[index].active)
+        index++;
+    CHECK(index < PICK_SWEEPS_MAX);
+    struct sweep *sweep = &tree->sweeps[index];
+    *sweep = (struct sweep){.active = true,
+                            .into_last = pick->kind == PICK_LAST,
+                            .tier_out = pick->tier_out,
+                            .token_next = levels->config.token_first};
+    u64 bytes = 0;
+    CHECK(pick->count <= SWEEP_RUNS_MAX);
+    for (u32 i = 0; i < pick->count; i++) {
+        struct run *run = run_set_tree_run(set, keyspace, skipped + pick->first + i);
+        CHECK(run->owner == 0);
+        run->owner = (u8)(index + 1);
+        sweep->run_ids[sweep->run_count++] = run->id;
+        sweep->tier_in = run->tier;
+        bytes += run->bytes;
+    }
+    if (sweep->into_last) {
+        struct run *last = run_set_last(set, keyspace);
+        if (last != NULL) {
+            CHECK(last->owner == 0);
+            last->owner = (u8)(index + 1);
+            bytes += last->bytes;
+        }
+        sweep->whole = tree->force_whole || levels_ranges_want_rewrite(levels, keyspace);
+        tree->force_whole = false;
+        if (sweep->whole) tree->rewrite_seq = levels->state.seq_flushed;
+    }
+    sweep->width = compaction_slice_width(bytes, levels->config.token_first,
+                                          levels->config.token_last, levels->slice_bytes);
+    return index;
+}
+
+static void
+tree_break(struct levels *levels, u16 keyspace)
+{
+    levels->trees[keyspace].broken = true;
+    for (u32 i = 0; i < PICK_SWEEPS_MAX; i++) {
+        if (levels->trees[keyspace].sweeps[i].active) sweep_end(levels, keyspace, i);
+    }
+    levels->corruptions++;
+    MARK("lsm.compaction.corrupt_input");
+    char text[160];
+    snprintf(text, sizeof(text), "damaged table met while compacting keyspace %u", keyspace);
+    log_error("lsm", "%s dir=%s: its runs stay as they are; run --verify", text, levels->dir);
+    if (levels->config.failed != NULL) levels->config.failed(levels->config.arg, ST_CORRUPT, text);
+}
+
+/* The next slice of a sweep. */
+MAY_YIELD static status
+sweep_step(struct levels *levels, u16 keyspace, u32 index)
+{
+    struct step *step = mem_alloc(levels->budget, sizeof(*step));
+    if (step == NULL) return ST_NO_MEMORY;
+    *step = (struct step){.levels = levels,
+                          .keyspace = keyspace,
+                          .owner = (u8)(index + 1),
+                          .sweep = &levels->trees[keyspace].sweeps[index]};
+    step_inputs(step);
+    status st = ST_OK;
+    if (!step_range(step)) {
+        sweep_end(levels, keyspace, index);
+        levels->compactions++;
+        levels_shape_update(levels);
+    } else {
+        st = run_step(step);
+        if (ok(st) && step->token_last == UINT64_MAX)
+            step->sweep->token_next = UINT64_MAX; /* the last token was taken: nothing is left */
+        else if (ok(st))
+            step->sweep->token_next = step->token_last + 1;
+    }
+    mem_free(levels->budget, step, sizeof(*step));
+    return st;
+}
+
+/* ---- work ---- */
+
+static bool
+tree_pick(struct levels *levels, u16 keyspace, struct pick *out, u32 *skipped_out)
+{
+    struct pick_run runs[SWEEP_RUNS_MAX];
+    struct pick_sweep sweeps[PICK_SWEEPS_MAX];
+    struct pick_tree tree;
+    struct level_tree *state = &levels->trees[keyspace];
+    if (state->broken || run_set_tree_count(levels->current, keyspace) == 0) {
+        state->force_last = state->force_whole = false;
+        return false;
+    }
+    levels_pick_tree(levels, keyspace, &tree, runs, sweeps, SWEEP_RUNS_MAX);
+    u32 count = run_set_tree_count(levels->current, keyspace);
+    *skipped_out = count - tree.run_count - (run_set_last(levels->current, keyspace) != NULL);
+    tree.force_last = state->force_last;
+    tree.rewrite_last = state->force_whole || levels_ranges_want_rewrite(levels, keyspace);
+    compaction_pick(&tree, out);
+    return out->kind != PICK_NONE;
+}
+
+/* One piece of work. *worked_out: whether there was any. Holding compact_mutex. */
+MAY_YIELD static status
+work(struct levels *levels, bool *worked_out)
+{
+    *worked_out = false;
+    if (levels->failed) return ST_IO_ERROR;
+    if (range_list_count(&levels->ranges) > 0 || io_now_ns() >= levels->prune_ns) {
+        levels->prune_ns = io_now_ns() + NS_PER_S;
+        status st = levels_prune(levels);
+        if (!ok(st)) return st;
+    }
+    struct pick best = {.kind = PICK_NONE};
+    u16 keyspace = 0;
+    u32 skipped = 0;
+    for (u16 i = 0; i < LIMIT_KEYSPACES; i++) {
+        struct pick pick;
+        u32 skip;
+        if (!tree_pick(levels, i, &pick, &skip)) continue;
+        if (best.kind != PICK_NONE && pick.urgency <= best.urgency) continue;
+        best = pick;
+        keyspace = i;
+        skipped = skip;
+    }
+    if (best.kind == PICK_NONE) return ST_OK;
+    *worked_out = true;
+    u32 index =
+        best.kind == PICK_CONTINUE ? best.sweep : sweep_begin(levels, keyspace, &best, skipped);
+    status st = sweep_step(levels, keyspace, index);
+    if (ok(st)) {
+        report_space(levels, false);
+        return ST_OK;
+    }
+    if (status_is(st, ST_CORRUPT)) {
+        tree_break(levels, keyspace);
+    } else if (status_is(st, ST_NO_SPACE)) {
+        report_space(levels, true);
+    } else if (!status_is(st, ST_CANCELED)) {
+        MARK("lsm.compaction.step_failed");
+        log_warning("lsm", "compaction put off dir=%s why=%s", levels->dir, status_text(st));
+    }
+    return st;
+}
+
+MAY_YIELD static status
+work_locked(struct levels *levels, bool *worked_out)
+{
+    fiber_mutex_lock(&levels->compact_mutex);
+    status st = work(levels, worked_out);
+    fiber_mutex_unlock(&levels->compact_mutex);
+    return st;
+}
+
+void
+levels_compaction_main(void *arg)
+{
+    struct levels *levels = arg;
+    while (!levels->stopping) {
+        bool worked = false;
+        status st = ST_OK;
+        if (io_now_ns() >= levels->retry_ns) st = work_locked(levels, &worked);
+        if (!ok(st)) levels->retry_ns = io_now_ns() + RETRY_NS;
+        if (levels->stopping) break;
+        if (ok(st) && worked) {
+            fiber_yield();
+            continue;
+        }
+        (void)!ok(fiber_queue_wait(&levels->wake, io_now_ns() + RETRY_NS));
+    }
+    levels_fiber_ended(levels);
+}
+
+/* ---- everything at once ---- */
+
+/* Whether something that was flushed up to seq is not in the last level yet. */
+static bool
+unmerged(const struct levels *levels, u64 seq)
+{
+    const struct run_set *set = levels->current;
+    for (u32 i = 0; i < set->run_count; i++) {
+        const struct run *run = set->runs[i];
+        if (run->tier == RUN_TIER_LAST || levels->trees[run->keyspace].broken) continue;
+        for (u32 j = 0; j < run->count; j++) {
+            if (run->slots[j].file->table->meta.seq_min <= seq) return true;
+        }
+    }
+    for (u16 keyspace = 0; keyspace < LIMIT_KEYSPACES; keyspace++) {
+        const struct level_tree *tree = &levels->trees[keyspace];
+        if (tree->force_whole) return true;
+        for (u32 i = 0; i < PICK_SWEEPS_MAX; i++) {
+            if (tree->sweeps[i].active && tree->sweeps[i].into_last) return true;
+        }
+    }
+    return false;
+}
+
+MAY_YIELD status
+levels_compact_all(struct levels *levels)
+{
+    u64 seq = levels->state.seq_flushed;
+    levels->forced++;
+    for (u16 keyspace = 0; keyspace < LIMIT_KEYSPACES; keyspace++) {
+        levels->trees[keyspace].force_last = true;
+        levels->trees[keyspace].force_whole = true;
+    }
+    fiber_queue_wake_all(&levels->wake); /* a paced step goes on at once */
+    status st = ST_OK;
+    while (ok(st)) {
+        bool worked = false;
+        st = levels->started && levels->stopping ? ST_CANCELED : work_locked(levels, &worked);
+        if (!ok(st) || !unmerged(levels, seq)) break;
+        if (!worked) {
+            /* Only broken trees are left. */
+            st = ST_CORRUPT;
+            break;
+        }
+        if (fiber_should_yield()) fiber_yield();
+    }
+    levels->forced--;
+    for (u16 keyspace = 0; levels->forced == 0 && keyspace < LIMIT_KEYSPACES; keyspace++) {
+        levels->trees[keyspace].force_last = false;
+        levels->trees[keyspace].force_whole = false;
+        if (ok(st) && levels->trees[keyspace].broken) st = ST_CORRUPT;
+    }
+    return st;
+}

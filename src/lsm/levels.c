@@ -1,0 +1,904 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * levels.c -- opening, closing and reading what lies in files. levels_internal.h tells which file
+ * does the rest.
+ *
+ * File ids: | generation: 18 | first slot of the store: 14 | counter: 32 |. An id names a file and
+ * seeds its checksums. Stores of one generation of a data directory have different first slots, and
+ * levels_split makes a store of the next generation, so files of several stores never share an id
+ * when they meet in one directory.
+ *
+ * Opening trusts nothing that is not durable: it syncs the directory first, because the manifest it
+ * reads may have been renamed by a process that died before its own sync, and removing what that
+ * manifest does not name would then destroy what an older one, back after a power cut, does name.
+ */
+#include <stdio.h>
+
+#include "base/fault.h"
+#include "base/hash.h"
+#include "base/log.h"
+#include "base/prng.h"
+#include "io/io.h"
+#include "lsm/levels_internal.h"
+
+/* ---- small things ---- */
+
+u64
+levels_file_id_new(struct levels *levels)
+{
+    u64 counter_max = ((u64)1 << FILE_ID_COUNTER_BITS) - 1 - FILE_ID_SLACK;
+    if ((levels->file_id_next & (((u64)1 << FILE_ID_COUNTER_BITS) - 1)) >= counter_max) return 0;
+    return levels->file_id_next++;
+}
+
+const u64 *
+levels_snapshots(const struct levels *levels, u32 *count_out)
+{
+    *count_out = 0;
+    if (levels->config.snapshots == NULL) return NULL;
+    return levels->config.snapshots(levels->config.arg, count_out);
+}
+
+void
+levels_report_corrupt(struct levels *levels, const char *where, u64 file_id)
+{
+    levels->corruptions++;
+    MARK("lsm.levels.corrupt_file");
+    log_error("lsm", "damaged file met dir=%s file=%016llx while=%s", levels->dir,
+              (unsigned long long)file_id, where);
+}
+
+bool
+levels_parse_name(const char *name, bool *is_blob_out, u64 *file_id_out)
+{
+    if (strlen(name) != 17 || (name[0] != 't' && name[0] != 'b')) return false;
+    u64 id = 0;
+    for (u32 i = 1; i < 17; i++) {
+        char c = name[i];
+        if (c >= '0' && c <= '9')
+            id = id << 4 | (u64)(c - '0');
+        else if (c >= 'a' && c <= 'f')
+            id = id << 4 | (u64)(c - 'a' + 10);
+        else
+            return false;
+    }
+    *is_blob_out = name[0] == 'b';
+    *file_id_out = id;
+    return true;
+}
+
+void
+levels_pick_tree(struct levels *levels, u16 keyspace, struct pick_tree *tree, struct pick_run *runs,
+                 struct pick_sweep *sweeps, u32 runs_max)
+{
+    const struct run_set *set = levels->current;
+    *tree = (struct pick_tree){
+        .runs = runs, .sweeps = sweeps, .fanout = levels->fanout, .tier_bytes = levels->tier_bytes};
+    u32 count = run_set_tree_count(set, keyspace);
+    u32 skip = 0;
+    struct run *last = run_set_last(set, keyspace);
+    if (last != NULL) {
+        tree->last_bytes = last->bytes;
+        count--;
+    }
+    if (count > runs_max) skip = count - runs_max; /* the newest wait */
+    for (u32 i = skip; i < count; i++) {
+        const struct run *run = run_set_tree_run(set, keyspace, i);
+        runs[tree->run_count++] = (struct pick_run){run->bytes, run->tier, run->owner};
+    }
+    for (u32 i = 0; i < PICK_SWEEPS_MAX; i++) {
+        const struct sweep *sweep = &levels->trees[keyspace].sweeps[i];
+        sweeps[i] = (struct pick_sweep){sweep->active, sweep->into_last, sweep->tier_in};
+    }
+}
+
+void
+levels_shape_update(struct levels *levels)
+{
+    struct pick_run runs[SWEEP_RUNS_MAX];
+    struct pick_sweep sweeps[PICK_SWEEPS_MAX];
+    u32 pressure = 0;
+    u64 debt = 0, runs_max = 0;
+    for (u16 keyspace = 0; keyspace < LIMIT_KEYSPACES; keyspace++) {
+        u32 count = run_set_tree_count(levels->current, keyspace);
+        if (count == 0) continue;
+        runs_max = MAX(runs_max, count);
+        struct pick_tree tree;
+        levels_pick_tree(levels, keyspace, &tree, runs, sweeps, SWEEP_RUNS_MAX);
+        pressure = MAX(pressure, compaction_pressure(&tree));
+        debt += compaction_debt(&tree);
+    }
+    levels->runs_max = runs_max;
+    levels->pressure = pressure;
+    levels->debt_bytes = debt;
+}
+
+/* ---- opening ---- */
+
+struct listing {
+    struct levels *levels;
+    const struct manifest *manifest; /* NULL: none was found */
+    u64 *orphans;                    /* table ids */
+    u32 orphan_count, orphan_capacity;
+    bool blobs; /* looking for orphaned blob files, else for tables */
+    bool any;   /* some file of a store is there */
+    bool no_memory;
+};
+
+static int
+order_ids(u64 a, u64 b)
+{
+    return a < b ? -1 : a > b;
+}
+
+/* In place, no memory: the lists of ids are short and sorted once an opening. */
+static void
+sort_ids(u64 *ids, u32 count)
+{
+    for (u32 start = count / 2; start-- > 0;) {
+        for (u32 at = start, child; (child = 2 * at + 1) < count; at = child) {
+            if (child + 1 < count && order_ids(ids[child], ids[child + 1]) < 0) child++;
+            if (order_ids(ids[at], ids[child]) >= 0) break;
+            u64 swap = ids[at];
+            ids[at] = ids[child];
+            ids[child] = swap;
+        }
+    }
+    for (u32 end = count; end-- > 1;) {
+        u64 top = ids[0];
+        ids[0] = ids[end];
+        ids[end] = top;
+        for (u32 at = 0, child; (child = 2 * at + 1) < end; at = child) {
+            if (child + 1 < end && order_ids(ids[child], ids[child + 1]) < 0) child++;
+            if (order_ids(ids[at], ids[child]) >= 0) break;
+            u64 swap = ids[at];
+            ids[at] = ids[child];
+            ids[child] = swap;
+        }
+    }
+}
+
+static bool
+id_listed(const u64 *ids, u32 count, u64 id)
+{
+    u32 low = 0, high = count;
+    while (low < high) {
+        u32 middle = low + (high - low) / 2;
+        if (ids[middle] < id)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return low < count && ids[low] == id;
+}
+
+static void
+list_file(void *arg, const char *name)
+{
+    struct listing *listing = arg;
+    bool is_blob;
+    u64 id;
+    if (strcmp(name, "manifest.old") == 0) listing->any = true;
+    if (!levels_parse_name(name, &is_blob, &id)) return;
+    listing->any = true;
+    struct levels *levels = listing->levels;
+    if (id >> FILE_ID_COUNTER_BITS == levels->id_prefix)
+        levels->file_id_next = MAX(levels->file_id_next, id + 1);
+    if (is_blob != listing->blobs) return;
+    if (listing->orphan_count == listing->orphan_capacity) {
+        u32 capacity = MAX(64u, listing->orphan_capacity * 2);
+        u64 *grown = mem_realloc(levels->budget, listing->orphans,
+                                 listing->orphan_capacity * sizeof(u64), capacity * sizeof(u64));
+        if (grown == NULL) {
+            listing->no_memory = true;
+            return;
+        }
+        listing->orphans = grown;
+        listing->orphan_capacity = capacity;
+    }
+    listing->orphans[listing->orphan_count++] = id;
+}
+
+/* Removes table files (blob files) that are in the directory and not in use. */
+MAY_YIELD static status
+remove_orphans(struct levels *levels, bool blobs)
+{
+    struct listing listing = {.levels = levels, .blobs = blobs};
+    status st = io_dir_list(levels->dir, list_file, &listing);
+    u64 *used = NULL;
+    u32 used_count = 0, used_capacity = 0;
+    if (ok(st) && listing.no_memory) st = ST_NO_MEMORY;
+    if (!ok(st) || listing.orphan_count == 0) goto done;
+
+    const struct run_set *set = levels->current;
+    for (u32 i = 0; i < set->run_count; i++)
+        used_capacity += set->runs[i]->count;
+    if (blobs) used_capacity = levels->blob_count;
+    if (used_capacity > 0) {
+        used = mem_alloc(levels->budget, used_capacity * sizeof(u64));
+        if (used == NULL) {
+            st = ST_NO_MEMORY;
+            goto done;
+        }
+    }
+    for (u32 i = 0; blobs && i < levels->blob_count; i++)
+        used[used_count++] = levels->blobs[i]->file_id;
+    for (u32 i = 0; !blobs && i < set->run_count; i++) {
+        for (u32 j = 0; j < set->runs[i]->count; j++)
+            used[used_count++] = set->runs[i]->slots[j].file->table->meta.file_id;
+    }
+    sort_ids(used, used_count);
+    for (u32 i = 0; i < listing.orphan_count; i++) {
+        if (id_listed(used, used_count, listing.orphans[i])) continue;
+        char path[LSM_PATH_BYTES];
+        if (blobs)
+            blob_path(path, levels->dir, listing.orphans[i]);
+        else
+            table_path(path, levels->dir, listing.orphans[i]);
+        MARK("lsm.levels.orphan_removed");
+        status removed = io_file_unlink(path);
+        if (!ok(removed))
+            log_warning("lsm", "orphan stays file=%s why=%s", path, status_text(removed));
+    }
+
+done:
+    mem_free(levels->budget, listing.orphans, listing.orphan_capacity * sizeof(u64));
+    mem_free(levels->budget, used, used_capacity * sizeof(u64));
+    return st;
+}
+
+MAY_YIELD void
+levels_collect_orphans(struct levels *levels)
+{
+    status st = remove_orphans(levels, true);
+    if (!ok(st))
+        log_warning("lsm", "orphaned blob files stay dir=%s why=%s", levels->dir, status_text(st));
+}
+
+MAY_YIELD static status
+open_blobs(struct levels *levels, const struct manifest *manifest)
+{
+    for (u32 i = 0; i < manifest->blob_count; i++) {
+        const struct manifest_blob *named = &manifest->blobs[i];
+        struct blob_file *file;
+        status st =
+            blob_open(levels->dir, named->file_id, named->file_bytes, levels->budget, &file);
+        if (!ok(st)) {
+            log_error("lsm",
+                      "blob file of the manifest cannot be opened dir=%s file=b%016llx why=%s",
+                      levels->dir, (unsigned long long)named->file_id, status_text(st));
+            return status_is(st, ST_NOT_FOUND) ? ST_CORRUPT : st;
+        }
+        if (level_blob_new(levels, file, named->token_first, named->token_last) == NULL)
+            return ST_NO_MEMORY;
+    }
+    return ST_OK;
+}
+
+/* Opened tables by id, so that a table in several slots is opened once. */
+struct opened {
+    struct level_table **places; /* open addressing, power of two */
+    u32 capacity;
+};
+
+static struct level_table **
+opened_place(struct opened *opened, u64 file_id)
+{
+    u64 seed = file_id;
+    u32 at = (u32)(splitmix64(&seed) & (opened->capacity - 1));
+    while (opened->places[at] != NULL && opened->places[at]->table->meta.file_id != file_id)
+        at = (at + 1) & (opened->capacity - 1);
+    return &opened->places[at];
+}
+
+MAY_YIELD static status
+open_table(struct levels *levels, const struct table_meta *meta, struct opened *opened,
+           struct level_table **out)
+{
+    struct level_table **place = opened_place(opened, meta->file_id);
+    if (*place != NULL) {
+        if ((*place)->table->meta.file_hash != meta->file_hash) return ST_CORRUPT;
+        *out = *place;
+        return ST_OK;
+    }
+    struct table *table;
+    status st = table_open(levels->dir, meta, levels->budget, &levels->table_stats, &table);
+    if (!ok(st)) {
+        log_error("lsm", "table of the manifest cannot be opened dir=%s file=t%016llx why=%s",
+                  levels->dir, (unsigned long long)meta->file_id, status_text(st));
+        return status_is(st, ST_NOT_FOUND) || status_is(st, ST_END) ? ST_CORRUPT : st;
+    }
+    st = level_table_new(levels, table, place);
+    if (!ok(st)) {
+        *place = NULL;
+        return st;
+    }
+    *out = *place;
+    return ST_OK;
+}
+
+/* One run of the manifest, clipped to the store. *out NULL: nothing of it lies here. */
+MAY_YIELD static status
+open_run(struct levels *levels, const struct manifest_run *named,
+         const struct manifest_table *slots, struct opened *opened, struct run **out)
+{
+    u64 first = levels->config.token_first, last = levels->config.token_last;
+    u32 count = 0;
+    *out = NULL;
+    for (u32 i = 0; i < named->table_count; i++)
+        count += slots[i].view_first <= last && slots[i].view_last >= first;
+    if (count == 0) return ST_OK;
+    struct run *run = run_new(levels, named->keyspace, named->tier, count);
+    if (run == NULL) return ST_NO_MEMORY;
+    for (u32 i = 0; i < named->table_count; i++) {
+        if (slots[i].view_first > last || slots[i].view_last < first) continue;
+        struct level_table *file;
+        status st = open_table(levels, slots[i].meta, opened, &file);
+        if (!ok(st)) {
+            /* Freed by the size of its slots: fill up what is missing is not possible, so give
+             * back by hand. */
+            for (u32 j = 0; j < run->count; j++)
+                level_table_unref(run->slots[j].file);
+            mem_free(levels->budget, run, sizeof(*run) + count * sizeof(struct run_slot));
+            return st;
+        }
+        run_add(run, file, MAX(first, slots[i].view_first), MIN(last, slots[i].view_last));
+    }
+    *out = run;
+    return ST_OK;
+}
+
+MAY_YIELD static status
+open_trees(struct levels *levels, const struct manifest *manifest)
+{
+    status st = open_blobs(levels, manifest);
+    struct opened opened = {.capacity = 64};
+    while (opened.capacity < 2 * manifest->table_count)
+        opened.capacity *= 2;
+    opened.places = mem_alloc_zero(levels->budget, opened.capacity * sizeof(*opened.places));
+    if (ok(st) && opened.places == NULL) st = ST_NO_MEMORY;
+    struct run_set *set = NULL;
+    if (ok(st)) {
+        set = mem_alloc_zero(levels->budget,
+                             sizeof(*set) + manifest->run_count * sizeof(set->runs[0]));
+        if (set == NULL) st = ST_NO_MEMORY;
+    }
+    u32 table = 0, runs = 0;
+    for (u32 i = 0; i < manifest->run_count && ok(st); i++) {
+        struct run *run;
+        st = open_run(levels, &manifest->runs[i], &manifest->tables[table], &opened, &run);
+        table += manifest->runs[i].table_count;
+        if (ok(st) && run != NULL) set->runs[runs++] = run;
+    }
+    /* The runs hold what they use; the list's own references go. */
+    for (u32 i = 0; opened.places != NULL && i < opened.capacity; i++) {
+        if (opened.places[i] != NULL) level_table_unref(opened.places[i]);
+    }
+    mem_free(levels->budget, opened.places, opened.capacity * sizeof(*opened.places));
+    struct run_set *fit = NULL;
+    if (ok(st)) {
+        fit = mem_alloc_zero(levels->budget, sizeof(*fit) + runs * sizeof(fit->runs[0]));
+        if (fit == NULL) st = ST_NO_MEMORY;
+    }
+    if (ok(st)) {
+        fit->levels = levels;
+        fit->ref_count = 1;
+        fit->run_count = runs;
+        u32 at = 0;
+        for (u32 keyspace = 0; keyspace <= LIMIT_KEYSPACES; keyspace++) {
+            fit->tree_first[keyspace] = at;
+            while (at < runs && set->runs[at]->keyspace == keyspace)
+                at++;
+        }
+        memcpy(fit->runs, set->runs, runs * sizeof(set->runs[0]));
+        levels_install_first(levels, fit);
+    } else if (set != NULL) {
+        for (u32 i = 0; i < runs; i++)
+            run_unref(set->runs[i], levels);
+    }
+    if (set != NULL)
+        mem_free(levels->budget, set, sizeof(*set) + manifest->run_count * sizeof(set->runs[0]));
+    /* The same for blob files; one that no table here refers to goes when orphans do. */
+    for (u32 i = levels->blob_count; i-- > 0;)
+        level_blob_unref(levels->blobs[i]);
+    return st;
+}
+
+MAY_YIELD static status
+open_ranges(struct levels *levels, const struct manifest *manifest)
+{
+    for (u32 i = 0; i < manifest->range_count; i++) {
+        status st = range_list_add(&levels->ranges, &manifest->ranges[i], NULL, 0);
+        if (!ok(st)) return st;
+    }
+    levels->ranges.merge_seq_min = manifest->state.seq_flushed + 1;
+    return ST_OK;
+}
+
+/* A store that does not exist yet gets its first manifest before anything else, so that from then
+ * on a missing manifest means damage. */
+MAY_YIELD static status
+create_store(struct levels *levels)
+{
+    struct listing listing = {.levels = levels};
+    status st = io_dir_list(levels->dir, list_file, &listing);
+    mem_free(levels->budget, listing.orphans, listing.orphan_capacity * sizeof(u64));
+    if (!ok(st)) return st;
+    if (listing.any) {
+        MARK("lsm.levels.manifest_missing");
+        log_error("lsm",
+                  "tables without a manifest dir=%s: it was lost or removed; copy manifest.old to "
+                  "manifest, or restore from a replica or a backup",
+                  levels->dir);
+        return ST_CORRUPT;
+    }
+    struct run_set *set = run_set_edit(levels, NULL, NULL, 0);
+    if (set == NULL) return ST_NO_MEMORY;
+    levels_install_first(levels, set);
+    return levels_commit(levels, NULL, 0, NULL);
+}
+
+static void
+configure(struct levels *levels, const struct levels_config *config)
+{
+    levels->config = *config;
+    int length = snprintf(levels->dir, sizeof(levels->dir), "%s", config->dir);
+    CHECK(length > 0 && length < (int)sizeof(levels->dir));
+    levels->config.dir = levels->dir;
+    levels->budget = config->budget;
+    levels->id_prefix = 1u << SLOT_BITS | token_slot(config->token_first);
+    levels->file_id_next = ((u64)levels->id_prefix << FILE_ID_COUNTER_BITS) + 1;
+    levels->run_id_next = 1;
+    levels->slice_bytes = LEVELS_SLICE_BYTES;
+    levels->fanout = PICK_FANOUT;
+    u64 memtable = config->options.memtable_bytes;
+    if (memtable == 0) memtable = MAX(config->options.memory_bytes / 8, MIB(1));
+    levels->tier_bytes = memtable;
+    /* Tests with tiny memtables get tiny slices, so that small data has the shape of large. */
+    if (memtable < MIB(4)) levels->slice_bytes = MAX(memtable * 4, KIB(64));
+    if (BUGGIFY("lsm.levels.tiny_slices")) levels->slice_bytes = KIB(16);
+    if (BUGGIFY("lsm.levels.early_compaction")) levels->fanout = 2;
+    levels->scrub_bytes_per_s = config->options.scrub_bytes_per_s;
+    levels->credit_ns = io_now_ns();
+    range_list_init(&levels->ranges, levels->budget);
+    fiber_mutex_init(&levels->commit_mutex);
+    fiber_mutex_init(&levels->compact_mutex);
+    fiber_queue_init(&levels->wake);
+    fiber_queue_init(&levels->scrub_wake);
+    fiber_queue_init(&levels->stopped);
+}
+
+static void
+free_levels(struct levels *levels)
+{
+    if (levels->current != NULL) {
+        struct run_set *set = levels->current;
+        CHECK(set->ref_count == 1); /* every pin and cursor is gone */
+        levels->current = NULL;
+        for (u32 i = 0; i < set->run_count; i++) {
+            for (u32 j = 0; j < set->runs[i]->count; j++) {
+                struct level_table *file = set->runs[i]->slots[j].file;
+                file->slot_count = 0;
+                for (u32 k = 0; k < file->blob_count; k++)
+                    file->blobs[k]->live_tables = 0;
+            }
+        }
+        run_set_unref(set);
+    }
+    CHECK(levels->blob_count == 0);
+    struct budget *budget = levels->budget;
+    mem_free(budget, levels->blobs, levels->blob_capacity * sizeof(*levels->blobs));
+    range_list_deinit(&levels->ranges);
+    mem_free(budget, levels, sizeof(*levels));
+}
+
+MAY_YIELD static status
+open_existing(struct levels *levels, const struct manifest *manifest)
+{
+    if (manifest->token_first != levels->config.token_first ||
+        manifest->token_last != levels->config.token_last) {
+        log_error("lsm", "store of other partitions dir=%s", levels->dir);
+        return ST_INVALID;
+    }
+    levels->state = manifest->state;
+    levels->generation = manifest->generation;
+    levels->id_prefix = (u32)(manifest->file_id_next >> FILE_ID_COUNTER_BITS);
+    levels->file_id_next = manifest->file_id_next;
+    status st = open_ranges(levels, manifest);
+    if (ok(st)) st = open_trees(levels, manifest);
+    if (ok(st)) st = remove_orphans(levels, false);
+    return st;
+}
+
+MAY_YIELD status
+levels_open(const struct levels_config *config, struct levels **out, struct levels_state *state_out)
+{
+    struct levels *levels = mem_alloc_zero(config->budget, sizeof(*levels));
+    if (levels == NULL) return ST_NO_MEMORY;
+    configure(levels, config);
+
+    struct manifest manifest = {.budget = levels->budget};
+    u64 offset;
+    const char *what;
+    status st = io_dir_sync(levels->dir);
+    if (ok(st)) st = manifest_read(levels->dir, levels->budget, &manifest, &offset, &what);
+    if (status_is(st, ST_NOT_FOUND)) {
+        st = create_store(levels);
+    } else if (ok(st)) {
+        st = open_existing(levels, &manifest);
+        manifest_free(&manifest);
+    } else if (status_is(st, ST_CORRUPT) || status_is(st, ST_UNSUPPORTED)) {
+        log_error("lsm",
+                  "manifest is damaged file=%s/manifest offset=%llu what=%s: restore it from a "
+                  "replica or a backup; manifest.old is the one before, data since then is only "
+                  "in the log",
+                  levels->dir, (unsigned long long)offset, what);
+    }
+    if (!ok(st)) {
+        free_levels(levels);
+        return st;
+    }
+    DCHECK(levels_check(levels));
+    *state_out = levels->state;
+    *out = levels;
+    return ST_OK;
+}
+
+MAY_YIELD void
+levels_close(struct levels *levels)
+{
+    CHECK(!levels->started);
+    free_levels(levels);
+}
+
+/* ---- background ---- */
+
+void
+levels_fiber_ended(struct levels *levels)
+{
+    CHECK(levels->fibers > 0);
+    if (--levels->fibers == 0) fiber_queue_wake_all(&levels->stopped);
+}
+
+void
+levels_start(struct levels *levels)
+{
+    CHECK(!levels->started);
+    levels->started = true;
+    levels->stopping = false;
+    levels->credit_ns = io_now_ns();
+    /* Without a fiber the store works on; its pressure says when that becomes a problem. */
+    if (ok(fiber_spawn(FIBER_BACKGROUND, "compaction", levels_compaction_main, levels)))
+        levels->fibers++;
+    else
+        log_error("lsm", "no fiber for compaction dir=%s", levels->dir);
+    if (ok(fiber_spawn(FIBER_BACKGROUND, "scrub", levels_scrub_main, levels)))
+        levels->fibers++;
+    else
+        log_warning("lsm", "no fiber for scrubbing dir=%s", levels->dir);
+}
+
+MAY_YIELD void
+levels_stop(struct levels *levels)
+{
+    levels->stopping = true;
+    fiber_queue_wake_all(&levels->wake);
+    fiber_queue_wake_all(&levels->scrub_wake);
+    while (levels->fibers > 0)
+        (void)!ok(fiber_queue_wait(&levels->stopped, FIBER_FOREVER));
+    levels->started = false;
+}
+
+/* ---- reading ---- */
+
+/* Tables that may hold the key, newest run first. A store never has this many runs: writers are
+ * refused long before; what would not fit is looked at in further rounds. */
+#define GET_CANDIDATES 64u
+
+struct get {
+    struct levels *levels;
+    u16 keyspace;
+    u64 token;
+    struct bytes key;
+    u64 key_hash;
+    u64 seq_max;
+    bool found;
+    bool has_floor;
+    u64 floor; /* entries must have a higher version */
+    struct entry best;
+    struct block *pin;
+};
+
+static u32
+collect(const struct get *get, const struct run_set *set, u32 *run, struct table **candidates)
+{
+    u32 count = 0;
+    u32 end = set->tree_first[get->keyspace + 1];
+    for (; *run < end && count < GET_CANDIDATES; (*run)++) {
+        const struct run_slot *slot = run_find(set->runs[*run], get->token);
+        if (slot == NULL) continue;
+        const struct table_meta *meta = &slot->file->table->meta;
+        if (meta->seq_min > get->seq_max) continue;
+        if (get->has_floor && meta->version_max <= get->floor) continue;
+        candidates[count++] = slot->file->table;
+    }
+    /* All filters first: their cache misses overlap. */
+    u32 kept = 0;
+    for (u32 i = 0; i < count; i++) {
+        if (table_may_contain(candidates[i], get->token, get->key_hash))
+            candidates[kept++] = candidates[i];
+    }
+    return kept;
+}
+
+MAY_YIELD static status
+get_from(struct get *get, struct run_set *set, bool wait)
+{
+    struct table *candidates[GET_CANDIDATES];
+    struct block_cache *cache = get->levels->config.block_cache;
+    u32 run = set->tree_first[get->keyspace];
+    u32 end = set->tree_first[get->keyspace + 1];
+    while (run < end) {
+        u32 count = collect(get, set, &run, candidates);
+        for (u32 i = 0; i < count; i++) {
+            /* Older runs that cannot hold a newer version are not read. */
+            if (get->has_floor && candidates[i]->meta.version_max <= get->floor) continue;
+            struct entry entry;
+            struct block *pin = NULL;
+            status st = wait ? table_get(candidates[i], cache, get->token, get->key, get->seq_max,
+                                         true, &entry, &pin)
+                             : table_get_try(candidates[i], cache, get->token, get->key,
+                                             get->seq_max, &entry, &pin);
+            if (status_is(st, ST_NOT_FOUND)) continue;
+            if (!ok(st)) {
+                if (status_is(st, ST_CORRUPT))
+                    levels_report_corrupt(get->levels, "reading", candidates[i]->meta.file_id);
+                return st;
+            }
+            if (get->has_floor && entry.version <= get->floor) {
+                if (pin != NULL) block_cache_unpin(pin);
+                continue;
+            }
+            if (get->pin != NULL) block_cache_unpin(get->pin);
+            get->pin = pin;
+            get->best = entry;
+            get->found = true;
+            get->has_floor = true;
+            get->floor = entry.version;
+        }
+    }
+    return ST_OK;
+}
+
+MAY_YIELD static status
+levels_get_any(struct get *get, u64 version_floor, bool wait, struct entry *out,
+               struct levels_pin *pin)
+{
+    struct levels *levels = get->levels;
+    CHECK(get->keyspace < LIMIT_KEYSPACES);
+    get->has_floor = version_floor != 0;
+    get->floor = version_floor;
+    struct run_set *set = levels->current;
+    if (run_set_tree_count(set, get->keyspace) == 0) return ST_NOT_FOUND;
+    run_set_ref(set);
+    status st = get_from(get, set, wait);
+    if (ok(st) && !get->found) st = ST_NOT_FOUND;
+    if (!ok(st)) {
+        if (get->pin != NULL) block_cache_unpin(get->pin);
+        run_set_unref(set);
+        return st;
+    }
+    struct entry *best = &get->best;
+    const struct range_delete *range =
+        levels->ranges.active_count == 0
+            ? NULL
+            : range_list_find(&levels->ranges, get->keyspace, get->token, best->version, best->seq,
+                              get->seq_max);
+    if (range != NULL) {
+        best->kind = ENTRY_DELETE;
+        best->flags = 0;
+        best->value = BYTES(NULL, 0);
+        best->version = range->version;
+        best->seq = range->seq;
+        best->expire_ms = 0;
+    }
+    *out = *best;
+    *pin = (struct levels_pin){.block = get->pin, .runs = set};
+    return ST_OK;
+}
+
+status
+levels_get_try(struct levels *levels, u16 keyspace, u64 token, struct bytes key, u64 key_hash,
+               u64 seq_max, u64 version_floor, struct entry *out, struct levels_pin *pin)
+{
+    struct get get = {.levels = levels,
+                      .keyspace = keyspace,
+                      .token = token,
+                      .key = key,
+                      .key_hash = key_hash,
+                      .seq_max = seq_max};
+    return levels_get_any(&get, version_floor, false, out, pin);
+}
+
+MAY_YIELD status
+levels_get(struct levels *levels, u16 keyspace, u64 token, struct bytes key, u64 key_hash,
+           u64 seq_max, u64 version_floor, struct entry *out, struct levels_pin *pin)
+{
+    struct get get = {.levels = levels,
+                      .keyspace = keyspace,
+                      .token = token,
+                      .key = key,
+                      .key_hash = key_hash,
+                      .seq_max = seq_max};
+    return levels_get_any(&get, version_floor, true, out, pin);
+}
+
+void
+levels_unpin(struct levels_pin *pin)
+{
+    if (pin->block != NULL) block_cache_unpin(pin->block);
+    if (pin->runs != NULL) run_set_unref(pin->runs);
+    *pin = (struct levels_pin){0};
+}
+
+MAY_YIELD status
+levels_blob_read(struct levels *levels, const struct entry *entry, void **buffer_out,
+                 size_t *buffer_size_out, struct bytes *value_out)
+{
+    CHECK(entry->flags & ENTRY_BLOB);
+    struct blob_pointer pointer;
+    if (entry->value.size != sizeof(pointer)) return ST_CORRUPT;
+    memcpy(&pointer, entry->value.data, sizeof(pointer));
+    struct level_blob *blob = level_blob_find(levels, pointer.file_id);
+    if (blob == NULL) {
+        levels_report_corrupt(levels, "following a pointer", pointer.file_id);
+        return ST_CORRUPT;
+    }
+    levels->blob_reads++;
+    blob->ref_count++; /* the caller's pin holds it, too; this one does not depend on that */
+    status st = blob_read(blob->file, IO_CLASS_READ, &pointer, entry->token, entry->key,
+                          levels->budget, buffer_out, buffer_size_out, value_out);
+    if (status_is(st, ST_CORRUPT)) levels_report_corrupt(levels, "reading", pointer.file_id);
+    level_blob_unref(blob);
+    return st;
+}
+
+MAY_YIELD status
+levels_cursors_open(struct levels *levels, u16 keyspace, bool long_scan, struct cursor **cursors,
+                    u32 max, u32 *count_out)
+{
+    struct run_set *set = levels->current;
+    u32 count = run_set_tree_count(set, keyspace);
+    if (count > max) return ST_OVERLOADED;
+    for (u32 i = 0; i < count; i++) {
+        cursors[i] = run_cursor_open(levels, set, run_set_tree_run(set, keyspace, i),
+                                     levels->config.token_first, levels->config.token_last,
+                                     long_scan ? IO_CLASS_STREAM : IO_CLASS_READ,
+                                     long_scan ? COMPACTION_READ_AHEAD_BYTES : 0);
+        if (cursors[i] != NULL) continue;
+        while (i-- > 0)
+            cursors[i]->ops->close(cursors[i]);
+        return ST_NO_MEMORY;
+    }
+    *count_out = count;
+    return ST_OK;
+}
+
+/* ---- deleted ranges ---- */
+
+status
+levels_range_delete(struct levels *levels, u16 keyspace, u64 token_first, u64 token_last,
+                    u64 version, u64 seq)
+{
+    CHECK(keyspace < LIMIT_KEYSPACES);
+    u32 count;
+    const u64 *snapshots = levels_snapshots(levels, &count);
+    struct range_delete range = {.token_first = token_first,
+                                 .token_last = token_last,
+                                 .version = version,
+                                 .seq = seq,
+                                 .keyspace = keyspace};
+    return range_list_add(&levels->ranges, &range, snapshots, count);
+}
+
+bool
+levels_range_covers(const struct levels *levels, u16 keyspace, u64 token, u64 version, u64 seq,
+                    u64 seq_max)
+{
+    if (levels->ranges.active_count == 0) return false;
+    return range_list_find(&levels->ranges, keyspace, token, version, seq, seq_max) != NULL;
+}
+
+/* ---- figures ---- */
+
+u32
+levels_pressure(const struct levels *levels)
+{
+    return levels->pressure;
+}
+
+void
+levels_scrub_rate_set(struct levels *levels, u64 bytes_per_s)
+{
+    levels->scrub_bytes_per_s = bytes_per_s;
+    fiber_queue_wake_all(&levels->scrub_wake);
+}
+
+u64
+levels_count_estimate(const struct levels *levels, u16 keyspace)
+{
+    const struct run_set *set = levels->current;
+    u64 puts = 0, deletes = 0;
+    for (u32 i = 0; i < run_set_tree_count(set, keyspace); i++) {
+        const struct run *run = run_set_tree_run(set, keyspace, i);
+        for (u32 j = 0; j < run->count; j++) {
+            const struct run_slot *slot = &run->slots[j];
+            const struct table_meta *meta = &slot->file->table->meta;
+            const struct range_delete *range =
+                range_list_find(&levels->ranges, keyspace, slot->token_first, meta->version_max,
+                                meta->seq_max, UINT64_MAX);
+            if (range != NULL && range->token_last >= slot->token_last) continue;
+            puts += meta->entry_count - meta->delete_count;
+            deletes += meta->delete_count;
+        }
+    }
+    return puts > deletes ? puts - deletes : 0;
+}
+
+void
+levels_stats(const struct levels *levels, struct lsm_stats *out)
+{
+    out->tables = levels->tables;
+    out->table_bytes = levels->table_bytes;
+    out->table_entries = levels->table_entries;
+    out->blob_files = levels->blob_count;
+    out->blob_bytes = levels->blob_bytes;
+    out->blob_live_bytes = levels->blob_live_bytes;
+    out->runs_max = levels->runs_max;
+    out->flushes = levels->flushes;
+    out->flush_bytes = levels->flush_bytes;
+    out->index_bytes = levels->table_stats.index_bytes;
+    out->filter_bytes = levels->table_stats.filter_bytes;
+    out->filter_probes = levels->table_stats.filter_probes;
+    out->filter_negatives = levels->table_stats.filter_negatives;
+    out->filter_false_positives = levels->table_stats.filter_false_positives;
+    out->table_reads = levels->table_stats.reads;
+    out->blob_reads = levels->blob_reads;
+    out->compactions = levels->compactions;
+    out->compaction_read_bytes = levels->compaction_read_bytes;
+    out->compaction_written_bytes = levels->compaction_written_bytes;
+    out->compaction_debt_bytes = levels->debt_bytes;
+    out->compaction_dropped_overwritten = levels->dropped[RETAIN_DROP_OVERWRITTEN];
+    out->compaction_dropped_deleted = levels->dropped[RETAIN_DROP_DELETED];
+    out->compaction_dropped_expired = levels->dropped[RETAIN_DROP_EXPIRED];
+    out->scrub_bytes = levels->scrub_bytes;
+    out->scrub_passes = levels->scrub_passes;
+    out->corruptions = levels->corruptions;
+}
+
+bool
+levels_check(const struct levels *levels)
+{
+    if (!run_set_check(levels->current) || !range_list_check(&levels->ranges)) return false;
+    u64 tables = 0, slots = 0, counted = 0;
+    for (u32 i = 0; i < levels->current->run_count; i++) {
+        const struct run *run = levels->current->runs[i];
+        if (run->owner > PICK_SWEEPS_MAX) return false;
+        for (u32 j = 0; j < run->count; j++) {
+            const struct level_table *file = run->slots[j].file;
+            slots++;
+            if (file->slot_count == 0 || file->table->unlink_on_close) return false;
+            if (file->slot_count == 1) tables++;
+            counted += file->slot_count == 1 ? 1 : 0;
+            for (u32 k = 0; k < file->blob_count; k++) {
+                const struct level_blob *blob = file->blobs[k];
+                if (blob->live_tables == 0 || blob->file->unlink_on_close) return false;
+            }
+        }
+    }
+    if (tables > levels->tables || slots < levels->tables) return false;
+    for (u32 i = 0; i + 1 < levels->blob_count; i++) {
+        if (levels->blobs[i]->file_id >= levels->blobs[i + 1]->file_id) return false;
+    }
+    return counted == tables;
+}

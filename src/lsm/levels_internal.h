@@ -1,0 +1,230 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * levels_internal.h -- struct levels, for the files of src/lsm that make up the levels:
+ *
+ *   levels.c        opening, closing, reading, figures
+ *   levels_commit.c the only place where the current run set changes
+ *   run_set.c run_cursor.c     what readers hold
+ *   output.c        writing tables and blob files, dropping what nobody needs
+ *   flush.c compaction.c       where changes come from
+ *   level_prune.c   dropping whole tables, forgetting ranges
+ *   compaction_pick.c retain.c range_list.c manifest.c     pure
+ *   scrub.c level_verify.c level_split.c
+ *
+ * Who changes what. The current set is replaced under commit_mutex by levels_commit, after the new
+ * manifest is durable. Flushes and compaction run at the same time; all compaction (the background
+ * fiber and levels_compact_all) is serialised by compact_mutex.
+ */
+#ifndef DISTKV_LSM_LEVELS_INTERNAL_H
+#define DISTKV_LSM_LEVELS_INTERNAL_H
+
+#include "io/fiber.h"
+#include "lsm/compaction_pick.h"
+#include "lsm/levels.h"
+#include "lsm/range_list.h"
+#include "lsm/retain.h"
+#include "lsm/run_set.h"
+
+/* What a slice of the last level holds, about; also a table's size. */
+#define LEVELS_SLICE_BYTES MIB(64)
+/* Of one sweep; older ones first when there are more. Below MERGE_SOURCES_MAX. */
+#define SWEEP_RUNS_MAX 128u
+/* A file is collected when less than this of it is still pointed to. */
+#define BLOB_LIVE_PERCENT 80u
+/* Blob files that one table refers to, leaving room for its own. */
+#define OUTPUT_BLOB_REFS_MAX (TABLE_BLOB_REFS_MAX - 2u)
+/* Ids beyond the counter that a manifest reserves. */
+#define FILE_ID_SLACK        4096u
+#define FILE_ID_COUNTER_BITS 32u
+
+#define FILTER_BITS_TIER 14u
+#define FILTER_BITS_LAST 10u
+
+#define COMPACTION_READ_AHEAD_BYTES ((u32)KIB(256))
+/* Bytes merged between two looks at the clock. */
+#define COMPACTION_PIECE_BYTES KIB(64)
+/* What compaction may do a second while nobody writes. */
+#define COMPACTION_IDLE_BYTES_PER_S MIB(32)
+
+struct sweep {
+    bool active;
+    bool into_last;
+    bool whole; /* rewrites what needs it in the last level, too */
+    u64 width;  /* of its slices */
+    u8 tier_in, tier_out;
+    u64 token_next;    /* everything before is merged */
+    u64 output_run_id; /* 0: not begun, or the last level */
+    u32 run_count;
+    u64 run_ids[SWEEP_RUNS_MAX];
+};
+
+struct level_tree {
+    struct sweep sweeps[PICK_SWEEPS_MAX];
+    bool broken;      /* met a corrupt table: no more merging until reopened */
+    u64 rewrite_seq;  /* the newest range when the last level was rewritten last */
+    bool force_last;  /* levels_compact_all: everything is to go down */
+    bool force_whole; /* ... and the last level is to be cleaned once */
+};
+
+struct levels {
+    /* configuration, fixed by levels_open */
+    struct levels_config config;
+    char dir[LSM_PATH_BYTES];
+    struct budget *budget;
+    u32 id_prefix;   /* of file ids: generation and first slot, see levels.c */
+    u64 slice_bytes; /* LEVELS_SLICE_BYTES, less in tests */
+    u32 fanout;
+    u64 tier_bytes; /* see struct pick_tree */
+
+    /* state */
+    struct run_set *current;
+    struct levels_state state; /* of the durable manifest */
+    u64 generation;            /* of the durable manifest */
+    u64 file_id_next;
+    u64 run_id_next;
+    u64 mark_next;
+    struct range_list ranges;
+    struct level_blob **blobs; /* every open one, ascending by id */
+    u32 blob_count, blob_capacity;
+    struct level_tree trees[LIMIT_KEYSPACES];
+    bool failed;   /* a manifest write failed: files stay, nothing is committed any more */
+    bool no_space; /* reported to the owner */
+    struct fiber_mutex commit_mutex, compact_mutex;
+
+    /* background */
+    bool started, stopping;
+    u32 fibers;
+    struct fiber_queue wake; /* the compaction fiber waits here for work */
+    struct fiber_queue scrub_wake;
+    struct fiber_queue stopped; /* levels_stop waits here */
+    i64 credit_bytes;           /* what compaction may merge now; negative: it is ahead */
+    u64 credit_ns;              /* when idle credit was added last */
+    u32 forced;                 /* levels_compact_all calls that wait: no pacing */
+    u64 prune_ns;               /* when to look for tables to drop again */
+    u32 pressure;               /* 0..1000, kept by levels_commit */
+    u64 debt_bytes;
+    u64 scrub_bytes_per_s;
+    u64 retry_ns; /* no compaction before this: the last one failed */
+
+    /* statistics */
+    struct table_stats table_stats;
+    u64 tables, table_bytes, table_entries, blob_bytes, blob_live_bytes, runs_max;
+    u64 flushes, flush_bytes;
+    u64 compactions, compaction_read_bytes, compaction_written_bytes;
+    u64 dropped[RETAIN_ANSWER_COUNT];
+    u64 blob_reads;
+    u64 corruptions;
+    u64 scrub_bytes, scrub_passes;
+};
+
+/* Mostly: worth writing the rest of its values again. Header and footer do not count. */
+static inline bool
+level_blob_is_garbage(const struct level_blob *blob)
+{
+    u64 frame = 2 * IO_ALIGNMENT;
+    u64 bytes = blob->file_bytes > frame ? blob->file_bytes - frame : 0;
+    return (unsigned __int128)blob->live_bytes * 100 < (unsigned __int128)bytes * BLOB_LIVE_PERCENT;
+}
+
+/* ---- levels.c ---- */
+
+/* 0: the counter is used up. */
+u64 levels_file_id_new(struct levels *levels);
+static inline u64
+levels_file_id_reserved(const struct levels *levels)
+{
+    return levels->file_id_next + FILE_ID_SLACK;
+}
+const u64 *levels_snapshots(const struct levels *levels, u32 *count_out);
+/* A corrupt file was met: log and count. */
+void levels_report_corrupt(struct levels *levels, const char *where, u64 file_id);
+/* "t0000000000000012" and so on. False: some other file. */
+bool levels_parse_name(const char *name, bool *is_blob_out, u64 *file_id_out);
+/* Recomputes runs_max, pressure and debt. */
+void levels_shape_update(struct levels *levels);
+void levels_pick_tree(struct levels *levels, u16 keyspace, struct pick_tree *tree,
+                      struct pick_run *runs, struct pick_sweep *sweeps, u32 runs_max);
+
+/* ---- levels_commit.c ---- */
+
+/* Makes the changes and the state (NULL: as before) durable, then current. The changes refer to
+ * runs that only the caller may replace; flushes insert at any time. ST_NO_SPACE and other errors
+ * leave all as it was; when the outcome is unknown, levels->failed is set and told to the owner. */
+MAY_YIELD MUST_CHECK status levels_commit(struct levels *levels, const struct run_change *changes,
+                                          u32 count, const struct levels_state *state);
+/* Makes set the first current one. */
+void levels_install_first(struct levels *levels, struct run_set *set);
+/* A table that was written and is in no set: it goes with its last reference, and its blob file
+ * with it, unless levels->failed. */
+void levels_forget_table(struct levels *levels, struct level_table *file);
+void levels_discard_blob(struct levels *levels, struct level_blob *blob);
+
+/* ---- output.c ---- */
+
+struct output_config {
+    struct levels *levels;
+    u16 keyspace;
+    enum lsm_codec codec;
+    u32 filter_bits;
+    enum io_class io_class;
+    u64 slice_width;     /* tables end where a slice of this width does; 0: never */
+    u64 table_bytes_max; /* 0: no limit */
+    u64 entry_count_max; /* an estimate, of one table */
+    u64 blob_span_max;   /* files whose values span more tokens are rewritten; UINT64_MAX: none */
+    bool collect_blobs;  /* rewrite the values of blob files that are mostly garbage */
+};
+
+/* Entries in, tables and blob files out. */
+struct output {
+    struct output_config config;
+    struct retain retain;
+    u64 *snapshots; /* frozen */
+    u32 snapshot_count;
+
+    /* the table being written */
+    struct table_writer *table;
+    struct blob_writer *blob;
+    u64 blob_id, blob_token_first, blob_token_last;
+    u64 token_last;
+    u32 ref_count;
+    u64 ref_ids[TABLE_BLOB_REFS_MAX];
+
+    /* a tombstone that is written only if an older version of its key is kept */
+    bool pending;
+    enum retain_answer pending_reason;
+    u64 pending_version, pending_seq;
+
+    /* finished */
+    struct level_table **tables;
+    u32 table_count, table_capacity;
+    u64 bytes_written;
+    u64 entries_in, entries_out;
+    u64 dropped[RETAIN_ANSWER_COUNT];
+};
+
+/* Freezes the list of snapshots. The caller completes retain: range_seq_limit, bottom and
+ * version_outside. After ok, output_deinit. */
+MUST_CHECK status output_init(struct output *output, const struct output_config *config);
+/* Judges the entry by retain and writes it or not. */
+MAY_YIELD MUST_CHECK status output_add(struct output *output, const struct entry *entry);
+/* Ends the last table. Checks that every entry went somewhere. */
+MAY_YIELD MUST_CHECK status output_finish(struct output *output);
+/* Frees; the caller's references are gone, so tables that no run refs any more are discarded. */
+MAY_YIELD void output_deinit(struct output *output);
+
+/* ---- compaction.c, level_prune.c, scrub.c ---- */
+
+void levels_compaction_main(void *arg);
+void levels_scrub_main(void *arg);
+/* Ends a background fiber's life. */
+void levels_fiber_ended(struct levels *levels);
+/* Drops tables of which nothing is needed, and ranges that cover nothing. Holding compact_mutex. */
+MAY_YIELD MUST_CHECK status levels_prune(struct levels *levels);
+/* Whether a persistent range makes rewriting the last level of a tree worthwhile. */
+bool levels_ranges_want_rewrite(struct levels *levels, u16 keyspace);
+/* Whether the range may still hide an entry of a run. */
+bool levels_range_may_cover(void *levels, const struct range_delete *range);
+/* Whether a table of the last level should be written anew though nothing is merged into it. */
+bool levels_wants_rewrite(struct levels *levels, const struct run_slot *slot);
+
+#endif
