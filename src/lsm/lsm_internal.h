@@ -80,6 +80,11 @@ struct lsm {
     u64 version_last; /* the clock: no entry has a higher one */
 
     /* readers */
+    struct {
+        bool valid;
+        u64 seq; /* exact while lsm->seq_last is this */
+        u64 count;
+    } count_known[LIMIT_KEYSPACES]; /* scan.c: what lsm_count_exact found last */
     struct list snapshots;      /* struct lsm_snapshot, ascending by seq */
     u64 *snapshot_seqs;         /* the same as an array, rebuilt when asked for */
     u32 snapshot_count, snapshot_capacity;
@@ -95,12 +100,14 @@ struct lsm {
     bool flush_wanted, flush_running;
     bool replaying;                  /* inside lsm_open: the log is being read */
     bool stopping;
-    struct levels_state flush_state; /* of the flushing set */
+    struct levels_state flush_state;    /* what the manifest says */
+    struct levels_state flushing_state; /* what it will say after the flush of the flushing set */
+    bool flushing;                      /* there is such a set, be it only of range deletes */
     struct fiber_queue flush_wake;   /* the flush fiber waits here */
     struct fiber_queue room_wake;    /* writers wait for a memtable here */
     struct fiber_queue flushed_wake; /* lsm_flush waits here */
     struct fiber_queue durable_wake;
-    struct fiber_queue stop_wake;    /* the tending fiber sleeps here */
+    struct fiber_queue stop_wake;    /* the tending fiber, and a flush that waits to retry */
     u32 fibers;                      /* own background fibers that run */
     struct fiber_queue fibers_wake;
 
@@ -108,7 +115,8 @@ struct lsm {
     enum lsm_state state;
     status failure;
     char failure_text[160];
-    bool no_space_levels, no_space_disk, no_space_log; /* why state is NO_SPACE */
+    bool no_space_levels, no_space_disk, no_space_flush; /* why state is NO_SPACE */
+    bool no_memory_flush; /* a flush found no memory for its tables: writes wait for it */
     void (*durable_fn)(void *arg, u64 durable_seq, bool failed);
     void *durable_arg;
 
@@ -133,6 +141,22 @@ void lsm_scans_detach(struct lsm *lsm);
  * on failure (false: no memory). */
 MUST_CHECK bool lsm_value_pin_buffer(struct lsm_value *value, struct budget *budget, void *buffer,
                                      size_t buffer_size);
+
+/* ---- between lsm.c, lsm_write.c and lsm_read.c ---- */
+
+/* The first reason stays. */
+void lsm_fail(struct lsm *lsm, status why, const char *text);
+/* Derives state from the reasons. */
+void lsm_state_update(struct lsm *lsm);
+/* Memtables into tables, whatever they hold; once at a time. wait: for space and memory. */
+MAY_YIELD MUST_CHECK status lsm_flush_now(struct lsm *lsm, bool wait);
+void lsm_flush_fiber(void *arg);
+void lsm_memtables_free(struct lsm *lsm);
+/* For log_open: one record into the memtables. */
+MAY_YIELD MUST_CHECK status lsm_replay(void *lsm, const struct log_record *record,
+                                       struct bytes payload);
+/* Gives the caches what the rest leaves. */
+void lsm_caches_balance(struct lsm *lsm);
 
 /* ---- batches ---- */
 

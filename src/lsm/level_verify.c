@@ -1,0 +1,130 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * level_verify.c -- checks the files of a closed store: the manifest, then every table and blob
+ * file that it names, each byte against its checksums. Goes on after damage, so that one run tells
+ * all.
+ */
+#include <stdio.h>
+
+#include "io/file.h"
+#include "io/io.h"
+#include "lsm/levels_internal.h"
+
+struct verify {
+    const char *dir;
+    void (*report)(void *arg, const char *file, u64 offset, const char *what);
+    void *arg;
+    u64 files, bytes;
+    bool damaged;
+};
+
+static void
+damage(struct verify *verify, const char *file, u64 offset, const char *what)
+{
+    verify->damaged = true;
+    if (verify->report != NULL) verify->report(verify->arg, file, offset, what);
+}
+
+/* ok: the next file. Damage is noted and is ok, too; what is not damage ends the verification. */
+static status
+outcome(struct verify *verify, status st, const char *file, u64 offset, const char *what)
+{
+    if (status_is(st, ST_CORRUPT)) {
+        damage(verify, file, offset, what);
+    } else if (status_is(st, ST_NOT_FOUND)) {
+        damage(verify, file, 0, "file is missing");
+    } else if (status_is(st, ST_IO_ERROR) || status_is(st, ST_END)) {
+        damage(verify, file, offset, "cannot be read");
+    } else {
+        return st;
+    }
+    return ST_OK;
+}
+
+/* A table may stand in several slots; it is checked at the first. */
+static bool
+seen_before(const struct manifest *manifest, u32 index)
+{
+    const struct manifest_table *table = &manifest->tables[index];
+    if (table->view_first == table->meta->token_first &&
+        table->view_last == table->meta->token_last)
+        return false;
+    for (u32 i = 0; i < index; i++) {
+        if (manifest->tables[i].meta->file_id == table->meta->file_id) return true;
+    }
+    return false;
+}
+
+MAY_YIELD static status
+verify_named(struct verify *verify, const struct manifest *manifest)
+{
+    char path[LSM_PATH_BYTES];
+    for (u32 i = 0; i < manifest->table_count; i++) {
+        if (seen_before(manifest, i)) continue;
+        const struct table_meta *meta = manifest->tables[i].meta;
+        u64 offset = 0;
+        const char *what = "";
+        status st = table_verify(verify->dir, meta, 0, io_budget(), &offset, &what);
+        table_path(path, verify->dir, meta->file_id);
+        st = outcome(verify, st, path, offset, what);
+        if (!ok(st)) return st;
+        verify->files++;
+        verify->bytes += meta->file_bytes;
+    }
+    for (u32 i = 0; i < manifest->blob_count; i++) {
+        const struct manifest_blob *blob = &manifest->blobs[i];
+        u64 offset = 0;
+        const char *what = "";
+        status st = blob_verify(verify->dir, blob->file_id, blob->file_bytes, 0, io_budget(),
+                                &offset, &what);
+        blob_path(path, verify->dir, blob->file_id);
+        st = outcome(verify, st, path, offset, what);
+        if (!ok(st)) return st;
+        verify->files++;
+        verify->bytes += blob->file_bytes;
+    }
+    return ST_OK;
+}
+
+static void
+note_store_file(void *arg, const char *name)
+{
+    bool is_blob;
+    u64 id;
+    if (levels_parse_name(name, &is_blob, &id)) *(bool *)arg = true;
+}
+
+MAY_YIELD status
+levels_verify(const char *dir,
+              void (*report)(void *arg, const char *file, u64 offset, const char *what), void *arg,
+              u64 *files_out, u64 *bytes_out, struct levels_state *state_out)
+{
+    struct verify verify = {.dir = dir, .report = report, .arg = arg};
+    struct manifest manifest = {.budget = io_budget()};
+    *state_out = (struct levels_state){0};
+    char path[LSM_PATH_BYTES];
+    int length = snprintf(path, sizeof(path), "%s/manifest", dir);
+    if (length <= 0 || length >= (int)sizeof(path)) return ST_INVALID;
+    u64 offset = 0;
+    const char *what = "";
+    status st = manifest_read(dir, io_budget(), &manifest, &offset, &what);
+    if (status_is(st, ST_NOT_FOUND)) {
+        bool any = false;
+        st = io_dir_list(dir, note_store_file, &any);
+        if (ok(st) && any) damage(&verify, path, 0, "file is missing");
+    } else if (ok(st)) {
+        *state_out = manifest.state;
+        verify.files++;
+        verify.bytes += align_up(manifest_encoded_size(&manifest), IO_ALIGNMENT);
+        st = verify_named(&verify, &manifest);
+        manifest_free(&manifest);
+    } else if (status_is(st, ST_UNSUPPORTED)) {
+        damage(&verify, path, offset, what);
+        st = ST_OK;
+    } else {
+        st = outcome(&verify, st, path, offset, what);
+    }
+    *files_out = verify.files;
+    *bytes_out = verify.bytes;
+    return ok(st) && verify.damaged ? ST_CORRUPT : st;
+}
