@@ -29,8 +29,8 @@ struct ONDISK log_record {
     u32 size; /* of the whole record, header included */
     u8 kind;  /* enum log_record_kind */
     u8 flags;
-    u16 keyspace;   /* of all operations, or LOG_KEYSPACE_MIXED */
-    u32 partition;  /* of all operations, or LOG_PARTITION_MIXED */
+    u16 keyspace;  /* of all operations, or LOG_KEYSPACE_MIXED */
+    u32 partition; /* of all operations, or LOG_PARTITION_MIXED */
     u64 seq_first;
     u64 version;
     u64 term, index;
@@ -63,6 +63,7 @@ struct log_config {
     enum lsm_durability durability; /* GROUP or PERIODIC; there is no log for NONE */
     u32 sync_interval_ms;
     u64 segment_bytes;
+    u64 seq_flushed; /* tables hold everything up to this: numbers go on at least from here */
     struct budget *budget;
     void (*durable)(void *arg, u64 durable_seq, bool failed); /* as lsm_on_durable */
     void *arg;
@@ -75,7 +76,8 @@ MAY_YIELD MUST_CHECK status log_open(const struct log_config *config, u64 segmen
                                      status (*replay)(void *arg, const struct log_record *record,
                                                       struct bytes payload),
                                      struct log **out);
-MAY_YIELD void log_close(struct log *log); /* writes and waits for what is buffered, unless failed */
+MAY_YIELD void
+log_close(struct log *log); /* writes and waits for what is buffered, unless failed */
 
 /* Copies the record into the buffer of the next write; starts one if fewer than
  * LOG_WRITES_IN_FLIGHT are under way, else it leaves with the next. ST_WOULD_WAIT when the buffers
@@ -85,11 +87,26 @@ MUST_CHECK status log_append(struct log *log, const struct log_record *header,
 MAY_YIELD void log_wait_room(struct log *log);
 u64 log_durable_seq(const struct log *log);
 bool log_failed(const struct log *log);
+/* True while no segment can be made for want of disk space; tried again each second. */
+bool log_no_space(const struct log *log);
+/* What log_append would say now to a record of this many payload bytes. */
+MUST_CHECK status log_append_check(struct log *log, size_t payload_bytes);
+/* After ok, log_append of a record of at most this size (less than a block) succeeds if it is the
+ * next call, without a yield between. */
+MUST_CHECK status log_reserve(struct log *log, size_t payload_bytes);
+/* The largest payload that ever fits. */
+u64 log_payload_bytes_max(const struct log *log);
+/* Whether the directory holds a log at all. */
+MAY_YIELD MUST_CHECK status log_exists(const char *dir, bool *out);
+/* Waits until all that was appended is durable, or the log failed. */
+MAY_YIELD void log_drain(struct log *log);
 
 /* Ends the segment that is being written, so that what follows goes to a new one; returns the new
- * one's number. What is appended before is in older segments. ST_NO_SPACE when there is none ready
- * and none can be made. */
+ * one's number when its header is durable. What was appended before the call is in older segments.
+ * ST_NO_SPACE when there is none ready and none can be made. */
 MAY_YIELD MUST_CHECK status log_rotate(struct log *log, u64 *segment_out);
+/* The newest segment that is surely there after a crash; 0 when there is none. */
+u64 log_segment_started(const struct log *log);
 /* The tables hold everything before segment_first: those segments may be recycled. */
 MAY_YIELD void log_release(struct log *log, u64 segment_first);
 
@@ -99,6 +116,7 @@ struct log_stats {
     struct histogram write_ns;
 };
 void log_stats(const struct log *log, struct log_stats *out);
+bool log_check(const struct log *log);
 
 /* Reads the segments of a closed store without changing them. */
 MAY_YIELD MUST_CHECK status log_verify(const char *dir, u64 segment_first,

@@ -1,0 +1,772 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * log.c -- appending records and getting them to the disk.
+ *
+ *   log_append -> fill (blocks being laid out) -> queued -> in_flight (up to 4) -> durable, in
+ * order
+ *
+ * A request leaves as soon as fewer than LOG_WRITES_IN_FLIGHT are under way; what is appended
+ * meanwhile gathers in fill, so the group grows by itself with the load and no timer holds anybody
+ * up. Places in the segment are given when blocks are laid out, so order in memory is order on
+ * disk.
+ *
+ * Changing segments (log_cut): the next one begins with a header that names the end of the one
+ * before. If the header became durable before that end did, a power cut in between would look like
+ * damage. So the header is a barrier: it is written when everything before it is durable, and
+ * nothing is written until it is.
+ *
+ * After the log has been idle for LOG_SEAL_AFTER_NS, a block without records attests the last
+ * durable offset: from then on, damage to what was acknowledged last is provable, too.
+ *
+ * Finished requests are handled in callbacks; nothing in this file yields but log_open, log_close,
+ * log_drain, log_rotate and log_wait_room.
+ */
+#include "base/crc.h"
+#include "base/fault.h"
+#include "base/log.h"
+#include "io/io.h"
+#include "lsm/log_internal.h"
+
+/* ---- buffers ---- */
+
+static struct log_write *
+write_acquire(struct log *log)
+{
+    struct list *link = list_pop_front(&log->free_writes);
+    if (link != NULL) {
+        log->free_count--;
+        return list_entry(link, struct log_write, link);
+    }
+    struct log_write *write = mem_alloc_zero(log->config.budget, sizeof(*write));
+    if (write == NULL) return NULL;
+    write->buffer = mem_alloc_aligned(log->config.budget, log->group_bytes, IO_ALIGNMENT);
+    if (write->buffer == NULL) {
+        mem_free(log->config.budget, write, sizeof(*write));
+        return NULL;
+    }
+    write->capacity = log->group_bytes;
+    write->log = log;
+    list_init(&write->link);
+    return write;
+}
+
+static void
+write_free(struct log *log, struct log_write *write)
+{
+    mem_free(log->config.budget, write->buffer, write->capacity);
+    mem_free(log->config.budget, write, sizeof(*write));
+}
+
+/* A few are kept: those of a record that needed many go back to the budget. */
+static void
+write_release(struct log *log, struct log_write *write)
+{
+    if (log->free_count > LOG_WRITES_IN_FLIGHT) {
+        write_free(log, write);
+        return;
+    }
+    list_push_back(&log->free_writes, &write->link);
+    log->free_count++;
+}
+
+static void
+write_begin(struct log *log, struct log_write *write, struct log_segment *segment)
+{
+    write->segment = segment;
+    write->offset = segment->end;
+    write->size = 0;
+    write->block_used = 0;
+    write->seq_last = 0;
+    write->header = false;
+    write->finished = false;
+}
+
+/* ---- laying out blocks ---- */
+
+static struct log_block *
+write_block(const struct log_write *write)
+{
+    return (struct log_block *)(void *)(write->buffer + write->size - LOG_BLOCK_BYTES);
+}
+
+/* Opens the next block of a write that has room for it. */
+static struct log_block *
+write_block_add(struct log *log, struct log_write *write, enum log_block_kind kind)
+{
+    CHECK(write->size + LOG_BLOCK_BYTES <= write->capacity);
+    CHECK(write->segment->end == write->offset + write->size);
+    CHECK(write->segment->end + LOG_BLOCK_BYTES <= log->config.segment_bytes);
+    u64 offset = write->segment->end;
+    write->size += LOG_BLOCK_BYTES;
+    write->segment->end += LOG_BLOCK_BYTES;
+    write->block_used = 0;
+    log->queued_bytes += LOG_BLOCK_BYTES;
+    struct log_block *block = write_block(write);
+    *block = (struct log_block){
+        .record_first = LOG_NO_RECORD,
+        .segment = write->segment->number,
+        .index = (u32)(offset / LOG_BLOCK_BYTES),
+        .kind = kind,
+    };
+    return block;
+}
+
+/* The unused rest of the last block becomes zeros: nothing of old memory reaches the disk. */
+static void
+write_block_end(struct log_write *write)
+{
+    struct log_block *block = write_block(write);
+    block->used = (u16)write->block_used;
+    u32 start = (u32)sizeof(*block) + write->block_used;
+    memset((u8 *)block + start, 0, LOG_BLOCK_BYTES - start);
+}
+
+static void
+fill_end(struct log *log)
+{
+    struct log_write *write = log->fill;
+    log->fill = NULL;
+    write_block_end(write);
+    list_push_back(&log->queued, &write->link);
+}
+
+/* Copies a piece of the record stream; spare holds the writes that it may need. */
+static void
+stream_put(struct log *log, struct list *spare, const void *data, size_t size, bool record_first)
+{
+    const u8 *p = data;
+    while (size > 0) {
+        struct log_write *write = log->fill;
+        if (write == NULL || write->block_used == LOG_BLOCK_PAYLOAD_BYTES) {
+            if (write != NULL && write->size == write->capacity) {
+                fill_end(log);
+                write = NULL;
+            } else if (write != NULL) {
+                write_block_end(write);
+            }
+            if (write == NULL) {
+                struct list *link = list_pop_front(spare);
+                CHECK(link != NULL); /* blocks_needed counted them */
+                log->fill = write = list_entry(link, struct log_write, link);
+                write_begin(log, write, log->current);
+            }
+            write_block_add(log, write, LOG_BLOCK_RECORDS);
+        }
+        struct log_block *block = write_block(write);
+        if (record_first && block->record_first == LOG_NO_RECORD)
+            block->record_first = (u16)write->block_used;
+        record_first = false;
+        size_t part = MIN(size, (size_t)(LOG_BLOCK_PAYLOAD_BYTES - write->block_used));
+        memcpy((u8 *)block + sizeof(*block) + write->block_used, p, part);
+        write->block_used += (u32)part;
+        p += part;
+        size -= part;
+    }
+}
+
+/* ---- writing ---- */
+
+void
+log_fail(struct log *log, status why, const char *what)
+{
+    if (log->failed) return;
+    MARK("lsm.log.failed");
+    log->failed = true; /* W4 */
+    log_error("lsm", "log failed, this store takes no more writes reason=\"%s: %s\" dir=%s", what,
+              status_text(why), log->dir);
+    fiber_queue_wake_all(&log->room_wake);
+    fiber_queue_wake_all(&log->state_wake);
+    fiber_queue_wake_all(&log->make_wake);
+    fiber_queue_wake_all(&log->sync_wake);
+    log->config.durable(log->config.arg, log->durable_seq, true);
+}
+
+static void write_done(struct io_op *op);
+
+static void
+write_submit(struct log *log, struct log_write *write)
+{
+    bool group = log->config.durability == LSM_DURABILITY_GROUP;
+    u64 offset = group ? write->segment->written_offset : write->segment->synced_offset;
+    u64 seq = group ? log->durable_seq : log->synced_seq;
+    for (u32 i = 0; i < write->size; i += LOG_BLOCK_BYTES) {
+        struct log_block *block = (struct log_block *)(void *)(write->buffer + i);
+        block->durable_offset = offset;
+        block->durable_seq = seq;
+        block->crc = log_block_crc(block, block->segment, write->offset + i);
+    }
+    log->attested_offset = offset;
+    log->attested_segment = write->segment->number;
+    list_push_back(&log->in_flight, &write->link);
+    log->in_flight_count++;
+    log->stats.writes++;
+    log->stats.bytes += write->size;
+    write->op = (struct io_op){.done = write_done};
+    io_file_write_start(write->segment->file, &write->op, IO_CLASS_LOG, write->buffer, write->size,
+                        write->offset, group || write->header);
+}
+
+/* Whether the barrier before a segment's header is passed. */
+static bool
+segment_is_settled(struct log *log, const struct log_segment *segment)
+{
+    if (log->config.durability == LSM_DURABILITY_GROUP) return true; /* nothing is in flight */
+    if (segment->synced_offset >= segment->written_offset) return true;
+    fiber_queue_wake_all(&log->sync_wake); /* pumps again when it is done */
+    return false;
+}
+
+void
+log_pump(struct log *log)
+{
+    while (!log->failed && log->in_flight_count < LOG_WRITES_IN_FLIGHT) {
+        if (list_empty(&log->queued)) {
+            if (log->fill == NULL) return;
+            fill_end(log);
+        }
+        struct log_write *write = list_entry(list_first(&log->queued), struct log_write, link);
+        if (log->in_flight_count > 0) {
+            struct log_write *oldest =
+                list_entry(list_first(&log->in_flight), struct log_write, link);
+            if (oldest->header || write->header) return;
+        }
+        if (write->header) {
+            if (log->writing != NULL && !segment_is_settled(log, log->writing)) return;
+            log->writing = write->segment;
+        }
+        CHECK(write->segment == log->writing);
+        list_del(&write->link);
+        write_submit(log, write);
+    }
+}
+
+static void
+seal_arm(struct log *log)
+{
+    if (log->failed || log->closing || log->in_flight_count > 0 || log->fill != NULL ||
+        !list_empty(&log->queued))
+        return;
+    io_timer_arm(&log->seal_timer, io_now_ns() + LOG_SEAL_AFTER_NS);
+}
+
+/* Whether something is durable that no block says so of. */
+static bool
+seal_wanted(const struct log *log)
+{
+    const struct log_segment *s = log->writing;
+    if (s == NULL || log->failed || s != log->current) return false;
+    if (log->in_flight_count > 0 || log->fill != NULL || !list_empty(&log->queued)) return false;
+    if (s->end + LOG_BLOCK_BYTES > log->config.segment_bytes) return false;
+    u64 durable =
+        log->config.durability == LSM_DURABILITY_GROUP ? s->written_offset : s->synced_offset;
+    if (durable <= LOG_BLOCK_BYTES) return false; /* the header alone */
+    return log->attested_segment != s->number || log->attested_offset < durable;
+}
+
+static void
+seal_write(struct log *log)
+{
+    struct log_write *write = write_acquire(log);
+    if (write == NULL) return; /* the next idle moment will do */
+    MARK("lsm.log.sealed");
+    write_begin(log, write, log->current);
+    write_block_add(log, write, LOG_BLOCK_SEAL);
+    write_block_end(write);
+    list_push_back(&log->queued, &write->link);
+    log_pump(log);
+    /* It attests what came before it; that it is durable itself needs no witness. */
+    log->attested_offset = log->current->end;
+    log->attested_segment = log->current->number;
+}
+
+static void
+seal_fire(struct io_timer *timer)
+{
+    struct log *log = CONTAINER_OF(timer, struct log, seal_timer);
+    if (!log->closing && seal_wanted(log)) seal_write(log);
+}
+
+/* Takes finished requests off the front: acknowledgements follow the order of the log (W2). */
+static void
+writes_retire(struct log *log)
+{
+    u64 durable_before = log->durable_seq;
+    while (!list_empty(&log->in_flight)) {
+        struct log_write *write = list_entry(list_first(&log->in_flight), struct log_write, link);
+        if (!write->finished) break;
+        list_del(&write->link);
+        log->in_flight_count--;
+        log->queued_bytes -= write->size;
+        if (!log->failed) {
+            write->segment->written_offset = write->offset + write->size;
+            if (write->header) {
+                write->segment->header_durable = true;
+                write->segment->synced_offset = LOG_BLOCK_BYTES;
+                log->started = write->segment->number;
+            }
+            if (write->seq_last != 0) log->durable_seq = write->seq_last;
+        }
+        write_release(log, write);
+    }
+    fiber_queue_wake_all(&log->state_wake);
+    fiber_queue_wake_all(&log->room_wake);
+    if (log->durable_seq != durable_before)
+        log->config.durable(log->config.arg, log->durable_seq, false);
+}
+
+static void
+write_done(struct io_op *op)
+{
+    struct log_write *write = CONTAINER_OF(op, struct log_write, op);
+    struct log *log = write->log;
+    write->finished = true;
+    histogram_record(&log->stats.write_ns, io_now_ns() - op->start_ns);
+    if (!ok(op->result)) log_fail(log, op->result, "write");
+    writes_retire(log);
+    log_pump(log);
+    if (log->config.durability == LSM_DURABILITY_GROUP) seal_arm(log);
+}
+
+/* ---- changing segments ---- */
+
+status
+log_cut(struct log *log)
+{
+    CHECK(log->ready != NULL);
+    struct log_write *write = write_acquire(log);
+    if (write == NULL) return ST_NO_MEMORY;
+    MARK("lsm.log.cut");
+    if (log->fill != NULL) fill_end(log);
+    if (log->current != NULL) {
+        log->tail_number = log->current->number;
+        log->tail_end = log->current->end;
+        log->tail_seq = log->seq_last;
+        log->seq_base = log->seq_last;
+        list_push_back(&log->old, &log->current->link);
+    }
+    struct log_segment *segment = log->ready;
+    log->ready = NULL;
+    log->current = segment;
+    write_begin(log, write, segment);
+    struct log_block *block = write_block_add(log, write, LOG_BLOCK_HEADER);
+    struct log_segment_header header = {
+        .magic = LOG_MAGIC,
+        .format = LOG_FORMAT,
+        .block_bytes = LOG_BLOCK_BYTES,
+        .segment = segment->number,
+        .predecessor = log->tail_number,
+        .predecessor_end = log->tail_end,
+        .predecessor_seq = log->tail_seq,
+        .seq_base = log->seq_base,
+        .segment_bytes = log->config.segment_bytes,
+        .created_ms = io_wall_ms(),
+    };
+    memcpy((u8 *)block + sizeof(*block), &header, sizeof(header));
+    write->block_used = sizeof(header);
+    write->header = true;
+    write_block_end(write);
+    list_push_back(&log->queued, &write->link);
+    fiber_queue_wake_all(&log->make_wake); /* the next one is wanted */
+    log_pump(log);
+    return ST_OK;
+}
+
+/* ---- appending ---- */
+
+static u64
+blocks_needed(const struct log *log, u64 record_bytes)
+{
+    u64 open = log->fill != NULL ? LOG_BLOCK_PAYLOAD_BYTES - log->fill->block_used : 0;
+    if (record_bytes <= open) return 0;
+    return (record_bytes - open + LOG_BLOCK_PAYLOAD_BYTES - 1) / LOG_BLOCK_PAYLOAD_BYTES;
+}
+
+u64
+log_payload_bytes_max(const struct log *log)
+{
+    u64 blocks = log->config.segment_bytes / LOG_BLOCK_BYTES - 2; /* header, one seal */
+    return blocks * LOG_BLOCK_PAYLOAD_BYTES - sizeof(struct log_record);
+}
+
+/* Whether a record needs the next segment. */
+static bool
+needs_cut(const struct log *log, u64 record_bytes)
+{
+    if (log->current == NULL) return true;
+    return log->current->end + blocks_needed(log, record_bytes) * LOG_BLOCK_BYTES >
+           log->config.segment_bytes;
+}
+
+static status
+append_check(struct log *log, size_t payload_bytes)
+{
+    if (log->failed) return ST_READ_ONLY;
+    if (payload_bytes > log_payload_bytes_max(log)) return ST_TOO_LARGE;
+    u64 size = sizeof(struct log_record) + payload_bytes;
+    if (log->queued_bytes > 0 && log->queued_bytes + size > log->queue_bytes_max) {
+        MARK("lsm.log.queue_full");
+        return ST_WOULD_WAIT;
+    }
+    if (needs_cut(log, size) && log->ready == NULL) {
+        fiber_queue_wake_all(&log->make_wake);
+        if (ok(log->make_status)) return ST_WOULD_WAIT; /* on its way */
+        MARK("lsm.log.no_segment");
+        return status_is(log->make_status, ST_NO_SPACE) ? ST_NO_SPACE : ST_OVERLOADED;
+    }
+    return ST_OK;
+}
+
+status
+log_append_check(struct log *log, size_t payload_bytes)
+{
+    if (log->queued_bytes > 0 && BUGGIFY("lsm.log.buffers_full")) return ST_WOULD_WAIT;
+    return append_check(log, payload_bytes);
+}
+
+/* Collects the writes that the record needs beyond fill. */
+static bool
+spare_collect(struct log *log, struct list *spare, u64 blocks)
+{
+    u64 inside = log->fill == NULL ? 0 : (log->fill->capacity - log->fill->size) / LOG_BLOCK_BYTES;
+    while (inside < blocks) {
+        struct log_write *write = write_acquire(log);
+        if (write == NULL) return false;
+        list_push_back(spare, &write->link);
+        inside += write->capacity / LOG_BLOCK_BYTES;
+    }
+    return true;
+}
+
+static void
+spare_release(struct log *log, struct list *spare)
+{
+    while (!list_empty(spare))
+        write_release(log, list_entry(list_pop_front(spare), struct log_write, link));
+}
+
+status
+log_reserve(struct log *log, size_t payload_bytes)
+{
+    u64 size = sizeof(struct log_record) + payload_bytes;
+    CHECK(size <= LOG_BLOCK_PAYLOAD_BYTES);
+    status st = append_check(log, payload_bytes);
+    if (!ok(st)) return st;
+    /* One for the record, one for the header of a segment; both stay in the free list. */
+    struct list spare;
+    list_init(&spare);
+    struct log_write *first = write_acquire(log);
+    if (first != NULL) list_push_back(&spare, &first->link);
+    struct log_write *second = first != NULL ? write_acquire(log) : NULL;
+    if (second != NULL) list_push_back(&spare, &second->link);
+    spare_release(log, &spare);
+    if (second != NULL) return ST_OK;
+    return log->queued_bytes > 0 ? ST_WOULD_WAIT : ST_NO_MEMORY;
+}
+
+status
+log_append(struct log *log, const struct log_record *header, struct bytes payload)
+{
+    status st = append_check(log, payload.size);
+    if (!ok(st)) return st;
+    u64 size = sizeof(*header) + payload.size;
+    CHECK(header->count > 0);
+    CHECK(header->seq_first == log->seq_last + 1); /* W1, no gaps */
+
+    if (needs_cut(log, size) || (log->ready != NULL && log->current->end > 2 * LOG_BLOCK_BYTES &&
+                                 BUGGIFY("lsm.log.rotate_early"))) {
+        st = log_cut(log);
+        if (!ok(st)) return st;
+        CHECK(!needs_cut(log, size)); /* log_payload_bytes_max */
+    }
+    struct list spare;
+    list_init(&spare);
+    if (!spare_collect(log, &spare, blocks_needed(log, size))) {
+        MARK("lsm.log.no_memory");
+        spare_release(log, &spare);
+        return log->queued_bytes > 0 ? ST_WOULD_WAIT : ST_NO_MEMORY;
+    }
+
+    struct log_record record = *header;
+    record.size = (u32)size;
+    u32 crc = crc32c((u32)record.seq_first, (const u8 *)&record + sizeof(record.crc),
+                     sizeof(record) - sizeof(record.crc));
+    record.crc = crc32c(crc, payload.data, payload.size);
+    stream_put(log, &spare, &record, sizeof(record), true);
+    stream_put(log, &spare, payload.data, payload.size, false);
+    CHECK(list_empty(&spare));
+    log->seq_last = record.seq_first + record.count - 1;
+    log->fill->seq_last = log->seq_last;
+    log_pump(log);
+    return ST_OK;
+}
+
+MAY_YIELD void
+log_wait_room(struct log *log)
+{
+    if (log->failed) return;
+    if (log->queued_bytes == 0 && log->ready != NULL) {
+        fiber_yield();
+        return;
+    }
+    /* Whoever makes room wakes us; the deadline is for a maker that waits for a full disk. */
+    (void)fiber_queue_wait(&log->room_wake, io_now_ns() + 10 * NS_PER_MS);
+}
+
+MAY_YIELD status
+log_rotate(struct log *log, u64 *segment_out)
+{
+    for (;;) {
+        if (log->failed) return ST_READ_ONLY;
+        if (log->current != NULL && log->seq_base == log->seq_last) break; /* no record in it */
+        if (log->ready != NULL && ok(log_cut(log))) break;
+        if (log->ready == NULL) {
+            fiber_queue_wake_all(&log->make_wake);
+            if (!ok(log->make_status)) return ST_NO_SPACE;
+        }
+        (void)fiber_queue_wait(&log->state_wake, io_now_ns() + 10 * NS_PER_MS);
+    }
+    u64 number = log->current->number;
+    while (!log->failed && log->started < number)
+        (void)fiber_queue_wait(&log->state_wake, FIBER_FOREVER);
+    if (log->started < number) return ST_READ_ONLY;
+    *segment_out = number;
+    return ST_OK;
+}
+
+u64
+log_segment_started(const struct log *log)
+{
+    return log->started;
+}
+
+u64
+log_durable_seq(const struct log *log)
+{
+    return log->durable_seq;
+}
+
+bool
+log_failed(const struct log *log)
+{
+    return log->failed;
+}
+
+bool
+log_no_space(const struct log *log)
+{
+    return log->ready == NULL && status_is(log->make_status, ST_NO_SPACE);
+}
+
+MAY_YIELD void
+log_drain(struct log *log)
+{
+    while (!log->failed && (log->queued_bytes > 0 || log->durable_seq < log->seq_last)) {
+        log_pump(log);
+        (void)fiber_queue_wait(&log->state_wake, FIBER_FOREVER);
+    }
+}
+
+void
+log_stats(const struct log *log, struct log_stats *out)
+{
+    *out = log->stats;
+    out->segments = (log->current != NULL) + (log->ready != NULL) + log->recycle_count;
+    out->bytes_to_replay = log->current == NULL ? 0 : log->current->end;
+    list_for_each (link, &log->old) {
+        out->segments++;
+        out->bytes_to_replay += list_entry(link, struct log_segment, link)->end;
+    }
+}
+
+/* ---- opening and closing ---- */
+
+static void
+log_free(struct log *log)
+{
+    while (!list_empty(&log->free_writes))
+        write_free(log, list_entry(list_pop_front(&log->free_writes), struct log_write, link));
+    while (!list_empty(&log->queued))
+        write_free(log, list_entry(list_pop_front(&log->queued), struct log_write, link));
+    if (log->fill != NULL) write_free(log, log->fill);
+    mem_free(log->config.budget, log, sizeof(*log));
+}
+
+static struct log *
+log_new(const struct log_config *config)
+{
+    struct log *log = mem_alloc_zero(config->budget, sizeof(*log));
+    if (log == NULL) return NULL;
+    log->config = *config;
+    log->config.segment_bytes =
+        MAX(align_down(config->segment_bytes, LOG_BLOCK_BYTES), LOG_SEGMENT_BYTES_MIN);
+    size_t dir_size = strlen(config->dir);
+    CHECK(dir_size < sizeof(log->dir) - LOG_NAME_BYTES - 2);
+    memcpy(log->dir, config->dir, dir_size + 1);
+    log->config.dir = log->dir;
+    log->group_bytes = (u32)CLAMP(align_down(config->segment_bytes / 16, LOG_BLOCK_BYTES),
+                                  LOG_BLOCK_BYTES, LOG_GROUP_BYTES_MAX);
+    /* A small store has small groups: six of them take at most a sixteenth of its memory. */
+    u64 share = align_down(config->budget->limit_bytes / 96, LOG_BLOCK_BYTES);
+    if (share < log->group_bytes) log->group_bytes = (u32)MAX(share, 4 * LOG_BLOCK_BYTES);
+    if (BUGGIFY("lsm.log.group_short")) log->group_bytes = 2 * LOG_BLOCK_BYTES;
+    log->queue_bytes_max = (LOG_WRITES_IN_FLIGHT + 2) * (u64)log->group_bytes;
+    list_init(&log->old);
+    list_init(&log->recycle);
+    list_init(&log->queued);
+    list_init(&log->in_flight);
+    list_init(&log->free_writes);
+    io_timer_init(&log->seal_timer, seal_fire);
+    fiber_queue_init(&log->fibers_wake);
+    fiber_queue_init(&log->make_wake);
+    fiber_queue_init(&log->sync_wake);
+    fiber_queue_init(&log->room_wake);
+    fiber_queue_init(&log->state_wake);
+    return log;
+}
+
+/* Turns what recovery found into lists of segments. */
+static MAY_YIELD status
+segments_adopt(struct log *log, const struct log_recovered *found)
+{
+    for (u32 i = 0; i < found->segment_count; i++) {
+        struct log_segment *segment = log_segment_new(log, found->segments[i]);
+        if (segment == NULL) return ST_NO_MEMORY;
+        segment->end = found->ends[i];
+        segment->header_durable = true;
+        list_push_back(&log->old, &segment->link);
+        log->started = segment->number;
+    }
+    for (u32 i = 0; i < found->unstarted_count; i++) {
+        struct log_segment *segment = log_segment_new(log, found->unstarted[i]);
+        if (segment == NULL) return ST_NO_MEMORY;
+        log_segment_retire(log, segment);
+    }
+    log->number_next = found->number_max + 1;
+    log->tail_number = found->tail_number;
+    log->tail_end = found->tail_end;
+    log->tail_seq = found->tail_seq;
+    log->seq_base = MAX(MAX(found->tail_seq, found->seq_base), log->config.seq_flushed);
+    log->seq_last = log->durable_seq = log->synced_seq = log->seq_base;
+    log->stats.recovery_records = found->records;
+    log->stats.recovery_bytes = found->bytes;
+    return ST_OK;
+}
+
+static status
+fiber_start(struct log *log, const char *name, void (*fn)(void *arg))
+{
+    status st = fiber_spawn(FIBER_BACKGROUND, name, fn, log);
+    if (ok(st)) log->fibers++;
+    return st;
+}
+
+static MAY_YIELD void
+segments_free(struct log *log)
+{
+    while (!list_empty(&log->old))
+        log_segment_free(log, list_entry(list_pop_front(&log->old), struct log_segment, link));
+    while (!list_empty(&log->recycle))
+        log_segment_free(log, list_entry(list_pop_front(&log->recycle), struct log_segment, link));
+    if (log->ready != NULL) log_segment_free(log, log->ready);
+    if (log->current != NULL) log_segment_free(log, log->current);
+    log->ready = log->current = log->writing = NULL;
+}
+
+/* Ends the fibers and waits for requests under way; afterwards nothing refers to the log. */
+static MAY_YIELD void
+log_shut(struct log *log)
+{
+    log->closing = true;
+    fiber_queue_wake_all(&log->make_wake);
+    fiber_queue_wake_all(&log->sync_wake);
+    while (log->fibers > 0)
+        (void)fiber_queue_wait(&log->fibers_wake, FIBER_FOREVER);
+    while (log->in_flight_count > 0)
+        (void)fiber_queue_wait(&log->state_wake, FIBER_FOREVER);
+    io_timer_cancel(&log->seal_timer);
+    segments_free(log);
+    log_free(log);
+}
+
+MAY_YIELD status
+log_open(const struct log_config *config, u64 segment_first,
+         status (*replay)(void *arg, const struct log_record *record, struct bytes payload),
+         struct log **out)
+{
+    CHECK(config->durability != LSM_DURABILITY_NONE);
+    struct log *log = log_new(config);
+    if (log == NULL) return ST_NO_MEMORY;
+    struct log_recovered found = {0};
+    status st = log_recover(log->dir, segment_first, true, config->budget, replay, config->arg,
+                            NULL, &found);
+    if (ok(st)) st = segments_adopt(log, &found);
+    log_recovered_deinit(&found, config->budget);
+    if (!ok(st)) goto fail;
+
+    /* A segment of our own: what the last owner left unfinished stays behind its end for ever. */
+    st = log_segment_make(log);
+    if (ok(st)) st = log_cut(log);
+    if (ok(st)) {
+        u64 number;
+        st = log_rotate(log, &number); /* waits for the header only */
+        if (!ok(st)) st = ST_IO_ERROR;
+    } else if (status_is(st, ST_NO_SPACE)) {
+        MARK("lsm.log.open_without_space"); /* reads go on; the maker keeps trying */
+        st = ST_OK;
+    }
+    if (ok(st)) st = fiber_start(log, "log.make", log_make_fiber);
+    if (ok(st) && config->durability == LSM_DURABILITY_PERIODIC)
+        st = fiber_start(log, "log.sync", log_sync_fiber);
+    if (!ok(st)) goto fail;
+    *out = log;
+    return ST_OK;
+
+fail:
+    log_shut(log);
+    return st;
+}
+
+MAY_YIELD void
+log_close(struct log *log)
+{
+    if (log == NULL) return;
+    log_drain(log);
+    io_timer_cancel(&log->seal_timer);
+    if (!log->failed && log->config.durability == LSM_DURABILITY_PERIODIC && log->writing != NULL) {
+        status st = io_file_sync(log->writing->file);
+        if (!ok(st)) {
+            log_fail(log, st, "sync at close");
+        } else {
+            log->writing->synced_offset = log->writing->written_offset;
+            log->synced_seq = log->durable_seq;
+        }
+    }
+    if (seal_wanted(log)) {
+        seal_write(log);
+        while (log->in_flight_count > 0)
+            (void)fiber_queue_wait(&log->state_wake, FIBER_FOREVER);
+    }
+    log_shut(log);
+}
+
+bool
+log_check(const struct log *log)
+{
+    u64 bytes = log->fill != NULL ? log->fill->size : 0;
+    u32 in_flight = 0;
+    list_for_each (link, &log->queued)
+        bytes += list_entry(link, struct log_write, link)->size;
+    list_for_each (link, &log->in_flight) {
+        bytes += list_entry(link, struct log_write, link)->size;
+        in_flight++;
+    }
+    if (bytes != log->queued_bytes || in_flight != log->in_flight_count) return false;
+    if (log->durable_seq > log->seq_last || log->seq_base > log->seq_last) return false;
+    u64 previous = 0;
+    list_for_each (link, &log->old) {
+        u64 number = list_entry(link, struct log_segment, link)->number;
+        if (number <= previous) return false;
+        previous = number;
+    }
+    return log->current == NULL || log->current->number > previous;
+}

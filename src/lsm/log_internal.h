@@ -1,0 +1,137 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * log_internal.h -- struct log, for log.c (appending and writing), log_segment.c (making, recycling
+ * and removing segments), log_recover.c (reading) and their tests.
+ */
+#ifndef DISTKV_LSM_LOG_INTERNAL_H
+#define DISTKV_LSM_LOG_INTERNAL_H
+
+#include "base/buf.h"
+#include "io/file.h"
+#include "io/timer.h"
+#include "lsm/log.h"
+#include "lsm/log_format.h"
+#include "lsm/table.h"
+
+#define LOG_GROUP_BYTES_MAX   KIB(256) /* of one write */
+#define LOG_SEAL_AFTER_NS     NS_PER_MS
+#define LOG_RETRY_NS          NS_PER_S
+#define LOG_RECYCLE_MAX       1u /* besides the one that is ready */
+#define LOG_SEGMENT_BYTES_MIN (8u * LOG_BLOCK_BYTES)
+
+struct log_segment {
+    u64 number;
+    struct io_file *file; /* NULL: not open (an old one that was only read) */
+    u64 end;              /* offset behind the last block that was laid out */
+    u64 written_offset;   /* everything before this was written (GROUP: and is durable) */
+    u64 synced_offset;    /* PERIODIC: everything before this survives power loss */
+    bool header_durable;
+    struct list link; /* log->old or log->recycle */
+};
+
+/* One group: contiguous blocks, one request to the disk. Fixed in memory while it is under way. */
+struct log_write {
+    struct io_op op;
+    struct log *log;
+    struct log_segment *segment;
+    u8 *buffer; /* capacity bytes, aligned */
+    u32 capacity;
+    u32 size;       /* whole blocks */
+    u32 block_used; /* payload bytes in the last block */
+    u64 offset;
+    u64 seq_last; /* of the last record that ends in it; 0: none does */
+    bool header;
+    bool finished;
+    struct list link; /* queued, in_flight or free_writes */
+};
+
+struct log {
+    struct log_config config;
+    char dir[LSM_PATH_BYTES];
+    u32 group_bytes;
+    u64 queue_bytes_max;
+
+    /* segments */
+    struct log_segment *current; /* appended to; NULL: none could be made yet */
+    struct log_segment *writing; /* the one that requests go to: current or one before it */
+    struct log_segment *ready;   /* named, durable, empty: the next one */
+    struct list old;             /* live ones before current, ascending */
+    struct list recycle;         /* released ones whose files wait for a new life */
+    u32 recycle_count;
+    u64 number_next;
+    status make_status; /* of the last attempt to make one */
+    u64 make_retry_ns;
+    u64 started; /* log_segment_started */
+    /* the end of what the next segment follows */
+    u64 tail_number, tail_end, tail_seq;
+    u64 seq_base; /* of the next segment's records: at least tail_seq */
+
+    /* writes */
+    struct log_write *fill; /* being filled, in current; NULL: none */
+    struct list queued;     /* full or ended ones that wait for their turn */
+    struct list in_flight;  /* in the order of submission */
+    u32 in_flight_count;
+    struct list free_writes;
+    u32 free_count;
+    u64 queued_bytes;    /* in fill, queued and in_flight */
+    u64 attested_offset; /* the highest durable_offset in a block of writing */
+    u64 attested_segment;
+    u64 seq_last; /* of the last record appended */
+    u64 durable_seq;
+    u64 synced_seq; /* PERIODIC */
+    bool failed;
+    bool closing;
+    struct io_timer seal_timer;
+
+    /* fibers */
+    u32 fibers;
+    struct fiber_queue fibers_wake;
+    struct fiber_queue make_wake;  /* the maker of segments sleeps here */
+    struct fiber_queue sync_wake;  /* the periodic syncer */
+    struct fiber_queue room_wake;  /* log_wait_room */
+    struct fiber_queue state_wake; /* log_rotate, log_drain: any progress */
+
+    struct log_stats stats;
+};
+
+/* ---- log.c ---- */
+void log_fail(struct log *log, status why, const char *what);
+void log_pump(struct log *log);
+/* Ends current and goes on in ready. ST_NO_MEMORY: no buffer for the header. */
+MUST_CHECK status log_cut(struct log *log);
+
+/* ---- log_segment.c ---- */
+void log_segment_free(struct log *log, struct log_segment *segment);
+MUST_CHECK struct log_segment *log_segment_new(struct log *log, u64 number);
+/* Puts a segment into log->ready. */
+MAY_YIELD MUST_CHECK status log_segment_make(struct log *log);
+void log_make_fiber(void *arg);
+void log_sync_fiber(void *arg);
+/* Keeps the file for a new life or removes it; takes the segment. */
+MAY_YIELD void log_segment_retire(struct log *log, struct log_segment *segment);
+
+/* ---- log_recover.c ---- */
+struct log_reader_report {
+    void (*fn)(void *arg, const char *file, u64 offset, const char *what);
+    void *arg;
+};
+struct log_recovered {
+    u64 *segments; /* started ones, ascending */
+    u32 segment_count, segment_capacity;
+    u64 *ends; /* of each */
+    u32 end_count, end_capacity;
+    u64 *unstarted; /* files that hold nothing: free for recycling */
+    u32 unstarted_count, unstarted_capacity;
+    u64 number_max;
+    u64 tail_number, tail_end, tail_seq, seq_base;
+    u64 records, bytes;
+    u64 files, file_bytes;
+};
+/* repair: files are synced before they are read. replay may be NULL. */
+MAY_YIELD MUST_CHECK status
+log_recover(const char *dir, u64 segment_first, bool repair, struct budget *budget,
+            status (*replay)(void *arg, const struct log_record *record, struct bytes payload),
+            void *arg, const struct log_reader_report *report, struct log_recovered *out);
+void log_recovered_deinit(struct log_recovered *recovered, struct budget *budget);
+
+#endif

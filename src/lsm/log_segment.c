@@ -1,0 +1,297 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * log_segment.c -- where segments come from and go to.
+ *
+ *   l.new --fill, rename--> ready --log_cut--> current --log_cut--> old --log_release--> recycle
+ *                             ^                                                             |
+ *                             +----------------------------- rename to a new number -------+
+ *
+ * Writing into blocks that were never written makes the file system convert extents, at several
+ * times the cost of an overwrite, so segments are filled once and then used again and again. That
+ * happens ahead of need in a fiber of its own: when the log wants the next segment it is there,
+ * under its name, with the directory synced.
+ *
+ * A recycled file gets a number that was never used, which is what makes its old blocks invalid.
+ */
+#include "base/crc.h"
+#include "base/fault.h"
+#include "base/log.h"
+#include "io/io.h"
+#include "lsm/log_internal.h"
+
+/* ---- names ---- */
+
+u32
+log_block_crc(const void *block, u64 segment, u64 offset)
+{
+    u8 place[16];
+    store_u64(place, segment);
+    store_u64(place + 8, offset);
+    u32 seed = crc32c(0, place, sizeof(place));
+    return crc32c(seed, (const u8 *)block + sizeof(u32), LOG_BLOCK_BYTES - sizeof(u32));
+}
+
+static void
+path_join(char *path, const char *dir, const char *name)
+{
+    size_t dir_size = strlen(dir);
+    size_t name_size = strlen(name);
+    CHECK(dir_size + 1 + name_size < LSM_PATH_BYTES);
+    memcpy(path, dir, dir_size);
+    path[dir_size] = '/';
+    memcpy(path + dir_size + 1, name, name_size + 1);
+}
+
+void
+log_path(char *path, const char *dir, u64 segment)
+{
+    static const char digits[] = "0123456789abcdef";
+    char name[LOG_NAME_BYTES + 1];
+    name[0] = 'l';
+    for (u32 i = 0; i < 16; i++)
+        name[1 + i] = digits[segment >> (60 - 4 * i) & 15];
+    name[LOG_NAME_BYTES] = '\0';
+    path_join(path, dir, name);
+}
+
+bool
+log_name_parse(const char *name, u64 *segment_out)
+{
+    if (strlen(name) != LOG_NAME_BYTES || name[0] != 'l') return false;
+    u64 segment = 0;
+    for (u32 i = 1; i < LOG_NAME_BYTES; i++) {
+        char c = name[i];
+        u64 digit;
+        if (c >= '0' && c <= '9')
+            digit = (u64)(c - '0');
+        else if (c >= 'a' && c <= 'f')
+            digit = (u64)(c - 'a') + 10;
+        else
+            return false;
+        segment = segment << 4 | digit;
+    }
+    if (segment == 0) return false;
+    *segment_out = segment;
+    return true;
+}
+
+/* ---- segments in memory ---- */
+
+struct log_segment *
+log_segment_new(struct log *log, u64 number)
+{
+    struct log_segment *segment = mem_alloc_zero(log->config.budget, sizeof(*segment));
+    if (segment == NULL) return NULL;
+    segment->number = number;
+    list_init(&segment->link);
+    return segment;
+}
+
+MAY_YIELD void
+log_segment_free(struct log *log, struct log_segment *segment)
+{
+    io_file_close(segment->file);
+    mem_free(log->config.budget, segment, sizeof(*segment));
+}
+
+/* Opens a released file and sees whether it can serve again: it must have the right size. */
+static MAY_YIELD bool
+segment_reopen(struct log *log, struct log_segment *segment)
+{
+    u64 size = 0;
+    if (segment->file == NULL) {
+        char path[LSM_PATH_BYTES];
+        log_path(path, log->dir, segment->number);
+        if (!ok(io_file_open(path, IO_OPEN_WRITE, &segment->file))) {
+            segment->file = NULL;
+            return false;
+        }
+    }
+    return ok(io_file_size(segment->file, &size)) && size == log->config.segment_bytes;
+}
+
+MAY_YIELD void
+log_segment_retire(struct log *log, struct log_segment *segment)
+{
+    if (!log->failed && log->recycle_count < LOG_RECYCLE_MAX && segment_reopen(log, segment) &&
+        log->recycle_count < LOG_RECYCLE_MAX) {
+        segment->end = 0;
+        segment->written_offset = segment->synced_offset = 0;
+        segment->header_durable = false;
+        list_push_back(&log->recycle, &segment->link);
+        log->recycle_count++;
+        return;
+    }
+    char path[LSM_PATH_BYTES];
+    log_path(path, log->dir, segment->number);
+    log_segment_free(log, segment);
+    status st = io_file_unlink(path);
+    if (!ok(st) && !status_is(st, ST_NOT_FOUND)) {
+        MARK("lsm.log.unlink_failed"); /* removed at the next open: it is below segment_first */
+        log_warning("lsm", "old log segment not removed file=%s error=\"%s\"", path,
+                    status_text(st));
+    }
+}
+
+MAY_YIELD void
+log_release(struct log *log, u64 segment_first)
+{
+    for (;;) {
+        struct list *link = list_first(&log->old);
+        if (link == NULL) break;
+        struct log_segment *segment = list_entry(link, struct log_segment, link);
+        if (segment->number >= segment_first) break;
+        /* Requests to it may still be under way when the caller flushed without rotating. */
+        bool busy = segment == log->writing;
+        list_for_each (in_flight, &log->in_flight) {
+            busy = busy || list_entry(in_flight, struct log_write, link)->segment == segment;
+        }
+        list_for_each (queued, &log->queued) {
+            busy = busy || list_entry(queued, struct log_write, link)->segment == segment;
+        }
+        if (busy) break;
+        list_del(link);
+        log_segment_retire(log, segment);
+    }
+    fiber_queue_wake_all(&log->make_wake);
+}
+
+/* ---- making one ---- */
+
+/* A new file under a temporary name, written once from end to end. */
+static MAY_YIELD status
+file_make(struct log *log, const char *path, struct io_file **out)
+{
+    status st = io_file_unlink(path); /* of an earlier attempt */
+    if (!ok(st) && !status_is(st, ST_NOT_FOUND)) return st;
+    struct io_file *file;
+    st = io_file_open(path, IO_OPEN_WRITE | IO_OPEN_CREATE, &file);
+    if (!ok(st)) return st;
+    st = io_file_fill(file, log->config.segment_bytes);
+    if (ok(st)) {
+        *out = file;
+        return ST_OK;
+    }
+    MARK("lsm.log.fill_failed");
+    io_file_close(file);
+    status removed = io_file_unlink(path);
+    if (!ok(removed))
+        log_warning("lsm", "unfinished log segment not removed file=%s error=\"%s\"", path,
+                    status_text(removed));
+    return st;
+}
+
+MAY_YIELD status
+log_segment_make(struct log *log)
+{
+    CHECK(log->ready == NULL);
+    char from[LSM_PATH_BYTES], to[LSM_PATH_BYTES];
+    u64 number = log->number_next++; /* spent, whatever comes */
+    log_path(to, log->dir, number);
+
+    struct log_segment *segment = NULL;
+    status st = ST_OK;
+    struct list *link = list_pop_front(&log->recycle);
+    if (link != NULL) {
+        MARK("lsm.log.recycled");
+        log->recycle_count--;
+        segment = list_entry(link, struct log_segment, link);
+        log_path(from, log->dir, segment->number);
+    } else {
+        segment = log_segment_new(log, number);
+        if (segment == NULL) return ST_NO_MEMORY;
+        path_join(from, log->dir, LOG_TEMPORARY);
+        st = file_make(log, from, &segment->file);
+    }
+    if (ok(st)) {
+        st = io_file_rename(from, to);
+        if (ok(st)) st = io_dir_sync(log->dir);
+        if (!ok(st)) {
+            /* Which name it has is not known: let go of both. What lies under a number that was
+             * never begun is ignored by recovery. */
+            MARK("lsm.log.rename_failed");
+            io_file_close(segment->file);
+            segment->file = NULL;
+            (void)ok(io_file_unlink(from));
+            (void)ok(io_file_unlink(to));
+        }
+    }
+    if (!ok(st)) {
+        log_segment_free(log, segment);
+        return st;
+    }
+    segment->number = number;
+    log->ready = segment;
+    return ST_OK;
+}
+
+static void
+fiber_end(struct log *log)
+{
+    log->fibers--;
+    fiber_queue_wake_all(&log->fibers_wake);
+}
+
+/* Keeps one segment ready. */
+MAY_YIELD void
+log_make_fiber(void *arg)
+{
+    struct log *log = arg;
+    while (!log->closing && !log->failed) {
+        u64 now = io_now_ns();
+        if (log->ready != NULL) {
+            (void)fiber_queue_wait(&log->make_wake, FIBER_FOREVER);
+            continue;
+        }
+        if (!ok(log->make_status) && now < log->make_retry_ns && list_empty(&log->recycle)) {
+            (void)fiber_queue_wait(&log->make_wake, log->make_retry_ns);
+            continue;
+        }
+        status st = log_segment_make(log);
+        if (!ok(st)) {
+            if (ok(log->make_status))
+                log_warning("lsm",
+                            "no new log segment, trying again each second dir=%s "
+                            "error=\"%s\"",
+                            log->dir, status_text(st));
+            log->make_retry_ns = io_now_ns() + LOG_RETRY_NS;
+        } else if (!ok(log->make_status)) {
+            MARK("lsm.log.space_returned");
+            log_info("lsm", "log segments can be made again dir=%s", log->dir);
+        }
+        log->make_status = st;
+        fiber_queue_wake_all(&log->room_wake);
+        fiber_queue_wake_all(&log->state_wake);
+    }
+    fiber_end(log);
+}
+
+/* PERIODIC: syncs each interval, and at once when a change of segments waits for it. */
+MAY_YIELD void
+log_sync_fiber(void *arg)
+{
+    struct log *log = arg;
+    while (!log->closing && !log->failed) {
+        u64 interval = (u64)MAX(log->config.sync_interval_ms, 1u) * NS_PER_MS;
+        (void)fiber_queue_wait(&log->sync_wake, io_now_ns() + interval);
+        struct log_segment *segment = log->writing;
+        if (log->closing || log->failed || segment == NULL ||
+            segment->synced_offset >= segment->written_offset)
+            continue;
+        u64 offset = segment->written_offset;
+        u64 seq = log->durable_seq;
+        status st = io_file_sync(segment->file);
+        if (!ok(st)) {
+            MARK("lsm.log.sync_failed");
+            log_fail(log, st, "sync");
+            break;
+        }
+        /* segment is still the one: the next header waits for synced_offset. */
+        CHECK(segment == log->writing);
+        segment->synced_offset = offset;
+        log->synced_seq = seq;
+        log_pump(log);
+        if (!log->closing) io_timer_arm(&log->seal_timer, io_now_ns() + LOG_SEAL_AFTER_NS);
+    }
+    fiber_end(log);
+}

@@ -1,0 +1,746 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * test_log.c -- the log on the simulated disk: power cuts and failures at every request, damage at
+ * every byte. The model is two numbers: the last record that was handed over, and the last one that
+ * was told durable. What recovery yields must begin at the first record, have no gap, and end
+ * between the two.
+ */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+
+#include <cmocka.h>
+
+#include "base/prng.h"
+#include "io/file.h"
+#include "io/io.h"
+#include "io/sim.h"
+#include "lsm/log_internal.h"
+
+#define DIR "/log"
+
+struct model {
+    /* what to do */
+    struct log_config config;
+    u64 segment_first;
+    u32 records;  /* how many to append */
+    u32 size_max; /* of a payload */
+    u64 seed;
+    u32 pause_every; /* appends between waits for durability; 0: never */
+    bool idle;       /* wait for the seal before the end */
+    bool rotate_release;
+    /* what happened */
+    u64 appended, durable;
+    u64 recovered_first, recovered; /* by the last opening */
+    bool failed, failed_callback;
+    status open_status;
+    struct log *log;
+    u64 segment_rotated;
+};
+
+static void
+on_durable(void *arg, u64 seq, bool failed)
+{
+    struct model *model = arg;
+    CHECK(seq >= model->durable);
+    CHECK(seq <= model->appended);
+    if (model->failed_callback) CHECK(false);
+    model->durable = seq;
+    if (failed) model->failed_callback = true;
+}
+
+/* Every byte of a record follows from its number. */
+static u32
+record_make(u64 seed, u64 seq, u32 size_max, u8 *out)
+{
+    struct prng prng;
+    prng_init(&prng, seed * 1000003 + seq);
+    u32 size = (u32)prng_range(&prng, 1, size_max);
+    for (u32 i = 0; i < size; i++)
+        out[i] = (u8)(seq + i * 31);
+    return size;
+}
+
+static status
+on_replay(void *arg, const struct log_record *record, struct bytes payload)
+{
+    struct model *model = arg;
+    if (model->recovered_first == 0) model->recovered_first = record->seq_first;
+    if (model->recovered != 0) CHECK(record->seq_first == model->recovered + 1);
+    static u8 expected[1 << 21];
+    u32 size = record_make(model->seed, record->seq_first, model->size_max, expected);
+    CHECK(bytes_equal(payload, BYTES(expected, size)));
+    CHECK(record->version == record->seq_first * 10);
+    model->recovered = record->seq_first + record->count - 1;
+    return ST_OK;
+}
+
+static status
+open_log(struct model *model)
+{
+    status st = io_dir_make(DIR);
+    if (!ok(st) && !status_is(st, ST_EXISTS)) return st;
+    st = io_dir_sync("/");
+    if (!ok(st)) return st;
+    model->config.dir = DIR;
+    model->config.budget = io_budget();
+    model->config.durable = on_durable;
+    model->config.arg = model;
+    model->recovered = model->recovered_first = 0;
+    model->failed_callback = false;
+    u64 durable = model->durable;
+    model->durable = 0;
+    st = log_open(&model->config, model->segment_first, on_replay, &model->log);
+    model->open_status = st;
+    model->durable = MAX(durable, model->durable);
+    if (ok(st)) CHECK(log_check(model->log));
+    return st;
+}
+
+static status
+append_some(struct model *model)
+{
+    static u8 payload[1 << 21];
+    for (u32 i = 0; i < model->records; i++) {
+        u64 seq = model->appended + 1;
+        struct log_record record = {
+            .kind = LOG_RECORD_BATCH, .seq_first = seq, .version = seq * 10, .count = 1};
+        u32 size = record_make(model->seed, seq, model->size_max, payload);
+        model->appended = seq; /* it may become durable inside the call's turn */
+        status st = log_append(model->log, &record, BYTES(payload, size));
+        while (status_is(st, ST_WOULD_WAIT)) {
+            log_wait_room(model->log);
+            st = log_append(model->log, &record, BYTES(payload, size));
+        }
+        if (!ok(st)) {
+            model->appended = seq - 1;
+            model->failed = true;
+            return st;
+        }
+        CHECK(log_check(model->log));
+        if (model->pause_every != 0 && i % model->pause_every == 0) {
+            while (!log_failed(model->log) && log_durable_seq(model->log) < seq)
+                fiber_sleep_ns(10 * NS_PER_US);
+        }
+        if (model->rotate_release && i % 7 == 6) {
+            st = log_rotate(model->log, &model->segment_rotated);
+            if (!ok(st)) {
+                model->failed = true;
+                return st;
+            }
+        }
+    }
+    return ST_OK;
+}
+
+static status
+writer(void *arg)
+{
+    struct model *model = arg;
+    status st = open_log(model);
+    if (!ok(st)) return st;
+    model->appended = model->recovered != 0 ? model->recovered : model->appended;
+    st = append_some(model);
+    if (ok(st)) log_drain(model->log);
+    if (ok(st) && model->idle) fiber_sleep_ns(20 * NS_PER_MS);
+    log_close(model->log);
+    return model->failed ? ST_OK : st;
+}
+
+static status
+reader(void *arg)
+{
+    struct model *model = arg;
+    status st = open_log(model);
+    if (ok(st)) log_close(model->log);
+    return st;
+}
+
+static struct model
+model_make(u64 seed, u32 records, u32 size_max)
+{
+    return (struct model){
+        .seed = seed,
+        .records = records,
+        .size_max = size_max,
+        .config = {.durability = LSM_DURABILITY_GROUP,
+                   .sync_interval_ms = 5,
+                   .segment_bytes = 16 * LOG_BLOCK_BYTES},
+    };
+}
+
+/* The heart of it: nothing durable is lost, nothing comes back that was not there. */
+static void
+check_recovered(const struct model *model)
+{
+    assert_true(ok(model->open_status));
+    assert_true(model->recovered >= model->durable);
+    assert_true(model->recovered <= model->appended);
+    if (model->recovered > 0) assert_int_equal(model->recovered_first, 1);
+}
+
+static void
+records_of_all_sizes_come_back(void **state)
+{
+    (void)state;
+    for (u64 seed = 1; seed <= 8; seed++) {
+        struct sim_options options;
+        sim_options_default(&options, seed);
+        struct sim *sim = sim_new(&options);
+        struct model model = model_make(seed, 300, seed % 2 == 0 ? 200 : 9000);
+        assert_true(ok(sim_run(sim, 1, writer, &model)));
+        assert_int_equal(model.durable, 300);
+        model.records = 100;
+        assert_true(ok(sim_run(sim, 1, writer, &model)));
+        assert_int_equal(model.recovered, 300);
+        assert_true(ok(sim_run(sim, 1, reader, &model)));
+        assert_int_equal(model.recovered, 400);
+        check_recovered(&model);
+        sim_free(sim);
+    }
+}
+
+static void
+records_larger_than_a_write_come_back(void **state)
+{
+    (void)state;
+    struct sim_options options;
+    sim_options_default(&options, 3);
+    struct sim *sim = sim_new(&options);
+    struct model model = model_make(3, 12, 1500000);
+    model.config.segment_bytes = MIB(4);
+    assert_true(ok(sim_run(sim, 1, writer, &model)));
+    assert_true(ok(sim_run(sim, 1, reader, &model)));
+    assert_int_equal(model.recovered, 12);
+    sim_free(sim);
+}
+
+/* Power fails at the n-th request, for every n; then again while recovery runs; then it must
+ * open. */
+static void
+power_cuts(u64 seed, bool pause, enum lsm_durability durability, bool second_cut)
+{
+    for (u64 n = 0;; n++) {
+        struct sim_options options;
+        sim_options_default(&options, seed + n);
+        options.disk.torn_ppm = n % 2 == 0 ? 300000 : 0;
+        struct sim *sim = sim_new(&options);
+        struct model model = model_make(seed, 40, 6000);
+        model.config.durability = durability;
+        model.pause_every = pause ? 3 : 0;
+        sim_crash_at(sim, SIM_POINT_IO, n);
+        status st = sim_run(sim, 1, writer, &model);
+        bool cut = sim_crashed(sim);
+        assert_true(cut ? status_is(st, ST_CANCELED) : ok(st));
+        if (durability == LSM_DURABILITY_PERIODIC) model.durable = 0; /* not promised */
+        if (second_cut && cut) {
+            sim_crash_at(sim, SIM_POINT_IO, 3 + n % 11);
+            (void)ok(sim_run(sim, 1, reader, &model));
+            if (!sim_crashed(sim)) check_recovered(&model);
+        }
+        sim_faults_clear(sim);
+        st = sim_run(sim, 1, reader, &model);
+        if (!ok(st)) {
+            sim_log_dump(sim);
+            print_message("seed %llu cut at %llu\n", (unsigned long long)seed,
+                          (unsigned long long)n);
+        }
+        assert_true(ok(st));
+        check_recovered(&model);
+        /* And it takes more, which come back after what was there. */
+        model.appended = model.recovered;
+        model.durable = model.recovered;
+        model.records = 5;
+        assert_true(ok(sim_run(sim, 1, writer, &model)));
+        assert_true(ok(sim_run(sim, 1, reader, &model)));
+        assert_int_equal(model.recovered, model.appended);
+        sim_free(sim);
+        if (!cut) break;
+    }
+}
+
+static void
+no_power_cut_takes_what_was_durable(void **state)
+{
+    (void)state;
+    power_cuts(1, false, LSM_DURABILITY_GROUP, false);
+    power_cuts(2, true, LSM_DURABILITY_GROUP, false);
+}
+
+static void
+a_second_cut_during_recovery_takes_nothing_either(void **state)
+{
+    (void)state;
+    power_cuts(3, false, LSM_DURABILITY_GROUP, true);
+    power_cuts(4, true, LSM_DURABILITY_GROUP, true);
+}
+
+static void
+periodic_loses_at_most_the_last_interval_and_never_reports_damage(void **state)
+{
+    (void)state;
+    power_cuts(5, false, LSM_DURABILITY_PERIODIC, false);
+    power_cuts(6, true, LSM_DURABILITY_PERIODIC, true);
+}
+
+/* The n-th request fails: the log fails for good, and what was durable is there afterwards. */
+static void
+every_failed_request_is_survived(void **state)
+{
+    (void)state;
+    for (u64 n = 0;; n++) {
+        struct sim_options options;
+        sim_options_default(&options, n);
+        struct sim *sim = sim_new(&options);
+        struct model model = model_make(7, 40, 6000);
+        model.pause_every = 4;
+        sim_fail_at(sim, SIM_POINT_IO, n, 1, ST_IO_ERROR);
+        (void)ok(sim_run(sim, 1, writer, &model));
+        bool failed = sim_failed(sim);
+        sim_faults_clear(sim);
+        status st = sim_run(sim, 1, reader, &model);
+        if (!ok(st)) sim_log_dump(sim);
+        assert_true(ok(st));
+        assert_true(model.recovered >= model.durable);
+        sim_free(sim);
+        if (!failed) break;
+    }
+}
+
+static status
+poison_body(void *arg)
+{
+    struct sim *sim = arg;
+    struct model model = model_make(9, 10, 100);
+    status st = open_log(&model);
+    if (!ok(st)) return st;
+    st = append_some(&model);
+    CHECK(ok(st));
+    log_drain(model.log);
+    u64 durable = log_durable_seq(model.log);
+    CHECK(durable == 10);
+    fiber_sleep_ns(10 * NS_PER_MS); /* the seal is written */
+    sim_fail_at(sim, SIM_POINT_WRITE, 0, 1, ST_IO_ERROR);
+    model.records = 1;
+    st = append_some(&model);
+    CHECK(ok(st));
+    log_drain(model.log);
+    CHECK(log_failed(model.log) && model.failed_callback);
+    sim_faults_clear(sim);
+    fiber_sleep_ns(10 * NS_PER_MS);
+    CHECK(log_durable_seq(model.log) == durable); /* W4: not even when the disk is well again */
+    struct log_record record = {.kind = LOG_RECORD_BATCH, .seq_first = 12, .count = 1};
+    CHECK(status_is(log_append(model.log, &record, BYTES("x", 1)), ST_READ_ONLY));
+    u64 segment;
+    CHECK(status_is(log_rotate(model.log, &segment), ST_READ_ONLY));
+    log_close(model.log);
+    return ST_OK;
+}
+
+static void
+a_failed_write_fails_the_log_for_good(void **state)
+{
+    (void)state;
+    struct sim_options options;
+    sim_options_default(&options, 1);
+    struct sim *sim = sim_new(&options);
+    assert_true(ok(sim_run(sim, 1, poison_body, sim)));
+    sim_free(sim);
+}
+
+/* ---- damage ---- */
+
+static char segments[16][64];
+static u32 segment_count;
+
+static void
+file_each(void *arg, const char *path)
+{
+    (void)arg;
+    if (strncmp(path, DIR "/l", 6) != 0) return;
+    assert_true(segment_count < ARRAY_COUNT(segments));
+    snprintf(segments[segment_count++], sizeof(segments[0]), "%s", path);
+}
+
+static void
+segments_list(struct sim_disk *disk)
+{
+    segment_count = 0;
+    sim_disk_each_file(disk, file_each, NULL);
+}
+
+static u64 damage_reports;
+static u64 damage_offset;
+
+static void
+on_damage(void *arg, const char *file, u64 offset, const char *what)
+{
+    (void)arg;
+    CHECK(file != NULL && what != NULL);
+    damage_reports++;
+    damage_offset = offset;
+}
+
+/* What recovery would yield, without changing anything. */
+static status
+look(struct model *model)
+{
+    struct log_recovered found = {0};
+    struct log_reader_report report = {.fn = on_damage};
+    model->recovered = model->recovered_first = 0;
+    status st = log_recover(DIR, model->segment_first, false, io_budget(), on_replay, model,
+                            &report, &found);
+    log_recovered_deinit(&found, io_budget());
+    return st;
+}
+
+struct flips {
+    struct model model;
+    struct sim_disk *disk;
+    u32 step;
+    u64 detected, harmless;
+};
+
+static status
+flip_body(void *arg)
+{
+    struct flips *flips = arg;
+    status st = look(&flips->model);
+    CHECK(ok(st) && flips->model.recovered == flips->model.durable);
+    for (u32 i = 0; i < segment_count; i++) {
+        u64 size = 0;
+        st = sim_disk_file_size(flips->disk, segments[i], &size);
+        CHECK(ok(st));
+        for (u64 at = 0; at < size; at += flips->step) {
+            u8 mask = (u8)(1u << at % 8);
+            st = sim_disk_flip(flips->disk, segments[i], at, mask);
+            CHECK(ok(st));
+            st = look(&flips->model);
+            if (status_is(st, ST_CORRUPT)) {
+                flips->detected++;
+            } else {
+                CHECK(ok(st) && flips->model.recovered == flips->model.durable);
+                flips->harmless++;
+            }
+            st = sim_disk_flip(flips->disk, segments[i], at, mask);
+            CHECK(ok(st));
+        }
+    }
+    CHECK(ok(look(&flips->model)));
+    return ST_OK;
+}
+
+/* One bit in every byte, one at a time: recovery says so, or nothing acknowledged was in it. */
+static void
+damage_at_every_byte_is_found_or_harmless(void **state)
+{
+    (void)state;
+    for (u32 clean = 0; clean < 2; clean++) {
+        struct sim_options options;
+        sim_options_default(&options, 5);
+        struct sim *sim = sim_new(&options);
+        struct sim_node *node = sim_node_new(sim, "10.0.0.1");
+        struct flips flips = {.model = model_make(5, 12, 3000), .step = 1};
+        flips.model.config.segment_bytes = 8 * LOG_BLOCK_BYTES;
+        flips.model.idle = clean == 0;
+        assert_true(ok(sim_run(sim, 1, writer, &flips.model)));
+        assert_int_equal(flips.model.durable, 12);
+        flips.disk = sim_node_disk(node);
+        segments_list(flips.disk);
+        assert_true(segment_count >= 2);
+        assert_true(ok(sim_run(sim, 1, flip_body, &flips)));
+        assert_true(flips.detected > 3 * LOG_BLOCK_BYTES);
+        sim_free(sim);
+    }
+}
+
+static status
+unlink_body(void *arg)
+{
+    status st = io_file_unlink(arg);
+    return ok(st) ? io_dir_sync(DIR) : st;
+}
+
+static status
+truncate_body(void *arg)
+{
+    struct io_file *file;
+    status st = io_file_open(arg, IO_OPEN_WRITE, &file);
+    if (!ok(st)) return st;
+    st = io_file_truncate(file, 2 * LOG_BLOCK_BYTES);
+    if (ok(st)) st = io_file_sync(file);
+    io_file_close(file);
+    return st;
+}
+
+static status
+look_body(void *arg)
+{
+    return look(arg);
+}
+
+static void
+a_lost_or_shortened_segment_is_damage(void **state)
+{
+    (void)state;
+    for (u32 which = 0; which < 4; which++) {
+        struct sim_options options;
+        sim_options_default(&options, 6);
+        struct sim *sim = sim_new(&options);
+        struct sim_node *node = sim_node_new(sim, "10.0.0.1");
+        struct model model = model_make(6, 60, 3000);
+        assert_true(ok(sim_run(sim, 1, writer, &model)));
+        segments_list(sim_node_disk(node));
+        assert_true(segment_count >= 3);
+        char *victim = segments[which / 2]; /* the first, or one in the middle */
+        assert_true(ok(sim_run(sim, 1, which % 2 == 0 ? unlink_body : truncate_body, victim)));
+        status st = sim_run(sim, 1, reader, &model);
+        assert_true(status_is(st, ST_CORRUPT));
+        assert_true(sim_log_contains(sim, victim));
+        sim_free(sim);
+    }
+}
+
+static void
+verification_names_the_damaged_block(void **state)
+{
+    (void)state;
+    struct sim_options options;
+    sim_options_default(&options, 6);
+    struct sim *sim = sim_new(&options);
+    struct sim_node *node = sim_node_new(sim, "10.0.0.1");
+    struct model model = model_make(6, 60, 3000);
+    assert_true(ok(sim_run(sim, 1, writer, &model)));
+    damage_reports = 0;
+    segments_list(sim_node_disk(node));
+    assert_true(ok(sim_disk_flip(sim_node_disk(node), segments[0], 3 * LOG_BLOCK_BYTES + 77, 4)));
+    assert_true(status_is(sim_run(sim, 1, look_body, &model), ST_CORRUPT));
+    assert_int_equal(damage_reports, 1);
+    assert_int_equal(damage_offset, 3 * LOG_BLOCK_BYTES);
+    sim_free(sim);
+}
+
+/* ---- segments ---- */
+
+static status
+recycle_body(void *arg)
+{
+    struct model *model = arg;
+    status st = open_log(model);
+    if (!ok(st)) return st;
+    for (u32 round = 0; round < 30; round++) {
+        st = append_some(model);
+        CHECK(ok(st));
+        st = log_rotate(model->log, &model->segment_first);
+        CHECK(ok(st));
+        CHECK(log_durable_seq(model->log) == model->appended); /* the header is a barrier */
+        log_release(model->log, model->segment_first);
+        struct log_stats stats;
+        log_stats(model->log, &stats);
+        CHECK(stats.segments <= 5);
+    }
+    log_close(model->log);
+    return ST_OK;
+}
+
+static void
+recycled_segments_never_show_their_past(void **state)
+{
+    (void)state;
+    struct sim_options options;
+    sim_options_default(&options, 8);
+    struct sim *sim = sim_new(&options);
+    struct model model = model_make(8, 20, 2000);
+    assert_true(ok(sim_run(sim, 1, recycle_body, &model)));
+    assert_true(sim_mark_count(sim, "lsm.log.recycled") > 10);
+    /* Everything was released, so there is nothing to replay: old records must not be seen. */
+    struct model after = model_make(8, 3, 2000);
+    after.segment_first = model.segment_first;
+    after.appended = after.durable = model.appended;
+    assert_true(ok(sim_run(sim, 1, reader, &after)));
+    assert_int_equal(after.recovered, 0);
+    sim_free(sim);
+}
+
+struct space {
+    struct sim_disk *disk;
+    struct model model;
+};
+
+static status
+space_body(void *arg)
+{
+    struct space *space = arg;
+    struct model *model = &space->model;
+    status st = open_log(model);
+    if (!ok(st)) return st;
+    fiber_sleep_ns(NS_PER_MS);
+    sim_disk_capacity_set(space->disk, 1);
+    st = append_some(model);
+    CHECK(status_is(st, ST_NO_SPACE) && log_no_space(model->log) && !log_failed(model->log));
+    log_drain(model->log);
+    CHECK(log_durable_seq(model->log) == model->appended); /* what was taken is safe */
+    u64 segment;
+    CHECK(status_is(log_rotate(model->log, &segment), ST_NO_SPACE));
+    sim_disk_capacity_set(space->disk, GIB(1));
+    fiber_sleep_ns(2 * NS_PER_S);
+    CHECK(!log_no_space(model->log));
+    model->failed = false;
+    st = append_some(model);
+    CHECK(ok(st));
+    log_close(model->log);
+    return ST_OK;
+}
+
+static void
+a_full_disk_refuses_and_goes_on_when_there_is_space(void **state)
+{
+    (void)state;
+    struct sim_options options;
+    sim_options_default(&options, 8);
+    struct sim *sim = sim_new(&options);
+    struct sim_node *node = sim_node_new(sim, "10.0.0.1");
+    struct space space = {.disk = sim_node_disk(node), .model = model_make(8, 100, 3000)};
+    assert_true(ok(sim_run(sim, 1, space_body, &space)));
+    assert_true(sim_mark_count(sim, "lsm.log.space_returned") > 0);
+    assert_true(ok(sim_run(sim, 1, reader, &space.model)));
+    assert_int_equal(space.model.recovered, space.model.appended);
+    sim_free(sim);
+}
+
+static void
+a_full_disk_does_not_keep_a_log_from_opening(void **state)
+{
+    (void)state;
+    struct sim_options options;
+    sim_options_default(&options, 9);
+    struct sim *sim = sim_new(&options);
+    struct sim_node *node = sim_node_new(sim, "10.0.0.1");
+    struct model model = model_make(9, 100, 3000);
+    assert_true(ok(sim_run(sim, 1, writer, &model)));
+    sim_disk_capacity_set(sim_node_disk(node), 1);
+    assert_true(ok(sim_run(sim, 1, reader, &model)));
+    assert_int_equal(model.recovered, 100);
+    assert_true(ok(sim_run(sim, 1, reader, &model)));
+    sim_disk_capacity_set(sim_node_disk(node), GIB(1));
+    assert_true(ok(sim_run(sim, 1, writer, &model)));
+    sim_free(sim);
+}
+
+static status
+kill_body(void *arg)
+{
+    struct model *model = arg;
+    status st = open_log(model);
+    if (!ok(st)) return st;
+    st = append_some(model);
+    CHECK(ok(st));
+    log_drain(model->log);
+    io_stop();
+    for (;;)
+        fiber_sleep_ns(NS_PER_S); /* until the power is cut */
+}
+
+static void
+kill_now(void *arg)
+{
+    sim_node_crash(arg);
+}
+
+static void
+periodic_survives_a_killed_process(void **state)
+{
+    (void)state;
+    struct sim_options options;
+    sim_options_default(&options, 10);
+    options.disk.crash_keeps_all = true;
+    struct sim *sim = sim_new(&options);
+    struct sim_node *node = sim_node_new(sim, "10.0.0.1");
+    struct model model = model_make(10, 30, 3000);
+    model.config.durability = LSM_DURABILITY_PERIODIC;
+    model.config.sync_interval_ms = 10000;
+    sim_at(sim, 3 * NS_PER_S, kill_now, node);
+    assert_true(status_is(sim_run(sim, 1, kill_body, &model), ST_CANCELED));
+    assert_int_equal(model.durable, 30);
+    assert_true(ok(sim_run(sim, 1, reader, &model)));
+    assert_int_equal(model.recovered, 30);
+    sim_free(sim);
+}
+
+static void
+names_are_parsed_strictly(void **state)
+{
+    (void)state;
+    u64 number = 0;
+    assert_true(log_name_parse("l00000000000000ff", &number));
+    assert_int_equal(number, 255);
+    const char *bad[] = {"",
+                         "l",
+                         "l0000000000000000",
+                         "l00000000000000FF",
+                         "l00000000000000f",
+                         "t00000000000000ff",
+                         "l00000000000000ff0",
+                         "l.new"};
+    for (u32 i = 0; i < ARRAY_COUNT(bad); i++)
+        assert_false(log_name_parse(bad[i], &number));
+    char path[LSM_PATH_BYTES];
+    log_path(path, "/a", 0xabc);
+    assert_string_equal(path, "/a/l0000000000000abc");
+}
+
+/* Rare paths made common: seeds with BUGGIFY, disk errors and a cut at a random request. */
+static void
+swarm(void **state)
+{
+    (void)state;
+    for (u64 seed = 100; seed < 400; seed++) {
+        struct sim_options options;
+        sim_options_swarm(&options, seed);
+        options.disk.sync_error_ppm = options.disk.read_error_ppm = 0;
+        struct sim *sim = sim_new(&options);
+        struct prng prng;
+        prng_init(&prng, seed);
+        struct model model =
+            model_make(seed, (u32)prng_range(&prng, 1, 80), (u32)prng_range(&prng, 1, 9000));
+        model.pause_every = (u32)prng_below(&prng, 5);
+        model.rotate_release = prng_chance(&prng, 1, 3);
+        sim_crash_at(sim, SIM_POINT_IO, prng_below(&prng, 80));
+        (void)ok(sim_run(sim, 1, writer, &model));
+        sim_faults_clear(sim);
+        status st = sim_run(sim, 1, reader, &model);
+        if (!ok(st) && !status_is(st, ST_IO_ERROR)) {
+            print_message("seed %llu\n", (unsigned long long)seed);
+            sim_log_dump(sim);
+        }
+        assert_true(ok(st) || status_is(st, ST_IO_ERROR));
+        if (ok(st)) assert_true(model.recovered >= model.durable);
+        sim_free(sim);
+    }
+}
+
+int
+main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(records_of_all_sizes_come_back),
+        cmocka_unit_test(records_larger_than_a_write_come_back),
+        cmocka_unit_test(a_failed_write_fails_the_log_for_good),
+        cmocka_unit_test(no_power_cut_takes_what_was_durable),
+        cmocka_unit_test(a_second_cut_during_recovery_takes_nothing_either),
+        cmocka_unit_test(periodic_loses_at_most_the_last_interval_and_never_reports_damage),
+        cmocka_unit_test(periodic_survives_a_killed_process),
+        cmocka_unit_test(every_failed_request_is_survived),
+        cmocka_unit_test(damage_at_every_byte_is_found_or_harmless),
+        cmocka_unit_test(a_lost_or_shortened_segment_is_damage),
+        cmocka_unit_test(verification_names_the_damaged_block),
+        cmocka_unit_test(recycled_segments_never_show_their_past),
+        cmocka_unit_test(a_full_disk_refuses_and_goes_on_when_there_is_space),
+        cmocka_unit_test(a_full_disk_does_not_keep_a_log_from_opening),
+        cmocka_unit_test(names_are_parsed_strictly),
+        cmocka_unit_test(swarm),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
