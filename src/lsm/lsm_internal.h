@@ -41,8 +41,8 @@
 #define LSM_WRITE_MARKS 1024u
 
 struct lsm_keyspace {
-    struct memtable *active;   /* NULL: nothing written since the last switch */
-    struct memtable *flushing; /* immutable; NULL: none */
+    struct memtable *active;     /* NULL: nothing written since the last switch */
+    struct memtable *flushing;   /* immutable; NULL: none */
     u64 put_count, delete_count; /* since opening: for estimates */
 };
 
@@ -85,30 +85,30 @@ struct lsm {
         u64 seq; /* exact while lsm->seq_last is this */
         u64 count;
     } count_known[LIMIT_KEYSPACES]; /* scan.c: what lsm_count_exact found last */
-    struct list snapshots;      /* struct lsm_snapshot, ascending by seq */
-    u64 *snapshot_seqs;         /* the same as an array, rebuilt when asked for */
+    struct list snapshots;          /* struct lsm_snapshot, ascending by seq */
+    u64 *snapshot_seqs;             /* the same as an array, rebuilt when asked for */
     u32 snapshot_count, snapshot_capacity;
     bool snapshot_seqs_stale;
-    struct list scans;          /* struct lsm_scan, by its own link: scan.c */
+    struct list scans; /* struct lsm_scan, by its own link: scan.c */
     u32 write_marks[LSM_WRITE_MARKS];
-    u32 range_marks;            /* range deletes so far */
-    struct fiber_gate gate;     /* every call that may yield is inside */
-    u8 *try_buffer;             /* LSM_TRY_BYTES: what lsm_get_try returns from a block */
+    u32 range_marks;        /* range deletes so far */
+    struct fiber_gate gate; /* every call that may yield is inside */
+    u8 *try_buffer;         /* LSM_TRY_BYTES: what lsm_get_try returns from a block */
 
     /* writers and flushing */
-    u64 admit_ns;                    /* when the next write may enter, under compaction pressure */
+    u64 admit_ns; /* when the next write may enter, under compaction pressure */
     bool flush_wanted, flush_running;
-    bool replaying;                  /* inside lsm_open: the log is being read */
+    bool replaying; /* inside lsm_open: the log is being read */
     bool stopping;
     struct levels_state flush_state;    /* what the manifest says */
     struct levels_state flushing_state; /* what it will say after the flush of the flushing set */
     bool flushing;                      /* there is such a set, be it only of range deletes */
-    struct fiber_queue flush_wake;   /* the flush fiber waits here */
-    struct fiber_queue room_wake;    /* writers wait for a memtable here */
-    struct fiber_queue flushed_wake; /* lsm_flush waits here */
+    struct fiber_queue flush_wake;      /* the flush fiber waits here */
+    struct fiber_queue room_wake;       /* writers wait for a memtable here */
+    struct fiber_queue flushed_wake;    /* lsm_flush waits here */
     struct fiber_queue durable_wake;
-    struct fiber_queue stop_wake;    /* the tending fiber, and a flush that waits to retry */
-    u32 fibers;                      /* own background fibers that run */
+    struct fiber_queue stop_wake; /* the tending fiber, and a flush that waits to retry */
+    u32 fibers;                   /* own background fibers that run */
     struct fiber_queue fibers_wake;
 
     /* state */
@@ -123,7 +123,7 @@ struct lsm {
     /* figures */
     struct lsm_stats stats; /* the counters that lsm.c itself keeps */
     u64 writes_at_disk_check;
-    u64 cache_row_share;    /* of 1024: how the caches share what is left */
+    u64 cache_row_share;                  /* of 1024: how the caches share what is left */
     u64 cache_row_hits, cache_block_hits; /* at the last look */
 };
 

@@ -1,0 +1,568 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * lsm.c -- a store from opening to closing: recovery, state, memory, figures, verification.
+ *
+ *   lsm_open:   levels_open (manifest, tables)  ->  log_open (replay into memtables, flushing when
+ *               they are full)  ->  levels_collect_orphans  ->  levels_start, own fibers
+ *   lsm_close:  no new users, the old ones leave  ->  own fibers end  ->  levels_stop  ->  flush
+ *               ->  levels_close, log_close
+ *
+ * State has one setter, lsm_state_update:
+ *
+ *   OK  <-->  NO_SPACE      while a flush, a compaction or the disk reserve wants space
+ *   OK, NO_SPACE --> FAILED the log or the manifest failed; for good. Reads go on.
+ *
+ * Memory of a store of M bytes: memtables (active, flushing, and held by readers) at most M / 4;
+ * log groups at most M / 16; an eighth is left to what comes and goes (cursors, compaction,
+ * flushes); indexes and filters take what they need; the two caches have the rest and shrink when
+ * that does.
+ */
+#include "base/fault.h"
+#include "base/log.h"
+#include "io/file.h"
+#include "io/io.h"
+#include "lsm/lsm_internal.h"
+
+#define TEND_INTERVAL_NS   (100 * NS_PER_MS)
+#define DISK_CHECK_TICKS   10u /* of the above */
+#define MEMTABLE_BYTES_MIN KIB(128)
+#define MEMTABLE_BYTES_MAX MIB(128)
+#define SEGMENT_BYTES_MIN  MIB(16)
+#define SEGMENT_BYTES_MAX  MIB(64)
+#define CACHE_SHARE_WHOLE  1024u
+#define CACHE_SHARE_START  768u
+#define CACHE_SHARE_STEP   16u
+#define CACHE_SHARE_MIN    128u
+#define CACHE_SHARE_MAX    960u
+#define CACHE_BYTES_MIN    KIB(64)
+
+void
+lsm_options_default(struct lsm_options *options)
+{
+    *options = (struct lsm_options){
+        .durability = LSM_DURABILITY_GROUP,
+        .sync_interval_ms = 1000,
+        .memory_bytes = MIB(256),
+        .codec_upper = LSM_CODEC_NONE,
+        .codec_last = LSM_CODEC_LZ4,
+        .blob_threshold_bytes = 4096,
+        .scrub_bytes_per_s = MIB(4),
+        .disk_reserve_bytes = MIB(64),
+    };
+}
+
+/* ---- state ---- */
+
+void
+lsm_state_update(struct lsm *lsm)
+{
+    enum lsm_state state = LSM_STATE_OK;
+    if (!ok(lsm->failure))
+        state = LSM_STATE_FAILED;
+    else if (lsm->no_space_levels || lsm->no_space_disk || lsm->no_space_flush)
+        state = LSM_STATE_NO_SPACE;
+    if (state == lsm->state) return;
+    CHECK(lsm->state != LSM_STATE_FAILED);
+    switch (state) {
+    case LSM_STATE_OK:
+        MARK("lsm.state.space_returned");
+        log_info("lsm", "writes are taken again dir=%s", lsm->dir);
+        fiber_queue_wake_all(&lsm->room_wake);
+        break;
+    case LSM_STATE_NO_SPACE:
+        MARK("lsm.state.no_space");
+        log_error("lsm", "no space left, writes are refused until it returns dir=%s", lsm->dir);
+        fiber_queue_wake_all(&lsm->room_wake);
+        break;
+    case LSM_STATE_FAILED:
+        MARK("lsm.state.failed");
+        log_error("lsm", "store failed, it takes no more writes dir=%s reason=\"%s\"", lsm->dir,
+                  lsm->failure_text);
+        fiber_queue_wake_all(&lsm->room_wake);
+        fiber_queue_wake_all(&lsm->flush_wake);
+        fiber_queue_wake_all(&lsm->flushed_wake);
+        break;
+    }
+    lsm->state = state;
+}
+
+void
+lsm_fail(struct lsm *lsm, status why, const char *text)
+{
+    CHECK(!ok(why));
+    if (!ok(lsm->failure)) return;
+    lsm->failure = why;
+    size_t used = 0;
+    const char *parts[] = {text, ": ", status_text(why)};
+    for (u32 i = 0; i < ARRAY_COUNT(parts); i++) {
+        size_t size = MIN(strlen(parts[i]), sizeof(lsm->failure_text) - 1 - used);
+        memcpy(lsm->failure_text + used, parts[i], size);
+        used += size;
+    }
+    lsm->failure_text[used] = '\0';
+    lsm_state_update(lsm);
+}
+
+/* For levels: their errors, and the end of ST_NO_SPACE. */
+static void
+levels_failed(void *arg, status why, const char *text)
+{
+    struct lsm *lsm = arg;
+    if (ok(why) || status_is(why, ST_NO_SPACE)) {
+        lsm->no_space_levels = !ok(why);
+        lsm_state_update(lsm);
+        return;
+    }
+    lsm_fail(lsm, why, text);
+}
+
+/* For the log: numbers that became durable, or its end. */
+static void
+log_durable(void *arg, u64 durable_seq, bool failed)
+{
+    struct lsm *lsm = arg;
+    if (failed) lsm_fail(lsm, ST_IO_ERROR, "log");
+    fiber_queue_wake_all(&lsm->durable_wake);
+    if (lsm->durable_fn != NULL)
+        lsm->durable_fn(lsm->durable_arg, MAX(durable_seq, lsm->seq_flushed), failed);
+}
+
+/* ---- durability ---- */
+
+u64
+lsm_durable_seq(const struct lsm *lsm)
+{
+    if (lsm->log == NULL) return lsm->seq_last;
+    return MAX(log_durable_seq(lsm->log), lsm->seq_flushed);
+}
+
+MAY_YIELD status
+lsm_wait_durable(struct lsm *lsm, u64 seq)
+{
+    CHECK(seq <= lsm->seq_last);
+    while (lsm_durable_seq(lsm) < seq) {
+        if (log_failed(lsm->log)) return ST_UNKNOWN_OUTCOME;
+        if (!fiber_gate_enter(&lsm->gate)) return ST_UNKNOWN_OUTCOME;
+        (void)fiber_queue_wait(&lsm->durable_wake, FIBER_FOREVER);
+        fiber_gate_leave(&lsm->gate);
+    }
+    return ST_OK;
+}
+
+void
+lsm_on_durable(struct lsm *lsm, void (*fn)(void *arg, u64 durable_seq, bool failed), void *arg)
+{
+    lsm->durable_fn = fn;
+    lsm->durable_arg = arg;
+}
+
+/* ---- memory ---- */
+
+void
+lsm_caches_balance(struct lsm *lsm)
+{
+    struct cache_stats rows, blocks;
+    row_cache_stats(lsm->row_cache, &rows);
+    block_cache_stats(lsm->block_cache, &blocks);
+
+    /* Towards the cache with more hits per byte since the last look. */
+    u64 row_gain = (rows.hits - lsm->cache_row_hits) * (blocks.bytes / 1024 + 1);
+    u64 block_gain = (blocks.hits - lsm->cache_block_hits) * (rows.bytes / 1024 + 1);
+    lsm->cache_row_hits = rows.hits;
+    lsm->cache_block_hits = blocks.hits;
+    if (row_gain > block_gain)
+        lsm->cache_row_share = MIN(lsm->cache_row_share + CACHE_SHARE_STEP, CACHE_SHARE_MAX);
+    else if (block_gain > row_gain)
+        lsm->cache_row_share = MAX(lsm->cache_row_share - CACHE_SHARE_STEP, CACHE_SHARE_MIN);
+
+    u64 limit = lsm->budget.limit_bytes;
+    u64 others = lsm->budget.used_bytes - MIN(lsm->budget.used_bytes, rows.bytes + blocks.bytes);
+    u64 memtables = lsm->memtable_budget.limit_bytes - lsm->memtable_budget.used_bytes;
+    u64 kept = others + memtables + limit / 8;
+    if (lsm->no_memory_flush) kept += limit / 8;
+    u64 left = MAX(limit > kept ? limit - kept : 0, 2 * CACHE_BYTES_MIN);
+    u64 row_limit = left / CACHE_SHARE_WHOLE * lsm->cache_row_share;
+    row_limit = MAX(row_limit, CACHE_BYTES_MIN);
+    row_cache_limit_set(lsm->row_cache, row_limit);
+    block_cache_limit_set(lsm->block_cache, MAX(left - MIN(left, row_limit), CACHE_BYTES_MIN));
+}
+
+/* ---- the tending fiber ---- */
+
+static void
+disk_check(struct lsm *lsm)
+{
+    u64 disk_free, total;
+    if (lsm->options.disk_reserve_bytes == 0) return;
+    status st = io_disk_free(lsm->dir, &disk_free, &total);
+    if (!ok(st)) {
+        MARK("lsm.disk.free_unknown"); /* writing will tell */
+        return;
+    }
+    /* A little hysteresis: what stopped at the reserve goes on an eighth above it. */
+    u64 reserve = lsm->options.disk_reserve_bytes;
+    if (disk_free < reserve) lsm->no_space_disk = true;
+    if (disk_free >= reserve + reserve / 8) lsm->no_space_disk = false;
+    lsm_state_update(lsm);
+}
+
+static void
+fiber_end(struct lsm *lsm)
+{
+    lsm->fibers--;
+    fiber_queue_wake_all(&lsm->fibers_wake);
+}
+
+static MAY_YIELD void
+tend_fiber(void *arg)
+{
+    struct lsm *lsm = arg;
+    for (u32 tick = 1; !lsm->stopping; tick++) {
+        (void)fiber_queue_wait(&lsm->stop_wake, io_now_ns() + TEND_INTERVAL_NS);
+        if (lsm->stopping) break;
+        lsm_caches_balance(lsm);
+        if (tick % DISK_CHECK_TICKS == 0 && lsm->log != NULL) disk_check(lsm);
+    }
+    fiber_end(lsm);
+}
+
+static MAY_YIELD void
+flush_fiber(void *arg)
+{
+    lsm_flush_fiber(arg);
+    fiber_end(arg);
+}
+
+static status
+fiber_start(struct lsm *lsm, const char *name, void (*fn)(void *arg))
+{
+    status st = fiber_spawn(FIBER_BACKGROUND, name, fn, lsm);
+    if (ok(st)) lsm->fibers++;
+    return st;
+}
+
+static MAY_YIELD void
+fibers_stop(struct lsm *lsm)
+{
+    lsm->stopping = true;
+    fiber_queue_wake_all(&lsm->stop_wake);
+    fiber_queue_wake_all(&lsm->flush_wake);
+    while (lsm->fibers > 0)
+        (void)fiber_queue_wait(&lsm->fibers_wake, FIBER_FOREVER);
+}
+
+/* ---- opening ---- */
+
+static bool
+is_in_memory(const char *dir)
+{
+    static const char prefix[] = ":memory:";
+    return strncmp(dir, prefix, sizeof(prefix) - 1) == 0;
+}
+
+static struct lsm *
+lsm_new(const struct lsm_place *place, const struct lsm_options *options)
+{
+    CHECK(place->token_first <= place->token_last);
+    size_t dir_size = strlen(place->dir);
+    CHECK(dir_size + 24 < LSM_PATH_BYTES);
+    struct lsm *lsm = mem_alloc_zero(io_budget(), sizeof(*lsm));
+    if (lsm == NULL) return NULL;
+    memcpy(lsm->dir, place->dir, dir_size + 1);
+    lsm->token_first = place->token_first;
+    lsm->token_last = place->token_last;
+    lsm->options = *options;
+    budget_init(&lsm->budget, "lsm", options->memory_bytes, io_budget());
+
+    u64 memtable = options->memtable_bytes;
+    if (memtable == 0)
+        memtable = CLAMP(options->memory_bytes / 8, MEMTABLE_BYTES_MIN, MEMTABLE_BYTES_MAX);
+    if (BUGGIFY("lsm.memtable.tiny")) memtable = MIN(memtable, MIB(2));
+    lsm->memtable_limit_bytes = memtable;
+    budget_init(&lsm->memtable_budget, "memtables", 2 * memtable + KIB(64), &lsm->budget);
+    if (lsm->options.log_segment_bytes == 0)
+        lsm->options.log_segment_bytes = CLAMP(memtable, SEGMENT_BYTES_MIN, SEGMENT_BYTES_MAX);
+
+    list_init(&lsm->snapshots);
+    list_init(&lsm->scans);
+    fiber_gate_init(&lsm->gate);
+    fiber_queue_init(&lsm->flush_wake);
+    fiber_queue_init(&lsm->room_wake);
+    fiber_queue_init(&lsm->flushed_wake);
+    fiber_queue_init(&lsm->durable_wake);
+    fiber_queue_init(&lsm->stop_wake);
+    fiber_queue_init(&lsm->fibers_wake);
+    lsm->cache_row_share = CACHE_SHARE_START;
+    return lsm;
+}
+
+static MAY_YIELD void
+lsm_free(struct lsm *lsm)
+{
+    CHECK(lsm->snapshot_count == 0 && list_empty(&lsm->scans));
+    lsm_memtables_free(lsm);
+    levels_close(lsm->levels);
+    log_close(lsm->log);
+    row_cache_free(lsm->row_cache);
+    block_cache_free(lsm->block_cache);
+    mem_free(&lsm->budget, lsm->snapshot_seqs, lsm->snapshot_capacity * sizeof(u64));
+    mem_free(&lsm->budget, lsm->try_buffer, LSM_TRY_BYTES);
+    if (lsm->budget.used_bytes != 0)
+        log_error("lsm", "memory not returned at close bytes=%llu dir=%s",
+                  (unsigned long long)lsm->budget.used_bytes, lsm->dir);
+    DCHECK(lsm->budget.used_bytes == 0);
+    mem_free(io_budget(), lsm, sizeof(*lsm));
+}
+
+static MAY_YIELD status
+parts_open(struct lsm *lsm)
+{
+    u64 caches = lsm->budget.limit_bytes / 4;
+    lsm->row_cache = row_cache_new(&lsm->budget, caches);
+    lsm->block_cache = block_cache_new(&lsm->budget, caches / 4);
+    lsm->try_buffer = mem_alloc(&lsm->budget, LSM_TRY_BYTES);
+    if (lsm->row_cache == NULL || lsm->block_cache == NULL || lsm->try_buffer == NULL)
+        return ST_NO_MEMORY;
+
+    struct levels_config config = {
+        .dir = lsm->dir,
+        .token_first = lsm->token_first,
+        .token_last = lsm->token_last,
+        .options = lsm->options,
+        .budget = &lsm->budget,
+        .row_cache = lsm->row_cache,
+        .block_cache = lsm->block_cache,
+        .snapshots = lsm_snapshot_seqs,
+        .failed = levels_failed,
+        .arg = lsm,
+    };
+    status st = levels_open(&config, &lsm->levels, &lsm->flush_state);
+    if (!ok(st)) return st;
+    lsm->seq_last = lsm->seq_flushed = lsm->flush_state.seq_flushed;
+    lsm->version_last = lsm->flush_state.version_max;
+    return ST_OK;
+}
+
+/* Without durability there is no log, but one that was left must be replayed. Its content goes to
+ * tables at once, and what stays of it is an empty segment, where a later log goes on. */
+static MAY_YIELD status
+log_recover_all(struct lsm *lsm)
+{
+    if (is_in_memory(lsm->dir)) return ST_OK;
+    bool none = lsm->options.durability == LSM_DURABILITY_NONE;
+    bool there = false;
+    if (none && lsm->flush_state.log_segment_first == 0) {
+        status st = log_exists(lsm->dir, &there);
+        if (!ok(st)) return st;
+        if (!there) return ST_OK;
+    }
+    struct log_config config = {
+        .dir = lsm->dir,
+        .durability = none ? LSM_DURABILITY_GROUP : lsm->options.durability,
+        .sync_interval_ms = lsm->options.sync_interval_ms,
+        .segment_bytes = lsm->options.log_segment_bytes,
+        .seq_flushed = lsm->seq_flushed,
+        .budget = &lsm->budget,
+        .durable = log_durable,
+        .arg = lsm,
+    };
+    u64 start_ns = io_clock_ns();
+    lsm->replaying = true;
+    status st = log_open(&config, lsm->flush_state.log_segment_first, lsm_replay, &lsm->log);
+    lsm->replaying = false;
+    if (!ok(st)) return st;
+    struct log_stats stats;
+    log_stats(lsm->log, &stats);
+    lsm->stats.recovery_ns = io_clock_ns() - start_ns;
+    lsm->stats.recovery_records = stats.recovery_records;
+    lsm->stats.recovery_bytes = stats.recovery_bytes;
+    if (stats.recovery_records > 0)
+        log_info("lsm", "log replayed dir=%s records=%llu bytes=%llu", lsm->dir,
+                 (unsigned long long)stats.recovery_records,
+                 (unsigned long long)stats.recovery_bytes);
+    if (none) {
+        MARK("lsm.log.left_behind");
+        st = lsm_flush_now(lsm, false);
+        log_close(lsm->log);
+        lsm->log = NULL;
+    }
+    return st;
+}
+
+MAY_YIELD status
+lsm_open(const struct lsm_place *place, const struct lsm_options *options, struct lsm **out)
+{
+    struct lsm *lsm = lsm_new(place, options);
+    if (lsm == NULL) return ST_NO_MEMORY;
+    status st = parts_open(lsm);
+    if (ok(st)) st = log_recover_all(lsm);
+    if (!ok(st)) goto fail;
+    levels_collect_orphans(lsm->levels);
+    lsm_caches_balance(lsm);
+    if (lsm->log != NULL) disk_check(lsm);
+    levels_start(lsm->levels);
+    st = fiber_start(lsm, "lsm.flush", flush_fiber);
+    if (ok(st)) st = fiber_start(lsm, "lsm.tend", tend_fiber);
+    if (!ok(st)) {
+        fibers_stop(lsm);
+        levels_stop(lsm->levels);
+        goto fail;
+    }
+    *out = lsm;
+    return ST_OK;
+
+fail:
+    MARK("lsm.open.failed");
+    log_error("lsm", "store cannot be opened dir=%s error=\"%s\"", lsm->dir, status_text(st));
+    lsm_free(lsm);
+    return st;
+}
+
+MAY_YIELD status
+lsm_close(struct lsm *lsm)
+{
+    if (lsm == NULL) return ST_OK;
+    fiber_gate_close(&lsm->gate);
+    fibers_stop(lsm);
+    levels_stop(lsm->levels);
+    status st = lsm->failure;
+    while (ok(st) && lsm->seq_flushed < lsm->seq_last)
+        st = lsm_flush_now(lsm, false);
+    lsm_free(lsm);
+    return st;
+}
+
+/* ---- operating ---- */
+
+MAY_YIELD status
+lsm_flush(struct lsm *lsm)
+{
+    if (!fiber_gate_enter(&lsm->gate)) return ST_CLOSED;
+    u64 seq = lsm->seq_last;
+    status st = ST_OK;
+    while (ok(st) && lsm->seq_flushed < seq) {
+        if (!ok(lsm->failure))
+            st = lsm->failure;
+        else if (lsm->no_space_flush)
+            st = ST_NO_SPACE;
+        else if (lsm->no_memory_flush)
+            st = ST_NO_MEMORY;
+        if (!ok(st)) break;
+        lsm->flush_wanted = true;
+        fiber_queue_wake_all(&lsm->flush_wake);
+        (void)fiber_queue_wait(&lsm->flushed_wake, FIBER_FOREVER);
+    }
+    fiber_gate_leave(&lsm->gate);
+    return st;
+}
+
+MAY_YIELD status
+lsm_compact(struct lsm *lsm)
+{
+    status st = lsm_flush(lsm);
+    if (!ok(st)) return st;
+    if (!fiber_gate_enter(&lsm->gate)) return ST_CLOSED;
+    st = levels_compact_all(lsm->levels);
+    fiber_gate_leave(&lsm->gate);
+    return st;
+}
+
+void
+lsm_scrub_rate_set(struct lsm *lsm, u64 bytes_per_s)
+{
+    lsm->options.scrub_bytes_per_s = bytes_per_s;
+    levels_scrub_rate_set(lsm->levels, bytes_per_s);
+}
+
+static void
+log_figures(const struct lsm *lsm, struct lsm_stats *out)
+{
+    if (lsm->log == NULL) return;
+    struct log_stats log;
+    log_stats(lsm->log, &log);
+    out->log_bytes = log.bytes;
+    out->log_writes = log.writes;
+    out->log_segments = log.segments;
+    out->log_bytes_to_replay = log.bytes_to_replay;
+    out->log_write_ns = log.write_ns;
+}
+
+void
+lsm_stats_get(const struct lsm *lsm, struct lsm_stats *out)
+{
+    *out = lsm->stats;
+    levels_stats(lsm->levels, out);
+    log_figures(lsm, out);
+    out->state = lsm->state;
+    memcpy(out->failure, lsm->failure_text, sizeof(out->failure));
+    out->seq_last = lsm->seq_last;
+    out->seq_durable = lsm_durable_seq(lsm);
+    out->memtable_bytes_limit = lsm->memtable_limit_bytes;
+    out->memtable_bytes = lsm->memtable_budget.used_bytes;
+    out->keys_estimate = 0;
+    for (u32 i = 0; i < LIMIT_KEYSPACES; i++)
+        out->keys_estimate += lsm_count_estimate(lsm, (u16)i);
+    struct cache_stats rows, blocks;
+    row_cache_stats(lsm->row_cache, &rows);
+    block_cache_stats(lsm->block_cache, &blocks);
+    out->row_cache_bytes = rows.bytes;
+    out->row_cache_hits = rows.hits;
+    out->row_cache_misses = rows.misses;
+    out->block_cache_bytes = blocks.bytes;
+    out->block_cache_hits = blocks.hits;
+    out->block_cache_misses = blocks.misses;
+    out->snapshots_open = lsm->snapshot_count;
+    out->memory_bytes = lsm->budget.used_bytes;
+    out->memory_limit_bytes = lsm->budget.limit_bytes;
+}
+
+MAY_YIELD status
+lsm_verify(const char *dir,
+           void (*report)(void *arg, const char *file, u64 offset, const char *what), void *arg,
+           u64 *files_out, u64 *bytes_out)
+{
+    u64 files = 0, bytes = 0, log_files = 0, log_bytes = 0;
+    struct levels_state state = {0};
+    status st = levels_verify(dir, report, arg, &files, &bytes, &state);
+    /* Without a manifest it is not known where the log must begin. */
+    if (ok(st) || state.log_segment_first != 0) {
+        status log_st =
+            log_verify(dir, state.log_segment_first, report, arg, &log_files, &log_bytes);
+        if (ok(st)) st = log_st;
+    }
+    *files_out = files + log_files;
+    *bytes_out = bytes + log_bytes;
+    return st;
+}
+
+/* Whether every invariant that can be seen from here holds. */
+bool
+lsm_check(struct lsm *lsm)
+{
+    u64 used = 0;
+    for (u32 i = 0; i < LIMIT_KEYSPACES; i++) {
+        struct lsm_keyspace *ks = &lsm->keyspaces[i];
+        struct memtable *tables[] = {ks->active, ks->flushing};
+        for (u32 j = 0; j < ARRAY_COUNT(tables); j++) {
+            if (tables[j] == NULL) continue;
+            used += memtable_used_bytes(tables[j]);
+            if (!memtable_check(tables[j])) return false;
+            if (memtable_seq_max(tables[j]) > lsm->seq_last) return false;
+            if (memtable_version_max(tables[j]) > lsm->version_last) return false;
+        }
+        if (ks->active != NULL && ks->flushing != NULL && memtable_seq_max(ks->active) != 0 &&
+            memtable_seq_min(ks->active) <= memtable_seq_max(ks->flushing))
+            return false;
+    }
+    u64 previous = 0;
+    u32 snapshots = 0;
+    list_for_each (link, &lsm->snapshots) {
+        u64 seq = list_entry(link, struct lsm_snapshot, link)->seq;
+        if (seq < previous || seq > lsm->seq_last) return false;
+        previous = seq;
+        snapshots++;
+    }
+    return snapshots == lsm->snapshot_count && used <= lsm->memtable_budget.used_bytes &&
+           lsm->seq_flushed <= lsm->seq_last && lsm_durable_seq(lsm) <= lsm->seq_last &&
+           levels_check(lsm->levels) && (lsm->log == NULL || log_check(lsm->log));
+}

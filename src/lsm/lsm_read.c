@@ -1,0 +1,293 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * lsm_read.c -- point reads: memtables, row cache, tables, in this order (lsm_internal.h says why).
+ *
+ * A memtable's version is the newest unless a table holds a higher one, which with one writer never
+ * happens and with replicas may: levels_get is asked with that version as the floor, and answers
+ * without a look at any run that cannot hold a higher one.
+ *
+ * A row read from a table goes to the row cache unless its key was written, or a range deleted,
+ * while the read waited: the write had removed the row already, and the older one would stay.
+ */
+#include "base/fault.h"
+#include "base/hash.h"
+#include "io/io.h"
+#include "lsm/lsm_internal.h"
+
+/* What keeps a value, told by the low bits of pin[0]. */
+enum pin_kind {
+    PIN_BLOCK = 0,    /* pin[] is a struct levels_pin */
+    PIN_MEMTABLE = 1, /* a referenced struct memtable */
+    PIN_BUFFER = 2,   /* a struct buffer_pin */
+};
+#define PIN_MASK ((uintptr_t)3)
+
+struct buffer_pin {
+    struct budget *budget;
+    void *buffer;
+    size_t buffer_size;
+};
+
+static void *
+pin_tag(void *p, enum pin_kind kind)
+{
+    CHECK(((uintptr_t)p & PIN_MASK) == 0);
+    return (void *)((uintptr_t)p | kind);
+}
+
+void
+lsm_value_release(struct lsm_value *value)
+{
+    uintptr_t tagged = (uintptr_t)value->pin[0];
+    void *p = (void *)(tagged & ~PIN_MASK);
+    switch ((enum pin_kind)(tagged & PIN_MASK)) {
+    case PIN_BLOCK:
+        if (value->pin[0] != NULL || value->pin[1] != NULL) {
+            struct levels_pin pin = {.block = value->pin[0], .runs = value->pin[1]};
+            levels_unpin(&pin);
+        }
+        break;
+    case PIN_MEMTABLE:
+        memtable_unref(p);
+        break;
+    case PIN_BUFFER: {
+        struct buffer_pin *pin = p;
+        mem_free(pin->budget, pin->buffer, pin->buffer_size);
+        mem_free(pin->budget, pin, sizeof(*pin));
+        break;
+    }
+    }
+    value->pin[0] = value->pin[1] = NULL;
+    value->value = BYTES(NULL, 0);
+}
+
+bool
+lsm_value_pin_buffer(struct lsm_value *value, struct budget *budget, void *buffer,
+                     size_t buffer_size)
+{
+    struct buffer_pin *pin = mem_alloc(budget, sizeof(*pin));
+    if (pin == NULL) {
+        mem_free(budget, buffer, buffer_size);
+        return false;
+    }
+    *pin = (struct buffer_pin){.budget = budget, .buffer = buffer, .buffer_size = buffer_size};
+    value->pin[0] = pin_tag(pin, PIN_BUFFER);
+    value->pin[1] = NULL;
+    return true;
+}
+
+/* The newest version in memory, and where it lives. */
+static bool
+memory_get(struct lsm *lsm, u16 keyspace, u64 token, struct bytes key, u64 seq_max,
+           struct entry *out, struct memtable **memtable_out)
+{
+    struct memtable *tables[] = {lsm->keyspaces[keyspace].active,
+                                 lsm->keyspaces[keyspace].flushing};
+    bool found = false;
+    for (u32 i = 0; i < ARRAY_COUNT(tables); i++) {
+        struct entry entry;
+        if (tables[i] == NULL || !memtable_get(tables[i], token, key, seq_max, &entry)) continue;
+        if (found && (entry.version < out->version ||
+                      (entry.version == out->version && entry.seq < out->seq)))
+            continue;
+        *out = entry;
+        *memtable_out = tables[i];
+        found = true;
+    }
+    return found;
+}
+
+/* A range that deletes a memtable's version makes a tombstone of it. (Tables' come with this
+ * done.) */
+static void
+range_apply(const struct lsm *lsm, u16 keyspace, u64 seq_max, struct entry *entry)
+{
+    if (entry->kind != ENTRY_PUT) return;
+    if (levels_range_covers(lsm->levels, keyspace, entry->token, entry->version, entry->seq,
+                            seq_max))
+        entry->kind = ENTRY_DELETE;
+}
+
+static bool
+entry_is_live(const struct entry *entry)
+{
+    return entry->kind == ENTRY_PUT && !entry_expired(entry, io_wall_ms());
+}
+
+/* Everything but the value's bytes. */
+static void
+value_describe(struct lsm_value *value, const struct entry *entry)
+{
+    *value = (struct lsm_value){
+        .version = entry->version,
+        .seq = entry->seq,
+        .expire_ms = entry->expire_ms,
+    };
+}
+
+static status
+not_found(struct lsm *lsm, const struct entry *entry, struct lsm_value *out)
+{
+    lsm->stats.gets_not_found++;
+    value_describe(out, entry);
+    return ST_NOT_FOUND;
+}
+
+status
+lsm_get_try(struct lsm *lsm, u16 keyspace, u64 token, struct bytes key, struct lsm_value *out)
+{
+    CHECK(keyspace < LIMIT_KEYSPACES);
+    struct entry entry = {.token = token, .key = key, .kind = ENTRY_DELETE};
+    struct memtable *memtable = NULL;
+    bool found = memory_get(lsm, keyspace, token, key, UINT64_MAX, &entry, &memtable);
+    u64 key_hash = hash_key(key, 0);
+    if (found) {
+        range_apply(lsm, keyspace, UINT64_MAX, &entry);
+    } else if (row_cache_get(lsm->row_cache, keyspace, key_hash, key, &entry)) {
+        lsm->stats.gets++;
+        lsm->stats.gets_row_cache++;
+        if (!entry_is_live(&entry)) return not_found(lsm, &entry, out);
+        value_describe(out, &entry);
+        out->value = entry.value;
+        return ST_OK;
+    }
+
+    struct entry table_entry;
+    struct levels_pin pin = {0};
+    status st = levels_get_try(lsm->levels, keyspace, token, key, key_hash, UINT64_MAX,
+                               found ? entry.version : 0, &table_entry, &pin);
+    if (!ok(st) && !status_is(st, ST_NOT_FOUND)) return st;
+    bool from_table = ok(st);
+    if (from_table) entry = table_entry;
+    bool live = entry_is_live(&entry);
+    if (live && (entry.flags & ENTRY_BLOB || (from_table && entry.value.size > LSM_TRY_BYTES))) {
+        if (from_table) levels_unpin(&pin);
+        return ST_WOULD_WAIT;
+    }
+    lsm->stats.gets++;
+    if (!from_table && found) lsm->stats.gets_memory++;
+    if (from_table || !found) row_cache_put(lsm->row_cache, keyspace, key_hash, &entry);
+    if (live) {
+        value_describe(out, &entry);
+        out->value = entry.value;
+    }
+    if (live && from_table) {
+        /* The block may go as soon as it is let go of. */
+        if (entry.value.size > 0) memcpy(lsm->try_buffer, entry.value.data, entry.value.size);
+        out->value = BYTES(lsm->try_buffer, entry.value.size);
+    }
+    if (!live) st = not_found(lsm, &entry, out);
+    if (from_table) levels_unpin(&pin);
+    return live ? ST_OK : st;
+}
+
+/* A copy of bytes that live in the row cache only until the next call. */
+static status
+value_copy(struct lsm *lsm, const struct entry *entry, struct lsm_value *out)
+{
+    struct lsm_value value;
+    value_describe(&value, entry);
+    if (entry->value.size > 0) {
+        void *copy = mem_alloc(&lsm->budget, entry->value.size);
+        if (copy == NULL) return ST_NO_MEMORY;
+        memcpy(copy, entry->value.data, entry->value.size);
+        value.value = BYTES(copy, entry->value.size);
+        if (!lsm_value_pin_buffer(&value, &lsm->budget, copy, entry->value.size))
+            return ST_NO_MEMORY;
+    }
+    *out = value;
+    return ST_OK;
+}
+
+/* The value of a table's entry; takes over the pin, on failure, too. */
+static MAY_YIELD status
+value_from_table(struct lsm *lsm, const struct entry *entry, struct levels_pin *pin,
+                 struct lsm_value *out)
+{
+    struct lsm_value value;
+    value_describe(&value, entry);
+    if (!(entry->flags & ENTRY_BLOB)) {
+        value.value = entry->value;
+        value.pin[0] = pin->block;
+        value.pin[1] = pin->runs;
+        *out = value;
+        return ST_OK;
+    }
+    void *buffer;
+    size_t buffer_size;
+    status st = levels_blob_read(lsm->levels, entry, &buffer, &buffer_size, &value.value);
+    levels_unpin(pin);
+    if (!ok(st)) return st;
+    if (!lsm_value_pin_buffer(&value, &lsm->budget, buffer, buffer_size)) return ST_NO_MEMORY;
+    *out = value;
+    return ST_OK;
+}
+
+static MAY_YIELD status
+get_inside(struct lsm *lsm, u64 seq_max, u16 keyspace, u64 token, struct bytes key,
+           struct lsm_value *out)
+{
+    bool newest = seq_max == UINT64_MAX;
+    u64 key_hash = hash_key(key, 0);
+    struct entry entry = {.token = token, .key = key, .kind = ENTRY_DELETE};
+    struct memtable *memtable = NULL;
+    bool found = memory_get(lsm, keyspace, token, key, seq_max, &entry, &memtable);
+    lsm->stats.gets++;
+    if (!found && newest && row_cache_get(lsm->row_cache, keyspace, key_hash, key, &entry)) {
+        lsm->stats.gets_row_cache++;
+        if (!entry_is_live(&entry)) return not_found(lsm, &entry, out);
+        return value_copy(lsm, &entry, out);
+    }
+    if (found) {
+        range_apply(lsm, keyspace, seq_max, &entry);
+        memtable_ref(memtable); /* levels_get may wait */
+    }
+
+    u32 marks = lsm->write_marks[key_hash % LSM_WRITE_MARKS];
+    u32 range_marks = lsm->range_marks;
+    struct entry table_entry;
+    struct levels_pin pin = {0};
+    status st = levels_get(lsm->levels, keyspace, token, key, key_hash, seq_max,
+                           found ? entry.version : 0, &table_entry, &pin);
+    if (!ok(st) && !status_is(st, ST_NOT_FOUND)) {
+        MARK("lsm.get.failed");
+        if (found) memtable_unref(memtable);
+        return st;
+    }
+    bool from_table = ok(st);
+    if (from_table) entry = table_entry;
+    if (newest && (from_table || !found)) {
+        if (marks == lsm->write_marks[key_hash % LSM_WRITE_MARKS] &&
+            range_marks == lsm->range_marks)
+            row_cache_put(lsm->row_cache, keyspace, key_hash, &entry);
+        else
+            MARK("lsm.get.written_meanwhile");
+    }
+    if (!entry_is_live(&entry)) {
+        st = not_found(lsm, &entry, out);
+        if (from_table) levels_unpin(&pin);
+        if (found) memtable_unref(memtable);
+        return st;
+    }
+    if (from_table) {
+        if (found) memtable_unref(memtable);
+        return value_from_table(lsm, &entry, &pin, out);
+    }
+    lsm->stats.gets_memory++;
+    value_describe(out, &entry);
+    out->value = entry.value;
+    out->pin[0] = pin_tag(memtable, PIN_MEMTABLE);
+    return ST_OK;
+}
+
+MAY_YIELD status
+lsm_get(struct lsm *lsm, const struct lsm_snapshot *snapshot, u16 keyspace, u64 token,
+        struct bytes key, struct lsm_value *out)
+{
+    CHECK(keyspace < LIMIT_KEYSPACES);
+    if (!fiber_gate_enter(&lsm->gate)) return ST_CLOSED;
+    u64 seq_max = snapshot != NULL ? snapshot->seq : UINT64_MAX;
+    status st = get_inside(lsm, seq_max, keyspace, token, key, out);
+    fiber_gate_leave(&lsm->gate);
+    return st;
+}

@@ -1,0 +1,578 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * lsm_write.c -- batches into log and memtables, admission, and the flush.
+ *
+ * lsm_write_try asks everything that could fail before it changes anything: state, log, memory,
+ * compaction's pressure, the range list. From the append on nothing fails and nothing yields, so a
+ * batch is visible as a whole, its numbers follow each other, and log and memtables agree.
+ *
+ * Admission. Memtables full: a flush is under way, wait. Compaction behind: the rate at which bytes
+ * may enter falls with its pressure, smoothly from 1 GiB/s at half to 1 MiB/s at the end, where
+ * writes are refused. Whoever would wait longer than ADMIT_WAIT_NS is refused at once: an early
+ * answer is worth more to a client than a late one.
+ *
+ * A flush takes all keyspaces at once. It first rotates the log (so the segments before hold what
+ * is flushed), then makes the active memtables the flushing ones and notes the last number. Records
+ * that came between the two lie in the new segment and in the flushed memtables; recovery leaves
+ * out what is not above seq_flushed. When the disk is too full for another segment the flush goes
+ * on without rotating: the segments that it sets free are what is needed.
+ */
+#include "base/fault.h"
+#include "base/hash.h"
+#include "base/log.h"
+#include "io/io.h"
+#include "lsm/lsm_internal.h"
+
+#define PRESSURE_FREE   500u  /* below this nobody is slowed down */
+#define PRESSURE_END    1000u /* levels_pressure: refuse */
+#define ADMIT_RATE_MAX  GIB(1)
+#define ADMIT_HALVINGS  10u /* from the highest to the lowest rate */
+#define ADMIT_BURST_NS  (5 * NS_PER_MS)
+#define ADMIT_WAIT_NS   (200 * NS_PER_MS)
+#define FLUSH_RETRY_NS  NS_PER_S
+#define MEMORY_RETRY_NS (20 * NS_PER_MS)
+
+/* ---- admission ---- */
+
+/* Bytes a second at this pressure: halved ADMIT_HALVINGS times, linear in between. */
+static u64
+admit_rate(u32 pressure)
+{
+    u32 above = MIN(pressure, PRESSURE_END) - PRESSURE_FREE;
+    u32 step = (PRESSURE_END - PRESSURE_FREE) / ADMIT_HALVINGS;
+    u64 rate = ADMIT_RATE_MAX >> (above / step);
+    return rate - rate / 2 * (above % step) / step;
+}
+
+static status
+admit_pressure(struct lsm *lsm, u64 bytes)
+{
+    u32 pressure = levels_pressure(lsm->levels);
+    if (pressure < PRESSURE_FREE) return ST_OK;
+    if (pressure >= PRESSURE_END) {
+        MARK("lsm.write.overloaded");
+        return ST_OVERLOADED;
+    }
+    u64 now = io_now_ns();
+    if (lsm->admit_ns > now + ADMIT_WAIT_NS) return ST_OVERLOADED;
+    if (lsm->admit_ns > now) {
+        MARK("lsm.write.slowed");
+        return ST_WOULD_WAIT;
+    }
+    u64 start = MAX(lsm->admit_ns, now > ADMIT_BURST_NS ? now - ADMIT_BURST_NS : 0);
+    lsm->admit_ns = start + bytes * (NS_PER_S / 1024) / (admit_rate(pressure) / 1024);
+    return ST_OK;
+}
+
+static status
+admit_state(const struct lsm *lsm)
+{
+    switch (lsm->state) {
+    case LSM_STATE_OK:
+        return lsm->no_memory_flush ? ST_NO_MEMORY : ST_OK;
+    case LSM_STATE_NO_SPACE:
+        return ST_NO_SPACE;
+    case LSM_STATE_FAILED:
+        return ST_READ_ONLY;
+    }
+    return ST_READ_ONLY;
+}
+
+/* ---- room in the memtables ---- */
+
+static void
+flush_request(struct lsm *lsm)
+{
+    lsm->flush_wanted = true;
+    fiber_queue_wake_all(&lsm->flush_wake);
+}
+
+struct need {
+    u64 bytes;
+    u32 count;
+};
+
+static u64
+active_bytes(const struct lsm *lsm)
+{
+    u64 bytes = 0;
+    for (u32 i = 0; i < LIMIT_KEYSPACES; i++)
+        if (lsm->keyspaces[i].active != NULL)
+            bytes += memtable_used_bytes(lsm->keyspaces[i].active);
+    return bytes;
+}
+
+static bool
+active_is_empty(const struct lsm *lsm)
+{
+    for (u32 i = 0; i < LIMIT_KEYSPACES; i++)
+        if (lsm->keyspaces[i].active != NULL && memtable_entry_count(lsm->keyspaces[i].active) > 0)
+            return false;
+    return true;
+}
+
+static bool
+is_flushing(const struct lsm *lsm)
+{
+    for (u32 i = 0; i < LIMIT_KEYSPACES; i++)
+        if (lsm->keyspaces[i].flushing != NULL) return true;
+    return lsm->flush_running;
+}
+
+/* Lets go of active memtables that hold nothing: a reservation that did not succeed. */
+static void
+active_drop_empty(struct lsm *lsm)
+{
+    for (u32 i = 0; i < LIMIT_KEYSPACES; i++) {
+        struct memtable **active = &lsm->keyspaces[i].active;
+        if (*active == NULL || memtable_entry_count(*active) > 0) continue;
+        memtable_unref(*active);
+        *active = NULL;
+    }
+}
+
+static bool
+memtables_fit(struct lsm *lsm, const struct need *needs)
+{
+    u64 active = active_bytes(lsm);
+    if (active >= lsm->memtable_limit_bytes && !active_is_empty(lsm)) return false;
+    for (u32 i = 0; i < LIMIT_KEYSPACES; i++) {
+        if (needs[i].count == 0) continue;
+        struct lsm_keyspace *ks = &lsm->keyspaces[i];
+        if (ks->active == NULL) {
+            ks->active = memtable_new(&lsm->memtable_budget, lsm->token_first, lsm->token_last,
+                                      lsm->memtable_limit_bytes);
+            if (ks->active == NULL) return false;
+        }
+        if (!memtable_fits(ks->active, needs[i].bytes, needs[i].count)) return false;
+    }
+    return true;
+}
+
+/* Room for these entries, or why not: ST_WOULD_WAIT when a flush will make it. */
+static status
+memtables_reserve(struct lsm *lsm, const struct need *needs)
+{
+    if (memtables_fit(lsm, needs)) return ST_OK;
+    bool empty = active_is_empty(lsm);
+    if (!empty || is_flushing(lsm)) {
+        MARK("lsm.write.memtable_full");
+        if (empty) active_drop_empty(lsm);
+        flush_request(lsm);
+        return ST_WOULD_WAIT;
+    }
+    active_drop_empty(lsm);
+    if (lsm->memtable_budget.used_bytes == 0) {
+        /* Nothing else is there: it never fits, or the store as a whole is out of memory. */
+        return budget_available(&lsm->budget) >= lsm->memtable_limit_bytes ? ST_TOO_LARGE
+                                                                           : ST_NO_MEMORY;
+    }
+    MARK("lsm.write.memtables_held"); /* flushed ones by readers */
+    lsm_scans_detach(lsm);
+    status st = memtables_fit(lsm, needs) ? ST_OK : ST_NO_MEMORY;
+    if (!ok(st)) active_drop_empty(lsm);
+    return st;
+}
+
+static void
+need_add(struct need *needs, const struct lsm_op *op)
+{
+    if (op->header.kind == ENTRY_DELETE_RANGE) return;
+    struct need *need = &needs[op->header.keyspace];
+    need->bytes += op->key.size + op->value.size;
+    need->count++;
+}
+
+/* ---- applying ---- */
+
+static void
+op_apply(struct lsm *lsm, const struct lsm_op *op, u64 seq, u64 version)
+{
+    struct lsm_keyspace *ks = &lsm->keyspaces[op->header.keyspace];
+    struct entry entry = {
+        .token = op->header.token,
+        .key = op->key,
+        .value = op->value,
+        .version = version,
+        .seq = seq,
+        .expire_ms = op->header.expire_ms,
+        .kind = op->header.kind,
+        .flags = op->header.flags,
+    };
+    memtable_insert(ks->active, &entry, lsm->snapshot_count > 0);
+    if (entry.kind == ENTRY_PUT)
+        ks->put_count++;
+    else
+        ks->delete_count++;
+    u64 key_hash = hash_key(op->key, 0);
+    lsm->write_marks[key_hash % LSM_WRITE_MARKS]++;
+    row_cache_remove(lsm->row_cache, op->header.keyspace, key_hash, op->key);
+}
+
+static status
+range_apply(struct lsm *lsm, const struct lsm_op *op, u64 seq, u64 version)
+{
+    u64 first = MAX(op->header.token, lsm->token_first);
+    u64 last = MIN(load_u64(op->value.data), lsm->token_last);
+    if (first > last) return ST_OK;
+    status st = levels_range_delete(lsm->levels, op->header.keyspace, first, last, version, seq);
+    if (!ok(st)) return st;
+    lsm->range_marks++;
+    row_cache_clear(lsm->row_cache);
+    return ST_OK;
+}
+
+static u64
+clock_next(const struct lsm *lsm)
+{
+    return MAX(lsm->version_last + 1, io_wall_ms() << 16);
+}
+
+struct batch_shape {
+    struct need needs[LIMIT_KEYSPACES];
+    struct lsm_op first;
+    u16 keyspace;  /* LOG_KEYSPACE_MIXED when they differ */
+    u32 partition; /* LOG_PARTITION_MIXED when they differ */
+    bool range;
+};
+
+/* What we encoded ourselves must decode: anything else is a programmer's error. */
+static void
+batch_measure(const struct lsm *lsm, const struct lsm_batch *batch, struct batch_shape *out)
+{
+    *out = (struct batch_shape){0};
+    struct bytes rest = buf_bytes(&batch->ops);
+    u32 count = 0;
+    struct lsm_op op;
+    bool bad;
+    while (lsm_op_next(&rest, &op, &bad)) {
+        u32 partition = token_partition(op.header.token, PARTITION_COUNT_DEFAULT);
+        if (count++ == 0) {
+            out->first = op;
+            out->keyspace = op.header.keyspace;
+            out->partition = partition;
+        }
+        if (op.header.keyspace != out->keyspace) out->keyspace = LOG_KEYSPACE_MIXED;
+        if (partition != out->partition) out->partition = LOG_PARTITION_MIXED;
+        if (op.header.kind == ENTRY_DELETE_RANGE) {
+            out->range = true;
+            out->partition = LOG_PARTITION_MIXED;
+        } else {
+            CHECK(op.header.token >= lsm->token_first && op.header.token <= lsm->token_last);
+        }
+        need_add(out->needs, &op);
+    }
+    CHECK(!bad && count == batch->count);
+    CHECK(!out->range || count == 1);
+}
+
+static status
+write_inside(struct lsm *lsm, const struct lsm_batch *batch, u64 *seq_out)
+{
+    if (batch->count == 0) {
+        *seq_out = lsm->seq_last;
+        return ST_OK;
+    }
+    if (batch->count > LIMIT_BATCH_OPS || batch->ops.size > LIMIT_BATCH_BYTES) return ST_TOO_LARGE;
+    status st = admit_state(lsm);
+    if (!ok(st)) return st;
+    if (lsm->log != NULL) {
+        st = log_append_check(lsm->log, batch->ops.size);
+        if (!ok(st)) return st;
+    }
+    struct batch_shape shape;
+    batch_measure(lsm, batch, &shape);
+    st = memtables_reserve(lsm, shape.needs);
+    if (!ok(st)) return st;
+    st = admit_pressure(lsm, batch->ops.size);
+    if (!ok(st)) return st;
+
+    u64 version = clock_next(lsm);
+    u64 seq_first = lsm->seq_last + 1;
+    if (shape.range) {
+        /* What the list of ranges refuses must not be in the log, and the other way round. */
+        if (lsm->log != NULL) st = log_reserve(lsm->log, batch->ops.size);
+        if (ok(st)) st = range_apply(lsm, &shape.first, seq_first, version);
+        if (!ok(st)) return st;
+    }
+    if (lsm->log != NULL) {
+        struct log_record record = {
+            .kind = LOG_RECORD_BATCH,
+            .keyspace = shape.keyspace,
+            .partition = shape.partition,
+            .seq_first = seq_first,
+            .version = version,
+            .count = batch->count,
+        };
+        st = log_append(lsm->log, &record, buf_bytes(&batch->ops));
+        CHECK(ok(st) || !shape.range); /* log_reserve */
+        if (!ok(st)) return st;
+    }
+    lsm->seq_last += batch->count;
+    lsm->version_last = version;
+
+    struct bytes rest = buf_bytes(&batch->ops);
+    struct lsm_op op;
+    bool bad;
+    for (u64 seq = seq_first; !shape.range && lsm_op_next(&rest, &op, &bad); seq++)
+        op_apply(lsm, &op, seq, version);
+    lsm->stats.writes++;
+    lsm->stats.write_bytes += batch->ops.size;
+    levels_user_bytes(lsm->levels, batch->ops.size);
+    if (active_bytes(lsm) >= lsm->memtable_limit_bytes) flush_request(lsm);
+    *seq_out = lsm->seq_last;
+    return ST_OK;
+}
+
+status
+lsm_write_try(struct lsm *lsm, const struct lsm_batch *batch, u64 *seq_out)
+{
+    if (lsm->gate.closed) return ST_CLOSED;
+    status st = write_inside(lsm, batch, seq_out);
+    if (!ok(st) && !status_is(st, ST_WOULD_WAIT)) lsm->stats.writes_refused++;
+    return st;
+}
+
+/* Waits for what made the last attempt say ST_WOULD_WAIT. Whatever it was, the next attempt tells;
+ * deadlines only guard against a wake-up that belongs to somebody else. */
+static MAY_YIELD void
+write_wait(struct lsm *lsm, size_t bytes)
+{
+    if (lsm->log != NULL && !ok(log_append_check(lsm->log, bytes))) {
+        log_wait_room(lsm->log);
+        return;
+    }
+    u64 now = io_now_ns();
+    if (lsm->admit_ns > now) {
+        fiber_sleep_ns(lsm->admit_ns - now);
+        return;
+    }
+    (void)fiber_queue_wait(&lsm->room_wake, now + 10 * NS_PER_MS);
+}
+
+MAY_YIELD status
+lsm_write(struct lsm *lsm, const struct lsm_batch *batch, u64 *seq_out)
+{
+    if (!fiber_gate_enter(&lsm->gate)) return ST_CLOSED;
+    status st = write_inside(lsm, batch, seq_out);
+    while (status_is(st, ST_WOULD_WAIT)) {
+        if (lsm->gate.closed) {
+            st = ST_CLOSED;
+            break;
+        }
+        write_wait(lsm, batch->ops.size);
+        st = write_inside(lsm, batch, seq_out);
+    }
+    if (!ok(st)) lsm->stats.writes_refused++;
+    fiber_gate_leave(&lsm->gate);
+    return st;
+}
+
+/* ---- flushing ---- */
+
+/* Where recovery must begin once what is in the memtables now has been flushed. */
+static MAY_YIELD status
+log_boundary(struct lsm *lsm, u64 *segment_out)
+{
+    *segment_out = lsm->flush_state.log_segment_first;
+    if (lsm->log == NULL) return ST_OK;
+    status st = log_rotate(lsm->log, segment_out);
+    if (!status_is(st, ST_NO_SPACE)) return st;
+    MARK("lsm.flush.without_rotation");
+    *segment_out = MAX(log_segment_started(lsm->log), lsm->flush_state.log_segment_first);
+    return ST_OK;
+}
+
+/* The active memtables become the flushing ones. No yield: the number and the set agree. */
+static void
+memtables_switch(struct lsm *lsm, u64 log_segment_first)
+{
+    CHECK(!lsm->flushing);
+    active_drop_empty(lsm);
+    for (u32 i = 0; i < LIMIT_KEYSPACES; i++) {
+        CHECK(lsm->keyspaces[i].flushing == NULL);
+        lsm->keyspaces[i].flushing = lsm->keyspaces[i].active;
+        lsm->keyspaces[i].active = NULL;
+    }
+    lsm->flushing = true;
+    lsm->flushing_state = (struct levels_state){
+        .log_segment_first = log_segment_first,
+        .seq_flushed = lsm->seq_last,
+        .version_max = lsm->version_last,
+    };
+    fiber_queue_wake_all(&lsm->room_wake);
+}
+
+static u32
+flushing_inputs(const struct lsm *lsm, struct levels_flush *inputs, u64 *bytes_out)
+{
+    u32 count = 0;
+    u64 bytes = 0;
+    for (u32 i = 0; i < LIMIT_KEYSPACES; i++) {
+        struct memtable *memtable = lsm->keyspaces[i].flushing;
+        if (memtable == NULL) continue;
+        inputs[count++] = (struct levels_flush){.keyspace = (u16)i, .memtable = memtable};
+        bytes += memtable_used_bytes(memtable);
+    }
+    *bytes_out = bytes;
+    return count;
+}
+
+static void
+flushing_done(struct lsm *lsm)
+{
+    for (u32 i = 0; i < LIMIT_KEYSPACES; i++) {
+        memtable_unref(lsm->keyspaces[i].flushing);
+        lsm->keyspaces[i].flushing = NULL;
+    }
+    lsm->flushing = false;
+    lsm->flush_state = lsm->flushing_state;
+    lsm->seq_flushed = lsm->flush_state.seq_flushed;
+    lsm->stats.flushes++;
+}
+
+/* Sleeps before another attempt; false: the store is being closed. */
+static MAY_YIELD bool
+flush_retry(struct lsm *lsm, u64 after_ns)
+{
+    if (lsm->stopping) return false;
+    (void)fiber_queue_wait(&lsm->stop_wake, io_now_ns() + after_ns);
+    return !lsm->stopping;
+}
+
+static MAY_YIELD status
+levels_flush_retried(struct lsm *lsm, const struct levels_flush *inputs, u32 count,
+                     const struct levels_state *state, bool wait)
+{
+    for (;;) {
+        status st = levels_flush(lsm->levels, inputs, count, state);
+        bool no_space = status_is(st, ST_NO_SPACE);
+        bool no_memory = status_is(st, ST_NO_MEMORY);
+        lsm->no_space_flush = no_space;
+        lsm->no_memory_flush = no_memory;
+        lsm_state_update(lsm);
+        if (!no_space && !no_memory) return st;
+        fiber_queue_wake_all(&lsm->flushed_wake); /* lsm_flush says why */
+        fiber_queue_wake_all(&lsm->room_wake);
+        if (no_space) MARK("lsm.flush.no_space");
+        if (no_memory) {
+            MARK("lsm.flush.no_memory");
+            lsm_caches_balance(lsm);
+        }
+        if (!wait || !flush_retry(lsm, no_space ? FLUSH_RETRY_NS : MEMORY_RETRY_NS)) return st;
+    }
+}
+
+MAY_YIELD status
+lsm_flush_now(struct lsm *lsm, bool wait)
+{
+    CHECK(!lsm->flush_running);
+    if (lsm->seq_last == lsm->seq_flushed) return ST_OK;
+    lsm->flush_running = true;
+    status st = ST_OK;
+    /* A set whose flush was given up for want of space comes first, with the state of its time. */
+    if (!lsm->flushing) {
+        u64 segment = lsm->flush_state.log_segment_first;
+        /* While the log is replayed it cannot be written: all its segments stay needed. */
+        if (!lsm->replaying) st = log_boundary(lsm, &segment);
+        if (ok(st)) memtables_switch(lsm, segment);
+    }
+    if (ok(st)) {
+        struct levels_flush inputs[LIMIT_KEYSPACES];
+        u64 bytes;
+        u32 count = flushing_inputs(lsm, inputs, &bytes);
+        st = levels_flush_retried(lsm, inputs, count, &lsm->flushing_state, wait);
+        if (ok(st)) {
+            flushing_done(lsm);
+            lsm->stats.flush_bytes += bytes;
+        }
+    }
+    lsm->flush_running = false;
+    if (ok(st)) {
+        if (lsm->log != NULL && !lsm->replaying)
+            log_release(lsm->log, lsm->flush_state.log_segment_first);
+        lsm_scans_detach(lsm);
+    } else if (!status_is(st, ST_NO_SPACE) && !status_is(st, ST_NO_MEMORY)) {
+        MARK("lsm.flush.failed");
+        lsm_fail(lsm, st, "flush");
+    }
+    fiber_queue_wake_all(&lsm->room_wake);
+    fiber_queue_wake_all(&lsm->flushed_wake);
+    fiber_queue_wake_all(&lsm->durable_wake);
+    return st;
+}
+
+MAY_YIELD void
+lsm_flush_fiber(void *arg)
+{
+    struct lsm *lsm = arg;
+    while (!lsm->stopping && ok(lsm->failure)) {
+        if (!lsm->flush_wanted) {
+            (void)fiber_queue_wait(&lsm->flush_wake, FIBER_FOREVER);
+            continue;
+        }
+        lsm->flush_wanted = false;
+        status st = lsm_flush_now(lsm, true);
+        if (!ok(st)) MARK("lsm.flush.given_up"); /* told by state; or closing */
+    }
+}
+
+void
+lsm_memtables_free(struct lsm *lsm)
+{
+    for (u32 i = 0; i < LIMIT_KEYSPACES; i++) {
+        memtable_unref(lsm->keyspaces[i].active);
+        memtable_unref(lsm->keyspaces[i].flushing);
+        lsm->keyspaces[i].active = lsm->keyspaces[i].flushing = NULL;
+    }
+}
+
+/* ---- replaying ---- */
+
+static bool
+op_belongs(const struct lsm *lsm, const struct lsm_op *op)
+{
+    if (op->header.kind == ENTRY_DELETE_RANGE) return true;
+    return op->header.token >= lsm->token_first && op->header.token <= lsm->token_last;
+}
+
+static MAY_YIELD status
+replay_op(struct lsm *lsm, const struct lsm_op *op, u64 seq, u64 version)
+{
+    if (op->header.kind == ENTRY_DELETE_RANGE) return range_apply(lsm, op, seq, version);
+    struct need needs[LIMIT_KEYSPACES] = {0};
+    need_add(needs, op);
+    while (!memtables_fit(lsm, needs)) {
+        /* Nothing is written meanwhile, so a flush in the middle of a batch is no danger: should
+         * we crash, recovery goes on behind seq_flushed before anybody reads. */
+        if (active_is_empty(lsm)) return ST_NO_MEMORY;
+        MARK("lsm.replay.flush");
+        status st = lsm_flush_now(lsm, false);
+        if (!ok(st)) return st;
+    }
+    op_apply(lsm, op, seq, version);
+    return ST_OK;
+}
+
+MAY_YIELD status
+lsm_replay(void *arg, const struct log_record *record, struct bytes payload)
+{
+    struct lsm *lsm = arg;
+    struct lsm_op op;
+    bool bad;
+    u32 count = 0;
+    u64 seq = record->seq_first;
+    for (; lsm_op_next(&payload, &op, &bad); seq++, count++) {
+        if (count == record->count || !op_belongs(lsm, &op)) return ST_CORRUPT;
+        if (seq <= lsm->seq_flushed) {
+            MARK("lsm.replay.flushed_already");
+            continue;
+        }
+        /* Before the operation: a flush to make room for it takes what came so far. */
+        status st = replay_op(lsm, &op, seq, record->version);
+        if (!ok(st)) return st;
+        lsm->seq_last = seq;
+        lsm->version_last = MAX(lsm->version_last, record->version);
+    }
+    return bad || count != record->count ? ST_CORRUPT : ST_OK;
+}

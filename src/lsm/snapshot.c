@@ -1,0 +1,63 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * snapshot.c -- frozen views: a sequence number that flushes and compactions respect while it is in
+ * the list. Opened in the order of time, so the list ascends by itself.
+ *
+ * Levels ask for the numbers as an array. It must not fail in the middle of a compaction, so its
+ * memory grows when a snapshot is opened.
+ */
+#include "lsm/lsm_internal.h"
+
+struct lsm_snapshot *
+lsm_snapshot_open(struct lsm *lsm)
+{
+    if (lsm->snapshot_count == lsm->snapshot_capacity) {
+        u32 capacity = MAX(16u, lsm->snapshot_capacity * 2);
+        u64 *seqs = mem_realloc(&lsm->budget, lsm->snapshot_seqs,
+                                lsm->snapshot_capacity * sizeof(u64), capacity * sizeof(u64));
+        if (seqs == NULL) return NULL;
+        lsm->snapshot_seqs = seqs;
+        lsm->snapshot_capacity = capacity;
+    }
+    struct lsm_snapshot *snapshot = mem_alloc(&lsm->budget, sizeof(*snapshot));
+    if (snapshot == NULL) return NULL;
+    snapshot->lsm = lsm;
+    snapshot->seq = lsm->seq_last;
+    list_push_back(&lsm->snapshots, &snapshot->link);
+    lsm->snapshot_seqs[lsm->snapshot_count++] = snapshot->seq;
+    return snapshot;
+}
+
+void
+lsm_snapshot_close(struct lsm_snapshot *snapshot)
+{
+    if (snapshot == NULL) return;
+    struct lsm *lsm = snapshot->lsm;
+    list_del(&snapshot->link);
+    CHECK(lsm->snapshot_count > 0);
+    lsm->snapshot_count--;
+    lsm->snapshot_seqs_stale = true;
+    mem_free(&lsm->budget, snapshot, sizeof(*snapshot));
+}
+
+u64
+lsm_snapshot_seq(const struct lsm_snapshot *snapshot)
+{
+    return snapshot->seq;
+}
+
+const u64 *
+lsm_snapshot_seqs(void *arg, u32 *count_out)
+{
+    struct lsm *lsm = arg;
+    if (lsm->snapshot_seqs_stale) {
+        u32 count = 0;
+        list_for_each (link, &lsm->snapshots) {
+            lsm->snapshot_seqs[count++] = list_entry(link, struct lsm_snapshot, link)->seq;
+        }
+        CHECK(count == lsm->snapshot_count);
+        lsm->snapshot_seqs_stale = false;
+    }
+    *count_out = lsm->snapshot_count;
+    return lsm->snapshot_seqs;
+}
