@@ -4,10 +4,11 @@
  * nothing from the kernel.
  *
  * Scheduling. Foreground fibers run in the order in which they became ready, until the turn's
- * quota of 500 us is over (one runs in any case). Background fibers have the rest of the turn to
- * themselves when nothing else happened in it; beside foreground work they live on credit: a ninth
- * of the time that the foreground took, which is a tenth of the whole, and unused credit is kept
- * up to a limit. So nobody starves, and an idle machine compacts at full speed.
+ * quota of 500 us is over (one runs in any case, and half a quota is left to them whatever the
+ * callbacks took). Background fibers have the rest of the turn to themselves when nothing else
+ * happened in it; beside foreground work they live on credit: a ninth of the time that the
+ * foreground took, which is a tenth of the whole, and unused credit is kept up to a limit. So
+ * nobody starves, and an idle machine compacts at full speed.
  */
 #include "io/core.h"
 
@@ -126,6 +127,10 @@ core_first_ready(struct io_shard *shard, enum fiber_class class)
 static u32
 core_run_foreground(struct io_shard *shard)
 {
+    if (list_empty(&shard->ready[FIBER_FOREGROUND])) return 0;
+    /* However long the callbacks of this turn took. */
+    u64 least_ns = backend_clock_ns(shard) + CORE_QUOTA_NS / 2;
+    shard->slice_end_ns = MAX(shard->slice_end_ns, least_ns);
     u32 count = 0;
     for (;;) {
         struct fiber *fiber = core_first_ready(shard, FIBER_FOREGROUND);

@@ -57,10 +57,20 @@ ring_enter_failed(const char *what, int error)
     CHECK(!"the ring cannot be entered");
 }
 
-/* Submits what is queued and collects what is ready, without waiting. */
+static bool
+ring_kernel_has_more(const struct ring_shard *shard)
+{
+    u32 flags = IO_URING_READ_ONCE(*shard->uring.sq.kflags);
+    return (flags & (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW)) != 0;
+}
+
+/* Submits what is queued and collects what is ready, without waiting. Not when many completions
+ * are unread: each submission may add some, and the queue must not overflow. */
 static void
 ring_submit(struct ring_shard *shard)
 {
+    if (io_uring_sq_ready(&shard->uring) == 0 && !ring_kernel_has_more(shard)) return;
+    if (io_uring_cq_ready(&shard->uring) > RING_CQ_ENTRIES / 2) return;
     shard->core.stats.ring_enters++;
     int result = io_uring_submit_and_get_events(&shard->uring);
     /* EBUSY, EAGAIN: completions must be read first. EINTR: a signal; the next turn submits. */
@@ -144,7 +154,7 @@ ring_dispatch(struct ring_shard *shard, u64 user_data, i32 result, u32 flags)
 static u32
 ring_reap_batch(struct ring_shard *shard)
 {
-    struct io_uring_cqe *cqes[64];
+    struct io_uring_cqe *cqes[16];
     u32 total = 0;
     for (;;) {
         u32 count = io_uring_peek_batch_cqe(&shard->uring, cqes, ARRAY_COUNT(cqes));
@@ -158,16 +168,10 @@ ring_reap_batch(struct ring_shard *shard)
             ring_dispatch(shard, user_data, result, flags);
         }
         total += count;
-        if (total >= RING_CQ_ENTRIES) break;
+        /* What is left stays in the ring until the next turn. */
+        if (backend_slice_over(&shard->core)) break;
     }
     return total;
-}
-
-static bool
-ring_kernel_has_more(const struct ring_shard *shard)
-{
-    u32 flags = IO_URING_READ_ONCE(*shard->uring.sq.kflags);
-    return (flags & (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW)) != 0;
 }
 
 static u32
@@ -468,6 +472,7 @@ static bool
 ring_may_end(struct ring_shard *shard)
 {
     struct io_node *node = shard->host;
+    if (atomic_load(&node->all_finished)) return true; /* and this one was among them */
     bool finished = core_shard_finished(&shard->core) &&
                     atomic_load_explicit(&shard->host_calls_pending, memory_order_relaxed) == 0;
     if (finished && !shard->net_shut) ring_net_shut(shard);
@@ -481,9 +486,12 @@ ring_may_end(struct ring_shard *shard)
     atomic_store(&shard->mails_sent, shard->core.stats.mails_sent);
     atomic_store(&shard->mails_received, shard->core.stats.mails_received);
     atomic_store(&shard->finished, true);
-    if (atomic_load(&node->all_finished)) return true;
-    if (!ring_all_finished(node)) return false;
-    atomic_store(&node->all_finished, true);
+    /* Under the mutex, so that a host call cannot give a finished shard work meanwhile. */
+    pthread_mutex_lock(&node->mutex);
+    bool all = ring_all_finished(node);
+    if (all) atomic_store(&node->all_finished, true);
+    pthread_mutex_unlock(&node->mutex);
+    if (!all) return false;
     for (u32 i = 0; i < node->count; i++)
         if (i != shard->core.index) ring_kick(node->shards[i]);
     return true;

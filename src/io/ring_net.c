@@ -77,7 +77,6 @@ struct io_conn {
     bool receiving_direct; /* the active receive goes into input */
     bool was_high;         /* output passed CONN_OUTPUT_HIGH_BYTES; drained is owed */
     bool reserved;         /* the last chunk is being filled */
-    bool input_given;      /* inside received, with input as its data */
     status why;
 
     struct ring_req recv_req;
@@ -232,9 +231,9 @@ conn_give(struct io_conn *conn, struct bytes data)
 static void
 conn_give_input(struct io_conn *conn)
 {
-    conn->input_given = true;
+    /* The kernel is writing behind the bytes; they are given when it has finished. */
+    if (conn->recv_req.active && conn->receiving_direct) return;
     size_t consumed = conn_give(conn, buf_bytes(&conn->input));
-    conn->input_given = false;
     buf_consume(&conn->input, consumed);
     if (conn->input.size == 0) buf_clear(&conn->input, 0);
 }
@@ -323,6 +322,10 @@ conn_recv_complete(struct ring_req *req, i32 result, u32 flags)
             shard->core.stats.receive_stalls++;
         else if (result != -ECANCELED && result != -EINTR && result != -EAGAIN)
             conn_shut(conn, conn_errno_status(-result));
+        /* What could not be given while the kernel might write behind it. */
+        if (conn->receiving_direct && conn->state == CONN_OPEN && !conn_holds_back(conn) &&
+            conn->input.size > 0 && conn->input.size >= conn->want_bytes)
+            conn_give_input(conn);
     }
     if (flags & IORING_CQE_F_MORE) return;
     conn_receive_later(conn);

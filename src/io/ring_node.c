@@ -99,7 +99,8 @@ shard_thread(void *arg)
         shard_host_close(shard);
         pthread_barrier_wait(&node->end_barrier);
         ring_deinit(shard);
-        core_shard_deinit(&shard->core, false);
+        /* A timer may have fired after the end was decided and spawned something. */
+        core_shard_deinit(&shard->core, true);
     } else {
         shard_host_close(shard);
         ring_deinit(shard);
@@ -134,6 +135,12 @@ ring_host_calls_run(struct ring_shard *shard)
     if (atomic_load_explicit(&shard->host_calls_pending, memory_order_acquire) == 0) return 0;
     struct list batch;
     list_init(&batch);
+    /* Either this shard is no longer finished, or all have: then shard_host_close refuses. */
+    pthread_mutex_lock(&shard->host->mutex);
+    bool too_late = atomic_load(&shard->host->all_finished);
+    if (!too_late) atomic_store(&shard->finished, false);
+    pthread_mutex_unlock(&shard->host->mutex);
+    if (too_late) return 0;
     pthread_mutex_lock(&shard->host_mutex);
     list_splice_back(&batch, &shard->host_calls);
     pthread_mutex_unlock(&shard->host_mutex);

@@ -17,6 +17,7 @@
 #include <poll.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "io/fiber.h"
@@ -38,7 +39,7 @@ static _Atomic u32 open_sessions;
 static _Atomic u32 closed_sessions;
 static _Atomic int last_why;
 static _Atomic u64 budget_used;
-static bool refuse_all;
+static _Atomic bool refuse_all;
 
 static void
 session_timer(struct io_timer *timer)
@@ -513,6 +514,62 @@ idle_connections_cost_little(void **state)
     assert_true(atomic_load(&budget_used) < MIB(2) + IDLE_CONNS * KIB(2));
 }
 
+#define FEW_DESCRIPTORS 64
+
+/* In a process of its own, whose limit is low from the start. Returns its exit code. */
+static int
+out_of_descriptors_child(void)
+{
+    struct rlimit few = {.rlim_cur = FEW_DESCRIPTORS, .rlim_max = FEW_DESCRIPTORS};
+    if (setrlimit(RLIMIT_NOFILE, &few) != 0) return 1;
+    static char address[] = "127.0.0.1";
+    struct io_node_config config = ring_config(1, main_serves, address);
+    struct io_node *node;
+    if (!ok(io_node_start(&config, &node))) return 2;
+    while (atomic_load(&port) == 0)
+        usleep(1000);
+    /* Both ends take one each, so the last of these is connected but cannot be accepted. */
+    int fds[FEW_DESCRIPTORS];
+    u32 count = 0;
+    struct sockaddr_in to = {.sin_family = AF_INET, .sin_port = htons(atomic_load(&port))};
+    inet_pton(AF_INET, "127.0.0.1", &to.sin_addr);
+    while (count < FEW_DESCRIPTORS) {
+        int fd = socket(AF_INET, SOCK_STREAM, 0);
+        if (fd < 0) break;
+        fds[count++] = fd;
+        if (connect(fd, (struct sockaddr *)&to, sizeof(to)) != 0) return 3;
+        usleep(2000);
+    }
+    usleep(250 * 1000);
+    if (atomic_load(&open_sessions) >= count) return 4;
+    for (u32 i = 0; i < 4; i++)
+        close(fds[i]);
+    /* Now there is room, and all the others are served. */
+    for (u32 i = 4; i < count; i++) {
+        char got[8] = {0};
+        struct timeval limit = {.tv_sec = 10};
+        setsockopt(fds[i], SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof(limit));
+        if (send(fds[i], "elate\n", 6, MSG_NOSIGNAL) != 6) return 5;
+        if (recv(fds[i], got, 6, MSG_WAITALL) != 6 || strcmp(got, "elate\n") != 0) return 6;
+    }
+    io_node_stop(node);
+    return ok(io_node_join(node)) ? 0 : 7;
+}
+
+static void
+out_of_descriptors_the_listener_waits_and_goes_on(void **state)
+{
+    atomic_store(&port, 0);
+    atomic_store(&open_sessions, 0);
+    atomic_store(&ring_failures, 0);
+    pid_t child = fork();
+    assert_true(child >= 0);
+    if (child == 0) _exit(out_of_descriptors_child() + (int)atomic_load(&ring_failures) * 16);
+    int how;
+    assert_int_equal(waitpid(child, &how, 0), child);
+    assert_int_equal(how, 0);
+}
+
 /* ---- connecting ---- */
 
 static struct io_conn *outgoing;
@@ -617,6 +674,7 @@ main(void)
         cmocka_unit_test(a_reset_is_told),
         cmocka_unit_test(a_session_that_refuses_is_never_told_closed),
         cmocka_unit_test(idle_connections_cost_little),
+        cmocka_unit_test(out_of_descriptors_the_listener_waits_and_goes_on),
         cmocka_unit_test(shards_connect_over_ipv4_and_ipv6),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -5,6 +5,9 @@
 #include "ring_fixture.h"
 
 #include <pthread.h>
+#include <signal.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "io/fiber.h"
@@ -268,6 +271,68 @@ a_long_turn_is_counted_and_reported(void **state)
     assert_true(ok(ring_run_config(&config)));
 }
 
+/* ---- overflow ---- */
+
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define SANITIZED 1
+#else
+#define SANITIZED 0
+#endif
+
+static volatile u64 depth_max = UINT64_MAX; /* as good as none */
+
+static u64
+recurses_for_ever(u64 depth)
+{
+    volatile u8 block[512];
+    block[depth % 512] = (u8)depth;
+    return depth == depth_max ? 0 : recurses_for_ever(depth + 1) + block[0];
+}
+
+static status
+main_overflows(void *arg)
+{
+    fiber_yield();
+    return recurses_for_ever(0) == 1 ? ST_OK : ST_CORRUPT;
+}
+
+static char overflow_text[8192];
+static int overflow_end;
+
+/* Before cmocka begins, which catches SIGSEGV itself. */
+static void
+overflow_in_child(void)
+{
+    int ends[2];
+    if (SANITIZED || pipe(ends) != 0) return; /* a sanitizer's own handler answers */
+    pid_t child = fork();
+    if (child == 0) {
+        struct rlimit none = {0};
+        setrlimit(RLIMIT_CORE, &none);
+        dup2(ends[1], STDERR_FILENO);
+        struct io_node_config config = ring_config(1, main_overflows, NULL);
+        struct io_node *node;
+        if (ok(io_node_start(&config, &node))) (void)io_node_join(node);
+        _exit(0);
+    }
+    close(ends[1]);
+    size_t used = 0;
+    ssize_t got;
+    while ((got = read(ends[0], overflow_text + used, sizeof(overflow_text) - 1 - used)) > 0)
+        used += (size_t)got;
+    close(ends[0]);
+    waitpid(child, &overflow_end, 0);
+}
+
+static void
+an_overflowing_fiber_says_so_before_it_dies(void **state)
+{
+    if (SANITIZED) skip();
+    assert_true(WIFSIGNALED(overflow_end));
+    assert_int_equal(WTERMSIG(overflow_end), SIGSEGV);
+    assert_non_null(strstr(overflow_text, "fiber stack overflow in fiber main"));
+}
+
 int
 main(void)
 {
@@ -281,6 +346,8 @@ main(void)
         cmocka_unit_test(a_full_mailbox_keeps_everything_in_order),
         cmocka_unit_test(shards_call_each_other),
         cmocka_unit_test(a_long_turn_is_counted_and_reported),
+        cmocka_unit_test(an_overflowing_fiber_says_so_before_it_dies),
     };
+    overflow_in_child();
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
