@@ -9,7 +9,7 @@
  *                 .arg = server)              -->  shard 0: store_prepare
  *                                                  all:     lsm_open, then (all open) listen
  *   server_ready()  true                      <--
- *   io_node_call(shard, server_collect, ...)  -->  copies figures; likewise server_config_call
+ *   io_node_call(shard, server_collect, ...)  -->  copies figures; likewise server_action_call
  *   io_node_stop()                            -->  stop listening, let what is in flight end,
  *   io_node_join()                                 close stores, release the directory
  *   server_free()
@@ -31,9 +31,9 @@ struct server;
 /* What clients are told of the Redis that we follow; DISTKV_VERSION is our own. */
 #define SERVER_REDIS_VERSION "7.2.4"
 
-/* Copies config. pid: for INFO and the MONITOR of processes; the layers below cannot ask for it.
- * NULL: no memory. Called by an ordinary thread. */
-MUST_CHECK struct server *server_new(const struct server_config *config, u32 pid);
+/* Keeps config, which stays the host's and must outlive the server. pid: for INFO; the layers below
+ * cannot ask for it. NULL: no memory. Called by an ordinary thread. */
+MUST_CHECK struct server *server_new(struct server_config *config, u32 pid);
 /* After io_node_join. */
 void server_free(struct server *server);
 /* io_node_config.shard_main; arg: struct server *. */
@@ -46,7 +46,7 @@ u16 server_port(const struct server *server);
 /* Why the start failed, for the operator: set before io_node_join returns its status, "" if the
  * status says it all. Read it after the join. */
 const char *server_failure(const struct server *server);
-/* Bytes of memory, shards, node id: valid once ready. */
+/* Valid once ready. */
 const char *server_node_id(const struct server *server);
 const char *server_run_id(const struct server *server); /* 40 hex digits, new at each start */
 /* What a client wanted by SHUTDOWN: 0 nothing, 1 stop, 2 stop without flushing. */
@@ -74,15 +74,15 @@ u32 server_command_count(void);
 const char *server_command_name(u32 index); /* lower case, "client|list" for subcommands */
 
 enum server_error_kind { /* by the reply's first word */
-    SERVER_ERROR_ERR,
-    SERVER_ERROR_BUSY,      /* overloaded, retry */
-    SERVER_ERROR_OOM,
-    SERVER_ERROR_MISCONF,   /* the store takes no writes */
-    SERVER_ERROR_CROSSSLOT,
-    SERVER_ERROR_NOAUTH,
-    SERVER_ERROR_PROTOCOL,
-    SERVER_ERROR_OTHER,
-    SERVER_ERROR_KINDS
+                         SERVER_ERROR_ERR,
+                         SERVER_ERROR_BUSY, /* overloaded, retry */
+                         SERVER_ERROR_OOM,
+                         SERVER_ERROR_MISCONF, /* the store takes no writes */
+                         SERVER_ERROR_CROSSSLOT,
+                         SERVER_ERROR_NOAUTH,
+                         SERVER_ERROR_PROTOCOL,
+                         SERVER_ERROR_OTHER,
+                         SERVER_ERROR_KINDS
 };
 const char *server_error_kind_name(u32 kind);
 
@@ -98,17 +98,17 @@ struct shard_stats {
     u64 clients_output_closed; /* did not read their replies */
     u64 clients_paused;        /* now: not read from, until replies are gone or a place is free */
     u64 keyspace_hits, keyspace_misses;
-    u64 tried_inline;          /* requests answered in the receive path */
-    u64 requests_pending;      /* now: on fibers, on other shards, waiting for their turn */
+    u64 tried_inline;     /* requests answered in the receive path */
+    u64 requests_pending; /* now: on fibers, on other shards, waiting for their turn */
     u64 requests_limit;
-    u64 requests_fiber;        /* requests that needed one */
-    u64 requests_forwarded;    /* sent to another shard */
-    u64 requests_refused;      /* no place, no memory */
-    u64 durable_waits;         /* now: replies held until the log is safe */
-    u64 keys_locked;           /* now */
+    u64 requests_fiber;     /* requests that needed one */
+    u64 requests_forwarded; /* sent to another shard */
+    u64 requests_refused;   /* no place, no memory */
+    u64 durable_waits;      /* now: replies held until the log is safe */
+    u64 keys_locked;        /* now */
     u64 lock_waits;
     u64 memory_used, memory_peak, memory_limit;
-    u64 memory_connections;    /* of it: sessions, requests, replies */
+    u64 memory_connections; /* of it: sessions, requests, replies */
     u64 slowlog_entries;
     u64 monitor_dropped;
     u64 watches;
@@ -123,17 +123,6 @@ struct server_collect {
 };
 /* For io_node_call, io_shard_call: fills *out with the figures of the shard that runs it. */
 MAY_YIELD void server_collect(void *arg); /* struct server_collect * */
-
-/* For io_node_call on shard 0, for example at SIGHUP: sets one option on all shards as CONFIG SET
- * does. result: ST_OK, ST_NOT_FOUND, ST_INVALID (error says why). */
-struct server_config_call {
-    struct server *server;
-    const char *name;
-    const char *value;
-    status result;
-    char error[160];
-};
-MAY_YIELD void server_config_call(void *arg); /* struct server_config_call * */
 
 /* For io_node_call on every shard in turn: live stores in order, for operators. */
 enum server_action { SERVER_ACTION_FLUSH, SERVER_ACTION_COMPACT };

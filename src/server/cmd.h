@@ -1,0 +1,40 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * cmd.h -- what the files of command handlers (cmd_*.c) share.
+ */
+#ifndef DISTKV_SERVER_CMD_H
+#define DISTKV_SERVER_CMD_H
+
+#include "server/command_table.h"
+#include "server/exec.h"
+#include "server/number.h"
+
+#define CMD_NOT_INTEGER "ERR value is not an integer or out of range"
+#define CMD_SYNTAX      "ERR syntax error"
+
+static inline bool
+cmd_arg_is(const struct exec *x, u32 i, const char *word)
+{
+    return text_is(x->args[i], word);
+}
+
+/* Replies the error and returns false when the argument is none. */
+static inline bool
+cmd_arg_i64(struct exec *x, u32 i, i64 *out)
+{
+    if (number_parse_i64(x->args[i], out)) return true;
+    resp_error(x->reply, CMD_NOT_INTEGER);
+    return false;
+}
+
+/* Replies the error and returns false when a value is over the limit. */
+bool cmd_value_fits(struct exec *x, size_t size);
+
+enum cmd_time { CMD_SECONDS = 1, CMD_RELATIVE = 2 };
+/* An expiry given as an argument, to Unix milliseconds. positive: 0 and below are errors. */
+bool cmd_arg_expiry(struct exec *x, u32 i, u32 how, bool positive, u64 *out);
+
+/* Appends lines to a growing text for bulk replies; cut, never overflowing. */
+PRINTF_LIKE(2, 3) void cmd_text(struct buf *out, const char *format, ...);
+
+#endif

@@ -1,0 +1,504 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * cmd_scan.c -- the commands over whole keyspaces: SCAN, KEYS, RANDOMKEY, DBSIZE, FLUSHDB,
+ * FLUSHALL. They run on a fiber of the connection's shard and ask the shards one after another.
+ *
+ * SCAN's cursor. Keys are ordered by token, so a cursor names a token: "every key in front of it
+ * has been returned". A call ends only between two buckets of 2^12 tokens (so close together that
+ * two keys share one by chance once in 2^52), and a cursor is the first token of a bucket: its
+ * low 12 bits are 0. Keys of one hash tag share one token, so a long tag must be left in its
+ * middle: the shard then remembers the last key in one of SCAN_POSITIONS places and answers the
+ * bucket with the number of the place, 1 to 4095, in the low bits. When the place has been taken
+ * by others since, the bucket starts again: keys may come twice, as SCAN allows, and none is left
+ * out. 0 is the start and the end.
+ *
+ * KEYS streams from one snapshot of each shard, all taken before the first is read. RESP wants the
+ * number of elements first, so the snapshots are read twice: counted, then sent. A key that
+ * expires in between is sent as a null.
+ */
+#include "server/cmd.h"
+#include "server/glob.h"
+#include "server/session.h"
+
+#define BUCKET_BITS 12u
+#define BUCKET_MASK ((1ull << BUCKET_BITS) - 1)
+/* So many more keys than asked for are returned to reach the end of a bucket. */
+#define BUCKET_SLACK 1024u
+/* Keys looked at in one call, whatever COUNT says. */
+#define SCAN_COUNT_MAX 65536u
+/* Keys travel between shards in pieces. */
+#define PIECE_BYTES (64u << 10)
+
+/* ---- positions inside a bucket ---- */
+
+static struct scan_position *
+find_position(struct shard *shard, u16 keyspace, u64 cursor)
+{
+    if (shard->positions == NULL || (cursor & BUCKET_MASK) == 0) return NULL;
+    for (u32 i = 0; i < SCAN_POSITIONS; i++) {
+        struct scan_position *position = &shard->positions[i];
+        if (position->cursor == cursor && position->keyspace == keyspace) return position;
+    }
+    return NULL;
+}
+
+/* The cursor that leads back behind key, or to the start of its bucket when memory is out. */
+static u64
+keep_position(struct shard *shard, u16 keyspace, u64 token, struct bytes key)
+{
+    u64 bucket = token & ~BUCKET_MASK;
+    if (shard->positions == NULL) {
+        shard->positions =
+            mem_alloc_zero(&shard->budget, SCAN_POSITIONS * sizeof(*shard->positions));
+        if (shard->positions == NULL) return 0;
+    }
+    u32 oldest = 0;
+    for (u32 i = 1; i < SCAN_POSITIONS; i++)
+        if (shard->positions[i].used < shard->positions[oldest].used) oldest = i;
+    struct scan_position *position = &shard->positions[oldest];
+    position->cursor = bucket | (1 + oldest + SCAN_POSITIONS * (shard->scan_clock % 15));
+    position->token = token;
+    position->keyspace = keyspace;
+    position->key_size = (u16)key.size;
+    memcpy(position->key, key.data, key.size);
+    position->used = ++shard->scan_clock;
+    return position->cursor;
+}
+static_assert(1 + (SCAN_POSITIONS - 1) + SCAN_POSITIONS * 14 <= BUCKET_MASK,
+              "a place and its generation fit into the low bits");
+
+/* ---- pieces of keys ---- */
+
+/* In: where to go on. Out: keys as u16 size and bytes, and where to go on next. */
+struct piece {
+    u16 keyspace;
+    u64 token; /* from here */
+    u16 key_size;
+    u8 key[LIMIT_KEY_BYTES]; /* behind it, when skip */
+    bool skip;
+    struct bytes pattern; /* data NULL: all */
+    u32 looked_max;       /* entries to look at, about */
+    struct lsm_snapshot *snapshot;
+    bool count_only;
+    u8 *data;
+    u32 size, used;
+    u64 matched;
+    u32 looked;
+    u64 cursor;  /* of SCAN, when it does not go on to the end of the shard */
+    bool end;    /* of this shard's tokens */
+    bool stream; /* KEYS: may end anywhere, goes on by token and key */
+    status st;
+};
+
+static void
+remember(struct piece *piece, u64 token, struct bytes key)
+{
+    piece->token = token;
+    piece->key_size = (u16)key.size;
+    memcpy(piece->key, key.data, key.size);
+    piece->skip = true;
+}
+
+/* On the shard that owns piece->token. */
+MAY_YIELD static void
+read_piece(void *arg)
+{
+    struct piece *piece = arg;
+    struct shard *shard = shard_self();
+    piece->used = 0;
+    piece->looked = 0;
+    piece->end = false;
+    piece->cursor = 0;
+    struct bytes from = piece->skip ? BYTES(piece->key, piece->key_size) : BYTES(NULL, 0);
+    struct lsm_scan *scan;
+    piece->st = lsm_scan_open(shard->lsm, piece->snapshot, piece->keyspace, piece->token, from,
+                              shard->token_last, &scan);
+    if (!ok(piece->st)) return;
+    u64 last_token = 0;
+    for (;;) {
+        u64 token;
+        struct bytes key;
+        struct lsm_value value;
+        piece->st = lsm_scan_next(scan, false, &token, &key, &value);
+        if (status_is(piece->st, ST_END)) {
+            piece->st = ST_OK;
+            piece->end = true;
+            break;
+        }
+        if (!ok(piece->st)) break;
+        if (piece->skip && token == piece->token &&
+            bytes_equal(key, BYTES(piece->key, piece->key_size)))
+            continue;
+        bool full = piece->size - piece->used < 2 + key.size;
+        if (piece->stream && !piece->count_only && full) break;
+        if (!piece->stream && piece->looked >= piece->looked_max &&
+            (token & ~BUCKET_MASK) != (last_token & ~BUCKET_MASK)) {
+            piece->cursor = token & ~BUCKET_MASK;
+            break;
+        }
+        if (!piece->stream && (full || piece->looked >= piece->looked_max + BUCKET_SLACK)) {
+            /* piece->token and key: the last one that was returned */
+            piece->cursor = keep_position(shard, piece->keyspace, piece->token,
+                                          BYTES(piece->key, piece->key_size));
+            if (piece->cursor == 0) piece->st = ST_NO_MEMORY;
+            break;
+        }
+        piece->looked++;
+        last_token = token;
+        if (piece->pattern.data == NULL || glob_match(piece->pattern, key, false)) {
+            piece->matched++;
+            if (!piece->count_only) {
+                store_u16(piece->data + piece->used, (u16)key.size);
+                memcpy(piece->data + piece->used + 2, key.data, key.size);
+                piece->used += 2 + (u32)key.size;
+            }
+        }
+        remember(piece, token, key);
+        if (fiber_should_yield()) fiber_yield();
+    }
+    lsm_scan_close(scan);
+}
+
+static void
+reply_piece(struct exec *x, const struct piece *piece)
+{
+    for (u32 at = 0; at < piece->used;) {
+        u32 size = load_u16(piece->data + at);
+        resp_bulk(x->reply, BYTES(piece->data + at + 2, size));
+        at += 2 + size;
+    }
+}
+
+static u32
+keys_in_piece(const struct piece *piece)
+{
+    u32 count = 0;
+    for (u32 at = 0; at < piece->used; at += 2u + load_u16(piece->data + at))
+        count++;
+    return count;
+}
+
+static struct piece *
+new_piece(struct exec *x)
+{
+    struct piece *piece = (struct piece *)(void *)exec_alloc(x, sizeof(*piece) + PIECE_BYTES);
+    if (piece == NULL) return NULL;
+    memset(piece, 0, sizeof(*piece));
+    piece->keyspace = x->keyspace;
+    piece->data = (u8 *)(piece + 1);
+    piece->size = PIECE_BYTES;
+    return piece;
+}
+
+/* ---- SCAN ---- */
+
+struct position_call {
+    struct piece *piece;
+    u64 cursor;
+};
+
+static void
+read_from_cursor(void *arg)
+{
+    struct position_call *call = arg;
+    struct piece *piece = call->piece;
+    struct shard *shard = shard_self();
+    struct scan_position *position = find_position(shard, piece->keyspace, call->cursor);
+    if (position != NULL) {
+        position->used = ++shard->scan_clock;
+        remember(piece, position->token, BYTES(position->key, position->key_size));
+    } else {
+        piece->token = call->cursor & ~BUCKET_MASK;
+        piece->skip = false;
+    }
+    read_piece(piece);
+}
+
+MAY_YIELD void
+cmd_scan(struct exec *x)
+{
+    u64 cursor;
+    if (!number_parse_u64(x->args[1], &cursor)) {
+        resp_error(x->reply, "ERR invalid cursor");
+        return;
+    }
+    i64 count = 10;
+    struct bytes pattern = BYTES(NULL, 0);
+    bool other_type = false;
+    for (u32 i = 2; i < x->arg_count; i += 2) {
+        bool more = i + 1 < x->arg_count;
+        if (more && cmd_arg_is(x, i, "count")) {
+            if (!cmd_arg_i64(x, i + 1, &count)) return;
+            if (count < 1) {
+                resp_error(x->reply, CMD_SYNTAX);
+                return;
+            }
+        } else if (more && cmd_arg_is(x, i, "match")) {
+            pattern = x->args[i + 1];
+            if (pattern.size == 1 && pattern.data[0] == '*') pattern = BYTES(NULL, 0);
+        } else if (more && cmd_arg_is(x, i, "type")) {
+            other_type = !cmd_arg_is(x, i + 1, "string");
+        } else {
+            resp_error(x->reply, CMD_SYNTAX);
+            return;
+        }
+    }
+    struct piece *piece = new_piece(x);
+    if (piece == NULL) return;
+    piece->pattern = pattern;
+    piece->looked_max = (u32)MIN(count, (i64)SCAN_COUNT_MAX);
+    const struct server *server = x->shard->server;
+    u32 owner = shard_of_token(server, cursor);
+    struct position_call call = {.piece = piece, .cursor = cursor};
+    status st = io_shard_call(owner, FIBER_FOREGROUND, read_from_cursor, &call);
+    if (ok(st)) st = piece->st;
+    if (!ok(st)) {
+        exec_fail(x, st);
+        return;
+    }
+    u64 next = piece->cursor;
+    if (piece->end)
+        next = owner + 1 < server->shard_count ? server->layout.shards[owner + 1].token_first : 0;
+    char text[24];
+    u64 digits = next;
+    size_t at = sizeof(text);
+    do {
+        text[--at] = (char)('0' + digits % 10);
+        digits /= 10;
+    } while (digits != 0);
+    resp_array(x->reply, 2);
+    resp_bulk(x->reply, BYTES(text + at, sizeof(text) - at));
+    if (other_type) piece->used = 0;
+    resp_array(x->reply, keys_in_piece(piece));
+    reply_piece(x, piece);
+}
+
+/* ---- KEYS ---- */
+
+struct snapshot_call {
+    struct lsm_snapshot *snapshots[LIMIT_SHARDS];
+    bool failed;
+};
+
+MAY_YIELD static void
+open_snapshot(void *arg)
+{
+    struct snapshot_call *call = arg;
+    struct shard *shard = shard_self();
+    struct lsm_snapshot *snapshot = lsm_snapshot_open(shard->lsm);
+    call->snapshots[shard->index] = snapshot;
+    if (snapshot == NULL) {
+        call->failed = true;
+        return;
+    }
+    /* What is sent to a client must not be taken back by a power cut. */
+    status st = lsm_wait_durable(shard->lsm, lsm_snapshot_seq(snapshot));
+    if (!ok(st)) call->failed = true;
+}
+
+static void
+close_snapshot(void *arg)
+{
+    struct snapshot_call *call = arg;
+    struct shard *shard = shard_self();
+    if (call->snapshots[shard->index] != NULL) lsm_snapshot_close(call->snapshots[shard->index]);
+}
+
+/* Reads all keys of all snapshots in pieces; each is given to each_piece. */
+MAY_YIELD static status
+read_all(struct exec *x, struct piece *piece, const struct snapshot_call *snapshots,
+         bool (*each_piece)(struct exec *x, struct piece *piece))
+{
+    const struct server *server = x->shard->server;
+    for (u32 i = 0; i < server->shard_count; i++) {
+        piece->token = server->layout.shards[i].token_first;
+        piece->skip = false;
+        piece->snapshot = snapshots->snapshots[i];
+        do {
+            status st = io_shard_call(i, FIBER_FOREGROUND, read_piece, piece);
+            if (ok(st)) st = piece->st;
+            if (!ok(st)) return st;
+            if (!each_piece(x, piece)) return ST_CLOSED;
+        } while (!piece->end);
+    }
+    return ST_OK;
+}
+
+static bool
+count_piece(struct exec *x, struct piece *piece)
+{
+    (void)piece;
+    return x->session == NULL || x->session->conn != NULL;
+}
+
+MAY_YIELD static bool
+send_piece(struct exec *x, struct piece *piece)
+{
+    reply_piece(x, piece);
+    return session_stream(x);
+}
+
+MAY_YIELD void
+cmd_keys(struct exec *x)
+{
+    struct piece *piece = new_piece(x);
+    struct snapshot_call *snapshots =
+        (struct snapshot_call *)(void *)exec_alloc(x, sizeof(*snapshots));
+    if (piece == NULL || snapshots == NULL) return;
+    memset(snapshots, 0, sizeof(*snapshots));
+    piece->stream = true;
+    if (!(x->args[1].size == 1 && x->args[1].data[0] == '*')) piece->pattern = x->args[1];
+
+    shard_for_all(x->shard, open_snapshot, snapshots);
+    status st = snapshots->failed ? ST_NO_MEMORY : ST_OK;
+    piece->count_only = true;
+    if (ok(st)) st = read_all(x, piece, snapshots, count_piece);
+    if (ok(st)) {
+        u64 counted = piece->matched;
+        if (counted > UINT32_MAX) st = ST_TOO_LARGE;
+        piece->count_only = false;
+        piece->matched = 0;
+        if (ok(st)) {
+            resp_array(x->reply, (u32)counted);
+            st = read_all(x, piece, snapshots, send_piece);
+            if (ok(st)) {
+                for (; piece->matched < counted; piece->matched++) {
+                    resp_null(x->reply);
+                    if (x->reply->out->size > PIECE_BYTES && !session_stream(x)) break;
+                }
+            } else if (x->session->conn != NULL) {
+                /* The reply has begun: only the end of the connection says that it is not whole. */
+                session_abort(x->session);
+                st = ST_OK;
+            }
+        }
+    }
+    shard_for_all(x->shard, close_snapshot, snapshots);
+    if (!ok(st) && !status_is(st, ST_CLOSED)) exec_fail(x, st);
+}
+
+/* ---- one key, all keys ---- */
+
+struct random_call {
+    u16 keyspace;
+    u64 random;
+    u8 *key;
+    size_t key_size;
+    status st;
+};
+
+MAY_YIELD static void
+random_here(void *arg)
+{
+    struct random_call *call = arg;
+    struct shard *shard = shard_self();
+    call->st = lsm_random_key(shard->lsm, call->keyspace, call->random, call->key, &call->key_size);
+}
+
+MAY_YIELD void
+cmd_randomkey(struct exec *x)
+{
+    struct random_call call = {.keyspace = x->keyspace, .random = io_random()};
+    call.key = exec_alloc(x, LIMIT_KEY_BYTES);
+    if (call.key == NULL) return;
+    u32 count = x->shard->server->shard_count;
+    u32 first = (u32)(io_random() % count);
+    call.st = ST_NOT_FOUND;
+    for (u32 i = 0; i < count && status_is(call.st, ST_NOT_FOUND); i++) {
+        status st = io_shard_call((first + i) % count, FIBER_FOREGROUND, random_here, &call);
+        if (!ok(st)) call.st = st;
+    }
+    if (ok(call.st))
+        resp_bulk(x->reply, BYTES(call.key, call.key_size));
+    else if (status_is(call.st, ST_NOT_FOUND))
+        resp_null(x->reply);
+    else
+        exec_fail(x, call.st);
+}
+
+struct count_call {
+    u16 keyspace;
+    u64 count;
+    status st;
+};
+
+MAY_YIELD static void
+count_here(void *arg)
+{
+    struct count_call *call = arg;
+    u64 count = 0;
+    status st = lsm_count_exact(shard_self()->lsm, call->keyspace, &count);
+    call->count += count;
+    if (ok(call->st)) call->st = st;
+}
+
+MAY_YIELD void
+cmd_dbsize(struct exec *x)
+{
+    struct count_call call = {.keyspace = x->keyspace, .st = ST_OK};
+    shard_for_all(x->shard, count_here, &call);
+    if (ok(call.st))
+        resp_integer(x->reply, (i64)call.count);
+    else
+        exec_fail(x, call.st);
+}
+
+struct flush_call {
+    u16 first, last; /* keyspaces */
+    status st;
+};
+
+/* A command on a fiber that has read and not yet written would write what was flushed: they are
+ * let out first, but not for ever. */
+#define FLUSH_LOCK_WAITS_MAX 1000u
+
+MAY_YIELD static void
+flush_here(void *arg)
+{
+    struct flush_call *call = arg;
+    struct shard *shard = shard_self();
+    u64 last_seq = 0;
+    for (u16 keyspace = call->first; keyspace <= call->last && ok(call->st); keyspace++) {
+        struct lsm_batch batch;
+        lsm_batch_init(&batch, &shard->budget);
+        u64 seq = 0;
+        if (!lsm_batch_delete_range(&batch, keyspace, shard->token_first, shard->token_last))
+            call->st = ST_NO_MEMORY;
+        for (u32 i = 0; shard->locks.held != 0 && i < FLUSH_LOCK_WAITS_MAX; i++)
+            fiber_sleep_ns(NS_PER_MS / 4);
+        if (ok(call->st)) call->st = lsm_write_try(shard->lsm, &batch, &seq);
+        if (status_is(call->st, ST_WOULD_WAIT)) call->st = lsm_write(shard->lsm, &batch, &seq);
+        lsm_batch_deinit(&batch);
+        last_seq = MAX(last_seq, seq);
+    }
+    shard->seq_last = MAX(shard->seq_last, last_seq);
+    if (ok(call->st)) call->st = lsm_wait_durable(shard->lsm, last_seq);
+}
+
+MAY_YIELD static void
+flush(struct exec *x, u16 first, u16 last)
+{
+    if (x->arg_count > 2 ||
+        (x->arg_count == 2 && !cmd_arg_is(x, 1, "async") && !cmd_arg_is(x, 1, "sync"))) {
+        resp_error(x->reply, CMD_SYNTAX);
+        return;
+    }
+    struct flush_call call = {.first = first, .last = last, .st = ST_OK};
+    shard_for_all(x->shard, flush_here, &call);
+    if (ok(call.st))
+        resp_simple(x->reply, "OK");
+    else
+        exec_fail(x, call.st);
+}
+
+MAY_YIELD void
+cmd_flushdb(struct exec *x)
+{
+    flush(x, x->keyspace, x->keyspace);
+}
+
+MAY_YIELD void
+cmd_flushall(struct exec *x)
+{
+    flush(x, 0, LIMIT_KEYSPACES - 1);
+}

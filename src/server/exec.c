@@ -1,0 +1,510 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * exec.c -- see exec.h.
+ *
+ * Why both ways are atomic. A try never yields between its first read and lsm_write_try, and it
+ * does not write a key that somebody on a fiber has locked. A run on a fiber holds the locks of all
+ * the keys that its command names from before its first read until its batch is visible. Plain
+ * reads take no locks: a batch becomes visible as a whole.
+ */
+#include "server/exec.h"
+
+#include "server/command_table.h"
+#include "server/native.h"
+
+/* From so many writes on they are found by a hash table. */
+#define EXEC_OPS_LINEAR 16u
+
+struct scratch {
+    struct list link;
+    size_t size;
+    u8 pad[8]; /* keeps the bytes 16-aligned */
+};
+
+void
+exec_init(struct exec *x, struct shard *shard, struct resp_writer *reply)
+{
+    memset(x, 0, sizeof(*x));
+    x->shard = shard;
+    x->reply = reply;
+    list_init(&x->scratch);
+    buf_init(&x->ops, &shard->budget);
+    buf_init(&x->op_index, &shard->budget);
+}
+
+static void
+drop_value(struct exec *x)
+{
+    if (!x->value_held) return;
+    lsm_value_release(&x->value);
+    x->value_held = false;
+}
+
+static void
+clear(struct exec *x)
+{
+    drop_value(x);
+    struct list *node;
+    while ((node = list_pop_front(&x->scratch)) != NULL) {
+        struct scratch *block = list_entry(node, struct scratch, link);
+        mem_free(&x->shard->budget, block, block->size);
+    }
+    x->committed = NULL;
+    x->op_count = 0;
+    x->ops.size = 0;
+    x->op_index.size = 0;
+    x->stopped = false;
+    x->failure = ST_OK;
+    x->seq = 0;
+    x->hits = 0;
+    x->misses = 0;
+}
+
+void
+exec_deinit(struct exec *x)
+{
+    clear(x);
+    buf_deinit(&x->ops);
+    buf_deinit(&x->op_index);
+}
+
+void
+exec_fail(struct exec *x, status why)
+{
+    if (!x->stopped) x->failure = why;
+    x->stopped = true;
+}
+
+bool
+exec_reply_too_large(struct exec *x)
+{
+    u64 limit = x->shard->config->client_output_limit_bytes;
+    if (limit == 0 || x->reply->out->size <= limit) return false;
+    exec_fail(x, ST_TOO_LARGE);
+    return true;
+}
+
+u8 *
+exec_alloc(struct exec *x, size_t size)
+{
+    struct scratch *block = mem_alloc(&x->shard->budget, sizeof(*block) + size);
+    if (block == NULL) {
+        exec_fail(x, ST_NO_MEMORY);
+        return NULL;
+    }
+    block->size = sizeof(*block) + size;
+    list_push_back(&x->scratch, &block->link);
+    return (u8 *)(block + 1);
+}
+
+bool
+exec_copy(struct exec *x, struct bytes source, struct bytes *out)
+{
+    u8 *copy = exec_alloc(x, source.size);
+    if (copy == NULL) return false;
+    if (source.size != 0) memcpy(copy, source.data, source.size);
+    *out = BYTES(copy, source.size);
+    return true;
+}
+
+/* ---- the command's own writes ---- */
+
+static struct exec_op *
+op_at(const struct exec *x, u32 i)
+{
+    return (struct exec_op *)(void *)x->ops.data + i;
+}
+
+static bool
+op_is(const struct exec_op *op, u16 keyspace, u64 token, struct bytes key)
+{
+    return op->token == token && op->keyspace == keyspace && bytes_equal(op->key, key);
+}
+
+/* The place of the key in the hash table: its entry, or the free one where it belongs. */
+static u32 *
+index_slot(const struct exec *x, u16 keyspace, u64 token, struct bytes key)
+{
+    u32 *table = (u32 *)(void *)x->op_index.data;
+    u32 mask = (u32)(x->op_index.size / sizeof(u32)) - 1;
+    u32 at = (u32)exec_key_hash(keyspace, key) & mask;
+    while (table[at] != 0 && !op_is(op_at(x, table[at] - 1), keyspace, token, key))
+        at = (at + 1) & mask;
+    return &table[at];
+}
+
+static struct exec_op *
+find_op(const struct exec *x, u16 keyspace, u64 token, struct bytes key)
+{
+    if (x->op_index.size != 0) {
+        u32 found = *index_slot(x, keyspace, token, key);
+        return found == 0 ? NULL : op_at(x, found - 1);
+    }
+    for (u32 i = x->op_count; i-- > 0;)
+        if (op_is(op_at(x, i), keyspace, token, key)) return op_at(x, i);
+    return NULL;
+}
+
+/* (Re)builds the hash table for twice as many writes as there are. */
+static bool
+index_grow(struct exec *x)
+{
+    size_t slots = 64;
+    while (slots < (size_t)x->op_count * 4)
+        slots *= 2;
+    x->op_index.size = 0;
+    if (!buf_reserve(&x->op_index, slots * sizeof(u32))) return false;
+    memset(x->op_index.data, 0, slots * sizeof(u32));
+    x->op_index.size = slots * sizeof(u32);
+    for (u32 i = 0; i < x->op_count; i++) {
+        const struct exec_op *op = op_at(x, i);
+        *index_slot(x, op->keyspace, op->token, op->key) = i + 1;
+    }
+    return true;
+}
+
+/* One write per key is kept: the last. */
+static bool
+add_op(struct exec *x, const struct exec_op *op)
+{
+    if (x->stopped) return false;
+    struct exec_op *there = find_op(x, op->keyspace, op->token, op->key);
+    if (there != NULL) {
+        *there = *op;
+        return true;
+    }
+    if (x->op_count >= LIMIT_BATCH_OPS) {
+        exec_fail(x, ST_TOO_LARGE);
+        return false;
+    }
+    if (!buf_append(&x->ops, op, sizeof(*op))) goto no_memory;
+    x->op_count++;
+    if (x->op_count > EXEC_OPS_LINEAR) {
+        if ((size_t)x->op_count * 2 * sizeof(u32) > x->op_index.size) {
+            if (!index_grow(x)) goto no_memory;
+        } else {
+            *index_slot(x, op->keyspace, op->token, op->key) = x->op_count;
+        }
+    }
+    return true;
+no_memory:
+    exec_fail(x, ST_NO_MEMORY);
+    return false;
+}
+
+bool
+exec_put_in(struct exec *x, u16 keyspace, struct bytes key, struct bytes value, u64 expire_ms)
+{
+    CHECK(value.size <= LIMIT_VALUE_BYTES); /* the door: command handlers */
+    struct exec_op op = {.key = key,
+                         .value = value,
+                         .token = hash_token(key),
+                         .expire_ms = expire_ms,
+                         .keyspace = keyspace};
+    if (expire_ms != 0 && expire_ms <= x->now_ms) {
+        op.deletes = true;
+        op.value = BYTES(NULL, 0);
+        op.expire_ms = 0;
+    }
+    return add_op(x, &op);
+}
+
+bool
+exec_delete_in(struct exec *x, u16 keyspace, struct bytes key)
+{
+    struct exec_op op = {
+        .key = key, .token = hash_token(key), .keyspace = keyspace, .deletes = true};
+    return add_op(x, &op);
+}
+
+/* ---- reading ---- */
+
+MAY_YIELD enum exec_found
+exec_get_in(struct exec *x, u16 keyspace, struct bytes key, bool count, struct exec_value *out)
+{
+    if (x->stopped) return EXEC_STOP;
+    drop_value(x);
+    u64 token = hash_token(key);
+    if (x->op_count != 0) {
+        const struct exec_op *op = find_op(x, keyspace, token, key);
+        if (op != NULL) {
+            if (count) *(op->deletes ? &x->misses : &x->hits) += 1;
+            *out = (struct exec_value){.value = op->value, .expire_ms = op->expire_ms};
+            return op->deletes ? EXEC_ABSENT : EXEC_FOUND;
+        }
+    }
+    struct lsm *lsm = x->shard->lsm;
+    memset(&x->value, 0, sizeof(x->value));
+    status st = x->waits ? lsm_get(lsm, NULL, keyspace, token, key, &x->value)
+                         : lsm_get_try(lsm, keyspace, token, key, &x->value);
+    if (ok(st)) {
+        x->value_held = true;
+        x->seq = MAX(x->seq, x->value.seq);
+        if (count) x->hits++;
+        *out = (struct exec_value){.value = x->value.value,
+                                   .expire_ms = x->value.expire_ms,
+                                   .version = x->value.version,
+                                   .seq = x->value.seq};
+        return EXEC_FOUND;
+    }
+    if (status_is(st, ST_NOT_FOUND)) {
+        x->seq = MAX(x->seq, x->value.seq);
+        if (count) x->misses++;
+        *out = (struct exec_value){.version = x->value.version, .seq = x->value.seq};
+        return EXEC_ABSENT;
+    }
+    exec_fail(x, st);
+    return EXEC_STOP;
+}
+
+/* ---- running ---- */
+
+static bool
+build_batch(struct exec *x, struct lsm_batch *batch)
+{
+    for (u32 i = 0; i < x->op_count; i++) {
+        const struct exec_op *op = op_at(x, i);
+        bool fits = op->deletes ? lsm_batch_delete(batch, op->keyspace, op->token, op->key)
+                                : lsm_batch_put(batch, op->keyspace, op->token, op->key, op->value,
+                                                op->expire_ms);
+        if (!fits) return false;
+    }
+    return true;
+}
+
+static void
+written(struct exec *x, u64 seq)
+{
+    x->seq = MAX(x->seq, seq);
+    x->shard->seq_last = MAX(x->shard->seq_last, seq);
+    if (x->committed != NULL) x->committed(x);
+}
+
+/* After the handler: a failure becomes the only reply. */
+static void
+finish(struct exec *x, size_t reply_start)
+{
+    struct shard_stats *stats = x->shard->stats;
+    if (ok(x->failure) && x->shard->store_failed && x->seq > lsm_durable_seq(x->shard->lsm))
+        x->failure = ST_UNKNOWN_OUTCOME; /* it tells of something that may never become durable */
+    if (!ok(x->failure)) {
+        x->reply->out->size = reply_start;
+        x->reply->failed = false;
+        exec_failure_reply(x->command, x->args, x->reply, x->failure);
+        /* What was read decides nothing any more. */
+        x->seq = 0;
+    } else {
+        stats->keyspace_hits += x->hits;
+        stats->keyspace_misses += x->misses;
+    }
+    drop_value(x);
+}
+
+/* Calls each(arg, hash) for every key that the run may touch. */
+static void
+for_each_key(struct exec *x, void (*each)(void *arg, u64 hash), void *arg)
+{
+    command_for_each_key_hash(x, each, arg);
+}
+
+static bool
+takes_locks(const struct exec *x)
+{
+    return (x->command->flags & COMMAND_WRITE) != 0 || x->command->place == PLACE_EXEC;
+}
+
+struct lock_probe {
+    const struct keylock_table *table;
+    bool held;
+};
+
+static void
+probe_key(void *arg, u64 hash)
+{
+    struct lock_probe *probe = arg;
+    if (keylock_find(probe->table, hash)) probe->held = true;
+}
+
+bool
+exec_try(struct exec *x, void (*handler)(struct exec *x))
+{
+    size_t reply_start = x->reply->out->size;
+    struct shard *shard = x->shard;
+    x->waits = false;
+    x->now_ms = io_wall_ms();
+
+    if (UNLIKELY(shard->locks.held != 0) && takes_locks(x)) {
+        struct lock_probe probe = {.table = &shard->locks};
+        for_each_key(x, probe_key, &probe);
+        if (probe.held) return false;
+    }
+    handler(x);
+    drop_value(x);
+    if (ok(x->failure) && x->op_count != 0) {
+        lsm_batch_clear(&shard->batch);
+        u64 seq = 0;
+        status st = ST_NO_MEMORY;
+        if (build_batch(x, &shard->batch)) st = lsm_write_try(shard->lsm, &shard->batch, &seq);
+        if (ok(st))
+            written(x, seq);
+        else
+            exec_fail(x, st);
+        if (shard->batch.ops.capacity > KIB(256)) buf_clear(&shard->batch.ops, 0);
+    }
+    if (status_is(x->failure, ST_WOULD_WAIT)) {
+        x->reply->out->size = reply_start;
+        x->reply->failed = false;
+        clear(x);
+        return false;
+    }
+    finish(x, reply_start);
+    return true;
+}
+
+struct lock_list {
+    struct buf hashes; /* u64[] */
+    bool failed;
+};
+
+static void
+collect_key(void *arg, u64 hash)
+{
+    struct lock_list *list = arg;
+    if (!buf_append(&list->hashes, &hash, sizeof(hash))) list->failed = true;
+}
+
+/* Shell sort: no recursion, no memory, and the lists are short or already nearly sorted. */
+static void
+sort_hashes(u64 *hashes, u32 count)
+{
+    for (u32 gap = count / 2; gap > 0; gap = gap == 2 ? 1 : (u32)((u64)gap * 5 / 11)) {
+        for (u32 i = gap; i < count; i++) {
+            u64 value = hashes[i];
+            u32 j = i;
+            for (; j >= gap && hashes[j - gap] > value; j -= gap)
+                hashes[j] = hashes[j - gap];
+            hashes[j] = value;
+        }
+    }
+}
+
+MAY_YIELD void
+exec_wait(struct exec *x, void (*handler)(struct exec *x))
+{
+    size_t reply_start = x->reply->out->size;
+    struct shard *shard = x->shard;
+    struct keylock *locks = NULL;
+    size_t locks_size = 0;
+    u32 lock_count = 0;
+    struct lock_list keys = {.failed = false};
+    buf_init(&keys.hashes, &shard->budget);
+    clear(x);
+    x->waits = true;
+
+    if (takes_locks(x)) {
+        for_each_key(x, collect_key, &keys);
+        u64 *hashes = (u64 *)(void *)keys.hashes.data;
+        u32 count = (u32)(keys.hashes.size / sizeof(u64));
+        sort_hashes(hashes, count);
+        for (u32 i = 0; i < count; i++)
+            if (i == 0 || hashes[i] != hashes[lock_count - 1]) hashes[lock_count++] = hashes[i];
+        locks_size = lock_count * sizeof(*locks);
+        if (lock_count != 0) locks = mem_alloc(&shard->budget, locks_size);
+        if (keys.failed || (lock_count != 0 && locks == NULL)) {
+            lock_count = 0;
+            exec_fail(x, ST_NO_MEMORY);
+        } else if (lock_count != 0) {
+            u64 waits = shard->locks.waits;
+            keylock_acquire(&shard->locks, hashes, locks, lock_count);
+            shard->stats->lock_waits += shard->locks.waits - waits;
+        }
+    }
+    x->now_ms = io_wall_ms();
+    if (ok(x->failure)) handler(x);
+    drop_value(x);
+    if (ok(x->failure) && x->op_count != 0) {
+        struct lsm_batch batch;
+        lsm_batch_init(&batch, &shard->budget);
+        u64 seq = 0;
+        status st = ST_NO_MEMORY;
+        if (build_batch(x, &batch)) st = lsm_write(shard->lsm, &batch, &seq);
+        if (ok(st))
+            written(x, seq);
+        else
+            exec_fail(x, st);
+        lsm_batch_deinit(&batch);
+    }
+    if (lock_count != 0) keylock_release(&shard->locks, locks, lock_count);
+    mem_free(&shard->budget, locks, locks_size);
+    buf_deinit(&keys.hashes);
+    finish(x, reply_start);
+}
+
+void
+exec_failure_reply(const struct command *command, const struct bytes *args,
+                   struct resp_writer *reply, status why)
+{
+    if (command->flags & COMMAND_NATIVE)
+        native_failure(args[0], reply, why);
+    else
+        exec_error_reply(reply, why);
+}
+
+void
+exec_error_reply(struct resp_writer *reply, status why)
+{
+    switch ((enum status_code)why.code) {
+    case SC_NO_SPACE:
+        resp_error(reply,
+                   "MISCONF No space left on the disk of this node: writes are refused until "
+                   "space returns, reads go on");
+        return;
+    case SC_READ_ONLY:
+        resp_error(reply, "MISCONF Errors writing to the log: this node takes no more writes until "
+                          "it is restarted, reads go on");
+        return;
+    case SC_OVERLOADED:
+    case SC_WOULD_WAIT:
+    case SC_TIMED_OUT:
+        resp_error(reply, "BUSY This node is overloaded, try again later");
+        return;
+    case SC_NO_MEMORY:
+        resp_error(reply, "OOM command not allowed when used memory > 'maxmemory'.");
+        return;
+    case SC_CORRUPT:
+        resp_error(reply,
+                   "ERR the stored data is damaged: a checksum does not match, see the log of "
+                   "this node");
+        return;
+    case SC_IO_ERROR:
+        resp_error(reply, "ERR reading from the disk failed, see the log of this node");
+        return;
+    case SC_TOO_LARGE:
+        resp_error(reply,
+                   "ERR the request or its reply is over a size limit: at most %u writes and "
+                   "%u bytes at once, and client-output-limit bytes of reply",
+                   LIMIT_BATCH_OPS, LIMIT_BATCH_BYTES);
+        return;
+    case SC_UNKNOWN_OUTCOME:
+        resp_error(reply,
+                   "MISCONF Errors writing to the log: it is not known whether the write took "
+                   "effect");
+        return;
+    case SC_CLOSED:
+        resp_error(reply, "ERR this node is shutting down");
+        return;
+    case SC_OK:
+    case SC_NOT_FOUND:
+    case SC_END:
+    case SC_INCOMPLETE:
+    case SC_CANCELED:
+    case SC_EXISTS:
+    case SC_CONFLICT:
+    case SC_INVALID:
+    case SC_LOCKED:
+    case SC_UNSUPPORTED:
+    case STATUS_CODE_COUNT:
+        break;
+    }
+    resp_error(reply, "ERR %s", status_text(why));
+}

@@ -1,0 +1,66 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * keylock.c -- see keylock.h. A lock is handed over by freeing it and waking the first waiter; a
+ * newcomer could slip in between, so a lock with waiters is passed on: the table keeps the entry
+ * of the holder, and the one who is woken finds it gone and takes it. Newcomers run on fibers,
+ * too, and whoever becomes ready first goes first; a try in the receive path sees a free lock
+ * only when nobody holds it, and then is atomic anyway.
+ */
+#include "server/keylock.h"
+
+void
+keylock_table_init(struct keylock_table *table)
+{
+    for (u32 i = 0; i < KEYLOCK_BUCKETS; i++)
+        list_init(&table->buckets[i]);
+    table->held = 0;
+    table->waits = 0;
+}
+
+static struct keylock *
+find(const struct keylock_table *table, u64 hash)
+{
+    const struct list *bucket = &table->buckets[hash % KEYLOCK_BUCKETS];
+    list_for_each (node, bucket) {
+        struct keylock *lock = list_entry(node, struct keylock, link);
+        if (lock->hash == hash) return lock;
+    }
+    return NULL;
+}
+
+bool
+keylock_find(const struct keylock_table *table, u64 hash)
+{
+    return find(table, hash) != NULL;
+}
+
+MAY_YIELD void
+keylock_acquire(struct keylock_table *table, const u64 *hashes, struct keylock *locks, u32 count)
+{
+    for (u32 i = 0; i < count; i++) {
+        CHECK(i == 0 || hashes[i - 1] < hashes[i]);
+        struct keylock *holder;
+        while ((holder = find(table, hashes[i])) != NULL) {
+            table->waits++;
+            status st = fiber_queue_wait(&holder->waiters, FIBER_FOREVER);
+            CHECK(ok(st));
+        }
+        locks[i].hash = hashes[i];
+        fiber_queue_init(&locks[i].waiters);
+        list_push_back(&table->buckets[hashes[i] % KEYLOCK_BUCKETS], &locks[i].link);
+        table->held++;
+    }
+}
+
+void
+keylock_release(struct keylock_table *table, struct keylock *locks, u32 count)
+{
+    for (u32 i = 0; i < count; i++) {
+        list_del(&locks[i].link);
+        CHECK(table->held > 0);
+        table->held--;
+        /* All of them: each looks again, the first to run takes the lock, the others queue behind
+         * it in the same order. */
+        (void)fiber_queue_wake_all(&locks[i].waiters);
+    }
+}

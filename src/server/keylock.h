@@ -1,0 +1,46 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * keylock.h -- exclusive locks on keys for commands that read, wait and then write.
+ *
+ * A command that never yields is atomic by itself; it asks keylock_held before it writes, which is
+ * one branch while nobody waits. One that runs on a fiber takes the locks of all its keys first, in
+ * ascending order of their hashes, so that two of them never wait for each other. Waiting is first
+ * in, first out. A lock is on a 64-bit hash of (keyspace, key): two keys of one hash share a lock,
+ * which costs a little waiting and nothing else.
+ */
+#ifndef DISTKV_SERVER_KEYLOCK_H
+#define DISTKV_SERVER_KEYLOCK_H
+
+#include "base/list.h"
+#include "io/fiber.h"
+
+#define KEYLOCK_BUCKETS 256u
+
+/* One held lock; the memory is the holder's. */
+struct keylock {
+    struct list link; /* in its bucket while held */
+    u64 hash;
+    struct fiber_queue waiters;
+};
+
+struct keylock_table {
+    struct list buckets[KEYLOCK_BUCKETS];
+    u64 held;  /* locks now */
+    u64 waits; /* times that somebody had to wait */
+};
+
+void keylock_table_init(struct keylock_table *table);
+bool keylock_find(const struct keylock_table *table, u64 hash);
+/* Whether a write of the key must wait. */
+static inline bool
+keylock_held(const struct keylock_table *table, u64 hash)
+{
+    return UNLIKELY(table->held != 0) && keylock_find(table, hash);
+}
+
+/* hashes: ascending, none twice; locks: one for each. */
+MAY_YIELD void keylock_acquire(struct keylock_table *table, const u64 *hashes,
+                               struct keylock *locks, u32 count);
+void keylock_release(struct keylock_table *table, struct keylock *locks, u32 count);
+
+#endif

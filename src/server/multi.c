@@ -1,0 +1,514 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * multi.c -- MULTI, EXEC, DISCARD, WATCH, UNWATCH.
+ *
+ * All keys of a transaction, watched ones included, have one slot, so one shard owns them: it runs
+ * the queued commands as one execution (exec.h) with one batch, atomic and isolated. Queued
+ * commands that belong to the connection (PING, CLIENT, INFO, ...) have no part in that: they run
+ * afterwards at home, and EXEC's reply is put together in the order of the queue. SELECT counts
+ * while queueing. What spans shards (FLUSHALL, KEYS, ...) is refused at the door
+ * (COMMAND_NO_MULTI), because it could not be in order.
+ *
+ * WATCH remembers for each key the sequence number of its newest version, or that it was absent
+ * and the shard's last sequence number then. EXEC compares under the locks: a live key must have
+ * the same number; an absent one must still be absent, without a tombstone younger than the watch.
+ * Sequence numbers are never given twice, so an unchanged key never aborts, and a changed one
+ * always does. A key that had a time to live and has expired since counts as changed, as in Redis.
+ */
+#include "server/cmd.h"
+#include "server/native.h"
+#include "server/session.h"
+
+/* What one connection may queue. */
+#define MULTI_BYTES_MAX    (LIMIT_BATCH_BYTES + (4u << 20))
+#define MULTI_COMMANDS_MAX LIMIT_BATCH_OPS
+#define MULTI_WATCHES_MAX  4096u
+
+struct queued {
+    struct list link;
+    const struct command *command;
+    size_t memory;
+    u32 arg_count;
+    u16 keyspace;
+    bool at_home;
+    size_t reply_start, reply_size; /* in the owner's reply */
+    struct bytes args[];
+};
+
+struct watch {
+    struct list link;
+    size_t memory;
+    u64 seq;
+    u16 keyspace;
+    bool present;
+    bool filled;
+    struct bytes key;
+};
+
+struct transaction {
+    struct list queue; /* struct queued */
+    struct list watches;
+    u32 count, home_count, watch_count;
+    size_t memory;
+    u32 slot;
+    bool slot_known;
+    bool queueing; /* between MULTI and EXEC */
+    bool spoiled;
+    bool assembled; /* the owner leaves the array's head to home */
+    bool aborted;   /* a watched key has changed */
+    u16 keyspace;
+};
+
+bool
+session_in_multi(const struct session *s)
+{
+    return s->multi != NULL && s->multi->queueing;
+}
+
+static struct transaction *
+transaction_of(struct session *s)
+{
+    if (s->multi != NULL) return s->multi;
+    struct transaction *tx = mem_alloc_zero(&s->shard->budget, sizeof(*tx));
+    if (tx == NULL) return NULL;
+    list_init(&tx->queue);
+    list_init(&tx->watches);
+    s->multi = tx;
+    return tx;
+}
+
+static void
+drop_watch(struct session *s, struct watch *watch)
+{
+    list_del(&watch->link);
+    s->multi->watch_count--;
+    s->shard->stats->watches--;
+    mem_free(&s->shard->budget, watch, watch->memory);
+}
+
+static void
+drop_watches(struct session *s)
+{
+    if (s->multi == NULL) return;
+    struct list *node;
+    while ((node = list_first(&s->multi->watches)) != NULL)
+        drop_watch(s, list_entry(node, struct watch, link));
+}
+
+void
+session_multi_free(struct session *s)
+{
+    struct transaction *tx = s->multi;
+    if (tx == NULL) return;
+    struct list *node;
+    while ((node = list_pop_front(&tx->queue)) != NULL) {
+        struct queued *queued = list_entry(node, struct queued, link);
+        mem_free(&s->shard->budget, queued, queued->memory);
+    }
+    drop_watches(s);
+    mem_free(&s->shard->budget, tx, sizeof(*tx));
+    s->multi = NULL;
+}
+
+void
+session_multi_spoil(struct session *s)
+{
+    s->multi->spoiled = true;
+}
+
+/* Takes the slot of the keys; false: another one than before. */
+static bool
+slot_fits(struct transaction *tx, const struct command *command, const struct bytes *args,
+          u32 arg_count)
+{
+    u32 first, last, step;
+    command_key_range(command, arg_count, &first, &last, &step);
+    for (u32 i = first; i <= last && last >= first; i += step) {
+        u32 slot = hash_slot(args[i]);
+        if (tx->slot_known && slot != tx->slot) return false;
+        tx->slot = slot;
+        tx->slot_known = true;
+    }
+    return true;
+}
+
+void
+session_multi_queue(struct session *s, const struct command *command, const struct bytes *args,
+                    u32 arg_count, struct resp_writer *w)
+{
+    struct transaction *tx = s->multi;
+    if (!slot_fits(tx, command, args, arg_count)) {
+        tx->spoiled = true;
+        resp_error(w, "CROSSSLOT Keys in request don't hash to the same slot");
+        return;
+    }
+    size_t memory = sizeof(struct queued) + arg_count * sizeof(struct bytes);
+    for (u32 i = 0; i < arg_count; i++)
+        memory += args[i].size;
+    struct queued *queued = NULL;
+    if (tx->memory + memory <= MULTI_BYTES_MAX && tx->count < MULTI_COMMANDS_MAX)
+        queued = mem_alloc(&s->shard->budget, memory);
+    if (queued == NULL) {
+        tx->spoiled = true;
+        exec_error_reply(w, tx->memory + memory > MULTI_BYTES_MAX || tx->count >= MULTI_COMMANDS_MAX
+                                ? ST_TOO_LARGE
+                                : ST_NO_MEMORY);
+        return;
+    }
+    queued->command = command;
+    queued->memory = memory;
+    queued->arg_count = arg_count;
+    queued->keyspace = tx->keyspace;
+    queued->at_home = command->place > PLACE_SPLIT_ARRAY;
+    u8 *to = (u8 *)(queued->args + arg_count);
+    for (u32 i = 0; i < arg_count; i++) {
+        if (args[i].size != 0) memcpy(to, args[i].data, args[i].size);
+        queued->args[i] = BYTES(to, args[i].size);
+        to += args[i].size;
+    }
+    list_push_back(&tx->queue, &queued->link);
+    tx->memory += memory;
+    tx->count++;
+    if (queued->at_home) tx->home_count++;
+    i64 db;
+    if (command->handler == cmd_select && number_parse_i64(args[1], &db) && db >= 0 &&
+        db < LIMIT_KEYSPACES)
+        tx->keyspace = (u16)db;
+    resp_simple(w, "QUEUED");
+}
+
+/* ---- commands of the connection ---- */
+
+void
+cmd_multi(struct exec *x)
+{
+    if (session_in_multi(x->session)) {
+        resp_error(x->reply, "ERR MULTI calls can not be nested");
+        return;
+    }
+    struct transaction *tx = transaction_of(x->session);
+    if (tx == NULL) {
+        exec_fail(x, ST_NO_MEMORY);
+        return;
+    }
+    tx->queueing = true;
+    tx->keyspace = x->session->keyspace;
+    resp_simple(x->reply, "OK");
+}
+
+void
+cmd_discard(struct exec *x)
+{
+    if (!session_in_multi(x->session)) {
+        resp_error(x->reply, "ERR DISCARD without MULTI");
+        return;
+    }
+    session_multi_free(x->session);
+    resp_simple(x->reply, "OK");
+}
+
+void
+cmd_unwatch(struct exec *x)
+{
+    if (!session_in_multi(x->session))
+        session_multi_free(x->session);
+    else
+        drop_watches(x->session); /* queued and run by EXEC, too late to matter */
+    resp_simple(x->reply, "OK");
+}
+
+/* ---- WATCH ---- */
+
+/* At the owner: fills in what the keys are now. */
+void
+cmd_watch(struct exec *x)
+{
+    struct transaction *tx = x->extra;
+    list_for_each (node, &tx->watches) {
+        struct watch *watch = list_entry(node, struct watch, link);
+        if (watch->filled) continue;
+        struct exec_value value;
+        enum exec_found found = exec_get_in(x, watch->keyspace, watch->key, false, &value);
+        if (found == EXEC_STOP) return;
+        watch->present = found == EXEC_FOUND;
+        watch->seq = watch->present ? value.seq : MAX(value.seq, x->shard->seq_last);
+    }
+    list_for_each (node, &tx->watches)
+        list_entry(node, struct watch, link)->filled = true;
+    resp_simple(x->reply, "OK");
+}
+
+static bool
+unchanged(struct exec *x, const struct watch *watch)
+{
+    struct exec_value value;
+    enum exec_found found = exec_get_in(x, watch->keyspace, watch->key, false, &value);
+    if (found == EXEC_STOP) return false;
+    if (found == EXEC_FOUND) return watch->present && value.seq == watch->seq;
+    return !watch->present && value.seq <= watch->seq;
+}
+
+static bool
+prepare_watch(struct session *s, const struct bytes *args, u32 arg_count, struct resp_writer *w)
+{
+    if (session_in_multi(s)) {
+        resp_error(w, "ERR WATCH inside MULTI is not allowed");
+        return false;
+    }
+    struct transaction *tx = transaction_of(s);
+    if (tx == NULL) {
+        exec_error_reply(w, ST_NO_MEMORY);
+        return false;
+    }
+    const struct command *command = command_find(BYTES_LITERAL("watch"));
+    struct transaction probe = {.slot = tx->slot, .slot_known = tx->slot_known};
+    if (!slot_fits(&probe, command, args, arg_count)) {
+        resp_error(w, "CROSSSLOT Keys in request don't hash to the same slot");
+        return false;
+    }
+    for (u32 i = 1; i < arg_count; i++) {
+        bool there = false;
+        list_for_each (node, &tx->watches) {
+            const struct watch *watch = list_entry(node, struct watch, link);
+            if (watch->keyspace == s->keyspace && bytes_equal(watch->key, args[i])) there = true;
+        }
+        if (there) continue;
+        size_t memory = sizeof(struct watch) + args[i].size;
+        struct watch *watch = NULL;
+        if (tx->watch_count < MULTI_WATCHES_MAX) watch = mem_alloc(&s->shard->budget, memory);
+        if (watch == NULL) {
+            exec_error_reply(w, ST_NO_MEMORY);
+            session_exec_done(s, command);
+            return false;
+        }
+        memset(watch, 0, sizeof(*watch));
+        watch->memory = memory;
+        watch->keyspace = s->keyspace;
+        memcpy(watch + 1, args[i].data, args[i].size);
+        watch->key = BYTES(watch + 1, args[i].size);
+        list_push_back(&tx->watches, &watch->link);
+        tx->watch_count++;
+        s->shard->stats->watches++;
+    }
+    tx->slot = probe.slot;
+    tx->slot_known = probe.slot_known;
+    return true;
+}
+
+/* ---- EXEC ---- */
+
+static bool
+prepare_exec(struct session *s, struct resp_writer *w)
+{
+    struct transaction *tx = s->multi;
+    if (!session_in_multi(s)) {
+        resp_error(w, "ERR EXEC without MULTI");
+        return false;
+    }
+    if (tx->spoiled) {
+        resp_error(w, "EXECABORT Transaction discarded because of previous errors.");
+        session_multi_free(s);
+        return false;
+    }
+    return true;
+}
+
+bool
+session_exec_prepare(struct session *s, const struct command *command, const struct bytes *args,
+                     u32 arg_count, struct resp_writer *w, u32 *owner, void **extra, bool *at_home)
+{
+    bool go =
+        command->place == PLACE_WATCH ? prepare_watch(s, args, arg_count, w) : prepare_exec(s, w);
+    if (!go) return false;
+    struct transaction *tx = s->multi;
+    const struct server *server = s->shard->server;
+    u64 token = (u64)tx->slot << (64 - SLOT_BITS);
+    *owner = tx->slot_known ? shard_of_token(server, token) : s->shard->index;
+    *extra = tx;
+    tx->assembled = tx->home_count != 0;
+    *at_home = command->place == PLACE_EXEC && tx->assembled;
+    return true;
+}
+
+void
+session_exec_done(struct session *s, const struct command *command)
+{
+    if (command->place == PLACE_EXEC) {
+        session_multi_free(s);
+        return;
+    }
+    if (s->multi == NULL) return;
+    list_for_each_safe (node, &s->multi->watches) {
+        struct watch *watch = list_entry(node, struct watch, link);
+        if (!watch->filled) drop_watch(s, watch);
+    }
+    if (s->multi->watch_count == 0) session_multi_free(s);
+}
+
+/* At the owner of the keys. */
+void
+cmd_exec(struct exec *x)
+{
+    struct transaction *tx = x->extra;
+    tx->aborted = false;
+    list_for_each (node, &tx->watches) {
+        bool same = unchanged(x, list_entry(node, struct watch, link));
+        if (x->stopped) return;
+        if (same) continue;
+        tx->aborted = true;
+        resp_null_array(x->reply);
+        return;
+    }
+    if (!tx->assembled) resp_array(x->reply, tx->count);
+
+    const struct command *command = x->command;
+    const struct bytes *args = x->args;
+    u32 arg_count = x->arg_count;
+    u16 keyspace = x->keyspace;
+    list_for_each (node, &tx->queue) {
+        struct queued *queued = list_entry(node, struct queued, link);
+        if (queued->at_home) continue;
+        x->command = queued->command;
+        x->args = queued->args;
+        x->arg_count = queued->arg_count;
+        x->keyspace = queued->keyspace;
+        queued->reply_start = x->reply->out->size;
+        queued->command->handler(x);
+        queued->reply_size = x->reply->out->size - queued->reply_start;
+        if (x->stopped || exec_reply_too_large(x)) break;
+    }
+    x->command = command;
+    x->args = args;
+    x->arg_count = arg_count;
+    x->keyspace = keyspace;
+}
+
+void
+command_for_each_key_hash(struct exec *x, void (*each)(void *arg, u64 hash), void *arg)
+{
+    u32 first, last, step;
+    if (x->command->flags & COMMAND_NATIVE) {
+        native_for_each_key(x, each, arg);
+        return;
+    }
+    if (x->command->place != PLACE_EXEC) {
+        command_key_range(x->command, x->arg_count, &first, &last, &step);
+        for (u32 i = first; i <= last && last >= first; i += step)
+            each(arg, exec_key_hash(x->keyspace, x->args[i]));
+        if (x->command->handler == cmd_copy && x->arg_count > 3) {
+            /* COPY ... DB n writes to another keyspace; any of them costs only a little waiting. */
+            for (u16 k = 0; k < LIMIT_KEYSPACES; k++)
+                if (k != x->keyspace) each(arg, exec_key_hash(k, x->args[2]));
+        }
+        return;
+    }
+    const struct transaction *tx = x->extra;
+    list_for_each (node, &tx->watches) {
+        const struct watch *watch = list_entry(node, struct watch, link);
+        each(arg, exec_key_hash(watch->keyspace, watch->key));
+    }
+    list_for_each (node, &tx->queue) {
+        struct queued *queued = list_entry(node, struct queued, link);
+        if (queued->at_home) continue;
+        struct exec inner = {.command = queued->command,
+                             .args = queued->args,
+                             .arg_count = queued->arg_count,
+                             .keyspace = queued->keyspace};
+        command_for_each_key_hash(&inner, each, arg); /* once: EXEC is never queued */
+    }
+}
+
+/* Runs the owner's part, wherever it is, and leaves its reply in *data. */
+MAY_YIELD static bool
+run_keys(struct exec *x, struct request *request, struct transaction *tx, struct buf *data)
+{
+    struct shard *shard = x->shard;
+    u64 token = (u64)tx->slot << (64 - SLOT_BITS);
+    u32 owner = tx->slot_known ? shard_of_token(shard->server, token) : shard->index;
+    if (owner == shard->index) {
+        struct resp_writer w = {.out = data, .version = request->resp};
+        struct exec inner;
+        exec_init(&inner, shard, &w);
+        inner.command = request->command;
+        inner.args = request->args;
+        inner.arg_count = request->arg_count;
+        inner.keyspace = request->keyspace;
+        inner.extra = tx;
+        exec_wait(&inner, cmd_exec);
+        bool done = ok(inner.failure) && !w.failed;
+        x->seq = MAX(x->seq, inner.seq);
+        exec_deinit(&inner);
+        return done;
+    }
+    struct request *there = request_new(shard, request->command, request->args, request->arg_count);
+    if (there == NULL) {
+        struct resp_writer w = {.out = data, .version = request->resp};
+        exec_error_reply(&w, ST_NO_MEMORY);
+        return false;
+    }
+    there->owner = owner;
+    there->keyspace = request->keyspace;
+    there->resp = request->resp;
+    there->extra = tx;
+    request_call(there);
+    struct bytes reply = request_reply(there);
+    bool done = !there->unknown && (reply.size == 0 || reply.data[0] != '-');
+    if (there->unknown) request->unknown = true;
+    /* With nothing but an error in it, the error is EXEC's; a reply that begins with one of a
+     * queued command is told apart by tx: the handler ran to the last. */
+    const struct queued *last_key = NULL;
+    list_for_each (node, &tx->queue) {
+        const struct queued *queued = list_entry(node, struct queued, link);
+        if (!queued->at_home) last_key = queued;
+    }
+    if (!done && !there->unknown && !tx->aborted && last_key != NULL &&
+        last_key->reply_start + last_key->reply_size == reply.size)
+        done = true;
+    if (!buf_append(data, reply.data, reply.size)) done = false;
+    request_free(there);
+    return done;
+}
+
+MAY_YIELD void
+session_exec_on_fiber(struct exec *x, struct request *request)
+{
+    struct transaction *tx = request->extra;
+    struct buf data;
+    buf_init(&data, &x->shard->budget);
+    bool done = run_keys(x, request, tx, &data);
+    if (!done || tx->aborted) {
+        if (data.size == 0)
+            exec_error_reply(x->reply, ST_NO_MEMORY);
+        else if (!buf_append(x->reply->out, data.data, data.size))
+            x->reply->failed = true;
+        buf_deinit(&data);
+        return;
+    }
+    struct session *s = request->session;
+    x->session = s;
+    x->waits = true;
+    x->now_ms = io_wall_ms();
+    tx->queueing = false; /* its commands see a connection outside MULTI */
+    resp_array(x->reply, tx->count);
+    list_for_each (node, &tx->queue) {
+        struct queued *queued = list_entry(node, struct queued, link);
+        if (!queued->at_home) {
+            if (!buf_append(x->reply->out, data.data + queued->reply_start, queued->reply_size))
+                x->reply->failed = true;
+            continue;
+        }
+        x->command = queued->command;
+        x->args = queued->args;
+        x->arg_count = queued->arg_count;
+        x->keyspace = s->keyspace;
+        size_t start = x->reply->out->size;
+        queued->command->handler(x);
+        if (!ok(x->failure)) {
+            x->reply->out->size = start;
+            exec_error_reply(x->reply, x->failure);
+            x->failure = ST_OK;
+            x->stopped = false;
+        }
+    }
+    buf_deinit(&data);
+}

@@ -1,0 +1,79 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * native.h -- the native protocol's opcodes as commands: a request's only argument is its frame,
+ * which its handler decodes again on the shard where it runs.
+ *
+ * Idempotency ids. A shard remembers the outcome of the last NATIVE_IDS writes that carried an id,
+ * for NATIVE_ID_LIFE_MS at most and as long as the process lives. A retry with the same id is
+ * answered from there.
+ *
+ * Snapshots. SNAPSHOT_OPEN takes one of every shard under one number; each shard drops its own
+ * when it was not used for the lease.
+ */
+#ifndef DISTKV_SERVER_NATIVE_H
+#define DISTKV_SERVER_NATIVE_H
+
+#include "proto/native.h"
+#include "server/exec.h"
+
+#define NATIVE_IDS           8192u
+#define NATIVE_ID_BUCKETS    4096u
+#define NATIVE_ID_LIFE_MS    (10u * 60u * 1000u)
+#define NATIVE_SNAPSHOTS_MAX 16u /* a node */
+#define NATIVE_LEASE_MS_MAX  (5u * 60u * 1000u)
+
+struct native_done {
+    struct native_id id; /* none: free */
+    u64 at_ms;
+    u64 seq;
+    u64 version;
+    u32 next; /* in its bucket: index + 1 */
+    bool existed;
+};
+
+struct native_snapshot {
+    u64 id; /* 0: free */
+    struct lsm_snapshot *snapshot;
+    u64 used_ns;
+    u64 lease_ns;
+    u32 users; /* scans that read it now */
+};
+
+struct native_state {
+    struct native_done *done; /* NATIVE_IDS, a ring */
+    u32 next;
+    u32 buckets[NATIVE_ID_BUCKETS];
+    struct native_snapshot snapshots[NATIVE_SNAPSHOTS_MAX];
+};
+
+struct request;
+
+/* The error frame to the request in frame. */
+void native_failure(struct bytes frame, struct resp_writer *reply, status why);
+/* Whether its deadline has passed while it waited. */
+bool native_too_late(struct bytes frame, const struct request *request);
+void native_for_each_key(struct exec *x, void (*each)(void *arg, u64 hash), void *arg);
+/* Drops snapshots whose lease is over; now and then. */
+void native_snapshots_sweep(struct shard *shard, bool all);
+/* Decodes x's frame; false: the error has been replied. */
+MUST_CHECK bool native_decode(struct exec *x, struct native_request *out);
+void native_reply(struct exec *x, const struct native_reply *reply);
+void native_error(struct exec *x, const struct native_request *request,
+                  enum native_status native_status, u64 detail, const char *text);
+#define NATIVE_EPOCH 1u /* one node: its topology never changes */
+
+void native_hello(struct exec *x);
+void native_ping(struct exec *x);
+void native_get(struct exec *x);
+void native_put(struct exec *x);
+void native_delete(struct exec *x);
+void native_batch(struct exec *x);
+void native_scan(struct exec *x);
+void native_snapshot_open(struct exec *x);
+void native_snapshot_close(struct exec *x);
+void native_ttl(struct exec *x);
+void native_expire(struct exec *x);
+void native_count(struct exec *x);
+void native_status(struct exec *x);
+
+#endif

@@ -1,0 +1,531 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * native_node.c -- the native requests about the whole node: HELLO, PING, SCAN, SNAPSHOT_OPEN and
+ * _CLOSE, COUNT, STATUS.
+ */
+#include <stdio.h>
+
+#include "server/cmd.h"
+#include "server/glob.h"
+#include "server/native.h"
+#include "server/session.h"
+
+static struct native_reply
+reply_to(const struct native_request *request)
+{
+    struct native_reply reply;
+    memset(&reply, 0, sizeof(reply));
+    reply.header = native_reply_header(&request->header, NATIVE_EPOCH);
+    return reply;
+}
+
+void
+native_ping(struct exec *x)
+{
+    struct native_request request;
+    if (!native_decode(x, &request)) return;
+    struct native_reply reply = reply_to(&request);
+    reply.ping.payload = request.ping.payload;
+    native_reply(x, &reply);
+}
+
+static bool
+authenticate(struct exec *x, const struct native_request *request)
+{
+    const struct server_config *config = x->shard->config;
+    struct bytes user = request->hello.user;
+    if (!config_has_password(config)) return true;
+    bool known = user.size == 0 || (user.size == 7 && memcmp(user.data, "default", 7) == 0);
+    return known && config_password_matches(config, request->hello.password);
+}
+
+void
+native_hello(struct exec *x)
+{
+    struct native_request request;
+    if (!native_decode(x, &request)) return;
+    const struct server *server = x->shard->server;
+    if (request.hello.version_min > NATIVE_VERSION || request.hello.version_max < NATIVE_VERSION) {
+        native_error(x, &request, NATIVE_ST_UNSUPPORTED, NATIVE_VERSION,
+                     "this server speaks version 1 of the protocol");
+        return;
+    }
+    if (!authenticate(x, &request)) {
+        native_error(x, &request, NATIVE_ST_UNAUTHENTICATED, 0, "wrong user or password");
+        return;
+    }
+    x->session->authenticated = true;
+    struct bytes name = request.hello.client_name;
+    buf_clear(&x->session->name, 255);
+    for (size_t i = 0; i < name.size; i++) {
+        u8 c = name.data[i] > ' ' && name.data[i] < 127 ? name.data[i] : '_';
+        if (!buf_append(&x->session->name, &c, 1)) break; /* a name cut short does no harm */
+    }
+
+    struct native_reply reply = reply_to(&request);
+    struct buf nodes, ranges;
+    buf_init(&nodes, &x->shard->budget);
+    buf_init(&ranges, &x->shard->budget);
+    const char *id = server->layout.node_id;
+    struct native_node node = {.id = BYTES(id, strlen(id)),
+                               .host = BYTES(NULL, 0),
+                               .port = (u16)server->port,
+                               .shard_count = (u16)server->shard_count};
+    bool fits = native_hello_add_node(&nodes, &node);
+    u32 range_count = 0;
+    for (u32 i = 0; i < server->shard_count && fits; i++) {
+        struct native_slot_range range = {
+            .slot_first = (u16)token_slot(server->layout.shards[i].token_first),
+            .slot_last = (u16)token_slot(server->layout.shards[i].token_last),
+            .shard = (u16)i};
+        fits = native_hello_add_range(&ranges, &range);
+        range_count++;
+    }
+    reply.hello =
+        (struct native_hello_reply){.version = NATIVE_VERSION,
+                                    .run_id = server->run_number,
+                                    .connection_id = x->session->id,
+                                    .time_ms = io_wall_ms(),
+                                    .key_bytes_max = LIMIT_KEY_BYTES,
+                                    .value_bytes_max = LIMIT_VALUE_BYTES,
+                                    .batch_ops_max = LIMIT_BATCH_OPS,
+                                    .batch_bytes_max = LIMIT_BATCH_BYTES,
+                                    .body_bytes_max = REQUEST_BYTES_MAX - NATIVE_HEADER_BYTES,
+                                    .in_flight_max = SESSION_REQUESTS_MAX,
+                                    .idempotency_ms = NATIVE_ID_LIFE_MS,
+                                    .keyspaces = LIMIT_KEYSPACES,
+                                    .partition_count = server->layout.partition_count,
+                                    .node_id = BYTES(id, strlen(id)),
+                                    .server_version = BYTES_LITERAL(DISTKV_VERSION),
+                                    .node_count = 1,
+                                    .range_count = range_count,
+                                    .nodes = buf_bytes(&nodes),
+                                    .ranges = buf_bytes(&ranges)};
+    if (fits)
+        native_reply(x, &reply);
+    else
+        native_error(x, &request, NATIVE_ST_NO_MEMORY, 0, "");
+    buf_deinit(&nodes);
+    buf_deinit(&ranges);
+}
+
+/* ---- snapshots ---- */
+
+static struct native_snapshot *
+find_snapshot(struct shard *shard, u64 id)
+{
+    for (u32 i = 0; i < NATIVE_SNAPSHOTS_MAX; i++)
+        if (shard->native->snapshots[i].id == id) return &shard->native->snapshots[i];
+    return NULL;
+}
+
+static void
+drop_snapshot(struct native_snapshot *entry)
+{
+    CHECK(entry->users == 0);
+    lsm_snapshot_close(entry->snapshot);
+    memset(entry, 0, sizeof(*entry));
+}
+
+void
+native_snapshots_sweep(struct shard *shard, bool all)
+{
+    u64 now = io_now_ns();
+    for (u32 i = 0; i < NATIVE_SNAPSHOTS_MAX; i++) {
+        struct native_snapshot *entry = &shard->native->snapshots[i];
+        if (entry->id == 0 || entry->users != 0) continue;
+        if (all || now - MIN(now, entry->used_ns) > entry->lease_ns) drop_snapshot(entry);
+    }
+}
+
+struct snapshot_call {
+    u64 id;
+    u64 lease_ns;
+    status st;
+};
+
+MAY_YIELD static void
+open_here(void *arg)
+{
+    struct snapshot_call *call = arg;
+    struct shard *shard = shard_self();
+    if (!ok(call->st)) return;
+    native_snapshots_sweep(shard, false);
+    struct native_snapshot *entry = find_snapshot(shard, 0);
+    if (entry == NULL) {
+        call->st = ST_OVERLOADED;
+        return;
+    }
+    struct lsm_snapshot *snapshot = lsm_snapshot_open(shard->lsm);
+    if (snapshot == NULL) {
+        call->st = ST_NO_MEMORY;
+        return;
+    }
+    *entry = (struct native_snapshot){.id = call->id,
+                                      .snapshot = snapshot,
+                                      .used_ns = io_now_ns(),
+                                      .lease_ns = call->lease_ns,
+                                      .users = 1};
+    call->st = lsm_wait_durable(shard->lsm, lsm_snapshot_seq(snapshot));
+    entry->users = 0;
+}
+
+static void
+close_here(void *arg)
+{
+    struct snapshot_call *call = arg;
+    struct native_snapshot *entry = find_snapshot(shard_self(), call->id);
+    if (entry == NULL) {
+        call->st = ST_CANCELED;
+        return;
+    }
+    entry->lease_ns = 0; /* a scan that reads it now finishes its page; then it goes */
+    if (entry->users == 0) drop_snapshot(entry);
+}
+
+MAY_YIELD void
+native_snapshot_open(struct exec *x)
+{
+    struct native_request request;
+    if (!native_decode(x, &request)) return;
+    u32 lease_ms = CLAMP(request.snapshot_open.lease_ms, 1000u, NATIVE_LEASE_MS_MAX);
+    struct snapshot_call call = {.id = io_random() | 1, .lease_ns = lease_ms * NS_PER_MS};
+    u64 time_ms = io_wall_ms();
+    shard_for_all(x->shard, open_here, &call);
+    if (!ok(call.st)) {
+        status why = call.st;
+        shard_for_all(x->shard, close_here, &call);
+        exec_fail(x, why);
+        return;
+    }
+    struct native_reply reply = reply_to(&request);
+    reply.snapshot_open.snapshot = call.id;
+    reply.snapshot_open.lease_ms = lease_ms;
+    reply.snapshot_open.time_ms = time_ms;
+    native_reply(x, &reply);
+}
+
+MAY_YIELD void
+native_snapshot_close(struct exec *x)
+{
+    struct native_request request;
+    if (!native_decode(x, &request)) return;
+    struct snapshot_call call = {.id = request.snapshot_close.snapshot};
+    if (call.id == 0) call.st = ST_CANCELED;
+    if (call.id != 0) shard_for_all(x->shard, close_here, &call);
+    if (!ok(call.st)) {
+        native_error(x, &request, NATIVE_ST_SNAPSHOT_GONE, 0, "no such snapshot");
+        return;
+    }
+    struct native_reply reply = reply_to(&request);
+    native_reply(x, &reply);
+}
+
+/* ---- SCAN ---- */
+
+/* One page never crosses a shard. The entries come back as bytes in the caller's memory. */
+struct scan_call {
+    const struct native_request *request;
+    u8 *out;
+    size_t room, used;
+    u32 count;
+    u64 token; /* the last one read, valid when moved */
+    u16 key_size;
+    u8 key[LIMIT_KEY_BYTES];
+    bool moved;
+    bool end; /* of this shard's part of the range */
+    bool gone;
+    u64 token_last;
+    status st;
+};
+
+/* Entries that match nothing are passed over, but not for ever within one request. */
+#define SCAN_LOOKED_MAX     20000u
+#define SCAN_PAGE_BYTES_MAX (1u << 20)
+
+static bool
+matches(const struct native_request *request, struct bytes key)
+{
+    struct bytes pattern = request->scan.pattern;
+    switch ((enum native_match)request->scan.match) {
+    case NATIVE_MATCH_ALL:
+        return true;
+    case NATIVE_MATCH_PREFIX:
+        return key.size >= pattern.size && bytes_equal(BYTES(key.data, pattern.size), pattern);
+    case NATIVE_MATCH_GLOB:
+        return glob_match(pattern, key, false);
+    }
+    return false;
+}
+
+MAY_YIELD static void
+scan_here(void *arg)
+{
+    struct scan_call *call = arg;
+    struct shard *shard = shard_self();
+    const struct native_request *request = call->request;
+    bool keys_only = (request->scan.flags & NATIVE_SCAN_KEYS_ONLY) != 0;
+    struct native_snapshot *held = NULL;
+    if (request->scan.snapshot != 0) {
+        held = find_snapshot(shard, request->scan.snapshot);
+        if (held == NULL || held->lease_ns == 0) {
+            call->gone = true;
+            return;
+        }
+        held->users++;
+        held->used_ns = io_now_ns();
+    }
+    u64 from_token = request->scan.token_first;
+    struct bytes from_key = BYTES(NULL, 0);
+    if (request->scan.after.given && request->scan.after.token >= from_token) {
+        from_token = request->scan.after.token;
+        from_key = request->scan.after.key;
+    }
+    from_token = MAX(from_token, shard->token_first);
+    u64 last_token = MIN(request->scan.token_last, shard->token_last);
+    u64 seq = 0;
+    struct buf entries;
+    buf_init(&entries, &shard->budget);
+    struct lsm_scan *scan = NULL;
+    call->st = lsm_scan_open(shard->lsm, held != NULL ? held->snapshot : NULL,
+                             request->header.keyspace, from_token, from_key, last_token, &scan);
+    u32 bytes_max = CLAMP(request->scan.bytes_max, 1u, SCAN_PAGE_BYTES_MAX);
+    for (u32 looked = 0; ok(call->st); looked++) {
+        if (call->count >= request->scan.entries_max || entries.size >= bytes_max ||
+            looked >= SCAN_LOOKED_MAX)
+            break;
+        u64 token;
+        struct bytes key;
+        struct lsm_value value;
+        call->st = lsm_scan_next(scan, !keys_only, &token, &key, &value);
+        if (status_is(call->st, ST_END)) {
+            call->st = ST_OK;
+            call->end = true;
+            break;
+        }
+        if (!ok(call->st)) break;
+        if (from_key.size != 0 && token == from_token && bytes_equal(key, from_key)) continue;
+        seq = MAX(seq, value.seq);
+        call->token = token;
+        call->key_size = (u16)key.size;
+        memcpy(call->key, key.data, key.size);
+        call->moved = true;
+        if (matches(request, key)) {
+            struct native_scan_entry entry = {.version = value.version,
+                                              .expire_ms = value.expire_ms,
+                                              .key = key,
+                                              .value = value.value,
+                                              .has_value = !keys_only};
+            if (native_scan_add(&entries, &entry))
+                call->count++;
+            else
+                call->st = ST_NO_MEMORY;
+        }
+        if (fiber_should_yield()) fiber_yield();
+    }
+    if (scan != NULL) lsm_scan_close(scan);
+    if (held == NULL && ok(call->st) && seq > lsm_durable_seq(shard->lsm))
+        call->st = lsm_wait_durable(shard->lsm, seq);
+    if (held != NULL) {
+        held->used_ns = io_now_ns();
+        held->users--;
+    }
+    CHECK(entries.size <= call->room);
+    memcpy(call->out, entries.data == NULL ? (const u8 *)"" : entries.data, entries.size);
+    call->used = entries.size;
+    call->token_last = shard->token_last;
+    buf_deinit(&entries);
+}
+
+MAY_YIELD void
+native_scan(struct exec *x)
+{
+    struct native_request request;
+    if (!native_decode(x, &request)) return;
+    struct scan_call *call = (struct scan_call *)(void *)exec_alloc(x, sizeof(*call));
+    if (call == NULL) return;
+    memset(call, 0, sizeof(*call));
+    call->request = &request;
+    /* The entry that reaches the page's size may be the largest there is. */
+    call->room = CLAMP(request.scan.bytes_max, 1u, SCAN_PAGE_BYTES_MAX) +
+                 native_scan_entry_bytes(LIMIT_KEY_BYTES, LIMIT_VALUE_BYTES) + 16;
+    call->out = exec_alloc(x, call->room);
+    if (call->out == NULL) return;
+
+    u64 from = request.scan.token_first;
+    if (request.scan.after.given) from = MAX(from, request.scan.after.token);
+    struct native_reply reply = reply_to(&request);
+    if (from <= request.scan.token_last) {
+        const struct server *server = x->shard->server;
+        u32 owner = shard_of_token(server, from);
+        status st = io_shard_call(owner, FIBER_FOREGROUND, scan_here, call);
+        if (ok(st)) st = call->st;
+        if (call->gone) {
+            native_error(x, &request, NATIVE_ST_SNAPSHOT_GONE, 0, "no such snapshot");
+            return;
+        }
+        if (!ok(st)) {
+            exec_fail(x, st);
+            return;
+        }
+        reply.scan.count = call->count;
+        reply.scan.entries = BYTES(call->out, call->used);
+        if (!call->end) {
+            reply.scan.more = true;
+            if (call->moved)
+                reply.scan.next = (struct native_position){
+                    .given = true, .token = call->token, .key = BYTES(call->key, call->key_size)};
+            else
+                reply.scan.next = request.scan.after;
+        } else if (call->token_last < request.scan.token_last) {
+            reply.scan.more = true;
+            reply.scan.next =
+                (struct native_position){.given = true, .token = call->token_last + 1};
+        }
+    }
+    native_reply(x, &reply);
+}
+
+/* ---- COUNT, STATUS ---- */
+
+struct count_call {
+    u16 keyspace;
+    bool exact;
+    u64 count;
+    status st;
+};
+
+MAY_YIELD static void
+count_here(void *arg)
+{
+    struct count_call *call = arg;
+    struct lsm *lsm = shard_self()->lsm;
+    u64 count = 0;
+    status st = ST_OK;
+    if (call->exact)
+        st = lsm_count_exact(lsm, call->keyspace, &count);
+    else
+        count = lsm_count_estimate(lsm, call->keyspace);
+    call->count += count;
+    if (ok(call->st)) call->st = st;
+}
+
+MAY_YIELD void
+native_count(struct exec *x)
+{
+    struct native_request request;
+    if (!native_decode(x, &request)) return;
+    struct count_call call = {.keyspace = request.header.keyspace, .exact = request.count.exact};
+    shard_for_all(x->shard, count_here, &call);
+    if (!ok(call.st)) {
+        exec_fail(x, call.st);
+        return;
+    }
+    struct native_reply reply = reply_to(&request);
+    reply.count.count = call.count;
+    reply.count.exact = request.count.exact;
+    native_reply(x, &reply);
+}
+
+struct status_call {
+    struct shard_stats *stats;
+    u64 keys, commands, clients, memory_used, memory_limit, table_bytes, blob_bytes, log_bytes;
+    u64 corruptions, debt, refused, errors;
+    bool failed, no_space;
+    char failure[160];
+};
+
+MAY_YIELD static void
+status_here(void *arg)
+{
+    struct status_call *call = arg;
+    struct shard_stats *s = call->stats;
+    struct server_collect collect = {.server = shard_self()->server, .out = s};
+    server_collect(&collect);
+    call->keys += s->lsm.keys_estimate;
+    call->commands += s->commands_total;
+    call->clients += s->clients_resp + s->clients_native;
+    call->memory_used += s->memory_used;
+    call->memory_limit += s->memory_limit;
+    call->table_bytes += s->lsm.table_bytes;
+    call->blob_bytes += s->lsm.blob_bytes;
+    call->log_bytes += s->lsm.log_bytes_to_replay;
+    call->corruptions += s->lsm.corruptions;
+    call->debt += s->lsm.compaction_debt_bytes;
+    call->refused += s->lsm.writes_refused;
+    for (u32 i = 0; i < SERVER_ERROR_KINDS; i++)
+        call->errors += s->errors[i];
+    if (s->lsm.state == LSM_STATE_NO_SPACE) call->no_space = true;
+    if (s->lsm.state == LSM_STATE_FAILED && !call->failed) {
+        call->failed = true;
+        memcpy(call->failure, s->lsm.failure, sizeof(call->failure));
+    }
+}
+
+static void
+json_string(struct buf *out, const char *text)
+{
+    cmd_text(out, "\"");
+    for (; *text != '\0'; text++) {
+        if (*text == '"' || *text == '\\')
+            cmd_text(out, "\\%c", *text);
+        else if ((u8)*text < 32)
+            cmd_text(out, "\\u%04x", (unsigned)(u8)*text);
+        else
+            cmd_text(out, "%c", *text);
+    }
+    cmd_text(out, "\"");
+}
+
+MAY_YIELD void
+native_status(struct exec *x)
+{
+    struct native_request request;
+    if (!native_decode(x, &request)) return;
+    struct status_call *call = (struct status_call *)(void *)exec_alloc(x, sizeof(*call));
+    if (call == NULL) return;
+    memset(call, 0, sizeof(*call));
+    call->stats = (struct shard_stats *)(void *)exec_alloc(x, sizeof(*call->stats));
+    if (call->stats == NULL) return;
+    shard_for_all(x->shard, status_here, call);
+
+    const struct server *server = x->shard->server;
+    u64 now = io_wall_ms();
+    struct buf out;
+    buf_init(&out, &x->shard->budget);
+    cmd_text(&out, "{\"node_id\":");
+    json_string(&out, server->layout.node_id);
+    cmd_text(&out,
+             ",\"version\":\"%s\",\"run_id\":\"%s\",\"ready\":%s,\"shards\":%u,"
+             "\"partitions\":%u,\"uptime_s\":%llu,\"state\":\"%s\"",
+             DISTKV_VERSION, server->run_id, server->ready ? "true" : "false", server->shard_count,
+             server->layout.partition_count,
+             (unsigned long long)((now - MIN(now, server->start_wall_ms)) / 1000),
+             call->failed     ? "failed"
+             : call->no_space ? "no-space"
+                              : "ok");
+    if (call->failed) {
+        cmd_text(&out, ",\"failure\":");
+        call->failure[sizeof(call->failure) - 1] = '\0';
+        json_string(&out, call->failure);
+    }
+#define FIELD(name, value) cmd_text(&out, ",\"" name "\":%llu", (unsigned long long)(value))
+    FIELD("keys_estimate", call->keys);
+    FIELD("connections", call->clients);
+    FIELD("requests_total", call->commands);
+    FIELD("errors_total", call->errors);
+    FIELD("memory_used_bytes", call->memory_used);
+    FIELD("memory_limit_bytes", call->memory_limit);
+    FIELD("log_bytes_to_replay", call->log_bytes);
+    FIELD("table_bytes", call->table_bytes);
+    FIELD("blob_bytes", call->blob_bytes);
+    FIELD("compaction_debt_bytes", call->debt);
+    FIELD("writes_refused_total", call->refused);
+    FIELD("corruptions_total", call->corruptions);
+#undef FIELD
+    cmd_text(&out, "}");
+    struct native_reply reply = reply_to(&request);
+    reply.status.json = buf_bytes(&out);
+    native_reply(x, &reply);
+    buf_deinit(&out);
+}

@@ -1,0 +1,372 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * native_write.c -- GET, TTL and the writes of the native protocol: PUT, DELETE, BATCH, EXPIRE.
+ *
+ * A write's reply names the version that it got, which is known only when it is visible; so the
+ * reply is made in exec's committed hook, and with it the outcome is kept for retries, before the
+ * locks of the keys are given back: a retry that was waiting for them finds it.
+ */
+#include "server/native.h"
+#include "server/session.h"
+
+/* ---- frames ---- */
+
+bool
+native_decode(struct exec *x, struct native_request *out)
+{
+    struct bytes frame = x->args[0];
+    struct native_header header;
+    const char *error = "malformed request";
+    status st = native_header_decode(frame, &header);
+    CHECK(ok(st)); /* the session has checked it */
+    struct bytes body = BYTES(frame.data + NATIVE_HEADER_BYTES, frame.size - NATIVE_HEADER_BYTES);
+    st = native_request_decode(&header, body, out, &error);
+    CHECK(ok(st));
+    return true;
+}
+
+void
+native_reply(struct exec *x, const struct native_reply *reply)
+{
+    if (!native_reply_encode(x->reply->out, reply)) x->reply->failed = true;
+}
+
+void
+native_error(struct exec *x, const struct native_request *request, enum native_status native_status,
+             u64 detail, const char *text)
+{
+    if (!native_reply_error(x->reply->out, &request->header, native_status, detail, NATIVE_EPOCH,
+                            text))
+        x->reply->failed = true;
+}
+
+void
+native_failure(struct bytes frame, struct resp_writer *reply, status why)
+{
+    struct native_header header;
+    status st = native_header_decode(frame, &header);
+    CHECK(ok(st));
+    enum native_status code = native_status_of(why);
+    if (status_is(why, ST_CORRUPT)) code = NATIVE_ST_DAMAGED;
+    if (!native_reply_error(reply->out, &header, code, 0, NATIVE_EPOCH, status_text(why)))
+        reply->failed = true;
+}
+
+bool
+native_too_late(struct bytes frame, const struct request *request)
+{
+    struct native_header header;
+    status st = native_header_decode(frame, &header);
+    return ok(st) && header.timeout_ms != 0 &&
+           io_clock_ns() > request->start_ns + header.timeout_ms * NS_PER_MS;
+}
+
+static struct native_reply
+reply_to(const struct native_request *request)
+{
+    struct native_reply reply;
+    memset(&reply, 0, sizeof(reply));
+    reply.header = native_reply_header(&request->header, NATIVE_EPOCH);
+    return reply;
+}
+
+/* ---- idempotency ---- */
+
+static u32
+bucket_of(const struct native_id *id)
+{
+    return (u32)(hash_bytes(id, sizeof(*id), 0x6964) % NATIVE_ID_BUCKETS);
+}
+
+static struct native_done *
+find_done(struct native_state *state, const struct native_id *id)
+{
+    u64 now = io_wall_ms();
+    for (u32 at = state->buckets[bucket_of(id)]; at != 0;) {
+        struct native_done *done = &state->done[at - 1];
+        if (memcmp(&done->id, id, sizeof(*id)) == 0)
+            return now - MIN(now, done->at_ms) <= NATIVE_ID_LIFE_MS ? done : NULL;
+        at = done->next;
+    }
+    return NULL;
+}
+
+static void
+unlink_done(struct native_state *state, u32 index)
+{
+    struct native_done *done = &state->done[index];
+    if (!native_id_given(&done->id)) return;
+    u32 *at = &state->buckets[bucket_of(&done->id)];
+    while (*at != index + 1) {
+        CHECK(*at != 0);
+        at = &state->done[*at - 1].next;
+    }
+    *at = done->next;
+    memset(done, 0, sizeof(*done));
+}
+
+static void
+keep_done(struct native_state *state, const struct native_id *id, u64 seq, u64 version,
+          bool existed)
+{
+    u32 index = state->next;
+    state->next = (state->next + 1) % NATIVE_IDS;
+    unlink_done(state, index);
+    u32 *bucket = &state->buckets[bucket_of(id)];
+    state->done[index] = (struct native_done){.id = *id,
+                                              .at_ms = io_wall_ms(),
+                                              .seq = seq,
+                                              .version = version,
+                                              .existed = existed,
+                                              .next = *bucket};
+    *bucket = index + 1;
+}
+
+bool
+native_state_init(struct shard *shard)
+{
+    shard->native = mem_alloc_zero(&shard->budget, sizeof(*shard->native));
+    if (shard->native == NULL) return false;
+    shard->native->done = mem_alloc_zero(&shard->budget, NATIVE_IDS * sizeof(struct native_done));
+    return shard->native->done != NULL;
+}
+
+void
+native_state_deinit(struct shard *shard)
+{
+    if (shard->native == NULL) return;
+    if (shard->native->done != NULL)
+        mem_free(&shard->budget, shard->native->done, NATIVE_IDS * sizeof(struct native_done));
+    mem_free(&shard->budget, shard->native, sizeof(*shard->native));
+    shard->native = NULL;
+}
+
+/* ---- reading ---- */
+
+void
+native_get(struct exec *x)
+{
+    struct native_request request;
+    if (!native_decode(x, &request)) return;
+    struct exec_value value;
+    enum exec_found found = exec_get_in(x, request.header.keyspace, request.get.key, true, &value);
+    if (found == EXEC_STOP) return;
+    if (found == EXEC_ABSENT) {
+        native_error(x, &request, NATIVE_ST_NOT_FOUND, 0, "");
+        return;
+    }
+    struct native_reply reply = reply_to(&request);
+    reply.get.version = value.version;
+    reply.get.expire_ms = value.expire_ms;
+    reply.get.value = value.value;
+    native_reply(x, &reply);
+}
+
+void
+native_ttl(struct exec *x)
+{
+    struct native_request request;
+    if (!native_decode(x, &request)) return;
+    struct exec_value value;
+    enum exec_found found = exec_get_in(x, request.header.keyspace, request.ttl.key, true, &value);
+    if (found == EXEC_STOP) return;
+    if (found == EXEC_ABSENT) {
+        native_error(x, &request, NATIVE_ST_NOT_FOUND, 0, "");
+        return;
+    }
+    struct native_reply reply = reply_to(&request);
+    reply.ttl.version = value.version;
+    reply.ttl.expire_ms = value.expire_ms;
+    if (value.expire_ms > x->now_ms) reply.ttl.remaining_ms = value.expire_ms - x->now_ms;
+    native_reply(x, &reply);
+}
+
+/* ---- writing ---- */
+
+static struct bytes
+last_key(const struct native_request *request)
+{
+    if (request->header.opcode == NATIVE_EXPIRE) return request->expire.key;
+    if (request->header.opcode != NATIVE_BATCH) return request->op.key;
+    struct native_op op = {.kind = 0};
+    struct bytes ops = request->batch.ops;
+    while (native_batch_next(&ops, &op)) {
+    }
+    return op.key;
+}
+
+static void
+reply_written(struct exec *x, const struct native_request *request, u64 version, bool existed,
+              u16 flags)
+{
+    struct native_reply reply = reply_to(request);
+    reply.header.flags |= flags;
+    reply.written.version = version;
+    reply.written.existed = existed;
+    native_reply(x, &reply);
+}
+
+/* x->extra: non-NULL when a deleted key was there. */
+static void
+committed(struct exec *x)
+{
+    struct native_request request;
+    if (!native_decode(x, &request)) return;
+    struct bytes key = last_key(&request);
+    struct lsm_value value;
+    memset(&value, 0, sizeof(value));
+    /* It was written a moment ago, so it is in the memtable: no wait, and also found when it is a
+     * tombstone (the version is filled in then, too). */
+    status st = lsm_get_try(x->shard->lsm, request.header.keyspace, hash_token(key), key, &value);
+    u64 version = ok(st) || status_is(st, ST_NOT_FOUND) ? value.version : 0;
+    if (ok(st)) lsm_value_release(&value);
+    bool existed = x->extra != NULL;
+    reply_written(x, &request, version, existed, 0);
+    if (native_id_given(&request.id))
+        keep_done(x->shard->native, &request.id, x->seq, version, existed);
+}
+
+/* True: this id was answered before, and is again. */
+static bool
+replayed(struct exec *x, const struct native_request *request)
+{
+    if (!native_id_given(&request->id)) return false;
+    const struct native_done *done = find_done(x->shard->native, &request->id);
+    if (done == NULL) return false;
+    x->seq = MAX(x->seq, done->seq);
+    reply_written(x, request, done->version, done->existed, NATIVE_FLAG_REPLAYED);
+    return true;
+}
+
+/* Checks the condition and adds the write; false: stop, replied or failed. */
+static bool
+apply(struct exec *x, const struct native_request *request, const struct native_op *op,
+      bool *existed)
+{
+    u16 keyspace = request->header.keyspace;
+    struct exec_value old = {.version = 0};
+    enum exec_found found = EXEC_ABSENT;
+    if (op->condition != NATIVE_IF_ANY || op->expiry == NATIVE_EXPIRY_KEEP) {
+        found = exec_get_in(x, keyspace, op->key, false, &old);
+        if (found == EXEC_STOP) return false;
+    }
+    bool holds = true;
+    switch ((enum native_condition)op->condition) {
+    case NATIVE_IF_ANY:
+        break;
+    case NATIVE_IF_ABSENT:
+        holds = found == EXEC_ABSENT;
+        break;
+    case NATIVE_IF_PRESENT:
+        holds = found == EXEC_FOUND;
+        break;
+    case NATIVE_IF_VERSION:
+        holds = found == EXEC_FOUND && old.version == op->version;
+        break;
+    }
+    if (!holds) {
+        x->op_count = 0; /* all or nothing: what the batch has added before is dropped */
+        x->ops.size = 0;
+        x->op_index.size = 0;
+        x->committed = NULL;
+        native_error(x, request, NATIVE_ST_CONFLICT, found == EXEC_FOUND ? old.version : 0,
+                     "condition not met");
+        return false;
+    }
+    if (found == EXEC_FOUND) *existed = true;
+    if (op->kind == NATIVE_OP_DELETE) return exec_delete_in(x, keyspace, op->key);
+    u64 expire_ms = 0;
+    switch ((enum native_expiry)op->expiry) {
+    case NATIVE_EXPIRY_NONE:
+        break;
+    case NATIVE_EXPIRY_AFTER:
+        if (__builtin_add_overflow(x->now_ms, op->expiry_ms, &expire_ms)) expire_ms = UINT64_MAX;
+        break;
+    case NATIVE_EXPIRY_AT:
+        expire_ms = MAX(op->expiry_ms, 1u);
+        break;
+    case NATIVE_EXPIRY_KEEP:
+        expire_ms = found == EXEC_FOUND ? old.expire_ms : 0;
+        break;
+    }
+    return exec_put_in(x, keyspace, op->key, op->value, expire_ms);
+}
+
+static void
+write_one(struct exec *x)
+{
+    struct native_request request;
+    if (!native_decode(x, &request) || replayed(x, &request)) return;
+    bool existed = false;
+    x->committed = committed;
+    x->extra = NULL;
+    if (!apply(x, &request, &request.op, &existed)) return;
+    if (request.op.kind == NATIVE_OP_DELETE && existed) x->extra = x;
+}
+
+void
+native_put(struct exec *x)
+{
+    write_one(x);
+}
+
+void
+native_delete(struct exec *x)
+{
+    write_one(x);
+}
+
+void
+native_batch(struct exec *x)
+{
+    struct native_request request;
+    if (!native_decode(x, &request) || replayed(x, &request)) return;
+    x->committed = committed;
+    x->extra = NULL;
+    struct native_op op;
+    struct bytes ops = request.batch.ops;
+    bool existed = false;
+    while (native_batch_next(&ops, &op))
+        if (!apply(x, &request, &op, &existed)) return;
+}
+
+void
+native_expire(struct exec *x)
+{
+    struct native_request request;
+    if (!native_decode(x, &request) || replayed(x, &request)) return;
+    struct exec_value value;
+    enum exec_found found =
+        exec_get_in(x, request.header.keyspace, request.expire.key, false, &value);
+    if (found == EXEC_STOP) return;
+    if (found == EXEC_ABSENT) {
+        native_error(x, &request, NATIVE_ST_NOT_FOUND, 0, "");
+        return;
+    }
+    u64 expire_ms = 0;
+    if (request.expire.expiry == NATIVE_EXPIRY_AFTER &&
+        __builtin_add_overflow(x->now_ms, request.expire.expiry_ms, &expire_ms))
+        expire_ms = UINT64_MAX;
+    if (request.expire.expiry == NATIVE_EXPIRY_AT) expire_ms = MAX(request.expire.expiry_ms, 1u);
+    struct bytes copy;
+    if (!exec_copy(x, value.value, &copy)) return;
+    x->committed = committed;
+    x->extra = NULL;
+    if (!exec_put_in(x, request.header.keyspace, request.expire.key, copy, expire_ms)) return;
+}
+
+void
+native_for_each_key(struct exec *x, void (*each)(void *arg, u64 hash), void *arg)
+{
+    struct native_request request;
+    if (!native_decode(x, &request)) return;
+    u16 keyspace = request.header.keyspace;
+    if (request.header.opcode != NATIVE_BATCH) {
+        each(arg, exec_key_hash(keyspace, last_key(&request)));
+        return;
+    }
+    struct native_op op;
+    struct bytes ops = request.batch.ops;
+    while (native_batch_next(&ops, &op))
+        each(arg, exec_key_hash(keyspace, op.key));
+}

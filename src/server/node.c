@@ -1,0 +1,433 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * node.c -- the life of a node on its shards.
+ *
+ *   shard 0          prepares the data directory, tells the others
+ *   every shard      takes its budgets, opens its store
+ *   when all have    listens; ready
+ *   io_wait_stop     stops listening and reading, lets what is in flight end, closes connections,
+ *                    closes its store (flushed: nothing to replay)
+ *   shard 0          releases the directory when all others have closed theirs
+ *
+ * The shards meet in two places, "opened" and "closed": each sends a mail to shard 0, which sends
+ * one to all when the last has come. A shard that fails before "opened" still comes, so that
+ * nobody waits for it; the node then stops.
+ */
+#include <stdio.h>
+
+#include "base/log.h"
+#include "server/native.h"
+#include "server/session.h"
+
+/* Of a shard's memory: connections, requests, replies in hand; the store; the rest is the io
+ * layer's buffers, fibers and slack. */
+#define SHARE_CONNECTIONS 8u /* an eighth */
+#define SHARE_STORE_NUM   11u
+#define SHARE_STORE_DEN   16u
+
+#define DRAIN_NS        (4 * NS_PER_S) /* the host's limit is 5 s for everything */
+#define LISTEN_TRIES    20u
+#define LISTEN_RETRY_NS (100 * NS_PER_MS)
+
+/* ---- made by the host ---- */
+
+struct server *
+server_new(struct server_config *config, u32 pid)
+{
+    struct server *server = mem_raw_alloc(sizeof(*server), 16);
+    if (server == NULL) return NULL;
+    memset(server, 0, sizeof(*server));
+    server->config = config;
+    server->pid = pid;
+    server->shard_count = config->core_count;
+    return server;
+}
+
+void
+server_free(struct server *server)
+{
+    if (server != NULL) mem_raw_free(server, sizeof(*server));
+}
+
+bool
+server_ready(const struct server *server)
+{
+    return server->ready;
+}
+
+u16
+server_port(const struct server *server)
+{
+    return (u16)server->port;
+}
+
+const char *
+server_failure(const struct server *server)
+{
+    return server->failure;
+}
+
+const char *
+server_node_id(const struct server *server)
+{
+    return server->layout.node_id;
+}
+
+const char *
+server_run_id(const struct server *server)
+{
+    return server->run_id;
+}
+
+u32
+server_shutdown_wanted(const struct server *server)
+{
+    return server->shutdown_wanted;
+}
+
+static void
+fail(struct server *server, const char *format, const char *text, status st)
+{
+    /* The first reason counts; the shards that stop because of it have no better one. */
+    if (server->failure[0] != '\0') return;
+    snprintf(server->failure, sizeof(server->failure), format, text, status_text(st));
+}
+
+/* ---- meeting ---- */
+
+/* One per shard, in its shard_main's frame: fibers do not move. */
+struct meeting {
+    struct io_mail mail;
+    struct server *server;
+    struct shard *shard;
+    struct fiber_queue queue;
+    bool go;
+    status st;
+};
+
+/* Shard 0's side. */
+struct host_of_meeting {
+    struct meeting *come[LIMIT_SHARDS];
+    u32 count;
+    status st;
+};
+
+/* Written and read by shard 0 only. */
+struct meeting_place {
+    struct host_of_meeting opened, closed;
+};
+
+static void
+deliver_go(struct io_mail *mail)
+{
+    struct meeting *meeting = CONTAINER_OF(mail, struct meeting, mail);
+    meeting->go = true;
+    fiber_queue_wake_all(&meeting->queue);
+}
+
+static void
+come(struct host_of_meeting *host, struct meeting *meeting)
+{
+    u32 shard_count = meeting->server->shard_count;
+    host->come[host->count++] = meeting;
+    if (ok(host->st)) host->st = meeting->st;
+    if (host->count < shard_count) return;
+    for (u32 i = 0; i < shard_count; i++) {
+        struct meeting *other = host->come[i];
+        other->st = host->st;
+        other->mail.deliver = deliver_go;
+        io_mail_send(other->shard->index, &other->mail);
+    }
+}
+
+static void
+deliver_opened(struct io_mail *mail)
+{
+    struct meeting *meeting = CONTAINER_OF(mail, struct meeting, mail);
+    come(&shard_self()->meetings->opened, meeting);
+}
+
+static void
+deliver_closed(struct io_mail *mail)
+{
+    struct meeting *meeting = CONTAINER_OF(mail, struct meeting, mail);
+    come(&shard_self()->meetings->closed, meeting);
+}
+
+/* Returns when every shard has come; the first failure of any. */
+MAY_YIELD static status
+meet(struct shard *shard, status mine, void (*deliver)(struct io_mail *mail))
+{
+    struct meeting meeting = {.server = shard->server, .shard = shard, .st = mine};
+    fiber_queue_init(&meeting.queue);
+    meeting.mail.deliver = deliver;
+    list_init(&meeting.mail.link);
+    io_mail_send(0, &meeting.mail);
+    while (!meeting.go) {
+        status st = fiber_queue_wait(&meeting.queue, FIBER_FOREVER);
+        CHECK(ok(st));
+    }
+    return meeting.st;
+}
+
+/* ---- opening ---- */
+
+static void
+store_options(const struct server *server, struct lsm_options *out)
+{
+    const struct server_config *config = server->config;
+    lsm_options_default(out);
+    out->durability = (enum lsm_durability)config->durability;
+    out->sync_interval_ms = (u32)config->sync_interval_ms;
+    out->codec_upper = (enum lsm_codec)config->codec;
+    out->codec_last = (enum lsm_codec)config->codec_last;
+    out->blob_threshold_bytes = (u32)config->blob_threshold_bytes;
+    out->scrub_bytes_per_s = config->scrub_rate_bytes / MAX(server->shard_count, 1u);
+    out->disk_reserve_bytes = config->disk_reserve_bytes;
+    out->memory_bytes = io_budget()->limit_bytes / SHARE_STORE_DEN * SHARE_STORE_NUM;
+}
+
+static void
+make_ids(struct server *server)
+{
+    static const char digits[] = "0123456789abcdef";
+    u8 random[20];
+    io_entropy(random, sizeof(random));
+    memcpy(&server->run_number, random, sizeof(server->run_number));
+    if (server->run_number == 0) server->run_number = 1;
+    for (u32 i = 0; i < 20; i++) {
+        server->run_id[2 * i] = digits[random[i] >> 4];
+        server->run_id[2 * i + 1] = digits[random[i] & 15];
+    }
+    /* The same node has the same name after each start. */
+    const char *id = server->layout.node_id;
+    for (u32 part = 0; part < 3; part++) {
+        u64 hash = hash_bytes(id, strlen(id), 0x6e6f6465u + part);
+        for (u32 i = 0; i < 16 && part * 16 + i < 40; i++)
+            server->node_name[part * 16 + i] = digits[hash >> (4 * i) & 15];
+    }
+    server->start_wall_ms = io_wall_ms();
+}
+
+MAY_YIELD static status
+prepare(struct server *server)
+{
+    struct lsm_options options;
+    store_options(server, &options);
+    char error[256] = "";
+    status st = store_prepare(server->config->data_dir, server->config->node_id,
+                              server->shard_count, &options, &server->layout, error, sizeof(error));
+    if (!ok(st)) {
+        fail(server, "cannot open the data directory: %s (%s)",
+             error[0] != '\0' ? error : server->config->data_dir, st);
+        return st;
+    }
+    make_ids(server);
+    return ST_OK;
+}
+
+MAY_YIELD static status
+open_store(struct shard *shard)
+{
+    struct server *server = shard->server;
+    const struct lsm_place place = {
+        .dir = server->layout.shards[shard->index].dir,
+        .token_first = server->layout.shards[shard->index].token_first,
+        .token_last = server->layout.shards[shard->index].token_last,
+    };
+    struct lsm_options options;
+    store_options(server, &options);
+    shard->token_first = place.token_first;
+    shard->token_last = place.token_last;
+    status st = lsm_open(&place, &options, &shard->lsm);
+    if (!ok(st)) {
+        fail(server, "cannot open the store %s: %s; the log of this node says more", place.dir, st);
+        return st;
+    }
+    lsm_on_durable(shard->lsm, shard_durable, shard);
+    return ST_OK;
+}
+
+MUST_CHECK static status
+init(struct shard *shard, struct server *server)
+{
+    memset(shard, 0, sizeof(*shard));
+    shard->server = server;
+    shard->config = server->config;
+    shard->index = io_shard_index();
+    list_init(&shard->durable_waits);
+    list_init(&shard->sessions);
+    list_init(&shard->monitors);
+    list_init(&shard->work);
+    list_init(&shard->starved);
+    fiber_queue_init(&shard->idle);
+    keylock_table_init(&shard->locks);
+    budget_init(&shard->budget, "connections", io_budget()->limit_bytes / SHARE_CONNECTIONS,
+                io_budget());
+    lsm_batch_init(&shard->batch, &shard->budget);
+    buf_init(&shard->reply, &shard->budget);
+    buf_init(&shard->args, &shard->budget);
+    slowlog_init(&shard->slowlog, &shard->budget, shard->index, server->shard_count);
+    shard->stats = mem_alloc_zero(io_budget(), sizeof(*shard->stats));
+    if (shard->stats == NULL) return ST_NO_MEMORY;
+    shard->stats->shard = shard->index;
+    shard->stats_reset_wall_ms = io_wall_ms();
+    if (!native_state_init(shard)) return ST_NO_MEMORY;
+    return ST_OK;
+}
+
+static void
+deinit(struct shard *shard)
+{
+    native_state_deinit(shard);
+    slowlog_deinit(&shard->slowlog);
+    lsm_batch_deinit(&shard->batch);
+    buf_deinit(&shard->reply);
+    buf_deinit(&shard->args);
+    if (shard->positions != NULL)
+        mem_free(&shard->budget, shard->positions, SCAN_POSITIONS * sizeof(*shard->positions));
+    mem_free(io_budget(), shard->stats, sizeof(*shard->stats));
+}
+
+/* With port 0 shard 0 picks one and the others take the same, so they listen after it. */
+MAY_YIELD static status
+listen_on(struct shard *shard)
+{
+    struct server *server = shard->server;
+    const struct config_endpoint *endpoint = &server->config->endpoint;
+    u16 port = endpoint->port;
+    if (shard->index != 0) {
+        while (server->port == 0) {
+            if (io_stopping()) return ST_OK;
+            fiber_sleep_ns(NS_PER_MS);
+        }
+        port = (u16)server->port;
+    }
+    status st = ST_OK;
+    for (u32 i = 0; i < LISTEN_TRIES; i++) { /* a predecessor may be about to let go of it */
+        st = io_listen(endpoint->host, port, &session_events, shard, &shard->listener);
+        if (ok(st) || !status_is(st, ST_EXISTS) || io_stopping()) break;
+        fiber_sleep_ns(LISTEN_RETRY_NS);
+    }
+    if (!ok(st)) {
+        char text[CONFIG_HOST_BYTES + 16];
+        snprintf(text, sizeof(text), "%s:%u", endpoint->host, endpoint->port);
+        fail(server, "cannot listen on %s: %s", text, st);
+        return st;
+    }
+    if (shard->index == 0) server->port = io_listener_port(shard->listener);
+    return ST_OK;
+}
+
+/* ---- the end ---- */
+
+static void
+stop_reading(struct shard *shard)
+{
+    list_for_each (node, &shard->sessions) {
+        struct session *s = list_entry(node, struct session, link);
+        if (s->conn != NULL) io_conn_pause(s->conn);
+    }
+}
+
+/* What is in flight may end, replies that wait for the log may go, then connections close. */
+MAY_YIELD static void
+drain(struct shard *shard)
+{
+    u64 deadline = io_clock_ns() + DRAIN_NS;
+    shard->draining = true;
+    io_timer_cancel(&shard->sweep);
+    if (shard->listener != NULL) io_listener_close(shard->listener);
+    stop_reading(shard);
+    while (
+        (shard->request_count != 0 || shard->workers != 0 || !list_empty(&shard->durable_waits)) &&
+        io_clock_ns() < deadline) {
+        (void)fiber_queue_wait(&shard->idle, io_clock_ns() + 5 * NS_PER_MS);
+    }
+    list_for_each_safe (node, &shard->sessions) {
+        struct session *s = list_entry(node, struct session, link);
+        session_close(s);
+    }
+    while (shard->session_count != 0 && io_clock_ns() < deadline)
+        fiber_sleep_ns(NS_PER_MS);
+    list_for_each_safe (node, &shard->sessions) {
+        struct session *s = list_entry(node, struct session, link);
+        session_abort(s);
+    }
+    /* Requests that are still on fibers use the session and the store: they end first. */
+    while (shard->session_count != 0 || shard->request_count != 0 || shard->workers != 0)
+        fiber_sleep_ns(NS_PER_MS);
+}
+
+MAY_YIELD static status
+serve(struct shard *shard)
+{
+    struct server *server = shard->server;
+    status st = listen_on(shard);
+    if (!ok(st)) {
+        io_stop();
+    } else {
+        session_sweep_start(shard);
+        u32 listening = atomic_fetch_add(&server->shards_ready, 1) + 1;
+        if (listening == server->shard_count && !io_stopping()) {
+            server->ready = true;
+            log_info("server", "ready node=%s port=%u shards=%u", server->layout.node_id,
+                     (u32)server->port, server->shard_count);
+        }
+        io_wait_stop();
+    }
+    server->ready = false;
+    drain(shard);
+    return st;
+}
+
+/* ---- preparing: the others wait for shard 0 ---- */
+
+MAY_YIELD static status
+wait_for_layout(struct shard *shard, status *prepared)
+{
+    struct server *server = shard->server;
+    if (shard->index == 0) {
+        if (ok(*prepared)) *prepared = prepare(server);
+        atomic_store(&server->prepared, ok(*prepared) ? 1u : 2u);
+        return *prepared;
+    }
+    /* A control path that runs once: looking now and then is plainer than one more mail. */
+    while (atomic_load(&server->prepared) == 0)
+        fiber_sleep_ns(NS_PER_MS);
+    return atomic_load(&server->prepared) == 1 ? ST_OK : ST_CANCELED;
+}
+
+MAY_YIELD status
+server_shard_main(void *arg)
+{
+    struct server *server = arg;
+    struct shard *shard = mem_alloc_aligned(io_budget(), sizeof(*shard), 64);
+    struct meeting_place *place = mem_alloc_zero(io_budget(), sizeof(*place));
+    CHECK(shard != NULL && place != NULL); /* the budget is fresh and its least size is checked */
+    status st = init(shard, server);
+    shard->meetings = place;
+    io_shard_user_set(shard);
+    server->shards[shard->index] = shard;
+
+    status prepared = st;
+    status layout = wait_for_layout(shard, &prepared);
+    if (ok(st)) st = layout;
+    if (ok(st)) st = open_store(shard);
+    status all = meet(shard, st, deliver_opened);
+    if (ok(all)) st = serve(shard);
+    if (shard->lsm != NULL) {
+        native_snapshots_sweep(shard, true);
+        status closed = lsm_close(shard->lsm);
+        shard->lsm = NULL;
+        if (ok(st)) st = closed;
+    }
+    status others = meet(shard, st, deliver_closed);
+    (void)others; /* io_node_join hears of it from the shard that failed */
+    if (shard->index == 0 && ok(prepared)) store_release(server->config->data_dir);
+    deinit(shard);
+    io_shard_user_set(NULL);
+    mem_free(io_budget(), place, sizeof(*place));
+    mem_free(io_budget(), shard, sizeof(*shard));
+    return st;
+}

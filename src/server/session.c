@@ -1,0 +1,440 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * session.c -- see session.h: opening and closing, output and its holds, limits and timeouts. What
+ * the bytes mean is session_resp.c's and session_native.c's.
+ */
+#include "server/session.h"
+
+#include <stdio.h>
+
+#include "base/fault.h"
+#include "server/native.h"
+
+/* A client that takes nothing of what it is owed for so long is closed. */
+#define OUTPUT_STUCK_NS (60 * NS_PER_S)
+/* The sweep over idle connections: so many, so often. */
+#define SWEEP_SESSIONS  1024u
+#define SWEEP_PERIOD_NS (200 * NS_PER_MS)
+
+/* ---- durability ---- */
+
+static void holds_released(struct durable_wait *wait, bool failed);
+
+/* Lets out what is safe by now, waits for the next stage. */
+static void
+holds_advance(struct session *s)
+{
+    while (s->hold_count > 0) {
+        struct session_hold *hold = &s->holds[s->hold_first];
+        if (durable_wait_start(s->shard, &s->durable, hold->seq)) {
+            io_conn_send_until(s->conn, hold->position);
+            return;
+        }
+        s->hold_first = (s->hold_first + 1) % SESSION_HOLDS;
+        s->hold_count--;
+    }
+    io_conn_send_until(s->conn, UINT64_MAX);
+}
+
+static void
+holds_released(struct durable_wait *wait, bool failed)
+{
+    struct session *s = CONTAINER_OF(wait, struct session, durable);
+    if (s->conn == NULL) return;
+    if (failed) {
+        /* Nobody knows what became of the writes behind these replies, so none is sent. */
+        s->closing = true;
+        io_conn_close(s->conn, IO_CLOSE_FLUSH);
+        return;
+    }
+    holds_advance(s);
+}
+
+static void
+hold(struct session *s, u64 position, u64 seq)
+{
+    if (s->hold_count == 0) {
+        if (!durable_wait_start(s->shard, &s->durable, seq)) return;
+        io_conn_send_until(s->conn, position);
+    }
+    u32 last = (s->hold_first + s->hold_count + SESSION_HOLDS - 1) % SESSION_HOLDS;
+    if (s->hold_count > 0 && s->holds[last].seq >= seq) return; /* behind a later one already */
+    if (s->hold_count == SESSION_HOLDS) {
+        s->holds[last].seq = seq; /* merged: a little of it waits longer than it must */
+        return;
+    }
+    u32 next = (s->hold_first + s->hold_count) % SESSION_HOLDS;
+    s->holds[next] = (struct session_hold){.position = position, .seq = seq};
+    s->hold_count++;
+}
+
+/* ---- output ---- */
+
+void
+session_write(struct session *s, struct bytes reply, u64 seq)
+{
+    if (s->conn == NULL || s->closing || reply.size == 0) return;
+    u64 position = io_conn_written(s->conn);
+    u64 limit = s->shard->config->client_output_limit_bytes;
+    size_t owed = io_conn_pending(s->conn);
+    if (limit != 0 && owed != 0 && owed + reply.size > limit + CONN_OUTPUT_HIGH_BYTES) {
+        s->shard->stats->clients_output_closed++;
+        session_abort(s);
+        return;
+    }
+    if (seq != 0) hold(s, position, seq);
+    if (!io_conn_write(s->conn, reply.data, reply.size)) {
+        s->shard->stats->clients_output_closed++;
+        session_abort(s);
+        return;
+    }
+    s->active_ns = io_now_ns();
+}
+
+MAY_YIELD bool
+session_stream(struct exec *x)
+{
+    struct session *s = x->session;
+    if (x->reply->failed) exec_fail(x, ST_NO_MEMORY);
+    if (s->conn == NULL || s->closing || x->reply->failed) return false;
+    session_write(s, buf_bytes(x->reply->out), x->seq);
+    buf_clear(x->reply->out, KIB(128));
+    while (s->conn != NULL && !s->closing && io_conn_pending(s->conn) > CONN_OUTPUT_HIGH_BYTES) {
+        status st = fiber_queue_wait(&s->drained, FIBER_FOREVER);
+        if (!ok(st)) return false;
+    }
+    return s->conn != NULL && !s->closing;
+}
+
+void
+session_close(struct session *s)
+{
+    if (s->conn == NULL || s->closing) return;
+    s->closing = true;
+    io_conn_close(s->conn, IO_CLOSE_FLUSH);
+}
+
+void
+session_abort(struct session *s)
+{
+    if (s->conn == NULL) return;
+    s->closing = true;
+    io_conn_close(s->conn, IO_CLOSE_ABORT);
+}
+
+/* ---- reading and not reading ---- */
+
+void
+session_stall(struct session *s, enum session_stall why)
+{
+    if (s->stall == SESSION_RUNS) s->shard->stats->clients_paused++;
+    s->stall = why;
+    if (why == SESSION_WAITS_PLACE && !list_linked(&s->starved_link))
+        list_push_back(&s->shard->starved, &s->starved_link);
+    if (s->conn != NULL) io_conn_pause(s->conn);
+}
+
+static void
+run_on(struct session *s)
+{
+    if (s->stall == SESSION_RUNS) return;
+    list_del(&s->starved_link);
+    s->stall = SESSION_RUNS;
+    s->shard->stats->clients_paused--;
+    if (s->conn != NULL && !s->closing) io_conn_resume(s->conn);
+}
+
+void
+session_place_free(struct shard *shard)
+{
+    struct list *node = list_pop_front(&shard->starved);
+    if (node != NULL) run_on(list_entry(node, struct session, starved_link));
+}
+
+static void
+session_free(struct session *s)
+{
+    CHECK(s->conn == NULL && s->pending_count == 0);
+    struct shard *shard = s->shard;
+    durable_wait_cancel(&s->durable);
+    if (s->stall != SESSION_RUNS) shard->stats->clients_paused--;
+    list_del(&s->starved_link);
+    session_multi_free(s);
+    monitor_stop(s);
+    resp_parser_deinit(&s->parser);
+    buf_deinit(&s->name);
+    buf_deinit(&s->lib_name);
+    buf_deinit(&s->lib_version);
+    if (shard->sweep_next == &s->link) shard->sweep_next = s->link.next;
+    list_del(&s->link);
+    shard->session_count--;
+    mem_free(&shard->budget, s, sizeof(*s));
+}
+
+/* Sends the replies that are due, in order. */
+static void
+deliver_done(struct session *s)
+{
+    for (;;) {
+        struct list *first = list_first(&s->pending);
+        if (first == NULL) break;
+        struct request *request = list_entry(first, struct request, link);
+        if (!request->done) break;
+        list_del(&request->link);
+        s->pending_count--;
+        if (request->unknown && s->conn != NULL) {
+            s->closing = true;
+            io_conn_close(s->conn, IO_CLOSE_FLUSH);
+        }
+        if (!request->silent) session_write(s, request_reply(request), request->seq);
+        request_free(request);
+    }
+    if (s->close_after) session_close(s);
+}
+
+static bool
+output_full(const struct session *s)
+{
+    return s->conn != NULL && io_conn_pending(s->conn) > CONN_OUTPUT_HIGH_BYTES;
+}
+
+void
+session_request_done(struct request *request)
+{
+    struct session *s = request->session;
+    request->done = true;
+    if (request->command->place == PLACE_EXEC || request->command->place == PLACE_WATCH)
+        session_exec_done(s, request->command);
+    session_account(s, request->command, request->args, request->arg_count, request->start_ns,
+                    request_reply(request));
+    if (s->protocol == SESSION_NATIVE) {
+        list_del(&request->link);
+        list_push_front(&s->pending, &request->link); /* answers go out as they come */
+    }
+    deliver_done(s);
+    if (s->conn == NULL) {
+        if (s->pending_count == 0) session_free(s);
+        return;
+    }
+    if (s->stall == SESSION_WAITS_ORDER) {
+        run_on(s);
+        if (output_full(s)) session_stall(s, SESSION_WAITS_OUTPUT);
+    }
+}
+
+/* ---- accounts ---- */
+
+void
+session_account(struct session *s, const struct command *command, const struct bytes *args,
+                u32 arg_count, u64 start_ns, struct bytes reply)
+{
+    struct shard *shard = s->shard;
+    u64 end_ns = io_clock_ns();
+    u64 ns = end_ns > start_ns ? end_ns - start_ns : 0;
+    bool failed = s->protocol == SESSION_RESP && reply.size != 0 && reply.data[0] == '-';
+    s->commands++;
+    s->last_command = command;
+    shard_count_command(shard, command_index(command), ns, failed);
+    if (failed) shard_count_error(shard, reply);
+
+    i64 slower_us = config_slowlog_us(shard->config);
+    u64 us = ns / NS_PER_US;
+    if (UNLIKELY(slower_us >= 0 && us >= (u64)slower_us) &&
+        !(command->flags & COMMAND_SKIP_SLOWLOG) && s->protocol == SESSION_RESP) {
+        char peer[64] = "";
+        session_peer(s, peer, sizeof(peer));
+        slowlog_add(&shard->slowlog, shard->config->slowlog_max_len, io_wall_ms() / 1000, us, args,
+                    arg_count, peer, buf_bytes(&s->name));
+    }
+    u64 threshold_ms = shard->config->latency_monitor_threshold_ms;
+    if (UNLIKELY(threshold_ms != 0 && us / 1000 >= threshold_ms))
+        latency_add(&shard->latency,
+                    command->flags & COMMAND_FAST ? LATENCY_FAST_COMMAND : LATENCY_COMMAND,
+                    io_wall_ms() / 1000, us / 1000);
+}
+
+void
+session_peer(const struct session *s, char *out, size_t size)
+{
+    if (s->conn != NULL)
+        io_conn_peer_name(s->conn, out, size);
+    else
+        snprintf(out, size, "?:0");
+}
+
+size_t
+session_describe(const struct session *s, char *out, size_t size)
+{
+    char peer[64] = "?:0", local[64] = "?:0";
+    session_peer(s, peer, sizeof(peer));
+    if (s->conn != NULL) io_conn_local_name(s->conn, local, sizeof(local));
+    char flags[8] = "N";
+    if (s->monitor)
+        snprintf(flags, sizeof(flags), "O");
+    else if (session_in_multi(s))
+        snprintf(flags, sizeof(flags), "x");
+    u64 wall_ms = io_wall_ms(), now = io_now_ns();
+    int n = snprintf(
+        out, size,
+        "id=%llu addr=%s laddr=%s fd=%u name=%.*s age=%llu idle=%llu flags=%s db=%u sub=0 psub=0 "
+        "ssub=0 multi=%d qbuf=0 qbuf-free=0 argv-mem=0 multi-mem=0 rbs=0 rbp=0 obl=0 oll=0 "
+        "omem=%zu tot-mem=%zu events=r cmd=%s user=default redir=-1 resp=%u lib-name=%.*s "
+        "lib-ver=%.*s",
+        (unsigned long long)s->id, peer, local, 8 + (u32)(s->id >> 6) % 60000, (int)s->name.size,
+        (const char *)s->name.data, (unsigned long long)((wall_ms - s->created_ms) / 1000),
+        (unsigned long long)((now - MIN(now, s->active_ns)) / NS_PER_S), flags, s->keyspace,
+        session_in_multi(s) ? 0 : -1, s->conn != NULL ? io_conn_pending(s->conn) : 0,
+        sizeof(*s) + (s->conn != NULL ? io_conn_pending(s->conn) : 0),
+        s->last_command != NULL ? s->last_command->name : "NULL", s->resp, (int)s->lib_name.size,
+        (const char *)s->lib_name.data, (int)s->lib_version.size,
+        (const char *)s->lib_version.data);
+    return n < 0 ? 0 : MIN((size_t)n, size - 1);
+}
+
+/* ---- idle and stuck connections ---- */
+
+static void
+sweep_one(struct session *s, u64 now_ns, u64 timeout_ns)
+{
+    if (s->conn == NULL) return;
+    size_t owed = io_conn_pending(s->conn);
+    if (owed < s->pending_bytes || owed <= CONN_OUTPUT_HIGH_BYTES) {
+        if (owed != 0 && owed != s->pending_bytes) s->active_ns = now_ns;
+    } else if (now_ns - MIN(now_ns, s->active_ns) > OUTPUT_STUCK_NS) {
+        s->shard->stats->clients_output_closed++;
+        session_abort(s);
+        return;
+    }
+    s->pending_bytes = owed;
+    if (timeout_ns == 0 || s->monitor || s->pending_count != 0) return;
+    if (now_ns - MIN(now_ns, s->active_ns) > timeout_ns) {
+        s->shard->stats->clients_timed_out++;
+        session_close(s);
+    }
+}
+
+static void
+sweep(struct io_timer *timer)
+{
+    struct shard *shard = CONTAINER_OF(timer, struct shard, sweep);
+    u64 timeout_ns = shard->config->timeout_s * NS_PER_S;
+    u64 now_ns = io_now_ns();
+    u32 count = MIN(shard->session_count, SWEEP_SESSIONS);
+    for (u32 i = 0; i < count; i++) {
+        if (shard->sweep_next == &shard->sessions) shard->sweep_next = shard->sessions.next;
+        struct list *node = shard->sweep_next;
+        if (node == &shard->sessions) break;
+        shard->sweep_next = node->next;
+        sweep_one(list_entry(node, struct session, link), now_ns, timeout_ns);
+    }
+    native_snapshots_sweep(shard, false);
+    if (!shard->draining) io_timer_arm(timer, now_ns + SWEEP_PERIOD_NS);
+}
+
+void
+session_sweep_start(struct shard *shard)
+{
+    shard->sweep_next = &shard->sessions;
+    io_timer_init(&shard->sweep, sweep);
+    io_timer_arm(&shard->sweep, io_now_ns() + SWEEP_PERIOD_NS);
+}
+
+/* ---- events of the connection ---- */
+
+static status
+opened(struct io_conn *conn, void *arg)
+{
+    struct shard *shard = arg;
+    io_conn_user_set(conn, NULL);
+    if (shard->draining) return ST_CLOSED;
+    u32 clients = atomic_fetch_add(&shard->server->clients, 1);
+    u64 limit = shard->config->maxclients;
+    struct session *s = NULL;
+    if (limit == 0 || clients < limit) s = mem_alloc_zero(&shard->budget, sizeof(*s));
+    if (s == NULL) {
+        static const char full[] = "-ERR max number of clients reached\r\n";
+        shard->stats->clients_refused++;
+        if (!io_conn_write(conn, full, sizeof(full) - 1)) MARK("server.session.refused_silently");
+        io_conn_close(conn, IO_CLOSE_FLUSH);
+        return ST_OK;
+    }
+    s->shard = shard;
+    s->conn = conn;
+    s->id = io_conn_id(conn) << 6 | shard->index;
+    s->created_ms = io_wall_ms();
+    s->active_ns = io_now_ns();
+    s->resp = 2;
+    s->authenticated = !config_has_password(shard->config);
+    list_init(&s->pending);
+    list_init(&s->monitor_link);
+    list_init(&s->starved_link);
+    list_init(&s->durable.link);
+    s->durable.fn = holds_released;
+    fiber_queue_init(&s->drained);
+    resp_parser_init(&s->parser, &shard->budget);
+    buf_init(&s->name, &shard->budget);
+    buf_init(&s->lib_name, &shard->budget);
+    buf_init(&s->lib_version, &shard->budget);
+    list_push_back(&shard->sessions, &s->link);
+    shard->session_count++;
+    io_conn_user_set(conn, s);
+    return ST_OK;
+}
+
+static size_t
+received(struct io_conn *conn, struct bytes data)
+{
+    struct session *s = io_conn_user(conn);
+    if (s == NULL || s->closing) return data.size;
+    if (data.size == 0) return 0;
+    s->active_ns = io_now_ns();
+    if (s->protocol == SESSION_NEW) {
+        bool native = data.data[0] == NATIVE_FIRST_BYTE;
+        s->protocol = native ? SESSION_NATIVE : SESSION_RESP;
+        *(native ? &s->shard->stats->clients_native : &s->shard->stats->clients_resp) += 1;
+    }
+    if (s->stall != SESSION_RUNS) return 0;
+    if (output_full(s)) {
+        session_stall(s, SESSION_WAITS_OUTPUT);
+        return 0;
+    }
+    size_t consumed = s->protocol == SESSION_NATIVE ? session_native_received(s, data)
+                                                    : session_resp_received(s, data);
+    if (s->conn != NULL && !s->closing && s->stall == SESSION_RUNS && output_full(s))
+        session_stall(s, SESSION_WAITS_OUTPUT);
+    return consumed;
+}
+
+static void
+drained(struct io_conn *conn)
+{
+    struct session *s = io_conn_user(conn);
+    if (s == NULL) return;
+    s->active_ns = io_now_ns();
+    fiber_queue_wake_all(&s->drained);
+    if (s->stall == SESSION_WAITS_OUTPUT) run_on(s);
+}
+
+static void
+closed(struct io_conn *conn, status why)
+{
+    struct session *s = io_conn_user(conn);
+    atomic_fetch_sub(&shard_self()->server->clients, 1);
+    if (s == NULL) return;
+    struct shard *shard = s->shard;
+    if (s->protocol == SESSION_NATIVE) shard->stats->clients_native--;
+    if (s->protocol == SESSION_RESP) shard->stats->clients_resp--;
+    s->conn = NULL;
+    s->closing = true;
+    durable_wait_cancel(&s->durable);
+    list_del(&s->starved_link);
+    fiber_queue_wake_all(&s->drained);
+    if (s->pending_count == 0) session_free(s);
+}
+
+const struct io_conn_events session_events = {
+    .opened = opened,
+    .received = received,
+    .drained = drained,
+    .closed = closed,
+};

@@ -1,0 +1,150 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * session.h -- one client's connection: what it has said, what it is owed, in which order.
+ *
+ * Order (RESP). Replies leave in the order of the requests. What may overlap is decided so:
+ *
+ *   S1  A command of one key starts while others of this connection are under way, unless one of
+ *       them has the same key and one of the two writes. So each key sees the commands of one
+ *       connection in their order; different keys may be written in another order than asked
+ *       when the first one has to wait (for a disk, for another shard).
+ *   S2  Every other command (several keys, the connection's own state, the whole node) starts when
+ *       nothing is under way, and nothing starts before it is done.
+ *   S3  What cannot start stays in the input: reading pauses.
+ *
+ * Native requests start at once and are answered as they end; a client that needs an order waits
+ * for the reply.
+ *
+ * Durability. A reply is appended to the output at once and held there (io_conn_send_until) until
+ * what it tells is durable. `holds` remembers from which position on the output waits for which
+ * sequence number; both ascend.
+ *
+ * Life. The session lives until its connection is closed and its last request has come back.
+ */
+#ifndef DISTKV_SERVER_SESSION_H
+#define DISTKV_SERVER_SESSION_H
+
+#include "io/net.h"
+#include "proto/resp.h"
+#include "server/request.h"
+#include "server/shard.h"
+
+enum session_protocol { SESSION_NEW, SESSION_RESP, SESSION_NATIVE };
+
+/* Why a session does not read on. */
+enum session_stall {
+    SESSION_RUNS,
+    SESSION_WAITS_ORDER, /* S1, S2: for one of its own requests */
+    SESSION_WAITS_PLACE, /* for a place for a request: in shard->starved */
+    SESSION_WAITS_OUTPUT /* for the client to read what it is owed */
+};
+
+struct session_hold {
+    u64 position;
+    u64 seq;
+};
+
+struct transaction; /* multi.c */
+
+struct session {
+    /* fixed */
+    struct shard *shard;
+    struct io_conn *conn; /* NULL once closed */
+    u64 id;               /* unique in the node */
+    u64 created_ms;       /* wall */
+    struct list link;     /* shard->sessions */
+
+    /* protocol */
+    enum session_protocol protocol;
+    u8 resp; /* 2 or 3 */
+    u16 keyspace;
+    bool authenticated;
+    bool closing;     /* no further command is read */
+    bool close_after; /* close when the reply at hand has been sent */
+    bool reply_off, reply_skip_next, reply_skip;
+    bool no_evict;
+    bool monitor;
+    struct list monitor_link; /* shard->monitors */
+    struct resp_parser parser;
+    struct buf name, lib_name, lib_version;
+
+    /* order */
+    struct list pending; /* requests in order of arrival (RESP), or in any (native) */
+    u32 pending_count;
+    enum session_stall stall;
+    bool paused;
+    struct list starved_link;
+    struct fiber_queue drained; /* a streaming reply waits for the client */
+
+    /* durability */
+    struct session_hold holds[SESSION_HOLDS];
+    u32 hold_first, hold_count;
+    struct durable_wait durable;
+
+    /* transaction */
+    struct transaction *multi; /* NULL: not in MULTI, nothing watched */
+
+    /* figures, timeouts */
+    u64 active_ns;     /* last time that bytes came or went */
+    u64 pending_bytes; /* output at the last sweep */
+    u64 commands;
+    const struct command *last_command;
+    u64 received_bytes;
+};
+
+extern const struct io_conn_events session_events;
+
+/* Appends to the output; held until seq is durable (0: now). Closes when memory is out. */
+void session_write(struct session *s, struct bytes reply, u64 seq);
+/* From request.c: the request's outcome is there. */
+void session_request_done(struct request *request);
+/* A request has ended: somebody who waits for a place may go on. */
+void session_place_free(struct shard *shard);
+/* Stops reading; the next input is looked at when the reason is gone. */
+void session_stall(struct session *s, enum session_stall why);
+/* Closes once what is owed has been sent. */
+void session_close(struct session *s);
+void session_abort(struct session *s);
+/* On a fiber, for replies made in pieces: sends what x->reply holds and waits while the client is
+ * slow. false: the connection is gone. The request must be at the head of its session. */
+MAY_YIELD MUST_CHECK bool session_stream(struct exec *x);
+/* Arms the timer that looks for idle and stuck connections. */
+void session_sweep_start(struct shard *shard);
+/* Counts, slow log, latency monitor, for a command that has ended. */
+void session_account(struct session *s, const struct command *command, const struct bytes *args,
+                     u32 arg_count, u64 start_ns, struct bytes reply);
+void session_peer(const struct session *s, char *out, size_t size);
+/* One line of CLIENT LIST, without its end. */
+size_t session_describe(const struct session *s, char *out, size_t size);
+
+/* session_resp.c */
+size_t session_resp_received(struct session *s, struct bytes data);
+/* session_native.c */
+size_t session_native_received(struct session *s, struct bytes data);
+bool native_state_init(struct shard *shard);
+void native_state_deinit(struct shard *shard);
+
+/* multi.c */
+void session_multi_free(struct session *s);
+bool session_in_multi(const struct session *s);
+/* Queues a command and replies QUEUED. */
+void session_multi_queue(struct session *s, const struct command *command, const struct bytes *args,
+                         u32 arg_count, struct resp_writer *w);
+/* A command was refused while queueing: EXEC will abort. */
+void session_multi_spoil(struct session *s);
+/* Before EXEC or WATCH starts. false: it has been answered. *at_home: commands of the connection
+ * are queued, so that it runs on a fiber here. *extra goes into the run. */
+MUST_CHECK bool session_exec_prepare(struct session *s, const struct command *command,
+                                     const struct bytes *args, u32 arg_count, struct resp_writer *w,
+                                     u32 *owner, void **extra, bool *at_home);
+MAY_YIELD void session_exec_on_fiber(struct exec *x, struct request *request);
+/* It is over, or was not started after all. */
+void session_exec_done(struct session *s, const struct command *command);
+
+/* monitor.c */
+void monitor_feed(struct shard *shard, const struct session *s, u16 keyspace,
+                  const struct bytes *args, u32 arg_count);
+MAY_YIELD void monitor_start(struct session *s);
+void monitor_stop(struct session *s);
+
+#endif

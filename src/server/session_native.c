@@ -1,0 +1,199 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * session_native.c -- the native protocol's side of a session: frames in, and where each request
+ * runs. Requests are independent: each starts when it is read, each is answered when it is done.
+ */
+#include <stdio.h>
+
+#include "server/native.h"
+#include "server/session.h"
+
+static void
+refuse(struct session *s, const struct native_header *header, enum native_status code, u64 detail,
+       const char *text)
+{
+    struct buf *out = &s->shard->reply;
+    out->size = 0;
+    s->shard->stats
+        ->errors[code == NATIVE_ST_BAD_FRAME ? SERVER_ERROR_PROTOCOL : SERVER_ERROR_OTHER]++;
+    if (!native_reply_error(out, header, code, detail, NATIVE_EPOCH, text)) {
+        session_abort(s);
+        return;
+    }
+    session_write(s, buf_bytes(out), 0);
+}
+
+/* The token that decides the owner; batches: of all keys, or an error. */
+static bool
+token_of(struct session *s, const struct native_request *request, u64 *out)
+{
+    switch ((enum native_opcode)request->header.opcode) {
+    case NATIVE_GET:
+    case NATIVE_TTL:
+        *out = hash_token(request->get.key);
+        return true;
+    case NATIVE_PUT:
+    case NATIVE_DELETE:
+        *out = hash_token(request->op.key);
+        return true;
+    case NATIVE_EXPIRE:
+        *out = hash_token(request->expire.key);
+        return true;
+    case NATIVE_BATCH: {
+        struct native_op op;
+        struct bytes ops = request->batch.ops;
+        bool first = true;
+        while (native_batch_next(&ops, &op)) {
+            u64 token = hash_token(op.key);
+            if (!first && token_slot(token) != token_slot(*out)) {
+                refuse(s, &request->header, NATIVE_ST_CROSS_SLOT, 0,
+                       "the keys of an atomic batch must have one hash slot");
+                return false;
+            }
+            *out = token;
+            first = false;
+        }
+        return true;
+    }
+    case NATIVE_HELLO:
+    case NATIVE_PING:
+    case NATIVE_SCAN:
+    case NATIVE_SNAPSHOT_OPEN:
+    case NATIVE_SNAPSHOT_CLOSE:
+    case NATIVE_COUNT:
+    case NATIVE_STATUS:
+        break;
+    }
+    *out = s->shard->token_first;
+    return true;
+}
+
+/* false: no place; the same frame comes again. */
+static bool
+start(struct session *s, const struct command *command, const struct bytes *frame, u32 owner,
+      const struct native_header *header, u64 start_ns)
+{
+    struct shard *shard = s->shard;
+    struct request *request = request_new(shard, command, frame, 1);
+    if (request == NULL) {
+        shard->stats->requests_refused++;
+        if (shard->request_count >= SHARD_REQUESTS_MAX) {
+            session_stall(s, s->pending_count != 0 ? SESSION_WAITS_ORDER : SESSION_WAITS_PLACE);
+            return false;
+        }
+        refuse(s, header, NATIVE_ST_NO_MEMORY, 0, "no memory for the request");
+        return true;
+    }
+    request->session = s;
+    request->owner = owner;
+    request->start_ns = start_ns;
+    list_push_back(&s->pending, &request->link);
+    s->pending_count++;
+    request_start(request);
+    return true;
+}
+
+/* One good frame of a request that reads well; false as start(). */
+static bool
+run(struct session *s, const struct native_request *request, struct bytes frame, u64 start_ns)
+{
+    struct shard *shard = s->shard;
+    const struct command *command = command_native(request->header.opcode);
+    u64 token = 0;
+    if (!token_of(s, request, &token)) return true;
+    u32 owner = shard_of_token(shard->server, token);
+    if (command->place == PLACE_FIBER)
+        return start(s, command, &frame, shard->index, &request->header, start_ns);
+    bool home = command->place == PLACE_HOME;
+    if (!home && owner != shard->index)
+        return start(s, command, &frame, owner, &request->header, start_ns);
+
+    shard->reply.size = 0;
+    struct resp_writer w = {.out = &shard->reply, .version = 3};
+    struct exec x;
+    exec_init(&x, shard, &w);
+    x.command = command;
+    x.args = &frame;
+    x.arg_count = 1;
+    bool done = true;
+    if (home) {
+        x.session = s;
+        command->handler(&x);
+    } else {
+        done = exec_try(&x, command->handler);
+    }
+    u64 seq = x.seq;
+    exec_deinit(&x);
+    if (!done) return start(s, command, &frame, owner, &request->header, start_ns);
+    shard->stats->tried_inline++;
+    if (w.failed) {
+        session_abort(s);
+        return true;
+    }
+    session_write(s, buf_bytes(&shard->reply), seq);
+    session_account(s, command, &frame, 1, start_ns, buf_bytes(&shard->reply));
+    return true;
+}
+
+size_t
+session_native_received(struct session *s, struct bytes data)
+{
+    size_t at = 0;
+    u64 clock_ns = io_clock_ns();
+    while (at < data.size && !s->closing) {
+        if (at != 0 && fiber_should_yield()) {
+            io_conn_again(s->conn);
+            break;
+        }
+        if (s->pending_count >= SESSION_REQUESTS_MAX) {
+            session_stall(s, SESSION_WAITS_ORDER);
+            break;
+        }
+        struct bytes rest = BYTES(data.data + at, data.size - at);
+        struct native_header header;
+        memset(&header, 0, sizeof(header));
+        struct bytes body;
+        size_t consumed = 0, wanted = 0;
+        status st = native_frame_decode(rest, &header, &body, &consumed, &wanted);
+        if (status_is(st, ST_INCOMPLETE)) {
+            if (wanted > CONN_INPUT_MAX_BYTES) {
+                refuse(s, &header, NATIVE_ST_TOO_LARGE, CONN_INPUT_MAX_BYTES, "frame too large");
+                session_close(s);
+                return data.size;
+            }
+            io_conn_want(s->conn, wanted);
+            break;
+        }
+        if (status_is(st, ST_UNSUPPORTED)) {
+            refuse(s, &header, NATIVE_ST_UNSUPPORTED, NATIVE_VERSION,
+                   "this server speaks version 1 of the protocol");
+            at += consumed;
+            continue;
+        }
+        if (!ok(st)) {
+            memset(&header, 0, sizeof(header));
+            refuse(s, &header, NATIVE_ST_BAD_FRAME, 0, "bad magic, checksum or size");
+            session_close(s);
+            return data.size;
+        }
+        struct native_request request;
+        const char *error = "malformed request";
+        st = native_request_decode(&header, body, &request, &error);
+        if (!ok(st)) {
+            refuse(s, &header, native_status_of(st), 0, error == NULL ? status_text(st) : error);
+        } else if (header.keyspace >= LIMIT_KEYSPACES) {
+            refuse(s, &header, NATIVE_ST_INVALID, 0, "keyspace is 0 to 15");
+        } else if (!s->authenticated && header.opcode != NATIVE_HELLO) {
+            refuse(s, &header, NATIVE_ST_UNAUTHENTICATED, 0, "say HELLO with a password first");
+        } else if (!run(s, &request, BYTES(rest.data, consumed), clock_ns)) {
+            break;
+        } else {
+            clock_ns = io_clock_ns();
+        }
+        at += consumed;
+        if (s->stall != SESSION_RUNS) break;
+        if (s->conn != NULL && io_conn_pending(s->conn) > CONN_OUTPUT_HIGH_BYTES) break;
+    }
+    if (s->shard->reply.capacity > KIB(256)) buf_clear(&s->shard->reply, 0);
+    return s->closing ? data.size : at;
+}

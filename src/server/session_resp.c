@@ -1,0 +1,523 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * session_resp.c -- RESP: from bytes to commands, and the decision where and when each one runs.
+ *
+ * The usual case is short: parse, look up, try, append the reply. Everything else is a reason to
+ * leave that path: not complete (ask for more), not now (S1 to S3 of session.h: stall), not here
+ * or not without waiting (a struct request).
+ */
+#include "server/session.h"
+
+#include <ctype.h>
+#include <stdio.h>
+
+enum dispatch {
+    DISPATCH_DONE,  /* answered, or a request was started */
+    DISPATCH_STALL, /* not now: the same bytes come again */
+};
+
+struct call {
+    struct session *s;
+    const struct command *command;
+    const struct bytes *args;
+    u32 arg_count;
+    u64 start_ns;
+    bool silent;
+};
+
+/* ---- replies ---- */
+
+/* Answers in order: at once, or behind what is under way. */
+static bool
+answer(struct call *call, struct bytes reply, u64 seq)
+{
+    struct session *s = call->s;
+    if (list_empty(&s->pending)) {
+        if (!call->silent) session_write(s, reply, seq);
+        return true;
+    }
+    struct request *slot = request_new(s->shard, call->command, NULL, 0);
+    if (slot == NULL) return false;
+    buf_init(&slot->reply, &s->shard->budget);
+    if (!buf_append(&slot->reply, reply.data, reply.size)) {
+        request_free(slot);
+        return false;
+    }
+    slot->session = s;
+    slot->silent = call->silent;
+    slot->seq = seq;
+    slot->done = true;
+    list_push_back(&s->pending, &slot->link);
+    s->pending_count++;
+    return true;
+}
+
+/* An answer that needs nothing but itself: only given when nothing is under way. */
+static void
+answer_now(struct call *call, const struct resp_writer *w)
+{
+    struct bytes reply = buf_bytes(w->out);
+    if (w->failed) {
+        session_abort(call->s);
+        return;
+    }
+    bool written = answer(call, reply, 0);
+    CHECK(written); /* nothing is pending */
+}
+
+static void
+start(struct session *s, struct request *request)
+{
+    list_push_back(&s->pending, &request->link);
+    s->pending_count++;
+    request_start(request);
+}
+
+static struct request *
+new_request(struct call *call, u32 owner, u64 key_hash)
+{
+    struct session *s = call->s;
+    struct request *request = request_new(s->shard, call->command, call->args, call->arg_count);
+    if (request == NULL) return NULL;
+    request->session = s;
+    request->owner = owner;
+    request->key_hash = key_hash;
+    request->keyspace = s->keyspace;
+    request->resp = s->resp;
+    request->silent = call->silent;
+    request->start_ns = call->start_ns;
+    return request;
+}
+
+/* No place for a request. Somebody will free one, or nobody has one and it does not fit. */
+static enum dispatch
+no_place(struct call *call, struct resp_writer *w)
+{
+    struct session *s = call->s;
+    s->shard->stats->requests_refused++;
+    if (s->pending_count != 0) {
+        session_stall(s, SESSION_WAITS_ORDER);
+        return DISPATCH_STALL;
+    }
+    if (s->shard->request_count != 0 && s->shard->request_count >= SHARD_REQUESTS_MAX) {
+        session_stall(s, SESSION_WAITS_PLACE);
+        return DISPATCH_STALL;
+    }
+    w->out->size = 0;
+    exec_error_reply(w, ST_NO_MEMORY);
+    answer_now(call, w);
+    return DISPATCH_DONE;
+}
+
+/* ---- where and when ---- */
+
+/* S1: whether one that is under way stands in the way of this one. */
+static bool
+conflicts(const struct session *s, u64 key_hash, bool writes)
+{
+    list_for_each (node, &s->pending) {
+        const struct request *request = list_entry(node, struct request, link);
+        if (request->done) continue;
+        if (request->key_hash == 0) return true; /* S2 */
+        if (request->key_hash == key_hash && (writes || request->writes)) return true;
+    }
+    return false;
+}
+
+static enum dispatch
+run_at_home(struct call *call, struct resp_writer *w)
+{
+    struct session *s = call->s;
+    struct exec x;
+    exec_init(&x, s->shard, w);
+    x.session = s;
+    x.command = call->command;
+    x.args = call->args;
+    x.arg_count = call->arg_count;
+    x.keyspace = s->keyspace;
+    x.now_ms = io_wall_ms();
+    call->command->handler(&x);
+    if (!ok(x.failure)) {
+        w->out->size = 0;
+        exec_error_reply(w, x.failure);
+    }
+    exec_deinit(&x);
+    /* What turned replies off or on counts for its own reply, too. */
+    if (s->reply_off) call->silent = true;
+    answer_now(call, w);
+    if (s->close_after) session_close(s);
+    return DISPATCH_DONE;
+}
+
+static enum dispatch
+run_on_fiber(struct call *call, struct resp_writer *w)
+{
+    struct request *request = new_request(call, call->s->shard->index, 0);
+    if (request == NULL) return no_place(call, w);
+    start(call->s, request);
+    return DISPATCH_DONE;
+}
+
+/* Tries here, else makes a request. */
+static enum dispatch
+run_on_owner(struct call *call, struct resp_writer *w, u32 owner, u64 key_hash, void *extra,
+             bool at_home)
+{
+    struct session *s = call->s;
+    struct shard *shard = s->shard;
+    if (owner == shard->index && !at_home) {
+        struct exec x;
+        exec_init(&x, shard, w);
+        x.command = call->command;
+        x.args = call->args;
+        x.arg_count = call->arg_count;
+        x.keyspace = s->keyspace;
+        x.extra = extra;
+        bool done = exec_try(&x, call->command->handler);
+        u64 seq = x.seq;
+        exec_deinit(&x);
+        if (done) {
+            shard->stats->tried_inline++;
+            if (w->failed) {
+                w->failed = false;
+                w->out->size = 0;
+                exec_error_reply(w, ST_NO_MEMORY);
+            }
+            if (extra != NULL) session_exec_done(s, call->command);
+            /* It has taken effect, so its reply must not be lost. */
+            if (!answer(call, buf_bytes(w->out), seq)) session_abort(s);
+            return DISPATCH_DONE;
+        }
+    }
+    struct request *request = new_request(call, at_home ? shard->index : owner, key_hash);
+    if (request == NULL) {
+        if (call->command->place == PLACE_WATCH) session_exec_done(s, call->command);
+        return no_place(call, w);
+    }
+    request->extra = extra;
+    request->at_home = at_home;
+    start(s, request);
+    return DISPATCH_DONE;
+}
+
+static enum dispatch
+run_on_keys(struct call *call, struct resp_writer *w)
+{
+    struct session *s = call->s;
+    const struct server *server = s->shard->server;
+    u32 first, last, step;
+    command_key_range(call->command, call->arg_count, &first, &last, &step);
+    u64 token = hash_token(call->args[first]);
+    u32 owner = shard_of_token(server, token);
+    if (first == last) {
+        u64 hash = exec_key_hash(s->keyspace, call->args[first]) | 1;
+        if (!list_empty(&s->pending) &&
+            (s->pending_count >= SESSION_REQUESTS_MAX ||
+             conflicts(s, hash, (call->command->flags & COMMAND_WRITE) != 0))) {
+            session_stall(s, SESSION_WAITS_ORDER);
+            return DISPATCH_STALL;
+        }
+        return run_on_owner(call, w, owner, hash, NULL, false);
+    }
+    bool split = call->command->place != PLACE_KEYS;
+    bool one_owner = true;
+    for (u32 i = first + step; i <= last; i += step) {
+        u64 other = hash_token(call->args[i]);
+        if (!split && token_slot(other) != token_slot(token)) {
+            resp_error(w, "CROSSSLOT Keys in request don't hash to the same slot");
+            answer_now(call, w);
+            return DISPATCH_DONE;
+        }
+        if (shard_of_token(server, other) != owner) one_owner = false;
+    }
+    if (one_owner) return run_on_owner(call, w, owner, 0, NULL, false);
+
+    struct request *request = new_request(call, s->shard->index, 0);
+    if (request == NULL) return no_place(call, w);
+    list_push_back(&s->pending, &request->link);
+    s->pending_count++;
+    if (request_start_parts(s->shard, request)) return DISPATCH_DONE;
+    list_del(&request->link);
+    s->pending_count--;
+    request_free(request);
+    return no_place(call, w);
+}
+
+static enum dispatch
+run(struct call *call, struct resp_writer *w)
+{
+    struct session *s = call->s;
+    switch (call->command->place) {
+    case PLACE_KEYS:
+    case PLACE_SPLIT_SUM:
+    case PLACE_SPLIT_OK:
+    case PLACE_SPLIT_ARRAY:
+        return run_on_keys(call, w);
+    case PLACE_FIBER:
+        return run_on_fiber(call, w);
+    case PLACE_EXEC:
+    case PLACE_WATCH: {
+        u32 owner;
+        void *extra;
+        bool at_home;
+        if (session_exec_prepare(s, call->command, call->args, call->arg_count, w, &owner, &extra,
+                                 &at_home))
+            return run_on_owner(call, w, owner, 0, extra, at_home);
+        answer_now(call, w);
+        return DISPATCH_DONE;
+    }
+    case PLACE_HOME:
+    case PLACE_CONTAINER:
+        break;
+    }
+    return run_at_home(call, w);
+}
+
+/* ---- refusals ---- */
+
+static void
+refuse_unknown(struct resp_writer *w, const struct bytes *args, u32 arg_count)
+{
+    char rest[160];
+    size_t used = 0;
+    rest[0] = '\0';
+    for (u32 i = 1; i < arg_count && used < 128; i++) {
+        int room = (int)MIN(128 - used, args[i].size);
+        int n =
+            snprintf(rest + used, sizeof(rest) - used, "'%.*s' ", room, (const char *)args[i].data);
+        if (n > 0) used = MIN(used + (size_t)n, sizeof(rest) - 1);
+    }
+    resp_error(w, "ERR unknown command '%.*s', with args beginning with: %s",
+               (int)MIN(args[0].size, 128u), (const char *)args[0].data, rest);
+}
+
+/* The command of a call, or an error written to w. */
+static const struct command *
+look_up(struct resp_writer *w, const struct bytes *args, u32 arg_count)
+{
+    const struct command *command = command_find(args[0]);
+    if (command == NULL) {
+        refuse_unknown(w, args, arg_count);
+        return NULL;
+    }
+    if (command->place == PLACE_CONTAINER && arg_count > 1) {
+        const struct command *sub = command_find_sub(command, args[1]);
+        if (sub == NULL) {
+            char upper[32];
+            size_t i = 0;
+            for (; command->name[i] != '\0' && i + 1 < sizeof(upper); i++)
+                upper[i] = (char)toupper((unsigned char)command->name[i]);
+            upper[i] = '\0';
+            resp_error(w, "ERR unknown subcommand '%.*s'. Try %s HELP.",
+                       (int)MIN(args[1].size, 128u), (const char *)args[1].data, upper);
+            return NULL;
+        }
+        command = sub;
+    }
+    if (!command_arity_fits(command, arg_count)) {
+        resp_error(w, "ERR wrong number of arguments for '%s' command", command->name);
+        return NULL;
+    }
+    return command;
+}
+
+/* Keys at the door. */
+static bool
+keys_fit(struct resp_writer *w, const struct command *command, const struct bytes *args,
+         u32 arg_count)
+{
+    u32 first, last, step;
+    command_key_range(command, arg_count, &first, &last, &step);
+    if (step > 1 && last >= first && (arg_count - first) % step != 0) {
+        resp_error(w, "ERR wrong number of arguments for '%s' command", command->name);
+        return false;
+    }
+    for (u32 i = first; i <= last && last >= first; i += step) {
+        if (args[i].size == 0) {
+            resp_error(w, "ERR key is empty: a key has 1 to %u bytes", LIMIT_KEY_BYTES);
+            return false;
+        }
+        if (args[i].size > LIMIT_KEY_BYTES) {
+            resp_error(w, "ERR key is too large: %zu bytes, a key has 1 to %u bytes", args[i].size,
+                       LIMIT_KEY_BYTES);
+            return false;
+        }
+    }
+    return true;
+}
+
+/* One complete command. */
+static enum dispatch
+dispatch(struct session *s, const struct bytes *args, u32 arg_count, u64 start_ns)
+{
+    struct shard *shard = s->shard;
+    shard->reply.size = 0;
+    struct resp_writer w = {.out = &shard->reply, .version = s->resp};
+    struct call call = {.s = s, .args = args, .arg_count = arg_count, .start_ns = start_ns};
+
+    const struct command *command = look_up(&w, args, arg_count);
+    bool single_key = command != NULL && command->place <= PLACE_SPLIT_ARRAY &&
+                      !session_in_multi(s) && s->authenticated;
+    if (single_key) {
+        u32 first, last, step;
+        command_key_range(command, arg_count, &first, &last, &step);
+        single_key = first == last;
+    }
+    if (!single_key && !list_empty(&s->pending)) { /* S2 */
+        session_stall(s, SESSION_WAITS_ORDER);
+        return DISPATCH_STALL;
+    }
+    call.silent = s->reply_off || s->reply_skip;
+
+    bool refused = command == NULL;
+    if (!refused && !s->authenticated && !(command->flags & COMMAND_NO_AUTH)) {
+        resp_error(&w, "NOAUTH Authentication required.");
+        refused = true;
+    } else if (refused && !s->authenticated) {
+        w.out->size = 0;
+        resp_error(&w, "NOAUTH Authentication required.");
+    }
+    if (!refused && !keys_fit(&w, command, args, arg_count)) refused = true;
+    if (!refused && session_in_multi(s) && command->flags & COMMAND_NO_MULTI) {
+        resp_error(&w, "ERR Command not allowed inside a transaction");
+        refused = true;
+    }
+
+    enum dispatch result = DISPATCH_DONE;
+    bool counted = false;
+    if (refused) {
+        if (!list_empty(&s->pending)) {
+            session_stall(s, SESSION_WAITS_ORDER);
+            return DISPATCH_STALL;
+        }
+        if (session_in_multi(s)) session_multi_spoil(s);
+        shard_count_error(shard, buf_bytes(w.out));
+        if (command != NULL) shard->stats->commands[command_index(command)].rejected++;
+        answer_now(&call, &w);
+    } else {
+        call.command = command;
+        u16 keyspace = s->keyspace;
+        if (session_in_multi(s) && !(command->flags & COMMAND_MULTI_NOW)) {
+            session_multi_queue(s, command, args, arg_count, &w);
+            answer_now(&call, &w);
+        } else {
+            u32 before = s->pending_count;
+            result = run(&call, &w);
+            counted = result == DISPATCH_STALL || s->pending_count != before;
+        }
+        if (UNLIKELY(shard->monitor_shards != 0) && result == DISPATCH_DONE &&
+            !(command->flags & (COMMAND_SKIP_MONITOR | COMMAND_ADMIN)))
+            monitor_feed(shard, s, keyspace, args, arg_count);
+        /* What became a request is counted when it ends (slots of finished ones: here). */
+        if (!counted || (result == DISPATCH_DONE && w.out->size != 0))
+            session_account(s, command, args, arg_count, start_ns, buf_bytes(w.out));
+    }
+    if (result == DISPATCH_DONE) {
+        s->reply_skip = s->reply_skip_next;
+        s->reply_skip_next = false;
+    }
+    return result;
+}
+
+/* ---- parsing ---- */
+
+/* The arguments as spans, in the shard's scratch. */
+static const struct bytes *
+spread_args(struct session *s, struct bytes data)
+{
+    struct buf *args = &s->shard->args;
+    u32 count = s->parser.arg_count;
+    args->size = 0;
+    if (!buf_reserve(args, count * sizeof(struct bytes))) return NULL;
+    struct bytes *spans = (struct bytes *)(void *)args->data;
+    for (u32 i = 0; i < count; i++)
+        spans[i] = resp_arg(&s->parser, data, i);
+    return spans;
+}
+
+static void
+protocol_error(struct session *s, const char *text)
+{
+    struct shard *shard = s->shard;
+    shard->reply.size = 0;
+    struct resp_writer w = {.out = &shard->reply, .version = s->resp};
+    resp_error(&w, "ERR %s", text);
+    shard->stats->errors[SERVER_ERROR_PROTOCOL]++;
+    session_write(s, buf_bytes(w.out), 0);
+    session_close(s);
+}
+
+/* "POST / HTTP/1.1" and "Host:" come from a browser that was tricked into talking to us. */
+static bool
+is_http(const struct bytes *args, u32 arg_count)
+{
+    return (args[0].size == 4 && memcmp(args[0].data, "POST", 4) == 0) ||
+           (args[0].size == 5 && memcmp(args[0].data, "Host:", 5) == 0);
+}
+
+size_t
+session_resp_received(struct session *s, struct bytes data)
+{
+    size_t at = 0;
+    u64 clock_ns = io_clock_ns();
+    while (at < data.size && !s->closing) {
+        if (at != 0 && fiber_should_yield()) {
+            io_conn_again(s->conn);
+            break;
+        }
+        struct bytes rest = BYTES(data.data + at, data.size - at);
+        u32 args_max = s->authenticated ? RESP_ARGS_MAX : RESP_ARGS_MAX_UNAUTHENTICATED;
+        u32 bulk_max = s->authenticated ? REQUEST_BYTES_MAX : RESP_BULK_BYTES_MAX_UNAUTHENTICATED;
+        size_t consumed = 0, wanted = 0;
+        enum resp_result result =
+            resp_parse(&s->parser, rest, args_max, bulk_max, &consumed, &wanted);
+        if (result == RESP_INCOMPLETE) {
+            if (wanted > REQUEST_BYTES_MAX) {
+                if (!list_empty(&s->pending)) {
+                    session_stall(s, SESSION_WAITS_ORDER);
+                    resp_parser_reset(&s->parser);
+                    break;
+                }
+                protocol_error(s, "Protocol error: request is larger than 16 MiB");
+                break;
+            }
+            io_conn_want(s->conn, wanted);
+            break;
+        }
+        if (result == RESP_ERROR || result == RESP_NO_MEMORY) {
+            if (!list_empty(&s->pending)) {
+                session_stall(s, SESSION_WAITS_ORDER);
+                resp_parser_reset(&s->parser);
+                break;
+            }
+            if (result == RESP_ERROR)
+                protocol_error(s, s->parser.error);
+            else
+                session_abort(s);
+            return data.size;
+        }
+        if (s->parser.arg_count != 0) {
+            const struct bytes *args = spread_args(s, rest);
+            if (args == NULL) {
+                session_abort(s);
+                return data.size;
+            }
+            if (is_http(args, s->parser.arg_count)) {
+                s->shard->stats->errors[SERVER_ERROR_PROTOCOL]++;
+                session_abort(s);
+                return data.size;
+            }
+            if (dispatch(s, args, s->parser.arg_count, clock_ns) == DISPATCH_STALL) {
+                resp_parser_reset(&s->parser);
+                break;
+            }
+            clock_ns = io_clock_ns();
+        }
+        at += consumed;
+        if (s->stall != SESSION_RUNS) break;
+        if (s->conn != NULL && io_conn_pending(s->conn) > CONN_OUTPUT_HIGH_BYTES) break;
+    }
+    if (s->shard->args.capacity > KIB(256)) buf_clear(&s->shard->args, 0);
+    if (s->shard->reply.capacity > KIB(256)) buf_clear(&s->shard->reply, 0);
+    return s->closing ? data.size : at;
+}

@@ -1,0 +1,229 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * shard.c -- see shard.h: waiting for the log without fibers, worker fibers, figures.
+ */
+#include "server/shard.h"
+
+#include "base/fault.h"
+#include "server/command_table.h"
+
+/* ---- waiting for the log ---- */
+
+/* So many neighbours are looked at for the place in the list; further away the newcomer takes the
+ * number it has got to, which is later than it must and never too early. */
+#define DURABLE_STEPS_MAX 16u
+
+bool
+durable_wait_start(struct shard *shard, struct durable_wait *wait, u64 seq)
+{
+    CHECK(!list_linked(&wait->link));
+    if (seq <= lsm_durable_seq(shard->lsm)) return false;
+    struct list *at = shard->durable_waits.prev;
+    for (u32 steps = 0; at != &shard->durable_waits; at = at->prev) {
+        u64 other = list_entry(at, struct durable_wait, link)->seq;
+        if (other <= seq) break;
+        if (++steps > DURABLE_STEPS_MAX) {
+            seq = other;
+            break;
+        }
+    }
+    wait->seq = seq;
+    list_insert_between(&wait->link, at, at->next);
+    shard->stats->durable_waits++;
+    return true;
+}
+
+void
+durable_wait_cancel(struct durable_wait *wait)
+{
+    if (!list_linked(&wait->link)) return;
+    list_del(&wait->link);
+    shard_self()->stats->durable_waits--;
+}
+
+void
+shard_durable(void *arg, u64 durable_seq, bool failed)
+{
+    struct shard *shard = arg;
+    struct list ready = LIST_INIT(ready);
+    if (failed) {
+        shard->store_failed = true;
+        list_splice_back(&ready, &shard->durable_waits);
+    } else {
+        for (;;) {
+            struct list *first = list_first(&shard->durable_waits);
+            if (first == NULL || list_entry(first, struct durable_wait, link)->seq > durable_seq)
+                break;
+            list_del(first);
+            list_push_back(&ready, first);
+        }
+    }
+    struct list *node;
+    while ((node = list_pop_front(&ready)) != NULL) {
+        struct durable_wait *wait = list_entry(node, struct durable_wait, link);
+        shard->stats->durable_waits--;
+        wait->fn(wait, failed && wait->seq > durable_seq);
+    }
+}
+
+/* ---- workers ---- */
+
+static void
+worker(void *arg)
+{
+    struct shard *shard = arg;
+    struct list *node;
+    while ((node = list_pop_front(&shard->work)) != NULL) {
+        struct work *work = list_entry(node, struct work, link);
+        work->run(work);
+    }
+    shard->workers--;
+    if (shard->workers == 0) fiber_queue_wake_all(&shard->idle);
+}
+
+bool
+shard_work(struct shard *shard, struct work *work)
+{
+    list_push_back(&shard->work, &work->link);
+    if (shard->workers < SHARD_WORKERS_MAX) {
+        status st = fiber_spawn(FIBER_FOREGROUND, "worker", worker, shard);
+        if (ok(st)) {
+            shard->workers++;
+            return true;
+        }
+    }
+    if (shard->workers > 0) return true; /* one of them takes it */
+    list_del(&work->link);
+    return false;
+}
+
+MAY_YIELD void
+shard_for_all(struct shard *shard, void (*fn)(void *arg), void *arg)
+{
+    for (u32 i = 0; i < shard->server->shard_count; i++) {
+        status st = io_shard_call(i, FIBER_FOREGROUND, fn, arg);
+        if (!ok(st)) MARK("server.shard.call_refused");
+    }
+}
+
+/* ---- figures ---- */
+
+void
+shard_count_command(struct shard *shard, u32 command, u64 ns, bool failed)
+{
+    struct command_stats *row = &shard->stats->commands[command];
+    shard->stats->commands_total++;
+    row->calls++;
+    if (failed) row->failed++;
+    row->ns += ns;
+    row->ns_max = MAX(row->ns_max, ns);
+    u64 us = (ns + NS_PER_US - 1) / NS_PER_US;
+    u32 bucket = us <= 1 ? 0 : 64u - (u32)__builtin_clzll(us - 1);
+    row->buckets[MIN(bucket, SERVER_LATENCY_BUCKETS - 1)]++;
+}
+
+static const char *const error_kinds[] = {
+    [SERVER_ERROR_ERR] = "ERR",
+    [SERVER_ERROR_BUSY] = "BUSY",
+    [SERVER_ERROR_OOM] = "OOM",
+    [SERVER_ERROR_MISCONF] = "MISCONF",
+    [SERVER_ERROR_CROSSSLOT] = "CROSSSLOT",
+    [SERVER_ERROR_NOAUTH] = "NOAUTH",
+    [SERVER_ERROR_PROTOCOL] = "PROTOCOL",
+    [SERVER_ERROR_OTHER] = "OTHER",
+};
+static_assert(ARRAY_COUNT(error_kinds) == SERVER_ERROR_KINDS, "a name for each kind");
+
+const char *
+server_error_kind_name(u32 kind)
+{
+    CHECK(kind < SERVER_ERROR_KINDS);
+    return error_kinds[kind];
+}
+
+void
+shard_count_error(struct shard *shard, struct bytes reply)
+{
+    if (reply.size < 2 || reply.data[0] != '-') return;
+    for (u32 kind = 0; kind < SERVER_ERROR_OTHER; kind++) {
+        size_t size = strlen(error_kinds[kind]);
+        if (reply.size > size + 1 && memcmp(reply.data + 1, error_kinds[kind], size) == 0 &&
+            reply.data[1 + size] == ' ') {
+            shard->stats->errors[kind]++;
+            return;
+        }
+    }
+    shard->stats->errors[SERVER_ERROR_OTHER]++;
+}
+
+void
+shard_stats_reset(struct shard *shard)
+{
+    struct shard_stats *stats = shard->stats;
+    memset(stats->commands, 0, sizeof(stats->commands));
+    memset(stats->errors, 0, sizeof(stats->errors));
+    stats->commands_total = 0;
+    stats->keyspace_hits = 0;
+    stats->keyspace_misses = 0;
+    stats->clients_refused = 0;
+    shard->stats_reset_wall_ms = io_wall_ms();
+}
+
+/* arg: struct server_collect * */
+MAY_YIELD void
+server_collect(void *arg)
+{
+    struct server_collect *collect = arg;
+    struct shard *shard = shard_self();
+    struct shard_stats *out = collect->out;
+    if (shard == NULL) {
+        memset(out, 0, sizeof(*out));
+        return;
+    }
+    *out = *shard->stats;
+    out->shard = shard->index;
+    out->now_ns = io_clock_ns();
+    out->requests_pending = shard->request_count;
+    out->requests_limit = SHARD_REQUESTS_MAX;
+    out->keys_locked = shard->locks.held;
+    const struct budget *root = io_budget();
+    out->memory_used = root->used_bytes;
+    out->memory_peak = root->used_bytes_max;
+    out->memory_limit = root->limit_bytes;
+    out->memory_connections = shard->budget.used_bytes;
+    out->slowlog_entries = shard->slowlog.count;
+    for (struct list *node = shard->monitors.next; node != &shard->monitors; node = node->next)
+        out->clients_monitor++;
+    io_stats_get(&out->io);
+    if (shard->lsm != NULL) lsm_stats_get(shard->lsm, &out->lsm);
+}
+
+MAY_YIELD void
+server_action_call(void *arg)
+{
+    struct server_action_call *call = arg;
+    struct shard *shard = shard_self();
+    call->result = ST_CLOSED;
+    if (shard == NULL || shard->lsm == NULL) return;
+    switch (call->action) {
+    case SERVER_ACTION_FLUSH:
+        call->result = lsm_flush(shard->lsm);
+        break;
+    case SERVER_ACTION_COMPACT:
+        call->result = lsm_compact(shard->lsm);
+        break;
+    }
+}
+
+u32
+server_command_count(void)
+{
+    return command_table_count();
+}
+
+const char *
+server_command_name(u32 index)
+{
+    CHECK(index < command_table_count());
+    return command_table[index].name;
+}

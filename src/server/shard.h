@@ -1,0 +1,162 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * shard.h -- what one shard of a node holds while it serves: its store, its sessions, the work in
+ * hand and the figures. Everything here belongs to the shard; nothing is locked.
+ *
+ * A command runs in one of two ways. In the receive path it is tried without waiting (exec.h). If
+ * it has to wait it becomes a struct request (request.h) on a worker fiber, or on the shard that
+ * owns its key. What waits only for the log waits in no fiber: see struct durable_wait.
+ */
+#ifndef DISTKV_SERVER_SHARD_H
+#define DISTKV_SERVER_SHARD_H
+
+#include "base/hash.h"
+#include "io/io.h"
+#include "io/mailbox.h"
+#include "io/net.h"
+#include "io/timer.h"
+#include "lsm/lsm.h"
+#include "lsm/store.h"
+#include "server/keylock.h"
+#include "server/server.h"
+#include "server/slowlog.h"
+
+/* Worker fibers of a shard that run commands; more work queues. */
+#define SHARD_WORKERS_MAX 512u
+/* Requests of one connection that may be under way, and of one shard. */
+#define SESSION_REQUESTS_MAX 256u
+#define SHARD_REQUESTS_MAX   8192u
+/* Stages of held output that one connection remembers; further ones are merged. */
+#define SESSION_HOLDS 16u
+/* A whole request's bytes: see CONN_INPUT_MAX_BYTES. */
+#define REQUEST_BYTES_MAX (CONN_INPUT_MAX_BYTES - 4096u)
+
+/* The node. Filled by server_new and by shard 0 before the others go on; then read-only. */
+struct server {
+    struct server_config *config; /* the host's; its changeable fields are atomic */
+    u32 pid;
+    u32 shard_count;
+    u64 start_wall_ms;
+    char run_id[41];
+    char node_name[41]; /* for CLUSTER: 40 hex digits made of the node id */
+    u64 run_number;     /* native HELLO */
+    struct store_layout layout;
+    struct shard *shards[LIMIT_SHARDS];
+    char failure[512];
+    _Atomic u32 prepared; /* layout is filled: 1, failed: 2 */
+    _Atomic u32 shards_ready;
+    _Atomic bool ready;
+    _Atomic u32 port;
+    _Atomic u32 shutdown_wanted;
+    _Atomic u32 clients; /* of all shards: maxclients is the node's */
+};
+
+/* Somebody who waits until seq is durable, without a fiber. */
+struct durable_wait {
+    struct list link; /* shard->durable_waits, ascending seq; to itself when not waiting */
+    u64 seq;
+    void (*fn)(struct durable_wait *wait, bool failed);
+};
+
+/* Something to run on a worker fiber. */
+struct work {
+    struct list link;
+    void (*run)(struct work *work); /* may yield */
+};
+
+/* A place in the middle of a long run of one token, named by a SCAN cursor (cmd_scan.c). */
+#define SCAN_POSITIONS 256u
+struct scan_position {
+    u64 cursor; /* 0: free */
+    u64 token;
+    u64 used; /* shard->scan_clock when last used */
+    u16 keyspace;
+    u16 key_size;
+    u8 key[LIMIT_KEY_BYTES];
+};
+
+struct shard {
+    struct server *server;
+    u32 index;
+    struct server_config *config;
+
+    /* store */
+    struct lsm *lsm;
+    u64 token_first, token_last;
+    u64 seq_last; /* of the last write that came through here */
+    bool store_failed;
+    struct list durable_waits;
+    struct keylock_table locks;
+
+    /* sessions */
+    struct budget budget; /* sessions, requests, replies in hand */
+    struct io_listener *listener;
+    struct list sessions;
+    struct list *sweep_next; /* where the idle sweep goes on */
+    struct io_timer sweep;
+    u32 session_count;
+    bool draining;
+    struct list monitors; /* sessions of this shard in MONITOR */
+    u64 monitor_shards;   /* bit per shard that has monitors */
+    u32 monitor_mails;    /* in flight from here */
+
+    /* scratch of the receive path: valid until the next command */
+    struct lsm_batch batch;
+    struct buf reply;
+    struct buf args; /* struct bytes[] */
+
+    /* work */
+    struct list work;
+    u32 workers;
+    struct fiber_queue idle; /* woken when requests end: draining waits here */
+    u32 request_count;
+    struct list starved; /* sessions that wait for a place for a request */
+
+    /* scans, snapshots, idempotency (native) */
+    struct scan_position *positions; /* SCAN_POSITIONS, made at first use */
+    u64 scan_clock;
+    struct native_state *native;
+
+    struct meeting_place *meetings; /* node.c */
+
+    struct slowlog slowlog;
+    struct latency_monitor latency;
+
+    /* figures */
+    struct shard_stats *stats;
+    u64 stats_reset_wall_ms;
+};
+
+static inline struct shard *
+shard_self(void)
+{
+    return io_shard_user();
+}
+
+/* The shard that owns a token. */
+static inline u32
+shard_of_token(const struct server *server, u64 token)
+{
+    u32 count = server->layout.partition_count;
+    return partition_shard(token_partition(token, count), server->shard_count, count);
+}
+
+/* Calls wait->fn (as a callback, later) once seq is durable; at once, that is: returns false and
+ * does nothing, when it is already. *wait must not be waiting. */
+MUST_CHECK bool durable_wait_start(struct shard *shard, struct durable_wait *wait, u64 seq);
+void durable_wait_cancel(struct durable_wait *wait);
+/* For lsm_on_durable. */
+void shard_durable(void *arg, u64 durable_seq, bool failed);
+
+/* Runs work->run on a worker fiber, in order of arrival. false: no fiber could be had. */
+MUST_CHECK bool shard_work(struct shard *shard, struct work *work);
+
+/* Runs fn(arg) on every shard in turn, this one included, each on a fiber there. */
+MAY_YIELD void shard_for_all(struct shard *shard, void (*fn)(void *arg), void *arg);
+
+/* Counts a finished command. */
+void shard_count_command(struct shard *shard, u32 command, u64 ns, bool failed);
+void shard_count_error(struct shard *shard, struct bytes reply);
+void shard_stats_reset(struct shard *shard);
+
+#endif
