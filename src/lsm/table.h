@@ -13,7 +13,8 @@
 #include "lsm/entry.h"
 #include "lsm/lsm.h"
 
-/* How many bytes of one blob file the entries of a table point to. */
+/* How many bytes of one blob file the entries of a table point to: whole records, with header, key
+ * and padding (blob_record_bytes), so that the sum over tables compares with the file's size. */
 struct table_blob_ref {
     u64 file_id;
     u64 bytes;
@@ -67,7 +68,8 @@ u64 table_writer_bytes(const struct table_writer *writer); /* file size so far, 
 u64 table_writer_count(const struct table_writer *writer);
 bool table_writer_blob_refs_full(const struct table_writer *writer);
 /* Writes index, filter and footer, reads nothing back, syncs the file (not the directory), fills
- * meta and frees the writer, also on error (the file is removed then). */
+ * meta and frees the writer, also on error (the file is removed then). Without any entry there is
+ * no table: ST_INVALID, and the file is removed. After a failed add it returns that failure. */
 MAY_YIELD MUST_CHECK status table_writer_finish(struct table_writer *writer,
                                                 struct table_meta *meta);
 MAY_YIELD void table_writer_abort(struct table_writer *writer);
@@ -119,7 +121,7 @@ MAY_YIELD MUST_CHECK status table_cursor_open(struct table *table, struct block_
                                               struct budget *budget, struct cursor **out);
 /* Reads the whole file and checks every byte against its checksums and meta. *offset_out and
  * *what_out say where and what on ST_CORRUPT. Yields between pieces; at most bytes_per_s (0: no
- * limit). */
+ * limit). ST_CANCELED when the node stops. */
 MAY_YIELD MUST_CHECK status table_verify(const char *dir, const struct table_meta *meta,
                                          u64 bytes_per_s, struct budget *budget, u64 *offset_out,
                                          const char **what_out);

@@ -695,6 +695,26 @@ any_failing_allocation_is_returned(void **unused)
     the_nth_request_fails(SIM_POINT_ALLOC, ST_NO_MEMORY);
 }
 
+/* Errors, delays and tiny sizes as the seed draws them: an error or the truth, nothing else. */
+static void
+a_swarm_of_faults_never_gives_a_wrong_answer(void **unused)
+{
+    struct damage damage = {0};
+    fixture_fill(&damage.fixture, 18, "swarm", 400, 2, 300);
+    u32 good = 0;
+    for (u64 seed = 1; seed <= 40; seed++) {
+        struct sim_options options;
+        sim_options_swarm(&options, seed);
+        budget_init(&budget, "test", MIB(256), NULL);
+        struct sim *sim = sim_new(&options);
+        good += ok(sim_run(sim, 1, fail_body, &damage));
+        sim_free(sim);
+        assert_int_equal(budget.used_bytes, 0);
+    }
+    assert_true(good > 0);
+    fixture_free(&damage.fixture);
+}
+
 /* ---- power cuts ---- */
 
 struct cut {
@@ -877,6 +897,7 @@ main(void)
         cmocka_unit_test(every_flipped_bit_of_a_block_or_footer_fails_its_checksum),
         cmocka_unit_test(any_failing_read_write_sync_or_name_is_returned),
         cmocka_unit_test(any_failing_allocation_is_returned),
+        cmocka_unit_test(a_swarm_of_faults_never_gives_a_wrong_answer),
         cmocka_unit_test(a_finished_table_survives_every_power_cut),
         cmocka_unit_test(verification_keeps_to_its_rate),
         cmocka_unit_test(closing_waits_for_a_free_fiber),
