@@ -1,0 +1,649 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * test_compaction.c -- flushes and compactions while disks fail and power is lost, and the cases in
+ * which storage engines have resurrected or lost keys, one test each.
+ */
+#include "levels_fixture.h"
+
+#include "base/fault.h"
+
+static struct rig rig;
+static struct sim *world;
+static u64 acked_seq; /* flushed, as far as the owner was told */
+
+static void
+rig_reset(u64 seed, u32 blob_threshold)
+{
+    memset(&rig, 0, sizeof(rig));
+    prng_init(&rig.prng, seed);
+    rig.blob_threshold = blob_threshold;
+    acked_seq = 0;
+}
+
+/* What a reopened store must hold: everything up to the seq that its manifest names. */
+static void
+model_cut(struct model *model, u64 seq)
+{
+    u32 kept = 0;
+    for (u32 i = 0; i < model->version_count; i++) {
+        if (model->versions[i].seq <= seq) model->versions[kept++] = model->versions[i];
+    }
+    model->version_count = kept;
+    kept = 0;
+    for (u32 i = 0; i < model->range_count; i++) {
+        if (model->ranges[i].seq <= seq) model->ranges[kept++] = model->ranges[i];
+    }
+    model->range_count = kept;
+    model->seq_last = seq;
+    model->snapshot_count = 0;
+}
+
+/* ---- failures at every place ---- */
+
+/* Flushes, merges, deletes; stops at the first flush that fails. Compactions may fail. */
+static void
+busy_life(void)
+{
+    for (u32 round = 0; round < 6; round++) {
+        for (u32 i = 0; i < 40; i++) {
+            u32 key = (u32)prng_below(&rig.prng, MODEL_KEYS);
+            rig_write(&rig, key, (u32)prng_below(&rig.prng, 600), 0, prng_chance(&rig.prng, 1, 4));
+        }
+        if (round == 2) rig_range(&rig, 0, UINT64_MAX / 3);
+        if (!ok(rig_flush(&rig))) return;
+        acked_seq = rig.model.seq_last;
+        if (round % 2 == 1) (void)!ok(levels_compact_all(rig.levels));
+    }
+}
+
+static void
+reopen_and_compare(void)
+{
+    EXPECT(ok(rig_open(&rig)));
+    EXPECT(rig.state.seq_flushed >= acked_seq);
+    model_cut(&rig.model, rig.state.seq_flushed);
+    rig_compare(&rig);
+    /* And it works on. */
+    for (u32 key = 0; key < 10; key++)
+        rig_write(&rig, key, 50, 0, false);
+    EXPECT(ok(rig_flush(&rig)));
+    EXPECT(ok(levels_compact_all(rig.levels)));
+    rig_compare(&rig);
+    rig_close(&rig);
+    u64 files, bytes;
+    struct levels_state state;
+    EXPECT(ok(levels_verify(STORE_DIR, NULL, NULL, &files, &bytes, &state)));
+    EXPECT(files > 0 && state.seq_flushed == rig.model.seq_last);
+}
+
+struct failure {
+    enum sim_point point;
+    u64 n, count;
+    status error;
+};
+
+static status
+life_with_failure(void *arg)
+{
+    const struct failure *failure = arg;
+    EXPECT(ok(io_dir_make(STORE_DIR)));
+    EXPECT(ok(rig_open(&rig)));
+    sim_fail_at(world, failure->point, failure->n, failure->count, failure->error);
+    busy_life();
+    /* Whatever failed, what is there can be read, except while reads themselves fail. */
+    bool hit = sim_failed(world);
+    sim_faults_clear(world);
+    rig_compare(&rig);
+    rig_close(&rig);
+    reopen_and_compare();
+    return hit ? ST_OK : ST_END;
+}
+
+static void
+fail_everywhere(enum sim_point point, status error, u64 count, u64 stride)
+{
+    for (u64 n = 0;; n += stride) {
+        struct sim_options options;
+        sim_options_default(&options, 7);
+        world = sim_new(&options);
+        rig_reset(7, 300);
+        struct failure failure = {point, n, count, error};
+        status st = sim_run(world, 1, life_with_failure, &failure);
+        sim_free(world);
+        if (status_is(st, ST_END)) {
+            print_message("%llu places\n", (unsigned long long)n);
+            break;
+        }
+        assert_true(ok(st));
+    }
+}
+
+static void
+any_read_may_fail(void **state)
+{
+    fail_everywhere(SIM_POINT_READ, ST_IO_ERROR, 1, 2);
+}
+
+static void
+any_write_may_fail(void **state)
+{
+    fail_everywhere(SIM_POINT_WRITE, ST_IO_ERROR, 1, 1);
+}
+
+static void
+any_sync_may_fail(void **state)
+{
+    fail_everywhere(SIM_POINT_SYNC, ST_IO_ERROR, 1, 1);
+}
+
+static void
+the_disk_may_fill_at_any_write_and_stay_full(void **state)
+{
+    fail_everywhere(SIM_POINT_WRITE, ST_NO_SPACE, 1000000, 3);
+}
+
+static void
+any_name_operation_may_fail(void **state)
+{
+    fail_everywhere(SIM_POINT_NAME, ST_IO_ERROR, 1, 1);
+}
+
+static void
+any_allocation_may_fail(void **state)
+{
+    fail_everywhere(SIM_POINT_ALLOC, ST_NO_MEMORY, 1, 7);
+}
+
+/* ---- power cuts at every place ---- */
+
+static status
+life_until_cut(void *arg)
+{
+    EXPECT(ok(io_dir_make(STORE_DIR)));
+    EXPECT(ok(io_dir_sync("/")));
+    EXPECT(ok(rig_open(&rig)));
+    sim_crash_at(world, SIM_POINT_IO, *(u64 *)arg);
+    busy_life();
+    rig_close(&rig);
+    return ST_OK;
+}
+
+static status
+life_after_cut(void *arg)
+{
+    rig.levels = NULL;
+    reopen_and_compare();
+    return ST_OK;
+}
+
+static void
+power_may_be_lost_at_any_request(void **state)
+{
+    for (u64 n = 0;; n++) {
+        struct sim_options options;
+        sim_options_default(&options, 1000 + n);
+        options.disk.torn_ppm = 200000;
+        world = sim_new(&options);
+        rig_reset(9, 300);
+        status st = sim_run(world, 1, life_until_cut, &n);
+        bool cut = sim_crashed(world);
+        sim_faults_clear(world);
+        assert_true(cut ? status_is(st, ST_CANCELED) : ok(st));
+        assert_true(ok(sim_run(world, 1, life_after_cut, NULL)));
+        sim_free(world);
+        if (!cut) {
+            print_message("%llu places\n", (unsigned long long)n);
+            break;
+        }
+    }
+}
+
+/* ---- lessons ---- */
+
+static status
+lesson_open(void)
+{
+    EXPECT(ok(io_dir_make(STORE_DIR)));
+    return rig_open(&rig);
+}
+
+/* ScyllaDB #1745 and others: a tombstone must stay while an older run has what it deletes. */
+static status
+tombstone_over_older_run(void *arg)
+{
+    EXPECT(ok(lesson_open()));
+    rig.levels->fanout = 2;
+    rig.levels->tier_bytes = 1;
+    for (u32 key = 0; key < MODEL_KEYS; key++)
+        rig_write(&rig, key, 500, 0, false);
+    EXPECT(ok(rig_flush(&rig)));
+    EXPECT(ok(levels_compact_all(rig.levels))); /* the values are in the last level */
+    rig_write(&rig, 3, 0, 0, true);
+    EXPECT(ok(rig_flush(&rig)));
+    rig_write(&rig, 4, 10, 0, false);
+    EXPECT(ok(rig_flush(&rig)));
+    /* The two tiers are merged without the last level below them. */
+    levels_start(rig.levels);
+    fiber_sleep_ns(5 * NS_PER_S);
+    levels_stop(rig.levels);
+    rig_compare(&rig);
+    rig_close(&rig);
+    return ST_OK;
+}
+
+static void
+a_tombstone_stays_while_an_older_run_has_its_key(void **state)
+{
+    rig_reset(1, 4096);
+    assert_true(ok(sim_run_main(1, 1, tombstone_over_older_run, NULL)));
+}
+
+struct opener {
+    struct fiber_queue done;
+    bool ended;
+};
+
+static void
+open_snapshots_meanwhile(void *arg)
+{
+    struct opener *opener = arg;
+    for (u32 i = 0; i < 5; i++) {
+        fiber_sleep_ns(NS_PER_MS / 4);
+        rig_snapshot(&rig);
+        for (u32 key = 0; key < MODEL_KEYS; key += 3)
+            rig_write(&rig, key, 100, 0, i % 2 == 0);
+    }
+    opener->ended = true;
+    fiber_queue_wake_all(&opener->done);
+}
+
+/* RocksDB 7.1, 6.27: snapshots that come and go while a compaction runs. */
+static status
+snapshots_during_compaction(void *arg)
+{
+    EXPECT(ok(lesson_open()));
+    for (u32 round = 0; round < 4; round++) {
+        for (u32 key = 0; key < MODEL_KEYS; key++)
+            rig_write(&rig, key, 2000, 0, round == 2);
+        EXPECT(ok(rig_flush(&rig)));
+        rig_snapshot(&rig);
+    }
+    struct opener opener = {.ended = false};
+    fiber_queue_init(&opener.done);
+    EXPECT(ok(fiber_spawn(FIBER_FOREGROUND, "opener", open_snapshots_meanwhile, &opener)));
+    EXPECT(ok(levels_compact_all(rig.levels)));
+    while (!opener.ended)
+        (void)!ok(fiber_queue_wait(&opener.done, FIBER_FOREVER));
+    rig_compare(&rig);
+    EXPECT(ok(rig_flush(&rig)));
+    EXPECT(ok(levels_compact_all(rig.levels)));
+    rig_compare(&rig);
+    while (rig.model.snapshot_count > 0)
+        rig_snapshot_close(&rig, 0);
+    EXPECT(ok(levels_compact_all(rig.levels)));
+    rig_compare(&rig);
+    rig_close(&rig);
+    return ST_OK;
+}
+
+static void
+snapshots_opened_during_a_compaction_read_right(void **state)
+{
+    rig_reset(1, 4096);
+    assert_true(ok(sim_run_main(3, 1, snapshots_during_compaction, NULL)));
+}
+
+/* RocksDB 8.7, 6.0: damage is never taken for the end of a table. */
+static char victim[LSM_PATH_BYTES];
+
+static status
+write_two_runs(void *arg)
+{
+    EXPECT(ok(lesson_open()));
+    for (u32 round = 0; round < 2; round++) {
+        for (u32 key = 0; key < MODEL_KEYS; key++)
+            rig_write(&rig, key, 1000, 0, false);
+        EXPECT(ok(rig_flush(&rig)));
+    }
+    const struct run *run = rig.levels->current->runs[0];
+    table_path(victim, STORE_DIR, run->slots[0].file->table->meta.file_id);
+    rig_close(&rig);
+    return ST_OK;
+}
+
+static status
+compact_damaged(void *arg)
+{
+    EXPECT(ok(rig_open(&rig)));
+    struct run_set *before = rig.levels->current;
+    EXPECT(status_is(levels_compact_all(rig.levels), ST_CORRUPT));
+    EXPECT(rig.levels->current == before); /* the inputs stay */
+    EXPECT(status_is(rig.failed, ST_CORRUPT));
+    u64 found;
+    u32 readable = 0;
+    for (u32 key = 0; key < MODEL_KEYS; key++) {
+        status st = rig_get(&rig, key, UINT64_MAX, &found);
+        EXPECT(ok(st) || status_is(st, ST_CORRUPT));
+        if (ok(st)) {
+            EXPECT(found == model_get(&rig.model, key, UINT64_MAX, 0)->seq);
+            readable++;
+        }
+    }
+    EXPECT(readable > 0 && readable < MODEL_KEYS);
+    rig_close(&rig);
+    return ST_OK;
+}
+
+static u32 reported;
+static void
+count_report(void *arg, const char *file, u64 offset, const char *what)
+{
+    if (strcmp(file, victim) == 0) reported++;
+}
+
+static status
+verify_damaged(void *arg)
+{
+    u64 files, bytes;
+    struct levels_state state;
+    EXPECT(status_is(levels_verify(STORE_DIR, count_report, NULL, &files, &bytes, &state),
+                     ST_CORRUPT));
+    EXPECT(reported == 1);
+    return ST_OK;
+}
+
+static void
+a_damaged_input_stops_its_compaction_and_reads_go_on(void **state)
+{
+    struct sim_options options;
+    sim_options_default(&options, 1);
+    world = sim_new(&options);
+    struct sim_node *node = sim_node_new(world, "10.0.0.1"); /* the one that sim_run takes */
+    rig_reset(1, 4096);
+    assert_true(ok(sim_run(world, 1, write_two_runs, NULL)));
+    assert_true(ok(sim_disk_flip(sim_node_disk(node), victim, IO_ALIGNMENT * 2 + 100, 0x10)));
+    assert_true(ok(sim_run(world, 1, compact_damaged, NULL)));
+    reported = 0;
+    assert_true(ok(sim_run(world, 1, verify_damaged, NULL)));
+    sim_free(world);
+}
+
+/* RocksDB's richest source of bugs: a range delete and writes around it. */
+static status
+range_and_newer_writes(void *arg)
+{
+    EXPECT(ok(lesson_open()));
+    for (u32 key = 0; key < MODEL_KEYS; key++)
+        rig_write(&rig, key, 300, 0, false);
+    EXPECT(ok(rig_flush(&rig)));
+    rig_snapshot(&rig);
+    rig_range(&rig, 0, UINT64_MAX);
+    for (u32 key = 0; key < MODEL_KEYS; key += 2)
+        rig_write(&rig, key, 300, 0, false);
+    rig_compare(&rig); /* in memory */
+    EXPECT(ok(rig_flush(&rig)));
+    rig_compare(&rig); /* in a run */
+    EXPECT(ok(levels_compact_all(rig.levels)));
+    rig_compare(&rig); /* under a snapshot */
+    EXPECT(range_list_count(&rig.levels->ranges) == 1);
+    rig_snapshot_close(&rig, 0);
+    EXPECT(ok(levels_compact_all(rig.levels)));
+    rig_compare(&rig);
+    EXPECT(rig.levels->table_entries == MODEL_KEYS / 2);
+    EXPECT(range_list_count(&rig.levels->ranges) == 0);
+    rig_close(&rig);
+    return ST_OK;
+}
+
+static void
+a_range_delete_spares_newer_writes_and_snapshots(void **state)
+{
+    rig_reset(1, 4096);
+    assert_true(ok(sim_run_main(1, 1, range_and_newer_writes, NULL)));
+}
+
+/* ScyllaDB #6600: an expired table must not uncover what lies beneath. */
+static status
+expired_over_older(void *arg)
+{
+    EXPECT(ok(lesson_open()));
+    for (u32 key = 0; key < MODEL_KEYS; key++)
+        rig_write(&rig, key, 100, 0, false);
+    EXPECT(ok(rig_flush(&rig)));
+    for (u32 key = 0; key < MODEL_KEYS; key += 2)
+        rig_write(&rig, key, 100, io_wall_ms() + 500, false);
+    EXPECT(ok(rig_flush(&rig)));
+    rig_compare(&rig);
+    levels_start(rig.levels);
+    fiber_sleep_ns(5 * NS_PER_S); /* expired; pruning has looked several times */
+    rig_compare(&rig);
+    EXPECT(rig.levels->tables == 2);
+    EXPECT(ok(levels_compact_all(rig.levels)));
+    rig_compare(&rig);
+    EXPECT(rig.levels->table_entries == MODEL_KEYS / 2);
+    /* With nothing beneath, a wholly expired table goes without being read. */
+    for (u32 key = 100; key < 120; key++)
+        rig_write(&rig, key, 100, io_wall_ms() + 500, false);
+    EXPECT(ok(rig_flush(&rig)));
+    levels_stop(rig.levels);
+    rig_close(&rig);
+    return ST_OK;
+}
+
+static void
+expired_tables_do_not_uncover_what_lies_beneath(void **state)
+{
+    rig_reset(1, 4096);
+    assert_true(ok(sim_run_main(1, 1, expired_over_older, NULL)));
+}
+
+/* A reader that holds its run set reads on while everything under it is replaced. */
+static status
+reader_outlives_compaction(void *arg)
+{
+    EXPECT(ok(lesson_open()));
+    for (u32 round = 0; round < 3; round++) {
+        for (u32 key = 0; key < MODEL_KEYS; key++)
+            rig_write(&rig, key, 2000, 0, false);
+        EXPECT(ok(rig_flush(&rig)));
+    }
+    struct cursor *cursors[16];
+    u32 count;
+    EXPECT(ok(levels_cursors_open(rig.levels, 0, true, cursors, 16, &count)));
+    EXPECT(count == 3);
+    struct cursor *merge;
+    EXPECT(ok(merge_cursor_open(cursors, count, io_budget(), &merge)));
+    EXPECT(ok(merge->ops->seek(merge, 0, BYTES(NULL, 0))));
+    rig_range(&rig, 0, UINT64_MAX);
+    EXPECT(ok(rig_flush(&rig)));
+    EXPECT(ok(levels_compact_all(rig.levels)));
+    EXPECT(rig.levels->tables == 0);
+    u32 entries = 0;
+    while (merge->valid) {
+        struct entry entry = merge->entry;
+        if (entry.flags & ENTRY_BLOB) {
+            void *buffer;
+            size_t size;
+            struct bytes value;
+            EXPECT(ok(levels_blob_read(rig.levels, &entry, &buffer, &size, &value)));
+            EXPECT(value.size == 2000);
+            mem_free(io_budget(), buffer, size);
+        }
+        entries++;
+        EXPECT(ok(merge->ops->next(merge)));
+    }
+    EXPECT(entries == 3 * MODEL_KEYS);
+    merge->ops->close(merge);
+    EXPECT(rig.levels->blob_count == 0);
+    rig_close(&rig);
+    return ST_OK;
+}
+
+static void
+a_reader_keeps_the_files_that_it_reads(void **state)
+{
+    rig_reset(1, 1000);
+    assert_true(ok(sim_run_main(1, 1, reader_outlives_compaction, NULL)));
+}
+
+/* Space comes back slice by slice, and values of blob files with it. */
+static status
+overwritten_for_long(void *arg)
+{
+    EXPECT(ok(lesson_open()));
+    levels_start(rig.levels);
+    u64 worst = 0;
+    for (u32 round = 0; round < 60; round++) {
+        for (u32 key = 0; key < MODEL_KEYS; key++)
+            rig_write(&rig, key, 4000, 0, false);
+        levels_user_bytes(rig.levels, MODEL_KEYS * 4000);
+        EXPECT(ok(rig_flush(&rig)));
+        fiber_sleep_ns(50 * NS_PER_MS);
+        if (round < 20) continue;
+        worst = MAX(worst, rig.levels->table_bytes + rig.levels->blob_bytes);
+        EXPECT(rig.levels->runs_max < 24);
+    }
+    rig_compare(&rig);
+    levels_stop(rig.levels);
+    EXPECT(rig.levels->compactions > 0);
+    /* Every key is in every flush: the tiers hold up to a fanout of whole copies. */
+    EXPECT(worst < 14 * MODEL_KEYS * 4000);
+    EXPECT(levels_pressure(rig.levels) < 100);
+    rig_close(&rig);
+    return ST_OK;
+}
+
+static void
+space_stays_bounded_under_overwrites(void **state)
+{
+    rig_reset(1, 1000);
+    assert_true(ok(sim_run_main(1, 1, overwritten_for_long, NULL)));
+}
+
+/* ---- changing the partitions ---- */
+
+static void
+split_into(const char *source, const char *target, u64 first, u64 last)
+{
+    EXPECT(ok(io_dir_make(target)));
+    EXPECT(ok(levels_split(&source, 1, target, first, last)));
+}
+
+static u64
+count_entries(const char *dir, u64 first, u64 last, u64 *key_sum)
+{
+    struct levels_config config = rig.config;
+    config.dir = dir;
+    config.token_first = first;
+    config.token_last = last;
+    config.block_cache = block_cache_new(io_budget(), MIB(1));
+    struct levels *levels;
+    struct levels_state state;
+    EXPECT(ok(levels_open(&config, &levels, &state)));
+    EXPECT(ok(levels_compact_all(levels))); /* parts what is shared */
+    struct cursor *cursor;
+    u32 count;
+    u64 entries = 0;
+    EXPECT(ok(levels_cursors_open(levels, 0, false, &cursor, 1, &count)));
+    if (count == 1) {
+        EXPECT(ok(cursor->ops->seek(cursor, 0, BYTES(NULL, 0))));
+        while (cursor->valid) {
+            EXPECT(cursor->entry.token >= first && cursor->entry.token <= last);
+            entries++;
+            *key_sum += hash_key(cursor->entry.key, 0);
+            EXPECT(ok(cursor->ops->next(cursor)));
+        }
+        cursor->ops->close(cursor);
+    }
+    EXPECT(levels_check(levels));
+    levels_collect_orphans(levels);
+    levels_close(levels);
+    block_cache_free(config.block_cache);
+    return entries;
+}
+
+static status
+split_and_join(void *arg)
+{
+    EXPECT(ok(lesson_open()));
+    for (u32 round = 0; round < 3; round++) {
+        for (u32 key = 0; key < MODEL_KEYS; key++)
+            rig_write(&rig, key, 700, 0, false);
+        EXPECT(ok(rig_flush(&rig)));
+    }
+    rig_close(&rig);
+    u64 half = (u64)1 << 63, sum = 0, sum_joined = 0;
+    split_into(STORE_DIR, "/a", 0, half - 1);
+    split_into(STORE_DIR, "/b", half, UINT64_MAX);
+    /* Joined again before and after the halves were compacted. */
+    const char *halves[2] = {"/b", "/a"};
+    EXPECT(ok(io_dir_make("/joined")));
+    EXPECT(ok(levels_split(halves, 2, "/joined", 0, UINT64_MAX)));
+    u64 a = count_entries("/a", 0, half - 1, &sum), b = count_entries("/b", half, UINT64_MAX, &sum);
+    EXPECT(a > 0 && b > 0 && a + b == MODEL_KEYS);
+    EXPECT(count_entries("/joined", 0, UINT64_MAX, &sum_joined) == MODEL_KEYS);
+    EXPECT(sum_joined == sum);
+    EXPECT(ok(io_dir_make("/again")));
+    EXPECT(ok(levels_split(halves, 2, "/again", 0, UINT64_MAX)));
+    sum_joined = 0;
+    EXPECT(count_entries("/again", 0, UINT64_MAX, &sum_joined) == MODEL_KEYS);
+    EXPECT(sum_joined == sum);
+    return ST_OK;
+}
+
+static void
+stores_are_split_and_joined_without_copying(void **state)
+{
+    rig_reset(1, 500);
+    assert_true(ok(sim_run_main(1, 1, split_and_join, NULL)));
+}
+
+/* ---- scrubbing ---- */
+
+static status
+scrub_life(void *arg)
+{
+    EXPECT(ok(lesson_open()));
+    for (u32 key = 0; key < MODEL_KEYS; key++)
+        rig_write(&rig, key, 2000, 0, false);
+    EXPECT(ok(rig_flush(&rig)));
+    levels_start(rig.levels);
+    levels_scrub_rate_set(rig.levels, MIB(8));
+    fiber_sleep_ns(200 * NS_PER_S);
+    EXPECT(rig.levels->scrub_passes >= 2);
+    EXPECT(rig.levels->corruptions == 0);
+    levels_stop(rig.levels);
+    rig_close(&rig);
+    return ST_OK;
+}
+
+static void
+scrubbing_goes_over_everything_again_and_again(void **state)
+{
+    rig_reset(1, 1000);
+    assert_true(ok(sim_run_main(1, 1, scrub_life, NULL)));
+}
+
+int
+main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(a_tombstone_stays_while_an_older_run_has_its_key),
+        cmocka_unit_test(snapshots_opened_during_a_compaction_read_right),
+        cmocka_unit_test(a_damaged_input_stops_its_compaction_and_reads_go_on),
+        cmocka_unit_test(a_range_delete_spares_newer_writes_and_snapshots),
+        cmocka_unit_test(expired_tables_do_not_uncover_what_lies_beneath),
+        cmocka_unit_test(a_reader_keeps_the_files_that_it_reads),
+        cmocka_unit_test(space_stays_bounded_under_overwrites),
+        cmocka_unit_test(stores_are_split_and_joined_without_copying),
+        cmocka_unit_test(scrubbing_goes_over_everything_again_and_again),
+        cmocka_unit_test(any_read_may_fail),
+        cmocka_unit_test(any_write_may_fail),
+        cmocka_unit_test(any_sync_may_fail),
+        cmocka_unit_test(any_name_operation_may_fail),
+        cmocka_unit_test(the_disk_may_fill_at_any_write_and_stay_full),
+        cmocka_unit_test(any_allocation_may_fail),
+        cmocka_unit_test(power_may_be_lost_at_any_request),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
