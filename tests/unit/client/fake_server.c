@@ -176,7 +176,7 @@ do_write(struct fake_server *server, const struct native_request *request,
     reply->written.version = server->version;
     server->writes_done++;
     if (server->idempotency_ms > 0) {
-        CHECK(server->id_count < 1024);
+        CHECK(server->id_count < 8192);
         server->ids[server->id_count][0] = request->id.word[0];
         server->ids[server->id_count][1] = request->id.word[1];
         server->id_versions[server->id_count++] = server->version;

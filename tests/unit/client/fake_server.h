@@ -46,8 +46,8 @@ struct fake_server {
     struct fake_entry entries[FAKE_ENTRIES_MAX];
     u32 count;
     u64 version;
-    u64 ids[1024][2];
-    u64 id_versions[1024];
+    u64 ids[8192][2];
+    u64 id_versions[8192];
     u32 id_count;
 };
 
