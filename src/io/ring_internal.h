@@ -21,6 +21,7 @@
 
 #include <pthread.h>
 #include <stdatomic.h>
+#include <sys/socket.h>
 
 #include "io/core.h"
 #include "io/file.h"
@@ -158,6 +159,13 @@ struct ring_dir_lock {
     u32 count;
 };
 
+/* A port that some shards of this node listen on. */
+struct ring_port {
+    struct sockaddr_storage address;
+    u32 count; /* listeners; 0: not in use */
+};
+
+#define RING_PORTS_MAX     16u
 #define RING_DEVICES_MAX   16u
 #define RING_DIR_LOCKS_MAX 16u
 
@@ -181,6 +189,7 @@ struct io_node {
     struct ring_device devices[RING_DEVICES_MAX];
     u32 device_count;
     struct ring_dir_lock dir_locks[RING_DIR_LOCKS_MAX];
+    struct ring_port ports[RING_PORTS_MAX];
 
     pthread_barrier_t end_barrier;
     _Atomic bool stop;

@@ -7,6 +7,10 @@
  * purpose, since a send that must wait would answer EAGAIN otherwise. TCP_NODELAY is set on the
  * listener, from which Linux copies it to every socket that it accepts.
  *
+ * SO_REUSEPORT lets every shard listen on the port, but also any other process of the same user: a
+ * second server would quietly take half of the connections. So the first listener of a node on a
+ * port first binds a socket without the option, which fails when anybody else listens there.
+ *
  * When descriptors or memory run out, the listener pauses a little and goes on: the connections
  * wait in the backlog.
  */
@@ -33,6 +37,7 @@ struct io_listener {
     void *arg;
     int fd;
     u16 port;
+    struct ring_port *shared; /* in the node's table */
     bool closing;
     bool orphan; /* the shard ends: freed by the last completion */
     bool warned;
@@ -71,6 +76,63 @@ option_on(int fd, int level, int name)
     return setsockopt(fd, level, name, &one, sizeof(one)) == 0;
 }
 
+/* ---- ports of the node ---- */
+
+/* Binds, for a moment, a socket that does not share. Returns 0 or a negative errno. */
+static int
+port_probe(const struct sockaddr_storage *address, socklen_t length)
+{
+    int fd = socket(address->ss_family, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (fd < 0) return -errno;
+    int result = 0;
+    if (!option_on(fd, SOL_SOCKET, SO_REUSEADDR) ||
+        (address->ss_family == AF_INET6 && !option_on(fd, IPPROTO_IPV6, IPV6_V6ONLY)) ||
+        bind(fd, (const struct sockaddr *)address, length) != 0)
+        result = -errno;
+    close(fd);
+    return result;
+}
+
+/* probe: somebody else might have it. Returns 0 or a negative errno. */
+static int
+port_acquire(struct io_node *node, const struct sockaddr_storage *address, socklen_t length,
+             bool probe, struct ring_port **out)
+{
+    int result = -ENFILE;
+    struct ring_port *unused = NULL;
+    pthread_mutex_lock(&node->mutex);
+    for (u32 i = 0; i < RING_PORTS_MAX; i++) {
+        struct ring_port *port = &node->ports[i];
+        if (port->count == 0) {
+            unused = port;
+        } else if (memcmp(&port->address, address, sizeof(*address)) == 0) {
+            port->count++;
+            *out = port;
+            result = 0;
+            goto unlock;
+        }
+    }
+    if (unused == NULL) goto unlock;
+    result = probe ? port_probe(address, length) : 0;
+    if (result != 0) goto unlock;
+    unused->address = *address;
+    unused->count = 1;
+    *out = unused;
+unlock:
+    pthread_mutex_unlock(&node->mutex);
+    return result;
+}
+
+static void
+port_release(struct io_node *node, struct ring_port *port)
+{
+    if (port == NULL) return;
+    pthread_mutex_lock(&node->mutex);
+    CHECK(port->count > 0);
+    port->count--;
+    pthread_mutex_unlock(&node->mutex);
+}
+
 /* ---- listening ---- */
 
 static void
@@ -85,6 +147,7 @@ static void
 listener_free(struct io_listener *listener)
 {
     close(listener->fd);
+    port_release(listener->shard->host, listener->shared);
     list_del(&listener->link);
     mem_free(&listener->shard->core.budget, listener, sizeof(*listener));
 }
@@ -169,6 +232,36 @@ socket_port(int fd)
                                                : ((struct sockaddr_in *)&address)->sin_port);
 }
 
+static void
+address_port_set(struct sockaddr_storage *address, u16 port)
+{
+    if (address->ss_family == AF_INET6)
+        ((struct sockaddr_in6 *)address)->sin6_port = htons(port);
+    else
+        ((struct sockaddr_in *)address)->sin_port = htons(port);
+}
+
+/* A listening socket whose port is in the node's table, or a negative errno. */
+static int
+listener_bind(struct io_node *node, struct sockaddr_storage *address, socklen_t length, bool fixed,
+              struct ring_port **shared_out)
+{
+    /* A port that the kernel picks is nobody else's; the other shards come later and find it. */
+    int result = fixed ? port_acquire(node, address, length, true, shared_out) : 0;
+    if (result < 0) return result;
+    int fd = listener_socket(address, length);
+    if (fd < 0) {
+        if (fixed) port_release(node, *shared_out);
+        return fd;
+    }
+    if (fixed) return fd;
+    address_port_set(address, socket_port(fd));
+    result = port_acquire(node, address, length, false, shared_out);
+    if (result == 0) return fd;
+    close(fd);
+    return result;
+}
+
 status
 io_listen(const char *host, u16 port, const struct io_conn_events *events, void *arg,
           struct io_listener **out)
@@ -178,7 +271,8 @@ io_listen(const char *host, u16 port, const struct io_conn_events *events, void 
     socklen_t length;
     status st = address_parse(host, port, &address, &length);
     if (!ok(st)) return st;
-    int fd = listener_socket(&address, length);
+    struct ring_port *shared = NULL;
+    int fd = listener_bind(shard->host, &address, length, port != 0, &shared);
     if (fd < 0) {
         log_error("io", "cannot listen host=%s port=%u error=%s", host, port, strerror(-fd));
         return fd == -EADDRINUSE ? ST_EXISTS : fd == -EADDRNOTAVAIL ? ST_INVALID : ST_IO_ERROR;
@@ -186,9 +280,11 @@ io_listen(const char *host, u16 port, const struct io_conn_events *events, void 
     struct io_listener *listener = mem_alloc_zero(&shard->core.budget, sizeof(*listener));
     if (listener == NULL) {
         close(fd);
+        port_release(shard->host, shared);
         return ST_NO_MEMORY;
     }
     listener->shard = shard;
+    listener->shared = shared;
     listener->events = events;
     listener->arg = arg;
     listener->fd = fd;

@@ -553,9 +553,10 @@ ring_init(struct ring_shard *shard)
     };
     int result = io_uring_queue_init_params(RING_SQ_ENTRIES, &shard->uring, &params);
     if (result < 0) {
-        log_error("io",
-                  "io_uring cannot be set up (Linux 6.1 or newer is needed, and it must not "
-                  "be disabled: sysctl kernel.io_uring_disabled) error=%s",
+        log_error("io", "io_uring cannot be set up%s error=%s",
+                  result == -ENOMEM
+                      ? ": raise the limit of locked memory (LimitMEMLOCK=, ulimit -l)"
+                      : " (Linux 6.1 or newer, and kernel.io_uring_disabled=0)",
                   strerror(-result));
         return ST_UNSUPPORTED;
     }

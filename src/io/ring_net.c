@@ -22,6 +22,9 @@
  * Lingering: closing a socket that has unread bytes sends a reset, which may destroy the last reply
  * on its way. So after the last byte we only shut the sending side, and wait a moment for the peer.
  *
+ * A peer that only closes its sending side still gets what is held for the log. When it is released
+ * after that, io_conn_send_until sends it, and the end comes with the last byte.
+ *
  * An io_conn is freed only when neither request is active, so a late completion always finds it.
  */
 #include "io/ring_internal.h"
@@ -72,6 +75,7 @@ struct io_conn {
     bool opened;
     bool paused;
     bool peer_ended;
+    bool flush_held; /* the peer closed its sending side: it may still read held replies */
     bool again_posted;
     bool close_posted;
     bool receiving_direct; /* the active receive goes into input */
@@ -281,10 +285,12 @@ static void
 conn_peer_ended(struct io_conn *conn)
 {
     conn->peer_ended = true;
-    if (conn->state == CONN_OPEN)
+    if (conn->state == CONN_OPEN) {
+        conn->flush_held = true;
         io_conn_close(conn, IO_CLOSE_FLUSH);
-    else if (conn->state == CONN_LINGERING)
+    } else if (conn->state == CONN_LINGERING) {
         conn_shut(conn, ST_OK);
+    }
 }
 
 static void
@@ -583,6 +589,7 @@ static void
 conn_flushed_check(struct io_conn *conn)
 {
     if (conn->state != CONN_FLUSHING || conn->send_req.active || conn_sendable(conn) > 0) return;
+    if (conn->flush_held && conn->written > conn->sent) return; /* released later, or the timer */
     if (conn->peer_ended) {
         conn_shut(conn, ST_OK);
         return;
@@ -597,7 +604,8 @@ static void
 conn_timer_fire(struct io_timer *timer)
 {
     struct io_conn *conn = CONTAINER_OF(timer, struct io_conn, timer);
-    conn_shut(conn, conn->state == CONN_FLUSHING ? ST_TIMED_OUT : ST_OK);
+    bool late = conn->state == CONN_FLUSHING && !conn->peer_ended;
+    conn_shut(conn, late ? ST_TIMED_OUT : ST_OK);
 }
 
 void

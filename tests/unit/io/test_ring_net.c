@@ -388,11 +388,35 @@ held_output_goes_when_it_is_released(void **state)
     char byte;
     assert_int_equal(recv(fd, &byte, 1, MSG_DONTWAIT), -1);
     client_expect(fd, "after\n");
+    int half = client_connect();
+    client_send(half, "h\n", 2);
+    shutdown(half, SHUT_WR); /* such a client still reads */
+    client_expect(half, "before\nafter\n");
+    client_expect_end(half);
+    close(half);
+    wait_closed(1);
     client_send(fd, "h\nq\n", 4); /* held output is dropped by the end */
     client_expect(fd, "before\n");
     client_expect_end(fd);
     close(fd);
-    wait_closed(1);
+    wait_closed(2);
+    server_stop(node);
+}
+
+static status
+main_listens_where_another_does(void *arg)
+{
+    struct io_listener *listener;
+    EXPECT(
+        status_is(io_listen("127.0.0.1", atomic_load(&port), &events, NULL, &listener), ST_EXISTS));
+    return ST_OK;
+}
+
+static void
+a_second_node_cannot_share_the_port(void **state)
+{
+    struct io_node *node = server_start("127.0.0.1");
+    ring_run_main(1, main_listens_where_another_does, NULL);
     server_stop(node);
 }
 
@@ -668,6 +692,7 @@ main(void)
         cmocka_unit_test(a_large_frame_is_received_whole),
         cmocka_unit_test(a_paused_session_goes_on_where_it_was),
         cmocka_unit_test(held_output_goes_when_it_is_released),
+        cmocka_unit_test(a_second_node_cannot_share_the_port),
         cmocka_unit_test(a_slow_reader_holds_only_its_own_output),
         cmocka_unit_test(a_client_that_never_reads_is_cut_off_at_the_end),
         cmocka_unit_test(the_last_reply_arrives_although_more_was_sent),
