@@ -243,6 +243,7 @@ shard_turn(struct sim_event *event)
     core_run_mails(&shard->core);
     core_run_tasks(&shard->core);
     core_run_fibers(&shard->core);
+    if (core_shard_finished(&shard->core)) sim_net_shut(shard);
     shard_leave(domain);
 
     u64 cost_ns = sim_draw(&sim->prng_schedule, sim->options.turn_ns_min, sim->options.turn_ns_max);
@@ -465,6 +466,8 @@ sim_node_new(struct sim *sim, const char *host)
     list_init(&node->io_queue);
     list_init(&node->io_requests);
     list_init(&node->mails);
+    list_init(&node->connects);
+    list_init(&node->accepts);
     list_push_back(&sim->nodes, &node->link);
     return node;
 }
@@ -560,7 +563,7 @@ sim_node_crash(struct sim_node *node)
     sim_trace(node->sim, NULL, SIM_KIND_CONTROL, node->index);
     sim_disk_crash(node->disk); /* first: it still takes data from the buffers of writes */
     sim_files_drop(node);
-    sim_net_drop(node, true);
+    sim_net_drop(node);
     while (!list_empty(&node->mails)) {
         struct sim_mail *mail = list_entry(list_first(&node->mails), struct sim_mail, link);
         sim_event_cancel(node->sim, &mail->event);
@@ -597,7 +600,6 @@ node_end(struct sim_node *node)
         if (!ok(result)) break;
         result = node->shards[i].core.main_status;
     }
-    sim_net_drop(node, false);
     sim_disk_process_ended(node->disk);
     node_release(node, false);
     u64 leaked_bytes = sim_mem_bytes(&node->blocks);

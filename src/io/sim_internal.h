@@ -87,6 +87,8 @@ struct sim_node {
     struct list io_queue;    /* struct sim_request.link: waiting for a place */
     struct list io_requests; /* struct sim_request.link: under way */
     struct list mails;       /* struct sim_mail.link: between shards, under way */
+    struct list connects;    /* sim_conn.c: under way from here */
+    struct list accepts;     /* on their way to a listener here */
     u16 port_last;           /* for io_listen with port 0 */
 };
 
@@ -107,10 +109,9 @@ struct sim {
     u64 trace_hash;
     struct list nodes;
     u32 node_count;
-    struct list controls;     /* struct sim_control.link */
-    struct list net_requests; /* sim_conn.c: connects under way */
-    struct list pipes;        /* sim_conn.c */
-    struct list cuts;         /* struct sim_cut.link */
+    struct list controls; /* struct sim_control.link */
+    struct list pipes;    /* sim_conn.c */
+    struct list cuts;     /* struct sim_cut.link */
 
     struct prng prng_schedule;
     struct prng prng_disk;
@@ -158,7 +159,9 @@ status sim_point_hit(struct sim *sim, struct sim_node *node, enum sim_point poin
 
 /* Forgets requests, openings, connections. The disk has its crash before, while buffers live. */
 void sim_files_drop(struct sim_node *node);
-void sim_net_drop(struct sim_node *node, bool reset);
+void sim_net_drop(struct sim_node *node);
+/* The shard has ended: closes what it listens on and its connections. In its turn. */
+void sim_net_shut(struct sim_shard *shard);
 bool sim_net_busy(const struct sim_shard *shard);
 void sim_net_init(struct sim *sim);
 void sim_net_free(struct sim *sim);

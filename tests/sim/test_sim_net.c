@@ -1,0 +1,544 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * test_sim_net.c -- the contracts of net.h and mailbox.h on the simulated link: order,
+ * back-pressure, hints, holds, ends, cuts, and machines that lose power.
+ */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+
+#include <cmocka.h>
+
+#include "base/mem.h"
+#include "io/fiber.h"
+#include "io/mailbox.h"
+#include "io/net.h"
+#include "io/sim.h"
+
+#define PORT 7000
+
+/* ---- a server that echoes, and a client that counts ---- */
+
+struct world {
+    u64 bytes_wanted; /* what the client sends */
+    u64 bytes_back;
+    u64 mismatches;
+    u32 opened, closed;
+    status closed_why;
+    u32 drained;
+    bool pauses;      /* the client pauses and resumes */
+    bool server_gone; /* the server closes after the first bytes */
+    struct prng prng;
+    struct fiber_queue queue;
+    struct io_conn *client;
+    u64 sent;
+    status result;
+    u64 frame_bytes, frames_whole, frames_short;
+    u64 released;
+};
+
+static u8
+pattern(u64 position)
+{
+    return (u8)((position * 2654435761u) >> 24);
+}
+
+static status
+server_opened(struct io_conn *conn, void *arg)
+{
+    io_conn_user_set(conn, arg);
+    return ST_OK;
+}
+
+static size_t
+server_received(struct io_conn *conn, struct bytes data)
+{
+    struct world *world = io_conn_user(conn);
+    if (world->server_gone) {
+        io_conn_close(conn, IO_CLOSE_ABORT);
+        return data.size;
+    }
+    /* Consumes a part now and then, and asks for the rest in the next turn. */
+    size_t size = data.size;
+    if (size > 1 && prng_chance(&world->prng, 1, 3)) {
+        size = (size_t)prng_range(&world->prng, 0, size - 1);
+        io_conn_again(conn);
+    }
+    if (size > 0 && !io_conn_write(conn, data.data, size)) io_conn_close(conn, IO_CLOSE_ABORT);
+    return size;
+}
+
+static void
+no_drained(struct io_conn *conn)
+{
+    (void)conn;
+}
+
+static void
+server_closed(struct io_conn *conn, status why)
+{
+    (void)conn;
+    (void)why;
+}
+
+static const struct io_conn_events server_events = {
+    .opened = server_opened,
+    .received = server_received,
+    .drained = no_drained,
+    .closed = server_closed,
+};
+
+static status
+client_opened(struct io_conn *conn, void *arg)
+{
+    struct world *world = arg;
+    io_conn_user_set(conn, world);
+    world->client = conn;
+    world->opened++;
+    return ST_OK;
+}
+
+static size_t
+client_received(struct io_conn *conn, struct bytes data)
+{
+    struct world *world = io_conn_user(conn);
+    for (size_t i = 0; i < data.size; i++)
+        world->mismatches += data.data[i] != pattern(world->bytes_back + i);
+    world->bytes_back += data.size;
+    if (world->pauses && prng_chance(&world->prng, 1, 4)) {
+        io_conn_pause(conn);
+        io_conn_resume(conn);
+    }
+    fiber_queue_wake_all(&world->queue);
+    return data.size;
+}
+
+static void
+client_drained(struct io_conn *conn)
+{
+    struct world *world = io_conn_user(conn);
+    world->drained++;
+    fiber_queue_wake_all(&world->queue);
+}
+
+static void
+client_closed(struct io_conn *conn, status why)
+{
+    struct world *world = io_conn_user(conn);
+    world->client = NULL;
+    world->closed++;
+    world->closed_why = why;
+    fiber_queue_wake_all(&world->queue);
+}
+
+static const struct io_conn_events client_events = {
+    .opened = client_opened,
+    .received = client_received,
+    .drained = client_drained,
+    .closed = client_closed,
+};
+
+static MAY_YIELD void
+client_send(struct world *world)
+{
+    u8 part[512];
+    while (world->client != NULL && world->sent < world->bytes_wanted) {
+        u64 size = prng_range(&world->prng, 1, sizeof(part));
+        size = MIN(size, world->bytes_wanted - world->sent);
+        for (u64 i = 0; i < size; i++)
+            part[i] = pattern(world->sent + i);
+        if (!io_conn_write(world->client, part, size)) return;
+        world->sent += size;
+        if (io_conn_pending(world->client) > CONN_OUTPUT_HIGH_BYTES)
+            (void)!ok(fiber_queue_wait(&world->queue, FIBER_FOREVER));
+    }
+}
+
+static status
+echo_main(void *arg)
+{
+    struct world *world = arg;
+    struct io_listener *listener;
+    status st = io_listen("0.0.0.0", PORT, &server_events, world, &listener);
+    if (!ok(st)) return st;
+    if (io_shard_index() != 0) {
+        io_wait_stop();
+        io_listener_close(listener);
+        return ST_OK;
+    }
+    fiber_queue_init(&world->queue);
+    st = io_connect("127.0.0.1", PORT, &client_events, world, FIBER_FOREVER, &world->client);
+    if (ok(st)) {
+        client_send(world);
+        while (world->client != NULL && world->bytes_back < world->bytes_wanted)
+            (void)!ok(fiber_queue_wait(&world->queue, FIBER_FOREVER));
+        if (world->client != NULL) io_conn_close(world->client, IO_CLOSE_FLUSH);
+        while (world->closed == 0)
+            (void)!ok(fiber_queue_wait(&world->queue, FIBER_FOREVER));
+    }
+    world->result = st;
+    io_listener_close(listener);
+    return ST_OK;
+}
+
+static u64
+echo_run(struct world *world, u64 seed, u32 shard_count)
+{
+    struct sim_options options;
+    sim_options_default(&options, seed);
+    prng_init(&world->prng, seed);
+    options.net.pipe_bytes = (u32)prng_range(&world->prng, 1000, 100000);
+    struct sim *sim = sim_new(&options);
+    assert_int_equal(sim_run(sim, shard_count, echo_main, world).code, SC_OK);
+    u64 hash = sim_trace_hash(sim);
+    sim_free(sim);
+    return hash;
+}
+
+static void
+bytes_come_back_whole_and_in_order(void **state)
+{
+    (void)state;
+    for (u64 seed = 1; seed <= 40; seed++) {
+        struct world world = {.bytes_wanted = 100000, .pauses = seed % 2 == 0};
+        echo_run(&world, seed, 1 + (u32)seed % 3);
+        assert_true(ok(world.result));
+        assert_int_equal(world.bytes_back, world.bytes_wanted);
+        assert_int_equal(world.mismatches, 0);
+        assert_int_equal(world.opened, 1);
+        assert_int_equal(world.closed, 1);
+        assert_true(ok(world.closed_why));
+    }
+}
+
+static void
+a_full_output_says_when_it_has_drained(void **state)
+{
+    (void)state;
+    struct world world = {.bytes_wanted = 2000000};
+    echo_run(&world, 5, 1);
+    assert_true(world.drained > 0);
+    assert_int_equal(world.bytes_back, world.bytes_wanted);
+}
+
+static void
+a_peer_that_aborts_is_seen_as_closed(void **state)
+{
+    (void)state;
+    for (u64 seed = 1; seed <= 20; seed++) {
+        struct world world = {.bytes_wanted = 5000, .server_gone = true};
+        echo_run(&world, seed, 1);
+        assert_int_equal(world.closed, 1);
+        assert_true(status_is(world.closed_why, ST_CLOSED));
+    }
+}
+
+static void
+the_same_seed_gives_the_same_trace(void **state)
+{
+    (void)state;
+    for (u64 seed = 1; seed <= 20; seed++) {
+        struct world first = {.bytes_wanted = 20000}, second = {.bytes_wanted = 20000};
+        assert_true(echo_run(&first, seed, 3) == echo_run(&second, seed, 3));
+    }
+}
+
+static status
+refused_main(void *arg)
+{
+    struct world *world = arg;
+    fiber_queue_init(&world->queue);
+    struct io_conn *conn;
+    world->result = io_connect("127.0.0.1", PORT, &client_events, world, FIBER_FOREVER, &conn);
+    return ST_OK;
+}
+
+static void
+a_port_without_listener_refuses(void **state)
+{
+    (void)state;
+    struct world world = {0};
+    assert_true(ok(sim_run_main(1, 1, refused_main, &world)));
+    assert_true(status_is(world.result, ST_CLOSED));
+    assert_int_equal(world.opened, 0);
+}
+
+/* ---- want, and held output ---- */
+
+static size_t
+frames_received(struct io_conn *conn, struct bytes data)
+{
+    struct world *world = io_conn_user(conn);
+    if (data.size < 8) {
+        io_conn_want(conn, 8);
+        return 0;
+    }
+    u64 frame_bytes = load_u64(data.data);
+    if (data.size < frame_bytes) {
+        world->frames_short++;
+        io_conn_want(conn, frame_bytes);
+        return 0;
+    }
+    world->frames_whole++;
+    world->bytes_back += frame_bytes;
+    fiber_queue_wake_all(&world->queue);
+    return frame_bytes;
+}
+
+static const struct io_conn_events frames_events = {
+    .opened = server_opened,
+    .received = frames_received,
+    .drained = no_drained,
+    .closed = server_closed,
+};
+
+static status
+frames_main(void *arg)
+{
+    struct world *world = arg;
+    fiber_queue_init(&world->queue);
+    struct io_listener *listener;
+    status st = io_listen("127.0.0.1", PORT, &frames_events, world, &listener);
+    if (!ok(st)) return st;
+    st = io_connect("127.0.0.1", PORT, &client_events, world, FIBER_FOREVER, &world->client);
+    if (!ok(st)) return st;
+    u8 *frame = io_conn_reserve(world->client, world->frame_bytes);
+    if (frame == NULL) return ST_NO_MEMORY;
+    memset(frame, 7, world->frame_bytes);
+    store_u64(frame, world->frame_bytes);
+    io_conn_send_until(world->client, 0);
+    io_conn_commit(world->client, world->frame_bytes);
+    fiber_sleep_ns(100 * NS_PER_MS);
+    world->released = world->bytes_back; /* nothing yet: it is held */
+    io_conn_send_until(world->client, UINT64_MAX);
+    while (world->frames_whole == 0)
+        (void)!ok(fiber_queue_wait(&world->queue, FIBER_FOREVER));
+    io_conn_close(world->client, IO_CLOSE_ABORT);
+    return ST_OK; /* the listener and the connections end with the shard */
+}
+
+static void
+a_wanted_frame_is_given_whole_and_held_output_waits(void **state)
+{
+    (void)state;
+    for (u64 seed = 1; seed <= 20; seed++) {
+        struct world world = {.frame_bytes = 300000};
+        assert_true(ok(sim_run_main(seed, 1, frames_main, &world)));
+        assert_int_equal(world.released, 0);
+        assert_int_equal(world.frames_whole, 1);
+        assert_true(world.frames_short <= 1); /* then it waited for all of it */
+    }
+}
+
+/* ---- two machines ---- */
+
+static status
+server_main(void *arg)
+{
+    struct io_listener *listener;
+    status st = io_listen("10.0.0.2", PORT, &server_events, arg, &listener);
+    if (!ok(st)) return st;
+    io_wait_stop();
+    io_listener_close(listener);
+    return ST_OK;
+}
+
+static status
+remote_main(void *arg)
+{
+    struct world *world = arg;
+    fiber_queue_init(&world->queue);
+    fiber_sleep_ns(NS_PER_MS);
+    status st =
+        io_connect("10.0.0.2", PORT, &client_events, world, io_now_ns() + NS_PER_S, &world->client);
+    world->result = st;
+    if (!ok(st)) return ST_OK;
+    while (world->client != NULL && world->bytes_back < world->bytes_wanted) {
+        client_send(world);
+        (void)!ok(fiber_queue_wait(&world->queue, io_now_ns() + 10 * NS_PER_MS));
+        /* A word now and then, as a heartbeat would do: a silent peer shows only by that. */
+        world->bytes_wanted += world->client != NULL && world->bytes_wanted > 50000000 ? 10 : 0;
+    }
+    if (world->client != NULL) io_conn_close(world->client, IO_CLOSE_FLUSH);
+    while (world->closed == 0)
+        (void)!ok(fiber_queue_wait(&world->queue, FIBER_FOREVER));
+    return ST_OK;
+}
+
+struct pair {
+    struct sim *sim;
+    struct sim_node *server, *client;
+};
+
+static struct pair
+pair_start(u64 seed, struct world *world)
+{
+    struct sim_options options;
+    sim_options_default(&options, seed);
+    prng_init(&world->prng, seed);
+    struct pair pair = {.sim = sim_new(&options)};
+    pair.server = sim_node_new(pair.sim, "10.0.0.2");
+    pair.client = sim_node_new(pair.sim, "10.0.0.3");
+    struct io_node_config config = {
+        .shard_count = 2, .memory_bytes = MIB(64), .shard_main = server_main, .arg = world};
+    assert_true(ok(sim_node_start(pair.server, &config)));
+    config.shard_count = 1;
+    config.shard_main = remote_main;
+    assert_true(ok(sim_node_start(pair.client, &config)));
+    return pair;
+}
+
+static bool
+client_ended(void *arg)
+{
+    struct pair *pair = arg;
+    return !sim_node_running(pair->client);
+}
+
+static void
+a_cut_link_stalls_and_heals(void **state)
+{
+    (void)state;
+    struct world world = {.bytes_wanted = 3000000};
+    struct pair pair = pair_start(1, &world);
+    sim_run_until_ns(pair.sim, sim_now_ns(pair.sim) + 3 * NS_PER_MS);
+    sim_link_cut(pair.sim, pair.server, pair.client);
+    sim_run_until_ns(pair.sim, sim_now_ns(pair.sim) + NS_PER_MS);
+    u64 before = world.bytes_back;
+    sim_run_until_ns(pair.sim, sim_now_ns(pair.sim) + 10 * NS_PER_S);
+    assert_true(world.bytes_back == before);
+    assert_true(world.bytes_back < world.bytes_wanted);
+    sim_link_heal(pair.sim, pair.server, pair.client);
+    assert_true(sim_run_until(pair.sim, client_ended, &pair, sim_now_ns(pair.sim) + 60 * NS_PER_S));
+    assert_int_equal(world.bytes_back, world.bytes_wanted);
+    assert_int_equal(world.mismatches, 0);
+    sim_free(pair.sim);
+}
+
+static void
+a_peer_without_power_is_noticed(void **state)
+{
+    (void)state;
+    for (u64 seed = 1; seed <= 20; seed++) {
+        struct world world = {.bytes_wanted = 100000000};
+        struct pair pair = pair_start(seed, &world);
+        sim_run_until_ns(pair.sim, sim_now_ns(pair.sim) + 20 * NS_PER_MS);
+        sim_node_crash(pair.server);
+        assert_true(
+            sim_run_until(pair.sim, client_ended, &pair, sim_now_ns(pair.sim) + 60 * NS_PER_S));
+        assert_int_equal(world.opened, 1);
+        assert_int_equal(world.closed, 1);
+        assert_true(status_is(world.closed_why, ST_CLOSED));
+        sim_free(pair.sim);
+    }
+}
+
+static void
+a_machine_may_lose_power_in_the_middle_of_its_connections(void **state)
+{
+    (void)state;
+    for (u64 seed = 1; seed <= 50; seed++) {
+        struct world world = {.bytes_wanted = 100000000};
+        struct pair pair = pair_start(seed, &world);
+        u64 after_ns = prng_below(&world.prng, 5 * NS_PER_MS);
+        sim_run_until_ns(pair.sim, sim_now_ns(pair.sim) + after_ns);
+        sim_node_crash(pair.client);
+        sim_run_until_ns(pair.sim, sim_now_ns(pair.sim) + NS_PER_S);
+        sim_node_stop(pair.server);
+        sim_run_until_ns(pair.sim, sim_now_ns(pair.sim) + 10 * NS_PER_S);
+        assert_false(sim_node_running(pair.server));
+        sim_free(pair.sim);
+    }
+}
+
+/* ---- mails ---- */
+
+#define MAIL_COUNT 2000u
+
+struct post {
+    struct io_mail mail;
+    u64 number;
+};
+
+struct mail_world {
+    struct post posts[MAIL_COUNT];
+    u64 next; /* expected by shard 1 */
+    u64 disorder;
+    u64 returned;
+    struct fiber_queue queue;
+};
+
+static struct mail_world *mails; /* of the running test */
+
+static void
+mail_returned(struct io_mail *mail)
+{
+    (void)mail;
+    mails->returned++;
+    fiber_queue_wake_all(&mails->queue);
+}
+
+static void
+mail_delivered(struct io_mail *mail)
+{
+    struct post *post = CONTAINER_OF(mail, struct post, mail);
+    mails->disorder += post->number != mails->next;
+    mails->next = post->number + 1;
+    mail->deliver = mail_returned;
+    io_mail_send(mail->source, mail);
+}
+
+static status
+mail_main(void *arg)
+{
+    (void)arg;
+    if (io_shard_index() != 0) {
+        io_wait_stop();
+        return ST_OK;
+    }
+    fiber_queue_init(&mails->queue);
+    for (u64 i = 0; i < MAIL_COUNT; i++) {
+        mails->posts[i].number = i;
+        mails->posts[i].mail.deliver = mail_delivered;
+        list_init(&mails->posts[i].mail.link);
+        io_mail_send(1, &mails->posts[i].mail);
+        if (i % 100 == 99) fiber_yield();
+    }
+    while (mails->returned < MAIL_COUNT)
+        (void)!ok(fiber_queue_wait(&mails->queue, FIBER_FOREVER));
+    return ST_OK;
+}
+
+static void
+mails_arrive_in_order_and_none_is_lost(void **state)
+{
+    (void)state;
+    static struct mail_world world;
+    for (u64 seed = 1; seed <= 10; seed++) {
+        memset(&world, 0, sizeof(world));
+        mails = &world;
+        assert_true(ok(sim_run_main(seed, 2, mail_main, NULL)));
+        assert_int_equal(world.returned, MAIL_COUNT);
+        assert_int_equal(world.disorder, 0);
+    }
+}
+
+int
+main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(bytes_come_back_whole_and_in_order),
+        cmocka_unit_test(a_full_output_says_when_it_has_drained),
+        cmocka_unit_test(a_peer_that_aborts_is_seen_as_closed),
+        cmocka_unit_test(the_same_seed_gives_the_same_trace),
+        cmocka_unit_test(a_port_without_listener_refuses),
+        cmocka_unit_test(a_wanted_frame_is_given_whole_and_held_output_waits),
+        cmocka_unit_test(a_cut_link_stalls_and_heals),
+        cmocka_unit_test(a_peer_without_power_is_noticed),
+        cmocka_unit_test(a_machine_may_lose_power_in_the_middle_of_its_connections),
+        cmocka_unit_test(mails_arrive_in_order_and_none_is_lost),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
