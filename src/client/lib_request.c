@@ -199,11 +199,14 @@ static void
 request_send(struct distkv *kv, struct request *request, struct connection *connection, u64 now)
 {
     u64 left_ms = (request->deadline_ns - now) / NS_PER_MS;
-    native_frame_patch(request->frame.data, kv->epoch, (u32)CLAMP(left_ms, 1, UINT32_MAX));
     if (request->attempts++ == 0) {
         request->first_sent_ns = now;
         request->first_run_id = connection->run_id;
     }
+    /* Only what may have been done has an age. */
+    u64 age_ms = request->ambiguous ? (now - request->first_sent_ns) / NS_PER_MS + 1 : 0;
+    native_frame_patch(request->frame.data, kv->epoch, (u32)CLAMP(left_ms, 1, UINT32_MAX),
+                       (u32)MIN(age_ms, UINT32_MAX));
     request_assign(request, connection);
 }
 

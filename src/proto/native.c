@@ -25,7 +25,7 @@ struct ONDISK native_header_wire {
     u16 keyspace;
     u16 status;
     u32 body_crc;
-    u32 reserved;
+    u32 age_ms;
     u32 header_crc;
 };
 static_assert(sizeof(struct native_header_wire) == NATIVE_HEADER_BYTES, "as documented");
@@ -173,9 +173,9 @@ native_header_decode(struct bytes data, struct native_header *out)
         .keyspace = wire.keyspace,
         .status = wire.status,
         .body_crc = wire.body_crc,
+        .age_ms = wire.age_ms,
     };
-    if (wire.version != NATIVE_VERSION || wire.reserved != 0 ||
-        (wire.flags & ~NATIVE_FLAGS_KNOWN) != 0)
+    if (wire.version != NATIVE_VERSION || (wire.flags & ~NATIVE_FLAGS_KNOWN) != 0)
         return ST_UNSUPPORTED;
     return ST_OK;
 }
@@ -223,6 +223,7 @@ native_frame_begin(struct buf *out, const struct native_header *header, size_t *
         .timeout_ms = header->timeout_ms,
         .keyspace = header->keyspace,
         .status = header->status,
+        .age_ms = header->age_ms,
     };
     size_t start = out->size;
     if (!buf_append(out, &wire, sizeof(wire))) return false;
@@ -248,13 +249,14 @@ native_frame_end(struct buf *out, size_t start)
 }
 
 void
-native_frame_patch(u8 *frame, u64 epoch, u32 timeout_ms)
+native_frame_patch(u8 *frame, u64 epoch, u32 timeout_ms, u32 age_ms)
 {
     struct native_header_wire wire;
     memcpy(&wire, frame, sizeof(wire));
     CHECK(wire.magic == NATIVE_MAGIC);
     wire.epoch = epoch;
     wire.timeout_ms = timeout_ms;
+    wire.age_ms = age_ms;
     memcpy(frame, &wire, sizeof(wire));
     wire.header_crc = crc32c(0, frame, offsetof(struct native_header_wire, header_crc));
     memcpy(frame, &wire, sizeof(wire));

@@ -18,7 +18,8 @@
  *       32    2  keyspace, 0 to 15
  *       34    2  status; 0 in requests
  *       36    4  CRC32C of the body
- *       40    4  0
+ *       40    4  age: milliseconds since this write was first sent, at least 1 when it is sent
+ *                again; 0 for a first attempt and for everything that is no write
  *       44    4  CRC32C of bytes 0 to 43: the length can be trusted before the body is here
  *
  * Replies carry the request's opcode and id, may come in any order, and exactly one comes for each
@@ -32,7 +33,9 @@
  * connection goes on.
  *
  * Writes carry an idempotency id of 128 bits (all zero: none). A server that has answered it within
- * native_hello_reply.idempotency_ms gives the same answer again (flag REPLAYED) and does nothing.
+ * native_hello_reply.idempotency_ms gives the same answer again (flag REPLAYED) and does nothing. A
+ * server that meets an unknown id with an age, and may have forgotten ids younger than that, must
+ * answer NATIVE_ST_UNKNOWN_OUTCOME: it cannot tell whether the first attempt was done.
  *
  * docs/native-protocol.md describes each body byte by byte.
  */
@@ -141,6 +144,7 @@ struct native_header {
     u16 keyspace;
     u16 status; /* enum native_status */
     u32 body_crc;
+    u32 age_ms;
 };
 
 /* Reads and checks a header. ST_INCOMPLETE under 48 bytes (ST_CORRUPT as soon as the magic cannot
@@ -159,7 +163,7 @@ MUST_CHECK bool native_frame_begin(struct buf *out, const struct native_header *
                                    size_t *start_out);
 void native_frame_end(struct buf *out, size_t start);
 /* Changes what a client must bring up to date before it sends a finished frame once more. */
-void native_frame_patch(u8 *frame, u64 epoch, u32 timeout_ms);
+void native_frame_patch(u8 *frame, u64 epoch, u32 timeout_ms, u32 age_ms);
 
 /* ---- parts of requests ---- */
 

@@ -228,6 +228,7 @@ handle(struct fake_server *server, struct client *client, const struct native_re
     server->requests++;
     server->last_timeout_ms = request->header.timeout_ms;
     bool write = native_opcode_writes(request->header.opcode);
+    if (write) server->last_write_age_ms = request->header.age_ms;
     if (write && server->drop_before_writes > 0) {
         server->drop_before_writes--;
         client->closing = true;

@@ -41,7 +41,7 @@ struct fake_server {
     atomic_int pages; /* entries of a scan's page at most; 0: as asked */
     /* what it has seen */
     atomic_int connections, hellos, writes_done, writes_replayed, requests;
-    atomic_uint last_timeout_ms;
+    atomic_uint last_timeout_ms, last_write_age_ms;
     /* the thread's own */
     struct fake_entry entries[FAKE_ENTRIES_MAX];
     u32 count;

@@ -457,10 +457,13 @@ a_lost_reply_is_repeated_and_done_once(void **state)
 {
     (void)state;
     struct distkv_write absent = {.condition = DISTKV_IF_ABSENT};
+    assert_int_equal(put("first", "v"), DISTKV_OK);
+    assert_int_equal(server->last_write_age_ms, 0);
     server->drop_after_writes = 1;
     assert_int_equal(distkv_put(kv, "k", 1, "v", 1, &absent, NULL), DISTKV_OK);
-    assert_int_equal(server->writes_done, 1);
+    assert_int_equal(server->writes_done, 2);
     assert_int_equal(server->writes_replayed, 1);
+    assert_in_range(server->last_write_age_ms, 1, 4000);
     assert_int_equal(server->connections, 2);
     server->drop_before_writes = 3;
     struct seen seen = {0};
