@@ -426,8 +426,8 @@ file_free(struct io_file *file)
 }
 
 /* Returns the descriptor or a negative errno. */
-MAY_YIELD static i32
-open_wait(struct ring_shard *shard, const char *path, int flags)
+MAY_YIELD i32
+ring_open_wait(struct ring_shard *shard, const char *path, int flags)
 {
     for (;;) {
         struct ring_wait wait;
@@ -440,8 +440,8 @@ open_wait(struct ring_shard *shard, const char *path, int flags)
     }
 }
 
-MAY_YIELD static void
-close_wait(struct ring_shard *shard, int fd)
+MAY_YIELD void
+ring_close_wait(struct ring_shard *shard, int fd)
 {
     struct ring_wait wait;
     struct io_uring_sqe *sqe = ring_sqe(shard);
@@ -462,11 +462,11 @@ file_open_disk(struct io_file *file, u32 flags)
     mode |= flags & IO_OPEN_WRITE ? O_RDWR : O_RDONLY;
     if (flags & IO_OPEN_CREATE) mode |= O_CREAT | O_EXCL;
     file->direct = true;
-    i32 fd = open_wait(shard, file->path, mode | O_DIRECT);
+    i32 fd = ring_open_wait(shard, file->path, mode | O_DIRECT);
     if (fd == -EINVAL) {
         file->direct = false;
         /* The failed open may have made the name already. */
-        fd = open_wait(shard, file->path, mode & ~O_EXCL);
+        fd = ring_open_wait(shard, file->path, mode & ~O_EXCL);
     }
     if (fd < 0) {
         status st = ring_errno_status(-fd);
@@ -476,7 +476,7 @@ file_open_disk(struct io_file *file, u32 flags)
     }
     struct stat stat;
     if (fstat(fd, &stat) != 0 || !S_ISREG(stat.st_mode)) {
-        close_wait(shard, fd);
+        ring_close_wait(shard, fd);
         return ST_INVALID;
     }
     static _Atomic bool warned;
@@ -485,7 +485,7 @@ file_open_disk(struct io_file *file, u32 flags)
                     file->path);
     file->fd = fd;
     file->slot = ring_slot_take(shard, fd);
-    file->dsync = (flags & IO_OPEN_WRITE) && ring_device_dsync(shard->host, fd, file->path);
+    file->dsync = (flags & IO_OPEN_WRITE) && ring_device_dsync(shard, fd, file->path);
     return ST_OK;
 }
 
@@ -519,7 +519,7 @@ io_file_close(struct io_file *file)
         memfs_close(file->memory);
     } else {
         ring_slot_give(shard, file->slot);
-        close_wait(shard, file->fd);
+        ring_close_wait(shard, file->fd);
     }
     file_free(file);
 }

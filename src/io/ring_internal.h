@@ -150,7 +150,8 @@ struct ring_shard {
 /* What a file system is known to do well; decided once, see ring_name.c. */
 struct ring_device {
     u64 device;
-    bool dsync; /* RWF_DSYNC rather than write then fdatasync */
+    bool decided; /* false: a shard is measuring */
+    bool dsync;   /* RWF_DSYNC rather than write then fdatasync */
 };
 
 struct ring_dir_lock {
@@ -276,7 +277,10 @@ status ring_errno_status(int error);
 /* For ring_loop.c: what an op's user_data is. */
 u64 ring_op_user_data(const struct io_op *op);
 /* Whether durable writes to the device of fd should use RWF_DSYNC. path is a file on it. */
-bool ring_device_dsync(struct io_node *node, int fd, const char *path);
+MAY_YIELD bool ring_device_dsync(struct ring_shard *shard, int fd, const char *path);
+/* open(2) and close(2) by the ring; the descriptor, or a negative errno. */
+MAY_YIELD i32 ring_open_wait(struct ring_shard *shard, const char *path, int flags);
+MAY_YIELD void ring_close_wait(struct ring_shard *shard, int fd);
 void ring_dir_locks_release(struct io_node *node);
 
 /* ---- ring_net.c ---- */

@@ -5,8 +5,8 @@
  * The probe. A durable write is either one write with RWF_DSYNC or a write and an fdatasync, and
  * no rule tells which is faster: on a disk without a volatile cache DSYNC costs nothing, on a cheap
  * NVMe disk its FUA writes take twice as long as a flush. So at the first open for writing on a
- * device a few of both are timed on a nameless file beside it. This blocks the shard for some
- * milliseconds, once in the life of the process.
+ * device a few of both are timed on a nameless file beside it, by the ring, once in the life of the
+ * process. Shards that open files on the same device meanwhile wait for the result.
  */
 #include "io/ring_internal.h"
 
@@ -19,7 +19,6 @@
 #include <sys/stat.h>
 #include <sys/statvfs.h>
 #include <sys/syscall.h>
-#include <sys/uio.h>
 #include <unistd.h>
 
 #include "base/buf.h"
@@ -374,68 +373,106 @@ ring_dir_locks_release(struct io_node *node)
 
 /* ---- the probe ---- */
 
+static const ALIGNED(IO_ALIGNMENT) u8 probe_block[IO_ALIGNMENT * PROBE_BLOCKS];
+
+MAY_YIELD static i32
+probe_sync(struct ring_shard *shard, int fd, u32 flags)
+{
+    struct ring_wait wait;
+    struct io_uring_sqe *sqe = ring_sqe(shard);
+    io_uring_prep_fsync(sqe, fd, flags);
+    ring_wait_arm(shard, sqe, &wait);
+    return ring_wait_for(&wait);
+}
+
+MAY_YIELD static bool
+probe_write(struct ring_shard *shard, int fd, u32 size, u64 offset, bool dsync)
+{
+    struct ring_wait wait;
+    struct io_uring_sqe *sqe = ring_sqe(shard);
+    io_uring_prep_write(sqe, fd, probe_block, size, offset);
+    if (dsync) sqe->rw_flags = RWF_DSYNC;
+    ring_wait_arm(shard, sqe, &wait);
+    return ring_wait_for(&wait) == (i32)size;
+}
+
 /* The shortest of some durable writes, in ns; 0 when one failed. */
-static u64
-probe_time(int fd, const struct iovec *vector, bool dsync)
+MAY_YIELD static u64
+probe_time(struct ring_shard *shard, int fd, bool dsync)
 {
     u64 best = UINT64_MAX;
     for (u32 i = 0; i < PROBE_ROUNDS; i++) {
-        off_t offset = (off_t)(i % PROBE_BLOCKS) * IO_ALIGNMENT;
         u64 start = ring_clock_ns();
-        if (pwritev2(fd, vector, 1, offset, dsync ? RWF_DSYNC : 0) != (ssize_t)vector->iov_len)
+        if (!probe_write(shard, fd, IO_ALIGNMENT, (u64)(i % PROBE_BLOCKS) * IO_ALIGNMENT, dsync))
             return 0;
-        if (!dsync && fdatasync(fd) != 0) return 0;
+        if (!dsync && probe_sync(shard, fd, IORING_FSYNC_DATASYNC) < 0) return 0;
         best = MIN(best, ring_clock_ns() - start);
     }
     return best;
 }
 
-static bool
-probe_device(const char *path)
+MAY_YIELD static bool
+probe_device(struct ring_shard *shard, const char *path)
 {
     char dir[PATH_BYTES_MAX];
     const char *slash = strrchr(path, '/');
-    int length = slash == NULL ? 1 : slash == path ? 1 : (int)(slash - path);
+    int length = slash == NULL || slash == path ? 1 : (int)(slash - path);
     if (length >= (int)sizeof(dir)) return true;
     snprintf(dir, sizeof(dir), "%.*s", length, slash == NULL ? "." : path);
 
-    static ALIGNED(IO_ALIGNMENT) const u8 block[IO_ALIGNMENT * PROBE_BLOCKS];
+    i32 fd = ring_open_wait(shard, dir, O_TMPFILE | O_RDWR | O_DIRECT | O_CLOEXEC);
+    if (fd < 0) return true; /* a file system without nameless files: what most disks do well */
     bool dsync = true;
-    int fd = open(dir, O_TMPFILE | O_RDWR | O_DIRECT | O_CLOEXEC, 0600);
-    if (fd < 0) return true;
     u64 dsync_ns = 0, flush_ns = 0;
-    if (pwrite(fd, block, sizeof(block), 0) == (ssize_t)sizeof(block) && fsync(fd) == 0) {
-        struct iovec vector = {.iov_base = (void *)(uintptr_t)block, .iov_len = IO_ALIGNMENT};
-        dsync_ns = probe_time(fd, &vector, true);
-        flush_ns = probe_time(fd, &vector, false);
+    if (probe_write(shard, fd, sizeof(probe_block), 0, false) && probe_sync(shard, fd, 0) == 0) {
+        dsync_ns = probe_time(shard, fd, true);
+        flush_ns = probe_time(shard, fd, false);
         /* Two requests instead of one must pay for themselves. */
         if (dsync_ns == 0 || (flush_ns > 0 && flush_ns < dsync_ns * 7 / 10)) dsync = false;
     }
-    close(fd);
+    ring_close_wait(shard, fd);
     log_info("io", "durable writes probed path=%s dsync_us=%llu write_and_flush_us=%llu chosen=%s",
              dir, (unsigned long long)(dsync_ns / NS_PER_US),
              (unsigned long long)(flush_ns / NS_PER_US), dsync ? "dsync" : "write_and_flush");
     return dsync;
 }
 
-bool
-ring_device_dsync(struct io_node *node, int fd, const char *path)
+/* The entry of device, new ones undecided; NULL when the table is full. */
+static struct ring_device *
+device_entry(struct io_node *node, u64 device, bool *new_out)
 {
+    *new_out = false;
+    for (u32 i = 0; i < node->device_count; i++)
+        if (node->devices[i].device == device) return &node->devices[i];
+    if (node->device_count == RING_DEVICES_MAX) return NULL;
+    *new_out = true;
+    struct ring_device *entry = &node->devices[node->device_count++];
+    *entry = (struct ring_device){.device = device};
+    return entry;
+}
+
+MAY_YIELD bool
+ring_device_dsync(struct ring_shard *shard, int fd, const char *path)
+{
+    struct io_node *node = shard->host;
     struct stat stat;
     if (fstat(fd, &stat) != 0) return true;
-    u64 device = (u64)stat.st_dev;
-    pthread_mutex_lock(&node->mutex); /* others of the same device wait for our result */
-    bool dsync = true;
-    u32 i = 0;
-    while (i < node->device_count && node->devices[i].device != device)
-        i++;
-    if (i < node->device_count) {
-        dsync = node->devices[i].dsync;
-    } else if (i < RING_DEVICES_MAX) {
-        dsync = probe_device(path);
-        node->devices[node->device_count++] =
-            (struct ring_device){.device = device, .dsync = dsync};
+    for (;;) {
+        bool new;
+        pthread_mutex_lock(&node->mutex);
+        struct ring_device *entry = device_entry(node, (u64)stat.st_dev, &new);
+        bool decided = entry == NULL || entry->decided;
+        bool dsync = entry == NULL || entry->dsync;
+        pthread_mutex_unlock(&node->mutex);
+        if (decided) return dsync;
+        if (new) {
+            dsync = probe_device(shard, path);
+            pthread_mutex_lock(&node->mutex);
+            entry->dsync = dsync;
+            entry->decided = true;
+            pthread_mutex_unlock(&node->mutex);
+            return dsync;
+        }
+        fiber_sleep_ns(NS_PER_MS);
     }
-    pthread_mutex_unlock(&node->mutex);
-    return dsync;
 }
