@@ -123,7 +123,7 @@ prune_run(struct levels *levels, u16 keyspace, u32 index, struct run **out)
 MAY_YIELD status
 levels_prune(struct levels *levels)
 {
-    if (range_list_count(&levels->ranges) > 0)
+    if (range_list_count(&levels->ranges) > 0 && levels->sets_alive == 1)
         (void)range_list_expire(&levels->ranges, levels->state.seq_flushed, levels_range_may_cover,
                                 levels);
     /* No yield until the commit has the changes. */

@@ -383,6 +383,7 @@ open_trees(struct levels *levels, const struct manifest *manifest)
     if (ok(st)) {
         fit->levels = levels;
         fit->ref_count = 1;
+        levels->sets_alive++;
         fit->run_count = runs;
         u32 at = 0;
         for (u32 keyspace = 0; keyspace <= LIMIT_KEYSPACES; keyspace++) {
@@ -739,6 +740,13 @@ levels_unpin(struct levels_pin *pin)
     if (pin->block != NULL) block_cache_unpin(pin->block);
     if (pin->runs != NULL) run_set_unref(pin->runs);
     *pin = (struct levels_pin){0};
+}
+
+void
+levels_pin_runs(struct levels *levels, struct levels_pin *pin)
+{
+    run_set_ref(levels->current);
+    *pin = (struct levels_pin){.runs = levels->current};
 }
 
 MAY_YIELD status

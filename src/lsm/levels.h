@@ -77,6 +77,9 @@ MAY_YIELD MUST_CHECK status levels_get(struct levels *levels, u16 keyspace, u64 
                                        u64 version_floor, struct entry *out,
                                        struct levels_pin *pin);
 void levels_unpin(struct levels_pin *pin);
+/* Keeps the set of runs as it is now, and with it every deleted range that covers something in it
+ * (or in memtables that are flushed meanwhile). For whoever reads memtables and runs over yields. */
+void levels_pin_runs(struct levels *levels, struct levels_pin *pin);
 /* Fetches a value that is kept apart; see blob_read for the buffer. */
 MAY_YIELD MUST_CHECK status levels_blob_read(struct levels *levels, const struct entry *entry,
                                              void **buffer_out, size_t *buffer_size_out,

@@ -226,12 +226,15 @@ levels_commit(struct levels *levels, const struct run_change *changes, u32 count
         if (changes[i].old != NULL) run_leaves(levels, changes[i].old);
     }
     levels->current = next;
-    u32 snapshot_count;
-    const u64 *snapshots = levels_snapshots(levels, &snapshot_count);
-    (void)range_list_expire(&levels->ranges, levels->state.seq_flushed, levels_range_may_cover,
-                            levels);
-    (void)range_list_coalesce(&levels->ranges, levels->state.seq_flushed, snapshots,
-                              snapshot_count);
+    /* A reader of an older set still meets what a merge has dropped: it needs the range. */
+    if (levels->sets_alive == 2 && before->ref_count == 1) {
+        u32 snapshot_count;
+        const u64 *snapshots = levels_snapshots(levels, &snapshot_count);
+        (void)range_list_expire(&levels->ranges, levels->state.seq_flushed, levels_range_may_cover,
+                                levels);
+        (void)range_list_coalesce(&levels->ranges, levels->state.seq_flushed, snapshots,
+                                  snapshot_count);
+    }
     levels_shape_update(levels);
     fiber_no_yield_end();
     run_set_unref(before); /* closes files: may yield inside */

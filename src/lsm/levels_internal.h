@@ -78,6 +78,7 @@ struct levels {
 
     /* state */
     struct run_set *current;
+    u32 sets_alive;            /* current, and older ones that readers still look at */
     struct levels_state state; /* of the durable manifest */
     u64 generation;            /* of the durable manifest */
     u64 file_id_next;

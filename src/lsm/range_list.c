@@ -90,18 +90,31 @@ range_list_add(struct range_list *list, const struct range_delete *range, const 
     return ST_OK;
 }
 
+static const struct range_delete *
+newest_covering(const struct range_delete *best, const struct range_delete *range, u16 keyspace,
+                u64 token, u64 version, u64 seq, u64 seq_max)
+{
+    if (range->seq > seq_max || !range_covers(range, keyspace, token, version, seq)) return best;
+    if (best == NULL || range->version > best->version ||
+        (range->version == best->version && range->seq > best->seq))
+        return range;
+    return best;
+}
+
 const struct range_delete *
 range_list_find(const struct range_list *list, u16 keyspace, u64 token, u64 version, u64 seq,
                 u64 seq_max)
 {
     const struct range_delete *best = NULL;
+    bool above = false; /* a range that this reader does not see, but that may shadow one it does */
     for (u32 i = 0; i < list->active_count; i++) {
         const struct range_delete *range = &list->active[i];
-        if (range->seq > seq_max || !range_covers(range, keyspace, token, version, seq)) continue;
-        if (best == NULL || range->version > best->version ||
-            (range->version == best->version && range->seq > best->seq))
-            best = range;
+        above |= range->seq > seq_max;
+        best = newest_covering(best, range, keyspace, token, version, seq, seq_max);
     }
+    /* A reader without a snapshot may have begun before the shadowing range was added. */
+    for (u32 i = 0; above && i < list->shadowed_count; i++)
+        best = newest_covering(best, &list->shadowed[i], keyspace, token, version, seq, seq_max);
     return best;
 }
 

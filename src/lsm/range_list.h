@@ -45,7 +45,8 @@ void range_list_deinit(struct range_list *list);
  * ST_NO_MEMORY. */
 MUST_CHECK status range_list_add(struct range_list *list, const struct range_delete *range,
                                  const u64 *snapshots, u32 snapshot_count);
-/* The newest range that covers the entry for a reader at seq_max; NULL: none does. */
+/* The newest range that covers the entry for a reader at seq_max; NULL: none does. A reader that is
+ * no snapshot must have begun after the last range_list_coalesce. */
 const struct range_delete *range_list_find(const struct range_list *list, u16 keyspace, u64 token,
                                            u64 version, u64 seq, u64 seq_max);
 /* The lowest seq of all ranges up to seq_limit that cover the entry; UINT64_MAX: none does. Whoever

@@ -329,6 +329,7 @@ run_set_edit(struct levels *levels, const struct run_set *base, const struct run
         mem_free(levels->budget, set, run_set_size(capacity));
         set = fit;
     }
+    levels->sets_alive++;
     return set;
 }
 
@@ -344,6 +345,8 @@ run_set_unref(struct run_set *set)
     CHECK(set->ref_count > 0);
     if (--set->ref_count > 0) return;
     struct levels *levels = set->levels;
+    CHECK(levels->sets_alive > 0);
+    levels->sets_alive--;
     for (u32 i = 0; i < set->run_count; i++)
         run_unref(set->runs[i], levels);
     mem_free(levels->budget, set, run_set_size(set->run_count));

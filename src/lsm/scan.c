@@ -31,7 +31,8 @@ struct lsm_scan {
     u64 token_last;
 
     /* state */
-    struct cursor *merge; /* NULL: to be opened at the place */
+    struct cursor *merge;  /* NULL: to be opened at the place */
+    struct levels_pin pin; /* while there are cursors: deleted ranges stay as long as they matter */
     bool in_call, detach_wanted, ended;
     bool long_scan;
     bool place_done; /* the key at the place is decided: skip its versions */
@@ -52,6 +53,7 @@ cursors_close(struct lsm_scan *scan)
     if (scan->merge == NULL) return;
     scan->merge->ops->close(scan->merge);
     scan->merge = NULL;
+    levels_unpin(&scan->pin);
 }
 
 static void
@@ -103,13 +105,18 @@ cursors_open_as(struct lsm_scan *scan)
     if (sources == NULL) return ST_NO_MEMORY;
     u32 count;
     struct cursor *merge = NULL;
+    levels_pin_runs(scan->lsm->levels, &scan->pin);
     status st = sources_open(scan, sources, &count);
     if (ok(st)) st = merge_cursor_open(sources, count, budget, &merge);
     mem_free(budget, sources, MERGE_SOURCES_MAX * sizeof(*sources));
-    if (!ok(st)) return st;
+    if (!ok(st)) {
+        levels_unpin(&scan->pin);
+        return st;
+    }
     st = merge->ops->seek(merge, scan->place_token, BYTES(scan->place_key, scan->place_key_size));
     if (!ok(st)) {
         merge->ops->close(merge);
+        levels_unpin(&scan->pin);
         return st;
     }
     scan->merge = merge;

@@ -81,6 +81,19 @@ a_snapshot_between_two_ranges_keeps_both(void **state)
 }
 
 static void
+a_reader_that_began_before_the_shadowing_range_still_sees_the_older(void **state)
+{
+    struct range_list list;
+    range_list_init(&list, &budget);
+    add(&list, range(0, 100, 10, 5), NULL, 0);
+    add(&list, range(0, 100, 20, 9), NULL, 0);
+    assert_int_equal(list.shadowed_count, 1);
+    assert_non_null(range_list_find(&list, 1, 50, 9, 4, 7));
+    assert_null(range_list_find(&list, 1, 50, 9, 4, 4));
+    range_list_deinit(&list);
+}
+
+static void
 neighbours_deleted_one_after_the_other_become_one(void **state)
 {
     struct range_list list;
@@ -234,6 +247,7 @@ main(void)
         cmocka_unit_test(a_range_covers_what_is_older_inside_it),
         cmocka_unit_test(an_older_range_inside_a_newer_one_is_shadowed_but_persists_alone),
         cmocka_unit_test(a_snapshot_between_two_ranges_keeps_both),
+        cmocka_unit_test(a_reader_that_began_before_the_shadowing_range_still_sees_the_older),
         cmocka_unit_test(neighbours_deleted_one_after_the_other_become_one),
         cmocka_unit_test(ranges_of_other_stores_are_not_merged),
         cmocka_unit_test(the_list_is_bounded),
