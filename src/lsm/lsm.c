@@ -474,6 +474,18 @@ lsm_scrub_rate_set(struct lsm *lsm, u64 bytes_per_s)
     levels_scrub_rate_set(lsm->levels, bytes_per_s);
 }
 
+u64
+lsm_count_estimate(const struct lsm *lsm, u16 keyspace)
+{
+    CHECK(keyspace < LIMIT_KEYSPACES);
+    const struct lsm_keyspace *ks = &lsm->keyspaces[keyspace];
+    u64 count = levels_count_estimate(lsm->levels, keyspace);
+    if (ks->flushing != NULL) count += memtable_entry_count(ks->flushing);
+    if (ks->active != NULL) count += memtable_entry_count(ks->active);
+    /* A tombstone is an entry that is not live, and probably makes another one so. */
+    return count - MIN(count, 2 * ks->delete_count);
+}
+
 static void
 log_figures(const struct lsm *lsm, struct lsm_stats *out)
 {

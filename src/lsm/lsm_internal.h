@@ -41,9 +41,9 @@
 #define LSM_WRITE_MARKS 1024u
 
 struct lsm_keyspace {
-    struct memtable *active;     /* NULL: nothing written since the last switch */
-    struct memtable *flushing;   /* immutable; NULL: none */
-    u64 put_count, delete_count; /* since opening: for estimates */
+    struct memtable *active;   /* NULL: nothing written since the last switch */
+    struct memtable *flushing; /* immutable; NULL: none */
+    u64 delete_count;          /* in the active one: for estimates */
 };
 
 struct lsm_snapshot {

@@ -200,10 +200,7 @@ op_apply(struct lsm *lsm, const struct lsm_op *op, u64 seq, u64 version)
         .flags = op->header.flags,
     };
     memtable_insert(ks->active, &entry, lsm->snapshot_count > 0);
-    if (entry.kind == ENTRY_PUT)
-        ks->put_count++;
-    else
-        ks->delete_count++;
+    if (entry.kind == ENTRY_DELETE) ks->delete_count++;
     u64 key_hash = hash_key(op->key, 0);
     lsm->write_marks[key_hash % LSM_WRITE_MARKS]++;
     row_cache_remove(lsm->row_cache, op->header.keyspace, key_hash, op->key);
@@ -393,6 +390,7 @@ memtables_switch(struct lsm *lsm, u64 log_segment_first)
         CHECK(lsm->keyspaces[i].flushing == NULL);
         lsm->keyspaces[i].flushing = lsm->keyspaces[i].active;
         lsm->keyspaces[i].active = NULL;
+        lsm->keyspaces[i].delete_count = 0;
     }
     lsm->flushing = true;
     lsm->flushing_state = (struct levels_state){

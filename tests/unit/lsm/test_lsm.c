@@ -1,0 +1,447 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * test_lsm.c -- the engine end to end, against a model.
+ *
+ * The model is the list of operations in the order of their sequence numbers. The engine's state
+ * after any crash must be what the first P operations give, for one P: not less than what was told
+ * durable, and at the end of a batch. So the whole state is compared, key by key, by gets and by a
+ * scan, before and after flushes, compactions, snapshots, closings and power cuts.
+ */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+
+#include <cmocka.h>
+
+#include "base/hash.h"
+#include "base/prng.h"
+#include "io/file.h"
+#include "io/io.h"
+#include "io/sim.h"
+#include "lsm/lsm_internal.h"
+
+#define DIR       "/store"
+#define KEYS      120u
+#define OPS_MAX   60000u
+#define VALUE_MAX 9000u
+
+struct op {
+    u16 key;
+    u8 kind; /* enum entry_kind */
+    bool batch_end;
+    u32 value_size;
+    u64 token_first, token_last;
+};
+
+struct world {
+    struct sim *sim;
+    struct sim_disk *disk;
+    struct lsm_options options;
+    struct lsm *lsm;
+    struct prng prng;
+    const char *dir;
+    u32 steps;
+    bool rude; /* errors are expected */
+    bool no_maintenance;
+    /* the model */
+    struct op ops[OPS_MAX]; /* by seq; 0 is unused */
+    u64 op_count;
+    u64 durable;
+    u64 reopened;
+};
+
+static struct world world; /* large */
+
+static u32
+key_make(u32 index, u8 *out)
+{
+    /* A third of the keys share a tag: one token. */
+    char text[64];
+    int size = snprintf(text, sizeof(text), index % 3 == 0 ? "{tag}key-%u" : "key-%u", index);
+    memcpy(out, text, (size_t)size);
+    return (u32)size;
+}
+
+static struct bytes
+key_bytes(u32 index)
+{
+    static u8 keys[KEYS][64];
+    static u32 sizes[KEYS];
+    if (sizes[index] == 0) sizes[index] = key_make(index, keys[index]);
+    return BYTES(keys[index], sizes[index]);
+}
+
+static u8
+value_byte(u64 seq, u32 i)
+{
+    return (u8)(seq * 7 + i * 13 + (i >> 8));
+}
+
+static void
+on_durable(void *arg, u64 seq, bool failed)
+{
+    struct world *w = arg;
+    (void)failed;
+    CHECK(seq >= w->durable);
+    w->durable = seq;
+}
+
+/* The operation that decides a key after the first seq ones; 0: none. */
+static u64
+model_find(const struct world *w, u32 key, u64 seq)
+{
+    u64 token = hash_token(key_bytes(key));
+    for (; seq > 0; seq--) {
+        const struct op *op = &w->ops[seq];
+        if (op->kind == ENTRY_DELETE_RANGE) {
+            if (token >= op->token_first && token <= op->token_last) return seq;
+        } else if (op->key == key) {
+            return seq;
+        }
+    }
+    return 0;
+}
+
+static void
+value_check(const struct world *w, u64 seq, struct bytes value)
+{
+    CHECK(value.size == w->ops[seq].value_size);
+    for (u32 i = 0; i < value.size; i += i < 64 ? 1 : 61)
+        CHECK(value.data[i] == value_byte(seq, i));
+}
+
+static void
+get_check(struct world *w, u32 key, const struct lsm_snapshot *snapshot)
+{
+    u64 seq = snapshot != NULL ? lsm_snapshot_seq(snapshot) : w->op_count;
+    struct lsm_value value = {0};
+    struct bytes name = key_bytes(key);
+    u64 token = hash_token(name);
+    status st = ST_WOULD_WAIT;
+    if (snapshot == NULL) st = lsm_get_try(w->lsm, 0, token, name, &value);
+    if (status_is(st, ST_WOULD_WAIT)) {
+        st = lsm_get(w->lsm, snapshot, 0, token, name, &value);
+        /* Others write while we wait: the newest is asked for again. */
+        if (snapshot == NULL) seq = w->op_count;
+    }
+    u64 expected = model_find(w, key, seq);
+    bool live = expected != 0 && w->ops[expected].kind == ENTRY_PUT;
+    if (w->rude && !ok(st) && !status_is(st, ST_NOT_FOUND)) return;
+    CHECK(live ? ok(st) : status_is(st, ST_NOT_FOUND));
+    if (!live) return;
+    CHECK(value.seq == expected);
+    value_check(w, expected, value.value);
+    lsm_value_release(&value);
+}
+
+static void
+scan_check(struct world *w, struct lsm_snapshot *snapshot)
+{
+    u64 seq = snapshot != NULL ? lsm_snapshot_seq(snapshot) : w->op_count;
+    struct lsm_scan *scan;
+    status st = lsm_scan_open(w->lsm, snapshot, 0, 0, BYTES(NULL, 0), UINT64_MAX, &scan);
+    if (!ok(st)) {
+        CHECK(w->rude);
+        return;
+    }
+    u32 live = 0;
+    for (u32 i = 0; i < KEYS; i++) {
+        u64 found = model_find(w, i, seq);
+        live += found != 0 && w->ops[found].kind == ENTRY_PUT;
+    }
+    u64 token, token_before = 0;
+    struct bytes key;
+    u8 key_before[64];
+    u32 key_before_size = 0;
+    struct lsm_value value;
+    u32 count = 0;
+    for (;;) {
+        st = lsm_scan_next(scan, true, &token, &key, &value);
+        if (!ok(st)) break;
+        if (count++ > 0)
+            CHECK(entry_compare_key(token_before, BYTES(key_before, key_before_size), token, key) <
+                  0);
+        u32 index = 0;
+        while (index < KEYS && !bytes_equal(key_bytes(index), key))
+            index++;
+        CHECK(index < KEYS);
+        u64 found = model_find(w, index, seq);
+        if (found == 0 || w->ops[found].kind != ENTRY_PUT)
+            fprintf(stderr, "scan at %llu shows key %u seq %llu, decided by %llu of kind %u\n",
+                    (unsigned long long)seq, index, (unsigned long long)value.seq,
+                    (unsigned long long)found, w->ops[found].kind);
+        CHECK(found != 0 && w->ops[found].kind == ENTRY_PUT);
+        value_check(w, found, value.value);
+        token_before = token;
+        memcpy(key_before, key.data, key.size);
+        key_before_size = (u32)key.size;
+    }
+    lsm_scan_close(scan);
+    if (!status_is(st, ST_END)) {
+        CHECK(w->rude);
+        return;
+    }
+    CHECK(count == live);
+}
+
+static void
+state_check(struct world *w)
+{
+    for (u32 i = 0; i < KEYS; i++)
+        get_check(w, i, NULL);
+    scan_check(w, NULL);
+    CHECK(lsm_check(w->lsm));
+}
+
+/* ---- doing ---- */
+
+static status
+open_store(struct world *w)
+{
+    status st;
+    if (strncmp(w->dir, ":memory:", 8) != 0) {
+        st = io_dir_make(w->dir);
+        if (!ok(st) && !status_is(st, ST_EXISTS)) return st;
+        st = io_dir_sync("/");
+        if (!ok(st)) return st;
+    }
+    struct lsm_place place = {.dir = w->dir, .token_first = 0, .token_last = UINT64_MAX};
+    st = lsm_open(&place, &w->options, &w->lsm);
+    if (!ok(st)) return st;
+    struct lsm_stats stats;
+    lsm_stats_get(w->lsm, &stats);
+    CHECK(stats.seq_last >= w->durable);
+    CHECK(stats.seq_last <= w->op_count);
+    CHECK(stats.seq_last == 0 || w->ops[stats.seq_last].batch_end);
+    w->op_count = stats.seq_last;
+    w->durable = lsm_durable_seq(w->lsm);
+    CHECK(w->durable == w->op_count); /* what recovery yields counts as durable */
+    lsm_on_durable(w->lsm, on_durable, w);
+    return ST_OK;
+}
+
+/* Adds what is in the batch to the model before the engine sees it: durability may come early. */
+static status
+write_batch(struct world *w, struct lsm_batch *batch, const struct op *ops)
+{
+    u64 before = w->op_count;
+    for (u32 i = 0; i < batch->count; i++) {
+        CHECK(w->op_count + 1 < OPS_MAX);
+        w->ops[++w->op_count] = ops[i];
+    }
+    w->ops[w->op_count].batch_end = true;
+    u64 seq = 0;
+    status st = lsm_write_try(w->lsm, batch, &seq);
+    if (status_is(st, ST_WOULD_WAIT)) st = lsm_write(w->lsm, batch, &seq);
+    if (ok(st)) {
+        CHECK(seq == w->op_count);
+    } else {
+        w->op_count = before;
+    }
+    return st;
+}
+
+static status
+write_random(struct world *w)
+{
+    static u8 value[VALUE_MAX];
+    struct op ops[8];
+    struct lsm_batch batch;
+    lsm_batch_init(&batch, io_budget());
+    u32 count = prng_chance(&w->prng, 1, 4) ? (u32)prng_range(&w->prng, 2, 8) : 1;
+    bool done = true;
+    if (prng_chance(&w->prng, 1, 80)) {
+        u64 a = prng_u64(&w->prng), b = prng_u64(&w->prng);
+        ops[0] = (struct op){.kind = ENTRY_DELETE_RANGE,
+                             .token_first = MIN(a, b),
+                             .token_last = prng_chance(&w->prng, 1, 10) ? UINT64_MAX : MAX(a, b)};
+        done = lsm_batch_delete_range(&batch, 0, ops[0].token_first, ops[0].token_last);
+        count = 0;
+    }
+    for (u32 i = 0; i < count && done; i++) {
+        u32 key = (u32)prng_below(&w->prng, KEYS);
+        u64 token = hash_token(key_bytes(key));
+        ops[i] = (struct op){.key = (u16)key, .kind = ENTRY_PUT};
+        if (prng_chance(&w->prng, 1, 5)) {
+            ops[i].kind = ENTRY_DELETE;
+            done = lsm_batch_delete(&batch, 0, token, key_bytes(key));
+            continue;
+        }
+        u32 size = (u32)prng_below(&w->prng, prng_chance(&w->prng, 1, 8) ? VALUE_MAX : 300);
+        for (u32 j = 0; j < size; j++)
+            value[j] = value_byte(w->op_count + 1 + i, j);
+        ops[i].value_size = size;
+        done = lsm_batch_put(&batch, 0, token, key_bytes(key), BYTES(value, size), 0);
+    }
+    status st = done ? write_batch(w, &batch, ops) : ST_NO_MEMORY;
+    lsm_batch_deinit(&batch);
+    return st;
+}
+
+static status
+step(struct world *w)
+{
+    u64 dice = prng_below(&w->prng, 1000);
+    if (dice < 700 || w->no_maintenance) return write_random(w);
+    if (dice < 900) {
+        get_check(w, (u32)prng_below(&w->prng, KEYS), NULL);
+        return ST_OK;
+    }
+    if (dice < 920) {
+        if (w->op_count == 0) return ST_OK;
+        return lsm_wait_durable(w->lsm, prng_range(&w->prng, 1, w->op_count));
+    }
+    if (dice < 940) {
+        scan_check(w, NULL);
+        return ST_OK;
+    }
+    if (dice < 970) {
+        struct lsm_snapshot *snapshot = lsm_snapshot_open(w->lsm);
+        CHECK(snapshot != NULL);
+        status st = ST_OK;
+        for (u32 i = 0; i < 30 && ok(st); i++)
+            st = write_random(w);
+        if (prng_chance(&w->prng, 1, 3)) (void)ok(lsm_flush(w->lsm));
+        for (u32 i = 0; i < KEYS; i += 3)
+            get_check(w, i, snapshot);
+        scan_check(w, snapshot);
+        lsm_snapshot_close(snapshot);
+        return st;
+    }
+    if (dice < 985) return lsm_flush(w->lsm);
+    if (dice < 990) return lsm_compact(w->lsm);
+    if (dice < 995) {
+        fiber_sleep_ns(prng_below(&w->prng, 50 * NS_PER_MS));
+        return ST_OK;
+    }
+    status st = lsm_close(w->lsm);
+    w->lsm = NULL;
+    if (ok(st)) {
+        w->durable = MAX(w->durable, w->options.durability == LSM_DURABILITY_NONE ||
+                                             strncmp(w->dir, ":memory:", 8) == 0
+                                         ? w->durable
+                                         : w->op_count);
+        w->reopened++;
+        st = open_store(w);
+    }
+    return st;
+}
+
+static status
+work(void *arg)
+{
+    struct world *w = arg;
+    status st = open_store(w);
+    for (u32 i = 0; ok(st) && i < w->steps; i++) {
+        st = step(w);
+        if (w->rude && w->lsm != NULL) st = ST_OK;
+        if (!w->rude) CHECK(ok(st));
+    }
+    if (w->lsm == NULL) return st;
+    if (ok(st)) state_check(w);
+    st = lsm_close(w->lsm);
+    w->lsm = NULL;
+    return st;
+}
+
+static status
+reopen(void *arg)
+{
+    struct world *w = arg;
+    status st = open_store(w);
+    if (!ok(st)) return st;
+    state_check(w);
+    st = lsm_close(w->lsm);
+    w->lsm = NULL;
+    return st;
+}
+
+static void
+world_init(u64 seed, struct sim *sim)
+{
+    memset(&world, 0, sizeof(world));
+    world.sim = sim;
+    world.disk = sim_node_disk(sim_node_new(sim, "10.0.0.1"));
+    world.dir = DIR;
+    prng_init(&world.prng, seed);
+    lsm_options_default(&world.options);
+    world.options.memory_bytes = MIB(24);
+    world.options.memtable_bytes = KIB(256);
+    world.options.log_segment_bytes = KIB(256);
+    world.options.disk_reserve_bytes = 0;
+    world.options.scrub_bytes_per_s = seed % 2 == 0 ? 0 : MIB(8);
+    world.options.codec_upper = (enum lsm_codec)(seed % LSM_CODEC_COUNT);
+    world.options.codec_last = (enum lsm_codec)(seed / 3 % LSM_CODEC_COUNT);
+    world.steps = 400;
+}
+
+static struct sim *
+sim_make(u64 seed)
+{
+    struct sim_options options;
+    sim_options_default(&options, seed);
+    return sim_new(&options);
+}
+
+static void
+what_was_written_is_read(void **state)
+{
+    (void)state;
+    for (u64 seed = 1; seed <= 12; seed++) {
+        struct sim *sim = sim_make(seed);
+        world_init(seed, sim);
+        world.steps = 1500;
+        status st = sim_run(sim, 1, work, &world);
+        if (!ok(st)) sim_log_dump(sim);
+        assert_true(ok(st));
+        world.durable = world.op_count;
+        assert_true(ok(sim_run(sim, 1, reopen, &world)));
+        sim_free(sim);
+    }
+}
+
+static void
+power_cuts_take_nothing_durable(void **state)
+{
+    (void)state;
+    for (u64 seed = 1; seed <= 60; seed++) {
+        struct sim_options options;
+        sim_options_default(&options, seed);
+        options.disk.torn_ppm = seed % 2 == 0 ? 200000 : 0;
+        struct sim *sim = sim_new(&options);
+        world_init(seed, sim);
+        for (u32 round = 0; round < 4; round++) {
+            sim_crash_at(sim, SIM_POINT_IO, prng_below(&world.prng, round % 2 == 0 ? 900 : 60));
+            status st = sim_run(sim, 1, work, &world);
+            bool cut = sim_crashed(sim);
+            world.lsm = NULL;
+            sim_faults_clear(sim);
+            if (!ok(st) && !cut) {
+                print_message("seed %llu round %u: %s\n", (unsigned long long)seed, round,
+                              status_name(st));
+                sim_log_dump(sim);
+            }
+            assert_true(ok(st) || cut);
+            if (ok(st)) world.durable = world.op_count;
+        }
+        status st = sim_run(sim, 1, reopen, &world);
+        if (!ok(st)) {
+            print_message("seed %llu: %s\n", (unsigned long long)seed, status_name(st));
+            sim_log_dump(sim);
+        }
+        assert_true(ok(st));
+        sim_free(sim);
+    }
+}
+
+int
+main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(what_was_written_is_read),
+        cmocka_unit_test(power_cuts_take_nothing_durable),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
