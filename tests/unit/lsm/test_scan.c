@@ -1,0 +1,249 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * test_scan.c -- scans of a whole engine: in order, at a snapshot, over flushes and compactions
+ * that happen meanwhile, with large values, tombstones and TTL; exact counts; random keys.
+ */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <string.h>
+#include <cmocka.h>
+
+#include "base/hash.h"
+#include "io/file.h"
+#include "io/io.h"
+#include "io/sim.h"
+#include "lsm/lsm_internal.h"
+
+/* CHECK, because cmocka's jumps do not leave fibers well. */
+#define EXPECT(cond) CHECK(cond)
+#define KEYS         500u
+
+static struct lsm *lsm;
+
+static struct bytes
+key_of(u32 i, char *buffer)
+{
+    return BYTES(buffer, (size_t)snprintf(buffer, 32, i % 5 == 0 ? "{tag}%05u" : "key:%u", i));
+}
+
+static void
+write_one(u32 i, u32 size, u64 expire_ms, bool deleted)
+{
+    static u8 value[KIB(32)];
+    memset(value, (int)('a' + i % 26), size);
+    char name[32];
+    struct bytes key = key_of(i, name);
+    struct lsm_batch batch;
+    lsm_batch_init(&batch, io_budget());
+    if (deleted)
+        EXPECT(lsm_batch_delete(&batch, 0, hash_token(key), key));
+    else
+        EXPECT(lsm_batch_put(&batch, 0, hash_token(key), key, BYTES(value, size), expire_ms));
+    u64 seq;
+    EXPECT(ok(lsm_write(lsm, &batch, &seq)));
+    lsm_batch_deinit(&batch);
+}
+
+static u32
+size_of(u32 i)
+{
+    return i % 7 == 0 ? 9000 : i % 3 * 50;
+}
+
+static void
+open_store(u64 memtable_bytes)
+{
+    struct lsm_options options;
+    lsm_options_default(&options);
+    options.memory_bytes = MIB(64);
+    options.memtable_bytes = memtable_bytes;
+    options.scrub_bytes_per_s = 0;
+    struct lsm_place place = {.dir = "/store", .token_last = UINT64_MAX};
+    EXPECT(ok(lsm_open(&place, &options, &lsm)));
+}
+
+/* Walks a scan to its end; returns how many, checks order and values. */
+static u32
+walk(struct lsm_scan *scan, bool want_value)
+{
+    u64 token_before = 0;
+    u8 key_before[LIMIT_KEY_BYTES];
+    size_t key_before_size = 0;
+    u32 count = 0;
+    for (;;) {
+        u64 token;
+        struct bytes key;
+        struct lsm_value value;
+        status st = lsm_scan_next(scan, want_value, &token, &key, &value);
+        if (status_is(st, ST_END)) break;
+        EXPECT(ok(st));
+        EXPECT(token == hash_token(key));
+        EXPECT(count == 0 ||
+               entry_compare_key(token_before, BYTES(key_before, key_before_size), token, key) < 0);
+        u32 i = 0;
+        const char *digits = (const char *)key.data + (key.data[0] == '{' ? 5 : 4);
+        for (const char *c = digits; c < (const char *)key.data + key.size; c++)
+            i = i * 10 + (u32)(*c - '0');
+        EXPECT(value.value.size == size_of(i));
+        if (want_value && value.value.size > 0) {
+            EXPECT(value.value.data[0] == 'a' + i % 26);
+            EXPECT(value.value.data[value.value.size - 1] == 'a' + i % 26);
+        }
+        lsm_value_release(&value);
+        token_before = token;
+        key_before_size = key.size;
+        memcpy(key_before, key.data, key.size);
+        count++;
+    }
+    u64 token;
+    struct bytes key;
+    struct lsm_value value;
+    EXPECT(status_is(lsm_scan_next(scan, false, &token, &key, &value), ST_END));
+    lsm_scan_close(scan);
+    return count;
+}
+
+static struct lsm_scan *
+scan_all(struct lsm_snapshot *snapshot)
+{
+    struct lsm_scan *scan;
+    EXPECT(ok(lsm_scan_open(lsm, snapshot, 0, 0, BYTES(NULL, 0), UINT64_MAX, &scan)));
+    return scan;
+}
+
+static status
+whole_life(void *arg)
+{
+    EXPECT(ok(io_dir_make("/store")));
+    open_store(MIB(2));
+    u64 count;
+    EXPECT(ok(lsm_count_exact(lsm, 0, &count)) && count == 0);
+    u8 random_key[LIMIT_KEY_BYTES];
+    size_t random_size;
+    EXPECT(status_is(lsm_random_key(lsm, 0, 7, random_key, &random_size), ST_NOT_FOUND));
+
+    for (u32 i = 0; i < KEYS; i++)
+        write_one(i, size_of(i), 0, false);
+    EXPECT(walk(scan_all(NULL), true) == KEYS);
+    struct lsm_snapshot *snapshot = lsm_snapshot_open(lsm);
+    EXPECT(snapshot != NULL);
+    for (u32 i = 0; i < KEYS; i += 2)
+        write_one(i, 0, 0, true);
+    EXPECT(walk(scan_all(NULL), true) == KEYS / 2);
+    EXPECT(walk(scan_all(snapshot), true) == KEYS);
+    EXPECT(ok(lsm_flush(lsm)));
+    EXPECT(walk(scan_all(NULL), false) == KEYS / 2);
+    EXPECT(walk(scan_all(snapshot), true) == KEYS);
+    EXPECT(ok(lsm_compact(lsm)));
+    EXPECT(walk(scan_all(NULL), true) == KEYS / 2);
+    EXPECT(walk(scan_all(snapshot), true) == KEYS);
+    EXPECT(ok(lsm_count_exact(lsm, 0, &count)) && count == KEYS / 2);
+    EXPECT(ok(lsm_count_exact(lsm, 0, &count)) && count == KEYS / 2); /* known by now */
+    lsm_snapshot_close(snapshot);
+
+    /* TTL: what expires leaves the count without a write. */
+    write_one(0, size_of(0), io_wall_ms() + 5000, false);
+    EXPECT(ok(lsm_count_exact(lsm, 0, &count)) && count == KEYS / 2 + 1);
+    fiber_sleep_ns(6 * NS_PER_S);
+    EXPECT(ok(lsm_count_exact(lsm, 0, &count)) && count == KEYS / 2);
+
+    for (u32 i = 0; i < 20; i++) {
+        EXPECT(ok(lsm_random_key(lsm, 0, io_random(), random_key, &random_size)));
+        struct bytes key = BYTES(random_key, random_size);
+        struct lsm_value value;
+        EXPECT(ok(lsm_get(lsm, NULL, 0, hash_token(key), key, &value)));
+        lsm_value_release(&value);
+    }
+    EXPECT(ok(lsm_close(lsm)));
+    return ST_OK;
+}
+
+static void
+scans_see_what_their_snapshot_saw(void **state)
+{
+    assert_true(ok(sim_run_main(1, 1, whole_life, NULL)));
+}
+
+/* A scan that is slower than writes, flushes and compactions around it. */
+static status
+slow_scan(void *arg)
+{
+    EXPECT(ok(io_dir_make("/store")));
+    open_store(MIB(1));
+    for (u32 i = 0; i < KEYS; i++)
+        write_one(i, size_of(i), 0, false);
+    struct lsm_scan *scan = scan_all(NULL);
+    u32 seen = 0;
+    for (;;) {
+        u64 token;
+        struct bytes key;
+        struct lsm_value value;
+        status st = lsm_scan_next(scan, true, &token, &key, &value);
+        if (status_is(st, ST_END)) break;
+        EXPECT(ok(st));
+        lsm_value_release(&value);
+        seen++;
+        for (u32 i = 0; i < 5; i++) {
+            u32 at = (seen * 7 + i * 11) % KEYS;
+            write_one(at, size_of(at), 0, i == 0);
+        }
+        if (seen % 50 == 0) EXPECT(ok(lsm_flush(lsm)));
+        if (seen % 170 == 0) EXPECT(ok(lsm_compact(lsm)));
+    }
+    lsm_scan_close(scan);
+    EXPECT(seen == KEYS);
+    EXPECT(ok(lsm_close(lsm)));
+    return ST_OK;
+}
+
+static void
+a_slow_scan_loses_its_memtables_but_not_its_place(void **state)
+{
+    for (u64 seed = 1; seed <= 5; seed++)
+        assert_true(ok(sim_run_main(seed, 1, slow_scan, NULL)));
+}
+
+static status
+bounded_scans(void *arg)
+{
+    EXPECT(ok(io_dir_make("/store")));
+    open_store(MIB(2));
+    for (u32 i = 0; i < KEYS; i++)
+        write_one(i, size_of(i), 0, false);
+    EXPECT(ok(lsm_flush(lsm)));
+    /* Inside a tag the order is that of the keys' bytes. */
+    u64 tag = hash_token(BYTES_LITERAL("{tag}"));
+    struct lsm_scan *scan;
+    EXPECT(ok(lsm_scan_open(lsm, NULL, 0, tag, BYTES(NULL, 0), tag, &scan)));
+    EXPECT(walk(scan, true) == KEYS / 5);
+    EXPECT(ok(lsm_scan_open(lsm, NULL, 0, tag, BYTES_LITERAL("{tag}00250"), tag, &scan)));
+    EXPECT(walk(scan, true) == KEYS / 10);
+    EXPECT(ok(lsm_scan_open(lsm, NULL, 0, tag, BYTES_LITERAL("{tag}00251"), tag, &scan)));
+    EXPECT(walk(scan, true) == KEYS / 10 - 1);
+    EXPECT(ok(lsm_scan_open(lsm, NULL, 1, 0, BYTES(NULL, 0), UINT64_MAX, &scan)));
+    EXPECT(walk(scan, true) == 0); /* another keyspace */
+    EXPECT(status_is(lsm_scan_open(lsm, NULL, LIMIT_KEYSPACES, 0, BYTES(NULL, 0), 0, &scan),
+                     ST_INVALID));
+    EXPECT(ok(lsm_close(lsm)));
+    return ST_OK;
+}
+
+static void
+scans_begin_and_end_where_they_are_told(void **state)
+{
+    assert_true(ok(sim_run_main(1, 1, bounded_scans, NULL)));
+}
+
+int
+main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(scans_see_what_their_snapshot_saw),
+        cmocka_unit_test(a_slow_scan_loses_its_memtables_but_not_its_place),
+        cmocka_unit_test(scans_begin_and_end_where_they_are_told),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
