@@ -35,7 +35,7 @@ find_named(struct bytes name)
     const u8 *bar = name.size == 0 ? NULL : memchr(name.data, '|', name.size);
     if (bar == NULL) return command_find(name);
     const struct command *container = command_find(BYTES(name.data, (size_t)(bar - name.data)));
-    if (container == NULL || container->place != PLACE_CONTAINER) return NULL;
+    if (container == NULL) return NULL;
     return command_find_sub(container, BYTES(bar + 1, name.size - (size_t)(bar - name.data) - 1));
 }
 

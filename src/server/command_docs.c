@@ -250,25 +250,12 @@ static const char *const group_names[] = {
     [GROUP_NATIVE] = "native",
 };
 
-/* The rows of a container's subcommands follow it. */
-static u32
-sub_count(const struct command *command)
-{
-    const char *name = command->name;
-    size_t size = strlen(name);
-    u32 count = 0;
-    for (u32 i = command_index(command) + 1; i < command_table_count(); i++, count++)
-        if (strncmp(command_table[i].name, name, size) != 0 || command_table[i].name[size] != '|')
-            break;
-    return count;
-}
-
 void
 command_reply_docs(struct resp_writer *w, const struct command *command)
 {
     struct parse p;
     memset(&p, 0, sizeof(p));
-    u32 subs = sub_count(command);
+    u32 subs = command_sub_count(command);
     bool arguments = command->syntax[0] != '\0';
     u32 root = 0;
     if (arguments) {
@@ -322,7 +309,10 @@ static u32
 categories(const struct command *command, const char **out)
 {
     u32 count = 0;
-    if (command->group == GROUP_GENERIC && !(command->flags & COMMAND_NOSCRIPT))
+    bool all_keys = command->group == GROUP_SERVER && command->place == PLACE_FIBER &&
+                    (command->flags & (COMMAND_READONLY | COMMAND_WRITE)) != 0;
+    if (all_keys || (command->group == GROUP_GENERIC && command->place != PLACE_CONTAINER &&
+                     !(command->flags & COMMAND_NOSCRIPT)))
         out[count++] = "keyspace";
     if (command->flags & COMMAND_READONLY) out[count++] = "read";
     if (command->flags & COMMAND_WRITE) out[count++] = "write";
@@ -444,7 +434,7 @@ command_reply_info(struct resp_writer *w, const struct command *command)
     resp_array(w, spec_count);
     for (u32 i = 0; i < spec_count; i++)
         reply_key_spec(w, command, specs[i], i, spec_count);
-    u32 subs = sub_count(command);
+    u32 subs = command_sub_count(command);
     resp_array(w, subs);
     for (u32 i = 1; i <= subs; i++)
         command_reply_info(w, command + i);

@@ -176,6 +176,18 @@ command_find(struct bytes name)
     return NULL;
 }
 
+u32
+command_sub_count(const struct command *command)
+{
+    size_t size = strlen(command->name);
+    u32 count = 0;
+    for (u32 i = command_index(command) + 1; i < ARRAY_COUNT(command_table); i++, count++)
+        if (strncmp(command_table[i].name, command->name, size) != 0 ||
+            command_table[i].name[size] != '|')
+            break;
+    return count;
+}
+
 const struct command *
 command_find_sub(const struct command *container, struct bytes name)
 {

@@ -85,6 +85,7 @@ const struct command *command_find(struct bytes name);
 const struct command *command_find_sub(const struct command *container, struct bytes name);
 const struct command *command_native(u32 opcode);
 bool command_is_sub(const struct command *command);
+u32 command_sub_count(const struct command *command); /* they follow their container */
 bool command_arity_fits(const struct command *command, u32 arg_count);
 
 /* The keys of a call: for (i = first; i <= last; i += step). last_out < first when there are

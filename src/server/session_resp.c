@@ -300,7 +300,7 @@ look_up(struct resp_writer *w, const struct bytes *args, u32 arg_count)
         refuse_unknown(w, args, arg_count);
         return NULL;
     }
-    if (command->place == PLACE_CONTAINER && arg_count > 1) {
+    if (arg_count > 1 && (command->place == PLACE_CONTAINER || command->handler == cmd_command)) {
         const struct command *sub = command_find_sub(command, args[1]);
         if (sub == NULL) {
             char upper[32];

@@ -1,0 +1,548 @@
+# SPDX-License-Identifier: MIT
+"""Every command side by side with redis-server: the same calls to both, the same replies, RESP2 and
+RESP3. Where we differ on purpose the table says so with OURS(reply): our reply, and Redis' is not
+asked. Times and ids are compared by shape."""
+
+import shutil
+import subprocess
+import time
+
+import pytest
+
+from conftest import ReplyError, Resp, Server, free_port, need
+
+
+class Ours:
+    """A reply that is ours alone."""
+
+    def __init__(self, reply):
+        self.reply = reply
+
+
+def OURS(reply):
+    return Ours(reply)
+
+
+class Shape:
+    """Both must satisfy the check; they need not be equal."""
+
+    def __init__(self, check):
+        self.check = check
+
+
+def near(value, slack=2):
+    return Shape(lambda reply: isinstance(reply, int) and abs(reply - value) <= slack)
+
+
+def a(kind):
+    return Shape(lambda reply: isinstance(reply, kind))
+
+
+BIG = "9223372036854775807"
+# One list is one fresh database and connection: (call..., expectation) or just a call. Transactions
+# and renames use one hash tag, as their keys must have one slot here.
+SCRIPTS = {
+    "get_set": [
+        ("GET", "k"), ("SET", "k", "v"), ("GET", "k"), ("SET", "k", ""), ("GET", "k"),
+        ("SET", "k", b"\x00\xff\r\n"), ("GET", "k"), ("get", "k"), ("GeT", "k"),
+        ("GET",), ("GET", "a", "b"), ("SET", "k"), ("SET",), ("SET", "k", "v", "bad"),
+        ("SET", "k", "v", "EX"), ("SET", "k", "v", "EX", "0"), ("SET", "k", "v", "EX", "-1"),
+        ("SET", "k", "v", "EX", "abc"), ("SET", "k", "v", "EX", "1.5"),
+        ("SET", "k", "v", "PX", "0"), ("SET", "k", "v", "EX", BIG), ("SET", "k", "v", "PX", BIG),
+        ("SET", "k", "v", "EXAT", "0"), ("SET", "k", "v", "PXAT", "-5"),
+        ("SET", "k", "v", "EX", "10", "PX", "10"), ("SET", "k", "v", "NX", "XX"),
+        ("SET", "k", "v", "KEEPTTL", "EX", "10"), ("SET", "k", "v", "EX", "10", "KEEPTTL"),
+        ("SET", "k", "v2", "NX"), ("SET", "k2", "v", "XX"), ("SET", "k2", "v", "NX"),
+        ("SET", "k2", "w", "XX"), ("GET", "k2"), ("SET", "k", "n", "GET"), ("SET", "q", "n", "GET"),
+        ("SET", "k", "n2", "NX", "GET"), ("SET", "r", "n2", "NX", "GET"), ("GET", "r"),
+        ("SET", "z", "n2", "XX", "GET"), ("EXISTS", "z"),
+        ("SET", "t", "1", "EX", "100"), ("TTL", "t"), ("SET", "t", "2", "KEEPTTL"), ("TTL", "t"),
+        ("SET", "t", "3"), ("TTL", "t"), ("SET", "t", "1", "PX", "100000"), ("TTL", "t"),
+        ("SET", "t", "1", "EXAT", "4102444800"), ("EXPIRETIME", "t"),
+        ("SET", "t", "1", "PXAT", "4102444800123"), ("PEXPIRETIME", "t"),
+        ("SET", "t", "1", "EXAT", "1"), ("GET", "t"), ("EXISTS", "t"),
+    ],
+    "setters": [
+        ("SETNX", "k", "1"), ("SETNX", "k", "2"), ("GET", "k"), ("SETNX", "k"),
+        ("SETEX", "k", "100", "v"), ("TTL", "k"), ("SETEX", "k", "0", "v"), ("SETEX", "k", "x", "v"),
+        ("SETEX", "k", "-1", "v"), ("SETEX", "k", "10"), ("PSETEX", "k", "100000", "v"), ("TTL", "k"),
+        ("PSETEX", "k", "0", "v"), ("GETSET", "k", "n"), ("TTL", "k"), ("GETSET", "new", "n"),
+        ("GETDEL", "k"), ("GETDEL", "k"), ("GETDEL",), ("GETEX", "k"), ("SET", "k", "v"),
+        ("GETEX", "k", "EX", "100"), ("TTL", "k"), ("GETEX", "k"), ("TTL", "k"),
+        ("GETEX", "k", "PERSIST"), ("TTL", "k"), ("GETEX", "k", "PXAT", "4102444800123"),
+        ("PEXPIRETIME", "k"), ("GETEX", "k", "EX"), ("GETEX", "k", "EX", "0"),
+        ("GETEX", "k", "EX", "10", "PERSIST"), ("GETEX", "k", "NX"), ("GETEX", "k", "EXAT", "1"),
+        ("GET", "k"), ("GETEX", "nokey", "EX", "10"),
+    ],
+    "several": [
+        ("MSET", "a", "1", "b", "2"), ("MGET", "a", "b", "c"), ("MSET", "a"), ("MSET", "a", "1", "b"),
+        ("MGET",), ("MSET",), ("MSETNX", "{t}1", "1", "{t}2", "2"), ("MSETNX", "{t}2", "x", "{t}3", "3"),
+        ("EXISTS", "{t}3"), ("MSETNX", "a", "1", "b"), ("MGET", "a", "a", "a"),
+        ("MSETNX", "{u}1", "1", "{u}1", "2"), ("GET", "{u}1"), ("MSET", "d", "1", "d", "2"), ("GET", "d"),
+        ("DEL", "a", "b", "c"), ("DEL", "a"), ("DEL",), ("UNLINK", "d", "nokey"), ("EXISTS", "a"),
+        ("SET", "a", "1"), ("EXISTS", "a", "a", "b"), ("TOUCH", "a", "b"), ("EXISTS",), ("TOUCH",),
+        ("SET", "x", "1"), ("DEL", "x", "x"),
+    ],
+    "parts": [
+        ("APPEND", "k", "ab"), ("APPEND", "k", "cd"), ("GET", "k"), ("STRLEN", "k"), ("STRLEN", "no"),
+        ("APPEND", "k"), ("GETRANGE", "k", "0", "1"), ("GETRANGE", "k", "-2", "-1"),
+        ("GETRANGE", "k", "1", "100"), ("GETRANGE", "k", "3", "1"), ("GETRANGE", "k", "-1", "-3"),
+        ("GETRANGE", "k", "-100", "100"), ("GETRANGE", "k", "a", "1"), ("GETRANGE", "no", "0", "-1"),
+        ("GETRANGE", "k", "-100", "-50"), ("GETRANGE", "k", "5", "10"), ("GETRANGE", "k", "0"),
+        ("SETRANGE", "k", "1", "XY"), ("GET", "k"), ("SETRANGE", "k", "6", "Z"), ("GET", "k"),
+        ("SETRANGE", "n", "3", "q"), ("GET", "n"), ("SETRANGE", "n2", "0", ""), ("EXISTS", "n2"),
+        ("SETRANGE", "k", "-1", "x"), ("SETRANGE", "k", "x", "x"), ("SETRANGE", "k", BIG, ""),
+        ("SETRANGE", "k", "1", ""), ("SETRANGE", "k", "536870912", "x"), ("SETRANGE", "k", BIG, "x"),
+        ("SET", "t", "1", "EX", "100"), ("APPEND", "t", "2"), ("TTL", "t"), ("SETRANGE", "t", "0", "9"),
+        ("TTL", "t"),
+    ],
+    "counters": [
+        ("INCR", "n"), ("INCR", "n"), ("DECR", "n"), ("INCRBY", "n", "10"), ("DECRBY", "n", "3"),
+        ("INCRBY", "n", "-5"), ("GET", "n"), ("INCRBY", "n", "x"), ("INCRBY", "n", "1.5"), ("INCR",),
+        ("INCRBY", "n", "9223372036854775808"), ("SET", "n", BIG), ("INCR", "n"), ("DECR", "n"),
+        ("DECRBY", "n", "-9223372036854775808"), ("SET", "n", "-9223372036854775808"), ("DECR", "n"),
+        ("INCR", "n"), ("SET", "s", "abc"), ("INCR", "s"), ("SET", "s", " 1"), ("INCR", "s"),
+        ("SET", "s", "1 "), ("INCR", "s"), ("SET", "s", "01"), ("INCR", "s"), ("SET", "s", "+1"),
+        ("INCR", "s"), ("SET", "s", "-0"), ("INCR", "s"), ("SET", "s", ""), ("INCR", "s"),
+        ("SET", "s", "-1"), ("INCR", "s"), ("SET", "t", "1", "EX", "100"), ("INCR", "t"), ("TTL", "t"),
+        ("INCRBYFLOAT", "f", "1.5"), ("INCRBYFLOAT", "f", "0.1"), ("INCRBYFLOAT", "f", "-1.6"),
+        ("INCRBYFLOAT", "f", "3.0e3"), ("GET", "f"), ("INCRBYFLOAT", "f", "x"), ("INCRBYFLOAT", "f", " 1"),
+        ("INCRBYFLOAT", "f", "inf"), ("INCRBYFLOAT", "f", "nan"), ("SET", "f", "5.0e3"),
+        ("INCRBYFLOAT", "f", "2.0e2"), ("SET", "f", "10.50"), ("INCRBYFLOAT", "f", "0.1"),
+        ("INCRBYFLOAT", "f", "1e5000"), ("SET", "f", "abc"), ("INCRBYFLOAT", "f", "1"),
+        ("SET", "f", "3"), ("INCRBYFLOAT", "f", "1.1"), ("INCRBYFLOAT", "f", "-4.1"),
+        ("INCRBYFLOAT", "g", "0.00000000000000001"), ("INCRBYFLOAT", "h", "100000000000000000000"),
+    ],
+    "keys": [
+        ("TYPE", "k"), ("SET", "k", "1"), ("TYPE", "k"), ("TYPE",),
+        ("RENAME", "{t}x", "{t}y"), ("SET", "{t}x", "1", "EX", "100"), ("RENAME", "{t}x", "{t}y"),
+        ("TTL", "{t}y"), ("EXISTS", "{t}x"), ("RENAME", "{t}y", "{t}y"), ("SET", "{t}z", "2"),
+        ("RENAMENX", "{t}y", "{t}z"), ("RENAMENX", "{t}y", "{t}w"), ("RENAMENX", "{t}no", "{t}w"),
+        ("RENAMENX", "{t}w", "{t}w"), ("GET", "{t}w"), ("RENAME", "a"), ("COPY", "{t}w", "{t}c"),
+        ("TTL", "{t}c"), ("COPY", "{t}w", "{t}c"), ("COPY", "{t}w", "{t}c", "REPLACE"),
+        ("COPY", "{t}no", "{t}c"), ("COPY", "{t}w", "{t}w"), ("COPY", "{t}w", "{t}w", "DB", "1"),
+        ("COPY", "{t}w", "{t}d", "DB", "16"), ("COPY", "{t}w", "{t}d", "DB", "x"),
+        ("COPY", "{t}w", "{t}d", "bad"), ("COPY", "{t}w"), ("SELECT", "1"), ("GET", "{t}w"),
+        ("DBSIZE",), ("FLUSHDB",), ("DBSIZE",), ("SELECT", "0"), ("EXISTS", "{t}w"),
+        ("OBJECT", "ENCODING", "no"), ("SET", "i", "123"), ("OBJECT", "ENCODING", "i"),
+        ("SET", "i", "a" * 44), ("OBJECT", "ENCODING", "i"), ("SET", "i", "a" * 45),
+        ("OBJECT", "ENCODING", "i"), ("OBJECT", "REFCOUNT", "i"), ("OBJECT", "IDLETIME", "i"),
+        ("OBJECT", "FREQ", "i"), ("OBJECT", "FREQ", "no"), ("OBJECT", "ENCODING"), ("OBJECT", "BAD", "i"),
+        ("OBJECT",), ("MEMORY", "USAGE", "no"), ("MEMORY", "USAGE", "i", a(int)), ("MEMORY", "USAGE"),
+        ("MEMORY", "USAGE", "i", "SAMPLES", "x"), ("MEMORY", "USAGE", "i", "BAD", "1"), ("MEMORY", "BAD"),
+    ],
+    "expiry": [
+        ("EXPIRE", "no", "10"), ("SET", "k", "1"), ("EXPIRE", "k", "100"), ("TTL", "k"),
+        ("PTTL", "k", near(100000, 2000)), ("EXPIRE", "k", "abc"), ("EXPIRE", "k"), ("EXPIRE", "k", BIG),
+        ("PEXPIRE", "k", BIG), ("EXPIRE", "k", "-" + BIG), ("PEXPIRE", "k", "200000"), ("TTL", "k"),
+        ("EXPIREAT", "k", "4102444800"), ("EXPIRETIME", "k"), ("PEXPIRETIME", "k"),
+        ("PEXPIREAT", "k", "4102444800999"), ("PEXPIRETIME", "k"), ("EXPIRETIME", "k"),
+        ("PERSIST", "k"), ("PERSIST", "k"), ("PERSIST", "no"), ("TTL", "k"), ("TTL", "no"),
+        ("PTTL", "k"), ("PTTL", "no"), ("EXPIRETIME", "k"), ("PEXPIRETIME", "no"),
+        ("EXPIRE", "k", "100", "XX"), ("EXPIRE", "k", "100", "GT"), ("EXPIRE", "k", "100", "LT"),
+        ("EXPIRE", "k", "200", "NX"), ("EXPIRE", "k", "50", "GT"), ("EXPIRE", "k", "200", "GT"),
+        ("TTL", "k"), ("EXPIRE", "k", "300", "LT"), ("EXPIRE", "k", "150", "LT"), ("TTL", "k"),
+        ("EXPIRE", "k", "100", "XX", "GT"), ("EXPIRE", "k", "100", "NX", "XX"),
+        ("EXPIRE", "k", "100", "NX", "GT"), ("EXPIRE", "k", "100", "GT", "LT"),
+        ("EXPIRE", "k", "100", "BAD"), ("EXPIRE", "k", "x", "BAD"), ("EXPIRE", "k", "0"), ("EXISTS", "k"),
+        ("SET", "k", "1"), ("EXPIRE", "k", "-1"), ("EXISTS", "k"), ("SET", "k", "1"),
+        ("EXPIREAT", "k", "1"), ("GET", "k"), ("SET", "k", "1"), ("PEXPIREAT", "k", "-1"), ("GET", "k"),
+        ("SET", "k", "1"), ("EXPIRE", "k", "0", "GT"), ("EXISTS", "k"),
+    ],
+    "spaces": [
+        ("SELECT", "1"), ("SET", "k", "1"), ("SELECT", "0"), ("GET", "k"), ("SELECT", "16"),
+        ("SELECT", "-1"), ("SELECT", "x"), ("SELECT",), ("DBSIZE",), ("RANDOMKEY",), ("SET", "only", "1"),
+        ("RANDOMKEY",), ("KEYS", "*"), ("KEYS", "o?ly"), ("KEYS", "[n-p]nly"), ("KEYS", "x*"), ("KEYS",),
+        ("SCAN", "0"), ("SCAN", "0", "MATCH", "x*"), ("SCAN", "0", "COUNT", "100"),
+        ("SCAN", "0", "COUNT", "0"), ("SCAN", "0", "COUNT", "x"), ("SCAN", "x"), ("SCAN", "0", "BAD"),
+        ("SCAN", "0", "TYPE", "string"), ("SCAN", "0", "TYPE", "hash"), ("SCAN",), ("SCAN", "0", "MATCH"),
+        ("FLUSHALL",), ("DBSIZE",), ("FLUSHDB", "ASYNC"), ("FLUSHALL", "SYNC"), ("FLUSHDB", "BAD"),
+        ("FLUSHALL", "SYNC", "ASYNC"), ("RANDOMKEY",), ("KEYS", "*"),
+    ],
+    "multi": [
+        ("MULTI",), ("SET", "{t}a", "1"), ("INCR", "{t}a"), ("GET", "{t}a"), ("EXEC",), ("EXEC",),
+        ("DISCARD",), ("MULTI",), ("MULTI",), ("DISCARD",), ("MULTI",), ("EXEC",), ("MULTI",),
+        ("BADCMD", "x"), ("GET", "{t}a"), ("EXEC",), ("MULTI",), ("GET",), ("EXEC",), ("MULTI",),
+        ("SET", "{t}s", "abc"), ("INCR", "{t}s"), ("GET", "{t}s"), ("EXEC",), ("MULTI",), ("PING",),
+        ("SET", "{t}a", "7"), ("ECHO", "x"), ("GET", "{t}a"), ("EXEC",), ("MULTI",), ("SELECT", "1"),
+        ("SET", "{t}one", "1"), ("SELECT", "0"), ("GET", "{t}one"), ("EXEC",), ("GET", "{t}one"),
+        ("SELECT", "1"), ("GET", "{t}one"), ("SELECT", "0"), ("MULTI",), ("DISCARD", "x"), ("EXEC",),
+        ("WATCH", "{t}a"), ("MULTI",), ("SET", "{t}a", "8"), ("EXEC",), ("WATCH", "{t}a"),
+        ("SET", "{t}a", "9"), ("MULTI",), ("SET", "{t}a", "10"), ("EXEC",), ("GET", "{t}a"),
+        ("WATCH", "{t}new"), ("SET", "{t}new", "1"), ("DEL", "{t}new"), ("MULTI",), ("PING",), ("EXEC",),
+        ("WATCH", "{t}never"), ("MULTI",), ("SET", "{t}never", "1"), ("EXEC",), ("WATCH", "{t}a"),
+        ("SET", "{t}a", "1"), ("UNWATCH",), ("MULTI",), ("GET", "{t}a"), ("EXEC",), ("WATCH",),
+        ("MULTI",), ("WATCH", "{t}a"), ("DISCARD",), ("MULTI",), ("UNWATCH",), ("EXEC",),
+        ("WATCH", "{t}a"), ("EXPIRE", "{t}a", "100"), ("MULTI",), ("EXEC",), ("WATCH", "{t}a"),
+        ("MULTI",), ("SET", "{t}l1", "1"), ("SET", "{t}l2", "2"), ("MGET", "{t}l1", "{t}l2", "{t}l3"),
+        ("DEL", "{t}l1", "{t}l2"), ("EXISTS", "{t}l1"), ("EXEC",), ("WATCH", "{t}a"), ("DISCARD",),
+        ("MULTI",), ("EXEC", "x"), ("EXEC",),
+    ],
+    "connection": [
+        ("PING",), ("PING", "hi"), ("PING", "a", "b"), ("ECHO", "x"), ("ECHO",), ("ECHO", "a", "b"),
+        ("CLIENT", "GETNAME"), ("CLIENT", "SETNAME", "me"), ("CLIENT", "GETNAME"),
+        ("CLIENT", "SETNAME", "a b"), ("CLIENT", "SETNAME", "a\nb"), ("CLIENT", "SETNAME", ""),
+        ("CLIENT", "GETNAME"), ("CLIENT", "ID", a(int)), ("CLIENT", "NO-EVICT", "ON"),
+        ("CLIENT", "NO-EVICT", "OFF"), ("CLIENT", "NO-EVICT", "x"), ("CLIENT", "BAD"), ("CLIENT",),
+        ("CLIENT", "INFO", "x"), ("CLIENT", "KILL", "1.2.3.4:5"), ("CLIENT", "KILL", "ID", "999999"),
+        ("CLIENT", "KILL", "ID", "x"), ("CLIENT", "KILL", "BAD", "x"), ("CLIENT", "KILL", "TYPE", "bad"),
+        ("CLIENT", "KILL", "TYPE", "pubsub"), ("CLIENT", "KILL", "SKIPME", "maybe"),
+        ("CLIENT", "KILL"), ("CLIENT", "LIST", "TYPE", "bad"), ("CLIENT", "LIST", "TYPE", "pubsub"),
+        ("CLIENT", "LIST", "ID", "x"), ("CLIENT", "LIST", "BAD"), ("CLIENT", "REPLY", "ON"),
+        ("CLIENT", "REPLY", "x"), ("CLIENT", "SETINFO", "lib-name", "redis-py", OURS("OK")),
+        ("CLIENT", "SETINFO", "lib-ver", "1.2", OURS("OK")),
+        ("CLIENT", "SETINFO", "bad", "x", OURS(ReplyError("ERR Unrecognized option 'bad'"))),
+        ("CLIENT", "SETINFO", "lib-name", "a b",
+         OURS(ReplyError("ERR lib-name cannot contain spaces, newlines or special characters."))),
+        ("CLIENT", "MAINT_NOTIFICATIONS", "ON"), ("AUTH", "x"), ("AUTH", "default", "x"),
+        ("AUTH", "nobody", "x"), ("AUTH", "a", "b", "c"), ("AUTH",), ("ACL", "WHOAMI"), ("ACL", "BAD"),
+        ("HELLO", "x"), ("HELLO", "4"), ("HELLO", "1"), ("HELLO", "2", "BAD"),
+        ("HELLO", "2", "SETNAME", "a b"), ("HELLO", "2", "AUTH", "x"), ("RESET",), ("RESET", "x"),
+        ("HELLO", "2", "AUTH", "nobody", "x"), ("BAD",), ("BAD", "a", "b"), ("bad cmd", "a b"),
+        ("BAD", "x" * 200, "y"), ("BAD", "a\r\nb"), ("", ), ("HGET", "a", "b", OURS(ReplyError(
+            "ERR unknown command 'HGET', with args beginning with: 'a' 'b' "))),
+        ("CONFIG", "BAD"), ("CONFIG",), ("CONFIG", "GET"), ("CONFIG", "GET", "nosuchoption"),
+        ("CONFIG", "SET", "nosuchoption", "1"), ("CONFIG", "SET", "maxclients"),
+        ("CONFIG", "SET", "slowlog-max-len", "64"), ("CONFIG", "GET", "slowlog-max-len"),
+        ("CONFIG", "GET", "databases"), ("CONFIG", "RESETSTAT"), ("CONFIG", "RESETSTAT", "x"),
+        ("TIME", a(list)), ("ROLE",), ("WAIT", "0", "0"), ("WAIT", "x", "0"), ("WAIT", "0", "x"),
+        ("WAIT", "0", "-1"), ("WAIT",), ("SLOWLOG", "RESET"), ("SLOWLOG", "LEN"), ("SLOWLOG", "GET"),
+        ("SLOWLOG", "GET", "-2"), ("SLOWLOG", "GET", "x"), ("SLOWLOG", "BAD"), ("LATENCY", "LATEST"),
+        ("LATENCY", "HISTORY", "command"), ("LATENCY", "RESET"), ("LATENCY", "RESET", "command"),
+        ("LATENCY", "BAD"), ("LATENCY", "HISTORY"), ("COMMAND", "COUNT", a(int)),
+        ("COMMAND", "BAD"), ("COMMAND", "INFO", "nosuch"), ("COMMAND", "DOCS", "nosuch"),
+        ("COMMAND", "GETKEYS", "GET", "k"), ("COMMAND", "GETKEYS", "MSET", "a", "1", "b", "2"),
+        ("COMMAND", "GETKEYS", "PING"), ("COMMAND", "GETKEYS", "NOSUCH", "x"),
+        ("COMMAND", "GETKEYS", "GET"), ("COMMAND", "LIST", "FILTERBY", "PATTERN", "xyz*"),
+        ("COMMAND", "LIST", "FILTERBY", "BAD", "x"), ("CLUSTER", "KEYSLOT", "foo", OURS(12182)),
+        ("CLUSTER", "BAD"), ("SHUTDOWN", "BAD"), ("SHUTDOWN", "ABORT"), ("DISCARD",), ("EXEC",),
+    ],
+}
+# What COMMAND INFO must say exactly as Redis does.
+INFO_OF = """get set mget mset msetnx setnx setex psetex getset getdel getex append strlen getrange
+setrange incr decr incrby decrby incrbyfloat del unlink exists type touch rename renamenx copy expire
+pexpire expireat pexpireat ttl pttl expiretime pexpiretime persist multi exec discard watch unwatch
+ping echo select auth quit reset time""".split()
+
+
+@pytest.fixture(scope="module")
+def redis_port(tmp_path_factory):
+    need("redis-server")
+    port = free_port()
+    process = subprocess.Popen(
+        ["redis-server", "--port", str(port), "--save", "", "--dir",
+         str(tmp_path_factory.mktemp("redis")), "--bind", "127.0.0.1"],
+        stdout=subprocess.DEVNULL,
+    )
+    for _ in range(200):
+        try:
+            with Resp(port) as connection:
+                connection.call("PING")
+                break
+        except OSError:
+            time.sleep(0.02)
+    yield port
+    process.terminate()
+    process.wait()
+
+
+@pytest.fixture(scope="module", params=["1 core", "2 cores"])
+def our_port(request, tmp_path_factory):
+    log_dir = tmp_path_factory.mktemp("distkv")
+    server = Server(":memory:", log_dir, cores="0" if request.param == "1 core" else "0,1")
+    yield server.port
+    assert server.stop() == 0, server.log()
+
+
+def text_of(reply):
+    """Replies comparable by ==, and readable in a failure."""
+    if isinstance(reply, ReplyError):
+        return f"-{reply}"
+    if isinstance(reply, list):
+        return [text_of(item) for item in reply]
+    if isinstance(reply, dict):
+        return {key: text_of(item) for key, item in reply.items()}
+    return reply
+
+
+def ask(connection, words):
+    connection.send(*words)
+    return connection.read()
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("protocol", [2, 3])
+@pytest.mark.parametrize("name", sorted(SCRIPTS))
+def test_replies_are_those_of_redis(our_port, redis_port, name, protocol):
+    differences = []
+    with Resp(our_port) as ours, Resp(redis_port) as redis:
+        for connection in (ours, redis):
+            connection.call("HELLO", str(protocol))
+            connection.call("FLUSHALL")
+        for step in SCRIPTS[name]:
+            words, expected = step, None
+            if isinstance(step[-1], (Ours, Shape)):
+                words, expected = step[:-1], step[-1]
+            mine = ask(ours, words)
+            if isinstance(expected, Ours):
+                if text_of(mine) != text_of(expected.reply):
+                    differences.append((words, text_of(mine), text_of(expected.reply)))
+                continue
+            theirs = ask(redis, words)
+            if isinstance(expected, Shape):
+                if not (expected.check(mine) and expected.check(theirs)):
+                    differences.append((words, text_of(mine), text_of(theirs)))
+            elif text_of(mine) != text_of(theirs):
+                differences.append((words, text_of(mine), text_of(theirs)))
+    assert not differences, "\n".join(f"{w}\n  ours   {m!r}\n  redis  {t!r}" for w, m, t in differences)
+
+
+def normal(info):
+    return info[:2] + [sorted(info[2])] + info[3:6] + [sorted(info[6])] + info[7:9]
+
+
+def test_command_info_is_that_of_redis(our_port, redis_port):
+    with Resp(our_port) as ours, Resp(redis_port) as redis:
+        for name in INFO_OF:
+            mine = ours.call("COMMAND", "INFO", name)[0]
+            theirs = redis.call("COMMAND", "INFO", name)[0]
+            assert normal(mine) == normal(theirs), name
+
+
+def test_command_docs_name_the_arguments_that_redis_names(our_port, redis_port):
+    with Resp(our_port) as ours, Resp(redis_port) as redis:
+        for connection in (ours, redis):
+            connection.call("HELLO", "3")
+        for name in ["get", "set", "mset", "getex", "expire", "copy", "scan"]:
+            mine = ours.call("COMMAND", "DOCS", name)[name.encode()]
+            theirs = redis.call("COMMAND", "DOCS", name)[name.encode()]
+            assert len(mine[b"arguments"]) == len(theirs[b"arguments"]), name
+            for one, other in zip(mine[b"arguments"], theirs[b"arguments"]):
+                assert one[b"type"] == other[b"type"], (name, one, other)
+                assert sorted(one.get(b"flags", [])) == sorted(other.get(b"flags", [])), (name, one)
+            assert mine[b"group"] == theirs[b"group"] and mine[b"since"] == theirs[b"since"]
+        everything = ours.call("COMMAND", "DOCS")
+        assert len(everything) == ours.call("COMMAND", "COUNT")
+
+
+def test_hello_has_the_seven_fields(our_port):
+    with Resp(our_port) as ours:
+        flat = ours.call("HELLO", "2")
+        assert dict(zip(flat[::2], flat[1::2])).keys() == {
+            b"server", b"version", b"proto", b"id", b"mode", b"role", b"modules"}
+        hello = ours.call("HELLO", "3", "SETNAME", "me")
+        assert (hello[b"server"], hello[b"version"], hello[b"proto"]) == (b"redis", b"7.2.4", 3)
+        assert (hello[b"mode"], hello[b"role"], hello[b"modules"]) == (b"standalone", b"master", [])
+        assert ours.call("CLIENT", "GETNAME") == b"me"
+        assert ours.call("GET", "nothing-here") is None
+
+
+def test_info_has_the_fields_that_clients_look_for(our_port):
+    with Resp(our_port) as ours:
+        ours.call("SET", "k", "1")
+        text = ours.call("INFO").decode()
+        for field in ["redis_version:7.2.4", "redis_mode:standalone", "loading:0", "role:master",
+                      "master_repl_offset:", "connected_clients:", "cluster_enabled:0",
+                      "used_memory:", "total_commands_processed:", "distkv_version:", "maxmemory:"]:
+            assert field in text, field
+        assert "cmdstat_set:" in ours.call("INFO", "commandstats").decode()
+        assert ours.call("INFO", "server").decode().startswith("# Server\r\n")
+        assert "# CPU" not in ours.call("INFO", "server", "clients").decode()
+
+
+def test_keys_and_values_at_their_limits(our_port):
+    with Resp(our_port) as ours:
+        key, value = b"k" * 1024, b"v" * (1 << 20)
+        assert ours.call("SET", key, value) == "OK"
+        assert ours.call("GET", key) == value
+        assert ours.call("STRLEN", key) == 1 << 20
+        reply = ask(ours, ["SET", b"k" * 1025, "v"])
+        assert str(reply) == "ERR key is too large: 1025 bytes, a key has 1 to 1024 bytes"
+        assert str(ask(ours, ["GET", ""])) == "ERR key is empty: a key has 1 to 1024 bytes"
+        reply = ask(ours, ["SET", "k", value + b"v"])
+        assert str(reply) == "ERR value is too large: 1048577 bytes, a value has at most 1048576 bytes"
+        reply = ask(ours, ["APPEND", key, "v"])
+        assert str(reply) == "ERR string exceeds maximum allowed size (proto-max-bulk-len)"
+        assert ours.call("DEL", key) == 1
+
+
+def test_keys_of_several_slots(our_port):
+    crossed = "CROSSSLOT Keys in request don't hash to the same slot"
+    with Resp(our_port) as ours:
+        ours.call("FLUSHALL")
+        for words in (["RENAME", "a", "b"], ["COPY", "a", "b"], ["MSETNX", "a", "1", "b", "2"],
+                      ["WATCH", "a", "b"]):
+            assert str(ask(ours, words)) == crossed, words
+        many = [f"key{i}" for i in range(500)]
+        assert ours.call("MSET", *[word for key in many for word in (key, "v" + key)]) == "OK"
+        assert ours.call("MGET", *many, "none") == [("v" + key).encode() for key in many] + [None]
+        assert ours.call("EXISTS", *many, "none") == 500
+        assert ours.call("DBSIZE") == 500
+        assert sorted(ours.call("KEYS", "*")) == sorted(key.encode() for key in many)
+        assert ours.call("DEL", *many[:100], "none") == 100
+        ours.call("MULTI")
+        assert ours.call("SET", "a", "1") == "QUEUED"
+        assert str(ask(ours, ["SET", "b", "1"])) == crossed
+        assert str(ask(ours, ["EXEC"])).startswith("EXECABORT")
+        ours.call("MULTI")
+        assert "not allowed inside a transaction" in str(ask(ours, ["FLUSHALL"]))
+        ours.call("DISCARD")
+
+
+def scan_all(connection, *words):
+    cursor, found, calls = "0", [], 0
+    while True:
+        cursor, keys = connection.call("SCAN", cursor, *words)
+        found += keys
+        calls += 1
+        if cursor == b"0":
+            return found, calls
+
+
+def test_scan_returns_every_key(our_port):
+    with Resp(our_port) as ours:
+        ours.call("FLUSHALL")
+        for start in range(0, 3000, 500):
+            ours.call("MSET", *[w for i in range(start, start + 500) for w in (f"key:{i}", "v")])
+        found, calls = scan_all(ours, "COUNT", "100")
+        assert sorted(found) == sorted(b"key:%d" % i for i in range(3000))
+        assert 25 <= calls <= 40
+        found, _ = scan_all(ours, "MATCH", "key:1?", "COUNT", "1000")
+        assert sorted(found) == sorted(b"key:%d" % i for i in range(10, 20))
+        # a tag longer than any call: the shard keeps the place
+        for start in range(0, 5000, 500):
+            ours.call("MSET", *[w for i in range(start, start + 500) for w in (f"{{t}}{i}", "v")])
+        found, calls = scan_all(ours, "MATCH", "{t}*")
+        assert sorted(found) == sorted(b"{t}%d" % i for i in range(5000))
+        assert calls > 3
+
+
+def test_pipelines_keep_the_order_of_their_replies(our_port):
+    with Resp(our_port) as ours:
+        ours.call("FLUSHALL")
+        calls, expected = [], []
+        for i in range(2000):
+            calls += [("SET", f"p{i}", str(i)), ("INCR", f"p{i}"), ("GET", f"p{i}"), ("PING", str(i))]
+            expected += ["OK", i + 1, str(i + 1).encode(), str(i).encode()]
+        ours.send_raw(b"".join(Resp.encode(*words) for words in calls))
+        assert [ours.read() for _ in calls] == expected
+
+
+def test_inline_commands(our_port, redis_port):
+    for port in (our_port, redis_port):
+        with Resp(port) as connection:
+            connection.send_raw(b'PING\r\nSET inl "a b\\x41"\r\nGET inl\r\n\r\nGET \'inl\'\nQUIT\r\n')
+            assert [connection.read() for _ in range(5)] == ["PONG", "OK", b"a bA", b"a bA", "OK"]
+            assert connection.closed_by_server()
+    for line in (b'SET a "unbalanced\r\n', b"*-x\r\n", b"*1\r\n+OK\r\n", b"*1\r\n$-5\r\n",
+                 b"*1048577\r\n", b"*1\r\n$999999999999\r\n"):
+        replies = []
+        for port in (our_port, redis_port):
+            with Resp(port) as connection:
+                connection.send_raw(line)
+                replies.append(text_of(connection.read()))
+                assert connection.closed_by_server()
+        assert replies[0] == replies[1], line
+
+
+def test_client_reply_off_and_skip(our_port):
+    with Resp(our_port) as ours:
+        ours.send("CLIENT", "REPLY", "SKIP")
+        ours.send("SET", "a", "1")
+        assert ours.call("GET", "a") == b"1"
+        ours.send("CLIENT", "REPLY", "OFF")
+        ours.send("SET", "a", "2")
+        ours.send("GET", "a")
+        assert ours.call("CLIENT", "REPLY", "ON") == "OK"
+        assert ours.call("GET", "a") == b"2"
+
+
+def test_client_list_and_kill(our_port):
+    with Resp(our_port) as one, Resp(our_port) as two:
+        two.call("CLIENT", "SETNAME", "victim")
+        number = two.call("CLIENT", "ID")
+        lines = one.call("CLIENT", "LIST").decode().splitlines()
+        assert any(f"id={number} " in line and "name=victim" in line for line in lines)
+        assert one.call("CLIENT", "LIST", "ID", str(number)).decode().count("\n") == 1
+        assert "name= " in one.call("CLIENT", "INFO").decode()
+        assert one.call("CLIENT", "KILL", "ID", str(number)) == 1
+        assert two.closed_by_server()
+        assert one.call("PING") == "PONG"
+        assert one.call("CLIENT", "KILL", "SKIPME", "no", "ID", str(one.call("CLIENT", "ID"))) == 1
+        assert one.closed_by_server()
+
+
+def test_monitor_shows_commands_of_all_connections(our_port):
+    with Resp(our_port) as watcher, Resp(our_port) as one:
+        assert watcher.call("MONITOR") == "OK"
+        for i in range(20):
+            one.call("SET", f"m{i}", 'a"b\x01')
+        lines = [watcher.read() for _ in range(20)]
+        for i, line in enumerate(sorted(lines, key=lambda text: int(text.split('"m')[1].split('"')[0]))):
+            assert line.endswith(f'"SET" "m{i}" "a\\"b\\x01"') and "[0 127.0.0.1:" in line
+
+
+def test_slowlog_keeps_slow_commands(our_port):
+    with Resp(our_port) as ours:
+        ours.call("CONFIG", "SET", "slowlog-log-slower-than", "0")
+        ours.call("SLOWLOG", "RESET")
+        ours.call("SET", "slow", "x" * 300)
+        ours.call("CONFIG", "SET", "slowlog-log-slower-than", "10000")
+        assert ours.call("SLOWLOG", "LEN") >= 1
+        entries = ours.call("SLOWLOG", "GET", "100")
+        words = [entry[3] for entry in entries if entry[3][0] == b"SET"][0]
+        assert words[2] == b"x" * 128 + b"... (172 more bytes)"
+        assert all(len(entry) == 6 for entry in entries)
+        ours.call("SLOWLOG", "RESET")
+
+
+def test_watch_across_connections(our_port):
+    with Resp(our_port) as one, Resp(our_port) as two:
+        for key in ("w1", "w2", "w3", "w4"):
+            one.call("SET", key, "1")
+            one.call("WATCH", key)
+            two.call("SET", key, "1")
+            one.call("MULTI")
+            one.call("GET", key)
+            assert one.call("EXEC") is None
+            one.call("WATCH", key)
+            two.call("GET", key)
+            one.call("MULTI")
+            one.call("INCR", key)
+            assert one.call("EXEC") == [2]
+        one.call("SET", "w5", "1", "PX", "30")
+        one.call("WATCH", "w5")
+        time.sleep(0.06)
+        one.call("MULTI")
+        one.call("PING")
+        assert one.call("EXEC") is None
+
+
+def test_counters_lose_nothing_under_concurrency(our_port):
+    connections = [Resp(our_port) for _ in range(8)]
+    connections[0].call("DEL", "count")
+    for connection in connections:
+        connection.send_raw(Resp.encode("INCR", "count") * 500)
+    for connection in connections:
+        for _ in range(500):
+            connection.read()
+    assert connections[0].call("GET", "count") == b"4000"
+    for connection in connections:
+        connection.close()
+
+
+def test_redis_benchmark_runs_its_string_tests(our_port):
+    need("redis-benchmark")
+    for pipeline in ("1", "16"):
+        run = subprocess.run(
+            ["redis-benchmark", "-p", str(our_port), "-t", "ping,set,get,incr,mset", "-n", "2000", "-P",
+             pipeline, "--csv"], capture_output=True, text=True, timeout=120, check=False)
+        assert run.returncode == 0 and run.stdout.count("\n") == 7, run.stdout + run.stderr
+
+
+def test_redis_cli_reads_the_documentation(our_port):
+    need("redis-cli")
+    assert shutil.which("redis-cli")
+    run = subprocess.run(["redis-cli", "-p", str(our_port)], input="help set\nset a 1\nget a\n",
+                         capture_output=True, text=True, timeout=60, check=False)
+    assert run.returncode == 0 and '1' in run.stdout, run.stdout + run.stderr
