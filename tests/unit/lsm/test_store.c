@@ -1,0 +1,420 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * test_store.c -- the data directory: making it, refusing what is not ours, and changing the number
+ * of stores with a power cut at every request. The content is a few hundred keys that must all be
+ * found, each in the store that owns its token, after any history.
+ */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+
+#include <cmocka.h>
+
+#include "base/hash.h"
+#include "base/prng.h"
+#include "io/file.h"
+#include "io/io.h"
+#include "io/sim.h"
+#include "lsm/levels.h"
+#include "lsm/store.h"
+
+#define DIR  "/data/db"
+#define KEYS 200u
+
+struct job {
+    u32 shards;
+    const char *node_id;
+    bool write, check, range;
+    u32 round;         /* part of the values */
+    u32 written_round; /* acknowledged */
+    status result;
+    char error[256];
+    struct store_layout layout;
+};
+
+static struct job job;
+
+static void
+options_make(struct lsm_options *options)
+{
+    lsm_options_default(options);
+    options->memory_bytes = MIB(24);
+    options->memtable_bytes = KIB(256);
+    options->log_segment_bytes = KIB(256);
+    options->disk_reserve_bytes = 0;
+    options->scrub_bytes_per_s = 0;
+}
+
+static u32
+key_make(u32 i, char *out)
+{
+    return (u32)sprintf(out, "key-%u", i);
+}
+
+static u32
+value_make(u32 i, u32 round, u8 *out)
+{
+    u32 size = i % 10 == 0 ? 6000 : 40;
+    for (u32 j = 0; j < size; j++)
+        out[j] = (u8)(i + round * 31 + j);
+    return size;
+}
+
+static status
+write_keys(struct job *j, u32 shard, struct lsm *lsm)
+{
+    static u8 value[8192];
+    struct lsm_batch batch;
+    lsm_batch_init(&batch, io_budget());
+    status st = ST_OK;
+    u64 seq = 0;
+    for (u32 i = 0; i < KEYS && ok(st); i++) {
+        char key[32];
+        struct bytes name = BYTES(key, key_make(i, key));
+        u64 token = hash_token(name);
+        if (token < j->layout.shards[shard].token_first ||
+            token > j->layout.shards[shard].token_last)
+            continue;
+        lsm_batch_clear(&batch);
+        CHECK(
+            lsm_batch_put(&batch, 0, token, name, BYTES(value, value_make(i, j->round, value)), 0));
+        st = lsm_write(lsm, &batch, &seq);
+        if (ok(st) && i % 40 == 39) st = lsm_flush(lsm);
+    }
+    if (ok(st)) st = lsm_wait_durable(lsm, seq);
+    lsm_batch_deinit(&batch);
+    return st;
+}
+
+static status
+check_keys(struct job *j, u32 shard, struct lsm *lsm, u32 *found)
+{
+    static u8 value[8192];
+    for (u32 i = 0; i < KEYS; i++) {
+        char key[32];
+        struct bytes name = BYTES(key, key_make(i, key));
+        u64 token = hash_token(name);
+        if (token < j->layout.shards[shard].token_first ||
+            token > j->layout.shards[shard].token_last)
+            continue;
+        struct lsm_value got;
+        status st = lsm_get(lsm, NULL, 0, token, name, &got);
+        if (status_is(st, ST_IO_ERROR) || status_is(st, ST_CANCELED)) return st;
+        CHECK(ok(st));
+        (*found)++;
+        bool same = false;
+        for (u32 round = j->written_round; round <= j->round; round++)
+            same = same || bytes_equal(got.value, BYTES(value, value_make(i, round, value)));
+        CHECK(same);
+        lsm_value_release(&got);
+    }
+    u64 count = 0;
+    status st = lsm_count_exact(lsm, 0, &count);
+    CHECK(ok(st));
+    return ST_OK;
+}
+
+static status
+body(void *arg)
+{
+    struct job *j = arg;
+    struct lsm_options options;
+    options_make(&options);
+    j->result =
+        store_prepare(DIR, j->node_id, j->shards, &options, &j->layout, j->error, sizeof(j->error));
+    if (!ok(j->result)) return ST_OK;
+    CHECK(j->layout.shard_count == j->shards);
+    CHECK(j->layout.shards[0].token_first == 0);
+    CHECK(j->layout.shards[j->shards - 1].token_last == UINT64_MAX);
+    u32 found = 0;
+    status st = ST_OK;
+    for (u32 i = 0; i < j->shards && ok(st); i++) {
+        struct lsm_place place = {.dir = j->layout.shards[i].dir,
+                                  .token_first = j->layout.shards[i].token_first,
+                                  .token_last = j->layout.shards[i].token_last};
+        struct lsm *lsm;
+        st = lsm_open(&place, &options, &lsm);
+        if (!ok(st)) break;
+        if (j->check && j->written_round > 0) st = check_keys(j, i, lsm, &found);
+        if (ok(st) && j->write) st = write_keys(j, i, lsm);
+        status closed = lsm_close(lsm);
+        if (ok(st)) st = closed;
+    }
+    if (ok(st) && j->check && j->written_round > 0) CHECK(found == KEYS);
+    if (ok(st) && j->write) j->written_round = j->round;
+    store_release(DIR);
+    return st;
+}
+
+static status
+run(struct sim *sim, u32 shards, bool write)
+{
+    job.shards = shards;
+    job.write = write;
+    job.check = true;
+    if (write) job.round++;
+    return sim_run(sim, 1, body, &job);
+}
+
+static struct sim *
+sim_make(u64 seed)
+{
+    struct sim_options options;
+    sim_options_default(&options, seed);
+    memset(&job, 0, sizeof(job));
+    return sim_new(&options);
+}
+
+static void
+data_opens_with_any_number_of_shards(void **state)
+{
+    (void)state;
+    struct sim *sim = sim_make(1);
+    const u32 shards[] = {1, 2, 3, 8, 5, 1, 64, 7, 7, 1};
+    for (u32 i = 0; i < ARRAY_COUNT(shards); i++) {
+        status st = run(sim, shards[i], i % 3 == 0);
+        if (!ok(st) || !ok(job.result)) {
+            print_message("%u shards: %s\n", shards[i], job.error);
+            sim_log_dump(sim);
+        }
+        assert_true(ok(st));
+        assert_true(ok(job.result));
+        assert_int_equal(job.layout.shard_count, shards[i]);
+    }
+    sim_free(sim);
+}
+
+static void
+power_cuts_while_resharding(u32 from, u32 to, u32 step)
+{
+    for (u64 n = 0;; n += step) {
+        struct sim *sim = sim_make(n);
+        assert_true(ok(run(sim, from, true)));
+        sim_crash_at(sim, SIM_POINT_IO, n);
+        (void)ok(run(sim, to, false));
+        bool cut = sim_crashed(sim);
+        /* A second cut while it is tried again. */
+        sim_crash_at(sim, SIM_POINT_IO, n * 7 % 50);
+        (void)ok(run(sim, to, false));
+        sim_faults_clear(sim);
+        status st = run(sim, n % 2 == 0 ? to : from, false);
+        if (!ok(st) || !ok(job.result)) {
+            print_message("%u to %u, cut at %llu: %s %s\n", from, to, (unsigned long long)n,
+                          status_name(st), job.error);
+            sim_log_dump(sim);
+        }
+        assert_true(ok(st) && ok(job.result));
+        assert_true(ok(run(sim, 2, true)));
+        assert_true(ok(run(sim, 3, false)));
+        sim_free(sim);
+        if (!cut) break;
+    }
+}
+
+static void
+no_power_cut_breaks_a_change_of_the_core_count(void **state)
+{
+    (void)state;
+    power_cuts_while_resharding(1, 3, 3);
+    power_cuts_while_resharding(3, 2, 5);
+}
+
+static void
+no_power_cut_breaks_the_first_start(void **state)
+{
+    (void)state;
+    for (u64 n = 0;; n++) {
+        struct sim *sim = sim_make(n);
+        sim_crash_at(sim, SIM_POINT_IO, n);
+        job.round = 0;
+        (void)ok(run(sim, 2, false));
+        bool cut = sim_crashed(sim);
+        sim_faults_clear(sim);
+        status st = run(sim, 2, true);
+        assert_true(ok(st) && ok(job.result));
+        assert_true(ok(run(sim, 2, false)));
+        sim_free(sim);
+        if (!cut) break;
+    }
+}
+
+static status
+file_body(void *arg)
+{
+    struct io_file *file;
+    status st = io_dir_make("/data");
+    if (ok(st)) st = io_dir_make(DIR);
+    if (ok(st)) st = io_file_open(arg, IO_OPEN_WRITE | IO_OPEN_CREATE, &file);
+    if (ok(st)) io_file_close(file);
+    return st;
+}
+
+static void
+foreign_directories_are_refused(void **state)
+{
+    (void)state;
+    struct sim *sim = sim_make(1);
+    assert_true(ok(sim_run(sim, 1, file_body, (void *)(uintptr_t)DIR "/precious")));
+    assert_true(ok(run(sim, 1, false)));
+    assert_true(status_is(job.result, ST_INVALID));
+    assert_non_null(strstr(job.error, "NODE"));
+    sim_free(sim);
+}
+
+static void
+another_nodes_directory_is_refused(void **state)
+{
+    (void)state;
+    struct sim *sim = sim_make(1);
+    job.node_id = "alpha";
+    assert_true(ok(run(sim, 1, true)));
+    assert_true(ok(job.result));
+    job.node_id = "beta";
+    assert_true(ok(run(sim, 1, false)));
+    assert_true(status_is(job.result, ST_INVALID));
+    assert_non_null(strstr(job.error, "alpha"));
+    job.node_id = NULL;
+    assert_true(ok(run(sim, 1, false)));
+    assert_true(ok(job.result));
+    assert_string_equal(job.layout.node_id, "alpha");
+    sim_free(sim);
+}
+
+static void
+a_made_up_id_stays(void **state)
+{
+    (void)state;
+    struct sim *sim = sim_make(1);
+    assert_true(ok(run(sim, 1, false)));
+    char id[NODE_ID_BYTES];
+    memcpy(id, job.layout.node_id, sizeof(id));
+    assert_true(strlen(id) > 4);
+    assert_true(ok(run(sim, 2, false)));
+    assert_string_equal(job.layout.node_id, id);
+    sim_free(sim);
+}
+
+static void
+a_damaged_node_file_is_refused(void **state)
+{
+    (void)state;
+    struct sim_options options;
+    sim_options_default(&options, 1);
+    for (u32 at = 0; at < 4096; at += 97) {
+        memset(&job, 0, sizeof(job));
+        struct sim *sim = sim_new(&options);
+        struct sim_node *node = sim_node_new(sim, "10.0.0.1");
+        assert_true(ok(run(sim, 1, false)));
+        assert_true(ok(sim_disk_flip(sim_node_disk(node), DIR "/NODE", at, 8)));
+        assert_true(ok(run(sim, 1, false)));
+        assert_true(status_is(job.result, ST_CORRUPT) || status_is(job.result, ST_INVALID));
+        assert_non_null(strstr(job.error, "NODE"));
+        sim_free(sim);
+    }
+}
+
+static u64 reports;
+static char reported[600];
+
+static void
+on_report(void *arg, const char *file, u64 offset, const char *what)
+{
+    (void)arg;
+    (void)offset;
+    (void)what;
+    snprintf(reported, sizeof(reported), "%s", file);
+    reports++;
+}
+
+static status
+verify_body(void *arg)
+{
+    u64 *figures = arg;
+    return store_verify(DIR, on_report, NULL, &figures[0], &figures[1]);
+}
+
+static char victims[16][128];
+static u32 victim_count;
+
+static void
+victim_each(void *arg, const char *path)
+{
+    (void)arg;
+    const char *base = strrchr(path, '/') + 1;
+    if (victim_count < ARRAY_COUNT(victims) && (base[0] == 't' || base[0] == 'b'))
+        snprintf(victims[victim_count++], sizeof(victims[0]), "%s", path);
+}
+
+static void
+verification_finds_damage_in_every_kind_of_file(void **state)
+{
+    (void)state;
+    struct sim_options options;
+    sim_options_default(&options, 1);
+    memset(&job, 0, sizeof(job));
+    struct sim *sim = sim_new(&options);
+    struct sim_node *node = sim_node_new(sim, "10.0.0.1");
+    assert_true(ok(run(sim, 2, true)));
+    u64 figures[2];
+    reports = 0;
+    assert_true(ok(sim_run(sim, 1, verify_body, figures)));
+    assert_true(figures[0] > 4 && figures[1] > 10000);
+    victim_count = 0;
+    sim_disk_each_file(sim_node_disk(node), victim_each, NULL);
+    assert_true(victim_count >= 4);
+    for (u32 i = 0; i < victim_count; i++) {
+        u64 size;
+        assert_true(ok(sim_disk_file_size(sim_node_disk(node), victims[i], &size)));
+        assert_true(ok(sim_disk_flip(sim_node_disk(node), victims[i], size / 3, 1)));
+        reports = 0;
+        status st = sim_run(sim, 1, verify_body, figures);
+        assert_true(status_is(st, ST_CORRUPT));
+        assert_true(reports >= 1);
+        assert_string_equal(reported, victims[i]);
+        assert_true(ok(sim_disk_flip(sim_node_disk(node), victims[i], size / 3, 1)));
+    }
+    assert_true(ok(sim_run(sim, 1, verify_body, figures)));
+    sim_free(sim);
+}
+
+static status
+memory_body(void *arg)
+{
+    struct lsm_options options;
+    options_make(&options);
+    struct job *j = arg;
+    status st =
+        store_prepare(":memory:", NULL, 2, &options, &j->layout, j->error, sizeof(j->error));
+    CHECK(ok(st) && j->layout.shard_count == 2);
+    CHECK(strcmp(j->layout.shards[1].dir, ":memory:") == 0);
+    st = store_prepare("", NULL, 2, &options, &j->layout, j->error, sizeof(j->error));
+    CHECK(status_is(st, ST_INVALID) && j->error[0] != '\0');
+    store_release(":memory:");
+    return ST_OK;
+}
+
+static void
+memory_needs_no_directory(void **state)
+{
+    (void)state;
+    assert_true(ok(sim_run_main(1, 1, memory_body, &job)));
+}
+
+int
+main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(data_opens_with_any_number_of_shards),
+        cmocka_unit_test(no_power_cut_breaks_the_first_start),
+        cmocka_unit_test(no_power_cut_breaks_a_change_of_the_core_count),
+        cmocka_unit_test(foreign_directories_are_refused),
+        cmocka_unit_test(another_nodes_directory_is_refused),
+        cmocka_unit_test(a_made_up_id_stays),
+        cmocka_unit_test(a_damaged_node_file_is_refused),
+        cmocka_unit_test(verification_finds_damage_in_every_kind_of_file),
+        cmocka_unit_test(memory_needs_no_directory),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
