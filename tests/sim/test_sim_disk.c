@@ -1,0 +1,399 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * test_sim_disk.c -- the simulated disk keeps what it promised and forgets the rest: sectors,
+ * sizes, names, failed syncs, full disks, locks.
+ */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+
+#include <cmocka.h>
+
+#include "io/file.h"
+#include "io/sim_disk.h"
+
+static u8 ones[SIM_PAGE_BYTES], twos[SIM_PAGE_BYTES], page[SIM_PAGE_BYTES];
+
+static struct sim_disk *
+disk_new(u64 seed)
+{
+    struct sim_options options;
+    sim_options_default(&options, seed);
+    options.disk.capacity_bytes = 64 * SIM_PAGE_BYTES;
+    memset(ones, 1, sizeof(ones));
+    memset(twos, 2, sizeof(twos));
+    struct sim_disk *disk = sim_disk_new(&options.disk, seed);
+    assert_true(ok(sim_disk_dir_make(disk, "/d")));
+    return disk;
+}
+
+static void
+dir_sync(struct sim_disk *disk, const char *path)
+{
+    u64 order;
+    assert_true(ok(sim_disk_dir_sync_begin(disk, path, &order)));
+    sim_disk_dir_sync_end(disk, path, order);
+}
+
+static struct sim_inode *
+create(struct sim_disk *disk, const char *path)
+{
+    struct sim_inode *inode;
+    assert_true(ok(sim_disk_open(disk, path, IO_OPEN_CREATE, &inode)));
+    return inode;
+}
+
+static void
+put(struct sim_inode *inode, const u8 *data, u64 offset, bool durable)
+{
+    struct sim_write write;
+    assert_true(ok(sim_inode_write_begin(inode, &write, data, SIM_PAGE_BYTES, offset)));
+    sim_inode_write_end(&write, durable);
+}
+
+static void
+file_sync(struct sim_inode *inode)
+{
+    sim_inode_sync_end(inode, sim_inode_sync_begin(inode));
+}
+
+static bool
+holds(struct sim_disk *disk, const char *path, u8 value)
+{
+    struct sim_inode *inode;
+    if (!ok(sim_disk_open(disk, path, IO_OPEN_READ, &inode))) return false;
+    bool same = ok(sim_inode_read(inode, page, SIM_PAGE_BYTES, 0));
+    for (u32 i = 0; same && i < SIM_PAGE_BYTES; i++)
+        same = page[i] == value;
+    sim_disk_close(disk, inode);
+    return same;
+}
+
+static void
+what_was_made_durable_survives_every_crash(void **state)
+{
+    (void)state;
+    for (u64 seed = 0; seed < 200; seed++) {
+        struct sim_disk *disk = disk_new(seed);
+        dir_sync(disk, "/");
+        struct sim_inode *a = create(disk, "/d/a"), *b = create(disk, "/d/b");
+        put(a, ones, 0, true);
+        put(b, ones, 0, false);
+        put(b, twos, 0, false);
+        file_sync(b);
+        dir_sync(disk, "/d");
+        sim_disk_crash(disk);
+        assert_true(holds(disk, "/d/a", 1));
+        assert_true(holds(disk, "/d/b", 2));
+        sim_disk_free(disk);
+    }
+}
+
+static void
+what_was_not_may_be_old_or_new_sector_by_sector(void **state)
+{
+    (void)state;
+    u32 old_count = 0, new_count = 0, mixed_count = 0;
+    for (u64 seed = 0; seed < 200; seed++) {
+        struct sim_disk *disk = disk_new(seed);
+        dir_sync(disk, "/");
+        struct sim_inode *a = create(disk, "/d/a");
+        put(a, ones, 0, true);
+        dir_sync(disk, "/d");
+        put(a, twos, 0, false);
+        sim_disk_crash(disk);
+        if (holds(disk, "/d/a", 1)) {
+            old_count++;
+        } else if (holds(disk, "/d/a", 2)) {
+            new_count++;
+        } else {
+            mixed_count++;
+            for (u32 i = 0; i < SIM_PAGE_BYTES; i++) {
+                assert_true(page[i] == 1 || page[i] == 2);
+                assert_int_equal(page[i], page[i / SIM_SECTOR_BYTES * SIM_SECTOR_BYTES]);
+            }
+        }
+        sim_disk_free(disk);
+    }
+    assert_true(old_count > 10 && new_count > 10 && mixed_count > 10);
+}
+
+static void
+a_write_under_way_at_the_crash_is_one_of_both(void **state)
+{
+    (void)state;
+    u32 changed = 0;
+    for (u64 seed = 0; seed < 100; seed++) {
+        struct sim_disk *disk = disk_new(seed);
+        dir_sync(disk, "/");
+        struct sim_inode *a = create(disk, "/d/a");
+        put(a, ones, 0, true);
+        dir_sync(disk, "/d");
+        struct sim_write write;
+        assert_true(ok(sim_inode_write_begin(a, &write, twos, SIM_PAGE_BYTES, 0)));
+        sim_disk_crash(disk);
+        if (!holds(disk, "/d/a", 1)) changed++;
+        for (u32 i = 0; i < SIM_PAGE_BYTES; i++)
+            assert_true(page[i] == 1 || page[i] == 2);
+        sim_disk_free(disk);
+    }
+    assert_true(changed > 10 && changed < 100);
+}
+
+static void
+a_sync_covers_only_what_had_ended_before_it_began(void **state)
+{
+    (void)state;
+    u32 lost = 0;
+    for (u64 seed = 0; seed < 100; seed++) {
+        struct sim_disk *disk = disk_new(seed);
+        dir_sync(disk, "/");
+        struct sim_inode *a = create(disk, "/d/a");
+        dir_sync(disk, "/d");
+        put(a, ones, 0, false);
+        struct sim_sync sync = sim_inode_sync_begin(a);
+        put(a, twos, 0, false);
+        sim_inode_sync_end(a, sync);
+        sim_disk_crash(disk);
+        if (holds(disk, "/d/a", 1)) lost++;
+        for (u32 i = 0; i < SIM_PAGE_BYTES; i++)
+            assert_true(page[i] == 1 || page[i] == 2);
+        sim_disk_free(disk);
+    }
+    assert_true(lost > 10);
+}
+
+static void
+a_failed_sync_is_told_once_and_its_data_may_be_lost(void **state)
+{
+    (void)state;
+    u32 lost = 0;
+    for (u64 seed = 0; seed < 100; seed++) {
+        struct sim_disk *disk = disk_new(seed);
+        dir_sync(disk, "/");
+        struct sim_inode *a = create(disk, "/d/a");
+        put(a, ones, 0, true);
+        dir_sync(disk, "/d");
+        put(a, twos, 0, false);
+        sim_inode_sync_fail(a, sim_inode_sync_begin(a));
+        assert_true(holds(disk, "/d/a", 2)); /* reads look well */
+        file_sync(a);                        /* and so does the next sync */
+        sim_disk_crash(disk);
+        if (!holds(disk, "/d/a", 2)) lost++;
+        sim_disk_free(disk);
+    }
+    assert_true(lost > 10);
+}
+
+static void
+names_need_a_sync_of_their_directory_and_renames_are_atomic(void **state)
+{
+    (void)state;
+    u32 absent = 0, old_name = 0, new_name = 0;
+    for (u64 seed = 0; seed < 200; seed++) {
+        struct sim_disk *disk = disk_new(seed);
+        dir_sync(disk, "/");
+        struct sim_inode *a = create(disk, "/d/a"), *b = create(disk, "/d/b");
+        put(a, ones, 0, true);
+        put(b, twos, 0, true);
+        struct sim_inode *c = create(disk, "/d/c");
+        put(c, twos, 0, true);
+        dir_sync(disk, "/d");
+        sim_disk_close(disk, create(disk, "/d/new"));
+        assert_true(ok(sim_disk_rename(disk, "/d/a", "/d/b")));
+        sim_disk_crash(disk);
+        assert_true(holds(disk, "/d/c", 2));
+        struct sim_inode *inode;
+        if (ok(sim_disk_open(disk, "/d/new", IO_OPEN_READ, &inode))) {
+            sim_disk_close(disk, inode);
+        } else {
+            absent++;
+        }
+        bool before = holds(disk, "/d/a", 1) && holds(disk, "/d/b", 2);
+        bool after = !holds(disk, "/d/a", 1) && holds(disk, "/d/b", 1);
+        assert_true(before != after);
+        old_name += before;
+        new_name += after;
+        sim_disk_free(disk);
+    }
+    assert_true(absent > 10 && old_name > 10 && new_name > 10);
+}
+
+static void
+a_lost_directory_takes_its_files_with_it(void **state)
+{
+    (void)state;
+    u32 lost = 0;
+    for (u64 seed = 0; seed < 50; seed++) {
+        struct sim_disk *disk = disk_new(seed); /* "/" is not synced */
+        put(create(disk, "/d/a"), ones, 0, true);
+        dir_sync(disk, "/d");
+        sim_disk_crash(disk);
+        if (!holds(disk, "/d/a", 1)) lost++;
+        sim_disk_free(disk);
+    }
+    assert_true(lost > 5 && lost < 50);
+}
+
+static void
+the_size_of_a_file_may_be_lost_but_not_below_a_durable_write(void **state)
+{
+    (void)state;
+    u32 shorter = 0;
+    for (u64 seed = 0; seed < 100; seed++) {
+        struct sim_disk *disk = disk_new(seed);
+        dir_sync(disk, "/");
+        struct sim_inode *a = create(disk, "/d/a");
+        dir_sync(disk, "/d");
+        struct sim_sync sync = sim_inode_sync_begin(a);
+        put(a, ones, 0, true);
+        sim_inode_sync_end(a, sync); /* began when the file was empty */
+        put(a, twos, 4 * SIM_PAGE_BYTES, false);
+        sim_disk_crash(disk);
+        u64 size;
+        assert_true(ok(sim_disk_file_size(disk, "/d/a", &size)));
+        assert_true(size >= SIM_PAGE_BYTES && size <= 5 * SIM_PAGE_BYTES);
+        assert_true(holds(disk, "/d/a", 1));
+        shorter += size < 5 * SIM_PAGE_BYTES;
+        sim_disk_free(disk);
+    }
+    assert_true(shorter > 10);
+}
+
+static void
+a_full_disk_refuses_and_an_overwrite_does_not_need_room(void **state)
+{
+    (void)state;
+    struct sim_disk *disk = disk_new(1);
+    struct sim_inode *a = create(disk, "/d/a");
+    assert_true(ok(sim_inode_allocate(a, 60 * SIM_PAGE_BYTES)));
+    assert_true(status_is(sim_inode_allocate(a, 65 * SIM_PAGE_BYTES), ST_NO_SPACE));
+    assert_int_equal(sim_inode_size(a), 60 * SIM_PAGE_BYTES);
+    struct sim_inode *b = create(disk, "/d/b");
+    for (u32 i = 0; i < 4; i++)
+        put(b, ones, i * SIM_PAGE_BYTES, false);
+    struct sim_write write;
+    assert_true(status_is(
+        sim_inode_write_begin(b, &write, ones, SIM_PAGE_BYTES, 4 * SIM_PAGE_BYTES), ST_NO_SPACE));
+    put(b, twos, 0, false);
+    u64 free_bytes, total_bytes;
+    sim_disk_space(disk, &free_bytes, &total_bytes);
+    assert_int_equal(free_bytes, 0);
+    /* Removed, but open: the room comes back with the last opening. */
+    assert_true(ok(sim_disk_unlink(disk, "/d/a")));
+    sim_disk_space(disk, &free_bytes, &total_bytes);
+    assert_int_equal(free_bytes, 0);
+    sim_disk_close(disk, a);
+    sim_disk_space(disk, &free_bytes, &total_bytes);
+    assert_int_equal(free_bytes, 60 * SIM_PAGE_BYTES);
+    sim_disk_free(disk);
+}
+
+static void
+a_lock_holds_until_the_process_ends(void **state)
+{
+    (void)state;
+    struct sim_disk *disk = disk_new(1);
+    assert_true(ok(sim_disk_dir_lock(disk, "/d")));
+    assert_true(status_is(sim_disk_dir_lock(disk, "/d/"), ST_LOCKED));
+    sim_disk_dir_unlock(disk, "/d");
+    assert_true(ok(sim_disk_dir_lock(disk, "/d")));
+    sim_disk_process_ended(disk);
+    assert_true(ok(sim_disk_dir_lock(disk, "/d")));
+    assert_true(status_is(sim_disk_dir_lock(disk, "/no"), ST_NOT_FOUND));
+    sim_disk_free(disk);
+}
+
+static void
+damage_shows_in_reads_and_outlives_a_crash(void **state)
+{
+    (void)state;
+    struct sim_disk *disk = disk_new(1);
+    dir_sync(disk, "/");
+    put(create(disk, "/d/a"), ones, 0, true);
+    dir_sync(disk, "/d");
+    assert_true(ok(sim_disk_flip(disk, "/d/a", 100, 0x80)));
+    assert_true(status_is(sim_disk_flip(disk, "/d/a", SIM_PAGE_BYTES, 1), ST_END));
+    assert_true(status_is(sim_disk_flip(disk, "/d/b", 0, 1), ST_NOT_FOUND));
+    sim_disk_crash(disk);
+    assert_false(holds(disk, "/d/a", 1));
+    assert_int_equal(page[100], 0x81);
+    sim_disk_free(disk);
+}
+
+/* ---- through file.h ---- */
+
+static status
+filling_main(void *arg)
+{
+    (void)arg;
+    struct io_file *file;
+    status st = io_file_open("/a", IO_OPEN_WRITE | IO_OPEN_CREATE, &file);
+    if (!ok(st)) return st;
+    st = io_file_fill(file, 4096);
+    io_file_close(file);
+    return st;
+}
+
+static status
+failing_main(void *arg)
+{
+    status *seen = arg;
+    struct io_file *file;
+    u8 *buffer = mem_alloc_aligned(io_budget(), 4096, IO_ALIGNMENT);
+    if (buffer == NULL) return ST_NO_MEMORY;
+    memset(buffer, 5, 4096);
+    seen[0] = io_file_open("/a", IO_OPEN_WRITE, &file);
+    if (ok(seen[0])) {
+        seen[1] = io_file_write(file, IO_CLASS_LOG, buffer, 4096, 0, true);
+        seen[2] = io_file_sync(file);
+        seen[3] = io_file_read(file, IO_CLASS_READ, buffer, 4096, 0);
+        seen[4] = io_dir_sync("/");
+        io_file_close(file);
+    }
+    mem_free(io_budget(), buffer, 4096);
+    return ST_OK;
+}
+
+static void
+the_nth_request_fails_and_only_that_one(void **state)
+{
+    (void)state;
+    for (u64 n = 0;; n++) {
+        struct sim_options options;
+        sim_options_default(&options, n);
+        struct sim *sim = sim_new(&options);
+        status seen[5] = {ST_OK, ST_OK, ST_OK, ST_OK, ST_OK};
+        assert_true(ok(sim_run(sim, 1, filling_main, NULL)));
+        sim_fail_at(sim, SIM_POINT_IO, n, 1, ST_IO_ERROR);
+        assert_true(ok(sim_run(sim, 1, failing_main, seen)));
+        bool failed = sim_failed(sim);
+        sim_free(sim);
+        for (u64 i = 0; i < 5; i++)
+            assert_true(status_is(seen[i], i == n ? ST_IO_ERROR : ST_OK));
+        if (!failed) break;
+        assert_true(n < 5);
+    }
+}
+
+int
+main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(what_was_made_durable_survives_every_crash),
+        cmocka_unit_test(what_was_not_may_be_old_or_new_sector_by_sector),
+        cmocka_unit_test(a_write_under_way_at_the_crash_is_one_of_both),
+        cmocka_unit_test(a_sync_covers_only_what_had_ended_before_it_began),
+        cmocka_unit_test(a_failed_sync_is_told_once_and_its_data_may_be_lost),
+        cmocka_unit_test(names_need_a_sync_of_their_directory_and_renames_are_atomic),
+        cmocka_unit_test(a_lost_directory_takes_its_files_with_it),
+        cmocka_unit_test(the_size_of_a_file_may_be_lost_but_not_below_a_durable_write),
+        cmocka_unit_test(a_full_disk_refuses_and_an_overwrite_does_not_need_room),
+        cmocka_unit_test(a_lock_holds_until_the_process_ends),
+        cmocka_unit_test(damage_shows_in_reads_and_outlives_a_crash),
+        cmocka_unit_test(the_nth_request_fails_and_only_that_one),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
