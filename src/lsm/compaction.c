@@ -538,8 +538,10 @@ work(struct levels *levels, bool *worked_out)
 {
     *worked_out = false;
     if (levels->failed) return ST_IO_ERROR;
-    if (range_list_count(&levels->ranges) > 0 || io_now_ns() >= levels->prune_ns) {
+    bool changed = levels->generation != levels->prune_generation;
+    if ((changed && range_list_count(&levels->ranges) > 0) || io_now_ns() >= levels->prune_ns) {
         levels->prune_ns = io_now_ns() + NS_PER_S;
+        levels->prune_generation = levels->generation;
         status st = levels_prune(levels);
         if (!ok(st)) return st;
     }
@@ -555,7 +557,10 @@ work(struct levels *levels, bool *worked_out)
         keyspace = i;
         skipped = skip;
     }
-    if (best.kind == PICK_NONE) return ST_OK;
+    if (best.kind == PICK_NONE) {
+        report_space(levels, false); /* what had no room is not needed any more */
+        return ST_OK;
+    }
     *worked_out = true;
     u32 index =
         best.kind == PICK_CONTINUE ? best.sweep : sweep_begin(levels, keyspace, &best, skipped);

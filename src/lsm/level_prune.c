@@ -47,18 +47,44 @@ covered_whole(const struct levels *levels, const struct range_delete *range, u16
     return !snapshot_between(snapshots, snapshot_count, meta->seq_min, range->seq);
 }
 
+static const struct range_delete *
+range_at(const struct range_list *list, u32 index)
+{
+    return index < list->active_count ? &list->active[index]
+                                      : &list->shadowed[index - list->active_count];
+}
+
 static bool
 droppable_by_range(const struct levels *levels, u16 keyspace, const struct run_slot *slot,
                    const u64 *snapshots, u32 snapshot_count)
 {
-    const struct range_list *list = &levels->ranges;
-    for (u32 i = 0; i < list->active_count; i++) {
-        if (covered_whole(levels, &list->active[i], keyspace, slot, snapshots, snapshot_count))
+    for (u32 i = 0; i < range_list_count(&levels->ranges); i++) {
+        if (covered_whole(levels, range_at(&levels->ranges, i), keyspace, slot, snapshots,
+                          snapshot_count))
             return true;
     }
-    for (u32 i = 0; i < list->shadowed_count; i++) {
-        if (covered_whole(levels, &list->shadowed[i], keyspace, slot, snapshots, snapshot_count))
-            return true;
+    return false;
+}
+
+/* Whether any slot may go: from the ranges' side, because many small ranges over many tables are
+ * too many pairs. */
+static bool
+run_has_droppable(const struct levels *levels, const struct run *run, const u64 *snapshots,
+                  u32 snapshot_count, u64 wall_ms)
+{
+    for (u32 i = 0; i < range_list_count(&levels->ranges); i++) {
+        const struct range_delete *range = range_at(&levels->ranges, i);
+        if (range->keyspace != run->keyspace) continue;
+        for (u32 j = run_slot_from(run, range->token_first); j < run->count; j++) {
+            if (run->slots[j].token_first > range->token_last) break;
+            if (covered_whole(levels, range, run->keyspace, &run->slots[j], snapshots,
+                              snapshot_count))
+                return true;
+        }
+    }
+    for (u32 i = 0; i < run->count; i++) {
+        const struct table_meta *meta = &run->slots[i].file->table->meta;
+        if (meta->entries_all_expire && meta->expire_max_ms <= wall_ms) return true;
     }
     return false;
 }
@@ -93,6 +119,7 @@ prune_run(struct levels *levels, u16 keyspace, u32 index, struct run **out)
     const u64 *snapshots = levels_snapshots(levels, &snapshot_count);
     u64 wall_ms = io_wall_ms();
     *out = run;
+    if (!run_has_droppable(levels, run, snapshots, snapshot_count, wall_ms)) return ST_OK;
     u32 kept = 0;
     struct run *made = NULL;
     /* Twice the same question: first to count, then to copy. */

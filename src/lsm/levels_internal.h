@@ -102,6 +102,7 @@ struct levels {
     u64 credit_ns;              /* when idle credit was added last */
     u32 forced;                 /* levels_compact_all calls that wait: no pacing */
     u64 prune_ns;               /* when to look for tables to drop again */
+    u64 prune_generation;       /* of the manifest when that was done last */
     u32 pressure;               /* 0..1000, kept by levels_commit */
     u64 debt_bytes;
     u64 scrub_bytes_per_s;

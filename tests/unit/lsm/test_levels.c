@@ -116,6 +116,21 @@ random_histories_with_blob_files_read_as_the_model_says(void **state)
     }
 }
 
+/* With every rare path made common: tiny slices, early merges, many tables a flush. */
+static void
+random_histories_under_buggify_read_as_the_model_says(void **state)
+{
+    for (u64 seed = 201; seed <= 230; seed++) {
+        struct sim_options options;
+        sim_options_default(&options, seed);
+        options.buggify = true;
+        struct sim *sim = sim_new(&options);
+        rig_reset(seed, seed % 2 == 0 ? 100 : 4096);
+        assert_true(ok(sim_run(sim, 1, random_history, NULL)));
+        sim_free(sim);
+    }
+}
+
 /* ---- what a full compaction leaves ---- */
 
 static status
@@ -213,6 +228,7 @@ main(void)
         cmocka_unit_test(a_full_compaction_leaves_one_run_of_live_entries),
         cmocka_unit_test(random_histories_read_as_the_model_says),
         cmocka_unit_test(random_histories_with_blob_files_read_as_the_model_says),
+        cmocka_unit_test(random_histories_under_buggify_read_as_the_model_says),
         cmocka_unit_test(file_ids_are_never_used_again),
         cmocka_unit_test(a_store_without_its_manifest_is_refused),
     };
