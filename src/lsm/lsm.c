@@ -301,10 +301,11 @@ lsm_free(struct lsm *lsm)
 {
     CHECK(lsm->snapshot_count == 0 && list_empty(&lsm->scans));
     lsm_memtables_free(lsm);
-    levels_close(lsm->levels);
+    /* What an opening that failed did not reach is NULL. */
+    if (lsm->levels != NULL) levels_close(lsm->levels);
     log_close(lsm->log);
-    row_cache_free(lsm->row_cache);
-    block_cache_free(lsm->block_cache);
+    if (lsm->row_cache != NULL) row_cache_free(lsm->row_cache);
+    if (lsm->block_cache != NULL) block_cache_free(lsm->block_cache);
     mem_free(&lsm->budget, lsm->snapshot_seqs, lsm->snapshot_capacity * sizeof(u64));
     mem_free(&lsm->budget, lsm->try_buffer, LSM_TRY_BYTES);
     if (lsm->budget.used_bytes != 0)

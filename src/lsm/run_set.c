@@ -370,16 +370,18 @@ run_set_last(const struct run_set *set, u16 keyspace)
     return run->tier == RUN_TIER_LAST ? run : NULL;
 }
 
-/* Every slot of newer lies above every slot of older that shares a token with it. */
+/* No slot of newer lies wholly below a slot of older that shares a token with it. More cannot be
+ * told from tables alone: a merge of tiers may begin while a slice of one of its inputs is in the
+ * last level already, and its output then spans that slice with numbers from other slices. */
 static bool
 runs_ordered(const struct run *newer, const struct run *older)
 {
     for (u32 i = 0; i < newer->count; i++) {
         const struct run_slot *slot = &newer->slots[i];
-        u64 seq_min = slot->file->table->meta.seq_min;
+        u64 seq_max = slot->file->table->meta.seq_max;
         for (u32 j = run_slot_from(older, slot->token_first);
              j < older->count && older->slots[j].token_first <= slot->token_last; j++) {
-            if (older->slots[j].file->table->meta.seq_max >= seq_min) return false;
+            if (seq_max < older->slots[j].file->table->meta.seq_min) return false;
         }
     }
     return true;

@@ -436,12 +436,359 @@ power_cuts_take_nothing_durable(void **state)
     }
 }
 
+/* The n-th request fails. What the store says afterwards may be an error, never something wrong;
+ * and when the disk is well again everything durable is there. */
+static void
+every_failed_request_is_survived(void **state)
+{
+    (void)state;
+    const status errors[] = {ST_IO_ERROR, ST_NO_SPACE};
+    for (u32 kind = 0; kind < 2; kind++) {
+        for (u64 n = 0; n < 400; n += 3) {
+            struct sim *sim = sim_make(n);
+            world_init(n, sim);
+            world.rude = true;
+            world.steps = 120;
+            sim_fail_at(sim, kind == 0 ? SIM_POINT_IO : SIM_POINT_WRITE, n, 1 + n % 3,
+                        errors[kind]);
+            (void)ok(sim_run(sim, 1, work, &world));
+            world.lsm = NULL;
+            sim_faults_clear(sim);
+            world.rude = false;
+            status st = sim_run(sim, 1, reopen, &world);
+            if (!ok(st)) {
+                print_message("request %llu: %s\n", (unsigned long long)n, status_name(st));
+                sim_log_dump(sim);
+            }
+            assert_true(ok(st));
+            sim_free(sim);
+        }
+    }
+}
+
+static void
+memory_that_runs_out_is_survived(void **state)
+{
+    (void)state;
+    for (u64 n = 0; n < 600; n += 7) {
+        struct sim *sim = sim_make(n);
+        world_init(n, sim);
+        world.rude = true;
+        world.steps = 100;
+        sim_fail_at(sim, SIM_POINT_ALLOC, n * 3, 2, ST_NO_MEMORY);
+        (void)ok(sim_run(sim, 1, work, &world));
+        world.lsm = NULL;
+        sim_faults_clear(sim);
+        world.rude = false;
+        assert_true(ok(sim_run(sim, 1, reopen, &world)));
+        sim_free(sim);
+    }
+}
+
+/* Rare paths made common, slow and stalling disks, cuts. */
+static void
+swarm(void **state)
+{
+    (void)state;
+    for (u64 seed = 1000; seed < 1060; seed++) {
+        struct sim_options options;
+        sim_options_swarm(&options, seed);
+        options.disk.read_error_ppm = options.disk.write_error_ppm = 0;
+        options.disk.sync_error_ppm = 0;
+        struct sim *sim = sim_new(&options);
+        world_init(seed, sim);
+        for (u32 round = 0; round < 3; round++) {
+            world.rude = true;
+            sim_crash_at(sim, SIM_POINT_EVENT, prng_below(&world.prng, 20000));
+            (void)ok(sim_run(sim, 1, work, &world));
+            world.lsm = NULL;
+            sim_faults_clear(sim);
+        }
+        status st = sim_run(sim, 1, reopen, &world);
+        if (!ok(st)) {
+            print_message("seed %llu: %s\n", (unsigned long long)seed, status_name(st));
+            sim_log_dump(sim);
+        }
+        assert_true(ok(st));
+        sim_free(sim);
+    }
+}
+
+static void
+periodic_and_none_keep_what_they_promise(void **state)
+{
+    (void)state;
+    for (u64 seed = 1; seed <= 6; seed++) {
+        struct sim *sim = sim_make(seed);
+        world_init(seed, sim);
+        world.options.durability = seed % 2 == 0 ? LSM_DURABILITY_PERIODIC : LSM_DURABILITY_NONE;
+        world.options.sync_interval_ms = 5;
+        assert_true(ok(sim_run(sim, 1, work, &world)));
+        world.durable = world.op_count; /* a clean end loses nothing */
+        assert_true(ok(sim_run(sim, 1, reopen, &world)));
+        /* And another durability finds what the one before left, log or no log. */
+        world.options.durability = LSM_DURABILITY_GROUP;
+        assert_true(ok(sim_run(sim, 1, work, &world)));
+        world.durable = world.op_count;
+        sim_crash_at(sim, SIM_POINT_IO, 150);
+        (void)ok(sim_run(sim, 1, work, &world));
+        world.lsm = NULL;
+        sim_faults_clear(sim);
+        world.options.durability = LSM_DURABILITY_NONE;
+        assert_true(ok(sim_run(sim, 1, reopen, &world)));
+        world.options.durability = LSM_DURABILITY_GROUP;
+        world.durable = world.op_count;
+        assert_true(ok(sim_run(sim, 1, reopen, &world)));
+        sim_free(sim);
+    }
+}
+
+static void
+everything_in_memory(void **state)
+{
+    (void)state;
+    struct sim *sim = sim_make(1);
+    world_init(1, sim);
+    world.dir = ":memory:";
+    world.steps = 1500;
+    assert_true(ok(sim_run(sim, 1, work, &world)));
+    sim_free(sim);
+}
+
+static status
+put_one(struct lsm *lsm, u16 keyspace, const char *key, const char *value, u64 expire_ms)
+{
+    struct lsm_batch batch;
+    lsm_batch_init(&batch, io_budget());
+    struct bytes name = BYTES(key, strlen(key));
+    CHECK(lsm_batch_put(&batch, keyspace, hash_token(name), name, BYTES(value, strlen(value)),
+                        expire_ms));
+    u64 seq;
+    status st = lsm_write(lsm, &batch, &seq);
+    if (ok(st)) st = lsm_wait_durable(lsm, seq);
+    lsm_batch_deinit(&batch);
+    return st;
+}
+
+static status
+get_one(struct lsm *lsm, u16 keyspace, const char *key, const char *expected)
+{
+    struct bytes name = BYTES(key, strlen(key));
+    struct lsm_value value;
+    status st = lsm_get(lsm, NULL, keyspace, hash_token(name), name, &value);
+    if (!ok(st)) return st;
+    CHECK(bytes_equal(value.value, BYTES(expected, strlen(expected))));
+    lsm_value_release(&value);
+    return ST_OK;
+}
+
+static status
+expiry_body(void *arg)
+{
+    struct world *w = arg;
+    status st = open_store(w);
+    CHECK(ok(st));
+    st = put_one(w->lsm, 0, "short", "x", io_wall_ms() + 1000);
+    CHECK(ok(st));
+    st = put_one(w->lsm, 0, "long", "y", io_wall_ms() + 1000000);
+    CHECK(ok(st));
+    for (u32 round = 0; round < 3; round++) {
+        CHECK(ok(get_one(w->lsm, 0, "short", "x")));
+        CHECK(ok(get_one(w->lsm, 0, "long", "y")));
+        if (round == 0) CHECK(ok(lsm_flush(w->lsm)));
+        if (round == 1) CHECK(ok(lsm_compact(w->lsm)));
+    }
+    fiber_sleep_ns(2 * NS_PER_S);
+    CHECK(status_is(get_one(w->lsm, 0, "short", "x"), ST_NOT_FOUND)); /* from the row cache, too */
+    CHECK(ok(get_one(w->lsm, 0, "long", "y")));
+    u64 count = 0;
+    CHECK(ok(lsm_count_exact(w->lsm, 0, &count)) && count == 1);
+    return lsm_close(w->lsm);
+}
+
+static void
+expired_keys_are_gone_everywhere(void **state)
+{
+    (void)state;
+    struct sim *sim = sim_make(1);
+    world_init(1, sim);
+    assert_true(ok(sim_run(sim, 1, expiry_body, &world)));
+    sim_free(sim);
+}
+
+static status
+keyspaces_body(void *arg)
+{
+    struct world *w = arg;
+    status st = open_store(w);
+    CHECK(ok(st));
+    char text[32];
+    for (u16 i = 0; i < LIMIT_KEYSPACES; i++) {
+        snprintf(text, sizeof(text), "value-%u", i);
+        CHECK(ok(put_one(w->lsm, i, "same", text, 0)));
+    }
+    struct lsm_batch batch;
+    lsm_batch_init(&batch, io_budget());
+    CHECK(lsm_batch_delete_range(&batch, 3, 0, UINT64_MAX));
+    u64 seq;
+    CHECK(ok(lsm_write(w->lsm, &batch, &seq)));
+    lsm_batch_deinit(&batch);
+    w->op_count = w->durable = seq;
+    w->ops[seq].batch_end = true;
+    for (u32 round = 0; round < 3; round++) {
+        for (u16 i = 0; i < LIMIT_KEYSPACES; i++) {
+            snprintf(text, sizeof(text), "value-%u", i);
+            st = get_one(w->lsm, i, "same", text);
+            CHECK(i == 3 ? status_is(st, ST_NOT_FOUND) : ok(st));
+        }
+        if (round == 0) CHECK(ok(lsm_flush(w->lsm)));
+        if (round == 1) {
+            CHECK(ok(lsm_close(w->lsm)));
+            CHECK(ok(open_store(w)));
+            struct lsm_stats stats;
+            lsm_stats_get(w->lsm, &stats);
+            CHECK(stats.recovery_records == 0); /* a clean end leaves nothing to replay */
+            CHECK(stats.keys_estimate > 0 && stats.keys_estimate <= LIMIT_KEYSPACES);
+        }
+    }
+    return lsm_close(w->lsm);
+}
+
+static void
+keyspaces_do_not_meet(void **state)
+{
+    (void)state;
+    struct sim *sim = sim_make(2);
+    world_init(2, sim);
+    assert_true(ok(sim_run(sim, 1, keyspaces_body, &world)));
+    sim_free(sim);
+}
+
+static status
+space_body(void *arg)
+{
+    struct world *w = arg;
+    w->no_maintenance = true;
+    status st = open_store(w);
+    CHECK(ok(st));
+    fiber_sleep_ns(NS_PER_S);
+    sim_disk_capacity_set(w->disk, 1);
+    u32 written = 0;
+    do {
+        st = step(w);
+        written++;
+    } while (ok(st) && written < 20000);
+    CHECK(status_is(st, ST_NO_SPACE));
+    for (u32 i = 0; i < KEYS; i++)
+        get_check(w, i, NULL); /* reads go on */
+    struct lsm_stats stats;
+    lsm_stats_get(w->lsm, &stats);
+    CHECK(stats.state != LSM_STATE_FAILED);
+    sim_disk_capacity_set(w->disk, GIB(1));
+    fiber_sleep_ns(5 * NS_PER_S);
+    for (u32 i = 0; i < 300; i++) {
+        st = step(w);
+        CHECK(ok(st));
+    }
+    state_check(w);
+    return lsm_close(w->lsm);
+}
+
+static void
+a_full_disk_stops_writes_and_they_resume(void **state)
+{
+    (void)state;
+    struct sim *sim = sim_make(3);
+    world_init(3, sim);
+    assert_true(ok(sim_run(sim, 1, space_body, &world)));
+    world.durable = world.op_count;
+    world.lsm = NULL;
+    assert_true(ok(sim_run(sim, 1, reopen, &world)));
+    sim_free(sim);
+}
+
+static status
+failed_body(void *arg)
+{
+    struct world *w = arg;
+    status st = open_store(w);
+    CHECK(ok(st));
+    CHECK(ok(put_one(w->lsm, 0, "kept", "v", 0)));
+    fiber_sleep_ns(10 * NS_PER_MS);
+    sim_fail_at(w->sim, SIM_POINT_WRITE, 0, 1, ST_IO_ERROR);
+    st = put_one(w->lsm, 0, "lost", "v", 0);
+    CHECK(status_is(st, ST_UNKNOWN_OUTCOME));
+    sim_faults_clear(w->sim);
+    CHECK(status_is(put_one(w->lsm, 0, "more", "v", 0), ST_READ_ONLY));
+    CHECK(ok(get_one(w->lsm, 0, "kept", "v")));
+    struct lsm_stats stats;
+    lsm_stats_get(w->lsm, &stats);
+    CHECK(stats.state == LSM_STATE_FAILED && stats.failure[0] != '\0');
+    CHECK(status_is(lsm_flush(w->lsm), ST_IO_ERROR));
+    CHECK(!ok(lsm_close(w->lsm)));
+    return ST_OK;
+}
+
+static void
+a_failed_log_makes_the_store_read_only(void **state)
+{
+    (void)state;
+    struct sim *sim = sim_make(4);
+    world_init(4, sim);
+    world.op_count = 100; /* the model is not used */
+    for (u32 i = 0; i < 100; i++)
+        world.ops[i].batch_end = true;
+    assert_true(ok(sim_run(sim, 1, failed_body, &world)));
+    sim_free(sim);
+}
+
+static status
+large_body(void *arg)
+{
+    struct world *w = arg;
+    status st = open_store(w);
+    CHECK(ok(st));
+    struct lsm_batch batch;
+    lsm_batch_init(&batch, io_budget());
+    static u8 value[LIMIT_VALUE_BYTES];
+    struct bytes key = BYTES_LITERAL("large");
+    CHECK(lsm_batch_put(&batch, 0, hash_token(key), key, BYTES(value, sizeof(value)), 0));
+    u64 seq;
+    CHECK(status_is(lsm_write(w->lsm, &batch, &seq), ST_TOO_LARGE)); /* 256 KiB of memtable */
+    CHECK(status_is(lsm_write_try(w->lsm, &batch, &seq), ST_TOO_LARGE));
+    lsm_batch_deinit(&batch);
+    CHECK(ok(put_one(w->lsm, 0, "small", "v", 0)));
+    CHECK(lsm_check(w->lsm));
+    return lsm_close(w->lsm);
+}
+
+static void
+a_batch_that_never_fits_is_refused_at_once(void **state)
+{
+    (void)state;
+    struct sim *sim = sim_make(5);
+    world_init(5, sim);
+    assert_true(ok(sim_run(sim, 1, large_body, &world)));
+    sim_free(sim);
+}
+
 int
-main(void)
+main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(what_was_written_is_read),
         cmocka_unit_test(power_cuts_take_nothing_durable),
+        cmocka_unit_test(keyspaces_do_not_meet),
+        cmocka_unit_test(expired_keys_are_gone_everywhere),
+        cmocka_unit_test(everything_in_memory),
+        cmocka_unit_test(a_failed_log_makes_the_store_read_only),
+        cmocka_unit_test(a_batch_that_never_fits_is_refused_at_once),
+        cmocka_unit_test(a_full_disk_stops_writes_and_they_resume),
+        cmocka_unit_test(periodic_and_none_keep_what_they_promise),
+        cmocka_unit_test(every_failed_request_is_survived),
+        cmocka_unit_test(memory_that_runs_out_is_survived),
+        cmocka_unit_test(swarm),
     };
+    cmocka_set_test_filter(argc > 1 ? argv[1] : NULL); /* run one by its name */
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
