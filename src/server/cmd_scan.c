@@ -246,31 +246,49 @@ cmd_scan(struct exec *x)
     struct piece *piece = new_piece(x);
     if (piece == NULL) return;
     piece->pattern = pattern;
-    piece->looked_max = (u32)MIN(count, (i64)SCAN_COUNT_MAX);
     const struct server *server = x->shard->server;
-    u32 owner = shard_of_token(server, cursor);
-    struct position_call call = {.piece = piece, .cursor = cursor};
-    status st = io_shard_call(owner, FIBER_FOREGROUND, read_from_cursor, &call);
-    if (ok(st)) st = piece->st;
-    if (!ok(st)) {
-        exec_fail(x, st);
-        return;
+    struct resp_writer outer = *x->reply;
+    struct buf found; /* the keys as replies, before their number is known */
+    buf_init(&found, &x->shard->budget);
+    x->reply->out = &found;
+    u32 owner = shard_of_token(server, cursor), keys = 0;
+    i64 left = MIN(count, (i64)SCAN_COUNT_MAX);
+    u64 next = 0;
+    status st;
+    for (;; owner++) { /* on into the next shard while there is something left to look at */
+        piece->looked_max = (u32)left;
+        struct position_call call = {.piece = piece, .cursor = cursor};
+        st = io_shard_call(owner, FIBER_FOREGROUND, read_from_cursor, &call);
+        if (ok(st)) st = piece->st;
+        if (!ok(st)) break;
+        if (!other_type) {
+            keys += keys_in_piece(piece);
+            reply_piece(x, piece);
+        }
+        next = piece->cursor;
+        left -= piece->looked;
+        if (!piece->end) break;
+        if (owner + 1 == server->shard_count) break;
+        next = cursor = server->layout.shards[owner + 1].token_first;
+        if (left <= 0) break;
     }
-    u64 next = piece->cursor;
-    if (piece->end)
-        next = owner + 1 < server->shard_count ? server->layout.shards[owner + 1].token_first : 0;
-    char text[24];
-    u64 digits = next;
-    size_t at = sizeof(text);
-    do {
-        text[--at] = (char)('0' + digits % 10);
-        digits /= 10;
-    } while (digits != 0);
-    resp_array(x->reply, 2);
-    resp_bulk(x->reply, BYTES(text + at, sizeof(text) - at));
-    if (other_type) piece->used = 0;
-    resp_array(x->reply, keys_in_piece(piece));
-    reply_piece(x, piece);
+    outer.failed = x->reply->failed;
+    *x->reply = outer;
+    if (ok(st)) {
+        char text[24];
+        size_t at = sizeof(text);
+        do {
+            text[--at] = (char)('0' + next % 10);
+            next /= 10;
+        } while (next != 0);
+        resp_array(x->reply, 2);
+        resp_bulk(x->reply, BYTES(text + at, sizeof(text) - at));
+        resp_array(x->reply, keys);
+        if (!buf_append(x->reply->out, found.data, found.size)) x->reply->failed = true;
+    } else {
+        exec_fail(x, st);
+    }
+    buf_deinit(&found);
 }
 
 /* ---- KEYS ---- */

@@ -210,10 +210,11 @@ cmd_discard(struct exec *x)
 void
 cmd_unwatch(struct exec *x)
 {
-    if (!session_in_multi(x->session))
+    struct transaction *tx = x->session->multi;
+    if (tx != NULL && tx->count == 0 && !tx->queueing)
         session_multi_free(x->session);
     else
-        drop_watches(x->session); /* queued and run by EXEC, too late to matter */
+        drop_watches(x->session); /* from the queue: EXEC still walks over it */
     resp_simple(x->reply, "OK");
 }
 

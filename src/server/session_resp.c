@@ -6,6 +6,7 @@
  * leave that path: not complete (ask for more), not now (S1 to S3 of session.h: stall), not here
  * or not without waiting (a struct request).
  */
+#include "server/number.h"
 #include "server/session.h"
 
 #include <ctype.h>
@@ -143,7 +144,7 @@ run_at_home(struct call *call, struct resp_writer *w)
     }
     exec_deinit(&x);
     /* What turned replies off or on counts for its own reply, too. */
-    if (s->reply_off) call->silent = true;
+    if (call->command->handler == cmd_client_reply) call->silent = s->reply_off;
     answer_now(call, w);
     if (s->close_after) session_close(s);
     return DISPATCH_DONE;
@@ -346,6 +347,20 @@ keys_fit(struct resp_writer *w, const struct command *command, const struct byte
     return true;
 }
 
+/* EXEC itself was refused: the transaction is over, and the reply says why. */
+static void
+abort_exec(struct session *s, struct resp_writer *w)
+{
+    char reason[128];
+    size_t skip = sizeof("-ERR ") - 1, end = 2; /* "\r\n" */
+    size_t size = MIN(w->out->size - skip - end, sizeof(reason) - 1);
+    memcpy(reason, w->out->data + skip, size);
+    reason[size] = '\0';
+    w->out->size = 0;
+    resp_error(w, "EXECABORT Transaction discarded because of: %s", reason);
+    session_multi_free(s);
+}
+
 /* One complete command. */
 static enum dispatch
 dispatch(struct session *s, const struct bytes *args, u32 arg_count, u64 start_ns)
@@ -390,7 +405,11 @@ dispatch(struct session *s, const struct bytes *args, u32 arg_count, u64 start_n
             session_stall(s, SESSION_WAITS_ORDER);
             return DISPATCH_STALL;
         }
-        if (session_in_multi(s)) session_multi_spoil(s);
+        if (session_in_multi(s) && text_is(args[0], "exec")) {
+            abort_exec(s, &w);
+        } else if (session_in_multi(s)) {
+            session_multi_spoil(s);
+        }
         shard_count_error(shard, buf_bytes(w.out));
         if (command != NULL) shard->stats->commands[command_index(command)].rejected++;
         answer_now(&call, &w);
