@@ -4,7 +4,7 @@
  *
  * cli_main.c reads flags and runs a command; cli_commands.c, cli_doctor.c, cli_import.c and
  * cli_export.c are the commands; cli_prompt.c is the prompt; cli_text.c knows how bytes are
- * written as text.
+ * written as text; cli_man.c writes the man page.
  */
 #ifndef DISTKV_CLIENT_CLI_H
 #define DISTKV_CLIENT_CLI_H
@@ -88,6 +88,11 @@ int cli_fail(struct cli *cli, int code, const char *what);
 PRINTF_LIKE(2, 3) void cli_error(struct cli *cli, const char *format, ...);
 PRINTF_LIKE(2, 3) void cli_warn(struct cli *cli, const char *format, ...);
 PRINTF_LIKE(2, 3) int cli_usage(struct cli *cli, const char *format, ...);
+
+/* ---- cli_man.c ---- */
+
+/* Every command's options begin with the global ones. */
+void cli_man(const struct option *global, u32 global_count, const char *epilogue);
 
 /* ---- the prompt ---- */
 

@@ -106,6 +106,27 @@ text_of(const json_t *object, const char *name)
     return text != NULL ? text : "";
 }
 
+/* The node as a whole. */
+static void
+check_load(struct doctor *doctor, const json_t *root)
+{
+    u64 limit = number_of(root, "memory_limit_bytes");
+    u64 used = MAX(number_of(root, "resident_bytes"), number_of(root, "memory_used_bytes"));
+    if (limit > 0 && used > 0)
+        find(doctor, used > limit + limit / 10 ? FINDING_FAILURE : FINDING_OK, "memory",
+             "%.1f MiB of %.1f MiB", (double)used / (double)MIB(1), (double)limit / (double)MIB(1));
+    u64 refused = number_of(root, "writes_refused_total");
+    if (refused > 0)
+        find(doctor, FINDING_WARNING, "writes",
+             "%" PRIu64 " writes were refused since the start (overload or a full disk)", refused);
+    u64 replay = number_of(root, "log_bytes_to_replay");
+    u64 debt = number_of(root, "compaction_debt_bytes");
+    find(doctor, replay > GIB(8) ? FINDING_WARNING : FINDING_OK, "log",
+         "%.1f MiB to replay after a crash", (double)replay / (double)MIB(1));
+    find(doctor, debt > GIB(8) ? FINDING_WARNING : FINDING_OK, "compaction",
+         "%.1f MiB are still to be merged", (double)debt / (double)MIB(1));
+}
+
 static void
 check_shard(struct doctor *doctor, const json_t *shard, size_t index)
 {
@@ -155,18 +176,13 @@ check_state(struct doctor *doctor)
          fine ? "the server takes reads and writes" : state);
     if (json_is_false(json_object_get(root, "ready")))
         find(doctor, FINDING_FAILURE, "ready", "the server is not ready yet");
-    u64 corruptions = number_of(root, "corruptions");
+    u64 corruptions = MAX(number_of(root, "corruptions"), number_of(root, "corruptions_total"));
     find(doctor, corruptions > 0 ? FINDING_FAILURE : FINDING_OK, "data",
          corruptions > 0 ? "%" PRIu64 " damaged blocks were found; see the server's log, and "
                            "distkv-server --verify"
                          : "%" PRIu64 " damaged blocks",
          corruptions);
-    u64 limit = number_of(root, "memory_limit_bytes");
-    u64 resident = number_of(root, "resident_bytes");
-    if (limit > 0 && resident > 0)
-        find(doctor, resident > limit + limit / 10 ? FINDING_FAILURE : FINDING_OK, "memory",
-             "resident %.1f MiB of %.1f MiB", (double)resident / (double)MIB(1),
-             (double)limit / (double)MIB(1));
+    check_load(doctor, root);
     size_t index;
     json_t *shard;
     json_array_foreach(json_object_get(root, "shards"), index, shard)

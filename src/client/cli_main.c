@@ -492,6 +492,10 @@ main(int argc, char **argv)
     struct option_table table = table_of(NULL, program, sizeof(program));
     option_set_defaults(&table, &cli.global);
     if (!read_environment(&cli)) return EXIT_USAGE;
+    if (argc == 2 && strcmp(argv[1], "--help-man") == 0) {
+        cli_man(OPTIONS_GLOBAL, ARRAY_COUNT(OPTIONS_GLOBAL), EPILOGUE);
+        return cli_finish_output(&cli, EXIT_OK);
+    }
     int index = 0;
     if (read_options(&cli, &table, &cli.global, argc - 1, argv + 1, true, &index) < 0)
         return EXIT_USAGE;

@@ -291,8 +291,11 @@ request_on_timer(struct distkv *kv, struct request *request)
         connection_choose(kv, request->slot) == NULL)
         request_end(kv, request, DISTKV_UNREACHABLE, "%s", kv->connect_error);
     else
-        request_end(kv, request, unanswered(request, DISTKV_TIMED_OUT),
-                    "no answer within the deadline");
+        request_end(
+            kv, request, unanswered(request, DISTKV_TIMED_OUT), "%s",
+            request->ambiguous
+                ? "no answer within the deadline: whether the write took effect is not known"
+                : "no answer within the deadline");
     if (silent && connection->state == CONNECTION_READY)
         connection_break(connection, "no answer within a request's deadline");
 }

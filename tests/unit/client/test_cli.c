@@ -155,6 +155,7 @@ help_and_version_are_shown(void **state)
     assert_says("kv help import", 0, "value_b64");
     assert_says("kv scan -help", 0, "--keys-only");
     assert_says("kv help nothing", 2, "there is no command");
+    assert_says("kv --help-man", 0, ".SS \"import [FILE]\"");
     assert_int_equal(server->connections, 0);
 }
 
