@@ -203,6 +203,7 @@ reply_is_safe(struct durable_wait *wait, bool failed)
 {
     struct request *request = CONTAINER_OF(wait, struct request, durable);
     request->unknown = failed;
+    request->seq = 0; /* this store's; the home shard would wait for its own to come so far */
     send_back(request);
 }
 
