@@ -104,8 +104,8 @@ MUST_CHECK bool lsm_batch_delete_range(struct lsm_batch *batch, u16 keyspace, u6
 MUST_CHECK status lsm_write_try(struct lsm *lsm, const struct lsm_batch *batch, u64 *seq_out);
 MAY_YIELD MUST_CHECK status lsm_write(struct lsm *lsm, const struct lsm_batch *batch, u64 *seq_out);
 
-/* Every operation with seq <= this is as durable as the store's durability demands (PERIODIC and
- * NONE: everything visible). */
+/* Every operation with seq <= this is as durable as the store's durability demands (PERIODIC: the
+ * kernel has it, so a crash of the process does not take it; NONE: everything visible). */
 u64 lsm_durable_seq(const struct lsm *lsm);
 /* ST_UNKNOWN_OUTCOME when the log failed before seq was durable. */
 MAY_YIELD MUST_CHECK status lsm_wait_durable(struct lsm *lsm, u64 seq);

@@ -772,6 +772,65 @@ a_batch_that_never_fits_is_refused_at_once(void **state)
     sim_free(sim);
 }
 
+static status
+small_body(void *arg)
+{
+    struct world *w = arg;
+    status st = open_store(w);
+    CHECK(ok(st));
+    struct lsm_batch batch;
+    lsm_batch_init(&batch, io_budget());
+    static u8 value[1000];
+    u64 seq = 0;
+    const u32 count = 30000; /* 30 MB: twice the memory */
+    for (u32 i = 0; i < count; i++) {
+        char key[32];
+        struct bytes name = BYTES(key, (size_t)sprintf(key, "k%u", i));
+        memcpy(value, &i, sizeof(i));
+        lsm_batch_clear(&batch);
+        CHECK(lsm_batch_put(&batch, 0, hash_token(name), name, BYTES(value, sizeof(value)), 0));
+        do {
+            st = lsm_write(w->lsm, &batch, &seq);
+            if (status_is(st, ST_OVERLOADED)) fiber_sleep_ns(10 * NS_PER_MS);
+        } while (status_is(st, ST_OVERLOADED));
+        CHECK(ok(st));
+    }
+    w->op_count = OPS_MAX - 1;
+    CHECK(ok(lsm_wait_durable(w->lsm, seq)));
+    struct lsm_stats stats;
+    lsm_stats_get(w->lsm, &stats);
+    CHECK(stats.flushes > 5);
+    CHECK(w->lsm->budget.used_bytes_max <= w->options.memory_bytes);
+    for (u32 i = 0; i < count; i += 7) {
+        char key[32];
+        struct bytes name = BYTES(key, (size_t)sprintf(key, "k%u", i));
+        struct lsm_value got;
+        st = lsm_get(w->lsm, NULL, 0, hash_token(name), name, &got);
+        CHECK(ok(st) && got.value.size == sizeof(value) && load_u32(got.value.data) == i);
+        lsm_value_release(&got);
+    }
+    CHECK(lsm_check(w->lsm));
+    lsm_batch_deinit(&batch);
+    st = lsm_close(w->lsm);
+    CHECK(ok(st));
+    return ST_OK;
+}
+
+/* The smallest store that the server makes, with more data than memory. */
+static void
+sixteen_mebibytes_are_enough(void **state)
+{
+    (void)state;
+    struct sim *sim = sim_make(6);
+    world_init(6, sim);
+    lsm_options_default(&world.options);
+    world.options.memory_bytes = MIB(16);
+    world.options.disk_reserve_bytes = 0;
+    world.op_count = OPS_MAX - 1;
+    assert_true(ok(sim_run(sim, 1, small_body, &world)));
+    sim_free(sim);
+}
+
 int
 main(int argc, char **argv)
 {
@@ -787,6 +846,7 @@ main(int argc, char **argv)
         cmocka_unit_test(periodic_and_none_keep_what_they_promise),
         cmocka_unit_test(every_failed_request_is_survived),
         cmocka_unit_test(memory_that_runs_out_is_survived),
+        cmocka_unit_test(sixteen_mebibytes_are_enough),
         cmocka_unit_test(swarm),
     };
     cmocka_set_test_filter(argc > 1 ? argv[1] : NULL); /* run one by its name */
