@@ -412,6 +412,61 @@ a_callback_may_start_calls_but_not_block(void **state)
 }
 
 static void
+keep_result(void *arg, const struct distkv_result *result)
+{
+    struct distkv_result *kept = arg;
+    *kept = *result;
+    kept->error = NULL; /* its bytes live until here */
+}
+
+static void
+settle(void)
+{
+    while (distkv_pending(kv) > 0)
+        assert_true(distkv_process(kv, 1000) >= 0);
+}
+
+static void
+every_call_has_an_asynchronous_form(void **state)
+{
+    (void)state;
+    struct distkv_result r = {0};
+    distkv_batch *batch = distkv_batch_new();
+    assert_non_null(batch);
+    assert_int_equal(distkv_batch_put(batch, "{t}a", 4, "1", 1, NULL), DISTKV_OK);
+    assert_int_equal(distkv_batch_commit_async(kv, batch, keep_result, &r), DISTKV_OK);
+    settle();
+    assert_int_equal(r.code, DISTKV_OK);
+    assert_true(r.version > 0);
+    assert_int_equal(distkv_batch_put(batch, "other", 5, "1", 1, NULL), DISTKV_OK);
+    assert_int_equal(distkv_batch_commit_async(kv, batch, keep_result, &r), DISTKV_CROSS_SLOT);
+    distkv_batch_free(batch);
+    assert_int_equal(distkv_expire_async(kv, "{t}a", 4, DISTKV_EXPIRE_AFTER, 700, keep_result, &r),
+                     DISTKV_OK);
+    settle();
+    assert_int_equal(r.code, DISTKV_OK);
+    assert_int_equal(distkv_ttl_async(kv, "{t}a", 4, keep_result, &r), DISTKV_OK);
+    settle();
+    assert_int_equal(r.remaining_ms, 700);
+    struct distkv_write absent = {.condition = DISTKV_IF_ABSENT};
+    uint64_t version = r.version;
+    assert_int_equal(distkv_put_async(kv, "{t}a", 4, "2", 1, &absent, keep_result, &r), DISTKV_OK);
+    settle();
+    assert_int_equal(r.code, DISTKV_CONFLICT);
+    assert_true(r.version >= version);
+    assert_int_equal(distkv_delete_async(kv, "{t}a", 4, NULL, keep_result, &r), DISTKV_OK);
+    settle();
+    assert_int_equal(r.code, DISTKV_OK);
+    assert_int_equal(distkv_ttl_async(kv, "{t}a", 4, keep_result, &r), DISTKV_OK);
+    settle();
+    assert_int_equal(r.code, DISTKV_NOT_FOUND);
+    assert_int_equal(distkv_get_async(kv, "k", 1, NULL, NULL), DISTKV_INVALID);
+    assert_int_equal(distkv_delete_async(kv, "", 0, NULL, keep_result, &r), DISTKV_INVALID);
+    for (int code = -1; code <= DISTKV_END + 1; code++)
+        assert_non_null(distkv_code_text(code));
+}
+
+static void
 closing_ends_what_is_pending(void **state)
 {
     (void)state;
@@ -644,6 +699,7 @@ main(void)
         T(thousands_of_calls_are_pipelined),
         T(the_descriptor_tells_when_to_process),
         T(a_callback_may_start_calls_but_not_block),
+        T(every_call_has_an_asynchronous_form),
         T(closing_ends_what_is_pending),
         T(memory_is_bounded),
         T(a_lost_reply_is_repeated_and_done_once),
