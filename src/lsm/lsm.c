@@ -51,6 +51,14 @@ lsm_options_default(struct lsm_options *options)
     };
 }
 
+/* Files of such a directory live in the shard's memory: no log, no disk to fill up. */
+static bool
+is_in_memory(const char *dir)
+{
+    static const char prefix[] = ":memory:";
+    return strncmp(dir, prefix, sizeof(prefix) - 1) == 0;
+}
+
 /* ---- state ---- */
 
 void
@@ -193,7 +201,7 @@ static void
 disk_check(struct lsm *lsm)
 {
     u64 disk_free, total;
-    if (lsm->options.disk_reserve_bytes == 0) return;
+    if (lsm->options.disk_reserve_bytes == 0 || is_in_memory(lsm->dir)) return;
     status st = io_disk_free(lsm->dir, &disk_free, &total);
     if (!ok(st)) {
         MARK("lsm.disk.free_unknown"); /* writing will tell */
@@ -221,7 +229,7 @@ tend_fiber(void *arg)
         (void)fiber_queue_wait(&lsm->stop_wake, io_now_ns() + TEND_INTERVAL_NS);
         if (lsm->stopping) break;
         lsm_caches_balance(lsm);
-        if (tick % DISK_CHECK_TICKS == 0 && lsm->log != NULL) disk_check(lsm);
+        if (tick % DISK_CHECK_TICKS == 0) disk_check(lsm);
     }
     fiber_end(lsm);
 }
@@ -252,13 +260,6 @@ fibers_stop(struct lsm *lsm)
 }
 
 /* ---- opening ---- */
-
-static bool
-is_in_memory(const char *dir)
-{
-    static const char prefix[] = ":memory:";
-    return strncmp(dir, prefix, sizeof(prefix) - 1) == 0;
-}
 
 static struct lsm *
 lsm_new(const struct lsm_place *place, const struct lsm_options *options)
@@ -400,7 +401,7 @@ lsm_open(const struct lsm_place *place, const struct lsm_options *options, struc
     if (!ok(st)) goto fail;
     levels_collect_orphans(lsm->levels);
     lsm_caches_balance(lsm);
-    if (lsm->log != NULL) disk_check(lsm);
+    disk_check(lsm);
     levels_start(lsm->levels);
     st = fiber_start(lsm, "lsm.flush", flush_fiber);
     if (ok(st)) st = fiber_start(lsm, "lsm.tend", tend_fiber);

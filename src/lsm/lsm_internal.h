@@ -121,8 +121,7 @@ struct lsm {
     void *durable_arg;
 
     /* figures */
-    struct lsm_stats stats; /* the counters that lsm.c itself keeps */
-    u64 writes_at_disk_check;
+    struct lsm_stats stats;               /* the counters that lsm.c itself keeps */
     u64 cache_row_share;                  /* of 1024: how the caches share what is left */
     u64 cache_row_hits, cache_block_hits; /* at the last look */
 };
