@@ -83,7 +83,7 @@ levels_flush(struct levels *levels, const struct levels_flush *inputs, u32 count
     CHECK(count <= LIMIT_KEYSPACES);
     CHECK(state->seq_flushed >= levels->state.seq_flushed);
     CHECK(state->log_segment_first >= levels->state.log_segment_first);
-    struct run_change changes[LIMIT_KEYSPACES];
+    struct run_change changes[LIMIT_KEYSPACES] = {0};
     u32 made = 0;
     status st = levels->failed ? ST_IO_ERROR : ST_OK;
     for (u32 i = 0; i < count && ok(st); i++) {
