@@ -228,7 +228,8 @@ requests_dispatch(struct distkv *kv)
         if (now >= request->deadline_ns) continue; /* its timer is about to tell */
         if (!repeat_allowed(request, connection, now)) {
             request_end(kv, request, DISTKV_UNKNOWN_OUTCOME,
-                        "the reply was lost, and the server has been started anew since");
+                        "the reply was lost and the server started anew since: whether the "
+                        "write took effect is not known");
             continue;
         }
         request_send(kv, request, connection, now);
