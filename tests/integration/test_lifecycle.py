@@ -288,14 +288,15 @@ def test_sighup_reloads_what_may_change(make_server, tmp_path):
 # ---- verify ----
 
 
-def data_files(directory, minimum=8192):
+def largest_table(directory):
+    """Tables are named t and their number; see docs/data-files.md."""
     found = []
     for folder, _, files in os.walk(directory):
-        for name in sorted(files):
-            path = os.path.join(folder, name)
-            if os.path.getsize(path) >= minimum:
-                found.append(path)
-    return found
+        found += [os.path.join(folder, name) for name in files if re.match(r"t[0-9a-f]{16}$", name)]
+    assert found, directory
+    victim = max(found, key=os.path.getsize)
+    assert os.path.getsize(victim) > 1 << 20
+    return victim
 
 
 def test_verify_passes_a_good_directory_and_names_damage(make_server):
@@ -306,9 +307,7 @@ def test_verify_passes_a_good_directory_and_names_damage(make_server):
     assert done.returncode == 0, done.stdout + done.stderr
     assert "no damage" in done.stdout
 
-    tables = [path for path in data_files(server.data_dir) if "log" not in os.path.basename(path)]
-    assert tables, data_files(server.data_dir)
-    victim = max(tables, key=os.path.getsize)
+    victim = largest_table(server.data_dir)
     with open(victim, "r+b") as file:
         file.seek(4096 + 100)
         byte = file.read(1)
@@ -330,8 +329,7 @@ def test_damage_is_reported_and_never_served(make_server):
     server = make_server(cores="0")
     fill(server, 20000, size=400)
     assert server.stop() == 0
-    tables = [path for path in data_files(server.data_dir) if "log" not in os.path.basename(path)]
-    victim = max(tables, key=os.path.getsize)
+    victim = largest_table(server.data_dir)
     with open(victim, "r+b") as file:
         file.seek(4096 + 100)
         byte = file.read(1)
@@ -361,8 +359,7 @@ def test_the_scrub_finds_damage_on_a_live_node(make_server):
     server = make_server(cores="0", scrub_rate="64MiB")
     fill(server, 20000, size=400)
     server.restart()
-    tables = [path for path in data_files(server.data_dir) if "log" not in os.path.basename(path)]
-    victim = max(tables, key=os.path.getsize)
+    victim = largest_table(server.data_dir)
     fd = os.open(victim, os.O_RDWR)
     byte = os.pread(fd, 1, 4096 + 100)
     os.pwrite(fd, bytes([byte[0] ^ 0x10]), 4096 + 100)
