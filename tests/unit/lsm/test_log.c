@@ -669,6 +669,27 @@ periodic_survives_a_killed_process(void **state)
     sim_free(sim);
 }
 
+/* The seal of an idle log: also in what was acknowledged last, before a kill, damage is found. */
+static void
+damage_to_the_last_acknowledged_write_is_found(void **state)
+{
+    (void)state;
+    struct sim_options options;
+    sim_options_default(&options, 11);
+    struct sim *sim = sim_new(&options);
+    struct sim_node *node = sim_node_new(sim, "10.0.0.1");
+    struct flips flips = {.model = model_make(11, 9, 3000), .step = 211};
+    sim_at(sim, 3 * NS_PER_S, kill_now, node);
+    assert_true(status_is(sim_run(sim, 1, kill_body, &flips.model), ST_CANCELED));
+    assert_int_equal(flips.model.durable, 9);
+    assert_true(sim_mark_count(sim, "lsm.log.sealed") > 0);
+    flips.disk = sim_node_disk(node);
+    segments_list(flips.disk);
+    assert_true(ok(sim_run(sim, 1, flip_body, &flips)));
+    assert_true(flips.detected > 0);
+    sim_free(sim);
+}
+
 static void
 names_are_parsed_strictly(void **state)
 {
@@ -734,6 +755,7 @@ main(void)
         cmocka_unit_test(periodic_survives_a_killed_process),
         cmocka_unit_test(every_failed_request_is_survived),
         cmocka_unit_test(damage_at_every_byte_is_found_or_harmless),
+        cmocka_unit_test(damage_to_the_last_acknowledged_write_is_found),
         cmocka_unit_test(a_lost_or_shortened_segment_is_damage),
         cmocka_unit_test(verification_names_the_damaged_block),
         cmocka_unit_test(recycled_segments_never_show_their_past),
