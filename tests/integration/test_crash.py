@@ -132,14 +132,18 @@ def disk_server(disk, tmp_path, **options):
 
 
 def wait_for_error(server, seconds=10.0):
-    """Writes until the server answers an error; returns its text."""
+    """Writes until the server answers an error or, as the outcome is unknown, closes; returns its
+    text."""
     end = time.monotonic() + seconds
     with server.connect() as connection:
         number = 0
         while time.monotonic() < end:
             number += 1
             connection.send("SET", f"try{number}", "x" * 1000)
-            reply = connection.read()
+            try:
+                reply = connection.read()
+            except ConnectionError as error:
+                return str(error)
             if isinstance(reply, Exception):
                 return str(reply)
     return ""
