@@ -92,7 +92,7 @@ def test_a_key_or_value_over_its_limit_is_refused_exactly(server):
         connection.send("SET", "", "v")
         assert isinstance(connection.read(), Exception)
     with server.connect() as connection:
-        connection.send_raw(b"*3\r\n$3\r\nSET\r\n$1\r\nk\r\n$1048577\r\n")
+        connection.send("SET", "k", b"v" * ((1 << 20) + 1))
         reply = connection.read()
         assert isinstance(reply, Exception), reply
     polite(server)
