@@ -175,7 +175,7 @@ def test_a_slow_reader_gets_everything_in_the_end(server):
     with server.connect() as connection:
         connection.call("SET", "big", b"v" * 50000)
     slow = socket.create_connection(("127.0.0.1", server.port), timeout=60 * SLOW)
-    slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
+    slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
     count = 200
     slow.sendall(Resp.encode("GET", "big") * count)
     time.sleep(1)
