@@ -413,6 +413,9 @@ static MAY_YIELD status
 stores_settle(struct work *work, const struct lsm_options *options)
 {
     const struct node *node = &work->node;
+    /* Closing waits for the scrub to end its file, which takes a minute at its slow pace. */
+    struct lsm_options quiet = *options;
+    quiet.scrub_bytes_per_s = 0;
     for (u32 i = 0; i < node->header.store_count; i++) {
         store_path(work->sources[i], STORE_DIR_BYTES, work->dir, &node->stores[i]);
         struct lsm_place place = {
@@ -423,7 +426,7 @@ stores_settle(struct work *work, const struct lsm_options *options)
                 partition_token_last(node->stores[i].partition_last, node->header.partition_count),
         };
         struct lsm *lsm;
-        status st = lsm_open(&place, options, &lsm);
+        status st = lsm_open(&place, &quiet, &lsm);
         if (ok(st)) st = lsm_close(lsm);
         if (!ok(st))
             return WORK_FAIL(work, st, "cannot recover %s: %s; the log says more", place.dir,
