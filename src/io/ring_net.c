@@ -45,8 +45,11 @@
 #define CONN_SEND_BYTES_MAX (1u << 20)
 #define CHUNK_FIRST_BYTES   (4u << 10) /* with its header */
 #define CHUNK_NEXT_BYTES    (16u << 10)
-#define CONN_FLUSH_NS_MAX   (3 * NS_PER_S)
-#define CONN_LINGER_NS_MAX  (500 * NS_PER_MS)
+/* Of the shard's memory: unfinished requests, and unread replies. */
+#define CONN_INPUT_SHARE   8u
+#define CONN_OUTPUT_SHARE  8u
+#define CONN_FLUSH_NS_MAX  (3 * NS_PER_S)
+#define CONN_LINGER_NS_MAX (500 * NS_PER_MS)
 /* A session that has not come round to what it was given is given no more than this. */
 #define CONN_INPUT_BACKLOG_MAX (64u << 10)
 
@@ -159,6 +162,8 @@ ring_net_init(struct ring_shard *shard)
         count *= 2;
     shard->buffer_count = count;
     struct budget *budget = &shard->core.budget;
+    budget_init(&shard->input_budget, "input", budget->limit_bytes / CONN_INPUT_SHARE, budget);
+    budget_init(&shard->output_budget, "output", budget->limit_bytes / CONN_OUTPUT_SHARE, budget);
     shard->buffers = mem_alloc_aligned(budget, (size_t)count * RING_BUFFER_BYTES, 4096);
     shard->buffer_ring = mem_alloc_aligned(budget, buffer_ring_bytes(shard), 4096);
     if (shard->buffers == NULL || shard->buffer_ring == NULL) return ST_NO_MEMORY;
@@ -195,6 +200,10 @@ conn_receive_later(struct io_conn *conn)
 {
     if (conn->recv_req.active || list_linked(&conn->recv_link)) return;
     bool wanted = conn->state == CONN_OPEN ? !conn->paused : conn->state == CONN_LINGERING;
+    /* A session that works off a backlog turn by turn gets no more on top: a fast sender would
+     * otherwise add a pool of buffers in every turn. conn_again_run asks again. */
+    if (conn->state == CONN_OPEN && conn->again_posted && conn->input.size > CONN_INPUT_BACKLOG_MAX)
+        wanted = false;
     if (wanted && !conn->peer_ended) list_push_back(&conn->shard->conns_recv, &conn->recv_link);
 }
 
@@ -204,7 +213,11 @@ conn_receive_arm(struct io_conn *conn)
     struct ring_shard *shard = conn->shard;
     bool direct = conn->state == CONN_OPEN && conn->want_bytes > conn->input.size &&
                   conn->want_bytes > RING_BUFFER_BYTES;
-    if (direct && !buf_reserve(&conn->input, conn->want_bytes - conn->input.size)) {
+    /* The last quarter is for the ends of small requests. */
+    const struct budget *budget = &shard->input_budget;
+    bool room = budget->used_bytes + conn->want_bytes <= budget->limit_bytes / 4 * 3;
+    if (direct && (!room || !buf_reserve(&conn->input, conn->want_bytes - conn->input.size))) {
+        shard->core.stats.connections_starved++;
         conn_shut(conn, ST_NO_MEMORY);
         return;
     }
@@ -402,7 +415,7 @@ static void
 chunk_free(struct io_conn *conn, struct conn_chunk *chunk)
 {
     list_del(&chunk->link);
-    mem_free(&conn->shard->core.budget, chunk, sizeof(*chunk) + chunk->size);
+    mem_free(&conn->shard->output_budget, chunk, sizeof(*chunk) + chunk->size);
 }
 
 static struct conn_chunk *
@@ -421,7 +434,7 @@ io_conn_reserve(struct io_conn *conn, size_t size)
         size_t bytes = chunk == NULL ? CHUNK_FIRST_BYTES : CHUNK_NEXT_BYTES;
         if (size > bytes - sizeof(*chunk))
             bytes = (size_t)align_up(size + sizeof(*chunk), CHUNK_FIRST_BYTES);
-        chunk = mem_alloc(&conn->shard->core.budget, bytes);
+        chunk = mem_alloc(&conn->shard->output_budget, bytes);
         if (chunk == NULL) return NULL;
         *chunk = (struct conn_chunk){.size = (u32)(bytes - sizeof(*chunk))};
         list_push_back(&conn->chunks, &chunk->link);
@@ -486,6 +499,24 @@ size_t
 io_conn_pending(const struct io_conn *conn)
 {
     return conn->written - conn->sent;
+}
+
+/* How much one connection may be owed: less, the more all of them are. */
+static size_t
+conn_output_limit(const struct ring_shard *shard)
+{
+    u64 limit = shard->output_budget.limit_bytes, used = shard->output_budget.used_bytes;
+    if (used <= limit / 4) return CONN_OUTPUT_HIGH_BYTES;
+    if (used <= limit / 2) return CONN_OUTPUT_LOW_BYTES;
+    return used <= limit / 4 * 3 ? CHUNK_NEXT_BYTES : CHUNK_FIRST_BYTES;
+}
+
+bool
+io_conn_output_full(struct io_conn *conn)
+{
+    if (io_conn_pending(conn) <= conn_output_limit(conn->shard)) return false;
+    conn->was_high = true;
+    return true;
 }
 
 static void
@@ -669,7 +700,7 @@ ring_conn_open(struct ring_shard *shard, int fd, const struct io_conn_events *ev
     conn->again_task.run = conn_again_run;
     conn->close_task.run = conn_close_run;
     io_timer_init(&conn->timer, conn_timer_fire);
-    buf_init(&conn->input, &shard->core.budget);
+    buf_init(&conn->input, &shard->input_budget);
     list_init(&conn->chunks);
     list_init(&conn->send_link);
     list_init(&conn->recv_link);

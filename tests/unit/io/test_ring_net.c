@@ -39,6 +39,7 @@ static _Atomic u32 open_sessions;
 static _Atomic u32 closed_sessions;
 static _Atomic int last_why;
 static _Atomic u64 budget_used;
+static _Atomic u64 budget_used_max;
 static _Atomic bool refuse_all;
 
 static void
@@ -147,6 +148,8 @@ line_handle(struct session *session, struct bytes data)
         EXPECT(io_conn_write(conn, name, strlen(name)));
         return line;
     }
+    case 's': /* nothing */
+        return line;
     default:
         EXPECT(io_conn_write(conn, data.data, line));
         return line;
@@ -188,6 +191,7 @@ main_serves(void *arg)
     io_stats_get(&stats);
     EXPECT(stats.cq_overflows == 0);
     atomic_store(&budget_used, io_budget()->used_bytes);
+    atomic_store(&budget_used_max, io_budget()->used_bytes_max);
     io_listener_close(listener);
     return ST_OK;
 }
@@ -538,6 +542,33 @@ idle_connections_cost_little(void **state)
     assert_true(atomic_load(&budget_used) < MIB(2) + IDLE_CONNS * KIB(2));
 }
 
+#define FAST_LINES 40000u
+#define FAST_LINE  1000u
+
+/* The session takes 100 lines a turn and asks to be called again; the client never stops. */
+static void
+a_fast_sender_does_not_pile_up_input(void **state)
+{
+    struct io_node *node = server_start("127.0.0.1");
+    int fd = client_connect();
+    static char lines[100 * FAST_LINE];
+    memset(lines, 's', sizeof(lines));
+    for (u32 i = 0; i < 100; i++)
+        lines[(i + 1) * FAST_LINE - 1] = '\n';
+    for (u32 i = 0; i < FAST_LINES / 100; i++)
+        client_send(fd, lines, sizeof(lines));
+    client_send(fd, "edone\n", 6);
+    client_expect(fd, "edone\n");
+    io_node_stop(node);
+    status st = io_node_join(node);
+    assert_true(ok(st));
+    close(fd);
+    assert_int_equal(atomic_load(&ring_failures), 0);
+    /* Rings and buffers 2 MiB; one pool of buffers that arrived at once, in a buffer that doubles.
+     */
+    assert_true(atomic_load(&budget_used_max) < MIB(8));
+}
+
 #define FEW_DESCRIPTORS 64
 
 /* In a process of its own, whose limit is low from the start. Returns its exit code. */
@@ -699,6 +730,7 @@ main(void)
         cmocka_unit_test(a_reset_is_told),
         cmocka_unit_test(a_session_that_refuses_is_never_told_closed),
         cmocka_unit_test(idle_connections_cost_little),
+        cmocka_unit_test(a_fast_sender_does_not_pile_up_input),
         cmocka_unit_test(out_of_descriptors_the_listener_waits_and_goes_on),
         cmocka_unit_test(shards_connect_over_ipv4_and_ipv6),
     };
