@@ -48,6 +48,16 @@ request_reply(const struct request *request)
     return buf_bytes(&request->reply);
 }
 
+bool
+request_reply_set(struct request *request, struct bytes reply)
+{
+    if (reply.size > REQUEST_INLINE_REPLY)
+        return buf_append(&request->reply, reply.data, reply.size);
+    request->inline_size = (u32)reply.size;
+    if (reply.size > 0) memcpy(request->inline_reply, reply.data, reply.size);
+    return true;
+}
+
 /* ---- the end ---- */
 
 static void

@@ -75,5 +75,7 @@ MUST_CHECK bool request_start_parts(struct shard *shard, struct request *request
 MAY_YIELD void request_call(struct request *request);
 void request_free(struct request *request);
 struct bytes request_reply(const struct request *request);
+/* Copies a reply into a request of this shard that never runs; false: no memory. */
+MUST_CHECK bool request_reply_set(struct request *request, struct bytes reply);
 
 #endif

@@ -28,42 +28,48 @@ struct call {
 
 /* ---- replies ---- */
 
-/* Answers in order: at once, or behind what is under way. */
-static bool
-answer(struct call *call, struct bytes reply, u64 seq)
+/* A place for a reply that has to wait behind what is under way. It is taken before the command
+ * runs: what has taken effect must be answered. NULL: no place now. */
+static struct request *
+reply_slot(struct call *call)
+{
+    struct request *slot = request_new(call->s->shard, call->command, NULL, 0);
+    if (slot == NULL) return NULL;
+    buf_init(&slot->reply, &call->s->shard->budget);
+    slot->session = call->s;
+    slot->silent = call->silent;
+    slot->done = true;
+    return slot;
+}
+
+/* Puts the reply into its slot, at the end of the line. A reply that finds no memory is an
+ * overload refusal if the command changed nothing; else its outcome becomes unknown. */
+static void
+answer_later(struct call *call, struct request *slot, struct resp_writer *w, u64 seq)
 {
     struct session *s = call->s;
-    if (list_empty(&s->pending)) {
-        if (!call->silent) session_write(s, reply, seq);
-        return true;
+    if (!request_reply_set(slot, buf_bytes(w->out))) {
+        w->out->size = 0;
+        exec_error_reply(w, ST_NO_MEMORY);
+        if ((call->command->flags & COMMAND_WRITE) || w->failed ||
+            !request_reply_set(slot, buf_bytes(w->out)))
+            slot->unknown = true;
     }
-    struct request *slot = request_new(s->shard, call->command, NULL, 0);
-    if (slot == NULL) return false;
-    buf_init(&slot->reply, &s->shard->budget);
-    if (!buf_append(&slot->reply, reply.data, reply.size)) {
-        request_free(slot);
-        return false;
-    }
-    slot->session = s;
-    slot->silent = call->silent;
     slot->seq = seq;
-    slot->done = true;
     list_push_back(&s->pending, &slot->link);
     s->pending_count++;
-    return true;
 }
 
 /* An answer that needs nothing but itself: only given when nothing is under way. */
 static void
 answer_now(struct call *call, const struct resp_writer *w)
 {
-    struct bytes reply = buf_bytes(w->out);
+    CHECK(list_empty(&call->s->pending));
     if (w->failed) {
         session_abort(call->s);
         return;
     }
-    bool written = answer(call, reply, 0);
-    CHECK(written); /* nothing is pending */
+    if (!call->silent) session_write(call->s, buf_bytes(w->out), 0);
 }
 
 static void
@@ -167,6 +173,11 @@ run_on_owner(struct call *call, struct resp_writer *w, u32 owner, u64 key_hash, 
     struct session *s = call->s;
     struct shard *shard = s->shard;
     if (owner == shard->index && !at_home) {
+        struct request *slot = NULL;
+        if (!list_empty(&s->pending)) {
+            slot = reply_slot(call);
+            if (slot == NULL) return no_place(call, w);
+        }
         struct exec x;
         exec_init(&x, shard, w);
         x.command = call->command;
@@ -185,10 +196,14 @@ run_on_owner(struct call *call, struct resp_writer *w, u32 owner, u64 key_hash, 
                 exec_error_reply(w, ST_NO_MEMORY);
             }
             if (extra != NULL) session_exec_done(s, call->command);
-            /* It has taken effect, so its reply must not be lost. */
-            if (!answer(call, buf_bytes(w->out), seq)) session_abort(s);
+            if (slot != NULL) {
+                answer_later(call, slot, w, seq);
+            } else if (!call->silent) {
+                session_write(s, buf_bytes(w->out), seq);
+            }
             return DISPATCH_DONE;
         }
+        if (slot != NULL) request_free(slot);
     }
     struct request *request = new_request(call, at_home ? shard->index : owner, key_hash);
     if (request == NULL) {
