@@ -81,6 +81,8 @@ write_new_file(const char *path, const struct manifest *manifest, struct budget 
     status st = io_file_unlink(path); /* what a crash left */
     if (ok(st) || status_is(st, ST_NOT_FOUND))
         st = io_file_open(path, IO_OPEN_WRITE | IO_OPEN_CREATE, &file);
+    /* Allocated first: a write that grows a file falls to a kernel worker. */
+    if (ok(st)) st = io_file_allocate(file, size);
     for (u64 at = 0; at < size && ok(st); at += LIMIT_IO_BYTES)
         st = io_file_write(file, IO_CLASS_COMPACTION, buffer + at,
                            (u32)MIN(LIMIT_IO_BYTES, size - at), at, false);
