@@ -431,6 +431,23 @@ sim_faults_clear(struct sim *sim)
     sim->failure.armed = false;
 }
 
+void
+sim_crash_keeps_all_set(struct sim *sim, bool keeps_all)
+{
+    sim->options.disk.crash_keeps_all = keeps_all;
+    list_for_each (pos, &sim->nodes) {
+        sim_disk_crash_keeps_all_set(list_entry(pos, struct sim_node, link)->disk, keeps_all);
+    }
+}
+
+void
+sim_error_rates_set(struct sim *sim, u32 read_ppm, u32 write_ppm, u32 sync_ppm)
+{
+    sim->options.disk.read_error_ppm = read_ppm;
+    sim->options.disk.write_error_ppm = write_ppm;
+    sim->options.disk.sync_error_ppm = sync_ppm;
+}
+
 bool
 sim_crashed(const struct sim *sim)
 {

@@ -110,6 +110,11 @@ void sim_crash_at(struct sim *sim, enum sim_point point, u64 n);
  * one says ok (as Linux does). */
 void sim_fail_at(struct sim *sim, enum sim_point point, u64 n, u64 count, status error);
 void sim_faults_clear(struct sim *sim);
+/* From now on a crash is one of the process (what was written stays) or of the power, on all disks.
+ */
+void sim_crash_keeps_all_set(struct sim *sim, bool keeps_all);
+/* The chances of sim_disk_options from now on: failing requests, in millionths. */
+void sim_error_rates_set(struct sim *sim, u32 read_ppm, u32 write_ppm, u32 sync_ppm);
 /* Whether the armed crash or failure has happened. */
 bool sim_crashed(const struct sim *sim);
 bool sim_failed(const struct sim *sim);

@@ -494,6 +494,12 @@ sim_disk_crash(struct sim_disk *disk)
     }
 }
 
+void
+sim_disk_crash_keeps_all_set(struct sim_disk *disk, bool keeps_all)
+{
+    disk->options.crash_keeps_all = keeps_all;
+}
+
 /* ---- making ---- */
 
 struct sim_disk *

@@ -42,6 +42,7 @@ void sim_disk_free(struct sim_disk *disk);
 /* Power loss (or, with crash_keeps_all, the end of the process): openings, locks and writes under
  * way are forgotten; the buffers of the writes must still be there. */
 void sim_disk_crash(struct sim_disk *disk);
+void sim_disk_crash_keeps_all_set(struct sim_disk *disk, bool keeps_all);
 /* The process ended in order: openings and locks are forgotten. */
 void sim_disk_process_ended(struct sim_disk *disk);
 
