@@ -235,6 +235,16 @@ first_line(const char *path, char *out, size_t size)
     return out;
 }
 
+/* The number that a file holds; -1 when there is none. */
+static long
+number_in(const char *path)
+{
+    char line[32];
+    char *end;
+    long number = strtol(first_line(path, line, sizeof(line)), &end, 10);
+    return end == line ? -1 : number;
+}
+
 static void
 check_kernel(struct doctor *doctor)
 {
@@ -255,11 +265,12 @@ check_kernel(struct doctor *doctor)
                "[always]") != NULL)
         find(doctor, FINDING_WARNING, "pages",
              "transparent huge pages are always on: memory may grow; madvise is better");
-    if (first_line("/proc/sys/net/core/somaxconn", line, sizeof(line))[0] != '\0' &&
-        atoi(line) < 1024)
+    long backlog = number_in("/proc/sys/net/core/somaxconn");
+    if (backlog >= 0 && backlog < 1024)
         find(doctor, FINDING_WARNING, "backlog",
-             "net.core.somaxconn is %s: bursts of connections may be refused", line);
-    if (first_line("/proc/sys/vm/swappiness", line, sizeof(line))[0] != '\0' && atoi(line) > 10) {
+             "net.core.somaxconn is %ld: bursts of connections may be refused", backlog);
+    long swappiness = number_in("/proc/sys/vm/swappiness");
+    if (swappiness > 10) {
         char swaps[256];
         FILE *file = fopen("/proc/swaps", "r");
         bool used = file != NULL && fgets(swaps, sizeof(swaps), file) != NULL &&
@@ -267,7 +278,7 @@ check_kernel(struct doctor *doctor)
         if (file != NULL) fclose(file);
         if (used)
             find(doctor, FINDING_WARNING, "swap",
-                 "swap is on with vm.swappiness %s: latencies may suffer", line);
+                 "swap is on with vm.swappiness %ld: latencies may suffer", swappiness);
     }
     if (first_line("/proc/sys/kernel/io_uring_disabled", line, sizeof(line))[0] != '\0' &&
         strcmp(line, "0") != 0)

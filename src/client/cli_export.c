@@ -96,9 +96,10 @@ static int
 export_to_file(struct export *export, const char *name)
 {
     struct cli *cli = export->cli;
-    char *part = malloc(strlen(name) + 6);
+    size_t part_size = strlen(name) + sizeof(".part");
+    char *part = malloc(part_size);
     if (part == NULL) return cli_fail(cli, DISTKV_NO_MEMORY, "export");
-    sprintf(part, "%s.part", name);
+    snprintf(part, part_size, "%s.part", name);
     export->out = fopen(part, "wb");
     int exit_code = EXIT_SERVER;
     if (export->out == NULL) {

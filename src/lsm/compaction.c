@@ -589,7 +589,7 @@ work_locked(struct levels *levels, bool *worked_out)
     return st;
 }
 
-void
+MAY_YIELD void
 levels_compaction_main(void *arg)
 {
     struct levels *levels = arg;

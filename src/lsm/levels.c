@@ -416,6 +416,16 @@ open_ranges(struct levels *levels, const struct manifest *manifest)
     return ST_OK;
 }
 
+/* Forgets what the last commit forgot after it had written the manifest: else the ranges that were
+ * accepted since then and come from the log now might find no room. */
+static void
+ranges_reduce(struct levels *levels)
+{
+    u64 seq = levels->state.seq_flushed;
+    (void)range_list_expire(&levels->ranges, seq, levels_range_may_cover, levels);
+    (void)range_list_coalesce(&levels->ranges, seq, NULL, 0);
+}
+
 /* A store that does not exist yet gets its first manifest before anything else, so that from then
  * on a missing manifest means damage. */
 MAY_YIELD static status
@@ -462,6 +472,7 @@ configure(struct levels *levels, const struct levels_config *config)
     levels->scrub_bytes_per_s = config->options.scrub_bytes_per_s;
     levels->credit_ns = io_now_ns();
     range_list_init(&levels->ranges, levels->budget);
+    levels->ranges.limit = RANGE_LIST_MAX; /* until levels_start: the log's are accepted already */
     fiber_mutex_init(&levels->commit_mutex);
     fiber_mutex_init(&levels->compact_mutex);
     fiber_queue_init(&levels->wake);
@@ -507,6 +518,7 @@ open_existing(struct levels *levels, const struct manifest *manifest)
     levels->file_id_next = manifest->file_id_next;
     status st = open_ranges(levels, manifest);
     if (ok(st)) st = open_trees(levels, manifest);
+    if (ok(st)) ranges_reduce(levels);
     if (ok(st)) st = remove_orphans(levels, false);
     return st;
 }
@@ -567,6 +579,7 @@ levels_start(struct levels *levels)
     CHECK(!levels->started);
     levels->started = true;
     levels->stopping = false;
+    levels->ranges.limit = LEVELS_RANGES_MAX;
     levels->credit_ns = io_now_ns();
     /* Without a fiber the store works on; its pressure says when that becomes a problem. */
     if (ok(fiber_spawn(FIBER_BACKGROUND, "compaction", levels_compaction_main, levels)))
@@ -718,6 +731,7 @@ levels_get_try(struct levels *levels, u16 keyspace, u64 token, struct bytes key,
                       .key = key,
                       .key_hash = key_hash,
                       .seq_max = seq_max};
+    /* no yield: asked not to wait, it gives up before the first read of a file. */
     return levels_get_any(&get, version_floor, false, out, pin);
 }
 
@@ -809,12 +823,31 @@ levels_range_delete(struct levels *levels, u16 keyspace, u64 token_first, u64 to
     return range_list_add(&levels->ranges, &range, snapshots, count);
 }
 
+u32
+levels_range_count(const struct levels *levels)
+{
+    return range_list_count(&levels->ranges);
+}
+
 bool
 levels_range_covers(const struct levels *levels, u16 keyspace, u64 token, u64 version, u64 seq,
                     u64 seq_max)
 {
     if (levels->ranges.active_count == 0) return false;
     return range_list_find(&levels->ranges, keyspace, token, version, seq, seq_max) != NULL;
+}
+
+bool
+levels_range_find(const struct levels *levels, u16 keyspace, u64 token, u64 *version, u64 *seq,
+                  u64 seq_max)
+{
+    if (levels->ranges.active_count == 0) return false;
+    const struct range_delete *range =
+        range_list_find(&levels->ranges, keyspace, token, *version, *seq, seq_max);
+    if (range == NULL) return false;
+    *version = range->version;
+    *seq = range->seq;
+    return true;
 }
 
 /* ---- figures ---- */

@@ -216,8 +216,8 @@ MAY_YIELD void output_deinit(struct output *output);
 
 /* ---- compaction.c, level_prune.c, scrub.c ---- */
 
-void levels_compaction_main(void *arg);
-void levels_scrub_main(void *arg);
+MAY_YIELD void levels_compaction_main(void *arg);
+MAY_YIELD void levels_scrub_main(void *arg);
 /* Ends a background fiber's life. */
 void levels_fiber_ended(struct levels *levels);
 /* Drops tables of which nothing is needed, and ranges that cover nothing. Holding compact_mutex. */

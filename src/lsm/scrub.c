@@ -75,7 +75,7 @@ scrub_file(struct levels *levels, const struct target *target)
     }
 }
 
-void
+MAY_YIELD void
 levels_scrub_main(void *arg)
 {
     struct levels *levels = arg;

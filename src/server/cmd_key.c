@@ -96,7 +96,7 @@ cmd_renamenx(struct exec *x)
     rename_key(x, true);
 }
 
-void
+MAY_YIELD void
 cmd_copy(struct exec *x)
 {
     struct bytes from = x->args[1], to = x->args[2];

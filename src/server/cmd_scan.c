@@ -197,7 +197,7 @@ struct position_call {
     u64 cursor;
 };
 
-static void
+MAY_YIELD static void
 read_from_cursor(void *arg)
 {
     struct position_call *call = arg;

@@ -10,6 +10,7 @@
 #include "server/session.h"
 
 #define MONITOR_MAILS_MAX 256u
+#define MONITOR_HEAD_MAX  160u /* time, database, address: 110 at most; then the quoted words */
 
 struct monitor_line {
     struct io_mail mail;
@@ -96,7 +97,7 @@ quote(char *at, struct bytes text)
             *at++ = short_form[0];
             *at++ = short_form[1];
         } else if (c < 32 || c > 126) {
-            at += sprintf(at, "\\x%02x", c);
+            at += snprintf(at, 5, "\\x%02x", c);
         } else {
             *at++ = (char)c;
         }
@@ -109,7 +110,7 @@ void
 monitor_feed(struct shard *shard, const struct session *s, u16 keyspace, const struct bytes *args,
              u32 arg_count)
 {
-    size_t room = 160;
+    size_t room = MONITOR_HEAD_MAX;
     for (u32 i = 0; i < arg_count; i++)
         room += args[i].size * 4 + 3;
     struct monitor_line *line = NULL;
@@ -128,8 +129,8 @@ monitor_feed(struct shard *shard, const struct session *s, u16 keyspace, const s
     session_peer(s, peer, sizeof(peer));
     u64 ms = io_wall_ms();
     char *at = line->text;
-    at += sprintf(at, "+%llu.%06llu [%u %s]", (unsigned long long)(ms / 1000),
-                  (unsigned long long)(ms % 1000 * 1000), keyspace, peer);
+    at += snprintf(at, MONITOR_HEAD_MAX, "+%llu.%06llu [%u %s]", (unsigned long long)(ms / 1000),
+                   (unsigned long long)(ms % 1000 * 1000), keyspace, peer);
     for (u32 i = 0; i < arg_count; i++) {
         *at++ = ' ';
         at = quote(at, args[i]);
@@ -171,7 +172,7 @@ monitor_start(struct session *s)
 
 /* The other shards are told when they send the next line in vain: their bit stays set until then,
  * which costs them a mail per command; a fiber takes it back. */
-static void
+MAY_YIELD static void
 announce_end(void *arg)
 {
     struct shard *shard = arg;
@@ -193,7 +194,7 @@ monitor_stop(struct session *s)
     if (ok(st)) s->shard->workers++;
 }
 
-void
+MAY_YIELD void
 cmd_monitor(struct exec *x)
 {
     resp_simple(x->reply, "OK");

@@ -221,7 +221,7 @@ cmd_unwatch(struct exec *x)
 /* ---- WATCH ---- */
 
 /* At the owner: fills in what the keys are now. */
-void
+MAY_YIELD void
 cmd_watch(struct exec *x)
 {
     struct transaction *tx = x->extra;
@@ -239,7 +239,7 @@ cmd_watch(struct exec *x)
     resp_simple(x->reply, "OK");
 }
 
-static bool
+MAY_YIELD static bool
 unchanged(struct exec *x, const struct watch *watch)
 {
     struct exec_value value;
@@ -347,7 +347,7 @@ session_exec_done(struct session *s, const struct command *command)
 }
 
 /* At the owner of the keys. */
-void
+MAY_YIELD void
 cmd_exec(struct exec *x)
 {
     struct transaction *tx = x->extra;

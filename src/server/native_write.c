@@ -143,7 +143,7 @@ native_state_deinit(struct shard *shard)
 
 /* ---- reading ---- */
 
-void
+MAY_YIELD void
 native_get(struct exec *x)
 {
     struct native_request request;
@@ -162,7 +162,7 @@ native_get(struct exec *x)
     native_reply(x, &reply);
 }
 
-void
+MAY_YIELD void
 native_ttl(struct exec *x)
 {
     struct native_request request;
@@ -239,7 +239,7 @@ replayed(struct exec *x, const struct native_request *request)
 }
 
 /* Checks the condition and adds the write; false: stop, replied or failed. */
-static bool
+MAY_YIELD static bool
 apply(struct exec *x, const struct native_request *request, const struct native_op *op,
       bool *existed)
 {
@@ -292,7 +292,7 @@ apply(struct exec *x, const struct native_request *request, const struct native_
     return exec_put_in(x, keyspace, op->key, op->value, expire_ms);
 }
 
-static void
+MAY_YIELD static void
 write_one(struct exec *x)
 {
     struct native_request request;
@@ -304,19 +304,19 @@ write_one(struct exec *x)
     if (request.op.kind == NATIVE_OP_DELETE && existed) x->extra = x;
 }
 
-void
+MAY_YIELD void
 native_put(struct exec *x)
 {
     write_one(x);
 }
 
-void
+MAY_YIELD void
 native_delete(struct exec *x)
 {
     write_one(x);
 }
 
-void
+MAY_YIELD void
 native_batch(struct exec *x)
 {
     struct native_request request;
@@ -330,7 +330,7 @@ native_batch(struct exec *x)
         if (!apply(x, &request, &op, &existed)) return;
 }
 
-void
+MAY_YIELD void
 native_expire(struct exec *x)
 {
     struct native_request request;
