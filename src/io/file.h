@@ -92,7 +92,7 @@ MAY_YIELD status io_op_wait(struct io_op *op);
 MAY_YIELD MUST_CHECK status io_file_rename(const char *from, const char *to); /* replaces to */
 MAY_YIELD MUST_CHECK status io_file_link(const char *from, const char *to);   /* hard link */
 MAY_YIELD MUST_CHECK status io_file_unlink(const char *path);
-MAY_YIELD MUST_CHECK status io_dir_make(const char *path); /* ST_EXISTS when it is there */
+MAY_YIELD MUST_CHECK status io_dir_make(const char *path);   /* ST_EXISTS when it is there */
 MAY_YIELD MUST_CHECK status io_dir_remove(const char *path); /* empty ones only */
 MAY_YIELD MUST_CHECK status io_dir_sync(const char *path);
 /* Calls each(arg, name) for every entry but "." and "..", in byte order of the names. Blocks the

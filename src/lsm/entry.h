@@ -80,7 +80,8 @@ struct cursor_ops {
     /* To the first entry at or after (token, key), newest version first. */
     MAY_YIELD status (*seek)(struct cursor *cursor, u64 token, struct bytes key);
     MAY_YIELD status (*next)(struct cursor *cursor);
-    void (*close)(struct cursor *cursor); /* frees what the cursor owns, and itself if it was allocated */
+    void (*close)(
+        struct cursor *cursor); /* frees what the cursor owns, and itself if it was allocated */
 };
 struct cursor {
     const struct cursor_ops *ops;

@@ -78,7 +78,8 @@ MAY_YIELD MUST_CHECK status levels_get(struct levels *levels, u16 keyspace, u64 
                                        struct levels_pin *pin);
 void levels_unpin(struct levels_pin *pin);
 /* Keeps the set of runs as it is now, and with it every deleted range that covers something in it
- * (or in memtables that are flushed meanwhile). For whoever reads memtables and runs over yields. */
+ * (or in memtables that are flushed meanwhile). For whoever reads memtables and runs over yields.
+ */
 void levels_pin_runs(struct levels *levels, struct levels_pin *pin);
 /* Fetches a value that is kept apart; see blob_read for the buffer. */
 MAY_YIELD MUST_CHECK status levels_blob_read(struct levels *levels, const struct entry *entry,
@@ -95,9 +96,14 @@ MAY_YIELD MUST_CHECK status levels_cursors_open(struct levels *levels, u16 keysp
  * Neighbouring and covered ranges are merged. ST_OVERLOADED above LEVELS_RANGES_MAX. */
 MUST_CHECK status levels_range_delete(struct levels *levels, u16 keyspace, u64 token_first,
                                       u64 token_last, u64 version, u64 seq);
+/* How many there are, needed or not. */
+u32 levels_range_count(const struct levels *levels);
 /* Whether an entry is deleted by a range that a reader at seq_max sees. */
 bool levels_range_covers(const struct levels *levels, u16 keyspace, u64 token, u64 version, u64 seq,
                          u64 seq_max);
+/* The same; if so, *version and *seq become the range's. */
+bool levels_range_find(const struct levels *levels, u16 keyspace, u64 token, u64 *version, u64 *seq,
+                       u64 seq_max);
 
 /* ---- flushing ---- */
 
@@ -135,10 +141,8 @@ bool levels_check(const struct levels *levels);
 MAY_YIELD MUST_CHECK status levels_split(const char *const *source_dirs, u32 source_count,
                                          const char *target_dir, u64 token_first, u64 token_last);
 /* Checks manifest, tables and blob files of a closed store (lsm_verify adds the log). */
-MAY_YIELD MUST_CHECK status levels_verify(const char *dir,
-                                          void (*report)(void *arg, const char *file, u64 offset,
-                                                         const char *what),
-                                          void *arg, u64 *files_out, u64 *bytes_out,
-                                          struct levels_state *state_out);
+MAY_YIELD MUST_CHECK status levels_verify(
+    const char *dir, void (*report)(void *arg, const char *file, u64 offset, const char *what),
+    void *arg, u64 *files_out, u64 *bytes_out, struct levels_state *state_out);
 
 #endif

@@ -48,15 +48,15 @@ enum lsm_codec { LSM_CODEC_NONE, LSM_CODEC_LZ4, LSM_CODEC_DEFLATE, LSM_CODEC_COU
 
 struct lsm_options {
     enum lsm_durability durability;
-    u32 sync_interval_ms;          /* for PERIODIC */
-    u64 memory_bytes;              /* of this store: everything in lsm/ stays below it */
-    enum lsm_codec codec_upper;    /* tables of the tiers */
-    enum lsm_codec codec_last;     /* tables of the last level */
-    u32 blob_threshold_bytes;      /* values from here on are kept apart; default 4096 */
-    u64 scrub_bytes_per_s;         /* background verification; 0: off */
-    u64 disk_reserve_bytes;        /* writes stop (ST_NO_SPACE) below this much free space */
-    u64 memtable_bytes;            /* 0: derived from memory_bytes; tests make it tiny */
-    u64 log_segment_bytes;         /* 0: derived */
+    u32 sync_interval_ms;       /* for PERIODIC */
+    u64 memory_bytes;           /* of this store: everything in lsm/ stays below it */
+    enum lsm_codec codec_upper; /* tables of the tiers */
+    enum lsm_codec codec_last;  /* tables of the last level */
+    u32 blob_threshold_bytes;   /* values from here on are kept apart; default 4096 */
+    u64 scrub_bytes_per_s;      /* background verification; 0: off */
+    u64 disk_reserve_bytes;     /* writes stop (ST_NO_SPACE) below this much free space */
+    u64 memtable_bytes;         /* 0: derived from memory_bytes; tests make it tiny */
+    u64 log_segment_bytes;      /* 0: derived */
 };
 
 void lsm_options_default(struct lsm_options *options);
@@ -111,7 +111,8 @@ u64 lsm_durable_seq(const struct lsm *lsm);
 MAY_YIELD MUST_CHECK status lsm_wait_durable(struct lsm *lsm, u64 seq);
 /* Called (as a callback) whenever lsm_durable_seq has grown, and once with failed = true when the
  * log failed: what is not durable then never will be known to be. One listener. */
-void lsm_on_durable(struct lsm *lsm, void (*fn)(void *arg, u64 durable_seq, bool failed), void *arg);
+void lsm_on_durable(struct lsm *lsm, void (*fn)(void *arg, u64 durable_seq, bool failed),
+                    void *arg);
 
 /* ---- reading ---- */
 
@@ -134,7 +135,8 @@ MAY_YIELD MUST_CHECK status lsm_get(struct lsm *lsm, const struct lsm_snapshot *
                                     struct lsm_value *out);
 void lsm_value_release(struct lsm_value *value);
 
-/* A frozen view of the whole store. Holding one keeps old data on disk: be brief. NULL: no memory. */
+/* A frozen view of the whole store. Holding one keeps old data on disk: be brief. NULL: no memory.
+ */
 MUST_CHECK struct lsm_snapshot *lsm_snapshot_open(struct lsm *lsm);
 void lsm_snapshot_close(struct lsm_snapshot *snapshot);
 u64 lsm_snapshot_seq(const struct lsm_snapshot *snapshot);
@@ -144,8 +146,8 @@ struct lsm_scan;
 
 /* From the first entry at or after (token, key); snapshot NULL takes one for the scan's life. */
 MAY_YIELD MUST_CHECK status lsm_scan_open(struct lsm *lsm, struct lsm_snapshot *snapshot,
-                                          u16 keyspace, u64 token, struct bytes key,
-                                          u64 token_last, struct lsm_scan **out);
+                                          u16 keyspace, u64 token, struct bytes key, u64 token_last,
+                                          struct lsm_scan **out);
 /* ST_END after the last one. The bytes stay valid until the next call. want_value false: value.size
  * is right but a large value is not fetched (data is NULL then). */
 MAY_YIELD MUST_CHECK status lsm_scan_next(struct lsm_scan *scan, bool want_value, u64 *token_out,
@@ -171,7 +173,7 @@ enum lsm_state { LSM_STATE_OK, LSM_STATE_NO_SPACE, LSM_STATE_FAILED };
 
 struct lsm_stats {
     enum lsm_state state;
-    char failure[160];            /* why, when FAILED */
+    char failure[160]; /* why, when FAILED */
     u64 keys_estimate;
     u64 seq_last, seq_durable;
     u64 gets, gets_memory, gets_row_cache, gets_not_found;
@@ -180,7 +182,7 @@ struct lsm_stats {
     struct histogram log_write_ns;
     u64 memtable_bytes, memtable_bytes_limit, flushes, flush_bytes;
     u64 tables, table_bytes, table_entries, blob_files, blob_bytes, blob_live_bytes;
-    u64 runs_max;                 /* most runs that a read may have to look at */
+    u64 runs_max; /* most runs that a read may have to look at */
     u64 index_bytes, filter_bytes;
     u64 row_cache_bytes, row_cache_hits, row_cache_misses;
     u64 block_cache_bytes, block_cache_hits, block_cache_misses;

@@ -25,7 +25,7 @@ struct table_blob_ref {
 struct table_meta {
     u64 file_id;
     u64 file_bytes;
-    u64 file_hash; /* XXH3 of the whole file */
+    u64 file_hash;               /* XXH3 of the whole file */
     u64 token_first, token_last; /* of the entries in it */
     u64 seq_min, seq_max;
     u64 version_min, version_max;
@@ -63,7 +63,8 @@ struct table_writer;
 MAY_YIELD MUST_CHECK status table_writer_open(const struct table_writer_options *options,
                                               struct table_writer **out);
 /* In entry order, checked. The bytes are copied. */
-MAY_YIELD MUST_CHECK status table_writer_add(struct table_writer *writer, const struct entry *entry);
+MAY_YIELD MUST_CHECK status table_writer_add(struct table_writer *writer,
+                                             const struct entry *entry);
 u64 table_writer_bytes(const struct table_writer *writer); /* file size so far, about */
 u64 table_writer_count(const struct table_writer *writer);
 bool table_writer_blob_refs_full(const struct table_writer *writer);
