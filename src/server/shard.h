@@ -42,7 +42,7 @@ struct server {
     u64 run_number;     /* native HELLO */
     struct store_layout layout;
     struct shard *shards[LIMIT_SHARDS];
-    char failure[512];
+    char failure[640];
     _Atomic u32 prepared; /* layout is filled: 1, failed: 2 */
     _Atomic u32 shards_ready;
     _Atomic bool ready;
