@@ -17,6 +17,10 @@
  * A class that was idle starts at the present, so idleness is not saved up. Compaction and streams
  * are also capped in number, because a disk that is full of large writes answers a small read late.
  *
+ * Extents. A direct write that spans two extents of a file cannot be done without waiting and falls
+ * to a kernel worker, so pieces of a write end where an extent of the file does. Where that is, is
+ * asked after each allocation and when a file is opened for writing.
+ *
  * Names of paths in ":memory:" are in the shard's memfs; their operations are finished at once and
  * reported in the next turn.
  */
@@ -24,6 +28,9 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/fiemap.h>
+#include <linux/fs.h>
+#include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -45,6 +52,9 @@ static const struct {
     [IO_CLASS_STREAM] = {100, 16},
 };
 
+/* Extents that are known of a file; a file in more has its first ones known. */
+#define FILE_EXTENTS_MAX 16u
+
 struct io_file {
     struct list link; /* shard->files */
     struct ring_shard *shard;
@@ -56,6 +66,8 @@ struct io_file {
     bool closing;
     u32 in_flight; /* operations not finished */
     struct fiber_queue idle_queue;
+    u64 extent_ends[FILE_EXTENTS_MAX]; /* ascending offsets at which another extent begins */
+    u32 extent_end_count;
     size_t size_bytes; /* of this block */
     char path[];
 };
@@ -159,7 +171,38 @@ class_next(struct ring_shard *shard, u32 *index_out)
 static u32
 op_piece(const struct io_op *op)
 {
-    return MIN(op->size - op->transferred, LIMIT_IO_BYTES);
+    u32 piece = MIN(op->size - op->transferred, LIMIT_IO_BYTES);
+    if (op->kind != OP_WRITE) return piece;
+    const struct io_file *file = op->file;
+    u64 from = op->offset + op->transferred;
+    for (u32 i = 0; i < file->extent_end_count; i++) {
+        u64 end = file->extent_ends[i];
+        if (end <= from) continue;
+        return end - from < piece ? (u32)(end - from) : piece;
+    }
+    return piece;
+}
+
+/* Asks where the file's extents end. What cannot be known only costs a worker's time later. */
+static void
+file_extents_read(struct io_file *file)
+{
+    union {
+        struct fiemap map;
+        u8 bytes[sizeof(struct fiemap) + (FILE_EXTENTS_MAX + 1) * sizeof(struct fiemap_extent)];
+    } ask = {.map = {.fm_length = FIEMAP_MAX_OFFSET, .fm_extent_count = FILE_EXTENTS_MAX + 1}};
+    file->extent_end_count = 0;
+    if (ioctl(file->fd, FS_IOC_FIEMAP, &ask.map) != 0) return;
+    const struct fiemap_extent *extents = ask.map.fm_extents;
+    for (u32 i = 1; i < ask.map.fm_mapped_extents; i++) {
+        u64 at = extents[i].fe_logical;
+        /* Of one stretch on the disk, and both written or both not: one extent to the kernel. */
+        const struct fiemap_extent *before = &extents[i - 1];
+        bool joined = before->fe_logical + before->fe_length == at &&
+                      before->fe_physical + before->fe_length == extents[i].fe_physical &&
+                      ((before->fe_flags ^ extents[i].fe_flags) & FIEMAP_EXTENT_UNWRITTEN) == 0;
+        if (!joined && at % IO_ALIGNMENT == 0) file->extent_ends[file->extent_end_count++] = at;
+    }
 }
 
 u64
@@ -486,6 +529,7 @@ file_open_disk(struct io_file *file, u32 flags)
     file->fd = fd;
     file->slot = ring_slot_take(shard, fd);
     file->dsync = (flags & IO_OPEN_WRITE) && ring_device_dsync(shard, fd, file->path);
+    if ((flags & IO_OPEN_WRITE) && stat.st_size > 0) file_extents_read(file);
     return ST_OK;
 }
 
@@ -616,6 +660,7 @@ io_file_allocate(struct io_file *file, u64 size)
         if (!ok(st)) return st;
         return now >= size ? ST_OK : io_file_truncate(file, size);
     }
+    if (result == 0) file_extents_read(file);
     return ring_errno_status(-result);
 }
 
