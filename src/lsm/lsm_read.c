@@ -97,14 +97,15 @@ memory_get(struct lsm *lsm, u16 keyspace, u64 token, struct bytes key, u64 seq_m
     return found;
 }
 
-/* A range that deletes a memtable's version makes a tombstone of it. (Tables' come with this
+/* A range that deletes a memtable's version makes a tombstone of it, with the range's number: who
+ * is told that nothing is there waits until the deletion is durable. (Tables' come with this
  * done.) */
 static void
 range_apply(const struct lsm *lsm, u16 keyspace, u64 seq_max, struct entry *entry)
 {
     if (entry->kind != ENTRY_PUT) return;
-    if (levels_range_covers(lsm->levels, keyspace, entry->token, entry->version, entry->seq,
-                            seq_max))
+    if (levels_range_find(lsm->levels, keyspace, entry->token, &entry->version, &entry->seq,
+                          seq_max))
         entry->kind = ENTRY_DELETE;
 }
 
