@@ -153,6 +153,14 @@ levels_prune(struct levels *levels)
     if (range_list_count(&levels->ranges) > 0 && levels->sets_alive == 1)
         (void)range_list_expire(&levels->ranges, levels->state.seq_flushed, levels_range_may_cover,
                                 levels);
+    /* What a commit could not let go of because of a reader. Costs the square of their number. */
+    if (range_list_count(&levels->ranges) >= LEVELS_RANGES_MAX / 2 && levels->sets_alive == 1 &&
+        levels->current->ref_count == 1) {
+        u32 snapshot_count;
+        const u64 *snapshots = levels_snapshots(levels, &snapshot_count);
+        (void)range_list_coalesce(&levels->ranges, levels->state.seq_flushed, snapshots,
+                                  snapshot_count);
+    }
     /* No yield until the commit has the changes. */
     const struct run_set *set = levels->current;
     struct run_change changes[64];

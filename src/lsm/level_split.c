@@ -167,6 +167,21 @@ add_tier(struct split *split, u16 keyspace, u8 tier)
     return ST_OK;
 }
 
+/* A newer range of the same store deletes all that this one does; no snapshot outlives a store. */
+static bool
+range_is_hidden(const struct manifest *source, u32 index)
+{
+    const struct range_delete *range = &source->ranges[index];
+    for (u32 i = source->range_count; i-- > index + 1;) {
+        const struct range_delete *newer = &source->ranges[i];
+        if (newer->keyspace == range->keyspace && newer->seq > range->seq &&
+            newer->version >= range->version && newer->token_first <= range->token_first &&
+            newer->token_last >= range->token_last)
+            return true;
+    }
+    return false;
+}
+
 static void
 add_ranges(struct split *split)
 {
@@ -176,6 +191,7 @@ add_ranges(struct split *split)
         for (u32 j = 0; j < source->range_count; j++) {
             /* Clipped to its source: elsewhere its version means nothing. */
             struct range_delete range = source->ranges[j];
+            if (range_is_hidden(source, j)) continue;
             range.token_first =
                 MAX(range.token_first, MAX(source->token_first, split->token_first));
             range.token_last = MIN(range.token_last, MIN(source->token_last, split->token_last));
@@ -261,7 +277,7 @@ build(struct split *split)
         }
     }
     add_ranges(split);
-    if (target->range_count > LEVELS_RANGES_MAX) return ST_OVERLOADED;
+    if (target->range_count > RANGE_LIST_MAX) return ST_OVERLOADED;
     add_state(split);
     bool known;
     return manifest_write(split->target_dir, target, split->budget, &known);

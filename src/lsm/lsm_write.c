@@ -22,6 +22,7 @@
 #include "base/log.h"
 #include "io/io.h"
 #include "lsm/lsm_internal.h"
+#include "lsm/range_list.h"
 
 #define PRESSURE_FREE   500u  /* below this nobody is slowed down */
 #define PRESSURE_END    1000u /* levels_pressure: refuse */
@@ -213,6 +214,12 @@ range_apply(struct lsm *lsm, const struct lsm_op *op, u64 seq, u64 version)
     u64 last = MIN(load_u64(op->value.data), lsm->token_last);
     if (first > last) return ST_OK;
     status st = levels_range_delete(lsm->levels, op->header.keyspace, first, last, version, seq);
+    /* Ranges take no room in memtables, so nothing else would ask for the flush that lets go of
+     * them; at half, so that whoever deletes again and again does not meet the end. */
+    if (!lsm->replaying && levels_range_count(lsm->levels) >= LEVELS_RANGES_MAX / 2) {
+        MARK("lsm.write.many_ranges");
+        flush_request(lsm);
+    }
     if (!ok(st)) return st;
     lsm->range_marks++;
     row_cache_clear(lsm->row_cache);
@@ -546,6 +553,12 @@ replay_op(struct lsm *lsm, const struct lsm_op *op, u64 seq, u64 version)
         if (active_is_empty(lsm)) return ST_NO_MEMORY;
         MARK("lsm.replay.flush");
         status st = lsm_flush_now(lsm, false);
+        /* A full disk keeps nobody from reading: what is not flushed stays the flushing set, as it
+         * was before the restart, and there is a second memtable. */
+        if (status_is(st, ST_NO_SPACE) && memtables_fit(lsm, needs)) {
+            MARK("lsm.replay.no_space");
+            break;
+        }
         if (!ok(st)) return st;
     }
     op_apply(lsm, op, seq, version);

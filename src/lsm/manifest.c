@@ -199,7 +199,7 @@ manifest_check(const struct manifest *manifest, u32 *index_out)
         if (manifest->blobs[i].token_first > manifest->blobs[i].token_last)
             return "blob file with its tokens reversed";
     }
-    if (manifest->range_count > LEVELS_RANGES_MAX) return "too many deleted ranges";
+    if (manifest->range_count > RANGE_LIST_MAX) return "too many deleted ranges";
     for (u32 i = 0; i < manifest->range_count; i++) {
         const struct range_delete *range = &manifest->ranges[i];
         if (range->keyspace >= LIMIT_KEYSPACES) return "deleted range of an unknown keyspace";

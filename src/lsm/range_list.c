@@ -15,7 +15,7 @@
 void
 range_list_init(struct range_list *list, struct budget *budget)
 {
-    *list = (struct range_list){.budget = budget};
+    *list = (struct range_list){.budget = budget, .limit = LEVELS_RANGES_MAX};
 }
 
 void
@@ -65,7 +65,7 @@ range_list_add(struct range_list *list, const struct range_delete *range, const 
 {
     CHECK(range->token_first <= range->token_last);
     CHECK(list->active_count == 0 || list->active[list->active_count - 1].seq <= range->seq);
-    if (range_list_count(list) >= LEVELS_RANGES_MAX) return ST_OVERLOADED;
+    if (range_list_count(list) >= list->limit) return ST_OVERLOADED;
     u32 total = range_list_count(list) + 1;
     if (!array_reserve(list->budget, &list->active, &list->active_capacity,
                        list->active_count + 1) ||
@@ -268,7 +268,7 @@ range_list_persistent(const struct range_list *list, u64 seq_limit, struct range
 bool
 range_list_check(const struct range_list *list)
 {
-    if (range_list_count(list) > LEVELS_RANGES_MAX) return false;
+    if (range_list_count(list) > RANGE_LIST_MAX) return false;
     for (u32 i = 0; i + 1 < list->active_count; i++) {
         if (list->active[i].seq > list->active[i + 1].seq) return false;
     }

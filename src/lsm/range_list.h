@@ -20,6 +20,9 @@
 
 /* Active and shadowed ones together. Costs 48 bytes each; a read looks at all active ones. */
 #define LEVELS_RANGES_MAX 4096u
+/* What a manifest and the list hold while a store is opened: the manifest was written before what
+ * had become needless left the list, and the log brings what was accepted after that. */
+#define RANGE_LIST_MAX (4u * LEVELS_RANGES_MAX)
 
 struct range_delete {
     u64 token_first, token_last; /* included */
@@ -33,6 +36,7 @@ struct range_list {
     struct range_delete *shadowed;
     u32 active_count, active_capacity;
     u32 shadowed_count, shadowed_capacity;
+    u32 limit; /* range_list_add refuses at this many */
     /* Only ranges from here on are merged with their neighbours. Those before may come from
      * different stores (when the number of cores changed), whose clocks are not comparable. */
     u64 merge_seq_min;

@@ -1,0 +1,265 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * test_lsm_edges.c -- the engine where one of its limits meets another: thousands of deleted
+ * ranges and a crash, a full disk and a restart, a long call and the end.
+ */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+
+#include <cmocka.h>
+
+#include "base/hash.h"
+#include "io/file.h"
+#include "io/io.h"
+#include "io/sim.h"
+#include "lsm/lsm_internal.h"
+#include "lsm/range_list.h"
+
+#define DIR "/store"
+
+struct world {
+    struct sim *sim;
+    struct sim_disk *disk;
+    struct lsm_options options;
+    struct lsm *lsm;
+    u32 keys; /* written by the body before */
+    u64 seq;
+};
+
+static void
+world_init(struct world *w, u64 seed)
+{
+    *w = (struct world){0};
+    struct sim_options options;
+    sim_options_default(&options, seed);
+    w->sim = sim_new(&options);
+    w->disk = sim_node_disk(sim_node_new(w->sim, "10.0.0.1"));
+    lsm_options_default(&w->options);
+    w->options.memory_bytes = MIB(24);
+    w->options.memtable_bytes = KIB(256);
+    w->options.log_segment_bytes = KIB(256);
+    w->options.disk_reserve_bytes = 0;
+    w->options.scrub_bytes_per_s = 0;
+}
+
+static status
+open_store(struct world *w)
+{
+    status st = io_dir_make(DIR);
+    if (!ok(st) && !status_is(st, ST_EXISTS)) return st;
+    st = io_dir_sync("/");
+    if (!ok(st)) return st;
+    struct lsm_place place = {.dir = DIR, .token_first = 0, .token_last = UINT64_MAX};
+    return lsm_open(&place, &w->options, &w->lsm);
+}
+
+static u32
+key_make(u32 index, char *out)
+{
+    return (u32)snprintf(out, 32, "key-%u", index);
+}
+
+static status
+put(struct world *w, u32 index, u32 value_size)
+{
+    static u8 value[KIB(4)];
+    CHECK(value_size <= sizeof(value));
+    char text[32];
+    struct bytes key = BYTES(text, key_make(index, text));
+    struct lsm_batch batch;
+    lsm_batch_init(&batch, io_budget());
+    CHECK(lsm_batch_put(&batch, 0, hash_token(key), key, BYTES(value, value_size), 0));
+    status st = lsm_write(w->lsm, &batch, &w->seq);
+    lsm_batch_deinit(&batch);
+    return st;
+}
+
+static status
+get(struct world *w, u32 index, u64 *seq_out)
+{
+    char text[32];
+    struct bytes key = BYTES(text, key_make(index, text));
+    struct lsm_value value = {0};
+    status st = lsm_get(w->lsm, NULL, 0, hash_token(key), key, &value);
+    if (seq_out != NULL) *seq_out = value.seq;
+    if (ok(st)) lsm_value_release(&value);
+    return st;
+}
+
+static status
+delete_all(struct world *w)
+{
+    struct lsm_batch batch;
+    lsm_batch_init(&batch, io_budget());
+    CHECK(lsm_batch_delete_range(&batch, 0, 0, UINT64_MAX));
+    status st = lsm_write(w->lsm, &batch, &w->seq);
+    lsm_batch_deinit(&batch);
+    return st;
+}
+
+/* ---- deleted ranges ---- */
+
+static status
+ranges_body(void *arg)
+{
+    struct world *w = arg;
+    CHECK(ok(open_store(w)));
+    for (u32 round = 0; round < 2; round++) {
+        CHECK(ok(put(w, 1, 10)));
+        for (u32 i = 0; i < LEVELS_RANGES_MAX - 100; i++)
+            CHECK(ok(delete_all(w)));
+        if (round == 0) CHECK(ok(lsm_flush(w->lsm)));
+    }
+    CHECK(ok(put(w, 2, 10)));
+    CHECK(ok(lsm_wait_durable(w->lsm, w->seq)));
+    sim_crash_at(w->sim, SIM_POINT_EVENT, 0);
+    fiber_sleep_ns(10 * NS_PER_S);
+    return ST_OK;
+}
+
+static status
+ranges_reopen(void *arg)
+{
+    struct world *w = arg;
+    status st = open_store(w);
+    if (!ok(st)) return st;
+    CHECK(status_is(get(w, 1, NULL), ST_NOT_FOUND));
+    CHECK(ok(get(w, 2, NULL)));
+    CHECK(ok(delete_all(w)));
+    CHECK(ok(put(w, 2, 10)));
+    CHECK(lsm_check(w->lsm));
+    return lsm_close(w->lsm);
+}
+
+static void
+as_many_ranges_as_were_accepted_are_recovered(void **state)
+{
+    (void)state;
+    struct world w;
+    world_init(&w, 1);
+    (void)ok(sim_run(w.sim, 1, ranges_body, &w));
+    assert_true(sim_crashed(w.sim));
+    sim_faults_clear(w.sim);
+    assert_true(ok(sim_run(w.sim, 1, ranges_reopen, &w)));
+    assert_true(ok(sim_run(w.sim, 1, ranges_reopen, &w)));
+    sim_free(w.sim);
+}
+
+static status
+endless_body(void *arg)
+{
+    struct world *w = arg;
+    CHECK(ok(open_store(w)));
+    u32 refused = 0;
+    for (u32 i = 0; i < 5 * LEVELS_RANGES_MAX; i++) {
+        status st = delete_all(w);
+        if (ok(st)) continue;
+        CHECK(status_is(st, ST_OVERLOADED));
+        CHECK(++refused < 1000);
+        fiber_sleep_ns(10 * NS_PER_MS);
+    }
+    return lsm_close(w->lsm);
+}
+
+static void
+everything_can_be_deleted_again_and_again(void **state)
+{
+    (void)state;
+    struct world w;
+    world_init(&w, 2);
+    assert_true(ok(sim_run(w.sim, 1, endless_body, &w)));
+    sim_free(w.sim);
+}
+
+static status
+number_body(void *arg)
+{
+    struct world *w = arg;
+    CHECK(ok(open_store(w)));
+    for (u32 round = 0; round < 2; round++) {
+        CHECK(ok(put(w, 1, 10)));
+        if (round == 1) CHECK(ok(lsm_flush(w->lsm)));
+        CHECK(ok(delete_all(w)));
+        u64 seq = 0;
+        CHECK(status_is(get(w, 1, &seq), ST_NOT_FOUND));
+        CHECK(seq == w->seq);
+    }
+    return lsm_close(w->lsm);
+}
+
+static void
+what_a_range_deletes_answers_with_its_number(void **state)
+{
+    (void)state;
+    struct world w;
+    world_init(&w, 3);
+    assert_true(ok(sim_run(w.sim, 1, number_body, &w)));
+    sim_free(w.sim);
+}
+
+/* ---- a full disk ---- */
+
+static status
+full_body(void *arg)
+{
+    struct world *w = arg;
+    CHECK(ok(open_store(w)));
+    fiber_sleep_ns(NS_PER_S);
+    sim_disk_capacity_set(w->disk, 1);
+    status st = ST_OK;
+    while (ok(st) && w->keys < 20000) {
+        st = put(w, w->keys, 200);
+        if (ok(st)) w->keys++;
+    }
+    CHECK(status_is(st, ST_NO_SPACE));
+    CHECK(ok(lsm_wait_durable(w->lsm, w->seq)));
+    sim_crash_at(w->sim, SIM_POINT_EVENT, 0);
+    fiber_sleep_ns(10 * NS_PER_S);
+    return ST_OK;
+}
+
+static status
+full_reopen(void *arg)
+{
+    struct world *w = arg;
+    status st = open_store(w);
+    if (!ok(st)) return st;
+    for (u32 i = 0; i < w->keys; i++)
+        CHECK(ok(get(w, i, NULL)));
+    sim_disk_capacity_set(w->disk, GIB(1));
+    fiber_sleep_ns(5 * NS_PER_S);
+    for (u32 i = 0; i < 5000; i++)
+        CHECK(ok(put(w, i, 200)));
+    for (u32 i = 0; i < w->keys; i++)
+        CHECK(ok(get(w, i, NULL)));
+    return lsm_close(w->lsm);
+}
+
+static void
+a_store_on_a_full_disk_opens_and_reads(void **state)
+{
+    (void)state;
+    struct world w;
+    world_init(&w, 4);
+    (void)ok(sim_run(w.sim, 1, full_body, &w));
+    assert_true(sim_crashed(w.sim));
+    sim_faults_clear(w.sim);
+    sim_disk_capacity_set(w.disk, 1);
+    assert_true(ok(sim_run(w.sim, 1, full_reopen, &w)));
+    sim_free(w.sim);
+}
+
+int
+main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(as_many_ranges_as_were_accepted_are_recovered),
+        cmocka_unit_test(everything_can_be_deleted_again_and_again),
+        cmocka_unit_test(what_a_range_deletes_answers_with_its_number),
+        cmocka_unit_test(a_store_on_a_full_disk_opens_and_reads),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
