@@ -5,13 +5,14 @@
  *   shard 0          prepares the data directory, tells the others
  *   every shard      takes its budgets, opens its store
  *   when all have    listens; ready
- *   io_wait_stop     stops listening and reading, lets what is in flight end, closes connections,
- *                    closes its store (flushed: nothing to replay)
+ *   io_wait_stop     stops listening and reading, lets what is in flight end, closes connections
+ *   when all have    closes its store (flushed: nothing to replay)
  *   shard 0          releases the directory when all others have closed theirs
  *
- * The shards meet in two places, "opened" and "closed": each sends a mail to shard 0, which sends
- * one to all when the last has come. A shard that fails before "opened" still comes, so that
- * nobody waits for it; the node then stops.
+ * The shards meet in three places, "opened", "drained" and "closed": each sends a mail to shard 0,
+ * which sends one to all when the last has come. A shard that fails before "opened" still comes, so
+ * that nobody waits for it; the node then stops. A store stays open until every shard is drained,
+ * because the connections of the others have requests in it.
  */
 #include <stdio.h>
 
@@ -89,7 +90,7 @@ static void
 fail(struct server *server, const char *format, const char *text, status st)
 {
     /* The first reason counts; the shards that stop because of it have no better one. */
-    if (server->failure[0] != '\0') return;
+    if (atomic_exchange(&server->failing, true)) return;
     snprintf(server->failure, sizeof(server->failure), format, text, status_text(st));
 }
 
@@ -114,7 +115,7 @@ struct host_of_meeting {
 
 /* Written and read by shard 0 only. */
 struct meeting_place {
-    struct host_of_meeting opened, closed;
+    struct host_of_meeting opened, drained, closed;
 };
 
 static void
@@ -145,6 +146,13 @@ deliver_opened(struct io_mail *mail)
 {
     struct meeting *meeting = CONTAINER_OF(mail, struct meeting, mail);
     come(&shard_self()->meetings->opened, meeting);
+}
+
+static void
+deliver_drained(struct io_mail *mail)
+{
+    struct meeting *meeting = CONTAINER_OF(mail, struct meeting, mail);
+    come(&shard_self()->meetings->drained, meeting);
 }
 
 static void
@@ -415,7 +423,10 @@ server_shard_main(void *arg)
     if (ok(st)) st = layout;
     if (ok(st)) st = open_store(shard);
     status all = meet(shard, st, deliver_opened);
-    if (ok(all)) st = serve(shard);
+    if (ok(all)) {
+        st = serve(shard);
+        (void)meet(shard, st, deliver_drained); /* all go on, whatever became of one */
+    }
     if (shard->lsm != NULL) {
         native_snapshots_sweep(shard, true);
         status closed = lsm_close(shard->lsm);

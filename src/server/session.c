@@ -141,7 +141,7 @@ run_on(struct session *s)
     list_del(&s->starved_link);
     s->stall = SESSION_RUNS;
     s->shard->stats->clients_paused--;
-    if (s->conn != NULL && !s->closing) io_conn_resume(s->conn);
+    if (s->conn != NULL && !s->closing && !s->shard->draining) io_conn_resume(s->conn);
 }
 
 void

@@ -43,6 +43,7 @@ struct server {
     struct store_layout layout;
     struct shard *shards[LIMIT_SHARDS];
     char failure[640];
+    _Atomic bool failing; /* the first to set it writes failure */
     _Atomic u32 prepared; /* layout is filled: 1, failed: 2 */
     _Atomic u32 shards_ready;
     _Atomic bool ready;
