@@ -34,6 +34,7 @@ holds_advance(struct session *s)
         s->hold_count--;
     }
     io_conn_send_until(s->conn, UINT64_MAX);
+    if (s->close_held) io_conn_close(s->conn, IO_CLOSE_FLUSH);
 }
 
 static void
@@ -111,6 +112,11 @@ session_close(struct session *s)
 {
     if (s->conn == NULL || s->closing) return;
     s->closing = true;
+    if (s->hold_count != 0) {
+        s->close_held = true; /* the log answers soon, one way or the other */
+        io_conn_pause(s->conn);
+        return;
+    }
     io_conn_close(s->conn, IO_CLOSE_FLUSH);
 }
 
