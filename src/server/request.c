@@ -226,7 +226,9 @@ ran(struct request *request, struct shard *shard)
         return;
     }
     request->durable.fn = reply_is_safe;
-    if (request->seq != 0 && durable_wait_start(shard, &request->durable, request->seq)) return;
+    if (request->seq != 0 && durable_lost(shard, request->seq))
+        request->unknown = true;
+    else if (request->seq != 0 && durable_wait_start(shard, &request->durable, request->seq)) return;
     request->seq = 0;
     send_back(request);
 }

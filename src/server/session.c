@@ -20,12 +20,24 @@
 
 static void holds_released(struct durable_wait *wait, bool failed);
 
+/* Nobody knows what became of the writes behind the held replies, so none of them is sent. */
+static void
+holds_lost(struct session *s)
+{
+    s->closing = true;
+    io_conn_close(s->conn, IO_CLOSE_FLUSH);
+}
+
 /* Lets out what is safe by now, waits for the next stage. */
 static void
 holds_advance(struct session *s)
 {
     while (s->hold_count > 0) {
         struct session_hold *hold = &s->holds[s->hold_first];
+        if (durable_lost(s->shard, hold->seq)) {
+            holds_lost(s);
+            return;
+        }
         if (durable_wait_start(s->shard, &s->durable, hold->seq)) {
             io_conn_send_until(s->conn, hold->position);
             return;
@@ -42,13 +54,10 @@ holds_released(struct durable_wait *wait, bool failed)
 {
     struct session *s = CONTAINER_OF(wait, struct session, durable);
     if (s->conn == NULL) return;
-    if (failed) {
-        /* Nobody knows what became of the writes behind these replies, so none is sent. */
-        s->closing = true;
-        io_conn_close(s->conn, IO_CLOSE_FLUSH);
-        return;
-    }
-    holds_advance(s);
+    if (failed)
+        holds_lost(s);
+    else
+        holds_advance(s);
 }
 
 static void
@@ -75,6 +84,10 @@ void
 session_write(struct session *s, struct bytes reply, u64 seq)
 {
     if (s->conn == NULL || s->closing || reply.size == 0) return;
+    if (seq != 0 && durable_lost(s->shard, seq)) {
+        holds_lost(s);
+        return;
+    }
     u64 position = io_conn_written(s->conn);
     u64 limit = s->shard->config->client_output_limit_bytes;
     size_t owed = io_conn_pending(s->conn);

@@ -145,6 +145,12 @@ shard_of_token(const struct server *server, u64 token)
 /* Calls wait->fn (as a callback, later) once seq is durable; at once, that is: returns false and
  * does nothing, when it is already. *wait must not be waiting. */
 MUST_CHECK bool durable_wait_start(struct shard *shard, struct durable_wait *wait, u64 seq);
+/* The log has failed before seq was durable: nobody is to wait for it, nobody would be called. */
+static inline bool
+durable_lost(const struct shard *shard, u64 seq)
+{
+    return UNLIKELY(shard->store_failed) && seq > lsm_durable_seq(shard->lsm);
+}
 void durable_wait_cancel(struct durable_wait *wait);
 /* For lsm_on_durable. */
 void shard_durable(void *arg, u64 durable_seq, bool failed);
