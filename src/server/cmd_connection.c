@@ -452,7 +452,7 @@ cmd_client_kill(struct exec *x)
             }
         }
     }
-    if (!call.none) shard_for_all(x->shard, kill_here, &call);
+    if (!call.none) shard_for_all_possible(x->shard, kill_here, &call);
     if (call.self_killed) s->close_after = true;
     if (!old_form)
         resp_integer(x->reply, (i64)call.killed);

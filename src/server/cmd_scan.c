@@ -367,8 +367,8 @@ cmd_keys(struct exec *x)
     piece->stream = true;
     if (!(x->args[1].size == 1 && x->args[1].data[0] == '*')) piece->pattern = x->args[1];
 
-    shard_for_all(x->shard, open_snapshot, snapshots);
-    status st = snapshots->failed ? ST_NO_MEMORY : ST_OK;
+    status st = shard_for_all(x->shard, open_snapshot, snapshots);
+    if (ok(st) && snapshots->failed) st = ST_NO_MEMORY;
     piece->count_only = true;
     if (ok(st)) st = read_all(x, piece, snapshots, count_piece);
     if (ok(st)) {
@@ -391,7 +391,7 @@ cmd_keys(struct exec *x)
             }
         }
     }
-    shard_for_all(x->shard, close_snapshot, snapshots);
+    shard_for_all_possible(x->shard, close_snapshot, snapshots);
     if (!ok(st) && !status_is(st, ST_CLOSED)) exec_fail(x, st);
 }
 
@@ -454,7 +454,8 @@ MAY_YIELD void
 cmd_dbsize(struct exec *x)
 {
     struct count_call call = {.keyspace = x->keyspace, .st = ST_OK};
-    shard_for_all(x->shard, count_here, &call);
+    status st = shard_for_all(x->shard, count_here, &call);
+    if (ok(call.st)) call.st = st;
     if (ok(call.st))
         resp_integer(x->reply, (i64)call.count);
     else
@@ -502,7 +503,8 @@ flush(struct exec *x, u16 first, u16 last)
         return;
     }
     struct flush_call call = {.first = first, .last = last, .st = ST_OK};
-    shard_for_all(x->shard, flush_here, &call);
+    status st = shard_for_all(x->shard, flush_here, &call);
+    if (ok(call.st)) call.st = st;
     if (ok(call.st))
         resp_simple(x->reply, "OK");
     else

@@ -375,7 +375,7 @@ reset_here(void *arg)
 MAY_YIELD void
 cmd_config_resetstat(struct exec *x)
 {
-    shard_for_all(x->shard, reset_here, NULL);
+    shard_for_all_possible(x->shard, reset_here, NULL);
     resp_simple(x->reply, "OK");
 }
 
@@ -435,7 +435,7 @@ MAY_YIELD void
 cmd_slowlog_len(struct exec *x)
 {
     struct slow_count call = {0};
-    shard_for_all(x->shard, slow_count_here, &call);
+    shard_for_all_possible(x->shard, slow_count_here, &call);
     resp_integer(x->reply, (i64)call.count);
 }
 
@@ -455,7 +455,7 @@ cmd_slowlog_get(struct exec *x)
     }
     u32 shards = x->shard->server->shard_count;
     struct slow_count all = {0};
-    shard_for_all(x->shard, slow_count_here, &all);
+    shard_for_all_possible(x->shard, slow_count_here, &all);
     u64 wanted = limit < 0 ? all.count : MIN((u64)limit, all.count);
     wanted = MIN(wanted, x->shard->config->slowlog_max_len);
 
@@ -507,7 +507,7 @@ slow_reset_here(void *arg)
 MAY_YIELD void
 cmd_slowlog_reset(struct exec *x)
 {
-    shard_for_all(x->shard, slow_reset_here, NULL);
+    shard_for_all_possible(x->shard, slow_reset_here, NULL);
     resp_simple(x->reply, "OK");
 }
 
@@ -562,7 +562,7 @@ latency_of(struct exec *x, u32 event, bool reset)
     memset(call, 0, sizeof(*call));
     call->event = event;
     call->reset = reset;
-    shard_for_all(x->shard, latency_here, call);
+    shard_for_all_possible(x->shard, latency_here, call);
     return call;
 }
 

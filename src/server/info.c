@@ -388,7 +388,7 @@ collect(struct exec *x)
     call.stats = (struct shard_stats *)(void *)exec_alloc(x, sizeof(*call.stats));
     if (call.totals == NULL || call.stats == NULL) return NULL;
     memset(call.totals, 0, sizeof(*call.totals));
-    shard_for_all(x->shard, collect_here, &call);
+    shard_for_all_possible(x->shard, collect_here, &call);
     return call.totals;
 }
 

@@ -167,7 +167,7 @@ monitor_start(struct session *s)
     s->monitor = true;
     list_push_back(&s->shard->monitors, &s->monitor_link);
     struct announcement announcement = {.bit = 1ull << s->shard->index, .on = true};
-    shard_for_all(s->shard, note, &announcement);
+    shard_for_all_possible(s->shard, note, &announcement);
 }
 
 /* The other shards are told when they send the next line in vain: their bit stays set until then,
@@ -178,7 +178,7 @@ announce_end(void *arg)
     struct shard *shard = arg;
     struct announcement announcement = {.bit = 1ull << shard->index, .on = false};
     if (!list_empty(&shard->monitors)) announcement.on = true;
-    shard_for_all(shard, note, &announcement);
+    shard_for_all_possible(shard, note, &announcement);
     shard->workers--;
     if (shard->workers == 0) fiber_queue_wake_all(&shard->idle);
 }

@@ -191,10 +191,11 @@ native_snapshot_open(struct exec *x)
     u32 lease_ms = CLAMP(request.snapshot_open.lease_ms, 1000u, NATIVE_LEASE_MS_MAX);
     struct snapshot_call call = {.id = io_random() | 1, .lease_ns = lease_ms * NS_PER_MS};
     u64 time_ms = io_wall_ms();
-    shard_for_all(x->shard, open_here, &call);
+    status st = shard_for_all(x->shard, open_here, &call);
+    if (ok(call.st)) call.st = st;
     if (!ok(call.st)) {
         status why = call.st;
-        shard_for_all(x->shard, close_here, &call);
+        shard_for_all_possible(x->shard, close_here, &call);
         exec_fail(x, why);
         return;
     }
@@ -212,7 +213,7 @@ native_snapshot_close(struct exec *x)
     if (!native_decode(x, &request)) return;
     struct snapshot_call call = {.id = request.snapshot_close.snapshot};
     if (call.id == 0) call.st = ST_CANCELED;
-    if (call.id != 0) shard_for_all(x->shard, close_here, &call);
+    if (call.id != 0) shard_for_all_possible(x->shard, close_here, &call);
     if (!ok(call.st)) {
         native_error(x, &request, NATIVE_ST_SNAPSHOT_GONE, 0, "no such snapshot");
         return;
@@ -416,7 +417,8 @@ native_count(struct exec *x)
     struct native_request request;
     if (!native_decode(x, &request)) return;
     struct count_call call = {.keyspace = request.header.keyspace, .exact = request.count.exact};
-    shard_for_all(x->shard, count_here, &call);
+    status st = shard_for_all(x->shard, count_here, &call);
+    if (ok(call.st)) call.st = st;
     if (!ok(call.st)) {
         exec_fail(x, call.st);
         return;
@@ -487,7 +489,7 @@ native_status(struct exec *x)
     memset(call, 0, sizeof(*call));
     call->stats = (struct shard_stats *)(void *)exec_alloc(x, sizeof(*call->stats));
     if (call->stats == NULL) return;
-    shard_for_all(x->shard, status_here, call);
+    shard_for_all_possible(x->shard, status_here, call);
 
     const struct server *server = x->shard->server;
     u64 now = io_wall_ms();

@@ -267,6 +267,7 @@ init(struct shard *shard, struct server *server)
     list_init(&shard->sessions);
     list_init(&shard->monitors);
     list_init(&shard->work);
+    list_init(&shard->work_calls);
     list_init(&shard->starved);
     fiber_queue_init(&shard->idle);
     keylock_table_init(&shard->locks);

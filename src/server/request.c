@@ -340,6 +340,7 @@ request_start(struct request *request)
     }
     buf_init(&request->reply, &shard->budget);
     request->work.run = run_on_fiber;
+    request->work.calls = request->at_home; /* EXEC asks the owner of its keys */
     if (shard_work(shard, &request->work)) return;
     request->mail.deliver = deliver_no_fiber; /* done is never called from inside start */
     io_mail_send(shard->index, &request->mail);

@@ -72,10 +72,15 @@ static void
 worker(void *arg)
 {
     struct shard *shard = arg;
-    struct list *node;
-    while ((node = list_pop_front(&shard->work)) != NULL) {
+    for (;;) {
+        struct list *node = list_pop_front(&shard->work);
+        bool calls = node == NULL && shard->callers < SHARD_CALLERS_MAX;
+        if (calls) node = list_pop_front(&shard->work_calls);
+        if (node == NULL) break; /* a caller that ends takes what is left of work_calls */
         struct work *work = list_entry(node, struct work, link);
+        if (calls) shard->callers++;
         work->run(work);
+        if (calls) shard->callers--;
     }
     shard->workers--;
     if (shard->workers == 0) fiber_queue_wake_all(&shard->idle);
@@ -84,7 +89,7 @@ worker(void *arg)
 bool
 shard_work(struct shard *shard, struct work *work)
 {
-    list_push_back(&shard->work, &work->link);
+    list_push_back(work->calls ? &shard->work_calls : &shard->work, &work->link);
     if (shard->workers < SHARD_WORKERS_MAX) {
         status st = fiber_spawn(FIBER_FOREGROUND, "worker", worker, shard);
         if (ok(st)) {
@@ -97,13 +102,30 @@ shard_work(struct shard *shard, struct work *work)
     return false;
 }
 
-MAY_YIELD void
+#define CALL_TRIES    1000u
+#define CALL_RETRY_NS NS_PER_MS
+
+MAY_YIELD status
 shard_for_all(struct shard *shard, void (*fn)(void *arg), void *arg)
 {
+    status first = ST_OK;
     for (u32 i = 0; i < shard->server->shard_count; i++) {
         status st = io_shard_call(i, FIBER_FOREGROUND, fn, arg);
+        for (u32 tries = 1; !ok(st) && tries < CALL_TRIES; tries++) {
+            fiber_sleep_ns(CALL_RETRY_NS);
+            st = io_shard_call(i, FIBER_FOREGROUND, fn, arg);
+        }
         if (!ok(st)) MARK("server.shard.call_refused");
+        if (ok(first)) first = st;
     }
+    return first;
+}
+
+MAY_YIELD void
+shard_for_all_possible(struct shard *shard, void (*fn)(void *arg), void *arg)
+{
+    status st = shard_for_all(shard, fn, arg);
+    if (!ok(st)) MARK("server.shard.call_given_up");
 }
 
 /* ---- figures ---- */

@@ -23,6 +23,9 @@
 
 /* Worker fibers of a shard that run commands; more work queues. */
 #define SHARD_WORKERS_MAX 512u
+/* Of these, such as wait for a worker of another shard. Two shards whose workers all waited for each
+ * other would wait for ever; so at least half are left to work that waits for nobody's fiber. */
+#define SHARD_CALLERS_MAX (SHARD_WORKERS_MAX / 2)
 /* Requests of one connection that may be under way, and of one shard. */
 #define SESSION_REQUESTS_MAX 256u
 #define SHARD_REQUESTS_MAX   8192u
@@ -63,6 +66,7 @@ struct durable_wait {
 struct work {
     struct list link;
     void (*run)(struct work *work); /* may yield */
+    bool calls;                     /* waits for a worker of another shard */
 };
 
 /* A place in the middle of a long run of one token, named by a SCAN cursor (cmd_scan.c). */
@@ -107,8 +111,9 @@ struct shard {
     struct buf args; /* struct bytes[] */
 
     /* work */
-    struct list work;
+    struct list work, work_calls; /* the latter: work->calls */
     u32 workers;
+    u32 callers; /* workers that run work_calls */
     struct fiber_queue idle; /* woken when requests end: draining waits here */
     u32 request_count;
     struct list starved; /* sessions that wait for a place for a request */
@@ -158,8 +163,12 @@ void shard_durable(void *arg, u64 durable_seq, bool failed);
 /* Runs work->run on a worker fiber, in order of arrival. false: no fiber could be had. */
 MUST_CHECK bool shard_work(struct shard *shard, struct work *work);
 
-/* Runs fn(arg) on every shard in turn, this one included, each on a fiber there. */
-MAY_YIELD void shard_for_all(struct shard *shard, void (*fn)(void *arg), void *arg);
+/* Runs fn(arg) on every shard in turn, this one included, each on a fiber there. A shard that has
+ * no fiber to spare is asked again for a while; then its status is returned, the others still run.
+ */
+MAY_YIELD MUST_CHECK status shard_for_all(struct shard *shard, void (*fn)(void *arg), void *arg);
+/* The same where nothing depends on a shard that cannot. */
+MAY_YIELD void shard_for_all_possible(struct shard *shard, void (*fn)(void *arg), void *arg);
 
 /* Counts a finished command. */
 void shard_count_command(struct shard *shard, u32 command, u64 ns, bool failed);
