@@ -14,6 +14,8 @@
 
 /* From so many writes on they are found by a hash table. */
 #define EXEC_OPS_LINEAR 16u
+/* After so many reads a run asks whether its turn is over. */
+#define EXEC_GETS_PER_LOOK 64u
 
 struct scratch {
     struct list link;
@@ -233,6 +235,13 @@ exec_get_in(struct exec *x, u16 keyspace, struct bytes key, bool count, struct e
             return op->deletes ? EXEC_ABSENT : EXEC_FOUND;
         }
     }
+    if (++x->gets % EXEC_GETS_PER_LOOK == 0 && fiber_should_yield()) {
+        if (!x->waits) { /* goes on, that is: begins again, on a fiber */
+            exec_fail(x, ST_WOULD_WAIT);
+            return EXEC_STOP;
+        }
+        fiber_yield();
+    }
     struct lsm *lsm = x->shard->lsm;
     memset(&x->value, 0, sizeof(x->value));
     status st = x->waits ? lsm_get(lsm, NULL, keyspace, token, key, &x->value)
@@ -275,6 +284,7 @@ build_batch(struct exec *x, struct lsm_batch *batch)
 static void
 written(struct exec *x, u64 seq)
 {
+    x->wrote = true;
     x->seq = MAX(x->seq, seq);
     x->shard->seq_last = MAX(x->shard->seq_last, seq);
     if (x->committed != NULL) x->committed(x);

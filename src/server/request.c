@@ -252,6 +252,10 @@ keep_outcome(struct request *request, struct exec *x, struct resp_writer *w)
     if (!w->failed) return;
     request->reply.size = 0;
     w->failed = false;
+    if (x->wrote) { /* it took effect, and there is no room to say so */
+        request->unknown = true;
+        return;
+    }
     exec_failure_reply(request->command, request->args, w, ST_NO_MEMORY);
     if (request->reply.size == 0) request->unknown = true; /* not even room for that: close */
 }

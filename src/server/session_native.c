@@ -8,6 +8,9 @@
 #include "server/native.h"
 #include "server/session.h"
 
+/* Nothing larger is taken in from somebody who has not said a password. */
+#define HELLO_BYTES_MAX 4096u
+
 static void
 refuse(struct session *s, const struct native_header *header, enum native_status code, u64 detail,
        const char *text)
@@ -156,6 +159,11 @@ session_native_received(struct session *s, struct bytes data)
         size_t consumed = 0, wanted = 0;
         status st = native_frame_decode(rest, &header, &body, &consumed, &wanted);
         if (status_is(st, ST_INCOMPLETE)) {
+            if (!s->authenticated && wanted > HELLO_BYTES_MAX) {
+                refuse(s, &header, NATIVE_ST_UNAUTHENTICATED, 0, "say HELLO with a password first");
+                session_close(s);
+                return data.size;
+            }
             if (wanted > CONN_INPUT_MAX_BYTES) {
                 refuse(s, &header, NATIVE_ST_TOO_LARGE, CONN_INPUT_MAX_BYTES, "frame too large");
                 session_close(s);

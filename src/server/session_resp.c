@@ -48,7 +48,7 @@ static void
 answer_later(struct call *call, struct request *slot, struct resp_writer *w, u64 seq)
 {
     struct session *s = call->s;
-    if (!request_reply_set(slot, buf_bytes(w->out))) {
+    if (w->failed || !request_reply_set(slot, buf_bytes(w->out))) {
         w->out->size = 0;
         exec_error_reply(w, ST_NO_MEMORY);
         if ((call->command->flags & COMMAND_WRITE) || w->failed ||
@@ -112,6 +112,7 @@ no_place(struct call *call, struct resp_writer *w)
     }
     w->out->size = 0;
     exec_error_reply(w, ST_NO_MEMORY);
+    if (call->command->place == PLACE_EXEC) session_multi_free(s); /* refused: it is over */
     answer_now(call, w);
     return DISPATCH_DONE;
 }
@@ -190,7 +191,7 @@ run_on_owner(struct call *call, struct resp_writer *w, u32 owner, u64 key_hash, 
         exec_deinit(&x);
         if (done) {
             shard->stats->tried_inline++;
-            if (w->failed) {
+            if (w->failed && !x.wrote) {
                 w->failed = false;
                 w->out->size = 0;
                 exec_error_reply(w, ST_NO_MEMORY);
@@ -198,6 +199,8 @@ run_on_owner(struct call *call, struct resp_writer *w, u32 owner, u64 key_hash, 
             if (extra != NULL) session_exec_done(s, call->command);
             if (slot != NULL) {
                 answer_later(call, slot, w, seq);
+            } else if (w->failed) { /* it took effect, and there is no room to say so */
+                session_abort(s);
             } else if (!call->silent) {
                 session_write(s, buf_bytes(w->out), seq);
             }
