@@ -70,7 +70,7 @@ pace(struct levels *levels, u64 bytes)
                                    io_now_ns() + CLAMP(wait_ns, NS_PER_MS / 2, 10 * NS_PER_MS)));
         earn_idle_credit(levels);
     }
-    return levels->stopping && levels->forced == 0 ? ST_CANCELED : ST_OK;
+    return levels->started && levels->stopping ? ST_CANCELED : ST_OK;
 }
 
 /* ---- one step ---- */

@@ -592,12 +592,18 @@ levels_start(struct levels *levels)
         log_warning("lsm", "no fiber for scrubbing dir=%s", levels->dir);
 }
 
-MAY_YIELD void
-levels_stop(struct levels *levels)
+void
+levels_stop_begin(struct levels *levels)
 {
     levels->stopping = true;
     fiber_queue_wake_all(&levels->wake);
     fiber_queue_wake_all(&levels->scrub_wake);
+}
+
+MAY_YIELD void
+levels_stop(struct levels *levels)
+{
+    levels_stop_begin(levels);
     while (levels->fibers > 0)
         (void)!ok(fiber_queue_wait(&levels->stopped, FIBER_FOREVER));
     levels->started = false;

@@ -56,6 +56,8 @@ MAY_YIELD void levels_close(struct levels *levels);
 MAY_YIELD void levels_collect_orphans(struct levels *levels);
 /* Background fibers: compaction, scrub. */
 void levels_start(struct levels *levels);
+/* Tells them, and levels_compact_all, to end soon; levels_stop waits for the fibers. */
+void levels_stop_begin(struct levels *levels);
 MAY_YIELD void levels_stop(struct levels *levels);
 
 /* ---- reading ---- */

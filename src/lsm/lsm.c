@@ -403,6 +403,7 @@ lsm_open(const struct lsm_place *place, const struct lsm_options *options, struc
     lsm_caches_balance(lsm);
     disk_check(lsm);
     levels_start(lsm->levels);
+    lsm->flush_wanted = lsm->flushing; /* the log was replayed on a full disk */
     st = fiber_start(lsm, "lsm.flush", flush_fiber);
     if (ok(st)) st = fiber_start(lsm, "lsm.tend", tend_fiber);
     if (!ok(st)) {
@@ -424,6 +425,7 @@ MAY_YIELD status
 lsm_close(struct lsm *lsm)
 {
     if (lsm == NULL) return ST_OK;
+    levels_stop_begin(lsm->levels); /* lsm_compact is inside the gate, and may take hours */
     fiber_gate_close(&lsm->gate);
     fibers_stop(lsm);
     levels_stop(lsm->levels);

@@ -169,7 +169,12 @@ resolve(struct lsm_scan *scan, bool *live_out, const struct entry **out)
         scan->bytes += entry->key.size + 32 + (entry->flags & ENTRY_BLOB ? 0 : entry->value.size);
         if (entry->seq > seq) {
             status st = merge->ops->next(merge);
-            if (!ok(st)) return st;
+            if (!ok(st)) {
+                scan->place_done = false; /* not decided: a further call looks at it again */
+                return st;
+            }
+            /* A counter may have thousands of versions while a snapshot is open. */
+            if (fiber_should_yield()) fiber_yield();
             continue;
         }
         *live_out = entry->kind == ENTRY_PUT && !entry_expired(entry, io_wall_ms()) &&
@@ -187,6 +192,7 @@ advance(struct lsm_scan *scan, const struct entry **out)
 {
     if (scan->ended) return ST_END;
     for (;;) {
+        if (scan->lsm->gate.closed) return ST_CLOSED; /* nobody waits for the rest of a store */
         if (!scan->long_scan && scan->bytes >= SCAN_LONG_BYTES) {
             scan->long_scan = true;
             cursors_close(scan);
@@ -198,8 +204,10 @@ advance(struct lsm_scan *scan, const struct entry **out)
         }
         struct cursor *merge = scan->merge;
         status st = ST_OK;
-        while (ok(st) && merge->valid && scan->place_done && at_place(scan))
+        while (ok(st) && merge->valid && scan->place_done && at_place(scan)) {
             st = merge->ops->next(merge);
+            if (fiber_should_yield()) fiber_yield();
+        }
         bool live = false;
         if (ok(st) && (!merge->valid || merge->entry.token > scan->token_last)) {
             scan->ended = true;

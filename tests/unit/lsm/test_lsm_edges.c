@@ -252,6 +252,57 @@ a_store_on_a_full_disk_opens_and_reads(void **state)
     sim_free(w.sim);
 }
 
+/* ---- the end of long calls ---- */
+
+struct call {
+    struct world *world;
+    status result;
+    bool compact, started, ended;
+};
+
+static void
+call_fiber(void *arg)
+{
+    struct call *call = arg;
+    call->started = true;
+    u64 count;
+    call->result = call->compact ? lsm_compact(call->world->lsm)
+                                 : lsm_count_exact(call->world->lsm, 0, &count);
+    call->ended = true;
+}
+
+static status
+closing_body(void *arg)
+{
+    struct world *w = arg;
+    for (u32 round = 0; round < 2; round++) {
+        CHECK(ok(open_store(w)));
+        for (u32 i = 0; i < 6000; i++)
+            CHECK(ok(put(w, i, 1000)));
+        CHECK(ok(lsm_flush(w->lsm)));
+        struct call call = {.world = w, .compact = round == 0};
+        CHECK(ok(fiber_spawn(FIBER_FOREGROUND, "call", call_fiber, &call)));
+        while (!call.started)
+            fiber_yield();
+        fiber_sleep_ns(NS_PER_MS / 2);
+        CHECK(!call.ended);
+        CHECK(ok(lsm_close(w->lsm)));
+        CHECK(call.ended);
+        CHECK(status_is(call.result, call.compact ? ST_CANCELED : ST_CLOSED));
+    }
+    return ST_OK;
+}
+
+static void
+closing_does_not_wait_for_a_compaction_or_a_count(void **state)
+{
+    (void)state;
+    struct world w;
+    world_init(&w, 5);
+    assert_true(ok(sim_run(w.sim, 1, closing_body, &w)));
+    sim_free(w.sim);
+}
+
 int
 main(void)
 {
@@ -260,6 +311,7 @@ main(void)
         cmocka_unit_test(everything_can_be_deleted_again_and_again),
         cmocka_unit_test(what_a_range_deletes_answers_with_its_number),
         cmocka_unit_test(a_store_on_a_full_disk_opens_and_reads),
+        cmocka_unit_test(closing_does_not_wait_for_a_compaction_or_a_count),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
