@@ -625,6 +625,8 @@ unmerged(const struct levels *levels, u64 seq)
     for (u16 keyspace = 0; keyspace < LIMIT_KEYSPACES; keyspace++) {
         const struct level_tree *tree = &levels->trees[keyspace];
         if (tree->force_whole) return true;
+        /* A deleted range took every table from under its sweeps: they end with the next run. */
+        if (run_set_tree_count(set, keyspace) == 0) continue;
         for (u32 i = 0; i < PICK_SWEEPS_MAX; i++) {
             if (tree->sweeps[i].active && tree->sweeps[i].into_last) return true;
         }

@@ -831,6 +831,59 @@ sixteen_mebibytes_are_enough(void **state)
     sim_free(sim);
 }
 
+static void
+compacting_main(void *arg)
+{
+    struct world *w = arg;
+    while (w->steps > 0) {
+        status st = lsm_compact(w->lsm);
+        CHECK(ok(st));
+        fiber_yield();
+    }
+    w->no_maintenance = true; /* ended */
+}
+
+static status
+emptied_body(void *arg)
+{
+    struct world *w = arg;
+    CHECK(ok(open_store(w)));
+    CHECK(ok(fiber_spawn(FIBER_BACKGROUND, "compacting", compacting_main, w)));
+    struct lsm_batch batch;
+    lsm_batch_init(&batch, io_budget());
+    CHECK(lsm_batch_delete_range(&batch, 0, 0, UINT64_MAX));
+    for (w->steps = 40; w->steps > 1; w->steps--) {
+        u64 seq;
+        CHECK(ok(put_one(w->lsm, 0, "one", "1", 0)));
+        CHECK(ok(put_one(w->lsm, 0, "two", "2", 0)));
+        CHECK(ok(lsm_flush(w->lsm)));
+        fiber_sleep_ns(prng_below(&w->prng, NS_PER_MS));
+        CHECK(ok(lsm_write(w->lsm, &batch, &seq)));
+        CHECK(ok(lsm_flush(w->lsm)));
+    }
+    lsm_batch_deinit(&batch);
+    w->steps = 0;
+    while (!w->no_maintenance)
+        fiber_sleep_ns(NS_PER_MS);
+    CHECK(lsm_check(w->lsm));
+    return lsm_close(w->lsm);
+}
+
+/* The tables of a deleted range are dropped whole, also from under a merge that was at its end. */
+static void
+compacting_what_a_range_empties_is_no_damage(void **state)
+{
+    (void)state;
+    for (u64 seed = 1; seed <= 20; seed++) {
+        struct sim *sim = sim_make(seed);
+        world_init(seed, sim);
+        world.steps = 1;
+        world.op_count = OPS_MAX - 1;
+        assert_true(ok(sim_run(sim, 1, emptied_body, &world)));
+        sim_free(sim);
+    }
+}
+
 int
 main(int argc, char **argv)
 {
@@ -844,6 +897,7 @@ main(int argc, char **argv)
         cmocka_unit_test(a_batch_that_never_fits_is_refused_at_once),
         cmocka_unit_test(a_full_disk_stops_writes_and_they_resume),
         cmocka_unit_test(periodic_and_none_keep_what_they_promise),
+        cmocka_unit_test(compacting_what_a_range_empties_is_no_damage),
         cmocka_unit_test(every_failed_request_is_survived),
         cmocka_unit_test(memory_that_runs_out_is_survived),
         cmocka_unit_test(sixteen_mebibytes_are_enough),
