@@ -30,12 +30,12 @@
 struct io_node; /* the shards of one process (of one simulated process) */
 
 struct io_node_config {
-    u32 shard_count;           /* 1..LIMIT_SHARDS */
-    const u32 *cores;          /* shard_count core numbers, or NULL: no pinning */
-    u64 memory_bytes;          /* of all shards together; each gets an equal budget */
-    u32 spin_us;               /* idle polling before sleeping; 0: none */
-    u32 stall_ms;              /* turns longer than this are reported with a backtrace; 0: off */
-    u32 fiber_count_max;       /* per shard; a spawn above it fails with ST_NO_MEMORY; 0: default */
+    u32 shard_count;     /* 1..LIMIT_SHARDS */
+    const u32 *cores;    /* shard_count core numbers, or NULL: no pinning */
+    u64 memory_bytes;    /* of all shards together; each gets an equal budget */
+    u32 spin_us;         /* idle polling before sleeping; 0: none */
+    u32 stall_ms;        /* turns longer than this are reported with a backtrace; 0: off */
+    u32 fiber_count_max; /* per shard; a spawn above it fails with ST_NO_MEMORY; 0: default */
     /* Runs as the first fiber of every shard; the shard ends when it has returned and nothing is
      * left in flight. A status that is not ok stops the other shards, too. */
     status (*shard_main)(void *arg);
@@ -78,28 +78,29 @@ void io_stop(void);
 
 struct io_stats {
     u64 turns;
-    u64 busy_ns;          /* time in turns that did something */
+    u64 busy_ns; /* time in turns that did something */
     u64 idle_sleeps;
-    u64 stalls;           /* turns above stall_ms */
+    u64 stalls; /* turns above stall_ms */
     u64 turn_ns_max;
-    u64 fibers_running;   /* spawned and not ended */
+    u64 fibers_running; /* spawned and not ended */
     u64 fibers_pooled;
     u64 fiber_switches;
     u64 mails_sent;
     u64 mails_received;
-    u64 mail_wakes;       /* MSG_RING wake-ups sent */
-    u64 mails_waiting;    /* in outboxes because a ring between shards was full */
+    u64 mail_wakes;    /* MSG_RING wake-ups sent */
+    u64 mails_waiting; /* in outboxes because a ring between shards was full */
     u64 reads, read_bytes, read_errors;
     u64 writes, write_bytes, write_errors;
     u64 syncs;
     u64 io_in_flight;
-    u64 io_queued;        /* waiting for a place under LIMIT_IO_IN_FLIGHT */
+    u64 io_queued; /* waiting for a place under LIMIT_IO_IN_FLIGHT */
     u64 connections;
     u64 connections_accepted;
     u64 connections_refused; /* no memory, no descriptors */
     u64 received_bytes, sent_bytes;
-    u64 receive_stalls;   /* times the provided buffers ran out */
-    u64 cq_overflows;     /* a bug when not 0 */
+    u64 receive_stalls;      /* times the provided buffers ran out */
+    u64 connections_starved; /* closed: no memory for what they were sending */
+    u64 cq_overflows;        /* a bug when not 0 */
     u64 ring_enters;
 };
 

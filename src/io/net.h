@@ -63,6 +63,9 @@ u64 io_conn_written(const struct io_conn *conn);
 /* position UINT64_MAX: no hold (the start value). Never moves behind what was sent. */
 void io_conn_send_until(struct io_conn *conn, u64 position);
 size_t io_conn_pending(const struct io_conn *conn);
+/* Whether the session should read no further until `drained`: above CONN_OUTPUT_HIGH_BYTES, or
+ * earlier when the outputs of all connections together use much of the memory they may. */
+bool io_conn_output_full(struct io_conn *conn);
 
 /* ---- input ---- */
 

@@ -118,7 +118,9 @@ struct ring_shard {
     u32 disk_shared; /* of these, taken from the node's common places */
     u64 disk_virtual_time;
 
-    /* network */
+    /* network: what clients send in parts and what they do not read may take no more than these
+     * shares, both children of core.budget, so that they never starve the store */
+    struct budget input_budget, output_budget;
     struct io_uring_buf_ring *buffer_ring;
     u8 *buffers;
     u32 buffer_count;

@@ -46,10 +46,12 @@
 #define CHUNK_FIRST_BYTES   (4u << 10) /* with its header */
 #define CHUNK_NEXT_BYTES    (16u << 10)
 /* Of the shard's memory: unfinished requests, and unread replies. */
-#define CONN_INPUT_SHARE   8u
-#define CONN_OUTPUT_SHARE  8u
-#define CONN_FLUSH_NS_MAX  (3 * NS_PER_S)
-#define CONN_LINGER_NS_MAX (500 * NS_PER_MS)
+#define CONN_INPUT_SHARE  8u
+#define CONN_OUTPUT_SHARE 8u
+/* One frame of any size that is allowed always fits. */
+#define CONN_INPUT_BYTES_MIN (CONN_INPUT_MAX_BYTES / 4 * 5)
+#define CONN_FLUSH_NS_MAX    (3 * NS_PER_S)
+#define CONN_LINGER_NS_MAX   (500 * NS_PER_MS)
 /* A session that has not come round to what it was given is given no more than this. */
 #define CONN_INPUT_BACKLOG_MAX (64u << 10)
 
@@ -162,7 +164,8 @@ ring_net_init(struct ring_shard *shard)
         count *= 2;
     shard->buffer_count = count;
     struct budget *budget = &shard->core.budget;
-    budget_init(&shard->input_budget, "input", budget->limit_bytes / CONN_INPUT_SHARE, budget);
+    u64 input_bytes = MAX(budget->limit_bytes / CONN_INPUT_SHARE, CONN_INPUT_BYTES_MIN);
+    budget_init(&shard->input_budget, "input", input_bytes, budget);
     budget_init(&shard->output_budget, "output", budget->limit_bytes / CONN_OUTPUT_SHARE, budget);
     shard->buffers = mem_alloc_aligned(budget, (size_t)count * RING_BUFFER_BYTES, 4096);
     shard->buffer_ring = mem_alloc_aligned(budget, buffer_ring_bytes(shard), 4096);
@@ -195,6 +198,21 @@ ring_net_deinit(struct ring_shard *shard)
 
 /* ---- receiving ---- */
 
+/* What may lie before a session that does not come round to it. */
+static size_t
+conn_backlog_max(const struct ring_shard *shard)
+{
+    u64 share = shard->input_budget.limit_bytes / 4 / MAX(shard->core.stats.connections, 1u);
+    return (size_t)CLAMP(share, RING_BUFFER_BYTES, CONN_INPUT_BACKLOG_MAX);
+}
+
+static void
+conn_starve(struct io_conn *conn)
+{
+    conn->shard->core.stats.connections_starved++;
+    conn_shut(conn, ST_NO_MEMORY);
+}
+
 static void
 conn_receive_later(struct io_conn *conn)
 {
@@ -202,7 +220,8 @@ conn_receive_later(struct io_conn *conn)
     bool wanted = conn->state == CONN_OPEN ? !conn->paused : conn->state == CONN_LINGERING;
     /* A session that works off a backlog turn by turn gets no more on top: a fast sender would
      * otherwise add a pool of buffers in every turn. conn_again_run asks again. */
-    if (conn->state == CONN_OPEN && conn->again_posted && conn->input.size > CONN_INPUT_BACKLOG_MAX)
+    if (conn->state == CONN_OPEN && conn->again_posted &&
+        conn->input.size > conn_backlog_max(conn->shard))
         wanted = false;
     if (wanted && !conn->peer_ended) list_push_back(&conn->shard->conns_recv, &conn->recv_link);
 }
@@ -213,12 +232,11 @@ conn_receive_arm(struct io_conn *conn)
     struct ring_shard *shard = conn->shard;
     bool direct = conn->state == CONN_OPEN && conn->want_bytes > conn->input.size &&
                   conn->want_bytes > RING_BUFFER_BYTES;
-    /* The last quarter is for the ends of small requests. */
+    /* The last eighth is for the ends of small requests. */
     const struct budget *budget = &shard->input_budget;
-    bool room = budget->used_bytes + conn->want_bytes <= budget->limit_bytes / 4 * 3;
+    bool room = budget->used_bytes + conn->want_bytes <= budget->limit_bytes / 8 * 7;
     if (direct && (!room || !buf_reserve(&conn->input, conn->want_bytes - conn->input.size))) {
-        shard->core.stats.connections_starved++;
-        conn_shut(conn, ST_NO_MEMORY);
+        conn_starve(conn);
         return;
     }
     struct io_uring_sqe *sqe = ring_sqe(shard);
@@ -227,7 +245,12 @@ conn_receive_arm(struct io_conn *conn)
         io_uring_prep_recv(sqe, conn->fd, conn->input.data + conn->input.size,
                            conn->want_bytes - conn->input.size, MSG_WAITALL);
     } else {
-        io_uring_prep_recv_multishot(sqe, conn->fd, NULL, 0, 0);
+        /* One arming brings up to 32 buffers before anybody can say that it is enough: when memory
+         * is short, one at a time. */
+        if (budget->used_bytes <= budget->limit_bytes / 4)
+            io_uring_prep_recv_multishot(sqe, conn->fd, NULL, 0, 0);
+        else
+            io_uring_prep_recv(sqe, conn->fd, NULL, 0, 0);
         sqe->flags |= IOSQE_BUFFER_SELECT;
         sqe->buf_group = RING_BUFFER_GROUP;
     }
@@ -271,17 +294,17 @@ conn_bytes_arrived(struct io_conn *conn, struct bytes data)
         if (conn->state != CONN_OPEN || consumed == data.size) goto want;
         data = BYTES(data.data + consumed, data.size - consumed);
         if (!buf_append(&conn->input, data.data, data.size)) {
-            conn_shut(conn, ST_NO_MEMORY);
+            conn_starve(conn);
             return;
         }
         goto want;
     }
     if (!buf_append(&conn->input, data.data, data.size)) {
-        conn_shut(conn, ST_NO_MEMORY);
+        conn_starve(conn);
         return;
     }
     if (conn_holds_back(conn)) {
-        if (conn->input.size > CONN_INPUT_BACKLOG_MAX)
+        if (conn->input.size > conn_backlog_max(conn->shard))
             ring_req_cancel(conn->shard, &conn->recv_req);
         return;
     }
@@ -411,6 +434,16 @@ conn_send_later(struct io_conn *conn)
     list_push_back(&conn->shard->conns_send, &conn->send_link);
 }
 
+/* How much one connection may be owed: as long as there is plenty, much; else its fair share. */
+static size_t
+conn_output_limit(const struct ring_shard *shard)
+{
+    u64 limit = shard->output_budget.limit_bytes, used = shard->output_budget.used_bytes;
+    if (used <= limit / 4) return CONN_OUTPUT_HIGH_BYTES;
+    u64 share = limit / 4 / MAX(shard->core.stats.connections, 1u);
+    return (size_t)CLAMP(share, CHUNK_FIRST_BYTES, CONN_OUTPUT_HIGH_BYTES);
+}
+
 static void
 chunk_free(struct io_conn *conn, struct conn_chunk *chunk)
 {
@@ -431,7 +464,8 @@ io_conn_reserve(struct io_conn *conn, size_t size)
     struct conn_chunk *chunk = chunk_last(conn);
     if (chunk == NULL || chunk->size - chunk->used < size) {
         if (size > CONN_INPUT_MAX_BYTES * 2) return NULL;
-        size_t bytes = chunk == NULL ? CHUNK_FIRST_BYTES : CHUNK_NEXT_BYTES;
+        bool roomy = conn_output_limit(conn->shard) >= CONN_OUTPUT_LOW_BYTES;
+        size_t bytes = chunk == NULL || !roomy ? CHUNK_FIRST_BYTES : CHUNK_NEXT_BYTES;
         if (size > bytes - sizeof(*chunk))
             bytes = (size_t)align_up(size + sizeof(*chunk), CHUNK_FIRST_BYTES);
         chunk = mem_alloc(&conn->shard->output_budget, bytes);
@@ -499,16 +533,6 @@ size_t
 io_conn_pending(const struct io_conn *conn)
 {
     return conn->written - conn->sent;
-}
-
-/* How much one connection may be owed: less, the more all of them are. */
-static size_t
-conn_output_limit(const struct ring_shard *shard)
-{
-    u64 limit = shard->output_budget.limit_bytes, used = shard->output_budget.used_bytes;
-    if (used <= limit / 4) return CONN_OUTPUT_HIGH_BYTES;
-    if (used <= limit / 2) return CONN_OUTPUT_LOW_BYTES;
-    return used <= limit / 4 * 3 ? CHUNK_NEXT_BYTES : CHUNK_FIRST_BYTES;
 }
 
 bool

@@ -477,6 +477,12 @@ io_conn_send_until(struct io_conn *conn, u64 position)
     conn_send_later(conn);
 }
 
+bool
+io_conn_output_full(struct io_conn *conn)
+{
+    return io_conn_pending(conn) > CONN_OUTPUT_HIGH_BYTES;
+}
+
 size_t
 io_conn_pending(const struct io_conn *conn)
 {

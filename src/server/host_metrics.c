@@ -119,6 +119,8 @@ static const struct metric metrics[] = {
     C("received_bytes", io.received_bytes, 1, "Bytes received from clients."),
     C("sent_bytes", io.sent_bytes, 1, "Bytes sent to clients."),
     C("receive_stalls", io.receive_stalls, 1, "Times that receive buffers ran out."),
+    C("connections_starved", io.connections_starved, 1,
+      "Connections closed because there was no memory for the request they were sending."),
     C("ring_overflows", io.cq_overflows, 1, "Completion queue overflows; not 0 is a fault."),
     C("ring_enters", io.ring_enters, 1, "Calls into the kernel for the ring."),
 

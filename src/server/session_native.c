@@ -200,7 +200,7 @@ session_native_received(struct session *s, struct bytes data)
         }
         at += consumed;
         if (s->stall != SESSION_RUNS) break;
-        if (s->conn != NULL && io_conn_pending(s->conn) > CONN_OUTPUT_HIGH_BYTES) break;
+        if (s->conn != NULL && io_conn_output_full(s->conn)) break;
     }
     if (s->shard->reply.capacity > KIB(256)) buf_clear(&s->shard->reply, 0);
     return s->closing ? data.size : at;
