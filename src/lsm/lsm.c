@@ -183,7 +183,8 @@ lsm_caches_balance(struct lsm *lsm)
     else if (block_gain > row_gain)
         lsm->cache_row_share = MAX(lsm->cache_row_share - CACHE_SHARE_STEP, CACHE_SHARE_MIN);
 
-    u64 limit = lsm->budget.limit_bytes;
+    /* When the shard's other users leave less than the store's own limit, caches give way. */
+    u64 limit = lsm->budget.used_bytes + budget_available(&lsm->budget);
     u64 others = lsm->budget.used_bytes - MIN(lsm->budget.used_bytes, rows.bytes + blocks.bytes);
     u64 memtables = lsm->memtable_budget.limit_bytes - lsm->memtable_budget.used_bytes;
     u64 kept = others + memtables + limit / 8;
