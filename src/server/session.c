@@ -113,7 +113,7 @@ session_stream(struct exec *x)
     if (s->conn == NULL || s->closing || x->reply->failed) return false;
     session_write(s, buf_bytes(x->reply->out), x->seq);
     buf_clear(x->reply->out, KIB(128));
-    while (s->conn != NULL && !s->closing && io_conn_pending(s->conn) > CONN_OUTPUT_HIGH_BYTES) {
+    while (s->conn != NULL && !s->closing && io_conn_output_full(s->conn)) {
         status st = fiber_queue_wait(&s->drained, FIBER_FOREVER);
         if (!ok(st)) return false;
     }
@@ -166,8 +166,12 @@ run_on(struct session *s)
 void
 session_place_free(struct shard *shard)
 {
-    struct list *node = list_pop_front(&shard->starved);
-    if (node != NULL) run_on(list_entry(node, struct session, starved_link));
+    /* With the last request goes the last one who would wake the others. */
+    do {
+        struct list *node = list_pop_front(&shard->starved);
+        if (node == NULL) return;
+        run_on(list_entry(node, struct session, starved_link));
+    } while (shard->request_count == 0);
 }
 
 static void
@@ -187,7 +191,7 @@ session_free(struct session *s)
     if (shard->sweep_next == &s->link) shard->sweep_next = s->link.next;
     list_del(&s->link);
     shard->session_count--;
-    mem_free(&shard->budget, s, sizeof(*s));
+    mem_free(io_budget(), s, sizeof(*s));
 }
 
 /* Sends the replies that are due, in order. */
@@ -214,7 +218,7 @@ deliver_done(struct session *s)
 static bool
 output_full(const struct session *s)
 {
-    return s->conn != NULL && io_conn_pending(s->conn) > CONN_OUTPUT_HIGH_BYTES;
+    return s->conn != NULL && io_conn_output_full(s->conn);
 }
 
 void
@@ -317,7 +321,8 @@ sweep_one(struct session *s, u64 now_ns, u64 timeout_ns)
 {
     if (s->conn == NULL) return;
     size_t owed = io_conn_pending(s->conn);
-    if (owed < s->pending_bytes || owed <= CONN_OUTPUT_HIGH_BYTES) {
+    bool small = owed <= CONN_OUTPUT_HIGH_BYTES && s->stall != SESSION_WAITS_OUTPUT;
+    if (owed < s->pending_bytes || small) {
         if (owed != 0 && owed != s->pending_bytes) s->active_ns = now_ns;
     } else if (now_ns - MIN(now_ns, s->active_ns) > OUTPUT_STUCK_NS) {
         s->shard->stats->clients_output_closed++;
@@ -368,8 +373,10 @@ opened(struct io_conn *conn, void *arg)
     if (shard->draining) return ST_CLOSED;
     u32 clients = atomic_fetch_add(&shard->server->clients, 1);
     u64 limit = shard->config->maxclients;
+    /* Of the shard's memory: when big requests have taken what is for requests, a client can still
+     * connect and ask why. maxclients bounds it. */
     struct session *s = NULL;
-    if (limit == 0 || clients < limit) s = mem_alloc_zero(&shard->budget, sizeof(*s));
+    if (limit == 0 || clients < limit) s = mem_alloc_zero(io_budget(), sizeof(*s));
     if (s == NULL) {
         static const char full[] = "-ERR max number of clients reached\r\n";
         shard->stats->clients_refused++;
