@@ -197,27 +197,37 @@ u32
 range_list_coalesce(struct range_list *list, u64 seq_flushed, const u64 *snapshots,
                     u32 snapshot_count)
 {
-    u32 gone = 0;
-    /* A hidden range is hidden for good (snapshots only open above), so order does not matter. */
-    for (u32 i = 0; i < list->shadowed_count;) {
-        if (hidden_by_persistent(list, &list->shadowed[i], seq_flushed, snapshots,
-                                 snapshot_count)) {
-            array_remove(list->shadowed, &list->shadowed_count, i);
-            gone++;
-        } else {
-            i++;
-        }
+    /* A hidden range is hidden for good (snapshots only open above), so order does not matter, nor
+     * that what has gone is still looked at until the end of a pass. */
+    u32 kept = 0;
+    for (u32 i = 0; i < list->shadowed_count; i++) {
+        if (!hidden_by_persistent(list, &list->shadowed[i], seq_flushed, snapshots, snapshot_count))
+            list->shadowed[kept++] = list->shadowed[i];
     }
-    for (u32 i = 0; i < list->active_count;) {
-        if (hidden_by_persistent(list, &list->active[i], seq_flushed, snapshots, snapshot_count)) {
-            array_remove(list->active, &list->active_count, i);
-            gone++;
-        } else {
-            i++;
-        }
+    u32 gone = list->shadowed_count - kept;
+    list->shadowed_count = kept;
+    kept = 0;
+    for (u32 i = 0; i < list->active_count; i++) {
+        if (!hidden_by_persistent(list, &list->active[i], seq_flushed, snapshots, snapshot_count))
+            list->active[kept++] = list->active[i];
     }
+    gone += list->active_count - kept;
+    list->active_count = kept;
     gone += coalesce_neighbours(list, seq_flushed, snapshots, snapshot_count);
     DCHECK(range_list_check(list));
+    return gone;
+}
+
+static u32
+array_expire(struct range_delete *array, u32 *count, u64 seq_flushed,
+             bool (*may_cover)(void *arg, const struct range_delete *range), void *arg)
+{
+    u32 kept = 0;
+    for (u32 i = 0; i < *count; i++) {
+        if (array[i].seq > seq_flushed || may_cover(arg, &array[i])) array[kept++] = array[i];
+    }
+    u32 gone = *count - kept;
+    *count = kept;
     return gone;
 }
 
@@ -225,27 +235,10 @@ u32
 range_list_expire(struct range_list *list, u64 seq_flushed,
                   bool (*may_cover)(void *arg, const struct range_delete *range), void *arg)
 {
-    u32 gone = 0;
     /* An active range above a shadowed one goes only together with it or after it, as whatever the
      * shadowed one covers the active one covers, too: R2 holds. */
-    for (u32 i = 0; i < list->shadowed_count;) {
-        struct range_delete *range = &list->shadowed[i];
-        if (range->seq <= seq_flushed && !may_cover(arg, range)) {
-            array_remove(list->shadowed, &list->shadowed_count, i);
-            gone++;
-        } else {
-            i++;
-        }
-    }
-    for (u32 i = 0; i < list->active_count;) {
-        struct range_delete *range = &list->active[i];
-        if (range->seq <= seq_flushed && !may_cover(arg, range)) {
-            array_remove(list->active, &list->active_count, i);
-            gone++;
-        } else {
-            i++;
-        }
-    }
+    u32 gone = array_expire(list->shadowed, &list->shadowed_count, seq_flushed, may_cover, arg);
+    gone += array_expire(list->active, &list->active_count, seq_flushed, may_cover, arg);
     DCHECK(range_list_check(list));
     return gone;
 }
