@@ -271,6 +271,9 @@ init(struct shard *shard, struct server *server)
     list_init(&shard->starved);
     fiber_queue_init(&shard->idle);
     keylock_table_init(&shard->locks);
+    for (u32 i = 0; i < SHARD_ORDER_BUCKETS; i++)
+        list_init(&shard->order[i]);
+    list_init(&shard->order_ready);
     budget_init(&shard->budget, "connections", io_budget()->limit_bytes / SHARE_CONNECTIONS,
                 io_budget());
     lsm_batch_init(&shard->batch, &shard->budget);

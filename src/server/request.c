@@ -31,6 +31,9 @@ request_new(struct shard *shard, const struct command *command, const struct byt
     list_init(&request->link);
     list_init(&request->work.link);
     list_init(&request->durable.link);
+    list_init(&request->order_link);
+    list_init(&request->followers);
+    list_init(&request->follower_link);
     request->home = shard->index;
     request->owner = shard->index;
     request->resp = 2;
@@ -194,7 +197,57 @@ deliver_finished(struct io_mail *mail)
     finished(CONTAINER_OF(mail, struct request, mail));
 }
 
-/* ---- running, at the owner ---- */
+/* ---- running, at the owner ----
+ *
+ * Mails come in the order in which the connection sent them, and what can run at once runs then. So
+ * the commands of one connection on one key get out of order only when one of them has to wait for
+ * a fiber. Such a one stands in shard->order until it ran; a later one of the same connection and
+ * key that may not pass it becomes its follower. (Home need not hold back commands on one key,
+ * which would cost each of a pipeline of INCRs a write of the log.) Followers are run from a list,
+ * not by each other: there may be hundreds. */
+
+/* The last one here that request must not pass, or NULL. */
+static struct request *
+order_find(struct shard *shard, const struct request *request)
+{
+    if (request->key_hash == 0) return NULL;
+    const struct list *bucket = &shard->order[request->key_hash % SHARD_ORDER_BUCKETS];
+    for (struct list *node = bucket->prev; node != bucket; node = node->prev) {
+        struct request *before = list_entry(node, struct request, order_link);
+        if (before->session == request->session && before->key_hash == request->key_hash &&
+            before != request && (before->writes || request->writes))
+            return before;
+    }
+    return NULL;
+}
+
+static void
+order_enter(struct shard *shard, struct request *request)
+{
+    if (request->key_hash == 0 || list_linked(&request->order_link)) return;
+    list_push_back(&shard->order[request->key_hash % SHARD_ORDER_BUCKETS], &request->order_link);
+}
+
+static void run_here(struct request *request, struct shard *shard);
+
+/* It ran: it stands in nobody's way any more. */
+static void
+order_leave(struct shard *shard, struct request *request)
+{
+    list_del(&request->order_link);
+    list_splice_back(&shard->order_ready, &request->followers);
+}
+
+static void
+order_run_ready(struct shard *shard)
+{
+    if (shard->order_runs) return;
+    shard->order_runs = true;
+    struct list *node;
+    while ((node = list_pop_front(&shard->order_ready)) != NULL)
+        run_here(list_entry(node, struct request, follower_link), shard);
+    shard->order_runs = false;
+}
 
 static void
 send_back(struct request *request)
@@ -220,6 +273,7 @@ reply_is_safe(struct durable_wait *wait, bool failed)
 static void
 ran(struct request *request, struct shard *shard)
 {
+    order_leave(shard, request);
     bool local = request->owner == request->home && request->parent == NULL;
     if (local && request->waiter == NULL) {
         finished(request);
@@ -290,6 +344,7 @@ run_on_fiber(struct work *work)
     keep_outcome(request, &x, &w);
     exec_deinit(&x);
     ran(request, shard);
+    order_run_ready(shard);
 }
 
 static void
@@ -309,21 +364,36 @@ go_on_fiber(struct request *request, struct shard *shard)
 }
 
 static void
-deliver_run(struct io_mail *mail)
+run_here(struct request *request, struct shard *shard)
 {
-    struct request *request = CONTAINER_OF(mail, struct request, mail);
-    struct shard *shard = shard_self();
-    buf_init(&request->reply, &shard->budget);
     struct exec x;
     struct resp_writer w;
     exec_of_request(&x, request, &w, shard);
     bool done = exec_try(&x, request->command->handler);
     if (done) keep_outcome(request, &x, &w);
     exec_deinit(&x);
-    if (done)
+    if (done) {
         ran(request, shard);
-    else
+    } else {
+        order_enter(shard, request);
         go_on_fiber(request, shard);
+    }
+}
+
+static void
+deliver_run(struct io_mail *mail)
+{
+    struct request *request = CONTAINER_OF(mail, struct request, mail);
+    struct shard *shard = shard_self();
+    buf_init(&request->reply, &shard->budget);
+    struct request *before = order_find(shard, request);
+    if (before != NULL) {
+        order_enter(shard, request);
+        list_push_back(&before->followers, &request->follower_link);
+        return;
+    }
+    run_here(request, shard);
+    order_run_ready(shard);
 }
 
 static void

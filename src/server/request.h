@@ -47,6 +47,10 @@ struct request {
     bool writes;
     bool silent;  /* CLIENT REPLY OFF */
     bool at_home; /* EXEC with commands of the connection: see multi.c */
+    /* the owner's, while the request waits there: see request.c */
+    struct list order_link;    /* shard->order, in order of arrival */
+    struct list followers;     /* of the same connection and key: run after this one */
+    struct list follower_link; /* in the followers of another, or shard->order_ready */
     /* what to run */
     const struct command *command;
     struct bytes *args;

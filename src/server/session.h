@@ -5,7 +5,8 @@
  * Order (RESP). Replies leave in the order of the requests. What may overlap is decided so:
  *
  *   S1  A command of one key starts while others of this connection are under way, unless one of
- *       them has the same key and one of the two writes. So each key sees the commands of one
+ *       them has the same key and one of the two writes; of a key of another shard, it starts and
+ *       waits at its owner for those before it. So each key sees the commands of one
  *       connection in their order; different keys may be written in another order than asked
  *       when the first one has to wait (for a disk, for another shard).
  *   S2  Every other command (several keys, the connection's own state, the whole node) starts when

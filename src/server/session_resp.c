@@ -119,7 +119,8 @@ no_place(struct call *call, struct resp_writer *w)
 
 /* ---- where and when ---- */
 
-/* S1: whether one that is under way stands in the way of this one. */
+/* S1: whether one that is under way stands in the way of this one. A key of another shard has its
+ * order there: its owner gets the commands in order and keeps them so (request.c). */
 static bool
 conflicts(const struct session *s, u64 key_hash, bool writes)
 {
@@ -127,6 +128,7 @@ conflicts(const struct session *s, u64 key_hash, bool writes)
         const struct request *request = list_entry(node, struct request, link);
         if (request->done) continue;
         if (request->key_hash == 0) return true; /* S2 */
+        if (request->owner != s->shard->index) continue;
         if (request->key_hash == key_hash && (writes || request->writes)) return true;
     }
     return false;

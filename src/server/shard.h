@@ -31,6 +31,8 @@
 #define SHARD_REQUESTS_MAX   8192u
 /* Stages of held output that one connection remembers; further ones are merged. */
 #define SESSION_HOLDS 16u
+/* Lists of requests from other shards that wait here, by their key. */
+#define SHARD_ORDER_BUCKETS 64u
 /* A whole request's bytes: see CONN_INPUT_MAX_BYTES. */
 #define REQUEST_BYTES_MAX (CONN_INPUT_MAX_BYTES - 4096u)
 
@@ -92,6 +94,9 @@ struct shard {
     bool store_failed;
     struct list durable_waits;
     struct keylock_table locks;
+    struct list order[SHARD_ORDER_BUCKETS]; /* struct request.order_link: see request.c */
+    struct list order_ready;                /* struct request.follower_link: may run now */
+    bool order_runs;                        /* somebody is at order_ready */
 
     /* sessions */
     struct budget budget; /* sessions, requests, replies in hand */
