@@ -688,6 +688,19 @@ describe(const struct option *option, char *out, size_t size)
     }
 }
 
+/* Tables that are put together from pieces repeat the section in each piece. */
+static bool
+new_section(const struct option_table *table, u32 index)
+{
+    const char *section = table->options[index].section;
+    if (section == NULL) return false;
+    for (u32 i = index; i-- > 0;) {
+        const char *before = table->options[i].section;
+        if (before != NULL) return strcmp(before, section) != 0;
+    }
+    return true;
+}
+
 size_t
 option_help_text(const struct option_table *table, char *out, size_t size)
 {
@@ -696,7 +709,7 @@ option_help_text(const struct option_table *table, char *out, size_t size)
         table->usage);
     for (u32 i = 0; i < table->count; i++) {
         const struct option *option = &table->options[i];
-        if (option->section != NULL) put(&w, "\n%s:\n", option->section);
+        if (new_section(table, i)) put(&w, "\n%s:\n", option->section);
         size_t before = w.length;
         put(&w, "  --%s%s%s", option->name, takes_value(option) ? " " : "",
             takes_value(option) ? value_name(option) : "");
@@ -720,7 +733,7 @@ option_help_markdown(const struct option_table *table, char *out, size_t size)
     struct writer w = {.out = out, .size = size};
     for (u32 i = 0; i < table->count; i++) {
         const struct option *option = &table->options[i];
-        if (option->section != NULL) {
+        if (new_section(table, i)) {
             put(&w, "%s## %s\n\n", i == 0 ? "" : "\n", option->section);
             put(&w, "| option | default | meaning |\n| --- | --- | --- |\n");
         }
@@ -783,7 +796,7 @@ option_help_man(const struct option_table *table, const char *version, char *out
             "environment, or as a line of the config file. The first of these wins.\n");
     for (u32 i = 0; i < table->count; i++) {
         const struct option *option = &table->options[i];
-        if (option->section != NULL) {
+        if (new_section(table, i)) {
             put(&w, ".SS \"");
             put_roff(&w, option->section);
             put(&w, "\"\n");

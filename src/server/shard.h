@@ -23,8 +23,9 @@
 
 /* Worker fibers of a shard that run commands; more work queues. */
 #define SHARD_WORKERS_MAX 512u
-/* Of these, such as wait for a worker of another shard. Two shards whose workers all waited for each
- * other would wait for ever; so at least half are left to work that waits for nobody's fiber. */
+/* Of these, such as wait for a worker of another shard. Two shards whose workers all waited for
+ * each other would wait for ever; so at least half are left to work that waits for nobody's fiber.
+ */
 #define SHARD_CALLERS_MAX (SHARD_WORKERS_MAX / 2)
 /* Requests of one connection that may be under way, and of one shard. */
 #define SESSION_REQUESTS_MAX 256u
@@ -118,7 +119,7 @@ struct shard {
     /* work */
     struct list work, work_calls; /* the latter: work->calls */
     u32 workers;
-    u32 callers; /* workers that run work_calls */
+    u32 callers;             /* workers that run work_calls */
     struct fiber_queue idle; /* woken when requests end: draining waits here */
     u32 request_count;
     struct list starved; /* sessions that wait for a place for a request */
