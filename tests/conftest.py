@@ -328,6 +328,21 @@ def server(make_server):
     return make_server()
 
 
+@pytest.fixture(autouse=True)
+def limit(request):
+    """A test that hangs fails, with the place where it does; generous, for busy machines."""
+    seconds = 3600 if request.node.get_closest_marker("soak") else 120 * SLOW
+
+    def over(_signal, _frame):
+        raise TimeoutError(f"the test took more than {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, over)
+    signal.alarm(seconds)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
 def need(program):
     if shutil.which(program) is None:
         pytest.skip(f"needs {program}")
