@@ -5,7 +5,10 @@
  *
  * Idempotency ids. A shard remembers the outcome of the last NATIVE_IDS writes that carried an id,
  * for NATIVE_ID_LIFE_MS at most and as long as the process lives. A retry with the same id is
- * answered from there.
+ * answered from there. A retry says how long ago its write was first sent; when the shard does not
+ * know the id and has forgotten others that are no older, nobody can tell what became of the first
+ * attempt, and that is the answer. That a restart forgets all ids is told by HELLO's run id: the
+ * client decides whether it may send again.
  *
  * Snapshots. SNAPSHOT_OPEN takes one of every shard under one number; each shard drops its own
  * when it was not used for the lease.
@@ -24,7 +27,7 @@
 
 struct native_done {
     struct native_id id; /* none: free */
-    u64 at_ms;
+    u64 at_ms; /* monotonic */
     u64 seq;
     u64 version;
     u32 next; /* in its bucket: index + 1 */
@@ -42,6 +45,7 @@ struct native_snapshot {
 struct native_state {
     struct native_done *done; /* NATIVE_IDS, a ring */
     u32 next;
+    u64 forgotten_ms; /* monotonic: ids up to this moment may be forgotten; 0: none */
     u32 buckets[NATIVE_ID_BUCKETS];
     struct native_snapshot snapshots[NATIVE_SNAPSHOTS_MAX];
 };

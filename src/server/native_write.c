@@ -78,10 +78,17 @@ bucket_of(const struct native_id *id)
     return (u32)(hash_bytes(id, sizeof(*id), 0x6964) % NATIVE_ID_BUCKETS);
 }
 
+/* No wall clock, which may be set. */
+static u64
+steady_ms(void)
+{
+    return io_now_ns() / NS_PER_MS;
+}
+
 static struct native_done *
 find_done(struct native_state *state, const struct native_id *id)
 {
-    u64 now = io_wall_ms();
+    u64 now = steady_ms();
     for (u32 at = state->buckets[bucket_of(id)]; at != 0;) {
         struct native_done *done = &state->done[at - 1];
         if (memcmp(&done->id, id, sizeof(*id)) == 0)
@@ -111,10 +118,11 @@ keep_done(struct native_state *state, const struct native_id *id, u64 seq, u64 v
 {
     u32 index = state->next;
     state->next = (state->next + 1) % NATIVE_IDS;
+    state->forgotten_ms = MAX(state->forgotten_ms, state->done[index].at_ms);
     unlink_done(state, index);
     u32 *bucket = &state->buckets[bucket_of(id)];
     state->done[index] = (struct native_done){.id = *id,
-                                              .at_ms = io_wall_ms(),
+                                              .at_ms = steady_ms(),
                                               .seq = seq,
                                               .version = version,
                                               .existed = existed,
@@ -226,13 +234,30 @@ committed(struct exec *x)
         keep_done(x->shard->native, &request.id, x->seq, version, existed);
 }
 
-/* True: this id was answered before, and is again. */
+/* Whether an id that is not known may be one that was forgotten: the write was first sent so long
+ * ago that its outcome may have been among those. */
+static bool
+may_be_forgotten(const struct native_state *state, u32 age_ms)
+{
+    if (age_ms == 0) return false; /* the first attempt */
+    u64 now = steady_ms();
+    u64 sent_ms = now - MIN(now, age_ms);
+    bool forgot = state->forgotten_ms != 0 && sent_ms <= state->forgotten_ms;
+    return age_ms > NATIVE_ID_LIFE_MS || forgot;
+}
+
+/* True: this id was answered before, and is again; or nobody knows whether it was. */
 static bool
 replayed(struct exec *x, const struct native_request *request)
 {
     if (!native_id_given(&request->id)) return false;
     const struct native_done *done = find_done(x->shard->native, &request->id);
-    if (done == NULL) return false;
+    if (done == NULL) {
+        if (!may_be_forgotten(x->shard->native, request->header.age_ms)) return false;
+        native_error(x, request, NATIVE_ST_UNKNOWN_OUTCOME, 0,
+                     "sent again, and this server may have forgotten the first attempt");
+        return true;
+    }
     x->seq = MAX(x->seq, done->seq);
     reply_written(x, request, done->version, done->existed, NATIVE_FLAG_REPLAYED);
     return true;

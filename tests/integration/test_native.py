@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: MIT
+"""The native protocol byte by byte, as docs/native-protocol.md has it: what a client library hides."""
+
+import socket
+import struct
+
+import pytest
+
+from conftest import SLOW
+
+CRC_TABLE = []
+for index in range(256):
+    crc = index
+    for _ in range(8):
+        crc = crc >> 1 ^ (0x82F63B78 if crc & 1 else 0)
+    CRC_TABLE.append(crc)
+
+HELLO, PING, PUT = 1, 2, 4
+OK, UNKNOWN_OUTCOME, UNAUTHENTICATED = 0, 14, 18
+FLAG_REPLY, FLAG_REPLAYED = 1, 2
+
+
+def crc32c(data):
+    value = 0xFFFFFFFF
+    for byte in data:
+        value = value >> 8 ^ CRC_TABLE[(value ^ byte) & 255]
+    return value ^ 0xFFFFFFFF
+
+
+def frame(opcode, body, request_id=1, age=0, size=None):
+    header = b"\xd5DKV" + struct.pack(
+        "<BBHQQIIHHII", 1, opcode, 0, request_id, 0, 0, len(body) if size is None else size, 0, 0,
+        crc32c(body), age)
+    return header + struct.pack("<I", crc32c(header)) + body
+
+
+def put(key, value, write_id, **header):
+    operation = struct.pack("<BBBBHHIQQ", 1, 0, 0, 0, len(key), 0, len(value), 0, 0) + key + value
+    return frame(PUT, write_id.to_bytes(16, "little") + operation, **header)
+
+
+class Native:
+    def __init__(self, server):
+        self.sock = socket.create_connection(("127.0.0.1", server.port), timeout=10 * SLOW)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.sock.close()
+
+    def _exactly(self, size):
+        got = b""
+        while len(got) < size:
+            part = self.sock.recv(size - len(got))
+            assert part, "closed by the server"
+            got += part
+        return got
+
+    def read(self):
+        """(status, flags, request id, body)"""
+        header = self._exactly(48)
+        _, _, _, flags, request_id, _, _, size, _, status = struct.unpack("<4sBBHQQIIHH", header[:36])
+        assert flags & FLAG_REPLY
+        return status, flags, request_id, self._exactly(size)
+
+    def call(self, data):
+        self.sock.sendall(data)
+        return self.read()
+
+
+@pytest.mark.smoke
+def test_a_write_that_is_sent_again_is_answered_and_not_done_again(server):
+    with Native(server) as native:
+        status, flags, _, first = native.call(put(b"k", b"1", 7))
+        assert (status, flags & FLAG_REPLAYED) == (OK, 0)
+        assert native.call(put(b"k", b"2", 8))[0] == OK
+        status, flags, _, again = native.call(put(b"k", b"1", 7, age=50))
+        assert (status, flags & FLAG_REPLAYED) == (OK, FLAG_REPLAYED)
+        assert again == first
+        assert server.call("GET", "k") == b"2"
+        # Never seen, and nothing that young was forgotten: it is the first to arrive.
+        assert native.call(put(b"k", b"3", 9, age=50))[0] == OK
+
+
+def test_a_write_that_may_have_been_forgotten_has_an_unknown_outcome(make_server):
+    server = make_server(cores="0")
+    with Native(server) as native:
+        assert native.call(put(b"k", b"1", 1))[0] == OK
+        for start in range(2, 8400, 200):
+            native.sock.sendall(b"".join(put(b"k", b"x", i) for i in range(start, start + 200)))
+            assert all(native.read()[0] == OK for _ in range(200))
+        # 1 is forgotten. Its retry was first sent before the youngest that is forgotten, too.
+        assert native.call(put(b"k", b"1", 1, age=600_000))[0] == UNKNOWN_OUTCOME
+        assert server.call("GET", "k") == b"x"
+        # A retry so young that its first attempt would still be known is done; a new write anyway.
+        assert native.call(put(b"k", b"2", 10_000))[0] == OK
+        assert server.call("GET", "k") == b"2"
+
+
+@pytest.mark.smoke
+def test_large_frames_wait_for_a_password(make_server):
+    server = make_server(requirepass="s3cret")
+    with Native(server) as native:
+        native.sock.sendall(frame(PUT, b"", size=8 << 20)[:48])
+        assert native.read()[0] == UNAUTHENTICATED
+        assert native.sock.recv(1) == b""
