@@ -39,6 +39,10 @@ struct io_conn_events {
     /* Returns the number of bytes consumed, at most data.size. data is valid during the call. */
     size_t (*received)(struct io_conn *conn, struct bytes data);
     void (*drained)(struct io_conn *conn);
+    /* The peer sends no more, and all that it sent has been given; it may still read. Whoever sets
+     * this closes the connection once it has answered. NULL: as io_conn_close(IO_CLOSE_FLUSH), but
+     * held output is sent when it is released. */
+    void (*ended)(struct io_conn *conn);
     /* Last call, also after io_conn_close. why: ST_OK at the peer's orderly end or our own close,
      * else the error. Not called when opened failed. */
     void (*closed)(struct io_conn *conn, status why);

@@ -80,6 +80,7 @@ struct io_conn {
     bool opened;
     bool paused;
     bool peer_ended;
+    bool end_told;   /* to the session */
     bool flush_held; /* the peer closed its sending side: it may still read held replies */
     bool again_posted;
     bool close_posted;
@@ -317,13 +318,26 @@ want:
         ring_req_cancel(conn->shard, &conn->recv_req);
 }
 
+/* Not before the session has come round to all that was sent. */
+static void
+conn_end_tell(struct io_conn *conn)
+{
+    if (!conn->peer_ended || conn->end_told || conn->state != CONN_OPEN) return;
+    if (conn->events->ended == NULL) {
+        conn->flush_held = true;
+        io_conn_close(conn, IO_CLOSE_FLUSH);
+    } else if (!conn_holds_back(conn)) {
+        conn->end_told = true;
+        conn->events->ended(conn);
+    }
+}
+
 static void
 conn_peer_ended(struct io_conn *conn)
 {
     conn->peer_ended = true;
     if (conn->state == CONN_OPEN) {
-        conn->flush_held = true;
-        io_conn_close(conn, IO_CLOSE_FLUSH);
+        conn_end_tell(conn);
     } else if (conn->state == CONN_LINGERING) {
         conn_shut(conn, ST_OK);
     }
@@ -358,16 +372,15 @@ conn_recv_complete(struct ring_req *req, i32 result, u32 flags)
         }
     } else {
         if (flags & IORING_CQE_F_BUFFER) buffer_give(shard, flags >> IORING_CQE_BUFFER_SHIFT);
-        if (result == 0)
-            conn_peer_ended(conn);
-        else if (result == -ENOBUFS)
+        if (result == -ENOBUFS)
             shard->core.stats.receive_stalls++;
-        else if (result != -ECANCELED && result != -EINTR && result != -EAGAIN)
+        else if (result != 0 && result != -ECANCELED && result != -EINTR && result != -EAGAIN)
             conn_shut(conn, conn_errno_status(-result));
         /* What could not be given while the kernel might write behind it. */
         if (conn->receiving_direct && conn->state == CONN_OPEN && !conn_holds_back(conn) &&
             conn->input.size > 0 && conn->input.size >= conn->want_bytes)
             conn_give_input(conn);
+        if (result == 0) conn_peer_ended(conn);
     }
     if (flags & IORING_CQE_F_MORE) return;
     conn_receive_later(conn);
@@ -381,6 +394,7 @@ conn_again_run(struct core_task *task)
     conn->again_posted = false;
     if (conn->state != CONN_OPEN || conn->paused) return;
     if (conn->input.size > 0 && conn->input.size >= conn->want_bytes) conn_give_input(conn);
+    conn_end_tell(conn);
     conn_receive_later(conn);
 }
 

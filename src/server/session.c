@@ -239,6 +239,7 @@ session_request_done(struct request *request)
         if (s->pending_count == 0) session_free(s);
         return;
     }
+    if (s->ended && s->pending_count == 0) session_close(s);
     if (s->stall == SESSION_WAITS_ORDER) {
         run_on(s);
         if (output_full(s)) session_stall(s, SESSION_WAITS_OUTPUT);
@@ -441,6 +442,19 @@ drained(struct io_conn *conn)
     if (s->stall == SESSION_WAITS_OUTPUT) run_on(s);
 }
 
+/* `printf 'GET k\r\n' | nc` has its answer, too. */
+static void
+ended(struct io_conn *conn)
+{
+    struct session *s = io_conn_user(conn);
+    if (s == NULL) {
+        io_conn_close(conn, IO_CLOSE_FLUSH);
+        return;
+    }
+    s->ended = true;
+    if (s->pending_count == 0) session_close(s);
+}
+
 static void
 closed(struct io_conn *conn, status why)
 {
@@ -462,5 +476,6 @@ const struct io_conn_events session_events = {
     .opened = opened,
     .received = received,
     .drained = drained,
+    .ended = ended,
     .closed = closed,
 };

@@ -395,3 +395,28 @@ def test_no_read_write_send_or_receive_falls_to_a_kernel_worker(make_server, tmp
         if instance.exists():
             instance.rmdir()
         subprocess.run(["umount", str(trace)], check=False)
+
+
+@pytest.mark.smoke
+def test_a_connection_that_ends_behind_a_write_still_gets_its_reply(server):
+    """The reply waits for the log when the end is already known."""
+    for i in range(10):
+        assert raw(server, b"SET a%d x\r\nQUIT\r\n" % i) == (b"+OK\r\n+OK\r\n", True)
+        got, closed = raw(server, b"SET b%d x\r\nGET b%d\r\n*1\r\n$-5\r\n" % (i, i))
+        assert got.startswith(b"+OK\r\n$1\r\nx\r\n-ERR Protocol error") and closed
+
+
+@pytest.mark.smoke
+def test_a_client_that_only_stops_sending_gets_all_replies(server):
+    count = 5000
+    commands = b"".join(b"SET half%d v\r\nGET half%d\r\n" % (i, i) for i in range(count))
+    for data, reply in ((b"SET a x\r\nGET a\r\nPING\r\n", b"+OK\r\n$1\r\nx\r\n+PONG\r\n"),
+                        (commands, b"+OK\r\n$1\r\nv\r\n" * count)):
+        for _ in range(3):
+            with socket.create_connection(("127.0.0.1", server.port), timeout=20 * SLOW) as sock:
+                sock.sendall(data)
+                sock.shutdown(socket.SHUT_WR)
+                got = b""
+                while part := sock.recv(1 << 16):
+                    got += part
+            assert got == reply
