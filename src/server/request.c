@@ -4,6 +4,8 @@
  */
 #include "server/request.h"
 
+#include "base/fault.h"
+
 #include "server/native.h"
 #include "server/session.h"
 
@@ -15,6 +17,12 @@ request_new(struct shard *shard, const struct command *command, const struct byt
     size_t memory = sizeof(struct request) + arg_count * sizeof(struct bytes);
     for (u32 i = 0; i < arg_count; i++)
         memory += args[i].size;
+    /* The last quarter is for the replies of those that are under way; a write is copied into a
+     * batch, whose buffer grows by doubling. */
+    const struct budget *budget = &shard->budget;
+    u64 need = command->flags & COMMAND_WRITE ? 3 * memory : memory;
+    if (shard->request_count != 0 && budget->used_bytes + need > budget->limit_bytes / 4 * 3)
+        return NULL;
     struct request *request = mem_alloc(&shard->budget, memory);
     if (request == NULL) return NULL;
     memset(request, 0, sizeof(*request));
@@ -282,7 +290,8 @@ ran(struct request *request, struct shard *shard)
     request->durable.fn = reply_is_safe;
     if (request->seq != 0 && durable_lost(shard, request->seq))
         request->unknown = true;
-    else if (request->seq != 0 && durable_wait_start(shard, &request->durable, request->seq)) return;
+    else if (request->seq != 0 && durable_wait_start(shard, &request->durable, request->seq))
+        return;
     request->seq = 0;
     send_back(request);
 }
@@ -314,6 +323,28 @@ keep_outcome(struct request *request, struct exec *x, struct resp_writer *w)
     if (request->reply.size == 0) request->unknown = true; /* not even room for that: close */
 }
 
+/* Memory for a batch or a reply comes back as others end. Only what has changed nothing runs again.
+ */
+#define MEMORY_TRIES    100u
+#define MEMORY_RETRY_NS (5 * NS_PER_MS)
+
+static MAY_YIELD void
+run_waiting(struct request *request, struct exec *x, struct resp_writer *w, struct shard *shard)
+{
+    for (u32 tries = 1;; tries++) {
+        exec_wait(x, request->command->handler);
+        bool short_of_memory = w->failed || status_is(x->failure, ST_NO_MEMORY);
+        if (!short_of_memory || x->wrote || tries == MEMORY_TRIES) return;
+        if (shard->request_count < 2) return; /* nobody will give any back */
+        MARK("server.request.memory_awaited");
+        exec_deinit(x);
+        buf_deinit(&request->reply);
+        buf_init(&request->reply, &shard->budget);
+        fiber_sleep_ns(MEMORY_RETRY_NS);
+        exec_of_request(x, request, w, shard);
+    }
+}
+
 static void
 run_on_fiber(struct work *work)
 {
@@ -339,7 +370,7 @@ run_on_fiber(struct work *work)
         x.session = request->session;
         session_exec_on_fiber(&x, request);
     } else {
-        exec_wait(&x, request->command->handler);
+        run_waiting(request, &x, &w, shard);
     }
     keep_outcome(request, &x, &w);
     exec_deinit(&x);

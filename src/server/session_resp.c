@@ -101,15 +101,20 @@ static enum dispatch
 no_place(struct call *call, struct resp_writer *w)
 {
     struct session *s = call->s;
-    s->shard->stats->requests_refused++;
+    struct shard *shard = s->shard;
     if (s->pending_count != 0) {
         session_stall(s, SESSION_WAITS_ORDER);
         return DISPATCH_STALL;
     }
-    if (s->shard->request_count != 0 && s->shard->request_count >= SHARD_REQUESTS_MAX) {
+    u64 bytes = 0;
+    for (u32 i = 0; i < call->arg_count; i++)
+        bytes += call->args[i].size;
+    /* What needs most of the memory might wait for ever. */
+    if (shard->request_count != 0 && bytes <= shard->budget.limit_bytes / 4) {
         session_stall(s, SESSION_WAITS_PLACE);
         return DISPATCH_STALL;
     }
+    shard->stats->requests_refused++;
     w->out->size = 0;
     exec_error_reply(w, ST_NO_MEMORY);
     if (call->command->place == PLACE_EXEC) session_multi_free(s); /* refused: it is over */
@@ -221,6 +226,15 @@ run_on_owner(struct call *call, struct resp_writer *w, u32 owner, u64 key_hash, 
     return DISPATCH_DONE;
 }
 
+/* Many connections may have fewer each, so that what they are owed then fits and nobody waits
+ * behind a queue of thousands that one client filled. */
+static u32
+requests_max(const struct shard *shard)
+{
+    u32 share = SHARD_REQUESTS_MAX / 2 / MAX(shard->session_count, 1u);
+    return CLAMP(share, 8u, SESSION_REQUESTS_MAX);
+}
+
 static enum dispatch
 run_on_keys(struct call *call, struct resp_writer *w)
 {
@@ -233,7 +247,7 @@ run_on_keys(struct call *call, struct resp_writer *w)
     if (first == last) {
         u64 hash = exec_key_hash(s->keyspace, call->args[first]) | 1;
         if (!list_empty(&s->pending) &&
-            (s->pending_count >= SESSION_REQUESTS_MAX ||
+            (s->pending_count >= requests_max(s->shard) ||
              conflicts(s, hash, (call->command->flags & COMMAND_WRITE) != 0))) {
             session_stall(s, SESSION_WAITS_ORDER);
             return DISPATCH_STALL;
@@ -554,7 +568,7 @@ session_resp_received(struct session *s, struct bytes data)
         }
         at += consumed;
         if (s->stall != SESSION_RUNS) break;
-        if (s->conn != NULL && io_conn_pending(s->conn) > CONN_OUTPUT_HIGH_BYTES) break;
+        if (s->conn != NULL && io_conn_output_full(s->conn)) break;
     }
     if (s->shard->args.capacity > KIB(256)) buf_clear(&s->shard->args, 0);
     if (s->shard->reply.capacity > KIB(256)) buf_clear(&s->shard->reply, 0);
