@@ -53,7 +53,8 @@ struct character {
     bool fills_up;    /* the disk's capacity shrinks now and then */
     bool point_fails; /* single requests fail at chosen moments */
     bool rates;       /* any request may fail */
-    u64 slack_ns;     /* PERIODIC: what a cut may take */
+    bool sync_fails;
+    u64 slack_ns; /* PERIODIC: what a cut may take */
 };
 
 /* One process. */
@@ -702,7 +703,7 @@ options_draw(struct sim_options *options, u64 seed)
     struct lsm_options *lsm = &character.lsm;
     lsm_options_default(lsm);
     lsm->memory_bytes = MIB(32);
-    lsm->memtable_bytes = KIB(32) << prng_below(&prng, 4);
+    lsm->memtable_bytes = KIB(64) << prng_below(&prng, 3); /* the largest batch is 36 KiB */
     lsm->log_segment_bytes = KIB(64) << prng_below(&prng, 3);
     lsm->blob_threshold_bytes = prng_chance(&prng, 1, 2) ? 256 : 4096;
     lsm->codec_upper = (enum lsm_codec)prng_below(&prng, LSM_CODEC_COUNT);
@@ -712,6 +713,10 @@ options_draw(struct sim_options *options, u64 seed)
     lsm->sync_interval_ms = (u32)prng_range(&prng, 1, 100);
     if (prng_chance(&prng, 1, 4))
         lsm->durability = prng_chance(&prng, 1, 3) ? LSM_DURABILITY_NONE : LSM_DURABILITY_PERIODIC;
+    /* Here a failed sync drops what it should have kept, though it stays readable until the power
+     * is cut. A log that is synced periodically and opened again after that takes it for durable:
+     * nothing can tell, and to write it again could tear what is durable. */
+    character.sync_fails = lsm->durability != LSM_DURABILITY_PERIODIC;
     /* The interval, a sync that has just begun and one more, each behind other requests. */
     character.slack_ns = lsm->sync_interval_ms * NS_PER_MS + 20 * disk->latency_ns_max +
                          (disk->stall_ppm > 0 ? 3 * disk->stall_ns : 0) + NS_PER_S;
@@ -724,6 +729,8 @@ faults_draw(void)
     sim_faults_clear(sim);
     if (character.point_fails) {
         enum sim_point point = (enum sim_point)prng_range(&prng, SIM_POINT_IO, SIM_POINT_COUNT - 1);
+        if (!character.sync_fails && (point == SIM_POINT_IO || point == SIM_POINT_SYNC))
+            point = SIM_POINT_WRITE;
         status error = point == SIM_POINT_ALLOC   ? ST_NO_MEMORY
                        : prng_chance(&prng, 1, 4) ? ST_NO_SPACE
                                                   : ST_IO_ERROR;
@@ -778,7 +785,7 @@ seed_run(u64 seed, enum flaw with)
         u32 ppm[3];
         for (u32 i = 0; i < 3; i++)
             ppm[i] = prng_chance(&prng, 1, 2) ? (u32)prng_below(&prng, 5000) : 0;
-        sim_error_rates_set(sim, ppm[0], ppm[1], ppm[2]);
+        sim_error_rates_set(sim, ppm[0], ppm[1], character.sync_fails ? ppm[2] : 0);
     }
     u32 shard_count = (u32)prng_range(&prng, 1, MODEL_SHARDS_MAX);
     if (prng_chance(&prng, 1, 2)) shard_count = 1;
