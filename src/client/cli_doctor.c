@@ -115,11 +115,11 @@ check_load(struct doctor *doctor, const json_t *root)
     if (limit > 0 && used > 0)
         find(doctor, used > limit + limit / 10 ? FINDING_FAILURE : FINDING_OK, "memory",
              "%.1f MiB of %.1f MiB", (double)used / (double)MIB(1), (double)limit / (double)MIB(1));
-    u64 refused = number_of(root, "writes_refused_total");
+    u64 refused = number_of(root, "writes_refused");
     if (refused > 0)
         find(doctor, FINDING_WARNING, "writes",
              "%" PRIu64 " writes were refused since the start (overload or a full disk)", refused);
-    u64 replay = number_of(root, "log_bytes_to_replay");
+    u64 replay = number_of(root, "log_replay_bytes");
     u64 debt = number_of(root, "compaction_debt_bytes");
     find(doctor, replay > GIB(8) ? FINDING_WARNING : FINDING_OK, "log",
          "%.1f MiB to replay after a crash", (double)replay / (double)MIB(1));
@@ -176,7 +176,7 @@ check_state(struct doctor *doctor)
          fine ? "the server takes reads and writes" : state);
     if (json_is_false(json_object_get(root, "ready")))
         find(doctor, FINDING_FAILURE, "ready", "the server is not ready yet");
-    u64 corruptions = MAX(number_of(root, "corruptions"), number_of(root, "corruptions_total"));
+    u64 corruptions = number_of(root, "corruptions");
     find(doctor, corruptions > 0 ? FINDING_FAILURE : FINDING_OK, "data",
          corruptions > 0 ? "%" PRIu64 " damaged blocks were found; see the server's log, and "
                            "distkv-server --verify"

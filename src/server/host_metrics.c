@@ -457,6 +457,7 @@ host_status_json(const struct host_figures *figures, size_t *size_out)
 {
     const struct server_config *config = figures->config;
     u64 keys = 0, commands = 0, connections = 0, corruptions = 0, disk = 0;
+    u64 errors = 0, replay = 0, debt = 0, refused = 0, memory = 0;
     enum lsm_state worst = LSM_STATE_OK;
     json_t *shards = json_array();
     if (shards == NULL) return NULL;
@@ -468,6 +469,12 @@ host_status_json(const struct host_figures *figures, size_t *size_out)
         connections += s->io.connections;
         corruptions += s->lsm.corruptions;
         disk += s->lsm.table_bytes + s->lsm.blob_bytes;
+        replay += s->lsm.log_bytes_to_replay;
+        debt += s->lsm.compaction_debt_bytes;
+        refused += s->lsm.writes_refused;
+        memory += s->memory_used;
+        for (u32 i = 0; i < SERVER_ERROR_KINDS; i++)
+            errors += s->errors[i];
         worst = MAX(worst, s->lsm.state);
         json_t *one = shard_json(config, s, shard);
         if (one == NULL || json_array_append_new(shards, one) != 0) {
@@ -477,15 +484,18 @@ host_status_json(const struct host_figures *figures, size_t *size_out)
     }
     json_t *root = json_pack(
         "{s:s, s:s, s:s, s:b, s:s, s:s, s:i, s:s, s:f, s:i, s:I, s:I, s:I, s:I, s:I, s:I, s:I, "
-        "s:o}",
+        "s:I, s:I, s:I, s:I, s:I, s:o}",
         "version", DISTKV_VERSION, "node_id", figures->node_id, "run_id", figures->run_id, "ready",
         figures->ready, "state", state_name(worst), "address", config->endpoint.host, "port",
         (int)figures->port, "data_dir", config->data_dir, "uptime_seconds",
         (double)figures->uptime_ns * NS, "shard_count", (int)figures->shard_count, "keys_estimate",
-        (json_int_t)keys, "commands", (json_int_t)commands, "connections", (json_int_t)connections,
-        "corruptions", (json_int_t)corruptions, "data_bytes", (json_int_t)disk,
-        "memory_limit_bytes", (json_int_t)config->memory_bytes, "resident_bytes",
-        (json_int_t)figures->resident_bytes, "shards", shards);
+        (json_int_t)keys, "commands", (json_int_t)commands, "errors", (json_int_t)errors,
+        "connections", (json_int_t)connections, "corruptions", (json_int_t)corruptions,
+        "data_bytes", (json_int_t)disk, "log_replay_bytes", (json_int_t)replay,
+        "compaction_debt_bytes", (json_int_t)debt, "writes_refused", (json_int_t)refused,
+        "memory_used_bytes", (json_int_t)memory, "memory_limit_bytes",
+        (json_int_t)config->memory_bytes, "resident_bytes", (json_int_t)figures->resident_bytes,
+        "shards", shards);
     if (root == NULL) return NULL;
     char *text = json_dumps(root, JSON_INDENT(2));
     json_decref(root);

@@ -429,39 +429,52 @@ native_count(struct exec *x)
     native_reply(x, &reply);
 }
 
+/* The same names as /status of the admin address (host_metrics.c), which knows the process, too. */
 struct status_call {
-    struct shard_stats *stats;
-    u64 keys, commands, clients, memory_used, memory_limit, table_bytes, blob_bytes, log_bytes;
+    struct shard_stats *stats; /* of the shard asked last */
+    u64 keys, commands, connections, memory_used, data_bytes, log_bytes;
     u64 corruptions, debt, refused, errors;
-    bool failed, no_space;
-    char failure[160];
+    enum lsm_state state; /* the worst */
 };
 
 MAY_YIELD static void
 status_here(void *arg)
 {
     struct status_call *call = arg;
-    struct shard_stats *s = call->stats;
-    struct server_collect collect = {.server = shard_self()->server, .out = s};
+    struct server_collect collect = {.server = shard_self()->server, .out = call->stats};
     server_collect(&collect);
+}
+
+static void
+status_add(struct status_call *call)
+{
+    const struct shard_stats *s = call->stats;
     call->keys += s->lsm.keys_estimate;
     call->commands += s->commands_total;
-    call->clients += s->clients_resp + s->clients_native;
+    call->connections += s->io.connections;
     call->memory_used += s->memory_used;
-    call->memory_limit += s->memory_limit;
-    call->table_bytes += s->lsm.table_bytes;
-    call->blob_bytes += s->lsm.blob_bytes;
+    call->data_bytes += s->lsm.table_bytes + s->lsm.blob_bytes;
     call->log_bytes += s->lsm.log_bytes_to_replay;
     call->corruptions += s->lsm.corruptions;
     call->debt += s->lsm.compaction_debt_bytes;
     call->refused += s->lsm.writes_refused;
     for (u32 i = 0; i < SERVER_ERROR_KINDS; i++)
         call->errors += s->errors[i];
-    if (s->lsm.state == LSM_STATE_NO_SPACE) call->no_space = true;
-    if (s->lsm.state == LSM_STATE_FAILED && !call->failed) {
-        call->failed = true;
-        memcpy(call->failure, s->lsm.failure, sizeof(call->failure));
+    call->state = MAX(call->state, s->lsm.state);
+}
+
+static const char *
+state_name(enum lsm_state state)
+{
+    switch (state) {
+    case LSM_STATE_OK:
+        return "ok";
+    case LSM_STATE_NO_SPACE:
+        return "no space";
+    case LSM_STATE_FAILED:
+        return "failed";
     }
+    return "unknown";
 }
 
 static void
@@ -479,55 +492,101 @@ json_string(struct buf *out, const char *text)
     cmd_text(out, "\"");
 }
 
+static void
+json_number(struct buf *out, const char *name, u64 value)
+{
+    cmd_text(out, ",\"%s\":%llu", name, (unsigned long long)value);
+}
+
+static void
+json_text(struct buf *out, const char *name, const char *text)
+{
+    cmd_text(out, ",\"%s\":", name);
+    json_string(out, text);
+}
+
+static void
+json_shard(struct buf *out, const struct server *server, struct shard_stats *s)
+{
+    s->lsm.failure[sizeof(s->lsm.failure) - 1] = '\0';
+    cmd_text(out, "%s{\"shard\":%u,\"core\":%u", s->shard == 0 ? "" : ",", s->shard,
+             server->config->core_list[s->shard]);
+    json_text(out, "state", state_name(s->lsm.state));
+    json_text(out, "failure", s->lsm.failure);
+    json_number(out, "keys_estimate", s->lsm.keys_estimate);
+    json_number(out, "commands", s->commands_total);
+    json_number(out, "connections", s->io.connections);
+    json_number(out, "memory_bytes", s->memory_used);
+    json_number(out, "memory_limit_bytes", s->memory_limit);
+    json_number(out, "table_bytes", s->lsm.table_bytes);
+    json_number(out, "blob_bytes", s->lsm.blob_bytes);
+    json_number(out, "log_replay_bytes", s->lsm.log_bytes_to_replay);
+    json_number(out, "compaction_debt_bytes", s->lsm.compaction_debt_bytes);
+    json_number(out, "corruptions", s->lsm.corruptions);
+    json_number(out, "stalls", s->io.stalls);
+    cmd_text(out, "}");
+}
+
+static void
+json_node(struct buf *out, const struct server *server, const struct status_call *call)
+{
+    const struct server_config *config = server->config;
+    u64 now = io_wall_ms();
+    cmd_text(out, "{\"version\":\"%s\"", DISTKV_VERSION);
+    json_text(out, "node_id", server->layout.node_id);
+    json_text(out, "run_id", server->run_id);
+    cmd_text(out, ",\"ready\":%s", server->ready ? "true" : "false");
+    json_text(out, "state", state_name(call->state));
+    json_text(out, "address", config->endpoint.host);
+    json_number(out, "port", server->port);
+    json_text(out, "data_dir", config->data_dir);
+    cmd_text(out, ",\"uptime_seconds\":%.3f",
+             (double)(now - MIN(now, server->start_wall_ms)) / 1000);
+    json_number(out, "shard_count", server->shard_count);
+    json_number(out, "keys_estimate", call->keys);
+    json_number(out, "commands", call->commands);
+    json_number(out, "errors", call->errors);
+    json_number(out, "connections", call->connections);
+    json_number(out, "corruptions", call->corruptions);
+    json_number(out, "data_bytes", call->data_bytes);
+    json_number(out, "log_replay_bytes", call->log_bytes);
+    json_number(out, "compaction_debt_bytes", call->debt);
+    json_number(out, "writes_refused", call->refused);
+    json_number(out, "memory_used_bytes", call->memory_used);
+    json_number(out, "memory_limit_bytes", config->memory_bytes);
+}
+
 MAY_YIELD void
 native_status(struct exec *x)
 {
     struct native_request request;
     if (!native_decode(x, &request)) return;
-    struct status_call *call = (struct status_call *)(void *)exec_alloc(x, sizeof(*call));
-    if (call == NULL) return;
-    memset(call, 0, sizeof(*call));
-    call->stats = (struct shard_stats *)(void *)exec_alloc(x, sizeof(*call->stats));
-    if (call->stats == NULL) return;
-    shard_for_all_possible(x->shard, status_here, call);
-
+    struct status_call call = {.state = LSM_STATE_OK};
+    call.stats = (struct shard_stats *)(void *)exec_alloc(x, sizeof(*call.stats));
+    if (call.stats == NULL) return;
     const struct server *server = x->shard->server;
-    u64 now = io_wall_ms();
-    struct buf out;
+    struct buf out, shards;
     buf_init(&out, &x->shard->budget);
-    cmd_text(&out, "{\"node_id\":");
-    json_string(&out, server->layout.node_id);
-    cmd_text(&out,
-             ",\"version\":\"%s\",\"run_id\":\"%s\",\"ready\":%s,\"shards\":%u,"
-             "\"partitions\":%u,\"uptime_s\":%llu,\"state\":\"%s\"",
-             DISTKV_VERSION, server->run_id, server->ready ? "true" : "false", server->shard_count,
-             server->layout.partition_count,
-             (unsigned long long)((now - MIN(now, server->start_wall_ms)) / 1000),
-             call->failed     ? "failed"
-             : call->no_space ? "no-space"
-                              : "ok");
-    if (call->failed) {
-        cmd_text(&out, ",\"failure\":");
-        call->failure[sizeof(call->failure) - 1] = '\0';
-        json_string(&out, call->failure);
+    buf_init(&shards, &x->shard->budget);
+    for (u32 i = 0; i < server->shard_count; i++) {
+        status st = io_shard_call(i, FIBER_FOREGROUND, status_here, &call);
+        if (!ok(st)) {
+            exec_fail(x, st);
+            goto out;
+        }
+        status_add(&call);
+        json_shard(&shards, server, call.stats);
     }
-#define FIELD(name, value) cmd_text(&out, ",\"" name "\":%llu", (unsigned long long)(value))
-    FIELD("keys_estimate", call->keys);
-    FIELD("connections", call->clients);
-    FIELD("requests_total", call->commands);
-    FIELD("errors_total", call->errors);
-    FIELD("memory_used_bytes", call->memory_used);
-    FIELD("memory_limit_bytes", call->memory_limit);
-    FIELD("log_bytes_to_replay", call->log_bytes);
-    FIELD("table_bytes", call->table_bytes);
-    FIELD("blob_bytes", call->blob_bytes);
-    FIELD("compaction_debt_bytes", call->debt);
-    FIELD("writes_refused_total", call->refused);
-    FIELD("corruptions_total", call->corruptions);
-#undef FIELD
-    cmd_text(&out, "}");
+    json_node(&out, server, &call);
+    cmd_text(&out, ",\"shards\":[");
+    if (!buf_append(&out, shards.data, shards.size) || !buf_append(&out, "]}", 2)) {
+        exec_fail(x, ST_NO_MEMORY); /* half a document is no answer */
+        goto out;
+    }
     struct native_reply reply = reply_to(&request);
     reply.status.json = buf_bytes(&out);
     native_reply(x, &reply);
+out:
     buf_deinit(&out);
+    buf_deinit(&shards);
 }

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The native protocol byte by byte, as docs/native-protocol.md has it: what a client library hides."""
 
+import json
 import socket
 import struct
 
@@ -15,7 +16,7 @@ for index in range(256):
         crc = crc >> 1 ^ (0x82F63B78 if crc & 1 else 0)
     CRC_TABLE.append(crc)
 
-HELLO, PING, PUT = 1, 2, 4
+PUT, STATUS = 4, 13
 OK, UNKNOWN_OUTCOME, UNAUTHENTICATED = 0, 14, 18
 FLAG_REPLY, FLAG_REPLAYED = 1, 2
 
@@ -105,3 +106,19 @@ def test_large_frames_wait_for_a_password(make_server):
         native.sock.sendall(frame(PUT, b"", size=8 << 20)[:48])
         assert native.read()[0] == UNAUTHENTICATED
         assert native.sock.recv(1) == b""
+
+
+@pytest.mark.smoke
+def test_status_has_the_same_names_on_both_ports(server):
+    with Native(server) as native:
+        status, _, _, body = native.call(frame(STATUS, b""))
+        assert status == OK
+        native_status = json.loads(body)
+    admin_status = server.status()
+    assert set(admin_status) - set(native_status) == {"resident_bytes"}
+    assert set(native_status) <= set(admin_status)
+    assert [set(shard) for shard in native_status["shards"]] == [
+        set(shard) for shard in admin_status["shards"]]
+    for name in ("version", "node_id", "run_id", "ready", "state", "port", "data_dir",
+                 "shard_count", "memory_limit_bytes"):
+        assert native_status[name] == admin_status[name]
