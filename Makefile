@@ -6,10 +6,10 @@ PREFIX   ?= /usr/local
 RUN_ARGS ?=
 FUZZ_SECONDS ?= 60
 
-.PHONY: all run test unit quick fmt lint coverage fuzz soak docs install clean deps help
+.PHONY: all run test unit quick fmt lint coverage fuzz soak docs install clean deps deps-build help
 .DEFAULT_GOAL := all
 
-all: deps ## build into build/, programs in build/bin/
+all: deps-build ## build into build/, programs in build/bin/
 	@cmake --preset release >/dev/null
 	@cmake --build build -j$(JOBS)
 
@@ -37,17 +37,21 @@ coverage: deps ## line coverage of src/ by the tests, at least 85 %
 fuzz: deps ## run every fuzz target for FUZZ_SECONDS seconds
 	@tools/fuzz $(FUZZ_SECONDS)
 
-soak: all ## the long tests: 50 power cuts, long loads
+soak: deps all ## the long tests: 50 power cuts, long loads
 	@tools/run-tests soak
 
 docs: all ## write docs/configuration.md anew from the option table
 	@tools/generate-docs
 
 install: all ## install programs, library, unit and manual page under PREFIX
-	@cmake --install build --prefix $(PREFIX)
+	@cmake -S . -B build -DCMAKE_INSTALL_PREFIX=$(PREFIX) >/dev/null
+	@cmake --install build
 
 clean: ## remove the build directories
 	@rm -rf build build-*
+
+deps-build:
+	@tools/install-deps build
 
 deps: ## install the Debian packages that are missing
 	@tools/install-deps
