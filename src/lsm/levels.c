@@ -830,9 +830,9 @@ levels_range_delete(struct levels *levels, u16 keyspace, u64 token_first, u64 to
 }
 
 u32
-levels_range_count(const struct levels *levels)
+levels_range_count(const struct levels *levels, u64 seq_above)
 {
-    return range_list_count(&levels->ranges);
+    return range_list_count_above(&levels->ranges, seq_above);
 }
 
 bool

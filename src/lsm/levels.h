@@ -98,8 +98,8 @@ MAY_YIELD MUST_CHECK status levels_cursors_open(struct levels *levels, u16 keysp
  * Neighbouring and covered ranges are merged. ST_OVERLOADED above LEVELS_RANGES_MAX. */
 MUST_CHECK status levels_range_delete(struct levels *levels, u16 keyspace, u64 token_first,
                                       u64 token_last, u64 version, u64 seq);
-/* How many there are, needed or not. */
-u32 levels_range_count(const struct levels *levels);
+/* How many there are with higher numbers, needed or not. */
+u32 levels_range_count(const struct levels *levels, u64 seq_above);
 /* Whether an entry is deleted by a range that a reader at seq_max sees. */
 bool levels_range_covers(const struct levels *levels, u16 keyspace, u64 token, u64 version, u64 seq,
                          u64 seq_max);

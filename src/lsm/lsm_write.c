@@ -207,6 +207,18 @@ op_apply(struct lsm *lsm, const struct lsm_op *op, u64 seq, u64 version)
     row_cache_remove(lsm->row_cache, op->header.keyspace, key_hash, op->key);
 }
 
+/* Ranges take no room in memtables, so nothing else would ask for the flush that lets go of them:
+ * early, so that whoever deletes again and again does not meet the end, but not for each one when
+ * there are many that are still needed. */
+static void
+ranges_flush_request(struct lsm *lsm, bool refused)
+{
+    u32 fresh = levels_range_count(lsm->levels, lsm->seq_flushed);
+    if (fresh < (refused ? 1 : LEVELS_RANGES_MAX / 8)) return;
+    MARK("lsm.write.many_ranges");
+    flush_request(lsm);
+}
+
 static status
 range_apply(struct lsm *lsm, const struct lsm_op *op, u64 seq, u64 version)
 {
@@ -214,12 +226,7 @@ range_apply(struct lsm *lsm, const struct lsm_op *op, u64 seq, u64 version)
     u64 last = MIN(load_u64(op->value.data), lsm->token_last);
     if (first > last) return ST_OK;
     status st = levels_range_delete(lsm->levels, op->header.keyspace, first, last, version, seq);
-    /* Ranges take no room in memtables, so nothing else would ask for the flush that lets go of
-     * them; at half, so that whoever deletes again and again does not meet the end. */
-    if (!lsm->replaying && levels_range_count(lsm->levels) >= LEVELS_RANGES_MAX / 2) {
-        MARK("lsm.write.many_ranges");
-        flush_request(lsm);
-    }
+    if (!lsm->replaying) ranges_flush_request(lsm, !ok(st));
     if (!ok(st)) return st;
     lsm->range_marks++;
     row_cache_clear(lsm->row_cache);

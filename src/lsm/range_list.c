@@ -244,6 +244,17 @@ range_list_expire(struct range_list *list, u64 seq_flushed,
 }
 
 u32
+range_list_count_above(const struct range_list *list, u64 seq_above)
+{
+    u32 active = list->active_count, shadowed = list->shadowed_count;
+    while (active > 0 && list->active[active - 1].seq > seq_above)
+        active--;
+    while (shadowed > 0 && list->shadowed[shadowed - 1].seq > seq_above)
+        shadowed--;
+    return range_list_count(list) - active - shadowed;
+}
+
+u32
 range_list_persistent(const struct range_list *list, u64 seq_limit, struct range_delete *out)
 {
     u32 count = 0, active = 0, shadowed = 0;

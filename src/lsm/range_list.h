@@ -74,6 +74,9 @@ range_list_count(const struct range_list *list)
     return list->active_count + list->shadowed_count;
 }
 
+/* Those with seq > seq_above. */
+u32 range_list_count_above(const struct range_list *list, u64 seq_above);
+
 /* Whether the range deletes the entry. */
 static inline bool
 range_covers(const struct range_delete *range, u16 keyspace, u64 token, u64 version, u64 seq)
