@@ -351,6 +351,23 @@ trivial_move(const struct step *step)
     return only;
 }
 
+/* How many of the puts that came from above were new to the last level. */
+#define MERGED_PUTS_MAX (1u << 20)
+static void
+note_merged(struct step *step, u64 entries, u64 entries_last, u64 puts_out)
+{
+    if (!step->sweep->into_last || entries <= entries_last) return;
+    struct level_tree *tree = &step->levels->trees[step->keyspace];
+    u64 puts = entries - entries_last;
+    u64 more = puts_out > entries_last ? puts_out - entries_last : 0;
+    if (tree->merged_puts > MERGED_PUTS_MAX) {
+        tree->merged_puts /= 2;
+        tree->merged_new /= 2;
+    }
+    tree->merged_puts += puts;
+    tree->merged_new += MIN(more, puts);
+}
+
 MAY_YIELD static status
 run_step(struct step *step)
 {
@@ -359,14 +376,19 @@ run_step(struct step *step)
     if (move != NULL) {
         MARK("lsm.compaction.trivial_move");
         struct run_slot slot = *move;
-        return commit_slice(step, &slot, 1);
+        u64 moved = slot.file->table->meta.entry_count;
+        status moved_st = commit_slice(step, &slot, 1);
+        if (ok(moved_st)) note_merged(step, moved, 0, moved);
+        return moved_st;
     }
-    u64 bytes = 0, entries = 0;
+    u64 bytes = 0, entries = 0, entries_last = 0, puts_out = 0;
     for (u32 i = 0; i <= step->input_count; i++) {
         const struct run *run = i < step->input_count ? step->inputs[i] : step->last;
         if (run == NULL) continue;
         bytes += bytes_in(run, step->token_first, step->token_last);
-        entries += entries_in(run, step->token_first, step->token_last);
+        u64 run_entries = entries_in(run, step->token_first, step->token_last);
+        entries += run_entries;
+        if (run == step->last) entries_last = run_entries;
     }
     if (!step_has_space(levels, bytes)) {
         MARK("lsm.compaction.no_space_ahead");
@@ -400,11 +422,13 @@ run_step(struct step *step)
         for (u32 i = 0; slots != NULL && i < count; i++) {
             const struct table_meta *meta = &output.tables[i]->table->meta;
             slots[i] = (struct run_slot){output.tables[i], meta->token_first, meta->token_last};
+            puts_out += meta->entry_count - meta->delete_count;
         }
     }
     if (ok(st)) st = commit_slice(step, slots, count);
     mem_free(levels->budget, slots, count * sizeof(*slots));
     if (ok(st)) {
+        note_merged(step, entries, entries_last, puts_out);
         levels->compaction_read_bytes += bytes;
         levels->compaction_written_bytes += output.bytes_written;
         for (u32 i = 0; i < RETAIN_ANSWER_COUNT; i++)

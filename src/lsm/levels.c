@@ -872,10 +872,19 @@ levels_scrub_rate_set(struct levels *levels, u64 bytes_per_s)
 }
 
 u64
+levels_count_new(const struct levels *levels, u16 keyspace, u64 puts)
+{
+    const struct level_tree *tree = &levels->trees[keyspace];
+    const struct run_set *set = levels->current;
+    if (tree->merged_puts == 0 || run_set_last(set, keyspace) == NULL) return puts;
+    return (u64)((unsigned __int128)puts * tree->merged_new / tree->merged_puts);
+}
+
+u64
 levels_count_estimate(const struct levels *levels, u16 keyspace)
 {
     const struct run_set *set = levels->current;
-    u64 puts = 0, deletes = 0;
+    u64 last = 0, above = 0, deletes = 0;
     for (u32 i = 0; i < run_set_tree_count(set, keyspace); i++) {
         const struct run *run = run_set_tree_run(set, keyspace, i);
         for (u32 j = 0; j < run->count; j++) {
@@ -885,10 +894,12 @@ levels_count_estimate(const struct levels *levels, u16 keyspace)
                 range_list_find(&levels->ranges, keyspace, slot->token_first, meta->version_max,
                                 meta->seq_max, UINT64_MAX);
             if (range != NULL && range->token_last >= slot->token_last) continue;
-            puts += meta->entry_count - meta->delete_count;
+            *(run->tier == RUN_TIER_LAST ? &last : &above) +=
+                meta->entry_count - meta->delete_count;
             deletes += meta->delete_count;
         }
     }
+    u64 puts = last + levels_count_new(levels, keyspace, above);
     return puts > deletes ? puts - deletes : 0;
 }
 

@@ -132,6 +132,8 @@ void levels_user_bytes(struct levels *levels, u64 bytes);
 
 void levels_stats(const struct levels *levels, struct lsm_stats *out); /* fills its fields */
 u64 levels_count_estimate(const struct levels *levels, u16 keyspace);
+/* Of so many newer puts, how many are probably of keys that are not in the last level. */
+u64 levels_count_new(const struct levels *levels, u16 keyspace, u64 puts);
 void levels_scrub_rate_set(struct levels *levels, u64 bytes_per_s);
 /* Disjointness, order, seq intervals, references. */
 bool levels_check(const struct levels *levels);

@@ -485,10 +485,13 @@ lsm_count_estimate(const struct lsm *lsm, u16 keyspace)
     CHECK(keyspace < LIMIT_KEYSPACES);
     const struct lsm_keyspace *ks = &lsm->keyspaces[keyspace];
     u64 count = levels_count_estimate(lsm->levels, keyspace);
-    if (ks->flushing != NULL) count += memtable_entry_count(ks->flushing);
-    if (ks->active != NULL) count += memtable_entry_count(ks->active);
+    u64 entries = 0;
+    if (ks->flushing != NULL) entries += memtable_entry_count(ks->flushing);
+    if (ks->active != NULL) entries += memtable_entry_count(ks->active);
+    u64 deletes = MIN(entries, ks->delete_count);
+    count += levels_count_new(lsm->levels, keyspace, entries - deletes);
     /* A tombstone is an entry that is not live, and probably makes another one so. */
-    return count - MIN(count, 2 * ks->delete_count);
+    return count - MIN(count, deletes);
 }
 
 static void
