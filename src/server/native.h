@@ -54,6 +54,10 @@ struct request;
 
 /* The error frame to the request in frame. */
 void native_failure(struct bytes frame, struct resp_writer *reply, status why);
+/* Whether a reply reports an error (that a key is not there and that a condition does not hold are
+ * none), and of which kind. */
+bool native_reply_failed(struct bytes reply);
+enum server_error_kind native_error_kind(struct bytes reply);
 /* Whether its deadline has passed while it waited. */
 bool native_too_late(struct bytes frame, const struct request *request);
 void native_for_each_key(struct exec *x, void (*each)(void *arg, u64 hash), void *arg);

@@ -52,6 +52,35 @@ native_failure(struct bytes frame, struct resp_writer *reply, status why)
         reply->failed = true;
 }
 
+static enum native_status
+status_of_reply(struct bytes reply)
+{
+    struct native_header header;
+    status st = native_header_decode(reply, &header);
+    return ok(st) ? (enum native_status)header.status : NATIVE_ST_OK;
+}
+
+bool
+native_reply_failed(struct bytes reply)
+{
+    enum native_status code = status_of_reply(reply);
+    return code != NATIVE_ST_OK && code != NATIVE_ST_NOT_FOUND && code != NATIVE_ST_CONFLICT;
+}
+
+enum server_error_kind
+native_error_kind(struct bytes reply)
+{
+    enum native_status code = status_of_reply(reply);
+    if (code == NATIVE_ST_OVERLOADED || code == NATIVE_ST_TIMED_OUT) return SERVER_ERROR_BUSY;
+    if (code == NATIVE_ST_NO_MEMORY) return SERVER_ERROR_OOM;
+    if (code == NATIVE_ST_NO_SPACE || code == NATIVE_ST_READ_ONLY ||
+        code == NATIVE_ST_UNKNOWN_OUTCOME)
+        return SERVER_ERROR_MISCONF;
+    if (code == NATIVE_ST_CROSS_SLOT) return SERVER_ERROR_CROSSSLOT;
+    if (code == NATIVE_ST_UNAUTHENTICATED) return SERVER_ERROR_NOAUTH;
+    return SERVER_ERROR_OTHER;
+}
+
 bool
 native_too_late(struct bytes frame, const struct request *request)
 {

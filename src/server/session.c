@@ -256,10 +256,12 @@ session_account(struct session *s, const struct command *command, const struct b
     u64 end_ns = io_clock_ns();
     u64 ns = end_ns > start_ns ? end_ns - start_ns : 0;
     bool failed = s->protocol == SESSION_RESP && reply.size != 0 && reply.data[0] == '-';
+    if (s->protocol == SESSION_NATIVE) failed = native_reply_failed(reply);
     s->commands++;
     s->last_command = command;
     shard_count_command(shard, command_index(command), ns, failed);
-    if (failed) shard_count_error(shard, reply);
+    if (failed && s->protocol == SESSION_RESP) shard_count_error(shard, reply);
+    if (failed && s->protocol == SESSION_NATIVE) shard->stats->errors[native_error_kind(reply)]++;
 
     i64 slower_us = config_slowlog_us(shard->config);
     u64 us = ns / NS_PER_US;

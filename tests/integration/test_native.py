@@ -4,6 +4,7 @@
 import json
 import socket
 import struct
+import time
 
 import pytest
 
@@ -16,8 +17,8 @@ for index in range(256):
         crc = crc >> 1 ^ (0x82F63B78 if crc & 1 else 0)
     CRC_TABLE.append(crc)
 
-PUT, STATUS = 4, 13
-OK, UNKNOWN_OUTCOME, UNAUTHENTICATED = 0, 14, 18
+GET, PUT, SCAN, STATUS = 3, 4, 7, 13
+OK, NOT_FOUND, UNKNOWN_OUTCOME, SNAPSHOT_GONE, UNAUTHENTICATED = 0, 1, 14, 17, 18
 FLAG_REPLY, FLAG_REPLAYED = 1, 2
 
 
@@ -122,3 +123,17 @@ def test_status_has_the_same_names_on_both_ports(server):
     for name in ("version", "node_id", "run_id", "ready", "state", "port", "data_dir",
                  "shard_count", "memory_limit_bytes"):
         assert native_status[name] == admin_status[name]
+
+
+@pytest.mark.smoke
+def test_errors_of_the_native_protocol_are_counted(make_server):
+    server = make_server(cores="0")
+    with Native(server) as native:
+        # That a key is not there is an answer.
+        assert native.call(frame(GET, b"absent"))[0] == NOT_FOUND
+        scan = struct.pack("<QQQIIBBBBHHQ", 12345, 0, (1 << 64) - 1, 10, 1000, 0, 0, 0, 0, 0, 0, 0)
+        assert native.call(frame(SCAN, scan))[0] == SNAPSHOT_GONE
+    deadline = time.monotonic() + 10 * SLOW  # /metrics may be a moment old
+    while server.metric("distkv_errors_total") == 0 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert server.metric("distkv_errors_total") == 1
