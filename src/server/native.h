@@ -27,7 +27,7 @@
 
 struct native_done {
     struct native_id id; /* none: free */
-    u64 at_ms; /* monotonic */
+    u64 at_ms;           /* monotonic */
     u64 seq;
     u64 version;
     u32 next; /* in its bucket: index + 1 */
