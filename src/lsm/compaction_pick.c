@@ -105,6 +105,9 @@ offer_tiers(const struct pick_tree *tree, struct pick *best)
             for (u32 t = 0; t < tier && due < UINT64_MAX / PICK_FANOUT; t++)
                 due *= tree->fanout;
             u8 up = tier < 14 ? (u8)(tier + 1) : tier;
+            /* Tiers ascend with age, and the output stands before older runs of this tier that
+             * another sweep has taken: it may not be of a higher one. */
+            if (end < tree->run_count && tree->runs[end].tier == tier) up = tier;
             struct pick pick = {.kind = PICK_TIER,
                                 .first = first,
                                 .count = count,

@@ -97,6 +97,8 @@ decisions(void **state)
         /* What a sweep owns is left alone, and so is everything newer when going down. */
         {"0:10 1:40* 1:40* 1:40* 1:40* last:9999", "continue 0"},
         {"0:10 0:10 0:10 0:10 0:10 0:10 1:40* 1:40* 1:40* 1:40* last:9999", "runs 0+6 to tier 1"},
+        /* The output stands before older runs of its tier: tiers ascend with age. */
+        {"0:10 0:10 0:10 0:10 0:10 0:10 0:10* 0:10* last:9999", "runs 0+6 to tier 0"},
         /* Everything at once. */
         {"0:1 force last:1000", "runs 0+1 to last"},
         {"0:1 0:1 0:1 0:1 0:1 1:3 force last:1000", "runs 0+6 to last"},
