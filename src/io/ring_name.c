@@ -152,7 +152,7 @@ io_dir_sync(const char *path)
         ring_wait_arm(shard, sqe, &wait);
         result = ring_wait_for(&wait);
     } while (result == -EINTR);
-    close(fd);
+    ring_close_wait(shard, fd);
     shard->core.stats.syncs++;
     if (result < 0) shard->core.stats.write_errors++;
     return name_status("sync of directory", path, result);

@@ -10,6 +10,7 @@
  */
 #include "io/ring_internal.h"
 
+#include <errno.h>
 #include <execinfo.h>
 #include <signal.h>
 #include <stdio.h>
@@ -57,9 +58,12 @@ static void
 on_stall(int signal_number, siginfo_t *info, void *context)
 {
     struct ring_shard *shard = ring_current();
-    if (shard == NULL) return;
+    /* A signal that comes late, behind the next one, must not touch what is being read. */
+    if (shard == NULL || atomic_load(&shard->stall_frames) != 0) return;
+    int error = errno;
     int count = backtrace(shard->stall_trace, RING_STALL_FRAMES_MAX);
     atomic_store_explicit(&shard->stall_frames, (u32)count, memory_order_release);
+    errno = error;
 }
 
 static void
