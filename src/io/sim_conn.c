@@ -823,6 +823,7 @@ io_conn_local_name(const struct io_conn *conn, char *name, size_t size)
 void
 sim_net_shut(struct sim_shard *shard)
 {
+    /* no yield: listeners of the simulator are gone at once. */
     while (!list_empty(&shard->listeners))
         io_listener_close(list_entry(list_first(&shard->listeners), struct io_listener, link));
     list_for_each_safe (pos, &shard->connections) {

@@ -345,7 +345,7 @@ run_waiting(struct request *request, struct exec *x, struct resp_writer *w, stru
     }
 }
 
-static void
+MAY_YIELD static void
 run_on_fiber(struct work *work)
 {
     struct request *request = CONTAINER_OF(work, struct request, work);
