@@ -97,8 +97,6 @@ decisions(void **state)
         /* What a sweep owns is left alone, and so is everything newer when going down. */
         {"0:10 1:40* 1:40* 1:40* 1:40* last:9999", "continue 0"},
         {"0:10 0:10 0:10 0:10 0:10 0:10 1:40* 1:40* 1:40* 1:40* last:9999", "runs 0+6 to tier 1"},
-        /* The output stands before older runs of its tier: tiers ascend with age. */
-        {"0:10 0:10 0:10 0:10 0:10 0:10 0:10* 0:10* last:9999", "runs 0+6 to tier 0"},
         /* Everything at once. */
         {"0:1 force last:1000", "runs 0+1 to last"},
         {"0:1 0:1 0:1 0:1 0:1 1:3 force last:1000", "runs 0+6 to last"},
@@ -115,6 +113,19 @@ decisions(void **state)
         if (strcmp(text, cases[i].decision) != 0) print_message("tree: %s\n", cases[i].tree);
         assert_string_equal(text, cases[i].decision);
     }
+}
+
+/* The output stands before older runs of its tier that are on their way into the last level. */
+static void
+tiers_ascend_with_age(void **state)
+{
+    (void)state;
+    struct picture p;
+    char text[64];
+    picture_of("0:10 0:10 0:10 0:10 0:10 0:10 0:10* 0:10* last:9999", &p);
+    p.sweeps[0].into_last = true;
+    decision(&p.tree, text, sizeof(text));
+    assert_string_equal(text, "runs 0+6 to tier 0");
 }
 
 /* Flush after flush with merges carried out at once: the shape of the design. */
@@ -204,6 +215,7 @@ main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(decisions),
+        cmocka_unit_test(tiers_ascend_with_age),
         cmocka_unit_test(shape_and_write_amplification_stay_in_bounds),
         cmocka_unit_test(pressure_and_debt_rise_without_a_step),
         cmocka_unit_test(slices_hold_about_their_target),
