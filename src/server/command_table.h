@@ -104,36 +104,25 @@ bool command_in_category(const struct command *command, struct bytes category);
 #define COMMAND_NATIVE_COUNT 13u
 
 /* ---- handlers ---- */
+/* clang-format off: it takes the list for one expression, and never comes to an end. */
 #define COMMAND_HANDLERS(X)                                                                        \
-    X(get)                                                                                         \
-    X(set)                                                                                         \
-    X(mget)                                                                                        \
-    X(mset)                                                                                        \
-    X(msetnx) X(setnx) X(setex) X(psetex) X(getset) X(getdel) X(getex) X(append) X(strlen) X(      \
-        getrange) X(setrange) X(incr) X(decr) X(incrby) X(decrby) X(incrbyfloat) X(del) X(exists)  \
-        X(type) X(touch) X(rename) X(renamenx) X(copy) X(expire) X(pexpire) X(expireat) X(         \
-            pexpireat) X(ttl) X(pttl) X(expiretime) X(pexpiretime) X(persist) X(scan) X(keys)      \
-            X(randomkey) X(dbsize) X(flushdb) X(flushall) X(multi) X(exec) X(discard) X(watch) X(  \
-                unwatch) X(hello) X(auth) X(ping) X(echo) X(quit) X(select) X(reset) X(client_id)  \
-                X(client_info) X(client_list) X(client_kill) X(client_getname) X(client_setname)   \
-                    X(client_setinfo) X(client_reply) X(client_no_evict) X(client_help) X(info)    \
-                        X(command) X(command_count) X(command_info) X(command_docs)                \
-                            X(command_getkeys) X(command_list) X(command_help) X(config_get)       \
-                                X(config_set) X(config_resetstat) X(config_help) X(slowlog_get)    \
-                                    X(slowlog_len) X(slowlog_reset) X(slowlog_help)                \
-                                        X(latency_latest) X(latency_history) X(latency_reset)      \
-                                            X(latency_histogram) X(latency_doctor) X(latency_help) \
-                                                X(memory_usage) X(memory_help) X(object_encoding)  \
-                                                    X(object_freq) X(object_idletime)              \
-                                                        X(object_refcount) X(object_help) X(time)  \
-                                                            X(role) X(wait) X(monitor) X(shutdown) \
-                                                                X(acl_whoami) X(acl_help) X(       \
-                                                                    cluster_info) X(cluster_myid)  \
-                                                                    X(cluster_keyslot)             \
-                                                                        X(cluster_slots)           \
-                                                                            X(cluster_shards) X(   \
-                                                                                cluster_nodes)     \
-                                                                                X(cluster_help)
+    X(get) X(set) X(mget) X(mset) X(msetnx) X(setnx) X(setex) X(psetex) X(getset) X(getdel)        \
+    X(getex) X(append) X(strlen) X(getrange) X(setrange) X(incr) X(decr) X(incrby) X(decrby)       \
+    X(incrbyfloat) X(del) X(exists) X(type) X(touch) X(rename) X(renamenx) X(copy) X(expire)       \
+    X(pexpire) X(expireat) X(pexpireat) X(ttl) X(pttl) X(expiretime) X(pexpiretime) X(persist)     \
+    X(scan) X(keys) X(randomkey) X(dbsize) X(flushdb) X(flushall) X(multi) X(exec) X(discard)      \
+    X(watch) X(unwatch) X(hello) X(auth) X(ping) X(echo) X(quit) X(select) X(reset) X(client_id)   \
+    X(client_info) X(client_list) X(client_kill) X(client_getname) X(client_setname)               \
+    X(client_setinfo) X(client_reply) X(client_no_evict) X(client_help) X(info) X(command)         \
+    X(command_count) X(command_info) X(command_docs) X(command_getkeys) X(command_list)            \
+    X(command_help) X(config_get) X(config_set) X(config_resetstat) X(config_help) X(slowlog_get)  \
+    X(slowlog_len) X(slowlog_reset) X(slowlog_help) X(latency_latest) X(latency_history)           \
+    X(latency_reset) X(latency_histogram) X(latency_doctor) X(latency_help) X(memory_usage)        \
+    X(memory_help) X(object_encoding) X(object_freq) X(object_idletime) X(object_refcount)         \
+    X(object_help) X(time) X(role) X(wait) X(monitor) X(shutdown) X(acl_whoami) X(acl_help)        \
+    X(cluster_info) X(cluster_myid) X(cluster_keyslot) X(cluster_slots) X(cluster_shards)          \
+    X(cluster_nodes) X(cluster_help)
+/* clang-format on */
 #define X(name) void cmd_##name(struct exec *x);
 COMMAND_HANDLERS(X)
 #undef X
