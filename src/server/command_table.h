@@ -104,7 +104,8 @@ bool command_in_category(const struct command *command, struct bytes category);
 #define COMMAND_NATIVE_COUNT 13u
 
 /* ---- handlers ---- */
-/* clang-format off: it takes the list for one expression, and never comes to an end. */
+/* clang-format takes the list for one expression, and never comes to an end. */
+/* clang-format off */
 #define COMMAND_HANDLERS(X)                                                                        \
     X(get) X(set) X(mget) X(mset) X(msetnx) X(setnx) X(setex) X(psetex) X(getset) X(getdel)        \
     X(getex) X(append) X(strlen) X(getrange) X(setrange) X(incr) X(decr) X(incrby) X(decrby)       \
