@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: MIT
+"""distkv-client against a real server, command by command."""
+
+import json
+import subprocess
+
+import pytest
+
+from conftest import CLIENT, SLOW
+
+
+@pytest.fixture
+def client(server):
+    def run(*words, data=None, code=0):
+        done = subprocess.run(
+            [CLIENT, "--server", f"127.0.0.1:{server.port}", *words], input=data,
+            capture_output=True, timeout=60 * SLOW, check=False)
+        assert done.returncode == code, (words, done.returncode, done.stdout, done.stderr)
+        return done.stdout
+
+    run.server = server
+    return run
+
+
+@pytest.mark.smoke
+def test_put_get_delete(client):
+    client("put", "k", "v")
+    assert client("get", "k").strip() == b"v"
+    client("put", "from-stdin", "-", data=b"\x00\xff\r\n")
+    assert client.server.call("GET", "from-stdin") == b"\x00\xff\r\n"
+    client("put", "k", "w", "--if-absent", code=1)
+    client("put", "none", "w", "--if-present", code=1)
+    assert client("get", "k").strip() == b"v"
+    version = json.loads(client("--json", "get", "k"))["version"]
+    client("put", "k", "w", "--if-version", str(version))
+    client("put", "k", "x", "--if-version", str(version), code=1)
+    assert client("get", "k").strip() == b"w"
+    client("delete", "k")
+    client("get", "k", code=1)
+    client("delete", "k", "--if-present", code=1)
+
+
+def test_time_to_live(client):
+    client("put", "k", "v", "--ttl", "100s")
+    assert 0 < client.server.call("TTL", "k") <= 100
+    client("ttl", "k")
+    client("expire", "k", "never")
+    assert client.server.call("TTL", "k") == -1
+    client("expire", "k", "50s")
+    assert 0 < client.server.call("PTTL", "k") <= 50000
+    client("expire", "nobody", "50s", code=1)
+    client("ttl", "nobody", code=1)
+
+
+def test_batches(client):
+    client("batch", "--atomic", "put {a}1 x", "put {a}2 'y y'", "delete {a}3")
+    assert client.server.call("MGET", "{a}1", "{a}2") == [b"x", b"y y"]
+    client("batch", "--atomic", "put a 1", "put b 2", code=2)
+    assert client.server.call("EXISTS", "a", "b") == 0
+    client("batch", "put a 1", "put b 2")
+    assert client.server.call("EXISTS", "a", "b") == 2
+    client("batch", data=b"put c 3\ndelete a\n")
+    assert client.server.call("MGET", "a", "c") == [None, b"3"]
+    client("batch", "steal a 1", code=2)
+
+
+def test_scans_and_counts(client):
+    for i in range(300):
+        client.server.call("SET", f"key:{i}", f"value {i}")
+    for i in range(20):
+        client.server.call("SET", "{tag}%02d" % i, "t")
+    assert len(client("scan", "--keys-only").split()) == 320
+    assert len(client("scan", "--limit", "7", "--keys-only").split()) == 7
+    tagged = client("scan", "--prefix", "{tag}", "--keys-only").split()
+    assert tagged == [b"{tag}%02d" % i for i in range(20)]
+    assert len(client("scan", "--match", "key:1[0-4]*", "--snapshot",
+                      "--keys-only").split()) == 5 * 11
+    lines = [json.loads(line) for line in client("--json", "scan", "--prefix", "key:").splitlines()]
+    assert len(lines) == 300 and all("key" in line for line in lines)
+    assert b"320" in client("count")
+    assert b"0" in client("--keyspace", "3", "count")
+
+
+@pytest.mark.smoke
+def test_import_is_the_inverse_of_export(client, tmp_path):
+    for i in range(500):
+        client.server.call("SET", b"\x00\xfe%d\t\n" % i, b"\xff\x00%d\\\"" % i * (1 + i % 50))
+    client.server.call("SET", "expires", "soon", "EX", "1000")
+    for form in "json", "tsv":
+        file = tmp_path / f"all.{form}"
+        client("export", str(file))
+        before = client("export", "--format", form)
+        client.server.call("FLUSHALL")
+        client("import", "--connections", "2", str(file))
+        assert client("export", "--format", form) == before
+        assert client.server.call("DBSIZE") == 501
+    assert 0 < client.server.call("TTL", "expires") <= 1000
+    assert client.server.call("GET", b"\x00\xfe7\t\n") == b"\xff\x007\\\"" * 8
+    client("import", "--if-absent", str(tmp_path / "all.json"))
+    client("import", data=b'{"key": "ok", "value": "1"}\n{"key": \n', code=1)
+    assert client.server.call("GET", "ok") == b"1"
+
+
+def test_status_doctor_and_ping(client):
+    status = json.loads(client("--json", "status"))
+    assert isinstance(status, dict) and status
+    client("status")
+    client("doctor", "--count", "20")
+    json.loads(client("--json", "doctor", "--count", "20"))
+    client("bench-ping", "--count", "200", "--in-flight", "16")
+    client.server.stop()
+    client("status", "--timeout", "500ms", code=3)
+
+
+def test_cluster_commands_describe_the_one_node(server):
+    node = server.call("CLUSTER", "MYID")
+    assert len(node) == 40
+    assert b"cluster_state:ok" in server.call("CLUSTER", "INFO")
+    slots = server.call("CLUSTER", "SLOTS")
+    assert slots[0][0] == 0 and slots[-1][1] == 16383
+    assert slots[0][2][1] == server.port and slots[0][2][2] == node
+    shards = server.call("CLUSTER", "SHARDS")
+    assert shards and shards[0][0] == b"slots"
+    nodes = server.call("CLUSTER", "NODES")
+    assert nodes.startswith(node) and b"myself,master" in nodes
+    assert server.call("CLUSTER", "KEYSLOT", "foo") == 12182
