@@ -267,10 +267,10 @@ session_account(struct session *s, const struct command *command, const struct b
     u64 us = ns / NS_PER_US;
     if (UNLIKELY(slower_us >= 0 && us >= (u64)slower_us) &&
         !(command->flags & COMMAND_SKIP_SLOWLOG) && s->protocol == SESSION_RESP) {
-        char peer[64] = "";
-        session_peer(s, peer, sizeof(peer));
+        /* Under overload every request is slow: the kernel is asked once. */
+        if (s->peer[0] == '\0') session_peer(s, s->peer, sizeof(s->peer));
         slowlog_add(&shard->slowlog, shard->config->slowlog_max_len, io_wall_ms() / 1000, us, args,
-                    arg_count, peer, buf_bytes(&s->name));
+                    arg_count, s->peer, buf_bytes(&s->name));
     }
     u64 threshold_ms = shard->config->latency_monitor_threshold_ms;
     if (UNLIKELY(threshold_ms != 0 && us / 1000 >= threshold_ms))

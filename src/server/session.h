@@ -93,6 +93,7 @@ struct session {
     u64 commands;
     const struct command *last_command;
     u64 received_bytes;
+    char peer[64]; /* "address:port", asked for at the first slow request; empty until then */
 };
 
 extern const struct io_conn_events session_events;
