@@ -215,6 +215,48 @@ def test_a_million_tiny_pipelined_requests(server):
     polite(server)
 
 
+def test_pipelined_commands_on_one_key_keep_their_order_on_cold_keys(make_server):
+    """Some of them find their key in memory, others wait for the disk; none may pass another one of
+    its connection and key, whichever shard owns the key."""
+    import random
+
+    chance = random.Random(5)
+    server = make_server(memory="64MiB", cores="0,1")
+    keys, own = 60_000 // SLOW, 6
+    with server.connect() as loader:
+        for start in range(0, keys - 499, 500):
+            loader.send_raw(b"".join(Resp.encode("SET", f"cold{i}", "x" * 1000)
+                                     for i in range(start, start + 500)))
+            assert all(loader.read() == "OK" for _ in range(500))
+    connections = [server.connect() for _ in range(own)]
+    for turn in range(20):
+        asked = []
+        for index, connection in enumerate(connections):
+            some = [f"cold{chance.randrange(keys) // own * own + index}" for _ in range(8)]
+            calls, expected, now = [], [], {}
+            for step in range(100):
+                key = chance.choice(some)
+                kind = chance.choice(["GETSET", "GET", "APPEND", "STRLEN"])
+                known = now.get(key)
+                calls.append((kind, key, f"{turn}.{step}") if kind in ("GETSET", "APPEND") else (kind, key))
+                if kind == "GETSET":
+                    now[key] = b"%d.%d" % (turn, step)
+                elif kind == "APPEND" and known is not None:
+                    now[key] = known = known + b"%d.%d" % (turn, step)
+                if known is not None:
+                    known = known if kind in ("GETSET", "GET") else len(known)
+                expected.append(known)
+            connection.send_raw(b"".join(Resp.encode(*words) for words in calls))
+            asked.append((calls, expected))
+        for connection, (calls, expected) in zip(connections, asked):
+            for words, reply in zip(calls, expected):
+                got = connection.read()
+                assert reply is None or got == reply, words
+    for connection in connections:
+        connection.close()
+    assert server.metric("distkv_requests_fiber_total") > 0
+
+
 def test_ten_thousand_idle_connections(make_server):
     wanted = 10000 if not SANITIZED else 1000
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
