@@ -559,9 +559,11 @@ def test_tuning_reports_and_changes_nothing(tmp_path):
     done = subprocess.run([os.path.join(root, "tuning/distkv-tune"), "--disk", str(tmp_path)],
                           capture_output=True, text=True, check=False)
     assert done.returncode in (0, 5), done.stdout + done.stderr
-    for word in ("open files", "transparent huge pages", "frequency governor", "nr_requests",
-                 "synced 4 KiB write", "verdict"):
+    for word in ("open files", "transparent huge pages", "frequency governor", "synced 4 KiB write",
+                 "verdict"):
         assert word in done.stdout, word
+    # A machine may hide what is below its file system.
+    assert "nr_requests" in done.stdout or "not a plain disk" in done.stdout
     assert os.listdir(tmp_path) == []
 
 
