@@ -98,7 +98,6 @@ static const char *const MARKS[] = {
     "lsm.log.record_cut",
     "lsm.log.valid_block_after_the_end",
     "lsm.log.failed",
-    "lsm.log.sync_failed",
     "lsm.log.space_returned",
     "lsm.log.sealed",
     "lsm.replay.flush",
