@@ -571,11 +571,18 @@ log_stats(const struct log *log, struct log_stats *out)
 {
     *out = log->stats;
     out->segments = (log->current != NULL) + (log->ready != NULL) + log->recycle_count;
-    out->bytes_to_replay = log->current == NULL ? 0 : log->current->end;
-    list_for_each (link, &log->old) {
+    list_for_each (link, &log->old)
         out->segments++;
-        out->bytes_to_replay += list_entry(link, struct log_segment, link)->end;
-    }
+    out->bytes_to_replay = log_bytes_to_replay(log);
+}
+
+u64
+log_bytes_to_replay(const struct log *log)
+{
+    u64 bytes = log->current == NULL ? 0 : log->current->end;
+    list_for_each (link, &log->old)
+        bytes += list_entry(link, struct log_segment, link)->end;
+    return bytes;
 }
 
 /* ---- opening and closing ---- */

@@ -116,6 +116,8 @@ struct log_stats {
     struct histogram write_ns;
 };
 void log_stats(const struct log *log, struct log_stats *out);
+/* What the next opening would have to read. */
+u64 log_bytes_to_replay(const struct log *log);
 bool log_check(const struct log *log);
 
 /* Reads the segments of a closed store without changing them. */

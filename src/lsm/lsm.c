@@ -23,18 +23,20 @@
 #include "io/io.h"
 #include "lsm/lsm_internal.h"
 
-#define TEND_INTERVAL_NS   (100 * NS_PER_MS)
-#define DISK_CHECK_TICKS   10u /* of the above */
-#define MEMTABLE_BYTES_MIN KIB(128)
-#define MEMTABLE_BYTES_MAX MIB(128)
-#define SEGMENT_BYTES_MIN  MIB(16)
-#define SEGMENT_BYTES_MAX  MIB(64)
-#define CACHE_SHARE_WHOLE  1024u
-#define CACHE_SHARE_START  768u
-#define CACHE_SHARE_STEP   16u
-#define CACHE_SHARE_MIN    128u
-#define CACHE_SHARE_MAX    960u
-#define CACHE_BYTES_MIN    KIB(64)
+/* Bytes of log per byte of memtable before a flush is asked for. */
+#define LOG_TO_REPLAY_FACTOR 4u
+#define TEND_INTERVAL_NS     (100 * NS_PER_MS)
+#define DISK_CHECK_TICKS     10u /* of the above */
+#define MEMTABLE_BYTES_MIN   KIB(128)
+#define MEMTABLE_BYTES_MAX   MIB(128)
+#define SEGMENT_BYTES_MIN    MIB(16)
+#define SEGMENT_BYTES_MAX    MIB(64)
+#define CACHE_SHARE_WHOLE    1024u
+#define CACHE_SHARE_START    768u
+#define CACHE_SHARE_STEP     16u
+#define CACHE_SHARE_MIN      128u
+#define CACHE_SHARE_MAX      960u
+#define CACHE_BYTES_MIN      KIB(64)
 
 void
 lsm_options_default(struct lsm_options *options)
@@ -222,6 +224,20 @@ fiber_end(struct lsm *lsm)
     fiber_queue_wake_all(&lsm->fibers_wake);
 }
 
+/* A lone small write fills a whole block of the log, or two, and little of a memtable: the log's
+ * length, too, asks for a flush, so that neither the disk nor the next start pays for it. */
+static void
+log_length_check(struct lsm *lsm)
+{
+    if (lsm->log == NULL) return;
+    u64 limit =
+        LOG_TO_REPLAY_FACTOR * MAX(lsm->memtable_limit_bytes, lsm->options.log_segment_bytes);
+    if (log_bytes_to_replay(lsm->log) <= limit) return;
+    MARK("lsm.log.long");
+    lsm->flush_wanted = true;
+    fiber_queue_wake_all(&lsm->flush_wake);
+}
+
 static MAY_YIELD void
 tend_fiber(void *arg)
 {
@@ -230,6 +246,7 @@ tend_fiber(void *arg)
         (void)fiber_queue_wait(&lsm->stop_wake, io_now_ns() + TEND_INTERVAL_NS);
         if (lsm->stopping) break;
         lsm_caches_balance(lsm);
+        log_length_check(lsm);
         if (tick % DISK_CHECK_TICKS == 0) disk_check(lsm);
     }
     fiber_end(lsm);

@@ -303,6 +303,38 @@ closing_does_not_wait_for_a_compaction_or_a_count(void **state)
     sim_free(w.sim);
 }
 
+/* ---- a long log over a small memtable ---- */
+
+static status
+lone_writes_body(void *arg)
+{
+    struct world *w = arg;
+    CHECK(ok(open_store(w)));
+    static struct lsm_stats stats;
+    u64 longest = 0;
+    for (u32 i = 0; i < 1000; i++) {
+        CHECK(ok(put(w, i, 10)));
+        CHECK(ok(lsm_wait_durable(w->lsm, w->seq)));
+        fiber_sleep_ns(5 * NS_PER_MS);
+        lsm_stats_get(w->lsm, &stats);
+        longest = MAX(longest, stats.log_bytes_to_replay);
+    }
+    /* A block each at least: 4 MB, had nothing asked for a flush. */
+    CHECK(stats.memtable_bytes < w->options.memtable_bytes);
+    CHECK(stats.flushes > 0);
+    CHECK(longest < 2 * 4 * w->options.log_segment_bytes);
+    return lsm_close(w->lsm);
+}
+
+static void
+lone_small_writes_do_not_make_a_long_log(void **state)
+{
+    struct world w;
+    world_init(&w, 6);
+    assert_true(ok(sim_run(w.sim, 1, lone_writes_body, &w)));
+    sim_free(w.sim);
+}
+
 int
 main(void)
 {
@@ -312,6 +344,7 @@ main(void)
         cmocka_unit_test(what_a_range_deletes_answers_with_its_number),
         cmocka_unit_test(a_store_on_a_full_disk_opens_and_reads),
         cmocka_unit_test(closing_does_not_wait_for_a_compaction_or_a_count),
+        cmocka_unit_test(lone_small_writes_do_not_make_a_long_log),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
