@@ -391,11 +391,23 @@ apply_config(struct host *host)
     ring_log_level_set((enum log_level)host->config.log_level);
 }
 
+/* What the process occupies now; 0 when the kernel does not say. */
+static u64
+resident_bytes(void)
+{
+    FILE *file = fopen("/proc/self/statm", "re");
+    if (file == NULL) return 0;
+    unsigned long long pages = 0;
+    if (fscanf(file, "%*u %llu", &pages) != 1) pages = 0;
+    fclose(file);
+    return pages * (u64)sysconf(_SC_PAGESIZE);
+}
+
 /* Until all shards have ended. */
 static void
 supervise(struct host *host)
 {
-    u64 status_next_ns = 0;
+    u64 status_next_ns = 0, resident_next_ns = 0;
     while (!io_node_ended(host->node)) {
         struct pollfd poll_fd = {.fd = host->signal_fd, .events = POLLIN};
         int events = poll(&poll_fd, 1, host->announced ? SUPERVISE_MS : STARTING_MS);
@@ -421,6 +433,10 @@ supervise(struct host *host)
             log_error("host", "a shard does not turn shard=%u", stuck);
         }
         apply_config(host);
+        if (now >= resident_next_ns) {
+            resident_next_ns = now + NS_PER_S;
+            server_resident_set(host->server, resident_bytes());
+        }
         check_stop_time(host, now);
     }
 }

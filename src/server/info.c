@@ -17,6 +17,7 @@ struct totals {
     u64 log_bytes_to_replay, writes_refused, table_bytes, blob_bytes, compaction_debt, tables;
     u64 row_cache_hits, row_cache_misses, block_cache_hits, block_cache_misses, corruptions;
     u64 busy_ns, fibers, forwarded, pending, watches, stalls;
+    u64 commands_per_s, received_per_s, sent_per_s, expired;
     u64 keys[LIMIT_KEYSPACES];
     bool failed, no_space;
     struct command_stats commands_by_name[SERVER_COMMANDS_MAX];
@@ -53,6 +54,10 @@ collect_here(void *arg)
     t->clients_monitor += s->clients_monitor;
     t->clients_paused += s->clients_paused;
     t->commands += s->commands_total;
+    t->commands_per_s += s->commands_per_s;
+    t->received_per_s += s->received_bytes_per_s;
+    t->sent_per_s += s->sent_bytes_per_s;
+    t->expired += s->lsm.compaction_dropped_expired;
     t->connections += s->io.connections_accepted;
     t->refused += s->clients_refused;
     t->timed_out += s->clients_timed_out;
@@ -147,19 +152,23 @@ static void
 section_memory(struct buf *out, const struct server *server, const struct totals *t)
 {
     char used[32], peak[32], limit[32];
+    u64 resident = server->resident_bytes;
+    if (resident == 0) resident = t->memory_used; /* in the first second */
+    u64 ratio = resident * 100 / MAX(t->memory_used, 1);
     human(t->memory_used, used, sizeof(used));
     human(t->memory_peak, peak, sizeof(peak));
     human(server->config->memory_bytes, limit, sizeof(limit));
     cmd_text(out,
              "# Memory\r\nused_memory:%llu\r\nused_memory_human:%s\r\nused_memory_rss:%llu\r\n"
              "used_memory_peak:%llu\r\nused_memory_peak_human:%s\r\n",
-             U(t->memory_used), used, U(t->memory_used), U(t->memory_peak), peak);
+             U(t->memory_used), used, U(resident), U(t->memory_peak), peak);
     cmd_text(out,
              "used_memory_overhead:0\r\nused_memory_startup:0\r\nused_memory_dataset:%llu\r\n"
              "used_memory_lua:0\r\nmaxmemory:%llu\r\nmaxmemory_human:%s\r\n"
-             "maxmemory_policy:noeviction\r\nmem_fragmentation_ratio:1.00\r\n"
+             "maxmemory_policy:noeviction\r\nmem_fragmentation_ratio:%llu.%02llu\r\n"
              "mem_allocator:mimalloc\r\nactive_defrag_running:0\r\nlazyfree_pending_objects:0\r\n",
-             U(t->memory_used), U(server->config->memory_bytes), limit);
+             U(t->memory_used), U(server->config->memory_bytes), limit, U(ratio / 100),
+             U(ratio % 100));
 }
 
 static void
@@ -178,16 +187,18 @@ section_stats(struct buf *out, const struct totals *t)
 {
     cmd_text(out,
              "# Stats\r\ntotal_connections_received:%llu\r\ntotal_commands_processed:%llu\r\n"
-             "instantaneous_ops_per_sec:0\r\ntotal_net_input_bytes:%llu\r\n"
-             "total_net_output_bytes:%llu\r\ninstantaneous_input_kbps:0.00\r\n"
-             "instantaneous_output_kbps:0.00\r\nrejected_connections:%llu\r\n",
-             U(t->connections), U(t->commands), U(t->received), U(t->sent), U(t->refused));
+             "instantaneous_ops_per_sec:%llu\r\ntotal_net_input_bytes:%llu\r\n"
+             "total_net_output_bytes:%llu\r\ninstantaneous_input_kbps:%llu.%02llu\r\n"
+             "instantaneous_output_kbps:%llu.%02llu\r\nrejected_connections:%llu\r\n",
+             U(t->connections), U(t->commands), U(t->commands_per_s), U(t->received), U(t->sent),
+             U(t->received_per_s / 1024), U(t->received_per_s % 1024 * 100 / 1024),
+             U(t->sent_per_s / 1024), U(t->sent_per_s % 1024 * 100 / 1024), U(t->refused));
     cmd_text(out,
-             "sync_full:0\r\nsync_partial_ok:0\r\nsync_partial_err:0\r\nexpired_keys:0\r\n"
+             "sync_full:0\r\nsync_partial_ok:0\r\nsync_partial_err:0\r\nexpired_keys:%llu\r\n"
              "evicted_keys:0\r\nevicted_clients:0\r\nkeyspace_hits:%llu\r\nkeyspace_misses:%llu\r\n"
              "pubsub_channels:0\r\npubsub_patterns:0\r\nlatest_fork_usec:0\r\ntotal_forks:0\r\n"
              "total_error_replies:%llu\r\nclient_output_buffer_limit_disconnections:%llu\r\n",
-             U(t->hits), U(t->misses), U(t->errors), U(t->output_closed));
+             U(t->expired), U(t->hits), U(t->misses), U(t->errors), U(t->output_closed));
 }
 
 static void

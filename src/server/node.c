@@ -80,6 +80,12 @@ server_run_id(const struct server *server)
     return server->run_id;
 }
 
+void
+server_resident_set(struct server *server, u64 resident_bytes)
+{
+    server->resident_bytes = resident_bytes;
+}
+
 u32
 server_shutdown_wanted(const struct server *server)
 {
@@ -349,6 +355,7 @@ drain(struct shard *shard)
     u64 deadline = io_clock_ns() + DRAIN_NS;
     shard->draining = true;
     io_timer_cancel(&shard->sweep);
+    io_timer_cancel(&shard->rate);
     if (shard->listener != NULL) io_listener_close(shard->listener);
     stop_reading(shard);
     while (

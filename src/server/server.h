@@ -49,6 +49,8 @@ const char *server_failure(const struct server *server);
 /* Valid once ready. */
 const char *server_node_id(const struct server *server);
 const char *server_run_id(const struct server *server); /* 40 hex digits, new at each start */
+/* From the host, about once a second: what the process occupies, for INFO. */
+void server_resident_set(struct server *server, u64 resident_bytes);
 /* What a client wanted by SHUTDOWN: 0 nothing, 1 stop, 2 stop without flushing. */
 u32 server_shutdown_wanted(const struct server *server);
 
@@ -92,6 +94,7 @@ struct shard_stats {
     struct command_stats commands[SERVER_COMMANDS_MAX];
     u64 errors[SERVER_ERROR_KINDS];
     u64 commands_total;
+    u64 commands_per_s, received_bytes_per_s, sent_bytes_per_s; /* over the last second or two */
     u64 clients_resp, clients_native, clients_monitor;
     u64 clients_refused;       /* above maxclients */
     u64 clients_timed_out;     /* idle */

@@ -15,6 +15,7 @@
 /* The sweep over idle connections: so many, so often. */
 #define SWEEP_SESSIONS  1024u
 #define SWEEP_PERIOD_NS (200 * NS_PER_MS)
+#define RATE_PERIOD_NS  NS_PER_S
 
 /* ---- durability ---- */
 
@@ -358,9 +359,38 @@ sweep(struct io_timer *timer)
     if (!shard->draining) io_timer_arm(timer, now_ns + SWEEP_PERIOD_NS);
 }
 
+static u64
+per_second(u64 now, u64 before, u64 elapsed_ns)
+{
+    /* A counter that was reset in between starts at 0 again. */
+    return (now >= before ? now - before : now) * 1000 / MAX(elapsed_ns / NS_PER_MS, 1);
+}
+
+static void
+rate(struct io_timer *timer)
+{
+    struct shard *shard = CONTAINER_OF(timer, struct shard, rate);
+    struct shard_stats *stats = shard->stats;
+    struct io_stats io;
+    io_stats_get(&io);
+    u64 now_ns = io_now_ns();
+    u64 elapsed_ns = now_ns - shard->rate_ns;
+    stats->commands_per_s = per_second(stats->commands_total, shard->rate_commands, elapsed_ns);
+    stats->received_bytes_per_s = per_second(io.received_bytes, shard->rate_received, elapsed_ns);
+    stats->sent_bytes_per_s = per_second(io.sent_bytes, shard->rate_sent, elapsed_ns);
+    shard->rate_ns = now_ns;
+    shard->rate_commands = stats->commands_total;
+    shard->rate_received = io.received_bytes;
+    shard->rate_sent = io.sent_bytes;
+    if (!shard->draining) io_timer_arm(timer, now_ns + RATE_PERIOD_NS);
+}
+
 void
 session_sweep_start(struct shard *shard)
 {
+    shard->rate_ns = io_now_ns();
+    io_timer_init(&shard->rate, rate);
+    io_timer_arm(&shard->rate, io_now_ns() + RATE_PERIOD_NS);
     shard->sweep_next = &shard->sessions;
     io_timer_init(&shard->sweep, sweep);
     io_timer_arm(&shard->sweep, io_now_ns() + SWEEP_PERIOD_NS);

@@ -55,7 +55,8 @@ struct server {
     _Atomic bool ready;
     _Atomic u32 port;
     _Atomic u32 shutdown_wanted;
-    _Atomic u32 clients; /* of all shards: maxclients is the node's */
+    _Atomic u64 resident_bytes; /* the host's last look; 0: never */
+    _Atomic u32 clients;        /* of all shards: maxclients is the node's */
 };
 
 /* Somebody who waits until seq is durable, without a fiber. */
@@ -105,6 +106,8 @@ struct shard {
     struct list sessions;
     struct list *sweep_next; /* where the idle sweep goes on */
     struct io_timer sweep;
+    struct io_timer rate; /* makes stats->commands_per_s and its neighbours */
+    u64 rate_ns, rate_commands, rate_received, rate_sent; /* at the last look */
     u32 session_count;
     bool draining;
     struct list monitors; /* sessions of this shard in MONITOR */
