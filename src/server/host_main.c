@@ -63,6 +63,7 @@ struct host {
     u64 stop_asked_ns;     /* 0: not yet */
     u64 config_generation; /* whose values are in force here */
     bool announced;
+    bool reload_wanted; /* SIGHUP came */
 };
 
 /* ---- actions that end at once ---- */
@@ -311,7 +312,7 @@ begin_stop(struct host *host, const char *why)
 static void
 reload(struct host *host)
 {
-    if (host->config.config_file[0] == '\0' || !host->announced) {
+    if (host->config.config_file[0] == '\0') {
         log_info("host", "nothing to reload: no config file");
         return;
     }
@@ -354,7 +355,7 @@ read_signals(struct host *host)
     struct signalfd_siginfo info;
     while (read(host->signal_fd, &info, sizeof(info)) == (ssize_t)sizeof(info)) {
         if (info.ssi_signo == SIGHUP) {
-            reload(host);
+            host->reload_wanted = true; /* kept until the node has started */
             continue;
         }
         const char *name = info.ssi_signo == SIGINT ? "SIGINT" : "SIGTERM";
@@ -416,6 +417,10 @@ supervise(struct host *host)
         u64 now = host_now_ns();
         if (!host->announced && host->stop_asked_ns == 0 && server_ready(host->server)) {
             announce(host);
+        }
+        if (host->reload_wanted && host->announced) {
+            host->reload_wanted = false;
+            reload(host);
         }
         if (!host->announced || host->stop_asked_ns != 0) {
             host_notify_extend(&host->notify, now);
