@@ -234,8 +234,7 @@ log_length_check(struct lsm *lsm)
         LOG_TO_REPLAY_FACTOR * MAX(lsm->memtable_limit_bytes, lsm->options.log_segment_bytes);
     if (log_bytes_to_replay(lsm->log) <= limit) return;
     MARK("lsm.log.long");
-    lsm->flush_wanted = true;
-    fiber_queue_wake_all(&lsm->flush_wake);
+    lsm_flush_request(lsm);
 }
 
 static MAY_YIELD void
@@ -470,8 +469,7 @@ lsm_flush(struct lsm *lsm)
         else if (lsm->no_memory_flush)
             st = ST_NO_MEMORY;
         if (!ok(st)) break;
-        lsm->flush_wanted = true;
-        fiber_queue_wake_all(&lsm->flush_wake);
+        lsm_flush_request(lsm);
         (void)fiber_queue_wait(&lsm->flushed_wake, FIBER_FOREVER);
     }
     fiber_gate_leave(&lsm->gate);

@@ -128,6 +128,9 @@ struct lsm {
 
 #define LSM_TRY_BYTES 65536u
 
+/* Wakes the flush fiber; lsm_write.c. */
+void lsm_flush_request(struct lsm *lsm);
+
 /* ---- for scan.c ---- */
 
 /* Ascending, *count_out of them; valid until the next yield or snapshot call. */

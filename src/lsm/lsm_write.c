@@ -81,8 +81,8 @@ admit_state(const struct lsm *lsm)
 
 /* ---- room in the memtables ---- */
 
-static void
-flush_request(struct lsm *lsm)
+void
+lsm_flush_request(struct lsm *lsm)
 {
     lsm->flush_wanted = true;
     fiber_queue_wake_all(&lsm->flush_wake);
@@ -159,7 +159,7 @@ memtables_reserve(struct lsm *lsm, const struct need *needs)
     if (!empty || is_flushing(lsm)) {
         MARK("lsm.write.memtable_full");
         if (empty) active_drop_empty(lsm);
-        flush_request(lsm);
+        lsm_flush_request(lsm);
         return ST_WOULD_WAIT;
     }
     active_drop_empty(lsm);
@@ -216,7 +216,7 @@ ranges_flush_request(struct lsm *lsm, bool refused)
     u32 fresh = levels_range_count(lsm->levels, lsm->seq_flushed);
     if (fresh < (refused ? 1 : LEVELS_RANGES_MAX / 8)) return;
     MARK("lsm.write.many_ranges");
-    flush_request(lsm);
+    lsm_flush_request(lsm);
 }
 
 static status
@@ -330,7 +330,7 @@ write_inside(struct lsm *lsm, const struct lsm_batch *batch, u64 *seq_out)
     lsm->stats.writes++;
     lsm->stats.write_bytes += batch->ops.size;
     levels_user_bytes(lsm->levels, batch->ops.size);
-    if (active_bytes(lsm) >= lsm->memtable_limit_bytes) flush_request(lsm);
+    if (active_bytes(lsm) >= lsm->memtable_limit_bytes) lsm_flush_request(lsm);
     *seq_out = lsm->seq_last;
     return ST_OK;
 }

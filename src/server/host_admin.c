@@ -42,9 +42,8 @@ struct host_admin {
 
 /* ---- figures ---- */
 
-/* VmRSS and VmHWM of this process. */
-static void
-read_resident(u64 *now_out, u64 *max_out)
+void
+host_resident(u64 *now_out, u64 *max_out)
 {
     *now_out = 0;
     *max_out = 0;
@@ -91,7 +90,7 @@ figures_fill(struct host_admin *admin, struct host_figures *out)
         .node_id = "",
         .run_id = "",
     };
-    read_resident(&out->resident_bytes, &out->resident_bytes_max);
+    host_resident(&out->resident_bytes, &out->resident_bytes_max);
     if (!out->ready) return;
     out->node_id = server_node_id(admin->config.server);
     out->run_id = server_run_id(admin->config.server);

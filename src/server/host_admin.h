@@ -30,4 +30,8 @@ MUST_CHECK status host_admin_start(const struct host_admin_config *config, struc
 /* Before io_node_join. admin may be NULL. */
 void host_admin_stop(struct host_admin *admin);
 
+/* The resident set of this process and the largest it ever was, in bytes; 0 when the kernel does
+ * not say. */
+void host_resident(u64 *now_out, u64 *max_out);
+
 #endif

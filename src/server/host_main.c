@@ -392,18 +392,6 @@ apply_config(struct host *host)
     ring_log_level_set((enum log_level)host->config.log_level);
 }
 
-/* What the process occupies now; 0 when the kernel does not say. */
-static u64
-resident_bytes(void)
-{
-    FILE *file = fopen("/proc/self/statm", "re");
-    if (file == NULL) return 0;
-    unsigned long long pages = 0;
-    if (fscanf(file, "%*u %llu", &pages) != 1) pages = 0;
-    fclose(file);
-    return pages * (u64)sysconf(_SC_PAGESIZE);
-}
-
 /* Until all shards have ended. */
 static void
 supervise(struct host *host)
@@ -440,7 +428,9 @@ supervise(struct host *host)
         apply_config(host);
         if (now >= resident_next_ns) {
             resident_next_ns = now + NS_PER_S;
-            server_resident_set(host->server, resident_bytes());
+            u64 resident, resident_max;
+            host_resident(&resident, &resident_max);
+            server_resident_set(host->server, resident);
         }
         check_stop_time(host, now);
     }
