@@ -208,7 +208,13 @@ port_is_free(const struct config_endpoint *endpoint)
     }
     int on = 1;
     setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on));
+    /* A server that was killed holds its listening sockets for as long as the kernel needs to take
+     * its rings apart: a restart waits as long as it does for the directory, a second. */
     bool free_port = bind(fd, &address.any, size) == 0;
+    for (int again = 0; !free_port && errno == EADDRINUSE && again < 50; again++) {
+        usleep(20000);
+        free_port = bind(fd, &address.any, size) == 0;
+    }
     if (!free_port) {
         log_error("host", "address %s:%u: %s", endpoint->host, endpoint->port,
                   errno == EADDRINUSE ? "in use by another process" : strerror(errno));
