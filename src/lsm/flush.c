@@ -100,7 +100,7 @@ levels_flush(struct levels *levels, const struct levels_flush *inputs, u32 count
             discard_run(levels, changes[i].replacement);
     }
     if (!ok(st)) {
-        MARK("lsm.flush.failed");
+        MARK("lsm.levels.flush_failed");
         log_warning("lsm", "flush failed dir=%s why=%s", levels->dir, status_text(st));
         return st;
     }
