@@ -12,6 +12,8 @@
  */
 #include "io/core.h"
 
+#include "base/fault.h"
+
 /* ---- the life of a shard ---- */
 
 status
@@ -52,7 +54,10 @@ core_main_fiber(void *arg)
     status st = shard->shard_main(shard->shard_main_arg);
     shard->main_done = true;
     shard->main_status = st;
-    if (!ok(st)) backend_stop(shard);
+    if (!ok(st)) {
+        MARK("io.shard.main_failed");
+        backend_stop(shard);
+    }
 }
 
 status
