@@ -71,6 +71,7 @@ flush_one(struct levels *levels, const struct levels_flush *input, const struct 
 static void
 discard_run(struct levels *levels, struct run *run)
 {
+    MARK("lsm.flush.run_discarded");
     for (u32 i = 0; i < run->count; i++)
         levels_forget_table(levels, run->slots[i].file);
     run_unref(run, levels);
@@ -85,7 +86,7 @@ levels_flush(struct levels *levels, const struct levels_flush *inputs, u32 count
     CHECK(state->log_segment_first >= levels->state.log_segment_first);
     struct run_change changes[LIMIT_KEYSPACES] = {0};
     u32 made = 0;
-    status st = levels->failed ? ST_IO_ERROR : ST_OK;
+    status st = levels->failed ? MARKED("lsm.flush.levels_failed", ST_IO_ERROR) : ST_OK;
     for (u32 i = 0; i < count && ok(st); i++) {
         if (memtable_entry_count(inputs[i].memtable) == 0) continue;
         struct run *run;

@@ -69,6 +69,7 @@ scrub_file(struct levels *levels, const struct target *target)
                   levels->dir, target->table != NULL ? 't' : 'b',
                   (unsigned long long)target->file_id, (unsigned long long)offset, what);
     } else {
+        MARK("lsm.scrub.unreadable");
         log_warning("lsm", "scrub could not read dir=%s file=%c%016llx why=%s", levels->dir,
                     target->table != NULL ? 't' : 'b', (unsigned long long)target->file_id,
                     status_text(st));
