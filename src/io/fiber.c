@@ -354,6 +354,10 @@ status
 fiber_spawn(enum fiber_class class, const char *name, void (*fn)(void *arg), void *arg)
 {
     struct io_shard *shard = io_current;
+    /* Only of requests: without its own fibers a store or a shard does not come up. */
+    if (class == FIBER_FOREGROUND && shard->stats.fibers_running > 0 &&
+        BUGGIFY("io.fiber.pool_exhausted"))
+        return ST_NO_MEMORY;
     struct list *pooled = list_pop_front(&shard->fiber_pool);
     struct fiber *fiber;
     if (pooled != NULL) {

@@ -246,15 +246,18 @@ MAY_YIELD static status
 span_read(struct blob_file *blob, enum io_class io_class, struct budget *budget, u8 *buffer,
           u32 size, u64 offset)
 {
-    if (size <= LIMIT_IO_BYTES) return io_file_read(blob->file, io_class, buffer, size, offset);
+    u32 part = LIMIT_IO_BYTES;
+    if (BUGGIFY("lsm.blob.split_reads"))
+        part = (u32)align_up(size / SPAN_OPS_MAX + 1, IO_ALIGNMENT);
+    if (size <= part) return io_file_read(blob->file, io_class, buffer, size, offset);
     size_t ops_bytes = SPAN_OPS_MAX * sizeof(struct io_op);
     struct io_op *ops = mem_alloc_zero(budget, ops_bytes);
     if (ops == NULL) return MARKED("lsm.blob.span_no_memory", ST_NO_MEMORY);
     u32 count = 0;
-    for (u32 at = 0; at < size; at += LIMIT_IO_BYTES) {
+    for (u32 at = 0; at < size; at += part) {
         CHECK(count < SPAN_OPS_MAX);
-        io_file_read_start(blob->file, &ops[count++], io_class, buffer + at,
-                           MIN(size - at, LIMIT_IO_BYTES), offset + at);
+        io_file_read_start(blob->file, &ops[count++], io_class, buffer + at, MIN(size - at, part),
+                           offset + at);
     }
     status st = ST_OK;
     for (u32 i = 0; i < count; i++) {

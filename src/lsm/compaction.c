@@ -432,6 +432,7 @@ run_step(struct step *step)
             puts_out += meta->entry_count - meta->delete_count;
         }
     }
+    if (BUGGIFY("lsm.compaction.late_commit")) fiber_sleep_ns(20 * NS_PER_MS);
     if (ok(st)) st = commit_slice(step, slots, count);
     mem_free(levels->budget, slots, count * sizeof(*slots));
     if (ok(st)) {

@@ -28,6 +28,7 @@ write_memtable(struct output *output, struct memtable *memtable)
         if (fiber_should_yield()) fiber_yield();
     }
     cursor->ops->close(cursor);
+    if (BUGGIFY("lsm.flush.slow")) fiber_sleep_ns(20 * NS_PER_MS);
     return ok(st) ? output_finish(output) : st;
 }
 

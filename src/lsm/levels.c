@@ -109,6 +109,7 @@ levels_shape_update(struct levels *levels)
         pressure = MAX(pressure, compaction_pressure(&tree));
         debt += compaction_debt(&tree);
     }
+    if (BUGGIFY("lsm.levels.pressure")) pressure = MAX(pressure, 900u);
     levels->runs_max = runs_max;
     levels->pressure = pressure;
     levels->debt_bytes = debt;
@@ -603,7 +604,7 @@ levels_start(struct levels *levels)
     CHECK(!levels->started);
     levels->started = true;
     levels->stopping = false;
-    levels->ranges.limit = LEVELS_RANGES_MAX;
+    levels->ranges.limit = BUGGIFY("lsm.ranges.few") ? 4 : LEVELS_RANGES_MAX;
     levels->credit_ns = io_now_ns();
     /* Without a fiber the store works on; its pressure says when that becomes a problem. */
     if (ok(fiber_spawn(FIBER_BACKGROUND, "compaction", levels_compaction_main, levels)))
@@ -691,6 +692,7 @@ get_from(struct get *get, struct run_set *set, bool wait)
             if (get->has_floor && candidates[i]->meta.version_max <= get->floor) continue;
             struct entry entry;
             struct block *pin = NULL;
+            if (!wait && BUGGIFY("lsm.levels.get_waits")) return ST_WOULD_WAIT;
             status st = wait ? table_get(candidates[i], cache, get->token, get->key, get->seq_max,
                                          true, &entry, &pin)
                              : table_get_try(candidates[i], cache, get->token, get->key,

@@ -200,6 +200,7 @@ levels_commit(struct levels *levels, const struct run_change *changes, u32 count
               const struct levels_state *state)
 {
     fiber_mutex_lock(&levels->commit_mutex);
+    if (BUGGIFY("lsm.levels.late_commit")) fiber_sleep_ns(5 * NS_PER_MS);
     status st = ST_IO_ERROR;
     struct run_set *next = NULL;
     if (levels->failed) {

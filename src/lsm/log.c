@@ -222,6 +222,7 @@ void
 log_pump(struct log *log)
 {
     while (!log->failed && log->in_flight_count < LOG_WRITES_IN_FLIGHT) {
+        if (log->in_flight_count > 0 && BUGGIFY("lsm.log.one_in_flight")) return;
         if (list_empty(&log->queued)) {
             if (log->fill == NULL) return;
             fill_end(log);
@@ -248,7 +249,8 @@ seal_arm(struct log *log)
     if (log->failed || log->closing || log->in_flight_count > 0 || log->fill != NULL ||
         !list_empty(&log->queued))
         return;
-    io_timer_arm(&log->seal_timer, io_now_ns() + LOG_SEAL_AFTER_NS);
+    u64 after_ns = BUGGIFY("lsm.log.seal_at_once") ? 0 : LOG_SEAL_AFTER_NS;
+    io_timer_arm(&log->seal_timer, io_now_ns() + after_ns);
 }
 
 /* Whether something is durable that no block says so of. */

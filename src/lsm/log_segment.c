@@ -252,6 +252,7 @@ log_make_fiber(void *arg)
             (void)fiber_queue_wait(&log->make_wake, log->make_retry_ns);
             continue;
         }
+        if (BUGGIFY("lsm.log.slow_make")) fiber_sleep_ns(5 * NS_PER_MS);
         status st = log_segment_make(log);
         if (!ok(st)) {
             MARK("lsm.log.make_failed");

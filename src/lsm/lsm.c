@@ -199,6 +199,7 @@ lsm_caches_balance(struct lsm *lsm)
     u64 kept = others + memtables + limit / 8;
     if (lsm->no_memory_flush) kept += limit / 8;
     u64 left = MAX(limit > kept ? limit - kept : 0, 2 * CACHE_BYTES_MIN);
+    if (BUGGIFY("lsm.caches.tiny")) left = 2 * CACHE_BYTES_MIN;
     u64 row_limit = left / CACHE_SHARE_WHOLE * lsm->cache_row_share;
     row_limit = MAX(row_limit, CACHE_BYTES_MIN);
     row_cache_limit_set(lsm->row_cache, row_limit);

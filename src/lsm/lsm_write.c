@@ -345,6 +345,7 @@ status
 lsm_write_try(struct lsm *lsm, const struct lsm_batch *batch, u64 *seq_out)
 {
     if (lsm->gate.closed) return MARKED("lsm.write.try_closed", ST_CLOSED);
+    if (BUGGIFY("lsm.write.try_waits")) return ST_WOULD_WAIT;
     status st = write_inside(lsm, batch, seq_out);
     if (!ok(st) && !status_is(st, ST_WOULD_WAIT)) lsm->stats.writes_refused++;
     return st;
@@ -494,6 +495,7 @@ lsm_flush_now(struct lsm *lsm, bool wait)
         u64 segment = lsm->flush_state.log_segment_first;
         /* While the log is replayed it cannot be written: all its segments stay needed. */
         if (!lsm->replaying) st = log_boundary(lsm, &segment);
+        if (BUGGIFY("lsm.flush.late_switch")) fiber_sleep_ns(5 * NS_PER_MS);
         if (ok(st)) memtables_switch(lsm, segment);
     } else {
         MARK("lsm.flush.resumed");
@@ -563,6 +565,10 @@ replay_op(struct lsm *lsm, const struct lsm_op *op, u64 seq, u64 version)
     if (op->header.kind == ENTRY_DELETE_RANGE) return range_apply(lsm, op, seq, version);
     struct need needs[LIMIT_KEYSPACES] = {0};
     need_add(needs, op);
+    if (seq % 16 == 0 && !active_is_empty(lsm) && BUGGIFY("lsm.replay.early_flush")) {
+        status st = lsm_flush_now(lsm, false);
+        if (!ok(st) && !status_is(st, ST_NO_SPACE)) return st;
+    }
     while (!memtables_fit(lsm, needs)) {
         /* Nothing is written meanwhile, so a flush in the middle of a batch is no danger: should
          * we crash, recovery goes on behind seq_flushed before anybody reads. */

@@ -32,6 +32,7 @@ output_init(struct output *output, const struct output_config *config)
         memcpy(output->snapshots, snapshots, count * sizeof(u64));
         output->snapshot_count = count;
     }
+    output->blob_refs_max = BUGGIFY("lsm.output.few_blobs") ? 2 : OUTPUT_BLOB_REFS_MAX;
     output->retain.snapshots = output->snapshots;
     output->retain.snapshot_count = count;
     output->retain.version_outside = UINT64_MAX;
@@ -71,7 +72,7 @@ rewrite_wanted(const struct output *output, const struct level_blob *blob)
         MARK("lsm.output.blob_collected");
         return true;
     }
-    return output->ref_count >= OUTPUT_BLOB_REFS_MAX && !ref_known(output, blob->file_id);
+    return output->ref_count >= output->blob_refs_max && !ref_known(output, blob->file_id);
 }
 
 MAY_YIELD static status
@@ -201,7 +202,7 @@ table_ends(const struct output *output, u64 token)
     u64 bytes = table_writer_bytes(output->table);
     if (output->blob != NULL) bytes += blob_writer_bytes(output->blob);
     if (config->table_bytes_max != 0 && bytes >= config->table_bytes_max) return true;
-    return output->ref_count >= OUTPUT_BLOB_REFS_MAX;
+    return output->ref_count >= output->blob_refs_max;
 }
 
 MAY_YIELD static status

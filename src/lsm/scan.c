@@ -243,6 +243,7 @@ lsm_scan_open(struct lsm *lsm, struct lsm_snapshot *snapshot, u16 keyspace, u64 
     scan->lsm = lsm;
     scan->keyspace = keyspace;
     scan->token_last = token_last;
+    scan->long_scan = BUGGIFY("lsm.scan.long_at_once");
     scan->place_token = token;
     scan->place_key_size = (u32)key.size;
     if (key.size > 0) memcpy(scan->place_key, key.data, key.size);
@@ -318,6 +319,7 @@ lsm_scan_next(struct lsm_scan *scan, bool want_value, u64 *token_out, struct byt
         }
     }
     scan->in_call = false;
+    if (BUGGIFY("lsm.scan.detached_early")) scan->detach_wanted = true;
     if (scan->detach_wanted || scan->ended) cursors_close(scan);
     fiber_gate_leave(&lsm->gate);
     return st;
