@@ -55,6 +55,7 @@ struct pipe {
 /* libc's memory: it belongs to no node. */
 struct line {
     struct list link; /* sim.pipes */
+    u64 number;
     struct sim_node *nodes[2];
     struct io_conn *ends[2];
     bool pending[2];      /* this end does not exist yet */
@@ -170,6 +171,20 @@ line_check(struct sim *sim, struct line *line)
     free(line);
 }
 
+static const char *
+segment_name(enum segment_kind kind)
+{
+    switch (kind) {
+    case SEGMENT_DATA:
+        return "data line,end,bytes";
+    case SEGMENT_END:
+        return "end line,end,bytes";
+    case SEGMENT_RESET:
+        return "reset line,end,bytes";
+    }
+    return "?";
+}
+
 static void segment_arrives(struct sim_event *event);
 
 static void
@@ -219,7 +234,8 @@ segment_arrives(struct sim_event *event)
     }
     struct io_conn *target = line->ends[1 - segment->from];
     sim_trace(sim, target != NULL ? target->shard : NULL, SIM_KIND_NET,
-              crc32c((u32)segment->kind, segment->data, segment->size));
+              crc32c((u32)segment->kind, segment->data, segment->size), segment_name(segment->kind),
+              line->number, segment->from, segment->size);
     list_del(&segment->link);
     if (target != NULL && target->state == CONN_OPEN) {
         list_push_back(&pipe->arrived, &segment->link);
@@ -407,7 +423,8 @@ send_run(struct core_task *task)
     /* A trickle of room would be sent byte by byte for ever (the silly window of RFC 813). */
     bool silly = size < conn_sendable(conn) && room < sim->options.net.pipe_bytes / 4;
     if (size > 0 && !silly) {
-        if (sim_ppm(&sim->prng_net, sim->options.net.reset_ppm)) {
+        if (sim_fault_chance(sim, SIM_FAULT_NET_RESET, sim->options.net.reset_ppm) &&
+            sim_fault_take(sim, SIM_FAULT_NET_RESET, "%s to %s", conn->local, conn->peer)) {
             line_send(sim, conn->line, conn->end, SEGMENT_RESET, NULL, 0);
             conn_shut(conn, ST_CLOSED);
             return;
@@ -672,12 +689,16 @@ connect_fires(struct sim_event *event)
     struct sim_shard *shard = connect->shard;
     struct sim *sim = shard->node->sim;
     struct io_listener *listener = listener_find(sim, connect);
-    bool refused = sim_ppm(&sim->prng_net, sim->options.net.refuse_ppm);
-    sim_trace(sim, shard, SIM_KIND_NET, listener != NULL);
+    bool refused = sim_fault_chance(sim, SIM_FAULT_NET_REFUSE, sim->options.net.refuse_ppm) &&
+                   sim_fault_take(sim, SIM_FAULT_NET_REFUSE, "%s to %s:%u", shard->node->host,
+                                  connect->host, (unsigned)connect->port);
+    sim_trace(sim, shard, SIM_KIND_NET, listener != NULL, "connect", connect->port,
+              listener != NULL, 0);
     if (listener != NULL && !refused && !connect->abandoned) {
         struct line *line = calloc(1, sizeof(*line));
         struct accept *accept = calloc(1, sizeof(*accept));
         CHECK(line != NULL && accept != NULL);
+        line->number = ++sim->line_last;
         line->nodes[0] = shard->node;
         line->nodes[1] = listener->shard->node;
         line->pending[0] = line->pending[1] = true;
@@ -754,6 +775,14 @@ io_connect(const char *host, u16 port, const struct io_conn_events *events, void
 
 /* ---- listening ---- */
 
+static bool
+node_listens(const struct sim_node *node)
+{
+    for (u32 i = 0; i < node->shard_count; i++)
+        if (list_empty(&node->shards[i].listeners)) return false;
+    return true;
+}
+
 status
 io_listen(const char *host, u16 port, const struct io_conn_events *events, void *arg,
           struct io_listener **out)
@@ -769,6 +798,7 @@ io_listen(const char *host, u16 port, const struct io_conn_events *events, void 
         port != 0 ? port : (u16)(PORT_FIRST + shard->node->port_last++ % (40000 - PORT_FIRST));
     snprintf(listener->host, sizeof(listener->host), "%s", host);
     list_push_back(&shard->listeners, &listener->link);
+    if (node_listens(shard->node)) sim_node_started_set(shard->node);
     *out = listener;
     return ST_OK;
 }
@@ -885,6 +915,16 @@ sim_net_free(struct sim *sim)
         CHECK(line->ends[0] == NULL && line->ends[1] == NULL);
         line_check(sim, line);
     }
+    while (!list_empty(&sim->cuts)) {
+        struct sim_cut *cut = list_entry(list_first(&sim->cuts), struct sim_cut, link);
+        list_del(&cut->link);
+        free(cut);
+    }
+}
+
+void
+sim_net_hurry(struct sim *sim)
+{
     while (!list_empty(&sim->cuts)) {
         struct sim_cut *cut = list_entry(list_first(&sim->cuts), struct sim_cut, link);
         list_del(&cut->link);
