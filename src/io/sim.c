@@ -563,6 +563,7 @@ sim_node_start(struct sim_node *node, const struct io_node_config *config)
             core_shard_init(&shard->core, (struct io_node *)node, i, config->shard_count,
                             memory_bytes, config->fiber_count_max, seed);
         memfs_init(&shard->memfs, &shard->core.budget, UINT64_MAX);
+        budget_init(&shard->output_budget, "output", memory_bytes / 8, &shard->core.budget);
         shard->core.now_ns = sim->now_ns;
         if (ok(started)) started = core_shard_start(&shard->core, config->shard_main, config->arg);
         shard_leave(domain);

@@ -66,6 +66,7 @@ struct sim_shard {
     struct list files;       /* struct io_file.link, open ones */
     struct list connections; /* struct io_conn.link */
     struct list listeners;   /* struct io_listener.link */
+    struct budget output_budget;
     u64 conn_id_last;
 };
 

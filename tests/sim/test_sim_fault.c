@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * test_sim_fault.c -- the books of faults: numbers by family, what is switched off or left out, what
- * the test injects itself; and the machine's clocks, stalls and memory.
+ * test_sim_fault.c -- the books of faults: numbers by family, what is switched off or left out,
+ * what the test injects itself; and the machine's clocks, stalls and memory.
  */
 #include <setjmp.h>
 #include <stdarg.h>
