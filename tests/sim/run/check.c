@@ -35,6 +35,12 @@ check_has_room(const struct object *object, bool changes)
     return !changes || object->model.open_count < run->knobs.open_max;
 }
 
+bool
+flaw_strikes(struct client *client, enum run_flaw flaw, u64 one_in)
+{
+    return run->options->flaw == flaw && prng_chance(&client->prng, 1, one_in);
+}
+
 /* ---- presence ---- */
 
 static struct key *
@@ -380,8 +386,10 @@ check_snapshot_end(struct client *client)
             struct model_step *step = &op->steps[k];
             u32 key = object->key_first + k;
             *step = (struct model_step){.kind = MODEL_GET, .key = (u8)k};
-            step->known = MODEL_KNOWS_VALUE;
             step->result_value = scan->values[key];
+            /* What expires before its page is read is not shown. */
+            if (step->result_value != VALUE_ABSENT || !object->expires)
+                step->known = MODEL_KNOWS_VALUE;
             if (scan->versions[key] != 0) {
                 step->known |= MODEL_KNOWS_VERSION;
                 step->result_version = scan->versions[key];

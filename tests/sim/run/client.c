@@ -148,10 +148,26 @@ usable(const struct client *client)
     return client->conn != NULL && !client->cut && !client->broken && !run_over();
 }
 
+/* The planted mistake: a write is answered that never was done. */
+static bool
+loses(struct client *client, const struct request *request)
+{
+    if (request->kind != REQUEST_STEP) return false;
+    const struct model_step *step = &request->ops[0]->steps[0];
+    return step->kind == MODEL_PUT && step->flags == 0 &&
+           flaw_strikes(client, RUN_FLAW_LOST_WRITE, 20);
+}
+
 static bool
 request_send(struct client *client, struct request *request)
 {
     client->out.size = 0;
+    if (loses(client, request)) {
+        check_begin(request);
+        check_end(request);
+        request_drop(request);
+        return true;
+    }
     if (client->native)
         native_encode(client, request);
     else

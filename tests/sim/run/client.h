@@ -134,6 +134,9 @@ size_t resp_received(struct client *client, struct bytes data);
 void native_encode(struct client *client, struct request *request);
 size_t native_received(struct client *client, struct bytes data);
 
+/* Whether the mistake that the run was asked for is made now, once in so many times. */
+bool flaw_strikes(struct client *client, enum run_flaw flaw, u64 one_in);
+
 /* ---- check.c ---- */
 
 struct model_op *check_op(struct client *client, u32 object, u32 steps);

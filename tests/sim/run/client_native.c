@@ -108,11 +108,13 @@ frame_make(struct client *client, struct request *request, struct native_request
         break;
     case REQUEST_BATCH:
         out->header.opcode = NATIVE_BATCH;
-        for (u32 i = 0; i < op->step_count; i++) {
+        u32 count = op->step_count;
+        if (count > 1 && flaw_strikes(client, RUN_FLAW_HALF_BATCH, 2)) count--;
+        for (u32 i = 0; i < count; i++) {
             struct native_op one = op_of(op, &op->steps[i]);
             if (!native_batch_add(ops, &one)) return false;
         }
-        out->batch.count = op->step_count;
+        out->batch.count = count;
         out->batch.ops = buf_bytes(ops);
         break;
     case REQUEST_SCAN:
@@ -225,7 +227,7 @@ knows_value(struct model_step *step, u32 value, u64 version)
 }
 
 static enum verdict
-step_read(struct model_op *op, const struct native_reply *reply)
+step_read(struct client *client, struct model_op *op, const struct native_reply *reply)
 {
     struct model_step *step = &op->steps[0];
     u32 code = reply->header.status;
@@ -233,6 +235,7 @@ step_read(struct model_op *op, const struct native_reply *reply)
     switch (step->kind) {
     case MODEL_GET:
         if (!is_ok && code != NATIVE_ST_NOT_FOUND) return status_verdict(code);
+        if (is_ok && flaw_strikes(client, RUN_FLAW_STALE_READ, 20)) is_ok = false;
         knows_value(step, is_ok ? check_value(op, step->key, reply->get.value) : VALUE_ABSENT,
                     is_ok ? reply->get.version : 0);
         return ANSWERED;
@@ -392,7 +395,7 @@ reply_read(struct client *client, struct request *request, const struct native_r
 {
     switch (request->kind) {
     case REQUEST_STEP:
-        return step_read(request->ops[0], reply);
+        return step_read(client, request->ops[0], reply);
     case REQUEST_BATCH:
         return batch_read(request->ops[0], reply);
     case REQUEST_SCAN:
@@ -467,6 +470,7 @@ frame_took(struct client *client, const struct native_header *header, struct byt
     settle(client, request, &reply);
     client->pending_count--;
     request_drop(request);
+    if (flaw_strikes(client, RUN_FLAW_TWO_REPLIES, 20)) frame_took(client, header, body);
 }
 
 size_t

@@ -376,7 +376,16 @@ value_read(struct model_op *op, struct model_step *step, const struct resp_reply
 }
 
 static enum verdict
-step_read(struct model_op *op, struct model_step *step, const struct resp_reply *reply)
+get_read(struct client *client, struct model_op *op, struct model_step *step,
+         const struct resp_reply *reply)
+{
+    static const struct resp_reply nothing = {.kind = RESP_REPLY_NULL};
+    bool stale = reply->kind == RESP_REPLY_BULK && flaw_strikes(client, RUN_FLAW_STALE_READ, 20);
+    return value_read(op, step, stale ? &nothing : reply);
+}
+
+static enum verdict
+step_read(struct client *client, struct model_op *op, struct model_step *step, const struct resp_reply *reply)
 {
     bool is_ok = reply->kind == RESP_REPLY_SIMPLE && begins(reply, "OK");
     bool is_number = reply->kind == RESP_REPLY_INTEGER;
@@ -391,6 +400,7 @@ step_read(struct model_op *op, struct model_step *step, const struct resp_reply 
     }
     switch ((enum model_kind)step->kind) {
     case MODEL_GET:
+        return get_read(client, op, step, reply);
     case MODEL_GETDEL:
         return value_read(op, step, reply);
     case MODEL_PUT:
@@ -454,7 +464,7 @@ exec_read(struct client *client, struct request *request)
     for (u32 i = 0; i < op->step_count; i++) {
         if (op->steps[i].kind == MODEL_EXPECT) continue;
         if (at >= element_count) return WRONG;
-        enum verdict verdict = step_read(op, &op->steps[i], &elements[at++]);
+        enum verdict verdict = step_read(client, op, &op->steps[i], &elements[at++]);
         if (verdict != ANSWERED) return WRONG;
     }
     return at == element_count ? ANSWERED : WRONG;
@@ -540,7 +550,7 @@ reply_read(struct client *client, struct request *request)
     const struct resp_reply *first = &elements[0];
     switch (request->kind) {
     case REQUEST_STEP:
-        return step_read(request->ops[0], &request->ops[0]->steps[0], first);
+        return step_read(client, request->ops[0], &request->ops[0]->steps[0], first);
     case REQUEST_VALUES:
         return values_read(request);
     case REQUEST_EXEC:
@@ -638,6 +648,7 @@ reply_took(struct client *client)
     settle(client, request, verdict);
     client->pending_count--;
     request_drop(request);
+    if (flaw_strikes(client, RUN_FLAW_TWO_REPLIES, 20)) reply_took(client);
 }
 
 size_t

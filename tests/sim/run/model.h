@@ -23,8 +23,8 @@
  * only with the answers that they have given, until the returning one has; configs that cannot be
  * led there are dropped. None left: no order of atomic steps explains what was answered.
  *
- * Four rules keep the sets small. An operation that changes nothing takes effect as soon as its
- * answer fits. Of two configs that differ only in operations of unknown outcome the one with fewer
+ * Four rules keep the sets small. An operation whose answer says that it has changed nothing takes
+ * effect as soon as that fits. Of two configs that differ only in operations of unknown outcome the one with fewer
  * of them done is kept: it can still do all that the other can. Writes of one RESP connection to
  * one key take effect in their order. And the workload keeps the number of open operations of an
  * object small. Sets that grow over a limit give up: the object is not judged any more, and counted.

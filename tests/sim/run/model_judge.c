@@ -118,7 +118,26 @@ may_go(const struct model *model, const struct config *config, const struct mode
 
 /* ---- leading on ---- */
 
-/* What changes nothing takes effect as soon as its answer fits. */
+/* Whether its answer says that it has changed nothing. (That it would change nothing in one state
+ * is not enough: it may have waited for another.) */
+static bool
+changed_nothing(const struct model_op *op)
+{
+    if (op->outcome != MODEL_DONE) return false;
+    if (!op->changes || op->all == MODEL_ALL_UNDONE) return true;
+    for (u32 i = 0; i < op->step_count; i++) {
+        const struct model_step *step = &op->steps[i];
+        if (step->kind == MODEL_GET || step->kind == MODEL_STRLEN || step->kind == MODEL_TTL)
+            continue;
+        if (step->kind == MODEL_APPEND || step->kind == MODEL_EXPECT) return false;
+        if (!(step->known & MODEL_KNOWS_NUMBER)) return false;
+        if (step->result_number == MODEL_FAILED) continue;
+        if (step->result_number != 0 || step->kind == MODEL_INCR) return false;
+    }
+    return true;
+}
+
+/* What has changed nothing takes effect as soon as its answer fits. */
 static void
 settle(struct model *model, struct config *config)
 {
@@ -126,8 +145,7 @@ settle(struct model *model, struct config *config)
         again = false;
         for (u32 slot = 0; slot < model->slot_max; slot++) {
             const struct model_op *op = model->open[slot];
-            if (op == NULL || op->outcome != MODEL_DONE || mask_has(config->mask, (i16)slot))
-                continue;
+            if (op == NULL || !changed_nothing(op) || mask_has(config->mask, (i16)slot)) continue;
             u64 mask[MODEL_MASK];
             memcpy(mask, config->mask, sizeof(mask));
             if (!may_go(model, config, op, mask)) continue;

@@ -31,7 +31,7 @@ extern const char *const run_mode_names[];
 enum run_flaw {
     RUN_FLAW_NONE,
     RUN_FLAW_LOST_WRITE, /* answered, and not there: never sent, that is */
-    RUN_FLAW_STALE_READ, /* what the key held before */
+    RUN_FLAW_STALE_READ, /* nothing, where something is */
     RUN_FLAW_HALF_BATCH, /* the last write of a batch is not done */
     RUN_FLAW_TWO_REPLIES, /* an answer comes twice */
     RUN_FLAW_COUNT,
