@@ -17,6 +17,14 @@
 /* Reads and writes under way on one object: below MODEL_OPEN_MAX, with room for snapshots. */
 #define UNDER_WAY_MAX 160u
 
+const char *const request_names[] = {
+    [REQUEST_STEP] = "step",         [REQUEST_VALUES] = "mget",   [REQUEST_EXEC] = "exec",
+    [REQUEST_ALL] = "mset",          [REQUEST_SUM] = "del",       [REQUEST_ALL_NX] = "msetnx",
+    [REQUEST_CLEAR] = "flushdb",     [REQUEST_BATCH] = "batch",   [REQUEST_SCAN] = "scan",
+    [REQUEST_KEYS] = "keys",         [REQUEST_COUNT] = "count",   [REQUEST_SNAPSHOT] = "snapshot",
+    [REQUEST_WATCH] = "watch",       [REQUEST_OTHER] = "other",   [REQUEST_HELLO] = "hello",
+};
+
 struct model_op *
 check_op(struct client *client, u32 object, u32 steps)
 {
@@ -174,6 +182,27 @@ op_presence_begin(const struct model_op *op)
 
 /* ---- requests ---- */
 
+/* With --log: what clients ask and hear. */
+void
+check_log(const struct client *client, const struct request *request, const char *what)
+{
+    if (!run->options->log) return;
+    fprintf(stderr, "%10llu us client %u/%u %s %s", (unsigned long long)(sim_now_ns(run->sim) / 1000),
+            client->id, client->connection, what, request_names[request->kind]);
+    if (request->text != NULL) fprintf(stderr, " %s", request->text);
+    for (u32 i = 0; i < request->op_count; i++) {
+        const struct model_op *op = request->ops[i];
+        fprintf(stderr, "%s #%llu object %u:", i > 0 ? "," : "", (unsigned long long)op->number,
+                op->object);
+        for (u32 k = 0; k < op->step_count; k++) {
+            char text[256];
+            model_step_describe(run->model, &op->steps[k], text, sizeof(text));
+            fprintf(stderr, "%s %s", k > 0 ? ";" : "", text);
+        }
+    }
+    fputc('\n', stderr);
+}
+
 void
 check_begin(struct request *request)
 {
@@ -231,6 +260,24 @@ check_unknown(struct request *request)
         model_forget(&object->model, op);
     }
     request->op_count = 0;
+}
+
+void
+check_apart(struct client *client, struct request *request)
+{
+    struct model_op *whole = request->ops[0];
+    struct object *object = &run->objects[whole->object];
+    for (u32 i = 0; i < whole->step_count; i++) {
+        if (whole->steps[i].kind == MODEL_EXPECT) continue;
+        struct model_op *op = check_op(client, whole->object, 1);
+        op->steps[0] = whole->steps[i];
+        model_invoke(&object->model, op, request->begun, request->sent_ns);
+        object->under_way++;
+        op_presence_begin(op);
+        struct request part = {.op_count = 1, .ops = {op}};
+        check_unknown(&part);
+    }
+    check_refused(request);
 }
 
 u32

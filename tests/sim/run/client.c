@@ -172,6 +172,7 @@ request_send(struct client *client, struct request *request)
         native_encode(client, request);
     else
         resp_encode(client, request);
+    check_log(client, request, "asks");
     check_begin(request);
     if (request->kind == REQUEST_WATCH) client->watched = request->begun;
     list_push_back(&client->pending, &request->link);

@@ -140,10 +140,14 @@ bool flaw_strikes(struct client *client, enum run_flaw flaw, u64 one_in);
 /* ---- check.c ---- */
 
 struct model_op *check_op(struct client *client, u32 object, u32 steps);
+extern const char *const request_names[];
+void check_log(const struct client *client, const struct request *request, const char *what);
 void check_begin(struct request *request);
 void check_end(struct request *request); /* answered: the steps' results are filled in */
 void check_refused(struct request *request);
 void check_unknown(struct request *request);
+/* Its steps were done each alone, and nobody knows with which answers. */
+void check_apart(struct client *client, struct request *request);
 /* Operations that may be under way on an object besides: is there room for one more? */
 bool check_has_room(const struct object *object, bool changes);
 /* Bytes that a key was found to hold; the number, or VALUE_ABSENT and a violation. */

@@ -422,6 +422,8 @@ settle(struct client *client, struct request *request, const struct native_reply
         client->swap_value = request->ops[0]->steps[0].result_value;
         client->swap_version = request->ops[0]->steps[0].result_version;
     }
+    static const char *const words[] = {"is answered", "is refused", "does not know", "is wrong"};
+    check_log(client, request, words[verdict]);
     switch (verdict) {
     case ANSWERED:
         check_end(request);
@@ -433,8 +435,8 @@ settle(struct client *client, struct request *request, const struct native_reply
         check_unknown(request);
         break;
     case WRONG:
-        violated("reply", "client %u: native request %llu, kind %u, is answered with %s: %.*s",
-                 client->id, (unsigned long long)request->id, request->kind,
+        violated("reply", "client %u: native request %llu, %s, is answered with %s: %.*s",
+                 client->id, (unsigned long long)request->id, request_names[request->kind],
                  native_status_name(reply->header.status), (int)MIN(reply->error.text.size, 200u),
                  reply->error.text.data == NULL ? "" : (const char *)reply->error.text.data);
         check_unknown(request);

@@ -329,7 +329,7 @@ layout(struct bytes data, size_t *consumed, size_t *wanted)
     return ST_OK;
 }
 
-enum verdict { ANSWERED, REFUSED, UNKNOWN, WRONG };
+enum verdict { ANSWERED, REFUSED, UNKNOWN, APART, GONE, WRONG };
 
 static bool
 begins(const struct resp_reply *reply, const char *text)
@@ -348,10 +348,12 @@ error_verdict(const struct resp_reply *reply)
         "EXECABORT ",
         "ERR the stored data is damaged",
         "ERR reading from the disk failed",
-        "ERR over a size limit",
+        "ERR the request or its reply is over",
     };
     if (memmem(reply->text.data, reply->text.size, "it is not known whether", 23) != NULL)
         return UNKNOWN;
+    /* At the door, for want of memory: what was asked may have an answer of its own no more. */
+    if (begins(reply, "ERR max number of clients")) return GONE;
     for (u32 i = 0; i < ARRAY_COUNT(refusals); i++)
         if (begins(reply, refusals[i])) return REFUSED;
     return WRONG;
@@ -453,7 +455,10 @@ exec_read(struct client *client, struct request *request)
 {
     struct model_op *op = request->ops[0];
     bool expects = op->steps[0].kind == MODEL_EXPECT;
+    /* MULTI itself was refused, so its commands were done one by one. */
+    if (request->spoiled && begins(&elements[0], "ERR EXEC without MULTI")) return APART;
     if (elements[0].kind == RESP_REPLY_ERROR) return error_verdict(&elements[0]);
+    if (request->spoiled) return WRONG;
     if (elements[0].kind == RESP_REPLY_NULL && expects) {
         check_watch_aborted(client, request);
         return REFUSED;
@@ -601,6 +606,9 @@ settle(struct client *client, struct request *request, enum verdict verdict)
         client->swap = SWAP_HAS_READ;
         client->swap_value = request->ops[0]->steps[0].result_value;
     }
+    static const char *const words[] = {"is answered", "is refused", "does not know",
+                                        "takes apart", "is thrown out", "is wrong"};
+    check_log(client, request, words[verdict]);
     switch (verdict) {
     case ANSWERED:
         check_end(request);
@@ -611,12 +619,19 @@ settle(struct client *client, struct request *request, enum verdict verdict)
     case UNKNOWN:
         check_unknown(request);
         break;
+    case APART:
+        check_apart(client, request);
+        break;
+    case GONE:
+        check_unknown(request);
+        client->broken = true;
+        break;
     case WRONG: {
         char command[256] = "";
         if (request->op_count > 0)
             model_step_describe(run->model, &request->ops[0]->steps[0], command, sizeof(command));
-        violated("reply", "client %u: kind %u %s is answered with %c%.*s", client->id,
-                 request->kind, request->text != NULL ? request->text : command,
+        violated("reply", "client %u: %s %s is answered with %c%.*s", client->id,
+                 request_names[request->kind], request->text != NULL ? request->text : command,
                  "+-:$_*%~>#,="[elements[0].kind], (int)MIN(text.size, 200u),
                  text.data == NULL ? "" : (const char *)text.data);
         check_unknown(request);
