@@ -40,11 +40,10 @@
 
 #include "base/buf.h"
 #include "base/log.h"
+#include "io/core_output.h"
 
 #define CONN_VECTORS        8u
 #define CONN_SEND_BYTES_MAX (1u << 20)
-#define CHUNK_FIRST_BYTES   (4u << 10) /* with its header */
-#define CHUNK_NEXT_BYTES    (16u << 10)
 /* Of the shard's memory: unfinished requests, and unread replies. */
 #define CONN_INPUT_SHARE  8u
 #define CONN_OUTPUT_SHARE 8u
@@ -56,15 +55,6 @@
 #define CONN_INPUT_BACKLOG_MAX (64u << 10)
 
 enum conn_state { CONN_OPEN, CONN_FLUSHING, CONN_LINGERING, CONN_SHUT };
-
-struct conn_chunk {
-    struct list link;
-    u32 size; /* of data */
-    u32 used; /* filled */
-    u32 sent; /* acknowledged by the kernel */
-    u32 reserved_zero;
-    u8 data[];
-};
 
 struct io_conn {
     struct list link;      /* shard->conns */
@@ -85,8 +75,6 @@ struct io_conn {
     bool again_posted;
     bool close_posted;
     bool receiving_direct; /* the active receive goes into input */
-    bool was_high;         /* output passed CONN_OUTPUT_HIGH_BYTES; drained is owed */
-    bool reserved;         /* the last chunk is being filled */
     status why;
 
     struct ring_req recv_req;
@@ -94,11 +82,7 @@ struct io_conn {
     size_t want_bytes; /* the frame at the front, 0: not known */
 
     struct ring_req send_req;
-    struct list chunks; /* struct conn_chunk.link */
-    u64 written;
-    u64 sent;
-    u64 send_until;
-    u32 send_bytes; /* in flight */
+    struct core_output output;
     struct iovec vectors[CONN_VECTORS];
     struct msghdr message;
 
@@ -432,147 +416,67 @@ io_conn_resume(struct io_conn *conn)
 
 /* ---- output ---- */
 
-static u64
-conn_sendable(const struct io_conn *conn)
-{
-    u64 until = MIN(conn->written, conn->send_until);
-    u64 from = conn->sent + conn->send_bytes;
-    return until > from ? until - from : 0;
-}
-
 static void
 conn_send_later(struct io_conn *conn)
 {
     if (conn->state > CONN_FLUSHING || conn->send_req.active) return;
-    if (list_linked(&conn->send_link) || conn_sendable(conn) == 0) return;
+    if (list_linked(&conn->send_link) || core_output_sendable(&conn->output) == 0) return;
     list_push_back(&conn->shard->conns_send, &conn->send_link);
-}
-
-/* How much one connection may be owed: as long as there is plenty, much; else its fair share. */
-static size_t
-conn_output_limit(const struct ring_shard *shard)
-{
-    u64 limit = shard->output_budget.limit_bytes, used = shard->output_budget.used_bytes;
-    if (used <= limit / 4) return CONN_OUTPUT_HIGH_BYTES;
-    u64 share = limit / 4 / MAX(shard->core.stats.connections, 1u);
-    return (size_t)CLAMP(share, CHUNK_FIRST_BYTES, CONN_OUTPUT_HIGH_BYTES);
-}
-
-static void
-chunk_free(struct io_conn *conn, struct conn_chunk *chunk)
-{
-    list_del(&chunk->link);
-    mem_free(&conn->shard->output_budget, chunk, sizeof(*chunk) + chunk->size);
-}
-
-static struct conn_chunk *
-chunk_last(const struct io_conn *conn)
-{
-    return list_empty(&conn->chunks) ? NULL
-                                     : list_entry(conn->chunks.prev, struct conn_chunk, link);
 }
 
 u8 *
 io_conn_reserve(struct io_conn *conn, size_t size)
 {
-    struct conn_chunk *chunk = chunk_last(conn);
-    if (chunk == NULL || chunk->size - chunk->used < size) {
-        if (size > CONN_INPUT_MAX_BYTES * 2) return NULL;
-        bool roomy = conn_output_limit(conn->shard) >= CONN_OUTPUT_LOW_BYTES;
-        size_t bytes = chunk == NULL || !roomy ? CHUNK_FIRST_BYTES : CHUNK_NEXT_BYTES;
-        if (size > bytes - sizeof(*chunk))
-            bytes = (size_t)align_up(size + sizeof(*chunk), CHUNK_FIRST_BYTES);
-        chunk = mem_alloc(&conn->shard->output_budget, bytes);
-        if (chunk == NULL) return NULL;
-        *chunk = (struct conn_chunk){.size = (u32)(bytes - sizeof(*chunk))};
-        list_push_back(&conn->chunks, &chunk->link);
-    }
-    conn->reserved = true;
-    return chunk->data + chunk->used;
+    return core_output_reserve(&conn->output, size);
 }
 
 void
 io_conn_commit(struct io_conn *conn, size_t size)
 {
-    struct conn_chunk *chunk = chunk_last(conn);
-    CHECK(conn->reserved && chunk != NULL);
-    CHECK(size <= chunk->size - chunk->used);
-    conn->reserved = false;
-    chunk->used += (u32)size;
-    conn->written += size;
-    if (conn->written - conn->sent > CONN_OUTPUT_HIGH_BYTES) conn->was_high = true;
+    core_output_commit(&conn->output, size);
     conn_send_later(conn);
 }
 
 bool
 io_conn_write(struct io_conn *conn, const void *data, size_t size)
 {
-    const u8 *from = data;
-    /* What fits goes into the last chunk, the rest into one more. */
-    struct conn_chunk *chunk = chunk_last(conn);
-    if (chunk != NULL && chunk->used < chunk->size && chunk->size - chunk->used < size) {
-        size_t room = chunk->size - chunk->used;
-        /* Nothing is written when there is no memory for the rest. */
-        if (io_conn_reserve(conn, size - room) == NULL) return false;
-        struct conn_chunk *next = chunk_last(conn);
-        if (next != chunk) {
-            memcpy(chunk->data + chunk->used, from, room);
-            chunk->used += (u32)room;
-            conn->written += room;
-            from += room;
-            size -= room;
-        }
-    }
-    u8 *to = io_conn_reserve(conn, size);
-    if (to == NULL) return false;
-    if (size > 0) memcpy(to, from, size);
-    io_conn_commit(conn, size);
+    if (!core_output_write(&conn->output, data, size)) return false;
+    conn_send_later(conn);
     return true;
 }
 
 u64
 io_conn_written(const struct io_conn *conn)
 {
-    return conn->written;
+    return conn->output.written;
 }
 
 void
 io_conn_send_until(struct io_conn *conn, u64 position)
 {
-    conn->send_until = MAX(position, conn->sent + conn->send_bytes);
+    core_output_send_until(&conn->output, position);
     conn_send_later(conn);
 }
 
 size_t
 io_conn_pending(const struct io_conn *conn)
 {
-    return conn->written - conn->sent;
+    return core_output_pending(&conn->output);
 }
 
 bool
 io_conn_output_full(struct io_conn *conn)
 {
-    if (io_conn_pending(conn) <= conn_output_limit(conn->shard)) return false;
-    conn->was_high = true;
-    return true;
+    return core_output_full(&conn->output);
 }
 
 static void
 conn_send_arm(struct io_conn *conn)
 {
-    u64 left = MIN(conn_sendable(conn), CONN_SEND_BYTES_MAX);
-    if (left == 0) return;
-    u32 count = 0;
-    u32 total = 0;
-    list_for_each (link, &conn->chunks) {
-        struct conn_chunk *chunk = list_entry(link, struct conn_chunk, link);
-        u32 bytes = (u32)MIN(left - total, chunk->used - chunk->sent);
-        if (bytes == 0) continue;
-        conn->vectors[count++] =
-            (struct iovec){.iov_base = chunk->data + chunk->sent, .iov_len = bytes};
-        total += bytes;
-        if (count == CONN_VECTORS || total == left) break;
-    }
+    u32 total;
+    u32 count =
+        core_output_gather(&conn->output, CONN_SEND_BYTES_MAX, conn->vectors, CONN_VECTORS, &total);
+    if (count == 0) return;
     struct io_uring_sqe *sqe = ring_sqe(conn->shard);
     if (count == 1) {
         io_uring_prep_send(sqe, conn->fd, conn->vectors[0].iov_base, total,
@@ -582,40 +486,22 @@ conn_send_arm(struct io_conn *conn)
         io_uring_prep_sendmsg(sqe, conn->fd, &conn->message, MSG_NOSIGNAL | MSG_WAITALL);
     }
     ring_sqe_file(sqe, conn->fd, conn->slot);
-    conn->send_bytes = total;
+    conn->output.sending = total;
     ring_req_arm(conn->shard, sqe, &conn->send_req);
-}
-
-static void
-conn_output_advance(struct io_conn *conn, u32 moved)
-{
-    conn->sent += moved;
-    while (moved > 0) {
-        struct conn_chunk *chunk = list_entry(conn->chunks.next, struct conn_chunk, link);
-        u32 bytes = MIN(moved, chunk->used - chunk->sent);
-        chunk->sent += bytes;
-        moved -= bytes;
-        if (chunk->sent < chunk->used) break;
-        if (chunk == chunk_last(conn) && conn->reserved) break;
-        chunk_free(conn, chunk);
-    }
 }
 
 static void
 conn_send_complete(struct ring_req *req, i32 result, u32 flags)
 {
     struct io_conn *conn = CONTAINER_OF(req, struct io_conn, send_req);
-    conn->send_bytes = 0;
+    conn->output.sending = 0;
     if (result > 0) {
         conn->shard->core.stats.sent_bytes += (u32)result;
-        conn_output_advance(conn, (u32)result);
+        core_output_advance(&conn->output, (u32)result);
     } else if (result != -EINTR && result != -EAGAIN) {
         conn_shut(conn, result == 0 ? ST_CLOSED : conn_errno_status(-result));
     }
-    if (conn->was_high && io_conn_pending(conn) < CONN_OUTPUT_LOW_BYTES) {
-        conn->was_high = false;
-        if (conn->state == CONN_OPEN) conn->events->drained(conn);
-    }
+    if (core_output_drained(&conn->output) && conn->state == CONN_OPEN) conn->events->drained(conn);
     conn_send_later(conn);
     conn_flushed_check(conn);
     conn_shut_check(conn);
@@ -657,8 +543,10 @@ conn_shut(struct io_conn *conn, status why)
 static void
 conn_flushed_check(struct io_conn *conn)
 {
-    if (conn->state != CONN_FLUSHING || conn->send_req.active || conn_sendable(conn) > 0) return;
-    if (conn->flush_held && conn->written > conn->sent) return; /* released later, or the timer */
+    if (conn->state != CONN_FLUSHING || conn->send_req.active ||
+        core_output_sendable(&conn->output) > 0)
+        return;
+    if (conn->flush_held && io_conn_pending(conn) > 0) return; /* released later, or the timer */
     if (conn->peer_ended) {
         conn_shut(conn, ST_OK);
         return;
@@ -697,8 +585,7 @@ static void
 conn_free(struct io_conn *conn)
 {
     struct ring_shard *shard = conn->shard;
-    while (!list_empty(&conn->chunks))
-        chunk_free(conn, list_entry(conn->chunks.next, struct conn_chunk, link));
+    core_output_deinit(&conn->output);
     buf_deinit(&conn->input);
     ring_slot_give(shard, conn->slot);
     close(conn->fd);
@@ -732,14 +619,13 @@ ring_conn_open(struct ring_shard *shard, int fd, const struct io_conn_events *ev
     conn->id = ++shard->conn_id_last;
     conn->fd = fd;
     conn->slot = ring_slot_take(shard, fd);
-    conn->send_until = UINT64_MAX;
     conn->recv_req.complete = conn_recv_complete;
     conn->send_req.complete = conn_send_complete;
     conn->again_task.run = conn_again_run;
     conn->close_task.run = conn_close_run;
     io_timer_init(&conn->timer, conn_timer_fire);
     buf_init(&conn->input, &shard->input_budget);
-    list_init(&conn->chunks);
+    core_output_init(&conn->output, &shard->core, &shard->output_budget);
     list_init(&conn->send_link);
     list_init(&conn->recv_link);
     list_push_back(&shard->conns, &conn->link);

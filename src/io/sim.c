@@ -153,25 +153,13 @@ sim_event_cancel(struct sim *sim, struct sim_event *event)
     event->scheduled = false;
 }
 
-void
-sim_trace(struct sim *sim, const struct sim_shard *shard, enum sim_kind kind, u64 content)
-{
-    u64 parts[6] = {sim->trace_hash, sim->now_ns,     (u64)kind,
-                    content,         UINT64_MAX >> 1, UINT64_MAX >> 1};
-    if (shard != NULL) {
-        parts[4] = shard->node->index;
-        parts[5] = shard->core.index;
-    }
-    sim->trace_hash = hash_bytes(parts, sizeof(parts), 0);
-}
-
 /* ---- turns ---- */
 
 static void
 shard_schedule_at(struct sim_shard *shard, u64 time_ns)
 {
     struct sim *sim = shard->node->sim;
-    time_ns = MAX(time_ns, shard->busy_until_ns);
+    time_ns = MAX(time_ns, MAX(shard->busy_until_ns, shard->stall_until_ns));
     if (shard->turn.scheduled) {
         if (shard->turn.time_ns <= time_ns) return;
         sim_event_cancel(sim, &shard->turn);
@@ -199,16 +187,16 @@ sim_arrive(struct sim_shard *shard, struct sim_arrival *arrival)
 }
 
 /* From here on the shard's code runs. */
-static struct list *
+static struct sim_memory *
 shard_enter(struct sim_shard *shard)
 {
     CHECK(io_current == NULL);
     io_current = &shard->core;
-    return sim_mem_domain_set(&shard->node->blocks);
+    return sim_mem_domain_set(&shard->node->memory);
 }
 
 static void
-shard_leave(struct list *domain)
+shard_leave(struct sim_memory *domain)
 {
     io_current = NULL;
     sim_mem_domain_set(domain);
@@ -228,16 +216,37 @@ shard_run_arrivals(struct sim_shard *shard)
     }
 }
 
+static u64
+node_wall_ns(const struct sim_node *node)
+{
+    const struct sim_clock *clock = &node->clock;
+    u64 passed_ns = node->sim->now_ns - clock->since_ns;
+    i64 extra_ns = (i64)((__int128)passed_ns * clock->drift_ppm / 1000000);
+    return clock->wall_ns + passed_ns + (u64)extra_ns;
+}
+
+static void
+shard_stall_maybe(struct sim_shard *shard)
+{
+    struct sim *sim = shard->node->sim;
+    if (!sim_fault_chance(sim, SIM_FAULT_SHARD_STALL, sim->options.shard_stall_ppm)) return;
+    struct prng prng = sim_fault_prng(sim, SIM_FAULT_SHARD_STALL);
+    u64 ns = sim_draw(&prng, NS_PER_MS, sim->options.shard_stall_ns_max);
+    if (!sim_fault_take(sim, SIM_FAULT_SHARD_STALL, "shard %u of %s for %llu us", shard->core.index,
+                        shard->node->host, (unsigned long long)(ns / NS_PER_US)))
+        return;
+    shard->stall_until_ns = sim->now_ns + ns;
+}
+
 static void
 shard_turn(struct sim_event *event)
 {
     struct sim_shard *shard = event->shard;
     struct sim *sim = shard->node->sim;
-    sim_trace(sim, shard, SIM_KIND_TURN, 0);
+    sim_trace(sim, shard, SIM_KIND_TURN, 0, NULL, 0, 0, 0);
     shard->spent_ns = 0;
-    struct list *domain = shard_enter(shard);
-    u64 wall_ms = shard->node->boot_wall_ms + sim->now_ns / NS_PER_MS;
-    core_turn_begin(&shard->core, sim->now_ns, wall_ms);
+    struct sim_memory *domain = shard_enter(shard);
+    core_turn_begin(&shard->core, sim->now_ns, node_wall_ns(shard->node) / NS_PER_MS);
     core_run_timers(&shard->core);
     shard_run_arrivals(shard);
     core_run_mails(&shard->core);
@@ -251,6 +260,7 @@ shard_turn(struct sim_event *event)
         cost_ns += sim_draw(&sim->prng_schedule, NS_PER_MS, 100 * NS_PER_MS);
     shard->busy_until_ns = sim->now_ns + shard->spent_ns + cost_ns;
     shard->core.stats.busy_ns += shard->spent_ns + cost_ns;
+    shard_stall_maybe(shard);
     shard_schedule(shard);
 }
 
@@ -286,8 +296,8 @@ static void
 stop_arrives(struct sim_event *event)
 {
     struct sim_shard *shard = event->shard;
-    sim_trace(shard->node->sim, shard, SIM_KIND_STOP, 0);
-    struct list *domain = shard_enter(shard);
+    sim_trace(shard->node->sim, shard, SIM_KIND_STOP, 0, NULL, 0, 0, 0);
+    struct sim_memory *domain = shard_enter(shard);
     core_stop_seen(&shard->core);
     shard_leave(domain);
     shard_schedule_at(shard, shard->busy_until_ns);
@@ -327,7 +337,8 @@ static void
 mail_arrives(struct sim_event *event)
 {
     struct sim_mail *mail = CONTAINER_OF(event, struct sim_mail, event);
-    sim_trace(event->shard->node->sim, event->shard, SIM_KIND_MAIL, mail->source->core.index);
+    sim_trace(event->shard->node->sim, event->shard, SIM_KIND_MAIL, mail->source->core.index,
+              "from", mail->source->core.index, 0, 0);
     mail->source->mail_counts[mail->target->core.index]--;
     sim_arrive(mail->target, &mail->arrival);
 }
@@ -477,9 +488,9 @@ sim_node_new(struct sim *sim, const char *host)
     node->index = sim->node_count++;
     snprintf(node->host, sizeof(node->host), "%s", host);
     node->disk = sim_disk_new(&sim->options.disk, sim_seed(sim->options.seed, "disk", node->index));
-    node->boot_wall_ms = WALL_START_MS;
+    node->clock.wall_ns = WALL_START_MS * NS_PER_MS;
     node->result = ST_OK;
-    list_init(&node->blocks);
+    list_init(&node->memory.blocks);
     list_init(&node->io_queue);
     list_init(&node->io_requests);
     list_init(&node->mails);
@@ -515,7 +526,7 @@ shard_deinit(struct sim_shard *shard, bool abandon)
     struct sim *sim = shard->node->sim;
     sim_event_cancel(sim, &shard->turn);
     sim_event_cancel(sim, &shard->stop);
-    struct list *domain = shard_enter(shard);
+    struct sim_memory *domain = shard_enter(shard);
     if (!abandon) memfs_deinit(&shard->memfs);
     core_shard_deinit(&shard->core, abandon);
     shard_leave(domain);
@@ -534,6 +545,7 @@ sim_node_start(struct sim_node *node, const struct io_node_config *config)
     node->crash_pending = false;
     node->epoch++;
     node->result = ST_OK;
+    node->memory.may_refuse = false;
     node->io_in_flight = 0;
     node->shard_count = config->shard_count;
     node->shards = calloc(config->shard_count, sizeof(*node->shards));
@@ -546,11 +558,12 @@ sim_node_start(struct sim_node *node, const struct io_node_config *config)
         u64 seed = sim_seed(sim->options.seed, "shard",
                             (u64)node->index << 40 | (node->epoch & 0xffffffff) << 8 | i);
         u64 memory_bytes = config->memory_bytes / config->shard_count;
-        struct list *domain = shard_enter(shard);
+        struct sim_memory *domain = shard_enter(shard);
         status started =
             core_shard_init(&shard->core, (struct io_node *)node, i, config->shard_count,
                             memory_bytes, config->fiber_count_max, seed);
         memfs_init(&shard->memfs, &shard->core.budget, UINT64_MAX);
+        budget_init(&shard->output_budget, "output", memory_bytes / 8, &shard->core.budget);
         shard->core.now_ns = sim->now_ns;
         if (ok(started)) started = core_shard_start(&shard->core, config->shard_main, config->arg);
         shard_leave(domain);
@@ -577,7 +590,7 @@ sim_node_crash(struct sim_node *node)
 {
     if (!node->running) return;
     CHECK(io_current == NULL);
-    sim_trace(node->sim, NULL, SIM_KIND_CONTROL, node->index);
+    sim_trace(node->sim, NULL, SIM_KIND_CONTROL, node->index, "end of node", node->index, 0, 0);
     sim_disk_crash(node->disk); /* first: it still takes data from the buffers of writes */
     sim_files_drop(node);
     sim_net_drop(node);
@@ -588,7 +601,7 @@ sim_node_crash(struct sim_node *node)
         free(mail);
     }
     node_release(node, true);
-    sim_mem_free_all(&node->blocks);
+    sim_mem_free_all(&node->memory);
     node->crash_pending = false;
     node->result = ST_CANCELED;
 }
@@ -619,8 +632,8 @@ node_end(struct sim_node *node)
     }
     sim_disk_process_ended(node->disk);
     node_release(node, false);
-    u64 leaked_bytes = sim_mem_bytes(&node->blocks);
-    u64 leaked_count = sim_mem_free_all(&node->blocks);
+    u64 leaked_bytes = node->memory.bytes;
+    u64 leaked_count = sim_mem_free_all(&node->memory);
     if (leaked_count > 0 && ok(result)) {
         fprintf(stderr, "sim: the process ended well, but left %llu bytes in %llu blocks\n",
                 (unsigned long long)leaked_bytes, (unsigned long long)leaked_count);
@@ -646,6 +659,72 @@ struct sim_disk *
 sim_node_disk(struct sim_node *node)
 {
     return node->disk;
+}
+
+/* Later draws begin where the clock is now. */
+static void
+clock_rebase(struct sim_node *node)
+{
+    node->clock.wall_ns = node_wall_ns(node);
+    node->clock.since_ns = node->sim->now_ns;
+}
+
+void
+sim_node_clock_step(struct sim_node *node, i64 ms)
+{
+    clock_rebase(node);
+    i64 step_ns = ms * (i64)NS_PER_MS;
+    CHECK(step_ns > 0 || (u64)-step_ns < node->clock.wall_ns);
+    node->clock.wall_ns += (u64)step_ns;
+}
+
+void
+sim_node_clock_drift_set(struct sim_node *node, i32 ppm)
+{
+    CHECK(ppm > -1000000);
+    clock_rebase(node);
+    node->clock.drift_ppm = ppm;
+}
+
+void
+sim_node_shard_stall(struct sim_node *node, u32 shard_index, u64 ns)
+{
+    if (!node->running) return;
+    CHECK(shard_index < node->shard_count);
+    struct sim_shard *shard = &node->shards[shard_index];
+    shard->stall_until_ns = MAX(shard->stall_until_ns, node->sim->now_ns + ns);
+    if (shard->turn.scheduled) {
+        sim_event_cancel(node->sim, &shard->turn);
+        shard_schedule(shard);
+    }
+}
+
+void
+sim_shard_hurry(struct sim_shard *shard)
+{
+    if (shard->stall_until_ns <= shard->node->sim->now_ns) return;
+    shard->stall_until_ns = 0;
+    shard_schedule(shard);
+}
+
+void
+sim_node_started_set(struct sim_node *node)
+{
+    node->memory.may_refuse = true;
+}
+
+u64
+sim_node_memory_bytes(const struct sim_node *node)
+{
+    return node->memory.bytes;
+}
+
+void
+sim_node_shard_memory(const struct sim_node *node, u32 shard, u64 *used_out, u64 *peak_out)
+{
+    bool there = shard < node->shard_count;
+    *used_out = there ? node->shards[shard].core.budget.used_bytes : 0;
+    *peak_out = there ? node->shards[shard].core.budget.used_bytes_max : 0;
 }
 
 /* ---- driving ---- */
@@ -726,7 +805,7 @@ control_fires(struct sim_event *event)
 {
     struct sim_control *control = CONTAINER_OF(event, struct sim_control, event);
     list_del(&control->link);
-    sim_trace(sim_current, NULL, SIM_KIND_CONTROL, 0);
+    sim_trace(sim_current, NULL, SIM_KIND_CONTROL, 0, NULL, 0, 0, 0);
     control->fn(control->arg);
     free(control);
 }
@@ -822,8 +901,8 @@ sim_new(const struct sim_options *options)
     prng_init(&sim->prng_schedule, sim_seed(options->seed, "schedule", 0));
     prng_init(&sim->prng_disk, sim_seed(options->seed, "latency", 0));
     prng_init(&sim->prng_net, sim_seed(options->seed, "net", 0));
-    prng_init(&sim->prng_fault, sim_seed(options->seed, "fault", 0));
     prng_init(&sim->prng_test, sim_seed(options->seed, "test", 0));
+    sim_inject_init(sim);
     sim_net_init(sim);
     sim_log_reset(options->print_log);
     sim_fault_reset(options->seed, options->buggify);
@@ -850,14 +929,9 @@ sim_free(struct sim *sim)
         free(control);
     }
     sim_net_free(sim);
+    sim_inject_deinit(sim);
     sim_current = NULL;
     free(sim);
-}
-
-u64
-sim_trace_hash(const struct sim *sim)
-{
-    return sim->trace_hash;
 }
 
 u64

@@ -78,9 +78,9 @@ struct sim_fault_id {
 struct sim_disk_options {
     u64 capacity_bytes;
     u64 latency_ns_min, latency_ns_max; /* of one request */
-    u32 stall_ppm;                      /* requests that take stall_ns instead */
-    u64 stall_ns;
-    u32 torn_ppm; /* of the unsynced sectors at a crash: garbage */
+    u32 stall_ppm;                      /* requests that take longer, by 1 s ... */
+    u64 stall_ns;                       /* ... up to this; by just this when it is less */
+    u32 torn_ppm;                       /* of the unsynced sectors at a crash: garbage */
     u32 read_error_ppm, write_error_ppm, sync_error_ppm;
     /* Beyond the promise, in millionths of the requests. */
     u32 bit_rot_ppm; /* of the reads: a bit of what it covers flips for good before it */
@@ -109,7 +109,8 @@ struct sim_options {
     u32 turn_long_ppm;            /* turns that take 1 to 100 ms instead */
     u64 mail_ns_min, mail_ns_max; /* between shards */
     u64 time_ns_max;              /* sim_run gives up (a CHECK) after this much virtual time */
-    u32 alloc_ppm;                /* allocations of nodes that are refused, once started up */
+    u32 alloc_ppm;                /* allocations of nodes that are refused, once started up: see
+                                   * sim_node_started_set */
     u32 shard_stall_ppm;          /* turns after which the shard stalls for up to ... */
     u64 shard_stall_ns_max;
     u64 faults_off; /* bit per enum sim_fault: never injected, whatever the chances say */
@@ -204,9 +205,12 @@ void sim_node_clock_step(struct sim_node *node, i64 ms);
 void sim_node_clock_drift_set(struct sim_node *node, i32 ppm);
 /* The shard learns of nothing before the time has passed. */
 void sim_node_shard_stall(struct sim_node *node, u32 shard, u64 ns);
-/* Bytes and blocks that the process holds: all zero after an orderly end. */
+/* The process has started up: from here to its end alloc_ppm counts. Comes by itself once every
+ * shard listens on a port. */
+void sim_node_started_set(struct sim_node *node);
+/* Bytes that the process holds: zero after its end. */
 u64 sim_node_memory_bytes(const struct sim_node *node);
-/* Budgeted memory of a shard in use now, and its highest. */
+/* Budgeted memory of a shard in use now, and its highest; zero when the process has ended. */
 void sim_node_shard_memory(const struct sim_node *node, u32 shard, u64 *used_out, u64 *peak_out);
 /* Nothing is delivered between the two (in both directions) until healed; connections stall. */
 void sim_link_cut(struct sim *sim, struct sim_node *a, struct sim_node *b);

@@ -24,11 +24,13 @@
 
 #include "base/buf.h"
 #include "base/crc.h"
+#include "io/core_output.h"
 #include "io/net.h"
 
 #define CONN_FLUSH_NS_MAX      (3 * NS_PER_S)
 #define CONN_INPUT_BACKLOG_MAX (64u << 10)
 #define PORT_FIRST             20000u
+#define SEND_PIECES            8u
 
 enum conn_state { CONN_OPEN, CONN_FLUSHING, CONN_SHUT };
 enum segment_kind { SEGMENT_DATA, SEGMENT_END, SEGMENT_RESET };
@@ -55,6 +57,7 @@ struct pipe {
 /* libc's memory: it belongs to no node. */
 struct line {
     struct list link; /* sim.pipes */
+    u64 number;
     struct sim_node *nodes[2];
     struct io_conn *ends[2];
     bool pending[2];      /* this end does not exist yet */
@@ -72,13 +75,11 @@ struct io_conn {
     u64 id;
     char peer[80], local[80];
     enum conn_state state;
-    bool opened, paused, again_posted, send_posted, close_posted, was_high, reserved, peer_ended;
+    bool opened, paused, again_posted, send_posted, close_posted, peer_ended;
     status why;
     struct buf input;
     size_t want_bytes;
-    struct buf output; /* from head on: from position sent */
-    size_t head;
-    u64 sent, send_until;
+    struct core_output output;
     struct io_timer timer;
     struct core_task again_task, send_task, close_task;
     struct sim_arrival receive; /* segments have arrived */
@@ -170,21 +171,42 @@ line_check(struct sim *sim, struct line *line)
     free(line);
 }
 
+static const char *
+segment_name(enum segment_kind kind)
+{
+    switch (kind) {
+    case SEGMENT_DATA:
+        return "data line,end,bytes";
+    case SEGMENT_END:
+        return "end line,end,bytes";
+    case SEGMENT_RESET:
+        return "reset line,end,bytes";
+    }
+    return "?";
+}
+
 static void segment_arrives(struct sim_event *event);
 
 static void
-line_send(struct sim *sim, struct line *line, u32 from, enum segment_kind kind, const u8 *data,
-          u32 size)
+line_send(struct sim *sim, struct line *line, u32 from, enum segment_kind kind,
+          const struct iovec *pieces, u32 count)
 {
     struct pipe *pipe = &line->pipes[from];
     if (pipe->ended) return;
+    u32 size = 0;
+    for (u32 i = 0; i < count; i++)
+        size += (u32)pieces[i].iov_len;
     struct segment *segment = calloc(1, sizeof(*segment) + size);
     CHECK(segment != NULL);
     segment->line = line;
     segment->from = from;
     segment->kind = kind;
     segment->size = size;
-    if (size > 0) memcpy(segment->data, data, size);
+    u32 at = 0;
+    for (u32 i = 0; i < count; i++) {
+        memcpy(segment->data + at, pieces[i].iov_base, pieces[i].iov_len);
+        at += (u32)pieces[i].iov_len;
+    }
     segment->event.kind = SIM_KIND_NET;
     segment->event.fire = segment_arrives;
     list_push_back(&pipe->under_way, &segment->link);
@@ -219,7 +241,8 @@ segment_arrives(struct sim_event *event)
     }
     struct io_conn *target = line->ends[1 - segment->from];
     sim_trace(sim, target != NULL ? target->shard : NULL, SIM_KIND_NET,
-              crc32c((u32)segment->kind, segment->data, segment->size));
+              crc32c((u32)segment->kind, segment->data, segment->size), segment_name(segment->kind),
+              line->number, segment->from, segment->size);
     list_del(&segment->link);
     if (target != NULL && target->state == CONN_OPEN) {
         list_push_back(&pipe->arrived, &segment->link);
@@ -358,17 +381,11 @@ io_conn_resume(struct io_conn *conn)
 
 /* ---- sending ---- */
 
-static u64
-conn_sendable(const struct io_conn *conn)
-{
-    u64 until = MIN(io_conn_written(conn), conn->send_until);
-    return until > conn->sent ? until - conn->sent : 0;
-}
-
 static void
 conn_send_later(struct io_conn *conn)
 {
-    if (conn->state == CONN_SHUT || conn->send_posted || conn_sendable(conn) == 0) return;
+    if (conn->state == CONN_SHUT || conn->send_posted || core_output_sendable(&conn->output) == 0)
+        return;
     conn->send_posted = true;
     core_task_post(&conn->shard->core, &conn->send_task);
 }
@@ -376,21 +393,10 @@ conn_send_later(struct io_conn *conn)
 static void
 conn_flushed_check(struct io_conn *conn)
 {
-    if (conn->state != CONN_FLUSHING || conn_sendable(conn) > 0) return;
+    if (conn->state != CONN_FLUSHING || core_output_sendable(&conn->output) > 0) return;
     line_send(conn->shard->node->sim, conn->line, conn->end, SEGMENT_END, NULL, 0);
     conn->line->lingers[conn->end] = true;
     conn_shut(conn, ST_OK);
-}
-
-/* Moves the rest to the front only now and then. */
-static void
-output_consume(struct io_conn *conn, size_t size)
-{
-    conn->head += size;
-    if (conn->head < conn->output.size && conn->head < CONN_OUTPUT_HIGH_BYTES) return;
-    buf_consume(&conn->output, conn->head);
-    conn->head = 0;
-    if (conn->output.size == 0) buf_clear(&conn->output, 0);
 }
 
 static void
@@ -400,31 +406,31 @@ send_run(struct core_task *task)
     struct sim *sim = conn->shard->node->sim;
     struct pipe *pipe = &conn->line->pipes[conn->end];
     conn->send_posted = false;
-    if (conn->state == CONN_SHUT || conn->reserved) return; /* the commit comes back here */
+    if (conn->state == CONN_SHUT) return;
     u64 room =
         sim->options.net.pipe_bytes - MIN((u64)sim->options.net.pipe_bytes, pipe->used_bytes);
-    u64 size = MIN(conn_sendable(conn), room);
+    u64 size = MIN(core_output_sendable(&conn->output), room);
     /* A trickle of room would be sent byte by byte for ever (the silly window of RFC 813). */
-    bool silly = size < conn_sendable(conn) && room < sim->options.net.pipe_bytes / 4;
+    bool silly =
+        size < core_output_sendable(&conn->output) && room < sim->options.net.pipe_bytes / 4;
     if (size > 0 && !silly) {
-        if (sim_ppm(&sim->prng_net, sim->options.net.reset_ppm)) {
+        if (sim_fault_chance(sim, SIM_FAULT_NET_RESET, sim->options.net.reset_ppm) &&
+            sim_fault_take(sim, SIM_FAULT_NET_RESET, "%s to %s", conn->local, conn->peer)) {
             line_send(sim, conn->line, conn->end, SEGMENT_RESET, NULL, 0);
             conn_shut(conn, ST_CLOSED);
             return;
         }
         if (sim_ppm(&sim->prng_net, sim->options.net.split_ppm))
             size = sim_draw(&sim->prng_net, 1, size);
-        line_send(sim, conn->line, conn->end, SEGMENT_DATA, conn->output.data + conn->head,
-                  (u32)size);
-        output_consume(conn, size);
-        conn->sent += size;
-        conn->shard->core.stats.sent_bytes += size;
-        if (size < room) conn_send_later(conn);
+        struct iovec pieces[SEND_PIECES];
+        u32 total;
+        u32 count = core_output_gather(&conn->output, size, pieces, SEND_PIECES, &total);
+        line_send(sim, conn->line, conn->end, SEGMENT_DATA, pieces, count);
+        core_output_advance(&conn->output, total);
+        conn->shard->core.stats.sent_bytes += total;
+        if (total < room) conn_send_later(conn);
     }
-    if (conn->was_high && io_conn_pending(conn) < CONN_OUTPUT_LOW_BYTES) {
-        conn->was_high = false;
-        if (conn->state == CONN_OPEN) conn->events->drained(conn);
-    }
+    if (core_output_drained(&conn->output) && conn->state == CONN_OPEN) conn->events->drained(conn);
     conn_flushed_check(conn);
 }
 
@@ -437,56 +443,47 @@ room_run(struct sim_arrival *arrival)
 u8 *
 io_conn_reserve(struct io_conn *conn, size_t size)
 {
-    if (size > CONN_INPUT_MAX_BYTES * 2) return NULL;
-    if (!buf_reserve(&conn->output, MAX(size, (size_t)1))) return NULL;
-    conn->reserved = true;
-    return conn->output.data + conn->output.size;
+    return core_output_reserve(&conn->output, size);
 }
 
 void
 io_conn_commit(struct io_conn *conn, size_t size)
 {
-    CHECK(conn->reserved);
-    CHECK(size <= conn->output.capacity - conn->output.size);
-    conn->reserved = false;
-    conn->output.size += size;
-    if (io_conn_pending(conn) > CONN_OUTPUT_HIGH_BYTES) conn->was_high = true;
+    core_output_commit(&conn->output, size);
     conn_send_later(conn);
 }
 
 bool
 io_conn_write(struct io_conn *conn, const void *data, size_t size)
 {
-    u8 *to = io_conn_reserve(conn, size);
-    if (to == NULL) return false;
-    if (size > 0) memcpy(to, data, size);
-    io_conn_commit(conn, size);
+    if (!core_output_write(&conn->output, data, size)) return false;
+    conn_send_later(conn);
     return true;
 }
 
 u64
 io_conn_written(const struct io_conn *conn)
 {
-    return conn->sent + io_conn_pending(conn);
+    return conn->output.written;
 }
 
 void
 io_conn_send_until(struct io_conn *conn, u64 position)
 {
-    conn->send_until = MAX(position, conn->sent);
+    core_output_send_until(&conn->output, position);
     conn_send_later(conn);
 }
 
 bool
 io_conn_output_full(struct io_conn *conn)
 {
-    return io_conn_pending(conn) > CONN_OUTPUT_HIGH_BYTES;
+    return core_output_full(&conn->output);
 }
 
 size_t
 io_conn_pending(const struct io_conn *conn)
 {
-    return conn->output.size - conn->head;
+    return core_output_pending(&conn->output);
 }
 
 /* ---- the end of a connection ---- */
@@ -522,7 +519,7 @@ io_conn_close(struct io_conn *conn, enum io_close_mode mode)
     if (conn->state != CONN_OPEN) return;
     conn->state = CONN_FLUSHING;
     io_timer_arm(&conn->timer, io_now_ns() + CONN_FLUSH_NS_MAX);
-    if (conn_sendable(conn) > 0) {
+    if (core_output_sendable(&conn->output) > 0) {
         conn_send_later(conn);
     } else {
         conn_flushed_check(conn);
@@ -561,7 +558,7 @@ close_run(struct core_task *task)
     if (conn->opened) conn->events->closed(conn, conn->why);
     conn_detach(conn);
     buf_deinit(&conn->input);
-    buf_deinit(&conn->output);
+    core_output_deinit(&conn->output);
     shard->core.stats.connections--;
     mem_free(&shard->core.budget, conn, sizeof(*conn));
 }
@@ -581,7 +578,6 @@ conn_open(struct sim_shard *shard, struct line *line, u32 end, const char *local
     conn->id = ++shard->conn_id_last;
     snprintf(conn->local, sizeof(conn->local), "%s", local);
     snprintf(conn->peer, sizeof(conn->peer), "%s", peer);
-    conn->send_until = UINT64_MAX;
     conn->why = ST_OK;
     conn->again_task.run = again_run;
     conn->send_task.run = send_run;
@@ -592,7 +588,7 @@ conn_open(struct sim_shard *shard, struct line *line, u32 end, const char *local
     list_init(&conn->room.link);
     io_timer_init(&conn->timer, timer_fire);
     buf_init(&conn->input, &shard->core.budget);
-    buf_init(&conn->output, &shard->core.budget);
+    core_output_init(&conn->output, &shard->core, &shard->output_budget);
     list_push_back(&shard->connections, &conn->link);
     shard->core.stats.connections++;
     line->ends[end] = conn;
@@ -672,12 +668,16 @@ connect_fires(struct sim_event *event)
     struct sim_shard *shard = connect->shard;
     struct sim *sim = shard->node->sim;
     struct io_listener *listener = listener_find(sim, connect);
-    bool refused = sim_ppm(&sim->prng_net, sim->options.net.refuse_ppm);
-    sim_trace(sim, shard, SIM_KIND_NET, listener != NULL);
+    bool refused = sim_fault_chance(sim, SIM_FAULT_NET_REFUSE, sim->options.net.refuse_ppm) &&
+                   sim_fault_take(sim, SIM_FAULT_NET_REFUSE, "%s to %s:%u", shard->node->host,
+                                  connect->host, (unsigned)connect->port);
+    sim_trace(sim, shard, SIM_KIND_NET, listener != NULL, "connect", connect->port,
+              listener != NULL, 0);
     if (listener != NULL && !refused && !connect->abandoned) {
         struct line *line = calloc(1, sizeof(*line));
         struct accept *accept = calloc(1, sizeof(*accept));
         CHECK(line != NULL && accept != NULL);
+        line->number = ++sim->line_last;
         line->nodes[0] = shard->node;
         line->nodes[1] = listener->shard->node;
         line->pending[0] = line->pending[1] = true;
@@ -754,6 +754,14 @@ io_connect(const char *host, u16 port, const struct io_conn_events *events, void
 
 /* ---- listening ---- */
 
+static bool
+node_listens(const struct sim_node *node)
+{
+    for (u32 i = 0; i < node->shard_count; i++)
+        if (list_empty(&node->shards[i].listeners)) return false;
+    return true;
+}
+
 status
 io_listen(const char *host, u16 port, const struct io_conn_events *events, void *arg,
           struct io_listener **out)
@@ -769,6 +777,7 @@ io_listen(const char *host, u16 port, const struct io_conn_events *events, void 
         port != 0 ? port : (u16)(PORT_FIRST + shard->node->port_last++ % (40000 - PORT_FIRST));
     snprintf(listener->host, sizeof(listener->host), "%s", host);
     list_push_back(&shard->listeners, &listener->link);
+    if (node_listens(shard->node)) sim_node_started_set(shard->node);
     *out = listener;
     return ST_OK;
 }
@@ -885,6 +894,16 @@ sim_net_free(struct sim *sim)
         CHECK(line->ends[0] == NULL && line->ends[1] == NULL);
         line_check(sim, line);
     }
+    while (!list_empty(&sim->cuts)) {
+        struct sim_cut *cut = list_entry(list_first(&sim->cuts), struct sim_cut, link);
+        list_del(&cut->link);
+        free(cut);
+    }
+}
+
+void
+sim_net_hurry(struct sim *sim)
+{
     while (!list_empty(&sim->cuts)) {
         struct sim_cut *cut = list_entry(list_first(&sim->cuts), struct sim_cut, link);
         list_del(&cut->link);

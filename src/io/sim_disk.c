@@ -121,6 +121,7 @@ sim_inode_new(struct sim_disk *disk)
 {
     struct sim_inode *inode = sim_alloc(sizeof(*inode));
     inode->disk = disk;
+    inode->number = ++disk->inode_last;
     list_init(&inode->dirty);
     list_init(&inode->writes);
     list_push_back(&disk->inodes, &inode->link);
@@ -186,7 +187,7 @@ inode_reserve(struct sim_inode *inode, u64 offset, u64 end)
     u64 missing = 0;
     for (u64 i = first; i < last; i++)
         missing += !inode->pages[i].allocated;
-    u64 capacity = disk->options.capacity_bytes / SIM_PAGE_BYTES;
+    u64 capacity = disk->capacity_bytes / SIM_PAGE_BYTES;
     if (missing > 0 && disk->used_pages + missing > capacity) return ST_NO_SPACE;
     for (u64 i = first; i < last; i++)
         inode->pages[i].allocated = true;
@@ -327,6 +328,12 @@ u64
 sim_inode_size(const struct sim_inode *inode)
 {
     return inode->size;
+}
+
+u64
+sim_inode_number(const struct sim_inode *inode)
+{
+    return inode->number;
 }
 
 status
@@ -500,6 +507,13 @@ sim_disk_crash_keeps_all_set(struct sim_disk *disk, bool keeps_all)
     disk->options.crash_keeps_all = keeps_all;
 }
 
+void
+sim_disk_faults_end(struct sim_disk *disk)
+{
+    disk->options.torn_ppm = 0;
+    disk->capacity_bytes = MAX(disk->capacity_bytes, disk->options.capacity_bytes);
+}
+
 /* ---- making ---- */
 
 struct sim_disk *
@@ -507,6 +521,7 @@ sim_disk_new(const struct sim_disk_options *options, u64 seed)
 {
     struct sim_disk *disk = sim_alloc(sizeof(*disk));
     disk->options = *options;
+    disk->capacity_bytes = options->capacity_bytes;
     prng_init(&disk->prng, seed);
     list_init(&disk->inodes);
     list_init(&disk->locks);
@@ -528,14 +543,20 @@ sim_disk_free(struct sim_disk *disk)
 void
 sim_disk_capacity_set(struct sim_disk *disk, u64 bytes)
 {
-    disk->options.capacity_bytes = bytes;
+    disk->capacity_bytes = bytes;
+}
+
+u64
+sim_disk_used_bytes(const struct sim_disk *disk)
+{
+    return disk->used_pages * SIM_PAGE_BYTES;
 }
 
 void
 sim_disk_space(const struct sim_disk *disk, u64 *free_out, u64 *total_out)
 {
-    u64 used = disk->used_pages * SIM_PAGE_BYTES;
-    u64 total = disk->options.capacity_bytes;
+    u64 used = sim_disk_used_bytes(disk);
+    u64 total = disk->capacity_bytes;
     *free_out = total > used ? total - used : 0;
     *total_out = total;
 }

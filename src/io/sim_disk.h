@@ -43,6 +43,8 @@ void sim_disk_free(struct sim_disk *disk);
  * way are forgotten; the buffers of the writes must still be there. */
 void sim_disk_crash(struct sim_disk *disk);
 void sim_disk_crash_keeps_all_set(struct sim_disk *disk, bool keeps_all);
+/* Its chances are 0 from now on, and at least the space of its options is there. */
+void sim_disk_faults_end(struct sim_disk *disk);
 /* The process ended in order: openings and locks are forgotten. */
 void sim_disk_process_ended(struct sim_disk *disk);
 
@@ -63,6 +65,10 @@ void sim_inode_sync_end(struct sim_inode *inode, struct sim_sync sync);
 /* What should have become durable never will, unless it is written again. */
 void sim_inode_sync_fail(struct sim_inode *inode, struct sim_sync sync);
 u64 sim_inode_size(const struct sim_inode *inode);
+/* In order of making: tells files apart whatever they are called. */
+u64 sim_inode_number(const struct sim_inode *inode);
+/* One of its names now, or "(no name)"; valid until names change. */
+const char *sim_inode_path(const struct sim_inode *inode);
 MUST_CHECK status sim_inode_truncate(struct sim_inode *inode, u64 size);
 MUST_CHECK status sim_inode_allocate(struct sim_inode *inode, u64 size);
 

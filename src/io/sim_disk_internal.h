@@ -25,6 +25,7 @@ struct sim_page {
 struct sim_inode {
     struct list link; /* sim_disk.inodes, oldest first */
     struct sim_disk *disk;
+    u64 number;
     struct sim_page *pages;
     u64 page_count;
     u64 size;
@@ -51,6 +52,8 @@ struct sim_name_map {
 
 struct sim_disk {
     struct sim_disk_options options;
+    u64 capacity_bytes; /* now */
+    u64 inode_last;
     struct prng prng;
     u64 order; /* of versions and of operations on names */
     struct list inodes;

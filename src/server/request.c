@@ -274,7 +274,7 @@ static void
 reply_is_safe(struct durable_wait *wait, bool failed)
 {
     struct request *request = CONTAINER_OF(wait, struct request, durable);
-    request->unknown = failed;
+    if (failed) request->unknown = true; /* it may be already: there was no room for the reply */
     request->seq = 0; /* this store's; the home shard would wait for its own to come so far */
     send_back(request);
 }
