@@ -71,8 +71,8 @@ core_shard_start(struct io_shard *shard, status (*shard_main)(void *arg), void *
 bool
 core_shard_finished(const struct io_shard *shard)
 {
-    return shard->main_done && list_empty(&shard->fibers_all) && list_empty(&shard->tasks) &&
-           list_empty(&shard->mails_self) && shard->outbox_mails == 0;
+    return shard->main_done && shard->held == 0 && list_empty(&shard->fibers_all) &&
+           list_empty(&shard->tasks) && list_empty(&shard->mails_self) && shard->outbox_mails == 0;
 }
 
 void
@@ -274,6 +274,19 @@ void
 io_stop(void)
 {
     backend_stop(io_current);
+}
+
+void
+io_shard_hold(void)
+{
+    io_current->held++;
+}
+
+void
+io_shard_release(void)
+{
+    CHECK(io_current->held > 0);
+    io_current->held--;
 }
 
 void

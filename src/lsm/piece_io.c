@@ -528,6 +528,7 @@ closer_fiber(void *arg)
         }
     }
     file_closer_free(closer);
+    io_shard_release();
 }
 
 static void
@@ -550,5 +551,6 @@ file_closer_close(struct file_closer *closer, struct io_file *file, bool unlink)
     closer->file = file;
     closer->unlink = unlink;
     io_timer_init(&closer->retry, closer_retry);
+    io_shard_hold(); /* while it waits for a fiber there is only its timer */
     closer_start(closer);
 }
