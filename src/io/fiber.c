@@ -122,8 +122,7 @@ fiber_pool_deinit(struct io_shard *shard)
 static bool
 fiber_chunk_map(struct io_shard *shard)
 {
-    if (shard->fiber_chunk_count == shard->fiber_chunk_max)
-        return MARKED("io.fiber.chunks_used_up", false);
+    CHECK(shard->fiber_chunk_count < shard->fiber_chunk_max); /* fiber_create has counted */
     u8 *chunk = mmap(NULL, FIBER_CHUNK_BYTES, PROT_READ | PROT_WRITE,
                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_STACK, -1, 0);
     if (chunk == MAP_FAILED) return MARKED("io.fiber.chunk_not_mapped", false);
