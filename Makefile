@@ -6,7 +6,7 @@ PREFIX   ?= /usr/local
 RUN_ARGS ?=
 FUZZ_SECONDS ?= 60
 
-.PHONY: all run test unit quick fmt lint coverage fuzz soak docs install clean deps deps-build help
+.PHONY: all run test unit quick fmt lint coverage fuzz mutants soak docs install clean deps deps-build help
 .DEFAULT_GOAL := all
 
 all: deps-build ## build into build/, programs in build/bin/
@@ -36,6 +36,9 @@ coverage: deps ## line coverage of src/ by the tests, at least 85 %
 
 fuzz: deps ## run every fuzz target for FUZZ_SECONDS seconds
 	@tools/fuzz $(FUZZ_SECONDS)
+
+mutants: deps ## break the program on purpose, mistake by mistake: the simulation must notice
+	@tools/mutants
 
 soak: deps all ## the long tests: 50 power cuts, long loads
 	@tools/run-tests soak

@@ -79,7 +79,8 @@ struct model {
     } while (0)
 
 void model_init(struct model *model);
-/* A quarter of the keys share one token; some are long. */
+/* A quarter of the keys share one token; some are long, some lie at the borders of shards. After
+ * model_init. */
 struct bytes model_key(u32 key, char text[static MODEL_KEY_BYTES_MAX]);
 /* UINT32_MAX: not one of ours. */
 u32 model_key_number(struct bytes name);
