@@ -331,6 +331,36 @@ the_prompt_completes_and_remembers(void **state)
     assert_says("cat hist", 0, "put");
 }
 
+static void
+an_interrupt_clears_the_line_at_the_prompt(void **state)
+{
+    (void)state;
+    if (run("command -v script") != 0) skip();
+    char line[1024];
+    snprintf(line, sizeof(line),
+             "export DISTKV_HISTFILE=%s/hist TERM=xterm ASAN_OPTIONS=detect_leaks=0; "
+             "(sleep 0.3; printf 'put int 1\n'; sleep 0.1; printf 'put int 2\003'; sleep 0.2;"
+             " printf 'put after 3\n'; sleep 0.1; printf 'quit\n'; sleep 0.2)"
+             " | script -qec \"%s\" /dev/null",
+             directory, DISTKV_CLIENT_PROGRAM);
+    assert_run(line, 0);
+    assert_says("kv get int", 0, "1");
+    assert_says("kv get after", 0, "3");
+    assert_says("cat hist", 0, "put\\040int\\0401");
+}
+
+static void
+an_export_writes_through_what_is_no_file(void **state)
+{
+    (void)state;
+    assert_run("kv put through 1", 0);
+    assert_run("mkfifo fifo; (cat fifo > got &) ; kv export fifo --quiet && test -p fifo", 0);
+    assert_says("sleep 0.1; cat got", 0, "through");
+    assert_run("echo old > target; ln -s target link; kv export link --quiet && test -L link", 0);
+    assert_says("cat target", 0, "through");
+    assert_says("kv export /dev/stdout --quiet | cat", 0, "through");
+}
+
 int
 main(void)
 {
@@ -351,6 +381,8 @@ main(void)
         T(a_server_that_does_not_answer_ends_with_1),
         T(lines_of_a_pipe_are_run_like_the_prompt),
         T(the_prompt_completes_and_remembers),
+        T(an_interrupt_clears_the_line_at_the_prompt),
+        T(an_export_writes_through_what_is_no_file),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
