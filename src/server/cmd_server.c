@@ -700,17 +700,22 @@ cmd_wait(struct exec *x)
 void
 cmd_shutdown(struct exec *x)
 {
-    bool no_save = false, abort = false;
+    bool save = false, no_save = false, abort = false;
     for (u32 i = 1; i < x->arg_count; i++) {
         if (cmd_arg_is(x, i, "nosave")) {
             no_save = true;
+        } else if (cmd_arg_is(x, i, "save")) {
+            save = true;
         } else if (cmd_arg_is(x, i, "abort")) {
             abort = true;
-        } else if (!cmd_arg_is(x, i, "save") && !cmd_arg_is(x, i, "now") &&
-                   !cmd_arg_is(x, i, "force")) {
+        } else if (!cmd_arg_is(x, i, "now") && !cmd_arg_is(x, i, "force")) {
             resp_error(x->reply, CMD_SYNTAX);
             return;
         }
+    }
+    if ((abort && x->arg_count > 2) || (save && no_save)) {
+        resp_error(x->reply, CMD_SYNTAX);
+        return;
     }
     if (abort) {
         resp_error(x->reply, "ERR No shutdown in progress.");

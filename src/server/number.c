@@ -65,7 +65,7 @@ number_format_i64(i64 value, char *out)
 bool
 number_parse_float(struct bytes text, long double *out)
 {
-    char copy[256]; /* Redis takes 5 KiB; no finite number of use is that long */
+    char copy[NUMBER_FLOAT_BYTES]; /* what is written by us is read by us, as in Redis */
     if (text.size == 0 || text.size >= sizeof(copy)) return false;
     memcpy(copy, text.data, text.size);
     copy[text.size] = '\0';

@@ -158,7 +158,8 @@ run_at_home(struct call *call, struct resp_writer *w)
     }
     exec_deinit(&x);
     /* What turned replies off or on counts for its own reply, too. */
-    if (call->command->handler == cmd_client_reply) call->silent = s->reply_off;
+    if (call->command->handler == cmd_client_reply || call->command->handler == cmd_reset)
+        call->silent = s->reply_off;
     answer_now(call, w);
     if (s->close_after) session_close(s);
     return DISPATCH_DONE;
@@ -455,6 +456,7 @@ dispatch(struct session *s, const struct bytes *args, u32 arg_count, u64 start_n
             answer_now(&call, &w);
         } else {
             u32 before = s->pending_count;
+            s->last_command = command; /* CLIENT INFO shows itself */
             result = run(&call, &w);
             counted = result == DISPATCH_STALL || s->pending_count != before;
         }

@@ -109,7 +109,9 @@ SCRIPTS = {
         ("INCRBYFLOAT", "f", "3.0e3"), ("GET", "f"), ("INCRBYFLOAT", "f", "x"), ("INCRBYFLOAT", "f", " 1"),
         ("INCRBYFLOAT", "f", "inf"), ("INCRBYFLOAT", "f", "nan"), ("SET", "f", "5.0e3"),
         ("INCRBYFLOAT", "f", "2.0e2"), ("SET", "f", "10.50"), ("INCRBYFLOAT", "f", "0.1"),
-        ("INCRBYFLOAT", "f", "1e5000"), ("SET", "f", "abc"), ("INCRBYFLOAT", "f", "1"),
+        ("INCRBYFLOAT", "f", "1e5000"),
+        ("SET", "f", "0"), ("INCRBYFLOAT", "f", "1e308"), ("INCRBYFLOAT", "f", "1"),
+        ("INCRBYFLOAT", "f", "1e4000"), ("INCRBYFLOAT", "f", "-1e4000"), ("SET", "f", "abc"), ("INCRBYFLOAT", "f", "1"),
         ("SET", "f", "3"), ("INCRBYFLOAT", "f", "1.1"), ("INCRBYFLOAT", "f", "-4.1"),
         ("INCRBYFLOAT", "g", "0.00000000000000001"), ("INCRBYFLOAT", "h", "100000000000000000000"),
     ],
@@ -216,7 +218,8 @@ SCRIPTS = {
          OURS(ReplyError("ERR The command has no key arguments"))), ("COMMAND", "GETKEYS", "GET",
          OURS(ReplyError("ERR Invalid number of arguments specified for command"))), ("COMMAND", "LIST", "FILTERBY", "PATTERN", "xyz*"),
         ("COMMAND", "LIST", "FILTERBY", "BAD", "x"), ("CLUSTER", "KEYSLOT", "foo", OURS(12182)),
-        ("CLUSTER", "BAD"), ("SHUTDOWN", "BAD"), ("SHUTDOWN", "ABORT"), ("DISCARD",), ("EXEC",),
+        ("CLUSTER", "BAD"), ("SHUTDOWN", "BAD"), ("SHUTDOWN", "ABORT"),
+        ("SHUTDOWN", "NOSAVE", "SAVE"), ("SHUTDOWN", "NOSAVE", "ABORT"), ("SHUTDOWN", "ABORT", "NOW"), ("DISCARD",), ("EXEC",),
     ],
 }
 # What COMMAND INFO must say exactly as Redis does.
@@ -479,6 +482,9 @@ def test_client_reply_off_and_skip(our_port):
         ours.send("GET", "a")
         assert ours.call("CLIENT", "REPLY", "ON") == "OK"
         assert ours.call("GET", "a") == b"2"
+        ours.send("CLIENT", "REPLY", "OFF")
+        assert ours.call("RESET") == "RESET"
+        assert ours.call("GET", "a") == b"2"
 
 
 def test_client_list_and_kill(our_port):
@@ -489,6 +495,7 @@ def test_client_list_and_kill(our_port):
         assert any(f"id={number} " in line and "name=victim" in line for line in lines)
         assert one.call("CLIENT", "LIST", "ID", str(number)).decode().count("\n") == 1
         assert "name= " in one.call("CLIENT", "INFO").decode()
+        assert "cmd=client|info " in one.call("CLIENT", "INFO").decode()
         assert one.call("CLIENT", "KILL", "ID", str(number)) == 1
         assert two.closed_by_server()
         assert one.call("PING") == "PONG"
