@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
  * log_internal.h -- struct log, for log.c (appending and writing), log_segment.c (making, recycling
- * and removing segments), log_recover.c (reading) and their tests.
+ * and removing segments), log_reader.c and log_recover.c (reading) and their tests.
  */
 #ifndef DISTKV_LSM_LOG_INTERNAL_H
 #define DISTKV_LSM_LOG_INTERNAL_H
@@ -110,6 +110,51 @@ void log_sync_fiber(void *arg);
 /* Keeps the file for a new life or removes it; takes the segment. */
 MAY_YIELD void log_segment_retire(struct log *log, struct log_segment *segment);
 
+/* ---- log_reader.c ---- */
+/* One segment at a time, read from front to back. */
+struct log_reader {
+    const char *dir;
+    struct budget *budget;
+    char path[LSM_PATH_BYTES]; /* of the segment that was opened last */
+    struct io_file *file;      /* NULL: none is open */
+    u64 number;
+    u64 file_bytes; /* whole blocks */
+    u8 *piece;
+    u64 piece_offset, piece_size;
+};
+MUST_CHECK status log_reader_init(struct log_reader *reader, const char *dir,
+                                  struct budget *budget);
+MAY_YIELD void log_reader_deinit(struct log_reader *reader);
+/* sync: the file is synced before it is read. */
+MAY_YIELD MUST_CHECK status log_reader_open(struct log_reader *reader, u64 number, bool sync);
+MAY_YIELD void log_reader_close(struct log_reader *reader);
+/* The block at offset, or NULL beyond the file. It stays until the next call. */
+MAY_YIELD MUST_CHECK status log_reader_block(struct log_reader *reader, u64 offset, const u8 **out);
+/* data may be NULL. *out is set whatever is returned, if it is not. */
+bool log_block_is_valid(const u8 *data, u64 segment, u64 offset, struct log_block *out);
+
+/* A record that is whole and sound, and follows the one before. */
+typedef status log_take_fn(void *arg, const struct log_record *record, struct bytes payload);
+
+/* The record stream of one segment. */
+struct log_stream {
+    log_take_fn *take; /* may be NULL */
+    void *arg;
+    struct buf partial; /* the beginning of a record */
+    u64 size_max;       /* no record is larger */
+    u64 seq_last;
+    u64 records, bytes; /* taken since log_stream_init */
+    const char *damage; /* what a function that returns ST_CORRUPT found */
+};
+void log_stream_init(struct log_stream *stream, struct budget *budget, log_take_fn *take,
+                     void *arg);
+void log_stream_deinit(struct log_stream *stream);
+/* Before the first block of a segment, whose records have the numbers after seq_last. */
+void log_stream_begin(struct log_stream *stream, u64 seq_last, u64 size_max);
+/* A valid block. Checks that records begin where it says. */
+MAY_YIELD MUST_CHECK status log_stream_block(struct log_stream *stream, const u8 *data,
+                                             const struct log_block *block);
+
 /* ---- log_recover.c ---- */
 struct log_reader_report {
     void (*fn)(void *arg, const char *file, u64 offset, const char *what);
@@ -128,10 +173,10 @@ struct log_recovered {
     u64 files, file_bytes;
 };
 /* repair: files are synced before they are read. replay may be NULL. */
-MAY_YIELD MUST_CHECK status
-log_recover(const char *dir, u64 segment_first, bool repair, struct budget *budget,
-            status (*replay)(void *arg, const struct log_record *record, struct bytes payload),
-            void *arg, const struct log_reader_report *report, struct log_recovered *out);
+MAY_YIELD MUST_CHECK status log_recover(const char *dir, u64 segment_first, bool repair,
+                                        struct budget *budget, log_take_fn *replay, void *arg,
+                                        const struct log_reader_report *report,
+                                        struct log_recovered *out);
 void log_recovered_deinit(struct log_recovered *recovered, struct budget *budget);
 
 #endif
