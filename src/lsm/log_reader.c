@@ -109,6 +109,7 @@ log_stream_begin(struct log_stream *stream, u64 seq_last, u64 size_max)
 {
     stream->partial.size = 0;
     stream->seq_last = seq_last;
+    stream->seq_any = false;
     stream->size_max = size_max;
     stream->damage = NULL;
 }
@@ -125,7 +126,7 @@ record_take(struct log_stream *stream, const u8 *data, size_t size)
     if (record.kind != LOG_RECORD_BATCH || record.count == 0 || record.reserved != 0)
         return ST_CORRUPT;
     stream->damage = "gap in the sequence numbers";
-    if (record.seq_first != stream->seq_last + 1) return ST_CORRUPT;
+    if (!stream->seq_any && record.seq_first != stream->seq_last + 1) return ST_CORRUPT;
     stream->damage = NULL;
     if (stream->take != NULL) {
         struct bytes payload = BYTES(data + sizeof(record), size - sizeof(record));
@@ -134,6 +135,7 @@ record_take(struct log_stream *stream, const u8 *data, size_t size)
         if (!ok(st)) return st;
     }
     stream->seq_last = record.seq_first + record.count - 1;
+    stream->seq_any = false;
     stream->records++;
     stream->bytes += size;
     return ST_OK;

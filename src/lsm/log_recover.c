@@ -13,7 +13,11 @@
  * again. Numbers are not used twice, so no later block can make it valid.
  *
  * Files are synced before they are read: after a crash of the process only, blocks may be readable
- * that a power cut would still take away, and what is replayed counts as durable.
+ * that a power cut would still take away. But a sync that succeeds proves little: when one failed
+ * before, the process that died was told, and nobody else will be. So what no block attests is
+ * replayed and then written once more, to the next segment (log_carry.c), before anything relies
+ * on it; and a segment of which not even the header is attested is not followed by the next one
+ * but replaced. Which is which, the chain tells: both begin at the same place of the log.
  */
 #include "base/fault.h"
 #include "base/log.h"
@@ -24,7 +28,9 @@
 struct segment_info {
     u64 number;
     bool started;
+    bool replaced; /* was started, but a later one stands in its place */
     struct log_segment_header header;
+    u64 durable_offset, durable_seq; /* attested by the block of the header */
 };
 
 struct walk {
@@ -38,7 +44,6 @@ struct walk {
 
     struct log_reader reader;
     struct log_stream stream;
-    u64 durable_seq_max; /* attested by any block of the segment */
 };
 
 static status
@@ -70,22 +75,25 @@ unreadable(struct walk *walk, status st)
 
 /* ---- segments ---- */
 
+/* Whether the segment was begun. */
 static bool
-header_parse(struct walk *walk, const u8 *data, struct log_segment_header *out)
+header_parse(struct walk *walk, const u8 *data, struct segment_info *info)
 {
     struct log_block block;
+    struct log_segment_header *out = &info->header;
     if (!log_block_is_valid(data, walk->reader.number, 0, &block)) return false;
     if (block.kind != LOG_BLOCK_HEADER || block.used != sizeof(*out)) return false;
     memcpy(out, data + sizeof(block), sizeof(*out));
+    info->durable_offset = block.durable_offset;
+    info->durable_seq = block.durable_seq;
     return memcmp(out->magic, LOG_MAGIC, sizeof(out->magic)) == 0 &&
            out->block_bytes == LOG_BLOCK_BYTES && out->segment == walk->reader.number;
 }
 
-/* What the blocks from offset on attest: how much of the segment was durable once. */
+/* Adds what the blocks from offset on attest: how much of the segment was durable once. */
 static MAY_YIELD status
-attested_scan(struct walk *walk, u64 offset, u64 *offset_out, u64 *seq_out)
+attested_scan(struct walk *walk, u64 offset, u64 *offset_max, u64 *seq_max)
 {
-    u64 offset_max = 0, seq_max = 0;
     for (; offset < walk->reader.file_bytes; offset += LOG_BLOCK_BYTES) {
         const u8 *data;
         status st = log_reader_block(&walk->reader, offset, &data);
@@ -93,12 +101,10 @@ attested_scan(struct walk *walk, u64 offset, u64 *offset_out, u64 *seq_out)
         struct log_block block;
         if (!log_block_is_valid(data, walk->reader.number, offset, &block)) continue;
         MARK("lsm.log.valid_block_after_the_end");
-        offset_max = MAX(offset_max, block.durable_offset);
-        seq_max = MAX(seq_max, block.durable_seq);
+        *offset_max = MAX(*offset_max, block.durable_offset);
+        *seq_max = MAX(*seq_max, block.durable_seq);
         if (fiber_should_yield()) fiber_yield();
     }
-    *offset_out = offset_max;
-    *seq_out = seq_max;
     return ST_OK;
 }
 
@@ -112,13 +118,13 @@ header_read(struct walk *walk, struct segment_info *info, bool repair)
     if (!ok(st)) {
         st = unreadable(walk, st);
     } else {
-        info->started = header_parse(walk, data, &info->header);
+        info->started = header_parse(walk, data, info);
         if (info->started && info->header.format != LOG_FORMAT) {
             log_error("lsm", "log segment of another format file=%s format=%u", walk->reader.path,
                       info->header.format);
             st = ST_UNSUPPORTED;
         } else if (!info->started) {
-            u64 offset, seq;
+            u64 offset = 0, seq = 0;
             st = attested_scan(walk, LOG_BLOCK_BYTES, &offset, &seq);
             if (ok(st) && offset > 0) st = damaged(walk, 0, "header of a segment");
         }
@@ -127,10 +133,35 @@ header_read(struct walk *walk, struct segment_info *info, bool repair)
     return st;
 }
 
+/* What the newest segment, whose valid blocks end at offset, must and may hold. durable_offset and
+ * durable_seq: what those blocks attest. */
+static MAY_YIELD status
+tail_judge(struct walk *walk, const struct segment_info *info, u64 offset, u64 durable_offset,
+           u64 durable_seq, struct log_recovered *out)
+{
+    status st = attested_scan(walk, offset, &durable_offset, &durable_seq);
+    if (!ok(st)) return st;
+    /* The blocks that were written after the header attest it, too: it is a barrier. What was
+     * carried there before attests nothing. */
+    out->tail_doubtful = durable_offset == 0;
+    durable_offset = MAX(durable_offset, info->durable_offset);
+    durable_seq = MAX(durable_seq, info->durable_seq);
+    if (durable_offset > offset || durable_seq > walk->stream.seq_last)
+        return damaged(walk, offset, "block that was durable once");
+    out->tail_attested = MAX(align_down(durable_offset, LOG_BLOCK_BYTES), (u64)LOG_BLOCK_BYTES);
+    out->tail_header = info->header;
+    if (walk->stream.partial.size > 0) {
+        MARK("lsm.log.record_cut");
+        log_info("lsm", "unfinished record at the end of the log dropped file=%s offset=%llu",
+                 walk->reader.path, (unsigned long long)offset);
+    }
+    return ST_OK;
+}
+
 /* Replays one segment. next: its successor, or NULL. *end_out: behind its last block. */
 static MAY_YIELD status
 segment_walk(struct walk *walk, struct segment_info *info, const struct segment_info *next,
-             bool repair, u64 *end_out)
+             bool repair, u64 *end_out, struct log_recovered *out)
 {
     struct log_reader *reader = &walk->reader;
     struct log_stream *stream = &walk->stream;
@@ -138,7 +169,7 @@ segment_walk(struct walk *walk, struct segment_info *info, const struct segment_
     if (!ok(st)) st = unreadable(walk, st);
     u64 limit = next != NULL ? next->header.predecessor_end : reader->file_bytes;
     u64 offset = LOG_BLOCK_BYTES;
-    walk->durable_seq_max = 0;
+    u64 durable_offset = 0, durable_seq = 0;
     log_stream_begin(stream, info->header.seq_base, reader->file_bytes);
     while (ok(st) && offset < limit) {
         const u8 *data;
@@ -149,7 +180,8 @@ segment_walk(struct walk *walk, struct segment_info *info, const struct segment_
         }
         struct log_block block;
         if (!log_block_is_valid(data, info->number, offset, &block)) break;
-        walk->durable_seq_max = MAX(walk->durable_seq_max, block.durable_seq);
+        durable_offset = MAX(durable_offset, block.durable_offset);
+        durable_seq = MAX(durable_seq, block.durable_seq);
         st = log_stream_block(stream, data, &block);
         if (status_is(st, ST_CORRUPT)) st = damaged(walk, offset, stream->damage);
         if (ok(st)) offset += LOG_BLOCK_BYTES;
@@ -161,18 +193,9 @@ segment_walk(struct walk *walk, struct segment_info *info, const struct segment_
             st = damaged(walk, offset, "end of a segment is not where the next one says");
         }
     } else if (ok(st)) {
-        u64 durable_offset, durable_seq;
-        st = attested_scan(walk, offset, &durable_offset, &durable_seq);
-        durable_seq = ok(st) ? MAX(durable_seq, walk->durable_seq_max) : 0;
-        if (ok(st) && (durable_offset > offset || durable_seq > stream->seq_last))
-            st = damaged(walk, offset, "block that was durable once");
-        if (ok(st) && stream->partial.size > 0) {
-            MARK("lsm.log.record_cut");
-            log_info("lsm", "unfinished record at the end of the log dropped file=%s offset=%llu",
-                     walk->reader.path, (unsigned long long)offset);
-        }
+        st = tail_judge(walk, info, offset, durable_offset, durable_seq, out);
     }
-    log_reader_close(&walk->reader);
+    log_reader_close(reader);
     *end_out = offset;
     return st;
 }
@@ -222,25 +245,46 @@ started_from(struct walk *walk, u32 i)
     return NULL;
 }
 
-/* Whether the first segment is the one that it must be, and nothing is missing between two. */
-static status
-chain_check(struct walk *walk, u64 segment_first)
+/* Whether both begin at the same place of the log: the later one was made to replace the other,
+ * and holds all that was in it. */
+static bool
+is_replaced_by(const struct segment_info *info, const struct segment_info *later)
 {
+    return info->header.predecessor == later->header.predecessor &&
+           info->header.predecessor_end == later->header.predecessor_end &&
+           info->header.predecessor_seq == later->header.predecessor_seq;
+}
+
+/* Whether the first segment is the one that it must be, and nothing is missing between two. Puts
+ * aside those that were replaced. */
+static status
+chain_check(struct walk *walk, u64 segment_first, struct log_recovered *out)
+{
+    struct segment_info *next = NULL;
+    for (u32 i = walk->count; i-- > 0;) {
+        struct segment_info *info = &walk->infos[i];
+        if (!info->started) continue;
+        if (next == NULL || next->header.predecessor == info->number) {
+            next = info;
+            continue;
+        }
+        if (info->number == segment_first || !is_replaced_by(info, next)) {
+            log_path(walk->reader.path, walk->dir, next->header.predecessor);
+            return damaged(walk, 0, "a segment is missing");
+        }
+        MARK("lsm.log.replaced");
+        info->started = false;
+        info->replaced = true;
+        if (!number_add(walk->budget, &out->replaced, &out->replaced_count, &out->replaced_capacity,
+                        info->number))
+            return ST_NO_MEMORY;
+    }
     struct segment_info *first = started_from(walk, 0);
     log_path(walk->reader.path, walk->dir, segment_first != 0 ? segment_first : 1);
     if (segment_first != 0 && (first == NULL || first->number != segment_first))
         return damaged(walk, 0, "the segment that the manifest names is missing or not valid");
-    if (first == NULL) return ST_OK;
-    if (segment_first == 0 && first->header.predecessor != 0) {
+    if (segment_first == 0 && first != NULL && first->header.predecessor != 0) {
         log_path(walk->reader.path, walk->dir, first->header.predecessor);
-        return damaged(walk, 0, "a segment is missing");
-    }
-    for (u32 i = 0; i < walk->count; i++) {
-        struct segment_info *info = &walk->infos[i];
-        struct segment_info *next = started_from(walk, i + 1);
-        if (!info->started || next == NULL) continue;
-        if (next->header.predecessor == info->number) continue;
-        log_path(walk->reader.path, walk->dir, next->header.predecessor);
         return damaged(walk, 0, "a segment is missing");
     }
     return ST_OK;
@@ -251,6 +295,7 @@ segments_walk(struct walk *walk, bool repair, struct log_recovered *out)
 {
     for (u32 i = 0; i < walk->count; i++) {
         struct segment_info *info = &walk->infos[i];
+        if (info->replaced) continue;
         if (!info->started) {
             if (!number_add(walk->budget, &out->unstarted, &out->unstarted_count,
                             &out->unstarted_capacity, info->number))
@@ -258,7 +303,7 @@ segments_walk(struct walk *walk, bool repair, struct log_recovered *out)
             continue;
         }
         u64 end;
-        status st = segment_walk(walk, info, started_from(walk, i + 1), repair, &end);
+        status st = segment_walk(walk, info, started_from(walk, i + 1), repair, &end, out);
         if (!ok(st)) return st;
         if (!number_add(walk->budget, &out->ends, &out->end_count, &out->end_capacity, end) ||
             !number_add(walk->budget, &out->segments, &out->segment_count, &out->segment_capacity,
@@ -308,8 +353,10 @@ log_recover(const char *dir, u64 segment_first, bool repair, struct budget *budg
     }
     for (u32 i = 0; ok(st) && i < walk->count; i++)
         st = header_read(walk, &walk->infos[i], repair);
-    if (ok(st)) st = chain_check(walk, segment_first);
+    if (ok(st)) st = chain_check(walk, segment_first, out);
     if (ok(st)) st = segments_walk(walk, repair, out);
+    /* The manifest names a segment only when its header is durable. */
+    if (out->tail_number == segment_first) out->tail_doubtful = false;
     out->records = walk->stream.records;
     out->bytes = walk->stream.bytes;
 
@@ -326,6 +373,7 @@ log_recovered_deinit(struct log_recovered *recovered, struct budget *budget)
     mem_free(budget, recovered->segments, recovered->segment_capacity * sizeof(u64));
     mem_free(budget, recovered->ends, recovered->end_capacity * sizeof(u64));
     mem_free(budget, recovered->unstarted, recovered->unstarted_capacity * sizeof(u64));
+    mem_free(budget, recovered->replaced, recovered->replaced_capacity * sizeof(u64));
     *recovered = (struct log_recovered){0};
 }
 
