@@ -16,7 +16,7 @@
  * Invariants
  *   D1  Versions of a page are in the order in which their writes ended.
  *   D2  inode->dirty holds exactly the versions that the next sync covers, in that order. Versions
- *       outside it (after a failed sync) are read, but never become durable by a sync.
+ *       outside it (after a failed sync or durable write) are read, but never become durable by a sync.
  *   D3  disk->used_pages counts the allocated pages of files that have a current name or are open.
  */
 #include "io/sim_disk_internal.h"
@@ -287,10 +287,20 @@ write_apply_some(struct sim_write *write)
 }
 
 void
-sim_inode_write_fail(struct sim_write *write)
+sim_inode_write_fail(struct sim_write *write, bool durable)
 {
-    write_apply_some(write);
-    write_close(write);
+    struct sim_inode *inode = write->inode;
+    if (!durable || prng_chance(&inode->disk->prng, 1, 2)) {
+        write_apply_some(write);
+        write_close(write);
+        return;
+    }
+    u64 before = inode->disk->order;
+    sim_inode_write_end(write, false);
+    list_for_each_safe (pos, &inode->dirty) {
+        struct sim_version *version = list_entry(pos, struct sim_version, dirty_link);
+        if (version->order > before) list_del(&version->dirty_link); /* D2 */
+    }
 }
 
 struct sim_sync

@@ -56,8 +56,9 @@ MUST_CHECK status sim_inode_read(const struct sim_inode *inode, void *buffer, u3
 MUST_CHECK status sim_inode_write_begin(struct sim_inode *inode, struct sim_write *write,
                                         const void *buffer, u32 size, u64 offset);
 void sim_inode_write_end(struct sim_write *write, bool durable);
-/* Some sectors were written, some not. */
-void sim_inode_write_fail(struct sim_write *write);
+/* Some sectors were written, some not. A durable write may have failed only when the disk was to
+ * keep what it had taken: then all of it is read, and no later sync makes it durable. */
+void sim_inode_write_fail(struct sim_write *write, bool durable);
 struct sim_sync sim_inode_sync_begin(const struct sim_inode *inode);
 void sim_inode_sync_end(struct sim_inode *inode, struct sim_sync sync);
 /* What should have become durable never will, unless it is written again. */

@@ -208,7 +208,7 @@ request_effect(struct sim_request *request)
         return request->injected;
     case REQUEST_WRITE:
         if (fails) {
-            sim_inode_write_fail(&request->write);
+            sim_inode_write_fail(&request->write, op->durable);
         } else {
             sim_inode_write_end(&request->write, op->durable);
         }

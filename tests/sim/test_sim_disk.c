@@ -187,6 +187,31 @@ a_failed_sync_is_told_once_and_its_data_may_be_lost(void **state)
     assert_true(lost > 10);
 }
 
+/* Its second half, the flush, is like a sync. */
+static void
+a_failed_durable_write_may_be_read_and_lost_all_the_same(void **state)
+{
+    (void)state;
+    u32 read = 0, lost = 0;
+    for (u64 seed = 0; seed < 200; seed++) {
+        struct sim_disk *disk = disk_new(seed);
+        dir_sync(disk, "/");
+        struct sim_inode *a = create(disk, "/d/a");
+        put(a, ones, 0, true);
+        dir_sync(disk, "/d");
+        struct sim_write write;
+        assert_true(ok(sim_inode_write_begin(a, &write, twos, SIM_PAGE_BYTES, 0)));
+        sim_inode_write_fail(&write, true);
+        bool whole = holds(disk, "/d/a", 2);
+        file_sync(a);
+        sim_disk_crash(disk);
+        read += whole;
+        lost += whole && !holds(disk, "/d/a", 2);
+        sim_disk_free(disk);
+    }
+    assert_true(read > 50 && lost > 10 && lost < read);
+}
+
 static void
 names_need_a_sync_of_their_directory_and_renames_are_atomic(void **state)
 {
@@ -387,6 +412,7 @@ main(void)
         cmocka_unit_test(a_write_under_way_at_the_crash_is_one_of_both),
         cmocka_unit_test(a_sync_covers_only_what_had_ended_before_it_began),
         cmocka_unit_test(a_failed_sync_is_told_once_and_its_data_may_be_lost),
+        cmocka_unit_test(a_failed_durable_write_may_be_read_and_lost_all_the_same),
         cmocka_unit_test(names_need_a_sync_of_their_directory_and_renames_are_atomic),
         cmocka_unit_test(a_lost_directory_takes_its_files_with_it),
         cmocka_unit_test(the_size_of_a_file_may_be_lost_but_not_below_a_durable_write),
