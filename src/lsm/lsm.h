@@ -104,6 +104,12 @@ MUST_CHECK bool lsm_batch_delete_range(struct lsm_batch *batch, u16 keyspace, u6
 MUST_CHECK status lsm_write_try(struct lsm *lsm, const struct lsm_batch *batch, u64 *seq_out);
 MAY_YIELD MUST_CHECK status lsm_write(struct lsm *lsm, const struct lsm_batch *batch, u64 *seq_out);
 
+/* Between the two no write becomes visible: a try says ST_WOULD_WAIT, lsm_write waits. Takes effect
+ * at once, because no write is ever half visible, and counts: each hold needs its release, soon.
+ * Reads, flushes and compaction go on. For one instant over the stores of several shards. */
+void lsm_writes_hold(struct lsm *lsm);
+void lsm_writes_release(struct lsm *lsm);
+
 /* Every operation with seq <= this is as durable as the store's durability demands (PERIODIC: the
  * kernel has it, so a crash of the process does not take it; NONE: everything visible). */
 u64 lsm_durable_seq(const struct lsm *lsm);
@@ -178,6 +184,7 @@ struct lsm_stats {
     u64 seq_last, seq_durable;
     u64 gets, gets_memory, gets_row_cache, gets_not_found;
     u64 writes, write_bytes, writes_refused;
+    struct histogram writes_held_ns; /* by lsm_writes_hold */
     u64 log_bytes, log_writes, log_segments, log_bytes_to_replay;
     struct histogram log_write_ns;
     u64 memtable_bytes, memtable_bytes_limit, flushes, flush_bytes;

@@ -113,6 +113,8 @@ struct lsm {
 
     /* state */
     enum lsm_state state;
+    u32 writes_held;    /* holds that were not released: nothing becomes visible */
+    u64 writes_held_ns; /* since when */
     status failure;
     char failure_text[160];
     bool no_space_levels, no_space_disk, no_space_flush; /* why state is NO_SPACE */
