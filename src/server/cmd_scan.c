@@ -12,11 +12,12 @@
  * by others since, the bucket starts again: keys may come twice, as SCAN allows, and none is left
  * out. 0 is the start and the end.
  *
- * KEYS streams from one snapshot of each shard, all taken before the first is read. RESP wants the
- * number of elements first, so the snapshots are read twice: counted, then sent. A key that
- * expires in between is sent as a null.
+ * KEYS streams from one instant of all shards (cut.h). RESP wants the number of elements first, so
+ * the snapshots are read twice: counted, then sent. A key that expires in between is sent as a
+ * null.
  */
 #include "server/cmd.h"
+#include "server/cut.h"
 #include "server/glob.h"
 #include "server/session.h"
 
@@ -293,45 +294,16 @@ cmd_scan(struct exec *x)
 
 /* ---- KEYS ---- */
 
-struct snapshot_call {
-    struct lsm_snapshot *snapshots[LIMIT_SHARDS];
-    bool failed;
-};
-
-MAY_YIELD static void
-open_snapshot(void *arg)
-{
-    struct snapshot_call *call = arg;
-    struct shard *shard = shard_self();
-    struct lsm_snapshot *snapshot = lsm_snapshot_open(shard->lsm);
-    call->snapshots[shard->index] = snapshot;
-    if (snapshot == NULL) {
-        call->failed = true;
-        return;
-    }
-    /* What is sent to a client must not be taken back by a power cut. */
-    status st = lsm_wait_durable(shard->lsm, lsm_snapshot_seq(snapshot));
-    if (!ok(st)) call->failed = true;
-}
-
-static void
-close_snapshot(void *arg)
-{
-    struct snapshot_call *call = arg;
-    struct shard *shard = shard_self();
-    if (call->snapshots[shard->index] != NULL) lsm_snapshot_close(call->snapshots[shard->index]);
-}
-
-/* Reads all keys of all snapshots in pieces; each is given to each_piece. */
+/* Reads all keys of the cut in pieces; each is given to each_piece. */
 MAY_YIELD static status
-read_all(struct exec *x, struct piece *piece, const struct snapshot_call *snapshots,
+read_all(struct exec *x, struct piece *piece, const struct cut *cut,
          bool (*each_piece)(struct exec *x, struct piece *piece))
 {
     const struct server *server = x->shard->server;
     for (u32 i = 0; i < server->shard_count; i++) {
         piece->token = server->layout.shards[i].token_first;
         piece->skip = false;
-        piece->snapshot = snapshots->snapshots[i];
+        piece->snapshot = cut->snapshots[i];
         do {
             status st = io_shard_call(i, FIBER_FOREGROUND, read_piece, piece);
             if (ok(st)) st = piece->st;
@@ -360,17 +332,18 @@ MAY_YIELD void
 cmd_keys(struct exec *x)
 {
     struct piece *piece = new_piece(x);
-    struct snapshot_call *snapshots =
-        (struct snapshot_call *)(void *)exec_alloc(x, sizeof(*snapshots));
-    if (piece == NULL || snapshots == NULL) return;
-    memset(snapshots, 0, sizeof(*snapshots));
+    struct cut *cut = (struct cut *)(void *)exec_alloc(x, sizeof(*cut));
+    if (piece == NULL || cut == NULL) return;
     piece->stream = true;
     if (!(x->args[1].size == 1 && x->args[1].data[0] == '*')) piece->pattern = x->args[1];
 
-    status st = shard_for_all(x->shard, open_snapshot, snapshots);
-    if (ok(st) && snapshots->failed) st = ST_NO_MEMORY;
+    status st = cut_open(x->shard, cut);
+    if (!ok(st)) {
+        exec_fail(x, st);
+        return;
+    }
     piece->count_only = true;
-    if (ok(st)) st = read_all(x, piece, snapshots, count_piece);
+    st = read_all(x, piece, cut, count_piece);
     if (ok(st)) {
         u64 counted = piece->matched;
         if (counted > UINT32_MAX) st = ST_TOO_LARGE;
@@ -378,7 +351,7 @@ cmd_keys(struct exec *x)
         piece->matched = 0;
         if (ok(st)) {
             resp_array(x->reply, (u32)counted);
-            st = read_all(x, piece, snapshots, send_piece);
+            st = read_all(x, piece, cut, send_piece);
             if (ok(st)) {
                 for (; piece->matched < counted; piece->matched++) {
                     resp_null(x->reply);
@@ -391,7 +364,7 @@ cmd_keys(struct exec *x)
             }
         }
     }
-    shard_for_all_possible(x->shard, close_snapshot, snapshots);
+    cut_close(cut);
     if (!ok(st) && !status_is(st, ST_CLOSED)) exec_fail(x, st);
 }
 

@@ -133,6 +133,7 @@ struct shard {
     struct native_state *native;
 
     struct meeting_place *meetings; /* node.c */
+    struct cuts *cuts;              /* cut.c */
 
     struct slowlog slowlog;
     struct latency_monitor latency;
