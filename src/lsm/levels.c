@@ -39,6 +39,20 @@ levels_snapshots(const struct levels *levels, u32 *count_out)
     return levels->config.snapshots(levels->config.arg, count_out);
 }
 
+u64
+levels_expiry_clock(struct levels *levels)
+{
+    u64 wall_ms = io_wall_ms();
+    levels->expired_ms = MAX(levels->expired_ms, wall_ms);
+    return wall_ms;
+}
+
+u64
+levels_expired_ms(const struct levels *levels)
+{
+    return levels->expired_ms;
+}
+
 void
 levels_report_corrupt(struct levels *levels, const char *where, u64 file_id)
 {

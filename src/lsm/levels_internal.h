@@ -89,6 +89,7 @@ struct levels {
     u64 run_id_next;
     u64 mark_next;
     struct range_list ranges;
+    u64 expired_ms;            /* see levels_expired_ms */
     struct level_blob **blobs; /* every open one, ascending by id */
     u32 blob_count, blob_capacity;
     struct level_tree trees[LIMIT_KEYSPACES];
@@ -142,6 +143,9 @@ levels_file_id_reserved(const struct levels *levels)
     return levels->file_id_next + FILE_ID_SLACK;
 }
 const u64 *levels_snapshots(const struct levels *levels, u32 *count_out);
+/* The clock by which expired values may be dropped; whoever asks takes the snapshots at the same
+ * moment. */
+u64 levels_expiry_clock(struct levels *levels);
 /* A corrupt file was met: log and count. */
 void levels_report_corrupt(struct levels *levels, const char *where, u64 file_id);
 /* "t0000000000000012" and so on. False: some other file. */

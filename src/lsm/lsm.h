@@ -154,6 +154,9 @@ struct lsm_scan;
 MAY_YIELD MUST_CHECK status lsm_scan_open(struct lsm *lsm, struct lsm_snapshot *snapshot,
                                           u16 keyspace, u64 token, struct bytes key, u64 token_last,
                                           struct lsm_scan **out);
+/* Before the first call of lsm_scan_next: expiry is judged by the moment of the snapshot, not by
+ * now, so that whoever scans it twice sees the same twice. */
+void lsm_scan_freeze_clock(struct lsm_scan *scan);
 /* ST_END after the last one. The bytes stay valid until the next call. want_value false: value.size
  * is right but a large value is not fetched (data is NULL then). */
 MAY_YIELD MUST_CHECK status lsm_scan_next(struct lsm_scan *scan, bool want_value, u64 *token_out,

@@ -49,6 +49,7 @@ struct lsm_keyspace {
 struct lsm_snapshot {
     struct lsm *lsm;
     u64 seq;
+    u64 wall_ms;      /* its moment; what had expired by then may be gone, what had not is kept */
     struct list link; /* lsm->snapshots, ascending by seq */
 };
 

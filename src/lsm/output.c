@@ -34,7 +34,7 @@ output_init(struct output *output, const struct output_config *config)
     output->retain.snapshots = output->snapshots;
     output->retain.snapshot_count = count;
     output->retain.version_outside = UINT64_MAX;
-    output->retain.wall_ms = io_wall_ms();
+    output->retain.wall_ms = levels_expiry_clock(levels);
     output->retain.keyspace = config->keyspace;
     output->retain.token_first = levels->config.token_first;
     output->retain.token_last = levels->config.token_last;
