@@ -13,8 +13,8 @@
  * out. 0 is the start and the end.
  *
  * KEYS streams from one instant of all shards (cut.h). RESP wants the number of elements first, so
- * the snapshots are read twice: counted, then sent. A key that expires in between is sent as a
- * null.
+ * the snapshots are read twice: counted, then sent. Both times expiry is judged by that instant, so
+ * that a key which expires in between is no gap in the reply.
  */
 #include "server/cmd.h"
 #include "server/cut.h"
@@ -115,6 +115,7 @@ read_piece(void *arg)
     piece->st = lsm_scan_open(shard->lsm, piece->snapshot, piece->keyspace, piece->token, from,
                               shard->token_last, &scan);
     if (!ok(piece->st)) return;
+    if (piece->stream) lsm_scan_freeze_clock(scan); /* the passes must agree */
     u64 last_token = 0;
     for (;;) {
         u64 token;
@@ -352,12 +353,8 @@ cmd_keys(struct exec *x)
         if (ok(st)) {
             resp_array(x->reply, (u32)counted);
             st = read_all(x, piece, cut, send_piece);
-            if (ok(st)) {
-                for (; piece->matched < counted; piece->matched++) {
-                    resp_null(x->reply);
-                    if (x->reply->out->size > PIECE_BYTES && !session_stream(x)) break;
-                }
-            } else if (x->session->conn != NULL) {
+            if (ok(st) && piece->matched != counted) st = ST_CORRUPT; /* cannot be: see above */
+            if (!ok(st) && x->session->conn != NULL) {
                 /* The reply has begun: only the end of the connection says that it is not whole. */
                 session_abort(x->session);
                 st = ST_OK;
