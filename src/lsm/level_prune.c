@@ -127,8 +127,11 @@ prune_run(struct levels *levels, u16 keyspace, u32 index, struct run **out)
         for (u32 i = 0; i < run->count; i++) {
             const struct run_slot *slot = &run->slots[i];
             if (droppable_by_range(levels, keyspace, slot, snapshots, snapshot_count) ||
-                droppable_expired(set, keyspace, index, slot, snapshots, snapshot_count, wall_ms))
+                droppable_expired(set, keyspace, index, slot, snapshots, snapshot_count, wall_ms)) {
+                levels->dropped_seq_tables =
+                    MAX(levels->dropped_seq_tables, slot->file->table->meta.seq_max);
                 continue;
+            }
             if (pass == 0)
                 kept++;
             else

@@ -141,6 +141,14 @@ MAY_YIELD MUST_CHECK status lsm_get(struct lsm *lsm, const struct lsm_snapshot *
                                     struct lsm_value *out);
 void lsm_value_release(struct lsm_value *value);
 
+/* Of the last operation that is visible. */
+u64 lsm_seq_last(const struct lsm *lsm);
+/* A key that was written and went again (deleted, expired) may be absent without a trace: seq 0,
+ * once a merge has dropped its tombstone. Then the write's number is at most this. It may be that
+ * of another key whose hash falls into the same of 1,024 places, or of a table that was dropped as
+ * a whole. For whoever must know that nobody has written an absent key: ask after the get. */
+u64 lsm_dropped_seq(const struct lsm *lsm, u16 keyspace, struct bytes key);
+
 /* A frozen view of the whole store. Holding one keeps old data on disk: be brief. NULL: no memory.
  */
 MUST_CHECK struct lsm_snapshot *lsm_snapshot_open(struct lsm *lsm);
