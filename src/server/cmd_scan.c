@@ -460,7 +460,6 @@ flush_here(void *arg)
         lsm_batch_deinit(&batch);
         last_seq = MAX(last_seq, seq);
     }
-    shard->seq_last = MAX(shard->seq_last, last_seq);
     if (ok(call->st)) call->st = lsm_wait_durable(shard->lsm, last_seq);
 }
 

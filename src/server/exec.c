@@ -286,7 +286,6 @@ written(struct exec *x, u64 seq)
 {
     x->wrote = true;
     x->seq = MAX(x->seq, seq);
-    x->shard->seq_last = MAX(x->shard->seq_last, seq);
     if (x->committed != NULL) x->committed(x);
 }
 

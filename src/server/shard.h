@@ -92,7 +92,6 @@ struct shard {
     /* store */
     struct lsm *lsm;
     u64 token_first, token_last;
-    u64 seq_last; /* of the last write that came through here */
     bool store_failed;
     struct list durable_waits;
     struct keylock_table locks;

@@ -334,6 +334,98 @@ keys_shows_no_nulls_for_keys_that_expire_meanwhile(void **state)
     rig_run(&rig);
 }
 
+/* ---- WATCH of an absent key whose traces are gone ---- */
+
+static MAY_YIELD void
+compact(struct shard *shard, void *arg)
+{
+    (void)arg;
+    CHECK(ok(lsm_compact(shard->lsm)));
+}
+
+static MAY_YIELD void
+flush_and_wait(struct shard *shard, void *arg)
+{
+    (void)arg;
+    CHECK(ok(lsm_flush(shard->lsm)));
+    fiber_sleep_ns(60 * NS_PER_S); /* tables of nothing but expired values are dropped */
+}
+
+static MAY_YIELD void
+look_for_traces(struct shard *shard, void *arg)
+{
+    struct bytes *key = arg;
+    struct lsm_value value = {0};
+    status st = lsm_get(shard->lsm, NULL, 0, hash_token(*key), *key, &value);
+    CHECK(status_is(st, ST_NOT_FOUND) && value.seq == 0);
+}
+
+enum gone {
+    GONE_DELETED,
+    GONE_EXPIRED,
+    GONE_EXPIRED_TABLE,
+    GONE_FLUSHED,
+    GONE_FLUSHED_TABLE,
+    GONE_OTHERS, /* other keys: the watched one stays untouched */
+    GONE_COUNT
+};
+
+static MAY_YIELD void
+watch_story(struct rig *rig)
+{
+    struct rig_client watcher, other;
+    rig_connect(rig, &watcher);
+    rig_connect(rig, &other);
+    for (u32 how = 0; how < GONE_COUNT; how++) {
+        for (u32 shard = 0; shard < rig->shard_count; shard++) {
+            char key[64], name[16];
+            snprintf(name, sizeof(name), "%u", how);
+            rig_key_of_shard(rig, shard, name, key, sizeof(key));
+            CHECK(rig_is(rig_call(&watcher, "WATCH %s", key), "+OK\r\n"));
+            const char *life = how == GONE_EXPIRED || how == GONE_EXPIRED_TABLE ? " PX 20" : "";
+            if (how == GONE_OTHERS) {
+                for (u32 i = 0; i < 20; i++) {
+                    CHECK(rig_is(rig_call(&other, "SET %s%u v", key, i), "+OK\r\n"));
+                    CHECK(rig_is(rig_call(&other, "DEL %s%u", key, i), ":1\r\n"));
+                }
+            } else {
+                CHECK(rig_is(rig_call(&other, "SET %s v%s", key, life), "+OK\r\n"));
+            }
+            if (how == GONE_DELETED) CHECK(rig_is(rig_call(&other, "DEL %s", key), ":1\r\n"));
+            if (how == GONE_FLUSHED_TABLE) rig_on_shard(rig, shard, compact, NULL);
+            if (how == GONE_FLUSHED || how == GONE_FLUSHED_TABLE)
+                CHECK(rig_is(rig_call(&other, "FLUSHALL"), "+OK\r\n"));
+            fiber_sleep_ns(30 * NS_PER_MS);
+            if (how == GONE_EXPIRED_TABLE || how == GONE_FLUSHED_TABLE)
+                rig_on_shard(rig, shard, flush_and_wait, NULL);
+            else
+                rig_on_shard(rig, shard, compact, NULL);
+            struct bytes bytes = BYTES(key, strlen(key));
+            rig_on_shard(rig, shard, look_for_traces, &bytes);
+            CHECK(rig_is(rig_call(&watcher, "MULTI"), "+OK\r\n"));
+            CHECK(rig_is(rig_call(&watcher, "SET %s mine", key), "+QUEUED\r\n"));
+            struct bytes reply = rig_call(&watcher, "EXEC");
+            bool done = rig_is(reply, "*1\r\n+OK\r\n");
+            CHECK(done || rig_is(reply, "*-1\r\n"));
+            if (done != (how == GONE_OTHERS)) {
+                fprintf(stderr, "case %u on shard %u: %s\n", how, shard, done ? "done" : "aborted");
+                CHECK(!"EXEC decides wrongly");
+            }
+        }
+    }
+    rig_disconnect(&other);
+    rig_disconnect(&watcher);
+}
+
+static void
+exec_aborts_when_a_key_came_and_went_without_a_trace(void **state)
+{
+    (void)state;
+    struct rig rig = {.shard_count = 2, .story = watch_story};
+    sim_options_default(&rig.options, 4);
+    rig_run(&rig);
+}
+
 int
 main(void)
 {
@@ -342,6 +434,7 @@ main(void)
         cmocka_unit_test(a_shard_that_answers_late_holds_up_writes_for_a_bounded_time),
         cmocka_unit_test(writes_go_on_however_many_ask_for_snapshots),
         cmocka_unit_test(keys_shows_no_nulls_for_keys_that_expire_meanwhile),
+        cmocka_unit_test(exec_aborts_when_a_key_came_and_went_without_a_trace),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
