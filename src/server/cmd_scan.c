@@ -16,6 +16,7 @@
  * the snapshots are read twice: counted, then sent. Both times expiry is judged by that instant, so
  * that a key which expires in between is no gap in the reply.
  */
+#include "base/fault.h"
 #include "server/cmd.h"
 #include "server/cut.h"
 #include "server/glob.h"
@@ -437,30 +438,42 @@ struct flush_call {
     status st;
 };
 
-/* A command on a fiber that has read and not yet written would write what was flushed: they are
- * let out first, but not for ever. */
-#define FLUSH_LOCK_WAITS_MAX 1000u
+/* A command on a fiber that has read and not yet written would write what was flushed, and a
+ * transaction over several keyspaces would see some of them flushed: so no key may be locked, and
+ * none gets locked before all keyspaces are done. Locks are held for reads of the disk and waits
+ * for room; when they take longer than this, the flush is refused and has done nothing here. */
+#define FLUSH_LOCKS_NS_MAX (5 * NS_PER_S)
+
+MAY_YIELD static status
+flush_keyspace(struct shard *shard, u16 keyspace, u64 *seq)
+{
+    struct lsm_batch batch;
+    lsm_batch_init(&batch, &shard->budget);
+    status st = ST_NO_MEMORY;
+    if (lsm_batch_delete_range(&batch, keyspace, shard->token_first, shard->token_last))
+        st = lsm_write_try(shard->lsm, &batch, seq);
+    if (status_is(st, ST_WOULD_WAIT)) st = lsm_write(shard->lsm, &batch, seq);
+    lsm_batch_deinit(&batch);
+    return st;
+}
 
 MAY_YIELD static void
 flush_here(void *arg)
 {
     struct flush_call *call = arg;
     struct shard *shard = shard_self();
-    u64 last_seq = 0;
-    for (u16 keyspace = call->first; keyspace <= call->last && ok(call->st); keyspace++) {
-        struct lsm_batch batch;
-        lsm_batch_init(&batch, &shard->budget);
-        u64 seq = 0;
-        if (!lsm_batch_delete_range(&batch, keyspace, shard->token_first, shard->token_last))
-            call->st = ST_NO_MEMORY;
-        for (u32 i = 0; shard->locks.held != 0 && i < FLUSH_LOCK_WAITS_MAX; i++)
-            fiber_sleep_ns(NS_PER_MS / 4);
-        if (ok(call->st)) call->st = lsm_write_try(shard->lsm, &batch, &seq);
-        if (status_is(call->st, ST_WOULD_WAIT)) call->st = lsm_write(shard->lsm, &batch, &seq);
-        lsm_batch_deinit(&batch);
-        last_seq = MAX(last_seq, seq);
+    if (!ok(call->st)) return; /* refused by a shard before */
+    u64 seq = 0;
+    call->st = keylock_acquire_all(&shard->locks, io_now_ns() + FLUSH_LOCKS_NS_MAX);
+    shard->stats->lock_waits = shard->locks.waits;
+    if (!ok(call->st)) {
+        MARK("server.flush.refused");
+        return;
     }
-    if (ok(call->st)) call->st = lsm_wait_durable(shard->lsm, last_seq);
+    for (u16 keyspace = call->first; keyspace <= call->last && ok(call->st); keyspace++)
+        call->st = flush_keyspace(shard, keyspace, &seq);
+    keylock_release_all(&shard->locks);
+    if (ok(call->st)) call->st = lsm_wait_durable(shard->lsm, seq);
 }
 
 MAY_YIELD static void

@@ -13,7 +13,7 @@
 #define NODE_HOST    "10.0.0.1"
 #define CLIENTS_HOST "10.0.0.2"
 #define NODE_PORT    7000
-#define LOOK_NS      (50 * NS_PER_US)
+#define LOOK_NS      (5 * NS_PER_MS)
 #define WAIT_NS_MAX  (3600 * NS_PER_S)
 
 /* ---- the node ---- */
