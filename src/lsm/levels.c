@@ -39,6 +39,32 @@ levels_snapshots(const struct levels *levels, u32 *count_out)
     return levels->config.snapshots(levels->config.arg, count_out);
 }
 
+u32
+levels_drop_mark(u16 keyspace, struct bytes key)
+{
+    return (u32)(hash_key(key, keyspace) % LEVELS_DROP_MARKS);
+}
+
+u64
+levels_dropped_seq(const struct levels *levels, u16 keyspace, struct bytes key)
+{
+    return MAX(levels->dropped_seq_tables, levels->dropped_seqs[levels_drop_mark(keyspace, key)]);
+}
+
+u64
+levels_expiry_clock(struct levels *levels)
+{
+    u64 wall_ms = io_wall_ms();
+    levels->expired_ms = MAX(levels->expired_ms, wall_ms);
+    return wall_ms;
+}
+
+u64
+levels_expired_ms(const struct levels *levels)
+{
+    return levels->expired_ms;
+}
+
 void
 levels_report_corrupt(struct levels *levels, const char *where, u64 file_id)
 {

@@ -5,7 +5,8 @@
  * Why both ways are atomic. A try never yields between its first read and lsm_write_try, and it
  * does not write a key that somebody on a fiber has locked. A run on a fiber holds the locks of all
  * the keys that its command names from before its first read until its batch is visible. Plain
- * reads take no locks: a batch becomes visible as a whole.
+ * reads take no locks: a batch becomes visible as a whole. When writes are held (cut.h) a try finds
+ * out at its lsm_write_try, has done nothing, and waits on a fiber like for anything else.
  */
 #include "server/exec.h"
 
@@ -286,7 +287,6 @@ written(struct exec *x, u64 seq)
 {
     x->wrote = true;
     x->seq = MAX(x->seq, seq);
-    x->shard->seq_last = MAX(x->shard->seq_last, seq);
     if (x->committed != NULL) x->committed(x);
 }
 
@@ -424,9 +424,8 @@ exec_wait(struct exec *x, void (*handler)(struct exec *x))
             lock_count = 0;
             exec_fail(x, ST_NO_MEMORY);
         } else if (lock_count != 0) {
-            u64 waits = shard->locks.waits;
             keylock_acquire(&shard->locks, hashes, locks, lock_count);
-            shard->stats->lock_waits += shard->locks.waits - waits;
+            shard->stats->lock_waits = shard->locks.waits;
         }
     }
     x->now_ms = io_wall_ms();

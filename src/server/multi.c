@@ -11,9 +11,12 @@
  *
  * WATCH remembers for each key the sequence number of its newest version, or that it was absent
  * and the shard's last sequence number then. EXEC compares under the locks: a live key must have
- * the same number; an absent one must still be absent, without a tombstone younger than the watch.
- * Sequence numbers are never given twice, so an unchanged key never aborts, and a changed one
- * always does. A key that had a time to live and has expired since counts as changed, as in Redis.
+ * the same number; an absent one must still be absent, without a tombstone younger than the watch,
+ * and the store must not have dropped one that may have been this key's (lsm_dropped_seq).
+ * Sequence numbers are never given twice, so a changed key always aborts. An unchanged one never
+ * does, but for a rare case: it is absent, and since the WATCH another key of the same hash mark
+ * was written, deleted, and merged away. A key that had a time to live and has expired since counts
+ * as changed, as in Redis.
  */
 #include "server/cmd.h"
 #include "server/native.h"
@@ -232,7 +235,7 @@ cmd_watch(struct exec *x)
         enum exec_found found = exec_get_in(x, watch->keyspace, watch->key, false, &value);
         if (found == EXEC_STOP) return;
         watch->present = found == EXEC_FOUND;
-        watch->seq = watch->present ? value.seq : MAX(value.seq, x->shard->seq_last);
+        watch->seq = watch->present ? value.seq : lsm_seq_last(x->shard->lsm);
     }
     list_for_each (node, &tx->watches)
         list_entry(node, struct watch, link)->filled = true;
@@ -246,7 +249,8 @@ unchanged(struct exec *x, const struct watch *watch)
     enum exec_found found = exec_get_in(x, watch->keyspace, watch->key, false, &value);
     if (found == EXEC_STOP) return false;
     if (found == EXEC_FOUND) return watch->present && value.seq == watch->seq;
-    return !watch->present && value.seq <= watch->seq;
+    return !watch->present && value.seq <= watch->seq &&
+           lsm_dropped_seq(x->shard->lsm, watch->keyspace, watch->key) <= watch->seq;
 }
 
 static bool

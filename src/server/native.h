@@ -10,8 +10,8 @@
  * attempt, and that is the answer. That a restart forgets all ids is told by HELLO's run id: the
  * client decides whether it may send again.
  *
- * Snapshots. SNAPSHOT_OPEN takes one of every shard under one number; each shard drops its own
- * when it was not used for the lease.
+ * Snapshots. SNAPSHOT_OPEN takes one of every shard, of one instant (cut.h), under one number; each
+ * shard drops its own when it was not used for the lease.
  */
 #ifndef DISTKV_SERVER_NATIVE_H
 #define DISTKV_SERVER_NATIVE_H

@@ -17,6 +17,7 @@
 #include <stdio.h>
 
 #include "base/log.h"
+#include "server/cut.h"
 #include "server/native.h"
 #include "server/session.h"
 
@@ -290,13 +291,14 @@ init(struct shard *shard, struct server *server)
     if (shard->stats == NULL) return ST_NO_MEMORY;
     shard->stats->shard = shard->index;
     shard->stats_reset_wall_ms = io_wall_ms();
-    if (!native_state_init(shard)) return ST_NO_MEMORY;
+    if (!native_state_init(shard) || !cuts_init(shard)) return ST_NO_MEMORY;
     return ST_OK;
 }
 
 static void
 deinit(struct shard *shard)
 {
+    cuts_deinit(shard);
     native_state_deinit(shard);
     slowlog_deinit(&shard->slowlog);
     lsm_batch_deinit(&shard->batch);

@@ -92,7 +92,6 @@ struct shard {
     /* store */
     struct lsm *lsm;
     u64 token_first, token_last;
-    u64 seq_last; /* of the last write that came through here */
     bool store_failed;
     struct list durable_waits;
     struct keylock_table locks;
@@ -133,6 +132,7 @@ struct shard {
     struct native_state *native;
 
     struct meeting_place *meetings; /* node.c */
+    struct cuts *cuts;              /* cut.c */
 
     struct slowlog slowlog;
     struct latency_monitor latency;

@@ -335,6 +335,86 @@ lone_small_writes_do_not_make_a_long_log(void **state)
     sim_free(w.sim);
 }
 
+/* ---- held writes ---- */
+
+struct held {
+    struct world *w;
+    u32 index;
+    u32 *done;
+};
+
+static void
+write_held(void *arg)
+{
+    struct held *held = arg;
+    CHECK(ok(put(held->w, held->index, KIB(2))));
+    ++*held->done;
+}
+
+static status
+try_put(struct world *w, u32 index)
+{
+    char text[32];
+    struct bytes key = BYTES(text, key_make(index, text));
+    struct lsm_batch batch;
+    lsm_batch_init(&batch, io_budget());
+    CHECK(lsm_batch_put(&batch, 0, hash_token(key), key, BYTES(NULL, 0), 0));
+    u64 seq;
+    status st = lsm_write_try(w->lsm, &batch, &seq);
+    lsm_batch_deinit(&batch);
+    return st;
+}
+
+static status
+held_body(void *arg)
+{
+    struct world *w = arg;
+    CHECK(ok(open_store(w)));
+    CHECK(ok(put(w, 0, 10)));
+    /* Some of the writers wait for room in the memtables when the hold begins. */
+    enum { WRITERS = 400 };
+    static struct held held[WRITERS];
+    u32 done = 0;
+    for (u32 i = 0; i < WRITERS; i++) {
+        held[i] = (struct held){.w = w, .index = 1 + i, .done = &done};
+        CHECK(ok(fiber_spawn(FIBER_FOREGROUND, "writer", write_held, &held[i])));
+    }
+    while (sim_mark_count(w->sim, "lsm.write.memtable_full") == 0)
+        fiber_yield();
+    CHECK(done < WRITERS);
+    u32 before = done;
+    lsm_writes_hold(w->lsm);
+    lsm_writes_hold(w->lsm);
+    struct lsm_snapshot *snapshot = lsm_snapshot_open(w->lsm);
+    CHECK(snapshot != NULL);
+    CHECK(status_is(try_put(w, 0), ST_WOULD_WAIT));
+    fiber_sleep_ns(100 * NS_PER_MS);
+    lsm_writes_release(w->lsm);
+    CHECK(ok(lsm_flush(w->lsm)));
+    CHECK(ok(get(w, 0, NULL)));
+    CHECK(status_is(try_put(w, 0), ST_WOULD_WAIT));
+    CHECK(done == before && lsm_snapshot_seq(snapshot) == w->seq);
+    lsm_writes_release(w->lsm);
+    while (done < WRITERS)
+        fiber_sleep_ns(NS_PER_MS);
+    CHECK(ok(try_put(w, 0)));
+    lsm_snapshot_close(snapshot);
+    struct lsm_stats stats;
+    lsm_stats_get(w->lsm, &stats);
+    CHECK(stats.writes_held_ns.count == 1 && stats.writes_held_ns.max >= 100 * NS_PER_MS);
+    return lsm_close(w->lsm);
+}
+
+static void
+held_writes_show_nothing_until_all_are_released(void **state)
+{
+    (void)state;
+    struct world w;
+    world_init(&w, 7);
+    assert_true(ok(sim_run(w.sim, 1, held_body, &w)));
+    sim_free(w.sim);
+}
+
 int
 main(void)
 {
@@ -345,6 +425,7 @@ main(void)
         cmocka_unit_test(a_store_on_a_full_disk_opens_and_reads),
         cmocka_unit_test(closing_does_not_wait_for_a_compaction_or_a_count),
         cmocka_unit_test(lone_small_writes_do_not_make_a_long_log),
+        cmocka_unit_test(held_writes_show_nothing_until_all_are_released),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
