@@ -29,7 +29,6 @@ enum command_flags {
     COMMAND_NO_MULTI = 1 << 11, /* cannot be queued: it spans shards */
     /* not shown to clients */
     COMMAND_DANGEROUS = 1 << 16, /* category, where the others do not imply it */
-    COMMAND_SKIP_MONITOR = 1 << 17,
     COMMAND_MULTI_NOW = 1 << 18, /* runs at once inside MULTI */
     COMMAND_NATIVE = 1 << 19,    /* an opcode: only in the metrics */
 };

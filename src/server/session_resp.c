@@ -461,8 +461,8 @@ dispatch(struct session *s, const struct bytes *args, u32 arg_count, u64 start_n
             counted = result == DISPATCH_STALL || s->pending_count != before;
         }
         if (UNLIKELY(shard->monitor_shards != 0) && result == DISPATCH_DONE &&
-            !(command->flags & (COMMAND_SKIP_MONITOR | COMMAND_ADMIN)))
-            monitor_feed(shard, s, keyspace, args, arg_count);
+            !(command->flags & COMMAND_ADMIN))
+            monitor_feed(shard, s, keyspace, command, args, arg_count);
         /* What became a request is counted when it ends (slots of finished ones: here). */
         if (!counted || (result == DISPATCH_DONE && w.out->size != 0))
             session_account(s, command, args, arg_count, start_ns, buf_bytes(w.out));
