@@ -93,8 +93,11 @@ config_parse_cores(const char *text, u32 *out, u32 capacity, u32 *count_out)
         last = first;
         if (dash != NULL && !option_parse_number(dash + 1, &last)) return false;
         if (first > last || last > CORE_MAX) return false;
-        for (u64 core = first; core <= last; core++)
-            seen[core / 8] |= (u8)(1u << (core % 8));
+        for (u64 core = first; core <= last; core++) {
+            u8 bit = (u8)(1u << (core % 8));
+            if (seen[core / 8] & bit) return false; /* one shard, where two were asked for */
+            seen[core / 8] |= bit;
+        }
         text += size;
         if (*text == '\0') break;
         text++;
@@ -114,7 +117,8 @@ check_cores(const char *text, char *error, size_t error_size)
 {
     u32 cores[LIMIT_SHARDS], count;
     if (config_parse_cores(text, cores, LIMIT_SHARDS, &count)) return true;
-    snprintf(error, error_size, "'%.48s' is not a list of at most %u cores, for example 0,1 or 0-3",
+    snprintf(error, error_size,
+             "'%.48s' is not a list of at most %u cores, each named once, for example 0,1 or 0-3",
              text, LIMIT_SHARDS);
     return false;
 }
