@@ -10,6 +10,7 @@
 
 #include "base/log.h"
 #include "lsm/lsm.h"
+#include "server/glob.h"
 
 #include <stdio.h>
 
@@ -448,42 +449,30 @@ redis_value_text(const struct server_config *config, u32 index, char *out, size_
 
 static const u32 redis_name_none = UINT32_MAX;
 
+/* Whether text is the name, case apart: names are in lower case. */
+static bool
+is_name(const char *text, const char *name)
+{
+    while (*name != '\0' && *name == (*text >= 'A' && *text <= 'Z' ? *text - 'A' + 'a' : *text))
+        name++, text++;
+    return *name == '\0' && *text == '\0';
+}
+
 static u32
 redis_name_find(const char *name)
 {
-    for (u32 i = 0; i < ARRAY_COUNT(redis_names); i++) {
-        const char *a = redis_names[i].name, *b = name;
-        while (*a != '\0' && *a == (*b >= 'A' && *b <= 'Z' ? *b - 'A' + 'a' : *b))
-            a++, b++;
-        if (*a == '\0' && *b == '\0') return i;
-    }
+    for (u32 i = 0; i < ARRAY_COUNT(redis_names); i++)
+        if (is_name(name, redis_names[i].name)) return i;
     return redis_name_none;
 }
 
-/* Glob with * and ? only: names of options hold nothing else worth matching. Iterative, so that a
- * pattern of many stars costs no more than the product of the lengths. */
+/* A name in full is matched as it is and shown as it was asked for, as in Redis; a backslash in it
+ * means nothing. */
 static bool
-name_matches(const char *pattern, const char *name)
+name_matches(const char *pattern, bool literal, const char *name)
 {
-    const char *star = NULL, *retry = NULL;
-    while (*name != '\0') {
-        char p = *pattern >= 'A' && *pattern <= 'Z' ? (char)(*pattern - 'A' + 'a') : *pattern;
-        if (p == '*') {
-            star = ++pattern;
-            retry = name;
-        } else if (p == '?' || p == *name) {
-            pattern++;
-            name++;
-        } else if (star != NULL) {
-            pattern = star;
-            name = ++retry;
-        } else {
-            return false;
-        }
-    }
-    while (*pattern == '*')
-        pattern++;
-    return *pattern == '\0';
+    if (literal) return is_name(pattern, name);
+    return glob_match(BYTES(pattern, strlen(pattern)), BYTES(name, strlen(name)), true);
 }
 
 void
@@ -491,16 +480,17 @@ config_list(const struct server_config *config, const char *pattern,
             void (*each)(void *arg, const char *name, const char *value), void *arg)
 {
     char value[OPTION_TEXT_BYTES];
+    bool literal = strpbrk(pattern, "*?[") == NULL;
     for (u32 i = 0; i < config_table.count; i++) {
         if ((options[i].flags & OPTION_COMMAND) != 0) continue;
-        if (!name_matches(pattern, options[i].name)) continue;
+        if (!name_matches(pattern, literal, options[i].name)) continue;
         option_get(&options[i], config, value, sizeof(value));
-        each(arg, options[i].name, value);
+        each(arg, literal ? pattern : options[i].name, value);
     }
     for (u32 i = 0; i < ARRAY_COUNT(redis_names); i++) {
-        if (!name_matches(pattern, redis_names[i].name)) continue;
+        if (!name_matches(pattern, literal, redis_names[i].name)) continue;
         redis_value_text(config, i, value, sizeof(value));
-        each(arg, redis_names[i].name, value);
+        each(arg, literal ? pattern : redis_names[i].name, value);
     }
 }
 
