@@ -22,7 +22,7 @@ names_secret(struct bytes name)
 struct bytes
 redact_next(struct redactor *redactor, struct bytes arg)
 {
-    void (*handler)(struct exec *x) = redactor->command->handler;
+    void (*handler)(struct exec * x) = redactor->command->handler;
     u32 i = redactor->index++;
     if (redactor->secrets > 0) {
         redactor->secrets--;
