@@ -463,10 +463,11 @@ create_store(struct levels *levels)
     if (!ok(st)) return st;
     if (listing.any) {
         MARK("lsm.levels.manifest_missing");
-        log_error("lsm",
-                  "tables without a manifest dir=%s: it was lost or removed; copy manifest.old to "
-                  "manifest, or restore from a replica or a backup",
-                  levels->dir);
+        log_error(
+            "lsm",
+            "tables without a manifest dir=%s: it was lost or removed; restore from a replica "
+            "or a backup, or try manifest.old in its place, on a copy of the directory",
+            levels->dir);
         return ST_CORRUPT;
     }
     struct run_set *set = run_set_edit(levels, NULL, NULL, 0);
@@ -567,11 +568,11 @@ levels_open(const struct levels_config *config, struct levels **out, struct leve
         st = open_existing(levels, &manifest);
         manifest_free(&manifest);
     } else if (status_is(st, ST_CORRUPT) || status_is(st, ST_UNSUPPORTED)) {
-        log_error("lsm",
-                  "manifest is damaged file=%s/manifest offset=%llu what=%s: restore it from a "
-                  "replica or a backup; manifest.old is the one before, data since then is only "
-                  "in the log",
-                  levels->dir, (unsigned long long)offset, what);
+        log_error(
+            "lsm",
+            "manifest is damaged file=%s/manifest offset=%llu what=%s: restore from a replica "
+            "or a backup, or try manifest.old in its place, on a copy of the directory",
+            levels->dir, (unsigned long long)offset, what);
     }
     if (!ok(st)) {
         free_levels(levels);

@@ -221,7 +221,7 @@ MAY_YIELD void
 cmd_scan(struct exec *x)
 {
     u64 cursor;
-    if (!number_parse_u64(x->args[1], &cursor)) {
+    if (!number_parse_cursor(x->args[1], &cursor)) {
         resp_error(x->reply, "ERR invalid cursor");
         return;
     }

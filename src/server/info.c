@@ -382,6 +382,10 @@ write_section(struct buf *out, enum info_section section, const struct server *s
         section_latencystats(out, t);
         return;
     case INFO_CLUSTER:
+        /* INFO, CONFIG GET cluster-enabled and HELLO's mode agree: this is one node that has 16
+         * databases and takes keys of several slots in MGET. Tools that go by this field would
+         * leave all but database 0 aside if it were 1. Cluster clients that go by CLUSTER SLOTS
+         * work all the same. */
         cmd_text(out, "# Cluster\r\ncluster_enabled:0\r\n");
         return;
     case INFO_KEYSPACE:

@@ -7,6 +7,7 @@
 #include <stdio.h>
 
 #include "server/cmd.h"
+#include "server/redact.h"
 #include "server/session.h"
 
 #define MONITOR_MAILS_MAX 256u
@@ -107,12 +108,13 @@ quote(char *at, struct bytes text)
 }
 
 void
-monitor_feed(struct shard *shard, const struct session *s, u16 keyspace, const struct bytes *args,
-             u32 arg_count)
+monitor_feed(struct shard *shard, const struct session *s, u16 keyspace,
+             const struct command *command, const struct bytes *args, u32 arg_count)
 {
     size_t room = MONITOR_HEAD_MAX;
+    struct redactor redactor = {.command = command};
     for (u32 i = 0; i < arg_count; i++)
-        room += args[i].size * 4 + 3;
+        room += redact_next(&redactor, args[i]).size * 4 + 3;
     struct monitor_line *line = NULL;
     if (shard->monitor_mails < MONITOR_MAILS_MAX && room < MIB(4))
         line = mem_alloc(&shard->budget, sizeof(*line) + room);
@@ -131,9 +133,10 @@ monitor_feed(struct shard *shard, const struct session *s, u16 keyspace, const s
     char *at = line->text;
     at += snprintf(at, MONITOR_HEAD_MAX, "+%llu.%06llu [%u %s]", (unsigned long long)(ms / 1000),
                    (unsigned long long)(ms % 1000 * 1000), keyspace, peer);
+    redactor = (struct redactor){.command = command};
     for (u32 i = 0; i < arg_count; i++) {
         *at++ = ' ';
-        at = quote(at, args[i]);
+        at = quote(at, redact_next(&redactor, args[i]));
     }
     *at++ = '\r';
     *at++ = '\n';

@@ -392,8 +392,8 @@ serve(struct shard *shard)
         u32 listening = atomic_fetch_add(&server->shards_ready, 1) + 1;
         if (listening == server->shard_count && !io_stopping()) {
             server->ready = true;
-            log_info("server", "ready node=%s port=%u shards=%u", server->layout.node_id,
-                     (u32)server->port, server->shard_count);
+            log_debug("server", "every shard listens node=%s port=%u shards=%u",
+                      server->layout.node_id, (u32)server->port, server->shard_count);
         }
         io_wait_stop();
     }

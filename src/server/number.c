@@ -27,6 +27,22 @@ number_parse_u64(struct bytes text, u64 *out)
 }
 
 bool
+number_parse_cursor(struct bytes text, u64 *out)
+{
+    const u8 *zero = text.size == 0 ? NULL : memchr(text.data, 0, text.size);
+    size_t size = zero == NULL ? text.size : (size_t)(zero - text.data);
+    *out = 0;
+    if (size == 0) return true;
+    bool negative = text.data[0] == '-';
+    size_t i = negative || text.data[0] == '+';
+    while (i + 1 < size && text.data[i] == '0')
+        i++;
+    if (!number_parse_u64(BYTES(text.data + i, size - i), out)) return false;
+    if (negative) *out = 0 - *out;
+    return true;
+}
+
+bool
 number_parse_i64(struct bytes text, i64 *out)
 {
     bool negative = text.size > 1 && text.data[0] == '-';

@@ -270,8 +270,8 @@ session_account(struct session *s, const struct command *command, const struct b
         !(command->flags & COMMAND_SKIP_SLOWLOG) && s->protocol == SESSION_RESP) {
         /* Under overload every request is slow: the kernel is asked once. */
         if (s->peer[0] == '\0') session_peer(s, s->peer, sizeof(s->peer));
-        slowlog_add(&shard->slowlog, shard->config->slowlog_max_len, io_wall_ms() / 1000, us, args,
-                    arg_count, s->peer, buf_bytes(&s->name));
+        slowlog_add(&shard->slowlog, shard->config->slowlog_max_len, io_wall_ms() / 1000, us,
+                    command, args, arg_count, s->peer, buf_bytes(&s->name));
     }
     u64 threshold_ms = shard->config->latency_monitor_threshold_ms;
     if (UNLIKELY(threshold_ms != 0 && us / 1000 >= threshold_ms))

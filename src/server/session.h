@@ -147,7 +147,7 @@ void session_exec_done(struct session *s, const struct command *command);
 
 /* monitor.c */
 void monitor_feed(struct shard *shard, const struct session *s, u16 keyspace,
-                  const struct bytes *args, u32 arg_count);
+                  const struct command *command, const struct bytes *args, u32 arg_count);
 MAY_YIELD void monitor_start(struct session *s);
 void monitor_stop(struct session *s);
 

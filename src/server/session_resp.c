@@ -382,14 +382,16 @@ keys_fit(struct resp_writer *w, const struct command *command, const struct byte
     return true;
 }
 
-/* EXEC itself was refused: the transaction is over, and the reply says why. */
+/* EXEC itself was refused: the transaction is over, if there was one, and the reply says why. A
+ * prefix that tells more than ERR belongs to the reason, as in Redis. */
 static void
 abort_exec(struct session *s, struct resp_writer *w)
 {
     char reason[128];
-    size_t skip = sizeof("-ERR ") - 1, end = 2; /* "\r\n" */
-    size_t size = MIN(w->out->size - skip - end, sizeof(reason) - 1);
-    memcpy(reason, w->out->data + skip, size);
+    struct bytes text = buf_bytes(w->out);
+    size_t skip = memcmp(text.data, "-ERR ", 5) == 0 ? 5 : 1, end = 2; /* "\r\n" */
+    size_t size = MIN(text.size - skip - end, sizeof(reason) - 1);
+    memcpy(reason, text.data + skip, size);
     reason[size] = '\0';
     w->out->size = 0;
     resp_error(w, "EXECABORT Transaction discarded because of: %s", reason);
@@ -419,13 +421,11 @@ dispatch(struct session *s, const struct bytes *args, u32 arg_count, u64 start_n
     }
     call.silent = s->reply_off || s->reply_skip;
 
+    /* What is no command is told so before the password is asked for, as in Redis. */
     bool refused = command == NULL;
     if (!refused && !s->authenticated && !(command->flags & COMMAND_NO_AUTH)) {
         resp_error(&w, "NOAUTH Authentication required.");
         refused = true;
-    } else if (refused && !s->authenticated) {
-        w.out->size = 0;
-        resp_error(&w, "NOAUTH Authentication required.");
     }
     if (!refused && !keys_fit(&w, command, args, arg_count)) refused = true;
     if (!refused && session_in_multi(s) && command->flags & COMMAND_NO_MULTI) {
@@ -440,7 +440,7 @@ dispatch(struct session *s, const struct bytes *args, u32 arg_count, u64 start_n
             session_stall(s, SESSION_WAITS_ORDER);
             return DISPATCH_STALL;
         }
-        if (session_in_multi(s) && text_is(args[0], "exec")) {
+        if (text_is(args[0], "exec")) {
             abort_exec(s, &w);
         } else if (session_in_multi(s)) {
             session_multi_spoil(s);
@@ -461,8 +461,8 @@ dispatch(struct session *s, const struct bytes *args, u32 arg_count, u64 start_n
             counted = result == DISPATCH_STALL || s->pending_count != before;
         }
         if (UNLIKELY(shard->monitor_shards != 0) && result == DISPATCH_DONE &&
-            !(command->flags & (COMMAND_SKIP_MONITOR | COMMAND_ADMIN)))
-            monitor_feed(shard, s, keyspace, args, arg_count);
+            !(command->flags & COMMAND_ADMIN))
+            monitor_feed(shard, s, keyspace, command, args, arg_count);
         /* What became a request is counted when it ends (slots of finished ones: here). */
         if (!counted || (result == DISPATCH_DONE && w.out->size != 0))
             session_account(s, command, args, arg_count, start_ns, buf_bytes(w.out));

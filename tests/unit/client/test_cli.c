@@ -133,6 +133,42 @@ usage_errors_end_with_2(void **state)
 }
 
 static void
+a_password_can_be_given_in_each_way(void **state)
+{
+    (void)state;
+    server->password = "a secret";
+    assert_says("kv get k", 1, "wrong user or password (none was given; see --password-file");
+    assert_says("kv --password x get k", 1, "wrong user or password\n");
+    assert_says("kv --user other --password 'a secret' get k", 1, "wrong user or password");
+    assert_says("kv doctor", 1, "wrong user or password");
+    assert_says("echo 'put k v' | kv", 1, "wrong user or password");
+    assert_int_equal(server->writes_done, 0);
+    assert_output("kv put k v --password 'a secret'", "ok\n");
+    assert_output("kv --user default --password='a secret' get k", "v");
+    assert_output("DISTKV_PASSWORD='a secret' kv get k", "v");
+    assert_output("DISTKV_USER=default DISTKV_PASSWORD='a secret' kv get k", "v");
+    assert_output("printf 'a secret' > pw; kv --password-file pw get k", "v");
+    assert_output("printf 'a secret\r\nmore\n' > pw; kv get k --password-file pw", "v");
+    assert_output("DISTKV_PASSWORD_FILE=pw kv get k", "v");
+    assert_output("export DISTKV_PASSWORD='a secret'; echo 'get k' | kv; kv export -quiet; "
+                  "kv count --exact; kv bench-ping --count 1 > /dev/null; echo $?",
+                  "v\n{\"key\":\"k\",\"value\":\"v\"}\n1\n0\n");
+    /* The last one that is given, flags behind variables. */
+    assert_output("DISTKV_PASSWORD=x kv --password-file pw get k", "v");
+    assert_output("DISTKV_PASSWORD_FILE=/nowhere kv --password 'a secret' get k", "v");
+    assert_output("kv --password x get k --password-file pw", "v");
+    assert_output("kv --password-file /nowhere get k --password 'a secret'", "v");
+    assert_says("kv --password-file /nowhere get k", 2, "/nowhere: No such file");
+    assert_says("kv --password-file . get k", 2, "Is a directory");
+    assert_says("kv --password-file /dev/null get k", 2, "the first line is empty");
+    assert_says("printf '%0600d' 0 > long; kv --password-file long get k", 2, "too long");
+    assert_says("kv --password $(printf '%0300d' 0) get k", 2, "255 bytes");
+    assert_says("echo 'get k --password x' | kv --password-file pw", 2, "cannot be changed");
+    server->password = NULL;
+    assert_output("kv --password anything get k", "v"); /* as the server does */
+}
+
+static void
 nobody_there_ends_with_3(void **state)
 {
     (void)state;
@@ -369,6 +405,7 @@ main(void)
         T(values_are_put_got_and_deleted),
         T(conditions_and_times_can_be_given),
         T(usage_errors_end_with_2),
+        T(a_password_can_be_given_in_each_way),
         T(nobody_there_ends_with_3),
         T(help_and_version_are_shown),
         T(a_batch_says_whether_it_is_atomic),
