@@ -19,7 +19,7 @@
 
 #define BUSY "-BUSY This node is overloaded, try again later\r\n"
 
-#ifdef __SANITIZE_ADDRESS__
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
 #define SEED_COUNT 20u
 #else
 #define SEED_COUNT 100u
