@@ -400,6 +400,10 @@ def test_the_scrub_finds_damage_on_a_live_node(make_server):
 @pytest.mark.parametrize("form", ["human", "logfmt", "json", "journal"])
 def test_log_forms(make_server, form):
     server = make_server(log_format=form)
+    end = time.monotonic() + 10 * SLOW
+    while not re.search(r"\bready\b", server.log()):  # said by another thread than the one that is
+        assert time.monotonic() < end, server.log()
+        time.sleep(0.01)
     server.stop()
     lines = server.log().splitlines()
     assert lines

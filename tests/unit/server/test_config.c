@@ -188,6 +188,15 @@ config_get_knows_our_names_and_those_of_redis(void **state)
     config_list(&config, "*", count_listed, NULL);
     assert_true(listed > 40);
     listed = 0;
+    config_list(&config, "[Mm]emory", count_listed, NULL);
+    assert_int_equal(listed, 1);
+    listed = 0;
+    config_list(&config, "memory\\", count_listed, NULL);
+    config_list(&config, "\\memory", count_listed, NULL);
+    assert_int_equal(listed, 0);
+    config_list(&config, "MEMORY", count_listed, NULL);
+    assert_int_equal(listed, 1);
+    listed = 0;
     config_list(&config, "maxmemory?policy", count_listed, NULL);
     assert_int_equal(listed, 1);
 }
