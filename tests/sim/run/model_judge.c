@@ -255,15 +255,17 @@ slot_take(struct model *model, struct model_op *op)
 
 struct event {
     u64 position;
-    struct model_op *op;
+    u32 order; /* operations of one request share their positions */
     bool returns;
+    struct model_op *op;
 };
 
 static int
 event_order(const void *a, const void *b)
 {
     const struct event *x = a, *y = b;
-    return x->position < y->position ? -1 : x->position > y->position;
+    if (x->position != y->position) return x->position < y->position ? -1 : 1;
+    return x->order < y->order ? -1 : x->order > y->order;
 }
 
 static struct event *
@@ -276,10 +278,10 @@ events_of(const struct model_object *object, u32 *count_out)
         struct model_op *op = object->ops[i];
         if (op->outcome == MODEL_REFUSED) continue;
         if (op->outcome == MODEL_UNKNOWN && !op->changes) continue;
-        events[count++] = (struct event){op->invoked, op, false};
-        if (op->outcome == MODEL_DONE) events[count++] = (struct event){op->returned, op, true};
+        events[count++] = (struct event){op->invoked, i, false, op};
+        if (op->outcome == MODEL_DONE) events[count++] = (struct event){op->returned, i, true, op};
     }
-    qsort(events, count, sizeof(*events), event_order); /* positions are unique */
+    qsort(events, count, sizeof(*events), event_order);
     *count_out = count;
     return events;
 }
