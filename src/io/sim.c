@@ -513,7 +513,6 @@ shard_init(struct sim_node *node, u32 index)
     shard->stop.fire = stop_arrives;
     list_init(&shard->arrivals);
     list_init(&shard->files);
-    list_init(&shard->connections);
     list_init(&shard->listeners);
     shard->mail_time_ns = calloc(node->shard_count, sizeof(u64));
     shard->mail_counts = calloc(node->shard_count, sizeof(u64));
@@ -541,6 +540,7 @@ sim_node_start(struct sim_node *node, const struct io_node_config *config)
     CHECK(!node->running);
     CHECK(config->shard_count > 0 && config->shard_count <= LIMIT_SHARDS);
     node->running = true;
+    node->power_off = false;
     node->stopping = false;
     node->crash_pending = false;
     node->epoch++;
@@ -563,14 +563,16 @@ sim_node_start(struct sim_node *node, const struct io_node_config *config)
             core_shard_init(&shard->core, (struct io_node *)node, i, config->shard_count,
                             memory_bytes, config->fiber_count_max, seed);
         memfs_init(&shard->memfs, &shard->core.budget, UINT64_MAX);
-        budget_init(&shard->output_budget, "output", memory_bytes / 8, &shard->core.budget);
+        core_net_init(&shard->net, &shard->core);
         shard->core.now_ns = sim->now_ns;
         if (ok(started)) started = core_shard_start(&shard->core, config->shard_main, config->arg);
         shard_leave(domain);
         if (!ok(started)) st = started;
         shard_schedule_at(shard, sim->now_ns);
     }
-    if (!ok(st)) sim_node_crash(node);
+    if (ok(st)) return ST_OK;
+    sim_node_crash(node);
+    node->power_off = false;
     return st;
 }
 
@@ -593,7 +595,9 @@ sim_node_crash(struct sim_node *node)
     sim_trace(node->sim, NULL, SIM_KIND_CONTROL, node->index, "end of node", node->index, 0, 0);
     sim_disk_crash(node->disk); /* first: it still takes data from the buffers of writes */
     sim_files_drop(node);
-    sim_net_drop(node);
+    bool power = !node->sim->options.disk.crash_keeps_all;
+    node->power_off = power;
+    sim_net_drop(node, power);
     while (!list_empty(&node->mails)) {
         struct sim_mail *mail = list_entry(list_first(&node->mails), struct sim_mail, link);
         sim_event_cancel(node->sim, &mail->event);

@@ -38,6 +38,7 @@
 struct sim;
 struct sim_node;
 struct sim_disk;
+struct io_conn;
 
 /* What goes wrong, by family: each can be switched off, each single fault can be left out. */
 enum sim_fault {
@@ -93,6 +94,7 @@ struct sim_net_options {
     u64 latency_ns_min, latency_ns_max; /* of a segment; order within a connection is kept */
     u32 pipe_bytes;                     /* capacity of one direction: back-pressure above */
     u32 split_ppm;                      /* deliveries cut at a random place, down to one byte */
+    bool single_bytes;                  /* every delivery is one byte */
     u32 refuse_ppm;                     /* connects refused */
     u32 reset_ppm;                      /* segments that become a reset */
     u32 half_open_ppm;                  /* segments after which one end is gone unannounced */
@@ -193,8 +195,9 @@ struct sim_node *sim_node_new(struct sim *sim, const char *host);
 MUST_CHECK status sim_node_start(struct sim_node *node, const struct io_node_config *config);
 /* As io_node_stop; the process ends when its shards have. */
 void sim_node_stop(struct sim_node *node);
-/* Power off, now: memory, fibers, connections and what the disk had not made durable are gone.
- * Not from inside the node's own code. */
+/* Power off, now: memory, fibers, connections and what the disk had not made durable are gone, and
+ * peers hear nothing until it is started again. With crash_keeps_all it is the process that ends:
+ * the machine stays and closes its connections. Not from inside the node's own code. */
 void sim_node_crash(struct sim_node *node);
 bool sim_node_running(const struct sim_node *node);
 /* What the last process ended with; ST_CANCELED after a crash. */
@@ -212,7 +215,11 @@ void sim_node_started_set(struct sim_node *node);
 u64 sim_node_memory_bytes(const struct sim_node *node);
 /* Budgeted memory of a shard in use now, and its highest; zero when the process has ended. */
 void sim_node_shard_memory(const struct sim_node *node, u32 shard, u64 *used_out, u64 *peak_out);
-/* Nothing is delivered between the two (in both directions) until healed; connections stall. */
+/* Closes only the sending side of a connection, behind what was written: a client that still reads.
+ * On the shard of conn. */
+void sim_conn_shut_send(struct io_conn *conn);
+/* Nothing is delivered between the two (in both directions) until healed; connections stall. After
+ * that they go on when their machines try again, as TCP does: within twice the time it lasted. */
 void sim_link_cut(struct sim *sim, struct sim_node *a, struct sim_node *b);
 void sim_link_heal(struct sim *sim, struct sim_node *a, struct sim_node *b);
 

@@ -15,6 +15,7 @@
 #define DISTKV_IO_SIM_INTERNAL_H
 
 #include "io/core.h"
+#include "io/core_conn.h"
 #include "io/file.h"
 #include "io/memfs.h"
 #include "io/sim.h"
@@ -63,11 +64,9 @@ struct sim_shard {
     u64 *mail_time_ns; /* by target: when the last mail on its way arrives */
     u64 *mail_counts;  /* by target: under way */
     u64 io_in_flight;
-    struct list files;       /* struct io_file.link, open ones */
-    struct list connections; /* struct io_conn.link */
-    struct list listeners;   /* struct io_listener.link */
-    struct budget output_budget;
-    u64 conn_id_last;
+    struct list files;     /* struct io_file.link, open ones */
+    struct list listeners; /* struct io_listener.link */
+    struct core_net net;
 };
 
 /* What the process of a node allocated. */
@@ -93,6 +92,7 @@ struct sim_node {
     struct sim_memory memory;
     struct sim_clock clock; /* the machine's: outlives its processes */
 
+    bool power_off; /* after a cut, until the next start: answers nothing */
     bool running;
     bool stopping;
     bool crash_pending; /* at the end of this event */
@@ -162,7 +162,7 @@ struct sim {
     struct list nodes;
     u32 node_count;
     struct list controls; /* struct sim_control.link */
-    struct list pipes;    /* sim_conn.c */
+    struct list lines;    /* sim_conn.c */
     u64 line_last;
     struct list cuts; /* struct sim_cut.link */
 
@@ -231,7 +231,7 @@ void sim_net_hurry(struct sim *sim);
 
 /* Forgets requests, openings, connections. The disk has its crash before, while buffers live. */
 void sim_files_drop(struct sim_node *node);
-void sim_net_drop(struct sim_node *node);
+void sim_net_drop(struct sim_node *node, bool power);
 /* The shard has ended: closes what it listens on and its connections. In its turn. */
 void sim_net_shut(struct sim_shard *shard);
 bool sim_net_busy(const struct sim_shard *shard);
