@@ -293,8 +293,7 @@ core_conn_sent(struct io_conn *conn, u32 bytes)
         conn->net->shard->stats.sent_bytes += bytes;
         core_output_advance(&conn->output, bytes);
     }
-    if (core_output_drained(&conn->output) && conn->state == CONN_OPEN)
-        conn->events->drained(conn);
+    if (core_output_drained(&conn->output) && conn->state == CONN_OPEN) conn->events->drained(conn);
     conn_send_later(conn);
     conn_flushed_check(conn);
     core_conn_shut_check(conn);

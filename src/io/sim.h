@@ -83,6 +83,8 @@ struct sim_disk_options {
     u64 stall_ns;                       /* ... up to this; by just this when it is less */
     u32 torn_ppm;                       /* of the unsynced sectors at a crash: garbage */
     u32 read_error_ppm, write_error_ppm, sync_error_ppm;
+    u32 no_space_ppm; /* writes and allocations before which the capacity shrinks to what is used */
+    u64 no_space_ns_max; /* ... for 1 ms up to this */
     /* Beyond the promise, in millionths of the requests. */
     u32 bit_rot_ppm; /* of the reads: a bit of what it covers flips for good before it */
     u32 latent_ppm;  /* of the reads: a sector of what it covers is unreadable until rewritten */
@@ -125,8 +127,12 @@ struct sim_options {
 /* No faults; orders and delays are random all the same. */
 void sim_options_default(struct sim_options *options, u64 seed);
 /* Draws fault rates, delays and BUGGIFY from the seed: every run has a character. What is injected
- * may make operations fail, so the test must expect errors. */
+ * may make operations fail, so the test must expect errors. Nothing that an honest disk does not do.
+ */
 void sim_options_swarm(struct sim_options *options, u64 seed);
+/* On top of either: draws damage beyond the promise, at least one family. The code under test may
+ * refuse then, but never serve it. */
+void sim_options_beyond(struct sim_options *options, u64 seed);
 
 struct sim *sim_new(const struct sim_options *options);
 /* Crashes what still runs; frees everything, disks too. */
@@ -181,6 +187,20 @@ void sim_fault_each(const struct sim *sim,
                     void (*each)(void *arg, struct sim_fault_id id, u64 time_ns,
                                  const char *detail),
                     void *arg);
+/* Damage beyond the promise, for a checker that demands that it is found. */
+struct sim_damage {
+    struct sim_fault_id id;
+    u64 time_ns;
+    const struct sim_node *node;
+    const char *path; /* now; of a file without a name: "(no name)" */
+    u64 offset;
+    u32 bytes;
+    /* Reads show it now. Not so once it was written over or the file is gone; a power cut may bring
+     * it back with what had been written over it, or show what a cache has hidden so far. */
+    bool there;
+};
+void sim_damage_each(const struct sim *sim,
+                     void (*each)(void *arg, const struct sim_damage *damage), void *arg);
 /* Whether the armed crash or failure has happened. */
 bool sim_crashed(const struct sim *sim);
 bool sim_failed(const struct sim *sim);

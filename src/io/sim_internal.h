@@ -4,7 +4,7 @@
  *
  *   sim.c        world, events, turns of shards, crash and restart; backend_* of core.h
  *   sim_file.c   file.h: requests to the disk as events
- *   sim_disk.c   the disk itself (sim_names.c: its names)
+ *   sim_disk.c   the disk itself (sim_names.c: its names; sim_damage.c: what it should never do)
  *   sim_conn.c   net.h: connections as events
  *   sim_mem.c    allocation by node, so that a crash frees everything
  *   sim_inject.c faults by family: chances, numbers, what is left out
@@ -105,10 +105,11 @@ struct sim_node {
     u32 io_in_flight;
     struct list io_queue;    /* struct sim_request.link: waiting for a place */
     struct list io_requests; /* struct sim_request.link: under way */
-    struct list mails;       /* struct sim_mail.link: between shards, under way */
-    struct list connects;    /* sim_conn.c: under way from here */
-    struct list accepts;     /* on their way to a listener here */
-    u16 port_last;           /* for io_listen with port 0 */
+    struct sim_event space_returns;
+    struct list mails;    /* struct sim_mail.link: between shards, under way */
+    struct list connects; /* sim_conn.c: under way from here */
+    struct list accepts;  /* on their way to a listener here */
+    u16 port_last;        /* for io_listen with port 0 */
 };
 
 struct sim_trigger {
@@ -220,8 +221,11 @@ bool sim_fault_chance(struct sim *sim, enum sim_fault family, u32 ppm);
 /* The fault is about to happen: numbers and keeps it. False: it is to be left out. */
 bool sim_fault_take(struct sim *sim, enum sim_fault family, const char *format, ...)
     PRINTF_LIKE(3, 4);
+/* The one that was taken last. */
+struct sim_fault_id sim_fault_last(const struct sim *sim);
 /* What the next fault of the family, to be taken after this, draws about itself. */
 struct prng sim_fault_prng(const struct sim *sim, enum sim_fault family);
+void sim_space_returns(struct sim_event *event);
 /* Stalls end: requests, turns and segments come soon. */
 void sim_files_hurry(struct sim_node *node);
 void sim_shard_hurry(struct sim_shard *shard);
