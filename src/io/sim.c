@@ -95,6 +95,41 @@ sim_options_default(struct sim_options *options, u64 seed)
     };
 }
 
+/* A stream of its own, so that a draw that is added or taken away moves no other. True in one of
+ * `in` runs. */
+static bool
+swarm_draw(struct prng *prng, u64 seed, const char *purpose, u64 in)
+{
+    prng_init(prng, sim_seed(seed, purpose, 0));
+    return prng_chance(prng, 1, in);
+}
+
+static void
+swarm_more(struct sim_options *options, u64 seed)
+{
+    struct sim_disk_options *disk = &options->disk;
+    struct sim_net_options *net = &options->net;
+    struct prng prng;
+    if (swarm_draw(&prng, seed, "swarm disk-stall", 2))
+        disk->stall_ns = prng_range(&prng, NS_PER_S, 30 * NS_PER_S);
+    if (swarm_draw(&prng, seed, "swarm no-space", 10)) {
+        disk->no_space_ppm = (u32)prng_below(&prng, 2000);
+        disk->no_space_ns_max = prng_range(&prng, NS_PER_MS, 10 * NS_PER_S);
+    }
+    if (swarm_draw(&prng, seed, "swarm alloc", 8)) options->alloc_ppm = (u32)prng_below(&prng, 300);
+    if (swarm_draw(&prng, seed, "swarm shard-stall", 8)) {
+        options->shard_stall_ppm = (u32)prng_below(&prng, 300);
+        options->shard_stall_ns_max = prng_range(&prng, NS_PER_MS, 30 * NS_PER_S);
+    }
+    if (swarm_draw(&prng, seed, "swarm net-half-open", 6))
+        net->half_open_ppm = (u32)prng_below(&prng, 2000);
+    if (swarm_draw(&prng, seed, "swarm net-stall", 5)) {
+        net->stall_ppm = (u32)prng_below(&prng, 5000);
+        net->stall_ns_max = prng_range(&prng, NS_PER_MS, 20 * NS_PER_S);
+    }
+    net->single_bytes = swarm_draw(&prng, seed, "swarm single-bytes", 40);
+}
+
 void
 sim_options_swarm(struct sim_options *options, u64 seed)
 {
@@ -118,6 +153,32 @@ sim_options_swarm(struct sim_options *options, u64 seed)
     if (prng_chance(&prng, 1, 4)) net->pipe_bytes = (u32)prng_range(&prng, 4096, 65536);
     if (prng_chance(&prng, 1, 4)) net->refuse_ppm = (u32)prng_below(&prng, 200000);
     if (prng_chance(&prng, 1, 4)) net->reset_ppm = (u32)prng_below(&prng, 3000);
+    swarm_more(options, seed);
+}
+
+void
+sim_options_beyond(struct sim_options *options, u64 seed)
+{
+    struct sim_disk_options *disk = &options->disk;
+    struct {
+        const char *purpose;
+        u32 *ppm;
+    } const families[] = {
+        {"beyond bit-rot", &disk->bit_rot_ppm},
+        {"beyond latent", &disk->latent_ppm},
+        {"beyond misdirected", &disk->misdirected_ppm},
+        {"beyond lost-write", &disk->lost_write_ppm},
+    };
+    u32 drawn = 0;
+    for (u32 i = 0; i < ARRAY_COUNT(families); i++) {
+        struct prng prng;
+        prng_init(&prng, sim_seed(seed, families[i].purpose, 0));
+        if (!prng_chance(&prng, 1, 2)) continue;
+        *families[i].ppm = (u32)prng_range(&prng, 1, prng_chance(&prng, 1, 2) ? 200 : 5000);
+        drawn++;
+    }
+    /* Without any it would be a run like the others. */
+    if (drawn == 0) *families[seed % ARRAY_COUNT(families)].ppm = 1000;
 }
 
 /* ---- events ---- */
@@ -488,6 +549,9 @@ sim_node_new(struct sim *sim, const char *host)
     node->index = sim->node_count++;
     snprintf(node->host, sizeof(node->host), "%s", host);
     node->disk = sim_disk_new(&sim->options.disk, sim_seed(sim->options.seed, "disk", node->index));
+    sim_disk_books_set(node->disk, sim, node->host);
+    node->space_returns.kind = SIM_KIND_CONTROL;
+    node->space_returns.fire = sim_space_returns;
     node->clock.wall_ns = WALL_START_MS * NS_PER_MS;
     node->result = ST_OK;
     list_init(&node->memory.blocks);
@@ -513,7 +577,6 @@ shard_init(struct sim_node *node, u32 index)
     shard->stop.fire = stop_arrives;
     list_init(&shard->arrivals);
     list_init(&shard->files);
-    list_init(&shard->connections);
     list_init(&shard->listeners);
     shard->mail_time_ns = calloc(node->shard_count, sizeof(u64));
     shard->mail_counts = calloc(node->shard_count, sizeof(u64));
@@ -541,6 +604,7 @@ sim_node_start(struct sim_node *node, const struct io_node_config *config)
     CHECK(!node->running);
     CHECK(config->shard_count > 0 && config->shard_count <= LIMIT_SHARDS);
     node->running = true;
+    node->power_off = false;
     node->stopping = false;
     node->crash_pending = false;
     node->epoch++;
@@ -563,14 +627,16 @@ sim_node_start(struct sim_node *node, const struct io_node_config *config)
             core_shard_init(&shard->core, (struct io_node *)node, i, config->shard_count,
                             memory_bytes, config->fiber_count_max, seed);
         memfs_init(&shard->memfs, &shard->core.budget, UINT64_MAX);
-        budget_init(&shard->output_budget, "output", memory_bytes / 8, &shard->core.budget);
+        core_net_init(&shard->net, &shard->core);
         shard->core.now_ns = sim->now_ns;
         if (ok(started)) started = core_shard_start(&shard->core, config->shard_main, config->arg);
         shard_leave(domain);
         if (!ok(started)) st = started;
         shard_schedule_at(shard, sim->now_ns);
     }
-    if (!ok(st)) sim_node_crash(node);
+    if (ok(st)) return ST_OK;
+    sim_node_crash(node);
+    node->power_off = false;
     return st;
 }
 
@@ -593,7 +659,9 @@ sim_node_crash(struct sim_node *node)
     sim_trace(node->sim, NULL, SIM_KIND_CONTROL, node->index, "end of node", node->index, 0, 0);
     sim_disk_crash(node->disk); /* first: it still takes data from the buffers of writes */
     sim_files_drop(node);
-    sim_net_drop(node);
+    bool power = !node->sim->options.disk.crash_keeps_all;
+    node->power_off = power;
+    sim_net_drop(node, power);
     while (!list_empty(&node->mails)) {
         struct sim_mail *mail = list_entry(list_first(&node->mails), struct sim_mail, link);
         sim_event_cancel(node->sim, &mail->event);
@@ -917,6 +985,7 @@ sim_free(struct sim *sim)
     while (!list_empty(&sim->nodes)) {
         struct sim_node *node = list_entry(list_first(&sim->nodes), struct sim_node, link);
         sim_node_crash(node);
+        sim_event_cancel(sim, &node->space_returns);
         list_del(&node->link);
         sim_disk_free(node->disk);
         free(node);

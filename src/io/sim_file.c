@@ -8,6 +8,10 @@
  *   begin ----- latency -----> effect -----> arrival, in the shard's next turn: done() or resume
  *
  * At most LIMIT_IO_IN_FLIGHT requests of a node are between begin and effect.
+ *
+ * There are no short reads and writes here: file.h does not show them, the ring continues them
+ * (tests/unit/io/test_ring_file.c). A transfer of many pages is one request all the same, so a
+ * crash finds any part of it done.
  */
 #include "io/sim_internal.h"
 
@@ -190,6 +194,40 @@ request_stall_ns(struct sim_request *request)
     return stalls ? ns : 0;
 }
 
+static bool
+request_needs_space(enum request_kind kind)
+{
+    return kind == REQUEST_WRITE || kind == REQUEST_ALLOCATE || kind == REQUEST_CREATE;
+}
+
+/* Another process of the machine takes what is free, for a while. */
+static void
+space_shrink_maybe(struct sim_request *request)
+{
+    struct sim_node *node = request->shard->node;
+    struct sim *sim = node->sim;
+    const struct sim_disk_options *disk = &sim->options.disk;
+    if (disk->no_space_ppm == 0 || !request_needs_space(request->kind)) return;
+    if (!sim_fault_chance(sim, SIM_FAULT_NO_SPACE, disk->no_space_ppm)) return;
+    if (node->space_returns.scheduled) return; /* it is small already */
+    struct prng prng = sim_fault_prng(sim, SIM_FAULT_NO_SPACE);
+    u64 ns = sim_draw(&prng, NS_PER_MS, disk->no_space_ns_max);
+    if (!sim_fault_take(sim, SIM_FAULT_NO_SPACE, "%s for %llu ms", node->host,
+                        (unsigned long long)(ns / NS_PER_MS)))
+        return;
+    sim_disk_space_take(node->disk);
+    sim_event_schedule(sim, &node->space_returns, sim->now_ns + ns);
+}
+
+void
+sim_space_returns(struct sim_event *event)
+{
+    struct sim_node *node = CONTAINER_OF(event, struct sim_node, space_returns);
+    sim_trace(node->sim, NULL, SIM_KIND_CONTROL, node->index, "space returns to node", node->index,
+              0, 0);
+    sim_disk_space_give(node->disk);
+}
+
 static status
 request_disk_begin(struct sim_request *request)
 {
@@ -236,6 +274,7 @@ request_begin(struct sim_request *request)
     if (request_in_memory(request)) {
         latency_ns = 1;
     } else {
+        space_shrink_maybe(request);
         request->injected = sim_point_hit(sim, node, request_point(request->kind));
         if (ok(request->injected) && request_fails(request)) request->injected = ST_IO_ERROR;
         if (status_is(request->injected, ST_NO_SPACE)) {
@@ -273,6 +312,87 @@ request_transfer_memory(struct sim_request *request)
                                          : memfs_write(file, op->buffer, op->size, op->offset);
 }
 
+/* ---- damage by chance ---- */
+
+static u64
+name_place(const struct sim_request *request, char text[static PLACE_BYTES])
+{
+    request_place(request, text);
+    return request->op->offset;
+}
+
+/* What the read finds may have gone bad since it was written. */
+static void
+read_spoil(struct sim_request *request)
+{
+    struct sim *sim = request->shard->node->sim;
+    const struct sim_disk_options *disk = &sim->options.disk;
+    struct sim_inode *inode = request->file->inode;
+    const struct io_op *op = request->op;
+    if (op->offset + op->size > sim_inode_size(inode)) return;
+    char place[PLACE_BYTES];
+    if (sim_fault_chance(sim, SIM_FAULT_BIT_ROT, disk->bit_rot_ppm)) {
+        struct prng prng = sim_fault_prng(sim, SIM_FAULT_BIT_ROT);
+        u64 at = name_place(request, place) + prng_below(&prng, op->size);
+        u8 mask = (u8)(1u << prng_below(&prng, 8));
+        if (sim_fault_take(sim, SIM_FAULT_BIT_ROT, "%s: bit %#x of byte %llu", place, mask,
+                           (unsigned long long)at))
+            sim_inode_rot(inode, at, mask, sim_fault_last(sim));
+    }
+    if (sim_fault_chance(sim, SIM_FAULT_LATENT, disk->latent_ppm)) {
+        struct prng prng = sim_fault_prng(sim, SIM_FAULT_LATENT);
+        u64 at = name_place(request, place) + prng_below(&prng, op->size);
+        if (sim_fault_take(sim, SIM_FAULT_LATENT, "%s: sector of byte %llu", place,
+                           (unsigned long long)at))
+            sim_inode_latent_add(inode, at, sim_fault_last(sim));
+    }
+}
+
+static status
+request_read(struct sim_request *request)
+{
+    struct io_op *op = request->op;
+    struct sim_inode *inode = request->file->inode;
+    status st = request->injected;
+    read_spoil(request);
+    if (ok(st) && sim_inode_latent(inode, op->offset, op->size)) st = ST_IO_ERROR;
+    if (ok(st)) return sim_inode_read(inode, op->buffer, op->size, op->offset);
+    memset(op->buffer, 0xEE, SIM_SECTOR_BYTES); /* nobody may use what a failed read left */
+    return st;
+}
+
+/* Whether the write, which says ok, went wrong; then it has ended. */
+static bool
+write_goes_wrong(struct sim_request *request)
+{
+    struct sim *sim = request->shard->node->sim;
+    const struct sim_disk_options *disk = &sim->options.disk;
+    struct sim_write *write = &request->write;
+    const struct io_op *op = request->op;
+    char place[PLACE_BYTES];
+    if (sim_fault_chance(sim, SIM_FAULT_LOST_WRITE, disk->lost_write_ppm)) {
+        struct prng prng = sim_fault_prng(sim, SIM_FAULT_LOST_WRITE);
+        bool cached = prng_chance(&prng, 1, 2);
+        request_place(request, place);
+        if (sim_fault_take(sim, SIM_FAULT_LOST_WRITE, "%s%s", place, cached ? ", cached" : "")) {
+            sim_inode_write_lose(write, op->durable, cached, sim_fault_last(sim));
+            return true;
+        }
+    }
+    if (!sim_fault_chance(sim, SIM_FAULT_MISDIRECTED, disk->misdirected_ppm)) return false;
+    struct prng prng = sim_fault_prng(sim, SIM_FAULT_MISDIRECTED);
+    struct sim_inode *other;
+    u64 offset;
+    if (!sim_inode_elsewhere(request->file->inode, op->offset, op->size, &prng, &other, &offset))
+        return false;
+    request_place(request, place);
+    if (!sim_fault_take(sim, SIM_FAULT_MISDIRECTED, "%s: to %s at %llu", place,
+                        sim_inode_path(other), (unsigned long long)offset))
+        return false;
+    sim_inode_write_misdirect(write, op->durable, other, offset, sim_fault_last(sim));
+    return true;
+}
+
 /* What the request does to the disk at its end. */
 static status
 request_effect(struct sim_request *request)
@@ -284,13 +404,11 @@ request_effect(struct sim_request *request)
     bool fails = !ok(request->injected);
     switch (request->kind) {
     case REQUEST_READ:
-        if (!fails) return sim_inode_read(request->file->inode, op->buffer, op->size, op->offset);
-        memset(op->buffer, 0xEE, SIM_SECTOR_BYTES); /* nobody may use what a failed read left */
-        return request->injected;
+        return request_read(request);
     case REQUEST_WRITE:
         if (fails) {
             sim_inode_write_fail(&request->write);
-        } else {
+        } else if (!write_goes_wrong(request)) {
             sim_inode_write_end(&request->write, op->durable);
         }
         return request->injected;

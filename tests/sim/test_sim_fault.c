@@ -195,6 +195,167 @@ every_family_has_a_name_of_its_own(void **state)
     }
 }
 
+/* ---- disks ---- */
+
+struct file_use {
+    u64 longest_ns;   /* of one request */
+    u32 refused;      /* writes: no space */
+    u32 last_refused; /* the last write that was */
+    u32 read_errors, mismatches;
+    bool reads;
+};
+
+static MAY_YIELD void
+file_use_one(struct file_use *use, struct io_file *file, u8 *buffer, u64 i)
+{
+    u64 start_ns = io_now_ns();
+    memset(buffer, (int)(i % 251), 4096);
+    status st = io_file_write(file, IO_CLASS_LOG, buffer, 4096, i * 4096, true);
+    use->longest_ns = MAX(use->longest_ns, io_now_ns() - start_ns);
+    if (status_is(st, ST_NO_SPACE)) {
+        use->refused++;
+        fiber_sleep_ns(50 * NS_PER_MS);
+        return;
+    }
+    if (!use->reads) return;
+    for (u32 again = 0; again < 2; again++) {
+        st = io_file_read(file, IO_CLASS_READ, buffer, 4096, i * 4096);
+        use->read_errors += !ok(st);
+        bool same = ok(st);
+        for (u32 at = 0; same && at < 4096; at++)
+            same = buffer[at] == (u8)(i % 251);
+        use->mismatches += ok(st) && !same;
+    }
+}
+
+static status
+file_use_main(void *arg)
+{
+    struct file_use *use = arg;
+    struct io_file *file;
+    status st = io_file_open("/a", IO_OPEN_WRITE | IO_OPEN_CREATE, &file);
+    if (!ok(st)) return st;
+    u8 *buffer = mem_alloc_aligned(io_budget(), 4096, IO_ALIGNMENT);
+    if (buffer == NULL) return ST_NO_MEMORY;
+    for (u64 i = 0; i < WRITES; i++)
+        file_use_one(use, file, buffer, i);
+    mem_free(io_budget(), buffer, 4096);
+    io_file_close(file);
+    return ST_OK;
+}
+
+static void
+some_requests_stall_for_seconds(void **state)
+{
+    (void)state;
+    struct sim_options options;
+    sim_options_default(&options, 1);
+    options.disk.stall_ppm = 50000;
+    options.disk.stall_ns = 30 * NS_PER_S;
+    struct sim *sim = sim_new(&options);
+    struct file_use use = {.reads = true};
+    assert_true(ok(sim_run(sim, 1, file_use_main, &use)));
+    assert_true(sim_fault_count(sim, SIM_FAULT_DISK_STALL) > 20);
+    assert_in_range(use.longest_ns, 15 * NS_PER_S, 31 * NS_PER_S);
+    assert_int_equal(use.mismatches + use.read_errors, 0);
+    sim_free(sim);
+}
+
+static void
+space_runs_out_by_chance_and_comes_back(void **state)
+{
+    (void)state;
+    struct sim_options options;
+    sim_options_default(&options, 1);
+    options.disk.no_space_ppm = 20000;
+    options.disk.no_space_ns_max = NS_PER_S;
+    struct sim *sim = sim_new(&options);
+    struct file_use use = {.refused = 0};
+    assert_true(ok(sim_run(sim, 1, file_use_main, &use)));
+    assert_true(sim_fault_count(sim, SIM_FAULT_NO_SPACE) > 2);
+    assert_true(use.refused > 5 && use.refused < WRITES);
+    sim_free(sim);
+}
+
+struct damage_count {
+    u32 count[SIM_FAULT_COUNT];
+    u32 there;
+};
+
+static void
+damage_count_one(void *arg, const struct sim_damage *damage)
+{
+    struct damage_count *seen = arg;
+    assert_string_equal(damage->path, "/a");
+    assert_non_null(damage->node);
+    seen->count[damage->id.family]++;
+    seen->there += damage->there;
+}
+
+static void
+damage_comes_by_chance_shows_in_every_read_and_is_in_the_books(void **state)
+{
+    (void)state;
+    struct sim_options options;
+    sim_options_default(&options, 1);
+    struct sim_disk_options *disk = &options.disk;
+    disk->bit_rot_ppm = disk->latent_ppm = 20000;
+    disk->lost_write_ppm = disk->misdirected_ppm = 30000;
+    struct sim *sim = sim_new(&options);
+    struct file_use use = {.reads = true};
+    assert_true(ok(sim_run(sim, 1, file_use_main, &use)));
+    struct damage_count seen = {.there = 0};
+    sim_damage_each(sim, damage_count_one, &seen);
+    u64 rot = sim_fault_count(sim, SIM_FAULT_BIT_ROT);
+    u64 latent = sim_fault_count(sim, SIM_FAULT_LATENT);
+    assert_true(rot > 4 && latent > 4);
+    assert_int_equal(seen.count[SIM_FAULT_BIT_ROT], rot);
+    assert_int_equal(seen.count[SIM_FAULT_LATENT], latent);
+    assert_int_equal(seen.count[SIM_FAULT_LOST_WRITE], sim_fault_count(sim, SIM_FAULT_LOST_WRITE));
+    assert_int_equal(seen.count[SIM_FAULT_MISDIRECTED],
+                     2 * sim_fault_count(sim, SIM_FAULT_MISDIRECTED)); /* right and wrong place */
+    assert_true(seen.count[SIM_FAULT_LOST_WRITE] > 4 && seen.count[SIM_FAULT_MISDIRECTED] > 4);
+    assert_true(use.read_errors >= latent && use.mismatches > 10 && seen.there > 20);
+    sim_free(sim);
+}
+
+static status
+nothing_main(void *arg)
+{
+    (void)arg;
+    return ST_OK;
+}
+
+static bool
+torn_run(u64 off, u64 seed)
+{
+    struct sim_options options;
+    sim_options_default(&options, seed);
+    options.disk.torn_ppm = 300000;
+    options.faults_off = off;
+    struct sim *sim = sim_new(&options);
+    assert_true(ok(sim_run(sim, 1, nothing_main, NULL)));
+    sim_crash_at(sim, SIM_POINT_WRITE, 50);
+    struct file_use use = {.refused = 0};
+    assert_true(status_is(sim_run(sim, 1, file_use_main, &use), ST_CANCELED));
+    u64 torn = sim_fault_count(sim, SIM_FAULT_TORN);
+    assert_true(torn <= 1); /* one file, one power cut */
+    sim_free(sim);
+    return torn > 0;
+}
+
+static void
+sectors_under_way_at_a_power_cut_are_torn_unless_that_is_off(void **state)
+{
+    (void)state;
+    u32 torn = 0;
+    for (u64 seed = 1; seed <= 20; seed++) {
+        torn += torn_run(0, seed);
+        assert_false(torn_run((u64)1 << SIM_FAULT_TORN, seed));
+    }
+    assert_true(torn > 5);
+}
+
 /* ---- machines ---- */
 
 struct clocks {
@@ -427,6 +588,10 @@ main(void)
         cmocka_unit_test(one_fault_can_be_left_out_and_the_rest_keeps_its_numbers),
         cmocka_unit_test(what_the_test_does_itself_is_numbered_too),
         cmocka_unit_test(every_family_has_a_name_of_its_own),
+        cmocka_unit_test(some_requests_stall_for_seconds),
+        cmocka_unit_test(space_runs_out_by_chance_and_comes_back),
+        cmocka_unit_test(damage_comes_by_chance_shows_in_every_read_and_is_in_the_books),
+        cmocka_unit_test(sectors_under_way_at_a_power_cut_are_torn_unless_that_is_off),
         cmocka_unit_test(the_wall_clock_steps_both_ways_and_drifts_but_time_itself_does_not),
         cmocka_unit_test(a_stalled_shard_does_nothing_until_the_stall_ends),
         cmocka_unit_test(shards_stall_by_chance),
