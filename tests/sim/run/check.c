@@ -18,11 +18,11 @@
 #define UNDER_WAY_MAX 160u
 
 const char *const request_names[] = {
-    [REQUEST_STEP] = "step",         [REQUEST_VALUES] = "mget",   [REQUEST_EXEC] = "exec",
-    [REQUEST_ALL] = "mset",          [REQUEST_SUM] = "del",       [REQUEST_ALL_NX] = "msetnx",
-    [REQUEST_CLEAR] = "flushdb",     [REQUEST_BATCH] = "batch",   [REQUEST_SCAN] = "scan",
-    [REQUEST_KEYS] = "keys",         [REQUEST_COUNT] = "count",   [REQUEST_SNAPSHOT] = "snapshot",
-    [REQUEST_WATCH] = "watch",       [REQUEST_OTHER] = "other",   [REQUEST_HELLO] = "hello",
+    [REQUEST_STEP] = "step",     [REQUEST_VALUES] = "mget", [REQUEST_EXEC] = "exec",
+    [REQUEST_ALL] = "mset",      [REQUEST_SUM] = "del",     [REQUEST_ALL_NX] = "msetnx",
+    [REQUEST_CLEAR] = "flushdb", [REQUEST_BATCH] = "batch", [REQUEST_SCAN] = "scan",
+    [REQUEST_KEYS] = "keys",     [REQUEST_COUNT] = "count", [REQUEST_SNAPSHOT] = "snapshot",
+    [REQUEST_WATCH] = "watch",   [REQUEST_OTHER] = "other", [REQUEST_HELLO] = "hello",
 };
 
 struct model_op *
@@ -187,8 +187,9 @@ void
 check_log(const struct client *client, const struct request *request, const char *what)
 {
     if (!run->options->log) return;
-    fprintf(stderr, "%10llu us client %u/%u %s %s", (unsigned long long)(sim_now_ns(run->sim) / 1000),
-            client->id, client->connection, what, request_names[request->kind]);
+    fprintf(stderr, "%10llu us client %u/%u %s %s",
+            (unsigned long long)(sim_now_ns(run->sim) / 1000), client->id, client->connection, what,
+            request_names[request->kind]);
     if (request->text != NULL) fprintf(stderr, " %s", request->text);
     for (u32 i = 0; i < request->op_count; i++) {
         const struct model_op *op = request->ops[i];
@@ -294,9 +295,9 @@ check_value(const struct model_op *op, u32 key, struct bytes content)
     u32 of = content.size >= VALUE_HEAD_BYTES ? load_u32(content.data + 8) : 0;
     violated("foreign_value", "key %s of object %u holds %zu bytes that were never written to it%s",
              name, op->object, content.size,
-             content.size < VALUE_HEAD_BYTES            ? ""
-             : value_is_right(content, of)              ? ": they are another object's"
-                                                        : ": their checksum does not match");
+             content.size < VALUE_HEAD_BYTES ? ""
+             : value_is_right(content, of)   ? ": they are another object's"
+                                             : ": their checksum does not match");
     return VALUE_ABSENT;
 }
 
@@ -319,9 +320,8 @@ check_epoch_end(bool orderly, bool power, u64 now_ns)
 {
     u32 durability = run->knobs.durability;
     bool weak = durability != LSM_DURABILITY_GROUP;
-    bool loses =
-        !orderly && (durability == LSM_DURABILITY_NONE ||
-                     (durability == LSM_DURABILITY_PERIODIC && power));
+    bool loses = !orderly && (durability == LSM_DURABILITY_NONE ||
+                              (durability == LSM_DURABILITY_PERIODIC && power));
     u64 since_ns = durability == LSM_DURABILITY_NONE ? 0 : now_ns - MIN(now_ns, slack_ns());
     for (u32 i = 0; i < run->object_count && !run_over(); i++) {
         struct object *object = &run->objects[i];
@@ -334,7 +334,8 @@ check_epoch_end(bool orderly, bool power, u64 now_ns)
         run->failed_object = i + 1;
         char text[256];
         model_step_describe(run->model, &failed->steps[0], text, sizeof(text));
-        violated("history", "nothing explains the answer of client %u to operation %llu on object %u: %s%s",
+        violated("history",
+                 "nothing explains the answer of client %u to operation %llu on object %u: %s%s",
                  failed->client, (unsigned long long)failed->number, i, text,
                  failed->step_count > 1 ? "; ..." : "");
     }
@@ -391,8 +392,9 @@ scan_wrong(const char *rule, const struct client *client, u32 key, const char *w
         name[i] = (char)(run->keys[key].name[i] > ' ' && run->keys[key].name[i] < 127
                              ? run->keys[key].name[i]
                              : '.');
-    violated(rule, "client %u: a scan of keyspace %u from position %llu to %llu %s key %s (there "
-                   "since %lld, absent since %lld)",
+    violated(rule,
+             "client %u: a scan of keyspace %u from position %llu to %llu %s key %s (there "
+             "since %lld, absent since %lld)",
              client->id, client->scan.keyspace, (unsigned long long)client->scan.begun,
              (unsigned long long)run->position, what, name,
              (long long)run->keys[key].presence.there_since,

@@ -240,8 +240,8 @@ greet(struct client *client)
 static struct request *
 next_request(struct client *client)
 {
-    bool pages = client->scan.active && (client->scan.snapshot != 0 || client->scan.given ||
-                                         client->scan.cursor != 0);
+    bool pages = client->scan.active &&
+                 (client->scan.snapshot != 0 || client->scan.given || client->scan.cursor != 0);
     if (pages && client->swap == SWAP_NOT && client->pending_count == 0)
         return request_make(REQUEST_SCAN);
     return workload_next(client);

@@ -168,12 +168,11 @@ client_hostile_main(void *arg)
         if (client->conn != NULL && client->out.size > 0 &&
             !io_conn_write(client->conn, client->out.data, client->out.size))
             io_conn_close(client->conn, IO_CLOSE_ABORT);
-        fiber_sleep_ns(prng_below(&client->prng, prng_chance(&client->prng, 1, 4)
-                                                     ? 5 * NS_PER_S
-                                                     : 50 * NS_PER_MS));
+        fiber_sleep_ns(prng_below(
+            &client->prng, prng_chance(&client->prng, 1, 4) ? 5 * NS_PER_S : 50 * NS_PER_MS));
         if (client->conn != NULL)
-            io_conn_close(client->conn, prng_chance(&client->prng, 1, 2) ? IO_CLOSE_ABORT
-                                                                         : IO_CLOSE_FLUSH);
+            io_conn_close(client->conn,
+                          prng_chance(&client->prng, 1, 2) ? IO_CLOSE_ABORT : IO_CLOSE_FLUSH);
         while (client->conn != NULL)
             fiber_sleep_ns(5 * NS_PER_MS);
     }

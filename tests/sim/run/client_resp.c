@@ -371,9 +371,8 @@ value_read(struct model_op *op, struct model_step *step, const struct resp_reply
 {
     if (reply->kind != RESP_REPLY_BULK && reply->kind != RESP_REPLY_NULL) return WRONG;
     step->known |= MODEL_KNOWS_VALUE;
-    step->result_value = reply->kind == RESP_REPLY_NULL
-                             ? VALUE_ABSENT
-                             : check_value(op, step->key, reply->text);
+    step->result_value =
+        reply->kind == RESP_REPLY_NULL ? VALUE_ABSENT : check_value(op, step->key, reply->text);
     return ANSWERED;
 }
 
@@ -387,7 +386,8 @@ get_read(struct client *client, struct model_op *op, struct model_step *step,
 }
 
 static enum verdict
-step_read(struct client *client, struct model_op *op, struct model_step *step, const struct resp_reply *reply)
+step_read(struct client *client, struct model_op *op, struct model_step *step,
+          const struct resp_reply *reply)
 {
     bool is_ok = reply->kind == RESP_REPLY_SIMPLE && begins(reply, "OK");
     bool is_number = reply->kind == RESP_REPLY_INTEGER;
@@ -606,7 +606,7 @@ settle(struct client *client, struct request *request, enum verdict verdict)
         client->swap = SWAP_HAS_READ;
         client->swap_value = request->ops[0]->steps[0].result_value;
     }
-    static const char *const words[] = {"is answered", "is refused", "does not know",
+    static const char *const words[] = {"is answered", "is refused",    "does not know",
                                         "takes apart", "is thrown out", "is wrong"};
     check_log(client, request, words[verdict]);
     switch (verdict) {

@@ -59,8 +59,7 @@ operator_main(void *arg)
 static MAY_YIELD status
 server_main(void *arg)
 {
-    if (run->knobs.operates &&
-        !ok(fiber_spawn(FIBER_BACKGROUND, "operator", operator_main, arg)))
+    if (run->knobs.operates && !ok(fiber_spawn(FIBER_BACKGROUND, "operator", operator_main, arg)))
         run->stats.starts_failed += 0; /* an allocation was refused: without one, then */
     return server_shard_main(arg);
 }
@@ -237,8 +236,7 @@ process_stop(void)
     run->stats.stops++;
     bool well = ok(sim_node_result(run->server_node));
     if (!well && !run->faulty && !run->beyond)
-        violated("stop", "the node stops with: %s",
-                 status_text(sim_node_result(run->server_node)));
+        violated("stop", "the node stops with: %s", status_text(sim_node_result(run->server_node)));
     process_ended(well, false);
     return well;
 }
@@ -352,8 +350,7 @@ work_must_be_done(u64 requests, const char *when)
     work(requests, CALM_NS_MAX);
     if (run_over()) return;
     if (!server_alive()) {
-        violated("ended", "the node has ended by itself %s: %s", when,
-                 server_failure(run->server));
+        violated("ended", "the node has ended by itself %s: %s", when, server_failure(run->server));
     } else if (run->stats.requests < run->ops_goal || run->stats.answers == answers) {
         violated("no_progress", "%llu s %s, and the clients have not done their work",
                  (unsigned long long)(CALM_NS_MAX / NS_PER_S), when);
@@ -403,7 +400,8 @@ calm(void)
     if (!run_over()) audit();
     if (run->stats.refusals - refusals > requests / 2)
         violated("refusals", "of %llu requests without faults %llu were refused",
-                 (unsigned long long)requests, (unsigned long long)(run->stats.refusals - refusals));
+                 (unsigned long long)requests,
+                 (unsigned long long)(run->stats.refusals - refusals));
 }
 
 /* ---- the end ---- */

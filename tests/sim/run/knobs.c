@@ -158,20 +158,22 @@ knobs_print(const struct knobs *knobs, const struct sim_options *sim)
     static const char *const codecs[] = {"none", "lz4", "deflate"};
     const struct sim_disk_options *disk = &sim->disk;
     const struct sim_net_options *net = &sim->net;
-    fprintf(stderr,
-            "node      shards %u, %llu MiB each, durability %s every %u ms, codecs %s and %s, blobs "
-            "from %u, scrub %llu B/s, output %llu B, operator %d, buggify %d\n",
-            knobs->shards, (unsigned long long)(knobs->memory_per_shard >> 20),
-            durabilities[knobs->durability], knobs->sync_interval_ms, codecs[knobs->codec],
-            codecs[knobs->codec_last], knobs->blob_threshold, (unsigned long long)knobs->scrub_rate,
-            (unsigned long long)knobs->output_limit, knobs->operates, sim->buggify);
-    fprintf(stderr,
-            "history   phases %u, requests %llu, at most %llu s each; of 100 ends power %u, kill %u; "
-            "of 100 starts resized %u, cut %u; clock steps %d, drifts %d, space shrinks %d\n",
-            knobs->phases, (unsigned long long)knobs->ops,
-            (unsigned long long)(knobs->phase_ns_max / NS_PER_S), knobs->power_part,
-            knobs->kill_part, knobs->resize_part, knobs->recovery_crash_part, knobs->clock_steps,
-            knobs->clock_drifts, knobs->space_shrinks);
+    fprintf(
+        stderr,
+        "node      shards %u, %llu MiB each, durability %s every %u ms, codecs %s and %s, blobs "
+        "from %u, scrub %llu B/s, output %llu B, operator %d, buggify %d\n",
+        knobs->shards, (unsigned long long)(knobs->memory_per_shard >> 20),
+        durabilities[knobs->durability], knobs->sync_interval_ms, codecs[knobs->codec],
+        codecs[knobs->codec_last], knobs->blob_threshold, (unsigned long long)knobs->scrub_rate,
+        (unsigned long long)knobs->output_limit, knobs->operates, sim->buggify);
+    fprintf(
+        stderr,
+        "history   phases %u, requests %llu, at most %llu s each; of 100 ends power %u, kill %u; "
+        "of 100 starts resized %u, cut %u; clock steps %d, drifts %d, space shrinks %d\n",
+        knobs->phases, (unsigned long long)knobs->ops,
+        (unsigned long long)(knobs->phase_ns_max / NS_PER_S), knobs->power_part, knobs->kill_part,
+        knobs->resize_part, knobs->recovery_crash_part, knobs->clock_steps, knobs->clock_drifts,
+        knobs->space_shrinks);
     fprintf(stderr,
             "clients   resp %u, native %u, hostile %u on %u machines, depth %u, keyspaces %u, "
             "objects %u + %u, open %u, hot %u %%, big %u of 1000, slow %d, cut %u %%\n",
@@ -189,18 +191,20 @@ knobs_print(const struct knobs *knobs, const struct sim_options *sim)
             disk->write_error_ppm, disk->sync_error_ppm, disk->stall_ppm,
             (unsigned long long)(disk->stall_ns / NS_PER_S), disk->torn_ppm, disk->bit_rot_ppm,
             disk->latent_ppm, disk->misdirected_ppm, disk->lost_write_ppm);
-    fprintf(stderr,
-            "network   latency %llu..%llu us, pipe %u, split %u, refuse %u, reset %u, half open %u, "
-            "stall %u to %llu ms (ppm)\n",
-            (unsigned long long)(net->latency_ns_min / 1000),
-            (unsigned long long)(net->latency_ns_max / 1000), net->pipe_bytes, net->split_ppm,
-            net->refuse_ppm, net->reset_ppm, net->half_open_ppm, net->stall_ppm,
-            (unsigned long long)(net->stall_ns_max / NS_PER_MS));
-    fprintf(stderr,
-            "process   turns %llu..%llu us, long %u, mails to %llu us, alloc %u, shard stalls %u to "
-            "%llu ms (ppm)\n",
-            (unsigned long long)(sim->turn_ns_min / 1000),
-            (unsigned long long)(sim->turn_ns_max / 1000), sim->turn_long_ppm,
-            (unsigned long long)(sim->mail_ns_max / 1000), sim->alloc_ppm, sim->shard_stall_ppm,
-            (unsigned long long)(sim->shard_stall_ns_max / NS_PER_MS));
+    fprintf(
+        stderr,
+        "network   latency %llu..%llu us, pipe %u, split %u, refuse %u, reset %u, half open %u, "
+        "stall %u to %llu ms (ppm)\n",
+        (unsigned long long)(net->latency_ns_min / 1000),
+        (unsigned long long)(net->latency_ns_max / 1000), net->pipe_bytes, net->split_ppm,
+        net->refuse_ppm, net->reset_ppm, net->half_open_ppm, net->stall_ppm,
+        (unsigned long long)(net->stall_ns_max / NS_PER_MS));
+    fprintf(
+        stderr,
+        "process   turns %llu..%llu us, long %u, mails to %llu us, alloc %u, shard stalls %u to "
+        "%llu ms (ppm)\n",
+        (unsigned long long)(sim->turn_ns_min / 1000),
+        (unsigned long long)(sim->turn_ns_max / 1000), sim->turn_long_ppm,
+        (unsigned long long)(sim->mail_ns_max / 1000), sim->alloc_ppm, sim->shard_stall_ppm,
+        (unsigned long long)(sim->shard_stall_ns_max / NS_PER_MS));
 }

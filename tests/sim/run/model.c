@@ -135,11 +135,11 @@ model_step_describe(const struct model *model, const struct model_step *step, ch
                     size_t size)
 {
     static const char *const names[] = {
-        [MODEL_GET] = "get",           [MODEL_PUT] = "put",         [MODEL_DELETE] = "delete",
-        [MODEL_GETDEL] = "getdel",     [MODEL_APPEND] = "append",   [MODEL_INCR] = "incr",
-        [MODEL_STRLEN] = "strlen",     [MODEL_EXPIRE] = "expire",   [MODEL_PERSIST] = "persist",
-        [MODEL_TTL] = "ttl",           [MODEL_RENAME] = "rename",   [MODEL_RENAMENX] = "renamenx",
-        [MODEL_COPY] = "copy",         [MODEL_EXPECT] = "expect",   [MODEL_CLEAR] = "clear",
+        [MODEL_GET] = "get",       [MODEL_PUT] = "put",       [MODEL_DELETE] = "delete",
+        [MODEL_GETDEL] = "getdel", [MODEL_APPEND] = "append", [MODEL_INCR] = "incr",
+        [MODEL_STRLEN] = "strlen", [MODEL_EXPIRE] = "expire", [MODEL_PERSIST] = "persist",
+        [MODEL_TTL] = "ttl",       [MODEL_RENAME] = "rename", [MODEL_RENAMENX] = "renamenx",
+        [MODEL_COPY] = "copy",     [MODEL_EXPECT] = "expect", [MODEL_CLEAR] = "clear",
     };
     char value[80] = "", result[80] = "";
     if (step->value != VALUE_ABSENT) values_describe(model->values, step->value, value, 80);
@@ -176,7 +176,8 @@ op_print(const struct model *model, const struct model_op *op, bool failed)
         fprintf(stderr, "%-8s", "");
     else
         fprintf(stderr, "%-8llu", (unsigned long long)op->returned);
-    fprintf(stderr, " %10llu us  client %u/%u #%llu %s%s:", (unsigned long long)(op->invoked_ns / 1000),
+    fprintf(stderr,
+            " %10llu us  client %u/%u #%llu %s%s:", (unsigned long long)(op->invoked_ns / 1000),
             op->client, op->connection, (unsigned long long)op->number, outcomes[op->outcome],
             op->all == MODEL_ALL_UNDONE ? " (condition not met)" : "");
     for (u32 i = 0; i < op->step_count; i++) {

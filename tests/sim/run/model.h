@@ -24,10 +24,11 @@
  * led there are dropped. None left: no order of atomic steps explains what was answered.
  *
  * Four rules keep the sets small. An operation whose answer says that it has changed nothing takes
- * effect as soon as that fits. Of two configs that differ only in operations of unknown outcome the one with fewer
- * of them done is kept: it can still do all that the other can. Writes of one RESP connection to
- * one key take effect in their order. And the workload keeps the number of open operations of an
- * object small. Sets that grow over a limit give up: the object is not judged any more, and counted.
+ * effect as soon as that fits. Of two configs that differ only in operations of unknown outcome the
+ * one with fewer of them done is kept: it can still do all that the other can. Writes of one RESP
+ * connection to one key take effect in their order. And the workload keeps the number of open
+ * operations of an object small. Sets that grow over a limit give up: the object is not judged any
+ * more, and counted.
  *
  * Ends. After an orderly end, or a crash that durability promises to survive, an object holds what
  * it held, the open operations done or not. Otherwise it may hold anything that it held since some
@@ -125,7 +126,7 @@ struct model_op {
 struct model_cell {
     u32 value; /* VALUE_ABSENT */
     u32 pad;
-    u64 version; /* 0: not known */
+    u64 version;                    /* 0: not known */
     u64 expire_lo_ns, expire_hi_ns; /* both 0: never */
 };
 
@@ -173,8 +174,7 @@ void model_forget(struct model_object *object, struct model_op *op); /* its outc
 /* Judges the epoch's operations. weak: keep the past. false: they cannot be explained; *failed is
  * the operation that could not have answered so (it stays until the next call). */
 MUST_CHECK bool model_judge(struct model *model, struct model_object *object, enum model_end end,
-                            bool weak, u64 since_ns, u64 now_ns,
-                            const struct model_op **failed);
+                            bool weak, u64 since_ns, u64 now_ns, const struct model_op **failed);
 /* Prints operations and states: what a person needs to see a failure. */
 void model_print(const struct model *model, const struct model_object *object,
                  const struct model_op *failed);

@@ -109,8 +109,7 @@ version_is(const struct run *run, const struct model_step *step, struct model_ce
 }
 
 static bool
-condition_holds(const struct run *run, const struct model_step *step,
-                const struct model_cell *cell)
+condition_holds(const struct run *run, const struct model_step *step, const struct model_cell *cell)
 {
     bool there = cell->value != VALUE_ABSENT;
     if (step->flags & MODEL_IF_ABSENT && there) return false;
@@ -256,8 +255,7 @@ static bool
 steps_run(struct model *model, const struct model_op *op, struct model_state *state)
 {
     struct model_state before = *state;
-    struct run run = {
-        .model = model, .op = op, .state = state, .check = op->outcome == MODEL_DONE};
+    struct run run = {.model = model, .op = op, .state = state, .check = op->outcome == MODEL_DONE};
     for (u32 i = 0; i < op->step_count; i++) {
         const struct model_step *step = &op->steps[i];
         run.undo = false;

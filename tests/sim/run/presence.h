@@ -14,9 +14,9 @@
 #include "base/types.h"
 
 struct presence {
-    u64 there_since, absent_since;   /* UINT64_MAX: not sure */
-    u32 makers, takers;              /* under way: what may create it, delete it */
-    u64 maker_ended, taker_ended;    /* when the last one ended */
+    u64 there_since, absent_since; /* UINT64_MAX: not sure */
+    u32 makers, takers;            /* under way: what may create it, delete it */
+    u64 maker_ended, taker_ended;  /* when the last one ended */
 };
 
 enum presence_effect { PRESENCE_UNSURE, PRESENCE_THERE, PRESENCE_ABSENT };

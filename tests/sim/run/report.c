@@ -68,12 +68,12 @@ report_print(void)
             (unsigned long long)run->options->seed, run_mode_names[run->options->mode], run->rule,
             run->violation);
     knobs_print(&run->knobs, &run->sim_options);
-    fprintf(stderr, "at        %llu us, %llu events, position %llu, process %llu of the server, %u "
-                    "shards, %llu requests\n",
+    fprintf(stderr,
+            "at        %llu us, %llu events, position %llu, process %llu of the server, %u "
+            "shards, %llu requests\n",
             (unsigned long long)(sim_now_ns(run->sim) / 1000),
             (unsigned long long)sim_event_count(run->sim), (unsigned long long)run->position,
-            (unsigned long long)run->starts, run->shards,
-            (unsigned long long)run->stats.requests);
+            (unsigned long long)run->starts, run->shards, (unsigned long long)run->stats.requests);
     if (run->failed_object != 0) {
         const struct object *object = &run->objects[run->failed_object - 1];
         fprintf(stderr, "object %u in keyspace %u: %u keys\n", run->failed_object - 1,
@@ -110,7 +110,8 @@ on_signal(int number)
     if (number != SIGABRT) backtrace_symbols_fd(frames, backtrace(frames, 40), STDERR_FILENO);
     run->rule = hang ? "hang" : "crash";
     snprintf(run->violation, sizeof(run->violation),
-             hang ? "the run takes too long in real time" : "the program ends by signal %d: see above",
+             hang ? "the run takes too long in real time"
+                  : "the program ends by signal %d: see above",
              number);
     run->failed_object = 0;
     report_print();

@@ -30,9 +30,9 @@ extern const char *const run_mode_names[];
 /* Mistakes that a server could make, made between it and the checks: they must be noticed. */
 enum run_flaw {
     RUN_FLAW_NONE,
-    RUN_FLAW_LOST_WRITE, /* answered, and not there: never sent, that is */
-    RUN_FLAW_STALE_READ, /* nothing, where something is */
-    RUN_FLAW_HALF_BATCH, /* the last write of a batch is not done */
+    RUN_FLAW_LOST_WRITE,  /* answered, and not there: never sent, that is */
+    RUN_FLAW_STALE_READ,  /* nothing, where something is */
+    RUN_FLAW_HALF_BATCH,  /* the last write of a batch is not done */
     RUN_FLAW_TWO_REPLIES, /* an answer comes twice */
     RUN_FLAW_COUNT,
 };

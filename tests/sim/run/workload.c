@@ -12,9 +12,9 @@
 #include <stdlib.h>
 
 const char *const action_names[ACTION_COUNT] = {
-    "get",    "put",    "put-if", "delete", "getdel",  "grow",   "expire", "mget",  "mset",
-    "del-n",  "msetnx", "move",   "exec",   "swap",    "scan",   "keys",   "count", "flush",
-    "config", "other",  "batch",  "snapshot",
+    "get",   "put",   "put-if", "delete", "getdel", "grow",     "expire", "mget",
+    "mset",  "del-n", "msetnx", "move",   "exec",   "swap",     "scan",   "keys",
+    "count", "flush", "config", "other",  "batch",  "snapshot",
 };
 
 struct request *
@@ -60,7 +60,7 @@ object_draw(struct client *client, u32 types, u32 keys, bool changes)
     return UINT32_MAX;
 }
 
-#define ANY     (1u << OBJECT_REGISTER | 1u << OBJECT_COUNTER | 1u << OBJECT_TEXT)
+#define ANY (1u << OBJECT_REGISTER | 1u << OBJECT_COUNTER | 1u << OBJECT_TEXT)
 
 static u8
 key_draw(struct client *client, u32 object)
@@ -405,16 +405,22 @@ static struct request *
 other_draw(struct client *client, bool config)
 {
     static const char *const others[] = {
-        "PING",          "INFO",       "ECHO hello",    "CLIENT ID",     "COMMAND COUNT",
-        "CLUSTER SLOTS", "TIME",       "CLIENT LIST",   "SLOWLOG GET",   "RANDOMKEY",
-        "CONFIG GET *",  "LATENCY HISTOGRAM", "NOSUCHCOMMAND", "GET", "OBJECT HELP",
+        "PING",          "INFO",          "ECHO hello",   "CLIENT ID",
+        "COMMAND COUNT", "CLUSTER SLOTS", "TIME",         "CLIENT LIST",
+        "SLOWLOG GET",   "RANDOMKEY",     "CONFIG GET *", "LATENCY HISTOGRAM",
+        "NOSUCHCOMMAND", "GET",           "OBJECT HELP",
     };
     static const char *const configs[] = {
-        "CONFIG SET slowlog-log-slower-than 0", "CONFIG SET slowlog-log-slower-than -1",
-        "CONFIG SET slowlog-max-len 3",         "CONFIG SET timeout 0",
-        "CONFIG SET scrub-rate 1MiB",           "CONFIG SET scrub-rate 0",
-        "CONFIG SET log-level warning",         "CONFIG SET latency-monitor-threshold 1",
-        "CONFIG RESETSTAT",                     "CONFIG SET maxclients nonsense",
+        "CONFIG SET slowlog-log-slower-than 0",
+        "CONFIG SET slowlog-log-slower-than -1",
+        "CONFIG SET slowlog-max-len 3",
+        "CONFIG SET timeout 0",
+        "CONFIG SET scrub-rate 1MiB",
+        "CONFIG SET scrub-rate 0",
+        "CONFIG SET log-level warning",
+        "CONFIG SET latency-monitor-threshold 1",
+        "CONFIG RESETSTAT",
+        "CONFIG SET maxclients nonsense",
     };
     struct request *request = request_make(REQUEST_OTHER);
     request->text = config ? configs[prng_below(&client->prng, ARRAY_COUNT(configs))]
