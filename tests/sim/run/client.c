@@ -370,8 +370,8 @@ audit(struct client *client)
         if (!request_send(client, audit_request(client, i))) client->broken = true;
     }
     wait_for_answers(client, 0);
-    if (usable(client) && client->pending_count == 0 && run->stats.refusals == refusals)
-        run->audited = run->key_count;
+    bool good = run->stats.refusals == refusals || run->beyond; /* what is damaged is refused */
+    if (usable(client) && client->pending_count == 0 && good) run->audited = run->key_count;
 }
 
 static void
