@@ -153,17 +153,20 @@ record_take(struct walk *walk, const u8 *data, size_t size)
     memcpy(&record, data, sizeof(record));
     u32 crc = crc32c((u32)record.seq_first, data + sizeof(record.crc), size - sizeof(record.crc));
     walk->damage = "checksum of a record";
-    if (crc != record.crc) return ST_CORRUPT;
+    if (crc != record.crc) return MARKED("lsm.log.record_checksum", ST_CORRUPT);
     walk->damage = "header of a record";
     if (record.kind != LOG_RECORD_BATCH || record.count == 0 || record.reserved != 0)
-        return ST_CORRUPT;
+        return MARKED("lsm.log.record_header", ST_CORRUPT);
     walk->damage = "gap in the sequence numbers";
-    if (record.seq_first != walk->seq_last + 1) return ST_CORRUPT;
+    if (record.seq_first != walk->seq_last + 1) return MARKED("lsm.log.record_gap", ST_CORRUPT);
     walk->damage = NULL;
     if (walk->replay != NULL) {
         struct bytes payload = BYTES(data + sizeof(record), size - sizeof(record));
         status st = walk->replay(walk->replay_arg, &record, payload);
-        if (status_is(st, ST_CORRUPT)) walk->damage = "content of a record";
+        if (status_is(st, ST_CORRUPT)) {
+            MARK("lsm.log.record_content");
+            walk->damage = "content of a record";
+        }
         if (!ok(st)) return st;
     }
     walk->seq_last = record.seq_first + record.count - 1;
@@ -189,7 +192,7 @@ partial_missing(struct walk *walk, u64 *missing_out)
     }
     u64 size = load_u32(partial->data + offsetof(struct log_record, size));
     walk->damage = "size of a record";
-    if (!record_size_is_sound(walk, size)) return ST_CORRUPT;
+    if (!record_size_is_sound(walk, size)) return MARKED("lsm.log.partial_size", ST_CORRUPT);
     walk->damage = NULL;
     *missing_out = size - partial->size;
     return ST_OK;
@@ -208,7 +211,8 @@ stream_take(struct walk *walk, const u8 *data, u32 used, u32 record_first)
             if (left >= sizeof(struct log_record)) {
                 u64 size = load_u32(data + at + offsetof(struct log_record, size));
                 walk->damage = "size of a record";
-                if (!record_size_is_sound(walk, size)) return ST_CORRUPT;
+                if (!record_size_is_sound(walk, size))
+                    return MARKED("lsm.log.record_size", ST_CORRUPT);
                 walk->damage = NULL;
                 if (size <= left) {
                     status st = record_take(walk, data + at, size);
@@ -222,7 +226,8 @@ stream_take(struct walk *walk, const u8 *data, u32 used, u32 record_first)
         status st = partial_missing(walk, &missing);
         if (!ok(st)) return st;
         u32 part = (u32)MIN(missing, (u64)left);
-        if (!buf_append(&walk->partial, data + at, part)) return ST_NO_MEMORY;
+        if (!buf_append(&walk->partial, data + at, part))
+            return MARKED("lsm.log.partial_no_memory", ST_NO_MEMORY);
         at += part;
         st = partial_missing(walk, &missing);
         if (!ok(st)) return st;
@@ -232,7 +237,7 @@ stream_take(struct walk *walk, const u8 *data, u32 used, u32 record_first)
         walk->partial.size = 0;
     }
     walk->damage = "place of the first record in a block";
-    if (first != record_first) return ST_CORRUPT;
+    if (first != record_first) return MARKED("lsm.log.record_place", ST_CORRUPT);
     walk->damage = NULL;
     return ST_OK;
 }
@@ -281,13 +286,18 @@ header_read(struct walk *walk, struct segment_info *info, bool repair)
     if (ok(st)) {
         info->started = header_parse(walk, data, &info->header);
         if (info->started && info->header.format != LOG_FORMAT) {
+            MARK("lsm.log.other_format");
             log_error("lsm", "log segment of another format file=%s format=%u", walk->path,
                       info->header.format);
             st = ST_UNSUPPORTED;
         } else if (!info->started) {
+            MARK("lsm.log.segment_not_begun");
             u64 offset, seq;
             st = attested_scan(walk, LOG_BLOCK_BYTES, &offset, &seq);
-            if (ok(st) && offset > 0) st = damaged(walk, 0, "header of a segment");
+            if (ok(st) && offset > 0) {
+                MARK("lsm.log.header_damaged");
+                st = damaged(walk, 0, "header of a segment");
+            }
         }
     }
     segment_end(walk);
@@ -309,7 +319,10 @@ segment_walk(struct walk *walk, struct segment_info *info, const struct segment_
         st = block_read(walk, offset, &data);
         if (!ok(st)) break;
         struct log_block block;
-        if (!block_is_valid(data, info->number, offset, &block)) break;
+        if (!block_is_valid(data, info->number, offset, &block)) {
+            MARK("lsm.log.end_found");
+            break;
+        }
         walk->durable_seq_max = MAX(walk->durable_seq_max, block.durable_seq);
         st = stream_take(walk, data + sizeof(block), block.used, block.record_first);
         if (status_is(st, ST_CORRUPT)) st = damaged(walk, offset, walk->damage);
@@ -317,8 +330,10 @@ segment_walk(struct walk *walk, struct segment_info *info, const struct segment_
     }
     if (ok(st) && next != NULL) {
         if (offset < limit) {
+            MARK("lsm.log.ended_segment_damaged");
             st = damaged(walk, offset, "block of an ended segment");
         } else if (offset != limit || walk->seq_last != next->header.predecessor_seq) {
+            MARK("lsm.log.end_differs");
             st = damaged(walk, offset, "end of a segment is not where the next one says");
         }
     } else if (ok(st)) {
@@ -326,7 +341,8 @@ segment_walk(struct walk *walk, struct segment_info *info, const struct segment_
         st = attested_scan(walk, offset, &durable_offset, &durable_seq);
         durable_seq = ok(st) ? MAX(durable_seq, walk->durable_seq_max) : 0;
         if (ok(st) && (durable_offset > offset || durable_seq > walk->seq_last))
-            st = damaged(walk, offset, "block that was durable once");
+            st = MARKED("lsm.log.durable_block_lost",
+                        damaged(walk, offset, "block that was durable once"));
         if (ok(st) && walk->partial.size > 0) {
             MARK("lsm.log.record_cut");
             log_info("lsm", "unfinished record at the end of the log dropped file=%s offset=%llu",
@@ -351,6 +367,7 @@ name_each(void *arg, const char *name)
         struct segment_info *infos = mem_realloc(
             walk->budget, walk->infos, walk->capacity * sizeof(*infos), capacity * sizeof(*infos));
         if (infos == NULL) {
+            MARK("lsm.log.names_no_memory");
             walk->out_of_memory = true;
             return;
         }
@@ -366,7 +383,7 @@ number_add(struct budget *budget, u64 **numbers, u32 *count, u32 *capacity, u64 
     if (*count == *capacity) {
         u32 grown = MAX(16u, *capacity * 2);
         u64 *moved = mem_realloc(budget, *numbers, *capacity * sizeof(u64), grown * sizeof(u64));
-        if (moved == NULL) return false;
+        if (moved == NULL) return MARKED("lsm.log.numbers_no_memory", false);
         *numbers = moved;
         *capacity = grown;
     }
@@ -390,11 +407,13 @@ chain_check(struct walk *walk, u64 segment_first)
     struct segment_info *first = started_from(walk, 0);
     log_path(walk->path, walk->dir, segment_first != 0 ? segment_first : 1);
     if (segment_first != 0 && (first == NULL || first->number != segment_first))
-        return damaged(walk, 0, "the segment that the manifest names is missing or not valid");
+        return MARKED(
+            "lsm.log.first_missing",
+            damaged(walk, 0, "the segment that the manifest names is missing or not valid"));
     if (first == NULL) return ST_OK;
     if (segment_first == 0 && first->header.predecessor != 0) {
         log_path(walk->path, walk->dir, first->header.predecessor);
-        return damaged(walk, 0, "a segment is missing");
+        return MARKED("lsm.log.predecessor_missing", damaged(walk, 0, "a segment is missing"));
     }
     for (u32 i = 0; i < walk->count; i++) {
         struct segment_info *info = &walk->infos[i];
@@ -402,7 +421,7 @@ chain_check(struct walk *walk, u64 segment_first)
         if (!info->started || next == NULL) continue;
         if (next->header.predecessor == info->number) continue;
         log_path(walk->path, walk->dir, next->header.predecessor);
-        return damaged(walk, 0, "a segment is missing");
+        return MARKED("lsm.log.middle_missing", damaged(walk, 0, "a segment is missing"));
     }
     return ST_OK;
 }
@@ -441,7 +460,7 @@ log_recover(const char *dir, u64 segment_first, bool repair, struct budget *budg
             void *arg, const struct log_reader_report *report, struct log_recovered *out)
 {
     struct walk *walk = mem_alloc_zero(budget, sizeof(*walk));
-    if (walk == NULL) return ST_NO_MEMORY;
+    if (walk == NULL) return MARKED("lsm.log.walk_no_memory", ST_NO_MEMORY);
     walk->dir = dir;
     walk->budget = budget;
     walk->report = report;
@@ -449,7 +468,7 @@ log_recover(const char *dir, u64 segment_first, bool repair, struct budget *budg
     walk->replay_arg = arg;
     buf_init(&walk->partial, budget);
     walk->chunk = mem_alloc_aligned(budget, CHUNK_BYTES, IO_ALIGNMENT);
-    status st = walk->chunk == NULL ? ST_NO_MEMORY : ST_OK;
+    status st = walk->chunk == NULL ? MARKED("lsm.log.chunk_no_memory", ST_NO_MEMORY) : ST_OK;
 
     if (ok(st) && repair) st = io_dir_sync(dir); /* names first, then what is under them */
     if (ok(st)) st = io_dir_list(dir, name_each, walk);
@@ -462,6 +481,7 @@ log_recover(const char *dir, u64 segment_first, bool repair, struct budget *budg
         if (!number_add(budget, &out->unstarted, &out->unstarted_count, &out->unstarted_capacity,
                         walk->infos[released].number))
             st = ST_NO_MEMORY;
+        MARK("lsm.log.released_found");
         released++;
     }
     if (walk->count > 0) {
@@ -522,7 +542,8 @@ verify_record(void *arg, const struct log_record *record, struct bytes payload)
     u32 count = 0;
     while (lsm_op_next(&payload, &op, &bad))
         count++;
-    return bad || count != record->count ? ST_CORRUPT : ST_OK;
+    if (!bad && count == record->count) return ST_OK;
+    return MARKED("lsm.log.verify_content", ST_CORRUPT);
 }
 
 MAY_YIELD status

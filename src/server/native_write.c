@@ -7,6 +7,8 @@
  * locks of the keys are given back: a retry that was waiting for them finds it.
  */
 #include "server/native.h"
+
+#include "base/fault.h"
 #include "server/session.h"
 
 /* ---- frames ---- */
@@ -146,6 +148,7 @@ keep_done(struct native_state *state, const struct native_id *id, enum native_st
           u64 seq, u64 version, bool existed)
 {
     if (!native_id_given(id)) return;
+    if (BUGGIFY("server.native.forgets_early")) state->next = 0; /* as if the ring were short */
     u32 index = state->next;
     state->next = (state->next + 1) % NATIVE_IDS;
     state->forgotten_ms = MAX(state->forgotten_ms, state->done[index].at_ms);

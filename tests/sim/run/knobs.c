@@ -99,6 +99,8 @@ faults_draw(struct knobs *knobs, struct sim_options *sim, struct prng *prng, u32
     sim->disk.sync_error_ppm = family(prng, 1500, one_in);
     sim->disk.stall_ppm = family(prng, 2000, one_in);
     sim->disk.stall_ns = prng_range(prng, 1, 30) * NS_PER_S;
+    sim->disk.no_space_ppm = family(prng, 500, 2 * one_in);
+    sim->disk.no_space_ns_max = prng_range(prng, 1, 2000) * NS_PER_MS;
     sim->disk.torn_ppm = family(prng, 400000, one_in);
     sim->alloc_ppm = family(prng, 500, one_in);
     sim->shard_stall_ppm = family(prng, 200, one_in);
@@ -186,12 +188,12 @@ knobs_print(const struct knobs *knobs, const struct sim_options *sim)
         if (knobs->weights[i] > 0) fprintf(stderr, " %s %u", action_names[i], knobs->weights[i]);
     fprintf(stderr,
             "\ndisk      latency %llu..%llu us, errors read %u write %u sync %u, stalls %u of %llu "
-            "s, torn %u, rot %u, latent %u, misdirected %u, lost %u (ppm)\n",
+            "s, full %u, torn %u, rot %u, latent %u, misdirected %u, lost %u (ppm)\n",
             (unsigned long long)(disk->latency_ns_min / 1000),
             (unsigned long long)(disk->latency_ns_max / 1000), disk->read_error_ppm,
             disk->write_error_ppm, disk->sync_error_ppm, disk->stall_ppm,
-            (unsigned long long)(disk->stall_ns / NS_PER_S), disk->torn_ppm, disk->bit_rot_ppm,
-            disk->latent_ppm, disk->misdirected_ppm, disk->lost_write_ppm);
+            (unsigned long long)(disk->stall_ns / NS_PER_S), disk->no_space_ppm, disk->torn_ppm,
+            disk->bit_rot_ppm, disk->latent_ppm, disk->misdirected_ppm, disk->lost_write_ppm);
     fprintf(
         stderr,
         "network   latency %llu..%llu us, pipe %u, split %u, refuse %u, reset %u, half open %u, "
