@@ -301,6 +301,14 @@ check_value(const struct model_op *op, u32 key, struct bytes content)
     return VALUE_ABSENT;
 }
 
+void
+check_audited(const struct model_op *op)
+{
+    u32 key = (u32)(key_of(op, op->steps[0].key) - run->keys);
+    run->audited += !run->audit_seen[key];
+    run->audit_seen[key] = true;
+}
+
 /* ---- the end of a process ---- */
 
 /* How much a power cut may take under periodic durability: the interval, a sync that has just begun

@@ -369,6 +369,7 @@ audit(void)
 {
     u64 deadline_ns = sim_now_ns(run->sim) + CALM_NS_MAX;
     run->audited = 0;
+    memset(run->audit_seen, 0, run->key_count);
     run->audits = true;
     while (!audit_done() && server_alive() && sim_now_ns(run->sim) < deadline_ns)
         if (!step()) return;
