@@ -251,17 +251,13 @@ meddle(void)
     if (knobs->clock_steps && prng_chance(prng, 1, 6)) {
         i64 ms = (i64)prng_below(prng, 20000) - 10000;
         if (prng_chance(prng, 1, 8)) ms *= 100000;
-        if (sim_fault_inject(run->sim, SIM_FAULT_CLOCK_STEP)) {
+        if (sim_fault_inject(run->sim, SIM_FAULT_CLOCK_STEP))
             sim_node_clock_step(run->server_node, ms);
-            model_time_loose_set(run->model);
-        }
     }
     if (knobs->clock_drifts && prng_chance(prng, 1, 6)) {
         i32 ppm = (i32)prng_below(prng, 200000) - 100000;
-        if (sim_fault_inject(run->sim, SIM_FAULT_CLOCK_DRIFT)) {
+        if (sim_fault_inject(run->sim, SIM_FAULT_CLOCK_DRIFT))
             sim_node_clock_drift_set(run->server_node, ppm);
-            model_time_loose_set(run->model);
-        }
     }
     if (knobs->space_shrinks && prng_chance(prng, 1, 4)) {
         struct sim_disk *disk = sim_node_disk(run->server_node);
@@ -493,6 +489,11 @@ begin(const struct run_options *options)
     run->beyond = options->mode == RUN_BEYOND;
     values_init(&run->values);
     run->model = model_new(&run->values);
+    /* A clock that steps back brings expired values back, as long as nothing has dropped them. */
+    u64 off = options->off;
+    if ((run->knobs.clock_steps && !(off >> SIM_FAULT_CLOCK_STEP & 1)) ||
+        (run->knobs.clock_drifts && !(off >> SIM_FAULT_CLOCK_DRIFT & 1)))
+        model_time_loose_set(run->model);
     universe_make();
     for (u32 i = 0; run->beyond && i < run->object_count; i++)
         run->objects[i].model.gave_up = true; /* what is lost beyond the promise is not judged */

@@ -98,6 +98,12 @@ shares_key(const struct model_op *a, const struct model_op *b)
     return x->key == y->key && (a->changes || b->changes);
 }
 
+static bool
+comes_after(const struct model_op *a, const struct model_op *b)
+{
+    return a->invoked != b->invoked ? a->invoked > b->invoked : a->number > b->number;
+}
+
 /* Whether op may take effect now; those before it in its connection that have not, and whose
  * outcome is unknown, never will: they are added to mask. */
 static bool
@@ -108,7 +114,7 @@ may_go(const struct model *model, const struct config *config, const struct mode
     for (u32 slot = 0; slot < model->slot_max; slot++) {
         const struct model_op *other = model->open[slot];
         if (other == NULL || other == op || other->connection != op->connection) continue;
-        if (other->invoked > op->invoked || mask_has(config->mask, (i16)slot)) continue;
+        if (comes_after(other, op) || mask_has(config->mask, (i16)slot)) continue;
         if (!shares_key(other, op)) continue;
         if (other->outcome == MODEL_DONE) return false;
         mask_add(mask, (i16)slot);
