@@ -1,22 +1,68 @@
 /* SPDX-License-Identifier: MIT
  *
  * fault.h -- places where the simulator may make a rare path common, and places that it must
- * reach. Both are resolved at link time: the server's versions (fault_none.c) do nothing.
+ * reach.
  *
  *     if (BUGGIFY("lsm.memtable.tiny")) ...      after FoundationDB's flow/Buggify.h
  *     MARK("lsm.log.tail_cut");                  after TigerBeetle's testing/marks.zig
+ *     return MARKED("lsm.log.full", ST_NO_SPACE);    a mark on the way out
  *
- * Names are stable: layer.noun.what.
+ * Names are stable, layer.noun.what, and each stands in one place only (tools/tidy), so a mark that
+ * was never passed names the line that no test has seen.
+ *
+ * Each use leaves one constant record in a section of its own, which the linker puts side by side:
+ * so all sites of a program can be listed, also those that were never passed. A record holds its
+ * name itself: it needs no relocation, lies in read-only memory, and costs the server nothing but
+ * its bytes on disk. What a site does is resolved at link time. In the server (fault_none.c):
+ *   MARK     a call of an empty function that the compiler is told is cold. So it moves the branch
+ *            out of the way of what is likely; for that reason marks stand on rare paths only.
+ *   BUGGIFY  a look at one byte that is always 0.
  */
 #ifndef DISTKV_BASE_FAULT_H
 #define DISTKV_BASE_FAULT_H
 
 #include "base/types.h"
 
-bool fault_buggify(const char *site);
-void fault_mark(const char *mark);
+enum fault_kind { FAULT_MARK, FAULT_BUGGIFY };
 
-#define BUGGIFY(site) UNLIKELY(fault_buggify(site))
-#define MARK(mark)    fault_mark(mark)
+#define FAULT_NAME_BYTES 63u
+
+/* The size is the alignment, so that records lie in the section without gaps between objects. */
+struct fault_site {
+    char name[FAULT_NAME_BYTES]; /* ends with a zero */
+    u8 kind;
+} ALIGNED(64);
+static_assert(sizeof(struct fault_site) == 64, "the linker's array has this stride");
+
+/* No redzones: sanitizers leave variables in named sections alone (GCC, and Clang for names that
+ * are identifiers), and test_fault.c sees to it that the array stays one. */
+#define FAULT_SITE(site_kind, site_name)                                                           \
+    static_assert(sizeof(site_name) <= FAULT_NAME_BYTES, "a shorter name");                        \
+    static const struct fault_site fault_site_                                                     \
+        __attribute__((section("fault_sites"))) = {.name = site_name, .kind = site_kind}
+
+/* What the link brings: fault_none.c or the simulator's. */
+extern bool fault_armed __attribute__((visibility("hidden"))); /* some BUGGIFY may fire */
+bool fault_buggify(const struct fault_site *site) __attribute__((cold));
+void fault_mark(const struct fault_site *site) __attribute__((cold));
+
+#define BUGGIFY(site_name)                                                                         \
+    __extension__({                                                                                \
+        FAULT_SITE(FAULT_BUGGIFY, site_name);                                                      \
+        UNLIKELY(fault_armed) && fault_buggify(&fault_site_);                                      \
+    })
+
+#define MARK(site_name)                                                                            \
+    do {                                                                                           \
+        FAULT_SITE(FAULT_MARK, site_name);                                                         \
+        fault_mark(&fault_site_);                                                                  \
+    } while (0)
+
+/* Passes the mark and is value. */
+#define MARKED(site_name, value)                                                                   \
+    __extension__({                                                                                \
+        MARK(site_name);                                                                           \
+        (value);                                                                                   \
+    })
 
 #endif

@@ -12,6 +12,8 @@
  */
 #include "io/core.h"
 
+#include "base/fault.h"
+
 /* ---- the life of a shard ---- */
 
 status
@@ -52,7 +54,10 @@ core_main_fiber(void *arg)
     status st = shard->shard_main(shard->shard_main_arg);
     shard->main_done = true;
     shard->main_status = st;
-    if (!ok(st)) backend_stop(shard);
+    if (!ok(st)) {
+        MARK("io.shard.main_failed");
+        backend_stop(shard);
+    }
 }
 
 status
@@ -66,8 +71,8 @@ core_shard_start(struct io_shard *shard, status (*shard_main)(void *arg), void *
 bool
 core_shard_finished(const struct io_shard *shard)
 {
-    return shard->main_done && list_empty(&shard->fibers_all) && list_empty(&shard->tasks) &&
-           list_empty(&shard->mails_self) && shard->outbox_mails == 0;
+    return shard->main_done && shard->held == 0 && list_empty(&shard->fibers_all) &&
+           list_empty(&shard->tasks) && list_empty(&shard->mails_self) && shard->outbox_mails == 0;
 }
 
 void
@@ -269,6 +274,19 @@ void
 io_stop(void)
 {
     backend_stop(io_current);
+}
+
+void
+io_shard_hold(void)
+{
+    io_current->held++;
+}
+
+void
+io_shard_release(void)
+{
+    CHECK(io_current->held > 0);
+    io_current->held--;
 }
 
 void

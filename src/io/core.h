@@ -135,6 +135,7 @@ struct io_shard {
 
     /* stopping */
     bool stopping;
+    u32 held; /* io_shard_hold */
     struct fiber_queue stop_queue;
     bool main_done;
     status main_status;
@@ -159,8 +160,8 @@ void core_shard_deinit(struct io_shard *shard, bool abandon);
  * failure asks the node to stop. */
 MUST_CHECK status core_shard_start(struct io_shard *shard, status (*shard_main)(void *arg),
                                    void *arg);
-/* shard_main has returned, no fiber is left and no mail waits: the shard may end once nothing of
- * the backend's is in flight either. */
+/* shard_main has returned, no fiber is left, nobody holds the shard and no mail waits: it may end
+ * once nothing of the backend's is in flight either. */
 bool core_shard_finished(const struct io_shard *shard);
 /* The node was asked to stop: sets stopping and wakes io_wait_stop. May be called again. */
 void core_stop_seen(struct io_shard *shard);

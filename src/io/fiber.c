@@ -19,6 +19,8 @@
  */
 #include "io/core.h"
 
+#include "base/fault.h"
+
 #include <errno.h>
 #include <sys/mman.h>
 
@@ -85,7 +87,7 @@ fiber_pool_init(struct io_shard *shard, u32 fiber_count_max)
     list_init(&shard->fibers_all);
     size_t bytes = shard->fiber_chunk_max * sizeof(shard->fiber_chunks[0]);
     shard->fiber_chunks = mem_alloc_zero(&shard->budget, bytes);
-    return shard->fiber_chunks == NULL ? ST_NO_MEMORY : ST_OK;
+    return shard->fiber_chunks == NULL ? MARKED("io.fiber.pool_no_memory", ST_NO_MEMORY) : ST_OK;
 }
 
 void
@@ -120,10 +122,11 @@ fiber_pool_deinit(struct io_shard *shard)
 static bool
 fiber_chunk_map(struct io_shard *shard)
 {
-    if (shard->fiber_chunk_count == shard->fiber_chunk_max) return false;
+    if (shard->fiber_chunk_count == shard->fiber_chunk_max)
+        return MARKED("io.fiber.chunks_used_up", false);
     u8 *chunk = mmap(NULL, FIBER_CHUNK_BYTES, PROT_READ | PROT_WRITE,
                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_STACK, -1, 0);
-    if (chunk == MAP_FAILED) return false;
+    if (chunk == MAP_FAILED) return MARKED("io.fiber.chunk_not_mapped", false);
     /* Best effort: without it a first touch may take 2 MiB. */
     (void)madvise(chunk, FIBER_CHUNK_BYTES, MADV_NOHUGEPAGE);
 #ifdef FIBER_ASAN
@@ -146,13 +149,17 @@ static struct fiber *
 fiber_create(struct io_shard *shard)
 {
     u32 index = shard->fiber_stacks_used;
-    if (index >= shard->fiber_count_max) return NULL;
-    if (!budget_take(&shard->budget, FIBER_STACK_CHARGE_BYTES)) return NULL;
+    if (index >= shard->fiber_count_max) return MARKED("io.fiber.too_many", NULL);
+    if (!budget_take(&shard->budget, FIBER_STACK_CHARGE_BYTES))
+        return MARKED("io.fiber.no_memory", NULL);
     if (index / FIBER_CHUNK_STACKS == shard->fiber_chunk_count && !fiber_chunk_map(shard))
         goto give;
     u8 *stack = shard->fiber_chunks[index / FIBER_CHUNK_STACKS] +
                 (size_t)(index % FIBER_CHUNK_STACKS) * FIBER_STACK_BYTES;
-    if (!fiber_guard_install(stack)) goto give;
+    if (!fiber_guard_install(stack)) {
+        MARK("io.fiber.no_guard");
+        goto give;
+    }
 
     u8 *bottom = stack + FIBER_GUARD_BYTES;
     u8 *top = stack + FIBER_STACK_BYTES - (index % FIBER_COLOURS) * FIBER_COLOUR_BYTES -
@@ -347,6 +354,10 @@ status
 fiber_spawn(enum fiber_class class, const char *name, void (*fn)(void *arg), void *arg)
 {
     struct io_shard *shard = io_current;
+    /* Only of requests: without its own fibers a store or a shard does not come up. */
+    if (class == FIBER_FOREGROUND && shard->stats.fibers_running > 0 &&
+        BUGGIFY("io.fiber.pool_exhausted"))
+        return ST_NO_MEMORY;
     struct list *pooled = list_pop_front(&shard->fiber_pool);
     struct fiber *fiber;
     if (pooled != NULL) {

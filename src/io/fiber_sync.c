@@ -9,6 +9,8 @@
  */
 #include "io/core.h"
 
+#include "base/fault.h"
+
 struct fiber_waiter {
     struct list link;
     struct io_shard *shard;
@@ -78,6 +80,7 @@ fiber_sleep_ns(u64 duration_ns)
     struct fiber_queue nobody_wakes;
     fiber_queue_init(&nobody_wakes);
     u64 now = io_now_ns();
+    if (BUGGIFY("io.fiber.oversleeps")) now += 3 * NS_PER_MS;
     u64 deadline = duration_ns < FIBER_FOREVER - 1 - now ? now + duration_ns : FIBER_FOREVER - 1;
     (void)fiber_queue_wait(&nobody_wakes, deadline);
 }

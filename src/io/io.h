@@ -74,6 +74,10 @@ MAY_YIELD void io_wait_stop(void);
 /* Asks the whole node to stop; from any shard. */
 void io_stop(void);
 
+/* The shard does not end while it is held: by what goes on without a fiber, in a timer. */
+void io_shard_hold(void);
+void io_shard_release(void);
+
 /* ---- figures, for metrics; plain counters of the calling shard ---- */
 
 struct io_stats {

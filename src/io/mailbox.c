@@ -5,6 +5,8 @@
  */
 #include "io/core.h"
 
+#include "base/fault.h"
+
 void
 core_mails_init(struct io_shard *shard)
 {
@@ -28,6 +30,7 @@ io_mail_send(u32 target, struct io_mail *mail)
     }
     /* Behind those that already wait: mails arrive in order. */
     if (list_empty(&shard->outboxes[target]) && backend_mail_push(shard, target, mail)) return;
+    MARK("io.mailbox.outbox_used");
     list_push_back(&shard->outboxes[target], &mail->link);
     shard->outbox_mails++;
 }
@@ -59,6 +62,7 @@ core_run_mails(struct io_shard *shard)
         struct list *link;
         while ((link = list_pop_front(outbox)) != NULL) {
             if (!backend_mail_push(shard, target, list_entry(link, struct io_mail, link))) {
+                MARK("io.mailbox.outbox_stays");
                 list_push_front(outbox, link);
                 break;
             }
@@ -111,7 +115,10 @@ shard_call_arrive(struct io_mail *mail)
 {
     struct shard_call *call = CONTAINER_OF(mail, struct shard_call, mail);
     status st = fiber_spawn(call->class, "shard call", shard_call_fiber, call);
-    if (!ok(st)) shard_call_send_back(call, st);
+    if (!ok(st)) {
+        MARK("io.mailbox.call_refused");
+        shard_call_send_back(call, st);
+    }
 }
 
 MAY_YIELD status

@@ -17,6 +17,7 @@
  */
 #include "io/memfs.h"
 
+#include "base/fault.h"
 #include "io/file.h"
 
 struct memfs_file {
@@ -43,11 +44,11 @@ struct memfs_name {
 static bool
 path_canonical(const char *path, char canonical[static MEMFS_PATH_BYTES])
 {
-    if (!memfs_path(path)) return false;
+    if (!memfs_path(path)) return MARKED("io.memfs.path_foreign", false);
     size_t size = 0;
     for (const char *p = path; *p != '\0'; p++) {
         if (*p == '/' && (p[1] == '/' || p[1] == '\0')) continue;
-        if (size == MEMFS_PATH_BYTES - 1) return false;
+        if (size == MEMFS_PATH_BYTES - 1) return MARKED("io.memfs.path_too_long", false);
         canonical[size++] = *p;
     }
     canonical[size] = '\0';
@@ -101,7 +102,7 @@ name_add(struct memfs *fs, const char *canonical, struct memfs_file *file)
 {
     u32 path_size = (u32)strlen(canonical) + 1;
     struct memfs_name *name = mem_alloc(&fs->budget, sizeof(*name) + path_size);
-    if (name == NULL) return ST_NO_SPACE;
+    if (name == NULL) return MARKED("io.memfs.name_no_memory", ST_NO_SPACE);
     name->file = file;
     name->path_size = path_size;
     memcpy(name->path, canonical, path_size);
@@ -173,10 +174,10 @@ chunks_reserve(struct memfs_file *file, u64 size)
     u64 needed = chunks_in_size(size);
     if (needed <= file->chunk_count) return true;
     u64 count = MAX(needed, MAX((u64)4, file->chunk_count * 2));
-    if (count > SIZE_MAX / 2 / sizeof(u8 *)) return false;
+    if (count > SIZE_MAX / 2 / sizeof(u8 *)) return MARKED("io.memfs.size_too_large", false);
     u8 **chunks = mem_realloc(&file->fs->budget, file->chunks, file->chunk_count * sizeof(u8 *),
                               count * sizeof(u8 *));
-    if (chunks == NULL) return false;
+    if (chunks == NULL) return MARKED("io.memfs.table_no_memory", false);
     memset(chunks + file->chunk_count, 0, (count - file->chunk_count) * sizeof(u8 *));
     file->chunks = chunks;
     file->chunk_count = count;
@@ -193,7 +194,7 @@ chunks_take(struct memfs_file *file, u64 offset, u64 end)
     for (u64 i = offset / MEMFS_CHUNK_BYTES; i <= (end - 1) / MEMFS_CHUNK_BYTES; i++) {
         if (file->chunks[i] != NULL) continue;
         file->chunks[i] = mem_alloc_zero(&file->fs->budget, MEMFS_CHUNK_BYTES);
-        if (file->chunks[i] == NULL) return false;
+        if (file->chunks[i] == NULL) return MARKED("io.memfs.chunk_no_memory", false);
     }
     return true;
 }
@@ -233,9 +234,9 @@ memfs_deinit(struct memfs *fs)
 static status
 file_create(struct memfs *fs, const char *canonical, struct memfs_file **out)
 {
-    if (!parent_exists(fs, canonical)) return ST_NOT_FOUND;
+    if (!parent_exists(fs, canonical)) return MARKED("io.memfs.create_no_parent", ST_NOT_FOUND);
     struct memfs_file *file = mem_alloc_zero(&fs->budget, sizeof(*file));
-    if (file == NULL) return ST_NO_SPACE;
+    if (file == NULL) return MARKED("io.memfs.file_no_memory", ST_NO_SPACE);
     file->fs = fs;
     status st = name_add(fs, canonical, file);
     if (!ok(st)) {
@@ -255,12 +256,12 @@ memfs_open(struct memfs *fs, const char *path, u32 flags, struct memfs_file **ou
     const struct memfs_name *name = name_find(fs, canonical);
     struct memfs_file *file;
     if ((flags & IO_OPEN_CREATE) != 0) {
-        if (name != NULL) return ST_EXISTS;
+        if (name != NULL) return MARKED("io.memfs.create_exists", ST_EXISTS);
         status st = file_create(fs, canonical, &file);
         if (!ok(st)) return st;
     } else {
-        if (name == NULL) return ST_NOT_FOUND;
-        if (name->file == NULL) return ST_INVALID; /* a directory */
+        if (name == NULL) return MARKED("io.memfs.open_not_found", ST_NOT_FOUND);
+        if (name->file == NULL) return MARKED("io.memfs.open_directory", ST_INVALID);
         file = name->file;
     }
     file->open_count++;
@@ -282,7 +283,8 @@ memfs_close(struct memfs_file *file)
 status
 memfs_read(const struct memfs_file *file, void *buffer, u32 size, u64 offset)
 {
-    if (offset > file->size || size > file->size - offset) return ST_END;
+    if (offset > file->size || size > file->size - offset)
+        return MARKED("io.memfs.read_past_end", ST_END);
     u8 *target = buffer;
     u64 end = offset + size;
     while (offset < end) {
@@ -303,9 +305,10 @@ memfs_read(const struct memfs_file *file, void *buffer, u32 size, u64 offset)
 status
 memfs_write(struct memfs_file *file, const void *buffer, u32 size, u64 offset)
 {
-    if (offset > UINT64_MAX / 2) return ST_NO_SPACE;
+    if (offset > UINT64_MAX / 2) return MARKED("io.memfs.write_too_far", ST_NO_SPACE);
     u64 end = offset + size;
     if (!chunks_take(file, offset, end)) {
+        MARK("io.memfs.write_no_space");
         chunks_trim(file);
         return ST_NO_SPACE;
     }
@@ -342,8 +345,9 @@ memfs_truncate(struct memfs_file *file, u64 size)
 status
 memfs_allocate(struct memfs_file *file, u64 size)
 {
-    if (size > UINT64_MAX / 2) return ST_NO_SPACE;
+    if (size > UINT64_MAX / 2) return MARKED("io.memfs.allocate_too_far", ST_NO_SPACE);
     if (!chunks_take(file, 0, size)) {
+        MARK("io.memfs.allocate_no_space");
         chunks_trim(file);
         return ST_NO_SPACE;
     }
@@ -366,9 +370,9 @@ memfs_fill(struct memfs_file *file, u64 size)
 static status
 name_put(struct memfs *fs, const char *canonical, struct memfs_file *file)
 {
-    if (!parent_exists(fs, canonical)) return ST_NOT_FOUND;
+    if (!parent_exists(fs, canonical)) return MARKED("io.memfs.name_no_parent", ST_NOT_FOUND);
     struct memfs_name *old = name_find(fs, canonical);
-    if (old != NULL && old->file == NULL) return ST_INVALID;
+    if (old != NULL && old->file == NULL) return MARKED("io.memfs.name_over_directory", ST_INVALID);
     if (old == NULL) return name_add(fs, canonical, file);
     struct memfs_file *replaced = old->file;
     old->file = file;
@@ -384,8 +388,9 @@ memfs_rename(struct memfs *fs, const char *from, const char *to)
     char source[MEMFS_PATH_BYTES], target[MEMFS_PATH_BYTES];
     if (!path_canonical(from, source) || !path_canonical(to, target)) return ST_INVALID;
     struct memfs_name *name = name_find(fs, source);
-    if (name == NULL) return ST_NOT_FOUND;
-    if (name->file == NULL) return ST_UNSUPPORTED; /* directories keep their names */
+    if (name == NULL) return MARKED("io.memfs.rename_not_found", ST_NOT_FOUND);
+    /* Directories keep their names. */
+    if (name->file == NULL) return MARKED("io.memfs.rename_directory", ST_UNSUPPORTED);
     if (strcmp(source, target) == 0) return ST_OK;
     status st = name_put(fs, target, name->file);
     if (!ok(st)) return st;
@@ -399,9 +404,10 @@ memfs_link(struct memfs *fs, const char *from, const char *to)
     char source[MEMFS_PATH_BYTES], target[MEMFS_PATH_BYTES];
     if (!path_canonical(from, source) || !path_canonical(to, target)) return ST_INVALID;
     struct memfs_name *name = name_find(fs, source);
-    if (name == NULL) return ST_NOT_FOUND;
-    if (name->file == NULL) return ST_INVALID;
-    if (strcmp(target, ROOT) == 0 || name_find(fs, target) != NULL) return ST_EXISTS;
+    if (name == NULL) return MARKED("io.memfs.link_not_found", ST_NOT_FOUND);
+    if (name->file == NULL) return MARKED("io.memfs.link_directory", ST_INVALID);
+    if (strcmp(target, ROOT) == 0 || name_find(fs, target) != NULL)
+        return MARKED("io.memfs.link_exists", ST_EXISTS);
     return name_put(fs, target, name->file);
 }
 
@@ -411,8 +417,8 @@ memfs_unlink(struct memfs *fs, const char *path)
     char canonical[MEMFS_PATH_BYTES];
     if (!path_canonical(path, canonical)) return ST_INVALID;
     struct memfs_name *name = name_find(fs, canonical);
-    if (name == NULL) return ST_NOT_FOUND;
-    if (name->file == NULL) return ST_INVALID;
+    if (name == NULL) return MARKED("io.memfs.unlink_not_found", ST_NOT_FOUND);
+    if (name->file == NULL) return MARKED("io.memfs.unlink_directory", ST_INVALID);
     name_remove(fs, name);
     return ST_OK;
 }
@@ -422,8 +428,9 @@ memfs_dir_make(struct memfs *fs, const char *path)
 {
     char canonical[MEMFS_PATH_BYTES];
     if (!path_canonical(path, canonical)) return ST_INVALID;
-    if (strcmp(canonical, ROOT) == 0 || name_find(fs, canonical) != NULL) return ST_EXISTS;
-    if (!parent_exists(fs, canonical)) return ST_NOT_FOUND;
+    if (strcmp(canonical, ROOT) == 0 || name_find(fs, canonical) != NULL)
+        return MARKED("io.memfs.dir_exists", ST_EXISTS);
+    if (!parent_exists(fs, canonical)) return MARKED("io.memfs.dir_no_parent", ST_NOT_FOUND);
     return name_add(fs, canonical, NULL);
 }
 
@@ -433,11 +440,13 @@ memfs_dir_remove(struct memfs *fs, const char *path)
     char canonical[MEMFS_PATH_BYTES];
     if (!path_canonical(path, canonical)) return ST_INVALID;
     struct memfs_name *name = name_find(fs, canonical);
-    if (name == NULL) return strcmp(canonical, ROOT) == 0 ? ST_INVALID : ST_NOT_FOUND;
-    if (name->file != NULL) return ST_INVALID;
+    if (name == NULL)
+        return MARKED("io.memfs.dir_not_found",
+                      strcmp(canonical, ROOT) == 0 ? ST_INVALID : ST_NOT_FOUND);
+    if (name->file != NULL) return MARKED("io.memfs.dir_is_file", ST_INVALID);
     list_for_each (pos, &fs->names) {
         if (path_is_entry(canonical, list_entry(pos, struct memfs_name, link)->path))
-            return ST_EXISTS; /* as a directory that is not empty answers */
+            return MARKED("io.memfs.dir_not_empty", ST_EXISTS); /* as a disk answers */
     }
     name_remove(fs, name);
     return ST_OK;
@@ -457,7 +466,7 @@ memfs_dir_list(const struct memfs *fs, const char *path, void (*each)(void *arg,
 {
     char dir[MEMFS_PATH_BYTES], last[MEMFS_PATH_BYTES];
     if (!path_canonical(path, dir)) return ST_INVALID;
-    if (!dir_exists(fs, dir)) return ST_NOT_FOUND;
+    if (!dir_exists(fs, dir)) return MARKED("io.memfs.list_not_found", ST_NOT_FOUND);
     /* each may change the names, so every step looks again for the first one after the last. */
     last[0] = '\0';
     for (;;) {

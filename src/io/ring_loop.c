@@ -478,7 +478,7 @@ ring_may_end(struct ring_shard *shard)
     if (finished && !shard->net_shut) ring_net_shut(shard);
     /* The event's request stays for ever. */
     finished = finished && !core_has_work(&shard->core) && shard->requests_active == 1 &&
-               shard->disk_queued == 0 && list_empty(&shard->conns);
+               shard->disk_queued == 0 && list_empty(&shard->net.conns);
     if (!finished) {
         atomic_store(&shard->finished, false);
         return false;

@@ -95,6 +95,41 @@ sim_options_default(struct sim_options *options, u64 seed)
     };
 }
 
+/* A stream of its own, so that a draw that is added or taken away moves no other. True in one of
+ * `in` runs. */
+static bool
+swarm_draw(struct prng *prng, u64 seed, const char *purpose, u64 in)
+{
+    prng_init(prng, sim_seed(seed, purpose, 0));
+    return prng_chance(prng, 1, in);
+}
+
+static void
+swarm_more(struct sim_options *options, u64 seed)
+{
+    struct sim_disk_options *disk = &options->disk;
+    struct sim_net_options *net = &options->net;
+    struct prng prng;
+    if (swarm_draw(&prng, seed, "swarm disk-stall", 2))
+        disk->stall_ns = prng_range(&prng, NS_PER_S, 30 * NS_PER_S);
+    if (swarm_draw(&prng, seed, "swarm no-space", 10)) {
+        disk->no_space_ppm = (u32)prng_below(&prng, 2000);
+        disk->no_space_ns_max = prng_range(&prng, NS_PER_MS, 10 * NS_PER_S);
+    }
+    if (swarm_draw(&prng, seed, "swarm alloc", 8)) options->alloc_ppm = (u32)prng_below(&prng, 300);
+    if (swarm_draw(&prng, seed, "swarm shard-stall", 8)) {
+        options->shard_stall_ppm = (u32)prng_below(&prng, 300);
+        options->shard_stall_ns_max = prng_range(&prng, NS_PER_MS, 30 * NS_PER_S);
+    }
+    if (swarm_draw(&prng, seed, "swarm net-half-open", 6))
+        net->half_open_ppm = (u32)prng_below(&prng, 2000);
+    if (swarm_draw(&prng, seed, "swarm net-stall", 5)) {
+        net->stall_ppm = (u32)prng_below(&prng, 5000);
+        net->stall_ns_max = prng_range(&prng, NS_PER_MS, 20 * NS_PER_S);
+    }
+    net->single_bytes = swarm_draw(&prng, seed, "swarm single-bytes", 40);
+}
+
 void
 sim_options_swarm(struct sim_options *options, u64 seed)
 {
@@ -118,6 +153,32 @@ sim_options_swarm(struct sim_options *options, u64 seed)
     if (prng_chance(&prng, 1, 4)) net->pipe_bytes = (u32)prng_range(&prng, 4096, 65536);
     if (prng_chance(&prng, 1, 4)) net->refuse_ppm = (u32)prng_below(&prng, 200000);
     if (prng_chance(&prng, 1, 4)) net->reset_ppm = (u32)prng_below(&prng, 3000);
+    swarm_more(options, seed);
+}
+
+void
+sim_options_beyond(struct sim_options *options, u64 seed)
+{
+    struct sim_disk_options *disk = &options->disk;
+    struct {
+        const char *purpose;
+        u32 *ppm;
+    } const families[] = {
+        {"beyond bit-rot", &disk->bit_rot_ppm},
+        {"beyond latent", &disk->latent_ppm},
+        {"beyond misdirected", &disk->misdirected_ppm},
+        {"beyond lost-write", &disk->lost_write_ppm},
+    };
+    u32 drawn = 0;
+    for (u32 i = 0; i < ARRAY_COUNT(families); i++) {
+        struct prng prng;
+        prng_init(&prng, sim_seed(seed, families[i].purpose, 0));
+        if (!prng_chance(&prng, 1, 2)) continue;
+        *families[i].ppm = (u32)prng_range(&prng, 1, prng_chance(&prng, 1, 2) ? 200 : 5000);
+        drawn++;
+    }
+    /* Without any it would be a run like the others. */
+    if (drawn == 0) *families[seed % ARRAY_COUNT(families)].ppm = 1000;
 }
 
 /* ---- events ---- */
@@ -153,25 +214,13 @@ sim_event_cancel(struct sim *sim, struct sim_event *event)
     event->scheduled = false;
 }
 
-void
-sim_trace(struct sim *sim, const struct sim_shard *shard, enum sim_kind kind, u64 content)
-{
-    u64 parts[6] = {sim->trace_hash, sim->now_ns,     (u64)kind,
-                    content,         UINT64_MAX >> 1, UINT64_MAX >> 1};
-    if (shard != NULL) {
-        parts[4] = shard->node->index;
-        parts[5] = shard->core.index;
-    }
-    sim->trace_hash = hash_bytes(parts, sizeof(parts), 0);
-}
-
 /* ---- turns ---- */
 
 static void
 shard_schedule_at(struct sim_shard *shard, u64 time_ns)
 {
     struct sim *sim = shard->node->sim;
-    time_ns = MAX(time_ns, shard->busy_until_ns);
+    time_ns = MAX(time_ns, MAX(shard->busy_until_ns, shard->stall_until_ns));
     if (shard->turn.scheduled) {
         if (shard->turn.time_ns <= time_ns) return;
         sim_event_cancel(sim, &shard->turn);
@@ -199,16 +248,16 @@ sim_arrive(struct sim_shard *shard, struct sim_arrival *arrival)
 }
 
 /* From here on the shard's code runs. */
-static struct list *
+static struct sim_memory *
 shard_enter(struct sim_shard *shard)
 {
     CHECK(io_current == NULL);
     io_current = &shard->core;
-    return sim_mem_domain_set(&shard->node->blocks);
+    return sim_mem_domain_set(&shard->node->memory);
 }
 
 static void
-shard_leave(struct list *domain)
+shard_leave(struct sim_memory *domain)
 {
     io_current = NULL;
     sim_mem_domain_set(domain);
@@ -228,16 +277,37 @@ shard_run_arrivals(struct sim_shard *shard)
     }
 }
 
+static u64
+node_wall_ns(const struct sim_node *node)
+{
+    const struct sim_clock *clock = &node->clock;
+    u64 passed_ns = node->sim->now_ns - clock->since_ns;
+    i64 extra_ns = (i64)((__int128)passed_ns * clock->drift_ppm / 1000000);
+    return clock->wall_ns + passed_ns + (u64)extra_ns;
+}
+
+static void
+shard_stall_maybe(struct sim_shard *shard)
+{
+    struct sim *sim = shard->node->sim;
+    if (!sim_fault_chance(sim, SIM_FAULT_SHARD_STALL, sim->options.shard_stall_ppm)) return;
+    struct prng prng = sim_fault_prng(sim, SIM_FAULT_SHARD_STALL);
+    u64 ns = sim_draw(&prng, NS_PER_MS, sim->options.shard_stall_ns_max);
+    if (!sim_fault_take(sim, SIM_FAULT_SHARD_STALL, "shard %u of %s for %llu us", shard->core.index,
+                        shard->node->host, (unsigned long long)(ns / NS_PER_US)))
+        return;
+    shard->stall_until_ns = sim->now_ns + ns;
+}
+
 static void
 shard_turn(struct sim_event *event)
 {
     struct sim_shard *shard = event->shard;
     struct sim *sim = shard->node->sim;
-    sim_trace(sim, shard, SIM_KIND_TURN, 0);
+    sim_trace(sim, shard, SIM_KIND_TURN, 0, NULL, 0, 0, 0);
     shard->spent_ns = 0;
-    struct list *domain = shard_enter(shard);
-    u64 wall_ms = shard->node->boot_wall_ms + sim->now_ns / NS_PER_MS;
-    core_turn_begin(&shard->core, sim->now_ns, wall_ms);
+    struct sim_memory *domain = shard_enter(shard);
+    core_turn_begin(&shard->core, sim->now_ns, node_wall_ns(shard->node) / NS_PER_MS);
     core_run_timers(&shard->core);
     shard_run_arrivals(shard);
     core_run_mails(&shard->core);
@@ -251,6 +321,7 @@ shard_turn(struct sim_event *event)
         cost_ns += sim_draw(&sim->prng_schedule, NS_PER_MS, 100 * NS_PER_MS);
     shard->busy_until_ns = sim->now_ns + shard->spent_ns + cost_ns;
     shard->core.stats.busy_ns += shard->spent_ns + cost_ns;
+    shard_stall_maybe(shard);
     shard_schedule(shard);
 }
 
@@ -286,8 +357,8 @@ static void
 stop_arrives(struct sim_event *event)
 {
     struct sim_shard *shard = event->shard;
-    sim_trace(shard->node->sim, shard, SIM_KIND_STOP, 0);
-    struct list *domain = shard_enter(shard);
+    sim_trace(shard->node->sim, shard, SIM_KIND_STOP, 0, NULL, 0, 0, 0);
+    struct sim_memory *domain = shard_enter(shard);
     core_stop_seen(&shard->core);
     shard_leave(domain);
     shard_schedule_at(shard, shard->busy_until_ns);
@@ -327,7 +398,8 @@ static void
 mail_arrives(struct sim_event *event)
 {
     struct sim_mail *mail = CONTAINER_OF(event, struct sim_mail, event);
-    sim_trace(event->shard->node->sim, event->shard, SIM_KIND_MAIL, mail->source->core.index);
+    sim_trace(event->shard->node->sim, event->shard, SIM_KIND_MAIL, mail->source->core.index,
+              "from", mail->source->core.index, 0, 0);
     mail->source->mail_counts[mail->target->core.index]--;
     sim_arrive(mail->target, &mail->arrival);
 }
@@ -477,9 +549,12 @@ sim_node_new(struct sim *sim, const char *host)
     node->index = sim->node_count++;
     snprintf(node->host, sizeof(node->host), "%s", host);
     node->disk = sim_disk_new(&sim->options.disk, sim_seed(sim->options.seed, "disk", node->index));
-    node->boot_wall_ms = WALL_START_MS;
+    sim_disk_books_set(node->disk, sim, node->host);
+    node->space_returns.kind = SIM_KIND_CONTROL;
+    node->space_returns.fire = sim_space_returns;
+    node->clock.wall_ns = WALL_START_MS * NS_PER_MS;
     node->result = ST_OK;
-    list_init(&node->blocks);
+    list_init(&node->memory.blocks);
     list_init(&node->io_queue);
     list_init(&node->io_requests);
     list_init(&node->mails);
@@ -502,7 +577,6 @@ shard_init(struct sim_node *node, u32 index)
     shard->stop.fire = stop_arrives;
     list_init(&shard->arrivals);
     list_init(&shard->files);
-    list_init(&shard->connections);
     list_init(&shard->listeners);
     shard->mail_time_ns = calloc(node->shard_count, sizeof(u64));
     shard->mail_counts = calloc(node->shard_count, sizeof(u64));
@@ -515,7 +589,7 @@ shard_deinit(struct sim_shard *shard, bool abandon)
     struct sim *sim = shard->node->sim;
     sim_event_cancel(sim, &shard->turn);
     sim_event_cancel(sim, &shard->stop);
-    struct list *domain = shard_enter(shard);
+    struct sim_memory *domain = shard_enter(shard);
     if (!abandon) memfs_deinit(&shard->memfs);
     core_shard_deinit(&shard->core, abandon);
     shard_leave(domain);
@@ -530,10 +604,12 @@ sim_node_start(struct sim_node *node, const struct io_node_config *config)
     CHECK(!node->running);
     CHECK(config->shard_count > 0 && config->shard_count <= LIMIT_SHARDS);
     node->running = true;
+    node->power_off = false;
     node->stopping = false;
     node->crash_pending = false;
     node->epoch++;
     node->result = ST_OK;
+    node->memory.may_refuse = false;
     node->io_in_flight = 0;
     node->shard_count = config->shard_count;
     node->shards = calloc(config->shard_count, sizeof(*node->shards));
@@ -546,18 +622,21 @@ sim_node_start(struct sim_node *node, const struct io_node_config *config)
         u64 seed = sim_seed(sim->options.seed, "shard",
                             (u64)node->index << 40 | (node->epoch & 0xffffffff) << 8 | i);
         u64 memory_bytes = config->memory_bytes / config->shard_count;
-        struct list *domain = shard_enter(shard);
+        struct sim_memory *domain = shard_enter(shard);
         status started =
             core_shard_init(&shard->core, (struct io_node *)node, i, config->shard_count,
                             memory_bytes, config->fiber_count_max, seed);
         memfs_init(&shard->memfs, &shard->core.budget, UINT64_MAX);
+        core_net_init(&shard->net, &shard->core);
         shard->core.now_ns = sim->now_ns;
         if (ok(started)) started = core_shard_start(&shard->core, config->shard_main, config->arg);
         shard_leave(domain);
         if (!ok(started)) st = started;
         shard_schedule_at(shard, sim->now_ns);
     }
-    if (!ok(st)) sim_node_crash(node);
+    if (ok(st)) return ST_OK;
+    sim_node_crash(node);
+    node->power_off = false;
     return st;
 }
 
@@ -577,10 +656,12 @@ sim_node_crash(struct sim_node *node)
 {
     if (!node->running) return;
     CHECK(io_current == NULL);
-    sim_trace(node->sim, NULL, SIM_KIND_CONTROL, node->index);
+    sim_trace(node->sim, NULL, SIM_KIND_CONTROL, node->index, "end of node", node->index, 0, 0);
     sim_disk_crash(node->disk); /* first: it still takes data from the buffers of writes */
     sim_files_drop(node);
-    sim_net_drop(node);
+    bool power = !node->sim->options.disk.crash_keeps_all;
+    node->power_off = power;
+    sim_net_drop(node, power);
     while (!list_empty(&node->mails)) {
         struct sim_mail *mail = list_entry(list_first(&node->mails), struct sim_mail, link);
         sim_event_cancel(node->sim, &mail->event);
@@ -588,7 +669,7 @@ sim_node_crash(struct sim_node *node)
         free(mail);
     }
     node_release(node, true);
-    sim_mem_free_all(&node->blocks);
+    sim_mem_free_all(&node->memory);
     node->crash_pending = false;
     node->result = ST_CANCELED;
 }
@@ -619,8 +700,8 @@ node_end(struct sim_node *node)
     }
     sim_disk_process_ended(node->disk);
     node_release(node, false);
-    u64 leaked_bytes = sim_mem_bytes(&node->blocks);
-    u64 leaked_count = sim_mem_free_all(&node->blocks);
+    u64 leaked_bytes = node->memory.bytes;
+    u64 leaked_count = sim_mem_free_all(&node->memory);
     if (leaked_count > 0 && ok(result)) {
         fprintf(stderr, "sim: the process ended well, but left %llu bytes in %llu blocks\n",
                 (unsigned long long)leaked_bytes, (unsigned long long)leaked_count);
@@ -646,6 +727,72 @@ struct sim_disk *
 sim_node_disk(struct sim_node *node)
 {
     return node->disk;
+}
+
+/* Later draws begin where the clock is now. */
+static void
+clock_rebase(struct sim_node *node)
+{
+    node->clock.wall_ns = node_wall_ns(node);
+    node->clock.since_ns = node->sim->now_ns;
+}
+
+void
+sim_node_clock_step(struct sim_node *node, i64 ms)
+{
+    clock_rebase(node);
+    i64 step_ns = ms * (i64)NS_PER_MS;
+    CHECK(step_ns > 0 || (u64)-step_ns < node->clock.wall_ns);
+    node->clock.wall_ns += (u64)step_ns;
+}
+
+void
+sim_node_clock_drift_set(struct sim_node *node, i32 ppm)
+{
+    CHECK(ppm > -1000000);
+    clock_rebase(node);
+    node->clock.drift_ppm = ppm;
+}
+
+void
+sim_node_shard_stall(struct sim_node *node, u32 shard_index, u64 ns)
+{
+    if (!node->running) return;
+    CHECK(shard_index < node->shard_count);
+    struct sim_shard *shard = &node->shards[shard_index];
+    shard->stall_until_ns = MAX(shard->stall_until_ns, node->sim->now_ns + ns);
+    if (shard->turn.scheduled) {
+        sim_event_cancel(node->sim, &shard->turn);
+        shard_schedule(shard);
+    }
+}
+
+void
+sim_shard_hurry(struct sim_shard *shard)
+{
+    if (shard->stall_until_ns <= shard->node->sim->now_ns) return;
+    shard->stall_until_ns = 0;
+    shard_schedule(shard);
+}
+
+void
+sim_node_started_set(struct sim_node *node)
+{
+    node->memory.may_refuse = true;
+}
+
+u64
+sim_node_memory_bytes(const struct sim_node *node)
+{
+    return node->memory.bytes;
+}
+
+void
+sim_node_shard_memory(const struct sim_node *node, u32 shard, u64 *used_out, u64 *peak_out)
+{
+    bool there = shard < node->shard_count;
+    *used_out = there ? node->shards[shard].core.budget.used_bytes : 0;
+    *peak_out = there ? node->shards[shard].core.budget.used_bytes_max : 0;
 }
 
 /* ---- driving ---- */
@@ -726,7 +873,7 @@ control_fires(struct sim_event *event)
 {
     struct sim_control *control = CONTAINER_OF(event, struct sim_control, event);
     list_del(&control->link);
-    sim_trace(sim_current, NULL, SIM_KIND_CONTROL, 0);
+    sim_trace(sim_current, NULL, SIM_KIND_CONTROL, 0, NULL, 0, 0, 0);
     control->fn(control->arg);
     free(control);
 }
@@ -822,8 +969,8 @@ sim_new(const struct sim_options *options)
     prng_init(&sim->prng_schedule, sim_seed(options->seed, "schedule", 0));
     prng_init(&sim->prng_disk, sim_seed(options->seed, "latency", 0));
     prng_init(&sim->prng_net, sim_seed(options->seed, "net", 0));
-    prng_init(&sim->prng_fault, sim_seed(options->seed, "fault", 0));
     prng_init(&sim->prng_test, sim_seed(options->seed, "test", 0));
+    sim_inject_init(sim);
     sim_net_init(sim);
     sim_log_reset(options->print_log);
     sim_fault_reset(options->seed, options->buggify);
@@ -838,6 +985,7 @@ sim_free(struct sim *sim)
     while (!list_empty(&sim->nodes)) {
         struct sim_node *node = list_entry(list_first(&sim->nodes), struct sim_node, link);
         sim_node_crash(node);
+        sim_event_cancel(sim, &node->space_returns);
         list_del(&node->link);
         sim_disk_free(node->disk);
         free(node);
@@ -850,14 +998,9 @@ sim_free(struct sim *sim)
         free(control);
     }
     sim_net_free(sim);
+    sim_inject_deinit(sim);
     sim_current = NULL;
     free(sim);
-}
-
-u64
-sim_trace_hash(const struct sim *sim)
-{
-    return sim->trace_hash;
 }
 
 u64

@@ -38,23 +38,70 @@
 struct sim;
 struct sim_node;
 struct sim_disk;
+struct io_conn;
+
+/* What goes wrong, by family: each can be switched off, each single fault can be left out. */
+enum sim_fault {
+    /* disk: what an honest disk does; the code must lose nothing */
+    SIM_FAULT_READ_ERROR,  /* one read fails */
+    SIM_FAULT_WRITE_ERROR, /* one write fails; some of its sectors may have been written */
+    SIM_FAULT_SYNC_ERROR,  /* what it covered reads clean and never reaches the platter */
+    SIM_FAULT_NO_SPACE,    /* the capacity shrinks to what is used, for a while */
+    SIM_FAULT_DISK_STALL,  /* one request takes 1 to 30 s */
+    SIM_FAULT_TORN,        /* sectors that were under way at a power cut are garbage */
+    /* disk: damage beyond the promise; it must be detected and refused, never served */
+    SIM_FAULT_BIT_ROT,     /* a stored bit flips */
+    SIM_FAULT_LATENT,      /* a sector cannot be read until it is rewritten */
+    SIM_FAULT_MISDIRECTED, /* a write lands elsewhere in the file, or in another file */
+    SIM_FAULT_LOST_WRITE,  /* a write says ok, a sync after it too, and never happened */
+    /* process */
+    SIM_FAULT_POWER_CUT,   /* what was not durable may be gone */
+    SIM_FAULT_KILL,        /* the process ends; what was written stays */
+    SIM_FAULT_ALLOC,       /* an allocation is refused */
+    SIM_FAULT_SHARD_STALL, /* a shard learns of nothing for 1 ms to 30 s */
+    SIM_FAULT_CLOCK_STEP,  /* the wall clock jumps, either way */
+    SIM_FAULT_CLOCK_DRIFT, /* and runs fast or slow */
+    /* network */
+    SIM_FAULT_NET_REFUSE,    /* a connect */
+    SIM_FAULT_NET_RESET,     /* both ends learn of it */
+    SIM_FAULT_NET_HALF_OPEN, /* one end does, the other hears nothing more */
+    SIM_FAULT_NET_STALL,     /* a direction carries nothing for a while, then everything */
+    SIM_FAULT_COUNT,
+};
+
+/* One fault that happened: the number counts within its family from 0, so that leaving one out or
+ * switching a family off renames no fault of another family. */
+struct sim_fault_id {
+    enum sim_fault family;
+    u32 number;
+};
 
 struct sim_disk_options {
     u64 capacity_bytes;
     u64 latency_ns_min, latency_ns_max; /* of one request */
-    u32 stall_ppm;                      /* requests that take stall_ns instead */
-    u64 stall_ns;
-    u32 torn_ppm; /* of the unsynced sectors at a crash: garbage */
+    u32 stall_ppm;                      /* requests that take longer, by 1 s ... */
+    u64 stall_ns;                       /* ... up to this; by just this when it is less */
+    u32 torn_ppm;                       /* of the unsynced sectors at a crash: garbage */
     u32 read_error_ppm, write_error_ppm, sync_error_ppm;
-    bool crash_keeps_all; /* a crash of the process, not of the power */
+    u32 no_space_ppm; /* writes and allocations before which the capacity shrinks to what is used */
+    u64 no_space_ns_max; /* ... for 1 ms up to this */
+    /* Beyond the promise, in millionths of the requests. */
+    u32 bit_rot_ppm; /* of the reads: a bit of what it covers flips for good before it */
+    u32 latent_ppm;  /* of the reads: a sector of what it covers is unreadable until rewritten */
+    u32 misdirected_ppm, lost_write_ppm; /* of the writes */
+    bool crash_keeps_all;                /* a crash of the process, not of the power */
 };
 
 struct sim_net_options {
     u64 latency_ns_min, latency_ns_max; /* of a segment; order within a connection is kept */
     u32 pipe_bytes;                     /* capacity of one direction: back-pressure above */
     u32 split_ppm;                      /* deliveries cut at a random place, down to one byte */
+    bool single_bytes;                  /* every delivery is one byte */
     u32 refuse_ppm;                     /* connects refused */
     u32 reset_ppm;                      /* segments that become a reset */
+    u32 half_open_ppm;                  /* segments after which one end is gone unannounced */
+    u32 stall_ppm;                      /* segments before which the direction stalls ... */
+    u64 stall_ns_max;                   /* ... for 1 ms up to this */
 };
 
 struct sim_options {
@@ -66,6 +113,13 @@ struct sim_options {
     u32 turn_long_ppm;            /* turns that take 1 to 100 ms instead */
     u64 mail_ns_min, mail_ns_max; /* between shards */
     u64 time_ns_max;              /* sim_run gives up (a CHECK) after this much virtual time */
+    u32 alloc_ppm;                /* allocations of nodes that are refused, once started up: see
+                                   * sim_node_started_set */
+    u32 shard_stall_ppm;          /* turns after which the shard stalls for up to ... */
+    u64 shard_stall_ns_max;
+    u64 faults_off; /* bit per enum sim_fault: never injected, whatever the chances say */
+    const struct sim_fault_id *faults_skip; /* these are left out; sorted; the caller's, kept */
+    u32 faults_skip_count;
     struct sim_disk_options disk;
     struct sim_net_options net;
 };
@@ -73,8 +127,13 @@ struct sim_options {
 /* No faults; orders and delays are random all the same. */
 void sim_options_default(struct sim_options *options, u64 seed);
 /* Draws fault rates, delays and BUGGIFY from the seed: every run has a character. What is injected
- * may make operations fail, so the test must expect errors. */
+ * may make operations fail, so the test must expect errors. Nothing that an honest disk does not
+ * do.
+ */
 void sim_options_swarm(struct sim_options *options, u64 seed);
+/* On top of either: draws damage beyond the promise, at least one family. The code under test may
+ * refuse then, but never serve it. */
+void sim_options_beyond(struct sim_options *options, u64 seed);
 
 struct sim *sim_new(const struct sim_options *options);
 /* Crashes what still runs; frees everything, disks too. */
@@ -115,6 +174,34 @@ void sim_faults_clear(struct sim *sim);
 void sim_crash_keeps_all_set(struct sim *sim, bool keeps_all);
 /* The chances of sim_disk_options from now on: failing requests, in millionths. */
 void sim_error_rates_set(struct sim *sim, u32 read_ppm, u32 write_ppm, u32 sync_ppm);
+/* All chances of faults are 0 from now on, stalls end, space is back, links heal: what follows
+ * must make progress. Damage that is stored stays. */
+void sim_faults_end(struct sim *sim);
+/* The test is about to do this one itself (a power cut, a clock step): false when the family is
+ * off or this fault is to be left out; otherwise it is numbered and kept like the sim's own. */
+bool sim_fault_inject(struct sim *sim, enum sim_fault family);
+const char *sim_fault_name(enum sim_fault family); /* "sync-error" */
+/* Injected so far. */
+u64 sim_fault_count(const struct sim *sim, enum sim_fault family);
+/* All that were injected, in the order of their time; detail: where, for a person. */
+void sim_fault_each(const struct sim *sim,
+                    void (*each)(void *arg, struct sim_fault_id id, u64 time_ns,
+                                 const char *detail),
+                    void *arg);
+/* Damage beyond the promise, for a checker that demands that it is found. */
+struct sim_damage {
+    struct sim_fault_id id;
+    u64 time_ns;
+    const struct sim_node *node;
+    const char *path; /* now; of a file without a name: "(no name)" */
+    u64 offset;
+    u32 bytes;
+    /* Reads show it now. Not so once it was written over or the file is gone; a power cut may bring
+     * it back with what had been written over it, or show what a cache has hidden so far. */
+    bool there;
+};
+void sim_damage_each(const struct sim *sim,
+                     void (*each)(void *arg, const struct sim_damage *damage), void *arg);
 /* Whether the armed crash or failure has happened. */
 bool sim_crashed(const struct sim *sim);
 bool sim_failed(const struct sim *sim);
@@ -129,14 +216,31 @@ struct sim_node *sim_node_new(struct sim *sim, const char *host);
 MUST_CHECK status sim_node_start(struct sim_node *node, const struct io_node_config *config);
 /* As io_node_stop; the process ends when its shards have. */
 void sim_node_stop(struct sim_node *node);
-/* Power off, now: memory, fibers, connections and what the disk had not made durable are gone.
- * Not from inside the node's own code. */
+/* Power off, now: memory, fibers, connections and what the disk had not made durable are gone, and
+ * peers hear nothing until it is started again. With crash_keeps_all it is the process that ends:
+ * the machine stays and closes its connections. Not from inside the node's own code. */
 void sim_node_crash(struct sim_node *node);
 bool sim_node_running(const struct sim_node *node);
 /* What the last process ended with; ST_CANCELED after a crash. */
 status sim_node_result(const struct sim_node *node);
 struct sim_disk *sim_node_disk(struct sim_node *node);
-/* Nothing is delivered between the two (in both directions) until healed; connections stall. */
+/* The wall clock of node jumps by this much / from now on runs fast by this many millionths. */
+void sim_node_clock_step(struct sim_node *node, i64 ms);
+void sim_node_clock_drift_set(struct sim_node *node, i32 ppm);
+/* The shard learns of nothing before the time has passed. */
+void sim_node_shard_stall(struct sim_node *node, u32 shard, u64 ns);
+/* The process has started up: from here to its end alloc_ppm counts. Comes by itself once every
+ * shard listens on a port. */
+void sim_node_started_set(struct sim_node *node);
+/* Bytes that the process holds: zero after its end. */
+u64 sim_node_memory_bytes(const struct sim_node *node);
+/* Budgeted memory of a shard in use now, and its highest; zero when the process has ended. */
+void sim_node_shard_memory(const struct sim_node *node, u32 shard, u64 *used_out, u64 *peak_out);
+/* Closes only the sending side of a connection, behind what was written: a client that still reads.
+ * On the shard of conn. */
+void sim_conn_shut_send(struct io_conn *conn);
+/* Nothing is delivered between the two (in both directions) until healed; connections stall. After
+ * that they go on when their machines try again, as TCP does: within twice the time it lasted. */
 void sim_link_cut(struct sim *sim, struct sim_node *a, struct sim_node *b);
 void sim_link_heal(struct sim *sim, struct sim_node *a, struct sim_node *b);
 
@@ -158,10 +262,17 @@ void sim_at(struct sim *sim, u64 time_ns, void (*fn)(void *arg), void *arg);
 /* Over (time, node, shard, kind, content) of every event so far. */
 u64 sim_trace_hash(const struct sim *sim);
 u64 sim_event_count(const struct sim *sim);
+/* Every event is printed to stderr as it happens. */
+void sim_trace_print_set(struct sim *sim, bool print);
+/* Prints the last events (time, node, shard, what), and the faults among them. */
+void sim_trace_dump(const struct sim *sim);
 /* A stream of its own for the test's decisions. */
 struct prng *sim_prng(struct sim *sim);
 /* How often MARK(name) was passed since sim_new. */
 u64 sim_mark_count(const struct sim *sim, const char *mark);
+/* Every MARK and BUGGIFY site of the program, in byte order of the names, each name once; passed:
+ * how often a mark was passed, or a site fired, since sim_new. */
+void sim_site_each(void (*each)(void *arg, const char *name, bool is_mark, u64 passed), void *arg);
 /* Prints the last messages of all nodes, for a failed test. */
 void sim_log_dump(const struct sim *sim);
 /* Whether one of the kept messages contains text. */
@@ -174,6 +285,7 @@ bool sim_log_contains(const struct sim *sim, const char *text);
 MUST_CHECK status sim_disk_flip(struct sim_disk *disk, const char *path, u64 offset, u8 mask);
 MUST_CHECK status sim_disk_file_size(const struct sim_disk *disk, const char *path, u64 *size_out);
 void sim_disk_capacity_set(struct sim_disk *disk, u64 bytes);
+u64 sim_disk_used_bytes(const struct sim_disk *disk);
 /* Calls each for every file, in byte order of the paths. */
 void sim_disk_each_file(const struct sim_disk *disk, void (*each)(void *arg, const char *path),
                         void *arg);

@@ -1,88 +1,104 @@
 /* SPDX-License-Identifier: MIT
  *
- * sim_conn.c -- net.h of the simulated link: byte streams between the shards of all nodes.
+ * sim_conn.c -- the network of the simulated link: what lies under connections, between the shards
+ * of all nodes. What a session sees of a connection is core_conn.c, as in the server.
  *
- *   io_conn A --output--> segments on their way --> arrived --> input --> io_conn B
- *             <---------------------- the other pipe of the line ------------------
+ *   conn A --sending--> segments on their way --> arrived --pieces--> conn B
+ *             <----------------- the other pipe of the line ----------------
  *
  * A line joins two ends and outlives either of them. Each direction is a pipe that holds at most
- * options.net.pipe_bytes between the sender's output and the receiver's input; segments have random
- * sizes and delays but keep their order, and what arrives is cut again, down to one byte.
+ * options.net.pipe_bytes between the sender's output and the receiver's hands; segments have random
+ * sizes and delays but keep their order; what arrives is joined and cut again, down to one byte.
  *
- *   state      receives   sends            leaves by
- *   OPEN       yes        what may go      io_conn_close, the peer's end, a reset
- *   FLUSHING   no         what may go      all sent -> end of stream, SHUT; timer -> SHUT
- *   SHUT       no         nothing          a task calls closed() and frees
- *
- * A machine that loses power resets its lines at once or (like a host that is gone) says nothing,
- * so that the peer learns of it only when it sends.
+ * It behaves as TCP does under Linux:
+ *   - A send takes bytes out of the output while the pipe has room and is over in a later turn.
+ *   - An end that is closed in order says so behind the last byte; one that is closed with bytes
+ *     unread, and the machine of an end that is gone when bytes come for it, answers by a reset.
+ *   - A reset overtakes nothing, but bytes that are under way with it may be lost.
+ *   - A machine without power answers nothing, nor does one behind a cut link. The sender tries
+ *     again, after 200 ms, 400 ms and so on up to 120 s, and gives up after the fifteenth time,
+ *     about 924 s. So who only listens never learns of it. When the power is back, what is tried
+ *     again finds nobody and is answered by a reset: it belongs to no connection of the new
+ * process.
+ *   - A connect tries again, too, from 1 s on, and gives up after 127 s.
  */
 #include "io/sim_internal.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 
-#include "base/buf.h"
 #include "base/crc.h"
-#include "io/net.h"
+#include "io/core_conn.h"
 
-#define CONN_FLUSH_NS_MAX      (3 * NS_PER_S)
-#define CONN_INPUT_BACKLOG_MAX (64u << 10)
-#define PORT_FIRST             20000u
+#define PORT_FIRST   20000u
+#define SEND_PIECES  8u
+#define SEND_BYTES   (1u << 20) /* of one send */
+#define TURN_PIECES  64u        /* given to a session in one turn */
+#define RETRY_NS     (200 * NS_PER_MS)
+#define RETRY_NS_MAX (120 * NS_PER_S)
+#define RETRIES      15u
+#define SYN_NS       NS_PER_S
+#define SYN_RETRIES  6u
 
-enum conn_state { CONN_OPEN, CONN_FLUSHING, CONN_SHUT };
 enum segment_kind { SEGMENT_DATA, SEGMENT_END, SEGMENT_RESET };
 
 struct segment {
     struct list link; /* pipe.under_way, then pipe.arrived */
-    struct sim_event event;
-    struct line *line;
-    u32 from; /* end that sent it */
+    u64 time_ns;
     enum segment_kind kind;
     u32 size;
     u32 taken; /* of size, by the receiver */
     u8 data[];
 };
 
+/* One direction. Its event is the arrival of its first segment. */
 struct pipe {
-    struct list under_way;
-    struct list arrived;
-    u64 used_bytes;
-    u64 time_ns; /* when the last segment arrives */
-    bool ended;  /* end or reset was sent */
+    struct sim_event event;
+    struct line *line;
+    u32 from;              /* end that sends */
+    struct list under_way; /* struct segment.link, by time */
+    struct list arrived;   /* struct segment.link */
+    u64 used_bytes;        /* of both */
+    u64 time_ns;           /* when the last segment arrives */
+    u32 retries;           /* of the first segment */
+    bool ended;            /* end or reset was sent: nothing follows but a reset */
+    bool reset;            /* a reset was sent: nothing follows */
+    bool black;            /* nothing arrives any more, and nobody is told */
 };
 
 /* libc's memory: it belongs to no node. */
 struct line {
-    struct list link; /* sim.pipes */
+    struct list link; /* sim.lines */
+    u64 number;
     struct sim_node *nodes[2];
-    struct io_conn *ends[2];
-    bool pending[2];      /* this end does not exist yet */
-    bool lingers[2];      /* this end closed in order: what comes for it is thrown away */
-    struct pipe pipes[2]; /* by sending end */
+    struct sim_conn *ends[2]; /* NULL: not yet or no longer */
+    bool pending[2];          /* not yet */
+    bool silent[2];           /* the end goes without a word */
+    struct pipe pipes[2];     /* by sending end */
 };
 
-struct io_conn {
-    struct list link; /* sim_shard.connections */
-    struct sim_shard *shard;
+struct sim_conn {
+    struct io_conn core; /* first */
     struct line *line;
     u32 end;
-    const struct io_conn_events *events;
-    void *user;
-    u64 id;
     char peer[80], local[80];
-    enum conn_state state;
-    bool opened, paused, again_posted, send_posted, close_posted, was_high, reserved, peer_ended;
-    status why;
-    struct buf input;
-    size_t want_bytes;
-    struct buf output; /* from head on: from position sent */
-    size_t head;
-    u64 sent, send_until;
-    struct io_timer timer;
-    struct core_task again_task, send_task, close_task;
+
+    bool send_posted; /* send_task */
+    bool send_shut;   /* the end was sent, or follows the last byte */
+    status send_failed;
+    u32 send_piece; /* of the send under way: pieces[send_piece] from send_offset on are left */
+    size_t send_offset;
+    u32 send_pieces;
+    u32 send_bytes; /* taken */
+    struct iovec pieces[SEND_PIECES];
+    u8 *copy; /* of all pieces, when the kernel copies at once */
+
+    struct core_task send_task;
     struct sim_arrival receive; /* segments have arrived */
     struct sim_arrival room;    /* the pipe has room again */
+    struct sim_arrival sent;    /* the send under way is over */
+    struct sim_arrival error;   /* the machine has given up: error_why */
+    status error_why;
 };
 
 struct io_listener {
@@ -103,7 +119,9 @@ struct connect {
     struct sim_shard *shard;
     char host[64];
     u16 port;
+    u32 retries;
     struct line *line;
+    status failed; /* why there is no line */
     bool finished, abandoned;
     struct fiber_queue queue;
 };
@@ -123,10 +141,25 @@ struct sim_cut {
     struct sim_node *a, *b;
 };
 
-static void conn_shut(struct io_conn *conn, status why);
-static void conn_send_later(struct io_conn *conn);
+static struct sim_conn *
+sim_conn_of(struct io_conn *conn)
+{
+    return (struct sim_conn *)conn;
+}
 
-/* ---- lines and segments ---- */
+static struct sim_shard *
+conn_shard(const struct sim_conn *conn)
+{
+    return (struct sim_shard *)conn->core.net->shard;
+}
+
+static void
+conn_arrive(struct sim_conn *conn, struct sim_arrival *arrival)
+{
+    if (!list_linked(&arrival->link)) sim_arrive(conn_shard(conn), arrival);
+}
+
+/* ---- links ---- */
 
 static bool
 nodes_cut(const struct sim *sim, const struct sim_node *a, const struct sim_node *b)
@@ -145,15 +178,21 @@ net_delay_ns(struct sim *sim)
                     sim->options.net.latency_ns_max);
 }
 
+/* ---- segments ---- */
+
 static void
-segments_free(struct sim *sim, struct list *segments)
+segment_free(struct pipe *pipe, struct segment *segment)
 {
-    while (!list_empty(segments)) {
-        struct segment *segment = list_entry(list_first(segments), struct segment, link);
-        sim_event_cancel(sim, &segment->event);
-        list_del(&segment->link);
-        free(segment);
-    }
+    list_del(&segment->link);
+    pipe->used_bytes -= segment->size - segment->taken;
+    free(segment);
+}
+
+static void
+segments_free(struct pipe *pipe, struct list *segments)
+{
+    while (!list_empty(segments))
+        segment_free(pipe, list_entry(list_first(segments), struct segment, link));
 }
 
 /* Frees the line once nobody will look at it. */
@@ -163,35 +202,84 @@ line_check(struct sim *sim, struct line *line)
     if (line->ends[0] != NULL || line->ends[1] != NULL) return;
     if (line->pending[0] || line->pending[1]) return;
     for (u32 i = 0; i < 2; i++) {
-        segments_free(sim, &line->pipes[i].under_way);
-        segments_free(sim, &line->pipes[i].arrived);
+        segments_free(&line->pipes[i], &line->pipes[i].under_way);
+        segments_free(&line->pipes[i], &line->pipes[i].arrived);
+        sim_event_cancel(sim, &line->pipes[i].event);
     }
     list_del(&line->link);
     free(line);
 }
 
-static void segment_arrives(struct sim_event *event);
+static void
+pipe_schedule(struct sim *sim, struct pipe *pipe)
+{
+    if (pipe->event.scheduled || list_empty(&pipe->under_way)) return;
+    const struct segment *segment = list_entry(list_first(&pipe->under_way), struct segment, link);
+    sim_event_schedule(sim, &pipe->event, segment->time_ns);
+}
+
+/* For how long the direction carries nothing before the next segment. */
+static u64
+pipe_stall_ns(struct sim *sim, const struct pipe *pipe)
+{
+    if (!sim_fault_chance(sim, SIM_FAULT_NET_STALL, sim->options.net.stall_ppm)) return 0;
+    struct prng prng = sim_fault_prng(sim, SIM_FAULT_NET_STALL);
+    u64 ns = sim_draw(&prng, NS_PER_MS, sim->options.net.stall_ns_max);
+    const struct line *line = pipe->line;
+    bool stalls =
+        sim_fault_take(sim, SIM_FAULT_NET_STALL, "line %llu, %s to %s, %llu ms",
+                       (unsigned long long)line->number, line->nodes[pipe->from]->host,
+                       line->nodes[1 - pipe->from]->host, (unsigned long long)(ns / NS_PER_MS));
+    return stalls ? ns : 0;
+}
+
+/* A segment of size bytes at the end of the pipe, to be filled. */
+static u8 *
+pipe_push(struct sim *sim, struct pipe *pipe, enum segment_kind kind, u32 size)
+{
+    struct segment *segment = malloc(sizeof(*segment) + size);
+    CHECK(segment != NULL);
+    pipe->time_ns = MAX(sim->now_ns + net_delay_ns(sim), pipe->time_ns + 1);
+    if (kind == SEGMENT_DATA) pipe->time_ns += pipe_stall_ns(sim, pipe);
+    segment->time_ns = pipe->time_ns;
+    segment->kind = kind;
+    segment->size = size;
+    segment->taken = 0;
+    list_push_back(&pipe->under_way, &segment->link);
+    pipe->used_bytes += size;
+    pipe_schedule(sim, pipe);
+    return segment->data;
+}
+
+/* Whoever sends a reset has dropped what it had not sent yet; how much that was is chance. */
+static void
+pipe_lose_some(struct sim *sim, struct pipe *pipe)
+{
+    while (!list_empty(&pipe->under_way) && prng_chance(&sim->prng_net, 1, 2)) {
+        struct segment *last = list_entry(pipe->under_way.prev, struct segment, link);
+        if (last->kind != SEGMENT_DATA) return;
+        segment_free(pipe, last);
+    }
+    if (list_empty(&pipe->under_way)) sim_event_cancel(sim, &pipe->event);
+}
 
 static void
-line_send(struct sim *sim, struct line *line, u32 from, enum segment_kind kind, const u8 *data,
-          u32 size)
+line_end(struct sim *sim, struct line *line, u32 from)
 {
     struct pipe *pipe = &line->pipes[from];
     if (pipe->ended) return;
-    struct segment *segment = calloc(1, sizeof(*segment) + size);
-    CHECK(segment != NULL);
-    segment->line = line;
-    segment->from = from;
-    segment->kind = kind;
-    segment->size = size;
-    if (size > 0) memcpy(segment->data, data, size);
-    segment->event.kind = SIM_KIND_NET;
-    segment->event.fire = segment_arrives;
-    list_push_back(&pipe->under_way, &segment->link);
-    pipe->used_bytes += size;
-    pipe->ended = kind != SEGMENT_DATA;
-    pipe->time_ns = MAX(sim->now_ns + net_delay_ns(sim), pipe->time_ns + 1);
-    sim_event_schedule(sim, &segment->event, pipe->time_ns);
+    pipe->ended = true;
+    (void)pipe_push(sim, pipe, SEGMENT_END, 0);
+}
+
+static void
+line_reset(struct sim *sim, struct line *line, u32 from)
+{
+    struct pipe *pipe = &line->pipes[from];
+    if (pipe->reset) return;
+    pipe_lose_some(sim, pipe);
+    pipe->ended = pipe->reset = true;
+    (void)pipe_push(sim, pipe, SEGMENT_RESET, 0);
 }
 
 /* An end that will never exist. */
@@ -199,371 +287,468 @@ static void
 line_give_up(struct sim *sim, struct line *line, u32 end)
 {
     line->pending[end] = false;
-    segments_free(sim, &line->pipes[1 - end].arrived);
-    line_send(sim, line, end, SEGMENT_RESET, NULL, 0);
+    segments_free(&line->pipes[1 - end], &line->pipes[1 - end].arrived);
+    line_reset(sim, line, end);
     line_check(sim, line);
 }
 
+/* The machine of the end learns that the connection is no more. */
 static void
-segment_arrives(struct sim_event *event)
+end_fail(struct line *line, u32 end, status why)
+{
+    struct sim_conn *conn = line->ends[end];
+    if (conn == NULL || list_linked(&conn->error.link)) return;
+    conn->error_why = why;
+    conn_arrive(conn, &conn->error);
+}
+
+static const char *
+segment_name(enum segment_kind kind)
+{
+    switch (kind) {
+    case SEGMENT_DATA:
+        return "data line,end,bytes";
+    case SEGMENT_END:
+        return "end line,end,bytes";
+    case SEGMENT_RESET:
+        return "reset line,end,bytes";
+    }
+    return "?";
+}
+
+static void conn_send_fail(struct sim_conn *conn, status why);
+
+/* The first segment is there. */
+static void
+segment_arrives(struct sim *sim, struct pipe *pipe)
+{
+    struct segment *segment = list_entry(list_first(&pipe->under_way), struct segment, link);
+    struct line *line = pipe->line;
+    u32 to = 1 - pipe->from;
+    struct sim_conn *target = line->ends[to];
+    sim_trace(sim, target != NULL ? conn_shard(target) : NULL, SIM_KIND_NET,
+              crc32c((u32)segment->kind, segment->data, segment->size), segment_name(segment->kind),
+              line->number, pipe->from, segment->size);
+    bool there = target != NULL && target->core.state != CONN_SHUT;
+    if (there || line->pending[to]) {
+        list_del(&segment->link);
+        list_push_back(&pipe->arrived, &segment->link);
+        if (segment->kind == SEGMENT_RESET) { /* what is sent from here on is for nobody */
+            line->pipes[to].ended = line->pipes[to].reset = true;
+            if (there) conn_send_fail(target, ST_CLOSED);
+        }
+        if (there) conn_arrive(target, &target->receive);
+        return;
+    }
+    /* Nobody is there any more, but the machine is. */
+    bool data = segment->kind == SEGMENT_DATA;
+    segment_free(pipe, segment);
+    if (!data) return;
+    line_reset(sim, line, to);
+    if (line->ends[pipe->from] != NULL)
+        conn_arrive(line->ends[pipe->from], &line->ends[pipe->from]->room);
+}
+
+/* ---- what cannot arrive is tried again ---- */
+
+static bool
+pipe_blocked(const struct sim *sim, const struct pipe *pipe)
+{
+    const struct sim_node *from = pipe->line->nodes[pipe->from];
+    const struct sim_node *to = pipe->line->nodes[1 - pipe->from];
+    return pipe->black || to->power_off || nodes_cut(sim, from, to);
+}
+
+static void
+pipe_retry(struct sim *sim, struct pipe *pipe)
+{
+    struct line *line = pipe->line;
+    sim_trace(sim, NULL, SIM_KIND_NET, line->number, "lost line,end,retries", line->number,
+              pipe->from, pipe->retries);
+    bool alive = !line->nodes[pipe->from]->power_off;
+    if (alive && pipe->retries <= RETRIES) {
+        u64 wait_ns = MIN(RETRY_NS << pipe->retries, RETRY_NS_MAX);
+        pipe->retries++;
+        sim_event_schedule(sim, &pipe->event, sim->now_ns + wait_ns + net_delay_ns(sim));
+        return;
+    }
+    segments_free(pipe, &pipe->under_way);
+    pipe->ended = pipe->reset = true;
+    if (alive) end_fail(line, pipe->from, ST_TIMED_OUT);
+}
+
+static void
+pipe_fires(struct sim_event *event)
 {
     struct sim *sim = sim_current;
-    struct segment *segment = CONTAINER_OF(event, struct segment, event);
-    struct line *line = segment->line;
-    struct pipe *pipe = &line->pipes[segment->from];
-    bool first = list_first(&pipe->under_way) == &segment->link;
-    if (!first || nodes_cut(sim, line->nodes[0], line->nodes[1])) {
-        /* Held up by a cut, or behind one that is: order is kept. */
-        sim_event_schedule(sim, event, sim->now_ns + NS_PER_MS + net_delay_ns(sim));
+    struct pipe *pipe = CONTAINER_OF(event, struct pipe, event);
+    if (pipe_blocked(sim, pipe)) {
+        pipe_retry(sim, pipe);
         return;
     }
-    struct io_conn *target = line->ends[1 - segment->from];
-    sim_trace(sim, target != NULL ? target->shard : NULL, SIM_KIND_NET,
-              crc32c((u32)segment->kind, segment->data, segment->size));
-    list_del(&segment->link);
-    if (target != NULL && target->state == CONN_OPEN) {
-        list_push_back(&pipe->arrived, &segment->link);
-        if (!list_linked(&target->receive.link)) sim_arrive(target->shard, &target->receive);
-        return;
-    }
-    if (line->pending[1 - segment->from]) {
-        list_push_back(&pipe->arrived, &segment->link);
-        return;
-    }
-    /* Nobody is there any more. */
-    u32 from = segment->from;
-    bool data = segment->kind == SEGMENT_DATA;
-    pipe->used_bytes -= segment->size - segment->taken;
-    free(segment);
-    if (data && target == NULL && !line->lingers[1 - from] && line->ends[from] != NULL)
-        line_send(sim, line, 1 - from, SEGMENT_RESET, NULL, 0);
-    if (data && line->ends[from] != NULL && !list_linked(&line->ends[from]->room.link))
-        sim_arrive(line->ends[from]->shard, &line->ends[from]->room);
+    pipe->retries = 0;
+    segment_arrives(sim, pipe);
+    pipe_schedule(sim, pipe);
 }
 
 /* ---- receiving ---- */
 
+/* The sender may go on. */
 static void
-conn_give(struct io_conn *conn)
+pipe_roomy(struct pipe *pipe)
 {
-    conn->want_bytes = 0;
-    size_t consumed = conn->events->received(conn, buf_bytes(&conn->input));
-    CHECK(consumed <= conn->input.size);
-    buf_consume(&conn->input, consumed);
-    if (conn->input.size == 0) buf_clear(&conn->input, 0);
+    struct sim_conn *sender = pipe->line->ends[pipe->from];
+    if (sender != NULL && sender->core.output.sending > 0) conn_arrive(sender, &sender->room);
 }
 
-static bool
-conn_holds_back(const struct io_conn *conn)
+/* Moves at most size bytes of what has arrived; returns how many there were. */
+static u32
+pipe_take(struct pipe *pipe, u8 *target, u32 size)
 {
-    return conn->paused || conn->again_posted;
-}
-
-/* Moves bytes of a segment to the input; true when the segment is used up. */
-static bool
-conn_take(struct io_conn *conn, struct pipe *pipe, struct segment *segment)
-{
-    struct sim *sim = conn->shard->node->sim;
-    u32 size = segment->size - segment->taken;
-    if (size > 1 && sim_ppm(&sim->prng_net, sim->options.net.split_ppm))
-        size = (u32)sim_draw(&sim->prng_net, 1, size);
-    if (!buf_append(&conn->input, segment->data + segment->taken, size)) {
-        conn_shut(conn, ST_NO_MEMORY);
-        return false;
+    u32 done = 0;
+    while (done < size && !list_empty(&pipe->arrived)) {
+        struct segment *segment = list_entry(list_first(&pipe->arrived), struct segment, link);
+        if (segment->kind != SEGMENT_DATA) break;
+        u32 part = MIN(size - done, segment->size - segment->taken);
+        memcpy(target + done, segment->data + segment->taken, part);
+        segment->taken += part;
+        pipe->used_bytes -= part;
+        done += part;
+        if (segment->taken == segment->size) segment_free(pipe, segment);
     }
-    segment->taken += size;
-    pipe->used_bytes -= size;
-    conn->shard->core.stats.received_bytes += size;
-    struct io_conn *sender = conn->line->ends[1 - conn->end];
-    if (sender != NULL && !list_linked(&sender->room.link))
-        sim_arrive(sender->shard, &sender->room);
-    return segment->taken == segment->size;
+    pipe_roomy(pipe);
+    return done;
+}
+
+/* How many of at most size bytes come at once. */
+static u32
+piece_size(struct sim *sim, u32 size)
+{
+    const struct sim_net_options *net = &sim->options.net;
+    if (net->single_bytes) return 1;
+    return sim_ppm(&sim->prng_net, net->split_ppm) ? (u32)sim_draw(&sim->prng_net, 1, size) : size;
+}
+
+static void
+conn_receive_data(struct sim_conn *conn, struct pipe *pipe)
+{
+    struct sim *sim = sim_current;
+    struct io_conn *core = &conn->core;
+    u32 size = (u32)MIN(pipe->used_bytes, (u64)CONN_PIECE_BYTES);
+    if (core_conn_wants_direct(core)) {
+        if (!core_conn_direct_reserve(core)) return;
+        size = piece_size(sim, (u32)(core->want_bytes - core->input.size));
+        size = pipe_take(pipe, core->input.data + core->input.size, size);
+        core->input.size += size;
+        core->net->shard->stats.received_bytes += size;
+        core_conn_input_grown(core);
+        return;
+    }
+    /* A block of its own size, so that reading behind its end is noticed. */
+    size = piece_size(sim, size);
+    u8 *piece = malloc(size);
+    CHECK(piece != NULL);
+    size = pipe_take(pipe, piece, size);
+    core->net->shard->stats.received_bytes += size;
+    core_conn_arrived(core, BYTES(piece, size));
+    free(piece);
 }
 
 static void
 receive_run(struct sim_arrival *arrival)
 {
-    struct io_conn *conn = CONTAINER_OF(arrival, struct io_conn, receive);
+    struct sim_conn *conn = CONTAINER_OF(arrival, struct sim_conn, receive);
+    struct io_conn *core = &conn->core;
     struct pipe *pipe = &conn->line->pipes[1 - conn->end];
-    while (conn->state == CONN_OPEN && !list_empty(&pipe->arrived)) {
-        struct segment *segment = list_entry(list_first(&pipe->arrived), struct segment, link);
-        if (segment->kind == SEGMENT_DATA) {
-            if (conn->paused && conn->input.size > 0) return;
-            if (conn_holds_back(conn) && conn->input.size > CONN_INPUT_BACKLOG_MAX) return;
-            bool whole = conn_take(conn, pipe, segment);
-            if (conn->state != CONN_OPEN) return;
-            if (whole) {
-                list_del(&segment->link);
-                free(segment);
-            }
-            if (!conn_holds_back(conn) && conn->input.size >= conn->want_bytes) conn_give(conn);
-            if (whole) continue;
-            if (conn->state == CONN_OPEN && !list_linked(&conn->receive.link))
-                sim_arrive(conn->shard, &conn->receive); /* the rest in the next turn */
-            return;
+    u32 count = 0;
+    bool late = false;
+    while (core->state != CONN_SHUT && count < TURN_PIECES && !list_empty(&pipe->arrived)) {
+        if (!core_conn_receives(core)) {
+            /* What was on its way when the session said stop. */
+            if (late || count == 0 || !prng_chance(&sim_current->prng_net, 1, 4)) return;
+            late = true;
         }
-        if (conn->paused && segment->kind == SEGMENT_END) return;
-        bool reset = segment->kind == SEGMENT_RESET;
-        list_del(&segment->link);
-        free(segment);
-        conn->peer_ended = true;
-        if (reset) {
-            conn_shut(conn, ST_CLOSED);
+        struct segment *segment = list_entry(list_first(&pipe->arrived), struct segment, link);
+        enum segment_kind kind = segment->kind;
+        if (kind == SEGMENT_DATA) {
+            conn_receive_data(conn, pipe);
+            count++;
+            continue;
+        }
+        if (late) return;
+        segment_free(pipe, segment);
+        if (kind == SEGMENT_END) {
+            core_conn_peer_ended(core);
         } else {
-            io_conn_close(conn, IO_CLOSE_FLUSH);
+            core_conn_shut(core, ST_CLOSED);
         }
     }
-}
-
-static void
-again_run(struct core_task *task)
-{
-    struct io_conn *conn = CONTAINER_OF(task, struct io_conn, again_task);
-    conn->again_posted = false;
-    if (conn->state != CONN_OPEN || conn->paused) return;
-    if (conn->input.size > 0 && conn->input.size >= conn->want_bytes) conn_give(conn);
-    bool more = !list_empty(&conn->line->pipes[1 - conn->end].arrived);
-    if (conn->state == CONN_OPEN && more && !list_linked(&conn->receive.link))
-        sim_arrive(conn->shard, &conn->receive);
+    core_conn_receive_later(core);
 }
 
 void
-io_conn_want(struct io_conn *conn, size_t frame_bytes)
+backend_conn_receive(struct io_conn *core)
 {
-    CHECK(frame_bytes <= CONN_INPUT_MAX_BYTES);
-    conn->want_bytes = frame_bytes;
+    struct sim_conn *conn = sim_conn_of(core);
+    if (!list_empty(&conn->line->pipes[1 - conn->end].arrived)) conn_arrive(conn, &conn->receive);
+}
+
+/* receive_run asks before each piece. */
+void
+backend_conn_receive_stop(struct io_conn *core)
+{
+    (void)core;
 }
 
 void
-io_conn_again(struct io_conn *conn)
+backend_conn_receive_cut(struct io_conn *core)
 {
-    if (conn->again_posted || conn->state != CONN_OPEN) return;
-    conn->again_posted = true;
-    core_task_post(&conn->shard->core, &conn->again_task);
+    (void)core;
 }
 
-void
-io_conn_pause(struct io_conn *conn)
+bool
+backend_conn_input_busy(const struct io_conn *core)
 {
-    conn->paused = true;
-}
-
-void
-io_conn_resume(struct io_conn *conn)
-{
-    if (!conn->paused) return;
-    conn->paused = false;
-    io_conn_again(conn);
+    (void)core;
+    return false;
 }
 
 /* ---- sending ---- */
 
-static u64
-conn_sendable(const struct io_conn *conn)
+/* The send under way ends: with an error, or with as many bytes as were taken. */
+static void
+conn_send_over(struct sim_conn *conn)
 {
-    u64 until = MIN(io_conn_written(conn), conn->send_until);
-    return until > conn->sent ? until - conn->sent : 0;
+    conn_arrive(conn, &conn->sent);
 }
 
 static void
-conn_send_later(struct io_conn *conn)
+conn_send_fail(struct sim_conn *conn, status why)
 {
-    if (conn->state == CONN_SHUT || conn->send_posted || conn_sendable(conn) == 0) return;
-    conn->send_posted = true;
-    core_task_post(&conn->shard->core, &conn->send_task);
+    if (conn->core.output.sending == 0) return;
+    conn->send_failed = why;
+    conn_send_over(conn);
+}
+
+/* The next bytes of the send under way, into a segment. */
+static void
+conn_send_take(struct sim_conn *conn, u8 *target, u32 size)
+{
+    conn->send_bytes += size;
+    while (size > 0) {
+        const struct iovec *piece = &conn->pieces[conn->send_piece];
+        u32 part = (u32)MIN((size_t)size, piece->iov_len - conn->send_offset);
+        memcpy(target, (const u8 *)piece->iov_base + conn->send_offset, part);
+        target += part;
+        size -= part;
+        conn->send_offset += part;
+        if (conn->send_offset < piece->iov_len) return;
+        conn->send_piece++;
+        conn->send_offset = 0;
+    }
 }
 
 static void
-conn_flushed_check(struct io_conn *conn)
+conn_send_pump(struct sim_conn *conn)
 {
-    if (conn->state != CONN_FLUSHING || conn_sendable(conn) > 0) return;
-    line_send(conn->shard->node->sim, conn->line, conn->end, SEGMENT_END, NULL, 0);
-    conn->line->lingers[conn->end] = true;
-    conn_shut(conn, ST_OK);
+    struct sim *sim = sim_current;
+    struct pipe *pipe = &conn->line->pipes[conn->end];
+    u32 capacity = sim->options.net.pipe_bytes;
+    for (;;) {
+        u32 left = conn->core.output.sending - conn->send_bytes;
+        u32 room = (u32)(capacity - MIN((u64)capacity, pipe->used_bytes));
+        /* A trickle of room would be sent byte by byte for ever (the silly window of RFC 813). */
+        if (left > 0 && (room == 0 || (room < left && room < capacity / 4))) return;
+        if (left == 0) break;
+        u32 size = MIN(left, room);
+        if (sim_ppm(&sim->prng_net, sim->options.net.split_ppm))
+            size = (u32)sim_draw(&sim->prng_net, 1, size);
+        conn_send_take(conn, pipe_push(sim, pipe, SEGMENT_DATA, size), size);
+        /* A signal, say: fewer bytes than asked for. */
+        if (prng_chance(&sim->prng_net, 1, 64)) break;
+    }
+    conn_send_over(conn);
 }
 
-/* Moves the rest to the front only now and then. */
+/* One end learns of it, the other hears nothing more. */
 static void
-output_consume(struct io_conn *conn, size_t size)
+line_half_open(struct sim *sim, struct sim_conn *conn, struct prng *prng)
 {
-    conn->head += size;
-    if (conn->head < conn->output.size && conn->head < CONN_OUTPUT_HIGH_BYTES) return;
-    buf_consume(&conn->output, conn->head);
-    conn->head = 0;
-    if (conn->output.size == 0) buf_clear(&conn->output, 0);
+    struct line *line = conn->line;
+    u32 end = (u32)prng_below(prng, 2);
+    status why = prng_chance(prng, 1, 2) ? ST_TIMED_OUT : ST_CLOSED;
+    line->silent[end] = true;
+    line->pipes[end].ended = true;
+    pipe_lose_some(sim, &line->pipes[end]);
+    line->pipes[1 - end].black = prng_chance(prng, 1, 2);
+    if (end == conn->end) {
+        conn_send_fail(conn, why);
+    } else {
+        end_fail(line, end, why);
+    }
+}
+
+/* Whether the connection breaks before this send. */
+static bool
+conn_breaks(struct sim_conn *conn)
+{
+    struct sim *sim = sim_current;
+    const struct sim_net_options *net = &sim->options.net;
+    if (sim_fault_chance(sim, SIM_FAULT_NET_RESET, net->reset_ppm) &&
+        sim_fault_take(sim, SIM_FAULT_NET_RESET, "line %llu, %s to %s",
+                       (unsigned long long)conn->line->number, conn->local, conn->peer)) {
+        line_reset(sim, conn->line, conn->end);
+        conn_send_fail(conn, ST_CLOSED);
+        return true;
+    }
+    if (!sim_fault_chance(sim, SIM_FAULT_NET_HALF_OPEN, net->half_open_ppm)) return false;
+    struct prng prng = sim_fault_prng(sim, SIM_FAULT_NET_HALF_OPEN);
+    if (!sim_fault_take(sim, SIM_FAULT_NET_HALF_OPEN, "line %llu, %s to %s",
+                        (unsigned long long)conn->line->number, conn->local, conn->peer))
+        return false;
+    line_half_open(sim, conn, &prng);
+    return !ok(conn->send_failed);
 }
 
 static void
 send_run(struct core_task *task)
 {
-    struct io_conn *conn = CONTAINER_OF(task, struct io_conn, send_task);
-    struct sim *sim = conn->shard->node->sim;
-    struct pipe *pipe = &conn->line->pipes[conn->end];
+    struct sim_conn *conn = CONTAINER_OF(task, struct sim_conn, send_task);
+    struct core_output *output = &conn->core.output;
     conn->send_posted = false;
-    if (conn->state == CONN_SHUT || conn->reserved) return; /* the commit comes back here */
-    u64 room =
-        sim->options.net.pipe_bytes - MIN((u64)sim->options.net.pipe_bytes, pipe->used_bytes);
-    u64 size = MIN(conn_sendable(conn), room);
-    /* A trickle of room would be sent byte by byte for ever (the silly window of RFC 813). */
-    bool silly = size < conn_sendable(conn) && room < sim->options.net.pipe_bytes / 4;
-    if (size > 0 && !silly) {
-        if (sim_ppm(&sim->prng_net, sim->options.net.reset_ppm)) {
-            line_send(sim, conn->line, conn->end, SEGMENT_RESET, NULL, 0);
-            conn_shut(conn, ST_CLOSED);
-            return;
-        }
-        if (sim_ppm(&sim->prng_net, sim->options.net.split_ppm))
-            size = sim_draw(&sim->prng_net, 1, size);
-        line_send(sim, conn->line, conn->end, SEGMENT_DATA, conn->output.data + conn->head,
-                  (u32)size);
-        output_consume(conn, size);
-        conn->sent += size;
-        conn->shard->core.stats.sent_bytes += size;
-        if (size < room) conn_send_later(conn);
+    if (conn->core.state > CONN_FLUSHING || output->sending > 0) return;
+    u32 total;
+    conn->send_pieces = core_output_gather(output, SEND_BYTES, conn->pieces, SEND_PIECES, &total);
+    if (conn->send_pieces == 0) return;
+    output->sending = total;
+    conn->send_piece = 0;
+    conn->send_offset = 0;
+    conn->send_bytes = 0;
+    conn->send_failed = ST_OK;
+    if (conn->line->pipes[conn->end].reset) {
+        conn_send_fail(conn, ST_CLOSED);
+        return;
     }
-    if (conn->was_high && io_conn_pending(conn) < CONN_OUTPUT_LOW_BYTES) {
-        conn->was_high = false;
-        if (conn->state == CONN_OPEN) conn->events->drained(conn);
+    if (conn_breaks(conn)) return;
+    /* The kernel copies what it has no room for yet, or reads it later. */
+    if (prng_chance(&sim_current->prng_net, 1, 2)) {
+        conn->copy = malloc(total);
+        CHECK(conn->copy != NULL);
+        conn_send_take(conn, conn->copy, total);
+        conn->pieces[0] = (struct iovec){.iov_base = conn->copy, .iov_len = total};
+        conn->send_piece = 0;
+        conn->send_offset = 0;
+        conn->send_bytes = 0;
     }
-    conn_flushed_check(conn);
+    conn_send_pump(conn);
+}
+
+void
+backend_conn_send(struct io_conn *core)
+{
+    struct sim_conn *conn = sim_conn_of(core);
+    if (conn->send_posted) return;
+    conn->send_posted = true;
+    core_task_post(core->net->shard, &conn->send_task);
 }
 
 static void
 room_run(struct sim_arrival *arrival)
 {
-    conn_send_later(CONTAINER_OF(arrival, struct io_conn, room));
+    struct sim_conn *conn = CONTAINER_OF(arrival, struct sim_conn, room);
+    bool over = list_linked(&conn->sent.link) || conn->line->pipes[conn->end].ended;
+    if (conn->core.output.sending > 0 && !over) conn_send_pump(conn);
 }
 
-u8 *
-io_conn_reserve(struct io_conn *conn, size_t size)
+static void
+sent_run(struct sim_arrival *arrival)
 {
-    if (size > CONN_INPUT_MAX_BYTES * 2) return NULL;
-    if (!buf_reserve(&conn->output, MAX(size, (size_t)1))) return NULL;
-    conn->reserved = true;
-    return conn->output.data + conn->output.size;
-}
-
-void
-io_conn_commit(struct io_conn *conn, size_t size)
-{
-    CHECK(conn->reserved);
-    CHECK(size <= conn->output.capacity - conn->output.size);
-    conn->reserved = false;
-    conn->output.size += size;
-    if (io_conn_pending(conn) > CONN_OUTPUT_HIGH_BYTES) conn->was_high = true;
-    conn_send_later(conn);
-}
-
-bool
-io_conn_write(struct io_conn *conn, const void *data, size_t size)
-{
-    u8 *to = io_conn_reserve(conn, size);
-    if (to == NULL) return false;
-    if (size > 0) memcpy(to, data, size);
-    io_conn_commit(conn, size);
-    return true;
-}
-
-u64
-io_conn_written(const struct io_conn *conn)
-{
-    return conn->sent + io_conn_pending(conn);
+    struct sim_conn *conn = CONTAINER_OF(arrival, struct sim_conn, sent);
+    free(conn->copy);
+    conn->copy = NULL;
+    if (!ok(conn->send_failed)) core_conn_shut(&conn->core, conn->send_failed);
+    core_conn_sent(&conn->core, conn->send_bytes);
+    if (conn->send_shut && io_conn_pending(&conn->core) == 0)
+        line_end(sim_current, conn->line, conn->end);
 }
 
 void
-io_conn_send_until(struct io_conn *conn, u64 position)
+sim_conn_shut_send(struct io_conn *core)
 {
-    conn->send_until = MAX(position, conn->sent);
-    conn_send_later(conn);
-}
-
-bool
-io_conn_output_full(struct io_conn *conn)
-{
-    return io_conn_pending(conn) > CONN_OUTPUT_HIGH_BYTES;
-}
-
-size_t
-io_conn_pending(const struct io_conn *conn)
-{
-    return conn->output.size - conn->head;
+    struct sim_conn *conn = sim_conn_of(core);
+    conn->send_shut = true;
+    if (core->state != CONN_SHUT && io_conn_pending(core) == 0)
+        line_end(sim_current, conn->line, conn->end);
 }
 
 /* ---- the end of a connection ---- */
 
-/* The one way to SHUT. The first reason stays. */
-static void
-conn_shut(struct io_conn *conn, status why)
+bool
+backend_conn_active(const struct io_conn *core)
 {
-    if (conn->state == CONN_SHUT) return;
-    conn->state = CONN_SHUT;
-    if (ok(conn->why)) conn->why = why;
-    io_timer_cancel(&conn->timer);
-    if (!conn->line->lingers[conn->end] && !conn->peer_ended)
-        line_send(conn->shard->node->sim, conn->line, conn->end, SEGMENT_RESET, NULL, 0);
-    if (conn->close_posted) return;
-    conn->close_posted = true;
-    core_task_post(&conn->shard->core, &conn->close_task);
-}
-
-static void
-timer_fire(struct io_timer *timer)
-{
-    conn_shut(CONTAINER_OF(timer, struct io_conn, timer), ST_TIMED_OUT);
+    return core->output.sending > 0;
 }
 
 void
-io_conn_close(struct io_conn *conn, enum io_close_mode mode)
+backend_conn_shut_send(struct io_conn *core)
 {
-    if (mode == IO_CLOSE_ABORT) {
-        conn_shut(conn, ST_OK);
-        return;
-    }
-    if (conn->state != CONN_OPEN) return;
-    conn->state = CONN_FLUSHING;
-    io_timer_arm(&conn->timer, io_now_ns() + CONN_FLUSH_NS_MAX);
-    if (conn_sendable(conn) > 0) {
-        conn_send_later(conn);
-    } else {
-        conn_flushed_check(conn);
-    }
+    struct sim_conn *conn = sim_conn_of(core);
+    line_end(sim_current, conn->line, conn->end);
 }
 
-/* Takes the connection from its line; the memory is the node's. */
-static void
-conn_detach(struct io_conn *conn)
+void
+backend_conn_shut(struct io_conn *core)
 {
-    struct sim *sim = conn->shard->node->sim;
+    struct sim_conn *conn = sim_conn_of(core);
+    line_end(sim_current, conn->line, conn->end);
+    if (core->output.sending > 0) conn_send_over(conn);
+}
+
+static bool
+pipe_unread(const struct pipe *pipe)
+{
+    list_for_each (pos, &pipe->arrived) {
+        if (list_entry(pos, struct segment, link)->kind == SEGMENT_DATA) return true;
+    }
+    return false;
+}
+
+/* Takes the connection from its line; the memory is the node's. quiet: the peer is not told. */
+static void
+conn_detach(struct sim_conn *conn, bool quiet)
+{
+    struct sim *sim = sim_current;
     struct line *line = conn->line;
-    u32 from = 1 - conn->end;
-    list_del(&conn->link);
+    struct pipe *incoming = &line->pipes[1 - conn->end];
     list_del(&conn->receive.link);
     list_del(&conn->room.link);
-    segments_free(sim, &line->pipes[from].arrived);
-    line->pipes[from].used_bytes = 0;
-    list_for_each (pos, &line->pipes[from].under_way) {
-        line->pipes[from].used_bytes += list_entry(pos, struct segment, link)->size;
-    }
+    list_del(&conn->sent.link);
+    list_del(&conn->error.link);
+    free(conn->copy);
+    conn->copy = NULL;
+    quiet = quiet || line->silent[conn->end];
+    if (!quiet && pipe_unread(incoming)) line_reset(sim, line, conn->end);
+    segments_free(incoming, &incoming->arrived);
     line->ends[conn->end] = NULL;
-    /* Who waits for room in this pipe may go on, into the void. */
-    if (line->ends[from] != NULL && !list_linked(&line->ends[from]->room.link))
-        sim_arrive(line->ends[from]->shard, &line->ends[from]->room);
+    pipe_roomy(incoming); /* on into the void */
     line_check(sim, line);
 }
 
-static void
-close_run(struct core_task *task)
+void
+backend_conn_free(struct io_conn *core)
 {
-    struct io_conn *conn = CONTAINER_OF(task, struct io_conn, close_task);
-    struct sim_shard *shard = conn->shard;
-    if (conn->again_posted) list_del(&conn->again_task.link);
+    struct sim_conn *conn = sim_conn_of(core);
     if (conn->send_posted) list_del(&conn->send_task.link);
-    if (conn->opened) conn->events->closed(conn, conn->why);
-    conn_detach(conn);
-    buf_deinit(&conn->input);
-    buf_deinit(&conn->output);
-    shard->core.stats.connections--;
-    mem_free(&shard->core.budget, conn, sizeof(*conn));
+    conn_detach(conn, false);
+    core_conn_deinit(core);
+    mem_free(&core->net->shard->budget, conn, sizeof(*conn));
+}
+
+static void
+error_run(struct sim_arrival *arrival)
+{
+    struct sim_conn *conn = CONTAINER_OF(arrival, struct sim_conn, error);
+    core_conn_shut(&conn->core, conn->error_why);
 }
 
 /* ---- the beginning ---- */
@@ -572,40 +757,26 @@ static status
 conn_open(struct sim_shard *shard, struct line *line, u32 end, const char *local, const char *peer,
           const struct io_conn_events *events, void *arg, struct io_conn **out)
 {
-    struct io_conn *conn = mem_alloc_zero(&shard->core.budget, sizeof(*conn));
+    struct sim_conn *conn = mem_alloc_zero(&shard->core.budget, sizeof(*conn));
     if (conn == NULL) return ST_NO_MEMORY;
-    conn->shard = shard;
+    core_conn_init(&conn->core, &shard->net, events);
     conn->line = line;
     conn->end = end;
-    conn->events = events;
-    conn->id = ++shard->conn_id_last;
     snprintf(conn->local, sizeof(conn->local), "%s", local);
     snprintf(conn->peer, sizeof(conn->peer), "%s", peer);
-    conn->send_until = UINT64_MAX;
-    conn->why = ST_OK;
-    conn->again_task.run = again_run;
     conn->send_task.run = send_run;
-    conn->close_task.run = close_run;
     conn->receive.run = receive_run;
     conn->room.run = room_run;
+    conn->sent.run = sent_run;
+    conn->error.run = error_run;
     list_init(&conn->receive.link);
     list_init(&conn->room.link);
-    io_timer_init(&conn->timer, timer_fire);
-    buf_init(&conn->input, &shard->core.budget);
-    buf_init(&conn->output, &shard->core.budget);
-    list_push_back(&shard->connections, &conn->link);
-    shard->core.stats.connections++;
+    list_init(&conn->sent.link);
+    list_init(&conn->error.link);
     line->ends[end] = conn;
-
-    status st = events->opened(conn, arg);
-    if (!ok(st)) {
-        conn_shut(conn, st);
-        return st;
-    }
-    conn->opened = true;
-    if (conn->state == CONN_OPEN && !list_empty(&line->pipes[1 - end].arrived))
-        sim_arrive(shard, &conn->receive);
-    if (out != NULL) *out = conn;
+    status st = core_conn_open(&conn->core, arg);
+    if (!ok(st)) return st;
+    if (out != NULL) *out = &conn->core;
     return ST_OK;
 }
 
@@ -643,26 +814,79 @@ host_is_local(const char *host)
     return strncmp(host, "127.", 4) == 0 || strcmp(host, "::1") == 0;
 }
 
+static struct sim_node *
+connect_target(const struct connect *connect)
+{
+    struct sim_node *own = connect->shard->node;
+    if (host_is_local(connect->host)) return own;
+    list_for_each (pos, &own->sim->nodes) {
+        struct sim_node *node = list_entry(pos, struct sim_node, link);
+        if (strcmp(node->host, connect->host) == 0) return node;
+    }
+    return NULL;
+}
+
 /* One of the listeners on the port, at random: the kernel spreads connections. */
 static struct io_listener *
-listener_find(struct sim *sim, const struct connect *connect)
+listener_find(struct sim_node *node, u16 port)
 {
     struct io_listener *found = NULL;
     u64 count = 0;
-    list_for_each (node_pos, &sim->nodes) {
-        struct sim_node *node = list_entry(node_pos, struct sim_node, link);
-        bool here = host_is_local(connect->host) ? node == connect->shard->node
-                                                 : strcmp(node->host, connect->host) == 0;
-        if (!here || nodes_cut(sim, node, connect->shard->node)) continue;
-        for (u32 i = 0; i < node->shard_count; i++) {
-            list_for_each (pos, &node->shards[i].listeners) {
-                struct io_listener *listener = list_entry(pos, struct io_listener, link);
-                if (listener->port != connect->port) continue;
-                if (prng_below(&sim->prng_net, ++count) == 0) found = listener;
-            }
+    for (u32 i = 0; i < node->shard_count; i++) {
+        list_for_each (pos, &node->shards[i].listeners) {
+            struct io_listener *listener = list_entry(pos, struct io_listener, link);
+            if (listener->port != port) continue;
+            if (prng_below(&node->sim->prng_net, ++count) == 0) found = listener;
         }
     }
     return found;
+}
+
+static void pipe_fires(struct sim_event *event);
+
+static struct line *
+line_new(struct sim *sim, struct sim_node *from, struct sim_node *to)
+{
+    struct line *line = calloc(1, sizeof(*line));
+    CHECK(line != NULL);
+    line->number = ++sim->line_last;
+    line->nodes[0] = from;
+    line->nodes[1] = to;
+    line->pending[0] = line->pending[1] = true;
+    for (u32 i = 0; i < 2; i++) {
+        struct pipe *pipe = &line->pipes[i];
+        pipe->line = line;
+        pipe->from = i;
+        pipe->event.kind = SIM_KIND_NET;
+        pipe->event.fire = pipe_fires;
+        list_init(&pipe->under_way);
+        list_init(&pipe->arrived);
+    }
+    list_push_back(&sim->lines, &line->link);
+    return line;
+}
+
+static void
+client_name(const struct line *line, char *name, size_t size)
+{
+    (void)snprintf(name, size, "%.64s:%u", line->nodes[0]->host,
+                   (unsigned)(40000 + line->number % 20000));
+}
+
+static void
+connect_meets(struct connect *connect, struct io_listener *listener)
+{
+    struct sim_shard *shard = connect->shard;
+    struct accept *accept = calloc(1, sizeof(*accept));
+    CHECK(accept != NULL);
+    connect->line = line_new(shard->node->sim, shard->node, listener->shard->node);
+    accept->shard = listener->shard;
+    accept->line = connect->line;
+    accept->listener_id = listener->id;
+    accept->arrival.run = accept_run;
+    client_name(connect->line, accept->peer, sizeof(accept->peer));
+    list_push_back(&listener->shard->node->accepts, &accept->link);
+    sim_arrive(listener->shard, &accept->arrival);
 }
 
 static void
@@ -671,31 +895,24 @@ connect_fires(struct sim_event *event)
     struct connect *connect = CONTAINER_OF(event, struct connect, event);
     struct sim_shard *shard = connect->shard;
     struct sim *sim = shard->node->sim;
-    struct io_listener *listener = listener_find(sim, connect);
-    bool refused = sim_ppm(&sim->prng_net, sim->options.net.refuse_ppm);
-    sim_trace(sim, shard, SIM_KIND_NET, listener != NULL);
-    if (listener != NULL && !refused && !connect->abandoned) {
-        struct line *line = calloc(1, sizeof(*line));
-        struct accept *accept = calloc(1, sizeof(*accept));
-        CHECK(line != NULL && accept != NULL);
-        line->nodes[0] = shard->node;
-        line->nodes[1] = listener->shard->node;
-        line->pending[0] = line->pending[1] = true;
-        for (u32 i = 0; i < 2; i++) {
-            list_init(&line->pipes[i].under_way);
-            list_init(&line->pipes[i].arrived);
-        }
-        list_push_back(&sim->pipes, &line->link);
-        accept->shard = listener->shard;
-        accept->line = line;
-        accept->listener_id = listener->id;
-        accept->arrival.run = accept_run;
-        snprintf(accept->peer, sizeof(accept->peer), "%.64s:%u", shard->node->host,
-                 (unsigned)(40000 + sim->event_count % 20000));
-        list_push_back(&listener->shard->node->accepts, &accept->link);
-        sim_arrive(listener->shard, &accept->arrival);
-        connect->line = line;
+    struct sim_node *target = connect_target(connect);
+    bool lost = target != NULL && (target->power_off || nodes_cut(sim, target, shard->node));
+    if (lost && !connect->abandoned && connect->retries <= SYN_RETRIES) {
+        sim_trace(sim, shard, SIM_KIND_NET, connect->port, "connect port,retries", connect->port,
+                  connect->retries, 0);
+        u64 wait_ns = SYN_NS << connect->retries++;
+        sim_event_schedule(sim, &connect->event, sim->now_ns + wait_ns + net_delay_ns(sim));
+        return;
     }
+    connect->failed = lost ? ST_TIMED_OUT : ST_CLOSED;
+    struct io_listener *listener =
+        lost || target == NULL ? NULL : listener_find(target, connect->port);
+    bool refused = sim_fault_chance(sim, SIM_FAULT_NET_REFUSE, sim->options.net.refuse_ppm) &&
+                   sim_fault_take(sim, SIM_FAULT_NET_REFUSE, "%s to %s:%u", shard->node->host,
+                                  connect->host, (unsigned)connect->port);
+    sim_trace(sim, shard, SIM_KIND_NET, listener != NULL, "connect port,listens", connect->port,
+              listener != NULL, 0);
+    if (listener != NULL && !refused && !connect->abandoned) connect_meets(connect, listener);
     sim_arrive(shard, &connect->arrival);
 }
 
@@ -736,23 +953,37 @@ io_connect(const char *host, u16 port, const struct io_conn_events *events, void
     while (!connect->finished) {
         status st = fiber_queue_wait(&connect->queue, deadline_ns);
         if (status_is(st, ST_TIMED_OUT) && !connect->finished) {
-            connect->abandoned = true; /* connect_run frees it */
+            connect->abandoned = true; /* connect_run frees it, soon */
+            if (connect->event.scheduled) {
+                sim_event_cancel(sim, &connect->event);
+                sim_event_schedule(sim, &connect->event, sim->now_ns);
+            }
             return ST_TIMED_OUT;
         }
     }
     struct line *line = connect->line;
+    status st = connect->failed;
     list_del(&connect->link);
     free(connect);
-    if (line == NULL) return ST_CLOSED;
-    char peer[80];
+    if (line == NULL) return st;
+    char local[80], peer[80];
+    client_name(line, local, sizeof(local));
     snprintf(peer, sizeof(peer), "%.64s:%u", host, (unsigned)port);
     line->pending[0] = false;
-    status st = conn_open(shard, line, 0, shard->node->host, peer, events, arg, out);
+    st = conn_open(shard, line, 0, local, peer, events, arg, out);
     if (!ok(st) && line->ends[0] == NULL) line_give_up(sim, line, 0);
     return st;
 }
 
 /* ---- listening ---- */
+
+static bool
+node_listens(const struct sim_node *node)
+{
+    for (u32 i = 0; i < node->shard_count; i++)
+        if (list_empty(&node->shards[i].listeners)) return false;
+    return true;
+}
 
 status
 io_listen(const char *host, u16 port, const struct io_conn_events *events, void *arg,
@@ -764,11 +995,12 @@ io_listen(const char *host, u16 port, const struct io_conn_events *events, void 
     listener->shard = shard;
     listener->events = events;
     listener->arg = arg;
-    listener->id = ++shard->conn_id_last;
+    listener->id = ++shard->net.conn_id_last;
     listener->port =
         port != 0 ? port : (u16)(PORT_FIRST + shard->node->port_last++ % (40000 - PORT_FIRST));
     snprintf(listener->host, sizeof(listener->host), "%s", host);
     list_push_back(&shard->listeners, &listener->link);
+    if (node_listens(shard->node)) sim_node_started_set(shard->node);
     *out = listener;
     return ST_OK;
 }
@@ -789,33 +1021,15 @@ io_listener_close(struct io_listener *listener)
 /* ---- who it is ---- */
 
 void
-io_conn_user_set(struct io_conn *conn, void *user)
-{
-    conn->user = user;
-}
-
-void *
-io_conn_user(const struct io_conn *conn)
-{
-    return conn->user;
-}
-
-u64
-io_conn_id(const struct io_conn *conn)
-{
-    return conn->id;
-}
-
-void
 io_conn_peer_name(const struct io_conn *conn, char *name, size_t size)
 {
-    (void)snprintf(name, size, "%s", conn->peer);
+    (void)snprintf(name, size, "%s", ((const struct sim_conn *)conn)->peer);
 }
 
 void
 io_conn_local_name(const struct io_conn *conn, char *name, size_t size)
 {
-    (void)snprintf(name, size, "%s", conn->local);
+    (void)snprintf(name, size, "%s", ((const struct sim_conn *)conn)->local);
 }
 
 /* ---- the ends of shards, nodes and the world ---- */
@@ -826,23 +1040,35 @@ sim_net_shut(struct sim_shard *shard)
     /* no yield: listeners of the simulator are gone at once. */
     while (!list_empty(&shard->listeners))
         io_listener_close(list_entry(list_first(&shard->listeners), struct io_listener, link));
-    list_for_each_safe (pos, &shard->connections) {
-        conn_shut(list_entry(pos, struct io_conn, link), ST_OK);
-    }
+    core_net_shut(&shard->net);
 }
 
 bool
 sim_net_busy(const struct sim_shard *shard)
 {
-    return !list_empty(&shard->connections) || !list_empty(&shard->listeners) ||
+    return !list_empty(&shard->net.conns) || !list_empty(&shard->listeners) ||
            !list_empty(&shard->node->connects) || !list_empty(&shard->node->accepts);
 }
 
+/* Without power nothing is said; a process that is killed has its sockets closed. */
+static void
+conn_drop(struct sim *sim, struct sim_conn *conn, bool power)
+{
+    struct line *line = conn->line;
+    struct pipe *pipe = &line->pipes[conn->end];
+    if (power) {
+        pipe_lose_some(sim, pipe);
+        pipe->ended = true;
+    } else {
+        line_end(sim, line, conn->end);
+    }
+    conn_detach(conn, power);
+}
+
 void
-sim_net_drop(struct sim_node *node)
+sim_net_drop(struct sim_node *node, bool power)
 {
     struct sim *sim = node->sim;
-    bool silent = prng_chance(&sim->prng_net, 1, 2);
     while (!list_empty(&node->connects)) {
         struct connect *connect = list_entry(list_first(&node->connects), struct connect, link);
         sim_event_cancel(sim, &connect->event);
@@ -859,12 +1085,11 @@ sim_net_drop(struct sim_node *node)
         free(accept);
     }
     for (u32 i = 0; i < node->shard_count; i++) {
-        struct sim_shard *shard = &node->shards[i];
-        while (!list_empty(&shard->connections)) {
-            struct io_conn *conn =
-                list_entry(list_first(&shard->connections), struct io_conn, link);
-            if (!silent) line_send(sim, conn->line, conn->end, SEGMENT_RESET, NULL, 0);
-            conn_detach(conn);
+        struct list *conns = &node->shards[i].net.conns;
+        while (!list_empty(conns)) {
+            struct io_conn *core = list_entry(list_first(conns), struct io_conn, link);
+            list_del(&core->link);
+            conn_drop(sim, sim_conn_of(core), power);
         }
     }
 }
@@ -872,23 +1097,59 @@ sim_net_drop(struct sim_node *node)
 void
 sim_net_init(struct sim *sim)
 {
-    list_init(&sim->pipes);
+    list_init(&sim->lines);
     list_init(&sim->cuts);
+}
+
+static void
+cuts_free(struct sim *sim)
+{
+    while (!list_empty(&sim->cuts)) {
+        struct sim_cut *cut = list_entry(list_first(&sim->cuts), struct sim_cut, link);
+        list_del(&cut->link);
+        free(cut);
+    }
 }
 
 void
 sim_net_free(struct sim *sim)
 {
-    while (!list_empty(&sim->pipes)) {
-        struct line *line = list_entry(list_first(&sim->pipes), struct line, link);
+    while (!list_empty(&sim->lines)) {
+        struct line *line = list_entry(list_first(&sim->lines), struct line, link);
         line->pending[0] = line->pending[1] = false;
         CHECK(line->ends[0] == NULL && line->ends[1] == NULL);
         line_check(sim, line);
     }
-    while (!list_empty(&sim->cuts)) {
-        struct sim_cut *cut = list_entry(list_first(&sim->cuts), struct sim_cut, link);
-        list_del(&cut->link);
-        free(cut);
+    cuts_free(sim);
+}
+
+void
+sim_net_hurry(struct sim *sim)
+{
+    cuts_free(sim);
+    u64 latest_ns = sim->now_ns + sim->options.net.latency_ns_max;
+    list_for_each (pos, &sim->lines) {
+        struct line *line = list_entry(pos, struct line, link);
+        for (u32 i = 0; i < 2; i++) {
+            struct pipe *pipe = &line->pipes[i];
+            pipe->black = false;
+            pipe->retries = 0;
+            list_for_each (at, &pipe->under_way) {
+                struct segment *segment = list_entry(at, struct segment, link);
+                segment->time_ns = MIN(segment->time_ns, latest_ns);
+            }
+            pipe->time_ns = MIN(pipe->time_ns, latest_ns);
+            sim_event_cancel(sim, &pipe->event);
+            pipe_schedule(sim, pipe);
+        }
+    }
+    list_for_each (pos, &sim->nodes) {
+        list_for_each (at, &list_entry(pos, struct sim_node, link)->connects) {
+            struct connect *connect = list_entry(at, struct connect, link);
+            if (!connect->event.scheduled || connect->event.time_ns <= latest_ns) continue;
+            sim_event_cancel(sim, &connect->event);
+            sim_event_schedule(sim, &connect->event, latest_ns);
+        }
     }
 }
 

@@ -5,71 +5,134 @@
  * After FoundationDB: a site is active in a quarter of the runs, and an active one fires in a
  * quarter of its passes, so a run has character. Every site draws from its own stream (seed, name,
  * count), so a new site does not move the others.
+ *
+ * The records of all sites lie side by side between two symbols that the linker makes (fault.h). A
+ * record's number in that array depends on the order of linking, so nothing may depend on it but
+ * the way to the site's counters; those are in byte order of the names.
  */
 #include "base/fault.h"
+
+#include <stdlib.h>
 
 #include "base/hash.h"
 #include "io/sim_internal.h"
 
-#define SITE_COUNT_MAX 512u
+#define SITE_COUNT_MAX 2048u
+
+/* Weak: a program need not have any. */
+extern const struct fault_site __start_fault_sites[] __attribute__((weak, visibility("hidden")));
+extern const struct fault_site __stop_fault_sites[] __attribute__((weak, visibility("hidden")));
 
 struct site {
-    const char *name;
+    const struct fault_site *record;
     u64 hash;
-    u64 count;
+    u64 pass_count; /* of an active BUGGIFY */
+    u64 count;      /* a mark was passed, a site fired */
 };
 
-/* Open addressing; sites stay for the life of the process, their counts for one run. */
-static struct site sites[SITE_COUNT_MAX];
+/* Sites stay for the life of the process, their counts for one run. */
+static struct site sites[SITE_COUNT_MAX]; /* by name, each once */
+static u32 site_count;                    /* 0: not made yet */
+static u16 numbers[SITE_COUNT_MAX];       /* of a record: its place in sites */
 static u64 run_seed;
-static bool enabled;
+
+bool fault_armed ALIGNED(64);
+
+static int
+order_names(const void *a, const void *b)
+{
+    const struct site *x = a, *y = b;
+    return strcmp(x->record->name, y->record->name);
+}
+
+static struct site *
+site_find(const char *name)
+{
+    u32 low = 0, high = site_count;
+    while (low < high) {
+        u32 middle = low + (high - low) / 2;
+        if (strcmp(sites[middle].record->name, name) < 0)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    if (low == site_count || strcmp(sites[low].record->name, name) != 0) return NULL;
+    return &sites[low];
+}
+
+/* tools/tidy demands that a name stands once; a site in a header would still leave a record in each
+ * object, and those are one site. */
+static void
+sites_make(void)
+{
+    size_t records = (size_t)(__stop_fault_sites - __start_fault_sites);
+    CHECK(records <= SITE_COUNT_MAX);
+    for (size_t i = 0; i < records; i++)
+        sites[i].record = &__start_fault_sites[i];
+    qsort(sites, records, sizeof(sites[0]), order_names);
+    for (size_t i = 0; i < records; i++) {
+        const struct fault_site *record = sites[i].record;
+        CHECK(record->name[0] != '\0'); /* a gap in the section */
+        if (site_count > 0 && strcmp(sites[site_count - 1].record->name, record->name) == 0)
+            continue;
+        u64 hash = hash_bytes(record->name, strlen(record->name), 0);
+        sites[site_count++] = (struct site){.record = record, .hash = hash};
+    }
+    for (size_t i = 0; i < records; i++)
+        numbers[i] = (u16)(site_find(__start_fault_sites[i].name) - sites);
+}
+
+static struct site *
+site_of(const struct fault_site *record)
+{
+    if (site_count == 0) sites_make(); /* code under test without a sim */
+    return &sites[numbers[record - __start_fault_sites]];
+}
 
 void
 sim_fault_reset(u64 seed, bool buggify)
 {
+    if (site_count == 0) sites_make();
     run_seed = seed;
-    enabled = buggify;
-    for (u32 i = 0; i < SITE_COUNT_MAX; i++)
-        sites[i].count = 0;
-}
-
-/* Sites are told apart by name: one name may stand in several objects. */
-static struct site *
-site_find(const char *name)
-{
-    u64 hash = hash_bytes(name, strlen(name), 0);
-    for (u32 i = 0; i < SITE_COUNT_MAX; i++) {
-        struct site *site = &sites[(hash + i) % SITE_COUNT_MAX];
-        if (site->name == NULL) {
-            site->name = name;
-            site->hash = hash;
-        }
-        if (site->hash == hash && strcmp(site->name, name) == 0) return site;
-    }
-    CHECK(!"more sites than SITE_COUNT_MAX");
-    return NULL;
+    fault_armed = buggify;
+    for (u32 i = 0; i < site_count; i++)
+        sites[i].pass_count = sites[i].count = 0;
 }
 
 bool
-fault_buggify(const char *name)
+fault_buggify(const struct fault_site *record)
 {
-    if (!enabled || io_current == NULL) return false;
-    struct site *site = site_find(name);
+    if (io_current == NULL) return false;
+    struct site *site = site_of(record);
     u64 parts[3] = {run_seed, site->hash, 0};
     if (hash_bytes(parts, sizeof(parts), 1) % 4 != 0) return false;
-    parts[2] = ++site->count;
-    return hash_bytes(parts, sizeof(parts), 2) % 4 == 0;
+    parts[2] = ++site->pass_count;
+    if (hash_bytes(parts, sizeof(parts), 2) % 4 != 0) return false;
+    site->count++;
+    return true;
 }
 
 void
-fault_mark(const char *name)
+fault_mark(const struct fault_site *record)
 {
-    site_find(name)->count++;
+    site_of(record)->count++;
 }
 
 u64
 sim_mark_count(const struct sim *sim, const char *mark)
 {
     (void)sim;
-    return site_find(mark)->count;
+    const struct site *site = site_find(mark);
+    CHECK(site != NULL); /* else a test that asks for it cannot fail */
+    return site->count;
+}
+
+void
+sim_site_each(void (*each)(void *arg, const char *name, bool is_mark, u64 passed), void *arg)
+{
+    if (site_count == 0) sites_make();
+    for (u32 i = 0; i < site_count; i++) {
+        const struct fault_site *record = sites[i].record;
+        each(arg, record->name, record->kind == FAULT_MARK, sites[i].count);
+    }
 }

@@ -8,12 +8,20 @@
  *   begin ----- latency -----> effect -----> arrival, in the shard's next turn: done() or resume
  *
  * At most LIMIT_IO_IN_FLIGHT requests of a node are between begin and effect.
+ *
+ * There are no short reads and writes here: file.h does not show them, the ring continues them
+ * (tests/unit/io/test_ring_file.c). A transfer of many pages is one request all the same, so a
+ * crash finds any part of it done.
  */
 #include "io/sim_internal.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 
 #include "base/crc.h"
+#include "base/hash.h"
+
+#define PLACE_BYTES 96u
 
 enum request_kind {
     REQUEST_READ,
@@ -87,24 +95,137 @@ request_point(enum request_kind kind)
     return SIM_POINT_NAME;
 }
 
-static u32
-request_error_ppm(const struct sim_options *options, enum request_kind kind)
+static const char *
+request_name(enum request_kind kind)
 {
-    switch (request_point(kind)) {
+    switch (kind) {
+    case REQUEST_READ:
+        return "read";
+    case REQUEST_WRITE:
+        return "write";
+    case REQUEST_SYNC:
+        return "sync";
+    case REQUEST_DIR_SYNC:
+        return "dir-sync";
+    case REQUEST_OPEN:
+        return "open";
+    case REQUEST_CREATE:
+        return "create";
+    case REQUEST_TRUNCATE:
+        return "truncate";
+    case REQUEST_ALLOCATE:
+        return "allocate";
+    case REQUEST_RENAME:
+        return "rename";
+    case REQUEST_LINK:
+        return "link";
+    case REQUEST_UNLINK:
+        return "unlink";
+    case REQUEST_DIR_MAKE:
+        return "dir-make";
+    case REQUEST_DIR_REMOVE:
+        return "dir-remove";
+    }
+    return "?";
+}
+
+/* Where a request goes, for a person. */
+static void
+request_place(const struct sim_request *request, char text[static PLACE_BYTES])
+{
+    const char *host = request->shard->node->host;
+    const char *path = request->path;
+    if (request->file != NULL) path = sim_inode_path(request->file->inode);
+    if (request->op != NULL)
+        (void)snprintf(text, PLACE_BYTES, "%s %s at %llu, %u bytes", host, path,
+                       (unsigned long long)request->op->offset, request->op->size);
+    else
+        (void)snprintf(text, PLACE_BYTES, "%s %s %s", host, request_name(request->kind), path);
+}
+
+/* Whether the request fails by chance. */
+static bool
+request_fails(struct sim_request *request)
+{
+    struct sim *sim = request->shard->node->sim;
+    const struct sim_disk_options *disk = &sim->options.disk;
+    enum sim_fault family = SIM_FAULT_COUNT;
+    u32 ppm = 0;
+    switch (request_point(request->kind)) {
     case SIM_POINT_READ:
-        return options->disk.read_error_ppm;
+        family = SIM_FAULT_READ_ERROR;
+        ppm = disk->read_error_ppm;
+        break;
     case SIM_POINT_WRITE:
-        return options->disk.write_error_ppm;
+        family = SIM_FAULT_WRITE_ERROR;
+        ppm = disk->write_error_ppm;
+        break;
     case SIM_POINT_SYNC:
-        return options->disk.sync_error_ppm;
+        family = SIM_FAULT_SYNC_ERROR;
+        ppm = disk->sync_error_ppm;
+        break;
     case SIM_POINT_NAME:
     case SIM_POINT_EVENT:
     case SIM_POINT_IO:
     case SIM_POINT_ALLOC:
     case SIM_POINT_COUNT:
-        break;
+        return false;
     }
-    return 0;
+    if (ppm == 0 || !sim_fault_chance(sim, family, ppm)) return false;
+    char place[PLACE_BYTES];
+    request_place(request, place);
+    return sim_fault_take(sim, family, "%s", place);
+}
+
+/* How much longer it takes than it should. */
+static u64
+request_stall_ns(struct sim_request *request)
+{
+    struct sim *sim = request->shard->node->sim;
+    const struct sim_disk_options *disk = &sim->options.disk;
+    if (!sim_fault_chance(sim, SIM_FAULT_DISK_STALL, disk->stall_ppm)) return 0;
+    struct prng prng = sim_fault_prng(sim, SIM_FAULT_DISK_STALL);
+    u64 ns = sim_draw(&prng, MIN(NS_PER_S, disk->stall_ns), disk->stall_ns);
+    char place[PLACE_BYTES];
+    request_place(request, place);
+    bool stalls =
+        sim_fault_take(sim, SIM_FAULT_DISK_STALL, "%llu ms: %s %s",
+                       (unsigned long long)(ns / NS_PER_MS), request_name(request->kind), place);
+    return stalls ? ns : 0;
+}
+
+static bool
+request_needs_space(enum request_kind kind)
+{
+    return kind == REQUEST_WRITE || kind == REQUEST_ALLOCATE || kind == REQUEST_CREATE;
+}
+
+/* Another process of the machine takes what is free, for a while. */
+static void
+space_shrink_maybe(struct sim_request *request)
+{
+    struct sim_node *node = request->shard->node;
+    struct sim *sim = node->sim;
+    const struct sim_disk_options *disk = &sim->options.disk;
+    if (disk->no_space_ppm == 0 || !request_needs_space(request->kind)) return;
+    if (!sim_fault_chance(sim, SIM_FAULT_NO_SPACE, disk->no_space_ppm)) return;
+    if (node->space_returns.scheduled) return; /* it is small already */
+    struct prng prng = sim_fault_prng(sim, SIM_FAULT_NO_SPACE);
+    u64 ns = sim_draw(&prng, NS_PER_MS, disk->no_space_ns_max);
+    if (!sim_fault_take(sim, SIM_FAULT_NO_SPACE, "%s for %llu ms", node->host,
+                        (unsigned long long)(ns / NS_PER_MS)))
+        return;
+    sim_disk_space_take(node->disk);
+    sim_event_schedule(sim, &node->space_returns, sim->now_ns + ns);
+}
+
+void
+sim_space_returns(struct sim_event *event)
+{
+    struct sim_node *node = CONTAINER_OF(event, struct sim_node, space_returns);
+    sim_trace(node->sim, NULL, SIM_KIND_CONTROL, node->index, "space returns to node", node->index,
+              0, 0);
+    sim_disk_space_give(node->disk);
 }
 
 static status
@@ -153,16 +274,15 @@ request_begin(struct sim_request *request)
     if (request_in_memory(request)) {
         latency_ns = 1;
     } else {
+        space_shrink_maybe(request);
         request->injected = sim_point_hit(sim, node, request_point(request->kind));
-        if (ok(request->injected) &&
-            sim_ppm(&sim->prng_fault, request_error_ppm(&sim->options, request->kind)))
-            request->injected = ST_IO_ERROR;
+        if (ok(request->injected) && request_fails(request)) request->injected = ST_IO_ERROR;
         if (status_is(request->injected, ST_NO_SPACE)) {
             request->result = ST_NO_SPACE; /* refused: nothing happens to the disk */
         } else {
             request->result = request_disk_begin(request);
         }
-        if (sim_ppm(&sim->prng_disk, disk->stall_ppm)) latency_ns += disk->stall_ns;
+        latency_ns += request_stall_ns(request);
         node->io_in_flight++;
     }
     list_push_back(&node->io_requests, &request->link);
@@ -192,6 +312,87 @@ request_transfer_memory(struct sim_request *request)
                                          : memfs_write(file, op->buffer, op->size, op->offset);
 }
 
+/* ---- damage by chance ---- */
+
+static u64
+name_place(const struct sim_request *request, char text[static PLACE_BYTES])
+{
+    request_place(request, text);
+    return request->op->offset;
+}
+
+/* What the read finds may have gone bad since it was written. */
+static void
+read_spoil(struct sim_request *request)
+{
+    struct sim *sim = request->shard->node->sim;
+    const struct sim_disk_options *disk = &sim->options.disk;
+    struct sim_inode *inode = request->file->inode;
+    const struct io_op *op = request->op;
+    if (op->offset + op->size > sim_inode_size(inode)) return;
+    char place[PLACE_BYTES];
+    if (sim_fault_chance(sim, SIM_FAULT_BIT_ROT, disk->bit_rot_ppm)) {
+        struct prng prng = sim_fault_prng(sim, SIM_FAULT_BIT_ROT);
+        u64 at = name_place(request, place) + prng_below(&prng, op->size);
+        u8 mask = (u8)(1u << prng_below(&prng, 8));
+        if (sim_fault_take(sim, SIM_FAULT_BIT_ROT, "%s: bit %#x of byte %llu", place, mask,
+                           (unsigned long long)at))
+            sim_inode_rot(inode, at, mask, sim_fault_last(sim));
+    }
+    if (sim_fault_chance(sim, SIM_FAULT_LATENT, disk->latent_ppm)) {
+        struct prng prng = sim_fault_prng(sim, SIM_FAULT_LATENT);
+        u64 at = name_place(request, place) + prng_below(&prng, op->size);
+        if (sim_fault_take(sim, SIM_FAULT_LATENT, "%s: sector of byte %llu", place,
+                           (unsigned long long)at))
+            sim_inode_latent_add(inode, at, sim_fault_last(sim));
+    }
+}
+
+static status
+request_read(struct sim_request *request)
+{
+    struct io_op *op = request->op;
+    struct sim_inode *inode = request->file->inode;
+    status st = request->injected;
+    read_spoil(request);
+    if (ok(st) && sim_inode_latent(inode, op->offset, op->size)) st = ST_IO_ERROR;
+    if (ok(st)) return sim_inode_read(inode, op->buffer, op->size, op->offset);
+    memset(op->buffer, 0xEE, SIM_SECTOR_BYTES); /* nobody may use what a failed read left */
+    return st;
+}
+
+/* Whether the write, which says ok, went wrong; then it has ended. */
+static bool
+write_goes_wrong(struct sim_request *request)
+{
+    struct sim *sim = request->shard->node->sim;
+    const struct sim_disk_options *disk = &sim->options.disk;
+    struct sim_write *write = &request->write;
+    const struct io_op *op = request->op;
+    char place[PLACE_BYTES];
+    if (sim_fault_chance(sim, SIM_FAULT_LOST_WRITE, disk->lost_write_ppm)) {
+        struct prng prng = sim_fault_prng(sim, SIM_FAULT_LOST_WRITE);
+        bool cached = prng_chance(&prng, 1, 2);
+        request_place(request, place);
+        if (sim_fault_take(sim, SIM_FAULT_LOST_WRITE, "%s%s", place, cached ? ", cached" : "")) {
+            sim_inode_write_lose(write, op->durable, cached, sim_fault_last(sim));
+            return true;
+        }
+    }
+    if (!sim_fault_chance(sim, SIM_FAULT_MISDIRECTED, disk->misdirected_ppm)) return false;
+    struct prng prng = sim_fault_prng(sim, SIM_FAULT_MISDIRECTED);
+    struct sim_inode *other;
+    u64 offset;
+    if (!sim_inode_elsewhere(request->file->inode, op->offset, op->size, &prng, &other, &offset))
+        return false;
+    request_place(request, place);
+    if (!sim_fault_take(sim, SIM_FAULT_MISDIRECTED, "%s: to %s at %llu", place,
+                        sim_inode_path(other), (unsigned long long)offset))
+        return false;
+    sim_inode_write_misdirect(write, op->durable, other, offset, sim_fault_last(sim));
+    return true;
+}
+
 /* What the request does to the disk at its end. */
 static status
 request_effect(struct sim_request *request)
@@ -203,13 +404,11 @@ request_effect(struct sim_request *request)
     bool fails = !ok(request->injected);
     switch (request->kind) {
     case REQUEST_READ:
-        if (!fails) return sim_inode_read(request->file->inode, op->buffer, op->size, op->offset);
-        memset(op->buffer, 0xEE, SIM_SECTOR_BYTES); /* nobody may use what a failed read left */
-        return request->injected;
+        return request_read(request);
     case REQUEST_WRITE:
         if (fails) {
             sim_inode_write_fail(&request->write, op->durable);
-        } else {
+        } else if (!write_goes_wrong(request)) {
             sim_inode_write_end(&request->write, op->durable);
         }
         return request->injected;
@@ -248,6 +447,25 @@ request_effect(struct sim_request *request)
     return ST_INVALID;
 }
 
+/* What a read returned follows from what was written. */
+static void
+request_trace(const struct sim_request *request)
+{
+    const struct io_op *op = request->op;
+    u64 file = request->file != NULL && request->file->inode != NULL
+                   ? sim_inode_number(request->file->inode)
+                   : 0;
+    u64 parts[6] = {(u64)request->kind, (u64)(i64)request->result.code, file, 0, 0, 0};
+    if (op != NULL) {
+        parts[3] = op->offset;
+        parts[4] = op->size;
+        if (request->kind == REQUEST_WRITE) parts[5] = crc32c(0, op->buffer, op->size);
+    }
+    sim_trace(request->shard->node->sim, request->shard, SIM_KIND_DISK,
+              hash_bytes(parts, sizeof(parts), 0), request_name(request->kind), file, parts[3],
+              parts[4]);
+}
+
 static void
 request_fires(struct sim_event *event)
 {
@@ -256,14 +474,11 @@ request_fires(struct sim_event *event)
     struct sim_node *node = shard->node;
     bool disk = !request_in_memory(request);
     /* Memory of files in memory is the node's. */
-    struct list *domain = sim_mem_domain_set(&node->blocks);
+    struct sim_memory *domain = sim_mem_domain_set(&node->memory);
     request->result = request_effect(request);
     sim_mem_domain_set(domain);
 
-    u32 crc = (u32)request->kind;
-    if (request->op != NULL)
-        crc = crc32c(crc, request->op->buffer, MIN(request->op->size, SIM_SECTOR_BYTES));
-    sim_trace(node->sim, shard, SIM_KIND_DISK, (u64)(u32)request->result.code << 32 | crc);
+    request_trace(request);
     sim_arrive(shard, &request->arrival);
     if (!disk) return;
     node->io_in_flight--;
@@ -350,6 +565,19 @@ request_wait(struct sim_request *request, struct sim_inode **inode_out)
     if (ok(st) && inode_out != NULL) *inode_out = request->inode;
     request_free(request);
     return st;
+}
+
+void
+sim_files_hurry(struct sim_node *node)
+{
+    struct sim *sim = node->sim;
+    u64 latest_ns = sim->now_ns + sim->options.disk.latency_ns_max;
+    list_for_each (pos, &node->io_requests) {
+        struct sim_request *request = list_entry(pos, struct sim_request, link);
+        if (!request->event.scheduled || request->event.time_ns <= latest_ns) continue;
+        sim_event_cancel(sim, &request->event);
+        sim_event_schedule(sim, &request->event, latest_ns);
+    }
 }
 
 void

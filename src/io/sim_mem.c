@@ -19,20 +19,34 @@
 
 struct block {
     struct list link;
+    struct sim_memory *owner; /* NULL: nobody's */
     u64 size;
-    u32 prefix; /* from the start of libc's block to the caller's */
-    u32 magic;
+    u64 prefix; /* from the start of libc's block to the caller's */
+    u64 magic;
 };
-static_assert(sizeof(struct block) == 32, "keeps 16-byte alignment");
+static_assert(sizeof(struct block) == 48, "keeps 16-byte alignment");
 
-static struct list *domain;
+static struct sim_memory *domain;
 
-struct list *
-sim_mem_domain_set(struct list *blocks)
+struct sim_memory *
+sim_mem_domain_set(struct sim_memory *memory)
 {
-    struct list *last = domain;
-    domain = blocks;
+    struct sim_memory *last = domain;
+    domain = memory;
     return last;
+}
+
+/* Whether an allocation of the code under test is to fail. */
+static bool
+alloc_refused(size_t size)
+{
+    struct sim *sim = sim_current;
+    if (domain == NULL || sim == NULL) return false;
+    if (!ok(sim_point_hit(sim, NULL, SIM_POINT_ALLOC))) return true;
+    if (!domain->may_refuse) return false;
+    return sim_fault_chance(sim, SIM_FAULT_ALLOC, sim->options.alloc_ppm) &&
+           sim_fault_take(sim, SIM_FAULT_ALLOC, "%zu bytes for %s", size,
+                          CONTAINER_OF(domain, struct sim_node, memory)->host);
 }
 
 static void
@@ -46,18 +60,19 @@ scribble(u8 *data, size_t size, int value)
 void *
 mem_raw_alloc(size_t size, size_t alignment)
 {
-    if (domain != NULL && sim_current != NULL &&
-        !ok(sim_point_hit(sim_current, NULL, SIM_POINT_ALLOC)))
-        return NULL;
+    if (alloc_refused(size)) return NULL;
     if (size > SIZE_MAX / 2) return NULL;
     size_t prefix = MAX(alignment, sizeof(struct block));
     u8 *base = aligned_alloc(MAX(alignment, (size_t)16),
                              align_up(prefix + size, MAX(alignment, (size_t)16)));
     if (base == NULL) return NULL;
     struct block *block = (struct block *)(base + prefix - sizeof(struct block));
-    *block = (struct block){.size = size, .prefix = (u32)prefix, .magic = BLOCK_MAGIC};
+    *block = (struct block){.owner = domain, .size = size, .prefix = prefix, .magic = BLOCK_MAGIC};
     list_init(&block->link);
-    if (domain != NULL) list_push_back(domain, &block->link);
+    if (domain != NULL) {
+        list_push_back(&domain->blocks, &block->link);
+        domain->bytes += size;
+    }
     scribble(base + prefix, size, SCRIBBLE_FRESH);
     return base + prefix;
 }
@@ -86,6 +101,7 @@ block_free(struct block *block)
     u8 *data = (u8 *)block + sizeof(*block);
     u8 *base = data - block->prefix;
     list_del(&block->link);
+    if (block->owner != NULL) block->owner->bytes -= block->size;
     block->magic = 0;
     scribble(data, block->size, SCRIBBLE_FREED);
     free(base);
@@ -100,22 +116,13 @@ mem_raw_free(void *data, size_t size)
 }
 
 u64
-sim_mem_free_all(struct list *blocks)
+sim_mem_free_all(struct sim_memory *memory)
 {
     u64 count = 0;
-    while (!list_empty(blocks)) {
-        block_free(list_entry(list_first(blocks), struct block, link));
+    while (!list_empty(&memory->blocks)) {
+        block_free(list_entry(list_first(&memory->blocks), struct block, link));
         count++;
     }
+    CHECK(memory->bytes == 0);
     return count;
-}
-
-u64
-sim_mem_bytes(const struct list *blocks)
-{
-    u64 bytes = 0;
-    list_for_each (pos, blocks) {
-        bytes += list_entry(pos, struct block, link)->size;
-    }
-    return bytes;
 }

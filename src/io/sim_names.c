@@ -301,6 +301,15 @@ sim_names_find(const struct sim_disk *disk, const char *path)
     return name != NULL ? name->inode : NULL;
 }
 
+const char *
+sim_inode_path(const struct sim_inode *inode)
+{
+    const struct sim_name_map *map = &inode->disk->current;
+    for (u32 i = 0; i < map->count; i++)
+        if (map->names[i].inode == inode) return map->names[i].path;
+    return "(no name)";
+}
+
 status
 sim_disk_rename(struct sim_disk *disk, const char *from, const char *to)
 {

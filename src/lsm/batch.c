@@ -3,6 +3,7 @@
  * batch.c -- operations encoded as the log stores them, so that a batch is copied into a log record
  * without looking at it: | struct log_op | key | value | struct log_op | ...
  */
+#include "base/fault.h"
 #include "base/hash.h"
 #include "lsm/lsm_internal.h"
 
@@ -35,7 +36,8 @@ batch_add(struct lsm_batch *batch, const struct log_op *header, struct bytes key
 {
     CHECK(header->keyspace < LIMIT_KEYSPACES);
     CHECK(batch->count < UINT32_MAX);
-    if (!buf_reserve(&batch->ops, sizeof(*header) + key.size + value.size)) return false;
+    if (!buf_reserve(&batch->ops, sizeof(*header) + key.size + value.size))
+        return MARKED("lsm.batch.no_memory", false);
     /* The three cannot fail now: there is room. */
     if (!buf_append(&batch->ops, header, sizeof(*header)) ||
         !buf_append(&batch->ops, key.data, key.size) ||
@@ -132,6 +134,7 @@ lsm_op_next(struct bytes *rest, struct lsm_op *out, bool *bad)
     return true;
 
 broken:
+    MARK("lsm.batch.not_an_operation");
     *bad = true;
     return false;
 }

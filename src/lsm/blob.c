@@ -29,7 +29,7 @@ blob_writer_open(const char *dir, u64 file_id, enum io_class io_class, struct bu
                  struct blob_writer **out)
 {
     struct blob_writer *writer = mem_alloc_zero(budget, sizeof(*writer));
-    if (writer == NULL) return ST_NO_MEMORY;
+    if (writer == NULL) return MARKED("lsm.blob_writer.no_memory", ST_NO_MEMORY);
     writer->budget = budget;
     writer->file_id = file_id;
     char path[LSM_PATH_BYTES];
@@ -44,6 +44,7 @@ blob_writer_open(const char *dir, u64 file_id, enum io_class io_class, struct bu
     header.crc = crc32c(0, &header, sizeof(header) - sizeof(header.crc));
     st = piece_writer_append(&writer->file, BYTES(&header, sizeof(header)));
     if (!ok(st)) {
+        MARK("lsm.blob_writer.header_failed");
         blob_writer_abort(writer);
         return st;
     }
@@ -158,25 +159,24 @@ frame_read(struct io_file *file, u64 file_id, u64 file_bytes, struct budget *bud
 {
     *offset_out = 0;
     *what_out = "file size";
-    if (file_bytes == 0 || file_bytes % IO_ALIGNMENT != 0) return ST_CORRUPT;
+    if (file_bytes == 0 || file_bytes % IO_ALIGNMENT != 0)
+        return MARKED("lsm.blob.size_impossible", ST_CORRUPT);
     u64 size;
     status st = io_file_size(file, &size);
     if (!ok(st)) return st;
-    if (size != file_bytes) return ST_CORRUPT;
+    if (size != file_bytes) return MARKED("lsm.blob.size_differs", ST_CORRUPT);
     u8 *page = mem_alloc_aligned(budget, IO_ALIGNMENT, IO_ALIGNMENT);
-    if (page == NULL) return ST_NO_MEMORY;
+    if (page == NULL) return MARKED("lsm.blob.frame_no_memory", ST_NO_MEMORY);
     st = io_file_read(file, IO_CLASS_READ, page, IO_ALIGNMENT, 0);
-    if (status_is(st, ST_END)) st = ST_CORRUPT;
     if (ok(st)) st = blob_header_decode(BYTES(page, IO_ALIGNMENT), file_id, what_out);
     if (ok(st)) {
         *offset_out = file_bytes - IO_ALIGNMENT;
         st = io_file_read(file, IO_CLASS_READ, page, IO_ALIGNMENT, file_bytes - IO_ALIGNMENT);
-        if (status_is(st, ST_END)) st = ST_CORRUPT;
     }
     if (ok(st))
         st = blob_footer_decode(BYTES(page, IO_ALIGNMENT), file_id, file_bytes, footer, what_out);
     mem_free(budget, page, IO_ALIGNMENT);
-    return st;
+    return status_is(st, ST_END) ? MARKED("lsm.blob.frame_cut_off", ST_CORRUPT) : st;
 }
 
 MAY_YIELD status
@@ -186,7 +186,7 @@ blob_open(const char *dir, u64 file_id, u64 file_bytes, struct budget *budget,
     char path[LSM_PATH_BYTES];
     blob_path(path, dir, file_id);
     struct blob_open *open = mem_alloc_zero(budget, sizeof(*open));
-    if (open == NULL) return ST_NO_MEMORY;
+    if (open == NULL) return MARKED("lsm.blob.no_memory", ST_NO_MEMORY);
     struct blob_file *blob = &open->blob;
     blob->file_id = file_id;
     blob->file_bytes = file_bytes;
@@ -195,7 +195,8 @@ blob_open(const char *dir, u64 file_id, u64 file_bytes, struct budget *budget,
     memcpy(blob->dir, dir, strlen(dir) + 1); /* blob_path has checked the length */
     open->closer = file_closer_new(path);
     struct blob_footer footer = {0};
-    status st = open->closer == NULL ? ST_NO_MEMORY : io_file_open(path, IO_OPEN_READ, &blob->file);
+    status st = open->closer == NULL ? MARKED("lsm.blob.closer_no_memory", ST_NO_MEMORY)
+                                     : io_file_open(path, IO_OPEN_READ, &blob->file);
     if (ok(st)) {
         u64 offset;
         const char *what;
@@ -245,15 +246,18 @@ MAY_YIELD static status
 span_read(struct blob_file *blob, enum io_class io_class, struct budget *budget, u8 *buffer,
           u32 size, u64 offset)
 {
-    if (size <= LIMIT_IO_BYTES) return io_file_read(blob->file, io_class, buffer, size, offset);
+    u32 part = LIMIT_IO_BYTES;
+    if (BUGGIFY("lsm.blob.split_reads"))
+        part = (u32)align_up(size / SPAN_OPS_MAX + 1, IO_ALIGNMENT);
+    if (size <= part) return io_file_read(blob->file, io_class, buffer, size, offset);
     size_t ops_bytes = SPAN_OPS_MAX * sizeof(struct io_op);
     struct io_op *ops = mem_alloc_zero(budget, ops_bytes);
-    if (ops == NULL) return ST_NO_MEMORY;
+    if (ops == NULL) return MARKED("lsm.blob.span_no_memory", ST_NO_MEMORY);
     u32 count = 0;
-    for (u32 at = 0; at < size; at += LIMIT_IO_BYTES) {
+    for (u32 at = 0; at < size; at += part) {
         CHECK(count < SPAN_OPS_MAX);
-        io_file_read_start(blob->file, &ops[count++], io_class, buffer + at,
-                           MIN(size - at, LIMIT_IO_BYTES), offset + at);
+        io_file_read_start(blob->file, &ops[count++], io_class, buffer + at, MIN(size - at, part),
+                           offset + at);
     }
     status st = ST_OK;
     for (u32 i = 0; i < count; i++) {
@@ -271,11 +275,14 @@ record_verify(struct bytes stored, const struct blob_file *blob, const struct bl
     struct blob_record record;
     *what_out = "record sizes";
     status st = blob_record_decode(stored, blob->file_id, pointer->offset, &record, what_out);
-    if (!ok(st)) return ST_CORRUPT; /* INCOMPLETE: its sizes are not the pointer's */
+    /* INCOMPLETE: its sizes are not the pointer's. */
+    if (!ok(st)) return MARKED("lsm.blob.record_damaged", ST_CORRUPT);
     *what_out = "record of another key";
-    if (record.token != token || !bytes_equal(record.key, key)) return ST_CORRUPT;
+    if (record.token != token || !bytes_equal(record.key, key))
+        return MARKED("lsm.blob.record_of_another_key", ST_CORRUPT);
     *what_out = "record does not match its pointer";
-    if (record.value.size != pointer->size || record.value_crc != pointer->crc) return ST_CORRUPT;
+    if (record.value.size != pointer->size || record.value_crc != pointer->crc)
+        return MARKED("lsm.blob.record_differs", ST_CORRUPT);
     *value_out = record.value;
     return ST_OK;
 }
@@ -290,16 +297,20 @@ blob_read(struct blob_file *blob, enum io_class io_class, const struct blob_poin
     if (pointer->file_id != blob->file_id || pointer->size > LIMIT_VALUE_BYTES ||
         pointer->offset % BLOB_ALIGNMENT != 0 || pointer->offset < blob_header_bytes() ||
         pointer->offset > records_end || size > records_end - pointer->offset)
-        return blob_corrupt(blob->dir, blob->file_id, pointer->offset,
-                            "pointer does not lead to a record");
+        return MARKED("lsm.blob.pointer_bad",
+                      blob_corrupt(blob->dir, blob->file_id, pointer->offset,
+                                   "pointer does not lead to a record"));
     u64 first = align_down(pointer->offset, IO_ALIGNMENT);
     u32 span = (u32)(align_up(pointer->offset + size, IO_ALIGNMENT) - first);
     u8 *buffer = mem_alloc_aligned(budget, span, IO_ALIGNMENT);
-    if (buffer == NULL) return ST_NO_MEMORY;
+    if (buffer == NULL) return MARKED("lsm.blob.read_no_memory", ST_NO_MEMORY);
     blob_ref(blob); /* a compaction may drop it meanwhile */
     status st = span_read(blob, io_class, budget, buffer, span, first);
     const char *what = "file is cut off";
-    if (status_is(st, ST_END)) st = ST_CORRUPT;
+    if (status_is(st, ST_END)) {
+        MARK("lsm.blob.read_cut_off");
+        st = ST_CORRUPT;
+    }
     if (ok(st))
         st = record_verify(BYTES(buffer + (pointer->offset - first), size), blob, pointer, token,
                            key, value_out, &what);
@@ -348,19 +359,21 @@ records_verify(struct blob_verification *v)
             st = blob_record_decode(BYTES(data, have), v->file_id, v->offset, &record, &v->what);
             if (!status_is(st, ST_INCOMPLETE)) break;
             v->what = "record goes beyond the end";
-            if (record.bytes > left || record.bytes <= have) return ST_CORRUPT;
+            if (record.bytes > left || record.bytes <= have)
+                return MARKED("lsm.blob_verify.record_too_long", ST_CORRUPT);
             have = (u32)record.bytes;
         }
-        if (!ok(st)) return st;
+        if (!ok(st)) return MARKED("lsm.blob_verify.record", st);
         piece_hash_add(v->hash, BYTES(data, record.bytes));
         v->offset += record.bytes;
         st = pace_add(&v->pace, record.bytes);
         if (!ok(st)) return st;
     }
     v->what = "record count";
-    if (count != v->footer.record_count) return ST_CORRUPT;
+    if (count != v->footer.record_count) return MARKED("lsm.blob_verify.count", ST_CORRUPT);
     v->what = "hash of the content";
-    if (piece_hash_value(v->hash) != v->footer.content_hash) return ST_CORRUPT;
+    if (piece_hash_value(v->hash) != v->footer.content_hash)
+        return MARKED("lsm.blob_verify.hash", ST_CORRUPT);
 
     u64 zeros = v->file_bytes - sizeof(struct blob_footer) - v->footer.records_end;
     v->what = "padding";
@@ -368,7 +381,7 @@ records_verify(struct blob_verification *v)
     st = piece_reader_get(v->reader, v->offset, (u32)zeros, &data);
     if (!ok(st)) return st;
     for (u64 i = 0; i < zeros; i++)
-        if (data[i] != 0) return ST_CORRUPT;
+        if (data[i] != 0) return MARKED("lsm.blob_verify.padding", ST_CORRUPT);
     return ST_OK;
 }
 
@@ -379,7 +392,7 @@ blob_verify_run(struct blob_verification *v, struct budget *budget)
         frame_read(v->file, v->file_id, v->file_bytes, budget, &v->footer, &v->offset, &v->what);
     if (!ok(st)) return st;
     v->hash = piece_hash_new(budget);
-    if (v->hash == NULL) return ST_NO_MEMORY;
+    if (v->hash == NULL) return MARKED("lsm.blob_verify.hash_no_memory", ST_NO_MEMORY);
     st = piece_reader_open(v->file, v->file_bytes, IO_CLASS_COMPACTION, PIECE_BYTES, budget,
                            &v->reader);
     if (!ok(st)) return st;
@@ -392,7 +405,7 @@ blob_verify(const char *dir, u64 file_id, u64 file_bytes, u64 bytes_per_s, struc
             u64 *offset_out, const char **what_out)
 {
     struct blob_verification *v = mem_alloc_zero(budget, sizeof(*v));
-    if (v == NULL) return ST_NO_MEMORY;
+    if (v == NULL) return MARKED("lsm.blob_verify.no_memory", ST_NO_MEMORY);
     v->file_id = file_id;
     v->file_bytes = file_bytes;
     pace_init(&v->pace, bytes_per_s);

@@ -4,9 +4,12 @@
  */
 #include "lsm/table_format.h"
 
+#include "base/fault.h"
+
 static status
 bad(const char **what_out, const char *what)
 {
+    MARK("lsm.blob_format.refused");
     *what_out = what;
     return ST_CORRUPT;
 }
@@ -28,7 +31,7 @@ blob_header_decode(struct bytes page, u64 file_id, const char **what_out)
     memcpy(&header, page.data, sizeof(header));
     if (header.magic != BLOB_MAGIC) return bad(what_out, "no blob file header");
     if (header.crc != crc32c(0, &header, sizeof(header) - sizeof(header.crc)))
-        return bad(what_out, "header checksum");
+        return MARKED("lsm.blob_format.header_checksum", bad(what_out, "header checksum"));
     if (header.format != BLOB_FORMAT) return bad(what_out, "unknown blob file format");
     if (header.file_id != file_id) return bad(what_out, "header of another file");
     if (header.reserved != 0 || !all_zero(header.zeros, sizeof(header.zeros)))
@@ -45,7 +48,7 @@ blob_footer_decode(struct bytes page, u64 file_id, u64 file_bytes, struct blob_f
     memcpy(&footer, page.data + page.size - sizeof(footer), sizeof(footer));
     if (footer.magic != BLOB_FOOTER_MAGIC) return bad(what_out, "no blob file footer");
     if (footer.crc != crc32c(0, &footer, sizeof(footer) - sizeof(footer.crc)))
-        return bad(what_out, "footer checksum");
+        return MARKED("lsm.blob_format.footer_checksum", bad(what_out, "footer checksum"));
     if (footer.file_id != file_id) return bad(what_out, "footer of another file");
     if (footer.file_bytes != file_bytes) return bad(what_out, "file size");
     if (!all_zero(footer.zeros, sizeof(footer.zeros)))
@@ -83,9 +86,10 @@ blob_record_decode(struct bytes bytes, u64 file_id, u64 offset, struct blob_reco
     const u8 *key = bytes.data + sizeof(header);
     const u8 *value = key + header.key_size;
     u32 crc = crc32c(table_place_seed(file_id, offset), bytes.data + 8, sizeof(header) - 8);
-    if (crc32c(crc, key, header.key_size) != header.crc) return bad(what_out, "record checksum");
+    if (crc32c(crc, key, header.key_size) != header.crc)
+        return MARKED("lsm.blob_format.record_checksum", bad(what_out, "record checksum"));
     if (crc32c(0, value, header.value_size) != header.value_crc)
-        return bad(what_out, "value checksum");
+        return MARKED("lsm.blob_format.value_checksum", bad(what_out, "value checksum"));
     const u8 *end = value + header.value_size;
     if (!all_zero(end, (size_t)(bytes.data + size - end))) return bad(what_out, "record padding");
     *out = (struct blob_record){

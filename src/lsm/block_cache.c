@@ -59,7 +59,10 @@ disown(struct block *block)
 {
     list_del(&block->file_link);
     block->owner = NULL;
-    if (block->pin_count == 0) block_free(block);
+    if (block->pin_count == 0)
+        block_free(block);
+    else
+        MARK("lsm.block_cache.disowned_pinned");
 }
 
 static void
@@ -67,7 +70,10 @@ shrink(struct block_cache *cache, u32 count)
 {
     while (count-- > 0 && s3fifo_bytes(&cache->fifo) > cache->fifo.limit_bytes) {
         struct s3fifo_node *node = s3fifo_evict(&cache->fifo);
-        if (node == NULL) return;
+        if (node == NULL) {
+            MARK("lsm.block_cache.nothing_to_evict");
+            return;
+        }
         disown(block_of(node));
     }
 }
@@ -76,11 +82,12 @@ struct block_cache *
 block_cache_new(struct budget *budget, u64 limit_bytes)
 {
     struct block_cache *cache = mem_alloc_zero(budget, sizeof(*cache));
-    if (cache == NULL) return NULL;
+    if (cache == NULL) return MARKED("lsm.block_cache.no_memory", NULL);
     cache->budget = budget;
     for (u32 i = 0; i < FILE_LISTS; i++)
         list_init(&cache->files[i]);
     if (!s3fifo_init(&cache->fifo, budget, limit_bytes, 4096)) {
+        MARK("lsm.block_cache.index_no_memory");
         mem_free(budget, cache, sizeof(*cache));
         return NULL;
     }
@@ -136,7 +143,7 @@ block_new(struct budget *budget, u64 file_id, u64 offset, u32 size)
 {
     u32 allocated = s3fifo_round_size(sizeof(struct block) + (u64)size);
     struct block *block = mem_alloc(budget, allocated);
-    if (block == NULL) return NULL;
+    if (block == NULL) return MARKED("lsm.block_cache.block_no_memory", NULL);
     *block = (struct block){
         .file_id = file_id,
         .offset = offset,
@@ -155,7 +162,10 @@ void
 block_cache_insert(struct block_cache *cache, struct block *block)
 {
     CHECK(block->owner == NULL && block->pin_count > 0);
-    if (block->node.size > cache->fifo.limit_bytes / 8) return; /* would empty a tiny cache */
+    if (block->node.size > cache->fifo.limit_bytes / 8) {
+        MARK("lsm.block_cache.too_large"); /* would empty a tiny cache */
+        return;
+    }
     if (find(cache, block->file_id, block->offset) != NULL) {
         MARK("lsm.block_cache.read_twice"); /* two fibers waited for the same block */
         return;

@@ -8,6 +8,8 @@
  */
 #include "lsm/codec.h"
 
+#include "base/fault.h"
+
 #include <isa-l/igzip_lib.h>
 #include <lz4.h>
 
@@ -77,7 +79,7 @@ static status
 deflate_decompress(struct budget *budget, struct bytes source, u8 *target, u32 raw_size)
 {
     struct inflate_state *state = mem_alloc(budget, sizeof(*state));
-    if (state == NULL) return ST_NO_MEMORY;
+    if (state == NULL) return MARKED("lsm.codec.no_memory", ST_NO_MEMORY);
     isal_inflate_init(state);
     state->crc_flag = ISAL_DEFLATE;
     state->next_in = (u8 *)(uintptr_t)source.data; /* not written to */
@@ -87,7 +89,7 @@ deflate_decompress(struct budget *budget, struct bytes source, u8 *target, u32 r
     int result = isal_inflate_stateless(state);
     bool whole = result == ISAL_DECOMP_OK && state->total_out == raw_size && state->avail_in == 0;
     mem_free(budget, state, sizeof(*state));
-    return whole ? ST_OK : ST_CORRUPT;
+    return whole ? ST_OK : MARKED("lsm.codec.deflate_bad", ST_CORRUPT);
 }
 
 status
@@ -95,23 +97,23 @@ codec_decompress(enum lsm_codec codec, struct budget *budget, struct bytes sourc
                  u32 raw_size)
 {
     if (source.size == 0 || source.size > INT32_MAX || raw_size == 0 || raw_size > INT32_MAX)
-        return ST_CORRUPT;
+        return MARKED("lsm.codec.sizes_bad", ST_CORRUPT);
     switch (codec) {
     case LSM_CODEC_NONE:
-        if (source.size != raw_size) return ST_CORRUPT;
+        if (source.size != raw_size) return MARKED("lsm.codec.none_bad", ST_CORRUPT);
         memcpy(target, source.data, raw_size);
         return ST_OK;
     case LSM_CODEC_LZ4: {
         int written = LZ4_decompress_safe((const char *)source.data, (char *)target,
                                           (int)source.size, (int)raw_size);
-        return written == (int)raw_size ? ST_OK : ST_CORRUPT;
+        return written == (int)raw_size ? ST_OK : MARKED("lsm.codec.lz4_bad", ST_CORRUPT);
     }
     case LSM_CODEC_DEFLATE:
         return deflate_decompress(budget, source, target, raw_size);
     case LSM_CODEC_COUNT:
         break;
     }
-    return ST_CORRUPT;
+    return MARKED("lsm.codec.unknown", ST_CORRUPT);
 }
 
 const char *

@@ -70,7 +70,8 @@ pace(struct levels *levels, u64 bytes)
                                    io_now_ns() + CLAMP(wait_ns, NS_PER_MS / 2, 10 * NS_PER_MS)));
         earn_idle_credit(levels);
     }
-    return levels->started && levels->stopping ? ST_CANCELED : ST_OK;
+    if (!levels->started || !levels->stopping) return ST_OK;
+    return MARKED("lsm.compaction.canceled", ST_CANCELED);
 }
 
 /* ---- one step ---- */
@@ -184,6 +185,7 @@ report_space(struct levels *levels, bool full)
 {
     if (levels->no_space == full) return;
     levels->no_space = full;
+    if (!full) MARK("lsm.compaction.space_returned");
     if (levels->config.failed != NULL)
         levels->config.failed(levels->config.arg, full ? ST_NO_SPACE : ST_OK,
                               full ? "no space for compaction" : "compaction has space again");
@@ -195,7 +197,8 @@ static bool
 step_has_space(struct levels *levels, u64 input_bytes)
 {
     u64 disk_free, disk_total;
-    if (!ok(io_disk_free(levels->dir, &disk_free, &disk_total))) return true;
+    if (!ok(io_disk_free(levels->dir, &disk_free, &disk_total)))
+        return MARKED("lsm.compaction.free_unknown", true);
     return disk_free > input_bytes + MIB(1);
 }
 
@@ -245,6 +248,7 @@ merge_slice(struct step *step, struct output *output)
             run_cursor_open(levels, levels->current, run, step->token_first, step->token_last,
                             IO_CLASS_COMPACTION, COMPACTION_READ_AHEAD_BYTES);
         if (sources[count] == NULL) {
+            MARK("lsm.compaction.cursors_dropped");
             while (count-- > 0)
                 sources[count]->ops->close(sources[count]);
             return ST_NO_MEMORY;
@@ -418,13 +422,17 @@ run_step(struct step *step)
     u32 count = output.table_count;
     if (ok(st) && count > 0) {
         slots = mem_alloc(levels->budget, count * sizeof(*slots));
-        if (slots == NULL) st = ST_NO_MEMORY;
+        if (slots == NULL) {
+            MARK("lsm.compaction.slots_no_memory");
+            st = ST_NO_MEMORY;
+        }
         for (u32 i = 0; slots != NULL && i < count; i++) {
             const struct table_meta *meta = &output.tables[i]->table->meta;
             slots[i] = (struct run_slot){output.tables[i], meta->token_first, meta->token_last};
             puts_out += meta->entry_count - meta->delete_count;
         }
     }
+    if (BUGGIFY("lsm.compaction.late_commit")) fiber_sleep_ns(20 * NS_PER_MS);
     if (ok(st)) st = commit_slice(step, slots, count);
     mem_free(levels->budget, slots, count * sizeof(*slots));
     if (ok(st)) {
@@ -512,7 +520,7 @@ MAY_YIELD static status
 sweep_step(struct levels *levels, u16 keyspace, u32 index)
 {
     struct step *step = mem_alloc(levels->budget, sizeof(*step));
-    if (step == NULL) return ST_NO_MEMORY;
+    if (step == NULL) return MARKED("lsm.compaction.step_no_memory", ST_NO_MEMORY);
     *step = (struct step){.levels = levels,
                           .keyspace = keyspace,
                           .owner = (u8)(index + 1),
@@ -561,7 +569,7 @@ MAY_YIELD static status
 work(struct levels *levels, bool *worked_out)
 {
     *worked_out = false;
-    if (levels->failed) return ST_IO_ERROR;
+    if (levels->failed) return MARKED("lsm.compaction.levels_failed", ST_IO_ERROR);
     bool changed = levels->generation != levels->prune_generation;
     if ((changed && range_list_count(&levels->ranges) > 0) || io_now_ns() >= levels->prune_ns) {
         levels->prune_ns = io_now_ns() + NS_PER_S;
@@ -596,6 +604,7 @@ work(struct levels *levels, bool *worked_out)
     if (status_is(st, ST_CORRUPT)) {
         tree_break(levels, keyspace);
     } else if (status_is(st, ST_NO_SPACE)) {
+        MARK("lsm.compaction.no_space");
         report_space(levels, true);
     } else if (!status_is(st, ST_CANCELED)) {
         MARK("lsm.compaction.step_failed");
@@ -621,7 +630,10 @@ levels_compaction_main(void *arg)
         bool worked = false;
         status st = ST_OK;
         if (io_now_ns() >= levels->retry_ns) st = work_locked(levels, &worked);
-        if (!ok(st)) levels->retry_ns = io_now_ns() + RETRY_NS;
+        if (!ok(st)) {
+            MARK("lsm.compaction.retry_later");
+            levels->retry_ns = io_now_ns() + RETRY_NS;
+        }
         if (levels->stopping) break;
         if (ok(st) && worked) {
             fiber_yield();
@@ -671,10 +683,13 @@ levels_compact_all(struct levels *levels)
     status st = ST_OK;
     while (ok(st)) {
         bool worked = false;
-        st = levels->started && levels->stopping ? ST_CANCELED : work_locked(levels, &worked);
+        st = levels->started && levels->stopping
+                 ? MARKED("lsm.compaction.all_canceled", ST_CANCELED)
+                 : work_locked(levels, &worked);
         if (!ok(st) || !unmerged(levels, seq)) break;
         if (!worked) {
             /* Only broken trees are left. */
+            MARK("lsm.compaction.only_broken_left");
             st = ST_CORRUPT;
             break;
         }
@@ -684,7 +699,10 @@ levels_compact_all(struct levels *levels)
     for (u16 keyspace = 0; levels->forced == 0 && keyspace < LIMIT_KEYSPACES; keyspace++) {
         levels->trees[keyspace].force_last = false;
         levels->trees[keyspace].force_whole = false;
-        if (ok(st) && levels->trees[keyspace].broken) st = ST_CORRUPT;
+        if (ok(st) && levels->trees[keyspace].broken) {
+            MARK("lsm.compaction.broken_told");
+            st = ST_CORRUPT;
+        }
     }
     return st;
 }

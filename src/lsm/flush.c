@@ -28,6 +28,7 @@ write_memtable(struct output *output, struct memtable *memtable)
         if (fiber_should_yield()) fiber_yield();
     }
     cursor->ops->close(cursor);
+    if (BUGGIFY("lsm.flush.slow")) fiber_sleep_ns(20 * NS_PER_MS);
     return ok(st) ? output_finish(output) : st;
 }
 
@@ -71,6 +72,7 @@ flush_one(struct levels *levels, const struct levels_flush *input, const struct 
 static void
 discard_run(struct levels *levels, struct run *run)
 {
+    MARK("lsm.flush.run_discarded");
     for (u32 i = 0; i < run->count; i++)
         levels_forget_table(levels, run->slots[i].file);
     run_unref(run, levels);
@@ -85,7 +87,7 @@ levels_flush(struct levels *levels, const struct levels_flush *inputs, u32 count
     CHECK(state->log_segment_first >= levels->state.log_segment_first);
     struct run_change changes[LIMIT_KEYSPACES] = {0};
     u32 made = 0;
-    status st = levels->failed ? ST_IO_ERROR : ST_OK;
+    status st = levels->failed ? MARKED("lsm.flush.levels_failed", ST_IO_ERROR) : ST_OK;
     for (u32 i = 0; i < count && ok(st); i++) {
         if (memtable_entry_count(inputs[i].memtable) == 0) continue;
         struct run *run;
@@ -100,7 +102,7 @@ levels_flush(struct levels *levels, const struct levels_flush *inputs, u32 count
             discard_run(levels, changes[i].replacement);
     }
     if (!ok(st)) {
-        MARK("lsm.flush.failed");
+        MARK("lsm.levels.flush_failed");
         log_warning("lsm", "flush failed dir=%s why=%s", levels->dir, status_text(st));
         return st;
     }

@@ -106,7 +106,7 @@ droppable_expired(const struct run_set *set, u16 keyspace, u32 run_index,
             if (run->slots[j].file->table->meta.version_min <= meta->version_max) return false;
         }
     }
-    return true;
+    return MARKED("lsm.prune.expired", true);
 }
 
 /* The run without what may go; *out == run when all stays. */

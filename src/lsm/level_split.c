@@ -80,8 +80,10 @@ link_file(struct split *split, u32 source, u64 file_id, bool blob)
         MARK("lsm.split.shared_file");
         return ST_OK;
     }
-    if (!ok(st))
+    if (!ok(st)) {
+        MARK("lsm.split.not_linked");
         log_error("lsm", "file cannot be linked from=%s to=%s why=%s", from, to, status_text(st));
+    }
     return st;
 }
 
@@ -191,7 +193,10 @@ add_ranges(struct split *split)
         for (u32 j = 0; j < source->range_count; j++) {
             /* Clipped to its source: elsewhere its version means nothing. */
             struct range_delete range = source->ranges[j];
-            if (range_is_hidden(source, j)) continue;
+            if (range_is_hidden(source, j)) {
+                MARK("lsm.split.range_hidden");
+                continue;
+            }
             range.token_first =
                 MAX(range.token_first, MAX(source->token_first, split->token_first));
             range.token_last = MIN(range.token_last, MIN(source->token_last, split->token_last));
@@ -233,8 +238,12 @@ read_sources(struct split *split, u32 count)
         const char *what;
         status st = manifest_read(split->dirs[i], split->budget,
                                   &split->sources[split->source_count], &offset, &what);
-        if (status_is(st, ST_NOT_FOUND)) continue; /* a store that was never opened */
+        if (status_is(st, ST_NOT_FOUND)) {
+            MARK("lsm.split.source_never_opened"); /* a store that was never opened */
+            continue;
+        }
         if (!ok(st)) {
+            MARK("lsm.split.manifest_unusable");
             log_error("lsm", "manifest cannot be used file=%s/manifest offset=%llu what=%s",
                       split->dirs[i], (unsigned long long)offset, what);
             return st;
@@ -248,6 +257,7 @@ read_sources(struct split *split, u32 count)
     sort_sources(split);
     for (u32 i = 1; i < split->source_count; i++) {
         if (split->sources[i - 1].token_last >= split->sources[i].token_first) {
+            MARK("lsm.split.sources_overlap");
             log_error("lsm", "stores with common partitions dir=%s dir=%s",
                       split->dirs[split->source_dir[i - 1]], split->dirs[split->source_dir[i]]);
             return ST_CORRUPT;
@@ -269,7 +279,7 @@ build(struct split *split)
         mem_alloc(split->budget, (split->range_capacity + 1) * sizeof(*target->ranges));
     if (target->runs == NULL || target->tables == NULL || target->blobs == NULL ||
         target->ranges == NULL)
-        return ST_NO_MEMORY;
+        return MARKED("lsm.split.no_memory", ST_NO_MEMORY);
     for (u16 keyspace = 0; keyspace < LIMIT_KEYSPACES; keyspace++) {
         for (u32 tier = 0; tier <= RUN_TIER_MAX + 1; tier++) {
             status st = add_tier(split, keyspace, (u8)(tier > RUN_TIER_MAX ? RUN_TIER_LAST : tier));
@@ -277,7 +287,8 @@ build(struct split *split)
         }
     }
     add_ranges(split);
-    if (target->range_count > RANGE_LIST_MAX) return ST_OVERLOADED;
+    if (target->range_count > RANGE_LIST_MAX)
+        return MARKED("lsm.split.too_many_ranges", ST_OVERLOADED);
     add_state(split);
     bool known;
     return manifest_write(split->target_dir, target, split->budget, &known);
@@ -296,8 +307,9 @@ levels_split(const char *const *source_dirs, u32 source_count, const char *targe
                           .token_last = token_last};
     split.sources = mem_alloc_zero(budget, (source_count + 1) * sizeof(*split.sources));
     split.source_dir = mem_alloc_zero(budget, (source_count + 1) * sizeof(*split.source_dir));
-    status st = ST_NO_MEMORY;
-    if (split.sources != NULL && split.source_dir != NULL) st = read_sources(&split, source_count);
+    bool room = split.sources != NULL && split.source_dir != NULL;
+    status st = room ? read_sources(&split, source_count)
+                     : MARKED("lsm.split.sources_no_memory", ST_NO_MEMORY);
     if (ok(st)) st = build(&split);
     struct manifest *target = &split.target;
     mem_free(budget, target->runs, (split.run_capacity + 1) * sizeof(*target->runs));

@@ -6,6 +6,7 @@
  */
 #include <stdio.h>
 
+#include "base/fault.h"
 #include "io/file.h"
 #include "io/io.h"
 #include "lsm/levels_internal.h"
@@ -21,6 +22,7 @@ struct verify {
 static void
 damage(struct verify *verify, const char *file, u64 offset, const char *what)
 {
+    MARK("lsm.verify.damage");
     verify->damaged = true;
     if (verify->report != NULL) verify->report(verify->arg, file, offset, what);
 }
@@ -32,8 +34,10 @@ outcome(struct verify *verify, status st, const char *file, u64 offset, const ch
     if (status_is(st, ST_CORRUPT)) {
         damage(verify, file, offset, what);
     } else if (status_is(st, ST_NOT_FOUND)) {
+        MARK("lsm.verify.file_missing");
         damage(verify, file, 0, "file is missing");
     } else if (status_is(st, ST_IO_ERROR) || status_is(st, ST_END)) {
+        MARK("lsm.verify.unreadable");
         damage(verify, file, offset, "cannot be read");
     } else {
         return st;
@@ -125,14 +129,18 @@ levels_verify(const char *dir,
     *state_out = (struct levels_state){0};
     char path[LSM_PATH_BYTES];
     int length = snprintf(path, sizeof(path), "%s/manifest", dir);
-    if (length <= 0 || length >= (int)sizeof(path)) return ST_INVALID;
+    if (length <= 0 || length >= (int)sizeof(path))
+        return MARKED("lsm.verify.path_too_long", ST_INVALID);
     u64 offset = 0;
     const char *what = "";
     status st = manifest_read(dir, io_budget(), &manifest, &offset, &what);
     if (status_is(st, ST_NOT_FOUND)) {
         bool any = false;
         st = io_dir_list(dir, note_store_file, &any);
-        if (ok(st) && any) damage(&verify, path, 0, "file is missing");
+        if (ok(st) && any) {
+            MARK("lsm.verify.manifest_missing");
+            damage(&verify, path, 0, "file is missing");
+        }
     } else if (ok(st)) {
         *state_out = manifest.state;
         verify.files++;
@@ -140,6 +148,7 @@ levels_verify(const char *dir,
         st = verify_named(&verify, &manifest);
         manifest_free(&manifest);
     } else if (status_is(st, ST_UNSUPPORTED)) {
+        MARK("lsm.verify.unsupported");
         damage(&verify, path, offset, what);
         st = ST_OK;
     } else {

@@ -27,7 +27,8 @@ u64
 levels_file_id_new(struct levels *levels)
 {
     u64 counter_max = ((u64)1 << FILE_ID_COUNTER_BITS) - 1 - FILE_ID_SLACK;
-    if ((levels->file_id_next & (((u64)1 << FILE_ID_COUNTER_BITS) - 1)) >= counter_max) return 0;
+    if ((levels->file_id_next & (((u64)1 << FILE_ID_COUNTER_BITS) - 1)) >= counter_max)
+        return MARKED("lsm.levels.file_ids_used_up", 0);
     return levels->file_id_next++;
 }
 
@@ -134,6 +135,7 @@ levels_shape_update(struct levels *levels)
         pressure = MAX(pressure, compaction_pressure(&tree));
         debt += compaction_debt(&tree);
     }
+    if (BUGGIFY("lsm.levels.pressure")) pressure = MAX(pressure, 900u);
     levels->runs_max = runs_max;
     levels->pressure = pressure;
     levels->debt_bytes = debt;
@@ -216,6 +218,7 @@ list_file(void *arg, const char *name)
         u64 *grown = mem_realloc(levels->budget, listing->orphans,
                                  listing->orphan_capacity * sizeof(u64), capacity * sizeof(u64));
         if (grown == NULL) {
+            MARK("lsm.levels.listing_no_memory");
             listing->no_memory = true;
             return;
         }
@@ -243,6 +246,7 @@ remove_orphans(struct levels *levels, bool blobs)
     if (used_capacity > 0) {
         used = mem_alloc(levels->budget, used_capacity * sizeof(u64));
         if (used == NULL) {
+            MARK("lsm.levels.orphans_no_memory");
             st = ST_NO_MEMORY;
             goto done;
         }
@@ -263,8 +267,9 @@ remove_orphans(struct levels *levels, bool blobs)
             table_path(path, levels->dir, listing.orphans[i]);
         MARK("lsm.levels.orphan_removed");
         status removed = io_file_unlink(path);
-        if (!ok(removed))
-            log_warning("lsm", "orphan stays file=%s why=%s", path, status_text(removed));
+        if (ok(removed)) continue;
+        MARK("lsm.levels.orphan_stays");
+        log_warning("lsm", "orphan stays file=%s why=%s", path, status_text(removed));
     }
 
 done:
@@ -277,8 +282,10 @@ MAY_YIELD void
 levels_collect_orphans(struct levels *levels)
 {
     status st = remove_orphans(levels, true);
-    if (!ok(st))
+    if (!ok(st)) {
+        MARK("lsm.levels.orphan_blobs_stay");
         log_warning("lsm", "orphaned blob files stay dir=%s why=%s", levels->dir, status_text(st));
+    }
 }
 
 MAY_YIELD static status
@@ -290,13 +297,14 @@ open_blobs(struct levels *levels, const struct manifest *manifest)
         status st =
             blob_open(levels->dir, named->file_id, named->file_bytes, levels->budget, &file);
         if (!ok(st)) {
+            MARK("lsm.levels.blob_unusable");
             log_error("lsm",
                       "blob file of the manifest cannot be opened dir=%s file=b%016llx why=%s",
                       levels->dir, (unsigned long long)named->file_id, status_text(st));
-            return status_is(st, ST_NOT_FOUND) ? ST_CORRUPT : st;
+            return status_is(st, ST_NOT_FOUND) ? MARKED("lsm.levels.blob_missing", ST_CORRUPT) : st;
         }
         if (level_blob_new(levels, file, named->token_first, named->token_last) == NULL)
-            return ST_NO_MEMORY;
+            return MARKED("lsm.levels.blob_no_memory", ST_NO_MEMORY);
     }
     return ST_OK;
 }
@@ -323,19 +331,23 @@ open_table(struct levels *levels, const struct table_meta *meta, struct opened *
 {
     struct level_table **place = opened_place(opened, meta->file_id);
     if (*place != NULL) {
-        if ((*place)->table->meta.file_hash != meta->file_hash) return ST_CORRUPT;
+        if ((*place)->table->meta.file_hash != meta->file_hash)
+            return MARKED("lsm.levels.table_differs", ST_CORRUPT);
         *out = *place;
         return ST_OK;
     }
     struct table *table;
     status st = table_open(levels->dir, meta, levels->budget, &levels->table_stats, &table);
     if (!ok(st)) {
+        MARK("lsm.levels.table_unusable");
         log_error("lsm", "table of the manifest cannot be opened dir=%s file=t%016llx why=%s",
                   levels->dir, (unsigned long long)meta->file_id, status_text(st));
-        return status_is(st, ST_NOT_FOUND) || status_is(st, ST_END) ? ST_CORRUPT : st;
+        if (!status_is(st, ST_NOT_FOUND) && !status_is(st, ST_END)) return st;
+        return MARKED("lsm.levels.table_missing", ST_CORRUPT);
     }
     st = level_table_new(levels, table, place);
     if (!ok(st)) {
+        MARK("lsm.levels.table_not_listed");
         *place = NULL;
         return st;
     }
@@ -361,6 +373,7 @@ open_run(struct levels *levels, const struct manifest_run *named,
         struct level_table *file;
         status st = open_table(levels, slots[i].meta, opened, &file);
         if (!ok(st)) {
+            MARK("lsm.levels.run_dropped");
             /* Freed by the size of its slots: fill up what is missing is not possible, so give
              * back by hand. */
             for (u32 j = 0; j < run->count; j++)
@@ -382,12 +395,18 @@ open_trees(struct levels *levels, const struct manifest *manifest)
     while (opened.capacity < 2 * manifest->table_count)
         opened.capacity *= 2;
     opened.places = mem_alloc_zero(levels->budget, opened.capacity * sizeof(*opened.places));
-    if (ok(st) && opened.places == NULL) st = ST_NO_MEMORY;
+    if (ok(st) && opened.places == NULL) {
+        MARK("lsm.levels.opened_no_memory");
+        st = ST_NO_MEMORY;
+    }
     struct run_set *set = NULL;
     if (ok(st)) {
         set = mem_alloc_zero(levels->budget,
                              sizeof(*set) + manifest->run_count * sizeof(set->runs[0]));
-        if (set == NULL) st = ST_NO_MEMORY;
+        if (set == NULL) {
+            MARK("lsm.levels.runs_no_memory");
+            st = ST_NO_MEMORY;
+        }
     }
     u32 table = 0, runs = 0;
     for (u32 i = 0; i < manifest->run_count && ok(st); i++) {
@@ -404,7 +423,10 @@ open_trees(struct levels *levels, const struct manifest *manifest)
     struct run_set *fit = NULL;
     if (ok(st)) {
         fit = mem_alloc_zero(levels->budget, sizeof(*fit) + runs * sizeof(fit->runs[0]));
-        if (fit == NULL) st = ST_NO_MEMORY;
+        if (fit == NULL) {
+            MARK("lsm.levels.first_set_no_memory");
+            st = ST_NO_MEMORY;
+        }
     }
     if (ok(st)) {
         fit->levels = levels;
@@ -420,6 +442,7 @@ open_trees(struct levels *levels, const struct manifest *manifest)
         memcpy(fit->runs, set->runs, runs * sizeof(set->runs[0]));
         levels_install_first(levels, fit);
     } else if (set != NULL) {
+        MARK("lsm.levels.runs_dropped");
         for (u32 i = 0; i < runs; i++)
             run_unref(set->runs[i], levels);
     }
@@ -536,6 +559,7 @@ open_existing(struct levels *levels, const struct manifest *manifest)
 {
     if (manifest->token_first != levels->config.token_first ||
         manifest->token_last != levels->config.token_last) {
+        MARK("lsm.levels.other_partitions");
         log_error("lsm", "store of other partitions dir=%s", levels->dir);
         return ST_INVALID;
     }
@@ -554,7 +578,7 @@ MAY_YIELD status
 levels_open(const struct levels_config *config, struct levels **out, struct levels_state *state_out)
 {
     struct levels *levels = mem_alloc_zero(config->budget, sizeof(*levels));
-    if (levels == NULL) return ST_NO_MEMORY;
+    if (levels == NULL) return MARKED("lsm.levels.no_memory", ST_NO_MEMORY);
     configure(levels, config);
 
     struct manifest manifest = {.budget = levels->budget};
@@ -568,6 +592,7 @@ levels_open(const struct levels_config *config, struct levels **out, struct leve
         st = open_existing(levels, &manifest);
         manifest_free(&manifest);
     } else if (status_is(st, ST_CORRUPT) || status_is(st, ST_UNSUPPORTED)) {
+        MARK("lsm.levels.manifest_damaged");
         log_error(
             "lsm",
             "manifest is damaged file=%s/manifest offset=%llu what=%s: restore from a replica "
@@ -606,17 +631,19 @@ levels_start(struct levels *levels)
     CHECK(!levels->started);
     levels->started = true;
     levels->stopping = false;
-    levels->ranges.limit = LEVELS_RANGES_MAX;
+    levels->ranges.limit = BUGGIFY("lsm.ranges.few") ? 4 : LEVELS_RANGES_MAX;
     levels->credit_ns = io_now_ns();
     /* Without a fiber the store works on; its pressure says when that becomes a problem. */
     if (ok(fiber_spawn(FIBER_BACKGROUND, "compaction", levels_compaction_main, levels)))
         levels->fibers++;
     else
-        log_error("lsm", "no fiber for compaction dir=%s", levels->dir);
+        log_error("lsm", "no fiber for compaction dir=%s",
+                  MARKED("lsm.levels.no_compaction_fiber", levels->dir));
     if (ok(fiber_spawn(FIBER_BACKGROUND, "scrub", levels_scrub_main, levels)))
         levels->fibers++;
     else
-        log_warning("lsm", "no fiber for scrubbing dir=%s", levels->dir);
+        log_warning("lsm", "no fiber for scrubbing dir=%s",
+                    MARKED("lsm.levels.no_scrub_fiber", levels->dir));
 }
 
 void
@@ -692,6 +719,7 @@ get_from(struct get *get, struct run_set *set, bool wait)
             if (get->has_floor && candidates[i]->meta.version_max <= get->floor) continue;
             struct entry entry;
             struct block *pin = NULL;
+            if (!wait && BUGGIFY("lsm.levels.get_waits")) return ST_WOULD_WAIT;
             status st = wait ? table_get(candidates[i], cache, get->token, get->key, get->seq_max,
                                          true, &entry, &pin)
                              : table_get_try(candidates[i], cache, get->token, get->key,
@@ -802,10 +830,11 @@ levels_blob_read(struct levels *levels, const struct entry *entry, void **buffer
 {
     CHECK(entry->flags & ENTRY_BLOB);
     struct blob_pointer pointer;
-    if (entry->value.size != sizeof(pointer)) return ST_CORRUPT;
+    if (entry->value.size != sizeof(pointer)) return MARKED("lsm.levels.pointer_size", ST_CORRUPT);
     memcpy(&pointer, entry->value.data, sizeof(pointer));
     struct level_blob *blob = level_blob_find(levels, pointer.file_id);
     if (blob == NULL) {
+        MARK("lsm.levels.pointer_lost");
         levels_report_corrupt(levels, "following a pointer", pointer.file_id);
         return ST_CORRUPT;
     }
@@ -824,13 +853,14 @@ levels_cursors_open(struct levels *levels, u16 keyspace, bool long_scan, struct 
 {
     struct run_set *set = levels->current;
     u32 count = run_set_tree_count(set, keyspace);
-    if (count > max) return ST_OVERLOADED;
+    if (count > max) return MARKED("lsm.levels.too_many_runs", ST_OVERLOADED);
     for (u32 i = 0; i < count; i++) {
         cursors[i] = run_cursor_open(levels, set, run_set_tree_run(set, keyspace, i),
                                      levels->config.token_first, levels->config.token_last,
                                      long_scan ? IO_CLASS_STREAM : IO_CLASS_READ,
                                      long_scan ? COMPACTION_READ_AHEAD_BYTES : 0);
         if (cursors[i] != NULL) continue;
+        MARK("lsm.levels.cursors_dropped");
         while (i-- > 0)
             cursors[i]->ops->close(cursors[i]);
         return ST_NO_MEMORY;

@@ -90,7 +90,11 @@ levels_install_first(struct levels *levels, struct run_set *set)
 void
 levels_forget_table(struct levels *levels, struct level_table *file)
 {
-    if (file->slot_count > 0 || levels->failed) return;
+    if (file->slot_count > 0) return;
+    if (levels->failed) {
+        MARK("lsm.levels.table_kept");
+        return;
+    }
     file->table->unlink_on_close = true;
     /* A blob file that the current set does not use is new, too, or already on its way out. */
     for (u32 i = 0; i < file->blob_count; i++) {
@@ -101,8 +105,10 @@ levels_forget_table(struct levels *levels, struct level_table *file)
 void
 levels_discard_blob(struct levels *levels, struct level_blob *blob)
 {
-    if (blob->live_tables == 0 && blob->ref_count == 1 && !levels->failed)
+    if (blob->live_tables == 0 && blob->ref_count == 1 && !levels->failed) {
+        MARK("lsm.levels.blob_discarded");
         blob->file->unlink_on_close = true;
+    }
     level_blob_unref(blob);
 }
 
@@ -144,8 +150,10 @@ write_manifest(struct levels *levels, const struct run_set *set, const struct le
     if (blobs > 0) manifest.blobs = mem_alloc(budget, blobs * sizeof(*manifest.blobs));
     if (ranges > 0) manifest.ranges = mem_alloc(budget, ranges * sizeof(*manifest.ranges));
     if ((set->run_count > 0 && (manifest.runs == NULL || manifest.tables == NULL)) ||
-        (blobs > 0 && manifest.blobs == NULL) || (ranges > 0 && manifest.ranges == NULL))
+        (blobs > 0 && manifest.blobs == NULL) || (ranges > 0 && manifest.ranges == NULL)) {
+        MARK("lsm.levels.manifest_no_memory");
         goto release;
+    }
 
     u64 mark = ++levels->mark_next;
     for (u32 i = 0; i < set->run_count; i++) {
@@ -178,6 +186,7 @@ release:
 static void
 fail(struct levels *levels, status why)
 {
+    MARK("lsm.levels.failed");
     levels->failed = true;
     char text[160];
     snprintf(text, sizeof(text), "manifest write failed, which one holds is unknown: %s",
@@ -191,9 +200,13 @@ levels_commit(struct levels *levels, const struct run_change *changes, u32 count
               const struct levels_state *state)
 {
     fiber_mutex_lock(&levels->commit_mutex);
+    if (BUGGIFY("lsm.levels.late_commit")) fiber_sleep_ns(5 * NS_PER_MS);
     status st = ST_IO_ERROR;
     struct run_set *next = NULL;
-    if (levels->failed) goto unlock;
+    if (levels->failed) {
+        MARK("lsm.levels.commit_refused");
+        goto unlock;
+    }
     for (u32 i = 0; i < count; i++) {
         /* Two compactions never share an input. */
         if (changes[i].old != NULL)
@@ -201,13 +214,17 @@ levels_commit(struct levels *levels, const struct run_change *changes, u32 count
     }
     next = run_set_edit(levels, levels->current, changes, count);
     st = ST_NO_MEMORY;
-    if (next == NULL) goto unlock;
+    if (next == NULL) {
+        MARK("lsm.levels.commit_no_memory");
+        goto unlock;
+    }
     DCHECK(next->run_count > 64 || run_set_check(next));
 
     struct levels_state state_next = state != NULL ? *state : levels->state;
     bool outcome_known;
     st = write_manifest(levels, next, &state_next, &outcome_known);
     if (!ok(st)) {
+        MARK("lsm.levels.commit_failed");
         /* A device that fails writes is not trusted with an answer either. */
         if (!outcome_known || status_is(st, ST_IO_ERROR)) fail(levels, st);
         run_set_unref(next);

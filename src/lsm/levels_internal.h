@@ -210,7 +210,7 @@ struct output {
     struct blob_writer *blob;
     u64 blob_id, blob_token_first, blob_token_last;
     u64 token_last;
-    u32 ref_count;
+    u32 ref_count, blob_refs_max;
     u64 ref_ids[TABLE_BLOB_REFS_MAX];
 
     /* a tombstone that is written only if an older version of its key is kept */

@@ -38,9 +38,10 @@ write_acquire(struct log *log)
         return list_entry(link, struct log_write, link);
     }
     struct log_write *write = mem_alloc_zero(log->config.budget, sizeof(*write));
-    if (write == NULL) return NULL;
+    if (write == NULL) return MARKED("lsm.log.write_no_memory", NULL);
     write->buffer = mem_alloc_aligned(log->config.budget, log->group_bytes, IO_ALIGNMENT);
     if (write->buffer == NULL) {
+        MARK("lsm.log.buffer_no_memory");
         mem_free(log->config.budget, write, sizeof(*write));
         return NULL;
     }
@@ -212,6 +213,7 @@ segment_is_settled(struct log *log, const struct log_segment *segment)
 {
     if (log->config.durability == LSM_DURABILITY_GROUP) return true; /* nothing is in flight */
     if (segment->synced_offset >= segment->written_offset) return true;
+    MARK("lsm.log.header_waits_for_sync");
     fiber_queue_wake_all(&log->sync_wake); /* pumps again when it is done */
     return false;
 }
@@ -220,6 +222,7 @@ void
 log_pump(struct log *log)
 {
     while (!log->failed && log->in_flight_count < LOG_WRITES_IN_FLIGHT) {
+        if (log->in_flight_count > 0 && BUGGIFY("lsm.log.one_in_flight")) return;
         if (list_empty(&log->queued)) {
             if (log->fill == NULL) return;
             fill_end(log);
@@ -246,7 +249,8 @@ seal_arm(struct log *log)
     if (log->failed || log->closing || log->in_flight_count > 0 || log->fill != NULL ||
         !list_empty(&log->queued))
         return;
-    io_timer_arm(&log->seal_timer, io_now_ns() + LOG_SEAL_AFTER_NS);
+    u64 after_ns = BUGGIFY("lsm.log.seal_at_once") ? 0 : LOG_SEAL_AFTER_NS;
+    io_timer_arm(&log->seal_timer, io_now_ns() + after_ns);
 }
 
 /* Whether something is durable that no block says so of. */
@@ -267,7 +271,10 @@ static void
 seal_write(struct log *log)
 {
     struct log_write *write = write_acquire(log);
-    if (write == NULL) return; /* the next idle moment will do */
+    if (write == NULL) {
+        MARK("lsm.log.seal_skipped"); /* the next idle moment will do */
+        return;
+    }
     MARK("lsm.log.sealed");
     write_begin(log, write, log->current);
     write_block_add(log, write, LOG_BLOCK_SEAL);
@@ -321,7 +328,10 @@ write_done(struct io_op *op)
     struct log *log = write->log;
     write->finished = true;
     histogram_record(&log->stats.write_ns, io_now_ns() - op->start_ns);
-    if (!ok(op->result)) log_fail(log, op->result, "write");
+    if (!ok(op->result)) {
+        MARK("lsm.log.write_failed");
+        log_fail(log, op->result, "write");
+    }
     writes_retire(log);
     log_pump(log);
     if (log->config.durability == LSM_DURABILITY_GROUP) seal_arm(log);
@@ -334,7 +344,7 @@ log_cut(struct log *log)
 {
     CHECK(log->ready != NULL);
     struct log_write *write = write_acquire(log);
-    if (write == NULL) return ST_NO_MEMORY;
+    if (write == NULL) return MARKED("lsm.log.cut_no_memory", ST_NO_MEMORY);
     MARK("lsm.log.cut");
     if (log->fill != NULL) fill_end(log);
     if (log->current != NULL) {
@@ -401,8 +411,9 @@ needs_cut(const struct log *log, u64 record_bytes)
 static status
 append_check(struct log *log, size_t payload_bytes)
 {
-    if (log->failed) return ST_READ_ONLY;
-    if (payload_bytes > log_payload_bytes_max(log)) return ST_TOO_LARGE;
+    if (log->failed) return MARKED("lsm.log.read_only", ST_READ_ONLY);
+    if (payload_bytes > log_payload_bytes_max(log))
+        return MARKED("lsm.log.record_too_large", ST_TOO_LARGE);
     u64 size = sizeof(struct log_record) + payload_bytes;
     if (log->queued_bytes > 0 && log->queued_bytes + size > log->queue_bytes_max) {
         MARK("lsm.log.queue_full");
@@ -410,7 +421,7 @@ append_check(struct log *log, size_t payload_bytes)
     }
     if (needs_cut(log, size) && log->ready == NULL) {
         fiber_queue_wake_all(&log->make_wake);
-        if (ok(log->make_status)) return ST_WOULD_WAIT; /* on its way */
+        if (ok(log->make_status)) return MARKED("lsm.log.segment_awaited", ST_WOULD_WAIT);
         MARK("lsm.log.no_segment");
         return status_is(log->make_status, ST_NO_SPACE) ? ST_NO_SPACE : ST_OVERLOADED;
     }
@@ -461,7 +472,8 @@ log_reserve(struct log *log, size_t payload_bytes)
     if (second != NULL) list_push_back(&spare, &second->link);
     spare_release(log, &spare);
     if (second != NULL) return ST_OK;
-    return log->queued_bytes > 0 ? ST_WOULD_WAIT : ST_NO_MEMORY;
+    return MARKED("lsm.log.reserve_no_memory",
+                  log->queued_bytes > 0 ? ST_WOULD_WAIT : ST_NO_MEMORY);
 }
 
 status
@@ -504,7 +516,10 @@ log_append(struct log *log, const struct log_record *header, struct bytes payloa
 MAY_YIELD void
 log_wait_room(struct log *log)
 {
-    if (log->failed) return;
+    if (log->failed) {
+        MARK("lsm.log.wait_failed");
+        return;
+    }
     if (log->queued_bytes == 0 && log->ready != NULL) {
         fiber_yield();
         return;
@@ -525,13 +540,14 @@ MAY_YIELD status
 log_rotate(struct log *log, u64 *segment_out)
 {
     for (;;) {
-        if (log->failed) return ST_READ_ONLY;
+        if (log->failed) return MARKED("lsm.log.rotate_failed", ST_READ_ONLY);
         if (log->current != NULL && log->seq_base == log->seq_last) break; /* no record in it */
         if (log->ready != NULL && ok(log_cut(log))) break;
         if (log->ready == NULL) {
             fiber_queue_wake_all(&log->make_wake);
-            if (!ok(log->make_status)) return ST_NO_SPACE;
+            if (!ok(log->make_status)) return MARKED("lsm.log.rotate_no_space", ST_NO_SPACE);
         }
+        MARK("lsm.log.rotate_waits");
         (void)fiber_queue_wait(&log->state_wake, io_now_ns() + 10 * NS_PER_MS);
     }
     *segment_out = log->current->number;
@@ -607,7 +623,7 @@ static struct log *
 log_new(const struct log_config *config)
 {
     struct log *log = mem_alloc_zero(config->budget, sizeof(*log));
-    if (log == NULL) return NULL;
+    if (log == NULL) return MARKED("lsm.log.self_no_memory", NULL);
     log->config = *config;
     log->config.segment_bytes =
         MAX(align_down(config->segment_bytes, LOG_BLOCK_BYTES), LOG_SEGMENT_BYTES_MIN);
@@ -746,7 +762,10 @@ log_open(const struct log_config *config, u64 segment_first,
     if (ok(st)) st = log_cut(log);
     if (ok(st)) {
         st = header_wait(log, log->current->number);
-        if (!ok(st)) st = ST_IO_ERROR;
+        if (!ok(st)) {
+            MARK("lsm.log.open_header_failed");
+            st = ST_IO_ERROR;
+        }
         log_replaced_retire(log);
     } else if (status_is(st, ST_NO_SPACE)) {
         MARK("lsm.log.open_without_space"); /* reads go on; the maker keeps trying */
@@ -760,6 +779,7 @@ log_open(const struct log_config *config, u64 segment_first,
     return ST_OK;
 
 fail:
+    MARK("lsm.log.open_failed");
     log_shut(log);
     return st;
 }
@@ -773,6 +793,7 @@ log_close(struct log *log)
     if (!log->failed && log->config.durability == LSM_DURABILITY_PERIODIC && log->writing != NULL) {
         status st = io_file_sync(log->writing->file);
         if (!ok(st)) {
+            MARK("lsm.log.close_sync_failed");
             log_fail(log, st, "sync at close");
         } else {
             log->writing->synced_offset = log->writing->written_offset;

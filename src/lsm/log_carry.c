@@ -134,7 +134,7 @@ changed(const struct copy *copy)
 {
     log_error("lsm", "log reads otherwise than a moment ago file=%s do=\"check the disk\"",
               copy->reader.path);
-    return ST_CORRUPT;
+    return MARKED("lsm.log.carry_changed", ST_CORRUPT);
 }
 
 static MAY_YIELD status
@@ -208,7 +208,7 @@ log_carry_copy(struct log *log, struct log_segment *segment)
     struct budget *budget = log->config.budget;
     struct log_carry *carry = &log->carry;
     struct copy *copy = mem_alloc_zero(budget, sizeof(*copy));
-    if (copy == NULL) return ST_NO_MEMORY;
+    if (copy == NULL) return MARKED("lsm.log.carry_no_memory", ST_NO_MEMORY);
     copy->log = log;
     copy->segment = segment;
     copy->seq_before = carry->seq_last;

@@ -9,6 +9,7 @@
  * what must be there.
  */
 #include "base/crc.h"
+#include "base/fault.h"
 #include "io/io.h"
 #include "lsm/log_internal.h"
 #include "lsm/lsm_internal.h"
@@ -121,17 +122,21 @@ record_take(struct log_stream *stream, const u8 *data, size_t size)
     memcpy(&record, data, sizeof(record));
     u32 crc = crc32c((u32)record.seq_first, data + sizeof(record.crc), size - sizeof(record.crc));
     stream->damage = "checksum of a record";
-    if (crc != record.crc) return ST_CORRUPT;
+    if (crc != record.crc) return MARKED("lsm.log.record_checksum", ST_CORRUPT);
     stream->damage = "header of a record";
     if (record.kind != LOG_RECORD_BATCH || record.count == 0 || record.reserved != 0)
-        return ST_CORRUPT;
+        return MARKED("lsm.log.record_header", ST_CORRUPT);
     stream->damage = "gap in the sequence numbers";
-    if (!stream->seq_any && record.seq_first != stream->seq_last + 1) return ST_CORRUPT;
+    if (!stream->seq_any && record.seq_first != stream->seq_last + 1)
+        return MARKED("lsm.log.record_gap", ST_CORRUPT);
     stream->damage = NULL;
     if (stream->take != NULL) {
         struct bytes payload = BYTES(data + sizeof(record), size - sizeof(record));
         status st = stream->take(stream->arg, &record, payload);
-        if (status_is(st, ST_CORRUPT)) stream->damage = "content of a record";
+        if (status_is(st, ST_CORRUPT)) {
+            MARK("lsm.log.record_content");
+            stream->damage = "content of a record";
+        }
         if (!ok(st)) return st;
     }
     stream->seq_last = record.seq_first + record.count - 1;
@@ -158,7 +163,7 @@ partial_missing(struct log_stream *stream, u64 *missing_out)
     }
     u64 size = load_u32(partial->data + offsetof(struct log_record, size));
     stream->damage = "size of a record";
-    if (!record_size_is_sound(stream, size)) return ST_CORRUPT;
+    if (!record_size_is_sound(stream, size)) return MARKED("lsm.log.partial_size", ST_CORRUPT);
     stream->damage = NULL;
     *missing_out = size - partial->size;
     return ST_OK;
@@ -178,7 +183,8 @@ log_stream_block(struct log_stream *stream, const u8 *data, const struct log_blo
             if (left >= sizeof(struct log_record)) {
                 u64 size = load_u32(data + at + offsetof(struct log_record, size));
                 stream->damage = "size of a record";
-                if (!record_size_is_sound(stream, size)) return ST_CORRUPT;
+                if (!record_size_is_sound(stream, size))
+                    return MARKED("lsm.log.record_size", ST_CORRUPT);
                 stream->damage = NULL;
                 if (size <= left) {
                     status st = record_take(stream, data + at, size);
@@ -192,7 +198,8 @@ log_stream_block(struct log_stream *stream, const u8 *data, const struct log_blo
         status st = partial_missing(stream, &missing);
         if (!ok(st)) return st;
         u32 part = (u32)MIN(missing, (u64)left);
-        if (!buf_append(&stream->partial, data + at, part)) return ST_NO_MEMORY;
+        if (!buf_append(&stream->partial, data + at, part))
+            return MARKED("lsm.log.partial_no_memory", ST_NO_MEMORY);
         at += part;
         st = partial_missing(stream, &missing);
         if (!ok(st)) return st;
@@ -202,7 +209,7 @@ log_stream_block(struct log_stream *stream, const u8 *data, const struct log_blo
         stream->partial.size = 0;
     }
     stream->damage = "place of the first record in a block";
-    if (first != block->record_first) return ST_CORRUPT;
+    if (first != block->record_first) return MARKED("lsm.log.record_place", ST_CORRUPT);
     stream->damage = NULL;
     return ST_OK;
 }

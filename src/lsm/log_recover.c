@@ -120,13 +120,18 @@ header_read(struct walk *walk, struct segment_info *info, bool repair)
     } else {
         info->started = header_parse(walk, data, info);
         if (info->started && info->header.format != LOG_FORMAT) {
+            MARK("lsm.log.other_format");
             log_error("lsm", "log segment of another format file=%s format=%u", walk->reader.path,
                       info->header.format);
             st = ST_UNSUPPORTED;
         } else if (!info->started) {
+            MARK("lsm.log.segment_not_begun");
             u64 offset = 0, seq = 0;
             st = attested_scan(walk, LOG_BLOCK_BYTES, &offset, &seq);
-            if (ok(st) && offset > 0) st = damaged(walk, 0, "header of a segment");
+            if (ok(st) && offset > 0) {
+                MARK("lsm.log.header_damaged");
+                st = damaged(walk, 0, "header of a segment");
+            }
         }
     }
     log_reader_close(&walk->reader);
@@ -147,7 +152,8 @@ tail_judge(struct walk *walk, const struct segment_info *info, u64 offset, u64 d
     durable_offset = MAX(durable_offset, info->durable_offset);
     durable_seq = MAX(durable_seq, info->durable_seq);
     if (durable_offset > offset || durable_seq > walk->stream.seq_last)
-        return damaged(walk, offset, "block that was durable once");
+        return MARKED("lsm.log.durable_block_lost",
+                      damaged(walk, offset, "block that was durable once"));
     out->tail_attested = MAX(align_down(durable_offset, LOG_BLOCK_BYTES), (u64)LOG_BLOCK_BYTES);
     out->tail_header = info->header;
     if (walk->stream.partial.size > 0) {
@@ -179,7 +185,10 @@ segment_walk(struct walk *walk, struct segment_info *info, const struct segment_
             break;
         }
         struct log_block block;
-        if (!log_block_is_valid(data, info->number, offset, &block)) break;
+        if (!log_block_is_valid(data, info->number, offset, &block)) {
+            MARK("lsm.log.end_found");
+            break;
+        }
         durable_offset = MAX(durable_offset, block.durable_offset);
         durable_seq = MAX(durable_seq, block.durable_seq);
         st = log_stream_block(stream, data, &block);
@@ -188,8 +197,10 @@ segment_walk(struct walk *walk, struct segment_info *info, const struct segment_
     }
     if (ok(st) && next != NULL) {
         if (offset < limit) {
+            MARK("lsm.log.ended_segment_damaged");
             st = damaged(walk, offset, "block of an ended segment");
         } else if (offset != limit || stream->seq_last != next->header.predecessor_seq) {
+            MARK("lsm.log.end_differs");
             st = damaged(walk, offset, "end of a segment is not where the next one says");
         }
     } else if (ok(st)) {
@@ -213,6 +224,7 @@ name_each(void *arg, const char *name)
         struct segment_info *infos = mem_realloc(
             walk->budget, walk->infos, walk->capacity * sizeof(*infos), capacity * sizeof(*infos));
         if (infos == NULL) {
+            MARK("lsm.log.names_no_memory");
             walk->out_of_memory = true;
             return;
         }
@@ -228,7 +240,7 @@ number_add(struct budget *budget, u64 **numbers, u32 *count, u32 *capacity, u64 
     if (*count == *capacity) {
         u32 grown = MAX(16u, *capacity * 2);
         u64 *moved = mem_realloc(budget, *numbers, *capacity * sizeof(u64), grown * sizeof(u64));
-        if (moved == NULL) return false;
+        if (moved == NULL) return MARKED("lsm.log.numbers_no_memory", false);
         *numbers = moved;
         *capacity = grown;
     }
@@ -270,7 +282,7 @@ chain_check(struct walk *walk, u64 segment_first, struct log_recovered *out)
         }
         if (info->number == segment_first || !is_replaced_by(info, next)) {
             log_path(walk->reader.path, walk->dir, next->header.predecessor);
-            return damaged(walk, 0, "a segment is missing");
+            return MARKED("lsm.log.middle_missing", damaged(walk, 0, "a segment is missing"));
         }
         MARK("lsm.log.replaced");
         info->started = false;
@@ -282,10 +294,12 @@ chain_check(struct walk *walk, u64 segment_first, struct log_recovered *out)
     struct segment_info *first = started_from(walk, 0);
     log_path(walk->reader.path, walk->dir, segment_first != 0 ? segment_first : 1);
     if (segment_first != 0 && (first == NULL || first->number != segment_first))
-        return damaged(walk, 0, "the segment that the manifest names is missing or not valid");
+        return MARKED(
+            "lsm.log.first_missing",
+            damaged(walk, 0, "the segment that the manifest names is missing or not valid"));
     if (segment_first == 0 && first != NULL && first->header.predecessor != 0) {
         log_path(walk->reader.path, walk->dir, first->header.predecessor);
-        return damaged(walk, 0, "a segment is missing");
+        return MARKED("lsm.log.predecessor_missing", damaged(walk, 0, "a segment is missing"));
     }
     return ST_OK;
 }
@@ -325,7 +339,7 @@ log_recover(const char *dir, u64 segment_first, bool repair, struct budget *budg
             struct log_recovered *out)
 {
     struct walk *walk = mem_alloc_zero(budget, sizeof(*walk));
-    if (walk == NULL) return ST_NO_MEMORY;
+    if (walk == NULL) return MARKED("lsm.log.walk_no_memory", ST_NO_MEMORY);
     walk->dir = dir;
     walk->budget = budget;
     walk->report = report;
@@ -343,6 +357,7 @@ log_recover(const char *dir, u64 segment_first, bool repair, struct budget *budg
         if (!number_add(budget, &out->unstarted, &out->unstarted_count, &out->unstarted_capacity,
                         walk->infos[released].number))
             st = ST_NO_MEMORY;
+        MARK("lsm.log.released_found");
         released++;
     }
     if (walk->count > 0) {
@@ -405,7 +420,8 @@ verify_record(void *arg, const struct log_record *record, struct bytes payload)
     u32 count = 0;
     while (lsm_op_next(&payload, &op, &bad))
         count++;
-    return bad || count != record->count ? ST_CORRUPT : ST_OK;
+    if (!bad && count == record->count) return ST_OK;
+    return MARKED("lsm.log.verify_content", ST_CORRUPT);
 }
 
 MAY_YIELD status

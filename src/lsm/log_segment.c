@@ -82,7 +82,7 @@ struct log_segment *
 log_segment_new(struct log *log, u64 number)
 {
     struct log_segment *segment = mem_alloc_zero(log->config.budget, sizeof(*segment));
-    if (segment == NULL) return NULL;
+    if (segment == NULL) return MARKED("lsm.log.segment_no_memory", NULL);
     segment->number = number;
     list_init(&segment->link);
     return segment;
@@ -104,11 +104,13 @@ segment_reopen(struct log *log, struct log_segment *segment)
         char path[LSM_PATH_BYTES];
         log_path(path, log->dir, segment->number);
         if (!ok(io_file_open(path, IO_OPEN_WRITE, &segment->file))) {
+            MARK("lsm.log.reopen_failed");
             segment->file = NULL;
             return false;
         }
     }
-    return ok(io_file_size(segment->file, &size)) && size == log->config.segment_bytes;
+    if (ok(io_file_size(segment->file, &size)) && size == log->config.segment_bytes) return true;
+    return MARKED("lsm.log.reopen_other_size", false);
 }
 
 MAY_YIELD void
@@ -161,7 +163,10 @@ log_release(struct log *log, u64 segment_first)
         list_for_each (queued, &log->queued) {
             busy = busy || list_entry(queued, struct log_write, link)->segment == segment;
         }
-        if (busy) break;
+        if (busy) {
+            MARK("lsm.log.release_busy");
+            break;
+        }
         list_del(link);
         log_segment_retire(log, segment);
     }
@@ -189,7 +194,7 @@ file_make(struct log *log, const char *path, u64 bytes, struct io_file **out)
     status removed = io_file_unlink(path);
     if (!ok(removed))
         log_warning("lsm", "unfinished log segment not removed file=%s error=\"%s\"", path,
-                    status_text(removed));
+                    MARKED("lsm.log.unfinished_stays", status_text(removed)));
     return st;
 }
 
@@ -271,8 +276,10 @@ log_make_fiber(void *arg)
             (void)fiber_queue_wait(&log->make_wake, log->make_retry_ns);
             continue;
         }
+        if (BUGGIFY("lsm.log.slow_make")) fiber_sleep_ns(5 * NS_PER_MS);
         status st = log_segment_make(log);
         if (!ok(st)) {
+            MARK("lsm.log.make_failed");
             if (ok(log->make_status))
                 log_warning("lsm",
                             "no new log segment, trying again each second dir=%s "

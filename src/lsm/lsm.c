@@ -100,7 +100,10 @@ void
 lsm_fail(struct lsm *lsm, status why, const char *text)
 {
     CHECK(!ok(why));
-    if (!ok(lsm->failure)) return;
+    if (!ok(lsm->failure)) {
+        MARK("lsm.state.failed_again");
+        return;
+    }
     lsm->failure = why;
     size_t used = 0;
     const char *parts[] = {text, ": ", status_text(why)};
@@ -123,6 +126,7 @@ levels_failed(void *arg, status why, const char *text)
         lsm_state_update(lsm);
         return;
     }
+    MARK("lsm.state.levels_failed");
     lsm_fail(lsm, why, text);
 }
 
@@ -131,7 +135,10 @@ static void
 log_durable(void *arg, u64 durable_seq, bool failed)
 {
     struct lsm *lsm = arg;
-    if (failed) lsm_fail(lsm, ST_IO_ERROR, "log");
+    if (failed) {
+        MARK("lsm.state.log_failed");
+        lsm_fail(lsm, ST_IO_ERROR, "log");
+    }
     fiber_queue_wake_all(&lsm->durable_wake);
     if (lsm->durable_fn != NULL)
         lsm->durable_fn(lsm->durable_arg, MAX(durable_seq, lsm->seq_flushed), failed);
@@ -151,8 +158,8 @@ lsm_wait_durable(struct lsm *lsm, u64 seq)
 {
     CHECK(seq <= lsm->seq_last);
     while (lsm_durable_seq(lsm) < seq) {
-        if (log_failed(lsm->log)) return ST_UNKNOWN_OUTCOME;
-        if (!fiber_gate_enter(&lsm->gate)) return ST_UNKNOWN_OUTCOME;
+        if (log_failed(lsm->log)) return MARKED("lsm.durable.unknown", ST_UNKNOWN_OUTCOME);
+        if (!fiber_gate_enter(&lsm->gate)) return MARKED("lsm.durable.closing", ST_UNKNOWN_OUTCOME);
         (void)fiber_queue_wait(&lsm->durable_wake, FIBER_FOREVER);
         fiber_gate_leave(&lsm->gate);
     }
@@ -192,6 +199,7 @@ lsm_caches_balance(struct lsm *lsm)
     u64 kept = others + memtables + limit / 8;
     if (lsm->no_memory_flush) kept += limit / 8;
     u64 left = MAX(limit > kept ? limit - kept : 0, 2 * CACHE_BYTES_MIN);
+    if (BUGGIFY("lsm.caches.tiny")) left = 2 * CACHE_BYTES_MIN;
     u64 row_limit = left / CACHE_SHARE_WHOLE * lsm->cache_row_share;
     row_limit = MAX(row_limit, CACHE_BYTES_MIN);
     row_cache_limit_set(lsm->row_cache, row_limit);
@@ -212,7 +220,10 @@ disk_check(struct lsm *lsm)
     }
     /* A little hysteresis: what stopped at the reserve goes on an eighth above it. */
     u64 reserve = lsm->options.disk_reserve_bytes;
-    if (disk_free < reserve) lsm->no_space_disk = true;
+    if (disk_free < reserve) {
+        MARK("lsm.disk.reserve_reached");
+        lsm->no_space_disk = true;
+    }
     if (disk_free >= reserve + reserve / 8) lsm->no_space_disk = false;
     lsm_state_update(lsm);
 }
@@ -285,7 +296,7 @@ lsm_new(const struct lsm_place *place, const struct lsm_options *options)
     size_t dir_size = strlen(place->dir);
     CHECK(dir_size + 24 < LSM_PATH_BYTES);
     struct lsm *lsm = mem_alloc_zero(io_budget(), sizeof(*lsm));
-    if (lsm == NULL) return NULL;
+    if (lsm == NULL) return MARKED("lsm.open.no_memory", NULL);
     memcpy(lsm->dir, place->dir, dir_size + 1);
     lsm->token_first = place->token_first;
     lsm->token_last = place->token_last;
@@ -326,9 +337,11 @@ lsm_free(struct lsm *lsm)
     if (lsm->block_cache != NULL) block_cache_free(lsm->block_cache);
     mem_free(&lsm->budget, lsm->snapshot_seqs, lsm->snapshot_capacity * sizeof(u64));
     mem_free(&lsm->budget, lsm->try_buffer, LSM_TRY_BYTES);
-    if (lsm->budget.used_bytes != 0)
+    if (lsm->budget.used_bytes != 0) {
+        MARK("lsm.close.memory_left");
         log_error("lsm", "memory not returned at close bytes=%llu dir=%s",
                   (unsigned long long)lsm->budget.used_bytes, lsm->dir);
+    }
     DCHECK(lsm->budget.used_bytes == 0);
     mem_free(io_budget(), lsm, sizeof(*lsm));
 }
@@ -341,7 +354,7 @@ parts_open(struct lsm *lsm)
     lsm->block_cache = block_cache_new(&lsm->budget, caches / 4);
     lsm->try_buffer = mem_alloc(&lsm->budget, LSM_TRY_BYTES);
     if (lsm->row_cache == NULL || lsm->block_cache == NULL || lsm->try_buffer == NULL)
-        return ST_NO_MEMORY;
+        return MARKED("lsm.open.parts_no_memory", ST_NO_MEMORY);
 
     struct levels_config config = {
         .dir = lsm->dir,
@@ -373,7 +386,7 @@ log_recover_all(struct lsm *lsm)
     if (none && lsm->flush_state.log_segment_first == 0) {
         status st = log_exists(lsm->dir, &there);
         if (!ok(st)) return st;
-        if (!there) return ST_OK;
+        if (!there) return MARKED("lsm.open.no_log_left", ST_OK);
     }
     struct log_config config = {
         .dir = lsm->dir,
@@ -424,6 +437,7 @@ lsm_open(const struct lsm_place *place, const struct lsm_options *options, struc
     st = fiber_start(lsm, "lsm.flush", flush_fiber);
     if (ok(st)) st = fiber_start(lsm, "lsm.tend", tend_fiber);
     if (!ok(st)) {
+        MARK("lsm.open.no_fiber");
         fibers_stop(lsm);
         levels_stop(lsm->levels);
         goto fail;
@@ -458,16 +472,16 @@ lsm_close(struct lsm *lsm)
 MAY_YIELD status
 lsm_flush(struct lsm *lsm)
 {
-    if (!fiber_gate_enter(&lsm->gate)) return ST_CLOSED;
+    if (!fiber_gate_enter(&lsm->gate)) return MARKED("lsm.flush.closed", ST_CLOSED);
     u64 seq = lsm->seq_last;
     status st = ST_OK;
     while (ok(st) && lsm->seq_flushed < seq) {
         if (!ok(lsm->failure))
-            st = lsm->failure;
+            st = MARKED("lsm.flush.told_failed", lsm->failure);
         else if (lsm->no_space_flush)
-            st = ST_NO_SPACE;
+            st = MARKED("lsm.flush.told_no_space", ST_NO_SPACE);
         else if (lsm->no_memory_flush)
-            st = ST_NO_MEMORY;
+            st = MARKED("lsm.flush.told_no_memory", ST_NO_MEMORY);
         if (!ok(st)) break;
         lsm_flush_request(lsm);
         (void)fiber_queue_wait(&lsm->flushed_wake, FIBER_FOREVER);
@@ -481,7 +495,7 @@ lsm_compact(struct lsm *lsm)
 {
     status st = lsm_flush(lsm);
     if (!ok(st)) return st;
-    if (!fiber_gate_enter(&lsm->gate)) return ST_CLOSED;
+    if (!fiber_gate_enter(&lsm->gate)) return MARKED("lsm.compact.closed", ST_CLOSED);
     st = levels_compact_all(lsm->levels);
     fiber_gate_leave(&lsm->gate);
     return st;

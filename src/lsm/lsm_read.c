@@ -67,6 +67,7 @@ lsm_value_pin_buffer(struct lsm_value *value, struct budget *budget, void *buffe
 {
     struct buffer_pin *pin = mem_alloc(budget, sizeof(*pin));
     if (pin == NULL) {
+        MARK("lsm.get.pin_no_memory");
         mem_free(budget, buffer, buffer_size);
         return false;
     }
@@ -202,7 +203,7 @@ value_copy(struct lsm *lsm, const struct entry *entry, struct lsm_value *out)
     value_describe(&value, entry);
     if (entry->value.size > 0) {
         void *copy = mem_alloc(&lsm->budget, entry->value.size);
-        if (copy == NULL) return ST_NO_MEMORY;
+        if (copy == NULL) return MARKED("lsm.get.copy_no_memory", ST_NO_MEMORY);
         memcpy(copy, entry->value.data, entry->value.size);
         value.value = BYTES(copy, entry->value.size);
         if (!lsm_value_pin_buffer(&value, &lsm->budget, copy, entry->value.size))
@@ -298,7 +299,7 @@ lsm_get(struct lsm *lsm, const struct lsm_snapshot *snapshot, u16 keyspace, u64 
         struct bytes key, struct lsm_value *out)
 {
     CHECK(keyspace < LIMIT_KEYSPACES);
-    if (!fiber_gate_enter(&lsm->gate)) return ST_CLOSED;
+    if (!fiber_gate_enter(&lsm->gate)) return MARKED("lsm.get.closed", ST_CLOSED);
     u64 seq_max = snapshot != NULL ? snapshot->seq : UINT64_MAX;
     status st = get_inside(lsm, seq_max, keyspace, token, key, out);
     fiber_gate_leave(&lsm->gate);

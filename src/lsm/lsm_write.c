@@ -58,7 +58,8 @@ admit_pressure(struct lsm *lsm, u64 bytes)
         return ST_OVERLOADED;
     }
     u64 now = io_now_ns();
-    if (lsm->admit_ns > now + ADMIT_WAIT_NS) return ST_OVERLOADED;
+    if (lsm->admit_ns > now + ADMIT_WAIT_NS)
+        return MARKED("lsm.write.wait_too_long", ST_OVERLOADED);
     if (lsm->admit_ns > now) {
         MARK("lsm.write.slowed");
         return ST_WOULD_WAIT;
@@ -73,11 +74,11 @@ admit_state(const struct lsm *lsm)
 {
     switch (lsm->state) {
     case LSM_STATE_OK:
-        return lsm->no_memory_flush ? ST_NO_MEMORY : ST_OK;
+        return lsm->no_memory_flush ? MARKED("lsm.write.flush_no_memory", ST_NO_MEMORY) : ST_OK;
     case LSM_STATE_NO_SPACE:
-        return ST_NO_SPACE;
+        return MARKED("lsm.write.no_space", ST_NO_SPACE);
     case LSM_STATE_FAILED:
-        return ST_READ_ONLY;
+        return MARKED("lsm.write.read_only", ST_READ_ONLY);
     }
     return ST_READ_ONLY;
 }
@@ -168,13 +169,17 @@ memtables_reserve(struct lsm *lsm, const struct need *needs)
     active_drop_empty(lsm);
     if (lsm->memtable_budget.used_bytes == 0) {
         /* Nothing else is there: it never fits, or the store as a whole is out of memory. */
-        return budget_available(&lsm->budget) >= lsm->memtable_limit_bytes ? ST_TOO_LARGE
-                                                                           : ST_NO_MEMORY;
+        if (budget_available(&lsm->budget) < lsm->memtable_limit_bytes)
+            return MARKED("lsm.write.no_memory", ST_NO_MEMORY);
+        return MARKED("lsm.write.never_fits", ST_TOO_LARGE);
     }
     MARK("lsm.write.memtables_held"); /* flushed ones by readers */
     lsm_scans_detach(lsm);
     status st = memtables_fit(lsm, needs) ? ST_OK : ST_NO_MEMORY;
-    if (!ok(st)) active_drop_empty(lsm);
+    if (!ok(st)) {
+        MARK("lsm.write.held_for_good");
+        active_drop_empty(lsm);
+    }
     return st;
 }
 
@@ -227,7 +232,7 @@ range_apply(struct lsm *lsm, const struct lsm_op *op, u64 seq, u64 version)
 {
     u64 first = MAX(op->header.token, lsm->token_first);
     u64 last = MIN(load_u64(op->value.data), lsm->token_last);
-    if (first > last) return ST_OK;
+    if (first > last) return MARKED("lsm.write.range_elsewhere", ST_OK);
     status st = levels_range_delete(lsm->levels, op->header.keyspace, first, last, version, seq);
     if (!lsm->replaying) ranges_flush_request(lsm, !ok(st));
     if (!ok(st)) return st;
@@ -287,7 +292,8 @@ write_inside(struct lsm *lsm, const struct lsm_batch *batch, u64 *seq_out)
         *seq_out = lsm->seq_last;
         return ST_OK;
     }
-    if (batch->count > LIMIT_BATCH_OPS || batch->ops.size > LIMIT_BATCH_BYTES) return ST_TOO_LARGE;
+    if (batch->count > LIMIT_BATCH_OPS || batch->ops.size > LIMIT_BATCH_BYTES)
+        return MARKED("lsm.write.batch_too_large", ST_TOO_LARGE);
     status st = admit_state(lsm);
     if (!ok(st)) return st;
     if (UNLIKELY(lsm->writes_held > 0)) {
@@ -345,7 +351,8 @@ write_inside(struct lsm *lsm, const struct lsm_batch *batch, u64 *seq_out)
 status
 lsm_write_try(struct lsm *lsm, const struct lsm_batch *batch, u64 *seq_out)
 {
-    if (lsm->gate.closed) return ST_CLOSED;
+    if (lsm->gate.closed) return MARKED("lsm.write.try_closed", ST_CLOSED);
+    if (BUGGIFY("lsm.write.try_waits")) return ST_WOULD_WAIT;
     status st = write_inside(lsm, batch, seq_out);
     if (!ok(st) && !status_is(st, ST_WOULD_WAIT)) lsm->stats.writes_refused++;
     return st;
@@ -375,10 +382,11 @@ write_wait(struct lsm *lsm, size_t bytes)
 MAY_YIELD status
 lsm_write(struct lsm *lsm, const struct lsm_batch *batch, u64 *seq_out)
 {
-    if (!fiber_gate_enter(&lsm->gate)) return ST_CLOSED;
+    if (!fiber_gate_enter(&lsm->gate)) return MARKED("lsm.write.closed", ST_CLOSED);
     status st = write_inside(lsm, batch, seq_out);
     while (status_is(st, ST_WOULD_WAIT)) {
         if (lsm->gate.closed) {
+            MARK("lsm.write.closed_waiting");
             st = ST_CLOSED;
             break;
         }
@@ -473,7 +481,7 @@ flushing_done(struct lsm *lsm)
 static MAY_YIELD bool
 flush_retry(struct lsm *lsm, u64 after_ns)
 {
-    if (lsm->stopping) return false;
+    if (lsm->stopping) return MARKED("lsm.flush.not_retried", false);
     (void)fiber_queue_wait(&lsm->stop_wake, io_now_ns() + after_ns);
     return !lsm->stopping;
 }
@@ -513,7 +521,10 @@ lsm_flush_now(struct lsm *lsm, bool wait)
         u64 segment = lsm->flush_state.log_segment_first;
         /* While the log is replayed it cannot be written: all its segments stay needed. */
         if (!lsm->replaying) st = log_boundary(lsm, &segment);
+        if (BUGGIFY("lsm.flush.late_switch")) fiber_sleep_ns(5 * NS_PER_MS);
         if (ok(st)) memtables_switch(lsm, segment);
+    } else {
+        MARK("lsm.flush.resumed");
     }
     if (ok(st)) {
         struct levels_flush inputs[LIMIT_KEYSPACES];
@@ -580,10 +591,14 @@ replay_op(struct lsm *lsm, const struct lsm_op *op, u64 seq, u64 version)
     if (op->header.kind == ENTRY_DELETE_RANGE) return range_apply(lsm, op, seq, version);
     struct need needs[LIMIT_KEYSPACES] = {0};
     need_add(needs, op);
+    if (seq % 16 == 0 && !active_is_empty(lsm) && BUGGIFY("lsm.replay.early_flush")) {
+        status st = lsm_flush_now(lsm, false);
+        if (!ok(st) && !status_is(st, ST_NO_SPACE)) return st;
+    }
     while (!memtables_fit(lsm, needs)) {
         /* Nothing is written meanwhile, so a flush in the middle of a batch is no danger: should
          * we crash, recovery goes on behind seq_flushed before anybody reads. */
-        if (active_is_empty(lsm)) return ST_NO_MEMORY;
+        if (active_is_empty(lsm)) return MARKED("lsm.replay.no_memory", ST_NO_MEMORY);
         MARK("lsm.replay.flush");
         status st = lsm_flush_now(lsm, false);
         /* A full disk keeps nobody from reading: what is not flushed stays the flushing set, as it
@@ -607,7 +622,8 @@ lsm_replay(void *arg, const struct log_record *record, struct bytes payload)
     u32 count = 0;
     u64 seq = record->seq_first;
     for (; lsm_op_next(&payload, &op, &bad); seq++, count++) {
-        if (count == record->count || !op_belongs(lsm, &op)) return ST_CORRUPT;
+        if (count == record->count || !op_belongs(lsm, &op))
+            return MARKED("lsm.replay.foreign_operation", ST_CORRUPT);
         if (seq <= lsm->seq_flushed) {
             MARK("lsm.replay.flushed_already");
             continue;
@@ -618,5 +634,6 @@ lsm_replay(void *arg, const struct log_record *record, struct bytes payload)
         lsm->seq_last = seq;
         lsm->version_last = MAX(lsm->version_last, record->version);
     }
-    return bad || count != record->count ? ST_CORRUPT : ST_OK;
+    if (!bad && count == record->count) return ST_OK;
+    return MARKED("lsm.replay.bad_record", ST_CORRUPT);
 }

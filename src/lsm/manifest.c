@@ -6,6 +6,7 @@
 #include "lsm/manifest.h"
 
 #include "base/crc.h"
+#include "base/fault.h"
 
 static const u8 manifest_magic[8] = {'D', 'K', 'V', 'M', 'A', 'N', 'I', 'F'};
 
@@ -251,7 +252,7 @@ decode_header(struct bytes data, struct manifest_header *header)
     memcpy(header, data.data, sizeof(*header));
     if (memcmp(header->magic, manifest_magic, sizeof(manifest_magic)) != 0) return "not a manifest";
     if (crc32c(0, header, offsetof(struct manifest_header, header_crc)) != header->header_crc)
-        return "bad header checksum";
+        return MARKED("lsm.manifest.header_checksum", "bad header checksum");
     if (header->format != MANIFEST_FORMAT) return NULL; /* the caller says unsupported */
     for (u32 i = 0; i < sizeof(header->reserved); i++) {
         if (header->reserved[i] != 0) return "reserved bytes are set";
@@ -262,7 +263,7 @@ decode_header(struct bytes data, struct manifest_header *header)
         return "cut short";
     if (crc32c(0, data.data + sizeof(*header), header->size - sizeof(*header)) !=
         header->content_crc)
-        return "bad content checksum";
+        return MARKED("lsm.manifest.content_checksum", "bad content checksum");
     return NULL;
 }
 
@@ -448,10 +449,12 @@ manifest_decode(struct bytes data, struct budget *budget, struct manifest *out, 
     struct manifest_header header;
     const char *what = decode_header(data, &header);
     if (what != NULL) {
+        MARK("lsm.manifest.header_refused");
         *what_out = what;
         return ST_CORRUPT;
     }
     if (header.format != MANIFEST_FORMAT) {
+        MARK("lsm.manifest.newer_format");
         *what_out = "format of a newer version";
         return ST_UNSUPPORTED;
     }
@@ -465,6 +468,7 @@ manifest_decode(struct bytes data, struct budget *budget, struct manifest *out, 
     bool no_memory;
     what = decode_parts(&decoder, &manifest, &no_memory);
     if (what == NULL && no_memory) {
+        MARK("lsm.manifest.decode_no_memory");
         manifest_free(&manifest);
         *what_out = "no memory to hold it";
         return ST_NO_MEMORY;
@@ -474,6 +478,7 @@ manifest_decode(struct bytes data, struct budget *budget, struct manifest *out, 
         what = manifest_check(&manifest, &index);
     }
     if (what != NULL) {
+        MARK("lsm.manifest.contradiction");
         *offset_out = decoder.at;
         *what_out = what;
         manifest_free(&manifest);

@@ -41,12 +41,14 @@ read_file(const char *path, struct budget *budget, struct manifest *out, u64 *of
     st = io_file_size(file, &size);
     if (!ok(st)) goto close;
     if (size == 0 || size % IO_ALIGNMENT != 0 || size > MANIFEST_BYTES_MAX) {
+        MARK("lsm.manifest.impossible_size");
         *what_out = "impossible size";
         st = ST_CORRUPT;
         goto close;
     }
     buffer = mem_alloc_aligned(budget, size, IO_ALIGNMENT);
     if (buffer == NULL) {
+        MARK("lsm.manifest.read_no_memory");
         *what_out = "no memory to hold it";
         st = ST_NO_MEMORY;
         goto close;
@@ -87,9 +89,9 @@ MAY_YIELD static status
 write_new_file(const char *path, const struct manifest *manifest, struct budget *budget)
 {
     u64 size = align_up(manifest_encoded_size(manifest), IO_ALIGNMENT);
-    if (size > MANIFEST_BYTES_MAX) return ST_TOO_LARGE;
+    if (size > MANIFEST_BYTES_MAX) return MARKED("lsm.manifest.too_large", ST_TOO_LARGE);
     u8 *buffer = mem_alloc_aligned(budget, size, IO_ALIGNMENT);
-    if (buffer == NULL) return ST_NO_MEMORY;
+    if (buffer == NULL) return MARKED("lsm.manifest.write_no_memory", ST_NO_MEMORY);
     memset(buffer + size - IO_ALIGNMENT, 0, IO_ALIGNMENT);
     manifest_encode(manifest, buffer);
 

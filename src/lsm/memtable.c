@@ -30,6 +30,7 @@
  */
 #include "lsm/memtable.h"
 
+#include "base/fault.h"
 #include "base/limits.h"
 
 #define LEAF_ELEMENTS    63u
@@ -111,9 +112,9 @@ pool_grow(struct memtable *memtable, struct pool *pool, size_t size)
     size_t bytes = sizeof(struct chunk) + size;
     if (bytes > memtable->capacity_bytes ||
         memtable->memory_bytes > memtable->capacity_bytes - bytes)
-        return false;
+        return MARKED("lsm.memtable.at_capacity", false);
     struct chunk *chunk = mem_alloc(memtable->budget, bytes);
-    if (chunk == NULL) return false;
+    if (chunk == NULL) return MARKED("lsm.memtable.chunk_no_memory", false);
     *chunk = (struct chunk){.next = pool->chunks, .size = bytes};
     pool->chunks = chunk;
     pool->used = 0;
@@ -165,7 +166,7 @@ memtable_new(struct budget *budget, u64 token_first, u64 token_last, u64 capacit
 {
     CHECK(token_first <= token_last);
     struct memtable *memtable = mem_alloc_zero(budget, sizeof(*memtable));
-    if (memtable == NULL) return NULL;
+    if (memtable == NULL) return MARKED("lsm.memtable.no_memory", NULL);
     u64 slots = 1;
     while (slots < SLOTS_MAX && slots * BYTES_PER_SLOT < capacity_bytes)
         slots *= 2;
@@ -186,6 +187,7 @@ memtable_new(struct budget *budget, u64 token_first, u64 token_last, u64 capacit
     };
     memtable->slots = mem_alloc_zero(budget, memtable->slot_count * sizeof(struct node *));
     if (memtable->slots == NULL) {
+        MARK("lsm.memtable.slots_no_memory");
         mem_free(budget, memtable, sizeof(*memtable));
         return NULL;
     }
@@ -500,8 +502,10 @@ memtable_insert(struct memtable *memtable, const struct entry *entry, bool keep_
     if (place != NULL) {
         struct record *newest = *place;
         if (newest->version > entry->version ||
-            (newest->version == entry->version && newest->seq >= entry->seq))
-            return;                      /* M2 */
+            (newest->version == entry->version && newest->seq >= entry->seq)) {
+            MARK("lsm.memtable.older_version"); /* M2 */
+            return;
+        }
         CHECK(newest->seq < entry->seq); /* numbers only grow */
     }
 
@@ -615,6 +619,7 @@ cursor_next(struct cursor *cursor)
         cursor_settle(c);
         return ST_OK;
     }
+    MARK("lsm.memtable.cursor_moved");
     /* Elements were added and may have moved ours: look for it and step over it. */
     struct bytes key = record_key(c->record);
     u64 token = c->record->token;
@@ -645,7 +650,7 @@ struct cursor *
 memtable_cursor_open(struct memtable *memtable, struct budget *budget)
 {
     struct memtable_cursor *c = mem_alloc_zero(budget, sizeof(*c));
-    if (c == NULL) return NULL;
+    if (c == NULL) return MARKED("lsm.memtable.cursor_no_memory", NULL);
     c->cursor.ops = &memtable_cursor_ops;
     c->memtable = memtable;
     c->budget = budget;

@@ -15,6 +15,8 @@
  */
 #include "lsm/merge.h"
 
+#include "base/fault.h"
+
 struct merge_cursor {
     struct cursor base;
     struct budget *budget;
@@ -143,6 +145,7 @@ merge_cursor_open(struct cursor *const *sources, u32 count, struct budget *budge
                   width * (sizeof(u64) + sizeof(struct cursor *) + sizeof(u32) + sizeof(bool));
     struct merge_cursor *merge = mem_alloc_zero(budget, size);
     if (merge == NULL) {
+        MARK("lsm.merge.no_memory");
         for (u32 i = 0; i < count; i++)
             sources[i]->ops->close(sources[i]);
         return ST_NO_MEMORY;

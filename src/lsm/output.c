@@ -27,10 +27,12 @@ output_init(struct output *output, const struct output_config *config)
     const u64 *snapshots = levels_snapshots(levels, &count);
     if (count > 0) {
         output->snapshots = mem_alloc(levels->budget, count * sizeof(u64));
-        if (output->snapshots == NULL) return ST_NO_MEMORY;
+        if (output->snapshots == NULL)
+            return MARKED("lsm.output.snapshots_no_memory", ST_NO_MEMORY);
         memcpy(output->snapshots, snapshots, count * sizeof(u64));
         output->snapshot_count = count;
     }
+    output->blob_refs_max = BUGGIFY("lsm.output.few_blobs") ? 2 : OUTPUT_BLOB_REFS_MAX;
     output->retain.snapshots = output->snapshots;
     output->retain.snapshot_count = count;
     output->retain.version_outside = UINT64_MAX;
@@ -64,12 +66,13 @@ ref_note(struct output *output, u64 file_id)
 static bool
 rewrite_wanted(const struct output *output, const struct level_blob *blob)
 {
-    if (blob->token_last - blob->token_first > output->config.blob_span_max) return true;
+    if (blob->token_last - blob->token_first > output->config.blob_span_max)
+        return MARKED("lsm.output.blob_too_wide", true);
     if (output->config.collect_blobs && level_blob_is_garbage(blob)) {
         MARK("lsm.output.blob_collected");
         return true;
     }
-    return output->ref_count >= OUTPUT_BLOB_REFS_MAX && !ref_known(output, blob->file_id);
+    return output->ref_count >= output->blob_refs_max && !ref_known(output, blob->file_id);
 }
 
 MAY_YIELD static status
@@ -104,7 +107,7 @@ tables_reserve(struct output *output)
     struct level_table **grown =
         mem_realloc(budget, output->tables, output->table_capacity * sizeof(*output->tables),
                     capacity * sizeof(*grown));
-    if (grown == NULL) return NULL;
+    if (grown == NULL) return MARKED("lsm.output.tables_no_memory", NULL);
     output->tables = grown;
     output->table_capacity = capacity;
     return grown;
@@ -126,6 +129,7 @@ finish_blob(struct output *output, struct level_blob **out)
     struct blob_file *file;
     st = blob_open(levels->dir, output->blob_id, bytes, levels->budget, &file);
     if (!ok(st)) {
+        MARK("lsm.output.blob_not_opened");
         char path[LSM_PATH_BYTES];
         blob_path(path, levels->dir, output->blob_id);
         (void)!ok(io_file_unlink(path)); /* else an orphan until the next opening */
@@ -145,11 +149,13 @@ finish_table(struct output *output)
     struct table_writer *writer = output->table;
     output->table = NULL;
     if (!ok(st)) {
+        MARK("lsm.output.table_aborted");
         table_writer_abort(writer);
         return st;
     }
     struct table_meta *meta = mem_alloc(levels->budget, sizeof(*meta));
     if (meta == NULL) {
+        MARK("lsm.output.meta_no_memory");
         table_writer_abort(writer);
         st = ST_NO_MEMORY;
         goto blob;
@@ -162,6 +168,7 @@ finish_table(struct output *output)
     struct table *table;
     st = table_open(levels->dir, meta, levels->budget, &levels->table_stats, &table);
     if (!ok(st)) {
+        MARK("lsm.output.table_not_opened");
         char path[LSM_PATH_BYTES];
         table_path(path, levels->dir, meta->file_id);
         (void)!ok(io_file_unlink(path));
@@ -170,7 +177,10 @@ finish_table(struct output *output)
     table->unlink_on_close = true; /* until a manifest names it */
     struct level_table *file;
     st = level_table_new(levels, table, &file);
-    if (!ok(st)) goto meta;
+    if (!ok(st)) {
+        MARK("lsm.output.table_not_listed");
+        goto meta;
+    }
     table->unlink_on_close = false;
     output->tables[output->table_count++] = file;
 meta:
@@ -192,7 +202,7 @@ table_ends(const struct output *output, u64 token)
     u64 bytes = table_writer_bytes(output->table);
     if (output->blob != NULL) bytes += blob_writer_bytes(output->blob);
     if (config->table_bytes_max != 0 && bytes >= config->table_bytes_max) return true;
-    return output->ref_count >= OUTPUT_BLOB_REFS_MAX;
+    return output->ref_count >= output->blob_refs_max;
 }
 
 MAY_YIELD static status
@@ -249,10 +259,10 @@ write_entry(struct output *output, const struct entry *entry)
 
     struct levels *levels = output->config.levels;
     struct blob_pointer pointer;
-    if (entry->value.size != sizeof(pointer)) return ST_CORRUPT;
+    if (entry->value.size != sizeof(pointer)) return MARKED("lsm.output.pointer_size", ST_CORRUPT);
     memcpy(&pointer, entry->value.data, sizeof(pointer));
     struct level_blob *blob = level_blob_find(levels, pointer.file_id);
-    if (blob == NULL) return ST_CORRUPT;
+    if (blob == NULL) return MARKED("lsm.output.pointer_lost", ST_CORRUPT);
     if (!rewrite_wanted(output, blob)) {
         ref_note(output, pointer.file_id);
         return table_writer_add(output->table, entry);
@@ -348,11 +358,20 @@ MAY_YIELD void
 output_deinit(struct output *output)
 {
     struct levels *levels = output->config.levels;
-    if (output->table != NULL) table_writer_abort(output->table);
-    if (output->blob != NULL) blob_writer_abort(output->blob);
+    if (output->table != NULL) {
+        MARK("lsm.output.table_left");
+        table_writer_abort(output->table);
+    }
+    if (output->blob != NULL) {
+        MARK("lsm.output.blob_left");
+        blob_writer_abort(output->blob);
+    }
     for (u32 i = 0; i < output->table_count; i++) {
         struct level_table *file = output->tables[i];
-        if (file->ref_count == 1) levels_forget_table(levels, file); /* no run took it */
+        if (file->ref_count == 1) {
+            MARK("lsm.output.table_forgotten"); /* no run took it */
+            levels_forget_table(levels, file);
+        }
         level_table_unref(file);
     }
     mem_free(levels->budget, output->tables, output->table_capacity * sizeof(*output->tables));

@@ -33,7 +33,7 @@ struct piece_hash *
 piece_hash_new(struct budget *budget)
 {
     struct piece_hash *hash = mem_alloc_aligned(budget, sizeof(*hash), 64);
-    if (hash == NULL) return NULL;
+    if (hash == NULL) return MARKED("lsm.piece_hash.no_memory", NULL);
     memset(hash, 0, sizeof(*hash));
     XXH3_64bits_reset(&hash->state);
     return hash;
@@ -199,8 +199,10 @@ writer_remove(struct piece_writer *writer)
     io_file_close(writer->file);
     status st = io_file_unlink(writer->path);
     /* It is an orphan that nobody names: the next open collects it. */
-    if (!ok(st))
+    if (!ok(st)) {
+        MARK("lsm.piece_writer.file_stays");
         log_warning("lsm", "unfinished file stays file=%s error=%s", writer->path, status_name(st));
+    }
     writer_free(writer);
 }
 
@@ -303,9 +305,11 @@ window_wait(struct window *window)
     while (window->busy)
         (void)!ok(fiber_queue_wait(&window->reader->wake, FIBER_FOREVER));
     if (ok(window->result)) return ST_OK;
+    MARK("lsm.piece_reader.read_failed");
     window->size = 0;
     /* The manifest promised more bytes than there are. */
-    return status_is(window->result, ST_END) ? ST_CORRUPT : window->result;
+    if (!status_is(window->result, ST_END)) return window->result;
+    return MARKED("lsm.piece_reader.cut_off", ST_CORRUPT);
 }
 
 status
@@ -317,7 +321,7 @@ piece_reader_open(struct io_file *file, u64 file_bytes, enum io_class io_class, 
         (u32)CLAMP(align_up(window_bytes, IO_ALIGNMENT), PIECE_BYTES_MIN, LIMIT_IO_BYTES);
     window_bytes = (u32)MIN(window_bytes, MAX(file_bytes, IO_ALIGNMENT));
     struct piece_reader *reader = mem_alloc_zero(budget, sizeof(*reader));
-    if (reader == NULL) return ST_NO_MEMORY;
+    if (reader == NULL) return MARKED("lsm.piece_reader.self_no_memory", ST_NO_MEMORY);
     reader->file = file;
     reader->file_bytes = file_bytes;
     reader->budget = budget;
@@ -369,7 +373,7 @@ joint_reserve(struct piece_reader *reader, u32 size)
     if (size <= reader->joint_bytes) return ST_OK;
     u32 bytes = (u32)align_up(size, IO_ALIGNMENT);
     u8 *joint = mem_alloc(reader->budget, bytes);
-    if (joint == NULL) return ST_NO_MEMORY;
+    if (joint == NULL) return MARKED("lsm.piece_reader.joint_no_memory", ST_NO_MEMORY);
     mem_free(reader->budget, reader->joint, reader->joint_bytes);
     reader->joint = joint;
     reader->joint_bytes = bytes;
@@ -380,7 +384,8 @@ MAY_YIELD status
 piece_reader_get(struct piece_reader *reader, u64 offset, u32 size, const u8 **out)
 {
     CHECK(size > 0);
-    if (offset > reader->file_bytes || size > reader->file_bytes - offset) return ST_CORRUPT;
+    if (offset > reader->file_bytes || size > reader->file_bytes - offset)
+        return MARKED("lsm.piece_reader.outside", ST_CORRUPT);
     struct window *window;
     status st = window_get(reader, offset, &window);
     if (!ok(st)) return st;
@@ -409,7 +414,10 @@ static void
 budget_move(struct budget *budget, struct budget **target, u64 size)
 {
     budget_give(budget, size);
-    if (*target != NULL && !budget_take(*target, size)) *target = NULL; /* not counted, then */
+    if (*target != NULL && !budget_take(*target, size)) {
+        MARK("lsm.piece_reader.not_counted");
+        *target = NULL;
+    }
 }
 
 void
@@ -431,12 +439,13 @@ MAY_YIELD status
 piece_read(struct io_file *file, u64 file_bytes, enum io_class io_class, struct budget *budget,
            u8 *target, u64 offset, u64 size)
 {
-    if (offset > file_bytes || size > file_bytes - offset) return ST_CORRUPT;
+    if (offset > file_bytes || size > file_bytes - offset)
+        return MARKED("lsm.piece_read.outside", ST_CORRUPT);
     u64 first = align_down(offset, IO_ALIGNMENT);
     u64 end = align_up(offset + size, IO_ALIGNMENT);
     u32 buffer_bytes = (u32)MIN(end - first, PIECE_BYTES);
     u8 *buffer = mem_alloc_aligned(budget, buffer_bytes, IO_ALIGNMENT);
-    if (buffer == NULL) return ST_NO_MEMORY;
+    if (buffer == NULL) return MARKED("lsm.piece_read.no_memory", ST_NO_MEMORY);
     status st = ST_OK;
     for (u64 at = first; at < end;) {
         u32 part = (u32)MIN(end - at, buffer_bytes);
@@ -447,7 +456,7 @@ piece_read(struct io_file *file, u64 file_bytes, enum io_class io_class, struct 
         at += part;
     }
     mem_free(budget, buffer, buffer_bytes);
-    return status_is(st, ST_END) ? ST_CORRUPT : st;
+    return status_is(st, ST_END) ? MARKED("lsm.piece_read.cut_off", ST_CORRUPT) : st;
 }
 
 /* ---- pace ---- */
@@ -466,9 +475,10 @@ pace_add(struct pace *pace, u64 bytes)
 {
     pace->bytes += bytes;
     if (fiber_should_yield()) fiber_yield();
-    if (pace->bytes_per_s == 0) return io_stopping() ? ST_CANCELED : ST_OK;
+    if (pace->bytes_per_s == 0)
+        return io_stopping() ? MARKED("lsm.pace.canceled", ST_CANCELED) : ST_OK;
     for (;;) {
-        if (io_stopping()) return ST_CANCELED;
+        if (io_stopping()) return MARKED("lsm.pace.canceled_waiting", ST_CANCELED);
         u64 due_ns =
             pace->start_ns + (u64)((unsigned __int128)pace->bytes * NS_PER_S / pace->bytes_per_s);
         u64 now_ns = io_now_ns();
@@ -491,7 +501,7 @@ struct file_closer *
 file_closer_new(const char *path)
 {
     struct file_closer *closer = mem_alloc_zero(io_budget(), sizeof(*closer));
-    if (closer == NULL) return NULL;
+    if (closer == NULL) return MARKED("lsm.file_closer.no_memory", NULL);
     size_t size = strlen(path) + 1;
     CHECK(size <= sizeof(closer->path));
     memcpy(closer->path, path, size);
@@ -511,11 +521,14 @@ closer_fiber(void *arg)
     io_file_close(closer->file);
     if (closer->unlink) {
         status st = io_file_unlink(closer->path);
-        if (!ok(st) && !status_is(st, ST_NOT_FOUND))
+        if (!ok(st) && !status_is(st, ST_NOT_FOUND)) {
+            MARK("lsm.file_closer.file_stays");
             log_warning("lsm", "obsolete file stays file=%s error=%s", closer->path,
                         status_name(st));
+        }
     }
     file_closer_free(closer);
+    io_shard_release();
 }
 
 static void
@@ -538,5 +551,6 @@ file_closer_close(struct file_closer *closer, struct io_file *file, bool unlink)
     closer->file = file;
     closer->unlink = unlink;
     io_timer_init(&closer->retry, closer_retry);
+    io_shard_hold(); /* while it waits for a fiber there is only its timer */
     closer_start(closer);
 }

@@ -12,6 +12,8 @@
  */
 #include "lsm/range_list.h"
 
+#include "base/fault.h"
+
 void
 range_list_init(struct range_list *list, struct budget *budget)
 {
@@ -35,7 +37,7 @@ array_reserve(struct budget *budget, struct range_delete **array, u32 *capacity,
         grown *= 2;
     struct range_delete *bigger =
         mem_realloc(budget, *array, *capacity * sizeof(**array), grown * sizeof(**array));
-    if (bigger == NULL) return false;
+    if (bigger == NULL) return MARKED("lsm.ranges.no_memory", false);
     *array = bigger;
     *capacity = grown;
     return true;
@@ -65,7 +67,7 @@ range_list_add(struct range_list *list, const struct range_delete *range, const 
 {
     CHECK(range->token_first <= range->token_last);
     CHECK(list->active_count == 0 || list->active[list->active_count - 1].seq <= range->seq);
-    if (range_list_count(list) >= list->limit) return ST_OVERLOADED;
+    if (range_list_count(list) >= list->limit) return MARKED("lsm.ranges.full", ST_OVERLOADED);
     u32 total = range_list_count(list) + 1;
     if (!array_reserve(list->budget, &list->active, &list->active_capacity,
                        list->active_count + 1) ||

@@ -90,7 +90,10 @@ shrink(struct row_cache *cache, u32 count)
     sweep(cache, count);
     while (count-- > 0 && s3fifo_bytes(&cache->fifo) > cache->fifo.limit_bytes) {
         struct s3fifo_node *node = s3fifo_evict(&cache->fifo);
-        if (node == NULL) return;
+        if (node == NULL) {
+            MARK("lsm.row_cache.nothing_to_evict");
+            return;
+        }
         row_free(cache, row_of(node));
     }
 }
@@ -113,9 +116,10 @@ struct row_cache *
 row_cache_new(struct budget *budget, u64 limit_bytes)
 {
     struct row_cache *cache = mem_alloc_zero(budget, sizeof(*cache));
-    if (cache == NULL) return NULL;
+    if (cache == NULL) return MARKED("lsm.row_cache.self_no_memory", NULL);
     cache->budget = budget;
     if (!s3fifo_init(&cache->fifo, budget, limit_bytes, 512)) {
+        MARK("lsm.row_cache.index_no_memory");
         mem_free(budget, cache, sizeof(*cache));
         return NULL;
     }
@@ -176,22 +180,34 @@ row_cache_put(struct row_cache *cache, u16 keyspace, u64 key_hash, const struct 
     if (old != NULL) {
         bool newer =
             old->version != entry->version ? old->version < entry->version : old->seq < entry->seq;
-        if (!newer) return;
+        if (!newer) {
+            MARK("lsm.row_cache.not_newer");
+            return;
+        }
         s3fifo_remove(&cache->fifo, &old->node); /* R1 */
         row_free(cache, old);
     }
     u32 size = row_size(entry->key.size, entry->value.size);
-    if (size > cache->fifo.limit_bytes / 8) return; /* would empty a tiny cache */
+    if (size > cache->fifo.limit_bytes / 8) {
+        MARK("lsm.row_cache.too_large"); /* would empty a tiny cache */
+        return;
+    }
     struct row *row = NULL;
     for (u32 attempt = 0; attempt < 8; attempt++) {
         row = mem_alloc(cache->budget, size);
         if (row != NULL) break;
         MARK("lsm.row_cache.no_memory"); /* somebody else has it: make do with our own */
         struct s3fifo_node *node = s3fifo_evict(&cache->fifo);
-        if (node == NULL) return;
+        if (node == NULL) {
+            MARK("lsm.row_cache.empty_no_memory");
+            return;
+        }
         row_free(cache, row_of(node));
     }
-    if (row == NULL) return;
+    if (row == NULL) {
+        MARK("lsm.row_cache.given_up");
+        return;
+    }
     *row = (struct row){
         .node = {.hash = hash,
                  .size = size,

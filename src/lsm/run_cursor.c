@@ -8,6 +8,8 @@
  */
 #include "lsm/levels_internal.h"
 
+#include "base/fault.h"
+
 struct run_cursor {
     struct cursor base;
     struct levels *levels;
@@ -110,7 +112,7 @@ run_cursor_open(struct levels *levels, struct run_set *set, const struct run *ru
                 u64 token_last, enum io_class io_class, u32 read_ahead_bytes)
 {
     struct run_cursor *cursor = mem_alloc_zero(levels->budget, sizeof(*cursor));
-    if (cursor == NULL) return NULL;
+    if (cursor == NULL) return MARKED("lsm.run_cursor.no_memory", NULL);
     cursor->base.ops = &run_cursor_ops;
     cursor->levels = levels;
     cursor->set = set;

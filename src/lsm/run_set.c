@@ -4,6 +4,8 @@
  */
 #include "lsm/levels_internal.h"
 
+#include "base/fault.h"
+
 /* ---- blob files ---- */
 
 static u32
@@ -59,6 +61,7 @@ level_blob_new(struct levels *levels, struct blob_file *file, u64 token_first, u
     return blob;
 
 no_memory:
+    MARK("lsm.run_set.blob_no_memory");
     blob_unref(file);
     return NULL;
 }
@@ -93,6 +96,7 @@ level_table_new(struct levels *levels, struct table *table, struct level_table *
     u32 count = table->meta.blob_ref_count;
     struct level_table *file = mem_alloc_zero(levels->budget, level_table_size(count));
     if (file == NULL) {
+        MARK("lsm.run_set.table_no_memory");
         table_unref(table);
         return ST_NO_MEMORY;
     }
@@ -103,6 +107,7 @@ level_table_new(struct levels *levels, struct table *table, struct level_table *
     for (u32 i = 0; i < count; i++) {
         struct level_blob *blob = level_blob_find(levels, table->meta.blob_refs[i].file_id);
         if (blob == NULL) {
+            MARK("lsm.run_set.blob_lost");
             file->blob_count = i;
             for (u32 j = 0; j < i; j++)
                 level_blob_unref(file->blobs[j]);
@@ -158,7 +163,7 @@ struct run *
 run_new(struct levels *levels, u16 keyspace, u8 tier, u32 capacity)
 {
     struct run *run = mem_alloc_zero(levels->budget, run_size(capacity));
-    if (run == NULL) return NULL;
+    if (run == NULL) return MARKED("lsm.run_set.run_no_memory", NULL);
     run->id = levels->run_id_next++;
     run->ref_count = 1;
     run->keyspace = keyspace;
@@ -298,7 +303,7 @@ run_set_edit(struct levels *levels, const struct run_set *base, const struct run
     u32 base_count = base == NULL ? 0 : base->run_count;
     u32 capacity = base_count + 2 * count;
     struct run_set *set = mem_alloc_zero(levels->budget, run_set_size(capacity));
-    if (set == NULL) return NULL;
+    if (set == NULL) return MARKED("lsm.run_set.no_memory", NULL);
     set->levels = levels;
     set->ref_count = 1;
     for (u16 keyspace = 0; keyspace < LIMIT_KEYSPACES; keyspace++) {
@@ -320,6 +325,7 @@ run_set_edit(struct levels *levels, const struct run_set *base, const struct run
     if (set->run_count < capacity) {
         struct run_set *fit = mem_alloc(levels->budget, run_set_size(set->run_count));
         if (fit == NULL) {
+            MARK("lsm.run_set.fit_no_memory");
             for (u32 i = 0; i < set->run_count; i++)
                 run_unref(set->runs[i], levels);
             mem_free(levels->budget, set, run_set_size(capacity));

@@ -60,13 +60,13 @@ segment_add(struct s3fifo *cache)
         size_t old_size = cache->segment_capacity * sizeof(cache->segments[0]);
         size_t new_size = capacity * sizeof(cache->segments[0]);
         void *grown = mem_realloc(cache->budget, cache->segments, old_size, new_size);
-        if (grown == NULL) return false;
+        if (grown == NULL) return MARKED("lsm.s3fifo.segments_no_memory", false);
         cache->segments = grown;
         cache->segment_capacity = capacity;
         cache->overhead_bytes += new_size - old_size;
     }
     struct s3fifo_bucket_segment *segment = mem_alloc_zero(cache->budget, sizeof(*segment));
-    if (segment == NULL) return false;
+    if (segment == NULL) return MARKED("lsm.s3fifo.segment_no_memory", false);
     cache->segments[cache->segment_count++] = segment;
     cache->overhead_bytes += sizeof(*segment);
     return true;
@@ -161,7 +161,10 @@ ghost_size_set(struct s3fifo *cache)
     ghost_deinit(cache);
     size_t size = pages * sizeof(cache->ghost_pages[0]);
     cache->ghost_pages = mem_alloc_zero(cache->budget, size);
-    if (cache->ghost_pages == NULL) return;
+    if (cache->ghost_pages == NULL) {
+        MARK("lsm.s3fifo.ghost_no_memory");
+        return;
+    }
     cache->ghost_page_count = pages;
     cache->overhead_bytes += size;
 }
@@ -202,7 +205,10 @@ ghost_add(struct s3fifo *cache, u32 hash)
     u32 set = ghost_set(cache, hash, &page);
     if (cache->ghost_pages[page] == NULL) {
         cache->ghost_pages[page] = mem_alloc_zero(cache->budget, sizeof(struct s3fifo_ghost_page));
-        if (cache->ghost_pages[page] == NULL) return;
+        if (cache->ghost_pages[page] == NULL) {
+            MARK("lsm.s3fifo.ghost_page_no_memory");
+            return;
+        }
         cache->overhead_bytes += sizeof(struct s3fifo_ghost_page);
     }
     if (++cache->ghost_clock == 0) cache->ghost_clock = 1;
@@ -309,6 +315,7 @@ s3fifo_init(struct s3fifo *cache, struct budget *budget, u64 limit_bytes, u32 ob
     list_init(&cache->small);
     list_init(&cache->main);
     if (!segment_add(cache)) {
+        MARK("lsm.s3fifo.no_memory");
         mem_free(budget, cache->segments, cache->segment_capacity * sizeof(cache->segments[0]));
         return false;
     }

@@ -88,6 +88,7 @@ sources_open(struct lsm_scan *scan, struct cursor **sources, u32 *count)
         st = levels_cursors_open(lsm->levels, scan->keyspace, scan->long_scan, sources + *count,
                                  MERGE_SOURCES_MAX - *count, &runs);
     if (!ok(st)) {
+        MARK("lsm.scan.sources_dropped");
         while (*count > 0) {
             (*count)--;
             sources[*count]->ops->close(sources[*count]);
@@ -103,7 +104,7 @@ cursors_open_as(struct lsm_scan *scan)
 {
     struct budget *budget = &scan->lsm->budget;
     struct cursor **sources = mem_alloc(budget, MERGE_SOURCES_MAX * sizeof(*sources));
-    if (sources == NULL) return ST_NO_MEMORY;
+    if (sources == NULL) return MARKED("lsm.scan.sources_no_memory", ST_NO_MEMORY);
     u32 count;
     struct cursor *merge = NULL;
     levels_pin_runs(scan->lsm->levels, &scan->pin);
@@ -172,6 +173,7 @@ resolve(struct lsm_scan *scan, bool *live_out, const struct entry **out)
         if (entry->seq > seq) {
             status st = merge->ops->next(merge);
             if (!ok(st)) {
+                MARK("lsm.scan.not_decided");
                 scan->place_done = false; /* not decided: a further call looks at it again */
                 return st;
             }
@@ -194,12 +196,16 @@ advance(struct lsm_scan *scan, const struct entry **out)
 {
     if (scan->ended) return ST_END;
     for (;;) {
-        if (scan->lsm->gate.closed) return ST_CLOSED; /* nobody waits for the rest of a store */
+        /* Nobody waits for the rest of a store. */
+        if (scan->lsm->gate.closed) return MARKED("lsm.scan.closed_meanwhile", ST_CLOSED);
         if (!scan->long_scan && scan->bytes >= SCAN_LONG_BYTES) {
             scan->long_scan = true;
             cursors_close(scan);
         }
-        if (scan->detach_wanted) cursors_close(scan);
+        if (scan->detach_wanted) {
+            MARK("lsm.scan.detached");
+            cursors_close(scan);
+        }
         if (scan->merge == NULL) {
             status st = cursors_open(scan);
             if (!ok(st)) return st;
@@ -217,6 +223,7 @@ advance(struct lsm_scan *scan, const struct entry **out)
         }
         if (ok(st)) st = resolve(scan, &live, out);
         if (!ok(st)) {
+            MARK("lsm.scan.failed");
             cursors_close(scan); /* dead after an error; a further call tries again */
             return st;
         }
@@ -231,13 +238,14 @@ MAY_YIELD status
 lsm_scan_open(struct lsm *lsm, struct lsm_snapshot *snapshot, u16 keyspace, u64 token,
               struct bytes key, u64 token_last, struct lsm_scan **out)
 {
-    if (keyspace >= LIMIT_KEYSPACES) return ST_INVALID;
-    if (key.size > LIMIT_KEY_BYTES) return ST_TOO_LARGE;
+    if (keyspace >= LIMIT_KEYSPACES) return MARKED("lsm.scan.bad_keyspace", ST_INVALID);
+    if (key.size > LIMIT_KEY_BYTES) return MARKED("lsm.scan.key_too_large", ST_TOO_LARGE);
     struct lsm_scan *scan = mem_alloc_zero(&lsm->budget, sizeof(*scan));
-    if (scan == NULL) return ST_NO_MEMORY;
+    if (scan == NULL) return MARKED("lsm.scan.no_memory", ST_NO_MEMORY);
     scan->lsm = lsm;
     scan->keyspace = keyspace;
     scan->token_last = token_last;
+    scan->long_scan = BUGGIFY("lsm.scan.long_at_once");
     scan->place_token = token;
     scan->place_key_size = (u32)key.size;
     if (key.size > 0) memcpy(scan->place_key, key.data, key.size);
@@ -247,6 +255,7 @@ lsm_scan_open(struct lsm *lsm, struct lsm_snapshot *snapshot, u16 keyspace, u64 
         scan->snapshot = lsm_snapshot_open(lsm);
         scan->own_snapshot = true;
         if (scan->snapshot == NULL) {
+            MARK("lsm.scan.no_snapshot");
             mem_free(&lsm->budget, scan, sizeof(*scan));
             return ST_NO_MEMORY;
         }
@@ -273,12 +282,14 @@ value_out(struct lsm_scan *scan, const struct entry *entry, bool want_value,
     value->expire_ms = entry->expire_ms;
     value->pin[0] = value->pin[1] = NULL;
     if (entry->flags & ENTRY_BLOB) {
-        if (entry->value.size != sizeof(struct blob_pointer)) return ST_CORRUPT;
+        if (entry->value.size != sizeof(struct blob_pointer))
+            return MARKED("lsm.scan.pointer_size", ST_CORRUPT);
         value->value = BYTES(NULL, entry_value_size(entry));
         if (!want_value) return ST_OK;
         status st = levels_blob_read(scan->lsm->levels, entry, &scan->blob_buffer,
                                      &scan->blob_buffer_size, &value->value);
         if (!ok(st)) {
+            MARK("lsm.scan.blob_failed");
             scan->blob_buffer = NULL;
             scan->blob_buffer_size = 0;
         } else {
@@ -288,7 +299,7 @@ value_out(struct lsm_scan *scan, const struct entry *entry, bool want_value,
     }
     buf_clear(&scan->value, KIB(64));
     if (entry->value.size > 0 && !buf_append(&scan->value, entry->value.data, entry->value.size))
-        return ST_NO_MEMORY;
+        return MARKED("lsm.scan.value_no_memory", ST_NO_MEMORY);
     value->value = buf_bytes(&scan->value);
     return ST_OK;
 }
@@ -299,7 +310,7 @@ lsm_scan_next(struct lsm_scan *scan, bool want_value, u64 *token_out, struct byt
 {
     struct lsm *lsm = scan->lsm;
     CHECK(!scan->in_call);
-    if (!fiber_gate_enter(&lsm->gate)) return ST_CLOSED;
+    if (!fiber_gate_enter(&lsm->gate)) return MARKED("lsm.scan.closed", ST_CLOSED);
     scan->in_call = true;
     blob_release(scan);
     const struct entry *entry;
@@ -310,11 +321,13 @@ lsm_scan_next(struct lsm_scan *scan, bool want_value, u64 *token_out, struct byt
             *token_out = scan->place_token;
             *key_out = BYTES(scan->place_key, scan->place_key_size);
         } else {
+            MARK("lsm.scan.same_again");
             scan->place_done = false; /* the same entry again, next time */
             cursors_close(scan);
         }
     }
     scan->in_call = false;
+    if (BUGGIFY("lsm.scan.detached_early")) scan->detach_wanted = true;
     if (scan->detach_wanted || scan->ended) cursors_close(scan);
     fiber_gate_leave(&lsm->gate);
     return st;
@@ -354,7 +367,7 @@ lsm_scans_detach(struct lsm *lsm)
 MAY_YIELD status
 lsm_count_exact(struct lsm *lsm, u16 keyspace, u64 *count_out)
 {
-    if (keyspace >= LIMIT_KEYSPACES) return ST_INVALID;
+    if (keyspace >= LIMIT_KEYSPACES) return MARKED("lsm.count.bad_keyspace", ST_INVALID);
     if (lsm->count_known[keyspace].valid && lsm->count_known[keyspace].seq == lsm->seq_last) {
         *count_out = lsm->count_known[keyspace].count;
         return ST_OK;
@@ -363,6 +376,7 @@ lsm_count_exact(struct lsm *lsm, u16 keyspace, u64 *count_out)
     status st = lsm_scan_open(lsm, NULL, keyspace, 0, BYTES(NULL, 0), UINT64_MAX, &scan);
     if (!ok(st)) return st;
     if (!fiber_gate_enter(&lsm->gate)) {
+        MARK("lsm.count.closed");
         lsm_scan_close(scan);
         return ST_CLOSED;
     }

@@ -69,6 +69,7 @@ scrub_file(struct levels *levels, const struct target *target)
                   levels->dir, target->table != NULL ? 't' : 'b',
                   (unsigned long long)target->file_id, (unsigned long long)offset, what);
     } else {
+        MARK("lsm.scrub.unreadable");
         log_warning("lsm", "scrub could not read dir=%s file=%c%016llx why=%s", levels->dir,
                     target->table != NULL ? 't' : 'b', (unsigned long long)target->file_id,
                     status_text(st));
@@ -89,7 +90,8 @@ levels_scrub_main(void *arg)
         if (!find_next(levels, id, &target)) {
             if (id != 0) levels->scrub_passes++;
             id = 0;
-            (void)!ok(fiber_queue_wait(&levels->scrub_wake, io_now_ns() + SCRUB_PAUSE_NS));
+            u64 pause_ns = BUGGIFY("lsm.scrub.no_pause") ? NS_PER_MS : SCRUB_PAUSE_NS;
+            (void)!ok(fiber_queue_wait(&levels->scrub_wake, io_now_ns() + pause_ns));
             continue;
         }
         scrub_file(levels, &target);

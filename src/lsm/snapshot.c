@@ -9,6 +9,8 @@
 #include "io/io.h"
 #include "lsm/lsm_internal.h"
 
+#include "base/fault.h"
+
 struct lsm_snapshot *
 lsm_snapshot_open(struct lsm *lsm)
 {
@@ -16,12 +18,12 @@ lsm_snapshot_open(struct lsm *lsm)
         u32 capacity = MAX(16u, lsm->snapshot_capacity * 2);
         u64 *seqs = mem_realloc(&lsm->budget, lsm->snapshot_seqs,
                                 lsm->snapshot_capacity * sizeof(u64), capacity * sizeof(u64));
-        if (seqs == NULL) return NULL;
+        if (seqs == NULL) return MARKED("lsm.snapshot.list_no_memory", NULL);
         lsm->snapshot_seqs = seqs;
         lsm->snapshot_capacity = capacity;
     }
     struct lsm_snapshot *snapshot = mem_alloc(&lsm->budget, sizeof(*snapshot));
-    if (snapshot == NULL) return NULL;
+    if (snapshot == NULL) return MARKED("lsm.snapshot.no_memory", NULL);
     snapshot->lsm = lsm;
     snapshot->seq = lsm->seq_last;
     /* A clock that was set back must not bring back what was dropped by the later one. */

@@ -81,7 +81,7 @@ static struct work *
 work_new(const char *dir, char *error, size_t error_size)
 {
     struct work *work = mem_alloc_zero(io_budget(), sizeof(*work));
-    if (work == NULL) return NULL;
+    if (work == NULL) return MARKED("lsm.store.no_memory", NULL);
     work->dir = dir;
     work->error = error;
     work->error_size = error_size;
@@ -140,7 +140,10 @@ static void
 name_collect(void *arg, const char *name)
 {
     struct work *work = arg;
-    if (!buf_append(&work->names, name, strlen(name) + 1)) work->no_memory = true;
+    if (!buf_append(&work->names, name, strlen(name) + 1)) {
+        MARK("lsm.store.names_no_memory");
+        work->no_memory = true;
+    }
 }
 
 /* A place that we may take: empty, or with what a first start that died has left. */
@@ -176,7 +179,7 @@ static MAY_YIELD status
 node_write(struct work *work)
 {
     u8 *block = mem_alloc_aligned(io_budget(), NODE_BYTES, IO_ALIGNMENT);
-    if (block == NULL) return ST_NO_MEMORY;
+    if (block == NULL) return MARKED("lsm.store.node_no_memory", ST_NO_MEMORY);
     memset(block, 0, NODE_BYTES);
     work->next.header.crc = 0;
     memcpy(block, &work->next, sizeof(work->next));
@@ -196,7 +199,9 @@ node_write(struct work *work)
     if (ok(st)) st = io_file_rename(work->path, work->other);
     if (ok(st)) st = io_dir_sync(work->dir);
     mem_free(io_budget(), block, NODE_BYTES);
-    if (!ok(st)) return WORK_FAIL(work, st, "cannot write %s: %s", work->other, status_text(st));
+    if (!ok(st))
+        return MARKED("lsm.store.node_not_written",
+                      WORK_FAIL(work, st, "cannot write %s: %s", work->other, status_text(st)));
     work->node = work->next;
     return ST_OK;
 }
@@ -227,16 +232,23 @@ node_read(struct work *work)
     struct io_file *file;
     status st = io_file_open(work->path, IO_OPEN_READ, &file);
     if (status_is(st, ST_NOT_FOUND)) return st;
-    if (!ok(st)) return WORK_FAIL(work, st, "cannot open %s: %s", work->path, status_text(st));
+    if (!ok(st))
+        return MARKED("lsm.store.node_not_opened",
+                      WORK_FAIL(work, st, "cannot open %s: %s", work->path, status_text(st)));
     u64 size = 0;
     u8 *block = mem_alloc_aligned(io_budget(), NODE_BYTES, IO_ALIGNMENT);
-    st = block == NULL ? ST_NO_MEMORY : io_file_size(file, &size);
+    st = block == NULL ? MARKED("lsm.store.node_read_no_memory", ST_NO_MEMORY)
+                       : io_file_size(file, &size);
     if (ok(st) && size != NODE_BYTES) {
+        MARK("lsm.store.node_size");
         st = WORK_FAIL(work, ST_CORRUPT, "%s has %llu bytes instead of %u", work->path,
                        (unsigned long long)size, NODE_BYTES);
     } else if (ok(st)) {
         st = io_file_read(file, IO_CLASS_READ, block, NODE_BYTES, 0);
-        if (!ok(st)) st = WORK_FAIL(work, st, "cannot read %s: %s", work->path, status_text(st));
+        if (!ok(st)) {
+            MARK("lsm.store.node_unreadable");
+            st = WORK_FAIL(work, st, "cannot read %s: %s", work->path, status_text(st));
+        }
     }
     io_file_close(file);
     if (!ok(st)) goto out;
@@ -245,6 +257,7 @@ node_read(struct work *work)
     struct node_header *h = &work->node.header;
     store_u32(block + offsetof(struct node_header, crc), 0);
     if (memcmp(h->magic, NODE_MAGIC, sizeof(h->magic)) != 0) {
+        MARK("lsm.store.node_foreign");
         st = WORK_FAIL(work, ST_INVALID, "%s is not of a data directory of this program",
                        work->path);
     } else if (crc32c(0, block, NODE_BYTES) != h->crc) {
@@ -254,9 +267,11 @@ node_read(struct work *work)
                        "directories beside it belong together",
                        work->path);
     } else if (h->format != NODE_FORMAT) {
+        MARK("lsm.store.node_format");
         st = WORK_FAIL(work, ST_INVALID, "%s has format %u, this version knows %u", work->path,
                        h->format, NODE_FORMAT);
     } else if (!node_is_sound(&work->node)) {
+        MARK("lsm.store.node_contradicts");
         st = WORK_FAIL(work, ST_CORRUPT, "%s contradicts itself", work->path);
     }
 out:
@@ -282,7 +297,8 @@ dirs_make(struct work *work)
          * not go with a power cut now. */
         bool exists = status_is(st, ST_EXISTS);
         if (!ok(st) && !exists)
-            return WORK_FAIL(work, st, "cannot make %s: %s", path, status_text(st));
+            return MARKED("lsm.store.dir_not_made",
+                          WORK_FAIL(work, st, "cannot make %s: %s", path, status_text(st)));
         size_t parent = i;
         while (parent > 0 && path[parent - 1] != '/')
             parent--;
@@ -296,7 +312,9 @@ dirs_make(struct work *work)
             MARK("lsm.store.parent_not_synced"); /* which we may not be allowed to open */
             continue;
         }
-        if (!ok(st)) return WORK_FAIL(work, st, "cannot sync %s: %s", path, status_text(st));
+        if (!ok(st))
+            return MARKED("lsm.store.parent_sync_failed",
+                          WORK_FAIL(work, st, "cannot sync %s: %s", path, status_text(st)));
     }
     return ST_OK;
 }
@@ -310,10 +328,14 @@ dir_remove(struct work *work, const char *dir)
     for (size_t at = 0; ok(st) && at < work->names.size;) {
         const char *name = (const char *)work->names.data + at;
         int length = snprintf(work->path, sizeof(work->path), "%s/%s", dir, name);
-        if (length <= 0 || length >= (int)sizeof(work->path)) return ST_INVALID;
+        if (length <= 0 || length >= (int)sizeof(work->path))
+            return MARKED("lsm.store.file_path_too_long", ST_INVALID);
         st = io_file_unlink(work->path);
         /* A store that was just closed may still be removing files of its own. */
-        if (status_is(st, ST_NOT_FOUND)) st = ST_OK;
+        if (status_is(st, ST_NOT_FOUND)) {
+            MARK("lsm.store.file_gone_already");
+            st = ST_OK;
+        }
         at += strlen(name) + 1;
     }
     if (ok(st)) st = io_dir_remove(dir);
@@ -336,7 +358,9 @@ static MAY_YIELD status
 dirs_clean(struct work *work)
 {
     status st = names_list(work, work->dir);
-    if (!ok(st)) return WORK_FAIL(work, st, "cannot list %s: %s", work->dir, status_text(st));
+    if (!ok(st))
+        return MARKED("lsm.store.not_listed",
+                      WORK_FAIL(work, st, "cannot list %s: %s", work->dir, status_text(st)));
     struct buf names = work->names; /* dir_remove lists, too */
     buf_init(&work->names, io_budget());
     for (size_t at = 0; ok(st) && at < names.size;) {
@@ -345,12 +369,18 @@ dirs_clean(struct work *work)
         if (!is_store_name(name)) continue;
         char dir[STORE_DIR_BYTES];
         int length = snprintf(dir, sizeof(dir), "%s/%s", work->dir, name);
-        if (length <= 0 || length >= (int)sizeof(dir)) continue;
+        if (length <= 0 || length >= (int)sizeof(dir)) {
+            MARK("lsm.store.dir_path_too_long");
+            continue;
+        }
         if (node_names(work, dir, work->other)) continue;
         MARK("lsm.store.leftover_removed");
         log_info("lsm", "removing a store that the node does not name dir=%s", dir);
         st = dir_remove(work, dir);
-        if (!ok(st)) st = WORK_FAIL(work, st, "cannot remove %s: %s", dir, status_text(st));
+        if (!ok(st)) {
+            MARK("lsm.store.leftover_stays");
+            st = WORK_FAIL(work, st, "cannot remove %s: %s", dir, status_text(st));
+        }
     }
     buf_deinit(&names);
     return st;
@@ -383,10 +413,13 @@ dir_make_empty(struct work *work, const char *dir)
 {
     status st = io_dir_make(dir);
     if (status_is(st, ST_EXISTS)) { /* dirs_clean has been here: it is ours and empty */
+        MARK("lsm.store.dir_not_empty");
         st = dir_remove(work, dir);
         if (ok(st)) st = io_dir_make(dir);
     }
-    if (!ok(st)) return WORK_FAIL(work, st, "cannot make %s: %s", dir, status_text(st));
+    if (!ok(st))
+        return MARKED("lsm.store.dir_not_emptied",
+                      WORK_FAIL(work, st, "cannot make %s: %s", dir, status_text(st)));
     return ST_OK;
 }
 
@@ -402,7 +435,9 @@ stores_create(struct work *work, const char *node_id, u32 shard_count)
     }
     work->foreign = false;
     status st = io_dir_list(work->dir, name_judge, work);
-    if (!ok(st)) return WORK_FAIL(work, st, "cannot list %s: %s", work->dir, status_text(st));
+    if (!ok(st))
+        return MARKED("lsm.store.create_not_listed",
+                      WORK_FAIL(work, st, "cannot list %s: %s", work->dir, status_text(st)));
     if (work->foreign) {
         MARK("lsm.store.foreign");
         return WORK_FAIL(work, ST_INVALID,
@@ -420,7 +455,9 @@ stores_create(struct work *work, const char *node_id, u32 shard_count)
     }
     if (ok(st)) {
         st = io_dir_sync(work->dir); /* what NODE names must be there before it */
-        if (!ok(st)) return WORK_FAIL(work, st, "cannot sync %s: %s", work->dir, status_text(st));
+        if (!ok(st))
+            return MARKED("lsm.store.create_not_synced",
+                          WORK_FAIL(work, st, "cannot sync %s: %s", work->dir, status_text(st)));
     }
     return ok(st) ? node_write(work) : st;
 }
@@ -446,8 +483,9 @@ stores_settle(struct work *work, const struct lsm_options *options)
         status st = lsm_open(&place, &quiet, &lsm);
         if (ok(st)) st = lsm_close(lsm);
         if (!ok(st))
-            return WORK_FAIL(work, st, "cannot recover %s: %s; the log says more", place.dir,
-                             status_text(st));
+            return MARKED("lsm.store.not_settled",
+                          WORK_FAIL(work, st, "cannot recover %s: %s; the log says more", place.dir,
+                                    status_text(st)));
     }
     return ST_OK;
 }
@@ -478,11 +516,14 @@ stores_reshard(struct work *work, u32 shard_count, const struct lsm_options *opt
                           partition_token_first(target->partition_first, partitions),
                           partition_token_last(target->partition_last, partitions));
         if (!ok(st))
-            return WORK_FAIL(work, st, "cannot make %s of the stores before it: %s", work->other,
-                             status_text(st));
+            return MARKED("lsm.store.not_split",
+                          WORK_FAIL(work, st, "cannot make %s of the stores before it: %s",
+                                    work->other, status_text(st)));
     }
     st = io_dir_sync(work->dir);
-    if (!ok(st)) return WORK_FAIL(work, st, "cannot sync %s: %s", work->dir, status_text(st));
+    if (!ok(st))
+        return MARKED("lsm.store.reshard_not_synced",
+                      WORK_FAIL(work, st, "cannot sync %s: %s", work->dir, status_text(st)));
     st = node_write(work);
     if (!ok(st)) return st;
     MARK("lsm.store.resharded");
@@ -530,12 +571,15 @@ prepare_locked(struct work *work, const char *node_id, u32 shard_count,
                          stored, node_id);
     }
     if (shard_count > work->node.header.partition_count)
-        return WORK_FAIL(work, ST_INVALID, "more shards (%u) than partitions (%u)", shard_count,
-                         work->node.header.partition_count);
+        return MARKED("lsm.store.too_many_shards",
+                      WORK_FAIL(work, ST_INVALID, "more shards (%u) than partitions (%u)",
+                                shard_count, work->node.header.partition_count));
     /* A process that died after the rename and before the sync may have left a NODE that is not
      * durable: it must be before anything that it does not name is removed. */
     st = io_dir_sync(work->dir);
-    if (!ok(st)) return WORK_FAIL(work, st, "cannot sync %s: %s", work->dir, status_text(st));
+    if (!ok(st))
+        return MARKED("lsm.store.prepare_not_synced",
+                      WORK_FAIL(work, st, "cannot sync %s: %s", work->dir, status_text(st)));
     st = dirs_clean(work);
     if (ok(st) && shard_count != work->node.header.store_count)
         st = stores_reshard(work, shard_count, options);
@@ -556,10 +600,12 @@ store_prepare(const char *data_dir, const char *node_id, u32 shard_count,
     bool locked = false;
     /* Room for "/p0000-4095.18446744073709551615" and a file's name behind it. */
     if (strlen(data_dir) == 0 || strlen(data_dir) + 64 > STORE_DIR_BYTES) {
+        MARK("lsm.store.path_bad");
         st = WORK_FAIL(work, ST_INVALID, "the path of the data directory is empty or too long");
         goto out;
     }
     if (node_id != NULL && strlen(node_id) >= NODE_ID_BYTES) {
+        MARK("lsm.store.node_id_too_long");
         st = WORK_FAIL(work, ST_INVALID, "the node id is longer than %u bytes", NODE_ID_BYTES - 1);
         goto out;
     }
@@ -575,9 +621,10 @@ store_prepare(const char *data_dir, const char *node_id, u32 shard_count,
     st = io_dir_lock(data_dir);
     locked = ok(st);
     if (status_is(st, ST_LOCKED))
-        st = WORK_FAIL(work, st, "another server runs on %s", data_dir);
+        st = MARKED("lsm.store.locked", WORK_FAIL(work, st, "another server runs on %s", data_dir));
     else if (!ok(st))
-        st = WORK_FAIL(work, st, "cannot lock %s: %s", data_dir, status_text(st));
+        st = MARKED("lsm.store.lock_failed",
+                    WORK_FAIL(work, st, "cannot lock %s: %s", data_dir, status_text(st)));
     if (ok(st)) st = prepare_locked(work, node_id, shard_count, options);
     if (ok(st)) layout_describe(work, out);
 out:
@@ -612,6 +659,7 @@ store_verify(const char *data_dir,
     bool locked = ok(st);
     if (ok(st)) st = node_read(work);
     if (!ok(st) && locked) {
+        MARK("lsm.store.verify_node");
         const char *what = status_is(st, ST_NOT_FOUND) ? "file is missing" : status_text(st);
         report(arg, work->path, 0, error[0] != '\0' ? error : what);
     } else if (ok(st)) {

@@ -43,7 +43,7 @@ raw_reserve(struct table_cursor *self, u32 size)
     if (size <= self->raw_capacity) return ST_OK;
     u32 capacity = (u32)align_up(size, 4096);
     u8 *raw = mem_alloc(self->budget, capacity);
-    if (raw == NULL) return ST_NO_MEMORY;
+    if (raw == NULL) return MARKED("lsm.table_cursor.raw_no_memory", ST_NO_MEMORY);
     mem_free(self->budget, self->raw, self->raw_capacity);
     self->raw = raw;
     self->raw_capacity = capacity;
@@ -55,11 +55,14 @@ load_by_reader(struct table_cursor *self, u64 offset, u32 size)
 {
     const u8 *stored;
     status st = piece_reader_get(self->reader, offset, size, &stored);
-    if (status_is(st, ST_CORRUPT)) return table_corrupt(self->table, offset, "file is cut off");
+    if (status_is(st, ST_CORRUPT))
+        return MARKED("lsm.table_cursor.cut_off",
+                      table_corrupt(self->table, offset, "file is cut off"));
     if (!ok(st)) return st;
     struct table_block_header header;
     if (!ok(table_block_check(BYTES(stored, size), self->table->meta.file_id, offset, &header)))
-        return table_corrupt(self->table, offset, "block checksum");
+        return MARKED("lsm.table_cursor.block_checksum",
+                      table_corrupt(self->table, offset, "block checksum"));
     const u8 *payload = stored + sizeof(header);
     if (header.codec == LSM_CODEC_NONE) {
         st = table_block_open(BYTES(payload, header.raw_size), &self->view);
@@ -67,7 +70,9 @@ load_by_reader(struct table_cursor *self, u64 offset, u32 size)
         st = raw_reserve(self, header.raw_size);
         if (ok(st)) st = table_block_unpack(&header, payload, self->budget, self->raw, &self->view);
     }
-    if (status_is(st, ST_CORRUPT)) return table_corrupt(self->table, offset, "block content");
+    if (status_is(st, ST_CORRUPT))
+        return MARKED("lsm.table_cursor.block_content",
+                      table_corrupt(self->table, offset, "block content"));
     return st;
 }
 
@@ -80,7 +85,8 @@ load_by_cache(struct table_cursor *self, u32 index, u64 offset)
         table_block_fetch(self->table, self->cache, self->io_class, index, true, &self->pinned);
     if (!ok(st)) return st;
     if (!ok(table_block_open(BYTES(self->pinned->data, self->pinned->size), &self->view)))
-        return table_corrupt(self->table, offset, "block content");
+        return MARKED("lsm.table_cursor.cached_content",
+                      table_corrupt(self->table, offset, "block content"));
     return ST_OK;
 }
 
@@ -95,7 +101,8 @@ load(struct table_cursor *self, u32 index)
                                      : load_by_cache(self, index, offset);
     if (!ok(st)) return st;
     if (self->view.token_base != blocks->tokens[index])
-        return table_corrupt(self->table, offset, "block is not the one of the index");
+        return MARKED("lsm.table_cursor.wrong_block",
+                      table_corrupt(self->table, offset, "block is not the one of the index"));
     self->block = index;
     self->loaded = true;
     return ST_OK;
@@ -114,8 +121,9 @@ settle(struct table_cursor *self)
     }
     struct entry entry;
     if (!ok(table_block_entry(&self->view, self->at, &entry, NULL)))
-        return table_corrupt(self->table, table_index_offset(self->table->index, self->block),
-                             "record");
+        return MARKED("lsm.table_cursor.record",
+                      table_corrupt(self->table,
+                                    table_index_offset(self->table->index, self->block), "record"));
     self->cursor.entry = entry;
     self->cursor.valid = true;
     return ST_OK;
@@ -136,7 +144,9 @@ cursor_seek(struct cursor *cursor, u64 token, struct bytes key)
         if (!ok(st)) return st;
     }
     if (!ok(table_block_seek(&self->view, token, key, &self->at)))
-        return table_corrupt(self->table, table_index_offset(self->table->index, index), "record");
+        return MARKED(
+            "lsm.table_cursor.seek_record",
+            table_corrupt(self->table, table_index_offset(self->table->index, index), "record"));
     return settle(self);
 }
 
@@ -171,7 +181,7 @@ table_cursor_open(struct table *table, struct block_cache *cache, enum io_class 
                   u32 read_ahead_bytes, struct budget *budget, struct cursor **out)
 {
     struct table_cursor *self = mem_alloc_zero(budget, sizeof(*self));
-    if (self == NULL) return ST_NO_MEMORY;
+    if (self == NULL) return MARKED("lsm.table_cursor.no_memory", ST_NO_MEMORY);
     self->cursor.ops = &table_cursor_ops;
     self->table = table;
     self->cache = cache;

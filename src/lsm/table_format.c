@@ -5,6 +5,8 @@
  */
 #include "lsm/table_format.h"
 
+#include "base/fault.h"
+
 #include <stdio.h>
 
 void
@@ -41,7 +43,7 @@ table_block_check(struct bytes stored, u64 file_id, u64 offset, struct table_blo
     if (header.stored_size != stored.size - sizeof(header)) return ST_CORRUPT;
     u32 crc = crc32c(table_place_seed(file_id, offset), stored.data + sizeof(header.crc),
                      stored.size - sizeof(header.crc));
-    if (crc != header.crc) return ST_CORRUPT;
+    if (crc != header.crc) return MARKED("lsm.table_format.block_checksum", ST_CORRUPT);
     if (header.codec >= LSM_CODEC_COUNT) return ST_CORRUPT;
     if (!all_zero(header.reserved, sizeof(header.reserved))) return ST_CORRUPT;
     if (header.raw_size <= sizeof(struct table_raw_header)) return ST_CORRUPT;
@@ -354,6 +356,7 @@ table_index_find(const struct table_index *index, u64 token, struct bytes key)
 static status
 footer_bad(const char **what_out, const char *what)
 {
+    MARK("lsm.table_format.footer_refused");
     *what_out = what;
     return ST_CORRUPT;
 }
@@ -367,7 +370,8 @@ table_footer_decode(struct bytes page, u64 file_id, u64 file_bytes, struct table
     if (out->magic != TABLE_MAGIC) return footer_bad(what_out, "no table footer");
     u32 crc = crc32c(table_place_seed(file_id, file_bytes - TABLE_FOOTER_BYTES), page.data,
                      TABLE_FOOTER_BYTES - sizeof(out->crc));
-    if (crc != out->crc) return footer_bad(what_out, "footer checksum");
+    if (crc != out->crc)
+        return MARKED("lsm.table_format.footer_checksum", footer_bad(what_out, "footer checksum"));
     if (out->format != TABLE_FORMAT) return footer_bad(what_out, "unknown table format");
     if (out->file_id != file_id) return footer_bad(what_out, "footer of another file");
     if (out->file_bytes != file_bytes) return footer_bad(what_out, "file size");

@@ -45,16 +45,20 @@ table_footer_read(struct io_file *file, u64 file_id, u64 file_bytes, struct budg
                   struct table_footer *out, const char **what_out)
 {
     *what_out = "file size";
-    if (file_bytes % IO_ALIGNMENT != 0 || file_bytes < 2 * TABLE_FOOTER_BYTES) return ST_CORRUPT;
+    if (file_bytes % IO_ALIGNMENT != 0 || file_bytes < 2 * TABLE_FOOTER_BYTES)
+        return MARKED("lsm.table.size_impossible", ST_CORRUPT);
     u64 size;
     status st = io_file_size(file, &size);
     if (!ok(st)) return st;
-    if (size != file_bytes) return ST_CORRUPT;
+    if (size != file_bytes) return MARKED("lsm.table.size_differs", ST_CORRUPT);
     u8 *page = mem_alloc_aligned(budget, TABLE_FOOTER_BYTES, IO_ALIGNMENT);
-    if (page == NULL) return ST_NO_MEMORY;
+    if (page == NULL) return MARKED("lsm.table.footer_no_memory", ST_NO_MEMORY);
     st = io_file_read(file, IO_CLASS_READ, page, TABLE_FOOTER_BYTES,
                       file_bytes - TABLE_FOOTER_BYTES);
-    if (status_is(st, ST_END)) st = ST_CORRUPT;
+    if (status_is(st, ST_END)) {
+        MARK("lsm.table.footer_cut_off");
+        st = ST_CORRUPT;
+    }
     if (ok(st))
         st = table_footer_decode(BYTES(page, TABLE_FOOTER_BYTES), file_id, file_bytes, out,
                                  what_out);
@@ -68,10 +72,10 @@ section_read(struct io_file *file, const struct table_footer *footer, u64 offset
              struct budget *budget, u8 **out)
 {
     u8 *section = mem_alloc_aligned(budget, size, 64);
-    if (section == NULL) return ST_NO_MEMORY;
+    if (section == NULL) return MARKED("lsm.table.section_no_memory", ST_NO_MEMORY);
     status st = piece_read(file, footer->file_bytes, IO_CLASS_READ, budget, section, offset, size);
     if (ok(st) && crc32c(table_place_seed(footer->file_id, offset), section, size) != crc)
-        st = ST_CORRUPT;
+        st = MARKED("lsm.table.section_checksum", ST_CORRUPT);
     if (!ok(st)) {
         mem_free(budget, section, size);
         return st;
@@ -84,7 +88,8 @@ MAY_YIELD status
 table_index_read(struct io_file *file, const struct table_footer *footer, struct budget *budget,
                  struct table_index *out)
 {
-    if (footer->index_bytes < sizeof(struct table_index_header)) return ST_CORRUPT;
+    if (footer->index_bytes < sizeof(struct table_index_header))
+        return MARKED("lsm.table.index_short", ST_CORRUPT);
     u8 *section;
     status st = section_read(file, footer, footer->block_bytes, footer->index_bytes,
                              footer->index_crc, budget, &section);
@@ -93,7 +98,7 @@ table_index_read(struct io_file *file, const struct table_footer *footer, struct
     if (ok(st) &&
         (out->block_count != footer->block_count || out->tokens[0] != footer->token_first ||
          out->tokens[out->block_count - 1] > footer->token_last))
-        st = ST_CORRUPT;
+        st = MARKED("lsm.table.index_differs", ST_CORRUPT);
     if (!ok(st)) {
         mem_free(budget, section, footer->index_bytes);
         return st;
@@ -142,13 +147,17 @@ sections_load(struct table_open *open, struct table_footer *footer)
     u64 footer_offset = table->meta.file_bytes - TABLE_FOOTER_BYTES;
     status st = table_footer_read(table->file, table->meta.file_id, table->meta.file_bytes,
                                   table->budget, footer, &what);
-    if (status_is(st, ST_CORRUPT)) return table_corrupt(table, footer_offset, what);
+    if (status_is(st, ST_CORRUPT))
+        return MARKED("lsm.table.footer_damaged", table_corrupt(table, footer_offset, what));
     if (!ok(st)) return st;
     if (!table_footer_matches(footer, &table->meta))
-        return table_corrupt(table, footer_offset, "footer does not match the manifest");
+        return MARKED("lsm.table.footer_differs",
+                      table_corrupt(table, footer_offset, "footer does not match the manifest"));
 
     st = table_index_read(table->file, footer, table->budget, &open->index);
-    if (status_is(st, ST_CORRUPT)) return table_corrupt(table, footer->block_bytes, "index");
+    if (status_is(st, ST_CORRUPT))
+        return MARKED("lsm.table.index_damaged",
+                      table_corrupt(table, footer->block_bytes, "index"));
     if (!ok(st)) return st;
     table->index = &open->index;
 
@@ -159,7 +168,8 @@ sections_load(struct table_open *open, struct table_footer *footer)
         return ST_OK;
     }
     if (status_is(st, ST_CORRUPT))
-        return table_corrupt(table, footer->block_bytes + footer->index_bytes, "filter");
+        return MARKED("lsm.table.filter_damaged",
+                      table_corrupt(table, footer->block_bytes + footer->index_bytes, "filter"));
     if (ok(st)) table->filter = &open->filter;
     return st;
 }
@@ -181,7 +191,7 @@ table_open(const char *dir, const struct table_meta *meta, struct budget *budget
     char path[LSM_PATH_BYTES];
     table_path(path, dir, meta->file_id);
     struct table_open *open = mem_alloc_zero(budget, sizeof(*open));
-    if (open == NULL) return ST_NO_MEMORY;
+    if (open == NULL) return MARKED("lsm.table.no_memory", ST_NO_MEMORY);
     struct table *table = &open->table;
     table->meta = *meta;
     table->ref_count = 1;
@@ -191,7 +201,9 @@ table_open(const char *dir, const struct table_meta *meta, struct budget *budget
 
     struct table_footer *footer = mem_alloc(budget, sizeof(*footer));
     open->closer = file_closer_new(path);
-    status st = footer == NULL || open->closer == NULL ? ST_NO_MEMORY : ST_OK;
+    status st = ST_OK;
+    if (footer == NULL || open->closer == NULL)
+        st = MARKED("lsm.table.open_no_memory", ST_NO_MEMORY);
     if (ok(st)) st = io_file_open(path, IO_OPEN_READ, &table->file);
     if (ok(st)) st = sections_load(open, footer);
     mem_free(budget, footer, sizeof(*footer));
@@ -250,7 +262,7 @@ block_read(struct table *table, enum io_class io_class, u64 offset, u32 size, st
     u64 first = align_down(offset, IO_ALIGNMENT);
     u32 span = (u32)(align_up(offset + size, IO_ALIGNMENT) - first);
     u8 *buffer = mem_alloc_aligned(table->budget, span, IO_ALIGNMENT);
-    if (buffer == NULL) return ST_NO_MEMORY;
+    if (buffer == NULL) return MARKED("lsm.table.block_no_memory", ST_NO_MEMORY);
     status st = ST_OK;
     for (u32 done = 0; ok(st) && done < span;) {
         u32 part = MIN(span - done, LIMIT_IO_BYTES);
@@ -261,12 +273,13 @@ block_read(struct table *table, enum io_class io_class, u64 offset, u32 size, st
         table->stats->reads++;
         table->stats->read_bytes += span;
     }
-    if (status_is(st, ST_END)) st = table_corrupt(table, offset, "file is cut off");
+    if (status_is(st, ST_END))
+        st = MARKED("lsm.table.block_cut_off", table_corrupt(table, offset, "file is cut off"));
     struct block *block = NULL;
     struct table_block_header header;
     const u8 *stored = buffer + (offset - first);
     if (ok(st) && !ok(table_block_check(BYTES(stored, size), table->meta.file_id, offset, &header)))
-        st = table_corrupt(table, offset, "block checksum");
+        st = MARKED("lsm.table.block_checksum", table_corrupt(table, offset, "block checksum"));
     if (ok(st)) {
         block = block_new(table->budget, table->meta.file_id, offset, header.raw_size);
         if (block == NULL) st = ST_NO_MEMORY;
@@ -275,7 +288,8 @@ block_read(struct table *table, enum io_class io_class, u64 offset, u32 size, st
         struct table_block view;
         st =
             table_block_unpack(&header, stored + sizeof(header), table->budget, block->data, &view);
-        if (status_is(st, ST_CORRUPT)) st = table_corrupt(table, offset, "block content");
+        if (status_is(st, ST_CORRUPT))
+            st = MARKED("lsm.table.block_content", table_corrupt(table, offset, "block content"));
     }
     mem_free(table->budget, buffer, span);
     if (!ok(st)) {
@@ -377,6 +391,7 @@ search_ends(struct table *table, enum search result, u32 index, status *st)
         *st = not_found(table, result == SEARCH_ABSENT);
         return true;
     case SEARCH_BAD:
+        MARK("lsm.table.search_content");
         *st = table_corrupt(table, table_index_offset(table->index, index), "block content");
         return true;
     case SEARCH_NEXT_BLOCK:

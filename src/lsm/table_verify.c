@@ -60,17 +60,21 @@ separator_verify(struct verify *v, const struct entry *entry)
     bool has = v->run < v->index.run_count && v->index.run_blocks[v->run] == v->block;
     bool must = v->any && v->last.token == entry->token;
     u64 offset = v->footer.block_bytes;
-    if (has != must) return bad(v, offset, "index separators");
+    if (has != must)
+        return MARKED("lsm.table_verify.separator_missing", bad(v, offset, "index separators"));
     if (!has) return ST_OK;
     u32 begin = v->run == 0 ? 0 : v->index.run_ends[v->run - 1] & ~TABLE_RUN_SAME_KEY;
     u32 end = v->index.run_ends[v->run] & ~TABLE_RUN_SAME_KEY;
     bool same = v->index.run_ends[v->run] & TABLE_RUN_SAME_KEY;
     struct bytes separator = BYTES(v->index.separators + begin, end - begin);
     v->run++;
-    if (same != bytes_equal(v->last.key, entry->key)) return bad(v, offset, "index separators");
-    if (bytes_compare(separator, entry->key) > 0) return bad(v, offset, "index separators");
+    if (same != bytes_equal(v->last.key, entry->key))
+        return MARKED("lsm.table_verify.separator_kind", bad(v, offset, "index separators"));
+    if (bytes_compare(separator, entry->key) > 0)
+        return MARKED("lsm.table_verify.separator_high", bad(v, offset, "index separators"));
     int before = bytes_compare(v->last.key, separator);
-    if (same ? before != 0 : before >= 0) return bad(v, offset, "index separators");
+    if (same ? before != 0 : before >= 0)
+        return MARKED("lsm.table_verify.separator_low", bad(v, offset, "index separators"));
     return ST_OK;
 }
 
@@ -96,11 +100,13 @@ entry_verify(void *arg, const struct entry *entry)
 {
     struct verify *v = arg;
     u64 offset = table_index_offset(&v->index, v->block);
-    if (v->any && entry_compare(&v->last, entry) >= 0) return bad(v, offset, "order of blocks");
+    if (v->any && entry_compare(&v->last, entry) >= 0)
+        return MARKED("lsm.table_verify.block_order", bad(v, offset, "order of blocks"));
     const struct table_filter *filter = &v->filter;
     if (filter->lines != NULL && !bloom_may_contain(filter->lines, filter->line_count,
                                                     filter->probes, hash_key(entry->key, 0)))
-        return bad(v, v->footer.block_bytes + v->footer.index_bytes, "filter misses a key");
+        return MARKED("lsm.table_verify.filter_misses",
+                      bad(v, v->footer.block_bytes + v->footer.index_bytes, "filter misses a key"));
     if (!v->any) v->counted.token_first = entry->token;
     count(&v->counted, entry);
     v->last = *entry;
@@ -113,33 +119,40 @@ block_verify(struct verify *v, u64 offset, u32 size)
 {
     const u8 *stored;
     status st = piece_reader_get(v->reader, offset, size, &stored);
-    if (status_is(st, ST_CORRUPT)) return bad(v, offset, "file is cut off");
+    if (status_is(st, ST_CORRUPT))
+        return MARKED("lsm.table_verify.cut_off", bad(v, offset, "file is cut off"));
     if (!ok(st)) return st;
     piece_hash_add(v->hash, BYTES(stored, size));
     struct table_block_header header;
     if (!ok(table_block_check(BYTES(stored, size), v->meta->file_id, offset, &header)))
-        return bad(v, offset, "block checksum");
+        return MARKED("lsm.table_verify.block_checksum", bad(v, offset, "block checksum"));
     if (header.raw_size > v->raw_capacity) {
         mem_free(v->budget, v->raw, v->raw_capacity);
         v->raw_capacity = (u32)align_up(header.raw_size, 4096);
         v->raw = mem_alloc(v->budget, v->raw_capacity);
         if (v->raw == NULL) {
+            MARK("lsm.table_verify.raw_no_memory");
             v->raw_capacity = 0;
             return ST_NO_MEMORY;
         }
     }
     struct table_block view;
     st = table_block_unpack(&header, stored + sizeof(header), v->budget, v->raw, &view);
-    if (status_is(st, ST_CORRUPT)) return bad(v, offset, "block content");
+    if (status_is(st, ST_CORRUPT))
+        return MARKED("lsm.table_verify.block_content", bad(v, offset, "block content"));
     if (!ok(st)) return st;
-    if (view.token_base != v->index.tokens[v->block]) return bad(v, offset, "first token of block");
+    if (view.token_base != v->index.tokens[v->block])
+        return MARKED("lsm.table_verify.first_token", bad(v, offset, "first token of block"));
 
     struct entry first;
-    if (!ok(table_block_entry(&view, 0, &first, NULL))) return bad(v, offset, "record");
+    if (!ok(table_block_entry(&view, 0, &first, NULL)))
+        return MARKED("lsm.table_verify.record", bad(v, offset, "record"));
     st = separator_verify(v, &first);
     if (!ok(st)) return st;
     st = table_block_iterate(&view, entry_verify, v);
-    if (!ok(st)) return v->what != NULL ? st : bad(v, offset, "block content");
+    if (!ok(st))
+        return MARKED("lsm.table_verify.block_entries",
+                      v->what != NULL ? st : bad(v, offset, "block content"));
     /* The block's bytes go: keep what the next one is compared with. */
     memcpy(v->last_key, v->last.key.data, v->last.key.size);
     v->last.key.data = v->last_key;
@@ -157,11 +170,12 @@ tail_verify(struct verify *v)
         u32 part = (u32)MIN(HASH_PIECE_BYTES, v->meta->file_bytes - at);
         const u8 *data;
         status st = piece_reader_get(v->reader, at, part, &data);
-        if (status_is(st, ST_CORRUPT)) return bad(v, at, "file is cut off");
+        if (status_is(st, ST_CORRUPT))
+            return MARKED("lsm.table_verify.tail_cut_off", bad(v, at, "file is cut off"));
         if (!ok(st)) return st;
         piece_hash_add(v->hash, BYTES(data, part));
         for (u64 i = MAX(at, zeros); i < MIN(at + part, zeros_end); i++)
-            if (data[i - at] != 0) return bad(v, i, "padding");
+            if (data[i - at] != 0) return MARKED("lsm.table_verify.padding", bad(v, i, "padding"));
         at += part;
         st = pace_add(&v->pace, part);
         if (!ok(st)) return st;
@@ -176,19 +190,22 @@ counts_verify(struct verify *v)
     const struct table_meta *meta = v->meta;
     if (counted->expiring_count == 0) counted->expire_min_ms = 0;
     u64 offset = meta->file_bytes - TABLE_FOOTER_BYTES;
-    if (v->run != v->index.run_count) return bad(v, v->footer.block_bytes, "index separators");
+    if (v->run != v->index.run_count)
+        return MARKED("lsm.table_verify.separators_left",
+                      bad(v, v->footer.block_bytes, "index separators"));
     if (counted->entry_count != meta->entry_count || counted->delete_count != meta->delete_count ||
         counted->expiring_count != meta->expiring_count ||
         counted->data_bytes != meta->data_bytes ||
         meta->entries_all_expire != (counted->expiring_count == counted->entry_count))
-        return bad(v, offset, "entry counts");
+        return MARKED("lsm.table_verify.counts", bad(v, offset, "entry counts"));
     if (counted->token_first != meta->token_first || counted->token_last != meta->token_last ||
         counted->seq_min != meta->seq_min || counted->seq_max != meta->seq_max ||
         counted->version_min != meta->version_min || counted->version_max != meta->version_max ||
         counted->expire_min_ms != meta->expire_min_ms ||
         counted->expire_max_ms != meta->expire_max_ms)
-        return bad(v, offset, "ranges of the entries");
-    if (piece_hash_value(v->hash) != meta->file_hash) return bad(v, 0, "hash of the file");
+        return MARKED("lsm.table_verify.ranges", bad(v, offset, "ranges of the entries"));
+    if (piece_hash_value(v->hash) != meta->file_hash)
+        return MARKED("lsm.table_verify.hash", bad(v, 0, "hash of the file"));
     return ST_OK;
 }
 
@@ -199,18 +216,22 @@ sections_verify(struct verify *v)
     const char *what = "footer";
     status st = table_footer_read(v->file, v->meta->file_id, v->meta->file_bytes, v->budget,
                                   &v->footer, &what);
-    if (status_is(st, ST_CORRUPT)) return bad(v, footer_offset, what);
+    if (status_is(st, ST_CORRUPT))
+        return MARKED("lsm.table_verify.footer", bad(v, footer_offset, what));
     if (!ok(st)) return st;
     if (!table_footer_matches(&v->footer, v->meta))
-        return bad(v, footer_offset, "footer does not match the manifest");
+        return MARKED("lsm.table_verify.footer_differs",
+                      bad(v, footer_offset, "footer does not match the manifest"));
     st = table_index_read(v->file, &v->footer, v->budget, &v->index);
-    if (status_is(st, ST_CORRUPT)) return bad(v, v->footer.block_bytes, "index");
+    if (status_is(st, ST_CORRUPT))
+        return MARKED("lsm.table_verify.index", bad(v, v->footer.block_bytes, "index"));
     if (!ok(st) || v->footer.filter_bytes == 0) return st;
     st = table_filter_read(v->file, &v->footer, v->budget, &v->filter);
     if (status_is(st, ST_CORRUPT))
-        return bad(v, v->footer.block_bytes + v->footer.index_bytes, "filter");
+        return MARKED("lsm.table_verify.filter",
+                      bad(v, v->footer.block_bytes + v->footer.index_bytes, "filter"));
     /* Without memory for it its bytes are still covered by the file's hash. */
-    return status_is(st, ST_NO_MEMORY) ? ST_OK : st;
+    return status_is(st, ST_NO_MEMORY) ? MARKED("lsm.table_verify.filter_no_memory", ST_OK) : st;
 }
 
 MAY_YIELD static status
@@ -219,7 +240,7 @@ verify_run(struct verify *v)
     status st = sections_verify(v);
     if (!ok(st)) return st;
     v->hash = piece_hash_new(v->budget);
-    if (v->hash == NULL) return ST_NO_MEMORY;
+    if (v->hash == NULL) return MARKED("lsm.table_verify.hash_no_memory", ST_NO_MEMORY);
     st = piece_reader_open(v->file, v->meta->file_bytes, IO_CLASS_COMPACTION, PIECE_BYTES,
                            v->budget, &v->reader);
     if (!ok(st)) return st;
@@ -240,7 +261,7 @@ table_verify(const char *dir, const struct table_meta *meta, u64 bytes_per_s, st
              u64 *offset_out, const char **what_out)
 {
     struct verify *v = mem_alloc_zero(budget, sizeof(*v));
-    if (v == NULL) return ST_NO_MEMORY;
+    if (v == NULL) return MARKED("lsm.table_verify.no_memory", ST_NO_MEMORY);
     v->meta = meta;
     v->budget = budget;
     v->counted.seq_min = v->counted.version_min = v->counted.expire_min_ms = UINT64_MAX;

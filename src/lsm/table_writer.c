@@ -68,7 +68,7 @@ growing_append(struct growing *array, struct budget *budget, const void *data, s
         while (capacity - array->size < size)
             capacity *= 2;
         u8 *grown = mem_realloc(budget, array->data, array->capacity, capacity);
-        if (grown == NULL) return false;
+        if (grown == NULL) return MARKED("lsm.table_writer.array_no_memory", false);
         array->data = grown;
         array->capacity = capacity;
     }
@@ -116,7 +116,7 @@ table_writer_open(const struct table_writer_options *options, struct table_write
 {
     struct budget *budget = options->budget;
     struct table_writer *writer = mem_alloc_zero(budget, sizeof(*writer));
-    if (writer == NULL) return ST_NO_MEMORY;
+    if (writer == NULL) return MARKED("lsm.table_writer.no_memory", ST_NO_MEMORY);
     writer->options = *options;
     writer->failed = ST_OK;
     writer->raw_limit = options->codec == LSM_CODEC_NONE ? TABLE_RAW_BYTES : TABLE_UNIT_BYTES;
@@ -139,7 +139,7 @@ table_writer_open(const struct table_writer_options *options, struct table_write
         writer->codec_state = mem_alloc(budget, codec_state_bytes(options->codec));
         room = writer->stored != NULL && writer->codec_state != NULL;
     }
-    status st = room ? ST_OK : ST_NO_MEMORY;
+    status st = room ? ST_OK : MARKED("lsm.table_writer.buffers_no_memory", ST_NO_MEMORY);
     char path[LSM_PATH_BYTES];
     table_path(path, options->dir, options->file_id);
     if (ok(st)) st = piece_writer_open(&writer->file, path, options->io_class, budget);
@@ -215,7 +215,8 @@ block_finish(struct table_writer *writer)
 
     u32 low = (u32)offset;
     u8 high = (u8)(offset >> 32);
-    if (offset >> 40 != 0 || writer->block_count == UINT32_MAX - 1) return ST_TOO_LARGE;
+    if (offset >> 40 != 0 || writer->block_count == UINT32_MAX - 1)
+        return MARKED("lsm.table_writer.file_too_large", ST_TOO_LARGE);
     struct budget *budget = writer->options.budget;
     if (!growing_append(&writer->index_tokens, budget, &writer->tokens[0], 8) ||
         !growing_append(&writer->index_low, budget, &low, 4) ||
@@ -244,7 +245,8 @@ separator_add(struct table_writer *writer, const struct entry *entry)
         separator.size = shared + 1;
     }
     u32 end = (u32)(writer->separators.size + separator.size);
-    if (writer->separators.size + separator.size >= TABLE_RUN_SAME_KEY) return ST_TOO_LARGE;
+    if (writer->separators.size + separator.size >= TABLE_RUN_SAME_KEY)
+        return MARKED("lsm.table_writer.separators_too_large", ST_TOO_LARGE);
     if (same_key) end |= TABLE_RUN_SAME_KEY;
     struct budget *budget = writer->options.budget;
     if (!growing_append(&writer->run_blocks, budget, &writer->block_count, 4) ||
@@ -265,6 +267,7 @@ block_begin(struct table_writer *writer, const struct entry *entry, u64 need)
         u8 *raw = mem_alloc(budget, capacity);
         u8 *stored = writer->stored == NULL ? NULL : mem_alloc(budget, capacity);
         if (raw == NULL || (writer->stored != NULL && stored == NULL)) {
+            MARK("lsm.table_writer.large_no_memory");
             mem_free(budget, raw, capacity);
             return ST_NO_MEMORY;
         }
@@ -318,7 +321,8 @@ blob_count(struct table_meta *meta, const struct entry *entry)
         meta->blob_refs[i].bytes += bytes;
         return ST_OK;
     }
-    if (meta->blob_ref_count == TABLE_BLOB_REFS_MAX) return ST_TOO_LARGE;
+    if (meta->blob_ref_count == TABLE_BLOB_REFS_MAX)
+        return MARKED("lsm.table_writer.too_many_blobs", ST_TOO_LARGE);
     meta->blob_refs[meta->blob_ref_count++] =
         (struct table_blob_ref){.file_id = pointer.file_id, .bytes = bytes};
     return ST_OK;
@@ -459,7 +463,7 @@ index_write(struct table_writer *writer, struct table_footer *footer)
     u64 end = footer->block_bytes;
     u32 low = (u32)end;
     u8 high = (u8)(end >> 32);
-    if (end >> 40 != 0) return ST_TOO_LARGE;
+    if (end >> 40 != 0) return MARKED("lsm.table_writer.index_too_far", ST_TOO_LARGE);
     struct budget *budget = writer->options.budget;
     if (!growing_append(&writer->index_low, budget, &low, 4) ||
         !growing_append(&writer->index_high, budget, &high, 1))
@@ -563,9 +567,15 @@ table_writer_finish(struct table_writer *writer, struct table_meta *meta)
 {
     struct budget *budget = writer->options.budget;
     status st = writer->failed;
-    if (ok(st) && writer->meta.entry_count == 0) st = ST_INVALID;
+    if (ok(st) && writer->meta.entry_count == 0) {
+        MARK("lsm.table_writer.empty");
+        st = ST_INVALID;
+    }
     struct table_footer *footer = mem_alloc_zero(budget, sizeof(*footer));
-    if (ok(st) && footer == NULL) st = ST_NO_MEMORY;
+    if (ok(st) && footer == NULL) {
+        MARK("lsm.table_writer.footer_no_memory");
+        st = ST_NO_MEMORY;
+    }
     if (ok(st)) st = tail_write(writer, footer);
     mem_free(budget, footer, sizeof(*footer));
     if (ok(st)) {

@@ -10,6 +10,7 @@
  */
 #include "server/exec.h"
 
+#include "base/fault.h"
 #include "server/command_table.h"
 #include "server/native.h"
 
@@ -428,9 +429,11 @@ exec_wait(struct exec *x, void (*handler)(struct exec *x))
             shard->stats->lock_waits = shard->locks.waits;
         }
     }
+    if (BUGGIFY("server.exec.late_run")) fiber_sleep_ns(NS_PER_MS);
     x->now_ms = io_wall_ms();
     if (ok(x->failure)) handler(x);
     drop_value(x);
+    if (BUGGIFY("server.exec.late_write")) fiber_sleep_ns(NS_PER_MS);
     if (ok(x->failure) && x->op_count != 0) {
         struct lsm_batch batch;
         lsm_batch_init(&batch, &shard->budget);

@@ -5,6 +5,7 @@
  */
 #include <stdio.h>
 
+#include "base/fault.h"
 #include "server/cmd.h"
 #include "server/cut.h"
 #include "server/glob.h"
@@ -300,6 +301,7 @@ scan_here(void *arg)
     call->st = lsm_scan_open(shard->lsm, held != NULL ? held->snapshot : NULL,
                              request->header.keyspace, from_token, from_key, last_token, &scan);
     u32 bytes_max = CLAMP(request->scan.bytes_max, 1u, SCAN_PAGE_BYTES_MAX);
+    if (BUGGIFY("server.native.short_page")) bytes_max = MIN(bytes_max, 256u);
     for (u32 looked = 0; ok(call->st); looked++) {
         if (call->count >= request->scan.entries_max || entries.size >= bytes_max ||
             looked >= SCAN_LOOKED_MAX)

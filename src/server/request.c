@@ -14,6 +14,7 @@ request_new(struct shard *shard, const struct command *command, const struct byt
             u32 arg_count)
 {
     if (shard->request_count >= SHARD_REQUESTS_MAX) return NULL;
+    if (shard->request_count > 0 && BUGGIFY("server.request.table_full")) return NULL;
     size_t memory = sizeof(struct request) + arg_count * sizeof(struct bytes);
     for (u32 i = 0; i < arg_count; i++)
         memory += args[i].size;
@@ -273,7 +274,7 @@ static void
 reply_is_safe(struct durable_wait *wait, bool failed)
 {
     struct request *request = CONTAINER_OF(wait, struct request, durable);
-    request->unknown = failed;
+    if (failed) request->unknown = true; /* it may be already: there was no room for the reply */
     request->seq = 0; /* this store's; the home shard would wait for its own to come so far */
     send_back(request);
 }
@@ -353,6 +354,7 @@ run_on_fiber(struct work *work)
     struct exec x;
     struct resp_writer w;
     exec_of_request(&x, request, &w, shard);
+    if (BUGGIFY("server.request.late_fiber")) fiber_sleep_ns(2 * NS_PER_MS);
     shard->stats->requests_fiber++;
     if (request->command->flags & COMMAND_NATIVE && native_too_late(request->args[0], request)) {
         native_failure(request->args[0], &w, ST_TIMED_OUT);

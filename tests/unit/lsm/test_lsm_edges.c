@@ -16,6 +16,7 @@
 #include "io/io.h"
 #include "io/sim.h"
 #include "lsm/lsm_internal.h"
+#include "lsm/piece_io.h"
 #include "lsm/range_list.h"
 
 #define DIR "/store"
@@ -415,6 +416,33 @@ held_writes_show_nothing_until_all_are_released(void **state)
     sim_free(w.sim);
 }
 
+/* Closing needs a fiber, and there is none until the shard has nothing else to do. */
+static status
+closes_at_the_end_body(void *arg)
+{
+    (void)arg;
+    struct io_file *file;
+    status st = io_file_open(":memory:/t", IO_OPEN_WRITE | IO_OPEN_CREATE, &file);
+    if (!ok(st)) return st;
+    struct file_closer *closer = file_closer_new(":memory:/t");
+    CHECK(closer != NULL);
+    u64 rest = budget_available(io_budget());
+    CHECK(budget_take(io_budget(), rest));
+    file_closer_close(closer, file, true);
+    budget_give(io_budget(), rest);
+    return ST_OK;
+}
+
+static void
+a_shard_does_not_end_before_its_files_are_closed(void **state)
+{
+    struct world w;
+    world_init(&w, 7);
+    assert_true(ok(sim_run(w.sim, 1, closes_at_the_end_body, NULL)));
+    assert_true(sim_mark_count(w.sim, "lsm.file_closer.no_fiber") > 0);
+    sim_free(w.sim);
+}
+
 int
 main(void)
 {
@@ -426,6 +454,7 @@ main(void)
         cmocka_unit_test(closing_does_not_wait_for_a_compaction_or_a_count),
         cmocka_unit_test(lone_small_writes_do_not_make_a_long_log),
         cmocka_unit_test(held_writes_show_nothing_until_all_are_released),
+        cmocka_unit_test(a_shard_does_not_end_before_its_files_are_closed),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,0 +1,529 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * history.c -- the whole of one seed: processes of the server begin and end, clients work
+ * meanwhile, faults come and go, and in the end everything must be well.
+ *
+ *   phase   start (perhaps cut while recovering, again and again) -> ready, what came before is
+ *           judged -> clients work, clocks step, disks fill -> power cut, kill or orderly stop
+ *   calm    no faults from here on: every request is answered, then after a restart none is
+ *           refused and every key is read
+ *   close   an orderly stop, which must leave nothing behind; the last judgement; verification
+ *
+ * All of this runs outside of the simulated machines, between two events.
+ */
+#include "client.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "lsm/store.h"
+
+#define DATA_DIR    "/data"
+#define SERVER_HOST "10.0.0.1"
+
+/* Virtual time that a start, a stop and the answers of the calm may take. */
+#define START_NS_MAX (900 * NS_PER_S)
+#define STOP_NS_MAX  (900 * NS_PER_S)
+#define CALM_NS_MAX  (600 * NS_PER_S)
+#define STARTS_MAX   40u
+/* Against a world in which nothing comes forward. */
+#define EVENTS_MAX 30000000ull
+
+struct run *run;
+
+/* What a process of the server ended like, until it is judged when the next one is ready. */
+static struct {
+    bool any, orderly, power;
+    u64 ended_ns;
+} end;
+
+/* ---- a process ---- */
+
+static MAY_YIELD void
+operator_main(void *arg)
+{
+    struct server *server = arg;
+    struct prng prng;
+    prng_init(&prng, run->options->seed * 31 + run->starts * 8 + io_shard_index());
+    while (!io_stopping()) {
+        fiber_sleep_ns(prng_range(&prng, NS_PER_MS, 150 * NS_PER_MS));
+        if (io_stopping() || !server_ready(server) || run->calm) continue;
+        bool compacts = prng_chance(&prng, 1, 3);
+        struct server_action_call call = {
+            .server = server, .action = compacts ? SERVER_ACTION_COMPACT : SERVER_ACTION_FLUSH};
+        server_action_call(&call);
+        *(compacts ? &run->stats.compactions : &run->stats.flushes) += ok(call.result);
+    }
+}
+
+static MAY_YIELD status
+server_main(void *arg)
+{
+    if (run->knobs.operates && !ok(fiber_spawn(FIBER_BACKGROUND, "operator", operator_main, arg)))
+        run->stats.starts_failed += 0; /* an allocation was refused: without one, then */
+    return server_shard_main(arg);
+}
+
+static void
+config_fill(struct server_config *config)
+{
+    const struct knobs *knobs = &run->knobs;
+    config_init_for_test(config, DATA_DIR, run->shards);
+    config->memory_bytes = knobs->memory_per_shard * run->shards;
+    config->durability = knobs->durability;
+    config->sync_interval_ms = knobs->sync_interval_ms;
+    config->codec = knobs->codec;
+    config->codec_last = knobs->codec_last;
+    config->blob_threshold_bytes = knobs->blob_threshold;
+    config->scrub_rate_bytes = knobs->scrub_rate;
+    config->client_output_limit_bytes = knobs->output_limit;
+    config->disk_reserve_bytes = MIB(1);
+    snprintf(config->endpoint.host, sizeof(config->endpoint.host), "%s", SERVER_HOST);
+}
+
+static void
+process_begin(void)
+{
+    if (run->starts > 0 && prng_chance(&run->prng, run->knobs.resize_part, 100)) {
+        u32 shards = (u32)prng_range(&run->prng, 1, 4);
+        run->stats.resizes += shards != run->shards;
+        run->shards = shards;
+    }
+    config_fill(&run->config);
+    run->starts++;
+    run->stats.starts++;
+    run->server = server_new(&run->config, (u32)run->starts);
+    CHECK(run->server != NULL);
+    struct io_node_config node = {
+        .shard_count = run->shards,
+        .memory_bytes = run->config.memory_bytes,
+        .shard_main = server_main,
+        .arg = run->server,
+    };
+    status st = sim_node_start(run->server_node, &node);
+    CHECK(ok(st));
+}
+
+/* It has ended, whatever the way. */
+static void
+process_ended(bool orderly, bool power)
+{
+    bool was_ready = run->serving;
+    run->serving = false;
+    sim_faults_clear(run->sim);
+    clients_cut();
+    run->position++;
+    if (was_ready || !end.any) {
+        end.any = true;
+        end.orderly = orderly;
+        end.ended_ns = sim_now_ns(run->sim);
+        end.power = false;
+    }
+    /* What a kill left may still be lost to a power cut before it was recovered. */
+    if (!orderly && power) end.power = true;
+    server_free(run->server);
+    run->server = NULL;
+}
+
+static bool
+server_alive(void)
+{
+    return sim_node_running(run->server_node);
+}
+
+static bool
+step(void)
+{
+    if (run_over()) return false;
+    if (!sim_step(run->sim)) {
+        violated("deadlock", "nothing will ever happen again");
+        return false;
+    }
+    if (sim_event_count(run->sim) > EVENTS_MAX) {
+        violated("endless", "%llu events, and no end",
+                 (unsigned long long)sim_event_count(run->sim));
+        return false;
+    }
+    return !run_over();
+}
+
+static void
+crash(bool power)
+{
+    sim_crash_keeps_all_set(run->sim, !power);
+    sim_node_crash(run->server_node);
+    *(power ? &run->stats.power_cuts : &run->stats.kills) += 1;
+}
+
+static bool
+crash_allowed(bool power)
+{
+    return sim_fault_inject(run->sim, power ? SIM_FAULT_POWER_CUT : SIM_FAULT_KILL);
+}
+
+/* Whether the process came up. */
+static bool
+process_try(void)
+{
+    bool cut = !run->calm && run->starts > 0 &&
+               prng_chance(&run->prng, run->knobs.recovery_crash_part, 100);
+    bool power = prng_chance(&run->prng, 1, 2);
+    u64 n = prng_below(&run->prng, prng_chance(&run->prng, 1, 2) ? 20 : 200);
+    if (cut && crash_allowed(power)) {
+        sim_crash_keeps_all_set(run->sim, !power);
+        sim_crash_at(run->sim, SIM_POINT_IO, n);
+    }
+    process_begin();
+    u64 deadline_ns = sim_now_ns(run->sim) + START_NS_MAX;
+    while (server_alive() && !server_ready(run->server)) {
+        if (!step()) return false;
+        if (sim_now_ns(run->sim) > deadline_ns) {
+            violated("start_hangs", "the node is not ready after %llu s",
+                     (unsigned long long)(START_NS_MAX / NS_PER_S));
+            return false;
+        }
+    }
+    if (server_alive()) {
+        sim_faults_clear(run->sim);
+        return true;
+    }
+    if (sim_crashed(run->sim) && cut) {
+        run->stats.recoveries_cut++;
+        *(power ? &run->stats.power_cuts : &run->stats.kills) += 1;
+        process_ended(false, power);
+        return false;
+    }
+    run->stats.starts_failed++;
+    if (!run->faulty && !run->beyond)
+        violated("start", "the node does not start, though nothing fails: %s",
+                 server_failure(run->server));
+    process_ended(false, false);
+    return false;
+}
+
+/* Brings a process up and judges the one before. false: it cannot be, or the run is over. */
+static bool
+process_start(void)
+{
+    for (u32 tries = 0; tries < STARTS_MAX && !run_over(); tries++) {
+        if (process_try()) {
+            if (end.any) check_epoch_end(end.orderly, end.power, end.ended_ns);
+            end.any = false;
+            run->serving = !run_over();
+            return run->serving;
+        }
+        u64 until_ns = sim_now_ns(run->sim) + 100 * NS_PER_MS;
+        while (sim_now_ns(run->sim) < until_ns && step()) {
+        }
+    }
+    return false;
+}
+
+/* An orderly stop. false: it did not end, or not well. */
+static bool
+process_stop(void)
+{
+    u64 deadline_ns = sim_now_ns(run->sim) + STOP_NS_MAX;
+    sim_node_stop(run->server_node);
+    while (server_alive()) {
+        if (!step()) return false;
+        if (sim_now_ns(run->sim) > deadline_ns) {
+            violated("stop_hangs", "the node has not stopped after %llu s",
+                     (unsigned long long)(STOP_NS_MAX / NS_PER_S));
+            return false;
+        }
+    }
+    run->stats.stops++;
+    bool well = ok(sim_node_result(run->server_node));
+    if (!well && !run->faulty && !run->beyond)
+        violated("stop", "the node stops with: %s", status_text(sim_node_result(run->server_node)));
+    process_ended(well, false);
+    return well;
+}
+
+/* ---- meddling ---- */
+
+static void
+meddle(void)
+{
+    struct prng *prng = &run->prng;
+    const struct knobs *knobs = &run->knobs;
+    if (knobs->clock_steps && prng_chance(prng, 1, 6)) {
+        i64 ms = (i64)prng_below(prng, 20000) - 10000;
+        if (prng_chance(prng, 1, 8)) ms *= 100000;
+        if (sim_fault_inject(run->sim, SIM_FAULT_CLOCK_STEP))
+            sim_node_clock_step(run->server_node, ms);
+    }
+    if (knobs->clock_drifts && prng_chance(prng, 1, 6)) {
+        i32 ppm = (i32)prng_below(prng, 200000) - 100000;
+        if (sim_fault_inject(run->sim, SIM_FAULT_CLOCK_DRIFT))
+            sim_node_clock_drift_set(run->server_node, ppm);
+    }
+    if (knobs->space_shrinks && prng_chance(prng, 1, 4)) {
+        struct sim_disk *disk = sim_node_disk(run->server_node);
+        u64 more = prng_below(prng, MIB(4));
+        if (prng_chance(prng, 1, 2)) {
+            sim_disk_capacity_set(disk, GIB(16));
+        } else if (sim_fault_inject(run->sim, SIM_FAULT_NO_SPACE)) {
+            sim_disk_capacity_set(disk, sim_disk_used_bytes(disk) + more);
+        }
+    }
+    for (u32 i = 0; i < run->shards && server_alive(); i++) {
+        u64 used, peak, limit = run->config.memory_bytes / run->shards;
+        sim_node_shard_memory(run->server_node, i, &used, &peak);
+        if (peak > limit)
+            violated("memory", "shard %u has used %llu bytes of %llu", i, (unsigned long long)peak,
+                     (unsigned long long)limit);
+    }
+}
+
+/* Until the clients have asked for so much more, the time is over, or the process has ended. */
+static void
+work(u64 requests, u64 duration_ns)
+{
+    run->ops_goal = run->stats.requests + requests;
+    u64 deadline_ns = sim_now_ns(run->sim) + duration_ns;
+    u64 meddle_ns = sim_now_ns(run->sim);
+    while (server_alive() && run->stats.requests < run->ops_goal &&
+           sim_now_ns(run->sim) < deadline_ns) {
+        if (!step()) return;
+        if (sim_now_ns(run->sim) < meddle_ns) continue;
+        meddle_ns = sim_now_ns(run->sim) + prng_range(&run->prng, 5, 300) * NS_PER_MS;
+        if (!run->calm) meddle();
+    }
+}
+
+/* ---- phases ---- */
+
+static void
+phase(void)
+{
+    struct prng *prng = &run->prng;
+    if (!server_alive() && !process_start()) return;
+    u64 requests = run->knobs.ops / run->knobs.phases;
+    u64 draw = prng_below(prng, 100);
+    bool power = draw < run->knobs.power_part;
+    bool kill = !power && draw < run->knobs.power_part + run->knobs.kill_part;
+    bool at_io = prng_chance(prng, 1, 2);
+    u64 n = prng_below(prng, 1 + requests * prng_range(prng, 1, 3));
+    bool crashes = (power || kill) && crash_allowed(power);
+    if (crashes && at_io) {
+        sim_crash_keeps_all_set(run->sim, !power);
+        sim_crash_at(run->sim, SIM_POINT_IO, n);
+    }
+    work(crashes && !at_io ? prng_range(prng, 1, requests) : requests, run->knobs.phase_ns_max);
+    if (run_over()) return;
+    if (!server_alive()) {
+        bool by_us = crashes && at_io && sim_crashed(run->sim);
+        if (by_us) *(power ? &run->stats.power_cuts : &run->stats.kills) += 1;
+        if (!by_us && !run->faulty && !run->beyond)
+            violated("ended", "the node has ended by itself: %s", server_failure(run->server));
+        process_ended(false, by_us && power);
+    } else if (crashes) {
+        crash(power);
+        process_ended(false, power);
+    } else if (!power && !kill && prng_chance(prng, 3, 4)) {
+        process_stop();
+    } /* else it lives on */
+}
+
+/* ---- the calm ---- */
+
+static void
+calm_begin(void)
+{
+    sim_faults_clear(run->sim);
+    sim_faults_end(run->sim);
+    sim_disk_capacity_set(sim_node_disk(run->server_node), GIB(16));
+    run->calm = true;
+    run->calm_ns = sim_now_ns(run->sim);
+}
+
+static void
+work_must_be_done(u64 requests, const char *when)
+{
+    u64 answers = run->stats.answers;
+    work(requests, CALM_NS_MAX);
+    if (run_over()) return;
+    if (!server_alive()) {
+        violated("ended", "the node has ended by itself %s: %s", when, server_failure(run->server));
+    } else if (run->stats.requests < run->ops_goal || run->stats.answers == answers) {
+        violated("no_progress", "%llu s %s, and the clients have not done their work",
+                 (unsigned long long)(CALM_NS_MAX / NS_PER_S), when);
+    }
+}
+
+static bool
+audit_done(void)
+{
+    return run->audited == run->key_count;
+}
+
+/* Everything is read once. */
+static void
+audit(void)
+{
+    u64 deadline_ns = sim_now_ns(run->sim) + CALM_NS_MAX;
+    run->audited = 0;
+    memset(run->audit_seen, 0, run->key_count);
+    run->audits = true;
+    while (!audit_done() && server_alive() && sim_now_ns(run->sim) < deadline_ns)
+        if (!step()) return;
+    run->audits = false;
+    if (!audit_done() && !run_over())
+        violated("no_audit", "%u of %u keys could be read", run->audited, run->key_count);
+}
+
+static void
+calm(void)
+{
+    u64 requests = 60 + run->knobs.ops / (run->options->mode == RUN_LIVENESS ? 1 : 10);
+    calm_begin();
+    if (!server_alive() && !process_start()) {
+        if (!run_over() && !run->beyond)
+            violated("start", "the node does not start, though nothing fails any more");
+        return;
+    }
+    run->faulty = false;
+    work_must_be_done(requests, "after the last fault");
+    /* What the faults did to a store, such as a failed log, is over with a restart. */
+    run->faulty = true;
+    if (!run_over()) process_stop();
+    run->faulty = false;
+    if (run_over() || !process_start()) return;
+    run->healthy = true;
+    u64 refusals = run->stats.refusals;
+    work_must_be_done(requests, "after a restart without faults");
+    if (!run_over()) audit();
+    if (run->stats.refusals - refusals > requests / 2 && !run->beyond)
+        violated("refusals", "of %llu requests without faults %llu were refused",
+                 (unsigned long long)requests,
+                 (unsigned long long)(run->stats.refusals - refusals));
+}
+
+/* ---- the end ---- */
+
+static void
+damage_found(void *arg, const char *file, u64 offset, const char *what)
+{
+    (void)arg;
+    violated("verify", "%s is damaged at %llu: %s", file, (unsigned long long)offset, what);
+}
+
+static MAY_YIELD status
+verify_main(void *arg)
+{
+    (void)arg;
+    u64 files, bytes;
+    return store_verify(DATA_DIR, damage_found, NULL, &files, &bytes);
+}
+
+static void
+verify(void)
+{
+    struct io_node_config node = {
+        .shard_count = 1, .memory_bytes = MIB(64), .shard_main = verify_main};
+    status st = sim_node_start(run->server_node, &node);
+    CHECK(ok(st));
+    while (server_alive())
+        if (!step()) return;
+    st = sim_node_result(run->server_node);
+    if (!ok(st)) violated("verify", "verification ends with: %s", status_text(st));
+}
+
+static void
+close_down(void)
+{
+    if (server_alive() && !process_stop()) return;
+    run->stop = true;
+    if (end.any) check_epoch_end(end.orderly, end.power, end.ended_ns);
+    if (!run_over() && !run->beyond) verify();
+}
+
+/* ---- the whole ---- */
+
+static void
+machines_start(void)
+{
+    static u32 numbers[4];
+    for (u32 i = 0; i < run->knobs.machines; i++) {
+        char host[16];
+        snprintf(host, sizeof(host), "10.0.1.%u", i + 1);
+        run->machines[i] = sim_node_new(run->sim, host);
+        numbers[i] = i;
+        struct io_node_config config = {
+            .shard_count = 1,
+            .memory_bytes = MIB(256),
+            .shard_main = clients_shard_main,
+            .arg = &numbers[i],
+        };
+        status st = sim_node_start(run->machines[i], &config);
+        CHECK(ok(st));
+    }
+}
+
+static bool
+may_fail(const struct sim_options *sim)
+{
+    const struct sim_disk_options *disk = &sim->disk;
+    return disk->read_error_ppm + disk->write_error_ppm + disk->sync_error_ppm +
+                   disk->no_space_ppm + sim->alloc_ppm >
+               0 ||
+           run->knobs.space_shrinks;
+}
+
+static void
+begin(const struct run_options *options)
+{
+    run = calloc(1, sizeof(*run));
+    CHECK(run != NULL);
+    run->options = options;
+    knobs_draw(&run->knobs, &run->sim_options, options);
+    prng_init(&run->prng, options->seed * 104729 + 5);
+    memset(&end, 0, sizeof(end));
+    run->sim = sim_new(&run->sim_options);
+    sim_trace_print_set(run->sim, options->trace);
+    run->server_node = sim_node_new(run->sim, SERVER_HOST);
+    run->shards = run->knobs.shards;
+    run->faulty = may_fail(&run->sim_options);
+    run->beyond = options->mode == RUN_BEYOND;
+    values_init(&run->values);
+    run->model = model_new(&run->values);
+    /* A clock that steps back brings expired values back, as long as nothing has dropped them. */
+    u64 off = options->off;
+    if ((run->knobs.clock_steps && !(off >> SIM_FAULT_CLOCK_STEP & 1)) ||
+        (run->knobs.clock_drifts && !(off >> SIM_FAULT_CLOCK_DRIFT & 1)))
+        model_time_loose_set(run->model);
+    universe_make();
+    for (u32 i = 0; run->beyond && i < run->object_count; i++)
+        run->objects[i].model.gave_up = true; /* what is lost beyond the promise is not judged */
+    clients_make();
+    machines_start();
+}
+
+void
+history_run(const struct run_options *options, u64 *hash_out)
+{
+    begin(options);
+    for (u32 i = 0; i < run->knobs.phases && !run_over(); i++)
+        phase();
+    if (!run_over()) calm();
+    if (!run_over()) close_down();
+    run->stats.virtual_ns = sim_now_ns(run->sim);
+    run->stats.events = sim_event_count(run->sim);
+    *hash_out = sim_trace_hash(run->sim);
+}
+
+void
+history_free(void)
+{
+    run->stop = true;
+    clients_free();
+    sim_free(run->sim);
+    if (run->server != NULL) server_free(run->server);
+    universe_free();
+    model_free(run->model);
+    values_deinit(&run->values);
+    free(run);
+    run = NULL;
+}

@@ -1,0 +1,213 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * knobs.c -- what a run is like. Everything is drawn from the seed, and everything is printed when
+ * the run fails.
+ *
+ * Swarm testing: each run takes a random subset of the faults and of the actions, with weights of
+ * its own, instead of a little of everything. Of what is drawn, what the command line switches off
+ * (--off) is set to nothing afterwards, so that the rest of the run stays as it was.
+ *
+ * What a run may not combine, because the promise does not cover it:
+ *   periodic durability and failing syncs: after a failed sync the kernel says that all is well, so
+ *   a log that is opened again cannot know what the next power cut takes.
+ */
+#include "workload.h"
+
+#include "lsm/lsm.h"
+
+const char *const run_mode_names[] = {"lite", "swarm", "liveness", "beyond"};
+
+static void
+weights_draw(struct knobs *knobs, struct prng *prng)
+{
+    for (u32 i = 0; i < ACTION_COUNT; i++)
+        knobs->weights[i] = prng_chance(prng, 1, 3) ? 0 : (u32)prng_range(prng, 1, 20);
+    knobs->weights[ACTION_GET] += 10;
+    knobs->weights[ACTION_PUT] += 10;
+    /* Each of these touches everything. */
+    knobs->weights[ACTION_KEYS] /= 8;
+    knobs->weights[ACTION_FLUSH] = prng_chance(prng, 1, 4) ? 1 : 0;
+    knobs->weights[ACTION_COUNT_KEYS] /= 4;
+    knobs->weights[ACTION_SCAN] /= 4;
+    knobs->weights[ACTION_SNAPSHOT] /= 4;
+    knobs->weights[ACTION_OTHER] /= 4;
+    knobs->weights[ACTION_CONFIG] /= 4;
+}
+
+static void
+node_draw(struct knobs *knobs, struct prng *prng, bool lite)
+{
+    knobs->shards = prng_chance(prng, 1, 3) ? 1 : (u32)prng_range(prng, 2, lite ? 2 : 4);
+    knobs->memory_per_shard = MIB(32) << prng_below(prng, 2);
+    if (prng_chance(prng, 1, 4)) {
+        knobs->durability = prng_chance(prng, 1, 3) ? LSM_DURABILITY_NONE : LSM_DURABILITY_PERIODIC;
+    }
+    knobs->sync_interval_ms = (u32)prng_range(prng, 1, 200);
+    /* Deflate is the processor's own: isa-l picks other code on other machines, so hashes of these
+     * runs may differ between machines. */
+    knobs->codec = (u32)prng_below(prng, lite ? 2 : 2 + prng_chance(prng, 1, 6));
+    knobs->codec_last = (u32)prng_below(prng, lite ? 2 : 2 + prng_chance(prng, 1, 6));
+    knobs->blob_threshold = prng_chance(prng, 1, 2) ? 512 : 4096;
+    if (prng_chance(prng, 1, 3)) knobs->scrub_rate = MIB(1) << prng_below(prng, 6);
+    knobs->output_limit = prng_chance(prng, 1, 3) ? MIB(1) : MIB(32);
+    knobs->operates = prng_chance(prng, 1, 2);
+}
+
+static void
+history_draw(struct knobs *knobs, struct prng *prng, bool lite)
+{
+    knobs->phases = (u32)prng_range(prng, lite ? 1 : 2, lite ? 3 : 6);
+    knobs->ops = prng_range(prng, lite ? 150 : 400, lite ? 500 : 2500);
+    knobs->phase_ns_max = prng_range(prng, 2, lite ? 10 : 60) * NS_PER_S;
+    knobs->power_part = (u32)prng_below(prng, 101);
+    knobs->kill_part = (u32)prng_below(prng, 101 - knobs->power_part);
+    knobs->resize_part = prng_chance(prng, 1, 2) ? (u32)prng_below(prng, 60) : 0;
+    knobs->recovery_crash_part = prng_chance(prng, 1, 2) ? (u32)prng_below(prng, 50) : 0;
+}
+
+static void
+clients_draw(struct knobs *knobs, struct prng *prng, bool lite)
+{
+    knobs->resp_clients = (u32)prng_range(prng, 1, lite ? 3 : 6);
+    knobs->native_clients = (u32)prng_below(prng, lite ? 3 : 5);
+    knobs->hostile_clients = lite ? 0 : (u32)prng_below(prng, 3);
+    knobs->machines = lite ? 1 : (u32)prng_range(prng, 1, 3);
+    knobs->depth_max = prng_chance(prng, 1, 3) ? (u32)prng_range(prng, 20, 300) : 8;
+    knobs->keyspaces = (u32)prng_range(prng, 1, 3);
+    knobs->singles = (u32)prng_range(prng, 1, prng_chance(prng, 1, 4) ? 200 : 24);
+    knobs->groups = (u32)prng_below(prng, 10);
+    knobs->open_max = (u32)prng_range(prng, 2, 10);
+    knobs->hot_part = (u32)prng_below(prng, 80);
+    knobs->big_part = prng_chance(prng, 1, 4) ? (u32)prng_below(prng, lite ? 5 : 20) : 0;
+    knobs->slow_readers = !lite && prng_chance(prng, 1, 3);
+    knobs->cut_part = prng_chance(prng, 1, 2) ? (u32)prng_below(prng, 60) : 0;
+}
+
+/* Whether a family is there at all: 1 in 4, and 1 in 2 where the question is what comes after. */
+static u32
+family(struct prng *prng, u32 ppm_max, u32 one_in)
+{
+    bool there = prng_chance(prng, 1, one_in);
+    return there ? (u32)prng_range(prng, 1, ppm_max) : 0;
+}
+
+static void
+faults_draw(struct knobs *knobs, struct sim_options *sim, struct prng *prng, u32 one_in)
+{
+    sim->disk.read_error_ppm = family(prng, 3000, one_in);
+    sim->disk.write_error_ppm = family(prng, 1500, one_in);
+    sim->disk.sync_error_ppm = family(prng, 1500, one_in);
+    sim->disk.stall_ppm = family(prng, 2000, one_in);
+    sim->disk.stall_ns = prng_range(prng, 1, 30) * NS_PER_S;
+    sim->disk.no_space_ppm = family(prng, 500, 2 * one_in);
+    sim->disk.no_space_ns_max = prng_range(prng, 1, 2000) * NS_PER_MS;
+    sim->disk.torn_ppm = family(prng, 400000, one_in);
+    sim->alloc_ppm = family(prng, 500, one_in);
+    sim->shard_stall_ppm = family(prng, 200, one_in);
+    sim->shard_stall_ns_max = prng_range(prng, 1, 3000) * NS_PER_MS;
+    sim->net.refuse_ppm = family(prng, 200000, one_in);
+    sim->net.reset_ppm = family(prng, 3000, one_in);
+    sim->net.half_open_ppm = family(prng, 500, one_in);
+    sim->net.stall_ppm = family(prng, 1000, one_in);
+    sim->net.stall_ns_max = prng_range(prng, 1, 10) * NS_PER_S;
+    knobs->clock_steps = prng_chance(prng, 1, 5);
+    knobs->clock_drifts = prng_chance(prng, 1, 5);
+    knobs->space_shrinks = prng_chance(prng, 1, 4);
+    if (knobs->durability == LSM_DURABILITY_PERIODIC) sim->disk.sync_error_ppm = 0;
+}
+
+static void
+damage_draw(struct sim_options *sim, struct prng *prng)
+{
+    sim->disk.bit_rot_ppm = family(prng, 2000, 3);
+    sim->disk.latent_ppm = family(prng, 2000, 3);
+    sim->disk.misdirected_ppm = family(prng, 1000, 3);
+    sim->disk.lost_write_ppm = family(prng, 1000, 3);
+    if (sim->disk.latent_ppm + sim->disk.misdirected_ppm + sim->disk.lost_write_ppm == 0)
+        sim->disk.bit_rot_ppm = (u32)prng_range(prng, 1, 3000);
+}
+
+void
+knobs_draw(struct knobs *knobs, struct sim_options *sim, const struct run_options *options)
+{
+    struct prng prng;
+    prng_init(&prng, options->seed * 7919 + 17);
+    bool lite = options->mode == RUN_LITE;
+    memset(knobs, 0, sizeof(*knobs));
+    if (lite) {
+        sim_options_default(sim, options->seed);
+        sim->buggify = prng_chance(&prng, 1, 2);
+    } else {
+        sim_options_swarm(sim, options->seed);
+    }
+    node_draw(knobs, &prng, lite);
+    history_draw(knobs, &prng, lite);
+    clients_draw(knobs, &prng, lite);
+    weights_draw(knobs, &prng);
+    if (!lite) faults_draw(knobs, sim, &prng, options->mode == RUN_LIVENESS ? 2 : 4);
+    if (options->mode == RUN_BEYOND) damage_draw(sim, &prng);
+    if (options->ops != 0) knobs->ops = options->ops;
+    sim->print_log = options->log;
+    sim->faults_off = options->off;
+    sim->faults_skip = options->skips;
+    sim->faults_skip_count = options->skip_count;
+    sim->time_ns_max = 100ull * 24 * 3600 * NS_PER_S; /* the history has its own limits */
+}
+
+void
+knobs_print(const struct knobs *knobs, const struct sim_options *sim)
+{
+    static const char *const durabilities[] = {"group", "periodic", "none"};
+    static const char *const codecs[] = {"none", "lz4", "deflate"};
+    const struct sim_disk_options *disk = &sim->disk;
+    const struct sim_net_options *net = &sim->net;
+    fprintf(
+        stderr,
+        "node      shards %u, %llu MiB each, durability %s every %u ms, codecs %s and %s, blobs "
+        "from %u, scrub %llu B/s, output %llu B, operator %d, buggify %d\n",
+        knobs->shards, (unsigned long long)(knobs->memory_per_shard >> 20),
+        durabilities[knobs->durability], knobs->sync_interval_ms, codecs[knobs->codec],
+        codecs[knobs->codec_last], knobs->blob_threshold, (unsigned long long)knobs->scrub_rate,
+        (unsigned long long)knobs->output_limit, knobs->operates, sim->buggify);
+    fprintf(
+        stderr,
+        "history   phases %u, requests %llu, at most %llu s each; of 100 ends power %u, kill %u; "
+        "of 100 starts resized %u, cut %u; clock steps %d, drifts %d, space shrinks %d\n",
+        knobs->phases, (unsigned long long)knobs->ops,
+        (unsigned long long)(knobs->phase_ns_max / NS_PER_S), knobs->power_part, knobs->kill_part,
+        knobs->resize_part, knobs->recovery_crash_part, knobs->clock_steps, knobs->clock_drifts,
+        knobs->space_shrinks);
+    fprintf(stderr,
+            "clients   resp %u, native %u, hostile %u on %u machines, depth %u, keyspaces %u, "
+            "objects %u + %u, open %u, hot %u %%, big %u of 1000, slow %d, cut %u %%\n",
+            knobs->resp_clients, knobs->native_clients, knobs->hostile_clients, knobs->machines,
+            knobs->depth_max, knobs->keyspaces, knobs->singles, knobs->groups, knobs->open_max,
+            knobs->hot_part, knobs->big_part, knobs->slow_readers, knobs->cut_part);
+    fprintf(stderr, "actions  ");
+    for (u32 i = 0; i < ACTION_COUNT; i++)
+        if (knobs->weights[i] > 0) fprintf(stderr, " %s %u", action_names[i], knobs->weights[i]);
+    fprintf(stderr,
+            "\ndisk      latency %llu..%llu us, errors read %u write %u sync %u, stalls %u of %llu "
+            "s, full %u, torn %u, rot %u, latent %u, misdirected %u, lost %u (ppm)\n",
+            (unsigned long long)(disk->latency_ns_min / 1000),
+            (unsigned long long)(disk->latency_ns_max / 1000), disk->read_error_ppm,
+            disk->write_error_ppm, disk->sync_error_ppm, disk->stall_ppm,
+            (unsigned long long)(disk->stall_ns / NS_PER_S), disk->no_space_ppm, disk->torn_ppm,
+            disk->bit_rot_ppm, disk->latent_ppm, disk->misdirected_ppm, disk->lost_write_ppm);
+    fprintf(
+        stderr,
+        "network   latency %llu..%llu us, pipe %u, split %u, refuse %u, reset %u, half open %u, "
+        "stall %u to %llu ms (ppm)\n",
+        (unsigned long long)(net->latency_ns_min / 1000),
+        (unsigned long long)(net->latency_ns_max / 1000), net->pipe_bytes, net->split_ppm,
+        net->refuse_ppm, net->reset_ppm, net->half_open_ppm, net->stall_ppm,
+        (unsigned long long)(net->stall_ns_max / NS_PER_MS));
+    fprintf(
+        stderr,
+        "process   turns %llu..%llu us, long %u, mails to %llu us, alloc %u, shard stalls %u to "
+        "%llu ms (ppm)\n",
+        (unsigned long long)(sim->turn_ns_min / 1000),
+        (unsigned long long)(sim->turn_ns_max / 1000), sim->turn_long_ppm,
+        (unsigned long long)(sim->mail_ns_max / 1000), sim->alloc_ppm, sim->shard_stall_ppm,
+        (unsigned long long)(sim->shard_stall_ns_max / NS_PER_MS));
+}

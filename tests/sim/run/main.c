@@ -1,0 +1,372 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * main.c -- distkv-sim: whole histories of a node on the simulated link, one for each seed.
+ *
+ *     distkv-sim --seed 17 --mode swarm            one run; exit status 1 when a rule is violated
+ *     distkv-sim --seeds 1..200 --mode lite        many, with a summary
+ *     distkv-sim --seed 17 --shrink                less that still fails in the same way
+ *     distkv-sim --seed 17 --verify-determinism    the same seed twice: equal traces?
+ *
+ * A machine "server" runs the production code (src/server without host_*, src/lsm, src/proto,
+ * src/base: the very objects of distkv-server) on one to four shards; other machines run clients.
+ * What is drawn, and what is demanded: knobs.c, check.c, docs/testing.md.
+ */
+#include "run.h"
+
+#include <stdlib.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#ifdef __SANITIZE_ADDRESS__
+#define SLOW 15u
+#else
+#define SLOW 1u
+#endif
+/* Real time that a seed may take, against hanging; far above what it takes on a busy machine. */
+#define SEED_SECONDS_MAX (120u * SLOW)
+
+#define SITES_MAX 1024u
+
+struct arguments {
+    struct run_options options;
+    u64 first, last;
+    bool twice, shrinks, marks, json, hashes, quiet;
+};
+
+static const char usage[] =
+    "usage: distkv-sim --seed N | --seeds A..B [--mode lite|swarm|liveness|beyond] [--ops N]\n"
+    "                  [--off FAMILY,...] [--skip FAMILY:NUMBER,...] [--flaw NAME]\n"
+    "                  [--trace] [--log] [--verify-determinism] [--shrink]\n"
+    "                  [--marks] [--hashes] [--json] [--snapshots-are-instants]\n";
+
+static void
+fail_usage(const char *what)
+{
+    fprintf(stderr, "distkv-sim: %s\n%s", what, usage);
+    exit(2);
+}
+
+/* ---- arguments ---- */
+
+static u64
+number_of(const char *text)
+{
+    char *end;
+    u64 number = strtoull(text, &end, 10);
+    if (*text == '\0' || *end != '\0') fail_usage("a number is expected");
+    return number;
+}
+
+static u32
+name_of(const char *text, size_t size, const char *const *names, u32 count)
+{
+    for (u32 i = 0; i < count; i++)
+        if (strlen(names[i]) == size && strncmp(names[i], text, size) == 0) return i;
+    fprintf(stderr, "distkv-sim: unknown name '%.*s'\n", (int)size, text);
+    exit(2);
+}
+
+static enum sim_fault
+family_of(const char *text, size_t size)
+{
+    for (u32 i = 0; i < SIM_FAULT_COUNT; i++) {
+        const char *name = sim_fault_name((enum sim_fault)i);
+        if (strlen(name) == size && strncmp(name, text, size) == 0) return (enum sim_fault)i;
+    }
+    fprintf(stderr, "distkv-sim: unknown family '%.*s'\n", (int)size, text);
+    exit(2);
+}
+
+static void
+off_read(struct run_options *options, const char *text)
+{
+    while (*text != '\0') {
+        size_t size = strcspn(text, ",");
+        options->off |= 1ull << family_of(text, size);
+        text += size + (text[size] == ',');
+    }
+}
+
+static int
+skip_order(const void *a, const void *b)
+{
+    const struct sim_fault_id *x = a, *y = b;
+    if (x->family != y->family) return x->family < y->family ? -1 : 1;
+    return x->number < y->number ? -1 : x->number > y->number;
+}
+
+static void
+skips_read(struct run_options *options, const char *text)
+{
+    while (*text != '\0') {
+        size_t size = strcspn(text, ",");
+        const char *colon = memchr(text, ':', size);
+        if (colon == NULL || options->skip_count == RUN_SKIPS_MAX)
+            fail_usage("--skip wants FAMILY:NUMBER,...");
+        options->skips[options->skip_count++] = (struct sim_fault_id){
+            family_of(text, (size_t)(colon - text)), (u32)strtoul(colon + 1, NULL, 10)};
+        text += size + (text[size] == ',');
+    }
+    qsort(options->skips, options->skip_count, sizeof(options->skips[0]), skip_order);
+}
+
+static void
+seeds_read(struct arguments *arguments, const char *text)
+{
+    char *end;
+    arguments->first = strtoull(text, &end, 10);
+    if (strncmp(end, "..", 2) != 0) fail_usage("--seeds wants A..B");
+    arguments->last = number_of(end + 2);
+}
+
+static bool
+flag_read(struct arguments *arguments, const char *name)
+{
+    struct {
+        const char *name;
+        bool *to;
+    } flags[] = {
+        {"--trace", &arguments->options.trace},
+        {"--log", &arguments->options.log},
+        {"--verify-determinism", &arguments->twice},
+        {"--shrink", &arguments->shrinks},
+        {"--marks", &arguments->marks},
+        {"--json", &arguments->json},
+        {"--hashes", &arguments->hashes},
+        {"--snapshots-are-instants", &arguments->options.snapshots_are_instants},
+    };
+    for (u32 i = 0; i < ARRAY_COUNT(flags); i++) {
+        if (strcmp(name, flags[i].name) != 0) continue;
+        *flags[i].to = true;
+        return true;
+    }
+    return false;
+}
+
+static void
+arguments_read(struct arguments *arguments, int argc, char **argv)
+{
+    struct run_options *options = &arguments->options;
+    options->mode = RUN_SWARM;
+    for (int i = 1; i < argc; i++) {
+        if (flag_read(arguments, argv[i])) continue;
+        if (i + 1 == argc) fail_usage("unknown option, or a value is missing");
+        const char *name = argv[i], *value = argv[++i];
+        if (strcmp(name, "--seed") == 0) {
+            arguments->first = arguments->last = number_of(value);
+        } else if (strcmp(name, "--seeds") == 0) {
+            seeds_read(arguments, value);
+        } else if (strcmp(name, "--mode") == 0) {
+            options->mode = (enum run_mode)name_of(value, strlen(value), run_mode_names, 4);
+        } else if (strcmp(name, "--ops") == 0) {
+            options->ops = number_of(value);
+        } else if (strcmp(name, "--off") == 0) {
+            off_read(options, value);
+        } else if (strcmp(name, "--skip") == 0) {
+            skips_read(options, value);
+        } else if (strcmp(name, "--flaw") == 0) {
+            options->flaw =
+                (enum run_flaw)name_of(value, strlen(value), run_flaw_names, RUN_FLAW_COUNT);
+        } else {
+            fail_usage("unknown option");
+        }
+    }
+    if (arguments->last < arguments->first || arguments->last == 0)
+        fail_usage("--seed or --seeds is needed");
+}
+
+/* ---- figures of many seeds ---- */
+
+static struct {
+    u64 seeds, failed, gave_up, judged, operations, configs, configs_max;
+    u64 faults[SIM_FAULT_COUNT];
+    struct run_stats stats;
+    double cpu_max;
+    u64 cpu_max_seed;
+    struct site {
+        const char *name;
+        bool is_mark;
+        u64 passed;
+    } sites[SITES_MAX];
+    u32 site_count;
+} totals;
+
+static double
+cpu_seconds(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &now);
+    return (double)now.tv_sec + (double)now.tv_nsec / 1e9;
+}
+
+/* They come in the same order each time. */
+static void
+site_add(void *arg, const char *name, bool is_mark, u64 passed)
+{
+    u32 *at = arg;
+    CHECK(*at < SITES_MAX);
+    struct site *site = &totals.sites[(*at)++];
+    site->name = name;
+    site->is_mark = is_mark;
+    site->passed += passed;
+    totals.site_count = MAX(totals.site_count, *at);
+}
+
+static void
+totals_add(double cpu)
+{
+    u32 at = 0;
+    sim_site_each(site_add, &at);
+    totals.seeds++;
+    if (cpu > totals.cpu_max) {
+        totals.cpu_max = cpu;
+        totals.cpu_max_seed = run->options->seed;
+    }
+    totals.failed += run->rule != NULL;
+    const struct model_stats *model = model_stats(run->model);
+    totals.gave_up += model->gave_up;
+    totals.judged += model->judged;
+    totals.operations += model->operations;
+    totals.configs += model->configs;
+    totals.configs_max = MAX(totals.configs_max, model->configs_max);
+    for (u32 i = 0; i < SIM_FAULT_COUNT; i++)
+        totals.faults[i] += sim_fault_count(run->sim, (enum sim_fault)i);
+    u64 *to = (u64 *)&totals.stats;
+    const u64 *from = (const u64 *)&run->stats;
+    for (u32 i = 0; i < sizeof(run->stats) / sizeof(u64); i++)
+        to[i] += from[i];
+}
+
+static const char *const stat_names[] = {
+    "requests",        "answers",      "refusals",    "unknown",    "connections",
+    "connects_failed", "resends",      "replays",     "starts",     "starts_failed",
+    "power_cuts",      "kills",        "stops",       "resizes",    "recoveries_cut",
+    "scans",           "scanned_keys", "snapshots",   "execs",      "execs_aborted",
+    "hostile",         "flushes",      "compactions", "virtual_ns", "events",
+};
+static_assert(ARRAY_COUNT(stat_names) == sizeof(struct run_stats) / sizeof(u64), "a name each");
+
+static void
+totals_print(bool json)
+{
+    const u64 *stats = (const u64 *)&totals.stats;
+    if (!json) {
+        printf("%llu seeds, %llu failed, %.1f virtual hours, %llu events, %llu requests, "
+               "%llu judged, %llu given up, slowest seed %llu: %.3f s\n",
+               (unsigned long long)totals.seeds, (unsigned long long)totals.failed,
+               (double)totals.stats.virtual_ns / 3.6e12, (unsigned long long)totals.stats.events,
+               (unsigned long long)totals.stats.requests, (unsigned long long)totals.judged,
+               (unsigned long long)totals.gave_up, (unsigned long long)totals.cpu_max_seed,
+               totals.cpu_max);
+        return;
+    }
+    printf("{\"seeds\":%llu,\"failed\":%llu,\"judged\":%llu,\"gave_up\":%llu,\"operations\":%llu,"
+           "\"configs_max\":%llu,\"cpu_max\":%.3f,\"cpu_max_seed\":%llu",
+           (unsigned long long)totals.seeds, (unsigned long long)totals.failed,
+           (unsigned long long)totals.judged, (unsigned long long)totals.gave_up,
+           (unsigned long long)totals.operations, (unsigned long long)totals.configs_max,
+           totals.cpu_max, (unsigned long long)totals.cpu_max_seed);
+    for (u32 i = 0; i < ARRAY_COUNT(stat_names); i++)
+        printf(",\"%s\":%llu", stat_names[i], (unsigned long long)stats[i]);
+    printf(",\"faults\":{");
+    for (u32 i = 0; i < SIM_FAULT_COUNT; i++)
+        printf("%s\"%s\":%llu", i > 0 ? "," : "", sim_fault_name((enum sim_fault)i),
+               (unsigned long long)totals.faults[i]);
+    printf("},\"sites\":{");
+    for (u32 i = 0; i < totals.site_count; i++)
+        printf("%s\"%s\":[%s,%llu]", i > 0 ? "," : "", totals.sites[i].name,
+               totals.sites[i].is_mark ? "true" : "false",
+               (unsigned long long)totals.sites[i].passed);
+    printf("}}\n");
+}
+
+static void
+marks_print(void)
+{
+    for (u32 i = 0; i < totals.site_count; i++)
+        printf("%10llu %s%s\n", (unsigned long long)totals.sites[i].passed, totals.sites[i].name,
+               totals.sites[i].is_mark ? "" : " (made common)");
+}
+
+/* ---- one seed, many seeds ---- */
+
+/* True: nothing was violated. */
+static bool
+seed_run(const struct run_options *options, u64 *hash_out)
+{
+    report_watchdog_start(SEED_SECONDS_MAX);
+    double begun = cpu_seconds();
+    history_run(options, hash_out);
+    bool good = run->rule == NULL;
+    if (!good) report_print();
+    totals_add(cpu_seconds() - begun);
+    history_free();
+    report_watchdog_start(0);
+    return good;
+}
+
+static int
+seeds_run(struct arguments *arguments)
+{
+    bool good = true;
+    for (u64 seed = arguments->first; seed <= arguments->last; seed++) {
+        u64 hash;
+        arguments->options.seed = seed;
+        good &= seed_run(&arguments->options, &hash);
+        if (arguments->hashes) {
+            printf("%llu %016llx\n", (unsigned long long)seed, (unsigned long long)hash);
+            fflush(stdout);
+        }
+    }
+    if (arguments->marks && !arguments->json) marks_print();
+    if (!arguments->hashes) totals_print(arguments->json);
+    return good ? 0 : 1;
+}
+
+/* The same seed in two processes of its own. */
+static int
+seeds_run_twice(struct arguments *arguments)
+{
+    int result = 0;
+    for (u64 seed = arguments->first; seed <= arguments->last; seed++) {
+        u64 hashes[2] = {0};
+        arguments->options.seed = seed;
+        for (u32 i = 0; i < 2; i++) {
+            int ends[2];
+            if (pipe(ends) != 0) return 2;
+            fflush(NULL);
+            pid_t child = fork();
+            if (child == 0) {
+                seed_run(&arguments->options, &hashes[i]);
+                bool told = write(ends[1], &hashes[i], sizeof(hashes[i])) == sizeof(hashes[i]);
+                _exit(told ? 0 : 1);
+            }
+            close(ends[1]);
+            if (read(ends[0], &hashes[i], sizeof(hashes[i])) != sizeof(hashes[i])) hashes[i] = i;
+            close(ends[0]);
+            waitpid(child, NULL, 0);
+        }
+        if (hashes[0] == hashes[1]) continue;
+        fprintf(stderr, "seed %llu is not deterministic: %016llx, then %016llx\n",
+                (unsigned long long)seed, (unsigned long long)hashes[0],
+                (unsigned long long)hashes[1]);
+        result = 1;
+    }
+    if (result == 0)
+        printf("%llu seeds give the same trace twice\n",
+               (unsigned long long)(arguments->last - arguments->first + 1));
+    return result;
+}
+
+int
+main(int argc, char **argv)
+{
+    static struct arguments arguments;
+    arguments_read(&arguments, argc, argv);
+    report_signals_set();
+    arguments.options.seed = arguments.first;
+    if (arguments.shrinks) return shrink_main(&arguments.options);
+    if (arguments.twice) return seeds_run_twice(&arguments);
+    return seeds_run(&arguments);
+}

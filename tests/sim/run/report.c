@@ -1,0 +1,133 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * report.c -- what a person gets to see of a failure: the rule that was violated, what the run was
+ * like, what happened to the key, the last events, and the command that shows it again.
+ *
+ * Three ways to fail. A violated rule is noted, and the run ends at the next event. A CHECK that
+ * does not hold, or a crash, ends the process: the signal's handler reports first. A seed that
+ * takes too long in real time is ended by an alarm, as a crash is.
+ */
+#include "run.h"
+
+#include <execinfo.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+const char *const run_flaw_names[RUN_FLAW_COUNT] = {"none", "lost-write", "stale-read",
+                                                    "half-batch", "two-replies"};
+
+void
+violated(const char *rule, const char *format, ...)
+{
+    if (run->rule != NULL) return;
+    run->rule = rule;
+    va_list args;
+    va_start(args, format);
+    vsnprintf(run->violation, sizeof(run->violation), format, args);
+    va_end(args);
+}
+
+void
+report_replay_command(const struct run_options *options, FILE *out)
+{
+    fprintf(out, "build/bin/distkv-sim --seed %llu --mode %s", (unsigned long long)options->seed,
+            run_mode_names[options->mode]);
+    if (options->ops != 0) fprintf(out, " --ops %llu", (unsigned long long)options->ops);
+    if (options->flaw != RUN_FLAW_NONE) fprintf(out, " --flaw %s", run_flaw_names[options->flaw]);
+    const char *before = " --off ";
+    for (u32 i = 0; i < SIM_FAULT_COUNT; i++) {
+        if (!(options->off >> i & 1)) continue;
+        fprintf(out, "%s%s", before, sim_fault_name((enum sim_fault)i));
+        before = ",";
+    }
+    before = " --skip ";
+    for (u32 i = 0; i < options->skip_count; i++) {
+        fprintf(out, "%s%s:%u", before, sim_fault_name(options->skips[i].family),
+                options->skips[i].number);
+        before = ",";
+    }
+    fputc('\n', out);
+}
+
+static void
+fault_print(void *arg, struct sim_fault_id id, u64 time_ns, const char *detail)
+{
+    u32 *left = arg;
+    if (*left == 0) return;
+    --*left;
+    fprintf(stderr, "  %10llu us  %s:%u %s\n", (unsigned long long)(time_ns / 1000),
+            sim_fault_name(id.family), id.number, detail == NULL ? "" : detail);
+}
+
+void
+report_print(void)
+{
+    fprintf(stderr, "\nFAILED seed %llu mode %s rule %s\n%s\n",
+            (unsigned long long)run->options->seed, run_mode_names[run->options->mode], run->rule,
+            run->violation);
+    knobs_print(&run->knobs, &run->sim_options);
+    fprintf(stderr,
+            "at        %llu us, %llu events, position %llu, process %llu of the server, %u "
+            "shards, %llu requests\n",
+            (unsigned long long)(sim_now_ns(run->sim) / 1000),
+            (unsigned long long)sim_event_count(run->sim), (unsigned long long)run->position,
+            (unsigned long long)run->starts, run->shards, (unsigned long long)run->stats.requests);
+    if (run->failed_object != 0) {
+        const struct object *object = &run->objects[run->failed_object - 1];
+        fprintf(stderr, "object %u in keyspace %u: %u keys\n", run->failed_object - 1,
+                object->keyspace, object->key_count);
+        for (u32 k = 0; k < object->key_count; k++)
+            fprintf(stderr, "  key %u: %.*s\n", k,
+                    (int)MIN(run->keys[object->key_first + k].size, 40u),
+                    (const char *)run->keys[object->key_first + k].name);
+        model_print(run->model, &object->model, run->failed_op);
+    }
+    fprintf(stderr, "faults:\n");
+    u32 left = 60;
+    sim_fault_each(run->sim, fault_print, &left);
+    fprintf(stderr, "the last events:\n");
+    sim_trace_dump(run->sim);
+    fprintf(stderr, "the last messages:\n");
+    sim_log_dump(run->sim);
+    fprintf(stderr, "again with: ");
+    report_replay_command(run->options, stderr);
+}
+
+/* ---- signals ---- */
+
+static void
+on_signal(int number)
+{
+    signal(number, SIG_DFL);
+    if (run == NULL) {
+        raise(number);
+        return;
+    }
+    bool hang = number == SIGALRM;
+    void *frames[40];
+    if (number != SIGABRT) backtrace_symbols_fd(frames, backtrace(frames, 40), STDERR_FILENO);
+    run->rule = hang ? "hang" : "crash";
+    snprintf(run->violation, sizeof(run->violation),
+             hang ? "the run takes too long in real time"
+                  : "the program ends by signal %d: see above",
+             number);
+    run->failed_object = 0;
+    report_print();
+    _exit(1);
+}
+
+void
+report_signals_set(void)
+{
+    static const int numbers[] = {SIGABRT, SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGALRM};
+    for (u32 i = 0; i < ARRAY_COUNT(numbers); i++)
+        signal(numbers[i], on_signal);
+}
+
+void
+report_watchdog_start(u32 seconds)
+{
+    alarm(seconds);
+}

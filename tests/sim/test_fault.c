@@ -1,0 +1,122 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * test_fault.c -- the registry of MARK and BUGGIFY sites, which the linker puts together out of
+ * several objects (also under sanitizers, which like to put redzones between variables).
+ */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+
+#include "fault_shared.h"
+#include "io/sim.h"
+
+struct list_of_sites {
+    const char *names[256];
+    bool is_mark[256];
+    u64 passed[256];
+    u32 count;
+};
+
+static void
+site_note(void *arg, const char *name, bool is_mark, u64 passed)
+{
+    struct list_of_sites *list = arg;
+    assert_true(list->count < 256);
+    list->names[list->count] = name;
+    list->is_mark[list->count] = is_mark;
+    list->passed[list->count++] = passed;
+}
+
+static u32
+site_at(const struct list_of_sites *list, const char *name)
+{
+    for (u32 i = 0; i < list->count; i++)
+        if (strcmp(list->names[i], name) == 0) return i;
+    fail_msg("%s is not listed", name);
+    return 0;
+}
+
+static status
+body_of_marks(void *arg)
+{
+    (void)arg;
+    shared_pass();
+    other_pass(false);
+    return MARKED("test.fault.on_the_way_out", ST_OK);
+}
+
+static void
+every_site_is_listed_once_whether_it_was_passed_or_not(void **state)
+{
+    (void)state;
+    struct sim_options options;
+    sim_options_default(&options, 1);
+    struct sim *sim = sim_new(&options);
+    assert_true(ok(sim_run(sim, 1, body_of_marks, NULL)));
+    struct list_of_sites list = {0};
+    sim_site_each(site_note, &list);
+    for (u32 i = 1; i < list.count; i++)
+        assert_true(strcmp(list.names[i - 1], list.names[i]) < 0);
+    u32 shared = site_at(&list, "test.shared.passed");
+    assert_true(list.is_mark[shared]);
+    assert_int_equal(list.passed[shared], 2);
+    assert_int_equal(list.passed[site_at(&list, "test.other.never")], 0);
+    assert_int_equal(list.passed[site_at(&list, "test.fault.on_the_way_out")], 1);
+    assert_int_equal(sim_mark_count(sim, "test.shared.passed"), 2);
+    assert_false(list.is_mark[site_at(&list, "test.fault.rare")]);
+    sim_free(sim);
+}
+
+static status
+body_of_counts(void *arg)
+{
+    u32 *fired = arg;
+    for (u32 i = 0; i < 1000; i++)
+        *fired += BUGGIFY("test.fault.rare");
+    return ST_OK;
+}
+
+static u32
+fired_with(u64 seed, bool buggify)
+{
+    struct sim_options options;
+    sim_options_default(&options, seed);
+    options.buggify = buggify;
+    struct sim *sim = sim_new(&options);
+    u32 fired = 0;
+    assert_true(ok(sim_run(sim, 1, body_of_counts, &fired)));
+    struct list_of_sites list = {0};
+    sim_site_each(site_note, &list);
+    assert_int_equal(list.passed[site_at(&list, "test.fault.rare")], fired);
+    sim_free(sim);
+    return fired;
+}
+
+static void
+a_site_has_its_quarter_of_the_runs_and_fires_in_a_quarter_of_its_passes(void **state)
+{
+    (void)state;
+    u32 active = 0;
+    for (u64 seed = 1; seed <= 200; seed++) {
+        u32 fired = fired_with(seed, true);
+        assert_int_equal(fired_with(seed, true), fired);
+        assert_int_equal(fired_with(seed, false), 0);
+        if (fired == 0) continue;
+        active++;
+        assert_in_range(fired, 190, 310);
+    }
+    assert_in_range(active, 30, 70);
+}
+
+int
+main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(every_site_is_listed_once_whether_it_was_passed_or_not),
+        cmocka_unit_test(a_site_has_its_quarter_of_the_runs_and_fires_in_a_quarter_of_its_passes),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -1,0 +1,602 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * test_sim_fault.c -- the books of faults: numbers by family, what is switched off or left out,
+ * what the test injects itself; and the machine's clocks, stalls and memory.
+ */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#include "base/mem.h"
+#include "io/fiber.h"
+#include "io/file.h"
+#include "io/net.h"
+#include "io/sim.h"
+
+#define WRITES 400u
+
+/* ---- a process that writes and tells which writes failed ---- */
+
+struct writes {
+    bool failed[WRITES];
+    bool synced[WRITES];
+};
+
+static status
+writes_main(void *arg)
+{
+    struct writes *writes = arg;
+    struct io_file *file;
+    status st = io_file_open("/a", IO_OPEN_WRITE | IO_OPEN_CREATE, &file);
+    if (!ok(st)) return st;
+    u8 *buffer = mem_alloc_aligned(io_budget(), 4096, IO_ALIGNMENT);
+    if (buffer == NULL) return ST_NO_MEMORY;
+    memset(buffer, 5, 4096);
+    for (u64 i = 0; i < WRITES; i++) {
+        writes->failed[i] = !ok(io_file_write(file, IO_CLASS_LOG, buffer, 4096, i * 4096, false));
+        writes->synced[i] = ok(io_file_sync(file));
+    }
+    mem_free(io_budget(), buffer, 4096);
+    io_file_close(file);
+    return ST_OK;
+}
+
+static u32
+count(const bool *set)
+{
+    u32 n = 0;
+    for (u32 i = 0; i < WRITES; i++)
+        n += set[i];
+    return n;
+}
+
+struct listed {
+    struct sim_fault_id ids[2 * WRITES];
+    u64 times[2 * WRITES];
+    u32 count;
+};
+
+static void
+list_one(void *arg, struct sim_fault_id id, u64 time_ns, const char *detail)
+{
+    struct listed *listed = arg;
+    assert_true(strlen(detail) > 0);
+    assert_true(listed->count < ARRAY_COUNT(listed->ids));
+    listed->ids[listed->count] = id;
+    listed->times[listed->count++] = time_ns;
+}
+
+static struct writes
+writes_run(const struct sim_options *options, struct listed *listed)
+{
+    static struct writes writes;
+    memset(&writes, 0, sizeof(writes));
+    struct sim *sim = sim_new(options);
+    assert_true(ok(sim_run(sim, 1, writes_main, &writes)));
+    *listed = (struct listed){.count = 0};
+    sim_fault_each(sim, list_one, listed);
+    u64 injected = 0;
+    for (u32 family = 0; family < SIM_FAULT_COUNT; family++)
+        injected += sim_fault_count(sim, (enum sim_fault)family);
+    assert_int_equal(injected, listed->count);
+    sim_free(sim);
+    return writes;
+}
+
+static struct sim_options
+failing_options(u64 seed)
+{
+    struct sim_options options;
+    sim_options_default(&options, seed);
+    options.disk.write_error_ppm = 50000;
+    options.disk.sync_error_ppm = 50000;
+    return options;
+}
+
+static void
+faults_are_numbered_by_family_in_the_order_of_their_time(void **state)
+{
+    (void)state;
+    struct sim_options options = failing_options(1);
+    struct listed listed;
+    struct writes writes = writes_run(&options, &listed);
+    u32 next[SIM_FAULT_COUNT] = {0};
+    for (u32 i = 0; i < listed.count; i++) {
+        assert_int_equal(listed.ids[i].number, next[listed.ids[i].family]++);
+        if (i > 0) assert_true(listed.times[i - 1] <= listed.times[i]);
+    }
+    assert_true(next[SIM_FAULT_WRITE_ERROR] > 5 && next[SIM_FAULT_SYNC_ERROR] > 5);
+    assert_int_equal(next[SIM_FAULT_WRITE_ERROR], count(writes.failed));
+    assert_int_equal(next[SIM_FAULT_SYNC_ERROR], WRITES - count(writes.synced));
+}
+
+static void
+a_family_that_is_off_does_not_move_the_others(void **state)
+{
+    (void)state;
+    struct sim_options options = failing_options(2);
+    struct listed listed;
+    struct writes all = writes_run(&options, &listed);
+    options.faults_off = (u64)1 << SIM_FAULT_SYNC_ERROR;
+    struct writes some = writes_run(&options, &listed);
+    assert_memory_equal(all.failed, some.failed, sizeof(all.failed));
+    assert_int_equal(count(some.synced), WRITES);
+}
+
+static void
+one_fault_can_be_left_out_and_the_rest_keeps_its_numbers(void **state)
+{
+    (void)state;
+    struct sim_options options = failing_options(3);
+    struct listed listed;
+    struct writes all = writes_run(&options, &listed);
+    const struct sim_fault_id skip[] = {{SIM_FAULT_WRITE_ERROR, 3}, {SIM_FAULT_SYNC_ERROR, 1}};
+    options.faults_skip = skip;
+    options.faults_skip_count = 2;
+    struct listed rest;
+    struct writes some = writes_run(&options, &rest);
+    assert_int_equal(rest.count, listed.count - 2);
+    u32 at = 0, writes_seen = 0;
+    for (u32 i = 0; i < listed.count; i++) {
+        struct sim_fault_id id = listed.ids[i];
+        if (id.family == skip[0].family && id.number == skip[0].number) continue;
+        if (id.family == skip[1].family && id.number == skip[1].number) continue;
+        assert_true(rest.ids[at].family == id.family && rest.ids[at].number == id.number);
+        at++;
+    }
+    /* The same writes fail but for the fourth of them. */
+    for (u32 i = 0; i < WRITES; i++) {
+        bool left_out = all.failed[i] && writes_seen == skip[0].number;
+        assert_int_equal(some.failed[i], all.failed[i] && !left_out);
+        writes_seen += all.failed[i];
+    }
+}
+
+static void
+what_the_test_does_itself_is_numbered_too(void **state)
+{
+    (void)state;
+    struct sim_options options;
+    sim_options_default(&options, 1);
+    const struct sim_fault_id skip[] = {{SIM_FAULT_POWER_CUT, 1}};
+    options.faults_skip = skip;
+    options.faults_skip_count = 1;
+    options.faults_off = (u64)1 << SIM_FAULT_KILL;
+    struct sim *sim = sim_new(&options);
+    assert_true(sim_fault_inject(sim, SIM_FAULT_POWER_CUT));
+    assert_false(sim_fault_inject(sim, SIM_FAULT_POWER_CUT)); /* left out */
+    assert_true(sim_fault_inject(sim, SIM_FAULT_POWER_CUT));
+    assert_false(sim_fault_inject(sim, SIM_FAULT_KILL)); /* off */
+    assert_int_equal(sim_fault_count(sim, SIM_FAULT_POWER_CUT), 2);
+    assert_int_equal(sim_fault_count(sim, SIM_FAULT_KILL), 0);
+    struct listed listed = {.count = 0};
+    sim_fault_each(sim, list_one, &listed);
+    assert_int_equal(listed.count, 2);
+    assert_int_equal(listed.ids[1].number, 2);
+    sim_free(sim);
+}
+
+static void
+every_family_has_a_name_of_its_own(void **state)
+{
+    (void)state;
+    assert_string_equal(sim_fault_name(SIM_FAULT_SYNC_ERROR), "sync-error");
+    for (u32 i = 0; i < SIM_FAULT_COUNT; i++) {
+        assert_true(strlen(sim_fault_name((enum sim_fault)i)) > 1);
+        for (u32 j = 0; j < i; j++)
+            assert_string_not_equal(sim_fault_name((enum sim_fault)i),
+                                    sim_fault_name((enum sim_fault)j));
+    }
+}
+
+/* ---- disks ---- */
+
+struct file_use {
+    u64 longest_ns;   /* of one request */
+    u32 refused;      /* writes: no space */
+    u32 last_refused; /* the last write that was */
+    u32 read_errors, mismatches;
+    bool reads;
+};
+
+static MAY_YIELD void
+file_use_one(struct file_use *use, struct io_file *file, u8 *buffer, u64 i)
+{
+    u64 start_ns = io_now_ns();
+    memset(buffer, (int)(i % 251), 4096);
+    status st = io_file_write(file, IO_CLASS_LOG, buffer, 4096, i * 4096, true);
+    use->longest_ns = MAX(use->longest_ns, io_now_ns() - start_ns);
+    if (status_is(st, ST_NO_SPACE)) {
+        use->refused++;
+        fiber_sleep_ns(50 * NS_PER_MS);
+        return;
+    }
+    if (!use->reads) return;
+    for (u32 again = 0; again < 2; again++) {
+        st = io_file_read(file, IO_CLASS_READ, buffer, 4096, i * 4096);
+        use->read_errors += !ok(st);
+        bool same = ok(st);
+        for (u32 at = 0; same && at < 4096; at++)
+            same = buffer[at] == (u8)(i % 251);
+        use->mismatches += ok(st) && !same;
+    }
+}
+
+static status
+file_use_main(void *arg)
+{
+    struct file_use *use = arg;
+    struct io_file *file;
+    status st = io_file_open("/a", IO_OPEN_WRITE | IO_OPEN_CREATE, &file);
+    if (!ok(st)) return st;
+    u8 *buffer = mem_alloc_aligned(io_budget(), 4096, IO_ALIGNMENT);
+    if (buffer == NULL) return ST_NO_MEMORY;
+    for (u64 i = 0; i < WRITES; i++)
+        file_use_one(use, file, buffer, i);
+    mem_free(io_budget(), buffer, 4096);
+    io_file_close(file);
+    return ST_OK;
+}
+
+static void
+some_requests_stall_for_seconds(void **state)
+{
+    (void)state;
+    struct sim_options options;
+    sim_options_default(&options, 1);
+    options.disk.stall_ppm = 50000;
+    options.disk.stall_ns = 30 * NS_PER_S;
+    struct sim *sim = sim_new(&options);
+    struct file_use use = {.reads = true};
+    assert_true(ok(sim_run(sim, 1, file_use_main, &use)));
+    assert_true(sim_fault_count(sim, SIM_FAULT_DISK_STALL) > 20);
+    assert_in_range(use.longest_ns, 15 * NS_PER_S, 31 * NS_PER_S);
+    assert_int_equal(use.mismatches + use.read_errors, 0);
+    sim_free(sim);
+}
+
+static void
+space_runs_out_by_chance_and_comes_back(void **state)
+{
+    (void)state;
+    struct sim_options options;
+    sim_options_default(&options, 1);
+    options.disk.no_space_ppm = 20000;
+    options.disk.no_space_ns_max = NS_PER_S;
+    struct sim *sim = sim_new(&options);
+    struct file_use use = {.refused = 0};
+    assert_true(ok(sim_run(sim, 1, file_use_main, &use)));
+    assert_true(sim_fault_count(sim, SIM_FAULT_NO_SPACE) > 2);
+    assert_true(use.refused > 5 && use.refused < WRITES);
+    sim_free(sim);
+}
+
+struct damage_count {
+    u32 count[SIM_FAULT_COUNT];
+    u32 there;
+};
+
+static void
+damage_count_one(void *arg, const struct sim_damage *damage)
+{
+    struct damage_count *seen = arg;
+    assert_string_equal(damage->path, "/a");
+    assert_non_null(damage->node);
+    seen->count[damage->id.family]++;
+    seen->there += damage->there;
+}
+
+static void
+damage_comes_by_chance_shows_in_every_read_and_is_in_the_books(void **state)
+{
+    (void)state;
+    struct sim_options options;
+    sim_options_default(&options, 1);
+    struct sim_disk_options *disk = &options.disk;
+    disk->bit_rot_ppm = disk->latent_ppm = 20000;
+    disk->lost_write_ppm = disk->misdirected_ppm = 30000;
+    struct sim *sim = sim_new(&options);
+    struct file_use use = {.reads = true};
+    assert_true(ok(sim_run(sim, 1, file_use_main, &use)));
+    struct damage_count seen = {.there = 0};
+    sim_damage_each(sim, damage_count_one, &seen);
+    u64 rot = sim_fault_count(sim, SIM_FAULT_BIT_ROT);
+    u64 latent = sim_fault_count(sim, SIM_FAULT_LATENT);
+    assert_true(rot > 4 && latent > 4);
+    assert_int_equal(seen.count[SIM_FAULT_BIT_ROT], rot);
+    assert_int_equal(seen.count[SIM_FAULT_LATENT], latent);
+    assert_int_equal(seen.count[SIM_FAULT_LOST_WRITE], sim_fault_count(sim, SIM_FAULT_LOST_WRITE));
+    assert_int_equal(seen.count[SIM_FAULT_MISDIRECTED],
+                     2 * sim_fault_count(sim, SIM_FAULT_MISDIRECTED)); /* right and wrong place */
+    assert_true(seen.count[SIM_FAULT_LOST_WRITE] > 4 && seen.count[SIM_FAULT_MISDIRECTED] > 4);
+    assert_true(use.read_errors >= latent && use.mismatches > 10 && seen.there > 20);
+    sim_free(sim);
+}
+
+static status
+nothing_main(void *arg)
+{
+    (void)arg;
+    return ST_OK;
+}
+
+static bool
+torn_run(u64 off, u64 seed)
+{
+    struct sim_options options;
+    sim_options_default(&options, seed);
+    options.disk.torn_ppm = 300000;
+    options.faults_off = off;
+    struct sim *sim = sim_new(&options);
+    assert_true(ok(sim_run(sim, 1, nothing_main, NULL)));
+    sim_crash_at(sim, SIM_POINT_WRITE, 50);
+    struct file_use use = {.refused = 0};
+    assert_true(status_is(sim_run(sim, 1, file_use_main, &use), ST_CANCELED));
+    u64 torn = sim_fault_count(sim, SIM_FAULT_TORN);
+    assert_true(torn <= 1); /* one file, one power cut */
+    sim_free(sim);
+    return torn > 0;
+}
+
+static void
+sectors_under_way_at_a_power_cut_are_torn_unless_that_is_off(void **state)
+{
+    (void)state;
+    u32 torn = 0;
+    for (u64 seed = 1; seed <= 20; seed++) {
+        torn += torn_run(0, seed);
+        assert_false(torn_run((u64)1 << SIM_FAULT_TORN, seed));
+    }
+    assert_true(torn > 5);
+}
+
+/* ---- machines ---- */
+
+struct clocks {
+    u64 wall_ms, now_ns;
+    u64 turns;
+    bool stop;
+};
+
+static status
+clock_main(void *arg)
+{
+    struct clocks *clocks = arg;
+    while (!io_stopping()) {
+        clocks->wall_ms = io_wall_ms();
+        clocks->now_ns = io_now_ns();
+        clocks->turns++;
+        fiber_sleep_ns(NS_PER_MS);
+    }
+    return ST_OK;
+}
+
+static struct sim_node *
+clock_start(struct sim *sim, struct clocks *clocks)
+{
+    struct sim_node *node = sim_node_new(sim, "10.0.0.1");
+    struct io_node_config config = {
+        .shard_count = 1, .memory_bytes = MIB(16), .shard_main = clock_main, .arg = clocks};
+    assert_true(ok(sim_node_start(node, &config)));
+    return node;
+}
+
+static void
+pass(struct sim *sim, u64 ns)
+{
+    sim_run_until_ns(sim, sim_now_ns(sim) + ns);
+}
+
+static void
+the_wall_clock_steps_both_ways_and_drifts_but_time_itself_does_not(void **state)
+{
+    (void)state;
+    struct sim_options options;
+    sim_options_default(&options, 1);
+    struct sim *sim = sim_new(&options);
+    struct clocks clocks = {0};
+    struct sim_node *node = clock_start(sim, &clocks);
+    pass(sim, NS_PER_S);
+    struct clocks first = clocks;
+    sim_node_clock_step(node, -3600 * 1000);
+    pass(sim, NS_PER_S);
+    struct clocks second = clocks;
+    assert_in_range(first.wall_ms - second.wall_ms, 3600 * 1000 - 1010, 3600 * 1000 - 990);
+    assert_in_range(second.now_ns - first.now_ns, 990 * NS_PER_MS, 1010 * NS_PER_MS);
+    sim_node_clock_step(node, 60 * 1000);
+    pass(sim, NS_PER_S);
+    struct clocks third = clocks;
+    assert_in_range(third.wall_ms - second.wall_ms, 61 * 1000 - 10, 61 * 1000 + 10);
+    sim_node_clock_drift_set(node, 100000); /* fast by a tenth */
+    pass(sim, 100 * NS_PER_S);
+    struct clocks fourth = clocks;
+    assert_in_range(fourth.wall_ms - third.wall_ms, 110 * 1000 - 20, 110 * 1000 + 20);
+    sim_node_clock_drift_set(node, -100000);
+    pass(sim, 100 * NS_PER_S);
+    assert_in_range(clocks.wall_ms - fourth.wall_ms, 90 * 1000 - 20, 90 * 1000 + 20);
+    assert_in_range(clocks.now_ns - fourth.now_ns, 100 * NS_PER_S - 10 * NS_PER_MS,
+                    100 * NS_PER_S + 10 * NS_PER_MS);
+    sim_free(sim);
+}
+
+static void
+a_stalled_shard_does_nothing_until_the_stall_ends(void **state)
+{
+    (void)state;
+    struct sim_options options;
+    sim_options_default(&options, 1);
+    struct sim *sim = sim_new(&options);
+    struct clocks clocks = {0};
+    struct sim_node *node = clock_start(sim, &clocks);
+    pass(sim, 10 * NS_PER_MS);
+    sim_node_shard_stall(node, 0, NS_PER_S);
+    u64 turns = clocks.turns;
+    pass(sim, NS_PER_S - NS_PER_MS);
+    assert_int_equal(clocks.turns, turns);
+    pass(sim, 10 * NS_PER_MS);
+    assert_true(clocks.turns > turns);
+    sim_node_shard_stall(node, 0, 100 * NS_PER_S);
+    turns = clocks.turns;
+    pass(sim, NS_PER_S);
+    assert_int_equal(clocks.turns, turns);
+    sim_faults_end(sim);
+    pass(sim, 10 * NS_PER_MS);
+    assert_true(clocks.turns > turns);
+    sim_free(sim);
+}
+
+static void
+shards_stall_by_chance(void **state)
+{
+    (void)state;
+    struct sim_options options;
+    sim_options_default(&options, 1);
+    options.shard_stall_ppm = 20000;
+    options.shard_stall_ns_max = 2 * NS_PER_S;
+    struct sim *sim = sim_new(&options);
+    struct clocks clocks = {0};
+    clock_start(sim, &clocks);
+    pass(sim, 100 * NS_PER_S);
+    u64 stalls = sim_fault_count(sim, SIM_FAULT_SHARD_STALL);
+    assert_true(stalls > 20);
+    assert_true(clocks.turns < 20000); /* about a second each: most of the time is gone */
+    sim_faults_end(sim);
+    u64 turns = clocks.turns;
+    pass(sim, 10 * NS_PER_S);
+    assert_int_equal(sim_fault_count(sim, SIM_FAULT_SHARD_STALL), stalls);
+    assert_true(clocks.turns > turns + 8000);
+    sim_free(sim);
+}
+
+/* ---- memory ---- */
+
+struct allocations {
+    u32 before, after; /* refused */
+    u64 bytes, used, peak;
+    struct sim_node *node;
+};
+
+static u32
+allocate_some(void)
+{
+    u32 refused = 0;
+    for (u32 i = 0; i < 1000; i++) {
+        void *block = mem_alloc(io_budget(), 100);
+        refused += block == NULL;
+        mem_free(io_budget(), block, 100);
+    }
+    return refused;
+}
+
+static status
+never_opened(struct io_conn *conn, void *arg)
+{
+    (void)conn;
+    (void)arg;
+    return ST_UNSUPPORTED;
+}
+
+static status
+allocate_main(void *arg)
+{
+    struct allocations *seen = arg;
+    seen->before = allocate_some();
+    static const struct io_conn_events events = {.opened = never_opened};
+    struct io_listener *listener;
+    status st = io_listen("10.0.0.1", 7000, &events, NULL, &listener);
+    if (!ok(st)) return st;
+    seen->after = allocate_some();
+    u8 *block = NULL;
+    for (u32 i = 0; block == NULL && i < 100; i++)
+        block = mem_alloc(io_budget(), 100000);
+    seen->bytes = sim_node_memory_bytes(seen->node);
+    sim_node_shard_memory(seen->node, 0, &seen->used, &seen->peak);
+    mem_free(io_budget(), block, 100000);
+    io_listener_close(listener);
+    return ST_OK;
+}
+
+static void
+allocations_are_refused_by_chance_but_not_before_the_node_listens(void **state)
+{
+    (void)state;
+    struct sim_options options;
+    sim_options_default(&options, 1);
+    options.alloc_ppm = 100000;
+    struct sim *sim = sim_new(&options);
+    struct allocations seen = {.node = sim_node_new(sim, "10.0.0.1")};
+    assert_true(ok(sim_run(sim, 1, allocate_main, &seen)));
+    assert_int_equal(seen.before, 0);
+    assert_in_range(seen.after, 50, 150);
+    assert_true(sim_fault_count(sim, SIM_FAULT_ALLOC) >= seen.after);
+    assert_true(seen.bytes >= 100000 && seen.used >= 100000 && seen.peak >= seen.used);
+    assert_int_equal(sim_node_memory_bytes(seen.node), 0);
+    sim_node_shard_memory(seen.node, 0, &seen.used, &seen.peak);
+    assert_int_equal(seen.used, 0);
+    sim_free(sim);
+}
+
+/* ---- the trace ---- */
+
+static void
+the_last_events_can_be_printed(void **state)
+{
+    (void)state;
+    char path[] = "/tmp/test_sim_fault.XXXXXX";
+    int file = mkstemp(path);
+    assert_true(file >= 0);
+    fflush(stderr);
+    int kept = dup(2);
+    assert_true(kept >= 0 && dup2(file, 2) == 2);
+
+    struct sim_options options = failing_options(5);
+    struct sim *sim = sim_new(&options);
+    static struct writes writes;
+    status st = sim_run(sim, 1, writes_main, &writes);
+    sim_trace_dump(sim);
+    sim_trace_print_set(sim, true);
+    status again = sim_run(sim, 1, writes_main, &writes);
+    sim_free(sim);
+
+    fflush(stderr);
+    assert_true(dup2(kept, 2) == 2);
+    close(kept);
+    static char text[1 << 20];
+    ssize_t size = pread(file, text, sizeof(text) - 1, 0);
+    close(file);
+    unlink(path);
+    assert_true(ok(st) && status_is(again, ST_EXISTS) && size > 0);
+    text[size] = '\0';
+    assert_non_null(strstr(text, " 0/0 turn\n"));
+    assert_non_null(strstr(text, " 0/0 disk write "));
+    assert_non_null(strstr(text, "fault write-error "));
+    assert_non_null(strstr(text, " 0/0 disk create ")); /* of the second run, as it came */
+}
+
+int
+main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(faults_are_numbered_by_family_in_the_order_of_their_time),
+        cmocka_unit_test(a_family_that_is_off_does_not_move_the_others),
+        cmocka_unit_test(one_fault_can_be_left_out_and_the_rest_keeps_its_numbers),
+        cmocka_unit_test(what_the_test_does_itself_is_numbered_too),
+        cmocka_unit_test(every_family_has_a_name_of_its_own),
+        cmocka_unit_test(some_requests_stall_for_seconds),
+        cmocka_unit_test(space_runs_out_by_chance_and_comes_back),
+        cmocka_unit_test(damage_comes_by_chance_shows_in_every_read_and_is_in_the_books),
+        cmocka_unit_test(sectors_under_way_at_a_power_cut_are_torn_unless_that_is_off),
+        cmocka_unit_test(the_wall_clock_steps_both_ways_and_drifts_but_time_itself_does_not),
+        cmocka_unit_test(a_stalled_shard_does_nothing_until_the_stall_ends),
+        cmocka_unit_test(shards_stall_by_chance),
+        cmocka_unit_test(allocations_are_refused_by_chance_but_not_before_the_node_listens),
+        cmocka_unit_test(the_last_events_can_be_printed),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
