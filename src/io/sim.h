@@ -127,7 +127,8 @@ struct sim_options {
 /* No faults; orders and delays are random all the same. */
 void sim_options_default(struct sim_options *options, u64 seed);
 /* Draws fault rates, delays and BUGGIFY from the seed: every run has a character. What is injected
- * may make operations fail, so the test must expect errors. Nothing that an honest disk does not do.
+ * may make operations fail, so the test must expect errors. Nothing that an honest disk does not
+ * do.
  */
 void sim_options_swarm(struct sim_options *options, u64 seed);
 /* On top of either: draws damage beyond the promise, at least one family. The code under test may

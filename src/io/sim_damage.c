@@ -3,8 +3,9 @@
  * sim_damage.c -- what a disk should never do: bits that flip, sectors that cannot be read, writes
  * that land elsewhere or nowhere. The code above need not survive it, but must find it.
  *
- * Each damage is kept with a hash of every page that it spoiled, as it is spoiled, so that a checker
- * can ask later whether reads still show it, whatever was written, synced or lost in between.
+ * Each damage is kept with a hash of every page that it spoiled, as it is spoiled, so that a
+ * checker can ask later whether reads still show it, whatever was written, synced or lost in
+ * between.
  */
 #include <stdlib.h>
 
@@ -78,8 +79,7 @@ sim_disk_damage_each(const struct sim_disk *disk, const struct sim_node *node,
                      void (*each)(void *arg, const struct sim_damage *damage), void *arg)
 {
     list_for_each (pos, &disk->damages) {
-        const struct sim_damage_record *record =
-            list_entry(pos, struct sim_damage_record, link);
+        const struct sim_damage_record *record = list_entry(pos, struct sim_damage_record, link);
         struct sim_damage damage = {
             .id = record->id,
             .time_ns = record->time_ns,

@@ -95,39 +95,23 @@ request_point(enum request_kind kind)
     return SIM_POINT_NAME;
 }
 
-static const char *
-request_name(enum request_kind kind)
-{
-    switch (kind) {
-    case REQUEST_READ:
-        return "read";
-    case REQUEST_WRITE:
-        return "write";
-    case REQUEST_SYNC:
-        return "sync";
-    case REQUEST_DIR_SYNC:
-        return "dir-sync";
-    case REQUEST_OPEN:
-        return "open";
-    case REQUEST_CREATE:
-        return "create";
-    case REQUEST_TRUNCATE:
-        return "truncate";
-    case REQUEST_ALLOCATE:
-        return "allocate";
-    case REQUEST_RENAME:
-        return "rename";
-    case REQUEST_LINK:
-        return "link";
-    case REQUEST_UNLINK:
-        return "unlink";
-    case REQUEST_DIR_MAKE:
-        return "dir-make";
-    case REQUEST_DIR_REMOVE:
-        return "dir-remove";
-    }
-    return "?";
-}
+static const struct {
+    const char *name, *done, *failed; /* the last two name the numbers of the trace */
+} request_texts[] = {
+    [REQUEST_READ] = {"read", "read file,offset,bytes", "failed read file,offset,bytes"},
+    [REQUEST_WRITE] = {"write", "write file,offset,bytes", "failed write file,offset,bytes"},
+    [REQUEST_SYNC] = {"sync", "sync file", "failed sync file"},
+    [REQUEST_DIR_SYNC] = {"dir-sync", "dir-sync", "failed dir-sync"},
+    [REQUEST_OPEN] = {"open", "open", "failed open"},
+    [REQUEST_CREATE] = {"create", "create", "failed create"},
+    [REQUEST_TRUNCATE] = {"truncate", "truncate file", "failed truncate file"},
+    [REQUEST_ALLOCATE] = {"allocate", "allocate file", "failed allocate file"},
+    [REQUEST_RENAME] = {"rename", "rename", "failed rename"},
+    [REQUEST_LINK] = {"link", "link", "failed link"},
+    [REQUEST_UNLINK] = {"unlink", "unlink", "failed unlink"},
+    [REQUEST_DIR_MAKE] = {"dir-make", "dir-make", "failed dir-make"},
+    [REQUEST_DIR_REMOVE] = {"dir-remove", "dir-remove", "failed dir-remove"},
+};
 
 /* Where a request goes, for a person. */
 static void
@@ -140,7 +124,8 @@ request_place(const struct sim_request *request, char text[static PLACE_BYTES])
         (void)snprintf(text, PLACE_BYTES, "%s %s at %llu, %u bytes", host, path,
                        (unsigned long long)request->op->offset, request->op->size);
     else
-        (void)snprintf(text, PLACE_BYTES, "%s %s %s", host, request_name(request->kind), path);
+        (void)snprintf(text, PLACE_BYTES, "%s %s %s", host, request_texts[request->kind].name,
+                       path);
 }
 
 /* Whether the request fails by chance. */
@@ -188,9 +173,9 @@ request_stall_ns(struct sim_request *request)
     u64 ns = sim_draw(&prng, MIN(NS_PER_S, disk->stall_ns), disk->stall_ns);
     char place[PLACE_BYTES];
     request_place(request, place);
-    bool stalls =
-        sim_fault_take(sim, SIM_FAULT_DISK_STALL, "%llu ms: %s %s",
-                       (unsigned long long)(ns / NS_PER_MS), request_name(request->kind), place);
+    bool stalls = sim_fault_take(sim, SIM_FAULT_DISK_STALL, "%llu ms: %s %s",
+                                 (unsigned long long)(ns / NS_PER_MS),
+                                 request_texts[request->kind].name, place);
     return stalls ? ns : 0;
 }
 
@@ -462,8 +447,10 @@ request_trace(const struct sim_request *request)
         if (request->kind == REQUEST_WRITE) parts[5] = crc32c(0, op->buffer, op->size);
     }
     sim_trace(request->shard->node->sim, request->shard, SIM_KIND_DISK,
-              hash_bytes(parts, sizeof(parts), 0), request_name(request->kind), file, parts[3],
-              parts[4]);
+              hash_bytes(parts, sizeof(parts), 0),
+              ok(request->result) ? request_texts[request->kind].done
+                                  : request_texts[request->kind].failed,
+              file, parts[3], parts[4]);
 }
 
 static void
