@@ -112,6 +112,8 @@ swarm_more(struct sim_options *options, u64 seed)
     struct prng prng;
     if (swarm_draw(&prng, seed, "swarm disk-stall", 2))
         disk->stall_ns = prng_range(&prng, NS_PER_S, 30 * NS_PER_S);
+    if (swarm_draw(&prng, seed, "swarm evict", 2))
+        disk->evict_chance = (u32)prng_range(&prng, 1, 64);
     if (swarm_draw(&prng, seed, "swarm no-space", 10)) {
         disk->no_space_ppm = (u32)prng_below(&prng, 2000);
         disk->no_space_ns_max = prng_range(&prng, NS_PER_MS, 10 * NS_PER_S);

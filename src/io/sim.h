@@ -83,6 +83,7 @@ struct sim_disk_options {
     u64 stall_ns;                       /* ... up to this; by just this when it is less */
     u32 torn_ppm;                       /* of the unsynced sectors at a crash: garbage */
     u32 read_error_ppm, write_error_ppm, sync_error_ppm;
+    u32 evict_chance; /* of 64: that the next process finds a page gone that a failed sync lost */
     u32 no_space_ppm; /* writes and allocations before which the capacity shrinks to what is used */
     u64 no_space_ns_max; /* ... for 1 ms up to this */
     /* Beyond the promise, in millionths of the requests. */

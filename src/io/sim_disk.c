@@ -239,13 +239,13 @@ inode_reserve(struct sim_inode *inode, u64 offset, u64 end)
 
 /* ---- reading and writing ---- */
 
-/* What no sync will make durable (D2) is not marked as dirty in the cache either: it may go at any
- * time, and then the platter shows. */
+/* What no sync will make durable (D2) is not marked as dirty in the cache either: it may go, and
+ * then the platter shows. Here it goes between two processes; while one runs it reads the same. */
 static void
 page_evict_maybe(struct sim_disk *disk, struct sim_page *page)
 {
     if (page->newest == NULL || list_linked(&page->newest->dirty_link)) return;
-    if (!prng_chance(&disk->prng, disk->evict_chance, 64)) return;
+    if (!prng_chance(&disk->prng, disk->options.evict_chance, 64)) return;
     while (page->newest != NULL && !list_linked(&page->newest->dirty_link)) {
         struct sim_version *older = page->newest->older;
         version_free(page->newest);
@@ -262,7 +262,6 @@ sim_inode_read(struct sim_inode *inode, void *buffer, u32 size, u64 offset)
         u64 i = (offset + done) / SIM_PAGE_BYTES;
         const u8 *data = zero_page;
         if (i < inode->page_count) {
-            page_evict_maybe(inode->disk, &inode->pages[i]);
             data = sim_page_current(&inode->pages[i]);
         }
         if (data == zero_page) {
@@ -369,6 +368,7 @@ sim_inode_write_fail(struct sim_write *write, bool durable)
         return;
     }
     u64 before = inode->disk->order;
+    inode->disk->failed = true;
     sim_inode_write_end(write, false);
     list_for_each_safe (pos, &inode->dirty) {
         struct sim_version *version = list_entry(pos, struct sim_version, dirty_link);
@@ -399,6 +399,7 @@ sim_inode_sync_end(struct sim_inode *inode, struct sim_sync sync)
 void
 sim_inode_sync_fail(struct sim_inode *inode, struct sim_sync sync)
 {
+    inode->disk->failed = true;
     list_for_each_safe (pos, &inode->dirty) {
         struct sim_version *version = list_entry(pos, struct sim_version, dirty_link);
         if (version->order > sync.order) break;
@@ -611,6 +612,8 @@ disk_forget_process(struct sim_disk *disk)
         struct sim_inode *inode = list_entry(pos, struct sim_inode, link);
         u32 openings = inode->open_count;
         inode->open_count = 0;
+        for (u64 i = 0; disk->failed && i < inode->page_count; i++)
+            page_evict_maybe(disk, &inode->pages[i]);
         for (u32 i = 0; i < openings; i++) {
             sim_inode_unuse(inode);
             sim_inode_unref(inode);
@@ -679,10 +682,6 @@ sim_disk_new(const struct sim_disk_options *options, u64 seed)
     list_init(&disk->inodes);
     list_init(&disk->locks);
     list_init(&disk->damages);
-    /* Half of the disks never forget what a failed sync left in their caches. */
-    struct prng character;
-    prng_init(&character, sim_seed(seed, "evict", 0));
-    if (prng_chance(&character, 1, 2)) disk->evict_chance = (u32)prng_range(&character, 1, 64);
     sim_names_init(disk);
     return disk;
 }

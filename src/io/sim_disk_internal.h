@@ -58,7 +58,7 @@ struct sim_disk {
     const char *host;
     u64 seed;
     u32 crash_count;
-    u32 evict_chance;   /* of 64: that a read finds what a failed sync lost already gone */
+    bool failed;        /* a sync has, or a durable write */
     u64 capacity_bytes; /* now */
     u64 capacity_taken; /* to be given back; 0: nothing */
     u64 inode_last;

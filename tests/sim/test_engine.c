@@ -670,7 +670,9 @@ promises(bool power)
                 tape->floor_power = old;
             }
         }
-        if (power) tape->floor = tape->floor_power;
+        /* What a failed sync left in the cache may go with the process. */
+        bool lost = character.lsm.durability == LSM_DURABILITY_PERIODIC && tape->failed_ns != 0;
+        if (power || lost) tape->floor = tape->floor_power;
     }
 }
 
