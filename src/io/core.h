@@ -197,6 +197,8 @@ void core_mails_init(struct io_shard *shard);
 /* The part of fiber.c that core_shard_init and core_shard_deinit call. */
 MUST_CHECK status fiber_pool_init(struct io_shard *shard, u32 fiber_count_max);
 void fiber_pool_deinit(struct io_shard *shard);
+/* Fresh memory for stacks; NULL when there is none. */
+void *fiber_stacks_map(size_t bytes);
 /* Whether address lies in the guard page of a stack of shard: for the fault handler. */
 bool fiber_guard_hit(const struct io_shard *shard, const void *address);
 
@@ -212,6 +214,9 @@ void backend_stop(struct io_shard *shard);
 /* Hands mail to the transport towards another shard; false when there is no room now. The common
  * code calls it in order and keeps the rest. */
 bool backend_mail_push(struct io_shard *shard, u32 target, struct io_mail *mail);
+/* Memory for many stacks, from fiber_stacks_map or used by another shard before; and back. */
+void *backend_stacks_map(size_t bytes);
+void backend_stacks_unmap(void *stacks, size_t bytes);
 /* Adds the figures that the backend keeps elsewhere. */
 void backend_stats(struct io_shard *shard, struct io_stats *out);
 

@@ -597,6 +597,37 @@ shard_deinit(struct sim_shard *shard, bool abandon)
     free(shard->mail_counts);
 }
 
+static void
+node_release(struct sim_node *node, bool abandon)
+{
+    for (u32 i = 0; i < node->shard_count; i++)
+        shard_deinit(&node->shards[i], abandon);
+    free(node->shards);
+    node->shards = NULL;
+    node->shard_count = 0;
+    node->running = false;
+}
+
+/* The process is gone; its disk is another matter. power: the machine, too. */
+static void
+node_drop(struct sim_node *node, bool power)
+{
+    sim_trace(node->sim, NULL, SIM_KIND_CONTROL, node->index, "end of node", node->index, power, 0);
+    node->power_off = power;
+    sim_files_drop(node);
+    sim_net_drop(node, power);
+    while (!list_empty(&node->mails)) {
+        struct sim_mail *mail = list_entry(list_first(&node->mails), struct sim_mail, link);
+        sim_event_cancel(node->sim, &mail->event);
+        list_del(&mail->link);
+        free(mail);
+    }
+    node_release(node, true);
+    sim_mem_free_all(&node->memory);
+    node->crash_pending = false;
+    node->result = ST_CANCELED;
+}
+
 status
 sim_node_start(struct sim_node *node, const struct io_node_config *config)
 {
@@ -635,20 +666,9 @@ sim_node_start(struct sim_node *node, const struct io_node_config *config)
         shard_schedule_at(shard, sim->now_ns);
     }
     if (ok(st)) return ST_OK;
-    sim_node_crash(node);
-    node->power_off = false;
+    sim_disk_process_ended(node->disk); /* it has not touched it */
+    node_drop(node, false);
     return st;
-}
-
-static void
-node_release(struct sim_node *node, bool abandon)
-{
-    for (u32 i = 0; i < node->shard_count; i++)
-        shard_deinit(&node->shards[i], abandon);
-    free(node->shards);
-    node->shards = NULL;
-    node->shard_count = 0;
-    node->running = false;
 }
 
 void
@@ -656,22 +676,8 @@ sim_node_crash(struct sim_node *node)
 {
     if (!node->running) return;
     CHECK(io_current == NULL);
-    sim_trace(node->sim, NULL, SIM_KIND_CONTROL, node->index, "end of node", node->index, 0, 0);
     sim_disk_crash(node->disk); /* first: it still takes data from the buffers of writes */
-    sim_files_drop(node);
-    bool power = !node->sim->options.disk.crash_keeps_all;
-    node->power_off = power;
-    sim_net_drop(node, power);
-    while (!list_empty(&node->mails)) {
-        struct sim_mail *mail = list_entry(list_first(&node->mails), struct sim_mail, link);
-        sim_event_cancel(node->sim, &mail->event);
-        list_del(&mail->link);
-        free(mail);
-    }
-    node_release(node, true);
-    sim_mem_free_all(&node->memory);
-    node->crash_pending = false;
-    node->result = ST_CANCELED;
+    node_drop(node, !node->sim->options.disk.crash_keeps_all);
 }
 
 /* The process has ended in order when every shard has, and nothing is under way. */

@@ -110,7 +110,7 @@ sim_damages_free(struct sim_disk *disk)
 static void
 stored_flip(u8 **data, u64 at, u8 mask)
 {
-    if (*data == NULL) *data = sim_alloc(SIM_PAGE_BYTES);
+    if (*data == NULL) *data = sim_page_zero();
     (*data)[at] ^= mask;
 }
 
@@ -186,12 +186,12 @@ static void
 damage_stale(const struct sim_write *write, struct sim_fault_id id)
 {
     struct sim_inode *inode = write->inode;
-    const u8 *data = sim_write_data(write);
     struct sim_damage_record *record =
         damage_add(inode, id, write->offset, write->size, write->size / SIM_PAGE_BYTES);
     for (u32 i = 0; i < record->page_count; i++) {
         u64 hash = inode_page_hash(inode, write->offset / SIM_PAGE_BYTES + i);
-        if (hash != page_hash(data + (u64)i * SIM_PAGE_BYTES)) record->pages[i] = hash;
+        if (hash != page_hash(sim_write_data(write, (u64)i * SIM_PAGE_BYTES)))
+            record->pages[i] = hash;
     }
 }
 
@@ -199,12 +199,11 @@ void
 sim_inode_write_lose(struct sim_write *write, bool durable, bool cached, struct sim_fault_id id)
 {
     struct sim_inode *inode = write->inode;
-    const u8 *data = sim_write_data(write);
     sim_pages_reserve(inode, write->offset + write->size);
     damage_stale(write, id);
     for (u64 done = 0; cached && done < write->size; done += SIM_PAGE_BYTES) {
-        struct sim_version *version =
-            sim_page_push(inode, (write->offset + done) / SIM_PAGE_BYTES, data + done);
+        struct sim_version *version = sim_page_push(inode, (write->offset + done) / SIM_PAGE_BYTES,
+                                                    sim_write_data(write, done));
         list_del(&version->dirty_link);
         version->phantom = true;
     }
@@ -242,14 +241,13 @@ void
 sim_inode_write_misdirect(struct sim_write *write, bool durable, struct sim_inode *other,
                           u64 other_offset, struct sim_fault_id id)
 {
-    const u8 *data = sim_write_data(write);
     damage_stale(write, id);
     struct sim_damage_record *record =
         damage_add(other, id, other_offset, write->size, write->size / SIM_PAGE_BYTES);
     sim_pages_reserve(other, other_offset + write->size);
     for (u32 i = 0; i < record->page_count; i++) {
         u64 page = other_offset / SIM_PAGE_BYTES + i;
-        const u8 *from = data + (u64)i * SIM_PAGE_BYTES;
+        const u8 *from = sim_write_data(write, (u64)i * SIM_PAGE_BYTES);
         u64 before = inode_page_hash(other, page);
         struct sim_version *version = sim_page_push(other, page, from);
         if (durable) sim_page_make_durable(&other->pages[page], version);

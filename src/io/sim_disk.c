@@ -36,12 +36,48 @@ sim_alloc(size_t size)
     return block;
 }
 
+/* Pages that wait for their next use. */
+union free_page {
+    union free_page *next;
+    u8 data[SIM_PAGE_BYTES];
+};
+static union free_page *free_pages;
+
+static u8 *
+page_alloc(void)
+{
+    union free_page *page = free_pages;
+    if (page == NULL) {
+        page = malloc(sizeof(*page));
+        CHECK(page != NULL);
+        return page->data;
+    }
+    free_pages = page->next;
+    return page->data;
+}
+
+static void
+page_free(u8 *data)
+{
+    if (data == NULL) return;
+    union free_page *page = (union free_page *)data;
+    page->next = free_pages;
+    free_pages = page;
+}
+
+u8 *
+sim_page_zero(void)
+{
+    u8 *data = page_alloc();
+    memset(data, 0, SIM_PAGE_BYTES);
+    return data;
+}
+
 static u8 *
 page_copy(const u8 *data)
 {
-    if (memcmp(data, zero_page, SIM_PAGE_BYTES) == 0) return NULL;
-    u8 *copy = malloc(SIM_PAGE_BYTES);
-    CHECK(copy != NULL);
+    if (data == zero_page || memcmp(data, zero_page, SIM_PAGE_BYTES) == 0) return NULL;
+    u8 *copy = page_alloc();
     memcpy(copy, data, SIM_PAGE_BYTES);
     return copy;
 }
@@ -57,7 +93,7 @@ static void
 version_free(struct sim_version *version)
 {
     list_del(&version->dirty_link);
-    free(version->data);
+    page_free(version->data);
     free(version);
 }
 
@@ -97,7 +133,7 @@ sim_page_make_durable(struct sim_page *page, struct sim_version *version)
     while (*at != version)
         at = &(*at)->older;
     *at = NULL;
-    free(page->durable);
+    page_free(page->durable);
     page->durable = version->data;
     version->data = NULL;
     while (version != NULL) {
@@ -155,7 +191,7 @@ sim_inode_unref(struct sim_inode *inode)
     if (--inode->ref_count > 0) return;
     for (u64 i = 0; i < inode->page_count; i++) {
         page_drop_versions(&inode->pages[i]);
-        free(inode->pages[i].durable);
+        page_free(inode->pages[i].durable);
     }
     CHECK(list_empty(&inode->writes));
     sim_latent_clear(inode, 0, UINT64_MAX);
@@ -228,7 +264,11 @@ sim_inode_read(struct sim_inode *inode, void *buffer, u32 size, u64 offset)
             page_evict_maybe(inode->disk, &inode->pages[i]);
             data = sim_page_current(&inode->pages[i]);
         }
-        memcpy(target + done, data, SIM_PAGE_BYTES);
+        if (data == zero_page) {
+            memset(target + done, 0, SIM_PAGE_BYTES);
+        } else {
+            memcpy(target + done, data, SIM_PAGE_BYTES);
+        }
     }
     return ST_OK;
 }
@@ -248,8 +288,9 @@ sim_inode_write_begin(struct sim_inode *inode, struct sim_write *write, const vo
     *write = (struct sim_write){.inode = inode, .buffer = buffer, .offset = offset, .size = size};
     /* The hardware reads the buffer at a time of its own; a buffer that is changed or reused
      * before the end shows by one or the other. */
-    if (prng_chance(&inode->disk->prng, 1, 2)) {
-        write->copy = sim_alloc(size);
+    if (buffer != NULL && prng_chance(&inode->disk->prng, 1, 2)) {
+        write->copy = malloc(size);
+        CHECK(write->copy != NULL);
         memcpy(write->copy, buffer, size);
     }
     list_push_back(&inode->writes, &write->link);
@@ -258,9 +299,10 @@ sim_inode_write_begin(struct sim_inode *inode, struct sim_write *write, const vo
 }
 
 const u8 *
-sim_write_data(const struct sim_write *write)
+sim_write_data(const struct sim_write *write, u64 done)
 {
-    return write->copy != NULL ? write->copy : write->buffer;
+    if (write->buffer == NULL) return zero_page;
+    return (write->copy != NULL ? write->copy : write->buffer) + done;
 }
 
 void
@@ -284,11 +326,10 @@ void
 sim_inode_write_end(struct sim_write *write, bool durable)
 {
     struct sim_inode *inode = write->inode;
-    const u8 *data = sim_write_data(write);
     sim_pages_reserve(inode, write->offset + write->size); /* a truncate may have come between */
     for (u64 done = 0; done < write->size; done += SIM_PAGE_BYTES) {
         u64 page = (write->offset + done) / SIM_PAGE_BYTES;
-        struct sim_version *version = sim_page_push(inode, page, data + done);
+        struct sim_version *version = sim_page_push(inode, page, sim_write_data(write, done));
         if (durable) sim_page_make_durable(&inode->pages[page], version);
     }
     sim_latent_clear(inode, write->offset, write->size);
@@ -307,12 +348,12 @@ static void
 write_apply_some(struct sim_write *write)
 {
     struct sim_inode *inode = write->inode;
-    const u8 *data = sim_write_data(write);
     u8 mixed[SIM_PAGE_BYTES];
     sim_pages_reserve(inode, write->offset + write->size);
     for (u64 done = 0; done < write->size; done += SIM_PAGE_BYTES) {
         u64 page = (write->offset + done) / SIM_PAGE_BYTES;
-        page_mix(inode->disk, data + done, sim_page_current(&inode->pages[page]), mixed);
+        page_mix(inode->disk, sim_write_data(write, done), sim_page_current(&inode->pages[page]),
+                 mixed);
         sim_page_push(inode, page, mixed);
     }
 }
@@ -508,7 +549,7 @@ page_crash(struct crash *crash, struct sim_page *page)
             store_u64(result + s + i, prng_u64(&crash->torn));
     }
     page_drop_versions(page);
-    free(page->durable);
+    page_free(page->durable);
     page->durable = page_copy(result);
 }
 
@@ -544,7 +585,7 @@ inode_crash(struct sim_disk *disk, struct sim_inode *inode, u64 cut)
         }
         /* What lies beyond a lost extension is gone; a later one shows zeros. */
         for (u64 i = align_up(size, SIM_PAGE_BYTES) / SIM_PAGE_BYTES; i < inode->page_count; i++) {
-            free(inode->pages[i].durable);
+            page_free(inode->pages[i].durable);
             inode->pages[i].durable = NULL;
             inode->pages[i].allocated = false;
         }

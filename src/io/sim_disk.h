@@ -25,8 +25,8 @@ struct sim_inode;
 struct sim_write {
     struct list link; /* sim_inode.writes */
     struct sim_inode *inode;
-    const u8 *buffer;
-    u8 *copy; /* NULL: the data is taken at the end */
+    const u8 *buffer; /* NULL: zeros */
+    u8 *copy;         /* NULL: the data is taken at the end */
     u64 offset;
     u32 size;
 };
@@ -59,13 +59,15 @@ MUST_CHECK status sim_disk_open(struct sim_disk *disk, const char *path, u32 fla
                                 struct sim_inode **out);
 void sim_disk_close(struct sim_disk *disk, struct sim_inode *inode);
 MUST_CHECK status sim_inode_read(struct sim_inode *inode, void *buffer, u32 size, u64 offset);
-/* ST_NO_SPACE: nothing has begun. Overlap with another write under way is a CHECK. */
+/* ST_NO_SPACE: nothing has begun. Overlap with another write under way is a CHECK. buffer NULL:
+ * zeros. */
 MUST_CHECK status sim_inode_write_begin(struct sim_inode *inode, struct sim_write *write,
                                         const void *buffer, u32 size, u64 offset);
 void sim_inode_write_end(struct sim_write *write, bool durable);
 /* The size grows as by the write; frees it. */
 void sim_inode_write_close(struct sim_write *write, bool extend, bool durable);
-const u8 *sim_write_data(const struct sim_write *write);
+/* Of the page that begins at done. */
+const u8 *sim_write_data(const struct sim_write *write, u64 done);
 /* Some sectors were written, some not. */
 void sim_inode_write_fail(struct sim_write *write);
 struct sim_sync sim_inode_sync_begin(const struct sim_inode *inode);

@@ -76,6 +76,9 @@ struct sim_disk {
 /* Zeroed; never fails. */
 void *sim_alloc(size_t size);
 
+/* A page of zeros; belongs to the version or page that it is put in. */
+u8 *sim_page_zero(void);
+
 struct sim_inode *sim_inode_new(struct sim_disk *disk);
 void sim_inode_ref(struct sim_inode *inode);
 void sim_inode_unref(struct sim_inode *inode);

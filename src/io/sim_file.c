@@ -48,6 +48,9 @@ struct io_file {
     struct fiber_queue idle;
 };
 
+/* What io_file_fill writes; known, so that nobody looks at every byte of it. */
+static const u8 ALIGNED(4096) fill_zeros[LIMIT_IO_BYTES];
+
 /* libc's memory, not the node's: it must outlive a crash until it is dropped. */
 struct sim_request {
     struct list link; /* sim_node.io_queue or io_requests */
@@ -95,39 +98,23 @@ request_point(enum request_kind kind)
     return SIM_POINT_NAME;
 }
 
-static const char *
-request_name(enum request_kind kind)
-{
-    switch (kind) {
-    case REQUEST_READ:
-        return "read";
-    case REQUEST_WRITE:
-        return "write";
-    case REQUEST_SYNC:
-        return "sync";
-    case REQUEST_DIR_SYNC:
-        return "dir-sync";
-    case REQUEST_OPEN:
-        return "open";
-    case REQUEST_CREATE:
-        return "create";
-    case REQUEST_TRUNCATE:
-        return "truncate";
-    case REQUEST_ALLOCATE:
-        return "allocate";
-    case REQUEST_RENAME:
-        return "rename";
-    case REQUEST_LINK:
-        return "link";
-    case REQUEST_UNLINK:
-        return "unlink";
-    case REQUEST_DIR_MAKE:
-        return "dir-make";
-    case REQUEST_DIR_REMOVE:
-        return "dir-remove";
-    }
-    return "?";
-}
+static const struct {
+    const char *name, *done, *failed; /* the last two name the numbers of the trace */
+} request_texts[] = {
+    [REQUEST_READ] = {"read", "read file,offset,bytes", "failed read file,offset,bytes"},
+    [REQUEST_WRITE] = {"write", "write file,offset,bytes", "failed write file,offset,bytes"},
+    [REQUEST_SYNC] = {"sync", "sync file", "failed sync file"},
+    [REQUEST_DIR_SYNC] = {"dir-sync", "dir-sync", "failed dir-sync"},
+    [REQUEST_OPEN] = {"open", "open", "failed open"},
+    [REQUEST_CREATE] = {"create", "create", "failed create"},
+    [REQUEST_TRUNCATE] = {"truncate", "truncate file", "failed truncate file"},
+    [REQUEST_ALLOCATE] = {"allocate", "allocate file", "failed allocate file"},
+    [REQUEST_RENAME] = {"rename", "rename", "failed rename"},
+    [REQUEST_LINK] = {"link", "link", "failed link"},
+    [REQUEST_UNLINK] = {"unlink", "unlink", "failed unlink"},
+    [REQUEST_DIR_MAKE] = {"dir-make", "dir-make", "failed dir-make"},
+    [REQUEST_DIR_REMOVE] = {"dir-remove", "dir-remove", "failed dir-remove"},
+};
 
 /* Where a request goes, for a person. */
 static void
@@ -140,7 +127,8 @@ request_place(const struct sim_request *request, char text[static PLACE_BYTES])
         (void)snprintf(text, PLACE_BYTES, "%s %s at %llu, %u bytes", host, path,
                        (unsigned long long)request->op->offset, request->op->size);
     else
-        (void)snprintf(text, PLACE_BYTES, "%s %s %s", host, request_name(request->kind), path);
+        (void)snprintf(text, PLACE_BYTES, "%s %s %s", host, request_texts[request->kind].name,
+                       path);
 }
 
 /* Whether the request fails by chance. */
@@ -188,9 +176,9 @@ request_stall_ns(struct sim_request *request)
     u64 ns = sim_draw(&prng, MIN(NS_PER_S, disk->stall_ns), disk->stall_ns);
     char place[PLACE_BYTES];
     request_place(request, place);
-    bool stalls =
-        sim_fault_take(sim, SIM_FAULT_DISK_STALL, "%llu ms: %s %s",
-                       (unsigned long long)(ns / NS_PER_MS), request_name(request->kind), place);
+    bool stalls = sim_fault_take(sim, SIM_FAULT_DISK_STALL, "%llu ms: %s %s",
+                                 (unsigned long long)(ns / NS_PER_MS),
+                                 request_texts[request->kind].name, place);
     return stalls ? ns : 0;
 }
 
@@ -235,7 +223,8 @@ request_disk_begin(struct sim_request *request)
     struct io_op *op = request->op;
     switch (request->kind) {
     case REQUEST_WRITE:
-        return sim_inode_write_begin(request->file->inode, &request->write, op->buffer, op->size,
+        return sim_inode_write_begin(request->file->inode, &request->write,
+                                     op->buffer == fill_zeros ? NULL : op->buffer, op->size,
                                      op->offset);
     case REQUEST_SYNC:
         request->sync = sim_inode_sync_begin(request->file->inode);
@@ -459,11 +448,14 @@ request_trace(const struct sim_request *request)
     if (op != NULL) {
         parts[3] = op->offset;
         parts[4] = op->size;
-        if (request->kind == REQUEST_WRITE) parts[5] = crc32c(0, op->buffer, op->size);
+        if (request->kind == REQUEST_WRITE && op->buffer != fill_zeros)
+            parts[5] = crc32c(0, op->buffer, op->size);
     }
     sim_trace(request->shard->node->sim, request->shard, SIM_KIND_DISK,
-              hash_bytes(parts, sizeof(parts), 0), request_name(request->kind), file, parts[3],
-              parts[4]);
+              hash_bytes(parts, sizeof(parts), 0),
+              ok(request->result) ? request_texts[request->kind].done
+                                  : request_texts[request->kind].failed,
+              file, parts[3], parts[4]);
 }
 
 static void
@@ -753,13 +745,12 @@ io_file_allocate(struct io_file *file, u64 size)
 MAY_YIELD status
 io_file_fill(struct io_file *file, u64 size)
 {
-    static const u8 ALIGNED(4096) zeros[LIMIT_IO_BYTES];
     CHECK(size % IO_ALIGNMENT == 0);
     if (file->memory != NULL) return memfs_fill(file->memory, size);
     status st = io_file_allocate(file, size);
     for (u64 offset = 0; ok(st) && offset < size; offset += LIMIT_IO_BYTES) {
         u32 part = (u32)MIN((u64)LIMIT_IO_BYTES, size - offset);
-        st = io_file_write(file, IO_CLASS_COMPACTION, zeros, part, offset, false);
+        st = io_file_write(file, IO_CLASS_COMPACTION, fill_zeros, part, offset, false);
     }
     return ok(st) ? io_file_sync(file) : st;
 }

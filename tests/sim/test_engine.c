@@ -52,6 +52,7 @@ struct character {
     struct lsm_options lsm;
     bool power_cuts_only;
     bool fills_up;    /* the disk's capacity shrinks now and then */
+    bool no_space;    /* the same by chance, at any write */
     bool point_fails; /* single requests fail at chosen moments */
     bool rates;       /* any request may fail */
     bool sync_fails;
@@ -141,7 +142,7 @@ is_expected(status st)
 {
     if (ok(st) || status_is(st, ST_OVERLOADED)) return true;
     if (process.faulty && is_injected(st)) return true;
-    return character.fills_up && status_is(st, ST_NO_SPACE);
+    return (character.fills_up || character.no_space) && status_is(st, ST_NO_SPACE);
 }
 
 /* ---- values: they name their key, their writer and when they expire ---- */
@@ -701,6 +702,7 @@ options_draw(struct sim_options *options, u64 seed)
         .fills_up = prng_chance(&prng, 1, 6),
         .point_fails = prng_chance(&prng, 1, 4),
         .rates = prng_chance(&prng, 1, 8),
+        .no_space = disk->no_space_ppm > 0,
     };
     struct lsm_options *lsm = &character.lsm;
     lsm_options_default(lsm);
@@ -719,9 +721,12 @@ options_draw(struct sim_options *options, u64 seed)
      * is cut. A log that is synced periodically and opened again after that takes it for durable:
      * nothing can tell, and to write it again could tear what is durable. */
     character.sync_fails = lsm->durability != LSM_DURABILITY_PERIODIC;
-    /* The interval, a sync that has just begun and one more, each behind other requests. */
+    /* The interval, a sync that has just begun and one more, each behind other requests; a shard
+     * that stalls syncs nothing. */
     character.slack_ns = lsm->sync_interval_ms * NS_PER_MS + 20 * disk->latency_ns_max +
-                         (disk->stall_ppm > 0 ? 3 * disk->stall_ns : 0) + NS_PER_S;
+                         (disk->stall_ppm > 0 ? 3 * disk->stall_ns : 0) +
+                         (options->shard_stall_ppm > 0 ? 3 * options->shard_stall_ns_max : 0) +
+                         NS_PER_S;
 }
 
 /* Whether a crash would be one of the power. */
@@ -798,9 +803,9 @@ seed_run(u64 seed, enum flaw with)
         if (i + 1 < ROUNDS) {
             power = faults_draw();
         } else {
-            sim_faults_clear(sim);
-            sim_error_rates_set(sim, 0, 0, 0);
+            sim_faults_end(sim);
             character.rates = character.point_fails = character.fills_up = false;
+            character.no_space = false;
         }
         process_run(shard_count);
         promises(power && sim_crashed(sim));

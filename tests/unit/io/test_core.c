@@ -13,6 +13,7 @@
 #include <cmocka.h>
 
 #include <errno.h>
+#include <sys/mman.h>
 
 #define TRANSPORT_ROOM 2u
 
@@ -38,6 +39,18 @@ void
 backend_entropy(struct io_shard *shard, void *data, size_t size)
 {
     memset(data, 7, size);
+}
+
+void *
+backend_stacks_map(size_t bytes)
+{
+    return fiber_stacks_map(bytes);
+}
+
+void
+backend_stacks_unmap(void *stacks, size_t bytes)
+{
+    munmap(stacks, bytes);
 }
 
 void
