@@ -403,8 +403,8 @@ static bool
 needs_cut(const struct log *log, u64 record_bytes)
 {
     if (log->current == NULL) return true;
-    return log->current->end + blocks_needed(log, record_bytes) * LOG_BLOCK_BYTES >
-           log->config.segment_bytes;
+    u64 blocks = blocks_needed(log, record_bytes) + 1; /* the last one is kept for a seal */
+    return log->current->end + blocks * LOG_BLOCK_BYTES > log->config.segment_bytes;
 }
 
 static status

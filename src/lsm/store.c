@@ -378,6 +378,31 @@ dirs_clean(struct work *work)
     return st;
 }
 
+static void
+name_seen(void *arg, const char *name)
+{
+    (void)name;
+    *(bool *)arg = true;
+}
+
+/* Without NODE: whether some store has something in it. A first start makes its stores, empty, then
+ * NODE, and only then writes into them: so there was a NODE once, and it was lost. */
+static MAY_YIELD status
+stores_orphaned(struct work *work, bool *out)
+{
+    *out = false;
+    status st = names_list(work, work->dir);
+    for (size_t at = 0; ok(st) && at < work->names.size;) {
+        const char *name = (const char *)work->names.data + at;
+        at += strlen(name) + 1;
+        if (!is_store_name(name)) continue;
+        int length = snprintf(work->path, sizeof(work->path), "%s/%s", work->dir, name);
+        if (length > 0 && length < (int)sizeof(work->path))
+            st = io_dir_list(work->path, name_seen, out);
+    }
+    return st;
+}
+
 /* ---- making and changing stores ---- */
 
 static void
@@ -435,6 +460,18 @@ stores_create(struct work *work, const char *node_id, u32 shard_count)
         return WORK_FAIL(work, ST_INVALID,
                          "%s holds files but no NODE: not a data directory of this program; "
                          "choose an empty one",
+                         work->dir);
+    }
+    bool orphaned;
+    st = stores_orphaned(work, &orphaned);
+    if (!ok(st))
+        return MARKED("lsm.store.stores_not_listed",
+                      WORK_FAIL(work, st, "cannot list %s: %s", work->dir, status_text(st)));
+    if (orphaned) {
+        MARK("lsm.store.node_lost");
+        return WORK_FAIL(work, ST_CORRUPT,
+                         "%s holds stores but no NODE, which was lost; restore it from a copy, it "
+                         "says how they belong together",
                          work->dir);
     }
     work->node = (struct node){0};

@@ -269,6 +269,7 @@ block_begin(struct table_writer *writer, const struct entry *entry, u64 need)
         if (raw == NULL || (writer->stored != NULL && stored == NULL)) {
             MARK("lsm.table_writer.large_no_memory");
             mem_free(budget, raw, capacity);
+            mem_free(budget, stored, capacity);
             return ST_NO_MEMORY;
         }
         mem_free(budget, writer->raw, writer->raw_capacity);

@@ -38,6 +38,7 @@ struct model {
     status open_status;
     struct log *log;
     u64 segment_rotated;
+    u64 tail_number, tail_end; /* when all was durable */
 };
 
 static void
@@ -638,6 +639,8 @@ kill_body(void *arg)
     st = append_some(model);
     CHECK(ok(st));
     log_drain(model->log);
+    model->tail_number = model->log->current->number;
+    model->tail_end = model->log->current->end;
     io_stop();
     for (;;)
         fiber_sleep_ns(NS_PER_S); /* until the power is cut */
@@ -688,6 +691,30 @@ damage_to_the_last_acknowledged_write_is_found(void **state)
     assert_true(ok(sim_run(sim, 1, flip_body, &flips)));
     assert_true(flips.detected > 0);
     sim_free(sim);
+}
+
+/* Wherever in a segment it lies, also when the segment is full with it. */
+static void
+damage_to_the_last_block_of_an_idle_log_is_found(void **state)
+{
+    (void)state;
+    for (u32 records = 5; records < 45; records++) {
+        struct sim_options options;
+        sim_options_default(&options, records);
+        struct sim *sim = sim_new(&options);
+        struct sim_node *node = sim_node_new(sim, "10.0.0.1");
+        struct model model = model_make(records, records, 3000);
+        model.pause_every = 1; /* a block each, or two */
+        sim_at(sim, 3 * NS_PER_S, kill_now, node);
+        assert_true(status_is(sim_run(sim, 1, kill_body, &model), ST_CANCELED));
+        assert_int_equal(model.durable, records);
+        char path[LSM_PATH_BYTES];
+        log_path(path, DIR, model.tail_number);
+        u64 offset = model.tail_end - LOG_BLOCK_BYTES + sizeof(struct log_block);
+        assert_true(ok(sim_disk_flip(sim_node_disk(node), path, offset, 4)));
+        assert_true(status_is(sim_run(sim, 1, reader, &model), ST_CORRUPT));
+        sim_free(sim);
+    }
 }
 
 static void
@@ -756,6 +783,7 @@ main(void)
         cmocka_unit_test(every_failed_request_is_survived),
         cmocka_unit_test(damage_at_every_byte_is_found_or_harmless),
         cmocka_unit_test(damage_to_the_last_acknowledged_write_is_found),
+        cmocka_unit_test(damage_to_the_last_block_of_an_idle_log_is_found),
         cmocka_unit_test(a_lost_or_shortened_segment_is_damage),
         cmocka_unit_test(verification_names_the_damaged_block),
         cmocka_unit_test(recycled_segments_never_show_their_past),

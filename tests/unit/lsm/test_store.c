@@ -315,6 +315,32 @@ a_damaged_node_file_is_refused(void **state)
     }
 }
 
+static status
+node_hidden_body(void *arg)
+{
+    return io_file_rename(arg != NULL ? DIR "/NODE" : "/hidden",
+                          arg != NULL ? "/hidden" : DIR "/NODE");
+}
+
+/* Stores that have something in them were named by a NODE once: they are not taken for what a
+ * first start has left. */
+static void
+stores_without_their_node_file_are_kept(void **state)
+{
+    (void)state;
+    struct sim *sim = sim_make(1);
+    assert_true(ok(run(sim, 2, true)));
+    assert_true(ok(job.result));
+    assert_true(ok(sim_run(sim, 1, node_hidden_body, &job)));
+    assert_true(ok(run(sim, 2, false)));
+    assert_true(status_is(job.result, ST_CORRUPT));
+    assert_non_null(strstr(job.error, "NODE"));
+    assert_true(ok(sim_run(sim, 1, node_hidden_body, NULL)));
+    assert_true(ok(run(sim, 2, false))); /* and every key is there */
+    assert_true(ok(job.result));
+    sim_free(sim);
+}
+
 static u64 reports;
 static char reported[600];
 
@@ -413,6 +439,7 @@ main(void)
         cmocka_unit_test(another_nodes_directory_is_refused),
         cmocka_unit_test(a_made_up_id_stays),
         cmocka_unit_test(a_damaged_node_file_is_refused),
+        cmocka_unit_test(stores_without_their_node_file_are_kept),
         cmocka_unit_test(verification_finds_damage_in_every_kind_of_file),
         cmocka_unit_test(memory_needs_no_directory),
     };

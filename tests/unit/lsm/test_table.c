@@ -452,6 +452,7 @@ a_cursor_may_be_closed_while_it_reads(void **unused)
 
 struct damage {
     struct fixture fixture;
+    enum lsm_codec codec; /* of fail_body */
     struct table_meta meta;
 };
 
@@ -623,7 +624,7 @@ fail_body(void *arg)
     struct damage *damage = arg;
     status st = io_dir_make(FIXTURE_DIR);
     if (!ok(st) && !status_is(st, ST_EXISTS)) return st;
-    st = table_build(&damage->fixture, 1, LSM_CODEC_NONE, 10, &budget, &damage->meta);
+    st = table_build(&damage->fixture, 1, damage->codec, 10, &budget, &damage->meta);
     if (!ok(st)) return st;
     u64 offset;
     const char *what;
@@ -655,10 +656,10 @@ fail_body(void *arg)
 }
 
 static void
-the_nth_request_fails(enum sim_point point, status error)
+the_nth_request_fails(enum sim_point point, status error, u32 keys, u32 value_max)
 {
-    struct damage damage = {0};
-    fixture_fill(&damage.fixture, 12, "fail", 300, 1, 400);
+    struct damage damage = {.codec = value_max > 400 ? LSM_CODEC_LZ4 : LSM_CODEC_NONE};
+    fixture_fill(&damage.fixture, 12, "fail", keys, 1, value_max);
     for (u64 n = 0;; n++) {
         budget_init(&budget, "test", MIB(256), NULL);
         struct sim_options options;
@@ -683,16 +684,17 @@ the_nth_request_fails(enum sim_point point, status error)
 static void
 any_failing_read_write_sync_or_name_is_returned(void **unused)
 {
-    the_nth_request_fails(SIM_POINT_READ, ST_IO_ERROR);
-    the_nth_request_fails(SIM_POINT_WRITE, ST_NO_SPACE);
-    the_nth_request_fails(SIM_POINT_SYNC, ST_IO_ERROR);
-    the_nth_request_fails(SIM_POINT_NAME, ST_NO_SPACE);
+    the_nth_request_fails(SIM_POINT_READ, ST_IO_ERROR, 300, 400);
+    the_nth_request_fails(SIM_POINT_WRITE, ST_NO_SPACE, 300, 400);
+    the_nth_request_fails(SIM_POINT_SYNC, ST_IO_ERROR, 300, 400);
+    the_nth_request_fails(SIM_POINT_NAME, ST_NO_SPACE, 300, 400);
 }
 
 static void
 any_failing_allocation_is_returned(void **unused)
 {
-    the_nth_request_fails(SIM_POINT_ALLOC, ST_NO_MEMORY);
+    the_nth_request_fails(SIM_POINT_ALLOC, ST_NO_MEMORY, 300, 400);
+    the_nth_request_fails(SIM_POINT_ALLOC, ST_NO_MEMORY, 8, 60000); /* blocks of their own */
 }
 
 /* Errors, delays and tiny sizes as the seed draws them: an error or the truth, nothing else. */
