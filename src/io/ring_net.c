@@ -482,6 +482,10 @@ io_conn_reserve(struct io_conn *conn, size_t size)
         size_t bytes = chunk == NULL || !roomy ? CHUNK_FIRST_BYTES : CHUNK_NEXT_BYTES;
         if (size > bytes - sizeof(*chunk))
             bytes = (size_t)align_up(size + sizeof(*chunk), CHUNK_FIRST_BYTES);
+        /* The last eighth is for small replies: they must not fail because of long ones. */
+        const struct budget *budget = &conn->shard->output_budget;
+        if (bytes > CHUNK_FIRST_BYTES && budget->used_bytes + bytes > budget->limit_bytes / 8 * 7)
+            return NULL;
         chunk = mem_alloc(&conn->shard->output_budget, bytes);
         if (chunk == NULL) return NULL;
         *chunk = (struct conn_chunk){.size = (u32)(bytes - sizeof(*chunk))};
@@ -528,6 +532,16 @@ io_conn_write(struct io_conn *conn, const void *data, size_t size)
     if (size > 0) memcpy(to, from, size);
     io_conn_commit(conn, size);
     return true;
+}
+
+bool
+io_conn_write_piece(struct io_conn *conn, const void *data, size_t size)
+{
+    const struct budget *budget = &conn->shard->output_budget;
+    if (budget->used_bytes + size <= budget->limit_bytes / 2 && io_conn_write(conn, data, size))
+        return true;
+    conn->was_high = true;
+    return false;
 }
 
 u64

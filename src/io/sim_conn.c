@@ -464,6 +464,14 @@ io_conn_write(struct io_conn *conn, const void *data, size_t size)
     return true;
 }
 
+bool
+io_conn_write_piece(struct io_conn *conn, const void *data, size_t size)
+{
+    if (io_conn_write(conn, data, size)) return true;
+    conn->was_high = true;
+    return false;
+}
+
 u64
 io_conn_written(const struct io_conn *conn)
 {
