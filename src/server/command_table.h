@@ -32,6 +32,7 @@ enum command_flags {
     COMMAND_SKIP_MONITOR = 1 << 17,
     COMMAND_MULTI_NOW = 1 << 18, /* runs at once inside MULTI */
     COMMAND_NATIVE = 1 << 19,    /* an opcode: only in the metrics */
+    COMMAND_HEAVY = 1 << 20,     /* walks over the keyspace: see request.h */
 };
 
 enum command_place {

@@ -37,6 +37,8 @@ struct exec_op {
 struct exec {
     /* the caller's */
     struct shard *shard;
+    struct budget *budget;
+    struct work *work;       /* of the worker that runs it; NULL where nobody asks */
     struct session *session; /* commands of the connection only; NULL when keys are elsewhere */
     const struct command *command;
     const struct bytes *args;
@@ -74,7 +76,9 @@ struct exec_value {
     u64 seq;
 };
 
-void exec_init(struct exec *x, struct shard *shard, struct resp_writer *reply);
+/* budget: for what the run holds; the reply has its own. */
+void exec_init(struct exec *x, struct shard *shard, struct budget *budget,
+               struct resp_writer *reply);
 void exec_deinit(struct exec *x);
 
 /* false: it would have to wait; reply and writes are as they were before. */

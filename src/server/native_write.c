@@ -162,9 +162,9 @@ keep_done(struct native_state *state, const struct native_id *id, u64 seq, u64 v
 bool
 native_state_init(struct shard *shard)
 {
-    shard->native = mem_alloc_zero(&shard->budget, sizeof(*shard->native));
+    shard->native = mem_alloc_zero(io_budget(), sizeof(*shard->native));
     if (shard->native == NULL) return false;
-    shard->native->done = mem_alloc_zero(&shard->budget, NATIVE_IDS * sizeof(struct native_done));
+    shard->native->done = mem_alloc_zero(io_budget(), NATIVE_IDS * sizeof(struct native_done));
     return shard->native->done != NULL;
 }
 
@@ -173,8 +173,8 @@ native_state_deinit(struct shard *shard)
 {
     if (shard->native == NULL) return;
     if (shard->native->done != NULL)
-        mem_free(&shard->budget, shard->native->done, NATIVE_IDS * sizeof(struct native_done));
-    mem_free(&shard->budget, shard->native, sizeof(*shard->native));
+        mem_free(io_budget(), shard->native->done, NATIVE_IDS * sizeof(struct native_done));
+    mem_free(io_budget(), shard->native, sizeof(*shard->native));
     shard->native = NULL;
 }
 
