@@ -248,7 +248,7 @@ exec_get_in(struct exec *x, u16 keyspace, struct bytes key, bool count, struct e
     status st = ST_OK;
     if (!x->waits)
         st = lsm_get_try(lsm, keyspace, token, key, &x->value);
-    else
+    else if (!exec_ahead_take(x, keyspace, key, &x->value, &st))
         st = lsm_get(lsm, NULL, keyspace, token, key, &x->value);
     if (ok(st)) {
         x->value_held = true;
@@ -434,7 +434,11 @@ exec_wait(struct exec *x, void (*handler)(struct exec *x))
         }
     }
     x->now_ms = io_wall_ms();
-    if (ok(x->failure)) handler(x);
+    if (ok(x->failure)) {
+        exec_ahead_start(x);
+        handler(x);
+        exec_ahead_stop(x);
+    }
     drop_value(x);
     if (ok(x->failure) && x->op_count != 0) {
         struct lsm_batch batch;

@@ -157,8 +157,7 @@ gather(struct request *request, struct resp_writer *w)
     command_key_range(request->command, request->arg_count, &first, &last, &step);
     if (request->command->place == PLACE_SPLIT_ARRAY) {
         resp_array(w, (last - first) / step + 1);
-        return !w->failed &&
-               append_elements(w->out, request, first, last, step, request->parts);
+        return !w->failed && append_elements(w->out, request, first, last, step, request->parts);
     }
     i64 sum = 0;
     for (u32 i = 0; i < request->part_count; i++) {

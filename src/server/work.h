@@ -15,7 +15,8 @@
  * So light work never stands behind heavy work for a fiber, and heavy work is not starved.
  *
  * Fairness. A work belongs to a flow: its connection. Within a class each flow has its turn, one
- * work at a time, in order; whoever queues a thousand waits longer for its second, nobody else does.
+ * work at a time, in order; whoever queues a thousand waits longer for its second, nobody else
+ * does.
  *
  *   queue:  flows -> A1 -> B1 -> C1 -> A1 ...      A1.rest -> A2 -> A3
  *   A1 starts: A2 takes its place among those to be found by flow, and goes to the end of the ring.
@@ -38,8 +39,8 @@
  *   K5  A work that has units but no fiber (no memory for a stack) waits only when a fiber of its
  *       class is going to come for it by itself: one that neither calls nor is away. Else it is
  *       refused.
- *   K6  Fibers of other shards' scans and of control paths (io_shard_call) are no workers: they hold
- *       no units, and nothing that they do waits for any.
+ *   K6  Fibers of other shards' scans and of control paths (io_shard_call) are no workers: they
+ * hold no units, and nothing that they do waits for any.
  */
 #ifndef DISTKV_SERVER_WORK_H
 #define DISTKV_SERVER_WORK_H
@@ -63,7 +64,8 @@ static_assert(WORK_HEAVY_UNITS_MIN <= WORK_HEAVY_UNITS, "there are as many");
 
 /* Something to run on a worker fiber. */
 struct work {
-    struct list link;   /* the first of its flow: in the queue's flows; another: in the first's rest */
+    struct list
+        link; /* the first of its flow: in the queue's flows; another: in the first's rest */
     struct list rest;   /* of the first of a flow: those behind it */
     struct list bucket; /* of the first of a flow: it is found by the flow */
     u64 flow;

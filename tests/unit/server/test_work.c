@@ -115,8 +115,8 @@ main_turns(void *arg)
     static const struct {
         const char *name;
         u64 flow;
-    } rest[] = {{"a1", 10}, {"a2", 10}, {"a3", 10}, {"a4", 10}, {"b1", 11},
-                {"b2", 11}, {"c1", 12}, {"d1", 10 + WORK_BUCKETS}};
+    } rest[] = {{"a1", 10}, {"a2", 10}, {"a3", 10}, {"a4", 10},
+                {"b1", 11}, {"b2", 11}, {"c1", 12}, {"d1", 10 + WORK_BUCKETS}};
     for (u32 i = 0; i < ARRAY_COUNT(rest); i++) {
         struct job *job = job_init(2 + i, rest[i].flow, WORK_HEAVY, WORK_UNITS_MAX);
         job->name = rest[i].name;
