@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT
  *
- * exec_ahead.c -- reads ahead of a handler that goes through many keys in their order (MGET, EXISTS,
- * DEL ...): EXEC_AHEAD_MAX cold keys at a time, where one after the other would leave the disk idle.
+ * exec_ahead.c -- reads ahead of a handler that goes through many keys in their order (MGET,
+ * EXISTS, DEL ...): EXEC_AHEAD_MAX cold keys at a time, where one after the other would leave the
+ * disk idle.
  *
  *   arguments   k0  k1  k2  k3  k4  k5 ...
  *   reader 0    k0          k3              each reader has one slot: it fills it with its next key
@@ -58,8 +59,8 @@ reader(void *arg)
     for (u32 i = slot->first; i < ahead->arg_count && !ahead->stop; i += ahead->readers) {
         struct bytes key = ahead->args[i];
         memset(&slot->value, 0, sizeof(slot->value));
-        slot->st = lsm_get(ahead->shard->lsm, NULL, ahead->keyspace, hash_token(key), key,
-                           &slot->value);
+        slot->st =
+            lsm_get(ahead->shard->lsm, NULL, ahead->keyspace, hash_token(key), key, &slot->value);
         slot->index = i;
         slot->full = true;
         if (ok(slot->st) && slot->value.value.size > EXEC_AHEAD_VALUE_BYTES) ahead->stop = true;

@@ -24,6 +24,8 @@
 #define SWEEP_SESSIONS  1024u
 #define SWEEP_PERIOD_NS (200 * NS_PER_MS)
 #define RATE_PERIOD_NS  NS_PER_S
+/* What a turn always takes from a connection: see may_go_on. */
+#define TURN_SMALL_BYTES (8u << 10)
 
 /* ---- durability ---- */
 
@@ -551,6 +553,30 @@ opened(struct io_conn *conn, void *arg)
     return ST_OK;
 }
 
+/* Whether a connection that has sent much may have it looked at in this turn. Small requests always
+ * are. Much of it could take the whole turn, and those that are asked first each time would have
+ * all of it: so each has its run once in a round, and a round ends when nobody who waited is left.
+ * One may run in any case, however long the turn has been. */
+static bool
+may_go_on(struct session *s)
+{
+    struct shard *shard = s->shard;
+    u64 now_ns = io_now_ns();
+    if (shard->turn_ns != now_ns) {
+        if (shard->turn_waits == 0) shard->round++;
+        shard->turn_ns = now_ns;
+        shard->turn_runs = shard->turn_waits = 0;
+    }
+    if (s->round == shard->round) return false; /* had its run */
+    if (shard->turn_runs != 0 && fiber_should_yield()) {
+        shard->turn_waits++;
+        return false;
+    }
+    shard->turn_runs++;
+    s->round = shard->round;
+    return true;
+}
+
 static size_t
 received(struct io_conn *conn, struct bytes data)
 {
@@ -566,6 +592,10 @@ received(struct io_conn *conn, struct bytes data)
     if (s->stall != SESSION_RUNS) return 0;
     if (output_blocked(s)) {
         session_stall(s, SESSION_WAITS_OUTPUT);
+        return 0;
+    }
+    if (data.size > TURN_SMALL_BYTES && !may_go_on(s)) {
+        io_conn_again(conn);
         return 0;
     }
     size_t consumed = s->protocol == SESSION_NATIVE ? session_native_received(s, data)

@@ -80,6 +80,7 @@ struct session {
     struct fiber_queue drained; /* a streaming reply waits for the client */
     bool piecewise;             /* the first of pending is a long reply, of which a part is sent */
     u64 client_wait_ns;         /* since when a long reply waits for the client; 0: none does */
+    u32 round;                  /* see may_go_on */
 
     /* durability */
     struct session_hold holds[SESSION_HOLDS];
