@@ -243,6 +243,16 @@ io_conn_write(struct io_conn *conn, const void *data, size_t size)
     return true;
 }
 
+bool
+io_conn_write_piece(struct io_conn *conn, const void *data, size_t size)
+{
+    const struct budget *budget = conn->output.budget;
+    if (budget->used_bytes + size <= budget->limit_bytes / 2 && io_conn_write(conn, data, size))
+        return true;
+    conn->output.was_high = true;
+    return false;
+}
+
 u64
 io_conn_written(const struct io_conn *conn)
 {

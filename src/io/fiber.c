@@ -395,6 +395,13 @@ fiber_self(void)
     return io_current->running;
 }
 
+enum fiber_class
+fiber_class_self(void)
+{
+    const struct fiber *fiber = io_current->running;
+    return fiber == NULL ? FIBER_FOREGROUND : fiber->class;
+}
+
 MAY_YIELD void
 fiber_yield(void)
 {

@@ -84,6 +84,7 @@ struct ring_call {
 struct ring_disk_class {
     struct list queue; /* struct io_op.link */
     u32 in_flight;
+    u64 read_bytes;   /* in flight */
     u64 virtual_time; /* of fair queueing; the smallest goes next */
 };
 

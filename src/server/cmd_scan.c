@@ -261,7 +261,7 @@ cmd_scan(struct exec *x)
     for (;; owner++) { /* on into the next shard while there is something left to look at */
         piece->looked_max = (u32)left;
         struct position_call call = {.piece = piece, .cursor = cursor};
-        st = io_shard_call(owner, FIBER_FOREGROUND, read_from_cursor, &call);
+        st = io_shard_call(owner, fiber_class_self(), read_from_cursor, &call);
         if (ok(st)) st = piece->st;
         if (!ok(st)) break;
         if (!other_type) {
@@ -307,7 +307,7 @@ read_all(struct exec *x, struct piece *piece, const struct cut *cut,
         piece->skip = false;
         piece->snapshot = cut->snapshots[i];
         do {
-            status st = io_shard_call(i, FIBER_FOREGROUND, read_piece, piece);
+            status st = io_shard_call(i, fiber_class_self(), read_piece, piece);
             if (ok(st)) st = piece->st;
             if (!ok(st)) return st;
             if (!each_piece(x, piece)) return ST_CLOSED;

@@ -33,6 +33,7 @@ enum command_flags {
     COMMAND_MULTI_NOW = 1 << 18,  /* runs at once inside MULTI */
     COMMAND_NATIVE = 1 << 19,     /* an opcode: only in the metrics */
     COMMAND_CONNECTION = 1 << 20, /* category */
+    COMMAND_HEAVY = 1 << 21,      /* walks over the keyspace: see request.h */
 };
 
 enum command_place {

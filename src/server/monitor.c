@@ -35,7 +35,7 @@ deliver_back(struct io_mail *mail)
         return;
     }
     shard->monitor_mails--;
-    mem_free(&shard->budget, line, line->memory);
+    mem_free(&shard->kept_budget, line, line->memory);
 }
 
 static void
@@ -117,7 +117,7 @@ monitor_feed(struct shard *shard, const struct session *s, u16 keyspace,
         room += redact_next(&redactor, args[i]).size * 4 + 3;
     struct monitor_line *line = NULL;
     if (shard->monitor_mails < MONITOR_MAILS_MAX && room < MIB(4))
-        line = mem_alloc(&shard->budget, sizeof(*line) + room);
+        line = mem_alloc(&shard->kept_budget, sizeof(*line) + room);
     if (line == NULL) {
         shard->stats->monitor_dropped++;
         return;
@@ -182,8 +182,8 @@ announce_end(void *arg)
     struct announcement announcement = {.bit = 1ull << shard->index, .on = false};
     if (!list_empty(&shard->monitors)) announcement.on = true;
     shard_for_all_possible(shard, note, &announcement);
-    shard->workers--;
-    if (shard->workers == 0) fiber_queue_wake_all(&shard->idle);
+    shard->workers.fibers--;
+    if (shard->workers.fibers == 0) fiber_queue_wake_all(&shard->workers.idle);
 }
 
 void
@@ -194,7 +194,7 @@ monitor_stop(struct session *s)
     list_del(&s->monitor_link);
     if (!list_empty(&s->shard->monitors) || s->shard->draining) return;
     status st = fiber_spawn(FIBER_FOREGROUND, "monitor_end", announce_end, s->shard);
-    if (ok(st)) s->shard->workers++;
+    if (ok(st)) s->shard->workers.fibers++;
 }
 
 MAY_YIELD void

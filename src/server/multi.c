@@ -52,6 +52,7 @@ struct transaction {
     struct list queue; /* struct queued */
     struct list watches;
     u32 count, home_count, watch_count;
+    u32 keys; /* of all that is queued */
     size_t memory;
     u32 slot;
     bool slot_known;
@@ -72,7 +73,7 @@ static struct transaction *
 transaction_of(struct session *s)
 {
     if (s->multi != NULL) return s->multi;
-    struct transaction *tx = mem_alloc_zero(&s->shard->budget, sizeof(*tx));
+    struct transaction *tx = mem_alloc_zero(&s->shard->kept_budget, sizeof(*tx));
     if (tx == NULL) return NULL;
     list_init(&tx->queue);
     list_init(&tx->watches);
@@ -86,7 +87,7 @@ drop_watch(struct session *s, struct watch *watch)
     list_del(&watch->link);
     s->multi->watch_count--;
     s->shard->stats->watches--;
-    mem_free(&s->shard->budget, watch, watch->memory);
+    mem_free(&s->shard->kept_budget, watch, watch->memory);
 }
 
 static void
@@ -106,10 +107,10 @@ session_multi_free(struct session *s)
     struct list *node;
     while ((node = list_pop_front(&tx->queue)) != NULL) {
         struct queued *queued = list_entry(node, struct queued, link);
-        mem_free(&s->shard->budget, queued, queued->memory);
+        mem_free(&s->shard->kept_budget, queued, queued->memory);
     }
     drop_watches(s);
-    mem_free(&s->shard->budget, tx, sizeof(*tx));
+    mem_free(&s->shard->kept_budget, tx, sizeof(*tx));
     s->multi = NULL;
 }
 
@@ -131,6 +132,7 @@ slot_fits(struct transaction *tx, const struct command *command, const struct by
         if (tx->slot_known && slot != tx->slot) return false;
         tx->slot = slot;
         tx->slot_known = true;
+        tx->keys++;
     }
     return true;
 }
@@ -150,7 +152,7 @@ session_multi_queue(struct session *s, const struct command *command, const stru
         memory += args[i].size;
     struct queued *queued = NULL;
     if (tx->memory + memory <= MULTI_BYTES_MAX && tx->count < MULTI_COMMANDS_MAX)
-        queued = mem_alloc(&s->shard->budget, memory);
+        queued = mem_alloc(&s->shard->kept_budget, memory);
     if (queued == NULL) {
         tx->spoiled = true;
         exec_error_reply(w, tx->memory + memory > MULTI_BYTES_MAX || tx->count >= MULTI_COMMANDS_MAX
@@ -280,7 +282,7 @@ prepare_watch(struct session *s, const struct bytes *args, u32 arg_count, struct
         if (there) continue;
         size_t memory = sizeof(struct watch) + args[i].size;
         struct watch *watch = NULL;
-        if (tx->watch_count < MULTI_WATCHES_MAX) watch = mem_alloc(&s->shard->budget, memory);
+        if (tx->watch_count < MULTI_WATCHES_MAX) watch = mem_alloc(&s->shard->kept_budget, memory);
         if (watch == NULL) {
             exec_error_reply(w, ST_NO_MEMORY);
             session_exec_done(s, command);
@@ -333,6 +335,12 @@ session_exec_prepare(struct session *s, const struct command *command, const str
     tx->assembled = tx->home_count != 0;
     *at_home = command->place == PLACE_EXEC && tx->assembled;
     return true;
+}
+
+u32
+session_exec_keys(const struct session *s)
+{
+    return s->multi->keys + s->multi->watch_count;
 }
 
 void
@@ -433,7 +441,7 @@ run_keys(struct exec *x, struct request *request, struct transaction *tx, struct
     if (owner == shard->index) {
         struct resp_writer w = {.out = data, .version = request->resp};
         struct exec inner;
-        exec_init(&inner, shard, &w);
+        exec_init(&inner, shard, x->budget, &w);
         inner.command = request->command;
         inner.args = request->args;
         inner.arg_count = request->arg_count;
@@ -445,15 +453,13 @@ run_keys(struct exec *x, struct request *request, struct transaction *tx, struct
         exec_deinit(&inner);
         return done;
     }
-    struct request *there = request_new(shard, request->command, request->args, request->arg_count);
+    struct request *there = request_new_part(request, owner, request->arg_count, request->keys);
     if (there == NULL) {
         struct resp_writer w = {.out = data, .version = request->resp};
         exec_error_reply(&w, ST_NO_MEMORY);
         return false;
     }
-    there->owner = owner;
-    there->keyspace = request->keyspace;
-    there->resp = request->resp;
+    memcpy(there->args, request->args, request->arg_count * sizeof(*request->args));
     there->extra = tx;
     request_call(there);
     struct bytes reply = request_reply(there);

@@ -370,7 +370,7 @@ native_scan(struct exec *x)
     if (from <= request.scan.token_last) {
         const struct server *server = x->shard->server;
         u32 owner = shard_of_token(server, from);
-        status st = io_shard_call(owner, FIBER_FOREGROUND, scan_here, call);
+        status st = io_shard_call(owner, fiber_class_self(), scan_here, call);
         if (ok(st)) st = call->st;
         if (call->gone) {
             native_error(x, &request, NATIVE_ST_SNAPSHOT_GONE, 0, "no such snapshot");

@@ -167,9 +167,9 @@ keep_done(struct native_state *state, const struct native_id *id, enum native_st
 bool
 native_state_init(struct shard *shard)
 {
-    shard->native = mem_alloc_zero(&shard->budget, sizeof(*shard->native));
+    shard->native = mem_alloc_zero(io_budget(), sizeof(*shard->native));
     if (shard->native == NULL) return false;
-    shard->native->done = mem_alloc_zero(&shard->budget, NATIVE_IDS * sizeof(struct native_done));
+    shard->native->done = mem_alloc_zero(io_budget(), NATIVE_IDS * sizeof(struct native_done));
     return shard->native->done != NULL;
 }
 
@@ -178,8 +178,8 @@ native_state_deinit(struct shard *shard)
 {
     if (shard->native == NULL) return;
     if (shard->native->done != NULL)
-        mem_free(&shard->budget, shard->native->done, NATIVE_IDS * sizeof(struct native_done));
-    mem_free(&shard->budget, shard->native, sizeof(*shard->native));
+        mem_free(io_budget(), shard->native->done, NATIVE_IDS * sizeof(struct native_done));
+    mem_free(io_budget(), shard->native, sizeof(*shard->native));
     shard->native = NULL;
 }
 
