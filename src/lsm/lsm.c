@@ -403,6 +403,14 @@ log_recover_all(struct lsm *lsm)
     status st = log_open(&config, lsm->flush_state.log_segment_first, lsm_replay, &lsm->log);
     lsm->replaying = false;
     if (!ok(st)) return st;
+    if (log_durable_seq(lsm->log) != lsm->seq_last) {
+        /* A segment begins behind numbers that neither the log nor the tables have. */
+        MARK("lsm.open.numbers_missing");
+        log_error("lsm", "log goes on at %llu, but only %llu operations are there dir=%s",
+                  (unsigned long long)log_durable_seq(lsm->log), (unsigned long long)lsm->seq_last,
+                  lsm->dir);
+        return ST_CORRUPT;
+    }
     struct log_stats stats;
     log_stats(lsm->log, &stats);
     lsm->stats.recovery_ns = io_clock_ns() - start_ns;

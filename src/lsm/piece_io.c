@@ -320,6 +320,7 @@ piece_reader_open(struct io_file *file, u64 file_bytes, enum io_class io_class, 
     window_bytes =
         (u32)CLAMP(align_up(window_bytes, IO_ALIGNMENT), PIECE_BYTES_MIN, LIMIT_IO_BYTES);
     window_bytes = (u32)MIN(window_bytes, MAX(file_bytes, IO_ALIGNMENT));
+    if (BUGGIFY("lsm.piece_reader.tiny_windows")) window_bytes = IO_ALIGNMENT;
     struct piece_reader *reader = mem_alloc_zero(budget, sizeof(*reader));
     if (reader == NULL) return MARKED("lsm.piece_reader.self_no_memory", ST_NO_MEMORY);
     reader->file = file;

@@ -188,7 +188,6 @@ table_cursor_open(struct table *table, struct block_cache *cache, enum io_class 
     self->io_class = io_class;
     self->budget = budget;
     if (read_ahead_bytes > 0) {
-        if (BUGGIFY("lsm.table_cursor.tiny_windows")) read_ahead_bytes = IO_ALIGNMENT;
         u64 end =
             align_up(table->index->block_bytes, IO_ALIGNMENT); /* index and filter are not read */
         status st =

@@ -15,6 +15,7 @@
 #include "io/file.h"
 #include "io/io.h"
 #include "io/sim.h"
+#include "lsm/log_format.h"
 #include "lsm/lsm_internal.h"
 #include "lsm/piece_io.h"
 #include "lsm/range_list.h"
@@ -336,6 +337,66 @@ lone_small_writes_do_not_make_a_long_log(void **state)
     sim_free(w.sim);
 }
 
+static status
+open_and_close_body(void *arg)
+{
+    struct world *w = arg;
+    status st = open_store(w);
+    return ok(st) ? lsm_close(w->lsm) : st;
+}
+
+static void
+newest_segment(void *arg, const char *name)
+{
+    u64 number;
+    if (log_name_parse(name, &number)) *(u64 *)arg = number; /* names ascend */
+}
+
+/* Segments begin behind more numbers than anybody has, with the right checksum. */
+static status
+numbers_forged_body(void *arg)
+{
+    (void)arg;
+    u64 newest = 0;
+    status st = io_dir_list(DIR, newest_segment, &newest);
+    u8 *block = mem_alloc_aligned(io_budget(), LOG_BLOCK_BYTES, IO_ALIGNMENT);
+    CHECK(block != NULL && newest > 0);
+    for (u64 number = 1; ok(st) && number <= newest; number++) {
+        char path[LSM_PATH_BYTES];
+        log_path(path, DIR, number);
+        struct io_file *file;
+        if (!ok(io_file_open(path, IO_OPEN_WRITE, &file))) continue;
+        st = io_file_read(file, IO_CLASS_READ, block, LOG_BLOCK_BYTES, 0);
+        struct log_block head;
+        memcpy(&head, block, sizeof(head));
+        if (ok(st) && head.segment == number && head.kind == LOG_BLOCK_HEADER) {
+            struct log_segment_header header;
+            memcpy(&header, block + sizeof(head), sizeof(header));
+            header.seq_base += 100;
+            header.predecessor_seq += 100;
+            memcpy(block + sizeof(head), &header, sizeof(header));
+            store_u32(block, log_block_crc(block, number, 0));
+            st = io_file_write(file, IO_CLASS_LOG, block, LOG_BLOCK_BYTES, 0, true);
+        }
+        io_file_close(file);
+    }
+    mem_free(io_budget(), block, LOG_BLOCK_BYTES);
+    return st;
+}
+
+static void
+a_log_behind_missing_numbers_is_refused(void **state)
+{
+    (void)state;
+    struct world w;
+    world_init(&w, 8);
+    assert_true(ok(sim_run(w.sim, 1, open_and_close_body, &w)));
+    assert_true(ok(sim_run(w.sim, 1, open_and_close_body, &w)));
+    assert_true(ok(sim_run(w.sim, 1, numbers_forged_body, &w)));
+    assert_true(status_is(sim_run(w.sim, 1, open_and_close_body, &w), ST_CORRUPT));
+    sim_free(w.sim);
+}
+
 /* Closing needs a fiber, and there is none until the shard has nothing else to do. */
 static status
 closes_at_the_end_body(void *arg)
@@ -373,6 +434,7 @@ main(void)
         cmocka_unit_test(a_store_on_a_full_disk_opens_and_reads),
         cmocka_unit_test(closing_does_not_wait_for_a_compaction_or_a_count),
         cmocka_unit_test(lone_small_writes_do_not_make_a_long_log),
+        cmocka_unit_test(a_log_behind_missing_numbers_is_refused),
         cmocka_unit_test(a_shard_does_not_end_before_its_files_are_closed),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
