@@ -660,7 +660,8 @@ tail_adopt(struct log *log, const struct log_recovered *found)
     const struct log_segment_header *header = &found->tail_header;
     bool replace = found->tail_doubtful;
     u64 from = replace ? LOG_BLOCK_BYTES : found->tail_attested;
-    if (found->tail_end > from && found->tail_seq > log->config.seq_flushed) {
+    /* Also when all of it is in tables: the next segment must not follow what may yet be lost. */
+    if (found->tail_end > from && (!replace || found->tail_seq > log->config.seq_flushed)) {
         log->carry = (struct log_carry){.number = found->tail_number,
                                         .from = from,
                                         .end = found->tail_end,
