@@ -1,105 +1,18 @@
 /* SPDX-License-Identifier: MIT
  *
- * sim_conn.c -- the network of the simulated link: what lies under connections, between the shards
- * of all nodes. What a session sees of a connection is core_conn.c, as in the server.
- *
- *   conn A --sending--> segments on their way --> arrived --pieces--> conn B
- *             <----------------- the other pipe of the line ----------------
- *
- * A line joins two ends and outlives either of them. Each direction is a pipe that holds at most
- * options.net.pipe_bytes between the sender's output and the receiver's hands; segments have random
- * sizes and delays but keep their order; what arrives is joined and cut again, down to one byte.
- *
- * It behaves as TCP does under Linux:
- *   - A send takes bytes out of the output while the pipe has room and is over in a later turn.
- *   - An end that is closed in order says so behind the last byte; one that is closed with bytes
- *     unread, and the machine of an end that is gone when bytes come for it, answers by a reset.
- *   - A reset overtakes nothing, but bytes that are under way with it may be lost.
- *   - A machine without power answers nothing, nor does one behind a cut link. The sender tries
- *     again, after 200 ms, 400 ms and so on up to 120 s, and gives up after the fifteenth time,
- *     about 924 s. So who only listens never learns of it. When the power is back, what is tried
- *     again finds nobody and is answered by a reset: it belongs to no connection of the new
- * process.
- *   - A connect tries again, too, from 1 s on, and gives up after 127 s.
+ * sim_conn.c -- net.h of the simulated link: the ends of connections. What a session sees of them
+ * is core_conn.c, as in the server; how the network behaves is told in sim_net.h.
  */
-#include "io/sim_internal.h"
+#include "io/sim_net.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 
-#include "base/crc.h"
-#include "io/core_conn.h"
-
-#define PORT_FIRST   20000u
-#define SEND_PIECES  8u
-#define SEND_BYTES   (1u << 20) /* of one send */
-#define TURN_PIECES  64u        /* given to a session in one turn */
-#define RETRY_NS     (200 * NS_PER_MS)
-#define RETRY_NS_MAX (120 * NS_PER_S)
-#define RETRIES      15u
-#define SYN_NS       NS_PER_S
-#define SYN_RETRIES  6u
-
-enum segment_kind { SEGMENT_DATA, SEGMENT_END, SEGMENT_RESET };
-
-struct segment {
-    struct list link; /* pipe.under_way, then pipe.arrived */
-    u64 time_ns;
-    enum segment_kind kind;
-    u32 size;
-    u32 taken; /* of size, by the receiver */
-    u8 data[];
-};
-
-/* One direction. Its event is the arrival of its first segment. */
-struct pipe {
-    struct sim_event event;
-    struct line *line;
-    u32 from;              /* end that sends */
-    struct list under_way; /* struct segment.link, by time */
-    struct list arrived;   /* struct segment.link */
-    u64 used_bytes;        /* of both */
-    u64 time_ns;           /* when the last segment arrives */
-    u32 retries;           /* of the first segment */
-    bool ended;            /* end or reset was sent: nothing follows but a reset */
-    bool reset;            /* a reset was sent: nothing follows */
-    bool black;            /* nothing arrives any more, and nobody is told */
-};
-
-/* libc's memory: it belongs to no node. */
-struct line {
-    struct list link; /* sim.lines */
-    u64 number;
-    struct sim_node *nodes[2];
-    struct sim_conn *ends[2]; /* NULL: not yet or no longer */
-    bool pending[2];          /* not yet */
-    bool silent[2];           /* the end goes without a word */
-    struct pipe pipes[2];     /* by sending end */
-};
-
-struct sim_conn {
-    struct io_conn core; /* first */
-    struct line *line;
-    u32 end;
-    char peer[80], local[80];
-
-    bool send_posted; /* send_task */
-    bool send_shut;   /* the end was sent, or follows the last byte */
-    status send_failed;
-    u32 send_piece; /* of the send under way: pieces[send_piece] from send_offset on are left */
-    size_t send_offset;
-    u32 send_pieces;
-    u32 send_bytes; /* taken */
-    struct iovec pieces[SEND_PIECES];
-    u8 *copy; /* of all pieces, when the kernel copies at once */
-
-    struct core_task send_task;
-    struct sim_arrival receive; /* segments have arrived */
-    struct sim_arrival room;    /* the pipe has room again */
-    struct sim_arrival sent;    /* the send under way is over */
-    struct sim_arrival error;   /* the machine has given up: error_why */
-    status error_why;
-};
+#define PORT_FIRST  20000u
+#define SEND_BYTES  (1u << 20) /* of one send */
+#define TURN_PIECES 64u        /* given to a session in one turn */
+#define SYN_NS      NS_PER_S
+#define SYN_RETRIES 6u
 
 struct io_listener {
     struct list link; /* sim_shard.listeners */
@@ -136,289 +49,13 @@ struct accept {
     char peer[80];
 };
 
-struct sim_cut {
-    struct list link; /* sim.cuts */
-    struct sim_node *a, *b;
-};
-
 static struct sim_conn *
 sim_conn_of(struct io_conn *conn)
 {
     return (struct sim_conn *)conn;
 }
 
-static struct sim_shard *
-conn_shard(const struct sim_conn *conn)
-{
-    return (struct sim_shard *)conn->core.net->shard;
-}
-
-static void
-conn_arrive(struct sim_conn *conn, struct sim_arrival *arrival)
-{
-    if (!list_linked(&arrival->link)) sim_arrive(conn_shard(conn), arrival);
-}
-
-/* ---- links ---- */
-
-static bool
-nodes_cut(const struct sim *sim, const struct sim_node *a, const struct sim_node *b)
-{
-    list_for_each (pos, &sim->cuts) {
-        const struct sim_cut *cut = list_entry(pos, struct sim_cut, link);
-        if ((cut->a == a && cut->b == b) || (cut->a == b && cut->b == a)) return true;
-    }
-    return false;
-}
-
-static u64
-net_delay_ns(struct sim *sim)
-{
-    return sim_draw(&sim->prng_net, sim->options.net.latency_ns_min,
-                    sim->options.net.latency_ns_max);
-}
-
-/* ---- segments ---- */
-
-static void
-segment_free(struct pipe *pipe, struct segment *segment)
-{
-    list_del(&segment->link);
-    pipe->used_bytes -= segment->size - segment->taken;
-    free(segment);
-}
-
-static void
-segments_free(struct pipe *pipe, struct list *segments)
-{
-    while (!list_empty(segments))
-        segment_free(pipe, list_entry(list_first(segments), struct segment, link));
-}
-
-/* Frees the line once nobody will look at it. */
-static void
-line_check(struct sim *sim, struct line *line)
-{
-    if (line->ends[0] != NULL || line->ends[1] != NULL) return;
-    if (line->pending[0] || line->pending[1]) return;
-    for (u32 i = 0; i < 2; i++) {
-        segments_free(&line->pipes[i], &line->pipes[i].under_way);
-        segments_free(&line->pipes[i], &line->pipes[i].arrived);
-        sim_event_cancel(sim, &line->pipes[i].event);
-    }
-    list_del(&line->link);
-    free(line);
-}
-
-static void
-pipe_schedule(struct sim *sim, struct pipe *pipe)
-{
-    if (pipe->event.scheduled || list_empty(&pipe->under_way)) return;
-    const struct segment *segment = list_entry(list_first(&pipe->under_way), struct segment, link);
-    sim_event_schedule(sim, &pipe->event, segment->time_ns);
-}
-
-/* For how long the direction carries nothing before the next segment. */
-static u64
-pipe_stall_ns(struct sim *sim, const struct pipe *pipe)
-{
-    if (!sim_fault_chance(sim, SIM_FAULT_NET_STALL, sim->options.net.stall_ppm)) return 0;
-    struct prng prng = sim_fault_prng(sim, SIM_FAULT_NET_STALL);
-    u64 ns = sim_draw(&prng, NS_PER_MS, sim->options.net.stall_ns_max);
-    const struct line *line = pipe->line;
-    bool stalls =
-        sim_fault_take(sim, SIM_FAULT_NET_STALL, "line %llu, %s to %s, %llu ms",
-                       (unsigned long long)line->number, line->nodes[pipe->from]->host,
-                       line->nodes[1 - pipe->from]->host, (unsigned long long)(ns / NS_PER_MS));
-    return stalls ? ns : 0;
-}
-
-/* A segment of size bytes at the end of the pipe, to be filled. */
-static u8 *
-pipe_push(struct sim *sim, struct pipe *pipe, enum segment_kind kind, u32 size)
-{
-    struct segment *segment = malloc(sizeof(*segment) + size);
-    CHECK(segment != NULL);
-    pipe->time_ns = MAX(sim->now_ns + net_delay_ns(sim), pipe->time_ns + 1);
-    if (kind == SEGMENT_DATA) pipe->time_ns += pipe_stall_ns(sim, pipe);
-    segment->time_ns = pipe->time_ns;
-    segment->kind = kind;
-    segment->size = size;
-    segment->taken = 0;
-    list_push_back(&pipe->under_way, &segment->link);
-    pipe->used_bytes += size;
-    pipe_schedule(sim, pipe);
-    return segment->data;
-}
-
-/* Whoever sends a reset has dropped what it had not sent yet; how much that was is chance. */
-static void
-pipe_lose_some(struct sim *sim, struct pipe *pipe)
-{
-    while (!list_empty(&pipe->under_way) && prng_chance(&sim->prng_net, 1, 2)) {
-        struct segment *last = list_entry(pipe->under_way.prev, struct segment, link);
-        if (last->kind != SEGMENT_DATA) return;
-        segment_free(pipe, last);
-    }
-    if (list_empty(&pipe->under_way)) sim_event_cancel(sim, &pipe->event);
-}
-
-static void
-line_end(struct sim *sim, struct line *line, u32 from)
-{
-    struct pipe *pipe = &line->pipes[from];
-    if (pipe->ended) return;
-    pipe->ended = true;
-    (void)pipe_push(sim, pipe, SEGMENT_END, 0);
-}
-
-static void
-line_reset(struct sim *sim, struct line *line, u32 from)
-{
-    struct pipe *pipe = &line->pipes[from];
-    if (pipe->reset) return;
-    pipe_lose_some(sim, pipe);
-    pipe->ended = pipe->reset = true;
-    (void)pipe_push(sim, pipe, SEGMENT_RESET, 0);
-}
-
-/* An end that will never exist. */
-static void
-line_give_up(struct sim *sim, struct line *line, u32 end)
-{
-    line->pending[end] = false;
-    segments_free(&line->pipes[1 - end], &line->pipes[1 - end].arrived);
-    line_reset(sim, line, end);
-    line_check(sim, line);
-}
-
-/* The machine of the end learns that the connection is no more. */
-static void
-end_fail(struct line *line, u32 end, status why)
-{
-    struct sim_conn *conn = line->ends[end];
-    if (conn == NULL || list_linked(&conn->error.link)) return;
-    conn->error_why = why;
-    conn_arrive(conn, &conn->error);
-}
-
-static const char *
-segment_name(enum segment_kind kind)
-{
-    switch (kind) {
-    case SEGMENT_DATA:
-        return "data line,end,bytes";
-    case SEGMENT_END:
-        return "end line,end,bytes";
-    case SEGMENT_RESET:
-        return "reset line,end,bytes";
-    }
-    return "?";
-}
-
-static void conn_send_fail(struct sim_conn *conn, status why);
-
-/* The first segment is there. */
-static void
-segment_arrives(struct sim *sim, struct pipe *pipe)
-{
-    struct segment *segment = list_entry(list_first(&pipe->under_way), struct segment, link);
-    struct line *line = pipe->line;
-    u32 to = 1 - pipe->from;
-    struct sim_conn *target = line->ends[to];
-    sim_trace(sim, target != NULL ? conn_shard(target) : NULL, SIM_KIND_NET,
-              crc32c((u32)segment->kind, segment->data, segment->size), segment_name(segment->kind),
-              line->number, pipe->from, segment->size);
-    bool there = target != NULL && target->core.state != CONN_SHUT;
-    if (there || line->pending[to]) {
-        list_del(&segment->link);
-        list_push_back(&pipe->arrived, &segment->link);
-        if (segment->kind == SEGMENT_RESET) { /* what is sent from here on is for nobody */
-            line->pipes[to].ended = line->pipes[to].reset = true;
-            if (there) conn_send_fail(target, ST_CLOSED);
-        }
-        if (there) conn_arrive(target, &target->receive);
-        return;
-    }
-    /* Nobody is there any more, but the machine is. */
-    bool data = segment->kind == SEGMENT_DATA;
-    segment_free(pipe, segment);
-    if (!data) return;
-    line_reset(sim, line, to);
-    if (line->ends[pipe->from] != NULL)
-        conn_arrive(line->ends[pipe->from], &line->ends[pipe->from]->room);
-}
-
-/* ---- what cannot arrive is tried again ---- */
-
-static bool
-pipe_blocked(const struct sim *sim, const struct pipe *pipe)
-{
-    const struct sim_node *from = pipe->line->nodes[pipe->from];
-    const struct sim_node *to = pipe->line->nodes[1 - pipe->from];
-    return pipe->black || to->power_off || nodes_cut(sim, from, to);
-}
-
-static void
-pipe_retry(struct sim *sim, struct pipe *pipe)
-{
-    struct line *line = pipe->line;
-    sim_trace(sim, NULL, SIM_KIND_NET, line->number, "lost line,end,retries", line->number,
-              pipe->from, pipe->retries);
-    bool alive = !line->nodes[pipe->from]->power_off;
-    if (alive && pipe->retries <= RETRIES) {
-        u64 wait_ns = MIN(RETRY_NS << pipe->retries, RETRY_NS_MAX);
-        pipe->retries++;
-        sim_event_schedule(sim, &pipe->event, sim->now_ns + wait_ns + net_delay_ns(sim));
-        return;
-    }
-    segments_free(pipe, &pipe->under_way);
-    pipe->ended = pipe->reset = true;
-    if (alive) end_fail(line, pipe->from, ST_TIMED_OUT);
-}
-
-static void
-pipe_fires(struct sim_event *event)
-{
-    struct sim *sim = sim_current;
-    struct pipe *pipe = CONTAINER_OF(event, struct pipe, event);
-    if (pipe_blocked(sim, pipe)) {
-        pipe_retry(sim, pipe);
-        return;
-    }
-    pipe->retries = 0;
-    segment_arrives(sim, pipe);
-    pipe_schedule(sim, pipe);
-}
-
 /* ---- receiving ---- */
-
-/* The sender may go on. */
-static void
-pipe_roomy(struct pipe *pipe)
-{
-    struct sim_conn *sender = pipe->line->ends[pipe->from];
-    if (sender != NULL && sender->core.output.sending > 0) conn_arrive(sender, &sender->room);
-}
-
-/* Moves at most size bytes of what has arrived; returns how many there were. */
-static u32
-pipe_take(struct pipe *pipe, u8 *target, u32 size)
-{
-    u32 done = 0;
-    while (done < size && !list_empty(&pipe->arrived)) {
-        struct segment *segment = list_entry(list_first(&pipe->arrived), struct segment, link);
-        if (segment->kind != SEGMENT_DATA) break;
-        u32 part = MIN(size - done, segment->size - segment->taken);
-        memcpy(target + done, segment->data + segment->taken, part);
-        segment->taken += part;
-        pipe->used_bytes -= part;
-        done += part;
-        if (segment->taken == segment->size) segment_free(pipe, segment);
-    }
-    pipe_roomy(pipe);
-    return done;
-}
 
 /* How many of at most size bytes come at once. */
 static u32
@@ -438,7 +75,7 @@ conn_receive_data(struct sim_conn *conn, struct pipe *pipe)
     if (core_conn_wants_direct(core)) {
         if (!core_conn_direct_reserve(core)) return;
         size = piece_size(sim, (u32)(core->want_bytes - core->input.size));
-        size = pipe_take(pipe, core->input.data + core->input.size, size);
+        size = sim_pipe_take(pipe, core->input.data + core->input.size, size);
         core->input.size += size;
         core->net->shard->stats.received_bytes += size;
         core_conn_input_grown(core);
@@ -448,7 +85,7 @@ conn_receive_data(struct sim_conn *conn, struct pipe *pipe)
     size = piece_size(sim, size);
     u8 *piece = malloc(size);
     CHECK(piece != NULL);
-    size = pipe_take(pipe, piece, size);
+    size = sim_pipe_take(pipe, piece, size);
     core->net->shard->stats.received_bytes += size;
     core_conn_arrived(core, BYTES(piece, size));
     free(piece);
@@ -476,7 +113,7 @@ receive_run(struct sim_arrival *arrival)
             continue;
         }
         if (late) return;
-        segment_free(pipe, segment);
+        sim_segment_free(pipe, segment);
         if (kind == SEGMENT_END) {
             core_conn_peer_ended(core);
         } else {
@@ -490,7 +127,8 @@ void
 backend_conn_receive(struct io_conn *core)
 {
     struct sim_conn *conn = sim_conn_of(core);
-    if (!list_empty(&conn->line->pipes[1 - conn->end].arrived)) conn_arrive(conn, &conn->receive);
+    if (!list_empty(&conn->line->pipes[1 - conn->end].arrived))
+        sim_conn_arrive(conn, &conn->receive);
 }
 
 /* receive_run asks before each piece. */
@@ -519,11 +157,11 @@ backend_conn_input_busy(const struct io_conn *core)
 static void
 conn_send_over(struct sim_conn *conn)
 {
-    conn_arrive(conn, &conn->sent);
+    sim_conn_arrive(conn, &conn->sent);
 }
 
-static void
-conn_send_fail(struct sim_conn *conn, status why)
+void
+sim_conn_send_fail(struct sim_conn *conn, status why)
 {
     if (conn->core.output.sending == 0) return;
     conn->send_failed = why;
@@ -563,7 +201,7 @@ conn_send_pump(struct sim_conn *conn)
         u32 size = MIN(left, room);
         if (sim_ppm(&sim->prng_net, sim->options.net.split_ppm))
             size = (u32)sim_draw(&sim->prng_net, 1, size);
-        conn_send_take(conn, pipe_push(sim, pipe, SEGMENT_DATA, size), size);
+        conn_send_take(conn, sim_pipe_push(sim, pipe, SEGMENT_DATA, size), size);
         /* A signal, say: fewer bytes than asked for. */
         if (prng_chance(&sim->prng_net, 1, 64)) break;
     }
@@ -579,12 +217,12 @@ line_half_open(struct sim *sim, struct sim_conn *conn, struct prng *prng)
     status why = prng_chance(prng, 1, 2) ? ST_TIMED_OUT : ST_CLOSED;
     line->silent[end] = true;
     line->pipes[end].ended = true;
-    pipe_lose_some(sim, &line->pipes[end]);
+    sim_pipe_lose_some(sim, &line->pipes[end]);
     line->pipes[1 - end].black = prng_chance(prng, 1, 2);
     if (end == conn->end) {
-        conn_send_fail(conn, why);
+        sim_conn_send_fail(conn, why);
     } else {
-        end_fail(line, end, why);
+        sim_line_end_fail(line, end, why);
     }
 }
 
@@ -597,8 +235,8 @@ conn_breaks(struct sim_conn *conn)
     if (sim_fault_chance(sim, SIM_FAULT_NET_RESET, net->reset_ppm) &&
         sim_fault_take(sim, SIM_FAULT_NET_RESET, "line %llu, %s to %s",
                        (unsigned long long)conn->line->number, conn->local, conn->peer)) {
-        line_reset(sim, conn->line, conn->end);
-        conn_send_fail(conn, ST_CLOSED);
+        sim_line_reset(sim, conn->line, conn->end);
+        sim_conn_send_fail(conn, ST_CLOSED);
         return true;
     }
     if (!sim_fault_chance(sim, SIM_FAULT_NET_HALF_OPEN, net->half_open_ppm)) return false;
@@ -626,7 +264,7 @@ send_run(struct core_task *task)
     conn->send_bytes = 0;
     conn->send_failed = ST_OK;
     if (conn->line->pipes[conn->end].reset) {
-        conn_send_fail(conn, ST_CLOSED);
+        sim_conn_send_fail(conn, ST_CLOSED);
         return;
     }
     if (conn_breaks(conn)) return;
@@ -669,7 +307,7 @@ sent_run(struct sim_arrival *arrival)
     if (!ok(conn->send_failed)) core_conn_shut(&conn->core, conn->send_failed);
     core_conn_sent(&conn->core, conn->send_bytes);
     if (conn->send_shut && io_conn_pending(&conn->core) == 0)
-        line_end(sim_current, conn->line, conn->end);
+        sim_line_end(sim_current, conn->line, conn->end);
 }
 
 void
@@ -678,7 +316,7 @@ sim_conn_shut_send(struct io_conn *core)
     struct sim_conn *conn = sim_conn_of(core);
     conn->send_shut = true;
     if (core->state != CONN_SHUT && io_conn_pending(core) == 0)
-        line_end(sim_current, conn->line, conn->end);
+        sim_line_end(sim_current, conn->line, conn->end);
 }
 
 /* ---- the end of a connection ---- */
@@ -693,24 +331,15 @@ void
 backend_conn_shut_send(struct io_conn *core)
 {
     struct sim_conn *conn = sim_conn_of(core);
-    line_end(sim_current, conn->line, conn->end);
+    sim_line_end(sim_current, conn->line, conn->end);
 }
 
 void
 backend_conn_shut(struct io_conn *core)
 {
     struct sim_conn *conn = sim_conn_of(core);
-    line_end(sim_current, conn->line, conn->end);
+    sim_line_end(sim_current, conn->line, conn->end);
     if (core->output.sending > 0) conn_send_over(conn);
-}
-
-static bool
-pipe_unread(const struct pipe *pipe)
-{
-    list_for_each (pos, &pipe->arrived) {
-        if (list_entry(pos, struct segment, link)->kind == SEGMENT_DATA) return true;
-    }
-    return false;
 }
 
 /* Takes the connection from its line; the memory is the node's. quiet: the peer is not told. */
@@ -727,11 +356,11 @@ conn_detach(struct sim_conn *conn, bool quiet)
     free(conn->copy);
     conn->copy = NULL;
     quiet = quiet || line->silent[conn->end];
-    if (!quiet && pipe_unread(incoming)) line_reset(sim, line, conn->end);
-    segments_free(incoming, &incoming->arrived);
+    if (!quiet && sim_pipe_unread(incoming)) sim_line_reset(sim, line, conn->end);
+    sim_segments_free(incoming, &incoming->arrived);
     line->ends[conn->end] = NULL;
-    pipe_roomy(incoming); /* on into the void */
-    line_check(sim, line);
+    sim_pipe_roomy(incoming); /* on into the void */
+    sim_line_check(sim, line);
 }
 
 void
@@ -802,7 +431,7 @@ accept_run(struct sim_arrival *arrival)
         shard->core.stats.connections_accepted++;
     } else {
         shard->core.stats.connections_refused++;
-        if (line->ends[1] == NULL) line_give_up(shard->node->sim, line, 1);
+        if (line->ends[1] == NULL) sim_line_give_up(shard->node->sim, line, 1);
     }
     list_del(&accept->link);
     free(accept);
@@ -842,30 +471,6 @@ listener_find(struct sim_node *node, u16 port)
     return found;
 }
 
-static void pipe_fires(struct sim_event *event);
-
-static struct line *
-line_new(struct sim *sim, struct sim_node *from, struct sim_node *to)
-{
-    struct line *line = calloc(1, sizeof(*line));
-    CHECK(line != NULL);
-    line->number = ++sim->line_last;
-    line->nodes[0] = from;
-    line->nodes[1] = to;
-    line->pending[0] = line->pending[1] = true;
-    for (u32 i = 0; i < 2; i++) {
-        struct pipe *pipe = &line->pipes[i];
-        pipe->line = line;
-        pipe->from = i;
-        pipe->event.kind = SIM_KIND_NET;
-        pipe->event.fire = pipe_fires;
-        list_init(&pipe->under_way);
-        list_init(&pipe->arrived);
-    }
-    list_push_back(&sim->lines, &line->link);
-    return line;
-}
-
 static void
 client_name(const struct line *line, char *name, size_t size)
 {
@@ -879,7 +484,7 @@ connect_meets(struct connect *connect, struct io_listener *listener)
     struct sim_shard *shard = connect->shard;
     struct accept *accept = calloc(1, sizeof(*accept));
     CHECK(accept != NULL);
-    connect->line = line_new(shard->node->sim, shard->node, listener->shard->node);
+    connect->line = sim_line_new(shard->node->sim, shard->node, listener->shard->node);
     accept->shard = listener->shard;
     accept->line = connect->line;
     accept->listener_id = listener->id;
@@ -896,12 +501,12 @@ connect_fires(struct sim_event *event)
     struct sim_shard *shard = connect->shard;
     struct sim *sim = shard->node->sim;
     struct sim_node *target = connect_target(connect);
-    bool lost = target != NULL && (target->power_off || nodes_cut(sim, target, shard->node));
+    bool lost = target != NULL && (target->power_off || sim_link_is_cut(sim, target, shard->node));
     if (lost && !connect->abandoned && connect->retries <= SYN_RETRIES) {
         sim_trace(sim, shard, SIM_KIND_NET, connect->port, "connect port,retries", connect->port,
                   connect->retries, 0);
         u64 wait_ns = SYN_NS << connect->retries++;
-        sim_event_schedule(sim, &connect->event, sim->now_ns + wait_ns + net_delay_ns(sim));
+        sim_event_schedule(sim, &connect->event, sim->now_ns + wait_ns + sim_net_delay_ns(sim));
         return;
     }
     connect->failed = lost ? ST_TIMED_OUT : ST_CLOSED;
@@ -925,7 +530,7 @@ connect_run(struct sim_arrival *arrival)
         fiber_queue_wake_all(&connect->queue);
         return;
     }
-    if (connect->line != NULL) line_give_up(sim_current, connect->line, 0);
+    if (connect->line != NULL) sim_line_give_up(sim_current, connect->line, 0);
     list_del(&connect->link);
     free(connect);
 }
@@ -948,7 +553,7 @@ io_connect(const char *host, u16 port, const struct io_conn_events *events, void
     list_init(&connect->arrival.link);
     fiber_queue_init(&connect->queue);
     list_push_back(&shard->node->connects, &connect->link);
-    sim_event_schedule(sim, &connect->event, sim->now_ns + net_delay_ns(sim));
+    sim_event_schedule(sim, &connect->event, sim->now_ns + sim_net_delay_ns(sim));
 
     while (!connect->finished) {
         status st = fiber_queue_wait(&connect->queue, deadline_ns);
@@ -971,7 +576,7 @@ io_connect(const char *host, u16 port, const struct io_conn_events *events, void
     snprintf(peer, sizeof(peer), "%.64s:%u", host, (unsigned)port);
     line->pending[0] = false;
     st = conn_open(shard, line, 0, local, peer, events, arg, out);
-    if (!ok(st) && line->ends[0] == NULL) line_give_up(sim, line, 0);
+    if (!ok(st) && line->ends[0] == NULL) sim_line_give_up(sim, line, 0);
     return st;
 }
 
@@ -1057,10 +662,10 @@ conn_drop(struct sim *sim, struct sim_conn *conn, bool power)
     struct line *line = conn->line;
     struct pipe *pipe = &line->pipes[conn->end];
     if (power) {
-        pipe_lose_some(sim, pipe);
+        sim_pipe_lose_some(sim, pipe);
         pipe->ended = true;
     } else {
-        line_end(sim, line, conn->end);
+        sim_line_end(sim, line, conn->end);
     }
     conn_detach(conn, power);
 }
@@ -1074,14 +679,14 @@ sim_net_drop(struct sim_node *node, bool power)
         sim_event_cancel(sim, &connect->event);
         list_del(&connect->arrival.link);
         list_del(&connect->link);
-        if (connect->line != NULL) line_give_up(sim, connect->line, 0);
+        if (connect->line != NULL) sim_line_give_up(sim, connect->line, 0);
         free(connect);
     }
     while (!list_empty(&node->accepts)) {
         struct accept *accept = list_entry(list_first(&node->accepts), struct accept, link);
         list_del(&accept->arrival.link);
         list_del(&accept->link);
-        line_give_up(sim, accept->line, 1);
+        sim_line_give_up(sim, accept->line, 1);
         free(accept);
     }
     for (u32 i = 0; i < node->shard_count; i++) {
@@ -1095,54 +700,10 @@ sim_net_drop(struct sim_node *node, bool power)
 }
 
 void
-sim_net_init(struct sim *sim)
-{
-    list_init(&sim->lines);
-    list_init(&sim->cuts);
-}
-
-static void
-cuts_free(struct sim *sim)
-{
-    while (!list_empty(&sim->cuts)) {
-        struct sim_cut *cut = list_entry(list_first(&sim->cuts), struct sim_cut, link);
-        list_del(&cut->link);
-        free(cut);
-    }
-}
-
-void
-sim_net_free(struct sim *sim)
-{
-    while (!list_empty(&sim->lines)) {
-        struct line *line = list_entry(list_first(&sim->lines), struct line, link);
-        line->pending[0] = line->pending[1] = false;
-        CHECK(line->ends[0] == NULL && line->ends[1] == NULL);
-        line_check(sim, line);
-    }
-    cuts_free(sim);
-}
-
-void
 sim_net_hurry(struct sim *sim)
 {
-    cuts_free(sim);
     u64 latest_ns = sim->now_ns + sim->options.net.latency_ns_max;
-    list_for_each (pos, &sim->lines) {
-        struct line *line = list_entry(pos, struct line, link);
-        for (u32 i = 0; i < 2; i++) {
-            struct pipe *pipe = &line->pipes[i];
-            pipe->black = false;
-            pipe->retries = 0;
-            list_for_each (at, &pipe->under_way) {
-                struct segment *segment = list_entry(at, struct segment, link);
-                segment->time_ns = MIN(segment->time_ns, latest_ns);
-            }
-            pipe->time_ns = MIN(pipe->time_ns, latest_ns);
-            sim_event_cancel(sim, &pipe->event);
-            pipe_schedule(sim, pipe);
-        }
-    }
+    sim_lines_hurry(sim, latest_ns);
     list_for_each (pos, &sim->nodes) {
         list_for_each (at, &list_entry(pos, struct sim_node, link)->connects) {
             struct connect *connect = list_entry(at, struct connect, link);
@@ -1150,28 +711,5 @@ sim_net_hurry(struct sim *sim)
             sim_event_cancel(sim, &connect->event);
             sim_event_schedule(sim, &connect->event, latest_ns);
         }
-    }
-}
-
-void
-sim_link_cut(struct sim *sim, struct sim_node *a, struct sim_node *b)
-{
-    if (nodes_cut(sim, a, b)) return;
-    struct sim_cut *cut = calloc(1, sizeof(*cut));
-    CHECK(cut != NULL);
-    cut->a = a;
-    cut->b = b;
-    list_push_back(&sim->cuts, &cut->link);
-}
-
-void
-sim_link_heal(struct sim *sim, struct sim_node *a, struct sim_node *b)
-{
-    list_for_each_safe (pos, &sim->cuts) {
-        struct sim_cut *cut = list_entry(pos, struct sim_cut, link);
-        bool same = (cut->a == a && cut->b == b) || (cut->a == b && cut->b == a);
-        if (!same) continue;
-        list_del(&cut->link);
-        free(cut);
     }
 }

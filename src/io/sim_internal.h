@@ -5,7 +5,7 @@
  *   sim.c        world, events, turns of shards, crash and restart; backend_* of core.h
  *   sim_file.c   file.h: requests to the disk as events
  *   sim_disk.c   the disk itself (sim_names.c: its names; sim_damage.c: what it should never do)
- *   sim_conn.c   net.h: connections as events
+ *   sim_conn.c   net.h: connections as events (sim_line.c: what is under way between them)
  *   sim_mem.c    allocation by node, so that a crash frees everything
  *   sim_inject.c faults by family: chances, numbers, what is left out
  *   sim_trace.c  the hash over all events, the last ones
@@ -163,7 +163,7 @@ struct sim {
     struct list nodes;
     u32 node_count;
     struct list controls; /* struct sim_control.link */
-    struct list lines;    /* sim_conn.c */
+    struct list lines;    /* sim_line.c */
     u64 line_last;
     struct list cuts; /* struct sim_cut.link */
 

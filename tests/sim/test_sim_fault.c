@@ -27,6 +27,7 @@ struct writes {
     bool failed[WRITES];
     bool synced[WRITES];
     bool no_sync;
+    u8 last; /* byte of the last block */
 };
 
 static status
@@ -40,6 +41,7 @@ writes_main(void *arg)
     if (buffer == NULL) return ST_NO_MEMORY;
     memset(buffer, 5, 4096);
     for (u64 i = 0; i < WRITES; i++) {
+        if (i == WRITES - 1) buffer[4095] = writes->last;
         writes->failed[i] = !ok(io_file_write(file, IO_CLASS_LOG, buffer, 4096, i * 4096, false));
         writes->synced[i] = !writes->no_sync && ok(io_file_sync(file));
     }
@@ -357,6 +359,34 @@ sectors_under_way_at_a_power_cut_are_torn_unless_that_is_off(void **state)
     assert_true(torn > 5);
 }
 
+/* ---- what seeds draw ---- */
+
+static void
+seeds_draw_honest_faults_and_no_damage_unless_asked(void **state)
+{
+    (void)state;
+    u32 space = 0, alloc = 0, stall = 0, half_open = 0, single = 0, damage = 0;
+    for (u64 seed = 1; seed <= 1000; seed++) {
+        struct sim_options options;
+        sim_options_swarm(&options, seed);
+        struct sim_disk_options *disk = &options.disk;
+        assert_int_equal(disk->bit_rot_ppm + disk->latent_ppm, 0);
+        assert_int_equal(disk->misdirected_ppm + disk->lost_write_ppm, 0);
+        space += disk->no_space_ppm > 0;
+        alloc += options.alloc_ppm > 0;
+        stall += options.shard_stall_ppm > 0;
+        half_open += options.net.half_open_ppm > 0;
+        single += options.net.single_bytes;
+        sim_options_beyond(&options, seed);
+        u32 families = (disk->bit_rot_ppm > 0) + (disk->latent_ppm > 0) +
+                       (disk->misdirected_ppm > 0) + (disk->lost_write_ppm > 0);
+        assert_true(families > 0);
+        damage += families;
+    }
+    assert_true(space > 50 && alloc > 50 && stall > 50 && half_open > 50 && single > 5);
+    assert_in_range(damage, 1500, 2500);
+}
+
 /* ---- machines ---- */
 
 struct clocks {
@@ -580,6 +610,32 @@ a_process_that_cannot_start_for_want_of_memory_leaves_the_disk_alone(void **stat
 
 /* ---- the trace ---- */
 
+static u64
+hash_run(u64 seed, u8 last)
+{
+    struct sim_options options;
+    sim_options_swarm(&options, seed);
+    struct sim *sim = sim_new(&options);
+    static struct writes writes;
+    writes = (struct writes){.last = last};
+    assert_true(ok(sim_run(sim, 1, writes_main, &writes)));
+    u64 hash = sim_trace_hash(sim);
+    sim_free(sim);
+    return hash;
+}
+
+static void
+the_trace_tells_seeds_and_single_bytes_on_the_disk_apart(void **state)
+{
+    (void)state;
+    for (u64 seed = 1; seed <= 20; seed++) {
+        u64 hash = hash_run(seed, 5);
+        assert_true(hash == hash_run(seed, 5));
+        assert_false(hash == hash_run(seed, 6));
+        assert_false(hash == hash_run(seed + 1, 5));
+    }
+}
+
 static void
 the_last_events_can_be_printed(void **state)
 {
@@ -624,6 +680,7 @@ main(void)
         cmocka_unit_test(one_fault_can_be_left_out_and_the_rest_keeps_its_numbers),
         cmocka_unit_test(what_the_test_does_itself_is_numbered_too),
         cmocka_unit_test(every_family_has_a_name_of_its_own),
+        cmocka_unit_test(seeds_draw_honest_faults_and_no_damage_unless_asked),
         cmocka_unit_test(some_requests_stall_for_seconds),
         cmocka_unit_test(space_runs_out_by_chance_and_comes_back),
         cmocka_unit_test(damage_comes_by_chance_shows_in_every_read_and_is_in_the_books),
@@ -633,6 +690,7 @@ main(void)
         cmocka_unit_test(shards_stall_by_chance),
         cmocka_unit_test(allocations_are_refused_by_chance_but_not_before_the_node_listens),
         cmocka_unit_test(a_process_that_cannot_start_for_want_of_memory_leaves_the_disk_alone),
+        cmocka_unit_test(the_trace_tells_seeds_and_single_bytes_on_the_disk_apart),
         cmocka_unit_test(the_last_events_can_be_printed),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
