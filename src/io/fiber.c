@@ -133,8 +133,7 @@ fiber_stacks_map(size_t bytes)
 static bool
 fiber_chunk_map(struct io_shard *shard)
 {
-    if (shard->fiber_chunk_count == shard->fiber_chunk_max)
-        return MARKED("io.fiber.chunks_used_up", false);
+    CHECK(shard->fiber_chunk_count < shard->fiber_chunk_max); /* fiber_create has counted */
     u8 *chunk = backend_stacks_map(FIBER_CHUNK_BYTES);
     if (chunk == NULL) return MARKED("io.fiber.chunk_not_mapped", false);
 #ifdef FIBER_ASAN

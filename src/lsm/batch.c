@@ -38,11 +38,9 @@ batch_add(struct lsm_batch *batch, const struct log_op *header, struct bytes key
     CHECK(batch->count < UINT32_MAX);
     if (!buf_reserve(&batch->ops, sizeof(*header) + key.size + value.size))
         return MARKED("lsm.batch.no_memory", false);
-    /* The three cannot fail now: there is room. */
-    if (!buf_append(&batch->ops, header, sizeof(*header)) ||
-        !buf_append(&batch->ops, key.data, key.size) ||
-        !buf_append(&batch->ops, value.data, value.size))
-        return false;
+    CHECK(buf_append(&batch->ops, header, sizeof(*header))); /* there is room */
+    CHECK(buf_append(&batch->ops, key.data, key.size));
+    CHECK(buf_append(&batch->ops, value.data, value.size));
     batch->count++;
     return true;
 }

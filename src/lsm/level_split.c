@@ -238,10 +238,6 @@ read_sources(struct split *split, u32 count)
         const char *what;
         status st = manifest_read(split->dirs[i], split->budget,
                                   &split->sources[split->source_count], &offset, &what);
-        if (status_is(st, ST_NOT_FOUND)) {
-            MARK("lsm.split.source_never_opened"); /* a store that was never opened */
-            continue;
-        }
         if (!ok(st)) {
             MARK("lsm.split.manifest_unusable");
             log_error("lsm", "manifest cannot be used file=%s/manifest offset=%llu what=%s",

@@ -342,7 +342,7 @@ open_table(struct levels *levels, const struct table_meta *meta, struct opened *
         MARK("lsm.levels.table_unusable");
         log_error("lsm", "table of the manifest cannot be opened dir=%s file=t%016llx why=%s",
                   levels->dir, (unsigned long long)meta->file_id, status_text(st));
-        if (!status_is(st, ST_NOT_FOUND) && !status_is(st, ST_END)) return st;
+        if (!status_is(st, ST_NOT_FOUND)) return st;
         return MARKED("lsm.levels.table_missing", ST_CORRUPT);
     }
     st = level_table_new(levels, table, place);
@@ -830,7 +830,7 @@ levels_blob_read(struct levels *levels, const struct entry *entry, void **buffer
 {
     CHECK(entry->flags & ENTRY_BLOB);
     struct blob_pointer pointer;
-    if (entry->value.size != sizeof(pointer)) return MARKED("lsm.levels.pointer_size", ST_CORRUPT);
+    CHECK(entry->value.size == sizeof(pointer)); /* table_block_entry */
     memcpy(&pointer, entry->value.data, sizeof(pointer));
     struct level_blob *blob = level_blob_find(levels, pointer.file_id);
     if (blob == NULL) {

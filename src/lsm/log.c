@@ -516,10 +516,6 @@ log_append(struct log *log, const struct log_record *header, struct bytes payloa
 MAY_YIELD void
 log_wait_room(struct log *log)
 {
-    if (log->failed) {
-        MARK("lsm.log.wait_failed");
-        return;
-    }
     if (log->queued_bytes == 0 && log->ready != NULL) {
         fiber_yield();
         return;

@@ -259,7 +259,7 @@ write_entry(struct output *output, const struct entry *entry)
 
     struct levels *levels = output->config.levels;
     struct blob_pointer pointer;
-    if (entry->value.size != sizeof(pointer)) return MARKED("lsm.output.pointer_size", ST_CORRUPT);
+    CHECK(entry->value.size == sizeof(pointer)); /* table_block_entry */
     memcpy(&pointer, entry->value.data, sizeof(pointer));
     struct level_blob *blob = level_blob_find(levels, pointer.file_id);
     if (blob == NULL) return MARKED("lsm.output.pointer_lost", ST_CORRUPT);

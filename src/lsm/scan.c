@@ -282,8 +282,7 @@ value_out(struct lsm_scan *scan, const struct entry *entry, bool want_value,
     value->expire_ms = entry->expire_ms;
     value->pin[0] = value->pin[1] = NULL;
     if (entry->flags & ENTRY_BLOB) {
-        if (entry->value.size != sizeof(struct blob_pointer))
-            return MARKED("lsm.scan.pointer_size", ST_CORRUPT);
+        CHECK(entry->value.size == sizeof(struct blob_pointer)); /* table_block_entry */
         value->value = BYTES(NULL, entry_value_size(entry));
         if (!want_value) return ST_OK;
         status st = levels_blob_read(scan->lsm->levels, entry, &scan->blob_buffer,

@@ -433,17 +433,13 @@ next_describe(struct work *work, const char *node_id, u32 shard_count, u32 parti
         };
 }
 
+/* dirs_clean has removed whatever NODE does not name. */
 static MAY_YIELD status
-dir_make_empty(struct work *work, const char *dir)
+dir_make_new(struct work *work, const char *dir)
 {
     status st = io_dir_make(dir);
-    if (status_is(st, ST_EXISTS)) { /* dirs_clean has been here: it is ours and empty */
-        MARK("lsm.store.dir_not_empty");
-        st = dir_remove(work, dir);
-        if (ok(st)) st = io_dir_make(dir);
-    }
     if (!ok(st))
-        return MARKED("lsm.store.dir_not_emptied",
+        return MARKED("lsm.store.store_dir_not_made",
                       WORK_FAIL(work, st, "cannot make %s: %s", dir, status_text(st)));
     return ST_OK;
 }
@@ -488,7 +484,7 @@ stores_create(struct work *work, const char *node_id, u32 shard_count)
     next_describe(work, node_id, shard_count, PARTITION_COUNT_DEFAULT, 1);
     for (u32 i = 0; ok(st) && i < shard_count; i++) {
         store_path(work->sources[0], STORE_DIR_BYTES, work->dir, &work->next.stores[i]);
-        st = dir_make_empty(work, work->sources[0]);
+        st = dir_make_new(work, work->sources[0]);
     }
     if (ok(st)) {
         st = io_dir_sync(work->dir); /* what NODE names must be there before it */
@@ -547,7 +543,7 @@ stores_reshard(struct work *work, u32 shard_count, const struct lsm_options *opt
                 node->stores[j].partition_last >= target->partition_first)
                 work->source_list[count++] = work->sources[j];
         store_path(work->other, LSM_PATH_BYTES, work->dir, target);
-        st = dir_make_empty(work, work->other);
+        st = dir_make_new(work, work->other);
         if (!ok(st)) return st;
         st = levels_split(work->source_list, count, work->other,
                           partition_token_first(target->partition_first, partitions),

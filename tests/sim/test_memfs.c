@@ -117,6 +117,28 @@ names_are_as_on_a_disk(void **state)
 }
 
 static void
+mistakes_with_names_are_refused(void **state)
+{
+    struct fixture *f = *state;
+    struct memfs_file *file = create(f, ":memory:/a");
+    assert_true(ok(memfs_dir_make(&f->fs, ":memory:/d")));
+    struct memfs_file *other;
+    assert_true(status_is(memfs_open(&f->fs, "/disk/a", IO_OPEN_READ, &other), ST_INVALID));
+    assert_true(status_is(memfs_rename(&f->fs, ":memory:/d", ":memory:/e"), ST_UNSUPPORTED));
+    assert_true(status_is(memfs_rename(&f->fs, ":memory:/a", ":memory:/d"), ST_INVALID));
+    assert_true(status_is(memfs_link(&f->fs, ":memory:/d", ":memory:/e"), ST_INVALID));
+    assert_true(status_is(memfs_link(&f->fs, ":memory:/x", ":memory:/e"), ST_NOT_FOUND));
+    assert_true(status_is(memfs_unlink(&f->fs, ":memory:/d"), ST_INVALID));
+    assert_true(status_is(memfs_dir_make(&f->fs, ":memory:/x/y"), ST_NOT_FOUND));
+    assert_true(status_is(memfs_dir_remove(&f->fs, ":memory:/x"), ST_NOT_FOUND));
+    assert_true(status_is(memfs_dir_remove(&f->fs, ":memory:/a"), ST_INVALID));
+    assert_true(status_is(memfs_write(file, f->block, 4096, UINT64_MAX - 4095), ST_NO_SPACE));
+    assert_true(status_is(memfs_allocate(file, UINT64_MAX - 4095), ST_NO_SPACE));
+    assert_true(ok(memfs_dir_remove(&f->fs, ":memory:/d")));
+    memfs_close(file);
+}
+
+static void
 rename_replaces_what_stands_there(void **state)
 {
     struct fixture *f = *state;
@@ -255,6 +277,7 @@ main(void)
         FS_TEST(what_is_written_is_read_and_holes_are_zeros),
         FS_TEST(a_truncated_file_grows_again_with_zeros),
         FS_TEST(names_are_as_on_a_disk),
+        FS_TEST(mistakes_with_names_are_refused),
         FS_TEST(rename_replaces_what_stands_there),
         FS_TEST(a_directory_lists_its_own_entries_in_order),
         FS_TEST(a_full_budget_is_a_full_disk_and_room_comes_back),

@@ -130,6 +130,23 @@ it_never_returns_what_was_dropped(void **unused)
 }
 
 static void
+a_limit_below_what_the_index_takes_ends_when_it_is_empty(void **unused)
+{
+    struct budget budget;
+    budget_init(&budget, "test", MIB(1), NULL);
+    struct block_cache *cache = block_cache_new(&budget, KIB(256));
+    assert_non_null(cache);
+    struct block *block = block_new(&budget, 1, 0, 4000);
+    block_cache_insert(cache, block);
+    block_cache_unpin(block);
+    block_cache_limit_set(cache, 1);
+    assert_null(block_cache_get(cache, 1, 0));
+    assert_true(block_cache_check(cache));
+    block_cache_free(cache);
+    assert_int_equal(budget.used_bytes, 0);
+}
+
+static void
 no_memory_for_a_block_is_null(void **unused)
 {
     struct budget budget;
@@ -162,6 +179,7 @@ main(void)
         cmocka_unit_test(pinned_blocks_outlive_eviction_and_dropping),
         cmocka_unit_test(the_second_of_two_equal_blocks_stays_private),
         cmocka_unit_test(it_never_returns_what_was_dropped),
+        cmocka_unit_test(a_limit_below_what_the_index_takes_ends_when_it_is_empty),
         cmocka_unit_test(no_memory_for_a_block_is_null),
         cmocka_unit_test(sizes_round_up_to_classes_of_the_allocator),
     };

@@ -118,6 +118,19 @@ hostile_bytes_are_refused_within_bounds(void **unused)
 }
 
 static void
+sizes_and_codecs_that_cannot_be_are_refused(void **unused)
+{
+    struct budget budget;
+    budget_init(&budget, "test", MIB(1), NULL);
+    u8 source[16] = {0}, target[16];
+    struct bytes some = BYTES(source, 16);
+    assert_true(status_is(codec_decompress(LSM_CODEC_NONE, &budget, some, target, 15), ST_CORRUPT));
+    assert_true(status_is(codec_decompress(LSM_CODEC_LZ4, &budget, some, target, 0), ST_CORRUPT));
+    assert_true(
+        status_is(codec_decompress(LSM_CODEC_COUNT, &budget, some, target, 16), ST_CORRUPT));
+}
+
+static void
 a_budget_without_room_is_no_memory_not_corrupt(void **unused)
 {
     struct budget budget;
@@ -137,6 +150,7 @@ main(void)
         cmocka_unit_test(every_codec_gives_back_what_it_was_given),
         cmocka_unit_test(noise_does_not_shrink_and_says_so),
         cmocka_unit_test(hostile_bytes_are_refused_within_bounds),
+        cmocka_unit_test(sizes_and_codecs_that_cannot_be_are_refused),
         cmocka_unit_test(a_budget_without_room_is_no_memory_not_corrupt),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -6,6 +6,7 @@
  */
 #include "table_fixture.h"
 
+#include "lsm/piece_io.h"
 #include "lsm/table_internal.h"
 
 #define SEED 11u
@@ -440,6 +441,41 @@ static void
 a_writer_refuses_disorder_and_emptiness(void **unused)
 {
     run(refused_body);
+}
+
+static status
+outside_body(void *arg)
+{
+    (void)arg;
+    struct io_file *file;
+    status st = io_dir_make(FIXTURE_DIR);
+    if (ok(st)) st = io_file_open(FIXTURE_DIR "/x", IO_OPEN_WRITE | IO_OPEN_CREATE, &file);
+    if (!ok(st)) return st;
+    st = io_file_fill(file, 8 * IO_ALIGNMENT);
+    u8 target[64];
+    CHECK(status_is(piece_read(file, IO_ALIGNMENT, IO_CLASS_READ, &budget, target,
+                               IO_ALIGNMENT - 32, sizeof(target)),
+                    ST_CORRUPT));
+    /* More than there is, though it was promised. */
+    CHECK(status_is(piece_read(file, 16 * IO_ALIGNMENT, IO_CLASS_READ, &budget, target,
+                               12 * IO_ALIGNMENT, sizeof(target)),
+                    ST_CORRUPT));
+    struct piece_reader *reader;
+    st = piece_reader_open(file, 16 * IO_ALIGNMENT, IO_CLASS_READ, IO_ALIGNMENT, &budget, &reader);
+    if (!ok(st)) return st;
+    const u8 *data;
+    CHECK(ok(piece_reader_get(reader, 0, 100, &data)));
+    CHECK(status_is(piece_reader_get(reader, 16 * IO_ALIGNMENT, 1, &data), ST_CORRUPT));
+    CHECK(status_is(piece_reader_get(reader, 12 * IO_ALIGNMENT, 1, &data), ST_CORRUPT));
+    piece_reader_close(reader);
+    io_file_close(file);
+    return ST_OK;
+}
+
+static void
+what_lies_outside_of_a_file_is_damage(void **unused)
+{
+    run(outside_body);
 }
 
 static void
@@ -894,6 +930,7 @@ main(void)
         cmocka_unit_test(a_point_read_is_one_request_of_at_most_8_kib),
         cmocka_unit_test(without_memory_the_filter_goes_first),
         cmocka_unit_test(a_writer_refuses_disorder_and_emptiness),
+        cmocka_unit_test(what_lies_outside_of_a_file_is_damage),
         cmocka_unit_test(a_cursor_may_be_closed_while_it_reads),
         cmocka_unit_test(a_flipped_bit_in_any_byte_of_a_table_is_detected),
         cmocka_unit_test(every_flipped_bit_of_a_block_or_footer_fails_its_checksum),
