@@ -435,13 +435,14 @@ snapshot_moment(const struct scan *scan)
     u64 moment = scan->begun;
     for (u32 i = 0; i < run->key_count; i++) {
         const struct model_object *object = &run->objects[run->keys[i].object].model;
+        u64 first = UINT64_MAX; /* who wrote this: small values may come twice */
         for (u32 k = 0; k < object->op_count && scan->values[i] != VALUE_ABSENT; k++) {
             const struct model_op *op = object->ops[k];
             for (u32 n = 0; n < op->step_count; n++)
-                if (op->steps[n].kind == MODEL_PUT && op->steps[n].value == scan->values[i] &&
-                    op->invoked < scan->opened)
-                    moment = MAX(moment, op->invoked);
+                if (op->steps[n].kind == MODEL_PUT && op->steps[n].value == scan->values[i])
+                    first = MIN(first, op->invoked);
         }
+        if (first < scan->opened) moment = MAX(moment, first);
     }
     return moment;
 }
