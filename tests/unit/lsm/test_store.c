@@ -309,6 +309,40 @@ another_nodes_directory_is_refused(void **state)
     sim_free(sim);
 }
 
+static status
+misuse_body(void *arg)
+{
+    (void)arg;
+    struct lsm_options options;
+    options_make(&options);
+    struct store_layout layout;
+    char error[256];
+    char id[NODE_ID_BYTES + 1];
+    memset(id, 'n', sizeof(id));
+    id[NODE_ID_BYTES] = '\0';
+    status st = store_prepare(DIR, id, 1, &options, &layout, error, sizeof(error));
+    CHECK(status_is(st, ST_INVALID) && strstr(error, "node id") != NULL);
+    static char path[STORE_DIR_BYTES];
+    memset(path, 'd', sizeof(path) - 1);
+    st = store_prepare(path, "", 1, &options, &layout, error, sizeof(error));
+    CHECK(status_is(st, ST_INVALID) && strstr(error, "path") != NULL);
+    st = store_prepare(DIR, "", 1, &options, &layout, error, sizeof(error));
+    if (!ok(st)) return st;
+    st = store_prepare(DIR, "", 1, &options, &layout, error, sizeof(error));
+    CHECK(status_is(st, ST_LOCKED) && strstr(error, "another server") != NULL);
+    store_release(DIR);
+    return ST_OK;
+}
+
+static void
+long_names_and_a_directory_in_use_are_refused(void **state)
+{
+    (void)state;
+    struct sim *sim = sim_make(1);
+    assert_true(ok(sim_run(sim, 1, misuse_body, NULL)));
+    sim_free(sim);
+}
+
 static void
 a_made_up_id_stays(void **state)
 {
@@ -470,6 +504,7 @@ main(void)
         cmocka_unit_test(no_power_cut_breaks_a_change_of_the_core_count),
         cmocka_unit_test(foreign_directories_are_refused),
         cmocka_unit_test(another_nodes_directory_is_refused),
+        cmocka_unit_test(long_names_and_a_directory_in_use_are_refused),
         cmocka_unit_test(a_made_up_id_stays),
         cmocka_unit_test(a_damaged_node_file_is_refused),
         cmocka_unit_test(stores_without_their_node_file_are_kept),
