@@ -73,7 +73,8 @@ const u8 *sim_write_data(const struct sim_write *write, u64 done);
 void sim_inode_write_fail(struct sim_write *write, bool durable);
 struct sim_sync sim_inode_sync_begin(const struct sim_inode *inode);
 void sim_inode_sync_end(struct sim_inode *inode, struct sim_sync sync);
-/* What should have become durable never will, unless it is written again. */
+/* What should have become durable never will, unless it is written again. Reads show it until the
+ * cache drops it, at any time. */
 void sim_inode_sync_fail(struct sim_inode *inode, struct sim_sync sync);
 u64 sim_inode_size(const struct sim_inode *inode);
 /* In order of making: tells files apart whatever they are called. */

@@ -8,9 +8,9 @@
  * Blocks allocated outside of a node are in no list; there the leak checker sees to them. Fresh and
  * freed memory is scribbled, large blocks only at both ends.
  *
- * Stacks, and without a sanitizer large blocks, are kept for the next who wants that size: libc
- * would give them back to the kernel, and getting their pages again is most of what a short run
- * costs.
+ * Stacks and large blocks are kept for the next who wants that size: libc would give them back to
+ * the kernel, and getting their pages again is most of what a short run costs. AddressSanitizer is
+ * told which of their bytes nobody may touch.
  */
 #include "io/sim_internal.h"
 
@@ -22,11 +22,15 @@
 #define SCRIBBLE_BYTES (16u << 10)
 #define BLOCK_MAGIC    0x6b636f6cu
 
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-#define LARGE_BYTES SIZE_MAX
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/asan_interface.h>
+#define LARGE_FENCE 4096u /* behind each block */
 #else
-#define LARGE_BYTES (32u << 10)
+#define ASAN_POISON_MEMORY_REGION(data, size)   ((void)(data), (void)(size))
+#define ASAN_UNPOISON_MEMORY_REGION(data, size) ((void)(data), (void)(size))
+#define LARGE_FENCE                             0u
 #endif
+#define LARGE_BYTES    (32u << 10)
 #define LARGE_KEPT_MAX MIB(512)
 #define LARGE_SIZES    256u
 
@@ -87,35 +91,50 @@ large_find(size_t size)
     return NULL;
 }
 
+/* Of a block of size bytes: what it takes with its fence. */
+static size_t
+large_bytes(size_t size)
+{
+    return align_up(size, 4096) + LARGE_FENCE;
+}
+
 /* size: a multiple of alignment. */
 static void *
 base_alloc(size_t size, size_t alignment)
 {
     if (size < LARGE_BYTES || alignment > 4096) return aligned_alloc(alignment, size);
-    size = align_up(size, 4096);
-    struct large **list = large_find(size);
-    if (list == NULL || *list == NULL) return aligned_alloc(4096, size);
-    struct large *large = *list;
-    *list = large->next;
-    large_kept -= size;
+    size_t bytes = large_bytes(size);
+    struct large **list = large_find(bytes);
+    struct large *large = list != NULL ? *list : NULL;
+    if (large == NULL) {
+        large = aligned_alloc(4096, bytes);
+        if (large == NULL) return NULL;
+    } else {
+        *list = large->next;
+        large_kept -= bytes;
+    }
+    ASAN_UNPOISON_MEMORY_REGION(large, size);
+    ASAN_POISON_MEMORY_REGION((u8 *)large + size, bytes - size);
     return large;
 }
 
 static void
 base_free(void *base, size_t size, size_t alignment)
 {
-    size_t whole = align_up(size, 4096);
+    size_t bytes = large_bytes(size);
     struct large **list = NULL;
-    if (size >= LARGE_BYTES && alignment <= 4096 && large_kept + whole <= LARGE_KEPT_MAX)
-        list = large_find(whole);
+    bool is_large = size >= LARGE_BYTES && alignment <= 4096;
+    if (is_large && large_kept + bytes <= LARGE_KEPT_MAX) list = large_find(bytes);
     if (list == NULL) {
+        if (is_large) ASAN_UNPOISON_MEMORY_REGION(base, bytes);
         free(base);
         return;
     }
     struct large *large = base;
     large->next = *list;
     *list = large;
-    large_kept += whole;
+    large_kept += bytes;
+    ASAN_POISON_MEMORY_REGION((u8 *)base + sizeof(*large), bytes - sizeof(*large));
 }
 
 /* ---- stacks ---- */
