@@ -278,7 +278,8 @@ init(struct shard *shard, struct server *server)
     list_init(&shard->monitors);
     for (u32 class = 0; class < WORK_CLASSES; class ++)
         list_init(&shard->starved[class]);
-    fiber_mutex_init(&shard->memory_turn);
+    for (u32 calls = 0; calls < 2; calls++)
+        fiber_mutex_init(&shard->memory_turn[calls]);
     keylock_table_init(&shard->locks);
     for (u32 i = 0; i < SHARD_ORDER_BUCKETS; i++)
         list_init(&shard->order[i]);
@@ -288,7 +289,7 @@ init(struct shard *shard, struct server *server)
     budget_init(&shard->large_budget, "large requests", bytes / 8 * SHARE_LARGE, &shard->budget);
     budget_init(&shard->kept_budget, "kept for clients", bytes / 8 * SHARE_KEPT, &shard->budget);
     /* Half of it is for what waits, see request.c. */
-    workers_init(&shard->workers, shard->large_budget.limit_bytes / 2 / WORK_UNIT_BYTES);
+    workers_init(&shard->workers, shard->large_budget.limit_bytes / 2);
     lsm_batch_init(&shard->batch, &shard->budget);
     buf_init(&shard->reply, &shard->budget);
     buf_init(&shard->args, &shard->budget);

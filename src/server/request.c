@@ -111,6 +111,7 @@ request_new_part(struct request *whole, u32 owner, u32 arg_count, u32 keys)
     struct request *part =
         request_alloc(shard, whole->command, 0, arg_count, keys, whole->large, whole->work.class);
     if (part == NULL) return NULL;
+    part->part = true;
     part->owner = owner;
     part->keyspace = whole->keyspace;
     part->resp = whole->resp;
@@ -150,7 +151,7 @@ release(struct request *request)
     shard->heavy_count -= request->work.class == WORK_HEAVY;
     shard->large_count -= request->large;
     shard->stats->requests_pending = shard->request_count;
-    mem_free(request_budget(request, shard), request, request->memory);
+    mem_free(request->large ? &shard->large_budget : &shard->budget, request, request->memory);
     session_place_free(shard);
     if (shard->request_count == 0) fiber_queue_wake_all(&shard->workers.idle);
 }
@@ -329,7 +330,8 @@ keep_outcome(struct request *request, struct exec *x, struct resp_writer *w)
 }
 
 /* Memory for a batch or a reply comes back as others end. Only what has changed nothing runs again;
- * large requests one at a time, or each would take what the others wait for. */
+ * large requests one at a time, or each would take what the others wait for. So does a small one
+ * with a long reply, in their memory. */
 #define MEMORY_TRIES    100u
 #define MEMORY_RETRY_NS (5 * NS_PER_MS)
 
@@ -341,20 +343,23 @@ run_waiting(struct request *request, struct exec *x, struct resp_writer *w, stru
         exec_wait(x, request->command->handler);
         bool short_of_memory = w->failed || status_is(x->failure, ST_NO_MEMORY);
         if (!short_of_memory || x->wrote || tries == MEMORY_TRIES) break;
-        if (request->parent != NULL || request->part) break; /* whoever made the parts sees to it */
-        if (shard->request_count < 2) break;                 /* nobody will give any back */
+        bool split =
+            request->parent != NULL || (request->part && request->command->place != PLACE_EXEC);
+        if (split) break;                    /* request_parts.c sees to it */
+        if (shard->request_count < 2) break; /* nobody will give any back */
         MARK("server.request.memory_awaited");
+        request->long_reply = w->failed;
         exec_deinit(x);
         buf_deinit(&request->reply);
         buf_init(&request->reply, request_budget(request, shard));
-        if (request->large && !alone) {
-            fiber_mutex_lock(&shard->memory_turn);
+        if ((request->large || request->long_reply) && !alone) {
+            fiber_mutex_lock(&shard->memory_turn[false]);
             alone = true;
         }
         fiber_sleep_ns(MEMORY_RETRY_NS);
         exec_of_request(x, request, w, shard);
     }
-    if (alone) fiber_mutex_unlock(&shard->memory_turn);
+    if (alone) fiber_mutex_unlock(&shard->memory_turn[false]);
 }
 
 MAY_YIELD static void

@@ -55,6 +55,7 @@ struct request {
     u32 part_count, parts_left;
     u32 keys; /* estimate */
     bool large;
+    bool long_reply;            /* turned out to have one: draws on what is for large ones */
     bool in_stretches;          /* request_parts.c */
     bool part;                  /* made by request_new_part */
     struct fiber_queue *waiter; /* a fiber at home waits for it (request_call) */
@@ -121,7 +122,7 @@ struct bytes request_reply(const struct request *request);
 static inline struct budget *
 request_budget(const struct request *request, struct shard *shard)
 {
-    return request->large ? &shard->large_budget : &shard->budget;
+    return request->large || request->long_reply ? &shard->large_budget : &shard->budget;
 }
 /* Copies a reply into a request of this shard that never runs; false: no memory. */
 MUST_CHECK bool request_reply_set(struct request *request, struct bytes reply);

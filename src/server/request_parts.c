@@ -19,16 +19,17 @@
 
 #include "server/session.h"
 
-#define STRETCH_KEYS_FIRST 16u
+#define STRETCH_KEYS_FIRST 4u
 #define STRETCH_KEYS_MAX   256u
 /* About so much of the reply at a time. */
 #define STRETCH_BYTES (32u << 10)
 /* Less is not worth being sent for the memory that it gives back. */
 #define STRETCH_BYTES_MIN (4u << 10)
 /* Each holds a stretch twice: as parts, and put together. */
-#define STRETCH_UNITS    4u
-#define STRETCH_TRIES    200u
-#define STRETCH_RETRY_NS (5 * NS_PER_MS)
+#define STRETCH_UNITS 4u
+/* Others who have the memory may be waiting for their clients, which have as long. */
+#define STRETCH_PATIENCE_NS (60 * NS_PER_S)
+#define STRETCH_RETRY_NS    (5 * NS_PER_MS)
 
 static_assert(STRETCH_UNITS <= WORK_UNITS_MAX, "as any work");
 
@@ -208,12 +209,45 @@ request_parts_done(struct request *request)
 
 /* ---- in stretches ---- */
 
-/* Appends the elements for the keys at `at` up to `last` to the reply, or leaves it as it was. */
-MAY_YIELD static status
-stretch(struct exec *x, struct request *request, u32 at, u32 last, u32 step)
+struct stretches {
+    struct request *request;
+    u32 step;
+    bool begun; /* something was sent: a failure can only be told by closing */
+    bool gone;  /* the client */
+    bool alone; /* has shard->memory_turn: only until it has its memory (K3 of work.h) */
+};
+
+static void
+alone_end(struct exec *x, struct stretches *stretches)
 {
+    if (stretches->alone) fiber_mutex_unlock(&x->shard->memory_turn[true]);
+    stretches->alone = false;
+}
+
+/* One value that is too long to be put together with others. */
+MAY_YIELD static void
+send_long(struct exec *x, struct stretches *stretches, const struct request *part)
+{
+    struct bytes reply = request_reply(part);
+    struct resp_reply head;
+    size_t consumed;
+    status st = resp_read(reply, &head, &consumed);
+    CHECK(ok(st) && head.kind == RESP_REPLY_ARRAY);
+    alone_end(x, stretches);
+    stretches->begun = true;
+    stretches->gone = !session_stream(x) ||
+                      !session_stream_bytes(x, BYTES(reply.data + consumed, reply.size - consumed));
+}
+
+/* Appends the elements for some keys from argument `at` on to the reply, or sends them; or leaves
+ * everything as it was. */
+MAY_YIELD static status
+stretch(struct exec *x, struct stretches *stretches, u32 at, u32 count)
+{
+    struct request *request = stretches->request;
     struct request *parts[LIMIT_SHARDS] = {NULL};
     u32 shard_count = x->shard->server->shard_count;
+    u32 step = stretches->step, last = at + (count - 1) * step;
     if (!parts_make(request, at, last, step, parts)) return ST_NO_MEMORY;
     struct fiber_queue queue;
     fiber_queue_init(&queue);
@@ -223,18 +257,23 @@ stretch(struct exec *x, struct request *request, u32 at, u32 last, u32 step)
         request_start(parts[i]);
     }
     status st = ST_OK;
+    const struct request *only = NULL;
     for (u32 i = 0; i < shard_count; i++) {
         if (parts[i] == NULL) continue;
         request_wait(parts[i]);
         if (parts[i]->unknown) st = ST_UNKNOWN_OUTCOME;
         if (ok(st)) st = parts[i]->failure;
+        only = parts[i];
     }
     size_t size = x->reply->out->size;
-    if (ok(st) && !append_elements(x->reply->out, request, at, last, step, parts)) {
+    if (ok(st) && count == 1 && request_reply(only).size > STRETCH_BYTES) {
+        send_long(x, stretches, only);
+    } else if (ok(st) && !append_elements(x->reply->out, request, at, last, step, parts)) {
         x->reply->out->size = size;
         st = ST_NO_MEMORY;
     }
     parts_free(parts, shard_count);
+    work_return(&x->shard->workers, x->work);
     return st;
 }
 
@@ -258,42 +297,47 @@ MAY_YIELD void
 request_run_stretches(struct exec *x, struct request *request)
 {
     struct session *s = request->session;
-    u32 first, last, step;
-    command_key_range(request->command, request->arg_count, &first, &last, &step);
-    resp_array(x->reply, (last - first) / step + 1);
-    bool begun = false; /* something was sent */
-    u32 keys = STRETCH_KEYS_FIRST, tries = 0;
-    u32 at = first;
-    while (at <= last && s->conn != NULL && !s->closing) {
-        u32 count = MIN(keys, (last - at) / step + 1);
+    u32 at, last;
+    struct stretches stretches = {.request = request};
+    command_key_range(request->command, request->arg_count, &at, &last, &stretches.step);
+    resp_array(x->reply, (last - at) / stretches.step + 1);
+    u32 keys = STRETCH_KEYS_FIRST;
+    u64 deadline_ns = 0;
+    while (at <= last && !stretches.gone && s->conn != NULL && !s->closing) {
+        u32 count = MIN(keys, (last - at) / stretches.step + 1);
         size_t size = x->reply->out->size;
-        status st = stretch(x, request, at, at + (count - 1) * step, step);
+        status st = stretch(x, &stretches, at, count);
+        bool memory = status_is(st, ST_NO_MEMORY) || status_is(st, ST_OVERLOADED);
+        if (!memory) alone_end(x, &stretches);
         if (ok(st)) {
-            at += count * step;
-            keys = stretch_keys(count, x->reply->out->size - size);
-            tries = 0;
-        } else if (!too_much(st) && !status_is(st, ST_OVERLOADED)) {
-            goto failed;
-        } else if (count > 1) {
+            at += count * stretches.step;
+            size_t grown = x->reply->out->size - MIN(size, x->reply->out->size);
+            keys = grown == 0 ? 1 : stretch_keys(count, grown); /* 0: it was a long one */
+            deadline_ns = 0;
+        } else if (count > 1 && (memory || status_is(st, ST_TOO_LARGE))) {
             MARK("server.parts.shorter_stretch");
-            keys = count / 2;
+            keys = 1; /* it was wasted: not again */
             continue;
-        } else if (status_is(st, ST_TOO_LARGE)) {
-            goto failed;
-        } else if (size < STRETCH_BYTES_MIN) { /* others have the memory: they end */
-            if (tries++ == STRETCH_TRIES) goto failed;
-            fiber_sleep_ns(STRETCH_RETRY_NS);
+        } else if (memory && size < STRETCH_BYTES_MIN &&
+                   (deadline_ns == 0 || io_now_ns() < deadline_ns)) {
+            if (deadline_ns == 0)
+                deadline_ns = io_now_ns() + STRETCH_PATIENCE_NS;
+            else
+                fiber_sleep_ns(STRETCH_RETRY_NS);
+            if (!stretches.alone) fiber_mutex_lock(&x->shard->memory_turn[true]);
+            stretches.alone = true;
             continue;
+        } else if (!memory || size < STRETCH_BYTES_MIN) {
+            if (stretches.begun)
+                session_abort(s);
+            else
+                exec_fail(x, st);
+            break;
         }
         if (ok(st) && x->reply->out->size < STRETCH_BYTES) continue;
-        if (!session_stream(x)) return;
-        begun = true;
-        continue;
-    failed:
-        if (begun)
-            session_abort(s);
-        else
-            exec_fail(x, st);
-        return;
+        alone_end(x, &stretches);
+        stretches.begun = true; /* with what it gives back it may fit */
+        stretches.gone = !session_stream(x);
     }
+    alone_end(x, &stretches);
 }

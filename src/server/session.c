@@ -160,16 +160,13 @@ note_client_wait(struct session *s)
 }
 
 MAY_YIELD bool
-session_stream(struct exec *x)
+session_stream_bytes(struct exec *x, struct bytes bytes)
 {
     struct session *s = x->session;
     struct workers *workers = &s->shard->workers;
-    struct buf *out = x->reply->out;
-    if (x->reply->failed) exec_fail(x, ST_NO_MEMORY);
-    if (s->conn == NULL || s->closing || x->reply->failed) return false;
-    size_t written = CONTAINER_OF(x->work, struct request, work)->silent ? out->size : 0;
-    bool left = false;
-    while (!write_pieces(s, buf_bytes(out), &written, x->seq)) {
+    size_t written = CONTAINER_OF(x->work, struct request, work)->silent ? bytes.size : 0;
+    bool left = x->work->away;
+    while (!write_pieces(s, bytes, &written, x->seq)) {
         note_client_wait(s);
         bool of_client = io_conn_pending(s->conn) != 0;
         if (!left) left = work_leave(workers, x->work);
@@ -182,9 +179,18 @@ session_stream(struct exec *x)
             session_abort(s);
         }
     }
-    if (left) work_return(workers, x->work);
-    buf_clear(out, STREAM_KEEP_BYTES);
     return s->conn != NULL && !s->closing;
+}
+
+MAY_YIELD bool
+session_stream(struct exec *x)
+{
+    if (x->reply->failed) exec_fail(x, ST_NO_MEMORY);
+    if (x->session->conn == NULL || x->session->closing || x->reply->failed) return false;
+    bool there = session_stream_bytes(x, buf_bytes(x->reply->out));
+    buf_clear(x->reply->out, x->work->away ? 0 : STREAM_KEEP_BYTES);
+    work_return(&x->shard->workers, x->work);
+    return there && x->session->conn != NULL && !x->session->closing;
 }
 
 void

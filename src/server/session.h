@@ -118,6 +118,9 @@ void session_abort(struct session *s);
 /* On a fiber, for replies made in pieces: sends what x->reply holds and waits while the client is
  * slow. false: the connection is gone. The request must be at the head of its session. */
 MAY_YIELD MUST_CHECK bool session_stream(struct exec *x);
+/* The same for bytes of the caller's, behind those. The work may have left (work.h): the caller
+ * calls work_return once it has given the bytes' memory back. */
+MAY_YIELD MUST_CHECK bool session_stream_bytes(struct exec *x, struct bytes bytes);
 /* Arms the timer that looks for idle and stuck connections. */
 void session_sweep_start(struct shard *shard);
 /* Counts, slow log, latency monitor, for a command that has ended. */

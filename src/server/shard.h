@@ -117,7 +117,9 @@ struct shard {
     struct workers workers;
     u32 request_count, heavy_count, large_count;
     struct list starved[WORK_CLASSES]; /* sessions that wait for a place for a request */
-    struct fiber_mutex memory_turn;    /* large requests that were short of memory: one at a time */
+    /* Large requests that were short of memory, one at a time; by work->calls, since of those that
+     * call the one whose turn it is needs others of the other kind to run. */
+    struct fiber_mutex memory_turn[2];
 
     /* scans, snapshots, idempotency (native) */
     struct scan_position *positions; /* SCAN_POSITIONS, made at first use */

@@ -24,10 +24,12 @@ work_init(struct work *work)
 }
 
 void
-workers_init(struct workers *workers, u64 heavy_units)
+workers_init(struct workers *workers, u64 heavy_bytes)
 {
     memset(workers, 0, sizeof(*workers));
     fiber_queue_init(&workers->idle);
+    workers->away_max = (u32)CLAMP(heavy_bytes / WORK_AWAY_BYTES, WORK_AWAY_MIN, WORK_AWAY_MAX);
+    u64 heavy_units = heavy_bytes / WORK_UNIT_BYTES;
     for (u32 class = 0; class < WORK_CLASSES; class ++) {
         struct work_line *line = &workers->lines[class];
         line->workers = workers;
@@ -239,7 +241,7 @@ bool
 work_leave(struct workers *workers, struct work *work)
 {
     CHECK(!work->away);
-    if (workers->away >= WORK_AWAY_MAX) return false;
+    if (workers->away >= workers->away_max) return false;
     struct work_line *line = &workers->lines[work->class];
     workers->away++;
     work->away = true;

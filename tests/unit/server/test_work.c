@@ -71,7 +71,7 @@ job_init(u32 index, u64 flow, enum work_class class, u32 units)
 static void
 begin(u32 heavy_units)
 {
-    workers_init(&workers, heavy_units);
+    workers_init(&workers, (u64)heavy_units * WORK_UNIT_BYTES);
     fiber_queue_init(&gate);
     gate_open = false;
     trace[0] = 0;
