@@ -94,13 +94,20 @@ still_fails(const struct run_options *options, const char *rule)
     return candidates < CANDIDATES_MAX && strcmp(try_options(options)->rule, rule) == 0;
 }
 
-static void
-families_off(struct run_options *options, const char *rule)
+/* A run that goes on for longer without a fault is no smaller. Returns the requests of what is
+ * left. */
+static u64
+families_off(struct run_options *options, const char *rule, u64 requests)
 {
     for (u32 i = 0; i < SIM_FAULT_COUNT; i++) {
         options->off |= 1ull << i;
-        if (!still_fails(options, rule)) options->off &= ~(1ull << i);
+        const struct outcome *outcome = try_options(options);
+        if (strcmp(outcome->rule, rule) == 0 && outcome->requests <= requests)
+            requests = outcome->requests;
+        else
+            options->off &= ~(1ull << i);
     }
+    return requests;
 }
 
 /* The least number of requests, as far as halving finds it. */
@@ -170,8 +177,8 @@ shrink_main(struct run_options *options)
     printf("rule %s, %llu requests, %u faults\n", first.rule, (unsigned long long)first.requests,
            first.fault_count);
     fflush(stdout);
-    families_off(options, first.rule);
-    requests_fewer(options, first.rule, MAX(first.requests, 1u));
+    u64 requests = families_off(options, first.rule, first.requests);
+    requests_fewer(options, first.rule, MAX(requests, 1u));
     faults_fewer(options, first.rule);
     first = *try_options(options);
     printf("after %u runs: %llu requests, %u faults\n", candidates,
