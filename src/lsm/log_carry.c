@@ -219,6 +219,7 @@ log_carry_copy(struct log *log, struct log_segment *segment)
     status st = log_reader_init(&copy->reader, log->dir, budget);
     if (copy->buffer == NULL) st = ST_NO_MEMORY;
     if (ok(st)) st = log_reader_open(&copy->reader, carry->number, false);
+    log_reader_limit(&copy->reader, carry->end);
     if (ok(st)) st = records_copy(copy, carry);
     if (ok(st) && copy->offset > LOG_BLOCK_BYTES) st = io_file_sync(segment->file);
     if (ok(st)) {

@@ -125,7 +125,18 @@ MAY_YIELD void log_segment_retire(struct log *log, struct log_segment *segment);
 MAY_YIELD void log_replaced_retire(struct log *log);
 
 /* ---- log_reader.c ---- */
-/* One segment at a time, read from front to back. */
+#define LOG_READ_PIECES 4u
+
+struct log_piece {
+    struct io_op op;
+    u8 *buffer;
+    u64 offset;
+    u32 size; /* 0: nothing */
+    bool reading;
+};
+
+/* One segment at a time, from front to back: while one piece is looked at, the next ones are being
+ * read. */
 struct log_reader {
     const char *dir;
     struct budget *budget;
@@ -133,14 +144,18 @@ struct log_reader {
     struct io_file *file;      /* NULL: none is open */
     u64 number;
     u64 file_bytes; /* whole blocks */
-    u8 *piece;
-    u64 piece_offset, piece_size;
+    u64 ahead;      /* where the next piece begins */
+    u64 ahead_end;  /* no piece goes beyond this; a block beyond it moves it to the end */
+    struct log_piece pieces[LOG_READ_PIECES]; /* a ring: front holds what is asked for */
+    u32 piece_bytes, piece_count, front;
 };
 MUST_CHECK status log_reader_init(struct log_reader *reader, const char *dir,
                                   struct budget *budget);
 MAY_YIELD void log_reader_deinit(struct log_reader *reader);
 /* sync: the file is synced before it is read. */
 MAY_YIELD MUST_CHECK status log_reader_open(struct log_reader *reader, u64 number, bool sync);
+/* After opening: only what is before offset will be wanted. */
+void log_reader_limit(struct log_reader *reader, u64 offset);
 MAY_YIELD void log_reader_close(struct log_reader *reader);
 /* The block at offset, or NULL beyond the file. It stays until the next call. */
 MAY_YIELD MUST_CHECK status log_reader_block(struct log_reader *reader, u64 offset, const u8 **out);

@@ -21,17 +21,24 @@
 status
 log_reader_init(struct log_reader *reader, const char *dir, struct budget *budget)
 {
-    *reader = (struct log_reader){.dir = dir, .budget = budget};
-    reader->piece = mem_alloc_aligned(budget, PIECE_BYTES, IO_ALIGNMENT);
-    return reader->piece != NULL ? ST_OK : ST_NO_MEMORY;
+    *reader = (struct log_reader){.dir = dir, .budget = budget, .piece_bytes = PIECE_BYTES};
+    if (BUGGIFY("lsm.log.pieces_small")) reader->piece_bytes = 2 * LOG_BLOCK_BYTES;
+    /* One must be had; more of them let the disk work meanwhile. A small store has fewer. */
+    u64 count = CLAMP(budget->limit_bytes / 64 / PIECE_BYTES, 1u, LOG_READ_PIECES);
+    while (reader->piece_count < count) {
+        u8 *buffer = mem_alloc_aligned(budget, reader->piece_bytes, IO_ALIGNMENT);
+        if (buffer == NULL) break;
+        reader->pieces[reader->piece_count++].buffer = buffer;
+    }
+    return reader->piece_count > 0 ? ST_OK : ST_NO_MEMORY;
 }
 
 MAY_YIELD void
 log_reader_deinit(struct log_reader *reader)
 {
     log_reader_close(reader);
-    mem_free(reader->budget, reader->piece, PIECE_BYTES);
-    reader->piece = NULL;
+    while (reader->piece_count > 0)
+        mem_free(reader->budget, reader->pieces[--reader->piece_count].buffer, reader->piece_bytes);
 }
 
 MAY_YIELD status
@@ -39,7 +46,7 @@ log_reader_open(struct log_reader *reader, u64 number, bool sync)
 {
     CHECK(reader->file == NULL);
     reader->number = number;
-    reader->piece_size = 0;
+    reader->file_bytes = 0;
     log_path(reader->path, reader->dir, number);
     status st = io_file_open(reader->path, sync ? IO_OPEN_WRITE : IO_OPEN_READ, &reader->file);
     if (!ok(st)) {
@@ -49,15 +56,62 @@ log_reader_open(struct log_reader *reader, u64 number, bool sync)
     if (sync) st = io_file_sync(reader->file);
     u64 size = 0;
     if (ok(st)) st = io_file_size(reader->file, &size);
+    if (!ok(st)) return st;
     reader->file_bytes = align_down(size, LOG_BLOCK_BYTES);
-    return st;
+    log_reader_limit(reader, reader->file_bytes);
+    return ST_OK;
+}
+
+void
+log_reader_limit(struct log_reader *reader, u64 offset)
+{
+    reader->ahead_end = MIN(align_up(offset, LOG_BLOCK_BYTES), reader->file_bytes);
+}
+
+/* Begins to read what comes next into a piece; nothing when there is nothing to come. */
+static void
+piece_start(struct log_reader *reader, struct log_piece *piece)
+{
+    piece->offset = reader->ahead;
+    piece->size = (u32)MIN((u64)reader->piece_bytes, reader->ahead_end - reader->ahead);
+    piece->reading = piece->size > 0;
+    if (!piece->reading) return;
+    reader->ahead += piece->size;
+    piece->op = (struct io_op){0};
+    io_file_read_start(reader->file, &piece->op, IO_CLASS_READ, piece->buffer, piece->size,
+                       piece->offset);
+}
+
+static MAY_YIELD status
+piece_wait(struct log_piece *piece)
+{
+    if (!piece->reading) return piece->op.result;
+    piece->reading = false;
+    return io_op_wait(&piece->op);
+}
+
+/* Nothing is under way any more and nothing is there. */
+static MAY_YIELD void
+pieces_drop(struct log_reader *reader)
+{
+    for (u32 i = 0; i < reader->piece_count; i++) {
+        (void)ok(piece_wait(&reader->pieces[i]));
+        reader->pieces[i].size = 0;
+    }
 }
 
 MAY_YIELD void
 log_reader_close(struct log_reader *reader)
 {
+    pieces_drop(reader);
     io_file_close(reader->file);
     reader->file = NULL;
+}
+
+static bool
+piece_holds(const struct log_piece *piece, u64 offset)
+{
+    return offset >= piece->offset && offset - piece->offset < piece->size;
 }
 
 MAY_YIELD status
@@ -67,16 +121,32 @@ log_reader_block(struct log_reader *reader, u64 offset, const u8 **out)
         *out = NULL;
         return ST_OK;
     }
-    if (reader->piece_size == 0 || offset < reader->piece_offset ||
-        offset >= reader->piece_offset + reader->piece_size) {
-        u64 size = MIN(PIECE_BYTES, reader->file_bytes - offset);
-        reader->piece_size = 0;
-        status st = io_file_read(reader->file, IO_CLASS_READ, reader->piece, (u32)size, offset);
-        if (!ok(st)) return st;
-        reader->piece_offset = offset;
-        reader->piece_size = size;
+    struct log_piece *piece = &reader->pieces[reader->front];
+    if (!piece_holds(piece, offset)) {
+        u32 second = (reader->front + 1) % reader->piece_count;
+        bool next = piece_holds(&reader->pieces[second], offset) && second != reader->front;
+        if (next) {
+            piece_start(reader, piece);
+            reader->front = second;
+        } else {
+            pieces_drop(reader);
+            if (offset >= reader->ahead_end) log_reader_limit(reader, reader->file_bytes);
+            reader->ahead = offset;
+            reader->front = 0;
+            for (u32 i = 0; i < reader->piece_count; i++)
+                piece_start(reader, &reader->pieces[i]);
+        }
+        piece = &reader->pieces[reader->front];
+        /* What was started leaves with the next turn of the loop, so there must be one, also when
+         * the piece that is wanted has come already. */
+        fiber_yield();
+        status st = piece_wait(piece);
+        if (!ok(st)) {
+            pieces_drop(reader); /* another call reads it again */
+            return st;
+        }
     }
-    *out = reader->piece + (offset - reader->piece_offset);
+    *out = piece->buffer + (offset - piece->offset);
     return ST_OK;
 }
 

@@ -12,12 +12,13 @@
  * What is cut stays on the disk, behind an end that the next segment names; it is never looked at
  * again. Numbers are not used twice, so no later block can make it valid.
  *
- * Files are synced before they are read: after a crash of the process only, blocks may be readable
- * that a power cut would still take away. But a sync that succeeds proves little: when one failed
- * before, the process that died was told, and nobody else will be. So what no block attests is
- * replayed and then written once more, to the next segment (log_carry.c), before anything relies
- * on it; and a segment of which not even the header is attested is not followed by the next one
- * but replaced. Which is which, the chain tells: both begin at the same place of the log.
+ * Files are synced before anything of them is read: after a crash of the process only, blocks may
+ * be readable that a power cut would still take away. But a sync that succeeds proves little: when
+ * one failed before, the process that died was told, and nobody else will be. So what no block
+ * attests is replayed and then written once more, to the next segment (log_carry.c), before
+ * anything relies on it; and a segment of which not even the header is attested is not followed by
+ * the next one but replaced. Which is which, the chain tells: both begin at the same place of the
+ * log.
  */
 #include "base/fault.h"
 #include "base/log.h"
@@ -114,6 +115,7 @@ header_read(struct walk *walk, struct segment_info *info, bool repair)
 {
     status st = log_reader_open(&walk->reader, info->number, repair);
     const u8 *data = NULL;
+    log_reader_limit(&walk->reader, LOG_BLOCK_BYTES);
     if (ok(st)) st = log_reader_block(&walk->reader, 0, &data);
     if (!ok(st)) {
         st = unreadable(walk, st);
@@ -167,13 +169,14 @@ tail_judge(struct walk *walk, const struct segment_info *info, u64 offset, u64 d
 /* Replays one segment. next: its successor, or NULL. *end_out: behind its last block. */
 static MAY_YIELD status
 segment_walk(struct walk *walk, struct segment_info *info, const struct segment_info *next,
-             bool repair, u64 *end_out, struct log_recovered *out)
+             u64 *end_out, struct log_recovered *out)
 {
     struct log_reader *reader = &walk->reader;
     struct log_stream *stream = &walk->stream;
-    status st = log_reader_open(reader, info->number, repair);
+    status st = log_reader_open(reader, info->number, false);
     if (!ok(st)) st = unreadable(walk, st);
     u64 limit = next != NULL ? next->header.predecessor_end : reader->file_bytes;
+    log_reader_limit(reader, limit);
     u64 offset = LOG_BLOCK_BYTES;
     u64 durable_offset = 0, durable_seq = 0;
     log_stream_begin(stream, info->header.seq_base, reader->file_bytes);
@@ -305,7 +308,7 @@ chain_check(struct walk *walk, u64 segment_first, struct log_recovered *out)
 }
 
 static MAY_YIELD status
-segments_walk(struct walk *walk, bool repair, struct log_recovered *out)
+segments_walk(struct walk *walk, struct log_recovered *out)
 {
     for (u32 i = 0; i < walk->count; i++) {
         struct segment_info *info = &walk->infos[i];
@@ -317,7 +320,7 @@ segments_walk(struct walk *walk, bool repair, struct log_recovered *out)
             continue;
         }
         u64 end;
-        status st = segment_walk(walk, info, started_from(walk, i + 1), repair, &end, out);
+        status st = segment_walk(walk, info, started_from(walk, i + 1), &end, out);
         if (!ok(st)) return st;
         if (!number_add(walk->budget, &out->ends, &out->end_count, &out->end_capacity, end) ||
             !number_add(walk->budget, &out->segments, &out->segment_count, &out->segment_capacity,
@@ -369,7 +372,7 @@ log_recover(const char *dir, u64 segment_first, bool repair, struct budget *budg
     for (u32 i = 0; ok(st) && i < walk->count; i++)
         st = header_read(walk, &walk->infos[i], repair);
     if (ok(st)) st = chain_check(walk, segment_first, out);
-    if (ok(st)) st = segments_walk(walk, repair, out);
+    if (ok(st)) st = segments_walk(walk, out);
     /* The manifest names a segment only when its header is durable. */
     if (out->tail_number == segment_first) out->tail_doubtful = false;
     out->records = walk->stream.records;

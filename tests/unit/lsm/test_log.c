@@ -39,6 +39,7 @@ struct model {
     struct log *log;
     u64 segment_rotated;
     u64 tail_number, tail_end; /* when all was durable */
+    u64 look_ns;
 };
 
 static void
@@ -395,6 +396,68 @@ look(struct model *model)
                             &report, &found);
     log_recovered_deinit(&found, io_budget());
     return st;
+}
+
+static status
+timed_look_body(void *arg)
+{
+    struct model *model = arg;
+    u64 start_ns = io_now_ns();
+    status st = look(model);
+    model->look_ns = io_now_ns() - start_ns;
+    return st;
+}
+
+/* A disk on which every request takes a millisecond. Two segments are read to their ends: the one
+ * with records, and the one that is ready, which must not be attested. */
+static void
+recovery_has_several_reads_under_way(void **state)
+{
+    (void)state;
+    struct sim_options options;
+    sim_options_default(&options, 12);
+    options.disk.latency_ns_min = options.disk.latency_ns_max = NS_PER_MS;
+    struct sim *sim = sim_new(&options);
+    struct model model = model_make(12, 240, 120000);
+    model.config.segment_bytes = MIB(32);
+    assert_true(ok(sim_run(sim, 1, writer, &model)));
+    assert_true(ok(sim_run(sim, 1, timed_look_body, &model)));
+    assert_int_equal(model.recovered, 240);
+    u64 pieces = 2 * MIB(32) / KIB(256);
+    assert_true(model.look_ns < pieces * NS_PER_MS / 2);
+    sim_free(sim);
+}
+
+static status
+small_budget_body(void *arg)
+{
+    struct model *model = arg;
+    struct budget budget;
+    budget_init(&budget, "small", MIB(64), io_budget());
+    void *taken = mem_alloc(&budget, MIB(64) - KIB(400));
+    CHECK(taken != NULL);
+    struct log_recovered found = {0};
+    status st = log_recover(DIR, 0, false, &budget, on_replay, model, NULL, &found);
+    CHECK(budget.used_bytes_max > MIB(64) - KIB(144)); /* a piece was had, and no second one */
+    log_recovered_deinit(&found, &budget);
+    mem_free(&budget, taken, MIB(64) - KIB(400));
+    CHECK(budget.used_bytes == 0);
+    return st;
+}
+
+static void
+recovery_makes_do_with_little_memory(void **state)
+{
+    (void)state;
+    struct sim_options options;
+    sim_options_default(&options, 13);
+    struct sim *sim = sim_new(&options);
+    struct model model = model_make(13, 60, 9000);
+    model.config.segment_bytes = MIB(1);
+    assert_true(ok(sim_run(sim, 1, writer, &model)));
+    assert_true(ok(sim_run(sim, 1, small_budget_body, &model)));
+    assert_int_equal(model.recovered, 60);
+    sim_free(sim);
 }
 
 struct flips {
@@ -1031,6 +1094,8 @@ main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(records_of_all_sizes_come_back),
         cmocka_unit_test(records_larger_than_a_write_come_back),
+        cmocka_unit_test(recovery_has_several_reads_under_way),
+        cmocka_unit_test(recovery_makes_do_with_little_memory),
         cmocka_unit_test(a_failed_write_fails_the_log_for_good),
         cmocka_unit_test(no_power_cut_takes_what_was_durable),
         cmocka_unit_test(a_second_cut_during_recovery_takes_nothing_either),
