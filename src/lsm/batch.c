@@ -132,7 +132,6 @@ lsm_op_next(struct bytes *rest, struct lsm_op *out, bool *bad)
     return true;
 
 broken:
-    MARK("lsm.batch.not_an_operation");
     *bad = true;
     return false;
 }

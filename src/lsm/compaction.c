@@ -261,7 +261,10 @@ merge_slice(struct step *step, struct output *output)
     st = merge->ops->seek(merge, step->token_first, BYTES(NULL, 0));
     u64 bytes = 0;
     while (ok(st) && merge->valid) {
-        CHECK(merge->entry.token >= step->token_first && merge->entry.token <= step->token_last);
+        if (merge->entry.token < step->token_first || merge->entry.token > step->token_last) {
+            st = MARKED("lsm.compaction.entry_outside", ST_CORRUPT); /* out of order in its block */
+            break;
+        }
         bytes += merge->entry.key.size + entry_value_size(&merge->entry) + 32;
         st = output_add(output, &merge->entry);
         if (ok(st)) st = merge->ops->next(merge);

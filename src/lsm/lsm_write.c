@@ -352,7 +352,6 @@ status
 lsm_write_try(struct lsm *lsm, const struct lsm_batch *batch, u64 *seq_out)
 {
     if (lsm->gate.closed) return MARKED("lsm.write.try_closed", ST_CLOSED);
-    if (BUGGIFY("lsm.write.try_waits")) return ST_WOULD_WAIT;
     status st = write_inside(lsm, batch, seq_out);
     if (!ok(st) && !status_is(st, ST_WOULD_WAIT)) lsm->stats.writes_refused++;
     return st;
