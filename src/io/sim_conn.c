@@ -263,7 +263,7 @@ send_run(struct core_task *task)
     conn->send_offset = 0;
     conn->send_bytes = 0;
     conn->send_failed = ST_OK;
-    if (conn->line->pipes[conn->end].reset) {
+    if (conn->line->pipes[conn->end].ended) {
         sim_conn_send_fail(conn, ST_CLOSED);
         return;
     }
@@ -670,6 +670,20 @@ conn_drop(struct sim *sim, struct sim_conn *conn, bool power)
     conn_detach(conn, power);
 }
 
+/* An end that was about to be. */
+static void
+pending_drop(struct sim *sim, struct line *line, u32 end, bool power)
+{
+    if (!power) {
+        sim_line_give_up(sim, line, end);
+        return;
+    }
+    line->pending[end] = false;
+    line->pipes[end].ended = true;
+    sim_segments_free(&line->pipes[1 - end], &line->pipes[1 - end].arrived);
+    sim_line_check(sim, line);
+}
+
 void
 sim_net_drop(struct sim_node *node, bool power)
 {
@@ -679,14 +693,14 @@ sim_net_drop(struct sim_node *node, bool power)
         sim_event_cancel(sim, &connect->event);
         list_del(&connect->arrival.link);
         list_del(&connect->link);
-        if (connect->line != NULL) sim_line_give_up(sim, connect->line, 0);
+        if (connect->line != NULL) pending_drop(sim, connect->line, 0, power);
         free(connect);
     }
     while (!list_empty(&node->accepts)) {
         struct accept *accept = list_entry(list_first(&node->accepts), struct accept, link);
         list_del(&accept->arrival.link);
         list_del(&accept->link);
-        sim_line_give_up(sim, accept->line, 1);
+        pending_drop(sim, accept->line, 1, power);
         free(accept);
     }
     for (u32 i = 0; i < node->shard_count; i++) {
