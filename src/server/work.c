@@ -247,7 +247,7 @@ work_leave(struct workers *workers, struct work *work)
     work->away = true;
     line->held_up += !work->calls;
     give(line, work->units, work->calls);
-    if (!go_on(line)) MARK("server.work.no_fiber");
+    if (!go_on(line)) MARK("server.work.leave_no_fiber");
     return true;
 }
 
@@ -259,7 +259,7 @@ work_return(struct workers *workers, struct work *work)
     struct returning returning = {.work = work};
     fiber_queue_init(&returning.queue);
     list_push_back(&line->returning[work->calls], &returning.link);
-    if (!go_on(line)) MARK("server.work.no_fiber");
+    if (!go_on(line)) MARK("server.work.return_no_fiber");
     while (!returning.granted) {
         status st = fiber_queue_wait(&returning.queue, FIBER_FOREVER);
         CHECK(ok(st));

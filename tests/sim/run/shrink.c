@@ -142,6 +142,7 @@ faults_fewer(struct run_options *options, const char *rule)
 {
     static struct sim_fault_id faults[RUN_SKIPS_MAX];
     const struct outcome *outcome = try_options(options);
+    u64 requests = outcome->requests;
     u32 count = outcome->fault_count;
     memcpy(faults, outcome->faults, count * sizeof(faults[0]));
     for (u32 part = (count + 1) / 2; part > 0; part = part == 1 ? 0 : (part + 1) / 2) {
@@ -153,8 +154,10 @@ faults_fewer(struct run_options *options, const char *rule)
             memcpy(&candidate.skips[candidate.skip_count], &faults[from], size * sizeof(faults[0]));
             candidate.skip_count += size;
             qsort(candidate.skips, candidate.skip_count, sizeof(faults[0]), id_order);
-            if (still_fails(&candidate, rule)) {
+            const struct outcome *left = try_options(&candidate);
+            if (strcmp(left->rule, rule) == 0 && left->requests <= requests) {
                 *options = candidate;
+                requests = left->requests;
                 memmove(&faults[from], &faults[from + size],
                         (count - from - size) * sizeof(faults[0]));
                 count -= size;
