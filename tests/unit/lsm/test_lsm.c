@@ -504,7 +504,7 @@ swarm(void **state)
             world.lsm = NULL;
             sim_faults_clear(sim);
         }
-        sim_faults_end(sim);
+        sim_faults_end(sim); /* a disk without space may refuse to open */
         status st = sim_run(sim, 1, reopen, &world);
         if (!ok(st)) {
             print_message("seed %llu: %s\n", (unsigned long long)seed, status_name(st));
