@@ -250,6 +250,9 @@ done:
 MAY_YIELD void
 levels_collect_orphans(struct levels *levels)
 {
+    /* A flush during the replay may have left open which manifest holds, and the other names what
+     * looks like orphans here. */
+    if (levels->failed) return;
     status st = remove_orphans(levels, true);
     if (!ok(st))
         log_warning("lsm", "orphaned blob files stay dir=%s why=%s", levels->dir, status_text(st));
