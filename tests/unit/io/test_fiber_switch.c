@@ -10,6 +10,7 @@
 #include <execinfo.h>
 #include <stdarg.h>
 #include <stdio.h>
+#include <sys/mman.h>
 #include <stdlib.h>
 
 #include "io/core.h"
@@ -38,6 +39,18 @@ backend_slice_over(struct io_shard *of)
 {
     (void)of;
     return false;
+}
+
+void *
+backend_stacks_map(size_t bytes)
+{
+    return fiber_stacks_map(bytes);
+}
+
+void
+backend_stacks_unmap(void *stacks, size_t bytes)
+{
+    munmap(stacks, bytes);
 }
 
 static void
