@@ -193,7 +193,9 @@ cmd_multi(struct exec *x)
     }
     struct transaction *tx = transaction_of(x->session);
     if (tx == NULL) {
+        /* What is pipelined behind it was meant to happen as one, and must not one by one. */
         exec_fail(x, ST_NO_MEMORY);
+        x->session->close_after = true;
         return;
     }
     tx->queueing = true;
