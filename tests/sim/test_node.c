@@ -509,6 +509,55 @@ flushall_is_refused_when_commands_wait_too_long(void **state)
     assert_true(count.refused > 0);
 }
 
+/* Longer than FLUSHALL waits for locks. */
+static MAY_YIELD void
+locks_hold(struct shard *shard, void *arg)
+{
+    bool *held = arg;
+    CHECK(ok(keylock_acquire_all(&shard->locks, io_now_ns() + NS_PER_S)));
+    *held = true;
+    fiber_sleep_ns(8 * NS_PER_S);
+    keylock_release_all(&shard->locks);
+}
+
+static MAY_YIELD void
+second_shard_holds(struct rig *rig, void *arg)
+{
+    rig_on_shard(rig, 1, locks_hold, arg);
+}
+
+static MAY_YIELD void
+half_flush_story(struct rig *rig)
+{
+    struct rig_client client;
+    char keys[2][64];
+    bool held = false;
+    rig_connect(rig, &client);
+    for (u32 i = 0; i < 2; i++) {
+        rig_key_of_shard(rig, i, "key", keys[i], sizeof(keys[i]));
+        CHECK(rig_is(rig_call(&client, "SET %s v", keys[i]), "+OK\r\n"));
+    }
+    rig_spawn(rig, second_shard_holds, &held);
+    while (!held)
+        fiber_sleep_ns(NS_PER_MS);
+    CHECK(rig_is(rig_call(&client, "FLUSHALL"), BUSY));
+    CHECK(rig_is(rig_call(&client, "EXISTS %s", keys[0]), ":0\r\n"));
+    CHECK(rig_is(rig_call(&client, "EXISTS %s", keys[1]), ":1\r\n"));
+    rig_wait_spawned(rig);
+    CHECK(rig_is(rig_call(&client, "FLUSHALL"), "+OK\r\n"));
+    CHECK(rig_is(rig_call(&client, "EXISTS %s", keys[1]), ":0\r\n"));
+    rig_disconnect(&client);
+}
+
+static void
+flushall_that_one_shard_refuses_has_emptied_those_before(void **state)
+{
+    (void)state;
+    struct rig rig = {.shard_count = 2, .story = half_flush_story};
+    sim_options_default(&rig.options, 6);
+    rig_run(&rig);
+}
+
 int
 main(void)
 {
@@ -520,6 +569,7 @@ main(void)
         cmocka_unit_test(exec_aborts_when_a_key_came_and_went_without_a_trace),
         cmocka_unit_test(flushall_takes_its_turn_among_commands_that_wait),
         cmocka_unit_test(flushall_is_refused_when_commands_wait_too_long),
+        cmocka_unit_test(flushall_that_one_shard_refuses_has_emptied_those_before),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

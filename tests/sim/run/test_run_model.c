@@ -15,6 +15,7 @@
 
 #include "base/prng.h"
 #include "model.h"
+#include "parts.h"
 #include "presence.h"
 
 static struct values values;
@@ -518,6 +519,32 @@ what_is_sure_is_demanded_of_a_scan(void **state)
     assert_false(presence_surely_there(&p, 12));
 }
 
+/* ---- refusals ---- */
+
+/* FLUSHDB in a keyspace with the keys of one object: the shard that owns them has done its part,
+ * another one refuses. The answer of the whole says nothing of that object. */
+static void
+a_flush_that_one_shard_refused_may_have_emptied_another(void **state)
+{
+    (void)state;
+    for (u32 shards = 1; shards <= 4; shards++) {
+        begin(1);
+        put(1, 2, 0, "a");
+        struct model_op *op = model_op_new(1);
+        op->steps[0] = (struct model_step){.kind = MODEL_CLEAR};
+        model_invoke(&object, op, 3, clock_ns + 3 * NS_PER_MS);
+        if (parts_may_be_done(true, 1, shards))
+            model_forget(&object, op);
+        else
+            model_refuse(&object, op);
+        get(4, 5, 0, NULL);
+        assert_int_equal(judge(), shards > 1);
+        finish();
+    }
+    assert_false(parts_may_be_done(false, 1, 4)); /* one owner: done wholly or not at all */
+    assert_true(parts_may_be_done(false, 2, 4));
+}
+
 int
 main(void)
 {
@@ -543,6 +570,7 @@ main(void)
         cmocka_unit_test(writes_of_one_connection_keep_their_order),
         cmocka_unit_test(small_histories_are_judged_as_by_brute_force),
         cmocka_unit_test(what_is_sure_is_demanded_of_a_scan),
+        cmocka_unit_test(a_flush_that_one_shard_refused_may_have_emptied_another),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
