@@ -655,15 +655,17 @@ tail_adopt(struct log *log, const struct log_recovered *found)
 {
     const struct log_segment_header *header = &found->tail_header;
     bool replace = found->tail_doubtful;
+    bool in_tables = found->tail_seq <= log->config.seq_flushed;
     u64 from = replace ? LOG_BLOCK_BYTES : found->tail_attested;
     /* Also when all of it is in tables: the next segment must not follow what may yet be lost. */
-    if (found->tail_end > from && (!replace || found->tail_seq > log->config.seq_flushed)) {
+    if (found->tail_end > from && !(replace && in_tables)) {
         log->carry = (struct log_carry){.number = found->tail_number,
                                         .from = from,
                                         .end = found->tail_end,
                                         .seq_base = header->seq_base,
                                         .seq_last = found->tail_seq,
-                                        .replace = replace};
+                                        .replace = replace,
+                                        .in_tables = in_tables};
     }
     log->tail_number = replace ? header->predecessor : found->tail_number;
     log->tail_end = replace ? header->predecessor_end : found->tail_end;

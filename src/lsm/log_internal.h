@@ -35,8 +35,9 @@ struct log_carry {
     u64 from;   /* of its records those that do not end before this offset ... */
     u64 end;    /* ... and end before this one */
     u64 seq_base;
-    u64 seq_last; /* of the last of them */
-    bool replace; /* the segment as a whole */
+    u64 seq_last;   /* of the last of them */
+    bool replace;   /* the segment as a whole */
+    bool in_tables; /* all of it: only where the next segment is to follow is looked up */
 };
 
 /* One group: contiguous blocks, one request to the disk. Fixed in memory while it is under way. */
