@@ -353,13 +353,18 @@ run_waiting(struct request *request, struct exec *x, struct resp_writer *w, stru
         buf_deinit(&request->reply);
         buf_init(&request->reply, request_budget(request, shard));
         if ((request->large || request->long_reply) && !alone) {
-            fiber_mutex_lock(&shard->memory_turn[false]);
-            alone = true;
+            alone = memory_turn_take(shard, &request->work);
+            if (!alone) {
+                exec_of_request(x, request, w, shard);
+                exec_fail(x, ST_NO_MEMORY);
+                exec_failure_reply(request->command, request->args, w, ST_NO_MEMORY);
+                break;
+            }
         }
         fiber_sleep_ns(MEMORY_RETRY_NS);
         exec_of_request(x, request, w, shard);
     }
-    if (alone) fiber_mutex_unlock(&shard->memory_turn[false]);
+    if (alone) memory_turn_give(shard, &request->work);
 }
 
 MAY_YIELD static void

@@ -214,14 +214,35 @@ struct stretches {
     u32 step;
     bool begun; /* something was sent: a failure can only be told by closing */
     bool gone;  /* the client */
-    bool alone; /* has shard->memory_turn: only until it has its memory (K3 of work.h) */
+    u64 deadline_ns;
+    bool alone; /* has the shard's memory turn: only until it has its memory (K3 of work.h) */
 };
 
 static void
 alone_end(struct exec *x, struct stretches *stretches)
 {
-    if (stretches->alone) fiber_mutex_unlock(&x->shard->memory_turn[true]);
+    if (stretches->alone) memory_turn_give(x->shard, x->work);
     stretches->alone = false;
+}
+
+/* Not one key fits beside what others have in hand; they end. false: in vain. */
+MAY_YIELD static bool
+wait_for_memory(struct exec *x, struct stretches *stretches)
+{
+    if (stretches->alone) {
+        fiber_sleep_ns(STRETCH_RETRY_NS);
+        return io_now_ns() < stretches->deadline_ns;
+    }
+    struct buf *out = x->reply->out; /* little is in it: its room is given back meanwhile */
+    struct buf little;
+    buf_init(&little, out->budget);
+    if (buf_append(&little, out->data, out->size)) {
+        buf_deinit(out);
+        *out = little;
+    }
+    stretches->alone = memory_turn_take(x->shard, x->work);
+    stretches->deadline_ns = io_now_ns() + STRETCH_PATIENCE_NS;
+    return stretches->alone;
 }
 
 /* One value that is too long to be put together with others. */
@@ -302,7 +323,6 @@ request_run_stretches(struct exec *x, struct request *request)
     command_key_range(request->command, request->arg_count, &at, &last, &stretches.step);
     resp_array(x->reply, (last - at) / stretches.step + 1);
     u32 keys = STRETCH_KEYS_FIRST;
-    u64 deadline_ns = 0;
     while (at <= last && !stretches.gone && s->conn != NULL && !s->closing) {
         u32 count = MIN(keys, (last - at) / stretches.step + 1);
         size_t size = x->reply->out->size;
@@ -313,21 +333,15 @@ request_run_stretches(struct exec *x, struct request *request)
             at += count * stretches.step;
             size_t grown = x->reply->out->size - MIN(size, x->reply->out->size);
             keys = grown == 0 ? 1 : stretch_keys(count, grown); /* 0: it was a long one */
-            deadline_ns = 0;
         } else if (count > 1 && (memory || status_is(st, ST_TOO_LARGE))) {
             MARK("server.parts.shorter_stretch");
             keys = 1; /* it was wasted: not again */
             continue;
-        } else if (memory && size < STRETCH_BYTES_MIN &&
-                   (deadline_ns == 0 || io_now_ns() < deadline_ns)) {
-            if (deadline_ns == 0)
-                deadline_ns = io_now_ns() + STRETCH_PATIENCE_NS;
-            else
-                fiber_sleep_ns(STRETCH_RETRY_NS);
-            if (!stretches.alone) fiber_mutex_lock(&x->shard->memory_turn[true]);
-            stretches.alone = true;
-            continue;
-        } else if (!memory || size < STRETCH_BYTES_MIN) {
+        } else if (memory && size < STRETCH_BYTES_MIN) {
+            if (wait_for_memory(x, &stretches)) continue;
+            goto failed;
+        } else if (!memory) {
+        failed:
             if (stretches.begun)
                 session_abort(s);
             else

@@ -16,9 +16,10 @@
 #define REPLY_WHOLE_BYTES (64u << 10)
 #define REPLY_PIECE_BYTES (16u << 10)
 /* A stream that finds no memory for its next piece asks again. One that waits for its client while
- * too many others do (K3 of work.h) holds up new work, and does so no longer than this. */
+ * too many others do (K3 of work.h), or while others need the memory, does so no longer than this.
+ */
 #define STREAM_RETRY_NS   (5 * NS_PER_MS)
-#define STREAM_CROWDED_NS (2 * NS_PER_S)
+#define STREAM_CROWDED_NS (1 * NS_PER_S)
 #define STREAM_KEEP_BYTES KIB(64)
 /* The sweep over idle connections: so many, so often. */
 #define SWEEP_SESSIONS  1024u
@@ -169,7 +170,7 @@ session_stream_bytes(struct exec *x, struct bytes bytes)
     while (!write_pieces(s, bytes, &written, x->seq)) {
         note_client_wait(s);
         bool of_client = io_conn_pending(s->conn) != 0;
-        if (!left) left = work_leave(workers, x->work);
+        if (!left) left = work_leave(workers, x->work, true);
         u64 deadline_ns = FIBER_FOREVER;
         if (!of_client) deadline_ns = io_now_ns() + STREAM_RETRY_NS;
         if (of_client && !left) deadline_ns = io_now_ns() + STREAM_CROWDED_NS;
@@ -445,9 +446,10 @@ sweep_one(struct session *s, u64 now_ns, u64 timeout_ns)
         return;
     }
     s->pending_bytes = owed;
-    /* Any progress is enough for what is owed above; a long reply makes some with each piece, and
-     * holds more than the piece, so a piece must be taken in that time. */
-    if (s->client_wait_ns != 0 && now_ns - MIN(now_ns, s->client_wait_ns) > OUTPUT_STUCK_NS) {
+    /* Any progress is enough for what is owed above. A long reply holds more than that: enough of
+     * it must be taken for the next piece to go. */
+    u64 patience_ns = s->shard->server->memory_wanted != 0 ? STREAM_CROWDED_NS : OUTPUT_STUCK_NS;
+    if (s->client_wait_ns != 0 && now_ns - MIN(now_ns, s->client_wait_ns) > patience_ns) {
         s->shard->stats->clients_output_closed++;
         session_abort(s);
         return;

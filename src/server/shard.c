@@ -66,6 +66,25 @@ shard_durable(void *arg, u64 durable_seq, bool failed)
     }
 }
 
+/* ---- waiting for memory ---- */
+
+MAY_YIELD bool
+memory_turn_take(struct shard *shard, struct work *work)
+{
+    if (!work_leave(&shard->workers, work, false)) return false;
+    atomic_fetch_add(&shard->server->memory_wanted, 1);
+    fiber_mutex_lock(&shard->memory_turn[work->calls]);
+    work_return(&shard->workers, work);
+    return true;
+}
+
+void
+memory_turn_give(struct shard *shard, const struct work *work)
+{
+    fiber_mutex_unlock(&shard->memory_turn[work->calls]);
+    atomic_fetch_sub(&shard->server->memory_wanted, 1);
+}
+
 /* ---- every shard ---- */
 
 #define CALL_TRIES    1000u

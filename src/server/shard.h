@@ -54,6 +54,7 @@ struct server {
     _Atomic u32 shutdown_wanted;
     _Atomic u64 resident_bytes; /* the host's last look; 0: never */
     _Atomic u32 clients;        /* of all shards: maxclients is the node's */
+    _Atomic u32 memory_wanted;  /* large requests of all shards that wait for memory */
 };
 
 /* Somebody who waits until seq is durable, without a fiber. */
@@ -163,6 +164,12 @@ durable_lost(const struct shard *shard, u64 seq)
 void durable_wait_cancel(struct durable_wait *wait);
 /* For lsm_on_durable. */
 void shard_durable(void *arg, u64 durable_seq, bool failed);
+
+/* For a large request that was short of memory: until it has given its turn back no other one of
+ * this shard and kind tries again, and clients anywhere that hold memory by reading slowly are
+ * given less time. false: too many wait. */
+MAY_YIELD MUST_CHECK bool memory_turn_take(struct shard *shard, struct work *work);
+void memory_turn_give(struct shard *shard, const struct work *work);
 
 /* Runs fn(arg) on every shard in turn, this one included, each on a fiber there. A shard that has
  * no fiber to spare is asked again for a while; then its status is returned, the others still run.

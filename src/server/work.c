@@ -238,13 +238,15 @@ work_start(struct workers *workers, struct work *work)
 }
 
 bool
-work_leave(struct workers *workers, struct work *work)
+work_leave(struct workers *workers, struct work *work, bool with_memory)
 {
     CHECK(!work->away);
-    if (workers->away >= workers->away_max) return false;
+    u32 *count = with_memory ? &workers->away : &workers->waiting;
+    if (*count >= (with_memory ? workers->away_max : WORK_WAITING_MAX)) return false;
     struct work_line *line = &workers->lines[work->class];
-    workers->away++;
+    (*count)++;
     work->away = true;
+    work->away_with_memory = with_memory;
     line->held_up += !work->calls;
     give(line, work->units, work->calls);
     if (!go_on(line)) MARK("server.work.leave_no_fiber");
@@ -265,6 +267,6 @@ work_return(struct workers *workers, struct work *work)
         CHECK(ok(st));
     }
     work->away = false;
-    workers->away--;
+    *(work->away_with_memory ? &workers->away : &workers->waiting) -= 1;
     line->held_up -= !work->calls;
 }

@@ -26,14 +26,15 @@
  *       What it waits for has `calls` not set.
  *   K2  In each class, on each shard, works that call hold at most half of the units. So a work
  *       that does not call gets its units when others that do not call have ended, and those end by
- *       themselves: they wait for the disk, for room in the log, for memory (not for ever, and in a
- *       line of their own) and for key locks, whose holders have their units already and do not
- *       call. Nobody holds a key lock while he waits for units or for another work.
+ *       themselves: they wait for the disk, for room in the log, for memory (one at a time, and not
+ *       for ever) and for key locks, whose holders have their units already and do not call. Nobody
+ *       holds a key lock while he waits for units or for another work.
  *   K3  Work that waits for a client may take as long as the client likes. It leaves meanwhile and
- *       gives its units back (work_leave), and nobody waits for it; whoever cannot leave, because
- *       as many have as there is memory for, waits for a short time only. Who comes back goes
- *       before new work of his kind, and has nothing in hand that others wait for: no lock, no turn
- *       at the memory, and little of it.
+ *       gives its units back (work_leave), and nobody waits for it: it has no lock, no turn at the
+ *       memory, and little of it. Whoever cannot leave, because as many have as there is memory
+ *       for, waits for a short time only. Who waits for his turn at the memory leaves, too, or is
+ *       refused; so whoever has that turn can have units. Who comes back goes before new work of
+ *       his kind.
  *   K4  Within a class none is passed over for ever: those that call take turns with those that do
  *       not, and what is next by turn and needs more units than are free is waited for. (One that
  *       calls is next only when K2 lets it: those that call may be waiting for what does not.)
@@ -61,7 +62,9 @@ enum work_class { WORK_LIGHT, WORK_HEAVY, WORK_CLASSES };
 #define WORK_AWAY_MIN   4u
 #define WORK_AWAY_MAX   256u
 #define WORK_AWAY_BYTES (128u << 10)
-#define WORK_BUCKETS    128u
+/* Those who wait for their turn at the memory; each has a stack. */
+#define WORK_WAITING_MAX 256u
+#define WORK_BUCKETS     128u
 /* K2: the largest work runs, too. */
 #define WORK_HEAVY_UNITS_MIN (2 * WORK_UNITS_MAX)
 static_assert(WORK_HEAVY_UNITS_MIN <= WORK_HEAVY_UNITS, "there are as many");
@@ -78,6 +81,7 @@ struct work {
     u8 class;   /* enum work_class */
     bool calls; /* K1 */
     bool away;  /* K3 */
+    bool away_with_memory;
 };
 
 void work_init(struct work *work);
@@ -106,8 +110,9 @@ struct work_line {
 
 struct workers {
     struct work_line lines[WORK_CLASSES];
-    u32 fibers; /* of all classes */
-    u32 away, away_max;
+    u32 fibers;              /* of all classes */
+    u32 away, away_max;      /* with memory */
+    u32 waiting;             /* without */
     struct fiber_queue idle; /* woken when the last fiber ends */
 };
 
@@ -117,8 +122,9 @@ void workers_init(struct workers *workers, u64 heavy_bytes);
 
 /* Runs work->run on a worker fiber when it has its turn. false: no fiber could be had. */
 MUST_CHECK bool work_start(struct workers *workers, struct work *work);
-/* K3: the running work gives its units back. false: too many have left, it keeps them. */
-MUST_CHECK bool work_leave(struct workers *workers, struct work *work);
+/* K3: the running work gives its units back; with_memory: it keeps something in hand. false: too
+ * many have left, it keeps them. */
+MUST_CHECK bool work_leave(struct workers *workers, struct work *work, bool with_memory);
 /* And takes them again. */
 MAY_YIELD void work_return(struct workers *workers, struct work *work);
 

@@ -38,7 +38,7 @@ job_run(struct work *work)
     }
     while (job->waits_at_gate && !gate_open)
         (void)fiber_queue_wait(&gate, FIBER_FOREVER);
-    bool left = job->leaves && work_leave(&workers, work);
+    bool left = job->leaves && work_leave(&workers, work, job->naps % 2 == 0);
     for (u32 i = 0; i < job->naps; i++)
         fiber_yield();
     if (left) work_return(&workers, work);
@@ -95,7 +95,7 @@ finish(u32 expected)
     EXPECT(done == expected);
     for (u32 i = 0; i < 10 && workers.fibers > 0; i++)
         fiber_sleep_ns(NS_PER_MS);
-    EXPECT(workers.fibers == 0 && workers.away == 0);
+    EXPECT(workers.fibers == 0 && workers.away == 0 && workers.waiting == 0);
     for (u32 class = 0; class < WORK_CLASSES; class ++) {
         const struct work_line *line = &workers.lines[class];
         EXPECT(line->units == 0 && line->calling_units == 0 && line->queued == 0);
