@@ -6,7 +6,7 @@ PREFIX   ?= /usr/local
 RUN_ARGS ?=
 FUZZ_SECONDS ?= 60
 
-.PHONY: all run test unit quick fmt lint coverage fuzz mutants soak docs install clean deps deps-build help
+.PHONY: all run test unit quick sim fmt lint coverage fuzz mutants soak docs install clean deps deps-build help
 .DEFAULT_GOAL := all
 
 all: deps-build ## build into build/, programs in build/bin/
@@ -24,6 +24,9 @@ quick: deps ## unit tests and checks of the source only: about a minute
 
 unit: all ## unit tests of the release build
 	@ctest --test-dir build --output-on-failure -j$(JOBS)
+
+sim: all ## simulated histories of a node: 200 cheap seeds, 50 with every fault: about a minute
+	@tools/run-tests sim
 
 fmt: ## format all C sources
 	@git ls-files '*.c' '*.h' | xargs clang-format -i

@@ -100,7 +100,8 @@ DISTKV_API void distkv_options_init(struct distkv_options *options);
 
 /* Connects to "host:port" or several of them, separated by commas ("[::1]:8080" for IPv6; the port
  * may be left out: 8080). Returns as soon as one answers; DISTKV_UNREACHABLE when each has failed
- * once. options may be NULL; error (DISTKV_ERROR_BYTES, may be NULL) receives a sentence. */
+ * once, DISTKV_DENIED when one of them refused the user or the password. options may be NULL; error
+ * (DISTKV_ERROR_BYTES, may be NULL) receives a sentence. */
 DISTKV_API int distkv_connect(const char *servers, const struct distkv_options *options,
                               distkv **out, char *error);
 /* Pending calls end with DISTKV_CANCELED (writes that were sent: DISTKV_UNKNOWN_OUTCOME). NULL is

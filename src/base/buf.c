@@ -2,6 +2,10 @@
 #include "base/buf.h"
 
 #define BUF_CAPACITY_MIN 256u
+/* From here on not doubled, but a quarter more than is needed: a value of 1 MiB with its head would
+ * take 2 MiB. */
+#define BUF_DOUBLED_MAX (64u << 10)
+#define BUF_CAPACITY_OF 4096u
 
 void
 buf_init(struct buf *buf, struct budget *budget)
@@ -23,8 +27,9 @@ buf_reserve(struct buf *buf, size_t extra)
     if (extra > SIZE_MAX / 4 - buf->size) return false;
     size_t need = buf->size + extra;
     size_t capacity = MAX(buf->capacity, BUF_CAPACITY_MIN);
-    while (capacity < need)
+    while (capacity < need && capacity < BUF_DOUBLED_MAX)
         capacity *= 2;
+    if (capacity < need) capacity = (size_t)align_up(need + need / 4, BUF_CAPACITY_OF);
     u8 *data = mem_realloc(buf->budget, buf->data, buf->capacity, capacity);
     if (data == NULL) return false;
     buf->data = data;

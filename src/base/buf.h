@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT
  *
- * buf.h -- a growable run of bytes that counts against a budget. Doubling growth up to a limit;
- * a failed reserve leaves the content as it was and sets nothing.
+ * buf.h -- a growable run of bytes that counts against a budget. Growth is by doubling up to a
+ * limit, from there on by a quarter; a failed reserve leaves the content as it was and sets
+ * nothing.
  */
 #ifndef DISTKV_BASE_BUF_H
 #define DISTKV_BASE_BUF_H

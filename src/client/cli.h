@@ -33,6 +33,9 @@ struct cli_settings {
     u64 timeout_ms;
     u64 keyspace;
     u64 json;
+    char user[OPTION_TEXT_BYTES];
+    char password[OPTION_TEXT_BYTES]; /* of these two at most one is given */
+    char password_file[OPTION_TEXT_BYTES];
     u64 help, version;
     /* of commands */
     u64 ttl_ms;

@@ -3,7 +3,8 @@
  * cli_export.c -- distkv-client export: all records of one snapshot, streamed.
  *
  * A file appears under its name only when it is whole: it is written as NAME.part, synced and
- * renamed. Expiry is written as a point in time, so that a later import does not lengthen lives.
+ * renamed; a link is followed first. What is no regular file (a device, a pipe) is written to as it
+ * is. Expiry is written as a point in time, so that a later import does not lengthen lives.
  */
 #include "client/cli.h"
 
@@ -11,6 +12,7 @@
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #define EXPORT_REPORT_NS (100 * NS_PER_MS)
@@ -92,33 +94,56 @@ ends_with(const char *text, const char *end)
     return size >= end_size && strcmp(text + size - end_size, end) == 0;
 }
 
+/* Writes name, which is there under this name at once. A file that can be synced is. */
 static int
-export_to_file(struct export *export, const char *name)
+export_write(struct export *export, const char *name)
+{
+    struct cli *cli = export->cli;
+    export->out = fopen(name, "wb");
+    if (export->out == NULL) {
+        cli_error(cli, "%s: %s", name, strerror(errno));
+        return EXIT_USAGE;
+    }
+    int exit_code = export_run(export);
+    int error = 0;
+    if (ferror(export->out) || fflush(export->out) != 0) error = errno != 0 ? errno : EIO;
+    if (error == 0 && fsync(fileno(export->out)) != 0 && errno != EINVAL && errno != EROFS)
+        error = errno;
+    if (fclose(export->out) != 0 && error == 0) error = errno;
+    if (error == 0) return exit_code;
+    cli_error(cli, "%s: %s", name, strerror(error));
+    return EXIT_SERVER;
+}
+
+static int
+export_whole(struct export *export, const char *name)
 {
     struct cli *cli = export->cli;
     size_t part_size = strlen(name) + sizeof(".part");
     char *part = malloc(part_size);
     if (part == NULL) return cli_fail(cli, DISTKV_NO_MEMORY, "export");
     snprintf(part, part_size, "%s.part", name);
-    export->out = fopen(part, "wb");
-    int exit_code = EXIT_SERVER;
-    if (export->out == NULL) {
-        cli_error(cli, "%s: %s", part, strerror(errno));
-        exit_code = EXIT_USAGE;
-    } else {
-        exit_code = export_run(export);
-        int error = 0;
-        if (ferror(export->out) || fflush(export->out) != 0 || fsync(fileno(export->out)) != 0)
-            error = errno != 0 ? errno : EIO;
-        if (fclose(export->out) != 0 && error == 0) error = errno;
-        if (exit_code == EXIT_OK && error == 0 && rename(part, name) != 0) error = errno;
-        if (error != 0) {
-            cli_error(cli, "%s: %s", part, strerror(error));
-            exit_code = EXIT_SERVER;
-        }
-        if (exit_code != EXIT_OK) unlink(part);
+    int exit_code = export_write(export, part);
+    if (exit_code == EXIT_OK && rename(part, name) != 0) {
+        cli_error(cli, "%s: %s", name, strerror(errno));
+        exit_code = EXIT_SERVER;
     }
+    if (exit_code != EXIT_OK) unlink(part);
     free(part);
+    return exit_code;
+}
+
+static int
+export_to_file(struct export *export, const char *name)
+{
+    /* Of a link, the file that it names is replaced, not the link. */
+    char *target = realpath(name, NULL);
+    struct stat there;
+    bool exists = lstat(target != NULL ? target : name, &there) == 0;
+    int exit_code = exists && !S_ISREG(there.st_mode)
+                        ? export_write(export, name)
+                        : export_whole(export, target != NULL ? target : name);
+    free(target);
     if (exit_code == EXIT_OK) export_summary(export);
     return exit_code;
 }

@@ -10,6 +10,7 @@
  */
 #include "client/cli.h"
 
+#include <errno.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdlib.h>
@@ -46,6 +47,25 @@
          .fallback = "0",                                                                          \
          .value_name = "N",                                                                        \
          .help = "The keyspace, 0 to 15 (as SELECT of Redis)."},                                   \
+        {.name = "user",                                                                           \
+         .kind = OPTION_STRING,                                                                    \
+         TEXT_FIELD(user),                                                                         \
+         .fallback = "",                                                                           \
+         .value_name = "NAME",                                                                     \
+         .help = "The user's name; a server knows \"default\" alone, which need not be named."},   \
+        {.name = "password",                                                                       \
+         .kind = OPTION_STRING,                                                                    \
+         TEXT_FIELD(password),                                                                     \
+         .fallback = "",                                                                           \
+         .value_name = "TEXT",                                                                     \
+         .help =                                                                                   \
+             "The password. Others on this machine can see it: the two ways below are better."},   \
+        {.name = "password-file",                                                                  \
+         .kind = OPTION_STRING,                                                                    \
+         TEXT_FIELD(password_file),                                                                \
+         .fallback = "",                                                                           \
+         .value_name = "FILE",                                                                     \
+         .help = "A file whose first line is the password; or set DISTKV_PASSWORD."},              \
         {.name = "json",                                                                           \
          .kind = OPTION_BOOL,                                                                      \
          FIELD(json),                                                                              \
@@ -234,7 +254,8 @@ static const char EPILOGUE[] =
     "Exit status: 0 ok; 1 the server answered with an error, there is no such key, or records\n"
     "failed; 2 wrong usage; 3 no server could be reached; 5 doctor found the server unhealthy.\n"
     "\n"
-    "Environment: DISTKV_SERVER, DISTKV_TIMEOUT, DISTKV_KEYSPACE, DISTKV_JSON; NO_COLOR.\n";
+    "Environment: DISTKV_SERVER, DISTKV_TIMEOUT, DISTKV_KEYSPACE, DISTKV_JSON, DISTKV_USER,\n"
+    "DISTKV_PASSWORD, DISTKV_PASSWORD_FILE; NO_COLOR.\n";
 
 /* ---- messages ---- */
 
@@ -375,18 +396,62 @@ cli_command_find(const char *name)
     return NULL;
 }
 
+/* The first line of --password-file; false after a message. */
+static bool
+read_password_file(struct cli *cli, char *out, size_t size)
+{
+    const char *path = cli->set.password_file;
+    FILE *file = fopen(path, "re");
+    if (file == NULL) {
+        cli_error(cli, "--password-file %s: %s", path, strerror(errno));
+        return false;
+    }
+    errno = 0;
+    bool there = fgets(out, (int)size, file) != NULL;
+    int failure = errno;
+    fclose(file);
+    if (!there && failure != 0) {
+        cli_error(cli, "--password-file %s: %s", path, strerror(failure));
+        return false;
+    }
+    if (!there) out[0] = '\0';
+    size_t length = strcspn(out, "\r\n");
+    if (length == 0 || length + 1 == size) {
+        cli_error(cli, "--password-file %s: the first line is %s", path,
+                  length == 0 ? "empty" : "too long");
+        return false;
+    }
+    out[length] = '\0';
+    return true;
+}
+
 int
 cli_connect(struct cli *cli)
 {
     if (cli->kv == NULL) {
+        char password[OPTION_TEXT_BYTES];
+        snprintf(password, sizeof(password), "%s", cli->set.password);
+        if (cli->set.password_file[0] != '\0' &&
+            !read_password_file(cli, password, sizeof(password)))
+            return EXIT_USAGE;
         struct distkv_options options;
         distkv_options_init(&options);
         options.timeout_ms = (u32)cli->set.timeout_ms;
         options.connect_timeout_ms = (u32)MIN(cli->set.timeout_ms, 2000);
         options.client_name = "distkv-client " DISTKV_VERSION;
         options.connections_per_server = (u32)MAX(cli->set.connections, 1);
+        if (cli->set.user[0] != '\0') options.user = cli->set.user;
+        if (password[0] != '\0') options.password = password;
         char error[DISTKV_ERROR_BYTES];
         int code = distkv_connect(cli->set.server, &options, &cli->kv, error);
+        explicit_bzero(password, sizeof(password));
+        if (code == DISTKV_DENIED) {
+            cli_error(cli, "%s%s", error,
+                      options.password != NULL
+                          ? ""
+                          : " (none was given; see --password-file and DISTKV_PASSWORD)");
+            return EXIT_SERVER;
+        }
         if (code != DISTKV_OK) {
             cli_error(cli, "%s", error);
             return code == DISTKV_INVALID ? EXIT_USAGE : EXIT_CONNECT;
@@ -395,6 +460,19 @@ cli_connect(struct cli *cli)
     distkv_set_timeout(cli->kv, (u32)cli->set.timeout_ms);
     int code = distkv_set_keyspace(cli->kv, (u32)cli->set.keyspace);
     return code == DISTKV_OK ? EXIT_OK : cli_fail(cli, code, "");
+}
+
+/* A value into its place. Of password and password-file the one that was given last is meant, and
+ * a flag comes after a variable. */
+static status
+take_value(const struct option *option, struct cli_settings *values, const char *value, char *error,
+           size_t error_size)
+{
+    status st = option_set(option, values, value, error, error_size);
+    if (!ok(st)) return st;
+    if (strcmp(option->name, "password") == 0) values->password_file[0] = '\0';
+    if (strcmp(option->name, "password-file") == 0) values->password[0] = '\0';
+    return ST_OK;
 }
 
 /* Options into values; words are moved to the front of argv. The number of words, or -1 after a
@@ -422,7 +500,7 @@ read_options(struct cli *cli, const struct option_table *table, struct cli_setti
                 argv[words++] = argv[(*index)++];
             return words;
         }
-        if (ok(st)) st = option_set(option, values, value, error, sizeof(error));
+        if (ok(st)) st = take_value(option, values, value, error, sizeof(error));
         if (!ok(st)) {
             cli_error(cli, "%s", error);
             return -1;
@@ -445,6 +523,9 @@ cli_run(struct cli *cli, int argc, char **argv)
     cli->set.timeout_ms = cli->global.timeout_ms;
     cli->set.keyspace = cli->global.keyspace;
     cli->set.json = cli->global.json;
+    memcpy(cli->set.user, cli->global.user, sizeof(cli->set.user));
+    memcpy(cli->set.password, cli->global.password, sizeof(cli->set.password));
+    memcpy(cli->set.password_file, cli->global.password_file, sizeof(cli->set.password_file));
     int index = 0;
     int words = read_options(cli, &table, &cli->set, argc - 1, argv + 1, false, &index);
     if (words < 0) return EXIT_USAGE;
@@ -457,6 +538,10 @@ cli_run(struct cli *cli, int argc, char **argv)
                          command->arguments);
     if (cli->prompt && strcmp(cli->set.server, cli->global.server) != 0)
         return cli_usage(cli, "the server cannot be changed at the prompt");
+    if (cli->prompt && (strcmp(cli->set.user, cli->global.user) != 0 ||
+                        strcmp(cli->set.password, cli->global.password) != 0 ||
+                        strcmp(cli->set.password_file, cli->global.password_file) != 0))
+        return cli_usage(cli, "user and password cannot be changed at the prompt");
     return command->run(cli, words, argv + 1);
 }
 
@@ -472,7 +557,7 @@ read_environment(struct cli *cli)
         option_variable_name(&table, &table.options[i], name, sizeof(name));
         const char *value = getenv(name);
         if (value == NULL || value[0] == '\0') continue;
-        if (ok(option_set(&table.options[i], &cli->global, value, error, sizeof(error)))) continue;
+        if (ok(take_value(&table.options[i], &cli->global, value, error, sizeof(error)))) continue;
         cli_error(cli, "%s: %s", name, error);
         return false;
     }

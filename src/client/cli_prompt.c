@@ -3,14 +3,16 @@
  * cli_prompt.c -- the prompt of distkv-client: editing, history, completion (libedit).
  *
  * The history is kept in ~/.distkv_history (DISTKV_HISTFILE names another file; empty: none), which
- * only its owner may read. Tab completes commands, and the options of a command. When standard
- * input is no terminal, lines are read and run the same way, without a prompt; then the exit status
- * is that of the last command that failed.
+ * only its owner may read; it is saved with each line, so that nothing ends it early. Ctrl-C clears
+ * the line at hand; while a command runs it ends the program. Tab completes commands, and the
+ * options of a command. When standard input is no terminal, lines are read and run the same way,
+ * without a prompt; then the exit status is that of the last command that failed.
  */
 #include "client/cli.h"
 
 #include <errno.h>
 #include <histedit.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -151,6 +153,43 @@ history_path(char *out, size_t size)
         snprintf(out, size, "%s/.distkv_history", home);
 }
 
+static void
+history_save(History *past, const char *path)
+{
+    if (path[0] == '\0') return;
+    HistEvent event;
+    mode_t mask = umask(0077);
+    history(past, &event, H_SAVE, path);
+    umask(mask);
+}
+
+static volatile sig_atomic_t interrupted;
+
+static void
+on_interrupt(int number)
+{
+    (void)number;
+    interrupted = 1;
+}
+
+/* The next line, or NULL at the end. libedit gives the terminal back and raises the signal again
+ * for us; its read then fails, and the line starts anew. */
+static const char *
+prompt_line(EditLine *edit, int *size)
+{
+    struct sigaction clear = {.sa_handler = on_interrupt}, before;
+    sigemptyset(&clear.sa_mask);
+    sigaction(SIGINT, &clear, &before);
+    const char *line;
+    do {
+        interrupted = 0;
+        line = el_gets(edit, size);
+        if (line == NULL && interrupted) putchar('\n');
+    } while (line == NULL && interrupted);
+    sigaction(SIGINT, &before, NULL);
+    return *size > 0 ? line : NULL;
+}
+
 static int
 run_prompt(struct cli *cli)
 {
@@ -180,8 +219,11 @@ run_prompt(struct cli *cli)
     int ignored = EXIT_OK;
     int size;
     const char *line;
-    while ((line = el_gets(edit, &size)) != NULL && size > 0) {
-        if (strspn(line, " \t\n") != (size_t)size) history(past, &event, H_ENTER, line);
+    while ((line = prompt_line(edit, &size)) != NULL) {
+        if (strspn(line, " \t\n") != (size_t)size) {
+            history(past, &event, H_ENTER, line);
+            history_save(past, path);
+        }
         char *copy = strdup(line);
         bool more = copy != NULL && run_line(cli, copy, &ignored);
         free(copy);
@@ -189,11 +231,6 @@ run_prompt(struct cli *cli)
         if (!more) break;
     }
     if (line == NULL) putchar('\n');
-    if (path[0] != '\0') {
-        mode_t mask = umask(0077);
-        history(past, &event, H_SAVE, path);
-        umask(mask);
-    }
     history_end(past);
     el_end(edit);
     return EXIT_OK;

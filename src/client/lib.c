@@ -412,8 +412,9 @@ distkv_connect(const char *servers, const struct distkv_options *options, distkv
                 snprintf(kv->connect_error, sizeof(kv->connect_error), "%s: no answer within %u ms",
                          servers, options->timeout_ms);
             set_error(error, kv->connect_error);
+            code = kv->denied ? DISTKV_DENIED : DISTKV_UNREACHABLE;
             distkv_close(kv);
-            return DISTKV_UNREACHABLE;
+            return code;
         }
         kv->in_process = true;
         lib_turn(kv, (int)((deadline - now + NS_PER_MS - 1) / NS_PER_MS));

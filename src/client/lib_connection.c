@@ -307,6 +307,7 @@ on_hello(struct request *request, int code, const char *error, const struct nati
     struct distkv *kv = connection->kv;
     if (code != DISTKV_OK || reply->hello.version != NATIVE_VERSION) {
         connection->failed_once = true;
+        if (code == DISTKV_DENIED) kv->denied = true;
         connection->refused =
             true; /* connection_receive breaks it when it is done with the bytes */
         snprintf(kv->connect_error, sizeof(kv->connect_error), "%s", error);

@@ -146,6 +146,7 @@ struct distkv {
     u64 callbacks;                  /* how many requests have told their end */
     bool in_process;                /* callbacks run only then */
     bool closing;                   /* nothing more can be started */
+    bool denied;                    /* a server refused user or password */
     char error[DISTKV_ERROR_BYTES]; /* of the last call */
     char connect_error[DISTKV_ERROR_BYTES]; /* of the last connection that failed */
 };

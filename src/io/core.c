@@ -5,10 +5,17 @@
  *
  * Scheduling. Foreground fibers run in the order in which they became ready, until the turn's
  * quota of 500 us is over (one runs in any case, and half a quota is left to them whatever the
- * callbacks took). Background fibers have the rest of the turn to themselves when nothing else
- * happened in it; beside foreground work they live on credit: a ninth of the time that the
- * foreground took, which is a tenth of the whole, and unused credit is kept up to a limit. So
- * nobody starves, and an idle machine compacts at full speed.
+ * callbacks took).
+ *
+ * Bulk fibers come when no foreground fiber is ready. They leave when an answer can go on, but not
+ * before CORE_SLICE_NS_MIN, so that a small request waits about that long for them. Foreground
+ * fibers that are ready all the time cannot keep them out: a third of the time that others took is
+ * their credit, which is a quarter of the whole, and that much they get in any case.
+ *
+ * Background fibers have the rest of the turn to themselves when nothing else happened in it;
+ * beside other work they live on credit: a ninth of the time that it took, which is a tenth of the
+ * whole. Unused credit is kept up to a limit. So nobody starves, and an idle machine compacts at
+ * full speed.
  */
 #include "io/core.h"
 
@@ -27,7 +34,7 @@ core_shard_init(struct io_shard *shard, struct io_node *node, u32 index, u32 cou
     shard->index = index;
     shard->count = count;
     budget_init(&shard->budget, "shard", memory_bytes, NULL);
-    for (int class = 0; class < 2; class ++) {
+    for (u32 class = 0; class < FIBER_CLASSES; class ++) {
         list_init(&shard->ready[class]);
         list_init(&shard->yielded[class]);
     }
@@ -91,10 +98,10 @@ core_turn_begin(struct io_shard *shard, u64 now_ns, u64 wall_ms)
     shard->now_ns = now_ns;
     shard->wall_ms = wall_ms;
     shard->turn_start_ns = now_ns;
-    shard->slice_end_ns = now_ns + CORE_QUOTA_NS;
+    shard->slice_end_ns = shard->slice_own_ns = now_ns + CORE_QUOTA_NS;
     shard->turn_had_foreground = false;
     shard->stats.turns++;
-    for (int class = 0; class < 2; class ++)
+    for (u32 class = 0; class < FIBER_CLASSES; class ++)
         list_splice_back(&shard->ready[class], &shard->yielded[class]);
 }
 
@@ -135,7 +142,7 @@ core_run_foreground(struct io_shard *shard)
     if (list_empty(&shard->ready[FIBER_FOREGROUND])) return 0;
     /* However long the callbacks of this turn took. */
     u64 least_ns = backend_clock_ns(shard) + CORE_QUOTA_NS / 2;
-    shard->slice_end_ns = MAX(shard->slice_end_ns, least_ns);
+    shard->slice_end_ns = shard->slice_own_ns = MAX(shard->slice_end_ns, least_ns);
     u32 count = 0;
     for (;;) {
         struct fiber *fiber = core_first_ready(shard, FIBER_FOREGROUND);
@@ -148,21 +155,62 @@ core_run_foreground(struct io_shard *shard)
     return count;
 }
 
+static u64
+core_credit(u64 credit_ns, u64 others_ns, u32 part)
+{
+    return MIN(credit_ns + others_ns / (part - 1), CORE_CREDIT_NS_MAX);
+}
+
+bool
+core_bulk_gives_way(const struct io_shard *shard)
+{
+    return shard->bulk_runs && !list_empty(&shard->ready[FIBER_FOREGROUND]);
+}
+
+static u32
+core_run_bulk(struct io_shard *shard)
+{
+    if (core_first_ready(shard, FIBER_BULK) == NULL) return 0;
+    u64 start_ns = backend_clock_ns(shard);
+    bool free = list_empty(&shard->ready[FIBER_FOREGROUND]);
+    u64 credit_ns =
+        core_credit(shard->bulk_credit_ns, start_ns - shard->turn_start_ns, CORE_BULK_PART);
+    shard->bulk_credit_ns = credit_ns;
+    if (!free && credit_ns < CORE_SLICE_NS_MIN) return 0;
+
+    u64 own_ns = CLAMP(credit_ns, CORE_SLICE_NS_MIN, CORE_QUOTA_NS);
+    shard->slice_own_ns = start_ns + own_ns;
+    shard->slice_end_ns = start_ns + (free ? CORE_QUOTA_NS : own_ns);
+    u32 count = 0;
+    struct fiber *fiber;
+    shard->bulk_runs = true;
+    while ((fiber = core_first_ready(shard, FIBER_BULK)) != NULL) {
+        core_run_fiber(shard, fiber);
+        count++;
+        if (backend_slice_over(shard)) break;
+    }
+    shard->bulk_runs = false;
+    u64 spent_ns = backend_clock_ns(shard) - start_ns;
+    shard->bulk_credit_ns -= MIN(spent_ns, shard->bulk_credit_ns);
+    shard->turn_had_foreground = true;
+    return count;
+}
+
 static u32
 core_run_background(struct io_shard *shard)
 {
     u64 start_ns = backend_clock_ns(shard);
     u64 slice_ns = CORE_QUOTA_NS;
     if (shard->turn_had_foreground) {
-        u64 credit = shard->background_credit_ns +
-                     (start_ns - shard->turn_start_ns) / (CORE_BACKGROUND_PART - 1);
-        shard->background_credit_ns = MIN(credit, CORE_BACKGROUND_CREDIT_NS_MAX);
-        if (shard->background_credit_ns < CORE_BACKGROUND_SLICE_NS) return 0;
+        shard->background_credit_ns = core_credit(
+            shard->background_credit_ns, start_ns - shard->turn_start_ns, CORE_BACKGROUND_PART);
+        if (shard->background_credit_ns < CORE_SLICE_NS_MIN) return 0;
         slice_ns = MIN(shard->background_credit_ns, CORE_QUOTA_NS);
     }
     if (core_first_ready(shard, FIBER_BACKGROUND) == NULL) return 0;
 
     shard->slice_end_ns = start_ns + slice_ns;
+    shard->slice_own_ns = shard->slice_end_ns - CORE_QUOTA_NS + CORE_SLICE_NS_MIN;
     u32 count = 0;
     u64 now_ns = start_ns;
     struct fiber *fiber;
@@ -183,13 +231,14 @@ u32
 core_run_fibers(struct io_shard *shard)
 {
     u32 count = core_run_foreground(shard);
+    count += core_run_bulk(shard);
     return count + core_run_background(shard);
 }
 
 bool
 core_has_work(const struct io_shard *shard)
 {
-    for (int class = 0; class < 2; class ++)
+    for (u32 class = 0; class < FIBER_CLASSES; class ++)
         if (!list_empty(&shard->ready[class]) || !list_empty(&shard->yielded[class])) return true;
     return !list_empty(&shard->tasks) || !list_empty(&shard->mails_self);
 }

@@ -39,11 +39,12 @@
 
 /* Turn of a busy shard; a fiber or callback should ask fiber_should_yield well within it. */
 #define CORE_QUOTA_NS (500 * NS_PER_US)
-/* Background work beside foreground work gets at least this long at a time, ... */
-#define CORE_BACKGROUND_SLICE_NS (50 * NS_PER_US)
+/* Bulk and background work beside foreground work gets at least this long at a time, ... */
+#define CORE_SLICE_NS_MIN (50 * NS_PER_US)
 /* ... is guaranteed this part of the time, and may save up this much of it. */
-#define CORE_BACKGROUND_PART          10u
-#define CORE_BACKGROUND_CREDIT_NS_MAX (5 * NS_PER_MS)
+#define CORE_BULK_PART       4u
+#define CORE_BACKGROUND_PART 10u
+#define CORE_CREDIT_NS_MAX   (5 * NS_PER_MS)
 
 #define FIBER_STACK_BYTES (64u << 10)
 /* Pages at the top of a stack that are touched at once, and what a stack counts in the budget:
@@ -101,14 +102,16 @@ struct io_shard {
     u64 wall_ms;
     u64 turn_start_ns; /* on the clock of backend_clock_ns */
     u64 slice_end_ns;  /* when the running fiber or callback should yield */
+    u64 slice_own_ns;  /* until then a fiber of a lower class need not leave for an answer */
 
     /* work */
-    struct list ready[2];   /* struct fiber.link, by enum fiber_class */
-    struct list yielded[2]; /* ready again, but not before the next turn */
-    struct list tasks;      /* struct core_task.link */
-    struct heap timers;     /* struct io_timer.node */
+    struct list ready[FIBER_CLASSES];   /* struct fiber.link, by enum fiber_class */
+    struct list yielded[FIBER_CLASSES]; /* ready again, but not before the next turn */
+    struct list tasks;                  /* struct core_task.link */
+    struct heap timers;                 /* struct io_timer.node */
     u64 timer_order;
-    u64 background_credit_ns;
+    u64 bulk_credit_ns, background_credit_ns;
+    bool bulk_runs;
     bool turn_had_foreground; /* anything but background fibers ran in this turn */
 
     /* fibers */
@@ -181,6 +184,8 @@ void core_run_fiber(struct io_shard *shard, struct fiber *fiber);
 /* Whether another turn has something to do at once. Timers and the backend's own work do not
  * count. */
 bool core_has_work(const struct io_shard *shard);
+/* Bulk work is running, and a foreground fiber could. */
+bool core_bulk_gives_way(const struct io_shard *shard);
 /* When the first timer fires; UINT64_MAX without one. */
 u64 core_next_deadline_ns(const struct io_shard *shard);
 /* Runs the task in a later part of the loop. Posting it again before it ran is a bug. */
@@ -197,6 +202,8 @@ void core_mails_init(struct io_shard *shard);
 /* The part of fiber.c that core_shard_init and core_shard_deinit call. */
 MUST_CHECK status fiber_pool_init(struct io_shard *shard, u32 fiber_count_max);
 void fiber_pool_deinit(struct io_shard *shard);
+/* Fresh memory for stacks; NULL when there is none. */
+void *fiber_stacks_map(size_t bytes);
 /* Whether address lies in the guard page of a stack of shard: for the fault handler. */
 bool fiber_guard_hit(const struct io_shard *shard, const void *address);
 
@@ -212,6 +219,9 @@ void backend_stop(struct io_shard *shard);
 /* Hands mail to the transport towards another shard; false when there is no room now. The common
  * code calls it in order and keeps the rest. */
 bool backend_mail_push(struct io_shard *shard, u32 target, struct io_mail *mail);
+/* Memory for many stacks, from fiber_stacks_map or used by another shard before; and back. */
+void *backend_stacks_map(size_t bytes);
+void backend_stacks_unmap(void *stacks, size_t bytes);
 /* Adds the figures that the backend keeps elsewhere. */
 void backend_stats(struct io_shard *shard, struct io_stats *out);
 

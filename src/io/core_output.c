@@ -66,6 +66,10 @@ core_output_reserve(struct core_output *output, size_t size)
         size_t bytes = chunk == NULL || !roomy ? CHUNK_FIRST_BYTES : CHUNK_NEXT_BYTES;
         if (size > bytes - sizeof(*chunk))
             bytes = (size_t)align_up(size + sizeof(*chunk), CHUNK_FIRST_BYTES);
+        /* The last eighth is for small replies: they must not fail because of long ones. */
+        const struct budget *budget = output->budget;
+        if (bytes > CHUNK_FIRST_BYTES && budget->used_bytes + bytes > budget->limit_bytes / 8 * 7)
+            return NULL;
         chunk = mem_alloc(output->budget, bytes);
         if (chunk == NULL) return NULL;
         *chunk = (struct output_chunk){.size = (u32)(bytes - sizeof(*chunk))};

@@ -111,7 +111,7 @@ fiber_pool_deinit(struct io_shard *shard)
         __lsan_unregister_root_region(shard->fiber_chunks[i], FIBER_CHUNK_BYTES);
         __asan_unpoison_memory_region(shard->fiber_chunks[i], FIBER_CHUNK_BYTES);
 #endif
-        munmap(shard->fiber_chunks[i], FIBER_CHUNK_BYTES);
+        backend_stacks_unmap(shard->fiber_chunks[i], FIBER_CHUNK_BYTES);
     }
     budget_give(&shard->budget, (u64)shard->fiber_stacks_used * FIBER_STACK_CHARGE_BYTES);
     mem_free(&shard->budget, shard->fiber_chunks,
@@ -119,15 +119,23 @@ fiber_pool_deinit(struct io_shard *shard)
     shard->fiber_chunks = NULL;
 }
 
+void *
+fiber_stacks_map(size_t bytes)
+{
+    void *stacks = mmap(NULL, bytes, PROT_READ | PROT_WRITE,
+                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_STACK, -1, 0);
+    if (stacks == MAP_FAILED) return NULL;
+    /* Best effort: without it a first touch may take 2 MiB. */
+    (void)madvise(stacks, bytes, MADV_NOHUGEPAGE);
+    return stacks;
+}
+
 static bool
 fiber_chunk_map(struct io_shard *shard)
 {
     CHECK(shard->fiber_chunk_count < shard->fiber_chunk_max); /* fiber_create has counted */
-    u8 *chunk = mmap(NULL, FIBER_CHUNK_BYTES, PROT_READ | PROT_WRITE,
-                     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_STACK, -1, 0);
-    if (chunk == MAP_FAILED) return MARKED("io.fiber.chunk_not_mapped", false);
-    /* Best effort: without it a first touch may take 2 MiB. */
-    (void)madvise(chunk, FIBER_CHUNK_BYTES, MADV_NOHUGEPAGE);
+    u8 *chunk = backend_stacks_map(FIBER_CHUNK_BYTES);
+    if (chunk == NULL) return MARKED("io.fiber.chunk_not_mapped", false);
 #ifdef FIBER_ASAN
     /* The leak checker must see pointers that are kept only on a sleeping fiber's stack. */
     __lsan_register_root_region(chunk, FIBER_CHUNK_BYTES);
@@ -384,6 +392,13 @@ struct fiber *
 fiber_self(void)
 {
     return io_current->running;
+}
+
+enum fiber_class
+fiber_class_self(void)
+{
+    const struct fiber *fiber = io_current->running;
+    return fiber == NULL ? FIBER_FOREGROUND : fiber->class;
 }
 
 MAY_YIELD void

@@ -16,14 +16,21 @@ struct fiber; /* owned by the pool */
 
 enum fiber_class {
     FIBER_FOREGROUND, /* somebody waits for an answer */
+    /* Somebody waits for the answer to much work: runs when no foreground fiber can, guaranteed
+     * about a quarter of a busy shard. Its reads of the class IO_CLASS_READ count as IO_CLASS_BULK.
+     */
+    FIBER_BULK,
     FIBER_BACKGROUND, /* flush, compaction, scrub: guaranteed about a tenth of a busy shard */
 };
+#define FIBER_CLASSES 3u
 
 /* Starts fn(arg) in a later part of this turn. ST_NO_MEMORY when the pool is at its limit. */
 MUST_CHECK status fiber_spawn(enum fiber_class class, const char *name, void (*fn)(void *arg),
                               void *arg);
 /* The running fiber; NULL in a callback. */
 struct fiber *fiber_self(void);
+/* Of the running fiber; in a callback FIBER_FOREGROUND. */
+enum fiber_class fiber_class_self(void);
 /* Lets everything else that is ready run first. */
 MAY_YIELD void fiber_yield(void);
 /* True when the running fiber (or callback) has used up its quota of this turn: long loops ask

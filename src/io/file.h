@@ -22,7 +22,14 @@
 #include "io/fiber.h"
 
 /* Shares of the device; at most LIMIT_IO_IN_FLIGHT requests are in flight over all classes. */
-enum io_class { IO_CLASS_LOG, IO_CLASS_READ, IO_CLASS_COMPACTION, IO_CLASS_STREAM, IO_CLASS_COUNT };
+enum io_class {
+    IO_CLASS_LOG,
+    IO_CLASS_READ, /* becomes IO_CLASS_BULK by itself: large ones, and those of bulk fibers */
+    IO_CLASS_BULK, /* reads that are one of many, or large: small ones do not wait behind them */
+    IO_CLASS_COMPACTION,
+    IO_CLASS_STREAM,
+    IO_CLASS_COUNT
+};
 
 enum io_open_flags {
     IO_OPEN_READ = 0,

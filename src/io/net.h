@@ -16,9 +16,10 @@
  *       0 ......... sent ......... send_until ......... written
  *                        may go               held
  *
- * Back-pressure. Output counts against the shard's memory; io_conn_pending tells how much there
- * is. Above its own limit the session pauses reading (io_conn_pause); `drained` is called when the
- * output has fallen under CONN_OUTPUT_LOW_BYTES after it was above CONN_OUTPUT_HIGH_BYTES.
+ * Back-pressure. Output counts against the shard's memory, a part of which only small writes may
+ * take; io_conn_pending tells how much there is. Above its own limit the session pauses reading
+ * (io_conn_pause); `drained` is called when the output has fallen under CONN_OUTPUT_LOW_BYTES after
+ * it was above CONN_OUTPUT_HIGH_BYTES.
  */
 #ifndef DISTKV_IO_NET_H
 #define DISTKV_IO_NET_H
@@ -63,6 +64,9 @@ void io_conn_local_name(const struct io_conn *conn, char *name, size_t size);
 MUST_CHECK u8 *io_conn_reserve(struct io_conn *conn, size_t size);
 void io_conn_commit(struct io_conn *conn, size_t size);
 MUST_CHECK bool io_conn_write(struct io_conn *conn, const void *data, size_t size);
+/* The same for a piece of something long: half of the memory for output is left to what is short.
+ * After a false `drained` comes if anything is on its way to the client; else try again later. */
+MUST_CHECK bool io_conn_write_piece(struct io_conn *conn, const void *data, size_t size);
 u64 io_conn_written(const struct io_conn *conn);
 /* position UINT64_MAX: no hold (the start value). Never moves behind what was sent. */
 void io_conn_send_until(struct io_conn *conn, u64 position);

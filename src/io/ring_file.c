@@ -15,7 +15,8 @@
  * Shares. Start-time fair queueing over the classes: each dispatched piece advances its class's
  * virtual time by its cost over the class's share, and the class that is furthest behind is next.
  * A class that was idle starts at the present, so idleness is not saved up. Compaction and streams
- * are also capped in number, because a disk that is full of large writes answers a small read late.
+ * are also capped in number, because a disk that is full of large writes answers a small read late,
+ * and so is bulk: all shards together leave half of the places to small reads and the log.
  *
  * Extents. A direct write that spans two extents of a file cannot be done without waiting and falls
  * to a kernel worker, so pieces of a write end where an extent of the file does. Where that is, is
@@ -42,15 +43,22 @@
 
 enum op_kind { OP_READ, OP_WRITE, OP_WRITE_SYNC };
 
+/* A larger read is bulk. */
+#define READ_SMALL_BYTES (64u << 10)
+
 static const struct {
     u32 share;
     u32 in_flight_max;
 } classes[IO_CLASS_COUNT] = {
     [IO_CLASS_LOG] = {1000, LIMIT_IO_IN_FLIGHT},
     [IO_CLASS_READ] = {800, LIMIT_IO_IN_FLIGHT},
+    [IO_CLASS_BULK] = {400, LIMIT_IO_IN_FLIGHT / 2},
     [IO_CLASS_COMPACTION] = {200, 32},
     [IO_CLASS_STREAM] = {100, 16},
 };
+/* Bulk is bounded over all shards, in requests and in bytes. */
+#define BULK_IN_FLIGHT_MIN 2u
+#define BULK_BYTES_MAX     (4u << 20)
 
 /* Extents that are known of a file; a file in more has its first ones known. */
 #define FILE_EXTENTS_MAX 16u
@@ -154,13 +162,23 @@ op_enqueue(struct ring_shard *shard, struct io_op *op, bool first)
     shard->disk_queued++;
 }
 
+static bool
+class_full(const struct ring_shard *shard, u32 index)
+{
+    const struct ring_disk_class *class = &shard->disk[index];
+    if (index != IO_CLASS_BULK) return class->in_flight >= classes[index].in_flight_max;
+    u32 share = classes[index].in_flight_max / shard->core.count;
+    return class->in_flight >= MAX(share, BULK_IN_FLIGHT_MIN) ||
+           class->read_bytes >= BULK_BYTES_MAX / shard->core.count;
+}
+
 static struct ring_disk_class *
 class_next(struct ring_shard *shard, u32 *index_out)
 {
     struct ring_disk_class *best = NULL;
     for (u32 i = 0; i < IO_CLASS_COUNT; i++) {
         struct ring_disk_class *class = &shard->disk[i];
-        if (list_empty(&class->queue) || class->in_flight >= classes[i].in_flight_max) continue;
+        if (list_empty(&class->queue) || class_full(shard, i)) continue;
         if (best != NULL && best->virtual_time <= class->virtual_time) continue;
         best = class;
         *index_out = i;
@@ -245,6 +263,7 @@ ring_file_dispatch(struct ring_shard *shard)
         struct io_op *op = list_entry(list_pop_front(&class->queue), struct io_op, link);
         shard->disk_queued--;
         class->in_flight++;
+        if (op->kind == OP_READ) class->read_bytes += op_piece(op);
         shard->disk_virtual_time = class->virtual_time;
         class->virtual_time +=
             (u64)(op_piece(op) + REQUEST_COST_BYTES) * 1000 / classes[index].share;
@@ -311,6 +330,7 @@ ring_file_complete(struct ring_shard *shard, struct io_op *op, i32 result)
 {
     place_give(shard);
     shard->disk[op->class].in_flight--;
+    if (op->kind == OP_READ) shard->disk[op->class].read_bytes -= op_piece(op);
     if (result == -EINTR || result == -EAGAIN) {
         op_enqueue(shard, op, true);
         return;
@@ -390,6 +410,9 @@ op_start(struct io_file *file, struct io_op *op, enum op_kind kind, enum io_clas
     op->size = size;
     op->transferred = 0;
     op->kind = (u8)kind;
+    if (class == IO_CLASS_READ && kind == OP_READ &&
+        (size > READ_SMALL_BYTES || fiber_class_self() == FIBER_BULK))
+        class = IO_CLASS_BULK;
     op->class = (u8) class;
     op->durable = durable;
     op->finished = false;

@@ -24,6 +24,7 @@
 #include <sys/socket.h>
 
 #include "io/core.h"
+#include "io/core_conn.h"
 #include "io/file.h"
 #include "io/memfs.h"
 #include "io/net.h"
@@ -83,6 +84,7 @@ struct ring_call {
 struct ring_disk_class {
     struct list queue; /* struct io_op.link */
     u32 in_flight;
+    u64 read_bytes;   /* in flight */
     u64 virtual_time; /* of fair queueing; the smallest goes next */
 };
 
@@ -118,17 +120,14 @@ struct ring_shard {
     u32 disk_shared; /* of these, taken from the node's common places */
     u64 disk_virtual_time;
 
-    /* network: what clients send in parts and what they do not read may take no more than these
-     * shares, both children of core.budget, so that they never starve the store */
-    struct budget input_budget, output_budget;
+    /* network */
+    struct core_net net;
     struct io_uring_buf_ring *buffer_ring;
     u8 *buffers;
     u32 buffer_count;
-    struct list conns;      /* struct io_conn.link: all */
-    struct list conns_send; /* struct io_conn.send_link: have something to send */
-    struct list conns_recv; /* struct io_conn.recv_link: receive is to be armed */
+    struct list conns_send; /* struct ring_conn.send_link: have something to send */
+    struct list conns_recv; /* struct ring_conn.recv_link: receive is to be armed */
     struct list listeners;
-    u64 conn_id_last;
     bool net_shut;
 
     /* read by other threads */

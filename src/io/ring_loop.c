@@ -478,7 +478,7 @@ ring_may_end(struct ring_shard *shard)
     if (finished && !shard->net_shut) ring_net_shut(shard);
     /* The event's request stays for ever. */
     finished = finished && !core_has_work(&shard->core) && shard->requests_active == 1 &&
-               shard->disk_queued == 0 && list_empty(&shard->conns);
+               shard->disk_queued == 0 && list_empty(&shard->net.conns);
     if (!finished) {
         atomic_store(&shard->finished, false);
         return false;
@@ -598,10 +598,10 @@ backend_slice_over(struct io_shard *core)
 {
     u64 now_ns = ring_clock_ns();
     if (now_ns >= core->slice_end_ns) return true;
-    /* Background work leaves early when an answer can go on. */
-    if (core->running == NULL || core->running->class != FIBER_BACKGROUND) return false;
+    /* Bulk and background work leaves early when an answer can go on. */
+    if (now_ns < core->slice_own_ns) return false;
+    if (core_bulk_gives_way(core)) return true;
     struct ring_shard *shard = (struct ring_shard *)core;
-    if (now_ns + CORE_QUOTA_NS - CORE_BACKGROUND_SLICE_NS < core->slice_end_ns) return false;
     return io_uring_cq_ready(&shard->uring) > 0 || ring_kernel_has_more(shard);
 }
 

@@ -13,19 +13,9 @@
  * Sending. Output is a list of chunks; at the end of a turn what may go is one send, or one
  * gathering sendmsg, and there is never more than one in flight, or bytes could interleave.
  *
- *   state      receive            send               leaves by
- *   OPEN       armed, given       what may go        io_conn_close, the peer's end, an error
- *   FLUSHING   ending             what may go        all sent -> LINGERING; timer -> SHUT
- *   LINGERING  armed, thrown away none               the peer's end, timer -> SHUT
- *   SHUT       ending             ending             both ended -> closed() and freed, by a task
+ * What a session sees of it, and the states of a connection: core_conn.c.
  *
- * Lingering: closing a socket that has unread bytes sends a reset, which may destroy the last reply
- * on its way. So after the last byte we only shut the sending side, and wait a moment for the peer.
- *
- * A peer that only closes its sending side still gets what is held for the log. When it is released
- * after that, io_conn_send_until sends it, and the end comes with the last byte.
- *
- * An io_conn is freed only when neither request is active, so a late completion always finds it.
+ * A connection is freed only when neither request is active, so a late completion always finds it.
  */
 #include "io/ring_internal.h"
 
@@ -38,61 +28,38 @@
 
 #include <arpa/inet.h>
 
-#include "base/buf.h"
 #include "base/log.h"
-#include "io/core_output.h"
+#include "io/core_conn.h"
 
 #define CONN_VECTORS        8u
 #define CONN_SEND_BYTES_MAX (1u << 20)
-/* Of the shard's memory: unfinished requests, and unread replies. */
-#define CONN_INPUT_SHARE  8u
-#define CONN_OUTPUT_SHARE 8u
-/* One frame of any size that is allowed always fits. */
-#define CONN_INPUT_BYTES_MIN (CONN_INPUT_MAX_BYTES / 4 * 5)
-#define CONN_FLUSH_NS_MAX    (3 * NS_PER_S)
-#define CONN_LINGER_NS_MAX   (500 * NS_PER_MS)
-/* A session that has not come round to what it was given is given no more than this. */
-#define CONN_INPUT_BACKLOG_MAX (64u << 10)
 
-enum conn_state { CONN_OPEN, CONN_FLUSHING, CONN_LINGERING, CONN_SHUT };
+static_assert(CONN_PIECE_BYTES == RING_BUFFER_BYTES, "one piece is one provided buffer");
 
-struct io_conn {
-    struct list link;      /* shard->conns */
+struct ring_conn {
+    struct io_conn core;   /* first */
     struct list send_link; /* shard->conns_send, or none */
     struct list recv_link; /* shard->conns_recv, or none */
-    struct ring_shard *shard;
-    const struct io_conn_events *events;
-    void *user;
-    u64 id;
     int fd;
     i32 slot;
-    enum conn_state state;
-    bool opened;
-    bool paused;
-    bool peer_ended;
-    bool end_told;   /* to the session */
-    bool flush_held; /* the peer closed its sending side: it may still read held replies */
-    bool again_posted;
-    bool close_posted;
     bool receiving_direct; /* the active receive goes into input */
-    status why;
-
     struct ring_req recv_req;
-    struct buf input;  /* left over by the session */
-    size_t want_bytes; /* the frame at the front, 0: not known */
-
     struct ring_req send_req;
-    struct core_output output;
     struct iovec vectors[CONN_VECTORS];
     struct msghdr message;
-
-    struct io_timer timer; /* of flushing and lingering */
-    struct core_task again_task;
-    struct core_task close_task;
 };
 
-static void conn_shut(struct io_conn *conn, status why);
-static void conn_flushed_check(struct io_conn *conn);
+static struct ring_conn *
+ring_conn_of(struct io_conn *conn)
+{
+    return (struct ring_conn *)conn;
+}
+
+static struct ring_shard *
+conn_shard(const struct ring_conn *conn)
+{
+    return (struct ring_shard *)conn->core.net->shard;
+}
 
 static status
 conn_errno_status(int error)
@@ -138,7 +105,7 @@ buffer_ring_bytes(const struct ring_shard *shard)
 status
 ring_net_init(struct ring_shard *shard)
 {
-    list_init(&shard->conns);
+    core_net_init(&shard->net, &shard->core);
     list_init(&shard->conns_send);
     list_init(&shard->conns_recv);
     list_init(&shard->listeners);
@@ -149,9 +116,6 @@ ring_net_init(struct ring_shard *shard)
         count *= 2;
     shard->buffer_count = count;
     struct budget *budget = &shard->core.budget;
-    u64 input_bytes = MAX(budget->limit_bytes / CONN_INPUT_SHARE, CONN_INPUT_BYTES_MIN);
-    budget_init(&shard->input_budget, "input", input_bytes, budget);
-    budget_init(&shard->output_budget, "output", budget->limit_bytes / CONN_OUTPUT_SHARE, budget);
     shard->buffers = mem_alloc_aligned(budget, (size_t)count * RING_BUFFER_BYTES, 4096);
     shard->buffer_ring = mem_alloc_aligned(budget, buffer_ring_bytes(shard), 4096);
     if (shard->buffers == NULL || shard->buffer_ring == NULL) return ST_NO_MEMORY;
@@ -183,55 +147,51 @@ ring_net_deinit(struct ring_shard *shard)
 
 /* ---- receiving ---- */
 
-/* What may lie before a session that does not come round to it. */
-static size_t
-conn_backlog_max(const struct ring_shard *shard)
+void
+backend_conn_receive(struct io_conn *core)
 {
-    u64 share = shard->input_budget.limit_bytes / 4 / MAX(shard->core.stats.connections, 1u);
-    return (size_t)CLAMP(share, RING_BUFFER_BYTES, CONN_INPUT_BACKLOG_MAX);
-}
-
-static void
-conn_starve(struct io_conn *conn)
-{
-    conn->shard->core.stats.connections_starved++;
-    conn_shut(conn, ST_NO_MEMORY);
-}
-
-static void
-conn_receive_later(struct io_conn *conn)
-{
+    struct ring_conn *conn = ring_conn_of(core);
     if (conn->recv_req.active || list_linked(&conn->recv_link)) return;
-    bool wanted = conn->state == CONN_OPEN ? !conn->paused : conn->state == CONN_LINGERING;
-    /* A session that works off a backlog turn by turn gets no more on top: a fast sender would
-     * otherwise add a pool of buffers in every turn. conn_again_run asks again. */
-    if (conn->state == CONN_OPEN && conn->again_posted &&
-        conn->input.size > conn_backlog_max(conn->shard))
-        wanted = false;
-    if (wanted && !conn->peer_ended) list_push_back(&conn->shard->conns_recv, &conn->recv_link);
+    list_push_back(&conn_shard(conn)->conns_recv, &conn->recv_link);
+}
+
+void
+backend_conn_receive_cut(struct io_conn *core)
+{
+    struct ring_conn *conn = ring_conn_of(core);
+    ring_req_cancel(conn_shard(conn), &conn->recv_req);
+}
+
+void
+backend_conn_receive_stop(struct io_conn *core)
+{
+    list_del(&ring_conn_of(core)->recv_link);
+    backend_conn_receive_cut(core);
+}
+
+bool
+backend_conn_input_busy(const struct io_conn *core)
+{
+    const struct ring_conn *conn = (const struct ring_conn *)core;
+    return conn->recv_req.active && conn->receiving_direct;
 }
 
 static void
-conn_receive_arm(struct io_conn *conn)
+conn_receive_arm(struct ring_conn *conn)
 {
-    struct ring_shard *shard = conn->shard;
-    bool direct = conn->state == CONN_OPEN && conn->want_bytes > conn->input.size &&
-                  conn->want_bytes > RING_BUFFER_BYTES;
-    /* The last eighth is for the ends of small requests. */
-    const struct budget *budget = &shard->input_budget;
-    bool room = budget->used_bytes + conn->want_bytes <= budget->limit_bytes / 8 * 7;
-    if (direct && (!room || !buf_reserve(&conn->input, conn->want_bytes - conn->input.size))) {
-        conn_starve(conn);
-        return;
-    }
+    struct ring_shard *shard = conn_shard(conn);
+    struct buf *input = &conn->core.input;
+    bool direct = core_conn_wants_direct(&conn->core);
+    if (direct && !core_conn_direct_reserve(&conn->core)) return;
     struct io_uring_sqe *sqe = ring_sqe(shard);
     conn->receiving_direct = direct;
     if (direct) {
-        io_uring_prep_recv(sqe, conn->fd, conn->input.data + conn->input.size,
-                           conn->want_bytes - conn->input.size, MSG_WAITALL);
+        io_uring_prep_recv(sqe, conn->fd, input->data + input->size,
+                           conn->core.want_bytes - input->size, MSG_WAITALL);
     } else {
         /* One arming brings up to 32 buffers before anybody can say that it is enough: when memory
          * is short, one at a time. */
+        const struct budget *budget = &shard->net.input_budget;
         if (budget->used_bytes <= budget->limit_bytes / 4)
             io_uring_prep_recv_multishot(sqe, conn->fd, NULL, 0, 0);
         else
@@ -243,241 +203,56 @@ conn_receive_arm(struct io_conn *conn)
     ring_req_arm(shard, sqe, &conn->recv_req);
 }
 
-/* The session has its turn; returns what it consumed. */
-static size_t
-conn_give(struct io_conn *conn, struct bytes data)
-{
-    conn->want_bytes = 0;
-    size_t consumed = conn->events->received(conn, data);
-    CHECK(consumed <= data.size);
-    return consumed;
-}
-
-static void
-conn_give_input(struct io_conn *conn)
-{
-    /* The kernel is writing behind the bytes; they are given when it has finished. */
-    if (conn->recv_req.active && conn->receiving_direct) return;
-    size_t consumed = conn_give(conn, buf_bytes(&conn->input));
-    buf_consume(&conn->input, consumed);
-    if (conn->input.size == 0) buf_clear(&conn->input, 0);
-}
-
-/* Whether the session is not to be called now: it has asked for a pause or for its next turn. */
-static bool
-conn_holds_back(const struct io_conn *conn)
-{
-    return conn->paused || conn->again_posted;
-}
-
-static void
-conn_bytes_arrived(struct io_conn *conn, struct bytes data)
-{
-    if (conn->state != CONN_OPEN) return; /* thrown away */
-    if (conn->input.size == 0 && !conn_holds_back(conn)) {
-        size_t consumed = conn_give(conn, data);
-        if (conn->state != CONN_OPEN || consumed == data.size) goto want;
-        data = BYTES(data.data + consumed, data.size - consumed);
-        if (!buf_append(&conn->input, data.data, data.size)) {
-            conn_starve(conn);
-            return;
-        }
-        goto want;
-    }
-    if (!buf_append(&conn->input, data.data, data.size)) {
-        conn_starve(conn);
-        return;
-    }
-    if (conn_holds_back(conn)) {
-        if (conn->input.size > conn_backlog_max(conn->shard))
-            ring_req_cancel(conn->shard, &conn->recv_req);
-        return;
-    }
-    if (conn->input.size < conn->want_bytes) return;
-    conn_give_input(conn);
-want:
-    /* The rest of a large frame comes without a copy, once this receive has ended. */
-    if (conn->state == CONN_OPEN && conn->want_bytes > RING_BUFFER_BYTES &&
-        conn->want_bytes > conn->input.size)
-        ring_req_cancel(conn->shard, &conn->recv_req);
-}
-
-/* Not before the session has come round to all that was sent. */
-static void
-conn_end_tell(struct io_conn *conn)
-{
-    if (!conn->peer_ended || conn->end_told || conn->state != CONN_OPEN) return;
-    if (conn->events->ended == NULL) {
-        conn->flush_held = true;
-        io_conn_close(conn, IO_CLOSE_FLUSH);
-    } else if (!conn_holds_back(conn)) {
-        conn->end_told = true;
-        conn->events->ended(conn);
-    }
-}
-
-static void
-conn_peer_ended(struct io_conn *conn)
-{
-    conn->peer_ended = true;
-    if (conn->state == CONN_OPEN) {
-        conn_end_tell(conn);
-    } else if (conn->state == CONN_LINGERING) {
-        conn_shut(conn, ST_OK);
-    }
-}
-
-static void
-conn_shut_check(struct io_conn *conn)
-{
-    if (conn->state != CONN_SHUT || conn->close_posted) return;
-    if (conn->recv_req.active || conn->send_req.active) return;
-    conn->close_posted = true;
-    core_task_post(&conn->shard->core, &conn->close_task);
-}
-
 static void
 conn_recv_complete(struct ring_req *req, i32 result, u32 flags)
 {
-    struct io_conn *conn = CONTAINER_OF(req, struct io_conn, recv_req);
-    struct ring_shard *shard = conn->shard;
+    struct ring_conn *conn = CONTAINER_OF(req, struct ring_conn, recv_req);
+    struct ring_shard *shard = conn_shard(conn);
+    struct io_conn *core = &conn->core;
     if (result > 0) {
         shard->core.stats.received_bytes += (u32)result;
         if (flags & IORING_CQE_F_BUFFER) {
             u32 id = flags >> IORING_CQE_BUFFER_SHIFT;
-            conn_bytes_arrived(conn,
-                               BYTES(shard->buffers + (size_t)id * RING_BUFFER_BYTES, result));
+            core_conn_arrived(core, BYTES(shard->buffers + (size_t)id * RING_BUFFER_BYTES, result));
             buffer_give(shard, id);
         } else {
-            conn->input.size += (u32)result;
-            if (conn->state == CONN_OPEN && !conn_holds_back(conn) &&
-                conn->input.size >= conn->want_bytes)
-                conn_give_input(conn);
+            core->input.size += (u32)result;
+            core_conn_input_grown(core);
         }
     } else {
         if (flags & IORING_CQE_F_BUFFER) buffer_give(shard, flags >> IORING_CQE_BUFFER_SHIFT);
         if (result == -ENOBUFS)
             shard->core.stats.receive_stalls++;
         else if (result != 0 && result != -ECANCELED && result != -EINTR && result != -EAGAIN)
-            conn_shut(conn, conn_errno_status(-result));
+            core_conn_shut(core, conn_errno_status(-result));
         /* What could not be given while the kernel might write behind it. */
-        if (conn->receiving_direct && conn->state == CONN_OPEN && !conn_holds_back(conn) &&
-            conn->input.size > 0 && conn->input.size >= conn->want_bytes)
-            conn_give_input(conn);
-        if (result == 0) conn_peer_ended(conn);
+        if (conn->receiving_direct) core_conn_input_grown(core);
+        if (result == 0) core_conn_peer_ended(core);
     }
     if (flags & IORING_CQE_F_MORE) return;
-    conn_receive_later(conn);
-    conn_shut_check(conn);
+    core_conn_receive_later(core);
+    core_conn_shut_check(core);
+}
+
+/* ---- sending ---- */
+
+void
+backend_conn_send(struct io_conn *core)
+{
+    struct ring_conn *conn = ring_conn_of(core);
+    if (!list_linked(&conn->send_link))
+        list_push_back(&conn_shard(conn)->conns_send, &conn->send_link);
 }
 
 static void
-conn_again_run(struct core_task *task)
+conn_send_arm(struct ring_conn *conn)
 {
-    struct io_conn *conn = CONTAINER_OF(task, struct io_conn, again_task);
-    conn->again_posted = false;
-    if (conn->state != CONN_OPEN || conn->paused) return;
-    if (conn->input.size > 0 && conn->input.size >= conn->want_bytes) conn_give_input(conn);
-    conn_end_tell(conn);
-    conn_receive_later(conn);
-}
-
-void
-io_conn_want(struct io_conn *conn, size_t frame_bytes)
-{
-    CHECK(frame_bytes <= CONN_INPUT_MAX_BYTES);
-    conn->want_bytes = frame_bytes;
-}
-
-void
-io_conn_again(struct io_conn *conn)
-{
-    if (conn->again_posted || conn->state != CONN_OPEN) return;
-    conn->again_posted = true;
-    core_task_post(&conn->shard->core, &conn->again_task);
-}
-
-void
-io_conn_pause(struct io_conn *conn)
-{
-    if (conn->paused) return;
-    conn->paused = true;
-    list_del(&conn->recv_link);
-    ring_req_cancel(conn->shard, &conn->recv_req);
-}
-
-void
-io_conn_resume(struct io_conn *conn)
-{
-    if (!conn->paused) return;
-    conn->paused = false;
-    io_conn_again(conn);
-}
-
-/* ---- output ---- */
-
-static void
-conn_send_later(struct io_conn *conn)
-{
-    if (conn->state > CONN_FLUSHING || conn->send_req.active) return;
-    if (list_linked(&conn->send_link) || core_output_sendable(&conn->output) == 0) return;
-    list_push_back(&conn->shard->conns_send, &conn->send_link);
-}
-
-u8 *
-io_conn_reserve(struct io_conn *conn, size_t size)
-{
-    return core_output_reserve(&conn->output, size);
-}
-
-void
-io_conn_commit(struct io_conn *conn, size_t size)
-{
-    core_output_commit(&conn->output, size);
-    conn_send_later(conn);
-}
-
-bool
-io_conn_write(struct io_conn *conn, const void *data, size_t size)
-{
-    if (!core_output_write(&conn->output, data, size)) return false;
-    conn_send_later(conn);
-    return true;
-}
-
-u64
-io_conn_written(const struct io_conn *conn)
-{
-    return conn->output.written;
-}
-
-void
-io_conn_send_until(struct io_conn *conn, u64 position)
-{
-    core_output_send_until(&conn->output, position);
-    conn_send_later(conn);
-}
-
-size_t
-io_conn_pending(const struct io_conn *conn)
-{
-    return core_output_pending(&conn->output);
-}
-
-bool
-io_conn_output_full(struct io_conn *conn)
-{
-    return core_output_full(&conn->output);
-}
-
-static void
-conn_send_arm(struct io_conn *conn)
-{
+    struct core_output *output = &conn->core.output;
     u32 total;
     u32 count =
-        core_output_gather(&conn->output, CONN_SEND_BYTES_MAX, conn->vectors, CONN_VECTORS, &total);
+        core_output_gather(output, CONN_SEND_BYTES_MAX, conn->vectors, CONN_VECTORS, &total);
     if (count == 0) return;
-    struct io_uring_sqe *sqe = ring_sqe(conn->shard);
+    struct io_uring_sqe *sqe = ring_sqe(conn_shard(conn));
     if (count == 1) {
         io_uring_prep_send(sqe, conn->fd, conn->vectors[0].iov_base, total,
                            MSG_NOSIGNAL | MSG_WAITALL);
@@ -486,25 +261,17 @@ conn_send_arm(struct io_conn *conn)
         io_uring_prep_sendmsg(sqe, conn->fd, &conn->message, MSG_NOSIGNAL | MSG_WAITALL);
     }
     ring_sqe_file(sqe, conn->fd, conn->slot);
-    conn->output.sending = total;
-    ring_req_arm(conn->shard, sqe, &conn->send_req);
+    output->sending = total;
+    ring_req_arm(conn_shard(conn), sqe, &conn->send_req);
 }
 
 static void
 conn_send_complete(struct ring_req *req, i32 result, u32 flags)
 {
-    struct io_conn *conn = CONTAINER_OF(req, struct io_conn, send_req);
-    conn->output.sending = 0;
-    if (result > 0) {
-        conn->shard->core.stats.sent_bytes += (u32)result;
-        core_output_advance(&conn->output, (u32)result);
-    } else if (result != -EINTR && result != -EAGAIN) {
-        conn_shut(conn, result == 0 ? ST_CLOSED : conn_errno_status(-result));
-    }
-    if (core_output_drained(&conn->output) && conn->state == CONN_OPEN) conn->events->drained(conn);
-    conn_send_later(conn);
-    conn_flushed_check(conn);
-    conn_shut_check(conn);
+    struct ring_conn *conn = CONTAINER_OF(req, struct ring_conn, send_req);
+    if (result <= 0 && result != -EINTR && result != -EAGAIN)
+        core_conn_shut(&conn->core, result == 0 ? ST_CLOSED : conn_errno_status(-result));
+    core_conn_sent(&conn->core, result > 0 ? (u32)result : 0);
 }
 
 void
@@ -512,133 +279,72 @@ ring_net_flush(struct ring_shard *shard)
 {
     struct list *link;
     while ((link = list_pop_front(&shard->conns_recv)) != NULL) {
-        struct io_conn *conn = list_entry(link, struct io_conn, recv_link);
-        if (!conn->recv_req.active && conn->state != CONN_SHUT) conn_receive_arm(conn);
+        struct ring_conn *conn = list_entry(link, struct ring_conn, recv_link);
+        if (!conn->recv_req.active && conn->core.state != CONN_SHUT) conn_receive_arm(conn);
     }
     while ((link = list_pop_front(&shard->conns_send)) != NULL) {
-        struct io_conn *conn = list_entry(link, struct io_conn, send_link);
-        if (!conn->send_req.active && conn->state != CONN_SHUT) conn_send_arm(conn);
+        struct ring_conn *conn = list_entry(link, struct ring_conn, send_link);
+        if (!conn->send_req.active && conn->core.state != CONN_SHUT) conn_send_arm(conn);
     }
 }
 
-/* ---- the end of a connection ---- */
+/* ---- beginning and end ---- */
 
-/* The one way to SHUT. The first reason stays. */
-static void
-conn_shut(struct io_conn *conn, status why)
+bool
+backend_conn_active(const struct io_conn *core)
 {
-    if (conn->state == CONN_SHUT) return;
-    conn->state = CONN_SHUT;
-    if (ok(conn->why)) conn->why = why;
-    io_timer_cancel(&conn->timer);
-    list_del(&conn->recv_link);
-    list_del(&conn->send_link);
-    shutdown(conn->fd, SHUT_RDWR);
-    ring_req_cancel(conn->shard, &conn->recv_req);
-    ring_req_cancel(conn->shard, &conn->send_req);
-    conn_shut_check(conn);
-}
-
-/* FLUSHING and nothing left that may go. */
-static void
-conn_flushed_check(struct io_conn *conn)
-{
-    if (conn->state != CONN_FLUSHING || conn->send_req.active ||
-        core_output_sendable(&conn->output) > 0)
-        return;
-    if (conn->flush_held && io_conn_pending(conn) > 0) return; /* released later, or the timer */
-    if (conn->peer_ended) {
-        conn_shut(conn, ST_OK);
-        return;
-    }
-    conn->state = CONN_LINGERING;
-    shutdown(conn->fd, SHUT_WR);
-    io_timer_arm(&conn->timer, io_now_ns() + CONN_LINGER_NS_MAX);
-    conn_receive_later(conn);
-}
-
-static void
-conn_timer_fire(struct io_timer *timer)
-{
-    struct io_conn *conn = CONTAINER_OF(timer, struct io_conn, timer);
-    bool late = conn->state == CONN_FLUSHING && !conn->peer_ended;
-    conn_shut(conn, late ? ST_TIMED_OUT : ST_OK);
+    const struct ring_conn *conn = (const struct ring_conn *)core;
+    return conn->recv_req.active || conn->send_req.active;
 }
 
 void
-io_conn_close(struct io_conn *conn, enum io_close_mode mode)
+backend_conn_shut_send(struct io_conn *core)
 {
-    if (mode == IO_CLOSE_ABORT) {
-        conn_shut(conn, ST_OK);
-        return;
-    }
-    if (conn->state != CONN_OPEN) return;
-    conn->state = CONN_FLUSHING;
-    list_del(&conn->recv_link);
-    ring_req_cancel(conn->shard, &conn->recv_req);
-    io_timer_arm(&conn->timer, io_now_ns() + CONN_FLUSH_NS_MAX);
-    conn_send_later(conn);
-    conn_flushed_check(conn);
+    shutdown(ring_conn_of(core)->fd, SHUT_WR);
 }
 
-static void
-conn_free(struct io_conn *conn)
+void
+backend_conn_shut(struct io_conn *core)
 {
-    struct ring_shard *shard = conn->shard;
-    core_output_deinit(&conn->output);
-    buf_deinit(&conn->input);
+    struct ring_conn *conn = ring_conn_of(core);
+    struct ring_shard *shard = conn_shard(conn);
+    list_del(&conn->recv_link);
+    list_del(&conn->send_link);
+    shutdown(conn->fd, SHUT_RDWR);
+    ring_req_cancel(shard, &conn->recv_req);
+    ring_req_cancel(shard, &conn->send_req);
+}
+
+void
+backend_conn_free(struct io_conn *core)
+{
+    struct ring_conn *conn = ring_conn_of(core);
+    struct ring_shard *shard = conn_shard(conn);
+    core_conn_deinit(core);
     ring_slot_give(shard, conn->slot);
     close(conn->fd);
-    list_del(&conn->link);
-    shard->core.stats.connections--;
     mem_free(&shard->core.budget, conn, sizeof(*conn));
 }
-
-static void
-conn_close_run(struct core_task *task)
-{
-    struct io_conn *conn = CONTAINER_OF(task, struct io_conn, close_task);
-    if (conn->again_posted) list_del(&conn->again_task.link);
-    if (conn->opened) conn->events->closed(conn, conn->why);
-    conn_free(conn);
-}
-
-/* ---- the beginning ---- */
 
 status
 ring_conn_open(struct ring_shard *shard, int fd, const struct io_conn_events *events, void *arg,
                struct io_conn **out)
 {
-    struct io_conn *conn = mem_alloc_zero(&shard->core.budget, sizeof(*conn));
+    struct ring_conn *conn = mem_alloc_zero(&shard->core.budget, sizeof(*conn));
     if (conn == NULL) {
         close(fd);
         return ST_NO_MEMORY;
     }
-    conn->shard = shard;
-    conn->events = events;
-    conn->id = ++shard->conn_id_last;
+    core_conn_init(&conn->core, &shard->net, events);
     conn->fd = fd;
     conn->slot = ring_slot_take(shard, fd);
     conn->recv_req.complete = conn_recv_complete;
     conn->send_req.complete = conn_send_complete;
-    conn->again_task.run = conn_again_run;
-    conn->close_task.run = conn_close_run;
-    io_timer_init(&conn->timer, conn_timer_fire);
-    buf_init(&conn->input, &shard->input_budget);
-    core_output_init(&conn->output, &shard->core, &shard->output_budget);
     list_init(&conn->send_link);
     list_init(&conn->recv_link);
-    list_push_back(&shard->conns, &conn->link);
-    shard->core.stats.connections++;
-
-    status st = events->opened(conn, arg);
-    if (!ok(st)) {
-        conn_shut(conn, st);
-        return st;
-    }
-    conn->opened = true;
-    conn_receive_later(conn);
-    if (out != NULL) *out = conn;
+    status st = core_conn_open(&conn->core, arg);
+    if (!ok(st)) return st;
+    if (out != NULL) *out = &conn->core;
     return ST_OK;
 }
 
@@ -647,30 +353,10 @@ ring_net_shut(struct ring_shard *shard)
 {
     shard->net_shut = true;
     ring_listeners_shut(shard);
-    list_for_each_safe (link, &shard->conns) {
-        conn_shut(list_entry(link, struct io_conn, link), ST_OK);
-    }
+    core_net_shut(&shard->net);
 }
 
 /* ---- who it is ---- */
-
-void
-io_conn_user_set(struct io_conn *conn, void *user)
-{
-    conn->user = user;
-}
-
-void *
-io_conn_user(const struct io_conn *conn)
-{
-    return conn->user;
-}
-
-u64
-io_conn_id(const struct io_conn *conn)
-{
-    return conn->id;
-}
 
 static void
 address_name(const struct sockaddr_storage *address, char *name, size_t size)
@@ -694,7 +380,8 @@ io_conn_peer_name(const struct io_conn *conn, char *name, size_t size)
 {
     struct sockaddr_storage address = {0};
     socklen_t length = sizeof(address);
-    if (getpeername(conn->fd, (struct sockaddr *)&address, &length) != 0) address.ss_family = 0;
+    const struct ring_conn *ring = (const struct ring_conn *)conn;
+    if (getpeername(ring->fd, (struct sockaddr *)&address, &length) != 0) address.ss_family = 0;
     address_name(&address, name, size);
 }
 
@@ -703,6 +390,7 @@ io_conn_local_name(const struct io_conn *conn, char *name, size_t size)
 {
     struct sockaddr_storage address = {0};
     socklen_t length = sizeof(address);
-    if (getsockname(conn->fd, (struct sockaddr *)&address, &length) != 0) address.ss_family = 0;
+    const struct ring_conn *ring = (const struct ring_conn *)conn;
+    if (getsockname(ring->fd, (struct sockaddr *)&address, &length) != 0) address.ss_family = 0;
     address_name(&address, name, size);
 }

@@ -19,11 +19,26 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/eventfd.h>
+#include <sys/mman.h>
 #include <sys/random.h>
 #include <sys/resource.h>
 #include <unistd.h>
 
 #include "base/log.h"
+
+/* ---- stacks ---- */
+
+void *
+backend_stacks_map(size_t bytes)
+{
+    return fiber_stacks_map(bytes);
+}
+
+void
+backend_stacks_unmap(void *stacks, size_t bytes)
+{
+    munmap(stacks, bytes);
+}
 
 /* ---- one shard's thread ---- */
 

@@ -67,59 +67,6 @@ sim_ppm(struct prng *prng, u32 ppm)
     return ppm > 0 && prng_chance(prng, ppm, 1000000);
 }
 
-void
-sim_options_default(struct sim_options *options, u64 seed)
-{
-    *options = (struct sim_options){
-        .seed = seed,
-        .memory_bytes = MIB(256),
-        .turn_ns_min = 200,
-        .turn_ns_max = 20 * NS_PER_US,
-        .mail_ns_min = 200,
-        .mail_ns_max = 20 * NS_PER_US,
-        .time_ns_max = 24 * 3600 * NS_PER_S,
-        .disk =
-            {
-                .capacity_bytes = GIB(16),
-                .latency_ns_min = 10 * NS_PER_US,
-                .latency_ns_max = 300 * NS_PER_US,
-                .stall_ns = NS_PER_S,
-            },
-        .net =
-            {
-                .latency_ns_min = 10 * NS_PER_US,
-                .latency_ns_max = 500 * NS_PER_US,
-                .pipe_bytes = 256u << 10,
-                .split_ppm = 300000,
-            },
-    };
-}
-
-void
-sim_options_swarm(struct sim_options *options, u64 seed)
-{
-    sim_options_default(options, seed);
-    struct prng prng;
-    prng_init(&prng, sim_seed(seed, "swarm", 0));
-    options->buggify = prng_chance(&prng, 3, 4);
-    if (prng_chance(&prng, 1, 4)) options->turn_ns_max = NS_PER_MS;
-    if (prng_chance(&prng, 1, 4)) options->turn_long_ppm = (u32)prng_below(&prng, 2000);
-    if (prng_chance(&prng, 1, 4)) options->mail_ns_max = 5 * NS_PER_MS;
-    struct sim_disk_options *disk = &options->disk;
-    if (prng_chance(&prng, 1, 4)) disk->latency_ns_max *= 1 + prng_below(&prng, 100);
-    if (prng_chance(&prng, 1, 5)) disk->stall_ppm = (u32)prng_below(&prng, 5000);
-    if (prng_chance(&prng, 1, 4)) disk->torn_ppm = (u32)prng_below(&prng, 300000);
-    if (prng_chance(&prng, 1, 8)) disk->read_error_ppm = (u32)prng_below(&prng, 5000);
-    if (prng_chance(&prng, 1, 8)) disk->write_error_ppm = (u32)prng_below(&prng, 5000);
-    if (prng_chance(&prng, 1, 8)) disk->sync_error_ppm = (u32)prng_below(&prng, 5000);
-    struct sim_net_options *net = &options->net;
-    net->split_ppm = (u32)prng_below(&prng, 1000000);
-    if (prng_chance(&prng, 1, 4)) net->latency_ns_max *= 1 + prng_below(&prng, 100);
-    if (prng_chance(&prng, 1, 4)) net->pipe_bytes = (u32)prng_range(&prng, 4096, 65536);
-    if (prng_chance(&prng, 1, 4)) net->refuse_ppm = (u32)prng_below(&prng, 200000);
-    if (prng_chance(&prng, 1, 4)) net->reset_ppm = (u32)prng_below(&prng, 3000);
-}
-
 /* ---- events ---- */
 
 static bool
@@ -488,6 +435,9 @@ sim_node_new(struct sim *sim, const char *host)
     node->index = sim->node_count++;
     snprintf(node->host, sizeof(node->host), "%s", host);
     node->disk = sim_disk_new(&sim->options.disk, sim_seed(sim->options.seed, "disk", node->index));
+    sim_disk_books_set(node->disk, sim, node->host);
+    node->space_returns.kind = SIM_KIND_CONTROL;
+    node->space_returns.fire = sim_space_returns;
     node->clock.wall_ns = WALL_START_MS * NS_PER_MS;
     node->result = ST_OK;
     list_init(&node->memory.blocks);
@@ -513,7 +463,6 @@ shard_init(struct sim_node *node, u32 index)
     shard->stop.fire = stop_arrives;
     list_init(&shard->arrivals);
     list_init(&shard->files);
-    list_init(&shard->connections);
     list_init(&shard->listeners);
     shard->mail_time_ns = calloc(node->shard_count, sizeof(u64));
     shard->mail_counts = calloc(node->shard_count, sizeof(u64));
@@ -534,6 +483,37 @@ shard_deinit(struct sim_shard *shard, bool abandon)
     free(shard->mail_counts);
 }
 
+static void
+node_release(struct sim_node *node, bool abandon)
+{
+    for (u32 i = 0; i < node->shard_count; i++)
+        shard_deinit(&node->shards[i], abandon);
+    free(node->shards);
+    node->shards = NULL;
+    node->shard_count = 0;
+    node->running = false;
+}
+
+/* The process is gone; its disk is another matter. power: the machine, too. */
+static void
+node_drop(struct sim_node *node, bool power)
+{
+    sim_trace(node->sim, NULL, SIM_KIND_CONTROL, node->index, "end of node", node->index, power, 0);
+    node->power_off = power;
+    sim_files_drop(node);
+    sim_net_drop(node, power);
+    while (!list_empty(&node->mails)) {
+        struct sim_mail *mail = list_entry(list_first(&node->mails), struct sim_mail, link);
+        sim_event_cancel(node->sim, &mail->event);
+        list_del(&mail->link);
+        free(mail);
+    }
+    node_release(node, true);
+    sim_mem_free_all(&node->memory);
+    node->crash_pending = false;
+    node->result = ST_CANCELED;
+}
+
 status
 sim_node_start(struct sim_node *node, const struct io_node_config *config)
 {
@@ -541,6 +521,7 @@ sim_node_start(struct sim_node *node, const struct io_node_config *config)
     CHECK(!node->running);
     CHECK(config->shard_count > 0 && config->shard_count <= LIMIT_SHARDS);
     node->running = true;
+    node->power_off = false;
     node->stopping = false;
     node->crash_pending = false;
     node->epoch++;
@@ -563,26 +544,17 @@ sim_node_start(struct sim_node *node, const struct io_node_config *config)
             core_shard_init(&shard->core, (struct io_node *)node, i, config->shard_count,
                             memory_bytes, config->fiber_count_max, seed);
         memfs_init(&shard->memfs, &shard->core.budget, UINT64_MAX);
-        budget_init(&shard->output_budget, "output", memory_bytes / 8, &shard->core.budget);
+        core_net_init(&shard->net, &shard->core);
         shard->core.now_ns = sim->now_ns;
         if (ok(started)) started = core_shard_start(&shard->core, config->shard_main, config->arg);
         shard_leave(domain);
         if (!ok(started)) st = started;
         shard_schedule_at(shard, sim->now_ns);
     }
-    if (!ok(st)) sim_node_crash(node);
+    if (ok(st)) return ST_OK;
+    sim_disk_process_ended(node->disk); /* it has not touched it */
+    node_drop(node, false);
     return st;
-}
-
-static void
-node_release(struct sim_node *node, bool abandon)
-{
-    for (u32 i = 0; i < node->shard_count; i++)
-        shard_deinit(&node->shards[i], abandon);
-    free(node->shards);
-    node->shards = NULL;
-    node->shard_count = 0;
-    node->running = false;
 }
 
 void
@@ -590,20 +562,8 @@ sim_node_crash(struct sim_node *node)
 {
     if (!node->running) return;
     CHECK(io_current == NULL);
-    sim_trace(node->sim, NULL, SIM_KIND_CONTROL, node->index, "end of node", node->index, 0, 0);
     sim_disk_crash(node->disk); /* first: it still takes data from the buffers of writes */
-    sim_files_drop(node);
-    sim_net_drop(node);
-    while (!list_empty(&node->mails)) {
-        struct sim_mail *mail = list_entry(list_first(&node->mails), struct sim_mail, link);
-        sim_event_cancel(node->sim, &mail->event);
-        list_del(&mail->link);
-        free(mail);
-    }
-    node_release(node, true);
-    sim_mem_free_all(&node->memory);
-    node->crash_pending = false;
-    node->result = ST_CANCELED;
+    node_drop(node, !node->sim->options.disk.crash_keeps_all);
 }
 
 /* The process has ended in order when every shard has, and nothing is under way. */
@@ -917,6 +877,7 @@ sim_free(struct sim *sim)
     while (!list_empty(&sim->nodes)) {
         struct sim_node *node = list_entry(list_first(&sim->nodes), struct sim_node, link);
         sim_node_crash(node);
+        sim_event_cancel(sim, &node->space_returns);
         list_del(&node->link);
         sim_disk_free(node->disk);
         free(node);

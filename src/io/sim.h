@@ -38,6 +38,7 @@
 struct sim;
 struct sim_node;
 struct sim_disk;
+struct io_conn;
 
 /* What goes wrong, by family: each can be switched off, each single fault can be left out. */
 enum sim_fault {
@@ -82,6 +83,9 @@ struct sim_disk_options {
     u64 stall_ns;                       /* ... up to this; by just this when it is less */
     u32 torn_ppm;                       /* of the unsynced sectors at a crash: garbage */
     u32 read_error_ppm, write_error_ppm, sync_error_ppm;
+    u32 evict_chance; /* of 64: that the next process finds a page gone that a failed sync lost */
+    u32 no_space_ppm; /* writes and allocations before which the capacity shrinks to what is used */
+    u64 no_space_ns_max; /* ... for 1 ms up to this */
     /* Beyond the promise, in millionths of the requests. */
     u32 bit_rot_ppm; /* of the reads: a bit of what it covers flips for good before it */
     u32 latent_ppm;  /* of the reads: a sector of what it covers is unreadable until rewritten */
@@ -93,6 +97,7 @@ struct sim_net_options {
     u64 latency_ns_min, latency_ns_max; /* of a segment; order within a connection is kept */
     u32 pipe_bytes;                     /* capacity of one direction: back-pressure above */
     u32 split_ppm;                      /* deliveries cut at a random place, down to one byte */
+    bool single_bytes;                  /* every delivery is one byte */
     u32 refuse_ppm;                     /* connects refused */
     u32 reset_ppm;                      /* segments that become a reset */
     u32 half_open_ppm;                  /* segments after which one end is gone unannounced */
@@ -123,8 +128,13 @@ struct sim_options {
 /* No faults; orders and delays are random all the same. */
 void sim_options_default(struct sim_options *options, u64 seed);
 /* Draws fault rates, delays and BUGGIFY from the seed: every run has a character. What is injected
- * may make operations fail, so the test must expect errors. */
+ * may make operations fail, so the test must expect errors. Nothing that an honest disk does not
+ * do.
+ */
 void sim_options_swarm(struct sim_options *options, u64 seed);
+/* On top of either: draws damage beyond the promise, at least one family. The code under test may
+ * refuse then, but never serve it. */
+void sim_options_beyond(struct sim_options *options, u64 seed);
 
 struct sim *sim_new(const struct sim_options *options);
 /* Crashes what still runs; frees everything, disks too. */
@@ -179,6 +189,20 @@ void sim_fault_each(const struct sim *sim,
                     void (*each)(void *arg, struct sim_fault_id id, u64 time_ns,
                                  const char *detail),
                     void *arg);
+/* Damage beyond the promise, for a checker that demands that it is found. */
+struct sim_damage {
+    struct sim_fault_id id;
+    u64 time_ns;
+    const struct sim_node *node;
+    const char *path; /* now; of a file without a name: "(no name)" */
+    u64 offset;
+    u32 bytes;
+    /* Reads show it now. Not so once it was written over or the file is gone; a power cut may bring
+     * it back with what had been written over it, or show what a cache has hidden so far. */
+    bool there;
+};
+void sim_damage_each(const struct sim *sim,
+                     void (*each)(void *arg, const struct sim_damage *damage), void *arg);
 /* Whether the armed crash or failure has happened. */
 bool sim_crashed(const struct sim *sim);
 bool sim_failed(const struct sim *sim);
@@ -193,8 +217,9 @@ struct sim_node *sim_node_new(struct sim *sim, const char *host);
 MUST_CHECK status sim_node_start(struct sim_node *node, const struct io_node_config *config);
 /* As io_node_stop; the process ends when its shards have. */
 void sim_node_stop(struct sim_node *node);
-/* Power off, now: memory, fibers, connections and what the disk had not made durable are gone.
- * Not from inside the node's own code. */
+/* Power off, now: memory, fibers, connections and what the disk had not made durable are gone, and
+ * peers hear nothing until it is started again. With crash_keeps_all it is the process that ends:
+ * the machine stays and closes its connections. Not from inside the node's own code. */
 void sim_node_crash(struct sim_node *node);
 bool sim_node_running(const struct sim_node *node);
 /* What the last process ended with; ST_CANCELED after a crash. */
@@ -212,7 +237,11 @@ void sim_node_started_set(struct sim_node *node);
 u64 sim_node_memory_bytes(const struct sim_node *node);
 /* Budgeted memory of a shard in use now, and its highest; zero when the process has ended. */
 void sim_node_shard_memory(const struct sim_node *node, u32 shard, u64 *used_out, u64 *peak_out);
-/* Nothing is delivered between the two (in both directions) until healed; connections stall. */
+/* Closes only the sending side of a connection, behind what was written: a client that still reads.
+ * On the shard of conn. */
+void sim_conn_shut_send(struct io_conn *conn);
+/* Nothing is delivered between the two (in both directions) until healed; connections stall. After
+ * that they go on when their machines try again, as TCP does: within twice the time it lasted. */
 void sim_link_cut(struct sim *sim, struct sim_node *a, struct sim_node *b);
 void sim_link_heal(struct sim *sim, struct sim_node *a, struct sim_node *b);
 

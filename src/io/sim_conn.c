@@ -1,90 +1,18 @@
 /* SPDX-License-Identifier: MIT
  *
- * sim_conn.c -- net.h of the simulated link: byte streams between the shards of all nodes.
- *
- *   io_conn A --output--> segments on their way --> arrived --> input --> io_conn B
- *             <---------------------- the other pipe of the line ------------------
- *
- * A line joins two ends and outlives either of them. Each direction is a pipe that holds at most
- * options.net.pipe_bytes between the sender's output and the receiver's input; segments have random
- * sizes and delays but keep their order, and what arrives is cut again, down to one byte.
- *
- *   state      receives   sends            leaves by
- *   OPEN       yes        what may go      io_conn_close, the peer's end, a reset
- *   FLUSHING   no         what may go      all sent -> end of stream, SHUT; timer -> SHUT
- *   SHUT       no         nothing          a task calls closed() and frees
- *
- * A machine that loses power resets its lines at once or (like a host that is gone) says nothing,
- * so that the peer learns of it only when it sends.
+ * sim_conn.c -- net.h of the simulated link: the ends of connections. What a session sees of them
+ * is core_conn.c, as in the server; how the network behaves is told in sim_net.h.
  */
-#include "io/sim_internal.h"
+#include "io/sim_net.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 
-#include "base/buf.h"
-#include "base/crc.h"
-#include "io/core_output.h"
-#include "io/net.h"
-
-#define CONN_FLUSH_NS_MAX      (3 * NS_PER_S)
-#define CONN_INPUT_BACKLOG_MAX (64u << 10)
-#define PORT_FIRST             20000u
-#define SEND_PIECES            8u
-
-enum conn_state { CONN_OPEN, CONN_FLUSHING, CONN_SHUT };
-enum segment_kind { SEGMENT_DATA, SEGMENT_END, SEGMENT_RESET };
-
-struct segment {
-    struct list link; /* pipe.under_way, then pipe.arrived */
-    struct sim_event event;
-    struct line *line;
-    u32 from; /* end that sent it */
-    enum segment_kind kind;
-    u32 size;
-    u32 taken; /* of size, by the receiver */
-    u8 data[];
-};
-
-struct pipe {
-    struct list under_way;
-    struct list arrived;
-    u64 used_bytes;
-    u64 time_ns; /* when the last segment arrives */
-    bool ended;  /* end or reset was sent */
-};
-
-/* libc's memory: it belongs to no node. */
-struct line {
-    struct list link; /* sim.pipes */
-    u64 number;
-    struct sim_node *nodes[2];
-    struct io_conn *ends[2];
-    bool pending[2];      /* this end does not exist yet */
-    bool lingers[2];      /* this end closed in order: what comes for it is thrown away */
-    struct pipe pipes[2]; /* by sending end */
-};
-
-struct io_conn {
-    struct list link; /* sim_shard.connections */
-    struct sim_shard *shard;
-    struct line *line;
-    u32 end;
-    const struct io_conn_events *events;
-    void *user;
-    u64 id;
-    char peer[80], local[80];
-    enum conn_state state;
-    bool opened, paused, again_posted, send_posted, close_posted, peer_ended;
-    status why;
-    struct buf input;
-    size_t want_bytes;
-    struct core_output output;
-    struct io_timer timer;
-    struct core_task again_task, send_task, close_task;
-    struct sim_arrival receive; /* segments have arrived */
-    struct sim_arrival room;    /* the pipe has room again */
-};
+#define PORT_FIRST  20000u
+#define SEND_BYTES  (1u << 20) /* of one send */
+#define TURN_PIECES 64u        /* given to a session in one turn */
+#define SYN_NS      NS_PER_S
+#define SYN_RETRIES 6u
 
 struct io_listener {
     struct list link; /* sim_shard.listeners */
@@ -104,7 +32,9 @@ struct connect {
     struct sim_shard *shard;
     char host[64];
     u16 port;
+    u32 retries;
     struct line *line;
+    status failed; /* why there is no line */
     bool finished, abandoned;
     struct fiber_queue queue;
 };
@@ -119,448 +49,335 @@ struct accept {
     char peer[80];
 };
 
-struct sim_cut {
-    struct list link; /* sim.cuts */
-    struct sim_node *a, *b;
-};
-
-static void conn_shut(struct io_conn *conn, status why);
-static void conn_send_later(struct io_conn *conn);
-
-/* ---- lines and segments ---- */
-
-static bool
-nodes_cut(const struct sim *sim, const struct sim_node *a, const struct sim_node *b)
+static struct sim_conn *
+sim_conn_of(struct io_conn *conn)
 {
-    list_for_each (pos, &sim->cuts) {
-        const struct sim_cut *cut = list_entry(pos, struct sim_cut, link);
-        if ((cut->a == a && cut->b == b) || (cut->a == b && cut->b == a)) return true;
-    }
-    return false;
-}
-
-static u64
-net_delay_ns(struct sim *sim)
-{
-    return sim_draw(&sim->prng_net, sim->options.net.latency_ns_min,
-                    sim->options.net.latency_ns_max);
-}
-
-static void
-segments_free(struct sim *sim, struct list *segments)
-{
-    while (!list_empty(segments)) {
-        struct segment *segment = list_entry(list_first(segments), struct segment, link);
-        sim_event_cancel(sim, &segment->event);
-        list_del(&segment->link);
-        free(segment);
-    }
-}
-
-/* Frees the line once nobody will look at it. */
-static void
-line_check(struct sim *sim, struct line *line)
-{
-    if (line->ends[0] != NULL || line->ends[1] != NULL) return;
-    if (line->pending[0] || line->pending[1]) return;
-    for (u32 i = 0; i < 2; i++) {
-        segments_free(sim, &line->pipes[i].under_way);
-        segments_free(sim, &line->pipes[i].arrived);
-    }
-    list_del(&line->link);
-    free(line);
-}
-
-static const char *
-segment_name(enum segment_kind kind)
-{
-    switch (kind) {
-    case SEGMENT_DATA:
-        return "data line,end,bytes";
-    case SEGMENT_END:
-        return "end line,end,bytes";
-    case SEGMENT_RESET:
-        return "reset line,end,bytes";
-    }
-    return "?";
-}
-
-static void segment_arrives(struct sim_event *event);
-
-static void
-line_send(struct sim *sim, struct line *line, u32 from, enum segment_kind kind,
-          const struct iovec *pieces, u32 count)
-{
-    struct pipe *pipe = &line->pipes[from];
-    if (pipe->ended) return;
-    u32 size = 0;
-    for (u32 i = 0; i < count; i++)
-        size += (u32)pieces[i].iov_len;
-    struct segment *segment = calloc(1, sizeof(*segment) + size);
-    CHECK(segment != NULL);
-    segment->line = line;
-    segment->from = from;
-    segment->kind = kind;
-    segment->size = size;
-    u32 at = 0;
-    for (u32 i = 0; i < count; i++) {
-        memcpy(segment->data + at, pieces[i].iov_base, pieces[i].iov_len);
-        at += (u32)pieces[i].iov_len;
-    }
-    segment->event.kind = SIM_KIND_NET;
-    segment->event.fire = segment_arrives;
-    list_push_back(&pipe->under_way, &segment->link);
-    pipe->used_bytes += size;
-    pipe->ended = kind != SEGMENT_DATA;
-    pipe->time_ns = MAX(sim->now_ns + net_delay_ns(sim), pipe->time_ns + 1);
-    sim_event_schedule(sim, &segment->event, pipe->time_ns);
-}
-
-/* An end that will never exist. */
-static void
-line_give_up(struct sim *sim, struct line *line, u32 end)
-{
-    line->pending[end] = false;
-    segments_free(sim, &line->pipes[1 - end].arrived);
-    line_send(sim, line, end, SEGMENT_RESET, NULL, 0);
-    line_check(sim, line);
-}
-
-static void
-segment_arrives(struct sim_event *event)
-{
-    struct sim *sim = sim_current;
-    struct segment *segment = CONTAINER_OF(event, struct segment, event);
-    struct line *line = segment->line;
-    struct pipe *pipe = &line->pipes[segment->from];
-    bool first = list_first(&pipe->under_way) == &segment->link;
-    if (!first || nodes_cut(sim, line->nodes[0], line->nodes[1])) {
-        /* Held up by a cut, or behind one that is: order is kept. */
-        sim_event_schedule(sim, event, sim->now_ns + NS_PER_MS + net_delay_ns(sim));
-        return;
-    }
-    struct io_conn *target = line->ends[1 - segment->from];
-    sim_trace(sim, target != NULL ? target->shard : NULL, SIM_KIND_NET,
-              crc32c((u32)segment->kind, segment->data, segment->size), segment_name(segment->kind),
-              line->number, segment->from, segment->size);
-    list_del(&segment->link);
-    if (target != NULL && target->state == CONN_OPEN) {
-        list_push_back(&pipe->arrived, &segment->link);
-        if (!list_linked(&target->receive.link)) sim_arrive(target->shard, &target->receive);
-        return;
-    }
-    if (line->pending[1 - segment->from]) {
-        list_push_back(&pipe->arrived, &segment->link);
-        return;
-    }
-    /* Nobody is there any more. */
-    u32 from = segment->from;
-    bool data = segment->kind == SEGMENT_DATA;
-    pipe->used_bytes -= segment->size - segment->taken;
-    free(segment);
-    if (data && target == NULL && !line->lingers[1 - from] && line->ends[from] != NULL)
-        line_send(sim, line, 1 - from, SEGMENT_RESET, NULL, 0);
-    if (data && line->ends[from] != NULL && !list_linked(&line->ends[from]->room.link))
-        sim_arrive(line->ends[from]->shard, &line->ends[from]->room);
+    return (struct sim_conn *)conn;
 }
 
 /* ---- receiving ---- */
 
+/* How many of at most size bytes come at once. */
+static u32
+piece_size(struct sim *sim, u32 size)
+{
+    const struct sim_net_options *net = &sim->options.net;
+    if (net->single_bytes) return 1;
+    return sim_ppm(&sim->prng_net, net->split_ppm) ? (u32)sim_draw(&sim->prng_net, 1, size) : size;
+}
+
 static void
-conn_give(struct io_conn *conn)
+conn_receive_data(struct sim_conn *conn, struct pipe *pipe)
 {
-    conn->want_bytes = 0;
-    size_t consumed = conn->events->received(conn, buf_bytes(&conn->input));
-    CHECK(consumed <= conn->input.size);
-    buf_consume(&conn->input, consumed);
-    if (conn->input.size == 0) buf_clear(&conn->input, 0);
-}
-
-static bool
-conn_holds_back(const struct io_conn *conn)
-{
-    return conn->paused || conn->again_posted;
-}
-
-/* Moves bytes of a segment to the input; true when the segment is used up. */
-static bool
-conn_take(struct io_conn *conn, struct pipe *pipe, struct segment *segment)
-{
-    struct sim *sim = conn->shard->node->sim;
-    u32 size = segment->size - segment->taken;
-    if (size > 1 && sim_ppm(&sim->prng_net, sim->options.net.split_ppm))
-        size = (u32)sim_draw(&sim->prng_net, 1, size);
-    if (!buf_append(&conn->input, segment->data + segment->taken, size)) {
-        conn_shut(conn, ST_NO_MEMORY);
-        return false;
+    struct sim *sim = sim_current;
+    struct io_conn *core = &conn->core;
+    u32 size = (u32)MIN(pipe->used_bytes, (u64)CONN_PIECE_BYTES);
+    if (core_conn_wants_direct(core)) {
+        if (!core_conn_direct_reserve(core)) return;
+        size = piece_size(sim, (u32)(core->want_bytes - core->input.size));
+        size = sim_pipe_take(pipe, core->input.data + core->input.size, size);
+        core->input.size += size;
+        core->net->shard->stats.received_bytes += size;
+        core_conn_input_grown(core);
+        return;
     }
-    segment->taken += size;
-    pipe->used_bytes -= size;
-    conn->shard->core.stats.received_bytes += size;
-    struct io_conn *sender = conn->line->ends[1 - conn->end];
-    if (sender != NULL && !list_linked(&sender->room.link))
-        sim_arrive(sender->shard, &sender->room);
-    return segment->taken == segment->size;
+    /* A block of its own size, so that reading behind its end is noticed. */
+    size = piece_size(sim, size);
+    u8 *piece = malloc(size);
+    CHECK(piece != NULL);
+    size = sim_pipe_take(pipe, piece, size);
+    core->net->shard->stats.received_bytes += size;
+    core_conn_arrived(core, BYTES(piece, size));
+    free(piece);
 }
 
 static void
 receive_run(struct sim_arrival *arrival)
 {
-    struct io_conn *conn = CONTAINER_OF(arrival, struct io_conn, receive);
+    struct sim_conn *conn = CONTAINER_OF(arrival, struct sim_conn, receive);
+    struct io_conn *core = &conn->core;
     struct pipe *pipe = &conn->line->pipes[1 - conn->end];
-    while (conn->state == CONN_OPEN && !list_empty(&pipe->arrived)) {
-        struct segment *segment = list_entry(list_first(&pipe->arrived), struct segment, link);
-        if (segment->kind == SEGMENT_DATA) {
-            if (conn->paused && conn->input.size > 0) return;
-            if (conn_holds_back(conn) && conn->input.size > CONN_INPUT_BACKLOG_MAX) return;
-            bool whole = conn_take(conn, pipe, segment);
-            if (conn->state != CONN_OPEN) return;
-            if (whole) {
-                list_del(&segment->link);
-                free(segment);
-            }
-            if (!conn_holds_back(conn) && conn->input.size >= conn->want_bytes) conn_give(conn);
-            if (whole) continue;
-            if (conn->state == CONN_OPEN && !list_linked(&conn->receive.link))
-                sim_arrive(conn->shard, &conn->receive); /* the rest in the next turn */
-            return;
+    u32 count = 0;
+    bool late = false;
+    while (core->state != CONN_SHUT && count < TURN_PIECES && !list_empty(&pipe->arrived)) {
+        if (!core_conn_receives(core)) {
+            /* What was on its way when the session said stop. */
+            if (late || count == 0 || !prng_chance(&sim_current->prng_net, 1, 4)) return;
+            late = true;
         }
-        if (conn->paused && segment->kind == SEGMENT_END) return;
-        bool reset = segment->kind == SEGMENT_RESET;
-        list_del(&segment->link);
-        free(segment);
-        conn->peer_ended = true;
-        if (reset) {
-            conn_shut(conn, ST_CLOSED);
+        struct segment *segment = list_entry(list_first(&pipe->arrived), struct segment, link);
+        enum segment_kind kind = segment->kind;
+        if (kind == SEGMENT_DATA) {
+            conn_receive_data(conn, pipe);
+            count++;
+            continue;
+        }
+        if (late) return;
+        sim_segment_free(pipe, segment);
+        if (kind == SEGMENT_END) {
+            core_conn_peer_ended(core);
         } else {
-            io_conn_close(conn, IO_CLOSE_FLUSH);
+            core_conn_shut(core, ST_CLOSED);
         }
     }
-}
-
-static void
-again_run(struct core_task *task)
-{
-    struct io_conn *conn = CONTAINER_OF(task, struct io_conn, again_task);
-    conn->again_posted = false;
-    if (conn->state != CONN_OPEN || conn->paused) return;
-    if (conn->input.size > 0 && conn->input.size >= conn->want_bytes) conn_give(conn);
-    bool more = !list_empty(&conn->line->pipes[1 - conn->end].arrived);
-    if (conn->state == CONN_OPEN && more && !list_linked(&conn->receive.link))
-        sim_arrive(conn->shard, &conn->receive);
+    core_conn_receive_later(core);
 }
 
 void
-io_conn_want(struct io_conn *conn, size_t frame_bytes)
+backend_conn_receive(struct io_conn *core)
 {
-    CHECK(frame_bytes <= CONN_INPUT_MAX_BYTES);
-    conn->want_bytes = frame_bytes;
+    struct sim_conn *conn = sim_conn_of(core);
+    if (!list_empty(&conn->line->pipes[1 - conn->end].arrived))
+        sim_conn_arrive(conn, &conn->receive);
+}
+
+/* receive_run asks before each piece. */
+void
+backend_conn_receive_stop(struct io_conn *core)
+{
+    (void)core;
 }
 
 void
-io_conn_again(struct io_conn *conn)
+backend_conn_receive_cut(struct io_conn *core)
 {
-    if (conn->again_posted || conn->state != CONN_OPEN) return;
-    conn->again_posted = true;
-    core_task_post(&conn->shard->core, &conn->again_task);
+    (void)core;
 }
 
-void
-io_conn_pause(struct io_conn *conn)
+bool
+backend_conn_input_busy(const struct io_conn *core)
 {
-    conn->paused = true;
-}
-
-void
-io_conn_resume(struct io_conn *conn)
-{
-    if (!conn->paused) return;
-    conn->paused = false;
-    io_conn_again(conn);
+    (void)core;
+    return false;
 }
 
 /* ---- sending ---- */
 
+/* The send under way ends: with an error, or with as many bytes as were taken. */
 static void
-conn_send_later(struct io_conn *conn)
+conn_send_over(struct sim_conn *conn)
 {
-    if (conn->state == CONN_SHUT || conn->send_posted || core_output_sendable(&conn->output) == 0)
-        return;
-    conn->send_posted = true;
-    core_task_post(&conn->shard->core, &conn->send_task);
+    sim_conn_arrive(conn, &conn->sent);
+}
+
+void
+sim_conn_send_fail(struct sim_conn *conn, status why)
+{
+    if (conn->core.output.sending == 0) return;
+    conn->send_failed = why;
+    conn_send_over(conn);
+}
+
+/* The next bytes of the send under way, into a segment. */
+static void
+conn_send_take(struct sim_conn *conn, u8 *target, u32 size)
+{
+    conn->send_bytes += size;
+    while (size > 0) {
+        const struct iovec *piece = &conn->pieces[conn->send_piece];
+        u32 part = (u32)MIN((size_t)size, piece->iov_len - conn->send_offset);
+        memcpy(target, (const u8 *)piece->iov_base + conn->send_offset, part);
+        target += part;
+        size -= part;
+        conn->send_offset += part;
+        if (conn->send_offset < piece->iov_len) return;
+        conn->send_piece++;
+        conn->send_offset = 0;
+    }
 }
 
 static void
-conn_flushed_check(struct io_conn *conn)
+conn_send_pump(struct sim_conn *conn)
 {
-    if (conn->state != CONN_FLUSHING || core_output_sendable(&conn->output) > 0) return;
-    line_send(conn->shard->node->sim, conn->line, conn->end, SEGMENT_END, NULL, 0);
-    conn->line->lingers[conn->end] = true;
-    conn_shut(conn, ST_OK);
+    struct sim *sim = sim_current;
+    struct pipe *pipe = &conn->line->pipes[conn->end];
+    u32 capacity = sim->options.net.pipe_bytes;
+    for (;;) {
+        u32 left = conn->core.output.sending - conn->send_bytes;
+        u32 room = (u32)(capacity - MIN((u64)capacity, pipe->used_bytes));
+        /* A trickle of room would be sent byte by byte for ever (the silly window of RFC 813). */
+        if (left > 0 && (room == 0 || (room < left && room < capacity / 4))) return;
+        if (left == 0) break;
+        u32 size = MIN(left, room);
+        if (sim_ppm(&sim->prng_net, sim->options.net.split_ppm))
+            size = (u32)sim_draw(&sim->prng_net, 1, size);
+        conn_send_take(conn, sim_pipe_push(sim, pipe, SEGMENT_DATA, size), size);
+        /* A signal, say: fewer bytes than asked for. */
+        if (prng_chance(&sim->prng_net, 1, 64)) break;
+    }
+    conn_send_over(conn);
+}
+
+/* One end learns of it, the other hears nothing more. */
+static void
+line_half_open(struct sim *sim, struct sim_conn *conn, struct prng *prng)
+{
+    struct line *line = conn->line;
+    u32 end = (u32)prng_below(prng, 2);
+    status why = prng_chance(prng, 1, 2) ? ST_TIMED_OUT : ST_CLOSED;
+    line->silent[end] = true;
+    line->pipes[end].ended = true;
+    sim_pipe_lose_some(sim, &line->pipes[end]);
+    line->pipes[1 - end].black = prng_chance(prng, 1, 2);
+    if (end == conn->end) {
+        sim_conn_send_fail(conn, why);
+    } else {
+        sim_line_end_fail(line, end, why);
+    }
+}
+
+/* Whether the connection breaks before this send. */
+static bool
+conn_breaks(struct sim_conn *conn)
+{
+    struct sim *sim = sim_current;
+    const struct sim_net_options *net = &sim->options.net;
+    if (sim_fault_chance(sim, SIM_FAULT_NET_RESET, net->reset_ppm) &&
+        sim_fault_take(sim, SIM_FAULT_NET_RESET, "line %llu, %s to %s",
+                       (unsigned long long)conn->line->number, conn->local, conn->peer)) {
+        sim_line_reset(sim, conn->line, conn->end);
+        sim_conn_send_fail(conn, ST_CLOSED);
+        return true;
+    }
+    if (!sim_fault_chance(sim, SIM_FAULT_NET_HALF_OPEN, net->half_open_ppm)) return false;
+    struct prng prng = sim_fault_prng(sim, SIM_FAULT_NET_HALF_OPEN);
+    if (!sim_fault_take(sim, SIM_FAULT_NET_HALF_OPEN, "line %llu, %s to %s",
+                        (unsigned long long)conn->line->number, conn->local, conn->peer))
+        return false;
+    line_half_open(sim, conn, &prng);
+    return !ok(conn->send_failed);
 }
 
 static void
 send_run(struct core_task *task)
 {
-    struct io_conn *conn = CONTAINER_OF(task, struct io_conn, send_task);
-    struct sim *sim = conn->shard->node->sim;
-    struct pipe *pipe = &conn->line->pipes[conn->end];
+    struct sim_conn *conn = CONTAINER_OF(task, struct sim_conn, send_task);
+    struct core_output *output = &conn->core.output;
     conn->send_posted = false;
-    if (conn->state == CONN_SHUT) return;
-    u64 room =
-        sim->options.net.pipe_bytes - MIN((u64)sim->options.net.pipe_bytes, pipe->used_bytes);
-    u64 size = MIN(core_output_sendable(&conn->output), room);
-    /* A trickle of room would be sent byte by byte for ever (the silly window of RFC 813). */
-    bool silly =
-        size < core_output_sendable(&conn->output) && room < sim->options.net.pipe_bytes / 4;
-    if (size > 0 && !silly) {
-        if (sim_fault_chance(sim, SIM_FAULT_NET_RESET, sim->options.net.reset_ppm) &&
-            sim_fault_take(sim, SIM_FAULT_NET_RESET, "%s to %s", conn->local, conn->peer)) {
-            line_send(sim, conn->line, conn->end, SEGMENT_RESET, NULL, 0);
-            conn_shut(conn, ST_CLOSED);
-            return;
-        }
-        if (sim_ppm(&sim->prng_net, sim->options.net.split_ppm))
-            size = sim_draw(&sim->prng_net, 1, size);
-        struct iovec pieces[SEND_PIECES];
-        u32 total;
-        u32 count = core_output_gather(&conn->output, size, pieces, SEND_PIECES, &total);
-        line_send(sim, conn->line, conn->end, SEGMENT_DATA, pieces, count);
-        core_output_advance(&conn->output, total);
-        conn->shard->core.stats.sent_bytes += total;
-        if (total < room) conn_send_later(conn);
+    if (conn->core.state > CONN_FLUSHING || output->sending > 0) return;
+    u32 total;
+    conn->send_pieces = core_output_gather(output, SEND_BYTES, conn->pieces, SEND_PIECES, &total);
+    if (conn->send_pieces == 0) return;
+    output->sending = total;
+    conn->send_piece = 0;
+    conn->send_offset = 0;
+    conn->send_bytes = 0;
+    conn->send_failed = ST_OK;
+    if (conn->line->pipes[conn->end].ended) {
+        sim_conn_send_fail(conn, ST_CLOSED);
+        return;
     }
-    if (core_output_drained(&conn->output) && conn->state == CONN_OPEN) conn->events->drained(conn);
-    conn_flushed_check(conn);
+    if (conn_breaks(conn)) return;
+    /* The kernel copies what it has no room for yet, or reads it later. */
+    if (prng_chance(&sim_current->prng_net, 1, 2)) {
+        conn->copy = malloc(total);
+        CHECK(conn->copy != NULL);
+        conn_send_take(conn, conn->copy, total);
+        conn->pieces[0] = (struct iovec){.iov_base = conn->copy, .iov_len = total};
+        conn->send_piece = 0;
+        conn->send_offset = 0;
+        conn->send_bytes = 0;
+    }
+    conn_send_pump(conn);
+}
+
+void
+backend_conn_send(struct io_conn *core)
+{
+    struct sim_conn *conn = sim_conn_of(core);
+    if (conn->send_posted) return;
+    conn->send_posted = true;
+    core_task_post(core->net->shard, &conn->send_task);
 }
 
 static void
 room_run(struct sim_arrival *arrival)
 {
-    conn_send_later(CONTAINER_OF(arrival, struct io_conn, room));
+    struct sim_conn *conn = CONTAINER_OF(arrival, struct sim_conn, room);
+    bool over = list_linked(&conn->sent.link) || conn->line->pipes[conn->end].ended;
+    if (conn->core.output.sending > 0 && !over) conn_send_pump(conn);
 }
 
-u8 *
-io_conn_reserve(struct io_conn *conn, size_t size)
+static void
+sent_run(struct sim_arrival *arrival)
 {
-    return core_output_reserve(&conn->output, size);
-}
-
-void
-io_conn_commit(struct io_conn *conn, size_t size)
-{
-    core_output_commit(&conn->output, size);
-    conn_send_later(conn);
-}
-
-bool
-io_conn_write(struct io_conn *conn, const void *data, size_t size)
-{
-    if (!core_output_write(&conn->output, data, size)) return false;
-    conn_send_later(conn);
-    return true;
-}
-
-u64
-io_conn_written(const struct io_conn *conn)
-{
-    return conn->output.written;
+    struct sim_conn *conn = CONTAINER_OF(arrival, struct sim_conn, sent);
+    free(conn->copy);
+    conn->copy = NULL;
+    if (!ok(conn->send_failed)) core_conn_shut(&conn->core, conn->send_failed);
+    core_conn_sent(&conn->core, conn->send_bytes);
+    if (conn->send_shut && io_conn_pending(&conn->core) == 0)
+        sim_line_end(sim_current, conn->line, conn->end);
 }
 
 void
-io_conn_send_until(struct io_conn *conn, u64 position)
+sim_conn_shut_send(struct io_conn *core)
 {
-    core_output_send_until(&conn->output, position);
-    conn_send_later(conn);
-}
-
-bool
-io_conn_output_full(struct io_conn *conn)
-{
-    return core_output_full(&conn->output);
-}
-
-size_t
-io_conn_pending(const struct io_conn *conn)
-{
-    return core_output_pending(&conn->output);
+    struct sim_conn *conn = sim_conn_of(core);
+    conn->send_shut = true;
+    if (core->state != CONN_SHUT && io_conn_pending(core) == 0)
+        sim_line_end(sim_current, conn->line, conn->end);
 }
 
 /* ---- the end of a connection ---- */
 
-/* The one way to SHUT. The first reason stays. */
-static void
-conn_shut(struct io_conn *conn, status why)
+bool
+backend_conn_active(const struct io_conn *core)
 {
-    if (conn->state == CONN_SHUT) return;
-    conn->state = CONN_SHUT;
-    if (ok(conn->why)) conn->why = why;
-    io_timer_cancel(&conn->timer);
-    if (!conn->line->lingers[conn->end] && !conn->peer_ended)
-        line_send(conn->shard->node->sim, conn->line, conn->end, SEGMENT_RESET, NULL, 0);
-    if (conn->close_posted) return;
-    conn->close_posted = true;
-    core_task_post(&conn->shard->core, &conn->close_task);
-}
-
-static void
-timer_fire(struct io_timer *timer)
-{
-    conn_shut(CONTAINER_OF(timer, struct io_conn, timer), ST_TIMED_OUT);
+    return core->output.sending > 0;
 }
 
 void
-io_conn_close(struct io_conn *conn, enum io_close_mode mode)
+backend_conn_shut_send(struct io_conn *core)
 {
-    if (mode == IO_CLOSE_ABORT) {
-        conn_shut(conn, ST_OK);
-        return;
-    }
-    if (conn->state != CONN_OPEN) return;
-    conn->state = CONN_FLUSHING;
-    io_timer_arm(&conn->timer, io_now_ns() + CONN_FLUSH_NS_MAX);
-    if (core_output_sendable(&conn->output) > 0) {
-        conn_send_later(conn);
-    } else {
-        conn_flushed_check(conn);
-    }
+    struct sim_conn *conn = sim_conn_of(core);
+    sim_line_end(sim_current, conn->line, conn->end);
 }
 
-/* Takes the connection from its line; the memory is the node's. */
-static void
-conn_detach(struct io_conn *conn)
+void
+backend_conn_shut(struct io_conn *core)
 {
-    struct sim *sim = conn->shard->node->sim;
+    struct sim_conn *conn = sim_conn_of(core);
+    sim_line_end(sim_current, conn->line, conn->end);
+    if (core->output.sending > 0) conn_send_over(conn);
+}
+
+/* Takes the connection from its line; the memory is the node's. quiet: the peer is not told. */
+static void
+conn_detach(struct sim_conn *conn, bool quiet)
+{
+    struct sim *sim = sim_current;
     struct line *line = conn->line;
-    u32 from = 1 - conn->end;
-    list_del(&conn->link);
+    struct pipe *incoming = &line->pipes[1 - conn->end];
     list_del(&conn->receive.link);
     list_del(&conn->room.link);
-    segments_free(sim, &line->pipes[from].arrived);
-    line->pipes[from].used_bytes = 0;
-    list_for_each (pos, &line->pipes[from].under_way) {
-        line->pipes[from].used_bytes += list_entry(pos, struct segment, link)->size;
-    }
+    list_del(&conn->sent.link);
+    list_del(&conn->error.link);
+    free(conn->copy);
+    conn->copy = NULL;
+    quiet = quiet || line->silent[conn->end];
+    if (!quiet && sim_pipe_unread(incoming)) sim_line_reset(sim, line, conn->end);
+    sim_segments_free(incoming, &incoming->arrived);
     line->ends[conn->end] = NULL;
-    /* Who waits for room in this pipe may go on, into the void. */
-    if (line->ends[from] != NULL && !list_linked(&line->ends[from]->room.link))
-        sim_arrive(line->ends[from]->shard, &line->ends[from]->room);
-    line_check(sim, line);
+    sim_pipe_roomy(incoming); /* on into the void */
+    sim_line_check(sim, line);
+}
+
+void
+backend_conn_free(struct io_conn *core)
+{
+    struct sim_conn *conn = sim_conn_of(core);
+    if (conn->send_posted) list_del(&conn->send_task.link);
+    conn_detach(conn, false);
+    core_conn_deinit(core);
+    mem_free(&core->net->shard->budget, conn, sizeof(*conn));
 }
 
 static void
-close_run(struct core_task *task)
+error_run(struct sim_arrival *arrival)
 {
-    struct io_conn *conn = CONTAINER_OF(task, struct io_conn, close_task);
-    struct sim_shard *shard = conn->shard;
-    if (conn->again_posted) list_del(&conn->again_task.link);
-    if (conn->send_posted) list_del(&conn->send_task.link);
-    if (conn->opened) conn->events->closed(conn, conn->why);
-    conn_detach(conn);
-    buf_deinit(&conn->input);
-    core_output_deinit(&conn->output);
-    shard->core.stats.connections--;
-    mem_free(&shard->core.budget, conn, sizeof(*conn));
+    struct sim_conn *conn = CONTAINER_OF(arrival, struct sim_conn, error);
+    core_conn_shut(&conn->core, conn->error_why);
 }
 
 /* ---- the beginning ---- */
@@ -569,39 +386,26 @@ static status
 conn_open(struct sim_shard *shard, struct line *line, u32 end, const char *local, const char *peer,
           const struct io_conn_events *events, void *arg, struct io_conn **out)
 {
-    struct io_conn *conn = mem_alloc_zero(&shard->core.budget, sizeof(*conn));
+    struct sim_conn *conn = mem_alloc_zero(&shard->core.budget, sizeof(*conn));
     if (conn == NULL) return ST_NO_MEMORY;
-    conn->shard = shard;
+    core_conn_init(&conn->core, &shard->net, events);
     conn->line = line;
     conn->end = end;
-    conn->events = events;
-    conn->id = ++shard->conn_id_last;
     snprintf(conn->local, sizeof(conn->local), "%s", local);
     snprintf(conn->peer, sizeof(conn->peer), "%s", peer);
-    conn->why = ST_OK;
-    conn->again_task.run = again_run;
     conn->send_task.run = send_run;
-    conn->close_task.run = close_run;
     conn->receive.run = receive_run;
     conn->room.run = room_run;
+    conn->sent.run = sent_run;
+    conn->error.run = error_run;
     list_init(&conn->receive.link);
     list_init(&conn->room.link);
-    io_timer_init(&conn->timer, timer_fire);
-    buf_init(&conn->input, &shard->core.budget);
-    core_output_init(&conn->output, &shard->core, &shard->output_budget);
-    list_push_back(&shard->connections, &conn->link);
-    shard->core.stats.connections++;
+    list_init(&conn->sent.link);
+    list_init(&conn->error.link);
     line->ends[end] = conn;
-
-    status st = events->opened(conn, arg);
-    if (!ok(st)) {
-        conn_shut(conn, st);
-        return st;
-    }
-    conn->opened = true;
-    if (conn->state == CONN_OPEN && !list_empty(&line->pipes[1 - end].arrived))
-        sim_arrive(shard, &conn->receive);
-    if (out != NULL) *out = conn;
+    status st = core_conn_open(&conn->core, arg);
+    if (!ok(st)) return st;
+    if (out != NULL) *out = &conn->core;
     return ST_OK;
 }
 
@@ -627,7 +431,7 @@ accept_run(struct sim_arrival *arrival)
         shard->core.stats.connections_accepted++;
     } else {
         shard->core.stats.connections_refused++;
-        if (line->ends[1] == NULL) line_give_up(shard->node->sim, line, 1);
+        if (line->ends[1] == NULL) sim_line_give_up(shard->node->sim, line, 1);
     }
     list_del(&accept->link);
     free(accept);
@@ -639,26 +443,55 @@ host_is_local(const char *host)
     return strncmp(host, "127.", 4) == 0 || strcmp(host, "::1") == 0;
 }
 
+static struct sim_node *
+connect_target(const struct connect *connect)
+{
+    struct sim_node *own = connect->shard->node;
+    if (host_is_local(connect->host)) return own;
+    list_for_each (pos, &own->sim->nodes) {
+        struct sim_node *node = list_entry(pos, struct sim_node, link);
+        if (strcmp(node->host, connect->host) == 0) return node;
+    }
+    return NULL;
+}
+
 /* One of the listeners on the port, at random: the kernel spreads connections. */
 static struct io_listener *
-listener_find(struct sim *sim, const struct connect *connect)
+listener_find(struct sim_node *node, u16 port)
 {
     struct io_listener *found = NULL;
     u64 count = 0;
-    list_for_each (node_pos, &sim->nodes) {
-        struct sim_node *node = list_entry(node_pos, struct sim_node, link);
-        bool here = host_is_local(connect->host) ? node == connect->shard->node
-                                                 : strcmp(node->host, connect->host) == 0;
-        if (!here || nodes_cut(sim, node, connect->shard->node)) continue;
-        for (u32 i = 0; i < node->shard_count; i++) {
-            list_for_each (pos, &node->shards[i].listeners) {
-                struct io_listener *listener = list_entry(pos, struct io_listener, link);
-                if (listener->port != connect->port) continue;
-                if (prng_below(&sim->prng_net, ++count) == 0) found = listener;
-            }
+    for (u32 i = 0; i < node->shard_count; i++) {
+        list_for_each (pos, &node->shards[i].listeners) {
+            struct io_listener *listener = list_entry(pos, struct io_listener, link);
+            if (listener->port != port) continue;
+            if (prng_below(&node->sim->prng_net, ++count) == 0) found = listener;
         }
     }
     return found;
+}
+
+static void
+client_name(const struct line *line, char *name, size_t size)
+{
+    (void)snprintf(name, size, "%.64s:%u", line->nodes[0]->host,
+                   (unsigned)(40000 + line->number % 20000));
+}
+
+static void
+connect_meets(struct connect *connect, struct io_listener *listener)
+{
+    struct sim_shard *shard = connect->shard;
+    struct accept *accept = calloc(1, sizeof(*accept));
+    CHECK(accept != NULL);
+    connect->line = sim_line_new(shard->node->sim, shard->node, listener->shard->node);
+    accept->shard = listener->shard;
+    accept->line = connect->line;
+    accept->listener_id = listener->id;
+    accept->arrival.run = accept_run;
+    client_name(connect->line, accept->peer, sizeof(accept->peer));
+    list_push_back(&listener->shard->node->accepts, &accept->link);
+    sim_arrive(listener->shard, &accept->arrival);
 }
 
 static void
@@ -667,35 +500,24 @@ connect_fires(struct sim_event *event)
     struct connect *connect = CONTAINER_OF(event, struct connect, event);
     struct sim_shard *shard = connect->shard;
     struct sim *sim = shard->node->sim;
-    struct io_listener *listener = listener_find(sim, connect);
+    struct sim_node *target = connect_target(connect);
+    bool lost = target != NULL && (target->power_off || sim_link_is_cut(sim, target, shard->node));
+    if (lost && !connect->abandoned && connect->retries <= SYN_RETRIES) {
+        sim_trace(sim, shard, SIM_KIND_NET, connect->port, "connect port,retries", connect->port,
+                  connect->retries, 0);
+        u64 wait_ns = SYN_NS << connect->retries++;
+        sim_event_schedule(sim, &connect->event, sim->now_ns + wait_ns + sim_net_delay_ns(sim));
+        return;
+    }
+    connect->failed = lost ? ST_TIMED_OUT : ST_CLOSED;
+    struct io_listener *listener =
+        lost || target == NULL ? NULL : listener_find(target, connect->port);
     bool refused = sim_fault_chance(sim, SIM_FAULT_NET_REFUSE, sim->options.net.refuse_ppm) &&
                    sim_fault_take(sim, SIM_FAULT_NET_REFUSE, "%s to %s:%u", shard->node->host,
                                   connect->host, (unsigned)connect->port);
-    sim_trace(sim, shard, SIM_KIND_NET, listener != NULL, "connect", connect->port,
+    sim_trace(sim, shard, SIM_KIND_NET, listener != NULL, "connect port,listens", connect->port,
               listener != NULL, 0);
-    if (listener != NULL && !refused && !connect->abandoned) {
-        struct line *line = calloc(1, sizeof(*line));
-        struct accept *accept = calloc(1, sizeof(*accept));
-        CHECK(line != NULL && accept != NULL);
-        line->number = ++sim->line_last;
-        line->nodes[0] = shard->node;
-        line->nodes[1] = listener->shard->node;
-        line->pending[0] = line->pending[1] = true;
-        for (u32 i = 0; i < 2; i++) {
-            list_init(&line->pipes[i].under_way);
-            list_init(&line->pipes[i].arrived);
-        }
-        list_push_back(&sim->pipes, &line->link);
-        accept->shard = listener->shard;
-        accept->line = line;
-        accept->listener_id = listener->id;
-        accept->arrival.run = accept_run;
-        snprintf(accept->peer, sizeof(accept->peer), "%.64s:%u", shard->node->host,
-                 (unsigned)(40000 + sim->event_count % 20000));
-        list_push_back(&listener->shard->node->accepts, &accept->link);
-        sim_arrive(listener->shard, &accept->arrival);
-        connect->line = line;
-    }
+    if (listener != NULL && !refused && !connect->abandoned) connect_meets(connect, listener);
     sim_arrive(shard, &connect->arrival);
 }
 
@@ -708,7 +530,7 @@ connect_run(struct sim_arrival *arrival)
         fiber_queue_wake_all(&connect->queue);
         return;
     }
-    if (connect->line != NULL) line_give_up(sim_current, connect->line, 0);
+    if (connect->line != NULL) sim_line_give_up(sim_current, connect->line, 0);
     list_del(&connect->link);
     free(connect);
 }
@@ -731,24 +553,30 @@ io_connect(const char *host, u16 port, const struct io_conn_events *events, void
     list_init(&connect->arrival.link);
     fiber_queue_init(&connect->queue);
     list_push_back(&shard->node->connects, &connect->link);
-    sim_event_schedule(sim, &connect->event, sim->now_ns + net_delay_ns(sim));
+    sim_event_schedule(sim, &connect->event, sim->now_ns + sim_net_delay_ns(sim));
 
     while (!connect->finished) {
         status st = fiber_queue_wait(&connect->queue, deadline_ns);
         if (status_is(st, ST_TIMED_OUT) && !connect->finished) {
-            connect->abandoned = true; /* connect_run frees it */
+            connect->abandoned = true; /* connect_run frees it, soon */
+            if (connect->event.scheduled) {
+                sim_event_cancel(sim, &connect->event);
+                sim_event_schedule(sim, &connect->event, sim->now_ns);
+            }
             return ST_TIMED_OUT;
         }
     }
     struct line *line = connect->line;
+    status st = connect->failed;
     list_del(&connect->link);
     free(connect);
-    if (line == NULL) return ST_CLOSED;
-    char peer[80];
+    if (line == NULL) return st;
+    char local[80], peer[80];
+    client_name(line, local, sizeof(local));
     snprintf(peer, sizeof(peer), "%.64s:%u", host, (unsigned)port);
     line->pending[0] = false;
-    status st = conn_open(shard, line, 0, shard->node->host, peer, events, arg, out);
-    if (!ok(st) && line->ends[0] == NULL) line_give_up(sim, line, 0);
+    st = conn_open(shard, line, 0, local, peer, events, arg, out);
+    if (!ok(st) && line->ends[0] == NULL) sim_line_give_up(sim, line, 0);
     return st;
 }
 
@@ -772,7 +600,7 @@ io_listen(const char *host, u16 port, const struct io_conn_events *events, void 
     listener->shard = shard;
     listener->events = events;
     listener->arg = arg;
-    listener->id = ++shard->conn_id_last;
+    listener->id = ++shard->net.conn_id_last;
     listener->port =
         port != 0 ? port : (u16)(PORT_FIRST + shard->node->port_last++ % (40000 - PORT_FIRST));
     snprintf(listener->host, sizeof(listener->host), "%s", host);
@@ -798,33 +626,15 @@ io_listener_close(struct io_listener *listener)
 /* ---- who it is ---- */
 
 void
-io_conn_user_set(struct io_conn *conn, void *user)
-{
-    conn->user = user;
-}
-
-void *
-io_conn_user(const struct io_conn *conn)
-{
-    return conn->user;
-}
-
-u64
-io_conn_id(const struct io_conn *conn)
-{
-    return conn->id;
-}
-
-void
 io_conn_peer_name(const struct io_conn *conn, char *name, size_t size)
 {
-    (void)snprintf(name, size, "%s", conn->peer);
+    (void)snprintf(name, size, "%s", ((const struct sim_conn *)conn)->peer);
 }
 
 void
 io_conn_local_name(const struct io_conn *conn, char *name, size_t size)
 {
-    (void)snprintf(name, size, "%s", conn->local);
+    (void)snprintf(name, size, "%s", ((const struct sim_conn *)conn)->local);
 }
 
 /* ---- the ends of shards, nodes and the world ---- */
@@ -835,101 +645,85 @@ sim_net_shut(struct sim_shard *shard)
     /* no yield: listeners of the simulator are gone at once. */
     while (!list_empty(&shard->listeners))
         io_listener_close(list_entry(list_first(&shard->listeners), struct io_listener, link));
-    list_for_each_safe (pos, &shard->connections) {
-        conn_shut(list_entry(pos, struct io_conn, link), ST_OK);
-    }
+    core_net_shut(&shard->net);
 }
 
 bool
 sim_net_busy(const struct sim_shard *shard)
 {
-    return !list_empty(&shard->connections) || !list_empty(&shard->listeners) ||
+    return !list_empty(&shard->net.conns) || !list_empty(&shard->listeners) ||
            !list_empty(&shard->node->connects) || !list_empty(&shard->node->accepts);
 }
 
+/* Without power nothing is said; a process that is killed has its sockets closed. */
+static void
+conn_drop(struct sim *sim, struct sim_conn *conn, bool power)
+{
+    struct line *line = conn->line;
+    struct pipe *pipe = &line->pipes[conn->end];
+    if (power) {
+        sim_pipe_lose_some(sim, pipe);
+        pipe->ended = true;
+    } else {
+        sim_line_end(sim, line, conn->end);
+    }
+    conn_detach(conn, power);
+}
+
+/* An end that was about to be. */
+static void
+pending_drop(struct sim *sim, struct line *line, u32 end, bool power)
+{
+    if (!power) {
+        sim_line_give_up(sim, line, end);
+        return;
+    }
+    line->pending[end] = false;
+    line->pipes[end].ended = true;
+    sim_segments_free(&line->pipes[1 - end], &line->pipes[1 - end].arrived);
+    sim_line_check(sim, line);
+}
+
 void
-sim_net_drop(struct sim_node *node)
+sim_net_drop(struct sim_node *node, bool power)
 {
     struct sim *sim = node->sim;
-    bool silent = prng_chance(&sim->prng_net, 1, 2);
     while (!list_empty(&node->connects)) {
         struct connect *connect = list_entry(list_first(&node->connects), struct connect, link);
         sim_event_cancel(sim, &connect->event);
         list_del(&connect->arrival.link);
         list_del(&connect->link);
-        if (connect->line != NULL) line_give_up(sim, connect->line, 0);
+        if (connect->line != NULL) pending_drop(sim, connect->line, 0, power);
         free(connect);
     }
     while (!list_empty(&node->accepts)) {
         struct accept *accept = list_entry(list_first(&node->accepts), struct accept, link);
         list_del(&accept->arrival.link);
         list_del(&accept->link);
-        line_give_up(sim, accept->line, 1);
+        pending_drop(sim, accept->line, 1, power);
         free(accept);
     }
     for (u32 i = 0; i < node->shard_count; i++) {
-        struct sim_shard *shard = &node->shards[i];
-        while (!list_empty(&shard->connections)) {
-            struct io_conn *conn =
-                list_entry(list_first(&shard->connections), struct io_conn, link);
-            if (!silent) line_send(sim, conn->line, conn->end, SEGMENT_RESET, NULL, 0);
-            conn_detach(conn);
+        struct list *conns = &node->shards[i].net.conns;
+        while (!list_empty(conns)) {
+            struct io_conn *core = list_entry(list_first(conns), struct io_conn, link);
+            list_del(&core->link);
+            conn_drop(sim, sim_conn_of(core), power);
         }
-    }
-}
-
-void
-sim_net_init(struct sim *sim)
-{
-    list_init(&sim->pipes);
-    list_init(&sim->cuts);
-}
-
-void
-sim_net_free(struct sim *sim)
-{
-    while (!list_empty(&sim->pipes)) {
-        struct line *line = list_entry(list_first(&sim->pipes), struct line, link);
-        line->pending[0] = line->pending[1] = false;
-        CHECK(line->ends[0] == NULL && line->ends[1] == NULL);
-        line_check(sim, line);
-    }
-    while (!list_empty(&sim->cuts)) {
-        struct sim_cut *cut = list_entry(list_first(&sim->cuts), struct sim_cut, link);
-        list_del(&cut->link);
-        free(cut);
     }
 }
 
 void
 sim_net_hurry(struct sim *sim)
 {
-    while (!list_empty(&sim->cuts)) {
-        struct sim_cut *cut = list_entry(list_first(&sim->cuts), struct sim_cut, link);
-        list_del(&cut->link);
-        free(cut);
-    }
-}
-
-void
-sim_link_cut(struct sim *sim, struct sim_node *a, struct sim_node *b)
-{
-    if (nodes_cut(sim, a, b)) return;
-    struct sim_cut *cut = calloc(1, sizeof(*cut));
-    CHECK(cut != NULL);
-    cut->a = a;
-    cut->b = b;
-    list_push_back(&sim->cuts, &cut->link);
-}
-
-void
-sim_link_heal(struct sim *sim, struct sim_node *a, struct sim_node *b)
-{
-    list_for_each_safe (pos, &sim->cuts) {
-        struct sim_cut *cut = list_entry(pos, struct sim_cut, link);
-        bool same = (cut->a == a && cut->b == b) || (cut->a == b && cut->b == a);
-        if (!same) continue;
-        list_del(&cut->link);
-        free(cut);
+    u64 latest_ns = sim->now_ns + sim->options.net.latency_ns_max;
+    sim_lines_hurry(sim, latest_ns);
+    list_for_each (pos, &sim->nodes) {
+        list_for_each (at, &list_entry(pos, struct sim_node, link)->connects) {
+            struct connect *connect = list_entry(at, struct connect, link);
+            if (!connect->event.scheduled || connect->event.time_ns <= latest_ns) continue;
+            sim_event_cancel(sim, &connect->event);
+            sim_event_schedule(sim, &connect->event, latest_ns);
+        }
     }
 }

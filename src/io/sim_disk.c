@@ -10,20 +10,22 @@
  * older ones of the page are gone: they can no longer surface. NULL stands for a page of zeros.
  *
  * A crash picks for every sector of every page with versions one of them or the durable one. To
- * give runs a character, each file first draws how: all old, all new, page by page, or sector by
- * sector. The size of the file is drawn apart from its content.
+ * give runs a character, each file first draws how (enum crash_mode). The size of the file is drawn
+ * apart from its content.
  *
  * Invariants
  *   D1  Versions of a page are in the order in which their writes ended.
  *   D2  inode->dirty holds exactly the versions that the next sync covers, in that order. Versions
- *       outside it (after a failed sync) are read, but never become durable by a sync.
- *   D3  disk->used_pages counts the allocated pages of files that have a current name or are open.
+ *       outside it (after a failed sync or durable write) are read, but never become durable by a
+ * sync. D3  disk->used_pages counts the allocated pages of files that have a current name or are
+ * open.
  */
 #include "io/sim_disk_internal.h"
 
 #include <stdlib.h>
 
 #include "io/file.h"
+#include "io/sim_internal.h"
 
 static const u8 zero_page[SIM_PAGE_BYTES];
 
@@ -35,17 +37,54 @@ sim_alloc(size_t size)
     return block;
 }
 
+/* Pages that wait for their next use. */
+union free_page {
+    union free_page *next;
+    u8 data[SIM_PAGE_BYTES];
+};
+static union free_page *free_pages;
+
+static u8 *
+page_alloc(void)
+{
+    union free_page *page = free_pages;
+    if (page == NULL) {
+        page = malloc(sizeof(*page));
+        CHECK(page != NULL);
+        return page->data;
+    }
+    free_pages = page->next;
+    return page->data;
+}
+
+static void
+page_free(u8 *data)
+{
+    if (data == NULL) return;
+    union free_page *page = (union free_page *)data;
+    page->next = free_pages;
+    free_pages = page;
+}
+
+u8 *
+sim_page_zero(void)
+{
+    u8 *data = page_alloc();
+    memset(data, 0, SIM_PAGE_BYTES);
+    return data;
+}
+
 static u8 *
 page_copy(const u8 *data)
 {
-    if (memcmp(data, zero_page, SIM_PAGE_BYTES) == 0) return NULL;
-    u8 *copy = sim_alloc(SIM_PAGE_BYTES);
+    if (data == zero_page || memcmp(data, zero_page, SIM_PAGE_BYTES) == 0) return NULL;
+    u8 *copy = page_alloc();
     memcpy(copy, data, SIM_PAGE_BYTES);
     return copy;
 }
 
-static const u8 *
-page_current(const struct sim_page *page)
+const u8 *
+sim_page_current(const struct sim_page *page)
 {
     const u8 *data = page->newest != NULL ? page->newest->data : page->durable;
     return data != NULL ? data : zero_page;
@@ -55,14 +94,14 @@ static void
 version_free(struct sim_version *version)
 {
     list_del(&version->dirty_link);
-    free(version->data);
+    page_free(version->data);
     free(version);
 }
 
 /* ---- pages ---- */
 
-static void
-pages_reserve(struct sim_inode *inode, u64 size)
+void
+sim_pages_reserve(struct sim_inode *inode, u64 size)
 {
     u64 needed = align_up(size, SIM_PAGE_BYTES) / SIM_PAGE_BYTES;
     if (needed <= inode->page_count) return;
@@ -74,8 +113,8 @@ pages_reserve(struct sim_inode *inode, u64 size)
     inode->page_count = count;
 }
 
-static void
-page_push(struct sim_inode *inode, u64 page, const u8 *data)
+struct sim_version *
+sim_page_push(struct sim_inode *inode, u64 page, const u8 *data)
 {
     struct sim_version *version = sim_alloc(sizeof(*version));
     version->order = ++inode->disk->order;
@@ -84,17 +123,18 @@ page_push(struct sim_inode *inode, u64 page, const u8 *data)
     version->older = inode->pages[page].newest;
     inode->pages[page].newest = version;
     list_push_back(&inode->dirty, &version->dirty_link);
+    return version;
 }
 
 /* version, one of the page's, reaches the platter. */
-static void
-page_make_durable(struct sim_page *page, struct sim_version *version)
+void
+sim_page_make_durable(struct sim_page *page, struct sim_version *version)
 {
     struct sim_version **at = &page->newest;
     while (*at != version)
         at = &(*at)->older;
     *at = NULL;
-    free(page->durable);
+    page_free(page->durable);
     page->durable = version->data;
     version->data = NULL;
     while (version != NULL) {
@@ -123,6 +163,7 @@ sim_inode_new(struct sim_disk *disk)
     inode->disk = disk;
     inode->number = ++disk->inode_last;
     list_init(&inode->dirty);
+    list_init(&inode->latent);
     list_init(&inode->writes);
     list_push_back(&disk->inodes, &inode->link);
     return inode;
@@ -151,9 +192,10 @@ sim_inode_unref(struct sim_inode *inode)
     if (--inode->ref_count > 0) return;
     for (u64 i = 0; i < inode->page_count; i++) {
         page_drop_versions(&inode->pages[i]);
-        free(inode->pages[i].durable);
+        page_free(inode->pages[i].durable);
     }
     CHECK(list_empty(&inode->writes));
+    sim_latent_clear(inode, 0, UINT64_MAX);
     list_del(&inode->link);
     free(inode->pages);
     free(inode);
@@ -181,7 +223,7 @@ inode_reserve(struct sim_inode *inode, u64 offset, u64 end)
 {
     struct sim_disk *disk = inode->disk;
     if (end > (u64)1 << 44) return ST_NO_SPACE;
-    pages_reserve(inode, end);
+    sim_pages_reserve(inode, end);
     u64 first = offset / SIM_PAGE_BYTES;
     u64 last = align_up(end, SIM_PAGE_BYTES) / SIM_PAGE_BYTES;
     u64 missing = 0;
@@ -197,15 +239,36 @@ inode_reserve(struct sim_inode *inode, u64 offset, u64 end)
 
 /* ---- reading and writing ---- */
 
+/* What no sync will make durable (D2) is not marked as dirty in the cache either: it may go, and
+ * then the platter shows. Here it goes between two processes; while one runs it reads the same. */
+static void
+page_evict_maybe(struct sim_disk *disk, struct sim_page *page)
+{
+    if (page->newest == NULL || list_linked(&page->newest->dirty_link)) return;
+    if (!prng_chance(&disk->prng, disk->options.evict_chance, 64)) return;
+    while (page->newest != NULL && !list_linked(&page->newest->dirty_link)) {
+        struct sim_version *older = page->newest->older;
+        version_free(page->newest);
+        page->newest = older;
+    }
+}
+
 status
-sim_inode_read(const struct sim_inode *inode, void *buffer, u32 size, u64 offset)
+sim_inode_read(struct sim_inode *inode, void *buffer, u32 size, u64 offset)
 {
     if (offset > inode->size || size > inode->size - offset) return ST_END;
     u8 *target = buffer;
     for (u64 done = 0; done < size; done += SIM_PAGE_BYTES) {
         u64 i = (offset + done) / SIM_PAGE_BYTES;
-        const u8 *data = i < inode->page_count ? page_current(&inode->pages[i]) : zero_page;
-        memcpy(target + done, data, SIM_PAGE_BYTES);
+        const u8 *data = zero_page;
+        if (i < inode->page_count) {
+            data = sim_page_current(&inode->pages[i]);
+        }
+        if (data == zero_page) {
+            memset(target + done, 0, SIM_PAGE_BYTES);
+        } else {
+            memcpy(target + done, data, SIM_PAGE_BYTES);
+        }
     }
     return ST_OK;
 }
@@ -225,8 +288,9 @@ sim_inode_write_begin(struct sim_inode *inode, struct sim_write *write, const vo
     *write = (struct sim_write){.inode = inode, .buffer = buffer, .offset = offset, .size = size};
     /* The hardware reads the buffer at a time of its own; a buffer that is changed or reused
      * before the end shows by one or the other. */
-    if (prng_chance(&inode->disk->prng, 1, 2)) {
-        write->copy = sim_alloc(size);
+    if (buffer != NULL && prng_chance(&inode->disk->prng, 1, 2)) {
+        write->copy = malloc(size);
+        CHECK(write->copy != NULL);
         memcpy(write->copy, buffer, size);
     }
     list_push_back(&inode->writes, &write->link);
@@ -234,10 +298,23 @@ sim_inode_write_begin(struct sim_inode *inode, struct sim_write *write, const vo
     return ST_OK;
 }
 
-static void
-write_close(struct sim_write *write)
+const u8 *
+sim_write_data(const struct sim_write *write, u64 done)
+{
+    if (write->buffer == NULL) return zero_page;
+    return (write->copy != NULL ? write->copy : write->buffer) + done;
+}
+
+void
+sim_inode_write_close(struct sim_write *write, bool extend, bool durable)
 {
     struct sim_inode *inode = write->inode;
+    u64 end = write->offset + write->size;
+    if (extend) inode->size = MAX(inode->size, end);
+    if (extend && durable) {
+        inode->durable_size = MAX(inode->durable_size, end);
+        inode->durable_order = inode->disk->order;
+    }
     list_del(&write->link);
     free(write->copy);
     write->copy = NULL;
@@ -249,20 +326,14 @@ void
 sim_inode_write_end(struct sim_write *write, bool durable)
 {
     struct sim_inode *inode = write->inode;
-    const u8 *data = write->copy != NULL ? write->copy : write->buffer;
-    pages_reserve(inode, write->offset + write->size); /* a truncate may have come between */
+    sim_pages_reserve(inode, write->offset + write->size); /* a truncate may have come between */
     for (u64 done = 0; done < write->size; done += SIM_PAGE_BYTES) {
         u64 page = (write->offset + done) / SIM_PAGE_BYTES;
-        page_push(inode, page, data + done);
-        if (durable) page_make_durable(&inode->pages[page], inode->pages[page].newest);
+        struct sim_version *version = sim_page_push(inode, page, sim_write_data(write, done));
+        if (durable) sim_page_make_durable(&inode->pages[page], version);
     }
-    u64 end = write->offset + write->size;
-    if (end > inode->size) inode->size = end;
-    if (durable) {
-        inode->durable_size = MAX(inode->durable_size, end);
-        inode->durable_order = inode->disk->order;
-    }
-    write_close(write);
+    sim_latent_clear(inode, write->offset, write->size);
+    sim_inode_write_close(write, true, durable);
 }
 
 /* A page that holds for each sector the new data or what was there. */
@@ -277,21 +348,32 @@ static void
 write_apply_some(struct sim_write *write)
 {
     struct sim_inode *inode = write->inode;
-    const u8 *data = write->copy != NULL ? write->copy : write->buffer;
     u8 mixed[SIM_PAGE_BYTES];
-    pages_reserve(inode, write->offset + write->size);
+    sim_pages_reserve(inode, write->offset + write->size);
     for (u64 done = 0; done < write->size; done += SIM_PAGE_BYTES) {
         u64 page = (write->offset + done) / SIM_PAGE_BYTES;
-        page_mix(inode->disk, data + done, page_current(&inode->pages[page]), mixed);
-        page_push(inode, page, mixed);
+        page_mix(inode->disk, sim_write_data(write, done), sim_page_current(&inode->pages[page]),
+                 mixed);
+        sim_page_push(inode, page, mixed);
     }
 }
 
 void
-sim_inode_write_fail(struct sim_write *write)
+sim_inode_write_fail(struct sim_write *write, bool durable)
 {
-    write_apply_some(write);
-    write_close(write);
+    struct sim_inode *inode = write->inode;
+    if (!durable || prng_chance(&inode->disk->prng, 1, 2)) {
+        write_apply_some(write);
+        sim_inode_write_close(write, false, false);
+        return;
+    }
+    u64 before = inode->disk->order;
+    inode->disk->failed = true;
+    sim_inode_write_end(write, false);
+    list_for_each_safe (pos, &inode->dirty) {
+        struct sim_version *version = list_entry(pos, struct sim_version, dirty_link);
+        if (version->order > before) list_del(&version->dirty_link); /* D2 */
+    }
 }
 
 struct sim_sync
@@ -307,7 +389,7 @@ sim_inode_sync_end(struct sim_inode *inode, struct sim_sync sync)
         struct sim_version *version =
             list_entry(list_first(&inode->dirty), struct sim_version, dirty_link);
         if (version->order > sync.order) break; /* D2 */
-        page_make_durable(&inode->pages[version->page], version);
+        sim_page_make_durable(&inode->pages[version->page], version);
     }
     /* A durable write that ended after this sync began may have made it longer. */
     bool later = inode->durable_order > sync.order;
@@ -317,6 +399,7 @@ sim_inode_sync_end(struct sim_inode *inode, struct sim_sync sync)
 void
 sim_inode_sync_fail(struct sim_inode *inode, struct sim_sync sync)
 {
+    inode->disk->failed = true;
     list_for_each_safe (pos, &inode->dirty) {
         struct sim_version *version = list_entry(pos, struct sim_version, dirty_link);
         if (version->order > sync.order) break;
@@ -343,13 +426,13 @@ sim_inode_truncate(struct sim_inode *inode, u64 size)
     u64 kept = align_up(size, SIM_PAGE_BYTES) / SIM_PAGE_BYTES;
     if (size % SIM_PAGE_BYTES != 0 && size < inode->size && kept <= inode->page_count) {
         u8 part[SIM_PAGE_BYTES];
-        memcpy(part, page_current(&inode->pages[kept - 1]), SIM_PAGE_BYTES);
+        memcpy(part, sim_page_current(&inode->pages[kept - 1]), SIM_PAGE_BYTES);
         memset(part + size % SIM_PAGE_BYTES, 0, SIM_PAGE_BYTES - size % SIM_PAGE_BYTES);
-        page_push(inode, kept - 1, part);
+        sim_page_push(inode, kept - 1, part);
     }
     for (u64 i = kept; i < inode->page_count; i++) {
         struct sim_page *page = &inode->pages[i];
-        if (page_current(page) != zero_page) page_push(inode, i, zero_page);
+        if (sim_page_current(page) != zero_page) sim_page_push(inode, i, zero_page);
         if (page->allocated) inode->disk->used_pages--;
         page->allocated = false;
     }
@@ -368,7 +451,25 @@ sim_inode_allocate(struct sim_inode *inode, u64 size)
 
 /* ---- losing power ---- */
 
-enum crash_mode { CRASH_OLD, CRASH_NEW, CRASH_PAGES, CRASH_SECTORS, CRASH_MODE_COUNT };
+enum crash_mode {
+    CRASH_OLD,
+    CRASH_NEW,
+    CRASH_PAGES,   /* page by page */
+    CRASH_SECTORS, /* sector by sector */
+    CRASH_PREFIX,  /* the first sectors of a page are new, the rest is old */
+    CRASH_ORDER,   /* what was written before one moment is there */
+    CRASH_MODE_COUNT
+};
+
+/* How one file comes out of a power cut. */
+struct crash {
+    struct sim_disk *disk;
+    struct sim_inode *inode;
+    enum crash_mode mode;
+    u64 cut; /* CRASH_ORDER: the moment */
+    struct prng torn;
+    bool torn_asked, torn_happens;
+};
 
 /* The depth-th candidate: 0 is the durable content, 1 the oldest version. */
 static const u8 *
@@ -384,50 +485,99 @@ page_candidate(const struct sim_page *page, u32 version_count, u32 depth)
     return data != NULL ? data : zero_page;
 }
 
-static void
-page_crash(struct sim_disk *disk, struct sim_page *page, enum crash_mode mode)
+/* Whether the sector is garbage. All torn sectors of a file in a crash are one fault. */
+static bool
+sector_torn(struct crash *crash)
 {
-    u32 version_count = 0;
-    for (const struct sim_version *v = page->newest; v != NULL; v = v->older)
+    struct sim_disk *disk = crash->disk;
+    if (!sim_ppm(&crash->torn, disk->options.torn_ppm)) return false;
+    if (!crash->torn_asked) {
+        crash->torn_asked = true;
+        crash->torn_happens =
+            disk->sim == NULL || sim_fault_take(disk->sim, SIM_FAULT_TORN, "%s %s", disk->host,
+                                                sim_inode_path(crash->inode));
+    }
+    return crash->torn_happens;
+}
+
+static u32
+sector_depth(struct crash *crash, u32 version_count, u32 page_depth, bool in_prefix, u32 cut_depth)
+{
+    switch (crash->mode) {
+    case CRASH_OLD:
+    case CRASH_MODE_COUNT:
+        return 0;
+    case CRASH_NEW:
+        return version_count;
+    case CRASH_PAGES:
+        return page_depth;
+    case CRASH_SECTORS:
+        return (u32)prng_below(&crash->disk->prng, version_count + 1);
+    case CRASH_PREFIX:
+        return in_prefix ? version_count : page_depth == version_count ? 0 : page_depth;
+    case CRASH_ORDER:
+        return cut_depth;
+    }
+    CHECK(false);
+    return 0;
+}
+
+/* What only the cache has is gone. */
+static void
+page_drop_phantoms(struct sim_page *page)
+{
+    for (struct sim_version **at = &page->newest; *at != NULL;) {
+        struct sim_version *version = *at;
+        if (!version->phantom) {
+            at = &version->older;
+            continue;
+        }
+        *at = version->older;
+        version_free(version);
+    }
+}
+
+static void
+page_crash(struct crash *crash, struct sim_page *page)
+{
+    struct sim_disk *disk = crash->disk;
+    page_drop_phantoms(page);
+    u32 version_count = 0, cut_depth = 0;
+    for (const struct sim_version *v = page->newest; v != NULL; v = v->older) {
         version_count++;
+        cut_depth += v->order <= crash->cut;
+    }
     if (version_count == 0) return;
 
     u8 result[SIM_PAGE_BYTES];
     u32 page_depth = (u32)prng_below(&disk->prng, version_count + 1);
+    u32 prefix = (u32)prng_below(&disk->prng, SIM_PAGE_BYTES / SIM_SECTOR_BYTES + 1);
     for (u32 s = 0; s < SIM_PAGE_BYTES; s += SIM_SECTOR_BYTES) {
-        u32 depth = 0;
-        switch (mode) {
-        case CRASH_OLD:
-        case CRASH_MODE_COUNT:
-            depth = 0;
-            break;
-        case CRASH_NEW:
-            depth = version_count;
-            break;
-        case CRASH_PAGES:
-            depth = page_depth;
-            break;
-        case CRASH_SECTORS:
-            depth = (u32)prng_below(&disk->prng, version_count + 1);
-            break;
-        }
+        bool in_prefix = s / SIM_SECTOR_BYTES < prefix;
+        u32 depth = sector_depth(crash, version_count, page_depth, in_prefix, cut_depth);
         memcpy(result + s, page_candidate(page, version_count, depth) + s, SIM_SECTOR_BYTES);
-        if (prng_chance(&disk->prng, disk->options.torn_ppm, 1000000)) {
-            for (u32 i = 0; i < SIM_SECTOR_BYTES; i += 8)
-                store_u64(result + s + i, prng_u64(&disk->prng));
-        }
+        if (!sector_torn(crash)) continue;
+        for (u32 i = 0; i < SIM_SECTOR_BYTES; i += 8)
+            store_u64(result + s + i, prng_u64(&crash->torn));
     }
     page_drop_versions(page);
-    free(page->durable);
+    page_free(page->durable);
     page->durable = page_copy(result);
 }
 
 static void
-inode_crash(struct sim_disk *disk, struct sim_inode *inode)
+inode_crash(struct sim_disk *disk, struct sim_inode *inode, u64 cut)
 {
-    enum crash_mode mode = (enum crash_mode)prng_below(&disk->prng, CRASH_MODE_COUNT);
+    struct crash crash = {
+        .disk = disk,
+        .inode = inode,
+        .mode = (enum crash_mode)prng_below(&disk->prng, CRASH_MODE_COUNT),
+        .cut = cut,
+    };
+    prng_init(&crash.torn,
+              sim_seed(disk->seed, "torn", (u64)disk->crash_count << 32 | inode->number));
     for (u64 i = 0; i < inode->page_count; i++)
-        page_crash(disk, &inode->pages[i], mode);
+        page_crash(&crash, &inode->pages[i]);
     CHECK(list_empty(&inode->dirty));
 
     /* The size: what was durable, the last one, or one on the way between. */
@@ -447,7 +597,7 @@ inode_crash(struct sim_disk *disk, struct sim_inode *inode)
         }
         /* What lies beyond a lost extension is gone; a later one shows zeros. */
         for (u64 i = align_up(size, SIM_PAGE_BYTES) / SIM_PAGE_BYTES; i < inode->page_count; i++) {
-            free(inode->pages[i].durable);
+            page_free(inode->pages[i].durable);
             inode->pages[i].durable = NULL;
             inode->pages[i].allocated = false;
         }
@@ -462,6 +612,8 @@ disk_forget_process(struct sim_disk *disk)
         struct sim_inode *inode = list_entry(pos, struct sim_inode, link);
         u32 openings = inode->open_count;
         inode->open_count = 0;
+        for (u64 i = 0; disk->failed && i < inode->page_count; i++)
+            page_evict_maybe(disk, &inode->pages[i]);
         for (u32 i = 0; i < openings; i++) {
             sim_inode_unuse(inode);
             sim_inode_unref(inode);
@@ -487,16 +639,18 @@ sim_disk_crash(struct sim_disk *disk)
             write_apply_some(write);
             if (prng_chance(&disk->prng, 1, 2) && write->offset + write->size > inode->size)
                 inode->size = write->offset + write->size;
-            write_close(write); /* its opening still holds the inode */
+            sim_inode_write_close(write, false, false); /* its opening still holds the inode */
         }
     }
     disk_forget_process(disk);
     if (disk->options.crash_keeps_all) return;
     sim_names_crash(disk);
+    disk->crash_count++;
+    u64 cut = disk->order - prng_below(&disk->prng, MIN(disk->order, 4096) + 1);
     disk->used_pages = 0;
     list_for_each (pos, &disk->inodes) {
         struct sim_inode *inode = list_entry(pos, struct sim_inode, link);
-        inode_crash(disk, inode);
+        inode_crash(disk, inode, cut);
         if (inode->use_count > 0) disk->used_pages += inode_allocated(inode);
     }
 }
@@ -511,6 +665,7 @@ void
 sim_disk_faults_end(struct sim_disk *disk)
 {
     disk->options.torn_ppm = 0;
+    sim_disk_space_give(disk);
     disk->capacity_bytes = MAX(disk->capacity_bytes, disk->options.capacity_bytes);
 }
 
@@ -523,16 +678,26 @@ sim_disk_new(const struct sim_disk_options *options, u64 seed)
     disk->options = *options;
     disk->capacity_bytes = options->capacity_bytes;
     prng_init(&disk->prng, seed);
+    disk->seed = seed;
     list_init(&disk->inodes);
     list_init(&disk->locks);
+    list_init(&disk->damages);
     sim_names_init(disk);
     return disk;
+}
+
+void
+sim_disk_books_set(struct sim_disk *disk, struct sim *sim, const char *host)
+{
+    disk->sim = sim;
+    disk->host = host;
 }
 
 void
 sim_disk_free(struct sim_disk *disk)
 {
     disk_forget_process(disk);
+    sim_damages_free(disk);
     sim_names_deinit(disk);
     CHECK(list_empty(&disk->inodes));
     free(disk);
@@ -544,6 +709,23 @@ void
 sim_disk_capacity_set(struct sim_disk *disk, u64 bytes)
 {
     disk->capacity_bytes = bytes;
+    disk->capacity_taken = 0;
+}
+
+void
+sim_disk_space_take(struct sim_disk *disk)
+{
+    u64 used = sim_disk_used_bytes(disk);
+    if (disk->capacity_bytes <= used) return;
+    disk->capacity_taken = disk->capacity_bytes - used;
+    disk->capacity_bytes = used;
+}
+
+void
+sim_disk_space_give(struct sim_disk *disk)
+{
+    disk->capacity_bytes += disk->capacity_taken;
+    disk->capacity_taken = 0;
 }
 
 u64
@@ -559,27 +741,6 @@ sim_disk_space(const struct sim_disk *disk, u64 *free_out, u64 *total_out)
     u64 total = disk->capacity_bytes;
     *free_out = total > used ? total - used : 0;
     *total_out = total;
-}
-
-static void
-stored_flip(u8 **data, u64 at, u8 mask)
-{
-    if (*data == NULL) *data = sim_alloc(SIM_PAGE_BYTES);
-    (*data)[at] ^= mask;
-}
-
-status
-sim_disk_flip(struct sim_disk *disk, const char *path, u64 offset, u8 mask)
-{
-    struct sim_inode *inode = sim_names_find(disk, path);
-    if (inode == NULL) return ST_NOT_FOUND;
-    if (offset >= inode->size) return ST_END;
-    pages_reserve(inode, offset + 1);
-    struct sim_page *page = &inode->pages[offset / SIM_PAGE_BYTES];
-    stored_flip(&page->durable, offset % SIM_PAGE_BYTES, mask);
-    for (struct sim_version *v = page->newest; v != NULL; v = v->older)
-        stored_flip(&v->data, offset % SIM_PAGE_BYTES, mask);
-    return ST_OK;
 }
 
 status

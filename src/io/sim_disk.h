@@ -25,8 +25,8 @@ struct sim_inode;
 struct sim_write {
     struct list link; /* sim_inode.writes */
     struct sim_inode *inode;
-    const u8 *buffer;
-    u8 *copy; /* NULL: the data is taken at the end */
+    const u8 *buffer; /* NULL: zeros */
+    u8 *copy;         /* NULL: the data is taken at the end */
     u64 offset;
     u32 size;
 };
@@ -38,11 +38,16 @@ struct sim_sync {
 };
 
 struct sim_disk *sim_disk_new(const struct sim_disk_options *options, u64 seed);
+/* Faults of this disk are counted by sim from now on; host names it, and stays. */
+void sim_disk_books_set(struct sim_disk *disk, struct sim *sim, const char *host);
 void sim_disk_free(struct sim_disk *disk);
 /* Power loss (or, with crash_keeps_all, the end of the process): openings, locks and writes under
  * way are forgotten; the buffers of the writes must still be there. */
 void sim_disk_crash(struct sim_disk *disk);
 void sim_disk_crash_keeps_all_set(struct sim_disk *disk, bool keeps_all);
+/* The capacity shrinks to what is used; and is again what it was, unless it was set meanwhile. */
+void sim_disk_space_take(struct sim_disk *disk);
+void sim_disk_space_give(struct sim_disk *disk);
 /* Its chances are 0 from now on, and at least the space of its options is there. */
 void sim_disk_faults_end(struct sim_disk *disk);
 /* The process ended in order: openings and locks are forgotten. */
@@ -53,16 +58,23 @@ void sim_disk_process_ended(struct sim_disk *disk);
 MUST_CHECK status sim_disk_open(struct sim_disk *disk, const char *path, u32 flags,
                                 struct sim_inode **out);
 void sim_disk_close(struct sim_disk *disk, struct sim_inode *inode);
-MUST_CHECK status sim_inode_read(const struct sim_inode *inode, void *buffer, u32 size, u64 offset);
-/* ST_NO_SPACE: nothing has begun. Overlap with another write under way is a CHECK. */
+MUST_CHECK status sim_inode_read(struct sim_inode *inode, void *buffer, u32 size, u64 offset);
+/* ST_NO_SPACE: nothing has begun. Overlap with another write under way is a CHECK. buffer NULL:
+ * zeros. */
 MUST_CHECK status sim_inode_write_begin(struct sim_inode *inode, struct sim_write *write,
                                         const void *buffer, u32 size, u64 offset);
 void sim_inode_write_end(struct sim_write *write, bool durable);
-/* Some sectors were written, some not. */
-void sim_inode_write_fail(struct sim_write *write);
+/* The size grows as by the write; frees it. */
+void sim_inode_write_close(struct sim_write *write, bool extend, bool durable);
+/* Of the page that begins at done. */
+const u8 *sim_write_data(const struct sim_write *write, u64 done);
+/* Some sectors were written, some not. A durable write may have failed only when the disk was to
+ * keep what it had taken: then all of it is read, and no later sync makes it durable. */
+void sim_inode_write_fail(struct sim_write *write, bool durable);
 struct sim_sync sim_inode_sync_begin(const struct sim_inode *inode);
 void sim_inode_sync_end(struct sim_inode *inode, struct sim_sync sync);
-/* What should have become durable never will, unless it is written again. */
+/* What should have become durable never will, unless it is written again. Reads show it until the
+ * cache drops it, at any time. */
 void sim_inode_sync_fail(struct sim_inode *inode, struct sim_sync sync);
 u64 sim_inode_size(const struct sim_inode *inode);
 /* In order of making: tells files apart whatever they are called. */
@@ -71,6 +83,27 @@ u64 sim_inode_number(const struct sim_inode *inode);
 const char *sim_inode_path(const struct sim_inode *inode);
 MUST_CHECK status sim_inode_truncate(struct sim_inode *inode, u64 size);
 MUST_CHECK status sim_inode_allocate(struct sim_inode *inode, u64 size);
+
+/* ---- damage beyond the promise: sim_damage.c ---- */
+
+/* One bit at offset flips, in whatever is stored. */
+void sim_inode_rot(struct sim_inode *inode, u64 offset, u8 mask, struct sim_fault_id id);
+/* The sector at offset cannot be read until it is written again. */
+void sim_inode_latent_add(struct sim_inode *inode, u64 offset, struct sim_fault_id id);
+bool sim_inode_latent(const struct sim_inode *inode, u64 offset, u64 size);
+/* Ends a write that says ok and did not happen. cached: it is read until the power fails. */
+void sim_inode_write_lose(struct sim_write *write, bool durable, bool cached,
+                          struct sim_fault_id id);
+/* A place for size bytes in a file of the disk, elsewhere than at offset of inode; false: there is
+ * none. */
+MUST_CHECK bool sim_inode_elsewhere(struct sim_inode *inode, u64 offset, u32 size,
+                                    struct prng *prng, struct sim_inode **inode_out,
+                                    u64 *offset_out);
+/* Ends a write that went to the other place. */
+void sim_inode_write_misdirect(struct sim_write *write, bool durable, struct sim_inode *other,
+                               u64 other_offset, struct sim_fault_id id);
+void sim_disk_damage_each(const struct sim_disk *disk, const struct sim_node *node,
+                          void (*each)(void *arg, const struct sim_damage *damage), void *arg);
 
 /* ---- names ---- */
 

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  *
- * sim_disk_internal.h -- what sim_disk.c (content) and sim_names.c (names) share.
+ * sim_disk_internal.h -- what sim_disk.c (content), sim_names.c (names) and sim_damage.c share.
  */
 #ifndef DISTKV_IO_SIM_DISK_INTERNAL_H
 #define DISTKV_IO_SIM_DISK_INTERNAL_H
@@ -13,7 +13,8 @@ struct sim_version {
     struct sim_version *older;
     u64 order;
     u64 page;
-    u8 *data; /* NULL: zeros */
+    u8 *data;     /* NULL: zeros */
+    bool phantom; /* only the disk's cache has it: a power cut takes it for sure */
 };
 
 struct sim_page {
@@ -32,6 +33,7 @@ struct sim_inode {
     u64 durable_size;
     u64 durable_order; /* of the last durable write */
     struct list dirty;
+    struct list latent; /* struct sim_latent.link */
     struct list writes; /* struct sim_write.link */
     u32 ref_count;      /* names of both maps, operations between them, openings, writes */
     u32 use_count;      /* current names and openings */
@@ -52,7 +54,13 @@ struct sim_name_map {
 
 struct sim_disk {
     struct sim_disk_options options;
+    struct sim *sim; /* NULL: nobody keeps the books of faults */
+    const char *host;
+    u64 seed;
+    u32 crash_count;
+    bool failed;        /* a sync has, or a durable write */
     u64 capacity_bytes; /* now */
+    u64 capacity_taken; /* to be given back; 0: nothing */
     u64 inode_last;
     struct prng prng;
     u64 order; /* of versions and of operations on names */
@@ -62,16 +70,31 @@ struct sim_disk {
     struct sim_name_map durable;
     struct list name_ops; /* not durable yet, in order */
     struct list locks;
+    struct list damages; /* struct sim_damage_record.link, in the order of time */
 };
 
 /* Zeroed; never fails. */
 void *sim_alloc(size_t size);
+
+/* A page of zeros; belongs to the version or page that it is put in. */
+u8 *sim_page_zero(void);
 
 struct sim_inode *sim_inode_new(struct sim_disk *disk);
 void sim_inode_ref(struct sim_inode *inode);
 void sim_inode_unref(struct sim_inode *inode);
 void sim_inode_use(struct sim_inode *inode);
 void sim_inode_unuse(struct sim_inode *inode);
+
+/* What a read of the page returns. */
+const u8 *sim_page_current(const struct sim_page *page);
+/* Data of one page after a write, not durable yet. */
+struct sim_version *sim_page_push(struct sim_inode *inode, u64 page, const u8 *data);
+void sim_page_make_durable(struct sim_page *page, struct sim_version *version);
+void sim_pages_reserve(struct sim_inode *inode, u64 size);
+
+/* Sectors of the pages were written again. */
+void sim_latent_clear(struct sim_inode *inode, u64 offset, u64 size);
+void sim_damages_free(struct sim_disk *disk);
 
 void sim_names_init(struct sim_disk *disk);
 void sim_names_deinit(struct sim_disk *disk);

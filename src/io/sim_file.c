@@ -8,6 +8,10 @@
  *   begin ----- latency -----> effect -----> arrival, in the shard's next turn: done() or resume
  *
  * At most LIMIT_IO_IN_FLIGHT requests of a node are between begin and effect.
+ *
+ * There are no short reads and writes here: file.h does not show them, the ring continues them
+ * (tests/unit/io/test_ring_file.c). A transfer of many pages is one request all the same, so a
+ * crash finds any part of it done.
  */
 #include "io/sim_internal.h"
 
@@ -43,6 +47,9 @@ struct io_file {
     u32 in_flight;
     struct fiber_queue idle;
 };
+
+/* What io_file_fill writes; known, so that nobody looks at every byte of it. */
+static const u8 ALIGNED(4096) fill_zeros[LIMIT_IO_BYTES];
 
 /* libc's memory, not the node's: it must outlive a crash until it is dropped. */
 struct sim_request {
@@ -91,39 +98,23 @@ request_point(enum request_kind kind)
     return SIM_POINT_NAME;
 }
 
-static const char *
-request_name(enum request_kind kind)
-{
-    switch (kind) {
-    case REQUEST_READ:
-        return "read";
-    case REQUEST_WRITE:
-        return "write";
-    case REQUEST_SYNC:
-        return "sync";
-    case REQUEST_DIR_SYNC:
-        return "dir-sync";
-    case REQUEST_OPEN:
-        return "open";
-    case REQUEST_CREATE:
-        return "create";
-    case REQUEST_TRUNCATE:
-        return "truncate";
-    case REQUEST_ALLOCATE:
-        return "allocate";
-    case REQUEST_RENAME:
-        return "rename";
-    case REQUEST_LINK:
-        return "link";
-    case REQUEST_UNLINK:
-        return "unlink";
-    case REQUEST_DIR_MAKE:
-        return "dir-make";
-    case REQUEST_DIR_REMOVE:
-        return "dir-remove";
-    }
-    return "?";
-}
+static const struct {
+    const char *name, *done, *failed; /* the last two name the numbers of the trace */
+} request_texts[] = {
+    [REQUEST_READ] = {"read", "read file,offset,bytes", "failed read file,offset,bytes"},
+    [REQUEST_WRITE] = {"write", "write file,offset,bytes", "failed write file,offset,bytes"},
+    [REQUEST_SYNC] = {"sync", "sync file", "failed sync file"},
+    [REQUEST_DIR_SYNC] = {"dir-sync", "dir-sync", "failed dir-sync"},
+    [REQUEST_OPEN] = {"open", "open", "failed open"},
+    [REQUEST_CREATE] = {"create", "create", "failed create"},
+    [REQUEST_TRUNCATE] = {"truncate", "truncate file", "failed truncate file"},
+    [REQUEST_ALLOCATE] = {"allocate", "allocate file", "failed allocate file"},
+    [REQUEST_RENAME] = {"rename", "rename", "failed rename"},
+    [REQUEST_LINK] = {"link", "link", "failed link"},
+    [REQUEST_UNLINK] = {"unlink", "unlink", "failed unlink"},
+    [REQUEST_DIR_MAKE] = {"dir-make", "dir-make", "failed dir-make"},
+    [REQUEST_DIR_REMOVE] = {"dir-remove", "dir-remove", "failed dir-remove"},
+};
 
 /* Where a request goes, for a person. */
 static void
@@ -136,7 +127,8 @@ request_place(const struct sim_request *request, char text[static PLACE_BYTES])
         (void)snprintf(text, PLACE_BYTES, "%s %s at %llu, %u bytes", host, path,
                        (unsigned long long)request->op->offset, request->op->size);
     else
-        (void)snprintf(text, PLACE_BYTES, "%s %s %s", host, request_name(request->kind), path);
+        (void)snprintf(text, PLACE_BYTES, "%s %s %s", host, request_texts[request->kind].name,
+                       path);
 }
 
 /* Whether the request fails by chance. */
@@ -184,10 +176,44 @@ request_stall_ns(struct sim_request *request)
     u64 ns = sim_draw(&prng, MIN(NS_PER_S, disk->stall_ns), disk->stall_ns);
     char place[PLACE_BYTES];
     request_place(request, place);
-    bool stalls =
-        sim_fault_take(sim, SIM_FAULT_DISK_STALL, "%llu ms: %s %s",
-                       (unsigned long long)(ns / NS_PER_MS), request_name(request->kind), place);
+    bool stalls = sim_fault_take(sim, SIM_FAULT_DISK_STALL, "%llu ms: %s %s",
+                                 (unsigned long long)(ns / NS_PER_MS),
+                                 request_texts[request->kind].name, place);
     return stalls ? ns : 0;
+}
+
+static bool
+request_needs_space(enum request_kind kind)
+{
+    return kind == REQUEST_WRITE || kind == REQUEST_ALLOCATE || kind == REQUEST_CREATE;
+}
+
+/* Another process of the machine takes what is free, for a while. */
+static void
+space_shrink_maybe(struct sim_request *request)
+{
+    struct sim_node *node = request->shard->node;
+    struct sim *sim = node->sim;
+    const struct sim_disk_options *disk = &sim->options.disk;
+    if (disk->no_space_ppm == 0 || !request_needs_space(request->kind)) return;
+    if (!sim_fault_chance(sim, SIM_FAULT_NO_SPACE, disk->no_space_ppm)) return;
+    if (node->space_returns.scheduled) return; /* it is small already */
+    struct prng prng = sim_fault_prng(sim, SIM_FAULT_NO_SPACE);
+    u64 ns = sim_draw(&prng, NS_PER_MS, disk->no_space_ns_max);
+    if (!sim_fault_take(sim, SIM_FAULT_NO_SPACE, "%s for %llu ms", node->host,
+                        (unsigned long long)(ns / NS_PER_MS)))
+        return;
+    sim_disk_space_take(node->disk);
+    sim_event_schedule(sim, &node->space_returns, sim->now_ns + ns);
+}
+
+void
+sim_space_returns(struct sim_event *event)
+{
+    struct sim_node *node = CONTAINER_OF(event, struct sim_node, space_returns);
+    sim_trace(node->sim, NULL, SIM_KIND_CONTROL, node->index, "space returns to node", node->index,
+              0, 0);
+    sim_disk_space_give(node->disk);
 }
 
 static status
@@ -197,7 +223,8 @@ request_disk_begin(struct sim_request *request)
     struct io_op *op = request->op;
     switch (request->kind) {
     case REQUEST_WRITE:
-        return sim_inode_write_begin(request->file->inode, &request->write, op->buffer, op->size,
+        return sim_inode_write_begin(request->file->inode, &request->write,
+                                     op->buffer == fill_zeros ? NULL : op->buffer, op->size,
                                      op->offset);
     case REQUEST_SYNC:
         request->sync = sim_inode_sync_begin(request->file->inode);
@@ -236,6 +263,7 @@ request_begin(struct sim_request *request)
     if (request_in_memory(request)) {
         latency_ns = 1;
     } else {
+        space_shrink_maybe(request);
         request->injected = sim_point_hit(sim, node, request_point(request->kind));
         if (ok(request->injected) && request_fails(request)) request->injected = ST_IO_ERROR;
         if (status_is(request->injected, ST_NO_SPACE)) {
@@ -273,6 +301,87 @@ request_transfer_memory(struct sim_request *request)
                                          : memfs_write(file, op->buffer, op->size, op->offset);
 }
 
+/* ---- damage by chance ---- */
+
+static u64
+name_place(const struct sim_request *request, char text[static PLACE_BYTES])
+{
+    request_place(request, text);
+    return request->op->offset;
+}
+
+/* What the read finds may have gone bad since it was written. */
+static void
+read_spoil(struct sim_request *request)
+{
+    struct sim *sim = request->shard->node->sim;
+    const struct sim_disk_options *disk = &sim->options.disk;
+    struct sim_inode *inode = request->file->inode;
+    const struct io_op *op = request->op;
+    if (op->offset + op->size > sim_inode_size(inode)) return;
+    char place[PLACE_BYTES];
+    if (sim_fault_chance(sim, SIM_FAULT_BIT_ROT, disk->bit_rot_ppm)) {
+        struct prng prng = sim_fault_prng(sim, SIM_FAULT_BIT_ROT);
+        u64 at = name_place(request, place) + prng_below(&prng, op->size);
+        u8 mask = (u8)(1u << prng_below(&prng, 8));
+        if (sim_fault_take(sim, SIM_FAULT_BIT_ROT, "%s: bit %#x of byte %llu", place, mask,
+                           (unsigned long long)at))
+            sim_inode_rot(inode, at, mask, sim_fault_last(sim));
+    }
+    if (sim_fault_chance(sim, SIM_FAULT_LATENT, disk->latent_ppm)) {
+        struct prng prng = sim_fault_prng(sim, SIM_FAULT_LATENT);
+        u64 at = name_place(request, place) + prng_below(&prng, op->size);
+        if (sim_fault_take(sim, SIM_FAULT_LATENT, "%s: sector of byte %llu", place,
+                           (unsigned long long)at))
+            sim_inode_latent_add(inode, at, sim_fault_last(sim));
+    }
+}
+
+static status
+request_read(struct sim_request *request)
+{
+    struct io_op *op = request->op;
+    struct sim_inode *inode = request->file->inode;
+    status st = request->injected;
+    read_spoil(request);
+    if (ok(st) && sim_inode_latent(inode, op->offset, op->size)) st = ST_IO_ERROR;
+    if (ok(st)) return sim_inode_read(inode, op->buffer, op->size, op->offset);
+    memset(op->buffer, 0xEE, SIM_SECTOR_BYTES); /* nobody may use what a failed read left */
+    return st;
+}
+
+/* Whether the write, which says ok, went wrong; then it has ended. */
+static bool
+write_goes_wrong(struct sim_request *request)
+{
+    struct sim *sim = request->shard->node->sim;
+    const struct sim_disk_options *disk = &sim->options.disk;
+    struct sim_write *write = &request->write;
+    const struct io_op *op = request->op;
+    char place[PLACE_BYTES];
+    if (sim_fault_chance(sim, SIM_FAULT_LOST_WRITE, disk->lost_write_ppm)) {
+        struct prng prng = sim_fault_prng(sim, SIM_FAULT_LOST_WRITE);
+        bool cached = prng_chance(&prng, 1, 2);
+        request_place(request, place);
+        if (sim_fault_take(sim, SIM_FAULT_LOST_WRITE, "%s%s", place, cached ? ", cached" : "")) {
+            sim_inode_write_lose(write, op->durable, cached, sim_fault_last(sim));
+            return true;
+        }
+    }
+    if (!sim_fault_chance(sim, SIM_FAULT_MISDIRECTED, disk->misdirected_ppm)) return false;
+    struct prng prng = sim_fault_prng(sim, SIM_FAULT_MISDIRECTED);
+    struct sim_inode *other;
+    u64 offset;
+    if (!sim_inode_elsewhere(request->file->inode, op->offset, op->size, &prng, &other, &offset))
+        return false;
+    request_place(request, place);
+    if (!sim_fault_take(sim, SIM_FAULT_MISDIRECTED, "%s: to %s at %llu", place,
+                        sim_inode_path(other), (unsigned long long)offset))
+        return false;
+    sim_inode_write_misdirect(write, op->durable, other, offset, sim_fault_last(sim));
+    return true;
+}
+
 /* What the request does to the disk at its end. */
 static status
 request_effect(struct sim_request *request)
@@ -284,13 +393,11 @@ request_effect(struct sim_request *request)
     bool fails = !ok(request->injected);
     switch (request->kind) {
     case REQUEST_READ:
-        if (!fails) return sim_inode_read(request->file->inode, op->buffer, op->size, op->offset);
-        memset(op->buffer, 0xEE, SIM_SECTOR_BYTES); /* nobody may use what a failed read left */
-        return request->injected;
+        return request_read(request);
     case REQUEST_WRITE:
         if (fails) {
-            sim_inode_write_fail(&request->write);
-        } else {
+            sim_inode_write_fail(&request->write, op->durable);
+        } else if (!write_goes_wrong(request)) {
             sim_inode_write_end(&request->write, op->durable);
         }
         return request->injected;
@@ -341,11 +448,14 @@ request_trace(const struct sim_request *request)
     if (op != NULL) {
         parts[3] = op->offset;
         parts[4] = op->size;
-        if (request->kind == REQUEST_WRITE) parts[5] = crc32c(0, op->buffer, op->size);
+        if (request->kind == REQUEST_WRITE && op->buffer != fill_zeros)
+            parts[5] = crc32c(0, op->buffer, op->size);
     }
     sim_trace(request->shard->node->sim, request->shard, SIM_KIND_DISK,
-              hash_bytes(parts, sizeof(parts), 0), request_name(request->kind), file, parts[3],
-              parts[4]);
+              hash_bytes(parts, sizeof(parts), 0),
+              ok(request->result) ? request_texts[request->kind].done
+                                  : request_texts[request->kind].failed,
+              file, parts[3], parts[4]);
 }
 
 static void
@@ -635,13 +745,12 @@ io_file_allocate(struct io_file *file, u64 size)
 MAY_YIELD status
 io_file_fill(struct io_file *file, u64 size)
 {
-    static const u8 ALIGNED(4096) zeros[LIMIT_IO_BYTES];
     CHECK(size % IO_ALIGNMENT == 0);
     if (file->memory != NULL) return memfs_fill(file->memory, size);
     status st = io_file_allocate(file, size);
     for (u64 offset = 0; ok(st) && offset < size; offset += LIMIT_IO_BYTES) {
         u32 part = (u32)MIN((u64)LIMIT_IO_BYTES, size - offset);
-        st = io_file_write(file, IO_CLASS_COMPACTION, zeros, part, offset, false);
+        st = io_file_write(file, IO_CLASS_COMPACTION, fill_zeros, part, offset, false);
     }
     return ok(st) ? io_file_sync(file) : st;
 }

@@ -147,6 +147,13 @@ sim_fault_take(struct sim *sim, enum sim_fault family, const char *format, ...)
     return happens;
 }
 
+struct sim_fault_id
+sim_fault_last(const struct sim *sim)
+{
+    CHECK(sim->faults.record_count > 0);
+    return sim->faults.records[sim->faults.record_count - 1].id;
+}
+
 bool
 sim_fault_chance(struct sim *sim, enum sim_fault family, u32 ppm)
 {
@@ -187,6 +194,16 @@ sim_fault_each(const struct sim *sim,
 }
 
 void
+sim_damage_each(const struct sim *sim, void (*each)(void *arg, const struct sim_damage *damage),
+                void *arg)
+{
+    list_for_each (pos, &sim->nodes) {
+        const struct sim_node *node = list_entry(pos, struct sim_node, link);
+        sim_disk_damage_each(node->disk, node, each, arg);
+    }
+}
+
+void
 sim_faults_end(struct sim *sim)
 {
     struct sim_options *options = &sim->options;
@@ -199,6 +216,7 @@ sim_faults_end(struct sim *sim)
     options->disk.read_error_ppm = 0;
     options->disk.write_error_ppm = 0;
     options->disk.sync_error_ppm = 0;
+    options->disk.no_space_ppm = 0;
     options->disk.bit_rot_ppm = 0;
     options->disk.latent_ppm = 0;
     options->disk.misdirected_ppm = 0;
@@ -210,6 +228,7 @@ sim_faults_end(struct sim *sim)
     list_for_each (pos, &sim->nodes) {
         struct sim_node *node = list_entry(pos, struct sim_node, link);
         sim_disk_faults_end(node->disk);
+        sim_event_cancel(sim, &node->space_returns);
         sim_files_hurry(node);
         for (u32 i = 0; i < node->shard_count; i++)
             sim_shard_hurry(&node->shards[i]);

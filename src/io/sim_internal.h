@@ -4,8 +4,8 @@
  *
  *   sim.c        world, events, turns of shards, crash and restart; backend_* of core.h
  *   sim_file.c   file.h: requests to the disk as events
- *   sim_disk.c   the disk itself (sim_names.c: its names)
- *   sim_conn.c   net.h: connections as events
+ *   sim_disk.c   the disk itself (sim_names.c: its names; sim_damage.c: what it should never do)
+ *   sim_conn.c   net.h: connections as events (sim_line.c: what is under way between them)
  *   sim_mem.c    allocation by node, so that a crash frees everything
  *   sim_inject.c faults by family: chances, numbers, what is left out
  *   sim_trace.c  the hash over all events, the last ones
@@ -15,6 +15,7 @@
 #define DISTKV_IO_SIM_INTERNAL_H
 
 #include "io/core.h"
+#include "io/core_conn.h"
 #include "io/file.h"
 #include "io/memfs.h"
 #include "io/sim.h"
@@ -63,11 +64,9 @@ struct sim_shard {
     u64 *mail_time_ns; /* by target: when the last mail on its way arrives */
     u64 *mail_counts;  /* by target: under way */
     u64 io_in_flight;
-    struct list files;       /* struct io_file.link, open ones */
-    struct list connections; /* struct io_conn.link */
-    struct list listeners;   /* struct io_listener.link */
-    struct budget output_budget;
-    u64 conn_id_last;
+    struct list files;     /* struct io_file.link, open ones */
+    struct list listeners; /* struct io_listener.link */
+    struct core_net net;
 };
 
 /* What the process of a node allocated. */
@@ -93,6 +92,7 @@ struct sim_node {
     struct sim_memory memory;
     struct sim_clock clock; /* the machine's: outlives its processes */
 
+    bool power_off; /* after a cut, until the next start: answers nothing */
     bool running;
     bool stopping;
     bool crash_pending; /* at the end of this event */
@@ -105,10 +105,11 @@ struct sim_node {
     u32 io_in_flight;
     struct list io_queue;    /* struct sim_request.link: waiting for a place */
     struct list io_requests; /* struct sim_request.link: under way */
-    struct list mails;       /* struct sim_mail.link: between shards, under way */
-    struct list connects;    /* sim_conn.c: under way from here */
-    struct list accepts;     /* on their way to a listener here */
-    u16 port_last;           /* for io_listen with port 0 */
+    struct sim_event space_returns;
+    struct list mails;    /* struct sim_mail.link: between shards, under way */
+    struct list connects; /* sim_conn.c: under way from here */
+    struct list accepts;  /* on their way to a listener here */
+    u16 port_last;        /* for io_listen with port 0 */
 };
 
 struct sim_trigger {
@@ -162,7 +163,7 @@ struct sim {
     struct list nodes;
     u32 node_count;
     struct list controls; /* struct sim_control.link */
-    struct list pipes;    /* sim_conn.c */
+    struct list lines;    /* sim_line.c */
     u64 line_last;
     struct list cuts; /* struct sim_cut.link */
 
@@ -220,8 +221,11 @@ bool sim_fault_chance(struct sim *sim, enum sim_fault family, u32 ppm);
 /* The fault is about to happen: numbers and keeps it. False: it is to be left out. */
 bool sim_fault_take(struct sim *sim, enum sim_fault family, const char *format, ...)
     PRINTF_LIKE(3, 4);
+/* The one that was taken last. */
+struct sim_fault_id sim_fault_last(const struct sim *sim);
 /* What the next fault of the family, to be taken after this, draws about itself. */
 struct prng sim_fault_prng(const struct sim *sim, enum sim_fault family);
+void sim_space_returns(struct sim_event *event);
 /* Stalls end: requests, turns and segments come soon. */
 void sim_files_hurry(struct sim_node *node);
 void sim_shard_hurry(struct sim_shard *shard);
@@ -231,7 +235,7 @@ void sim_net_hurry(struct sim *sim);
 
 /* Forgets requests, openings, connections. The disk has its crash before, while buffers live. */
 void sim_files_drop(struct sim_node *node);
-void sim_net_drop(struct sim_node *node);
+void sim_net_drop(struct sim_node *node, bool power);
 /* The shard has ended: closes what it listens on and its connections. In its turn. */
 void sim_net_shut(struct sim_shard *shard);
 bool sim_net_busy(const struct sim_shard *shard);

@@ -5,6 +5,10 @@
  * The hash covers time, node, shard, kind and content: what was written to the disk, what was sent,
  * which faults came. What the code under test computes shows in one of these sooner or later. The
  * last events are kept as numbers; they become text only when somebody asks.
+ *
+ * The same seed gives the same hash in every build (release, debug, sanitizers). Between machines
+ * it does so as long as the code above does: isa-l picks another deflate, which may compress
+ * differently, by what the processor offers.
  */
 #include "io/sim_internal.h"
 

@@ -117,7 +117,7 @@ prune_run(struct levels *levels, u16 keyspace, u32 index, struct run **out)
     struct run *run = run_set_tree_run(set, keyspace, index);
     u32 snapshot_count;
     const u64 *snapshots = levels_snapshots(levels, &snapshot_count);
-    u64 wall_ms = io_wall_ms();
+    u64 wall_ms = levels_expiry_clock(levels);
     *out = run;
     if (!run_has_droppable(levels, run, snapshots, snapshot_count, wall_ms)) return ST_OK;
     u32 kept = 0;
@@ -127,8 +127,11 @@ prune_run(struct levels *levels, u16 keyspace, u32 index, struct run **out)
         for (u32 i = 0; i < run->count; i++) {
             const struct run_slot *slot = &run->slots[i];
             if (droppable_by_range(levels, keyspace, slot, snapshots, snapshot_count) ||
-                droppable_expired(set, keyspace, index, slot, snapshots, snapshot_count, wall_ms))
+                droppable_expired(set, keyspace, index, slot, snapshots, snapshot_count, wall_ms)) {
+                levels->dropped_seq_tables =
+                    MAX(levels->dropped_seq_tables, slot->file->table->meta.seq_max);
                 continue;
+            }
             if (pass == 0)
                 kept++;
             else

@@ -40,6 +40,32 @@ levels_snapshots(const struct levels *levels, u32 *count_out)
     return levels->config.snapshots(levels->config.arg, count_out);
 }
 
+u32
+levels_drop_mark(u16 keyspace, struct bytes key)
+{
+    return (u32)(hash_key(key, keyspace) % LEVELS_DROP_MARKS);
+}
+
+u64
+levels_dropped_seq(const struct levels *levels, u16 keyspace, struct bytes key)
+{
+    return MAX(levels->dropped_seq_tables, levels->dropped_seqs[levels_drop_mark(keyspace, key)]);
+}
+
+u64
+levels_expiry_clock(struct levels *levels)
+{
+    u64 wall_ms = io_wall_ms();
+    levels->expired_ms = MAX(levels->expired_ms, wall_ms);
+    return wall_ms;
+}
+
+u64
+levels_expired_ms(const struct levels *levels)
+{
+    return levels->expired_ms;
+}
+
 void
 levels_report_corrupt(struct levels *levels, const char *where, u64 file_id)
 {
@@ -255,6 +281,9 @@ done:
 MAY_YIELD void
 levels_collect_orphans(struct levels *levels)
 {
+    /* A flush during the replay may have left open which manifest holds, and the other names what
+     * looks like orphans here. */
+    if (levels->failed) return;
     status st = remove_orphans(levels, true);
     if (!ok(st)) {
         MARK("lsm.levels.orphan_blobs_stay");
@@ -460,10 +489,11 @@ create_store(struct levels *levels)
     if (!ok(st)) return st;
     if (listing.any) {
         MARK("lsm.levels.manifest_missing");
-        log_error("lsm",
-                  "tables without a manifest dir=%s: it was lost or removed; copy manifest.old to "
-                  "manifest, or restore from a replica or a backup",
-                  levels->dir);
+        log_error(
+            "lsm",
+            "tables without a manifest dir=%s: it was lost or removed; restore from a replica "
+            "or a backup, or try manifest.old in its place, on a copy of the directory",
+            levels->dir);
         return ST_CORRUPT;
     }
     struct run_set *set = run_set_edit(levels, NULL, NULL, 0);
@@ -566,11 +596,11 @@ levels_open(const struct levels_config *config, struct levels **out, struct leve
         manifest_free(&manifest);
     } else if (status_is(st, ST_CORRUPT) || status_is(st, ST_UNSUPPORTED)) {
         MARK("lsm.levels.manifest_damaged");
-        log_error("lsm",
-                  "manifest is damaged file=%s/manifest offset=%llu what=%s: restore it from a "
-                  "replica or a backup; manifest.old is the one before, data since then is only "
-                  "in the log",
-                  levels->dir, (unsigned long long)offset, what);
+        log_error(
+            "lsm",
+            "manifest is damaged file=%s/manifest offset=%llu what=%s: restore from a replica "
+            "or a backup, or try manifest.old in its place, on a copy of the directory",
+            levels->dir, (unsigned long long)offset, what);
     }
     if (!ok(st)) {
         free_levels(levels);

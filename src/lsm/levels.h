@@ -107,6 +107,12 @@ bool levels_range_covers(const struct levels *levels, u16 keyspace, u64 token, u
 bool levels_range_find(const struct levels *levels, u16 keyspace, u64 token, u64 *version, u64 *seq,
                        u64 seq_max);
 
+/* See lsm_dropped_seq. */
+u64 levels_dropped_seq(const struct levels *levels, u16 keyspace, struct bytes key);
+/* By the latest clock that anything expired was dropped, or will be by a merge under way; 0: never.
+ */
+u64 levels_expired_ms(const struct levels *levels);
+
 /* ---- flushing ---- */
 
 struct levels_flush {

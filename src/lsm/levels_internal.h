@@ -37,6 +37,9 @@
 #define FILE_ID_SLACK        4096u
 #define FILE_ID_COUNTER_BITS 32u
 
+/* See lsm_dropped_seq. */
+#define LEVELS_DROP_MARKS 1024u
+
 #define FILTER_BITS_TIER 14u
 #define FILTER_BITS_LAST 10u
 
@@ -89,6 +92,11 @@ struct levels {
     u64 run_id_next;
     u64 mark_next;
     struct range_list ranges;
+    u64 expired_ms; /* see levels_expired_ms */
+    /* The highest number of what was dropped so that perhaps no trace of its key is left, by the
+     * key's hash; of tables that were dropped as a whole. Raised before the drop is visible. */
+    u64 dropped_seqs[LEVELS_DROP_MARKS];
+    u64 dropped_seq_tables;
     struct level_blob **blobs; /* every open one, ascending by id */
     u32 blob_count, blob_capacity;
     struct level_tree trees[LIMIT_KEYSPACES];
@@ -142,6 +150,16 @@ levels_file_id_reserved(const struct levels *levels)
     return levels->file_id_next + FILE_ID_SLACK;
 }
 const u64 *levels_snapshots(const struct levels *levels, u32 *count_out);
+/* The place of a key in dropped_seqs. */
+u32 levels_drop_mark(u16 keyspace, struct bytes key);
+static inline void
+levels_note_dropped(struct levels *levels, u32 mark, u64 seq)
+{
+    levels->dropped_seqs[mark] = MAX(levels->dropped_seqs[mark], seq);
+}
+/* The clock by which expired values may be dropped; whoever asks takes the snapshots at the same
+ * moment. */
+u64 levels_expiry_clock(struct levels *levels);
 /* A corrupt file was met: log and count. */
 void levels_report_corrupt(struct levels *levels, const char *where, u64 file_id);
 /* "t0000000000000012" and so on. False: some other file. */
@@ -199,6 +217,7 @@ struct output {
     bool pending;
     enum retain_answer pending_reason;
     u64 pending_version, pending_seq;
+    u32 pending_mark; /* levels_drop_mark */
 
     /* finished */
     struct level_table **tables;

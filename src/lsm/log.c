@@ -305,10 +305,10 @@ writes_retire(struct log *log)
         log->in_flight_count--;
         log->queued_bytes -= write->size;
         if (!log->failed) {
-            write->segment->written_offset = write->offset + write->size;
+            write->segment->written_offset =
+                MAX(write->segment->written_offset, write->offset + write->size);
             if (write->header) {
-                write->segment->header_durable = true;
-                write->segment->synced_offset = LOG_BLOCK_BYTES;
+                write->segment->synced_offset = write->segment->written_offset;
                 log->started = write->segment->number;
             }
             if (write->seq_last != 0) log->durable_seq = write->seq_last;
@@ -359,6 +359,7 @@ log_cut(struct log *log)
     log->current = segment;
     write_begin(log, write, segment);
     struct log_block *block = write_block_add(log, write, LOG_BLOCK_HEADER);
+    segment->end = MAX(segment->end, segment->written_offset); /* log_carry.c was here before */
     struct log_segment_header header = {
         .magic = LOG_MAGIC,
         .format = LOG_FORMAT,
@@ -523,6 +524,14 @@ log_wait_room(struct log *log)
     (void)fiber_queue_wait(&log->room_wake, io_now_ns() + 10 * NS_PER_MS);
 }
 
+static MAY_YIELD status
+header_wait(struct log *log, u64 number)
+{
+    while (!log->failed && log->started < number)
+        (void)fiber_queue_wait(&log->state_wake, FIBER_FOREVER);
+    return log->started < number ? ST_READ_ONLY : ST_OK;
+}
+
 MAY_YIELD status
 log_rotate(struct log *log, u64 *segment_out)
 {
@@ -537,12 +546,8 @@ log_rotate(struct log *log, u64 *segment_out)
         MARK("lsm.log.rotate_waits");
         (void)fiber_queue_wait(&log->state_wake, io_now_ns() + 10 * NS_PER_MS);
     }
-    u64 number = log->current->number;
-    while (!log->failed && log->started < number)
-        (void)fiber_queue_wait(&log->state_wake, FIBER_FOREVER);
-    if (log->started < number) return MARKED("lsm.log.rotate_header_failed", ST_READ_ONLY);
-    *segment_out = number;
-    return ST_OK;
+    *segment_out = log->current->number;
+    return header_wait(log, *segment_out);
 }
 
 u64
@@ -630,6 +635,7 @@ log_new(const struct log_config *config)
     if (BUGGIFY("lsm.log.group_short")) log->group_bytes = 2 * LOG_BLOCK_BYTES;
     log->queue_bytes_max = (LOG_WRITES_IN_FLIGHT + 2) * (u64)log->group_bytes;
     list_init(&log->old);
+    list_init(&log->replaced);
     list_init(&log->recycle);
     list_init(&log->queued);
     list_init(&log->in_flight);
@@ -643,15 +649,44 @@ log_new(const struct log_config *config)
     return log;
 }
 
+/* What is to be saved of the newest segment that recovery found, and what the next one follows. */
+static void
+tail_adopt(struct log *log, const struct log_recovered *found)
+{
+    const struct log_segment_header *header = &found->tail_header;
+    bool replace = found->tail_doubtful;
+    bool in_tables = found->tail_seq <= log->config.seq_flushed;
+    u64 from = replace ? LOG_BLOCK_BYTES : found->tail_attested;
+    /* Also when all of it is in tables: the next segment must not follow what may yet be lost. */
+    if (found->tail_end > from && !(replace && in_tables)) {
+        log->carry = (struct log_carry){.number = found->tail_number,
+                                        .from = from,
+                                        .end = found->tail_end,
+                                        .seq_base = header->seq_base,
+                                        .seq_last = found->tail_seq,
+                                        .replace = replace,
+                                        .in_tables = in_tables};
+    }
+    log->tail_number = replace ? header->predecessor : found->tail_number;
+    log->tail_end = replace ? header->predecessor_end : found->tail_end;
+    log->tail_seq = replace ? header->predecessor_seq : found->tail_seq;
+    log->seq_base = MAX(MAX(found->tail_seq, found->seq_base), log->config.seq_flushed);
+}
+
 /* Turns what recovery found into lists of segments. */
 static MAY_YIELD status
 segments_adopt(struct log *log, const struct log_recovered *found)
 {
-    for (u32 i = 0; i < found->segment_count; i++) {
-        struct log_segment *segment = log_segment_new(log, found->segments[i]);
+    for (u32 i = 0; i < found->segment_count + found->replaced_count; i++) {
+        bool replaced = i >= found->segment_count;
+        struct log_segment *segment = log_segment_new(
+            log, replaced ? found->replaced[i - found->segment_count] : found->segments[i]);
         if (segment == NULL) return ST_NO_MEMORY;
-        segment->end = found->ends[i];
-        segment->header_durable = true;
+        if (!replaced) segment->end = found->ends[i];
+        if (replaced || (found->tail_doubtful && segment->number == found->tail_number)) {
+            list_push_back(&log->replaced, &segment->link);
+            continue;
+        }
         list_push_back(&log->old, &segment->link);
         log->started = segment->number;
     }
@@ -661,10 +696,7 @@ segments_adopt(struct log *log, const struct log_recovered *found)
         log_segment_retire(log, segment);
     }
     log->number_next = found->number_max + 1;
-    log->tail_number = found->tail_number;
-    log->tail_end = found->tail_end;
-    log->tail_seq = found->tail_seq;
-    log->seq_base = MAX(MAX(found->tail_seq, found->seq_base), log->config.seq_flushed);
+    tail_adopt(log, found);
     log->seq_last = log->durable_seq = log->synced_seq = log->seq_base;
     log->stats.recovery_records = found->records;
     log->stats.recovery_bytes = found->bytes;
@@ -684,6 +716,8 @@ segments_free(struct log *log)
 {
     while (!list_empty(&log->old))
         log_segment_free(log, list_entry(list_pop_front(&log->old), struct log_segment, link));
+    while (!list_empty(&log->replaced))
+        log_segment_free(log, list_entry(list_pop_front(&log->replaced), struct log_segment, link));
     while (!list_empty(&log->recycle))
         log_segment_free(log, list_entry(list_pop_front(&log->recycle), struct log_segment, link));
     if (log->ready != NULL) log_segment_free(log, log->ready);
@@ -726,12 +760,12 @@ log_open(const struct log_config *config, u64 segment_first,
     st = log_segment_make(log);
     if (ok(st)) st = log_cut(log);
     if (ok(st)) {
-        u64 number;
-        st = log_rotate(log, &number); /* waits for the header only */
+        st = header_wait(log, log->current->number);
         if (!ok(st)) {
             MARK("lsm.log.open_header_failed");
             st = ST_IO_ERROR;
         }
+        log_replaced_retire(log);
     } else if (status_is(st, ST_NO_SPACE)) {
         MARK("lsm.log.open_without_space"); /* reads go on; the maker keeps trying */
         st = ST_OK;

@@ -11,6 +11,8 @@
  *   W4  After a failed write the log is failed for good: durable_seq stands still.
  *   W5  Recovery yields a gap-free prefix that holds every durable record. It cuts the log only
  *       where nothing valid beyond attests that the missing bytes were durable.
+ *   W6  A segment follows only what is durable for certain: what a sync or a durable write of this
+ *       process kept, or what a block attests. What recovery merely could read is written again.
  */
 #ifndef DISTKV_LSM_LOG_H
 #define DISTKV_LSM_LOG_H

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT
  *
  * log_internal.h -- struct log, for log.c (appending and writing), log_segment.c (making, recycling
- * and removing segments), log_recover.c (reading) and their tests.
+ * and removing segments), log_reader.c, log_recover.c (reading) and log_carry.c (saving what may be
+ * lost yet) and their tests.
  */
 #ifndef DISTKV_LSM_LOG_INTERNAL_H
 #define DISTKV_LSM_LOG_INTERNAL_H
@@ -25,8 +26,18 @@ struct log_segment {
     u64 end;              /* offset behind the last block that was laid out */
     u64 written_offset;   /* everything before this was written (GROUP: and is durable) */
     u64 synced_offset;    /* PERIODIC: everything before this survives power loss */
-    bool header_durable;
-    struct list link; /* log->old or log->recycle */
+    struct list link;     /* log->old, log->replaced or log->recycle */
+};
+
+/* The end of what the last process wrote: readable, but nothing attests that it is durable. */
+struct log_carry {
+    u64 number; /* of its segment; 0: there is nothing to carry */
+    u64 from;   /* of its records those that do not end before this offset ... */
+    u64 end;    /* ... and end before this one */
+    u64 seq_base;
+    u64 seq_last;   /* of the last of them */
+    bool replace;   /* the segment as a whole */
+    bool in_tables; /* all of it: only where the next segment is to follow is looked up */
 };
 
 /* One group: contiguous blocks, one request to the disk. Fixed in memory while it is under way. */
@@ -56,6 +67,7 @@ struct log {
     struct log_segment *writing; /* the one that requests go to: current or one before it */
     struct log_segment *ready;   /* named, durable, empty: the next one */
     struct list old;             /* live ones before current, ascending */
+    struct list replaced;        /* go when a segment after them has begun for sure */
     struct list recycle;         /* released ones whose files wait for a new life */
     u32 recycle_count;
     u64 number_next;
@@ -64,7 +76,8 @@ struct log {
     u64 started; /* log_segment_started */
     /* the end of what the next segment follows */
     u64 tail_number, tail_end, tail_seq;
-    u64 seq_base; /* of the next segment's records: at least tail_seq */
+    u64 seq_base;           /* of the next segment's records: at least tail_seq */
+    struct log_carry carry; /* into the first segment that is made */
 
     /* writes */
     struct log_write *fill; /* being filled, in current; NULL: none */
@@ -109,6 +122,74 @@ void log_make_fiber(void *arg);
 void log_sync_fiber(void *arg);
 /* Keeps the file for a new life or removes it; takes the segment. */
 MAY_YIELD void log_segment_retire(struct log *log, struct log_segment *segment);
+/* Lets go of log->replaced, once a segment after them has begun. */
+MAY_YIELD void log_replaced_retire(struct log *log);
+
+/* ---- log_reader.c ---- */
+#define LOG_READ_PIECES 4u
+
+struct log_piece {
+    struct io_op op;
+    u8 *buffer;
+    u64 offset;
+    u32 size; /* 0: nothing */
+    bool reading;
+};
+
+/* One segment at a time, from front to back: while one piece is looked at, the next ones are being
+ * read. */
+struct log_reader {
+    const char *dir;
+    struct budget *budget;
+    char path[LSM_PATH_BYTES]; /* of the segment that was opened last */
+    struct io_file *file;      /* NULL: none is open */
+    u64 number;
+    u64 file_bytes; /* whole blocks */
+    u64 ahead;      /* where the next piece begins */
+    u64 ahead_end;  /* no piece goes beyond this; a block beyond it moves it to the end */
+    struct log_piece pieces[LOG_READ_PIECES]; /* a ring: front holds what is asked for */
+    u32 piece_bytes, piece_count, front;
+};
+MUST_CHECK status log_reader_init(struct log_reader *reader, const char *dir,
+                                  struct budget *budget);
+MAY_YIELD void log_reader_deinit(struct log_reader *reader);
+/* sync: the file is synced before it is read. */
+MAY_YIELD MUST_CHECK status log_reader_open(struct log_reader *reader, u64 number, bool sync);
+/* After opening: only what is before offset will be wanted. */
+void log_reader_limit(struct log_reader *reader, u64 offset);
+MAY_YIELD void log_reader_close(struct log_reader *reader);
+/* The block at offset, or NULL beyond the file. It stays until the next call. */
+MAY_YIELD MUST_CHECK status log_reader_block(struct log_reader *reader, u64 offset, const u8 **out);
+/* data may be NULL. *out is set whatever is returned, if it is not. */
+bool log_block_is_valid(const u8 *data, u64 segment, u64 offset, struct log_block *out);
+
+/* A record that is whole and sound, and follows the one before. */
+typedef status log_take_fn(void *arg, const struct log_record *record, struct bytes payload);
+
+/* The record stream of one segment. */
+struct log_stream {
+    log_take_fn *take; /* may be NULL */
+    void *arg;
+    struct buf partial; /* the beginning of a record */
+    u64 size_max;       /* no record is larger */
+    u64 seq_last;
+    bool seq_any;       /* the next record may have any number */
+    u64 records, bytes; /* taken since log_stream_init */
+    const char *damage; /* what a function that returns ST_CORRUPT found */
+};
+void log_stream_init(struct log_stream *stream, struct budget *budget, log_take_fn *take,
+                     void *arg);
+void log_stream_deinit(struct log_stream *stream);
+/* Before the first block of a segment, whose records have the numbers after seq_last. */
+void log_stream_begin(struct log_stream *stream, u64 seq_last, u64 size_max);
+/* A valid block. Checks that records begin where it says. */
+MAY_YIELD MUST_CHECK status log_stream_block(struct log_stream *stream, const u8 *data,
+                                             const struct log_block *block);
+
+/* ---- log_carry.c ---- */
+/* Copies log->carry into segment, from its second block on, and syncs it; then the segment may
+ * become ready. Sets where the predecessor ends and the numbers begin. */
+MAY_YIELD MUST_CHECK status log_carry_copy(struct log *log, struct log_segment *segment);
 
 /* ---- log_recover.c ---- */
 struct log_reader_report {
@@ -122,16 +203,22 @@ struct log_recovered {
     u32 end_count, end_capacity;
     u64 *unstarted; /* files that hold nothing: free for recycling */
     u32 unstarted_count, unstarted_capacity;
+    u64 *replaced; /* copied to a later segment; to stay until one after that has begun */
+    u32 replaced_count, replaced_capacity;
     u64 number_max;
+    /* of the newest segment */
     u64 tail_number, tail_end, tail_seq, seq_base;
+    u64 tail_attested;  /* what is before this offset was durable once */
+    bool tail_doubtful; /* nothing says so even of its header */
+    struct log_segment_header tail_header;
     u64 records, bytes;
     u64 files, file_bytes;
 };
 /* repair: files are synced before they are read. replay may be NULL. */
-MAY_YIELD MUST_CHECK status
-log_recover(const char *dir, u64 segment_first, bool repair, struct budget *budget,
-            status (*replay)(void *arg, const struct log_record *record, struct bytes payload),
-            void *arg, const struct log_reader_report *report, struct log_recovered *out);
+MAY_YIELD MUST_CHECK status log_recover(const char *dir, u64 segment_first, bool repair,
+                                        struct budget *budget, log_take_fn *replay, void *arg,
+                                        const struct log_reader_report *report,
+                                        struct log_recovered *out);
 void log_recovered_deinit(struct log_recovered *recovered, struct budget *budget);
 
 #endif

@@ -12,6 +12,7 @@
  * under its name, with the directory synced.
  *
  * A recycled file gets a number that was never used, which is what makes its old blocks invalid.
+ * The first segment of a process also takes what the last one may have left half safe: log_carry.c.
  */
 #include "base/crc.h"
 #include "base/fault.h"
@@ -119,7 +120,6 @@ log_segment_retire(struct log *log, struct log_segment *segment)
         log->recycle_count < LOG_RECYCLE_MAX) {
         segment->end = 0;
         segment->written_offset = segment->synced_offset = 0;
-        segment->header_durable = false;
         list_push_back(&log->recycle, &segment->link);
         log->recycle_count++;
         return;
@@ -132,6 +132,18 @@ log_segment_retire(struct log *log, struct log_segment *segment)
         MARK("lsm.log.unlink_failed"); /* removed at the next open: it is below segment_first */
         log_warning("lsm", "old log segment not removed file=%s error=\"%s\"", path,
                     status_text(st));
+    }
+}
+
+MAY_YIELD void
+log_replaced_retire(struct log *log)
+{
+    while (!list_empty(&log->replaced)) {
+        struct log_segment *segment =
+            list_entry(list_first(&log->replaced), struct log_segment, link);
+        if (log->failed || log->started <= segment->number) return;
+        list_del(&segment->link);
+        log_segment_retire(log, segment);
     }
 }
 
@@ -165,14 +177,14 @@ log_release(struct log *log, u64 segment_first)
 
 /* A new file under a temporary name, written once from end to end. */
 static MAY_YIELD status
-file_make(struct log *log, const char *path, struct io_file **out)
+file_make(struct log *log, const char *path, u64 bytes, struct io_file **out)
 {
     status st = io_file_unlink(path); /* of an earlier attempt */
     if (!ok(st) && !status_is(st, ST_NOT_FOUND)) return st;
     struct io_file *file;
     st = io_file_open(path, IO_OPEN_WRITE | IO_OPEN_CREATE, &file);
     if (!ok(st)) return st;
-    st = io_file_fill(file, log->config.segment_bytes);
+    st = io_file_fill(file, bytes);
     if (ok(st)) {
         *out = file;
         return ST_OK;
@@ -186,6 +198,13 @@ file_make(struct log *log, const char *path, struct io_file **out)
     return st;
 }
 
+/* What is carried came from one segment and fits into one of the size that those had. */
+static bool
+recycled_serves(const struct log *log)
+{
+    return !list_empty(&log->recycle) && log->carry.end <= log->config.segment_bytes;
+}
+
 MAY_YIELD status
 log_segment_make(struct log *log)
 {
@@ -196,25 +215,30 @@ log_segment_make(struct log *log)
 
     struct log_segment *segment = NULL;
     status st = ST_OK;
-    struct list *link = list_pop_front(&log->recycle);
-    if (link != NULL) {
+    if (recycled_serves(log)) {
         MARK("lsm.log.recycled");
         log->recycle_count--;
-        segment = list_entry(link, struct log_segment, link);
+        segment = list_entry(list_pop_front(&log->recycle), struct log_segment, link);
         log_path(from, log->dir, segment->number);
+        segment->number = number;
     } else {
         segment = log_segment_new(log, number);
         if (segment == NULL) return ST_NO_MEMORY;
         path_join(from, log->dir, LOG_TEMPORARY);
-        st = file_make(log, from, &segment->file);
+        u64 bytes = MAX(log->config.segment_bytes, log->carry.end);
+        st = file_make(log, from, bytes, &segment->file);
     }
     if (ok(st)) {
         st = io_file_rename(from, to);
         if (ok(st)) st = io_dir_sync(log->dir);
+        if (!ok(st)) MARK("lsm.log.rename_failed");
+        if (ok(st) && log->carry.number != 0) {
+            st = log_carry_copy(log, segment);
+            if (!ok(st)) MARK("lsm.log.carry_failed");
+        }
         if (!ok(st)) {
             /* Which name it has is not known: let go of both. What lies under a number that was
              * never begun is ignored by recovery. */
-            MARK("lsm.log.rename_failed");
             io_file_close(segment->file);
             segment->file = NULL;
             (void)ok(io_file_unlink(from));
@@ -225,7 +249,6 @@ log_segment_make(struct log *log)
         log_segment_free(log, segment);
         return st;
     }
-    segment->number = number;
     log->ready = segment;
     return ST_OK;
 }
@@ -243,12 +266,13 @@ log_make_fiber(void *arg)
 {
     struct log *log = arg;
     while (!log->closing && !log->failed) {
+        log_replaced_retire(log);
         u64 now = io_now_ns();
         if (log->ready != NULL) {
             (void)fiber_queue_wait(&log->make_wake, FIBER_FOREVER);
             continue;
         }
-        if (!ok(log->make_status) && now < log->make_retry_ns && list_empty(&log->recycle)) {
+        if (!ok(log->make_status) && now < log->make_retry_ns && !recycled_serves(log)) {
             (void)fiber_queue_wait(&log->make_wake, log->make_retry_ns);
             continue;
         }

@@ -104,6 +104,12 @@ MUST_CHECK bool lsm_batch_delete_range(struct lsm_batch *batch, u16 keyspace, u6
 MUST_CHECK status lsm_write_try(struct lsm *lsm, const struct lsm_batch *batch, u64 *seq_out);
 MAY_YIELD MUST_CHECK status lsm_write(struct lsm *lsm, const struct lsm_batch *batch, u64 *seq_out);
 
+/* Between the two no write becomes visible: a try says ST_WOULD_WAIT, lsm_write waits. Takes effect
+ * at once, because no write is ever half visible, and counts: each hold needs its release, soon.
+ * Reads, flushes and compaction go on. For one instant over the stores of several shards. */
+void lsm_writes_hold(struct lsm *lsm);
+void lsm_writes_release(struct lsm *lsm);
+
 /* Every operation with seq <= this is as durable as the store's durability demands (PERIODIC: the
  * kernel has it, so a crash of the process does not take it; NONE: everything visible). */
 u64 lsm_durable_seq(const struct lsm *lsm);
@@ -135,6 +141,14 @@ MAY_YIELD MUST_CHECK status lsm_get(struct lsm *lsm, const struct lsm_snapshot *
                                     struct lsm_value *out);
 void lsm_value_release(struct lsm_value *value);
 
+/* Of the last operation that is visible. */
+u64 lsm_seq_last(const struct lsm *lsm);
+/* A key that was written and went again (deleted, expired) may be absent without a trace: seq 0,
+ * once a merge has dropped its tombstone. Then the write's number is at most this. It may be that
+ * of another key whose hash falls into the same of 1,024 places, or of a table that was dropped as
+ * a whole. For whoever must know that nobody has written an absent key: ask after the get. */
+u64 lsm_dropped_seq(const struct lsm *lsm, u16 keyspace, struct bytes key);
+
 /* A frozen view of the whole store. Holding one keeps old data on disk: be brief. NULL: no memory.
  */
 MUST_CHECK struct lsm_snapshot *lsm_snapshot_open(struct lsm *lsm);
@@ -148,6 +162,9 @@ struct lsm_scan;
 MAY_YIELD MUST_CHECK status lsm_scan_open(struct lsm *lsm, struct lsm_snapshot *snapshot,
                                           u16 keyspace, u64 token, struct bytes key, u64 token_last,
                                           struct lsm_scan **out);
+/* Before the first call of lsm_scan_next: expiry is judged by the moment of the snapshot, not by
+ * now, so that whoever scans it twice sees the same twice. */
+void lsm_scan_freeze_clock(struct lsm_scan *scan);
 /* ST_END after the last one. The bytes stay valid until the next call. want_value false: value.size
  * is right but a large value is not fetched (data is NULL then). */
 MAY_YIELD MUST_CHECK status lsm_scan_next(struct lsm_scan *scan, bool want_value, u64 *token_out,
@@ -178,6 +195,7 @@ struct lsm_stats {
     u64 seq_last, seq_durable;
     u64 gets, gets_memory, gets_row_cache, gets_not_found;
     u64 writes, write_bytes, writes_refused;
+    struct histogram writes_held_ns; /* by lsm_writes_hold */
     u64 log_bytes, log_writes, log_segments, log_bytes_to_replay;
     struct histogram log_write_ns;
     u64 memtable_bytes, memtable_bytes_limit, flushes, flush_bytes;

@@ -49,6 +49,7 @@ struct lsm_keyspace {
 struct lsm_snapshot {
     struct lsm *lsm;
     u64 seq;
+    u64 wall_ms;      /* its moment; what had expired by then may be gone, what had not is kept */
     struct list link; /* lsm->snapshots, ascending by seq */
 };
 
@@ -113,6 +114,8 @@ struct lsm {
 
     /* state */
     enum lsm_state state;
+    u32 writes_held;    /* holds that were not released: nothing becomes visible */
+    u64 writes_held_ns; /* since when */
     status failure;
     char failure_text[160];
     bool no_space_levels, no_space_disk, no_space_flush; /* why state is NO_SPACE */

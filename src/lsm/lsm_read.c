@@ -183,6 +183,18 @@ lsm_get_try(struct lsm *lsm, u16 keyspace, u64 token, struct bytes key, struct l
     return live ? ST_OK : st;
 }
 
+u64
+lsm_dropped_seq(const struct lsm *lsm, u16 keyspace, struct bytes key)
+{
+    return levels_dropped_seq(lsm->levels, keyspace, key);
+}
+
+u64
+lsm_seq_last(const struct lsm *lsm)
+{
+    return lsm->seq_last;
+}
+
 /* A copy of bytes that live in the row cache only until the next call. */
 static status
 value_copy(struct lsm *lsm, const struct entry *entry, struct lsm_value *out)

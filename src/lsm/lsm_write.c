@@ -11,6 +11,9 @@
  * writes are refused. Whoever would wait longer than ADMIT_WAIT_NS is refused at once: an early
  * answer is worth more to a client than a late one.
  *
+ * Holding. lsm_writes_hold makes write_inside say ST_WOULD_WAIT before anything else. It is asked
+ * anew after each wait, so what waited for room when the hold began does not slip through it.
+ *
  * A flush takes all keyspaces at once. It first rotates the log (so the segments before hold what
  * is flushed), then makes the active memtables the flushing ones and notes the last number. Records
  * that came between the two lie in the new segment and in the flushed memtables; recovery leaves
@@ -293,6 +296,10 @@ write_inside(struct lsm *lsm, const struct lsm_batch *batch, u64 *seq_out)
         return MARKED("lsm.write.batch_too_large", ST_TOO_LARGE);
     status st = admit_state(lsm);
     if (!ok(st)) return st;
+    if (UNLIKELY(lsm->writes_held > 0)) {
+        MARK("lsm.write.held");
+        return ST_WOULD_WAIT;
+    }
     if (lsm->log != NULL) {
         st = log_append_check(lsm->log, batch->ops.size);
         if (!ok(st)) return st;
@@ -355,11 +362,15 @@ lsm_write_try(struct lsm *lsm, const struct lsm_batch *batch, u64 *seq_out)
 static MAY_YIELD void
 write_wait(struct lsm *lsm, size_t bytes)
 {
+    u64 now = io_now_ns();
+    if (lsm->writes_held > 0) {
+        (void)fiber_queue_wait(&lsm->room_wake, now + 10 * NS_PER_MS);
+        return;
+    }
     if (lsm->log != NULL && !ok(log_append_check(lsm->log, bytes))) {
         log_wait_room(lsm->log);
         return;
     }
-    u64 now = io_now_ns();
     if (lsm->admit_ns > now) {
         fiber_sleep_ns(lsm->admit_ns - now);
         return;
@@ -384,6 +395,21 @@ lsm_write(struct lsm *lsm, const struct lsm_batch *batch, u64 *seq_out)
     if (!ok(st)) lsm->stats.writes_refused++;
     fiber_gate_leave(&lsm->gate);
     return st;
+}
+
+void
+lsm_writes_hold(struct lsm *lsm)
+{
+    if (lsm->writes_held++ == 0) lsm->writes_held_ns = io_clock_ns();
+}
+
+void
+lsm_writes_release(struct lsm *lsm)
+{
+    CHECK(lsm->writes_held > 0);
+    if (--lsm->writes_held > 0) return;
+    histogram_record(&lsm->stats.writes_held_ns, io_clock_ns() - lsm->writes_held_ns);
+    fiber_queue_wake_all(&lsm->room_wake);
 }
 
 /* ---- flushing ---- */

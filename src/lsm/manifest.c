@@ -458,6 +458,11 @@ manifest_decode(struct bytes data, struct budget *budget, struct manifest *out, 
         *what_out = "format of a newer version";
         return ST_UNSUPPORTED;
     }
+    if (!all_zero(data.data + header.size, data.size - header.size)) { /* no checksum has them */
+        *offset_out = header.size;
+        *what_out = "bytes after the end are set";
+        return ST_CORRUPT;
+    }
     struct manifest manifest = {.budget = budget, .generation = header.generation};
     struct decoder decoder = {.data = data.data, .size = header.size, .at = sizeof(header)};
     bool no_memory;

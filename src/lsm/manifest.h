@@ -6,7 +6,7 @@
  *
  *   DIR/manifest       what holds
  *   DIR/manifest.new   being written; without meaning
- *   DIR/manifest.old   the one before, for the operator only: never read by the store
+ *   DIR/manifest.old   the one before, for the operator only: read by nobody but --verify
  *
  * Encoding and decoding are pure and treat every byte as hostile. docs/data-files.md draws the
  * layout.
@@ -158,6 +158,10 @@ const char *manifest_check(const struct manifest *manifest, u32 *index_out);
 MAY_YIELD MUST_CHECK status manifest_read(const char *dir, struct budget *budget,
                                           struct manifest *out, u64 *offset_out,
                                           const char **what_out);
+/* The same of manifest.old. */
+MAY_YIELD MUST_CHECK status manifest_read_old(const char *dir, struct budget *budget,
+                                              struct manifest *out, u64 *offset_out,
+                                              const char **what_out);
 /* Writes, syncs, renames, syncs the directory twice: before the rename, so that every file it names
  * is there, and after. *outcome_known_out: when it failed, whether the old manifest surely holds.
  */

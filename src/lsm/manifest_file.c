@@ -26,12 +26,10 @@ manifest_path(char *path, const char *dir, const char *suffix)
     CHECK(length > 0 && length < (int)LSM_PATH_BYTES);
 }
 
-MAY_YIELD status
-manifest_read(const char *dir, struct budget *budget, struct manifest *out, u64 *offset_out,
-              const char **what_out)
+MAY_YIELD static status
+read_file(const char *path, struct budget *budget, struct manifest *out, u64 *offset_out,
+          const char **what_out)
 {
-    char path[LSM_PATH_BYTES];
-    manifest_path(path, dir, "");
     *offset_out = 0;
     *what_out = "cannot be read";
     struct io_file *file;
@@ -66,6 +64,24 @@ close:
     mem_free(budget, buffer, size);
     io_file_close(file);
     return st;
+}
+
+MAY_YIELD status
+manifest_read(const char *dir, struct budget *budget, struct manifest *out, u64 *offset_out,
+              const char **what_out)
+{
+    char path[LSM_PATH_BYTES];
+    manifest_path(path, dir, "");
+    return read_file(path, budget, out, offset_out, what_out);
+}
+
+MAY_YIELD status
+manifest_read_old(const char *dir, struct budget *budget, struct manifest *out, u64 *offset_out,
+                  const char **what_out)
+{
+    char path[LSM_PATH_BYTES];
+    manifest_path(path, dir, ".old");
+    return read_file(path, budget, out, offset_out, what_out);
 }
 
 /* Step 1 of the essay. */

@@ -36,7 +36,7 @@ output_init(struct output *output, const struct output_config *config)
     output->retain.snapshots = output->snapshots;
     output->retain.snapshot_count = count;
     output->retain.version_outside = UINT64_MAX;
-    output->retain.wall_ms = io_wall_ms();
+    output->retain.wall_ms = levels_expiry_clock(levels);
     output->retain.keyspace = config->keyspace;
     output->retain.token_first = levels->config.token_first;
     output->retain.token_last = levels->config.token_last;
@@ -287,6 +287,7 @@ pending_drop(struct output *output)
 {
     if (!output->pending) return;
     output->pending = false;
+    levels_note_dropped(output->config.levels, output->pending_mark, output->pending_seq);
     output->dropped[output->pending_reason]++;
 }
 
@@ -324,9 +325,13 @@ output_add(struct output *output, const struct entry *entry)
             entry->kind == ENTRY_DELETE ? RETAIN_DROP_DELETED : RETAIN_DROP_EXPIRED;
         output->pending_version = entry->version;
         output->pending_seq = entry->seq;
+        output->pending_mark = levels_drop_mark(output->config.keyspace, entry->key);
         return ST_OK;
-    case RETAIN_DROP_OVERWRITTEN:
-    case RETAIN_DROP_DELETED:
+    case RETAIN_DROP_DELETED: /* by a range, which leaves no trace of the key */
+        levels_note_dropped(output->config.levels,
+                            levels_drop_mark(output->config.keyspace, entry->key), entry->seq);
+        break;
+    case RETAIN_DROP_OVERWRITTEN: /* by a version that tells of itself */
     case RETAIN_DROP_EXPIRED:
     case RETAIN_DROP_FOREIGN:
     case RETAIN_ANSWER_COUNT:

@@ -27,6 +27,7 @@ struct lsm_scan {
     struct list link; /* lsm->scans */
     struct lsm_snapshot *snapshot;
     bool own_snapshot;
+    bool frozen_clock; /* expiry by the snapshot's moment */
     u16 keyspace;
     u64 token_last;
 
@@ -162,6 +163,7 @@ resolve(struct lsm_scan *scan, bool *live_out, const struct entry **out)
 {
     struct cursor *merge = scan->merge;
     u64 seq = scan->snapshot->seq;
+    u64 wall_ms = scan->frozen_clock ? scan->snapshot->wall_ms : io_wall_ms();
     *live_out = false;
     place_set(scan, &merge->entry);
     scan->place_done = true;
@@ -179,7 +181,7 @@ resolve(struct lsm_scan *scan, bool *live_out, const struct entry **out)
             if (fiber_should_yield()) fiber_yield();
             continue;
         }
-        *live_out = entry->kind == ENTRY_PUT && !entry_expired(entry, io_wall_ms()) &&
+        *live_out = entry->kind == ENTRY_PUT && !entry_expired(entry, wall_ms) &&
                     !levels_range_covers(scan->lsm->levels, scan->keyspace, entry->token,
                                          entry->version, entry->seq, seq);
         *out = entry;
@@ -261,6 +263,12 @@ lsm_scan_open(struct lsm *lsm, struct lsm_snapshot *snapshot, u16 keyspace, u64 
     list_push_back(&lsm->scans, &scan->link);
     *out = scan;
     return ST_OK;
+}
+
+void
+lsm_scan_freeze_clock(struct lsm_scan *scan)
+{
+    scan->frozen_clock = true;
 }
 
 /* Copies out what entry holds. After a wait for a blob the cursors are as they were: nobody else

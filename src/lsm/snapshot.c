@@ -6,6 +6,7 @@
  * Levels ask for the numbers as an array. It must not fail in the middle of a compaction, so its
  * memory grows when a snapshot is opened.
  */
+#include "io/io.h"
 #include "lsm/lsm_internal.h"
 
 #include "base/fault.h"
@@ -25,6 +26,8 @@ lsm_snapshot_open(struct lsm *lsm)
     if (snapshot == NULL) return MARKED("lsm.snapshot.no_memory", NULL);
     snapshot->lsm = lsm;
     snapshot->seq = lsm->seq_last;
+    /* A clock that was set back must not bring back what was dropped by the later one. */
+    snapshot->wall_ms = MAX(io_wall_ms(), levels_expired_ms(lsm->levels));
     list_push_back(&lsm->snapshots, &snapshot->link);
     lsm->snapshot_seqs[lsm->snapshot_count++] = snapshot->seq;
     return snapshot;

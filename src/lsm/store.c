@@ -156,6 +156,14 @@ name_judge(void *arg, const char *name)
         work->foreign = true;
 }
 
+/* Whatever is there, is it one of our directories? */
+static void
+name_recognize(void *arg, const char *name)
+{
+    struct work *work = arg;
+    if (strcmp(name, "NODE") == 0 || is_store_name(name)) work->foreign = false;
+}
+
 static MAY_YIELD status
 names_list(struct work *work, const char *path)
 {
@@ -677,12 +685,16 @@ store_verify(const char *data_dir,
     char error[256] = "";
     struct work *work = work_new(data_dir, error, sizeof(error));
     if (work == NULL) return ST_NO_MEMORY;
-    status st = io_dir_lock(data_dir);
+    work->foreign = true;
+    status st = io_dir_list(data_dir, name_recognize, work);
+    if (ok(st) && work->foreign) st = ST_NOT_FOUND;
+    if (ok(st)) st = io_dir_lock(data_dir);
     bool locked = ok(st);
     if (ok(st)) st = node_read(work);
     if (!ok(st) && locked) {
         MARK("lsm.store.verify_node");
-        report(arg, work->path, 0, error[0] != '\0' ? error : status_text(st));
+        const char *what = status_is(st, ST_NOT_FOUND) ? "file is missing" : status_text(st);
+        report(arg, work->path, 0, error[0] != '\0' ? error : what);
     } else if (ok(st)) {
         *files_out = 1;
         *bytes_out = NODE_BYTES;

@@ -46,7 +46,8 @@ MAY_YIELD MUST_CHECK status store_prepare(const char *data_dir, const char *node
                                           struct store_layout *out, char *error, size_t error_size);
 void store_release(const char *data_dir);
 
-/* lsm_verify over all stores of a data directory that no server uses. */
+/* lsm_verify over all stores of a data directory that no server uses. ST_NOT_FOUND without a
+ * report: this is none, and it was left as it is. */
 MAY_YIELD MUST_CHECK status store_verify(const char *data_dir,
                                          void (*report)(void *arg, const char *file, u64 offset,
                                                         const char *what),

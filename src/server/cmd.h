@@ -5,6 +5,7 @@
 #ifndef DISTKV_SERVER_CMD_H
 #define DISTKV_SERVER_CMD_H
 
+#include "base/limits.h"
 #include "server/command_table.h"
 #include "server/exec.h"
 #include "server/number.h"
@@ -25,6 +26,25 @@ cmd_arg_i64(struct exec *x, u32 i, i64 *out)
     if (number_parse_i64(x->args[i], out)) return true;
     resp_error(x->reply, CMD_NOT_INTEGER);
     return false;
+}
+
+/* The number of a database, for SELECT and COPY; the same. */
+static inline bool
+cmd_arg_db(struct exec *x, u32 i, u16 *out)
+{
+    i64 db;
+    if (!cmd_arg_i64(x, i, &db)) return false;
+    if (db < INT32_MIN || db > INT32_MAX) { /* Redis reads an int */
+        resp_error(x->reply, "ERR value is out of range, value must between %d and %d", INT32_MIN,
+                   INT32_MAX);
+        return false;
+    }
+    if (db < 0 || db >= LIMIT_KEYSPACES) {
+        resp_error(x->reply, "ERR DB index is out of range");
+        return false;
+    }
+    *out = (u16)db;
+    return true;
 }
 
 /* Replies the error and returns false when a value is over the limit. */

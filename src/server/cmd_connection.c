@@ -38,14 +38,7 @@ cmd_quit(struct exec *x)
 void
 cmd_select(struct exec *x)
 {
-    i64 db;
-    if (!cmd_arg_i64(x, 1, &db)) return;
-    if (db < 0 || db >= LIMIT_KEYSPACES) {
-        resp_error(x->reply, "ERR DB index is out of range");
-        return;
-    }
-    x->session->keyspace = (u16)db;
-    resp_simple(x->reply, "OK");
+    if (cmd_arg_db(x, 1, &x->session->keyspace)) resp_simple(x->reply, "OK");
 }
 
 void
@@ -329,11 +322,11 @@ cmd_client_list(struct exec *x)
         if (ids == NULL) return;
         for (u32 i = 0; i < id_count; i++) {
             i64 id;
-            if (!number_parse_i64(x->args[3 + i], &id) || id < 1) {
+            if (!number_parse_i64(x->args[3 + i], &id)) {
                 resp_error(x->reply, "ERR Invalid client ID");
                 return;
             }
-            ids[i] = (u64)id;
+            ids[i] = (u64)MAX(id, 0); /* nobody has 0 */
         }
     } else if (x->arg_count != 2) {
         resp_error(x->reply, CMD_SYNTAX);

@@ -103,16 +103,10 @@ cmd_copy(struct exec *x)
     bool replace = false;
     u16 keyspace = x->keyspace;
     for (u32 i = 3; i < x->arg_count; i++) {
-        i64 db;
         if (cmd_arg_is(x, i, "replace")) {
             replace = true;
         } else if (cmd_arg_is(x, i, "db") && i + 1 < x->arg_count) {
-            if (!cmd_arg_i64(x, ++i, &db)) return;
-            if (db < 0 || db >= LIMIT_KEYSPACES) {
-                resp_error(x->reply, "ERR DB index is out of range");
-                return;
-            }
-            keyspace = (u16)db;
+            if (!cmd_arg_db(x, ++i, &keyspace)) return;
         } else {
             resp_error(x->reply, CMD_SYNTAX);
             return;

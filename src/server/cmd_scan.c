@@ -12,11 +12,13 @@
  * by others since, the bucket starts again: keys may come twice, as SCAN allows, and none is left
  * out. 0 is the start and the end.
  *
- * KEYS streams from one snapshot of each shard, all taken before the first is read. RESP wants the
- * number of elements first, so the snapshots are read twice: counted, then sent. A key that
- * expires in between is sent as a null.
+ * KEYS streams from one instant of all shards (cut.h). RESP wants the number of elements first, so
+ * the snapshots are read twice: counted, then sent. Both times expiry is judged by that instant, so
+ * that a key which expires in between is no gap in the reply.
  */
+#include "base/fault.h"
 #include "server/cmd.h"
+#include "server/cut.h"
 #include "server/glob.h"
 #include "server/session.h"
 
@@ -114,6 +116,7 @@ read_piece(void *arg)
     piece->st = lsm_scan_open(shard->lsm, piece->snapshot, piece->keyspace, piece->token, from,
                               shard->token_last, &scan);
     if (!ok(piece->st)) return;
+    if (piece->stream) lsm_scan_freeze_clock(scan); /* the passes must agree */
     u64 last_token = 0;
     for (;;) {
         u64 token;
@@ -218,7 +221,7 @@ MAY_YIELD void
 cmd_scan(struct exec *x)
 {
     u64 cursor;
-    if (!number_parse_u64(x->args[1], &cursor)) {
+    if (!number_parse_cursor(x->args[1], &cursor)) {
         resp_error(x->reply, "ERR invalid cursor");
         return;
     }
@@ -258,7 +261,7 @@ cmd_scan(struct exec *x)
     for (;; owner++) { /* on into the next shard while there is something left to look at */
         piece->looked_max = (u32)left;
         struct position_call call = {.piece = piece, .cursor = cursor};
-        st = io_shard_call(owner, FIBER_FOREGROUND, read_from_cursor, &call);
+        st = io_shard_call(owner, fiber_class_self(), read_from_cursor, &call);
         if (ok(st)) st = piece->st;
         if (!ok(st)) break;
         if (!other_type) {
@@ -293,47 +296,18 @@ cmd_scan(struct exec *x)
 
 /* ---- KEYS ---- */
 
-struct snapshot_call {
-    struct lsm_snapshot *snapshots[LIMIT_SHARDS];
-    bool failed;
-};
-
-MAY_YIELD static void
-open_snapshot(void *arg)
-{
-    struct snapshot_call *call = arg;
-    struct shard *shard = shard_self();
-    struct lsm_snapshot *snapshot = lsm_snapshot_open(shard->lsm);
-    call->snapshots[shard->index] = snapshot;
-    if (snapshot == NULL) {
-        call->failed = true;
-        return;
-    }
-    /* What is sent to a client must not be taken back by a power cut. */
-    status st = lsm_wait_durable(shard->lsm, lsm_snapshot_seq(snapshot));
-    if (!ok(st)) call->failed = true;
-}
-
-static void
-close_snapshot(void *arg)
-{
-    struct snapshot_call *call = arg;
-    struct shard *shard = shard_self();
-    if (call->snapshots[shard->index] != NULL) lsm_snapshot_close(call->snapshots[shard->index]);
-}
-
-/* Reads all keys of all snapshots in pieces; each is given to each_piece. */
+/* Reads all keys of the cut in pieces; each is given to each_piece. */
 MAY_YIELD static status
-read_all(struct exec *x, struct piece *piece, const struct snapshot_call *snapshots,
+read_all(struct exec *x, struct piece *piece, const struct cut *cut,
          bool (*each_piece)(struct exec *x, struct piece *piece))
 {
     const struct server *server = x->shard->server;
     for (u32 i = 0; i < server->shard_count; i++) {
         piece->token = server->layout.shards[i].token_first;
         piece->skip = false;
-        piece->snapshot = snapshots->snapshots[i];
+        piece->snapshot = cut->snapshots[i];
         do {
-            status st = io_shard_call(i, FIBER_FOREGROUND, read_piece, piece);
+            status st = io_shard_call(i, fiber_class_self(), read_piece, piece);
             if (ok(st)) st = piece->st;
             if (!ok(st)) return st;
             if (!each_piece(x, piece)) return ST_CLOSED;
@@ -360,17 +334,18 @@ MAY_YIELD void
 cmd_keys(struct exec *x)
 {
     struct piece *piece = new_piece(x);
-    struct snapshot_call *snapshots =
-        (struct snapshot_call *)(void *)exec_alloc(x, sizeof(*snapshots));
-    if (piece == NULL || snapshots == NULL) return;
-    memset(snapshots, 0, sizeof(*snapshots));
+    struct cut *cut = (struct cut *)(void *)exec_alloc(x, sizeof(*cut));
+    if (piece == NULL || cut == NULL) return;
     piece->stream = true;
     if (!(x->args[1].size == 1 && x->args[1].data[0] == '*')) piece->pattern = x->args[1];
 
-    status st = shard_for_all(x->shard, open_snapshot, snapshots);
-    if (ok(st) && snapshots->failed) st = ST_NO_MEMORY;
+    status st = cut_open(x->shard, cut);
+    if (!ok(st)) {
+        exec_fail(x, st);
+        return;
+    }
     piece->count_only = true;
-    if (ok(st)) st = read_all(x, piece, snapshots, count_piece);
+    st = read_all(x, piece, cut, count_piece);
     if (ok(st)) {
         u64 counted = piece->matched;
         if (counted > UINT32_MAX) st = ST_TOO_LARGE;
@@ -378,20 +353,16 @@ cmd_keys(struct exec *x)
         piece->matched = 0;
         if (ok(st)) {
             resp_array(x->reply, (u32)counted);
-            st = read_all(x, piece, snapshots, send_piece);
-            if (ok(st)) {
-                for (; piece->matched < counted; piece->matched++) {
-                    resp_null(x->reply);
-                    if (x->reply->out->size > PIECE_BYTES && !session_stream(x)) break;
-                }
-            } else if (x->session->conn != NULL) {
+            st = read_all(x, piece, cut, send_piece);
+            if (ok(st) && piece->matched != counted) st = ST_CORRUPT; /* cannot be: see above */
+            if (!ok(st) && x->session->conn != NULL) {
                 /* The reply has begun: only the end of the connection says that it is not whole. */
                 session_abort(x->session);
                 st = ST_OK;
             }
         }
     }
-    shard_for_all_possible(x->shard, close_snapshot, snapshots);
+    cut_close(cut);
     if (!ok(st) && !status_is(st, ST_CLOSED)) exec_fail(x, st);
 }
 
@@ -467,31 +438,42 @@ struct flush_call {
     status st;
 };
 
-/* A command on a fiber that has read and not yet written would write what was flushed: they are
- * let out first, but not for ever. */
-#define FLUSH_LOCK_WAITS_MAX 1000u
+/* A command on a fiber that has read and not yet written would write what was flushed, and a
+ * transaction over several keyspaces would see some of them flushed: so no key may be locked, and
+ * none gets locked before all keyspaces are done. Locks are held for reads of the disk and waits
+ * for room; when they take longer than this, the flush is refused and has done nothing here. */
+#define FLUSH_LOCKS_NS_MAX (5 * NS_PER_S)
+
+MAY_YIELD static status
+flush_keyspace(struct shard *shard, u16 keyspace, u64 *seq)
+{
+    struct lsm_batch batch;
+    lsm_batch_init(&batch, &shard->budget);
+    status st = ST_NO_MEMORY;
+    if (lsm_batch_delete_range(&batch, keyspace, shard->token_first, shard->token_last))
+        st = lsm_write_try(shard->lsm, &batch, seq);
+    if (status_is(st, ST_WOULD_WAIT)) st = lsm_write(shard->lsm, &batch, seq);
+    lsm_batch_deinit(&batch);
+    return st;
+}
 
 MAY_YIELD static void
 flush_here(void *arg)
 {
     struct flush_call *call = arg;
     struct shard *shard = shard_self();
-    u64 last_seq = 0;
-    for (u16 keyspace = call->first; keyspace <= call->last && ok(call->st); keyspace++) {
-        struct lsm_batch batch;
-        lsm_batch_init(&batch, &shard->budget);
-        u64 seq = 0;
-        if (!lsm_batch_delete_range(&batch, keyspace, shard->token_first, shard->token_last))
-            call->st = ST_NO_MEMORY;
-        for (u32 i = 0; shard->locks.held != 0 && i < FLUSH_LOCK_WAITS_MAX; i++)
-            fiber_sleep_ns(NS_PER_MS / 4);
-        if (ok(call->st)) call->st = lsm_write_try(shard->lsm, &batch, &seq);
-        if (status_is(call->st, ST_WOULD_WAIT)) call->st = lsm_write(shard->lsm, &batch, &seq);
-        lsm_batch_deinit(&batch);
-        last_seq = MAX(last_seq, seq);
+    if (!ok(call->st)) return; /* refused by a shard before */
+    u64 seq = 0;
+    call->st = keylock_acquire_all(&shard->locks, io_now_ns() + FLUSH_LOCKS_NS_MAX);
+    shard->stats->lock_waits = shard->locks.waits;
+    if (!ok(call->st)) {
+        MARK("server.flush.refused");
+        return;
     }
-    shard->seq_last = MAX(shard->seq_last, last_seq);
-    if (ok(call->st)) call->st = lsm_wait_durable(shard->lsm, last_seq);
+    for (u16 keyspace = call->first; keyspace <= call->last && ok(call->st); keyspace++)
+        call->st = flush_keyspace(shard, keyspace, &seq);
+    keylock_release_all(&shard->locks);
+    if (ok(call->st)) call->st = lsm_wait_durable(shard->lsm, seq);
 }
 
 MAY_YIELD static void

@@ -64,7 +64,7 @@ cmd_command_info(struct exec *x)
     for (u32 i = 2; i < x->arg_count; i++) {
         const struct command *command = find_named(x->args[i]);
         if (command == NULL)
-            resp_null_array(x->reply);
+            resp_null(x->reply);
         else
             command_reply_info(x->reply, command);
     }
@@ -135,7 +135,7 @@ cmd_command_list(struct exec *x)
         return;
     }
     for (u32 pass = 0, count = 0; pass < 2; pass++) {
-        if (pass == 1) resp_set(x->reply, count);
+        if (pass == 1) resp_array(x->reply, count);
         for (u32 i = 0; i < command_table_count() && !module; i++) {
             const struct command *command = &command_table[i];
             if (command->flags & COMMAND_NATIVE) continue;
@@ -266,7 +266,7 @@ pair_is_there(const struct config_reply *reply, const char *name)
     bool is_name = true;
     for (size_t at = 0; at < reply->pairs.size; is_name = !is_name) {
         size_t length = load_u16(reply->pairs.data + at);
-        if (is_name && length == size && memcmp(reply->pairs.data + at + 2, name, size) == 0)
+        if (is_name && length == size && text_is(BYTES(reply->pairs.data + at + 2, length), name))
             return true;
         at += 2 + length;
     }
@@ -318,7 +318,7 @@ void
 cmd_config_set(struct exec *x)
 {
     if (x->arg_count % 2 != 0) {
-        resp_error(x->reply, "ERR wrong number of arguments for 'config|set' command");
+        resp_error(x->reply, CMD_SYNTAX);
         return;
     }
     char *name = (char *)exec_alloc(x, 2 * CONFIG_TEXT_BYTES);
@@ -444,7 +444,10 @@ cmd_slowlog_get(struct exec *x)
 {
     i64 limit = 10;
     if (x->arg_count > 3) {
-        resp_error(x->reply, "ERR wrong number of arguments for 'slowlog|get' command");
+        resp_error(x->reply,
+                   "ERR unknown subcommand or wrong number of arguments for '%.*s'. "
+                   "Try SLOWLOG HELP.",
+                   (int)MIN(x->args[1].size, 128u), (const char *)x->args[1].data);
         return;
     }
     if (x->arg_count == 3) {
@@ -700,17 +703,22 @@ cmd_wait(struct exec *x)
 void
 cmd_shutdown(struct exec *x)
 {
-    bool no_save = false, abort = false;
+    bool save = false, no_save = false, abort = false;
     for (u32 i = 1; i < x->arg_count; i++) {
         if (cmd_arg_is(x, i, "nosave")) {
             no_save = true;
+        } else if (cmd_arg_is(x, i, "save")) {
+            save = true;
         } else if (cmd_arg_is(x, i, "abort")) {
             abort = true;
-        } else if (!cmd_arg_is(x, i, "save") && !cmd_arg_is(x, i, "now") &&
-                   !cmd_arg_is(x, i, "force")) {
+        } else if (!cmd_arg_is(x, i, "now") && !cmd_arg_is(x, i, "force")) {
             resp_error(x->reply, CMD_SYNTAX);
             return;
         }
+    }
+    if ((abort && x->arg_count > 2) || (save && no_save)) {
+        resp_error(x->reply, CMD_SYNTAX);
+        return;
     }
     if (abort) {
         resp_error(x->reply, "ERR No shutdown in progress.");

@@ -79,14 +79,36 @@ struct set_options {
     u32 expiry_how;
 };
 
+/* One kind of expiry at most; the same kind again is the one that counts, as in Redis. */
+static bool
+take_expiry(struct exec *x, u32 i, struct set_options *out)
+{
+    static const struct {
+        const char *word;
+        u32 how;
+    } kinds[] = {
+        {"ex", CMD_SECONDS | CMD_RELATIVE},
+        {"px", CMD_RELATIVE},
+        {"exat", CMD_SECONDS},
+        {"pxat", 0},
+    };
+    if (out->keep_ttl || out->persist || i + 1 >= x->arg_count) return false;
+    for (u32 kind = 0; kind < ARRAY_COUNT(kinds); kind++) {
+        if (!cmd_arg_is(x, i, kinds[kind].word)) continue;
+        if (out->expiry_arg != 0 && out->expiry_how != kinds[kind].how) return false;
+        out->expiry_how = kinds[kind].how;
+        out->expiry_arg = i + 1;
+        return true;
+    }
+    return false;
+}
+
 /* Reads the options of SET (is_set) or GETEX from argument i on. */
 static bool
 parse_set_options(struct exec *x, u32 i, bool is_set, struct set_options *out)
 {
     memset(out, 0, sizeof(*out));
     for (; i < x->arg_count; i++) {
-        bool more = i + 1 < x->arg_count;
-        bool timed = out->expiry_arg != 0 || out->keep_ttl || out->persist;
         if (is_set && cmd_arg_is(x, i, "nx") && !out->xx) {
             out->nx = true;
         } else if (is_set && cmd_arg_is(x, i, "xx") && !out->nx) {
@@ -97,18 +119,8 @@ parse_set_options(struct exec *x, u32 i, bool is_set, struct set_options *out)
             out->keep_ttl = true;
         } else if (!is_set && cmd_arg_is(x, i, "persist") && out->expiry_arg == 0) {
             out->persist = true;
-        } else if (!timed && more && cmd_arg_is(x, i, "ex")) {
-            out->expiry_how = CMD_SECONDS | CMD_RELATIVE;
-            out->expiry_arg = ++i;
-        } else if (!timed && more && cmd_arg_is(x, i, "px")) {
-            out->expiry_how = CMD_RELATIVE;
-            out->expiry_arg = ++i;
-        } else if (!timed && more && cmd_arg_is(x, i, "exat")) {
-            out->expiry_how = CMD_SECONDS;
-            out->expiry_arg = ++i;
-        } else if (!timed && more && cmd_arg_is(x, i, "pxat")) {
-            out->expiry_how = 0;
-            out->expiry_arg = ++i;
+        } else if (take_expiry(x, i, out)) {
+            i++;
         } else {
             resp_error(x->reply, CMD_SYNTAX);
             return false;

@@ -317,10 +317,12 @@ categories(const struct command *command, const char **out)
     if (command->flags & COMMAND_READONLY) out[count++] = "read";
     if (command->flags & COMMAND_WRITE) out[count++] = "write";
     if (command->group == GROUP_STRING) out[count++] = "string";
-    if (command->flags & COMMAND_ADMIN) out[count++] = "admin";
+    const u32 admin = COMMAND_ADMIN | COMMAND_ADMIN_CATEGORY;
+    if (command->flags & admin) out[count++] = "admin";
     out[count++] = command->flags & COMMAND_FAST ? "fast" : "slow";
-    if (command->flags & (COMMAND_ADMIN | COMMAND_DANGEROUS)) out[count++] = "dangerous";
-    if (command->group == GROUP_CONNECTION && command->place != PLACE_CONTAINER)
+    if (command->flags & (admin | COMMAND_DANGEROUS)) out[count++] = "dangerous";
+    if (command->flags & COMMAND_CONNECTION ||
+        (command->group == GROUP_CONNECTION && command->place != PLACE_CONTAINER))
         out[count++] = "connection";
     if (command->group == GROUP_TRANSACTIONS) out[count++] = "transaction";
     CHECK(count <= CATEGORIES_MAX);

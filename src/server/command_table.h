@@ -28,10 +28,12 @@ enum command_flags {
     COMMAND_SKIP_SLOWLOG = 1 << 10,
     COMMAND_NO_MULTI = 1 << 11, /* cannot be queued: it spans shards */
     /* not shown to clients */
-    COMMAND_DANGEROUS = 1 << 16, /* category, where the others do not imply it */
-    COMMAND_SKIP_MONITOR = 1 << 17,
-    COMMAND_MULTI_NOW = 1 << 18, /* runs at once inside MULTI */
-    COMMAND_NATIVE = 1 << 19,    /* an opcode: only in the metrics */
+    COMMAND_DANGEROUS = 1 << 16, /* categories, where nothing else implies them */
+    COMMAND_ADMIN_CATEGORY = 1 << 17,
+    COMMAND_MULTI_NOW = 1 << 18,  /* runs at once inside MULTI */
+    COMMAND_NATIVE = 1 << 19,     /* an opcode: only in the metrics */
+    COMMAND_CONNECTION = 1 << 20, /* category */
+    COMMAND_HEAVY = 1 << 21,      /* walks over the keyspace: see request.h */
 };
 
 enum command_place {

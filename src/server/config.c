@@ -10,6 +10,7 @@
 
 #include "base/log.h"
 #include "lsm/lsm.h"
+#include "server/glob.h"
 
 #include <stdio.h>
 
@@ -93,8 +94,11 @@ config_parse_cores(const char *text, u32 *out, u32 capacity, u32 *count_out)
         last = first;
         if (dash != NULL && !option_parse_number(dash + 1, &last)) return false;
         if (first > last || last > CORE_MAX) return false;
-        for (u64 core = first; core <= last; core++)
-            seen[core / 8] |= (u8)(1u << (core % 8));
+        for (u64 core = first; core <= last; core++) {
+            u8 bit = (u8)(1u << (core % 8));
+            if (seen[core / 8] & bit) return false; /* one shard, where two were asked for */
+            seen[core / 8] |= bit;
+        }
         text += size;
         if (*text == '\0') break;
         text++;
@@ -114,7 +118,8 @@ check_cores(const char *text, char *error, size_t error_size)
 {
     u32 cores[LIMIT_SHARDS], count;
     if (config_parse_cores(text, cores, LIMIT_SHARDS, &count)) return true;
-    snprintf(error, error_size, "'%.48s' is not a list of at most %u cores, for example 0,1 or 0-3",
+    snprintf(error, error_size,
+             "'%.48s' is not a list of at most %u cores, each named once, for example 0,1 or 0-3",
              text, LIMIT_SHARDS);
     return false;
 }
@@ -444,42 +449,30 @@ redis_value_text(const struct server_config *config, u32 index, char *out, size_
 
 static const u32 redis_name_none = UINT32_MAX;
 
+/* Whether text is the name, case apart: names are in lower case. */
+static bool
+is_name(const char *text, const char *name)
+{
+    while (*name != '\0' && *name == (*text >= 'A' && *text <= 'Z' ? *text - 'A' + 'a' : *text))
+        name++, text++;
+    return *name == '\0' && *text == '\0';
+}
+
 static u32
 redis_name_find(const char *name)
 {
-    for (u32 i = 0; i < ARRAY_COUNT(redis_names); i++) {
-        const char *a = redis_names[i].name, *b = name;
-        while (*a != '\0' && *a == (*b >= 'A' && *b <= 'Z' ? *b - 'A' + 'a' : *b))
-            a++, b++;
-        if (*a == '\0' && *b == '\0') return i;
-    }
+    for (u32 i = 0; i < ARRAY_COUNT(redis_names); i++)
+        if (is_name(name, redis_names[i].name)) return i;
     return redis_name_none;
 }
 
-/* Glob with * and ? only: names of options hold nothing else worth matching. Iterative, so that a
- * pattern of many stars costs no more than the product of the lengths. */
+/* A name in full is matched as it is and shown as it was asked for, as in Redis; a backslash in it
+ * means nothing. */
 static bool
-name_matches(const char *pattern, const char *name)
+name_matches(const char *pattern, bool literal, const char *name)
 {
-    const char *star = NULL, *retry = NULL;
-    while (*name != '\0') {
-        char p = *pattern >= 'A' && *pattern <= 'Z' ? (char)(*pattern - 'A' + 'a') : *pattern;
-        if (p == '*') {
-            star = ++pattern;
-            retry = name;
-        } else if (p == '?' || p == *name) {
-            pattern++;
-            name++;
-        } else if (star != NULL) {
-            pattern = star;
-            name = ++retry;
-        } else {
-            return false;
-        }
-    }
-    while (*pattern == '*')
-        pattern++;
-    return *pattern == '\0';
+    if (literal) return is_name(pattern, name);
+    return glob_match(BYTES(pattern, strlen(pattern)), BYTES(name, strlen(name)), true);
 }
 
 void
@@ -487,16 +480,17 @@ config_list(const struct server_config *config, const char *pattern,
             void (*each)(void *arg, const char *name, const char *value), void *arg)
 {
     char value[OPTION_TEXT_BYTES];
+    bool literal = strpbrk(pattern, "*?[") == NULL;
     for (u32 i = 0; i < config_table.count; i++) {
         if ((options[i].flags & OPTION_COMMAND) != 0) continue;
-        if (!name_matches(pattern, options[i].name)) continue;
+        if (!name_matches(pattern, literal, options[i].name)) continue;
         option_get(&options[i], config, value, sizeof(value));
-        each(arg, options[i].name, value);
+        each(arg, literal ? pattern : options[i].name, value);
     }
     for (u32 i = 0; i < ARRAY_COUNT(redis_names); i++) {
-        if (!name_matches(pattern, redis_names[i].name)) continue;
+        if (!name_matches(pattern, literal, redis_names[i].name)) continue;
         redis_value_text(config, i, value, sizeof(value));
-        each(arg, redis_names[i].name, value);
+        each(arg, literal ? pattern : redis_names[i].name, value);
     }
 }
 

@@ -113,7 +113,8 @@ void config_init_for_test(struct server_config *config, const char *data_dir, u3
 /* ---- CONFIG GET, CONFIG SET: from any shard ---- */
 
 /* Calls each(arg, name, value) for every option whose name matches the glob pattern, Redis' own
- * names that clients ask for among them (save, appendonly, maxmemory, databases...). */
+ * names that clients ask for among them (save, appendonly, maxmemory, databases...). A pattern
+ * without * ? [ is a name, and told as it was given. */
 void config_list(const struct server_config *config, const char *pattern,
                  void (*each)(void *arg, const char *name, const char *value), void *arg);
 /* False when there is no such name. */

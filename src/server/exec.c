@@ -5,7 +5,8 @@
  * Why both ways are atomic. A try never yields between its first read and lsm_write_try, and it
  * does not write a key that somebody on a fiber has locked. A run on a fiber holds the locks of all
  * the keys that its command names from before its first read until its batch is visible. Plain
- * reads take no locks: a batch becomes visible as a whole.
+ * reads take no locks: a batch becomes visible as a whole. When writes are held (cut.h) a try finds
+ * out at its lsm_write_try, has done nothing, and waits on a fiber like for anything else.
  */
 #include "server/exec.h"
 
@@ -25,14 +26,15 @@ struct scratch {
 };
 
 void
-exec_init(struct exec *x, struct shard *shard, struct resp_writer *reply)
+exec_init(struct exec *x, struct shard *shard, struct budget *budget, struct resp_writer *reply)
 {
     memset(x, 0, sizeof(*x));
     x->shard = shard;
+    x->budget = budget;
     x->reply = reply;
     list_init(&x->scratch);
-    buf_init(&x->ops, &shard->budget);
-    buf_init(&x->op_index, &shard->budget);
+    buf_init(&x->ops, budget);
+    buf_init(&x->op_index, budget);
 }
 
 static void
@@ -50,7 +52,7 @@ clear(struct exec *x)
     struct list *node;
     while ((node = list_pop_front(&x->scratch)) != NULL) {
         struct scratch *block = list_entry(node, struct scratch, link);
-        mem_free(&x->shard->budget, block, block->size);
+        mem_free(x->budget, block, block->size);
     }
     x->committed = NULL;
     x->op_count = 0;
@@ -90,7 +92,7 @@ exec_reply_too_large(struct exec *x)
 u8 *
 exec_alloc(struct exec *x, size_t size)
 {
-    struct scratch *block = mem_alloc(&x->shard->budget, sizeof(*block) + size);
+    struct scratch *block = mem_alloc(x->budget, sizeof(*block) + size);
     if (block == NULL) {
         exec_fail(x, ST_NO_MEMORY);
         return NULL;
@@ -245,8 +247,11 @@ exec_get_in(struct exec *x, u16 keyspace, struct bytes key, bool count, struct e
     }
     struct lsm *lsm = x->shard->lsm;
     memset(&x->value, 0, sizeof(x->value));
-    status st = x->waits ? lsm_get(lsm, NULL, keyspace, token, key, &x->value)
-                         : lsm_get_try(lsm, keyspace, token, key, &x->value);
+    status st = ST_OK;
+    if (!x->waits)
+        st = lsm_get_try(lsm, keyspace, token, key, &x->value);
+    else if (!exec_ahead_take(x, keyspace, key, &x->value, &st))
+        st = lsm_get(lsm, NULL, keyspace, token, key, &x->value);
     if (ok(st)) {
         x->value_held = true;
         x->seq = MAX(x->seq, x->value.seq);
@@ -287,7 +292,6 @@ written(struct exec *x, u64 seq)
 {
     x->wrote = true;
     x->seq = MAX(x->seq, seq);
-    x->shard->seq_last = MAX(x->shard->seq_last, seq);
     if (x->committed != NULL) x->committed(x);
 }
 
@@ -408,7 +412,7 @@ exec_wait(struct exec *x, void (*handler)(struct exec *x))
     size_t locks_size = 0;
     u32 lock_count = 0;
     struct lock_list keys = {.failed = false};
-    buf_init(&keys.hashes, &shard->budget);
+    buf_init(&keys.hashes, x->budget);
     clear(x);
     x->waits = true;
 
@@ -420,24 +424,27 @@ exec_wait(struct exec *x, void (*handler)(struct exec *x))
         for (u32 i = 0; i < count; i++)
             if (i == 0 || hashes[i] != hashes[lock_count - 1]) hashes[lock_count++] = hashes[i];
         locks_size = lock_count * sizeof(*locks);
-        if (lock_count != 0) locks = mem_alloc(&shard->budget, locks_size);
+        if (lock_count != 0) locks = mem_alloc(x->budget, locks_size);
         if (keys.failed || (lock_count != 0 && locks == NULL)) {
             lock_count = 0;
             exec_fail(x, ST_NO_MEMORY);
         } else if (lock_count != 0) {
-            u64 waits = shard->locks.waits;
             keylock_acquire(&shard->locks, hashes, locks, lock_count);
-            shard->stats->lock_waits += shard->locks.waits - waits;
+            shard->stats->lock_waits = shard->locks.waits;
         }
     }
     if (BUGGIFY("server.exec.late_run")) fiber_sleep_ns(NS_PER_MS);
     x->now_ms = io_wall_ms();
-    if (ok(x->failure)) handler(x);
+    if (ok(x->failure)) {
+        exec_ahead_start(x);
+        handler(x);
+        exec_ahead_stop(x);
+    }
     drop_value(x);
     if (BUGGIFY("server.exec.late_write")) fiber_sleep_ns(NS_PER_MS);
     if (ok(x->failure) && x->op_count != 0) {
         struct lsm_batch batch;
-        lsm_batch_init(&batch, &shard->budget);
+        lsm_batch_init(&batch, x->budget);
         u64 seq = 0;
         status st = ST_NO_MEMORY;
         if (build_batch(x, &batch)) st = lsm_write(shard->lsm, &batch, &seq);
@@ -448,7 +455,7 @@ exec_wait(struct exec *x, void (*handler)(struct exec *x))
         lsm_batch_deinit(&batch);
     }
     if (lock_count != 0) keylock_release(&shard->locks, locks, lock_count);
-    mem_free(&shard->budget, locks, locks_size);
+    mem_free(x->budget, locks, locks_size);
     buf_deinit(&keys.hashes);
     finish(x, reply_start);
 }

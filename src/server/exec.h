@@ -37,6 +37,8 @@ struct exec_op {
 struct exec {
     /* the caller's */
     struct shard *shard;
+    struct budget *budget;
+    struct work *work;       /* of the worker that runs it; NULL where nobody asks */
     struct session *session; /* commands of the connection only; NULL when keys are elsewhere */
     const struct command *command;
     const struct bytes *args;
@@ -62,6 +64,7 @@ struct exec {
     void (*committed)(struct exec *x);
     struct lsm_value value;
     bool value_held;
+    struct exec_ahead *ahead; /* NULL: reads as it is asked */
     u64 hits, misses;
 };
 
@@ -74,7 +77,9 @@ struct exec_value {
     u64 seq;
 };
 
-void exec_init(struct exec *x, struct shard *shard, struct resp_writer *reply);
+/* budget: for what the run holds; the reply has its own. */
+void exec_init(struct exec *x, struct shard *shard, struct budget *budget,
+               struct resp_writer *reply);
 void exec_deinit(struct exec *x);
 
 /* false: it would have to wait; reply and writes are as they were before. */
@@ -122,6 +127,15 @@ MUST_CHECK bool exec_copy(struct exec *x, struct bytes source, struct bytes *out
 void exec_fail(struct exec *x, status why);
 /* Whether the reply has outgrown what one connection may hold; fails with ST_TOO_LARGE then. */
 bool exec_reply_too_large(struct exec *x);
+
+/* ---- exec_ahead.c, for exec.c ---- */
+
+/* When the command goes through many keys; then exec_ahead_take in their order. */
+void exec_ahead_start(struct exec *x);
+/* false: it is to be read. */
+MAY_YIELD MUST_CHECK bool exec_ahead_take(struct exec *x, u16 keyspace, struct bytes key,
+                                          struct lsm_value *out, status *st_out);
+MAY_YIELD void exec_ahead_stop(struct exec *x);
 
 /* The reply for a status of the store, in the protocol of the command. */
 void exec_failure_reply(const struct command *command, const struct bytes *args,

@@ -190,7 +190,8 @@ out:
 
 /* Variables of the same prefix that belong to the other programs. */
 static const char *const foreign_variables[] = {
-    "SERVER", "CLIENT", "HISTFILE", "JSON", "BENCH", "TEST", "BUILD",
+    "SERVER", "CLIENT", "HISTFILE", "JSON", "BENCH",
+    "TEST",   "BUILD",  "KEYSPACE", "USER", "PASSWORD",
 };
 
 static bool

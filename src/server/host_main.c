@@ -142,6 +142,11 @@ run_verify(const struct server_config *config)
     if (verify.damages > 0) {
         printf("%llu files, %llu bytes: %llu damaged places\n", (unsigned long long)verify.files,
                (unsigned long long)verify.bytes, (unsigned long long)verify.damages);
+    } else if (status_is(st, ST_NOT_FOUND)) {
+        fprintf(stderr,
+                "distkv-server: %s is not a DistKV data directory: it holds neither NODE nor "
+                "stores\n",
+                config->data_dir);
     } else if (status_is(st, ST_LOCKED)) {
         fprintf(stderr, "distkv-server: data directory %s is in use by another server\n",
                 config->data_dir);

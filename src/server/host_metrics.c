@@ -349,14 +349,15 @@ put_state(struct text *text, const struct host_figures *figures)
     }
 }
 
+/* offset: of a struct histogram in struct shard_stats. */
 static void
-put_log_writes(struct text *text, const struct host_figures *figures)
+put_histogram(struct text *text, const struct host_figures *figures, const char *name,
+              const char *help, u32 offset)
 {
-    const char *name = "distkv_log_write_duration_seconds";
-    put_head(text, name, "histogram", "Time of one group commit on the disk.");
+    put_head(text, name, "histogram", help);
     for (u32 shard = 0; shard < figures->shard_count; shard++) {
         if (!figures->shard_known[shard]) continue;
-        const struct histogram *h = &figures->shards[shard].lsm.log_write_ns;
+        const struct histogram *h = (const void *)((const char *)&figures->shards[shard] + offset);
         for (u32 bits = 3; bits <= 20; bits++) { /* 8 us to 1 s */
             u64 us = 1ull << bits;
             put(text, "%s_bucket{shard=\"%u\",le=\"%.9g\"} %llu\n", name, shard, (double)us / 1e6,
@@ -411,7 +412,12 @@ host_metrics_text(const struct host_figures *figures, size_t *size_out)
         put_errors(&text, figures);
         put_commands(&text, figures);
         put_state(&text, figures);
-        put_log_writes(&text, figures);
+        put_histogram(&text, figures, "distkv_log_write_duration_seconds",
+                      "Time of one group commit on the disk.",
+                      offsetof(struct shard_stats, lsm.log_write_ns));
+        put_histogram(&text, figures, "distkv_writes_held_seconds",
+                      "Time that writes were held for a snapshot of all shards.",
+                      offsetof(struct shard_stats, lsm.writes_held_ns));
     }
     if (text.failed) {
         free(text.data);

@@ -18,6 +18,7 @@ struct totals {
     u64 row_cache_hits, row_cache_misses, block_cache_hits, block_cache_misses, corruptions;
     u64 busy_ns, fibers, forwarded, pending, watches, stalls;
     u64 commands_per_s, received_per_s, sent_per_s, expired;
+    u64 write_holds, write_hold_ns_max;
     u64 keys[LIMIT_KEYSPACES];
     bool failed, no_space;
     struct command_stats commands_by_name[SERVER_COMMANDS_MAX];
@@ -71,6 +72,8 @@ collect_here(void *arg)
     t->memory_limit += s->memory_limit;
     t->log_bytes_to_replay += s->lsm.log_bytes_to_replay;
     t->writes_refused += s->lsm.writes_refused;
+    t->write_holds += s->lsm.writes_held_ns.count;
+    t->write_hold_ns_max = MAX(t->write_hold_ns_max, s->lsm.writes_held_ns.max);
     t->table_bytes += s->lsm.table_bytes;
     t->tables += s->lsm.tables;
     t->blob_bytes += s->lsm.blob_bytes;
@@ -299,9 +302,11 @@ section_distkv(struct buf *out, const struct server *server, const struct totals
     cmd_text(out,
              "clients_resp:%llu\r\nclients_native:%llu\r\nclients_paused:%llu\r\n"
              "clients_timed_out:%llu\r\nrequests_pending:%llu\r\nrequests_forwarded:%llu\r\n"
-             "watched_keys:%llu\r\nloop_stalls:%llu\r\nwrites_refused:%llu\r\n",
+             "watched_keys:%llu\r\nloop_stalls:%llu\r\nwrites_refused:%llu\r\n"
+             "write_holds:%llu\r\nwrite_hold_max_usec:%llu\r\n",
              U(t->clients_resp), U(t->clients_native), U(t->clients_paused), U(t->timed_out),
-             U(t->pending), U(t->forwarded), U(t->watches), U(t->stalls), U(t->writes_refused));
+             U(t->pending), U(t->forwarded), U(t->watches), U(t->stalls), U(t->writes_refused),
+             U(t->write_holds), U(t->write_hold_ns_max / 1000));
     cmd_text(out,
              "log_bytes_to_replay:%llu\r\ntables:%llu\r\ntable_bytes:%llu\r\nblob_bytes:%llu\r\n"
              "compaction_debt_bytes:%llu\r\nrow_cache_hits:%llu\r\nrow_cache_misses:%llu\r\n"
@@ -377,6 +382,10 @@ write_section(struct buf *out, enum info_section section, const struct server *s
         section_latencystats(out, t);
         return;
     case INFO_CLUSTER:
+        /* INFO, CONFIG GET cluster-enabled and HELLO's mode agree: this is one node that has 16
+         * databases and takes keys of several slots in MGET. Tools that go by this field would
+         * leave all but database 0 aside if it were 1. Cluster clients that go by CLUSTER SLOTS
+         * work all the same. */
         cmd_text(out, "# Cluster\r\ncluster_enabled:0\r\n");
         return;
     case INFO_KEYSPACE:

@@ -15,6 +15,11 @@ keylock_table_init(struct keylock_table *table)
         list_init(&table->buckets[i]);
     table->held = 0;
     table->waits = 0;
+    table->all_held = false;
+    table->all_wanted = 0;
+    table->passing = 0;
+    fiber_queue_init(&table->all_queue);
+    fiber_queue_init(&table->gate);
 }
 
 static struct keylock *
@@ -31,12 +36,31 @@ find(const struct keylock_table *table, u64 hash)
 bool
 keylock_find(const struct keylock_table *table, u64 hash)
 {
-    return find(table, hash) != NULL;
+    return table->all_held || find(table, hash) != NULL;
+}
+
+/* Those at the gate go on; they are counted until they run, so that nobody slips in before them. */
+static void
+gate_open(struct keylock_table *table)
+{
+    table->passing += fiber_queue_wake_all(&table->gate);
+}
+
+MAY_YIELD static void
+gate_pass(struct keylock_table *table)
+{
+    if (LIKELY(!table->all_held && table->all_wanted == 0)) return;
+    table->waits++;
+    status st = fiber_queue_wait(&table->gate, FIBER_FOREVER);
+    CHECK(ok(st) && table->passing > 0 && !table->all_held);
+    table->passing--;
 }
 
 MAY_YIELD void
 keylock_acquire(struct keylock_table *table, const u64 *hashes, struct keylock *locks, u32 count)
 {
+    CHECK(count > 0);
+    gate_pass(table);
     for (u32 i = 0; i < count; i++) {
         CHECK(i == 0 || hashes[i - 1] < hashes[i]);
         struct keylock *holder;
@@ -63,4 +87,36 @@ keylock_release(struct keylock_table *table, struct keylock *locks, u32 count)
          * it in the same order. */
         (void)fiber_queue_wake_all(&locks[i].waiters);
     }
+    if (table->held == 0) (void)fiber_queue_wake_one(&table->all_queue);
+}
+
+/* ---- all keys ---- */
+
+MAY_YIELD status
+keylock_acquire_all(struct keylock_table *table, u64 deadline_ns)
+{
+    table->all_wanted++;
+    status st = ST_OK;
+    while (ok(st) && (table->held > 0 || table->passing > 0)) {
+        table->waits++;
+        st = fiber_queue_wait(&table->all_queue, deadline_ns);
+    }
+    table->all_wanted--;
+    if (ok(st)) {
+        table->all_held = true;
+        table->held++;
+    } else if (table->all_wanted == 0 && !table->all_held) {
+        gate_open(table);
+    }
+    return st;
+}
+
+void
+keylock_release_all(struct keylock_table *table)
+{
+    CHECK(table->all_held && table->held == 1);
+    table->all_held = false;
+    table->held = 0;
+    gate_open(table);
+    if (table->passing == 0) (void)fiber_queue_wake_one(&table->all_queue);
 }

@@ -7,11 +7,17 @@
  * ascending order of their hashes, so that two of them never wait for each other. Waiting is first
  * in, first out. A lock is on a 64-bit hash of (keyspace, key): two keys of one hash share a lock,
  * which costs a little waiting and nothing else.
+ *
+ * All keys can be locked at once, for what touches whole keyspaces. Who wants that waits until
+ * nobody holds a lock; whoever comes meanwhile without any lock waits behind it at the gate, while
+ * those who have some may take the rest of theirs. When the lock of all is given back, everybody
+ * who was at the gate then passes before the next one gets it: neither kind starves the other.
  */
 #ifndef DISTKV_SERVER_KEYLOCK_H
 #define DISTKV_SERVER_KEYLOCK_H
 
 #include "base/list.h"
+#include "base/status.h"
 #include "io/fiber.h"
 
 #define KEYLOCK_BUCKETS 256u
@@ -25,8 +31,13 @@ struct keylock {
 
 struct keylock_table {
     struct list buckets[KEYLOCK_BUCKETS];
-    u64 held;  /* locks now */
+    u64 held;  /* locks now; the one of all keys is one, too */
     u64 waits; /* times that somebody had to wait */
+    /* the lock of all keys */
+    bool all_held;
+    u32 all_wanted; /* fibers in all_queue, or about to leave it */
+    u32 passing;    /* fibers let through the gate that have not run yet */
+    struct fiber_queue all_queue, gate;
 };
 
 void keylock_table_init(struct keylock_table *table);
@@ -42,5 +53,9 @@ keylock_held(const struct keylock_table *table, u64 hash)
 MAY_YIELD void keylock_acquire(struct keylock_table *table, const u64 *hashes,
                                struct keylock *locks, u32 count);
 void keylock_release(struct keylock_table *table, struct keylock *locks, u32 count);
+
+/* ST_TIMED_OUT: not got until deadline_ns. */
+MAY_YIELD MUST_CHECK status keylock_acquire_all(struct keylock_table *table, u64 deadline_ns);
+void keylock_release_all(struct keylock_table *table);
 
 #endif

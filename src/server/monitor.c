@@ -7,6 +7,7 @@
 #include <stdio.h>
 
 #include "server/cmd.h"
+#include "server/redact.h"
 #include "server/session.h"
 
 #define MONITOR_MAILS_MAX 256u
@@ -34,7 +35,7 @@ deliver_back(struct io_mail *mail)
         return;
     }
     shard->monitor_mails--;
-    mem_free(&shard->budget, line, line->memory);
+    mem_free(&shard->kept_budget, line, line->memory);
 }
 
 static void
@@ -107,15 +108,16 @@ quote(char *at, struct bytes text)
 }
 
 void
-monitor_feed(struct shard *shard, const struct session *s, u16 keyspace, const struct bytes *args,
-             u32 arg_count)
+monitor_feed(struct shard *shard, const struct session *s, u16 keyspace,
+             const struct command *command, const struct bytes *args, u32 arg_count)
 {
     size_t room = MONITOR_HEAD_MAX;
+    struct redactor redactor = {.command = command};
     for (u32 i = 0; i < arg_count; i++)
-        room += args[i].size * 4 + 3;
+        room += redact_next(&redactor, args[i]).size * 4 + 3;
     struct monitor_line *line = NULL;
     if (shard->monitor_mails < MONITOR_MAILS_MAX && room < MIB(4))
-        line = mem_alloc(&shard->budget, sizeof(*line) + room);
+        line = mem_alloc(&shard->kept_budget, sizeof(*line) + room);
     if (line == NULL) {
         shard->stats->monitor_dropped++;
         return;
@@ -131,9 +133,10 @@ monitor_feed(struct shard *shard, const struct session *s, u16 keyspace, const s
     char *at = line->text;
     at += snprintf(at, MONITOR_HEAD_MAX, "+%llu.%06llu [%u %s]", (unsigned long long)(ms / 1000),
                    (unsigned long long)(ms % 1000 * 1000), keyspace, peer);
+    redactor = (struct redactor){.command = command};
     for (u32 i = 0; i < arg_count; i++) {
         *at++ = ' ';
-        at = quote(at, args[i]);
+        at = quote(at, redact_next(&redactor, args[i]));
     }
     *at++ = '\r';
     *at++ = '\n';
@@ -179,8 +182,8 @@ announce_end(void *arg)
     struct announcement announcement = {.bit = 1ull << shard->index, .on = false};
     if (!list_empty(&shard->monitors)) announcement.on = true;
     shard_for_all_possible(shard, note, &announcement);
-    shard->workers--;
-    if (shard->workers == 0) fiber_queue_wake_all(&shard->idle);
+    shard->workers.fibers--;
+    if (shard->workers.fibers == 0) fiber_queue_wake_all(&shard->workers.idle);
 }
 
 void
@@ -191,7 +194,7 @@ monitor_stop(struct session *s)
     list_del(&s->monitor_link);
     if (!list_empty(&s->shard->monitors) || s->shard->draining) return;
     status st = fiber_spawn(FIBER_FOREGROUND, "monitor_end", announce_end, s->shard);
-    if (ok(st)) s->shard->workers++;
+    if (ok(st)) s->shard->workers.fibers++;
 }
 
 MAY_YIELD void

@@ -11,9 +11,12 @@
  *
  * WATCH remembers for each key the sequence number of its newest version, or that it was absent
  * and the shard's last sequence number then. EXEC compares under the locks: a live key must have
- * the same number; an absent one must still be absent, without a tombstone younger than the watch.
- * Sequence numbers are never given twice, so an unchanged key never aborts, and a changed one
- * always does. A key that had a time to live and has expired since counts as changed, as in Redis.
+ * the same number; an absent one must still be absent, without a tombstone younger than the watch,
+ * and the store must not have dropped one that may have been this key's (lsm_dropped_seq).
+ * Sequence numbers are never given twice, so a changed key always aborts. An unchanged one never
+ * does, but for a rare case: it is absent, and since the WATCH another key of the same hash mark
+ * was written, deleted, and merged away. A key that had a time to live and has expired since counts
+ * as changed, as in Redis.
  */
 #include "server/cmd.h"
 #include "server/native.h"
@@ -49,6 +52,7 @@ struct transaction {
     struct list queue; /* struct queued */
     struct list watches;
     u32 count, home_count, watch_count;
+    u32 keys; /* of all that is queued */
     size_t memory;
     u32 slot;
     bool slot_known;
@@ -69,7 +73,7 @@ static struct transaction *
 transaction_of(struct session *s)
 {
     if (s->multi != NULL) return s->multi;
-    struct transaction *tx = mem_alloc_zero(&s->shard->budget, sizeof(*tx));
+    struct transaction *tx = mem_alloc_zero(&s->shard->kept_budget, sizeof(*tx));
     if (tx == NULL) return NULL;
     list_init(&tx->queue);
     list_init(&tx->watches);
@@ -83,7 +87,7 @@ drop_watch(struct session *s, struct watch *watch)
     list_del(&watch->link);
     s->multi->watch_count--;
     s->shard->stats->watches--;
-    mem_free(&s->shard->budget, watch, watch->memory);
+    mem_free(&s->shard->kept_budget, watch, watch->memory);
 }
 
 static void
@@ -103,10 +107,10 @@ session_multi_free(struct session *s)
     struct list *node;
     while ((node = list_pop_front(&tx->queue)) != NULL) {
         struct queued *queued = list_entry(node, struct queued, link);
-        mem_free(&s->shard->budget, queued, queued->memory);
+        mem_free(&s->shard->kept_budget, queued, queued->memory);
     }
     drop_watches(s);
-    mem_free(&s->shard->budget, tx, sizeof(*tx));
+    mem_free(&s->shard->kept_budget, tx, sizeof(*tx));
     s->multi = NULL;
 }
 
@@ -128,6 +132,7 @@ slot_fits(struct transaction *tx, const struct command *command, const struct by
         if (tx->slot_known && slot != tx->slot) return false;
         tx->slot = slot;
         tx->slot_known = true;
+        tx->keys++;
     }
     return true;
 }
@@ -147,7 +152,7 @@ session_multi_queue(struct session *s, const struct command *command, const stru
         memory += args[i].size;
     struct queued *queued = NULL;
     if (tx->memory + memory <= MULTI_BYTES_MAX && tx->count < MULTI_COMMANDS_MAX)
-        queued = mem_alloc(&s->shard->budget, memory);
+        queued = mem_alloc(&s->shard->kept_budget, memory);
     if (queued == NULL) {
         tx->spoiled = true;
         exec_error_reply(w, tx->memory + memory > MULTI_BYTES_MAX || tx->count >= MULTI_COMMANDS_MAX
@@ -188,7 +193,9 @@ cmd_multi(struct exec *x)
     }
     struct transaction *tx = transaction_of(x->session);
     if (tx == NULL) {
+        /* What is pipelined behind it was meant to happen as one, and must not one by one. */
         exec_fail(x, ST_NO_MEMORY);
+        x->session->close_after = true;
         return;
     }
     tx->queueing = true;
@@ -232,7 +239,7 @@ cmd_watch(struct exec *x)
         enum exec_found found = exec_get_in(x, watch->keyspace, watch->key, false, &value);
         if (found == EXEC_STOP) return;
         watch->present = found == EXEC_FOUND;
-        watch->seq = watch->present ? value.seq : MAX(value.seq, x->shard->seq_last);
+        watch->seq = watch->present ? value.seq : lsm_seq_last(x->shard->lsm);
     }
     list_for_each (node, &tx->watches)
         list_entry(node, struct watch, link)->filled = true;
@@ -246,7 +253,8 @@ unchanged(struct exec *x, const struct watch *watch)
     enum exec_found found = exec_get_in(x, watch->keyspace, watch->key, false, &value);
     if (found == EXEC_STOP) return false;
     if (found == EXEC_FOUND) return watch->present && value.seq == watch->seq;
-    return !watch->present && value.seq <= watch->seq;
+    return !watch->present && value.seq <= watch->seq &&
+           lsm_dropped_seq(x->shard->lsm, watch->keyspace, watch->key) <= watch->seq;
 }
 
 static bool
@@ -276,7 +284,7 @@ prepare_watch(struct session *s, const struct bytes *args, u32 arg_count, struct
         if (there) continue;
         size_t memory = sizeof(struct watch) + args[i].size;
         struct watch *watch = NULL;
-        if (tx->watch_count < MULTI_WATCHES_MAX) watch = mem_alloc(&s->shard->budget, memory);
+        if (tx->watch_count < MULTI_WATCHES_MAX) watch = mem_alloc(&s->shard->kept_budget, memory);
         if (watch == NULL) {
             exec_error_reply(w, ST_NO_MEMORY);
             session_exec_done(s, command);
@@ -329,6 +337,12 @@ session_exec_prepare(struct session *s, const struct command *command, const str
     tx->assembled = tx->home_count != 0;
     *at_home = command->place == PLACE_EXEC && tx->assembled;
     return true;
+}
+
+u32
+session_exec_keys(const struct session *s)
+{
+    return s->multi->keys + s->multi->watch_count;
 }
 
 void
@@ -429,7 +443,7 @@ run_keys(struct exec *x, struct request *request, struct transaction *tx, struct
     if (owner == shard->index) {
         struct resp_writer w = {.out = data, .version = request->resp};
         struct exec inner;
-        exec_init(&inner, shard, &w);
+        exec_init(&inner, shard, x->budget, &w);
         inner.command = request->command;
         inner.args = request->args;
         inner.arg_count = request->arg_count;
@@ -441,15 +455,13 @@ run_keys(struct exec *x, struct request *request, struct transaction *tx, struct
         exec_deinit(&inner);
         return done;
     }
-    struct request *there = request_new(shard, request->command, request->args, request->arg_count);
+    struct request *there = request_new_part(request, owner, request->arg_count, request->keys);
     if (there == NULL) {
         struct resp_writer w = {.out = data, .version = request->resp};
         exec_error_reply(&w, ST_NO_MEMORY);
         return false;
     }
-    there->owner = owner;
-    there->keyspace = request->keyspace;
-    there->resp = request->resp;
+    memcpy(there->args, request->args, request->arg_count * sizeof(*request->args));
     there->extra = tx;
     request_call(there);
     struct bytes reply = request_reply(there);

@@ -3,15 +3,16 @@
  * native.h -- the native protocol's opcodes as commands: a request's only argument is its frame,
  * which its handler decodes again on the shard where it runs.
  *
- * Idempotency ids. A shard remembers the outcome of the last NATIVE_IDS writes that carried an id,
- * for NATIVE_ID_LIFE_MS at most and as long as the process lives. A retry with the same id is
- * answered from there. A retry says how long ago its write was first sent; when the shard does not
- * know the id and has forgotten others that are no older, nobody can tell what became of the first
- * attempt, and that is the answer. That a restart forgets all ids is told by HELLO's run id: the
- * client decides whether it may send again.
+ * Idempotency ids. A shard remembers the outcome of the last NATIVE_IDS writes that carried an id
+ * (that a condition does not hold, too: a first attempt that comes after the second must not find
+ * that it does), for NATIVE_ID_LIFE_MS at most and as long as the process lives. A retry with the
+ * same id is answered from there. A retry says how long ago its write was first sent; when the
+ * shard does not know the id and has forgotten others that are no older, nobody can tell what
+ * became of the first attempt, and that is the answer. That a restart forgets all ids is told by
+ * HELLO's run id: the client decides whether it may send again.
  *
- * Snapshots. SNAPSHOT_OPEN takes one of every shard under one number; each shard drops its own
- * when it was not used for the lease.
+ * Snapshots. SNAPSHOT_OPEN takes one of every shard, of one instant (cut.h), under one number; each
+ * shard drops its own when it was not used for the lease.
  */
 #ifndef DISTKV_SERVER_NATIVE_H
 #define DISTKV_SERVER_NATIVE_H
@@ -29,8 +30,9 @@ struct native_done {
     struct native_id id; /* none: free */
     u64 at_ms;           /* monotonic */
     u64 seq;
-    u64 version;
-    u32 next; /* in its bucket: index + 1 */
+    u64 version; /* CONFLICT: the one that is there */
+    u32 next;    /* in its bucket: index + 1 */
+    u8 outcome;  /* NATIVE_ST_OK, CONFLICT, NOT_FOUND: final, all three */
     bool existed;
 };
 

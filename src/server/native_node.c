@@ -7,6 +7,7 @@
 
 #include "base/fault.h"
 #include "server/cmd.h"
+#include "server/cut.h"
 #include "server/glob.h"
 #include "server/native.h"
 #include "server/session.h"
@@ -142,11 +143,13 @@ native_snapshots_sweep(struct shard *shard, bool all)
 struct snapshot_call {
     u64 id;
     u64 lease_ns;
+    struct cut *cut;
     status st;
 };
 
-MAY_YIELD static void
-open_here(void *arg)
+/* The shard's snapshot of the cut gets a place of its own. */
+static void
+adopt_here(void *arg)
 {
     struct snapshot_call *call = arg;
     struct shard *shard = shard_self();
@@ -157,18 +160,11 @@ open_here(void *arg)
         call->st = ST_OVERLOADED;
         return;
     }
-    struct lsm_snapshot *snapshot = lsm_snapshot_open(shard->lsm);
-    if (snapshot == NULL) {
-        call->st = ST_NO_MEMORY;
-        return;
-    }
     *entry = (struct native_snapshot){.id = call->id,
-                                      .snapshot = snapshot,
+                                      .snapshot = call->cut->snapshots[shard->index],
                                       .used_ns = io_now_ns(),
-                                      .lease_ns = call->lease_ns,
-                                      .users = 1};
-    call->st = lsm_wait_durable(shard->lsm, lsm_snapshot_seq(snapshot));
-    entry->users = 0;
+                                      .lease_ns = call->lease_ns};
+    call->cut->snapshots[shard->index] = NULL;
 }
 
 static void
@@ -190,14 +186,27 @@ native_snapshot_open(struct exec *x)
     struct native_request request;
     if (!native_decode(x, &request)) return;
     u32 lease_ms = CLAMP(request.snapshot_open.lease_ms, 1000u, NATIVE_LEASE_MS_MAX);
-    struct snapshot_call call = {.id = io_random() | 1, .lease_ns = lease_ms * NS_PER_MS};
+    /* All shards have the same ones: whoever asks in vain shall not hold anybody's writes. */
+    native_snapshots_sweep(x->shard, false);
+    if (find_snapshot(x->shard, 0) == NULL) {
+        exec_fail(x, ST_OVERLOADED);
+        return;
+    }
+    struct cut cut;
     u64 time_ms = io_wall_ms();
-    status st = shard_for_all(x->shard, open_here, &call);
-    if (ok(call.st)) call.st = st;
-    if (!ok(call.st)) {
-        status why = call.st;
+    status st = cut_open(x->shard, &cut);
+    if (!ok(st)) {
+        exec_fail(x, st);
+        return;
+    }
+    struct snapshot_call call = {
+        .id = io_random() | 1, .lease_ns = lease_ms * NS_PER_MS, .cut = &cut};
+    st = shard_for_all(x->shard, adopt_here, &call);
+    if (!ok(call.st)) st = call.st;
+    if (!ok(st)) {
         shard_for_all_possible(x->shard, close_here, &call);
-        exec_fail(x, why);
+        cut_close(&cut);
+        exec_fail(x, st);
         return;
     }
     struct native_reply reply = reply_to(&request);
@@ -361,7 +370,7 @@ native_scan(struct exec *x)
     if (from <= request.scan.token_last) {
         const struct server *server = x->shard->server;
         u32 owner = shard_of_token(server, from);
-        status st = io_shard_call(owner, FIBER_FOREGROUND, scan_here, call);
+        status st = io_shard_call(owner, fiber_class_self(), scan_here, call);
         if (ok(st)) st = call->st;
         if (call->gone) {
             native_error(x, &request, NATIVE_ST_SNAPSHOT_GONE, 0, "no such snapshot");

@@ -144,9 +144,10 @@ unlink_done(struct native_state *state, u32 index)
 }
 
 static void
-keep_done(struct native_state *state, const struct native_id *id, u64 seq, u64 version,
-          bool existed)
+keep_done(struct native_state *state, const struct native_id *id, enum native_status outcome,
+          u64 seq, u64 version, bool existed)
 {
+    if (!native_id_given(id)) return;
     if (BUGGIFY("server.native.forgets_early")) state->next = 0; /* as if the ring were short */
     u32 index = state->next;
     state->next = (state->next + 1) % NATIVE_IDS;
@@ -157,6 +158,7 @@ keep_done(struct native_state *state, const struct native_id *id, u64 seq, u64 v
                                               .at_ms = steady_ms(),
                                               .seq = seq,
                                               .version = version,
+                                              .outcome = (u8)outcome,
                                               .existed = existed,
                                               .next = *bucket};
     *bucket = index + 1;
@@ -165,9 +167,9 @@ keep_done(struct native_state *state, const struct native_id *id, u64 seq, u64 v
 bool
 native_state_init(struct shard *shard)
 {
-    shard->native = mem_alloc_zero(&shard->budget, sizeof(*shard->native));
+    shard->native = mem_alloc_zero(io_budget(), sizeof(*shard->native));
     if (shard->native == NULL) return false;
-    shard->native->done = mem_alloc_zero(&shard->budget, NATIVE_IDS * sizeof(struct native_done));
+    shard->native->done = mem_alloc_zero(io_budget(), NATIVE_IDS * sizeof(struct native_done));
     return shard->native->done != NULL;
 }
 
@@ -176,8 +178,8 @@ native_state_deinit(struct shard *shard)
 {
     if (shard->native == NULL) return;
     if (shard->native->done != NULL)
-        mem_free(&shard->budget, shard->native->done, NATIVE_IDS * sizeof(struct native_done));
-    mem_free(&shard->budget, shard->native, sizeof(*shard->native));
+        mem_free(io_budget(), shard->native->done, NATIVE_IDS * sizeof(struct native_done));
+    mem_free(io_budget(), shard->native, sizeof(*shard->native));
     shard->native = NULL;
 }
 
@@ -262,8 +264,7 @@ committed(struct exec *x)
     if (ok(st)) lsm_value_release(&value);
     bool existed = x->extra != NULL;
     reply_written(x, &request, version, existed, 0);
-    if (native_id_given(&request.id))
-        keep_done(x->shard->native, &request.id, x->seq, version, existed);
+    keep_done(x->shard->native, &request.id, NATIVE_ST_OK, x->seq, version, existed);
 }
 
 /* Whether an id that is not known may be one that was forgotten: the write was first sent so long
@@ -276,6 +277,20 @@ may_be_forgotten(const struct native_state *state, u32 age_ms)
     u64 sent_ms = now - MIN(now, age_ms);
     bool forgot = state->forgotten_ms != 0 && sent_ms <= state->forgotten_ms;
     return age_ms > NATIVE_ID_LIFE_MS || forgot;
+}
+
+/* The answers that say that nothing was written, and never will be. */
+static void
+refuse_done(struct exec *x, const struct native_request *request, enum native_status outcome,
+            u64 version, u16 flags)
+{
+    bool conflict = outcome == NATIVE_ST_CONFLICT;
+    struct native_reply reply = reply_to(request);
+    reply.header.flags |= flags;
+    reply.header.status = (u16)outcome;
+    reply.error.detail = version;
+    reply.error.text = conflict ? BYTES_LITERAL("condition not met") : BYTES(NULL, 0);
+    native_reply(x, &reply);
 }
 
 /* True: this id was answered before, and is again; or nobody knows whether it was. */
@@ -291,6 +306,11 @@ replayed(struct exec *x, const struct native_request *request)
         return true;
     }
     x->seq = MAX(x->seq, done->seq);
+    if (done->outcome != NATIVE_ST_OK) {
+        refuse_done(x, request, (enum native_status)done->outcome, done->version,
+                    NATIVE_FLAG_REPLAYED);
+        return true;
+    }
     reply_written(x, request, done->version, done->existed, NATIVE_FLAG_REPLAYED);
     return true;
 }
@@ -326,8 +346,9 @@ apply(struct exec *x, const struct native_request *request, const struct native_
         x->ops.size = 0;
         x->op_index.size = 0;
         x->committed = NULL;
-        native_error(x, request, NATIVE_ST_CONFLICT, found == EXEC_FOUND ? old.version : 0,
-                     "condition not met");
+        u64 version = found == EXEC_FOUND ? old.version : 0;
+        refuse_done(x, request, NATIVE_ST_CONFLICT, version, 0);
+        keep_done(x->shard->native, &request->id, NATIVE_ST_CONFLICT, x->seq, version, false);
         return false;
     }
     if (found == EXEC_FOUND) *existed = true;
@@ -397,7 +418,8 @@ native_expire(struct exec *x)
         exec_get_in(x, request.header.keyspace, request.expire.key, false, &value);
     if (found == EXEC_STOP) return;
     if (found == EXEC_ABSENT) {
-        native_error(x, &request, NATIVE_ST_NOT_FOUND, 0, "");
+        refuse_done(x, &request, NATIVE_ST_NOT_FOUND, 0, 0);
+        keep_done(x->shard->native, &request.id, NATIVE_ST_NOT_FOUND, x->seq, 0, false);
         return;
     }
     u64 expire_ms = 0;

@@ -17,6 +17,7 @@
 #include <stdio.h>
 
 #include "base/log.h"
+#include "server/cut.h"
 #include "server/native.h"
 #include "server/session.h"
 
@@ -25,6 +26,9 @@
 #define SHARE_CONNECTIONS 8u /* an eighth */
 #define SHARE_STORE_NUM   11u
 #define SHARE_STORE_DEN   16u
+/* Of the former, in eighths: see struct shard. */
+#define SHARE_LARGE 4u
+#define SHARE_KEPT  2u
 
 #define DRAIN_NS        (4 * NS_PER_S) /* the host's limit is 5 s for everything */
 #define LISTEN_TRIES    20u
@@ -272,16 +276,20 @@ init(struct shard *shard, struct server *server)
     list_init(&shard->durable_waits);
     list_init(&shard->sessions);
     list_init(&shard->monitors);
-    list_init(&shard->work);
-    list_init(&shard->work_calls);
-    list_init(&shard->starved);
-    fiber_queue_init(&shard->idle);
+    for (u32 class = 0; class < WORK_CLASSES; class ++)
+        list_init(&shard->starved[class]);
+    for (u32 calls = 0; calls < 2; calls++)
+        fiber_mutex_init(&shard->memory_turn[calls]);
     keylock_table_init(&shard->locks);
     for (u32 i = 0; i < SHARD_ORDER_BUCKETS; i++)
         list_init(&shard->order[i]);
     list_init(&shard->order_ready);
-    budget_init(&shard->budget, "connections", io_budget()->limit_bytes / SHARE_CONNECTIONS,
-                io_budget());
+    u64 bytes = io_budget()->limit_bytes / SHARE_CONNECTIONS;
+    budget_init(&shard->budget, "connections", bytes, io_budget());
+    budget_init(&shard->large_budget, "large requests", bytes / 8 * SHARE_LARGE, &shard->budget);
+    budget_init(&shard->kept_budget, "kept for clients", bytes / 8 * SHARE_KEPT, &shard->budget);
+    /* Half of it is for what waits, see request.c. */
+    workers_init(&shard->workers, shard->large_budget.limit_bytes / 2);
     lsm_batch_init(&shard->batch, &shard->budget);
     buf_init(&shard->reply, &shard->budget);
     buf_init(&shard->args, &shard->budget);
@@ -290,13 +298,14 @@ init(struct shard *shard, struct server *server)
     if (shard->stats == NULL) return ST_NO_MEMORY;
     shard->stats->shard = shard->index;
     shard->stats_reset_wall_ms = io_wall_ms();
-    if (!native_state_init(shard)) return ST_NO_MEMORY;
+    if (!native_state_init(shard) || !cuts_init(shard)) return ST_NO_MEMORY;
     return ST_OK;
 }
 
 static void
 deinit(struct shard *shard)
 {
+    cuts_deinit(shard);
     native_state_deinit(shard);
     slowlog_deinit(&shard->slowlog);
     lsm_batch_deinit(&shard->batch);
@@ -358,10 +367,10 @@ drain(struct shard *shard)
     io_timer_cancel(&shard->rate);
     if (shard->listener != NULL) io_listener_close(shard->listener);
     stop_reading(shard);
-    while (
-        (shard->request_count != 0 || shard->workers != 0 || !list_empty(&shard->durable_waits)) &&
-        io_clock_ns() < deadline) {
-        (void)fiber_queue_wait(&shard->idle, io_clock_ns() + 5 * NS_PER_MS);
+    while ((shard->request_count != 0 || shard->workers.fibers != 0 ||
+            !list_empty(&shard->durable_waits)) &&
+           io_clock_ns() < deadline) {
+        (void)fiber_queue_wait(&shard->workers.idle, io_clock_ns() + 5 * NS_PER_MS);
     }
     list_for_each_safe (node, &shard->sessions) {
         struct session *s = list_entry(node, struct session, link);
@@ -374,7 +383,7 @@ drain(struct shard *shard)
         session_abort(s);
     }
     /* Requests that are still on fibers use the session and the store: they end first. */
-    while (shard->session_count != 0 || shard->request_count != 0 || shard->workers != 0)
+    while (shard->session_count != 0 || shard->request_count != 0 || shard->workers.fibers != 0)
         fiber_sleep_ns(NS_PER_MS);
 }
 
@@ -390,8 +399,8 @@ serve(struct shard *shard)
         u32 listening = atomic_fetch_add(&server->shards_ready, 1) + 1;
         if (listening == server->shard_count && !io_stopping()) {
             server->ready = true;
-            log_info("server", "ready node=%s port=%u shards=%u", server->layout.node_id,
-                     (u32)server->port, server->shard_count);
+            log_debug("server", "every shard listens node=%s port=%u shards=%u",
+                      server->layout.node_id, (u32)server->port, server->shard_count);
         }
         io_wait_stop();
     }

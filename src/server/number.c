@@ -27,6 +27,22 @@ number_parse_u64(struct bytes text, u64 *out)
 }
 
 bool
+number_parse_cursor(struct bytes text, u64 *out)
+{
+    const u8 *zero = text.size == 0 ? NULL : memchr(text.data, 0, text.size);
+    size_t size = zero == NULL ? text.size : (size_t)(zero - text.data);
+    *out = 0;
+    if (size == 0) return true;
+    bool negative = text.data[0] == '-';
+    size_t i = negative || text.data[0] == '+';
+    while (i + 1 < size && text.data[i] == '0')
+        i++;
+    if (!number_parse_u64(BYTES(text.data + i, size - i), out)) return false;
+    if (negative) *out = 0 - *out;
+    return true;
+}
+
+bool
 number_parse_i64(struct bytes text, i64 *out)
 {
     bool negative = text.size > 1 && text.data[0] == '-';
@@ -65,7 +81,7 @@ number_format_i64(i64 value, char *out)
 bool
 number_parse_float(struct bytes text, long double *out)
 {
-    char copy[256]; /* Redis takes 5 KiB; no finite number of use is that long */
+    char copy[NUMBER_FLOAT_BYTES]; /* what is written by us is read by us, as in Redis */
     if (text.size == 0 || text.size >= sizeof(copy)) return false;
     memcpy(copy, text.data, text.size);
     copy[text.size] = '\0';

@@ -9,8 +9,11 @@
 
 /* Only the one canonical way to write an i64: no space, no '+', no leading zero. */
 MUST_CHECK bool number_parse_i64(struct bytes text, i64 *out);
-/* Digits only, for cursors. */
+/* Digits only. */
 MUST_CHECK bool number_parse_u64(struct bytes text, u64 *out);
+/* A cursor as strtoul reads it for Redis: after a sign, up to a zero byte, and nothing at all is
+ * 0. */
+MUST_CHECK bool number_parse_cursor(struct bytes text, u64 *out);
 /* Writes at most 21 bytes; returns how many. */
 size_t number_format_i64(i64 value, char *out);
 

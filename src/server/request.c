@@ -9,36 +9,61 @@
 #include "server/native.h"
 #include "server/session.h"
 
-struct request *
-request_new(struct shard *shard, const struct command *command, const struct bytes *args,
-            u32 arg_count)
+/* ---- places ---- */
+
+u32
+request_keys(const struct command *command, u32 arg_count)
 {
-    if (shard->request_count >= SHARD_REQUESTS_MAX) return NULL;
-    if (shard->request_count > 0 && BUGGIFY("server.request.table_full")) return NULL;
-    size_t memory = sizeof(struct request) + arg_count * sizeof(struct bytes);
-    for (u32 i = 0; i < arg_count; i++)
-        memory += args[i].size;
-    /* The last quarter is for the replies of those that are under way; a write is copied into a
-     * batch, whose buffer grows by doubling. */
-    const struct budget *budget = &shard->budget;
-    u64 need = command->flags & COMMAND_WRITE ? 3 * memory : memory;
-    if (shard->request_count != 0 && budget->used_bytes + need > budget->limit_bytes / 4 * 3)
-        return NULL;
-    struct request *request = mem_alloc(&shard->budget, memory);
+    if (command->flags & COMMAND_HEAVY) return REQUEST_KEYS_MANY;
+    u32 first, last, step;
+    command_key_range(command, arg_count, &first, &last, &step);
+    return last < first ? 1 : (last - first) / step + 1;
+}
+
+/* Whether it may be taken in beside what is there. Of the memory that is not in other hands a
+ * quarter is for the replies of those that are under way; of that for large ones half. */
+static bool
+has_place(const struct shard *shard, enum work_class class, bool large, u64 bytes)
+{
+    if (shard->request_count >= SHARD_REQUESTS_MAX) return false;
+    if (shard->request_count > 0 && BUGGIFY("server.request.table_full")) return false;
+    if (class == WORK_HEAVY && shard->heavy_count >= SHARD_HEAVY_REQUESTS_MAX) return false;
+    if (large && shard->large_count != 0 &&
+        shard->large_budget.used_bytes + bytes > shard->large_budget.limit_bytes / 2)
+        return false;
+    if (large || shard->request_count == 0) return true;
+    u64 others = shard->large_budget.used_bytes + shard->kept_budget.used_bytes;
+    u64 room = shard->budget.limit_bytes - others;
+    u64 limit = class == WORK_LIGHT ? room / 4 * 3 : room / 2;
+    return shard->budget.used_bytes - others + bytes <= limit;
+}
+
+bool
+request_may_fit_later(const struct shard *shard, size_t bytes, bool large)
+{
+    /* What needs most of the memory might wait for ever. */
+    const struct budget *budget = large ? &shard->large_budget : &shard->budget;
+    return shard->request_count != 0 && bytes <= budget->limit_bytes / 4;
+}
+
+static struct request *
+request_alloc(struct shard *shard, const struct command *command, size_t bytes, u32 arg_count,
+              u32 keys, bool large, enum work_class class)
+{
+    size_t memory = sizeof(struct request) + arg_count * sizeof(struct bytes) + bytes;
+    struct request *request = mem_alloc(large ? &shard->large_budget : &shard->budget, memory);
     if (request == NULL) return NULL;
     memset(request, 0, sizeof(*request));
     request->memory = memory;
     request->command = command;
     request->args = (struct bytes *)(request + 1);
     request->arg_count = arg_count;
-    u8 *to = (u8 *)(request->args + arg_count);
-    for (u32 i = 0; i < arg_count; i++) {
-        if (args[i].size != 0) memcpy(to, args[i].data, args[i].size);
-        request->args[i] = BYTES(to, args[i].size);
-        to += args[i].size;
-    }
+    request->keys = keys;
+    request->large = large;
+    work_init(&request->work);
+    request->work.class = class;
+    request->work.units = (u16)CLAMP(keys, 1, class == WORK_HEAVY ? WORK_UNITS_MAX : 1);
     list_init(&request->link);
-    list_init(&request->work.link);
     list_init(&request->durable.link);
     list_init(&request->order_link);
     list_init(&request->followers);
@@ -49,8 +74,50 @@ request_new(struct shard *shard, const struct command *command, const struct byt
     request->start_ns = io_clock_ns();
     request->writes = (command->flags & COMMAND_WRITE) != 0;
     shard->request_count++;
+    shard->heavy_count += class == WORK_HEAVY;
+    shard->large_count += large;
     shard->stats->requests_pending = shard->request_count;
     return request;
+}
+
+struct request *
+request_new(struct shard *shard, const struct command *command, const struct bytes *args,
+            u32 arg_count, u32 keys, u32 under_way)
+{
+    enum work_class class = keys + under_way > REQUEST_KEYS_LIGHT ? WORK_HEAVY : WORK_LIGHT;
+    bool large = keys > REQUEST_KEYS_LIGHT;
+    size_t bytes = 0;
+    for (u32 i = 0; i < arg_count; i++)
+        bytes += args[i].size;
+    /* A write is copied into a batch. */
+    u64 need = sizeof(struct request) + arg_count * sizeof(struct bytes) + bytes;
+    if (command->flags & COMMAND_WRITE) need = 3 * need;
+    if (!has_place(shard, class, large, need)) return NULL;
+    struct request *request = request_alloc(shard, command, bytes, arg_count, keys, large, class);
+    if (request == NULL) return NULL;
+    u8 *to = (u8 *)(request->args + arg_count);
+    for (u32 i = 0; i < arg_count; i++) {
+        if (args[i].size != 0) memcpy(to, args[i].data, args[i].size);
+        request->args[i] = BYTES(to, args[i].size);
+        to += args[i].size;
+    }
+    return request;
+}
+
+struct request *
+request_new_part(struct request *whole, u32 owner, u32 arg_count, u32 keys)
+{
+    struct shard *shard = shard_self();
+    struct request *part =
+        request_alloc(shard, whole->command, 0, arg_count, keys, whole->large, whole->work.class);
+    if (part == NULL) return NULL;
+    part->part = true;
+    part->owner = owner;
+    part->keyspace = whole->keyspace;
+    part->resp = whole->resp;
+    part->work.flow = whole->work.flow;
+    part->start_ns = whole->start_ns;
+    return part;
 }
 
 struct bytes
@@ -79,12 +146,14 @@ release(struct request *request)
     CHECK(request->home == shard->index);
     if (request->parts != NULL)
         mem_free(&shard->budget, request->parts, request->part_count * sizeof(*request->parts));
-    mem_free(&shard->budget, request, request->memory);
     CHECK(shard->request_count > 0);
     shard->request_count--;
+    shard->heavy_count -= request->work.class == WORK_HEAVY;
+    shard->large_count -= request->large;
     shard->stats->requests_pending = shard->request_count;
+    mem_free(request->large ? &shard->large_budget : &shard->budget, request, request->memory);
     session_place_free(shard);
-    if (shard->request_count == 0) fiber_queue_wake_all(&shard->idle);
+    if (shard->request_count == 0) fiber_queue_wake_all(&shard->workers.idle);
 }
 
 static void
@@ -117,68 +186,6 @@ request_free(struct request *request)
     release(request);
 }
 
-/* ---- splitting by owner ---- */
-
-/* The reply of a command whose parts have all come back. */
-static void
-gather(struct request *request)
-{
-    struct shard *shard = shard_self();
-    buf_init(&request->reply, &shard->budget);
-    struct resp_writer w = {.out = &request->reply, .version = request->resp};
-    struct request *failed = NULL;
-    i64 sum = 0;
-    for (u32 i = 0; i < request->part_count; i++) {
-        struct request *part = request->parts[i];
-        if (part == NULL) continue;
-        if (part->unknown) request->unknown = true;
-        struct resp_reply head = {.kind = RESP_REPLY_ERROR};
-        size_t consumed = 0;
-        status st = resp_read(request_reply(part), &head, &consumed);
-        if (!ok(st) || head.kind == RESP_REPLY_ERROR) failed = part;
-        if (head.kind == RESP_REPLY_INTEGER) sum += head.integer;
-    }
-    if (failed != NULL) {
-        struct bytes reply = request_reply(failed);
-        if (!buf_append(&request->reply, reply.data, reply.size)) w.failed = true;
-    } else if (request->command->place == PLACE_SPLIT_SUM) {
-        resp_integer(&w, sum);
-    } else if (request->command->place == PLACE_SPLIT_OK) {
-        resp_simple(&w, "OK");
-    } else {
-        u64 limit = shard->config->client_output_limit_bytes;
-        size_t at[LIMIT_SHARDS] = {0};
-        u32 first, last, step;
-        command_key_range(request->command, request->arg_count, &first, &last, &step);
-        resp_array(&w, (last - first) / step + 1);
-        for (u32 i = first; i <= last; i += step) {
-            u32 owner = shard_of_token(shard->server, hash_token(request->args[i]));
-            struct bytes reply = request_reply(request->parts[owner]);
-            struct resp_reply element;
-            size_t consumed;
-            if (at[owner] == 0) { /* skips the array's head */
-                status st = resp_read(reply, &element, &consumed);
-                CHECK(ok(st) && element.kind == RESP_REPLY_ARRAY);
-                at[owner] = consumed;
-            }
-            struct bytes rest = BYTES(reply.data + at[owner], reply.size - at[owner]);
-            status st = resp_read(rest, &element, &consumed);
-            CHECK(ok(st));
-            if (!buf_append(&request->reply, rest.data, consumed)) w.failed = true;
-            at[owner] += consumed;
-            if (limit != 0 && request->reply.size > limit) w.failed = true;
-            if (w.failed) break;
-        }
-    }
-    if (w.failed) {
-        request->reply.size = 0;
-        w.failed = false;
-        exec_error_reply(&w, ST_NO_MEMORY);
-    }
-    for (u32 i = 0; i < request->part_count; i++)
-        if (request->parts[i] != NULL) request_free(request->parts[i]);
-}
-
 /* At home: the outcome is there. */
 static void
 finished(struct request *request)
@@ -194,10 +201,7 @@ finished(struct request *request)
         return;
     }
     CHECK(parent->parts_left > 0);
-    if (--parent->parts_left == 0) {
-        gather(parent);
-        session_request_done(parent);
-    }
+    if (--parent->parts_left == 0 && request_parts_done(parent)) session_request_done(parent);
 }
 
 static void
@@ -301,7 +305,7 @@ static void
 exec_of_request(struct exec *x, struct request *request, struct resp_writer *w, struct shard *shard)
 {
     *w = (struct resp_writer){.out = &request->reply, .version = request->resp};
-    exec_init(x, shard, w);
+    exec_init(x, shard, request_budget(request, shard), w);
     x->command = request->command;
     x->args = request->args;
     x->arg_count = request->arg_count;
@@ -313,6 +317,7 @@ static void
 keep_outcome(struct request *request, struct exec *x, struct resp_writer *w)
 {
     request->seq = x->seq;
+    request->failure = w->failed ? ST_NO_MEMORY : x->failure;
     if (!w->failed) return;
     request->reply.size = 0;
     w->failed = false;
@@ -324,26 +329,42 @@ keep_outcome(struct request *request, struct exec *x, struct resp_writer *w)
     if (request->reply.size == 0) request->unknown = true; /* not even room for that: close */
 }
 
-/* Memory for a batch or a reply comes back as others end. Only what has changed nothing runs again.
- */
+/* Memory for a batch or a reply comes back as others end. Only what has changed nothing runs again;
+ * large requests one at a time, or each would take what the others wait for. So does a small one
+ * with a long reply, in their memory. */
 #define MEMORY_TRIES    100u
 #define MEMORY_RETRY_NS (5 * NS_PER_MS)
 
 static MAY_YIELD void
 run_waiting(struct request *request, struct exec *x, struct resp_writer *w, struct shard *shard)
 {
+    bool alone = false;
     for (u32 tries = 1;; tries++) {
         exec_wait(x, request->command->handler);
         bool short_of_memory = w->failed || status_is(x->failure, ST_NO_MEMORY);
-        if (!short_of_memory || x->wrote || tries == MEMORY_TRIES) return;
-        if (shard->request_count < 2) return; /* nobody will give any back */
+        if (!short_of_memory || x->wrote || tries == MEMORY_TRIES) break;
+        bool split =
+            request->parent != NULL || (request->part && request->command->place != PLACE_EXEC);
+        if (split) break;                    /* request_parts.c sees to it */
+        if (shard->request_count < 2) break; /* nobody will give any back */
         MARK("server.request.memory_awaited");
+        request->long_reply = w->failed;
         exec_deinit(x);
         buf_deinit(&request->reply);
-        buf_init(&request->reply, &shard->budget);
+        buf_init(&request->reply, request_budget(request, shard));
+        if ((request->large || request->long_reply) && !alone) {
+            alone = memory_turn_take(shard, &request->work);
+            if (!alone) {
+                exec_of_request(x, request, w, shard);
+                exec_fail(x, ST_NO_MEMORY);
+                exec_failure_reply(request->command, request->args, w, ST_NO_MEMORY);
+                break;
+            }
+        }
         fiber_sleep_ns(MEMORY_RETRY_NS);
         exec_of_request(x, request, w, shard);
     }
+    if (alone) memory_turn_give(shard, &request->work);
 }
 
 MAY_YIELD static void
@@ -358,11 +379,16 @@ run_on_fiber(struct work *work)
     shard->stats->requests_fiber++;
     if (request->command->flags & COMMAND_NATIVE && native_too_late(request->args[0], request)) {
         native_failure(request->args[0], &w, ST_TIMED_OUT);
-    } else if (request->command->place == PLACE_FIBER || request->command->place == PLACE_HOME) {
+    } else if (request->in_stretches || request->command->place == PLACE_FIBER ||
+               request->command->place == PLACE_HOME) {
         x.session = request->session;
+        x.work = work;
         x.waits = true;
         x.now_ms = io_wall_ms();
-        request->command->handler(&x);
+        if (request->in_stretches)
+            request_run_stretches(&x, request);
+        else
+            request->command->handler(&x);
         if (!ok(x.failure)) {
             request->reply.size = 0;
             w.failed = false;
@@ -385,6 +411,7 @@ no_fiber(struct request *request, struct shard *shard)
 {
     struct resp_writer w = {.out = &request->reply, .version = request->resp};
     shard->stats->requests_refused++;
+    request->failure = ST_OVERLOADED;
     exec_failure_reply(request->command, request->args, &w, ST_OVERLOADED);
     ran(request, shard);
 }
@@ -393,7 +420,8 @@ static void
 go_on_fiber(struct request *request, struct shard *shard)
 {
     request->work.run = run_on_fiber;
-    if (!shard_work(shard, &request->work)) no_fiber(request, shard);
+    shard->stats->requests_heavy += request->work.class == WORK_HEAVY;
+    if (!work_start(&shard->workers, &request->work)) no_fiber(request, shard);
 }
 
 static void
@@ -402,7 +430,10 @@ run_here(struct request *request, struct shard *shard)
     struct exec x;
     struct resp_writer w;
     exec_of_request(&x, request, &w, shard);
-    bool done = exec_try(&x, request->command->handler);
+    /* A large one may take long even when it finds everything in memory: not in a turn that is
+     * over. */
+    bool done =
+        !(request->large && fiber_should_yield()) && exec_try(&x, request->command->handler);
     if (done) keep_outcome(request, &x, &w);
     exec_deinit(&x);
     if (done) {
@@ -418,7 +449,7 @@ deliver_run(struct io_mail *mail)
 {
     struct request *request = CONTAINER_OF(mail, struct request, mail);
     struct shard *shard = shard_self();
-    buf_init(&request->reply, &shard->budget);
+    buf_init(&request->reply, request_budget(request, shard));
     struct request *before = order_find(shard, request);
     if (before != NULL) {
         order_enter(shard, request);
@@ -439,16 +470,19 @@ void
 request_start(struct request *request)
 {
     struct shard *shard = shard_self();
-    if (request->owner != shard->index || request->parent != NULL || request->waiter != NULL) {
+    if (request->session != NULL) request->work.flow = request->session->id;
+    if (request->owner != shard->index || request->parent != NULL || request->part) {
         if (request->owner != shard->index) shard->stats->requests_forwarded++;
         request->mail.deliver = deliver_run;
         io_mail_send(request->owner, &request->mail);
         return;
     }
-    buf_init(&request->reply, &shard->budget);
+    buf_init(&request->reply, request_budget(request, shard));
     request->work.run = run_on_fiber;
-    request->work.calls = request->at_home; /* EXEC asks the owner of its keys */
-    if (shard_work(shard, &request->work)) return;
+    request->work.calls =
+        request->at_home || request->in_stretches; /* asks the owners of its keys */
+    shard->stats->requests_heavy += request->work.class == WORK_HEAVY;
+    if (work_start(&shard->workers, &request->work)) return;
     request->mail.deliver = deliver_no_fiber; /* done is never called from inside start */
     io_mail_send(shard->index, &request->mail);
 }
@@ -460,53 +494,14 @@ request_call(struct request *request)
     fiber_queue_init(&queue);
     request->waiter = &queue;
     request_start(request);
-    while (!request->done) {
-        status st = fiber_queue_wait(&queue, FIBER_FOREVER);
-        CHECK(ok(st));
-    }
+    request_wait(request);
 }
 
-bool
-request_start_parts(struct shard *shard, struct request *request)
+MAY_YIELD void
+request_wait(struct request *request)
 {
-    u32 count = shard->server->shard_count;
-    request->parts = mem_alloc_zero(&shard->budget, count * sizeof(*request->parts));
-    if (request->parts == NULL) return false;
-    request->part_count = count;
-
-    u32 first, last, step;
-    command_key_range(request->command, request->arg_count, &first, &last, &step);
-    struct buf args; /* of one part at a time: struct bytes[] */
-    buf_init(&args, &shard->budget);
-    bool fits = true;
-    for (u32 owner = 0; owner < count && fits; owner++) {
-        args.size = 0;
-        fits = buf_append(&args, &request->args[0], sizeof(struct bytes));
-        for (u32 i = first; i <= last && fits; i += step)
-            if (shard_of_token(shard->server, hash_token(request->args[i])) == owner)
-                fits = buf_append(&args, &request->args[i], step * sizeof(struct bytes));
-        u32 part_args = (u32)(args.size / sizeof(struct bytes));
-        if (!fits || part_args == 1) continue;
-        struct request *part = request_new(
-            shard, request->command, (const struct bytes *)(const void *)args.data, part_args);
-        fits = part != NULL;
-        if (part == NULL) break;
-        part->parent = request;
-        part->owner = owner;
-        part->keyspace = request->keyspace;
-        part->resp = request->resp;
-        request->parts[owner] = part;
-        request->parts_left++;
+    while (!request->done) {
+        status st = fiber_queue_wait(request->waiter, FIBER_FOREVER);
+        CHECK(ok(st));
     }
-    buf_deinit(&args);
-    if (!fits) {
-        for (u32 i = 0; i < count; i++)
-            if (request->parts[i] != NULL) request_free(request->parts[i]);
-        mem_free(&shard->budget, request->parts, count * sizeof(*request->parts));
-        request->parts = NULL;
-        return false;
-    }
-    for (u32 i = 0; i < count; i++)
-        if (request->parts[i] != NULL) request_start(request->parts[i]);
-    return true;
 }

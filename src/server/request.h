@@ -18,6 +18,14 @@
  * The memory is the home's; the owner may use it between the mails. Places are bounded by
  * SHARD_REQUESTS_MAX and the budget of the connections: whoever finds none reads no further from
  * its connection until one is free.
+ *
+ * Light and heavy. A request is estimated before it runs: how many keys it may have to read
+ * (request_keys). One of more than REQUEST_KEYS_LIGHT is *large*: it, its run and its reply draw on
+ * a budget of their own. A large one, and one of a connection that has that many keys under way
+ * already, is *heavy*: it queues with its like (work.h), and takes no place that light ones need.
+ *
+ * Parts. A command over several shards is split by owner, and the replies of the parts are put
+ * together (request_parts.c). MGET of many keys goes stretch by stretch, and its reply as it grows.
  */
 #ifndef DISTKV_SERVER_REQUEST_H
 #define DISTKV_SERVER_REQUEST_H
@@ -28,6 +36,12 @@
 #include "server/shard.h"
 
 #define REQUEST_INLINE_REPLY 256u
+/* Keys that a connection may have under way as light work. */
+#define REQUEST_KEYS_LIGHT 4u
+/* MGET of more goes in stretches, see request_parts.c. */
+#define REQUEST_KEYS_AT_ONCE 128u
+/* The estimate for what walks over the keyspace. */
+#define REQUEST_KEYS_MANY 1000u
 
 struct request {
     struct io_mail mail;
@@ -39,6 +53,11 @@ struct request {
     struct request *parent; /* of a part */
     struct request **parts; /* part_count, NULL where no key is owned */
     u32 part_count, parts_left;
+    u32 keys; /* estimate */
+    bool large;
+    bool long_reply;            /* turned out to have one: draws on what is for large ones */
+    bool in_stretches;          /* request_parts.c */
+    bool part;                  /* made by request_new_part */
     struct fiber_queue *waiter; /* a fiber at home waits for it (request_call) */
     u64 start_ns;
     u64 key_hash; /* of its only key, or 0 */
@@ -61,24 +80,50 @@ struct request {
     u8 resp;
     /* the outcome */
     bool unknown;     /* the log failed before the reply was safe */
+    status failure;   /* of the store, when the reply is an error because of it */
+    size_t delivered; /* of the reply: session.c */
     u64 seq;          /* the reply may go when it is durable; 0 when it is */
     struct buf reply; /* the owner's memory */
     u32 inline_size;
     u8 inline_reply[REQUEST_INLINE_REPLY];
 };
 
-/* NULL: no place or no memory. Counted until request_free. */
+/* How many keys a call may have to read: by its arguments, or what the table says of it. */
+u32 request_keys(const struct command *command, u32 arg_count);
+/* under_way: of the same connection. NULL: no place or no memory. Counted until request_free. */
 MUST_CHECK struct request *request_new(struct shard *shard, const struct command *command,
-                                       const struct bytes *args, u32 arg_count);
+                                       const struct bytes *args, u32 arg_count, u32 keys,
+                                       u32 under_way);
+/* For work that somebody waits for who has his place already: a part of whole, which owns the
+ * arguments' bytes and stays until it is done. NULL: no memory. */
+MUST_CHECK struct request *request_new_part(struct request *whole, u32 owner, u32 arg_count,
+                                            u32 keys);
+/* A large request that found no place may be given one when others end: those that are there must
+ * leave it room. */
+bool request_may_fit_later(const struct shard *shard, size_t bytes, bool large);
 /* Starts it on request->owner (PLACE_FIBER: here). request_done is called later, never from
  * inside. */
 void request_start(struct request *request);
 /* Makes parts, one for each owner, and starts them. false: no memory; nothing was started. */
 MUST_CHECK bool request_start_parts(struct shard *shard, struct request *request);
+/* All parts have come back. false: it goes on otherwise. */
+MUST_CHECK bool request_parts_done(struct request *request);
+/* As request_start, for MGET: asks for the keys, and sends the reply, bit by bit. */
+void request_start_stretches(struct request *request);
+/* That, on a worker at home. */
+MAY_YIELD void request_run_stretches(struct exec *x, struct request *request);
 /* From a fiber at home: starts it and waits. The caller frees it. */
 MAY_YIELD void request_call(struct request *request);
+/* The second half of that, after request->waiter was set and the request started. */
+MAY_YIELD void request_wait(struct request *request);
 void request_free(struct request *request);
 struct bytes request_reply(const struct request *request);
+/* The budget for its run and its reply on this shard. */
+static inline struct budget *
+request_budget(const struct request *request, struct shard *shard)
+{
+    return request->large || request->long_reply ? &shard->large_budget : &shard->budget;
+}
 /* Copies a reply into a request of this shard that never runs; false: no memory. */
 MUST_CHECK bool request_reply_set(struct request *request, struct bytes reply);
 

@@ -104,11 +104,13 @@ struct shard_stats {
     u64 tried_inline;     /* requests answered in the receive path */
     u64 requests_pending; /* now: on fibers, on other shards, waiting for their turn */
     u64 requests_limit;
-    u64 requests_fiber;     /* requests that needed one */
-    u64 requests_forwarded; /* sent to another shard */
-    u64 requests_refused;   /* no place, no memory */
-    u64 durable_waits;      /* now: replies held until the log is safe */
-    u64 keys_locked;        /* now */
+    u64 requests_fiber;                       /* requests that needed one */
+    u64 requests_heavy;                       /* of these: many keys, scans, deep in a pipeline */
+    u64 work_queued_light, work_queued_heavy; /* now: waiting for a worker */
+    u64 requests_forwarded;                   /* sent to another shard */
+    u64 requests_refused;                     /* no place, no memory */
+    u64 durable_waits;                        /* now: replies held until the log is safe */
+    u64 keys_locked;                          /* now */
     u64 lock_waits;
     u64 memory_used, memory_peak, memory_limit;
     u64 memory_connections; /* of it: sessions, requests, replies */

@@ -12,10 +12,21 @@
 
 /* A client that takes nothing of what it is owed for so long is closed. */
 #define OUTPUT_STUCK_NS (60 * NS_PER_S)
+/* A longer reply is written in pieces. */
+#define REPLY_WHOLE_BYTES (64u << 10)
+#define REPLY_PIECE_BYTES (16u << 10)
+/* A stream that finds no memory for its next piece asks again. One that waits for its client while
+ * too many others do (K3 of work.h), or while others need the memory, does so no longer than this.
+ */
+#define STREAM_RETRY_NS   (5 * NS_PER_MS)
+#define STREAM_CROWDED_NS (1 * NS_PER_S)
+#define STREAM_KEEP_BYTES KIB(64)
 /* The sweep over idle connections: so many, so often. */
 #define SWEEP_SESSIONS  1024u
 #define SWEEP_PERIOD_NS (200 * NS_PER_MS)
 #define RATE_PERIOD_NS  NS_PER_S
+/* What a turn always takes from a connection: see may_go_on. */
+#define TURN_SMALL_BYTES (8u << 10)
 
 /* ---- durability ---- */
 
@@ -106,19 +117,81 @@ session_write(struct session *s, struct bytes reply, u64 seq)
     s->active_ns = io_now_ns();
 }
 
+/* ---- long replies: piece by piece, as the client takes them ---- */
+
+static bool
+output_full(const struct session *s)
+{
+    return s->conn != NULL && io_conn_output_full(s->conn);
+}
+
+/* Whether nothing more is to be read from it for now. Native replies are written as they come, but
+ * not into one of which a part has gone. */
+static bool
+output_blocked(const struct session *s)
+{
+    return output_full(s) || (s->piecewise && s->protocol == SESSION_NATIVE);
+}
+
+/* Writes what the client and the memory allow; true when nothing is left, or nobody wants it. */
+static bool
+write_pieces(struct session *s, struct bytes reply, size_t *written, u64 seq)
+{
+    while (*written < reply.size) {
+        if (s->conn == NULL || s->closing) return true;
+        if (seq != 0 && durable_lost(s->shard, seq)) {
+            holds_lost(s);
+            return true;
+        }
+        size_t size = MIN(reply.size - *written, REPLY_PIECE_BYTES);
+        if (output_full(s)) return false;
+        if (seq != 0) hold(s, io_conn_written(s->conn), seq);
+        if (!io_conn_write_piece(s->conn, reply.data + *written, size)) return false;
+        *written += size;
+        s->active_ns = io_now_ns();
+    }
+    return true;
+}
+
+/* Something is left: because the client is slow, or others have the memory. */
+static void
+note_client_wait(struct session *s)
+{
+    if (s->client_wait_ns == 0 && io_conn_pending(s->conn) != 0) s->client_wait_ns = io_now_ns();
+}
+
+MAY_YIELD bool
+session_stream_bytes(struct exec *x, struct bytes bytes)
+{
+    struct session *s = x->session;
+    struct workers *workers = &s->shard->workers;
+    size_t written = CONTAINER_OF(x->work, struct request, work)->silent ? bytes.size : 0;
+    bool left = x->work->away;
+    while (!write_pieces(s, bytes, &written, x->seq)) {
+        note_client_wait(s);
+        bool of_client = io_conn_pending(s->conn) != 0;
+        if (!left) left = work_leave(workers, x->work, true);
+        u64 deadline_ns = FIBER_FOREVER;
+        if (!of_client) deadline_ns = io_now_ns() + STREAM_RETRY_NS;
+        if (of_client && !left) deadline_ns = io_now_ns() + STREAM_CROWDED_NS;
+        status st = fiber_queue_wait(&s->drained, deadline_ns);
+        if (!ok(st) && of_client && !left && s->conn != NULL) {
+            s->shard->stats->clients_output_closed++;
+            session_abort(s);
+        }
+    }
+    return s->conn != NULL && !s->closing;
+}
+
 MAY_YIELD bool
 session_stream(struct exec *x)
 {
-    struct session *s = x->session;
     if (x->reply->failed) exec_fail(x, ST_NO_MEMORY);
-    if (s->conn == NULL || s->closing || x->reply->failed) return false;
-    session_write(s, buf_bytes(x->reply->out), x->seq);
-    buf_clear(x->reply->out, KIB(128));
-    while (s->conn != NULL && !s->closing && io_conn_output_full(s->conn)) {
-        status st = fiber_queue_wait(&s->drained, FIBER_FOREVER);
-        if (!ok(st)) return false;
-    }
-    return s->conn != NULL && !s->closing;
+    if (x->session->conn == NULL || x->session->closing || x->reply->failed) return false;
+    bool there = session_stream_bytes(x, buf_bytes(x->reply->out));
+    buf_clear(x->reply->out, x->work->away ? 0 : STREAM_KEEP_BYTES);
+    work_return(&x->shard->workers, x->work);
+    return there && x->session->conn != NULL && !x->session->closing;
 }
 
 void
@@ -149,9 +222,23 @@ session_stall(struct session *s, enum session_stall why)
 {
     if (s->stall == SESSION_RUNS) s->shard->stats->clients_paused++;
     s->stall = why;
-    if (why == SESSION_WAITS_PLACE && !list_linked(&s->starved_link))
-        list_push_back(&s->shard->starved, &s->starved_link);
     if (s->conn != NULL) io_conn_pause(s->conn);
+}
+
+bool
+session_stall_for_place(struct session *s, size_t bytes, u32 keys)
+{
+    struct shard *shard = s->shard;
+    if (s->pending_count != 0) {
+        session_stall(s, SESSION_WAITS_ORDER);
+        return true;
+    }
+    bool large = keys > REQUEST_KEYS_LIGHT;
+    if (!request_may_fit_later(shard, bytes, large)) return false;
+    CHECK(!list_linked(&s->starved_link));
+    list_push_back(&shard->starved[large ? WORK_HEAVY : WORK_LIGHT], &s->starved_link);
+    session_stall(s, SESSION_WAITS_PLACE);
+    return true;
 }
 
 static void
@@ -168,11 +255,16 @@ void
 session_place_free(struct shard *shard)
 {
     /* With the last request goes the last one who would wake the others. */
+    bool more;
     do {
-        struct list *node = list_pop_front(&shard->starved);
-        if (node == NULL) return;
-        run_on(list_entry(node, struct session, starved_link));
-    } while (shard->request_count == 0);
+        more = false;
+        for (u32 class = 0; class < WORK_CLASSES; class ++) {
+            struct list *node = list_pop_front(&shard->starved[class]);
+            if (node == NULL) continue;
+            run_on(list_entry(node, struct session, starved_link));
+            more = true;
+        }
+    } while (more && shard->request_count == 0);
 }
 
 static void
@@ -195,31 +287,58 @@ session_free(struct session *s)
     mem_free(io_budget(), s, sizeof(*s));
 }
 
+/* false: the client must take some of it first. */
+static bool
+deliver(struct session *s, struct request *request)
+{
+    if (request->silent) return true;
+    struct bytes reply = request_reply(request);
+    if (reply.size > REPLY_WHOLE_BYTES)
+        return write_pieces(s, reply, &request->delivered, request->seq);
+    session_write(s, reply, request->seq);
+    return true;
+}
+
 /* Sends the replies that are due, in order. */
 static void
 deliver_done(struct session *s)
 {
+    s->piecewise = false;
     for (;;) {
         struct list *first = list_first(&s->pending);
         if (first == NULL) break;
         struct request *request = list_entry(first, struct request, link);
         if (!request->done) break;
-        list_del(&request->link);
-        s->pending_count--;
         if (request->unknown && s->conn != NULL) {
             s->closing = true;
             io_conn_close(s->conn, IO_CLOSE_FLUSH);
         }
-        if (!request->silent) session_write(s, request_reply(request), request->seq);
+        if (!deliver(s, request)) {
+            s->piecewise = true;
+            note_client_wait(s);
+            return;
+        }
+        list_del(&request->link);
+        s->pending_count--;
         request_free(request);
     }
     if (s->close_after) session_close(s);
 }
 
-static bool
-output_full(const struct session *s)
+/* After requests have ended, or the client has read some: what may go on now. The session may be
+ * gone afterwards. */
+static void
+go_on(struct session *s)
 {
-    return s->conn != NULL && io_conn_output_full(s->conn);
+    deliver_done(s);
+    if (s->conn == NULL) {
+        if (s->pending_count == 0) session_free(s);
+        return;
+    }
+    if (s->ended && s->pending_count == 0) session_close(s);
+    if (s->stall != SESSION_WAITS_ORDER && s->stall != SESSION_WAITS_OUTPUT) return;
+    run_on(s);
+    if (output_blocked(s)) session_stall(s, SESSION_WAITS_OUTPUT);
 }
 
 void
@@ -232,19 +351,12 @@ session_request_done(struct request *request)
     session_account(s, request->command, request->args, request->arg_count, request->start_ns,
                     request_reply(request));
     if (s->protocol == SESSION_NATIVE) {
+        /* Answers go out as they come; not into one that has begun. */
         list_del(&request->link);
-        list_push_front(&s->pending, &request->link); /* answers go out as they come */
+        struct list *first = s->piecewise ? s->pending.next : &s->pending;
+        list_insert_between(&request->link, first, first->next);
     }
-    deliver_done(s);
-    if (s->conn == NULL) {
-        if (s->pending_count == 0) session_free(s);
-        return;
-    }
-    if (s->ended && s->pending_count == 0) session_close(s);
-    if (s->stall == SESSION_WAITS_ORDER) {
-        run_on(s);
-        if (output_full(s)) session_stall(s, SESSION_WAITS_OUTPUT);
-    }
+    go_on(s);
 }
 
 /* ---- accounts ---- */
@@ -270,8 +382,8 @@ session_account(struct session *s, const struct command *command, const struct b
         !(command->flags & COMMAND_SKIP_SLOWLOG) && s->protocol == SESSION_RESP) {
         /* Under overload every request is slow: the kernel is asked once. */
         if (s->peer[0] == '\0') session_peer(s, s->peer, sizeof(s->peer));
-        slowlog_add(&shard->slowlog, shard->config->slowlog_max_len, io_wall_ms() / 1000, us, args,
-                    arg_count, s->peer, buf_bytes(&s->name));
+        slowlog_add(&shard->slowlog, shard->config->slowlog_max_len, io_wall_ms() / 1000, us,
+                    command, args, arg_count, s->peer, buf_bytes(&s->name));
     }
     u64 threshold_ms = shard->config->latency_monitor_threshold_ms;
     if (UNLIKELY(threshold_ms != 0 && us / 1000 >= threshold_ms))
@@ -334,6 +446,15 @@ sweep_one(struct session *s, u64 now_ns, u64 timeout_ns)
         return;
     }
     s->pending_bytes = owed;
+    /* Any progress is enough for what is owed above. A long reply holds more than that: enough of
+     * it must be taken for the next piece to go. */
+    u64 patience_ns = s->shard->server->memory_wanted != 0 ? STREAM_CROWDED_NS : OUTPUT_STUCK_NS;
+    if (s->client_wait_ns != 0 && now_ns - MIN(now_ns, s->client_wait_ns) > patience_ns) {
+        s->shard->stats->clients_output_closed++;
+        session_abort(s);
+        return;
+    }
+    if (s->piecewise && owed == 0) go_on(s); /* it was the memory */
     if (timeout_ns == 0 || s->monitor || s->pending_count != 0) return;
     if (now_ns - MIN(now_ns, s->active_ns) > timeout_ns) {
         s->shard->stats->clients_timed_out++;
@@ -440,6 +561,30 @@ opened(struct io_conn *conn, void *arg)
     return ST_OK;
 }
 
+/* Whether a connection that has sent much may have it looked at in this turn. Small requests always
+ * are. Much of it could take the whole turn, and those that are asked first each time would have
+ * all of it: so each has its run once in a round, and a round ends when nobody who waited is left.
+ * One may run in any case, however long the turn has been. */
+static bool
+may_go_on(struct session *s)
+{
+    struct shard *shard = s->shard;
+    u64 now_ns = io_now_ns();
+    if (shard->turn_ns != now_ns) {
+        if (shard->turn_waits == 0) shard->round++;
+        shard->turn_ns = now_ns;
+        shard->turn_runs = shard->turn_waits = 0;
+    }
+    if (s->round == shard->round) return false; /* had its run */
+    if (shard->turn_runs != 0 && fiber_should_yield()) {
+        shard->turn_waits++;
+        return false;
+    }
+    shard->turn_runs++;
+    s->round = shard->round;
+    return true;
+}
+
 static size_t
 received(struct io_conn *conn, struct bytes data)
 {
@@ -453,8 +598,12 @@ received(struct io_conn *conn, struct bytes data)
         *(native ? &s->shard->stats->clients_native : &s->shard->stats->clients_resp) += 1;
     }
     if (s->stall != SESSION_RUNS) return 0;
-    if (output_full(s)) {
+    if (output_blocked(s)) {
         session_stall(s, SESSION_WAITS_OUTPUT);
+        return 0;
+    }
+    if (data.size > TURN_SMALL_BYTES && !may_go_on(s)) {
+        io_conn_again(conn);
         return 0;
     }
     size_t consumed = s->protocol == SESSION_NATIVE ? session_native_received(s, data)
@@ -470,8 +619,12 @@ drained(struct io_conn *conn)
     struct session *s = io_conn_user(conn);
     if (s == NULL) return;
     s->active_ns = io_now_ns();
+    s->client_wait_ns = 0;
     fiber_queue_wake_all(&s->drained);
-    if (s->stall == SESSION_WAITS_OUTPUT) run_on(s);
+    if (s->piecewise)
+        go_on(s);
+    else if (s->stall == SESSION_WAITS_OUTPUT)
+        run_on(s);
 }
 
 /* `printf 'GET k\r\n' | nc` has its answer, too. */
@@ -501,7 +654,7 @@ closed(struct io_conn *conn, status why)
     durable_wait_cancel(&s->durable);
     list_del(&s->starved_link);
     fiber_queue_wake_all(&s->drained);
-    if (s->pending_count == 0) session_free(s);
+    go_on(s);
 }
 
 const struct io_conn_events session_events = {

@@ -36,7 +36,7 @@ enum session_protocol { SESSION_NEW, SESSION_RESP, SESSION_NATIVE };
 enum session_stall {
     SESSION_RUNS,
     SESSION_WAITS_ORDER, /* S1, S2: for one of its own requests */
-    SESSION_WAITS_PLACE, /* for a place for a request: in shard->starved */
+    SESSION_WAITS_PLACE, /* for a place for a request: in one of shard->starved */
     SESSION_WAITS_OUTPUT /* for the client to read what it is owed */
 };
 
@@ -78,6 +78,9 @@ struct session {
     bool paused;
     struct list starved_link;
     struct fiber_queue drained; /* a streaming reply waits for the client */
+    bool piecewise;             /* the first of pending is a long reply, of which a part is sent */
+    u64 client_wait_ns;         /* since when a long reply waits for the client; 0: none does */
+    u32 round;                  /* see may_go_on */
 
     /* durability */
     struct session_hold holds[SESSION_HOLDS];
@@ -104,6 +107,9 @@ void session_write(struct session *s, struct bytes reply, u64 seq);
 void session_request_done(struct request *request);
 /* A request has ended: somebody who waits for a place may go on. */
 void session_place_free(struct shard *shard);
+/* Stops reading until there may be a place for a request of this size. false: others that end do
+ * not make it; it is to be refused. */
+MUST_CHECK bool session_stall_for_place(struct session *s, size_t bytes, u32 keys);
 /* Stops reading; the next input is looked at when the reason is gone. */
 void session_stall(struct session *s, enum session_stall why);
 /* Closes once what is owed has been sent. */
@@ -112,6 +118,9 @@ void session_abort(struct session *s);
 /* On a fiber, for replies made in pieces: sends what x->reply holds and waits while the client is
  * slow. false: the connection is gone. The request must be at the head of its session. */
 MAY_YIELD MUST_CHECK bool session_stream(struct exec *x);
+/* The same for bytes of the caller's, behind those. The work may have left (work.h): the caller
+ * calls work_return once it has given the bytes' memory back. */
+MAY_YIELD MUST_CHECK bool session_stream_bytes(struct exec *x, struct bytes bytes);
 /* Arms the timer that looks for idle and stuck connections. */
 void session_sweep_start(struct shard *shard);
 /* Counts, slow log, latency monitor, for a command that has ended. */
@@ -141,13 +150,15 @@ void session_multi_spoil(struct session *s);
 MUST_CHECK bool session_exec_prepare(struct session *s, const struct command *command,
                                      const struct bytes *args, u32 arg_count, struct resp_writer *w,
                                      u32 *owner, void **extra, bool *at_home);
+/* After that: how many keys EXEC or WATCH may have to read. */
+u32 session_exec_keys(const struct session *s);
 MAY_YIELD void session_exec_on_fiber(struct exec *x, struct request *request);
 /* It is over, or was not started after all. */
 void session_exec_done(struct session *s, const struct command *command);
 
 /* monitor.c */
 void monitor_feed(struct shard *shard, const struct session *s, u16 keyspace,
-                  const struct bytes *args, u32 arg_count);
+                  const struct command *command, const struct bytes *args, u32 arg_count);
 MAY_YIELD void monitor_start(struct session *s);
 void monitor_stop(struct session *s);
 

@@ -26,9 +26,9 @@ refuse(struct session *s, const struct native_header *header, enum native_status
     session_write(s, buf_bytes(out), 0);
 }
 
-/* The token that decides the owner; batches: of all keys, or an error. */
+/* The token that decides the owner; batches: of all keys, or an error. Counts a batch's keys. */
 static bool
-token_of(struct session *s, const struct native_request *request, u64 *out)
+token_of(struct session *s, const struct native_request *request, u64 *out, u32 *keys)
 {
     switch ((enum native_opcode)request->header.opcode) {
     case NATIVE_GET:
@@ -46,6 +46,7 @@ token_of(struct session *s, const struct native_request *request, u64 *out)
         struct native_op op;
         struct bytes ops = request->batch.ops;
         bool first = true;
+        *keys = 0;
         while (native_batch_next(&ops, &op)) {
             u64 token = hash_token(op.key);
             if (!first && token_slot(token) != token_slot(*out)) {
@@ -55,6 +56,7 @@ token_of(struct session *s, const struct native_request *request, u64 *out)
             }
             *out = token;
             first = false;
+            (*keys)++;
         }
         return true;
     }
@@ -73,17 +75,14 @@ token_of(struct session *s, const struct native_request *request, u64 *out)
 
 /* false: no place; the same frame comes again. */
 static bool
-start(struct session *s, const struct command *command, const struct bytes *frame, u32 owner,
-      const struct native_header *header, u64 start_ns)
+start(struct session *s, const struct command *command, const struct bytes *frame, u32 keys,
+      u32 owner, const struct native_header *header, u64 start_ns)
 {
     struct shard *shard = s->shard;
-    struct request *request = request_new(shard, command, frame, 1);
+    struct request *request = request_new(shard, command, frame, 1, keys, s->pending_count);
     if (request == NULL) {
+        if (session_stall_for_place(s, frame->size, keys)) return false;
         shard->stats->requests_refused++;
-        if (shard->request_count >= SHARD_REQUESTS_MAX) {
-            session_stall(s, s->pending_count != 0 ? SESSION_WAITS_ORDER : SESSION_WAITS_PLACE);
-            return false;
-        }
         refuse(s, header, NATIVE_ST_NO_MEMORY, 0, "no memory for the request");
         return true;
     }
@@ -103,18 +102,20 @@ run(struct session *s, const struct native_request *request, struct bytes frame,
     struct shard *shard = s->shard;
     const struct command *command = command_native(request->header.opcode);
     u64 token = 0;
-    if (!token_of(s, request, &token)) return true;
+    u32 keys = request_keys(command, 1);
+    if (!token_of(s, request, &token, &keys)) return true;
     u32 owner = shard_of_token(shard->server, token);
     if (command->place == PLACE_FIBER)
-        return start(s, command, &frame, shard->index, &request->header, start_ns);
+        return start(s, command, &frame, keys, shard->index, &request->header, start_ns);
     bool home = command->place == PLACE_HOME;
-    if (!home && owner != shard->index)
-        return start(s, command, &frame, owner, &request->header, start_ns);
+    bool late = keys > REQUEST_KEYS_LIGHT && fiber_should_yield();
+    if (!home && (owner != shard->index || late))
+        return start(s, command, &frame, keys, owner, &request->header, start_ns);
 
     shard->reply.size = 0;
     struct resp_writer w = {.out = &shard->reply, .version = 3};
     struct exec x;
-    exec_init(&x, shard, &w);
+    exec_init(&x, shard, &shard->budget, &w);
     x.command = command;
     x.args = &frame;
     x.arg_count = 1;
@@ -127,7 +128,7 @@ run(struct session *s, const struct native_request *request, struct bytes frame,
     }
     u64 seq = x.seq;
     exec_deinit(&x);
-    if (!done) return start(s, command, &frame, owner, &request->header, start_ns);
+    if (!done) return start(s, command, &frame, keys, owner, &request->header, start_ns);
     shard->stats->tried_inline++;
     if (w.failed) {
         session_abort(s);

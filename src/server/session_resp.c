@@ -12,6 +12,9 @@
 #include <ctype.h>
 #include <stdio.h>
 
+/* The parser's memory for any usual request. */
+#define PARSER_SMALL_BYTES (16u << 10)
+
 enum dispatch {
     DISPATCH_DONE,  /* answered, or a request was started */
     DISPATCH_STALL, /* not now: the same bytes come again */
@@ -23,6 +26,7 @@ struct call {
     const struct bytes *args;
     u32 arg_count;
     u64 start_ns;
+    u32 keys; /* estimate: request_keys */
     bool silent;
 };
 
@@ -33,7 +37,8 @@ struct call {
 static struct request *
 reply_slot(struct call *call)
 {
-    struct request *slot = request_new(call->s->shard, call->command, NULL, 0);
+    struct request *slot =
+        request_new(call->s->shard, call->command, NULL, 0, 1, call->s->pending_count);
     if (slot == NULL) return NULL;
     buf_init(&slot->reply, &call->s->shard->budget);
     slot->session = call->s;
@@ -84,7 +89,8 @@ static struct request *
 new_request(struct call *call, u32 owner, u64 key_hash)
 {
     struct session *s = call->s;
-    struct request *request = request_new(s->shard, call->command, call->args, call->arg_count);
+    struct request *request = request_new(s->shard, call->command, call->args, call->arg_count,
+                                          call->keys, s->pending_count);
     if (request == NULL) return NULL;
     request->session = s;
     request->owner = owner;
@@ -102,18 +108,10 @@ no_place(struct call *call, struct resp_writer *w)
 {
     struct session *s = call->s;
     struct shard *shard = s->shard;
-    if (s->pending_count != 0) {
-        session_stall(s, SESSION_WAITS_ORDER);
-        return DISPATCH_STALL;
-    }
-    u64 bytes = 0;
+    size_t bytes = 0;
     for (u32 i = 0; i < call->arg_count; i++)
         bytes += call->args[i].size;
-    /* What needs most of the memory might wait for ever. */
-    if (shard->request_count != 0 && bytes <= shard->budget.limit_bytes / 4) {
-        session_stall(s, SESSION_WAITS_PLACE);
-        return DISPATCH_STALL;
-    }
+    if (session_stall_for_place(s, bytes, call->keys)) return DISPATCH_STALL;
     shard->stats->requests_refused++;
     w->out->size = 0;
     exec_error_reply(w, ST_NO_MEMORY);
@@ -144,7 +142,7 @@ run_at_home(struct call *call, struct resp_writer *w)
 {
     struct session *s = call->s;
     struct exec x;
-    exec_init(&x, s->shard, w);
+    exec_init(&x, s->shard, &s->shard->budget, w);
     x.session = s;
     x.command = call->command;
     x.args = call->args;
@@ -158,7 +156,8 @@ run_at_home(struct call *call, struct resp_writer *w)
     }
     exec_deinit(&x);
     /* What turned replies off or on counts for its own reply, too. */
-    if (call->command->handler == cmd_client_reply) call->silent = s->reply_off;
+    if (call->command->handler == cmd_client_reply || call->command->handler == cmd_reset)
+        call->silent = s->reply_off;
     answer_now(call, w);
     if (s->close_after) session_close(s);
     return DISPATCH_DONE;
@@ -171,6 +170,26 @@ run_on_fiber(struct call *call, struct resp_writer *w)
     if (request == NULL) return no_place(call, w);
     start(call->s, request);
     return DISPATCH_DONE;
+}
+
+/* By owner. */
+static enum dispatch
+start_split(struct call *call, struct resp_writer *w)
+{
+    struct session *s = call->s;
+    struct request *request = new_request(call, s->shard->index, 0);
+    if (request == NULL) return no_place(call, w);
+    list_push_back(&s->pending, &request->link);
+    s->pending_count++;
+    if (call->command->place == PLACE_SPLIT_ARRAY && call->keys > REQUEST_KEYS_AT_ONCE) {
+        request_start_stretches(request);
+        return DISPATCH_DONE;
+    }
+    if (request_start_parts(s->shard, request)) return DISPATCH_DONE;
+    list_del(&request->link);
+    s->pending_count--;
+    request_free(request);
+    return no_place(call, w);
 }
 
 /* Tries here, else makes a request. */
@@ -187,15 +206,24 @@ run_on_owner(struct call *call, struct resp_writer *w, u32 owner, u64 key_hash, 
             if (slot == NULL) return no_place(call, w);
         }
         struct exec x;
-        exec_init(&x, shard, w);
+        exec_init(&x, shard, &shard->budget, w);
         x.command = call->command;
         x.args = call->args;
         x.arg_count = call->arg_count;
         x.keyspace = s->keyspace;
         x.extra = extra;
-        bool done = exec_try(&x, call->command->handler);
+        /* Much is not tried in a turn that is over, though everything were in memory. */
+        bool late = call->keys > REQUEST_KEYS_LIGHT && fiber_should_yield();
+        bool done = !late && exec_try(&x, call->command->handler);
         u64 seq = x.seq;
+        bool in_pieces = call->command->place == PLACE_SPLIT_ARRAY &&
+                         (w->failed || status_is(x.failure, ST_TOO_LARGE));
         exec_deinit(&x);
+        if (in_pieces) {
+            w->failed = false;
+            w->out->size = 0;
+            done = false;
+        }
         if (done) {
             shard->stats->tried_inline++;
             if (w->failed && !x.wrote) {
@@ -214,6 +242,7 @@ run_on_owner(struct call *call, struct resp_writer *w, u32 owner, u64 key_hash, 
             return DISPATCH_DONE;
         }
         if (slot != NULL) request_free(slot);
+        if (call->command->place == PLACE_SPLIT_ARRAY) return start_split(call, w);
     }
     struct request *request = new_request(call, at_home ? shard->index : owner, key_hash);
     if (request == NULL) {
@@ -266,16 +295,7 @@ run_on_keys(struct call *call, struct resp_writer *w)
         if (shard_of_token(server, other) != owner) one_owner = false;
     }
     if (one_owner) return run_on_owner(call, w, owner, 0, NULL, false);
-
-    struct request *request = new_request(call, s->shard->index, 0);
-    if (request == NULL) return no_place(call, w);
-    list_push_back(&s->pending, &request->link);
-    s->pending_count++;
-    if (request_start_parts(s->shard, request)) return DISPATCH_DONE;
-    list_del(&request->link);
-    s->pending_count--;
-    request_free(request);
-    return no_place(call, w);
+    return start_split(call, w);
 }
 
 static enum dispatch
@@ -296,8 +316,10 @@ run(struct call *call, struct resp_writer *w)
         void *extra;
         bool at_home;
         if (session_exec_prepare(s, call->command, call->args, call->arg_count, w, &owner, &extra,
-                                 &at_home))
+                                 &at_home)) {
+            call->keys = session_exec_keys(s);
             return run_on_owner(call, w, owner, 0, extra, at_home);
+        }
         answer_now(call, w);
         return DISPATCH_DONE;
     }
@@ -381,14 +403,16 @@ keys_fit(struct resp_writer *w, const struct command *command, const struct byte
     return true;
 }
 
-/* EXEC itself was refused: the transaction is over, and the reply says why. */
+/* EXEC itself was refused: the transaction is over, if there was one, and the reply says why. A
+ * prefix that tells more than ERR belongs to the reason, as in Redis. */
 static void
 abort_exec(struct session *s, struct resp_writer *w)
 {
     char reason[128];
-    size_t skip = sizeof("-ERR ") - 1, end = 2; /* "\r\n" */
-    size_t size = MIN(w->out->size - skip - end, sizeof(reason) - 1);
-    memcpy(reason, w->out->data + skip, size);
+    struct bytes text = buf_bytes(w->out);
+    size_t skip = memcmp(text.data, "-ERR ", 5) == 0 ? 5 : 1, end = 2; /* "\r\n" */
+    size_t size = MIN(text.size - skip - end, sizeof(reason) - 1);
+    memcpy(reason, text.data + skip, size);
     reason[size] = '\0';
     w->out->size = 0;
     resp_error(w, "EXECABORT Transaction discarded because of: %s", reason);
@@ -418,13 +442,11 @@ dispatch(struct session *s, const struct bytes *args, u32 arg_count, u64 start_n
     }
     call.silent = s->reply_off || s->reply_skip;
 
+    /* What is no command is told so before the password is asked for, as in Redis. */
     bool refused = command == NULL;
     if (!refused && !s->authenticated && !(command->flags & COMMAND_NO_AUTH)) {
         resp_error(&w, "NOAUTH Authentication required.");
         refused = true;
-    } else if (refused && !s->authenticated) {
-        w.out->size = 0;
-        resp_error(&w, "NOAUTH Authentication required.");
     }
     if (!refused && !keys_fit(&w, command, args, arg_count)) refused = true;
     if (!refused && session_in_multi(s) && command->flags & COMMAND_NO_MULTI) {
@@ -439,7 +461,7 @@ dispatch(struct session *s, const struct bytes *args, u32 arg_count, u64 start_n
             session_stall(s, SESSION_WAITS_ORDER);
             return DISPATCH_STALL;
         }
-        if (session_in_multi(s) && text_is(args[0], "exec")) {
+        if (text_is(args[0], "exec")) {
             abort_exec(s, &w);
         } else if (session_in_multi(s)) {
             session_multi_spoil(s);
@@ -449,18 +471,20 @@ dispatch(struct session *s, const struct bytes *args, u32 arg_count, u64 start_n
         answer_now(&call, &w);
     } else {
         call.command = command;
+        call.keys = request_keys(command, arg_count);
         u16 keyspace = s->keyspace;
         if (session_in_multi(s) && !(command->flags & COMMAND_MULTI_NOW)) {
             session_multi_queue(s, command, args, arg_count, &w);
             answer_now(&call, &w);
         } else {
             u32 before = s->pending_count;
+            s->last_command = command; /* CLIENT INFO shows itself */
             result = run(&call, &w);
             counted = result == DISPATCH_STALL || s->pending_count != before;
         }
         if (UNLIKELY(shard->monitor_shards != 0) && result == DISPATCH_DONE &&
-            !(command->flags & (COMMAND_SKIP_MONITOR | COMMAND_ADMIN)))
-            monitor_feed(shard, s, keyspace, args, arg_count);
+            !(command->flags & COMMAND_ADMIN))
+            monitor_feed(shard, s, keyspace, command, args, arg_count);
         /* What became a request is counted when it ends (slots of finished ones: here). */
         if (!counted || (result == DISPATCH_DONE && w.out->size != 0))
             session_account(s, command, args, arg_count, start_ns, buf_bytes(w.out));
@@ -533,6 +557,14 @@ session_resp_received(struct session *s, struct bytes data)
                 }
                 protocol_error(s, "Protocol error: request is larger than 16 MiB");
                 break;
+            }
+            /* Half a request of very many arguments is a list of them, too. */
+            const struct budget *budget = &s->shard->budget;
+            if (s->parser.args.capacity > PARSER_SMALL_BYTES &&
+                budget->used_bytes > budget->limit_bytes / 2) {
+                s->shard->stats->requests_refused++;
+                session_abort(s);
+                return data.size;
             }
             io_conn_want(s->conn, wanted);
             break;

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  *
- * shard.c -- see shard.h: waiting for the log without fibers, worker fibers, figures.
+ * shard.c -- see shard.h: waiting for the log without fibers, asking every shard, figures.
  */
 #include "server/shard.h"
 
@@ -66,41 +66,26 @@ shard_durable(void *arg, u64 durable_seq, bool failed)
     }
 }
 
-/* ---- workers ---- */
+/* ---- waiting for memory ---- */
 
-static void
-worker(void *arg)
+MAY_YIELD bool
+memory_turn_take(struct shard *shard, struct work *work)
 {
-    struct shard *shard = arg;
-    for (;;) {
-        struct list *node = list_pop_front(&shard->work);
-        bool calls = node == NULL && shard->callers < SHARD_CALLERS_MAX;
-        if (calls) node = list_pop_front(&shard->work_calls);
-        if (node == NULL) break; /* a caller that ends takes what is left of work_calls */
-        struct work *work = list_entry(node, struct work, link);
-        if (calls) shard->callers++;
-        work->run(work);
-        if (calls) shard->callers--;
-    }
-    shard->workers--;
-    if (shard->workers == 0) fiber_queue_wake_all(&shard->idle);
+    if (!work_leave(&shard->workers, work, false)) return false;
+    atomic_fetch_add(&shard->server->memory_wanted, 1);
+    fiber_mutex_lock(&shard->memory_turn[work->calls]);
+    work_return(&shard->workers, work);
+    return true;
 }
 
-bool
-shard_work(struct shard *shard, struct work *work)
+void
+memory_turn_give(struct shard *shard, const struct work *work)
 {
-    list_push_back(work->calls ? &shard->work_calls : &shard->work, &work->link);
-    if (shard->workers < SHARD_WORKERS_MAX) {
-        status st = fiber_spawn(FIBER_FOREGROUND, "worker", worker, shard);
-        if (ok(st)) {
-            shard->workers++;
-            return true;
-        }
-    }
-    if (shard->workers > 0) return true; /* one of them takes it */
-    list_del(&work->link);
-    return false;
+    fiber_mutex_unlock(&shard->memory_turn[work->calls]);
+    atomic_fetch_sub(&shard->server->memory_wanted, 1);
 }
+
+/* ---- every shard ---- */
 
 #define CALL_TRIES    1000u
 #define CALL_RETRY_NS NS_PER_MS
@@ -110,10 +95,10 @@ shard_for_all(struct shard *shard, void (*fn)(void *arg), void *arg)
 {
     status first = ST_OK;
     for (u32 i = 0; i < shard->server->shard_count; i++) {
-        status st = io_shard_call(i, FIBER_FOREGROUND, fn, arg);
+        status st = io_shard_call(i, fiber_class_self(), fn, arg);
         for (u32 tries = 1; !ok(st) && tries < CALL_TRIES; tries++) {
             fiber_sleep_ns(CALL_RETRY_NS);
-            st = io_shard_call(i, FIBER_FOREGROUND, fn, arg);
+            st = io_shard_call(i, fiber_class_self(), fn, arg);
         }
         if (!ok(st)) MARK("server.shard.call_refused");
         if (ok(first)) first = st;
@@ -207,6 +192,8 @@ server_collect(void *arg)
     out->now_ns = io_clock_ns();
     out->requests_pending = shard->request_count;
     out->requests_limit = SHARD_REQUESTS_MAX;
+    out->work_queued_light = shard->workers.lines[WORK_LIGHT].queued;
+    out->work_queued_heavy = shard->workers.lines[WORK_HEAVY].queued;
     out->keys_locked = shard->locks.held;
     const struct budget *root = io_budget();
     out->memory_used = root->used_bytes;

@@ -20,16 +20,13 @@
 #include "server/keylock.h"
 #include "server/server.h"
 #include "server/slowlog.h"
+#include "server/work.h"
 
-/* Worker fibers of a shard that run commands; more work queues. */
-#define SHARD_WORKERS_MAX 512u
-/* Of these, such as wait for a worker of another shard. Two shards whose workers all waited for
- * each other would wait for ever; so at least half are left to work that waits for nobody's fiber.
- */
-#define SHARD_CALLERS_MAX (SHARD_WORKERS_MAX / 2)
-/* Requests of one connection that may be under way, and of one shard. */
-#define SESSION_REQUESTS_MAX 256u
-#define SHARD_REQUESTS_MAX   8192u
+/* Requests of one connection that may be under way, and of one shard; of these heavy ones, so that
+ * light ones find a place in any case. */
+#define SESSION_REQUESTS_MAX     256u
+#define SHARD_REQUESTS_MAX       8192u
+#define SHARD_HEAVY_REQUESTS_MAX (SHARD_REQUESTS_MAX / 4 * 3)
 /* Stages of held output that one connection remembers; further ones are merged. */
 #define SESSION_HOLDS 16u
 /* Lists of requests from other shards that wait here, by their key. */
@@ -57,6 +54,7 @@ struct server {
     _Atomic u32 shutdown_wanted;
     _Atomic u64 resident_bytes; /* the host's last look; 0: never */
     _Atomic u32 clients;        /* of all shards: maxclients is the node's */
+    _Atomic u32 memory_wanted;  /* large requests of all shards that wait for memory */
 };
 
 /* Somebody who waits until seq is durable, without a fiber. */
@@ -64,13 +62,6 @@ struct durable_wait {
     struct list link; /* shard->durable_waits, ascending seq; to itself when not waiting */
     u64 seq;
     void (*fn)(struct durable_wait *wait, bool failed);
-};
-
-/* Something to run on a worker fiber. */
-struct work {
-    struct list link;
-    void (*run)(struct work *work); /* may yield */
-    bool calls;                     /* waits for a worker of another shard */
 };
 
 /* A place in the middle of a long run of one token, named by a SCAN cursor (cmd_scan.c). */
@@ -92,7 +83,6 @@ struct shard {
     /* store */
     struct lsm *lsm;
     u64 token_first, token_last;
-    u64 seq_last; /* of the last write that came through here */
     bool store_failed;
     struct list durable_waits;
     struct keylock_table locks;
@@ -101,7 +91,10 @@ struct shard {
     bool order_runs;                        /* somebody is at order_ready */
 
     /* sessions */
-    struct budget budget; /* sessions, requests, replies in hand */
+    /* Sessions, requests, replies in hand. What large requests take, and what clients make us keep
+     * from one command to the next, has bounds of its own within it, so that both leave something
+     * for the small requests of others. */
+    struct budget budget, large_budget, kept_budget;
     struct io_listener *listener;
     struct list sessions;
     struct list *sweep_next; /* where the idle sweep goes on */
@@ -110,6 +103,8 @@ struct shard {
     u64 rate_ns, rate_commands, rate_received, rate_sent; /* at the last look */
     u32 session_count;
     bool draining;
+    u64 turn_ns; /* see may_go_on in session.c */
+    u32 round, turn_runs, turn_waits;
     struct list monitors; /* sessions of this shard in MONITOR */
     u64 monitor_shards;   /* bit per shard that has monitors */
     u32 monitor_mails;    /* in flight from here */
@@ -120,12 +115,12 @@ struct shard {
     struct buf args; /* struct bytes[] */
 
     /* work */
-    struct list work, work_calls; /* the latter: work->calls */
-    u32 workers;
-    u32 callers;             /* workers that run work_calls */
-    struct fiber_queue idle; /* woken when requests end: draining waits here */
-    u32 request_count;
-    struct list starved; /* sessions that wait for a place for a request */
+    struct workers workers;
+    u32 request_count, heavy_count, large_count;
+    struct list starved[WORK_CLASSES]; /* sessions that wait for a place for a request */
+    /* Large requests that were short of memory, one at a time; by work->calls, since of those that
+     * call the one whose turn it is needs others of the other kind to run. */
+    struct fiber_mutex memory_turn[2];
 
     /* scans, snapshots, idempotency (native) */
     struct scan_position *positions; /* SCAN_POSITIONS, made at first use */
@@ -133,6 +128,7 @@ struct shard {
     struct native_state *native;
 
     struct meeting_place *meetings; /* node.c */
+    struct cuts *cuts;              /* cut.c */
 
     struct slowlog slowlog;
     struct latency_monitor latency;
@@ -169,8 +165,11 @@ void durable_wait_cancel(struct durable_wait *wait);
 /* For lsm_on_durable. */
 void shard_durable(void *arg, u64 durable_seq, bool failed);
 
-/* Runs work->run on a worker fiber, in order of arrival. false: no fiber could be had. */
-MUST_CHECK bool shard_work(struct shard *shard, struct work *work);
+/* For a large request that was short of memory: until it has given its turn back no other one of
+ * this shard and kind tries again, and clients anywhere that hold memory by reading slowly are
+ * given less time. false: too many wait. */
+MAY_YIELD MUST_CHECK bool memory_turn_take(struct shard *shard, struct work *work);
+void memory_turn_give(struct shard *shard, const struct work *work);
 
 /* Runs fn(arg) on every shard in turn, this one included, each on a fiber there. A shard that has
  * no fiber to spare is asked again for a while; then its status is returned, the others still run.

@@ -6,6 +6,8 @@
 
 #include <stdio.h>
 
+#include "server/redact.h"
+
 void
 slowlog_init(struct slowlog *log, struct budget *budget, u32 shard, u32 shard_count)
 {
@@ -50,8 +52,9 @@ put_arg(u8 *at, const void *data, u32 size)
 }
 
 void
-slowlog_add(struct slowlog *log, u64 limit, u64 time_s, u64 duration_us, const struct bytes *args,
-            u32 arg_count, const char *client, struct bytes client_name)
+slowlog_add(struct slowlog *log, u64 limit, u64 time_s, u64 duration_us,
+            const struct command *command, const struct bytes *args, u32 arg_count,
+            const char *client, struct bytes client_name)
 {
     limit = MIN(limit, SLOWLOG_ENTRIES_MAX);
     while (log->count > 0 && log->count >= limit)
@@ -75,19 +78,20 @@ slowlog_add(struct slowlog *log, u64 limit, u64 time_s, u64 duration_us, const s
     if (name_size != 0) memcpy(entry->client_name, client_name.data, name_size);
 
     u8 *at = (u8 *)(entry + 1);
+    struct redactor redactor = {.command = command};
     for (u32 i = 0; i < kept; i++) {
+        struct bytes arg = redact_next(&redactor, args[i]);
         if (i + 1 == kept && arg_count > kept) {
             int n =
                 snprintf(remark, sizeof(remark), "... (%u more arguments)", arg_count - kept + 1);
             at = put_arg(at, remark, (u32)n);
-        } else if (args[i].size > SLOWLOG_ARG_BYTES_MAX) {
-            memcpy(remark, args[i].data, SLOWLOG_ARG_BYTES_MAX);
+        } else if (arg.size > SLOWLOG_ARG_BYTES_MAX) {
+            memcpy(remark, arg.data, SLOWLOG_ARG_BYTES_MAX);
             int n = snprintf(remark + SLOWLOG_ARG_BYTES_MAX, 48, "... (%zu more bytes)",
-                             args[i].size - SLOWLOG_ARG_BYTES_MAX);
+                             arg.size - SLOWLOG_ARG_BYTES_MAX);
             at = put_arg(at, remark, SLOWLOG_ARG_BYTES_MAX + (u32)n);
         } else {
-            at = put_arg(at, args[i].data == NULL ? (const u8 *)"" : args[i].data,
-                         (u32)args[i].size);
+            at = put_arg(at, arg.data == NULL ? (const u8 *)"" : arg.data, (u32)arg.size);
         }
     }
     log->entries[(log->first + log->count) % SLOWLOG_ENTRIES_MAX] = entry;

@@ -8,6 +8,8 @@
 
 #include "base/mem.h"
 
+struct command;
+
 /* As Redis: so many arguments, each cut to so many bytes. */
 #define SLOWLOG_ARGS_MAX      32u
 #define SLOWLOG_ARG_BYTES_MAX 128u
@@ -37,8 +39,8 @@ void slowlog_init(struct slowlog *log, struct budget *budget, u32 shard, u32 sha
 void slowlog_deinit(struct slowlog *log);
 /* Keeps at most limit entries. Forgets silently when memory is out. */
 void slowlog_add(struct slowlog *log, u64 limit, u64 time_s, u64 duration_us,
-                 const struct bytes *args, u32 arg_count, const char *client,
-                 struct bytes client_name);
+                 const struct command *command, const struct bytes *args, u32 arg_count,
+                 const char *client, struct bytes client_name);
 void slowlog_reset(struct slowlog *log);
 /* The i-th newest. */
 const struct slowlog_entry *slowlog_get(const struct slowlog *log, u32 i);

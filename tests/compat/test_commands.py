@@ -61,6 +61,16 @@ SCRIPTS = {
         ("SET", "t", "1", "EXAT", "4102444800"), ("EXPIRETIME", "t"),
         ("SET", "t", "1", "PXAT", "4102444800123"), ("PEXPIRETIME", "t"),
         ("SET", "t", "1", "EXAT", "1"), ("GET", "t"), ("EXISTS", "t"),
+        # the same option again: the last one counts
+        ("SET", "t", "1", "EX", "100", "EX", "200"), ("TTL", "t"), ("SET", "t", "1", "EX", "0", "EX", "50"),
+        ("TTL", "t"), ("SET", "t", "1", "PX", "1", "px", "70000"), ("TTL", "t"),
+        ("SET", "t", "1", "EX", "1", "EX", "0"), ("SET", "t", "1", "EX", "100", "EX"),
+        ("SET", "t", "1", "EXAT", "1", "EXAT", "4102444800"), ("EXPIRETIME", "t"),
+        ("SET", "t", "1", "PXAT", "1", "PXAT", "4102444800123"), ("PEXPIRETIME", "t"),
+        ("SET", "t", "1", "EX", "1", "EXAT", "4102444800"), ("SET", "t", "1", "PXAT", "1", "PX", "5"),
+        ("SET", "t", "1", "NX", "NX"), ("SET", "t", "1", "XX", "XX"), ("SET", "t", "2", "GET", "GET"),
+        ("SET", "t", "3", "KEEPTTL", "KEEPTTL"), ("SET", "t", "3", "KEEPTTL", "EX", "1"),
+        ("SET", "t", "3", "EX", "1", "KEEPTTL"), ("SET", "t", "3", "PERSIST"),
     ],
     "setters": [
         ("SETNX", "k", "1"), ("SETNX", "k", "2"), ("GET", "k"), ("SETNX", "k"),
@@ -72,7 +82,11 @@ SCRIPTS = {
         ("GETEX", "k", "PERSIST"), ("TTL", "k"), ("GETEX", "k", "PXAT", "4102444800123"),
         ("PEXPIRETIME", "k"), ("GETEX", "k", "EX"), ("GETEX", "k", "EX", "0"),
         ("GETEX", "k", "EX", "10", "PERSIST"), ("GETEX", "k", "NX"), ("GETEX", "k", "EXAT", "1"),
-        ("GET", "k"), ("GETEX", "nokey", "EX", "10"),
+        ("GET", "k"), ("GETEX", "nokey", "EX", "10"), ("SET", "k", "v"),
+        ("GETEX", "k", "EX", "100", "EX", "200"), ("TTL", "k"), ("GETEX", "k", "EX", "0", "EX", "50"), ("TTL", "k"),
+        ("GETEX", "k", "PERSIST", "PERSIST"), ("TTL", "k"), ("GETEX", "k", "PERSIST", "EX", "1"),
+        ("GETEX", "k", "EX", "1", "PERSIST"), ("GETEX", "k", "EX", "1", "PX", "1"), ("GETEX", "k", "KEEPTTL"),
+        ("TTL", "k"),
     ],
     "several": [
         ("MSET", "a", "1", "b", "2"), ("MGET", "a", "b", "c"), ("MSET", "a"), ("MSET", "a", "1", "b"),
@@ -109,7 +123,9 @@ SCRIPTS = {
         ("INCRBYFLOAT", "f", "3.0e3"), ("GET", "f"), ("INCRBYFLOAT", "f", "x"), ("INCRBYFLOAT", "f", " 1"),
         ("INCRBYFLOAT", "f", "inf"), ("INCRBYFLOAT", "f", "nan"), ("SET", "f", "5.0e3"),
         ("INCRBYFLOAT", "f", "2.0e2"), ("SET", "f", "10.50"), ("INCRBYFLOAT", "f", "0.1"),
-        ("INCRBYFLOAT", "f", "1e5000"), ("SET", "f", "abc"), ("INCRBYFLOAT", "f", "1"),
+        ("INCRBYFLOAT", "f", "1e5000"),
+        ("SET", "f", "0"), ("INCRBYFLOAT", "f", "1e308"), ("INCRBYFLOAT", "f", "1"),
+        ("INCRBYFLOAT", "f", "1e4000"), ("INCRBYFLOAT", "f", "-1e4000"), ("SET", "f", "abc"), ("INCRBYFLOAT", "f", "1"),
         ("SET", "f", "3"), ("INCRBYFLOAT", "f", "1.1"), ("INCRBYFLOAT", "f", "-4.1"),
         ("INCRBYFLOAT", "g", "0.00000000000000001"), ("INCRBYFLOAT", "h", "100000000000000000000"),
     ],
@@ -122,6 +138,8 @@ SCRIPTS = {
         ("TTL", "{t}c"), ("COPY", "{t}w", "{t}c"), ("COPY", "{t}w", "{t}c", "REPLACE"),
         ("COPY", "{t}no", "{t}c"), ("COPY", "{t}w", "{t}w"), ("COPY", "{t}w", "{t}w", "DB", "1"),
         ("COPY", "{t}w", "{t}d", "DB", "16"), ("COPY", "{t}w", "{t}d", "DB", "x"),
+        ("COPY", "{t}w", "{t}d", "DB", BIG), ("COPY", "{t}w", "{t}d", "DB", "-2147483649"),
+        ("COPY", "{t}w", "{t}d", "DB", "-1"), ("COPY", "{t}w", "{t}d", "DB", BIG + "0"),
         ("COPY", "{t}w", "{t}d", "bad"), ("COPY", "{t}w"), ("SELECT", "1"), ("GET", "{t}w"),
         ("DBSIZE",), ("FLUSHDB",), ("DBSIZE",), ("SELECT", "0"), ("EXISTS", "{t}w"),
         ("OBJECT", "ENCODING", "no"), ("SET", "i", "123"), ("OBJECT", "ENCODING", "i"),
@@ -151,10 +169,17 @@ SCRIPTS = {
     ],
     "spaces": [
         ("SELECT", "1"), ("SET", "k", "1"), ("SELECT", "0"), ("GET", "k"), ("SELECT", "16"),
-        ("SELECT", "-1"), ("SELECT", "x"), ("SELECT",), ("DBSIZE",), ("RANDOMKEY",), ("SET", "only", "1"),
+        ("SELECT", "-1"), ("SELECT", "x"), ("SELECT",), ("SELECT", BIG), ("SELECT", BIG + "0"),
+        ("SELECT", "2147483647"), ("SELECT", "2147483648"), ("SELECT", "-2147483648"), ("SELECT", "-2147483649"),
+        ("DBSIZE",), ("RANDOMKEY",), ("SET", "only", "1"),
         ("RANDOMKEY",), ("KEYS", "*"), ("KEYS", "o?ly"), ("KEYS", "[n-p]nly"), ("KEYS", "x*"), ("KEYS",),
         ("SCAN", "0"), ("SCAN", "0", "MATCH", "x*"), ("SCAN", "0", "COUNT", "100"),
         ("SCAN", "0", "COUNT", "0"), ("SCAN", "0", "COUNT", "x"), ("SCAN", "x"), ("SCAN", "0", "BAD"),
+        ("SCAN", "-1", a(list)), ("SCAN", ""), ("SCAN", "-0"), ("SCAN", "+0"), ("SCAN", "00"), ("SCAN", " 0"), ("SCAN", "0 "),
+        ("SCAN", "-"), ("SCAN", "+"), ("SCAN", "--1"), ("SCAN", "0x1"), ("SCAN", "\x00"), ("SCAN", "0\x00x"),
+        ("SCAN", "18446744073709551615", a(list)), ("SCAN", "18446744073709551616"),
+        ("SCAN", "-18446744073709551615", a(list)), ("SCAN", "-18446744073709551616"),
+        ("SCAN", "0" * 30), ("SCAN", "0" * 30 + "18446744073709551615", a(list)),
         ("SCAN", "0", "TYPE", "string"), ("SCAN", "0", "TYPE", "hash"), ("SCAN",), ("SCAN", "0", "MATCH"),
         ("FLUSHALL",), ("DBSIZE",), ("FLUSHDB", "ASYNC"), ("FLUSHALL", "SYNC"), ("FLUSHDB", "BAD"),
         ("FLUSHALL", "SYNC", "ASYNC"), ("RANDOMKEY",), ("KEYS", "*"),
@@ -176,7 +201,8 @@ SCRIPTS = {
         ("WATCH", "{t}a"), ("EXPIRE", "{t}a", "100"), ("MULTI",), ("EXEC",), ("WATCH", "{t}a"),
         ("MULTI",), ("SET", "{t}l1", "1"), ("SET", "{t}l2", "2"), ("MGET", "{t}l1", "{t}l2", "{t}l3"),
         ("DEL", "{t}l1", "{t}l2"), ("EXISTS", "{t}l1"), ("EXEC",), ("WATCH", "{t}a"), ("DISCARD",),
-        ("MULTI",), ("EXEC", "x"), ("EXEC",),
+        ("MULTI",), ("EXEC", "x"), ("EXEC",), ("EXEC", "x"), ("WATCH", "{t}a"), ("SET", "{t}a", "1"),
+        ("EXEC", "x"), ("MULTI",), ("PING",), ("EXEC",),
     ],
     "connection": [
         ("PING",), ("PING", "hi"), ("PING", "a", "b"), ("ECHO", "x"), ("ECHO",), ("ECHO", "a", "b"),
@@ -188,7 +214,8 @@ SCRIPTS = {
         ("CLIENT", "KILL", "ID", "x"), ("CLIENT", "KILL", "BAD", "x"), ("CLIENT", "KILL", "TYPE", "bad"),
         ("CLIENT", "KILL", "TYPE", "pubsub"), ("CLIENT", "KILL", "SKIPME", "maybe"),
         ("CLIENT", "KILL"), ("CLIENT", "LIST", "TYPE", "bad"), ("CLIENT", "LIST", "TYPE", "pubsub"),
-        ("CLIENT", "LIST", "ID", "x"), ("CLIENT", "LIST", "BAD"), ("CLIENT", "REPLY", "ON"),
+        ("CLIENT", "LIST", "ID", "x"), ("CLIENT", "LIST", "ID", "0"), ("CLIENT", "LIST", "ID", "-1", "0"),
+        ("CLIENT", "LIST", "ID", "1", "x"), ("CLIENT", "LIST", "ID", BIG + "0"), ("CLIENT", "LIST", "ID"), ("CLIENT", "LIST", "BAD"), ("CLIENT", "REPLY", "ON"),
         ("CLIENT", "REPLY", "x"), ("CLIENT", "SETINFO", "lib-name", "redis-py", OURS("OK")),
         ("CLIENT", "SETINFO", "lib-ver", "1.2", OURS("OK")),
         ("CLIENT", "SETINFO", "bad", "x", OURS(ReplyError("ERR Unrecognized option 'bad'"))),
@@ -203,27 +230,36 @@ SCRIPTS = {
             "ERR unknown command 'HGET', with args beginning with: 'a' 'b' "))),
         ("CONFIG", "BAD"), ("CONFIG",), ("CONFIG", "GET"), ("CONFIG", "GET", "nosuchoption"),
         ("CONFIG", "SET", "nosuchoption", "1"), ("CONFIG", "SET", "maxclients"),
+        ("CONFIG", "SET", "slowlog-max-len", "64", "slowlog-max-len"), ("CONFIG", "SET", "a", "b", "c"),
         ("CONFIG", "SET", "slowlog-max-len", "64"), ("CONFIG", "GET", "slowlog-max-len"),
+        ("CONFIG", "GET", "SLOWLOG-MAX-LEN"), ("CONFIG", "GET", "SlowLog-Max-Len", "slowlog-max-len"),
+        ("CONFIG", "GET", "SLOWLOG-MAX-LEN", "slowlog-max-l*"), ("CONFIG", "GET", "[Ss]lowlog-max-len"),
+        ("CONFIG", "GET", "SLOWLOG-MAX-[l-m]en"), ("CONFIG", "GET", "[^a-r]lowlog-max-len"),
+        ("CONFIG", "GET", "slowlog-max-l?n"), ("CONFIG", "GET", "slowlog\\-max-len"),
+        ("CONFIG", "GET", "slowlog\\-max-l*"), ("CONFIG", "GET", "cluster-enabled"),
         ("CONFIG", "GET", "databases"), ("CONFIG", "RESETSTAT"), ("CONFIG", "RESETSTAT", "x"),
         ("TIME", a(list)), ("ROLE",), ("WAIT", "0", "0"), ("WAIT", "x", "0"), ("WAIT", "0", "x"),
         ("WAIT", "0", "-1"), ("WAIT",), ("SLOWLOG", "RESET"), ("SLOWLOG", "LEN"), ("SLOWLOG", "GET"),
-        ("SLOWLOG", "GET", "-2"), ("SLOWLOG", "GET", "x"), ("SLOWLOG", "BAD"), ("LATENCY", "LATEST"),
+        ("SLOWLOG", "GET", "a", "b"), ("SLOWLOG", "get", "1", "2", "3"), ("SLOWLOG", "GET", "-2"), ("SLOWLOG", "GET", "x"), ("SLOWLOG", "BAD"), ("LATENCY", "LATEST"),
         ("LATENCY", "HISTORY", "command"), ("LATENCY", "RESET"), ("LATENCY", "RESET", "command"),
         ("LATENCY", "BAD"), ("LATENCY", "HISTORY"), ("COMMAND", "COUNT", a(int)),
-        ("COMMAND", "BAD"), ("COMMAND", "INFO", "nosuch"), ("COMMAND", "DOCS", "nosuch"),
+        ("COMMAND", "BAD"), ("COMMAND", "INFO", "nosuch"), ("COMMAND", "INFO", "nosuch", "client|nosuch"), ("COMMAND", "DOCS", "nosuch"),
         ("COMMAND", "GETKEYS", "GET", "k"), ("COMMAND", "GETKEYS", "MSET", "a", "1", "b", "2"),
         ("COMMAND", "GETKEYS", "NOSUCH", "x"), ("COMMAND", "GETKEYS", "PING", # Redis 7.2's
          OURS(ReplyError("ERR The command has no key arguments"))), ("COMMAND", "GETKEYS", "GET",
          OURS(ReplyError("ERR Invalid number of arguments specified for command"))), ("COMMAND", "LIST", "FILTERBY", "PATTERN", "xyz*"),
+        ("COMMAND", "LIST", "FILTERBY", "PATTERN", "getex"), ("COMMAND", "LIST", "FILTERBY", "ACLCAT", "nosuch"),
+        ("COMMAND", "LIST", "FILTERBY", "MODULE", "nosuch"), ("COMMAND", "LIST", "FILTERBY", "PATTERN"),
         ("COMMAND", "LIST", "FILTERBY", "BAD", "x"), ("CLUSTER", "KEYSLOT", "foo", OURS(12182)),
-        ("CLUSTER", "BAD"), ("SHUTDOWN", "BAD"), ("SHUTDOWN", "ABORT"), ("DISCARD",), ("EXEC",),
+        ("CLUSTER", "BAD"), ("SHUTDOWN", "BAD"), ("SHUTDOWN", "ABORT"),
+        ("SHUTDOWN", "NOSAVE", "SAVE"), ("SHUTDOWN", "NOSAVE", "ABORT"), ("SHUTDOWN", "ABORT", "NOW"), ("DISCARD",), ("EXEC",),
     ],
 }
 # What COMMAND INFO must say exactly as Redis does.
 INFO_OF = """get set mget mset msetnx setnx setex psetex getset getdel getex append strlen getrange
 setrange incr decr incrby decrby incrbyfloat del unlink exists type touch rename renamenx copy expire
 pexpire expireat pexpireat ttl pttl expiretime pexpiretime persist multi exec discard watch unwatch
-ping echo select quit reset time""".split()
+ping echo select quit reset time auth role wait client command""".split()
 
 
 @pytest.fixture(scope="module")
@@ -317,6 +353,99 @@ def test_command_info_is_that_of_redis(our_port, redis_port):
             assert normal(mine) == normal(theirs), name
 
 
+def categories_of(connection):
+    """Of every command and subcommand."""
+    found, left = {}, connection.call("COMMAND")
+    while left:
+        info = left.pop()
+        found[info[0]] = sorted(info[6])
+        left += info[9]
+    return found
+
+
+def test_acl_categories_are_those_of_redis(our_port, redis_port):
+    with Resp(our_port) as ours, Resp(redis_port) as redis:
+        mine, theirs = categories_of(ours), categories_of(redis)
+        assert len(mine) > 100
+        for name, names in mine.items():
+            if name != b"client|setinfo":  # of 7.2
+                assert names == theirs[name], name
+
+
+def raw_reply(port, *words):
+    """The bytes: what Resp shows alike may differ in them, as one null and another."""
+    with Resp(port) as connection:
+        connection.send(*words)
+        return connection.sock.recv(1 << 16)
+
+
+def test_nulls_are_of_the_same_form(our_port, redis_port):
+    for words in (("COMMAND", "INFO", "nosuch"), ("GET", "no"), ("MGET", "no"), ("SET", "no", "v", "XX")):
+        assert raw_reply(our_port, *words) == raw_reply(redis_port, *words), words
+
+
+PASSWORDS = [
+    ("AUTH", "bad"), ("AUTH", "user", "bad"), ("AUTH", "pw1"), ("AUTH", "default", "pw1"),
+    ("HELLO", "2", "AUTH", "default", "pw1", "SETNAME", "auth"),
+    ("HELLO", "2", "SETNAME", "auth", "AUTH", "default", "pw1"),
+    ("HELLO", "2", "AUTH", "default", "bad"), ("HELLO", "2", "SETNAME", "auth"), ("MULTI",), ("AUTH", "pw1"), ("EXEC",),
+    ("CONFIG", "SET", "requirepass", "pw1"), ("CONFIG", "SET", "timeout", "0", "RequirePass", "pw1"),
+    ("CONFIG", "SET", "timeout", "0", "maxclients", "1000"), ("PING", "requirepass"),
+]
+
+
+def quoted_words(line):
+    return line.split("] ", 1)[1]
+
+
+def test_passwords_are_shown_to_nobody(redis_port, make_server):
+    shown = []
+    for port in (make_server().port, redis_port):
+        with Resp(port) as watcher, Resp(port) as one:
+            one.call("CONFIG", "SET", "requirepass", "pw1")
+            one.call("AUTH", "pw1")
+            one.call("CONFIG", "SET", "slowlog-log-slower-than", "0")
+            one.call("SLOWLOG", "RESET")
+            watcher.call("AUTH", "pw1")
+            assert watcher.call("MONITOR") == "OK"
+            for words in PASSWORDS:
+                ask(one, words)
+            lines = [quoted_words(watcher.read()) for _ in range(12)]
+            entries = [entry[3] for entry in one.call("SLOWLOG", "GET", "-1")]
+            one.call("CONFIG", "SET", "slowlog-log-slower-than", "60000000", "requirepass", "")
+        # what was queued is shown when it is queued here, when it runs there
+        shown.append((sorted(lines), sorted(entry for entry in entries if entry[0] not in (
+            b"EXEC", b"MULTI", b"SLOWLOG", b"MONITOR") and entry[2:3] != [b"slowlog-log-slower-than"])))
+    assert shown[0][0] == shown[1][0]
+    assert [b"CONFIG", b"SET", b"timeout", b"0", b"RequirePass", b"(redacted)"] in shown[0][1]
+    assert [entry for entry in shown[1][1] if entry not in shown[0][1]] == []
+    assert "pw1" not in repr(shown[0]) and "bad" not in repr(shown[0])
+    # Behind a mistake Redis shows them.
+    server = make_server(":memory:")
+    with server.connect() as watcher, server.connect() as one:
+        watcher.call("MONITOR")
+        for words in (("AUTH", "a", "b", "secret"), ("HELLO", "9", "AUTH", "default", "secret"),
+                      ("HELLO", "2", "BAD", "AUTH", "default", "secret")):
+            assert isinstance(ask(one, words), ReplyError)
+            line = watcher.read()
+            assert "(redacted)" in line and "secret" not in line, line
+
+
+def test_what_is_no_command_is_told_before_the_password(redis_port, make_server):
+    calls = [("NOSUCH", "a"), ("GET",), ("GET", "a"), ("CLIENT", "BAD"), ("CLIENT",), ("EXEC",), ("EXEC", "x"),
+             ("MULTI",), ("HELLO", "4"), ("HELLO", "3", "AUTH", "default"), ("COMMAND", "BAD"), ("PING",),
+             ("AUTH",), ("AUTH", "bad")]
+    server = make_server(requirepass="pw")
+    with Resp(redis_port) as admin:
+        admin.call("CONFIG", "SET", "requirepass", "pw")
+        try:
+            with server.connect() as ours, Resp(redis_port) as redis:
+                for words in calls:
+                    assert text_of(ask(ours, words)) == text_of(ask(redis, words)), words
+        finally:
+            admin.call("CONFIG", "SET", "requirepass", "")
+
+
 def test_command_docs_name_the_arguments_that_redis_names(our_port, redis_port):
     with Resp(our_port) as ours, Resp(redis_port) as redis:
         for connection in (ours, redis):
@@ -353,6 +482,8 @@ def test_info_has_the_fields_that_clients_look_for(our_port):
                       "master_repl_offset:", "connected_clients:", "cluster_enabled:0",
                       "used_memory:", "total_commands_processed:", "distkv_version:", "maxmemory:"]:
             assert field in text, field
+        assert ours.call("CONFIG", "GET", "cluster-enabled") == [b"cluster-enabled", b"no"]
+        assert "cluster_enabled" not in ours.call("CLUSTER", "INFO").decode()
         assert "cmdstat_set:" in ours.call("INFO", "commandstats").decode()
         assert ours.call("INFO", "server").decode().startswith("# Server\r\n")
         assert "# CPU" not in ours.call("INFO", "server", "clients").decode()
@@ -479,6 +610,9 @@ def test_client_reply_off_and_skip(our_port):
         ours.send("GET", "a")
         assert ours.call("CLIENT", "REPLY", "ON") == "OK"
         assert ours.call("GET", "a") == b"2"
+        ours.send("CLIENT", "REPLY", "OFF")
+        assert ours.call("RESET") == "RESET"
+        assert ours.call("GET", "a") == b"2"
 
 
 def test_client_list_and_kill(our_port):
@@ -489,6 +623,7 @@ def test_client_list_and_kill(our_port):
         assert any(f"id={number} " in line and "name=victim" in line for line in lines)
         assert one.call("CLIENT", "LIST", "ID", str(number)).decode().count("\n") == 1
         assert "name= " in one.call("CLIENT", "INFO").decode()
+        assert "cmd=client|info " in one.call("CLIENT", "INFO").decode()
         assert one.call("CLIENT", "KILL", "ID", str(number)) == 1
         assert two.closed_by_server()
         assert one.call("PING") == "PONG"

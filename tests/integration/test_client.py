@@ -2,6 +2,7 @@
 """distkv-client against a real server, command by command."""
 
 import json
+import os
 import subprocess
 
 import pytest
@@ -124,3 +125,28 @@ def test_cluster_commands_describe_the_one_node(server):
     nodes = server.call("CLUSTER", "NODES")
     assert nodes.startswith(node) and b"myself,master" in nodes
     assert server.call("CLUSTER", "KEYSLOT", "foo") == 12182
+
+
+def test_every_command_works_with_a_password(make_server, tmp_path):
+    server = make_server(requirepass="a secret")
+    (tmp_path / "pw").write_text("a secret\n")
+
+    def run(*words, code=0, data=None, environment=None):
+        done = subprocess.run(
+            [CLIENT, "--server", f"127.0.0.1:{server.port}", *words], input=data, check=False,
+            capture_output=True, timeout=60 * SLOW, env=dict(os.environ, **(environment or {})))
+        assert done.returncode == code, (words, done.returncode, done.stdout, done.stderr)
+        return done.stdout + done.stderr
+
+    assert b"wrong user or password" in run("put", "k", "v", code=1)
+    assert b"wrong user or password" in run("--password", "secret", "put", "k", "v", code=1)
+    assert b"wrong user or password" in run(
+        "--user", "nobody", "--password-file", str(tmp_path / "pw"), "put", "k", "v", code=1)
+    run("--user", "default", "--password", "a secret", "put", "k", "v")
+    assert run("get", "k", environment={"DISTKV_PASSWORD": "a secret"}) == b"v"
+    file = ("--password-file", str(tmp_path / "pw"))
+    for words in (("get", "k"), ("ttl", "k"), ("expire", "k", "100s"), ("scan",), ("count", "--exact"), ("status",),
+                  ("doctor",), ("batch", "put b 1"), ("bench-ping", "--count", "10"), ("delete", "b"),
+                  ("export", str(tmp_path / "all.jsonl")), ("import", str(tmp_path / "all.jsonl"))):
+        run(*words, *file)
+    assert b"v" in run(*file, data=b"get k\n")

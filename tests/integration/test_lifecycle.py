@@ -325,6 +325,26 @@ def test_verify_of_a_directory_in_use_is_refused(make_server):
     assert "in use" in done.stderr
 
 
+def test_verify_of_a_directory_of_something_else_says_so(tmp_path):
+    for name in ("letters", "empty"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "letters" / "letters.txt").write_text("private")
+    for name, there in (("letters", ["letters.txt"]), ("empty", [])):
+        done = run_server("--verify", "--data-dir", str(tmp_path / name))
+        assert done.returncode == 1 and done.stdout == ""
+        assert f"{tmp_path / name} is not a DistKV data directory" in done.stderr
+        assert os.listdir(tmp_path / name) == there
+
+
+def test_verify_tells_what_is_missing_from_a_directory_of_ours(make_server):
+    server = make_server(cores="0")
+    assert server.stop() == 0
+    os.remove(os.path.join(server.data_dir, "NODE"))
+    done = run_server("--verify", "--data-dir", server.data_dir)
+    assert done.returncode == 1
+    assert f"{server.data_dir}/NODE: offset 0: file is missing" in done.stdout
+
+
 def test_damage_is_reported_and_never_served(make_server):
     server = make_server(cores="0")
     fill(server, 20000, size=400)
@@ -380,11 +400,15 @@ def test_the_scrub_finds_damage_on_a_live_node(make_server):
 @pytest.mark.parametrize("form", ["human", "logfmt", "json", "journal"])
 def test_log_forms(make_server, form):
     server = make_server(log_format=form)
+    end = time.monotonic() + 10 * SLOW
+    while not re.search(r"\bready\b", server.log()):  # said by another thread than the one that is
+        assert time.monotonic() < end, server.log()
+        time.sleep(0.01)
     server.stop()
     lines = server.log().splitlines()
     assert lines
-    ready = [line for line in lines if "ready" in line]
-    assert ready, lines
+    ready = [line for line in lines if re.search(r"\bready\b", line)]
+    assert len(ready) == 1, lines
     if form == "json":
         for line in lines:
             json.loads(line)

@@ -18,7 +18,9 @@ for index in range(256):
     CRC_TABLE.append(crc)
 
 GET, PUT, SCAN, STATUS = 3, 4, 7, 13
-OK, NOT_FOUND, UNKNOWN_OUTCOME, SNAPSHOT_GONE, UNAUTHENTICATED = 0, 1, 14, 17, 18
+OK, NOT_FOUND, CONFLICT = 0, 1, 2
+UNKNOWN_OUTCOME, SNAPSHOT_GONE, UNAUTHENTICATED = 14, 17, 18
+IF_PRESENT = 2
 FLAG_REPLY, FLAG_REPLAYED = 1, 2
 
 
@@ -36,8 +38,9 @@ def frame(opcode, body, request_id=1, age=0, size=None):
     return header + struct.pack("<I", crc32c(header)) + body
 
 
-def put(key, value, write_id, **header):
-    operation = struct.pack("<BBBBHHIQQ", 1, 0, 0, 0, len(key), 0, len(value), 0, 0) + key + value
+def put(key, value, write_id, condition=0, **header):
+    operation = struct.pack("<BBBBHHIQQ", 1, condition, 0, 0, len(key), 0, len(value), 0, 0)
+    operation += key + value
     return frame(PUT, write_id.to_bytes(16, "little") + operation, **header)
 
 
@@ -83,6 +86,19 @@ def test_a_write_that_is_sent_again_is_answered_and_not_done_again(server):
         assert server.call("GET", "k") == b"2"
         # Never seen, and nothing that young was forgotten: it is the first to arrive.
         assert native.call(put(b"k", b"3", 9, age=50))[0] == OK
+
+
+@pytest.mark.smoke
+def test_a_condition_that_did_not_hold_is_answered_again_and_not_tried_again(server):
+    with Native(server) as native:
+        status, flags, _, first = native.call(put(b"k", b"1", 7, condition=IF_PRESENT, age=50))
+        assert (status, flags & FLAG_REPLAYED) == (CONFLICT, 0)
+        assert native.call(put(b"k", b"2", 8))[0] == OK
+        # The first attempt of 7 comes only now: its connection had been slow.
+        status, flags, _, again = native.call(put(b"k", b"1", 7, condition=IF_PRESENT))
+        assert (status, flags & FLAG_REPLAYED) == (CONFLICT, FLAG_REPLAYED)
+        assert again == first
+        assert server.call("GET", "k") == b"2"
 
 
 def test_a_write_that_may_have_been_forgotten_has_an_unknown_outcome(make_server):

@@ -58,16 +58,16 @@ struct character {
     struct lsm_options lsm;
     bool power_cuts_only;
     bool fills_up;    /* the disk's capacity shrinks now and then */
+    bool no_space;    /* the same by chance, at any write */
     bool point_fails; /* single requests fail at chosen moments */
     bool rates;       /* any request may fail */
-    bool sync_fails;
     bool starved;     /* memory is short */
     bool many_ranges; /* deletes of ranges are common */
     bool many_flushes;
     bool changes;     /* durability and sizes differ from process to process */
     bool in_memory;   /* no disk: what a process wrote ends with it */
     bool short_lives; /* many processes that do little but open and close */
-    bool power_fails; /* after each process, so that a sync that failed is not taken for done */
+    bool power_fails; /* after each process */
     u32 value_bytes_max;
     u64 slack_ns; /* PERIODIC: what a cut may take */
 };
@@ -76,7 +76,7 @@ struct character {
 struct process {
     u32 shard_count;
     bool faulty; /* errors are to be expected */
-    bool began, layout_ready, abort, checked;
+    bool layout_ready, abort, checked;
     bool full;           /* the disk is kept small for now */
     bool starts_starved; /* allocations are refused from the beginning */
     bool starts_full;    /* there is no space at first */
@@ -154,7 +154,7 @@ is_expected(status st)
     if (status_is(st, ST_NO_MEMORY) && (character.starved || was_held())) return true;
     if (character.in_memory && status_is(st, ST_NO_SPACE)) return true;
     if (process.damaged) return process.met_damage = true;
-    return character.fills_up && status_is(st, ST_NO_SPACE);
+    return (character.fills_up || character.no_space) && status_is(st, ST_NO_SPACE);
 }
 
 /* Of a fiber that uses a store which is being closed. */
@@ -806,7 +806,6 @@ shard_main(void *arg)
     (void)arg;
     struct shard *shard = &shards[io_shard_index()];
     status st = ST_OK;
-    process.began = true;
     if (shard->index == 0) {
         if (process.starts_starved) sim_node_started_set(node);
         st = prepare();
@@ -845,7 +844,9 @@ promises(bool power)
                 tape->floor_power = old;
             }
         }
-        if (power) tape->floor = tape->floor_power;
+        /* What a failed sync left in the cache may go with the process. */
+        bool lost = character.lsm.durability == LSM_DURABILITY_PERIODIC && tape->failed_ns != 0;
+        if (power || lost) tape->floor = tape->floor_power;
     }
 }
 
@@ -894,11 +895,13 @@ options_draw(struct sim_options *options, u64 seed)
         .fills_up = prng_chance(&prng, 1, 6),
         .point_fails = prng_chance(&prng, 1, 4),
         .rates = prng_chance(&prng, 1, 8),
+        .no_space = disk->no_space_ppm > 0,
         .starved = prng_chance(&prng, 1, 4),
         .many_ranges = prng_chance(&prng, 1, 8),
         .many_flushes = prng_chance(&prng, 1, 10),
         .changes = prng_chance(&prng, 1, 8),
         .short_lives = prng_chance(&prng, 1, 5),
+        .power_fails = prng_chance(&prng, 1, 6),
         .value_bytes_max = prng_chance(&prng, 1, 10) ? VALUE_BYTES_MAX : 6000,
     };
     if (character.short_lives) character.point_fails = true;
@@ -917,15 +920,14 @@ options_draw(struct sim_options *options, u64 seed)
     lsm->sync_interval_ms = (u32)prng_range(&prng, 1, 100);
     if (prng_chance(&prng, 1, 4))
         lsm->durability = prng_chance(&prng, 1, 3) ? LSM_DURABILITY_NONE : LSM_DURABILITY_PERIODIC;
-    /* Here a failed sync drops what it should have kept, though it stays readable until the power
-     * is cut. A log that is synced periodically and opened again after that takes it for durable:
-     * nothing can tell, and to write it again could tear what is durable. */
-    bool periodic = lsm->durability == LSM_DURABILITY_PERIODIC;
-    character.power_fails = periodic && !character.changes && prng_chance(&prng, 1, 2);
-    character.sync_fails = character.power_fails || (!periodic && !character.changes);
-    /* The interval, a sync that has just begun and one more, each behind other requests. */
+    if (lsm->durability == LSM_DURABILITY_PERIODIC)
+        character.point_fails = prng_chance(&prng, 1, 2);
+    /* The interval, a sync that has just begun and one more, each behind other requests; a shard
+     * that stalls syncs nothing. */
     character.slack_ns = lsm->sync_interval_ms * NS_PER_MS + 20 * disk->latency_ns_max +
-                         (disk->stall_ppm > 0 ? 3 * disk->stall_ns : 0) + NS_PER_S;
+                         (disk->stall_ppm > 0 ? 3 * disk->stall_ns : 0) +
+                         (options->shard_stall_ppm > 0 ? 3 * options->shard_stall_ns_max : 0) +
+                         NS_PER_S;
 }
 
 /* The machine's owner changes the configuration between two processes. */
@@ -946,13 +948,14 @@ faults_draw(void)
     if (character.point_fails) {
         enum sim_point point = (enum sim_point)prng_range(&prng, SIM_POINT_IO, SIM_POINT_COUNT - 1);
         if (prng_chance(&prng, 1, 3)) point = SIM_POINT_ALLOC;
-        if (!character.sync_fails && (point == SIM_POINT_IO || point == SIM_POINT_SYNC))
-            point = SIM_POINT_WRITE;
+        bool periodic = character.lsm.durability == LSM_DURABILITY_PERIODIC;
+        if (periodic && prng_chance(&prng, 1, 2)) point = SIM_POINT_SYNC;
         status error = point == SIM_POINT_ALLOC   ? ST_NO_MEMORY
                        : prng_chance(&prng, 1, 4) ? ST_NO_SPACE
                                                   : ST_IO_ERROR;
         u64 n = prng_below(&prng, prng_chance(&prng, 1, 3) || character.short_lives ? 60 : 600);
         if (character.short_lives && prng_chance(&prng, 1, 4)) n %= 12;
+        if (point == SIM_POINT_SYNC) n /= 4; /* they are rare */
         sim_fail_at(sim, point, n, prng_range(&prng, 1, 3), error);
         if (getenv("SIM_SEED") != NULL)
             print_message("round fails: point %d, n %d, %s\n", (int)point, (int)n,
@@ -1027,7 +1030,7 @@ seed_run(u64 seed, enum flaw with)
         u32 ppm[3];
         for (u32 i = 0; i < 3; i++)
             ppm[i] = prng_chance(&prng, 1, 2) ? (u32)prng_below(&prng, 5000) : 0;
-        sim_error_rates_set(sim, ppm[0], ppm[1], character.sync_fails ? ppm[2] : 0);
+        sim_error_rates_set(sim, ppm[0], ppm[1], ppm[2]);
     }
     u32 shard_count = (u32)prng_range(&prng, 1, MODEL_SHARDS_MAX);
     if (prng_chance(&prng, 1, 2)) shard_count = 1;
@@ -1041,17 +1044,14 @@ seed_run(u64 seed, enum flaw with)
         if (i + 1 < rounds) {
             power = faults_draw();
         } else {
-            sim_faults_clear(sim);
-            sim_error_rates_set(sim, 0, 0, 0);
             sim_faults_end(sim);
             character.rates = character.point_fails = character.fills_up = false;
-            character.starved = false;
+            character.no_space = character.starved = false;
             character.lsm.memory_bytes = MIB(32);
         }
         process_init(shard_count);
         process_run();
-        /* One that does not even begin, for want of memory, the sim ends by a crash. */
-        power = power && (sim_crashed(sim) || !process.began);
+        power = power && sim_crashed(sim);
         if (character.power_fails && i + 1 < rounds && !power) {
             power_fail();
             power = true;

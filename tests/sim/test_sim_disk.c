@@ -1,13 +1,18 @@
 /* SPDX-License-Identifier: MIT
  *
  * test_sim_disk.c -- the simulated disk keeps what it promised and forgets the rest: sectors,
- * sizes, names, failed syncs, full disks, locks.
+ * sizes, names, failed syncs, full disks, locks; and what a disk should never do.
  */
 #include <setjmp.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
+#include <unistd.h>
+
+#include <sys/resource.h>
+#include <sys/wait.h>
 
 #include <cmocka.h>
 
@@ -22,6 +27,7 @@ disk_new(u64 seed)
     struct sim_options options;
     sim_options_default(&options, seed);
     options.disk.capacity_bytes = 64 * SIM_PAGE_BYTES;
+    options.disk.evict_chance = seed % 2 * 16;
     memset(ones, 1, sizeof(ones));
     memset(twos, 2, sizeof(twos));
     struct sim_disk *disk = sim_disk_new(&options.disk, seed);
@@ -169,8 +175,8 @@ static void
 a_failed_sync_is_told_once_and_its_data_may_be_lost(void **state)
 {
     (void)state;
-    u32 lost = 0;
-    for (u64 seed = 0; seed < 100; seed++) {
+    u32 lost = 0, evicted = 0;
+    for (u64 seed = 0; seed < 200; seed++) {
         struct sim_disk *disk = disk_new(seed);
         dir_sync(disk, "/");
         struct sim_inode *a = create(disk, "/d/a");
@@ -178,13 +184,258 @@ a_failed_sync_is_told_once_and_its_data_may_be_lost(void **state)
         dir_sync(disk, "/d");
         put(a, twos, 0, false);
         sim_inode_sync_fail(a, sim_inode_sync_begin(a));
-        assert_true(holds(disk, "/d/a", 2)); /* reads look well */
-        file_sync(a);                        /* and so does the next sync */
+        /* Reads look well until the process ends; the next may see the platter, for good. */
+        assert_true(holds(disk, "/d/a", 2));
+        bool old = false;
+        for (u32 i = 0; i < 20; i++) {
+            sim_disk_process_ended(disk);
+            bool new = holds(disk, "/d/a", 2);
+            assert_false(new &&old);
+            old = !new;
+        }
+        evicted += old;
+        file_sync(a); /* it says ok */
         sim_disk_crash(disk);
-        if (!holds(disk, "/d/a", 2)) lost++;
+        bool new = holds(disk, "/d/a", 2);
+        assert_false(new &&old);
+        lost += !new;
         sim_disk_free(disk);
     }
-    assert_true(lost > 10);
+    assert_true(lost > 50);
+    assert_in_range(evicted, 40, 140);
+}
+
+static void
+what_is_written_after_a_failed_sync_is_kept_by_the_next(void **state)
+{
+    (void)state;
+    for (u64 seed = 0; seed < 100; seed++) {
+        struct sim_disk *disk = disk_new(seed);
+        dir_sync(disk, "/");
+        struct sim_inode *a = create(disk, "/d/a");
+        dir_sync(disk, "/d");
+        put(a, ones, 0, false);
+        sim_inode_sync_fail(a, sim_inode_sync_begin(a));
+        put(a, twos, 0, false);
+        for (u32 i = 0; i < 10; i++)
+            assert_true(holds(disk, "/d/a", 2)); /* a dirty page is not evicted */
+        file_sync(a);
+        sim_disk_crash(disk);
+        assert_true(holds(disk, "/d/a", 2));
+        sim_disk_free(disk);
+    }
+}
+
+static void
+a_buffer_that_changes_under_way_shows_now_and_then(void **state)
+{
+    (void)state;
+    u32 changed = 0;
+    for (u64 seed = 0; seed < 100; seed++) {
+        struct sim_disk *disk = disk_new(seed);
+        struct sim_inode *a = create(disk, "/d/a");
+        struct sim_write write;
+        static u8 buffer[SIM_PAGE_BYTES];
+        memset(buffer, 1, sizeof(buffer));
+        assert_true(ok(sim_inode_write_begin(a, &write, buffer, SIM_PAGE_BYTES, 0)));
+        memset(buffer, 2, sizeof(buffer));
+        sim_inode_write_end(&write, false);
+        changed += holds(disk, "/d/a", 2);
+        sim_disk_free(disk);
+    }
+    assert_in_range(changed, 30, 70);
+}
+
+static void
+two_writes_under_way_to_one_place_are_a_bug(void **state)
+{
+    (void)state;
+    pid_t child = fork();
+    if (child == 0) {
+        if (freopen("/dev/null", "w", stderr) == NULL) _exit(1);
+        struct rlimit none = {0};
+        (void)setrlimit(RLIMIT_CORE, &none);
+        (void)signal(SIGABRT, SIG_DFL);
+        struct sim_disk *disk = disk_new(1);
+        struct sim_inode *a = create(disk, "/d/a");
+        struct sim_write first, second;
+        (void)ok(sim_inode_write_begin(a, &first, ones, SIM_PAGE_BYTES, 0));
+        (void)ok(sim_inode_write_begin(a, &second, twos, SIM_PAGE_BYTES, 0));
+        _exit(0);
+    }
+    int ended;
+    assert_true(waitpid(child, &ended, 0) == child);
+    assert_true(WIFSIGNALED(ended) && WTERMSIG(ended) == SIGABRT);
+}
+
+/* ---- what a disk should never do ---- */
+
+struct damages {
+    u32 count, there;
+    struct sim_damage last;
+};
+
+static void
+damage_one(void *arg, const struct sim_damage *damage)
+{
+    struct damages *damages = arg;
+    damages->count++;
+    damages->there += damage->there;
+    damages->last = *damage;
+}
+
+static struct damages
+damages_of(const struct sim_disk *disk)
+{
+    struct damages damages = {.count = 0};
+    sim_disk_damage_each(disk, NULL, damage_one, &damages);
+    return damages;
+}
+
+static struct sim_disk *
+disk_with_a_and_b(u64 seed, struct sim_inode **a, struct sim_inode **b)
+{
+    struct sim_disk *disk = disk_new(seed);
+    dir_sync(disk, "/");
+    *a = create(disk, "/d/a");
+    *b = create(disk, "/d/b");
+    put(*a, ones, 0, true);
+    put(*b, ones, 0, true);
+    dir_sync(disk, "/d");
+    return disk;
+}
+
+static void
+a_rotten_bit_stays_until_it_is_written_over(void **state)
+{
+    (void)state;
+    struct sim_inode *a, *b;
+    struct sim_disk *disk = disk_with_a_and_b(1, &a, &b);
+    sim_inode_rot(a, 100, 0x10, (struct sim_fault_id){SIM_FAULT_BIT_ROT, 7});
+    for (u32 i = 0; i < 3; i++) {
+        assert_false(holds(disk, "/d/a", 1));
+        assert_int_equal(page[100], 0x11);
+    }
+    struct damages damages = damages_of(disk);
+    assert_int_equal(damages.there, 1);
+    assert_string_equal(damages.last.path, "/d/a");
+    assert_int_equal(damages.last.offset, 100);
+    assert_true(damages.last.id.family == SIM_FAULT_BIT_ROT && damages.last.id.number == 7);
+    put(a, twos, 0, false);
+    assert_int_equal(damages_of(disk).there, 0);
+    sim_disk_crash(disk); /* may bring the old page back */
+    assert_int_equal(damages_of(disk).there, !holds(disk, "/d/a", 2) && page[100] == 0x11);
+    sim_inode_rot(b, 0, 1, (struct sim_fault_id){SIM_FAULT_BIT_ROT, 8});
+    assert_int_equal(damages_of(disk).last.there, 1);
+    assert_true(ok(sim_disk_unlink(disk, "/d/b")));
+    damages = damages_of(disk);
+    assert_int_equal(damages.count, 2);
+    assert_false(damages.last.there); /* gone with its file */
+    sim_disk_free(disk);
+}
+
+static void
+a_latent_sector_cannot_be_read_until_it_is_rewritten(void **state)
+{
+    (void)state;
+    struct sim_inode *a, *b;
+    struct sim_disk *disk = disk_with_a_and_b(1, &a, &b);
+    put(a, twos, SIM_PAGE_BYTES, true);
+    sim_inode_latent_add(a, 600, (struct sim_fault_id){SIM_FAULT_LATENT, 0});
+    assert_true(sim_inode_latent(a, 0, SIM_PAGE_BYTES));
+    assert_false(sim_inode_latent(a, SIM_PAGE_BYTES, SIM_PAGE_BYTES));
+    assert_int_equal(damages_of(disk).there, 1);
+    sim_disk_crash(disk);
+    struct sim_inode *again;
+    assert_true(ok(sim_disk_open(disk, "/d/a", IO_OPEN_READ, &again)));
+    assert_true(sim_inode_latent(again, 0, 2 * SIM_PAGE_BYTES));
+    put(again, twos, SIM_PAGE_BYTES, true);
+    assert_true(sim_inode_latent(again, 0, SIM_PAGE_BYTES));
+    put(again, twos, 0, false);
+    assert_false(sim_inode_latent(again, 0, SIM_PAGE_BYTES));
+    assert_int_equal(damages_of(disk).there, 0);
+    sim_disk_free(disk);
+}
+
+static void
+a_lost_write_says_ok_and_shows_the_old_at_once_or_after_the_power_cut(void **state)
+{
+    (void)state;
+    for (u64 seed = 0; seed < 40; seed++) {
+        bool cached = seed % 2 == 0;
+        struct sim_inode *a, *b;
+        struct sim_disk *disk = disk_with_a_and_b(seed, &a, &b);
+        struct sim_write write;
+        assert_true(ok(sim_inode_write_begin(a, &write, twos, SIM_PAGE_BYTES, 0)));
+        sim_inode_write_lose(&write, true, cached, (struct sim_fault_id){SIM_FAULT_LOST_WRITE, 0});
+        if (!cached) assert_true(holds(disk, "/d/a", 1));
+        assert_int_equal(damages_of(disk).there, holds(disk, "/d/a", 1));
+        file_sync(a);
+        sim_disk_crash(disk);
+        assert_true(holds(disk, "/d/a", 1));
+        assert_int_equal(damages_of(disk).there, 1);
+        sim_disk_free(disk);
+    }
+}
+
+static void
+a_misdirected_write_spoils_another_place_and_leaves_its_own_stale(void **state)
+{
+    (void)state;
+    u32 same_file = 0, other_file = 0;
+    for (u64 seed = 0; seed < 100; seed++) {
+        struct sim_inode *a, *b;
+        struct sim_disk *disk = disk_with_a_and_b(seed, &a, &b);
+        put(a, ones, SIM_PAGE_BYTES, true);
+        struct sim_write write;
+        assert_true(ok(sim_inode_write_begin(a, &write, twos, SIM_PAGE_BYTES, 0)));
+        struct prng prng;
+        prng_init(&prng, seed);
+        struct sim_inode *other;
+        u64 offset;
+        if (!sim_inode_elsewhere(a, 0, SIM_PAGE_BYTES, &prng, &other, &offset)) {
+            sim_inode_write_end(&write, true);
+            sim_disk_free(disk);
+            continue;
+        }
+        assert_false(other == a && offset == 0);
+        sim_inode_write_misdirect(&write, true, other, offset,
+                                  (struct sim_fault_id){SIM_FAULT_MISDIRECTED, 0});
+        assert_int_equal(damages_of(disk).there, 2);
+        sim_disk_crash(disk);
+        assert_true(holds(disk, "/d/a", 1)); /* its first page */
+        assert_int_equal(damages_of(disk).there, 2);
+        bool in_b = holds(disk, "/d/b", 2);
+        other_file += in_b;
+        same_file += !in_b;
+        sim_disk_free(disk);
+    }
+    assert_true(same_file > 10 && other_file > 10);
+}
+
+/* Its second half, the flush, is like a sync. */
+static void
+a_failed_durable_write_may_be_read_and_lost_all_the_same(void **state)
+{
+    (void)state;
+    u32 read = 0, lost = 0;
+    for (u64 seed = 0; seed < 200; seed++) {
+        struct sim_disk *disk = disk_new(seed);
+        dir_sync(disk, "/");
+        struct sim_inode *a = create(disk, "/d/a");
+        put(a, ones, 0, true);
+        dir_sync(disk, "/d");
+        struct sim_write write;
+        assert_true(ok(sim_inode_write_begin(a, &write, twos, SIM_PAGE_BYTES, 0)));
+        sim_inode_write_fail(&write, true);
+        bool whole = holds(disk, "/d/a", 2);
+        file_sync(a);
+        sim_disk_crash(disk);
+        read += whole;
+        lost += whole && !holds(disk, "/d/a", 2);
+        sim_disk_free(disk);
+    }
+    assert_true(read > 50 && lost > 10 && lost < read);
 }
 
 static void
@@ -387,6 +638,14 @@ main(void)
         cmocka_unit_test(a_write_under_way_at_the_crash_is_one_of_both),
         cmocka_unit_test(a_sync_covers_only_what_had_ended_before_it_began),
         cmocka_unit_test(a_failed_sync_is_told_once_and_its_data_may_be_lost),
+        cmocka_unit_test(a_failed_durable_write_may_be_read_and_lost_all_the_same),
+        cmocka_unit_test(what_is_written_after_a_failed_sync_is_kept_by_the_next),
+        cmocka_unit_test(a_buffer_that_changes_under_way_shows_now_and_then),
+        cmocka_unit_test(two_writes_under_way_to_one_place_are_a_bug),
+        cmocka_unit_test(a_rotten_bit_stays_until_it_is_written_over),
+        cmocka_unit_test(a_latent_sector_cannot_be_read_until_it_is_rewritten),
+        cmocka_unit_test(a_lost_write_says_ok_and_shows_the_old_at_once_or_after_the_power_cut),
+        cmocka_unit_test(a_misdirected_write_spoils_another_place_and_leaves_its_own_stale),
         cmocka_unit_test(names_need_a_sync_of_their_directory_and_renames_are_atomic),
         cmocka_unit_test(a_lost_directory_takes_its_files_with_it),
         cmocka_unit_test(the_size_of_a_file_may_be_lost_but_not_below_a_durable_write),

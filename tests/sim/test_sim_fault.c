@@ -26,6 +26,8 @@
 struct writes {
     bool failed[WRITES];
     bool synced[WRITES];
+    bool no_sync;
+    u8 last; /* byte of the last block */
 };
 
 static status
@@ -39,8 +41,9 @@ writes_main(void *arg)
     if (buffer == NULL) return ST_NO_MEMORY;
     memset(buffer, 5, 4096);
     for (u64 i = 0; i < WRITES; i++) {
+        if (i == WRITES - 1) buffer[4095] = writes->last;
         writes->failed[i] = !ok(io_file_write(file, IO_CLASS_LOG, buffer, 4096, i * 4096, false));
-        writes->synced[i] = ok(io_file_sync(file));
+        writes->synced[i] = !writes->no_sync && ok(io_file_sync(file));
     }
     mem_free(io_budget(), buffer, 4096);
     io_file_close(file);
@@ -193,6 +196,195 @@ every_family_has_a_name_of_its_own(void **state)
             assert_string_not_equal(sim_fault_name((enum sim_fault)i),
                                     sim_fault_name((enum sim_fault)j));
     }
+}
+
+/* ---- disks ---- */
+
+struct file_use {
+    u64 longest_ns;   /* of one request */
+    u32 refused;      /* writes: no space */
+    u32 last_refused; /* the last write that was */
+    u32 read_errors, mismatches;
+    bool reads;
+};
+
+static MAY_YIELD void
+file_use_one(struct file_use *use, struct io_file *file, u8 *buffer, u64 i)
+{
+    u64 start_ns = io_now_ns();
+    memset(buffer, (int)(i % 251), 4096);
+    status st = io_file_write(file, IO_CLASS_LOG, buffer, 4096, i * 4096, true);
+    use->longest_ns = MAX(use->longest_ns, io_now_ns() - start_ns);
+    if (status_is(st, ST_NO_SPACE)) {
+        use->refused++;
+        fiber_sleep_ns(50 * NS_PER_MS);
+        return;
+    }
+    if (!use->reads) return;
+    for (u32 again = 0; again < 2; again++) {
+        st = io_file_read(file, IO_CLASS_READ, buffer, 4096, i * 4096);
+        use->read_errors += !ok(st);
+        bool same = ok(st);
+        for (u32 at = 0; same && at < 4096; at++)
+            same = buffer[at] == (u8)(i % 251);
+        use->mismatches += ok(st) && !same;
+    }
+}
+
+static status
+file_use_main(void *arg)
+{
+    struct file_use *use = arg;
+    struct io_file *file;
+    status st = io_file_open("/a", IO_OPEN_WRITE | IO_OPEN_CREATE, &file);
+    if (!ok(st)) return st;
+    u8 *buffer = mem_alloc_aligned(io_budget(), 4096, IO_ALIGNMENT);
+    if (buffer == NULL) return ST_NO_MEMORY;
+    for (u64 i = 0; i < WRITES; i++)
+        file_use_one(use, file, buffer, i);
+    mem_free(io_budget(), buffer, 4096);
+    io_file_close(file);
+    return ST_OK;
+}
+
+static void
+some_requests_stall_for_seconds(void **state)
+{
+    (void)state;
+    struct sim_options options;
+    sim_options_default(&options, 1);
+    options.disk.stall_ppm = 50000;
+    options.disk.stall_ns = 30 * NS_PER_S;
+    struct sim *sim = sim_new(&options);
+    struct file_use use = {.reads = true};
+    assert_true(ok(sim_run(sim, 1, file_use_main, &use)));
+    assert_true(sim_fault_count(sim, SIM_FAULT_DISK_STALL) > 20);
+    assert_in_range(use.longest_ns, 15 * NS_PER_S, 31 * NS_PER_S);
+    assert_int_equal(use.mismatches + use.read_errors, 0);
+    sim_free(sim);
+}
+
+static void
+space_runs_out_by_chance_and_comes_back(void **state)
+{
+    (void)state;
+    struct sim_options options;
+    sim_options_default(&options, 1);
+    options.disk.no_space_ppm = 20000;
+    options.disk.no_space_ns_max = NS_PER_S;
+    struct sim *sim = sim_new(&options);
+    struct file_use use = {.refused = 0};
+    assert_true(ok(sim_run(sim, 1, file_use_main, &use)));
+    assert_true(sim_fault_count(sim, SIM_FAULT_NO_SPACE) > 2);
+    assert_true(use.refused > 5 && use.refused < WRITES);
+    sim_free(sim);
+}
+
+struct damage_count {
+    u32 count[SIM_FAULT_COUNT];
+    u32 there;
+};
+
+static void
+damage_count_one(void *arg, const struct sim_damage *damage)
+{
+    struct damage_count *seen = arg;
+    assert_string_equal(damage->path, "/a");
+    assert_non_null(damage->node);
+    seen->count[damage->id.family]++;
+    seen->there += damage->there;
+}
+
+static void
+damage_comes_by_chance_shows_in_every_read_and_is_in_the_books(void **state)
+{
+    (void)state;
+    struct sim_options options;
+    sim_options_default(&options, 1);
+    struct sim_disk_options *disk = &options.disk;
+    disk->bit_rot_ppm = disk->latent_ppm = 20000;
+    disk->lost_write_ppm = disk->misdirected_ppm = 30000;
+    struct sim *sim = sim_new(&options);
+    struct file_use use = {.reads = true};
+    assert_true(ok(sim_run(sim, 1, file_use_main, &use)));
+    struct damage_count seen = {.there = 0};
+    sim_damage_each(sim, damage_count_one, &seen);
+    u64 rot = sim_fault_count(sim, SIM_FAULT_BIT_ROT);
+    u64 latent = sim_fault_count(sim, SIM_FAULT_LATENT);
+    assert_true(rot > 4 && latent > 4);
+    assert_int_equal(seen.count[SIM_FAULT_BIT_ROT], rot);
+    assert_int_equal(seen.count[SIM_FAULT_LATENT], latent);
+    assert_int_equal(seen.count[SIM_FAULT_LOST_WRITE], sim_fault_count(sim, SIM_FAULT_LOST_WRITE));
+    assert_int_equal(seen.count[SIM_FAULT_MISDIRECTED],
+                     2 * sim_fault_count(sim, SIM_FAULT_MISDIRECTED)); /* right and wrong place */
+    assert_true(seen.count[SIM_FAULT_LOST_WRITE] > 4 && seen.count[SIM_FAULT_MISDIRECTED] > 4);
+    assert_true(use.read_errors >= latent && use.mismatches > 10 && seen.there > 20);
+    sim_free(sim);
+}
+
+static status
+nothing_main(void *arg)
+{
+    (void)arg;
+    return ST_OK;
+}
+
+static bool
+torn_run(u64 off, u64 seed)
+{
+    struct sim_options options;
+    sim_options_default(&options, seed);
+    options.disk.torn_ppm = 300000;
+    options.faults_off = off;
+    struct sim *sim = sim_new(&options);
+    assert_true(ok(sim_run(sim, 1, nothing_main, NULL)));
+    sim_crash_at(sim, SIM_POINT_WRITE, 50);
+    struct file_use use = {.refused = 0};
+    assert_true(status_is(sim_run(sim, 1, file_use_main, &use), ST_CANCELED));
+    u64 torn = sim_fault_count(sim, SIM_FAULT_TORN);
+    assert_true(torn <= 1); /* one file, one power cut */
+    sim_free(sim);
+    return torn > 0;
+}
+
+static void
+sectors_under_way_at_a_power_cut_are_torn_unless_that_is_off(void **state)
+{
+    (void)state;
+    u32 torn = 0;
+    for (u64 seed = 1; seed <= 20; seed++) {
+        torn += torn_run(0, seed);
+        assert_false(torn_run((u64)1 << SIM_FAULT_TORN, seed));
+    }
+    assert_true(torn > 5);
+}
+
+/* ---- what seeds draw ---- */
+
+static void
+seeds_draw_honest_faults_and_no_damage_unless_asked(void **state)
+{
+    (void)state;
+    u32 space = 0, alloc = 0, stall = 0, half_open = 0, single = 0, damage = 0;
+    for (u64 seed = 1; seed <= 1000; seed++) {
+        struct sim_options options;
+        sim_options_swarm(&options, seed);
+        struct sim_disk_options *disk = &options.disk;
+        assert_int_equal(disk->bit_rot_ppm + disk->latent_ppm, 0);
+        assert_int_equal(disk->misdirected_ppm + disk->lost_write_ppm, 0);
+        space += disk->no_space_ppm > 0;
+        alloc += options.alloc_ppm > 0;
+        stall += options.shard_stall_ppm > 0;
+        half_open += options.net.half_open_ppm > 0;
+        single += options.net.single_bytes;
+        sim_options_beyond(&options, seed);
+        u32 families = (disk->bit_rot_ppm > 0) + (disk->latent_ppm > 0) +
+                       (disk->misdirected_ppm > 0) + (disk->lost_write_ppm > 0);
+        assert_true(families > 0);
+        damage += families;
+    }
+    assert_true(space > 50 && alloc > 50 && stall > 50 && half_open > 50 && single > 5);
+    assert_in_range(damage, 1500, 2500);
 }
 
 /* ---- machines ---- */
@@ -381,7 +573,68 @@ allocations_are_refused_by_chance_but_not_before_the_node_listens(void **state)
     sim_free(sim);
 }
 
+static status
+kept_main(void *arg)
+{
+    status *seen = arg;
+    struct io_file *file;
+    status st = io_file_open("/a", IO_OPEN_READ, &file);
+    if (!ok(st)) return st;
+    u8 *buffer = mem_alloc_aligned(io_budget(), 4096, IO_ALIGNMENT);
+    if (buffer == NULL) return ST_NO_MEMORY;
+    *seen = io_file_read(file, IO_CLASS_READ, buffer, 4096, 0);
+    if (ok(*seen) && buffer[17] != 5) *seen = ST_CORRUPT;
+    mem_free(io_budget(), buffer, 4096);
+    io_file_close(file);
+    return ST_OK;
+}
+
+static void
+a_process_that_cannot_start_for_want_of_memory_leaves_the_disk_alone(void **state)
+{
+    (void)state;
+    for (u64 seed = 1; seed <= 20; seed++) {
+        struct sim_options options;
+        sim_options_default(&options, seed);
+        struct sim *sim = sim_new(&options);
+        static struct writes writes = {.no_sync = true}; /* nothing is durable */
+        assert_true(ok(sim_run(sim, 1, writes_main, &writes)));
+        sim_fail_at(sim, SIM_POINT_ALLOC, 0, 1, ST_NO_MEMORY);
+        status seen = ST_INVALID;
+        assert_true(status_is(sim_run(sim, 1, kept_main, &seen), ST_NO_MEMORY));
+        assert_true(ok(sim_run(sim, 1, kept_main, &seen)));
+        assert_true(ok(seen));
+        sim_free(sim);
+    }
+}
+
 /* ---- the trace ---- */
+
+static u64
+hash_run(u64 seed, u8 last)
+{
+    struct sim_options options;
+    sim_options_swarm(&options, seed);
+    struct sim *sim = sim_new(&options);
+    static struct writes writes;
+    writes = (struct writes){.last = last};
+    assert_true(ok(sim_run(sim, 1, writes_main, &writes)));
+    u64 hash = sim_trace_hash(sim);
+    sim_free(sim);
+    return hash;
+}
+
+static void
+the_trace_tells_seeds_and_single_bytes_on_the_disk_apart(void **state)
+{
+    (void)state;
+    for (u64 seed = 1; seed <= 20; seed++) {
+        u64 hash = hash_run(seed, 5);
+        assert_true(hash == hash_run(seed, 5));
+        assert_false(hash == hash_run(seed, 6));
+        assert_false(hash == hash_run(seed + 1, 5));
+    }
+}
 
 static void
 the_last_events_can_be_printed(void **state)
@@ -415,7 +668,7 @@ the_last_events_can_be_printed(void **state)
     assert_non_null(strstr(text, " 0/0 turn\n"));
     assert_non_null(strstr(text, " 0/0 disk write "));
     assert_non_null(strstr(text, "fault write-error "));
-    assert_non_null(strstr(text, " 0/0 disk create ")); /* of the second run, as it came */
+    assert_non_null(strstr(text, " 0/0 disk failed create ")); /* of the second run */
 }
 
 int
@@ -427,10 +680,17 @@ main(void)
         cmocka_unit_test(one_fault_can_be_left_out_and_the_rest_keeps_its_numbers),
         cmocka_unit_test(what_the_test_does_itself_is_numbered_too),
         cmocka_unit_test(every_family_has_a_name_of_its_own),
+        cmocka_unit_test(seeds_draw_honest_faults_and_no_damage_unless_asked),
+        cmocka_unit_test(some_requests_stall_for_seconds),
+        cmocka_unit_test(space_runs_out_by_chance_and_comes_back),
+        cmocka_unit_test(damage_comes_by_chance_shows_in_every_read_and_is_in_the_books),
+        cmocka_unit_test(sectors_under_way_at_a_power_cut_are_torn_unless_that_is_off),
         cmocka_unit_test(the_wall_clock_steps_both_ways_and_drifts_but_time_itself_does_not),
         cmocka_unit_test(a_stalled_shard_does_nothing_until_the_stall_ends),
         cmocka_unit_test(shards_stall_by_chance),
         cmocka_unit_test(allocations_are_refused_by_chance_but_not_before_the_node_listens),
+        cmocka_unit_test(a_process_that_cannot_start_for_want_of_memory_leaves_the_disk_alone),
+        cmocka_unit_test(the_trace_tells_seeds_and_single_bytes_on_the_disk_apart),
         cmocka_unit_test(the_last_events_can_be_printed),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

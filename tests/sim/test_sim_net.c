@@ -37,6 +37,11 @@ struct world {
     status result;
     u64 frame_bytes, frames_whole, frames_short;
     u64 released;
+    u64 largest_piece;
+    u32 server_opened, server_closed;
+    u32 ended;
+    u64 connect_ns; /* how long to try; 0: a second */
+    bool idle;      /* the client sends nothing after its first bytes, and waits */
 };
 
 static u8
@@ -48,7 +53,9 @@ pattern(u64 position)
 static status
 server_opened(struct io_conn *conn, void *arg)
 {
-    io_conn_user_set(conn, arg);
+    struct world *world = arg;
+    io_conn_user_set(conn, world);
+    world->server_opened++;
     return ST_OK;
 }
 
@@ -79,8 +86,9 @@ no_drained(struct io_conn *conn)
 static void
 server_closed(struct io_conn *conn, status why)
 {
-    (void)conn;
     (void)why;
+    struct world *world = io_conn_user(conn);
+    world->server_closed++;
 }
 
 static const struct io_conn_events server_events = {
@@ -107,6 +115,7 @@ client_received(struct io_conn *conn, struct bytes data)
     for (size_t i = 0; i < data.size; i++)
         world->mismatches += data.data[i] != pattern(world->bytes_back + i);
     world->bytes_back += data.size;
+    world->largest_piece = MAX(world->largest_piece, data.size);
     if (world->pauses && prng_chance(&world->prng, 1, 4)) {
         io_conn_pause(conn);
         io_conn_resume(conn);
@@ -224,15 +233,35 @@ a_full_output_says_when_it_has_drained(void **state)
 }
 
 static void
-a_peer_that_aborts_is_seen_as_closed(void **state)
+a_peer_that_aborts_ends_in_order_or_by_a_reset(void **state)
 {
     (void)state;
-    for (u64 seed = 1; seed <= 20; seed++) {
+    u32 ended = 0, reset = 0; /* as Linux: a reset when bytes were unread */
+    for (u64 seed = 1; seed <= 60; seed++) {
         struct world world = {.bytes_wanted = 5000, .server_gone = true};
         echo_run(&world, seed, 1);
         assert_int_equal(world.closed, 1);
-        assert_true(status_is(world.closed_why, ST_CLOSED));
+        ended += ok(world.closed_why);
+        reset += status_is(world.closed_why, ST_CLOSED);
     }
+    assert_true(ended > 0 && reset > 0 && ended + reset == 60);
+}
+
+static void
+single_bytes_make_the_same_stream(void **state)
+{
+    (void)state;
+    struct sim_options options;
+    sim_options_default(&options, 3);
+    options.net.single_bytes = true;
+    struct world world = {.bytes_wanted = 5000};
+    prng_init(&world.prng, 3);
+    struct sim *sim = sim_new(&options);
+    assert_true(ok(sim_run(sim, 1, echo_main, &world)));
+    sim_free(sim);
+    assert_int_equal(world.bytes_back, world.bytes_wanted);
+    assert_int_equal(world.mismatches, 0);
+    assert_int_equal(world.largest_piece, 1);
 }
 
 static void
@@ -351,10 +380,17 @@ remote_main(void *arg)
     struct world *world = arg;
     fiber_queue_init(&world->queue);
     fiber_sleep_ns(NS_PER_MS);
+    u64 wait_ns = world->connect_ns != 0 ? world->connect_ns : NS_PER_S;
     status st =
-        io_connect("10.0.0.2", PORT, &client_events, world, io_now_ns() + NS_PER_S, &world->client);
+        io_connect("10.0.0.2", PORT, &client_events, world, io_now_ns() + wait_ns, &world->client);
     world->result = st;
     if (!ok(st)) return ST_OK;
+    if (world->idle) {
+        client_send(world);
+        while (world->client != NULL && !io_stopping())
+            (void)!ok(fiber_queue_wait(&world->queue, io_now_ns() + NS_PER_S));
+        return ST_OK;
+    }
     while (world->client != NULL && world->bytes_back < world->bytes_wanted) {
         client_send(world);
         (void)!ok(fiber_queue_wait(&world->queue, io_now_ns() + 10 * NS_PER_MS));
@@ -373,12 +409,10 @@ struct pair {
 };
 
 static struct pair
-pair_start(u64 seed, struct world *world)
+pair_start_with(const struct sim_options *options, struct world *world)
 {
-    struct sim_options options;
-    sim_options_default(&options, seed);
-    prng_init(&world->prng, seed);
-    struct pair pair = {.sim = sim_new(&options)};
+    prng_init(&world->prng, options->seed);
+    struct pair pair = {.sim = sim_new(options)};
     pair.server = sim_node_new(pair.sim, "10.0.0.2");
     pair.client = sim_node_new(pair.sim, "10.0.0.3");
     struct io_node_config config = {
@@ -388,6 +422,14 @@ pair_start(u64 seed, struct world *world)
     config.shard_main = remote_main;
     assert_true(ok(sim_node_start(pair.client, &config)));
     return pair;
+}
+
+static struct pair
+pair_start(u64 seed, struct world *world)
+{
+    struct sim_options options;
+    sim_options_default(&options, seed);
+    return pair_start_with(&options, world);
 }
 
 static bool
@@ -418,7 +460,25 @@ a_cut_link_stalls_and_heals(void **state)
 }
 
 static void
-a_peer_without_power_is_noticed(void **state)
+a_peer_without_power_is_noticed_by_who_sends_after_a_quarter_of_an_hour(void **state)
+{
+    (void)state;
+    for (u64 seed = 1; seed <= 3; seed++) {
+        struct world world = {.bytes_wanted = 100000000};
+        struct pair pair = pair_start(seed, &world);
+        sim_run_until_ns(pair.sim, sim_now_ns(pair.sim) + 20 * NS_PER_MS);
+        u64 cut_ns = sim_now_ns(pair.sim);
+        sim_node_crash(pair.server);
+        assert_true(sim_run_until(pair.sim, client_ended, &pair, cut_ns + 1000 * NS_PER_S));
+        assert_true(sim_now_ns(pair.sim) > cut_ns + 900 * NS_PER_S);
+        assert_int_equal(world.closed, 1);
+        assert_true(status_is(world.closed_why, ST_TIMED_OUT));
+        sim_free(pair.sim);
+    }
+}
+
+static void
+a_peer_whose_power_comes_back_answers_by_a_reset(void **state)
 {
     (void)state;
     for (u64 seed = 1; seed <= 20; seed++) {
@@ -426,12 +486,243 @@ a_peer_without_power_is_noticed(void **state)
         struct pair pair = pair_start(seed, &world);
         sim_run_until_ns(pair.sim, sim_now_ns(pair.sim) + 20 * NS_PER_MS);
         sim_node_crash(pair.server);
+        sim_run_until_ns(pair.sim, sim_now_ns(pair.sim) + 5 * NS_PER_S);
+        assert_int_equal(world.closed, 0);
+        u32 opened = world.server_opened;
+        struct io_node_config config = {
+            .shard_count = 1, .memory_bytes = MIB(64), .shard_main = server_main, .arg = &world};
+        assert_true(ok(sim_node_start(pair.server, &config)));
         assert_true(
             sim_run_until(pair.sim, client_ended, &pair, sim_now_ns(pair.sim) + 60 * NS_PER_S));
-        assert_int_equal(world.opened, 1);
-        assert_int_equal(world.closed, 1);
         assert_true(status_is(world.closed_why, ST_CLOSED));
+        /* The old segments met no connection of the new process. */
+        assert_int_equal(world.server_opened, opened);
         sim_free(pair.sim);
+    }
+}
+
+static void
+who_only_listens_hears_nothing_of_a_power_cut(void **state)
+{
+    (void)state;
+    struct world world = {.bytes_wanted = 1000, .idle = true};
+    struct pair pair = pair_start(1, &world);
+    sim_run_until_ns(pair.sim, sim_now_ns(pair.sim) + NS_PER_S);
+    assert_int_equal(world.bytes_back, 1000);
+    sim_node_crash(pair.server);
+    sim_run_until_ns(pair.sim, sim_now_ns(pair.sim) + 3 * 3600 * NS_PER_S);
+    assert_int_equal(world.closed, 0);
+    sim_free(pair.sim);
+}
+
+static void
+a_killed_peer_is_noticed_at_once(void **state)
+{
+    (void)state;
+    for (u64 seed = 1; seed <= 20; seed++) {
+        struct world world = {.bytes_wanted = 1000, .idle = true};
+        struct pair pair = pair_start(seed, &world);
+        sim_run_until_ns(pair.sim, sim_now_ns(pair.sim) + NS_PER_S);
+        sim_crash_keeps_all_set(pair.sim, true);
+        sim_node_crash(pair.server);
+        assert_true(sim_run_until(pair.sim, client_ended, &pair, sim_now_ns(pair.sim) + NS_PER_S));
+        assert_int_equal(world.closed, 1);
+        sim_free(pair.sim);
+    }
+}
+
+/* ---- breaks by chance ---- */
+
+/* A client that runs against chances; returns how often the fault came. */
+static u64
+chance_run(struct world *world, u64 seed, enum sim_fault family, struct sim_net_options net)
+{
+    struct sim_options options;
+    sim_options_default(&options, seed);
+    options.net = net;
+    prng_init(&world->prng, seed);
+    struct sim *sim = sim_new(&options);
+    assert_true(ok(sim_run(sim, 1, echo_main, world)));
+    u64 count = sim_fault_count(sim, family);
+    sim_free(sim);
+    return count;
+}
+
+static void
+connections_are_reset_by_chance_and_both_ends_learn_of_it(void **state)
+{
+    (void)state;
+    u32 broken = 0;
+    for (u64 seed = 1; seed <= 40; seed++) {
+        struct sim_options options;
+        sim_options_default(&options, seed);
+        options.net.reset_ppm = 100000;
+        struct world world = {.bytes_wanted = 200000};
+        u64 count = chance_run(&world, seed, SIM_FAULT_NET_RESET, options.net);
+        assert_true(ok(world.result));
+        assert_int_equal(world.server_closed, 1);
+        if (count == 0) continue;
+        broken++;
+        assert_true(status_is(world.closed_why, ST_CLOSED));
+    }
+    assert_true(broken > 10);
+}
+
+static void
+connects_are_refused_by_chance(void **state)
+{
+    (void)state;
+    u32 refused = 0;
+    for (u64 seed = 1; seed <= 40; seed++) {
+        struct sim_options options;
+        sim_options_default(&options, seed);
+        options.net.refuse_ppm = 300000;
+        struct world world = {.bytes_wanted = 10};
+        u64 count = chance_run(&world, seed, SIM_FAULT_NET_REFUSE, options.net);
+        assert_int_equal(count, status_is(world.result, ST_CLOSED));
+        refused += count > 0;
+    }
+    assert_in_range(refused, 5, 25);
+}
+
+static void
+a_half_open_connection_has_one_end_that_does_not_know(void **state)
+{
+    (void)state;
+    u32 client_knows = 0, server_knows = 0;
+    for (u64 seed = 1; seed <= 60; seed++) {
+        struct sim_options options;
+        sim_options_default(&options, seed);
+        options.net.half_open_ppm = 1000000;
+        struct world world = {.bytes_wanted = 1000, .idle = true};
+        struct pair pair = pair_start_with(&options, &world);
+        sim_run_until_ns(pair.sim, sim_now_ns(pair.sim) + 100 * NS_PER_MS);
+        assert_true(sim_fault_count(pair.sim, SIM_FAULT_NET_HALF_OPEN) > 0);
+        client_knows += world.closed > 0 && world.server_closed == 0;
+        server_knows += world.closed == 0 && world.server_closed > 0;
+        sim_free(pair.sim);
+    }
+    assert_true(client_knows > 5 && server_knows > 5);
+}
+
+static void
+a_stalled_direction_delivers_nothing_and_then_everything(void **state)
+{
+    (void)state;
+    struct sim_options options;
+    sim_options_default(&options, 1);
+    options.net.stall_ppm = 100000;
+    options.net.stall_ns_max = 10 * NS_PER_S;
+    struct world world = {.bytes_wanted = 3000000};
+    struct pair pair = pair_start_with(&options, &world);
+    assert_true(sim_run_until(pair.sim, client_ended, &pair, 3600 * NS_PER_S));
+    assert_int_equal(world.bytes_back, world.bytes_wanted);
+    assert_int_equal(world.mismatches, 0);
+    u64 stalls = sim_fault_count(pair.sim, SIM_FAULT_NET_STALL);
+    assert_true(stalls > 3);
+    assert_true(sim_now_ns(pair.sim) > stalls * NS_PER_S); /* 5 s each in the mean */
+    sim_free(pair.sim);
+}
+
+static void
+a_connect_to_a_machine_without_power_waits_and_then_finds_it_or_gives_up(void **state)
+{
+    (void)state;
+    for (u64 seed = 1; seed <= 3; seed++) {
+        struct world world = {.bytes_wanted = 1000, .connect_ns = 200 * NS_PER_S};
+        struct pair pair = pair_start(seed, &world);
+        sim_node_crash(pair.server);
+        sim_run_until_ns(pair.sim, sim_now_ns(pair.sim) + 10 * NS_PER_S);
+        assert_int_equal(world.opened, 0);
+        bool back = seed > 1;
+        if (back) {
+            struct io_node_config config = {.shard_count = 1,
+                                            .memory_bytes = MIB(64),
+                                            .shard_main = server_main,
+                                            .arg = &world};
+            assert_true(ok(sim_node_start(pair.server, &config)));
+        }
+        assert_true(
+            sim_run_until(pair.sim, client_ended, &pair, sim_now_ns(pair.sim) + 200 * NS_PER_S));
+        if (back) {
+            assert_int_equal(world.bytes_back, 1000);
+        } else {
+            assert_true(status_is(world.result, ST_TIMED_OUT));
+            assert_in_range(sim_now_ns(pair.sim), 127 * NS_PER_S, 129 * NS_PER_S);
+        }
+        sim_free(pair.sim);
+    }
+}
+
+static void
+the_end_of_faults_heals_links_and_ends_stalls(void **state)
+{
+    (void)state;
+    struct world world = {.bytes_wanted = 3000000};
+    struct pair pair = pair_start(1, &world);
+    sim_run_until_ns(pair.sim, sim_now_ns(pair.sim) + 3 * NS_PER_MS);
+    sim_link_cut(pair.sim, pair.server, pair.client);
+    sim_run_until_ns(pair.sim, sim_now_ns(pair.sim) + 600 * NS_PER_S);
+    assert_true(world.bytes_back < world.bytes_wanted);
+    sim_faults_end(pair.sim); /* at once, not when TCP tries again */
+    assert_true(sim_run_until(pair.sim, client_ended, &pair, sim_now_ns(pair.sim) + 2 * NS_PER_S));
+    assert_int_equal(world.bytes_back, world.bytes_wanted);
+    sim_free(pair.sim);
+}
+
+/* ---- a client that only stops sending ---- */
+
+static void
+late_ended(struct io_conn *conn)
+{
+    struct world *world = io_conn_user(conn);
+    world->ended++;
+    if (!io_conn_write(conn, "last words", 10)) io_conn_close(conn, IO_CLOSE_ABORT);
+    io_conn_close(conn, IO_CLOSE_FLUSH);
+}
+
+static const struct io_conn_events late_events = {
+    .opened = server_opened,
+    .received = server_received,
+    .drained = no_drained,
+    .ended = late_ended,
+    .closed = server_closed,
+};
+
+static status
+half_close_main(void *arg)
+{
+    struct world *world = arg;
+    fiber_queue_init(&world->queue);
+    struct io_listener *listener;
+    status st = io_listen("127.0.0.1", PORT, &late_events, world, &listener);
+    if (!ok(st)) return st;
+    st = io_connect("127.0.0.1", PORT, &client_events, world, FIBER_FOREVER, &world->client);
+    if (!ok(st)) return st;
+    client_send(world);
+    if (world->client != NULL) sim_conn_shut_send(world->client);
+    while (world->closed == 0)
+        (void)!ok(fiber_queue_wait(&world->queue, FIBER_FOREVER));
+    io_listener_close(listener);
+    return ST_OK;
+}
+
+static void
+a_client_that_stops_sending_still_gets_every_reply(void **state)
+{
+    (void)state;
+    for (u64 seed = 1; seed <= 30; seed++) {
+        struct sim_options options;
+        sim_options_default(&options, seed);
+        struct world world = {.bytes_wanted = seed * 3000};
+        prng_init(&world.prng, seed);
+        struct sim *sim = sim_new(&options);
+        assert_true(ok(sim_run(sim, 1, half_close_main, &world)));
+        sim_free(sim);
+        assert_int_equal(world.ended, 1);
+        assert_int_equal(world.bytes_back, world.bytes_wanted + 10);
+        assert_int_equal(world.mismatches > 0, 1); /* the last words are no echo */
+        assert_true(ok(world.closed_why));
     }
 }
 
@@ -531,12 +822,23 @@ main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(bytes_come_back_whole_and_in_order),
         cmocka_unit_test(a_full_output_says_when_it_has_drained),
-        cmocka_unit_test(a_peer_that_aborts_is_seen_as_closed),
+        cmocka_unit_test(a_peer_that_aborts_ends_in_order_or_by_a_reset),
+        cmocka_unit_test(single_bytes_make_the_same_stream),
         cmocka_unit_test(the_same_seed_gives_the_same_trace),
         cmocka_unit_test(a_port_without_listener_refuses),
         cmocka_unit_test(a_wanted_frame_is_given_whole_and_held_output_waits),
         cmocka_unit_test(a_cut_link_stalls_and_heals),
-        cmocka_unit_test(a_peer_without_power_is_noticed),
+        cmocka_unit_test(a_peer_without_power_is_noticed_by_who_sends_after_a_quarter_of_an_hour),
+        cmocka_unit_test(a_peer_whose_power_comes_back_answers_by_a_reset),
+        cmocka_unit_test(who_only_listens_hears_nothing_of_a_power_cut),
+        cmocka_unit_test(a_killed_peer_is_noticed_at_once),
+        cmocka_unit_test(connections_are_reset_by_chance_and_both_ends_learn_of_it),
+        cmocka_unit_test(connects_are_refused_by_chance),
+        cmocka_unit_test(a_half_open_connection_has_one_end_that_does_not_know),
+        cmocka_unit_test(a_stalled_direction_delivers_nothing_and_then_everything),
+        cmocka_unit_test(a_connect_to_a_machine_without_power_waits_and_then_finds_it_or_gives_up),
+        cmocka_unit_test(the_end_of_faults_heals_links_and_ends_stalls),
+        cmocka_unit_test(a_client_that_stops_sending_still_gets_every_reply),
         cmocka_unit_test(a_machine_may_lose_power_in_the_middle_of_its_connections),
         cmocka_unit_test(mails_arrive_in_order_and_none_is_lost),
     };

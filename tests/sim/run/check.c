@@ -301,6 +301,14 @@ check_value(const struct model_op *op, u32 key, struct bytes content)
     return VALUE_ABSENT;
 }
 
+void
+check_audited(const struct model_op *op)
+{
+    u32 key = (u32)(key_of(op, op->steps[0].key) - run->keys);
+    run->audited += !run->audit_seen[key];
+    run->audit_seen[key] = true;
+}
+
 /* ---- the end of a process ---- */
 
 /* How much a power cut may take under periodic durability: the interval, a sync that has just begun
@@ -418,6 +426,27 @@ check_scan_end(struct client *client, bool once)
     check_scan_stop(client);
 }
 
+/* With --snapshots-are-instants a snapshot is one moment for all objects, whatever shard they are
+ * on: not before the last of the writes that it shows was begun. So that moment bounds what it must
+ * show of all others. */
+static u64
+snapshot_moment(const struct scan *scan)
+{
+    u64 moment = scan->begun;
+    for (u32 i = 0; i < run->key_count; i++) {
+        const struct model_object *object = &run->objects[run->keys[i].object].model;
+        u64 first = UINT64_MAX; /* who wrote this: small values may come twice */
+        for (u32 k = 0; k < object->op_count && scan->values[i] != VALUE_ABSENT; k++) {
+            const struct model_op *op = object->ops[k];
+            for (u32 n = 0; n < op->step_count; n++)
+                if (op->steps[n].kind == MODEL_PUT && op->steps[n].value == scan->values[i])
+                    first = MIN(first, op->invoked);
+        }
+        if (first < scan->opened) moment = MAX(moment, first);
+    }
+    return moment;
+}
+
 /* What a snapshot showed of each object is a read of all its keys, at a moment while it was being
  * opened. */
 void
@@ -425,6 +454,8 @@ check_snapshot_end(struct client *client)
 {
     struct scan *scan = &client->scan;
     bool counts = scan->active && scan->epoch == run->starts;
+    u64 begun = scan->begun;
+    if (counts && run->options->snapshots_are_instants) begun = snapshot_moment(scan);
     for (u32 i = 0; i < run->object_count && counts; i++) {
         struct object *object = &run->objects[i];
         if (object->keyspace != scan->keyspace) continue;
@@ -444,7 +475,7 @@ check_snapshot_end(struct client *client)
                 step->result_version = scan->versions[key];
             }
         }
-        model_invoke(&object->model, op, scan->begun, scan->begun_ns);
+        model_invoke(&object->model, op, begun, scan->begun_ns);
         model_return(&object->model, op, scan->opened, scan->opened_ns);
     }
     if (counts) run->stats.snapshots++;

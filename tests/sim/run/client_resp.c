@@ -7,6 +7,7 @@
  * after the other, aggregates before their members.
  */
 #include "client.h"
+#include "parts.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -475,12 +476,13 @@ exec_read(struct client *client, struct request *request)
     return at == element_count ? ANSWERED : WRONG;
 }
 
-/* Whole or in parts: of what a MSET or DEL over several owners has done only some parts may be. */
+/* Of what several owners do, some may have done their part: parts.h. */
 static enum verdict
 parts_verdict(const struct request *request)
 {
     enum verdict verdict = error_verdict(&elements[0]);
-    return verdict == REFUSED && request->op_count > 1 ? UNKNOWN : verdict;
+    bool may = parts_may_be_done(request->kind == REQUEST_CLEAR, request->op_count, run->shards);
+    return verdict == REFUSED && may ? UNKNOWN : verdict;
 }
 
 static enum verdict

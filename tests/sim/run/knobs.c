@@ -83,29 +83,32 @@ clients_draw(struct knobs *knobs, struct prng *prng, bool lite)
     knobs->cut_part = prng_chance(prng, 1, 2) ? (u32)prng_below(prng, 60) : 0;
 }
 
-/* Chances of 1 in 4 that a family is there at all. */
+/* Whether a family is there at all: 1 in 4, and 1 in 2 where the question is what comes after. */
 static u32
-family(struct prng *prng, u32 ppm_max)
+family(struct prng *prng, u32 ppm_max, u32 one_in)
 {
-    return prng_chance(prng, 1, 4) ? (u32)prng_range(prng, 1, ppm_max) : 0;
+    bool there = prng_chance(prng, 1, one_in);
+    return there ? (u32)prng_range(prng, 1, ppm_max) : 0;
 }
 
 static void
-faults_draw(struct knobs *knobs, struct sim_options *sim, struct prng *prng)
+faults_draw(struct knobs *knobs, struct sim_options *sim, struct prng *prng, u32 one_in)
 {
-    sim->disk.read_error_ppm = family(prng, 3000);
-    sim->disk.write_error_ppm = family(prng, 1500);
-    sim->disk.sync_error_ppm = family(prng, 1500);
-    sim->disk.stall_ppm = family(prng, 2000);
+    sim->disk.read_error_ppm = family(prng, 3000, one_in);
+    sim->disk.write_error_ppm = family(prng, 1500, one_in);
+    sim->disk.sync_error_ppm = family(prng, 1500, one_in);
+    sim->disk.stall_ppm = family(prng, 2000, one_in);
     sim->disk.stall_ns = prng_range(prng, 1, 30) * NS_PER_S;
-    sim->disk.torn_ppm = family(prng, 400000);
-    sim->alloc_ppm = family(prng, 500);
-    sim->shard_stall_ppm = family(prng, 200);
+    sim->disk.no_space_ppm = family(prng, 500, 2 * one_in);
+    sim->disk.no_space_ns_max = prng_range(prng, 1, 2000) * NS_PER_MS;
+    sim->disk.torn_ppm = family(prng, 400000, one_in);
+    sim->alloc_ppm = family(prng, 500, one_in);
+    sim->shard_stall_ppm = family(prng, 200, one_in);
     sim->shard_stall_ns_max = prng_range(prng, 1, 3000) * NS_PER_MS;
-    sim->net.refuse_ppm = family(prng, 200000);
-    sim->net.reset_ppm = family(prng, 3000);
-    sim->net.half_open_ppm = family(prng, 500);
-    sim->net.stall_ppm = family(prng, 1000);
+    sim->net.refuse_ppm = family(prng, 200000, one_in);
+    sim->net.reset_ppm = family(prng, 3000, one_in);
+    sim->net.half_open_ppm = family(prng, 500, one_in);
+    sim->net.stall_ppm = family(prng, 1000, one_in);
     sim->net.stall_ns_max = prng_range(prng, 1, 10) * NS_PER_S;
     knobs->clock_steps = prng_chance(prng, 1, 5);
     knobs->clock_drifts = prng_chance(prng, 1, 5);
@@ -116,10 +119,10 @@ faults_draw(struct knobs *knobs, struct sim_options *sim, struct prng *prng)
 static void
 damage_draw(struct sim_options *sim, struct prng *prng)
 {
-    sim->disk.bit_rot_ppm = family(prng, 2000);
-    sim->disk.latent_ppm = family(prng, 2000);
-    sim->disk.misdirected_ppm = family(prng, 1000);
-    sim->disk.lost_write_ppm = family(prng, 1000);
+    sim->disk.bit_rot_ppm = family(prng, 2000, 3);
+    sim->disk.latent_ppm = family(prng, 2000, 3);
+    sim->disk.misdirected_ppm = family(prng, 1000, 3);
+    sim->disk.lost_write_ppm = family(prng, 1000, 3);
     if (sim->disk.latent_ppm + sim->disk.misdirected_ppm + sim->disk.lost_write_ppm == 0)
         sim->disk.bit_rot_ppm = (u32)prng_range(prng, 1, 3000);
 }
@@ -141,7 +144,7 @@ knobs_draw(struct knobs *knobs, struct sim_options *sim, const struct run_option
     history_draw(knobs, &prng, lite);
     clients_draw(knobs, &prng, lite);
     weights_draw(knobs, &prng);
-    if (!lite) faults_draw(knobs, sim, &prng);
+    if (!lite) faults_draw(knobs, sim, &prng, options->mode == RUN_LIVENESS ? 2 : 4);
     if (options->mode == RUN_BEYOND) damage_draw(sim, &prng);
     if (options->ops != 0) knobs->ops = options->ops;
     sim->print_log = options->log;
@@ -185,12 +188,12 @@ knobs_print(const struct knobs *knobs, const struct sim_options *sim)
         if (knobs->weights[i] > 0) fprintf(stderr, " %s %u", action_names[i], knobs->weights[i]);
     fprintf(stderr,
             "\ndisk      latency %llu..%llu us, errors read %u write %u sync %u, stalls %u of %llu "
-            "s, torn %u, rot %u, latent %u, misdirected %u, lost %u (ppm)\n",
+            "s, full %u, torn %u, rot %u, latent %u, misdirected %u, lost %u (ppm)\n",
             (unsigned long long)(disk->latency_ns_min / 1000),
             (unsigned long long)(disk->latency_ns_max / 1000), disk->read_error_ppm,
             disk->write_error_ppm, disk->sync_error_ppm, disk->stall_ppm,
-            (unsigned long long)(disk->stall_ns / NS_PER_S), disk->torn_ppm, disk->bit_rot_ppm,
-            disk->latent_ppm, disk->misdirected_ppm, disk->lost_write_ppm);
+            (unsigned long long)(disk->stall_ns / NS_PER_S), disk->no_space_ppm, disk->torn_ppm,
+            disk->bit_rot_ppm, disk->latent_ppm, disk->misdirected_ppm, disk->lost_write_ppm);
     fprintf(
         stderr,
         "network   latency %llu..%llu us, pipe %u, split %u, refuse %u, reset %u, half open %u, "

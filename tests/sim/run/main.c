@@ -26,6 +26,8 @@
 /* Real time that a seed may take, against hanging; far above what it takes on a busy machine. */
 #define SEED_SECONDS_MAX (120u * SLOW)
 
+#define SITES_MAX 1024u
+
 struct arguments {
     struct run_options options;
     u64 first, last;
@@ -182,6 +184,12 @@ static struct {
     struct run_stats stats;
     double cpu_max;
     u64 cpu_max_seed;
+    struct site {
+        const char *name;
+        bool is_mark;
+        u64 passed;
+    } sites[SITES_MAX];
+    u32 site_count;
 } totals;
 
 static double
@@ -192,9 +200,24 @@ cpu_seconds(void)
     return (double)now.tv_sec + (double)now.tv_nsec / 1e9;
 }
 
+/* They come in the same order each time. */
+static void
+site_add(void *arg, const char *name, bool is_mark, u64 passed)
+{
+    u32 *at = arg;
+    CHECK(*at < SITES_MAX);
+    struct site *site = &totals.sites[(*at)++];
+    site->name = name;
+    site->is_mark = is_mark;
+    site->passed += passed;
+    totals.site_count = MAX(totals.site_count, *at);
+}
+
 static void
 totals_add(double cpu)
 {
+    u32 at = 0;
+    sim_site_each(site_add, &at);
     totals.seeds++;
     if (cpu > totals.cpu_max) {
         totals.cpu_max = cpu;
@@ -250,7 +273,20 @@ totals_print(bool json)
     for (u32 i = 0; i < SIM_FAULT_COUNT; i++)
         printf("%s\"%s\":%llu", i > 0 ? "," : "", sim_fault_name((enum sim_fault)i),
                (unsigned long long)totals.faults[i]);
+    printf("},\"sites\":{");
+    for (u32 i = 0; i < totals.site_count; i++)
+        printf("%s\"%s\":[%s,%llu]", i > 0 ? "," : "", totals.sites[i].name,
+               totals.sites[i].is_mark ? "true" : "false",
+               (unsigned long long)totals.sites[i].passed);
     printf("}}\n");
+}
+
+static void
+marks_print(void)
+{
+    for (u32 i = 0; i < totals.site_count; i++)
+        printf("%10llu %s%s\n", (unsigned long long)totals.sites[i].passed, totals.sites[i].name,
+               totals.sites[i].is_mark ? "" : " (made common)");
 }
 
 /* ---- one seed, many seeds ---- */
@@ -283,6 +319,7 @@ seeds_run(struct arguments *arguments)
             fflush(stdout);
         }
     }
+    if (arguments->marks && !arguments->json) marks_print();
     if (!arguments->hashes) totals_print(arguments->json);
     return good ? 0 : 1;
 }

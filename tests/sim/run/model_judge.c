@@ -98,6 +98,12 @@ shares_key(const struct model_op *a, const struct model_op *b)
     return x->key == y->key && (a->changes || b->changes);
 }
 
+static bool
+comes_after(const struct model_op *a, const struct model_op *b)
+{
+    return a->invoked != b->invoked ? a->invoked > b->invoked : a->number > b->number;
+}
+
 /* Whether op may take effect now; those before it in its connection that have not, and whose
  * outcome is unknown, never will: they are added to mask. */
 static bool
@@ -108,7 +114,7 @@ may_go(const struct model *model, const struct config *config, const struct mode
     for (u32 slot = 0; slot < model->slot_max; slot++) {
         const struct model_op *other = model->open[slot];
         if (other == NULL || other == op || other->connection != op->connection) continue;
-        if (other->invoked > op->invoked || mask_has(config->mask, (i16)slot)) continue;
+        if (comes_after(other, op) || mask_has(config->mask, (i16)slot)) continue;
         if (!shares_key(other, op)) continue;
         if (other->outcome == MODEL_DONE) return false;
         mask_add(mask, (i16)slot);
@@ -255,15 +261,17 @@ slot_take(struct model *model, struct model_op *op)
 
 struct event {
     u64 position;
-    struct model_op *op;
+    u32 order; /* operations of one request share their positions */
     bool returns;
+    struct model_op *op;
 };
 
 static int
 event_order(const void *a, const void *b)
 {
     const struct event *x = a, *y = b;
-    return x->position < y->position ? -1 : x->position > y->position;
+    if (x->position != y->position) return x->position < y->position ? -1 : 1;
+    return x->order < y->order ? -1 : x->order > y->order;
 }
 
 static struct event *
@@ -276,10 +284,10 @@ events_of(const struct model_object *object, u32 *count_out)
         struct model_op *op = object->ops[i];
         if (op->outcome == MODEL_REFUSED) continue;
         if (op->outcome == MODEL_UNKNOWN && !op->changes) continue;
-        events[count++] = (struct event){op->invoked, op, false};
-        if (op->outcome == MODEL_DONE) events[count++] = (struct event){op->returned, op, true};
+        events[count++] = (struct event){op->invoked, i, false, op};
+        if (op->outcome == MODEL_DONE) events[count++] = (struct event){op->returned, i, true, op};
     }
-    qsort(events, count, sizeof(*events), event_order); /* positions are unique */
+    qsort(events, count, sizeof(*events), event_order);
     *count_out = count;
     return events;
 }

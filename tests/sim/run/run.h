@@ -151,17 +151,18 @@ struct run {
     struct server_config config;
     struct server *server;
     u32 shards;
-    u64 starts;   /* also the epoch's number */
-    bool serving; /* ready, and what came before is judged: clients may connect */
-    bool faulty;  /* refusals are to be expected */
-    bool beyond;  /* damage is */
-    bool calm;    /* faults have ended: everything must be answered */
-    u64 calm_ns;  /* since then */
-    bool healthy; /* and what they left is over: nothing should be refused */
-    bool audits;  /* the auditor reads every key */
-    u32 audited;  /* keys */
-    bool stop;    /* clients go home */
-    u64 ops_goal; /* requests until the phase ends */
+    u64 starts;       /* also the epoch's number */
+    bool serving;     /* ready, and what came before is judged: clients may connect */
+    bool faulty;      /* refusals are to be expected */
+    bool beyond;      /* damage is */
+    bool calm;        /* faults have ended: everything must be answered */
+    u64 calm_ns;      /* since then */
+    bool healthy;     /* and what they left is over: nothing should be refused */
+    bool audits;      /* the auditor reads every key */
+    bool *audit_seen; /* by key */
+    u32 audited;      /* how many */
+    bool stop;        /* clients go home */
+    u64 ops_goal;     /* requests until the phase ends */
 
     struct client **clients;
     u32 client_count, clients_running;

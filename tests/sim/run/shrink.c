@@ -94,13 +94,20 @@ still_fails(const struct run_options *options, const char *rule)
     return candidates < CANDIDATES_MAX && strcmp(try_options(options)->rule, rule) == 0;
 }
 
-static void
-families_off(struct run_options *options, const char *rule)
+/* A run that goes on for longer without a fault is no smaller. Returns the requests of what is
+ * left. */
+static u64
+families_off(struct run_options *options, const char *rule, u64 requests)
 {
     for (u32 i = 0; i < SIM_FAULT_COUNT; i++) {
         options->off |= 1ull << i;
-        if (!still_fails(options, rule)) options->off &= ~(1ull << i);
+        const struct outcome *outcome = try_options(options);
+        if (strcmp(outcome->rule, rule) == 0 && outcome->requests <= requests)
+            requests = outcome->requests;
+        else
+            options->off &= ~(1ull << i);
     }
+    return requests;
 }
 
 /* The least number of requests, as far as halving finds it. */
@@ -135,6 +142,7 @@ faults_fewer(struct run_options *options, const char *rule)
 {
     static struct sim_fault_id faults[RUN_SKIPS_MAX];
     const struct outcome *outcome = try_options(options);
+    u64 requests = outcome->requests;
     u32 count = outcome->fault_count;
     memcpy(faults, outcome->faults, count * sizeof(faults[0]));
     for (u32 part = (count + 1) / 2; part > 0; part = part == 1 ? 0 : (part + 1) / 2) {
@@ -146,8 +154,10 @@ faults_fewer(struct run_options *options, const char *rule)
             memcpy(&candidate.skips[candidate.skip_count], &faults[from], size * sizeof(faults[0]));
             candidate.skip_count += size;
             qsort(candidate.skips, candidate.skip_count, sizeof(faults[0]), id_order);
-            if (still_fails(&candidate, rule)) {
+            const struct outcome *left = try_options(&candidate);
+            if (strcmp(left->rule, rule) == 0 && left->requests <= requests) {
                 *options = candidate;
+                requests = left->requests;
                 memmove(&faults[from], &faults[from + size],
                         (count - from - size) * sizeof(faults[0]));
                 count -= size;
@@ -170,8 +180,8 @@ shrink_main(struct run_options *options)
     printf("rule %s, %llu requests, %u faults\n", first.rule, (unsigned long long)first.requests,
            first.fault_count);
     fflush(stdout);
-    families_off(options, first.rule);
-    requests_fewer(options, first.rule, MAX(first.requests, 1u));
+    u64 requests = families_off(options, first.rule, first.requests);
+    requests_fewer(options, first.rule, MAX(requests, 1u));
     faults_fewer(options, first.rule);
     first = *try_options(options);
     printf("after %u runs: %llu requests, %u faults\n", candidates,

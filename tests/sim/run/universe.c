@@ -67,6 +67,8 @@ universe_make(void)
             presence_init(&key->presence);
         }
     }
+    run->audit_seen = calloc(run->key_count, sizeof(*run->audit_seen));
+    CHECK(run->audit_seen != NULL);
 }
 
 void
@@ -76,6 +78,7 @@ universe_free(void)
         model_object_deinit(&run->objects[i].model);
     free(run->objects);
     free(run->keys);
+    free(run->audit_seen);
 }
 
 struct key *

@@ -232,32 +232,42 @@ single_draw(struct client *client, enum action action)
     return single(client, object, &step);
 }
 
-/* Several keys, of several objects: one operation for each object. */
+static void
+many_step(struct client *client, enum request_kind kind, u32 object, u32 key,
+          struct model_step *step)
+{
+    *step = (struct model_step){.kind = MODEL_PUT, .key = (u8)key};
+    if (kind == REQUEST_VALUES) step->kind = MODEL_GET;
+    if (kind == REQUEST_SUM) step->kind = MODEL_DELETE;
+    if (step->kind == MODEL_PUT) step->value = value_draw(client, object);
+    if (kind == REQUEST_ALL_NX) step->flags = MODEL_IF_ABSENT;
+}
+
+/* Several keys of several objects, each once, so that nothing depends on their order. MGET, MSET
+ * and DEL promise each key on its own: an operation each. MSETNX is done wholly or not at all. */
 static struct request *
 many_draw(struct client *client, enum request_kind kind)
 {
     struct request *request = request_make(kind);
-    u32 wanted = (u32)prng_range(&client->prng, 1, REQUEST_KEYS_MAX);
-    if (kind == REQUEST_ALL_NX) wanted = 1;
+    bool whole = kind == REQUEST_ALL_NX;
+    u32 wanted = whole ? 1 : (u32)prng_range(&client->prng, 1, REQUEST_KEYS_MAX);
     for (u32 i = 0; i < wanted; i++) {
         u32 object = object_draw(client, ANY, 1, kind != REQUEST_VALUES);
         if (object == UINT32_MAX) continue;
-        bool there = false; /* each once, so that nothing depends on the order of keys */
+        bool there = false;
         for (u32 j = 0; j < request->op_count; j++)
             if (request->ops[j]->object == object) there = true;
         if (there) continue;
         u32 keys = (u32)prng_range(&client->prng, 1, run->objects[object].key_count);
-        struct model_op *op = check_op(client, object, keys);
+        struct model_op *op = NULL;
         for (u32 k = 0; k < keys; k++) {
-            op->steps[k] = (struct model_step){.key = (u8)k};
-            op->steps[k].kind = kind == REQUEST_VALUES ? MODEL_GET
-                                : kind == REQUEST_SUM  ? MODEL_DELETE
-                                                       : MODEL_PUT;
-            if (op->steps[k].kind == MODEL_PUT) op->steps[k].value = value_draw(client, object);
-            if (kind == REQUEST_ALL_NX) op->steps[k].flags = MODEL_IF_ABSENT;
+            if (op == NULL || !whole) {
+                op = check_op(client, object, whole ? keys : 1);
+                request->ops[request->op_count++] = op;
+            }
+            many_step(client, kind, object, k, &op->steps[whole ? k : 0]);
         }
-        if (kind == REQUEST_ALL_NX) op->all = MODEL_ALL_ANY;
-        request->ops[request->op_count++] = op;
+        if (whole) op->all = MODEL_ALL_ANY;
     }
     if (request->op_count > 0) return request;
     request_drop(request);

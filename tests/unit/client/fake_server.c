@@ -217,6 +217,16 @@ do_scan(struct fake_server *server, const struct native_request *request,
     }
 }
 
+static bool
+welcome(struct fake_server *server, const struct native_request *request)
+{
+    const char *password = server->password;
+    struct bytes user = request->hello.user;
+    if (password == NULL) return true;
+    if (user.size != 0 && !bytes_equal(user, BYTES_LITERAL("default"))) return false;
+    return bytes_equal(request->hello.password, BYTES(password, strlen(password)));
+}
+
 static void
 handle(struct fake_server *server, struct client *client, const struct native_request *request,
        struct buf *out)
@@ -243,6 +253,11 @@ handle(struct fake_server *server, struct client *client, const struct native_re
     struct fake_entry *entry;
     switch ((enum native_opcode)request->header.opcode) {
     case NATIVE_HELLO:
+        if (!welcome(server, request)) {
+            CHECK(native_reply_error(out, &request->header, NATIVE_ST_UNAUTHENTICATED, 0, 1,
+                                     "wrong user or password"));
+            return;
+        }
         reply_hello(server, &reply, &a, &b);
         break;
     case NATIVE_PING:

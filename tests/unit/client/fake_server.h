@@ -38,7 +38,8 @@ struct fake_server {
     atomic_int damage;          /* flip a bit in the next n replies */
     atomic_uint idempotency_ms; /* as told at HELLO */
     atomic_ullong run_id;
-    atomic_int pages; /* entries of a scan's page at most; 0: as asked */
+    _Atomic(const char *) password; /* NULL: none is asked for; the user is "default" or none */
+    atomic_int pages;               /* entries of a scan's page at most; 0: as asked */
     /* what it has seen */
     atomic_int connections, hellos, writes_done, writes_replayed, requests;
     atomic_uint last_timeout_ms, last_write_age_ms;

@@ -133,6 +133,42 @@ usage_errors_end_with_2(void **state)
 }
 
 static void
+a_password_can_be_given_in_each_way(void **state)
+{
+    (void)state;
+    server->password = "a secret";
+    assert_says("kv get k", 1, "wrong user or password (none was given; see --password-file");
+    assert_says("kv --password x get k", 1, "wrong user or password\n");
+    assert_says("kv --user other --password 'a secret' get k", 1, "wrong user or password");
+    assert_says("kv doctor", 1, "wrong user or password");
+    assert_says("echo 'put k v' | kv", 1, "wrong user or password");
+    assert_int_equal(server->writes_done, 0);
+    assert_output("kv put k v --password 'a secret'", "ok\n");
+    assert_output("kv --user default --password='a secret' get k", "v");
+    assert_output("DISTKV_PASSWORD='a secret' kv get k", "v");
+    assert_output("DISTKV_USER=default DISTKV_PASSWORD='a secret' kv get k", "v");
+    assert_output("printf 'a secret' > pw; kv --password-file pw get k", "v");
+    assert_output("printf 'a secret\r\nmore\n' > pw; kv get k --password-file pw", "v");
+    assert_output("DISTKV_PASSWORD_FILE=pw kv get k", "v");
+    assert_output("export DISTKV_PASSWORD='a secret'; echo 'get k' | kv; kv export -quiet; "
+                  "kv count --exact; kv bench-ping --count 1 > /dev/null; echo $?",
+                  "v\n{\"key\":\"k\",\"value\":\"v\"}\n1\n0\n");
+    /* The last one that is given, flags behind variables. */
+    assert_output("DISTKV_PASSWORD=x kv --password-file pw get k", "v");
+    assert_output("DISTKV_PASSWORD_FILE=/nowhere kv --password 'a secret' get k", "v");
+    assert_output("kv --password x get k --password-file pw", "v");
+    assert_output("kv --password-file /nowhere get k --password 'a secret'", "v");
+    assert_says("kv --password-file /nowhere get k", 2, "/nowhere: No such file");
+    assert_says("kv --password-file . get k", 2, "Is a directory");
+    assert_says("kv --password-file /dev/null get k", 2, "the first line is empty");
+    assert_says("printf '%0600d' 0 > long; kv --password-file long get k", 2, "too long");
+    assert_says("kv --password $(printf '%0300d' 0) get k", 2, "255 bytes");
+    assert_says("echo 'get k --password x' | kv --password-file pw", 2, "cannot be changed");
+    server->password = NULL;
+    assert_output("kv --password anything get k", "v"); /* as the server does */
+}
+
+static void
 nobody_there_ends_with_3(void **state)
 {
     (void)state;
@@ -331,6 +367,36 @@ the_prompt_completes_and_remembers(void **state)
     assert_says("cat hist", 0, "put");
 }
 
+static void
+an_interrupt_clears_the_line_at_the_prompt(void **state)
+{
+    (void)state;
+    if (run("command -v script") != 0) skip();
+    char line[1024];
+    snprintf(line, sizeof(line),
+             "export DISTKV_HISTFILE=%s/hist TERM=xterm ASAN_OPTIONS=detect_leaks=0; "
+             "(sleep 0.3; printf 'put int 1\n'; sleep 0.1; printf 'put int 2\003'; sleep 0.2;"
+             " printf 'put after 3\n'; sleep 0.1; printf 'quit\n'; sleep 0.2)"
+             " | script -qec \"%s\" /dev/null",
+             directory, DISTKV_CLIENT_PROGRAM);
+    assert_run(line, 0);
+    assert_says("kv get int", 0, "1");
+    assert_says("kv get after", 0, "3");
+    assert_says("cat hist", 0, "put\\040int\\0401");
+}
+
+static void
+an_export_writes_through_what_is_no_file(void **state)
+{
+    (void)state;
+    assert_run("kv put through 1", 0);
+    assert_run("mkfifo fifo; (cat fifo > got &) ; kv export fifo --quiet && test -p fifo", 0);
+    assert_says("sleep 0.1; cat got", 0, "through");
+    assert_run("echo old > target; ln -s target link; kv export link --quiet && test -L link", 0);
+    assert_says("cat target", 0, "through");
+    assert_says("kv export /dev/stdout --quiet | cat", 0, "through");
+}
+
 int
 main(void)
 {
@@ -339,6 +405,7 @@ main(void)
         T(values_are_put_got_and_deleted),
         T(conditions_and_times_can_be_given),
         T(usage_errors_end_with_2),
+        T(a_password_can_be_given_in_each_way),
         T(nobody_there_ends_with_3),
         T(help_and_version_are_shown),
         T(a_batch_says_whether_it_is_atomic),
@@ -351,6 +418,8 @@ main(void)
         T(a_server_that_does_not_answer_ends_with_1),
         T(lines_of_a_pipe_are_run_like_the_prompt),
         T(the_prompt_completes_and_remembers),
+        T(an_interrupt_clears_the_line_at_the_prompt),
+        T(an_export_writes_through_what_is_no_file),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

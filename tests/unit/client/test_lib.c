@@ -573,11 +573,11 @@ refusals_are_repeated_until_the_deadline(void **state)
     assert_int_equal(put("k", "v"), DISTKV_OK);
     assert_value("k", "v");
     server->overload = 1000000;
-    distkv_set_timeout(kv, 60);
+    distkv_set_timeout(kv, 400); /* a busy machine answers once within it, too */
     u64 begin = now_ms();
     assert_int_equal(put("k", "w"), DISTKV_OVERLOADED);
     assert_string_equal(distkv_error(kv), "busy");
-    assert_in_range(now_ms() - begin, 0, 2000);
+    assert_in_range(now_ms() - begin, 0, 4000);
     server->overload = 0;
     distkv_set_timeout(kv, 5000);
     assert_value("k", "v");

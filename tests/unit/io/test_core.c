@@ -13,6 +13,7 @@
 #include <cmocka.h>
 
 #include <errno.h>
+#include <sys/mman.h>
 
 #define TRANSPORT_ROOM 2u
 
@@ -31,13 +32,26 @@ backend_clock_ns(struct io_shard *shard)
 bool
 backend_slice_over(struct io_shard *shard)
 {
-    return clock_ns >= shard->slice_end_ns;
+    if (clock_ns >= shard->slice_end_ns) return true;
+    return clock_ns >= shard->slice_own_ns && core_bulk_gives_way(shard);
 }
 
 void
 backend_entropy(struct io_shard *shard, void *data, size_t size)
 {
     memset(data, 7, size);
+}
+
+void *
+backend_stacks_map(size_t bytes)
+{
+    return fiber_stacks_map(bytes);
+}
+
+void
+backend_stacks_unmap(void *stacks, size_t bytes)
+{
+    munmap(stacks, bytes);
 }
 
 void
@@ -343,16 +357,17 @@ the_quota_ends_a_turn_but_one_fiber_always_runs(void **state)
         turn(&shards[0]);
 }
 
-static u64 background_ns;
+static u64 worked_ns[FIBER_CLASSES];
 
+/* In small steps, as long as it may. */
 static void
-works_in_background(void *arg)
+works(void *arg)
 {
     bool *end = arg;
     while (!*end) {
         while (!fiber_should_yield()) {
             clock_ns += 10 * NS_PER_US;
-            background_ns += 10 * NS_PER_US;
+            worked_ns[fiber_class_self()] += 10 * NS_PER_US;
         }
         fiber_yield();
     }
@@ -372,14 +387,62 @@ static void
 background_gets_about_a_tenth_of_a_busy_shard(void **state)
 {
     bool end = false;
-    background_ns = 0;
+    memset(worked_ns, 0, sizeof(worked_ns));
     spawn(FIBER_FOREGROUND, works_in_foreground, &end);
-    spawn(FIBER_BACKGROUND, works_in_background, &end);
+    spawn(FIBER_BACKGROUND, works, &end);
     u64 start = clock_ns;
     for (int i = 0; i < 2000; i++)
         turn(&shards[0]);
-    u64 percent = background_ns * 100 / (clock_ns - start);
+    u64 percent = worked_ns[FIBER_BACKGROUND] * 100 / (clock_ns - start);
     assert_in_range(percent, 8, 14);
+    end = true;
+    for (int i = 0; i < 50; i++)
+        turn(&shards[0]);
+}
+
+static void
+bulk_gets_about_a_quarter_and_background_a_tenth_of_a_busy_shard(void **state)
+{
+    bool end = false;
+    memset(worked_ns, 0, sizeof(worked_ns));
+    for (int i = 0; i < 4; i++) /* more than one turn can run */
+        spawn(FIBER_FOREGROUND, works_in_foreground, &end);
+    spawn(FIBER_BULK, works, &end);
+    spawn(FIBER_BULK, works, &end);
+    spawn(FIBER_BACKGROUND, works, &end);
+    u64 start = clock_ns;
+    for (int i = 0; i < 2000; i++)
+        turn(&shards[0]);
+    u64 spent = clock_ns - start;
+    assert_in_range(worked_ns[FIBER_BULK] * 100 / spent, 20, 28);
+    assert_in_range(worked_ns[FIBER_BACKGROUND] * 100 / spent, 8, 14);
+    end = true;
+    for (int i = 0; i < 50; i++)
+        turn(&shards[0]);
+}
+
+static void
+notes(void *arg)
+{
+    note((const char *)arg);
+}
+
+static void
+bulk_has_what_the_foreground_leaves(void **state)
+{
+    bool end = false;
+    memset(worked_ns, 0, sizeof(worked_ns));
+    spawn(FIBER_BULK, works, &end);
+    u64 start = clock_ns;
+    for (int i = 0; i < 100; i++)
+        turn(&shards[0]);
+    assert_true(worked_ns[FIBER_BULK] * 10 > (clock_ns - start) * 9);
+    /* What is ready comes first, in the very next turn. */
+    spawn(FIBER_FOREGROUND, notes, "answer");
+    u64 before = worked_ns[FIBER_BULK];
+    turn(&shards[0]);
+    assert_string_equal(trace, "answer");
+    assert_true(worked_ns[FIBER_BULK] - before <= CORE_QUOTA_NS);
     end = true;
     for (int i = 0; i < 50; i++)
         turn(&shards[0]);
@@ -538,6 +601,8 @@ main(void)
         TEST(a_gate_closes_after_the_last_has_left),
         TEST(the_quota_ends_a_turn_but_one_fiber_always_runs),
         TEST(background_gets_about_a_tenth_of_a_busy_shard),
+        TEST(bulk_gets_about_a_quarter_and_background_a_tenth_of_a_busy_shard),
+        TEST(bulk_has_what_the_foreground_leaves),
         TEST(a_scope_without_yield_ends),
         TEST(timers_fire_by_deadline_then_by_order_of_arming),
         TEST(mails_wait_in_the_outbox_and_arrive_in_order),

@@ -187,6 +187,61 @@ many_requests_stay_under_the_limit_and_all_finish(void **state)
     ring_run_main(1, main_many, NULL);
 }
 
+static struct io_file *bulk_file;
+static struct io_op *bulk_ops;
+static u8 *bulk_block;
+
+/* Its reads are bulk though nobody says so. */
+static void
+reads_much(void *arg)
+{
+    for (u32 i = 0; i < MANY; i++) {
+        bulk_ops[i].done = many_finished;
+        io_file_read_start(bulk_file, &bulk_ops[i], IO_CLASS_READ, bulk_block, BLOCK,
+                           (u64)(i % BLOCKS) * BLOCK);
+    }
+}
+
+static status
+main_bulk(void *arg)
+{
+    EXPECT(ok(io_file_open(path_of("bulk"), IO_OPEN_WRITE | IO_OPEN_CREATE, &bulk_file)));
+    EXPECT(ok(io_file_fill(bulk_file, BLOCKS * BLOCK)));
+    size_t ops_bytes = MANY * sizeof(struct io_op);
+    bulk_ops = mem_alloc_zero(io_budget(), ops_bytes);
+    bulk_block = block_new(BLOCK, 5);
+    u8 *block = block_new(BLOCK, 5);
+    many_done = 0;
+    EXPECT(ok(fiber_spawn(FIBER_BULK, "bulk", reads_much, NULL)));
+    struct io_stats stats;
+    do {
+        fiber_yield();
+        io_stats_get(&stats);
+    } while (stats.io_in_flight == 0);
+    EXPECT(stats.io_queued > 0);
+    EXPECT(ok(io_file_read(bulk_file, IO_CLASS_READ, block, BLOCK, 0)));
+    EXPECT(many_done < MANY / 2); /* it did not stand behind them */
+    u64 in_flight_max = 0;
+    while (many_done < MANY) {
+        fiber_yield();
+        io_stats_get(&stats);
+        in_flight_max = MAX(in_flight_max, stats.io_in_flight);
+    }
+    EXPECT(in_flight_max <= LIMIT_IO_IN_FLIGHT / 2);
+    io_file_close(bulk_file);
+    mem_free(io_budget(), bulk_ops, ops_bytes);
+    mem_free(io_budget(), bulk_block, BLOCK);
+    mem_free(io_budget(), block, BLOCK);
+    EXPECT(ok(io_file_unlink(path_of("bulk"))));
+    return ST_OK;
+}
+
+static void
+a_small_read_does_not_wait_behind_bulk(void **state)
+{
+    ring_run_main(1, main_bulk, NULL);
+}
+
 /* ---- names ---- */
 
 static char listed[256];
@@ -437,6 +492,7 @@ main(void)
         cmocka_unit_test(what_was_written_is_read_back),
         cmocka_unit_test(a_large_request_is_cut_and_put_together),
         cmocka_unit_test(many_requests_stay_under_the_limit_and_all_finish),
+        cmocka_unit_test(a_small_read_does_not_wait_behind_bulk),
         cmocka_unit_test(names_are_made_moved_listed_and_removed),
         cmocka_unit_test(files_in_memory_behave_alike),
         cmocka_unit_test(a_directory_belongs_to_one_node_at_a_time),

@@ -494,7 +494,7 @@ swarm(void **state)
         struct sim_options options;
         sim_options_swarm(&options, seed);
         options.disk.read_error_ppm = options.disk.write_error_ppm = 0;
-        options.disk.sync_error_ppm = 0;
+        options.disk.sync_error_ppm = options.disk.no_space_ppm = 0;
         struct sim *sim = sim_new(&options);
         world_init(seed, sim);
         for (u32 round = 0; round < 3; round++) {
@@ -504,6 +504,7 @@ swarm(void **state)
             world.lsm = NULL;
             sim_faults_clear(sim);
         }
+        sim_faults_end(sim); /* a disk without space may refuse to open */
         status st = sim_run(sim, 1, reopen, &world);
         if (!ok(st)) {
             print_message("seed %llu: %s\n", (unsigned long long)seed, status_name(st));

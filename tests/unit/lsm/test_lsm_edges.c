@@ -254,6 +254,76 @@ a_store_on_a_full_disk_opens_and_reads(void **state)
     sim_free(w.sim);
 }
 
+/* ---- failures while the log is replayed ---- */
+
+static status
+replay_fill_body(void *arg)
+{
+    struct world *w = arg;
+    CHECK(ok(open_store(w)));
+    for (w->keys = 0; w->keys < 300; w->keys++)
+        CHECK(ok(put(w, w->keys, 2000)));
+    CHECK(ok(lsm_wait_durable(w->lsm, w->seq)));
+    sim_crash_at(w->sim, SIM_POINT_EVENT, 0);
+    fiber_sleep_ns(10 * NS_PER_S);
+    return ST_OK;
+}
+
+static status
+replay_failing_body(void *arg)
+{
+    struct world *w = arg;
+    status st = open_store(w);
+    sim_crash_at(w->sim, SIM_POINT_EVENT, 0);
+    fiber_sleep_ns(10 * NS_PER_S);
+    return st;
+}
+
+static status
+replay_check_body(void *arg)
+{
+    struct world *w = arg;
+    status st = open_store(w);
+    if (!ok(st)) return st;
+    for (u32 i = 0; i < w->keys; i++)
+        CHECK(ok(get(w, i, NULL)));
+    return lsm_close(w->lsm);
+}
+
+/* Replaying more than a memtable flushes. Any sync of that may fail, for want of space as well,
+ * after which opening goes on; which manifest holds may be unknown then, and the files of both
+ * must stay. */
+static void
+replaying_survives_any_failed_sync(void **state)
+{
+    (void)state;
+    const status errors[] = {ST_NO_SPACE, ST_IO_ERROR};
+    for (u32 i = 0; i < ARRAY_COUNT(errors); i++) {
+        bool failed = true;
+        for (u64 n = 0; failed; n++) {
+            struct world w;
+            world_init(&w, n);
+            w.options.memtable_bytes = MIB(1);
+            w.options.log_segment_bytes = MIB(1);
+            w.options.blob_threshold_bytes = 1024;
+            sim_crash_keeps_all_set(w.sim, n % 2 == 0);
+            (void)ok(sim_run(w.sim, 1, replay_fill_body, &w));
+            w.options.memtable_bytes = KIB(256);
+            sim_fail_at(w.sim, SIM_POINT_SYNC, n, 1, errors[i]);
+            (void)ok(sim_run(w.sim, 1, replay_failing_body, &w));
+            failed = sim_failed(w.sim);
+            sim_faults_clear(w.sim);
+            status st = sim_run(w.sim, 1, replay_check_body, &w);
+            if (!ok(st)) {
+                print_message("%s at sync %u\n", status_text(errors[i]), (unsigned)n);
+                sim_log_dump(w.sim);
+            }
+            assert_true(ok(st));
+            sim_free(w.sim);
+        }
+    }
+}
+
 /* ---- the end of long calls ---- */
 
 struct call {
@@ -334,6 +404,86 @@ lone_small_writes_do_not_make_a_long_log(void **state)
     struct world w;
     world_init(&w, 6);
     assert_true(ok(sim_run(w.sim, 1, lone_writes_body, &w)));
+    sim_free(w.sim);
+}
+
+/* ---- held writes ---- */
+
+struct held {
+    struct world *w;
+    u32 index;
+    u32 *done;
+};
+
+static void
+write_held(void *arg)
+{
+    struct held *held = arg;
+    CHECK(ok(put(held->w, held->index, KIB(2))));
+    ++*held->done;
+}
+
+static status
+try_put(struct world *w, u32 index)
+{
+    char text[32];
+    struct bytes key = BYTES(text, key_make(index, text));
+    struct lsm_batch batch;
+    lsm_batch_init(&batch, io_budget());
+    CHECK(lsm_batch_put(&batch, 0, hash_token(key), key, BYTES(NULL, 0), 0));
+    u64 seq;
+    status st = lsm_write_try(w->lsm, &batch, &seq);
+    lsm_batch_deinit(&batch);
+    return st;
+}
+
+static status
+held_body(void *arg)
+{
+    struct world *w = arg;
+    CHECK(ok(open_store(w)));
+    CHECK(ok(put(w, 0, 10)));
+    /* Some of the writers wait for room in the memtables when the hold begins. */
+    enum { WRITERS = 400 };
+    static struct held held[WRITERS];
+    u32 done = 0;
+    for (u32 i = 0; i < WRITERS; i++) {
+        held[i] = (struct held){.w = w, .index = 1 + i, .done = &done};
+        CHECK(ok(fiber_spawn(FIBER_FOREGROUND, "writer", write_held, &held[i])));
+    }
+    while (sim_mark_count(w->sim, "lsm.write.memtable_full") == 0)
+        fiber_yield();
+    CHECK(done < WRITERS);
+    u32 before = done;
+    lsm_writes_hold(w->lsm);
+    lsm_writes_hold(w->lsm);
+    struct lsm_snapshot *snapshot = lsm_snapshot_open(w->lsm);
+    CHECK(snapshot != NULL);
+    CHECK(status_is(try_put(w, 0), ST_WOULD_WAIT));
+    fiber_sleep_ns(100 * NS_PER_MS);
+    lsm_writes_release(w->lsm);
+    CHECK(ok(lsm_flush(w->lsm)));
+    CHECK(ok(get(w, 0, NULL)));
+    CHECK(status_is(try_put(w, 0), ST_WOULD_WAIT));
+    CHECK(done == before && lsm_snapshot_seq(snapshot) == w->seq);
+    lsm_writes_release(w->lsm);
+    while (done < WRITERS)
+        fiber_sleep_ns(NS_PER_MS);
+    CHECK(ok(try_put(w, 0)));
+    lsm_snapshot_close(snapshot);
+    struct lsm_stats stats;
+    lsm_stats_get(w->lsm, &stats);
+    CHECK(stats.writes_held_ns.count == 1 && stats.writes_held_ns.max >= 100 * NS_PER_MS);
+    return lsm_close(w->lsm);
+}
+
+static void
+held_writes_show_nothing_until_all_are_released(void **state)
+{
+    (void)state;
+    struct world w;
+    world_init(&w, 7);
+    assert_true(ok(sim_run(w.sim, 1, held_body, &w)));
     sim_free(w.sim);
 }
 
@@ -432,8 +582,10 @@ main(void)
         cmocka_unit_test(everything_can_be_deleted_again_and_again),
         cmocka_unit_test(what_a_range_deletes_answers_with_its_number),
         cmocka_unit_test(a_store_on_a_full_disk_opens_and_reads),
+        cmocka_unit_test(replaying_survives_any_failed_sync),
         cmocka_unit_test(closing_does_not_wait_for_a_compaction_or_a_count),
         cmocka_unit_test(lone_small_writes_do_not_make_a_long_log),
+        cmocka_unit_test(held_writes_show_nothing_until_all_are_released),
         cmocka_unit_test(a_log_behind_missing_numbers_is_refused),
         cmocka_unit_test(a_shard_does_not_end_before_its_files_are_closed),
     };

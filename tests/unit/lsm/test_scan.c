@@ -15,6 +15,7 @@
 #include "io/file.h"
 #include "io/io.h"
 #include "io/sim.h"
+#include "lsm/levels_internal.h"
 #include "lsm/lsm_internal.h"
 
 /* CHECK, because cmocka's jumps do not leave fibers well. */
@@ -237,6 +238,45 @@ scans_begin_and_end_where_they_are_told(void **state)
     assert_true(ok(sim_run_main(1, 1, bounded_scans, NULL)));
 }
 
+/* Some keys expire while a snapshot is open. */
+static status
+frozen_clock(void *arg)
+{
+    EXPECT(ok(io_dir_make("/store")));
+    open_store(MIB(2));
+    for (u32 i = 0; i < KEYS; i++) {
+        u64 expire_ms = i % 4 == 0 ? io_wall_ms() + 50000 : i % 4 == 1 ? io_wall_ms() + 1000 : 0;
+        write_one(i, size_of(i), expire_ms, false);
+    }
+    fiber_sleep_ns(2 * NS_PER_S);
+    struct lsm_snapshot *snapshot = lsm_snapshot_open(lsm);
+    EXPECT(snapshot != NULL);
+    for (u32 round = 0; round < 3; round++) {
+        struct lsm_scan *scan = scan_all(snapshot);
+        lsm_scan_freeze_clock(scan);
+        EXPECT(walk(scan, true) == KEYS / 4 * 3);
+        EXPECT(walk(scan_all(snapshot), true) == (round == 0 ? KEYS / 4 * 3 : KEYS / 2));
+        fiber_sleep_ns(60 * NS_PER_S);
+        /* What the snapshot sees is kept, even by a merge that drops expired values. */
+        EXPECT(ok(lsm_compact(lsm)));
+    }
+    lsm_snapshot_close(snapshot);
+    EXPECT(ok(lsm_compact(lsm)));
+    /* Taken after that merge, whatever the clock says: what it dropped had expired for it. */
+    lsm->levels->expired_ms = io_wall_ms() + 1000000;
+    snapshot = lsm_snapshot_open(lsm);
+    EXPECT(snapshot != NULL && snapshot->wall_ms >= io_wall_ms() + 1000000);
+    lsm_snapshot_close(snapshot);
+    EXPECT(ok(lsm_close(lsm)));
+    return ST_OK;
+}
+
+static void
+a_frozen_clock_shows_what_lived_at_the_snapshot(void **state)
+{
+    assert_true(ok(sim_run_main(1, 1, frozen_clock, NULL)));
+}
+
 int
 main(void)
 {
@@ -244,6 +284,7 @@ main(void)
         cmocka_unit_test(scans_see_what_their_snapshot_saw),
         cmocka_unit_test(a_slow_scan_loses_its_memtables_but_not_its_place),
         cmocka_unit_test(scans_begin_and_end_where_they_are_told),
+        cmocka_unit_test(a_frozen_clock_shows_what_lived_at_the_snapshot),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

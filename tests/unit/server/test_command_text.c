@@ -111,6 +111,48 @@ floats_lose_their_zeros(void **state)
 }
 
 static void
+cursors_are_read_as_strtoul_reads_them(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *text;
+        size_t size;
+        u64 value;
+    } good[] = {
+        {"", 0, 0},
+        {"0", 1, 0},
+        {"-0", 2, 0},
+        {"+17", 3, 17},
+        {"-1", 2, UINT64_MAX},
+        {"000000000000000000000000017", 27, 17},
+        {"18446744073709551615", 20, UINT64_MAX},
+        {"-18446744073709551615", 21, 1},
+        {"5\0x", 3, 5},
+        {"\0x", 2, 0},
+    };
+    for (u32 i = 0; i < ARRAY_COUNT(good); i++) {
+        u64 value = 12345;
+        assert_true(number_parse_cursor(BYTES(good[i].text, good[i].size), &value));
+        assert_true(value == good[i].value);
+    }
+    assert_true(number_parse_cursor(BYTES(NULL, 0), &(u64){0}));
+    static const char *const bad[] = {
+        "-",
+        "+",
+        "--1",
+        "+-1",
+        " 1",
+        "1 ",
+        "0x1",
+        "x",
+        "18446744073709551616",
+        "-18446744073709551616",
+    };
+    for (u32 i = 0; i < ARRAY_COUNT(bad); i++)
+        assert_false(number_parse_cursor(BYTES(bad[i], strlen(bad[i])), &(u64){0}));
+}
+
+static void
 words_are_compared_without_case(void **state)
 {
     (void)state;
@@ -128,6 +170,7 @@ main(void)
         cmocka_unit_test(many_stars_cost_no_exponent),
         cmocka_unit_test(integers_have_one_form),
         cmocka_unit_test(floats_lose_their_zeros),
+        cmocka_unit_test(cursors_are_read_as_strtoul_reads_them),
         cmocka_unit_test(words_are_compared_without_case),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -104,7 +104,13 @@ unknown_variables_are_refused_but_not_those_of_other_programs(void **state)
     assert_false(ok(host_config_environment(&config, bad, error, sizeof(error))));
     assert_string_equal(error,
                         "variable DISTKV_MEMROY: unknown option 'MEMROY', did you mean 'memory'?");
-    const char *other[] = {"DISTKV_SERVER=h:1", "DISTKV_CLIENT_TIMEOUT=5s", NULL};
+    const char *other[] = {"DISTKV_SERVER=h:1",
+                           "DISTKV_CLIENT_TIMEOUT=5s",
+                           "DISTKV_KEYSPACE=1",
+                           "DISTKV_USER=u",
+                           "DISTKV_PASSWORD=p",
+                           "DISTKV_PASSWORD_FILE=f",
+                           NULL};
     assert_true(ok(host_config_environment(&config, other, error, sizeof(error))));
 }
 
@@ -112,12 +118,13 @@ static void
 cores_are_lists_and_ranges(void **state)
 {
     u32 cores[4], count = 0;
-    assert_true(config_parse_cores("3,0-1,1", cores, 4, &count));
+    assert_true(config_parse_cores("3,0-1", cores, 4, &count));
     assert_int_equal(count, 3);
     assert_int_equal(cores[0], 0);
     assert_int_equal(cores[2], 3);
-    static const char *const bad[] = {"",  ",",   "1,", "1-", "-1",   "2-1",
-                                      "x", "0-9", "1 ", "--", "4096", "99999999999999999999"};
+    static const char *const bad[] = {"",    ",",    "1,", "1-", "-1",   "2-1",
+                                      "x",   "0-9",  "1 ", "--", "4096", "99999999999999999999",
+                                      "0,0", "0-1,1"};
     for (u32 i = 0; i < ARRAY_COUNT(bad); i++) {
         if (config_parse_cores(bad[i], cores, 4, &count)) fail_msg("'%s'", bad[i]);
     }
@@ -180,6 +187,15 @@ config_get_knows_our_names_and_those_of_redis(void **state)
     listed = 0;
     config_list(&config, "*", count_listed, NULL);
     assert_true(listed > 40);
+    listed = 0;
+    config_list(&config, "[Mm]emory", count_listed, NULL);
+    assert_int_equal(listed, 1);
+    listed = 0;
+    config_list(&config, "memory\\", count_listed, NULL);
+    config_list(&config, "\\memory", count_listed, NULL);
+    assert_int_equal(listed, 0);
+    config_list(&config, "MEMORY", count_listed, NULL);
+    assert_int_equal(listed, 1);
     listed = 0;
     config_list(&config, "maxmemory?policy", count_listed, NULL);
     assert_int_equal(listed, 1);

@@ -1,0 +1,131 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * core_conn.h -- the part of a connection that both backends share: who it is, what the session is
+ * given and when, and how it ends. Private to src/io.
+ *
+ *     net.h            implemented in core_conn.c, but for names and for making connections
+ *     core_conn_*      called by a backend when something came or went
+ *     backend_conn_*   called by the common code, resolved at link time
+ *
+ * A backend embeds struct io_conn as the first member of its own connection, and struct core_net in
+ * its shard.
+ *
+ *   state      receive            send               leaves by
+ *   OPEN       wanted, given      what may go        io_conn_close, the peer's end, an error
+ *   FLUSHING   stopped            what may go        all sent -> LINGERING; timer -> SHUT
+ *   LINGERING  wanted, thrown away none              the peer's end, timer -> SHUT
+ *   SHUT       stopped            stopped            both ended -> closed() and freed, by a task
+ *
+ * Lingering: closing a socket that has unread bytes sends a reset, which may destroy the last reply
+ * on its way. So after the last byte we only shut the sending side, and wait a moment for the peer.
+ *
+ * A peer that only closes its sending side still gets what is held for the log. When it is released
+ * after that, io_conn_send_until sends it, and the end comes with the last byte.
+ */
+#ifndef DISTKV_IO_CORE_CONN_H
+#define DISTKV_IO_CORE_CONN_H
+
+#include "base/buf.h"
+#include "io/core.h"
+#include "io/core_output.h"
+#include "io/net.h"
+
+/* Received at once without a large frame being wanted: the ring's provided buffers. Also what any
+ * session may have before it without coming round to it. */
+#define CONN_PIECE_BYTES 8192u
+
+enum conn_state { CONN_OPEN, CONN_FLUSHING, CONN_LINGERING, CONN_SHUT };
+
+/* The connections of one shard. What clients send in parts and what they do not read may take no
+ * more than these shares, both children of the shard's budget, so that they never starve the store.
+ */
+struct core_net {
+    struct io_shard *shard;
+    struct list conns; /* struct io_conn.link */
+    struct budget input_budget, output_budget;
+    u64 conn_id_last;
+};
+
+struct io_conn {
+    struct list link; /* core_net.conns */
+    struct core_net *net;
+    const struct io_conn_events *events;
+    void *user;
+    u64 id;
+    enum conn_state state;
+    bool opened;
+    bool paused;
+    bool peer_ended;
+    bool end_told;   /* to the session */
+    bool flush_held; /* the peer closed its sending side: it may still read held replies */
+    bool again_posted;
+    bool close_posted;
+    status why;
+    struct buf input;  /* left over by the session */
+    size_t want_bytes; /* the frame at the front, 0: not known */
+    struct core_output output;
+    struct io_timer timer; /* of flushing and lingering */
+    struct core_task again_task;
+    struct core_task close_task;
+};
+
+void core_net_init(struct core_net *net, struct io_shard *shard);
+/* The shard ends: aborts every connection. */
+void core_net_shut(struct core_net *net);
+
+/* conn is the backend's, zeroed. */
+void core_conn_init(struct io_conn *conn, struct core_net *net,
+                    const struct io_conn_events *events);
+/* The session's first call. A failure shuts conn. */
+MUST_CHECK status core_conn_open(struct io_conn *conn, void *arg);
+/* Frees what conn holds; the memory of conn itself is the backend's. */
+void core_conn_deinit(struct io_conn *conn);
+
+/* ---- receiving ---- */
+
+/* Whether bytes or the end should come now. */
+bool core_conn_receives(const struct io_conn *conn);
+/* Asks the backend for it. */
+void core_conn_receive_later(struct io_conn *conn);
+/* The rest of a large frame is wanted: it should go straight into the input. */
+bool core_conn_wants_direct(const struct io_conn *conn);
+/* Makes room for it. False: there is no memory, and conn is shut. */
+MUST_CHECK bool core_conn_direct_reserve(struct io_conn *conn);
+/* Bytes that lie anywhere. */
+void core_conn_arrived(struct io_conn *conn, struct bytes data);
+/* Bytes that were put behind the input, or could not be given while more might be. */
+void core_conn_input_grown(struct io_conn *conn);
+/* The peer has closed its sending side. */
+void core_conn_peer_ended(struct io_conn *conn);
+
+/* ---- sending, the end ---- */
+
+/* Sending is over, and bytes of it went. */
+void core_conn_sent(struct io_conn *conn, u32 bytes);
+/* The one way to SHUT. The first reason stays. */
+void core_conn_shut(struct io_conn *conn, status why);
+/* Posts the last task of a connection that is shut once nothing is active. */
+void core_conn_shut_check(struct io_conn *conn);
+
+/* ---- what a backend brings ---- */
+
+/* There is something to send and nothing under way: soon. May come again before it is done. */
+void backend_conn_send(struct io_conn *conn);
+/* core_conn_receives came true. May come again, also while a receive is active. */
+void backend_conn_receive(struct io_conn *conn);
+/* No more now; what is on its way may still arrive. */
+void backend_conn_receive_stop(struct io_conn *conn);
+/* Enough for now: as above, but what waits to be armed stays so. */
+void backend_conn_receive_cut(struct io_conn *conn);
+/* Somebody is writing behind the input. */
+bool backend_conn_input_busy(const struct io_conn *conn);
+/* Nothing will be sent any more; the peer is to learn of it. */
+void backend_conn_shut_send(struct io_conn *conn);
+/* Both directions end, what is active ends soon. */
+void backend_conn_shut(struct io_conn *conn);
+/* Requests refer to conn. */
+bool backend_conn_active(const struct io_conn *conn);
+/* Calls core_conn_deinit. */
+void backend_conn_free(struct io_conn *conn);
+
+#endif

@@ -1,0 +1,258 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * sim_damage.c -- what a disk should never do: bits that flip, sectors that cannot be read, writes
+ * that land elsewhere or nowhere. The code above need not survive it, but must find it.
+ *
+ * Each damage is kept with a hash of every page that it spoiled, as it is spoiled, so that a
+ * checker can ask later whether reads still show it, whatever was written, synced or lost in
+ * between.
+ */
+#include <stdlib.h>
+
+#include "base/hash.h"
+#include "io/sim_disk_internal.h"
+#include "io/sim_internal.h"
+
+/* A sector that cannot be read. */
+struct sim_latent {
+    struct list link; /* sim_inode.latent */
+    u64 offset;
+};
+
+struct sim_damage_record {
+    struct list link; /* sim_disk.damages */
+    struct sim_inode *inode;
+    struct sim_fault_id id;
+    u64 time_ns;
+    u64 offset;
+    u32 bytes;
+    u32 page_count;
+    u64 pages[]; /* hashes of the spoiled content; 0: not spoiled. None: a latent sector */
+};
+
+static u64
+page_hash(const u8 *data)
+{
+    u64 hash = hash_bytes(data, SIM_PAGE_BYTES, 0);
+    return MAX(hash, 1);
+}
+
+static u64
+inode_page_hash(const struct sim_inode *inode, u64 page)
+{
+    static const struct sim_page nothing;
+    return page_hash(sim_page_current(page < inode->page_count ? &inode->pages[page] : &nothing));
+}
+
+static struct sim_damage_record *
+damage_add(struct sim_inode *inode, struct sim_fault_id id, u64 offset, u32 bytes, u32 page_count)
+{
+    struct sim_damage_record *record =
+        sim_alloc(sizeof(*record) + page_count * sizeof(record->pages[0]));
+    record->inode = inode;
+    record->id = id;
+    record->time_ns = inode->disk->sim != NULL ? inode->disk->sim->now_ns : 0;
+    record->offset = offset;
+    record->bytes = bytes;
+    record->page_count = page_count;
+    list_push_back(&inode->disk->damages, &record->link);
+    sim_inode_ref(inode);
+    return record;
+}
+
+static bool
+damage_there(const struct sim_damage_record *record)
+{
+    const struct sim_inode *inode = record->inode;
+    if (inode->use_count == 0) return false;
+    if (record->page_count == 0) return sim_inode_latent(inode, record->offset, record->bytes);
+    for (u32 i = 0; i < record->page_count; i++) {
+        u64 page = record->offset / SIM_PAGE_BYTES + i;
+        if (record->pages[i] == 0 || page * SIM_PAGE_BYTES >= inode->size) continue;
+        if (inode_page_hash(inode, page) == record->pages[i]) return true;
+    }
+    return false;
+}
+
+void
+sim_disk_damage_each(const struct sim_disk *disk, const struct sim_node *node,
+                     void (*each)(void *arg, const struct sim_damage *damage), void *arg)
+{
+    list_for_each (pos, &disk->damages) {
+        const struct sim_damage_record *record = list_entry(pos, struct sim_damage_record, link);
+        struct sim_damage damage = {
+            .id = record->id,
+            .time_ns = record->time_ns,
+            .node = node,
+            .path = sim_inode_path(record->inode),
+            .offset = record->offset,
+            .bytes = record->bytes,
+            .there = damage_there(record),
+        };
+        each(arg, &damage);
+    }
+}
+
+void
+sim_damages_free(struct sim_disk *disk)
+{
+    while (!list_empty(&disk->damages)) {
+        struct sim_damage_record *record =
+            list_entry(list_first(&disk->damages), struct sim_damage_record, link);
+        list_del(&record->link);
+        sim_inode_unref(record->inode);
+        free(record);
+    }
+}
+
+/* ---- bits that flip ---- */
+
+static void
+stored_flip(u8 **data, u64 at, u8 mask)
+{
+    if (*data == NULL) *data = sim_page_zero();
+    (*data)[at] ^= mask;
+}
+
+static void
+inode_flip(struct sim_inode *inode, u64 offset, u8 mask)
+{
+    sim_pages_reserve(inode, offset + 1);
+    struct sim_page *page = &inode->pages[offset / SIM_PAGE_BYTES];
+    stored_flip(&page->durable, offset % SIM_PAGE_BYTES, mask);
+    for (struct sim_version *v = page->newest; v != NULL; v = v->older)
+        stored_flip(&v->data, offset % SIM_PAGE_BYTES, mask);
+}
+
+status
+sim_disk_flip(struct sim_disk *disk, const char *path, u64 offset, u8 mask)
+{
+    struct sim_inode *inode = sim_names_find(disk, path);
+    if (inode == NULL) return ST_NOT_FOUND;
+    if (offset >= inode->size) return ST_END;
+    inode_flip(inode, offset, mask);
+    return ST_OK;
+}
+
+void
+sim_inode_rot(struct sim_inode *inode, u64 offset, u8 mask, struct sim_fault_id id)
+{
+    inode_flip(inode, offset, mask);
+    struct sim_damage_record *record = damage_add(inode, id, offset, 1, 1);
+    record->pages[0] = inode_page_hash(inode, offset / SIM_PAGE_BYTES);
+}
+
+/* ---- sectors that cannot be read ---- */
+
+void
+sim_inode_latent_add(struct sim_inode *inode, u64 offset, struct sim_fault_id id)
+{
+    struct sim_latent *latent = sim_alloc(sizeof(*latent));
+    latent->offset = align_down(offset, SIM_SECTOR_BYTES);
+    list_push_back(&inode->latent, &latent->link);
+    (void)damage_add(inode, id, latent->offset, SIM_SECTOR_BYTES, 0);
+}
+
+static bool
+latent_within(const struct sim_latent *latent, u64 offset, u64 size)
+{
+    return latent->offset + SIM_SECTOR_BYTES > offset && latent->offset - offset < size;
+}
+
+bool
+sim_inode_latent(const struct sim_inode *inode, u64 offset, u64 size)
+{
+    list_for_each (pos, &inode->latent) {
+        if (latent_within(list_entry(pos, struct sim_latent, link), offset, size)) return true;
+    }
+    return false;
+}
+
+void
+sim_latent_clear(struct sim_inode *inode, u64 offset, u64 size)
+{
+    list_for_each_safe (pos, &inode->latent) {
+        struct sim_latent *latent = list_entry(pos, struct sim_latent, link);
+        if (!latent_within(latent, offset, size)) continue;
+        list_del(&latent->link);
+        free(latent);
+    }
+}
+
+/* ---- writes that land nowhere or elsewhere ---- */
+
+/* The place keeps what it has. When that is what was to be written, nothing is spoiled. */
+static void
+damage_stale(const struct sim_write *write, struct sim_fault_id id)
+{
+    struct sim_inode *inode = write->inode;
+    struct sim_damage_record *record =
+        damage_add(inode, id, write->offset, write->size, write->size / SIM_PAGE_BYTES);
+    for (u32 i = 0; i < record->page_count; i++) {
+        u64 hash = inode_page_hash(inode, write->offset / SIM_PAGE_BYTES + i);
+        if (hash != page_hash(sim_write_data(write, (u64)i * SIM_PAGE_BYTES)))
+            record->pages[i] = hash;
+    }
+}
+
+void
+sim_inode_write_lose(struct sim_write *write, bool durable, bool cached, struct sim_fault_id id)
+{
+    struct sim_inode *inode = write->inode;
+    sim_pages_reserve(inode, write->offset + write->size);
+    damage_stale(write, id);
+    for (u64 done = 0; cached && done < write->size; done += SIM_PAGE_BYTES) {
+        struct sim_version *version = sim_page_push(inode, (write->offset + done) / SIM_PAGE_BYTES,
+                                                    sim_write_data(write, done));
+        list_del(&version->dirty_link);
+        version->phantom = true;
+    }
+    sim_inode_write_close(write, true, durable);
+}
+
+static bool
+place_fits(const struct sim_inode *inode, u32 size)
+{
+    return inode->use_count > 0 && inode->size >= size;
+}
+
+bool
+sim_inode_elsewhere(struct sim_inode *inode, u64 offset, u32 size, struct prng *prng,
+                    struct sim_inode **inode_out, u64 *offset_out)
+{
+    struct sim_inode *other = inode;
+    if (prng_chance(prng, 1, 2)) {
+        u64 count = 0;
+        list_for_each (pos, &inode->disk->inodes) {
+            struct sim_inode *candidate = list_entry(pos, struct sim_inode, link);
+            if (candidate == inode || !place_fits(candidate, size)) continue;
+            if (prng_below(prng, ++count) == 0) other = candidate;
+        }
+    }
+    if (!place_fits(other, size)) return false;
+    u64 place = prng_below(prng, (other->size - size) / SIM_PAGE_BYTES + 1) * SIM_PAGE_BYTES;
+    if (other == inode && place == offset) return false;
+    *inode_out = other;
+    *offset_out = place;
+    return true;
+}
+
+void
+sim_inode_write_misdirect(struct sim_write *write, bool durable, struct sim_inode *other,
+                          u64 other_offset, struct sim_fault_id id)
+{
+    damage_stale(write, id);
+    struct sim_damage_record *record =
+        damage_add(other, id, other_offset, write->size, write->size / SIM_PAGE_BYTES);
+    sim_pages_reserve(other, other_offset + write->size);
+    for (u32 i = 0; i < record->page_count; i++) {
+        u64 page = other_offset / SIM_PAGE_BYTES + i;
+        const u8 *from = sim_write_data(write, (u64)i * SIM_PAGE_BYTES);
+        u64 before = inode_page_hash(other, page);
+        struct sim_version *version = sim_page_push(other, page, from);
+        if (durable) sim_page_make_durable(&other->pages[page], version);
+        if (page_hash(from) != before) record->pages[i] = page_hash(from);
+    }
+    sim_latent_clear(other, other_offset, write->size);
+    sim_inode_write_close(write, true, durable);
+}

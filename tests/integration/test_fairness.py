@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: MIT
+"""Heavy clients beside one that asks for a key at a time, on data that does not fit in the caches:
+its waits stay short, and theirs come to an end."""
+
+import json
+import os
+import random
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+from conftest import SANITIZED, SLOW, Resp
+
+HEAVY = os.path.join(os.path.dirname(os.path.abspath(__file__)), "heavy.py")
+
+
+class Heavy:
+    def __init__(self, server, kind, connections, keys, per):
+        words = [sys.executable, HEAVY, server.port, kind, connections, keys, per]
+        self.process = subprocess.Popen(
+            [str(word) for word in words], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        assert self.process.stdout.readline() == "begun\n"
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+
+    def end(self):
+        """Lets what is under way come to its end."""
+        self.process.stdin.close()
+        result = json.loads(self.process.stdout.readline())
+        self.process.wait()
+        return result
+
+
+def load(server, keys, size):
+    value = os.urandom(size)
+    with server.connect(timeout=60) as connection:
+        for start in range(0, keys, 500):
+            todo = list(range(start, min(start + 500, keys)))
+            while todo:
+                connection.send_raw(
+                    b"".join(Resp.encode("SET", b"key%d" % i, value) for i in todo))
+                todo = [i for i in todo if connection.read() != "OK"]
+                if todo:
+                    time.sleep(0.02)
+
+
+def small_requests(server, keys, seconds):
+    """How long single commands took, by kind, sorted."""
+    chance = random.Random(3)
+    waits = {"GET": [], "SET": []}
+    end = time.monotonic() + seconds
+    with server.connect(timeout=120) as connection:
+        while time.monotonic() < end:
+            for words in (("GET", f"key{chance.randrange(keys)}"),
+                          ("SET", f"small{chance.randrange(1000)}", "x" * 100)):
+                begun = time.monotonic()
+                connection.call(*words)
+                waits[words[0]].append(time.monotonic() - begun)
+    return {kind: sorted(times) for kind, times in waits.items()}
+
+
+def told(waits):
+    return {kind: f"{len(times)} calls, median {times[len(times) // 2] * 1000:.1f} ms, "
+                  f"longest {times[-1] * 1000:.1f} ms" for kind, times in waits.items()}
+
+
+def beside(server, kind, connections, keys, per, seconds):
+    """Runs the small requests beside heavy ones."""
+    with Heavy(server, kind, connections, keys, per) as heavy:
+        time.sleep(1)
+        waits = small_requests(server, keys, seconds)
+        begun = time.monotonic()
+        result = heavy.end()
+        print(kind, told(waits), result, f"ended after {time.monotonic() - begun:.1f} s")
+    assert result["unfinished"] == 0 and result["closed"] == 0 and not result["errors"], result
+    assert result["done"] >= connections
+    return waits
+
+
+def short(waits, median, longest):
+    for kind, times in waits.items():
+        assert len(times) >= 10, (kind, told(waits))
+        assert times[len(times) // 2] < median * SLOW, (kind, told(waits))
+        assert times[-1] < longest * SLOW, (kind, told(waits))
+
+
+@pytest.mark.smoke
+def test_a_small_request_does_not_wait_for_large_ones(make_server):
+    """Without a line of its own it waits for seconds, and is closed when they take the memory."""
+    keys = 150_000 // SLOW
+    server = make_server(memory="64MiB", cores="0,1")
+    load(server, keys, 400)
+    for kind, connections, per in (("mget", 100, 1000), ("keys", 20, 0), ("pipeline", 100, 200)):
+        if SANITIZED:
+            connections //= 4
+        short(beside(server, kind, connections, keys, per, 4), 0.25, 2.5)
+
+
+def test_clients_that_do_not_read_long_replies_hold_up_nobody(make_server):
+    """Each keeps a part of its reply in the server's memory; others who want much get theirs."""
+    server = make_server(memory="128MiB", cores="0,1")
+    keys = 20_000 // SLOW
+    load(server, keys, 200)
+    with server.connect(timeout=60) as connection:
+        for i in range(16):
+            assert connection.call("SET", f"long{i}", os.urandom(1 << 20)) == "OK"
+    words = ["MGET"] + [f"long{i}" for i in range(16)]
+    lazy = []
+    for _ in range(24):
+        sock = socket.socket()
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        sock.connect(("127.0.0.1", server.port))
+        sock.sendall(Resp.encode(*words))
+        lazy.append(sock)
+    time.sleep(2)
+    waits = small_requests(server, keys, 3)
+    print(told(waits))
+    for asked, count in ((["MGET"] + [f"key{i}" for i in range(1000)], 1000),
+                         (["KEYS", "key*"], keys), (words, 16), (["MGET"] + ["long1"] * 3, 3)):
+        begun = time.monotonic()
+        with server.connect(timeout=60) as connection:
+            assert len(connection.call(*asked)) == count
+        print(asked[:2], f"{time.monotonic() - begun:.1f} s")
+        assert time.monotonic() - begun < 30 * SLOW
+    for sock in lazy:
+        sock.close()
+    short(waits, 0.25, 2.5)

@@ -1,0 +1,316 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * node_rig.c -- see node_rig.h.
+ */
+#include "node_rig.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "base/mem.h"
+
+#define NODE_HOST    "10.0.0.1"
+#define CLIENTS_HOST "10.0.0.2"
+#define NODE_PORT    7000
+#define LOOK_NS      (5 * NS_PER_MS)
+#define WAIT_NS_MAX  (3600 * NS_PER_S)
+
+/* ---- the node ---- */
+
+static MAY_YIELD void
+run_actions(void *arg)
+{
+    struct rig *rig = arg;
+    u32 index = io_shard_index();
+    while (!io_stopping()) {
+        if (rig->action.wanted && rig->action.shard == index) {
+            rig->action.fn(shard_self(), rig->action.arg);
+            rig->action.wanted = false;
+        }
+        fiber_sleep_ns(LOOK_NS);
+    }
+}
+
+static status
+node_main(void *arg)
+{
+    struct rig *rig = arg;
+    status st = fiber_spawn(FIBER_FOREGROUND, "actions", run_actions, rig);
+    CHECK(ok(st));
+    return server_shard_main(rig->server);
+}
+
+MAY_YIELD void
+rig_on_shard(struct rig *rig, u32 shard, void (*fn)(struct shard *shard, void *arg), void *arg)
+{
+    CHECK(!rig->action.wanted);
+    rig->action.fn = fn;
+    rig->action.arg = arg;
+    rig->action.shard = shard;
+    rig->action.wanted = true;
+    while (rig->action.wanted)
+        fiber_sleep_ns(LOOK_NS);
+}
+
+/* ---- the clients ---- */
+
+static status
+opened(struct io_conn *conn, void *arg)
+{
+    io_conn_user_set(conn, arg);
+    return ST_OK;
+}
+
+static size_t
+received(struct io_conn *conn, struct bytes data)
+{
+    struct rig_client *client = io_conn_user(conn);
+    bool fits = buf_append(&client->in, data.data, data.size);
+    CHECK(fits);
+    fiber_queue_wake_all(&client->queue);
+    return data.size;
+}
+
+static void
+drained(struct io_conn *conn)
+{
+    (void)conn;
+}
+
+static void
+closed(struct io_conn *conn, status why)
+{
+    (void)why;
+    struct rig_client *client = io_conn_user(conn);
+    client->conn = NULL;
+    fiber_queue_wake_all(&client->queue);
+}
+
+static const struct io_conn_events client_events = {
+    .opened = opened,
+    .received = received,
+    .drained = drained,
+    .closed = closed,
+};
+
+MAY_YIELD void
+rig_connect(struct rig *rig, struct rig_client *client)
+{
+    *client = (struct rig_client){.rig = rig};
+    buf_init(&client->in, io_budget());
+    fiber_queue_init(&client->queue);
+    status st =
+        io_connect(NODE_HOST, NODE_PORT, &client_events, client, FIBER_FOREVER, &client->conn);
+    CHECK(ok(st));
+}
+
+MAY_YIELD void
+rig_disconnect(struct rig_client *client)
+{
+    if (client->conn != NULL) io_conn_close(client->conn, IO_CLOSE_FLUSH);
+    while (client->conn != NULL)
+        (void)!ok(fiber_queue_wait(&client->queue, FIBER_FOREVER));
+    buf_deinit(&client->in);
+}
+
+/* The size of the first whole reply; 0: not all of it is there. */
+static size_t
+reply_size(struct bytes data)
+{
+    size_t at = 0;
+    for (i64 wanted = 1; wanted > 0; wanted--) {
+        struct resp_reply reply;
+        size_t consumed;
+        status st = resp_read(BYTES(data.data + at, data.size - at), &reply, &consumed);
+        if (status_is(st, ST_INCOMPLETE)) return 0;
+        CHECK(ok(st));
+        at += consumed;
+        if (reply.kind == RESP_REPLY_ARRAY || reply.kind == RESP_REPLY_SET) wanted += reply.integer;
+        if (reply.kind == RESP_REPLY_MAP) wanted += 2 * reply.integer;
+    }
+    return at;
+}
+
+static void
+send_words(struct rig_client *client, char *words)
+{
+    struct buf out;
+    buf_init(&out, io_budget());
+    struct resp_writer w = {.out = &out, .version = 2};
+    u32 count = 1;
+    for (const char *c = words; *c != '\0'; c++)
+        if (*c == ' ') count++;
+    resp_array(&w, count);
+    char *rest = words;
+    for (char *word = strsep(&rest, " "); word != NULL; word = strsep(&rest, " "))
+        resp_bulk_text(&w, word);
+    CHECK(!w.failed);
+    if (client->conn != NULL && !io_conn_write(client->conn, out.data, out.size))
+        CHECK(!"no memory for a request");
+    buf_deinit(&out);
+}
+
+void
+rig_send(struct rig_client *client, const char *format, ...)
+{
+    char words[2048];
+    va_list args;
+    va_start(args, format);
+    int size = vsnprintf(words, sizeof(words), format, args);
+    va_end(args);
+    CHECK(size > 0 && (size_t)size < sizeof(words));
+    send_words(client, words);
+}
+
+MAY_YIELD struct bytes
+rig_read(struct rig_client *client)
+{
+    buf_consume(&client->in, client->taken);
+    client->taken = 0;
+    while ((client->taken = reply_size(buf_bytes(&client->in))) == 0 && client->conn != NULL)
+        (void)!ok(fiber_queue_wait(&client->queue, FIBER_FOREVER));
+    return BYTES(client->in.data, client->taken);
+}
+
+MAY_YIELD struct bytes
+rig_call(struct rig_client *client, const char *format, ...)
+{
+    char words[2048];
+    va_list args;
+    va_start(args, format);
+    int size = vsnprintf(words, sizeof(words), format, args);
+    va_end(args);
+    CHECK(size > 0 && (size_t)size < sizeof(words));
+    send_words(client, words);
+    return rig_read(client);
+}
+
+bool
+rig_is(struct bytes reply, const char *expected)
+{
+    return bytes_equal(reply, BYTES(expected, strlen(expected)));
+}
+
+void
+rig_key_of_shard(const struct rig *rig, u32 shard, const char *name, char *out, size_t size)
+{
+    for (u32 tag = 0;; tag++) {
+        int length = snprintf(out, size, "{%u}%s", tag, name);
+        CHECK(length > 0 && (size_t)length < size);
+        u64 token = hash_token(BYTES(out, (size_t)length));
+        if (partition_shard(token_partition(token, PARTITION_COUNT_DEFAULT), rig->shard_count,
+                            PARTITION_COUNT_DEFAULT) == shard)
+            return;
+    }
+}
+
+/* ---- fibers of the clients' machine ---- */
+
+static MAY_YIELD void
+run_spawned(void *arg)
+{
+    struct rig_spawn *spawn = arg;
+    spawn->fn(spawn->rig, spawn->arg);
+    spawn->rig->running--;
+    fiber_queue_wake_all(&spawn->rig->ended);
+}
+
+void
+rig_spawn(struct rig *rig, void (*fn)(struct rig *rig, void *arg), void *arg)
+{
+    CHECK(rig->spawned < RIG_SPAWNS_MAX);
+    struct rig_spawn *spawn = &rig->spawns[rig->spawned++];
+    *spawn = (struct rig_spawn){.rig = rig, .fn = fn, .arg = arg};
+    rig->running++;
+    status st = fiber_spawn(FIBER_FOREGROUND, "story", run_spawned, spawn);
+    CHECK(ok(st));
+}
+
+MAY_YIELD void
+rig_wait_spawned(struct rig *rig)
+{
+    while (rig->running > 0)
+        (void)!ok(fiber_queue_wait(&rig->ended, FIBER_FOREVER));
+    rig->spawned = 0;
+}
+
+static status
+clients_main(void *arg)
+{
+    struct rig *rig = arg;
+    fiber_queue_init(&rig->ended);
+    rig->story(rig);
+    rig_wait_spawned(rig);
+    rig->story_ended = true;
+    return ST_OK;
+}
+
+/* ---- a run ---- */
+
+static bool
+is_ready(void *arg)
+{
+    struct rig *rig = arg;
+    return server_ready(rig->server) || !sim_node_running(rig->node);
+}
+
+static bool
+have_ended(void *arg)
+{
+    struct rig *rig = arg;
+    return !sim_node_running(rig->clients);
+}
+
+static bool
+has_stopped(void *arg)
+{
+    struct rig *rig = arg;
+    return !sim_node_running(rig->node);
+}
+
+static void
+wait_until(struct rig *rig, bool (*condition)(void *arg), const char *what)
+{
+    if (sim_run_until(rig->sim, condition, rig, sim_now_ns(rig->sim) + WAIT_NS_MAX)) return;
+    sim_log_dump(rig->sim);
+    fprintf(stderr, "seed %llu: %s\n", (unsigned long long)rig->options.seed, what);
+    CHECK(!"the story does not end");
+}
+
+void
+rig_run(struct rig *rig)
+{
+    rig->sim = sim_new(&rig->options);
+    rig->node = sim_node_new(rig->sim, NODE_HOST);
+    rig->clients = sim_node_new(rig->sim, CLIENTS_HOST);
+    rig->config = mem_raw_alloc(sizeof(*rig->config), 64);
+    CHECK(rig->config != NULL);
+    config_init_for_test(rig->config, "/data", rig->shard_count);
+    rig->config->endpoint = (struct config_endpoint){.host = "0.0.0.0", .port = NODE_PORT};
+    rig->server = server_new(rig->config, 1);
+    CHECK(rig->server != NULL);
+
+    struct io_node_config node = {.shard_count = rig->shard_count,
+                                  .memory_bytes = rig->config->memory_bytes,
+                                  .shard_main = node_main,
+                                  .arg = rig};
+    status st = sim_node_start(rig->node, &node);
+    CHECK(ok(st));
+    wait_until(rig, is_ready, "the node does not start");
+    CHECK(sim_node_running(rig->node));
+
+    struct io_node_config clients = {
+        .shard_count = 1, .memory_bytes = MIB(256), .shard_main = clients_main, .arg = rig};
+    st = sim_node_start(rig->clients, &clients);
+    CHECK(ok(st));
+    wait_until(rig, have_ended, "the story does not end");
+    CHECK(rig->story_ended && ok(sim_node_result(rig->clients)));
+
+    sim_node_stop(rig->node);
+    wait_until(rig, has_stopped, "the node does not stop");
+    CHECK(ok(sim_node_result(rig->node)));
+    sim_free(rig->sim);
+    server_free(rig->server);
+    mem_raw_free(rig->config, sizeof(*rig->config));
+}

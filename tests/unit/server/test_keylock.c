@@ -1,0 +1,170 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * test_keylock.c -- who gets which lock in which order. A step of a fiber appends to the trace:
+ * "+a" got, "-a" gave back; a is a key's letter, * is all keys.
+ */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+
+#include <cmocka.h>
+
+#include "io/io.h"
+#include "io/sim.h"
+#include "server/keylock.h"
+
+static struct keylock_table table;
+static char trace[512];
+
+static void
+note(char what, char who)
+{
+    size_t at = strlen(trace);
+    CHECK(at + 4 < sizeof(trace));
+    snprintf(trace + at, sizeof(trace) - at, "%s%c%c", at == 0 ? "" : " ", what, who);
+}
+
+struct step {
+    char name;
+    const char *keys; /* letters in ascending order; "*": all */
+    u64 start_ms, hold_ms;
+    u64 patience_ms; /* for all keys */
+};
+
+static MAY_YIELD void
+run_step(void *arg)
+{
+    const struct step *step = arg;
+    fiber_sleep_ns(step->start_ms * NS_PER_MS);
+    if (step->keys[0] == '*') {
+        status st = keylock_acquire_all(&table, io_now_ns() + step->patience_ms * NS_PER_MS);
+        if (!ok(st)) {
+            CHECK(status_is(st, ST_TIMED_OUT));
+            note('!', step->name);
+            return;
+        }
+        CHECK(keylock_held(&table, 'a') && keylock_held(&table, 12345));
+        note('+', step->name);
+        fiber_sleep_ns(step->hold_ms * NS_PER_MS);
+        note('-', step->name);
+        keylock_release_all(&table);
+        return;
+    }
+    u64 hashes[8];
+    struct keylock locks[8];
+    u32 count = 0;
+    for (const char *key = step->keys; *key != '\0'; key++)
+        hashes[count++] = (u64)*key;
+    keylock_acquire(&table, hashes, locks, count);
+    CHECK(keylock_held(&table, hashes[0]));
+    note('+', step->name);
+    fiber_sleep_ns(step->hold_ms * NS_PER_MS);
+    note('-', step->name);
+    keylock_release(&table, locks, count);
+}
+
+static MAY_YIELD status
+run_story(void *arg)
+{
+    const struct step *steps = arg;
+    for (u32 i = 0; steps[i].keys != NULL; i++) {
+        union {
+            const struct step *in;
+            void *out;
+        } step = {.in = &steps[i]};
+        CHECK(ok(fiber_spawn(FIBER_FOREGROUND, "step", run_step, step.out)));
+    }
+    fiber_sleep_ns(10 * NS_PER_S);
+    CHECK(table.held == 0 && table.passing == 0 && table.all_wanted == 0 && !table.all_held);
+    return ST_OK;
+}
+
+static void
+expect(struct step *steps, const char *expected)
+{
+    for (u64 seed = 1; seed <= 5; seed++) {
+        keylock_table_init(&table);
+        trace[0] = '\0';
+        assert_true(ok(sim_run_main(seed, 1, run_story, steps)));
+        assert_string_equal(trace, expected);
+    }
+}
+
+static void
+one_key_is_locked_by_one(void **state)
+{
+    (void)state;
+    struct step steps[] = {{.name = '1', .keys = "a", .start_ms = 10, .hold_ms = 100},
+                           {.name = '2', .keys = "ab", .start_ms = 20, .hold_ms = 100},
+                           {.name = '3', .keys = "b", .start_ms = 30, .hold_ms = 10},
+                           {.name = '4', .keys = "a", .start_ms = 40, .hold_ms = 10},
+                           {.keys = NULL}};
+    expect(steps, "+1 +3 -3 -1 +2 -2 +4 -4");
+}
+
+static void
+all_keys_wait_for_those_that_are_locked_and_newcomers_for_them(void **state)
+{
+    (void)state;
+    struct step steps[] = {
+        {.name = '1', .keys = "a", .start_ms = 10, .hold_ms = 100},
+        {.name = '2', .keys = "*", .start_ms = 20, .hold_ms = 100, .patience_ms = 9999},
+        {.name = '3', .keys = "b", .start_ms = 30, .hold_ms = 10},
+        {.name = '4', .keys = "c", .start_ms = 150, .hold_ms = 50}, /* while all are held */
+        {.keys = NULL}};
+    expect(steps, "+1 -1 +2 -2 +3 +4 -3 -4");
+}
+
+static void
+who_has_some_of_its_locks_gets_the_rest(void **state)
+{
+    (void)state;
+    struct step steps[] = {
+        {.name = '1', .keys = "b", .start_ms = 10, .hold_ms = 100},
+        {.name = '2', .keys = "abc", .start_ms = 20, .hold_ms = 100}, /* has a, waits for b */
+        {.name = '3', .keys = "*", .start_ms = 30, .hold_ms = 10, .patience_ms = 9999},
+        {.keys = NULL}};
+    expect(steps, "+1 -1 +2 -2 +3 -3");
+}
+
+static void
+neither_kind_starves_the_other(void **state)
+{
+    (void)state;
+    struct step steps[] = {
+        {.name = '1', .keys = "*", .start_ms = 10, .hold_ms = 100, .patience_ms = 9999},
+        {.name = '2', .keys = "*", .start_ms = 20, .hold_ms = 100, .patience_ms = 9999},
+        {.name = '3', .keys = "a", .start_ms = 30, .hold_ms = 50},
+        {.name = '4', .keys = "b", .start_ms = 140, .hold_ms = 10}, /* 2 waits already */
+        {.keys = NULL}};
+    expect(steps, "+1 -1 +3 -3 +2 -2 +4 -4");
+}
+
+static void
+who_waits_too_long_for_all_keys_gives_way(void **state)
+{
+    (void)state;
+    struct step steps[] = {
+        {.name = '1', .keys = "a", .start_ms = 10, .hold_ms = 500},
+        {.name = '2', .keys = "*", .start_ms = 20, .hold_ms = 10, .patience_ms = 100},
+        {.name = '3', .keys = "b", .start_ms = 30, .hold_ms = 10},
+        {.name = '4', .keys = "*", .start_ms = 200, .hold_ms = 10, .patience_ms = 9999},
+        {.name = '5', .keys = "b", .start_ms = 210, .hold_ms = 10},
+        {.keys = NULL}};
+    expect(steps, "+1 !2 +3 -3 -1 +4 -4 +5 -5");
+}
+
+int
+main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(one_key_is_locked_by_one),
+        cmocka_unit_test(all_keys_wait_for_those_that_are_locked_and_newcomers_for_them),
+        cmocka_unit_test(who_has_some_of_its_locks_gets_the_rest),
+        cmocka_unit_test(neither_kind_starves_the_other),
+        cmocka_unit_test(who_waits_too_long_for_all_keys_gives_way),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
