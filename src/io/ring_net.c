@@ -30,8 +30,8 @@
 #include "io/ring_internal.h"
 
 #include <errno.h>
+#include <linux/tcp.h>
 #include <netinet/in.h>
-#include <netinet/tcp.h>
 #include <stdio.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -92,6 +92,7 @@ struct io_conn {
     struct ring_req recv_req;
     struct buf input;  /* left over by the session */
     size_t want_bytes; /* the frame at the front, 0: not known */
+    u64 received;      /* by us; see io_conn_arrived */
 
     struct ring_req send_req;
     struct list chunks; /* struct conn_chunk.link */
@@ -359,6 +360,7 @@ conn_recv_complete(struct ring_req *req, i32 result, u32 flags)
     struct ring_shard *shard = conn->shard;
     if (result > 0) {
         shard->core.stats.received_bytes += (u32)result;
+        conn->received += (u32)result;
         if (flags & IORING_CQE_F_BUFFER) {
             u32 id = flags >> IORING_CQE_BUFFER_SHIFT;
             conn_bytes_arrived(conn,
@@ -403,6 +405,16 @@ io_conn_want(struct io_conn *conn, size_t frame_bytes)
 {
     CHECK(frame_bytes <= CONN_INPUT_MAX_BYTES);
     conn->want_bytes = frame_bytes;
+}
+
+u64
+io_conn_arrived(const struct io_conn *conn)
+{
+    struct tcp_info info = {0};
+    socklen_t size = sizeof(info);
+    bool told = getsockopt(conn->fd, IPPROTO_TCP, TCP_INFO, &info, &size) == 0 &&
+                size >= offsetof(struct tcp_info, tcpi_bytes_received) + sizeof(u64);
+    return MAX(told ? info.tcpi_bytes_received : 0, conn->received);
 }
 
 void

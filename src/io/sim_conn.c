@@ -76,6 +76,7 @@ struct io_conn {
     status why;
     struct buf input;
     size_t want_bytes;
+    u64 arrived;
     struct buf output; /* from head on: from position sent */
     size_t head;
     u64 sent, send_until;
@@ -273,6 +274,7 @@ conn_take(struct io_conn *conn, struct pipe *pipe, struct segment *segment)
     }
     segment->taken += size;
     pipe->used_bytes -= size;
+    conn->arrived += size;
     conn->shard->core.stats.received_bytes += size;
     struct io_conn *sender = conn->line->ends[1 - conn->end];
     if (sender != NULL && !list_linked(&sender->room.link))
@@ -332,6 +334,12 @@ io_conn_want(struct io_conn *conn, size_t frame_bytes)
 {
     CHECK(frame_bytes <= CONN_INPUT_MAX_BYTES);
     conn->want_bytes = frame_bytes;
+}
+
+u64
+io_conn_arrived(const struct io_conn *conn)
+{
+    return conn->arrived;
 }
 
 void

@@ -69,6 +69,8 @@ static const struct metric metrics[] = {
     C("commands_processed", commands_total, 1, "Commands that ran."),
     C("clients_refused", clients_refused, 1, "Connections refused above maxclients."),
     C("clients_timed_out", clients_timed_out, 1, "Connections closed because they were idle."),
+    C("clients_request_timed_out", clients_request_timed_out, 1,
+      "Connections closed because they left a request unfinished."),
     C("clients_output_closed", clients_output_closed, 1,
       "Connections closed because they did not read their replies."),
     G("clients_paused", clients_paused, 1, "Connections that are not read from for now."),
