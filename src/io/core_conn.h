@@ -63,6 +63,7 @@ struct io_conn {
     status why;
     struct buf input;  /* left over by the session */
     size_t want_bytes; /* the frame at the front, 0: not known */
+    u64 received;      /* bytes of all that came; see io_conn_arrived */
     struct core_output output;
     struct io_timer timer; /* of flushing and lingering */
     struct core_task again_task;

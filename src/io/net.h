@@ -78,6 +78,9 @@ bool io_conn_output_full(struct io_conn *conn);
 /* ---- input ---- */
 
 void io_conn_want(struct io_conn *conn, size_t frame_bytes);
+/* How many bytes the peer has got here, those that `received` was not given yet included, also the
+ * part of a large frame that is still being received. Asks the kernel: not for each request. */
+u64 io_conn_arrived(const struct io_conn *conn);
 void io_conn_again(struct io_conn *conn);
 void io_conn_pause(struct io_conn *conn);
 /* Gives what was left over first. */

@@ -20,8 +20,8 @@
 #include "io/ring_internal.h"
 
 #include <errno.h>
+#include <linux/tcp.h>
 #include <netinet/in.h>
-#include <netinet/tcp.h>
 #include <stdio.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -211,6 +211,7 @@ conn_recv_complete(struct ring_req *req, i32 result, u32 flags)
     struct io_conn *core = &conn->core;
     if (result > 0) {
         shard->core.stats.received_bytes += (u32)result;
+        core->received += (u32)result;
         if (flags & IORING_CQE_F_BUFFER) {
             u32 id = flags >> IORING_CQE_BUFFER_SHIFT;
             core_conn_arrived(core, BYTES(shard->buffers + (size_t)id * RING_BUFFER_BYTES, result));
@@ -232,6 +233,17 @@ conn_recv_complete(struct ring_req *req, i32 result, u32 flags)
     if (flags & IORING_CQE_F_MORE) return;
     core_conn_receive_later(core);
     core_conn_shut_check(core);
+}
+
+u64
+io_conn_arrived(const struct io_conn *conn)
+{
+    const struct ring_conn *ring = (const struct ring_conn *)conn;
+    struct tcp_info info = {0};
+    socklen_t size = sizeof(info);
+    bool told = getsockopt(ring->fd, IPPROTO_TCP, TCP_INFO, &info, &size) == 0 &&
+                size >= offsetof(struct tcp_info, tcpi_bytes_received) + sizeof(u64);
+    return MAX(told ? info.tcpi_bytes_received : 0, conn->received);
 }
 
 /* ---- sending ---- */

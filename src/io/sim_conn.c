@@ -77,6 +77,7 @@ conn_receive_data(struct sim_conn *conn, struct pipe *pipe)
         size = piece_size(sim, (u32)(core->want_bytes - core->input.size));
         size = sim_pipe_take(pipe, core->input.data + core->input.size, size);
         core->input.size += size;
+        core->received += size;
         core->net->shard->stats.received_bytes += size;
         core_conn_input_grown(core);
         return;
@@ -87,6 +88,7 @@ conn_receive_data(struct sim_conn *conn, struct pipe *pipe)
     CHECK(piece != NULL);
     size = sim_pipe_take(pipe, piece, size);
     core->net->shard->stats.received_bytes += size;
+    core->received += size;
     core_conn_arrived(core, BYTES(piece, size));
     free(piece);
 }
@@ -136,6 +138,12 @@ void
 backend_conn_receive_stop(struct io_conn *core)
 {
     (void)core;
+}
+
+u64
+io_conn_arrived(const struct io_conn *conn)
+{
+    return conn->received;
 }
 
 void

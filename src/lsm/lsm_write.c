@@ -584,20 +584,12 @@ op_belongs(const struct lsm *lsm, const struct lsm_op *op)
     return op->header.token >= lsm->token_first && op->header.token <= lsm->token_last;
 }
 
+/* Makes room for these entries. ST_TOO_LARGE: they do not fit even into empty memtables. */
 static MAY_YIELD status
-replay_op(struct lsm *lsm, const struct lsm_op *op, u64 seq, u64 version)
+replay_reserve(struct lsm *lsm, const struct need *needs)
 {
-    if (op->header.kind == ENTRY_DELETE_RANGE) return range_apply(lsm, op, seq, version);
-    struct need needs[LIMIT_KEYSPACES] = {0};
-    need_add(needs, op);
-    if (seq % 16 == 0 && !active_is_empty(lsm) && BUGGIFY("lsm.replay.early_flush")) {
-        status st = lsm_flush_now(lsm, false);
-        if (!ok(st) && !status_is(st, ST_NO_SPACE)) return st;
-    }
     while (!memtables_fit(lsm, needs)) {
-        /* Nothing is written meanwhile, so a flush in the middle of a batch is no danger: should
-         * we crash, recovery goes on behind seq_flushed before anybody reads. */
-        if (active_is_empty(lsm)) return MARKED("lsm.replay.no_memory", ST_NO_MEMORY);
+        if (active_is_empty(lsm)) return MARKED("lsm.replay.no_memory", ST_TOO_LARGE);
         MARK("lsm.replay.flush");
         status st = lsm_flush_now(lsm, false);
         /* A full disk keeps nobody from reading: what is not flushed stays the flushing set, as it
@@ -606,6 +598,34 @@ replay_op(struct lsm *lsm, const struct lsm_op *op, u64 seq, u64 version)
             MARK("lsm.replay.no_space");
             break;
         }
+        if (!ok(st)) return st;
+    }
+    return ST_OK;
+}
+
+/* Room for a record as a whole, so that tables hold all of a batch or nothing: what is replayed may
+ * not be durable, and a power cut would leave half of it. Only where memtables have become too
+ * small for it (ST_TOO_LARGE) its operations are taken one by one. */
+static MAY_YIELD status
+replay_reserve_record(struct lsm *lsm, const struct log_record *record, struct bytes payload)
+{
+    struct need needs[LIMIT_KEYSPACES] = {0};
+    struct lsm_op op;
+    bool bad;
+    for (u64 seq = record->seq_first; lsm_op_next(&payload, &op, &bad); seq++)
+        if (seq > lsm->seq_flushed) need_add(needs, &op);
+    return replay_reserve(lsm, needs);
+}
+
+static MAY_YIELD status
+replay_op(struct lsm *lsm, const struct lsm_op *op, u64 seq, u64 version, bool reserved)
+{
+    if (op->header.kind == ENTRY_DELETE_RANGE) return range_apply(lsm, op, seq, version);
+    if (!reserved) {
+        struct need needs[LIMIT_KEYSPACES] = {0};
+        need_add(needs, op);
+        status st = replay_reserve(lsm, needs);
+        if (status_is(st, ST_TOO_LARGE)) return ST_NO_MEMORY;
         if (!ok(st)) return st;
     }
     op_apply(lsm, op, seq, version);
@@ -620,6 +640,9 @@ lsm_replay(void *arg, const struct log_record *record, struct bytes payload)
     bool bad;
     u32 count = 0;
     u64 seq = record->seq_first;
+    status st = replay_reserve_record(lsm, record, payload);
+    bool reserved = ok(st);
+    if (!reserved && !status_is(st, ST_TOO_LARGE)) return st;
     for (; lsm_op_next(&payload, &op, &bad); seq++, count++) {
         if (count == record->count || !op_belongs(lsm, &op))
             return MARKED("lsm.replay.foreign_operation", ST_CORRUPT);
@@ -628,7 +651,7 @@ lsm_replay(void *arg, const struct log_record *record, struct bytes payload)
             continue;
         }
         /* Before the operation: a flush to make room for it takes what came so far. */
-        status st = replay_op(lsm, &op, seq, record->version);
+        st = replay_op(lsm, &op, seq, record->version, reserved);
         if (!ok(st)) return st;
         lsm->seq_last = seq;
         lsm->version_last = MAX(lsm->version_last, record->version);

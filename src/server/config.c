@@ -181,6 +181,11 @@ static const struct option options[] = {
     {.name = "timeout", .kind = OPTION_NUMBER, .flags = OPTION_RUNTIME, FIELD(timeout_s),
      .fallback = "0", .max = 1000000, .value_name = "SECONDS",
      .help = "Closes connections that were idle for so many seconds; 0 never does."},
+    {.name = "request-timeout", .kind = OPTION_DURATION, .unit = NS_PER_MS,
+     .flags = OPTION_RUNTIME, FIELD(request_timeout_ms), .fallback = "1m", .max = 3600000,
+     .help = "Closes connections that leave a request unfinished: in each such time enough of it "
+             "must come, at a rate of a sixteenth of the request, or 1 KiB, a minute. 0 never "
+             "does. Connections that send nothing between requests are none of these."},
     {.name = "client-output-limit", .kind = OPTION_BYTES, .flags = OPTION_RUNTIME,
      FIELD(client_output_limit_bytes), .fallback = "32MiB", .min = MIB(1), .max = GIB(4),
      .help = "Closes a connection whose unread replies exceed this."},

@@ -70,6 +70,7 @@ struct server_config {
     _Atomic u64 log_level;        /* enum log_level */
     _Atomic u64 maxclients;
     _Atomic u64 timeout_s;                  /* idle connections are closed after this; 0: never */
+    _Atomic u64 request_timeout_ms;         /* so are those with half a request; 0: never */
     _Atomic u64 client_output_limit_bytes;  /* a connection with more unsent output is closed */
     _Atomic u64 slowlog_log_slower_than_us; /* an i64: -1 off, 0 everything */
     _Atomic u64 slowlog_max_len;

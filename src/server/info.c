@@ -11,7 +11,8 @@
 
 struct totals {
     u64 clients_resp, clients_native, clients_monitor, clients_paused;
-    u64 commands, connections, refused, timed_out, output_closed;
+    u64 commands, connections, refused, timed_out, request_timed_out, output_closed;
+    u64 heavy, queued_light, queued_heavy;
     u64 hits, misses, errors, received, sent;
     u64 memory_used, memory_peak, memory_limit;
     u64 log_bytes_to_replay, writes_refused, table_bytes, blob_bytes, compaction_debt, tables;
@@ -62,6 +63,10 @@ collect_here(void *arg)
     t->connections += s->io.connections_accepted;
     t->refused += s->clients_refused;
     t->timed_out += s->clients_timed_out;
+    t->request_timed_out += s->clients_request_timed_out;
+    t->heavy += s->requests_heavy;
+    t->queued_light += s->work_queued_light;
+    t->queued_heavy += s->work_queued_heavy;
     t->output_closed += s->clients_output_closed;
     t->hits += s->keyspace_hits;
     t->misses += s->keyspace_misses;
@@ -301,12 +306,15 @@ section_distkv(struct buf *out, const struct server *server, const struct totals
                            : "ok");
     cmd_text(out,
              "clients_resp:%llu\r\nclients_native:%llu\r\nclients_paused:%llu\r\n"
-             "clients_timed_out:%llu\r\nrequests_pending:%llu\r\nrequests_forwarded:%llu\r\n"
+             "clients_timed_out:%llu\r\nclients_request_timed_out:%llu\r\n"
+             "requests_pending:%llu\r\nrequests_forwarded:%llu\r\nrequests_heavy:%llu\r\n"
+             "requests_queued_light:%llu\r\nrequests_queued_heavy:%llu\r\n"
              "watched_keys:%llu\r\nloop_stalls:%llu\r\nwrites_refused:%llu\r\n"
              "write_holds:%llu\r\nwrite_hold_max_usec:%llu\r\n",
              U(t->clients_resp), U(t->clients_native), U(t->clients_paused), U(t->timed_out),
-             U(t->pending), U(t->forwarded), U(t->watches), U(t->stalls), U(t->writes_refused),
-             U(t->write_holds), U(t->write_hold_ns_max / 1000));
+             U(t->request_timed_out), U(t->pending), U(t->forwarded), U(t->heavy),
+             U(t->queued_light), U(t->queued_heavy), U(t->watches), U(t->stalls),
+             U(t->writes_refused), U(t->write_holds), U(t->write_hold_ns_max / 1000));
     cmd_text(out,
              "log_bytes_to_replay:%llu\r\ntables:%llu\r\ntable_bytes:%llu\r\nblob_bytes:%llu\r\n"
              "compaction_debt_bytes:%llu\r\nrow_cache_hits:%llu\r\nrow_cache_misses:%llu\r\n"

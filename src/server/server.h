@@ -96,10 +96,11 @@ struct shard_stats {
     u64 commands_total;
     u64 commands_per_s, received_bytes_per_s, sent_bytes_per_s; /* over the last second or two */
     u64 clients_resp, clients_native, clients_monitor;
-    u64 clients_refused;       /* above maxclients */
-    u64 clients_timed_out;     /* idle */
-    u64 clients_output_closed; /* did not read their replies */
-    u64 clients_paused;        /* now: not read from, until replies are gone or a place is free */
+    u64 clients_refused;           /* above maxclients */
+    u64 clients_timed_out;         /* idle */
+    u64 clients_request_timed_out; /* left a request unfinished */
+    u64 clients_output_closed;     /* did not read their replies */
+    u64 clients_paused; /* now: not read from, until replies are gone or a place is free */
     u64 keyspace_hits, keyspace_misses;
     u64 tried_inline;     /* requests answered in the receive path */
     u64 requests_pending; /* now: on fibers, on other shards, waiting for their turn */

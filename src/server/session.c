@@ -25,6 +25,8 @@
 #define SWEEP_SESSIONS  1024u
 #define SWEEP_PERIOD_NS (200 * NS_PER_MS)
 #define RATE_PERIOD_NS  NS_PER_S
+/* The least that must come of an unfinished request in a minute. */
+#define UNFINISHED_BYTES_MIN 1024u
 /* What a turn always takes from a connection: see may_go_on. */
 #define TURN_SMALL_BYTES (8u << 10)
 
@@ -432,8 +434,34 @@ session_describe(const struct session *s, char *out, size_t size)
 
 /* ---- idle and stuck connections ---- */
 
+/* A request that has begun keeps memory until it ends. So it must go on: in each time limit_ns
+ * enough of it must come, or whoever sends a byte now and then keeps megabytes. Enough is a
+ * sixteenth of the request a minute, so that it is whole in about a quarter of an hour however slow
+ * the line is. What has arrived only the kernel knows: a large request is received in one piece. So
+ * it is asked once in a time, and only about requests that take so long. */
 static void
-sweep_one(struct session *s, u64 now_ns, u64 timeout_ns)
+sweep_unfinished(struct session *s, u64 now_ns, u64 limit_ns)
+{
+    if (!s->unfinished_seen) {
+        s->unfinished_arrived = io_conn_arrived(s->conn);
+        s->unfinished_seen = true;
+        return;
+    }
+    if (now_ns - MIN(now_ns, s->unfinished_ns) <= limit_ns) return;
+    u64 arrived = io_conn_arrived(s->conn);
+    u64 a_minute = MAX(s->unfinished_wanted / 16, UNFINISHED_BYTES_MIN);
+    u64 enough = MAX(a_minute * (limit_ns / NS_PER_MS) / 60000, 1u);
+    if (arrived - s->unfinished_arrived >= enough) {
+        s->unfinished_arrived = arrived;
+        s->unfinished_ns = s->active_ns = now_ns;
+        return;
+    }
+    s->shard->stats->clients_request_timed_out++;
+    session_close(s);
+}
+
+static void
+sweep_one(struct session *s, u64 now_ns, u64 timeout_ns, u64 request_ns)
 {
     if (s->conn == NULL) return;
     size_t owed = io_conn_pending(s->conn);
@@ -455,7 +483,13 @@ sweep_one(struct session *s, u64 now_ns, u64 timeout_ns)
         return;
     }
     if (s->piecewise && owed == 0) go_on(s); /* it was the memory */
-    if (timeout_ns == 0 || s->monitor || s->pending_count != 0) return;
+    if (s->pending_count != 0 || s->stall != SESSION_RUNS || s->closing) return;
+    if (s->unfinished_wanted != 0 && request_ns != 0) {
+        /* It is not idle, but has no more time than if it were. */
+        sweep_unfinished(s, now_ns, timeout_ns != 0 ? MIN(timeout_ns, request_ns) : request_ns);
+        return;
+    }
+    if (timeout_ns == 0 || s->monitor) return;
     if (now_ns - MIN(now_ns, s->active_ns) > timeout_ns) {
         s->shard->stats->clients_timed_out++;
         session_close(s);
@@ -467,6 +501,7 @@ sweep(struct io_timer *timer)
 {
     struct shard *shard = CONTAINER_OF(timer, struct shard, sweep);
     u64 timeout_ns = shard->config->timeout_s * NS_PER_S;
+    u64 request_ns = shard->config->request_timeout_ms * NS_PER_MS;
     u64 now_ns = io_now_ns();
     u32 count = MIN(shard->session_count, SWEEP_SESSIONS);
     for (u32 i = 0; i < count; i++) {
@@ -474,7 +509,7 @@ sweep(struct io_timer *timer)
         struct list *node = shard->sweep_next;
         if (node == &shard->sessions) break;
         shard->sweep_next = node->next;
-        sweep_one(list_entry(node, struct session, link), now_ns, timeout_ns);
+        sweep_one(list_entry(node, struct session, link), now_ns, timeout_ns, request_ns);
     }
     native_snapshots_sweep(shard, false);
     if (!shard->draining) io_timer_arm(timer, now_ns + SWEEP_PERIOD_NS);
@@ -606,8 +641,14 @@ received(struct io_conn *conn, struct bytes data)
         io_conn_again(conn);
         return 0;
     }
+    bool unfinished = s->unfinished_wanted != 0;
+    s->unfinished_wanted = 0;
     size_t consumed = s->protocol == SESSION_NATIVE ? session_native_received(s, data)
                                                     : session_resp_received(s, data);
+    if (s->unfinished_wanted != 0 && (!unfinished || consumed != 0)) {
+        s->unfinished_ns = io_now_ns();
+        s->unfinished_seen = false;
+    }
     if (s->conn != NULL && !s->closing && s->stall == SESSION_RUNS && output_full(s))
         session_stall(s, SESSION_WAITS_OUTPUT);
     return consumed;

@@ -96,6 +96,11 @@ struct session {
     u64 commands;
     const struct command *last_command;
     u64 received_bytes;
+    /* Of the request at the front, of which a part has come; see sweep_unfinished. */
+    u64 unfinished_wanted;  /* bytes that it needs at least; 0: there is none */
+    u64 unfinished_ns;      /* since when it has this time */
+    u64 unfinished_arrived; /* bytes of the connection then */
+    bool unfinished_seen;   /* the above is valid */
     char peer[64]; /* "address:port", asked for at the first slow request; empty until then */
 };
 

@@ -171,6 +171,7 @@ session_native_received(struct session *s, struct bytes data)
                 return data.size;
             }
             io_conn_want(s->conn, wanted);
+            s->unfinished_wanted = wanted;
             break;
         }
         if (status_is(st, ST_UNSUPPORTED)) {

@@ -567,6 +567,7 @@ session_resp_received(struct session *s, struct bytes data)
                 return data.size;
             }
             io_conn_want(s->conn, wanted);
+            s->unfinished_wanted = wanted;
             break;
         }
         if (result == RESP_ERROR || result == RESP_NO_MEMORY) {

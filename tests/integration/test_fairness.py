@@ -135,3 +135,23 @@ def test_clients_that_do_not_read_long_replies_hold_up_nobody(make_server):
     for sock in lazy:
         sock.close()
     short(waits, 0.25, 2.5)
+
+
+@pytest.mark.soak
+def test_hundreds_of_heavy_clients_of_every_kind(make_server):
+    keys = 600_000
+    server = make_server(memory="128MiB", cores="0,1")
+    load(server, keys, 400)
+    with server.connect(timeout=60) as connection:
+        for start in range(0, 10_000, 500):
+            connection.send_raw(b"".join(Resp.encode("SET", b"{tag}%d" % i, "x" * 400)
+                                         for i in range(start, start + 500)))
+            assert all(connection.read() == "OK" for _ in range(500))
+    for kind, connections, per in (
+        ("mget", 500, 1000), ("keys", 50, 0), ("scan", 300, 1000), ("dbsize", 50, 0),
+        ("exists", 300, 1000), ("pipeline", 500, 200), ("hotpipe", 100, 5000), ("hot", 300, 1000),
+        ("exec", 20, 200), ("mget,scan,exists,pipeline,hot", 300, 500),
+    ):
+        limit = 10_000 if kind == "exec" else keys
+        short(beside(server, kind, connections, limit, per, 20), 0.25, 2.5)
+    assert server.memory_peak() < 128 * 1.1 * (1 << 20)

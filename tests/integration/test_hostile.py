@@ -130,6 +130,81 @@ def test_idle_connections_are_closed_after_the_timeout(make_server):
     assert time.monotonic() - begun < 8 * SLOW
 
 
+def closed_soon(sock, seconds):
+    """Seconds until the server closed it, or None."""
+    begun = time.monotonic()
+    sock.settimeout(seconds * SLOW)
+    try:
+        while sock.recv(1 << 16):
+            pass
+    except TimeoutError:
+        return None
+    except ConnectionError:
+        pass
+    return time.monotonic() - begun
+
+
+def native_half():
+    from test_native import frame
+
+    return frame(3, b"\0" * 100_000)[:50_000]
+
+
+@pytest.mark.smoke
+def test_an_unfinished_request_has_its_time(make_server):
+    """A client that sends half of a request, or a byte now and then, is closed; its memory is for
+    others. One that is slow but goes on is served, and silence between requests is none of this."""
+    server = make_server()
+    assert server.call("CONFIG", "GET", "request-timeout") == [b"request-timeout", b"1m"]
+    assert server.call("CONFIG", "SET", "request-timeout", "2s") == "OK"
+    idle = server.connect()
+    assert idle.call("PING") == "PONG"
+    before = server.metric("distkv_clients_request_timed_out_total")
+
+    head = b"*3\r\n$3\r\nSET\r\n$4\r\nslow\r\n$900000\r\n"
+    halves = (head + b"x" * 400_000, head, b"*1", b"GE", b"*2\r\n$3\r\nGET\r\n$5\r\nab", native_half())
+    socks = [socket.create_connection(("127.0.0.1", server.port)) for _ in halves]
+    for sock, half in zip(socks, halves):
+        sock.sendall(half)
+    drip = socket.create_connection(("127.0.0.1", server.port))
+    drip.sendall(head)
+    slow = socket.create_connection(("127.0.0.1", server.port))
+    slow.sendall(head)
+
+    ended = False
+    for step in range(100):
+        if not ended:
+            try:
+                drip.sendall(b"x")
+            except OSError:
+                ended = True
+        slow.sendall(b"v" * 9000)
+        time.sleep(0.08)
+    assert ended, "a byte now and then kept it"
+    slow.sendall(b"\r\n")
+    slow.settimeout(20 * SLOW)
+    assert slow.recv(100) == b"+OK\r\n"
+    for sock in socks:
+        assert closed_soon(sock, 5) is not None
+        sock.close()
+    drip.close()
+    slow.close()
+    assert idle.call("STRLEN", "slow") == 900_000
+    idle.close()
+    closed = server.metric("distkv_clients_request_timed_out_total") - before
+    assert closed == len(halves) + 1
+    assert b"clients_request_timed_out:%d" % closed in server.call("INFO", "distkv")
+
+
+def test_unfinished_requests_may_be_given_all_the_time(make_server):
+    server = make_server(request_timeout="0")
+    with server.connect() as connection:
+        connection.send_raw(b"*1\r\n$4\r\nPI")
+        time.sleep(3)
+        connection.send_raw(b"NG\r\n")
+        assert connection.read() == "PONG"
+
+
 def test_a_promise_of_much_takes_no_memory_before_it_comes(server):
     before = server.memory_peak()
     connections = []

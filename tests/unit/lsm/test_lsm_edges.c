@@ -324,6 +324,100 @@ replaying_survives_any_failed_sync(void **state)
     }
 }
 
+#define BATCH_OPS 6u
+
+static status
+batches_put(struct world *w, u32 count)
+{
+    static u8 value[3000];
+    struct lsm_batch batch;
+    lsm_batch_init(&batch, io_budget());
+    status st = ST_OK;
+    for (u32 i = 0; i < count && ok(st); i++) {
+        lsm_batch_clear(&batch);
+        for (u32 j = 0; j < BATCH_OPS; j++) {
+            char text[32];
+            struct bytes key = BYTES(text, key_make(w->keys++, text));
+            CHECK(lsm_batch_put(&batch, 0, hash_token(key), key, BYTES(value, 3000), 0));
+        }
+        st = lsm_write(w->lsm, &batch, &w->seq);
+    }
+    lsm_batch_deinit(&batch);
+    return st;
+}
+
+static status
+batches_body(void *arg)
+{
+    struct world *w = arg;
+    CHECK(ok(open_store(w)));
+    CHECK(ok(batches_put(w, 2)));
+    fiber_sleep_ns(NS_PER_S);
+    sim_fail_at(w->sim, SIM_POINT_SYNC, 0, 1, ST_IO_ERROR);
+    CHECK(ok(batches_put(w, 9)));
+    fiber_sleep_ns(NS_PER_S); /* the sync fails */
+    sim_crash_keeps_all_set(w->sim, true);
+    sim_crash_at(w->sim, SIM_POINT_EVENT, 0);
+    fiber_sleep_ns(10 * NS_PER_S);
+    return ST_OK;
+}
+
+static status
+batches_check_body(void *arg)
+{
+    struct world *w = arg;
+    status st = open_store(w);
+    if (!ok(st)) return st;
+    u32 found = 0;
+    for (u32 i = 0; i < w->keys; i++) {
+        st = get(w, i, NULL);
+        CHECK(ok(st) || status_is(st, ST_NOT_FOUND));
+        if (!ok(st)) continue;
+        CHECK(found == i); /* a prefix */
+        found++;
+    }
+    CHECK(found >= 2 * BATCH_OPS);
+    CHECK(found % BATCH_OPS == 0); /* of whole batches */
+    return lsm_close(w->lsm);
+}
+
+static status
+open_close_body(void *arg)
+{
+    struct world *w = arg;
+    status st = open_store(w);
+    return ok(st) ? lsm_close(w->lsm) : st;
+}
+
+/* The memtables are smaller now than what is replayed, and the disk holds less of the log than can
+ * be read; the power fails at the n-th request of the opening. */
+static void
+a_power_cut_while_replaying_leaves_whole_batches(void **state)
+{
+    (void)state;
+    bool cut = true;
+    for (u64 n = 0; cut; n++) {
+        struct world w;
+        world_init(&w, n);
+        w.options.durability = LSM_DURABILITY_PERIODIC;
+        w.options.sync_interval_ms = 100;
+        w.options.log_segment_bytes = MIB(1);
+        (void)ok(sim_run(w.sim, 1, batches_body, &w));
+        sim_faults_clear(w.sim);
+        w.options.memtable_bytes = KIB(64);
+        sim_crash_keeps_all_set(w.sim, false);
+        sim_crash_at(w.sim, SIM_POINT_IO, n);
+        (void)ok(sim_run(w.sim, 1, open_close_body, &w));
+        cut = sim_crashed(w.sim);
+        sim_faults_clear(w.sim);
+        if (!ok(sim_run(w.sim, 1, batches_check_body, &w))) {
+            sim_log_dump(w.sim);
+            fail();
+        }
+        sim_free(w.sim);
+    }
+}
+
 /* ---- the end of long calls ---- */
 
 struct call {
@@ -583,6 +677,7 @@ main(void)
         cmocka_unit_test(what_a_range_deletes_answers_with_its_number),
         cmocka_unit_test(a_store_on_a_full_disk_opens_and_reads),
         cmocka_unit_test(replaying_survives_any_failed_sync),
+        cmocka_unit_test(a_power_cut_while_replaying_leaves_whole_batches),
         cmocka_unit_test(closing_does_not_wait_for_a_compaction_or_a_count),
         cmocka_unit_test(lone_small_writes_do_not_make_a_long_log),
         cmocka_unit_test(held_writes_show_nothing_until_all_are_released),
