@@ -4,6 +4,8 @@
  */
 #include "io/core_conn.h"
 
+#include "base/fault.h"
+
 /* Of the shard's memory: unfinished requests, and unread replies. */
 #define CONN_INPUT_SHARE  8u
 #define CONN_OUTPUT_SHARE 8u
@@ -46,6 +48,7 @@ conn_backlog_max(const struct core_net *net)
 static void
 conn_starve(struct io_conn *conn)
 {
+    MARK("io.conn.starved");
     conn->net->shard->stats.connections_starved++;
     core_conn_shut(conn, ST_NO_MEMORY);
 }
@@ -115,7 +118,10 @@ conn_holds_back(const struct io_conn *conn)
 void
 core_conn_arrived(struct io_conn *conn, struct bytes data)
 {
-    if (conn->state != CONN_OPEN) return; /* thrown away */
+    if (conn->state != CONN_OPEN) {
+        MARK("io.conn.input_ignored");
+        return;
+    }
     bool given = conn->input.size == 0 && !conn_holds_back(conn);
     if (given) {
         size_t consumed = conn_give(conn, data);
@@ -127,7 +133,10 @@ core_conn_arrived(struct io_conn *conn, struct bytes data)
         return;
     }
     if (!given && conn_holds_back(conn)) {
-        if (conn->input.size > conn_backlog_max(conn->net)) backend_conn_receive_cut(conn);
+        if (conn->input.size > conn_backlog_max(conn->net)) {
+            MARK("io.conn.backlog_full");
+            backend_conn_receive_cut(conn);
+        }
         return;
     }
     if (!given) {
@@ -249,6 +258,7 @@ io_conn_write_piece(struct io_conn *conn, const void *data, size_t size)
     const struct budget *budget = conn->output.budget;
     if (budget->used_bytes + size <= budget->limit_bytes / 2 && io_conn_write(conn, data, size))
         return true;
+    MARK("io.conn.piece_waits");
     conn->output.was_high = true;
     return false;
 }
@@ -335,6 +345,7 @@ conn_timer_fire(struct io_timer *timer)
 {
     struct io_conn *conn = CONTAINER_OF(timer, struct io_conn, timer);
     bool late = conn->state == CONN_FLUSHING && !conn->peer_ended;
+    if (late) MARK("io.conn.flush_late");
     core_conn_shut(conn, late ? ST_TIMED_OUT : ST_OK);
 }
 
@@ -394,6 +405,7 @@ core_conn_open(struct io_conn *conn, void *arg)
 {
     status st = conn->events->opened(conn, arg);
     if (!ok(st)) {
+        MARK("io.conn.refused");
         core_conn_shut(conn, st);
         return st;
     }

@@ -4,6 +4,7 @@
  */
 #include "io/core_output.h"
 
+#include "base/fault.h"
 #include "io/net.h"
 
 #define CHUNK_FIRST_BYTES (4u << 10) /* with its header */
@@ -61,7 +62,7 @@ core_output_reserve(struct core_output *output, size_t size)
 {
     struct output_chunk *chunk = chunk_last(output);
     if (chunk == NULL || chunk->size - chunk->used < size) {
-        if (size > CONN_INPUT_MAX_BYTES * 2) return NULL;
+        if (size > CONN_INPUT_MAX_BYTES * 2) return MARKED("io.output.too_large", NULL);
         bool roomy = output_limit(output) >= CONN_OUTPUT_LOW_BYTES;
         size_t bytes = chunk == NULL || !roomy ? CHUNK_FIRST_BYTES : CHUNK_NEXT_BYTES;
         if (size > bytes - sizeof(*chunk))
@@ -69,9 +70,9 @@ core_output_reserve(struct core_output *output, size_t size)
         /* The last eighth is for small replies: they must not fail because of long ones. */
         const struct budget *budget = output->budget;
         if (bytes > CHUNK_FIRST_BYTES && budget->used_bytes + bytes > budget->limit_bytes / 8 * 7)
-            return NULL;
+            return MARKED("io.output.kept_for_small", NULL);
         chunk = mem_alloc(output->budget, bytes);
-        if (chunk == NULL) return NULL;
+        if (chunk == NULL) return MARKED("io.output.no_memory", NULL);
         *chunk = (struct output_chunk){.size = (u32)(bytes - sizeof(*chunk))};
         list_push_back(&output->chunks, &chunk->link);
     }

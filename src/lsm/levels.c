@@ -283,7 +283,10 @@ levels_collect_orphans(struct levels *levels)
 {
     /* A flush during the replay may have left open which manifest holds, and the other names what
      * looks like orphans here. */
-    if (levels->failed) return;
+    if (levels->failed) {
+        MARK("lsm.levels.orphans_left");
+        return;
+    }
     status st = remove_orphans(levels, true);
     if (!ok(st)) {
         MARK("lsm.levels.orphan_blobs_stay");

@@ -529,7 +529,7 @@ header_wait(struct log *log, u64 number)
 {
     while (!log->failed && log->started < number)
         (void)fiber_queue_wait(&log->state_wake, FIBER_FOREVER);
-    return log->started < number ? ST_READ_ONLY : ST_OK;
+    return log->started < number ? MARKED("lsm.log.header_failed", ST_READ_ONLY) : ST_OK;
 }
 
 MAY_YIELD status
@@ -657,6 +657,8 @@ tail_adopt(struct log *log, const struct log_recovered *found)
     bool replace = found->tail_doubtful;
     bool in_tables = found->tail_seq <= log->config.seq_flushed;
     u64 from = replace ? LOG_BLOCK_BYTES : found->tail_attested;
+    if (replace) MARK("lsm.log.tail_doubtful");
+    if (in_tables) MARK("lsm.log.tail_in_tables");
     /* Also when all of it is in tables: the next segment must not follow what may yet be lost. */
     if (found->tail_end > from && !(replace && in_tables)) {
         log->carry = (struct log_carry){.number = found->tail_number,

@@ -174,6 +174,7 @@ start_find(struct copy *copy, u64 from, u64 *offset_out)
         *offset_out = found;
         return ST_OK;
     }
+    MARK("lsm.log.carry_no_record_before");
     *offset_out = from;
     return ST_OK;
 }
@@ -223,7 +224,7 @@ log_carry_copy(struct log *log, struct log_segment *segment)
     copy->buffer = mem_alloc_aligned(budget, copy->capacity, IO_ALIGNMENT);
     log_stream_init(&copy->stream, budget, record_copy, copy);
     status st = log_reader_init(&copy->reader, log->dir, budget);
-    if (copy->buffer == NULL) st = ST_NO_MEMORY;
+    if (copy->buffer == NULL) st = MARKED("lsm.log.carry_no_buffer", ST_NO_MEMORY);
     if (ok(st)) st = log_reader_open(&copy->reader, carry->number, false);
     log_reader_limit(&copy->reader, carry->end);
     if (ok(st)) st = records_copy(copy, carry);

@@ -27,10 +27,13 @@ log_reader_init(struct log_reader *reader, const char *dir, struct budget *budge
     u64 count = CLAMP(budget->limit_bytes / 64 / PIECE_BYTES, 1u, LOG_READ_PIECES);
     while (reader->piece_count < count) {
         u8 *buffer = mem_alloc_aligned(budget, reader->piece_bytes, IO_ALIGNMENT);
-        if (buffer == NULL) break;
+        if (buffer == NULL) {
+            MARK("lsm.log.fewer_pieces");
+            break;
+        }
         reader->pieces[reader->piece_count++].buffer = buffer;
     }
-    return reader->piece_count > 0 ? ST_OK : ST_NO_MEMORY;
+    return reader->piece_count > 0 ? ST_OK : MARKED("lsm.log.pieces_no_memory", ST_NO_MEMORY);
 }
 
 MAY_YIELD void
@@ -142,6 +145,7 @@ log_reader_block(struct log_reader *reader, u64 offset, const u8 **out)
         fiber_yield();
         status st = piece_wait(piece);
         if (!ok(st)) {
+            MARK("lsm.log.piece_failed");
             pieces_drop(reader); /* another call reads it again */
             return st;
         }

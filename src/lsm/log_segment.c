@@ -141,7 +141,10 @@ log_replaced_retire(struct log *log)
     while (!list_empty(&log->replaced)) {
         struct log_segment *segment =
             list_entry(list_first(&log->replaced), struct log_segment, link);
-        if (log->failed || log->started <= segment->number) return;
+        if (log->failed || log->started <= segment->number) {
+            MARK("lsm.log.replaced_stays");
+            return;
+        }
         list_del(&segment->link);
         log_segment_retire(log, segment);
     }

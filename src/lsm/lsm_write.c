@@ -640,8 +640,14 @@ lsm_replay(void *arg, const struct log_record *record, struct bytes payload)
     bool bad;
     u32 count = 0;
     u64 seq = record->seq_first;
-    status st = replay_reserve_record(lsm, record, payload);
+    status st = ST_OK;
+    if (seq % 16 == 0 && !active_is_empty(lsm) && BUGGIFY("lsm.replay.early_flush")) {
+        st = lsm_flush_now(lsm, false);
+        if (!ok(st) && !status_is(st, ST_NO_SPACE)) return st;
+    }
+    st = replay_reserve_record(lsm, record, payload);
     bool reserved = ok(st);
+    if (status_is(st, ST_TOO_LARGE)) MARK("lsm.replay.one_by_one");
     if (!reserved && !status_is(st, ST_TOO_LARGE)) return st;
     for (; lsm_op_next(&payload, &op, &bad); seq++, count++) {
         if (count == record->count || !op_belongs(lsm, &op))

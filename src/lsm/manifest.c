@@ -460,6 +460,7 @@ manifest_decode(struct bytes data, struct budget *budget, struct manifest *out, 
     }
     if (!all_zero(data.data + header.size, data.size - header.size)) { /* no checksum has them */
         *offset_out = header.size;
+        MARK("lsm.manifest.tail_set");
         *what_out = "bytes after the end are set";
         return ST_CORRUPT;
     }

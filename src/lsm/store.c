@@ -687,7 +687,7 @@ store_verify(const char *data_dir,
     if (work == NULL) return ST_NO_MEMORY;
     work->foreign = true;
     status st = io_dir_list(data_dir, name_recognize, work);
-    if (ok(st) && work->foreign) st = ST_NOT_FOUND;
+    if (ok(st) && work->foreign) st = MARKED("lsm.store.verify_foreign", ST_NOT_FOUND);
     if (ok(st)) st = io_dir_lock(data_dir);
     bool locked = ok(st);
     if (ok(st)) st = node_read(work);
