@@ -5,10 +5,10 @@
  * Receiving. Idle connections have a multishot receive on the shard's provided buffers and no
  * memory of their own. The session is given the bytes where the kernel put them; only what it
  * leaves over is copied to the connection's input, and the buffer goes back at once. A frame that
- * the session wants whole and that is larger than a buffer is received by one-shot requests
- * straight into the input. When the provided buffers run out, the receive ends with ENOBUFS even if
- * the socket has nothing to read; it is armed again at the end of the turn, when the buffers that
- * this turn used are back.
+ * the session wants whole and of which more than a buffer is still to come is received by one-shot
+ * requests straight into the input. When the provided buffers run out, the receive ends with
+ * ENOBUFS even if the socket has nothing to read; it is armed again at the end of the turn, when
+ * the buffers that this turn used are back.
  *
  * Sending. Output is a list of chunks; at the end of a turn what may go is one send, or one
  * gathering sendmsg, and there is never more than one in flight, or bytes could interleave.
@@ -228,12 +228,20 @@ conn_receive_later(struct io_conn *conn)
     if (wanted && !conn->peer_ended) list_push_back(&conn->shard->conns_recv, &conn->recv_link);
 }
 
+/* Much of one frame is known to come: straight into the input. Not for a little: of a frame whose
+ * end is not known yet only the next few bytes are, and there may be many such. */
+static bool
+conn_wants_direct(const struct io_conn *conn)
+{
+    return conn->want_bytes > conn->input.size &&
+           conn->want_bytes - conn->input.size > RING_BUFFER_BYTES;
+}
+
 static void
 conn_receive_arm(struct io_conn *conn)
 {
     struct ring_shard *shard = conn->shard;
-    bool direct = conn->state == CONN_OPEN && conn->want_bytes > conn->input.size &&
-                  conn->want_bytes > RING_BUFFER_BYTES;
+    bool direct = conn->state == CONN_OPEN && conn_wants_direct(conn);
     /* The last eighth is for the ends of small requests. */
     const struct budget *budget = &shard->input_budget;
     bool room = budget->used_bytes + conn->want_bytes <= budget->limit_bytes / 8 * 7;
@@ -314,8 +322,7 @@ conn_bytes_arrived(struct io_conn *conn, struct bytes data)
     conn_give_input(conn);
 want:
     /* The rest of a large frame comes without a copy, once this receive has ended. */
-    if (conn->state == CONN_OPEN && conn->want_bytes > RING_BUFFER_BYTES &&
-        conn->want_bytes > conn->input.size)
+    if (conn->state == CONN_OPEN && conn_wants_direct(conn))
         ring_req_cancel(conn->shard, &conn->recv_req);
 }
 

@@ -148,7 +148,7 @@ def test_hundreds_of_heavy_clients_of_every_kind(make_server):
                                          for i in range(start, start + 500)))
             assert all(connection.read() == "OK" for _ in range(500))
     for kind, connections, per in (
-        ("mget", 500, 1000), ("keys", 50, 0), ("scan", 300, 1000), ("dbsize", 50, 0),
+        ("mget", 500, 1000), ("keys", 8, 0), ("scan", 300, 1000), ("dbsize", 8, 0),
         ("exists", 300, 1000), ("pipeline", 500, 200), ("hotpipe", 100, 5000), ("hot", 300, 1000),
         ("exec", 20, 200), ("mget,scan,exists,pipeline,hot", 300, 500),
     ):
