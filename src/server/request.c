@@ -267,7 +267,8 @@ send_back(struct request *request)
 {
     if (request->reply.size <= REQUEST_INLINE_REPLY) {
         request->inline_size = (u32)request->reply.size;
-        memcpy(request->inline_reply, request->reply.data, request->reply.size);
+        if (request->reply.size > 0) /* not so when there was no memory for it */
+            memcpy(request->inline_reply, request->reply.data, request->reply.size);
         buf_deinit(&request->reply);
     }
     request->mail.deliver = deliver_finished;
