@@ -73,8 +73,10 @@ core_conn_receive_later(struct io_conn *conn)
 bool
 core_conn_wants_direct(const struct io_conn *conn)
 {
+    /* Not for a little: of a frame whose end is not known yet only the next few bytes are wanted,
+     * and there may be many such. */
     return conn->state == CONN_OPEN && conn->want_bytes > conn->input.size &&
-           conn->want_bytes > CONN_PIECE_BYTES;
+           conn->want_bytes - conn->input.size > CONN_PIECE_BYTES;
 }
 
 bool

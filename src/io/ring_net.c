@@ -5,10 +5,10 @@
  * Receiving. Idle connections have a multishot receive on the shard's provided buffers and no
  * memory of their own. The session is given the bytes where the kernel put them; only what it
  * leaves over is copied to the connection's input, and the buffer goes back at once. A frame that
- * the session wants whole and that is larger than a buffer is received by one-shot requests
- * straight into the input. When the provided buffers run out, the receive ends with ENOBUFS even if
- * the socket has nothing to read; it is armed again at the end of the turn, when the buffers that
- * this turn used are back.
+ * the session wants whole and of which more than a buffer is still to come is received by one-shot
+ * requests straight into the input. When the provided buffers run out, the receive ends with
+ * ENOBUFS even if the socket has nothing to read; it is armed again at the end of the turn, when
+ * the buffers that this turn used are back.
  *
  * Sending. Output is a list of chunks; at the end of a turn what may go is one send, or one
  * gathering sendmsg, and there is never more than one in flight, or bytes could interleave.

@@ -148,7 +148,7 @@ struct log_reader {
     u64 ahead;      /* where the next piece begins */
     u64 ahead_end;  /* no piece goes beyond this; a block beyond it moves it to the end */
     struct log_piece pieces[LOG_READ_PIECES]; /* a ring: front holds what is asked for */
-    u32 piece_bytes, piece_count, front;
+    u32 piece_bytes, piece_count, piece_max, front;
 };
 MUST_CHECK status log_reader_init(struct log_reader *reader, const char *dir,
                                   struct budget *budget);

@@ -18,22 +18,26 @@
 
 /* ---- blocks ---- */
 
+static bool
+piece_add(struct log_reader *reader)
+{
+    if (reader->piece_count == reader->piece_max) return false;
+    u8 *buffer = mem_alloc_aligned(reader->budget, reader->piece_bytes, IO_ALIGNMENT);
+    if (buffer == NULL) return MARKED("lsm.log.fewer_pieces", false);
+    reader->pieces[reader->piece_count++].buffer = buffer;
+    return true;
+}
+
 status
 log_reader_init(struct log_reader *reader, const char *dir, struct budget *budget)
 {
     *reader = (struct log_reader){.dir = dir, .budget = budget, .piece_bytes = PIECE_BYTES};
     if (BUGGIFY("lsm.log.pieces_small")) reader->piece_bytes = 2 * LOG_BLOCK_BYTES;
-    /* One must be had; more of them let the disk work meanwhile. A small store has fewer. */
-    u64 count = CLAMP(budget->limit_bytes / 64 / PIECE_BYTES, 1u, LOG_READ_PIECES);
-    while (reader->piece_count < count) {
-        u8 *buffer = mem_alloc_aligned(budget, reader->piece_bytes, IO_ALIGNMENT);
-        if (buffer == NULL) {
-            MARK("lsm.log.fewer_pieces");
-            break;
-        }
-        reader->pieces[reader->piece_count++].buffer = buffer;
-    }
-    return reader->piece_count > 0 ? ST_OK : MARKED("lsm.log.pieces_no_memory", ST_NO_MEMORY);
+    /* One must be had; more of them, once there is enough to read, let the disk work meanwhile. A
+     * small store has fewer. */
+    u64 most = budget->limit_bytes / 64 / reader->piece_bytes;
+    reader->piece_max = (u32)CLAMP(most, 1u, LOG_READ_PIECES);
+    return piece_add(reader) ? ST_OK : MARKED("lsm.log.pieces_no_memory", ST_NO_MEMORY);
 }
 
 MAY_YIELD void
@@ -111,6 +115,13 @@ log_reader_close(struct log_reader *reader)
     reader->file = NULL;
 }
 
+/* One more, when there is something to read into it. */
+static bool
+piece_wanted(struct log_reader *reader)
+{
+    return reader->ahead < reader->ahead_end && piece_add(reader);
+}
+
 static bool
 piece_holds(const struct log_piece *piece, u64 offset)
 {
@@ -136,7 +147,7 @@ log_reader_block(struct log_reader *reader, u64 offset, const u8 **out)
             if (offset >= reader->ahead_end) log_reader_limit(reader, reader->file_bytes);
             reader->ahead = offset;
             reader->front = 0;
-            for (u32 i = 0; i < reader->piece_count; i++)
+            for (u32 i = 0; i < reader->piece_count || piece_wanted(reader); i++)
                 piece_start(reader, &reader->pieces[i]);
         }
         piece = &reader->pieces[reader->front];

@@ -210,6 +210,7 @@ op_apply(struct lsm *lsm, const struct lsm_op *op, u64 seq, u64 version)
     };
     memtable_insert(ks->active, &entry, lsm->snapshot_count > 0);
     if (entry.kind == ENTRY_DELETE) ks->delete_count++;
+    if (lsm->replaying) return; /* nobody has read yet: nothing is cached */
     u64 key_hash = hash_key(op->key, 0);
     lsm->write_marks[key_hash % LSM_WRITE_MARKS]++;
     row_cache_remove(lsm->row_cache, op->header.keyspace, key_hash, op->key);

@@ -267,7 +267,8 @@ send_back(struct request *request)
 {
     if (request->reply.size <= REQUEST_INLINE_REPLY) {
         request->inline_size = (u32)request->reply.size;
-        memcpy(request->inline_reply, request->reply.data, request->reply.size);
+        if (request->reply.size > 0) /* not so when there was no memory for it */
+            memcpy(request->inline_reply, request->reply.data, request->reply.size);
         buf_deinit(&request->reply);
     }
     request->mail.deliver = deliver_finished;
@@ -343,9 +344,9 @@ run_waiting(struct request *request, struct exec *x, struct resp_writer *w, stru
         exec_wait(x, request->command->handler);
         bool short_of_memory = w->failed || status_is(x->failure, ST_NO_MEMORY);
         if (!short_of_memory || x->wrote || tries == MEMORY_TRIES) break;
-        bool split =
-            request->parent != NULL || (request->part && request->command->place != PLACE_EXEC);
-        if (split) break;                    /* request_parts.c sees to it */
+        bool read_part = (request->parent != NULL || request->part) &&
+                         request->command->place == PLACE_SPLIT_ARRAY;
+        if (read_part) break;                /* request_parts.c sees to it */
         if (shard->request_count < 2) break; /* nobody will give any back */
         MARK("server.request.memory_awaited");
         request->long_reply = w->failed;

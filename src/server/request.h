@@ -38,8 +38,10 @@
 #define REQUEST_INLINE_REPLY 256u
 /* Keys that a connection may have under way as light work. */
 #define REQUEST_KEYS_LIGHT 4u
-/* MGET of more goes in stretches, see request_parts.c. */
-#define REQUEST_KEYS_AT_ONCE 128u
+/* MGET of more goes in stretches, see request_parts.c; other commands that are split, of more than
+ * the second. */
+#define REQUEST_KEYS_AT_ONCE        128u
+#define REQUEST_KEYS_AT_ONCE_OTHERS 1024u
 /* The estimate for what walks over the keyspace. */
 #define REQUEST_KEYS_MANY 1000u
 
@@ -108,7 +110,7 @@ void request_start(struct request *request);
 MUST_CHECK bool request_start_parts(struct shard *shard, struct request *request);
 /* All parts have come back. false: it goes on otherwise. */
 MUST_CHECK bool request_parts_done(struct request *request);
-/* As request_start, for MGET: asks for the keys, and sends the reply, bit by bit. */
+/* As request_start, for what can be split: asks for the keys, and sends the reply, bit by bit. */
 void request_start_stretches(struct request *request);
 /* That, on a worker at home. */
 MAY_YIELD void request_run_stretches(struct exec *x, struct request *request);

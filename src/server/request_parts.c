@@ -8,6 +8,8 @@
  *               grows. So it holds little, whatever the values are, and a client that reads slowly
  *               holds nothing else up. The stretches adapt to the size of the values.
  *
+ *               Other commands of very many keys go so because of the time that they take.
+ *
  * A part borrows the arguments' bytes from the whole, which stays until its parts are done. Keys of
  * one owner keep their order.
  *
@@ -21,6 +23,8 @@
 
 #define STRETCH_KEYS_FIRST 4u
 #define STRETCH_KEYS_MAX   256u
+/* Where the reply is short; a turn of some hundred microseconds. */
+#define STRETCH_KEYS_OTHERS 512u
 /* About so much of the reply at a time. */
 #define STRETCH_BYTES (32u << 10)
 /* Less is not worth being sent for the memory that it gives back. */
@@ -260,16 +264,13 @@ send_long(struct exec *x, struct stretches *stretches, const struct request *par
                       !session_stream_bytes(x, BYTES(reply.data + consumed, reply.size - consumed));
 }
 
-/* Appends the elements for some keys from argument `at` on to the reply, or sends them; or leaves
- * everything as it was. */
+/* Makes parts for some keys from argument `at` on, and waits for them. */
 MAY_YIELD static status
-stretch(struct exec *x, struct stretches *stretches, u32 at, u32 count)
+ask(struct stretches *stretches, u32 at, u32 count, struct request **parts)
 {
-    struct request *request = stretches->request;
-    struct request *parts[LIMIT_SHARDS] = {NULL};
-    u32 shard_count = x->shard->server->shard_count;
-    u32 step = stretches->step, last = at + (count - 1) * step;
-    if (!parts_make(request, at, last, step, parts)) return ST_NO_MEMORY;
+    u32 shard_count = shard_self()->server->shard_count;
+    u32 last = at + (count - 1) * stretches->step;
+    if (!parts_make(stretches->request, at, last, stretches->step, parts)) return ST_NO_MEMORY;
     struct fiber_queue queue;
     fiber_queue_init(&queue);
     for (u32 i = 0; i < shard_count; i++) {
@@ -278,18 +279,32 @@ stretch(struct exec *x, struct stretches *stretches, u32 at, u32 count)
         request_start(parts[i]);
     }
     status st = ST_OK;
-    const struct request *only = NULL;
     for (u32 i = 0; i < shard_count; i++) {
         if (parts[i] == NULL) continue;
         request_wait(parts[i]);
         if (parts[i]->unknown) st = ST_UNKNOWN_OUTCOME;
         if (ok(st)) st = parts[i]->failure;
-        only = parts[i];
     }
+    return st;
+}
+
+/* Appends the elements for some keys to the reply, or sends them; or leaves everything as it was.
+ */
+MAY_YIELD static status
+read_stretch(struct exec *x, struct stretches *stretches, u32 at, u32 count)
+{
+    struct request *parts[LIMIT_SHARDS] = {NULL};
+    u32 shard_count = x->shard->server->shard_count;
+    u32 last = at + (count - 1) * stretches->step;
+    status st = ask(stretches, at, count, parts);
     size_t size = x->reply->out->size;
-    if (ok(st) && count == 1 && request_reply(only).size > STRETCH_BYTES) {
+    const struct request *only = NULL;
+    for (u32 i = 0; i < shard_count && count == 1; i++)
+        if (parts[i] != NULL) only = parts[i];
+    if (ok(st) && only != NULL && request_reply(only).size > STRETCH_BYTES) {
         send_long(x, stretches, only);
-    } else if (ok(st) && !append_elements(x->reply->out, request, at, last, step, parts)) {
+    } else if (ok(st) && !append_elements(x->reply->out, stretches->request, at, last,
+                                          stretches->step, parts)) {
         x->reply->out->size = size;
         st = ST_NO_MEMORY;
     }
@@ -314,8 +329,8 @@ stretch_keys(u32 keys, size_t bytes)
     return (u32)CLAMP(fit, 1u, MIN(keys * 2, STRETCH_KEYS_MAX));
 }
 
-MAY_YIELD void
-request_run_stretches(struct exec *x, struct request *request)
+MAY_YIELD static void
+run_reads(struct exec *x, struct request *request)
 {
     struct session *s = request->session;
     u32 at, last;
@@ -326,7 +341,7 @@ request_run_stretches(struct exec *x, struct request *request)
     while (at <= last && !stretches.gone && s->conn != NULL && !s->closing) {
         u32 count = MIN(keys, (last - at) / stretches.step + 1);
         size_t size = x->reply->out->size;
-        status st = stretch(x, &stretches, at, count);
+        status st = read_stretch(x, &stretches, at, count);
         bool memory = status_is(st, ST_NO_MEMORY) || status_is(st, ST_OVERLOADED);
         if (!memory) alone_end(x, &stretches);
         if (ok(st)) {
@@ -354,4 +369,54 @@ request_run_stretches(struct exec *x, struct request *request)
         stretches.gone = !session_stream(x);
     }
     alone_end(x, &stretches);
+}
+
+/* MSET, DEL, EXISTS and the like of very many keys: one stretch after the other, so that none takes
+ * a turn of many milliseconds. Each key is on its own anyway. Goes on when the client is gone: what
+ * it asked for is done. */
+MAY_YIELD static void
+run_others(struct exec *x, struct request *request)
+{
+    struct request *parts[LIMIT_SHARDS] = {NULL};
+    u32 shard_count = x->shard->server->shard_count;
+    u32 at, last;
+    struct stretches stretches = {.request = request};
+    command_key_range(request->command, request->arg_count, &at, &last, &stretches.step);
+    i64 sum = 0;
+    while (at <= last) {
+        u32 count = MIN(STRETCH_KEYS_OTHERS, (last - at) / stretches.step + 1);
+        status st = ask(&stretches, at, count, parts);
+        for (u32 i = 0; i < shard_count && ok(st); i++) {
+            if (parts[i] == NULL) continue;
+            struct bytes reply = request_reply(parts[i]);
+            struct resp_reply head = {.kind = RESP_REPLY_ERROR};
+            size_t consumed;
+            if (!ok(resp_read(reply, &head, &consumed))) st = ST_UNKNOWN_OUTCOME;
+            if (head.kind == RESP_REPLY_INTEGER) sum += head.integer;
+            if (head.kind != RESP_REPLY_ERROR) continue;
+            /* The command's own, not the store's: a value that is too large. */
+            if (!buf_append(x->reply->out, reply.data, reply.size)) x->reply->failed = true;
+            parts_free(parts, shard_count);
+            return;
+        }
+        parts_free(parts, shard_count);
+        if (!ok(st)) {
+            exec_fail(x, st);
+            return;
+        }
+        at += count * stretches.step;
+    }
+    if (request->command->place == PLACE_SPLIT_SUM)
+        resp_integer(x->reply, sum);
+    else
+        resp_simple(x->reply, "OK");
+}
+
+MAY_YIELD void
+request_run_stretches(struct exec *x, struct request *request)
+{
+    if (request->command->place == PLACE_SPLIT_ARRAY)
+        run_reads(x, request);
+    else
+        run_others(x, request);
 }

@@ -181,7 +181,8 @@ start_split(struct call *call, struct resp_writer *w)
     if (request == NULL) return no_place(call, w);
     list_push_back(&s->pending, &request->link);
     s->pending_count++;
-    if (call->command->place == PLACE_SPLIT_ARRAY && call->keys > REQUEST_KEYS_AT_ONCE) {
+    bool reads = call->command->place == PLACE_SPLIT_ARRAY;
+    if (call->keys > (reads ? REQUEST_KEYS_AT_ONCE : REQUEST_KEYS_AT_ONCE_OTHERS)) {
         request_start_stretches(request);
         return DISPATCH_DONE;
     }
@@ -294,7 +295,9 @@ run_on_keys(struct call *call, struct resp_writer *w)
         }
         if (shard_of_token(server, other) != owner) one_owner = false;
     }
-    if (one_owner) return run_on_owner(call, w, owner, 0, NULL, false);
+    bool too_many = split && call->command->place != PLACE_SPLIT_ARRAY &&
+                    call->keys > REQUEST_KEYS_AT_ONCE_OTHERS;
+    if (one_owner && !too_many) return run_on_owner(call, w, owner, 0, NULL, false);
     return start_split(call, w);
 }
 

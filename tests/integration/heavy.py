@@ -108,7 +108,7 @@ class Client:
         self.since = time.monotonic()
 
 
-def main(port, kind, connections, keys, per, patience=120):
+def main(port, kind, connections, keys, per, patience=300):
     chance = random.Random(7)
     kinds = kind.split(",")
     ready = [request(kinds[i % len(kinds)], chance, keys, per) for i in range(REQUESTS)]

@@ -205,6 +205,19 @@ def test_unfinished_requests_may_be_given_all_the_time(make_server):
         assert connection.read() == "PONG"
 
 
+@pytest.mark.smoke
+def test_a_request_of_many_small_arguments_is_received_in_large_pieces(server):
+    """Its size is not known before its last argument; once it had taken a call for each of them."""
+    pairs = 30_000 // SLOW
+    words = [word for i in range(pairs) for word in (b"m%d" % i, b"v" * 20)]
+    with server.connect(timeout=60) as connection:
+        before = server.metric("distkv_loop_turns_total")
+        assert connection.call("MSET", *words) == "OK"
+        turns = server.metric("distkv_loop_turns_total") - before
+        assert turns < pairs // 4, f"{turns} turns of the loops"
+        assert connection.call("EXISTS", *words[::2]) == pairs
+
+
 def test_a_promise_of_much_takes_no_memory_before_it_comes(server):
     before = server.memory_peak()
     connections = []

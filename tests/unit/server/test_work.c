@@ -85,6 +85,17 @@ open_gate(void)
     fiber_queue_wake_all(&gate);
 }
 
+/* Until so many jobs stand at the gate and so many have ended: new fibers may take their time. */
+MAY_YIELD static void
+await_jobs(u32 at_gate, u32 ended)
+{
+    u64 end_ns = io_clock_ns() + 20 * NS_PER_S;
+    while ((running < at_gate || done < ended) && io_clock_ns() < end_ns)
+        fiber_sleep_ns(NS_PER_MS / 10);
+    fiber_sleep_ns(NS_PER_MS); /* and none that should not */
+    EXPECT(running == at_gate && done == ended);
+}
+
 /* Everything has ended and was given back. */
 MAY_YIELD static void
 finish(u32 expected)
@@ -122,7 +133,7 @@ main_turns(void *arg)
         job->name = rest[i].name;
         EXPECT(work_start(&workers, &job->work));
     }
-    fiber_sleep_ns(NS_PER_MS);
+    await_jobs(2, 0);
     EXPECT(trace[0] == 0 && workers.lines[WORK_HEAVY].queued == ARRAY_COUNT(rest));
     open_gate();
     finish(2 + ARRAY_COUNT(rest));
@@ -147,9 +158,8 @@ main_light(void *arg)
     }
     struct job *light = job_init(20, 0, WORK_LIGHT, 1);
     EXPECT(work_start(&workers, &light->work));
-    fiber_sleep_ns(NS_PER_MS);
-    EXPECT(light->ended);
-    EXPECT(running == WORK_HEAVY_UNITS_MIN && workers.lines[WORK_HEAVY].queued == 4);
+    await_jobs(WORK_HEAVY_UNITS_MIN, 1);
+    EXPECT(light->ended && workers.lines[WORK_HEAVY].queued == 4);
     open_gate();
     finish(21);
     return ST_OK;
