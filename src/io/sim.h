@@ -274,6 +274,9 @@ u64 sim_mark_count(const struct sim *sim, const char *mark);
 /* Every MARK and BUGGIFY site of the program, in byte order of the names, each name once; passed:
  * how often a mark was passed, or a site fired, since sim_new. */
 void sim_site_each(void (*each)(void *arg, const char *name, bool is_mark, u64 passed), void *arg);
+/* The same over all runs of the process, and what was passed without any. */
+void sim_site_each_ever(void (*each)(void *arg, const char *name, bool is_mark, u64 passed),
+                        void *arg);
 /* Prints the last messages of all nodes, for a failed test. */
 void sim_log_dump(const struct sim *sim);
 /* Whether one of the kept messages contains text. */

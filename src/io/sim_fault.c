@@ -28,6 +28,7 @@ struct site {
     u64 hash;
     u64 pass_count; /* of an active BUGGIFY */
     u64 count;      /* a mark was passed, a site fired */
+    u64 before;     /* the same in the runs before */
 };
 
 /* Sites stay for the life of the process, their counts for one run. */
@@ -95,8 +96,10 @@ sim_fault_reset(u64 seed, bool buggify)
     if (site_count == 0) sites_make();
     run_seed = seed;
     fault_armed = buggify;
-    for (u32 i = 0; i < site_count; i++)
+    for (u32 i = 0; i < site_count; i++) {
+        sites[i].before += sites[i].count;
         sites[i].pass_count = sites[i].count = 0;
+    }
 }
 
 bool
@@ -127,12 +130,25 @@ sim_mark_count(const struct sim *sim, const char *mark)
     return site->count;
 }
 
-void
-sim_site_each(void (*each)(void *arg, const char *name, bool is_mark, u64 passed), void *arg)
+static void
+site_each(bool ever, void (*each)(void *arg, const char *name, bool is_mark, u64 passed), void *arg)
 {
     if (site_count == 0) sites_make();
     for (u32 i = 0; i < site_count; i++) {
-        const struct fault_site *record = sites[i].record;
-        each(arg, record->name, record->kind == FAULT_MARK, sites[i].count);
+        const struct site *site = &sites[i];
+        each(arg, site->record->name, site->record->kind == FAULT_MARK,
+             site->count + (ever ? site->before : 0));
     }
+}
+
+void
+sim_site_each(void (*each)(void *arg, const char *name, bool is_mark, u64 passed), void *arg)
+{
+    site_each(false, each, arg);
+}
+
+void
+sim_site_each_ever(void (*each)(void *arg, const char *name, bool is_mark, u64 passed), void *arg)
+{
+    site_each(true, each, arg);
 }

@@ -17,7 +17,6 @@
  *
  *     SIM_SEED=17 test_engine        one seed again, with the log
  *     SIM_SEEDS=5000 test_engine     more seeds
- *     SIM_MARKS=1 test_engine        how often each mark was passed
  *     SIM_KIND=damage SIM_SEED=3     of another kind: lives, damage, forged, memory
  */
 #include <setjmp.h>
@@ -37,7 +36,6 @@
 #include "io/file.h"
 #include "io/sim.h"
 #include "lsm/store.h"
-#include "marks.h"
 
 #define DATA_DIR        "/data"
 #define VALUE_BYTES_MAX 40000u
@@ -1065,7 +1063,6 @@ seed_run(u64 seed, enum flaw with)
         if (!ok(st)) VIOLATED("verification ends with: %s", status_text(st));
     }
     u64 hash = sim_trace_hash(sim);
-    marks_collect();
     reached.recoveries += model.recoveries;
     if (model.violation[0] != '\0' && with == FLAW_NONE) {
         if (!options.print_log) sim_log_dump(sim);
@@ -1316,7 +1313,6 @@ forged_seed_run(u64 seed)
     process.damaged = process.after_damage = process.forged = true;
     process_run();
     process.forged = false;
-    marks_collect();
     sim_free(sim);
 }
 
@@ -1338,7 +1334,6 @@ damage_seed_run(u64 seed)
         reached.damages += process.damaged;
         reached.damages_met += process.met_damage;
     }
-    marks_collect();
     if (model.violation[0] != '\0') {
         if (getenv("SIM_SEED") == NULL) sim_log_dump(sim);
         print_error("seed %u of damage: %s\n", (unsigned)seed, model.violation);
@@ -1402,7 +1397,6 @@ memory_seed_run(u64 seed)
                     ST_NO_MEMORY);
     process_init(shard_count);
     process_run();
-    marks_collect();
     if (model.violation[0] != '\0') {
         if (!options.print_log) sim_log_dump(sim);
         print_error("seed %u in memory: %s\n", (unsigned)seed, model.violation);
@@ -1497,16 +1491,6 @@ stores_in_memory_answer_like_the_model(void **state)
     if (seeds_of("memory", OTHERS_COUNT, memory_seed_run) == 0) skip();
 }
 
-/* Last of all: what the seeds above have passed. */
-static void
-every_mark_is_reached_or_listed(void **state)
-{
-    (void)state;
-    if (getenv("SIM_MARKS") != NULL) marks_print(false);
-    if (getenv("SIM_KIND") != NULL || seeds_run < 1000) skip();
-    assert_int_equal(marks_check(MARKS_FILE), 0);
-}
-
 static void
 a_store_that_claims_durability_early_is_caught(void **state)
 {
@@ -1538,7 +1522,6 @@ main(void)
         cmocka_unit_test(damage_is_found_and_never_served),
         cmocka_unit_test(forgeries_do_no_harm),
         cmocka_unit_test(stores_in_memory_answer_like_the_model),
-        cmocka_unit_test(every_mark_is_reached_or_listed),
         cmocka_unit_test(a_store_that_claims_durability_early_is_caught),
         cmocka_unit_test(the_same_seed_gives_the_same_trace),
     };

@@ -68,6 +68,14 @@ every_site_is_listed_once_whether_it_was_passed_or_not(void **state)
     assert_int_equal(sim_mark_count(sim, "test.shared.passed"), 2);
     assert_false(list.is_mark[site_at(&list, "test.fault.rare")]);
     sim_free(sim);
+    sim = sim_new(&options);
+    list.count = 0;
+    sim_site_each(site_note, &list);
+    assert_int_equal(list.passed[shared], 0);
+    list.count = 0;
+    sim_site_each_ever(site_note, &list);
+    assert_int_equal(list.passed[shared], 2);
+    sim_free(sim);
 }
 
 static status
