@@ -225,6 +225,44 @@ a_full_budget_only_makes_it_smaller(void **unused)
     assert_int_equal(budget.used_bytes, 0);
 }
 
+/* Other users of the memory leave room for a row at a time, so that rows are not what is given up:
+ * the index stays as it is, or a row that is larger than what eight others give back stays out. */
+static void
+it_stays_right_when_others_take_the_memory(void **unused)
+{
+    struct budget budget;
+    budget_init(&budget, "test", MIB(4), NULL);
+    struct row_cache *cache = row_cache_new(&budget, MIB(4));
+    u64 others = budget_available(&budget);
+    assert_true(budget_take(&budget, others));
+    static u8 value[4000];
+    char key[32];
+    struct entry out;
+    for (u64 i = 0; i < 3000; i++) {
+        budget_give(&budget, 256);
+        others -= 256;
+        struct entry entry = entry_make(i, 1, (u8)i, 20, key, value);
+        row_cache_put(cache, 0, hash_key(entry.key, 0), &entry);
+        u64 rest = budget_available(&budget);
+        assert_true(budget_take(&budget, rest));
+        others += rest;
+    }
+    u32 found = 0;
+    for (u64 i = 0; i < 3000; i++) {
+        struct entry entry = entry_make(i, 1, (u8)i, 20, key, value);
+        if (!row_cache_get(cache, 0, hash_key(entry.key, 0), entry.key, &out)) continue;
+        found++;
+        assert_int_equal(out.value.data[19], (u8)i);
+    }
+    assert_true(found > 1000);
+    struct entry large = entry_make(5000, 1, 7, sizeof(value), key, value);
+    row_cache_put(cache, 0, hash_key(large.key, 0), &large);
+    assert_false(row_cache_get(cache, 0, hash_key(large.key, 0), large.key, &out));
+    assert_true(row_cache_check(cache));
+    row_cache_free(cache);
+    assert_int_equal(budget.used_bytes, others);
+}
+
 int
 main(void)
 {
@@ -235,6 +273,7 @@ main(void)
         cmocka_unit_test(blobs_and_large_values_stay_outside),
         cmocka_unit_test(absence_and_deletes_are_rows_too),
         cmocka_unit_test(a_full_budget_only_makes_it_smaller),
+        cmocka_unit_test(it_stays_right_when_others_take_the_memory),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

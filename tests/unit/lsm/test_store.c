@@ -278,6 +278,25 @@ a_killed_first_start_costs_nothing_later(void **state)
     }
 }
 
+/* The same, but its n-th requests fail, and it is told so or takes another way; whatever it has left
+ * behind, the second start makes a store of it. */
+static void
+a_first_start_that_meets_errors_can_be_repeated(void **state)
+{
+    (void)state;
+    for (u64 n = 0; n < 80; n++) {
+        struct sim *sim = sim_make(n);
+        sim_fail_at(sim, n % 2 == 0 ? SIM_POINT_IO : SIM_POINT_READ, n / 2, 1, ST_IO_ERROR);
+        job.round = 0;
+        (void)ok(run(sim, 1, false));
+        sim_faults_clear(sim);
+        assert_true(ok(run(sim, 2, true)));
+        assert_true(ok(job.result));
+        assert_true(ok(run(sim, 2, false)));
+        sim_free(sim);
+    }
+}
+
 static void
 foreign_directories_are_refused(void **state)
 {
@@ -488,6 +507,20 @@ memory_body(void *arg)
 }
 
 static void
+verification_of_a_foreign_directory_finds_nothing_of_ours(void **state)
+{
+    (void)state;
+    struct sim *sim = sim_make(1);
+    u64 figures[2];
+    reports = 0;
+    assert_true(ok(sim_run(sim, 1, file_body, (void *)(uintptr_t)DIR "/precious")));
+    assert_true(status_is(sim_run(sim, 1, verify_body, figures), ST_NOT_FOUND));
+    assert_int_equal(reports, 0);
+    assert_int_equal(figures[0], 0);
+    sim_free(sim);
+}
+
+static void
 memory_needs_no_directory(void **state)
 {
     (void)state;
@@ -501,6 +534,7 @@ main(void)
         cmocka_unit_test(data_opens_with_any_number_of_shards),
         cmocka_unit_test(no_power_cut_breaks_the_first_start),
         cmocka_unit_test(a_killed_first_start_costs_nothing_later),
+        cmocka_unit_test(a_first_start_that_meets_errors_can_be_repeated),
         cmocka_unit_test(no_power_cut_breaks_a_change_of_the_core_count),
         cmocka_unit_test(foreign_directories_are_refused),
         cmocka_unit_test(another_nodes_directory_is_refused),
@@ -509,6 +543,7 @@ main(void)
         cmocka_unit_test(a_damaged_node_file_is_refused),
         cmocka_unit_test(stores_without_their_node_file_are_kept),
         cmocka_unit_test(verification_finds_damage_in_every_kind_of_file),
+        cmocka_unit_test(verification_of_a_foreign_directory_finds_nothing_of_ours),
         cmocka_unit_test(memory_needs_no_directory),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
