@@ -324,6 +324,27 @@ replaying_survives_any_failed_sync(void **state)
     }
 }
 
+/* The same for allocations, also those with which the end of the old log is written once more. */
+static void
+replaying_survives_any_refused_allocation(void **state)
+{
+    (void)state;
+    bool refused = true;
+    for (u64 n = 0; refused; n++) {
+        struct world w;
+        world_init(&w, n);
+        w.options.memtable_bytes = KIB(256);
+        sim_crash_keeps_all_set(w.sim, true);
+        (void)ok(sim_run(w.sim, 1, replay_fill_body, &w));
+        sim_fail_at(w.sim, SIM_POINT_ALLOC, n, 1, ST_NO_MEMORY);
+        (void)ok(sim_run(w.sim, 1, replay_failing_body, &w));
+        refused = sim_failed(w.sim);
+        sim_faults_clear(w.sim);
+        assert_true(ok(sim_run(w.sim, 1, replay_check_body, &w)));
+        sim_free(w.sim);
+    }
+}
+
 #define BATCH_OPS 6u
 
 static status
@@ -677,6 +698,7 @@ main(void)
         cmocka_unit_test(what_a_range_deletes_answers_with_its_number),
         cmocka_unit_test(a_store_on_a_full_disk_opens_and_reads),
         cmocka_unit_test(replaying_survives_any_failed_sync),
+        cmocka_unit_test(replaying_survives_any_refused_allocation),
         cmocka_unit_test(a_power_cut_while_replaying_leaves_whole_batches),
         cmocka_unit_test(closing_does_not_wait_for_a_compaction_or_a_count),
         cmocka_unit_test(lone_small_writes_do_not_make_a_long_log),
