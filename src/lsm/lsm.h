@@ -149,8 +149,8 @@ u64 lsm_seq_last(const struct lsm *lsm);
  * a whole. For whoever must know that nobody has written an absent key: ask after the get. */
 u64 lsm_dropped_seq(const struct lsm *lsm, u16 keyspace, struct bytes key);
 
-/* A frozen view of the whole store. Holding one keeps old data on disk: be brief. NULL: no memory.
- */
+/* A frozen view of the whole store. Holding one keeps old data on disk: be brief. NULL: no memory,
+ * or the store is being closed. */
 MUST_CHECK struct lsm_snapshot *lsm_snapshot_open(struct lsm *lsm);
 void lsm_snapshot_close(struct lsm_snapshot *snapshot);
 u64 lsm_snapshot_seq(const struct lsm_snapshot *snapshot);

@@ -240,6 +240,8 @@ lsm_scan_open(struct lsm *lsm, struct lsm_snapshot *snapshot, u16 keyspace, u64 
 {
     if (keyspace >= LIMIT_KEYSPACES) return MARKED("lsm.scan.bad_keyspace", ST_INVALID);
     if (key.size > LIMIT_KEY_BYTES) return MARKED("lsm.scan.key_too_large", ST_TOO_LARGE);
+    if (!fiber_gate_enter(&lsm->gate)) return MARKED("lsm.scan.not_opened", ST_CLOSED);
+    fiber_gate_leave(&lsm->gate); /* nothing below waits */
     struct lsm_scan *scan = mem_alloc_zero(&lsm->budget, sizeof(*scan));
     if (scan == NULL) return MARKED("lsm.scan.no_memory", ST_NO_MEMORY);
     scan->lsm = lsm;
@@ -371,13 +373,12 @@ lsm_count_exact(struct lsm *lsm, u16 keyspace, u64 *count_out)
         *count_out = lsm->count_known[keyspace].count;
         return ST_OK;
     }
+    if (!fiber_gate_enter(&lsm->gate)) return MARKED("lsm.count.closed", ST_CLOSED);
     struct lsm_scan *scan;
     status st = lsm_scan_open(lsm, NULL, keyspace, 0, BYTES(NULL, 0), UINT64_MAX, &scan);
-    if (!ok(st)) return st;
-    if (!fiber_gate_enter(&lsm->gate)) {
-        MARK("lsm.count.closed");
-        lsm_scan_close(scan);
-        return ST_CLOSED;
+    if (!ok(st)) {
+        fiber_gate_leave(&lsm->gate);
+        return st;
     }
     scan->long_scan = true;
     scan->in_call = true;

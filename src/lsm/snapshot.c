@@ -14,6 +14,9 @@
 struct lsm_snapshot *
 lsm_snapshot_open(struct lsm *lsm)
 {
+    /* While the store closes its parts may be gone already. */
+    if (!fiber_gate_enter(&lsm->gate)) return MARKED("lsm.snapshot.closed", NULL);
+    fiber_gate_leave(&lsm->gate); /* nothing below waits */
     if (lsm->snapshot_count == lsm->snapshot_capacity) {
         u32 capacity = MAX(16u, lsm->snapshot_capacity * 2);
         u64 *seqs = mem_realloc(&lsm->budget, lsm->snapshot_seqs,

@@ -490,6 +490,65 @@ closing_does_not_wait_for_a_compaction_or_a_count(void **state)
     sim_free(w.sim);
 }
 
+/* Who asks while the store closes, at every moment of that. */
+struct late {
+    struct world *world;
+    bool closing, ended;
+    u32 answered;
+};
+
+static void
+late_fiber(void *arg)
+{
+    struct late *late = arg;
+    struct lsm *lsm = late->world->lsm;
+    while (!late->ended) {
+        bool closing = late->closing;
+        struct lsm_snapshot *snapshot = lsm_snapshot_open(lsm);
+        CHECK((snapshot == NULL) == closing);
+        if (snapshot != NULL) lsm_snapshot_close(snapshot);
+        struct lsm_scan *scan;
+        status st = lsm_scan_open(lsm, NULL, 0, 0, BYTES(NULL, 0), UINT64_MAX, &scan);
+        CHECK(closing ? status_is(st, ST_CLOSED) : ok(st));
+        if (ok(st)) lsm_scan_close(scan);
+        u64 count;
+        st = lsm_count_exact(lsm, 1, &count);
+        CHECK(ok(st) || status_is(st, ST_CLOSED));
+        late->answered += closing;
+        if (!late->ended) fiber_yield();
+    }
+}
+
+static status
+late_body(void *arg)
+{
+    struct world *w = arg;
+    CHECK(ok(open_store(w)));
+    for (u32 i = 0; i < 100; i++)
+        CHECK(ok(put(w, i, 1000)));
+    struct late late = {.world = w};
+    CHECK(ok(fiber_spawn(FIBER_FOREGROUND, "late", late_fiber, &late)));
+    fiber_yield();
+    late.closing = true;
+    status st = lsm_close(w->lsm);
+    late.ended = true;
+    fiber_yield();
+    CHECK(late.answered > 0);
+    return st;
+}
+
+static void
+whoever_asks_while_a_store_closes_is_told(void **state)
+{
+    (void)state;
+    for (u64 seed = 1; seed <= 20; seed++) {
+        struct world w;
+        world_init(&w, seed);
+        assert_true(ok(sim_run(w.sim, 1, late_body, &w)));
+        sim_free(w.sim);
+    }
+}
+
 /* ---- a long log over a small memtable ---- */
 
 static status
@@ -701,6 +760,7 @@ main(void)
         cmocka_unit_test(replaying_survives_any_refused_allocation),
         cmocka_unit_test(a_power_cut_while_replaying_leaves_whole_batches),
         cmocka_unit_test(closing_does_not_wait_for_a_compaction_or_a_count),
+        cmocka_unit_test(whoever_asks_while_a_store_closes_is_told),
         cmocka_unit_test(lone_small_writes_do_not_make_a_long_log),
         cmocka_unit_test(held_writes_show_nothing_until_all_are_released),
         cmocka_unit_test(a_log_behind_missing_numbers_is_refused),
