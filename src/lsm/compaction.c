@@ -261,8 +261,11 @@ merge_slice(struct step *step, struct output *output)
     st = merge->ops->seek(merge, step->token_first, BYTES(NULL, 0));
     u64 bytes = 0;
     while (ok(st) && merge->valid) {
-        if (merge->entry.token < step->token_first || merge->entry.token > step->token_last) {
-            st = MARKED("lsm.compaction.entry_outside", ST_CORRUPT); /* out of order in its block */
+        /* Out of order in its block, or of a number that no table can have: the manifest would be
+         * one that nobody opens. */
+        if (merge->entry.token < step->token_first || merge->entry.token > step->token_last ||
+            merge->entry.seq > levels->state.seq_flushed) {
+            st = MARKED("lsm.compaction.entry_outside", ST_CORRUPT);
             break;
         }
         bytes += merge->entry.key.size + entry_value_size(&merge->entry) + 32;
