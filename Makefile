@@ -43,7 +43,7 @@ coverage: deps ## line coverage of src/ by the tests, at least 85 %
 fuzz: deps ## run every fuzz target for FUZZ_SECONDS seconds
 	@tools/fuzz $(FUZZ_SECONDS)
 
-mutants: deps ## break the program on purpose, 50 times: the simulation must notice each
+mutants: deps ## break the program on purpose, mistake by mistake: the simulation must notice each; 10 minutes
 	@tools/mutants
 
 soak: deps all ## the long tests: 50 power cuts, long loads

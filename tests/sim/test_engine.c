@@ -956,7 +956,7 @@ faults_draw(void)
                                                   : ST_IO_ERROR;
         u64 n = prng_below(&prng, prng_chance(&prng, 1, 3) || character.short_lives ? 60 : 600);
         if (character.short_lives && prng_chance(&prng, 1, 4)) n %= 12;
-        if (point == SIM_POINT_SYNC) n /= 4; /* they are rare */
+        if (point == SIM_POINT_SYNC) n /= 4;                /* they are rare */
         if (periodic && point == SIM_POINT_ALLOC) n %= 100; /* what the log carries over */
         sim_fail_at(sim, point, n, prng_range(&prng, 1, 3), error);
         if (getenv("SIM_SEED") != NULL)

@@ -278,8 +278,8 @@ a_killed_first_start_costs_nothing_later(void **state)
     }
 }
 
-/* The same, but its n-th requests fail, and it is told so or takes another way; whatever it has left
- * behind, the second start makes a store of it. */
+/* The same, but its n-th requests fail, and it is told so or takes another way; whatever it has
+ * left behind, the second start makes a store of it. */
 static void
 a_first_start_that_meets_errors_can_be_repeated(void **state)
 {
