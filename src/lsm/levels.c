@@ -748,6 +748,16 @@ get_from(struct get *get, struct run_set *set, bool wait)
     return ST_OK;
 }
 
+/* No run holds a version above the floor: with one writer, whatever a memtable knows is newest. */
+static bool
+nothing_above(const struct run_set *set, const struct get *get)
+{
+    u32 end = set->tree_first[get->keyspace + 1];
+    for (u32 i = set->tree_first[get->keyspace]; i < end; i++)
+        if (!get->has_floor || set->runs[i]->version_max > get->floor) return false;
+    return true;
+}
+
 MAY_YIELD static status
 levels_get_any(struct get *get, u64 version_floor, bool wait, struct entry *out,
                struct levels_pin *pin)
@@ -757,7 +767,7 @@ levels_get_any(struct get *get, u64 version_floor, bool wait, struct entry *out,
     get->has_floor = version_floor != 0;
     get->floor = version_floor;
     struct run_set *set = levels->current;
-    if (run_set_tree_count(set, get->keyspace) == 0) return ST_NOT_FOUND;
+    if (nothing_above(set, get)) return ST_NOT_FOUND;
     run_set_ref(set);
     status st = get_from(get, set, wait);
     if (ok(st) && !get->found) st = ST_NOT_FOUND;

@@ -135,14 +135,36 @@ not_found(struct lsm *lsm, const struct entry *entry, struct lsm_value *out)
     return ST_NOT_FOUND;
 }
 
+void
+lsm_prefetch_place(const struct lsm *lsm, u16 keyspace, u64 token, u64 key_hash)
+{
+    const struct lsm_keyspace *ks = &lsm->keyspaces[keyspace];
+    if (ks->active != NULL) memtable_prefetch_place(ks->active, token);
+    row_cache_prefetch_bucket(lsm->row_cache, keyspace, key_hash);
+}
+
+void
+lsm_prefetch_entry(const struct lsm *lsm, u16 keyspace, u64 token, u64 key_hash)
+{
+    const struct lsm_keyspace *ks = &lsm->keyspaces[keyspace];
+    if (ks->active != NULL) memtable_prefetch_record(ks->active, token);
+    row_cache_prefetch_row(lsm->row_cache, keyspace, key_hash);
+}
+
 status
 lsm_get_try(struct lsm *lsm, u16 keyspace, u64 token, struct bytes key, struct lsm_value *out)
+{
+    return lsm_get_try_hashed(lsm, keyspace, token, hash_key(key, 0), key, out);
+}
+
+status
+lsm_get_try_hashed(struct lsm *lsm, u16 keyspace, u64 token, u64 key_hash, struct bytes key,
+                   struct lsm_value *out)
 {
     CHECK(keyspace < LIMIT_KEYSPACES);
     struct entry entry = {.token = token, .key = key, .kind = ENTRY_DELETE};
     struct memtable *memtable = NULL;
     bool found = memory_get(lsm, keyspace, token, key, UINT64_MAX, &entry, &memtable);
-    u64 key_hash = hash_key(key, 0);
     if (found) {
         range_apply(lsm, keyspace, UINT64_MAX, &entry);
     } else if (row_cache_get(lsm->row_cache, keyspace, key_hash, key, &entry)) {

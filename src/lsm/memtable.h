@@ -33,6 +33,9 @@ void memtable_insert(struct memtable *memtable, const struct entry *entry, bool 
  * memtable. */
 bool memtable_get(const struct memtable *memtable, u64 token, struct bytes key, u64 seq_max,
                   struct entry *out);
+/* Hints for memtable_get: the nodes, then the record, if there is one. */
+void memtable_prefetch_place(const struct memtable *memtable, u64 token);
+void memtable_prefetch_record(const struct memtable *memtable, u64 token);
 /* A cursor (never yields); it refs the memtable. Insertions while it is open are allowed; it may or
  * may not see them. NULL: no memory. */
 MUST_CHECK struct cursor *memtable_cursor_open(struct memtable *memtable, struct budget *budget);
