@@ -748,14 +748,14 @@ get_from(struct get *get, struct run_set *set, bool wait)
     return ST_OK;
 }
 
-/* No run holds a version above the floor: with one writer, whatever a memtable knows is newest. */
-static bool
-nothing_above(const struct run_set *set, const struct get *get)
+bool
+levels_may_hold_above(const struct levels *levels, u16 keyspace, u64 version)
 {
-    u32 end = set->tree_first[get->keyspace + 1];
-    for (u32 i = set->tree_first[get->keyspace]; i < end; i++)
-        if (!get->has_floor || set->runs[i]->version_max > get->floor) return false;
-    return true;
+    const struct run_set *set = levels->current;
+    u32 end = set->tree_first[keyspace + 1];
+    for (u32 i = set->tree_first[keyspace]; i < end; i++)
+        if (set->runs[i]->version_max > version) return true;
+    return levels->ranges.active_count != 0;
 }
 
 MAY_YIELD static status
@@ -767,7 +767,7 @@ levels_get_any(struct get *get, u64 version_floor, bool wait, struct entry *out,
     get->has_floor = version_floor != 0;
     get->floor = version_floor;
     struct run_set *set = levels->current;
-    if (nothing_above(set, get)) return ST_NOT_FOUND;
+    if (run_set_tree_count(set, get->keyspace) == 0) return ST_NOT_FOUND;
     run_set_ref(set);
     status st = get_from(get, set, wait);
     if (ok(st) && !get->found) st = ST_NOT_FOUND;

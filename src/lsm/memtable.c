@@ -358,18 +358,27 @@ memtable_prefetch_place(const struct memtable *memtable, u64 token)
         __builtin_prefetch(line + i * CACHE_LINE_BYTES);
 }
 
-void
+const struct record *
 memtable_prefetch_record(const struct memtable *memtable, u64 token)
 {
     const struct node *node = memtable->slots[slot_of(memtable, token)];
-    if (node == NULL || !node->leaf) return; /* high trees are rare: the search meets its misses */
+    if (node == NULL || !node->leaf) return NULL; /* high trees are rare */
     const struct leaf *leaf = (const struct leaf *)(const void *)node;
     u32 i = token_lower_bound(leaf->tokens, leaf->node.count, token);
-    if (i == leaf->node.count || leaf->tokens[i] != token) return;
-    const u8 *record = (const u8 *)leaf->records[i];
-    __builtin_prefetch(record);
-    __builtin_prefetch(record + CACHE_LINE_BYTES);
-    __builtin_prefetch(record + 2 * CACHE_LINE_BYTES);
+    if (i == leaf->node.count || leaf->tokens[i] != token) return NULL;
+    const u8 *bytes = (const u8 *)leaf->records[i];
+    __builtin_prefetch(bytes);
+    __builtin_prefetch(bytes + CACHE_LINE_BYTES);
+    __builtin_prefetch(bytes + 2 * CACHE_LINE_BYTES);
+    return leaf->records[i];
+}
+
+bool
+memtable_get_found(const struct record *record, struct bytes key, struct entry *out)
+{
+    if (!bytes_equal(record_key(record), key)) return false;
+    record_entry(record, out);
+    return true;
 }
 
 /* ---- inserting ---- */

@@ -93,7 +93,8 @@ struct resp_writer {
     bool failed; /* an append failed: the connection must be closed */
 };
 
-void resp_simple(struct resp_writer *w, const char *text); /* +OK */
+void resp_simple(struct resp_writer *w, const char *text); /* +text */
+void resp_ok(struct resp_writer *w);
 void resp_error(struct resp_writer *w, const char *format, ...)
     PRINTF_LIKE(2, 3); /* -ERR ...; CR, LF become spaces */
 void resp_integer(struct resp_writer *w, i64 value);

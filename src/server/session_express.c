@@ -33,8 +33,7 @@
 struct express {
     struct session *s;
     struct resp_plain requests[EXPRESS_MAX];
-    u64 tokens[EXPRESS_MAX];
-    u64 hashes[EXPRESS_MAX];
+    struct lsm_aim aims[EXPRESS_MAX];
     u32 count;
     u32 sets;
     u32 done;       /* requests whose replies are in the buffer */
@@ -74,12 +73,12 @@ take(struct express *e, struct bytes data)
             set_bytes += request->size;
             if (set_bytes > EXPRESS_BYTES || s->shard->locks.held != 0) break;
         }
-        u64 hash;
-        u64 token = hash_token_and_key(request->key, &hash);
-        if (shard_of_token(server, token) != s->shard->index) break;
-        lsm_prefetch_place(lsm, s->keyspace, token, hash);
-        e->tokens[e->count] = token;
-        e->hashes[e->count++] = hash;
+        struct lsm_aim *aim = &e->aims[e->count];
+        aim->keyspace = s->keyspace;
+        aim->token = hash_token_and_key(request->key, &aim->key_hash);
+        if (shard_of_token(server, aim->token) != s->shard->index) break;
+        lsm_aim_place(lsm, aim);
+        e->count++;
         data = BYTES(data.data + request->size, data.size - request->size);
     }
 }
@@ -90,8 +89,7 @@ do_get(struct express *e, u32 i, struct resp_writer *w)
     struct session *s = e->s;
     struct lsm_value value;
     value.seq = 0;
-    status st = lsm_get_try_hashed(s->shard->lsm, s->keyspace, e->tokens[i], e->hashes[i],
-                                   e->requests[i].key, &value);
+    status st = lsm_get_aimed(s->shard->lsm, &e->aims[i], e->requests[i].key, &value);
     bool found = ok(st);
     if (!found && !status_is(st, ST_NOT_FOUND)) return false;
     if (value.seq > e->seq && value.seq > lsm_durable_seq(s->shard->lsm)) {
@@ -102,7 +100,6 @@ do_get(struct express *e, u32 i, struct resp_writer *w)
         resp_bulk(w, value.value);
     else
         resp_null(w);
-    if (found) lsm_value_release(&value);
     e->found |= (u32)found << i;
     return !w->failed;
 }
@@ -117,10 +114,10 @@ do_set(struct express *e, u32 i, struct resp_writer *w)
         e->first_set = i;
         e->set_at = w->out->size;
     }
-    if (!lsm_batch_put(batch, e->s->keyspace, e->tokens[i], request->key, request->value, 0))
+    if (!lsm_batch_put(batch, e->s->keyspace, e->aims[i].token, request->key, request->value, 0))
         return false;
     e->sets++;
-    resp_simple(w, "OK");
+    resp_ok(w);
     return !w->failed;
 }
 
@@ -129,9 +126,9 @@ static void
 run(struct express *e, struct resp_writer *w)
 {
     for (u32 i = 0; i < e->count; i++)
-        lsm_prefetch_entry(e->s->shard->lsm, e->s->keyspace, e->tokens[i], e->hashes[i]);
+        lsm_aim_entry(e->s->shard->lsm, &e->aims[i]);
     for (; e->done < e->count && w->out->size < EXPRESS_BYTES; e->done++) {
-        u64 bit = 1ull << (e->hashes[e->done] & 63);
+        u64 bit = 1ull << (e->aims[e->done].key_hash & 63);
         if ((e->written & bit) != 0) break; /* E1 */
         size_t before = w->out->size;
         bool set = e->requests[e->done].set;
