@@ -3,6 +3,8 @@
 
 #include <isa-l/crc.h>
 
+#include "base/crc16_table.h"
+
 u32
 crc32c(u32 seed, const void *data, size_t size)
 {
@@ -18,20 +20,16 @@ crc32c(u32 seed, const void *data, size_t size)
     return ~crc;
 }
 
-/* One nibble a step: 32 bytes of table instead of 512, and keys (or tags) are short. */
-static const u16 crc16_nibble[16] = {
-    0x0000, 0x1021, 0x2042, 0x3063, 0x4084, 0x50a5, 0x60c6, 0x70e7,
-    0x8108, 0x9129, 0xa14a, 0xb16b, 0xc18c, 0xd1ad, 0xe1ce, 0xf1ef,
-};
-
 u16
 crc16_xmodem(const void *data, size_t size)
 {
     const u8 *p = data;
     u16 crc = 0;
-    for (size_t i = 0; i < size; i++) {
-        crc = (u16)(crc << 4) ^ crc16_nibble[(crc >> 12) ^ (p[i] >> 4)];
-        crc = (u16)(crc << 4) ^ crc16_nibble[(crc >> 12) ^ (p[i] & 15)];
+    for (; size >= 4; p += 4, size -= 4) {
+        crc = crc16_table[3][p[0] ^ (crc >> 8)] ^ crc16_table[2][p[1] ^ (crc & 255)] ^
+              crc16_table[1][p[2]] ^ crc16_table[0][p[3]];
     }
+    for (; size > 0; p++, size--)
+        crc = (u16)(crc << 8) ^ crc16_table[0][p[0] ^ (crc >> 8)];
     return crc;
 }

@@ -41,6 +41,17 @@ hash_key(struct bytes key, u64 seed)
 }
 
 u64
+hash_token_and_key(struct bytes key, u64 *key_hash_out)
+{
+    u64 hash = XXH3_64bits(key.data, key.size); /* which is what seed 0 gives */
+    *key_hash_out = hash;
+    struct bytes tag = hash_tag(key);
+    u64 slot = crc16_xmodem(tag.data, tag.size) & (SLOT_COUNT - 1);
+    if (tag.size != key.size) hash = XXH3_64bits(tag.data, tag.size);
+    return slot << (64 - SLOT_BITS) | hash >> SLOT_BITS;
+}
+
+u64
 hash_bytes(const void *data, size_t size, u64 seed)
 {
     return XXH3_64bits_withSeed(data, size, seed);

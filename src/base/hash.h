@@ -20,6 +20,8 @@ u32 hash_slot(struct bytes key);
 u64 hash_token(struct bytes key);
 /* XXH3 of the whole key, seeded: for filters, caches and hash tables. */
 u64 hash_key(struct bytes key, u64 seed);
+/* hash_token(key), and hash_key(key, 0) beside it for little more. */
+u64 hash_token_and_key(struct bytes key, u64 *key_hash_out);
 u64 hash_bytes(const void *data, size_t size, u64 seed);
 
 static inline u32

@@ -751,6 +751,16 @@ get_from(struct get *get, struct run_set *set, bool wait)
     return ST_OK;
 }
 
+bool
+levels_may_hold_above(const struct levels *levels, u16 keyspace, u64 version)
+{
+    const struct run_set *set = levels->current;
+    u32 end = set->tree_first[keyspace + 1];
+    for (u32 i = set->tree_first[keyspace]; i < end; i++)
+        if (set->runs[i]->version_max > version) return true;
+    return levels->ranges.active_count != 0;
+}
+
 MAY_YIELD static status
 levels_get_any(struct get *get, u64 version_floor, bool wait, struct entry *out,
                struct levels_pin *pin)

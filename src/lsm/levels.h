@@ -62,6 +62,9 @@ MAY_YIELD void levels_stop(struct levels *levels);
 
 /* ---- reading ---- */
 
+/* Whether a run may hold a higher version of any key, or a range may delete one. */
+bool levels_may_hold_above(const struct levels *levels, u16 keyspace, u64 version);
+
 struct levels_pin { /* keeps an entry's bytes */
     struct block *block;
     struct run_set *runs;

@@ -135,6 +135,18 @@ struct lsm_value {
 /* ST_NOT_FOUND fills seq (and version) too: the tombstone's, or 0; see "Sequence numbers". */
 MUST_CHECK status lsm_get_try(struct lsm *lsm, u16 keyspace, u64 token, struct bytes key,
                               struct lsm_value *out);
+/* The same for several keys whose cache misses are to overlap: lsm_aim_place for each of them, then
+ * lsm_aim_entry for each, then lsm_get_aimed. Nothing may yield or write between. */
+struct lsm_aim {
+    u64 token;
+    u64 key_hash; /* hash_key(key, 0) */
+    u16 keyspace;
+    const void *found; /* private */
+};
+void lsm_aim_place(const struct lsm *lsm, const struct lsm_aim *aim);
+void lsm_aim_entry(const struct lsm *lsm, struct lsm_aim *aim);
+MUST_CHECK status lsm_get_aimed(struct lsm *lsm, const struct lsm_aim *aim, struct bytes key,
+                                struct lsm_value *out);
 /* snapshot may be NULL: the newest. */
 MAY_YIELD MUST_CHECK status lsm_get(struct lsm *lsm, const struct lsm_snapshot *snapshot,
                                     u16 keyspace, u64 token, struct bytes key,

@@ -135,14 +135,13 @@ not_found(struct lsm *lsm, const struct entry *entry, struct lsm_value *out)
     return ST_NOT_FOUND;
 }
 
-status
-lsm_get_try(struct lsm *lsm, u16 keyspace, u64 token, struct bytes key, struct lsm_value *out)
+static status
+get_try(struct lsm *lsm, u16 keyspace, u64 token, u64 key_hash, struct bytes key,
+        struct lsm_value *out)
 {
-    CHECK(keyspace < LIMIT_KEYSPACES);
     struct entry entry = {.token = token, .key = key, .kind = ENTRY_DELETE};
     struct memtable *memtable = NULL;
     bool found = memory_get(lsm, keyspace, token, key, UINT64_MAX, &entry, &memtable);
-    u64 key_hash = hash_key(key, 0);
     if (found) {
         range_apply(lsm, keyspace, UINT64_MAX, &entry);
     } else if (row_cache_get(lsm->row_cache, keyspace, key_hash, key, &entry)) {
@@ -181,6 +180,48 @@ lsm_get_try(struct lsm *lsm, u16 keyspace, u64 token, struct bytes key, struct l
     if (!live) st = not_found(lsm, &entry, out);
     if (from_table) levels_unpin(&pin);
     return live ? ST_OK : st;
+}
+
+status
+lsm_get_try(struct lsm *lsm, u16 keyspace, u64 token, struct bytes key, struct lsm_value *out)
+{
+    CHECK(keyspace < LIMIT_KEYSPACES);
+    return get_try(lsm, keyspace, token, hash_key(key, 0), key, out);
+}
+
+void
+lsm_aim_place(const struct lsm *lsm, const struct lsm_aim *aim)
+{
+    const struct lsm_keyspace *ks = &lsm->keyspaces[aim->keyspace];
+    if (ks->active != NULL) memtable_prefetch_place(ks->active, aim->token);
+    row_cache_prefetch_bucket(lsm->row_cache, aim->keyspace, aim->key_hash);
+}
+
+void
+lsm_aim_entry(const struct lsm *lsm, struct lsm_aim *aim)
+{
+    const struct lsm_keyspace *ks = &lsm->keyspaces[aim->keyspace];
+    aim->found = ks->active == NULL ? NULL : memtable_prefetch_record(ks->active, aim->token);
+    if (aim->found == NULL) row_cache_prefetch_row(lsm->row_cache, aim->keyspace, aim->key_hash);
+}
+
+/* The active memtable's version is the answer when nothing else can hold a higher one: no older
+ * memtable, no run, no deleted range. That is nearly always so for what was written lately. */
+status
+lsm_get_aimed(struct lsm *lsm, const struct lsm_aim *aim, struct bytes key, struct lsm_value *out)
+{
+    const struct lsm_keyspace *ks = &lsm->keyspaces[aim->keyspace];
+    struct entry entry;
+    if (aim->found == NULL || ks->flushing != NULL ||
+        !memtable_get_found(aim->found, key, &entry) || entry.flags & ENTRY_BLOB ||
+        levels_may_hold_above(lsm->levels, aim->keyspace, entry.version))
+        return get_try(lsm, aim->keyspace, aim->token, aim->key_hash, key, out);
+    lsm->stats.gets++;
+    lsm->stats.gets_memory++;
+    if (!entry_is_live(&entry)) return not_found(lsm, &entry, out);
+    value_describe(out, &entry);
+    out->value = entry.value;
+    return ST_OK;
 }
 
 u64

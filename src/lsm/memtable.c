@@ -41,6 +41,8 @@
 #define CHUNK_BYTES_MAX  MIB(1)
 #define BYTES_PER_SLOT   KIB(64)
 #define RECORD_ALIGNMENT 8u
+#define CACHE_LINE_BYTES 64u
+#define PREFETCH_LINES   9u /* the head and the tokens of a node */
 
 struct record {
     struct record *older; /* next lower version of the key, or NULL */
@@ -248,20 +250,40 @@ record_key(const struct record *record)
     return BYTES(record->data, record->key_size);
 }
 
+/* The first of count tokens that is not below token; without branches. */
+static u32
+token_lower_bound(const u64 *tokens, u32 count, u64 token)
+{
+    if (count == 0) return 0;
+    const u64 *base = tokens;
+    while (count > 1) {
+        u32 half = count / 2;
+        base += base[half - 1] < token ? half : 0;
+        count -= half;
+    }
+    return (u32)(base - tokens) + (*base < token);
+}
+
 /* The first of count elements that is at or after (token, key). */
 static u32
 lower_bound(const u64 *tokens, struct record *const *records, u32 count, u64 token,
             struct bytes key)
 {
-    u32 low = 0;
-    while (count > 0) {
-        u32 half = count / 2;
-        u32 middle = low + half;
-        bool before =
-            tokens[middle] < token ||
-            (tokens[middle] == token && bytes_compare(record_key(records[middle]), key) < 0);
-        low = before ? middle + 1 : low;
-        count = before ? count - half - 1 : half;
+    u32 low = token_lower_bound(tokens, count, token);
+    u32 end = low;
+    if (low < count && tokens[low] == token) {
+        end = low + 1;
+        if (end < count && tokens[end] == token) /* one hash tag */
+            end = token == UINT64_MAX
+                      ? count
+                      : end + token_lower_bound(tokens + end, count - end, token + 1);
+    }
+    while (low < end) {
+        u32 middle = (low + end) / 2;
+        if (bytes_compare(record_key(records[middle]), key) < 0)
+            low = middle + 1;
+        else
+            end = middle;
     }
     return low;
 }
@@ -322,6 +344,39 @@ memtable_get(const struct memtable *memtable, u64 token, struct bytes key, u64 s
     while (record != NULL && record->seq > seq_max)
         record = record->older;
     if (record == NULL) return false;
+    record_entry(record, out);
+    return true;
+}
+
+void
+memtable_prefetch_place(const struct memtable *memtable, u64 token)
+{
+    const struct node *node = memtable->slots[slot_of(memtable, token)];
+    if (node == NULL) return;
+    const u8 *line = (const u8 *)node;
+    for (u32 i = 0; i < PREFETCH_LINES; i++)
+        __builtin_prefetch(line + i * CACHE_LINE_BYTES);
+}
+
+const struct record *
+memtable_prefetch_record(const struct memtable *memtable, u64 token)
+{
+    const struct node *node = memtable->slots[slot_of(memtable, token)];
+    if (node == NULL || !node->leaf) return NULL; /* high trees are rare */
+    const struct leaf *leaf = (const struct leaf *)(const void *)node;
+    u32 i = token_lower_bound(leaf->tokens, leaf->node.count, token);
+    if (i == leaf->node.count || leaf->tokens[i] != token) return NULL;
+    const u8 *bytes = (const u8 *)leaf->records[i];
+    __builtin_prefetch(bytes);
+    __builtin_prefetch(bytes + CACHE_LINE_BYTES);
+    __builtin_prefetch(bytes + 2 * CACHE_LINE_BYTES);
+    return leaf->records[i];
+}
+
+bool
+memtable_get_found(const struct record *record, struct bytes key, struct entry *out)
+{
+    if (!bytes_equal(record_key(record), key)) return false;
     record_entry(record, out);
     return true;
 }

@@ -15,6 +15,7 @@
 #include "lsm/entry.h"
 
 struct memtable;
+struct record; /* of a memtable */
 
 /* NULL: no memory. capacity_bytes: of everything it may ever take. */
 MUST_CHECK struct memtable *memtable_new(struct budget *budget, u64 token_first, u64 token_last,
@@ -33,6 +34,12 @@ void memtable_insert(struct memtable *memtable, const struct entry *entry, bool 
  * memtable. */
 bool memtable_get(const struct memtable *memtable, u64 token, struct bytes key, u64 seq_max,
                   struct entry *out);
+/* Hints for memtable_get: the nodes, then the record, if there is one. Returns where the record may
+ * be, for memtable_get_found; valid until the next insert. */
+void memtable_prefetch_place(const struct memtable *memtable, u64 token);
+const struct record *memtable_prefetch_record(const struct memtable *memtable, u64 token);
+/* True, and the newest version, when that is the key's. */
+bool memtable_get_found(const struct record *record, struct bytes key, struct entry *out);
 /* A cursor (never yields); it refs the memtable. Insertions while it is open are allowed; it may or
  * may not see them. NULL: no memory. */
 MUST_CHECK struct cursor *memtable_cursor_open(struct memtable *memtable, struct budget *budget);

@@ -168,6 +168,22 @@ row_cache_get(struct row_cache *cache, u16 keyspace, u64 key_hash, struct bytes 
 }
 
 void
+row_cache_prefetch_bucket(const struct row_cache *cache, u16 keyspace, u64 key_hash)
+{
+    s3fifo_prefetch_bucket(&cache->fifo, row_hash(keyspace, key_hash));
+}
+
+void
+row_cache_prefetch_row(const struct row_cache *cache, u16 keyspace, u64 key_hash)
+{
+    const u8 *row = (const u8 *)s3fifo_bucket(&cache->fifo, row_hash(keyspace, key_hash));
+    if (row == NULL) return;
+    __builtin_prefetch(row);
+    __builtin_prefetch(row + 64);
+    __builtin_prefetch(row + 128);
+}
+
+void
 row_cache_put(struct row_cache *cache, u16 keyspace, u64 key_hash, const struct entry *entry)
 {
     shrink(cache, STEP_ROWS);

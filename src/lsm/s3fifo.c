@@ -130,6 +130,12 @@ s3fifo_bucket(const struct s3fifo *cache, u32 hash)
     return *bucket_at(cache, bucket_index(cache, hash));
 }
 
+void
+s3fifo_prefetch_bucket(const struct s3fifo *cache, u32 hash)
+{
+    __builtin_prefetch(bucket_at(cache, bucket_index(cache, hash)));
+}
+
 /* ---- ghost ---- */
 
 static void

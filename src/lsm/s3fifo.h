@@ -73,6 +73,8 @@ void s3fifo_limit_set(struct s3fifo *cache, u64 limit_bytes);
 
 /* The first node of the bucket of hash: the caller follows chain and compares. */
 struct s3fifo_node *s3fifo_bucket(const struct s3fifo *cache, u32 hash);
+/* A hint for that. */
+void s3fifo_prefetch_bucket(const struct s3fifo *cache, u32 hash);
 static inline void
 s3fifo_hit(struct s3fifo_node *node)
 {

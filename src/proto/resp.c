@@ -329,3 +329,55 @@ resp_parse(struct resp_parser *parser, struct bytes data, u32 args_max, u32 bulk
     *consumed = parser->scanned;
     return RESP_COMMAND;
 }
+
+/* ---- the usual request, without a state ---- */
+
+/* "<number>\r\n": 1 to 5 digits, the first not 0. Returns what follows, or NULL. */
+static const u8 *
+plain_length(const u8 *p, const u8 *end, u32 *out)
+{
+    u32 value = 0;
+    if (end - p < 3 || *p == '0') return NULL;
+    const u8 *limit = end - p > 7 ? p + 5 : end - 2;
+    for (; p < limit && (u8)(*p - '0') < 10; p++)
+        value = value * 10 + (u8)(*p - '0');
+    if (value == 0 || p[0] != '\r' || p[1] != '\n') return NULL;
+    *out = value;
+    return p + 2;
+}
+
+/* "<number>\r\n<bytes>\r\n" */
+static const u8 *
+plain_bulk(const u8 *p, const u8 *end, struct bytes *out)
+{
+    u32 size;
+    p = plain_length(p, end, &size);
+    if (p == NULL || (size_t)(end - p) < (size_t)size + 2) return NULL;
+    if (p[size] != '\r' || p[size + 1] != '\n') return NULL;
+    *out = BYTES(p, size);
+    return p + size + 2;
+}
+
+bool
+resp_parse_plain(struct bytes data, struct resp_plain *out)
+{
+    static const char head[] = "*2\r\n$3\r\nGET\r\n$";
+    const size_t head_size = sizeof(head) - 1;
+    if (data.size < head_size + 3) return false;
+    const u8 *p = data.data, *end = data.data + data.size;
+    bool set = p[1] == '3';
+    if (p[0] != '*' || (!set && p[1] != '2') || memcmp(p + 2, head + 2, 6) != 0) return false;
+    u8 c = p[8] | 0x20;
+    if (c != (set ? 's' : 'g') || (p[9] | 0x20) != 'e' || (p[10] | 0x20) != 't') return false;
+    if (memcmp(p + 11, head + 11, 3) != 0) return false;
+    p = plain_bulk(p + head_size, end, &out->key);
+    if (p == NULL || out->key.size > LIMIT_KEY_BYTES) return false;
+    if (set) {
+        if (end - p < 4 || *p != '$') return false;
+        p = plain_bulk(p + 1, end, &out->value);
+        if (p == NULL) return false;
+    }
+    out->set = set;
+    out->size = (size_t)(p - data.data);
+    return true;
+}

@@ -58,6 +58,24 @@ void resp_parser_reset(struct resp_parser *parser);
  * bytes that have arrived, never with a length that was promised. */
 enum resp_result resp_parse(struct resp_parser *parser, struct bytes data, u32 args_max,
                             u32 bulk_max, size_t *consumed, size_t *wanted);
+/* True when no half command is remembered: the caller may pass over commands by itself. */
+static inline bool
+resp_parser_is_fresh(const struct resp_parser *parser)
+{
+    return parser->complete || (!parser->started && parser->searched == 0);
+}
+
+/* "GET key" and "SET key value" as all clients write them, which is most of what comes. */
+struct resp_plain {
+    bool set;
+    struct bytes key; /* 1 to LIMIT_KEY_BYTES */
+    struct bytes value;
+    size_t size; /* of the whole request */
+};
+/* False for everything else: other commands, incomplete ones, unusual forms, errors. What it takes,
+ * resp_parse takes to mean the same. */
+bool resp_parse_plain(struct bytes data, struct resp_plain *out);
+
 /* Argument i of a complete command; data as given to resp_parse. */
 static inline struct bytes
 resp_arg(const struct resp_parser *parser, struct bytes data, u32 i)
@@ -75,7 +93,8 @@ struct resp_writer {
     bool failed; /* an append failed: the connection must be closed */
 };
 
-void resp_simple(struct resp_writer *w, const char *text); /* +OK */
+void resp_simple(struct resp_writer *w, const char *text); /* +text */
+void resp_ok(struct resp_writer *w);
 void resp_error(struct resp_writer *w, const char *format, ...)
     PRINTF_LIKE(2, 3); /* -ERR ...; CR, LF become spaces */
 void resp_integer(struct resp_writer *w, i64 value);

@@ -20,6 +20,17 @@
 static size_t
 resp_format_head(u8 head[RESP_HEAD_BYTES], char type, i64 value)
 {
+    if (value >= 10 && value < 1000) { /* the size of most values */
+        u32 n = (u32)value, hundreds = n / 100;
+        u8 *p = head;
+        *p++ = (u8)type;
+        if (hundreds > 0) *p++ = (u8)('0' + hundreds);
+        *p++ = (u8)('0' + n / 10 % 10);
+        *p++ = (u8)('0' + n % 10);
+        *p++ = '\r';
+        *p++ = '\n';
+        return (size_t)(p - head);
+    }
     u8 digits[20];
     u32 count = 0;
     u64 rest = value < 0 ? 0 - (u64)value : (u64)value;
@@ -54,21 +65,20 @@ resp_head(struct resp_writer *w, char type, i64 value)
 static void
 resp_blob(struct resp_writer *w, char type, struct bytes prefix, struct bytes value)
 {
-    u8 head[RESP_HEAD_BYTES];
-    size_t head_size = resp_format_head(head, type, (i64)(prefix.size + value.size));
-    if (w->failed || !buf_reserve(w->out, head_size + prefix.size + value.size + 2)) {
+    size_t size = prefix.size + value.size;
+    if (w->failed || !buf_reserve(w->out, RESP_HEAD_BYTES + size + 2)) {
         w->failed = true;
         return;
     }
     u8 *p = w->out->data + w->out->size;
-    memcpy(p, head, head_size);
+    size_t head_size = resp_format_head(p, type, (i64)size);
     p += head_size;
     if (prefix.size > 0) memcpy(p, prefix.data, prefix.size);
     p += prefix.size;
     if (value.size > 0) memcpy(p, value.data, value.size);
     p += value.size;
     memcpy(p, "\r\n", 2);
-    w->out->size += head_size + prefix.size + value.size + 2;
+    w->out->size += head_size + size + 2;
 }
 
 /* A line must stay one line: CR and LF in it would be read as the next reply. */
@@ -91,6 +101,12 @@ void
 resp_simple(struct resp_writer *w, const char *text)
 {
     resp_line(w, '+', text, strlen(text));
+}
+
+void
+resp_ok(struct resp_writer *w)
+{
+    resp_append(w, "+OK\r\n", 5);
 }
 
 void

@@ -32,13 +32,13 @@ void
 cmd_quit(struct exec *x)
 {
     x->session->close_after = true;
-    resp_simple(x->reply, "OK");
+    resp_ok(x->reply);
 }
 
 void
 cmd_select(struct exec *x)
 {
-    if (cmd_arg_db(x, 1, &x->session->keyspace)) resp_simple(x->reply, "OK");
+    if (cmd_arg_db(x, 1, &x->session->keyspace)) resp_ok(x->reply);
 }
 
 void
@@ -87,7 +87,7 @@ cmd_auth(struct exec *x)
         return;
     }
     struct bytes user = x->arg_count == 3 ? x->args[1] : BYTES_LITERAL("default");
-    if (authenticate(x, user, x->args[x->arg_count - 1])) resp_simple(x->reply, "OK");
+    if (authenticate(x, user, x->args[x->arg_count - 1])) resp_ok(x->reply);
 }
 
 static bool
@@ -198,7 +198,7 @@ cmd_client_getname(struct exec *x)
 void
 cmd_client_setname(struct exec *x)
 {
-    if (keep_name(x, &x->session->name, x->args[2], BAD_CLIENT_NAME)) resp_simple(x->reply, "OK");
+    if (keep_name(x, &x->session->name, x->args[2], BAD_CLIENT_NAME)) resp_ok(x->reply);
 }
 
 void
@@ -216,7 +216,7 @@ cmd_client_setinfo(struct exec *x)
         resp_error(x->reply, "ERR Unrecognized option '%.*s'", (int)MIN(x->args[2].size, 128u),
                    (const char *)x->args[2].data);
     }
-    if (kept) resp_simple(x->reply, "OK");
+    if (kept) resp_ok(x->reply);
 }
 
 void
@@ -225,7 +225,7 @@ cmd_client_reply(struct exec *x)
     struct session *s = x->session;
     if (cmd_arg_is(x, 2, "on")) {
         s->reply_off = false;
-        resp_simple(x->reply, "OK");
+        resp_ok(x->reply);
     } else if (cmd_arg_is(x, 2, "off")) {
         s->reply_off = true;
     } else if (cmd_arg_is(x, 2, "skip")) {
@@ -244,7 +244,7 @@ cmd_client_no_evict(struct exec *x)
         return;
     }
     x->session->no_evict = on;
-    resp_simple(x->reply, "OK");
+    resp_ok(x->reply);
 }
 
 #define CLIENT_LINE_BYTES 1536u
@@ -452,5 +452,5 @@ cmd_client_kill(struct exec *x)
     else if (call.killed == 0)
         resp_error(x->reply, "ERR No such client");
     else
-        resp_simple(x->reply, "OK");
+        resp_ok(x->reply);
 }

@@ -63,7 +63,7 @@ rename_key(struct exec *x, bool only_if_absent)
         if (only_if_absent)
             resp_integer(x->reply, 0);
         else
-            resp_simple(x->reply, "OK");
+            resp_ok(x->reply);
         return;
     }
     struct bytes copy;
@@ -81,7 +81,7 @@ rename_key(struct exec *x, bool only_if_absent)
     if (only_if_absent)
         resp_integer(x->reply, 1);
     else
-        resp_simple(x->reply, "OK");
+        resp_ok(x->reply);
 }
 
 void

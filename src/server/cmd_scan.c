@@ -488,7 +488,7 @@ flush(struct exec *x, u16 first, u16 last)
     status st = shard_for_all(x->shard, flush_here, &call);
     if (ok(call.st)) call.st = st;
     if (ok(call.st))
-        resp_simple(x->reply, "OK");
+        resp_ok(x->reply);
     else
         exec_fail(x, call.st);
 }

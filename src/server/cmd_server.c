@@ -362,7 +362,7 @@ cmd_config_set(struct exec *x)
     if (x->shard->lsm != NULL)
         lsm_scrub_rate_set(x->shard->lsm, x->shard->config->scrub_rate_bytes /
                                               MAX(x->shard->server->shard_count, 1u));
-    resp_simple(x->reply, "OK");
+    resp_ok(x->reply);
 }
 
 static void
@@ -376,7 +376,7 @@ MAY_YIELD void
 cmd_config_resetstat(struct exec *x)
 {
     shard_for_all_possible(x->shard, reset_here, NULL);
-    resp_simple(x->reply, "OK");
+    resp_ok(x->reply);
 }
 
 /* ---- SLOWLOG ---- */
@@ -511,7 +511,7 @@ MAY_YIELD void
 cmd_slowlog_reset(struct exec *x)
 {
     shard_for_all_possible(x->shard, slow_reset_here, NULL);
-    resp_simple(x->reply, "OK");
+    resp_ok(x->reply);
 }
 
 /* ---- LATENCY ---- */

@@ -152,7 +152,7 @@ cmd_set(struct exec *x)
         if (options.keep_ttl && found == EXEC_FOUND) expire_ms = old.expire_ms;
     }
     if (!exec_put(x, x->args[1], x->args[2], expire_ms)) return;
-    if (!options.get) resp_simple(x->reply, "OK");
+    if (!options.get) resp_ok(x->reply);
 }
 
 void
@@ -172,7 +172,7 @@ set_with_expiry(struct exec *x, u32 how)
     u64 expire_ms;
     if (!cmd_arg_expiry(x, 2, how, true, &expire_ms)) return;
     if (!cmd_value_fits(x, x->args[3].size)) return;
-    if (exec_put(x, x->args[1], x->args[3], expire_ms)) resp_simple(x->reply, "OK");
+    if (exec_put(x, x->args[1], x->args[3], expire_ms)) resp_ok(x->reply);
 }
 
 void
@@ -265,7 +265,7 @@ pairs_fit(struct exec *x)
 void
 cmd_mset(struct exec *x)
 {
-    if (pairs_fit(x) && put_pairs(x)) resp_simple(x->reply, "OK");
+    if (pairs_fit(x) && put_pairs(x)) resp_ok(x->reply);
 }
 
 void

@@ -200,6 +200,6 @@ monitor_stop(struct session *s)
 MAY_YIELD void
 cmd_monitor(struct exec *x)
 {
-    resp_simple(x->reply, "OK");
+    resp_ok(x->reply);
     monitor_start(x->session);
 }

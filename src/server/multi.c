@@ -200,7 +200,7 @@ cmd_multi(struct exec *x)
     }
     tx->queueing = true;
     tx->keyspace = x->session->keyspace;
-    resp_simple(x->reply, "OK");
+    resp_ok(x->reply);
 }
 
 void
@@ -211,7 +211,7 @@ cmd_discard(struct exec *x)
         return;
     }
     session_multi_free(x->session);
-    resp_simple(x->reply, "OK");
+    resp_ok(x->reply);
 }
 
 void
@@ -222,7 +222,7 @@ cmd_unwatch(struct exec *x)
         session_multi_free(x->session);
     else
         drop_watches(x->session); /* from the queue: EXEC still walks over it */
-    resp_simple(x->reply, "OK");
+    resp_ok(x->reply);
 }
 
 /* ---- WATCH ---- */
@@ -243,7 +243,7 @@ cmd_watch(struct exec *x)
     }
     list_for_each (node, &tx->watches)
         list_entry(node, struct watch, link)->filled = true;
-    resp_simple(x->reply, "OK");
+    resp_ok(x->reply);
 }
 
 MAY_YIELD static bool

@@ -176,7 +176,7 @@ gather(struct request *request, struct resp_writer *w)
     if (request->command->place == PLACE_SPLIT_SUM)
         resp_integer(w, sum);
     else
-        resp_simple(w, "OK");
+        resp_ok(w);
     return !w->failed;
 }
 
@@ -409,7 +409,7 @@ run_others(struct exec *x, struct request *request)
     if (request->command->place == PLACE_SPLIT_SUM)
         resp_integer(x->reply, sum);
     else
-        resp_simple(x->reply, "OK");
+        resp_ok(x->reply);
 }
 
 MAY_YIELD void

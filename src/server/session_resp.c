@@ -546,6 +546,13 @@ session_resp_received(struct session *s, struct bytes data)
             break;
         }
         struct bytes rest = BYTES(data.data + at, data.size - at);
+        if (session_may_express(s)) {
+            size_t taken = session_express(s, rest, &clock_ns);
+            at += taken;
+            if (s->stall != SESSION_RUNS) break;
+            if (s->conn != NULL && io_conn_output_full(s->conn)) break;
+            if (taken != 0) continue;
+        }
         u32 args_max = s->authenticated ? RESP_ARGS_MAX : RESP_ARGS_MAX_UNAUTHENTICATED;
         u32 bulk_max = s->authenticated ? REQUEST_BYTES_MAX : RESP_BULK_BYTES_MAX_UNAUTHENTICATED;
         size_t consumed = 0, wanted = 0;

@@ -116,17 +116,23 @@ shard_for_all_possible(struct shard *shard, void (*fn)(void *arg), void *arg)
 /* ---- figures ---- */
 
 void
-shard_count_command(struct shard *shard, u32 command, u64 ns, bool failed)
+shard_count_commands(struct shard *shard, u32 command, u32 count, u64 ns)
 {
     struct command_stats *row = &shard->stats->commands[command];
-    shard->stats->commands_total++;
-    row->calls++;
-    if (failed) row->failed++;
-    row->ns += ns;
+    shard->stats->commands_total += count;
+    row->calls += count;
+    row->ns += ns * count;
     row->ns_max = MAX(row->ns_max, ns);
     u64 us = (ns + NS_PER_US - 1) / NS_PER_US;
     u32 bucket = us <= 1 ? 0 : 64u - (u32)__builtin_clzll(us - 1);
-    row->buckets[MIN(bucket, SERVER_LATENCY_BUCKETS - 1)]++;
+    row->buckets[MIN(bucket, SERVER_LATENCY_BUCKETS - 1)] += count;
+}
+
+void
+shard_count_command(struct shard *shard, u32 command, u64 ns, bool failed)
+{
+    shard_count_commands(shard, command, 1, ns);
+    if (failed) shard->stats->commands[command].failed++;
 }
 
 static const char *const error_kinds[] = {

@@ -180,6 +180,8 @@ MAY_YIELD void shard_for_all_possible(struct shard *shard, void (*fn)(void *arg)
 
 /* Counts a finished command. */
 void shard_count_command(struct shard *shard, u32 command, u64 ns, bool failed);
+/* Several that took as long each, and succeeded. */
+void shard_count_commands(struct shard *shard, u32 command, u32 count, u64 ns);
 void shard_count_error(struct shard *shard, struct bytes reply);
 void shard_stats_reset(struct shard *shard);
 

@@ -9,6 +9,7 @@
 #include "proto/resp.h"
 
 #include <stdlib.h>
+#include <strings.h>
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
@@ -19,6 +20,21 @@ struct outcome {
     u32 commands;
     u64 digest; /* of all arguments */
 };
+
+/* What the short way takes must be what the long way has found. */
+static void
+check_plain(const struct resp_parser *parser, struct bytes data, size_t have, size_t consumed)
+{
+    struct resp_plain plain;
+    if (!resp_parse_plain(BYTES(data.data, have), &plain)) return;
+    CHECK(plain.size == consumed && parser->arg_count == (plain.set ? 3 : 2));
+    struct bytes name = resp_arg(parser, data, 0);
+    CHECK(name.size == 3 &&
+          strncasecmp((const char *)name.data, plain.set ? "set" : "get", 3) == 0);
+    CHECK(bytes_equal(resp_arg(parser, data, 1), plain.key));
+    CHECK(!plain.set || bytes_equal(resp_arg(parser, data, 2), plain.value));
+    CHECK(plain.key.size > 0 && plain.key.size <= LIMIT_KEY_BYTES);
+}
 
 static struct outcome
 parse_all(struct bytes data, size_t piece_size)
@@ -36,6 +52,7 @@ parse_all(struct bytes data, size_t piece_size)
         if (outcome.result == RESP_COMMAND) {
             CHECK(consumed > 0 && consumed <= have);
             outcome.commands++;
+            check_plain(&parser, data, have, consumed);
             for (u32 i = 0; i < parser.arg_count; i++) {
                 struct bytes arg = resp_arg(&parser, data, i);
                 outcome.digest = hash_bytes(arg.data, arg.size, outcome.digest + 1);

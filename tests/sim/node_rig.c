@@ -63,7 +63,7 @@ opened(struct io_conn *conn, void *arg)
 }
 
 static size_t
-received(struct io_conn *conn, struct bytes data)
+client_received(struct io_conn *conn, struct bytes data)
 {
     struct rig_client *client = io_conn_user(conn);
     bool fits = buf_append(&client->in, data.data, data.size);
@@ -89,7 +89,7 @@ closed(struct io_conn *conn, status why)
 
 static const struct io_conn_events client_events = {
     .opened = opened,
-    .received = received,
+    .received = client_received,
     .drained = drained,
     .closed = closed,
 };

@@ -349,11 +349,75 @@ binary_bytes_are_arguments_like_any_other(void **state)
     assert_memory_equal(resp_arg(&parser, data, 1).data, "\0", 1);
 }
 
+static void
+the_plain_form_is_taken_and_nothing_else(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *bytes;
+        u32 size; /* of the request; 0: not for this */
+        const char *key, *value;
+    } cases[] = {
+        {"*2\r\n$3\r\nGET\r\n$1\r\nk\r\n", 20, "k", NULL},
+        {"*2\r\n$3\r\ngeT\r\n$1\r\nk\r\n*2\r\n", 20, "k", NULL},
+        {"*2\r\n$3\r\nGET\r\n$12\r\nkey:00000001\r\n", 32, "key:00000001", NULL},
+        {"*3\r\n$3\r\nSET\r\n$1\r\nk\r\n$2\r\nvw\r\n", 28, "k", "vw"},
+        {"*3\r\n$3\r\nset\r\n$2\r\n\r\n\r\n$2\r\n\r\n\r\n", 29, "\r\n", "\r\n"},
+        /* in pieces */
+        {"*2\r\n$3\r\nGET\r\n$1\r\nk\r", 0, NULL, NULL},
+        {"*2\r\n$3\r\nGET\r\n$2\r\nk\r\n", 0, NULL, NULL},
+        {"*2\r\n$3\r\nGET\r\n$1", 0, NULL, NULL},
+        {"*3\r\n$3\r\nSET\r\n$1\r\nk\r\n", 0, NULL, NULL},
+        {"*3\r\n$3\r\nSET\r\n$1\r\nk\r\n$2\r\nvw\r", 0, NULL, NULL},
+        /* other commands and forms, and mistakes */
+        {"*2\r\n$3\r\nDEL\r\n$1\r\nk\r\n", 0, NULL, NULL},
+        {"*2\r\n$3\r\nSET\r\n$1\r\nk\r\n", 0, NULL, NULL},
+        {"*3\r\n$3\r\nGET\r\n$1\r\nk\r\n$1\r\nv\r\n", 0, NULL, NULL},
+        {"*5\r\n$3\r\nSET\r\n$1\r\nk\r\n$1\r\nv\r\n$2\r\nEX\r\n$1\r\n1\r\n", 0, NULL, NULL},
+        {"*2\r\n$3\r\nGET\r\n$0\r\n\r\n    ", 0, NULL, NULL},
+        {"*3\r\n$3\r\nSET\r\n$1\r\nk\r\n$0\r\n\r\n", 0, NULL, NULL},
+        {"*2\r\n$3\r\nGET\r\n$01\r\nk\r\n", 0, NULL, NULL},
+        {"*2\r\n$3\r\nGET\r\n$-1\r\nk\r\n", 0, NULL, NULL},
+        {"*2\r\n$3\r\nGET\r\n$1\r\nkk\r\n", 0, NULL, NULL},
+        {"*2\r\n$3\r\nGET\r\n$999999\r\nk\r\n", 0, NULL, NULL},
+        {"*2\r\n$3\r\nGET\r\n:1\r\nk\r\n  ", 0, NULL, NULL},
+        {"*2\r\n$3 \nGET\r\n$1\r\nk\r\n", 0, NULL, NULL},
+        {"GET key with spaces\r\n", 0, NULL, NULL},
+        {"", 0, NULL, NULL},
+    };
+    for (u32 i = 0; i < ARRAY_COUNT(cases); i++) {
+        size_t size = strlen(cases[i].bytes);
+        u8 *exact = malloc(size + 1); /* so that a sanitizer sees a look behind the end */
+        memcpy(exact, cases[i].bytes, size);
+        struct resp_plain plain;
+        bool taken = resp_parse_plain(BYTES(exact, size), &plain);
+        if (taken != (cases[i].size != 0)) fail_msg("case %u: %s", i, cases[i].bytes);
+        if (taken) {
+            assert_int_equal(plain.size, cases[i].size);
+            assert_true(bytes_equal(plain.key, BYTES(cases[i].key, strlen(cases[i].key))));
+            assert_true(plain.set == (cases[i].value != NULL));
+            if (plain.set)
+                assert_true(
+                    bytes_equal(plain.value, BYTES(cases[i].value, strlen(cases[i].value))));
+        }
+        free(exact);
+    }
+    /* A key of 1,024 bytes and one more. */
+    for (u32 extra = 0; extra < 2; extra++) {
+        char text[1200];
+        int n = snprintf(text, sizeof(text), "*2\r\n$3\r\nGET\r\n$%u\r\n%0*d\r\n",
+                         LIMIT_KEY_BYTES + extra, (int)(LIMIT_KEY_BYTES + extra), 7);
+        struct resp_plain plain;
+        assert_true(resp_parse_plain(BYTES(text, (size_t)n), &plain) == (extra == 0));
+    }
+}
+
 int
 main(void)
 {
 #define T(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
     const struct CMUnitTest tests[] = {
+        T(the_plain_form_is_taken_and_nothing_else),
         T(commands_are_read),
         T(commands_may_arrive_byte_by_byte),
         T(commands_may_be_split_at_any_byte),
