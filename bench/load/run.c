@@ -418,9 +418,3 @@ result_free(struct result *result)
     free(result->series);
     *result = (struct result){0};
 }
-
-bool
-result_is_bad(const struct result *result)
-{
-    return result->errors.total > 0 || result->wrong.total > 0;
-}

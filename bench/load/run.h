@@ -65,6 +65,10 @@ MUST_CHECK enum run_outcome run_measure(const struct run_input *input, struct re
                                         char *problem, size_t problem_size);
 void result_free(struct result *result);
 /* Requests failed or reads were wrong. */
-bool result_is_bad(const struct result *result);
+static inline bool
+result_is_bad(const struct result *result)
+{
+    return result->errors.total > 0 || result->wrong.total > 0;
+}
 
 #endif

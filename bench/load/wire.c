@@ -260,7 +260,7 @@ static status
 resp_reply(struct bytes data, struct reply *out, size_t *consumed_out, size_t *wanted_out)
 {
     *wanted_out = data.size + 1;
-    if (data.size < 4) return ST_INCOMPLETE;
+    if (data.size < 3) return ST_INCOMPLETE;
     const u8 *at = data.data;
     if (at[0] == '+' && data.size >= 5 && memcmp(at, "+OK\r\n", 5) == 0) {
         out->kind = REPLY_OK;
