@@ -16,8 +16,10 @@
 
 /* Longer than any length in decimal, with its frame. */
 #define NUMBER_BYTES 32u
-/* A page of a scan carries about this much at most; at least one entry comes. */
-#define SCAN_BYTES_MAX (4u << 20)
+/* A page of a scan: what its entries take, with their heads, but no more than this; at least one
+ * entry comes. A server sets memory aside for what is asked for. */
+#define SCAN_BYTES_MAX   (4u << 20)
+#define SCAN_ENTRY_BYTES 128u
 
 static void
 text_add(struct text *text, const void *data, size_t size)
@@ -189,7 +191,8 @@ native_request(const struct wire *wire, const struct request *request, u8 *out)
         frame.scan.token_first = hash_token(key);
         frame.scan.token_last = UINT64_MAX;
         frame.scan.entries_max = request->entries;
-        frame.scan.bytes_max = SCAN_BYTES_MAX;
+        frame.scan.bytes_max = (u32)MIN(
+            (u64)request->entries * (wire->values->size_max + SCAN_ENTRY_BYTES), SCAN_BYTES_MAX);
         break;
     case OP_INCR:
     case OP_RMW:
