@@ -15,6 +15,7 @@
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include "load/compare.h"
@@ -327,6 +328,16 @@ single(const struct settings *settings)
     return code;
 }
 
+/* A descriptor for each connection, as far as the system lets us. */
+static void
+descriptors_raise(void)
+{
+    struct rlimit limit;
+    if (getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
+    limit.rlim_cur = limit.rlim_max;
+    (void)setrlimit(RLIMIT_NOFILE, &limit);
+}
+
 static int
 help(void)
 {
@@ -363,6 +374,7 @@ main(int argc, char **argv)
     if (word_count > 0) return fail(EXIT_USAGE, "unexpected words: see --help");
     if (!settings_finish(&settings, error, sizeof(error))) return fail(EXIT_USAGE, error);
 
+    descriptors_raise();
     struct sigaction action = {.sa_handler = on_signal};
     sigaction(SIGINT, &action, NULL);
     sigaction(SIGTERM, &action, NULL);
