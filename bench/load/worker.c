@@ -22,7 +22,7 @@
 
 #define MAINTENANCE_NS (50 * NS_PER_MS)
 #define CONNECT_NS     (5 * NS_PER_S)
-#define RECONNECT_NS   NS_PER_S
+#define RECONNECT_NS   (200 * NS_PER_MS) /* between tries, and how long one may take */
 /* At most this much is reserved in one piece of the output. */
 #define BATCH_BYTES_MAX (64u << 10)
 /* Requests that may be sent before replies are looked at again. */
