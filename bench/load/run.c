@@ -294,18 +294,21 @@ measure(struct run *run)
     struct result *result = run->result;
     struct plan *plan = &run->plan;
     plan->begin_ns = clock_now_ns() + LEAD_NS;
-    plan->measure_ns = plan->begin_ns + settings->warmup_ms * NS_PER_MS;
-    plan->end_ns = plan->measure_ns + settings->duration_ms * NS_PER_MS;
+    atomic_store(&plan->measure_ns, PLAN_NEVER);
+    atomic_store(&plan->end_ns, PLAN_NEVER);
     on_all(run, worker_run);
-    while (clock_now_ns() < plan->measure_ns && !interrupted(run) && !all_finished(run))
-        sleep_until(MIN(plan->measure_ns, clock_now_ns() + LOOK_NS));
+    u64 measure_ns = MAX(plan->begin_ns, clock_now_ns()) + settings->warmup_ms * NS_PER_MS;
+    atomic_store(&plan->end_ns, measure_ns + settings->duration_ms * NS_PER_MS);
+    atomic_store(&plan->measure_ns, measure_ns);
+    while (clock_now_ns() < measure_ns && !interrupted(run) && !all_finished(run))
+        sleep_until(MIN(measure_ns, clock_now_ns() + LOOK_NS));
 
     struct cpu cpu = cpu_now(run);
     struct view last = look(run);
     *run->before = *run->now;
     double total_s = settings->count > 0 ? 0 : (double)settings->duration_ms / 1e3;
     struct patience patience = {0};
-    u64 told_ns = plan->measure_ns;
+    u64 told_ns = measure_ns;
     bool finished = false;
     while (!finished) {
         finished = all_finished(run);
@@ -316,7 +319,7 @@ measure(struct run *run)
         struct view view = look(run);
         latency_between(run->between, run->before, run->now);
         struct second second = {
-            .at_s = (double)(now_ns - plan->measure_ns) / 1e9,
+            .at_s = (double)(now_ns - measure_ns) / 1e9,
             .length_s = (double)(now_ns - told_ns) / 1e9,
             .answered = view.counters.answered - last.counters.answered,
             .errors = view.errors + view.wrong - last.errors - last.wrong,
@@ -365,8 +368,9 @@ collect(struct run *run)
             if (op != OP_RMW) latency_merge(result->total, worker->latency[op]);
         }
     }
-    if (result->counters.last_ns > run->plan.measure_ns)
-        result->elapsed_s = (double)(result->counters.last_ns - run->plan.measure_ns) / 1e9;
+    u64 measure_ns = plan_measure_ns(&run->plan);
+    if (result->counters.last_ns > measure_ns)
+        result->elapsed_s = (double)(result->counters.last_ns - measure_ns) / 1e9;
     return true;
 }
 

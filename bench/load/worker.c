@@ -118,7 +118,7 @@ may_send(const struct worker *worker, u64 now_ns)
     case PHASE_RUN:
         break;
     }
-    return plan->settings->count > 0 ? worker->remaining > 0 : now_ns < plan->end_ns;
+    return plan->settings->count > 0 ? worker->remaining > 0 : now_ns < plan_end_ns(plan);
 }
 
 /* What the next request of this connection is; false: there is none. */
@@ -187,7 +187,7 @@ request_issue(struct connection *c, u64 start_ns, u64 now_ns, u8 *out)
     c->next++;
     c->flying++;
     worker->flying++;
-    if (worker->remaining > 0 && start_ns >= worker->plan->measure_ns) worker->remaining--;
+    if (worker->remaining > 0 && start_ns >= plan_measure_ns(worker->plan)) worker->remaining--;
     return wire_request(&worker->wire, &request, out);
 }
 
@@ -292,7 +292,7 @@ pace_run(struct worker *worker)
         io_conn_commit(c->io, (size_t)(end - begin));
         worker->counters.sent_bytes += (u64)(end - begin);
         if (follows) continue;
-        if (due >= worker->plan->measure_ns && !worker->blocked)
+        if (due >= plan_measure_ns(worker->plan) && !worker->blocked)
             latency_record(&worker->late, now_ns - due);
         worker->due_index++;
     }
@@ -442,7 +442,7 @@ static void
 flight_record(struct worker *worker, const struct flight *flight, u64 now_ns)
 {
     if (worker->phase != PHASE_RUN) return;
-    u64 measure_ns = worker->plan->measure_ns;
+    u64 measure_ns = plan_measure_ns(worker->plan);
     if (flight->first_ns >= measure_ns && flight->first_ns != 0)
         latency_record(worker->latency[OP_RMW], now_ns - flight->first_ns);
     if (flight->start_ns < measure_ns) return;
@@ -784,9 +784,10 @@ backlog_check(struct worker *worker, u64 now_ns)
     const struct plan *plan = worker->plan;
     u64 due;
     if (!is_open_loop(worker) || plan->settings->count > 0 || worker->gave_up) return;
-    if (now_ns < plan->end_ns + plan->settings->timeout_ms * NS_PER_MS) return;
+    u64 end_ns = plan_end_ns(plan), patience_ns = plan->settings->timeout_ms * NS_PER_MS;
+    if (end_ns == PLAN_NEVER || now_ns < end_ns + patience_ns) return;
     if (!pace_next(worker, &due)) return;
-    u64 unsent = (plan->end_ns - due) * plan->settings->rate / worker->count / NS_PER_S + 1;
+    u64 unsent = (end_ns - due) * plan->settings->rate / worker->count / NS_PER_S + 1;
     worker->gave_up = true;
     error_add(worker, unsent, "not sent", "no connection had room until long after the end");
 }

@@ -52,9 +52,24 @@ struct plan {
     /* every key was written and none vanishes: a miss is a loss */
     _Atomic bool all_there;
     _Atomic bool stop; /* send no more */
-    /* of the run, set before it begins */
-    u64 begin_ns, measure_ns, end_ns;
+    u64 begin_ns;      /* of the open loop's schedule; set before it begins */
+    /* What begins from measure_ns on is counted, until end_ns. Set once all workers are at it, so
+     * that the time is as long as it was asked to be; PLAN_NEVER until then. */
+    _Atomic u64 measure_ns, end_ns;
 };
+#define PLAN_NEVER UINT64_MAX
+
+static inline u64
+plan_measure_ns(const struct plan *plan)
+{
+    return atomic_load_explicit(&plan->measure_ns, memory_order_relaxed);
+}
+
+static inline u64
+plan_end_ns(const struct plan *plan)
+{
+    return atomic_load_explicit(&plan->end_ns, memory_order_relaxed);
+}
 
 struct counters {
     u64 answered;                   /* within the measured time */
