@@ -101,7 +101,7 @@ memory_of_worker(const struct run *run)
 {
     const struct settings *settings = run->settings;
     u64 connections = settings->connections / settings->threads + 1;
-    u64 batch = (u64)settings->depth * (settings->value_max + 1024ull);
+    u64 batch = (u64)MAX(settings->depth, LOAD_DEPTH) * (settings->value_max + 1024ull);
     return MIB(64) + connections * (batch + KIB(64)) * 24;
 }
 

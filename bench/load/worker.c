@@ -204,6 +204,7 @@ connection_fill(struct connection *c)
 {
     struct worker *worker = c->worker;
     u32 wanted = worker->plan->settings->depth;
+    if (worker->phase == PHASE_LOAD) wanted = MAX(wanted, LOAD_DEPTH);
     u64 now_ns = io_clock_ns();
     while (wanted > 0 && may_send(worker, now_ns)) {
         size_t room = (size_t)wanted * worker->request_max;
@@ -844,7 +845,7 @@ worker_init(struct worker *worker, struct plan *plan, u32 index, u32 count)
     const struct settings *settings = plan->settings;
     *worker = (struct worker){.plan = plan, .index = index, .count = count};
     prng_init(&worker->prng, settings->seed * LIMIT_SHARDS + index);
-    worker->flight_mask = (u32)power_of_two_from(settings->depth) - 1;
+    worker->flight_mask = (u32)power_of_two_from(MAX(settings->depth, LOAD_DEPTH)) - 1;
     io_timer_init(&worker->pace, pace_fire);
     u64 all = settings->connections;
     worker->connection_count = (u32)(all / count + (index < all % count ? 1 : 0));

@@ -9,6 +9,8 @@
  *   worker_sample                    a copy of what was counted so far
  *   worker->finished                 the phase is over and no reply is awaited
  *
+ * Filling keeps at least LOAD_DEPTH requests under way on each connection: it is not measured.
+ *
  * Closed loop: a connection sends `depth` requests at once and sends again when all of them have
  * been answered, as redis-benchmark does. Latency counts from just before the requests were built:
  * it is the service time as this client sees it, and says nothing of requests that nobody sent
@@ -38,6 +40,8 @@
 #include "load/keys.h"
 #include "load/latency.h"
 #include "load/wire.h"
+
+#define LOAD_DEPTH 16u
 
 enum phase { PHASE_IDLE, PHASE_LOAD, PHASE_RUN };
 
