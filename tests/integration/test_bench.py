@@ -116,7 +116,7 @@ def test_every_workload_against_redis(redis):
 def test_the_report_says_who_and_how(server):
     result = bench(server.port, workload="mixed", load=True, threads=3, connections=20,
                    value_size="50-5000", compressible="50%", database=3, ttl="1h", verify=True,
-                   pipeline=16)
+                   pipeline=16, count=20000)
     assert result["server"]["name"] == "distkv"
     assert result["server"]["pid"] == server.process.pid
     assert result["machine"]["cores"] >= 1 and "Linux" in result["machine"]["kernel"]
@@ -142,20 +142,22 @@ def test_a_count_is_exact(server):
 
 def test_values_of_an_earlier_run_are_verified(server):
     bench(server.port, workload="set", load=True, value_size="100-3000")
-    run = run_of(bench(server.port, workload="get", verify=True, value_size=100))
+    run = run_of(bench(server.port, workload="get", verify=True, value_size=100,
+                       count=5000))
     check_run(run, verified=True)
     with server.connect() as connection:
         value = connection.call("GET", "key:000000000005")
         for number in range(100):
             connection.call("SET", f"key:{number:012}", value)
-    run = run_of(bench(server.port, code=1, workload="get", verify=True))
+    run = run_of(bench(server.port, code=1, workload="get", verify=True, count=5000))
     assert {wrong["kind"] for wrong in run["wrong"]} == {"foreign value"}
 
 
 def test_a_large_value_takes_the_same_way(server):
     for protocol in ("resp", "native"):
         run = run_of(bench(server.port, workload="mixed", load=True, keys=20, connections=3,
-                           value_size="900KiB-1MiB", verify="strict", protocol=protocol))
+                           value_size="900KiB-1MiB", verify="strict", protocol=protocol,
+                           count=60))
         check_run(run, verified=True)
 
 
@@ -165,7 +167,7 @@ def test_a_password_is_said(make_server, tmp_path):
     path.write_text("open sesame\n", encoding="ascii")
     for protocol in ("resp", "native"):
         check_run(run_of(bench(server.port, workload="set", password_file=path,
-                               protocol=protocol)), verified=False)
+                               protocol=protocol, count=200)), verified=False)
         done = subprocess.run(command(server.port, {"password": "wrong", "protocol": protocol}),
                               capture_output=True, text=True, check=False, timeout=60)
         assert done.returncode == 3, done.stderr
@@ -318,7 +320,7 @@ def test_an_honest_server_is_not_accused():
     liar = Liar(Liar.honest)
     try:
         check_run(run_of(bench(liar.port, workload="mixed", keys=200, connections=4, pipeline=2,
-                               load=True, verify="strict")), verified=True)
+                               load=True, verify="strict", count=3000)), verified=True)
     finally:
         liar.close()
 
@@ -456,7 +458,7 @@ def test_ctrl_c_ends_early_with_a_report(server):
 
 
 def test_the_standard_set_needs_no_server(tmp_path):
-    result = bench(None, cwd=tmp_path, standard=True, duration="200ms")
+    result = bench(None, cwd=tmp_path, standard=True, duration="500ms")
     names = [run["name"] for run in result["runs"]]
     assert names == ["set-p1", "set-p16", "set-p64", "get-p1", "get-p16", "get-p64",
                      "ycsb-a", "ycsb-b", "ycsb-c"]
