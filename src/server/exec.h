@@ -45,7 +45,8 @@ struct exec {
     u32 arg_count;
     u16 keyspace;
     struct resp_writer *reply;
-    void *extra; /* a transaction, a decoded frame */
+    void *extra;      /* a transaction, a decoded frame */
+    u64 connected_ns; /* native: since when the connection that asks is there */
 
     /* state */
     bool waits;          /* on a fiber: may yield */

@@ -312,6 +312,7 @@ exec_of_request(struct exec *x, struct request *request, struct resp_writer *w, 
     x->arg_count = request->arg_count;
     x->keyspace = request->keyspace;
     x->extra = request->extra;
+    x->connected_ns = request->connected_ns;
 }
 
 /* It has changed nothing. Without room even to say so the connection ends: the next reply would

@@ -577,7 +577,7 @@ opened(struct io_conn *conn, void *arg)
     s->conn = conn;
     s->id = io_conn_id(conn) << 6 | shard->index;
     s->created_ms = io_wall_ms();
-    s->active_ns = io_now_ns();
+    s->created_ns = s->active_ns = io_now_ns();
     s->resp = 2;
     s->authenticated = !config_has_password(shard->config);
     list_init(&s->pending);

@@ -53,7 +53,8 @@ struct session {
     struct io_conn *conn; /* NULL once closed */
     u64 id;               /* unique in the node */
     u64 created_ms;       /* wall */
-    struct list link;     /* shard->sessions */
+    u64 created_ns;
+    struct list link; /* shard->sessions */
 
     /* protocol */
     enum session_protocol protocol;
