@@ -293,6 +293,7 @@ write_inside(struct lsm *lsm, const struct lsm_batch *batch, u64 *seq_out)
         *seq_out = lsm->seq_last;
         return ST_OK;
     }
+    if (UNLIKELY(batch->until_ms != 0) && io_wall_ms() >= batch->until_ms) return ST_CONFLICT;
     if (batch->count > LIMIT_BATCH_OPS || batch->ops.size > LIMIT_BATCH_BYTES)
         return MARKED("lsm.write.batch_too_large", ST_TOO_LARGE);
     status st = admit_state(lsm);

@@ -56,6 +56,7 @@ struct exec {
     u32 gets;            /* reads of this run: long ones make room for others */
     u64 seq;             /* see above */
     u64 now_ms;          /* wall clock of this run */
+    u64 read_until_ms;   /* when the first of the values that were read expires; UINT64_MAX: none */
     struct buf ops;      /* struct exec_op[op_count] */
     struct buf op_index; /* u32[], a hash table over ops, once there are many */
     u32 op_count;

@@ -560,6 +560,76 @@ flushall_that_one_shard_refuses_has_emptied_those_before(void **state)
     rig_run(&rig);
 }
 
+/* ---- what expires while a command waits ---- */
+
+struct expiry_race {
+    bool writes;    /* the transaction */
+    bool seen_gone; /* somebody saw the key expired before the transaction was there */
+};
+
+static MAY_YIELD void
+look_for_end(struct rig *rig, void *arg)
+{
+    struct expiry_race *race = arg;
+    struct rig_client client;
+    char key[64];
+    rig_key_of_shard(rig, 0, "k", key, sizeof(key));
+    rig_connect(rig, &client);
+    fiber_sleep_ns(250 * NS_PER_MS);
+    bool gone = rig_is(rig_call(&client, "GET %s:short", key), "$-1\r\n");
+    bool undone = rig_is(rig_call(&client, "EXISTS %s:done", key), ":0\r\n");
+    race->seen_gone = gone && undone;
+    rig_disconnect(&client);
+}
+
+/* A transaction reads a key that soon expires, and then one that is on a slow disk. */
+static MAY_YIELD void
+expiry_race_story(struct rig *rig)
+{
+    struct expiry_race *race = rig->arg;
+    struct rig_client client;
+    char key[64];
+    rig_key_of_shard(rig, 0, "k", key, sizeof(key));
+    rig_connect(rig, &client);
+    CHECK(rig_is(rig_call(&client, "SET %s:cold c", key), "+OK\r\n"));
+    rig_on_shard(rig, 0, flush_store, NULL);
+    rig_send(&client, "SET %s:short s PX 700", key); /* durable after half a second */
+    CHECK(rig_is(rig_read(&client), "+OK\r\n"));
+    rig_spawn(rig, look_for_end, race);
+    rig_send(&client, "MULTI");
+    rig_send(&client, "GET %s:short", key);
+    rig_send(&client, "GET %s:cold", key);
+    rig_send(&client, race->writes ? "SET %s:done 1" : "GET %s:short", key);
+    for (u32 i = 0; i < 4; i++)
+        CHECK(rig_read(&client).data[0] == '+');
+    rig_send(&client, "EXEC");
+    struct bytes reply = rig_read(&client);
+    rig_wait_spawned(rig);
+    CHECK(race->seen_gone);
+    const char *gone =
+        race->writes ? "*3\r\n$-1\r\n$1\r\nc\r\n+OK\r\n" : "*3\r\n$-1\r\n$1\r\nc\r\n$-1\r\n";
+    const char *there = "*3\r\n$1\r\ns\r\n$1\r\nc\r\n$1\r\ns\r\n";
+    if (!rig_is(reply, gone) && (race->writes || !rig_is(reply, there))) {
+        fprintf(stderr, "%.*s\n", (int)reply.size, (const char *)reply.data);
+        CHECK(!"it read what had expired before it took effect");
+    }
+    rig_disconnect(&client);
+}
+
+static void
+a_transaction_does_not_read_what_expires_before_it_takes_effect(void **state)
+{
+    (void)state;
+    for (u32 i = 0; i < 2; i++) {
+        struct expiry_race race = {.writes = i == 0};
+        struct rig rig = {.shard_count = 1, .story = expiry_race_story, .arg = &race};
+        sim_options_default(&rig.options, 8);
+        rig.options.disk.latency_ns_min = 500 * NS_PER_MS;
+        rig.options.disk.latency_ns_max = 510 * NS_PER_MS;
+        rig_run(&rig);
+    }
+}
+
 /* ---- an allocation is refused: replies stay in step ---- */
 
 /* A pipeline of which each command has a reply of its own, so that a lost one shows. */
@@ -704,6 +774,7 @@ main(void)
         cmocka_unit_test(flushall_takes_its_turn_among_commands_that_wait),
         cmocka_unit_test(flushall_is_refused_when_commands_wait_too_long),
         cmocka_unit_test(flushall_that_one_shard_refuses_has_emptied_those_before),
+        cmocka_unit_test(a_transaction_does_not_read_what_expires_before_it_takes_effect),
         cmocka_unit_test(replies_stay_in_step_whatever_allocation_is_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
