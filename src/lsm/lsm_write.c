@@ -347,6 +347,7 @@ write_inside(struct lsm *lsm, const struct lsm_batch *batch, u64 *seq_out)
     levels_user_bytes(lsm->levels, batch->ops.size);
     if (active_bytes(lsm) >= lsm->memtable_limit_bytes) lsm_flush_request(lsm);
     *seq_out = lsm->seq_last;
+    AUDIT("lsm.write.done", lsm_check(lsm));
     return ST_OK;
 }
 
