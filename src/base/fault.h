@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: MIT
  *
- * fault.h -- places where the simulator may make a rare path common, and places that it must
- * reach.
+ * fault.h -- places where the simulator may make a rare path common, places that it must reach, and
+ * places where it checks whole structures, once in so many passes.
  *
  *     if (BUGGIFY("lsm.memtable.tiny")) ...      after FoundationDB's flow/Buggify.h
  *     MARK("lsm.log.tail_cut");                  after TigerBeetle's testing/marks.zig
  *     return MARKED("lsm.log.full", ST_NO_SPACE);    a mark on the way out
+ *     AUDIT("lsm.memtable.insert", memtable_check(memtable));    a check of a whole structure
  *
  * Names are stable, layer.noun.what, and each stands in one place only (tools/tidy), so a mark that
  * was never passed names the line that no test has seen.
@@ -16,14 +17,14 @@
  * its bytes on disk. What a site does is resolved at link time. In the server (fault_none.c):
  *   MARK     a call of an empty function that the compiler is told is cold. So it moves the branch
  *            out of the way of what is likely; for that reason marks stand on rare paths only.
- *   BUGGIFY  a look at one byte that is always 0.
+ *   BUGGIFY, AUDIT  a look at one byte that is always 0.
  */
 #ifndef DISTKV_BASE_FAULT_H
 #define DISTKV_BASE_FAULT_H
 
 #include "base/types.h"
 
-enum fault_kind { FAULT_MARK, FAULT_BUGGIFY };
+enum fault_kind { FAULT_MARK, FAULT_BUGGIFY, FAULT_AUDIT };
 
 #define FAULT_NAME_BYTES 63u
 
@@ -42,8 +43,9 @@ static_assert(sizeof(struct fault_site) == 64, "the linker's array has this stri
         __attribute__((section("fault_sites"))) = {.name = site_name, .kind = site_kind}
 
 /* What the link brings: fault_none.c or the simulator's. */
-extern bool fault_armed __attribute__((visibility("hidden"))); /* some BUGGIFY may fire */
+extern bool fault_armed __attribute__((visibility("hidden"))); /* some BUGGIFY or AUDIT may fire */
 bool fault_buggify(const struct fault_site *site) __attribute__((cold));
+bool fault_audit(const struct fault_site *site) __attribute__((cold));
 void fault_mark(const struct fault_site *site) __attribute__((cold));
 
 #define BUGGIFY(site_name)                                                                         \
@@ -51,6 +53,13 @@ void fault_mark(const struct fault_site *site) __attribute__((cold));
         FAULT_SITE(FAULT_BUGGIFY, site_name);                                                      \
         UNLIKELY(fault_armed) && fault_buggify(&fault_site_);                                      \
     })
+
+/* The condition may walk far: it is for the passes that the simulator picks. */
+#define AUDIT(site_name, condition)                                                                \
+    do {                                                                                           \
+        FAULT_SITE(FAULT_AUDIT, site_name);                                                        \
+        if (UNLIKELY(fault_armed) && fault_audit(&fault_site_)) CHECK(condition);                  \
+    } while (0)
 
 #define MARK(site_name)                                                                            \
     do {                                                                                           \

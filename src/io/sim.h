@@ -269,10 +269,12 @@ void sim_trace_print_set(struct sim *sim, bool print);
 void sim_trace_dump(const struct sim *sim);
 /* A stream of its own for the test's decisions. */
 struct prng *sim_prng(struct sim *sim);
+/* From now on an AUDIT checks its structure once in so many passes; 0: never, as after sim_new. */
+void sim_audits_set(struct sim *sim, u32 one_in);
 /* How often MARK(name) was passed since sim_new. */
 u64 sim_mark_count(const struct sim *sim, const char *mark);
-/* Every MARK and BUGGIFY site of the program, in byte order of the names, each name once; passed:
- * how often a mark was passed, or a site fired, since sim_new. */
+/* Every MARK, BUGGIFY and AUDIT site of the program, in byte order of the names, each name once;
+ * passed: how often a mark was passed, or another site fired, since sim_new. */
 void sim_site_each(void (*each)(void *arg, const char *name, bool is_mark, u64 passed), void *arg);
 /* The same over all runs of the process, and what was passed without any. */
 void sim_site_each_ever(void (*each)(void *arg, const char *name, bool is_mark, u64 passed),

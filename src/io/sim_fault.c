@@ -1,10 +1,13 @@
 /* SPDX-License-Identifier: MIT
  *
- * sim_fault.c -- BUGGIFY and MARK of the simulated link.
+ * sim_fault.c -- BUGGIFY, MARK and AUDIT of the simulated link.
  *
  * After FoundationDB: a site is active in a quarter of the runs, and an active one fires in a
  * quarter of its passes, so a run has character. Every site draws from its own stream (seed, name,
  * count), so a new site does not move the others.
+ *
+ * An AUDIT runs once in as many passes as the test asks for; it changes nothing, so the run stays
+ * the same with it.
  *
  * The records of all sites lie side by side between two symbols that the linker makes (fault.h). A
  * record's number in that array depends on the order of linking, so nothing may depend on it but
@@ -26,7 +29,7 @@ extern const struct fault_site __stop_fault_sites[] __attribute__((weak, visibil
 struct site {
     const struct fault_site *record;
     u64 hash;
-    u64 pass_count; /* of an active BUGGIFY */
+    u64 pass_count; /* of an active BUGGIFY, of an AUDIT */
     u64 count;      /* a mark was passed, a site fired */
     u64 before;     /* the same in the runs before */
 };
@@ -36,6 +39,8 @@ static struct site sites[SITE_COUNT_MAX]; /* by name, each once */
 static u32 site_count;                    /* 0: not made yet */
 static u16 numbers[SITE_COUNT_MAX];       /* of a record: its place in sites */
 static u64 run_seed;
+static bool buggify_on;
+static u32 audit_one_in; /* 0: never */
 
 bool fault_armed ALIGNED(64);
 
@@ -95,7 +100,8 @@ sim_fault_reset(u64 seed, bool buggify)
 {
     if (site_count == 0) sites_make();
     run_seed = seed;
-    fault_armed = buggify;
+    fault_armed = buggify_on = buggify;
+    audit_one_in = 0;
     for (u32 i = 0; i < site_count; i++) {
         sites[i].before += sites[i].count;
         sites[i].pass_count = sites[i].count = 0;
@@ -105,12 +111,31 @@ sim_fault_reset(u64 seed, bool buggify)
 bool
 fault_buggify(const struct fault_site *record)
 {
-    if (io_current == NULL) return false;
+    if (io_current == NULL || !buggify_on) return false;
     struct site *site = site_of(record);
     u64 parts[3] = {run_seed, site->hash, 0};
     if (hash_bytes(parts, sizeof(parts), 1) % 4 != 0) return false;
     parts[2] = ++site->pass_count;
     if (hash_bytes(parts, sizeof(parts), 2) % 4 != 0) return false;
+    site->count++;
+    return true;
+}
+
+void
+sim_audits_set(struct sim *sim, u32 one_in)
+{
+    (void)sim;
+    audit_one_in = one_in;
+    fault_armed = buggify_on || one_in != 0;
+}
+
+bool
+fault_audit(const struct fault_site *record)
+{
+    if (audit_one_in == 0) return false;
+    struct site *site = site_of(record);
+    u64 parts[3] = {run_seed, site->hash, ++site->pass_count};
+    if (hash_bytes(parts, sizeof(parts), 3) % audit_one_in != 0) return false;
     site->count++;
     return true;
 }

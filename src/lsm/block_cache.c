@@ -174,6 +174,7 @@ block_cache_insert(struct block_cache *cache, struct block *block)
     s3fifo_insert(&cache->fifo, &block->node);
     list_push_back(file_list(cache, block->file_id), &block->file_link);
     shrink(cache, STEP_BLOCKS);
+    AUDIT("lsm.block_cache.inserted", block_cache_check(cache));
 }
 
 void
@@ -194,6 +195,7 @@ block_cache_drop_file(struct block_cache *cache, u64 file_id)
         s3fifo_remove(&cache->fifo, &block->node);
         disown(block);
     }
+    AUDIT("lsm.block_cache.file_dropped", block_cache_check(cache));
 }
 
 void

@@ -180,6 +180,28 @@ entries_in(const struct run *run, u64 first, u64 last)
     return entries;
 }
 
+/* How many entries the slice's inputs hold. False: a table is only partly in it, so that is not
+ * known. */
+static bool
+entries_known(const struct step *step, u64 *entries_out)
+{
+    *entries_out = 0;
+    for (u32 i = 0; i <= step->input_count; i++) {
+        const struct run *run = i < step->input_count ? step->inputs[i] : step->last;
+        if (run == NULL) continue;
+        for (u32 j = run_slot_from(run, step->token_first); j < run->count; j++) {
+            const struct run_slot *slot = &run->slots[j];
+            if (slot->token_first > step->token_last) break;
+            const struct table_meta *meta = &slot->file->table->meta;
+            if (slot->token_first < step->token_first || slot->token_last > step->token_last ||
+                slot->token_first != meta->token_first || slot->token_last != meta->token_last)
+                return false;
+            *entries_out += meta->entry_count;
+        }
+    }
+    return true;
+}
+
 static void
 report_space(struct levels *levels, bool full)
 {
@@ -423,7 +445,15 @@ run_step(struct step *step)
     output.retain.range_seq_limit = levels->state.seq_flushed;
     output.retain.bottom = at_bottom(step);
     output.retain.version_outside = version_outside(step);
+    u64 known;
+    bool is_known = entries_known(step, &known);
     st = merge_slice(step, &output);
+    /* What was not read is not replaced. */
+    if (ok(st) && is_known && output.entries_in != known) {
+        log_error("lsm", "merged tables hold %llu entries, %llu were read dir=%s",
+                  (unsigned long long)known, (unsigned long long)output.entries_in, levels->dir);
+        st = ST_CORRUPT;
+    }
     struct run_slot *slots = NULL;
     u32 count = output.table_count;
     if (ok(st) && count > 0) {

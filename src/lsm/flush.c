@@ -29,6 +29,7 @@ write_memtable(struct output *output, struct memtable *memtable)
     }
     cursor->ops->close(cursor);
     if (BUGGIFY("lsm.flush.slow")) fiber_sleep_ns(20 * NS_PER_MS);
+    CHECK(!ok(st) || output->entries_in == memtable_entry_count(memtable));
     return ok(st) ? output_finish(output) : st;
 }
 

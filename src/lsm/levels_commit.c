@@ -253,6 +253,7 @@ levels_commit(struct levels *levels, const struct run_change *changes, u32 count
                                   snapshot_count);
     }
     levels_shape_update(levels);
+    AUDIT("lsm.levels.committed", levels_check(levels));
     fiber_no_yield_end();
     run_set_unref(before); /* closes files: may yield inside */
 

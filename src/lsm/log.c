@@ -315,6 +315,7 @@ writes_retire(struct log *log)
         }
         write_release(log, write);
     }
+    AUDIT("lsm.log.retired", log_check(log));
     fiber_queue_wake_all(&log->state_wake);
     fiber_queue_wake_all(&log->room_wake);
     if (log->durable_seq != durable_before)

@@ -83,6 +83,9 @@ MAY_YIELD status lsm_close(struct lsm *lsm);
 struct lsm_batch {
     struct buf ops;
     u32 count;
+    /* Wall clock; 0: any time. From then on it is refused with ST_CONFLICT: what it was made of has
+     * expired. */
+    u64 until_ms;
 };
 
 void lsm_batch_init(struct lsm_batch *batch, struct budget *budget);

@@ -293,6 +293,7 @@ write_inside(struct lsm *lsm, const struct lsm_batch *batch, u64 *seq_out)
         *seq_out = lsm->seq_last;
         return ST_OK;
     }
+    if (UNLIKELY(batch->until_ms != 0) && io_wall_ms() >= batch->until_ms) return ST_CONFLICT;
     if (batch->count > LIMIT_BATCH_OPS || batch->ops.size > LIMIT_BATCH_BYTES)
         return MARKED("lsm.write.batch_too_large", ST_TOO_LARGE);
     status st = admit_state(lsm);
@@ -346,6 +347,7 @@ write_inside(struct lsm *lsm, const struct lsm_batch *batch, u64 *seq_out)
     levels_user_bytes(lsm->levels, batch->ops.size);
     if (active_bytes(lsm) >= lsm->memtable_limit_bytes) lsm_flush_request(lsm);
     *seq_out = lsm->seq_last;
+    AUDIT("lsm.write.done", lsm_check(lsm));
     return ST_OK;
 }
 

@@ -592,6 +592,7 @@ memtable_insert(struct memtable *memtable, const struct entry *entry, bool keep_
     } else {
         element_insert(memtable, record);
     }
+    AUDIT("lsm.memtable.inserted", memtable_check(memtable));
 }
 
 /* ---- cursors ---- */

@@ -351,6 +351,10 @@ output_finish(struct output *output)
     for (u32 i = 0; i < RETAIN_ANSWER_COUNT; i++)
         dropped += output->dropped[i];
     CHECK(output->entries_in == output->entries_out + dropped);
+    u64 in_tables = 0;
+    for (u32 i = 0; i < output->table_count; i++)
+        in_tables += output->tables[i]->table->meta.entry_count;
+    CHECK(in_tables == output->entries_out);
     return ST_OK;
 }
 

@@ -243,6 +243,7 @@ row_cache_put(struct row_cache *cache, u16 keyspace, u64 key_hash, const struct 
         memcpy(row->data + entry->key.size, entry->value.data, entry->value.size);
     s3fifo_insert(&cache->fifo, &row->node);
     shrink(cache, STEP_ROWS);
+    AUDIT("lsm.row_cache.put", row_cache_check(cache));
 }
 
 void
@@ -252,6 +253,7 @@ row_cache_remove(struct row_cache *cache, u16 keyspace, u64 key_hash, struct byt
     if (row == NULL) return;
     s3fifo_remove(&cache->fifo, &row->node);
     row_free(cache, row);
+    AUDIT("lsm.row_cache.removed", row_cache_check(cache));
 }
 
 void

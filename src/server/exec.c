@@ -18,6 +18,8 @@
 #define EXEC_OPS_LINEAR 16u
 /* After so many reads a run asks whether its turn is over. */
 #define EXEC_GETS_PER_LOOK 64u
+/* A run of which something expires again and again. */
+#define EXPIRY_TRIES 100u
 
 struct scratch {
     struct list link;
@@ -61,6 +63,7 @@ clear(struct exec *x)
     x->stopped = false;
     x->failure = ST_OK;
     x->seq = 0;
+    x->read_until_ms = UINT64_MAX;
     x->hits = 0;
     x->misses = 0;
 }
@@ -254,6 +257,7 @@ exec_get_in(struct exec *x, u16 keyspace, struct bytes key, bool count, struct e
         st = lsm_get(lsm, NULL, keyspace, token, key, &x->value);
     if (ok(st)) {
         x->value_held = true;
+        if (x->value.expire_ms != 0) x->read_until_ms = MIN(x->read_until_ms, x->value.expire_ms);
         x->seq = MAX(x->seq, x->value.seq);
         if (count) x->hits++;
         *out = (struct exec_value){.value = x->value.value,
@@ -403,6 +407,35 @@ sort_hashes(u64 *hashes, u32 count)
     }
 }
 
+/* One attempt, under the locks. True: a value that was read has expired before the writes were
+ * there, and others have seen that; so it is to begin again. For that matter EXEC's reads are of
+ * one moment as well. */
+MAY_YIELD static bool
+run_once(struct exec *x, void (*handler)(struct exec *x))
+{
+    x->now_ms = io_wall_ms();
+    exec_ahead_start(x);
+    handler(x);
+    exec_ahead_stop(x);
+    drop_value(x);
+    if (BUGGIFY("server.exec.late_write")) fiber_sleep_ns(NS_PER_MS);
+    if (!ok(x->failure)) return false;
+    if (x->op_count == 0)
+        return x->command->place == PLACE_EXEC && io_wall_ms() >= x->read_until_ms;
+    struct lsm_batch batch;
+    lsm_batch_init(&batch, x->budget);
+    if (x->read_until_ms != UINT64_MAX) batch.until_ms = x->read_until_ms;
+    u64 seq = 0;
+    status st = ST_NO_MEMORY;
+    if (build_batch(x, &batch)) st = lsm_write(x->shard->lsm, &batch, &seq);
+    lsm_batch_deinit(&batch);
+    if (ok(st))
+        written(x, seq);
+    else if (!status_is(st, ST_CONFLICT))
+        exec_fail(x, st);
+    return status_is(st, ST_CONFLICT);
+}
+
 MAY_YIELD void
 exec_wait(struct exec *x, void (*handler)(struct exec *x))
 {
@@ -434,25 +467,12 @@ exec_wait(struct exec *x, void (*handler)(struct exec *x))
         }
     }
     if (BUGGIFY("server.exec.late_run")) fiber_sleep_ns(NS_PER_MS);
-    x->now_ms = io_wall_ms();
-    if (ok(x->failure)) {
-        exec_ahead_start(x);
-        handler(x);
-        exec_ahead_stop(x);
-    }
-    drop_value(x);
-    if (BUGGIFY("server.exec.late_write")) fiber_sleep_ns(NS_PER_MS);
-    if (ok(x->failure) && x->op_count != 0) {
-        struct lsm_batch batch;
-        lsm_batch_init(&batch, x->budget);
-        u64 seq = 0;
-        status st = ST_NO_MEMORY;
-        if (build_batch(x, &batch)) st = lsm_write(shard->lsm, &batch, &seq);
-        if (ok(st))
-            written(x, seq);
-        else
-            exec_fail(x, st);
-        lsm_batch_deinit(&batch);
+    for (u32 tries = 1; ok(x->failure) && run_once(x, handler); tries++) {
+        MARK("server.exec.expired_meanwhile");
+        clear(x);
+        x->reply->out->size = reply_start;
+        x->reply->failed = false;
+        if (tries == EXPIRY_TRIES) exec_fail(x, ST_OVERLOADED);
     }
     if (lock_count != 0) keylock_release(&shard->locks, locks, lock_count);
     mem_free(x->budget, locks, locks_size);

@@ -45,7 +45,8 @@ struct exec {
     u32 arg_count;
     u16 keyspace;
     struct resp_writer *reply;
-    void *extra; /* a transaction, a decoded frame */
+    void *extra;      /* a transaction, a decoded frame */
+    u64 connected_ns; /* native: since when the connection that asks is there */
 
     /* state */
     bool waits;          /* on a fiber: may yield */
@@ -55,6 +56,7 @@ struct exec {
     u32 gets;            /* reads of this run: long ones make room for others */
     u64 seq;             /* see above */
     u64 now_ms;          /* wall clock of this run */
+    u64 read_until_ms;   /* when the first of the values that were read expires; UINT64_MAX: none */
     struct buf ops;      /* struct exec_op[op_count] */
     struct buf op_index; /* u32[], a hash table over ops, once there are many */
     u32 op_count;

@@ -8,6 +8,8 @@
  */
 #include "server/keylock.h"
 
+#include "base/fault.h"
+
 void
 keylock_table_init(struct keylock_table *table)
 {
@@ -37,6 +39,20 @@ bool
 keylock_find(const struct keylock_table *table, u64 hash)
 {
     return table->all_held || find(table, hash) != NULL;
+}
+
+bool
+keylock_check(const struct keylock_table *table)
+{
+    u64 held = table->all_held ? 1 : 0;
+    for (u32 i = 0; i < KEYLOCK_BUCKETS; i++) {
+        list_for_each (node, &table->buckets[i]) {
+            const struct keylock *lock = list_entry(node, struct keylock, link);
+            if (lock->hash % KEYLOCK_BUCKETS != i || find(table, lock->hash) != lock) return false;
+            held++;
+        }
+    }
+    return held == table->held && (!table->all_held || held == 1);
 }
 
 /* Those at the gate go on; they are counted until they run, so that nobody slips in before them. */
@@ -74,6 +90,7 @@ keylock_acquire(struct keylock_table *table, const u64 *hashes, struct keylock *
         list_push_back(&table->buckets[hashes[i] % KEYLOCK_BUCKETS], &locks[i].link);
         table->held++;
     }
+    AUDIT("server.keylock.acquired", keylock_check(table));
 }
 
 void
@@ -88,6 +105,7 @@ keylock_release(struct keylock_table *table, struct keylock *locks, u32 count)
         (void)fiber_queue_wake_all(&locks[i].waiters);
     }
     if (table->held == 0) (void)fiber_queue_wake_one(&table->all_queue);
+    AUDIT("server.keylock.released", keylock_check(table));
 }
 
 /* ---- all keys ---- */

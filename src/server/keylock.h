@@ -58,4 +58,7 @@ void keylock_release(struct keylock_table *table, struct keylock *locks, u32 cou
 MAY_YIELD MUST_CHECK status keylock_acquire_all(struct keylock_table *table, u64 deadline_ns);
 void keylock_release_all(struct keylock_table *table);
 
+/* Each lock once, in its bucket, and counted. */
+bool keylock_check(const struct keylock_table *table);
+
 #endif

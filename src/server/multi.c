@@ -433,7 +433,18 @@ command_for_each_key_hash(struct exec *x, void (*each)(void *arg, u64 hash), voi
     }
 }
 
-/* Runs the owner's part, wherever it is, and leaves its reply in *data. */
+static bool
+writes(const struct transaction *tx)
+{
+    list_for_each (node, &tx->queue) {
+        const struct queued *queued = list_entry(node, struct queued, link);
+        if (!queued->at_home && queued->command->flags & COMMAND_WRITE) return true;
+    }
+    return false;
+}
+
+/* Runs the owner's part, wherever it is, and leaves its reply in *data. When there is no memory for
+ * that, x->reply has failed, and x->wrote says whether it took effect all the same. */
 MAY_YIELD static bool
 run_keys(struct exec *x, struct request *request, struct transaction *tx, struct buf *data)
 {
@@ -450,8 +461,10 @@ run_keys(struct exec *x, struct request *request, struct transaction *tx, struct
         inner.keyspace = request->keyspace;
         inner.extra = tx;
         exec_wait(&inner, cmd_exec);
-        bool done = ok(inner.failure) && !w.failed;
+        x->reply->failed = w.failed;
+        x->wrote = inner.wrote;
         x->seq = MAX(x->seq, inner.seq);
+        bool done = ok(inner.failure);
         exec_deinit(&inner);
         return done;
     }
@@ -465,19 +478,11 @@ run_keys(struct exec *x, struct request *request, struct transaction *tx, struct
     there->extra = tx;
     request_call(there);
     struct bytes reply = request_reply(there);
-    bool done = !there->unknown && (reply.size == 0 || reply.data[0] != '-');
+    /* What a queued command answers is not EXEC's failure, though the reply may begin with it. */
+    bool done = !there->unknown && ok(there->failure);
     if (there->unknown) request->unknown = true;
-    /* With nothing but an error in it, the error is EXEC's; a reply that begins with one of a
-     * queued command is told apart by tx: the handler ran to the last. */
-    const struct queued *last_key = NULL;
-    list_for_each (node, &tx->queue) {
-        const struct queued *queued = list_entry(node, struct queued, link);
-        if (!queued->at_home) last_key = queued;
-    }
-    if (!done && !there->unknown && !tx->aborted && last_key != NULL &&
-        last_key->reply_start + last_key->reply_size == reply.size)
-        done = true;
-    if (!buf_append(data, reply.data, reply.size)) done = false;
+    x->wrote = done && !tx->aborted && writes(tx);
+    if (!buf_append(data, reply.data, reply.size)) x->reply->failed = true;
     request_free(there);
     return done;
 }
@@ -489,6 +494,10 @@ session_exec_on_fiber(struct exec *x, struct request *request)
     struct buf data;
     buf_init(&data, &x->shard->budget);
     bool done = run_keys(x, request, tx, &data);
+    if (x->reply->failed) {
+        buf_deinit(&data);
+        return;
+    }
     if (!done || tx->aborted) {
         if (data.size == 0)
             exec_error_reply(x->reply, ST_NO_MEMORY);

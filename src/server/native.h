@@ -5,10 +5,11 @@
  *
  * Idempotency ids. A shard remembers the outcome of the last NATIVE_IDS writes that carried an id
  * (that a condition does not hold, too: a first attempt that comes after the second must not find
- * that it does), for NATIVE_ID_LIFE_MS at most and as long as the process lives. A retry with the
- * same id is answered from there. A retry says how long ago its write was first sent; when the
- * shard does not know the id and has forgotten others that are no older, nobody can tell what
- * became of the first attempt, and that is the answer. That a restart forgets all ids is told by
+ * that it does), as long as the process lives; clients are told NATIVE_ID_LIFE_MS. A retry with the
+ * same id is answered from there. A retry says how long ago its write was first sent, and may have
+ * been under way since its connection was made; when the shard does not know the id and has
+ * forgotten others that are no older, nobody can tell what became of the first attempt, and that is
+ * the answer. That a restart forgets all ids is told by
  * HELLO's run id: the client decides whether it may send again.
  *
  * Snapshots. SNAPSHOT_OPEN takes one of every shard, of one instant (cut.h), under one number; each

@@ -119,11 +119,9 @@ steady_ms(void)
 static struct native_done *
 find_done(struct native_state *state, const struct native_id *id)
 {
-    u64 now = steady_ms();
     for (u32 at = state->buckets[bucket_of(id)]; at != 0;) {
         struct native_done *done = &state->done[at - 1];
-        if (memcmp(&done->id, id, sizeof(*id)) == 0)
-            return now - MIN(now, done->at_ms) <= NATIVE_ID_LIFE_MS ? done : NULL;
+        if (memcmp(&done->id, id, sizeof(*id)) == 0) return done;
         at = done->next;
     }
     return NULL;
@@ -268,15 +266,20 @@ committed(struct exec *x)
 }
 
 /* Whether an id that is not known may be one that was forgotten: the write was first sent so long
- * ago that its outcome may have been among those. */
+ * ago that its outcome may have been among those. Its age is that at the moment when it was sent
+ * again; how long it has been under way since, nobody knows, but no longer than its connection is
+ * there. (A client sends nothing again before it has heard on that connection, from HELLO, that it
+ * leads to the same process.) And an age may be rounded. */
 static bool
-may_be_forgotten(const struct native_state *state, u32 age_ms)
+may_be_forgotten(const struct exec *x, u32 age_ms)
 {
     if (age_ms == 0) return false; /* the first attempt */
+    const struct native_state *state = x->shard->native;
     u64 now = steady_ms();
-    u64 sent_ms = now - MIN(now, age_ms);
-    bool forgot = state->forgotten_ms != 0 && sent_ms <= state->forgotten_ms;
-    return age_ms > NATIVE_ID_LIFE_MS || forgot;
+    u64 under_way_ms = now - MIN(now, x->connected_ns / NS_PER_MS);
+    u64 elapsed_ms = age_ms + under_way_ms + 1;
+    u64 sent_ms = now - MIN(now, elapsed_ms);
+    return state->forgotten_ms != 0 && sent_ms <= state->forgotten_ms;
 }
 
 /* The answers that say that nothing was written, and never will be. */
@@ -300,7 +303,7 @@ replayed(struct exec *x, const struct native_request *request)
     if (!native_id_given(&request->id)) return false;
     const struct native_done *done = find_done(x->shard->native, &request->id);
     if (done == NULL) {
-        if (!may_be_forgotten(x->shard->native, request->header.age_ms)) return false;
+        if (!may_be_forgotten(x, request->header.age_ms)) return false;
         native_error(x, request, NATIVE_ST_UNKNOWN_OUTCOME, 0,
                      "sent again, and this server may have forgotten the first attempt");
         return true;

@@ -312,6 +312,16 @@ exec_of_request(struct exec *x, struct request *request, struct resp_writer *w, 
     x->arg_count = request->arg_count;
     x->keyspace = request->keyspace;
     x->extra = request->extra;
+    x->connected_ns = request->connected_ns;
+}
+
+/* It has changed nothing. Without room even to say so the connection ends: the next reply would
+ * answer this request. */
+static void
+refuse(struct request *request, struct resp_writer *w, status why)
+{
+    exec_failure_reply(request->command, request->args, w, why);
+    if (request->reply.size == 0) request->unknown = true;
 }
 
 static void
@@ -326,8 +336,7 @@ keep_outcome(struct request *request, struct exec *x, struct resp_writer *w)
         request->unknown = true;
         return;
     }
-    exec_failure_reply(request->command, request->args, w, ST_NO_MEMORY);
-    if (request->reply.size == 0) request->unknown = true; /* not even room for that: close */
+    refuse(request, w, ST_NO_MEMORY);
 }
 
 /* Memory for a batch or a reply comes back as others end. Only what has changed nothing runs again;
@@ -413,7 +422,7 @@ no_fiber(struct request *request, struct shard *shard)
     struct resp_writer w = {.out = &request->reply, .version = request->resp};
     shard->stats->requests_refused++;
     request->failure = ST_OVERLOADED;
-    exec_failure_reply(request->command, request->args, &w, ST_OVERLOADED);
+    refuse(request, &w, ST_OVERLOADED);
     ran(request, shard);
 }
 

@@ -77,6 +77,7 @@ struct request {
     struct bytes *args;
     void *extra;
     u32 arg_count;
+    u64 connected_ns; /* native: the connection's */
     u32 home, owner;
     u16 keyspace;
     u8 resp;

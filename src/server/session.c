@@ -289,6 +289,30 @@ session_free(struct session *s)
     mem_free(io_budget(), s, sizeof(*s));
 }
 
+bool
+session_all_check(const struct shard *shard)
+{
+    u32 sessions = 0, requests = 0;
+    list_for_each (link, &shard->sessions) {
+        const struct session *s = list_entry(link, struct session, link);
+        u32 pending = 0;
+        list_for_each (node, &s->pending) {
+            if (list_entry(node, struct request, link)->session != s) return false;
+            pending++;
+        }
+        if (pending != s->pending_count || s->hold_count > SESSION_HOLDS) return false;
+        if (list_linked(&s->starved_link) != (s->stall == SESSION_WAITS_PLACE)) return false;
+        sessions++;
+        requests += pending;
+    }
+    const struct budget *all = &shard->budget, *large = &shard->large_budget;
+    return sessions == shard->session_count && requests <= shard->request_count &&
+           shard->heavy_count <= shard->request_count &&
+           shard->large_count <= shard->request_count && all->used_bytes <= all->limit_bytes &&
+           large->used_bytes <= large->limit_bytes &&
+           large->used_bytes + shard->kept_budget.used_bytes <= all->used_bytes;
+}
+
 /* false: the client must take some of it first. */
 static bool
 deliver(struct session *s, struct request *request)
@@ -324,6 +348,7 @@ deliver_done(struct session *s)
         s->pending_count--;
         request_free(request);
     }
+    AUDIT("server.session.delivered", session_all_check(s->shard));
     if (s->close_after) session_close(s);
 }
 
@@ -577,7 +602,7 @@ opened(struct io_conn *conn, void *arg)
     s->conn = conn;
     s->id = io_conn_id(conn) << 6 | shard->index;
     s->created_ms = io_wall_ms();
-    s->active_ns = io_now_ns();
+    s->created_ns = s->active_ns = io_now_ns();
     s->resp = 2;
     s->authenticated = !config_has_password(shard->config);
     list_init(&s->pending);

@@ -53,7 +53,8 @@ struct session {
     struct io_conn *conn; /* NULL once closed */
     u64 id;               /* unique in the node */
     u64 created_ms;       /* wall */
-    struct list link;     /* shard->sessions */
+    u64 created_ns;
+    struct list link; /* shard->sessions */
 
     /* protocol */
     enum session_protocol protocol;
@@ -126,6 +127,9 @@ MAY_YIELD MUST_CHECK bool session_stream(struct exec *x);
 /* The same for bytes of the caller's, behind those. The work may have left (work.h): the caller
  * calls work_return once it has given the bytes' memory back. */
 MAY_YIELD MUST_CHECK bool session_stream_bytes(struct exec *x, struct bytes bytes);
+/* Whether the shard's sessions and what they have under way are as they are counted, and its
+ * budgets within each other. */
+bool session_all_check(const struct shard *shard);
 /* Arms the timer that looks for idle and stuck connections. */
 void session_sweep_start(struct shard *shard);
 /* Counts, slow log, latency monitor, for a command that has ended. */

@@ -89,6 +89,7 @@ start(struct session *s, const struct command *command, const struct bytes *fram
     request->session = s;
     request->owner = owner;
     request->start_ns = start_ns;
+    request->connected_ns = s->created_ns;
     list_push_back(&s->pending, &request->link);
     s->pending_count++;
     request_start(request);
@@ -119,6 +120,7 @@ run(struct session *s, const struct native_request *request, struct bytes frame,
     x.command = command;
     x.args = &frame;
     x.arg_count = 1;
+    x.connected_ns = s->created_ns;
     bool done = true;
     if (home) {
         x.session = s;

@@ -116,6 +116,23 @@ def test_a_write_that_may_have_been_forgotten_has_an_unknown_outcome(make_server
         assert server.call("GET", "k") == b"2"
 
 
+def test_a_retry_may_have_been_under_way_for_long(make_server):
+    server = make_server(cores="0")
+    with Native(server) as first, Native(server) as second:
+        assert first.call(put(b"k", b"1", 1))[0] == OK
+        for start in range(2, 8400, 200):
+            first.sock.sendall(b"".join(put(b"k", b"x", i) for i in range(start, start + 200)))
+            assert all(first.read()[0] == OK for _ in range(200))
+        # Sent again a moment after it was sent: since then it has been on its way, or so it may be
+        # on a connection that was there at that time. On a new one it cannot.
+        assert second.call(put(b"k", b"1", 1, age=1))[0] == UNKNOWN_OUTCOME
+        assert server.call("GET", "k") == b"x"
+        time.sleep(0.05)
+        with Native(server) as third:
+            time.sleep(0.01)
+            assert third.call(put(b"k", b"2", 10_000, age=1))[0] == OK
+
+
 @pytest.mark.smoke
 def test_large_frames_wait_for_a_password(make_server):
     server = make_server(requirepass="s3cret")

@@ -36,7 +36,8 @@ static status
 node_main(void *arg)
 {
     struct rig *rig = arg;
-    status st = fiber_spawn(FIBER_FOREGROUND, "actions", run_actions, rig);
+    /* Of the kind that always finds a fiber. */
+    status st = fiber_spawn(FIBER_BACKGROUND, "actions", run_actions, rig);
     CHECK(ok(st));
     return server_shard_main(rig->server);
 }
@@ -223,7 +224,7 @@ rig_spawn(struct rig *rig, void (*fn)(struct rig *rig, void *arg), void *arg)
     struct rig_spawn *spawn = &rig->spawns[rig->spawned++];
     *spawn = (struct rig_spawn){.rig = rig, .fn = fn, .arg = arg};
     rig->running++;
-    status st = fiber_spawn(FIBER_FOREGROUND, "story", run_spawned, spawn);
+    status st = fiber_spawn(FIBER_BACKGROUND, "story", run_spawned, spawn);
     CHECK(ok(st));
 }
 

@@ -119,12 +119,52 @@ a_site_has_its_quarter_of_the_runs_and_fires_in_a_quarter_of_its_passes(void **s
     assert_in_range(active, 30, 70);
 }
 
+static status
+body_of_audits(void *arg)
+{
+    u32 *asked = arg;
+    for (u32 i = 0; i < 10000; i++)
+        AUDIT("test.fault.audited", ++*asked > 0);
+    return ST_OK;
+}
+
+static u32
+audited_with(u64 seed, u32 one_in)
+{
+    struct sim_options options;
+    sim_options_default(&options, seed);
+    struct sim *sim = sim_new(&options);
+    if (one_in != 0) sim_audits_set(sim, one_in);
+    u32 asked = 0;
+    assert_true(ok(sim_run(sim, 1, body_of_audits, &asked)));
+    struct list_of_sites list = {0};
+    sim_site_each(site_note, &list);
+    assert_int_equal(list.passed[site_at(&list, "test.fault.audited")], asked);
+    assert_false(list.is_mark[site_at(&list, "test.fault.audited")]);
+    sim_free(sim);
+    return asked;
+}
+
+static void
+an_audit_runs_once_in_as_many_passes_as_is_asked_for(void **state)
+{
+    (void)state;
+    for (u64 seed = 1; seed <= 5; seed++) {
+        assert_int_equal(audited_with(seed, 0), 0);
+        assert_int_equal(audited_with(seed, 1), 10000);
+        u32 some = audited_with(seed, 33);
+        assert_in_range(some, 220, 390);
+        assert_int_equal(audited_with(seed, 33), some);
+    }
+}
+
 int
 main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_site_is_listed_once_whether_it_was_passed_or_not),
         cmocka_unit_test(a_site_has_its_quarter_of_the_runs_and_fires_in_a_quarter_of_its_passes),
+        cmocka_unit_test(an_audit_runs_once_in_as_many_passes_as_is_asked_for),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -20,9 +20,11 @@
 #define BUSY "-BUSY This node is overloaded, try again later\r\n"
 
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-#define SEED_COUNT 20u
+#define SEED_COUNT    20u
+#define REFUSAL_SEEDS 6u
 #else
-#define SEED_COUNT 100u
+#define SEED_COUNT    100u
+#define REFUSAL_SEEDS 30u
 #endif
 
 /* What the seeds of a test have met, so that none passes for want of what it is about. */
@@ -558,6 +560,208 @@ flushall_that_one_shard_refuses_has_emptied_those_before(void **state)
     rig_run(&rig);
 }
 
+/* ---- what expires while a command waits ---- */
+
+struct expiry_race {
+    bool writes;    /* the transaction */
+    bool seen_gone; /* somebody saw the key expired before the transaction was there */
+};
+
+static MAY_YIELD void
+look_for_end(struct rig *rig, void *arg)
+{
+    struct expiry_race *race = arg;
+    struct rig_client client;
+    char key[64];
+    rig_key_of_shard(rig, 0, "k", key, sizeof(key));
+    rig_connect(rig, &client);
+    fiber_sleep_ns(250 * NS_PER_MS);
+    bool gone = rig_is(rig_call(&client, "GET %s:short", key), "$-1\r\n");
+    bool undone = rig_is(rig_call(&client, "EXISTS %s:done", key), ":0\r\n");
+    race->seen_gone = gone && undone;
+    rig_disconnect(&client);
+}
+
+/* A transaction reads a key that soon expires, and then one that is on a slow disk. */
+static MAY_YIELD void
+expiry_race_story(struct rig *rig)
+{
+    struct expiry_race *race = rig->arg;
+    struct rig_client client;
+    char key[64];
+    rig_key_of_shard(rig, 0, "k", key, sizeof(key));
+    rig_connect(rig, &client);
+    CHECK(rig_is(rig_call(&client, "SET %s:cold c", key), "+OK\r\n"));
+    rig_on_shard(rig, 0, flush_store, NULL);
+    rig_send(&client, "SET %s:short s PX 700", key); /* durable after half a second */
+    CHECK(rig_is(rig_read(&client), "+OK\r\n"));
+    rig_spawn(rig, look_for_end, race);
+    rig_send(&client, "MULTI");
+    rig_send(&client, "GET %s:short", key);
+    rig_send(&client, "GET %s:cold", key);
+    rig_send(&client, race->writes ? "SET %s:done 1" : "GET %s:short", key);
+    for (u32 i = 0; i < 4; i++)
+        CHECK(rig_read(&client).data[0] == '+');
+    rig_send(&client, "EXEC");
+    struct bytes reply = rig_read(&client);
+    rig_wait_spawned(rig);
+    CHECK(race->seen_gone);
+    const char *gone =
+        race->writes ? "*3\r\n$-1\r\n$1\r\nc\r\n+OK\r\n" : "*3\r\n$-1\r\n$1\r\nc\r\n$-1\r\n";
+    const char *there = "*3\r\n$1\r\ns\r\n$1\r\nc\r\n$1\r\ns\r\n";
+    if (!rig_is(reply, gone) && (race->writes || !rig_is(reply, there))) {
+        fprintf(stderr, "%.*s\n", (int)reply.size, (const char *)reply.data);
+        CHECK(!"it read what had expired before it took effect");
+    }
+    rig_disconnect(&client);
+}
+
+static void
+a_transaction_does_not_read_what_expires_before_it_takes_effect(void **state)
+{
+    (void)state;
+    for (u32 i = 0; i < 2; i++) {
+        struct expiry_race race = {.writes = i == 0};
+        struct rig rig = {.shard_count = 1, .story = expiry_race_story, .arg = &race};
+        sim_options_default(&rig.options, 8);
+        rig.options.disk.latency_ns_min = 500 * NS_PER_MS;
+        rig.options.disk.latency_ns_max = 510 * NS_PER_MS;
+        rig_run(&rig);
+    }
+}
+
+/* ---- an allocation is refused: replies stay in step ---- */
+
+/* A pipeline of which each command has a reply of its own, so that a lost one shows. */
+static const struct line {
+    const char *command, *reply;
+} lines[] = {
+    {"ECHO 0", "$1\r\n0\r\n"},
+    {"SET %s:a v", "+OK\r\n"},
+    {"ECHO 1", "$1\r\n1\r\n"},
+    {"GET %s:cold", "$4\r\ncold\r\n"},
+    {"SET %s:b w GET", "$-1\r\n"},
+    {"ECHO 2", "$1\r\n2\r\n"},
+    {"APPEND %s:cold -and-more", ":13\r\n"},
+    {"CONFIG RESETSTAT", "+OK\r\n"},
+    {"ECHO 3", "$1\r\n3\r\n"},
+    {"MULTI", "+OK\r\n"},
+    {"SET %s:x 1", "+QUEUED\r\n"},
+    {"SET %s:y 2 GET", "+QUEUED\r\n"},
+    {"EXEC", "*2\r\n+OK\r\n$-1\r\n"},
+    {"ECHO 4", "$1\r\n4\r\n"},
+    {"MULTI", "+OK\r\n"},
+    {"SET %s:p 1", "+QUEUED\r\n"},
+    {"ECHO p", "+QUEUED\r\n"},
+    {"GETSET %s:q 2", "+QUEUED\r\n"},
+    {"EXEC", "*3\r\n+OK\r\n$1\r\np\r\n$-1\r\n"},
+    {"ECHO 5", "$1\r\n5\r\n"},
+    {"MGET %s:a %s:b", "*2\r\n$1\r\nv\r\n$1\r\nw\r\n"},
+    {"DEL %s:a", ":1\r\n"},
+    {"ECHO 6", "$1\r\n6\r\n"},
+};
+
+struct refusal {
+    u32 shard; /* which owns the keys; clients may be on the other one */
+    u64 seed, n, count;
+    bool happened;
+    u32 closed, refused; /* connections, commands */
+};
+
+/* Whether a pair of keys is there: both or neither. */
+static MAY_YIELD bool
+pair_is_there(struct rig_client *client, const char *key, const char *names)
+{
+    struct bytes reply;
+    do {
+        reply = rig_call(client, "EXISTS %s:%c %s:%c", key, names[0], key, names[1]);
+    } while (reply.size > 0 && reply.data[0] == '-');
+    CHECK(rig_is(reply, ":2\r\n") || rig_is(reply, ":0\r\n"));
+    return reply.data[1] == '2';
+}
+
+/* What was done or refused is so; what was not answered may be either. */
+static MAY_YIELD void
+check_outcome(struct rig *rig, const char *key, const char *names, struct bytes reply)
+{
+    struct rig_client client;
+    rig_connect(rig, &client);
+    bool there = pair_is_there(&client, key, names);
+    if (reply.size > 0 && there != (reply.data[0] == '*')) {
+        const struct refusal *refusal = rig->arg;
+        fprintf(stderr, "seed %llu, allocations from %llu on, %llu of them: %s is answered '%c'\n",
+                (unsigned long long)refusal->seed, (unsigned long long)refusal->n,
+                (unsigned long long)refusal->count, names, (char)reply.data[0]);
+        CHECK(!"done and refused");
+    }
+    rig_disconnect(&client);
+}
+
+static MAY_YIELD void
+refusal_story(struct rig *rig)
+{
+    struct refusal *refusal = rig->arg;
+    struct rig_client client;
+    char key[32], first[2] = {0};
+    rig_key_of_shard(rig, refusal->shard, "k", key, sizeof(key));
+    rig_connect(rig, &client);
+    while (!rig_is(rig_call(&client, "SET %s:cold cold", key), "+OK\r\n"))
+        fiber_sleep_ns(NS_PER_MS);
+    rig_on_shard(rig, refusal->shard, flush_store, NULL);
+    CHECK(buf_reserve(&client.in, KIB(16)));
+    for (u32 i = 0; i < ARRAY_COUNT(lines); i++)
+        rig_send(&client, lines[i].command, key, key);
+    /* From here on the client itself takes none, or little. */
+    sim_fail_at(rig->sim, SIM_POINT_ALLOC, refusal->n, refusal->count, ST_NO_MEMORY);
+    u32 exec = 0;
+    for (u32 i = 0; i < ARRAY_COUNT(lines); i++) {
+        struct bytes reply = rig_read(&client);
+        if (reply.size == 0) {
+            refusal->closed++;
+            break;
+        }
+        bool is_exec = strcmp(lines[i].command, "EXEC") == 0;
+        if (is_exec) first[exec++] = (char)reply.data[0];
+        if (rig_is(reply, lines[i].reply)) continue;
+        refusal->refused++;
+        bool follows = refusal->refused > 1; /* from what an earlier one did not do */
+        if (reply.data[0] == '-' || (follows && !is_exec && lines[i].command[0] != 'E')) continue;
+        fprintf(stderr, "seed %llu, allocations from %llu on, %llu: '%s' is answered with '%.*s'\n",
+                (unsigned long long)refusal->seed, (unsigned long long)refusal->n,
+                (unsigned long long)refusal->count, lines[i].command, (int)MIN(reply.size, 60u),
+                (const char *)reply.data);
+        CHECK(!"the reply of another request, or of none");
+    }
+    refusal->happened = sim_failed(rig->sim);
+    sim_faults_clear(rig->sim);
+    check_outcome(rig, key, "xy", BYTES(&first[0], first[0] != 0));
+    check_outcome(rig, key, "pq", BYTES(&first[1], first[1] != 0));
+    rig_disconnect(&client);
+}
+
+static void
+replies_stay_in_step_whatever_allocation_is_refused(void **state)
+{
+    (void)state;
+    u32 closed = 0, refused = 0;
+    for (u64 seed = 1; seed <= REFUSAL_SEEDS; seed++) {
+        struct refusal refusal = {.happened = true};
+        for (u64 n = 0; refusal.happened; n++) {
+            refusal = (struct refusal){
+                .n = n / 2, .count = 1 + seed % 3, .shard = (u32)(n & 1), .seed = seed};
+            struct rig rig = {.shard_count = 2, .story = refusal_story, .arg = &refusal};
+            sim_options_default(&rig.options, seed);
+            rig.options.buggify = seed > 3; /* refusals of other kinds, too: no fiber, no place */
+            rig.options.disk.latency_ns_min = NS_PER_MS;
+            rig.options.disk.latency_ns_max = 2 * NS_PER_MS;
+            rig_run(&rig);
+            closed += refusal.closed;
+            refused += refusal.refused;
+        }
+    }
+    assert_true(closed > 20 && refused > 20);
+}
+
 int
 main(void)
 {
@@ -570,6 +774,8 @@ main(void)
         cmocka_unit_test(flushall_takes_its_turn_among_commands_that_wait),
         cmocka_unit_test(flushall_is_refused_when_commands_wait_too_long),
         cmocka_unit_test(flushall_that_one_shard_refuses_has_emptied_those_before),
+        cmocka_unit_test(a_transaction_does_not_read_what_expires_before_it_takes_effect),
+        cmocka_unit_test(replies_stay_in_step_whatever_allocation_is_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -372,6 +372,7 @@ check_scan_stop(struct client *client)
 {
     struct scan *scan = &client->scan;
     free(scan->seen);
+    free(scan->sure);
     free(scan->values);
     free(scan->versions);
     *scan = (struct scan){.active = false};
@@ -411,7 +412,7 @@ scan_wrong(const char *rule, const struct client *client, u32 key, const char *w
 
 /* once: no key may come twice (SCAN may repeat some). */
 void
-check_scan_end(struct client *client, bool once)
+check_scan_judge(const struct client *client, bool once)
 {
     const struct scan *scan = &client->scan;
     for (u32 i = 0; i < run->key_count && scan->epoch == run->starts; i++) {
@@ -423,58 +424,116 @@ check_scan_end(struct client *client, bool once)
             scan_wrong("scan_found_absent", client, i, "returns the absent");
         if (once && scan->seen[i] > 1) scan_wrong("scan_twice", client, i, "returns twice the");
     }
+}
+
+void
+check_scan_end(struct client *client, bool once)
+{
+    check_scan_judge(client, once);
     check_scan_stop(client);
 }
 
-/* With --snapshots-are-instants a snapshot is one moment for all objects, whatever shard they are
- * on: not before the last of the writes that it shows was begun. So that moment bounds what it must
- * show of all others. */
+/* ---- instants ---- */
+
+/* What KEYS and snapshots show is one moment for all objects, whatever shard they are on. So what
+ * they show of one object bounds what they must show of all others: the moment is not before what
+ * the shown is the work of was asked for. */
+
+/* Only of values that tell who wrote them: others may have come there in another way. */
 static u64
-snapshot_moment(const struct scan *scan)
+value_begun(const struct model_object *object, u32 value)
+{
+    if (value == VALUE_ABSENT || values_size(&run->values, value) < VALUE_HEAD_BYTES) return 0;
+    for (u32 k = 0; k < object->op_count; k++) {
+        const struct model_op *op = object->ops[k];
+        for (u32 n = 0; n < op->step_count; n++)
+            if (op->steps[n].kind == MODEL_PUT && op->steps[n].value == value) return op->invoked;
+    }
+    return 0; /* before this process */
+}
+
+/* When the first operation began that may have brought the key since, or taken it. */
+static u64
+change_begun(const struct key *key, bool makes, u64 since)
+{
+    const struct model_object *object = &run->objects[key->object].model;
+    for (u32 k = 0; k < object->op_count; k++) {
+        bool may_make, may_take;
+        op_effects(object->ops[k], key->index, &may_make, &may_take);
+        if (object->ops[k]->invoked > since && (makes ? may_make : may_take))
+            return object->ops[k]->invoked;
+    }
+    return 0;
+}
+
+static u64
+shown_moment(const struct scan *scan)
 {
     u64 moment = scan->begun;
     for (u32 i = 0; i < run->key_count; i++) {
-        const struct model_object *object = &run->objects[run->keys[i].object].model;
-        u64 first = UINT64_MAX; /* who wrote this: small values may come twice */
-        for (u32 k = 0; k < object->op_count && scan->values[i] != VALUE_ABSENT; k++) {
-            const struct model_op *op = object->ops[k];
-            for (u32 n = 0; n < op->step_count; n++)
-                if (op->steps[n].kind == MODEL_PUT && op->steps[n].value == scan->values[i])
-                    first = MIN(first, op->invoked);
-        }
-        if (first < scan->opened) moment = MAX(moment, first);
+        const struct key *key = &run->keys[i];
+        const struct object *object = &run->objects[key->object];
+        if (object->keyspace != scan->keyspace) continue;
+        u64 begun = 0;
+        if (scan->values != NULL && object->type == OBJECT_REGISTER)
+            begun = value_begun(&object->model, scan->values[i]);
+        if (scan->seen[i] > 0 && scan->sure[i] == PRESENCE_ABSENT)
+            begun = MAX(begun, change_begun(key, true, scan->sure_since));
+        if (scan->seen[i] == 0 && scan->sure[i] == PRESENCE_THERE)
+            begun = MAX(begun, change_begun(key, false, scan->sure_since));
+        if (begun < scan->opened) moment = MAX(moment, begun);
     }
     return moment;
 }
 
-/* What a snapshot showed of each object is a read of all its keys, at a moment while it was being
- * opened. */
+/* What was shown of a key, as a step of a read. */
+static void
+shown_step(const struct scan *scan, u32 key, struct model_step *step)
+{
+    const struct object *object = &run->objects[run->keys[key].object];
+    *step = (struct model_step){.kind = MODEL_GET, .key = (u8)run->keys[key].index};
+    bool shown = scan->seen[key] > 0;
+    /* What expires before its page is read is not shown. */
+    if (!shown && object->expires) return;
+    step->known = MODEL_KNOWS_NUMBER;
+    step->result_number = shown;
+    if (scan->values == NULL) return;
+    step->known |= MODEL_KNOWS_VALUE;
+    step->result_value = scan->values[key];
+    if (scan->versions[key] == 0) return;
+    step->known |= MODEL_KNOWS_VERSION;
+    step->result_version = scan->versions[key];
+}
+
 void
-check_snapshot_end(struct client *client)
+check_instant_begin(struct client *client)
+{
+    struct scan *scan = &client->scan;
+    scan->sure = calloc(run->key_count, 1);
+    CHECK(scan->sure != NULL);
+    scan->sure_since = scan->begun;
+    for (u32 i = 0; i < run->key_count; i++) {
+        const struct presence *presence = &run->keys[i].presence;
+        if (presence_surely_there(presence, scan->begun)) scan->sure[i] = PRESENCE_THERE;
+        if (presence_surely_absent(presence, scan->begun)) scan->sure[i] = PRESENCE_ABSENT;
+    }
+}
+
+/* What was shown of each object is a read of all its keys, at a moment while KEYS ran or the
+ * snapshot was being opened. */
+void
+check_instant_end(struct client *client)
 {
     struct scan *scan = &client->scan;
     bool counts = scan->active && scan->epoch == run->starts;
-    u64 begun = scan->begun;
-    if (counts && run->options->snapshots_are_instants) begun = snapshot_moment(scan);
+    u64 begun = counts ? shown_moment(scan) : 0;
     for (u32 i = 0; i < run->object_count && counts; i++) {
         struct object *object = &run->objects[i];
         if (object->keyspace != scan->keyspace) continue;
-        /* The operations of an epoch fill the slots of the model: not too many of these. */
         struct model_op *op = check_op(client, i, object->key_count);
         op->connection = 0;
-        for (u32 k = 0; k < object->key_count; k++) {
-            struct model_step *step = &op->steps[k];
-            u32 key = object->key_first + k;
-            *step = (struct model_step){.kind = MODEL_GET, .key = (u8)k};
-            step->result_value = scan->values[key];
-            /* What expires before its page is read is not shown. */
-            if (step->result_value != VALUE_ABSENT || !object->expires)
-                step->known = MODEL_KNOWS_VALUE;
-            if (scan->versions[key] != 0) {
-                step->known |= MODEL_KNOWS_VERSION;
-                step->result_version = scan->versions[key];
-            }
-        }
+        for (u32 k = 0; k < object->key_count; k++)
+            shown_step(scan, object->key_first + k, &op->steps[k]);
         model_invoke(&object->model, op, begun, scan->begun_ns);
         model_return(&object->model, op, scan->opened, scan->opened_ns);
     }

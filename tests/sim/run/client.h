@@ -56,9 +56,12 @@ struct scan {
     u64 cursor;
     u8 *seen; /* by key: how often */
     u32 pages;
+    /* KEYS, snapshots: what is shown is of one moment */
+    u8 *sure; /* by key: enum presence_effect at position sure_since */
+    u64 sure_since;
+    u64 opened; /* position of the answer of KEYS or SNAPSHOT_OPEN */
     /* native */
     u64 snapshot;
-    u64 opened; /* position of SNAPSHOT_OPEN's answer */
     u64 begun_ns, opened_ns, epoch;
     u32 *values; /* by key, in a snapshot */
     u64 *versions;
@@ -156,10 +159,13 @@ void check_audited(const struct model_op *op);
 u32 check_value(const struct model_op *op, u32 key, struct bytes content);
 void check_epoch_end(bool orderly, bool power, u64 now_ns);
 void check_scan_begin(struct client *client, u16 keyspace);
-void check_scan_end(struct client *client, bool once);
+void check_scan_judge(const struct client *client, bool once);
+void check_scan_end(struct client *client, bool once); /* and stops it */
 void check_scan_stop(struct client *client);
 void check_scan_found(struct client *client, struct bytes key);
-void check_snapshot_end(struct client *client);
+/* Behind check_scan_begin. */
+void check_instant_begin(struct client *client);
+void check_instant_end(struct client *client);
 void check_watch_aborted(struct client *client, struct request *request);
 /* Keys of a keyspace that were surely there, and that may have been, since a position. */
 void check_count_bounds(u16 keyspace, u64 since, u64 *least, u64 *most);

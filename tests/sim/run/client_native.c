@@ -321,7 +321,7 @@ page_read(struct client *client, const struct request *request, const struct nat
     scan->given = reply->scan.more;
     if (!scan->given) {
         if (scan->values != NULL)
-            check_snapshot_end(client);
+            check_instant_end(client);
         else
             check_scan_end(client, true);
     } else {

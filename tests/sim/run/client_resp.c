@@ -532,7 +532,11 @@ keys_read(struct client *client)
     if (elements[0].kind != RESP_REPLY_ARRAY) return WRONG;
     for (u32 i = 1; i < element_count; i++)
         if (elements[i].kind != RESP_REPLY_NULL) check_scan_found(client, elements[i].text);
-    check_scan_end(client, true);
+    if (run_over()) return ANSWERED;
+    check_scan_judge(client, true);
+    client->scan.opened = ++run->position;
+    client->scan.opened_ns = sim_now_ns(run->sim);
+    check_instant_end(client);
     return ANSWERED;
 }
 

@@ -26,6 +26,8 @@
 #define STOP_NS_MAX  (900 * NS_PER_S)
 #define CALM_NS_MAX  (600 * NS_PER_S)
 #define STARTS_MAX   40u
+/* Passes of which one checks its whole structure: 3 in 100. */
+#define AUDIT_ONE_IN 33u
 /* Against a world in which nothing comes forward. */
 #define EVENTS_MAX 30000000ull
 
@@ -110,6 +112,10 @@ process_ended(bool orderly, bool power)
 {
     bool was_ready = run->serving;
     run->serving = false;
+    static const char *const damage[] = {"damaged file met", "merged tables hold"};
+    for (u32 i = 0; i < ARRAY_COUNT(damage) && !run->beyond; i++)
+        if (sim_log_contains(run->sim, damage[i]))
+            violated("damage", "nothing damages the disk, and the node says: %s", damage[i]);
     sim_faults_clear(run->sim);
     clients_cut();
     run->position++;
@@ -483,6 +489,7 @@ begin(const struct run_options *options)
     memset(&end, 0, sizeof(end));
     run->sim = sim_new(&run->sim_options);
     sim_trace_print_set(run->sim, options->trace);
+    sim_audits_set(run->sim, AUDIT_ONE_IN);
     run->server_node = sim_node_new(run->sim, SERVER_HOST);
     run->shards = run->knobs.shards;
     run->faulty = may_fail(&run->sim_options);

@@ -38,7 +38,7 @@ static const char usage[] =
     "usage: distkv-sim --seed N | --seeds A..B [--mode lite|swarm|liveness|beyond] [--ops N]\n"
     "                  [--off FAMILY,...] [--skip FAMILY:NUMBER,...] [--flaw NAME]\n"
     "                  [--trace] [--log] [--verify-determinism] [--shrink]\n"
-    "                  [--marks] [--hashes] [--json] [--snapshots-are-instants]\n";
+    "                  [--marks] [--hashes] [--json]\n";
 
 static void
 fail_usage(const char *what)
@@ -134,7 +134,6 @@ flag_read(struct arguments *arguments, const char *name)
         {"--marks", &arguments->marks},
         {"--json", &arguments->json},
         {"--hashes", &arguments->hashes},
-        {"--snapshots-are-instants", &arguments->options.snapshots_are_instants},
     };
     for (u32 i = 0; i < ARRAY_COUNT(flags); i++) {
         if (strcmp(name, flags[i].name) != 0) continue;

@@ -48,7 +48,7 @@ struct run_options {
     struct sim_fault_id skips[RUN_SKIPS_MAX];
     u32 skip_count;
     enum run_flaw flaw;
-    bool trace, log, snapshots_are_instants;
+    bool trace, log;
 };
 
 /* ---- knobs.c ---- */

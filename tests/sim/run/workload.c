@@ -395,6 +395,7 @@ scan_draw(struct client *client, bool snapshot)
         keyspace = run->objects[prng_below(&client->prng, run->object_count)].keyspace;
     check_scan_begin(client, keyspace);
     if (!snapshot) return request_make(REQUEST_SCAN);
+    check_instant_begin(client);
     client->scan.values = calloc(run->key_count, sizeof(*client->scan.values));
     client->scan.versions = calloc(run->key_count, sizeof(*client->scan.versions));
     CHECK(client->scan.values != NULL && client->scan.versions != NULL);
@@ -496,6 +497,7 @@ workload_next(struct client *client)
     case ACTION_KEYS:
         if (client->scan.active) return NULL;
         check_scan_begin(client, client->keyspace);
+        check_instant_begin(client);
         return request_make(REQUEST_KEYS);
     case ACTION_COUNT_KEYS:
         return request_make(REQUEST_COUNT);

@@ -334,6 +334,33 @@ compact_damaged(void *arg)
     return ST_OK;
 }
 
+/* As if a merge did not see the last entry of a table. */
+static status
+compact_with_one_unread(void *arg)
+{
+    EXPECT(ok(rig_open(&rig)));
+    struct run_set *before = rig.levels->current;
+    before->runs[1]->slots[0].file->table->meta.entry_count++;
+    EXPECT(status_is(levels_compact_all(rig.levels), ST_CORRUPT));
+    EXPECT(rig.levels->current == before); /* the inputs stay */
+    EXPECT(status_is(rig.failed, ST_CORRUPT));
+    before->runs[1]->slots[0].file->table->meta.entry_count--;
+    rig_close(&rig);
+    return ST_OK;
+}
+
+static void
+a_merge_that_has_not_read_everything_replaces_nothing(void **state)
+{
+    struct sim_options options;
+    sim_options_default(&options, 1);
+    world = sim_new(&options);
+    rig_reset(1, 4096);
+    assert_true(ok(sim_run(world, 1, write_two_runs, NULL)));
+    assert_true(ok(sim_run(world, 1, compact_with_one_unread, NULL)));
+    sim_free(world);
+}
+
 static u32 reported;
 static void
 count_report(void *arg, const char *file, u64 offset, const char *what)
@@ -631,6 +658,7 @@ main(void)
         cmocka_unit_test(a_tombstone_stays_while_an_older_run_has_its_key),
         cmocka_unit_test(snapshots_opened_during_a_compaction_read_right),
         cmocka_unit_test(a_damaged_input_stops_its_compaction_and_reads_go_on),
+        cmocka_unit_test(a_merge_that_has_not_read_everything_replaces_nothing),
         cmocka_unit_test(a_range_delete_spares_newer_writes_and_snapshots),
         cmocka_unit_test(expired_tables_do_not_uncover_what_lies_beneath),
         cmocka_unit_test(a_reader_keeps_the_files_that_it_reads),
