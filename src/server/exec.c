@@ -259,13 +259,15 @@ exec_get_in(struct exec *x, u16 keyspace, struct bytes key, bool count, struct e
         *out = (struct exec_value){.value = x->value.value,
                                    .expire_ms = x->value.expire_ms,
                                    .version = x->value.version,
-                                   .seq = x->value.seq};
+                                   .seq = x->value.seq,
+                                   .key_seq = x->value.key_seq};
         return EXEC_FOUND;
     }
     if (status_is(st, ST_NOT_FOUND)) {
         x->seq = MAX(x->seq, x->value.seq);
         if (count) x->misses++;
-        *out = (struct exec_value){.version = x->value.version, .seq = x->value.seq};
+        *out = (struct exec_value){
+            .version = x->value.version, .seq = x->value.seq, .key_seq = x->value.key_seq};
         return EXEC_ABSENT;
     }
     exec_fail(x, st);
