@@ -297,6 +297,14 @@ written(struct exec *x, u64 seq)
     if (x->committed != NULL) x->committed(x);
 }
 
+/* What cannot be answered is not done either: it may find memory for its reply when it runs again.
+ */
+static void
+need_reply(struct exec *x)
+{
+    if (x->reply->failed && x->op_count != 0 && ok(x->failure)) exec_fail(x, ST_NO_MEMORY);
+}
+
 /* After the handler: a failure becomes the only reply. */
 static void
 finish(struct exec *x, size_t reply_start)
@@ -357,6 +365,7 @@ exec_try(struct exec *x, void (*handler)(struct exec *x))
     }
     handler(x);
     drop_value(x);
+    need_reply(x);
     if (ok(x->failure) && x->op_count != 0) {
         lsm_batch_clear(&shard->batch);
         u64 seq = 0;
@@ -443,6 +452,7 @@ exec_wait(struct exec *x, void (*handler)(struct exec *x))
         exec_ahead_stop(x);
     }
     drop_value(x);
+    need_reply(x);
     if (BUGGIFY("server.exec.late_write")) fiber_sleep_ns(NS_PER_MS);
     if (ok(x->failure) && x->op_count != 0) {
         struct lsm_batch batch;

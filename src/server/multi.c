@@ -453,6 +453,8 @@ run_keys(struct exec *x, struct request *request, struct transaction *tx, struct
         exec_wait(&inner, cmd_exec);
         bool done = ok(inner.failure) && !w.failed;
         x->seq = MAX(x->seq, inner.seq);
+        x->wrote = inner.wrote;
+        if (w.failed && inner.wrote) request->unknown = true;
         exec_deinit(&inner);
         return done;
     }
@@ -471,14 +473,21 @@ run_keys(struct exec *x, struct request *request, struct transaction *tx, struct
     /* With nothing but an error in it, the error is EXEC's; a reply that begins with one of a
      * queued command is told apart by tx: the handler ran to the last. */
     const struct queued *last_key = NULL;
+    bool writes = false;
     list_for_each (node, &tx->queue) {
         const struct queued *queued = list_entry(node, struct queued, link);
-        if (!queued->at_home) last_key = queued;
+        if (queued->at_home) continue;
+        last_key = queued;
+        writes |= (queued->command->flags & COMMAND_WRITE) != 0;
     }
     if (!done && !there->unknown && !tx->aborted && last_key != NULL &&
         last_key->reply_start + last_key->reply_size == reply.size)
         done = true;
-    if (!buf_append(data, reply.data, reply.size)) done = false;
+    x->wrote = done && writes && !tx->aborted;
+    if (!buf_append(data, reply.data, reply.size)) {
+        if (x->wrote) request->unknown = true;
+        done = false;
+    }
     request_free(there);
     return done;
 }
