@@ -255,11 +255,16 @@ io_conn_write(struct io_conn *conn, const void *data, size_t size)
 }
 
 bool
-io_conn_write_piece(struct io_conn *conn, const void *data, size_t size)
+io_conn_piece_fits(const struct io_conn *conn, size_t size)
 {
     const struct budget *budget = conn->output.budget;
-    if (budget->used_bytes + size <= budget->limit_bytes / 2 && io_conn_write(conn, data, size))
-        return true;
+    return budget->used_bytes + size <= budget->limit_bytes / 2;
+}
+
+bool
+io_conn_write_piece(struct io_conn *conn, const void *data, size_t size)
+{
+    if (io_conn_piece_fits(conn, size) && io_conn_write(conn, data, size)) return true;
     MARK("io.conn.piece_waits");
     conn->output.was_high = true;
     return false;

@@ -67,6 +67,8 @@ MUST_CHECK bool io_conn_write(struct io_conn *conn, const void *data, size_t siz
 /* The same for a piece of something long: half of the memory for output is left to what is short.
  * After a false `drained` comes if anything is on its way to the client; else try again later. */
 MUST_CHECK bool io_conn_write_piece(struct io_conn *conn, const void *data, size_t size);
+/* Whether that is likely to be taken now. */
+bool io_conn_piece_fits(const struct io_conn *conn, size_t size);
 u64 io_conn_written(const struct io_conn *conn);
 /* position UINT64_MAX: no hold (the start value). Never moves behind what was sent. */
 void io_conn_send_until(struct io_conn *conn, u64 position);

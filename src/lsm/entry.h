@@ -37,7 +37,9 @@ struct entry {
     struct bytes value; /* empty for a delete */
     u64 version;
     u64 seq;
-    u64 expire_ms; /* 0: never */
+    /* 0: never. Of what a read gives as deleted by a range: the number of the version that the
+     * range has deleted; else 0 for a delete. */
+    u64 expire_ms;
     u8 kind;
     u8 flags;
 };

@@ -790,8 +790,8 @@ levels_get_any(struct get *get, u64 version_floor, bool wait, struct entry *out,
         best->flags = 0;
         best->value = BYTES(NULL, 0);
         best->version = range->version;
+        best->expire_ms = best->seq; /* entry.h */
         best->seq = range->seq;
-        best->expire_ms = 0;
     }
     *out = *best;
     *pin = (struct levels_pin){.block = get->pin, .runs = set};

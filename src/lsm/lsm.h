@@ -131,11 +131,13 @@ struct lsm_value {
     struct bytes value;
     u64 version;
     u64 seq;
+    u64 key_seq;   /* the same, but where a range has deleted the key: of the version before that */
     u64 expire_ms; /* 0: never */
     void *pin[2];  /* private */
 };
 
-/* ST_NOT_FOUND fills seq (and version) too: the tombstone's, or 0; see "Sequence numbers". */
+/* ST_NOT_FOUND fills seq, key_seq and version too: the tombstone's, or 0; see "Sequence numbers".
+ */
 MUST_CHECK status lsm_get_try(struct lsm *lsm, u16 keyspace, u64 token, struct bytes key,
                               struct lsm_value *out);
 /* The same for several keys whose cache misses are to overlap: lsm_aim_place for each of them, then

@@ -105,9 +105,12 @@ static void
 range_apply(const struct lsm *lsm, u16 keyspace, u64 seq_max, struct entry *entry)
 {
     if (entry->kind != ENTRY_PUT) return;
-    if (levels_range_find(lsm->levels, keyspace, entry->token, &entry->version, &entry->seq,
-                          seq_max))
-        entry->kind = ENTRY_DELETE;
+    u64 key_seq = entry->seq;
+    if (!levels_range_find(lsm->levels, keyspace, entry->token, &entry->version, &entry->seq,
+                           seq_max))
+        return;
+    entry->kind = ENTRY_DELETE;
+    entry->expire_ms = key_seq;
 }
 
 static bool
@@ -120,10 +123,12 @@ entry_is_live(const struct entry *entry)
 static void
 value_describe(struct lsm_value *value, const struct entry *entry)
 {
+    bool by_range = entry->kind == ENTRY_DELETE && entry->expire_ms != 0;
     *value = (struct lsm_value){
         .version = entry->version,
         .seq = entry->seq,
-        .expire_ms = entry->expire_ms,
+        .key_seq = by_range ? entry->expire_ms : entry->seq,
+        .expire_ms = entry->kind == ENTRY_DELETE ? 0 : entry->expire_ms,
     };
 }
 

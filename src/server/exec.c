@@ -263,13 +263,15 @@ exec_get_in(struct exec *x, u16 keyspace, struct bytes key, bool count, struct e
         *out = (struct exec_value){.value = x->value.value,
                                    .expire_ms = x->value.expire_ms,
                                    .version = x->value.version,
-                                   .seq = x->value.seq};
+                                   .seq = x->value.seq,
+                                   .key_seq = x->value.key_seq};
         return EXEC_FOUND;
     }
     if (status_is(st, ST_NOT_FOUND)) {
         x->seq = MAX(x->seq, x->value.seq);
         if (count) x->misses++;
-        *out = (struct exec_value){.version = x->value.version, .seq = x->value.seq};
+        *out = (struct exec_value){
+            .version = x->value.version, .seq = x->value.seq, .key_seq = x->value.key_seq};
         return EXEC_ABSENT;
     }
     exec_fail(x, st);
@@ -297,6 +299,14 @@ written(struct exec *x, u64 seq)
     x->wrote = true;
     x->seq = MAX(x->seq, seq);
     if (x->committed != NULL) x->committed(x);
+}
+
+/* What cannot be answered is not done either: it may find memory for its reply when it runs again.
+ */
+static void
+need_reply(struct exec *x)
+{
+    if (x->reply->failed && x->op_count != 0 && ok(x->failure)) exec_fail(x, ST_NO_MEMORY);
 }
 
 /* After the handler: a failure becomes the only reply. */
@@ -359,6 +369,7 @@ exec_try(struct exec *x, void (*handler)(struct exec *x))
     }
     handler(x);
     drop_value(x);
+    need_reply(x);
     if (ok(x->failure) && x->op_count != 0) {
         lsm_batch_clear(&shard->batch);
         u64 seq = 0;
@@ -418,6 +429,7 @@ run_once(struct exec *x, void (*handler)(struct exec *x))
     handler(x);
     exec_ahead_stop(x);
     drop_value(x);
+    need_reply(x);
     if (BUGGIFY("server.exec.late_write")) fiber_sleep_ns(NS_PER_MS);
     if (!ok(x->failure)) return false;
     if (x->op_count == 0)

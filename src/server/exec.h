@@ -77,6 +77,7 @@ struct exec_value {
     u64 expire_ms;
     u64 version; /* 0 for one written in this run */
     u64 seq;
+    u64 key_seq; /* see lsm_value */
 };
 
 /* budget: for what the run holds; the reply has its own. */
@@ -90,8 +91,8 @@ MAY_YIELD void exec_wait(struct exec *x, void (*handler)(struct exec *x));
 
 /* ---- for handlers ---- */
 
-/* EXEC_STOP: return at once. Counts hits and misses when count is set. On EXEC_ABSENT seq and
- * version are those of the tombstone, or 0. */
+/* EXEC_STOP: return at once. Counts hits and misses when count is set. On EXEC_ABSENT seq,
+ * key_seq and version are those of the tombstone, or 0. */
 MAY_YIELD enum exec_found exec_get_in(struct exec *x, u16 keyspace, struct bytes key, bool count,
                                       struct exec_value *out);
 static inline enum exec_found

@@ -11,8 +11,9 @@
  *
  * WATCH remembers for each key the sequence number of its newest version, or that it was absent
  * and the shard's last sequence number then. EXEC compares under the locks: a live key must have
- * the same number; an absent one must still be absent, without a tombstone younger than the watch,
- * and the store must not have dropped one that may have been this key's (lsm_dropped_seq).
+ * the same number; an absent one must still be absent, without a tombstone of its own younger than
+ * the watch (FLUSHALL changes no key that was absent), and the store must not have dropped one that
+ * may have been this key's (lsm_dropped_seq).
  * Sequence numbers are never given twice, so a changed key always aborts. An unchanged one never
  * does, but for a rare case: it is absent, and since the WATCH another key of the same hash mark
  * was written, deleted, and merged away. A key that had a time to live and has expired since counts
@@ -253,7 +254,7 @@ unchanged(struct exec *x, const struct watch *watch)
     enum exec_found found = exec_get_in(x, watch->keyspace, watch->key, false, &value);
     if (found == EXEC_STOP) return false;
     if (found == EXEC_FOUND) return watch->present && value.seq == watch->seq;
-    return !watch->present && value.seq <= watch->seq &&
+    return !watch->present && value.key_seq <= watch->seq &&
            lsm_dropped_seq(x->shard->lsm, watch->keyspace, watch->key) <= watch->seq;
 }
 

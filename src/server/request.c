@@ -339,31 +339,81 @@ keep_outcome(struct request *request, struct exec *x, struct resp_writer *w)
     refuse(request, w, ST_NO_MEMORY);
 }
 
+/* ---- putting off what is early (request.h) ---- */
+
+bool
+request_memory_scarce(const struct shard *shard)
+{
+    u64 others = shard->large_budget.used_bytes + shard->kept_budget.used_bytes;
+    u64 room = shard->budget.limit_bytes - others;
+    return shard->budget.used_bytes - others > room / 2;
+}
+
+static void
+deliver_put_off(struct io_mail *mail)
+{
+    session_request_put_off(CONTAINER_OF(mail, struct request, mail));
+}
+
+/* At the owner: it stays where it is in shard->order. */
+static void
+put_off(struct request *request)
+{
+    MARK("server.request.put_off");
+    buf_deinit(&request->reply);
+    request->mail.deliver = deliver_put_off;
+    io_mail_send(request->home, &request->mail);
+}
+
+/* Before it runs. */
+static bool
+is_too_early(const struct request *request, const struct shard *shard)
+{
+    return request->early &&
+           (request_memory_scarce(shard) || BUGGIFY("server.request.memory_scarce"));
+}
+
+/* After it ran: what has changed something cannot run again. */
+static bool
+was_too_early(const struct request *request, const struct exec *x, const struct resp_writer *w,
+              const struct shard *shard)
+{
+    if (!request->early || x->wrote) return false;
+    if (w->failed || status_is(x->failure, ST_NO_MEMORY)) return true;
+    return request->reply.size > REQUEST_INLINE_REPLY && request_memory_scarce(shard);
+}
+
 /* Memory for a batch or a reply comes back as others end. Only what has changed nothing runs again;
  * large requests one at a time, or each would take what the others wait for. So does a small one
- * with a long reply, in their memory. */
-#define MEMORY_TRIES    100u
-#define MEMORY_RETRY_NS (5 * NS_PER_MS)
+ * with a long reply, in their memory, and who has waited long enough. Who has that turn is patient:
+ * others may be sending what they have to their clients, which are given less time meanwhile. */
+#define MEMORY_TRIES       100u
+#define MEMORY_RETRY_NS    (5 * NS_PER_MS)
+#define MEMORY_PATIENCE_NS (60 * NS_PER_S)
 
-static MAY_YIELD void
+/* false: it is to be put off. */
+static MAY_YIELD bool
 run_waiting(struct request *request, struct exec *x, struct resp_writer *w, struct shard *shard)
 {
     bool alone = false;
+    u64 deadline_ns = FIBER_FOREVER;
     for (u32 tries = 1;; tries++) {
         exec_wait(x, request->command->handler);
+        if (was_too_early(request, x, w, shard)) return false;
         bool short_of_memory = w->failed || status_is(x->failure, ST_NO_MEMORY);
-        if (!short_of_memory || x->wrote || tries == MEMORY_TRIES) break;
+        if (!short_of_memory || x->wrote || io_now_ns() >= deadline_ns) break;
         bool read_part = (request->parent != NULL || request->part) &&
                          request->command->place == PLACE_SPLIT_ARRAY;
         if (read_part) break;                /* request_parts.c sees to it */
         if (shard->request_count < 2) break; /* nobody will give any back */
         MARK("server.request.memory_awaited");
-        request->long_reply = w->failed;
+        if (w->failed) request->long_reply = true;
         exec_deinit(x);
         buf_deinit(&request->reply);
         buf_init(&request->reply, request_budget(request, shard));
-        if ((request->large || request->long_reply) && !alone) {
+        if ((request->large || request->long_reply || tries >= MEMORY_TRIES) && !alone) {
             alone = memory_turn_take(shard, &request->work);
+            deadline_ns = io_now_ns() + MEMORY_PATIENCE_NS;
             if (!alone) {
                 exec_of_request(x, request, w, shard);
                 exec_fail(x, ST_NO_MEMORY);
@@ -375,6 +425,7 @@ run_waiting(struct request *request, struct exec *x, struct resp_writer *w, stru
         exec_of_request(x, request, w, shard);
     }
     if (alone) memory_turn_give(shard, &request->work);
+    return true;
 }
 
 MAY_YIELD static void
@@ -384,6 +435,10 @@ run_on_fiber(struct work *work)
     struct shard *shard = shard_self();
     struct exec x;
     struct resp_writer w;
+    if (is_too_early(request, shard)) {
+        put_off(request);
+        return;
+    }
     exec_of_request(&x, request, &w, shard);
     if (BUGGIFY("server.request.late_fiber")) fiber_sleep_ns(2 * NS_PER_MS);
     shard->stats->requests_fiber++;
@@ -407,8 +462,10 @@ run_on_fiber(struct work *work)
     } else if (request->at_home) {
         x.session = request->session;
         session_exec_on_fiber(&x, request);
-    } else {
-        run_waiting(request, &x, &w, shard);
+    } else if (!run_waiting(request, &x, &w, shard)) {
+        exec_deinit(&x);
+        put_off(request);
+        return;
     }
     keep_outcome(request, &x, &w);
     exec_deinit(&x);
@@ -444,14 +501,24 @@ run_here(struct request *request, struct shard *shard)
      * over. */
     bool done =
         !(request->large && fiber_should_yield()) && exec_try(&x, request->command->handler);
-    if (done) keep_outcome(request, &x, &w);
-    exec_deinit(&x);
-    if (done) {
-        ran(request, shard);
-    } else {
-        order_enter(shard, request);
-        go_on_fiber(request, shard);
+    bool early = done && was_too_early(request, &x, &w, shard);
+    bool memory = !w.failed && !status_is(x.failure, ST_NO_MEMORY);
+    if (done && !early && !memory && !x.wrote) { /* a fiber can wait for it */
+        done = false;
+        w.failed = false;
+        request->reply.size = 0;
     }
+    if (done && !early) keep_outcome(request, &x, &w);
+    exec_deinit(&x);
+    if (done && !early) {
+        ran(request, shard);
+        return;
+    }
+    order_enter(shard, request);
+    if (early)
+        put_off(request);
+    else
+        go_on_fiber(request, shard);
 }
 
 static void
@@ -468,6 +535,26 @@ deliver_run(struct io_mail *mail)
     }
     run_here(request, shard);
     order_run_ready(shard);
+}
+
+static void
+deliver_resume(struct io_mail *mail)
+{
+    struct request *request = CONTAINER_OF(mail, struct request, mail);
+    struct shard *shard = shard_self();
+    buf_init(&request->reply, request_budget(request, shard));
+    go_on_fiber(request, shard);
+    order_run_ready(shard);
+}
+
+void
+request_resume(struct request *request)
+{
+    CHECK(request->put_off);
+    request->put_off = false;
+    request->early = false;
+    request->mail.deliver = deliver_resume; /* also at home: nothing is done from inside here */
+    io_mail_send(request->owner, &request->mail);
 }
 
 static void

@@ -24,6 +24,13 @@
  * a budget of their own. A large one, and one of a connection that has that many keys under way
  * already, is *heavy*: it queues with its like (work.h), and takes no place that light ones need.
  *
+ * Early. Of a pipeline many requests run at once, and their replies leave in order. One whose reply
+ * finds the memory scarce while others before it are to be answered first would hold what those
+ * need, so it is *put off*: it leaves the reply and the worker, keeps its place in the order of its
+ * key, and runs again when its reply is the next one. So a pipeline of long values is served in
+ * turn, however many ask for it; what is first holds its memory until the client has taken it, or
+ * is cut off (session.c).
+ *
  * Parts. A command over several shards is split by owner, and the replies of the parts are put
  * together (request_parts.c). MGET of many keys goes stretch by stretch, and its reply as it grows.
  */
@@ -60,6 +67,8 @@ struct request {
     bool long_reply;            /* turned out to have one: draws on what is for large ones */
     bool in_stretches;          /* request_parts.c */
     bool part;                  /* made by request_new_part */
+    bool early;                 /* others of its connection are to be answered first; see above */
+    bool put_off;               /* it waits at home for request_resume */
     struct fiber_queue *waiter; /* a fiber at home waits for it (request_call) */
     u64 start_ns;
     u64 key_hash; /* of its only key, or 0 */
@@ -111,6 +120,10 @@ void request_start(struct request *request);
 MUST_CHECK bool request_start_parts(struct shard *shard, struct request *request);
 /* All parts have come back. false: it goes on otherwise. */
 MUST_CHECK bool request_parts_done(struct request *request);
+/* At home: one that was put off runs again; it is the next to be answered. */
+void request_resume(struct request *request);
+/* Whether replies that are not yet due should not be kept in this shard's memory. */
+bool request_memory_scarce(const struct shard *shard);
 /* As request_start, for what can be split: asks for the keys, and sends the reply, bit by bit. */
 void request_start_stretches(struct request *request);
 /* That, on a worker at home. */

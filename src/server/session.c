@@ -12,15 +12,17 @@
 
 /* A client that takes nothing of what it is owed for so long is closed. */
 #define OUTPUT_STUCK_NS (60 * NS_PER_S)
-/* A longer reply is written in pieces. */
-#define REPLY_WHOLE_BYTES (64u << 10)
+/* A longer reply is written as the client and the memory for output allow, in pieces. */
+#define REPLY_SHORT_BYTES 256u
 #define REPLY_PIECE_BYTES (16u << 10)
 /* A stream that finds no memory for its next piece asks again. One that waits for its client while
  * too many others do (K3 of work.h), or while others need the memory, does so no longer than this.
  */
 #define STREAM_RETRY_NS   (5 * NS_PER_MS)
 #define STREAM_CROWDED_NS (1 * NS_PER_S)
-#define STREAM_KEEP_BYTES KIB(64)
+/* Who has taken so much meanwhile has that time again. */
+#define STREAM_CROWDED_BYTES KIB(64)
+#define STREAM_KEEP_BYTES    KIB(64)
 /* The sweep over idle connections: so many, so often. */
 #define SWEEP_SESSIONS  1024u
 #define SWEEP_PERIOD_NS (200 * NS_PER_MS)
@@ -159,7 +161,9 @@ write_pieces(struct session *s, struct bytes reply, size_t *written, u64 seq)
 static void
 note_client_wait(struct session *s)
 {
-    if (s->client_wait_ns == 0 && io_conn_pending(s->conn) != 0) s->client_wait_ns = io_now_ns();
+    if (s->client_wait_ns != 0 || io_conn_pending(s->conn) == 0) return;
+    s->client_wait_ns = io_now_ns();
+    s->client_wait_owed = io_conn_pending(s->conn);
 }
 
 MAY_YIELD bool
@@ -319,7 +323,7 @@ deliver(struct session *s, struct request *request)
 {
     if (request->silent) return true;
     struct bytes reply = request_reply(request);
-    if (reply.size > REPLY_WHOLE_BYTES)
+    if (reply.size > REPLY_SHORT_BYTES)
         return write_pieces(s, reply, &request->delivered, request->seq);
     session_write(s, reply, request->seq);
     return true;
@@ -334,6 +338,8 @@ deliver_done(struct session *s)
         struct list *first = list_first(&s->pending);
         if (first == NULL) break;
         struct request *request = list_entry(first, struct request, link);
+        if (request->put_off) request_resume(request);
+        if (request->owner == s->shard->index) request->early = false;
         if (!request->done) break;
         if (request->unknown && s->conn != NULL) {
             s->closing = true;
@@ -384,6 +390,25 @@ session_request_done(struct request *request)
         list_insert_between(&request->link, first, first->next);
     }
     go_on(s);
+}
+
+void
+session_deliver(struct session *s)
+{
+    deliver_done(s);
+}
+
+bool
+session_has_room(const struct session *s, size_t size)
+{
+    return size <= REPLY_SHORT_BYTES || s->conn == NULL || io_conn_piece_fits(s->conn, size);
+}
+
+void
+session_request_put_off(struct request *request)
+{
+    request->put_off = true;
+    if (list_first(&request->session->pending) == &request->link) request_resume(request);
 }
 
 /* ---- accounts ---- */
@@ -499,8 +524,13 @@ sweep_one(struct session *s, u64 now_ns, u64 timeout_ns, u64 request_ns)
         return;
     }
     s->pending_bytes = owed;
-    /* Any progress is enough for what is owed above. A long reply holds more than that: enough of
-     * it must be taken for the next piece to go. */
+    /* Any progress is enough for what is owed above. A long reply holds more than that: so much of
+     * it must be taken in each such time, or enough for the next piece to go. */
+    if (owed == 0) s->client_wait_ns = 0;
+    if (s->client_wait_ns != 0 && owed + STREAM_CROWDED_BYTES <= s->client_wait_owed) {
+        s->client_wait_ns = now_ns;
+        s->client_wait_owed = owed;
+    }
     u64 patience_ns = s->shard->server->memory_wanted != 0 ? STREAM_CROWDED_NS : OUTPUT_STUCK_NS;
     if (s->client_wait_ns != 0 && now_ns - MIN(now_ns, s->client_wait_ns) > patience_ns) {
         s->shard->stats->clients_output_closed++;

@@ -81,6 +81,7 @@ struct session {
     struct fiber_queue drained; /* a streaming reply waits for the client */
     bool piecewise;             /* the first of pending is a long reply, of which a part is sent */
     u64 client_wait_ns;         /* since when a long reply waits for the client; 0: none does */
+    u64 client_wait_owed;       /* what the client was owed then */
     u32 round;                  /* see may_go_on */
 
     /* durability */
@@ -109,8 +110,14 @@ extern const struct io_conn_events session_events;
 
 /* Appends to the output; held until seq is durable (0: now). Closes when memory is out. */
 void session_write(struct session *s, struct bytes reply, u64 seq);
+/* Whether session_write should be given so much, or a request should send it in pieces. */
+bool session_has_room(const struct session *s, size_t size);
+/* Sends what is due of the requests that are done. */
+void session_deliver(struct session *s);
 /* From request.c: the request's outcome is there. */
 void session_request_done(struct request *request);
+/* The same: it is to run again once its reply is the next. */
+void session_request_put_off(struct request *request);
 /* A request has ended: somebody who waits for a place may go on. */
 void session_place_free(struct shard *shard);
 /* Stops reading until there may be a place for a request of this size. false: others that end do

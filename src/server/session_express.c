@@ -53,7 +53,7 @@ session_may_express(const struct session *s)
     return s->authenticated && s->conn != NULL && !s->closing && list_empty(&s->pending) &&
            s->stall == SESSION_RUNS && !session_in_multi(s) && !s->reply_off && !s->reply_skip &&
            !s->reply_skip_next && shard->monitor_shards == 0 && !shard->store_failed &&
-           resp_parser_is_fresh(&s->parser) &&
+           resp_parser_is_fresh(&s->parser) && session_has_room(s, 2 * EXPRESS_BYTES) &&
            (slower_us < 0 || slower_us >= EXPRESS_SLOWLOG_US_MIN) &&
            shard->config->latency_monitor_threshold_ms == 0;
 }
@@ -92,6 +92,7 @@ do_get(struct express *e, u32 i, struct resp_writer *w)
     status st = lsm_get_aimed(s->shard->lsm, &e->aims[i], e->requests[i].key, &value);
     bool found = ok(st);
     if (!found && !status_is(st, ST_NOT_FOUND)) return false;
+    if (found && value.value.size > EXPRESS_BYTES) return false;
     if (value.seq > e->seq && value.seq > lsm_durable_seq(s->shard->lsm)) {
         if (e->seq == 0) e->held_at = w->out->size;
         e->seq = value.seq;

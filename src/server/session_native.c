@@ -90,6 +90,7 @@ start(struct session *s, const struct command *command, const struct bytes *fram
     request->owner = owner;
     request->start_ns = start_ns;
     request->connected_ns = s->created_ns;
+    request->early = s->pending_count != 0;
     list_push_back(&s->pending, &request->link);
     s->pending_count++;
     request_start(request);
@@ -130,6 +131,9 @@ run(struct session *s, const struct native_request *request, struct bytes frame,
     }
     u64 seq = x.seq;
     exec_deinit(&x);
+    bool memory = !w.failed && !status_is(x.failure, ST_NO_MEMORY);
+    bool roomy = memory && session_has_room(s, shard->reply.size);
+    if (!home && !x.wrote && !roomy) done = false; /* a request can wait */
     if (!done) return start(s, command, &frame, keys, owner, &request->header, start_ns);
     shard->stats->tried_inline++;
     if (w.failed) {

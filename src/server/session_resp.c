@@ -80,6 +80,7 @@ answer_now(struct call *call, const struct resp_writer *w)
 static void
 start(struct session *s, struct request *request)
 {
+    request->early = s->pending_count != 0;
     list_push_back(&s->pending, &request->link);
     s->pending_count++;
     request_start(request);
@@ -203,7 +204,7 @@ run_on_owner(struct call *call, struct resp_writer *w, u32 owner, u64 key_hash, 
     if (owner == shard->index && !at_home) {
         struct request *slot = NULL;
         if (!list_empty(&s->pending)) {
-            slot = reply_slot(call);
+            if (!request_memory_scarce(shard)) slot = reply_slot(call);
             if (slot == NULL) return no_place(call, w);
         }
         struct exec x;
@@ -220,21 +221,21 @@ run_on_owner(struct call *call, struct resp_writer *w, u32 owner, u64 key_hash, 
         bool in_pieces = call->command->place == PLACE_SPLIT_ARRAY &&
                          (w->failed || status_is(x.failure, ST_TOO_LARGE));
         exec_deinit(&x);
-        if (in_pieces) {
+        /* A request can wait for memory, and its reply for the client. */
+        bool memory = !w->failed && !status_is(x.failure, ST_NO_MEMORY);
+        bool roomy = memory && (slot != NULL || session_has_room(s, w->out->size));
+        if (in_pieces || (done && !x.wrote && !roomy)) {
             w->failed = false;
             w->out->size = 0;
             done = false;
         }
         if (done) {
             shard->stats->tried_inline++;
-            if (w->failed && !x.wrote) {
-                w->failed = false;
-                w->out->size = 0;
-                exec_error_reply(w, ST_NO_MEMORY);
-            }
             if (extra != NULL) session_exec_done(s, call->command);
+            if (!roomy && !w->failed && !call->silent) slot = reply_slot(call);
             if (slot != NULL) {
                 answer_later(call, slot, w, seq);
+                if (!roomy) session_deliver(s);
             } else if (w->failed) { /* it took effect, and there is no room to say so */
                 session_abort(s);
             } else if (!call->silent) {
@@ -297,6 +298,8 @@ run_on_keys(struct call *call, struct resp_writer *w)
     }
     bool too_many = split && call->command->place != PLACE_SPLIT_ARRAY &&
                     call->keys > REQUEST_KEYS_AT_ONCE_OTHERS;
+    /* Elsewhere as a part, which can go on in stretches when there is no memory for all of it. */
+    if (call->command->place == PLACE_SPLIT_ARRAY && owner != s->shard->index) one_owner = false;
     if (one_owner && !too_many) return run_on_owner(call, w, owner, 0, NULL, false);
     return start_split(call, w);
 }

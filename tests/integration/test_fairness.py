@@ -147,6 +147,48 @@ def test_commands_on_thousands_of_keys_answer_as_on_a_few(make_server):
         assert connection.call("DBSIZE") == 2000
 
 
+@pytest.mark.smoke
+@pytest.mark.parametrize("cores", ["0", "0,1"])
+def test_pipelines_of_long_replies_are_served_in_turn(make_server, cores):
+    """Their sum is many times the memory: a reply that would wait for those before it is made when
+    its turn comes, and none is refused."""
+    server = make_server(memory="64MiB", cores=cores)
+    for size, keys, connections, per in ((300_000, 50, 20, 100), (3000, 2000, 300, 32),
+                                         (100_000, 50, 200, 16)):
+        load(server, keys, size)
+        for kind in ("pipeline", "hotpipe"):
+            with Heavy(server, kind, connections // (4 if SANITIZED else 1), keys, per) as heavy:
+                result = heavy.end()
+            print(size, kind, result)
+            assert result["unfinished"] == 0 and result["closed"] == 0, result
+            assert not result["errors"], result
+    names = [f"{{one slot}}{i}" for i in range(4)]
+    values = [os.urandom(1 << 20) for _ in names]
+    with server.connect(timeout=60) as connection:
+        for name, value in zip(names, values):
+            assert connection.call("SET", name, value) == "OK"
+        for _ in range(8):
+            assert connection.call("MGET", *names) == values
+
+
+@pytest.mark.smoke
+def test_what_cannot_be_answered_is_not_done(make_server):
+    """A transaction whose reply is too long for the memory has no effect, and says so."""
+    server = make_server(memory="64MiB", cores="0,1")
+    names = [f"{{tag}}{i}" for i in range(16)]
+    with server.connect(timeout=60) as connection:
+        for name in names:
+            assert connection.call("SET", name, os.urandom(1 << 20)) == "OK"
+        for extra in ([], [["PING"]]):
+            assert connection.call("SET", "{tag}mark", "before") == "OK"
+            assert connection.call("MULTI") == "OK"
+            for words in [["SET", "{tag}mark", "after"], ["MGET", *names], *extra]:
+                assert connection.call(*words) == "QUEUED"
+            connection.send("EXEC")
+            assert str(connection.read()).startswith("OOM "), extra
+            assert connection.call("GET", "{tag}mark") == b"before"
+
+
 def test_clients_that_do_not_read_long_replies_hold_up_nobody(make_server):
     """Each keeps a part of its reply in the server's memory; others who want much get theirs."""
     server = make_server(memory="128MiB", cores="0,1")

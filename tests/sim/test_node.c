@@ -368,7 +368,8 @@ enum gone {
     GONE_EXPIRED_TABLE,
     GONE_FLUSHED,
     GONE_FLUSHED_TABLE,
-    GONE_OTHERS, /* other keys: the watched one stays untouched */
+    GONE_OTHERS,  /* other keys: the watched one stays untouched */
+    GONE_EARLIER, /* it was absent already: FLUSHALL changes nothing of it */
     GONE_COUNT
 };
 
@@ -383,9 +384,16 @@ watch_story(struct rig *rig)
             char key[64], name[16];
             snprintf(name, sizeof(name), "%u", how);
             rig_key_of_shard(rig, shard, name, key, sizeof(key));
+            if (how == GONE_EARLIER) {
+                CHECK(rig_is(rig_call(&other, "SET %s v", key), "+OK\r\n"));
+                CHECK(rig_is(rig_call(&other, "FLUSHALL"), "+OK\r\n"));
+            }
             CHECK(rig_is(rig_call(&watcher, "WATCH %s", key), "+OK\r\n"));
             const char *life = how == GONE_EXPIRED || how == GONE_EXPIRED_TABLE ? " PX 20" : "";
-            if (how == GONE_OTHERS) {
+            if (how == GONE_EARLIER) {
+                CHECK(rig_is(rig_call(&other, "SET %s2 v", key), "+OK\r\n"));
+                CHECK(rig_is(rig_call(&other, "FLUSHALL"), "+OK\r\n"));
+            } else if (how == GONE_OTHERS) {
                 for (u32 i = 0; i < 20; i++) {
                     CHECK(rig_is(rig_call(&other, "SET %s%u v", key, i), "+OK\r\n"));
                     CHECK(rig_is(rig_call(&other, "DEL %s%u", key, i), ":1\r\n"));
@@ -400,16 +408,16 @@ watch_story(struct rig *rig)
             fiber_sleep_ns(30 * NS_PER_MS);
             if (how == GONE_EXPIRED_TABLE || how == GONE_FLUSHED_TABLE)
                 rig_on_shard(rig, shard, flush_and_wait, NULL);
-            else
+            else if (how != GONE_EARLIER)
                 rig_on_shard(rig, shard, compact, NULL);
             struct bytes bytes = BYTES(key, strlen(key));
-            rig_on_shard(rig, shard, look_for_traces, &bytes);
+            if (how != GONE_EARLIER) rig_on_shard(rig, shard, look_for_traces, &bytes);
             CHECK(rig_is(rig_call(&watcher, "MULTI"), "+OK\r\n"));
             CHECK(rig_is(rig_call(&watcher, "SET %s mine", key), "+QUEUED\r\n"));
             struct bytes reply = rig_call(&watcher, "EXEC");
             bool done = rig_is(reply, "*1\r\n+OK\r\n");
             CHECK(done || rig_is(reply, "*-1\r\n"));
-            if (done != (how == GONE_OTHERS)) {
+            if (done != (how == GONE_OTHERS || how == GONE_EARLIER)) {
                 fprintf(stderr, "case %u on shard %u: %s\n", how, shard, done ? "done" : "aborted");
                 CHECK(!"EXEC decides wrongly");
             }
