@@ -140,16 +140,19 @@ struct lsm_value {
  */
 MUST_CHECK status lsm_get_try(struct lsm *lsm, u16 keyspace, u64 token, struct bytes key,
                               struct lsm_value *out);
-/* The same for several keys whose cache misses are to overlap: lsm_aim_place for each of them, then
- * lsm_aim_entry for each, then lsm_get_aimed. Nothing may yield or write between. */
+/* The same for several keys whose cache misses are to overlap: lsm_aim_1 for each of them, then
+ * lsm_aim_2 for each, then lsm_aim_3, then lsm_get_aimed (or a write of those keys, which then
+ * finds its place in the cache). Nothing may yield or write between. */
 struct lsm_aim {
     u64 token;
     u64 key_hash; /* hash_key(key, 0) */
     u16 keyspace;
-    const void *found; /* private */
+    const struct leaf *leaf; /* private */
+    const struct record *found;
 };
-void lsm_aim_place(const struct lsm *lsm, const struct lsm_aim *aim);
-void lsm_aim_entry(const struct lsm *lsm, struct lsm_aim *aim);
+void lsm_aim_1(const struct lsm *lsm, struct lsm_aim *aim);
+void lsm_aim_2(const struct lsm *lsm, struct lsm_aim *aim);
+void lsm_aim_3(const struct lsm *lsm, struct lsm_aim *aim);
 MUST_CHECK status lsm_get_aimed(struct lsm *lsm, const struct lsm_aim *aim, struct bytes key,
                                 struct lsm_value *out);
 /* snapshot may be NULL: the newest. */

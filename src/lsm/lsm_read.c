@@ -195,19 +195,26 @@ lsm_get_try(struct lsm *lsm, u16 keyspace, u64 token, struct bytes key, struct l
 }
 
 void
-lsm_aim_place(const struct lsm *lsm, const struct lsm_aim *aim)
+lsm_aim_1(const struct lsm *lsm, struct lsm_aim *aim)
 {
     const struct lsm_keyspace *ks = &lsm->keyspaces[aim->keyspace];
-    if (ks->active != NULL) memtable_prefetch_place(ks->active, aim->token);
+    if (ks->active != NULL) memtable_prefetch_root(ks->active, aim->token);
     row_cache_prefetch_bucket(lsm->row_cache, aim->keyspace, aim->key_hash);
 }
 
 void
-lsm_aim_entry(const struct lsm *lsm, struct lsm_aim *aim)
+lsm_aim_2(const struct lsm *lsm, struct lsm_aim *aim)
 {
     const struct lsm_keyspace *ks = &lsm->keyspaces[aim->keyspace];
-    aim->found = ks->active == NULL ? NULL : memtable_prefetch_record(ks->active, aim->token);
-    if (aim->found == NULL) row_cache_prefetch_row(lsm->row_cache, aim->keyspace, aim->key_hash);
+    aim->leaf = ks->active == NULL ? NULL : memtable_prefetch_leaf(ks->active, aim->token);
+    row_cache_prefetch_row(lsm->row_cache, aim->keyspace, aim->key_hash);
+}
+
+void
+lsm_aim_3(const struct lsm *lsm, struct lsm_aim *aim)
+{
+    (void)lsm;
+    aim->found = memtable_prefetch_record(aim->leaf, aim->token);
 }
 
 /* The active memtable's version is the answer when nothing else can hold a higher one: no older

@@ -348,22 +348,41 @@ memtable_get(const struct memtable *memtable, u64 token, struct bytes key, u64 s
     return true;
 }
 
-void
-memtable_prefetch_place(const struct memtable *memtable, u64 token)
+static void
+node_prefetch(const struct node *node)
 {
-    const struct node *node = memtable->slots[slot_of(memtable, token)];
-    if (node == NULL) return;
     const u8 *line = (const u8 *)node;
     for (u32 i = 0; i < PREFETCH_LINES; i++)
         __builtin_prefetch(line + i * CACHE_LINE_BYTES);
 }
 
-const struct record *
-memtable_prefetch_record(const struct memtable *memtable, u64 token)
+void
+memtable_prefetch_root(const struct memtable *memtable, u64 token)
 {
     const struct node *node = memtable->slots[slot_of(memtable, token)];
-    if (node == NULL || !node->leaf) return NULL; /* high trees are rare */
-    const struct leaf *leaf = (const struct leaf *)(const void *)node;
+    if (node != NULL) node_prefetch(node);
+}
+
+const struct leaf *
+memtable_prefetch_leaf(const struct memtable *memtable, u64 token)
+{
+    const struct node *node = memtable->slots[slot_of(memtable, token)];
+    if (node != NULL && !node->leaf) {
+        const struct inner *inner = (const struct inner *)(const void *)node;
+        u32 i = token_lower_bound(inner->tokens, inner->node.count, token);
+        /* Of a run of one token it may be another: that costs a miss, no more. */
+        if (i == inner->node.count || (i > 0 && inner->tokens[i] != token)) i--;
+        node = inner->children[i];
+        node_prefetch(node);
+    }
+    /* Trees of three levels are rare; their leaves are not looked for. It is told later. */
+    return (const struct leaf *)(const void *)node;
+}
+
+const struct record *
+memtable_prefetch_record(const struct leaf *leaf, u64 token)
+{
+    if (leaf == NULL || !leaf->node.leaf) return NULL;
     u32 i = token_lower_bound(leaf->tokens, leaf->node.count, token);
     if (i == leaf->node.count || leaf->tokens[i] != token) return NULL;
     const u8 *bytes = (const u8 *)leaf->records[i];

@@ -15,7 +15,8 @@
 #include "lsm/entry.h"
 
 struct memtable;
-struct record; /* of a memtable */
+struct leaf; /* of a memtable */
+struct record;
 
 /* NULL: no memory. capacity_bytes: of everything it may ever take. */
 MUST_CHECK struct memtable *memtable_new(struct budget *budget, u64 token_first, u64 token_last,
@@ -34,10 +35,12 @@ void memtable_insert(struct memtable *memtable, const struct entry *entry, bool 
  * memtable. */
 bool memtable_get(const struct memtable *memtable, u64 token, struct bytes key, u64 seq_max,
                   struct entry *out);
-/* Hints for memtable_get: the nodes, then the record, if there is one. Returns where the record may
- * be, for memtable_get_found; valid until the next insert. */
-void memtable_prefetch_place(const struct memtable *memtable, u64 token);
-const struct record *memtable_prefetch_record(const struct memtable *memtable, u64 token);
+/* Hints for memtable_get and inserts, each of which asks for what the next one reads: the root of
+ * the token's tree, then a leaf, then the record. What they return is for the next one and for
+ * memtable_get_found, may be NULL, and is valid until the next insert. */
+void memtable_prefetch_root(const struct memtable *memtable, u64 token);
+const struct leaf *memtable_prefetch_leaf(const struct memtable *memtable, u64 token);
+const struct record *memtable_prefetch_record(const struct leaf *leaf, u64 token);
 /* True, and the newest version, when that is the key's. */
 bool memtable_get_found(const struct record *record, struct bytes key, struct entry *out);
 /* A cursor (never yields); it refs the memtable. Insertions while it is open are allowed; it may or

@@ -5,7 +5,7 @@
  * for one command is done here for up to 32 at once, and that in the order which lets the cache
  * misses of one overlap with the work for the others:
  *
- *     parse all, hash, ask for the nodes  ->  ask for the records  ->  read and write
+ *     parse all, hash, ask for roots  ->  for leaves and rows  ->  for records  ->  read and write
  *
  * All of it happens within one turn, without a yield, so nobody sees a state between. Within it the
  * SETs become one batch, behind the GETs; that is the same as one after the other because the lane
@@ -77,7 +77,7 @@ take(struct express *e, struct bytes data)
         aim->keyspace = s->keyspace;
         aim->token = hash_token_and_key(request->key, &aim->key_hash);
         if (shard_of_token(server, aim->token) != s->shard->index) break;
-        lsm_aim_place(lsm, aim);
+        lsm_aim_1(lsm, aim);
         e->count++;
         data = BYTES(data.data + request->size, data.size - request->size);
     }
@@ -126,8 +126,11 @@ do_set(struct express *e, u32 i, struct resp_writer *w)
 static void
 run(struct express *e, struct resp_writer *w)
 {
+    const struct lsm *lsm = e->s->shard->lsm;
     for (u32 i = 0; i < e->count; i++)
-        lsm_aim_entry(e->s->shard->lsm, &e->aims[i]);
+        lsm_aim_2(lsm, &e->aims[i]);
+    for (u32 i = 0; i < e->count; i++)
+        lsm_aim_3(lsm, &e->aims[i]);
     for (; e->done < e->count && w->out->size < EXPRESS_BYTES; e->done++) {
         u64 bit = 1ull << (e->aims[e->done].key_hash & 63);
         if ((e->written & bit) != 0) break; /* E1 */
