@@ -4,6 +4,11 @@
  * remainder of a byte followed by k zero bytes (Kounavis and Berry, "Novel Table Lookup-Based
  * Algorithms for High-Performance CRC Generation", 2008).
  */
+#ifndef DISTKV_BASE_CRC16_TABLE_H
+#define DISTKV_BASE_CRC16_TABLE_H
+
+#include "base/types.h"
+
 /* clang-format off */
 static const u16 crc16_table[4][256] = {
     {
@@ -104,3 +109,5 @@ static const u16 crc16_table[4][256] = {
     },
 };
 /* clang-format on */
+
+#endif
