@@ -6,6 +6,8 @@
 
 #include <dirent.h>
 #include <fcntl.h>
+#include <signal.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -125,6 +127,42 @@ main_large(void *arg)
     mem_free(io_budget(), in, LARGE_BYTES);
     EXPECT(ok(io_file_unlink(path_of("large"))));
     return ST_OK;
+}
+
+/* The kernel writes the part below the limit and says so: the rest is asked for again, and its
+ * failure is the operation's. */
+static status
+main_short(void *arg)
+{
+    const struct rlimit *before = arg;
+    struct io_file *file;
+    EXPECT(ok(io_file_open(path_of("short"), IO_OPEN_WRITE | IO_OPEN_CREATE, &file)));
+    EXPECT(ok(io_file_allocate(file, 16 * BLOCK)));
+    u8 *out = block_new(8 * BLOCK, 5);
+    u8 *in = block_new(8 * BLOCK, 6);
+    struct rlimit limit = {.rlim_cur = 12 * BLOCK, .rlim_max = before->rlim_max};
+    EXPECT(setrlimit(RLIMIT_FSIZE, &limit) == 0);
+    EXPECT(!ok(io_file_write(file, IO_CLASS_LOG, out, 8 * BLOCK, 8 * BLOCK, true)));
+    EXPECT(setrlimit(RLIMIT_FSIZE, before) == 0);
+    EXPECT(ok(io_file_read(file, IO_CLASS_READ, in, 8 * BLOCK, 8 * BLOCK)));
+    EXPECT(memcmp(in, out, 4 * BLOCK) == 0); /* so it was a short write, not a refused one */
+    EXPECT(in[4 * BLOCK] == 0);
+    EXPECT(ok(io_file_write(file, IO_CLASS_LOG, out, 8 * BLOCK, 8 * BLOCK, true)));
+    io_file_close(file);
+    mem_free(io_budget(), out, 8 * BLOCK);
+    mem_free(io_budget(), in, 8 * BLOCK);
+    EXPECT(ok(io_file_unlink(path_of("short"))));
+    return ST_OK;
+}
+
+static void
+what_the_kernel_left_over_is_asked_for_again(void **state)
+{
+    struct rlimit before;
+    assert_int_equal(getrlimit(RLIMIT_FSIZE, &before), 0);
+    signal(SIGXFSZ, SIG_IGN);
+    ring_run_main(1, main_short, &before);
+    signal(SIGXFSZ, SIG_DFL);
 }
 
 static void
@@ -491,6 +529,7 @@ main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(what_was_written_is_read_back),
         cmocka_unit_test(a_large_request_is_cut_and_put_together),
+        cmocka_unit_test(what_the_kernel_left_over_is_asked_for_again),
         cmocka_unit_test(many_requests_stay_under_the_limit_and_all_finish),
         cmocka_unit_test(a_small_read_does_not_wait_behind_bulk),
         cmocka_unit_test(names_are_made_moved_listed_and_removed),
