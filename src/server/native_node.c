@@ -239,6 +239,7 @@ struct scan_call {
     const struct native_request *request;
     u8 *out;
     size_t room, used;
+    size_t wanted; /* room for the first entry, which is larger than a page; else 0 */
     u32 count;
     u64 token; /* the last one read, valid when moved */
     u16 key_size;
@@ -253,6 +254,8 @@ struct scan_call {
 /* Entries that match nothing are passed over, but not for ever within one request. */
 #define SCAN_LOOKED_MAX     20000u
 #define SCAN_PAGE_BYTES_MAX (1u << 20)
+/* A page may be larger by so much, for the usual entry that reaches its size. */
+#define SCAN_ENTRY_BYTES (4u << 10)
 
 static bool
 matches(const struct native_request *request, struct bytes key)
@@ -317,12 +320,18 @@ scan_here(void *arg)
         }
         if (!ok(call->st)) break;
         if (from_key.size != 0 && token == from_token && bytes_equal(key, from_key)) continue;
+        bool match = matches(request, key);
+        size_t bytes = native_scan_entry_bytes(key.size, keys_only ? 0 : value.value.size);
+        if (match && entries.size + bytes > call->room) { /* begins the next page */
+            if (call->count == 0) call->wanted = bytes;
+            break;
+        }
         seq = MAX(seq, value.seq);
         call->token = token;
         call->key_size = (u16)key.size;
         memcpy(call->key, key.data, key.size);
         call->moved = true;
-        if (matches(request, key)) {
+        if (match) {
             struct native_scan_entry entry = {.version = value.version,
                                               .expire_ms = value.expire_ms,
                                               .key = key,
@@ -358,20 +367,22 @@ native_scan(struct exec *x)
     if (call == NULL) return;
     memset(call, 0, sizeof(*call));
     call->request = &request;
-    /* The entry that reaches the page's size may be the largest there is. */
-    call->room = CLAMP(request.scan.bytes_max, 1u, SCAN_PAGE_BYTES_MAX) +
-                 native_scan_entry_bytes(LIMIT_KEY_BYTES, LIMIT_VALUE_BYTES) + 16;
-    call->out = exec_alloc(x, call->room);
-    if (call->out == NULL) return;
-
     u64 from = request.scan.token_first;
     if (request.scan.after.given) from = MAX(from, request.scan.after.token);
     struct native_reply reply = reply_to(&request);
     if (from <= request.scan.token_last) {
         const struct server *server = x->shard->server;
         u32 owner = shard_of_token(server, from);
-        status st = io_shard_call(owner, fiber_class_self(), scan_here, call);
-        if (ok(st)) st = call->st;
+        status st = ST_OK;
+        size_t room = CLAMP(request.scan.bytes_max, 1u, SCAN_PAGE_BYTES_MAX) + SCAN_ENTRY_BYTES;
+        do { /* a second time for an entry that alone is larger than a page */
+            *call = (struct scan_call){.request = &request, .room = room};
+            call->out = exec_alloc(x, room);
+            if (call->out == NULL) return;
+            st = io_shard_call(owner, fiber_class_self(), scan_here, call);
+            if (ok(st)) st = call->st;
+            room = call->wanted;
+        } while (ok(st) && !call->gone && room != 0);
         if (call->gone) {
             native_error(x, &request, NATIVE_ST_SNAPSHOT_GONE, 0, "no such snapshot");
             return;

@@ -71,10 +71,8 @@ def all_workloads(port, protocol, workloads):
             options = {"key_prefix": "counter:"}
         else:
             options = {"load": True, "verify": how_to_verify(workload), "connections": 8}
-        # Our server sets aside more than a largest value for each scan that is under way.
-        pipeline, count = (1, 100) if workload == "ycsb-e" else (4, 1000)
-        run = run_of(bench(port, workload=workload, protocol=protocol, pipeline=pipeline,
-                           count=count, **options))
+        run = run_of(bench(port, workload=workload, protocol=protocol, pipeline=4,
+                           count=1000, **options))
         check_run(run, verified=workload in ("get", "mixed") or workload.startswith("ycsb"))
         assert run["misses"] == 0
 
