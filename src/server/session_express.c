@@ -15,9 +15,10 @@
  * there: another command or form, a key of another shard, a key that is locked, what would wait,
  * replies under way, transactions, monitors, a slow log that wants everything.
  *
- *   E1  No key is written twice, or read after it was written, in one go. Told by 64 bits of the
+ *   E1  No key is written twice, or read after it was written, in one go. Told by some bits of the
  *       keys' hashes: a false alarm only ends the go.
  *   E2  Replies and accounts are those of the long way. The time of one command is its share.
+ *   E3  What has no reply in the buffer has no effect: the reply comes first.
  */
 #include "server/session.h"
 
@@ -27,6 +28,8 @@
 #define EXPRESS_MAX 32u /* bits of a u32 */
 /* Bytes of replies, and of writes, in one go. */
 #define EXPRESS_BYTES (16u << 10)
+/* E1: so many that 32 keys seldom meet. */
+#define EXPRESS_BITS 1024u
 /* A slow log that wants commands faster than this wants each one's own time. */
 #define EXPRESS_SLOWLOG_US_MIN 1000
 
@@ -40,7 +43,6 @@ struct express {
     u32 found;      /* a bit for each of them that is a GET and found its key */
     u32 first_set;  /* the first of those that is a SET */
     size_t set_at;  /* its reply's place */
-    u64 written;    /* E1: a bit for each key of a SET */
     u64 seq;        /* what GETs told is safe with this number */
     size_t held_at; /* from here on replies wait for it */
 };
@@ -66,6 +68,7 @@ take(struct express *e, struct bytes data)
     const struct server *server = s->shard->server;
     struct lsm *lsm = s->shard->lsm;
     size_t set_bytes = 0;
+    u64 written[EXPRESS_BITS / 64] = {0}; /* E1: a bit for each key of a SET */
     while (e->count < EXPRESS_MAX) {
         struct resp_plain *request = &e->requests[e->count];
         if (!resp_parse_plain(data, request)) break;
@@ -77,6 +80,9 @@ take(struct express *e, struct bytes data)
         aim->keyspace = s->keyspace;
         aim->token = hash_token_and_key(request->key, &aim->key_hash);
         if (shard_of_token(server, aim->token) != s->shard->index) break;
+        u64 *word = &written[aim->key_hash % EXPRESS_BITS / 64], bit = 1ull << (aim->key_hash & 63);
+        if ((*word & bit) != 0) break; /* E1 */
+        if (request->set) *word |= bit;
         lsm_aim_1(lsm, aim);
         e->count++;
         data = BYTES(data.data + request->size, data.size - request->size);
@@ -101,8 +107,9 @@ do_get(struct express *e, u32 i, struct resp_writer *w)
         resp_bulk(w, value.value);
     else
         resp_null(w);
+    if (w->failed) return false;
     e->found |= (u32)found << i;
-    return !w->failed;
+    return true;
 }
 
 static bool
@@ -115,11 +122,12 @@ do_set(struct express *e, u32 i, struct resp_writer *w)
         e->first_set = i;
         e->set_at = w->out->size;
     }
-    if (!lsm_batch_put(batch, e->s->keyspace, e->aims[i].token, request->key, request->value, 0))
+    resp_ok(w); /* E3 */
+    if (w->failed ||
+        !lsm_batch_put(batch, e->s->keyspace, e->aims[i].token, request->key, request->value, 0))
         return false;
     e->sets++;
-    resp_ok(w);
-    return !w->failed;
+    return true;
 }
 
 /* Runs those that were taken, in order, until one is for the long way. */
@@ -132,8 +140,6 @@ run(struct express *e, struct resp_writer *w)
     for (u32 i = 0; i < e->count; i++)
         lsm_aim_3(lsm, &e->aims[i]);
     for (; e->done < e->count && w->out->size < EXPRESS_BYTES; e->done++) {
-        u64 bit = 1ull << (e->aims[e->done].key_hash & 63);
-        if ((e->written & bit) != 0) break; /* E1 */
         size_t before = w->out->size;
         bool set = e->requests[e->done].set;
         if (!(set ? do_set(e, e->done, w) : do_get(e, e->done, w))) {
@@ -141,7 +147,6 @@ run(struct express *e, struct resp_writer *w)
             w->out->size = before;
             break;
         }
-        if (set) e->written |= bit;
     }
 }
 
@@ -165,6 +170,21 @@ commit(struct express *e, struct resp_writer *w)
     e->seq = MAX(e->seq, seq);
 }
 
+/* For the slow log, one by one. */
+static void
+account_slow(const struct express *e, u64 ns_each)
+{
+    const struct command *get = command_find(BYTES("get", 3));
+    const struct command *set = command_find(BYTES("set", 3));
+    for (u32 i = 0; i < e->done; i++) {
+        const struct resp_plain *request = &e->requests[i];
+        struct bytes args[] = {BYTES(request->set ? "SET" : "GET", 3), request->key,
+                               request->set ? request->value : BYTES(NULL, 0)};
+        session_account(e->s, request->set ? set : get, args, request->set ? 3 : 2,
+                        io_clock_ns() - ns_each, BYTES("", 0));
+    }
+}
+
 static void
 account(const struct express *e, u64 ns)
 {
@@ -175,6 +195,12 @@ account(const struct express *e, u64 ns)
     shard->stats->tried_inline += e->done;
     shard->stats->keyspace_hits += hits;
     shard->stats->keyspace_misses += gets - hits;
+    i64 slower_us = config_slowlog_us(shard->config);
+    if (UNLIKELY(slower_us >= 0 && ns / e->done / NS_PER_US >= (u64)slower_us)) {
+        MARK("server.express.slow");
+        account_slow(e, ns / e->done);
+        return;
+    }
     const struct command *get = command_find(BYTES("get", 3));
     const struct command *set = command_find(BYTES("set", 3));
     if (gets != 0) shard_count_commands(shard, command_index(get), gets, ns / e->done);
@@ -192,7 +218,7 @@ session_express(struct session *s, struct bytes data, u64 *clock_ns)
     e.s = s;
     e.count = e.sets = e.done = e.found = e.first_set = 0;
     e.set_at = e.held_at = 0;
-    e.written = e.seq = 0;
+    e.seq = 0;
     take(&e, data);
     if (e.count == 0) return 0;
     shard->reply.size = 0;

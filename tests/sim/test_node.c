@@ -770,6 +770,82 @@ replies_stay_in_step_whatever_allocation_is_refused(void **state)
     assert_true(closed > 20 && refused > 20);
 }
 
+/* ---- the express lane, when the memory for its replies runs out ---- */
+
+#define LANE_KEYS  24u
+#define LANE_BYTES 700u /* of each value, so that replies outgrow what the shard has for them */
+
+struct lane {
+    u64 n, count;
+    bool happened;
+};
+
+/* What is refused was not done, what is done was done once, and each is counted once. */
+static MAY_YIELD void
+lane_story(struct rig *rig)
+{
+    struct lane *lane = rig->arg;
+    struct rig_client client, judge;
+    char value[LANE_BYTES + 1];
+    rig_connect(rig, &client);
+    CHECK(rig_is(rig_call(&client, "CONFIG RESETSTAT"), "+OK\r\n"));
+    CHECK(buf_reserve(&client.in, KIB(64)));
+    for (u32 i = 0; i < LANE_KEYS * 2; i++) {
+        memset(value, 'a' + (int)(i % LANE_KEYS), LANE_BYTES);
+        value[LANE_BYTES] = '\0';
+        if (i < LANE_KEYS)
+            rig_send(&client, "SET key%u %s", i, value);
+        else
+            rig_send(&client, "GET key%u", i - LANE_KEYS);
+    }
+    sim_fail_at(rig->sim, SIM_POINT_ALLOC, lane->n, lane->count, ST_NO_MEMORY);
+    bool done[LANE_KEYS] = {false};
+    u32 answered = 0;
+    for (; answered < LANE_KEYS * 2; answered++) {
+        struct bytes reply = rig_read(&client);
+        if (reply.size == 0) break;
+        if (answered < LANE_KEYS) {
+            done[answered] = rig_is(reply, "+OK\r\n");
+            CHECK(done[answered] || reply.data[0] == '-');
+        } else if (reply.data[0] != '-') {
+            u32 key = answered - LANE_KEYS;
+            CHECK(done[key] ? reply.size > LANE_BYTES && reply.data[6] == 'a' + key
+                            : rig_is(reply, "$-1\r\n"));
+        }
+    }
+    lane->happened = sim_failed(rig->sim);
+    sim_faults_clear(rig->sim);
+    rig_connect(rig, &judge);
+    for (u32 i = 0; i < MIN(answered, LANE_KEYS); i++)
+        CHECK(rig_is(rig_call(&judge, "EXISTS key%u", i), done[i] ? ":1\r\n" : ":0\r\n"));
+    struct bytes stats = rig_call(&judge, "INFO commandstats");
+    static const char *const names[] = {"cmdstat_set:calls=", "cmdstat_get:calls="};
+    for (u32 i = 0; i < 2; i++) {
+        const u8 *at = memmem(stats.data, stats.size, names[i], strlen(names[i]));
+        u64 calls = at == NULL ? 0 : strtoull((const char *)at + strlen(names[i]), NULL, 10);
+        u32 most = answered < LANE_KEYS * 2 ? LANE_KEYS + 1 : LANE_KEYS;
+        CHECK(calls <= most && (answered < LANE_KEYS * 2 || calls == LANE_KEYS));
+    }
+    stats = rig_call(&judge, "INFO stats");
+    const u8 *misses = memmem(stats.data, stats.size, "keyspace_misses:", 16);
+    CHECK(misses != NULL && strtoull((const char *)misses + 16, NULL, 10) <= 3 * LANE_KEYS);
+    rig_disconnect(&judge);
+    rig_disconnect(&client);
+}
+
+static void
+plain_requests_are_done_and_counted_once_whatever_allocation_is_refused(void **state)
+{
+    (void)state;
+    struct lane lane = {.happened = true};
+    for (u64 n = 0; lane.happened; n++) {
+        lane = (struct lane){.n = n / 4, .count = 1ull << n % 4 * 2};
+        struct rig rig = {.shard_count = 1, .story = lane_story, .arg = &lane};
+        sim_options_default(&rig.options, 3);
+        rig_run(&rig);
+    }
+}
+
 int
 main(void)
 {
@@ -784,6 +860,7 @@ main(void)
         cmocka_unit_test(flushall_that_one_shard_refuses_has_emptied_those_before),
         cmocka_unit_test(a_transaction_does_not_read_what_expires_before_it_takes_effect),
         cmocka_unit_test(replies_stay_in_step_whatever_allocation_is_refused),
+        cmocka_unit_test(plain_requests_are_done_and_counted_once_whatever_allocation_is_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

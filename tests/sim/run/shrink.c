@@ -88,10 +88,15 @@ try_options(const struct run_options *options)
     return &outcome;
 }
 
+/* With no more requests than that; then it is less. */
 static bool
-still_fails(const struct run_options *options, const char *rule)
+still_fails(const struct run_options *options, const char *rule, u64 *requests)
 {
-    return candidates < CANDIDATES_MAX && strcmp(try_options(options)->rule, rule) == 0;
+    if (candidates >= CANDIDATES_MAX) return false;
+    const struct outcome *outcome = try_options(options);
+    if (strcmp(outcome->rule, rule) != 0 || outcome->requests > *requests) return false;
+    *requests = outcome->requests;
+    return true;
 }
 
 /* A run that goes on for longer without a fault is no smaller. Returns the requests of what is
@@ -112,15 +117,15 @@ families_off(struct run_options *options, const char *rule, u64 requests)
 
 /* The least number of requests, as far as halving finds it. */
 static void
-requests_fewer(struct run_options *options, const char *rule, u64 most)
+requests_fewer(struct run_options *options, const char *rule, u64 requests)
 {
-    u64 low = 0, high = most; /* high fails */
+    u64 low = 0, high = requests; /* high fails; as an option it counts for each life */
     struct run_options candidate = *options;
     candidate.ops = high;
-    if (!still_fails(&candidate, rule)) return;
+    if (!still_fails(&candidate, rule, &requests)) return;
     while (high - low > MAX(high / 16, 1u)) {
         candidate.ops = low + (high - low) / 2;
-        if (still_fails(&candidate, rule))
+        if (still_fails(&candidate, rule, &requests))
             high = candidate.ops;
         else
             low = candidate.ops;
