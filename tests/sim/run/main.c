@@ -49,6 +49,19 @@ fail_usage(const char *what)
 
 /* ---- arguments ---- */
 
+static void
+print_help(void)
+{
+    printf("%s\nfault families for --off and --skip:", usage);
+    for (u32 i = 0; i < SIM_FAULT_COUNT; i++)
+        printf("%s %s", i % 8 == 0 ? "\n   " : "", sim_fault_name((enum sim_fault)i));
+    printf("\nmistakes for --flaw, which the judge must notice:");
+    for (u32 i = 1; i < RUN_FLAW_COUNT; i++)
+        printf(" %s", run_flaw_names[i]);
+    printf("\nexit status: 0, 1 when a rule is violated, 2 for wrong options\n");
+    exit(0);
+}
+
 static u64
 number_of(const char *text)
 {
@@ -150,6 +163,7 @@ arguments_read(struct arguments *arguments, int argc, char **argv)
     options->mode = RUN_SWARM;
     for (int i = 1; i < argc; i++) {
         if (flag_read(arguments, argv[i])) continue;
+        if (strcmp(argv[i], "--help") == 0) print_help();
         if (i + 1 == argc) fail_usage("unknown option, or a value is missing");
         const char *name = argv[i], *value = argv[++i];
         if (strcmp(name, "--seed") == 0) {
