@@ -77,17 +77,25 @@ static_assert(sizeof(struct leaf) == 1024, "leaves and inner nodes share one siz
 static_assert(sizeof(struct inner) == 1024, "leaves and inner nodes share one size");
 #define NODE_BYTES 1024u
 
+/* Data follow at CHUNK_HEAD_BYTES, so that nodes lie in whole cache lines. */
 struct chunk {
     struct chunk *next;
     size_t size;
-    u8 data[];
+};
+#define CHUNK_HEAD_BYTES CACHE_LINE_BYTES
+static_assert(sizeof(struct chunk) <= CHUNK_HEAD_BYTES, "the head");
+
+/* What is free at the end of a chunk. */
+struct room {
+    u8 *at;
+    size_t left;
 };
 
-/* Bump allocation out of a chain of chunks. */
+/* Bump allocation out of chunks. */
 struct pool {
-    struct chunk *chunks; /* newest first: the one that is being used up */
-    size_t used;          /* of the newest */
-    size_t left;
+    struct chunk *chunks;
+    struct room open;  /* what is being used up */
+    struct room spare; /* the largest that was left for something that did not fit */
 };
 
 struct memtable {
@@ -109,41 +117,46 @@ struct memtable {
 /* ---- memory ---- */
 
 static bool
-pool_grow(struct memtable *memtable, struct pool *pool, size_t size)
+pool_grow(struct memtable *memtable, struct pool *pool, size_t bytes)
 {
-    size_t bytes = sizeof(struct chunk) + size;
     if (bytes > memtable->capacity_bytes ||
         memtable->memory_bytes > memtable->capacity_bytes - bytes)
         return MARKED("lsm.memtable.at_capacity", false);
-    struct chunk *chunk = mem_alloc(memtable->budget, bytes);
+    struct chunk *chunk = mem_alloc_aligned(memtable->budget, bytes, CACHE_LINE_BYTES);
     if (chunk == NULL) return MARKED("lsm.memtable.chunk_no_memory", false);
     *chunk = (struct chunk){.next = pool->chunks, .size = bytes};
     pool->chunks = chunk;
-    pool->used = 0;
-    pool->left = size;
+    if (pool->open.left > pool->spare.left) pool->spare = pool->open;
+    pool->open =
+        (struct room){.at = (u8 *)chunk + CHUNK_HEAD_BYTES, .left = bytes - CHUNK_HEAD_BYTES};
     memtable->memory_bytes += bytes;
     return true;
 }
 
-/* Makes size bytes available in one piece. A full-sized chunk first, then just what is needed. */
+/* Makes size bytes available in one piece: the largest chunk first, then just what is needed. */
 static bool
 pool_reserve(struct memtable *memtable, struct pool *pool, size_t size)
 {
-    if (size <= pool->left) return true;
-    if (size < memtable->chunk_bytes &&
-        pool_grow(memtable, pool, memtable->chunk_bytes - sizeof(struct chunk)) &&
-        size <= pool->left)
+    if (size <= pool->open.left) return true;
+    if (size <= pool->spare.left) {
+        struct room open = pool->open;
+        pool->open = pool->spare;
+        pool->spare = open;
         return true;
-    return size <= pool->left || pool_grow(memtable, pool, size);
+    }
+    size_t bytes = CHUNK_HEAD_BYTES + size;
+    if (bytes <= memtable->chunk_bytes / 2 && pool_grow(memtable, pool, memtable->chunk_bytes))
+        return true;
+    return pool_grow(memtable, pool, bytes);
 }
 
 static void *
 pool_alloc(struct pool *pool, size_t size)
 {
-    CHECK(size <= pool->left);
-    void *p = pool->chunks->data + pool->used;
-    pool->used += size;
-    pool->left -= size;
+    CHECK(size <= pool->open.left);
+    void *p = pool->open.at;
+    pool->open.at += size;
+    pool->open.left -= size;
     return p;
 }
 
@@ -406,7 +419,7 @@ static void *
 node_alloc(struct memtable *memtable)
 {
     /* Nothing is left to reserve here after memtable_fits. */
-    if (memtable->nodes.left < NODE_BYTES)
+    if (memtable->nodes.open.left < NODE_BYTES)
         CHECK(pool_reserve(memtable, &memtable->nodes, NODE_BYTES));
     return pool_alloc(&memtable->nodes, NODE_BYTES);
 }
@@ -584,7 +597,7 @@ memtable_insert(struct memtable *memtable, const struct entry *entry, bool keep_
     }
 
     size_t size = record_bytes(entry->key.size, entry->value.size);
-    if (memtable->records.left < size) CHECK(pool_reserve(memtable, &memtable->records, size));
+    if (memtable->records.open.left < size) CHECK(pool_reserve(memtable, &memtable->records, size));
     struct record *record = pool_alloc(&memtable->records, size);
     *record = (struct record){
         .older = place != NULL && keep_older ? *place : NULL,

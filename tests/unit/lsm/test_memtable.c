@@ -295,6 +295,53 @@ what_fits_can_be_inserted(void **state)
     }
 }
 
+/* Puts values of these sizes in turn until nothing fits; returns the bytes of keys and values. */
+static u64
+fill(struct memtable *memtable, const u32 *sizes, u32 size_count)
+{
+    static u8 value[MIB(1)];
+    u64 bytes = 0;
+    for (u64 seq = 1;; seq++) {
+        u32 size = sizes[seq % size_count];
+        if (!memtable_fits(memtable, 8 + size, 1)) return bytes;
+        struct entry entry = {
+            .token = 1000 + seq * 0x9e3779b97f4a7c15u % (UINT64_MAX - 2000),
+            .key = BYTES(&seq, 8),
+            .value = BYTES(value, size),
+            .version = seq,
+            .seq = seq,
+            .kind = ENTRY_PUT,
+        };
+        memtable_insert(memtable, &entry, false);
+        bytes += 8 + size;
+    }
+}
+
+static void
+a_large_memtable_is_filled_with_values(void **state)
+{
+    (void)state;
+    static const u32 sizes[][2] = {
+        {1000, 1000}, {700 << 10, 1000}, {1 << 20, 1000}, {300 << 10, 200 << 10}};
+    for (u32 i = 0; i < ARRAY_COUNT(sizes); i++) {
+        struct memtable *memtable = make(MIB(32));
+        u64 bytes = fill(memtable, sizes[i], 2);
+        assert_true(memtable_used_bytes(memtable) <= MIB(32));
+        assert_true(bytes > MIB(32) / 100 * 85);
+        drop(memtable);
+    }
+}
+
+static void
+a_large_memtable_with_little_in_it_takes_little(void **state)
+{
+    (void)state;
+    struct memtable *memtable = make(MIB(128));
+    assert_true(memtable_fits(memtable, 100, 1));
+    assert_true(memtable_used_bytes(memtable) < MIB(3));
+    drop(memtable);
+}
+
 static void
 no_memory_is_an_answer(void **state)
 {
@@ -324,6 +371,8 @@ main(void)
         cmocka_unit_test(a_cursor_keeps_the_memtable),
         cmocka_unit_test(without_a_snapshot_older_versions_go),
         cmocka_unit_test(what_fits_can_be_inserted),
+        cmocka_unit_test(a_large_memtable_is_filled_with_values),
+        cmocka_unit_test(a_large_memtable_with_little_in_it_takes_little),
         cmocka_unit_test(no_memory_is_an_answer),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
