@@ -12,8 +12,10 @@
  * long run of one token (a hash tag) only makes its tree higher. The order inside a node is that of
  * (token, key): tokens lie side by side and decide nearly always; only a tie looks at the key.
  *
- * Memory comes from the budget in chunks, records and nodes apart. memtable_fits takes the chunks
- * that the worst case needs, so that the inserts that follow cannot fail:
+ * Memory comes from the budget in chunks, records and nodes apart: a small one first, then, in a
+ * large memtable, huge pages. Nearly all of what filling a memtable costs is the first touch of its
+ * memory otherwise. memtable_fits takes the chunks that the worst case needs, so that the inserts
+ * that follow cannot fail:
  *
  *   Nodes for n inserts. A leaf splits only when it is full. Those that are full now cannot be more
  *   than there are leaves (or n); a leaf made by a split takes 31 more before it splits again: so
@@ -33,16 +35,19 @@
 #include "base/fault.h"
 #include "base/limits.h"
 
-#define LEAF_ELEMENTS    63u
-#define INNER_ELEMENTS   42u
-#define HEIGHT_MAX       16u
-#define SLOTS_MAX        4096u
-#define CHUNK_BYTES_MIN  KIB(16)
-#define CHUNK_BYTES_MAX  MIB(1)
-#define BYTES_PER_SLOT   KIB(64)
-#define RECORD_ALIGNMENT 8u
-#define CACHE_LINE_BYTES 64u
-#define PREFETCH_LINES   9u /* the head and the tokens of a node */
+#define LEAF_ELEMENTS   63u
+#define INNER_ELEMENTS  42u
+#define HEIGHT_MAX      16u
+#define SLOTS_MAX       4096u
+#define CHUNK_BYTES_MIN KIB(16)
+#define CHUNK_BYTES_MAX MIB(1)
+/* Neither a large part of the memtable nor one that few requests leave half empty. */
+#define PAGES_CAPACITY    (8 * MEM_PAGE_BYTES)
+#define PAGES_REQUEST_MAX (MEM_PAGE_BYTES / 8)
+#define BYTES_PER_SLOT    KIB(64)
+#define RECORD_ALIGNMENT  8u
+#define CACHE_LINE_BYTES  64u
+#define PREFETCH_LINES    9u /* the head and the tokens of a node */
 
 struct record {
     struct record *older; /* next lower version of the key, or NULL */
@@ -81,9 +86,11 @@ static_assert(sizeof(struct inner) == 1024, "leaves and inner nodes share one si
 struct chunk {
     struct chunk *next;
     size_t size;
+    bool pages; /* from mem_alloc_pages */
 };
 #define CHUNK_HEAD_BYTES CACHE_LINE_BYTES
 static_assert(sizeof(struct chunk) <= CHUNK_HEAD_BYTES, "the head");
+static_assert(MEM_PAGE_BYTES % CACHE_LINE_BYTES == 0, "large pages begin with a line");
 
 /* What is free at the end of a chunk. */
 struct room {
@@ -117,14 +124,15 @@ struct memtable {
 /* ---- memory ---- */
 
 static bool
-pool_grow(struct memtable *memtable, struct pool *pool, size_t bytes)
+pool_grow(struct memtable *memtable, struct pool *pool, size_t bytes, bool pages)
 {
     if (bytes > memtable->capacity_bytes ||
         memtable->memory_bytes > memtable->capacity_bytes - bytes)
         return MARKED("lsm.memtable.at_capacity", false);
-    struct chunk *chunk = mem_alloc_aligned(memtable->budget, bytes, CACHE_LINE_BYTES);
+    struct chunk *chunk = pages ? mem_alloc_pages(memtable->budget, bytes)
+                                : mem_alloc_aligned(memtable->budget, bytes, CACHE_LINE_BYTES);
     if (chunk == NULL) return MARKED("lsm.memtable.chunk_no_memory", false);
-    *chunk = (struct chunk){.next = pool->chunks, .size = bytes};
+    *chunk = (struct chunk){.next = pool->chunks, .size = bytes, .pages = pages};
     pool->chunks = chunk;
     if (pool->open.left > pool->spare.left) pool->spare = pool->open;
     pool->open =
@@ -145,9 +153,13 @@ pool_reserve(struct memtable *memtable, struct pool *pool, size_t size)
         return true;
     }
     size_t bytes = CHUNK_HEAD_BYTES + size;
-    if (bytes <= memtable->chunk_bytes / 2 && pool_grow(memtable, pool, memtable->chunk_bytes))
+    bool pages = pool->chunks != NULL && memtable->capacity_bytes >= PAGES_CAPACITY;
+    if (pages && bytes <= PAGES_REQUEST_MAX && pool_grow(memtable, pool, MEM_PAGE_BYTES, true))
         return true;
-    return pool_grow(memtable, pool, bytes);
+    if (bytes <= memtable->chunk_bytes / 2 &&
+        pool_grow(memtable, pool, memtable->chunk_bytes, false))
+        return true;
+    return pool_grow(memtable, pool, bytes, false);
 }
 
 static void *
@@ -166,7 +178,10 @@ pool_free(struct memtable *memtable, struct pool *pool)
     while (pool->chunks != NULL) {
         struct chunk *chunk = pool->chunks;
         pool->chunks = chunk->next;
-        mem_free(memtable->budget, chunk, chunk->size);
+        if (chunk->pages)
+            mem_free_pages(memtable->budget, chunk, chunk->size);
+        else
+            mem_free(memtable->budget, chunk, chunk->size);
     }
 }
 
