@@ -13,9 +13,9 @@
  * (token, key): tokens lie side by side and decide nearly always; only a tie looks at the key.
  *
  * Memory comes from the budget in chunks, records and nodes apart: a small one first, then, in a
- * large memtable, huge pages. Nearly all of what filling a memtable costs is the first touch of its
- * memory otherwise. memtable_fits takes the chunks that the worst case needs, so that the inserts
- * that follow cannot fail:
+ * large memtable, huge pages, if possible those of a memtable before it. Nearly all of what filling
+ * a memtable costs is the first touch of its memory otherwise. memtable_fits takes the chunks that
+ * the worst case needs, so that the inserts that follow cannot fail:
  *
  *   Nodes for n inserts. A leaf splits only when it is full. Those that are full now cannot be more
  *   than there are leaves (or n); a leaf made by a split takes 31 more before it splits again: so
@@ -92,6 +92,12 @@ struct chunk {
 static_assert(sizeof(struct chunk) <= CHUNK_HEAD_BYTES, "the head");
 static_assert(MEM_PAGE_BYTES % CACHE_LINE_BYTES == 0, "large pages begin with a line");
 
+/* One that waits for its next use. */
+struct memtable_page {
+    struct memtable_page *next;
+};
+#define PAGES_TRIM_SHARE 8u
+
 /* What is free at the end of a chunk. */
 struct room {
     u8 *at;
@@ -107,6 +113,7 @@ struct pool {
 
 struct memtable {
     struct budget *budget;
+    struct memtable_pages *pages; /* NULL: none are left to others */
     u64 token_first, token_last;
     u64 capacity_bytes;
     u32 chunk_bytes;
@@ -123,14 +130,85 @@ struct memtable {
 
 /* ---- memory ---- */
 
+void
+memtable_pages_init(struct memtable_pages *pages, struct budget *budget)
+{
+    *pages = (struct memtable_pages){.budget = budget};
+}
+
+void
+memtable_pages_use(struct memtable *memtable, struct memtable_pages *pages)
+{
+    CHECK(memtable->budget == pages->budget);
+    memtable->pages = pages;
+}
+
+static void *
+page_take(struct memtable_pages *pages)
+{
+    struct memtable_page *page = pages->first;
+    pages->first = page->next;
+    pages->count--;
+    pages->count_least = MIN(pages->count_least, pages->count);
+    return page;
+}
+
+static void
+page_leave(struct memtable_pages *pages, void *block)
+{
+    struct memtable_page *page = block;
+    page->next = pages->first;
+    pages->first = page;
+    pages->count++;
+}
+
+void
+memtable_pages_trim(struct memtable_pages *pages)
+{
+    u32 surplus = (pages->count_least + PAGES_TRIM_SHARE - 1) / PAGES_TRIM_SHARE;
+    for (; surplus > 0; surplus--)
+        mem_free_pages(pages->budget, page_take(pages), MEM_PAGE_BYTES);
+    pages->count_least = pages->count;
+}
+
+void
+memtable_pages_drop(struct memtable_pages *pages)
+{
+    while (pages->count > 0)
+        mem_free_pages(pages->budget, page_take(pages), MEM_PAGE_BYTES);
+}
+
+static struct chunk *
+chunk_alloc(struct memtable *memtable, size_t bytes, bool pages)
+{
+    struct memtable_pages *left = memtable->pages;
+    bool any = left != NULL && left->count > 0;
+    if (pages) return any ? page_take(left) : mem_alloc_pages(memtable->budget, bytes);
+    struct chunk *chunk = mem_alloc_aligned(memtable->budget, bytes, CACHE_LINE_BYTES);
+    if (chunk != NULL || !any) return chunk;
+    memtable_pages_drop(left); /* they may be what is missing */
+    return mem_alloc_aligned(memtable->budget, bytes, CACHE_LINE_BYTES);
+}
+
+static void
+chunk_free(struct memtable *memtable, struct chunk *chunk)
+{
+    if (!chunk->pages)
+        mem_free(memtable->budget, chunk, chunk->size);
+    else if (memtable->pages != NULL)
+        page_leave(memtable->pages, chunk);
+    else
+        mem_free_pages(memtable->budget, chunk, chunk->size);
+}
+
+/* pages: bytes is that of one large page. */
 static bool
 pool_grow(struct memtable *memtable, struct pool *pool, size_t bytes, bool pages)
 {
     if (bytes > memtable->capacity_bytes ||
         memtable->memory_bytes > memtable->capacity_bytes - bytes)
         return MARKED("lsm.memtable.at_capacity", false);
-    struct chunk *chunk = pages ? mem_alloc_pages(memtable->budget, bytes)
-                                : mem_alloc_aligned(memtable->budget, bytes, CACHE_LINE_BYTES);
+    struct chunk *chunk = chunk_alloc(memtable, bytes, pages);
     if (chunk == NULL) return MARKED("lsm.memtable.chunk_no_memory", false);
     *chunk = (struct chunk){.next = pool->chunks, .size = bytes, .pages = pages};
     pool->chunks = chunk;
@@ -178,10 +256,7 @@ pool_free(struct memtable *memtable, struct pool *pool)
     while (pool->chunks != NULL) {
         struct chunk *chunk = pool->chunks;
         pool->chunks = chunk->next;
-        if (chunk->pages)
-            mem_free_pages(memtable->budget, chunk, chunk->size);
-        else
-            mem_free(memtable->budget, chunk, chunk->size);
+        chunk_free(memtable, chunk);
     }
 }
 

@@ -343,6 +343,69 @@ a_large_memtable_with_little_in_it_takes_little(void **state)
 }
 
 static void
+a_memtable_leaves_its_large_pages_to_the_next(void **state)
+{
+    (void)state;
+    static const u32 sizes[] = {1000};
+    struct memtable *memtable = make(MIB(32));
+    struct memtable_pages pages;
+    memtable_pages_init(&pages, &budget);
+    memtable_pages_use(memtable, &pages);
+    u64 bytes = fill(memtable, sizes, 1);
+    u32 count = (u32)(memtable_used_bytes(memtable) / MEM_PAGE_BYTES);
+    assert_true(memtable_check(memtable));
+    memtable_unref(memtable);
+    assert_in_range(pages.count, count - 2, count);
+    assert_int_equal(budget.used_bytes, pages.count * MEM_PAGE_BYTES);
+
+    /* The next one needs no more, and what it leaves is there again. */
+    u32 left = pages.count;
+    u64 highest = budget.used_bytes_max;
+    for (u32 round = 0; round < 3; round++) {
+        memtable = memtable_new(&budget, 1000, UINT64_MAX - 1000, MIB(32));
+        assert_non_null(memtable);
+        memtable_pages_use(memtable, &pages);
+        assert_int_equal(fill(memtable, sizes, 1), bytes);
+        assert_int_equal(pages.count, 0);
+        assert_true(memtable_check(memtable));
+        memtable_unref(memtable);
+        assert_int_equal(pages.count, left);
+        assert_true(budget.used_bytes_max <= highest + MEM_PAGE_BYTES);
+    }
+
+    /* What nobody takes goes, by and by; the first call has seen no time without use. */
+    memtable_pages_trim(&pages);
+    assert_int_equal(pages.count, left);
+    memtable_pages_trim(&pages);
+    assert_in_range(pages.count, left / 2, left - 1);
+    for (u32 i = 0; i < 100; i++)
+        memtable_pages_trim(&pages);
+    assert_int_equal(pages.count, 0);
+    assert_int_equal(budget.used_bytes, 0);
+}
+
+static void
+pages_that_were_left_are_not_in_the_way_of_others(void **state)
+{
+    (void)state;
+    static const u32 sizes[] = {1000}, large[] = {1 << 20};
+    struct memtable *memtable = make(MIB(32));
+    struct memtable_pages pages;
+    memtable_pages_init(&pages, &budget);
+    memtable_pages_use(memtable, &pages);
+    (void)fill(memtable, sizes, 1);
+    memtable_unref(memtable);
+    assert_true(pages.count > 8);
+
+    memtable = memtable_new(&budget, 1000, UINT64_MAX - 1000, MIB(32));
+    assert_non_null(memtable);
+    memtable_pages_use(memtable, &pages);
+    budget.limit_bytes = budget.used_bytes + KIB(64);
+    assert_true(fill(memtable, large, 1) > MIB(8)); /* such values lie outside of large pages */
+    drop(memtable);
+}
+
+static void
 no_memory_is_an_answer(void **state)
 {
     (void)state;
@@ -373,6 +436,8 @@ main(void)
         cmocka_unit_test(what_fits_can_be_inserted),
         cmocka_unit_test(a_large_memtable_is_filled_with_values),
         cmocka_unit_test(a_large_memtable_with_little_in_it_takes_little),
+        cmocka_unit_test(a_memtable_leaves_its_large_pages_to_the_next),
+        cmocka_unit_test(pages_that_were_left_are_not_in_the_way_of_others),
         cmocka_unit_test(no_memory_is_an_answer),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
