@@ -601,7 +601,7 @@ inner_split(struct memtable *memtable, struct inner *inner, u32 i, struct record
     return right;
 }
 
-/* A new element; the path from the root says where. */
+/* A new element in an empty tree or a full leaf; the path from the root says where. */
 static void
 element_insert(struct memtable *memtable, struct record *record)
 {
@@ -629,11 +629,8 @@ element_insert(struct memtable *memtable, struct record *record)
     }
 
     struct leaf *leaf = CONTAINER_OF(node, struct leaf, node);
+    CHECK(leaf->node.count == LEAF_ELEMENTS);
     u32 i = lower_bound(leaf->tokens, leaf->records, leaf->node.count, record->token, key);
-    if (leaf->node.count < LEAF_ELEMENTS) {
-        leaf_put(leaf, i, record);
-        return;
-    }
     struct leaf *leaf_right = leaf_split(memtable, leaf, i, record);
     struct node *right = &leaf_right->node;
     struct record *separator = leaf_right->records[0];
@@ -711,6 +708,9 @@ memtable_insert(struct memtable *memtable, const struct entry *entry, bool keep_
                 memtable->entry_count--;
         }
         *place = record;
+    } else if (leaf != NULL && leaf->node.count < LEAF_ELEMENTS) {
+        memtable->generation++;
+        leaf_put(leaf, i, record);
     } else {
         element_insert(memtable, record);
     }
