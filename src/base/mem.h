@@ -41,9 +41,19 @@ MUST_CHECK void *mem_realloc(struct budget *budget, void *block, size_t old_size
 /* block may be NULL. size is what was asked for. */
 void mem_free(struct budget *budget, void *block, size_t size);
 
+/* For what is large, filled soon and read all over: memory in pages of MEM_PAGE_BYTES where the
+ * machine has such ones. The first touch of small pages costs more than filling them does, and each
+ * of their first reads a walk through page tables. size: a multiple of MEM_PAGE_BYTES, all of which
+ * is resident as soon as a part is touched. Aligned to a cache line. Free with mem_free_pages. */
+#define MEM_PAGE_BYTES MIB(2)
+MUST_CHECK void *mem_alloc_pages(struct budget *budget, size_t size);
+void mem_free_pages(struct budget *budget, void *block, size_t size);
+
 /* The link-time hook below the above; nobody else calls these. */
 void *mem_raw_alloc(size_t size, size_t alignment);
 void *mem_raw_realloc(void *block, size_t old_size, size_t new_size);
 void mem_raw_free(void *block, size_t size);
+void *mem_raw_alloc_pages(size_t size);
+void mem_raw_free_pages(void *block, size_t size);
 
 #endif

@@ -237,6 +237,19 @@ mem_raw_free(void *data, size_t size)
     block_free(block);
 }
 
+/* Small ones serve. */
+void *
+mem_raw_alloc_pages(size_t size)
+{
+    return mem_raw_alloc(size, 64);
+}
+
+void
+mem_raw_free_pages(void *data, size_t size)
+{
+    mem_raw_free(data, size);
+}
+
 u64
 sim_mem_free_all(struct sim_memory *memory)
 {

@@ -126,7 +126,7 @@ MAY_YIELD void log_segment_retire(struct log *log, struct log_segment *segment);
 MAY_YIELD void log_replaced_retire(struct log *log);
 
 /* ---- log_reader.c ---- */
-#define LOG_READ_PIECES 4u
+#define LOG_READ_PIECES 16u
 
 struct log_piece {
     struct io_op op;

@@ -257,7 +257,10 @@ tend_fiber(void *arg)
         if (lsm->stopping) break;
         lsm_caches_balance(lsm);
         log_length_check(lsm);
-        if (tick % DISK_CHECK_TICKS == 0) disk_check(lsm);
+        if (tick % DISK_CHECK_TICKS == 0) {
+            disk_check(lsm);
+            memtable_pages_trim(&lsm->memtable_pages);
+        }
     }
     fiber_end(lsm);
 }
@@ -309,6 +312,7 @@ lsm_new(const struct lsm_place *place, const struct lsm_options *options)
     if (BUGGIFY("lsm.memtable.tiny")) memtable = MIN(memtable, MIB(2));
     lsm->memtable_limit_bytes = memtable;
     budget_init(&lsm->memtable_budget, "memtables", 2 * memtable + KIB(64), &lsm->budget);
+    memtable_pages_init(&lsm->memtable_pages, &lsm->memtable_budget);
     if (lsm->options.log_segment_bytes == 0)
         lsm->options.log_segment_bytes = CLAMP(memtable, SEGMENT_BYTES_MIN, SEGMENT_BYTES_MAX);
 
@@ -596,7 +600,7 @@ lsm_verify(const char *dir,
 bool
 lsm_check(struct lsm *lsm)
 {
-    u64 used = 0;
+    u64 used = (u64)lsm->memtable_pages.count * MEM_PAGE_BYTES;
     for (u32 i = 0; i < LIMIT_KEYSPACES; i++) {
         struct lsm_keyspace *ks = &lsm->keyspaces[i];
         struct memtable *tables[] = {ks->active, ks->flushing};

@@ -67,6 +67,7 @@ struct lsm {
     /* memory: everything below is taken from budget, a child of the shard's */
     struct budget budget;
     struct budget memtable_budget; /* child of budget: all memtables, flushed and held ones, too */
+    struct memtable_pages memtable_pages;
 
     /* parts */
     struct log *log; /* NULL: no durability, or in memory */

@@ -136,6 +136,20 @@ active_drop_empty(struct lsm *lsm)
     }
 }
 
+static struct memtable *
+active_new(struct lsm *lsm)
+{
+    struct memtable *memtable = memtable_new(&lsm->memtable_budget, lsm->token_first,
+                                             lsm->token_last, lsm->memtable_limit_bytes);
+    if (memtable == NULL && lsm->memtable_pages.count > 0) {
+        memtable_pages_drop(&lsm->memtable_pages);
+        memtable = memtable_new(&lsm->memtable_budget, lsm->token_first, lsm->token_last,
+                                lsm->memtable_limit_bytes);
+    }
+    if (memtable != NULL) memtable_pages_use(memtable, &lsm->memtable_pages);
+    return memtable;
+}
+
 static bool
 memtables_fit(struct lsm *lsm, const struct need *needs)
 {
@@ -145,8 +159,7 @@ memtables_fit(struct lsm *lsm, const struct need *needs)
         if (needs[i].count == 0) continue;
         struct lsm_keyspace *ks = &lsm->keyspaces[i];
         if (ks->active == NULL) {
-            ks->active = memtable_new(&lsm->memtable_budget, lsm->token_first, lsm->token_last,
-                                      lsm->memtable_limit_bytes);
+            ks->active = active_new(lsm);
             if (ks->active == NULL) return false;
         }
         if (!memtable_fits(ks->active, needs[i].bytes, needs[i].count)) return false;
@@ -167,6 +180,7 @@ memtables_reserve(struct lsm *lsm, const struct need *needs)
         return ST_WOULD_WAIT;
     }
     active_drop_empty(lsm);
+    memtable_pages_drop(&lsm->memtable_pages);
     if (lsm->memtable_budget.used_bytes == 0) {
         /* Nothing else is there: it never fits, or the store as a whole is out of memory. */
         if (budget_available(&lsm->budget) < lsm->memtable_limit_bytes)
@@ -505,6 +519,7 @@ levels_flush_retried(struct lsm *lsm, const struct levels_flush *inputs, u32 cou
         if (no_space) MARK("lsm.flush.no_space");
         if (no_memory) {
             MARK("lsm.flush.no_memory");
+            memtable_pages_drop(&lsm->memtable_pages);
             lsm_caches_balance(lsm);
         }
         if (!wait || !flush_retry(lsm, no_space ? FLUSH_RETRY_NS : MEMORY_RETRY_NS)) return st;
@@ -576,6 +591,7 @@ lsm_memtables_free(struct lsm *lsm)
         memtable_unref(lsm->keyspaces[i].flushing);
         lsm->keyspaces[i].active = lsm->keyspaces[i].flushing = NULL;
     }
+    memtable_pages_drop(&lsm->memtable_pages);
 }
 
 /* ---- replaying ---- */

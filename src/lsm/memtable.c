@@ -12,8 +12,10 @@
  * long run of one token (a hash tag) only makes its tree higher. The order inside a node is that of
  * (token, key): tokens lie side by side and decide nearly always; only a tie looks at the key.
  *
- * Memory comes from the budget in chunks, records and nodes apart. memtable_fits takes the chunks
- * that the worst case needs, so that the inserts that follow cannot fail:
+ * Memory comes from the budget in chunks, records and nodes apart: a small one first, then, in a
+ * large memtable, huge pages, if possible those of a memtable before it. Nearly all of what filling
+ * a memtable costs is the first touch of its memory otherwise. memtable_fits takes the chunks that
+ * the worst case needs, so that the inserts that follow cannot fail:
  *
  *   Nodes for n inserts. A leaf splits only when it is full. Those that are full now cannot be more
  *   than there are leaves (or n); a leaf made by a split takes 31 more before it splits again: so
@@ -33,16 +35,19 @@
 #include "base/fault.h"
 #include "base/limits.h"
 
-#define LEAF_ELEMENTS    63u
-#define INNER_ELEMENTS   42u
-#define HEIGHT_MAX       16u
-#define SLOTS_MAX        4096u
-#define CHUNK_BYTES_MIN  KIB(16)
-#define CHUNK_BYTES_MAX  MIB(1)
-#define BYTES_PER_SLOT   KIB(64)
-#define RECORD_ALIGNMENT 8u
-#define CACHE_LINE_BYTES 64u
-#define PREFETCH_LINES   9u /* the head and the tokens of a node */
+#define LEAF_ELEMENTS   63u
+#define INNER_ELEMENTS  42u
+#define HEIGHT_MAX      16u
+#define SLOTS_MAX       4096u
+#define CHUNK_BYTES_MIN KIB(16)
+#define CHUNK_BYTES_MAX MIB(1)
+/* Neither a large part of the memtable nor one that few requests leave half empty. */
+#define PAGES_CAPACITY    (8 * MEM_PAGE_BYTES)
+#define PAGES_REQUEST_MAX (MEM_PAGE_BYTES / 8)
+#define BYTES_PER_SLOT    KIB(64)
+#define RECORD_ALIGNMENT  8u
+#define CACHE_LINE_BYTES  64u
+#define PREFETCH_LINES    9u /* the head and the tokens of a node */
 
 struct record {
     struct record *older; /* next lower version of the key, or NULL */
@@ -77,21 +82,38 @@ static_assert(sizeof(struct leaf) == 1024, "leaves and inner nodes share one siz
 static_assert(sizeof(struct inner) == 1024, "leaves and inner nodes share one size");
 #define NODE_BYTES 1024u
 
+/* Data follow at CHUNK_HEAD_BYTES, so that nodes lie in whole cache lines. */
 struct chunk {
     struct chunk *next;
     size_t size;
-    u8 data[];
+    bool pages; /* from mem_alloc_pages */
+};
+#define CHUNK_HEAD_BYTES CACHE_LINE_BYTES
+static_assert(sizeof(struct chunk) <= CHUNK_HEAD_BYTES, "the head");
+static_assert(MEM_PAGE_BYTES % CACHE_LINE_BYTES == 0, "large pages begin with a line");
+
+/* One that waits for its next use. */
+struct memtable_page {
+    struct memtable_page *next;
+};
+#define PAGES_TRIM_SHARE 8u
+
+/* What is free at the end of a chunk. */
+struct room {
+    u8 *at;
+    size_t left;
 };
 
-/* Bump allocation out of a chain of chunks. */
+/* Bump allocation out of chunks. */
 struct pool {
-    struct chunk *chunks; /* newest first: the one that is being used up */
-    size_t used;          /* of the newest */
-    size_t left;
+    struct chunk *chunks;
+    struct room open;  /* what is being used up */
+    struct room spare; /* the largest that was left for something that did not fit */
 };
 
 struct memtable {
     struct budget *budget;
+    struct memtable_pages *pages; /* NULL: none are left to others */
     u64 token_first, token_last;
     u64 capacity_bytes;
     u32 chunk_bytes;
@@ -108,42 +130,123 @@ struct memtable {
 
 /* ---- memory ---- */
 
-static bool
-pool_grow(struct memtable *memtable, struct pool *pool, size_t size)
+void
+memtable_pages_init(struct memtable_pages *pages, struct budget *budget)
 {
-    size_t bytes = sizeof(struct chunk) + size;
+    *pages = (struct memtable_pages){.budget = budget};
+}
+
+void
+memtable_pages_use(struct memtable *memtable, struct memtable_pages *pages)
+{
+    CHECK(memtable->budget == pages->budget);
+    memtable->pages = pages;
+}
+
+static void *
+page_take(struct memtable_pages *pages)
+{
+    struct memtable_page *page = pages->first;
+    pages->first = page->next;
+    pages->count--;
+    pages->count_least = MIN(pages->count_least, pages->count);
+    return page;
+}
+
+static void
+page_leave(struct memtable_pages *pages, void *block)
+{
+    struct memtable_page *page = block;
+    page->next = pages->first;
+    pages->first = page;
+    pages->count++;
+}
+
+void
+memtable_pages_trim(struct memtable_pages *pages)
+{
+    u32 surplus = (pages->count_least + PAGES_TRIM_SHARE - 1) / PAGES_TRIM_SHARE;
+    for (; surplus > 0; surplus--)
+        mem_free_pages(pages->budget, page_take(pages), MEM_PAGE_BYTES);
+    pages->count_least = pages->count;
+}
+
+void
+memtable_pages_drop(struct memtable_pages *pages)
+{
+    while (pages->count > 0)
+        mem_free_pages(pages->budget, page_take(pages), MEM_PAGE_BYTES);
+}
+
+static struct chunk *
+chunk_alloc(struct memtable *memtable, size_t bytes, bool pages)
+{
+    struct memtable_pages *left = memtable->pages;
+    bool any = left != NULL && left->count > 0;
+    if (pages) return any ? page_take(left) : mem_alloc_pages(memtable->budget, bytes);
+    struct chunk *chunk = mem_alloc_aligned(memtable->budget, bytes, CACHE_LINE_BYTES);
+    if (chunk != NULL || !any) return chunk;
+    memtable_pages_drop(left); /* they may be what is missing */
+    return mem_alloc_aligned(memtable->budget, bytes, CACHE_LINE_BYTES);
+}
+
+static void
+chunk_free(struct memtable *memtable, struct chunk *chunk)
+{
+    if (!chunk->pages)
+        mem_free(memtable->budget, chunk, chunk->size);
+    else if (memtable->pages != NULL)
+        page_leave(memtable->pages, chunk);
+    else
+        mem_free_pages(memtable->budget, chunk, chunk->size);
+}
+
+/* pages: bytes is that of one large page. */
+static bool
+pool_grow(struct memtable *memtable, struct pool *pool, size_t bytes, bool pages)
+{
     if (bytes > memtable->capacity_bytes ||
         memtable->memory_bytes > memtable->capacity_bytes - bytes)
         return MARKED("lsm.memtable.at_capacity", false);
-    struct chunk *chunk = mem_alloc(memtable->budget, bytes);
+    struct chunk *chunk = chunk_alloc(memtable, bytes, pages);
     if (chunk == NULL) return MARKED("lsm.memtable.chunk_no_memory", false);
-    *chunk = (struct chunk){.next = pool->chunks, .size = bytes};
+    *chunk = (struct chunk){.next = pool->chunks, .size = bytes, .pages = pages};
     pool->chunks = chunk;
-    pool->used = 0;
-    pool->left = size;
+    if (pool->open.left > pool->spare.left) pool->spare = pool->open;
+    pool->open =
+        (struct room){.at = (u8 *)chunk + CHUNK_HEAD_BYTES, .left = bytes - CHUNK_HEAD_BYTES};
     memtable->memory_bytes += bytes;
     return true;
 }
 
-/* Makes size bytes available in one piece. A full-sized chunk first, then just what is needed. */
+/* Makes size bytes available in one piece: the largest chunk first, then just what is needed. */
 static bool
 pool_reserve(struct memtable *memtable, struct pool *pool, size_t size)
 {
-    if (size <= pool->left) return true;
-    if (size < memtable->chunk_bytes &&
-        pool_grow(memtable, pool, memtable->chunk_bytes - sizeof(struct chunk)) &&
-        size <= pool->left)
+    if (size <= pool->open.left) return true;
+    if (size <= pool->spare.left) {
+        struct room open = pool->open;
+        pool->open = pool->spare;
+        pool->spare = open;
         return true;
-    return size <= pool->left || pool_grow(memtable, pool, size);
+    }
+    size_t bytes = CHUNK_HEAD_BYTES + size;
+    bool pages = pool->chunks != NULL && memtable->capacity_bytes >= PAGES_CAPACITY;
+    if (pages && bytes <= PAGES_REQUEST_MAX && pool_grow(memtable, pool, MEM_PAGE_BYTES, true))
+        return true;
+    if (bytes <= memtable->chunk_bytes / 2 &&
+        pool_grow(memtable, pool, memtable->chunk_bytes, false))
+        return true;
+    return pool_grow(memtable, pool, bytes, false);
 }
 
 static void *
 pool_alloc(struct pool *pool, size_t size)
 {
-    CHECK(size <= pool->left);
-    void *p = pool->chunks->data + pool->used;
-    pool->used += size;
-    pool->left -= size;
+    CHECK(size <= pool->open.left);
+    void *p = pool->open.at;
+    pool->open.at += size;
+    pool->open.left -= size;
     return p;
 }
 
@@ -153,7 +256,7 @@ pool_free(struct memtable *memtable, struct pool *pool)
     while (pool->chunks != NULL) {
         struct chunk *chunk = pool->chunks;
         pool->chunks = chunk->next;
-        mem_free(memtable->budget, chunk, chunk->size);
+        chunk_free(memtable, chunk);
     }
 }
 
@@ -406,7 +509,7 @@ static void *
 node_alloc(struct memtable *memtable)
 {
     /* Nothing is left to reserve here after memtable_fits. */
-    if (memtable->nodes.left < NODE_BYTES)
+    if (memtable->nodes.open.left < NODE_BYTES)
         CHECK(pool_reserve(memtable, &memtable->nodes, NODE_BYTES));
     return pool_alloc(&memtable->nodes, NODE_BYTES);
 }
@@ -498,7 +601,7 @@ inner_split(struct memtable *memtable, struct inner *inner, u32 i, struct record
     return right;
 }
 
-/* A new element; the path from the root says where. */
+/* A new element in an empty tree or a full leaf; the path from the root says where. */
 static void
 element_insert(struct memtable *memtable, struct record *record)
 {
@@ -526,11 +629,8 @@ element_insert(struct memtable *memtable, struct record *record)
     }
 
     struct leaf *leaf = CONTAINER_OF(node, struct leaf, node);
+    CHECK(leaf->node.count == LEAF_ELEMENTS);
     u32 i = lower_bound(leaf->tokens, leaf->records, leaf->node.count, record->token, key);
-    if (leaf->node.count < LEAF_ELEMENTS) {
-        leaf_put(leaf, i, record);
-        return;
-    }
     struct leaf *leaf_right = leaf_split(memtable, leaf, i, record);
     struct node *right = &leaf_right->node;
     struct record *separator = leaf_right->records[0];
@@ -584,7 +684,7 @@ memtable_insert(struct memtable *memtable, const struct entry *entry, bool keep_
     }
 
     size_t size = record_bytes(entry->key.size, entry->value.size);
-    if (memtable->records.left < size) CHECK(pool_reserve(memtable, &memtable->records, size));
+    if (memtable->records.open.left < size) CHECK(pool_reserve(memtable, &memtable->records, size));
     struct record *record = pool_alloc(&memtable->records, size);
     *record = (struct record){
         .older = place != NULL && keep_older ? *place : NULL,
@@ -608,6 +708,9 @@ memtable_insert(struct memtable *memtable, const struct entry *entry, bool keep_
                 memtable->entry_count--;
         }
         *place = record;
+    } else if (leaf != NULL && leaf->node.count < LEAF_ELEMENTS) {
+        memtable->generation++;
+        leaf_put(leaf, i, record);
     } else {
         element_insert(memtable, record);
     }

@@ -833,6 +833,61 @@ sixteen_mebibytes_are_enough(void **state)
 }
 
 static void
+write_values(struct lsm *lsm, u32 first, u32 count)
+{
+    static u8 value[4000];
+    for (u32 i = first; i < first + count; i++) {
+        char key[32];
+        snprintf(key, sizeof(key), "key%u", i);
+        struct bytes name = BYTES(key, strlen(key));
+        struct lsm_batch batch;
+        u64 seq;
+        lsm_batch_init(&batch, io_budget());
+        CHECK(lsm_batch_put(&batch, 0, hash_token(name), name, BYTES(value, sizeof(value)), 0));
+        CHECK(ok(lsm_write(lsm, &batch, &seq)));
+        lsm_batch_deinit(&batch);
+    }
+}
+
+static status
+pages_body(void *arg)
+{
+    struct world *w = arg;
+    CHECK(ok(open_store(w)));
+    write_values(w->lsm, 0, 4000); /* 16 MB: one memtable */
+    CHECK(ok(lsm_flush(w->lsm)));
+    u32 left = w->lsm->memtable_pages.count;
+    u64 taken = w->lsm->memtable_budget.used_bytes;
+    CHECK(left >= 5 && taken == left * MEM_PAGE_BYTES);
+    write_values(w->lsm, 4000, 3000);
+    CHECK(w->lsm->memtable_pages.count < left / 2);
+    CHECK(w->lsm->memtable_budget.used_bytes_max <= taken + MIB(4)); /* nothing was held twice */
+    CHECK(lsm_check(w->lsm));
+    CHECK(ok(lsm_flush(w->lsm)));
+    CHECK(w->lsm->memtable_pages.count >= 5);
+    fiber_sleep_ns(60 * NS_PER_S); /* nobody writes: nobody needs them */
+    CHECK(w->lsm->memtable_pages.count == 0);
+    write_values(w->lsm, 0, 4000);
+    CHECK(ok(lsm_flush(w->lsm)));
+    CHECK(w->lsm->memtable_pages.count > 0);
+    return lsm_close(w->lsm); /* it returns all memory */
+}
+
+static void
+a_flushed_memtable_leaves_large_pages_for_a_while(void **state)
+{
+    (void)state;
+    struct sim *sim = sim_make(8);
+    world_init(8, sim);
+    lsm_options_default(&world.options);
+    world.options.memtable_bytes = MIB(24);
+    world.options.disk_reserve_bytes = 0;
+    world.op_count = OPS_MAX - 1;
+    assert_true(ok(sim_run(sim, 1, pages_body, &world)));
+    sim_free(sim);
+}
+
+static void
 compacting_main(void *arg)
 {
     struct world *w = arg;
@@ -902,6 +957,7 @@ main(int argc, char **argv)
         cmocka_unit_test(every_failed_request_is_survived),
         cmocka_unit_test(memory_that_runs_out_is_survived),
         cmocka_unit_test(sixteen_mebibytes_are_enough),
+        cmocka_unit_test(a_flushed_memtable_leaves_large_pages_for_a_while),
         cmocka_unit_test(swarm),
     };
     cmocka_set_test_filter(argc > 1 ? argv[1] : NULL); /* run one by its name */

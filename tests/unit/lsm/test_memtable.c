@@ -295,6 +295,116 @@ what_fits_can_be_inserted(void **state)
     }
 }
 
+/* Puts values of these sizes in turn until nothing fits; returns the bytes of keys and values. */
+static u64
+fill(struct memtable *memtable, const u32 *sizes, u32 size_count)
+{
+    static u8 value[MIB(1)];
+    u64 bytes = 0;
+    for (u64 seq = 1;; seq++) {
+        u32 size = sizes[seq % size_count];
+        if (!memtable_fits(memtable, 8 + size, 1)) return bytes;
+        struct entry entry = {
+            .token = 1000 + seq * 0x9e3779b97f4a7c15u % (UINT64_MAX - 2000),
+            .key = BYTES(&seq, 8),
+            .value = BYTES(value, size),
+            .version = seq,
+            .seq = seq,
+            .kind = ENTRY_PUT,
+        };
+        memtable_insert(memtable, &entry, false);
+        bytes += 8 + size;
+    }
+}
+
+static void
+a_large_memtable_is_filled_with_values(void **state)
+{
+    (void)state;
+    static const u32 sizes[][2] = {
+        {1000, 1000}, {700 << 10, 1000}, {1 << 20, 1000}, {300 << 10, 200 << 10}};
+    for (u32 i = 0; i < ARRAY_COUNT(sizes); i++) {
+        struct memtable *memtable = make(MIB(32));
+        u64 bytes = fill(memtable, sizes[i], 2);
+        assert_true(memtable_used_bytes(memtable) <= MIB(32));
+        assert_true(bytes > MIB(32) / 100 * 85);
+        drop(memtable);
+    }
+}
+
+static void
+a_large_memtable_with_little_in_it_takes_little(void **state)
+{
+    (void)state;
+    struct memtable *memtable = make(MIB(128));
+    assert_true(memtable_fits(memtable, 100, 1));
+    assert_true(memtable_used_bytes(memtable) < MIB(3));
+    drop(memtable);
+}
+
+static void
+a_memtable_leaves_its_large_pages_to_the_next(void **state)
+{
+    (void)state;
+    static const u32 sizes[] = {1000};
+    struct memtable *memtable = make(MIB(32));
+    struct memtable_pages pages;
+    memtable_pages_init(&pages, &budget);
+    memtable_pages_use(memtable, &pages);
+    u64 bytes = fill(memtable, sizes, 1);
+    u32 count = (u32)(memtable_used_bytes(memtable) / MEM_PAGE_BYTES);
+    assert_true(memtable_check(memtable));
+    memtable_unref(memtable);
+    assert_in_range(pages.count, count - 2, count);
+    assert_int_equal(budget.used_bytes, pages.count * MEM_PAGE_BYTES);
+
+    /* The next one needs no more, and what it leaves is there again. */
+    u32 left = pages.count;
+    u64 highest = budget.used_bytes_max;
+    for (u32 round = 0; round < 3; round++) {
+        memtable = memtable_new(&budget, 1000, UINT64_MAX - 1000, MIB(32));
+        assert_non_null(memtable);
+        memtable_pages_use(memtable, &pages);
+        assert_int_equal(fill(memtable, sizes, 1), bytes);
+        assert_int_equal(pages.count, 0);
+        assert_true(memtable_check(memtable));
+        memtable_unref(memtable);
+        assert_int_equal(pages.count, left);
+        assert_true(budget.used_bytes_max <= highest + MEM_PAGE_BYTES);
+    }
+
+    /* What nobody takes goes, by and by; the first call has seen no time without use. */
+    memtable_pages_trim(&pages);
+    assert_int_equal(pages.count, left);
+    memtable_pages_trim(&pages);
+    assert_in_range(pages.count, left / 2, left - 1);
+    for (u32 i = 0; i < 100; i++)
+        memtable_pages_trim(&pages);
+    assert_int_equal(pages.count, 0);
+    assert_int_equal(budget.used_bytes, 0);
+}
+
+static void
+pages_that_were_left_are_not_in_the_way_of_others(void **state)
+{
+    (void)state;
+    static const u32 sizes[] = {1000}, large[] = {1 << 20};
+    struct memtable *memtable = make(MIB(32));
+    struct memtable_pages pages;
+    memtable_pages_init(&pages, &budget);
+    memtable_pages_use(memtable, &pages);
+    (void)fill(memtable, sizes, 1);
+    memtable_unref(memtable);
+    assert_true(pages.count > 8);
+
+    memtable = memtable_new(&budget, 1000, UINT64_MAX - 1000, MIB(32));
+    assert_non_null(memtable);
+    memtable_pages_use(memtable, &pages);
+    budget.limit_bytes = budget.used_bytes + KIB(64);
+    assert_true(fill(memtable, large, 1) > MIB(8)); /* such values lie outside of large pages */
+    drop(memtable);
+}
+
 static void
 no_memory_is_an_answer(void **state)
 {
@@ -324,6 +434,10 @@ main(void)
         cmocka_unit_test(a_cursor_keeps_the_memtable),
         cmocka_unit_test(without_a_snapshot_older_versions_go),
         cmocka_unit_test(what_fits_can_be_inserted),
+        cmocka_unit_test(a_large_memtable_is_filled_with_values),
+        cmocka_unit_test(a_large_memtable_with_little_in_it_takes_little),
+        cmocka_unit_test(a_memtable_leaves_its_large_pages_to_the_next),
+        cmocka_unit_test(pages_that_were_left_are_not_in_the_way_of_others),
         cmocka_unit_test(no_memory_is_an_answer),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
