@@ -14,6 +14,9 @@ import time
 import urllib.request
 
 
+ENDING = {signal.SIGINT, signal.SIGTERM}
+
+
 class Failed(Exception):
     """Something that was started did not do what it should."""
 
@@ -47,12 +50,18 @@ class Children:
         self.running = []
 
     def start(self, command, cores, log=subprocess.DEVNULL, out=None):
-        def pin():
+        def prepare():
             os.sched_setaffinity(0, cores)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
 
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out or log, stderr=log,
-                                   preexec_fn=pin, start_new_session=True)
-        self.running.append(process)
+        # An interrupt between the fork and the note of it would leave the process behind.
+        signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+        try:
+            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out or log,
+                                       stderr=log, preexec_fn=prepare, start_new_session=True)
+            self.running.append(process)
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
         return process
 
     def run(self, command, cores, seconds=7200):

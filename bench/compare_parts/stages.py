@@ -425,8 +425,8 @@ def replay(env, wanted):
             server.start()
             cpu = server.cpu()
             m = server.metrics()
-            if m["recovery_records"] < p["replay_keys"] / 2:
-                raise Failed(f"only {m['recovery_records']:.0f} records were left to replay")
+            if m["recovery_bytes"] < p["replay_keys"] * 1024:
+                raise Failed(f"only {m['recovery_bytes']:.0f} bytes were left to replay")
             size = m["recovery_bytes"] / 1e9
             env.record("replay", "ours", {
                 "gb_s_of_core": size / cpu, "gb_s": size / m["recovery_seconds"], "gb": size,

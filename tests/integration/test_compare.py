@@ -3,13 +3,15 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 import xml.etree.ElementTree
 
 import pytest
 
-from conftest import ROOT
+from conftest import BUILD, ROOT, SLOW
 
 sys.path.insert(0, os.path.join(ROOT, "bench"))
 
@@ -135,18 +137,53 @@ def test_tags_lie_in_both_halves_of_the_slots():
     assert low < hops.SLOTS // 2 <= high
 
 
-def run(*arguments):
+def run(*arguments, cwd=None):
     return subprocess.run([COMPARE, *arguments], capture_output=True, text=True, check=False,
-                          timeout=60)
+                          timeout=60, cwd=cwd)
 
 
-def test_the_command_line_names_what_is_wrong():
+def test_the_command_line_names_what_is_wrong(tmp_path):
     assert "get-16" in run("--list").stdout
     done = run("--only", "get-17")
     assert done.returncode == 2 and "get-17" in done.stderr
-    done = run("--build", "no-such-build")
+    done = run("--build", "no-such-build", cwd=tmp_path)
     assert done.returncode == 2 and "no-such-build" in done.stderr
-    assert not os.path.exists("bench-data")
+    assert os.listdir(tmp_path) == []
+
+
+def processes_of(directory):
+    """The processes whose command line names the directory."""
+    out = []
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{pid}/cmdline", "rb") as file:
+                if os.fsencode(directory) in file.read():
+                    out.append(int(pid))
+        except OSError:
+            pass
+    return out
+
+
+def test_interrupted_it_leaves_nothing_behind(tmp_path):
+    data = tmp_path / "data"
+    process = subprocess.Popen(
+        [COMPARE, "--quick", "--only", "replay", "--build", os.path.basename(BUILD), "--dir", data,
+         "--out", tmp_path / "result"],
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    try:
+        # The data directory of the server is there once it runs, or is about to.
+        while process.poll() is None and not list(data.glob("compare-*/replay")):
+            time.sleep(0.02)
+        if process.poll() == 2:
+            pytest.skip(process.stderr.read().strip())
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60 * SLOW)
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+    assert process.returncode == 130, err
+    assert os.listdir(tmp_path) == [] and processes_of(str(data)) == []
 
 
 def test_an_earlier_result_is_shown_again(tmp_path):
