@@ -7,6 +7,7 @@ from .rows import ROWS, SIDES
 
 BEGIN = "<!-- compare: begin -->"
 END = "<!-- compare: end -->"
+OTHER_LOAD_MAX = 0.3  # of a core; above it times are not to be trusted
 
 
 def _shown(expression, figures, unit):
@@ -84,6 +85,9 @@ def _machine(result):
     out.append(f"Load average before the run: {load['average_before']}. Other processes took "
                f"{load['other_median']:.2f} of a core (median), {load['other_max']:.2f} at most, "
                "over a row.")
+    if load["other_median"] > OTHER_LOAD_MAX:
+        out.append("\n**The machine was not free: rates, times and their ratios of this run say little; "
+                   "bytes and reads that were counted do.**")
     return out
 
 
