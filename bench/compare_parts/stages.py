@@ -492,5 +492,6 @@ def shards(env, wanted):
             _remove(server.data)
 
 
-STAGES = {"hot": hot, "big": big, "engine": engine, "amplification": amplification, "scan": scan,
-          "replay": replay, "shards": shards}
+# The short ones first: a run that is interrupted has them.
+STAGES = {"hot": hot, "replay": replay, "shards": shards, "big": big, "scan": scan,
+          "engine": engine, "amplification": amplification}
