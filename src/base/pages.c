@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  *
- * mem_pages.c -- large pages that count against a budget. Apart from mem.c, so that programs which
+ * pages.c -- large pages that count against a budget. Apart from mem.c, so that programs which
  * want none need no hook for them.
  */
 #include "base/mem.h"
