@@ -35,7 +35,9 @@ def lines_of(result):
             outcome = judge(target.holds, figures)
             why = outcome.why
             if outcome.state == NOT_RUN:
-                for reason in measured["not_run"]:
+                # What is known of the side says more than what became of the row.
+                reasons = sorted(measured["not_run"], key=lambda r: r["side"] is not None)
+                for reason in reasons:
                     if reason["side"] is None or f"{reason['side']}." in target.holds:
                         why = reason["why"]
             ratio = number(outcome.value)
