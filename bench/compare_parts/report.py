@@ -105,7 +105,7 @@ def section(result):
              for note in notes_of(row, result)]
     if notes:
         out += ["Notes", "", *notes, ""]
-    out += ["Commands (`DIR` is the data directory, ports are what was free)", "", "```"]
+    out += ["Commands (`DIR` is the data directory, ports are free ones)", "", "```"]
     seen = set()
     for row in ROWS:
         for side, commands in result["rows"].get(row.name, {}).get("commands", {}).items():
