@@ -35,7 +35,9 @@ def lines_of(result):
             outcome = judge(target.holds, figures)
             why = outcome.why
             if outcome.state == NOT_RUN:
-                for reason in measured["not_run"]:
+                # What is known of the side says more than what became of the row.
+                reasons = sorted(measured["not_run"], key=lambda r: r["side"] is not None)
+                for reason in reasons:
                     if reason["side"] is None or f"{reason['side']}." in target.holds:
                         why = reason["why"]
             ratio = number(outcome.value)
@@ -103,7 +105,7 @@ def section(result):
              for note in notes_of(row, result)]
     if notes:
         out += ["Notes", "", *notes, ""]
-    out += ["Commands (`DIR` is the data directory, ports are what was free)", "", "```"]
+    out += ["Commands (`DIR` is the data directory, ports are free ones)", "", "```"]
     seen = set()
     for row in ROWS:
         for side, commands in result["rows"].get(row.name, {}).get("commands", {}).items():

@@ -43,6 +43,8 @@ FULL = {
     "shard_seconds": 10,
 }
 VALUE_BYTES = {"100": 100, "1k": 1024, "8k": 8192}
+WARM_PASSES_MAX = 10
+WARM_ENOUGH = 0.01  # of the gets that are not answered from the memtable or the row cache
 ENGINES = {"ours": "distkv", "rocksdb": "rocksdb"}
 
 
@@ -114,11 +116,16 @@ def _answers(port):
 
 
 def _warm(env, server):
-    """Every key once, in order, and again: then it is in memory if there is room for it."""
+    """Keys at random until memory answers nearly all: a row comes into the row cache only after it
+    was asked for before, and not each time. (Passes in order bring in far fewer.)"""
     env.say("warming ours")
-    for _ in range(2):
-        bench(env, server, "--workload", "get", "--keys", env.params["hot_keys"], "--distribution",
-              "sequential", "--pipeline", 64, "--count", env.params["hot_keys"], "--warmup", "0")
+    keys = env.params["hot_keys"]
+    for at in range(WARM_PASSES_MAX):
+        before = server.metrics()
+        bench(env, server, "--workload", "get", "--keys", keys, "--pipeline", 64, "--count",
+              2 * keys, "--warmup", "0", "--seed", 1000 + at)
+        if _from_tables(before, server.metrics()) < WARM_ENOUGH:
+            break
     server.wait_idle()
 
 
@@ -137,9 +144,9 @@ def _alternate_requests(env, row, workload, sides, servers):
             if side == "ours" and workload == "get":
                 after = server.metrics()
                 figures["from_tables"] = _from_tables(before, after)
-                if figures["from_tables"] > 0.001:
-                    env.note(row, f"{figures['from_tables'] * 100:.1f} % of our reads were not in "
-                                  "memory")
+                if figures["from_tables"] > WARM_ENOUGH:
+                    env.note(row, f"round {at + 1}: {figures['from_tables'] * 100:.1f} % of our gets "
+                                  "were answered from blocks of tables, cached or not")
             if figures["client_busy"] > 0.95:
                 env.note(row, f"the client's core was busy all the time beside {side}: its rate "
                               "may be the client's")

@@ -88,7 +88,8 @@ def test_every_row_has_a_stage_and_targets_that_can_be_judged():
 def test_the_table_says_reached_missed_and_why_not_run():
     result = result_of({"get-16": {"ours": {"rate": [500.0, 510.0]}, "redis": {"rate": [100.0, 100.0]}},
                         "set-1": {"ours": {"rate": [100.0]}, "redis_always": {"rate": [100.0]}}})
-    result["rows"]["get-16"]["not_run"] = [{"side": "valkey", "why": "it is not installed"}]
+    result["rows"]["get-16"]["not_run"] = [{"side": "valkey", "why": "it is not installed"},
+                                           {"side": None, "why": "interrupted"}]
     states = [(line["row"], line["state"], line["why"]) for line in report.lines_of(result)]
     assert states == [("get-16", "reached", ""), ("get-16", "not run", "it is not installed"),
                       ("set-1", "missed", "")]
