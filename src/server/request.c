@@ -219,13 +219,15 @@ deliver_finished(struct io_mail *mail)
  * which would cost each of a pipeline of INCRs a write of the log.) Followers are run from a list,
  * not by each other: there may be hundreds. */
 
-/* The last one here that request must not pass, or NULL. */
+/* The last one here, of those before it, that request must not pass, or NULL. There may be more,
+ * such as several reads before a write: it is asked again when that one has left. */
 static struct request *
 order_find(struct shard *shard, const struct request *request)
 {
     if (request->key_hash == 0) return NULL;
     const struct list *bucket = &shard->order[request->key_hash % SHARD_ORDER_BUCKETS];
-    for (struct list *node = bucket->prev; node != bucket; node = node->prev) {
+    const struct list *from = list_linked(&request->order_link) ? &request->order_link : bucket;
+    for (struct list *node = from->prev; node != bucket; node = node->prev) {
         struct request *before = list_entry(node, struct request, order_link);
         if (before->session == request->session && before->key_hash == request->key_hash &&
             before != request && (before->writes || request->writes))
@@ -257,8 +259,14 @@ order_run_ready(struct shard *shard)
     if (shard->order_runs) return;
     shard->order_runs = true;
     struct list *node;
-    while ((node = list_pop_front(&shard->order_ready)) != NULL)
-        run_here(list_entry(node, struct request, follower_link), shard);
+    while ((node = list_pop_front(&shard->order_ready)) != NULL) {
+        struct request *request = list_entry(node, struct request, follower_link);
+        struct request *before = order_find(shard, request);
+        if (before != NULL)
+            list_push_back(&before->followers, &request->follower_link);
+        else
+            run_here(request, shard);
+    }
     shard->order_runs = false;
 }
 
