@@ -77,6 +77,7 @@ keylock_acquire(struct keylock_table *table, const u64 *hashes, struct keylock *
 {
     CHECK(count > 0);
     gate_pass(table);
+    table->passing++; /* until it holds something: who wants all must not slip in between */
     for (u32 i = 0; i < count; i++) {
         CHECK(i == 0 || hashes[i - 1] < hashes[i]);
         struct keylock *holder;
@@ -90,6 +91,7 @@ keylock_acquire(struct keylock_table *table, const u64 *hashes, struct keylock *
         list_push_back(&table->buckets[hashes[i] % KEYLOCK_BUCKETS], &locks[i].link);
         table->held++;
     }
+    table->passing--;
     AUDIT("server.keylock.acquired", keylock_check(table));
 }
 
