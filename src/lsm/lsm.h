@@ -152,7 +152,7 @@ struct lsm_aim {
 };
 void lsm_aim_1(const struct lsm *lsm, struct lsm_aim *aim);
 void lsm_aim_2(const struct lsm *lsm, struct lsm_aim *aim);
-void lsm_aim_3(const struct lsm *lsm, struct lsm_aim *aim);
+void lsm_aim_3(struct lsm_aim *aim);
 MUST_CHECK status lsm_get_aimed(struct lsm *lsm, const struct lsm_aim *aim, struct bytes key,
                                 struct lsm_value *out);
 /* snapshot may be NULL: the newest. */

@@ -211,9 +211,8 @@ lsm_aim_2(const struct lsm *lsm, struct lsm_aim *aim)
 }
 
 void
-lsm_aim_3(const struct lsm *lsm, struct lsm_aim *aim)
+lsm_aim_3(struct lsm_aim *aim)
 {
-    (void)lsm;
     aim->found = memtable_prefetch_record(aim->leaf, aim->token);
 }
 

@@ -138,7 +138,7 @@ run(struct express *e, struct resp_writer *w)
     for (u32 i = 0; i < e->count; i++)
         lsm_aim_2(lsm, &e->aims[i]);
     for (u32 i = 0; i < e->count; i++)
-        lsm_aim_3(lsm, &e->aims[i]);
+        lsm_aim_3(&e->aims[i]);
     for (; e->done < e->count && w->out->size < EXPRESS_BYTES; e->done++) {
         size_t before = w->out->size;
         bool set = e->requests[e->done].set;
@@ -172,10 +172,9 @@ commit(struct express *e, struct resp_writer *w)
 
 /* For the slow log, one by one. */
 static void
-account_slow(const struct express *e, u64 ns_each)
+account_slow(const struct express *e, const struct command *get, const struct command *set,
+             u64 ns_each)
 {
-    const struct command *get = command_find(BYTES("get", 3));
-    const struct command *set = command_find(BYTES("set", 3));
     for (u32 i = 0; i < e->done; i++) {
         const struct resp_plain *request = &e->requests[i];
         struct bytes args[] = {BYTES(request->set ? "SET" : "GET", 3), request->key,
@@ -195,16 +194,17 @@ account(const struct express *e, u64 ns)
     shard->stats->tried_inline += e->done;
     shard->stats->keyspace_hits += hits;
     shard->stats->keyspace_misses += gets - hits;
-    i64 slower_us = config_slowlog_us(shard->config);
-    if (UNLIKELY(slower_us >= 0 && ns / e->done / NS_PER_US >= (u64)slower_us)) {
-        MARK("server.express.slow");
-        account_slow(e, ns / e->done);
-        return;
-    }
     const struct command *get = command_find(BYTES("get", 3));
     const struct command *set = command_find(BYTES("set", 3));
-    if (gets != 0) shard_count_commands(shard, command_index(get), gets, ns / e->done);
-    if (e->sets != 0) shard_count_commands(shard, command_index(set), e->sets, ns / e->done);
+    u64 ns_each = ns / e->done;
+    i64 slower_us = config_slowlog_us(shard->config);
+    if (UNLIKELY(slower_us >= 0 && ns_each / NS_PER_US >= (u64)slower_us)) {
+        MARK("server.express.slow");
+        account_slow(e, get, set, ns_each);
+        return;
+    }
+    if (gets != 0) shard_count_commands(shard, command_index(get), gets, ns_each);
+    if (e->sets != 0) shard_count_commands(shard, command_index(set), e->sets, ns_each);
     s->commands += e->done;
     s->last_command = e->requests[e->done - 1].set ? set : get;
 }
