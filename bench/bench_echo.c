@@ -16,13 +16,13 @@
 #include <stdlib.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "base/histogram.h"
 #include "io/fiber.h"
 #include "io/io.h"
 #include "io/net.h"
+#include "load/machine.h"
 
 static u32 frame_bytes = 64;
 static _Atomic u16 port;
@@ -87,18 +87,10 @@ struct client {
 
 static struct histogram latencies;
 
-static u64
-clock_ns(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (u64)now.tv_sec * NS_PER_S + (u64)now.tv_nsec;
-}
-
 static void
 client_round(struct client *client, const u8 *frames, size_t bytes)
 {
-    client->sent_ns = clock_ns();
+    client->sent_ns = clock_now_ns();
     client->wanted = bytes;
     if (send(client->fd, frames, bytes, MSG_NOSIGNAL) != (ssize_t)bytes) {
         perror("send");
@@ -130,8 +122,8 @@ client_run(u32 conns, u32 depth, u64 duration_ns)
     for (u32 i = 0; i < conns; i++)
         client_round(&clients[i], frames, bytes);
     u64 done = 0;
-    u64 end_ns = clock_ns() + duration_ns;
-    while (clock_ns() < end_ns) {
+    u64 end_ns = clock_now_ns() + duration_ns;
+    while (clock_now_ns() < end_ns) {
         struct epoll_event ready[256];
         int count = epoll_wait(epoll_fd, ready, 256, 100);
         for (int i = 0; i < count; i++) {
@@ -140,7 +132,7 @@ client_run(u32 conns, u32 depth, u64 duration_ns)
             if (n <= 0) continue;
             client->wanted -= (size_t)n;
             if (client->wanted > 0) continue;
-            histogram_record(&latencies, clock_ns() - client->sent_ns);
+            histogram_record(&latencies, clock_now_ns() - client->sent_ns);
             done += depth;
             client_round(client, frames, bytes);
         }
@@ -173,9 +165,9 @@ main(int argc, char **argv)
     if (!ok(io_node_start(&config, &node))) return 1;
     while (atomic_load(&port) == 0 && !io_node_ended(node))
         usleep(1000);
-    u64 start_ns = clock_ns();
+    u64 start_ns = clock_now_ns();
     u64 frames = client_run(conns, depth, seconds * NS_PER_S);
-    u64 elapsed_ns = clock_ns() - start_ns;
+    u64 elapsed_ns = clock_now_ns() - start_ns;
     io_node_stop(node);
     if (!ok(io_node_join(node))) return 1;
 

@@ -30,10 +30,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "base/limits.h"
@@ -42,6 +40,7 @@
 #include "base/prng.h"
 
 #include "engine.h"
+#include "load/machine.h"
 
 #define KEY_BYTES      16u
 #define WORKERS_MAX    256u
@@ -219,14 +218,6 @@ die(const char *what, const char *why)
     exit(1);
 }
 
-static u64
-clock_ns(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (u64)now.tv_sec * NS_PER_S + (u64)now.tv_nsec;
-}
-
 /* ---- keys and values ---- */
 
 /* A bijection on [0, count): a Feistel network over the next even power of two, walked until it
@@ -278,11 +269,9 @@ make_value(u8 *value, u64 number, u64 stamp)
 
 /* ---- one phase ---- */
 
-enum op { OP_PUT, OP_GET };
-
 struct phase {
     const char *name;
-    enum op op;
+    bool gets;       /* else puts */
     bool mixed;      /* half of them gets */
     bool in_order;   /* count operations, the i-th on key i */
     bool shuffle;    /* on a random key each, but on each once */
@@ -314,12 +303,12 @@ do_operation(struct worker *w, u64 at)
     else
         index = prng_below(&w->prng, opt.keys);
     u64 number = index * 2 + phase->miss;
-    bool put = phase->op == OP_PUT && !(phase->mixed && (prng_u64(&w->prng) >> 63) != 0);
+    bool put = !phase->gets && !(phase->mixed && (prng_u64(&w->prng) >> 63) != 0);
     u8 key[KEY_BYTES];
     make_key(key, number);
     if (put) make_value(w->value, number, prng_u64(&w->prng));
     bool timed = (prng_u64(&w->prng) >> 32 & phase->sample_mask) == 0;
-    u64 begun_ns = timed ? clock_ns() : 0;
+    u64 begun_ns = timed ? clock_now_ns() : 0;
     if (put) {
         engine->put(key, KEY_BYTES, w->value, (u32)opt.value_bytes);
         w->user_bytes += KEY_BYTES + opt.value_bytes;
@@ -331,7 +320,7 @@ do_operation(struct worker *w, u64 at)
         w->found += found;
     }
     engine->turn();
-    if (timed) histogram_record(put ? &w->puts : &w->gets, clock_ns() - begun_ns);
+    if (timed) histogram_record(put ? &w->puts : &w->gets, clock_now_ns() - begun_ns);
     w->operations++;
 }
 
@@ -341,7 +330,7 @@ work(void *arg, u32 index)
     (void)arg;
     struct worker *w = &all_workers[index];
     for (u64 at = index, n = 0; phase->count == 0 || at < phase->count; at += opt.workers, n++) {
-        if (phase->count == 0 && n % 64 == 0 && clock_ns() >= phase_end_ns) break;
+        if (phase->count == 0 && n % 64 == 0 && clock_now_ns() >= phase_end_ns) break;
         do_operation(w, at);
     }
 }
@@ -367,14 +356,11 @@ proc_number(const char *path, const char *name)
 static void
 usage_get(struct usage *out)
 {
-    struct rusage r;
-    getrusage(RUSAGE_SELF, &r);
     struct engine_figures figures = {0};
     engine->figures(&figures);
     *out = (struct usage){
-        .clock_ns = clock_ns(),
-        .cpu_ns = (u64)(r.ru_utime.tv_sec + r.ru_stime.tv_sec) * NS_PER_S +
-                  (u64)(r.ru_utime.tv_usec + r.ru_stime.tv_usec) * 1000,
+        .clock_ns = clock_now_ns(),
+        .cpu_ns = own_cpu_ns(),
         .read_bytes = proc_number("/proc/self/io", "read_bytes:"),
         .written_bytes = proc_number("/proc/self/io", "\nwrite_bytes:"),
         /* Where the engine does not count, each get's read is one system call. */
@@ -495,7 +481,7 @@ run_phase(const struct phase *p)
         prng_init(&w->prng, opt.seed * 1000 + i);
     }
     usage_get(&before);
-    bool fill = p->op == OP_PUT && p->in_order;
+    bool fill = !p->gets && p->in_order;
     if (fill) {
         user_bytes_since_fill = 0;
         written_at_fill = before.written_bytes;
@@ -515,7 +501,7 @@ run_phase(const struct phase *p)
     }
     report(p->name, operations, found, 0, &before, &gets, &puts);
     if (p->miss && found > 0) die("miss", "found what was never written");
-    if (p->op == OP_GET && !p->miss && found != operations) die("get", "a key is missing");
+    if (p->gets && !p->miss && found != operations) die("get", "a key is missing");
 }
 
 static void
@@ -526,11 +512,11 @@ settle(void)
     engine->flush();
     static const struct histogram none;
     u32 quiet = 0;
-    for (u64 end_ns = clock_ns() + SETTLE_S * NS_PER_S; quiet < 5;) {
+    for (u64 end_ns = clock_now_ns() + SETTLE_S * NS_PER_S; quiet < 5;) {
         struct engine_figures f = {0};
         engine->figures(&f);
         quiet = f.settled ? quiet + 1 : 0;
-        if (clock_ns() > end_ns) die("settle", "the background does not come to an end");
+        if (clock_now_ns() > end_ns) die("settle", "the background does not come to an end");
         engine->pause_ms(SETTLE_POLL_MS);
     }
     report("settle", 0, 0, 0, &before, &none, &none);
@@ -556,20 +542,20 @@ run_phases(void *arg)
 {
     (void)arg;
     struct phase fillseq = {
-        .name = "fillseq", .op = OP_PUT, .in_order = true, .count = opt.keys, .sample_mask = 3};
+        .name = "fillseq", .in_order = true, .count = opt.keys, .sample_mask = 3};
     struct phase fillrandom = fillseq;
     fillrandom.name = "fillrandom";
     fillrandom.shuffle = true;
     struct phase overwrite = {
-        .name = "overwrite", .op = OP_PUT, .count = opt.keys * opt.overwrite, .sample_mask = 3};
+        .name = "overwrite", .count = opt.keys * opt.overwrite, .sample_mask = 3};
     struct phase hotget = {
-        .name = "hotget", .op = OP_GET, .range = MIN(opt.hot_keys, opt.keys), .sample_mask = 15};
+        .name = "hotget", .gets = true, .range = MIN(opt.hot_keys, opt.keys), .sample_mask = 15};
     struct phase warm = hotget;
     warm.name = "warm";
     warm.count = hotget.range * 5;
-    struct phase coldget = {.name = "coldget", .op = OP_GET};
-    struct phase miss = {.name = "miss", .op = OP_GET, .miss = true, .sample_mask = 3};
-    struct phase mixed = {.name = "mixed", .op = OP_PUT, .mixed = true, .sample_mask = 3};
+    struct phase coldget = {.name = "coldget", .gets = true};
+    struct phase miss = {.name = "miss", .gets = true, .miss = true, .sample_mask = 3};
+    struct phase mixed = {.name = "mixed", .mixed = true, .sample_mask = 3};
     char list[sizeof(opt.phases)];
     snprintf(list, sizeof(list), "%s", opt.phases);
     char *rest = list;
@@ -600,25 +586,6 @@ run_phases(void *arg)
 }
 
 /* ---- processes ---- */
-
-static void
-remove_tree(const char *dir)
-{
-    DIR *d = opendir(dir);
-    if (d == NULL) return;
-    for (struct dirent *e; (e = readdir(d)) != NULL;) {
-        if (strcmp(e->d_name, ".") == 0 || strcmp(e->d_name, "..") == 0) continue;
-        char path[1024];
-        struct stat st;
-        snprintf(path, sizeof(path), "%s/%s", dir, e->d_name);
-        if (lstat(path, &st) == 0 && S_ISDIR(st.st_mode))
-            remove_tree(path);
-        else
-            unlink(path);
-    }
-    closedir(d);
-    rmdir(dir);
-}
 
 static int
 run_engine(const struct engine *e)

@@ -2,6 +2,7 @@
 #include "load/machine.h"
 
 #include <arpa/inet.h>
+#include <ftw.h>
 #include <netdb.h>
 #include <netinet/in.h>
 #include <sched.h>
@@ -30,6 +31,19 @@ own_cpu_ns(void)
     struct timespec now;
     clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &now);
     return (u64)now.tv_sec * NS_PER_S + (u64)now.tv_nsec;
+}
+
+static int
+remove_one(const char *path, const struct stat *info, int kind, struct FTW *where)
+{
+    (void)remove(path);
+    return 0;
+}
+
+void
+remove_tree(const char *path)
+{
+    nftw(path, remove_one, 16, FTW_DEPTH | FTW_PHYS);
 }
 
 bool

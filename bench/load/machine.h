@@ -37,6 +37,8 @@ MUST_CHECK bool process_cpu_ns(u64 pid, u64 *out);
 /* Of this process, and of an ordinary clock. */
 u64 own_cpu_ns(void);
 u64 clock_now_ns(void);
+/* A directory with all that is below it, as far as it goes. */
+void remove_tree(const char *path);
 
 /* For tests: the fields of an INFO reply. */
 void server_info_parse(const char *text, struct server_info *out);

@@ -5,7 +5,6 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <ftw.h>
 #include <netinet/in.h>
 #include <signal.h>
 #include <stdio.h>
@@ -214,13 +213,6 @@ responder_start(struct child *child, bool pinned, u32 core, char *error, size_t 
 
 /* ---- the end ---- */
 
-static int
-remove_one(const char *path, const struct stat *info, int kind, struct FTW *where)
-{
-    (void)remove(path);
-    return 0;
-}
-
 void
 child_stop(struct child *child)
 {
@@ -236,6 +228,6 @@ child_stop(struct child *child)
             pause_ns(LOOK_NS);
         }
     }
-    if (child->directory[0] != '\0') nftw(child->directory, remove_one, 16, FTW_DEPTH | FTW_PHYS);
+    if (child->directory[0] != '\0') remove_tree(child->directory);
     *child = (struct child){0};
 }
