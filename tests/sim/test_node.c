@@ -4,6 +4,7 @@
  *
  *     SIM_SEED=17 test_node          one seed again
  *     SIM_SEEDS=500 test_node        more seeds
+ *     test_node NAME                 one test
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -846,8 +847,60 @@ plain_requests_are_done_and_counted_once_whatever_allocation_is_refused(void **s
     }
 }
 
+/* ---- FLUSHDB, when the memory for its reply runs out ---- */
+
+struct flush_refusal {
+    u64 n, count;
+    bool happened;
+    u32 done, refused, closed;
+};
+
+/* One shard: it is done, or refused; not both. */
+static MAY_YIELD void
+flush_refusal_story(struct rig *rig)
+{
+    struct flush_refusal *refusal = rig->arg;
+    struct rig_client client, judge;
+    rig_connect(rig, &client);
+    CHECK(rig_is(rig_call(&client, "SET key v"), "+OK\r\n"));
+    CHECK(buf_reserve(&client.in, KIB(4)));
+    rig_send(&client, "FLUSHDB");
+    sim_fail_at(rig->sim, SIM_POINT_ALLOC, refusal->n, refusal->count, ST_NO_MEMORY);
+    struct bytes reply = rig_read(&client);
+    refusal->happened = sim_failed(rig->sim);
+    sim_faults_clear(rig->sim);
+    rig_connect(rig, &judge);
+    bool there = rig_is(rig_call(&judge, "EXISTS key"), ":1\r\n");
+    if (reply.size == 0) {
+        refusal->closed++;
+    } else if (rig_is(reply, "+OK\r\n")) {
+        CHECK(!there);
+        refusal->done++;
+    } else {
+        CHECK(reply.data[0] == '-' && there);
+        refusal->refused++;
+    }
+    rig_disconnect(&judge);
+    rig_disconnect(&client);
+}
+
+static void
+a_flush_is_done_or_refused_whatever_allocation_is_refused(void **state)
+{
+    (void)state;
+    struct flush_refusal refusal = {.happened = true};
+    for (u64 n = 0; refusal.happened; n++) {
+        refusal.n = n / 3;
+        refusal.count = 1 + n % 3;
+        struct rig rig = {.shard_count = 1, .story = flush_refusal_story, .arg = &refusal};
+        sim_options_default(&rig.options, 7);
+        rig_run(&rig);
+    }
+    assert_true(refusal.done > 0 && refusal.refused > 0 && refusal.closed > 0);
+}
+
 int
-main(void)
+main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(keys_is_one_instant_over_all_shards),
@@ -861,6 +914,8 @@ main(void)
         cmocka_unit_test(a_transaction_does_not_read_what_expires_before_it_takes_effect),
         cmocka_unit_test(replies_stay_in_step_whatever_allocation_is_refused),
         cmocka_unit_test(plain_requests_are_done_and_counted_once_whatever_allocation_is_refused),
+        cmocka_unit_test(a_flush_is_done_or_refused_whatever_allocation_is_refused),
     };
+    cmocka_set_test_filter(argc > 1 ? argv[1] : NULL); /* run one by its name */
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
