@@ -32,6 +32,7 @@
 static struct {
     u64 looks;          /* that saw a chain in the middle of its life */
     u64 lapsed, shared; /* rounds of cuts */
+    u64 overtaken;      /* writes that found an earlier read left */
 } met;
 
 /* True when all seeds ran: then everything must have been met. */
@@ -899,6 +900,60 @@ a_flush_is_done_or_refused_whatever_allocation_is_refused(void **state)
     assert_true(refusal.done > 0 && refusal.refused > 0 && refusal.closed > 0);
 }
 
+/* ---- a write behind several reads that wait ---- */
+
+/* Both reads go to the disk on a fiber each, and the later one may end first: the write behind them
+ * must wait for the earlier one as well. */
+static MAY_YIELD void
+reads_story(struct rig *rig)
+{
+    struct rig_client client;
+    rig_connect(rig, &client);
+    for (u32 round = 0; round < 24; round++) {
+        char key[64], name[16];
+        u32 shard = round % rig->shard_count;
+        snprintf(name, sizeof(name), "k%u", round);
+        rig_key_of_shard(rig, shard, name, key, sizeof(key));
+        while (!rig_is(rig_call(&client, "SET %s old", key), "+OK\r\n"))
+            fiber_sleep_ns(NS_PER_MS);
+        rig_on_shard(rig, shard, flush_store, NULL);
+        rig_send(&client, "STRLEN %s", key);
+        rig_send(&client, "STRLEN %s", key);
+        rig_send(&client, "SET %s longer", key);
+        for (u32 i = 0; i < 2; i++) {
+            struct bytes reply = rig_read(&client);
+            if (rig_is(reply, ":3\r\n") || rig_is(reply, BUSY)) continue;
+            fprintf(stderr, "seed %llu, round %u, read %u: %.*s\n",
+                    (unsigned long long)rig->options.seed, round, i, (int)reply.size,
+                    (const char *)reply.data);
+            CHECK(!"it read what was written behind it");
+        }
+        struct bytes reply = rig_read(&client);
+        CHECK(rig_is(reply, "+OK\r\n") || rig_is(reply, BUSY));
+    }
+    met.overtaken += sim_mark_count(rig->sim, "server.request.order_waits_again");
+    rig_disconnect(&client);
+}
+
+static void
+run_reads(u64 seed)
+{
+    struct rig rig = {.shard_count = 2, .story = reads_story};
+    sim_options_default(&rig.options, seed);
+    rig.options.buggify = true; /* fibers that begin late */
+    rig.options.disk.latency_ns_min = 100 * NS_PER_US;
+    rig.options.disk.latency_ns_max = 500 * NS_PER_US;
+    rig_run(&rig);
+}
+
+static void
+a_write_waits_for_every_earlier_read_of_its_key(void **state)
+{
+    (void)state;
+    if (!each_seed(run_reads)) return;
+    assert_true(met.overtaken > 0);
+}
+
 int
 main(int argc, char **argv)
 {
@@ -915,6 +970,7 @@ main(int argc, char **argv)
         cmocka_unit_test(replies_stay_in_step_whatever_allocation_is_refused),
         cmocka_unit_test(plain_requests_are_done_and_counted_once_whatever_allocation_is_refused),
         cmocka_unit_test(a_flush_is_done_or_refused_whatever_allocation_is_refused),
+        cmocka_unit_test(a_write_waits_for_every_earlier_read_of_its_key),
     };
     cmocka_set_test_filter(argc > 1 ? argv[1] : NULL); /* run one by its name */
     return cmocka_run_group_tests(tests, NULL, NULL);
