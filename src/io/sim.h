@@ -66,6 +66,8 @@ enum sim_fault {
     SIM_FAULT_NET_RESET,     /* both ends learn of it */
     SIM_FAULT_NET_HALF_OPEN, /* one end does, the other hears nothing more */
     SIM_FAULT_NET_STALL,     /* a direction carries nothing for a while, then everything */
+    /* disk again; what stands before it keeps its number, which seeds its chances */
+    SIM_FAULT_LOOK_ERROR, /* a listing ends early, or a size or the free space is not told */
     SIM_FAULT_COUNT,
 };
 
@@ -83,7 +85,8 @@ struct sim_disk_options {
     u64 stall_ns;                       /* ... up to this; by just this when it is less */
     u32 torn_ppm;                       /* of the unsynced sectors at a crash: garbage */
     u32 read_error_ppm, write_error_ppm, sync_error_ppm;
-    u32 evict_chance; /* of 64: that the next process finds a page gone that a failed sync lost */
+    u32 look_error_ppm; /* listings, sizes of files, free space */
+    u32 evict_chance;   /* of 64: that the next process finds a page gone that a failed sync lost */
     u32 no_space_ppm; /* writes and allocations before which the capacity shrinks to what is used */
     u64 no_space_ns_max; /* ... for 1 ms up to this */
     /* Beyond the promise, in millionths of the requests. */

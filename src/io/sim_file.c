@@ -719,10 +719,26 @@ io_file_sync(struct io_file *file)
     return file_request(file, REQUEST_SYNC, 0);
 }
 
+/* Requests that touch no content: they take no time, and may fail. */
+static bool
+look_fails(struct sim_node *node, const char *what, const char *path)
+{
+    struct sim *sim = node->sim;
+    u32 ppm = sim->options.disk.look_error_ppm;
+    return ppm != 0 && sim_fault_chance(sim, SIM_FAULT_LOOK_ERROR, ppm) &&
+           sim_fault_take(sim, SIM_FAULT_LOOK_ERROR, "%s %s %s", node->host, what, path);
+}
+
 MAY_YIELD status
 io_file_size(struct io_file *file, u64 *size_out)
 {
-    *size_out = file->memory != NULL ? memfs_size(file->memory) : sim_inode_size(file->inode);
+    if (file->memory != NULL) {
+        *size_out = memfs_size(file->memory);
+        return ST_OK;
+    }
+    if (look_fails(sim_shard_current()->node, "size of", sim_inode_path(file->inode)))
+        return ST_IO_ERROR;
+    *size_out = sim_inode_size(file->inode);
     return ST_OK;
 }
 
@@ -809,12 +825,33 @@ io_dir_sync(const char *path)
     return name_request(REQUEST_DIR_SYNC, path, NULL);
 }
 
+/* A listing that fails has told some names. */
+struct listing {
+    void (*each)(void *arg, const char *name);
+    void *arg;
+    u32 left;
+};
+
+static void
+list_some(void *arg, const char *name)
+{
+    struct listing *listing = arg;
+    if (listing->left == 0) return;
+    listing->left--;
+    listing->each(listing->arg, name);
+}
+
 MAY_YIELD status
 io_dir_list(const char *path, void (*each)(void *arg, const char *name), void *arg)
 {
     struct sim_shard *shard = sim_shard_current();
     if (memfs_path(path)) return memfs_dir_list(&shard->memfs, path, each, arg);
-    return sim_disk_dir_list(shard->node->disk, path, each, arg);
+    struct sim_node *node = shard->node;
+    struct prng prng = sim_fault_prng(node->sim, SIM_FAULT_LOOK_ERROR);
+    if (!look_fails(node, "list of", path)) return sim_disk_dir_list(node->disk, path, each, arg);
+    struct listing listing = {.each = each, .arg = arg, .left = (u32)prng_below(&prng, 8)};
+    status st = sim_disk_dir_list(node->disk, path, list_some, &listing);
+    return ok(st) ? ST_IO_ERROR : st;
 }
 
 status
@@ -822,6 +859,7 @@ io_disk_free(const char *path, u64 *free_out, u64 *total_out)
 {
     struct sim_shard *shard = sim_shard_current();
     if (memfs_path(path)) return memfs_disk_free(&shard->memfs, free_out, total_out);
+    if (look_fails(shard->node, "free space of", path)) return ST_IO_ERROR;
     sim_disk_space(shard->node->disk, free_out, total_out);
     return ST_OK;
 }

@@ -60,6 +60,8 @@ sim_fault_name(enum sim_fault family)
         return "net-half-open";
     case SIM_FAULT_NET_STALL:
         return "net-stall";
+    case SIM_FAULT_LOOK_ERROR:
+        return "look-error";
     case SIM_FAULT_COUNT:
         break;
     }
@@ -216,6 +218,7 @@ sim_faults_end(struct sim *sim)
     options->disk.read_error_ppm = 0;
     options->disk.write_error_ppm = 0;
     options->disk.sync_error_ppm = 0;
+    options->disk.look_error_ppm = 0;
     options->disk.no_space_ppm = 0;
     options->disk.bit_rot_ppm = 0;
     options->disk.latent_ppm = 0;

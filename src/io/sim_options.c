@@ -55,6 +55,8 @@ swarm_more(struct sim_options *options, u64 seed)
         disk->no_space_ppm = (u32)prng_below(&prng, 2000);
         disk->no_space_ns_max = prng_range(&prng, NS_PER_MS, 10 * NS_PER_S);
     }
+    if (swarm_draw(&prng, seed, "swarm look", 10))
+        disk->look_error_ppm = (u32)prng_below(&prng, 10000);
     if (swarm_draw(&prng, seed, "swarm alloc", 8)) options->alloc_ppm = (u32)prng_below(&prng, 300);
     if (swarm_draw(&prng, seed, "swarm shard-stall", 8)) {
         options->shard_stall_ppm = (u32)prng_below(&prng, 300);

@@ -262,10 +262,12 @@ order_run_ready(struct shard *shard)
     while ((node = list_pop_front(&shard->order_ready)) != NULL) {
         struct request *request = list_entry(node, struct request, follower_link);
         struct request *before = order_find(shard, request);
-        if (before != NULL)
-            list_push_back(&before->followers, &request->follower_link);
-        else
+        if (before == NULL) {
             run_here(request, shard);
+            continue;
+        }
+        MARK("server.request.order_waits_again");
+        list_push_back(&before->followers, &request->follower_link);
     }
     shard->order_runs = false;
 }

@@ -890,6 +890,7 @@ options_draw(struct sim_options *options, u64 seed)
     struct sim_disk_options *disk = &options->disk;
     if (prng_chance(&prng, 1, 2)) disk->torn_ppm = (u32)prng_below(&prng, 200000);
     disk->read_error_ppm = disk->write_error_ppm = disk->sync_error_ppm = 0;
+    disk->look_error_ppm = 0;
 
     character = (struct character){
         .power_cuts_only = prng_chance(&prng, 1, 2),
@@ -1016,6 +1017,16 @@ power_fail(void)
     sim_faults_clear(sim);
 }
 
+/* From a stream of its own: it was added when the others' draws were known by their seeds. */
+static u32
+look_draw(u64 seed)
+{
+    struct prng own;
+    prng_init(&own, seed * 7919 + 18);
+    u32 ppm = (u32)prng_below(&own, 10000);
+    return prng_chance(&own, 1, 2) ? ppm : 0;
+}
+
 static u64
 seed_run(u64 seed, enum flaw with)
 {
@@ -1026,6 +1037,7 @@ seed_run(u64 seed, enum flaw with)
     struct sim_options options;
     options_draw(&options, seed);
     options.print_log = getenv("SIM_SEED") != NULL;
+    if (character.rates) options.disk.look_error_ppm = look_draw(seed);
     sim = sim_new(&options);
     node = sim_node_new(sim, "10.0.0.1");
     if (character.rates) {

@@ -4,6 +4,7 @@
  *
  *     SIM_SEED=17 test_node          one seed again
  *     SIM_SEEDS=500 test_node        more seeds
+ *     test_node NAME                 one test
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -31,6 +32,7 @@
 static struct {
     u64 looks;          /* that saw a chain in the middle of its life */
     u64 lapsed, shared; /* rounds of cuts */
+    u64 overtaken;      /* writes that found an earlier read left */
 } met;
 
 /* True when all seeds ran: then everything must have been met. */
@@ -846,8 +848,114 @@ plain_requests_are_done_and_counted_once_whatever_allocation_is_refused(void **s
     }
 }
 
+/* ---- FLUSHDB, when the memory for its reply runs out ---- */
+
+struct flush_refusal {
+    u64 n, count;
+    bool happened;
+    u32 done, refused, closed;
+};
+
+/* One shard: it is done, or refused; not both. */
+static MAY_YIELD void
+flush_refusal_story(struct rig *rig)
+{
+    struct flush_refusal *refusal = rig->arg;
+    struct rig_client client, judge;
+    rig_connect(rig, &client);
+    CHECK(rig_is(rig_call(&client, "SET key v"), "+OK\r\n"));
+    CHECK(buf_reserve(&client.in, KIB(4)));
+    rig_send(&client, "FLUSHDB");
+    sim_fail_at(rig->sim, SIM_POINT_ALLOC, refusal->n, refusal->count, ST_NO_MEMORY);
+    struct bytes reply = rig_read(&client);
+    refusal->happened = sim_failed(rig->sim);
+    sim_faults_clear(rig->sim);
+    rig_connect(rig, &judge);
+    bool there = rig_is(rig_call(&judge, "EXISTS key"), ":1\r\n");
+    if (reply.size == 0) {
+        refusal->closed++;
+    } else if (rig_is(reply, "+OK\r\n")) {
+        CHECK(!there);
+        refusal->done++;
+    } else {
+        CHECK(reply.data[0] == '-' && there);
+        refusal->refused++;
+    }
+    rig_disconnect(&judge);
+    rig_disconnect(&client);
+}
+
+static void
+a_flush_is_done_or_refused_whatever_allocation_is_refused(void **state)
+{
+    (void)state;
+    struct flush_refusal refusal = {.happened = true};
+    for (u64 n = 0; refusal.happened; n++) {
+        refusal.n = n / 3;
+        refusal.count = 1 + n % 3;
+        struct rig rig = {.shard_count = 1, .story = flush_refusal_story, .arg = &refusal};
+        sim_options_default(&rig.options, 7);
+        rig_run(&rig);
+    }
+    assert_true(refusal.done > 0 && refusal.refused > 0 && refusal.closed > 0);
+}
+
+/* ---- a write behind several reads that wait ---- */
+
+/* Both reads go to the disk on a fiber each, and the later one may end first: the write behind them
+ * must wait for the earlier one as well. */
+static MAY_YIELD void
+reads_story(struct rig *rig)
+{
+    struct rig_client client;
+    rig_connect(rig, &client);
+    for (u32 round = 0; round < 24; round++) {
+        char key[64], name[16];
+        u32 shard = round % rig->shard_count;
+        snprintf(name, sizeof(name), "k%u", round);
+        rig_key_of_shard(rig, shard, name, key, sizeof(key));
+        while (!rig_is(rig_call(&client, "SET %s old", key), "+OK\r\n"))
+            fiber_sleep_ns(NS_PER_MS);
+        rig_on_shard(rig, shard, flush_store, NULL);
+        rig_send(&client, "STRLEN %s", key);
+        rig_send(&client, "STRLEN %s", key);
+        rig_send(&client, "SET %s longer", key);
+        for (u32 i = 0; i < 2; i++) {
+            struct bytes reply = rig_read(&client);
+            if (rig_is(reply, ":3\r\n") || rig_is(reply, BUSY)) continue;
+            fprintf(stderr, "seed %llu, round %u, read %u: %.*s\n",
+                    (unsigned long long)rig->options.seed, round, i, (int)reply.size,
+                    (const char *)reply.data);
+            CHECK(!"it read what was written behind it");
+        }
+        struct bytes reply = rig_read(&client);
+        CHECK(rig_is(reply, "+OK\r\n") || rig_is(reply, BUSY));
+    }
+    met.overtaken += sim_mark_count(rig->sim, "server.request.order_waits_again");
+    rig_disconnect(&client);
+}
+
+static void
+run_reads(u64 seed)
+{
+    struct rig rig = {.shard_count = 2, .story = reads_story};
+    sim_options_default(&rig.options, seed);
+    rig.options.buggify = true; /* fibers that begin late */
+    rig.options.disk.latency_ns_min = 100 * NS_PER_US;
+    rig.options.disk.latency_ns_max = 500 * NS_PER_US;
+    rig_run(&rig);
+}
+
+static void
+a_write_waits_for_every_earlier_read_of_its_key(void **state)
+{
+    (void)state;
+    if (!each_seed(run_reads)) return;
+    assert_true(met.overtaken > 0);
+}
+
 int
-main(void)
+main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(keys_is_one_instant_over_all_shards),
@@ -861,6 +969,9 @@ main(void)
         cmocka_unit_test(a_transaction_does_not_read_what_expires_before_it_takes_effect),
         cmocka_unit_test(replies_stay_in_step_whatever_allocation_is_refused),
         cmocka_unit_test(plain_requests_are_done_and_counted_once_whatever_allocation_is_refused),
+        cmocka_unit_test(a_flush_is_done_or_refused_whatever_allocation_is_refused),
+        cmocka_unit_test(a_write_waits_for_every_earlier_read_of_its_key),
     };
+    cmocka_set_test_filter(argc > 1 ? argv[1] : NULL); /* run one by its name */
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -359,6 +359,65 @@ sectors_under_way_at_a_power_cut_are_torn_unless_that_is_off(void **state)
     assert_true(torn > 5);
 }
 
+/* ---- listings, sizes, free space ---- */
+
+struct looks {
+    u32 whole, ended_early, names, told, not_told, space_told, space_not_told;
+};
+
+static void
+count_name(void *arg, const char *name)
+{
+    (void)name;
+    ++*(u32 *)arg;
+}
+
+static MAY_YIELD status
+looks_main(void *arg)
+{
+    struct looks *looks = arg;
+    CHECK(ok(io_dir_make("/data")));
+    struct io_file *file = NULL;
+    for (u32 i = 0; i < 6; i++) {
+        char path[32];
+        snprintf(path, sizeof(path), "/data/%u", i);
+        if (file != NULL) io_file_close(file);
+        CHECK(ok(io_file_open(path, IO_OPEN_WRITE | IO_OPEN_CREATE, &file)));
+    }
+    for (u32 i = 0; i < 400; i++) {
+        u32 names = 0;
+        status st = io_dir_list("/data", count_name, &names);
+        CHECK(ok(st) ? names == 6 : status_is(st, ST_IO_ERROR) && names <= 6);
+        looks->whole += ok(st);
+        looks->ended_early += !ok(st) && names > 0 && names < 6;
+        u64 size = 1, disk_free, total;
+        st = io_file_size(file, &size);
+        CHECK(ok(st) ? size == 0 : status_is(st, ST_IO_ERROR));
+        *(ok(st) ? &looks->told : &looks->not_told) += 1;
+        st = io_disk_free("/data", &disk_free, &total);
+        *(ok(st) ? &looks->space_told : &looks->space_not_told) += 1;
+    }
+    io_file_close(file);
+    return ST_OK;
+}
+
+static void
+listings_sizes_and_free_space_fail_by_chance(void **state)
+{
+    (void)state;
+    struct sim_options options;
+    sim_options_default(&options, 4);
+    options.disk.look_error_ppm = 100000;
+    struct looks looks = {.whole = 0};
+    struct sim *sim = sim_new(&options);
+    assert_true(ok(sim_run(sim, 1, looks_main, &looks)));
+    u64 failed = 400 - looks.whole + looks.not_told + looks.space_not_told;
+    assert_int_equal(sim_fault_count(sim, SIM_FAULT_LOOK_ERROR), failed);
+    sim_free(sim);
+    assert_true(looks.whole > 300 && looks.told > 300 && looks.space_told > 300);
+    assert_true(looks.ended_early > 5 && looks.not_told > 10 && looks.space_not_told > 10);
+}
+
 /* ---- what seeds draw ---- */
 
 static void
@@ -685,6 +744,7 @@ main(void)
         cmocka_unit_test(space_runs_out_by_chance_and_comes_back),
         cmocka_unit_test(damage_comes_by_chance_shows_in_every_read_and_is_in_the_books),
         cmocka_unit_test(sectors_under_way_at_a_power_cut_are_torn_unless_that_is_off),
+        cmocka_unit_test(listings_sizes_and_free_space_fail_by_chance),
         cmocka_unit_test(the_wall_clock_steps_both_ways_and_drifts_but_time_itself_does_not),
         cmocka_unit_test(a_stalled_shard_does_nothing_until_the_stall_ends),
         cmocka_unit_test(shards_stall_by_chance),

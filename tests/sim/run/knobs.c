@@ -116,6 +116,48 @@ faults_draw(struct knobs *knobs, struct sim_options *sim, struct prng *prng, u32
     if (knobs->durability == LSM_DURABILITY_PERIODIC) sim->disk.sync_error_ppm = 0;
 }
 
+/* From a stream of its own: it was added when the others' draws were known by their seeds. */
+static void
+look_draw(struct sim_options *sim, u64 seed, u32 one_in)
+{
+    struct prng prng;
+    prng_init(&prng, seed * 7919 + 18);
+    sim->disk.look_error_ppm = family(&prng, 10000, one_in);
+}
+
+/* A kind of lite: many connections with little but plain GETs, SETs and read-modify-writes of the
+ * same few keys, on a disk as slow as spinning ones, and a power cut again and again. So what is
+ * not durable yet is read by others just before it is lost, and what waits for the disk with its
+ * keys locked is met by others. From a stream of its own, too. */
+static void
+crowd_draw(struct knobs *knobs, struct sim_options *sim, u64 seed)
+{
+    struct prng prng;
+    prng_init(&prng, seed * 7919 + 19);
+    if (!prng_chance(&prng, 1, 4)) return;
+    sim->disk.latency_ns_max = prng_range(&prng, 1, 20) * NS_PER_MS;
+    knobs->shards = prng_chance(&prng, 2, 3) ? 1 : 2;
+    knobs->resize_part = 0;
+    knobs->durability = LSM_DURABILITY_GROUP;
+    knobs->operates = true;
+    knobs->phases = (u32)prng_range(&prng, 4, 8);
+    knobs->ops = knobs->phases * prng_range(&prng, 60, 200);
+    knobs->power_part = (u32)prng_range(&prng, 60, 100);
+    knobs->kill_part = 0;
+    knobs->resp_clients = (u32)prng_range(&prng, 3, 6);
+    knobs->keyspaces = 1;
+    knobs->singles = (u32)prng_range(&prng, 1, 4);
+    knobs->groups = 0;
+    knobs->open_max = 10;
+    knobs->big_part = 0;
+    for (u32 i = 0; i < ACTION_COUNT; i++)
+        knobs->weights[i] = prng_chance(&prng, 1, 8) ? knobs->weights[i] : 0;
+    knobs->weights[ACTION_GET] = (u32)prng_range(&prng, 20, 40);
+    knobs->weights[ACTION_PUT] = (u32)prng_range(&prng, 10, 30);
+    knobs->weights[ACTION_GROW] = (u32)prng_range(&prng, 5, 20);
+    knobs->weights[ACTION_PUT_IF] = (u32)prng_below(&prng, 10);
+}
+
 static void
 damage_draw(struct sim_options *sim, struct prng *prng)
 {
@@ -145,6 +187,8 @@ knobs_draw(struct knobs *knobs, struct sim_options *sim, const struct run_option
     clients_draw(knobs, &prng, lite);
     weights_draw(knobs, &prng);
     if (!lite) faults_draw(knobs, sim, &prng, options->mode == RUN_LIVENESS ? 2 : 4);
+    if (lite) crowd_draw(knobs, sim, options->seed);
+    if (!lite) look_draw(sim, options->seed, options->mode == RUN_LIVENESS ? 2 : 4);
     if (options->mode == RUN_BEYOND) damage_draw(sim, &prng);
     if (options->ops != 0) knobs->ops = options->ops;
     sim->print_log = options->log;
@@ -187,11 +231,12 @@ knobs_print(const struct knobs *knobs, const struct sim_options *sim)
     for (u32 i = 0; i < ACTION_COUNT; i++)
         if (knobs->weights[i] > 0) fprintf(stderr, " %s %u", action_names[i], knobs->weights[i]);
     fprintf(stderr,
-            "\ndisk      latency %llu..%llu us, errors read %u write %u sync %u, stalls %u of %llu "
+            "\ndisk      latency %llu..%llu us, errors read %u write %u sync %u look %u, stalls %u "
+            "of %llu "
             "s, full %u, torn %u, rot %u, latent %u, misdirected %u, lost %u (ppm)\n",
             (unsigned long long)(disk->latency_ns_min / 1000),
             (unsigned long long)(disk->latency_ns_max / 1000), disk->read_error_ppm,
-            disk->write_error_ppm, disk->sync_error_ppm, disk->stall_ppm,
+            disk->write_error_ppm, disk->sync_error_ppm, disk->look_error_ppm, disk->stall_ppm,
             (unsigned long long)(disk->stall_ns / NS_PER_S), disk->no_space_ppm, disk->torn_ppm,
             disk->bit_rot_ppm, disk->latent_ppm, disk->misdirected_ppm, disk->lost_write_ppm);
     fprintf(

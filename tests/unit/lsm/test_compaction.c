@@ -5,7 +5,9 @@
  */
 #include "levels_fixture.h"
 
+#include "base/crc.h"
 #include "base/fault.h"
+#include "lsm/table_format.h"
 
 static struct rig rig;
 static struct sim *world;
@@ -295,6 +297,7 @@ snapshots_opened_during_a_compaction_read_right(void **state)
 
 /* RocksDB 8.7, 6.0: damage is never taken for the end of a table. */
 static char victim[LSM_PATH_BYTES];
+static u64 victim_id;
 
 static status
 write_two_runs(void *arg)
@@ -306,7 +309,8 @@ write_two_runs(void *arg)
         EXPECT(ok(rig_flush(&rig)));
     }
     const struct run *run = rig.levels->current->runs[0];
-    table_path(victim, STORE_DIR, run->slots[0].file->table->meta.file_id);
+    victim_id = run->slots[0].file->table->meta.file_id;
+    table_path(victim, STORE_DIR, victim_id);
     rig_close(&rig);
     return ST_OK;
 }
@@ -358,6 +362,52 @@ a_merge_that_has_not_read_everything_replaces_nothing(void **state)
     rig_reset(1, 4096);
     assert_true(ok(sim_run(world, 1, write_two_runs, NULL)));
     assert_true(ok(sim_run(world, 1, compact_with_one_unread, NULL)));
+    sim_free(world);
+}
+
+/* A block whose checksum is right and whose numbers nobody has given yet. */
+static status
+forge_numbers(void *arg)
+{
+    struct io_file *file;
+    static ALIGNED(IO_ALIGNMENT) u8 data[2 * IO_ALIGNMENT];
+    EXPECT(ok(io_file_open(victim, IO_OPEN_WRITE, &file)));
+    EXPECT(ok(io_file_read(file, IO_CLASS_READ, data, sizeof(data), 0)));
+    struct table_block_header *header = (struct table_block_header *)(void *)data;
+    struct table_raw_header *raw = (struct table_raw_header *)(void *)(header + 1);
+    EXPECT(header->codec == LSM_CODEC_NONE && header->stored_size < sizeof(data) - 16);
+    raw->seq_base += 1ull << 40;
+    header->crc = crc32c(table_place_seed(victim_id, 0), data + sizeof(header->crc),
+                         sizeof(*header) - sizeof(header->crc) + header->stored_size);
+    EXPECT(ok(io_file_write(file, IO_CLASS_READ, data, sizeof(data), 0, true)));
+    io_file_close(file);
+    return ST_OK;
+}
+
+static status
+compact_forged(void *arg)
+{
+    EXPECT(ok(rig_open(&rig)));
+    struct run_set *before = rig.levels->current;
+    EXPECT(status_is(levels_compact_all(rig.levels), ST_CORRUPT));
+    EXPECT(rig.levels->current == before); /* the inputs stay */
+    EXPECT(status_is(rig.failed, ST_CORRUPT));
+    rig_close(&rig);
+    EXPECT(ok(rig_open(&rig))); /* and the manifest is one that can be opened */
+    rig_close(&rig);
+    return ST_OK;
+}
+
+static void
+a_merge_takes_no_number_that_nobody_has_given(void **state)
+{
+    struct sim_options options;
+    sim_options_default(&options, 1);
+    world = sim_new(&options);
+    rig_reset(1, 4096);
+    assert_true(ok(sim_run(world, 1, write_two_runs, NULL)));
+    assert_true(ok(sim_run(world, 1, forge_numbers, NULL)));
+    assert_true(ok(sim_run(world, 1, compact_forged, NULL)));
     sim_free(world);
 }
 
@@ -659,6 +709,7 @@ main(void)
         cmocka_unit_test(snapshots_opened_during_a_compaction_read_right),
         cmocka_unit_test(a_damaged_input_stops_its_compaction_and_reads_go_on),
         cmocka_unit_test(a_merge_that_has_not_read_everything_replaces_nothing),
+        cmocka_unit_test(a_merge_takes_no_number_that_nobody_has_given),
         cmocka_unit_test(a_range_delete_spares_newer_writes_and_snapshots),
         cmocka_unit_test(expired_tables_do_not_uncover_what_lies_beneath),
         cmocka_unit_test(a_reader_keeps_the_files_that_it_reads),

@@ -1133,6 +1133,7 @@ swarm(void **state)
         struct sim_options options;
         sim_options_swarm(&options, seed);
         options.disk.sync_error_ppm = options.disk.read_error_ppm = 0;
+        options.disk.look_error_ppm = 0;
         struct sim *sim = sim_new(&options);
         struct prng prng;
         prng_init(&prng, seed);

@@ -494,6 +494,7 @@ swarm(void **state)
         struct sim_options options;
         sim_options_swarm(&options, seed);
         options.disk.read_error_ppm = options.disk.write_error_ppm = 0;
+        options.disk.look_error_ppm = 0;
         options.disk.sync_error_ppm = options.disk.no_space_ppm = 0;
         struct sim *sim = sim_new(&options);
         world_init(seed, sim);

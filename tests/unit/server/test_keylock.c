@@ -31,7 +31,24 @@ struct step {
     const char *keys; /* letters in ascending order; "*": all */
     u64 start_ms, hold_ms;
     u64 patience_ms; /* for all keys */
+    char all_next;   /* of this name it takes all keys at once when it has given its own back */
 };
+
+static MAY_YIELD void
+take_all(char name, u64 patience_ms, u64 hold_ms)
+{
+    status st = keylock_acquire_all(&table, io_now_ns() + patience_ms * NS_PER_MS);
+    if (!ok(st)) {
+        CHECK(status_is(st, ST_TIMED_OUT));
+        note('!', name);
+        return;
+    }
+    CHECK(keylock_held(&table, 'a') && keylock_held(&table, 12345));
+    note('+', name);
+    fiber_sleep_ns(hold_ms * NS_PER_MS);
+    note('-', name);
+    keylock_release_all(&table);
+}
 
 static MAY_YIELD void
 run_step(void *arg)
@@ -39,17 +56,7 @@ run_step(void *arg)
     const struct step *step = arg;
     fiber_sleep_ns(step->start_ms * NS_PER_MS);
     if (step->keys[0] == '*') {
-        status st = keylock_acquire_all(&table, io_now_ns() + step->patience_ms * NS_PER_MS);
-        if (!ok(st)) {
-            CHECK(status_is(st, ST_TIMED_OUT));
-            note('!', step->name);
-            return;
-        }
-        CHECK(keylock_held(&table, 'a') && keylock_held(&table, 12345));
-        note('+', step->name);
-        fiber_sleep_ns(step->hold_ms * NS_PER_MS);
-        note('-', step->name);
-        keylock_release_all(&table);
+        take_all(step->name, step->patience_ms, step->hold_ms);
         return;
     }
     u64 hashes[8];
@@ -63,6 +70,7 @@ run_step(void *arg)
     fiber_sleep_ns(step->hold_ms * NS_PER_MS);
     note('-', step->name);
     keylock_release(&table, locks, count);
+    if (step->all_next != '\0') take_all(step->all_next, 9999, 100);
 }
 
 static MAY_YIELD status
@@ -156,6 +164,18 @@ who_waits_too_long_for_all_keys_gives_way(void **state)
     expect(steps, "+1 !2 +3 -3 -1 +4 -4 +5 -5");
 }
 
+/* 1 gives a back, 2 is woken for it, and before 2 has run somebody wants all keys. */
+static void
+who_waits_for_its_first_lock_is_counted(void **state)
+{
+    (void)state;
+    struct step steps[] = {
+        {.name = '1', .keys = "a", .start_ms = 10, .hold_ms = 100, .all_next = '3'},
+        {.name = '2', .keys = "a", .start_ms = 20, .hold_ms = 100},
+        {.keys = NULL}};
+    expect(steps, "+1 -1 +2 -2 +3 -3");
+}
+
 int
 main(void)
 {
@@ -165,6 +185,7 @@ main(void)
         cmocka_unit_test(who_has_some_of_its_locks_gets_the_rest),
         cmocka_unit_test(neither_kind_starves_the_other),
         cmocka_unit_test(who_waits_too_long_for_all_keys_gives_way),
+        cmocka_unit_test(who_waits_for_its_first_lock_is_counted),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
