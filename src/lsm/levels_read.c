@@ -130,10 +130,10 @@ levels_get_any(struct get *get, u64 version_floor, bool wait, struct entry *out,
                               get->seq_max);
     if (range != NULL) {
         best->kind = ENTRY_DELETE;
-        best->flags = 0;
+        best->flags = ENTRY_BY_RANGE;
         best->value = BYTES(NULL, 0);
         best->version = range->version;
-        best->expire_ms = best->seq; /* entry.h */
+        best->key_seq = best->seq;
         best->seq = range->seq;
     }
     *out = *best;
