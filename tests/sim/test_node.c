@@ -846,6 +846,103 @@ plain_requests_are_done_and_counted_once_whatever_allocation_is_refused(void **s
     }
 }
 
+/* ---- memory that others have comes back ---- */
+
+#define OWED_LONG  300000u /* more than a shard keeps room for */
+#define OWED_READS 8u
+
+/* Who has memory where the asker needs some, and what the asker needs it for. */
+enum owed_case { OWED_BY_NOBODY, OWED_BY_GUEST, OWED_BY_OUTPUT, OWED_TO_KEYS, OWED_CASES };
+
+struct owed {
+    enum owed_case which;
+    struct budget *budget; /* of the node's shard: all but a little is taken */
+    u64 taken;
+};
+
+static void
+owed_take(struct shard *shard, void *arg)
+{
+    struct owed *owed = arg;
+    owed->budget = owed->which == OWED_TO_KEYS ? &shard->large_budget : &shard->budget;
+    u64 free_bytes = budget_available(owed->budget);
+    CHECK(free_bytes > KIB(32));
+    owed->taken = free_bytes - KIB(32);
+    CHECK(budget_take(owed->budget, owed->taken));
+}
+
+static void
+owed_give(struct shard *shard, void *arg)
+{
+    (void)shard;
+    struct owed *owed = arg;
+    budget_give(owed->budget, owed->taken);
+}
+
+static MAY_YIELD void
+owed_comes_back(struct rig *rig, void *arg)
+{
+    fiber_sleep_ns(100 * NS_PER_MS);
+    rig_on_shard(rig, rig->shard_count - 1, owed_give, arg);
+}
+
+static MAY_YIELD void
+connect_to_first_shard(struct rig *rig, struct rig_client *client)
+{
+    for (;;) {
+        rig_connect(rig, client);
+        struct bytes reply = rig_call(client, "CLIENT ID");
+        CHECK(reply.size > 1 && reply.data[0] == ':');
+        if ((strtoull((const char *)reply.data + 1, NULL, 10) & 63) == 0) return;
+        rig_disconnect(client);
+    }
+}
+
+static MAY_YIELD void
+owed_story(struct rig *rig)
+{
+    struct owed *owed = rig->arg;
+    struct rig_client lazy, asker;
+    char key[32], expected[16];
+    rig_key_of_shard(rig, rig->shard_count - 1, "long", key, sizeof(key));
+    connect_to_first_shard(rig, &asker);
+    connect_to_first_shard(rig, &lazy);
+    CHECK(rig_is(rig_call(&asker, "SETRANGE %s %u x", key, OWED_LONG - 1), ":300000\r\n"));
+    if (owed->which != OWED_BY_NOBODY) {
+        io_conn_pause(lazy.conn);
+        for (u32 i = 0; i < OWED_READS; i++)
+            rig_send(&lazy, "GET %s", key);
+        fiber_sleep_ns(100 * NS_PER_MS);
+    }
+    rig_on_shard(rig, rig->shard_count - 1, owed_take, owed);
+    if (owed->which != OWED_BY_NOBODY) rig_spawn(rig, owed_comes_back, owed);
+    bool keys = owed->which == OWED_TO_KEYS;
+    struct bytes reply = keys ? rig_call(&asker, "KEYS *") : rig_call(&asker, "GET %s", key);
+    snprintf(expected, sizeof(expected), keys ? "*1\r\n" : "$%u\r\n", OWED_LONG);
+    if (owed->which == OWED_BY_NOBODY)
+        CHECK(reply.size > 5 && memcmp(reply.data, "-OOM ", 5) == 0);
+    else
+        CHECK(reply.size > 5 && memcmp(reply.data, expected, strlen(expected)) == 0);
+    rig_wait_spawned(rig);
+    if (owed->which == OWED_BY_NOBODY) rig_on_shard(rig, rig->shard_count - 1, owed_give, owed);
+    io_conn_resume(lazy.conn);
+    rig_disconnect(&lazy);
+    rig_disconnect(&asker);
+}
+
+static void
+who_finds_no_memory_waits_while_others_have_some(void **state)
+{
+    (void)state;
+    for (enum owed_case which = 0; which < OWED_CASES; which++) {
+        struct owed owed = {.which = which};
+        struct rig rig = {
+            .shard_count = which == OWED_BY_GUEST ? 2 : 1, .story = owed_story, .arg = &owed};
+        sim_options_default(&rig.options, 5);
+        rig_run(&rig);
+    }
+}
+
 int
 main(void)
 {
@@ -861,6 +958,7 @@ main(void)
         cmocka_unit_test(a_transaction_does_not_read_what_expires_before_it_takes_effect),
         cmocka_unit_test(replies_stay_in_step_whatever_allocation_is_refused),
         cmocka_unit_test(plain_requests_are_done_and_counted_once_whatever_allocation_is_refused),
+        cmocka_unit_test(who_finds_no_memory_waits_while_others_have_some),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
