@@ -8,11 +8,12 @@ import signal
 import socket
 import stat
 import subprocess
+import threading
 import time
 
 import pytest
 
-from conftest import SANITIZED, SERVER, SLOW, free_port
+from conftest import SANITIZED, SERVER, SLOW, Resp, free_port
 
 
 def run_server(*words, env=None, timeout=20):
@@ -609,3 +610,40 @@ def test_tuning_sets_what_it_may_when_asked(tmp_path):
     assert (core / "somaxconn").read_text() == "1024\n"
 
 
+
+
+def test_the_slow_log_tells_of_a_stall_within_a_pipeline(make_server):
+    """Up to 32 plain commands are run at once; each one's share of a stall is short."""
+    server = make_server(cores="0", data_dir=":memory:", slowlog_log_slower_than=30_000,
+                         stall="0")
+    fill(server, 1000)
+    batch = b"".join(Resp.encode("GET", f"k{i}") for i in range(1000))
+    stop = threading.Event()
+
+    def load():
+        with server.connect() as connection:
+            while not stop.is_set():
+                connection.send_raw(batch)
+                for _ in range(1000):
+                    assert connection.read() is not None
+
+    threads = [threading.Thread(target=load) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    found = []
+    try:
+        end = time.monotonic() + 30 * SLOW
+        while not found and time.monotonic() < end:
+            server.process.send_signal(signal.SIGSTOP)
+            time.sleep(0.06)
+            server.process.send_signal(signal.SIGCONT)
+            time.sleep(0.01)
+            found = [entry for entry in server.call("SLOWLOG", "GET", "128")
+                     if re.fullmatch(rb"\.\.\. \(\d+ more commands at once\)", entry[3][-1])]
+    finally:
+        server.process.send_signal(signal.SIGCONT)
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert found
+    assert found[0][2] >= 30_000 and found[0][3][0] == b"GET", found[0]
