@@ -943,6 +943,48 @@ who_finds_no_memory_waits_while_others_have_some(void **state)
     }
 }
 
+/* ---- long replies about the node itself, when the memory for output is out ---- */
+
+#define DOCS_CLIENTS 200u
+#define DOCS_EACH    12u
+
+static MAY_YIELD void
+docs_story(struct rig *rig)
+{
+    struct rig_client *clients = calloc(DOCS_CLIENTS, sizeof(*clients));
+    u32 whole = 0;
+    for (u32 i = 0; i < DOCS_CLIENTS; i++) {
+        rig_connect(rig, &clients[i]);
+        io_conn_pause(clients[i].conn);
+        for (u32 j = 0; j < DOCS_EACH; j++)
+            rig_send(&clients[i], "COMMAND DOCS");
+    }
+    fiber_sleep_ns(500 * NS_PER_MS);
+    for (u32 i = 0; i < DOCS_CLIENTS; i++) {
+        if (clients[i].conn != NULL) io_conn_resume(clients[i].conn);
+        for (u32 j = 0; j < DOCS_EACH; j++) {
+            struct bytes reply = rig_read(&clients[i]);
+            CHECK(reply.size > 5);
+            if (reply.data[0] == '*') whole++;
+            CHECK(reply.data[0] == '*' || memcmp(reply.data, "-OOM ", 5) == 0);
+        }
+        CHECK(rig_is(rig_call(&clients[i], "PING"), "+PONG\r\n"));
+    }
+    CHECK(whole > DOCS_CLIENTS);
+    for (u32 i = 0; i < DOCS_CLIENTS; i++)
+        rig_disconnect(&clients[i]);
+    free(clients);
+}
+
+static void
+long_replies_about_the_node_close_nobody(void **state)
+{
+    (void)state;
+    struct rig rig = {.shard_count = 1, .story = docs_story};
+    sim_options_default(&rig.options, 6);
+    rig_run(&rig);
+}
+
 int
 main(void)
 {
@@ -959,6 +1001,7 @@ main(void)
         cmocka_unit_test(replies_stay_in_step_whatever_allocation_is_refused),
         cmocka_unit_test(plain_requests_are_done_and_counted_once_whatever_allocation_is_refused),
         cmocka_unit_test(who_finds_no_memory_waits_while_others_have_some),
+        cmocka_unit_test(long_replies_about_the_node_close_nobody),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
