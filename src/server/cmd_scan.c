@@ -408,6 +408,7 @@ cmd_keys(struct exec *x)
     status st = ST_NO_MEMORY;
     if (buf_reserve(&keys.out, SEND_BYTES)) st = cut_open(x->shard, keys.cut);
     if (!ok(st)) goto done;
+    exec_memory_had(x); /* from here on it waits for its client (K3 of work.h) */
 
     keys.piece->stream = true;
     if (!(x->args[1].size == 1 && x->args[1].data[0] == '*')) keys.piece->pattern = x->args[1];

@@ -436,8 +436,10 @@ is_over(const struct request *request)
     return request->command->place == PLACE_FIBER && (s->conn == NULL || s->closing);
 }
 
+/* turn: whether it has the memory's, which a command that streams gives back when it has what it
+ * needs (exec_memory_had). */
 MAY_YIELD static void
-run_once(struct request *request, struct exec *x, struct resp_writer *w)
+run_once(struct request *request, struct exec *x, struct resp_writer *w, bool *turn)
 {
     if (request->command->place != PLACE_FIBER) {
         exec_wait(x, request->command->handler);
@@ -445,6 +447,7 @@ run_once(struct request *request, struct exec *x, struct resp_writer *w)
     }
     x->session = request->session;
     x->work = &request->work;
+    x->memory_turn = turn;
     x->waits = true;
     x->now_ms = io_wall_ms();
     request->command->handler(x);
@@ -461,7 +464,7 @@ run_waiting(struct request *request, struct exec *x, struct resp_writer *w, stru
     bool alone = false;
     u64 deadline_ns = FIBER_FOREVER;
     for (u32 tries = 1;; tries++) {
-        run_once(request, x, w);
+        run_once(request, x, w, &alone);
         if (was_too_early(request, x, w, shard)) return false;
         bool short_of_memory = w->failed || status_is(x->failure, ST_NO_MEMORY);
         if (!short_of_memory || x->wrote || io_now_ns() >= deadline_ns) break;
@@ -476,7 +479,7 @@ run_waiting(struct request *request, struct exec *x, struct resp_writer *w, stru
         buf_init(&request->reply, request_budget(request, shard));
         if ((request->large || request->long_reply || tries >= MEMORY_TRIES) && !alone) {
             alone = memory_turn_take(shard, &request->work);
-            deadline_ns = io_now_ns() + MEMORY_PATIENCE_NS;
+            deadline_ns = MIN(deadline_ns, io_now_ns() + MEMORY_PATIENCE_NS);
             if (!alone) {
                 exec_of_request(x, request, w, shard);
                 exec_fail(x, ST_NO_MEMORY);

@@ -852,7 +852,16 @@ plain_requests_are_done_and_counted_once_whatever_allocation_is_refused(void **s
 #define OWED_READS 8u
 
 /* Who has memory where the asker needs some, and what the asker needs it for. */
-enum owed_case { OWED_BY_NOBODY, OWED_BY_GUEST, OWED_BY_OUTPUT, OWED_TO_KEYS, OWED_CASES };
+enum owed_case {
+    OWED_BY_NOBODY,
+    OWED_BY_GUEST,
+    OWED_BY_OUTPUT,
+    OWED_TO_KEYS,
+    OWED_TO_KEYS_UNREAD, /* whose client does not read for a while */
+    OWED_CASES
+};
+#define OWED_KEYS      800u
+#define OWED_KEY_BYTES 1000u
 
 struct owed {
     enum owed_case which;
@@ -864,7 +873,7 @@ static void
 owed_take(struct shard *shard, void *arg)
 {
     struct owed *owed = arg;
-    owed->budget = owed->which == OWED_TO_KEYS ? &shard->large_budget : &shard->budget;
+    owed->budget = owed->which >= OWED_TO_KEYS ? &shard->large_budget : &shard->budget;
     u64 free_bytes = budget_available(owed->budget);
     CHECK(free_bytes > KIB(32));
     owed->taken = free_bytes - KIB(32);
@@ -884,6 +893,26 @@ owed_comes_back(struct rig *rig, void *arg)
 {
     fiber_sleep_ns(100 * NS_PER_MS);
     rig_on_shard(rig, rig->shard_count - 1, owed_give, arg);
+}
+
+static void
+owed_turn_is_free(struct shard *shard, void *arg)
+{
+    (void)arg;
+    CHECK(shard->request_count != 0);
+    CHECK(atomic_load(&shard->server->memory_wanted) == 0);
+}
+
+static MAY_YIELD void
+owed_write_keys(struct rig_client *client)
+{
+    char name[OWED_KEY_BYTES + 1];
+    memset(name, 'k', OWED_KEY_BYTES);
+    name[OWED_KEY_BYTES] = '\0';
+    for (u32 i = 1; i < OWED_KEYS; i++) {
+        name[snprintf(name, sizeof(name), "%u", i)] = 'k';
+        CHECK(rig_is(rig_call(client, "SET %s v", name), "+OK\r\n"));
+    }
 }
 
 static MAY_YIELD void
@@ -908,6 +937,7 @@ owed_story(struct rig *rig)
     connect_to_first_shard(rig, &asker);
     connect_to_first_shard(rig, &lazy);
     CHECK(rig_is(rig_call(&asker, "SETRANGE %s %u x", key, OWED_LONG - 1), ":300000\r\n"));
+    if (owed->which == OWED_TO_KEYS_UNREAD) owed_write_keys(&asker);
     if (owed->which != OWED_BY_NOBODY) {
         io_conn_pause(lazy.conn);
         for (u32 i = 0; i < OWED_READS; i++)
@@ -916,9 +946,22 @@ owed_story(struct rig *rig)
     }
     rig_on_shard(rig, rig->shard_count - 1, owed_take, owed);
     if (owed->which != OWED_BY_NOBODY) rig_spawn(rig, owed_comes_back, owed);
-    bool keys = owed->which == OWED_TO_KEYS;
-    struct bytes reply = keys ? rig_call(&asker, "KEYS *") : rig_call(&asker, "GET %s", key);
-    snprintf(expected, sizeof(expected), keys ? "*1\r\n" : "$%u\r\n", OWED_LONG);
+    bool keys = owed->which >= OWED_TO_KEYS, unread = owed->which == OWED_TO_KEYS_UNREAD;
+    if (unread) io_conn_pause(asker.conn);
+    if (keys)
+        rig_send(&asker, "KEYS *");
+    else
+        rig_send(&asker, "GET %s", key);
+    if (unread) {
+        fiber_sleep_ns(500 * NS_PER_MS);
+        rig_on_shard(rig, 0, owed_turn_is_free, NULL);
+        io_conn_resume(asker.conn);
+    }
+    struct bytes reply = rig_read(&asker);
+    snprintf(expected, sizeof(expected), "%c%u\r\n", keys ? '*' : '$',
+             unread ? OWED_KEYS
+             : keys ? 1
+                    : OWED_LONG);
     if (owed->which == OWED_BY_NOBODY)
         CHECK(reply.size > 5 && memcmp(reply.data, "-OOM ", 5) == 0);
     else
