@@ -30,6 +30,7 @@ static void
 chunk_free(struct core_output *output, struct output_chunk *chunk)
 {
     list_del(&chunk->link);
+    output->shard->stats.output_bytes -= sizeof(*chunk) + chunk->size;
     mem_free(output->budget, chunk, sizeof(*chunk) + chunk->size);
 }
 
@@ -75,6 +76,7 @@ core_output_reserve(struct core_output *output, size_t size)
         if (chunk == NULL) return MARKED("io.output.no_memory", NULL);
         *chunk = (struct output_chunk){.size = (u32)(bytes - sizeof(*chunk))};
         list_push_back(&output->chunks, &chunk->link);
+        output->shard->stats.output_bytes += bytes;
     }
     output->reserved = true;
     return chunk->data + chunk->used;

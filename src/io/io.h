@@ -102,6 +102,7 @@ struct io_stats {
     u64 connections_accepted;
     u64 connections_refused; /* no memory, no descriptors */
     u64 received_bytes, sent_bytes;
+    u64 output_bytes;        /* memory of what clients have not taken yet */
     u64 receive_stalls;      /* times the provided buffers ran out */
     u64 connections_starved; /* closed: no memory for what they were sending */
     u64 cq_overflows;        /* a bug when not 0 */

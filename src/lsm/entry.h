@@ -21,6 +21,9 @@ enum entry_kind {
 
 enum entry_flags {
     ENTRY_BLOB = 1 << 0, /* value is a struct blob_pointer */
+    /* A delete that a read made of a version which a deleted range covers; in caches, never in a
+     * tree. version and seq are the range's. */
+    ENTRY_BY_RANGE = 1 << 1,
 };
 
 /* Where a value lives that is kept apart. */
@@ -37,9 +40,10 @@ struct entry {
     struct bytes value; /* empty for a delete */
     u64 version;
     u64 seq;
-    /* 0: never. Of what a read gives as deleted by a range: the number of the version that the
-     * range has deleted; else 0 for a delete. */
-    u64 expire_ms;
+    union {            /* only one of the two is ever needed, and the row cache keeps it */
+        u64 expire_ms; /* 0: never; of a delete, too */
+        u64 key_seq;   /* ENTRY_BY_RANGE: of the version that the range has deleted */
+    };
     u8 kind;
     u8 flags;
 };

@@ -2,7 +2,8 @@
  *
  * levels_internal.h -- struct levels, for the files of src/lsm that make up the levels:
  *
- *   levels.c        opening, closing, reading, figures
+ *   levels.c        opening, closing, figures
+ *   levels_read.c   reading: one key, values kept apart, cursors
  *   levels_commit.c the only place where the current run set changes
  *   run_set.c run_cursor.c     what readers hold
  *   output.c        writing tables and blob files, dropping what nobody needs

@@ -110,7 +110,8 @@ range_apply(const struct lsm *lsm, u16 keyspace, u64 seq_max, struct entry *entr
                            seq_max))
         return;
     entry->kind = ENTRY_DELETE;
-    entry->expire_ms = key_seq;
+    entry->flags = ENTRY_BY_RANGE;
+    entry->key_seq = key_seq;
 }
 
 static bool
@@ -123,11 +124,11 @@ entry_is_live(const struct entry *entry)
 static void
 value_describe(struct lsm_value *value, const struct entry *entry)
 {
-    bool by_range = entry->kind == ENTRY_DELETE && entry->expire_ms != 0;
+    bool by_range = entry->flags & ENTRY_BY_RANGE;
     *value = (struct lsm_value){
         .version = entry->version,
         .seq = entry->seq,
-        .key_seq = by_range ? entry->expire_ms : entry->seq,
+        .key_seq = by_range ? entry->key_seq : entry->seq,
         .expire_ms = entry->kind == ENTRY_DELETE ? 0 : entry->expire_ms,
     };
 }

@@ -160,7 +160,7 @@ row_cache_get(struct row_cache *cache, u16 keyspace, u64 key_hash, struct bytes 
         .value = BYTES(row->data + row->node.owner16, row->node.owner32),
         .version = row->version,
         .seq = row->seq,
-        .expire_ms = row->expire_ms,
+        .expire_ms = row->expire_ms, /* or the key_seq that shares its place */
         .kind = row->kind,
         .flags = row->flags,
     };

@@ -30,6 +30,13 @@
 #define SCAN_COUNT_MAX 65536u
 /* Keys travel between shards in pieces. */
 #define PIECE_BYTES (64u << 10)
+/* KEYS sends its reply in these. It has the memory for one from the beginning, so that it need not
+ * end in the middle for want of it. */
+#define SEND_BYTES (16u << 10)
+#define BULK_BYTES (LIMIT_KEY_BYTES + 16u) /* "$1024\r\n", the key, "\r\n" */
+/* What other shards' stores need for a piece comes back. */
+#define PIECE_RETRY_NS    (5 * NS_PER_MS)
+#define PIECE_PATIENCE_NS (60 * NS_PER_S)
 
 /* ---- positions inside a bucket ---- */
 
@@ -101,6 +108,12 @@ remember(struct piece *piece, u64 token, struct bytes key)
     piece->skip = true;
 }
 
+static bool
+may_pass(status st)
+{
+    return status_is(st, ST_NO_MEMORY) || status_is(st, ST_OVERLOADED);
+}
+
 /* On the shard that owns piece->token. */
 MAY_YIELD static void
 read_piece(void *arg)
@@ -160,6 +173,8 @@ read_piece(void *arg)
         if (fiber_should_yield()) fiber_yield();
     }
     lsm_scan_close(scan);
+    /* What was found is good, and the next piece goes on behind it. */
+    if (piece->stream && may_pass(piece->st) && piece->looked != 0) piece->st = ST_OK;
 }
 
 static void
@@ -296,73 +311,116 @@ cmd_scan(struct exec *x)
 
 /* ---- KEYS ---- */
 
+/* The memory of KEYS. */
+struct keys {
+    struct piece *piece;
+    struct cut *cut;
+    struct buf out; /* SEND_BYTES of the reply */
+};
+
+MAY_YIELD static status
+next_piece(struct exec *x, struct piece *piece, u32 shard)
+{
+    u64 deadline_ns = io_now_ns() + PIECE_PATIENCE_NS;
+    for (;;) {
+        status st = io_shard_call(shard, fiber_class_self(), read_piece, piece);
+        if (ok(st)) st = piece->st;
+        if (!may_pass(st) || x->session->conn == NULL || io_now_ns() >= deadline_ns) return st;
+        MARK("server.keys.memory_awaited");
+        fiber_sleep_ns(PIECE_RETRY_NS);
+    }
+}
+
 /* Reads all keys of the cut in pieces; each is given to each_piece. */
 MAY_YIELD static status
-read_all(struct exec *x, struct piece *piece, const struct cut *cut,
-         bool (*each_piece)(struct exec *x, struct piece *piece))
+read_all(struct exec *x, struct keys *keys, bool (*each_piece)(struct exec *x, struct keys *keys))
 {
     const struct server *server = x->shard->server;
+    struct piece *piece = keys->piece;
     for (u32 i = 0; i < server->shard_count; i++) {
         piece->token = server->layout.shards[i].token_first;
         piece->skip = false;
-        piece->snapshot = cut->snapshots[i];
+        piece->snapshot = keys->cut->snapshots[i];
         do {
-            status st = io_shard_call(i, fiber_class_self(), read_piece, piece);
-            if (ok(st)) st = piece->st;
+            status st = next_piece(x, piece, i);
             if (!ok(st)) return st;
-            if (!each_piece(x, piece)) return ST_CLOSED;
+            if (!each_piece(x, keys)) return ST_CLOSED;
         } while (!piece->end);
     }
     return ST_OK;
 }
 
 static bool
-count_piece(struct exec *x, struct piece *piece)
+count_piece(struct exec *x, struct keys *keys)
 {
-    (void)piece;
-    return x->session == NULL || x->session->conn != NULL;
+    (void)keys;
+    return x->session->conn != NULL;
 }
 
 MAY_YIELD static bool
-send_piece(struct exec *x, struct piece *piece)
+send_out(struct exec *x, struct buf *out)
 {
-    reply_piece(x, piece);
-    return session_stream(x);
+    bool there = session_stream_bytes(x, buf_bytes(out));
+    out->size = 0;
+    work_return(&x->shard->workers, x->work);
+    return there && x->session->conn != NULL && !x->session->closing;
+}
+
+MAY_YIELD static bool
+send_piece(struct exec *x, struct keys *keys)
+{
+    struct resp_writer w = {.out = &keys->out, .version = x->reply->version};
+    const struct piece *piece = keys->piece;
+    for (u32 at = 0; at < piece->used;) {
+        u32 size = load_u16(piece->data + at);
+        if (SEND_BYTES - keys->out.size < BULK_BYTES && !send_out(x, &keys->out)) return false;
+        resp_bulk(&w, BYTES(piece->data + at + 2, size));
+        at += 2 + size;
+    }
+    CHECK(!w.failed); /* there was room */
+    return true;
+}
+
+/* Once this has begun to send, only the end of the connection says that the reply is not whole. */
+MAY_YIELD static status
+send_keys(struct exec *x, struct keys *keys, u32 counted)
+{
+    struct piece *piece = keys->piece;
+    struct resp_writer w = {.out = &keys->out, .version = x->reply->version};
+    piece->count_only = false;
+    piece->matched = 0;
+    resp_array(&w, counted);
+    status st = read_all(x, keys, send_piece);
+    if (ok(st) && keys->out.size != 0 && !send_out(x, &keys->out)) st = ST_CLOSED;
+    if (ok(st) && piece->matched != counted) st = ST_CORRUPT; /* cannot be: see above */
+    if (ok(st) || x->session->conn == NULL) return st;
+    session_abort(x->session);
+    return ST_OK;
 }
 
 MAY_YIELD void
 cmd_keys(struct exec *x)
 {
-    struct piece *piece = new_piece(x);
-    struct cut *cut = (struct cut *)(void *)exec_alloc(x, sizeof(*cut));
-    if (piece == NULL || cut == NULL) return;
-    piece->stream = true;
-    if (!(x->args[1].size == 1 && x->args[1].data[0] == '*')) piece->pattern = x->args[1];
+    struct keys keys = {.piece = new_piece(x)};
+    keys.cut = (struct cut *)(void *)exec_alloc(x, sizeof(*keys.cut));
+    if (keys.piece == NULL || keys.cut == NULL) return;
+    buf_init(&keys.out, x->budget);
+    status st = ST_NO_MEMORY;
+    if (buf_reserve(&keys.out, SEND_BYTES)) st = cut_open(x->shard, keys.cut);
+    if (!ok(st)) goto done;
+    exec_memory_had(x); /* from here on it waits for its client (K3 of work.h) */
 
-    status st = cut_open(x->shard, cut);
-    if (!ok(st)) {
-        exec_fail(x, st);
-        return;
-    }
-    piece->count_only = true;
-    st = read_all(x, piece, cut, count_piece);
-    if (ok(st)) {
-        u64 counted = piece->matched;
-        if (counted > UINT32_MAX) st = ST_TOO_LARGE;
-        piece->count_only = false;
-        piece->matched = 0;
-        if (ok(st)) {
-            resp_array(x->reply, (u32)counted);
-            st = read_all(x, piece, cut, send_piece);
-            if (ok(st) && piece->matched != counted) st = ST_CORRUPT; /* cannot be: see above */
-            if (!ok(st) && x->session->conn != NULL) {
-                /* The reply has begun: only the end of the connection says that it is not whole. */
-                session_abort(x->session);
-                st = ST_OK;
-            }
-        }
-    }
-    cut_close(cut);
+    keys.piece->stream = true;
+    if (!(x->args[1].size == 1 && x->args[1].data[0] == '*')) keys.piece->pattern = x->args[1];
+    keys.piece->count_only = true;
+    st = read_all(x, &keys, count_piece);
+    u64 counted = keys.piece->matched;
+    if (ok(st) && counted > UINT32_MAX) st = ST_TOO_LARGE;
+    if (ok(st)) st = send_keys(x, &keys, (u32)counted);
+    cut_close(keys.cut);
+
+done:
+    buf_deinit(&keys.out);
     if (!ok(st) && !status_is(st, ST_CLOSED)) exec_fail(x, st);
 }
 

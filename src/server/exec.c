@@ -105,6 +105,14 @@ exec_alloc(struct exec *x, size_t size)
     return (u8 *)(block + 1);
 }
 
+void
+exec_memory_had(struct exec *x)
+{
+    if (x->memory_turn == NULL || !*x->memory_turn) return;
+    memory_turn_give(x->shard, x->work);
+    *x->memory_turn = false;
+}
+
 bool
 exec_copy(struct exec *x, struct bytes source, struct bytes *out)
 {

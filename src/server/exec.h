@@ -39,6 +39,7 @@ struct exec {
     struct shard *shard;
     struct budget *budget;
     struct work *work;       /* of the worker that runs it; NULL where nobody asks */
+    bool *memory_turn;       /* whether it has the shard's, or NULL: exec_memory_had */
     struct session *session; /* commands of the connection only; NULL when keys are elsewhere */
     const struct command *command;
     const struct bytes *args;
@@ -124,6 +125,8 @@ exec_delete(struct exec *x, struct bytes key)
 }
 /* Memory until the end of the run; NULL: return at once. */
 MUST_CHECK u8 *exec_alloc(struct exec *x, size_t size);
+/* It has all the memory that it needs: if it had the turn for that, others have it now. */
+void exec_memory_had(struct exec *x);
 /* false: return at once. */
 MUST_CHECK bool exec_copy(struct exec *x, struct bytes source, struct bytes *out);
 /* Stops with a failure of the store's kind. */

@@ -162,11 +162,27 @@ deliver_release(struct io_mail *mail)
     release(CONTAINER_OF(mail, struct request, mail));
 }
 
+/* At the owner, when another shard is the home: from when it comes until its reply has gone. */
+static void
+guest_comes(const struct request *request, struct shard *shard)
+{
+    if (request->home != shard->index) shard->guest_count++;
+}
+
+static void
+guest_leaves(const struct request *request, struct shard *shard)
+{
+    if (request->home == shard->index) return;
+    CHECK(shard->guest_count > 0);
+    shard->guest_count--;
+}
+
 static void
 deliver_free_reply(struct io_mail *mail)
 {
     struct request *request = CONTAINER_OF(mail, struct request, mail);
     buf_deinit(&request->reply);
+    guest_leaves(request, shard_self());
     request->mail.deliver = deliver_release;
     io_mail_send(request->home, &request->mail);
 }
@@ -280,6 +296,7 @@ send_back(struct request *request)
         if (request->reply.size > 0) /* not so when there was no memory for it */
             memcpy(request->inline_reply, request->reply.data, request->reply.size);
         buf_deinit(&request->reply);
+        guest_leaves(request, shard_self());
     }
     request->mail.deliver = deliver_finished;
     io_mail_send(request->home, &request->mail);
@@ -401,6 +418,47 @@ was_too_early(const struct request *request, const struct exec *x, const struct 
 #define MEMORY_RETRY_NS    (5 * NS_PER_MS)
 #define MEMORY_PATIENCE_NS (60 * NS_PER_S)
 
+/* Whether others have memory here that will come back: requests of this shard and of other ones,
+ * and what clients are still owed for those that have ended. */
+static bool
+others_owe_memory(const struct shard *shard, const struct request *request)
+{
+    u32 own = request->part && request->home == shard->index ? 2 : 1; /* the whole is here, too */
+    if (shard->request_count + shard->guest_count > own) return true;
+    struct io_stats io;
+    io_stats_get(&io);
+    return io.output_bytes != 0;
+}
+
+/* A command that asks all shards has begun its reply and failed, or nobody wants it any more. */
+static bool
+is_over(const struct request *request)
+{
+    const struct session *s = request->session;
+    return request->command->place == PLACE_FIBER && (s->conn == NULL || s->closing);
+}
+
+/* turn: whether it has the memory's, which a command that streams gives back when it has what it
+ * needs (exec_memory_had). */
+MAY_YIELD static void
+run_once(struct request *request, struct exec *x, struct resp_writer *w, bool *turn)
+{
+    if (request->command->place != PLACE_FIBER) {
+        exec_wait(x, request->command->handler);
+        return;
+    }
+    x->session = request->session;
+    x->work = &request->work;
+    x->memory_turn = turn;
+    x->waits = true;
+    x->now_ms = io_wall_ms();
+    request->command->handler(x);
+    if (ok(x->failure)) return;
+    request->reply.size = 0;
+    w->failed = false;
+    exec_failure_reply(request->command, request->args, w, x->failure);
+}
+
 /* false: it is to be put off. */
 static MAY_YIELD bool
 run_waiting(struct request *request, struct exec *x, struct resp_writer *w, struct shard *shard)
@@ -408,14 +466,14 @@ run_waiting(struct request *request, struct exec *x, struct resp_writer *w, stru
     bool alone = false;
     u64 deadline_ns = FIBER_FOREVER;
     for (u32 tries = 1;; tries++) {
-        exec_wait(x, request->command->handler);
+        run_once(request, x, w, &alone);
         if (was_too_early(request, x, w, shard)) return false;
         bool short_of_memory = w->failed || status_is(x->failure, ST_NO_MEMORY);
         if (!short_of_memory || x->wrote || io_now_ns() >= deadline_ns) break;
         bool read_part = (request->parent != NULL || request->part) &&
                          request->command->place == PLACE_SPLIT_ARRAY;
-        if (read_part) break;                /* request_parts.c sees to it */
-        if (shard->request_count < 2) break; /* nobody will give any back */
+        if (read_part) break; /* request_parts.c sees to it */
+        if (is_over(request) || !others_owe_memory(shard, request)) break;
         MARK("server.request.memory_awaited");
         if (w->failed) request->long_reply = true;
         exec_deinit(x);
@@ -423,7 +481,7 @@ run_waiting(struct request *request, struct exec *x, struct resp_writer *w, stru
         buf_init(&request->reply, request_budget(request, shard));
         if ((request->large || request->long_reply || tries >= MEMORY_TRIES) && !alone) {
             alone = memory_turn_take(shard, &request->work);
-            deadline_ns = io_now_ns() + MEMORY_PATIENCE_NS;
+            deadline_ns = MIN(deadline_ns, io_now_ns() + MEMORY_PATIENCE_NS);
             if (!alone) {
                 exec_of_request(x, request, w, shard);
                 exec_fail(x, ST_NO_MEMORY);
@@ -454,8 +512,9 @@ run_on_fiber(struct work *work)
     shard->stats->requests_fiber++;
     if (request->command->flags & COMMAND_NATIVE && native_too_late(request->args[0], request)) {
         native_failure(request->args[0], &w, ST_TIMED_OUT);
-    } else if (request->in_stretches || request->command->place == PLACE_FIBER ||
-               request->command->place == PLACE_HOME) {
+    } else if (request->in_stretches || request->command->place == PLACE_HOME ||
+               (request->command->place == PLACE_FIBER &&
+                !(request->command->flags & COMMAND_READONLY))) {
         x.session = request->session;
         x.work = work;
         x.waits = true;
@@ -536,6 +595,7 @@ deliver_run(struct io_mail *mail)
 {
     struct request *request = CONTAINER_OF(mail, struct request, mail);
     struct shard *shard = shard_self();
+    guest_comes(request, shard);
     buf_init(&request->reply, request_budget(request, shard));
     struct request *before = order_find(shard, request);
     if (before != NULL) {

@@ -414,6 +414,17 @@ session_request_put_off(struct request *request)
 /* ---- accounts ---- */
 
 void
+session_log_slow(struct session *s, const struct command *command, const struct bytes *args,
+                 u32 arg_count, u64 us)
+{
+    struct shard *shard = s->shard;
+    /* Under overload every request is slow: the kernel is asked once. */
+    if (s->peer[0] == '\0') session_peer(s, s->peer, sizeof(s->peer));
+    slowlog_add(&shard->slowlog, shard->config->slowlog_max_len, io_wall_ms() / 1000, us, command,
+                args, arg_count, s->peer, buf_bytes(&s->name));
+}
+
+void
 session_account(struct session *s, const struct command *command, const struct bytes *args,
                 u32 arg_count, u64 start_ns, struct bytes reply)
 {
@@ -431,12 +442,8 @@ session_account(struct session *s, const struct command *command, const struct b
     i64 slower_us = config_slowlog_us(shard->config);
     u64 us = ns / NS_PER_US;
     if (UNLIKELY(slower_us >= 0 && us >= (u64)slower_us) &&
-        !(command->flags & COMMAND_SKIP_SLOWLOG) && s->protocol == SESSION_RESP) {
-        /* Under overload every request is slow: the kernel is asked once. */
-        if (s->peer[0] == '\0') session_peer(s, s->peer, sizeof(s->peer));
-        slowlog_add(&shard->slowlog, shard->config->slowlog_max_len, io_wall_ms() / 1000, us,
-                    command, args, arg_count, s->peer, buf_bytes(&s->name));
-    }
+        !(command->flags & COMMAND_SKIP_SLOWLOG) && s->protocol == SESSION_RESP)
+        session_log_slow(s, command, args, arg_count, us);
     u64 threshold_ms = shard->config->latency_monitor_threshold_ms;
     if (UNLIKELY(threshold_ms != 0 && us / 1000 >= threshold_ms))
         latency_add(&shard->latency,

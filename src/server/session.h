@@ -142,6 +142,8 @@ void session_sweep_start(struct shard *shard);
 /* Counts, slow log, latency monitor, for a command that has ended. */
 void session_account(struct session *s, const struct command *command, const struct bytes *args,
                      u32 arg_count, u64 start_ns, struct bytes reply);
+void session_log_slow(struct session *s, const struct command *command, const struct bytes *args,
+                      u32 arg_count, u64 us);
 void session_peer(const struct session *s, char *out, size_t size);
 /* One line of CLIENT LIST, without its end. */
 size_t session_describe(const struct session *s, char *out, size_t size);

@@ -12,6 +12,10 @@
 #include <ctype.h>
 #include <stdio.h>
 
+/* What is answered at home at once; it fits in a chunk of output of the smaller kind
+ * (core_output.c).
+ */
+#define HOME_REPLY_BYTES 4000u
 /* The parser's memory for any usual request. */
 #define PARSER_SMALL_BYTES (16u << 10)
 
@@ -75,6 +79,23 @@ answer_now(struct call *call, const struct resp_writer *w)
         return;
     }
     if (!call->silent) session_write(call->s, buf_bytes(w->out), 0);
+}
+
+/* A long one (COMMAND DOCS) goes out as the client and the memory for output allow, as those of
+ * requests do. What changes something answers in a few bytes; this has changed nothing. */
+static void
+answer_long(struct call *call, struct resp_writer *w)
+{
+    struct request *slot = w->failed ? NULL : reply_slot(call);
+    if (slot != NULL) {
+        answer_later(call, slot, w, 0);
+        session_deliver(call->s);
+        return;
+    }
+    w->failed = false;
+    w->out->size = 0;
+    exec_error_reply(w, ST_NO_MEMORY);
+    answer_now(call, w);
 }
 
 static void
@@ -159,7 +180,10 @@ run_at_home(struct call *call, struct resp_writer *w)
     /* What turned replies off or on counts for its own reply, too. */
     if (call->command->handler == cmd_client_reply || call->command->handler == cmd_reset)
         call->silent = s->reply_off;
-    answer_now(call, w);
+    if (w->out->size > (w->failed ? 256u : HOME_REPLY_BYTES))
+        answer_long(call, w);
+    else
+        answer_now(call, w);
     if (s->close_after) session_close(s);
     return DISPATCH_DONE;
 }
@@ -425,6 +449,14 @@ abort_exec(struct session *s, struct resp_writer *w)
     session_multi_free(s);
 }
 
+/* CLIENT REPLY SKIP counts for what comes next, be it an empty request (as in Redis). */
+static void
+skip_goes_on(struct session *s)
+{
+    s->reply_skip = s->reply_skip_next;
+    s->reply_skip_next = false;
+}
+
 /* One complete command. */
 static enum dispatch
 dispatch(struct session *s, const struct bytes *args, u32 arg_count, u64 start_ns)
@@ -495,10 +527,7 @@ dispatch(struct session *s, const struct bytes *args, u32 arg_count, u64 start_n
         if (!counted || (result == DISPATCH_DONE && w.out->size != 0))
             session_account(s, command, args, arg_count, start_ns, buf_bytes(w.out));
     }
-    if (result == DISPATCH_DONE) {
-        s->reply_skip = s->reply_skip_next;
-        s->reply_skip_next = false;
-    }
+    if (result == DISPATCH_DONE) skip_goes_on(s);
     return result;
 }
 
@@ -611,6 +640,8 @@ session_resp_received(struct session *s, struct bytes data)
                 break;
             }
             clock_ns = io_clock_ns();
+        } else {
+            skip_goes_on(s);
         }
         at += consumed;
         if (s->stall != SESSION_RUNS) break;

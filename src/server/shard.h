@@ -117,6 +117,7 @@ struct shard {
     /* work */
     struct workers workers;
     u32 request_count, heavy_count, large_count;
+    u32 guest_count; /* requests of other shards that run here, or have replies in memory of here */
     struct list starved[WORK_CLASSES]; /* sessions that wait for a place for a request */
     /* Large requests that were short of memory, one at a time; by work->calls, since of those that
      * call the one whose turn it is needs others of the other kind to run. */

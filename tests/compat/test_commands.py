@@ -615,6 +615,17 @@ def test_client_reply_off_and_skip(our_port):
         assert ours.call("GET", "a") == b"2"
 
 
+@pytest.mark.parametrize("empty", [b"\r\n", b"*0\r\n", b"*-1\r\n"])
+def test_client_reply_skip_is_used_up_by_an_empty_request(our_port, redis_port, empty):
+    skip = Resp.encode("CLIENT", "REPLY", "SKIP")
+    for port in (our_port, redis_port):
+        with Resp(port) as connection:
+            connection.send_raw(skip + empty + Resp.encode("ECHO", "1") + skip + empty + empty +
+                                Resp.encode("ECHO", "2") + skip + Resp.encode("ECHO", "3") +
+                                Resp.encode("ECHO", "4"))
+            assert [connection.read() for _ in range(3)] == [b"1", b"2", b"4"], port
+
+
 def test_client_list_and_kill(our_port):
     with Resp(our_port) as one, Resp(our_port) as two:
         two.call("CLIENT", "SETNAME", "victim")

@@ -3,6 +3,7 @@
 
 import json
 import os
+import re
 import subprocess
 
 import pytest
@@ -100,6 +101,53 @@ def test_import_is_the_inverse_of_export(client, tmp_path):
     client("import", "--if-absent", str(tmp_path / "all.json"))
     client("import", data=b'{"key": "ok", "value": "1"}\n{"key": \n', code=1)
     assert client.server.call("GET", "ok") == b"1"
+
+
+def on_a_terminal(*words, data=None):
+    """What it writes on its standard error, which is a terminal."""
+    ours, its = os.openpty()
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=its,
+                          close_fds=True) as process:
+        os.close(its)
+        if data is not None:
+            process.stdin.write(data)
+        process.stdin.close()
+        shown = b""
+        while True:
+            try:
+                piece = os.read(ours, 65536)
+            except OSError:  # the other side is closed
+                break
+            if not piece:
+                break
+            shown += piece
+        os.close(ours)
+        assert process.wait(timeout=60 * SLOW) == 0, shown
+    return shown.decode()
+
+
+def test_import_shows_its_progress_on_a_terminal_only(client, tmp_path):
+    count = 20_000
+    data = b"".join(b"key%d\t%s\n" % (i, b"v" * 200) for i in range(count))
+    file = tmp_path / "many.tsv"
+    file.write_bytes(data)
+    address = ("--server", f"127.0.0.1:{client.server.port}")
+    shown = on_a_terminal(CLIENT, *address, "import", str(file))
+    bars = re.findall(r"\r\[(#*) *\] +(\d+)%  (\d+) records, \d+/s\x1b\[K", shown)
+    assert bars, shown
+    for filled, percent, records in bars:
+        assert len(filled) <= 30 and abs(len(filled) - int(percent) * 0.3) <= 1, shown
+        assert int(records) <= count
+    assert [int(bar[1]) for bar in bars] == sorted(int(bar[1]) for bar in bars)
+    assert re.search(rf"\r\x1b\[Kimported {count} records, 0 skipped, 0 failed", shown), shown
+    assert client.server.call("DBSIZE") == count
+    # How much is to come is not known of a pipe.
+    shown = on_a_terminal(CLIENT, *address, "import", data=data)
+    assert re.search(r"\r\d+ records, \d+\.\d MB, \d+/s\x1b\[K", shown), shown
+    assert "imported" not in on_a_terminal(CLIENT, *address, "import", "--quiet", str(file))
+    plain = subprocess.run([CLIENT, *address, "import", str(file)], capture_output=True,
+                           timeout=60 * SLOW, check=True).stderr
+    assert b"\r" not in plain and b"\x1b" not in plain and b"imported" in plain
 
 
 def test_status_doctor_and_ping(client):

@@ -8,11 +8,12 @@ import signal
 import socket
 import stat
 import subprocess
+import threading
 import time
 
 import pytest
 
-from conftest import SANITIZED, SERVER, SLOW, free_port
+from conftest import SANITIZED, SERVER, SLOW, Resp, free_port
 
 
 def run_server(*words, env=None, timeout=20):
@@ -46,7 +47,31 @@ def check(server, count, prefix="k", size=100):
                 assert connection.read() == f"{prefix}{i}:".encode() + b"v" * size, f"{prefix}{i}"
 
 
+def table_bytes(data_dir):
+    return sum(os.path.getsize(os.path.join(root, name)) for root, _, names in os.walk(data_dir)
+               for name in names if re.fullmatch(r"t[0-9a-f]{16}", name))
+
+
 # ---- start and stop ----
+
+
+@pytest.mark.parametrize("codecs", [("none", "lz4"), ("lz4", "deflate"), ("deflate", "none")])
+def test_each_codec_keeps_what_it_stored_when_another_is_chosen(make_server, tmp_path, codecs):
+    server = make_server(cores="0", codec=codecs[0], codec_last=codecs[0])
+    fill(server, 8000, "first", 400)
+    server.stop()  # everything is in tables now
+    stored = table_bytes(tmp_path / "data")
+    assert stored > 8000 * 400 if codecs[0] == "none" else 0 < stored < 8000 * 200, stored
+    server.options.update({"codec": codecs[1], "codec-last": codecs[1]})
+    server.start()
+    check(server, 8000, "first", 400)
+    fill(server, 8000, "second", 400)
+    server.restart()
+    check(server, 8000, "first", 400)
+    check(server, 8000, "second", 400)
+    assert server.call("DBSIZE") == 16000
+    server.stop()
+    assert run_server("--verify", "--data-dir", server.data_dir, timeout=60).returncode == 0
 
 
 @pytest.mark.smoke
@@ -142,6 +167,16 @@ def test_the_number_of_cores_may_change(make_server):
             assert server.call("GET", f"k{i}").startswith(b"k%d:" % i)
     server.call("SET", "k0", "k0:" + "v" * 100)
     check(server, 3000)
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
+def test_each_shard_is_pinned_to_its_core(make_server):
+    cores = sorted(os.sched_getaffinity(0))[:2]
+    server = make_server(data_dir=":memory:", cores=",".join(str(core) for core in cores))
+    threads = os.listdir(f"/proc/{server.process.pid}/task")
+    places = [os.sched_getaffinity(int(thread)) for thread in threads]
+    for core in cores:
+        assert {core} in places, places
 
 
 def test_memory_only_data_is_gone_after_a_restart(make_server):
@@ -609,3 +644,40 @@ def test_tuning_sets_what_it_may_when_asked(tmp_path):
     assert (core / "somaxconn").read_text() == "1024\n"
 
 
+
+
+def test_the_slow_log_tells_of_a_stall_within_a_pipeline(make_server):
+    """Up to 32 plain commands are run at once; each one's share of a stall is short."""
+    server = make_server(cores="0", data_dir=":memory:", slowlog_log_slower_than=30_000,
+                         stall="0")
+    fill(server, 1000)
+    batch = b"".join(Resp.encode("GET", f"k{i}") for i in range(1000))
+    stop = threading.Event()
+
+    def load():
+        with server.connect() as connection:
+            while not stop.is_set():
+                connection.send_raw(batch)
+                for _ in range(1000):
+                    assert connection.read() is not None
+
+    threads = [threading.Thread(target=load) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    found = []
+    try:
+        end = time.monotonic() + 30 * SLOW
+        while not found and time.monotonic() < end:
+            server.process.send_signal(signal.SIGSTOP)
+            time.sleep(0.06)
+            server.process.send_signal(signal.SIGCONT)
+            time.sleep(0.01)
+            found = [entry for entry in server.call("SLOWLOG", "GET", "128")
+                     if re.fullmatch(rb"\.\.\. \(\d+ more commands at once\)", entry[3][-1])]
+    finally:
+        server.process.send_signal(signal.SIGCONT)
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert found
+    assert found[0][2] >= 30_000 and found[0][3][0] == b"GET", found[0]

@@ -954,6 +954,189 @@ a_write_waits_for_every_earlier_read_of_its_key(void **state)
     assert_true(met.overtaken > 0);
 }
 
+/* ---- memory that others have comes back ---- */
+
+#define OWED_LONG  300000u /* more than a shard keeps room for */
+#define OWED_READS 8u
+
+/* Who has memory where the asker needs some, and what the asker needs it for. */
+enum owed_case {
+    OWED_BY_NOBODY,
+    OWED_BY_GUEST,
+    OWED_BY_OUTPUT,
+    OWED_TO_KEYS,
+    OWED_TO_KEYS_UNREAD, /* whose client does not read for a while */
+    OWED_CASES
+};
+#define OWED_KEYS      800u
+#define OWED_KEY_BYTES 1000u
+
+struct owed {
+    enum owed_case which;
+    struct budget *budget; /* of the node's shard: all but a little is taken */
+    u64 taken;
+};
+
+static void
+owed_take(struct shard *shard, void *arg)
+{
+    struct owed *owed = arg;
+    owed->budget = owed->which >= OWED_TO_KEYS ? &shard->large_budget : &shard->budget;
+    u64 free_bytes = budget_available(owed->budget);
+    CHECK(free_bytes > KIB(32));
+    owed->taken = free_bytes - KIB(32);
+    CHECK(budget_take(owed->budget, owed->taken));
+}
+
+static void
+owed_give(struct shard *shard, void *arg)
+{
+    (void)shard;
+    struct owed *owed = arg;
+    budget_give(owed->budget, owed->taken);
+}
+
+static MAY_YIELD void
+owed_comes_back(struct rig *rig, void *arg)
+{
+    fiber_sleep_ns(100 * NS_PER_MS);
+    rig_on_shard(rig, rig->shard_count - 1, owed_give, arg);
+}
+
+static void
+owed_turn_is_free(struct shard *shard, void *arg)
+{
+    (void)arg;
+    CHECK(shard->request_count != 0);
+    CHECK(atomic_load(&shard->server->memory_wanted) == 0);
+}
+
+static MAY_YIELD void
+owed_write_keys(struct rig_client *client)
+{
+    char name[OWED_KEY_BYTES + 1];
+    memset(name, 'k', OWED_KEY_BYTES);
+    name[OWED_KEY_BYTES] = '\0';
+    for (u32 i = 1; i < OWED_KEYS; i++) {
+        name[snprintf(name, sizeof(name), "%u", i)] = 'k';
+        CHECK(rig_is(rig_call(client, "SET %s v", name), "+OK\r\n"));
+    }
+}
+
+static MAY_YIELD void
+connect_to_first_shard(struct rig *rig, struct rig_client *client)
+{
+    for (;;) {
+        rig_connect(rig, client);
+        struct bytes reply = rig_call(client, "CLIENT ID");
+        CHECK(reply.size > 1 && reply.data[0] == ':');
+        if ((strtoull((const char *)reply.data + 1, NULL, 10) & 63) == 0) return;
+        rig_disconnect(client);
+    }
+}
+
+static MAY_YIELD void
+owed_story(struct rig *rig)
+{
+    struct owed *owed = rig->arg;
+    struct rig_client lazy, asker;
+    char key[32], expected[16];
+    rig_key_of_shard(rig, rig->shard_count - 1, "long", key, sizeof(key));
+    connect_to_first_shard(rig, &asker);
+    connect_to_first_shard(rig, &lazy);
+    CHECK(rig_is(rig_call(&asker, "SETRANGE %s %u x", key, OWED_LONG - 1), ":300000\r\n"));
+    if (owed->which == OWED_TO_KEYS_UNREAD) owed_write_keys(&asker);
+    if (owed->which != OWED_BY_NOBODY) {
+        io_conn_pause(lazy.conn);
+        for (u32 i = 0; i < OWED_READS; i++)
+            rig_send(&lazy, "GET %s", key);
+        fiber_sleep_ns(100 * NS_PER_MS);
+    }
+    rig_on_shard(rig, rig->shard_count - 1, owed_take, owed);
+    if (owed->which != OWED_BY_NOBODY) rig_spawn(rig, owed_comes_back, owed);
+    bool keys = owed->which >= OWED_TO_KEYS, unread = owed->which == OWED_TO_KEYS_UNREAD;
+    if (unread) io_conn_pause(asker.conn);
+    if (keys)
+        rig_send(&asker, "KEYS *");
+    else
+        rig_send(&asker, "GET %s", key);
+    if (unread) {
+        fiber_sleep_ns(500 * NS_PER_MS);
+        rig_on_shard(rig, 0, owed_turn_is_free, NULL);
+        io_conn_resume(asker.conn);
+    }
+    struct bytes reply = rig_read(&asker);
+    snprintf(expected, sizeof(expected), "%c%u\r\n", keys ? '*' : '$',
+             unread ? OWED_KEYS
+             : keys ? 1
+                    : OWED_LONG);
+    if (owed->which == OWED_BY_NOBODY)
+        CHECK(reply.size > 5 && memcmp(reply.data, "-OOM ", 5) == 0);
+    else
+        CHECK(reply.size > 5 && memcmp(reply.data, expected, strlen(expected)) == 0);
+    rig_wait_spawned(rig);
+    if (owed->which == OWED_BY_NOBODY) rig_on_shard(rig, rig->shard_count - 1, owed_give, owed);
+    io_conn_resume(lazy.conn);
+    rig_disconnect(&lazy);
+    rig_disconnect(&asker);
+}
+
+static void
+who_finds_no_memory_waits_while_others_have_some(void **state)
+{
+    (void)state;
+    for (enum owed_case which = 0; which < OWED_CASES; which++) {
+        struct owed owed = {.which = which};
+        struct rig rig = {
+            .shard_count = which == OWED_BY_GUEST ? 2 : 1, .story = owed_story, .arg = &owed};
+        sim_options_default(&rig.options, 5);
+        rig_run(&rig);
+    }
+}
+
+/* ---- long replies about the node itself, when the memory for output is out ---- */
+
+#define DOCS_CLIENTS 200u
+#define DOCS_EACH    12u
+
+static MAY_YIELD void
+docs_story(struct rig *rig)
+{
+    struct rig_client *clients = calloc(DOCS_CLIENTS, sizeof(*clients));
+    u32 whole = 0;
+    for (u32 i = 0; i < DOCS_CLIENTS; i++) {
+        rig_connect(rig, &clients[i]);
+        io_conn_pause(clients[i].conn);
+        for (u32 j = 0; j < DOCS_EACH; j++)
+            rig_send(&clients[i], "COMMAND DOCS");
+    }
+    fiber_sleep_ns(500 * NS_PER_MS);
+    for (u32 i = 0; i < DOCS_CLIENTS; i++) {
+        if (clients[i].conn != NULL) io_conn_resume(clients[i].conn);
+        for (u32 j = 0; j < DOCS_EACH; j++) {
+            struct bytes reply = rig_read(&clients[i]);
+            CHECK(reply.size > 5);
+            if (reply.data[0] == '*') whole++;
+            CHECK(reply.data[0] == '*' || memcmp(reply.data, "-OOM ", 5) == 0);
+        }
+        CHECK(rig_is(rig_call(&clients[i], "PING"), "+PONG\r\n"));
+    }
+    CHECK(whole > DOCS_CLIENTS);
+    for (u32 i = 0; i < DOCS_CLIENTS; i++)
+        rig_disconnect(&clients[i]);
+    free(clients);
+}
+
+static void
+long_replies_about_the_node_close_nobody(void **state)
+{
+    (void)state;
+    struct rig rig = {.shard_count = 1, .story = docs_story};
+    sim_options_default(&rig.options, 6);
+    rig_run(&rig);
+}
+
+
 int
 main(int argc, char **argv)
 {
@@ -971,6 +1154,9 @@ main(int argc, char **argv)
         cmocka_unit_test(plain_requests_are_done_and_counted_once_whatever_allocation_is_refused),
         cmocka_unit_test(a_flush_is_done_or_refused_whatever_allocation_is_refused),
         cmocka_unit_test(a_write_waits_for_every_earlier_read_of_its_key),
+        cmocka_unit_test(who_finds_no_memory_waits_while_others_have_some),
+        cmocka_unit_test(long_replies_about_the_node_close_nobody),
+
     };
     cmocka_set_test_filter(argc > 1 ? argv[1] : NULL); /* run one by its name */
     return cmocka_run_group_tests(tests, NULL, NULL);
