@@ -115,8 +115,9 @@ static struct block *
 find(struct block_cache *cache, u64 file_id, u64 offset)
 {
     u32 hash = (u32)block_hash(file_id, offset);
-    struct s3fifo_node *node = s3fifo_bucket(&cache->fifo, hash);
-    for (; node != NULL; node = node->chain) {
+    const struct s3fifo_bucket *bucket = s3fifo_bucket(&cache->fifo, hash);
+    struct s3fifo_node *node;
+    for (u32 place = 0; (node = s3fifo_next(&bucket, &place, hash)) != NULL;) {
         struct block *block = block_of(node);
         if (node->hash == hash && block->file_id == file_id && block->offset == offset)
             return block;
@@ -170,8 +171,8 @@ block_cache_insert(struct block_cache *cache, struct block *block)
         MARK("lsm.block_cache.read_twice"); /* two fibers waited for the same block */
         return;
     }
+    if (!s3fifo_insert(&cache->fifo, &block->node)) return; /* stays private */
     block->owner = cache;
-    s3fifo_insert(&cache->fifo, &block->node);
     list_push_back(file_list(cache, block->file_id), &block->file_link);
     shrink(cache, STEP_BLOCKS);
     AUDIT("lsm.block_cache.inserted", block_cache_check(cache));

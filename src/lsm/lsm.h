@@ -147,8 +147,10 @@ struct lsm_aim {
     u64 token;
     u64 key_hash; /* hash_key(key, 0) */
     u16 keyspace;
-    const struct leaf *leaf; /* private */
+    /* private */
+    const struct leaf *leaf;
     const struct record *found;
+    const struct s3fifo_bucket *bucket;
 };
 void lsm_aim_1(const struct lsm *lsm, struct lsm_aim *aim);
 void lsm_aim_2(const struct lsm *lsm, struct lsm_aim *aim);

@@ -200,7 +200,7 @@ lsm_aim_1(const struct lsm *lsm, struct lsm_aim *aim)
 {
     const struct lsm_keyspace *ks = &lsm->keyspaces[aim->keyspace];
     if (ks->active != NULL) memtable_prefetch_root(ks->active, aim->token);
-    row_cache_prefetch_bucket(lsm->row_cache, aim->keyspace, aim->key_hash);
+    aim->bucket = row_cache_prefetch_bucket(lsm->row_cache, aim->keyspace, aim->key_hash);
 }
 
 void
@@ -208,7 +208,7 @@ lsm_aim_2(const struct lsm *lsm, struct lsm_aim *aim)
 {
     const struct lsm_keyspace *ks = &lsm->keyspaces[aim->keyspace];
     aim->leaf = ks->active == NULL ? NULL : memtable_prefetch_leaf(ks->active, aim->token);
-    row_cache_prefetch_row(lsm->row_cache, aim->keyspace, aim->key_hash);
+    row_cache_prefetch_row(aim->bucket, aim->keyspace, aim->key_hash);
 }
 
 void

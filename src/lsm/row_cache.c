@@ -23,6 +23,9 @@
 #define STEP_ROWS       64u
 #define LIMIT_STEP_ROWS 4096u
 
+#define CACHE_LINE_BYTES 64u
+#define PREFETCH_LINES   4u /* of a row with a value of 100 bytes; a longer one is followed */
+
 struct row {
     struct s3fifo_node node; /* owner16: key bytes; owner32: value bytes */
     u64 token;
@@ -101,8 +104,9 @@ shrink(struct row_cache *cache, u32 count)
 static struct row *
 find(struct row_cache *cache, u16 keyspace, u32 hash, struct bytes key)
 {
-    struct s3fifo_node *node = s3fifo_bucket(&cache->fifo, hash);
-    for (; node != NULL; node = node->chain) {
+    const struct s3fifo_bucket *bucket = s3fifo_bucket(&cache->fifo, hash);
+    struct s3fifo_node *node;
+    for (u32 place = 0; (node = s3fifo_next(&bucket, &place, hash)) != NULL;) {
         if (node->hash != hash || node->owner16 != key.size) continue;
         struct row *row = row_of(node);
         if (row->keyspace == keyspace && row->epoch == cache->epoch &&
@@ -167,20 +171,22 @@ row_cache_get(struct row_cache *cache, u16 keyspace, u64 key_hash, struct bytes 
     return true;
 }
 
-void
+const struct s3fifo_bucket *
 row_cache_prefetch_bucket(const struct row_cache *cache, u16 keyspace, u64 key_hash)
 {
-    s3fifo_prefetch_bucket(&cache->fifo, row_hash(keyspace, key_hash));
+    const struct s3fifo_bucket *bucket = s3fifo_bucket(&cache->fifo, row_hash(keyspace, key_hash));
+    __builtin_prefetch(bucket);
+    return bucket;
 }
 
 void
-row_cache_prefetch_row(const struct row_cache *cache, u16 keyspace, u64 key_hash)
+row_cache_prefetch_row(const struct s3fifo_bucket *bucket, u16 keyspace, u64 key_hash)
 {
-    const u8 *row = (const u8 *)s3fifo_bucket(&cache->fifo, row_hash(keyspace, key_hash));
+    u32 place = 0;
+    const u8 *row = (const u8 *)s3fifo_next(&bucket, &place, row_hash(keyspace, key_hash));
     if (row == NULL) return;
-    __builtin_prefetch(row);
-    __builtin_prefetch(row + 64);
-    __builtin_prefetch(row + 128);
+    for (u32 i = 0; i < PREFETCH_LINES; i++)
+        __builtin_prefetch(row + i * CACHE_LINE_BYTES);
 }
 
 void
@@ -241,7 +247,10 @@ row_cache_put(struct row_cache *cache, u16 keyspace, u64 key_hash, const struct 
     memcpy(row->data, entry->key.data, entry->key.size);
     if (entry->value.size > 0)
         memcpy(row->data + entry->key.size, entry->value.data, entry->value.size);
-    s3fifo_insert(&cache->fifo, &row->node);
+    if (!s3fifo_insert(&cache->fifo, &row->node)) {
+        row_free(cache, row);
+        return;
+    }
     shrink(cache, STEP_ROWS);
     AUDIT("lsm.row_cache.put", row_cache_check(cache));
 }

@@ -3,22 +3,25 @@
  * s3fifo.c -- see s3fifo.h.
  *
  * Invariants
- *   S1  a node is in exactly one queue and in the bucket of its hash, or in neither.
+ *   S1  a node is in exactly one queue and once in the bucket of its hash, or in neither.
  *   S2  the byte and object counts of a queue are the sums over its nodes.
  *   S3  bucket_count buckets exist, all segments below segment_count are allocated.
+ *   S4  places in use come first: no bucket behind an unfilled one, none of them empty.
  */
 #include "lsm/s3fifo.h"
 
 #include "base/fault.h"
 
-#define SEGMENT_BUCKETS 512u
+#define SEGMENT_BUCKETS 256u
+/* Nodes per bucket, on average. Those that are to be split next hold up to twice as many. */
+#define BUCKET_LOAD     3u
 #define GHOST_WAYS      4u
 #define GHOST_PAGE_SETS 128u
 #define GHOST_SLOTS_MIN (GHOST_PAGE_SETS * GHOST_WAYS)
 #define GHOST_SLOTS_MAX (1u << 22)
 
 struct s3fifo_bucket_segment {
-    struct s3fifo_node *buckets[SEGMENT_BUCKETS];
+    struct s3fifo_bucket buckets[SEGMENT_BUCKETS];
 };
 
 struct ghost_slot {
@@ -30,7 +33,7 @@ struct s3fifo_ghost_page {
     struct ghost_slot slots[GHOST_PAGE_SETS][GHOST_WAYS];
 };
 
-static_assert(sizeof(struct s3fifo_bucket_segment) == 4096, "a size class without waste");
+static_assert(sizeof(struct s3fifo_bucket_segment) == 16384, "a size class without waste");
 static_assert(sizeof(struct s3fifo_ghost_page) == 4096, "a size class without waste");
 
 /* ---- index ---- */
@@ -46,10 +49,77 @@ bucket_index(const struct s3fifo *cache, u32 hash)
     return index;
 }
 
-static struct s3fifo_node **
+static struct s3fifo_bucket *
 bucket_at(const struct s3fifo *cache, u32 index)
 {
     return &cache->segments[index / SEGMENT_BUCKETS]->buckets[index % SEGMENT_BUCKETS];
+}
+
+const struct s3fifo_bucket *
+s3fifo_bucket(const struct s3fifo *cache, u32 hash)
+{
+    return bucket_at(cache, bucket_index(cache, hash));
+}
+
+static struct s3fifo_node *
+place_node(u64 place)
+{
+    return (struct s3fifo_node *)(uintptr_t)(place & ((1ull << S3FIFO_TAG_AT) - 1));
+}
+
+static u32
+bucket_used(const struct s3fifo_bucket *bucket)
+{
+    u32 used = 0;
+    while (used < S3FIFO_PLACES && bucket->places[used] != 0)
+        used++;
+    return used;
+}
+
+static void
+more_free(struct s3fifo *cache, struct s3fifo_bucket **at)
+{
+    mem_free(cache->budget, *at, sizeof(**at));
+    *at = NULL;
+    cache->overhead_bytes -= sizeof(struct s3fifo_bucket);
+}
+
+static bool
+bucket_put(struct s3fifo *cache, struct s3fifo_bucket *bucket, u64 place)
+{
+    u32 used;
+    while ((used = bucket_used(bucket)) == S3FIFO_PLACES) {
+        if (bucket->more == NULL) {
+            struct s3fifo_bucket *more =
+                mem_alloc_aligned(cache->budget, sizeof(*more), sizeof(*more));
+            if (more == NULL) return MARKED("lsm.s3fifo.bucket_no_memory", false);
+            *more = (struct s3fifo_bucket){0};
+            bucket->more = more;
+            cache->overhead_bytes += sizeof(*more);
+        }
+        bucket = bucket->more;
+    }
+    bucket->places[used] = place;
+    return true;
+}
+
+/* Fills the hole with the last one of the bucket. */
+static void
+bucket_take(struct s3fifo *cache, struct s3fifo_bucket *bucket, const struct s3fifo_node *node)
+{
+    u64 *hole = NULL;
+    struct s3fifo_bucket **last = NULL;
+    for (struct s3fifo_bucket *b = bucket;; last = &b->more, b = b->more) {
+        for (u32 i = 0; hole == NULL && i < S3FIFO_PLACES; i++)
+            if (place_node(b->places[i]) == node) hole = &b->places[i];
+        if (b->more != NULL) continue;
+        CHECK(hole != NULL); /* S1 */
+        u32 used = bucket_used(b);
+        *hole = b->places[used - 1];
+        b->places[used - 1] = 0;
+        if (used == 1 && last != NULL) more_free(cache, last);
+        return;
+    }
 }
 
 static bool
@@ -65,8 +135,10 @@ segment_add(struct s3fifo *cache)
         cache->segment_capacity = capacity;
         cache->overhead_bytes += new_size - old_size;
     }
-    struct s3fifo_bucket_segment *segment = mem_alloc_zero(cache->budget, sizeof(*segment));
+    struct s3fifo_bucket_segment *segment =
+        mem_alloc_aligned(cache->budget, sizeof(*segment), sizeof(struct s3fifo_bucket));
     if (segment == NULL) return MARKED("lsm.s3fifo.segment_no_memory", false);
+    memset(segment, 0, sizeof(*segment));
     cache->segments[cache->segment_count++] = segment;
     cache->overhead_bytes += sizeof(*segment);
     return true;
@@ -81,6 +153,59 @@ segment_drop(struct s3fifo *cache)
     cache->overhead_bytes -= sizeof(struct s3fifo_bucket_segment);
 }
 
+/* bucket_put with lines from a list instead of the allocator. */
+static void
+bucket_put_spare(struct s3fifo_bucket *bucket, u64 place, struct s3fifo_bucket **spare)
+{
+    u32 used;
+    while ((used = bucket_used(bucket)) == S3FIFO_PLACES) {
+        if (bucket->more == NULL) {
+            struct s3fifo_bucket *more = *spare;
+            CHECK(more != NULL); /* whoever calls this has counted them */
+            *spare = more->more;
+            *more = (struct s3fifo_bucket){0};
+            bucket->more = more;
+        }
+        bucket = bucket->more;
+    }
+    bucket->places[used] = place;
+}
+
+static void
+spare_free(struct s3fifo *cache, struct s3fifo_bucket *spare)
+{
+    while (spare != NULL) {
+        struct s3fifo_bucket *next = spare->more;
+        more_free(cache, &spare);
+        spare = next;
+    }
+}
+
+/* Takes all of a bucket out of it and deals it to two: those whose hash has the bit to `ones`.
+ * Either may be the bucket itself. Its own lines suffice: n nodes in two buckets take at most
+ * n / 7 rounded up and one more, and each bucket's first line is there. */
+static void
+bucket_deal(struct s3fifo_bucket *bucket, u32 bit, struct s3fifo_bucket *zeros,
+            struct s3fifo_bucket *ones, struct s3fifo_bucket **spare)
+{
+    struct s3fifo_bucket line = *bucket;
+    *bucket = (struct s3fifo_bucket){0};
+    for (;;) {
+        for (u32 i = 0; i < S3FIFO_PLACES && line.places[i] != 0; i++) {
+            u64 place = line.places[i];
+            /* Above 16 the bit lies in the tag: the node need not be fetched. */
+            bool one = bit >= 16 ? (place >> (S3FIFO_TAG_AT + bit - 16) & 1) != 0
+                                 : (place_node(place)->hash >> bit & 1) != 0;
+            bucket_put_spare(one ? ones : zeros, place, spare);
+        }
+        struct s3fifo_bucket *next = line.more;
+        if (next == NULL) return;
+        line = *next;
+        next->more = *spare;
+        *spare = next;
+    }
+}
+
 static void
 bucket_split(struct s3fifo *cache)
 {
@@ -88,21 +213,25 @@ bucket_split(struct s3fifo *cache)
     if (added == UINT32_MAX / 2) return;
     if (added % SEGMENT_BUCKETS == 0 && added / SEGMENT_BUCKETS == cache->segment_count) {
         if (!segment_add(cache)) {
-            MARK("lsm.s3fifo.index_no_memory"); /* chains grow longer: slower, still right */
+            MARK("lsm.s3fifo.index_no_memory"); /* buckets grow longer: slower, still right */
             return;
         }
     }
-    u32 parent = added & ~(1u << (31u - (u32)__builtin_clz(added)));
-    struct s3fifo_node *node = *bucket_at(cache, parent);
-    *bucket_at(cache, parent) = NULL;
-    *bucket_at(cache, added) = NULL;
+    u32 bit = 31u - (u32)__builtin_clz(added);
+    struct s3fifo_bucket *parent = bucket_at(cache, added & ~(1u << bit));
+    struct s3fifo_bucket *other = bucket_at(cache, added);
+    struct s3fifo_bucket *spare = NULL;
+    bucket_deal(parent, bit, parent, other, &spare);
+    spare_free(cache, spare);
     cache->bucket_count++;
-    while (node != NULL) {
-        struct s3fifo_node *next = node->chain;
-        struct s3fifo_node **bucket = bucket_at(cache, bucket_index(cache, node->hash));
-        node->chain = *bucket;
-        *bucket = node;
-        node = next;
+}
+
+static void
+bucket_measure(const struct s3fifo_bucket *bucket, u32 *lines, u32 *nodes)
+{
+    for (; bucket != NULL; bucket = bucket->more) {
+        *lines += 1;
+        *nodes += bucket_used(bucket);
     }
 }
 
@@ -110,30 +239,22 @@ static void
 bucket_merge(struct s3fifo *cache)
 {
     u32 last = cache->bucket_count - 1;
-    struct s3fifo_node *node = *bucket_at(cache, last);
-    *bucket_at(cache, last) = NULL;
-    cache->bucket_count--;
-    while (node != NULL) {
-        struct s3fifo_node *next = node->chain;
-        struct s3fifo_node **bucket = bucket_at(cache, bucket_index(cache, node->hash));
-        node->chain = *bucket;
-        *bucket = node;
-        node = next;
+    u32 bit = 31u - (u32)__builtin_clz(last);
+    struct s3fifo_bucket *parent = bucket_at(cache, last & ~(1u << bit));
+    struct s3fifo_bucket *gone = bucket_at(cache, last);
+    u32 lines = 0, nodes = 0;
+    bucket_measure(parent, &lines, &nodes);
+    bucket_measure(gone, &lines, &nodes);
+    if (nodes > (lines - 1) * S3FIFO_PLACES) {
+        MARK("lsm.s3fifo.merge_put_off"); /* it would take memory; other nodes go, too */
+        return;
     }
+    struct s3fifo_bucket *spare = NULL;
+    bucket_deal(gone, bit, parent, parent, &spare);
+    spare_free(cache, spare);
+    cache->bucket_count--;
     if (last % SEGMENT_BUCKETS == 0 && last / SEGMENT_BUCKETS + 1 == cache->segment_count)
         segment_drop(cache);
-}
-
-struct s3fifo_node *
-s3fifo_bucket(const struct s3fifo *cache, u32 hash)
-{
-    return *bucket_at(cache, bucket_index(cache, hash));
-}
-
-void
-s3fifo_prefetch_bucket(const struct s3fifo *cache, u32 hash)
-{
-    __builtin_prefetch(bucket_at(cache, bucket_index(cache, hash)));
 }
 
 /* ---- ghost ---- */
@@ -251,33 +372,29 @@ queue_del(struct s3fifo *cache, struct s3fifo_node *node)
     node->queue = S3FIFO_NONE;
 }
 
-void
+bool
 s3fifo_insert(struct s3fifo *cache, struct s3fifo_node *node)
 {
+    CHECK((u64)(uintptr_t)node >> S3FIFO_TAG_AT == 0);
+    u64 place = (u64)(uintptr_t)node | (u64)(node->hash >> 16) << S3FIFO_TAG_AT;
+    if (!bucket_put(cache, bucket_at(cache, bucket_index(cache, node->hash)), place)) return false;
     node->frequency = 0;
     queue_add(cache, node, ghost_take(cache, node->hash) ? S3FIFO_MAIN : S3FIFO_SMALL);
-    struct s3fifo_node **bucket = bucket_at(cache, bucket_index(cache, node->hash));
-    node->chain = *bucket;
-    *bucket = node;
-    if (s3fifo_count(cache) > cache->bucket_count) bucket_split(cache);
+    if (s3fifo_count(cache) > (u64)cache->bucket_count * BUCKET_LOAD) bucket_split(cache);
+    return true;
 }
 
 void
 s3fifo_remove(struct s3fifo *cache, struct s3fifo_node *node)
 {
     CHECK(node->queue != S3FIFO_NONE);
-    struct s3fifo_node **at = bucket_at(cache, bucket_index(cache, node->hash));
-    while (*at != node) {
-        CHECK(*at != NULL); /* S1 */
-        at = &(*at)->chain;
-    }
-    *at = node->chain;
-    node->chain = NULL;
+    bucket_take(cache, bucket_at(cache, bucket_index(cache, node->hash)), node);
     queue_del(cache, node);
     /* Far below the load of growth, so that a cache that breathes does not split and merge. Two at
      * a time: removals alone must be able to follow. */
     for (u32 i = 0; i < 2; i++) {
-        if (cache->bucket_count > SEGMENT_BUCKETS && s3fifo_count(cache) < cache->bucket_count / 4)
+        if (cache->bucket_count > SEGMENT_BUCKETS &&
+            s3fifo_count(cache) < (u64)cache->bucket_count * BUCKET_LOAD / 4)
             bucket_merge(cache);
     }
 }
@@ -372,9 +489,19 @@ s3fifo_check(const struct s3fifo *cache)
     if ((u64)cache->segment_count * SEGMENT_BUCKETS < cache->bucket_count) return false; /* S3 */
     u64 count = 0;
     for (u32 i = 0; i < cache->bucket_count; i++) {
-        for (struct s3fifo_node *node = *bucket_at(cache, i); node != NULL; node = node->chain) {
-            if (bucket_index(cache, node->hash) != i || node->queue == S3FIFO_NONE) return false;
-            count++;
+        for (const struct s3fifo_bucket *b = bucket_at(cache, i); b != NULL; b = b->more) {
+            u32 used = bucket_used(b);
+            if (used < S3FIFO_PLACES && b->more != NULL) return false; /* S4 */
+            if (used == 0 && b != bucket_at(cache, i)) return false;
+            for (u32 j = 0; j < S3FIFO_PLACES; j++) {
+                if ((b->places[j] != 0) != (j < used)) return false;
+                if (b->places[j] == 0) continue;
+                const struct s3fifo_node *node = place_node(b->places[j]);
+                if (bucket_index(cache, node->hash) != i || node->queue == S3FIFO_NONE)
+                    return false;
+                if (b->places[j] >> S3FIFO_TAG_AT != node->hash >> 16) return false;
+                count++;
+            }
         }
     }
     return count == s3fifo_count(cache); /* S1 */

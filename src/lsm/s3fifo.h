@@ -11,8 +11,10 @@
  * Yang et al., "FIFO queues are all you need for cache eviction", SOSP 2023. The node lies inside
  * the cached object; objects are owned and freed by the cache around this.
  *
- * The index is linear hashing (W. Litwin, 1980) over segments of 512 buckets: it grows or shrinks
- * by one bucket per insertion or removal, so there is never a resize to wait for. The ghost is a
+ * The index is linear hashing (W. Litwin, 1980) over segments of 256 buckets: it grows or shrinks
+ * by one bucket at a time, so there is never a resize to wait for. A bucket is one cache line of
+ * seven places, each an address with 16 bits of the hash above it, which tell nearly always which
+ * object to look at: a hit costs one miss in the index and those of the object. The ghost is a
  * table of (fingerprint, time) in four-way sets on pages that come with the first use; an element
  * is in it when its time lies within the last as many evictions as main has objects.
  */
@@ -29,15 +31,23 @@
 enum s3fifo_queue { S3FIFO_NONE, S3FIFO_SMALL, S3FIFO_MAIN };
 
 struct s3fifo_node {
-    struct list link;          /* in its queue */
-    struct s3fifo_node *chain; /* in its bucket */
-    u32 hash;                  /* well mixed */
-    u32 size;                  /* bytes that count, with the allocator's rounding */
+    struct list link; /* in its queue */
+    u32 hash;         /* well mixed */
+    u32 size;         /* bytes that count, with the allocator's rounding */
     u8 frequency;
     u8 queue;    /* enum s3fifo_queue */
     u16 owner16; /* these two fill the padding; free for the cache around this */
     u32 owner32;
 };
+
+#define S3FIFO_PLACES 7u
+#define S3FIFO_TAG_AT 48u
+
+struct s3fifo_bucket {
+    u64 places[S3FIFO_PLACES]; /* tag, address of a node; those in use come first */
+    struct s3fifo_bucket *more;
+};
+static_assert(sizeof(struct s3fifo_bucket) == 64, "a cache line");
 
 struct s3fifo_bucket_segment;
 struct s3fifo_ghost_page;
@@ -71,17 +81,32 @@ void s3fifo_deinit(struct s3fifo *cache);
 /* Also sizes the ghost anew; evicting down to the limit is the caller's. */
 void s3fifo_limit_set(struct s3fifo *cache, u64 limit_bytes);
 
-/* The first node of the bucket of hash: the caller follows chain and compares. */
-struct s3fifo_node *s3fifo_bucket(const struct s3fifo *cache, u32 hash);
-/* A hint for that. */
-void s3fifo_prefetch_bucket(const struct s3fifo *cache, u32 hash);
+/* Where nodes with that hash are to be looked for, until the next insertion or removal. */
+const struct s3fifo_bucket *s3fifo_bucket(const struct s3fifo *cache, u32 hash);
+
+/* The candidates for hash one after another, from *place = 0 on; NULL: no more. One of 65,536
+ * others comes along: the caller compares. */
+static inline struct s3fifo_node *
+s3fifo_next(const struct s3fifo_bucket **bucket, u32 *place, u32 hash)
+{
+    for (; *bucket != NULL; *bucket = (*bucket)->more, *place = 0) {
+        while (*place < S3FIFO_PLACES) {
+            u64 value = (*bucket)->places[(*place)++];
+            if (value >> S3FIFO_TAG_AT == hash >> 16 && value != 0)
+                return (struct s3fifo_node *)(uintptr_t)(value & ((1ull << S3FIFO_TAG_AT) - 1));
+        }
+    }
+    return NULL;
+}
+
 static inline void
 s3fifo_hit(struct s3fifo_node *node)
 {
     if (node->frequency < S3FIFO_FREQUENCY_MAX) node->frequency++;
 }
-/* hash and size are set. Into main when the ghost knows it, else into small. */
-void s3fifo_insert(struct s3fifo *cache, struct s3fifo_node *node);
+/* hash and size are set. Into main when the ghost knows it, else into small. False: no memory, not
+ * inserted. */
+MUST_CHECK bool s3fifo_insert(struct s3fifo *cache, struct s3fifo_node *node);
 void s3fifo_remove(struct s3fifo *cache, struct s3fifo_node *node);
 /* Chooses, removes and remembers the next object to go; NULL when there is none. */
 struct s3fifo_node *s3fifo_evict(struct s3fifo *cache);

@@ -1136,7 +1136,6 @@ long_replies_about_the_node_close_nobody(void **state)
     rig_run(&rig);
 }
 
-
 int
 main(int argc, char **argv)
 {
