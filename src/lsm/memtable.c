@@ -391,15 +391,17 @@ lower_bound(const u64 *tokens, struct record *const *records, u32 count, u64 tok
     return low;
 }
 
-/* The child that may hold (token, key): the last whose separator is at or before it. */
+/* The child that may hold (token, key): the last whose separator is at or before it, else the first
+ * one, whose separator decides nothing: keys below it may have come since. */
 static u32
 child_of(const struct inner *inner, u64 token, struct bytes key)
 {
-    u32 i = lower_bound(inner->tokens, inner->separators, inner->node.count, token, key);
-    if (i < inner->node.count && inner->tokens[i] == token &&
+    u32 count = inner->node.count;
+    u32 i = 1 + lower_bound(inner->tokens + 1, inner->separators + 1, count - 1, token, key);
+    if (i < count && inner->tokens[i] == token &&
         bytes_equal(record_key(inner->separators[i]), key))
         return i;
-    return i == 0 ? 0 : i - 1;
+    return i - 1;
 }
 
 static struct leaf *
@@ -472,9 +474,10 @@ memtable_prefetch_leaf(const struct memtable *memtable, u64 token)
     const struct node *node = memtable->slots[slot_of(memtable, token)];
     if (node != NULL && !node->leaf) {
         const struct inner *inner = (const struct inner *)(const void *)node;
-        u32 i = token_lower_bound(inner->tokens, inner->node.count, token);
+        u32 count = inner->node.count;
+        u32 i = 1 + token_lower_bound(inner->tokens + 1, count - 1, token);
         /* Of a run of one token it may be another: that costs a miss, no more. */
-        if (i == inner->node.count || (i > 0 && inner->tokens[i] != token)) i--;
+        if (i == count || inner->tokens[i] != token) i--;
         node = inner->children[i];
         node_prefetch(node);
     }

@@ -157,6 +157,29 @@ a_long_run_of_one_token_is_ordered_by_key(void **state)
     drop(memtable);
 }
 
+/* The first leaf of a tree splits again and again, below everything that it held at first. */
+static void
+keys_that_come_in_descending_order_are_found(void **state)
+{
+    (void)state;
+    for (u32 one_token = 0; one_token < 2; one_token++) {
+        struct memtable *memtable = make(MIB(16));
+        model_count = 0;
+        for (u32 i = 0; i < 5000; i++) {
+            u64 token = one_token ? 5000 : 10000 - i;
+            put(memtable, token, 20000 - i, i + 1, i + 1, false);
+        }
+        for (u32 i = 0; i < model_count; i++) {
+            const struct model_entry *m = &model[i];
+            struct entry got;
+            assert_true(memtable_get(memtable, m->token, BYTES(m->key, strlen(m->key)), UINT64_MAX,
+                                     &got));
+            assert_int_equal(got.seq, m->seq);
+        }
+        drop(memtable);
+    }
+}
+
 static void
 a_cursor_shows_every_version_in_order(void **state)
 {
@@ -429,6 +452,7 @@ main(void)
         cmocka_unit_test(every_snapshot_sees_the_newest_version_below_it),
         cmocka_unit_test(trees_grow_over_many_tokens),
         cmocka_unit_test(a_long_run_of_one_token_is_ordered_by_key),
+        cmocka_unit_test(keys_that_come_in_descending_order_are_found),
         cmocka_unit_test(a_cursor_shows_every_version_in_order),
         cmocka_unit_test(a_cursor_survives_insertions),
         cmocka_unit_test(a_cursor_keeps_the_memtable),
