@@ -48,6 +48,8 @@
 #define RECORD_ALIGNMENT  8u
 #define CACHE_LINE_BYTES  64u
 #define PREFETCH_LINES    9u /* the head and the tokens of a node */
+#define RECORD_LINES      3u /* of a record: the head, the key, a small value */
+#define CURSOR_AHEAD      4u /* records that a cursor asks for before it comes to them */
 
 struct record {
     struct record *older; /* next lower version of the key, or NULL */
@@ -461,6 +463,13 @@ node_prefetch(const struct node *node)
         __builtin_prefetch(line + i * CACHE_LINE_BYTES);
 }
 
+static void
+record_prefetch(const struct record *record)
+{
+    for (u32 i = 0; i < RECORD_LINES; i++)
+        __builtin_prefetch((const u8 *)record + i * CACHE_LINE_BYTES);
+}
+
 void
 memtable_prefetch_root(const struct memtable *memtable, u64 token)
 {
@@ -491,10 +500,7 @@ memtable_prefetch_record(const struct leaf *leaf, u64 token)
     if (leaf == NULL || !leaf->node.leaf) return NULL;
     u32 i = token_lower_bound(leaf->tokens, leaf->node.count, token);
     if (i == leaf->node.count || leaf->tokens[i] != token) return NULL;
-    const u8 *bytes = (const u8 *)leaf->records[i];
-    __builtin_prefetch(bytes);
-    __builtin_prefetch(bytes + CACHE_LINE_BYTES);
-    __builtin_prefetch(bytes + 2 * CACHE_LINE_BYTES);
+    record_prefetch(leaf->records[i]);
     return leaf->records[i];
 }
 
@@ -733,6 +739,31 @@ struct memtable_cursor {
     struct record *record; /* the version that the entry shows */
 };
 
+/* Records lie in the order in which they came, so in the order of keys each is a cache miss: those
+ * that come soon are asked for. */
+static void
+cursor_prefetch(const struct memtable_cursor *c)
+{
+    const struct leaf *leaf = c->leaf;
+    u32 count = leaf->node.count;
+    const struct leaf *next =
+        leaf->node.next == NULL ? NULL : CONTAINER_OF(leaf->node.next, struct leaf, node);
+    if (c->index == 0) {
+        if (next != NULL) {
+            __builtin_prefetch(next);
+            for (u32 i = 0; i < LEAF_ELEMENTS; i += CACHE_LINE_BYTES / sizeof(next->records[0]))
+                __builtin_prefetch(&next->records[i]);
+        }
+        for (u32 i = 1; i < MIN(CURSOR_AHEAD, count); i++)
+            record_prefetch(leaf->records[i]);
+    }
+    u32 ahead = c->index + CURSOR_AHEAD;
+    if (ahead < count)
+        record_prefetch(leaf->records[ahead]);
+    else if (next != NULL && ahead - count < next->node.count)
+        record_prefetch(next->records[ahead - count]);
+}
+
 /* Shows the element at leaf and index, or the first one after it. */
 static void
 cursor_settle(struct memtable_cursor *c)
@@ -759,6 +790,7 @@ cursor_settle(struct memtable_cursor *c)
         c->index = 0;
     }
     c->generation = memtable->generation;
+    cursor_prefetch(c);
     c->record = c->leaf->records[c->index];
     record_entry(c->record, &c->cursor.entry);
     c->cursor.valid = true;
