@@ -495,11 +495,18 @@ memtable_prefetch_leaf(const struct memtable *memtable, u64 token)
 }
 
 const struct record *
-memtable_prefetch_record(const struct leaf *leaf, u64 token)
+memtable_prefetch_record(const struct leaf *leaf, u64 token, bool insert)
 {
     if (leaf == NULL || !leaf->node.leaf) return NULL;
     u32 i = token_lower_bound(leaf->tokens, leaf->node.count, token);
-    if (i == leaf->node.count || leaf->tokens[i] != token) return NULL;
+    if (i == leaf->node.count || leaf->tokens[i] != token) {
+        /* What a new element moves. */
+        const u8 *end = (const u8 *)(leaf->records + leaf->node.count);
+        for (const u8 *p = (const u8 *)(leaf->records + i); insert && p <= end;
+             p += CACHE_LINE_BYTES)
+            __builtin_prefetch(p, 1);
+        return NULL;
+    }
     record_prefetch(leaf->records[i]);
     return leaf->records[i];
 }
@@ -664,8 +671,27 @@ element_insert(struct memtable *memtable, struct record *record)
     *root = &top->node;
 }
 
+/* The leaf of (token, key), without a look at the tree where the hint is right for sure. Elements
+ * only ever leave a leaf for new ones at its right, so what lies between two tokens of it now has
+ * its place there. */
+static struct leaf *
+leaf_near(const struct memtable *memtable, const struct leaf *hint, u64 token, struct bytes key)
+{
+    if (hint != NULL && hint->node.leaf && hint->tokens[0] < token &&
+        token < hint->tokens[hint->node.count - 1])
+        return (struct leaf *)(uintptr_t)hint;
+    return leaf_find(memtable, token, key);
+}
+
 void
 memtable_insert(struct memtable *memtable, const struct entry *entry, bool keep_older)
+{
+    memtable_insert_near(memtable, entry, keep_older, NULL);
+}
+
+void
+memtable_insert_near(struct memtable *memtable, const struct entry *entry, bool keep_older,
+                     const struct leaf *hint)
 {
     CHECK(entry->kind == ENTRY_PUT || entry->kind == ENTRY_DELETE);
     CHECK(entry->key.size <= LIMIT_KEY_BYTES && entry->value.size <= LIMIT_VALUE_BYTES);
@@ -675,7 +701,7 @@ memtable_insert(struct memtable *memtable, const struct entry *entry, bool keep_
     memtable->seq_max = MAX(memtable->seq_max, entry->seq);
     memtable->version_max = MAX(memtable->version_max, entry->version);
 
-    struct leaf *leaf = leaf_find(memtable, entry->token, entry->key);
+    struct leaf *leaf = leaf_near(memtable, hint, entry->token, entry->key);
     u32 i = 0;
     struct record **place = NULL;
     if (leaf != NULL) {
