@@ -365,7 +365,7 @@ ring_file_complete(struct ring_shard *shard, struct io_op *op, i32 result)
 /* ---- files in memory ---- */
 
 static void
-memory_report(struct core_task *task)
+memory_report(struct io_task *task)
 {
     struct ring_shard *shard = CONTAINER_OF(task, struct ring_shard, memory_task);
     shard->memory_task_posted = false;

@@ -112,7 +112,7 @@ struct ring_shard {
     struct memfs memfs;
     struct list files;       /* struct io_file.link */
     struct list memory_done; /* struct io_op.link: finished at once, reported in the next turn */
-    struct core_task memory_task;
+    struct io_task memory_task;
     bool memory_task_posted;
     struct ring_disk_class disk[IO_CLASS_COUNT];
     u32 disk_queued;

@@ -129,7 +129,7 @@ do_set(struct express *e, u32 i, struct resp_writer *w)
     if (w->failed ||
         !lsm_batch_put(batch, e->s->keyspace, e->aims[i].token, request->key, request->value, 0))
         return false;
-    e->sets++;
+    e->aims[e->sets++] = e->aims[i]; /* those of the batch; what stood there has been read */
     return true;
 }
 
@@ -141,7 +141,7 @@ run(struct express *e, struct resp_writer *w)
     for (u32 i = 0; i < e->count; i++)
         lsm_aim_2(lsm, &e->aims[i]);
     for (u32 i = 0; i < e->count; i++)
-        lsm_aim_3(&e->aims[i]);
+        lsm_aim_3(&e->aims[i], e->requests[i].set);
     for (; e->done < e->count && w->out->size < EXPRESS_BYTES; e->done++) {
         size_t before = w->out->size;
         bool set = e->requests[e->done].set;
@@ -159,7 +159,7 @@ commit(struct express *e, struct resp_writer *w)
 {
     struct shard *shard = e->s->shard;
     u64 seq = 0;
-    status st = lsm_write_try(shard->lsm, &shard->batch, &seq);
+    status st = lsm_write_aimed(shard->lsm, &shard->batch, e->aims, &seq);
     if (!ok(st)) {
         MARK("server.express.taken_back");
         w->out->size = e->set_at;
