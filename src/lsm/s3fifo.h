@@ -14,7 +14,7 @@
  * The index is linear hashing (W. Litwin, 1980) over segments of 512 buckets: it grows or shrinks
  * by one bucket per insertion or removal, so there is never a resize to wait for. The ghost is a
  * table of (fingerprint, time) in four-way sets on pages that come with the first use; an element
- * is in it when its time lies within the last as many evictions as main has objects.
+ * is in it when its time lies within the last as many evictions as main may have objects.
  */
 #ifndef DISTKV_LSM_S3FIFO_H
 #define DISTKV_LSM_S3FIFO_H
@@ -46,7 +46,7 @@ struct s3fifo {
     /* configuration */
     struct budget *budget; /* of index and ghost */
     u64 limit_bytes;       /* of objects, index and ghost together */
-    u32 object_bytes;      /* what an object has on average, about: sizes the ghost */
+    u32 object_bytes;      /* what an object has, about, until enough are there to know */
 
     /* state */
     struct list small, main;
