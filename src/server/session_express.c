@@ -48,6 +48,7 @@ struct express {
     size_t set_at;  /* its reply's place */
     u64 seq;        /* what GETs told is safe with this number */
     size_t held_at; /* from here on replies wait for it */
+    bool waits;     /* the one behind those is a GET that has to wait for the disk */
 };
 
 bool
@@ -100,6 +101,7 @@ do_get(struct express *e, u32 i, struct resp_writer *w)
     value.seq = 0;
     status st = lsm_get_aimed(s->shard->lsm, &e->aims[i], e->requests[i].key, &value);
     bool found = ok(st);
+    e->waits = status_is(st, ST_WOULD_WAIT);
     if (!found && !status_is(st, ST_NOT_FOUND)) return false;
     if (found && value.value.size > EXPRESS_BYTES) return false;
     if (value.seq > e->seq && value.seq > lsm_durable_seq(s->shard->lsm)) {
@@ -214,8 +216,9 @@ account(const struct express *e, u64 ns)
 }
 
 size_t
-session_express(struct session *s, struct bytes data, u64 *clock_ns)
+session_express(struct session *s, struct bytes data, u64 *clock_ns, bool *waits)
 {
+    *waits = false;
     if (BUGGIFY("server.express.closed")) return 0;
     struct shard *shard = s->shard;
     struct express e;
@@ -223,12 +226,14 @@ session_express(struct session *s, struct bytes data, u64 *clock_ns)
     e.count = e.sets = e.done = e.found = e.first_set = 0;
     e.set_at = e.held_at = 0;
     e.seq = 0;
+    e.waits = false;
     take(&e, data);
     if (e.count == 0) return 0;
     shard->reply.size = 0;
     struct resp_writer w = {.out = &shard->reply, .version = s->resp};
     run(&e, &w);
     if (e.sets != 0) commit(&e, &w);
+    *waits = e.done == 0 && e.waits;
     if (e.done == 0) return 0;
 
     size_t size = 0;
