@@ -18,9 +18,10 @@
  * the worst case needs, so that the inserts that follow cannot fail:
  *
  *   Nodes for n inserts. A leaf splits only when it is full. Those that are full now cannot be more
- *   than there are leaves (or n); a leaf made by a split takes 31 more before it splits again: so
- *   min(n, leaves) + n / 31. An empty part needs a first leaf: min(n, empty parts). The same
- *   counts hold one level up for inner nodes, and each tree may get a new root: min(n, parts).
+ *   than there are leaves (or n); a leaf made by a split takes half of its elements more before it
+ *   splits again: so min(n, leaves) + n / 31. An empty part needs a first leaf, so min(n, empty
+ *   parts). The same counts hold one level up for inner nodes, and each tree may get a new root,
+ *   so min(n, parts).
  *
  * Invariants
  *   M1  Elements of a tree ascend by (token, key), no two are equal; leaves are chained in order.
@@ -37,6 +38,7 @@
 
 #define LEAF_ELEMENTS   63u
 #define INNER_ELEMENTS  42u
+#define SMALL_ELEMENTS  4u /* of either, in some runs of the simulator */
 #define HEIGHT_MAX      16u
 #define SLOTS_MAX       4096u
 #define CHUNK_BYTES_MIN KIB(16)
@@ -120,7 +122,8 @@ struct memtable {
     u64 capacity_bytes;
     u32 chunk_bytes;
     u32 ref_count;
-    u32 slot_shift; /* (token - token_first) >> slot_shift is the slot */
+    u32 leaf_max, inner_max; /* elements of a node that is full */
+    u32 slot_shift;          /* (token - token_first) >> slot_shift is the slot */
     u32 slot_count;
     struct node **slots;
     struct pool records, nodes;
@@ -274,8 +277,9 @@ memtable_new(struct budget *budget, u64 token_first, u64 token_last, u64 capacit
     CHECK(token_first <= token_last);
     struct memtable *memtable = mem_alloc_zero(budget, sizeof(*memtable));
     if (memtable == NULL) return MARKED("lsm.memtable.no_memory", NULL);
+    bool small = capacity_bytes <= MIB(4) && BUGGIFY("lsm.memtable.small_nodes"); /* high trees */
     u64 slots = 1;
-    while (slots < SLOTS_MAX && slots * BYTES_PER_SLOT < capacity_bytes)
+    while (!small && slots < SLOTS_MAX && slots * BYTES_PER_SLOT < capacity_bytes)
         slots *= 2;
     u64 span = token_last - token_first;
     u32 shift = 0;
@@ -288,6 +292,8 @@ memtable_new(struct budget *budget, u64 token_first, u64 token_last, u64 capacit
         .capacity_bytes = capacity_bytes,
         .chunk_bytes = (u32)CLAMP(capacity_bytes / 16, CHUNK_BYTES_MIN, CHUNK_BYTES_MAX),
         .ref_count = 1,
+        .leaf_max = small ? SMALL_ELEMENTS : LEAF_ELEMENTS,
+        .inner_max = small ? SMALL_ELEMENTS : INNER_ELEMENTS,
         .slot_shift = shift,
         .slot_count = (u32)(span >> shift) + 1,
         .seq_min = UINT64_MAX,
@@ -324,8 +330,10 @@ static u64
 nodes_worst(const struct memtable *memtable, u64 count)
 {
     u64 empty = memtable->slot_count - memtable->slots_used;
-    u64 leaves = MIN(count, memtable->leaf_count) + count / 31 + MIN(count, empty);
-    u64 inners = MIN(leaves, memtable->inner_count) + leaves / 20 + MIN(leaves, HEIGHT_MAX);
+    u64 leaves =
+        MIN(count, memtable->leaf_count) + count / (memtable->leaf_max / 2) + MIN(count, empty);
+    u64 inners = MIN(leaves, memtable->inner_count) + leaves / (memtable->inner_max / 2 - 1) +
+                 MIN(leaves, HEIGHT_MAX);
     u64 roots = MIN(count, memtable->slot_count);
     return leaves + inners + roots;
 }
@@ -583,8 +591,9 @@ static struct leaf *
 leaf_split(struct memtable *memtable, struct leaf *leaf, u32 i, struct record *record)
 {
     struct leaf *right = leaf_new(memtable);
-    u32 keep = i == LEAF_ELEMENTS ? LEAF_ELEMENTS : (LEAF_ELEMENTS + 1) / 2;
-    u32 moved = LEAF_ELEMENTS - keep;
+    u32 full = leaf->node.count;
+    u32 keep = i == full ? full : (full + 1) / 2;
+    u32 moved = full - keep;
     memcpy(right->tokens, leaf->tokens + keep, moved * sizeof(leaf->tokens[0]));
     memcpy(right->records, leaf->records + keep, moved * sizeof(leaf->records[0]));
     right->node.count = (u16)moved;
@@ -603,8 +612,9 @@ inner_split(struct memtable *memtable, struct inner *inner, u32 i, struct record
             struct node *child)
 {
     struct inner *right = inner_new(memtable);
-    u32 keep = i == INNER_ELEMENTS ? INNER_ELEMENTS : INNER_ELEMENTS / 2;
-    u32 moved = INNER_ELEMENTS - keep;
+    u32 full = inner->node.count;
+    u32 keep = i == full ? full : full / 2;
+    u32 moved = full - keep;
     memcpy(right->tokens, inner->tokens + keep, moved * sizeof(inner->tokens[0]));
     memcpy(right->separators, inner->separators + keep, moved * sizeof(inner->separators[0]));
     memcpy(right->children, inner->children + keep, moved * sizeof(inner->children[0]));
@@ -645,7 +655,7 @@ element_insert(struct memtable *memtable, struct record *record)
     }
 
     struct leaf *leaf = CONTAINER_OF(node, struct leaf, node);
-    CHECK(leaf->node.count == LEAF_ELEMENTS);
+    CHECK(leaf->node.count == memtable->leaf_max);
     u32 i = lower_bound(leaf->tokens, leaf->records, leaf->node.count, record->token, key);
     struct leaf *leaf_right = leaf_split(memtable, leaf, i, record);
     struct node *right = &leaf_right->node;
@@ -653,7 +663,7 @@ element_insert(struct memtable *memtable, struct record *record)
     while (depth > 0) {
         struct inner *inner = path[--depth];
         u32 at = path_child[depth] + 1;
-        if (inner->node.count < INNER_ELEMENTS) {
+        if (inner->node.count < memtable->inner_max) {
             inner_put(inner, at, separator, right);
             return;
         }
@@ -743,7 +753,7 @@ memtable_insert_near(struct memtable *memtable, const struct entry *entry, bool 
                 memtable->entry_count--;
         }
         *place = record;
-    } else if (leaf != NULL && leaf->node.count < LEAF_ELEMENTS) {
+    } else if (leaf != NULL && leaf->node.count < memtable->leaf_max) {
         memtable->generation++;
         leaf_put(leaf, i, record);
     } else {
@@ -939,7 +949,7 @@ static bool
 leaf_check(struct check_state *state, struct leaf *leaf, u32 slot)
 {
     state->leaves++;
-    if (leaf->node.count == 0 || leaf->node.count > LEAF_ELEMENTS) return false;
+    if (leaf->node.count == 0 || leaf->node.count > state->memtable->leaf_max) return false;
     for (u32 i = 0; i < leaf->node.count; i++) {
         const struct record *record = leaf->records[i];
         if (record->token != leaf->tokens[i]) return false;
@@ -967,7 +977,7 @@ node_check(struct check_state *state, struct node *node, u32 slot, u32 depth)
     if (node->leaf) return leaf_check(state, CONTAINER_OF(node, struct leaf, node), slot);
     struct inner *inner = CONTAINER_OF(node, struct inner, node);
     state->inners++;
-    if (inner->node.count == 0 || inner->node.count > INNER_ELEMENTS) return false;
+    if (inner->node.count == 0 || inner->node.count > state->memtable->inner_max) return false;
     for (u32 i = 0; i < inner->node.count; i++) {
         const struct record *separator = inner->separators[i];
         if (separator->token != inner->tokens[i]) return false;
