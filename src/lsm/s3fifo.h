@@ -92,7 +92,8 @@ s3fifo_next(const struct s3fifo_bucket **bucket, u32 *place, u32 hash)
     for (; *bucket != NULL; *bucket = (*bucket)->more, *place = 0) {
         while (*place < S3FIFO_PLACES) {
             u64 value = (*bucket)->places[(*place)++];
-            if (value >> S3FIFO_TAG_AT == hash >> 16 && value != 0)
+            if (value == 0) return NULL; /* S4 */
+            if (value >> S3FIFO_TAG_AT == hash >> 16)
                 return (struct s3fifo_node *)(uintptr_t)(value & ((1ull << S3FIFO_TAG_AT) - 1));
         }
     }
