@@ -106,7 +106,7 @@ core_turn_begin(struct io_shard *shard, u64 now_ns, u64 wall_ms)
 }
 
 void
-core_task_post(struct io_shard *shard, struct core_task *task)
+core_task_post(struct io_shard *shard, struct io_task *task)
 {
     list_push_back(&shard->tasks, &task->link);
 }
@@ -121,12 +121,31 @@ core_run_tasks(struct io_shard *shard)
     u32 count = 0;
     struct list *link;
     while ((link = list_pop_front(&batch)) != NULL) {
-        struct core_task *task = list_entry(link, struct core_task, link);
+        struct io_task *task = list_entry(link, struct io_task, link);
         task->run(task);
         count++;
     }
     shard->turn_had_foreground = true;
     return count;
+}
+
+void
+io_task_init(struct io_task *task, void (*run)(struct io_task *task))
+{
+    list_init(&task->link);
+    task->run = run;
+}
+
+void
+io_task_post(struct io_task *task)
+{
+    if (!list_linked(&task->link)) core_task_post(io_current, task);
+}
+
+void
+io_task_cancel(struct io_task *task)
+{
+    list_del(&task->link);
 }
 
 static struct fiber *

@@ -16,7 +16,7 @@
  *     core_run_timers      callbacks whose time has come
  *     core_deliver         one call for each mail that the transport brought
  *     core_run_mails       mails to oneself, outboxes that were waiting for room
- *     core_run_tasks       callbacks posted by the turns before
+ *     core_run_tasks       callbacks posted so far in this turn or by the one before
  *     core_run_fibers      ready fibers, within the quota
  *
  * Invariants
@@ -35,6 +35,7 @@
 #include "io/fiber.h"
 #include "io/io.h"
 #include "io/mailbox.h"
+#include "io/task.h"
 #include "io/timer.h"
 
 /* Turn of a busy shard; a fiber or callback should ask fiber_should_yield well within it. */
@@ -81,12 +82,6 @@ struct fiber {
     unsigned valgrind_id;
 };
 
-/* A callback for a later turn; caller-owned. */
-struct core_task {
-    struct list link;
-    void (*run)(struct core_task *task);
-};
-
 struct io_shard {
     /* configuration, fixed by core_shard_init */
     struct io_node *node; /* the backend's */
@@ -107,7 +102,7 @@ struct io_shard {
     /* work */
     struct list ready[FIBER_CLASSES];   /* struct fiber.link, by enum fiber_class */
     struct list yielded[FIBER_CLASSES]; /* ready again, but not before the next turn */
-    struct list tasks;                  /* struct core_task.link */
+    struct list tasks;                  /* struct io_task.link */
     struct heap timers;                 /* struct io_timer.node */
     u64 timer_order;
     u64 bulk_credit_ns, background_credit_ns;
@@ -189,7 +184,7 @@ bool core_bulk_gives_way(const struct io_shard *shard);
 /* When the first timer fires; UINT64_MAX without one. */
 u64 core_next_deadline_ns(const struct io_shard *shard);
 /* Runs the task in a later part of the loop. Posting it again before it ran is a bug. */
-void core_task_post(struct io_shard *shard, struct core_task *task);
+void core_task_post(struct io_shard *shard, struct io_task *task);
 
 /* ---- for code of src/io that makes fibers wait on its own ---- */
 

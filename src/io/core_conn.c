@@ -183,7 +183,7 @@ core_conn_peer_ended(struct io_conn *conn)
 }
 
 static void
-conn_again_run(struct core_task *task)
+conn_again_run(struct io_task *task)
 {
     struct io_conn *conn = CONTAINER_OF(task, struct io_conn, again_task);
     conn->again_posted = false;
@@ -372,7 +372,7 @@ io_conn_close(struct io_conn *conn, enum io_close_mode mode)
 }
 
 static void
-conn_close_run(struct core_task *task)
+conn_close_run(struct io_task *task)
 {
     struct io_conn *conn = CONTAINER_OF(task, struct io_conn, close_task);
     if (conn->again_posted) list_del(&conn->again_task.link);

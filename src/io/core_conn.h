@@ -66,8 +66,8 @@ struct io_conn {
     u64 received;      /* bytes of all that came; see io_conn_arrived */
     struct core_output output;
     struct io_timer timer; /* of flushing and lingering */
-    struct core_task again_task;
-    struct core_task close_task;
+    struct io_task again_task;
+    struct io_task close_task;
 };
 
 void core_net_init(struct core_net *net, struct io_shard *shard);

@@ -9,6 +9,7 @@
  *   io.h       who am I, what time is it, start and stop          (this file)
  *   fiber.h    fibers and how they wait for each other
  *   timer.h    callbacks at a time
+ *   task.h     callbacks once for all that a turn brings
  *   mailbox.h  messages between shards
  *   file.h     direct disk I/O and directories
  *   net.h      byte-stream connections

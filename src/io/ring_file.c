@@ -46,6 +46,10 @@ enum op_kind { OP_READ, OP_WRITE, OP_WRITE_SYNC };
 /* A larger read is bulk. */
 #define READ_SMALL_BYTES (64u << 10)
 
+/* So many reads do not wait for the end of the turn, which may be half a millisecond away: the disk
+ * would have nothing to do meanwhile, and then everything at once. */
+#define READS_AT_ONCE 8u
+
 static const struct {
     u32 share;
     u32 in_flight_max;
@@ -365,7 +369,7 @@ ring_file_complete(struct ring_shard *shard, struct io_op *op, i32 result)
 /* ---- files in memory ---- */
 
 static void
-memory_report(struct core_task *task)
+memory_report(struct io_task *task)
 {
     struct ring_shard *shard = CONTAINER_OF(task, struct ring_shard, memory_task);
     shard->memory_task_posted = false;
@@ -419,10 +423,15 @@ op_start(struct io_file *file, struct io_op *op, enum op_kind kind, enum io_clas
     op->start_ns = file->shard->core.now_ns;
     fiber_queue_init(&op->waiters);
     file->in_flight++;
-    if (file->memory != NULL)
+    if (file->memory != NULL) {
         memory_start(op);
-    else
-        op_enqueue(file->shard, op, false);
+        return;
+    }
+    op_enqueue(file->shard, op, false);
+    if (kind == OP_READ && file->shard->disk_queued >= READS_AT_ONCE) {
+        ring_file_dispatch(file->shard);
+        ring_submit_early(file->shard);
+    }
 }
 
 void

@@ -112,7 +112,7 @@ struct ring_shard {
     struct memfs memfs;
     struct list files;       /* struct io_file.link */
     struct list memory_done; /* struct io_op.link: finished at once, reported in the next turn */
-    struct core_task memory_task;
+    struct io_task memory_task;
     bool memory_task_posted;
     struct ring_disk_class disk[IO_CLASS_COUNT];
     u32 disk_queued;
@@ -217,6 +217,8 @@ void ring_deinit(struct ring_shard *shard);
 void ring_run(struct ring_shard *shard);
 /* Wakes from any thread or signal handler. */
 void ring_kick(struct ring_shard *shard);
+/* Submits what is queued, before the end of the turn. */
+void ring_submit_early(struct ring_shard *shard);
 /* Never NULL: submits what is queued when the queue is full. */
 struct io_uring_sqe *ring_sqe(struct ring_shard *shard);
 /* The last step of preparing a request. */

@@ -31,6 +31,8 @@
 #define WAKE_FAILED   2ull
 #define ADDRESS_MASK  0x0000fffffffffff8ull
 #define GENERATION_AT 48
+/* Of requests to the disk, submitted before the replies of a turn. */
+#define SQES_AT_ONCE 4u
 
 u64
 ring_clock_ns(void)
@@ -74,6 +76,17 @@ ring_submit(struct ring_shard *shard)
     shard->core.stats.ring_enters++;
     int result = io_uring_submit_and_get_events(&shard->uring);
     /* EBUSY, EAGAIN: completions must be read first. EINTR: a signal; the next turn submits. */
+    if (result < 0 && result != -EINTR && result != -EBUSY && result != -EAGAIN)
+        ring_enter_failed("submission", -result);
+}
+
+void
+ring_submit_early(struct ring_shard *shard)
+{
+    if (io_uring_sq_ready(&shard->uring) == 0) return;
+    if (io_uring_cq_ready(&shard->uring) > RING_CQ_ENTRIES / 2) return;
+    shard->core.stats.ring_enters++;
+    int result = io_uring_submit(&shard->uring);
     if (result < 0 && result != -EINTR && result != -EBUSY && result != -EAGAIN)
         ring_enter_failed("submission", -result);
 }
@@ -529,6 +542,9 @@ ring_run(struct ring_shard *shard)
         done += core_run_tasks(core);
         done += core_run_fibers(core);
         ring_file_dispatch(shard);
+        /* The kernel hands reads on when it has looked at all that is submitted with them: not
+         * behind replies, each of which takes longer than a read. */
+        if (io_uring_sq_ready(&shard->uring) >= SQES_AT_ONCE) ring_submit_early(shard);
         ring_net_flush(shard);
         ring_wake_targets(shard);
         if (io_uring_sq_ready(&shard->uring) > 0 || ring_kernel_has_more(shard)) ring_submit(shard);

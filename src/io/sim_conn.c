@@ -257,7 +257,7 @@ conn_breaks(struct sim_conn *conn)
 }
 
 static void
-send_run(struct core_task *task)
+send_run(struct io_task *task)
 {
     struct sim_conn *conn = CONTAINER_OF(task, struct sim_conn, send_task);
     struct core_output *output = &conn->core.output;

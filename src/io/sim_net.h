@@ -85,7 +85,7 @@ struct sim_conn {
     struct iovec pieces[SEND_PIECES];
     u8 *copy; /* of all pieces, when the kernel copies at once */
 
-    struct core_task send_task;
+    struct io_task send_task;
     struct sim_arrival receive; /* segments have arrived */
     struct sim_arrival room;    /* the pipe has room again */
     struct sim_arrival sent;    /* the send under way is over */

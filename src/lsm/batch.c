@@ -38,11 +38,14 @@ batch_add(struct lsm_batch *batch, const struct log_op *header, struct bytes key
 {
     CHECK(header->keyspace < LIMIT_KEYSPACES);
     CHECK(batch->count < UINT32_MAX);
-    if (!buf_reserve(&batch->ops, sizeof(*header) + key.size + value.size))
-        return MARKED("lsm.batch.no_memory", false);
-    CHECK(buf_append(&batch->ops, header, sizeof(*header))); /* there is room */
-    CHECK(buf_append(&batch->ops, key.data, key.size));
-    CHECK(buf_append(&batch->ops, value.data, value.size));
+    size_t size = sizeof(*header) + key.size + value.size;
+    if (!buf_reserve(&batch->ops, size)) return MARKED("lsm.batch.no_memory", false);
+    u8 *p = batch->ops.data + batch->ops.size;
+    memcpy(p, header, sizeof(*header));
+    p += sizeof(*header);
+    if (key.size > 0) memcpy(p, key.data, key.size);
+    if (value.size > 0) memcpy(p + key.size, value.data, value.size);
+    batch->ops.size += size;
     batch->count++;
     return true;
 }

@@ -211,6 +211,7 @@ block_cache_stats(const struct block_cache *cache, struct cache_stats *out)
 {
     *out = (struct cache_stats){
         .bytes = s3fifo_bytes(&cache->fifo),
+        .limit_bytes = cache->fifo.limit_bytes,
         .entries = s3fifo_count(&cache->fifo),
         .hits = cache->fifo.hits,
         .misses = cache->fifo.misses,

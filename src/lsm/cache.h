@@ -3,7 +3,8 @@
  * cache.h -- the two caches of a store: rows first (hashed keys have no block locality), then
  * verified blocks of tables. Both evict by S3-FIFO (Yang et al., SOSP 2023): a small queue (10 %),
  * a main queue and a ghost of fingerprints, so one scan cannot empty them. They share one budget:
- * each grows while its hits per byte are the better ones. Growth of hash tables is incremental, no
+ * what one has no use for is the other's, and when both are full, that with more hits per byte
+ * grows. Growth of hash tables is incremental, no
  * resize ever stops the shard. Single-threaded.
  */
 #ifndef DISTKV_LSM_CACHE_H
@@ -70,7 +71,7 @@ void block_cache_drop_file(struct block_cache *cache, u64 file_id);
 void block_cache_limit_set(struct block_cache *cache, u64 limit_bytes);
 
 struct cache_stats {
-    u64 bytes, entries, hits, misses, evictions;
+    u64 bytes, limit_bytes, entries, hits, misses, evictions;
 };
 /* Walk everything; true when every invariant holds. */
 bool row_cache_check(const struct row_cache *cache);

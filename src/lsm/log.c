@@ -5,10 +5,13 @@
  *   log_append -> fill (blocks being laid out) -> queued -> in_flight (up to 4) -> durable, in
  * order
  *
- * A request leaves as soon as fewer than LOG_WRITES_IN_FLIGHT are under way; what is appended
- * meanwhile gathers in fill, so the group grows by itself with the load and no timer holds anybody
- * up. Places in the segment are given when blocks are laid out, so order in memory is order on
- * disk.
+ * What one turn of the loop brings is a group (pump_task), and no timer holds anybody up: it leaves
+ * at once when nothing is under way. Beside others, at most LOG_WRITES_IN_FLIGHT in all, it leaves
+ * when it is at least half as large as the largest of them; else it grows until it is, or until one
+ * of them is done. So the group grows by itself with the load. A disk that overlaps durable writes
+ * is kept busy, and one that flushes a volatile cache for each of them, one after the other, is not
+ * given many small ones, of which each waits for the flushes of those before it. Places in the
+ * segment are given when blocks are laid out, so order in memory is order on disk.
  *
  * Changing segments (log_cut): the next one begins with a header that names the end of the one
  * before. If the header became durable before that end did, a power cut in between would look like
@@ -218,11 +221,32 @@ segment_is_settled(struct log *log, const struct log_segment *segment)
     return false;
 }
 
+static u64
+write_payload_bytes(const struct log_write *write)
+{
+    return write->size - LOG_BLOCK_BYTES + write->block_used; /* about */
+}
+
+/* Whether another write is worth its while beside those under way. */
+static bool
+group_is_large(const struct log *log)
+{
+    if (!list_empty(&log->queued) || log->fill == NULL) return true;
+    if (BUGGIFY("lsm.log.small_groups")) return true;
+    u64 largest = 0;
+    list_for_each (link, &log->in_flight)
+        largest = MAX(largest, write_payload_bytes(list_entry(link, struct log_write, link)));
+    return write_payload_bytes(log->fill) >= largest / 2;
+}
+
 void
 log_pump(struct log *log)
 {
     while (!log->failed && log->in_flight_count < LOG_WRITES_IN_FLIGHT) {
-        if (log->in_flight_count > 0 && BUGGIFY("lsm.log.one_in_flight")) return;
+        if (log->in_flight_count > 0) {
+            if (!group_is_large(log)) return;
+            if (BUGGIFY("lsm.log.one_in_flight")) return;
+        }
         if (list_empty(&log->queued)) {
             if (log->fill == NULL) return;
             fill_end(log);
@@ -241,6 +265,12 @@ log_pump(struct log *log)
         list_del(&write->link);
         write_submit(log, write);
     }
+}
+
+static void
+pump_run(struct io_task *task)
+{
+    log_pump(CONTAINER_OF(task, struct log, pump_task));
 }
 
 static void
@@ -334,7 +364,7 @@ write_done(struct io_op *op)
         log_fail(log, op->result, "write");
     }
     writes_retire(log);
-    log_pump(log);
+    io_task_post(&log->pump_task);
     if (log->config.durability == LSM_DURABILITY_GROUP) seal_arm(log);
 }
 
@@ -379,7 +409,7 @@ log_cut(struct log *log)
     write_block_end(write);
     list_push_back(&log->queued, &write->link);
     fiber_queue_wake_all(&log->make_wake); /* the next one is wanted */
-    log_pump(log);
+    io_task_post(&log->pump_task);
     return ST_OK;
 }
 
@@ -510,7 +540,7 @@ log_append(struct log *log, const struct log_record *header, struct bytes payloa
     CHECK(list_empty(&spare));
     log->seq_last = record.seq_first + record.count - 1;
     log->fill->seq_last = log->seq_last;
-    log_pump(log);
+    io_task_post(&log->pump_task);
     return ST_OK;
 }
 
@@ -641,6 +671,7 @@ log_new(const struct log_config *config)
     list_init(&log->queued);
     list_init(&log->in_flight);
     list_init(&log->free_writes);
+    io_task_init(&log->pump_task, pump_run);
     io_timer_init(&log->seal_timer, seal_fire);
     fiber_queue_init(&log->fibers_wake);
     fiber_queue_init(&log->make_wake);
@@ -740,6 +771,7 @@ log_shut(struct log *log)
     while (log->in_flight_count > 0)
         (void)fiber_queue_wait(&log->state_wake, FIBER_FOREVER);
     io_timer_cancel(&log->seal_timer);
+    io_task_cancel(&log->pump_task);
     segments_free(log);
     log_free(log);
 }

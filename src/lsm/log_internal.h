@@ -9,6 +9,7 @@
 
 #include "base/buf.h"
 #include "io/file.h"
+#include "io/task.h"
 #include "io/timer.h"
 #include "lsm/log.h"
 #include "lsm/log_format.h"
@@ -94,6 +95,7 @@ struct log {
     u64 synced_seq; /* PERIODIC */
     bool failed;
     bool closing;
+    struct io_task pump_task; /* log_pump, for all that a turn brings */
     struct io_timer seal_timer;
 
     /* fibers */

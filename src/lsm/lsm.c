@@ -175,22 +175,41 @@ lsm_on_durable(struct lsm *lsm, void (*fn)(void *arg, u64 durable_seq, bool fail
 
 /* ---- memory ---- */
 
+/* It would hold more if it might. */
+static bool
+cache_is_full(const struct cache_stats *cache)
+{
+    return cache->bytes >= cache->limit_bytes - cache->limit_bytes / 16;
+}
+
+/* Where the border between the caches moves. A hit of the one is a miss of the other that nobody
+ * saw: as long as one has room to spare, its hits say nothing about what the other is worth. A row
+ * that is there also saves the search for it, hence the weights. */
+static void
+cache_share_update(struct lsm *lsm, const struct cache_stats *rows,
+                   const struct cache_stats *blocks)
+{
+    u64 row_gain = (rows->hits - lsm->cache_row_hits) * (blocks->bytes / 1024 + 1) * 5;
+    u64 block_gain = (blocks->hits - lsm->cache_block_hits) * (rows->bytes / 1024 + 1) * 4;
+    lsm->cache_row_hits = rows->hits;
+    lsm->cache_block_hits = blocks->hits;
+    bool rows_full = cache_is_full(rows), blocks_full = cache_is_full(blocks);
+    if (!rows_full && !blocks_full) return;
+    bool to_rows = rows_full && (!blocks_full || row_gain > block_gain);
+    bool to_blocks = blocks_full && (!rows_full || block_gain > row_gain);
+    if (to_rows)
+        lsm->cache_row_share = MIN(lsm->cache_row_share + CACHE_SHARE_STEP, CACHE_SHARE_MAX);
+    else if (to_blocks)
+        lsm->cache_row_share = MAX(lsm->cache_row_share - CACHE_SHARE_STEP, CACHE_SHARE_MIN);
+}
+
 void
 lsm_caches_balance(struct lsm *lsm)
 {
     struct cache_stats rows, blocks;
     row_cache_stats(lsm->row_cache, &rows);
     block_cache_stats(lsm->block_cache, &blocks);
-
-    /* Towards the cache with more hits per byte since the last look. */
-    u64 row_gain = (rows.hits - lsm->cache_row_hits) * (blocks.bytes / 1024 + 1);
-    u64 block_gain = (blocks.hits - lsm->cache_block_hits) * (rows.bytes / 1024 + 1);
-    lsm->cache_row_hits = rows.hits;
-    lsm->cache_block_hits = blocks.hits;
-    if (row_gain > block_gain)
-        lsm->cache_row_share = MIN(lsm->cache_row_share + CACHE_SHARE_STEP, CACHE_SHARE_MAX);
-    else if (block_gain > row_gain)
-        lsm->cache_row_share = MAX(lsm->cache_row_share - CACHE_SHARE_STEP, CACHE_SHARE_MIN);
+    cache_share_update(lsm, &rows, &blocks);
 
     /* When the shard's other users leave less than the store's own limit, caches give way. */
     u64 limit = lsm->budget.used_bytes + budget_available(&lsm->budget);

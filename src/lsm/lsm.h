@@ -141,8 +141,8 @@ struct lsm_value {
 MUST_CHECK status lsm_get_try(struct lsm *lsm, u16 keyspace, u64 token, struct bytes key,
                               struct lsm_value *out);
 /* The same for several keys whose cache misses are to overlap: lsm_aim_1 for each of them, then
- * lsm_aim_2 for each, then lsm_aim_3, then lsm_get_aimed (or a write of those keys, which then
- * finds its place in the cache). Nothing may yield or write between. */
+ * lsm_aim_2 for each, then lsm_aim_3, then lsm_get_aimed for some and at last one lsm_write_aimed
+ * for others. Nothing may yield or write between. */
 struct lsm_aim {
     u64 token;
     u64 key_hash; /* hash_key(key, 0) */
@@ -154,9 +154,12 @@ struct lsm_aim {
 };
 void lsm_aim_1(const struct lsm *lsm, struct lsm_aim *aim);
 void lsm_aim_2(const struct lsm *lsm, struct lsm_aim *aim);
-void lsm_aim_3(struct lsm_aim *aim);
+void lsm_aim_3(struct lsm_aim *aim, bool write);
 MUST_CHECK status lsm_get_aimed(struct lsm *lsm, const struct lsm_aim *aim, struct bytes key,
                                 struct lsm_value *out);
+/* As lsm_write_try; aims: of the keys of the batch's puts, in their order. */
+MUST_CHECK status lsm_write_aimed(struct lsm *lsm, const struct lsm_batch *batch,
+                                  const struct lsm_aim *aims, u64 *seq_out);
 /* snapshot may be NULL: the newest. */
 MAY_YIELD MUST_CHECK status lsm_get(struct lsm *lsm, const struct lsm_snapshot *snapshot,
                                     u16 keyspace, u64 token, struct bytes key,

@@ -212,9 +212,9 @@ lsm_aim_2(const struct lsm *lsm, struct lsm_aim *aim)
 }
 
 void
-lsm_aim_3(struct lsm_aim *aim)
+lsm_aim_3(struct lsm_aim *aim, bool write)
 {
-    aim->found = memtable_prefetch_record(aim->leaf, aim->token);
+    aim->found = memtable_prefetch_record(aim->leaf, aim->token, write);
 }
 
 /* The active memtable's version is the answer when nothing else can hold a higher one: no older

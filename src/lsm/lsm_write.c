@@ -209,8 +209,9 @@ need_add(struct need *needs, const struct lsm_op *op)
 
 /* ---- applying ---- */
 
+/* aim: of its key, or NULL. */
 static void
-op_apply(struct lsm *lsm, const struct lsm_op *op, u64 seq, u64 version)
+op_apply(struct lsm *lsm, const struct lsm_op *op, const struct lsm_aim *aim, u64 seq, u64 version)
 {
     struct lsm_keyspace *ks = &lsm->keyspaces[op->header.keyspace];
     struct entry entry = {
@@ -223,10 +224,11 @@ op_apply(struct lsm *lsm, const struct lsm_op *op, u64 seq, u64 version)
         .kind = op->header.kind,
         .flags = op->header.flags,
     };
-    memtable_insert(ks->active, &entry, lsm->snapshot_count > 0);
+    memtable_insert_near(ks->active, &entry, lsm->snapshot_count > 0,
+                         aim != NULL ? aim->leaf : NULL);
     if (entry.kind == ENTRY_DELETE) ks->delete_count++;
     if (lsm->replaying) return; /* nobody has read yet: nothing is cached */
-    u64 key_hash = hash_key(op->key, 0);
+    u64 key_hash = aim != NULL ? aim->key_hash : hash_key(op->key, 0);
     lsm->write_marks[key_hash % LSM_WRITE_MARKS]++;
     row_cache_remove(lsm->row_cache, op->header.keyspace, key_hash, op->key);
 }
@@ -301,8 +303,20 @@ batch_measure(const struct lsm *lsm, const struct lsm_batch *batch, struct batch
     CHECK(!out->range || count == 1);
 }
 
+/* The operation at p, of a batch that batch_measure has checked; returns where the next one is. */
+static const u8 *
+op_again(const u8 *p, struct lsm_op *out)
+{
+    memcpy(&out->header, p, sizeof(out->header));
+    out->key = BYTES(p + sizeof(out->header), out->header.key_size);
+    out->value = BYTES(out->key.data + out->key.size, out->header.value_size);
+    return out->value.data + out->value.size;
+}
+
+/* aims: NULL, or of the keys of all operations. */
 static status
-write_inside(struct lsm *lsm, const struct lsm_batch *batch, u64 *seq_out)
+write_inside(struct lsm *lsm, const struct lsm_batch *batch, const struct lsm_aim *aims,
+             u64 *seq_out)
 {
     if (batch->count == 0) {
         *seq_out = lsm->seq_last;
@@ -352,11 +366,12 @@ write_inside(struct lsm *lsm, const struct lsm_batch *batch, u64 *seq_out)
     lsm->seq_last += batch->count;
     lsm->version_last = version;
 
-    struct bytes rest = buf_bytes(&batch->ops);
-    struct lsm_op op;
-    bool bad;
-    for (u64 seq = seq_first; !shape.range && lsm_op_next(&rest, &op, &bad); seq++)
-        op_apply(lsm, &op, seq, version);
+    const u8 *next = batch->ops.data;
+    for (u32 i = 0; !shape.range && i < batch->count; i++) {
+        struct lsm_op op;
+        next = op_again(next, &op);
+        op_apply(lsm, &op, aims != NULL ? &aims[i] : NULL, seq_first + i, version);
+    }
     lsm->stats.writes++;
     lsm->stats.write_bytes += batch->ops.size;
     levels_user_bytes(lsm->levels, batch->ops.size);
@@ -369,12 +384,19 @@ write_inside(struct lsm *lsm, const struct lsm_batch *batch, u64 *seq_out)
 }
 
 status
-lsm_write_try(struct lsm *lsm, const struct lsm_batch *batch, u64 *seq_out)
+lsm_write_aimed(struct lsm *lsm, const struct lsm_batch *batch, const struct lsm_aim *aims,
+                u64 *seq_out)
 {
     if (lsm->gate.closed) return MARKED("lsm.write.try_closed", ST_CLOSED);
-    status st = write_inside(lsm, batch, seq_out);
+    status st = write_inside(lsm, batch, aims, seq_out);
     if (!ok(st) && !status_is(st, ST_WOULD_WAIT)) lsm->stats.writes_refused++;
     return st;
+}
+
+status
+lsm_write_try(struct lsm *lsm, const struct lsm_batch *batch, u64 *seq_out)
+{
+    return lsm_write_aimed(lsm, batch, NULL, seq_out);
 }
 
 /* Waits for what made the last attempt say ST_WOULD_WAIT. Whatever it was, the next attempt tells;
@@ -402,7 +424,7 @@ MAY_YIELD status
 lsm_write(struct lsm *lsm, const struct lsm_batch *batch, u64 *seq_out)
 {
     if (!fiber_gate_enter(&lsm->gate)) return MARKED("lsm.write.closed", ST_CLOSED);
-    status st = write_inside(lsm, batch, seq_out);
+    status st = write_inside(lsm, batch, NULL, seq_out);
     while (status_is(st, ST_WOULD_WAIT)) {
         if (lsm->gate.closed) {
             MARK("lsm.write.closed_waiting");
@@ -410,7 +432,7 @@ lsm_write(struct lsm *lsm, const struct lsm_batch *batch, u64 *seq_out)
             break;
         }
         write_wait(lsm, batch->ops.size);
-        st = write_inside(lsm, batch, seq_out);
+        st = write_inside(lsm, batch, NULL, seq_out);
     }
     if (!ok(st)) lsm->stats.writes_refused++;
     fiber_gate_leave(&lsm->gate);
@@ -651,7 +673,7 @@ replay_op(struct lsm *lsm, const struct lsm_op *op, u64 seq, u64 version, bool r
         if (status_is(st, ST_TOO_LARGE)) return ST_NO_MEMORY;
         if (!ok(st)) return st;
     }
-    op_apply(lsm, op, seq, version);
+    op_apply(lsm, op, NULL, seq, version);
     return ST_OK;
 }
 

@@ -48,6 +48,8 @@
 #define RECORD_ALIGNMENT  8u
 #define CACHE_LINE_BYTES  64u
 #define PREFETCH_LINES    9u /* the head and the tokens of a node */
+#define RECORD_LINES      3u /* of a record: the head, the key, a small value */
+#define CURSOR_AHEAD      4u /* records that a cursor asks for before it comes to them */
 
 struct record {
     struct record *older; /* next lower version of the key, or NULL */
@@ -391,15 +393,17 @@ lower_bound(const u64 *tokens, struct record *const *records, u32 count, u64 tok
     return low;
 }
 
-/* The child that may hold (token, key): the last whose separator is at or before it. */
+/* The child that may hold (token, key): the last whose separator is at or before it, else the first
+ * one, whose separator decides nothing: keys below it may have come since. */
 static u32
 child_of(const struct inner *inner, u64 token, struct bytes key)
 {
-    u32 i = lower_bound(inner->tokens, inner->separators, inner->node.count, token, key);
-    if (i < inner->node.count && inner->tokens[i] == token &&
+    u32 count = inner->node.count;
+    u32 i = 1 + lower_bound(inner->tokens + 1, inner->separators + 1, count - 1, token, key);
+    if (i < count && inner->tokens[i] == token &&
         bytes_equal(record_key(inner->separators[i]), key))
         return i;
-    return i == 0 ? 0 : i - 1;
+    return i - 1;
 }
 
 static struct leaf *
@@ -459,6 +463,13 @@ node_prefetch(const struct node *node)
         __builtin_prefetch(line + i * CACHE_LINE_BYTES);
 }
 
+static void
+record_prefetch(const struct record *record)
+{
+    for (u32 i = 0; i < RECORD_LINES; i++)
+        __builtin_prefetch((const u8 *)record + i * CACHE_LINE_BYTES);
+}
+
 void
 memtable_prefetch_root(const struct memtable *memtable, u64 token)
 {
@@ -472,9 +483,10 @@ memtable_prefetch_leaf(const struct memtable *memtable, u64 token)
     const struct node *node = memtable->slots[slot_of(memtable, token)];
     if (node != NULL && !node->leaf) {
         const struct inner *inner = (const struct inner *)(const void *)node;
-        u32 i = token_lower_bound(inner->tokens, inner->node.count, token);
+        u32 count = inner->node.count;
+        u32 i = 1 + token_lower_bound(inner->tokens + 1, count - 1, token);
         /* Of a run of one token it may be another: that costs a miss, no more. */
-        if (i == inner->node.count || (i > 0 && inner->tokens[i] != token)) i--;
+        if (i == count || inner->tokens[i] != token) i--;
         node = inner->children[i];
         node_prefetch(node);
     }
@@ -483,15 +495,19 @@ memtable_prefetch_leaf(const struct memtable *memtable, u64 token)
 }
 
 const struct record *
-memtable_prefetch_record(const struct leaf *leaf, u64 token)
+memtable_prefetch_record(const struct leaf *leaf, u64 token, bool insert)
 {
     if (leaf == NULL || !leaf->node.leaf) return NULL;
     u32 i = token_lower_bound(leaf->tokens, leaf->node.count, token);
-    if (i == leaf->node.count || leaf->tokens[i] != token) return NULL;
-    const u8 *bytes = (const u8 *)leaf->records[i];
-    __builtin_prefetch(bytes);
-    __builtin_prefetch(bytes + CACHE_LINE_BYTES);
-    __builtin_prefetch(bytes + 2 * CACHE_LINE_BYTES);
+    if (i == leaf->node.count || leaf->tokens[i] != token) {
+        /* What a new element moves. */
+        const u8 *end = (const u8 *)(leaf->records + leaf->node.count);
+        for (const u8 *p = (const u8 *)(leaf->records + i); insert && p <= end;
+             p += CACHE_LINE_BYTES)
+            __builtin_prefetch(p, 1);
+        return NULL;
+    }
+    record_prefetch(leaf->records[i]);
     return leaf->records[i];
 }
 
@@ -655,8 +671,27 @@ element_insert(struct memtable *memtable, struct record *record)
     *root = &top->node;
 }
 
+/* The leaf of (token, key), without a look at the tree where the hint is right for sure. Elements
+ * only ever leave a leaf for new ones at its right, so what lies between two tokens of it now has
+ * its place there. */
+static struct leaf *
+leaf_near(const struct memtable *memtable, const struct leaf *hint, u64 token, struct bytes key)
+{
+    if (hint != NULL && hint->node.leaf && hint->tokens[0] < token &&
+        token < hint->tokens[hint->node.count - 1])
+        return (struct leaf *)(uintptr_t)hint;
+    return leaf_find(memtable, token, key);
+}
+
 void
 memtable_insert(struct memtable *memtable, const struct entry *entry, bool keep_older)
+{
+    memtable_insert_near(memtable, entry, keep_older, NULL);
+}
+
+void
+memtable_insert_near(struct memtable *memtable, const struct entry *entry, bool keep_older,
+                     const struct leaf *hint)
 {
     CHECK(entry->kind == ENTRY_PUT || entry->kind == ENTRY_DELETE);
     CHECK(entry->key.size <= LIMIT_KEY_BYTES && entry->value.size <= LIMIT_VALUE_BYTES);
@@ -666,7 +701,7 @@ memtable_insert(struct memtable *memtable, const struct entry *entry, bool keep_
     memtable->seq_max = MAX(memtable->seq_max, entry->seq);
     memtable->version_max = MAX(memtable->version_max, entry->version);
 
-    struct leaf *leaf = leaf_find(memtable, entry->token, entry->key);
+    struct leaf *leaf = leaf_near(memtable, hint, entry->token, entry->key);
     u32 i = 0;
     struct record **place = NULL;
     if (leaf != NULL) {
@@ -730,6 +765,31 @@ struct memtable_cursor {
     struct record *record; /* the version that the entry shows */
 };
 
+/* Records lie in the order in which they came, so in the order of keys each is a cache miss: those
+ * that come soon are asked for. */
+static void
+cursor_prefetch(const struct memtable_cursor *c)
+{
+    const struct leaf *leaf = c->leaf;
+    u32 count = leaf->node.count;
+    const struct leaf *next =
+        leaf->node.next == NULL ? NULL : CONTAINER_OF(leaf->node.next, struct leaf, node);
+    if (c->index == 0) {
+        if (next != NULL) {
+            __builtin_prefetch(next);
+            for (u32 i = 0; i < LEAF_ELEMENTS; i += CACHE_LINE_BYTES / sizeof(next->records[0]))
+                __builtin_prefetch(&next->records[i]);
+        }
+        for (u32 i = 1; i < MIN(CURSOR_AHEAD, count); i++)
+            record_prefetch(leaf->records[i]);
+    }
+    u32 ahead = c->index + CURSOR_AHEAD;
+    if (ahead < count)
+        record_prefetch(leaf->records[ahead]);
+    else if (next != NULL && ahead - count < next->node.count)
+        record_prefetch(next->records[ahead - count]);
+}
+
 /* Shows the element at leaf and index, or the first one after it. */
 static void
 cursor_settle(struct memtable_cursor *c)
@@ -756,6 +816,7 @@ cursor_settle(struct memtable_cursor *c)
         c->index = 0;
     }
     c->generation = memtable->generation;
+    cursor_prefetch(c);
     c->record = c->leaf->records[c->index];
     record_entry(c->record, &c->cursor.entry);
     c->cursor.valid = true;

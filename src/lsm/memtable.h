@@ -49,16 +49,21 @@ MUST_CHECK bool memtable_fits(struct memtable *memtable, u64 bytes, u32 count);
 /* Copies the bytes. keep_older: a snapshot may be open, so the versions that this one covers stay;
  * else they are let go. A version that comes after a higher one is left out: nobody can see it. */
 void memtable_insert(struct memtable *memtable, const struct entry *entry, bool keep_older);
+/* hint: what memtable_prefetch_leaf said of this token, be it before other inserts; or NULL. */
+void memtable_insert_near(struct memtable *memtable, const struct entry *entry, bool keep_older,
+                          const struct leaf *hint);
 /* The newest version with seq <= seq_max; false when there is none. The bytes live as long as the
  * memtable. */
 bool memtable_get(const struct memtable *memtable, u64 token, struct bytes key, u64 seq_max,
                   struct entry *out);
 /* Hints for memtable_get and inserts, each of which asks for what the next one reads: the root of
  * the token's tree, then a leaf, then the record. What they return is for the next one and for
- * memtable_get_found, may be NULL, and is valid until the next insert. */
+ * memtable_get_found, may be NULL, and is valid until the next insert (a leaf for
+ * memtable_insert_near as long as the memtable is). */
 void memtable_prefetch_root(const struct memtable *memtable, u64 token);
 const struct leaf *memtable_prefetch_leaf(const struct memtable *memtable, u64 token);
-const struct record *memtable_prefetch_record(const struct leaf *leaf, u64 token);
+/* insert: an insert follows. */
+const struct record *memtable_prefetch_record(const struct leaf *leaf, u64 token, bool insert);
 /* True, and the newest version, when that is the key's. */
 bool memtable_get_found(const struct record *record, struct bytes key, struct entry *out);
 /* A cursor (never yields); it refs the memtable. Insertions while it is open are allowed; it may or

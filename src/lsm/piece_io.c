@@ -23,6 +23,12 @@
 #define ALLOCATE_STEP_MAX MIB(16)
 #define CLOSE_RETRY_NS    (10 * NS_PER_MS)
 
+#define PIECE_WINDOWS_MIN 2u
+/* Of a stream. So many that the disk is busy while what came with the last turn is used up. */
+#define PIECE_WINDOWS_MAX 8u
+/* This part of the budget stays for others. */
+#define GROW_LEAVES_PART 16u
+
 /* ---- hash ---- */
 
 struct piece_hash {
@@ -253,9 +259,12 @@ struct piece_reader {
     struct budget *budget;
     enum io_class io_class;
     u32 window_bytes;
+    u32 window_count; /* that have memory */
+    u32 window_count_max;
     u32 busy_count;
-    struct window windows[2];
-    u8 *joint; /* ranges that span windows are put together here */
+    struct window windows[PIECE_WINDOWS_MAX];
+    struct window *at; /* read, and the caller looks at it; NULL: none */
+    u8 *joint;         /* ranges that span windows are put together here */
     u32 joint_bytes;
     struct fiber_queue wake;
     bool closed;
@@ -265,7 +274,7 @@ static void
 reader_free(struct piece_reader *reader)
 {
     CHECK(reader->busy_count == 0); /* P1 */
-    for (u32 i = 0; i < 2; i++)
+    for (u32 i = 0; i < reader->window_count; i++)
         mem_free(reader->budget, reader->windows[i].data, reader->window_bytes);
     mem_free(reader->budget, reader->joint, reader->joint_bytes);
     mem_free(reader->budget, reader, sizeof(*reader));
@@ -312,6 +321,17 @@ window_wait(struct window *window)
     return MARKED("lsm.piece_reader.cut_off", ST_CORRUPT);
 }
 
+static bool
+window_add(struct piece_reader *reader)
+{
+    struct window *window = &reader->windows[reader->window_count];
+    window->reader = reader;
+    window->data = mem_alloc_aligned(reader->budget, reader->window_bytes, IO_ALIGNMENT);
+    if (window->data == NULL) return MARKED("lsm.piece_reader.window_no_memory", false);
+    reader->window_count++;
+    return true;
+}
+
 status
 piece_reader_open(struct io_file *file, u64 file_bytes, enum io_class io_class, u32 window_bytes,
                   struct budget *budget, struct piece_reader **out)
@@ -328,12 +348,10 @@ piece_reader_open(struct io_file *file, u64 file_bytes, enum io_class io_class, 
     reader->budget = budget;
     reader->io_class = io_class;
     reader->window_bytes = window_bytes;
+    reader->window_count_max = io_class == IO_CLASS_STREAM ? PIECE_WINDOWS_MAX : PIECE_WINDOWS_MIN;
     fiber_queue_init(&reader->wake);
-    for (u32 i = 0; i < 2; i++) {
-        reader->windows[i].reader = reader;
-        reader->windows[i].data = mem_alloc_aligned(budget, window_bytes, IO_ALIGNMENT);
-    }
-    if (reader->windows[0].data == NULL || reader->windows[1].data == NULL) {
+    while (reader->window_count < PIECE_WINDOWS_MIN) {
+        if (window_add(reader)) continue;
         MARK("lsm.piece_reader.no_memory");
         reader_free(reader);
         return ST_NO_MEMORY;
@@ -342,28 +360,81 @@ piece_reader_open(struct io_file *file, u64 file_bytes, enum io_class io_class, 
     return ST_OK;
 }
 
-/* The window that holds offset, read; the one after it is on its way then. */
+/* One window more for who goes on and on, while memory is not short. */
+static void
+reader_grow(struct piece_reader *reader)
+{
+    if (reader->window_count == reader->window_count_max) return;
+    const struct budget *budget = reader->budget;
+    if (budget_available(budget) < budget->limit_bytes / GROW_LEAVES_PART || !window_add(reader)) {
+        MARK("lsm.piece_reader.not_grown");
+        reader->window_count_max = reader->window_count;
+    }
+}
+
+static bool
+window_holds(const struct window *window, u64 offset)
+{
+    return window->size > 0 && offset >= window->offset && offset - window->offset < window->size;
+}
+
+/* Reads on from where the windows that follow reader->at end. */
+static void
+read_ahead(struct piece_reader *reader)
+{
+    u64 next = reader->at->offset + reader->at->size;
+    bool kept[PIECE_WINDOWS_MAX] = {false};
+    kept[reader->at - reader->windows] = true;
+    for (u32 i = 0; i < reader->window_count;) {
+        const struct window *window = &reader->windows[i];
+        if (kept[i] || window->size == 0 || window->offset != next) {
+            i++;
+            continue;
+        }
+        kept[i] = true;
+        next += window->size;
+        i = 0;
+    }
+    for (u32 i = 0; i < reader->window_count && next < reader->file_bytes; i++) {
+        if (kept[i] || reader->windows[i].busy) continue;
+        window_start(reader, &reader->windows[i], next);
+        next += reader->windows[i].size;
+    }
+}
+
+/* Some window that nothing is read into. */
+MAY_YIELD static struct window *
+window_idle(struct piece_reader *reader)
+{
+    for (;;) {
+        for (u32 i = 0; i < reader->window_count; i++)
+            if (!reader->windows[i].busy) return &reader->windows[i];
+        (void)!ok(fiber_queue_wait(&reader->wake, FIBER_FOREVER));
+    }
+}
+
+/* The window that holds offset, read; those after it are on their way then. */
 MAY_YIELD static status
 window_get(struct piece_reader *reader, u64 offset, struct window **out)
 {
-    struct window *hit = NULL;
-    for (u32 i = 0; i < 2; i++) {
-        struct window *window = &reader->windows[i];
-        if (window->size > 0 && offset >= window->offset && offset - window->offset < window->size)
-            hit = window;
+    if (reader->at != NULL && window_holds(reader->at, offset)) {
+        *out = reader->at;
+        return ST_OK;
     }
-    if (hit == NULL) { /* a jump */
-        hit = reader->windows[0].busy ? &reader->windows[1] : &reader->windows[0];
-        while (hit->busy)
-            (void)!ok(fiber_queue_wait(&reader->wake, FIBER_FOREVER));
+    struct window *hit = NULL;
+    for (u32 i = 0; i < reader->window_count && hit == NULL; i++)
+        if (window_holds(&reader->windows[i], offset)) hit = &reader->windows[i];
+    bool jump = hit == NULL;
+    reader->at = NULL;
+    if (jump) {
+        hit = window_idle(reader);
         window_start(reader, hit, align_down(offset, IO_ALIGNMENT));
     }
     status st = window_wait(hit);
     if (!ok(st)) return st;
-    struct window *other = hit == &reader->windows[0] ? &reader->windows[1] : &reader->windows[0];
-    u64 next = hit->offset + hit->size;
-    if (!other->busy && next < reader->file_bytes && (other->size == 0 || other->offset != next))
-        window_start(reader, other, next);
+    reader->at = hit;
+    if (!jump) reader_grow(reader);
+    read_ahead(reader);
     *out = hit;
     return ST_OK;
 }
@@ -431,7 +502,8 @@ piece_reader_close(struct piece_reader *reader)
     }
     MARK("lsm.piece_reader.closed_in_flight");
     struct budget *target = io_budget();
-    u64 size = sizeof(*reader) + 2ull * reader->window_bytes + reader->joint_bytes;
+    u64 size =
+        sizeof(*reader) + (u64)reader->window_count * reader->window_bytes + reader->joint_bytes;
     budget_move(reader->budget, &target, size);
     reader->budget = target;
 }

@@ -2,7 +2,8 @@
  *
  * piece_io.h -- files written and read from one end to the other, in large aligned pieces with two
  * buffers: while one is filled (or used) the other is on its way. Tables and blob files are written
- * through a piece_writer; cursors and verification read through a piece_reader.
+ * through a piece_writer; cursors and verification read through a piece_reader. A reader of the
+ * class of streams takes more buffers as it goes on, so that several reads are under way.
  *
  * A reader may be closed from a callback while a read is in flight. It then lives on until the read
  * has ended; its memory is moved from the caller's budget to the shard's, so the caller's budget

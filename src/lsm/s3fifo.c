@@ -19,6 +19,8 @@
 #define GHOST_PAGE_SETS 128u
 #define GHOST_SLOTS_MIN (GHOST_PAGE_SETS * GHOST_WAYS)
 #define GHOST_SLOTS_MAX (1u << 22)
+/* With as many objects their average is taken for what the next ones have. */
+#define OBJECTS_KNOWN 1000u
 
 struct s3fifo_bucket_segment {
     struct s3fifo_bucket buckets[SEGMENT_BUCKETS];
@@ -274,15 +276,19 @@ ghost_deinit(struct s3fifo *cache)
     cache->ghost_page_count = 0;
 }
 
-/* The ghost is advice: without memory for it the cache works, a little worse. */
+/* A slot for each object that fits, by what objects have turned out to be. The ghost is advice:
+ * without memory for it the cache works, a little worse. */
 static void
 ghost_size_set(struct s3fifo *cache)
 {
-    u64 wanted = CLAMP(cache->limit_bytes / cache->object_bytes, GHOST_SLOTS_MIN, GHOST_SLOTS_MAX);
+    u64 count = s3fifo_count(cache);
+    u64 object_bytes = cache->object_bytes;
+    if (count >= OBJECTS_KNOWN) object_bytes = (cache->small_bytes + cache->main_bytes) / count;
+    u64 wanted = CLAMP(cache->limit_bytes / object_bytes, GHOST_SLOTS_MIN, GHOST_SLOTS_MAX);
     u32 pages = 1;
     while ((u64)pages * GHOST_SLOTS_MIN < wanted)
         pages *= 2;
-    if (cache->ghost_page_count != 0 && pages <= cache->ghost_page_count * 2 &&
+    if (cache->ghost_page_count != 0 && pages <= cache->ghost_page_count &&
         pages >= cache->ghost_page_count / 4)
         return;
     ghost_deinit(cache);
@@ -313,7 +319,9 @@ ghost_take(struct s3fifo *cache, u32 hash)
     u32 set = ghost_set(cache, hash, &page);
     if (cache->ghost_pages[page] == NULL) return false;
     u64 slots = (u64)cache->ghost_page_count * GHOST_SLOTS_MIN;
-    u64 window = MIN(MAX(cache->main_count, 64), slots * 3 / 4);
+    /* Main may still be empty: what it can hold counts, or a round of more keys than fit would find
+     * each one forgotten, for ever. */
+    u64 window = MIN(MAX(s3fifo_count(cache) * 9 / 10, 64), slots * 3 / 4);
     struct ghost_slot *slot = cache->ghost_pages[page]->slots[set];
     for (u32 i = 0; i < GHOST_WAYS; i++) {
         if (slot[i].time == 0 || slot[i].fingerprint != hash) continue;

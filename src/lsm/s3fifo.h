@@ -16,7 +16,7 @@
  * seven places, each an address with 16 bits of the hash above it, which tell nearly always which
  * object to look at: a hit costs one miss in the index and those of the object. The ghost is a
  * table of (fingerprint, time) in four-way sets on pages that come with the first use; an element
- * is in it when its time lies within the last as many evictions as main has objects.
+ * is in it when its time lies within the last as many evictions as main may have objects.
  */
 #ifndef DISTKV_LSM_S3FIFO_H
 #define DISTKV_LSM_S3FIFO_H
@@ -56,7 +56,7 @@ struct s3fifo {
     /* configuration */
     struct budget *budget; /* of index and ghost */
     u64 limit_bytes;       /* of objects, index and ghost together */
-    u32 object_bytes;      /* what an object has on average, about: sizes the ghost */
+    u32 object_bytes;      /* what an object has, about, until enough are there to know */
 
     /* state */
     struct list small, main;

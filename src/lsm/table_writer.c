@@ -21,6 +21,9 @@
 #include "lsm/codec.h"
 #include "lsm/piece_io.h"
 
+/* Blocks written without a try at compressing them, at most, before the next try. */
+#define PLAIN_WAIT_MAX 32u
+
 /* Bytes that grow by doubling. */
 struct growing {
     u8 *data;
@@ -43,7 +46,10 @@ struct table_writer {
 
     /* compression */
     void *codec_state;
-    u8 *stored; /* as large as raw */
+    u8 *stored;     /* as large as raw */
+    u32 unit_limit; /* raw_limit while compression pays */
+    u32 plain_wait; /* of the last time that it did not pay: blocks that were not tried then */
+    u32 plain_left; /* of these, still to come */
 
     /* the entry before: of the order check, and for separators */
     u64 last_token, last_version, last_seq;
@@ -119,8 +125,8 @@ table_writer_open(const struct table_writer_options *options, struct table_write
     if (writer == NULL) return MARKED("lsm.table_writer.no_memory", ST_NO_MEMORY);
     writer->options = *options;
     writer->failed = ST_OK;
-    writer->raw_limit = options->codec == LSM_CODEC_NONE ? TABLE_RAW_BYTES : TABLE_UNIT_BYTES;
-    if (BUGGIFY("lsm.table_writer.tiny_blocks")) writer->raw_limit = 256;
+    writer->unit_limit = BUGGIFY("lsm.table_writer.tiny_blocks") ? 256 : TABLE_UNIT_BYTES;
+    writer->raw_limit = MIN(writer->unit_limit, TABLE_RAW_BYTES);
     writer->meta = (struct table_meta){
         .file_id = options->file_id,
         .keyspace = options->keyspace,
@@ -187,6 +193,27 @@ raw_seal(struct table_writer *writer)
     CHECK(writer->raw_fill <= writer->raw_capacity);
 }
 
+/* Compresses the sealed block; 0: it is stored as it is. A cold read of a block costs all its
+ * bytes, so blocks have a unit's size only as long as compression takes that back. Where it does
+ * not, the small blocks that follow are not even tried, but for one now and then. */
+static u32
+block_compress(struct table_writer *writer)
+{
+    if (writer->options.codec == LSM_CODEC_NONE) return 0;
+    if (writer->plain_left > 0) {
+        writer->plain_left--;
+        return 0;
+    }
+    /* Below an eighth of gain, reading the block raw is cheaper than unpacking it. */
+    u32 stored =
+        codec_compress(writer->options.codec, writer->codec_state, writer->raw, writer->raw_fill,
+                       writer->stored, writer->raw_fill - writer->raw_fill / 8);
+    writer->plain_wait = stored > 0 ? 0 : CLAMP(2 * writer->plain_wait, 1, PLAIN_WAIT_MAX);
+    writer->plain_left = writer->plain_wait;
+    writer->raw_limit = stored > 0 ? writer->unit_limit : MIN(writer->unit_limit, TABLE_RAW_BYTES);
+    return stored;
+}
+
 MAY_YIELD static status
 block_finish(struct table_writer *writer)
 {
@@ -195,13 +222,7 @@ block_finish(struct table_writer *writer)
     u64 offset = piece_writer_offset(&writer->file);
     struct table_block_header header = {.raw_size = writer->raw_fill, .codec = LSM_CODEC_NONE};
     const u8 *payload = writer->raw;
-    u32 stored = 0;
-    if (writer->options.codec != LSM_CODEC_NONE) {
-        /* Below an eighth of gain, reading the block raw is cheaper than unpacking it. */
-        stored = codec_compress(writer->options.codec, writer->codec_state, writer->raw,
-                                writer->raw_fill, writer->stored,
-                                writer->raw_fill - writer->raw_fill / 8);
-    }
+    u32 stored = block_compress(writer);
     if (stored > 0) {
         header.codec = (u8)writer->options.codec;
         payload = writer->stored;

@@ -151,9 +151,10 @@ size_t session_describe(const struct session *s, char *out, size_t size);
 /* session_resp.c */
 size_t session_resp_received(struct session *s, struct bytes data);
 /* session_express.c: whether the lane is open at all, and what it takes of the front of data; 0:
- * nothing. *clock_ns: of the last look at the clock. */
+ * nothing, and *waits says whether because a GET in front has to wait for the disk. *clock_ns: of
+ * the last look at the clock. */
 bool session_may_express(const struct session *s);
-size_t session_express(struct session *s, struct bytes data, u64 *clock_ns);
+size_t session_express(struct session *s, struct bytes data, u64 *clock_ns, bool *waits);
 /* session_native.c */
 size_t session_native_received(struct session *s, struct bytes data);
 bool native_state_init(struct shard *shard);

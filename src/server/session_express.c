@@ -48,6 +48,7 @@ struct express {
     size_t set_at;  /* its reply's place */
     u64 seq;        /* what GETs told is safe with this number */
     size_t held_at; /* from here on replies wait for it */
+    bool waits;     /* the one behind those is a GET that has to wait for the disk */
 };
 
 bool
@@ -100,6 +101,7 @@ do_get(struct express *e, u32 i, struct resp_writer *w)
     value.seq = 0;
     status st = lsm_get_aimed(s->shard->lsm, &e->aims[i], e->requests[i].key, &value);
     bool found = ok(st);
+    e->waits = status_is(st, ST_WOULD_WAIT);
     if (!found && !status_is(st, ST_NOT_FOUND)) return false;
     if (found && value.value.size > EXPRESS_BYTES) return false;
     if (value.seq > e->seq && value.seq > lsm_durable_seq(s->shard->lsm)) {
@@ -129,7 +131,7 @@ do_set(struct express *e, u32 i, struct resp_writer *w)
     if (w->failed ||
         !lsm_batch_put(batch, e->s->keyspace, e->aims[i].token, request->key, request->value, 0))
         return false;
-    e->sets++;
+    e->aims[e->sets++] = e->aims[i]; /* those of the batch; what stood there has been read */
     return true;
 }
 
@@ -141,7 +143,7 @@ run(struct express *e, struct resp_writer *w)
     for (u32 i = 0; i < e->count; i++)
         lsm_aim_2(lsm, &e->aims[i]);
     for (u32 i = 0; i < e->count; i++)
-        lsm_aim_3(&e->aims[i]);
+        lsm_aim_3(&e->aims[i], e->requests[i].set);
     for (; e->done < e->count && w->out->size < EXPRESS_BYTES; e->done++) {
         size_t before = w->out->size;
         bool set = e->requests[e->done].set;
@@ -159,7 +161,7 @@ commit(struct express *e, struct resp_writer *w)
 {
     struct shard *shard = e->s->shard;
     u64 seq = 0;
-    status st = lsm_write_try(shard->lsm, &shard->batch, &seq);
+    status st = lsm_write_aimed(shard->lsm, &shard->batch, e->aims, &seq);
     if (!ok(st)) {
         MARK("server.express.taken_back");
         w->out->size = e->set_at;
@@ -214,8 +216,9 @@ account(const struct express *e, u64 ns)
 }
 
 size_t
-session_express(struct session *s, struct bytes data, u64 *clock_ns)
+session_express(struct session *s, struct bytes data, u64 *clock_ns, bool *waits)
 {
+    *waits = false;
     if (BUGGIFY("server.express.closed")) return 0;
     struct shard *shard = s->shard;
     struct express e;
@@ -223,12 +226,14 @@ session_express(struct session *s, struct bytes data, u64 *clock_ns)
     e.count = e.sets = e.done = e.found = e.first_set = 0;
     e.set_at = e.held_at = 0;
     e.seq = 0;
+    e.waits = false;
     take(&e, data);
     if (e.count == 0) return 0;
     shard->reply.size = 0;
     struct resp_writer w = {.out = &shard->reply, .version = s->resp};
     run(&e, &w);
     if (e.sets != 0) commit(&e, &w);
+    *waits = e.done == 0 && e.waits;
     if (e.done == 0) return 0;
 
     size_t size = 0;

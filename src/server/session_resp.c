@@ -32,6 +32,7 @@ struct call {
     u64 start_ns;
     u32 keys; /* estimate: request_keys */
     bool silent;
+    bool waits; /* it was tried in this turn, and has to wait */
 };
 
 /* ---- replies ---- */
@@ -240,7 +241,7 @@ run_on_owner(struct call *call, struct resp_writer *w, u32 owner, u64 key_hash, 
         x.extra = extra;
         /* Much is not tried in a turn that is over, though everything were in memory. */
         bool late = call->keys > REQUEST_KEYS_LIGHT && fiber_should_yield();
-        bool done = !late && exec_try(&x, call->command->handler);
+        bool done = !late && !call->waits && exec_try(&x, call->command->handler);
         u64 seq = x.seq;
         bool in_pieces = call->command->place == PLACE_SPLIT_ARRAY &&
                          (w->failed || status_is(x.failure, ST_TOO_LARGE));
@@ -459,12 +460,13 @@ skip_goes_on(struct session *s)
 
 /* One complete command. */
 static enum dispatch
-dispatch(struct session *s, const struct bytes *args, u32 arg_count, u64 start_ns)
+dispatch(struct session *s, const struct bytes *args, u32 arg_count, u64 start_ns, bool waits)
 {
     struct shard *shard = s->shard;
     shard->reply.size = 0;
     struct resp_writer w = {.out = &shard->reply, .version = s->resp};
-    struct call call = {.s = s, .args = args, .arg_count = arg_count, .start_ns = start_ns};
+    struct call call = {
+        .s = s, .args = args, .arg_count = arg_count, .start_ns = start_ns, .waits = waits};
 
     const struct command *command = look_up(&w, args, arg_count);
     bool single_key = command != NULL && command->place <= PLACE_SPLIT_ARRAY &&
@@ -578,8 +580,9 @@ session_resp_received(struct session *s, struct bytes data)
             break;
         }
         struct bytes rest = BYTES(data.data + at, data.size - at);
+        bool waits = false;
         if (session_may_express(s)) {
-            size_t taken = session_express(s, rest, &clock_ns);
+            size_t taken = session_express(s, rest, &clock_ns, &waits);
             at += taken;
             if (s->stall != SESSION_RUNS) break;
             if (s->conn != NULL && io_conn_output_full(s->conn)) break;
@@ -635,7 +638,7 @@ session_resp_received(struct session *s, struct bytes data)
                 session_abort(s);
                 return data.size;
             }
-            if (dispatch(s, args, s->parser.arg_count, clock_ns) == DISPATCH_STALL) {
+            if (dispatch(s, args, s->parser.arg_count, clock_ns, waits) == DISPATCH_STALL) {
                 resp_parser_reset(&s->parser);
                 break;
             }

@@ -467,6 +467,54 @@ a_scope_without_yield_ends(void **state)
     assert_string_equal(trace, "alone again");
 }
 
+/* ---- tasks ---- */
+
+static struct io_task task_a, task_b;
+
+static void
+runs_a(struct io_task *task)
+{
+    note("a");
+}
+
+static void
+runs_b(struct io_task *task)
+{
+    note("b");
+    io_task_post(&task_b); /* the next turn, not this one */
+}
+
+static void
+posts_a(struct io_timer *timer)
+{
+    io_task_post(&task_a);
+    io_task_post(&task_a);
+}
+
+static void
+a_task_runs_once_after_what_posted_it(void **state)
+{
+    struct io_timer timer;
+    io_timer_init(&timer, posts_a);
+    io_task_init(&task_a, runs_a);
+    io_task_init(&task_b, runs_b);
+    io_timer_arm(&timer, clock_ns);
+    turn(&shards[0]);
+    assert_string_equal(trace, "a");
+    io_task_post(&task_b);
+    io_task_post(&task_a);
+    assert_true(core_has_work(&shards[0]));
+    turn(&shards[0]);
+    assert_string_equal(trace, "a b a");
+    turn(&shards[0]);
+    assert_string_equal(trace, "a b a b");
+    io_task_cancel(&task_b);
+    io_task_cancel(&task_b);
+    assert_false(core_has_work(&shards[0]));
+    turn(&shards[0]);
+    assert_string_equal(trace, "a b a b");
+}
+
 /* ---- timers ---- */
 
 static struct io_timer timer_a, timer_b;
@@ -604,6 +652,7 @@ main(void)
         TEST(bulk_gets_about_a_quarter_and_background_a_tenth_of_a_busy_shard),
         TEST(bulk_has_what_the_foreground_leaves),
         TEST(a_scope_without_yield_ends),
+        TEST(a_task_runs_once_after_what_posted_it),
         TEST(timers_fire_by_deadline_then_by_order_of_arming),
         TEST(mails_wait_in_the_outbox_and_arrive_in_order),
         TEST(a_call_to_oneself_returns),

@@ -312,6 +312,39 @@ every_failed_request_is_survived(void **state)
     }
 }
 
+/* Records that come in one turn are one group, which does not wait for more. */
+static status
+group_body(void *arg)
+{
+    struct model *model = arg;
+    status st = open_log(model);
+    if (!ok(st)) return st;
+    for (u32 round = 0; round < 3; round++) {
+        struct log_stats before, after;
+        log_stats(model->log, &before);
+        st = append_some(model);
+        CHECK(ok(st));
+        while (log_durable_seq(model->log) < model->appended) /* nobody asks for it */
+            fiber_sleep_ns(10 * NS_PER_US);
+        log_stats(model->log, &after);
+        CHECK(after.writes == before.writes + 1);
+    }
+    log_close(model->log);
+    return ST_OK;
+}
+
+static void
+what_a_turn_brings_is_one_write(void **state)
+{
+    (void)state;
+    struct sim_options options;
+    sim_options_default(&options, 8);
+    struct sim *sim = sim_new(&options);
+    struct model model = model_make(8, 20, 100);
+    assert_true(ok(sim_run(sim, 1, group_body, &model)));
+    sim_free(sim);
+}
+
 static status
 poison_body(void *arg)
 {
@@ -555,10 +588,10 @@ a_lost_or_shortened_segment_is_damage(void **state)
         sim_options_default(&options, 6);
         struct sim *sim = sim_new(&options);
         struct sim_node *node = sim_node_new(sim, "10.0.0.1");
-        struct model model = model_make(6, 60, 3000);
+        struct model model = model_make(6, 150, 3000);
         assert_true(ok(sim_run(sim, 1, writer, &model)));
         segments_list(sim_node_disk(node));
-        assert_true(segment_count >= 3);
+        assert_true(segment_count >= 4);
         char *victim = segments[which / 2]; /* the first, or one in the middle */
         assert_true(ok(sim_run(sim, 1, which % 2 == 0 ? unlink_body : truncate_body, victim)));
         status st = sim_run(sim, 1, reader, &model);
@@ -1164,6 +1197,7 @@ main(void)
         cmocka_unit_test(records_larger_than_a_write_come_back),
         cmocka_unit_test(recovery_has_several_reads_under_way),
         cmocka_unit_test(recovery_makes_do_with_little_memory),
+        cmocka_unit_test(what_a_turn_brings_is_one_write),
         cmocka_unit_test(a_failed_write_fails_the_log_for_good),
         cmocka_unit_test(no_power_cut_takes_what_was_durable),
         cmocka_unit_test(a_second_cut_during_recovery_takes_nothing_either),

@@ -57,6 +57,8 @@ model_compare(const void *a, const void *b)
     return x->seq > y->seq ? -1 : x->seq < y->seq;
 }
 
+static const struct leaf *hint; /* for the next put */
+
 static void
 put(struct memtable *memtable, u64 token, u32 key, u64 version, u64 seq, bool keep_older)
 {
@@ -72,7 +74,7 @@ put(struct memtable *memtable, u64 token, u32 key, u64 version, u64 seq, bool ke
         .seq = seq,
         .kind = ENTRY_PUT,
     };
-    memtable_insert(memtable, &entry, keep_older);
+    memtable_insert_near(memtable, &entry, keep_older, hint);
 }
 
 static const struct model_entry *
@@ -145,6 +147,38 @@ trees_grow_over_many_tokens(void **state)
     drop(memtable);
 }
 
+/* Hints are taken for many, then all are put: leaves split between the two. */
+static void
+what_is_put_by_a_hint_is_where_it_belongs(void **state)
+{
+    (void)state;
+    enum { TOGETHER = 200 };
+    for (u64 seed = 1; seed <= 4; seed++) {
+        struct prng prng;
+        prng_init(&prng, seed);
+        struct memtable *memtable = make(seed % 2 == 0 ? MIB(8) : MIB(64));
+        u32 tokens = seed < 3 ? 20000 : 50; /* and runs of one token */
+        model_count = 0;
+        for (u32 round = 0; round < 60; round++) {
+            u64 chosen[TOGETHER];
+            const struct leaf *hints[TOGETHER];
+            for (u32 i = 0; i < TOGETHER; i++) {
+                chosen[i] = 1000 + prng_below(&prng, tokens);
+                hints[i] = memtable_prefetch_leaf(memtable, chosen[i]);
+            }
+            for (u32 i = 0; i < TOGETHER; i++) {
+                u64 seq = model_count + 1;
+                hint = hints[i];
+                put(memtable, chosen[i], (u32)prng_below(&prng, 200), seq, seq, true);
+            }
+            hint = NULL;
+            assert_true(memtable_check(memtable));
+        }
+        compare_gets(memtable, seed, 300);
+        drop(memtable);
+    }
+}
+
 static void
 a_long_run_of_one_token_is_ordered_by_key(void **state)
 {
@@ -155,6 +189,29 @@ a_long_run_of_one_token_is_ordered_by_key(void **state)
         put(memtable, 5000, i, i + 1, i + 1, false);
     compare_gets(memtable, 9, 300);
     drop(memtable);
+}
+
+/* The first leaf of a tree splits again and again, below everything that it held at first. */
+static void
+keys_that_come_in_descending_order_are_found(void **state)
+{
+    (void)state;
+    for (u32 one_token = 0; one_token < 2; one_token++) {
+        struct memtable *memtable = make(MIB(16));
+        model_count = 0;
+        for (u32 i = 0; i < 5000; i++) {
+            u64 token = one_token ? 5000 : 10000 - i;
+            put(memtable, token, 20000 - i, i + 1, i + 1, false);
+        }
+        for (u32 i = 0; i < model_count; i++) {
+            const struct model_entry *m = &model[i];
+            struct entry got;
+            assert_true(
+                memtable_get(memtable, m->token, BYTES(m->key, strlen(m->key)), UINT64_MAX, &got));
+            assert_int_equal(got.seq, m->seq);
+        }
+        drop(memtable);
+    }
 }
 
 static void
@@ -428,7 +485,9 @@ main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_snapshot_sees_the_newest_version_below_it),
         cmocka_unit_test(trees_grow_over_many_tokens),
+        cmocka_unit_test(what_is_put_by_a_hint_is_where_it_belongs),
         cmocka_unit_test(a_long_run_of_one_token_is_ordered_by_key),
+        cmocka_unit_test(keys_that_come_in_descending_order_are_found),
         cmocka_unit_test(a_cursor_shows_every_version_in_order),
         cmocka_unit_test(a_cursor_survives_insertions),
         cmocka_unit_test(a_cursor_keeps_the_memtable),

@@ -161,6 +161,33 @@ one_scan_does_not_empty_it(void **unused)
     row_cache_free(cache);
 }
 
+/* Half as many keys again as fit, in turn: each is pushed out before it is asked for again. */
+static void
+a_round_of_too_many_keys_keeps_what_fits(void **unused)
+{
+    struct budget budget;
+    budget_init(&budget, "test", MIB(64), NULL);
+    struct row_cache *cache = row_cache_new(&budget, MIB(1));
+    static u8 value[100];
+    char key[32];
+    struct entry out;
+    const u64 keys = 6500;
+    u64 hits = 0;
+    for (u32 round = 0; round < 6; round++) {
+        hits = 0;
+        for (u64 i = 0; i < keys; i++) {
+            struct entry entry = entry_make(i, 1, 1, 100, key, value);
+            bool hit = row_cache_get(cache, 0, hash_key(entry.key, 0), entry.key, &out);
+            hits += hit;
+            if (!hit) row_cache_put(cache, 0, hash_key(entry.key, 0), &entry);
+        }
+        row_cache_limit_set(cache, MIB(1)); /* as happens all the time */
+    }
+    assert_true(hits > keys / 2);
+    assert_true(row_cache_check(cache));
+    row_cache_free(cache);
+}
+
 static void
 blobs_and_large_values_stay_outside(void **unused)
 {
@@ -270,6 +297,7 @@ main(void)
         cmocka_unit_test(it_never_returns_what_the_model_does_not_hold),
         cmocka_unit_test(it_stays_below_its_limit_and_accounts_every_byte),
         cmocka_unit_test(one_scan_does_not_empty_it),
+        cmocka_unit_test(a_round_of_too_many_keys_keeps_what_fits),
         cmocka_unit_test(blobs_and_large_values_stay_outside),
         cmocka_unit_test(absence_and_deletes_are_rows_too),
         cmocka_unit_test(a_full_budget_only_makes_it_smaller),

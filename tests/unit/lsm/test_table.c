@@ -271,14 +271,21 @@ versions_body(void *arg)
 
 /* ---- what the reads cost ---- */
 
-static status
-cost_body(void *arg)
+/* With a codec, too, of values that do not shrink. */
+static void
+cost_check(enum lsm_codec codec)
 {
-    assert_true(ok(io_dir_make(FIXTURE_DIR)));
     struct fixture f = {0};
     fixture_fill(&f, 4, "cost", 2000, 1, 300);
+    struct prng prng;
+    prng_init(&prng, 1);
+    for (u32 i = 0; i < f.count; i++) {
+        struct bytes value = f.entries[i].value;
+        for (size_t at = 0; at + 8 <= value.size; at += 8)
+            store_u64((u8 *)(uintptr_t)value.data + at, prng_u64(&prng));
+    }
     struct table_meta meta;
-    assert_true(ok(table_build(&f, 1, LSM_CODEC_NONE, 10, &budget, &meta)));
+    assert_true(ok(table_build(&f, 1 + codec, codec, 10, &budget, &meta)));
     struct table *table;
     memset(&stats, 0, sizeof(stats));
     assert_true(ok(table_open(FIXTURE_DIR, &meta, &budget, &stats, &table)));
@@ -299,6 +306,15 @@ cost_body(void *arg)
     assert_int_equal(stats.index_bytes, 0);
     assert_int_equal(stats.filter_bytes, 0);
     fixture_free(&f);
+}
+
+static status
+cost_body(void *arg)
+{
+    (void)arg;
+    assert_true(ok(io_dir_make(FIXTURE_DIR)));
+    for (enum lsm_codec codec = LSM_CODEC_NONE; codec < LSM_CODEC_COUNT; codec++)
+        cost_check(codec);
     return ST_OK;
 }
 
@@ -470,6 +486,65 @@ outside_body(void *arg)
     piece_reader_close(reader);
     io_file_close(file);
     return ST_OK;
+}
+
+/* Of every class, so with few and with many windows, forward and with jumps. */
+static status
+reader_body(void *arg)
+{
+    (void)arg;
+    const u32 pages = 400;
+    struct piece_writer writer;
+    status st = io_dir_make(FIXTURE_DIR);
+    if (!ok(st)) return st;
+    st = piece_writer_open(&writer, FIXTURE_DIR "/x", IO_CLASS_STREAM, &budget);
+    static u32 page[IO_ALIGNMENT / sizeof(u32)];
+    for (u32 i = 0; ok(st) && i < pages * ARRAY_COUNT(page); i += ARRAY_COUNT(page)) {
+        for (u32 j = 0; j < ARRAY_COUNT(page); j++)
+            page[j] = i + j;
+        st = piece_writer_append(&writer, BYTES(page, sizeof(page)));
+    }
+    if (ok(st)) st = piece_writer_finish(&writer);
+    struct io_file *file;
+    if (ok(st)) st = io_file_open(FIXTURE_DIR "/x", IO_OPEN_READ, &file);
+    if (!ok(st)) return st;
+    struct prng prng;
+    prng_init(&prng, 1);
+    const u64 bytes = pages * IO_ALIGNMENT;
+    for (u32 i = 0; i < IO_CLASS_COUNT; i++) {
+        struct piece_reader *reader;
+        u64 used = budget.used_bytes, used_max = 0;
+        st = piece_reader_open(file, bytes, (enum io_class)i, 4 * IO_ALIGNMENT, &budget, &reader);
+        if (!ok(st)) return st;
+        u64 offset = 0;
+        for (u32 step = 0; step < 4000; step++) {
+            u32 size = 4 * (1 + (u32)prng_below(&prng, prng_chance(&prng, 1, 50) ? 20000 : 1500));
+            if (prng_chance(&prng, 1, 200)) offset = align_down(prng_below(&prng, bytes), 4);
+            if (size > bytes - offset) offset = 0;
+            const u8 *data;
+            CHECK(ok(piece_reader_get(reader, offset, size, &data)));
+            used_max = MAX(used_max, budget.used_bytes - used);
+            for (u32 at = 0; at < size; at += 4) {
+                u32 word;
+                memcpy(&word, data + at, sizeof(word));
+                CHECK(word == (offset + at) / 4);
+            }
+            offset += size;
+        }
+        piece_reader_close(reader);
+        /* The joint buffer, the reader itself, and windows of 16 KiB. */
+        u64 windows = i == IO_CLASS_STREAM ? 8 : 2;
+        CHECK(used_max >= windows * 4 * IO_ALIGNMENT);
+        CHECK(used_max <= windows * 4 * IO_ALIGNMENT + KIB(128));
+    }
+    io_file_close(file);
+    return ST_OK;
+}
+
+static void
+a_reader_gives_the_bytes_of_the_file(void **unused)
+{
+    run(reader_body);
 }
 
 static void
@@ -930,6 +1005,7 @@ main(void)
         cmocka_unit_test(a_point_read_is_one_request_of_at_most_8_kib),
         cmocka_unit_test(without_memory_the_filter_goes_first),
         cmocka_unit_test(a_writer_refuses_disorder_and_emptiness),
+        cmocka_unit_test(a_reader_gives_the_bytes_of_the_file),
         cmocka_unit_test(what_lies_outside_of_a_file_is_damage),
         cmocka_unit_test(a_cursor_may_be_closed_while_it_reads),
         cmocka_unit_test(a_flipped_bit_in_any_byte_of_a_table_is_detected),

@@ -1,0 +1,147 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * test_lsm_caches.c -- the memory of a store goes to the cache that makes use of it: rows that fit
+ * end up in the row cache, in whatever order they are asked for.
+ */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+
+#include <cmocka.h>
+
+#include "base/hash.h"
+#include "base/prng.h"
+#include "io/file.h"
+#include "io/io.h"
+#include "io/sim.h"
+#include "lsm/cache.h"
+#include "lsm/lsm_internal.h"
+
+#define DIR           "/store"
+#define VALUE_BYTES   100u
+#define BALANCE_EVERY 500u
+
+struct world {
+    u32 keys;
+    u32 passes;
+    bool at_random;
+    u64 row_percent; /* of the last pass: what the row cache answered */
+};
+
+static struct bytes
+key_make(u32 index, char *out)
+{
+    return BYTES(out, (size_t)snprintf(out, 32, "key-%u", index));
+}
+
+static void
+put(struct lsm *lsm, u32 index)
+{
+    static const u8 value[VALUE_BYTES];
+    char text[32];
+    struct bytes key = key_make(index, text);
+    struct lsm_batch batch;
+    lsm_batch_init(&batch, io_budget());
+    CHECK(lsm_batch_put(&batch, 0, hash_token(key), key, BYTES(value, VALUE_BYTES), 0));
+    u64 seq;
+    status st = ST_OVERLOADED;
+    while (status_is(st, ST_OVERLOADED)) {
+        st = lsm_write(lsm, &batch, &seq);
+        if (status_is(st, ST_OVERLOADED)) fiber_sleep_ns(NS_PER_MS);
+    }
+    CHECK(ok(st));
+    lsm_batch_deinit(&batch);
+}
+
+static void
+get(struct lsm *lsm, u32 index)
+{
+    char text[32];
+    struct bytes key = key_make(index, text);
+    struct lsm_value value = {0};
+    status st = lsm_get_try(lsm, 0, hash_token(key), key, &value);
+    if (status_is(st, ST_WOULD_WAIT)) st = lsm_get(lsm, NULL, 0, hash_token(key), key, &value);
+    CHECK(ok(st));
+    lsm_value_release(&value);
+}
+
+static status
+passes_body(void *arg)
+{
+    struct world *w = arg;
+    struct lsm_options options;
+    lsm_options_default(&options);
+    options.memory_bytes = MIB(16);
+    options.memtable_bytes = KIB(256);
+    options.durability = LSM_DURABILITY_NONE;
+    options.disk_reserve_bytes = 0;
+    options.scrub_bytes_per_s = 0;
+    status st = io_dir_make(DIR);
+    if (!ok(st)) return st;
+    struct lsm_place place = {.dir = DIR, .token_first = 0, .token_last = UINT64_MAX};
+    struct lsm *lsm;
+    st = lsm_open(&place, &options, &lsm);
+    if (!ok(st)) return st;
+    for (u32 i = 0; i < w->keys; i++)
+        put(lsm, i);
+    st = lsm_compact(lsm);
+    if (!ok(st)) return st;
+
+    struct prng prng;
+    prng_init(&prng, 1);
+    struct lsm_stats before, after;
+    for (u32 pass = 0; pass < w->passes; pass++) {
+        lsm_stats_get(lsm, &before);
+        for (u32 i = 0; i < w->keys; i++) {
+            get(lsm, w->at_random ? (u32)prng_below(&prng, w->keys) : i);
+            if (i % BALANCE_EVERY == 0) lsm_caches_balance(lsm);
+        }
+    }
+    lsm_stats_get(lsm, &after);
+    w->row_percent = (after.gets_row_cache - before.gets_row_cache) * 100 / w->keys;
+    CHECK(row_cache_check(lsm->row_cache) && block_cache_check(lsm->block_cache));
+    return lsm_close(lsm);
+}
+
+static u64
+row_percent(u32 keys, u32 passes, bool at_random)
+{
+    struct sim_options options;
+    sim_options_default(&options, 1);
+    struct sim *sim = sim_new(&options);
+    sim_node_new(sim, "10.0.0.1");
+    struct world w = {.keys = keys, .passes = passes, .at_random = at_random};
+    assert_true(ok(sim_run(sim, 1, passes_body, &w)));
+    sim_free(sim);
+    return w.row_percent;
+}
+
+/* About 5 MB of rows, half of what there is for both caches. */
+static void
+rows_that_fit_are_all_rows(void **state)
+{
+    (void)state;
+    assert_in_range(row_percent(22000, 4, false), 99, 100);
+    assert_in_range(row_percent(22000, 10, true), 99, 100);
+}
+
+/* About 8 MB: they fit when the row cache has nearly everything, and the blocks do not. */
+static void
+rows_that_nearly_fit_push_out_the_blocks(void **state)
+{
+    (void)state;
+    assert_in_range(row_percent(36000, 12, false), 99, 100);
+    assert_in_range(row_percent(36000, 12, true), 97, 100);
+}
+
+int
+main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(rows_that_fit_are_all_rows),
+        cmocka_unit_test(rows_that_nearly_fit_push_out_the_blocks),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
