@@ -42,6 +42,9 @@ struct io_file; /* opaque; belongs to the shard that opened it */
 MAY_YIELD MUST_CHECK status io_file_open(const char *path, u32 flags, struct io_file **out);
 /* Waits for operations in flight on the file. file may be NULL. */
 MAY_YIELD void io_file_close(struct io_file *file);
+/* io_file_close of a file that was opened for writing and then removed. When it has no other name
+ * its blocks go back little by little: a disk that is told of many at once is deaf meanwhile. */
+MAY_YIELD void io_file_close_removed(struct io_file *file);
 
 /* Reads exactly size bytes; beyond the end of the file is ST_END (nothing is promised about the
  * buffer then). */

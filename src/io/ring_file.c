@@ -33,6 +33,7 @@
 #include <linux/fs.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
 #include "base/log.h"
@@ -708,6 +709,58 @@ io_file_fill(struct io_file *file, u64 size)
     }
     if (!ok(st)) return st;
     return file_fsync(file, 0); /* sizes and extents, too */
+}
+
+/* ---- removed files ---- */
+
+/* A file system that discards tells the disk what was freed when its journal commits, all of it at
+ * once: 60 MiB were seen to keep log writes and reads waiting for 100 ms. */
+#define VACATE_STEP_BYTES ((u64)MIB(1))
+#define VACATE_STEP_NS    (8 * NS_PER_MS)
+#define VACATE_NAP_NS     (100 * NS_PER_MS)
+/* Each waits on a fiber: what comes beyond these goes at once. */
+#define VACATE_FILES_MAX 16u
+/* So does everything on a disk with less room than that: somebody may wait for it. */
+#define VACATE_FREE_BYTES ((u64)GIB(2))
+
+/* Waits for the next step's turn among all removed files of the shard. False: no time for it. */
+MAY_YIELD static bool
+vacate_wait(struct ring_shard *shard)
+{
+    u64 at_ns = MAX(shard->core.now_ns, shard->vacate_ns);
+    shard->vacate_ns = at_ns + VACATE_STEP_NS;
+    while (!shard->core.stopping && shard->core.now_ns < at_ns)
+        fiber_sleep_ns(MIN(at_ns - shard->core.now_ns, VACATE_NAP_NS));
+    return !shard->core.stopping;
+}
+
+/* How much there is to give back slowly. */
+static u64
+vacate_size(const struct io_file *file)
+{
+    struct stat stat;
+    struct statvfs disk;
+    if (file->memory != NULL || file->shard->vacating >= VACATE_FILES_MAX) return 0;
+    if (fstat(file->fd, &stat) != 0 || fstatvfs(file->fd, &disk) != 0) return 0;
+    if (stat.st_nlink > 0) return 0; /* a table that two stores share */
+    if ((u64)disk.f_bavail * disk.f_frsize < VACATE_FREE_BYTES) return 0;
+    return (u64)stat.st_size;
+}
+
+MAY_YIELD void
+io_file_close_removed(struct io_file *file)
+{
+    struct ring_shard *shard = file->shard;
+    u64 size = vacate_size(file);
+    if (size > VACATE_STEP_BYTES) {
+        shard->vacating++;
+        while (size > VACATE_STEP_BYTES) {
+            size = align_down(size - 1, VACATE_STEP_BYTES);
+            if (!vacate_wait(shard) || !ok(io_file_truncate(file, size))) break;
+        }
+        shard->vacating--;
+    }
+    io_file_close(file);
 }
 
 /* ---- the backend ---- */

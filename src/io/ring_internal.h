@@ -119,6 +119,8 @@ struct ring_shard {
     u32 disk_in_flight;
     u32 disk_shared; /* of these, taken from the node's common places */
     u64 disk_virtual_time;
+    u64 vacate_ns; /* when the next blocks of a removed file go back */
+    u32 vacating;  /* files that are going back */
 
     /* network */
     struct core_net net;

@@ -630,6 +630,12 @@ io_file_close(struct io_file *file)
     mem_free(io_budget(), file, sizeof(*file));
 }
 
+MAY_YIELD void
+io_file_close_removed(struct io_file *file)
+{
+    io_file_close(file);
+}
+
 static void
 op_start(struct io_file *file, struct io_op *op, enum request_kind kind, enum io_class class,
          void *buffer, u32 size, u64 offset, bool durable)

@@ -30,21 +30,32 @@
 
 /* After a failure nothing is tried for this long. */
 #define RETRY_NS (1 * NS_PER_S)
-/* What writers may have earned in advance, and compaction may be behind. */
-#define CREDIT_BYTES_MAX ((i64)MIB(256))
-/* Merged bytes that one written byte pays for: the write amplification of the shape is 6 to 8. */
-#define CREDIT_FACTOR 8u
+/* What compaction may have done before it was earned. */
+#define CREDIT_BEHIND_BYTES ((i64)MIB(256))
+/* Merged bytes that one written byte pays for: what keys that are written again and again need. It
+ * rises with the pressure, for the shape may need 6 to 8. */
+#define CREDIT_FACTOR   4u
+#define CREDIT_PRESSURE 25u /* that much of it is one more */
 /* From this pressure on compaction does not wait for credit. */
 #define PRESSURE_UNPACED 500u
 
 /* ---- pacing ---- */
 
+/* Disk and core that compaction takes are taken from requests, so it is to go on evenly: as fast as
+ * writers earn, or as an idle store may, whichever is more; never in a burst of what was saved up.
+ */
+static void
+earn(struct levels *levels, u64 bytes)
+{
+    levels->credit_bytes = MIN(levels->credit_bytes + (i64)bytes, COMPACTION_AHEAD_BYTES);
+}
+
 void
 levels_user_bytes(struct levels *levels, u64 bytes)
 {
-    u64 factor = CREDIT_FACTOR + levels->pressure / 50;
-    i64 earned = (i64)(MIN(bytes, GIB(1)) * factor);
-    levels->credit_bytes = MIN(levels->credit_bytes + earned, CREDIT_BYTES_MAX);
+    u64 earned = MIN(bytes, GIB(1)) * (CREDIT_FACTOR + levels->pressure / CREDIT_PRESSURE);
+    earn(levels, earned);
+    levels->credit_written = MIN(levels->credit_written + earned, (u64)COMPACTION_IDLE_BYTES_PER_S);
 }
 
 static void
@@ -53,14 +64,16 @@ earn_idle_credit(struct levels *levels)
     u64 now = io_now_ns();
     u64 elapsed = MIN(now - levels->credit_ns, NS_PER_S);
     levels->credit_ns = now;
-    i64 earned = (i64)(elapsed * (COMPACTION_IDLE_BYTES_PER_S / NS_PER_MS) / NS_PER_US);
-    levels->credit_bytes = MIN(levels->credit_bytes + earned, CREDIT_BYTES_MAX);
+    u64 earned = elapsed * (COMPACTION_IDLE_BYTES_PER_S / NS_PER_MS) / NS_PER_US;
+    u64 written = MIN(earned, levels->credit_written);
+    levels->credit_written -= written;
+    earn(levels, earned - written);
 }
 
 MAY_YIELD static status
 pace(struct levels *levels, u64 bytes)
 {
-    levels->credit_bytes = MAX(levels->credit_bytes - (i64)bytes, -CREDIT_BYTES_MAX);
+    levels->credit_bytes = MAX(levels->credit_bytes - (i64)bytes, -CREDIT_BEHIND_BYTES);
     earn_idle_credit(levels);
     while (levels->credit_bytes < 0 && levels->forced == 0 && !levels->stopping &&
            levels->pressure < PRESSURE_UNPACED) {

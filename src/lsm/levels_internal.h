@@ -49,6 +49,9 @@
 #define COMPACTION_PIECE_BYTES KIB(64)
 /* What compaction may do a second while nobody writes. */
 #define COMPACTION_IDLE_BYTES_PER_S MIB(32)
+/* What it may have earned in advance. Little: it goes on at the rate at which it earns, all the
+ * time, instead of taking disk and core from the requests in bursts. */
+#define COMPACTION_AHEAD_BYTES ((i64)MIB(2))
 
 struct sweep {
     bool active;
@@ -113,6 +116,7 @@ struct levels {
     struct fiber_queue stopped; /* levels_stop waits here */
     i64 credit_bytes;           /* what compaction may merge now; negative: it is ahead */
     u64 credit_ns;              /* when idle credit was added last */
+    u64 credit_written;         /* what writers earned; it stands for idle credit */
     u32 forced;                 /* levels_compact_all calls that wait: no pacing */
     u64 prune_ns;               /* when to look for tables to drop again */
     u64 prune_generation;       /* of the manifest when that was done last */

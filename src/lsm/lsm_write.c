@@ -33,6 +33,7 @@
 #define ADMIT_HALVINGS  10u /* from the highest to the lowest rate */
 #define ADMIT_BURST_NS  (5 * NS_PER_MS)
 #define ADMIT_WAIT_NS   (200 * NS_PER_MS)
+#define FLUSH_EARLY     8u /* this part of a memtable is still free when its flush begins */
 #define FLUSH_RETRY_NS  NS_PER_S
 #define MEMORY_RETRY_NS (20 * NS_PER_MS)
 
@@ -374,7 +375,9 @@ write_inside(struct lsm *lsm, const struct lsm_batch *batch, const struct lsm_ai
     lsm->stats.writes++;
     lsm->stats.write_bytes += batch->ops.size;
     levels_user_bytes(lsm->levels, batch->ops.size);
-    if (active_bytes(lsm) >= lsm->memtable_limit_bytes) lsm_flush_request(lsm);
+    /* Early, so that nobody waits for room while the log changes its segment. */
+    if (active_bytes(lsm) >= lsm->memtable_limit_bytes - lsm->memtable_limit_bytes / FLUSH_EARLY)
+        lsm_flush_request(lsm);
     *seq_out = lsm->seq_last;
     AUDIT("lsm.write.done", lsm_check(lsm));
     return ST_OK;
@@ -479,6 +482,7 @@ memtables_switch(struct lsm *lsm, u64 log_segment_first)
         lsm->keyspaces[i].delete_count = 0;
     }
     lsm->flushing = true;
+    lsm->flush_wanted = false; /* whoever asked until now gets this one */
     lsm->flushing_state = (struct levels_state){
         .log_segment_first = log_segment_first,
         .seq_flushed = lsm->seq_last,

@@ -593,12 +593,22 @@ closer_fiber(void *arg)
     struct file_closer *closer = arg;
     io_file_close(closer->file);
     if (closer->unlink) {
-        status st = io_file_unlink(closer->path);
+        struct io_file *file = NULL; /* to write: what is in it goes little by little */
+        status st = io_file_open(closer->path, IO_OPEN_WRITE, &file);
+        if (!ok(st)) {
+            MARK("lsm.file_closer.not_opened");
+            file = NULL;
+        }
+        st = io_file_unlink(closer->path);
         if (!ok(st) && !status_is(st, ST_NOT_FOUND)) {
             MARK("lsm.file_closer.file_stays");
             log_warning("lsm", "obsolete file stays file=%s error=%s", closer->path,
                         status_name(st));
         }
+        if (ok(st) && file != NULL)
+            io_file_close_removed(file);
+        else
+            io_file_close(file);
     }
     file_closer_free(closer);
     io_shard_release();

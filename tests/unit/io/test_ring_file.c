@@ -330,6 +330,87 @@ main_names(void *arg)
     return ST_OK;
 }
 
+/* ---- removed files ---- */
+
+static u64
+sum_of(const char *name)
+{
+    struct io_file *file;
+    EXPECT(ok(io_file_open(path_of(name), IO_OPEN_READ, &file)));
+    u8 *in = block_new(LARGE_BYTES, 1);
+    EXPECT(ok(io_file_read(file, IO_CLASS_READ, in, LARGE_BYTES, 0)));
+    u64 sum = 0;
+    for (u32 i = 0; i < LARGE_BYTES; i++)
+        sum = sum * 31 + in[i];
+    mem_free(io_budget(), in, LARGE_BYTES);
+    io_file_close(file);
+    return sum;
+}
+
+static struct io_file *
+removed_new(const char *name, const char *other)
+{
+    struct io_file *file;
+    EXPECT(ok(io_file_open(path_of(name), IO_OPEN_WRITE | IO_OPEN_CREATE, &file)));
+    u8 *out = block_new(LARGE_BYTES, 9);
+    EXPECT(ok(io_file_write(file, IO_CLASS_STREAM, out, LARGE_BYTES, 0, false)));
+    mem_free(io_budget(), out, LARGE_BYTES);
+    if (other != NULL) EXPECT(ok(io_file_link(path_of(name), path_of(other))));
+    return file;
+}
+
+#define REMOVED_BYTES MIB(5)
+static bool removed_closed;
+
+static void
+close_removed(void *arg)
+{
+    io_file_close_removed(arg);
+    removed_closed = true;
+}
+
+static status
+main_removed(void *arg)
+{
+    /* What has another name keeps every byte. */
+    struct io_file *file = removed_new("one", "other");
+    u64 sum = sum_of("one");
+    EXPECT(ok(io_file_unlink(path_of("one"))));
+    io_file_close_removed(file);
+    EXPECT(sum_of("other") == sum);
+    EXPECT(ok(io_file_unlink(path_of("other"))));
+
+    /* What has none becomes shorter and shorter, slowly, where there is room enough. */
+    u64 disk_free, disk_total;
+    EXPECT(ok(io_disk_free(root, &disk_free, &disk_total)));
+    if (disk_free < GIB(3)) return ST_OK;
+    file = removed_new("gone", NULL);
+    EXPECT(ok(io_file_allocate(file, REMOVED_BYTES)));
+    EXPECT(ok(io_file_unlink(path_of("gone"))));
+    removed_closed = false;
+    u64 start_ns = io_now_ns();
+    EXPECT(ok(fiber_spawn(FIBER_BACKGROUND, "close", close_removed, file)));
+    u64 before = REMOVED_BYTES;
+    u32 steps = 0;
+    while (!removed_closed) {
+        u64 size = before;
+        EXPECT(ok(io_file_size(file, &size)));
+        EXPECT(size <= before);
+        steps += size < before;
+        before = size;
+        fiber_sleep_ns(NS_PER_MS);
+    }
+    EXPECT(steps >= 3);
+    EXPECT(io_now_ns() - start_ns >= 3 * 8 * NS_PER_MS);
+    return ST_OK;
+}
+
+static void
+a_removed_file_goes_little_by_little(void **state)
+{
+    ring_run_main(1, main_removed, NULL);
+}
+
 static void
 names_are_made_moved_listed_and_removed(void **state)
 {
@@ -532,6 +613,7 @@ main(void)
         cmocka_unit_test(what_the_kernel_left_over_is_asked_for_again),
         cmocka_unit_test(many_requests_stay_under_the_limit_and_all_finish),
         cmocka_unit_test(a_small_read_does_not_wait_behind_bulk),
+        cmocka_unit_test(a_removed_file_goes_little_by_little),
         cmocka_unit_test(names_are_made_moved_listed_and_removed),
         cmocka_unit_test(files_in_memory_behave_alike),
         cmocka_unit_test(a_directory_belongs_to_one_node_at_a_time),

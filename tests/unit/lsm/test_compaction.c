@@ -675,6 +675,48 @@ stores_are_split_and_joined_without_copying(void **state)
     assert_true(ok(sim_run_main(1, 1, split_and_join, NULL)));
 }
 
+/* ---- pacing ---- */
+
+static status
+pace_life(void *arg)
+{
+    EXPECT(ok(lesson_open()));
+    rig.levels->fanout = 2;
+    rig.levels->tier_bytes = MIB(4); /* two runs are no pressure */
+    levels_start(rig.levels);
+    u64 bytes = 0;
+    for (u32 round = 0; round < 2; round++) {
+        if (round > 0) fiber_sleep_ns(60 * NS_PER_S); /* it could have saved up for all of it */
+        for (u32 key = 0; key < MODEL_KEYS; key++, bytes += KIB(60))
+            rig_write(&rig, key, KIB(60), 0, false);
+        EXPECT(ok(rig_flush(&rig)));
+    }
+    u64 start_ns = io_now_ns();
+    while (rig.levels->compactions == 0)
+        fiber_sleep_ns(NS_PER_MS);
+    u64 took_ns = io_now_ns() - start_ns;
+    u64 paced = bytes - COMPACTION_AHEAD_BYTES;
+    EXPECT(took_ns >= paced * NS_PER_S / COMPACTION_IDLE_BYTES_PER_S * 9 / 10);
+    EXPECT(took_ns < 10 * NS_PER_S);
+    levels_stop(rig.levels);
+    rig_close(&rig);
+    return ST_OK;
+}
+
+static void
+compaction_does_not_save_up_for_a_burst(void **state)
+{
+    rig_reset(1, MIB(1));
+    struct sim_options options;
+    sim_options_default(&options, 1);
+    options.disk.latency_ns_min = options.disk.latency_ns_max = 10 * NS_PER_US;
+    options.turn_ns_min = options.turn_ns_max = NS_PER_US;
+    struct sim *sim = sim_new(&options);
+    (void)sim_node_new(sim, "10.0.0.1");
+    assert_true(ok(sim_run(sim, 1, pace_life, NULL)));
+    sim_free(sim);
+}
+
 /* ---- scrubbing ---- */
 
 static status
@@ -715,6 +757,7 @@ main(void)
         cmocka_unit_test(a_reader_keeps_the_files_that_it_reads),
         cmocka_unit_test(space_stays_bounded_under_overwrites),
         cmocka_unit_test(stores_are_split_and_joined_without_copying),
+        cmocka_unit_test(compaction_does_not_save_up_for_a_burst),
         cmocka_unit_test(scrubbing_goes_over_everything_again_and_again),
         cmocka_unit_test(any_read_may_fail),
         cmocka_unit_test(any_write_may_fail),

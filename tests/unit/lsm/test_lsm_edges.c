@@ -581,6 +581,40 @@ lone_small_writes_do_not_make_a_long_log(void **state)
     sim_free(w.sim);
 }
 
+/* ---- when memtables are flushed ---- */
+
+static status
+steady_writes_body(void *arg)
+{
+    struct world *w = arg;
+    CHECK(ok(open_store(w)));
+    u64 early = 0;
+    enum { WRITES = 2048 };
+    for (u32 i = 0; i < WRITES; i++) {
+        CHECK(ok(put(w, i, KIB(1))));
+        early += w->lsm->flush_running && !w->lsm->flushing;
+        fiber_sleep_ns(NS_PER_MS / 4); /* a flush is done long before the next is due */
+    }
+    /* Some went on while the log changed its segment. */
+    CHECK(early > 0);
+    static struct lsm_stats stats;
+    lsm_stats_get(w->lsm, &stats);
+    /* Each flush took most of a memtable: none came again for what the one before had taken. */
+    u64 whole = WRITES * (u64)KIB(1) / w->options.memtable_bytes;
+    CHECK(stats.flushes >= whole - 2 && stats.flushes <= whole + whole / 2);
+    return lsm_close(w->lsm);
+}
+
+static void
+a_memtable_is_flushed_once_and_before_it_is_full(void **state)
+{
+    (void)state;
+    struct world w;
+    world_init(&w, 7);
+    assert_true(ok(sim_run(w.sim, 1, steady_writes_body, &w)));
+    sim_free(w.sim);
+}
+
 /* ---- held writes ---- */
 
 struct held {
@@ -762,6 +796,7 @@ main(void)
         cmocka_unit_test(closing_does_not_wait_for_a_compaction_or_a_count),
         cmocka_unit_test(whoever_asks_while_a_store_closes_is_told),
         cmocka_unit_test(lone_small_writes_do_not_make_a_long_log),
+        cmocka_unit_test(a_memtable_is_flushed_once_and_before_it_is_full),
         cmocka_unit_test(held_writes_show_nothing_until_all_are_released),
         cmocka_unit_test(a_log_behind_missing_numbers_is_refused),
         cmocka_unit_test(a_shard_does_not_end_before_its_files_are_closed),
