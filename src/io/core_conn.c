@@ -21,6 +21,7 @@ core_net_init(struct core_net *net, struct io_shard *shard)
 {
     net->shard = shard;
     list_init(&net->conns);
+    core_output_spares_init(&net->output_spares);
     struct budget *budget = &shard->budget;
     u64 input_bytes = MAX(budget->limit_bytes / CONN_INPUT_SHARE, CONN_INPUT_BYTES_MIN);
     budget_init(&net->input_budget, "input", input_bytes, budget);
@@ -393,7 +394,7 @@ core_conn_init(struct io_conn *conn, struct core_net *net, const struct io_conn_
     conn->close_task.run = conn_close_run;
     io_timer_init(&conn->timer, conn_timer_fire);
     buf_init(&conn->input, &net->input_budget);
-    core_output_init(&conn->output, net->shard, &net->output_budget);
+    core_output_init(&conn->output, net->shard, &net->output_budget, &net->output_spares);
     list_push_back(&net->conns, &conn->link);
     net->shard->stats.connections++;
 }
@@ -404,7 +405,9 @@ core_conn_deinit(struct io_conn *conn)
     core_output_deinit(&conn->output);
     buf_deinit(&conn->input);
     list_del(&conn->link);
-    conn->net->shard->stats.connections--;
+    struct core_net *net = conn->net;
+    net->shard->stats.connections--;
+    if (list_empty(&net->conns)) core_output_spares_free(&net->output_spares, &net->output_budget);
 }
 
 status

@@ -43,6 +43,7 @@ struct core_net {
     struct io_shard *shard;
     struct list conns; /* struct io_conn.link */
     struct budget input_budget, output_budget;
+    struct core_output_spares output_spares;
     u64 conn_id_last;
 };
 

@@ -20,18 +20,62 @@ struct output_chunk {
 };
 
 void
-core_output_init(struct core_output *output, struct io_shard *shard, struct budget *budget)
+core_output_init(struct core_output *output, struct io_shard *shard, struct budget *budget,
+                 struct core_output_spares *spares)
 {
-    *output = (struct core_output){.shard = shard, .budget = budget, .send_until = UINT64_MAX};
+    *output = (struct core_output){
+        .shard = shard, .budget = budget, .spares = spares, .send_until = UINT64_MAX};
     list_init(&output->chunks);
+}
+
+void
+core_output_spares_init(struct core_output_spares *spares)
+{
+    list_init(&spares->chunks);
+    spares->count = 0;
+}
+
+void
+core_output_spares_free(struct core_output_spares *spares, struct budget *budget)
+{
+    struct list *link;
+    while ((link = list_pop_front(&spares->chunks)) != NULL)
+        mem_free(budget, list_entry(link, struct output_chunk, link), CHUNK_FIRST_BYTES);
+    spares->count = 0;
+}
+
+/* Memory for a chunk: one that is spare, or new. */
+static struct output_chunk *
+chunk_alloc(struct core_output *output, size_t bytes)
+{
+    struct core_output_spares *spares = output->spares;
+    struct output_chunk *chunk;
+    if (bytes == CHUNK_FIRST_BYTES && spares->count != 0) {
+        spares->count--;
+        chunk = list_entry(list_pop_front(&spares->chunks), struct output_chunk, link);
+    } else {
+        chunk = mem_alloc(output->budget, bytes);
+    }
+    if (chunk == NULL) return NULL;
+    *chunk = (struct output_chunk){.size = (u32)(bytes - sizeof(*chunk))};
+    output->shard->stats.output_bytes += bytes;
+    return chunk;
 }
 
 static void
 chunk_free(struct core_output *output, struct output_chunk *chunk)
 {
+    size_t bytes = sizeof(*chunk) + chunk->size;
+    struct core_output_spares *spares = output->spares;
     list_del(&chunk->link);
-    output->shard->stats.output_bytes -= sizeof(*chunk) + chunk->size;
-    mem_free(output->budget, chunk, sizeof(*chunk) + chunk->size);
+    output->shard->stats.output_bytes -= bytes;
+    if (bytes == CHUNK_FIRST_BYTES && spares->count < OUTPUT_SPARES_MAX &&
+        output->budget->used_bytes <= output->budget->limit_bytes / 8) {
+        list_push_front(&spares->chunks, &chunk->link);
+        spares->count++;
+        return;
+    }
+    mem_free(output->budget, chunk, bytes);
 }
 
 void
@@ -72,11 +116,9 @@ core_output_reserve(struct core_output *output, size_t size)
         const struct budget *budget = output->budget;
         if (bytes > CHUNK_FIRST_BYTES && budget->used_bytes + bytes > budget->limit_bytes / 8 * 7)
             return MARKED("io.output.kept_for_small", NULL);
-        chunk = mem_alloc(output->budget, bytes);
+        chunk = chunk_alloc(output, bytes);
         if (chunk == NULL) return MARKED("io.output.no_memory", NULL);
-        *chunk = (struct output_chunk){.size = (u32)(bytes - sizeof(*chunk))};
         list_push_back(&output->chunks, &chunk->link);
-        output->shard->stats.output_bytes += bytes;
     }
     output->reserved = true;
     return chunk->data + chunk->used;

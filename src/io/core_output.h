@@ -16,10 +16,20 @@
 
 #include "io/core.h"
 
+/* Chunks of the usual size that no connection needs, of a shard: a request that is answered by
+ * itself would take one from the allocator and give it back. Taken in the order that finds them in
+ * the cache; few, and none when outputs need much of their memory. */
+#define OUTPUT_SPARES_MAX 64u
+struct core_output_spares {
+    struct list chunks; /* struct output_chunk.link */
+    u32 count;
+};
+
 struct core_output {
     /* configuration */
     struct io_shard *shard;
     struct budget *budget; /* of the outputs of all connections of the shard */
+    struct core_output_spares *spares;
 
     /* state */
     struct list chunks; /* struct output_chunk.link */
@@ -31,8 +41,13 @@ struct core_output {
     bool reserved; /* the last chunk is being filled */
 };
 
-void core_output_init(struct core_output *output, struct io_shard *shard, struct budget *budget);
+void core_output_init(struct core_output *output, struct io_shard *shard, struct budget *budget,
+                      struct core_output_spares *spares);
 void core_output_deinit(struct core_output *output);
+
+void core_output_spares_init(struct core_output_spares *spares);
+/* The last connection is gone. */
+void core_output_spares_free(struct core_output_spares *spares, struct budget *budget);
 
 /* As the functions of net.h, but that nobody is told that there is something to send. */
 MUST_CHECK u8 *core_output_reserve(struct core_output *output, size_t size);

@@ -284,6 +284,8 @@ init(struct shard *shard, struct server *server)
     for (u32 i = 0; i < SHARD_ORDER_BUCKETS; i++)
         list_init(&shard->order[i]);
     list_init(&shard->order_ready);
+    for (u32 i = 0; i < LIMIT_SHARDS; i++)
+        list_init(&shard->trains[i]);
     u64 bytes = io_budget()->limit_bytes / SHARE_CONNECTIONS;
     budget_init(&shard->budget, "connections", bytes, io_budget());
     budget_init(&shard->large_budget, "large requests", bytes / 8 * SHARE_LARGE, &shard->budget);

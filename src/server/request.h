@@ -12,6 +12,9 @@
  *                  -- mail, large replies ---->   frees the reply
  *   request_free   <------------------- mail --
  *
+ * What one connection's input brings for one owner goes there as a train, in one mail: the first
+ * request with the others as its followers. At the owner each of them is a request as any other.
+ *
  * With home == owner there are no mails, and the reply does not wait for the log here: the
  * connection's output is held instead (session.h).
  *
@@ -116,6 +119,11 @@ bool request_may_fit_later(const struct shard *shard, size_t bytes, bool large);
 /* Starts it on request->owner (PLACE_FIBER: here). request_done is called later, never from
  * inside. */
 void request_start(struct request *request);
+/* Between these two, what is started for other shards is gathered, by owner, and sent as one mail
+ * each: a pipeline crosses at once, its reads are done side by side, and its replies come back at
+ * once. */
+void request_trains_form(struct shard *shard);
+void request_trains_send(struct shard *shard);
 /* Makes parts, one for each owner, and starts them. false: no memory; nothing was started. */
 MUST_CHECK bool request_start_parts(struct shard *shard, struct request *request);
 /* All parts have come back. false: it goes on otherwise. */

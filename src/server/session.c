@@ -705,8 +705,10 @@ received(struct io_conn *conn, struct bytes data)
     }
     bool unfinished = s->unfinished_wanted != 0;
     s->unfinished_wanted = 0;
+    request_trains_form(s->shard);
     size_t consumed = s->protocol == SESSION_NATIVE ? session_native_received(s, data)
                                                     : session_resp_received(s, data);
+    request_trains_send(s->shard);
     if (s->unfinished_wanted != 0 && (!unfinished || consumed != 0)) {
         s->unfinished_ns = io_now_ns();
         s->unfinished_seen = false;

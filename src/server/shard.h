@@ -89,6 +89,11 @@ struct shard {
     struct list order[SHARD_ORDER_BUCKETS]; /* struct request.order_link: see request.c */
     struct list order_ready;                /* struct request.follower_link: may run now */
     bool order_runs;                        /* somebody is at order_ready */
+    /* Requests for other shards that one connection's input has brought so far: struct
+     * request.follower_link, by owner; see request_trains_send. */
+    struct list trains[LIMIT_SHARDS];
+    u64 train_owners; /* bit a shard: it has one */
+    bool trains_form;
 
     /* sessions */
     /* Sessions, requests, replies in hand. What large requests take, and what clients make us keep

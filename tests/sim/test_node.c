@@ -33,6 +33,7 @@ static struct {
     u64 looks;          /* that saw a chain in the middle of its life */
     u64 lapsed, shared; /* rounds of cuts */
     u64 overtaken;      /* writes that found an earlier read left */
+    u64 trains;         /* plain reads done together at another shard */
 } met;
 
 /* True when all seeds ran: then everything must have been met. */
@@ -954,6 +955,90 @@ a_write_waits_for_every_earlier_read_of_its_key(void **state)
     assert_true(met.overtaken > 0);
 }
 
+/* ---- pipelines whose keys lie on other shards ---- */
+
+#define FAR_KEYS  5u
+#define FAR_ASKED 60u
+
+static MAY_YIELD void
+connect_to_first_shard(struct rig *rig, struct rig_client *client)
+{
+    for (;;) {
+        rig_connect(rig, client);
+        struct bytes reply = rig_call(client, "CLIENT ID");
+        CHECK(reply.size > 1 && reply.data[0] == ':');
+        if ((strtoull((const char *)reply.data + 1, NULL, 10) & 63) == 0) return;
+        rig_disconnect(client);
+    }
+}
+
+/* The client knows what each key holds, as the commands of one connection on one key keep their
+ * order. Values of both sizes: those that fit into a request, and those that do not. */
+static MAY_YIELD void
+far_story(struct rig *rig)
+{
+    struct rig_client client;
+    connect_to_first_shard(rig, &client);
+    struct prng prng;
+    prng_init(&prng, rig->options.seed);
+    u32 length[FAR_KEYS] = {0}, expected[FAR_ASKED];
+    char keys[FAR_KEYS][64], text[640], head[16];
+    for (u32 i = 0; i < FAR_KEYS; i++) {
+        char name[16];
+        snprintf(name, sizeof(name), "far%u", i);
+        rig_key_of_shard(rig, i == 0 ? 0 : 1 + i % (rig->shard_count - 1), name, keys[i],
+                         sizeof(keys[i]));
+    }
+    for (u32 round = 0; round < 12; round++) {
+        if (round % 4 == 3) /* some of them are on the disk only */
+            rig_on_shard(rig, 1, flush_store, NULL);
+        for (u32 i = 0; i < FAR_ASKED; i++) {
+            u32 key = (u32)prng_below(&prng, FAR_KEYS);
+            expected[i] = 0;
+            if (prng_below(&prng, 4) == 0) {
+                length[key] = 1 + (u32)prng_below(&prng, prng_below(&prng, 4) == 0 ? 600 : 90);
+                memset(text, 'a' + (int)(length[key] % 26), length[key]);
+                rig_send(&client, "SET %s %.*s", keys[key], (int)length[key], text);
+            } else {
+                expected[i] = length[key] + 1;
+                rig_send(&client, "GET %s", keys[key]);
+            }
+        }
+        for (u32 i = 0; i < FAR_ASKED; i++) {
+            struct bytes reply = rig_read(&client);
+            u32 size = expected[i] - 1;
+            if (expected[i] == 0) {
+                CHECK(rig_is(reply, "+OK\r\n"));
+            } else if (size == 0) {
+                CHECK(rig_is(reply, "$-1\r\n"));
+            } else {
+                size_t n = (size_t)snprintf(head, sizeof(head), "$%u\r\n", size);
+                CHECK(reply.size == n + size + 2 && memcmp(reply.data, head, n) == 0);
+                CHECK(reply.data[n] == 'a' + size % 26 &&
+                      reply.data[n + size - 1] == 'a' + size % 26);
+            }
+        }
+    }
+    met.trains += sim_mark_count(rig->sim, "server.request.train");
+    rig_disconnect(&client);
+}
+
+static void
+run_far(u64 seed)
+{
+    struct rig rig = {.shard_count = 3, .story = far_story};
+    sim_options_default(&rig.options, seed);
+    rig_run(&rig);
+}
+
+static void
+a_pipeline_of_far_keys_answers_as_one_by_one(void **state)
+{
+    (void)state;
+    if (!each_seed(run_far)) return;
+    assert_true(met.trains > 0);
+}
+
 /* ---- memory that others have comes back ---- */
 
 #define OWED_LONG  300000u /* more than a shard keeps room for */
@@ -1020,18 +1105,6 @@ owed_write_keys(struct rig_client *client)
     for (u32 i = 1; i < OWED_KEYS; i++) {
         name[snprintf(name, sizeof(name), "%u", i)] = 'k';
         CHECK(rig_is(rig_call(client, "SET %s v", name), "+OK\r\n"));
-    }
-}
-
-static MAY_YIELD void
-connect_to_first_shard(struct rig *rig, struct rig_client *client)
-{
-    for (;;) {
-        rig_connect(rig, client);
-        struct bytes reply = rig_call(client, "CLIENT ID");
-        CHECK(reply.size > 1 && reply.data[0] == ':');
-        if ((strtoull((const char *)reply.data + 1, NULL, 10) & 63) == 0) return;
-        rig_disconnect(client);
     }
 }
 
@@ -1153,6 +1226,7 @@ main(int argc, char **argv)
         cmocka_unit_test(plain_requests_are_done_and_counted_once_whatever_allocation_is_refused),
         cmocka_unit_test(a_flush_is_done_or_refused_whatever_allocation_is_refused),
         cmocka_unit_test(a_write_waits_for_every_earlier_read_of_its_key),
+        cmocka_unit_test(a_pipeline_of_far_keys_answers_as_one_by_one),
         cmocka_unit_test(who_finds_no_memory_waits_while_others_have_some),
         cmocka_unit_test(long_replies_about_the_node_close_nobody),
 

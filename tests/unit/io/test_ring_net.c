@@ -482,6 +482,51 @@ the_last_reply_arrives_although_more_was_sent(void **state)
     server_stop(node);
 }
 
+#define SPARE_CONNS 100u
+
+static void
+look_at_memory(void *arg)
+{
+    *(u64 *)arg = io_budget()->used_bytes;
+}
+
+static u64
+memory_used(struct io_node *node)
+{
+    u64 used = 0;
+    assert_true(ok(io_node_call(node, 0, look_at_memory, &used)));
+    return used;
+}
+
+/* A few of the chunks that replies were in are kept, until the last connection has gone. */
+static void
+memory_of_replies_is_kept_within_bounds_and_given_back(void **state)
+{
+    struct io_node *node = server_start("127.0.0.1");
+    int fds[SPARE_CONNS];
+    close(client_connect());
+    wait_closed(1);
+    u64 none = memory_used(node);
+    for (u32 i = 0; i < SPARE_CONNS; i++)
+        fds[i] = client_connect();
+    client_send(fds[0], "ex\n", 3);
+    client_expect(fds[0], "ex\n");
+    u64 idle = memory_used(node);
+    for (u32 round = 0; round < 5; round++) {
+        for (u32 i = 0; i < SPARE_CONNS; i++)
+            client_send(fds[i], "ex\n", 3);
+        for (u32 i = 0; i < SPARE_CONNS; i++)
+            client_expect(fds[i], "ex\n");
+    }
+    u64 kept = memory_used(node);
+    assert_true(kept <= idle + SPARE_CONNS * KIB(4));
+    for (u32 i = 0; i < SPARE_CONNS; i++)
+        close(fds[i]);
+    wait_closed(1 + SPARE_CONNS);
+    assert_int_equal(memory_used(node), none);
+    server_stop(node);
+}
+
 static void
 a_reset_is_told(void **state)
 {
@@ -737,6 +782,7 @@ main(void)
         cmocka_unit_test(a_slow_reader_holds_only_its_own_output),
         cmocka_unit_test(a_client_that_never_reads_is_cut_off_at_the_end),
         cmocka_unit_test(the_last_reply_arrives_although_more_was_sent),
+        cmocka_unit_test(memory_of_replies_is_kept_within_bounds_and_given_back),
         cmocka_unit_test(a_reset_is_told),
         cmocka_unit_test(a_session_that_refuses_is_never_told_closed),
         cmocka_unit_test(idle_connections_cost_little),
