@@ -378,10 +378,12 @@ run_set_last(const struct run_set *set, u16 keyspace)
 
 /* No slot of newer lies wholly below a slot of older that shares a token with it. More cannot be
  * told from tables alone: a merge of tiers may begin while a slice of one of its inputs is in the
- * last level already, and its output then spans that slice with numbers from other slices. */
+ * last level already, and its output then spans that slice with numbers from other slices. Those
+ * may even be lower than all that the last level has there, so it is left out. */
 static bool
 runs_ordered(const struct run *newer, const struct run *older)
 {
+    if (older->tier == RUN_TIER_LAST) return true;
     for (u32 i = 0; i < newer->count; i++) {
         const struct run_slot *slot = &newer->slots[i];
         u64 seq_max = slot->file->table->meta.seq_max;
