@@ -366,7 +366,9 @@ reader_grow(struct piece_reader *reader)
 {
     if (reader->window_count == reader->window_count_max) return;
     const struct budget *budget = reader->budget;
-    if (budget_available(budget) < budget->limit_bytes / GROW_LEAVES_PART || !window_add(reader)) {
+    bool scarce = budget_available(budget) < budget->limit_bytes / GROW_LEAVES_PART ||
+                  BUGGIFY("lsm.piece_reader.stays_small");
+    if (scarce || !window_add(reader)) {
         MARK("lsm.piece_reader.not_grown");
         reader->window_count_max = reader->window_count;
     }

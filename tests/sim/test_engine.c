@@ -1226,9 +1226,9 @@ damage_do(void)
     for (u64 i = prng_range(&prng, 1, 3); i > 0; i--) {
         const char *path = vandal_choose();
         if (vandal.size == 0) continue;
-        /* Headers and footers are small and matter most. */
+        /* Headers and footers are small and matter most; but most of a table is blocks. */
         u64 offset = prng_below(&prng, vandal.size);
-        u64 place = prng_below(&prng, 4);
+        u64 place = prng_below(&prng, kind_of(path) == 't' ? 8 : 4);
         if (place == 0) offset %= 128;
         if (place == 1) offset = vandal.size - 1 - offset % MIN(vandal.size, 256u);
         if (place == 2 && vandal.size > IO_ALIGNMENT)
