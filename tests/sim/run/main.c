@@ -197,6 +197,8 @@ static struct {
     struct run_stats stats;
     double cpu_max;
     u64 cpu_max_seed;
+    float *cpu; /* of each seed in turn */
+    u64 cpu_count;
     struct site {
         const char *name;
         bool is_mark;
@@ -232,6 +234,11 @@ totals_add(double cpu)
     u32 at = 0;
     sim_site_each(site_add, &at);
     totals.seeds++;
+    if ((totals.cpu_count & (totals.cpu_count - 1)) == 0) {
+        totals.cpu = realloc(totals.cpu, 2 * (totals.cpu_count + 1) * sizeof(*totals.cpu));
+        CHECK(totals.cpu != NULL);
+    }
+    totals.cpu[totals.cpu_count++] = (float)cpu;
     if (cpu > totals.cpu_max) {
         totals.cpu_max = cpu;
         totals.cpu_max_seed = run->options->seed;
@@ -286,7 +293,10 @@ totals_print(bool json)
     for (u32 i = 0; i < SIM_FAULT_COUNT; i++)
         printf("%s\"%s\":%llu", i > 0 ? "," : "", sim_fault_name((enum sim_fault)i),
                (unsigned long long)totals.faults[i]);
-    printf("},\"sites\":{");
+    printf("},\"cpu\":[");
+    for (u64 i = 0; i < totals.cpu_count; i++)
+        printf("%s%.3f", i > 0 ? "," : "", (double)totals.cpu[i]);
+    printf("],\"sites\":{");
     for (u32 i = 0; i < totals.site_count; i++)
         printf("%s\"%s\":[%s,%llu]", i > 0 ? "," : "", totals.sites[i].name,
                totals.sites[i].is_mark ? "true" : "false",
