@@ -387,6 +387,7 @@ main(int argc, char **argv)
 {
     static struct arguments arguments;
     arguments_read(&arguments, argc, argv);
+    report_program_set(argv[0]);
     report_signals_set();
     arguments.options.seed = arguments.first;
     if (arguments.shrinks) return shrink_main(&arguments.options);

@@ -29,10 +29,23 @@ violated(const char *rule, const char *format, ...)
     va_end(args);
 }
 
+/* The program that runs, as it was called; by its path when the shell looked for it. */
+static const char *program = "distkv-sim";
+
+void
+report_program_set(const char *name)
+{
+    static char path[4096];
+    program = name;
+    ssize_t size = strchr(name, '/') == NULL ? readlink("/proc/self/exe", path, sizeof(path)) : -1;
+    if (size <= 0 || size == sizeof(path)) return;
+    program = path; /* its end is zero */
+}
+
 void
 report_replay_command(const struct run_options *options, FILE *out)
 {
-    fprintf(out, "build/bin/distkv-sim --seed %llu --mode %s", (unsigned long long)options->seed,
+    fprintf(out, "%s --seed %llu --mode %s", program, (unsigned long long)options->seed,
             run_mode_names[options->mode]);
     if (options->ops != 0) fprintf(out, " --ops %llu", (unsigned long long)options->ops);
     if (options->flaw != RUN_FLAW_NONE) fprintf(out, " --flaw %s", run_flaw_names[options->flaw]);

@@ -196,6 +196,7 @@ run_over(void)
 void report_print(void);
 void report_signals_set(void);
 void report_watchdog_start(u32 seconds);
+void report_program_set(const char *name);
 void report_replay_command(const struct run_options *options, FILE *out);
 
 /* ---- shrink.c ---- */
