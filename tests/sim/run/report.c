@@ -15,8 +15,8 @@
 #include <stdlib.h>
 #include <unistd.h>
 
-const char *const run_flaw_names[RUN_FLAW_COUNT] = {"none", "lost-write", "stale-read",
-                                                    "half-batch", "two-replies"};
+const char *const run_flaw_names[RUN_FLAW_COUNT] = {"none",       "lost-write",  "stale-read",
+                                                    "half-batch", "two-replies", "deep-stack"};
 
 void
 violated(const char *rule, const char *format, ...)
@@ -110,6 +110,9 @@ report_print(void)
 
 /* ---- signals ---- */
 
+/* A fiber that has overflowed its stack has none left for the handler. */
+static u8 signal_stack[256u << 10] __attribute__((aligned(16)));
+
 static void
 on_signal(int number)
 {
@@ -135,8 +138,13 @@ void
 report_signals_set(void)
 {
     static const int numbers[] = {SIGABRT, SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGALRM};
+    stack_t stack = {.ss_sp = signal_stack, .ss_size = sizeof(signal_stack)};
+    struct sigaction action = {.sa_handler = on_signal, .sa_flags = SA_ONSTACK};
+    void *frame;
+    CHECK(sigaltstack(&stack, NULL) == 0);
+    backtrace(&frame, 1); /* loads what it needs: the handler should not */
     for (u32 i = 0; i < ARRAY_COUNT(numbers); i++)
-        signal(numbers[i], on_signal);
+        CHECK(sigaction(numbers[i], &action, NULL) == 0);
 }
 
 void

@@ -34,6 +34,7 @@ enum run_flaw {
     RUN_FLAW_STALE_READ,  /* nothing, where something is */
     RUN_FLAW_HALF_BATCH,  /* the last write of a batch is not done */
     RUN_FLAW_TWO_REPLIES, /* an answer comes twice */
+    RUN_FLAW_DEEP_STACK,  /* a fiber uses more stack than it has */
     RUN_FLAW_COUNT,
 };
 extern const char *const run_flaw_names[];
