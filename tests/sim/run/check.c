@@ -217,8 +217,13 @@ stack_use(u32 depth)
 static void
 flaw_ends(void)
 {
-    if (run->stats.requests != 50) return;
-    if (run->options->flaw == RUN_FLAW_DEEP_STACK) CHECK(stack_use(256) > 0);
+    u64 requests = run->stats.requests;
+    if (run->options->flaw == RUN_FLAW_DEEP_STACK && requests == 50) CHECK(stack_use(256) > 0);
+    if (run->options->flaw == RUN_FLAW_FAILED_CHECK) {
+        bool cuts = !(run->options->off >> SIM_FAULT_POWER_CUT & 1);
+        CHECK(cuts || requests < 20);
+        CHECK(requests < 100);
+    }
 }
 
 void

@@ -15,8 +15,8 @@
 #include <stdlib.h>
 #include <unistd.h>
 
-const char *const run_flaw_names[RUN_FLAW_COUNT] = {"none",       "lost-write",  "stale-read",
-                                                    "half-batch", "two-replies", "deep-stack"};
+const char *const run_flaw_names[RUN_FLAW_COUNT] = {
+    "none", "lost-write", "stale-read", "half-batch", "two-replies", "deep-stack", "failed-check"};
 
 void
 violated(const char *rule, const char *format, ...)
@@ -113,6 +113,14 @@ report_print(void)
 /* A fiber that has overflowed its stack has none left for the handler. */
 static u8 signal_stack[256u << 10] __attribute__((aligned(16)));
 
+static void (*crash_tell)(i32 signal);
+
+void
+report_crash_set(void (*tell)(i32 signal))
+{
+    crash_tell = tell;
+}
+
 static void
 on_signal(int number)
 {
@@ -130,7 +138,9 @@ on_signal(int number)
                   : "the program ends by signal %d: see above",
              number);
     run->failed_object = 0;
+    if (crash_tell != NULL) crash_tell(hang ? 0 : number);
     report_print();
+    fflush(stderr);
     _exit(1);
 }
 
