@@ -15,8 +15,9 @@
 #include <stdlib.h>
 #include <unistd.h>
 
-const char *const run_flaw_names[RUN_FLAW_COUNT] = {
-    "none", "lost-write", "stale-read", "half-batch", "two-replies", "deep-stack", "failed-check"};
+const char *const run_flaw_names[RUN_FLAW_COUNT] = {"none",         "lost-write",  "stale-read",
+                                                    "half-batch",   "two-replies", "deep-stack",
+                                                    "failed-check", "address"};
 
 void
 violated(const char *rule, const char *format, ...)

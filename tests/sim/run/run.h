@@ -36,6 +36,7 @@ enum run_flaw {
     RUN_FLAW_TWO_REPLIES,  /* an answer comes twice */
     RUN_FLAW_DEEP_STACK,   /* a fiber uses more stack than it has */
     RUN_FLAW_FAILED_CHECK, /* of two: an earlier one when there are no power cuts */
+    RUN_FLAW_ADDRESS,      /* what clients do depends on where the stack lies */
     RUN_FLAW_COUNT,
 };
 extern const char *const run_flaw_names[];
