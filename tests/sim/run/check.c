@@ -204,12 +204,35 @@ check_log(const struct client *client, const struct request *request, const char
     fputc('\n', stderr);
 }
 
+/* For RUN_FLAW_DEEP_STACK: all of it, and on to what must not be touched. */
+static __attribute__((noinline)) u32
+stack_use(u32 depth)
+{
+    volatile u8 part[1024];
+    part[0] = (u8)depth;
+    return depth == 0 ? 0 : stack_use(depth - 1) + part[0];
+}
+
+/* Mistakes that end the program, once so many requests were made. */
+static void
+flaw_ends(void)
+{
+    u64 requests = run->stats.requests;
+    if (run->options->flaw == RUN_FLAW_DEEP_STACK && requests == 50) CHECK(stack_use(256) > 0);
+    if (run->options->flaw == RUN_FLAW_FAILED_CHECK) {
+        bool cuts = !(run->options->off >> SIM_FAULT_POWER_CUT & 1);
+        CHECK(cuts || requests < 20);
+        CHECK(requests < 100);
+    }
+}
+
 void
 check_begin(struct request *request)
 {
     request->begun = ++run->position;
     request->sent_ns = sim_now_ns(run->sim);
     run->stats.requests++;
+    flaw_ends();
     for (u32 i = 0; i < request->op_count; i++) {
         struct model_op *op = request->ops[i];
         struct object *object = &run->objects[op->object];

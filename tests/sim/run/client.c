@@ -429,7 +429,9 @@ clients_make(void)
         client->auditor = i + 1 == run->client_count;
         client->native |= client->auditor;
         client->hostile = i >= knobs->resp_clients + knobs->native_clients && !client->auditor;
-        prng_init(&client->prng, run->options->seed * 1000003 + i);
+        u64 seed = run->options->seed * 1000003 + i;
+        if (run->options->flaw == RUN_FLAW_ADDRESS) seed += (uintptr_t)__builtin_frame_address(0);
+        prng_init(&client->prng, seed);
         list_init(&client->pending);
         list_init(&client->again);
     }

@@ -13,6 +13,7 @@
  */
 #include "run.h"
 
+#include <fcntl.h>
 #include <stdlib.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -197,6 +198,8 @@ static struct {
     struct run_stats stats;
     double cpu_max;
     u64 cpu_max_seed;
+    float *cpu; /* of each seed in turn */
+    u64 cpu_count;
     struct site {
         const char *name;
         bool is_mark;
@@ -232,6 +235,11 @@ totals_add(double cpu)
     u32 at = 0;
     sim_site_each(site_add, &at);
     totals.seeds++;
+    if ((totals.cpu_count & (totals.cpu_count - 1)) == 0) {
+        totals.cpu = realloc(totals.cpu, 2 * (totals.cpu_count + 1) * sizeof(*totals.cpu));
+        CHECK(totals.cpu != NULL);
+    }
+    totals.cpu[totals.cpu_count++] = (float)cpu;
     if (cpu > totals.cpu_max) {
         totals.cpu_max = cpu;
         totals.cpu_max_seed = run->options->seed;
@@ -286,7 +294,10 @@ totals_print(bool json)
     for (u32 i = 0; i < SIM_FAULT_COUNT; i++)
         printf("%s\"%s\":%llu", i > 0 ? "," : "", sim_fault_name((enum sim_fault)i),
                (unsigned long long)totals.faults[i]);
-    printf("},\"sites\":{");
+    printf("},\"cpu\":[");
+    for (u64 i = 0; i < totals.cpu_count; i++)
+        printf("%s%.3f", i > 0 ? "," : "", (double)totals.cpu[i]);
+    printf("],\"sites\":{");
     for (u32 i = 0; i < totals.site_count; i++)
         printf("%s\"%s\":[%s,%llu]", i > 0 ? "," : "", totals.sites[i].name,
                totals.sites[i].is_mark ? "true" : "false",
@@ -337,33 +348,61 @@ seeds_run(struct arguments *arguments)
     return good ? 0 : 1;
 }
 
-/* The same seed in two processes of its own. */
+/* In the child of a fork: this program again, for one seed, with the same other options. */
+static NORETURN void
+again_exec(char **argv, u64 seed, int to)
+{
+    static char *args[64], one[] = "--seed", shows[] = "--hashes";
+    u32 count = 0;
+    char number[24];
+    snprintf(number, sizeof(number), "%llu", (unsigned long long)seed);
+    for (u32 i = 0; argv[i] != NULL && count < ARRAY_COUNT(args) - 4; i++) {
+        bool seeds = strcmp(argv[i], "--seed") == 0 || strcmp(argv[i], "--seeds") == 0;
+        if (seeds) i++; /* and its value, which is there */
+        if (!seeds && strcmp(argv[i], "--verify-determinism") != 0) args[count++] = argv[i];
+    }
+    args[count++] = one;
+    args[count++] = number;
+    args[count++] = shows;
+    if (dup2(to, STDOUT_FILENO) >= 0) execv("/proc/self/exe", args);
+    _exit(127);
+}
+
+/* The trace's hash of a seed in a process of its own. false: it ended without one. */
+static bool
+hash_again(char **argv, u64 seed, u64 *hash_out)
+{
+    int ends[2];
+    if (pipe2(ends, O_CLOEXEC) != 0) return false;
+    fflush(NULL);
+    pid_t child = fork();
+    if (child == 0) again_exec(argv, seed, ends[1]);
+    close(ends[1]);
+    FILE *from = fdopen(ends[0], "r");
+    CHECK(from != NULL);
+    unsigned long long told, hash;
+    bool found = child > 0 && fscanf(from, "%llu %llx", &told, &hash) == 2 && told == seed;
+    fclose(from);
+    if (child > 0) waitpid(child, NULL, 0);
+    if (found) *hash_out = hash;
+    return found;
+}
+
+/* Each seed in two processes that are started anew: what depends on where things lie differs. */
 static int
-seeds_run_twice(struct arguments *arguments)
+seeds_run_twice(const struct arguments *arguments, char **argv)
 {
     int result = 0;
     for (u64 seed = arguments->first; seed <= arguments->last; seed++) {
         u64 hashes[2] = {0};
-        arguments->options.seed = seed;
-        for (u32 i = 0; i < 2; i++) {
-            int ends[2];
-            if (pipe(ends) != 0) return 2;
-            fflush(NULL);
-            pid_t child = fork();
-            if (child == 0) {
-                seed_run(&arguments->options, &hashes[i]);
-                bool told = write(ends[1], &hashes[i], sizeof(hashes[i])) == sizeof(hashes[i]);
-                _exit(told ? 0 : 1);
-            }
-            close(ends[1]);
-            if (read(ends[0], &hashes[i], sizeof(hashes[i])) != sizeof(hashes[i])) hashes[i] = i;
-            close(ends[0]);
-            waitpid(child, NULL, 0);
-        }
-        if (hashes[0] == hashes[1]) continue;
-        fprintf(stderr, "seed %llu is not deterministic: %016llx, then %016llx\n",
-                (unsigned long long)seed, (unsigned long long)hashes[0],
-                (unsigned long long)hashes[1]);
+        bool told = hash_again(argv, seed, &hashes[0]) && hash_again(argv, seed, &hashes[1]);
+        if (told && hashes[0] == hashes[1]) continue;
+        if (told)
+            fprintf(stderr, "seed %llu is not deterministic: %016llx, then %016llx\n",
+                    (unsigned long long)seed, (unsigned long long)hashes[0],
+                    (unsigned long long)hashes[1]);
+        else
+            fprintf(stderr, "seed %llu ends without a trace\n", (unsigned long long)seed);
         result = 1;
     }
     if (result == 0)
@@ -377,9 +416,10 @@ main(int argc, char **argv)
 {
     static struct arguments arguments;
     arguments_read(&arguments, argc, argv);
+    report_program_set(argv[0]);
     report_signals_set();
     arguments.options.seed = arguments.first;
     if (arguments.shrinks) return shrink_main(&arguments.options);
-    if (arguments.twice) return seeds_run_twice(&arguments);
+    if (arguments.twice) return seeds_run_twice(&arguments, argv);
     return seeds_run(&arguments);
 }

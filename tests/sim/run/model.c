@@ -22,6 +22,7 @@ set_free(struct config_set *set)
 {
     free(set->all);
     free(set->next);
+    free(set->hashes);
     free(set->buckets);
 }
 

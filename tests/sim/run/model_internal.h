@@ -20,7 +20,8 @@ struct config {
 
 struct config_set {
     struct config *all;
-    u32 *next; /* of equal state hash, index + 1 */
+    u32 *next;   /* in its bucket, index + 1 */
+    u32 *hashes; /* of what two that are equal or cover each other have in common */
     u32 count, capacity;
     u32 *buckets; /* index + 1 */
     u32 bucket_count;
@@ -31,8 +32,10 @@ struct model {
     bool time_loose;
     struct config_set now, next, seen;
     struct model_op *open[MODEL_OPEN_MAX]; /* by slot */
+    u64 taken[MODEL_MASK];                 /* slots in use */
+    u64 quiet[MODEL_MASK];                 /* of these: answers say that nothing was changed */
     u64 unknown[MODEL_MASK];               /* slots of unknown outcome */
-    u32 slot_max;                          /* above all used slots */
+    size_t state_bytes;                    /* of a state: those of the object's keys */
     u64 end_ns;                            /* what has not returned may have happened until then */
     struct model_stats stats;
     bool full;

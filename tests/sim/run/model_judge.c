@@ -8,8 +8,9 @@
 
 #include "base/hash.h"
 
-/* More configs than this in one step, and the object is given up. */
-#define CONFIGS_MAX 6000u
+/* More configs than this in one step, and the object is given up: a seed of lite is to cost no more
+ * than 0.2 s; tools/sim-sweep counts those that do. */
+#define CONFIGS_MAX 4000u
 
 static bool
 mask_has(const u64 mask[static MODEL_MASK], i16 slot)
@@ -29,21 +30,45 @@ mask_drop(u64 mask[static MODEL_MASK], i16 slot)
     mask[slot / 64] &= ~(1ull << (slot % 64));
 }
 
+/* The lowest slot of a word, which is taken out of it. */
+static i16
+slot_next(u64 *left, u32 word)
+{
+    u32 bit = (u32)__builtin_ctzll(*left);
+    *left &= *left - 1;
+    return (i16)(word * 64 + bit);
+}
+
 /* ---- sets ---- */
+
+static void
+set_grow(struct config_set *set, u32 capacity)
+{
+    set->capacity = capacity;
+    set->all = realloc(set->all, capacity * sizeof(*set->all));
+    set->next = realloc(set->next, capacity * sizeof(*set->next));
+    set->hashes = realloc(set->hashes, capacity * sizeof(*set->hashes));
+    CHECK(set->all != NULL && set->next != NULL && set->hashes != NULL);
+}
 
 static void
 set_clear(struct config_set *set)
 {
     if (set->capacity == 0) {
-        set->capacity = 256;
-        set->bucket_count = 1024;
-        set->all = calloc(set->capacity, sizeof(*set->all));
-        set->next = calloc(set->capacity, sizeof(*set->next));
+        set_grow(set, 256);
+        set->bucket_count = 4096;
         set->buckets = calloc(set->bucket_count, sizeof(*set->buckets));
-        CHECK(set->all != NULL && set->next != NULL && set->buckets != NULL);
+        CHECK(set->buckets != NULL);
     }
-    if (set->count > 0) memset(set->buckets, 0, set->bucket_count * sizeof(*set->buckets));
+    for (u32 i = 0; i < set->count; i++)
+        set->buckets[set->hashes[i] % set->bucket_count] = 0;
     set->count = 0;
+}
+
+static bool
+states_equal(const struct model *model, const struct model_state *a, const struct model_state *b)
+{
+    return memcmp(a, b, model->state_bytes) == 0;
 }
 
 /* a can do all that b can: it differs in nothing but in fewer unknown ones done. */
@@ -59,29 +84,28 @@ covers(const struct model *model, const struct config *a, const struct config *b
 }
 
 static u32
-set_bucket(const struct config_set *set, const struct config *config)
+config_hash(const struct model *model, const struct config *config)
 {
-    return (u32)(hash_bytes(&config->state, sizeof(config->state), 3) % set->bucket_count);
+    u64 known[MODEL_MASK];
+    for (u32 i = 0; i < MODEL_MASK; i++)
+        known[i] = config->mask[i] & ~model->unknown[i];
+    return (u32)hash_bytes(&config->state, model->state_bytes, hash_bytes(known, sizeof(known), 3));
 }
 
 /* False: it, or one that covers it, is there already. */
 static bool
 set_add(const struct model *model, struct config_set *set, const struct config *config)
 {
-    u32 bucket = set_bucket(set, config);
+    u32 hash = config_hash(model, config), bucket = hash % set->bucket_count;
     for (u32 i = set->buckets[bucket]; i != 0; i = set->next[i - 1]) {
+        if (set->hashes[i - 1] != hash) continue;
         const struct config *there = &set->all[i - 1];
-        if (memcmp(&there->state, &config->state, sizeof(there->state)) == 0 &&
-            covers(model, there, config))
+        if (states_equal(model, &there->state, &config->state) && covers(model, there, config))
             return false;
     }
-    if (set->count == set->capacity) {
-        set->capacity *= 2;
-        set->all = realloc(set->all, set->capacity * sizeof(*set->all));
-        set->next = realloc(set->next, set->capacity * sizeof(*set->next));
-        CHECK(set->all != NULL && set->next != NULL);
-    }
+    if (set->count == set->capacity) set_grow(set, 2 * set->capacity);
     set->all[set->count] = *config;
+    set->hashes[set->count] = hash;
     set->next[set->count] = set->buckets[bucket];
     set->buckets[bucket] = ++set->count;
     return true;
@@ -111,13 +135,15 @@ may_go(const struct model *model, const struct config *config, const struct mode
        u64 mask[static MODEL_MASK])
 {
     if (op->connection == 0) return true;
-    for (u32 slot = 0; slot < model->slot_max; slot++) {
-        const struct model_op *other = model->open[slot];
-        if (other == NULL || other == op || other->connection != op->connection) continue;
-        if (comes_after(other, op) || mask_has(config->mask, (i16)slot)) continue;
-        if (!shares_key(other, op)) continue;
-        if (other->outcome == MODEL_DONE) return false;
-        mask_add(mask, (i16)slot);
+    for (u32 word = 0; word < MODEL_MASK; word++) {
+        for (u64 left = model->taken[word] & ~config->mask[word]; left != 0;) {
+            i16 slot = slot_next(&left, word);
+            const struct model_op *other = model->open[slot];
+            if (other == op || other->connection != op->connection) continue;
+            if (comes_after(other, op) || !shares_key(other, op)) continue;
+            if (other->outcome == MODEL_DONE) return false;
+            mask_add(mask, slot);
+        }
     }
     return true;
 }
@@ -143,33 +169,39 @@ changed_nothing(const struct model_op *op)
     return true;
 }
 
+static bool
+settle_one(struct model *model, struct config *config, i16 slot)
+{
+    const struct model_op *op = model->open[slot];
+    u64 mask[MODEL_MASK];
+    memcpy(mask, config->mask, sizeof(mask));
+    if (!may_go(model, config, op, mask)) return false;
+    if (memcmp(mask, config->mask, sizeof(mask)) != 0) return false; /* it costs another one */
+    struct model_state after[MODEL_BRANCHES];
+    if (model_apply(model, &config->state, op, after) != 1) return false;
+    if (!states_equal(model, &after[0], &config->state)) return false;
+    mask_add(config->mask, slot);
+    return true;
+}
+
 /* What has changed nothing takes effect as soon as its answer fits. */
 static void
 settle(struct model *model, struct config *config)
 {
     for (bool again = true; again;) {
         again = false;
-        for (u32 slot = 0; slot < model->slot_max; slot++) {
-            const struct model_op *op = model->open[slot];
-            if (op == NULL || !changed_nothing(op) || mask_has(config->mask, (i16)slot)) continue;
-            u64 mask[MODEL_MASK];
-            memcpy(mask, config->mask, sizeof(mask));
-            if (!may_go(model, config, op, mask)) continue;
-            if (memcmp(mask, config->mask, sizeof(mask)) != 0) continue; /* it costs another one */
-            struct model_state after[MODEL_BRANCHES];
-            if (model_apply(model, &config->state, op, after) != 1) continue;
-            if (memcmp(&after[0], &config->state, sizeof(after[0])) != 0) continue;
-            mask_add(config->mask, (i16)slot);
-            again = true;
-        }
+        for (u32 word = 0; word < MODEL_MASK; word++)
+            for (u64 left = model->quiet[word] & ~config->mask[word]; left != 0;)
+                again |= settle_one(model, config, slot_next(&left, word));
     }
 }
 
 static void
-remember(struct model_object *object, const struct model_state *state, u64 now_ns)
+remember(const struct model *model, struct model_object *object, const struct model_state *state,
+         u64 now_ns)
 {
     for (u32 i = object->past_count; i-- > 0;) {
-        if (memcmp(&object->past[i].state, state, sizeof(*state)) != 0) continue;
+        if (!states_equal(model, &object->past[i].state, state)) continue;
         object->past[i].until_ns = MAX(object->past[i].until_ns, now_ns);
         return;
     }
@@ -179,6 +211,24 @@ remember(struct model_object *object, const struct model_state *state, u64 now_n
         CHECK(object->past != NULL);
     }
     object->past[object->past_count++] = (struct model_past){*state, now_ns};
+}
+
+/* From a config to those in which the operation of that slot has taken effect, into model->seen. */
+static void
+lead_one(struct model *model, const struct config *config, i16 slot)
+{
+    const struct model_op *op = model->open[slot];
+    struct config after = *config;
+    if (!may_go(model, config, op, after.mask)) return;
+    struct model_state states[MODEL_BRANCHES];
+    u32 count = model_apply(model, &config->state, op, states);
+    mask_add(after.mask, slot);
+    for (u32 i = 0; i < count; i++) {
+        struct config led = after;
+        led.state = states[i];
+        settle(model, &led);
+        set_add(model, &model->seen, &led);
+    }
 }
 
 /* From every config in model->now to those in which op has taken effect, into model->next; op NULL:
@@ -198,21 +248,9 @@ lead_on(struct model *model, const struct model_op *op)
             set_add(model, &model->next, &config);
             continue;
         }
-        for (u32 slot = 0; slot < model->slot_max; slot++) {
-            const struct model_op *other = model->open[slot];
-            if (other == NULL || mask_has(config.mask, (i16)slot)) continue;
-            struct config after = config;
-            if (!may_go(model, &config, other, after.mask)) continue;
-            struct model_state states[MODEL_BRANCHES];
-            u32 count = model_apply(model, &config.state, other, states);
-            mask_add(after.mask, (i16)slot);
-            for (u32 i = 0; i < count; i++) {
-                struct config led = after;
-                led.state = states[i];
-                settle(model, &led);
-                set_add(model, &model->seen, &led);
-            }
-        }
+        for (u32 word = 0; word < MODEL_MASK; word++)
+            for (u64 left = model->taken[word] & ~config.mask[word]; left != 0;)
+                lead_one(model, &config, slot_next(&left, word));
         if (model->seen.count > CONFIGS_MAX) return false;
     }
     model->stats.configs += model->seen.count;
@@ -231,6 +269,8 @@ slot_free(struct model *model, struct model_op *op)
         set_add(model, &model->now, &config);
     }
     model->open[op->slot] = NULL;
+    mask_drop(model->taken, op->slot);
+    mask_drop(model->quiet, op->slot);
     op->slot = -1;
 }
 
@@ -243,7 +283,8 @@ slot_take(struct model *model, struct model_op *op)
     if (slot == MODEL_OPEN_MAX) return false;
     op->slot = (i16)slot;
     model->open[slot] = op;
-    model->slot_max = MAX(model->slot_max, slot + 1);
+    mask_add(model->taken, op->slot);
+    if (changed_nothing(op)) mask_add(model->quiet, op->slot);
     if (op->outcome == MODEL_UNKNOWN) mask_add(model->unknown, (i16)slot);
     set_clear(&model->next);
     for (u32 i = 0; i < model->now.count; i++) {
@@ -331,7 +372,7 @@ static void
 past_take(const struct model *model, struct model_object *object, u64 now_ns)
 {
     for (u32 i = 0; i < model->seen.count; i++)
-        remember(object, &model->seen.all[i].state, now_ns);
+        remember(model, object, &model->seen.all[i].state, now_ns);
 }
 
 bool
@@ -344,14 +385,16 @@ model_judge(struct model *model, struct model_object *object, enum model_end end
         return true;
     }
     model->end_ns = now_ns;
-    model->slot_max = 0;
+    model->state_bytes = object->key_count * sizeof(object->states[0].cells[0]);
     memset(model->open, 0, sizeof(model->open));
+    memset(model->taken, 0, sizeof(model->taken));
+    memset(model->quiet, 0, sizeof(model->quiet));
     memset(model->unknown, 0, sizeof(model->unknown));
     set_clear(&model->now);
     for (u32 i = 0; i < object->state_count; i++) {
         struct config config = {.state = object->states[i]};
         set_add(model, &model->now, &config);
-        if (weak) remember(object, &object->states[i], now_ns);
+        if (weak) remember(model, object, &object->states[i], now_ns);
     }
     u32 count;
     struct event *events = events_of(object, &count);

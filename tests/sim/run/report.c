@@ -15,8 +15,9 @@
 #include <stdlib.h>
 #include <unistd.h>
 
-const char *const run_flaw_names[RUN_FLAW_COUNT] = {"none", "lost-write", "stale-read",
-                                                    "half-batch", "two-replies"};
+const char *const run_flaw_names[RUN_FLAW_COUNT] = {"none",         "lost-write",  "stale-read",
+                                                    "half-batch",   "two-replies", "deep-stack",
+                                                    "failed-check", "address"};
 
 void
 violated(const char *rule, const char *format, ...)
@@ -29,10 +30,23 @@ violated(const char *rule, const char *format, ...)
     va_end(args);
 }
 
+/* The program that runs, as it was called; by its path when the shell looked for it. */
+static const char *program = "distkv-sim";
+
+void
+report_program_set(const char *name)
+{
+    static char path[4096];
+    program = name;
+    ssize_t size = strchr(name, '/') == NULL ? readlink("/proc/self/exe", path, sizeof(path)) : -1;
+    if (size <= 0 || size == sizeof(path)) return;
+    program = path; /* its end is zero */
+}
+
 void
 report_replay_command(const struct run_options *options, FILE *out)
 {
-    fprintf(out, "build/bin/distkv-sim --seed %llu --mode %s", (unsigned long long)options->seed,
+    fprintf(out, "%s --seed %llu --mode %s", program, (unsigned long long)options->seed,
             run_mode_names[options->mode]);
     if (options->ops != 0) fprintf(out, " --ops %llu", (unsigned long long)options->ops);
     if (options->flaw != RUN_FLAW_NONE) fprintf(out, " --flaw %s", run_flaw_names[options->flaw]);
@@ -97,6 +111,17 @@ report_print(void)
 
 /* ---- signals ---- */
 
+/* A fiber that has overflowed its stack has none left for the handler. */
+static u8 signal_stack[256u << 10] __attribute__((aligned(16)));
+
+static void (*crash_tell)(i32 signal);
+
+void
+report_crash_set(void (*tell)(i32 signal))
+{
+    crash_tell = tell;
+}
+
 static void
 on_signal(int number)
 {
@@ -114,7 +139,9 @@ on_signal(int number)
                   : "the program ends by signal %d: see above",
              number);
     run->failed_object = 0;
+    if (crash_tell != NULL) crash_tell(hang ? 0 : number);
     report_print();
+    fflush(stderr);
     _exit(1);
 }
 
@@ -122,8 +149,13 @@ void
 report_signals_set(void)
 {
     static const int numbers[] = {SIGABRT, SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGALRM};
+    stack_t stack = {.ss_sp = signal_stack, .ss_size = sizeof(signal_stack)};
+    struct sigaction action = {.sa_handler = on_signal, .sa_flags = SA_ONSTACK};
+    void *frame;
+    CHECK(sigaltstack(&stack, NULL) == 0);
+    backtrace(&frame, 1); /* loads what it needs: the handler should not */
     for (u32 i = 0; i < ARRAY_COUNT(numbers); i++)
-        signal(numbers[i], on_signal);
+        CHECK(sigaction(numbers[i], &action, NULL) == 0);
 }
 
 void

@@ -30,10 +30,13 @@ extern const char *const run_mode_names[];
 /* Mistakes that a server could make, made between it and the checks: they must be noticed. */
 enum run_flaw {
     RUN_FLAW_NONE,
-    RUN_FLAW_LOST_WRITE,  /* answered, and not there: never sent, that is */
-    RUN_FLAW_STALE_READ,  /* nothing, where something is */
-    RUN_FLAW_HALF_BATCH,  /* the last write of a batch is not done */
-    RUN_FLAW_TWO_REPLIES, /* an answer comes twice */
+    RUN_FLAW_LOST_WRITE,   /* answered, and not there: never sent, that is */
+    RUN_FLAW_STALE_READ,   /* nothing, where something is */
+    RUN_FLAW_HALF_BATCH,   /* the last write of a batch is not done */
+    RUN_FLAW_TWO_REPLIES,  /* an answer comes twice */
+    RUN_FLAW_DEEP_STACK,   /* a fiber uses more stack than it has */
+    RUN_FLAW_FAILED_CHECK, /* of two: an earlier one when there are no power cuts */
+    RUN_FLAW_ADDRESS,      /* what clients do depends on where the stack lies */
     RUN_FLAW_COUNT,
 };
 extern const char *const run_flaw_names[];
@@ -195,7 +198,10 @@ run_over(void)
 }
 void report_print(void);
 void report_signals_set(void);
+/* Called in the handler of a signal that ends the program; 0: by the watchdog. */
+void report_crash_set(void (*tell)(i32 signal));
 void report_watchdog_start(u32 seconds);
+void report_program_set(const char *name);
 void report_replay_command(const struct run_options *options, FILE *out);
 
 /* ---- shrink.c ---- */

@@ -4,26 +4,34 @@
  *
  * What can be taken away without changing the rest: a family of faults, the requests behind the
  * last that matters, single faults. A candidate runs in a process of its own, because it may crash
- * or hang, and is kept when it violates the same rule.
+ * or hang, and is kept when it violates the same rule; a crash, when it is by the same signal with
+ * the same words of a failed check. What became of it lies in memory that both processes share: one
+ * that crashes writes it, too, from the signal's handler.
  */
 #include "run.h"
 
 #include <stdlib.h>
+#include <sys/mman.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #define RULE_BYTES        32u
+#define CHECK_BYTES       256u
 #define CANDIDATE_SECONDS 60u
 #define CANDIDATES_MAX    400u
 
 struct outcome {
-    char rule[RULE_BYTES]; /* "": nothing was violated */
+    char rule[RULE_BYTES];   /* "": nothing was violated */
+    i32 signal;              /* of a crash; else 0 */
+    char check[CHECK_BYTES]; /* what a failed check said; else "" */
     u64 requests;
     u32 fault_count;
     struct sim_fault_id faults[RUN_SKIPS_MAX];
 };
 
 static u32 candidates;
+static struct outcome *told; /* by the candidate that runs */
+static int said;             /* its stderr: a file */
 
 static void
 fault_keep(void *arg, struct sim_fault_id id, u64 time_ns, const char *detail)
@@ -34,67 +42,79 @@ fault_keep(void *arg, struct sim_fault_id id, u64 time_ns, const char *detail)
     if (outcome->fault_count < RUN_SKIPS_MAX) outcome->faults[outcome->fault_count++] = id;
 }
 
+/* In the candidate's process, at its end, whatever that is. */
 static void
-child_main(const struct run_options *options, int to)
+outcome_tell(i32 signal)
 {
-    static struct outcome outcome;
+    told->signal = signal;
+    if (run->rule != NULL) snprintf(told->rule, sizeof(told->rule), "%s", run->rule);
+    told->requests = run->stats.requests;
+    sim_fault_each(run->sim, fault_keep, told);
+}
+
+static void
+child_main(const struct run_options *options)
+{
     u64 hash;
-    if (freopen("/dev/null", "w", stderr) == NULL) _exit(1);
+    if (dup2(said, STDERR_FILENO) < 0) _exit(2);
+    report_crash_set(outcome_tell);
     report_watchdog_start(CANDIDATE_SECONDS);
     history_run(options, &hash);
-    if (run->rule != NULL) snprintf(outcome.rule, sizeof(outcome.rule), "%s", run->rule);
-    outcome.requests = run->stats.requests;
-    sim_fault_each(run->sim, fault_keep, &outcome);
-    const char *at = (const char *)&outcome;
-    for (size_t left = sizeof(outcome); left > 0;) {
-        ssize_t n = write(to, at, left);
-        if (n <= 0) break;
-        at += n;
-        left -= (size_t)n;
-    }
+    outcome_tell(0);
     _exit(0);
 }
 
-/* What becomes of a run with these options; "crash" when its process ends without a word. */
+/* The line of a check that failed; it comes before the report. */
+static void
+check_read(struct outcome *outcome)
+{
+    static const char begin[] = "distkv: check failed: ";
+    static char text[64u << 10];
+    ssize_t size = pread(said, text, sizeof(text) - 1, 0);
+    text[MAX(size, 0)] = '\0';
+    const char *at = strstr(text, begin);
+    if (at == NULL) return;
+    at += sizeof(begin) - 1;
+    snprintf(outcome->check, sizeof(outcome->check), "%.*s", (int)strcspn(at, "\n"), at);
+}
+
+/* What becomes of a run with these options. */
 static struct outcome *
 try_options(const struct run_options *options)
 {
     static struct outcome outcome;
-    int ends[2];
-    memset(&outcome, 0, sizeof(outcome));
+    int ended;
     candidates++;
-    if (pipe(ends) != 0) exit(2);
+    memset(told, 0, sizeof(*told));
     fflush(NULL);
+    if (ftruncate(said, 0) != 0 || lseek(said, 0, SEEK_SET) != 0) exit(2);
     pid_t child = fork();
-    if (child == 0) {
-        close(ends[0]);
-        child_main(options, ends[1]);
-    }
-    close(ends[1]);
-    char *at = (char *)&outcome;
-    size_t left = sizeof(outcome);
-    while (left > 0) {
-        ssize_t n = read(ends[0], at, left);
-        if (n <= 0) break;
-        at += n;
-        left -= (size_t)n;
-    }
-    close(ends[0]);
-    waitpid(child, NULL, 0);
-    if (left > 0) {
-        memset(&outcome, 0, sizeof(outcome));
+    if (child < 0) exit(2);
+    if (child == 0) child_main(options);
+    if (waitpid(child, &ended, 0) != child) exit(2);
+    outcome = *told;
+    if (WIFSIGNALED(ended)) { /* not even its handler came to an end */
         snprintf(outcome.rule, sizeof(outcome.rule), "crash");
+        outcome.signal = WTERMSIG(ended);
     }
+    if (outcome.signal != 0) check_read(&outcome);
     return &outcome;
+}
+
+static bool
+fails_as(const struct outcome *a, const struct outcome *b)
+{
+    return strcmp(a->rule, b->rule) == 0 && a->signal == b->signal &&
+           strcmp(a->check, b->check) == 0;
 }
 
 /* With no more requests than that; then it is less. */
 static bool
-still_fails(const struct run_options *options, const char *rule, u64 *requests)
+still_fails(const struct run_options *options, const struct outcome *first, u64 *requests)
 {
     if (candidates >= CANDIDATES_MAX) return false;
     const struct outcome *outcome = try_options(options);
-    if (strcmp(outcome->rule, rule) != 0 || outcome->requests > *requests) return false;
+    if (!fails_as(outcome, first) || outcome->requests > *requests) return false;
     *requests = outcome->requests;
     return true;
 }
@@ -102,12 +122,12 @@ still_fails(const struct run_options *options, const char *rule, u64 *requests)
 /* A run that goes on for longer without a fault is no smaller. Returns the requests of what is
  * left. */
 static u64
-families_off(struct run_options *options, const char *rule, u64 requests)
+families_off(struct run_options *options, const struct outcome *first, u64 requests)
 {
     for (u32 i = 0; i < SIM_FAULT_COUNT; i++) {
         options->off |= 1ull << i;
         const struct outcome *outcome = try_options(options);
-        if (strcmp(outcome->rule, rule) == 0 && outcome->requests <= requests)
+        if (fails_as(outcome, first) && outcome->requests <= requests)
             requests = outcome->requests;
         else
             options->off &= ~(1ull << i);
@@ -117,15 +137,15 @@ families_off(struct run_options *options, const char *rule, u64 requests)
 
 /* The least number of requests, as far as halving finds it. */
 static void
-requests_fewer(struct run_options *options, const char *rule, u64 requests)
+requests_fewer(struct run_options *options, const struct outcome *first, u64 requests)
 {
     u64 low = 0, high = requests; /* high fails; as an option it counts for each life */
     struct run_options candidate = *options;
     candidate.ops = high;
-    if (!still_fails(&candidate, rule, &requests)) return;
+    if (!still_fails(&candidate, first, &requests)) return;
     while (high - low > MAX(high / 16, 1u)) {
         candidate.ops = low + (high - low) / 2;
-        if (still_fails(&candidate, rule, &requests))
+        if (still_fails(&candidate, first, &requests))
             high = candidate.ops;
         else
             low = candidate.ops;
@@ -143,7 +163,7 @@ id_order(const void *a, const void *b)
 
 /* Skips halves, quarters, ... of the faults, as many as can be missed. */
 static void
-faults_fewer(struct run_options *options, const char *rule)
+faults_fewer(struct run_options *options, const struct outcome *first)
 {
     static struct sim_fault_id faults[RUN_SKIPS_MAX];
     const struct outcome *outcome = try_options(options);
@@ -160,7 +180,7 @@ faults_fewer(struct run_options *options, const char *rule)
             candidate.skip_count += size;
             qsort(candidate.skips, candidate.skip_count, sizeof(faults[0]), id_order);
             const struct outcome *left = try_options(&candidate);
-            if (strcmp(left->rule, rule) == 0 && left->requests <= requests) {
+            if (fails_as(left, first) && left->requests <= requests) {
                 *options = candidate;
                 requests = left->requests;
                 memmove(&faults[from], &faults[from + size],
@@ -177,6 +197,13 @@ int
 shrink_main(struct run_options *options)
 {
     static struct outcome first;
+    told = mmap(NULL, sizeof(*told), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    said = memfd_create("said", MFD_CLOEXEC);
+    if (told == MAP_FAILED || said < 0) {
+        fprintf(stderr, "distkv-sim: no memory or no file for what a run says\n");
+        return 2;
+    }
+    options->trace = options->log = false;
     first = *try_options(options);
     if (first.rule[0] == '\0') {
         printf("seed %llu violates nothing\n", (unsigned long long)options->seed);
@@ -184,13 +211,14 @@ shrink_main(struct run_options *options)
     }
     printf("rule %s, %llu requests, %u faults\n", first.rule, (unsigned long long)first.requests,
            first.fault_count);
+    if (first.signal != 0) printf("signal %d %s\n", first.signal, first.check);
     fflush(stdout);
-    u64 requests = families_off(options, first.rule, first.requests);
-    requests_fewer(options, first.rule, MAX(requests, 1u));
-    faults_fewer(options, first.rule);
-    first = *try_options(options);
+    u64 requests = families_off(options, &first, first.requests);
+    requests_fewer(options, &first, MAX(requests, 1u));
+    faults_fewer(options, &first);
+    const struct outcome *last = try_options(options);
     printf("after %u runs: %llu requests, %u faults\n", candidates,
-           (unsigned long long)first.requests, first.fault_count);
+           (unsigned long long)last->requests, last->fault_count);
     report_replay_command(options, stdout);
     return 1;
 }
