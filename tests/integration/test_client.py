@@ -83,6 +83,21 @@ def test_scans_and_counts(client):
     assert b"0" in client("--keyspace", "3", "count")
 
 
+def test_the_estimate_says_so_and_knows_of_a_flush(client):
+    for i in range(200):
+        client.server.call("SET", f"key:{i}", "v")
+    assert b"db0:keys=200,expires=0,avg_ttl=0,exact=0\r\n" in client.server.call("INFO", "keyspace")
+    assert client("count").startswith(b"about 200")
+    client.server.call("FLUSHALL")
+    assert b"db0:" not in client.server.call("INFO", "keyspace")
+    assert client("count").startswith(b"about 0")
+    assert client.server.status()["keys_estimate"] == 0
+    client.server.call("SET", "key:1", "again")
+    assert b"db0:keys=1," in client.server.call("INFO", "keyspace")
+    client.server.call("FLUSHDB")
+    assert b"db0:" not in client.server.call("INFO", "keyspace")
+
+
 @pytest.mark.smoke
 def test_import_is_the_inverse_of_export(client, tmp_path):
     for i in range(500):
