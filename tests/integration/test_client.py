@@ -83,6 +83,19 @@ def test_scans_and_counts(client):
     assert b"0" in client("--keyspace", "3", "count")
 
 
+def test_dashes_end_the_options_before_and_behind_the_command(client):
+    client("put", "--", "-x", "dashed")
+    assert client("get", "--", "-x") == client("--", "get", "-x") == b"dashed"
+    client("get", "-x", code=2)
+
+
+def test_help_begins_with_title_and_usage(client):
+    text = client("--help").decode()
+    places = [text.index(part) for part in ("distkv-client -- ", "Usage:", "Commands:", "--server")]
+    assert places == sorted(places) and places[0] == 0
+    assert "Commands:" not in client("get", "--help").decode()
+
+
 def test_the_estimate_says_so_and_knows_of_a_flush(client):
     for i in range(200):
         client.server.call("SET", f"key:{i}", "v")
