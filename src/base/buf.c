@@ -1,4 +1,8 @@
-/* SPDX-License-Identifier: MIT */
+/* SPDX-License-Identifier: MIT
+ *
+ * buf.c -- see buf.h. Grows by doubling while small, so that many small appends stay cheap, and
+ * by a quarter when large, where doubling would take from the budget what nobody needs.
+ */
 #include "base/buf.h"
 
 #define BUF_CAPACITY_MIN 256u

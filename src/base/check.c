@@ -1,4 +1,8 @@
-/* SPDX-License-Identifier: MIT */
+/* SPDX-License-Identifier: MIT
+ *
+ * check.c -- the end of the process after a programmer's error: what failed, where, and the calls
+ * that led there, on stderr at once, for nothing else can be trusted any more.
+ */
 #include "base/types.h"
 
 #include <execinfo.h>

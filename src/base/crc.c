@@ -1,4 +1,8 @@
-/* SPDX-License-Identifier: MIT */
+/* SPDX-License-Identifier: MIT
+ *
+ * crc.c -- see crc.h. One place that binds to isa-l, so that every checksum in files and frames
+ * is made the same way.
+ */
 #include "base/crc.h"
 
 #include <isa-l/crc.h>

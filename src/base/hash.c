@@ -1,4 +1,8 @@
-/* SPDX-License-Identifier: MIT */
+/* SPDX-License-Identifier: MIT
+ *
+ * hash.c -- see hash.h. What is computed here is stored (tokens order the tables), so it never
+ * changes.
+ */
 #include "base/hash.h"
 
 #include "base/crc.h"

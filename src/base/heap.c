@@ -1,4 +1,8 @@
-/* SPDX-License-Identifier: MIT */
+/* SPDX-License-Identifier: MIT
+ *
+ * heap.c -- see heap.h. Removal melds the children in two passes, which is what keeps the
+ * amortised cost logarithmic.
+ */
 #include "base/heap.h"
 
 static struct heap_node *

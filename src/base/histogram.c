@@ -1,4 +1,7 @@
-/* SPDX-License-Identifier: MIT */
+/* SPDX-License-Identifier: MIT
+ *
+ * histogram.c -- see histogram.h. Only reading is here: recording is inline, on the hot path.
+ */
 #include "base/histogram.h"
 
 u64

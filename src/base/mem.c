@@ -1,4 +1,8 @@
-/* SPDX-License-Identifier: MIT */
+/* SPDX-License-Identifier: MIT
+ *
+ * mem.c -- see mem.h: budgets, and what is common to both allocators. Every byte is counted in its
+ * budget and all of that one's parents before it is taken, so that a limit is never passed.
+ */
 #include "base/mem.h"
 
 #define MEM_ALIGNMENT 16u

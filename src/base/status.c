@@ -1,4 +1,8 @@
-/* SPDX-License-Identifier: MIT */
+/* SPDX-License-Identifier: MIT
+ *
+ * status.c -- texts and names of statuses, made from the one list in status.h so that they cannot
+ * drift apart from the codes.
+ */
 #include "base/status.h"
 
 static const char *const status_texts[STATUS_CODE_COUNT] = {

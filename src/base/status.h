@@ -33,7 +33,8 @@
     X(TOO_LARGE, "over a size limit")                                                              \
     X(LOCKED, "in use by another process")                                                         \
     X(UNSUPPORTED, "not supported here")                                                           \
-    X(UNKNOWN_OUTCOME, "it is not known whether the write took effect")
+    X(UNKNOWN_OUTCOME, "it is not known whether the write took effect")                            \
+    X(DENIED, "permission denied")
 
 enum status_code {
 #define X(name, text) SC_##name,

@@ -61,7 +61,8 @@ struct cli {
     distkv *kv;                 /* NULL until cli_connect */
     bool color;                 /* standard output takes colours */
     bool color_error;
-    bool prompt; /* commands come from the prompt */
+    bool options_ended; /* "--" came before the command: only words follow */
+    bool prompt;        /* commands come from the prompt */
 };
 
 struct cli_command {

@@ -351,26 +351,34 @@ table_of(const struct cli_command *command, char *program, size_t program_size)
     };
 }
 
+static void
+commands_list(FILE *out)
+{
+    fputs("\nCommands:\n", out);
+    for (u32 i = 0; i < cli_command_count; i++) {
+        char usage[48];
+        snprintf(usage, sizeof(usage), "%s %s", cli_commands[i].name, cli_commands[i].arguments);
+        fprintf(out, "  %-26s %s\n", usage, cli_commands[i].summary);
+    }
+    fputs("  (help COMMAND, or COMMAND --help, shows a command's own options)\n", out);
+}
+
 void
 cli_help(const struct cli_command *command, FILE *out)
 {
-    if (command == NULL) {
-        fputs("Commands:\n", out);
-        for (u32 i = 0; i < cli_command_count; i++) {
-            char usage[48];
-            snprintf(usage, sizeof(usage), "%s %s", cli_commands[i].name,
-                     cli_commands[i].arguments);
-            fprintf(out, "  %-26s %s\n", usage, cli_commands[i].summary);
-        }
-        fputs("  (help COMMAND, or COMMAND --help, shows a command's own options)\n\n", out);
-    }
     char program[64];
     struct option_table table = table_of(command, program, sizeof(program));
     size_t size = option_help_text(&table, NULL, 0);
     char *text = malloc(size + 1);
     if (text == NULL) return;
     option_help_text(&table, text, size + 1);
-    fputs(text, out);
+    /* The commands come behind title and usage. */
+    const char *rest = strstr(text, "\nUsage: ");
+    rest = rest == NULL ? text : rest + 1 + strcspn(rest + 1, "\n");
+    if (*rest == '\n') rest++;
+    fwrite(text, 1, (size_t)(rest - text), out);
+    if (command == NULL) commands_list(out);
+    fputs(rest, out);
     free(text);
 }
 
@@ -486,6 +494,10 @@ read_options(struct cli *cli, const struct option_table *table, struct cli_setti
     while (*index < argc) {
         const struct option *option;
         const char *value;
+        if (cli->options_ended && !stop_at_word) {
+            argv[words++] = argv[(*index)++];
+            continue;
+        }
         bool dashes = strcmp(argv[*index], "--") == 0;
         status st = option_next_flag(table, argc, (const char *const *)argv, index, &option, &value,
                                      error, sizeof(error));
@@ -495,7 +507,10 @@ read_options(struct cli *cli, const struct option_table *table, struct cli_setti
             continue;
         }
         if (status_is(st, ST_END)) {
-            if (stop_at_word) return 0;
+            if (stop_at_word) {
+                cli->options_ended = *index < argc; /* the prompt's commands have options again */
+                return 0;
+            }
             while (*index < argc)
                 argv[words++] = argv[(*index)++];
             return words;

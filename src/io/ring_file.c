@@ -104,6 +104,9 @@ ring_errno_status(int error)
         return ST_NO_SPACE;
     case ENOMEM:
         return ST_NO_MEMORY;
+    case EACCES:
+    case EPERM:
+        return ST_DENIED;
     case EINVAL:
     case EISDIR:
     case ENOTDIR:
@@ -546,7 +549,7 @@ file_open_disk(struct io_file *file, u32 flags)
     }
     if (fd < 0) {
         status st = ring_errno_status(-fd);
-        if (status_is(st, ST_IO_ERROR) || status_is(st, ST_INVALID))
+        if (status_is(st, ST_IO_ERROR) || status_is(st, ST_DENIED) || status_is(st, ST_INVALID))
             log_error("io", "open failed path=%s error=%s", file->path, strerror(-fd));
         return st;
     }

@@ -27,7 +27,9 @@
 
 #include "base/log.h"
 
-#define LISTEN_BACKLOG  4096
+#define LISTEN_BACKLOG 4096
+/* Between two lines of the log about refused connections. */
+#define REFUSED_LOG_NS  (10 * NS_PER_S)
 #define ACCEPT_PAUSE_NS (100 * NS_PER_MS)
 
 struct io_listener {
@@ -41,6 +43,7 @@ struct io_listener {
     bool closing;
     bool orphan; /* the shard ends: freed by the last completion */
     bool warned;
+    u64 refused_ns; /* when the log last said so */
     struct ring_req accept_req;
     struct io_timer timer; /* of a pause */
     struct fiber_queue closed_queue;
@@ -163,6 +166,19 @@ listener_pause(struct io_listener *listener, int error)
     io_timer_arm(&listener->timer, io_now_ns() + ACCEPT_PAUSE_NS);
 }
 
+/* Without a word to the client: what is missing is the memory to send one with. */
+static void
+listener_refused(struct io_listener *listener, status st)
+{
+    struct ring_shard *shard = listener->shard;
+    shard->core.stats.connections_refused++;
+    u64 now_ns = io_now_ns();
+    if (listener->refused_ns != 0 && now_ns - listener->refused_ns < REFUSED_LOG_NS) return;
+    listener->refused_ns = now_ns;
+    log_warning("io", "refusing connections port=%u refused=%llu why=%s", listener->port,
+                (unsigned long long)shard->core.stats.connections_refused, status_text(st));
+}
+
 static void
 listener_accepted(struct io_listener *listener, int fd)
 {
@@ -176,7 +192,7 @@ listener_accepted(struct io_listener *listener, int fd)
     if (ok(st))
         shard->core.stats.connections_accepted++;
     else
-        shard->core.stats.connections_refused++;
+        listener_refused(listener, st);
 }
 
 static void

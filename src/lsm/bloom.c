@@ -1,4 +1,8 @@
-/* SPDX-License-Identifier: MIT */
+/* SPDX-License-Identifier: MIT
+ *
+ * bloom.c -- see bloom.h. Sizing and folding only; probing is inline there, for it is on the way
+ * of every read.
+ */
 #include "lsm/bloom.h"
 
 #define FOLDABLE_LINES 64u

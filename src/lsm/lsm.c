@@ -546,8 +546,8 @@ lsm_count_estimate(const struct lsm *lsm, u16 keyspace)
     const struct lsm_keyspace *ks = &lsm->keyspaces[keyspace];
     u64 count = levels_count_estimate(lsm->levels, keyspace);
     u64 entries = 0;
-    if (ks->flushing != NULL) entries += memtable_entry_count(ks->flushing);
-    if (ks->active != NULL) entries += memtable_entry_count(ks->active);
+    if (ks->flushing != NULL) entries += memtable_uncovered_count(ks->flushing);
+    if (ks->active != NULL) entries += memtable_uncovered_count(ks->active);
     u64 deletes = MIN(entries, ks->delete_count);
     count += levels_count_new(lsm->levels, keyspace, entries - deletes);
     /* A tombstone is an entry that is not live, and probably makes another one so. */

@@ -254,6 +254,12 @@ range_apply(struct lsm *lsm, const struct lsm_op *op, u64 seq, u64 version)
     status st = levels_range_delete(lsm->levels, op->header.keyspace, first, last, version, seq);
     if (!lsm->replaying) ranges_flush_request(lsm, !ok(st));
     if (!ok(st)) return st;
+    if (first == lsm->token_first && last == lsm->token_last) {
+        struct lsm_keyspace *ks = &lsm->keyspaces[op->header.keyspace];
+        if (ks->active != NULL) memtable_cover(ks->active);
+        if (ks->flushing != NULL) memtable_cover(ks->flushing);
+        ks->delete_count = 0;
+    }
     lsm->range_marks++;
     row_cache_clear(lsm->row_cache);
     return ST_OK;

@@ -131,6 +131,7 @@ struct memtable {
     u64 generation;   /* bumped when an element is added: cursors then look for their place anew */
     u64 leaf_count, inner_count, slots_used;
     u64 entry_count, seq_min, seq_max, version_max;
+    u64 covered_count, covered_seq; /* of the entries, those that memtable_cover met; up to here */
 };
 
 /* ---- memory ---- */
@@ -749,8 +750,10 @@ memtable_insert_near(struct memtable *memtable, const struct entry *entry, bool 
     memtable->entry_count++;
     if (place != NULL) {
         if (!keep_older) {
-            for (struct record *r = *place; r != NULL; r = r->older)
+            for (struct record *r = *place; r != NULL; r = r->older) {
                 memtable->entry_count--;
+                if (r->seq <= memtable->covered_seq) memtable->covered_count--;
+            }
         }
         *place = record;
     } else if (leaf != NULL && leaf->node.count < memtable->leaf_max) {
@@ -921,6 +924,19 @@ memtable_entry_count(const struct memtable *memtable)
     return memtable->entry_count;
 }
 
+void
+memtable_cover(struct memtable *memtable)
+{
+    memtable->covered_count = memtable->entry_count;
+    memtable->covered_seq = memtable->seq_max;
+}
+
+u64
+memtable_uncovered_count(const struct memtable *memtable)
+{
+    return memtable->entry_count - memtable->covered_count;
+}
+
 u64
 memtable_seq_min(const struct memtable *memtable)
 {
@@ -1003,5 +1019,6 @@ memtable_check(const struct memtable *memtable)
         if (!node_check(&state, memtable->slots[i], i, 0)) return false;
     }
     return used == memtable->slots_used && state.entries == memtable->entry_count &&
+           memtable->covered_count <= memtable->entry_count &&
            state.leaves == memtable->leaf_count && state.inners == memtable->inner_count;
 }

@@ -72,6 +72,9 @@ MUST_CHECK struct cursor *memtable_cursor_open(struct memtable *memtable, struct
 
 u64 memtable_used_bytes(const struct memtable *memtable); /* memory taken */
 u64 memtable_entry_count(const struct memtable *memtable);
+/* A range delete hides all that is in it: only what comes from now on is counted here. */
+void memtable_cover(struct memtable *memtable);
+u64 memtable_uncovered_count(const struct memtable *memtable);
 u64 memtable_seq_min(const struct memtable *memtable); /* UINT64_MAX when empty */
 u64 memtable_seq_max(const struct memtable *memtable); /* 0 when empty */
 u64 memtable_version_max(const struct memtable *memtable);

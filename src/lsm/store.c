@@ -68,6 +68,7 @@ struct work {
     const char *source_list[LIMIT_SHARDS];
     struct buf names; /* of a listed directory, each with its zero */
     bool no_memory;
+    bool named;   /* ... NODE */
     bool foreign; /* the listed directory holds something that is not ours */
     char *error;
     size_t error_size;
@@ -154,6 +155,16 @@ name_judge(void *arg, const char *name)
     if (strcmp(name, "LOCK") != 0 && strcmp(name, "NODE.tmp") != 0 &&
         strcmp(name, "lost+found") != 0 && name[0] != '.' && !is_store_name(name))
         work->foreign = true;
+}
+
+static void
+name_look(void *arg, const char *name)
+{
+    struct work *work = arg;
+    if (strcmp(name, "NODE") == 0)
+        work->named = true;
+    else
+        name_judge(work, name);
 }
 
 /* Whatever is there, is it one of our directories? */
@@ -454,20 +465,8 @@ stores_create(struct work *work, const char *node_id, u32 shard_count)
         snprintf(made_up, sizeof(made_up), "node-%08x", random);
         node_id = made_up;
     }
-    work->foreign = false;
-    status st = io_dir_list(work->dir, name_judge, work);
-    if (!ok(st))
-        return MARKED("lsm.store.create_not_listed",
-                      WORK_FAIL(work, st, "cannot list %s: %s", work->dir, status_text(st)));
-    if (work->foreign) {
-        MARK("lsm.store.foreign");
-        return WORK_FAIL(work, ST_INVALID,
-                         "%s holds files but no NODE: not a data directory of this program; "
-                         "choose an empty one",
-                         work->dir);
-    }
     bool orphaned;
-    st = stores_orphaned(work, &orphaned);
+    status st = stores_orphaned(work, &orphaned);
     if (!ok(st))
         return MARKED("lsm.store.stores_not_listed",
                       WORK_FAIL(work, st, "cannot list %s: %s", work->dir, status_text(st)));
@@ -590,6 +589,25 @@ layout_describe(const struct work *work, struct store_layout *out)
     }
 }
 
+/* Before the lock, which leaves a file behind: what is not ours stays as it is. */
+static MAY_YIELD status
+place_judge(struct work *work)
+{
+    work->foreign = work->named = false;
+    status st = io_dir_list(work->dir, name_look, work);
+    if (!ok(st))
+        return MARKED("lsm.store.create_not_listed",
+                      WORK_FAIL(work, st, "cannot list %s: %s", work->dir, status_text(st)));
+    if (work->foreign && !work->named) {
+        MARK("lsm.store.foreign");
+        return WORK_FAIL(work, ST_INVALID,
+                         "%s holds files but no NODE: not a data directory of this program; "
+                         "choose an empty one",
+                         work->dir);
+    }
+    return ST_OK;
+}
+
 static MAY_YIELD status
 prepare_locked(struct work *work, const char *node_id, u32 shard_count,
                const struct lsm_options *options)
@@ -650,6 +668,7 @@ store_prepare(const char *data_dir, const char *node_id, u32 shard_count,
         goto out;
     }
     st = dirs_make(work);
+    if (ok(st)) st = place_judge(work);
     if (!ok(st)) goto out;
     st = io_dir_lock(data_dir);
     locked = ok(st);

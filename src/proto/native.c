@@ -128,6 +128,7 @@ native_status_of(status st)
     case SC_INCOMPLETE:
     case SC_CANCELED:
     case SC_IO_ERROR:
+    case SC_DENIED:
     case STATUS_CODE_COUNT:
         break;
     }

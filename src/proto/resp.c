@@ -51,6 +51,15 @@ resp_parser_reset(struct resp_parser *parser)
     parser->error[0] = '\0';
 }
 
+void
+resp_parser_trim(struct resp_parser *parser)
+{
+    if (!resp_parser_is_fresh(parser)) return;
+    resp_parser_reset(parser);
+    buf_clear(&parser->args, 0);
+    buf_clear(&parser->unquoted, 0);
+}
+
 static enum resp_result
 resp_fail(struct resp_parser *parser, const char *text)
 {

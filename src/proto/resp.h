@@ -53,6 +53,8 @@ void resp_parser_init(struct resp_parser *parser, struct budget *budget);
 void resp_parser_deinit(struct resp_parser *parser);
 /* Forgets the command at hand. */
 void resp_parser_reset(struct resp_parser *parser);
+/* Gives back all memory if no command is at hand. */
+void resp_parser_trim(struct resp_parser *parser);
 /* data begins with the command's first byte and is not empty. args_max, bulk_max: tighter limits
  * before authentication, at most RESP_ARGS_MAX and RESP_BULK_BYTES_MAX. Memory grows with the
  * bytes that have arrived, never with a length that was promised. */

@@ -156,7 +156,7 @@ static const struct option options[] = {
              "a free one."},
     {.name = "admin-address", .kind = OPTION_STRING, TEXT(admin_address),
      .value_name = "HOST:PORT", .check = check_admin_endpoint,
-     .derived = "127.0.0.1, 1000 above the data port",
+     .derived = "127.0.0.1, 1000 above the data port; 'off' when that is 0",
      .help = "Where /metrics, /livez, /readyz and /status are served over HTTP, or 'off'."},
     {.name = "data-dir", .kind = OPTION_STRING, TEXT(data_dir), .fallback = "./distkv-data",
      .value_name = "DIR",

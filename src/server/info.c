@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT
  *
  * info.c -- INFO: the sections and fields that clients, exporters and dashboards look for, and our
- * own under "distkv". Figures are summed over the shards. keys= is an estimate (keys_exact:0 says
- * so); DBSIZE counts.
+ * own under "distkv". Figures are summed over the shards. keys= is an estimate (exact=0 and
+ * keys_exact:0 say so); DBSIZE counts.
  */
 #include <stdio.h>
 
@@ -287,7 +287,7 @@ section_keyspace(struct buf *out, const struct totals *t)
     cmd_text(out, "# Keyspace\r\n");
     for (u32 i = 0; i < LIMIT_KEYSPACES; i++)
         if (t->keys[i] != 0)
-            cmd_text(out, "db%u:keys=%llu,expires=0,avg_ttl=0\r\n", i, U(t->keys[i]));
+            cmd_text(out, "db%u:keys=%llu,expires=0,avg_ttl=0,exact=0\r\n", i, U(t->keys[i]));
 }
 
 static void

@@ -8,6 +8,7 @@
 #include <stdio.h>
 
 #include "base/fault.h"
+#include "base/log.h"
 #include "server/native.h"
 
 /* A client that takes nothing of what it is owed for so long is closed. */
@@ -30,6 +31,8 @@
 /* The least that must come of an unfinished request in a minute. */
 #define UNFINISHED_BYTES_MIN 1024u
 /* What a turn always takes from a connection: see may_go_on. */
+/* Between two lines of the log about refused clients. */
+#define REFUSAL_LOG_NS   (10 * NS_PER_S)
 #define TURN_SMALL_BYTES (8u << 10)
 
 /* ---- durability ---- */
@@ -616,6 +619,17 @@ session_sweep_start(struct shard *shard)
 
 /* ---- events of the connection ---- */
 
+void
+session_refusal_log(struct shard *shard, const char *why)
+{
+    u64 now_ns = io_now_ns();
+    if (shard->refusal_ns != 0 && now_ns - shard->refusal_ns < REFUSAL_LOG_NS) return;
+    shard->refusal_ns = now_ns;
+    log_warning("server", "refusing clients clients_refused=%llu requests_refused=%llu why=%s",
+                (unsigned long long)shard->stats->clients_refused,
+                (unsigned long long)shard->stats->requests_refused, why);
+}
+
 static status
 opened(struct io_conn *conn, void *arg)
 {
@@ -631,6 +645,8 @@ opened(struct io_conn *conn, void *arg)
     if (s == NULL) {
         static const char full[] = "-ERR max number of clients reached\r\n";
         shard->stats->clients_refused++;
+        session_refusal_log(shard, limit != 0 && clients >= limit ? "more than maxclients"
+                                                                  : "no memory for a session");
         if (!io_conn_write(conn, full, sizeof(full) - 1)) MARK("server.session.refused_silently");
         io_conn_close(conn, IO_CLOSE_FLUSH);
         return ST_OK;

@@ -128,6 +128,8 @@ void session_stall(struct session *s, enum session_stall why);
 /* Closes once what is owed has been sent. */
 void session_close(struct session *s);
 void session_abort(struct session *s);
+/* Says in the log that clients are refused, and how many so far; not for each of thousands. */
+void session_refusal_log(struct shard *shard, const char *why);
 /* On a fiber, for replies made in pieces: sends what x->reply holds and waits while the client is
  * slow. false: the connection is gone. The request must be at the head of its session. */
 MAY_YIELD MUST_CHECK bool session_stream(struct exec *x);

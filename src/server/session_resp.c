@@ -561,6 +561,28 @@ protocol_error(struct session *s, const char *text)
     session_close(s);
 }
 
+/* No memory to read even the head of a request: one who is told can come back, one whose
+ * connection just ends looks for the mistake in the network. Takes nothing from the budget that
+ * is used up. */
+static void
+no_memory(struct session *s)
+{
+    static const char text[] = "-OOM this node has no memory for one more request, come back "
+                               "later or give it more (memory)\r\n";
+    s->shard->stats->requests_refused++;
+    session_refusal_log(s->shard, "no memory for a request");
+    session_write(s, BYTES(text, sizeof(text) - 1), 0);
+    session_close(s);
+}
+
+/* Thousands of idle connections must not keep, each a little, what newcomers need. */
+static void
+parser_trim(struct session *s)
+{
+    const struct budget *budget = &s->shard->budget;
+    if (budget->used_bytes > budget->limit_bytes / 2) resp_parser_trim(&s->parser);
+}
+
 /* "POST / HTTP/1.1" and "Host:" come from a browser that was tricked into talking to us. */
 static bool
 is_http(const struct bytes *args, u32 arg_count)
@@ -607,8 +629,7 @@ session_resp_received(struct session *s, struct bytes data)
             const struct budget *budget = &s->shard->budget;
             if (s->parser.args.capacity > PARSER_SMALL_BYTES &&
                 budget->used_bytes > budget->limit_bytes / 2) {
-                s->shard->stats->requests_refused++;
-                session_abort(s);
+                no_memory(s);
                 return data.size;
             }
             io_conn_want(s->conn, wanted);
@@ -624,13 +645,13 @@ session_resp_received(struct session *s, struct bytes data)
             if (result == RESP_ERROR)
                 protocol_error(s, s->parser.error);
             else
-                session_abort(s);
+                no_memory(s);
             return data.size;
         }
         if (s->parser.arg_count != 0) {
             const struct bytes *args = spread_args(s, rest);
             if (args == NULL) {
-                session_abort(s);
+                no_memory(s);
                 return data.size;
             }
             if (is_http(args, s->parser.arg_count)) {
@@ -652,5 +673,6 @@ session_resp_received(struct session *s, struct bytes data)
     }
     if (s->shard->args.capacity > KIB(256)) buf_clear(&s->shard->args, 0);
     if (s->shard->reply.capacity > KIB(256)) buf_clear(&s->shard->reply, 0);
+    parser_trim(s);
     return s->closing ? data.size : at;
 }

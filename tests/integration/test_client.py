@@ -83,6 +83,34 @@ def test_scans_and_counts(client):
     assert b"0" in client("--keyspace", "3", "count")
 
 
+def test_dashes_end_the_options_before_and_behind_the_command(client):
+    client("put", "--", "-x", "dashed")
+    assert client("get", "--", "-x") == client("--", "get", "-x") == b"dashed"
+    client("get", "-x", code=2)
+
+
+def test_help_begins_with_title_and_usage(client):
+    text = client("--help").decode()
+    places = [text.index(part) for part in ("distkv-client -- ", "Usage:", "Commands:", "--server")]
+    assert places == sorted(places) and places[0] == 0
+    assert "Commands:" not in client("get", "--help").decode()
+
+
+def test_the_estimate_says_so_and_knows_of_a_flush(client):
+    for i in range(200):
+        client.server.call("SET", f"key:{i}", "v")
+    assert b"db0:keys=200,expires=0,avg_ttl=0,exact=0\r\n" in client.server.call("INFO", "keyspace")
+    assert client("count").startswith(b"about 200")
+    client.server.call("FLUSHALL")
+    assert b"db0:" not in client.server.call("INFO", "keyspace")
+    assert client("count").startswith(b"about 0")
+    assert client.server.status()["keys_estimate"] == 0
+    client.server.call("SET", "key:1", "again")
+    assert b"db0:keys=1," in client.server.call("INFO", "keyspace")
+    client.server.call("FLUSHDB")
+    assert b"db0:" not in client.server.call("INFO", "keyspace")
+
+
 @pytest.mark.smoke
 def test_import_is_the_inverse_of_export(client, tmp_path):
     for i in range(500):

@@ -8,7 +8,7 @@ import time
 import pytest
 
 import rig
-from conftest import BUILD, Server
+from conftest import BUILD, SLOW, Server
 from load import Load
 
 UNSYNCED = os.path.join(BUILD, "bin", "distkv-server-unsynced")
@@ -50,9 +50,10 @@ def test_kill_9_under_periodic_durability_keeps_what_the_kernel_has(make_server)
 
 
 def cut_rounds(tmp_path, rounds, seed, binary=None, filesystem="ext4"):
-    """Power cuts at random moments; returns (acknowledged writes, problems)."""
+    """Power cuts at random moments; returns (acknowledged writes, problems, flushes during load).
+    The last cut comes after a flush."""
     chance = random.Random(seed)
-    count = 0
+    count = flushes = 0
     problems = []
     (tmp_path / "disk").mkdir()
     with rig.Disk(tmp_path / "disk", size_mib=1024, filesystem=filesystem) as disk:
@@ -61,10 +62,17 @@ def cut_rounds(tmp_path, rounds, seed, binary=None, filesystem="ext4"):
         try:
             for round_number in range(rounds):
                 server.wait_ready()
+                flushes_before = server.metric("distkv_flushes_total")
                 load = Load(server, seed=seed * 1000 + round_number, keys=5000)
                 load.start()
                 # Long enough, at times, for flushes and compactions.
                 time.sleep(0.2 + chance.random() * (3 if round_number % 3 == 2 else 0.8))
+                seen = server.metric("distkv_flushes_total") - flushes_before
+                end = time.monotonic() + 30 * SLOW
+                while round_number == rounds - 1 and seen <= 0 and time.monotonic() < end:
+                    time.sleep(0.1 + 0.2 * chance.random())
+                    seen = server.metric("distkv_flushes_total") - flushes_before
+                flushes += max(0, seen)
                 disk.power_cut()
                 server.kill()
                 load.join()
@@ -82,7 +90,7 @@ def cut_rounds(tmp_path, rounds, seed, binary=None, filesystem="ext4"):
                 server.call("FLUSHALL")
         finally:
             server.kill()
-    return count, problems
+    return count, problems, flushes
 
 
 @pytest.mark.rig
@@ -90,9 +98,9 @@ def cut_rounds(tmp_path, rounds, seed, binary=None, filesystem="ext4"):
 def test_power_cuts_lose_nothing_acknowledged(tmp_path, filesystem):
     need_rig()
     rounds = 2 if filesystem == "xfs" else 3
-    count, problems = cut_rounds(tmp_path, rounds, 1, filesystem=filesystem)
+    count, problems, flushes = cut_rounds(tmp_path, rounds, 1, filesystem=filesystem)
     assert not problems, problems[:5]
-    assert count > 100
+    assert count > 100 and flushes > 0
 
 
 @pytest.mark.rig
@@ -104,10 +112,11 @@ def test_the_power_cut_rig_catches_a_build_that_does_not_sync(tmp_path):
     for seed in range(5):
         place = tmp_path / str(seed)
         place.mkdir()
-        count, problems = cut_rounds(place, 1, 100 + seed, binary=UNSYNCED)
+        count, problems, flushes = cut_rounds(place, 1, 100 + seed, binary=UNSYNCED)
+        assert flushes > 0
         if count > 0 and problems:
             return
-    pytest.fail("an unsynced build lost nothing in 5 power cuts")
+    pytest.fail("a build whose log does not sync lost nothing in 5 power cuts")
 
 
 @pytest.mark.soak
@@ -117,10 +126,10 @@ def test_fifty_power_cuts_lose_nothing_acknowledged(tmp_path):
     for part in range(5):
         place = tmp_path / str(part)
         place.mkdir()
-        count, problems = cut_rounds(place, 10, 1000 + part,
+        count, problems, flushes = cut_rounds(place, 10, 1000 + part,
                                      filesystem="xfs" if part % 2 else "ext4")
         assert not problems, problems[:5]
-        assert count > 1000
+        assert count > 1000 and flushes > 0
 
 
 # ---- errors of the disk ----

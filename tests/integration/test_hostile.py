@@ -404,6 +404,70 @@ def test_connections_above_maxclients_are_refused_with_an_error(make_server):
             time.sleep(0.05)
 
 
+def crowd(server, count, data):
+    """That many connections, each of which sends this; they stay."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    sockets = []
+    for _ in range(min(count, hard - 500)):
+        sock = socket.create_connection(("127.0.0.1", server.port), timeout=20 * SLOW)
+        sockets.append(sock)
+        try:
+            sock.sendall(data)
+        except ConnectionError:
+            pass  # refused already
+    return sockets
+
+
+def answer_of(sock):
+    try:
+        return sock.recv(200)
+    except BlockingIOError:
+        return None
+    except ConnectionError:
+        return b""
+
+
+def test_idle_connections_leave_room_for_newcomers_at_little_memory(make_server):
+    """Each has had an answer, and then nothing of the memory for requests is left with it."""
+    server = make_server(memory="32MiB", cores="0")
+    sockets = crowd(server, 7000, b"PING\r\n")
+    try:
+        answers = [answer_of(sock) for sock in sockets]
+        assert set(answers) == {b"+PONG\r\n"}, f"{answers.count(b'')} of {len(answers)} closed"
+        polite(server)
+    finally:
+        for sock in sockets:
+            sock.close()
+
+
+def test_who_finds_no_memory_for_a_request_is_told_so(make_server):
+    """Half requests do take memory: who comes when it is used up reads why; it is counted and
+    said in the log, in few lines."""
+    server = make_server(memory="32MiB", cores="0", request_timeout="10m")
+    sockets = crowd(server, 3000, b"*300\r\n" + b"$0\r\n\r\n" * 299)
+    try:
+        for sock in sockets:
+            sock.setblocking(False)
+        end = time.monotonic() + 20 * SLOW
+        refused = []
+        while not refused:
+            assert time.monotonic() < end, "nobody was refused"
+            time.sleep(0.1)
+            refused = [got for got in map(answer_of, sockets) if got is not None]
+        assert {got[:36] for got in refused} == {b"-OOM this node has no memory for one"}
+        assert server.metric("distkv_requests_refused_total") >= len(refused)
+        assert 1 <= server.log().count("refusing clients") <= 10 * SLOW
+    finally:
+        for sock in sockets:
+            sock.close()
+    end = time.monotonic() + 10 * SLOW
+    while server.metric("distkv_connections") > 10:
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    polite(server)
+
+
 def test_a_storm_of_connections_harms_nobody(server):
     for _ in range(3000 // SLOW):
         socket.create_connection(("127.0.0.1", server.port)).close()

@@ -68,3 +68,14 @@ def test_what_is_installed_works(make_server, tmp_path):
     server = make_server()
     done = run(program, f"127.0.0.1:{server.port}", env=dict(os.environ, LD_LIBRARY_PATH=library))
     assert (done.returncode, done.stdout) == (0, "value\n"), done.stderr
+
+    # The static library, with what the file says that it needs.
+    flags = run("pkg-config", "--define-prefix", "--static", "--cflags", "--libs", "distkv",
+                env=environment)
+    assert flags.returncode == 0, flags.stderr
+    words = [os.path.join(library, "libdistkv.a") if word == "-ldistkv" else word
+             for word in flags.stdout.split()]
+    done = run(compiler, "-std=c11", str(source), "-o", program, *words)
+    assert done.returncode == 0, done.stderr
+    done = run(program, f"127.0.0.1:{server.port}")
+    assert (done.returncode, done.stdout) == (0, "value\n"), done.stderr

@@ -3,11 +3,14 @@
 
 import json
 import os
+import pathlib
 import re
+import shutil
 import signal
 import socket
 import stat
 import subprocess
+import tempfile
 import threading
 import time
 
@@ -16,14 +19,15 @@ import pytest
 from conftest import SANITIZED, SERVER, SLOW, Resp, free_port
 
 
-def run_server(*words, env=None, timeout=20):
+def run_server(*words, env=None, timeout=20, binary=SERVER, **popen):
     return subprocess.run(
-        [SERVER, *words],
+        [binary, *words],
         capture_output=True,
         text=True,
         timeout=timeout * SLOW,
         check=False,
         env=dict(os.environ, **(env or {})),
+        **popen,
     )
 
 
@@ -127,7 +131,7 @@ def test_a_foreign_directory_is_refused_and_left_alone(tmp_path):
     done = run_server("--data-dir", str(foreign), "--address", f"127.0.0.1:{free_port()}")
     assert done.returncode == 1
     assert str(foreign) in done.stderr
-    assert sorted(name for name in os.listdir(foreign) if name != "LOCK") == ["letters.txt"]
+    assert os.listdir(foreign) == ["letters.txt"]
 
 
 def test_an_unreadable_directory_is_refused(tmp_path):
@@ -136,6 +140,27 @@ def test_an_unreadable_directory_is_refused(tmp_path):
                       f"127.0.0.1:{free_port()}")
     assert done.returncode == 1
     assert str(tmp_path / "file") in done.stderr
+
+
+def test_a_directory_of_another_user_is_refused_as_such(tmp_path):
+    """Not "input or output failed", as if the disk were broken."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root, to become somebody else")
+    place = pathlib.Path(tempfile.mkdtemp(prefix="distkv-denied-"))  # tmp_path is not open to all
+    try:
+        place.chmod(0o755)
+        binary = shutil.copy(SERVER, place)  # where it was built is not open to all, either
+        for name, target in (("theirs", "theirs"), ("parent", "parent/new")):
+            (place / name).mkdir(mode=0o700)
+            done = run_server("--data-dir", str(place / target), "--address",
+                              f"127.0.0.1:{free_port()}", binary=binary, user=65534,
+                              group=65534, extra_groups=[])
+            assert done.returncode == 1
+            assert "permission denied" in done.stderr.lower(), done.stderr
+            assert str(place / name) in done.stderr
+            assert os.listdir(place / name) == []
+    finally:
+        shutil.rmtree(place)
 
 
 def test_another_node_id_is_refused(make_server):

@@ -941,6 +941,52 @@ compacting_what_a_range_empties_is_no_damage(void **state)
     }
 }
 
+/* 50 of 200 keys, written again after a range that deleted all. */
+static status
+estimated_body(void *arg)
+{
+    struct world *w = arg;
+    CHECK(ok(open_store(w)));
+    struct lsm_batch batch;
+    lsm_batch_init(&batch, io_budget());
+    CHECK(lsm_batch_delete_range(&batch, 0, 0, UINT64_MAX));
+    char key[16];
+    for (u32 round = 0; round < 4; round++) {
+        for (u32 i = 0; i < 200; i++) {
+            snprintf(key, sizeof(key), "key %u", i);
+            CHECK(ok(put_one(w->lsm, 0, key, "1", 0)));
+            if (round == 0) CHECK(ok(put_one(w->lsm, 1, key, "1", 0)));
+        }
+        if (round == 3) CHECK(ok(lsm_flush(w->lsm)));
+        CHECK(lsm_count_estimate(w->lsm, 0) == 200);
+        u64 seq;
+        CHECK(ok(lsm_write(w->lsm, &batch, &seq)));
+        CHECK(lsm_count_estimate(w->lsm, 0) == 0);
+        CHECK(lsm_count_estimate(w->lsm, 1) == 200);
+        for (u32 i = 0; i < 100; i++) {
+            snprintf(key, sizeof(key), "key %u", i % 50);
+            CHECK(ok(put_one(w->lsm, 0, key, "2", 0)));
+        }
+        CHECK(lsm_count_estimate(w->lsm, 0) == 50);
+        if (round == 1) CHECK(ok(lsm_flush(w->lsm)));
+        CHECK(lsm_count_estimate(w->lsm, 0) == 50);
+        CHECK(ok(lsm_write(w->lsm, &batch, &seq)));
+        CHECK(lsm_count_estimate(w->lsm, 0) == 0);
+    }
+    lsm_batch_deinit(&batch);
+    return lsm_close(w->lsm);
+}
+
+static void
+the_estimate_forgets_what_a_range_deleted(void **state)
+{
+    (void)state;
+    struct sim *sim = sim_make(1);
+    world_init(1, sim);
+    assert_true(ok(sim_run(sim, 1, estimated_body, &world)));
+    sim_free(sim);
+}
+
 int
 main(int argc, char **argv)
 {
@@ -955,6 +1001,7 @@ main(int argc, char **argv)
         cmocka_unit_test(a_full_disk_stops_writes_and_they_resume),
         cmocka_unit_test(periodic_and_none_keep_what_they_promise),
         cmocka_unit_test(compacting_what_a_range_empties_is_no_damage),
+        cmocka_unit_test(the_estimate_forgets_what_a_range_deleted),
         cmocka_unit_test(every_failed_request_is_survived),
         cmocka_unit_test(memory_that_runs_out_is_survived),
         cmocka_unit_test(sixteen_mebibytes_are_enough),
