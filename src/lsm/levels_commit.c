@@ -226,9 +226,9 @@ levels_commit(struct levels *levels, const struct run_change *changes, u32 count
     if (!ok(st)) {
         MARK("lsm.levels.commit_failed");
         /* A device that fails writes is not trusted with an answer either. */
-        if (!outcome_known || status_is(st, ST_IO_ERROR)) fail(levels, st);
+        if (!outcome_known || status_is(st, ST_IO_ERROR) || status_is(st, ST_DENIED))
+            fail(levels, st);
         run_set_unref(next);
-        if (status_is(st, ST_DENIED)) fail(levels, st);
         goto unlock;
     }
 

@@ -465,7 +465,7 @@ machines_start(void)
 {
     static u32 numbers[4];
     for (u32 i = 0; i < run->knobs.machines; i++) {
-        char host[16];
+        char host[24];
         snprintf(host, sizeof(host), "10.0.1.%u", i + 1);
         run->machines[i] = sim_node_new(run->sim, host);
         numbers[i] = i;
