@@ -30,9 +30,9 @@
 #define RATE_PERIOD_NS  NS_PER_S
 /* The least that must come of an unfinished request in a minute. */
 #define UNFINISHED_BYTES_MIN 1024u
-/* What a turn always takes from a connection: see may_go_on. */
 /* Between two lines of the log about refused clients. */
-#define REFUSAL_LOG_NS   (10 * NS_PER_S)
+#define REFUSAL_LOG_NS (10 * NS_PER_S)
+/* What a turn always takes from a connection: see may_go_on. */
 #define TURN_SMALL_BYTES (8u << 10)
 
 /* ---- durability ---- */
