@@ -43,8 +43,6 @@ node_draw(struct knobs *knobs, struct prng *prng, bool lite)
         knobs->durability = prng_chance(prng, 1, 3) ? LSM_DURABILITY_NONE : LSM_DURABILITY_PERIODIC;
     }
     knobs->sync_interval_ms = (u32)prng_range(prng, 1, 200);
-    /* Deflate is the processor's own: isa-l picks other code on other machines, so hashes of these
-     * runs may differ between machines. */
     knobs->codec = (u32)prng_below(prng, lite ? 2 : 2 + prng_chance(prng, 1, 6));
     knobs->codec_last = (u32)prng_below(prng, lite ? 2 : 2 + prng_chance(prng, 1, 6));
     knobs->blob_threshold = prng_chance(prng, 1, 2) ? 512 : 4096;
