@@ -198,6 +198,9 @@ struct sim_damage {
     u64 time_ns;
     const struct sim_node *node;
     const char *path; /* now; of a file without a name: "(no name)" */
+    const char *path_then;
+    bool shared; /* the file has more names */
+    bool stale;  /* the place keeps what it had, of a write that went nowhere or elsewhere */
     u64 offset;
     u32 bytes;
     /* Reads show it now. Not so once it was written over or the file is gone; a power cut may bring

@@ -26,6 +26,8 @@ struct sim_damage_record {
     u64 time_ns;
     u64 offset;
     u32 bytes;
+    bool stale;
+    char *path_then;
     u32 page_count;
     u64 pages[]; /* hashes of the spoiled content; 0: not spoiled. None: a latent sector */
 };
@@ -55,6 +57,8 @@ damage_add(struct sim_inode *inode, struct sim_fault_id id, u64 offset, u32 byte
     record->offset = offset;
     record->bytes = bytes;
     record->page_count = page_count;
+    record->path_then = strdup(sim_inode_path(inode));
+    CHECK(record->path_then != NULL);
     list_push_back(&inode->disk->damages, &record->link);
     sim_inode_ref(inode);
     return record;
@@ -85,6 +89,9 @@ sim_disk_damage_each(const struct sim_disk *disk, const struct sim_node *node,
             .time_ns = record->time_ns,
             .node = node,
             .path = sim_inode_path(record->inode),
+            .path_then = record->path_then,
+            .shared = sim_inode_name_count(record->inode) > 1,
+            .stale = record->stale,
             .offset = record->offset,
             .bytes = record->bytes,
             .there = damage_there(record),
@@ -101,6 +108,7 @@ sim_damages_free(struct sim_disk *disk)
             list_entry(list_first(&disk->damages), struct sim_damage_record, link);
         list_del(&record->link);
         sim_inode_unref(record->inode);
+        free(record->path_then);
         free(record);
     }
 }
@@ -188,6 +196,7 @@ damage_stale(const struct sim_write *write, struct sim_fault_id id)
     struct sim_inode *inode = write->inode;
     struct sim_damage_record *record =
         damage_add(inode, id, write->offset, write->size, write->size / SIM_PAGE_BYTES);
+    record->stale = true;
     for (u32 i = 0; i < record->page_count; i++) {
         u64 hash = inode_page_hash(inode, write->offset / SIM_PAGE_BYTES + i);
         if (hash != page_hash(sim_write_data(write, (u64)i * SIM_PAGE_BYTES)))

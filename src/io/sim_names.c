@@ -310,6 +310,16 @@ sim_inode_path(const struct sim_inode *inode)
     return "(no name)";
 }
 
+u32
+sim_inode_name_count(const struct sim_inode *inode)
+{
+    const struct sim_name_map *map = &inode->disk->current;
+    u32 count = 0;
+    for (u32 i = 0; i < map->count; i++)
+        count += map->names[i].inode == inode;
+    return count;
+}
+
 status
 sim_disk_rename(struct sim_disk *disk, const char *from, const char *to)
 {

@@ -9,6 +9,7 @@
  *   watch_aborted    EXEC says that a key has changed which nobody touched
  */
 #include "client.h"
+#include "damage.h"
 
 #include <stdlib.h>
 
@@ -257,11 +258,21 @@ check_end(struct request *request)
     request->op_count = 0;
 }
 
+/* None of its keys lies where something is damaged. */
+static bool
+request_unharmed(const struct request *request)
+{
+    for (u32 i = 0; i < request->op_count; i++)
+        if (damage_in_store(key_of(request->ops[i], 0)->token)) return false;
+    return request->op_count > 0 || !damage_anywhere();
+}
+
 void
 check_refused(struct request *request)
 {
     run->position++;
     run->stats.refusals++;
+    run->stats.refusals_unharmed += !run->beyond || request_unharmed(request);
     for (u32 i = 0; i < request->op_count; i++) {
         struct model_op *op = request->ops[i];
         struct object *object = &run->objects[op->object];
@@ -325,9 +336,12 @@ check_value(const struct model_op *op, u32 key, struct bytes content)
 }
 
 void
-check_audited(const struct model_op *op)
+check_audited(const struct model_op *op, bool answered)
 {
     u32 key = (u32)(key_of(op, op->steps[0].key) - run->keys);
+    if (!answered &&
+        !(run->beyond && damage_in_reach(run->objects[op->object].keyspace, run->keys[key].token)))
+        return;
     run->audited += !run->audit_seen[key];
     run->audit_seen[key] = true;
 }
@@ -350,7 +364,7 @@ void
 check_epoch_end(bool orderly, bool power, u64 now_ns)
 {
     u32 durability = run->knobs.durability;
-    bool weak = durability != LSM_DURABILITY_GROUP;
+    bool weak = durability != LSM_DURABILITY_GROUP || run->beyond;
     bool loses = !orderly && (durability == LSM_DURABILITY_NONE ||
                               (durability == LSM_DURABILITY_PERIODIC && power));
     u64 since_ns = durability == LSM_DURABILITY_NONE ? 0 : now_ns - MIN(now_ns, slack_ns());
@@ -358,8 +372,15 @@ check_epoch_end(bool orderly, bool power, u64 now_ns)
         struct object *object = &run->objects[i];
         const struct model_op *failed;
         object->under_way = 0;
-        if (model_judge(run->model, &object->model, loses ? MODEL_END_LOSES : MODEL_END_KEEPS, weak,
-                        since_ns, now_ns, &failed))
+        u64 lost_ns, object_since_ns = loses ? since_ns : UINT64_MAX;
+        object->lost = loses;
+        if (run->beyond && damage_may_lose(run->keys[object->key_first].token, &lost_ns)) {
+            object_since_ns = MIN(object_since_ns, lost_ns);
+            object->lost = true;
+        }
+        if (model_judge(run->model, &object->model,
+                        object->lost ? MODEL_END_LOSES : MODEL_END_KEEPS, weak, object_since_ns,
+                        now_ns, &failed))
             continue;
         run->failed_op = failed;
         run->failed_object = i + 1;
@@ -372,7 +393,9 @@ check_epoch_end(bool orderly, bool power, u64 now_ns)
     }
     run->position++;
     for (u32 i = 0; i < run->key_count; i++)
-        presence_reset(&run->keys[i].presence, loses, run->position);
+        presence_reset(&run->keys[i].presence, run->objects[run->keys[i].object].lost,
+                       run->position);
+    damage_forget();
 }
 
 /* ---- scans ---- */

@@ -153,8 +153,8 @@ void check_unknown(struct request *request);
 void check_apart(struct client *client, struct request *request);
 /* Operations that may be under way on an object besides: is there room for one more? */
 bool check_has_room(const struct object *object, bool changes);
-/* The auditor has read a key. */
-void check_audited(const struct model_op *op);
+/* The auditor has asked for a key; what is damaged beyond the promise is refused. */
+void check_audited(const struct model_op *op, bool answered);
 /* Bytes that a key was found to hold; the number, or VALUE_ABSENT and a violation. */
 u32 check_value(const struct model_op *op, u32 key, struct bytes content);
 void check_epoch_end(bool orderly, bool power, u64 now_ns);

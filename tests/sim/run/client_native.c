@@ -419,9 +419,8 @@ settle(struct client *client, struct request *request, const struct native_reply
     /* A second attempt that is refused says nothing of the first. */
     if (verdict == REFUSED && request->attempts > 1) verdict = UNKNOWN;
     if (reply->header.flags & NATIVE_FLAG_REPLAYED) run->stats.replays++;
-    /* What is damaged beyond the promise is refused. */
-    if (client->auditor && request->op_count == 1 && (verdict == ANSWERED || run->beyond))
-        check_audited(request->ops[0]);
+    if (client->auditor && request->op_count == 1)
+        check_audited(request->ops[0], verdict == ANSWERED);
     if (request->kind == REQUEST_STEP && client->swap == SWAP_READS && verdict == ANSWERED) {
         client->swap = SWAP_HAS_READ;
         client->swap_value = request->ops[0]->steps[0].result_value;

@@ -260,11 +260,13 @@ totals_add(double cpu)
 }
 
 static const char *const stat_names[] = {
-    "requests",        "answers",      "refusals",    "unknown",    "connections",
-    "connects_failed", "resends",      "replays",     "starts",     "starts_failed",
-    "power_cuts",      "kills",        "stops",       "resizes",    "recoveries_cut",
-    "scans",           "scanned_keys", "snapshots",   "execs",      "execs_aborted",
-    "hostile",         "flushes",      "compactions", "virtual_ns", "events",
+    "requests",     "answers",           "refusals",       "unknown",
+    "connections",  "connects_failed",   "resends",        "replays",
+    "starts",       "starts_failed",     "power_cuts",     "kills",
+    "stops",        "resizes",           "recoveries_cut", "scans",
+    "scanned_keys", "snapshots",         "execs",          "execs_aborted",
+    "hostile",      "flushes",           "compactions",    "virtual_ns",
+    "events",       "refusals_unharmed",
 };
 static_assert(ARRAY_COUNT(stat_names) == sizeof(struct run_stats) / sizeof(u64), "a name each");
 

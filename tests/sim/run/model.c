@@ -41,6 +41,12 @@ model_time_loose_set(struct model *model)
     model->time_loose = true;
 }
 
+void
+model_past_kept_set(struct model *model)
+{
+    model->past_kept = true;
+}
+
 const struct model_stats *
 model_stats(const struct model *model)
 {

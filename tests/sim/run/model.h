@@ -161,6 +161,8 @@ struct model; /* scratch memory, values, figures */
 struct model *model_new(struct values *values);
 void model_free(struct model *model);
 void model_time_loose_set(struct model *model);
+/* What an object held in an epoch may come back at the end of any later one. */
+void model_past_kept_set(struct model *model);
 
 void model_object_init(struct model_object *object, u32 key_count);
 void model_object_deinit(struct model_object *object);

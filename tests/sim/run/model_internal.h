@@ -29,7 +29,7 @@ struct config_set {
 
 struct model {
     struct values *values;
-    bool time_loose;
+    bool time_loose, past_kept;
     struct config_set now, next, seen;
     struct model_op *open[MODEL_OPEN_MAX]; /* by slot */
     u64 taken[MODEL_MASK];                 /* slots in use */

@@ -356,7 +356,7 @@ states_take(struct model *model, struct model_object *object, enum model_end end
     for (u32 i = 0; i < seen->count; i++)
         object->states[i] = seen->all[i].state;
     object->state_count = seen->count;
-    object->past_count = 0;
+    if (!model->past_kept) object->past_count = 0;
 }
 
 static void

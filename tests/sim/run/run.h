@@ -9,6 +9,7 @@
  *   workload.c  what a client does next
  *   client.c    a client's life: connections, pipelines, answers; client_resp.c, client_native.c:
  *               the bytes; client_hostile.c: somebody who means no good
+ *   damage.c    what damage may cost, in beyond
  *   check.c     from answers to the model (model.h, presence.h) and to the rules
  *   report.c    violations, crashes, hangs;  shrink.c: less of the same failure
  */
@@ -112,6 +113,7 @@ struct object {
     u16 keyspace;
     enum object_type type;
     bool expires; /* some of its values do */
+    bool lost;    /* when the last process ended, acknowledged writes may have been */
     u32 key_first, key_count;
     u64 written;   /* values made for it */
     u32 under_way; /* operations, reads too */
@@ -130,6 +132,7 @@ struct run_stats {
     u64 starts, starts_failed, power_cuts, kills, stops, resizes, recoveries_cut;
     u64 scans, scanned_keys, snapshots, execs, execs_aborted, hostile, flushes, compactions;
     u64 virtual_ns, events;
+    u64 refusals_unharmed; /* of what no damage is near */
 };
 
 struct client;
