@@ -367,7 +367,7 @@ sim_count_reset(struct sim *sim)
 void
 sim_crash_at(struct sim *sim, enum sim_point point, u64 n)
 {
-    CHECK(point < SIM_POINT_ALLOC);
+    CHECK(point < SIM_POINT_COUNT && point != SIM_POINT_ALLOC);
     sim_count_reset(sim);
     sim->crash = (struct sim_trigger){.armed = true, .point = point, .first = n};
 }
@@ -375,7 +375,7 @@ sim_crash_at(struct sim *sim, enum sim_point point, u64 n)
 void
 sim_fail_at(struct sim *sim, enum sim_point point, u64 n, u64 count, status error)
 {
-    CHECK(point != SIM_POINT_EVENT && point < SIM_POINT_COUNT);
+    CHECK(point != SIM_POINT_EVENT && point <= SIM_POINT_ALLOC);
     CHECK(!ok(error));
     sim_count_reset(sim);
     sim->failure = (struct sim_trigger){

@@ -163,6 +163,9 @@ enum sim_point {
     SIM_POINT_SYNC,  /* of files and of directories */
     SIM_POINT_NAME,  /* open with create, rename, link, unlink, truncate, allocate, mkdir, rmdir */
     SIM_POINT_ALLOC, /* allocations of nodes through base/mem.h; for sim_fail_at only */
+    /* Syncs of a directory that has a rename not synced yet: between the two; for sim_crash_at only
+     */
+    SIM_POINT_COMMIT,
     SIM_POINT_COUNT,
 };
 

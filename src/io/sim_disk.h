@@ -116,6 +116,8 @@ MUST_CHECK status sim_disk_dir_remove(struct sim_disk *disk, const char *path);
 /* order_out: for sim_disk_dir_sync_end. */
 MUST_CHECK status sim_disk_dir_sync_begin(struct sim_disk *disk, const char *path, u64 *order_out);
 void sim_disk_dir_sync_end(struct sim_disk *disk, const char *path, u64 order);
+/* Something was renamed in it and that is not durable. */
+bool sim_disk_dir_renamed(const struct sim_disk *disk, const char *path);
 MUST_CHECK status sim_disk_dir_list(struct sim_disk *disk, const char *path,
                                     void (*each)(void *arg, const char *name), void *arg);
 void sim_disk_space(const struct sim_disk *disk, u64 *free_out, u64 *total_out);

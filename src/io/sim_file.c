@@ -156,6 +156,7 @@ request_fails(struct sim_request *request)
     case SIM_POINT_EVENT:
     case SIM_POINT_IO:
     case SIM_POINT_ALLOC:
+    case SIM_POINT_COMMIT:
     case SIM_POINT_COUNT:
         return false;
     }
@@ -265,6 +266,8 @@ request_begin(struct sim_request *request)
     } else {
         space_shrink_maybe(request);
         request->injected = sim_point_hit(sim, node, request_point(request->kind));
+        if (request->kind == REQUEST_DIR_SYNC && sim_disk_dir_renamed(node->disk, request->path))
+            (void)!ok(sim_point_hit(sim, node, SIM_POINT_COMMIT));
         if (ok(request->injected) && request_fails(request)) request->injected = ST_IO_ERROR;
         if (status_is(request->injected, ST_NO_SPACE)) {
             request->result = ST_NO_SPACE; /* refused: nothing happens to the disk */

@@ -436,6 +436,18 @@ sim_disk_dir_sync_end(struct sim_disk *disk, const char *path, u64 order)
     }
 }
 
+bool
+sim_disk_dir_renamed(const struct sim_disk *disk, const char *path)
+{
+    char canonical[PATH_BYTES];
+    if (!path_canonical(path, canonical)) return false;
+    list_for_each (pos, &disk->name_ops) {
+        const struct name_op *op = list_entry(pos, struct name_op, link);
+        if (op->kind == NAME_MOVE && strcmp(op->dir, canonical) == 0) return true;
+    }
+    return false;
+}
+
 status
 sim_disk_dir_list(struct sim_disk *disk, const char *path,
                   void (*each)(void *arg, const char *name), void *arg)

@@ -17,7 +17,7 @@
  *
  *     SIM_SEED=17 test_engine        one seed again, with the log
  *     SIM_SEEDS=5000 test_engine     more seeds
- *     SIM_KIND=damage SIM_SEED=3     of another kind: lives, damage, forged, memory
+ *     SIM_KIND=damage SIM_SEED=3     of another kind: lives, commits, damage, forged, memory
  */
 #include <setjmp.h>
 #include <signal.h>
@@ -66,6 +66,7 @@ struct character {
     bool in_memory;   /* no disk: what a process wrote ends with it */
     bool short_lives; /* many processes that do little but open and close */
     bool power_fails; /* after each process */
+    bool commits;     /* processes are killed in commits, and the next ones lose power soon */
     u32 value_bytes_max;
     u64 slack_ns; /* PERIODIC: what a cut may take */
 };
@@ -942,13 +943,29 @@ configuration_draw(void)
         (enum lsm_durability)prng_range(&prng, LSM_DURABILITY_GROUP, LSM_DURABILITY_NONE);
 }
 
+/* Every other process is killed between a rename and the sync behind it: the name is there and
+ * may still be lost. The one behind it goes by that name, and loses power as soon as it syncs
+ * something. So it must have synced the name first. */
+static bool
+commit_draw(u32 round, u32 shard_count)
+{
+    bool power = round % 2 == 1;
+    sim_faults_clear(sim);
+    sim_crash_keeps_all_set(sim, !power);
+    if (power)
+        sim_crash_at(sim, SIM_POINT_SYNC, prng_below(&prng, 2 * shard_count));
+    else
+        sim_crash_at(sim, SIM_POINT_COMMIT, prng_below(&prng, 30));
+    return power;
+}
+
 /* Whether a crash would be one of the power. */
 static bool
 faults_draw(void)
 {
     sim_faults_clear(sim);
     if (character.point_fails) {
-        enum sim_point point = (enum sim_point)prng_range(&prng, SIM_POINT_IO, SIM_POINT_COUNT - 1);
+        enum sim_point point = (enum sim_point)prng_range(&prng, SIM_POINT_IO, SIM_POINT_ALLOC);
         if (prng_chance(&prng, 1, 3)) point = SIM_POINT_ALLOC;
         bool periodic = character.lsm.durability == LSM_DURABILITY_PERIODIC;
         if (periodic && prng_chance(&prng, 1, 2)) point = SIM_POINT_SYNC;
@@ -1027,8 +1044,20 @@ look_draw(u64 seed)
     return prng_chance(&own, 1, 2) ? ppm : 0;
 }
 
+/* Nothing fails but the processes, and they flush and merge as often as they can. */
+static void
+commits_character(struct sim_options *options)
+{
+    options->alloc_ppm = options->disk.no_space_ppm = 0;
+    character.fills_up = character.point_fails = character.rates = character.no_space = false;
+    character.starved = character.changes = character.power_fails = false;
+    character.commits = character.many_flushes = true;
+    character.short_lives = false;
+    character.lsm.disk_reserve_bytes = 0;
+}
+
 static u64
-seed_run(u64 seed, enum flaw with)
+seed_run(u64 seed, bool commits, enum flaw with)
 {
     model_init(&model);
     flaw = with;
@@ -1036,6 +1065,7 @@ seed_run(u64 seed, enum flaw with)
     prng_init(&prng, seed);
     struct sim_options options;
     options_draw(&options, seed);
+    if (commits) commits_character(&options);
     options.print_log = getenv("SIM_SEED") != NULL;
     if (character.rates) options.disk.look_error_ppm = look_draw(seed);
     sim = sim_new(&options);
@@ -1048,15 +1078,15 @@ seed_run(u64 seed, enum flaw with)
     }
     u32 shard_count = (u32)prng_range(&prng, 1, MODEL_SHARDS_MAX);
     if (prng_chance(&prng, 1, 2)) shard_count = 1;
-    u32 rounds = character.short_lives ? 3 * ROUNDS : ROUNDS;
+    u32 rounds = character.short_lives || commits ? 3 * ROUNDS : ROUNDS;
     for (u32 i = 0; i < rounds && model.violation[0] == '\0'; i++) {
-        if (prng_chance(&prng, 1, character.short_lives ? 2 : 4))
+        if (prng_chance(&prng, 1, character.short_lives ? 2 : 4) && !(commits && i % 2 == 1))
             shard_count = (u32)prng_range(&prng, 1, MODEL_SHARDS_MAX);
         if (character.changes && prng_chance(&prng, 1, 2)) configuration_draw();
         character.lsm.memory_bytes = MIB(character.starved && prng_chance(&prng, 1, 2) ? 3 : 32);
         bool power = false;
         if (i + 1 < rounds) {
-            power = faults_draw();
+            power = commits ? commit_draw(i, shard_count) : faults_draw();
         } else {
             sim_faults_end(sim);
             character.rates = character.point_fails = character.fills_up = false;
@@ -1450,7 +1480,13 @@ seeds_range(const char *kind, u64 count, u64 *first_out, u64 *last_out)
 static void
 life_seed_run(u64 seed)
 {
-    (void)seed_run(seed, FLAW_NONE);
+    (void)seed_run(seed, false, FLAW_NONE);
+}
+
+static void
+commits_seed_run(u64 seed)
+{
+    (void)seed_run(seed, true, FLAW_NONE);
 }
 
 /* How many were run; 0: another kind is wanted. */
@@ -1479,6 +1515,13 @@ seeds_of_everything_and_crashes_lose_nothing(void **state)
     assert_true(reached.flushes > seeds_run);
     assert_true(reached.compactions > seeds_run);
     assert_true(reached.refused > 0 && reached.unknown > 0 && reached.resumed > 0);
+}
+
+static void
+processes_killed_in_their_commits_lose_nothing(void **state)
+{
+    (void)state;
+    if (seeds_of("commits", OTHERS_COUNT, commits_seed_run) == 0) skip();
 }
 
 static void
@@ -1513,7 +1556,7 @@ a_store_that_claims_durability_early_is_caught(void **state)
     if (getenv("SIM_SEED") != NULL || getenv("SIM_KIND") != NULL) skip();
     u32 caught = 0;
     for (u64 seed = 1; seed <= 40; seed++) {
-        seed_run(seed, FLAW_CLAIM_EARLY);
+        seed_run(seed, false, FLAW_CLAIM_EARLY);
         caught += model.violation[0] != '\0';
     }
     assert_true(caught > 0);
@@ -1525,7 +1568,7 @@ the_same_seed_gives_the_same_trace(void **state)
     (void)state;
     if (getenv("SIM_SEED") != NULL || getenv("SIM_KIND") != NULL) skip();
     for (u64 seed = 1; seed <= 20; seed++)
-        assert_true(seed_run(seed, FLAW_NONE) == seed_run(seed, FLAW_NONE));
+        assert_true(seed_run(seed, false, FLAW_NONE) == seed_run(seed, false, FLAW_NONE));
 }
 
 int
@@ -1534,6 +1577,7 @@ main(void)
     signal(SIGABRT, on_abort);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(seeds_of_everything_and_crashes_lose_nothing),
+        cmocka_unit_test(processes_killed_in_their_commits_lose_nothing),
         cmocka_unit_test(damage_is_found_and_never_served),
         cmocka_unit_test(forgeries_do_no_harm),
         cmocka_unit_test(stores_in_memory_answer_like_the_model),
