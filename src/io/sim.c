@@ -163,8 +163,8 @@ shard_run_arrivals(struct sim_shard *shard)
     }
 }
 
-static u64
-node_wall_ns(const struct sim_node *node)
+u64
+sim_node_wall_ns(const struct sim_node *node)
 {
     const struct sim_clock *clock = &node->clock;
     u64 passed_ns = node->sim->now_ns - clock->since_ns;
@@ -193,7 +193,7 @@ shard_turn(struct sim_event *event)
     sim_trace(sim, shard, SIM_KIND_TURN, 0, NULL, 0, 0, 0);
     shard->spent_ns = 0;
     struct sim_memory *domain = shard_enter(shard);
-    core_turn_begin(&shard->core, sim->now_ns, node_wall_ns(shard->node) / NS_PER_MS);
+    core_turn_begin(&shard->core, sim->now_ns, sim_node_wall_ns(shard->node) / NS_PER_MS);
     core_run_timers(&shard->core);
     shard_run_arrivals(shard);
     core_run_mails(&shard->core);
@@ -625,7 +625,7 @@ sim_node_disk(struct sim_node *node)
 static void
 clock_rebase(struct sim_node *node)
 {
-    node->clock.wall_ns = node_wall_ns(node);
+    node->clock.wall_ns = sim_node_wall_ns(node);
     node->clock.since_ns = node->sim->now_ns;
 }
 

@@ -236,6 +236,7 @@ status sim_node_result(const struct sim_node *node);
 struct sim_disk *sim_node_disk(struct sim_node *node);
 /* The wall clock of node jumps by this much / from now on runs fast by this many millionths. */
 void sim_node_clock_step(struct sim_node *node, i64 ms);
+u64 sim_node_wall_ns(const struct sim_node *node);
 void sim_node_clock_drift_set(struct sim_node *node, i32 ppm);
 /* The shard learns of nothing before the time has passed. */
 void sim_node_shard_stall(struct sim_node *node, u32 shard, u64 ns);

@@ -12,6 +12,7 @@
  * All of this runs outside of the simulated machines, between two events.
  */
 #include "client.h"
+#include "clock.h"
 #include "damage.h"
 
 #include <stdio.h>
@@ -257,6 +258,21 @@ process_stop(void)
 /* ---- meddling ---- */
 
 static void
+clock_step(i64 ms)
+{
+    sim_node_clock_step(run->server_node, ms);
+    clock_change(sim_now_ns(run->sim), sim_node_wall_ns(run->server_node), run->drift_ppm);
+}
+
+static void
+clock_drift(i32 ppm)
+{
+    sim_node_clock_drift_set(run->server_node, ppm);
+    run->drift_ppm = ppm;
+    clock_change(sim_now_ns(run->sim), sim_node_wall_ns(run->server_node), ppm);
+}
+
+static void
 meddle(void)
 {
     struct prng *prng = &run->prng;
@@ -264,13 +280,11 @@ meddle(void)
     if (knobs->clock_steps && prng_chance(prng, 1, 6)) {
         i64 ms = (i64)prng_below(prng, 20000) - 10000;
         if (prng_chance(prng, 1, 8)) ms *= 100000;
-        if (sim_fault_inject(run->sim, SIM_FAULT_CLOCK_STEP))
-            sim_node_clock_step(run->server_node, ms);
+        if (sim_fault_inject(run->sim, SIM_FAULT_CLOCK_STEP)) clock_step(ms);
     }
     if (knobs->clock_drifts && prng_chance(prng, 1, 6)) {
         i32 ppm = (i32)prng_below(prng, 200000) - 100000;
-        if (sim_fault_inject(run->sim, SIM_FAULT_CLOCK_DRIFT))
-            sim_node_clock_drift_set(run->server_node, ppm);
+        if (sim_fault_inject(run->sim, SIM_FAULT_CLOCK_DRIFT)) clock_drift(ppm);
     }
     if (knobs->space_shrinks && prng_chance(prng, 1, 4)) {
         struct sim_disk *disk = sim_node_disk(run->server_node);
@@ -520,11 +534,11 @@ begin(const struct run_options *options)
     values_init(&run->values);
     run->model = model_new(&run->values);
     if (run->beyond) model_past_kept_set(run->model);
+    clock_begin(sim_now_ns(run->sim), sim_node_wall_ns(run->server_node));
+    model_clock_set(run->model, clock_least, clock_most);
     /* A clock that steps back brings expired values back, as long as nothing has dropped them. */
-    u64 off = options->off;
-    if ((run->knobs.clock_steps && !(off >> SIM_FAULT_CLOCK_STEP & 1)) ||
-        (run->knobs.clock_drifts && !(off >> SIM_FAULT_CLOCK_DRIFT & 1)))
-        model_time_loose_set(run->model);
+    if (run->knobs.clock_steps && !(options->off >> SIM_FAULT_CLOCK_STEP & 1))
+        model_time_back_set(run->model);
     universe_make();
     clients_make();
     machines_start();

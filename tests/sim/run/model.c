@@ -8,12 +8,28 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+/* The wall clock of a run without one. */
+static u64
+least_of(u64 from_ns, u64 to_ns)
+{
+    (void)to_ns;
+    return from_ns;
+}
+
+static u64
+most_of(u64 from_ns, u64 to_ns)
+{
+    (void)from_ns;
+    return to_ns;
+}
+
 struct model *
 model_new(struct values *values)
 {
     struct model *model = calloc(1, sizeof(*model));
     CHECK(model != NULL);
     model->values = values;
+    model_clock_set(model, least_of, most_of);
     return model;
 }
 
@@ -36,9 +52,17 @@ model_free(struct model *model)
 }
 
 void
-model_time_loose_set(struct model *model)
+model_clock_set(struct model *model, u64 (*least)(u64 from_ns, u64 to_ns),
+                u64 (*most)(u64 from_ns, u64 to_ns))
 {
-    model->time_loose = true;
+    model->clock_least = least;
+    model->clock_most = most;
+}
+
+void
+model_time_back_set(struct model *model)
+{
+    model->time_back = true;
 }
 
 void

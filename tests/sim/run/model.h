@@ -34,9 +34,12 @@
  * it held, the open operations done or not. Otherwise it may hold anything that it held since some
  * moment: `past` remembers every state that was possible, and until when.
  *
- * Time. A value that expires does so at a moment that is known up to the time its operation took.
- * From the first to the last such moment a read may find it or not; after it was found absent it
- * stays so. When clocks step (time_loose) a value with an expiry may be there or not at any time.
+ * Time. A value that expires does so by the wall clock, at a moment that is known up to what the
+ * clock showed while its operation took effect (model_clock_set; else the clock is that of the
+ * run). From the first to the last such moment a read may find it or not; after it was found absent
+ * it stays so. When the clock steps back (time_back) the value may be found again, as long as
+ * nothing has dropped it: it must be absent while the clock is behind the last moment, it may be
+ * once the clock, since the value was written, has been at the first, and it must be there before.
  */
 #ifndef DISTKV_TESTS_SIM_RUN_MODEL_H
 #define DISTKV_TESTS_SIM_RUN_MODEL_H
@@ -127,7 +130,8 @@ struct model_cell {
     u32 value; /* VALUE_ABSENT */
     u32 pad;
     u64 version;                    /* 0: not known */
-    u64 expire_lo_ns, expire_hi_ns; /* both 0: never */
+    u64 expire_lo_ns, expire_hi_ns; /* by the wall clock; both 0: never */
+    u64 expire_set_ns;              /* when that began to be so; not before */
 };
 
 struct model_state {
@@ -160,7 +164,10 @@ struct model; /* scratch memory, values, figures */
 
 struct model *model_new(struct values *values);
 void model_free(struct model *model);
-void model_time_loose_set(struct model *model);
+/* The wall clock: the least and the most that it showed between two moments of the run. */
+void model_clock_set(struct model *model, u64 (*least)(u64 from_ns, u64 to_ns),
+                     u64 (*most)(u64 from_ns, u64 to_ns));
+void model_time_back_set(struct model *model); /* it may step back */
 /* What an object held in an epoch may come back at the end of any later one. */
 void model_past_kept_set(struct model *model);
 

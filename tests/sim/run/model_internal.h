@@ -29,7 +29,9 @@ struct config_set {
 
 struct model {
     struct values *values;
-    bool time_loose, past_kept;
+    bool time_back, past_kept;
+    u64 (*clock_least)(u64 from_ns, u64 to_ns);
+    u64 (*clock_most)(u64 from_ns, u64 to_ns);
     struct config_set now, next, seen;
     struct model_op *open[MODEL_OPEN_MAX]; /* by slot */
     u64 taken[MODEL_MASK];                 /* slots in use */

@@ -76,11 +76,13 @@ end_ns(const struct run *run)
 static void
 expiry_set(const struct run *run, struct model_cell *cell, u64 ttl_ms)
 {
-    cell->expire_lo_ns = cell->expire_hi_ns = 0;
+    cell->expire_lo_ns = cell->expire_hi_ns = cell->expire_set_ns = 0;
     if (ttl_ms == 0) return;
-    u64 ttl_ns = ttl_ms * NS_PER_MS;
-    cell->expire_lo_ns = run->op->invoked_ns + ttl_ns - MIN(ttl_ns, MODEL_SLACK_NS);
-    cell->expire_hi_ns = end_ns(run) + ttl_ns + MODEL_SLACK_NS;
+    u64 ttl_ns = ttl_ms * NS_PER_MS, begun_ns = run->op->invoked_ns;
+    cell->expire_lo_ns =
+        run->model->clock_least(begun_ns, end_ns(run)) + ttl_ns - MIN(ttl_ns, MODEL_SLACK_NS);
+    cell->expire_hi_ns = run->model->clock_most(begun_ns, end_ns(run)) + ttl_ns + MODEL_SLACK_NS;
+    cell->expire_set_ns = begun_ns;
 }
 
 /* Whether what was answered is what follows from the state. */
@@ -170,9 +172,9 @@ ttl_run(const struct run *run, const struct model_step *step, const struct model
     if (cell->expire_hi_ns == 0) return answers(run, step, VALUE_ABSENT, MODEL_TTL_NONE);
     if (!run->check || !(step->known & MODEL_KNOWS_NUMBER)) return true;
     if (step->result_number < 0) return false;
-    if (run->model->time_loose) return true;
     u64 left_ns = (u64)step->result_number * NS_PER_MS;
-    u64 first_ns = run->op->invoked_ns, last_ns = run->op->returned_ns;
+    u64 first_ns = run->model->clock_least(run->op->invoked_ns, run->op->returned_ns);
+    u64 last_ns = run->model->clock_most(run->op->invoked_ns, run->op->returned_ns);
     return last_ns + left_ns + 2 * MODEL_SLACK_NS >= cell->expire_lo_ns &&
            first_ns + left_ns <= cell->expire_hi_ns + 2 * MODEL_SLACK_NS;
 }
@@ -301,15 +303,16 @@ model_apply(struct model *model, const struct model_state *state, const struct m
     for (u32 k = 0; k < MODEL_KEYS_MAX; k++) {
         const struct model_cell *cell = &state->cells[k];
         if (!(looked >> k & 1) || cell->expire_hi_ns == 0) continue;
-        bool may_be_there = model->time_loose || op->invoked_ns < cell->expire_hi_ns;
-        bool may_be_gone = model->time_loose || last_ns + MODEL_SLACK_NS >= cell->expire_lo_ns;
+        u64 most_ns = model->clock_most(MIN(cell->expire_set_ns, last_ns), last_ns);
+        bool may_be_there = model->clock_least(op->invoked_ns, last_ns) < cell->expire_hi_ns;
+        bool may_be_gone = most_ns + MODEL_SLACK_NS >= cell->expire_lo_ns;
         if (!may_be_there) {
             gone |= 1u << k;
         } else if (may_be_gone) {
             doubtful |= 1u << k;
         }
     }
-    if (doubtful == 0 && !model->time_loose) { /* nearly always */
+    if (doubtful == 0 && !(model->time_back && gone != 0)) { /* nearly always */
         out[0] = *state;
         for (u32 k = 0; gone >> k != 0; k++)
             if (gone >> k & 1) out[0].cells[k] = NOTHING;
@@ -321,11 +324,11 @@ model_apply(struct model *model, const struct model_state *state, const struct m
         for (u32 k = 0; k < MODEL_KEYS_MAX; k++)
             if ((gone | choice) >> k & 1) result.cells[k] = NOTHING;
         if (steps_run(model, op, &result)) {
-            if (!model->time_loose || op->changes) count = out_add(out, count, &result);
-            /* With clocks that step, what was not written may come back. */
-            if (model->time_loose) {
+            if (!model->time_back || op->changes) count = out_add(out, count, &result);
+            /* When the clock steps back, what was not written may come back. */
+            if (model->time_back) {
                 for (u32 k = 0; k < MODEL_KEYS_MAX; k++)
-                    if (choice >> k & 1 && result.cells[k].value == VALUE_ABSENT)
+                    if ((gone | choice) >> k & 1 && result.cells[k].value == VALUE_ABSENT)
                         result.cells[k] = state->cells[k];
                 count = out_add(out, count, &result);
             }

@@ -9,6 +9,7 @@
  *   workload.c  what a client does next
  *   client.c    a client's life: connections, pipelines, answers; client_resp.c, client_native.c:
  *               the bytes; client_hostile.c: somebody who means no good
+ *   clock.c     what the server's wall clock has shown
  *   damage.c    what damage may cost, in beyond
  *   check.c     from answers to the model (model.h, presence.h) and to the rules
  *   report.c    violations, crashes, hangs;  shrink.c: less of the same failure
@@ -161,6 +162,7 @@ struct run {
     bool serving;     /* ready, and what came before is judged: clients may connect */
     bool faulty;      /* refusals are to be expected */
     bool beyond;      /* damage is */
+    i32 drift_ppm;    /* of the machine's clock */
     bool calm;        /* faults have ended: everything must be answered */
     u64 calm_ns;      /* since then */
     bool healthy;     /* and what they left is over: nothing should be refused */
