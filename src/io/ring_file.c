@@ -36,6 +36,7 @@
 #include <sys/statvfs.h>
 #include <unistd.h>
 
+#include "base/fault.h"
 #include "base/log.h"
 
 #define FILL_PIECE_BYTES (256u << 10)
@@ -138,6 +139,7 @@ place_take(struct ring_shard *shard)
     u32 common = LIMIT_IO_IN_FLIGHT - MIN(LIMIT_IO_IN_FLIGHT, own * shard->core.count);
     _Atomic u32 *taken = &shard->host->disk_common;
     if (atomic_fetch_add_explicit(taken, 1, memory_order_relaxed) >= common) {
+        MARK("io.ring_file.no_place");
         atomic_fetch_sub_explicit(taken, 1, memory_order_relaxed);
         return false;
     }
@@ -218,7 +220,10 @@ file_extents_read(struct io_file *file)
         u8 bytes[sizeof(struct fiemap) + (FILE_EXTENTS_MAX + 1) * sizeof(struct fiemap_extent)];
     } ask = {.map = {.fm_length = FIEMAP_MAX_OFFSET, .fm_extent_count = FILE_EXTENTS_MAX + 1}};
     file->extent_end_count = 0;
-    if (ioctl(file->fd, FS_IOC_FIEMAP, &ask.map) != 0) return;
+    if (ioctl(file->fd, FS_IOC_FIEMAP, &ask.map) != 0) {
+        MARK("io.ring_file.extents_unknown");
+        return;
+    }
     const struct fiemap_extent *extents = ask.map.fm_extents;
     for (u32 i = 1; i < ask.map.fm_mapped_extents; i++) {
         u64 at = extents[i].fe_logical;
@@ -314,6 +319,7 @@ op_finish(struct io_op *op, status result)
 static status
 op_error(const struct io_op *op, int error)
 {
+    MARK("io.ring_file.failed");
     static const char *const names[] = {"read", "write", "sync"};
     log_error("io", "%s failed path=%s offset=%llu size=%u error=%s", names[op->kind],
               op->file->path, (unsigned long long)op->offset, op->size, strerror(error));
@@ -330,6 +336,7 @@ op_advance(struct io_op *op, u32 moved)
     op->transferred += moved;
     if (op->transferred < op->size && op->file->direct)
         op->transferred = (u32)align_down(op->transferred, IO_ALIGNMENT);
+    if (op->transferred < op->size && op->transferred > before) MARK("io.ring_file.part");
     return op->transferred > before;
 }
 
@@ -340,9 +347,12 @@ ring_file_complete(struct ring_shard *shard, struct io_op *op, i32 result)
     shard->disk[op->class].in_flight--;
     if (op->kind == OP_READ) shard->disk[op->class].read_bytes -= op_piece(op);
     if (result == -EINTR || result == -EAGAIN) {
+        MARK("io.ring_file.again");
         op_enqueue(shard, op, true);
         return;
     }
+    if (result > (i32)IO_ALIGNMENT && BUGGIFY("io.ring_file.stopped_short"))
+        result = (i32)MAX(IO_ALIGNMENT, (u32)result / 2 + 1);
     if (result < 0) {
         op_finish(op, op_error(op, -result));
         return;
@@ -354,7 +364,7 @@ ring_file_complete(struct ring_shard *shard, struct io_op *op, i32 result)
     }
     if (!op_advance(op, (u32)result)) {
         if (op->kind == OP_READ)
-            op_finish(op, ST_END);
+            op_finish(op, MARKED("io.ring_file.read_past_end", ST_END));
         else
             op_finish(op, op_error(op, result == 0 ? EIO : EINVAL));
         return;
@@ -365,6 +375,7 @@ ring_file_complete(struct ring_shard *shard, struct io_op *op, i32 result)
             op_finish(op, ST_OK);
             return;
         }
+        MARK("io.ring_file.synced_apart");
         op->kind = OP_WRITE_SYNC;
     }
     op_enqueue(shard, op, true);
@@ -529,8 +540,10 @@ ring_close_wait(struct ring_shard *shard, int fd)
     sqe->flags |= IOSQE_ASYNC;
     ring_wait_arm(shard, sqe, &wait);
     i32 result = ring_wait_for(&wait);
-    if (result < 0 && result != -EINTR)
+    if (result < 0 && result != -EINTR) {
+        MARK("io.ring_file.close_failed");
         log_warning("io", "close failed error=%s", strerror(-result));
+    }
 }
 
 MAY_YIELD static status
@@ -543,11 +556,13 @@ file_open_disk(struct io_file *file, u32 flags)
     file->direct = true;
     i32 fd = ring_open_wait(shard, file->path, mode | O_DIRECT);
     if (fd == -EINVAL) {
+        MARK("io.ring_file.not_direct");
         file->direct = false;
         /* The failed open may have made the name already. */
         fd = ring_open_wait(shard, file->path, mode & ~O_EXCL);
     }
     if (fd < 0) {
+        MARK("io.ring_file.not_opened");
         status st = ring_errno_status(-fd);
         if (status_is(st, ST_IO_ERROR) || status_is(st, ST_DENIED) || status_is(st, ST_INVALID))
             log_error("io", "open failed path=%s error=%s", file->path, strerror(-fd));
@@ -555,6 +570,7 @@ file_open_disk(struct io_file *file, u32 flags)
     }
     struct stat stat;
     if (fstat(fd, &stat) != 0 || !S_ISREG(stat.st_mode)) {
+        MARK("io.ring_file.no_file");
         ring_close_wait(shard, fd);
         return ST_INVALID;
     }
@@ -574,7 +590,7 @@ io_file_open(const char *path, u32 flags, struct io_file **out)
 {
     struct ring_shard *shard = ring_current();
     struct io_file *file = file_new(shard, path);
-    if (file == NULL) return ST_NO_MEMORY;
+    if (file == NULL) return MARKED("io.ring_file.no_memory", ST_NO_MEMORY);
     status st = memfs_path(path) ? memfs_open(&shard->memfs, path, flags, &file->memory)
                                  : file_open_disk(file, flags);
     if (!ok(st)) {
@@ -625,6 +641,7 @@ file_fsync(struct io_file *file, u32 flags)
     if (--file->in_flight == 0) fiber_queue_wake_all(&file->idle_queue);
     shard->core.stats.syncs++;
     if (result >= 0) return ST_OK;
+    MARK("io.ring_file.sync_failed");
     shard->core.stats.write_errors++;
     log_error("io", "sync failed path=%s error=%s", file->path, strerror(-result));
     status st = ring_errno_status(-result);
@@ -646,7 +663,8 @@ io_file_size(struct io_file *file, u64 *size_out)
         return ST_OK;
     }
     struct stat stat;
-    if (fstat(file->fd, &stat) != 0) return ring_errno_status(errno);
+    if (fstat(file->fd, &stat) != 0)
+        return MARKED("io.ring_file.size_unknown", ring_errno_status(errno));
     *size_out = (u64)stat.st_size;
     return ST_OK;
 }
@@ -668,7 +686,10 @@ io_file_truncate(struct io_file *file, u64 size)
         result = ring_wait_for(&wait);
     } while (result == -EINTR || result == -EAGAIN);
     /* An older kernel does not know it, and blocks us for a moment. */
-    if (result == -EINVAL) result = ftruncate(file->fd, (off_t)size) == 0 ? 0 : -errno;
+    if (result == -EINVAL) {
+        MARK("io.ring_file.truncated_apart");
+        result = ftruncate(file->fd, (off_t)size) == 0 ? 0 : -errno;
+    }
     if (--file->in_flight == 0) fiber_queue_wake_all(&file->idle_queue);
     return ring_errno_status(-result);
 }
@@ -691,6 +712,7 @@ io_file_allocate(struct io_file *file, u64 size)
     } while (result == -EINTR || result == -EAGAIN);
     if (--file->in_flight == 0) fiber_queue_wake_all(&file->idle_queue);
     if (result == -EOPNOTSUPP) {
+        MARK("io.ring_file.not_allocated");
         u64 now = 0;
         status st = io_file_size(file, &now);
         if (!ok(st)) return st;
@@ -743,7 +765,8 @@ vacate_size(const struct io_file *file)
 {
     struct stat stat;
     struct statvfs disk;
-    if (file->memory != NULL || file->shard->vacating >= VACATE_FILES_MAX) return 0;
+    if (file->memory != NULL) return 0;
+    if (file->shard->vacating >= VACATE_FILES_MAX) return MARKED("io.ring_file.many_removed", 0);
     if (fstat(file->fd, &stat) != 0 || fstatvfs(file->fd, &disk) != 0) return 0;
     if (stat.st_nlink > 0) return 0; /* a table that two stores share */
     if ((u64)disk.f_bavail * disk.f_frsize < VACATE_FREE_BYTES) return 0;
@@ -759,7 +782,10 @@ io_file_close_removed(struct io_file *file)
         shard->vacating++;
         while (size > VACATE_STEP_BYTES) {
             size = align_down(size - 1, VACATE_STEP_BYTES);
-            if (!vacate_wait(shard) || !ok(io_file_truncate(file, size))) break;
+            if (!vacate_wait(shard) || !ok(io_file_truncate(file, size))) {
+                MARK("io.ring_file.removed_at_once");
+                break;
+            }
         }
         shard->vacating--;
     }
@@ -785,6 +811,7 @@ ring_file_deinit(struct ring_shard *shard)
     struct list *link;
     while ((link = list_first(&shard->files)) != NULL) {
         struct io_file *file = list_entry(link, struct io_file, link);
+        MARK("io.ring_file.left_open");
         log_warning("io", "file left open at the end path=%s", file->path);
         if (file->memory != NULL)
             memfs_close(file->memory);

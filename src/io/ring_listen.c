@@ -25,6 +25,7 @@
 
 #include <arpa/inet.h>
 
+#include "base/fault.h"
 #include "base/log.h"
 
 #define LISTEN_BACKLOG 4096
@@ -101,7 +102,7 @@ static int
 port_acquire(struct io_node *node, const struct sockaddr_storage *address, socklen_t length,
              bool probe, struct ring_port **out)
 {
-    int result = -ENFILE;
+    int result = -ENFILE; /* more ports than a node listens on */
     struct ring_port *unused = NULL;
     pthread_mutex_lock(&node->mutex);
     for (u32 i = 0; i < RING_PORTS_MAX; i++) {
@@ -158,6 +159,7 @@ listener_free(struct io_listener *listener)
 static void
 listener_pause(struct io_listener *listener, int error)
 {
+    MARK("io.ring_listen.paused");
     listener->shard->core.stats.connections_refused++;
     if (!listener->warned)
         log_warning("io", "cannot accept, trying again every 100 ms port=%u error=%s",
@@ -170,6 +172,7 @@ listener_pause(struct io_listener *listener, int error)
 static void
 listener_refused(struct io_listener *listener, status st)
 {
+    MARK("io.ring_listen.refused");
     struct ring_shard *shard = listener->shard;
     shard->core.stats.connections_refused++;
     u64 now_ns = io_now_ns();
@@ -184,6 +187,7 @@ listener_accepted(struct io_listener *listener, int fd)
 {
     struct ring_shard *shard = listener->shard;
     if (listener->closing) {
+        MARK("io.ring_listen.accepted_late");
         close(fd);
         return;
     }
@@ -233,6 +237,7 @@ listener_socket(const struct sockaddr_storage *address, socklen_t length)
     if (set && bind(fd, (const struct sockaddr *)address, length) == 0 &&
         listen(fd, LISTEN_BACKLOG) == 0)
         return fd;
+    MARK("io.ring_listen.not_bound");
     int error = errno;
     close(fd);
     return -error;
@@ -290,11 +295,13 @@ io_listen(const char *host, u16 port, const struct io_conn_events *events, void 
     struct ring_port *shared = NULL;
     int fd = listener_bind(shard->host, &address, length, port != 0, &shared);
     if (fd < 0) {
+        MARK("io.ring_listen.failed");
         log_error("io", "cannot listen host=%s port=%u error=%s", host, port, strerror(-fd));
         return fd == -EADDRINUSE ? ST_EXISTS : fd == -EADDRNOTAVAIL ? ST_INVALID : ST_IO_ERROR;
     }
     struct io_listener *listener = mem_alloc_zero(&shard->core.budget, sizeof(*listener));
     if (listener == NULL) {
+        MARK("io.ring_listen.no_memory");
         close(fd);
         port_release(shard->host, shared);
         return ST_NO_MEMORY;
@@ -374,7 +381,10 @@ io_connect(const char *host, u16 port, const struct io_conn_events *events, void
     status st = address_parse(host, port, &address, &length);
     if (!ok(st)) return st;
     int fd = socket(address.ss_family, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    if (fd < 0) return errno == ENOMEM || errno == ENOBUFS ? ST_NO_MEMORY : ST_IO_ERROR;
+    if (fd < 0) {
+        MARK("io.ring_listen.no_socket");
+        return errno == ENOMEM || errno == ENOBUFS ? ST_NO_MEMORY : ST_IO_ERROR;
+    }
     (void)option_on(fd, IPPROTO_TCP, TCP_NODELAY); /* slower without, not wrong */
 
     struct connect_wait connect_wait = {.shard = shard};
@@ -386,8 +396,10 @@ io_connect(const char *host, u16 port, const struct io_conn_events *events, void
     i32 result = ring_wait_for(&connect_wait.wait);
     io_timer_cancel(&connect_wait.timer);
     if (result < 0) {
+        MARK("io.ring_listen.not_connected");
         close(fd);
-        if (result == -ECANCELED || result == -ETIMEDOUT) return ST_TIMED_OUT;
+        if (result == -ECANCELED || result == -ETIMEDOUT)
+            return MARKED("io.ring_listen.connect_timed_out", ST_TIMED_OUT);
         return result == -ECONNREFUSED || result == -ECONNRESET ? ST_CLOSED : ST_IO_ERROR;
     }
     return ring_conn_open(shard, fd, events, arg, out);

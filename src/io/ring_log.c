@@ -23,6 +23,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "base/fault.h"
+
 #define LOG_SLOTS      1024u
 #define LOG_LINE_BYTES 4096u /* a message in which every byte is escaped, and its frame */
 
@@ -249,7 +251,10 @@ write_all(const char *data, size_t size)
     while (size > 0) {
         ssize_t wrote = write(STDERR_FILENO, data, size);
         if (wrote < 0 && errno == EINTR) continue;
-        if (wrote <= 0) return; /* nobody reads it; there is nowhere else to say so */
+        if (wrote <= 0) { /* nobody reads it; there is nowhere else to say so */
+            MARK("io.ring_log.not_written");
+            return;
+        }
         data += wrote;
         size -= (size_t)wrote;
     }
@@ -372,6 +377,7 @@ log_emit(enum log_level level, const char *module, const char *format, ...)
     u64 position;
     struct log_slot *slot = slot_take(&position);
     if (slot == NULL) {
+        MARK("io.ring_log.dropped");
         atomic_fetch_add_explicit(&logger.dropped, 1, memory_order_relaxed);
         va_end(arguments);
         return;

@@ -25,6 +25,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "base/fault.h"
 #include "base/log.h"
 
 #define TAG_OP        1ull
@@ -96,6 +97,7 @@ ring_sqe(struct ring_shard *shard)
 {
     struct io_uring_sqe *sqe = io_uring_get_sqe(&shard->uring);
     while (UNLIKELY(sqe == NULL)) {
+        MARK("io.ring_loop.queue_full");
         shard->core.stats.ring_enters++;
         int result = io_uring_submit(&shard->uring);
         if (result < 0 && result != -EINTR && result != -EAGAIN && result != -EBUSY)
@@ -193,6 +195,7 @@ ring_reap(struct ring_shard *shard)
     u32 total = ring_reap_batch(shard);
     for (u32 round = 0; round < RING_REAP_ROUNDS_MAX && ring_kernel_has_more(shard); round++) {
         if (UNLIKELY(io_uring_cq_has_overflow(&shard->uring))) {
+            MARK("io.ring_loop.overflowed");
             if (shard->core.stats.cq_overflows++ == 0)
                 log_warning("io", "completion queue overflowed shard=%u", shard->core.index);
         }
@@ -277,9 +280,13 @@ ring_slots_init(struct ring_shard *shard)
     if (count == 0) return;
     size_t bytes = count / 8;
     shard->file_slots = mem_alloc_zero(&shard->core.budget, bytes);
-    if (shard->file_slots == NULL) return;
+    if (shard->file_slots == NULL) {
+        MARK("io.ring_loop.slots_no_memory");
+        return;
+    }
     int result = io_uring_register_files_sparse(&shard->uring, count);
     if (result < 0) {
+        MARK("io.ring_loop.no_slots");
         log_warning("io", "file table cannot be registered, going on without error=%s",
                     strerror(-result));
         mem_free(&shard->core.budget, shard->file_slots, bytes);
@@ -569,6 +576,7 @@ ring_init(struct ring_shard *shard)
     };
     int result = io_uring_queue_init_params(RING_SQ_ENTRIES, &shard->uring, &params);
     if (result < 0) {
+        MARK("io.ring_loop.not_set_up");
         log_error("io", "io_uring cannot be set up%s error=%s",
                   result == -ENOMEM
                       ? ": raise the limit of locked memory (LimitMEMLOCK=, ulimit -l)"
@@ -581,6 +589,7 @@ ring_init(struct ring_shard *shard)
     shard->ring_fd_registered = io_uring_register_ring_fd(&shard->uring) == 1;
     u32 workers[2] = {RING_IOWQ_WORKERS, RING_IOWQ_WORKERS};
     result = io_uring_register_iowq_max_workers(&shard->uring, workers);
+    if (result < 0) MARK("io.ring_loop.workers_not_capped");
     if (result < 0) log_warning("io", "io-wq workers not capped error=%s", strerror(-result));
     ring_slots_init(shard);
 

@@ -22,6 +22,7 @@
 #include <unistd.h>
 
 #include "base/buf.h"
+#include "base/fault.h"
 #include "base/log.h"
 
 #define PROBE_ROUNDS     7u
@@ -46,6 +47,7 @@ name_wait(struct ring_shard *shard,
         ring_wait_arm(shard, sqe, &wait);
         i32 result = ring_wait_for(&wait);
         if (result != -EINTR && result != -EAGAIN) return result;
+        MARK("io.ring_name.again");
         fiber_yield();
     }
 }
@@ -90,6 +92,7 @@ static status
 name_status(const char *what, const char *path, i32 result)
 {
     status st = ring_errno_status(-result);
+    if (!ok(st)) MARK("io.ring_name.failed");
     if (status_is(st, ST_IO_ERROR) || status_is(st, ST_DENIED))
         log_error("io", "%s failed path=%s error=%s", what, path, strerror(-result));
     return st;
@@ -154,7 +157,10 @@ io_dir_sync(const char *path)
     } while (result == -EINTR);
     ring_close_wait(shard, fd);
     shard->core.stats.syncs++;
-    if (result < 0) shard->core.stats.write_errors++;
+    if (result < 0) {
+        MARK("io.ring_name.sync_failed");
+        shard->core.stats.write_errors++;
+    }
     return name_status("sync of directory", path, result);
 }
 
@@ -163,7 +169,8 @@ io_disk_free(const char *path, u64 *free_out, u64 *total_out)
 {
     if (memfs_path(path)) return memfs_disk_free(&ring_current()->memfs, free_out, total_out);
     struct statvfs fs;
-    if (statvfs(path, &fs) != 0) return ring_errno_status(errno);
+    if (statvfs(path, &fs) != 0)
+        return MARKED("io.ring_name.free_unknown", ring_errno_status(errno));
     *free_out = (u64)fs.f_bavail * fs.f_frsize;
     *total_out = (u64)fs.f_blocks * fs.f_frsize;
     return ST_OK;
@@ -192,15 +199,16 @@ dir_read_names(int fd, void *block, struct buf *names, struct buf *starts)
     for (;;) {
         long got = syscall(SYS_getdents64, fd, block, DIR_READ_BYTES);
         if (got == 0) return ST_OK;
-        if (got < 0) return ring_errno_status(errno);
+        if (got < 0) return MARKED("io.ring_name.not_listed", ring_errno_status(errno));
         for (long at = 0; at < got;) {
             const struct dir_entry *entry =
                 (const struct dir_entry *)(const void *)((const u8 *)block + at);
             at += entry->size;
             if (dir_name_special(entry->name)) continue;
             u64 start = names->size;
-            if (!buf_append(names, entry->name, strlen(entry->name) + 1)) return ST_NO_MEMORY;
-            if (!buf_append(starts, &start, sizeof(start))) return ST_NO_MEMORY;
+            if (!buf_append(names, entry->name, strlen(entry->name) + 1) ||
+                !buf_append(starts, &start, sizeof(start)))
+                return MARKED("io.ring_name.list_no_memory", ST_NO_MEMORY);
         }
     }
 }
@@ -287,7 +295,7 @@ static status
 dir_lock_try(struct io_node *node, const char *path)
 {
     char *real = realpath(path, NULL);
-    if (real == NULL) return ring_errno_status(errno);
+    if (real == NULL) return MARKED("io.ring_name.lock_no_dir", ring_errno_status(errno));
     status st = ST_LOCKED;
     int fd = -1;
     pthread_mutex_lock(&node->mutex);
@@ -299,7 +307,7 @@ dir_lock_try(struct io_node *node, const char *path)
     }
     lock = dir_lock_unused(node);
     if (lock == NULL) {
-        st = ST_NO_MEMORY;
+        st = MARKED("io.ring_name.too_many_locks", ST_NO_MEMORY);
         goto out;
     }
     int dir = open(real, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
@@ -311,10 +319,11 @@ dir_lock_try(struct io_node *node, const char *path)
     int error = errno;
     close(dir);
     if (fd < 0) {
-        st = ring_errno_status(error);
+        st = MARKED("io.ring_name.lock_not_made", ring_errno_status(error));
         goto out;
     }
     if (flock(fd, LOCK_EX | LOCK_NB) != 0) {
+        MARK("io.ring_name.locked");
         st = errno == EWOULDBLOCK ? ST_LOCKED : ring_errno_status(errno);
         goto out;
     }
@@ -421,14 +430,18 @@ probe_device(struct ring_shard *shard, const char *path)
     snprintf(dir, sizeof(dir), "%.*s", length, slash == NULL ? "." : path);
 
     i32 fd = ring_open_wait(shard, dir, O_TMPFILE | O_RDWR | O_DIRECT | O_CLOEXEC);
-    if (fd < 0) return true; /* a file system without nameless files: what most disks do well */
+    /* A file system without nameless files: what most disks do well. */
+    if (fd < 0) return MARKED("io.ring_name.not_probed", true);
     bool dsync = true;
     u64 dsync_ns = 0, flush_ns = 0;
     if (probe_write(shard, fd, sizeof(probe_block), 0, false) && probe_sync(shard, fd, 0) == 0) {
         dsync_ns = probe_time(shard, fd, true);
         flush_ns = probe_time(shard, fd, false);
         /* Two requests instead of one must pay for themselves. */
-        if (dsync_ns == 0 || (flush_ns > 0 && flush_ns < dsync_ns * 7 / 10)) dsync = false;
+        if (dsync_ns == 0 || (flush_ns > 0 && flush_ns < dsync_ns * 7 / 10)) {
+            MARK("io.ring_name.write_and_flush");
+            dsync = false;
+        }
     }
     ring_close_wait(shard, fd);
     log_info("io", "durable writes probed path=%s dsync_us=%llu write_and_flush_us=%llu chosen=%s",
@@ -444,7 +457,8 @@ device_entry(struct io_node *node, u64 device, bool *new_out)
     *new_out = false;
     for (u32 i = 0; i < node->device_count; i++)
         if (node->devices[i].device == device) return &node->devices[i];
-    if (node->device_count == RING_DEVICES_MAX) return NULL;
+    if (node->device_count == RING_DEVICES_MAX)
+        return MARKED("io.ring_name.too_many_devices", NULL);
     *new_out = true;
     struct ring_device *entry = &node->devices[node->device_count++];
     *entry = (struct ring_device){.device = device};

@@ -28,6 +28,7 @@
 
 #include <arpa/inet.h>
 
+#include "base/fault.h"
 #include "base/log.h"
 #include "io/core_conn.h"
 
@@ -118,13 +119,15 @@ ring_net_init(struct ring_shard *shard)
     struct budget *budget = &shard->core.budget;
     shard->buffers = mem_alloc_aligned(budget, (size_t)count * RING_BUFFER_BYTES, 4096);
     shard->buffer_ring = mem_alloc_aligned(budget, buffer_ring_bytes(shard), 4096);
-    if (shard->buffers == NULL || shard->buffer_ring == NULL) return ST_NO_MEMORY;
+    if (shard->buffers == NULL || shard->buffer_ring == NULL)
+        return MARKED("io.ring_net.buffers_no_memory", ST_NO_MEMORY);
     io_uring_buf_ring_init(shard->buffer_ring);
     struct io_uring_buf_reg reg = {.ring_addr = (u64)(uintptr_t)shard->buffer_ring,
                                    .ring_entries = count,
                                    .bgid = RING_BUFFER_GROUP};
     int result = io_uring_register_buf_ring(&shard->uring, &reg, 0);
     if (result < 0) {
+        MARK("io.ring_net.no_buffers");
         log_error("io", "receive buffers cannot be registered error=%s", strerror(-result));
         return ring_errno_status(-result);
     }
@@ -222,10 +225,13 @@ conn_recv_complete(struct ring_req *req, i32 result, u32 flags)
         }
     } else {
         if (flags & IORING_CQE_F_BUFFER) buffer_give(shard, flags >> IORING_CQE_BUFFER_SHIFT);
-        if (result == -ENOBUFS)
+        if (result == -ENOBUFS) {
+            MARK("io.ring_net.receive_stalled");
             shard->core.stats.receive_stalls++;
-        else if (result != 0 && result != -ECANCELED && result != -EINTR && result != -EAGAIN)
+        } else if (result != 0 && result != -ECANCELED && result != -EINTR && result != -EAGAIN) {
+            MARK("io.ring_net.receive_failed");
             core_conn_shut(core, conn_errno_status(-result));
+        }
         /* What could not be given while the kernel might write behind it. */
         if (conn->receiving_direct) core_conn_input_grown(core);
         if (result == 0) core_conn_peer_ended(core);
@@ -281,8 +287,10 @@ static void
 conn_send_complete(struct ring_req *req, i32 result, u32 flags)
 {
     struct ring_conn *conn = CONTAINER_OF(req, struct ring_conn, send_req);
-    if (result <= 0 && result != -EINTR && result != -EAGAIN)
+    if (result <= 0 && result != -EINTR && result != -EAGAIN) {
+        MARK("io.ring_net.send_failed");
         core_conn_shut(&conn->core, result == 0 ? ST_CLOSED : conn_errno_status(-result));
+    }
     core_conn_sent(&conn->core, result > 0 ? (u32)result : 0);
 }
 
@@ -344,6 +352,7 @@ ring_conn_open(struct ring_shard *shard, int fd, const struct io_conn_events *ev
 {
     struct ring_conn *conn = mem_alloc_zero(&shard->core.budget, sizeof(*conn));
     if (conn == NULL) {
+        MARK("io.ring_net.no_memory");
         close(fd);
         return ST_NO_MEMORY;
     }

@@ -24,6 +24,7 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
+#include "base/fault.h"
 #include "base/log.h"
 
 /* ---- stacks ---- */
@@ -53,9 +54,11 @@ shard_thread_place(struct ring_shard *shard)
     CPU_ZERO(&set);
     CPU_SET(shard->cpu, &set);
     int error = pthread_setaffinity_np(pthread_self(), sizeof(set), &set);
-    if (error != 0)
+    if (error != 0) {
+        MARK("io.ring_node.not_pinned");
         log_warning("io", "shard not pinned shard=%u core=%d error=%s", shard->core.index,
                     shard->cpu, strerror(error));
+    }
 }
 
 /* Reports how the start went and waits for the verdict over all shards. */
@@ -155,7 +158,7 @@ ring_host_calls_run(struct ring_shard *shard)
     bool too_late = atomic_load(&shard->host->all_finished);
     if (!too_late) atomic_store(&shard->finished, false);
     pthread_mutex_unlock(&shard->host->mutex);
-    if (too_late) return 0;
+    if (too_late) return MARKED("io.ring_node.call_late", 0);
     pthread_mutex_lock(&shard->host_mutex);
     list_splice_back(&batch, &shard->host_calls);
     pthread_mutex_unlock(&shard->host_mutex);
@@ -165,6 +168,7 @@ ring_host_calls_run(struct ring_shard *shard)
         struct ring_call *call = list_entry(link, struct ring_call, link);
         status st = fiber_spawn(FIBER_FOREGROUND, "host call", host_call_fiber, call);
         if (!ok(st)) {
+            MARK("io.ring_node.call_refused");
             pthread_mutex_lock(&call->mutex);
             call->result = st;
             call->finished = true;
@@ -331,14 +335,14 @@ io_node_start(const struct io_node_config *config, struct io_node **out)
     raise_file_limit();
     ring_signals_install();
     struct io_node *node = node_new(config);
-    if (node == NULL) return ST_NO_MEMORY;
+    if (node == NULL) return MARKED("io.ring_node.no_memory", ST_NO_MEMORY);
 
     status st = ST_OK;
     u32 started = 0;
     for (; started < node->count; started++) {
         struct ring_shard *shard = node->shards[started];
         if (thread_create_quiet(&shard->thread, shard_thread, shard) != 0) {
-            st = ST_NO_MEMORY;
+            st = MARKED("io.ring_node.no_thread", ST_NO_MEMORY);
             break;
         }
         shard->thread_started = true;
@@ -351,6 +355,7 @@ io_node_start(const struct io_node_config *config, struct io_node **out)
     if (ok(st) && node->stall_ns > 0) st = ring_monitor_start(node);
     node_decide(node, ok(st));
     if (!ok(st)) {
+        MARK("io.ring_node.not_started");
         node_threads_join(node);
         node_free(node);
         return st;

@@ -19,6 +19,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "base/fault.h"
 #include "base/log.h"
 
 #define ALT_STACK_BYTES        (64u << 10)
@@ -148,6 +149,7 @@ stall_report(struct ring_shard *shard, u64 stalled_ns)
     }
     char **names = count == 0 ? NULL : backtrace_symbols(shard->stall_trace, (int)count);
     if (names == NULL) {
+        MARK("io.ring_stall.in_kernel");
         log_warning("io", "no backtrace: the shard is inside the kernel shard=%u",
                     shard->core.index);
         return;

@@ -360,6 +360,25 @@ slack_ns(void)
     return slack;
 }
 
+static void
+fault_first(void *arg, struct sim_fault_id id, u64 time_ns, const char *detail)
+{
+    (void)detail;
+    u64 *first_ns = arg;
+    if (id.family == SIM_FAULT_WRITE_ERROR && time_ns >= run->epoch_ns)
+        *first_ns = MIN(*first_ns, time_ns);
+}
+
+/* A log that has met an error syncs nothing any more: what was last acknowledged before stays at
+ * the mercy of the power. */
+static u64
+last_sync_ns(u64 now_ns)
+{
+    u64 first_ns = now_ns;
+    sim_fault_each(run->sim, fault_first, &first_ns);
+    return first_ns;
+}
+
 void
 check_epoch_end(bool orderly, bool power, u64 now_ns)
 {
@@ -367,7 +386,8 @@ check_epoch_end(bool orderly, bool power, u64 now_ns)
     bool weak = durability != LSM_DURABILITY_GROUP || run->beyond;
     bool loses = !orderly && (durability == LSM_DURABILITY_NONE ||
                               (durability == LSM_DURABILITY_PERIODIC && power));
-    u64 since_ns = durability == LSM_DURABILITY_NONE ? 0 : now_ns - MIN(now_ns, slack_ns());
+    u64 last_ns = last_sync_ns(now_ns);
+    u64 since_ns = durability == LSM_DURABILITY_NONE ? 0 : last_ns - MIN(last_ns, slack_ns());
     for (u32 i = 0; i < run->object_count && !run_over(); i++) {
         struct object *object = &run->objects[i];
         const struct model_op *failed;
@@ -578,6 +598,7 @@ check_instant_end(struct client *client)
         if (object->keyspace != scan->keyspace) continue;
         struct model_op *op = check_op(client, i, object->key_count);
         op->connection = 0;
+        op->shown_ns = sim_now_ns(run->sim);
         for (u32 k = 0; k < object->key_count; k++)
             shown_step(scan, object->key_first + k, &op->steps[k]);
         model_invoke(&object->model, op, begun, scan->begun_ns);

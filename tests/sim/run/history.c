@@ -223,6 +223,7 @@ process_start(void)
         if (process_try()) {
             if (end.any) check_epoch_end(end.orderly, end.power, end.ended_ns);
             end.any = false;
+            run->epoch_ns = sim_now_ns(run->sim);
             run->serving = !run_over();
             return run->serving;
         }
@@ -277,7 +278,7 @@ meddle(void)
 {
     struct prng *prng = &run->prng;
     const struct knobs *knobs = &run->knobs;
-    if (knobs->clock_steps && prng_chance(prng, 1, 6)) {
+    if (knobs->clock_steps && prng_chance(prng, 1, 3)) {
         i64 ms = (i64)prng_below(prng, 20000) - 10000;
         if (prng_chance(prng, 1, 8)) ms *= 100000;
         if (sim_fault_inject(run->sim, SIM_FAULT_CLOCK_STEP)) clock_step(ms);

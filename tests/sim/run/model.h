@@ -114,6 +114,7 @@ enum model_all { MODEL_ALL_NOT, MODEL_ALL_ANY, MODEL_ALL_DONE, MODEL_ALL_UNDONE 
 struct model_op {
     u64 invoked, returned; /* positions; MODEL_NEVER */
     u64 invoked_ns, returned_ns;
+    u64 shown_ns;   /* what it saw was told up to then, by the clock of then; 0: as it returned */
     u32 connection; /* operations of one connection keep their order by key; 0: no order */
     u32 object;     /* the caller's */
     u32 client;     /* for a person, like number */

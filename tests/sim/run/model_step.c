@@ -304,7 +304,8 @@ model_apply(struct model *model, const struct model_state *state, const struct m
         const struct model_cell *cell = &state->cells[k];
         if (!(looked >> k & 1) || cell->expire_hi_ns == 0) continue;
         u64 most_ns = model->clock_most(MIN(cell->expire_set_ns, last_ns), last_ns);
-        bool may_be_there = model->clock_least(op->invoked_ns, last_ns) < cell->expire_hi_ns;
+        u64 least_ns = model->clock_least(op->invoked_ns, MAX(last_ns, op->shown_ns));
+        bool may_be_there = least_ns < cell->expire_hi_ns;
         bool may_be_gone = most_ns + MODEL_SLACK_NS >= cell->expire_lo_ns;
         if (!may_be_there) {
             gone |= 1u << k;

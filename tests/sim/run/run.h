@@ -159,6 +159,7 @@ struct run {
     struct server *server;
     u32 shards;
     u64 starts;       /* also the epoch's number */
+    u64 epoch_ns;     /* when what is judged next began */
     bool serving;     /* ready, and what came before is judged: clients may connect */
     bool faulty;      /* refusals are to be expected */
     bool beyond;      /* damage is */

@@ -53,7 +53,7 @@ universe_make(void)
             .type = type < 7   ? OBJECT_REGISTER
                     : type < 9 ? OBJECT_COUNTER
                                : OBJECT_TEXT,
-            .expires = prng_chance(prng, 1, 6),
+            .expires = prng_chance(prng, 1, knobs->clock_steps || knobs->clock_drifts ? 2 : 6),
             .key_first = run->key_count,
             .key_count = count,
         };

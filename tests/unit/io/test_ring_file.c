@@ -2,6 +2,7 @@
  *
  * test_ring_file.c -- files, names and locks on a real disk and in memory; punts to io-wq.
  */
+#include "fault_count.h"
 #include "ring_fixture.h"
 
 #include <dirent.h>
@@ -163,6 +164,25 @@ what_the_kernel_left_over_is_asked_for_again(void **state)
     signal(SIGXFSZ, SIG_IGN);
     ring_run_main(1, main_short, &before);
     signal(SIGXFSZ, SIG_DFL);
+}
+
+/* As main_large, with a kernel that stops short of what it was asked for, between two blocks and
+ * within one, again and again. */
+static status
+main_stopped(void *arg)
+{
+    fault_armed_set(true);
+    status st = main_large(arg);
+    fault_armed_set(false);
+    return st;
+}
+
+static void
+transfers_that_stop_short_go_on_where_they_stopped(void **state)
+{
+    u64 before = fault_count("io.ring_file.stopped_short");
+    ring_run_main(1, main_stopped, NULL);
+    assert_true(fault_count("io.ring_file.stopped_short") > before + 10);
 }
 
 static void
@@ -611,6 +631,7 @@ main(void)
         cmocka_unit_test(what_was_written_is_read_back),
         cmocka_unit_test(a_large_request_is_cut_and_put_together),
         cmocka_unit_test(what_the_kernel_left_over_is_asked_for_again),
+        cmocka_unit_test(transfers_that_stop_short_go_on_where_they_stopped),
         cmocka_unit_test(many_requests_stay_under_the_limit_and_all_finish),
         cmocka_unit_test(a_small_read_does_not_wait_behind_bulk),
         cmocka_unit_test(a_removed_file_goes_little_by_little),
