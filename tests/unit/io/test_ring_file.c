@@ -470,6 +470,26 @@ files_in_memory_behave_alike(void **state)
     ring_run_main(1, main_memory, NULL);
 }
 
+static status
+main_nowhere(void *arg)
+{
+    u64 free_bytes, total_bytes;
+    EXPECT(status_is(io_dir_lock(path_of("nowhere")), ST_NOT_FOUND));
+    EXPECT(status_is(io_disk_free(path_of("nowhere"), &free_bytes, &total_bytes), ST_NOT_FOUND));
+    struct io_file *file;
+    EXPECT(ok(io_file_open(path_of("left"), IO_OPEN_WRITE | IO_OPEN_CREATE, &file)));
+    EXPECT(ok(io_file_unlink(path_of("left"))));
+    return ST_OK; /* with the file open: the shard closes it */
+}
+
+static void
+what_is_not_there_is_told_and_what_is_left_open_is_closed(void **state)
+{
+    u64 before = fault_count("io.ring_file.left_open");
+    ring_run_main(1, main_nowhere, NULL);
+    assert_true(fault_count("io.ring_file.left_open") == before + 1);
+}
+
 /* ---- locks ---- */
 
 static status
@@ -637,6 +657,7 @@ main(void)
         cmocka_unit_test(a_removed_file_goes_little_by_little),
         cmocka_unit_test(names_are_made_moved_listed_and_removed),
         cmocka_unit_test(files_in_memory_behave_alike),
+        cmocka_unit_test(what_is_not_there_is_told_and_what_is_left_open_is_closed),
         cmocka_unit_test(a_directory_belongs_to_one_node_at_a_time),
         cmocka_unit_test(writes_inside_the_filled_range_never_go_to_a_worker),
     };
