@@ -10,8 +10,8 @@
  * At most LIMIT_IO_IN_FLIGHT requests of a node are between begin and effect.
  *
  * There are no short reads and writes here: file.h does not show them, the ring continues them
- * (test_ring_file.c: transfers_that_stop_short_go_on_where_they_stopped). A transfer of many pages is one request all the same, so a
- * crash finds any part of it done.
+ * (test_ring_file.c: transfers_that_stop_short_go_on_where_they_stopped). A transfer of many pages
+ * is one request all the same, so a crash finds any part of it done.
  */
 #include "io/sim_internal.h"
 
