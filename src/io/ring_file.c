@@ -107,6 +107,8 @@ ring_errno_status(int error)
     case EACCES:
     case EPERM:
         return ST_DENIED;
+    case EROFS:
+        return ST_MOUNTED_READ_ONLY;
     case EINVAL:
     case EISDIR:
     case ENOTDIR:
@@ -549,7 +551,7 @@ file_open_disk(struct io_file *file, u32 flags)
     }
     if (fd < 0) {
         status st = ring_errno_status(-fd);
-        if (status_is(st, ST_IO_ERROR) || status_is(st, ST_DENIED) || status_is(st, ST_INVALID))
+        if (status_is_io(st) || status_is(st, ST_INVALID))
             log_error("io", "open failed path=%s error=%s", file->path, strerror(-fd));
         return st;
     }

@@ -90,7 +90,7 @@ static status
 name_status(const char *what, const char *path, i32 result)
 {
     status st = ring_errno_status(-result);
-    if (status_is(st, ST_IO_ERROR) || status_is(st, ST_DENIED))
+    if (status_is_io(st))
         log_error("io", "%s failed path=%s error=%s", what, path, strerror(-result));
     return st;
 }
