@@ -42,6 +42,9 @@ SLOW = 8 if SANITIZED else 1
 
 
 def pytest_configure(config):
+    # A shell ignores this signal for what it starts in the background, and so would every program
+    # that a test starts and interrupts.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     config.addinivalue_line("markers", "smoke: run again under the sanitizers")
     config.addinivalue_line("markers", "soak: minutes long; not in make test")
     config.addinivalue_line("markers", "rig: needs root, loop devices and FUSE")

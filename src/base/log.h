@@ -20,6 +20,18 @@ void log_emit(enum log_level level, const char *module, const char *format, ...)
 /* Whether level is wanted at all: guards expensive arguments. */
 bool log_enabled(enum log_level level);
 
+/* For a line that may be due a thousand times a second: true at most once in LOG_SELDOM_NS, and
+ * then *told_ns, which begins as 0, is set. What was left out meanwhile is to be seen in a count
+ * that the line shows. */
+#define LOG_SELDOM_NS (10 * NS_PER_S)
+static inline bool
+log_seldom(u64 *told_ns, u64 now_ns)
+{
+    if (*told_ns != 0 && now_ns - *told_ns < LOG_SELDOM_NS) return false;
+    *told_ns = now_ns;
+    return true;
+}
+
 #define log_error(module, ...)   log_emit(LOG_LEVEL_ERROR, module, __VA_ARGS__)
 #define log_warning(module, ...) log_emit(LOG_LEVEL_WARNING, module, __VA_ARGS__)
 #define log_info(module, ...)    log_emit(LOG_LEVEL_INFO, module, __VA_ARGS__)

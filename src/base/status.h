@@ -34,7 +34,8 @@
     X(LOCKED, "in use by another process")                                                         \
     X(UNSUPPORTED, "not supported here")                                                           \
     X(UNKNOWN_OUTCOME, "it is not known whether the write took effect")                            \
-    X(DENIED, "permission denied")
+    X(DENIED, "permission denied")                                                                 \
+    X(MOUNTED_READ_ONLY, "the file system is mounted read-only")
 
 enum status_code {
 #define X(name, text) SC_##name,
@@ -61,6 +62,13 @@ static inline bool
 status_is(status st, status other)
 {
     return st.code == other.code;
+}
+
+/* Whether the disk or the file system refused, for another reason than want of room. */
+static inline bool
+status_is_io(status st)
+{
+    return st.code == SC_IO_ERROR || st.code == SC_DENIED || st.code == SC_MOUNTED_READ_ONLY;
 }
 
 /* The text from STATUS_LIST; static storage. */

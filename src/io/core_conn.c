@@ -416,6 +416,8 @@ core_conn_open(struct io_conn *conn, void *arg)
     status st = conn->events->opened(conn, arg);
     if (!ok(st)) {
         MARK("io.conn.refused");
+        if (status_is(st, ST_NO_MEMORY) && conn->events->refusal.size != 0)
+            backend_conn_last_words(conn, conn->events->refusal);
         core_conn_shut(conn, st);
         return st;
     }

@@ -121,6 +121,8 @@ void backend_conn_receive_stop(struct io_conn *conn);
 void backend_conn_receive_cut(struct io_conn *conn);
 /* Somebody is writing behind the input. */
 bool backend_conn_input_busy(const struct io_conn *conn);
+/* Nothing was sent so far and nothing will be but this, if it goes without waiting and memory. */
+void backend_conn_last_words(struct io_conn *conn, struct bytes text);
 /* Nothing will be sent any more; the peer is to learn of it. */
 void backend_conn_shut_send(struct io_conn *conn);
 /* Both directions end, what is active ends soon. */

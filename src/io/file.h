@@ -10,8 +10,9 @@
  * Paths that begin with ":memory:" name files that live in this shard's memory budget: the same
  * functions, no durability, gone with the process.
  *
- * Errors: ST_NO_SPACE, ST_NOT_FOUND, ST_EXISTS, ST_IO_ERROR, ST_DENIED, ST_NO_MEMORY, ST_INVALID (a
- * foreign kind of file). EINTR and EAGAIN are retried inside, short transfers are continued.
+ * Errors: ST_NO_SPACE, ST_NOT_FOUND, ST_EXISTS, ST_IO_ERROR, ST_DENIED, ST_MOUNTED_READ_ONLY,
+ * ST_NO_MEMORY, ST_INVALID (a foreign kind of file). EINTR and EAGAIN are retried inside, short
+ * transfers are continued.
  */
 #ifndef DISTKV_IO_FILE_H
 #define DISTKV_IO_FILE_H

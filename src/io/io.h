@@ -125,6 +125,9 @@ bool io_node_ended(const struct io_node *node);
 /* Runs fn(arg) on a fiber of the shard and blocks the calling thread until it returned. Fails
  * with ST_CLOSED when the shard has ended, or ends before it runs. */
 MUST_CHECK status io_node_call(struct io_node *node, u32 shard, void (*fn)(void *arg), void *arg);
+/* The same for a short fn that does not wait: without a fiber, so a shard that has no memory left
+ * answers, too. */
+MUST_CHECK status io_node_ask(struct io_node *node, u32 shard, void (*fn)(void *arg), void *arg);
 /* Monotonic ns of the shard's last turn; an idle shard turns at least every 500 ms. */
 u64 io_node_heartbeat_ns(const struct io_node *node, u32 shard);
 

@@ -47,6 +47,9 @@ struct io_conn_events {
     /* Last call, also after io_conn_close. why: ST_OK at the peer's orderly end or our own close,
      * else the error. Not called when opened failed. */
     void (*closed)(struct io_conn *conn, status why);
+    /* The last words to a peer for whom there is no memory (opened returned ST_NO_MEMORY, or could
+     * not be called): sent past the output if the kernel takes them at once, else not at all. */
+    struct bytes refusal;
 };
 
 void io_conn_user_set(struct io_conn *conn, void *user);

@@ -108,6 +108,8 @@ ring_errno_status(int error)
     case EACCES:
     case EPERM:
         return ST_DENIED;
+    case EROFS:
+        return ST_MOUNTED_READ_ONLY;
     case EINVAL:
     case EISDIR:
     case ENOTDIR:
@@ -564,7 +566,7 @@ file_open_disk(struct io_file *file, u32 flags)
     if (fd < 0) {
         MARK("io.ring_file.not_opened");
         status st = ring_errno_status(-fd);
-        if (status_is(st, ST_IO_ERROR) || status_is(st, ST_DENIED) || status_is(st, ST_INVALID))
+        if (status_is_io(st) || status_is(st, ST_INVALID))
             log_error("io", "open failed path=%s error=%s", file->path, strerror(-fd));
         return st;
     }

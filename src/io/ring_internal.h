@@ -69,12 +69,13 @@ struct ring_mailbox {
     ALIGNED(64) struct io_mail *slots[RING_MAILBOX_SLOTS];
 };
 
-/* On the stack of a host thread that waits in io_node_call. */
+/* On the stack of a host thread that waits in io_node_call or io_node_ask. */
 struct ring_call {
     struct list link;
     struct ring_shard *shard;
     void (*fn)(void *arg);
     void *arg;
+    bool waits; /* fn may: it needs a fiber */
     pthread_mutex_t mutex;
     pthread_cond_t cond;
     bool finished;

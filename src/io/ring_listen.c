@@ -28,9 +28,7 @@
 #include "base/fault.h"
 #include "base/log.h"
 
-#define LISTEN_BACKLOG 4096
-/* Between two lines of the log about refused connections. */
-#define REFUSED_LOG_NS  (10 * NS_PER_S)
+#define LISTEN_BACKLOG  4096
 #define ACCEPT_PAUSE_NS (100 * NS_PER_MS)
 
 struct io_listener {
@@ -44,7 +42,7 @@ struct io_listener {
     bool closing;
     bool orphan; /* the shard ends: freed by the last completion */
     bool warned;
-    u64 refused_ns; /* when the log last said so */
+    u64 refused_ns; /* of log_seldom */
     struct ring_req accept_req;
     struct io_timer timer; /* of a pause */
     struct fiber_queue closed_queue;
@@ -168,16 +166,14 @@ listener_pause(struct io_listener *listener, int error)
     io_timer_arm(&listener->timer, io_now_ns() + ACCEPT_PAUSE_NS);
 }
 
-/* Without a word to the client: what is missing is the memory to send one with. */
+/* The client was told, if it could be (io_conn_events.refusal). */
 static void
 listener_refused(struct io_listener *listener, status st)
 {
     MARK("io.ring_listen.refused");
     struct ring_shard *shard = listener->shard;
     shard->core.stats.connections_refused++;
-    u64 now_ns = io_now_ns();
-    if (listener->refused_ns != 0 && now_ns - listener->refused_ns < REFUSED_LOG_NS) return;
-    listener->refused_ns = now_ns;
+    if (!log_seldom(&listener->refused_ns, io_now_ns())) return;
     log_warning("io", "refusing connections port=%u refused=%llu why=%s", listener->port,
                 (unsigned long long)shard->core.stats.connections_refused, status_text(st));
 }

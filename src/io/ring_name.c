@@ -93,7 +93,7 @@ name_status(const char *what, const char *path, i32 result)
 {
     status st = ring_errno_status(-result);
     if (!ok(st)) MARK("io.ring_name.failed");
-    if (status_is(st, ST_IO_ERROR) || status_is(st, ST_DENIED))
+    if (status_is_io(st))
         log_error("io", "%s failed path=%s error=%s", what, path, strerror(-result));
     return st;
 }

@@ -317,6 +317,19 @@ backend_conn_active(const struct io_conn *core)
     return conn->recv_req.active || conn->send_req.active;
 }
 
+/* The socket is new: what fits into its buffer goes at once, and nobody waits. */
+static void
+last_words(int fd, struct bytes text)
+{
+    if (text.size != 0) (void)!send(fd, text.data, text.size, MSG_DONTWAIT | MSG_NOSIGNAL);
+}
+
+void
+backend_conn_last_words(struct io_conn *core, struct bytes text)
+{
+    last_words(ring_conn_of(core)->fd, text);
+}
+
 void
 backend_conn_shut_send(struct io_conn *core)
 {
@@ -353,6 +366,7 @@ ring_conn_open(struct ring_shard *shard, int fd, const struct io_conn_events *ev
     struct ring_conn *conn = mem_alloc_zero(&shard->core.budget, sizeof(*conn));
     if (conn == NULL) {
         MARK("io.ring_net.no_memory");
+        last_words(fd, events->refusal);
         close(fd);
         return ST_NO_MEMORY;
     }

@@ -77,6 +77,16 @@ shard_thread_start_barrier(struct ring_shard *shard, status st)
     return go;
 }
 
+static void
+host_call_finish(struct ring_call *call, status result)
+{
+    pthread_mutex_lock(&call->mutex);
+    call->result = result;
+    call->finished = true;
+    pthread_cond_signal(&call->cond);
+    pthread_mutex_unlock(&call->mutex);
+}
+
 /* Calls that came too late are refused. */
 static void
 shard_host_close(struct ring_shard *shard)
@@ -85,12 +95,7 @@ shard_host_close(struct ring_shard *shard)
     shard->host_closed = true;
     struct list *link;
     while ((link = list_pop_front(&shard->host_calls)) != NULL) {
-        struct ring_call *call = list_entry(link, struct ring_call, link);
-        pthread_mutex_lock(&call->mutex);
-        call->result = ST_CLOSED;
-        call->finished = true;
-        pthread_cond_signal(&call->cond);
-        pthread_mutex_unlock(&call->mutex);
+        host_call_finish(list_entry(link, struct ring_call, link), ST_CLOSED);
     }
     pthread_mutex_unlock(&shard->host_mutex);
 }
@@ -137,14 +142,11 @@ shard_thread(void *arg)
 /* ---- calls of host threads ---- */
 
 static void
-host_call_fiber(void *arg)
+host_call_run(void *arg)
 {
     struct ring_call *call = arg;
     call->fn(call->arg);
-    pthread_mutex_lock(&call->mutex);
-    call->finished = true;
-    pthread_cond_signal(&call->cond);
-    pthread_mutex_unlock(&call->mutex);
+    host_call_finish(call, ST_OK);
 }
 
 u32
@@ -166,27 +168,27 @@ ring_host_calls_run(struct ring_shard *shard)
     struct list *link;
     while ((link = list_pop_front(&batch)) != NULL) {
         struct ring_call *call = list_entry(link, struct ring_call, link);
-        status st = fiber_spawn(FIBER_FOREGROUND, "host call", host_call_fiber, call);
+        count++;
+        if (!call->waits) {
+            host_call_run(call);
+            continue;
+        }
+        status st = fiber_spawn(FIBER_FOREGROUND, "host call", host_call_run, call);
         if (!ok(st)) {
             MARK("io.ring_node.call_refused");
-            pthread_mutex_lock(&call->mutex);
-            call->result = st;
-            call->finished = true;
-            pthread_cond_signal(&call->cond);
-            pthread_mutex_unlock(&call->mutex);
+            host_call_finish(call, st);
         }
-        count++;
     }
     atomic_fetch_sub(&shard->host_calls_pending, count);
     return count;
 }
 
-status
-io_node_call(struct io_node *node, u32 index, void (*fn)(void *arg), void *arg)
+static status
+host_call(struct io_node *node, u32 index, void (*fn)(void *arg), void *arg, bool waits)
 {
     CHECK(index < node->count);
     struct ring_shard *shard = node->shards[index];
-    struct ring_call call = {.fn = fn, .arg = arg, .result = ST_OK};
+    struct ring_call call = {.fn = fn, .arg = arg, .waits = waits, .result = ST_OK};
     pthread_mutex_init(&call.mutex, NULL);
     pthread_cond_init(&call.cond, NULL);
 
@@ -210,6 +212,18 @@ io_node_call(struct io_node *node, u32 index, void (*fn)(void *arg), void *arg)
     pthread_cond_destroy(&call.cond);
     pthread_mutex_destroy(&call.mutex);
     return call.result;
+}
+
+status
+io_node_call(struct io_node *node, u32 index, void (*fn)(void *arg), void *arg)
+{
+    return host_call(node, index, fn, arg, true);
+}
+
+status
+io_node_ask(struct io_node *node, u32 index, void (*fn)(void *arg), void *arg)
+{
+    return host_call(node, index, fn, arg, false);
 }
 
 /* ---- the node ---- */

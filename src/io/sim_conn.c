@@ -336,6 +336,15 @@ backend_conn_active(const struct io_conn *core)
 }
 
 void
+backend_conn_last_words(struct io_conn *core, struct bytes text)
+{
+    struct sim_conn *conn = sim_conn_of(core);
+    struct pipe *pipe = &conn->line->pipes[conn->end];
+    if (pipe->ended) return;
+    memcpy(sim_pipe_push(sim_current, pipe, SEGMENT_DATA, (u32)text.size), text.data, text.size);
+}
+
+void
 backend_conn_shut_send(struct io_conn *core)
 {
     struct sim_conn *conn = sim_conn_of(core);

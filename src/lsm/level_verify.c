@@ -36,7 +36,7 @@ outcome(struct verify *verify, status st, const char *file, u64 offset, const ch
     } else if (status_is(st, ST_NOT_FOUND)) {
         MARK("lsm.verify.file_missing");
         damage(verify, file, 0, "file is missing");
-    } else if (status_is(st, ST_IO_ERROR) || status_is(st, ST_DENIED) || status_is(st, ST_END)) {
+    } else if (status_is_io(st) || status_is(st, ST_END)) {
         MARK("lsm.verify.unreadable");
         damage(verify, file, offset, "cannot be read");
     } else {

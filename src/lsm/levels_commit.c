@@ -226,8 +226,7 @@ levels_commit(struct levels *levels, const struct run_change *changes, u32 count
     if (!ok(st)) {
         MARK("lsm.levels.commit_failed");
         /* A device that fails writes is not trusted with an answer either. */
-        if (!outcome_known || status_is(st, ST_IO_ERROR) || status_is(st, ST_DENIED))
-            fail(levels, st);
+        if (!outcome_known || status_is_io(st)) fail(levels, st);
         run_set_unref(next);
         goto unlock;
     }

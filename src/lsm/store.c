@@ -68,7 +68,6 @@ struct work {
     const char *source_list[LIMIT_SHARDS];
     struct buf names; /* of a listed directory, each with its zero */
     bool no_memory;
-    bool named;   /* ... NODE */
     bool foreign; /* the listed directory holds something that is not ours */
     char *error;
     size_t error_size;
@@ -155,16 +154,6 @@ name_judge(void *arg, const char *name)
     if (strcmp(name, "LOCK") != 0 && strcmp(name, "NODE.tmp") != 0 &&
         strcmp(name, "lost+found") != 0 && name[0] != '.' && !is_store_name(name))
         work->foreign = true;
-}
-
-static void
-name_look(void *arg, const char *name)
-{
-    struct work *work = arg;
-    if (strcmp(name, "NODE") == 0)
-        work->named = true;
-    else
-        name_judge(work, name);
 }
 
 /* Whatever is there, is it one of our directories? */
@@ -589,16 +578,27 @@ layout_describe(const struct work *work, struct store_layout *out)
     }
 }
 
-/* Before the lock, which leaves a file behind: what is not ours stays as it is. */
+/* Before the lock, which leaves a file behind: what is not ours stays as it is. A directory with a
+ * NODE is ours, or is refused for what is in it; only another one is listed. */
 static MAY_YIELD status
 place_judge(struct work *work)
 {
-    work->foreign = work->named = false;
-    status st = io_dir_list(work->dir, name_look, work);
+    file_path(work, work->path, "NODE");
+    struct io_file *file;
+    status st = io_file_open(work->path, IO_OPEN_READ, &file);
+    if (ok(st)) {
+        io_file_close(file);
+        return ST_OK;
+    }
+    if (!status_is(st, ST_NOT_FOUND))
+        return MARKED("lsm.store.node_not_asked_for",
+                      WORK_FAIL(work, st, "cannot open %s: %s", work->path, status_text(st)));
+    work->foreign = false;
+    st = io_dir_list(work->dir, name_judge, work);
     if (!ok(st))
         return MARKED("lsm.store.create_not_listed",
                       WORK_FAIL(work, st, "cannot list %s: %s", work->dir, status_text(st)));
-    if (work->foreign && !work->named) {
+    if (work->foreign) {
         MARK("lsm.store.foreign");
         return WORK_FAIL(work, ST_INVALID,
                          "%s holds files but no NODE: not a data directory of this program; "

@@ -129,6 +129,7 @@ native_status_of(status st)
     case SC_CANCELED:
     case SC_IO_ERROR:
     case SC_DENIED:
+    case SC_MOUNTED_READ_ONLY:
     case STATUS_CODE_COUNT:
         break;
     }

@@ -538,6 +538,7 @@ exec_error_reply(struct resp_writer *reply, status why)
         return;
     case SC_IO_ERROR:
     case SC_DENIED:
+    case SC_MOUNTED_READ_ONLY:
         resp_error(reply, "ERR reading from the disk failed, see the log of this node");
         return;
     case SC_TOO_LARGE:

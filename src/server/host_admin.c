@@ -71,7 +71,7 @@ collect(struct host_admin *admin)
             .server = admin->config.server,
             .out = &admin->shards[shard],
         };
-        admin->known[shard] = ok(io_node_call(admin->config.node, shard, server_collect, &call));
+        admin->known[shard] = ok(io_node_ask(admin->config.node, shard, server_collect, &call));
     }
     admin->collected_ns = host_now_ns();
 }

@@ -7,7 +7,7 @@
  *   GET /livez     200 while every shard's loop turns, else 503
  *   GET /readyz    200 while the node serves requests, else 503
  *
- * One thread of its own. Figures are copied from the shards by io_node_call and kept for 100 ms,
+ * One thread of its own. Figures are copied from the shards by io_node_ask and kept for 100 ms,
  * so that many scrapers cost no more than one. Health never asks a shard: it looks at heartbeats.
  */
 #ifndef DISTKV_SERVER_HOST_ADMIN_H

@@ -67,7 +67,7 @@ struct metric {
 static const struct metric metrics[] = {
     /* clang-format off */
     C("commands_processed", commands_total, 1, "Commands that ran."),
-    C("clients_refused", clients_refused, 1, "Connections refused above maxclients."),
+    C("clients_refused", clients_refused, 1, "Connections refused above maxclients, or without memory for a session."),
     C("clients_timed_out", clients_timed_out, 1, "Connections closed because they were idle."),
     C("clients_request_timed_out", clients_request_timed_out, 1,
       "Connections closed because they left a request unfinished."),

@@ -9,7 +9,8 @@
  *                 .arg = server)              -->  shard 0: store_prepare
  *                                                  all:     lsm_open, then (all open) listen
  *   server_ready()  true                      <--
- *   io_node_call(shard, server_collect, ...)  -->  copies figures; likewise server_action_call
+ *   io_node_ask(shard, server_collect, ...)   -->  copies figures
+ *   io_node_call(shard, server_action_call, ...)
  *   io_node_stop()                            -->  stop listening, let what is in flight end,
  *   io_node_join()                                 close stores, release the directory
  *   server_free()
@@ -127,7 +128,7 @@ struct server_collect {
     struct server *server;
     struct shard_stats *out;
 };
-/* For io_node_call, io_shard_call: fills *out with the figures of the shard that runs it. */
+/* For io_node_ask, io_shard_call: fills *out with the figures of the shard that runs it. */
 MAY_YIELD void server_collect(void *arg); /* struct server_collect * */
 
 /* For io_node_call on every shard in turn: live stores in order, for operators. */

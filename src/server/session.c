@@ -30,8 +30,6 @@
 #define RATE_PERIOD_NS  NS_PER_S
 /* The least that must come of an unfinished request in a minute. */
 #define UNFINISHED_BYTES_MIN 1024u
-/* Between two lines of the log about refused clients. */
-#define REFUSAL_LOG_NS (10 * NS_PER_S)
 /* What a turn always takes from a connection: see may_go_on. */
 #define TURN_SMALL_BYTES (8u << 10)
 
@@ -622,13 +620,13 @@ session_sweep_start(struct shard *shard)
 void
 session_refusal_log(struct shard *shard, const char *why)
 {
-    u64 now_ns = io_now_ns();
-    if (shard->refusal_ns != 0 && now_ns - shard->refusal_ns < REFUSAL_LOG_NS) return;
-    shard->refusal_ns = now_ns;
+    if (!log_seldom(&shard->refusal_ns, io_now_ns())) return;
     log_warning("server", "refusing clients clients_refused=%llu requests_refused=%llu why=%s",
                 (unsigned long long)shard->stats->clients_refused,
                 (unsigned long long)shard->stats->requests_refused, why);
 }
+
+static const char refusal[] = "-ERR max number of clients reached\r\n";
 
 static status
 opened(struct io_conn *conn, void *arg)
@@ -643,11 +641,14 @@ opened(struct io_conn *conn, void *arg)
     struct session *s = NULL;
     if (limit == 0 || clients < limit) s = mem_alloc_zero(io_budget(), sizeof(*s));
     if (s == NULL) {
-        static const char full[] = "-ERR max number of clients reached\r\n";
         shard->stats->clients_refused++;
         session_refusal_log(shard, limit != 0 && clients >= limit ? "more than maxclients"
                                                                   : "no memory for a session");
-        if (!io_conn_write(conn, full, sizeof(full) - 1)) MARK("server.session.refused_silently");
+        if (!io_conn_write(conn, refusal, sizeof(refusal) - 1)) {
+            MARK("server.session.refused_without_memory");
+            atomic_fetch_sub(&shard->server->clients, 1); /* closed is not called */
+            return ST_NO_MEMORY;
+        }
         io_conn_close(conn, IO_CLOSE_FLUSH);
         return ST_OK;
     }
@@ -784,4 +785,5 @@ const struct io_conn_events session_events = {
     .drained = drained,
     .ended = ended,
     .closed = closed,
+    .refusal = {(const u8 *)refusal, sizeof(refusal) - 1},
 };

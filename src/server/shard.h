@@ -108,7 +108,7 @@ struct shard {
     u64 rate_ns, rate_commands, rate_received, rate_sent; /* at the last look */
     u32 session_count;
     bool draining;
-    u64 refusal_ns; /* when the log last said that clients are refused; 0: never */
+    u64 refusal_ns; /* of log_seldom: clients are refused */
     u64 turn_ns;    /* see may_go_on in session.c */
     u32 round, turn_runs, turn_waits;
     struct list monitors; /* sessions of this shard in MONITOR */

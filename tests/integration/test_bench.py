@@ -489,4 +489,6 @@ def test_the_ceiling_is_measured():
                                                        "set-p1", "set-p16", "set-p64"]
     for run in result["runs"]:
         assert run["error_count"] == 0
-        assert run["client_cpu_us_per_op"] > 0 and run["server_cpu_us_per_op"] > 0
+        assert run["client_cpu_us_per_op"] > 0
+    # The kernel counts the other process in hundredths of a second: none may fall into a short run.
+    assert max(run["server_cpu_us_per_op"] for run in result["runs"]) > 0

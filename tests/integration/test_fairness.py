@@ -153,11 +153,11 @@ def test_pipelines_of_long_replies_are_served_in_turn(make_server, cores):
     """Their sum is many times the memory: a reply that would wait for those before it is made when
     its turn comes, and none is refused."""
     server = make_server(memory="64MiB", cores=cores)
-    for size, keys, connections, per in ((300_000, 50, 20, 100), (3000, 2000, 300, 32),
-                                         (100_000, 50, 200, 16)):
+    for size, keys, connections, per in ((300_000, 50, 20, 40), (3000, 2000, 300, 32),
+                                         (100_000, 50, 200, 12)):
         load(server, keys, size)
         for kind in ("pipeline", "hotpipe"):
-            with Heavy(server, kind, connections // (4 if SANITIZED else 1), keys, per) as heavy:
+            with Heavy(server, kind, connections // (2 if SANITIZED else 1), keys, per) as heavy:
                 result = heavy.end()
             print(size, kind, result)
             assert result["unfinished"] == 0 and result["closed"] == 0, result

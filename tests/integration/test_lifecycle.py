@@ -163,6 +163,24 @@ def test_a_directory_of_another_user_is_refused_as_such(tmp_path):
         shutil.rmtree(place)
 
 
+def test_a_read_only_file_system_is_refused_as_such(make_server):
+    """As above, for a new directory and for one that a node has written."""
+    server = make_server()
+    server.stop()
+    place = server.data_dir
+    # Mounted for one process only: nothing is left behind.
+    mount = f"mount --bind {place} {place} && mount -o remount,bind,ro {place}"
+    alone = ["--mount", "sh", "-c"]
+    if run_server(*alone, mount, binary="unshare").returncode != 0:
+        pytest.skip("needs the right to mount")
+    for directory in (place, f"{place}/new"):
+        start = f"exec {SERVER} --data-dir {directory} --address 127.0.0.1:{free_port()}"
+        done = run_server(*alone, f"{mount} && {start}", binary="unshare")
+        assert done.returncode == 1
+        assert "file system is mounted read-only" in done.stderr, done.stderr
+        assert directory in done.stderr
+
+
 def test_another_node_id_is_refused(make_server):
     server = make_server(node_id="first")
     assert server.status()["node_id"] == "first"

@@ -41,8 +41,8 @@
 #define VALUE_BYTES_MAX 40000u
 #define ROUNDS          5u /* processes of a seed; the last one is whole */
 #ifdef __SANITIZE_ADDRESS__
-#define SEED_COUNT   150u /* ten times as slow */
-#define OTHERS_COUNT 40u
+#define SEED_COUNT   100u /* ten times as slow */
+#define OTHERS_COUNT 25u
 #else
 #define SEED_COUNT   1000u
 #define OTHERS_COUNT 300u

@@ -325,8 +325,8 @@ the_state_is_shown_and_judged(void **state)
     assert_says("kv bench-ping --count 100 --in-flight 8", 0, "100 pings in");
     assert_says("kv bench-ping --count 10 --json", 0, "\"latency_p99_us\":");
     server->silent = 1;
-    assert_says("kv bench-ping --count 2 --timeout 50ms", 1, "failed");
-    assert_says("kv doctor --count 2 --timeout 50ms", 5, "failure");
+    assert_says("kv bench-ping --count 2 --timeout 500ms", 1, "failed");
+    assert_says("kv doctor --count 2 --timeout 500ms", 5, "failure");
 }
 
 static void
@@ -334,8 +334,8 @@ a_server_that_does_not_answer_ends_with_1(void **state)
 {
     (void)state;
     server->silent = 1;
-    assert_says("kv get k --timeout 50ms", 1, "deadline");
-    assert_says("kv put k v --timeout 50ms", 1, "deadline");
+    assert_says("kv get k --timeout 500ms", 1, "deadline");
+    assert_says("kv put k v --timeout 500ms", 1, "deadline");
 }
 
 static void

@@ -41,6 +41,12 @@ static _Atomic int last_why;
 static _Atomic u64 budget_used;
 static _Atomic u64 budget_used_max;
 static _Atomic bool refuse_all;
+static struct list taken; /* the shard's */
+
+struct taken {
+    struct list link;
+    size_t size;
+};
 
 static void
 session_timer(struct io_timer *timer)
@@ -148,6 +154,26 @@ line_handle(struct session *session, struct bytes data)
         EXPECT(io_conn_write(conn, name, strlen(name)));
         return line;
     }
+    case 'm': /* takes all of the memory, and says so with the last of it */
+        EXPECT(io_conn_write(conn, "taken\n", 6));
+        list_init(&taken);
+        for (size_t size = MIB(1); size >= 32; size /= 2) {
+            struct taken *block;
+            while ((block = mem_alloc(io_budget(), size)) != NULL) {
+                block->size = size;
+                list_push_back(&taken, &block->link);
+            }
+        }
+        return line;
+    case 'g': { /* gives it back */
+        struct list *node;
+        while ((node = list_pop_front(&taken)) != NULL) {
+            struct taken *block = list_entry(node, struct taken, link);
+            mem_free(io_budget(), block, block->size);
+        }
+        EXPECT(io_conn_write(conn, "given\n", 6));
+        return line;
+    }
     case 's': /* nothing */
         return line;
     default:
@@ -177,7 +203,8 @@ session_received(struct io_conn *conn, struct bytes data)
 static const struct io_conn_events events = {.opened = session_opened,
                                              .received = session_received,
                                              .drained = session_drained,
-                                             .closed = session_closed};
+                                             .closed = session_closed,
+                                             .refusal = BYTES("full\n", 5)};
 
 static status
 main_serves(void *arg)
@@ -555,6 +582,33 @@ a_session_that_refuses_is_never_told_closed(void **state)
     server_stop(node);
 }
 
+/* For its connection, or for its session: it reads why it is closed all the same. */
+static void
+who_finds_no_memory_is_told_so_and_closed(void **state)
+{
+    struct io_node *node = server_start("127.0.0.1");
+    int first = client_connect();
+    client_send(first, "m\n", 2);
+    client_expect(first, "taken\n");
+    for (u32 i = 0; i < 20; i++) {
+        int fd = client_connect();
+        client_expect(fd, "full\n");
+        client_expect_end(fd);
+        close(fd);
+    }
+    u64 used; /* the operator has figures all the same */
+    assert_true(ok(io_node_ask(node, 0, look_at_memory, &used)));
+    client_send(first, "g\n", 2);
+    client_expect(first, "given\n");
+    int fd = client_connect();
+    client_send(fd, "ehere\n", 6);
+    client_expect(fd, "ehere\n");
+    close(fd);
+    close(first);
+    wait_closed(2);
+    server_stop(node);
+}
+
 #define IDLE_CONNS 1000u
 
 static void
@@ -785,6 +839,7 @@ main(void)
         cmocka_unit_test(memory_of_replies_is_kept_within_bounds_and_given_back),
         cmocka_unit_test(a_reset_is_told),
         cmocka_unit_test(a_session_that_refuses_is_never_told_closed),
+        cmocka_unit_test(who_finds_no_memory_is_told_so_and_closed),
         cmocka_unit_test(idle_connections_cost_little),
         cmocka_unit_test(a_fast_sender_does_not_pile_up_input),
         cmocka_unit_test(out_of_descriptors_the_listener_waits_and_goes_on),

@@ -717,6 +717,79 @@ compaction_does_not_save_up_for_a_burst(void **state)
     sim_free(sim);
 }
 
+/* ---- beats: nobody waits for a merge ---- */
+
+#define BEAT_RUNS 4u
+#define BEAT_KEYS 900u
+
+static struct {
+    u64 turns, gap_ns_max;
+    bool ends, ended, merged;
+} beat;
+
+/* Wants its turn all the time, and notes how long it did not get it. */
+static void
+beat_watch(void *arg)
+{
+    u64 last_ns = io_clock_ns();
+    while (!beat.ends) {
+        fiber_yield();
+        u64 now_ns = io_clock_ns();
+        beat.gap_ns_max = MAX(beat.gap_ns_max, now_ns - last_ns);
+        beat.turns++;
+        last_ns = now_ns;
+    }
+    beat.ended = true;
+}
+
+static void
+beat_merge(void *arg)
+{
+    EXPECT(ok(levels_compact_all(rig.levels)));
+    beat.merged = true;
+}
+
+static status
+beat_life(void *arg)
+{
+    EXPECT(ok(lesson_open()));
+    for (u32 round = 0; round < BEAT_RUNS; round++) {
+        for (u32 key = 0; key < BEAT_KEYS; key++)
+            rig_write(&rig, key, 8, 0, false);
+        EXPECT(ok(rig_flush(&rig)));
+    }
+    memset(&beat, 0, sizeof(beat));
+    EXPECT(ok(fiber_spawn(FIBER_FOREGROUND, "watch", beat_watch, NULL)));
+    EXPECT(ok(fiber_spawn(FIBER_BACKGROUND, "merge", beat_merge, NULL)));
+    while (!beat.merged)
+        fiber_sleep_ns(NS_PER_MS);
+    beat.ends = true;
+    while (!beat.ended)
+        fiber_sleep_ns(NS_PER_MS);
+    EXPECT(rig.levels->compactions > 0);
+    rig_close(&rig);
+    return ST_OK;
+}
+
+/* On the simulated link each question whether a turn is over costs some 3 us, so that a merge of
+ * thousands of entries that finds its blocks in memory takes many beats of 500 us. One that went on
+ * would hold up the others for all of them. */
+static void
+a_merge_leaves_the_processor_after_each_beat(void **state)
+{
+    rig_reset(1, MIB(1));
+    struct sim_options options;
+    sim_options_default(&options, 1);
+    options.disk.latency_ns_min = options.disk.latency_ns_max = 10 * NS_PER_US;
+    options.turn_ns_min = options.turn_ns_max = NS_PER_US;
+    struct sim *sim = sim_new(&options);
+    (void)sim_node_new(sim, "10.0.0.1");
+    assert_true(ok(sim_run(sim, 1, beat_life, NULL)));
+    sim_free(sim);
+    assert_true(beat.turns > 1000);
+    assert_true(beat.gap_ns_max < 1 * NS_PER_MS); /* 0.55; without the yield 6 */
+}
+
 /* ---- scrubbing ---- */
 
 static status
@@ -758,6 +831,7 @@ main(void)
         cmocka_unit_test(space_stays_bounded_under_overwrites),
         cmocka_unit_test(stores_are_split_and_joined_without_copying),
         cmocka_unit_test(compaction_does_not_save_up_for_a_burst),
+        cmocka_unit_test(a_merge_leaves_the_processor_after_each_beat),
         cmocka_unit_test(scrubbing_goes_over_everything_again_and_again),
         cmocka_unit_test(any_read_may_fail),
         cmocka_unit_test(any_write_may_fail),
