@@ -654,6 +654,7 @@ log_new(const struct log_config *config)
     log->config = *config;
     log->config.segment_bytes =
         MAX(align_down(config->segment_bytes, LOG_BLOCK_BYTES), LOG_SEGMENT_BYTES_MIN);
+    log->config.recycle_max = MAX(config->recycle_max, LOG_RECYCLE_LEAST);
     size_t dir_size = strlen(config->dir);
     CHECK(dir_size < sizeof(log->dir) - LOG_NAME_BYTES - 2);
     memcpy(log->dir, config->dir, dir_size + 1);

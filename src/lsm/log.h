@@ -65,6 +65,7 @@ struct log_config {
     enum lsm_durability durability; /* GROUP or PERIODIC; there is no log for NONE */
     u32 sync_interval_ms;
     u64 segment_bytes;
+    u32 recycle_max; /* released segments kept for a new life; 0: one */
     u64 seq_flushed; /* tables hold everything up to this: numbers go on at least from here */
     struct budget *budget;
     void (*durable)(void *arg, u64 durable_seq, bool failed); /* as lsm_on_durable */
@@ -111,6 +112,8 @@ MAY_YIELD MUST_CHECK status log_rotate(struct log *log, u64 *segment_out);
 u64 log_segment_started(const struct log *log);
 /* The tables hold everything before segment_first: those segments may be recycled. */
 MAY_YIELD void log_release(struct log *log, u64 segment_first);
+/* Removes segments that wait for a new life, all but one: their room is needed. */
+MAY_YIELD void log_recycled_remove(struct log *log);
 
 struct log_stats {
     u64 bytes, writes, segments, bytes_to_replay;

@@ -18,7 +18,7 @@
 #define LOG_GROUP_BYTES_MAX   KIB(256) /* of one write */
 #define LOG_SEAL_AFTER_NS     NS_PER_MS
 #define LOG_RETRY_NS          NS_PER_S
-#define LOG_RECYCLE_MAX       1u /* besides the one that is ready */
+#define LOG_RECYCLE_LEAST     1u /* besides the one that is ready */
 #define LOG_SEGMENT_BYTES_MIN (8u * LOG_BLOCK_BYTES)
 
 struct log_segment {

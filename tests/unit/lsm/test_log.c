@@ -662,6 +662,49 @@ recycled_segments_never_show_their_past(void **state)
     sim_free(sim);
 }
 
+/* Several segments between two releases, as a memtable larger than a segment has them. */
+static status
+recycle_many_body(void *arg)
+{
+    struct model *model = arg;
+    status st = open_log(model);
+    if (!ok(st)) return st;
+    struct log_stats stats;
+    for (u32 round = 0; round < 30; round++) {
+        st = append_some(model);
+        CHECK(ok(st));
+        st = log_rotate(model->log, &model->segment_first);
+        CHECK(ok(st));
+        log_release(model->log, model->segment_first);
+        log_stats(model->log, &stats);
+        CHECK(stats.segments <= 8); /* current, ready, six that wait */
+    }
+    CHECK(stats.segments >= 5);
+    log_recycled_remove(model->log);
+    log_stats(model->log, &stats);
+    CHECK(stats.segments <= 3);
+    log_close(model->log);
+    return ST_OK;
+}
+
+static void
+several_segments_between_releases_need_no_new_files(void **state)
+{
+    (void)state;
+    struct sim_options options;
+    sim_options_default(&options, 8);
+    struct sim *sim = sim_new(&options);
+    struct sim_node *node = sim_node_new(sim, "10.0.0.1");
+    struct model model = model_make(8, 150, 2000); /* three segments a round */
+    model.config.recycle_max = 6;
+    assert_true(ok(sim_run(sim, 1, recycle_many_body, &model)));
+    assert_true(sim_mark_count(sim, "lsm.log.recycled") > 80);
+    assert_true(sim_mark_count(sim, "lsm.log.made") <= 8);
+    segments_list(sim_node_disk(node));
+    assert_true(segment_count <= 3); /* the others' files are gone */
+    sim_free(sim);
+}
+
 struct space {
     struct sim_disk *disk;
     struct model model;
@@ -1216,6 +1259,7 @@ main(void)
         cmocka_unit_test(a_lost_or_shortened_segment_is_damage),
         cmocka_unit_test(verification_names_the_damaged_block),
         cmocka_unit_test(recycled_segments_never_show_their_past),
+        cmocka_unit_test(several_segments_between_releases_need_no_new_files),
         cmocka_unit_test(a_full_disk_refuses_and_goes_on_when_there_is_space),
         cmocka_unit_test(a_full_disk_does_not_keep_a_log_from_opening),
         cmocka_unit_test(names_are_parsed_strictly),
