@@ -83,8 +83,8 @@ MAY_YIELD void
 log_close(struct log *log); /* writes and waits for what is buffered, unless failed */
 
 /* Copies the record into the buffer of the next write, which leaves when the turn has brought all
- * that it brings (log.c). ST_WOULD_WAIT when the buffers are full (log_wait_room); ST_READ_ONLY
- * when failed. The crc is filled in. */
+ * that it brings, or half of it (log.c). ST_WOULD_WAIT when the buffers are full (log_wait_room);
+ * ST_READ_ONLY when failed. The crc is filled in. */
 MUST_CHECK status log_append(struct log *log, const struct log_record *header,
                              struct bytes payload);
 MAY_YIELD void log_wait_room(struct log *log);

@@ -345,6 +345,44 @@ what_a_turn_brings_is_one_write(void **state)
     sim_free(sim);
 }
 
+/* The disk begins with half of what a large turn brings while the rest is still coming. */
+static status
+half_body(void *arg)
+{
+    struct model *model = arg;
+    status st = open_log(model);
+    if (!ok(st)) return st;
+    for (u32 round = 0; round < 3; round++) {
+        struct log_stats before, after;
+        log_stats(model->log, &before);
+        st = append_some(model);
+        CHECK(ok(st));
+        CHECK(model->log->in_flight_count == 1 && model->log->fill != NULL);
+        u64 left = list_entry(list_first(&model->log->in_flight), struct log_write, link)->size;
+        CHECK(round == 0 || (left >= 4 * LOG_BLOCK_BYTES && left <= 7 * LOG_BLOCK_BYTES));
+        while (log_durable_seq(model->log) < model->appended)
+            fiber_sleep_ns(10 * NS_PER_US);
+        log_stats(model->log, &after);
+        CHECK(after.writes == before.writes + 2);
+        fiber_sleep_ns(5 * NS_PER_MS); /* the seal is written */
+    }
+    log_close(model->log);
+    return ST_OK;
+}
+
+static void
+half_of_a_large_turn_leaves_early(void **state)
+{
+    (void)state;
+    struct sim_options options;
+    sim_options_default(&options, 8);
+    struct sim *sim = sim_new(&options);
+    struct model model = model_make(8, 400, 100);       /* some eleven blocks */
+    model.config.segment_bytes = 256 * LOG_BLOCK_BYTES; /* groups of up to sixteen */
+    assert_true(ok(sim_run(sim, 1, half_body, &model)));
+    sim_free(sim);
+}
+
 static status
 poison_body(void *arg)
 {
@@ -1241,6 +1279,7 @@ main(void)
         cmocka_unit_test(recovery_has_several_reads_under_way),
         cmocka_unit_test(recovery_makes_do_with_little_memory),
         cmocka_unit_test(what_a_turn_brings_is_one_write),
+        cmocka_unit_test(half_of_a_large_turn_leaves_early),
         cmocka_unit_test(a_failed_write_fails_the_log_for_good),
         cmocka_unit_test(no_power_cut_takes_what_was_durable),
         cmocka_unit_test(a_second_cut_during_recovery_takes_nothing_either),
