@@ -215,19 +215,25 @@ core_run_bulk(struct io_shard *shard)
     return count;
 }
 
-static u32
+bool
+core_background_is_due(struct io_shard *shard)
+{
+    shard->background_slice_ns = CORE_QUOTA_NS;
+    if (shard->turn_had_foreground) {
+        u64 others_ns = backend_clock_ns(shard) - shard->turn_start_ns;
+        shard->background_credit_ns =
+            core_credit(shard->background_credit_ns, others_ns, CORE_BACKGROUND_PART);
+        if (shard->background_credit_ns < CORE_SLICE_NS_MIN) return false;
+        shard->background_slice_ns = MIN(shard->background_credit_ns, CORE_QUOTA_NS);
+    }
+    return core_first_ready(shard, FIBER_BACKGROUND) != NULL;
+}
+
+u32
 core_run_background(struct io_shard *shard)
 {
     u64 start_ns = backend_clock_ns(shard);
-    u64 slice_ns = CORE_QUOTA_NS;
-    if (shard->turn_had_foreground) {
-        shard->background_credit_ns = core_credit(
-            shard->background_credit_ns, start_ns - shard->turn_start_ns, CORE_BACKGROUND_PART);
-        if (shard->background_credit_ns < CORE_SLICE_NS_MIN) return 0;
-        slice_ns = MIN(shard->background_credit_ns, CORE_QUOTA_NS);
-    }
-    if (core_first_ready(shard, FIBER_BACKGROUND) == NULL) return 0;
-
+    u64 slice_ns = shard->background_slice_ns;
     shard->slice_end_ns = start_ns + slice_ns;
     shard->slice_own_ns = shard->slice_end_ns - CORE_QUOTA_NS + CORE_SLICE_NS_MIN;
     u32 count = 0;
@@ -247,11 +253,10 @@ core_run_background(struct io_shard *shard)
 }
 
 u32
-core_run_fibers(struct io_shard *shard)
+core_run_answers(struct io_shard *shard)
 {
     u32 count = core_run_foreground(shard);
-    count += core_run_bulk(shard);
-    return count + core_run_background(shard);
+    return count + core_run_bulk(shard);
 }
 
 bool

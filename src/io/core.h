@@ -17,7 +17,8 @@
  *     core_deliver         one call for each mail that the transport brought
  *     core_run_mails       mails to oneself, outboxes that were waiting for room
  *     core_run_tasks       callbacks posted so far in this turn or by the one before
- *     core_run_fibers      ready fibers, within the quota
+ *     core_run_answers     ready fibers that somebody waits for, within the quota
+ *     core_run_background  the others, when their time has come
  *
  * Invariants
  *   C1  A callback never runs inside the function that started its operation: completions go
@@ -106,6 +107,7 @@ struct io_shard {
     struct heap timers;                 /* struct io_timer.node */
     u64 timer_order;
     u64 bulk_credit_ns, background_credit_ns;
+    u64 background_slice_ns; /* core_background_is_due */
     bool bulk_runs;
     bool turn_had_foreground; /* anything but background fibers ran in this turn */
 
@@ -172,9 +174,12 @@ u32 core_run_timers(struct io_shard *shard);
 void core_deliver(struct io_shard *shard, struct io_mail *mail);
 u32 core_run_mails(struct io_shard *shard);
 u32 core_run_tasks(struct io_shard *shard);
-u32 core_run_fibers(struct io_shard *shard);
+u32 core_run_answers(struct io_shard *shard);
+/* Once a turn: counts what background fibers have earned. True: some are to run now. */
+bool core_background_is_due(struct io_shard *shard);
+u32 core_run_background(struct io_shard *shard);
 /* Switches to a fiber that is ready, wherever it stands in its list, until it waits or ends. The
- * simulator picks by this; core_run_fibers uses it, too. */
+ * simulator picks by this; the two above use it, too. */
 void core_run_fiber(struct io_shard *shard, struct fiber *fiber);
 /* Whether another turn has something to do at once. Timers and the backend's own work do not
  * count. */

@@ -445,7 +445,9 @@ op_start(struct io_file *file, struct io_op *op, enum op_kind kind, enum io_clas
         return;
     }
     op_enqueue(file->shard, op, false);
-    if (kind == OP_READ && file->shard->disk_queued >= READS_AT_ONCE) {
+    /* All writers wait for the log: not behind the fibers of this turn, nor its replies. */
+    bool at_once = class == IO_CLASS_LOG && kind == OP_WRITE;
+    if (at_once || (kind == OP_READ && file->shard->disk_queued >= READS_AT_ONCE)) {
         ring_file_dispatch(file->shard);
         ring_submit_early(file->shard);
     }

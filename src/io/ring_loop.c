@@ -547,12 +547,19 @@ ring_run(struct ring_shard *shard)
         done += ring_reap(shard);
         done += core_run_mails(core);
         done += core_run_tasks(core);
-        done += core_run_fibers(core);
+        done += core_run_answers(core);
         ring_file_dispatch(shard);
         /* The kernel hands reads on when it has looked at all that is submitted with them: not
          * behind replies, each of which takes longer than a read. */
         if (io_uring_sq_ready(&shard->uring) >= SQES_AT_ONCE) ring_submit_early(shard);
         ring_net_flush(shard);
+        if (core_background_is_due(core)) {
+            ring_wake_targets(shard);
+            ring_submit_early(shard); /* no answer waits for it */
+            done += core_run_background(core);
+            ring_file_dispatch(shard);
+            ring_net_flush(shard);
+        }
         ring_wake_targets(shard);
         if (io_uring_sq_ready(&shard->uring) > 0 || ring_kernel_has_more(shard)) ring_submit(shard);
         ring_turn_end(shard, done > 0);

@@ -198,7 +198,8 @@ shard_turn(struct sim_event *event)
     shard_run_arrivals(shard);
     core_run_mails(&shard->core);
     core_run_tasks(&shard->core);
-    core_run_fibers(&shard->core);
+    core_run_answers(&shard->core);
+    if (core_background_is_due(&shard->core)) core_run_background(&shard->core);
     if (core_shard_finished(&shard->core)) sim_net_shut(shard);
     shard_leave(domain);
 

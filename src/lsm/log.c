@@ -8,10 +8,11 @@
  * What one turn of the loop brings is a group (pump_task), and no timer holds anybody up: it leaves
  * at once when nothing is under way. Beside others, at most LOG_WRITES_IN_FLIGHT in all, it leaves
  * when it is at least half as large as the largest of them; else it grows until it is, or until one
- * of them is done. So the group grows by itself with the load. A disk that overlaps durable writes
- * is kept busy, and one that flushes a volatile cache for each of them, one after the other, is not
- * given many small ones, of which each waits for the flushes of those before it. Places in the
- * segment are given when blocks are laid out, so order in memory is order on disk.
+ * of them is done. With nothing under way, half of what usually is leaves before the turn is over
+ * (group_leaves_early). So the group grows by itself with the load. A disk that overlaps durable
+ * writes is kept busy, and one that flushes a volatile cache for each of them, one after the other,
+ * is not given many small ones, of which each waits for the flushes of those before it. Places in
+ * the segment are given when blocks are laid out, so order in memory is order on disk.
  *
  * Changing segments (log_cut): the next one begins with a header that names the end of the one
  * before. If the header became durable before that end did, a power cut in between would look like
@@ -187,6 +188,34 @@ log_fail(struct log *log, status why, const char *what)
 
 static void write_done(struct io_op *op);
 
+static u64
+write_payload_bytes(const struct log_write *write)
+{
+    return write->size - LOG_BLOCK_BYTES + write->block_used; /* about */
+}
+
+/* How much is under way at once: the most of late. */
+static void
+load_note(struct log *log)
+{
+    u64 bytes = 0;
+    list_for_each (link, &log->in_flight)
+        bytes += write_payload_bytes(list_entry(link, struct log_write, link));
+    log->load_bytes = MAX(bytes, log->load_bytes - log->load_bytes / LOG_LOAD_FADES);
+}
+
+/* Whether the group leaves before the turn has brought all that it brings. Those who wait for one
+ * large group all go on at once, and fill the next one: the disk waits for the core then, and the
+ * core for the disk. Half of it sets the two working at the same time, and from then on groups take
+ * turns. Not less than a block, of which small groups would write more. */
+static bool
+group_leaves_early(const struct log *log)
+{
+    if (log->in_flight_count > 0) return false;
+    if (!list_empty(&log->queued)) return true;
+    return write_payload_bytes(log->fill) >= MAX(log->load_bytes / 2, LOG_BLOCK_PAYLOAD_BYTES);
+}
+
 static void
 write_submit(struct log *log, struct log_write *write)
 {
@@ -203,6 +232,7 @@ write_submit(struct log *log, struct log_write *write)
     log->attested_segment = write->segment->number;
     list_push_back(&log->in_flight, &write->link);
     log->in_flight_count++;
+    load_note(log);
     log->stats.writes++;
     log->stats.bytes += write->size;
     write->op = (struct io_op){.done = write_done};
@@ -219,12 +249,6 @@ segment_is_settled(struct log *log, const struct log_segment *segment)
     MARK("lsm.log.header_waits_for_sync");
     fiber_queue_wake_all(&log->sync_wake); /* pumps again when it is done */
     return false;
-}
-
-static u64
-write_payload_bytes(const struct log_write *write)
-{
-    return write->size - LOG_BLOCK_BYTES + write->block_used; /* about */
 }
 
 /* Whether another write is worth its while beside those under way. */
@@ -540,7 +564,10 @@ log_append(struct log *log, const struct log_record *header, struct bytes payloa
     CHECK(list_empty(&spare));
     log->seq_last = record.seq_first + record.count - 1;
     log->fill->seq_last = log->seq_last;
-    io_task_post(&log->pump_task);
+    if (group_leaves_early(log))
+        log_pump(log);
+    else
+        io_task_post(&log->pump_task);
     return ST_OK;
 }
 
@@ -654,6 +681,7 @@ log_new(const struct log_config *config)
     log->config = *config;
     log->config.segment_bytes =
         MAX(align_down(config->segment_bytes, LOG_BLOCK_BYTES), LOG_SEGMENT_BYTES_MIN);
+    log->config.recycle_max = MAX(config->recycle_max, LOG_RECYCLE_LEAST);
     size_t dir_size = strlen(config->dir);
     CHECK(dir_size < sizeof(log->dir) - LOG_NAME_BYTES - 2);
     memcpy(log->dir, config->dir, dir_size + 1);

@@ -65,6 +65,7 @@ struct log_config {
     enum lsm_durability durability; /* GROUP or PERIODIC; there is no log for NONE */
     u32 sync_interval_ms;
     u64 segment_bytes;
+    u32 recycle_max; /* released segments kept for a new life; 0: one */
     u64 seq_flushed; /* tables hold everything up to this: numbers go on at least from here */
     struct budget *budget;
     void (*durable)(void *arg, u64 durable_seq, bool failed); /* as lsm_on_durable */
@@ -82,8 +83,8 @@ MAY_YIELD void
 log_close(struct log *log); /* writes and waits for what is buffered, unless failed */
 
 /* Copies the record into the buffer of the next write, which leaves when the turn has brought all
- * that it brings (log.c). ST_WOULD_WAIT when the buffers are full (log_wait_room); ST_READ_ONLY
- * when failed. The crc is filled in. */
+ * that it brings, or half of it (log.c). ST_WOULD_WAIT when the buffers are full (log_wait_room);
+ * ST_READ_ONLY when failed. The crc is filled in. */
 MUST_CHECK status log_append(struct log *log, const struct log_record *header,
                              struct bytes payload);
 MAY_YIELD void log_wait_room(struct log *log);
@@ -111,6 +112,8 @@ MAY_YIELD MUST_CHECK status log_rotate(struct log *log, u64 *segment_out);
 u64 log_segment_started(const struct log *log);
 /* The tables hold everything before segment_first: those segments may be recycled. */
 MAY_YIELD void log_release(struct log *log, u64 segment_first);
+/* Removes segments that wait for a new life, all but one: their room is needed. */
+MAY_YIELD void log_recycled_remove(struct log *log);
 
 struct log_stats {
     u64 bytes, writes, segments, bytes_to_replay;

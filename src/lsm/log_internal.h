@@ -16,9 +16,10 @@
 #include "lsm/table.h"
 
 #define LOG_GROUP_BYTES_MAX   KIB(256) /* of one write */
+#define LOG_LOAD_FADES        16u      /* load_bytes falls by this part with each write */
 #define LOG_SEAL_AFTER_NS     NS_PER_MS
 #define LOG_RETRY_NS          NS_PER_S
-#define LOG_RECYCLE_MAX       1u /* besides the one that is ready */
+#define LOG_RECYCLE_LEAST     1u /* besides the one that is ready */
 #define LOG_SEGMENT_BYTES_MIN (8u * LOG_BLOCK_BYTES)
 
 struct log_segment {
@@ -85,6 +86,7 @@ struct log {
     struct list queued;     /* full or ended ones that wait for their turn */
     struct list in_flight;  /* in the order of submission */
     u32 in_flight_count;
+    u64 load_bytes; /* payload under way at once: the most of late */
     struct list free_writes;
     u32 free_count;
     u64 queued_bytes;    /* in fill, queued and in_flight */

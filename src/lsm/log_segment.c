@@ -113,17 +113,9 @@ segment_reopen(struct log *log, struct log_segment *segment)
     return MARKED("lsm.log.reopen_other_size", false);
 }
 
-MAY_YIELD void
-log_segment_retire(struct log *log, struct log_segment *segment)
+static MAY_YIELD void
+segment_remove(struct log *log, struct log_segment *segment)
 {
-    if (!log->failed && log->recycle_count < LOG_RECYCLE_MAX && segment_reopen(log, segment) &&
-        log->recycle_count < LOG_RECYCLE_MAX) {
-        segment->end = 0;
-        segment->written_offset = segment->synced_offset = 0;
-        list_push_back(&log->recycle, &segment->link);
-        log->recycle_count++;
-        return;
-    }
     char path[LSM_PATH_BYTES];
     log_path(path, log->dir, segment->number);
     log_segment_free(log, segment);
@@ -132,6 +124,30 @@ log_segment_retire(struct log *log, struct log_segment *segment)
         MARK("lsm.log.unlink_failed"); /* removed at the next open: it is below segment_first */
         log_warning("lsm", "old log segment not removed file=%s error=\"%s\"", path,
                     status_text(st));
+    }
+}
+
+MAY_YIELD void
+log_segment_retire(struct log *log, struct log_segment *segment)
+{
+    if (!log->failed && log->recycle_count < log->config.recycle_max &&
+        segment_reopen(log, segment) && log->recycle_count < log->config.recycle_max) {
+        segment->end = 0;
+        segment->written_offset = segment->synced_offset = 0;
+        list_push_back(&log->recycle, &segment->link);
+        log->recycle_count++;
+        return;
+    }
+    segment_remove(log, segment);
+}
+
+MAY_YIELD void
+log_recycled_remove(struct log *log)
+{
+    while (log->recycle_count > LOG_RECYCLE_LEAST) {
+        MARK("lsm.log.recycled_removed");
+        log->recycle_count--;
+        segment_remove(log, list_entry(list_pop_front(&log->recycle), struct log_segment, link));
     }
 }
 
@@ -225,6 +241,7 @@ log_segment_make(struct log *log)
         log_path(from, log->dir, segment->number);
         segment->number = number;
     } else {
+        MARK("lsm.log.made");
         segment = log_segment_new(log, number);
         if (segment == NULL) return ST_NO_MEMORY;
         path_join(from, log->dir, LOG_TEMPORARY);

@@ -25,18 +25,20 @@
 
 /* Bytes of log per byte of memtable before a flush is asked for. */
 #define LOG_TO_REPLAY_FACTOR 4u
-#define TEND_INTERVAL_NS     (100 * NS_PER_MS)
-#define DISK_CHECK_TICKS     10u /* of the above */
-#define MEMTABLE_BYTES_MIN   KIB(128)
-#define MEMTABLE_BYTES_MAX   MIB(128)
-#define SEGMENT_BYTES_MIN    MIB(16)
-#define SEGMENT_BYTES_MAX    MIB(64)
-#define CACHE_SHARE_WHOLE    1024u
-#define CACHE_SHARE_START    768u
-#define CACHE_SHARE_STEP     16u
-#define CACHE_SHARE_MIN      128u
-#define CACHE_SHARE_MAX      960u
-#define CACHE_BYTES_MIN      KIB(64)
+/* Bytes of segments kept for a new life per byte of memtable. */
+#define LOG_KEPT_FACTOR    2u
+#define TEND_INTERVAL_NS   (100 * NS_PER_MS)
+#define DISK_CHECK_TICKS   10u /* of the above */
+#define MEMTABLE_BYTES_MIN KIB(128)
+#define MEMTABLE_BYTES_MAX MIB(128)
+#define SEGMENT_BYTES_MIN  MIB(16)
+#define SEGMENT_BYTES_MAX  MIB(64)
+#define CACHE_SHARE_WHOLE  1024u
+#define CACHE_SHARE_START  768u
+#define CACHE_SHARE_STEP   16u
+#define CACHE_SHARE_MIN    128u
+#define CACHE_SHARE_MAX    960u
+#define CACHE_BYTES_MIN    KIB(64)
 
 void
 lsm_options_default(struct lsm_options *options)
@@ -227,7 +229,7 @@ lsm_caches_balance(struct lsm *lsm)
 
 /* ---- the tending fiber ---- */
 
-static void
+static MAY_YIELD void
 disk_check(struct lsm *lsm)
 {
     u64 disk_free, total;
@@ -242,6 +244,7 @@ disk_check(struct lsm *lsm)
     if (disk_free < reserve) {
         MARK("lsm.disk.reserve_reached");
         lsm->no_space_disk = true;
+        if (lsm->log != NULL) log_recycled_remove(lsm->log);
     }
     if (disk_free >= reserve + reserve / 8) lsm->no_space_disk = false;
     lsm_state_update(lsm);
@@ -398,6 +401,14 @@ parts_open(struct lsm *lsm)
     return ST_OK;
 }
 
+/* What a flush sets free, so that the next memtable's log needs no file that must be filled with
+ * zeros first: of small entries in small groups that is twice a memtable. */
+static u32
+log_recycle_max(const struct lsm *lsm)
+{
+    return (u32)(LOG_KEPT_FACTOR * lsm->memtable_limit_bytes / lsm->options.log_segment_bytes);
+}
+
 /* Without durability there is no log, but one that was left must be replayed. Its content goes to
  * tables at once, and what stays of it is an empty segment, where a later log goes on. */
 static MAY_YIELD status
@@ -416,6 +427,7 @@ log_recover_all(struct lsm *lsm)
         .durability = none ? LSM_DURABILITY_GROUP : lsm->options.durability,
         .sync_interval_ms = lsm->options.sync_interval_ms,
         .segment_bytes = lsm->options.log_segment_bytes,
+        .recycle_max = log_recycle_max(lsm),
         .seq_flushed = lsm->seq_flushed,
         .budget = &lsm->budget,
         .durable = log_durable,

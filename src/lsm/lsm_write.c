@@ -548,7 +548,10 @@ levels_flush_retried(struct lsm *lsm, const struct levels_flush *inputs, u32 cou
         if (!no_space && !no_memory) return st;
         fiber_queue_wake_all(&lsm->flushed_wake); /* lsm_flush says why */
         fiber_queue_wake_all(&lsm->room_wake);
-        if (no_space) MARK("lsm.flush.no_space");
+        if (no_space) {
+            MARK("lsm.flush.no_space");
+            if (lsm->log != NULL && !lsm->replaying) log_recycled_remove(lsm->log);
+        }
         if (no_memory) {
             MARK("lsm.flush.no_memory");
             memtable_pages_drop(&lsm->memtable_pages);

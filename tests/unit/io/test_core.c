@@ -99,7 +99,8 @@ turn(struct io_shard *shard)
         core_deliver(shard, arrived[i]);
     core_run_mails(shard);
     core_run_tasks(shard);
-    core_run_fibers(shard);
+    core_run_answers(shard);
+    if (core_background_is_due(shard)) core_run_background(shard);
 }
 
 static int

@@ -345,6 +345,44 @@ what_a_turn_brings_is_one_write(void **state)
     sim_free(sim);
 }
 
+/* The disk begins with half of what a large turn brings while the rest is still coming. */
+static status
+half_body(void *arg)
+{
+    struct model *model = arg;
+    status st = open_log(model);
+    if (!ok(st)) return st;
+    for (u32 round = 0; round < 3; round++) {
+        struct log_stats before, after;
+        log_stats(model->log, &before);
+        st = append_some(model);
+        CHECK(ok(st));
+        CHECK(model->log->in_flight_count == 1 && model->log->fill != NULL);
+        u64 left = list_entry(list_first(&model->log->in_flight), struct log_write, link)->size;
+        CHECK(round == 0 || (left >= 4 * LOG_BLOCK_BYTES && left <= 7 * LOG_BLOCK_BYTES));
+        while (log_durable_seq(model->log) < model->appended)
+            fiber_sleep_ns(10 * NS_PER_US);
+        log_stats(model->log, &after);
+        CHECK(after.writes == before.writes + 2);
+        fiber_sleep_ns(5 * NS_PER_MS); /* the seal is written */
+    }
+    log_close(model->log);
+    return ST_OK;
+}
+
+static void
+half_of_a_large_turn_leaves_early(void **state)
+{
+    (void)state;
+    struct sim_options options;
+    sim_options_default(&options, 8);
+    struct sim *sim = sim_new(&options);
+    struct model model = model_make(8, 400, 100);       /* some eleven blocks */
+    model.config.segment_bytes = 256 * LOG_BLOCK_BYTES; /* groups of up to sixteen */
+    assert_true(ok(sim_run(sim, 1, half_body, &model)));
+    sim_free(sim);
+}
+
 static status
 poison_body(void *arg)
 {
@@ -659,6 +697,49 @@ recycled_segments_never_show_their_past(void **state)
     after.appended = after.durable = model.appended;
     assert_true(ok(sim_run(sim, 1, reader, &after)));
     assert_int_equal(after.recovered, 0);
+    sim_free(sim);
+}
+
+/* Several segments between two releases, as a memtable larger than a segment has them. */
+static status
+recycle_many_body(void *arg)
+{
+    struct model *model = arg;
+    status st = open_log(model);
+    if (!ok(st)) return st;
+    struct log_stats stats;
+    for (u32 round = 0; round < 30; round++) {
+        st = append_some(model);
+        CHECK(ok(st));
+        st = log_rotate(model->log, &model->segment_first);
+        CHECK(ok(st));
+        log_release(model->log, model->segment_first);
+        log_stats(model->log, &stats);
+        CHECK(stats.segments <= 8); /* current, ready, six that wait */
+    }
+    CHECK(stats.segments >= 5);
+    log_recycled_remove(model->log);
+    log_stats(model->log, &stats);
+    CHECK(stats.segments <= 3);
+    log_close(model->log);
+    return ST_OK;
+}
+
+static void
+several_segments_between_releases_need_no_new_files(void **state)
+{
+    (void)state;
+    struct sim_options options;
+    sim_options_default(&options, 8);
+    struct sim *sim = sim_new(&options);
+    struct sim_node *node = sim_node_new(sim, "10.0.0.1");
+    struct model model = model_make(8, 150, 2000); /* three segments a round */
+    model.config.recycle_max = 6;
+    assert_true(ok(sim_run(sim, 1, recycle_many_body, &model)));
+    assert_true(sim_mark_count(sim, "lsm.log.recycled") > 80);
+    assert_true(sim_mark_count(sim, "lsm.log.made") <= 8);
+    segments_list(sim_node_disk(node));
+    assert_true(segment_count <= 3); /* the others' files are gone */
     sim_free(sim);
 }
 
@@ -1198,6 +1279,7 @@ main(void)
         cmocka_unit_test(recovery_has_several_reads_under_way),
         cmocka_unit_test(recovery_makes_do_with_little_memory),
         cmocka_unit_test(what_a_turn_brings_is_one_write),
+        cmocka_unit_test(half_of_a_large_turn_leaves_early),
         cmocka_unit_test(a_failed_write_fails_the_log_for_good),
         cmocka_unit_test(no_power_cut_takes_what_was_durable),
         cmocka_unit_test(a_second_cut_during_recovery_takes_nothing_either),
@@ -1216,6 +1298,7 @@ main(void)
         cmocka_unit_test(a_lost_or_shortened_segment_is_damage),
         cmocka_unit_test(verification_names_the_damaged_block),
         cmocka_unit_test(recycled_segments_never_show_their_past),
+        cmocka_unit_test(several_segments_between_releases_need_no_new_files),
         cmocka_unit_test(a_full_disk_refuses_and_goes_on_when_there_is_space),
         cmocka_unit_test(a_full_disk_does_not_keep_a_log_from_opening),
         cmocka_unit_test(names_are_parsed_strictly),
