@@ -527,6 +527,7 @@ small_clusters_of_equal_nodes(void **state)
 {
     struct tally tally = {0};
     sequences(60, 25, 128, 12, 1, 1, false, &tally);
+    assert_true(tally.extra_joins == 0 && tally.extra_max < 0.2);
 }
 
 static void
@@ -534,6 +535,7 @@ small_clusters_with_weights(void **state)
 {
     struct tally tally = {0};
     sequences(60, 25, 128, 12, 1, 1, true, &tally);
+    assert_true(tally.extra_joins * 50 < tally.joins && tally.extra_max < 0.6);
 }
 
 static void
@@ -541,6 +543,7 @@ small_clusters_with_racks_and_datacenters(void **state)
 {
     struct tally tally = {0};
     sequences(60, 25, 128, 16, 5, 3, false, &tally);
+    assert_true(tally.extra_max < 0.6);
 }
 
 static void
@@ -548,6 +551,7 @@ small_clusters_with_everything(void **state)
 {
     struct tally tally = {0};
     sequences(60, 25, 64, 20, 5, 3, true, &tally);
+    assert_true(tally.extra_max < 0.7);
 }
 
 /* N = 3, as many equal nodes as given, then joins and leaves by turns. Partners: see P6. */
@@ -612,6 +616,34 @@ grown_one_by_one(void **state)
             print_message("%u nodes: at most %u partners\n", i + 1, verdict.partners_max);
     }
     assert_int_equal(extra, 0);
+    world_deinit(world);
+    free(world);
+}
+
+/* The usual house: N racks of equal size, each with everything once. Only rack mates give and take.
+ */
+static void
+three_racks_grow_and_shrink(void **state)
+{
+    struct world *world = malloc(sizeof(*world));
+    world_init(world, PARTITION_COUNT_DEFAULT, 3);
+    for (u32 i = 0; i < 6; i++)
+        world_add(world, 150, (u16)(i % 3), 0);
+    step(world);
+    settle(world);
+    for (u32 i = 6; i < 24; i++) {
+        u32 joiner = world_add(world, 150, (u16)(i % 3), 0)->id;
+        struct verdict verdict = step(world);
+        assert_int_equal(verdict.moves, world->held[joiner]);
+        settle(world);
+    }
+    while (world->count > 6) {
+        u32 leaver = world->nodes[world->count - 4].id;
+        world->nodes[world->count - 4].state = PLACEMENT_LEAVING;
+        u32 held = world->held[leaver];
+        assert_int_equal(step(world).moves, held);
+        settle(world);
+    }
     world_deinit(world);
     free(world);
 }
@@ -766,6 +798,7 @@ main(void)
         cmocka_unit_test(small_clusters_with_weights),
         cmocka_unit_test(small_clusters_with_racks_and_datacenters),
         cmocka_unit_test(small_clusters_with_everything),
+        cmocka_unit_test(three_racks_grow_and_shrink),
         cmocka_unit_test(tiny_clusters_move_as_little_as_can_be),
         cmocka_unit_test(the_result_is_the_same_everywhere),
         cmocka_unit_test(grown_one_by_one),
