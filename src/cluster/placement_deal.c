@@ -11,7 +11,8 @@
  *
  * A sink that no source suits looks for a chain: it takes the place of x, x that of y, y a source;
  * first through places that were filled in this step, which costs nothing, then through any. Rows
- * that racks still object to are mended by swapping two places, which leaves all counts alone.
+ * that racks still object to are mended by swapping two places, which leaves all counts alone, or by
+ * a node beyond its quota and a chain from it.
  */
 #include "cluster/placement_internal.h"
 
@@ -301,6 +302,25 @@ row_swap(struct deal *deal, u32 partition)
     return false;
 }
 
+/* Where no swap helps: a node that racks want takes a place though it has enough, and a chain gives
+ * who lost it something else. Without a chain it stays so: racks come before even counts. */
+static bool
+row_displace(struct deal *deal, u32 partition)
+{
+    const u16 *row = deal_row(deal, partition);
+    u32 before = deal_row_violation(deal, row);
+    for (u32 k = 0; k < deal->replicas; k++) {
+        for (u32 i = 0; i < deal->node_count; i++) {
+            if (deal_row_has(deal, row, i) || violation_with(deal, row, k, i) >= before) continue;
+            u32 old = row[k];
+            deal_place(deal, partition, k, i);
+            if (wants(deal, old)) (void)sink_chain(deal, old, true);
+            return true;
+        }
+    }
+    return false;
+}
+
 /* The sink that is furthest below its quota goes first: large ones find room while there is most.
  */
 static u32
@@ -334,9 +354,14 @@ deal_places(struct deal *deal)
         while (wants(deal, i) && (sink_chain(deal, i, false) || sink_chain(deal, i, true))) {
         }
     holes_fill(deal);
-    for (u32 p = 0; p < deal->partition_count; p++)
-        while (deal_row_violation(deal, deal_row(deal, p)) > 0 && row_swap(deal, p)) {
-        }
+    /* A swap may leave a little of it to a row that was passed already; all together shrinks. */
+    for (bool again = true; again;) {
+        again = false;
+        for (u32 p = 0; p < deal->partition_count; p++)
+            while (deal_row_violation(deal, deal_row(deal, p)) > 0 &&
+                   (row_swap(deal, p) || row_displace(deal, p)))
+                again = true;
+    }
 }
 
 /* ---- who is first ---- */

@@ -176,6 +176,26 @@ quota_take(struct deal *deal, u32 rack)
     return true;
 }
 
+/* A rack at its bound evens out inside: its node gains from (or, where sign is -1, loses to) the
+ * mate of another share that is furthest above (below) its own. */
+static bool
+quota_shift(struct deal *deal, u32 index, int sign)
+{
+    const struct deal_node *node = &deal->nodes[index];
+    u32 best = DEAL_HOLE;
+    for (u32 i = 0; i < deal->node_count; i++) {
+        const struct deal_node *mate = &deal->nodes[i];
+        if (mate->rack != node->rack || mate->share == node->share) continue;
+        if (sign > 0 ? mate->quota == 0 : mate->quota == deal->partition_count) continue;
+        if (best == DEAL_HOLE || quota_below(mate) * sign < quota_below(&deal->nodes[best]) * sign)
+            best = i;
+    }
+    if (best == DEAL_HOLE) return false;
+    quota_change(deal, index, sign);
+    quota_change(deal, best, -sign);
+    return true;
+}
+
 /* Among the nodes that have the share of nodes[like]: from the fullest to the emptiest. */
 static bool
 quota_even(struct deal *deal, u32 like)
@@ -189,10 +209,25 @@ quota_even(struct deal *deal, u32 like)
     }
     if (deal->nodes[most].quota - deal->nodes[least].quota <= 1) return false;
     u32 from = deal->nodes[most].rack, to = deal->nodes[least].rack;
-    if (from != to && (!rack_may_lose(deal, from) || !rack_may_gain(deal, to))) return false;
+    if (from != to && !rack_may_gain(deal, to)) return quota_shift(deal, least, 1);
+    if (from != to && !rack_may_lose(deal, from)) return quota_shift(deal, most, -1);
     quota_change(deal, most, -1);
     quota_change(deal, least, 1);
     return true;
+}
+
+/* A shift may make the mate's equals uneven: a few rounds, and no more steps than it could need. */
+static void
+quotas_even(struct deal *deal)
+{
+    u32 steps = deal->node_count * 8;
+    for (bool again = true; again && steps > 0;) {
+        again = false;
+        for (u32 i = 0; i < deal->node_count; i++) {
+            for (; steps > 0 && quota_even(deal, i); steps--)
+                again = true;
+        }
+    }
 }
 
 void
@@ -229,7 +264,5 @@ deal_quotas(struct deal *deal)
     while (sum > places && quota_take(deal, deal->rack_count))
         sum--;
     CHECK(sum == places); /* bounds_set left room for all */
-    for (u32 i = 0; i < deal->node_count; i++)
-        while (quota_even(deal, i)) {
-        }
+    quotas_even(deal);
 }

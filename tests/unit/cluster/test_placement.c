@@ -554,6 +554,37 @@ small_clusters_with_everything(void **state)
     assert_true(tally.extra_max < 0.7);
 }
 
+/* Several joins and leaves, racks renamed, N changed, nodes lost without leaving: all in one step.
+ */
+static void
+many_changes_at_once(void **state)
+{
+    struct world *world = malloc(sizeof(*world));
+    for (u64 seed = 1; seed <= 60; seed++) {
+        struct prng prng;
+        prng_init(&prng, seed);
+        world_init(world, 128, (u32)prng_range(&prng, 1, 5));
+        u32 racks = (u32)prng_range(&prng, 1, 6), datacenters = (u32)prng_range(&prng, 1, 3);
+        for (u32 i = 0; i < 20; i++) {
+            for (u32 k = (u32)prng_below(&prng, 6); k > 0 || world->count == 0; k -= k > 0)
+                world_add(world, (u32)prng_range(&prng, 100, 200), (u16)prng_below(&prng, racks),
+                          (u16)prng_below(&prng, datacenters));
+            for (u32 k = (u32)prng_below(&prng, 5); k > 0; k--)
+                world->nodes[prng_below(&prng, world->count)].state = PLACEMENT_LEAVING;
+            world->nodes[0].state = PLACEMENT_NORMAL; /* somebody stays */
+            if (world->count > 5 && prng_chance(&prng, 1, 3))
+                world_remove(world, (u32)prng_range(&prng, 1, world->count - 1));
+            if (prng_chance(&prng, 1, 4))
+                world->nodes[prng_below(&prng, world->count)].rack = (u16)prng_below(&prng, racks);
+            if (prng_chance(&prng, 1, 8)) world->replicas = (u32)prng_range(&prng, 1, 5);
+            step(world);
+            settle(world);
+        }
+        world_deinit(world);
+    }
+    free(world);
+}
+
 /* N = 3, as many equal nodes as given, then joins and leaves by turns. Partners: see P6. */
 static void
 large(u32 nodes, u32 racks, u32 steps, bool weights)
@@ -798,6 +829,7 @@ main(void)
         cmocka_unit_test(small_clusters_with_weights),
         cmocka_unit_test(small_clusters_with_racks_and_datacenters),
         cmocka_unit_test(small_clusters_with_everything),
+        cmocka_unit_test(many_changes_at_once),
         cmocka_unit_test(three_racks_grow_and_shrink),
         cmocka_unit_test(tiny_clusters_move_as_little_as_can_be),
         cmocka_unit_test(the_result_is_the_same_everywhere),
