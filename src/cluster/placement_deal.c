@@ -11,8 +11,8 @@
  *
  * A sink that no source suits looks for a chain: it takes the place of x, x that of y, y a source;
  * first through places that were filled in this step, which costs nothing, then through any. Rows
- * that racks still object to are mended by swapping two places, which leaves all counts alone, or by
- * a node beyond its quota and a chain from it.
+ * that racks still object to are mended by swapping two places, which leaves all counts alone, or
+ * by a node beyond its quota and a chain from it.
  */
 #include "cluster/placement_internal.h"
 
