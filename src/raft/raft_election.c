@@ -36,13 +36,26 @@ raft_become_follower(struct raft *raft, u64 term, u64 leader, struct raft_ready 
     raft_reset_timeout(raft);
 }
 
+/* Who is no voter any more by a configuration that is not committed may be the only one that has
+ * it: those who are to decide could not follow anybody else. It campaigns, without a vote of its
+ * own. */
+static bool
+was_voter(const struct raft *raft)
+{
+    if (raft->config_index <= raft->commit) return false;
+    for (u32 i = 0; i < raft->previous_count; i++)
+        if (raft->previous[i].id == raft->options.id)
+            return (raft->previous[i].roles & (RAFT_VOTER | RAFT_VOTER_OLD)) != 0;
+    return false;
+}
+
 /* A log whose end is not durable is none to campaign with, and a snapshot that is being installed
  * is about to replace it. */
 bool
 raft_may_campaign(const struct raft *raft)
 {
-    return raft_is_voter(raft) && raft->persisted == raft->last_index && !raft->installing &&
-           raft->sequence == raft->sequence_persisted;
+    return (raft_is_voter(raft) || was_voter(raft)) && raft->persisted == raft->last_index &&
+           raft->sequence == raft->sequence_persisted && !raft->installing;
 }
 
 static void
@@ -84,7 +97,8 @@ raft_campaign(struct raft *raft, bool forced, struct raft_ready *out)
     }
     raft->role = RAFT_PRE_CANDIDATE;
     ask_for_votes(raft, RAFT_PRE_VOTE, raft->term + 1, false, out);
-    raft_peer_find(raft, raft->options.id)->vote = 1;
+    struct raft_peer *self = raft_peer_find(raft, raft->options.id);
+    if (self != NULL) self->vote = 1;
     if (raft_count_votes(raft) == RAFT_VOTES_WON) campaign_for_real(raft, false, out);
 }
 
