@@ -382,7 +382,10 @@ raft_step(struct raft *raft, const struct raft_message *message, u64 now_ns, str
     status st = message_check(raft, message);
     if (!ok(st)) return st;
 
-    if (raft->quiescent && !(message->type == RAFT_HEARTBEAT && message->quiesce)) {
+    /* A leader that sleeps is not woken by late answers of those whom it told to sleep. */
+    bool late = raft->role == RAFT_LEADER && !message->reject && message->term == raft->term &&
+                (message->type == RAFT_HEARTBEAT_REPLY || message->type == RAFT_APPEND_REPLY);
+    if (raft->quiescent && !late && !(message->type == RAFT_HEARTBEAT && message->quiesce)) {
         raft->quiescent = false;
         raft->heartbeat_elapsed = raft->options.heartbeat_ticks; /* a leader speaks up next tick */
     }

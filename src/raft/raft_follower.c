@@ -104,8 +104,10 @@ raft_heartbeat_came(struct raft *raft, const struct raft_message *message, struc
     if (!raft->installing) raft_commit_to(raft, message->commit);
     if (message->quiesce && message->index == raft->last_index &&
         message->log_term == raft->last_term && raft->commit == raft->last_index &&
-        raft->persisted == raft->last_index)
+        raft->persisted == raft->last_index) {
         raft->quiescent = true;
+        return;
+    }
     struct raft_message *reply = raft_emit(raft, out, RAFT_HEARTBEAT_REPLY, message->from);
     if (reply != NULL) reply->round = message->round;
 }

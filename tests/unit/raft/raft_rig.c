@@ -246,7 +246,7 @@ wire_put(struct rig *rig, const struct parcel *parcel)
              m->reject ? " no" : "");
     u32 copies = chance(rig, rig->twice) ? 2 : 1;
     for (u32 i = 0; i < copies && rig->wire_count < WIRE_MAX; i++) {
-        struct parcel *slot = &rig->wire[rig->wire_count++];
+        struct parcel *slot = &rig->wire[rig->wire_order[rig->wire_count++]];
         *slot = *parcel;
         slot->due =
             rig->now + 1 + (rig->delay_most > 0 ? prng_below(&rig->prng, rig->delay_most) : 0);
@@ -579,18 +579,24 @@ rig_propose(struct rig *rig, u64 id)
 }
 
 status
-rig_change(struct rig *rig, u64 id, enum raft_change_kind kind, u64 member)
+rig_changes(struct rig *rig, u64 id, const struct raft_change *changes, u32 count)
 {
     struct node *node = &rig->nodes[id];
     struct outcome outcome;
-    struct raft_change change = {kind, member};
     if (!node->up) return ST_CLOSED;
     outcome_init(&outcome);
-    status st = raft_propose_config(&node->raft, &change, 1, &outcome.ready);
+    status st = raft_propose_config(&node->raft, changes, count, &outcome.ready);
     if (!ok(st)) return st;
     rig->changes_done++;
     take(node, &outcome);
     return st;
+}
+
+status
+rig_change(struct rig *rig, u64 id, enum raft_change_kind kind, u64 member)
+{
+    struct raft_change change = {kind, member};
+    return rig_changes(rig, id, &change, 1);
 }
 
 status
@@ -706,13 +712,16 @@ rig_run(struct rig *rig, u64 units)
     for (u64 end = rig->now + units; rig->now < end && rig->failure[0] == 0;) {
         rig->now++;
         for (u32 i = 0; i < rig->wire_count;) {
-            if (rig->wire[i].due > rig->now) {
+            u16 slot = rig->wire_order[i];
+            if (rig->wire[slot].due > rig->now) {
                 i++;
                 continue;
             }
-            parcel = rig->wire[i];
+            parcel = rig->wire[slot];
             /* The order stays as it was where nothing is to be reordered. */
-            memmove(&rig->wire[i], &rig->wire[i + 1], (--rig->wire_count - i) * sizeof(parcel));
+            memmove(&rig->wire_order[i], &rig->wire_order[i + 1],
+                    (--rig->wire_count - i) * sizeof(slot));
+            rig->wire_order[rig->wire_count] = slot;
             deliver(rig, &parcel);
         }
         for (u64 id = 1; id <= NODES; id++) {
@@ -742,6 +751,8 @@ rig_init(struct rig *rig, u64 seed)
     memset(rig, 0, offsetof(struct rig, nodes));
     memset(&rig->wire_count, 0, sizeof(*rig) - offsetof(struct rig, wire_count));
     prng_init(&rig->prng, seed);
+    for (u32 i = 0; i < WIRE_MAX; i++)
+        rig->wire_order[i] = (u16)i;
     rig->torn = 500;
     rig->uncommitted_bytes = 1024;
     rig->message_bytes = 64;

@@ -110,6 +110,7 @@ struct rig {
     struct node nodes[NODES + 1]; /* [0] is not used */
     struct parcel wire[WIRE_MAX];
     u32 wire_count;
+    u16 wire_order[WIRE_MAX]; /* slots: first those in use, in order of sending, then the free */
     bool blocked[NODES + 1][NODES + 1]; /* from, to */
 
     /* chances of 1,000 */
@@ -142,6 +143,7 @@ void rig_crash(struct rig *rig, u64 id, u64 down_units);
 struct node *rig_leader(struct rig *rig); /* of the newest term; NULL */
 status rig_propose(struct rig *rig, u64 id);
 status rig_change(struct rig *rig, u64 id, enum raft_change_kind kind, u64 member);
+status rig_changes(struct rig *rig, u64 id, const struct raft_change *changes, u32 count);
 status rig_read(struct rig *rig, u64 id);
 status rig_transfer(struct rig *rig, u64 id, u64 target);
 void rig_quiesce(struct rig *rig, u64 id);

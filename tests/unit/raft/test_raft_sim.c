@@ -55,12 +55,34 @@ cut_somebody(void)
     }
 }
 
+/* One at a time, or many members at once: only the latter makes majorities that do not meet. */
 static void
 change_somebody(u64 leader)
 {
-    enum raft_change_kind kind = (enum raft_change_kind)pick(4);
-    status st = rig_change(&rig, leader, kind, 1 + pick(NODES));
-    (void)st; /* most are refused */
+    struct raft_change changes[NODES];
+    struct raft_member members[PEERS_MAX];
+    u32 count = 0, known = raft_members(&rig.nodes[leader].raft, members);
+    if (pick(3) == 0) {
+        changes[count++] = (struct raft_change){(enum raft_change_kind)pick(4), 1 + pick(NODES)};
+    } else if (pick(3) == 0) {
+        u64 from = 1 + pick(NODES);
+        for (u64 id = from; id <= NODES; id++) {
+            bool member = false;
+            for (u32 i = 0; i < known; i++)
+                member |= members[i].id == id;
+            if (!member) changes[count++] = (struct raft_change){RAFT_ADD_LEARNER, id};
+        }
+    } else {
+        for (u32 i = 0; i < known; i++) {
+            if (pick(2)) continue;
+            enum raft_change_kind kind = members[i].roles == RAFT_LEARNER ? RAFT_PROMOTE
+                                         : pick(2)                        ? RAFT_DEMOTE
+                                                                          : RAFT_REMOVE;
+            changes[count++] = (struct raft_change){kind, members[i].id};
+        }
+    }
+    status st = rig_changes(&rig, leader, changes, count);
+    (void)st; /* many are refused */
 }
 
 static void
@@ -95,8 +117,11 @@ history(u64 seed, bool telling)
         for (u64 k = pick(5); k > 0; k--)
             st = rig_propose(&rig, pick(8) ? lead : id);
         if (pick(2)) st = rig_read(&rig, pick(3) ? id : lead);
-        for (u64 k = 1; k <= NODES; k++)
+        for (u64 k = 1; k <= NODES; k++) {
             rig_lease_read(&rig, k);
+            /* Who still believes to lead is asked as well. */
+            if (k != lead && rig.nodes[k].raft.role == RAFT_LEADER) st = rig_read(&rig, k);
+        }
         if (pick(200) < crash) rig_crash(&rig, pick(3) ? id : lead, 1 + pick(300));
         if (pick(200) < cut) cut_somebody();
         if (pick(200) < 10) memset(rig.blocked, 0, sizeof(rig.blocked));
@@ -123,7 +148,7 @@ whatever_happens_the_rules_hold(void **state)
     (void)state;
     u64 only = number("SIM_SEED", 0), seeds = number("SIM_SEEDS", SEEDS_DEFAULT);
     u64 first = only != 0 ? only : 1, last = only != 0 ? only : seeds;
-    u64 failed = 0, sums[8] = {0};
+    u64 failed = 0, most = number("SIM_FAILURES", 10), sums[8] = {0};
     for (u64 seed = first; seed <= last; seed++) {
         history(seed, only != 0);
         u64 counts[8] = {rig.elections,      rig.applied_max,  rig.reads_done, rig.leases_done,
@@ -135,7 +160,7 @@ whatever_happens_the_rules_hold(void **state)
                (unsigned long long)seed, (unsigned long long)rig.now, rig.failure,
                (unsigned long long)seed);
         if (only != 0) printf("%s", rig.trace);
-        if (++failed == 10) break;
+        if (++failed == most) break;
     }
     printf("elections %llu, applied %llu, reads %llu, lease reads %llu, snapshots %llu, changes "
            "%llu, crashes %llu, transfers %llu\n",
