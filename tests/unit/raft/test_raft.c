@@ -93,6 +93,13 @@ fresh(void)
     return &ready;
 }
 
+static void
+write_is_durable(struct raft *raft)
+{
+    u64 sequence = ready.sequence, index = ready.persist_index;
+    if (sequence != 0) raft_persisted(raft, sequence, index, fresh());
+}
+
 static struct raft_message
 from_to(u8 type, u64 from, u64 to, u64 term)
 {
@@ -590,13 +597,13 @@ an_entry_of_an_earlier_term_is_not_committed_by_counting(void **state)
     u64 orphan = raft->last_index;
     while (raft->role != RAFT_LEADER) { /* leads again, by a vote that is made up */
         raft_tick(raft, rig.now, fresh());
-        if (ready.sequence != 0) raft_persisted(raft, ready.sequence, ready.persist_index, fresh());
+        write_is_durable(raft);
         struct raft_message vote =
             from_to(raft->role == RAFT_CANDIDATE ? RAFT_VOTE_REPLY : RAFT_PRE_VOTE_REPLY, other,
                     leader, raft->role == RAFT_CANDIDATE ? raft->term : raft->term + 1);
         if (raft->role == RAFT_FOLLOWER) continue;
         expect_ok(raft_step(raft, &vote, rig.now, fresh()));
-        if (ready.sequence != 0) raft_persisted(raft, ready.sequence, ready.persist_index, fresh());
+        write_is_durable(raft);
     }
     assert_true(raft->term > old);
     struct raft_message held = from_to(RAFT_APPEND_REPLY, other, leader, raft->term);
