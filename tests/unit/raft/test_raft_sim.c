@@ -15,11 +15,13 @@
  * set only 6, a joint election by it 1192, a learner counts 42, a configuration not taken back 20,
  * a second one while one is open 1, joint never left 2, who lost its vote by an uncommitted
  *   configuration does not campaign 135, a removed leader stays 1030, a snapshot's configuration
- *   ignored 108, a read before the own term's commit 1, a lease twice as long 56, a lease kept in a
- *   transfer 930, a heartbeat's commit beyond the match 2, entries appended though known 1, a stale
- *   leader not told 2145.
- * Not noticed by 2,500 seeds: S3 and the sequence of a vote (test_raft.c has both), the own vote
- * counted before it is durable, writes under way at a truncation (test_raft.c), no CheckQuorum.
+ *   ignored 108, a read before the own term's commit 1, a read answered at once 11, a lease twice
+ * as long 56, a lease kept in a transfer 930, a heartbeat's commit beyond the match 2, entries
+ * appended though known 1, a stale leader not told 2145. Not noticed by 2,500 seeds: S3, the
+ * sequence of a vote, writes under way at a truncation (each has a story in test_raft.c); the own
+ * vote counted before it is durable, votes right after a restart, votes though a leader is heard,
+ * no CheckQuorum, a read that takes the round under way, an append's commit beyond its entries,
+ * writes under way at a snapshot. Of these last ones nothing is proved.
  */
 #include "raft_rig.h"
 
