@@ -34,7 +34,8 @@
     X(LOCKED, "in use by another process")                                                         \
     X(UNSUPPORTED, "not supported here")                                                           \
     X(UNKNOWN_OUTCOME, "it is not known whether the write took effect")                            \
-    X(DENIED, "permission denied")
+    X(DENIED, "permission denied")                                                                 \
+    X(UNAVAILABLE, "too few replicas can be reached")
 
 enum status_code {
 #define X(name, text) SC_##name,

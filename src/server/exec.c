@@ -546,6 +546,9 @@ exec_error_reply(struct resp_writer *reply, status why)
                    "%u bytes at once, and client-output-limit bytes of reply",
                    LIMIT_BATCH_OPS, LIMIT_BATCH_BYTES);
         return;
+    case SC_UNAVAILABLE:
+        resp_error(reply, "NOREPLICAS Not enough good replicas: nothing was done, try again later");
+        return;
     case SC_UNKNOWN_OUTCOME:
         resp_error(reply,
                    "MISCONF Errors writing to the log: it is not known whether the write took "
