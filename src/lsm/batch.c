@@ -13,6 +13,7 @@ lsm_batch_init(struct lsm_batch *batch, struct budget *budget)
     buf_init(&batch->ops, budget);
     batch->count = 0;
     batch->until_ms = 0;
+    batch->version = 0;
 }
 
 void
@@ -30,6 +31,7 @@ lsm_batch_clear(struct lsm_batch *batch)
     buf_clear(&batch->ops, BATCH_KEEP_BYTES);
     batch->count = 0;
     batch->until_ms = 0;
+    batch->version = 0;
 }
 
 static bool

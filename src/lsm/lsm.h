@@ -86,6 +86,9 @@ struct lsm_batch {
     /* Wall clock; 0: any time. From then on it is refused with ST_CONFLICT: what it was made of has
      * expired. */
     u64 until_ms;
+    /* 0: the store stamps it. Else from another clock, and it may be below what is there already:
+     * then nobody sees it. */
+    u64 version;
 };
 
 void lsm_batch_init(struct lsm_batch *batch, struct budget *budget);

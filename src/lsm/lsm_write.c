@@ -348,7 +348,7 @@ write_inside(struct lsm *lsm, const struct lsm_batch *batch, const struct lsm_ai
     st = admit_pressure(lsm, batch->ops.size);
     if (!ok(st)) return st;
 
-    u64 version = clock_next(lsm);
+    u64 version = batch->version != 0 ? batch->version : clock_next(lsm);
     u64 seq_first = lsm->seq_last + 1;
     if (shape.range) {
         /* What the list of ranges refuses must not be in the log, and the other way round. */
@@ -370,7 +370,7 @@ write_inside(struct lsm *lsm, const struct lsm_batch *batch, const struct lsm_ai
         if (!ok(st)) return st;
     }
     lsm->seq_last += batch->count;
-    lsm->version_last = version;
+    lsm->version_last = MAX(lsm->version_last, version);
 
     const u8 *next = batch->ops.data;
     for (u32 i = 0; !shape.range && i < batch->count; i++) {

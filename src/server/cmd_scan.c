@@ -564,5 +564,5 @@ cmd_flushdb(struct exec *x)
 MAY_YIELD void
 cmd_flushall(struct exec *x)
 {
-    flush(x, 0, LIMIT_KEYSPACES - 1);
+    flush(x, 0, LIMIT_KEYSPACES_CLIENT - 1);
 }

@@ -412,7 +412,7 @@ static const struct {
     {"tls-port", REDIS_FIXED, "0"},
 };
 
-static_assert(LIMIT_KEYSPACES == 16, "databases above");
+static_assert(LIMIT_KEYSPACES_CLIENT == 16, "databases above");
 static_assert(LIMIT_VALUE_BYTES == 1048576, "proto-max-bulk-len above");
 
 static void

@@ -95,7 +95,7 @@ native_hello(struct exec *x)
                                     .body_bytes_max = REQUEST_BYTES_MAX - NATIVE_HEADER_BYTES,
                                     .in_flight_max = SESSION_REQUESTS_MAX,
                                     .idempotency_ms = NATIVE_ID_LIFE_MS,
-                                    .keyspaces = LIMIT_KEYSPACES,
+                                    .keyspaces = LIMIT_KEYSPACES_CLIENT,
                                     .partition_count = server->layout.partition_count,
                                     .node_id = BYTES(id, strlen(id)),
                                     .server_version = BYTES_LITERAL(DISTKV_VERSION),

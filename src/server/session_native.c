@@ -197,7 +197,7 @@ session_native_received(struct session *s, struct bytes data)
         st = native_request_decode(&header, body, &request, &error);
         if (!ok(st)) {
             refuse(s, &header, native_status_of(st), 0, error == NULL ? status_text(st) : error);
-        } else if (header.keyspace >= LIMIT_KEYSPACES) {
+        } else if (header.keyspace >= LIMIT_KEYSPACES_CLIENT) {
             refuse(s, &header, NATIVE_ST_INVALID, 0, "keyspace is 0 to 15");
         } else if (!s->authenticated && header.opcode != NATIVE_HELLO) {
             refuse(s, &header, NATIVE_ST_UNAUTHENTICATED, 0, "say HELLO with a password first");
