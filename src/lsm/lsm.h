@@ -193,6 +193,11 @@ MAY_YIELD MUST_CHECK status lsm_scan_open(struct lsm *lsm, struct lsm_snapshot *
 /* Before the first call of lsm_scan_next: expiry is judged by the moment of the snapshot, not by
  * now, so that whoever scans it twice sees the same twice. */
 void lsm_scan_freeze_clock(struct lsm_scan *scan);
+/* The same: tombstones and entries that have expired are shown, too; not what a deleted range
+ * covers. For whoever copies a store to another one, which must not believe an older version. */
+void lsm_scan_whole(struct lsm_scan *scan);
+/* Whether what the last call of lsm_scan_next returned is a tombstone. */
+bool lsm_scan_deleted(const struct lsm_scan *scan);
 /* ST_END after the last one. The bytes stay valid until the next call. want_value false: value.size
  * is right but a large value is not fetched (data is NULL then). */
 MAY_YIELD MUST_CHECK status lsm_scan_next(struct lsm_scan *scan, bool want_value, u64 *token_out,
