@@ -44,6 +44,8 @@ struct lsm_keyspace {
     struct memtable *active;   /* NULL: nothing written since the last switch */
     struct memtable *flushing; /* immutable; NULL: none */
     u64 delete_count;          /* in the active one: for estimates */
+    /* lsm_purge_allow: the version, and what must be flushed before it counts; 0: nothing waits */
+    u64 purge_below, purge_seq;
 };
 
 struct lsm_snapshot {

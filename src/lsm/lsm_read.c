@@ -242,6 +242,83 @@ lsm_dropped_seq(const struct lsm *lsm, u16 keyspace, struct bytes key)
     return levels_dropped_seq(lsm->levels, keyspace, key);
 }
 
+/* The highest version in memory, of ranges and of the row cache, when it is above floor; else
+ * floor. *all_out: no run can hold a higher one of this key. */
+static u64
+memory_newest(struct lsm *lsm, u16 keyspace, u64 token, u64 key_hash, struct bytes key, u64 floor,
+              bool *all_out)
+{
+    u64 seq = 0, newest = floor;
+    (void)levels_range_find(lsm->levels, keyspace, token, &newest, &seq, UINT64_MAX);
+    struct entry entry;
+    struct memtable *memtable;
+    if (memory_get(lsm, keyspace, token, key, UINT64_MAX, &entry, &memtable))
+        newest = MAX(newest, entry.version);
+    /* Runs first: the cache is asked only when its answer matters. */
+    *all_out = !levels_runs_hold_above(lsm->levels, keyspace, newest);
+    if (!*all_out && row_cache_get(lsm->row_cache, keyspace, key_hash, key, &entry)) {
+        newest = MAX(newest, entry.version);
+        *all_out = true;
+    }
+    return newest;
+}
+
+static status
+newest_answer(u64 newest, u64 floor, u64 *version_out)
+{
+    if (newest <= floor) return ST_NOT_FOUND;
+    *version_out = newest;
+    return ST_OK;
+}
+
+status
+lsm_newest_try(struct lsm *lsm, u16 keyspace, u64 token, struct bytes key, u64 floor,
+               u64 *version_out)
+{
+    CHECK(keyspace < LIMIT_KEYSPACES);
+    u64 key_hash = hash_key(key, 0);
+    bool all;
+    u64 newest = memory_newest(lsm, keyspace, token, key_hash, key, floor, &all);
+    if (!all) {
+        struct entry entry;
+        struct levels_pin pin = {0};
+        status st = levels_get_try(lsm->levels, keyspace, token, key, key_hash, UINT64_MAX, newest,
+                                   &entry, &pin);
+        if (!ok(st) && !status_is(st, ST_NOT_FOUND)) return st;
+        if (ok(st)) newest = entry.version;
+        if (ok(st)) levels_unpin(&pin);
+    }
+    return newest_answer(newest, floor, version_out);
+}
+
+MAY_YIELD status
+lsm_newest(struct lsm *lsm, u16 keyspace, u64 token, struct bytes key, u64 floor, u64 *version_out)
+{
+    CHECK(keyspace < LIMIT_KEYSPACES);
+    if (!fiber_gate_enter(&lsm->gate)) return MARKED("lsm.newest.closed", ST_CLOSED);
+    u64 key_hash = hash_key(key, 0);
+    bool all;
+    u64 newest = memory_newest(lsm, keyspace, token, key_hash, key, floor, &all);
+    status st = ST_OK;
+    if (!all) {
+        struct entry entry;
+        struct levels_pin pin = {0};
+        st = levels_get(lsm->levels, keyspace, token, key, key_hash, UINT64_MAX, newest, &entry,
+                        &pin);
+        if (ok(st)) newest = entry.version;
+        if (ok(st)) levels_unpin(&pin);
+    }
+    fiber_gate_leave(&lsm->gate);
+    if (!ok(st) && !status_is(st, ST_NOT_FOUND)) return st;
+    return newest_answer(newest, floor, version_out);
+}
+
+u64
+lsm_version_last(const struct lsm *lsm)
+{
+    return lsm->version_last;
+}
+
 u64
 lsm_seq_last(const struct lsm *lsm)
 {
