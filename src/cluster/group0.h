@@ -35,11 +35,16 @@ struct group0_options {
     void *arg;
 };
 
-/* Loads what is there: *member_out is our number, 0 when this node belongs to no cluster yet. Then
- * either group0_found, or group0_join. */
+/* Loads what is there. When group0_member is 0 then: either group0_found, or group0_join. The
+ * number and the addresses of members are told to `peers` here (of this shard; others are the
+ * caller's). */
 MAY_YIELD MUST_CHECK status group0_open(const struct group0_options *options, struct group0 **out);
 MAY_YIELD void group0_close(struct group0 *group0);
+/* Our number; 0 while we belong to no cluster: to none ever, or not yet (joined, and stopped before
+ * the log had come: group0_join goes on where that ended), or not any more. */
 u32 group0_member(const struct group0 *group0);
+/* Of this node: kept with the rest, made anew where nothing was kept. Never 0. */
+u64 group0_incarnation(const struct group0 *group0);
 
 /* A new cluster with this node as its only member. */
 MAY_YIELD MUST_CHECK status group0_found(struct group0 *group0,

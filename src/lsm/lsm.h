@@ -123,6 +123,8 @@ MAY_YIELD MUST_CHECK status lsm_write(struct lsm *lsm, const struct lsm_batch *b
 void lsm_writes_hold(struct lsm *lsm);
 void lsm_writes_release(struct lsm *lsm);
 
+/* What the store can do: NONE also in a directory that is kept in memory. */
+enum lsm_durability lsm_durability(const struct lsm *lsm);
 /* Every operation with seq <= this is as durable as the store's durability demands (PERIODIC: the
  * kernel has it, so a crash of the process does not take it; NONE: everything visible). */
 u64 lsm_durable_seq(const struct lsm *lsm);

@@ -230,6 +230,62 @@ a_lease_is_given_up_for_good_when_somebody_was_told_to_campaign(void **state)
     expect_well();
 }
 
+/* 31, S6: whoever may have extended a lease votes for nobody while it runs. */
+static struct raft_message
+asks_for_a_vote(u8 type, u64 from, struct raft *of)
+{
+    struct raft_message ask = from_to(type, from, of->options.id, of->term + 1);
+    ask.index = of->last_index;
+    ask.log_term = of->last_term;
+    return ask;
+}
+
+static void
+who_has_restarted_votes_for_nobody_while_a_lease_may_run(void **state)
+{
+    (void)state;
+    u64 leader = group_of(0xe), other = another(leader), last = third(leader, other);
+    rig_cut_both(&rig, leader, last, true); /* the lonely one is to campaign */
+    rig_run(&rig, TICKS_VOTE * UNIT_TICK);
+    rig_crash(&rig, other, 1);
+    rig_run(&rig, 2); /* it is back, and has heard nobody */
+    struct raft *raft = &rig.nodes[other].raft;
+    assert_true(rig.nodes[other].up);
+    assert_true(raft_lease_valid(&rig.nodes[leader].raft, rig.now));
+    struct raft_message pre = asks_for_a_vote(RAFT_PRE_VOTE, last, raft);
+    expect_ok(raft_step(raft, &pre, rig.now, fresh()));
+    assert_int_equal(ready.message_count, 0);
+    struct raft_message vote = asks_for_a_vote(RAFT_VOTE, last, raft);
+    expect_ok(raft_step(raft, &vote, rig.now, fresh()));
+    assert_int_equal(ready.message_count, 0);
+    assert_int_equal(raft->vote == last, false);
+    /* When no lease can run any more it does. */
+    for (u32 i = 0; i < TICKS_VOTE; i++)
+        raft_tick(raft, rig.now, fresh());
+    pre = asks_for_a_vote(RAFT_PRE_VOTE, last, raft);
+    expect_ok(raft_step(raft, &pre, rig.now, fresh()));
+    assert_int_equal(ready.message_count, 1);
+    assert_false(ready.messages[0].reject);
+}
+
+static void
+who_hears_a_leader_votes_for_nobody_else(void **state)
+{
+    (void)state;
+    u64 leader = group_of(0xe), other = another(leader), last = third(leader, other);
+    struct raft *raft = &rig.nodes[other].raft;
+    rig_cut_both(&rig, leader, last, true);
+    rig_run(&rig, 30 * UNIT_TICK); /* the lonely one has asked more than once */
+    assert_int_equal(rig_leader(&rig)->id, leader);
+    assert_true(raft_lease_valid(&rig.nodes[leader].raft, rig.now));
+    u64 term = raft->term;
+    struct raft_message vote = asks_for_a_vote(RAFT_VOTE, last, raft);
+    expect_ok(raft_step(raft, &vote, rig.now, fresh()));
+    assert_int_equal(ready.message_count, 0);
+    assert_int_equal(raft->term, term);
+    expect_well();
+}
+
 /* 33 */
 static void
 a_removed_member_disturbs_nobody(void **state)
@@ -732,6 +788,8 @@ main(void)
         cmocka_unit_test(a_read_that_waits_when_leadership_changes_is_to_be_asked_anew),
         cmocka_unit_test(a_lease_ends_by_the_clock_though_no_tick_came),
         cmocka_unit_test(a_lease_is_given_up_for_good_when_somebody_was_told_to_campaign),
+        cmocka_unit_test(who_has_restarted_votes_for_nobody_while_a_lease_may_run),
+        cmocka_unit_test(who_hears_a_leader_votes_for_nobody_else),
         cmocka_unit_test(a_removed_member_disturbs_nobody),
         cmocka_unit_test(a_leader_that_removes_itself_leads_until_that_is_committed),
         cmocka_unit_test(a_learner_never_counts),
