@@ -30,6 +30,7 @@
 #ifndef DISTKV_CLUSTER_PEER_H
 #define DISTKV_CLUSTER_PEER_H
 
+#include "base/heap.h"
 #include "base/limits.h"
 #include "base/list.h"
 #include "base/mem.h"
@@ -85,12 +86,19 @@ const struct peer_address *peers_member_address(const struct peers *peers, u32 m
 /* ---- calling ---- */
 
 struct peer_call {
-    struct list link; /* private: of the connection, or to itself */
+    /* private */
+    struct list link;        /* in the list of those whose done is due, or to itself */
+    struct heap_node timer;  /* while it is under way and has a deadline */
+    struct peer_link *owner; /* NULL: not under way */
+    status st;
+    u64 order; /* of the starts: decides ties of deadlines */
     u64 request_id;
     u64 deadline_ns;
     /* Set before the start. header and body: of the answer, when st is ok (whatever native status
      * the header has); both valid during the call only. st: ST_TIMED_OUT, ST_CLOSED (no connection,
-     * or it broke), ST_OVERLOADED, ST_DENIED (the peer refused us), ST_NOT_FOUND (no such member).
+     * or it broke), ST_OVERLOADED, ST_DENIED (the peer refused us, or is not who it should be),
+     * ST_NOT_FOUND (no such member or shard), ST_TOO_LARGE (over PEER_BODY_BYTES_MAX of
+     * proto/peer.h).
      */
     void (*done)(struct peer_call *call, status st, const struct native_header *header,
                  struct bytes body);
