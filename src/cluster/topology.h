@@ -13,7 +13,9 @@
  *
  *   STAGE_NONE        one placement: `current`
  *   STAGE_WRITE_BOTH  writes meet their quorum in current and in next; reads use current; who gains
- *                     partitions fetches their data (in sessions named by `session`)
+ *                     partitions fetches their data (in sessions named by `session`), but not
+ *                     before every living member is known to have this stage: until then there
+ *                     are coordinators who write to current alone
  *   STAGE_READ_NEXT   writes still meet both; reads use next
  *   then next becomes current (STAGE_NONE), and who holds what it should not removes it
  *
@@ -21,6 +23,22 @@
  * the epoch before (a barrier), so two members are never more than one stage apart, and a replica
  * refuses requests of an epoch that is more than one stage away from its own (`stage_epoch`).
  * STAGE_READ_NEXT comes when all gainers have said that they are done (`fetched`).
+ *
+ * Who is gone. A member that was forgotten will never answer, but it may have been one of the W
+ * that a write was acknowledged by. So its places in rows stay, as TOPOLOGY_GONE | number, until
+ * the end of the plan that gives them to others: they count where quorums are computed from
+ * (places), and nobody asks them (count). A member that joins with `replaces` takes over exactly
+ * these places. Forgetting somebody who gains by the present plan in STAGE_WRITE_BOTH abandons the
+ * plan, since it can no longer end: a change of the stage, with its barrier.
+ *
+ * Promises
+ *   T1  Numbers are never used again; stamps as late as can be (they are given out in a circle).
+ *   T2  Commands are refused alike everywhere: by what the state says, never by memory or order.
+ *   T3  A write that W replicas of a row acknowledged lies on as many of the next row when a plan
+ *       ends, as far as its holders live: gainers fetch from a read quorum of the current row (or
+ *       from all of it that are still members, when these are fewer), and in a row that gets
+ *       shorter everybody is a gainer (topology_gains).
+ *   T4  Quorums that overlap (W + R > N) overlap in every row: topology_quorum.
  *
  * A topology that was published is never changed: apply makes a copy.
  */
@@ -35,6 +53,9 @@
 
 #define TOPOLOGY_NAME_BYTES   64u /* ids, hosts, racks, names of keyspaces; with the final 0 */
 #define TOPOLOGY_REASON_BYTES 160u
+#define TOPOLOGY_STAMPS       1024u
+/* In rows, with the number of a member that was forgotten. */
+#define TOPOLOGY_GONE (1u << 31)
 
 enum topology_stage { STAGE_NONE, STAGE_WRITE_BOTH, STAGE_READ_NEXT };
 
@@ -54,13 +75,13 @@ struct topology_member {
     u16 client_port;
     u16 peer_port;
     u32 shard_count;
-    u32 replaces; /* the number of a dead member whose place it takes; 0: none */
+    u32 replaces; /* JOINING: the number of a dead member whose places it takes; 0: none */
 };
 
 struct topology_keyspace {
     bool used;
     u8 conflict; /* enum topology_conflict */
-    u8 replicas; /* N, at most topology.replicas: the first N of a row */
+    u8 replicas; /* N, at most topology.replicas: the first N of each data center's in a row */
     u8 write_quorum, read_quorum;
     char name[TOPOLOGY_NAME_BYTES];
 };
@@ -77,6 +98,7 @@ struct topology {
     u32 partition_count;
     u32 replicas; /* width of placements in each data center */
     u32 next_number;
+    u16 next_stamp;
     u8 stage;
     struct topology_keyspace keyspaces[LIMIT_KEYSPACES_CLIENT];
     u32 member_count;
@@ -85,12 +107,18 @@ struct topology {
     struct placement next; /* ids NULL in STAGE_NONE */
     /* not encoded */
     struct budget *budget;
+    /* Budgets belong to one shard, and the last reference may be given back on any. So `budget`
+     * only bounds what a new topology may take, and it is counted here. Few are alive at once: who
+     * holds an old one has a request under way that began with it. */
+    struct budget own;
+    u32 member_capacity;
     _Atomic u32 references;
 };
 
-/* One, with one reference; no cluster yet (cluster_id 0). NULL: no memory. */
+/* One, with one reference; no cluster yet (cluster_id 0). NULL: no memory. On the shard of the
+ * budget, like apply and decode. */
 MUST_CHECK struct topology *topology_new(struct budget *budget);
-/* From any thread. */
+/* From any thread. release: NULL is allowed. */
 void topology_hold(struct topology *topology);
 void topology_release(struct topology *topology);
 
@@ -101,14 +129,19 @@ const struct topology_member *topology_member(const struct topology *topology, u
 const struct topology_member *topology_member_by_id(const struct topology *topology,
                                                     const char *node_id);
 
-/* Where a key's replicas are. */
+/* Where a key's replicas are. A row has no more than LIMIT_PLACEMENT_REPLICAS places in all data
+ * centers together; a member that would make it wider is refused. */
 struct topology_row {
     u32 write[LIMIT_PLACEMENT_REPLICAS];      /* of current */
     u32 write_next[LIMIT_PLACEMENT_REPLICAS]; /* of next; its quorum is to be met, too */
     u32 count;                                /* of write */
     u32 next_count;                           /* of write_next; 0 in STAGE_NONE */
+    u32 places, next_places;                  /* the same, with those who are gone */
     bool read_next;                           /* reads use write_next */
+    /* By the keyspace's W and R; never 0. The read quorum is of the row that reads use. */
+    u32 write_quorum, write_next_quorum, read_quorum;
 };
+/* By index, no search. Count 0 for a keyspace or a partition that does not exist. */
 void topology_row(const struct topology *topology, u32 keyspace, u32 partition,
                   struct topology_row *out);
 static inline const u32 *
@@ -117,24 +150,66 @@ topology_row_read(const struct topology_row *row, u32 *count_out)
     *count_out = row->read_next ? row->next_count : row->count;
     return row->read_next ? row->write_next : row->write;
 }
-/* Whether the member holds (or is about to hold) the partition, in any keyspace. */
+/* How many answers `wanted` of `replicas` (W or R, of N) means in a row with so many places, of
+ * which count are members. Where a row has fewer places than N (a cluster of fewer nodes), or more
+ * (several data centers), half of the difference is taken off or added, rounded upwards:
+ *
+ *     N = 3, W = R = 2    places  1  2  3    6 (two data centers)
+ *                         quorum  1  2  2    4
+ *
+ * Since W and R lose at most half of what is missing each, W + R > N gives a sum above places: what
+ * overlapped does so in every row, whichever W and R are. Where fewer are left than a quorum, all
+ * that are left are one: the others are gone for good, and what only they had with them. */
+static inline u32
+topology_quorum(u32 wanted, u32 replicas, u32 places, u32 count)
+{
+    u32 quorum = wanted;
+    if (places < replicas)
+        quorum -= MIN(quorum, (replicas - places) / 2);
+    else
+        quorum += (places - replicas + 1) / 2;
+    return MAX(1u, MIN(quorum, MIN(places, count)));
+}
+/* Whether the member holds (or is about to hold) the partition, in any keyspace: whether it may be
+ * asked for it. One row of each placement is looked at. */
 bool topology_holds(const struct topology *topology, u32 number, u32 partition);
+/* Whether the member must fetch the partition of the keyspace before the present plan goes on
+ * (T3): it is new among the N, or the row gets shorter. */
+bool topology_gains(const struct topology *topology, u32 number, u32 keyspace, u32 partition);
+/* Whether it gains anything at all: who does is to say TOPOLOGY_FETCHED. Looks at all rows. */
+bool topology_gainer(const struct topology *topology, u32 number);
+/* The first that gains and has not fetched; 0: none. Looks at all rows. */
+u32 topology_unfetched(const struct topology *topology);
 
 /* ---- commands ---- */
 
 enum topology_command_kind {
-    TOPOLOGY_FOUND = 1,     /* the first command of a cluster: id, its options, its first member */
-    TOPOLOGY_MEMBER_ADD,    /* JOINING; several may be joining at once */
-    TOPOLOGY_MEMBER_SET,    /* address, ports, shards, incarnation of one that is there */
-    TOPOLOGY_MEMBER_LEAVE,  /* LEAVING */
-    TOPOLOGY_MEMBER_FORGET, /* a dead one: gone at once; its places are given to others */
-    TOPOLOGY_WEIGHT_SET,
-    TOPOLOGY_KEYSPACE_SET, /* makes or changes one; conflict cannot change */
-    TOPOLOGY_PLAN,         /* computes next from the members' states: STAGE_WRITE_BOTH. Nothing to
-                            * move: members' states become final at once */
-    TOPOLOGY_FETCHED,      /* member, session */
-    TOPOLOGY_ADVANCE,      /* to the next stage; refused while a gainer has not fetched */
-    TOPOLOGY_ABANDON,      /* STAGE_WRITE_BOTH only: back to current */
+    /* The first command of a cluster: id, its options, its first member, which is NORMAL at once.
+     * All keyspaces, named "0" to "15": lww, N = replicas, W and R those of options, or a majority
+     * of N where they are 0. */
+    TOPOLOGY_FOUND = 1,
+    /* JOINING; several may be joining at once. With the node_id of one that is there: only another
+     * incarnation, and as its replacement. Who is replaced is forgotten by the same command. */
+    TOPOLOGY_MEMBER_ADD,
+    /* Address, ports, shards, rack (from the next plan on) of one that is there, in the incarnation
+     * that it has: another one is a MEMBER_ADD. */
+    TOPOLOGY_MEMBER_SET,
+    /* LEAVING, and removed at the end of the plan that empties it; at once while it only joins and
+     * no plan gives it anything. Not the last NORMAL one. */
+    TOPOLOGY_MEMBER_LEAVE,
+    /* A dead one: gone at once (see above). Not the last NORMAL one. */
+    TOPOLOGY_MEMBER_FORGET,
+    TOPOLOGY_WEIGHT_SET, /* from the next plan on */
+    /* Makes or changes one. Of one that is there conflict and N cannot change, nor may W and R
+     * change so that the old and the new ones do not overlap: raise R, repair, then lower the
+     * other. */
+    TOPOLOGY_KEYSPACE_SET,
+    TOPOLOGY_PLAN,    /* computes next from the members' states: STAGE_WRITE_BOTH. Nothing to
+                       * move: members' states become final at once, if any does */
+    TOPOLOGY_FETCHED, /* member, session; STAGE_WRITE_BOTH, a gainer only */
+    TOPOLOGY_ADVANCE, /* to the next stage; refused while a gainer has not fetched */
+    TOPOLOGY_ABANDON, /* STAGE_WRITE_BOTH only: back to current. What was fetched must be removed
+                       * before it is fetched again: it may hold what was deleted since */
 };
 
 struct topology_command {
@@ -149,8 +224,10 @@ struct topology_command {
     struct topology_keyspace options;
 };
 
+/* False: no memory, or what decode would refuse (no such kind, a name that does not end or cannot
+ * be printed); out is as it was. */
 MUST_CHECK bool topology_command_encode(const struct topology_command *command, struct buf *out);
-/* Any bytes: ST_CORRUPT. */
+/* Any bytes: ST_CORRUPT. What decodes encodes to the same bytes. */
 MUST_CHECK status topology_command_decode(struct bytes bytes, struct topology_command *out);
 
 /* A new topology, with one reference. ST_CONFLICT, ST_EXISTS: see above. ST_INVALID: refused, for
@@ -162,9 +239,10 @@ MUST_CHECK status topology_apply(const struct topology *topology,
 /* ---- bytes of a whole one ---- */
 
 MUST_CHECK bool topology_encode(const struct topology *topology, struct buf *out);
-/* Any bytes: ST_CORRUPT, ST_NO_MEMORY. */
+/* Any bytes: ST_CORRUPT, ST_NO_MEMORY. What decodes holds all invariants, and encodes to the same
+ * bytes. */
 MUST_CHECK status topology_decode(struct bytes bytes, struct budget *budget, struct topology **out);
-/* Invariants, for tests. */
+/* Invariants: what decode demands, and what apply keeps. */
 bool topology_check(const struct topology *topology);
 
 #endif
