@@ -142,3 +142,20 @@ broken:
     *bad = true;
     return false;
 }
+
+status
+lsm_ops_check(struct bytes ops, u32 count, u16 keyspace, u64 token_first, u64 token_last)
+{
+    struct lsm_op op;
+    bool bad;
+    u32 seen = 0;
+    while (lsm_op_next(&ops, &op, &bad)) {
+        const struct log_op *header = &op.header;
+        if (header->kind == ENTRY_DELETE_RANGE || header->keyspace != keyspace ||
+            header->token < token_first || header->token > token_last ||
+            header->token != hash_token(op.key))
+            return ST_INVALID;
+        seen++;
+    }
+    return bad || seen != count ? ST_INVALID : ST_OK;
+}

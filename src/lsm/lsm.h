@@ -186,6 +186,8 @@ MUST_CHECK status lsm_newest_try(struct lsm *lsm, u16 keyspace, u64 token, struc
                                  u64 floor, u64 *version_out);
 MAY_YIELD MUST_CHECK status lsm_newest(struct lsm *lsm, u16 keyspace, u64 token, struct bytes key,
                                        u64 floor, u64 *version_out);
+/* What the store holds: lsm_place. */
+void lsm_tokens(const struct lsm *lsm, u64 *first_out, u64 *last_out);
 /* No entry has a higher version. */
 u64 lsm_version_last(const struct lsm *lsm);
 

@@ -30,6 +30,7 @@
 #define DISTKV_LSM_LSM_INTERNAL_H
 
 #include "io/timer.h"
+#include "lsm/batch.h"
 #include "lsm/cache.h"
 #include "lsm/levels.h"
 #include "lsm/log.h"
@@ -165,15 +166,6 @@ MAY_YIELD MUST_CHECK status lsm_replay(void *lsm, const struct log_record *recor
                                        struct bytes payload);
 /* Gives the caches what the rest leaves. */
 void lsm_caches_balance(struct lsm *lsm);
-
-/* ---- batches ---- */
-
-/* Walks encoded operations. false: the end, or (with *bad set) not an operation. */
-struct lsm_op {
-    struct log_op header;
-    struct bytes key, value;
-};
-bool lsm_op_next(struct bytes *rest, struct lsm_op *out, bool *bad);
 
 /* ---- invariants ---- */
 

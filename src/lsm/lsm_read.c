@@ -313,6 +313,13 @@ lsm_newest(struct lsm *lsm, u16 keyspace, u64 token, struct bytes key, u64 floor
     return newest_answer(newest, floor, version_out);
 }
 
+void
+lsm_tokens(const struct lsm *lsm, u64 *first_out, u64 *last_out)
+{
+    *first_out = lsm->token_first;
+    *last_out = lsm->token_last;
+}
+
 u64
 lsm_version_last(const struct lsm *lsm)
 {

@@ -425,9 +425,9 @@ newest_body(void *arg)
     lsm_stats_get(w->lsm, &before);
     u64 version;
     for (u32 key = 0; key < KEYS; key++)
-        CHECK(status_is(lsm_newest_try(w->lsm, 0, hash_token(key_of(key)), key_of(key), 1000,
-                                       &version),
-                        ST_NOT_FOUND));
+        CHECK(status_is(
+            lsm_newest_try(w->lsm, 0, hash_token(key_of(key)), key_of(key), 1000, &version),
+            ST_NOT_FOUND));
     /* A key that no filter knows is not looked for on the disk either. */
     struct bytes other = BYTES_LITERAL("never written");
     status st = lsm_newest(w->lsm, 0, hash_token(other), other, 0, &version);
