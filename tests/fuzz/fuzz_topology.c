@@ -63,8 +63,8 @@ through_plans(struct topology *topology)
 {
     for (u32 round = 0; round < 2; round++) {
         if (topology->member_count > 1)
-            topology = then(topology, of(TOPOLOGY_MEMBER_LEAVE, topology,
-                                         topology->members[round].number));
+            topology = then(topology,
+                            of(TOPOLOGY_MEMBER_LEAVE, topology, topology->members[round].number));
         if (topology->stage == STAGE_NONE)
             topology = then(topology, of(TOPOLOGY_PLAN, topology, 0));
         for (u32 number; (number = topology_unfetched(topology)) != 0;) {

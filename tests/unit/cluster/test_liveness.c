@@ -85,7 +85,7 @@ silence_is_suspected_after_five_pings_and_death_after_five_seconds(void **state)
     ticks(&liveness, 5000, 5000);
     assert_int_equal(liveness_state(&liveness, 7), LIVENESS_DEAD);
     assert_int_equal(liveness_state(&liveness, 3), LIVENESS_SUSPECT);
-    liveness_heard(&liveness, 7, false, 5050 * MS); /* back before anybody asked */
+    liveness_heard(&liveness, 7, false, 5050 * MS);                /* back before anybody asked */
     expect_change(&liveness, 7, LIVENESS_SUSPECT, LIVENESS_ALIVE); /* in a circle: after 3 */
     expect_change(&liveness, 3, LIVENESS_ALIVE, LIVENESS_SUSPECT);
     expect_no_change(&liveness);
@@ -236,12 +236,12 @@ net_send(struct net *net, u32 from, u32 to, bool answer)
 {
     if (net->cut[from][to]) return;
     assert_true(net->message_count < MESSAGES_MAX);
-    net->messages[net->message_count++] = (struct message){
-        .at_ms = net->now_ms + prng_range(&net->prng, 1, 20),
-        .from = from,
-        .to = to,
-        .answer = answer,
-        .ill = liveness_self_ill(&net->nodes[from], net->now_ms * MS)};
+    net->messages[net->message_count++] =
+        (struct message){.at_ms = net->now_ms + prng_range(&net->prng, 1, 20),
+                         .from = from,
+                         .to = to,
+                         .answer = answer,
+                         .ill = liveness_self_ill(&net->nodes[from], net->now_ms * MS)};
 }
 
 static void
@@ -411,7 +411,8 @@ after_any_disorder_all_find_each_other(void **state)
         struct net *net = test_calloc(1, sizeof(*net));
         net_init(net, seed);
         for (u32 round = 0; round < 20; round++) {
-            u32 node = (u32)prng_below(&net->prng, NODES), other = (u32)prng_below(&net->prng, NODES);
+            u32 node = (u32)prng_below(&net->prng, NODES),
+                other = (u32)prng_below(&net->prng, NODES);
             net->cut[node][other] = prng_chance(&net->prng, 1, 2);
             if (prng_chance(&net->prng, 1, 3))
                 net->paused_until_ms[node] = net->now_ms + prng_below(&net->prng, 3000);
