@@ -141,8 +141,8 @@ struct write_call {
     bool under_way;
 };
 
-/* One version of a batch on its way to the replicas. Lives until the last call has ended and the own
- * log has answered, which may be after the coordinator has: so it is on no stack, and has the
+/* One version of a batch on its way to the replicas. Lives until the last call has ended and the
+ * own log has answered, which may be after the coordinator has: so it is on no stack, and has the
  * operations by then. */
 struct write_attempt {
     struct list link; /* replicator->attempts */
