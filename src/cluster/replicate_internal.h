@@ -37,6 +37,10 @@
 /* While the own store has no room for a write. */
 #define ROOM_NS NS_PER_MS
 
+/* A write's calls last at least so long, however soon its coordinator must answer: the others are
+ * to get it, too. */
+#define WRITE_CALL_NS_MIN (2 * NS_PER_S)
+
 #define HEDGE_NS_MIN   (2 * NS_PER_MS)
 #define HEDGE_NS_START (10 * NS_PER_MS) /* before enough answers were seen */
 #define HEDGE_SAMPLES  128u

@@ -168,6 +168,7 @@ attempt_send(struct write_attempt *attempt, const struct topology *topology, u16
                             buf_bytes(&attempt->batch->ops)};
     struct native_header header = {
         .opcode = PEER_WRITE, .epoch = attempt->epoch, .keyspace = keyspace};
+    u64 until = MAX(attempt->deadline_ns, io_now_ns() + WRITE_CALL_NS_MIN);
     for (u32 i = 0; i < attempt->quorum.count; i++) {
         u32 member = attempt->quorum.members[i];
         u32 shard;
@@ -182,7 +183,7 @@ attempt_send(struct write_attempt *attempt, const struct topology *topology, u16
         *load_of(r, member) += 1;
         peer_call_init(&call->call, call_done);
         peer_call_start(r->options.peers, &call->call, member, shard, &header, parts,
-                        ARRAY_COUNT(parts), attempt->deadline_ns);
+                        ARRAY_COUNT(parts), until);
     }
 }
 
