@@ -6,6 +6,7 @@
 #include <stdio.h>
 
 #include "base/fault.h"
+#include "server/cluster_view.h"
 #include "server/cmd.h"
 #include "server/cut.h"
 #include "server/glob.h"
@@ -600,6 +601,11 @@ native_status(struct exec *x)
         json_shard(&shards, server, call.stats);
     }
     json_node(&out, server, &call);
+    if (x->shard->cluster != NULL) {
+        cmd_text(&out, ",\"cluster\":");
+        status st = cluster_json(x, &out);
+        if (!ok(st)) goto out; /* the run has failed */
+    }
     cmd_text(&out, ",\"shards\":[");
     if (!buf_append(&out, shards.data, shards.size) || !buf_append(&out, "]}", 2)) {
         exec_fail(x, ST_NO_MEMORY); /* half a document is no answer */
