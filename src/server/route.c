@@ -27,6 +27,7 @@
 #define FORWARD_HEAD_BYTES 12u
 #define AGAIN_NS_MIN       (20 * NS_PER_MS)
 #define AGAIN_NS_MAX       (200 * NS_PER_MS)
+#define LOOK_NS            (200 * NS_PER_MS)
 #define FORWARDED_ARGS_MAX (1u << 17)
 
 struct route {
@@ -96,8 +97,10 @@ route_supports(const struct shard *shard, const struct command *command, struct 
 {
     if (shard->server->cluster == NULL) return true;
     static void (*const refused[])(struct exec * x) = {
-        cmd_multi,  cmd_watch,     cmd_scan,    cmd_keys,
-        cmd_dbsize, cmd_randomkey, cmd_flushdb, cmd_flushall,
+        cmd_multi,
+        cmd_watch,
+        cmd_flushdb,
+        cmd_flushall,
     };
     for (u32 i = 0; i < ARRAY_COUNT(refused); i++) {
         if (command->handler != refused[i]) continue;
@@ -149,12 +152,17 @@ end_with(struct request *request, status why)
 }
 
 static void go(struct route *route);
+static void look_after(struct route *route);
 
 static void
 timer_fired(struct io_timer *timer)
 {
     struct route *route = CONTAINER_OF(timer, struct route, timer);
     struct request *request = route->request;
+    if (route->calling) {
+        look_after(route);
+        return;
+    }
     if (ok(route->outcome)) {
         go(route);
         return;
@@ -174,6 +182,10 @@ end_later(struct route *route, status why)
 static void
 again_later(struct route *route)
 {
+    if (shard_self()->draining) {
+        end_later(route, ST_CLOSED);
+        return;
+    }
     u64 at_ns = io_now_ns() + route->again_ns;
     route->again_ns = MIN(route->again_ns * 2, AGAIN_NS_MAX);
     route->tried_count = 0;
@@ -254,6 +266,7 @@ called(struct peer_call *call, status st, const struct native_header *header, st
     struct route *route = CONTAINER_OF(call, struct route, call);
     struct request *request = route->request;
     route->calling = false;
+    io_timer_cancel(&route->timer);
     if (ok(st) && header->status == NATIVE_ST_OK) {
         if (!request_reply_set(request, body)) request->unknown = true;
         request_finish(request);
@@ -310,6 +323,24 @@ forward(struct route *route, struct shard *shard, const struct topology *topolog
     peer_call_start(shard->cluster->peers, &route->call, member, there, &header, &part, 1,
                     request->deadline_ns);
     buf_deinit(&body);
+    if (can_repeat(request)) io_timer_arm(&route->timer, io_now_ns() + LOOK_NS);
+}
+
+/* A read that is under way to somebody who does not answer any more goes to another one. (A write
+ * would be none the wiser.) */
+static void
+look_after(struct route *route)
+{
+    struct shard *shard = shard_self();
+    if (cluster_alive(shard->server->cluster, route->asked)) {
+        io_timer_arm(&route->timer, io_now_ns() + LOOK_NS);
+        return;
+    }
+    MARK("server.route.read_elsewhere");
+    peer_call_cancel(shard->cluster->peers, &route->call);
+    route->calling = false;
+    note_tried(route, route->asked);
+    go(route);
 }
 
 static void

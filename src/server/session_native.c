@@ -79,7 +79,8 @@ run(struct session *s, const struct native_request *request, struct bytes frame,
         if (keyed)
             return start(s, command, &frame, keys, shard->index, &token, &request->header,
                          start_ns);
-        if (command->place == PLACE_FIBER && request->header.opcode != NATIVE_STATUS) {
+        if (request->header.opcode == NATIVE_SNAPSHOT_OPEN ||
+            request->header.opcode == NATIVE_SNAPSHOT_CLOSE) {
             refuse(s, &request->header, NATIVE_ST_UNSUPPORTED, 0, "not supported in a cluster yet");
             return true;
         }
