@@ -831,6 +831,112 @@ every_byte_is_checked(void **state)
     world_deinit(&world);
 }
 
+/* Each breaks one of what topology.c promises of itself. */
+static void
+break_order(struct topology *t)
+{
+    t->members[1].number = t->members[0].number;
+}
+static void
+break_stamp(struct topology *t)
+{
+    t->members[1].stamp = t->members[0].stamp;
+}
+static void
+break_node_id(struct topology *t)
+{
+    memcpy(t->members[1].node_id, t->members[0].node_id, TOPOLOGY_NAME_BYTES);
+}
+static void
+break_incarnation(struct topology *t)
+{
+    t->members[1].incarnation = t->members[0].incarnation;
+}
+static void
+break_normal(struct topology *t)
+{
+    for (u32 i = 0; i < t->member_count; i++)
+        t->members[i].state = PLACEMENT_LEAVING;
+}
+static void
+break_joining(struct topology *t)
+{
+    t->members[0].state = PLACEMENT_JOINING; /* and holds something */
+}
+static void
+break_hole(struct topology *t)
+{
+    t->current.ids[0] = PLACEMENT_NONE;
+}
+static void
+break_stranger(struct topology *t)
+{
+    t->current.ids[0] = t->next_number;
+}
+static void
+break_gone_member(struct topology *t)
+{
+    t->next.ids[0] |= TOPOLOGY_GONE;
+}
+static void
+break_twice(struct topology *t)
+{
+    t->next.ids[1] = t->next.ids[0];
+}
+static void
+break_session(struct topology *t)
+{
+    t->session = 0;
+}
+static void
+break_stage(struct topology *t)
+{
+    t->stage = STAGE_NONE;
+}
+static void
+break_epoch(struct topology *t)
+{
+    t->stage_epoch = t->epoch + 1;
+}
+static void
+break_keyspace(struct topology *t)
+{
+    t->keyspaces[2].write_quorum = 4;
+}
+static void
+break_keyspace_name(struct topology *t)
+{
+    t->keyspaces[2].name[0] = '3';
+}
+static void
+break_datacenters(struct topology *t)
+{
+    snprintf(t->members[0].datacenter, TOPOLOGY_NAME_BYTES, "a");
+    snprintf(t->members[1].datacenter, TOPOLOGY_NAME_BYTES, "b");
+}
+
+static void
+invariants_are_seen_broken(void **state)
+{
+    (void)state;
+    void (*const breaks[])(struct topology * t) = {
+        break_order,  break_stamp,       break_node_id,       break_incarnation,
+        break_normal, break_joining,     break_hole,          break_stranger,
+        break_twice,  break_gone_member, break_session,       break_stage,
+        break_epoch,  break_keyspace,    break_keyspace_name, break_datacenters};
+    struct world world;
+    world_grow(&world, 3, 4, 3);
+    apply_ok(&world, add(node("n4", 4, "", "")));
+    apply_ok(&world, step(TOPOLOGY_PLAN, 5));
+    for (u32 i = 0; i < ARRAY_COUNT(breaks); i++) {
+        struct topology *copy = decoded(world.now);
+        breaks[i](copy);
+        if (topology_check(copy)) fail_msg("break %u was not seen", i);
+        topology_release(copy);
+    }
+    world_deinit(&world);
+}
+
 /* ---- random histories ---- */
 
 enum { WRITES_MAX = 6, PARTITIONS_MAX = 16, NUMBERS_MAX = 64 };
@@ -1118,6 +1224,7 @@ main(void)
         cmocka_unit_test(a_thousand_members_and_no_more),
         cmocka_unit_test(too_little_memory_is_a_refusal),
         cmocka_unit_test(every_byte_is_checked),
+        cmocka_unit_test(invariants_are_seen_broken),
         cmocka_unit_test(acknowledged_writes_are_seen_through_random_histories),
     };
     return cmocka_run_group_tests_name("topology", tests, setup, teardown);
