@@ -927,6 +927,38 @@ who_leaves_is_taken_out_and_hears_of_it(void **state)
     story_ends();
 }
 
+static status
+nothing_fill(void *arg, const struct topology *present, struct topology_command *command)
+{
+    return ST_EXISTS; /* as far as it can see */
+}
+
+static MAY_YIELD void
+nothing_main(struct peer_rig_node *node, void *arg)
+{
+    char reason[TOPOLOGY_REASON_BYTES];
+    *(status *)arg = group0_change(apps[node->index].group0, nothing_fill, NULL,
+                                   io_now_ns() + SECONDS(5), reason);
+}
+
+/* It may have been undone since. */
+static void
+who_is_cut_off_does_not_say_that_there_is_nothing_to_do(void **state)
+{
+    status st = ST_CLOSED;
+    story_begins(3);
+    all_start();
+    u32 lonely = (leader_index() + 1) % 3;
+    for (u32 i = 0; i < 3; i++)
+        cut_set(lonely, i, true);
+    assert_true(peer_rig_do(&rig, lonely, 0, nothing_main, &st));
+    assert_true(status_is(st, ST_TIMED_OUT));
+    heal_all();
+    assert_true(peer_rig_do(&rig, lonely, 0, nothing_main, &st));
+    assert_true(ok(st));
+    story_ends();
+}
+
 static void
 a_second_node_of_one_id_is_refused(void **state)
 {
@@ -1012,6 +1044,7 @@ main(void)
         cmocka_unit_test(who_lags_learns_where_a_new_leader_is),
         cmocka_unit_test(a_forgotten_voter_leaves_the_group),
         cmocka_unit_test(who_leaves_is_taken_out_and_hears_of_it),
+        cmocka_unit_test(who_is_cut_off_does_not_say_that_there_is_nothing_to_do),
         cmocka_unit_test(a_second_node_of_one_id_is_refused),
         cmocka_unit_test(whatever_happens_all_agree),
     };

@@ -9,14 +9,14 @@
  * is handed the lead, reads, writes. raft_rig.h has the rules. Then all faults end, and the group
  * must be well again.
  *
- * Mistakes that it notices are patches: tests/sim/mutants/raft_*.patch, run by `make mutants`; those
- * that only a story of test_raft.c notices say so. Others were made by hand, when the first seed that
- * noticed was: a joint election by the new set only 1192, joint never left 2, who lost its vote by an
- * uncommitted configuration does not campaign 135, a removed leader stays 1030, a snapshot's
- * configuration ignored 108, a lease kept in a transfer 930, entries appended though known 1, a stale
- * leader not told 2145. (Seeds change when the program does.) Not noticed by 2,500 seeds, and nothing
- * proved: the own vote counted before it is durable, no CheckQuorum, a read that takes the round under
- * way, an append's commit beyond its entries, writes under way at a snapshot.
+ * Mistakes that it notices are patches: tests/sim/mutants/raft_*.patch, run by `make mutants`;
+ * those that only a story of test_raft.c notices say so. Others were made by hand, when the first
+ * seed that noticed was: a joint election by the new set only 1192, joint never left 2, who lost
+ * its vote by an uncommitted configuration does not campaign 135, a removed leader stays 1030, a
+ * snapshot's configuration ignored 108, a lease kept in a transfer 930, entries appended though
+ * known 1, a stale leader not told 2145. (Seeds change when the program does.) Not noticed by 2,500
+ * seeds, and nothing proved: the own vote counted before it is durable, no CheckQuorum, a read that
+ * takes the round under way, an append's commit beyond its entries, writes under way at a snapshot.
  */
 #include "raft_rig.h"
 
