@@ -61,32 +61,30 @@ static MAY_YIELD void
 run_job(void *arg)
 {
     struct peer_rig_job *job = arg;
+    struct peer_rig_shard *shard = own_shard(job->node);
     job->fn(job->node, job->arg);
-    job->ended = true;
+    job->ended = true; /* from here on it may be gone */
+    shard->jobs_running--;
 }
 
 MAY_YIELD void
 peer_rig_serve(struct peer_rig_node *node)
 {
     struct peer_rig_shard *shard = own_shard(node);
-    struct peer_rig_job *running[64];
-    u32 count = 0;
     shard->ready = true;
-    while (!io_stopping() || count > 0) {
-        while (!list_empty(&shard->jobs) && count < ARRAY_COUNT(running)) {
+    while (!io_stopping() || shard->jobs_running > 0) {
+        while (!list_empty(&shard->jobs)) {
             struct list *first = list_first(&shard->jobs);
-            struct peer_rig_job *job = list_entry(first, struct peer_rig_job, link);
-            if (!ok(fiber_spawn(FIBER_FOREGROUND, "job", run_job, job))) break;
             list_del(first);
-            running[count++] = job;
+            shard->jobs_running++;
+            if (ok(fiber_spawn(FIBER_FOREGROUND, "job", run_job,
+                               list_entry(first, struct peer_rig_job, link))))
+                continue;
+            shard->jobs_running--; /* memory is refused by chance */
+            list_push_front(&shard->jobs, first);
+            break;
         }
         fiber_sleep_ns(LOOK_NS);
-        for (u32 i = 0; i < count;) {
-            if (running[i]->ended)
-                running[i] = running[--count];
-            else
-                i++;
-        }
     }
 }
 

@@ -56,7 +56,8 @@ struct peer_rig_shard {
     struct budget budget; /* of the peers */
     struct peers *peers;  /* of the running process; NULL: not open */
     void *user;           /* the test's */
-    struct list jobs;
+    struct list jobs;     /* that have not begun */
+    u32 jobs_running;
     bool ready; /* peer_rig_serve was reached */
 };
 

@@ -640,6 +640,870 @@ a_slow_answer_is_no_silence(void **state)
     peer_rig_close(&rig);
 }
 
+/* ---- posts, seeds, members that change ---- */
+
+static void
+post(struct peer_rig_node *node, void *arg)
+{
+    struct native_header header = {.opcode = PEER_RAFT};
+    struct bytes part = BYTES_LITERAL("raft");
+    peer_post(peer_rig_peers(node), *(u32 *)arg, 0, &header, &part, 1);
+}
+
+static void
+what_is_posted_comes_once_there_is_a_connection(void **state)
+{
+    (void)state;
+    struct peer_rig rig;
+    rig_init(&rig, 6, 2, 1);
+    peer_rig_open(&rig);
+    u32 member = 2, nobody = 40;
+    peer_rig_do(&rig, 0, 0, post, &member); /* begins one */
+    peer_rig_run(&rig, MS(50));
+    assert_int_equal(apps[1][0].posts, 0);
+    for (u32 i = 0; i < 10; i++)
+        peer_rig_do(&rig, 0, 0, post, &member);
+    peer_rig_do(&rig, 0, 0, post, &nobody);
+    peer_rig_run(&rig, MS(50));
+    assert_int_equal(apps[1][0].posts, 10);
+    assert_int_equal(apps[1][0].posted_bytes, 40);
+    struct peers_stats stats = stats_of(&rig, 0, 0);
+    assert_int_equal(stats.posts, 12);
+    assert_int_equal(stats.posts_dropped, 2);
+    /* Nothing ever answers a post; the silence of a cut link is noticed all the same. */
+    peer_rig_cut(&rig, 0, 1);
+    peer_rig_do(&rig, 0, 0, post, &member);
+    peer_rig_run(&rig, SECONDS(4));
+    assert_int_equal(stats_of(&rig, 0, 0).connections, 0);
+    peer_rig_close(&rig);
+}
+
+struct seeded {
+    struct asked asked;
+    struct peer_address address;
+};
+
+static void
+ask_seed(struct peer_rig_node *node, void *arg)
+{
+    struct seeded *seeded = arg;
+    struct native_header header = {.opcode = PEER_JOIN};
+    struct asked *asked = &seeded->asked;
+    peer_call_init(&asked->call, asked_done);
+    asked->started_ns = io_now_ns();
+    peer_call_start_at(peer_rig_peers(node), &asked->call, &seeded->address, 0, &header, NULL, 0,
+                       io_now_ns() + SECONDS(5));
+}
+
+static void
+set_identity(struct peer_rig_node *node, void *arg)
+{
+    peers_identity_set(peer_rig_peers(node), arg);
+}
+
+static void
+a_node_that_is_no_member_may_join_and_no_more(void **state)
+{
+    (void)state;
+    struct peer_rig rig;
+    rig_init(&rig, 7, 2, 1);
+    rig.started_by_test = true;
+    peer_rig_open(&rig);
+    struct peer_identity member = rig.nodes[1].identity;
+    rig.nodes[1].identity.cluster_id = 0;
+    rig.nodes[1].identity.member = 0;
+    peer_rig_start(&rig, 0);
+    peer_rig_start(&rig, 1);
+
+    struct seeded join = {0};
+    peer_rig_address(&rig, 0, &join.address);
+    peer_rig_do(&rig, 1, 0, ask_seed, &join);
+    assert_true(peer_rig_run_until(&rig, is_done, &join.asked, SECONDS(5)));
+    assert_true(ok(join.asked.st));
+    assert_int_equal(join.asked.answer.status, NATIVE_ST_OK);
+    assert_int_equal(apps[0][0].joins, 1);
+    assert_int_equal(apps[0][0].from.cluster_id, 0);
+    struct asked early = {.member = 1, .wait_ns = SECONDS(5)};
+    ask_and_wait(&rig, 1, 0, &early);
+    assert_true(ok(early.st));
+    assert_int_equal(early.answer.status, NATIVE_ST_UNAUTHENTICATED);
+    assert_int_equal(apps[0][0].writes, 0);
+    /* A member does not take it for one. */
+    struct asked other = {.member = 2, .wait_ns = SECONDS(5)};
+    ask_and_wait(&rig, 0, 0, &other);
+    assert_true(status_is(other.st, ST_DENIED) && !other.call.maybe_sent);
+
+    /* Once it is one, its next call says so. */
+    peer_rig_do(&rig, 1, 0, set_identity, &member);
+    struct asked now = {.member = 1, .wait_ns = SECONDS(5)};
+    ask_and_wait(&rig, 1, 0, &now);
+    assert_true(ok(now.st));
+    assert_int_equal(now.answer.status, NATIVE_ST_OK);
+    assert_int_equal(apps[0][0].from.member, 2);
+    struct asked back = {.member = 2, .wait_ns = SECONDS(5)};
+    ask_and_wait(&rig, 0, 0, &back);
+    assert_true(ok(back.st));
+    peer_rig_close(&rig);
+}
+
+static void
+the_identity_changes_under_calls_and_none_is_lost(void **state)
+{
+    (void)state;
+    struct peer_rig rig;
+    rig_init(&rig, 8, 2, 1);
+    peer_rig_open(&rig);
+    struct asked slow = {.member = 2, .opcode = PEER_READ, .delay_ns = SECONDS(2), .body_size = 8};
+    peer_rig_do(&rig, 0, 0, ask, &slow);
+    peer_rig_run(&rig, MS(100));
+    struct peer_identity self = rig.nodes[0].identity;
+    self.incarnation = 99;
+    peer_rig_do(&rig, 0, 0, set_identity, &self);
+    struct asked next = {.member = 2};
+    ask_and_wait(&rig, 0, 0, &next);
+    assert_int_equal(apps[1][0].from.incarnation, 99);
+    assert_int_equal(stats_of(&rig, 0, 0).connections, 2);
+    assert_true(peer_rig_run_until(&rig, is_done, &slow, SECONDS(5)));
+    assert_true(ok(slow.st));
+    peer_rig_run(&rig, SECONDS(1));
+    assert_int_equal(stats_of(&rig, 0, 0).connections, 1);
+    peer_rig_close(&rig);
+}
+
+static void
+a_seed_is_let_go_after_ten_idle_seconds(void **state)
+{
+    (void)state;
+    struct peer_rig rig;
+    rig_init(&rig, 9, 2, 1);
+    peer_rig_open(&rig);
+    for (u32 i = 0; i < 3; i++) {
+        struct seeded seeded = {0};
+        peer_rig_address(&rig, 1, &seeded.address);
+        peer_rig_do(&rig, 0, 0, ask_seed, &seeded);
+        assert_true(peer_rig_run_until(&rig, is_done, &seeded.asked, SECONDS(5)));
+        assert_true(ok(seeded.asked.st));
+        peer_rig_run(&rig, SECONDS(8));
+        assert_int_equal(stats_of(&rig, 0, 0).connections, 1);
+    }
+    peer_rig_run(&rig, SECONDS(4));
+    assert_int_equal(stats_of(&rig, 0, 0).connections, 0);
+    assert_int_equal(stats_of(&rig, 1, 0).connections, 0);
+    peer_rig_close(&rig);
+}
+
+struct moved {
+    u32 member;
+    struct peer_address address; /* port 0: remove it */
+};
+
+static void
+move_member(struct peer_rig_node *node, void *arg)
+{
+    struct moved *moved = arg;
+    struct peers *peers = peer_rig_peers(node);
+    if (moved->address.port == 0)
+        peers_member_remove(peers, moved->member);
+    else
+        assert_true(peers_member_set(peers, moved->member, &moved->address));
+}
+
+static void
+a_member_that_moves_or_goes_ends_its_calls(void **state)
+{
+    (void)state;
+    struct peer_rig rig;
+    rig_init(&rig, 10, 3, 1);
+    peer_rig_open(&rig);
+    struct asked held = {.member = 2, .opcode = PEER_PROPOSE};
+    peer_rig_do(&rig, 0, 0, ask, &held);
+    peer_rig_run(&rig, MS(100));
+    /* The same address again is no change; another is, and there sits member 3. */
+    struct moved moved = {.member = 2};
+    peer_rig_address(&rig, 1, &moved.address);
+    peer_rig_do(&rig, 0, 0, move_member, &moved);
+    peer_rig_run(&rig, MS(100));
+    assert_int_equal(held.done, 0);
+    peer_rig_address(&rig, 2, &moved.address);
+    peer_rig_do(&rig, 0, 0, move_member, &moved);
+    peer_rig_run(&rig, MS(100));
+    assert_int_equal(held.done, 1);
+    assert_true(status_is(held.st, ST_CLOSED) && held.call.maybe_sent);
+    struct asked wrong = {.member = 2};
+    ask_and_wait(&rig, 0, 0, &wrong);
+    assert_true(status_is(wrong.st, ST_DENIED) && !wrong.call.maybe_sent);
+    assert_true(sim_log_contains(rig.sim, "is another member than it should be"));
+
+    struct asked other = {.member = 3, .opcode = PEER_PROPOSE};
+    peer_rig_do(&rig, 0, 0, ask, &other);
+    struct asked back = {.member = 1};
+    ask_and_wait(&rig, 2, 0, &back);
+    struct moved gone = {.member = 3};
+    peer_rig_do(&rig, 0, 0, move_member, &gone);
+    peer_rig_run(&rig, MS(100));
+    assert_true(other.done == 1 && status_is(other.st, ST_CLOSED));
+    assert_int_equal(stats_of(&rig, 0, 0).connections, 0); /* nor may it ask */
+    struct asked last = {.member = 3};
+    ask_and_wait(&rig, 0, 0, &last);
+    assert_true(status_is(last.st, ST_NOT_FOUND));
+    peer_rig_close(&rig);
+}
+
+/* ---- who may talk ---- */
+
+static status
+refuse_node_2(void *arg, const struct peer_identity *peer)
+{
+    (void)arg;
+    return strcmp(peer->node_id, "node-2") == 0 ? ST_DENIED : ST_OK;
+}
+
+static void
+strangers_are_refused_counted_and_logged_at_a_limited_rate(void **state)
+{
+    (void)state;
+    static const char *const said[] = {"does not know the secret", "is of another cluster",
+                                       "names a number or incarnation that is not its own"};
+    for (u32 kind = 0; kind < 3; kind++) {
+        struct peer_rig rig;
+        rig_init(&rig, 11, 3, 1);
+        rig.started_by_test = true;
+        peer_rig_open(&rig);
+        if (kind == 0) rig.nodes[1].secret[31] ^= 1;
+        if (kind == 1) rig.nodes[1].identity.cluster_id++;
+        if (kind == 2) rig.nodes[0].admit = refuse_node_2;
+        for (u32 i = 0; i < 3; i++)
+            peer_rig_start(&rig, i);
+        for (u32 i = 0; i < 5; i++) {
+            struct asked in = {.member = 1, .wait_ns = SECONDS(5)};
+            ask_and_wait(&rig, 1, 0, &in);
+            assert_true(status_is(in.st, ST_DENIED) && !in.call.maybe_sent);
+            struct asked out = {.member = 2, .wait_ns = SECONDS(5)};
+            ask_and_wait(&rig, 0, 0, &out);
+            assert_true(status_is(out.st, ST_DENIED) && !out.call.maybe_sent);
+        }
+        assert_int_equal(apps[0][0].writes + apps[1][0].writes, 0);
+        assert_int_equal(stats_of(&rig, 0, 0).connections, 0);
+        assert_true(stats_of(&rig, 0, 0).refused >= 5);
+        assert_true(sim_log_contains(rig.sim, said[kind]));
+        struct asked friend = {.member = 1, .wait_ns = SECONDS(5)};
+        ask_and_wait(&rig, 2, 0, &friend);
+        assert_true(ok(friend.st));
+        peer_rig_close(&rig);
+    }
+}
+
+/* A connection by hand. */
+struct raw {
+    struct io_conn *conn;
+    struct fiber_queue queue;
+    struct buf in;
+    bool closed;
+};
+
+static status
+raw_opened(struct io_conn *conn, void *arg)
+{
+    struct raw *raw = arg;
+    raw->conn = conn;
+    io_conn_user_set(conn, raw);
+    return ST_OK;
+}
+
+static size_t
+raw_received(struct io_conn *conn, struct bytes data)
+{
+    struct raw *raw = io_conn_user(conn);
+    assert_true(buf_append(&raw->in, data.data, data.size));
+    fiber_queue_wake_all(&raw->queue);
+    return data.size;
+}
+
+static void
+raw_drained(struct io_conn *conn)
+{
+    (void)conn;
+}
+
+static void
+raw_closed(struct io_conn *conn, status why)
+{
+    (void)why;
+    struct raw *raw = io_conn_user(conn);
+    raw->closed = true;
+    fiber_queue_wake_all(&raw->queue);
+}
+
+static const struct io_conn_events raw_events = {
+    .opened = raw_opened, .received = raw_received, .drained = raw_drained, .closed = raw_closed};
+
+static MAY_YIELD void
+raw_connect(struct raw *raw, const char *host)
+{
+    *raw = (struct raw){0};
+    fiber_queue_init(&raw->queue);
+    buf_init(&raw->in, io_budget());
+    struct io_conn *conn;
+    status st = io_connect(host, PEER_RIG_PORT, &raw_events, raw, FIBER_FOREVER, &conn);
+    assert_true(ok(st));
+}
+
+/* What there was to read goes first. */
+static MAY_YIELD bool
+raw_closes_within(struct raw *raw, u64 ns)
+{
+    u64 until_ns = io_now_ns() + ns;
+    while (!raw->closed && io_now_ns() < until_ns)
+        (void)!ok(fiber_queue_wait(&raw->queue, until_ns));
+    return raw->closed;
+}
+
+static MAY_YIELD void
+raw_end(struct raw *raw)
+{
+    if (!raw->closed) io_conn_close(raw->conn, IO_CLOSE_ABORT);
+    while (!raw->closed)
+        (void)!ok(fiber_queue_wait(&raw->queue, FIBER_FOREVER));
+    buf_deinit(&raw->in);
+}
+
+static void
+raw_send(struct raw *raw, u8 opcode, u16 flags, u64 id, struct bytes body)
+{
+    struct buf frame;
+    buf_init(&frame, io_budget());
+    size_t start;
+    struct native_header header = {.opcode = opcode, .flags = flags, .request_id = id};
+    assert_true(native_frame_begin(&frame, &header, &start));
+    assert_true(body.size == 0 || buf_append(&frame, body.data, body.size));
+    native_frame_end(&frame, start);
+    if (!raw->closed) assert_true(io_conn_write(raw->conn, frame.data, frame.size));
+    buf_deinit(&frame);
+}
+
+/* The next frame; false: the connection ended before. */
+static MAY_YIELD bool
+raw_read(struct raw *raw, struct native_header *header, struct bytes *body, size_t *size)
+{
+    size_t wanted;
+    status st;
+    while (status_is(st = native_frame_decode(buf_bytes(&raw->in), header, body, size, &wanted),
+                     ST_INCOMPLETE)) {
+        if (raw->closed) return false;
+        (void)!ok(fiber_queue_wait(&raw->queue, FIBER_FOREVER));
+    }
+    return ok(st);
+}
+
+/* As node 1 of the rig would, up to where the step says: 1 the hello, 2 the proof, 3 a wrong one.
+ */
+static MAY_YIELD bool
+raw_handshake(struct raw *raw, const struct peer_rig_node *node, u32 step)
+{
+    struct peer_hello hello = {.version_min = 1,
+                               .version_max = 1,
+                               .member = node->identity.member,
+                               .cluster_id = node->identity.cluster_id,
+                               .incarnation = node->identity.incarnation};
+    io_entropy(hello.nonce, sizeof(hello.nonce));
+    u8 body[PEER_HELLO_BYTES_MAX], proof[HMAC_BYTES];
+    size_t size = peer_hello_encode(&hello, body), consumed, answer_size;
+    raw_send(raw, PEER_HELLO, 0, 1, BYTES(body, size));
+    struct native_header header;
+    struct bytes answer;
+    if (step == 1) return true;
+    if (!raw_read(raw, &header, &answer, &consumed)) return false;
+    assert_true(answer.size > HMAC_BYTES);
+    answer_size = answer.size - HMAC_BYTES;
+    /* 3: what the other end has proved itself by does not serve the other way. */
+    if (step == 3)
+        memcpy(proof, answer.data + answer_size, HMAC_BYTES);
+    else
+        peer_proof(BYTES(node->secret, PEER_SECRET_BYTES), PEER_CONNECTS, BYTES(body, size),
+                   BYTES(answer.data, answer_size), proof);
+    buf_consume(&raw->in, consumed);
+    raw_send(raw, PEER_PROOF, 0, 2, BYTES(proof, HMAC_BYTES));
+    if (!raw_read(raw, &header, &answer, &consumed)) return false;
+    buf_consume(&raw->in, consumed);
+    return header.status == NATIVE_ST_OK;
+}
+
+static MAY_YIELD void
+send_strange_bytes(struct peer_rig_node *node, void *arg)
+{
+    struct prng *prng = arg;
+    static u8 junk[8000];
+    for (u32 i = 0; i < sizeof(junk); i++)
+        junk[i] = (u8)prng_u64(prng);
+    struct raw raw;
+    /* Bytes. */
+    raw_connect(&raw, "10.0.0.2");
+    assert_true(io_conn_write(raw.conn, junk, prng_range(prng, 1, sizeof(junk))));
+    assert_true(raw_closes_within(&raw, SECONDS(1)));
+    raw_end(&raw);
+    /* A client's frames, and a peer's at the wrong time. */
+    static const u8 opcodes[] = {NATIVE_HELLO, NATIVE_PUT, PEER_WRITE, PEER_PROOF, PEER_PING, 200};
+    for (u32 i = 0; i < sizeof(opcodes); i++) {
+        raw_connect(&raw, "10.0.0.2");
+        raw_send(&raw, opcodes[i], 0, 1, BYTES(junk, prng_range(prng, 0, 200)));
+        assert_true(raw_closes_within(&raw, SECONDS(1)));
+        assert_int_equal(raw.in.size, 0);
+        raw_end(&raw);
+    }
+    /* Much at once; a frame that says it is large. */
+    raw_connect(&raw, "10.0.0.2");
+    raw_send(&raw, PEER_HELLO, 0, 1, BYTES(junk, 5000));
+    assert_true(raw_closes_within(&raw, SECONDS(1)));
+    raw_end(&raw);
+    /* Nothing, or half a hello, or no proof: 5 s. */
+    for (u32 i = 0; i < 3; i++) {
+        raw_connect(&raw, "10.0.0.2");
+        if (i == 1)
+            assert_true(io_conn_write(raw.conn,
+                                      "\xd5"
+                                      "DKV",
+                                      4));
+        if (i == 2) assert_true(raw_handshake(&raw, node, 1));
+        assert_false(raw_closes_within(&raw, SECONDS(4)));
+        assert_true(raw_closes_within(&raw, SECONDS(2)));
+        raw_end(&raw);
+    }
+    /* A wrong proof. */
+    raw_connect(&raw, "10.0.0.2");
+    assert_false(raw_handshake(&raw, node, 3));
+    assert_true(raw_closes_within(&raw, SECONDS(1)));
+    raw_end(&raw);
+    /* The right one, and then what a peer may not say: each ends the connection. */
+    for (u32 i = 0; i < 6; i++) {
+        raw_connect(&raw, "10.0.0.2");
+        assert_true(raw_handshake(&raw, node, 2));
+        assert_false(raw_closes_within(&raw, MS(100)));
+        struct bytes none = BYTES(NULL, 0);
+        if (i == 0) raw_send(&raw, NATIVE_GET, 0, 9, none);
+        if (i == 1) raw_send(&raw, PEER_HELLO, 0, 9, none);
+        if (i == 2) raw_send(&raw, PEER_WRITE, NATIVE_FLAG_REPLY, 9, none);
+        if (i == 3) assert_true(io_conn_write(raw.conn, junk, 100));
+        if (i == 4) { /* its body's checksum fails */
+            struct native_header header = {.opcode = PEER_WRITE, .request_id = 9};
+            struct buf frame;
+            size_t start;
+            buf_init(&frame, io_budget());
+            assert_true(native_frame_begin(&frame, &header, &start));
+            assert_true(buf_append(&frame, "body", 4));
+            native_frame_end(&frame, start);
+            frame.data[NATIVE_HEADER_BYTES] ^= 1;
+            assert_true(io_conn_write(raw.conn, frame.data, frame.size));
+            buf_deinit(&frame);
+        }
+        if (i == 5) /* more at once than it was told */
+            for (u32 id = 1; id <= 17; id++)
+                raw_send(&raw, PEER_PROPOSE, 0, id, none);
+        assert_true(raw_closes_within(&raw, SECONDS(1)));
+        raw_end(&raw);
+    }
+}
+
+static void
+strange_bytes_end_the_connection_and_nothing_else(void **state)
+{
+    (void)state;
+    for (u64 seed = 1; seed <= 20; seed++) {
+        struct peer_rig rig;
+        rig_init(&rig, seed, 2, 1);
+        rig.options.net.single_bytes = seed % 5 == 0;
+        rig.started_by_test = true;
+        peer_rig_open(&rig);
+        rig.nodes[1].requests_max = 16;
+        peer_rig_start(&rig, 0);
+        peer_rig_start(&rig, 1);
+        assert_true(peer_rig_do(&rig, 0, 0, send_strange_bytes, sim_prng(rig.sim)));
+        assert_int_equal(apps[1][0].writes + apps[1][0].posts, 0);
+        assert_int_equal(apps[1][0].proposes, 16);
+        assert_int_equal(stats_of(&rig, 1, 0).connections, 0);
+        assert_int_equal(stats_of(&rig, 1, 0).requests_under_way, 16); /* not answered yet */
+        peer_rig_do(&rig, 1, 0, let_go, NULL);
+        assert_int_equal(stats_of(&rig, 1, 0).requests_under_way, 0);
+        struct asked asked = {.member = 2};
+        ask_and_wait(&rig, 0, 0, &asked);
+        assert_true(ok(asked.st));
+        peer_rig_close(&rig);
+    }
+}
+
+static MAY_YIELD void
+come_in_crowds(struct peer_rig_node *node, void *arg)
+{
+    (void)node;
+    u32 *refused = arg;
+    static struct raw raws[300];
+    for (u32 i = 0; i < 300; i++)
+        raw_connect(&raws[i], "10.0.0.2");
+    fiber_sleep_ns(SECONDS(1));
+    for (u32 i = 0; i < 300; i++)
+        *refused += raws[i].closed;
+    fiber_sleep_ns(SECONDS(6));
+    for (u32 i = 0; i < 300; i++) {
+        assert_true(raws[i].closed);
+        raw_end(&raws[i]);
+    }
+}
+
+static void
+not_too_many_strangers_at_once(void **state)
+{
+    (void)state;
+    struct peer_rig rig;
+    rig_init(&rig, 1, 2, 1);
+    peer_rig_open(&rig);
+    u32 refused = 0;
+    assert_true(peer_rig_do(&rig, 0, 0, come_in_crowds, &refused));
+    assert_int_equal(refused, 300 - 256);
+    struct asked asked = {.member = 2};
+    ask_and_wait(&rig, 0, 0, &asked);
+    assert_true(ok(asked.st));
+    peer_rig_close(&rig);
+}
+
+/* A listener that answers as no node would. */
+struct fake {
+    u32 kind;
+    struct io_listener *listener;
+};
+
+static size_t
+fake_received(struct io_conn *conn, struct bytes data)
+{
+    struct fake *fake = io_conn_user(conn);
+    struct native_header header;
+    struct bytes body;
+    size_t consumed, wanted;
+    if (!ok(native_frame_decode(data, &header, &body, &consumed, &wanted))) return 0;
+    struct raw raw = {.conn = conn};
+    u8 junk[200] = {1, 1};
+    switch (fake->kind) {
+    case 0: /* what it heard itself */
+        raw_send(&raw, header.opcode, NATIVE_FLAG_REPLY, header.request_id, body);
+        break;
+    case 1:
+        raw_send(&raw, PEER_HELLO, NATIVE_FLAG_REPLY, 1, BYTES(junk, 60 + HMAC_BYTES + 3));
+        break;
+    case 2:
+        raw_send(&raw, PEER_HELLO, 0, 1, body);
+        break;
+    case 3:
+        raw_send(&raw, PEER_PROOF, NATIVE_FLAG_REPLY, 2, BYTES(NULL, 0));
+        break;
+    case 4:
+        assert_true(io_conn_write(conn, junk, sizeof(junk)));
+        break;
+    case 5:
+        io_conn_close(conn, IO_CLOSE_FLUSH);
+        break;
+    default: /* nothing */
+        break;
+    }
+    return consumed;
+}
+
+static status
+fake_opened(struct io_conn *conn, void *arg)
+{
+    io_conn_user_set(conn, arg);
+    return ST_OK;
+}
+
+static void
+fake_closed(struct io_conn *conn, status why)
+{
+    (void)conn;
+    (void)why;
+}
+
+static const struct io_conn_events fake_events = {.opened = fake_opened,
+                                                  .received = fake_received,
+                                                  .drained = raw_drained,
+                                                  .closed = fake_closed};
+
+static MAY_YIELD status
+fake_main(struct peer_rig_node *node)
+{
+    if (node->index == 0) return node_main(node);
+    struct fake *fake = node->rig->arg;
+    status st = io_listen(node->host, PEER_RIG_PORT, &fake_events, fake, &fake->listener);
+    if (!ok(st)) return st;
+    peer_rig_serve(node);
+    io_listener_close(fake->listener);
+    return ST_OK;
+}
+
+static void
+who_answers_strangely_is_told_nothing(void **state)
+{
+    (void)state;
+    for (u32 kind = 0; kind < 7; kind++) {
+        struct fake fake = {.kind = kind};
+        struct peer_rig rig;
+        rig_init(&rig, 1 + kind, 2, 1);
+        rig.shard_main = fake_main;
+        rig.arg = &fake;
+        peer_rig_open(&rig);
+        struct asked asked = {.member = 2, .body_size = 100, .wait_ns = SECONDS(20)};
+        ask_and_wait(&rig, 0, 0, &asked);
+        assert_true(status_is(asked.st, kind < 5 ? ST_DENIED : ST_CLOSED) ||
+                    (kind == 4 && status_is(asked.st, ST_CLOSED)));
+        assert_false(asked.call.maybe_sent);
+        if (kind == 6) assert_in_range(asked.took_ns, SECONDS(4), SECONDS(6));
+        peer_rig_close(&rig);
+    }
+}
+
+/* ---- bounds ---- */
+
+struct many {
+    struct asked *asked;
+    u32 count;
+};
+
+/* In one go: the first of them makes the connection, or has it made. */
+static void
+ask_many(struct peer_rig_node *node, void *arg)
+{
+    struct many *many = arg;
+    for (u32 i = 0; i < many->count; i++)
+        ask(node, &many->asked[i]);
+}
+
+static void
+no_more_calls_than_the_peer_allows(void **state)
+{
+    (void)state;
+    struct peer_rig rig;
+    rig_init(&rig, 12, 2, 1);
+    rig.started_by_test = true;
+    peer_rig_open(&rig);
+    rig.nodes[1].requests_max = 4;
+    peer_rig_start(&rig, 0);
+    peer_rig_start(&rig, 1);
+    struct asked first[10], second[4], third;
+    for (u32 i = 0; i < 10; i++)
+        first[i] = (struct asked){.member = 2, .opcode = PEER_PROPOSE, .wait_ns = MS(500)};
+    struct many many = {.asked = first, .count = 10};
+    peer_rig_do(&rig, 0, 0, ask_many, &many); /* before the peer has said how many */
+    peer_rig_run(&rig, MS(400));
+    u32 under_way = 0;
+    for (u32 i = 0; i < 10; i++) {
+        under_way += first[i].done == 0;
+        if (first[i].done == 0) continue;
+        assert_true(status_is(first[i].st, ST_OVERLOADED) && !first[i].call.maybe_sent);
+    }
+    assert_int_equal(under_way, 4);
+    assert_int_equal(apps[1][0].proposes, 4);
+    /* Nobody waits for them any more, but the peer is at work on them. */
+    peer_rig_run(&rig, SECONDS(1));
+    third = (struct asked){.member = 2};
+    ask_and_wait(&rig, 0, 0, &third);
+    assert_true(status_is(third.st, ST_OVERLOADED) && !third.call.maybe_sent);
+    peer_rig_do(&rig, 1, 0, let_go, NULL);
+    peer_rig_run(&rig, MS(50));
+    for (u32 i = 0; i < 4; i++) {
+        second[i] = (struct asked){.member = 2};
+        ask_and_wait(&rig, 0, 0, &second[i]);
+        assert_true(ok(second[i].st));
+    }
+    assert_int_equal(stats_of(&rig, 1, 0).refused, 0);
+    peer_rig_close(&rig);
+}
+
+static void
+what_cannot_go_out_is_refused_above_a_bound(void **state)
+{
+    (void)state;
+    struct peer_rig rig;
+    rig_init(&rig, 13, 2, 1);
+    peer_rig_open(&rig);
+    for (u32 connected = 0; connected < 2; connected++) {
+        if (connected) {
+            struct asked hello = {.member = 2};
+            ask_and_wait(&rig, 0, 0, &hello);
+            assert_true(ok(hello.st));
+        }
+        peer_rig_cut(&rig, 0, 1);
+        static struct asked asked[100];
+        u32 overloaded = 0, member = 2;
+        for (u32 i = 0; i < 100; i++) {
+            asked[i] = (struct asked){.member = 2, .body_size = 20000, .wait_ns = MS(400)};
+            peer_rig_do(&rig, 0, 0, ask, &asked[i]);
+        }
+        peer_rig_do(&rig, 0, 0, post, &member);
+        u64 used = rig.nodes[0].shards[0].budget.used_bytes;
+        assert_true(used < KIB(800));
+        peer_rig_run(&rig, SECONDS(1));
+        for (u32 i = 0; i < 100; i++) {
+            assert_int_equal(asked[i].done, 1);
+            if (!status_is(asked[i].st, ST_OVERLOADED)) continue;
+            overloaded++;
+            assert_false(asked[i].call.maybe_sent);
+        }
+        assert_true(overloaded >= 60 && overloaded < 100);
+        assert_int_equal(stats_of(&rig, 0, 0).posts_dropped, 1 + connected);
+        peer_rig_heal(&rig, 0, 1);
+        peer_rig_run(&rig, SECONDS(5));
+    }
+    struct asked last = {.member = 2, .wait_ns = SECONDS(5)};
+    ask_and_wait(&rig, 0, 0, &last);
+    assert_true(ok(last.st));
+    peer_rig_close(&rig);
+}
+
+static MAY_YIELD void
+do_not_read(struct peer_rig_node *node, void *arg)
+{
+    (void)arg;
+    struct raw raw;
+    raw_connect(&raw, "10.0.0.2");
+    assert_true(raw_handshake(&raw, node, 2));
+    io_conn_pause(raw.conn);
+    u8 *body = mem_alloc_zero(io_budget(), 30000);
+    assert_non_null(body);
+    for (u64 id = 1; id <= 400; id++) {
+        raw_send(&raw, PEER_WRITE, 0, id, BYTES(body, 30000));
+        fiber_sleep_ns(MS(1));
+    }
+    mem_free(io_budget(), body, 30000);
+    fiber_sleep_ns(MS(500));
+    /* The other end has stopped reading: neither side holds all of it. */
+    assert_true(apps[1][0].writes < 300);
+    assert_false(raw.closed);
+    io_conn_resume(raw.conn);
+    struct native_header header;
+    struct bytes answer;
+    size_t size;
+    for (u64 id = 1; id <= 400; id++) {
+        assert_true(raw_read(&raw, &header, &answer, &size));
+        assert_true(header.request_id == id && answer.size == 30000);
+        buf_consume(&raw.in, size);
+    }
+    raw_end(&raw);
+}
+
+static void
+who_does_not_read_answers_is_not_read_from(void **state)
+{
+    (void)state;
+    struct peer_rig rig;
+    rig_init(&rig, 14, 2, 1);
+    peer_rig_open(&rig);
+    assert_true(peer_rig_do(&rig, 0, 0, do_not_read, NULL));
+    assert_int_equal(apps[1][0].writes, 400);
+    peer_rig_close(&rig);
+}
+
+static void
+without_memory_calls_are_refused_and_nothing_breaks(void **state)
+{
+    (void)state;
+    for (u32 with_caller = 0; with_caller < 2; with_caller++) {
+        struct peer_rig rig;
+        rig_init(&rig, 15, 2, 1);
+        rig.started_by_test = true;
+        peer_rig_open(&rig);
+        rig.nodes[with_caller ? 0 : 1].budget_bytes = 12000;
+        peer_rig_start(&rig, 0);
+        peer_rig_start(&rig, 1);
+        static struct asked asked[200];
+        for (u32 i = 0; i < 200; i++) {
+            asked[i] = (struct asked){.member = 2,
+                                      .opcode = i % 2 == 0 ? PEER_PROPOSE : PEER_WRITE,
+                                      .body_size = 500,
+                                      .wait_ns = SECONDS(2)};
+        }
+        struct many many = {.asked = asked, .count = 200};
+        peer_rig_do(&rig, 0, 0, ask_many, &many);
+        peer_rig_run(&rig, SECONDS(3));
+        u32 fine = 0, refused = 0;
+        for (u32 i = 0; i < 200; i++) {
+            assert_int_equal(asked[i].done, 1);
+            bool overloaded = ok(asked[i].st) ? asked[i].answer.status == NATIVE_ST_OVERLOADED
+                                              : status_is(asked[i].st, ST_OVERLOADED);
+            refused += overloaded;
+            fine += ok(asked[i].st) && !overloaded;
+        }
+        assert_true(fine > 0 && refused > 0);
+        peer_rig_close(&rig);
+    }
+}
+
+/* ---- the end ---- */
+
+struct chain {
+    struct peer_call call;
+    struct peers *peers;
+    u32 done, closed, member;
+};
+
+static void
+chain_start(struct chain *chain)
+{
+    struct native_header header = {.opcode = PEER_WRITE};
+    peer_call_start(chain->peers, &chain->call, chain->member, 0, &header, NULL, 0,
+                    io_now_ns() + SECONDS(1));
+}
+
+static void
+chain_done(struct peer_call *call, status st, const struct native_header *header, struct bytes body)
+{
+    (void)header;
+    (void)body;
+    struct chain *chain = CONTAINER_OF(call, struct chain, call);
+    chain->done++;
+    chain->closed += status_is(st, ST_CLOSED);
+    if (chain->closed < 3) chain_start(chain); /* from inside of done */
+}
+
+static void
+chain_begin(struct peer_rig_node *node, void *arg)
+{
+    struct chain *chain = arg;
+    chain->peers = peer_rig_peers(node);
+    peer_call_init(&chain->call, chain_done);
+    chain_start(chain);
+}
+
+static void
+the_end_comes_with_calls_under_way(void **state)
+{
+    (void)state;
+    for (u64 seed = 1; seed <= 30; seed++) {
+        struct peer_rig rig;
+        rig_init(&rig, seed, 3, 1);
+        peer_rig_open(&rig);
+        struct chain chain = {.member = 2};
+        peer_rig_do(&rig, 0, 0, chain_begin, &chain);
+        struct asked asked[30];
+        for (u32 i = 0; i < 30; i++) {
+            asked[i] = (struct asked){.member = 1 + i % 3,
+                                      .opcode = i % 2 == 0 ? PEER_PROPOSE : PEER_READ,
+                                      .delay_ns = MS(300),
+                                      .body_size = 8 + i * 1000};
+            peer_rig_do(&rig, 0, 0, ask, &asked[i]);
+        }
+        if (seed % 3 == 0) peer_rig_crash(&rig, 2, false); /* in the middle of connecting */
+        peer_rig_run(&rig, prng_range(sim_prng(rig.sim), 1, MS(10)));
+        u32 first = seed % 2 == 0 ? 1 : 0;
+        peer_rig_stop(&rig, first);
+        if (first == 1) {
+            peer_rig_run(&rig, MS(100));
+            peer_rig_stop(&rig, 0);
+        }
+        for (u32 i = 0; i < 30; i++) {
+            assert_int_equal(asked[i].done, 1);
+            if (!ok(asked[i].st)) assert_true(status_is(asked[i].st, ST_CLOSED));
+        }
+        assert_true(chain.closed >= 3 || chain.done > 0);
+        peer_rig_close(&rig);
+    }
+}
+
 int
 main(void)
 {
@@ -655,6 +1519,20 @@ main(void)
         cmocka_unit_test(a_crash_in_the_middle_ends_each_call_once),
         cmocka_unit_test(a_cut_link_is_noticed_by_its_silence_and_used_again_once_healed),
         cmocka_unit_test(a_slow_answer_is_no_silence),
+        cmocka_unit_test(what_is_posted_comes_once_there_is_a_connection),
+        cmocka_unit_test(a_node_that_is_no_member_may_join_and_no_more),
+        cmocka_unit_test(the_identity_changes_under_calls_and_none_is_lost),
+        cmocka_unit_test(a_seed_is_let_go_after_ten_idle_seconds),
+        cmocka_unit_test(a_member_that_moves_or_goes_ends_its_calls),
+        cmocka_unit_test(strangers_are_refused_counted_and_logged_at_a_limited_rate),
+        cmocka_unit_test(strange_bytes_end_the_connection_and_nothing_else),
+        cmocka_unit_test(not_too_many_strangers_at_once),
+        cmocka_unit_test(who_answers_strangely_is_told_nothing),
+        cmocka_unit_test(no_more_calls_than_the_peer_allows),
+        cmocka_unit_test(what_cannot_go_out_is_refused_above_a_bound),
+        cmocka_unit_test(who_does_not_read_answers_is_not_read_from),
+        cmocka_unit_test(without_memory_calls_are_refused_and_nothing_breaks),
+        cmocka_unit_test(the_end_comes_with_calls_under_way),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
