@@ -16,8 +16,12 @@
 #define SLOT_BITS               14u
 #define PARTITION_COUNT_DEFAULT 4096u
 
-/* Keyspaces that RESP reaches by SELECT 0..15, and how many a store holds at all. */
-#define LIMIT_KEYSPACES 16u
+/* Keyspaces that clients reach (RESP by SELECT 0..15), those that nodes keep for themselves behind
+ * them, and how many a store holds at all. */
+#define LIMIT_KEYSPACES_CLIENT 16u
+#define KEYSPACE_SYSTEM        16u /* what the node must not forget: Raft's log, incarnations */
+#define KEYSPACE_HINTS         17u /* writes kept for absent replicas */
+#define LIMIT_KEYSPACES        18u
 
 /* Shards of one node: mailboxes are one SPSC ring per ordered pair, 8 KiB each, so 64 shards cost
  * 32 MiB. */

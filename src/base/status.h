@@ -35,7 +35,8 @@
     X(UNSUPPORTED, "not supported here")                                                           \
     X(UNKNOWN_OUTCOME, "it is not known whether the write took effect")                            \
     X(DENIED, "permission denied")                                                                 \
-    X(MOUNTED_READ_ONLY, "the file system is mounted read-only")
+    X(MOUNTED_READ_ONLY, "the file system is mounted read-only")                                   \
+    X(UNAVAILABLE, "too few replicas can be reached")
 
 enum status_code {
 #define X(name, text) SC_##name,

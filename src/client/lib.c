@@ -82,6 +82,7 @@ lib_code_of(u32 native_status)
     case NATIVE_ST_NO_MEMORY:
     case NATIVE_ST_CLOSING:
     case NATIVE_ST_WRONG_EPOCH:
+    case NATIVE_ST_UNAVAILABLE:
         return DISTKV_OVERLOADED;
     case NATIVE_ST_TIMED_OUT:
         return DISTKV_TIMED_OUT;
@@ -301,7 +302,7 @@ options_fault(const struct distkv_options *options)
     if (options->connections_per_server == 0 ||
         options->connections_per_server > LIB_CONNECTIONS_MAX)
         return "connections_per_server must be 1 to 64";
-    if (options->keyspace >= LIMIT_KEYSPACES) return "keyspace must be 0 to 15";
+    if (options->keyspace >= LIMIT_KEYSPACES_CLIENT) return "keyspace must be 0 to 15";
     if (options->memory_bytes_max < MIB(4)) return "memory_bytes_max must be at least 4 MiB";
     const char *names[] = {options->client_name, options->user, options->password};
     for (size_t i = 0; i < ARRAY_COUNT(names); i++)
@@ -448,7 +449,7 @@ distkv_set_timeout(distkv *kv, uint32_t timeout_ms)
 int
 distkv_set_keyspace(distkv *kv, uint32_t keyspace)
 {
-    if (keyspace >= LIMIT_KEYSPACES)
+    if (keyspace >= LIMIT_KEYSPACES_CLIENT)
         return lib_fail(kv, DISTKV_INVALID, "keyspace must be 0 to 15");
     kv->options.keyspace = keyspace;
     return DISTKV_OK;

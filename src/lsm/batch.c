@@ -13,6 +13,7 @@ lsm_batch_init(struct lsm_batch *batch, struct budget *budget)
     buf_init(&batch->ops, budget);
     batch->count = 0;
     batch->until_ms = 0;
+    batch->version = 0;
 }
 
 void
@@ -30,6 +31,7 @@ lsm_batch_clear(struct lsm_batch *batch)
     buf_clear(&batch->ops, BATCH_KEEP_BYTES);
     batch->count = 0;
     batch->until_ms = 0;
+    batch->version = 0;
 }
 
 static bool
@@ -139,4 +141,21 @@ lsm_op_next(struct bytes *rest, struct lsm_op *out, bool *bad)
 broken:
     *bad = true;
     return false;
+}
+
+status
+lsm_ops_check(struct bytes ops, u32 count, u16 keyspace, u64 token_first, u64 token_last)
+{
+    struct lsm_op op;
+    bool bad;
+    u32 seen = 0;
+    while (lsm_op_next(&ops, &op, &bad)) {
+        const struct log_op *header = &op.header;
+        if (header->kind == ENTRY_DELETE_RANGE || header->keyspace != keyspace ||
+            header->token < token_first || header->token > token_last ||
+            header->token != hash_token(op.key))
+            return ST_INVALID;
+        seen++;
+    }
+    return bad || seen != count ? ST_INVALID : ST_OK;
 }

@@ -237,13 +237,13 @@ step_has_space(struct levels *levels, u64 input_bytes)
     return disk_free > input_bytes + MIB(1);
 }
 
-/* The oldest version that might lie in a run that is not merged and newer. (Memtables only hold
- * higher versions: a store's clock never goes backwards.) */
+/* The oldest version that might lie in a run that is not merged and newer, or come later.
+ * (Memtables hold higher versions than runs when the store stamps; else see lsm_purge_allow.) */
 static u64
 version_outside(const struct step *step)
 {
     const struct run_set *set = step->levels->current;
-    u64 version = UINT64_MAX;
+    u64 version = step->levels->purge_below[step->keyspace];
     for (u32 i = 0; i < run_set_tree_count(set, step->keyspace); i++) {
         const struct run *run = run_set_tree_run(set, step->keyspace, i);
         if (run->owner == step->owner) continue;

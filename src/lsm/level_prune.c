@@ -5,7 +5,7 @@
  *
  * A table goes when all its entries are covered by one persistent range and no snapshot lies
  * between the two, or when all of them have expired, no snapshot sees any, nothing older lies
- * beneath (it would come back), and nothing above may hold an older version.
+ * beneath (it would come back), and nothing above may hold an older version, or will.
  */
 #include "base/fault.h"
 #include "io/io.h"
@@ -23,6 +23,7 @@ levels_range_may_cover(void *arg, const struct range_delete *range)
 {
     const struct levels *levels = arg;
     const struct run_set *set = levels->current;
+    if (range->version >= levels->purge_below[range->keyspace]) return true; /* it may come yet */
     for (u32 i = 0; i < run_set_tree_count(set, range->keyspace); i++) {
         const struct run *run = run_set_tree_run(set, range->keyspace, i);
         for (u32 j = run_slot_from(run, range->token_first); j < run->count; j++) {
@@ -90,11 +91,13 @@ run_has_droppable(const struct levels *levels, const struct run *run, const u64 
 }
 
 static bool
-droppable_expired(const struct run_set *set, u16 keyspace, u32 run_index,
+droppable_expired(const struct levels *levels, u16 keyspace, u32 run_index,
                   const struct run_slot *slot, const u64 *snapshots, u32 snapshot_count,
                   u64 wall_ms)
 {
+    const struct run_set *set = levels->current;
     const struct table_meta *meta = &slot->file->table->meta;
+    if (meta->version_max >= levels->purge_below[keyspace]) return false;
     if (!meta->entries_all_expire || meta->expire_max_ms > wall_ms) return false;
     if (snapshot_between(snapshots, snapshot_count, meta->seq_min, UINT64_MAX)) return false;
     for (u32 i = 0; i < run_set_tree_count(set, keyspace); i++) {
@@ -127,7 +130,8 @@ prune_run(struct levels *levels, u16 keyspace, u32 index, struct run **out)
         for (u32 i = 0; i < run->count; i++) {
             const struct run_slot *slot = &run->slots[i];
             if (droppable_by_range(levels, keyspace, slot, snapshots, snapshot_count) ||
-                droppable_expired(set, keyspace, index, slot, snapshots, snapshot_count, wall_ms)) {
+                droppable_expired(levels, keyspace, index, slot, snapshots, snapshot_count,
+                                  wall_ms)) {
                 levels->dropped_seq_tables =
                     MAX(levels->dropped_seq_tables, slot->file->table->meta.seq_max);
                 continue;

@@ -467,7 +467,8 @@ open_ranges(struct levels *levels, const struct manifest *manifest)
         status st = range_list_add(&levels->ranges, &manifest->ranges[i], NULL, 0);
         if (!ok(st)) return st;
     }
-    levels->ranges.merge_seq_min = manifest->state.seq_flushed + 1;
+    if (!levels->config.options.outside_versions)
+        levels->ranges.merge_seq_min = manifest->state.seq_flushed + 1;
     return ST_OK;
 }
 
@@ -529,6 +530,10 @@ configure(struct levels *levels, const struct levels_config *config)
     levels->credit_ns = io_now_ns();
     range_list_init(&levels->ranges, levels->budget);
     levels->ranges.limit = RANGE_LIST_MAX; /* until levels_start: the log's are accepted already */
+    bool outside = config->options.outside_versions;
+    if (outside) levels->ranges.merge_seq_min = UINT64_MAX;
+    for (u32 i = 0; i < LIMIT_KEYSPACES; i++)
+        levels->purge_below[i] = outside && i < LIMIT_KEYSPACES_CLIENT ? 0 : UINT64_MAX;
     fiber_mutex_init(&levels->commit_mutex);
     fiber_mutex_init(&levels->compact_mutex);
     fiber_queue_init(&levels->wake);
@@ -684,6 +689,12 @@ levels_range_delete(struct levels *levels, u16 keyspace, u64 token_first, u64 to
                                  .seq = seq,
                                  .keyspace = keyspace};
     return range_list_add(&levels->ranges, &range, snapshots, count);
+}
+
+void
+levels_purge_allow(struct levels *levels, u16 keyspace, u64 version_below)
+{
+    levels->purge_below[keyspace] = MAX(levels->purge_below[keyspace], version_below);
 }
 
 u32

@@ -62,7 +62,9 @@ MAY_YIELD void levels_stop(struct levels *levels);
 
 /* ---- reading ---- */
 
-/* Whether a run may hold a higher version of any key, or a range may delete one. */
+/* Whether a run may hold a higher version of any key. */
+bool levels_runs_hold_above(const struct levels *levels, u16 keyspace, u64 version);
+/* The same, or a range may delete one. */
 bool levels_may_hold_above(const struct levels *levels, u16 keyspace, u64 version);
 
 struct levels_pin { /* keeps an entry's bytes */
@@ -101,6 +103,8 @@ MAY_YIELD MUST_CHECK status levels_cursors_open(struct levels *levels, u16 keysp
  * Neighbouring and covered ranges are merged. ST_OVERLOADED above LEVELS_RANGES_MAX. */
 MUST_CHECK status levels_range_delete(struct levels *levels, u16 keyspace, u64 token_first,
                                       u64 token_last, u64 version, u64 seq);
+/* Nothing below this version will come any more, and what came is in runs: see lsm_purge_allow. */
+void levels_purge_allow(struct levels *levels, u16 keyspace, u64 version_below);
 /* How many there are with higher numbers, needed or not. */
 u32 levels_range_count(const struct levels *levels, u64 seq_above);
 /* Whether an entry is deleted by a range that a reader at seq_max sees. */

@@ -95,13 +95,19 @@ get_from(struct get *get, struct run_set *set, bool wait)
 }
 
 bool
-levels_may_hold_above(const struct levels *levels, u16 keyspace, u64 version)
+levels_runs_hold_above(const struct levels *levels, u16 keyspace, u64 version)
 {
     const struct run_set *set = levels->current;
     u32 end = set->tree_first[keyspace + 1];
     for (u32 i = set->tree_first[keyspace]; i < end; i++)
         if (set->runs[i]->version_max > version) return true;
-    return levels->ranges.active_count != 0;
+    return false;
+}
+
+bool
+levels_may_hold_above(const struct levels *levels, u16 keyspace, u64 version)
+{
+    return levels_runs_hold_above(levels, keyspace, version) || levels->ranges.active_count != 0;
 }
 
 MAY_YIELD static status

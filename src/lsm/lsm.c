@@ -148,6 +148,12 @@ log_durable(void *arg, u64 durable_seq, bool failed)
 
 /* ---- durability ---- */
 
+enum lsm_durability
+lsm_durability(const struct lsm *lsm)
+{
+    return is_in_memory(lsm->dir) ? LSM_DURABILITY_NONE : lsm->options.durability;
+}
+
 u64
 lsm_durable_seq(const struct lsm *lsm)
 {

@@ -14,9 +14,12 @@
  * its number says so, and whoever passes it on to a client first waits until that number is
  * durable, so that nobody sees a value that a power cut could take back.
  *
- * Versions. Every entry carries a version, a hybrid logical clock (milliseconds << 16 | counter)
- * that never goes backwards within a store. Of two entries of one key the higher (version, seq)
- * wins, in memtable, reads and compaction alike.
+ * Versions. Every entry carries a version. Of two entries of one key the higher (version, seq)
+ * wins, in memtable, reads and compaction alike. The store's own clock (milliseconds << 16 |
+ * counter) never goes backwards. Versions from outside may come in any order, and equal ones, which
+ * must then be the same write: a tombstone, an expired value and a deleted range hide what is older
+ * whenever it comes, so they must stay as long as it may come (lsm_purge_allow). A write that is
+ * older than what is there gets its sequence number and becomes durable like any other.
  *
  * Two forms. A *_try function never waits: it answers from memory or says ST_WOULD_WAIT and has
  * then done nothing. Its twin may yield and always answers.
@@ -57,6 +60,10 @@ struct lsm_options {
     u64 disk_reserve_bytes;     /* writes stop (ST_NO_SPACE) below this much free space */
     u64 memtable_bytes;         /* 0: derived from memory_bytes; tests make it tiny */
     u64 log_segment_bytes;      /* 0: derived */
+    /* Versions of the clients' keyspaces come from outside (lsm_batch.version), in any order. What
+     * hides older ones is then kept until lsm_purge_allow. A store that was ever written so must
+     * always be opened so. */
+    bool outside_versions;
 };
 
 void lsm_options_default(struct lsm_options *options);
@@ -86,6 +93,9 @@ struct lsm_batch {
     /* Wall clock; 0: any time. From then on it is refused with ST_CONFLICT: what it was made of has
      * expired. */
     u64 until_ms;
+    /* 0: the store stamps it. Else from another clock, and it may be below what is there already:
+     * then nobody sees it. */
+    u64 version;
 };
 
 void lsm_batch_init(struct lsm_batch *batch, struct budget *budget);
@@ -113,6 +123,8 @@ MAY_YIELD MUST_CHECK status lsm_write(struct lsm *lsm, const struct lsm_batch *b
 void lsm_writes_hold(struct lsm *lsm);
 void lsm_writes_release(struct lsm *lsm);
 
+/* What the store can do: NONE also in a directory that is kept in memory. */
+enum lsm_durability lsm_durability(const struct lsm *lsm);
 /* Every operation with seq <= this is as durable as the store's durability demands (PERIODIC: the
  * kernel has it, so a crash of the process does not take it; NONE: everything visible). */
 u64 lsm_durable_seq(const struct lsm *lsm);
@@ -166,6 +178,20 @@ MAY_YIELD MUST_CHECK status lsm_get(struct lsm *lsm, const struct lsm_snapshot *
                                     struct lsm_value *out);
 void lsm_value_release(struct lsm_value *value);
 
+/* Is there a higher version of the key than floor? ST_OK: the highest, be it of a tombstone, of
+ * something expired or of a deleted range; ST_NOT_FOUND: no. No value is fetched, and nothing is
+ * read from the disk unless a run holds versions above floor and may hold the key: for a version
+ * that was stamped just now it is a look at the memtable. seq_out: its number; see "Sequence
+ * numbers". */
+MUST_CHECK status lsm_newest_try(struct lsm *lsm, u16 keyspace, u64 token, struct bytes key,
+                                 u64 floor, u64 *version_out, u64 *seq_out);
+MAY_YIELD MUST_CHECK status lsm_newest(struct lsm *lsm, u16 keyspace, u64 token, struct bytes key,
+                                       u64 floor, u64 *version_out, u64 *seq_out);
+/* What the store holds: lsm_place. */
+void lsm_tokens(const struct lsm *lsm, u64 *first_out, u64 *last_out);
+/* No entry has a higher version. */
+u64 lsm_version_last(const struct lsm *lsm);
+
 /* Of the last operation that is visible. */
 u64 lsm_seq_last(const struct lsm *lsm);
 /* A key that was written and went again (deleted, expired) may be absent without a trace: seq 0,
@@ -190,6 +216,11 @@ MAY_YIELD MUST_CHECK status lsm_scan_open(struct lsm *lsm, struct lsm_snapshot *
 /* Before the first call of lsm_scan_next: expiry is judged by the moment of the snapshot, not by
  * now, so that whoever scans it twice sees the same twice. */
 void lsm_scan_freeze_clock(struct lsm_scan *scan);
+/* The same: tombstones and entries that have expired are shown, too; not what a deleted range
+ * covers. For whoever copies a store to another one, which must not believe an older version. */
+void lsm_scan_whole(struct lsm_scan *scan);
+/* Whether what the last call of lsm_scan_next returned is a tombstone. */
+bool lsm_scan_deleted(const struct lsm_scan *scan);
 /* ST_END after the last one. The bytes stay valid until the next call. want_value false: value.size
  * is right but a large value is not fetched (data is NULL then). */
 MAY_YIELD MUST_CHECK status lsm_scan_next(struct lsm_scan *scan, bool want_value, u64 *token_out,
@@ -209,6 +240,10 @@ MAY_YIELD MUST_CHECK status lsm_random_key(struct lsm *lsm, u16 keyspace, u64 ra
 /* Everything that is in memory now goes to tables; all runs are merged into the last level. */
 MAY_YIELD MUST_CHECK status lsm_flush(struct lsm *lsm);
 MAY_YIELD MUST_CHECK status lsm_compact(struct lsm *lsm);
+/* With outside_versions: no write of the keyspace below this version will ever come any more, so
+ * what only hides such ones may go. Begins once all that is in memory now has been flushed. Never
+ * less than before; not kept over a restart. */
+void lsm_purge_allow(struct lsm *lsm, u16 keyspace, u64 version_below);
 void lsm_scrub_rate_set(struct lsm *lsm, u64 bytes_per_s);
 
 enum lsm_state { LSM_STATE_OK, LSM_STATE_NO_SPACE, LSM_STATE_FAILED };

@@ -30,6 +30,7 @@
 #define DISTKV_LSM_LSM_INTERNAL_H
 
 #include "io/timer.h"
+#include "lsm/batch.h"
 #include "lsm/cache.h"
 #include "lsm/levels.h"
 #include "lsm/log.h"
@@ -44,6 +45,8 @@ struct lsm_keyspace {
     struct memtable *active;   /* NULL: nothing written since the last switch */
     struct memtable *flushing; /* immutable; NULL: none */
     u64 delete_count;          /* in the active one: for estimates */
+    /* lsm_purge_allow: the version, and what must be flushed before it counts; 0: nothing waits */
+    u64 purge_below, purge_seq;
 };
 
 struct lsm_snapshot {
@@ -163,15 +166,6 @@ MAY_YIELD MUST_CHECK status lsm_replay(void *lsm, const struct log_record *recor
                                        struct bytes payload);
 /* Gives the caches what the rest leaves. */
 void lsm_caches_balance(struct lsm *lsm);
-
-/* ---- batches ---- */
-
-/* Walks encoded operations. false: the end, or (with *bad set) not an operation. */
-struct lsm_op {
-    struct log_op header;
-    struct bytes key, value;
-};
-bool lsm_op_next(struct bytes *rest, struct lsm_op *out, bool *bad);
 
 /* ---- invariants ---- */
 

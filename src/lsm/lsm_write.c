@@ -348,7 +348,7 @@ write_inside(struct lsm *lsm, const struct lsm_batch *batch, const struct lsm_ai
     st = admit_pressure(lsm, batch->ops.size);
     if (!ok(st)) return st;
 
-    u64 version = clock_next(lsm);
+    u64 version = batch->version != 0 ? batch->version : clock_next(lsm);
     u64 seq_first = lsm->seq_last + 1;
     if (shape.range) {
         /* What the list of ranges refuses must not be in the log, and the other way round. */
@@ -370,7 +370,7 @@ write_inside(struct lsm *lsm, const struct lsm_batch *batch, const struct lsm_ai
         if (!ok(st)) return st;
     }
     lsm->seq_last += batch->count;
-    lsm->version_last = version;
+    lsm->version_last = MAX(lsm->version_last, version);
 
     const u8 *next = batch->ops.data;
     for (u32 i = 0; !shape.range && i < batch->count; i++) {
@@ -512,6 +512,17 @@ flushing_inputs(const struct lsm *lsm, struct levels_flush *inputs, u64 *bytes_o
     return count;
 }
 
+/* An older version that lies in a memtable is not looked for when something that hides it is
+ * merged, so what waits begins when those have become runs. */
+static void
+purge_begin(struct lsm *lsm, u16 keyspace)
+{
+    struct lsm_keyspace *ks = &lsm->keyspaces[keyspace];
+    if (ks->purge_below == 0 || ks->purge_seq > lsm->seq_flushed) return;
+    levels_purge_allow(lsm->levels, keyspace, ks->purge_below);
+    ks->purge_below = 0;
+}
+
 static void
 flushing_done(struct lsm *lsm)
 {
@@ -523,6 +534,19 @@ flushing_done(struct lsm *lsm)
     lsm->flush_state = lsm->flushing_state;
     lsm->seq_flushed = lsm->flush_state.seq_flushed;
     lsm->stats.flushes++;
+    for (u32 i = 0; i < LIMIT_KEYSPACES; i++)
+        purge_begin(lsm, (u16)i);
+}
+
+void
+lsm_purge_allow(struct lsm *lsm, u16 keyspace, u64 version_below)
+{
+    CHECK(keyspace < LIMIT_KEYSPACES);
+    struct lsm_keyspace *ks = &lsm->keyspaces[keyspace];
+    /* One that waits already is put off by this; callers are minutes apart. */
+    ks->purge_below = MAX(ks->purge_below, version_below);
+    ks->purge_seq = lsm->seq_last;
+    purge_begin(lsm, keyspace);
 }
 
 /* Sleeps before another attempt; false: the store is being closed. */

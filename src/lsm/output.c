@@ -35,7 +35,7 @@ output_init(struct output *output, const struct output_config *config)
     output->blob_refs_max = BUGGIFY("lsm.output.few_blobs") ? 2 : OUTPUT_BLOB_REFS_MAX;
     output->retain.snapshots = output->snapshots;
     output->retain.snapshot_count = count;
-    output->retain.version_outside = UINT64_MAX;
+    output->retain.version_outside = levels->purge_below[config->keyspace];
     output->retain.wall_ms = levels_expiry_clock(levels);
     output->retain.keyspace = config->keyspace;
     output->retain.token_first = levels->config.token_first;

@@ -38,7 +38,9 @@ struct range_list {
     u32 shadowed_count, shadowed_capacity;
     u32 limit; /* range_list_add refuses at this many */
     /* Only ranges from here on are merged with their neighbours. Those before may come from
-     * different stores (when the number of cores changed), whose clocks are not comparable. */
+     * different stores (when the number of cores changed), whose clocks are not comparable.
+     * UINT64_MAX: none are, for versions come from outside, and one between the two ranges' may be
+     * there, or come. */
     u64 merge_seq_min;
 };
 

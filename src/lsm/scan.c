@@ -28,6 +28,7 @@ struct lsm_scan {
     struct lsm_snapshot *snapshot;
     bool own_snapshot;
     bool frozen_clock; /* expiry by the snapshot's moment */
+    bool whole;        /* tombstones and what has expired, too */
     u16 keyspace;
     u64 token_last;
 
@@ -43,6 +44,7 @@ struct lsm_scan {
     u8 place_key[LIMIT_KEY_BYTES];
 
     /* what the last call returned */
+    bool deleted;
     struct buf value;
     void *blob_buffer;
     size_t blob_buffer_size;
@@ -181,7 +183,8 @@ resolve(struct lsm_scan *scan, bool *live_out, const struct entry **out)
             if (fiber_should_yield()) fiber_yield();
             continue;
         }
-        *live_out = entry->kind == ENTRY_PUT && !entry_expired(entry, wall_ms) &&
+        bool shown = entry->kind == ENTRY_PUT && !entry_expired(entry, wall_ms);
+        *live_out = (shown || scan->whole) &&
                     !levels_range_covers(scan->lsm->levels, scan->keyspace, entry->token,
                                          entry->version, entry->seq, seq);
         *out = entry;
@@ -273,6 +276,18 @@ lsm_scan_freeze_clock(struct lsm_scan *scan)
     scan->frozen_clock = true;
 }
 
+void
+lsm_scan_whole(struct lsm_scan *scan)
+{
+    scan->whole = true;
+}
+
+bool
+lsm_scan_deleted(const struct lsm_scan *scan)
+{
+    return scan->deleted;
+}
+
 /* Copies out what entry holds. After a wait for a blob the cursors are as they were: nobody else
  * moves them, and lsm_scan_detach only notes its wish during a call. */
 MAY_YIELD static status
@@ -283,6 +298,7 @@ value_out(struct lsm_scan *scan, const struct entry *entry, bool want_value,
     value->seq = entry->seq;
     value->expire_ms = entry->expire_ms;
     value->pin[0] = value->pin[1] = NULL;
+    scan->deleted = entry->kind != ENTRY_PUT;
     if (entry->flags & ENTRY_BLOB) {
         CHECK(entry->value.size == sizeof(struct blob_pointer)); /* table_block_entry */
         value->value = BYTES(NULL, entry_value_size(entry));

@@ -122,6 +122,8 @@ native_status_of(status st)
     case SC_CLOSED:
     case SC_LOCKED:
         return NATIVE_ST_CLOSING;
+    case SC_UNAVAILABLE:
+        return NATIVE_ST_UNAVAILABLE;
     case SC_UNKNOWN_OUTCOME:
         return NATIVE_ST_UNKNOWN_OUTCOME;
     case SC_END:

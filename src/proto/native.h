@@ -113,14 +113,15 @@ enum native_flags {
     X(CLOSING, 16, CLOSED, true)          /* shutting down; nothing was done */                    \
     X(SNAPSHOT_GONE, 17, CANCELED, false) /* its lease ran out, or it never was */                 \
     X(UNAUTHENTICATED, 18, INVALID, false)                                                         \
-    X(WRONG_EPOCH, 19, WOULD_WAIT, true) /* detail: the server's epoch; say HELLO again */
+    X(WRONG_EPOCH, 19, WOULD_WAIT, true)  /* detail: the server's epoch; say HELLO again */        \
+    X(UNAVAILABLE, 20, UNAVAILABLE, true) /* too few replicas can be reached; nothing was done */
 
 enum native_status {
 #define X(name, number, code, again) NATIVE_ST_##name = number,
     NATIVE_STATUS_LIST(X)
 #undef X
 };
-#define NATIVE_ST_MAX 19u
+#define NATIVE_ST_MAX 20u
 
 const char *native_opcode_name(u32 opcode);        /* "GET"; "?" when unknown */
 const char *native_status_name(u32 native_status); /* "NOT_FOUND"; "?" when unknown */

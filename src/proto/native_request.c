@@ -279,7 +279,7 @@ native_request_decode(const struct native_header *header, struct bytes body,
         return refuse(error, ST_INVALID, "a reply where a request was expected");
     if (header->opcode == 0 || header->opcode > NATIVE_OPCODE_MAX)
         return refuse(error, ST_UNSUPPORTED, "unknown opcode");
-    if (header->keyspace >= LIMIT_KEYSPACES)
+    if (header->keyspace >= LIMIT_KEYSPACES_CLIENT)
         return refuse(error, ST_INVALID, "keyspace is out of range");
     struct native_request request = {.header = *header};
     struct reader r = reader_of(body);

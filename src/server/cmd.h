@@ -39,7 +39,7 @@ cmd_arg_db(struct exec *x, u32 i, u16 *out)
                    INT32_MAX);
         return false;
     }
-    if (db < 0 || db >= LIMIT_KEYSPACES) {
+    if (db < 0 || db >= LIMIT_KEYSPACES_CLIENT) {
         resp_error(x->reply, "ERR DB index is out of range");
         return false;
     }

@@ -75,6 +75,62 @@ check_admin_endpoint(const char *text, char *error, size_t error_size)
     return strcmp(text, "off") == 0 || check_endpoint(text, error, error_size);
 }
 
+/* One of them, ended. */
+static bool
+parse_seed(char *text, struct config_seed *out)
+{
+    u64 peer_port = 0;
+    char *at = strrchr(text, '@');
+    if (at != NULL) {
+        *at = '\0';
+        if (!option_parse_number(at + 1, &peer_port) || peer_port == 0) return false;
+    }
+    struct config_endpoint endpoint;
+    if (text[0] == ':' || !config_parse_endpoint(text, &endpoint) || endpoint.port == 0)
+        return false;
+    if (at == NULL) peer_port = endpoint.port + CONFIG_PEER_PORT_OFFSET;
+    if (peer_port > UINT16_MAX) return false;
+    memcpy(out->host, endpoint.host, sizeof(out->host));
+    out->peer_port = (u16)peer_port;
+    return true;
+}
+
+bool
+config_parse_seeds(const char *text, struct config_seed *out, u32 capacity, u32 *count_out)
+{
+    u32 count = 0;
+    for (;;) {
+        char part[CONFIG_HOST_BYTES + 32];
+        text += strspn(text, " ");
+        size_t size = strcspn(text, ",");
+        size_t used = size;
+        while (used > 0 && text[used - 1] == ' ')
+            used--;
+        if (used == 0 || used >= sizeof(part) || count == capacity) return false;
+        memcpy(part, text, used);
+        part[used] = '\0';
+        if (!parse_seed(part, &out[count++])) return false;
+        text += size;
+        if (*text == '\0') break;
+        text++;
+    }
+    *count_out = count;
+    return true;
+}
+
+static bool
+check_seeds(const char *text, char *error, size_t error_size)
+{
+    struct config_seed seeds[CONFIG_SEEDS_MAX];
+    u32 count;
+    if (text[0] == '\0' || config_parse_seeds(text, seeds, CONFIG_SEEDS_MAX, &count)) return true;
+    snprintf(error, error_size,
+             "'%.64s' is not a list of at most %u host:port (or host:port@peerport), parted by "
+             "commas",
+             text, CONFIG_SEEDS_MAX);
+    return false;
+}
+
 bool
 config_parse_cores(const char *text, u32 *out, u32 capacity, u32 *count_out)
 {
@@ -234,6 +290,45 @@ static const struct option options[] = {
      .value_name = "MILLISECONDS",
      .help = "Events that take longer are kept for LATENCY LATEST; 0 is off."},
 
+    {.name = "cluster-secret-file", .kind = OPTION_STRING, TEXT(cluster_secret_file),
+     .value_name = "FILE", .section = "Cluster",
+     .help = "Makes this node one of a cluster. FILE holds the cluster's secret, a line of at "
+             "least 16 characters, the same on all nodes; it is never sent. Without it the node "
+             "is alone."},
+    {.name = "seed-nodes", .kind = OPTION_STRING, TEXT(seed_nodes), .value_name = "HOST:PORT,...",
+     .check = check_seeds,
+     .help = "Nodes of the cluster to join, by their data ports; HOST:PORT@PEERPORT where the peer "
+             "port is another than 10000 above. A new node without any founds a cluster. Not "
+             "looked at by a node that belongs to one."},
+    {.name = "peer-address", .kind = OPTION_STRING, TEXT(peer_address), .value_name = "HOST:PORT",
+     .check = check_endpoint, .derived = "the host of address, 10000 above its port",
+     .help = "Where the other nodes reach this one. Each shard has a port of its own, from this "
+             "one on upwards."},
+    {.name = "replicas", .kind = OPTION_NUMBER, FIELD(replicas), .fallback = "3", .min = 1,
+     .max = 7,
+     .help = "On how many nodes each key is kept. Counts on the node that founds the cluster, as "
+             "do the next two."},
+    {.name = "write-quorum", .kind = OPTION_NUMBER, FIELD(write_quorum), .fallback = "2",
+     .min = 1, .max = 7,
+     .help = "A write is acknowledged when so many replicas have it on disk."},
+    {.name = "read-quorum", .kind = OPTION_NUMBER, FIELD(read_quorum), .fallback = "2", .min = 1,
+     .max = 7,
+     .help = "A read asks so many replicas, and answers with the newest. With write-quorum more "
+             "than replicas: it sees every acknowledged write."},
+    {.name = "virtual-nodes", .kind = OPTION_NUMBER, FIELD(virtual_nodes), .fallback = "150",
+     .min = 1, .max = 65535,
+     .help = "Weight of this node: its share of the data is in proportion."},
+    {.name = "rack", .kind = OPTION_STRING, TEXT(rack), .value_name = "NAME",
+     .fallback = "r1", .check = check_node_id,
+     .help = "Replicas of a key are kept on different racks where there are enough."},
+    {.name = "datacenter", .kind = OPTION_STRING, TEXT(datacenter), .value_name = "NAME",
+     .fallback = "dc1", .check = check_node_id,
+     .help = "Each data center has all replicas of its own."},
+    {.name = "cluster-timeout", .kind = OPTION_DURATION, .unit = NS_PER_MS,
+     .flags = OPTION_RUNTIME, FIELD(cluster_timeout_ms), .fallback = "5s", .min = 50,
+     .max = 600000,
+     .help = "How long a request may wait for other nodes."},
+
     {.name = "log-format", .kind = OPTION_CHOICE, .choices = log_format_words, FIELD(log_format),
      .fallback = "auto", .section = "Operation",
      .help = "Form of the log on standard error. auto: journal under systemd, else human."},
@@ -307,6 +402,62 @@ config_assign(struct server_config *config, const struct option *option, const c
     return ST_OK;
 }
 
+/* What concerns nodes of a cluster. */
+static status
+resolve_cluster(struct server_config *config, char *error, size_t error_size)
+{
+    config->clustered = config->cluster_secret_file[0] != '\0' || config->cluster_secret[0] != '\0';
+    config->seed_count = 0;
+    if (!config->clustered) {
+        if (config->seed_nodes[0] == '\0') return ST_OK;
+        snprintf(error, error_size, "seed-nodes: needs cluster-secret-file");
+        return ST_INVALID;
+    }
+    if (config->seed_nodes[0] != '\0' &&
+        !config_parse_seeds(config->seed_nodes, config->seeds, CONFIG_SEEDS_MAX,
+                            &config->seed_count)) {
+        snprintf(error, error_size, "seed-nodes: not a list of host:port");
+        return ST_INVALID;
+    }
+    if (config->endpoint.port == 0) {
+        snprintf(error, error_size, "address: a node of a cluster needs a port that stays");
+        return ST_INVALID;
+    }
+    u32 port = config->endpoint.port + CONFIG_PEER_PORT_OFFSET;
+    config->peer_endpoint = config->endpoint;
+    if (config->peer_address[0] != '\0') {
+        if (!config_parse_endpoint(config->peer_address, &config->peer_endpoint)) {
+            snprintf(error, error_size, "peer-address: not host:port");
+            return ST_INVALID;
+        }
+        port = config->peer_endpoint.port;
+    }
+    if (port == 0 || port + config->core_count - 1 > UINT16_MAX) {
+        snprintf(error, error_size,
+                 "peer-address: %u shards need as many ports from %u on; give another one",
+                 config->core_count, port);
+        return ST_INVALID;
+    }
+    config->peer_endpoint.port = (u16)port;
+    const char *host = config->peer_endpoint.host;
+    if (strcmp(host, "0.0.0.0") == 0 || strcmp(host, "::") == 0) {
+        snprintf(error, error_size,
+                 "peer-address: give the address by which the other nodes reach this one");
+        return ST_INVALID;
+    }
+    if (config->write_quorum > config->replicas || config->read_quorum > config->replicas) {
+        snprintf(error, error_size, "write-quorum, read-quorum: cannot be more than replicas");
+        return ST_INVALID;
+    }
+    if (config->in_memory || config->durability != LSM_DURABILITY_GROUP) {
+        snprintf(error, error_size,
+                 "%s: a node of a cluster must not forget what it has acknowledged",
+                 config->in_memory ? "data-dir" : "durability");
+        return ST_INVALID;
+    }
+    return ST_OK;
+}
+
 status
 config_resolve(struct server_config *config, char *error, size_t error_size)
 {
@@ -348,7 +499,7 @@ config_resolve(struct server_config *config, char *error, size_t error_size)
                  config->core_count, need);
         return ST_INVALID;
     }
-    return ST_OK;
+    return resolve_cluster(config, error, error_size);
 }
 
 void
@@ -412,7 +563,7 @@ static const struct {
     {"tls-port", REDIS_FIXED, "0"},
 };
 
-static_assert(LIMIT_KEYSPACES == 16, "databases above");
+static_assert(LIMIT_KEYSPACES_CLIENT == 16, "databases above");
 static_assert(LIMIT_VALUE_BYTES == 1048576, "proto-max-bulk-len above");
 
 static void

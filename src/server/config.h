@@ -19,7 +19,12 @@
 #define CONFIG_NODE_ID_BYTES 64u
 #define CONFIG_HOST_BYTES    64u
 #define CONFIG_OPTIONS_MAX   64u
-#define CONFIG_MEMORY_MIN    MIB(32)
+#define CONFIG_NAME_BYTES    64u
+#define CONFIG_SEEDS_MAX     16u
+/* The peer port when none is given, as the bus of Redis Cluster: so far above the data port. */
+#define CONFIG_PEER_PORT_OFFSET 10000u
+#define CONFIG_SECRET_BYTES_MIN 16u
+#define CONFIG_MEMORY_MIN       MIB(32)
 
 enum config_origin {
     CONFIG_ORIGIN_DEFAULT,
@@ -33,6 +38,12 @@ enum config_origin {
 struct config_endpoint {
     char host[CONFIG_HOST_BYTES];
     u16 port;
+};
+
+/* A node to ask for a place in its cluster. */
+struct config_seed {
+    char host[CONFIG_HOST_BYTES];
+    u16 peer_port;
 };
 
 enum config_log_format {
@@ -63,7 +74,14 @@ struct server_config {
     _Atomic u64 stall_ms;
     _Atomic u64 log_format; /* enum config_log_format */
     _Atomic u64 shutdown_timeout_ms;
-    _Atomic u64 admin_connections; /* at once */
+    _Atomic u64 admin_connections;               /* at once */
+    char cluster_secret_file[OPTION_TEXT_BYTES]; /* "": a node by itself */
+    char seed_nodes[OPTION_TEXT_BYTES];
+    char peer_address[CONFIG_HOST_BYTES + 8];
+    _Atomic u64 replicas, write_quorum, read_quorum; /* of a cluster that this node founds */
+    _Atomic u64 virtual_nodes;
+    char rack[CONFIG_NAME_BYTES];
+    char datacenter[CONFIG_NAME_BYTES];
 
     /* ---- changeable: CONFIG SET ---- */
     _Atomic u64 scrub_rate_bytes; /* a second, whole node; 0: off */
@@ -75,7 +93,8 @@ struct server_config {
     _Atomic u64 slowlog_log_slower_than_us; /* an i64: -1 off, 0 everything */
     _Atomic u64 slowlog_max_len;
     _Atomic u64 latency_monitor_threshold_ms; /* 0: off */
-    struct option_text requirepass;           /* see config_password */
+    _Atomic u64 cluster_timeout_ms;
+    struct option_text requirepass; /* see config_password */
 
     /* ---- actions of the command line ---- */
     char config_file[OPTION_TEXT_BYTES];
@@ -87,6 +106,11 @@ struct server_config {
     u32 core_list[LIMIT_SHARDS];           /* sorted, each once */
     u32 core_count;                        /* = number of shards */
     bool in_memory;                        /* data_dir is ":memory:" */
+    bool clustered;                        /* there is a secret */
+    struct config_endpoint peer_endpoint;  /* of shard 0 */
+    struct config_seed seeds[CONFIG_SEEDS_MAX];
+    u32 seed_count;
+    char cluster_secret[OPTION_TEXT_BYTES]; /* what the file says; the host reads it */
 
     /* ---- bookkeeping ---- */
     u8 origins[CONFIG_OPTIONS_MAX];       /* enum config_origin, by index in the table */
@@ -108,6 +132,9 @@ MUST_CHECK status config_resolve(struct server_config *config, char *error, size
 /* "0,2-5" into out (sorted, each once). */
 MUST_CHECK bool config_parse_cores(const char *text, u32 *out, u32 capacity, u32 *count_out);
 MUST_CHECK bool config_parse_endpoint(const char *text, struct config_endpoint *out);
+/* "host:port,host:port@peerport" */
+MUST_CHECK bool config_parse_seeds(const char *text, struct config_seed *out, u32 capacity,
+                                   u32 *count_out);
 /* A configuration for tests and the simulator: one shard, given data directory, 64 MiB. */
 void config_init_for_test(struct server_config *config, const char *data_dir, u32 shard_count);
 

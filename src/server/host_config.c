@@ -390,6 +390,40 @@ derive_admin_address(struct server_config *config)
     mark_derived(config, offsetof(struct server_config, admin_address));
 }
 
+static void
+derive_peer_address(struct server_config *config)
+{
+    if (!config->clustered || config->peer_address[0] != '\0') return;
+    bool v6 = strchr(config->peer_endpoint.host, ':') != NULL;
+    snprintf(config->peer_address, sizeof(config->peer_address), "%s%s%s:%u", v6 ? "[" : "",
+             config->peer_endpoint.host, v6 ? "]" : "", config->peer_endpoint.port);
+    mark_derived(config, offsetof(struct server_config, peer_address));
+}
+
+/* Its first line, without blanks around it. */
+static status
+read_secret(struct server_config *config, char *error, size_t error_size)
+{
+    if (config->cluster_secret_file[0] == '\0') return ST_OK;
+    FILE *file = fopen(config->cluster_secret_file, "re");
+    char line[OPTION_TEXT_BYTES] = "";
+    bool read = file != NULL && fgets(line, sizeof(line), file) != NULL;
+    if (file != NULL) fclose(file);
+    size_t size = strcspn(line, "\r\n");
+    while (size > 0 && line[size - 1] == ' ')
+        size--;
+    line[size] = '\0';
+    if (!read || size < CONFIG_SECRET_BYTES_MIN) {
+        snprintf(error, error_size,
+                 read ? "cluster-secret-file: the secret in '%.128s' is shorter than 16 characters"
+                      : "cluster-secret-file: cannot read '%.128s'",
+                 config->cluster_secret_file);
+        return ST_INVALID;
+    }
+    memcpy(config->cluster_secret, line, size + 1);
+    return ST_OK;
+}
+
 status
 host_config_load(struct server_config *config, int argc, const char *const *argv,
                  const char *const *environment, char *error, size_t error_size)
@@ -419,7 +453,8 @@ host_config_load(struct server_config *config, int argc, const char *const *argv
     st = config_resolve(config, error, error_size);
     if (!ok(st)) return st;
     derive_admin_address(config);
-    return ST_OK;
+    derive_peer_address(config);
+    return read_secret(config, error, error_size);
 }
 
 /* ---- printing ---- */

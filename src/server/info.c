@@ -6,6 +6,7 @@
  */
 #include <stdio.h>
 
+#include "server/cluster_view.h"
 #include "server/cmd.h"
 #include "server/session.h"
 
@@ -20,7 +21,7 @@ struct totals {
     u64 busy_ns, fibers, forwarded, pending, watches, stalls;
     u64 commands_per_s, received_per_s, sent_per_s, expired;
     u64 write_holds, write_hold_ns_max;
-    u64 keys[LIMIT_KEYSPACES];
+    u64 keys[LIMIT_KEYSPACES_CLIENT];
     bool failed, no_space;
     struct command_stats commands_by_name[SERVER_COMMANDS_MAX];
     u64 errors_by_kind[SERVER_ERROR_KINDS];
@@ -100,7 +101,7 @@ collect_here(void *arg)
         t->errors_by_kind[i] += s->errors[i];
         t->errors += s->errors[i];
     }
-    for (u16 i = 0; i < LIMIT_KEYSPACES; i++)
+    for (u16 i = 0; i < LIMIT_KEYSPACES_CLIENT; i++)
         t->keys[i] += lsm_count_estimate(shard->lsm, i);
     for (u32 i = 0; i < command_table_count(); i++)
         add_command(&t->commands_by_name[i], &s->commands[i]);
@@ -285,7 +286,7 @@ static void
 section_keyspace(struct buf *out, const struct totals *t)
 {
     cmd_text(out, "# Keyspace\r\n");
-    for (u32 i = 0; i < LIMIT_KEYSPACES; i++)
+    for (u32 i = 0; i < LIMIT_KEYSPACES_CLIENT; i++)
         if (t->keys[i] != 0)
             cmd_text(out, "db%u:keys=%llu,expires=0,avg_ttl=0,exact=0\r\n", i, U(t->keys[i]));
 }
@@ -395,6 +396,7 @@ write_section(struct buf *out, enum info_section section, const struct server *s
          * leave all but database 0 aside if it were 1. Cluster clients that go by CLUSTER SLOTS
          * work all the same. */
         cmd_text(out, "# Cluster\r\ncluster_enabled:0\r\n");
+        if (server->cluster != NULL) cluster_info_lines(shard_self(), out);
         return;
     case INFO_KEYSPACE:
         section_keyspace(out, t);

@@ -178,7 +178,7 @@ session_multi_queue(struct session *s, const struct command *command, const stru
     if (queued->at_home) tx->home_count++;
     i64 db;
     if (command->handler == cmd_select && number_parse_i64(args[1], &db) && db >= 0 &&
-        db < LIMIT_KEYSPACES)
+        db < LIMIT_KEYSPACES_CLIENT)
         tx->keyspace = (u16)db;
     resp_simple(w, "QUEUED");
 }
@@ -413,7 +413,7 @@ command_for_each_key_hash(struct exec *x, void (*each)(void *arg, u64 hash), voi
             each(arg, exec_key_hash(x->keyspace, x->args[i]));
         if (x->command->handler == cmd_copy && x->arg_count > 3) {
             /* COPY ... DB n writes to another keyspace; any of them costs only a little waiting. */
-            for (u16 k = 0; k < LIMIT_KEYSPACES; k++)
+            for (u16 k = 0; k < LIMIT_KEYSPACES_CLIENT; k++)
                 if (k != x->keyspace) each(arg, exec_key_hash(k, x->args[2]));
         }
         return;

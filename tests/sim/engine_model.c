@@ -96,7 +96,8 @@ batch_apply(const struct model *model, u32 tape, const struct model_batch *batch
 {
     for (u32 i = 0; i < batch->count; i++)
         for (u32 key = 0; key < MODEL_KEYS; key++)
-            if (change_touches(model, tape, &batch->changes[i], key))
+            if (change_touches(model, tape, &batch->changes[i], key) &&
+                batch->changes[i].value.version >= state[key].version)
                 state[key] = batch->changes[i].value;
 }
 
@@ -154,7 +155,9 @@ tape_fits(const struct model *model, u32 tape, const struct model_value state[st
           const struct model_found found[static MODEL_KEYS], u32 *differs_out)
 {
     for (u32 key = 0; key < MODEL_KEYS; key++) {
-        if (model->owner[key] != tape || model_fits(&state[key], &found[key])) continue;
+        if (model->owner[key] != tape) continue;
+        bool same = !found[key].versioned || found[key].version == state[key].version;
+        if (same && model_fits(&state[key], &found[key])) continue;
         *differs_out = key;
         return false;
     }
@@ -173,10 +176,11 @@ tape_print(const struct model *model, u32 index, u32 key)
         for (u32 j = 0; j < batch->count; j++) {
             const struct model_change *change = &batch->changes[j];
             if (!change_touches(model, index, change, key)) continue;
-            fprintf(stderr, "  batch %u: number %llu, %s, id %llu, expires %llu\n", i,
+            fprintf(stderr, "  batch %u: number %llu, %s, id %llu, expires %llu, version %llu\n", i,
                     (unsigned long long)batch->seq, change->range ? "range" : "key",
                     (unsigned long long)change->value.id,
-                    (unsigned long long)change->value.expire_ms);
+                    (unsigned long long)change->value.expire_ms,
+                    (unsigned long long)change->value.version);
         }
     }
 }

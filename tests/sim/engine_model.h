@@ -29,6 +29,9 @@
 struct model_value {
     u64 id; /* 0: absent */
     u64 expire_ms;
+    /* Of who wrote or deleted it, when versions come from outside: one that is not higher does
+     * nothing. 0: the store stamps, the last one wins. */
+    u64 version;
 };
 
 struct model_change {
@@ -58,6 +61,8 @@ struct model_tape {
 struct model_found {
     u64 id; /* 0: nothing */
     u64 from_ms, to_ms;
+    bool versioned; /* version is known: the highest that came, be it of a tombstone or a range */
+    u64 version;
 };
 
 struct model {

@@ -54,6 +54,7 @@ enum flaw { FLAW_NONE, FLAW_CLAIM_EARLY };
 /* The character of a seed. */
 struct character {
     struct lsm_options lsm;
+    u64 version_clock; /* of versions from outside */
     bool power_cuts_only;
     bool fills_up;    /* the disk's capacity shrinks now and then */
     bool no_space;    /* the same by chance, at any write */
@@ -191,7 +192,7 @@ value_id(u32 key, const struct lsm_value *value)
     if (value->value.size < sizeof(head)) return 0;
     memcpy(&head, value->value.data, sizeof(head));
     if (head.key != key || head.id == 0 || head.expire_ms != value->expire_ms) return 0;
-    struct model_value named = {head.id, head.expire_ms};
+    struct model_value named = {.id = head.id, .expire_ms = head.expire_ms};
     size_t size = value_make(key, &named, expected);
     return bytes_equal(value->value, BYTES(expected, size)) ? head.id : 0;
 }
@@ -221,6 +222,23 @@ key_read(struct shard *shard, const struct lsm_snapshot *snapshot, u32 key, stru
     out->id = value_id(key, &value);
     if (out->id == 0) VIOLATED("key %u has a value that was never written to it", key);
     lsm_value_release(&value);
+    return ST_OK;
+}
+
+/* The version of what a key has or had, which tells prefixes apart that read alike. */
+static MAY_YIELD status
+version_read(struct shard *shard, u32 key, struct model_found *out)
+{
+    char text[MODEL_KEY_BYTES_MAX];
+    u64 version = 0, seq;
+    status st = lsm_newest(shard->lsm, model_keyspace(key), model.token[key], model_key(key, text),
+                           0, &version, &seq);
+    if (!ok(st) && !status_is(st, ST_NOT_FOUND)) {
+        if (!is_expected_late(shard, st)) VIOLATED("version of key %u: %s", key, status_text(st));
+        return st;
+    }
+    out->version = version;
+    out->versioned = true;
     return ST_OK;
 }
 
@@ -485,13 +503,65 @@ range_draw(struct shard *shard, struct model_change *change, struct lsm_batch *b
     return lsm_batch_delete_range(batch, (u16)change->key, change->token_first, change->token_last);
 }
 
+/* Around a clock of all shards: half are older than what was drawn before, some much newer. Never
+ * the same twice. */
+static u64
+version_draw(struct shard *shard)
+{
+    u64 at = ++character.version_clock;
+    if (prng_chance(&shard->prng, 1, 2)) at -= MIN(at - 1, prng_below(&shard->prng, 60));
+    if (prng_chance(&shard->prng, 1, 10)) at += prng_below(&shard->prng, 60);
+    return at << 24 | character.version_clock;
+}
+
+/* What came before comes again: a retry of the same write, with the same version. A range or a
+ * delete twice is as good as a put; values must be made anew from what the model knows. */
+static MUST_CHECK bool
+again_draw(struct shard *shard, struct model_batch *entry, struct lsm_batch *batch)
+{
+    const struct model_tape *tape = &model.tapes[shard->index];
+    const struct model_batch *old = &tape->batches[prng_range(
+        &shard->prng, tape->count > 20 ? tape->count - 20 : 0, tape->count - 2)];
+    entry->count = old->count;
+    memcpy(entry->changes, old->changes, sizeof(entry->changes));
+    bool added = true;
+    for (u32 i = 0; added && i < old->count; i++) {
+        const struct model_change *change = &old->changes[i];
+        if (change->range) {
+            added = lsm_batch_delete_range(batch, (u16)change->key, change->token_first,
+                                           change->token_last);
+            continue;
+        }
+        char text[MODEL_KEY_BYTES_MAX];
+        struct bytes name = model_key(change->key, text);
+        u16 keyspace = model_keyspace(change->key);
+        u64 token = model.token[change->key];
+        /* After a forgery tapes stay, and the shards of before may have been others. */
+        if (token < process.layout.shards[shard->index].token_first ||
+            token > process.layout.shards[shard->index].token_last)
+            return false;
+        if (change->value.id == 0) {
+            added = lsm_batch_delete(batch, keyspace, token, name);
+            continue;
+        }
+        size_t size = value_make(change->key, &change->value, shard->scratch);
+        added = lsm_batch_put(batch, keyspace, token, name, BYTES(shard->scratch, size),
+                              change->value.expire_ms);
+    }
+    batch->version = old->changes[0].value.version;
+    return added;
+}
+
 static MAY_YIELD status
 write_one(struct shard *shard, struct lsm_batch *batch)
 {
     struct model_batch *entry = model_begin(&model, shard->index);
     lsm_batch_clear(batch);
+    bool outside = character.lsm.outside_versions;
     bool added = true;
-    if (prng_chance(&shard->prng, 1, character.many_ranges ? 6 : 60)) {
+    if (outside && model.tapes[shard->index].count > 2 && prng_chance(&shard->prng, 1, 12)) {
+        added = again_draw(shard, entry, batch);
+    } else if (prng_chance(&shard->prng, 1, character.many_ranges ? 6 : 60)) {
         entry->count = 1;
         added = range_draw(shard, &entry->changes[0], batch);
     } else {
@@ -500,6 +570,11 @@ write_one(struct shard *shard, struct lsm_batch *batch)
         entry->count = (u32)prng_range(&shard->prng, 1, most);
         for (u32 i = 0; added && i < entry->count; i++)
             added = change_draw(shard, &entry->changes[i], batch);
+    }
+    if (outside && batch->version == 0) {
+        batch->version = version_draw(shard);
+        for (u32 i = 0; i < entry->count; i++)
+            entry->changes[i].value.version = batch->version;
     }
     u64 seq = 0;
     status st = added ? ST_OK : ST_NO_MEMORY;
@@ -705,6 +780,8 @@ recovered(struct shard *shard)
     for (u32 key = 0; key < MODEL_KEYS; key++) {
         if (process.owner[key] != shard->index) continue;
         status st = key_read(shard, NULL, key, &process.found[key]);
+        if (ok(st) && character.lsm.outside_versions)
+            st = version_read(shard, key, &process.found[key]);
         if (!ok(st) && process.damaged) continue;
         if (!ok(st)) return st;
         /* What was damaged after it was durable is there, or an error. */
@@ -921,6 +998,7 @@ options_draw(struct sim_options *options, u64 seed)
     lsm->disk_reserve_bytes = character.fills_up && prng_chance(&prng, 1, 2) ? KIB(512) : 0;
     if (prng_chance(&prng, 1, 4)) lsm->scrub_bytes_per_s = MIB(1);
     lsm->sync_interval_ms = (u32)prng_range(&prng, 1, 100);
+    lsm->outside_versions = seed % 4 == 1; /* as in a cluster; not drawn: other seeds stay as are */
     if (prng_chance(&prng, 1, 4))
         lsm->durability = prng_chance(&prng, 1, 3) ? LSM_DURABILITY_NONE : LSM_DURABILITY_PERIODIC;
     if (lsm->durability == LSM_DURABILITY_PERIODIC)

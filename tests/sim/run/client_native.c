@@ -191,6 +191,7 @@ status_verdict(u32 code)
     case NATIVE_ST_CLOSING:
     case NATIVE_ST_SNAPSHOT_GONE:
     case NATIVE_ST_TOO_LARGE:
+    case NATIVE_ST_UNAVAILABLE:
         return REFUSED;
     case NATIVE_ST_UNKNOWN_OUTCOME:
         return UNKNOWN;

@@ -277,6 +277,59 @@ a_frozen_clock_shows_what_lived_at_the_snapshot(void **state)
     assert_true(ok(sim_run_main(1, 1, frozen_clock, NULL)));
 }
 
+/* A third is deleted, a third has expired; flushes lie between. */
+static status
+whole_scan(void *arg)
+{
+    EXPECT(ok(io_dir_make("/store")));
+    open_store(MIB(2));
+    for (u32 i = 0; i < KEYS; i++)
+        write_one(i, size_of(i), i % 3 == 1 ? io_wall_ms() + 1000 : 0, false);
+    EXPECT(ok(lsm_flush(lsm)));
+    for (u32 i = 0; i < KEYS; i += 3)
+        write_one(i, 0, 0, true);
+    fiber_sleep_ns(2 * NS_PER_S);
+    EXPECT(walk(scan_all(NULL), true) == KEYS / 3);
+    for (u32 round = 0; round < 2; round++) {
+        u32 deleted = 0, expired = 0, live = 0;
+        struct lsm_scan *scan = scan_all(NULL);
+        lsm_scan_whole(scan);
+        u64 token;
+        struct bytes key;
+        struct lsm_value value;
+        while (ok(lsm_scan_next(scan, true, &token, &key, &value))) {
+            EXPECT(value.version != 0 && token == hash_token(key));
+            if (lsm_scan_deleted(scan))
+                deleted++;
+            else if (value.expire_ms != 0)
+                expired++;
+            else
+                live++;
+        }
+        lsm_scan_close(scan);
+        EXPECT(deleted == (KEYS + 2) / 3 && expired == (KEYS + 1) / 3 && live == KEYS / 3);
+        EXPECT(ok(lsm_flush(lsm)));
+    }
+    /* A deleted range hides what it covers here, too. */
+    struct lsm_batch batch;
+    lsm_batch_init(&batch, io_budget());
+    EXPECT(lsm_batch_delete_range(&batch, 0, 0, UINT64_MAX));
+    u64 seq;
+    EXPECT(ok(lsm_write(lsm, &batch, &seq)));
+    lsm_batch_deinit(&batch);
+    struct lsm_scan *scan = scan_all(NULL);
+    lsm_scan_whole(scan);
+    EXPECT(walk(scan, false) == 0);
+    EXPECT(ok(lsm_close(lsm)));
+    return ST_OK;
+}
+
+static void
+a_whole_scan_shows_tombstones_and_what_has_expired(void **state)
+{
+    assert_true(ok(sim_run_main(1, 1, whole_scan, NULL)));
+}
+
 int
 main(void)
 {
@@ -285,6 +338,7 @@ main(void)
         cmocka_unit_test(a_slow_scan_loses_its_memtables_but_not_its_place),
         cmocka_unit_test(scans_begin_and_end_where_they_are_told),
         cmocka_unit_test(a_frozen_clock_shows_what_lived_at_the_snapshot),
+        cmocka_unit_test(a_whole_scan_shows_tombstones_and_what_has_expired),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

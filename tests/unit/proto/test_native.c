@@ -632,9 +632,9 @@ keyspaces_out_of_range_are_refused(void **state)
     struct native_header header = header_of(NATIVE_PING);
     struct native_request request;
     const char *error;
-    header.keyspace = LIMIT_KEYSPACES - 1;
+    header.keyspace = LIMIT_KEYSPACES_CLIENT - 1;
     assert_true(ok(native_request_decode(&header, BYTES(NULL, 0), &request, &error)));
-    header.keyspace = LIMIT_KEYSPACES;
+    header.keyspace = LIMIT_KEYSPACES_CLIENT;
     assert_true(
         status_is(native_request_decode(&header, BYTES(NULL, 0), &request, &error), ST_INVALID));
     assert_string_equal(error, "keyspace is out of range");

@@ -235,6 +235,51 @@ the_password_is_compared_whole(void **state)
     assert_false(config_password_matches(&config, BYTES_LITERAL("")));
 }
 
+static bool
+resolves(const char *seeds, const char *secret, const char *peer_address)
+{
+    config_init_for_test(&config, "/data", 2);
+    snprintf(config.cluster_secret, sizeof(config.cluster_secret), "%s", secret);
+    snprintf(config.seed_nodes, sizeof(config.seed_nodes), "%s", seeds);
+    snprintf(config.peer_address, sizeof(config.peer_address), "%s", peer_address);
+    return ok(config_resolve(&config, error, sizeof(error)));
+}
+
+static void
+a_node_with_a_secret_is_one_of_a_cluster(void **state)
+{
+    assert_true(resolves("", "", ""));
+    assert_false(config.clustered);
+    assert_false(resolves("10.0.0.1:8080", "", "")); /* seeds, and no secret */
+    assert_non_null(strstr(error, "cluster-secret-file"));
+    assert_true(resolves("", "0123456789abcdef", ""));
+    assert_true(config.clustered && config.seed_count == 0);
+    assert_int_equal(config.peer_endpoint.port, 18080);
+    assert_true(
+        resolves("10.0.0.1:8080, [::1]:70@71,localhost:9", "0123456789abcdef", "10.1.1.1:99"));
+    assert_int_equal(config.seed_count, 3);
+    assert_string_equal(config.seeds[0].host, "10.0.0.1");
+    assert_int_equal(config.seeds[0].peer_port, 18080);
+    assert_string_equal(config.seeds[1].host, "::1");
+    assert_int_equal(config.seeds[1].peer_port, 71);
+    assert_string_equal(config.seeds[2].host, "127.0.0.1");
+    assert_int_equal(config.peer_endpoint.port, 99);
+    assert_string_equal(config.peer_endpoint.host, "10.1.1.1");
+    static const char *const bad[] = {"10.0.0.1",       "10.0.0.1:0", "10.0.0.1:8080,", ",",
+                                      "10.0.0.1:60000", "a:1@0",      ":8080",          "a:1@x"};
+    for (u32 i = 0; i < ARRAY_COUNT(bad); i++)
+        assert_false(resolves(bad[i], "0123456789abcdef", ""));
+    assert_false(resolves("", "0123456789abcdef", "10.0.0.1:65535")); /* two shards, one port */
+    assert_false(resolves("", "0123456789abcdef", "0.0.0.0:9000"));
+    config_init_for_test(&config, "/data", 2);
+    snprintf(config.cluster_secret, sizeof(config.cluster_secret), "0123456789abcdef");
+    config.read_quorum = 4;
+    assert_false(ok(config_resolve(&config, error, sizeof(error))));
+    config_init_for_test(&config, ":memory:", 1);
+    snprintf(config.cluster_secret, sizeof(config.cluster_secret), "0123456789abcdef");
+    assert_false(ok(config_resolve(&config, error, sizeof(error))));
+}
+
 int
 main(void)
 {
@@ -250,6 +295,7 @@ main(void)
         cmocka_unit_test(config_get_knows_our_names_and_those_of_redis),
         cmocka_unit_test(config_set_changes_what_may_change_and_nothing_else),
         cmocka_unit_test(the_password_is_compared_whole),
+        cmocka_unit_test(a_node_with_a_secret_is_one_of_a_cluster),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,0 +1,81 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * group0.h -- the Raft group that all members of a cluster belong to, and the topology that it
+ * agrees on. Runs on shard 0 of each node: the pure core of src/raft with its log and its snapshots
+ * in a keyspace of the store (KEYSPACE_SYSTEM), its messages through peer.h.
+ *
+ * Three to seven members vote, chosen over racks as evenly as can be; the others learn. The leader
+ * sees to that, adds who joins, and removes who has left.
+ *
+ * A member that has lost its log (another incarnation, an empty directory) must not go on under its
+ * old number: it has voted, and does not remember how. It joins as a new member that replaces the
+ * old one.
+ */
+#ifndef DISTKV_CLUSTER_GROUP0_H
+#define DISTKV_CLUSTER_GROUP0_H
+
+#include "cluster/peer.h"
+#include "cluster/topology.h"
+#include "lsm/lsm.h"
+
+struct group0;
+
+struct group0_options {
+    struct lsm *lsm; /* of shard 0; its log is synced at each commit (LSM_DURABILITY_GROUP), or the
+                      * node is a new member after each start */
+    struct peers *peers;
+    struct budget *budget;
+    /* Called as a callback on shard 0 with each new topology; holds it if it keeps it. */
+    void (*changed)(void *arg, struct topology *topology);
+    /* Whether the member was heard from of late: for whom the barrier waits. */
+    bool (*alive)(void *arg, u32 member);
+    /* The oldest epoch that any shard of that member still works with, as far as it is known here;
+     * 0: not known. */
+    u64 (*epoch_of)(void *arg, u32 member);
+    void *arg;
+    u32 snapshot_entries; /* a snapshot is taken behind so many; 0: 256 */
+};
+
+/* Loads what is there. When group0_member is 0 then: either group0_found, or group0_join. The
+ * number and the addresses of members are told to `peers` here (of this shard; others are the
+ * caller's). */
+MAY_YIELD MUST_CHECK status group0_open(const struct group0_options *options, struct group0 **out);
+MAY_YIELD void group0_close(struct group0 *group0);
+/* Our number; 0 while we belong to no cluster: to none ever, or not yet (joined, and stopped before
+ * the log had come: group0_join goes on where that ended), or not any more. */
+u32 group0_member(const struct group0 *group0);
+/* Of this node: kept with the rest, made anew where nothing was kept. Never 0. */
+u64 group0_incarnation(const struct group0 *group0);
+
+/* A new cluster with this node as its only member. */
+MAY_YIELD MUST_CHECK status group0_found(struct group0 *group0,
+                                         const struct topology_command *command);
+/* Asks the seeds, one after the other, until one has taken us in or the deadline has passed: as
+ * JOINING, when it has our log. self: without a number. reason: what the last one said. */
+MAY_YIELD MUST_CHECK status group0_join(struct group0 *group0, const struct topology_member *self,
+                                        const struct peer_address *seeds, u32 seed_count,
+                                        u64 deadline_ns, char reason[TOPOLOGY_REASON_BYTES]);
+
+/* Makes a command real, whoever leads: state ids are filled in; `fill` is called with the present
+ * topology before each attempt and says what to ask for (ST_EXISTS: nothing is to be done any
+ * more: ST_OK then). What it says but ST_OK counts when the topology is not older than this call.
+ * ST_UNKNOWN_OUTCOME when the deadline passed with an attempt under way. */
+MAY_YIELD MUST_CHECK status group0_change(struct group0 *group0,
+                                          status (*fill)(void *arg, const struct topology *present,
+                                                         struct topology_command *command),
+                                          void *arg, u64 deadline_ns,
+                                          char reason[TOPOLOGY_REASON_BYTES]);
+/* At least as new as when the call began (a read barrier). */
+MAY_YIELD MUST_CHECK status group0_barrier(struct group0 *group0, u64 deadline_ns);
+/* The present one; valid until the next yield unless held. NULL: none yet. */
+struct topology *group0_topology(const struct group0 *group0);
+
+struct group0_stats {
+    u64 term, commit, applied, log_entries, snapshots;
+    u32 leader; /* 0: none known */
+    bool leads, votes;
+    bool failed; /* the store's log is: this member takes no part until it starts again */
+};
+void group0_stats_get(const struct group0 *group0, struct group0_stats *out);
+
+#endif

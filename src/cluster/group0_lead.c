@@ -1,0 +1,295 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * group0_lead.c -- what the leader sees to, a few times a second, one step at a time:
+ *
+ *   members    who is in the topology and not in the group becomes a learner; who is not in the
+ *              topology any more leaves the group
+ *   voters     chosen by group0_voters.c; one joint change takes out and in, and only when those
+ * who come in have caught up plans      begun when something asks for one, and taken from stage to
+ * stage behind barriers
+ *
+ * Each step is a compare-and-append command or a configuration that raft serialises: two leaders
+ * that overlap, or one that repeats itself, do no harm. A step that is refused is looked at again.
+ */
+#include "cluster/group0_internal.h"
+
+#include "base/log.h"
+#include "io/io.h"
+
+/* So long somebody is silent before another one gets the vote. */
+#define DEAD_NS (10 * NS_PER_S)
+/* So long somebody is silent before a barrier goes on without it. From then on what it does is up
+ * to the others: they refuse who is more than a stage behind. */
+#define ABSENT_NS (6 * NS_PER_S)
+/* Those who join at the same time get one plan. */
+#define PLAN_DELAY_NS (1 * NS_PER_S)
+/* A learner that is to vote lacks no more than this. */
+#define BEHIND_MAX  64u
+#define CHANGES_MAX 32u
+
+static bool
+leads(const struct group0 *group0)
+{
+    return group0_works(group0) && group0->raft.role == RAFT_LEADER && group0->topology != NULL;
+}
+
+static bool
+is_alive(const struct group0 *group0, u32 member)
+{
+    return member == group0->identity.member || group0->options.alive(group0->options.arg, member);
+}
+
+/* Since when nothing was heard of it: of raft here, or of anything elsewhere (alive). Who has just
+ * begun to lead has not had the time to hear of anybody. */
+static u64
+silent_ns(const struct group0 *group0, u32 member)
+{
+    if (is_alive(group0, member)) return 0;
+    const struct group0_heard *heard = &group0->heard[member % GROUP0_HEARD];
+    u64 last = heard->member == member ? heard->at_ns : 0;
+    return io_now_ns() - MAX(last, group0->leads_since_ns);
+}
+
+/* ---- members and voters ---- */
+
+static bool
+config_propose(struct group0 *group0, const struct raft_change *changes, u32 count)
+{
+    if (count == 0 || !group0_input_begin(group0)) return false;
+    status st = raft_propose_config(&group0->raft, changes, count, &group0->ready);
+    if (ok(st)) group0_input_end(group0);
+    return ok(st);
+}
+
+static const struct raft_peer *
+peer_find(const struct group0 *group0, u32 member)
+{
+    for (u32 i = 0; i < group0->raft.peer_count; i++)
+        if (group0->raft.peers[i].id == member) return &group0->raft.peers[i];
+    return NULL;
+}
+
+/* Somebody who has left hears of it before nobody tells him anything any more. */
+static bool
+knows_that_it_left(const struct group0 *group0, const struct raft_peer *peer)
+{
+    return peer->id == group0->identity.member || peer->match >= group0->applied ||
+           !is_alive(group0, (u32)peer->id);
+}
+
+/* Of those who come and go; true when something was begun. */
+static bool
+members_adjust(struct group0 *group0)
+{
+    struct raft_change changes[CHANGES_MAX];
+    const struct topology *topology = group0->topology;
+    u32 count = 0;
+    for (u32 i = 0; i < topology->member_count && count < CHANGES_MAX; i++)
+        if (peer_find(group0, topology->members[i].number) == NULL)
+            changes[count++] = (struct raft_change){RAFT_ADD_LEARNER, topology->members[i].number};
+    if (config_propose(group0, changes, count)) return true;
+    count = 0;
+    for (u32 i = 0; i < group0->raft.peer_count && count < CHANGES_MAX; i++) {
+        const struct raft_peer *peer = &group0->raft.peers[i];
+        if (topology_member(topology, (u32)peer->id) != NULL) continue;
+        if (!knows_that_it_left(group0, peer)) continue;
+        changes[count++] = (struct raft_change){RAFT_REMOVE, peer->id};
+    }
+    return config_propose(group0, changes, count);
+}
+
+/* Racks of equal names in equal data centers have equal numbers: that of their first member. */
+static u32
+place_of(const struct topology *topology, u32 at)
+{
+    for (u32 i = 0; i < at; i++)
+        if (strcmp(topology->members[i].rack, topology->members[at].rack) == 0 &&
+            strcmp(topology->members[i].datacenter, topology->members[at].datacenter) == 0)
+            return i;
+    return at;
+}
+
+static u32
+candidates_make(struct group0 *group0, struct group0_candidate *candidates)
+{
+    const struct topology *topology = group0->topology;
+    for (u32 i = 0; i < topology->member_count; i++) {
+        const struct topology_member *member = &topology->members[i];
+        const struct raft_peer *peer = peer_find(group0, member->number);
+        bool voter = peer != NULL && (peer->roles & RAFT_VOTER) != 0;
+        candidates[i] = (struct group0_candidate){
+            .number = member->number,
+            .voter = voter,
+            .ready = peer != NULL && peer->roles == RAFT_LEARNER &&
+                     peer->state == RAFT_PEER_REPLICATE &&
+                     peer->match + BEHIND_MAX >= group0->raft.last_index,
+            /* Nobody gets a vote while it is silent, nobody loses it for a moment of silence. */
+            .alive = voter ? silent_ns(group0, member->number) < DEAD_NS
+                           : is_alive(group0, member->number),
+            .leaving = member->state == PLACEMENT_LEAVING,
+            .place = place_of(topology, i),
+        };
+    }
+    return topology->member_count;
+}
+
+/* No more go than come, but for those who are too many: who has the vote keeps it until its
+ * successor has caught up. */
+static u32
+voter_changes(const struct group0_candidate *candidates, u32 count, struct raft_change *changes)
+{
+    u32 made = 0, promoted = 0, voters = 0, wanted = 0;
+    for (u32 i = 0; i < count; i++) {
+        const struct group0_candidate *candidate = &candidates[i];
+        voters += candidate->voter;
+        wanted += candidate->chosen;
+        if (!candidate->chosen || candidate->voter || !candidate->ready) continue;
+        if (made < CHANGES_MAX / 2)
+            changes[made++] = (struct raft_change){RAFT_PROMOTE, candidate->number};
+        promoted++;
+    }
+    u32 may_go = promoted + (voters > wanted ? voters - wanted : 0);
+    for (u32 i = 0; i < count && may_go > 0; i++) {
+        if (candidates[i].chosen || !candidates[i].voter) continue;
+        if (made < CHANGES_MAX)
+            changes[made++] = (struct raft_change){RAFT_DEMOTE, candidates[i].number};
+        may_go--;
+    }
+    return made;
+}
+
+static bool
+voters_adjust(struct group0 *group0)
+{
+    if (io_now_ns() < group0->voters_at_ns) return false;
+    group0->voters_at_ns = io_now_ns() + GROUP0_VOTERS_NS;
+    struct raft_change changes[CHANGES_MAX];
+    struct buf *memory = &group0->lead_memory;
+    u32 count = group0->topology->member_count;
+    memory->size = 0;
+    if (!buf_reserve(memory, count * sizeof(struct group0_candidate))) return false;
+    struct group0_candidate *candidates = (struct group0_candidate *)(void *)memory->data;
+    candidates_make(group0, candidates);
+    group0_voters_choose(candidates, count);
+    return config_propose(group0, changes, voter_changes(candidates, count, changes));
+}
+
+/* ---- plans ---- */
+
+static status
+plan_fill(void *arg, const struct topology *present, struct topology_command *command)
+{
+    const struct topology_command *wanted = arg;
+    if (present->state_id != wanted->state_before) return ST_EXISTS; /* look again */
+    *command = *wanted;
+    return ST_OK;
+}
+
+static MAY_YIELD status
+plan_command(struct group0 *group0, u8 kind, u64 session, char reason[TOPOLOGY_REASON_BYTES])
+{
+    struct topology_command command = {
+        .kind = kind, .session = session, .state_before = group0->topology->state_id};
+    return group0_change(group0, plan_fill, &command, io_now_ns() + GROUP0_ATTEMPT_NS, reason);
+}
+
+/* Every member has the present epoch, on all its shards, but for those who are absent. */
+static bool
+barrier_is_passed(const struct group0 *group0)
+{
+    const struct topology *topology = group0->topology;
+    for (u32 i = 0; i < topology->member_count; i++) {
+        u32 number = topology->members[i].number;
+        if (silent_ns(group0, number) >= ABSENT_NS) continue;
+        if (group0->options.epoch_of(group0->options.arg, number) < topology->epoch) return false;
+    }
+    return true;
+}
+
+/* Nobody begins a plan for members whose disks cannot even follow this log. */
+static bool
+joiners_are_here(const struct group0 *group0)
+{
+    const struct topology *topology = group0->topology;
+    for (u32 i = 0; i < topology->member_count; i++) {
+        const struct topology_member *member = &topology->members[i];
+        if (member->state != PLACEMENT_JOINING || !is_alive(group0, member->number)) continue;
+        const struct raft_peer *peer = peer_find(group0, member->number);
+        if (peer == NULL) return false;
+        if (member->number != group0->identity.member &&
+            peer->match + BEHIND_MAX < group0->raft.last_index)
+            return false;
+    }
+    return true;
+}
+
+/* Whether it would be refused: here and now, so that not everybody has to find out. */
+static bool
+plan_is_refused(struct group0 *group0, u64 session)
+{
+    struct topology_command command = {.kind = TOPOLOGY_PLAN,
+                                       .session = session,
+                                       .state_before = group0->topology->state_id,
+                                       .state_after = group0->topology->state_id ^ 1};
+    struct topology *next = NULL;
+    char reason[TOPOLOGY_REASON_BYTES];
+    status st = topology_apply(group0->topology, &command, &next, reason);
+    if (next != NULL) topology_release(next);
+    return status_is(st, ST_INVALID);
+}
+
+static MAY_YIELD void
+plan_begin(struct group0 *group0)
+{
+    u64 epoch = group0->topology->epoch, session = 0;
+    char reason[TOPOLOGY_REASON_BYTES];
+    /* Not the epoch that a plan was refused in: it would be again. */
+    if (epoch == group0->plan_nothing_epoch || io_now_ns() < group0->plan_at_ns) return;
+    if (!joiners_are_here(group0) || !barrier_is_passed(group0)) return;
+    while (session == 0)
+        session = io_random();
+    if (plan_is_refused(group0, session)) {
+        group0->plan_nothing_epoch = epoch;
+        return;
+    }
+    status st = plan_command(group0, TOPOLOGY_PLAN, session, reason);
+    if (ok(st)) log_info("group0", "plan begun epoch=%llu", (unsigned long long)epoch);
+}
+
+static MAY_YIELD void
+plan_drive(struct group0 *group0)
+{
+    const struct topology *topology = group0->topology;
+    char reason[TOPOLOGY_REASON_BYTES];
+    if (topology->epoch != group0->plan_epoch) {
+        group0->plan_epoch = topology->epoch;
+        group0->plan_at_ns = io_now_ns() + PLAN_DELAY_NS;
+    }
+    if (topology->stage == STAGE_NONE) {
+        plan_begin(group0);
+        return;
+    }
+    if (topology->stage == STAGE_WRITE_BOTH && topology_unfetched(topology) != 0) return;
+    if (!barrier_is_passed(group0)) return;
+    status st = plan_command(group0, TOPOLOGY_ADVANCE, topology->session, reason);
+    if (status_is(st, ST_INVALID)) log_warning("group0", "a plan does not go on why=%s", reason);
+}
+
+/* ---- the fiber ---- */
+
+void
+group0_lead_main(void *arg)
+{
+    struct group0 *group0 = arg;
+    while (!group0->closing && ok(group0->failed)) {
+        if (!leads(group0)) {
+            (void)fiber_queue_wait(&group0->lead_queue, FIBER_FOREVER);
+            continue;
+        }
+        group0_addresses_update(group0, group0->topology);
+        if (!members_adjust(group0)) (void)voters_adjust(group0);
+        if (leads(group0)) plan_drive(group0);
+        if (leads(group0)) fiber_sleep_ns(GROUP0_LEAD_NS);
+    }
+    fiber_gate_leave(&group0->gate);
+}

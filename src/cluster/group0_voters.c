@@ -1,0 +1,75 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * group0_voters.c -- who should vote in group0. Pure, and the same for everybody who asks the same,
+ * though only the leader does.
+ *
+ * As many as an odd number allows, up to seven: a group of four survives no more than one of three
+ * does. Two members are an exception: whoever grows from one to three passes through two, and
+ * whoever shrinks to two has his last decisions on both disks; the number stays what it was.
+ *
+ * They are chosen one after the other: each time from the rack that has given the fewest so far,
+ * the living before the dead, those who vote already before others, then by number. A dead voter is
+ * thus given up only for somebody alive who is not needed elsewhere, and never without a
+ * replacement.
+ */
+#include "cluster/group0_internal.h"
+
+static bool
+better(const struct group0_candidate *a, u32 a_in_rack, const struct group0_candidate *b,
+       u32 b_in_rack)
+{
+    /* Somebody alive in a rack that has its share is better than somebody dead in another one. */
+    if (a->alive != b->alive) return a->alive;
+    if (a_in_rack != b_in_rack) return a_in_rack < b_in_rack;
+    if (a->voter != b->voter) return a->voter;
+    return a->number < b->number;
+}
+
+struct places { /* of those who are chosen */
+    u32 of[GROUP0_VOTERS_MAX];
+    u32 count;
+};
+
+static u32
+chosen_in(const struct places *places, u32 place)
+{
+    u32 chosen = 0;
+    for (u32 i = 0; i < places->count; i++)
+        chosen += places->of[i] == place;
+    return chosen;
+}
+
+static u32
+wanted_of(u32 staying, u32 voters)
+{
+    if (staying == 2) return voters < 2 ? 1 : 2;
+    u32 wanted = MIN(staying, GROUP0_VOTERS_MAX);
+    return wanted % 2 == 0 && wanted > 0 ? wanted - 1 : wanted;
+}
+
+void
+group0_voters_choose(struct group0_candidate *candidates, u32 count)
+{
+    struct places places = {.count = 0};
+    u32 staying = 0, voters = 0;
+    for (u32 i = 0; i < count; i++) {
+        candidates[i].chosen = false;
+        staying += !candidates[i].leaving;
+        voters += candidates[i].voter;
+    }
+    for (u32 wanted = wanted_of(staying, voters); wanted > 0; wanted--) {
+        struct group0_candidate *best = NULL;
+        u32 best_in_rack = 0;
+        for (u32 i = 0; i < count; i++) {
+            struct group0_candidate *candidate = &candidates[i];
+            if (candidate->chosen || candidate->leaving) continue;
+            u32 in_rack = chosen_in(&places, candidate->place);
+            if (best != NULL && !better(candidate, in_rack, best, best_in_rack)) continue;
+            best = candidate;
+            best_in_rack = in_rack;
+        }
+        if (best == NULL) return;
+        best->chosen = true;
+        places.of[places.count++] = best->place;
+    }
+}

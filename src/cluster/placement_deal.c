@@ -1,0 +1,458 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * placement_deal.c -- which partitions move, once quotas say how many.
+ *
+ * A place is a source when it is a hole or its node holds more than its quota. Nodes below their
+ * quota are sinks. Each sink in turn takes the sources that suit it best:
+ *
+ *   1. in rows that its taking brings closer to the bounds of racks,
+ *   2. in rows with the most holes (a row that is left to the end may find only its own nodes),
+ *   3. in rows whose other nodes are its partners already; else those with the fewest partners.
+ *
+ * A sink that no source suits looks for a chain: it takes the place of x, x that of y, y a source;
+ * first through places that were filled in this step, which costs nothing, then through any. Rows
+ * that racks still object to are mended by swapping two places, which leaves all counts alone, or
+ * by a node beyond its quota and a chain from it.
+ */
+#include "cluster/placement_internal.h"
+
+void
+deal_place(struct deal *deal, u32 partition, u32 place, u32 node)
+{
+    u16 *row = deal_row(deal, partition);
+    u32 old = row[place];
+    for (u32 k = 0; k < deal->replicas; k++) {
+        u32 other = row[k];
+        if (k == place || other == DEAL_HOLE) continue;
+        if (old != DEAL_HOLE) {
+            --*deal_pair(deal, other, old);
+            if (--*deal_pair(deal, old, other) == 0) {
+                deal->nodes[old].partners--;
+                deal->nodes[other].partners--;
+            }
+        }
+        if (node != DEAL_HOLE) {
+            ++*deal_pair(deal, other, node);
+            if (++*deal_pair(deal, node, other) == 1) {
+                deal->nodes[node].partners++;
+                deal->nodes[other].partners++;
+            }
+        }
+    }
+    if (old != DEAL_HOLE) deal->nodes[old].held--;
+    if (node != DEAL_HOLE) deal->nodes[node].held++;
+    row[place] = (u16)node;
+}
+
+u32
+deal_row_violation(const struct deal *deal, const u16 *row)
+{
+    if (deal->rack_count == 1) return 0;
+    u32 over = 0, holes = 0;
+    for (u32 k = 0; k < deal->replicas; k++) {
+        if (row[k] == DEAL_HOLE) {
+            holes++;
+            continue;
+        }
+        u32 rack = deal->nodes[row[k]].rack, before = 0;
+        for (u32 j = 0; j < k; j++)
+            if (row[j] != DEAL_HOLE && deal->nodes[row[j]].rack == rack) before++;
+        if (before >= deal->racks[rack].high) over++;
+    }
+    if (!deal->rack_low) return over;
+    u32 lacking = 0; /* here there are at most as many racks as places */
+    for (u32 r = 0; r < deal->rack_count; r++) {
+        u32 count = 0;
+        for (u32 k = 0; k < deal->replicas; k++)
+            if (row[k] != DEAL_HOLE && deal->nodes[row[k]].rack == r) count++;
+        if (count < deal->racks[r].low) lacking += deal->racks[r].low - count;
+    }
+    return over + (lacking > holes ? lacking - holes : 0);
+}
+
+/* What it would be with node in that place. */
+static u32
+violation_with(const struct deal *deal, const u16 *row, u32 place, u32 node)
+{
+    if (deal->rack_count == 1) return 0;
+    u16 copy[LIMIT_PLACEMENT_REPLICAS];
+    memcpy(copy, row, deal->replicas * sizeof(u16));
+    copy[place] = (u16)node;
+    return deal_row_violation(deal, copy);
+}
+
+static bool
+is_source(const struct deal *deal, u32 occupant)
+{
+    return occupant == DEAL_HOLE || deal->nodes[occupant].held > deal->nodes[occupant].quota;
+}
+
+static u32
+row_holes(const struct deal *deal, const u16 *row)
+{
+    u32 holes = 0;
+    for (u32 k = 0; k < deal->replicas; k++)
+        holes += row[k] == DEAL_HOLE;
+    return holes;
+}
+
+/* ---- a sink takes ---- */
+
+struct choice {
+    u64 cost; /* UINT64_MAX: there is none */
+    u32 partition;
+    u32 place;
+};
+
+/* What one more partner of a node costs, or one fewer saves: the more it has, the more. */
+static u32
+crowd(const struct deal *deal, u32 node, u32 more)
+{
+    u32 partners = deal->nodes[node].partners + more;
+    return partners > DEAL_PARTNERS_FREE ? 8 + partners : 0;
+}
+
+/* Above what can be saved, so that costs stay positive. */
+#define CROWD_BASE 0x4000u
+static_assert(CROWD_BASE > 2 * LIMIT_PLACEMENT_REPLICAS * (LIMIT_PLACEMENT_NODES + 8),
+              "savings fit, and with the base both fit 16 bits");
+
+/* UINT64_MAX when it cannot be. The order of costs is that of the essay. grain: see sink_take. */
+static u64
+cost_of(const struct deal *deal, const u16 *row, u32 place, u32 node, u32 grain)
+{
+    u32 before = deal_row_violation(deal, row);
+    u32 after = violation_with(deal, row, place, node);
+    if (after > before) return UINT64_MAX;
+    u32 old = row[place];
+    u64 crowded = CROWD_BASE, shared = 0;
+    for (u32 k = 0; k < deal->replicas; k++) {
+        if (k == place || row[k] == DEAL_HOLE) continue;
+        u32 together = *deal_pair(deal, node, row[k]);
+        if (together == 0) crowded += crowd(deal, node, 1) + crowd(deal, row[k], 1);
+        if (old != DEAL_HOLE && *deal_pair(deal, old, row[k]) == 1)
+            crowded -= crowd(deal, old, 0) + crowd(deal, row[k], 0);
+        shared = MAX(shared, together);
+    }
+    u64 holes = row[place] == DEAL_HOLE ? row_holes(deal, row) : 0;
+    return (u64)(LIMIT_PLACEMENT_REPLICAS - (before - after)) << 48 |
+           (LIMIT_PLACEMENT_REPLICAS - holes) << 32 | crowded << 16 | shared / grain;
+}
+
+static bool
+row_choice(const struct deal *deal, u32 partition, u32 node, u32 grain, struct choice *best)
+{
+    const u16 *row = deal_row(deal, partition);
+    if (deal_row_has(deal, row, node)) return false;
+    bool better = false, hole = false;
+    for (u32 k = 0; k < deal->replicas; k++) {
+        if (!is_source(deal, row[k]) || (row[k] == DEAL_HOLE && hole)) continue;
+        if (row[k] == DEAL_HOLE) hole = true; /* one hole is like another */
+        u64 cost = cost_of(deal, row, k, node, grain);
+        if (cost >= best->cost) continue;
+        *best = (struct choice){.cost = cost, .partition = partition, .place = k};
+        better = true;
+    }
+    return better;
+}
+
+static bool
+wants(const struct deal *deal, u32 node)
+{
+    return deal->nodes[node].held < deal->nodes[node].quota;
+}
+
+/* Takes the best place there is, then in one pass all that are as good. Rows shared are counted in
+ * grains, a 32nd of what is wanted, so that there are few passes where much is wanted. */
+static bool
+sink_take(struct deal *deal, u32 node, u32 grain)
+{
+    struct choice best = {.cost = UINT64_MAX};
+    for (u32 p = 0; p < deal->partition_count; p++)
+        row_choice(deal, p, node, grain, &best);
+    if (best.cost == UINT64_MAX) return false;
+    deal_place(deal, best.partition, best.place, node);
+    for (u32 i = 1; i < deal->partition_count && wants(deal, node); i++) {
+        u32 p = (best.partition + i) & (deal->partition_count - 1);
+        struct choice choice = {.cost = best.cost + 1};
+        if (row_choice(deal, p, node, grain, &choice))
+            deal_place(deal, choice.partition, choice.place, node);
+    }
+    return true;
+}
+
+/* ---- chains ---- */
+
+static bool
+filled_now(const struct deal *deal, u32 partition, u32 node)
+{
+    const u16 *origin = deal->origin + (size_t)partition * deal->replicas;
+    return !deal_row_has(deal, origin, node);
+}
+
+static bool
+on_path(const struct deal *deal, u32 node, u32 sink, u32 partition)
+{
+    for (; node != sink; node = deal->nodes[node].parent)
+        if (deal->nodes[node].parent_partition == partition) return true;
+    return false;
+}
+
+/* node takes this place, the nodes that led to it take each other's. */
+static void
+chain_take(struct deal *deal, u32 node, u32 sink, u32 partition, u32 place)
+{
+    for (;;) {
+        deal_place(deal, partition, place, node);
+        if (node == sink) return;
+        partition = deal->nodes[node].parent_partition;
+        place = deal->nodes[node].parent_place;
+        node = deal->nodes[node].parent;
+    }
+}
+
+static bool
+sink_chain(struct deal *deal, u32 sink, bool any)
+{
+    for (u32 i = 0; i < deal->node_count; i++)
+        deal->nodes[i].seen = false;
+    u32 head = 0, tail = 0;
+    deal->queue[tail++] = (u16)sink;
+    deal->nodes[sink].seen = true;
+    while (head < tail) {
+        u32 node = deal->queue[head++];
+        for (u32 p = 0; p < deal->partition_count; p++) {
+            const u16 *row = deal_row(deal, p);
+            if (deal_row_has(deal, row, node) || on_path(deal, node, sink, p)) continue;
+            u32 before = deal_row_violation(deal, row);
+            for (u32 k = 0; k < deal->replicas; k++) {
+                u32 other = row[k];
+                bool source = is_source(deal, other);
+                if (!source && (deal->nodes[other].seen || !(any || filled_now(deal, p, other))))
+                    continue;
+                if (violation_with(deal, row, k, node) > before) continue;
+                if (source) {
+                    chain_take(deal, node, sink, p, k);
+                    return true;
+                }
+                deal->nodes[other].seen = true;
+                deal->nodes[other].parent = (u16)node;
+                deal->nodes[other].parent_partition = p;
+                deal->nodes[other].parent_place = (u16)k;
+                deal->queue[tail++] = (u16)other;
+            }
+        }
+    }
+    return false;
+}
+
+/* ---- what is left ---- */
+
+/* A hole that no chain reached, because racks stand in the way: a replica on the wrong rack is
+ * better than none. */
+static void
+holes_fill(struct deal *deal)
+{
+    for (u32 p = 0; p < deal->partition_count; p++) {
+        u16 *row = deal_row(deal, p);
+        for (u32 k = 0; k < deal->replicas; k++) {
+            if (row[k] != DEAL_HOLE) continue;
+            u32 best = DEAL_HOLE, best_violation = 0;
+            for (u32 i = 0; i < deal->node_count; i++) {
+                if (deal_row_has(deal, row, i)) continue;
+                u32 violation = violation_with(deal, row, k, i);
+                i64 room = (i64)deal->nodes[i].quota - deal->nodes[i].held;
+                if (best != DEAL_HOLE &&
+                    (violation > best_violation ||
+                     (violation == best_violation &&
+                      room <= (i64)deal->nodes[best].quota - deal->nodes[best].held)))
+                    continue;
+                best = i;
+                best_violation = violation;
+            }
+            CHECK(best != DEAL_HOLE); /* a row has no more places than there are nodes */
+            deal_place(deal, p, k, best);
+        }
+    }
+}
+
+/* Swaps one place of this row with one of another so that together they are off by less. */
+static bool
+row_swap(struct deal *deal, u32 partition)
+{
+    u16 *row = deal_row(deal, partition);
+    u32 before = deal_row_violation(deal, row);
+    for (u32 k = 0; k < deal->replicas; k++) {
+        for (u32 q = 0; q < deal->partition_count; q++) {
+            u16 *other = deal_row(deal, q);
+            if (q == partition || deal_row_has(deal, other, row[k])) continue;
+            u32 other_before = deal_row_violation(deal, other);
+            for (u32 j = 0; j < deal->replicas; j++) {
+                u32 a = row[k], b = other[j];
+                if (deal_row_has(deal, row, b)) continue;
+                if (violation_with(deal, row, k, b) + violation_with(deal, other, j, a) >=
+                    before + other_before)
+                    continue;
+                deal_place(deal, partition, k, b);
+                deal_place(deal, q, j, a);
+                return true;
+            }
+        }
+    }
+    return false;
+}
+
+/* Where no swap helps: a node that racks want takes a place though it has enough, and a chain gives
+ * who lost it something else. Without a chain it stays so: racks come before even counts. */
+static bool
+row_displace(struct deal *deal, u32 partition)
+{
+    const u16 *row = deal_row(deal, partition);
+    u32 before = deal_row_violation(deal, row);
+    for (u32 k = 0; k < deal->replicas; k++) {
+        for (u32 i = 0; i < deal->node_count; i++) {
+            if (deal_row_has(deal, row, i) || violation_with(deal, row, k, i) >= before) continue;
+            u32 old = row[k];
+            deal_place(deal, partition, k, i);
+            if (wants(deal, old)) (void)sink_chain(deal, old, true);
+            return true;
+        }
+    }
+    return false;
+}
+
+/* The sink that is furthest below its quota goes first: large ones find room while there is most.
+ */
+static u32
+sink_next(const struct deal *deal)
+{
+    u32 best = DEAL_HOLE;
+    for (u32 i = 0; i < deal->node_count; i++) {
+        const struct deal_node *node = &deal->nodes[i];
+        if (!wants(deal, i) || node->seen) continue;
+        if (best == DEAL_HOLE ||
+            node->quota - node->held > deal->nodes[best].quota - deal->nodes[best].held)
+            best = i;
+    }
+    return best;
+}
+
+void
+deal_places(struct deal *deal)
+{
+    for (u32 i = 0; i < deal->node_count; i++)
+        deal->nodes[i].seen = false;
+    for (;;) {
+        u32 sink = sink_next(deal);
+        if (sink == DEAL_HOLE) break;
+        u32 grain = 1 + (deal->nodes[sink].quota - deal->nodes[sink].held) / 32;
+        while (wants(deal, sink) && sink_take(deal, sink, grain)) {
+        }
+        deal->nodes[sink].seen = true;
+    }
+    for (u32 i = 0; i < deal->node_count; i++)
+        while (wants(deal, i) && (sink_chain(deal, i, false) || sink_chain(deal, i, true))) {
+        }
+    holes_fill(deal);
+    /* A swap may leave a little of it to a row that was passed already; all together shrinks. */
+    for (bool again = true; again;) {
+        again = false;
+        for (u32 p = 0; p < deal->partition_count; p++)
+            while (deal_row_violation(deal, deal_row(deal, p)) > 0 &&
+                   (row_swap(deal, p) || row_displace(deal, p)))
+                again = true;
+    }
+}
+
+/* ---- who is first ---- */
+
+static u32
+first_low(const struct deal *deal, u32 node)
+{
+    return deal->nodes[node].held / deal->replicas;
+}
+
+static u32
+first_high(const struct deal *deal, u32 node)
+{
+    return (deal->nodes[node].held + deal->replicas - 1) / deal->replicas;
+}
+
+static void
+first_set(struct deal *deal, u32 partition, u32 node)
+{
+    u16 *row = deal_row(deal, partition);
+    u32 place = 0;
+    while (row[place] != node)
+        place++;
+    u32 old = row[0];
+    row[0] = (u16)node;
+    row[place] = (u16)old;
+    deal->nodes[old].first--;
+    deal->nodes[node].first++;
+}
+
+/* Passes one first place from node along a chain of rows to somebody who may have one more (give),
+ * or to node from somebody who can spare one. By max-flow there is a chain while anybody is out of
+ * bounds: a third of each row for each of its nodes would be a solution in fractions. */
+static bool
+first_chain(struct deal *deal, u32 start, bool give)
+{
+    for (u32 i = 0; i < deal->node_count; i++)
+        deal->nodes[i].seen = false;
+    u32 head = 0, tail = 0;
+    deal->queue[tail++] = (u16)start;
+    deal->nodes[start].seen = true;
+    while (head < tail) {
+        u32 node = deal->queue[head++];
+        for (u32 p = 0; p < deal->partition_count; p++) {
+            const u16 *row = deal_row(deal, p);
+            if (give ? row[0] != node : !deal_row_has(deal, row, node)) continue;
+            for (u32 k = give ? 1 : 0; k < (give ? deal->replicas : 1); k++) {
+                u32 other = row[k];
+                if (deal->nodes[other].seen) continue;
+                deal->nodes[other].seen = true;
+                deal->nodes[other].parent = (u16)node;
+                deal->nodes[other].parent_partition = p;
+                deal->queue[tail++] = (u16)other;
+                if (give ? deal->nodes[other].first >= first_high(deal, other)
+                         : deal->nodes[other].first <= first_low(deal, other))
+                    continue;
+                for (u32 at = other; at != start; at = deal->nodes[at].parent)
+                    first_set(deal, deal->nodes[at].parent_partition,
+                              give ? at : deal->nodes[at].parent);
+                return true;
+            }
+        }
+    }
+    return false;
+}
+
+void
+deal_firsts(struct deal *deal)
+{
+    for (u32 i = 0; i < deal->node_count; i++)
+        deal->nodes[i].first = 0;
+    for (u32 p = 0; p < deal->partition_count; p++)
+        deal->nodes[deal_row(deal, p)[0]].first++;
+    /* Most are settled within their row. */
+    for (u32 p = 0; p < deal->partition_count; p++) {
+        const u16 *row = deal_row(deal, p);
+        u32 best = row[0];
+        if (deal->nodes[best].first <= first_high(deal, best)) continue;
+        for (u32 k = 1; k < deal->replicas; k++) {
+            u32 other = row[k];
+            if (deal->nodes[other].first < first_high(deal, other) &&
+                (best == row[0] || first_high(deal, other) - deal->nodes[other].first >
+                                       first_high(deal, best) - deal->nodes[best].first))
+                best = other;
+        }
+        if (best != row[0]) first_set(deal, p, best);
+    }
+    for (u32 i = 0; i < deal->node_count; i++)
+        while (deal->nodes[i].first > first_high(deal, i) && first_chain(deal, i, true)) {
+        }
+    for (u32 i = 0; i < deal->node_count; i++)
+        while (deal->nodes[i].first < first_low(deal, i) && first_chain(deal, i, false)) {
+        }
+}

@@ -1,0 +1,93 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * placement_internal.h -- one data center while it is dealt to. placement.c fills it from the
+ * present placement and reads the result; placement_quota.c decides how many partitions each node
+ * shall hold; placement_deal.c decides which, and who is first.
+ */
+#ifndef DISTKV_CLUSTER_PLACEMENT_INTERNAL_H
+#define DISTKV_CLUSTER_PLACEMENT_INTERNAL_H
+
+#include "cluster/placement.h"
+
+#define DEAL_HOLE       0xffffu
+#define DEAL_SHARE_BITS 20u /* shares are fixed-point numbers: integers are the same everywhere */
+#define DEAL_SHARE(n)   ((u64)(n) << DEAL_SHARE_BITS)
+
+/* Up to here partners are welcome: the more there are, the faster a lost node is rebuilt, and the
+ * better its share can be dealt to all. Beyond, each is one more pair of failures that hurts. */
+#define DEAL_PARTNERS_FREE 16u
+
+/* Nodes and racks go by index: nodes by ascending id, racks by ascending number. */
+struct deal_node {
+    u32 id;
+    u32 weight;
+    u16 rack;     /* index */
+    u64 share;    /* partitions it should hold, DEAL_SHARE */
+    u32 quota;    /* partitions it shall hold */
+    u32 held;     /* places in rows, now */
+    u32 first;    /* rows whose first place it has */
+    u32 partners; /* nodes that it shares a row with */
+    /* of searches */
+    bool seen;
+    u16 parent;
+    u32 parent_partition;
+    u16 parent_place;
+};
+
+struct deal_rack {
+    u16 number;
+    u32 node_count;
+    u64 weight;
+    u32 low; /* of a row's places, at least and at most */
+    u32 high;
+    u64 share;   /* DEAL_SHARE */
+    bool frozen; /* at its bound */
+    u64 quota;   /* sum of its nodes' */
+};
+
+struct deal {
+    u32 partition_count;
+    u32 replicas; /* N, or fewer where there are fewer nodes */
+    u32 node_count;
+    u32 rack_count;
+    bool rack_low; /* some rack has a low bound */
+    struct deal_node *nodes;
+    struct deal_rack *racks;
+    u16 *rows;   /* replicas places a row: a node or DEAL_HOLE */
+    u16 *origin; /* rows as they were given */
+    u16 *pairs;  /* node_count^2: rows that two nodes share */
+    u16 *queue;  /* node_count, of searches */
+};
+
+static inline u16 *
+deal_row(const struct deal *deal, u32 partition)
+{
+    return deal->rows + (size_t)partition * deal->replicas;
+}
+
+static inline u16 *
+deal_pair(const struct deal *deal, u32 a, u32 b)
+{
+    return deal->pairs + (size_t)a * deal->node_count + b;
+}
+
+static inline bool
+deal_row_has(const struct deal *deal, const u16 *row, u32 node)
+{
+    for (u32 k = 0; k < deal->replicas; k++)
+        if (row[k] == node) return true;
+    return false;
+}
+
+/* Puts a node (or DEAL_HOLE) into a place and keeps all counts. */
+void deal_place(struct deal *deal, u32 partition, u32 place, u32 node);
+/* By how many places a row is off the bounds of racks; holes may still be filled well. */
+u32 deal_row_violation(const struct deal *deal, const u16 *row);
+
+/* Bounds of racks, shares and quotas; held must be right. */
+void deal_quotas(struct deal *deal);
+/* Moves places until held is quota, then corrects racks. No hole is left. */
+void deal_places(struct deal *deal);
+void deal_firsts(struct deal *deal);
+
+#endif

@@ -1,0 +1,112 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * replicate.h -- reads and writes of keys that live on several nodes: the coordinator's side and
+ * the replica's, in keyspaces with `conflict = lww`.
+ *
+ * The coordinator is a replica of the partition, on the shard that owns it there: it stamps and
+ * applies without a message, and its own store is one of the N. (A request that comes to another
+ * node or shard is forwarded to it as a whole: see the server.)
+ *
+ *   write   stamp (hlc.h) -> own store and the other replicas side by side
+ *           -> acknowledged by W, counted in `current`, and in `next` while a plan is under way
+ *   read    own store and R - 1 others, which send a digest (version, kind, expiry)
+ *           -> all agree: the own value. Not so: the newest is fetched, the others are mended
+ * before the answer (read repair), so that what was read once is read again
+ *
+ * Versions are unique: two members have different stamps, and a member stamps upwards. The highest
+ * wins everywhere, so replicas agree whatever order they saw. Writes are blind. A replica that has
+ * a higher version of the key applies the write all the same (it is lost in the order) and says so;
+ * the coordinator then stamps above it and writes again, before it acknowledges: what is
+ * acknowledged is the newest when it is.
+ *
+ * Outcomes of writes. ST_OK: durable (as the store's durability says) on W replicas of each set.
+ * ST_UNAVAILABLE: too few replicas are alive; nothing was sent, nothing was done.
+ * ST_UNKNOWN_OUTCOME: sent, and too few have answered in time: it may become visible, and once it
+ * was read by a quorum it stays. Of reads: ST_UNAVAILABLE when too few have answered.
+ *
+ * A replica refuses a request whose epoch is more than a stage behind its own, or for a partition
+ * that it does not hold: NATIVE_ST_WRONG_EPOCH.
+ */
+#ifndef DISTKV_CLUSTER_REPLICATE_H
+#define DISTKV_CLUSTER_REPLICATE_H
+
+#include "cluster/hlc.h"
+#include "cluster/peer.h"
+#include "cluster/topology.h"
+#include "lsm/lsm.h"
+
+/* After an opening no version is stamped for so long, writes wait: what was sent to others before a
+ * crash need not be durable here, and its version must not be given again. At most (while the wall
+ * clock is behind what was stamped before) for so long. */
+#define REPLICATE_QUIET_MS     300u
+#define REPLICATE_QUIET_MS_MAX 1500u
+/* And this far above what the store has: for a wall clock that was set back meanwhile. */
+#define REPLICATE_FLOOR_MS 500u
+
+struct replicator; /* of one shard */
+
+struct replicator_options {
+    struct lsm *lsm;
+    struct peers *peers;
+    struct budget *budget;
+    u32 shard;
+    /* Whether calls to the member are worth an attempt. May change at any time. */
+    bool (*alive)(void *arg, u32 member);
+    void *arg;
+};
+
+MUST_CHECK status replicator_open(const struct replicator_options *options,
+                                  struct replicator **out);
+/* Before the peers and the store are closed. */
+MAY_YIELD void replicator_close(struct replicator *replicator);
+/* self: the own number. Holds the topology. Writes that began under the one before go on; see
+ * replicator_epoch. */
+void replicator_topology_set(struct replicator *replicator, struct topology *topology, u32 self);
+/* The oldest epoch that a request under way here began with. */
+u64 replicator_epoch(const struct replicator *replicator);
+
+enum replicate_level {
+    REPLICATE_DEFAULT, /* the keyspace's W and R */
+    REPLICATE_ONE,
+    REPLICATE_QUORUM,
+    REPLICATE_ALL,
+    REPLICATE_COUNT_BASE = 16, /* + n: n replicas, or all if there are fewer */
+};
+
+struct replicate_value {
+    bool found; /* false: absent, deleted or expired; version is the tombstone's or 0 */
+    u64 version, expire_ms;
+    struct lsm_value own; /* when the own value is the answer */
+    struct buf copy;      /* when another replica's is */
+    struct bytes value;
+};
+
+/* The key must lie in this shard's store, and this member must hold its partition (else
+ * ST_WOULD_WAIT). out is initialised by the call; replicate_value_release gives it back in any
+ * case. */
+MAY_YIELD MUST_CHECK status replicate_read(struct replicator *replicator,
+                                           enum replicate_level level, u16 keyspace, u64 token,
+                                           struct bytes key, u64 deadline_ns,
+                                           struct replicate_value *out);
+void replicate_value_release(struct replicate_value *value);
+
+/* All operations of the batch lie in one partition and keyspace; none deletes a range.
+ * batch->version is filled in. Atomic on each replica. *version_out: what it was acknowledged as.
+ * Its operations may be taken: it is empty then (calls go on after the acknowledgement).
+ * ST_WOULD_WAIT: this member does not hold the partition (any more); nothing was done.
+ * ST_TIMED_OUT: the deadline had passed before anything was sent. */
+MAY_YIELD MUST_CHECK status replicate_write(struct replicator *replicator,
+                                            enum replicate_level level, struct lsm_batch *batch,
+                                            u64 deadline_ns, u64 *version_out);
+
+struct replicate_stats {
+    u64 reads, reads_local, digests, digest_mismatches, repairs;
+    u64 writes, restamped, unknown, unavailable;
+    u64 replica_reads, replica_writes, wrong_epoch;
+    u64 hedged;         /* reads that asked one more because an answer was late */
+    u64 missed;         /* replicas that did not get a write that went to others */
+    u64 clocks_refused; /* versions too far ahead of the wall clock */
+};
+void replicate_stats_get(const struct replicator *replicator, struct replicate_stats *out);
+
+#endif

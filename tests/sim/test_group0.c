@@ -1,0 +1,1052 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * test_group0.c -- whole clusters of one to five nodes on the simulated link that agree on their
+ * topology, each with a store, peers and group0 on one shard. A seed is a history: nodes are
+ * started, stopped, lose their power or their disks, links are cut and heal, and from every member
+ * changes are asked for. Then all faults end.
+ *
+ *     SIM_SEED=17 build/bin/test_group0        that seed alone, with what the nodes had to say
+ *     SIM_FIRST=1 SIM_SEEDS=1000 ...           others
+ *
+ * Changes. Each member counts in a field of its own (its client port): so it is seen whether what
+ * was acknowledged is there, and whether anything was done twice.
+ *
+ * Checked
+ *   agreement   all that members show as epoch n is one state; a member shows later epochs only,
+ *               after a power cut too
+ *   kept        a change that was acknowledged is in the state that the member who asked shows
+ * then, and in all later ones, up to the last once        no change is applied twice, though it was
+ * sent again barrier     behind it everything is seen that had been acknowledged when it began
+ *   progress    soon after the faults end every node is a member, all show one state, plans have
+ *               ended, voters are as many as they should be, and each member can change something
+ */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include <cmocka.h>
+
+#include "base/hash.h"
+#include "cluster/group0_internal.h"
+#include "lsm/store.h"
+#include "peer_rig.h"
+
+#define SEEDS_DEFAULT 150
+#define MS(n)         ((u64)(n)*NS_PER_MS)
+#define SECONDS(n)    ((u64)(n)*NS_PER_S)
+#define NODES         5u
+#define CHAIN_MAX     8192u
+#define NUMBERS_MAX   256u
+
+/* Of a node; outside of all nodes, so that a crash does not take it. */
+struct app {
+    struct peer_rig_node *node;
+    struct store_layout layout;
+    struct lsm *lsm;
+    struct group0 *group0; /* while it is open */
+    struct budget budget;
+    u32 wipes;
+    bool founder, founded;
+    bool twin;                          /* has been given the id of the first node */
+    char reason[TOPOLOGY_REASON_BYTES]; /* why it could not join */
+    bool stop;
+    u32 fibers;
+    u64 shown; /* newest epoch that this disk's member has shown */
+    u64 life_shown;
+    enum lsm_durability durability;
+    bool disk_failed; /* in this life */
+    /* its requests, one at a time of each kind */
+    struct peer_rig_job change_job, barrier_job;
+    bool changing, reading;
+    u32 lane; /* the member that counts */
+    u16 value;
+    u64 deadline_ns;
+    status result;
+    u64 barrier_floor;
+};
+
+static struct app apps[NODES];
+static u32 snapshot_entries;
+static bool disks_fail;
+static bool errors_now; /* of disks */
+static struct peer_rig rig;
+
+/* What all agree on: by epoch. */
+static struct {
+    u64 state_id;
+    u16 counts[NUMBERS_MAX];
+} chain[CHAIN_MAX];
+static u64 chain_last;
+static u16 acknowledged[NUMBERS_MAX];
+static u64 acknowledged_epoch;
+static u64 changes_done, changes_unknown, barriers_done, joins_done, snapshots_seen;
+static u64 failures_seen;
+static u64 seed_now;
+static char violation[256];
+
+static void PRINTF_LIKE(1, 2) violated(const char *format, ...)
+{
+    va_list list;
+    if (violation[0] != 0) return;
+    va_start(list, format);
+    vsnprintf(violation, sizeof(violation), format, list);
+    va_end(list);
+}
+
+/* ---- what a node tells ---- */
+
+static void
+app_changed(void *arg, struct topology *topology)
+{
+    struct app *app = arg;
+    u64 epoch = topology->epoch;
+    if (!topology_check(topology)) violated("n%u shows a state that is none", app->node->index);
+    if (epoch >= CHAIN_MAX) {
+        violated("too many epochs");
+        return;
+    }
+    if (epoch < app->shown || epoch < app->life_shown)
+        violated("agreement: n%u shows epoch %llu after %llu", app->node->index,
+                 (unsigned long long)epoch, (unsigned long long)app->shown);
+    app->shown = app->life_shown = epoch;
+    if (chain[epoch].state_id != 0) {
+        if (chain[epoch].state_id != topology->state_id)
+            violated("agreement: n%u has another state of epoch %llu", app->node->index,
+                     (unsigned long long)epoch);
+        return;
+    }
+    chain[epoch].state_id = topology->state_id;
+    chain_last = MAX(chain_last, epoch);
+    for (u32 i = 0; i < topology->member_count; i++) {
+        const struct topology_member *member = &topology->members[i];
+        if (member->number < NUMBERS_MAX) chain[epoch].counts[member->number] = member->client_port;
+    }
+}
+
+static struct app *
+app_of_member(u32 number)
+{
+    for (u32 i = 0; i < rig.node_count; i++)
+        if (sim_node_running(rig.nodes[i].machine) && apps[i].group0 != NULL &&
+            apps[i].group0->identity.member == number)
+            return &apps[i];
+    return NULL;
+}
+
+static bool
+app_alive(void *arg, u32 member)
+{
+    return app_of_member(member) != NULL;
+}
+
+static u64
+app_epoch_of(void *arg, u32 member)
+{
+    struct app *app = app_of_member(member);
+    struct topology *topology = app != NULL ? group0_topology(app->group0) : NULL;
+    return topology != NULL ? topology->epoch : 0;
+}
+
+/* ---- what a node is ---- */
+
+static void
+self_fill(struct app *app, struct topology_member *self)
+{
+    *self = (struct topology_member){
+        .weight = 150, .client_port = 1000, .peer_port = PEER_RIG_PORT, .shard_count = 1};
+    snprintf(self->node_id, sizeof(self->node_id), "n%u", app->twin ? 0 : app->node->index);
+    snprintf(self->host, sizeof(self->host), "%s", app->node->host);
+    snprintf(self->rack, sizeof(self->rack), "r%u", app->node->index % 3);
+    snprintf(self->datacenter, sizeof(self->datacenter), "dc");
+}
+
+static MAY_YIELD void
+join_main(void *arg)
+{
+    struct app *app = arg;
+    struct peer_address seeds[NODES];
+    struct topology_member self;
+    char reason[TOPOLOGY_REASON_BYTES];
+    self_fill(app, &self);
+    u32 count = 0;
+    for (u32 i = 0; i < rig.node_count; i++)
+        if (i != app->node->index) peer_rig_address(&rig, i, &seeds[count++]);
+    while (!app->stop && group0_member(app->group0) == 0) {
+        status st = group0_join(app->group0, &self, seeds, count, io_now_ns() + SECONDS(2), reason);
+        if (ok(st)) joins_done++;
+        memcpy(app->reason, reason, sizeof(reason));
+        if (status_is(st, ST_CONFLICT)) violated("n%u cannot join: %s", app->node->index, reason);
+        fiber_sleep_ns(MS(20));
+    }
+    app->fibers--;
+}
+
+static status
+fetched_fill(void *arg, const struct topology *present, struct topology_command *command)
+{
+    struct app *app = arg;
+    const struct topology_member *self = topology_member(present, app->group0->identity.member);
+    if (present->stage != STAGE_WRITE_BOTH || self == NULL || self->fetched) return ST_EXISTS;
+    if (!topology_gainer(present, self->number)) return ST_EXISTS;
+    command->kind = TOPOLOGY_FETCHED;
+    command->member.number = self->number;
+    command->session = present->session;
+    return ST_OK;
+}
+
+/* Gains by plans what there is to gain: nothing, at once. */
+static MAY_YIELD void
+fetch_main(void *arg)
+{
+    struct app *app = arg;
+    char reason[TOPOLOGY_REASON_BYTES];
+    while (!app->stop) {
+        if (group0_topology(app->group0) != NULL &&
+            group0_topology(app->group0)->stage == STAGE_WRITE_BOTH) {
+            status st =
+                group0_change(app->group0, fetched_fill, app, io_now_ns() + MS(500), reason);
+            (void)st; /* again in a moment */
+        }
+        fiber_sleep_ns(MS(50));
+    }
+    app->fibers--;
+}
+
+static MAY_YIELD status
+found(struct app *app)
+{
+    struct topology_command command = {
+        .cluster_id = 0xc1 + seed_now, .partition_count = 64, .replicas = 3};
+    self_fill(app, &command.member);
+    status st = group0_found(app->group0, &command);
+    if (ok(st)) app->founded = true;
+    return st;
+}
+
+static MAY_YIELD status
+app_open(struct app *app, struct peers *peers)
+{
+    struct group0_options options = {.lsm = app->lsm,
+                                     .peers = peers,
+                                     .budget = &app->budget,
+                                     .changed = app_changed,
+                                     .alive = app_alive,
+                                     .epoch_of = app_epoch_of,
+                                     .arg = app,
+                                     .snapshot_entries = snapshot_entries};
+    struct group0 *group0;
+    status st;
+    app->stop = false;
+    app->fibers = 0;
+    do { /* memory is refused by chance */
+        app->life_shown = 0;
+        st = group0_open(&options, &group0);
+        if (status_is(st, ST_NO_MEMORY)) fiber_sleep_ns(MS(1));
+    } while (status_is(st, ST_NO_MEMORY));
+    if (!ok(st)) return st;
+    app->group0 = group0;
+    if (app->founder && !app->founded && group0_member(group0) == 0) {
+        while (st = found(app), status_is(st, ST_NO_MEMORY) && ok(group0->failed))
+            fiber_sleep_ns(MS(1));
+        if (!ok(app->group0->failed)) st = ST_OK; /* it is taken down, and begins anew */
+    } else if (group0_member(group0) == 0) {
+        st = fiber_spawn(FIBER_FOREGROUND, "join", join_main, app);
+        app->fibers += ok(st);
+    }
+    if (ok(st)) st = fiber_spawn(FIBER_FOREGROUND, "fetch", fetch_main, app);
+    app->fibers += ok(st);
+    return st;
+}
+
+static MAY_YIELD status
+node_main(struct peer_rig_node *node)
+{
+    struct app *app = &apps[node->index];
+    struct peer_rig_shard *shard = &node->shards[0];
+    struct store_layout *layout = &app->layout;
+    struct lsm_options lsm_options;
+    char dir[32], error[160];
+    app->group0 = NULL;
+    budget_init(&app->budget, "group0", MIB(64), io_budget());
+    lsm_options_default(&lsm_options);
+    lsm_options.memory_bytes = MIB(24);
+    lsm_options.memtable_bytes = KIB(256);
+    lsm_options.scrub_bytes_per_s = 0;
+    lsm_options.disk_reserve_bytes = 0;
+    lsm_options.durability = app->durability;
+    snprintf(dir, sizeof(dir), "data%u", app->wipes);
+    status st = store_prepare(dir, NULL, 1, &lsm_options, layout, error, sizeof(error));
+    if (!ok(st)) return st;
+    struct lsm_place place = {.dir = layout->shards[0].dir,
+                              .token_first = layout->shards[0].token_first,
+                              .token_last = layout->shards[0].token_last};
+    st = lsm_open(&place, &lsm_options, &app->lsm);
+    if (!ok(st)) return st;
+
+    struct peers_options options = {.budget = &shard->budget};
+    memcpy(options.secret, node->secret, sizeof(options.secret));
+    peer_rig_address(&rig, node->index, &options.listen);
+    st = peers_open(&options, &shard->peers);
+    CHECK(ok(st));
+    st = app_open(app, shard->peers);
+    if (ok(st))
+        peer_rig_serve(node);
+    else if (!errors_now)
+        violated("n%u does not open: %s", node->index, status_text(st));
+    shard->ready = true;
+    app->stop = true;
+    while (app->fibers > 0)
+        fiber_sleep_ns(MS(1));
+    struct group0 *group0 = app->group0;
+    app->group0 = NULL;
+    if (group0 != NULL) {
+        snapshots_seen += group0->snapshots;
+        group0_close(group0);
+    }
+    peers_close(shard->peers);
+    CHECK(app->budget.used_bytes == 0);
+    static struct lsm_stats stats; /* too large for a fiber */
+    lsm_stats_get(app->lsm, &stats);
+    if (stats.state == LSM_STATE_FAILED) app->disk_failed = true;
+    status closed = lsm_close(app->lsm);
+    store_release(dir);
+    if (rig.options.alloc_ppm > 0 && status_is(closed, ST_NO_MEMORY)) closed = ST_OK;
+    /* What a failed disk did to it is not this test's question. */
+    return app->disk_failed || (ok(st) && ok(closed)) ? ST_OK : ok(st) ? closed : st;
+}
+
+/* ---- what is asked of a node ---- */
+
+static status
+count_fill(void *arg, const struct topology *present, struct topology_command *command)
+{
+    struct app *app = arg;
+    const struct topology_member *member = topology_member(present, app->lane);
+    if (member == NULL) return ST_NOT_FOUND;
+    if (member->client_port >= app->value) return ST_EXISTS;
+    command->kind = TOPOLOGY_MEMBER_SET;
+    command->member = *member;
+    command->member.client_port = app->value;
+    return ST_OK;
+}
+
+static MAY_YIELD void
+change_main(struct peer_rig_node *node, void *arg)
+{
+    struct app *app = arg;
+    char reason[TOPOLOGY_REASON_BYTES];
+    struct topology *topology = group0_topology(app->group0);
+    const struct topology_member *self =
+        topology != NULL ? topology_member(topology, app->group0->identity.member) : NULL;
+    app->result = ST_CLOSED;
+    if (self == NULL) return;
+    app->lane = self->number;
+    if (app->value <= self->client_port) app->value = self->client_port;
+    app->value++;
+    u64 deadline_ns = io_now_ns() + app->deadline_ns;
+    app->result = group0_change(app->group0, count_fill, app, deadline_ns, reason);
+    if (status_is(app->result, ST_UNKNOWN_OUTCOME)) changes_unknown++;
+    if (status_is(app->result, ST_INVALID)) violated("n%u is refused: %s", node->index, reason);
+    if (!ok(app->result)) return;
+    changes_done++;
+    acknowledged[app->lane] = app->value;
+    topology = group0_topology(app->group0);
+    self = topology_member(topology, app->lane);
+    if (io_now_ns() < deadline_ns && ok(app->group0->failed) &&
+        (self == NULL || self->client_port < app->value))
+        violated("kept: n%u does not see what it was told is done", node->index);
+    acknowledged_epoch = MAX(acknowledged_epoch, topology->epoch);
+}
+
+static MAY_YIELD void
+barrier_main(struct peer_rig_node *node, void *arg)
+{
+    struct app *app = arg;
+    u64 floor = acknowledged_epoch;
+    if (!ok(group0_barrier(app->group0, io_now_ns() + SECONDS(2)))) return;
+    barriers_done++;
+    struct topology *topology = group0_topology(app->group0);
+    if (floor > 0 && (topology == NULL || topology->epoch < floor))
+        violated("barrier: n%u shows epoch %llu, acknowledged was %llu", node->index,
+                 topology != NULL ? (unsigned long long)topology->epoch : 0ull,
+                 (unsigned long long)floor);
+}
+
+static bool
+serves(u32 i)
+{
+    return sim_node_running(rig.nodes[i].machine) && apps[i].group0 != NULL &&
+           rig.nodes[i].shards[0].ready;
+}
+
+static void
+ask(u32 i, u64 deadline_ns)
+{
+    struct app *app = &apps[i];
+    if (app->changing && !peer_rig_job_over(&app->change_job)) return;
+    app->changing = serves(i);
+    if (!app->changing) return;
+    app->deadline_ns = deadline_ns;
+    peer_rig_give(&rig, i, 0, &app->change_job, change_main, app);
+}
+
+static void
+ask_barrier(u32 i)
+{
+    struct app *app = &apps[i];
+    if (app->reading && !peer_rig_job_over(&app->barrier_job)) return;
+    app->reading = serves(i);
+    if (app->reading) peer_rig_give(&rig, i, 0, &app->barrier_job, barrier_main, app);
+}
+
+/* ---- what happens ---- */
+
+static bool cut[NODES][NODES];
+
+static void
+cut_set(u32 a, u32 b, bool on)
+{
+    if (a == b || cut[a][b] == on) return;
+    cut[a][b] = cut[b][a] = on;
+    if (on)
+        peer_rig_cut(&rig, a, b);
+    else
+        peer_rig_heal(&rig, a, b);
+}
+
+static void
+heal_all(void)
+{
+    for (u32 a = 0; a < rig.node_count; a++)
+        for (u32 b = 0; b < a; b++)
+            cut_set(a, b, false);
+}
+
+static void
+start(u32 i)
+{
+    if (sim_node_running(rig.nodes[i].machine)) return;
+    apps[i].changing = apps[i].reading = apps[i].disk_failed = false;
+    if (errors_now) sim_error_rates_set(rig.sim, 0, 0, 0);
+    errors_now = false;
+    peer_rig_start(&rig, i);
+}
+
+static void
+crash(u32 i, bool process_only)
+{
+    if (!sim_node_running(rig.nodes[i].machine)) return;
+    peer_rig_crash(&rig, i, process_only);
+    apps[i].group0 = NULL;
+}
+
+/* A member whose store has failed takes no part; its process ends and begins anew. */
+static void
+failed_ones_end(void)
+{
+    static struct lsm_stats stats;
+    for (u32 i = 0; i < rig.node_count; i++) {
+        if (!serves(i)) continue;
+        lsm_stats_get(apps[i].lsm, &stats); /* group0 learns of it by its next write */
+        if (ok(apps[i].group0->failed) && stats.state != LSM_STATE_FAILED) continue;
+        failures_seen++;
+        crash(i, false);
+    }
+}
+
+static bool
+all_are_members(void)
+{
+    for (u32 i = 0; i < rig.node_count; i++)
+        if (!serves(i) || group0_member(apps[i].group0) == 0) return false;
+    return true;
+}
+
+/* The budget of faults: one disk at a time, when all others are there and agree. */
+static void
+wipe(u32 i)
+{
+    if (rig.node_count < 3 || !all_are_members()) return;
+    for (u32 k = 0; k < rig.node_count; k++)
+        if (group0_topology(apps[k].group0)->state_id !=
+                group0_topology(apps[0].group0)->state_id ||
+            group0_topology(apps[k].group0)->member_count != rig.node_count)
+            return;
+    for (u32 a = 0; a < rig.node_count; a++)
+        for (u32 b = 0; b < a; b++)
+            if (cut[a][b]) return;
+    if (raft_config_is_joint(&apps[i].group0->raft)) return;
+    u32 voters = 0;
+    for (u32 k = 0; k < apps[i].group0->raft.peer_count; k++)
+        voters += (apps[i].group0->raft.peers[k].roles & RAFT_VOTER) != 0;
+    if (voters < 3) return;
+    crash(i, false);
+    apps[i].wipes++;
+    apps[i].shown = 0;
+    apps[i].value = 0;
+}
+
+/* ---- in the end ---- */
+
+static bool
+voters_are_right(struct group0 *group0)
+{
+    struct raft *raft = &group0->raft;
+    u32 voters = 0, wanted = rig.node_count % 2 == 0 ? rig.node_count - 1 : rig.node_count;
+    for (u32 i = 0; i < raft->peer_count; i++)
+        voters += raft->peers[i].roles == RAFT_VOTER;
+    if (raft_config_is_joint(raft) || raft->peer_count != rig.node_count) return false;
+    return voters == wanted || (rig.node_count == 2 && voters == 2);
+}
+
+static bool
+is_well(void *arg)
+{
+    if (violation[0] != 0) return true;
+    if (!all_are_members()) return false;
+    const struct topology *first = group0_topology(apps[0].group0);
+    if (first->stage != STAGE_NONE || first->member_count != rig.node_count) return false;
+    for (u32 i = 0; i < first->member_count; i++)
+        if (first->members[i].state != PLACEMENT_NORMAL) return false;
+    for (u32 i = 0; i < rig.node_count; i++) {
+        struct group0 *group0 = apps[i].group0;
+        if (group0_topology(group0)->state_id != first->state_id) return false;
+        if (!voters_are_right(group0)) return false;
+    }
+    return true;
+}
+
+static bool
+all_have_changed(void *arg)
+{
+    for (u32 i = 0; i < rig.node_count; i++)
+        if (!peer_rig_job_over(&apps[i].change_job)) return false;
+    return true;
+}
+
+static void
+tell_where_all_stand(void)
+{
+    for (u32 i = 0; i < rig.node_count; i++) {
+        struct group0 *group0 = apps[i].group0;
+        if (!serves(i)) {
+            printf("  n%u is down\n", i);
+            continue;
+        }
+        struct topology *topology = group0_topology(group0);
+        printf("  n%u member %u(%u) %s term %llu log %llu..%llu commit %llu applied %llu, epoch "
+               "%llu stage %u members %u:",
+               i, group0->identity.member, group0_member(group0), raft_role_name(group0->raft.role),
+               (unsigned long long)group0->raft.term, (unsigned long long)group0->base_index + 1,
+               (unsigned long long)group0_log_last(group0), (unsigned long long)group0->raft.commit,
+               (unsigned long long)group0->applied,
+               topology != NULL ? (unsigned long long)topology->epoch : 0ull,
+               topology != NULL ? topology->stage : 0,
+               topology != NULL ? topology->member_count : 0);
+        for (u32 k = 0; group0->running && k < group0->raft.peer_count; k++)
+            printf(" %llu:%u/%u@%llu", (unsigned long long)group0->raft.peers[k].id,
+                   group0->raft.peers[k].roles, group0->raft.peers[k].state,
+                   (unsigned long long)group0->raft.peers[k].match);
+        printf("\n");
+    }
+}
+
+static void
+calm(void)
+{
+    sim_faults_end(rig.sim);
+    errors_now = false;
+    failed_ones_end();
+    heal_all();
+    for (u32 i = 0; i < rig.node_count; i++)
+        start(i);
+    if (!peer_rig_run_until(&rig, is_well, NULL, SECONDS(120))) violated("progress: not well");
+    if (violation[0] != 0) return;
+    u64 done = changes_done;
+    for (u32 i = 0; i < rig.node_count; i++) {
+        while (apps[i].changing && !peer_rig_job_over(&apps[i].change_job))
+            peer_rig_run(&rig, MS(10));
+        done = changes_done;
+    }
+    for (u32 i = 0; i < rig.node_count; i++)
+        ask(i, SECONDS(20));
+    if (!peer_rig_run_until(&rig, all_have_changed, NULL, SECONDS(30)) ||
+        changes_done != done + rig.node_count)
+        violated("progress: %llu of %u changes are done", (unsigned long long)(changes_done - done),
+                 rig.node_count);
+    if (!peer_rig_run_until(&rig, is_well, NULL, SECONDS(30))) violated("progress: not equal");
+}
+
+static void
+judge_chain(void)
+{
+    u16 counts[NUMBERS_MAX] = {0};
+    for (u64 epoch = 1; epoch <= chain_last; epoch++) {
+        if (chain[epoch].state_id == 0) continue; /* all that had it skipped it by a snapshot */
+        for (u32 n = 1; n < NUMBERS_MAX; n++) {
+            u16 count = chain[epoch].counts[n];
+            if (count == 0 && counts[n] == 0) continue;
+            if (count != 0 && count < counts[n])
+                violated("once: member %u counts %u after %u", n, count, counts[n]);
+            if (count != 0) counts[n] = count;
+            if (count == 0) counts[n] = 0; /* gone */
+        }
+    }
+    const struct topology *last = group0_topology(apps[0].group0);
+    for (u32 i = 0; i < last->member_count; i++) {
+        const struct topology_member *member = &last->members[i];
+        if (member->client_port < acknowledged[member->number])
+            violated("kept: member %u counts %u, acknowledged was %u", member->number,
+                     member->client_port, acknowledged[member->number]);
+    }
+}
+
+static void
+happen(struct prng *prng)
+{
+    u32 a = (u32)prng_below(prng, rig.node_count), b = (u32)prng_below(prng, rig.node_count);
+    switch (prng_below(prng, 16)) {
+    case 0:
+    case 1:
+        crash(a, prng_chance(prng, 1, 2));
+        break;
+    case 2:
+    case 3:
+    case 4:
+        start(a);
+        break;
+    case 5:
+        cut_set(a, b, true);
+        break;
+    case 6: /* alone */
+        for (b = 0; b < rig.node_count; b++)
+            cut_set(a, b, true);
+        break;
+    case 7:
+        heal_all();
+        break;
+    case 8:
+        wipe(a);
+        break;
+    case 9:
+        if (sim_node_running(rig.nodes[a].machine) && prng_chance(prng, 1, 2))
+            peer_rig_stop(&rig, a);
+        break;
+    case 10: /* the power of all */
+        if (!prng_chance(prng, 1, 4)) break;
+        for (b = 0; b < rig.node_count; b++)
+            crash(b, false);
+        break;
+    case 11:
+        if (!disks_fail || !all_are_members()) break;
+        errors_now = true;
+        sim_error_rates_set(rig.sim, 0, 20000, 20000);
+        break;
+    default:
+        ask_barrier(b);
+        break;
+    }
+    failed_ones_end();
+    for (u64 i = prng_below(prng, 4); i > 0; i--)
+        ask((u32)prng_below(prng, rig.node_count), prng_range(prng, MS(10), SECONDS(3)));
+}
+
+static void
+history(u64 seed, bool telling)
+{
+    struct prng prng;
+    prng_init(&prng, seed);
+    memset(apps, 0, sizeof(apps));
+    memset(chain, 0, sizeof(chain));
+    memset(acknowledged, 0, sizeof(acknowledged));
+    memset(cut, 0, sizeof(cut));
+    chain_last = acknowledged_epoch = 0;
+    violation[0] = 0;
+    seed_now = seed;
+    rig = (struct peer_rig){.node_count = 1 + (u32)prng_below(&prng, NODES),
+                            .shard_count = 1,
+                            .shard_main = node_main,
+                            .started_by_test = true,
+                            .memory_bytes = MIB(160)};
+    sim_options_default(&rig.options, seed);
+    rig.options.time_ns_max = SECONDS(3600);
+    rig.options.print_log = telling;
+    if (prng_chance(&prng, 1, 3)) rig.options.net.reset_ppm = (u32)prng_below(&prng, 5000);
+    if (prng_chance(&prng, 1, 3)) rig.options.net.stall_ppm = (u32)prng_below(&prng, 5000);
+    rig.options.net.stall_ns_max = SECONDS(1);
+    if (prng_chance(&prng, 1, 4)) rig.options.disk.stall_ppm = (u32)prng_below(&prng, 3000);
+    rig.options.disk.stall_ns = SECONDS(3);
+    if (prng_chance(&prng, 1, 3)) rig.options.alloc_ppm = (u32)prng_below(&prng, 3000);
+    disks_fail = prng_chance(&prng, 1, 4);
+    snapshot_entries = 2 + (u32)prng_below(&prng, prng_chance(&prng, 1, 2) ? 8 : 100);
+    errors_now = false;
+    peer_rig_open(&rig);
+    for (u32 i = 0; i < rig.node_count; i++)
+        apps[i].node = &rig.nodes[i];
+    apps[0].founder = true;
+    start(0);
+    u64 steps = 15 + prng_below(&prng, 40);
+    for (u64 i = 0; i < steps && violation[0] == 0; i++) {
+        peer_rig_run(&rig, prng_below(&prng, prng_chance(&prng, 1, 4) ? SECONDS(4) : MS(400)));
+        happen(&prng);
+    }
+    if (violation[0] == 0) calm();
+    if (violation[0] == 0) judge_chain();
+    if (violation[0] != 0) tell_where_all_stand();
+    peer_rig_close(&rig);
+}
+
+/* ---- stories ---- */
+
+static void
+story_begins(u32 nodes)
+{
+    memset(apps, 0, sizeof(apps));
+    memset(chain, 0, sizeof(chain));
+    memset(acknowledged, 0, sizeof(acknowledged));
+    memset(cut, 0, sizeof(cut));
+    chain_last = acknowledged_epoch = 0;
+    violation[0] = 0;
+    seed_now = 7;
+    snapshot_entries = 0;
+    disks_fail = errors_now = false;
+    rig = (struct peer_rig){.node_count = nodes,
+                            .shard_count = 1,
+                            .shard_main = node_main,
+                            .started_by_test = true,
+                            .memory_bytes = MIB(160)};
+    sim_options_default(&rig.options, seed_now);
+    peer_rig_open(&rig);
+    for (u32 i = 0; i < nodes; i++)
+        apps[i].node = &rig.nodes[i];
+    apps[0].founder = true;
+}
+
+static void
+expect_well(void)
+{
+    if (!peer_rig_run_until(&rig, is_well, NULL, SECONDS(120))) {
+        tell_where_all_stand();
+        fail_msg("not well in the end");
+    }
+    if (violation[0] != 0) fail_msg("%s", violation);
+}
+
+static void
+all_start(void)
+{
+    for (u32 i = 0; i < rig.node_count; i++)
+        start(i);
+    expect_well();
+}
+
+static void
+story_ends(void)
+{
+    if (violation[0] != 0) fail_msg("%s", violation);
+    peer_rig_close(&rig);
+}
+
+static u32
+leader_index(void)
+{
+    for (u32 i = 0; i < rig.node_count; i++)
+        if (serves(i) && apps[i].group0->raft.role == RAFT_LEADER) return i;
+    fail_msg("nobody leads");
+    return 0;
+}
+
+static void
+change_on(u32 i)
+{
+    u64 done = changes_done;
+    ask(i, SECONDS(20));
+    while (!peer_rig_job_over(&apps[i].change_job))
+        peer_rig_run(&rig, MS(10));
+    assert_int_equal(changes_done, done + 1);
+}
+
+static void
+a_wiped_node_comes_back_as_a_new_member(void **state)
+{
+    story_begins(3);
+    all_start();
+    u32 old = group0_member(apps[1].group0);
+    u64 incarnation = group0_incarnation(apps[1].group0);
+    wipe(1);
+    assert_false(serves(1));
+    start(1);
+    expect_well();
+    u32 new = group0_member(apps[1].group0);
+    assert_true(new > old);
+    assert_int_not_equal(group0_incarnation(apps[1].group0), incarnation);
+    const struct topology *topology = group0_topology(apps[0].group0);
+    assert_null(topology_member(topology, old));
+    assert_int_equal(topology_member_by_id(topology, "n1")->number, new);
+    assert_int_equal(topology->member_count, 3);
+    change_on(1);
+    story_ends();
+}
+
+static void
+whoever_starts_without_a_synced_log_is_a_new_member(void **state)
+{
+    story_begins(3);
+    apps[2].durability = LSM_DURABILITY_PERIODIC;
+    all_start();
+    u32 old = group0_member(apps[2].group0);
+    peer_rig_stop(&rig, 2);
+    apps[2].shown = 0; /* another member */
+    apps[2].value = 0;
+    start(2);
+    expect_well();
+    assert_true(group0_member(apps[2].group0) > old);
+    assert_null(topology_member(group0_topology(apps[0].group0), old));
+    story_ends();
+}
+
+/* One and the same number as before where the log is synced, and at once what was shown before. */
+static void
+a_node_that_starts_again_begins_with_what_it_showed(void **state)
+{
+    story_begins(3);
+    all_start();
+    change_on(1);
+    u32 number = group0_member(apps[1].group0);
+    u64 epoch = group0_topology(apps[1].group0)->epoch;
+    for (u32 i = 0; i < 3; i++)
+        crash(i, false);
+    start(1); /* alone: nobody tells it anything */
+    assert_int_equal(group0_member(apps[1].group0), number);
+    assert_true(group0_topology(apps[1].group0)->epoch >= epoch);
+    start(0);
+    start(2);
+    expect_well();
+    story_ends();
+}
+
+/* It lags so far that it has never heard of the one who leads now, nor where that one is. */
+static void
+who_lags_learns_where_a_new_leader_is(void **state)
+{
+    story_begins(4);
+    start(0);
+    start(1);
+    peer_rig_run(&rig, SECONDS(10));
+    u32 lagging = 1 - leader_index();
+    peer_rig_stop(&rig, lagging);
+    start(2);
+    start(3);
+    peer_rig_run(&rig, SECONDS(10));
+    assert_int_equal(apps[2].group0->raft.leader != 0, true);
+    u32 first = leader_index();
+    for (u32 i = 0; i < 4; i++)
+        cut_set(first, i, true); /* one of those whom it does not know takes over */
+    peer_rig_run(&rig, SECONDS(10));
+    start(lagging);
+    peer_rig_run(&rig, SECONDS(10));
+    u32 second = first == 0 || !serves(0) ? 2 : 0;
+    assert_int_equal(group0_topology(apps[lagging].group0)->epoch,
+                     group0_topology(apps[second].group0)->epoch);
+    heal_all();
+    expect_well();
+    story_ends();
+}
+
+static u32 unwanted;
+
+static status
+unwanted_fill(void *arg, const struct topology *present, struct topology_command *command)
+{
+    if (topology_member(present, unwanted) == NULL) return ST_EXISTS;
+    command->kind = *(const u8 *)arg;
+    command->member.number = unwanted;
+    return ST_OK;
+}
+
+static MAY_YIELD void
+unwanted_main(struct peer_rig_node *node, void *arg)
+{
+    char reason[TOPOLOGY_REASON_BYTES];
+    status st = group0_change(apps[node->index].group0, unwanted_fill, arg,
+                              io_now_ns() + SECONDS(20), reason);
+    if (!ok(st)) violated("%s: %s", status_text(st), reason);
+}
+
+static bool
+unwanted_is_out(void *arg)
+{
+    struct group0 *group0 = apps[leader_index()].group0;
+    if (topology_member(group0_topology(group0), unwanted) != NULL) return false;
+    for (u32 i = 0; i < group0->raft.peer_count; i++)
+        if (group0->raft.peers[i].id == unwanted) return false;
+    return !raft_config_is_joint(&group0->raft);
+}
+
+/* One of three dies for good. The two that are left decide without it, and can lose nobody more. */
+static void
+a_forgotten_voter_leaves_the_group(void **state)
+{
+    u8 kind = TOPOLOGY_MEMBER_FORGET;
+    story_begins(4);
+    all_start();
+    u32 leader = leader_index(), dead = leader == 3 ? 2 : 3;
+    for (u32 i = 0; i < 4; i++) /* a voter */
+        if (i != leader && raft_is_voter(&apps[i].group0->raft)) dead = i;
+    unwanted = group0_member(apps[dead].group0);
+    crash(dead, false);
+    assert_true(peer_rig_do(&rig, leader, 0, unwanted_main, &kind));
+    assert_true(peer_rig_run_until(&rig, unwanted_is_out, NULL, SECONDS(30)));
+    peer_rig_run(&rig, SECONDS(5));
+    struct raft *raft = &apps[leader_index()].group0->raft;
+    u32 voters = 0;
+    for (u32 i = 0; i < raft->peer_count; i++)
+        voters += raft->peers[i].roles == RAFT_VOTER;
+    assert_int_equal(voters, 3); /* the one who learned has its place */
+    change_on(leader_index());
+    story_ends();
+}
+
+static void
+who_leaves_is_taken_out_and_hears_of_it(void **state)
+{
+    u8 kind = TOPOLOGY_MEMBER_LEAVE;
+    story_begins(4);
+    all_start();
+    u32 leader = leader_index(), leaving = (leader + 1) % 4;
+    unwanted = group0_member(apps[leaving].group0);
+    peer_rig_give(&rig, leaving, 0, &apps[leaving].change_job, unwanted_main, &kind);
+    assert_true(peer_rig_run_until(&rig, unwanted_is_out, NULL, SECONDS(60)));
+    peer_rig_run(&rig, SECONDS(1));
+    assert_int_equal(group0_member(apps[leaving].group0), 0);
+    assert_null(topology_member(group0_topology(apps[leaving].group0), unwanted));
+    change_on(leader_index());
+    story_ends();
+}
+
+static status
+nothing_fill(void *arg, const struct topology *present, struct topology_command *command)
+{
+    return ST_EXISTS; /* as far as it can see */
+}
+
+static MAY_YIELD void
+nothing_main(struct peer_rig_node *node, void *arg)
+{
+    char reason[TOPOLOGY_REASON_BYTES];
+    *(status *)arg = group0_change(apps[node->index].group0, nothing_fill, NULL,
+                                   io_now_ns() + SECONDS(5), reason);
+}
+
+/* It may have been undone since. */
+static void
+who_is_cut_off_does_not_say_that_there_is_nothing_to_do(void **state)
+{
+    status st = ST_CLOSED;
+    story_begins(3);
+    all_start();
+    u32 lonely = (leader_index() + 1) % 3;
+    for (u32 i = 0; i < 3; i++)
+        cut_set(lonely, i, true);
+    assert_true(peer_rig_do(&rig, lonely, 0, nothing_main, &st));
+    assert_true(status_is(st, ST_TIMED_OUT));
+    heal_all();
+    assert_true(peer_rig_do(&rig, lonely, 0, nothing_main, &st));
+    assert_true(ok(st));
+    story_ends();
+}
+
+static void
+a_second_node_of_one_id_is_refused(void **state)
+{
+    story_begins(3);
+    apps[2].twin = true;
+    start(0);
+    start(1);
+    start(2);
+    peer_rig_run(&rig, SECONDS(20));
+    assert_int_equal(group0_topology(apps[0].group0)->member_count, 2);
+    assert_int_equal(group0_member(apps[2].group0), 0);
+    assert_non_null(strstr(apps[2].reason, "alive"));
+    story_ends();
+}
+
+/* Whatever the number of cores: shard 0 owns the first partition, and a slot of 0 lies there. */
+static void
+all_keys_lie_in_the_first_partition(void **state)
+{
+    static const u32 partitions[] = {1, 64, PARTITION_COUNT_DEFAULT, SLOT_COUNT};
+    static const u8 kinds[] = {GROUP0_KEY_IDENTITY, GROUP0_KEY_HARD, GROUP0_KEY_COMMIT,
+                               GROUP0_KEY_BASE,     GROUP0_KEY_LOG,  GROUP0_KEY_CHUNK};
+    for (u32 i = 0; i < ARRAY_COUNT(kinds); i++) {
+        struct group0_key key = group0_key(kinds[i], 0x0102030405060708u, 9);
+        struct bytes bytes = BYTES(key.bytes, key.size);
+        u8 kind;
+        u64 index;
+        u32 number_;
+        assert_true(hash_token(bytes) == group0_token());
+        assert_int_equal(hash_slot(bytes), 0);
+        for (u32 k = 0; k < ARRAY_COUNT(partitions); k++)
+            assert_int_equal(token_partition(hash_token(bytes), partitions[k]), 0);
+        assert_true(group0_key_parse(bytes, &kind, &index, &number_));
+        assert_int_equal(kind, kinds[i]);
+        assert_true(index == 0 || index == 0x0102030405060708u);
+        assert_true(number_ == 0 || number_ == 9);
+    }
+    assert_int_equal(partition_shard(0, LIMIT_SHARDS, SLOT_COUNT), 0);
+}
+
+static u64
+number(const char *name, u64 otherwise)
+{
+    const char *text = getenv(name);
+    return text == NULL || *text == 0 ? otherwise : strtoull(text, NULL, 10);
+}
+
+static void
+whatever_happens_all_agree(void **state)
+{
+    u64 only = number("SIM_SEED", 0);
+    u64 first = only != 0 ? only : number("SIM_FIRST", 1);
+    u64 last = only != 0 ? only : number("SIM_SEEDS", SEEDS_DEFAULT);
+    u64 failed = 0, most = number("SIM_FAILURES", 10);
+    for (u64 seed = first; seed <= last; seed++) {
+        history(seed, only != 0);
+        if (violation[0] == 0) continue;
+        printf("seed %llu: %s\n    SIM_SEED=%llu build/bin/test_group0\n", (unsigned long long)seed,
+               violation, (unsigned long long)seed);
+        fflush(stdout);
+        if (++failed == most) break;
+    }
+    printf("changes %llu, of unknown outcome %llu, barriers %llu, joins %llu, snapshots %llu, "
+           "failed stores %llu\n",
+           (unsigned long long)changes_done, (unsigned long long)changes_unknown,
+           (unsigned long long)barriers_done, (unsigned long long)joins_done,
+           (unsigned long long)snapshots_seen, (unsigned long long)failures_seen);
+    assert_int_equal(failed, 0);
+    /* A sweep in which nothing happens proves nothing. */
+    if (last - first >= 100)
+        assert_true(changes_done > last && barriers_done > last && joins_done > last / 2 &&
+                    changes_unknown > last / 10);
+}
+
+int
+main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(all_keys_lie_in_the_first_partition),
+        cmocka_unit_test(a_wiped_node_comes_back_as_a_new_member),
+        cmocka_unit_test(whoever_starts_without_a_synced_log_is_a_new_member),
+        cmocka_unit_test(a_node_that_starts_again_begins_with_what_it_showed),
+        cmocka_unit_test(who_lags_learns_where_a_new_leader_is),
+        cmocka_unit_test(a_forgotten_voter_leaves_the_group),
+        cmocka_unit_test(who_leaves_is_taken_out_and_hears_of_it),
+        cmocka_unit_test(who_is_cut_off_does_not_say_that_there_is_nothing_to_do),
+        cmocka_unit_test(a_second_node_of_one_id_is_refused),
+        cmocka_unit_test(whatever_happens_all_agree),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
