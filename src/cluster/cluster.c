@@ -426,7 +426,7 @@ MAY_YIELD status
 cluster_shard_open(struct cluster *cluster, struct lsm *lsm, struct cluster_shard **out)
 {
     /* A control path that runs once: looking now and then is plainer than one more mail. */
-    while (cluster_member(cluster) == 0) {
+    while (atomic_load(&cluster->member) == 0) { /* before it the rest was written */
         if (atomic_load(&cluster->failed) || io_stopping()) return ST_CANCELED;
         fiber_sleep_ns(LOOK_NS);
     }
