@@ -26,7 +26,7 @@ struct cluster *
 cluster_new(const struct cluster_options *options)
 {
     CHECK(options->shard_count > 0 && options->shard_count <= LIMIT_SHARDS);
-    struct cluster *cluster = mem_raw_alloc(sizeof(*cluster), 64);
+    struct cluster *cluster = mem_alloc_aligned(io_budget(), sizeof(*cluster), 64);
     if (cluster == NULL) return NULL;
     memset(cluster, 0, sizeof(*cluster));
     cluster->options = *options;
@@ -42,7 +42,7 @@ cluster_free(struct cluster *cluster)
 {
     if (cluster == NULL) return;
     hmac_forget(cluster->options.secret, sizeof(cluster->options.secret));
-    mem_raw_free(cluster, sizeof(*cluster));
+    mem_free(io_budget(), cluster, sizeof(*cluster));
 }
 
 u64
