@@ -26,7 +26,7 @@ struct cluster *
 cluster_new(const struct cluster_options *options)
 {
     CHECK(options->shard_count > 0 && options->shard_count <= LIMIT_SHARDS);
-    struct cluster *cluster = mem_raw_alloc(sizeof(*cluster), 64);
+    struct cluster *cluster = mem_alloc_aligned(io_budget(), sizeof(*cluster), 64);
     if (cluster == NULL) return NULL;
     memset(cluster, 0, sizeof(*cluster));
     cluster->options = *options;
@@ -42,7 +42,7 @@ cluster_free(struct cluster *cluster)
 {
     if (cluster == NULL) return;
     hmac_forget(cluster->options.secret, sizeof(cluster->options.secret));
-    mem_raw_free(cluster, sizeof(*cluster));
+    mem_free(io_budget(), cluster, sizeof(*cluster));
 }
 
 u64
@@ -426,7 +426,7 @@ MAY_YIELD status
 cluster_shard_open(struct cluster *cluster, struct lsm *lsm, struct cluster_shard **out)
 {
     /* A control path that runs once: looking now and then is plainer than one more mail. */
-    while (cluster_member(cluster) == 0) {
+    while (atomic_load(&cluster->member) == 0) { /* before it the rest was written */
         if (atomic_load(&cluster->failed) || io_stopping()) return ST_CANCELED;
         fiber_sleep_ns(LOOK_NS);
     }

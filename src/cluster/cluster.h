@@ -2,12 +2,12 @@
  *
  * cluster.h -- a node's part in a cluster, put together: peers, the topology, replication, moves.
  *
- *   node, before its shards    cluster_new
+ *   shard 0, before the others cluster_new
  *   shard 0, stores are open   cluster_start: peers, group0; founds, joins, or comes back
  *   the other shards, then     cluster_shard_open
  *   any shard                  cluster_topology, cluster_alive, shard->peers, shard->replicator
  *   every shard, stopping      cluster_shard_close, shard 0 last
- *   node, afterwards           cluster_free
+ *   shard 0, afterwards        cluster_free
  *
  * The topology comes from group0 on shard 0 and goes to each shard by mail; each holds its own
  * reference. A shard works with the newest that it has; requests under way go on with theirs.
@@ -123,7 +123,7 @@ struct cluster_shard {
     struct fiber_queue changed; /* woken with each topology, and at the end */
 };
 
-/* options are copied. NULL: no memory. By an ordinary thread. */
+/* options are copied. NULL: no memory. Both on shard 0. */
 MUST_CHECK struct cluster *cluster_new(const struct cluster_options *options);
 void cluster_free(struct cluster *cluster);
 

@@ -7,6 +7,7 @@
 #include <stdio.h>
 
 #include "server/cmd.h"
+#include "server/command_table.h"
 
 static const char *const stage_names[] = {"none", "write_both", "read_next"};
 static const char *const state_names[] = {"joining", "normal", "leaving"};
@@ -191,4 +192,69 @@ cluster_info_lines(const struct shard *shard, struct buf *out)
         "distkv_cluster_stage:%s\r\n",
         (unsigned long long)topology->cluster_id, cluster_member(cluster), topology->member_count,
         alive, (unsigned long long)topology->epoch, stage_names[topology->stage % 3]);
+}
+
+/* ---- taking a member out ---- */
+
+struct remove_call {
+    struct server *server;
+    char node_id[TOPOLOGY_NAME_BYTES];
+    bool dead;
+    u64 deadline_ns;
+    status st;
+    char reason[TOPOLOGY_REASON_BYTES];
+};
+
+MAY_YIELD static void
+remove_here(void *arg)
+{
+    struct remove_call *call = arg;
+    struct cluster_shard *shard = call->server->cluster->shards[0];
+    call->st = ST_CLOSED;
+    if (shard == NULL) return;
+    call->st = cluster_remove(shard, call->node_id, call->dead, call->deadline_ns, call->reason);
+}
+
+/* One that lives is not called dead by mistake: it would lose what only it has. */
+static bool
+is_alive(const struct exec *x, const char *node_id)
+{
+    const struct topology *topology = cluster_topology(x->shard->cluster);
+    const struct topology_member *member =
+        topology == NULL ? NULL : topology_member_by_id(topology, node_id);
+    return member != NULL && cluster_alive(x->shard->server->cluster, member->number);
+}
+
+MAY_YIELD void
+cmd_distkv_remove(struct exec *x)
+{
+    if (x->shard->cluster == NULL) {
+        resp_error(x->reply, "ERR this node is not one of a cluster");
+        return;
+    }
+    bool dead = x->arg_count == 3 && cmd_arg_is(x, 2, "dead");
+    struct bytes id = x->args[1];
+    if (x->arg_count > 3 || (x->arg_count == 3 && !dead) || id.size >= TOPOLOGY_NAME_BYTES) {
+        resp_error(x->reply, CMD_SYNTAX);
+        return;
+    }
+    struct remove_call *call = (struct remove_call *)(void *)exec_alloc(x, sizeof(*call));
+    if (call == NULL) return;
+    memset(call, 0, sizeof(*call));
+    call->server = x->shard->server;
+    memcpy(call->node_id, id.data, id.size);
+    call->dead = dead;
+    call->deadline_ns = io_now_ns() + x->shard->config->cluster_timeout_ms * NS_PER_MS;
+    if (dead && is_alive(x, call->node_id)) {
+        resp_error(x->reply, "ERR this node answers: stop it first, or remove it without DEAD");
+        return;
+    }
+    status st = io_shard_call(0, FIBER_FOREGROUND, remove_here, call);
+    if (ok(st)) st = call->st;
+    if (ok(st))
+        resp_ok(x->reply);
+    else if (status_is(st, ST_INVALID) || status_is(st, ST_NOT_FOUND))
+        resp_error(x->reply, "ERR not removed: %s", call->reason);
+    else
+        exec_fail(x, st);
 }

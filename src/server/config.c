@@ -101,7 +101,8 @@ config_parse_seeds(const char *text, struct config_seed *out, u32 capacity, u32 
     u32 count = 0;
     for (;;) {
         char part[CONFIG_HOST_BYTES + 32];
-        text += strspn(text, " ");
+        while (*text == ' ')
+            text++;
         size_t size = strcspn(text, ",");
         size_t used = size;
         while (used > 0 && text[used - 1] == ' ')

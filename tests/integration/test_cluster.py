@@ -4,6 +4,7 @@
 import json
 import os
 import random
+import shutil
 import socket
 import subprocess
 import threading
@@ -157,12 +158,63 @@ def test_native_clients_reach_every_key_through_any_node(three):
     assert client(three.nodes[2], "batch", "put {t}x 1", "put {t}y 2", "delete a").returncode == 0
     assert client(three.nodes[0], "get", "{t}y").stdout.strip() == "2"
     assert client(three.nodes[1], "get", "a").returncode == 1
+    for i in range(40):
+        assert client(three.nodes[i % 3], "put", f"{{t}}{i:03}", "x" * i).returncode == 0
+    for node in three.nodes:
+        assert client(node, "count").stdout.split()[-1] == "42"
+        lines = client(node, "--json", "scan", "--prefix", "{t}0").stdout.splitlines()
+        assert [json.loads(line)["key"] for line in lines] == [f"{{t}}{i:03}" for i in range(40)]
+        assert json.loads(lines[7])["value"] == "x" * 7
+    assert client(three.nodes[0], "export").returncode == 1  # of one moment: not in a cluster yet
+
+
+def scan_all(connection, *words):
+    found, cursor = [], "0"
+    while True:
+        cursor, keys = connection.call("SCAN", cursor, *words)
+        found += keys
+        if cursor == b"0":
+            return found
+        cursor = cursor.decode()
+
+
+def test_scans_see_the_keys_of_all_nodes(three):
+    wanted = {f"k{i}".encode() for i in range(1500)} | {f"{{t}}{i}".encode() for i in range(1500)}
+    with three.nodes[0].connect() as connection:
+        assert connection.call("DBSIZE") == 0
+        assert connection.call("RANDOMKEY") is None
+        for key in wanted:
+            connection.call("SET", key, "v")
+        for i in range(100):
+            connection.call("SET", f"gone{i}", "v")
+        connection.call("DEL", *(f"gone{i}" for i in range(100)))
+    for node in three.nodes:
+        with node.connect() as connection:
+            assert connection.call("DBSIZE") == len(wanted)
+            found = scan_all(connection, "COUNT", "100")
+            assert len(found) == len(wanted) and set(found) == wanted
+            assert set(scan_all(connection, "MATCH", "k1*")) == {
+                key for key in wanted if key.startswith(b"k1")}
+            assert set(connection.call("KEYS", "*")) == wanted
+            assert connection.call("RANDOMKEY") in wanted
+    # One replica less, and what it has missed: the others know.
+    three.nodes[2].kill()
+    wait_for(lambda: three.view(0)["members_alive"] == 2, "two members")
+    with three.nodes[1].connect() as connection:
+        connection.call("DEL", "k0", "{t}0")
+        connection.call("SET", "new", "v")
+        wanted = (wanted - {b"k0", b"{t}0"}) | {b"new"}
+        assert set(connection.call("KEYS", "*")) == wanted
+    three.nodes[2].start()
+    three.wait_settled(3)
+    for node in three.nodes:
+        with node.connect() as connection:
+            assert set(scan_all(connection, "COUNT", "1000")) == wanted
 
 
 def test_what_a_cluster_cannot_do_yet_is_refused(three):
     with three.nodes[0].connect() as connection:
-        for words in (("MULTI",), ("WATCH", "a"), ("KEYS", "*"), ("SCAN", "0"), ("DBSIZE",),
-                      ("FLUSHALL",), ("RANDOMKEY",)):
+        for words in (("MULTI",), ("WATCH", "a"), ("FLUSHALL",), ("FLUSHDB",)):
             with pytest.raises(ReplyError, match="not supported in a cluster"):
                 connection.call(*words)
         assert connection.call("PING") == "PONG"
@@ -284,6 +336,46 @@ def test_who_joins_later_gets_the_data_and_the_deletes(cluster):
                 except ReplyError:
                     assert time.monotonic() < end
             assert got == (None if i % 2 == 0 else b"v" * (i % 300))
+
+
+def test_nodes_leave_and_are_forgotten(three):
+    fourth = three.add()
+    three.wait_settled(4)
+    for i in range(300):
+        three.nodes[i % 4].call("SET", f"k{i}", f"v{i}")
+    assert three.nodes[0].call("DISTKV.REMOVE", "n4") == "OK"
+    wait_for(lambda: len(three.view(0)["members"]) == 3, "the fourth to be gone", 60)
+    fourth.kill()
+    three.wait_settled(3)
+    with pytest.raises(ReplyError, match="answers"):
+        three.nodes[0].call("DISTKV.REMOVE", "n3", "DEAD")
+    with pytest.raises(ReplyError, match="not removed"):
+        three.nodes[0].call("DISTKV.REMOVE", "n9")
+    three.nodes[2].kill()
+    wait_for(lambda: three.view(0)["members_alive"] == 2, "two members")
+    assert three.nodes[0].call("DISTKV.REMOVE", "n3", "DEAD") == "OK"
+    three.wait_settled(2)
+    with three.nodes[1].connect() as connection:
+        for i in range(300):
+            assert connection.call("GET", f"k{i}") == f"v{i}".encode()
+
+
+def test_a_wiped_disk_comes_back_as_a_new_member_with_the_data(three):
+    for i in range(300):
+        three.nodes[i % 3].call("SET", f"k{i}", f"v{i}")
+    before = {member["node_id"]: member["number"] for member in three.view(0)["members"]}
+    three.nodes[1].kill()
+    shutil.rmtree(three.nodes[1].data_dir)
+    three.nodes[1].start()
+    three.wait_settled(3)
+    after = {member["node_id"]: member["number"] for member in three.view(0)["members"]}
+    assert after["n2"] > max(before.values())
+    assert {after["n1"], after["n3"]} == {before["n1"], before["n3"]}
+    three.nodes[0].kill()
+    wait_for(lambda: three.view(1)["members_alive"] == 2, "two members")
+    with three.nodes[1].connect() as connection:
+        for i in range(300):
+            assert connection.call("GET", f"k{i}") == f"v{i}".encode()
 
 
 def test_a_stranger_is_refused(cluster):

@@ -39,15 +39,14 @@ configure(struct rig *rig, u32 node, struct server_config *config)
 
 /* Asks the node's shard 0, which is another thread's in the server and ours here. */
 static bool
-is_settled(struct rig *rig)
+is_settled(struct rig *rig, u32 node_count)
 {
-    for (u32 i = 0; i < rig->node_count; i++) {
+    for (u32 i = 0; i < node_count; i++) {
         const struct server *server = rig->nodes[i].server;
         if (server == NULL || !server_ready(server)) return false;
         for (u32 shard = 0; shard < server->shard_count; shard++) {
             const struct topology *topology = server->cluster->shards[shard]->topology;
-            if (topology->stage != STAGE_NONE || topology->member_count != rig->node_count)
-                return false;
+            if (topology->stage != STAGE_NONE || topology->member_count != node_count) return false;
             for (u32 j = 0; j < topology->member_count; j++)
                 if (topology->members[j].state != PLACEMENT_NORMAL ||
                     !cluster_alive(server->cluster, topology->members[j].number))
@@ -58,13 +57,13 @@ is_settled(struct rig *rig)
 }
 
 static MAY_YIELD void
-wait_settled(struct rig *rig)
+wait_settled(struct rig *rig, u32 node_count)
 {
     u64 deadline_ns = io_now_ns() + WAIT_NS;
-    while (!is_settled(rig) && io_now_ns() < deadline_ns)
+    while (!is_settled(rig, node_count) && io_now_ns() < deadline_ns)
         fiber_sleep_ns(10 * NS_PER_MS);
-    if (!is_settled(rig)) sim_log_dump(rig->sim);
-    CHECK(is_settled(rig));
+    if (!is_settled(rig, node_count)) sim_log_dump(rig->sim);
+    CHECK(is_settled(rig, node_count));
 }
 
 static struct rig
@@ -94,7 +93,7 @@ expect_key(struct rig_client *client, const char *key, const char *value)
 static MAY_YIELD void
 any_node_story(struct rig *rig)
 {
-    wait_settled(rig);
+    wait_settled(rig, NODES);
     struct rig_client clients[NODES];
     char key[32], value[32];
     for (u32 i = 0; i < NODES; i++)
@@ -160,7 +159,7 @@ count_up(struct rig *rig, void *arg)
 static MAY_YIELD void
 counting_story(struct rig *rig)
 {
-    wait_settled(rig);
+    wait_settled(rig, NODES);
     struct counting countings[6];
     for (u32 i = 0; i < ARRAY_COUNT(countings); i++) {
         countings[i] = (struct counting){.node = i % NODES};
@@ -216,7 +215,7 @@ write_on(struct rig *rig, void *arg)
 static MAY_YIELD void
 crash_story(struct rig *rig)
 {
-    wait_settled(rig);
+    wait_settled(rig, NODES);
     struct writing writings[2] = {{.node = 0}, {.node = 1}};
     for (u32 i = 0; i < 2; i++)
         rig_spawn(rig, write_on, &writings[i]);
@@ -224,7 +223,7 @@ crash_story(struct rig *rig)
     rig_crash(rig, 2);
     fiber_sleep_ns(5 * NS_PER_S);
     rig_start(rig, 2);
-    wait_settled(rig);
+    wait_settled(rig, NODES);
     fiber_sleep_ns(500 * NS_PER_MS);
     for (u32 i = 0; i < 2; i++)
         writings[i].ending = true;
@@ -260,7 +259,7 @@ a_node_that_loses_its_power_stops_nobody(void **state)
 static MAY_YIELD void
 blackout_story(struct rig *rig)
 {
-    wait_settled(rig);
+    wait_settled(rig, NODES);
     struct rig_client client;
     rig_connect_to(rig, 0, &client);
     for (u32 i = 0; i < KEYS; i++)
@@ -269,7 +268,7 @@ blackout_story(struct rig *rig)
         rig_crash(rig, i);
     for (u32 i = 0; i < NODES; i++)
         rig_start_begin(rig, i);
-    wait_settled(rig);
+    wait_settled(rig, NODES);
     rig_disconnect(&client);
     rig_connect_to(rig, 2, &client);
     for (u32 i = 0; i < KEYS; i++) {
@@ -290,6 +289,63 @@ a_cluster_survives_a_blackout(void **state)
     }
 }
 
+/* Two nodes join under load, at once: not one request fails, and all data is where it should be. */
+static MAY_YIELD void
+join_story(struct rig *rig)
+{
+    wait_settled(rig, NODES);
+    struct rig_client client;
+    rig_connect_to(rig, 0, &client);
+    for (u32 i = 0; i < 2000; i++)
+        CHECK(rig_is(rig_call(&client, "SET k%u v%u", i, i), "+OK\r\n"));
+    for (u32 i = 0; i < 2000; i += 2)
+        CHECK(rig_is(rig_call(&client, "DEL k%u", i), ":1\r\n"));
+    struct writing writings[2] = {{.node = 0}, {.node = 1}};
+    for (u32 i = 0; i < 2; i++)
+        rig_spawn(rig, write_on, &writings[i]);
+    rig_start_begin(rig, NODES);
+    rig_start_begin(rig, NODES + 1);
+    wait_settled(rig, NODES + 2);
+    fiber_sleep_ns(200 * NS_PER_MS);
+    for (u32 i = 0; i < 2; i++)
+        writings[i].ending = true;
+    rig_wait_spawned(rig);
+    rig_disconnect(&client);
+    for (u32 i = 0; i < 2; i++)
+        CHECK(writings[i].refused == 0 && writings[i].unknown == 0);
+    rig_connect_to(rig, NODES + 1, &client);
+    for (u32 i = 0; i < 2; i++) {
+        for (u32 key = 0; key < KEYS; key++) {
+            char name[32], value[32];
+            if (writings[i].values[key] == 0) continue;
+            snprintf(name, sizeof(name), "w%u:%u", i, key);
+            snprintf(value, sizeof(value), "%u", writings[i].values[key]);
+            expect_key(&client, name, value);
+        }
+    }
+    for (u32 i = 0; i < 2000; i++) {
+        char key[32], value[32];
+        snprintf(key, sizeof(key), "k%u", i);
+        snprintf(value, sizeof(value), "v%u", i);
+        if (i % 2 == 0)
+            CHECK(rig_is(rig_call(&client, "GET %s", key), "$-1\r\n"));
+        else
+            expect_key(&client, key, value);
+    }
+    rig_disconnect(&client);
+}
+
+static void
+two_join_under_load_and_nobody_notices(void **state)
+{
+    for (u64 seed = 1; seed <= 4; seed++) {
+        struct rig rig = rig_of(seed, join_story);
+        rig.node_count = NODES + 2;
+        rig.late_count = 2;
+        rig_run(&rig);
+    }
+}
+
 int
 main(void)
 {
@@ -298,6 +354,7 @@ main(void)
         cmocka_unit_test(increments_from_all_nodes_are_all_counted),
         cmocka_unit_test(a_node_that_loses_its_power_stops_nobody),
         cmocka_unit_test(a_cluster_survives_a_blackout),
+        cmocka_unit_test(two_join_under_load_and_nobody_notices),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
