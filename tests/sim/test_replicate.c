@@ -205,17 +205,19 @@ plan_end(struct topology *now, u64 session)
     return apply_on(now, (struct topology_command){.kind = TOPOLOGY_ADVANCE, .session = session});
 }
 
-/* Another epoch of the same stage, in which those of the stage before are refused already. When a
- * member is left behind because it is believed dead, and is not, then before the next stage begins
- * nobody whom the plan counts on may still take its requests: else a member two stages behind and a
+/* A member may be left behind, since it is believed dead, and is not: without the fence it and a
  * replica one stage behind acknowledge what readers of the next stage do not see. */
 static struct topology *
 fenced(struct topology *from)
 {
-    struct topology *next = apply(
-        from, (struct topology_command){.kind = TOPOLOGY_WEIGHT_SET,
-                                        .member = {.number = 1, .weight = 151 + (u32)from->epoch}});
-    next->stage_epoch_before = next->stage_epoch;
+    return apply(from, (struct topology_command){.kind = TOPOLOGY_FENCE, .session = from->session});
+}
+
+static struct topology *
+fenced_on(struct topology *from)
+{
+    struct topology *next = fenced(from);
+    topology_release(from);
     return next;
 }
 
@@ -236,7 +238,7 @@ topologies_make(u32 members, u32 replicas, u32 shard_count, bool one_joins)
                                                       .member = member_of(i, shard_count)});
     if (members > 1) {
         now = apply_on(now, (struct topology_command){.kind = TOPOLOGY_PLAN, .session = 1});
-        now = plan_end(now, 1);
+        now = fenced_on(plan_end(fenced_on(now), 1));
         now = apply_on(now, (struct topology_command){.kind = TOPOLOGY_ADVANCE, .session = 1});
     }
     if (one_joins)
