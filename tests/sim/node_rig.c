@@ -296,7 +296,7 @@ node_open(struct rig *rig, u32 index)
              RIG_NODE_PORT);
     node->config->endpoint = (struct config_endpoint){.host = "0.0.0.0", .port = RIG_NODE_PORT};
     if (rig->configure != NULL) rig->configure(rig, index, node->config);
-    node_start(node);
+    if (index < rig->node_count - rig->late_count) node_start(node);
 }
 
 static void
@@ -346,7 +346,7 @@ are_ready(void *arg)
 {
     struct rig *rig = arg;
     for (u32 i = 0; i < rig->node_count; i++)
-        if (!server_ready(rig->nodes[i].server) && sim_node_running(rig->nodes[i].machine))
+        if (sim_node_running(rig->nodes[i].machine) && !server_ready(rig->nodes[i].server))
             return false;
     return true;
 }
@@ -385,7 +385,7 @@ rig_run(struct rig *rig)
         node_open(rig, i);
     rig->clients = sim_node_new(rig->sim, CLIENTS_HOST);
     wait_until(rig, are_ready, "a node does not start");
-    for (u32 i = 0; i < rig->node_count; i++)
+    for (u32 i = 0; i < rig->node_count - rig->late_count; i++)
         CHECK(sim_node_running(rig->nodes[i].machine));
 
     struct io_node_config clients = {

@@ -59,6 +59,7 @@ struct rig {
     struct sim_options options;
     u32 shard_count;
     u32 node_count; /* 0: one, by itself */
+    u32 late_count; /* of them, the last ones: the story starts them */
     void (*configure)(struct rig *rig, u32 node, struct server_config *config);
     void (*story)(struct rig *rig);
     void *arg;
