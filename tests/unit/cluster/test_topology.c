@@ -4,7 +4,8 @@
  * of members that join, leave, die, are replaced, while plans are made, fetched, advanced and
  * abandoned, beside a model of the data: writes that were acknowledged by just their quorums, and
  * gainers that fetch from just a read quorum. After every step every write must be seen by every
- * read quorum, of coordinators that are a stage behind, too.
+ * read quorum, of coordinators that are a stage behind, too, and of members that were cut off long
+ * ago. SIM_FIRST and SIM_SEEDS choose seeds, SIM_SEED one: then nothing else is run.
  */
 #include <setjmp.h>
 #include <stdarg.h>
