@@ -8,8 +8,11 @@
  *   writes each entry with its version            <-----     a page of entries, and whether more
  *
  * Each partition is fetched from as many members as its read quorum demands: so what was
- * acknowledged by a write quorum is among it, whoever was away when it was written. Versions decide
- * in the gainer's store as everywhere, so pages may come twice, and in any order with writes.
+ * acknowledged by a write quorum is among it, whoever was away when it was written. A source
+ * answers only once it knows the fence of the stage (topology.h) and nothing from before the stage
+ * is under way in it: from then on it takes no write that the gainer does not get, too. Versions
+ * decide in the gainer's store as everywhere, so pages may come twice, and in any order with
+ * writes.
  *
  * Neighbouring partitions that lie on one shard of the same source are one stream.
  *
@@ -159,8 +162,9 @@ may_serve(const struct cluster_shard *shard, u64 session, u64 token, u64 epoch)
 {
     const struct topology *topology = shard->topology;
     if (topology == NULL) return false;
-    if (session != 0) /* before this member writes to both places it may still lack something */
+    if (session != 0) /* before the fence this member may still take what the gainer does not */
         return topology->session == session && topology->stage == STAGE_WRITE_BOTH &&
+               topology_fenced(topology) && epoch >= topology->stage_epoch &&
                cluster_own_epoch(shard->cluster) >= topology->stage_epoch;
     return epoch >= topology->stage_epoch_before &&
            topology_holds(topology, cluster_member(shard->cluster),
@@ -419,7 +423,8 @@ cluster_fetch(struct cluster_shard *shard)
     if (shard->topology == NULL) return ST_CANCELED;
     struct fetch fetch = {
         .shard = shard, .topology = shard->topology, .self = cluster_member(shard->cluster)};
-    if (fetch.topology->stage != STAGE_WRITE_BOTH) return ST_CANCELED;
+    if (fetch.topology->stage != STAGE_WRITE_BOTH || !topology_fenced(fetch.topology))
+        return ST_CANCELED;
     topology_hold(fetch.topology);
     u32 count = fetch.topology->member_count;
     fetch.alive = mem_alloc_zero(&shard->budget, count);

@@ -10,7 +10,8 @@
  *                     GIVE_UP_NS: ABANDON, since writes need its half of the quorum meanwhile
  *   STAGE_READ_NEXT   ADVANCE
  *
- * Each waits until every living member works with the epoch of the stage before.
+ * Each waits until every living member works with the stage before, and with its fence: FENCE comes
+ * between the two (topology.h). Nobody fetches before that, either.
  */
 #include <stdio.h>
 
@@ -93,6 +94,13 @@ barrier_passed(struct cluster_shard *shard, u64 epoch)
     return true;
 }
 
+static bool
+knows_present(void *arg, u32 member)
+{
+    const struct cluster_shard *shard = arg;
+    return cluster_epoch_of(arg, member) >= shard->topology->epoch;
+}
+
 static status
 fill_plan(void *arg, const struct topology *present, struct topology_command *command)
 {
@@ -106,6 +114,12 @@ fill_plan(void *arg, const struct topology *present, struct topology_command *co
     case TOPOLOGY_ABANDON:
         if (present->stage == STAGE_NONE || present->session != change->session) return ST_EXISTS;
         if (change->kind == TOPOLOGY_ABANDON && present->stage != STAGE_WRITE_BOTH)
+            return ST_EXISTS;
+        command->session = change->session;
+        break;
+    case TOPOLOGY_FENCE:
+        if (present->stage == STAGE_NONE || present->session != change->session ||
+            topology_fenced(present))
             return ST_EXISTS;
         command->session = change->session;
         break;
@@ -188,6 +202,11 @@ lead(struct cluster_shard *shard, struct leading *leading)
         leading->silent_ns = 0;
     }
     if (!barrier_passed(shard, topology->stage_epoch)) return;
+    if (topology->stage != STAGE_NONE && !topology_fenced(topology)) {
+        change_stage(shard, TOPOLOGY_FENCE, topology->session, "fenced");
+        return;
+    }
+    if (!barrier_passed(shard, topology->epoch)) return;
     if (topology->stage == STAGE_NONE) {
         if (now - leading->since_ns < SETTLE_NS || !plan_wanted(shard)) return;
         u64 session;
@@ -199,6 +218,7 @@ lead(struct cluster_shard *shard, struct leading *leading)
         return;
     }
     if (topology->stage == STAGE_READ_NEXT) {
+        if (!topology_may_leave_behind(topology, knows_present, shard)) return;
         change_stage(shard, TOPOLOGY_ADVANCE, topology->session, "done");
         return;
     }
@@ -237,8 +257,8 @@ fetch_is_wanted(const struct cluster_shard *shard, u64 session)
 {
     const struct topology *topology = shard->topology;
     const struct topology_member *self = topology_member(topology, cluster_member(shard->cluster));
-    return topology->stage == STAGE_WRITE_BOTH && topology->session == session && self != NULL &&
-           !self->fetched && !is_ending(shard);
+    return topology->stage == STAGE_WRITE_BOTH && topology_fenced(topology) &&
+           topology->session == session && self != NULL && !self->fetched && !is_ending(shard);
 }
 
 MAY_YIELD static void
@@ -249,8 +269,8 @@ fetch_all(void *arg)
     u64 session = shard->fetch_session, began_ns = io_now_ns();
     u64 bytes = atomic_load(&cluster->fetched_bytes);
     bool done = false;
-    /* What was begun under the epoch before may be written to the old places alone. */
-    while (fetch_is_wanted(shard, session) && !barrier_passed(shard, shard->topology->stage_epoch))
+    /* What was begun before the fence may be written to the old places alone. */
+    while (fetch_is_wanted(shard, session) && !barrier_passed(shard, shard->topology->epoch))
         fiber_sleep_ns(LOOK_NS / 4);
     while (fetch_is_wanted(shard, session) && !done) {
         done = true;

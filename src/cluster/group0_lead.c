@@ -5,8 +5,9 @@
  *   members    who is in the topology and not in the group becomes a learner; who is not in the
  *              topology any more leaves the group
  *   voters     chosen by group0_voters.c; one joint change takes out and in, and only when those
- * who come in have caught up plans      begun when something asks for one, and taken from stage to
- * stage behind barriers
+ *              who come in have caught up
+ *   plans      begun when something asks for one, and taken from stage to stage behind barriers and
+ *              fences
  *
  * Each step is a compare-and-append command or a configuration that raft serialises: two leaders
  * that overlap, or one that repeats itself, do no harm. A step that is refused is looked at again.
@@ -206,6 +207,13 @@ barrier_is_passed(const struct group0 *group0)
     return true;
 }
 
+static bool
+knows_present(void *arg, u32 member)
+{
+    const struct group0 *group0 = arg;
+    return group0->options.epoch_of(group0->options.arg, member) >= group0->topology->epoch;
+}
+
 /* Nobody begins a plan for members whose disks cannot even follow this log. */
 static bool
 joiners_are_here(const struct group0 *group0)
@@ -269,9 +277,14 @@ plan_drive(struct group0 *group0)
         plan_begin(group0);
         return;
     }
-    if (topology->stage == STAGE_WRITE_BOTH && topology_unfetched(topology) != 0) return;
+    bool fenced = topology_fenced(topology);
+    if (fenced && topology->stage == STAGE_WRITE_BOTH && topology_unfetched(topology) != 0) return;
     if (!barrier_is_passed(group0)) return;
-    status st = plan_command(group0, TOPOLOGY_ADVANCE, topology->session, reason);
+    if (fenced && topology->stage == STAGE_READ_NEXT &&
+        !topology_may_leave_behind(topology, knows_present, group0))
+        return;
+    status st =
+        plan_command(group0, fenced ? TOPOLOGY_ADVANCE : TOPOLOGY_FENCE, topology->session, reason);
     if (status_is(st, ST_INVALID)) log_warning("group0", "a plan does not go on why=%s", reason);
 }
 

@@ -158,6 +158,16 @@ coordinated_begin(struct replicator *r, struct coordinated *c)
 }
 
 void
+coordinated_begin_at(struct replicator *r, struct coordinated *c, u64 epoch)
+{
+    c->epoch = MIN(epoch, r->topology == NULL ? 0 : r->topology->epoch);
+    struct list *prev = r->coordinated.prev;
+    while (prev != &r->coordinated && list_entry(prev, struct coordinated, link)->epoch > c->epoch)
+        prev = prev->prev;
+    list_insert_between(&c->link, prev, prev->next);
+}
+
+void
 coordinated_end(struct coordinated *c)
 {
     list_del(&c->link);

@@ -24,8 +24,8 @@
  * ST_UNKNOWN_OUTCOME: sent, and too few have answered in time: it may become visible, and once it
  * was read by a quorum it stays. Of reads: ST_UNAVAILABLE when too few have answered.
  *
- * A replica refuses a request whose epoch is more than a stage behind its own, or for a partition
- * that it does not hold: NATIVE_ST_WRONG_EPOCH.
+ * A replica refuses a request whose epoch is before its stage (more than a stage behind while that
+ * is not fenced, see topology.h), or for a partition that it does not hold: NATIVE_ST_WRONG_EPOCH.
  */
 #ifndef DISTKV_CLUSTER_REPLICATE_H
 #define DISTKV_CLUSTER_REPLICATE_H
@@ -62,7 +62,8 @@ MAY_YIELD void replicator_close(struct replicator *replicator);
 /* self: the own number. Holds the topology. Writes that began under the one before go on; see
  * replicator_epoch. */
 void replicator_topology_set(struct replicator *replicator, struct topology *topology, u32 self);
-/* The oldest epoch that a request under way here began with. */
+/* The oldest epoch that a request under way here began with, other nodes' writes to this replica
+ * among them. */
 u64 replicator_epoch(const struct replicator *replicator);
 
 enum replicate_level {

@@ -53,7 +53,8 @@ struct durable_wait {
     void (*done)(struct durable_wait *wait, bool durable);
 };
 
-/* A request that is being coordinated, on its fiber's stack. */
+/* A request that is being coordinated, on its fiber's stack; or a replica's write that was judged
+ * and is not in the store yet. */
 struct coordinated {
     struct list link; /* replicator->coordinated, ascending by epoch */
     u64 epoch;
@@ -113,6 +114,8 @@ bool replicate_row(const struct replicator *r, u16 keyspace, u64 token, u32 *par
 
 /* Begins (or begins anew) with the present topology. */
 void coordinated_begin(struct replicator *r, struct coordinated *c);
+/* Of a request of another node, of the epoch that it was accepted with (or the present one). */
+void coordinated_begin_at(struct replicator *r, struct coordinated *c, u64 epoch);
 void coordinated_end(struct coordinated *c);
 /* Waits for a topology other than that of epoch, for AGAIN_NS at most (or until the deadline).
  * wait_newer: somebody has one, so until it comes. False: the deadline has passed. */

@@ -21,6 +21,7 @@
 struct serve {
     struct replicator *r;
     struct peer_request *request;
+    u64 epoch; /* of the request */
     u32 from;
     u8 opcode;
     u16 keyspace;
@@ -28,6 +29,7 @@ struct serve {
     struct buf copy;
     /* a write */
     struct durable_wait wait;
+    struct coordinated pin; /* while it is on a fiber: barriers wait for it */
     u64 newer;
     /* a digest that waits for the log */
     struct peer_found found;
@@ -43,6 +45,7 @@ static void
 serve_free(struct serve *serve)
 {
     struct replicator *r = serve->r;
+    if (list_linked(&serve->pin.link)) coordinated_end(&serve->pin);
     buf_deinit(&serve->copy);
     mem_free(r->options.budget, serve, sizeof(*serve));
     r->serving--;
@@ -325,6 +328,9 @@ serve_later(struct serve *serve)
             serve->body = buf_bytes(&serve->copy);
             if (ok(fiber_spawn(FIBER_FOREGROUND, "replica", serve_main, serve))) {
                 r->serving_fibers++;
+                /* Accepted by the present topology, and written under a later one: whoever goes by
+                 * the epoch (a barrier, a source of what others gain) must know of it. */
+                if (serve->opcode == PEER_WRITE) coordinated_begin_at(r, &serve->pin, serve->epoch);
                 return;
             }
         }
@@ -349,11 +355,13 @@ serve_new(struct replicator *r, struct peer_request *request, const struct peer_
     }
     *serve = (struct serve){.r = r,
                             .request = request,
+                            .epoch = header->epoch,
                             .from = from->member,
                             .opcode = header->opcode,
                             .keyspace = header->keyspace,
                             .body = body,
                             .wait = {.done = wrote_durable}};
+    list_init(&serve->pin.link);
     buf_init(&serve->copy, r->options.budget);
     r->serving++;
     return serve;

@@ -11,7 +11,8 @@
  *   I4  There are a session and a next exactly while there is a plan; only then has anybody
  *       fetched.
  *   I5  A row has at most LIMIT_PLACEMENT_REPLICAS places.
- *   I6  The last change of a stage was not before the one before it, nor after the epoch.
+ *   I6  The last change of a stage was not before the one before it, nor after the epoch. Nobody
+ *       has fetched before STAGE_WRITE_BOTH is fenced.
  */
 #include "cluster/topology.h"
 
@@ -362,6 +363,42 @@ topology_unfetched(const struct topology *topology)
     return first;
 }
 
+/* ---- who is left behind ---- */
+
+static u32
+count_unknowing(const u32 *ids, u32 count, bool (*knows)(void *arg, u32 number), void *arg)
+{
+    u32 unknowing = 0;
+    for (u32 k = 0; k < count; k++)
+        unknowing += !knows(arg, ids[k]);
+    return unknowing;
+}
+
+bool
+topology_may_leave_behind(const struct topology *topology, bool (*knows)(void *arg, u32 number),
+                          void *arg)
+{
+    bool all = true;
+    for (u32 i = 0; i < topology->member_count && all; i++)
+        all = knows(arg, topology->members[i].number);
+    if (all || topology->next.ids == NULL) return true;
+    for (u32 p = 0; p < topology->partition_count; p++)
+        for (u32 k = 0; k < LIMIT_KEYSPACES_CLIENT; k++) {
+            const struct topology_keyspace *options = &topology->keyspaces[k];
+            if (!options->used) continue;
+            struct topology_row row;
+            topology_row(topology, k, p, &row);
+            bool same = row.count == row.next_count && row.places == row.next_places;
+            for (u32 i = 0; i < row.count && same; i++)
+                same = ids_have(row.write_next, row.next_count, row.write[i]);
+            if (same) continue;
+            u32 quorum =
+                topology_quorum(options->read_quorum, options->replicas, row.places, row.count);
+            if (count_unknowing(row.write, row.count, knows, arg) >= quorum) return false;
+        }
+    return true;
+}
+
 /* ---- invariants ---- */
 
 static bool
@@ -421,6 +458,8 @@ check_member(const struct topology *topology, u32 index)
     if (index > 0 && member->number <= member[-1].number) return false;
     if (member->state > PLACEMENT_LEAVING || member->stamp >= TOPOLOGY_STAMPS) return false;
     if (member->fetched && topology->stage == STAGE_NONE) return false; /* I4 */
+    if (member->fetched && topology->stage == STAGE_WRITE_BOTH && !topology_fenced(topology))
+        return false; /* I6 */
     if (member->replaces != 0 &&
         (member->state == PLACEMENT_NORMAL || member->replaces >= member->number))
         return false;

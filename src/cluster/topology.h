@@ -19,10 +19,24 @@
  *   STAGE_READ_NEXT   writes still meet both; reads use next
  *   then next becomes current (STAGE_NONE), and who holds what it should not removes it
  *
- * Each step makes a new epoch. The leader makes it only when every living member is known to have
- * the epoch before (a barrier), so two members are never more than one stage apart, and a replica
- * refuses requests of an epoch that is more than one stage away from its own (`stage_epoch`).
- * STAGE_READ_NEXT comes when all gainers have said that they are done (`fetched`).
+ * Each step makes a new epoch, and is made by the leader when every living member is known to have
+ * the epoch before (a barrier). A replica refuses requests of an epoch before
+ * `stage_epoch_before`. When a stage begins that is the stage before, since members learn of the
+ * new one at different times. But a member that is believed dead, and is not, may stay behind for
+ * as long as it likes; with replicas that would still take its requests it could acknowledge what
+ * nobody fetches and nobody reads any more. So each stage of a plan is fenced before it goes on:
+ *
+ *   barrier   every living member has the stage
+ *   FENCE     stage_epoch_before becomes stage_epoch: who knows it refuses all stages before
+ *   barrier   every living member has the fence, and nothing from before it is under way there
+ *   then gainers fetch, or the next stage comes
+ *
+ * (STAGE_NONE needs no fence: who is a stage behind it reads where it reads, and writes there,
+ * too.) Whoever gains fetches only from sources that know the fence: what was acknowledged by a
+ * member left behind was taken by a write quorum before they knew, so a read quorum of them has it.
+ * STAGE_READ_NEXT comes when all gainers have said that they are done (`fetched`). It ends when,
+ * besides, those who do not know its fence are nowhere a read quorum of the current row: they would
+ * go on reading there (topology_may_leave_behind).
  *
  * Who is gone. A member that was forgotten will never answer, but it may have been one of the W
  * that a write was acknowledged by. So its places in rows stay, as TOPOLOGY_GONE | number, until
@@ -91,8 +105,8 @@ struct topology {
     u64 cluster_id;
     u64 state_id;
     u64 epoch; /* grows by one with each command that did something */
-    /* The epochs of the last change of a stage and of the one before: who is behind the second is
-     * refused. */
+    /* The epochs of the last change of a stage, and of the one before until the fence: then they
+     * are the same. Who is behind the second is refused. */
     u64 stage_epoch, stage_epoch_before;
     u64 session; /* of the present plan; 0: none */
     u32 partition_count;
@@ -180,6 +194,16 @@ bool topology_gains(const struct topology *topology, u32 number, u32 keyspace, u
 bool topology_gainer(const struct topology *topology, u32 number);
 /* The first that gains and has not fetched; 0: none. Looks at all rows. */
 u32 topology_unfetched(const struct topology *topology);
+/* Whether coordinators of the stages before are refused by all who know this topology. */
+static inline bool
+topology_fenced(const struct topology *topology)
+{
+    return topology->stage_epoch_before == topology->stage_epoch;
+}
+/* Whether STAGE_READ_NEXT may end though some members do not know its fence: in no row of current
+ * that changes are they a read quorum. Looks at all rows, unless all know. */
+bool topology_may_leave_behind(const struct topology *topology,
+                               bool (*knows)(void *arg, u32 number), void *arg);
 
 /* ---- commands ---- */
 
@@ -206,10 +230,12 @@ enum topology_command_kind {
     TOPOLOGY_KEYSPACE_SET,
     TOPOLOGY_PLAN,    /* computes next from the members' states: STAGE_WRITE_BOTH. Nothing to
                        * move: members' states become final at once, if any does */
-    TOPOLOGY_FETCHED, /* member, session; STAGE_WRITE_BOTH, a gainer only */
-    TOPOLOGY_ADVANCE, /* to the next stage; refused while a gainer has not fetched */
+    TOPOLOGY_FETCHED, /* member, session; STAGE_WRITE_BOTH, fenced, a gainer only */
+    TOPOLOGY_ADVANCE, /* to the next stage; refused while not fenced, or a gainer has not fetched */
     TOPOLOGY_ABANDON, /* STAGE_WRITE_BOTH only: back to current. What was fetched must be removed
                        * before it is fetched again: it may hold what was deleted since */
+    TOPOLOGY_FENCE,   /* the stages before are refused from now on. Once in each stage of a plan,
+                       * behind its barrier */
 };
 
 struct topology_command {
@@ -218,7 +244,7 @@ struct topology_command {
     /* what the kind needs of: */
     struct topology_member member; /* FOUND, MEMBER_*: by node_id or number; WEIGHT_SET; FETCHED */
     u64 cluster_id;                /* FOUND */
-    u64 session; /* PLAN: the new one, not 0; FETCHED, ADVANCE, ABANDON: the present */
+    u64 session; /* PLAN: the new one, not 0; FETCHED, ADVANCE, ABANDON, FENCE: the present */
     u32 partition_count, replicas; /* FOUND */
     u32 keyspace;                  /* KEYSPACE_SET */
     struct topology_keyspace options;

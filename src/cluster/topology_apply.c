@@ -584,6 +584,7 @@ apply_fetched(struct apply *apply)
     struct topology_member *member = &apply->next->members[index];
     if (apply->next->stage != STAGE_WRITE_BOTH)
         return refuse(apply, "everything was fetched already");
+    if (!topology_fenced(apply->next)) return refuse(apply, "the stage is not fenced yet");
     if (member->fetched) return refuse(apply, "member %u has said so already", member->number);
     if (!topology_gainer(apply->next, member->number))
         return refuse(apply, "member %u gains nothing", member->number);
@@ -597,6 +598,7 @@ apply_advance(struct apply *apply)
     struct topology *next = apply->next;
     status st = session_check(apply);
     if (!ok(st)) return st;
+    if (!topology_fenced(next)) return refuse(apply, "the stage is not fenced yet");
     apply->stage_changed = true;
     if (next->stage == STAGE_WRITE_BOTH) {
         u32 number = topology_unfetched(next);
@@ -620,6 +622,17 @@ apply_abandon(struct apply *apply)
     if (apply->next->stage != STAGE_WRITE_BOTH)
         return refuse(apply, "reads use the next placement already: the plan can only go on");
     plan_end(apply);
+    return ST_OK;
+}
+
+static status
+apply_fence(struct apply *apply)
+{
+    struct topology *next = apply->next;
+    status st = session_check(apply);
+    if (!ok(st)) return st;
+    if (topology_fenced(next)) return refuse(apply, "the stage is fenced already");
+    next->stage_epoch_before = next->stage_epoch;
     return ST_OK;
 }
 
@@ -649,6 +662,8 @@ apply_kind(struct apply *apply)
         return apply_advance(apply);
     case TOPOLOGY_ABANDON:
         return apply_abandon(apply);
+    case TOPOLOGY_FENCE:
+        return apply_fence(apply);
     }
     return refuse(apply, "there is no such command");
 }

@@ -52,6 +52,7 @@ parts_of(u8 kind)
     case TOPOLOGY_PLAN:
     case TOPOLOGY_ADVANCE:
     case TOPOLOGY_ABANDON:
+    case TOPOLOGY_FENCE:
         return HAS_SESSION;
     }
     return 0;

@@ -65,14 +65,17 @@ through_plans(struct topology *topology)
         if (topology->member_count > 1)
             topology = then(topology,
                             of(TOPOLOGY_MEMBER_LEAVE, topology, topology->members[round].number));
+        topology = then(topology, of(TOPOLOGY_FENCE, topology, 0));
         if (topology->stage == STAGE_NONE)
             topology = then(topology, of(TOPOLOGY_PLAN, topology, 0));
+        topology = then(topology, of(TOPOLOGY_FENCE, topology, 0));
         for (u32 number; (number = topology_unfetched(topology)) != 0;) {
             topology = then(topology, of(TOPOLOGY_FETCHED, topology, number));
             if (topology_unfetched(topology) == number) return topology; /* READ_NEXT */
         }
         ask(topology);
         topology = then(topology, of(TOPOLOGY_ADVANCE, topology, 0));
+        topology = then(topology, of(TOPOLOGY_FENCE, topology, 0));
         topology = then(topology, of(TOPOLOGY_ADVANCE, topology, 0));
         ask(topology);
     }

@@ -190,6 +190,7 @@ fetched_fill(void *arg, const struct topology *present, struct topology_command 
     struct app *app = arg;
     const struct topology_member *self = topology_member(present, app->group0->identity.member);
     if (present->stage != STAGE_WRITE_BOTH || self == NULL || self->fetched) return ST_EXISTS;
+    if (!topology_fenced(present)) return ST_EXISTS;
     if (!topology_gainer(present, self->number)) return ST_EXISTS;
     command->kind = TOPOLOGY_FETCHED;
     command->member.number = self->number;

@@ -205,17 +205,19 @@ plan_end(struct topology *now, u64 session)
     return apply_on(now, (struct topology_command){.kind = TOPOLOGY_ADVANCE, .session = session});
 }
 
-/* Another epoch of the same stage, in which those of the stage before are refused already. When a
- * member is left behind because it is believed dead, and is not, then before the next stage begins
- * nobody whom the plan counts on may still take its requests: else a member two stages behind and a
+/* A member may be left behind, since it is believed dead, and is not: without the fence it and a
  * replica one stage behind acknowledge what readers of the next stage do not see. */
 static struct topology *
 fenced(struct topology *from)
 {
-    struct topology *next = apply(
-        from, (struct topology_command){.kind = TOPOLOGY_WEIGHT_SET,
-                                        .member = {.number = 1, .weight = 151 + (u32)from->epoch}});
-    next->stage_epoch_before = next->stage_epoch;
+    return apply(from, (struct topology_command){.kind = TOPOLOGY_FENCE, .session = from->session});
+}
+
+static struct topology *
+fenced_on(struct topology *from)
+{
+    struct topology *next = fenced(from);
+    topology_release(from);
     return next;
 }
 
@@ -236,7 +238,7 @@ topologies_make(u32 members, u32 replicas, u32 shard_count, bool one_joins)
                                                       .member = member_of(i, shard_count)});
     if (members > 1) {
         now = apply_on(now, (struct topology_command){.kind = TOPOLOGY_PLAN, .session = 1});
-        now = plan_end(now, 1);
+        now = fenced_on(plan_end(fenced_on(now), 1));
         now = apply_on(now, (struct topology_command){.kind = TOPOLOGY_ADVANCE, .session = 1});
     }
     if (one_joins)
@@ -1128,6 +1130,68 @@ levels_ask_for_so_many(void **state)
                          cases[i][5]);
 }
 
+/* A batch that a replica must look at on a fiber, and another topology that comes meanwhile. */
+struct batch_op {
+    u32 count;
+    status st;
+    bool ended;
+};
+
+static void
+batch_run(struct peer_rig_node *node, void *arg)
+{
+    struct batch_op *op = arg;
+    struct app *app = &world.apps[node->index][io_shard_index()];
+    struct lsm_batch batch;
+    lsm_batch_init(&batch, io_budget());
+    u32 partition = partition_of(1);
+    for (u32 i = 0, added = 0; added < op->count; i++) {
+        char name[24];
+        struct bytes key = BYTES(name, snprintf(name, sizeof(name), "many:%u", i));
+        if (token_partition(hash_token(key), PARTITIONS) != partition) continue;
+        CHECK(lsm_batch_put(&batch, 0, hash_token(key), key, BYTES_LITERAL("value"), 0));
+        added++;
+    }
+    u64 version;
+    op->st =
+        replicate_write(app->replicator, REPLICATE_ALL, &batch, io_now_ns() + SECONDS(2), &version);
+    lsm_batch_deinit(&batch);
+    op->ended = true;
+}
+
+static bool
+is_at_work(void *arg)
+{
+    (void)arg;
+    return !list_empty(&world.apps[1][0].replicator->coordinated);
+}
+
+/* The replica has another epoch, and says that it works with the one that the write was taken by:
+ * a barrier would wait for it, and nobody fetches from here before it is in the store. */
+static void
+a_write_that_was_taken_counts_until_it_is_in_the_store(void **state)
+{
+    (void)state;
+    story_begin();
+    const struct replicator *replica = world.apps[1][0].replicator;
+    u64 epoch = world.stages[0]->epoch;
+    struct topology *next =
+        apply(world.stages[0], (struct topology_command){.kind = TOPOLOGY_WEIGHT_SET,
+                                                         .member = {.number = 1, .weight = 99}});
+    struct peer_rig_job job;
+    struct batch_op op = {.count = 100};
+    peer_rig_give(&world.rig, 0, 0, &job, batch_run, &op);
+    assert_true(peer_rig_run_until(&world.rig, is_at_work, NULL, SECONDS(1)));
+    replicator_topology_set(world.apps[1][0].replicator, next, 2);
+    assert_int_equal(replicator_epoch(replica), epoch);
+    peer_rig_run(&world.rig, SECONDS(1));
+    assert_true(op.ended && ok(op.st));
+    assert_int_equal(replicator_epoch(replica), next->epoch);
+    cluster_close();
+    next->references = 1;
+    topology_release(next);
+}
+
 /* Whatever a peer sends to a replica is answered, and harms nobody. */
 static void
 hostile_run(struct peer_rig_node *node, void *arg)
@@ -1201,6 +1265,7 @@ main(void)
         cmocka_unit_test(what_may_have_been_done_is_unknown),
         cmocka_unit_test(a_clock_that_runs_ahead_harms_its_own_writes_only),
         cmocka_unit_test(what_was_deleted_or_has_expired_stays_so),
+        cmocka_unit_test(a_write_that_was_taken_counts_until_it_is_in_the_store),
         cmocka_unit_test(levels_ask_for_so_many),
         cmocka_unit_test(hostile_bytes_are_refused),
     };
