@@ -1246,9 +1246,10 @@ queue_story(struct rig *rig)
         rig_connect(rig, &waiting[i]);
     CHECK(rig_is(rig_call(&other, "SETRANGE long %u x", QUEUE_LONG - 1), ":1048576\r\n"));
     CHECK(rig_is(rig_call(&other, "SETRANGE taken %u x", QUEUE_LONG - 1), ":1048576\r\n"));
+    CHECK(rig_is(rig_call(&other, "SETRANGE first %u x", QUEUE_LONG - 1), ":1048576\r\n"));
     rig_on_shard(rig, 0, queue_take, &taken);
     for (u32 i = 0; i < QUEUE_CLIENTS; i++)
-        rig_send(&waiting[i], "GET long");
+        rig_send(&waiting[i], i == 0 ? "GETDEL first" : "GET long"); /* who writes waits as well */
     fiber_sleep_ns(10 * NS_PER_S);
     rig_on_shard(rig, 0, queue_is_full, NULL);
 
