@@ -109,8 +109,8 @@ run(struct session *s, const struct native_request *request, struct bytes frame,
         done = exec_try(&x, command->handler);
     }
     u64 seq = x.seq;
-    exec_deinit(&x);
     bool memory = !w.failed && !status_is(x.failure, ST_NO_MEMORY);
+    exec_deinit(&x);
     bool roomy = memory && session_has_room(s, shard->reply.size);
     if (!home && !x.wrote && !roomy) done = false; /* a request can wait */
     if (!done) return start(s, command, &frame, keys, owner, NULL, &request->header, start_ns);

@@ -247,9 +247,9 @@ run_on_owner(struct call *call, struct resp_writer *w, u32 owner, u64 key_hash, 
         u64 seq = x.seq;
         bool in_pieces = call->command->place == PLACE_SPLIT_ARRAY &&
                          (w->failed || status_is(x.failure, ST_TOO_LARGE));
-        exec_deinit(&x);
         /* A request can wait for memory, and its reply for the client. */
         bool memory = !w->failed && !status_is(x.failure, ST_NO_MEMORY);
+        exec_deinit(&x);
         bool roomy = memory && (slot != NULL || session_has_room(s, w->out->size));
         if (in_pieces || (done && !x.wrote && !roomy)) {
             w->failed = false;

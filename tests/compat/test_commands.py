@@ -144,9 +144,10 @@ SCRIPTS = {
         ("DBSIZE",), ("FLUSHDB",), ("DBSIZE",), ("SELECT", "0"), ("EXISTS", "{t}w"),
         ("OBJECT", "ENCODING", "no"), ("SET", "i", "123"), ("OBJECT", "ENCODING", "i"),
         ("SET", "i", "a" * 44), ("OBJECT", "ENCODING", "i"), ("SET", "i", "a" * 45),
-        ("OBJECT", "ENCODING", "i"), ("OBJECT", "REFCOUNT", "i"), ("OBJECT", "IDLETIME", "i"),
-        ("OBJECT", "FREQ", "i"), ("OBJECT", "FREQ", "no"), ("OBJECT", "ENCODING"), ("OBJECT", "BAD", "i"),
-        ("OBJECT",), ("MEMORY", "USAGE", "no"), ("MEMORY", "USAGE", "i", a(int)), ("MEMORY", "USAGE"),
+        ("OBJECT", "ENCODING", "i"), ("OBJECT", "REFCOUNT", "i"),
+        ("OBJECT", "IDLETIME", "i", near(0, 60)), ("OBJECT", "FREQ", "i"),
+        ("OBJECT", "FREQ", "no"), ("OBJECT", "ENCODING"), ("OBJECT", "BAD", "i"), ("OBJECT",),
+        ("MEMORY", "USAGE", "no"), ("MEMORY", "USAGE", "i", a(int)), ("MEMORY", "USAGE"),
         ("MEMORY", "USAGE", "i", "SAMPLES", "x"), ("MEMORY", "USAGE", "i", "BAD", "1"), ("MEMORY", "BAD"),
     ],
     "expiry": [
