@@ -331,7 +331,7 @@ expect_written(struct rig *rig, u32 node, const struct writing *writings, u32 co
 static MAY_YIELD void
 join_story(struct rig *rig)
 {
-    wait_settled(rig);
+    wait_settled(rig, rig->node_count - rig->late_count);
     u32 leader = leader_of(rig), joiner = rig->node_count - 1;
     struct cutting cutting = {.rig = rig};
     while (cutting.left == 0 || cutting.left == leader) /* 0 is the seed that the joiner asks */
@@ -362,7 +362,7 @@ join_story(struct rig *rig)
     expect_written(rig, joiner, writings, ARRAY_COUNT(writings));
     leave_behind(&cutting, true);
     rig->late_count = 0;
-    wait_settled(rig);
+    wait_settled(rig, rig->node_count - rig->late_count);
     for (u32 i = 0; i < rig->node_count; i++)
         expect_written(rig, i, writings, ARRAY_COUNT(writings));
 }
