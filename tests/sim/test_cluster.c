@@ -329,7 +329,7 @@ expect_written(struct rig *rig, u32 node, const struct writing *writings, u32 co
 }
 
 static MAY_YIELD void
-join_story(struct rig *rig)
+left_behind_story(struct rig *rig)
 {
     wait_settled(rig, rig->node_count - rig->late_count);
     u32 leader = leader_of(rig), joiner = rig->node_count - 1;
@@ -372,7 +372,7 @@ a_member_left_behind_by_a_join_loses_nothing(void **state)
 {
     u32 acknowledged = 0; /* by whoever is cut off, meanwhile; by some seeds */
     for (u64 seed = 1; seed <= 6; seed++) {
-        struct rig rig = rig_of(seed, join_story);
+        struct rig rig = rig_of(seed, left_behind_story);
         rig.arg = &acknowledged;
         rig.node_count = 5;
         rig.late_count = 1;
@@ -417,7 +417,7 @@ a_cluster_survives_a_blackout(void **state)
 
 /* Two nodes join under load, at once: not one request fails, and all data is where it should be. */
 static MAY_YIELD void
-join_story(struct rig *rig)
+two_join_story(struct rig *rig)
 {
     wait_settled(rig, NODES);
     struct rig_client client;
@@ -465,7 +465,7 @@ static void
 two_join_under_load_and_nobody_notices(void **state)
 {
     for (u64 seed = 1; seed <= 4; seed++) {
-        struct rig rig = rig_of(seed, join_story);
+        struct rig rig = rig_of(seed, two_join_story);
         rig.node_count = NODES + 2;
         rig.late_count = 2;
         rig_run(&rig);
