@@ -16,7 +16,7 @@ all: deps-build ## build into build/, programs in build/bin/
 run: all ## build, then start one node in the foreground (RUN_ARGS="--memory 2GiB")
 	@exec build/bin/distkv-server $(RUN_ARGS)
 
-test: deps ## everything that must hold: about 15 minutes on 2 cores
+test: deps ## everything that must hold: about 9 minutes on 2 cores
 	@tools/run-tests all
 
 quick: deps ## unit tests and checks of the source only: about a minute
