@@ -41,9 +41,15 @@ state_set(struct liveness *liveness, struct liveness_member *member, enum livene
     member->state = (u8)state;
     liveness->unreported += member->state != member->reported;
     switch (state) {
-        case LIVENESS_ALIVE: liveness->stats.recovered++; break;
-        case LIVENESS_SUSPECT: liveness->stats.suspected++; break;
-        case LIVENESS_DEAD: liveness->stats.died++; break;
+    case LIVENESS_ALIVE:
+        liveness->stats.recovered++;
+        break;
+    case LIVENESS_SUSPECT:
+        liveness->stats.suspected++;
+        break;
+    case LIVENESS_DEAD:
+        liveness->stats.died++;
+        break;
     }
 }
 
@@ -58,8 +64,7 @@ liveness_init(struct liveness *liveness, struct budget *budget, u64 now_ns)
 void
 liveness_deinit(struct liveness *liveness)
 {
-    mem_free(liveness->budget, liveness->members,
-             liveness->capacity * sizeof(*liveness->members));
+    mem_free(liveness->budget, liveness->members, liveness->capacity * sizeof(*liveness->members));
     *liveness = (struct liveness){.budget = liveness->budget};
 }
 
@@ -71,16 +76,15 @@ liveness_add(struct liveness *liveness, u32 number, u64 now_ns)
     if (liveness->count == liveness->capacity) {
         u32 capacity = MAX(8u, liveness->capacity * 2);
         struct liveness_member *more =
-            mem_realloc(liveness->budget, liveness->members,
-                        liveness->capacity * sizeof(*more), capacity * sizeof(*more));
+            mem_realloc(liveness->budget, liveness->members, liveness->capacity * sizeof(*more),
+                        capacity * sizeof(*more));
         if (more == NULL) return false;
         liveness->members = more;
         liveness->capacity = capacity;
     }
     memmove(&liveness->members[at + 1], &liveness->members[at],
             (liveness->count - at) * sizeof(*liveness->members));
-    liveness->members[at] =
-        (struct liveness_member){.number = number, .silent_since_ns = now_ns};
+    liveness->members[at] = (struct liveness_member){.number = number, .silent_since_ns = now_ns};
     liveness->count++;
     return true;
 }
@@ -144,8 +148,7 @@ liveness_tick(struct liveness *liveness, u64 now_ns)
     u64 gap_ns = now_ns - MIN(now_ns, liveness->tick_ns);
     liveness->tick_ns = MAX(now_ns, liveness->tick_ns);
     liveness->tick_count++;
-    if (gap_ns >= 2 * LIVENESS_PING_NS)
-        pause_take(liveness, gap_ns - LIVENESS_PING_NS, now_ns);
+    if (gap_ns >= 2 * LIVENESS_PING_NS) pause_take(liveness, gap_ns - LIVENESS_PING_NS, now_ns);
     bool dead_too = liveness->tick_count % LIVENESS_DEAD_TICKS == 0;
     for (u32 i = 0; i < liveness->count; i++) {
         struct liveness_member *member = &liveness->members[i];

@@ -52,10 +52,10 @@ struct liveness {
     struct budget *budget;
     struct liveness_member *members; /* by ascending number */
     u32 count, capacity;
-    u64 tick_ns;      /* when the last one came */
+    u64 tick_ns; /* when the last one came */
     u64 tick_count;
-    u64 ill_until_ns; /* ourselves */
-    u32 unreported;   /* members whose state is not the reported one */
+    u64 ill_until_ns;       /* ourselves */
+    u32 unreported;         /* members whose state is not the reported one */
     u32 change_at, ping_at; /* where the search goes on */
     struct liveness_stats stats;
 };

@@ -135,9 +135,9 @@ topology_name_ok(const char name[TOPOLOGY_NAME_BYTES])
 void
 topology_name_copy(char target[TOPOLOGY_NAME_BYTES], const char *source)
 {
-    size_t size = strnlen(source, TOPOLOGY_NAME_BYTES - 1);
     memset(target, 0, TOPOLOGY_NAME_BYTES);
-    memcpy(target, source, size);
+    for (u32 i = 0; i + 1 < TOPOLOGY_NAME_BYTES && source[i] != 0; i++)
+        target[i] = source[i];
 }
 
 const char *
