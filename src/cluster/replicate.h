@@ -35,6 +35,14 @@
 #include "cluster/topology.h"
 #include "lsm/lsm.h"
 
+/* After an opening no version is stamped for so long, writes wait: what was sent to others before a
+ * crash need not be durable here, and its version must not be given again. At most (while the wall
+ * clock is behind what was stamped before) for so long. */
+#define REPLICATE_QUIET_MS     300u
+#define REPLICATE_QUIET_MS_MAX 1500u
+/* And this far above what the store has: for a wall clock that was set back meanwhile. */
+#define REPLICATE_FLOOR_MS 500u
+
 struct replicator; /* of one shard */
 
 struct replicator_options {
@@ -61,6 +69,7 @@ enum replicate_level {
     REPLICATE_ONE,
     REPLICATE_QUORUM,
     REPLICATE_ALL,
+    REPLICATE_COUNT_BASE = 16, /* + n: n replicas, or all if there are fewer */
 };
 
 struct replicate_value {
@@ -71,16 +80,20 @@ struct replicate_value {
     struct bytes value;
 };
 
-/* The key must lie in this shard's store, and this member must hold its partition. out is
- * initialised by the call; replicate_value_release gives it back in any case. */
+/* The key must lie in this shard's store, and this member must hold its partition (else
+ * ST_WOULD_WAIT). out is initialised by the call; replicate_value_release gives it back in any
+ * case. */
 MAY_YIELD MUST_CHECK status replicate_read(struct replicator *replicator,
                                            enum replicate_level level, u16 keyspace, u64 token,
                                            struct bytes key, u64 deadline_ns,
                                            struct replicate_value *out);
 void replicate_value_release(struct replicate_value *value);
 
-/* All operations of the batch lie in one partition; batch->version is filled in. Atomic on each
- * replica. *version_out: what it was acknowledged as. */
+/* All operations of the batch lie in one partition and keyspace; none deletes a range.
+ * batch->version is filled in. Atomic on each replica. *version_out: what it was acknowledged as.
+ * Its operations may be taken: it is empty then (calls go on after the acknowledgement).
+ * ST_WOULD_WAIT: this member does not hold the partition (any more); nothing was done.
+ * ST_TIMED_OUT: the deadline had passed before anything was sent. */
 MAY_YIELD MUST_CHECK status replicate_write(struct replicator *replicator,
                                             enum replicate_level level, struct lsm_batch *batch,
                                             u64 deadline_ns, u64 *version_out);
@@ -89,6 +102,9 @@ struct replicate_stats {
     u64 reads, reads_local, digests, digest_mismatches, repairs;
     u64 writes, restamped, unknown, unavailable;
     u64 replica_reads, replica_writes, wrong_epoch;
+    u64 hedged;         /* reads that asked one more because an answer was late */
+    u64 missed;         /* replicas that did not get a write that went to others */
+    u64 clocks_refused; /* versions too far ahead of the wall clock */
 };
 void replicate_stats_get(const struct replicator *replicator, struct replicate_stats *out);
 

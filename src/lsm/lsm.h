@@ -181,11 +181,12 @@ void lsm_value_release(struct lsm_value *value);
 /* Is there a higher version of the key than floor? ST_OK: the highest, be it of a tombstone, of
  * something expired or of a deleted range; ST_NOT_FOUND: no. No value is fetched, and nothing is
  * read from the disk unless a run holds versions above floor and may hold the key: for a version
- * that was stamped just now it is a look at the memtable. */
+ * that was stamped just now it is a look at the memtable. seq_out: its number; see "Sequence
+ * numbers". */
 MUST_CHECK status lsm_newest_try(struct lsm *lsm, u16 keyspace, u64 token, struct bytes key,
-                                 u64 floor, u64 *version_out);
+                                 u64 floor, u64 *version_out, u64 *seq_out);
 MAY_YIELD MUST_CHECK status lsm_newest(struct lsm *lsm, u16 keyspace, u64 token, struct bytes key,
-                                       u64 floor, u64 *version_out);
+                                       u64 floor, u64 *version_out, u64 *seq_out);
 /* What the store holds: lsm_place. */
 void lsm_tokens(const struct lsm *lsm, u64 *first_out, u64 *last_out);
 /* No entry has a higher version. */

@@ -242,75 +242,84 @@ lsm_dropped_seq(const struct lsm *lsm, u16 keyspace, struct bytes key)
     return levels_dropped_seq(lsm->levels, keyspace, key);
 }
 
-/* The highest version in memory, of ranges and of the row cache, when it is above floor; else
- * floor. *all_out: no run can hold a higher one of this key. */
-static u64
-memory_newest(struct lsm *lsm, u16 keyspace, u64 token, u64 key_hash, struct bytes key, u64 floor,
-              bool *all_out)
+/* The highest version of a key so far, above the floor at the beginning, and its number. */
+struct newest {
+    u64 version, seq;
+};
+
+static void
+newest_raise(struct newest *newest, u64 version, u64 seq)
 {
-    u64 seq = 0, newest = floor;
-    (void)levels_range_find(lsm->levels, keyspace, token, &newest, &seq, UINT64_MAX);
+    if (version > newest->version) *newest = (struct newest){version, seq};
+}
+
+/* In memory, of ranges and in the row cache. False: a run may hold a higher one of this key. */
+static bool
+memory_newest(struct lsm *lsm, u16 keyspace, u64 token, u64 key_hash, struct bytes key,
+              struct newest *newest)
+{
+    u64 version = newest->version, seq = 0;
+    if (levels_range_find(lsm->levels, keyspace, token, &version, &seq, UINT64_MAX))
+        newest_raise(newest, version, seq);
     struct entry entry;
     struct memtable *memtable;
     if (memory_get(lsm, keyspace, token, key, UINT64_MAX, &entry, &memtable))
-        newest = MAX(newest, entry.version);
+        newest_raise(newest, entry.version, entry.seq);
     /* Runs first: the cache is asked only when its answer matters. */
-    *all_out = !levels_runs_hold_above(lsm->levels, keyspace, newest);
-    if (!*all_out && row_cache_get(lsm->row_cache, keyspace, key_hash, key, &entry)) {
-        newest = MAX(newest, entry.version);
-        *all_out = true;
-    }
-    return newest;
+    if (!levels_runs_hold_above(lsm->levels, keyspace, newest->version)) return true;
+    if (!row_cache_get(lsm->row_cache, keyspace, key_hash, key, &entry)) return false;
+    newest_raise(newest, entry.version, entry.seq);
+    return true;
 }
 
 static status
-newest_answer(u64 newest, u64 floor, u64 *version_out)
+newest_answer(const struct newest *newest, u64 floor, u64 *version_out, u64 *seq_out)
 {
-    if (newest <= floor) return ST_NOT_FOUND;
-    *version_out = newest;
+    if (newest->version <= floor) return ST_NOT_FOUND;
+    *version_out = newest->version;
+    *seq_out = newest->seq;
     return ST_OK;
 }
 
 status
 lsm_newest_try(struct lsm *lsm, u16 keyspace, u64 token, struct bytes key, u64 floor,
-               u64 *version_out)
+               u64 *version_out, u64 *seq_out)
 {
     CHECK(keyspace < LIMIT_KEYSPACES);
     u64 key_hash = hash_key(key, 0);
-    bool all;
-    u64 newest = memory_newest(lsm, keyspace, token, key_hash, key, floor, &all);
-    if (!all) {
+    struct newest newest = {floor, 0};
+    if (!memory_newest(lsm, keyspace, token, key_hash, key, &newest)) {
         struct entry entry;
         struct levels_pin pin = {0};
-        status st = levels_get_try(lsm->levels, keyspace, token, key, key_hash, UINT64_MAX, newest,
-                                   &entry, &pin);
+        status st = levels_get_try(lsm->levels, keyspace, token, key, key_hash, UINT64_MAX,
+                                   newest.version, &entry, &pin);
         if (!ok(st) && !status_is(st, ST_NOT_FOUND)) return st;
-        if (ok(st)) newest = entry.version;
+        if (ok(st)) newest_raise(&newest, entry.version, entry.seq);
         if (ok(st)) levels_unpin(&pin);
     }
-    return newest_answer(newest, floor, version_out);
+    return newest_answer(&newest, floor, version_out, seq_out);
 }
 
 MAY_YIELD status
-lsm_newest(struct lsm *lsm, u16 keyspace, u64 token, struct bytes key, u64 floor, u64 *version_out)
+lsm_newest(struct lsm *lsm, u16 keyspace, u64 token, struct bytes key, u64 floor, u64 *version_out,
+           u64 *seq_out)
 {
     CHECK(keyspace < LIMIT_KEYSPACES);
     if (!fiber_gate_enter(&lsm->gate)) return MARKED("lsm.newest.closed", ST_CLOSED);
     u64 key_hash = hash_key(key, 0);
-    bool all;
-    u64 newest = memory_newest(lsm, keyspace, token, key_hash, key, floor, &all);
+    struct newest newest = {floor, 0};
     status st = ST_OK;
-    if (!all) {
+    if (!memory_newest(lsm, keyspace, token, key_hash, key, &newest)) {
         struct entry entry;
         struct levels_pin pin = {0};
-        st = levels_get(lsm->levels, keyspace, token, key, key_hash, UINT64_MAX, newest, &entry,
-                        &pin);
-        if (ok(st)) newest = entry.version;
+        st = levels_get(lsm->levels, keyspace, token, key, key_hash, UINT64_MAX, newest.version,
+                        &entry, &pin);
+        if (ok(st)) newest_raise(&newest, entry.version, entry.seq);
         if (ok(st)) levels_unpin(&pin);
     }
     fiber_gate_leave(&lsm->gate);
     if (!ok(st) && !status_is(st, ST_NOT_FOUND)) return st;
-    return newest_answer(newest, floor, version_out);
+    return newest_answer(&newest, floor, version_out, seq_out);
 }
 
 void

@@ -229,9 +229,9 @@ static MAY_YIELD status
 version_read(struct shard *shard, u32 key, struct model_found *out)
 {
     char text[MODEL_KEY_BYTES_MAX];
-    u64 version = 0;
+    u64 version = 0, seq;
     status st = lsm_newest(shard->lsm, model_keyspace(key), model.token[key], model_key(key, text),
-                           0, &version);
+                           0, &version, &seq);
     if (!ok(st) && !status_is(st, ST_NOT_FOUND)) {
         if (!is_expected_late(shard, st)) VIOLATED("version of key %u: %s", key, status_text(st));
         return st;

@@ -209,12 +209,20 @@ check_newest(struct world *w, u32 key)
     u64 version = w->now[key].version;
     u64 floors[] = {0, version, version == 0 ? 0 : version - 1, version + 1, UINT64_MAX};
     u64 floor = floors[prng_below(&w->prng, ARRAY_COUNT(floors))];
-    u64 newest = 0;
-    status st = lsm_newest_try(w->lsm, 0, hash_token(name), name, floor, &newest);
+    u64 newest = 0, seq = 0;
+    status st = lsm_newest_try(w->lsm, 0, hash_token(name), name, floor, &newest, &seq);
     if (status_is(st, ST_WOULD_WAIT))
-        st = lsm_newest(w->lsm, 0, hash_token(name), name, floor, &newest);
+        st = lsm_newest(w->lsm, 0, hash_token(name), name, floor, &newest, &seq);
     CHECK(ok(st) == (version > floor));
     CHECK(ok(st) ? newest == version : status_is(st, ST_NOT_FOUND));
+    if (!ok(st)) return;
+    CHECK(seq > 0 && seq <= lsm_seq_last(w->lsm));
+    struct lsm_value value;
+    if (!lives(&w->now[key], io_wall_ms()) ||
+        !ok(lsm_get(w->lsm, NULL, 0, hash_token(name), name, &value)))
+        return;
+    CHECK(value.seq == seq);
+    lsm_value_release(&value);
 }
 
 static void
@@ -423,22 +431,22 @@ newest_body(void *arg)
     reopen(w);
     struct lsm_stats before, after;
     lsm_stats_get(w->lsm, &before);
-    u64 version;
+    u64 version, seq;
     for (u32 key = 0; key < KEYS; key++)
         CHECK(status_is(
-            lsm_newest_try(w->lsm, 0, hash_token(key_of(key)), key_of(key), 1000, &version),
+            lsm_newest_try(w->lsm, 0, hash_token(key_of(key)), key_of(key), 1000, &version, &seq),
             ST_NOT_FOUND));
     /* A key that no filter knows is not looked for on the disk either. */
     struct bytes other = BYTES_LITERAL("never written");
-    status st = lsm_newest(w->lsm, 0, hash_token(other), other, 0, &version);
+    status st = lsm_newest(w->lsm, 0, hash_token(other), other, 0, &version, &seq);
     CHECK(status_is(st, ST_NOT_FOUND));
     lsm_stats_get(w->lsm, &after);
     CHECK(after.table_reads == before.table_reads);
     CHECK(after.gets == before.gets);
 
-    st = lsm_newest_try(w->lsm, 0, hash_token(key_of(3)), key_of(3), 50, &version);
+    st = lsm_newest_try(w->lsm, 0, hash_token(key_of(3)), key_of(3), 50, &version, &seq);
     CHECK(status_is(st, ST_WOULD_WAIT));
-    CHECK(ok(lsm_newest(w->lsm, 0, hash_token(key_of(3)), key_of(3), 50, &version)));
+    CHECK(ok(lsm_newest(w->lsm, 0, hash_token(key_of(3)), key_of(3), 50, &version, &seq)));
     CHECK(version == 103);
     return lsm_close(w->lsm);
 }

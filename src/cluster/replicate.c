@@ -1,0 +1,312 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * replicate.c -- opening, closing, topology, the clock, waiting for the own log. See replicate.h,
+ * replicate_internal.h.
+ *
+ * Waiting for the log. A store tells one listener of what has become durable, and that one is the
+ * server. So one fiber here waits for the first in a queue of waiting writes, and then answers all
+ * that the log has reached.
+ *
+ * The clock after an opening. The highest version in the store is not always the highest that was
+ * stamped: what was sent to others may never have become durable here. Stamped again, such a number
+ * would name two writes. So nothing is stamped for REPLICATE_QUIET_MS after an opening, which is
+ * more than a clock may be ahead of the wall clock, and the floor lies REPLICATE_FLOOR_MS above the
+ * store's, for a wall clock that was set back meanwhile; the wall clock is waited for to reach it,
+ * so that peers take what we stamp, but not for ever.
+ */
+#include "base/fault.h"
+#include "base/hash.h"
+#include "base/log.h"
+#include "cluster/replicate_internal.h"
+#include "io/io.h"
+
+#define CLOCK_LOG_NS (10 * NS_PER_S)
+
+static_assert(REPLICATE_QUIET_MS > HLC_AHEAD_MS_MAX, "else a number might be given twice");
+
+/* ---- waiting for the log ---- */
+
+/* Answers all that wait up to what is durable; failed: the rest, too. */
+static void
+durable_answer(struct replicator *r, bool failed)
+{
+    u64 durable = lsm_durable_seq(r->options.lsm);
+    while (!list_empty(&r->durable)) {
+        struct durable_wait *first =
+            list_entry(list_first(&r->durable), struct durable_wait, link);
+        bool is_durable = first->seq <= durable;
+        if (!is_durable && !failed) break;
+        list_del(&first->link);
+        first->done(first, is_durable);
+    }
+}
+
+static MAY_YIELD void
+watcher_main(void *arg)
+{
+    struct replicator *r = arg;
+    while (!r->closing || !list_empty(&r->durable) || r->serving > 0) {
+        if (list_empty(&r->durable)) {
+            (void)fiber_queue_wait(&r->durable_wake, FIBER_FOREVER);
+            continue;
+        }
+        u64 seq = list_entry(list_first(&r->durable), struct durable_wait, link)->seq;
+        status st = lsm_wait_durable(r->options.lsm, seq);
+        durable_answer(r, !ok(st));
+    }
+    r->watcher_ended = true;
+    fiber_queue_wake_all(&r->idle);
+}
+
+void
+durable_await(struct replicator *r, struct durable_wait *wait, u64 seq)
+{
+    wait->seq = seq;
+    list_init(&wait->link);
+    if (seq <= lsm_durable_seq(r->options.lsm)) {
+        wait->done(wait, true);
+        return;
+    }
+    list_push_back(&r->durable, &wait->link);
+    fiber_queue_wake_all(&r->durable_wake);
+}
+
+/* ---- opening and closing ---- */
+
+status
+replicator_open(const struct replicator_options *options, struct replicator **out)
+{
+    struct replicator *r = mem_alloc_zero(options->budget, sizeof(*r));
+    if (r == NULL) return ST_NO_MEMORY;
+    r->options = *options;
+    lsm_tokens(options->lsm, &r->token_first, &r->token_last);
+    r->open_ns = io_now_ns();
+    u64 floor = lsm_version_last(options->lsm);
+    if (floor != 0) floor += (u64)REPLICATE_FLOOR_MS << HLC_MS_SHIFT;
+    hlc_init(&r->hlc, floor, 0);
+    fiber_gate_init(&r->gate);
+    list_init(&r->coordinated);
+    list_init(&r->attempts);
+    list_init(&r->durable);
+    fiber_queue_init(&r->changed);
+    fiber_queue_init(&r->durable_wake);
+    fiber_queue_init(&r->idle);
+    r->hedge_ns = HEDGE_NS_START;
+    status st = fiber_spawn(FIBER_FOREGROUND, "replica-log", watcher_main, r);
+    if (!ok(st)) {
+        mem_free(options->budget, r, sizeof(*r));
+        return st;
+    }
+    serve_open(r);
+    *out = r;
+    return ST_OK;
+}
+
+MAY_YIELD void
+replicator_close(struct replicator *r)
+{
+    if (r == NULL) return;
+    r->closing = true;
+    serve_close(r);
+    fiber_queue_wake_all(&r->changed);
+    list_for_each (pos, &r->attempts)
+        fiber_queue_wake_all(&list_entry(pos, struct write_attempt, link)->wake);
+    fiber_gate_close(&r->gate);
+    /* Nobody waits for what is still under way. */
+    list_for_each_safe (pos, &r->attempts) {
+        struct write_attempt *attempt = list_entry(pos, struct write_attempt, link);
+        attempt->references++; /* while its calls are looked at */
+        attempt_cancel(attempt);
+        attempt_unref(attempt);
+    }
+    fiber_queue_wake_all(&r->durable_wake);
+    while (r->serving > 0 || !list_empty(&r->attempts) || !r->watcher_ended) {
+        fiber_queue_wake_all(&r->durable_wake);
+        (void)fiber_queue_wait(&r->idle, io_now_ns() + AGAIN_NS);
+    }
+    if (r->topology != NULL) topology_release(r->topology);
+    mem_free(r->options.budget, r, sizeof(*r));
+}
+
+/* ---- topology ---- */
+
+void
+replicator_topology_set(struct replicator *r, struct topology *topology, u32 self)
+{
+    topology_hold(topology);
+    if (r->topology != NULL) topology_release(r->topology);
+    r->topology = topology;
+    r->self = self;
+    const struct topology_member *member = topology_member(topology, self);
+    if (member != NULL) r->hlc.stamp = member->stamp;
+    fiber_queue_wake_all(&r->changed);
+}
+
+u64
+replicator_epoch(const struct replicator *r)
+{
+    if (!list_empty(&r->coordinated))
+        return list_entry(list_first(&r->coordinated), struct coordinated, link)->epoch;
+    return r->topology == NULL ? 0 : r->topology->epoch;
+}
+
+void
+coordinated_begin(struct replicator *r, struct coordinated *c)
+{
+    /* Epochs only grow, so the list stays in order. */
+    c->epoch = r->topology == NULL ? 0 : r->topology->epoch;
+    list_push_back(&r->coordinated, &c->link);
+}
+
+void
+coordinated_end(struct coordinated *c)
+{
+    list_del(&c->link);
+}
+
+MAY_YIELD bool
+topology_await(struct replicator *r, u64 epoch, bool wait_newer, u64 deadline_ns)
+{
+    u64 until = io_now_ns() + AGAIN_NS;
+    for (;;) {
+        u64 now = io_now_ns();
+        if (r->closing || now >= deadline_ns) return false;
+        if (r->topology != NULL && r->topology->epoch > epoch) return true;
+        if (!wait_newer && now >= until) return true;
+        (void)fiber_queue_wait(&r->changed, wait_newer ? deadline_ns : MIN(until, deadline_ns));
+    }
+}
+
+bool
+replicate_shard(const struct topology *topology, u32 number, u64 token, u32 *shard_out)
+{
+    const struct topology_member *member = topology_member(topology, number);
+    if (member == NULL || member->shard_count == 0) return false;
+    *shard_out = partition_shard(token_partition(token, PARTITION_COUNT_DEFAULT),
+                                 member->shard_count, PARTITION_COUNT_DEFAULT);
+    return true;
+}
+
+bool
+replicate_row(const struct replicator *r, u16 keyspace, u64 token, u32 *partition_out,
+              struct topology_row *out)
+{
+    const struct topology *topology = r->topology;
+    if (topology == NULL || topology->partition_count == 0 ||
+        keyspace >= LIMIT_KEYSPACES_CLIENT || !topology->keyspaces[keyspace].used)
+        return false;
+    u32 partition = token_partition(token, topology->partition_count);
+    topology_row(topology, keyspace, partition, out);
+    *partition_out = partition;
+    return out->count > 0;
+}
+
+u32
+replicate_need(enum replicate_level level, u32 wanted, u32 replicas, u32 places, u32 count)
+{
+    switch (level) {
+    case REPLICATE_DEFAULT:
+        return topology_quorum(wanted, replicas, places, count);
+    case REPLICATE_ONE:
+        return 1;
+    case REPLICATE_QUORUM:
+        return topology_quorum(replicas / 2 + 1, replicas, places, count);
+    case REPLICATE_ALL:
+        return count;
+    case REPLICATE_COUNT_BASE:
+        break;
+    }
+    u32 asked = (u32)level - REPLICATE_COUNT_BASE;
+    return CLAMP(asked, 1u, count);
+}
+
+/* ---- the clock ---- */
+
+bool
+version_observe(struct replicator *r, u64 version, const char *what, u32 member)
+{
+    u64 wall_ms = io_wall_ms();
+    if (ok(hlc_observe(&r->hlc, version, wall_ms))) return true;
+    MARK("cluster.replicate.clock_refused");
+    r->stats.clocks_refused++;
+    u64 now = io_now_ns();
+    if (r->clock_log_ns == 0 || now - r->clock_log_ns >= CLOCK_LOG_NS) {
+        r->clock_log_ns = now;
+        log_warning("cluster",
+                    "a version from the future is refused: check the clocks ahead_ms=%llu "
+                    "member=%u what=%s refused=%llu",
+                    (unsigned long long)(hlc_wall_ms(version) - wall_ms), member, what,
+                    (unsigned long long)r->stats.clocks_refused);
+    }
+    return false;
+}
+
+/* How long this shard must not stamp yet. */
+static u64
+quiet_ns(const struct replicator *r)
+{
+    u64 since = io_now_ns() - r->open_ns;
+    if (since < REPLICATE_QUIET_MS * NS_PER_MS) return REPLICATE_QUIET_MS * NS_PER_MS - since;
+    if (since >= REPLICATE_QUIET_MS_MAX * NS_PER_MS) return 0;
+    u64 ahead_ns = hlc_ahead_ms(&r->hlc, io_wall_ms()) * NS_PER_MS;
+    /* Once writes of others were observed, the clock is ahead for other reasons. */
+    u64 left = REPLICATE_QUIET_MS_MAX * NS_PER_MS - since;
+    return ahead_ns > (HLC_AHEAD_MS_MAX / 2) * NS_PER_MS ? MIN(ahead_ns, left) : 0;
+}
+
+MAY_YIELD bool
+stamp_await(struct replicator *r, u64 deadline_ns)
+{
+    for (;;) {
+        u64 wait = quiet_ns(r);
+        u64 now = io_now_ns();
+        if (wait == 0) return true;
+        if (r->closing || now >= deadline_ns) return false;
+        (void)fiber_queue_wait(&r->changed, MIN(deadline_ns, now + wait));
+    }
+}
+
+/* ---- the own store ---- */
+
+MAY_YIELD status
+own_read(struct replicator *r, u16 keyspace, u64 token, struct bytes key, struct own_read *out)
+{
+    struct lsm *lsm = r->options.lsm;
+    struct own_read read = {0};
+    status st = lsm_get(lsm, NULL, keyspace, token, key, &read.value);
+    if (status_is(st, ST_NOT_FOUND)) {
+        /* A range that deletes everything has a version, too, and get does not tell it of a key
+         * that never was. Asked first and read then: what is found later may be newer, never
+         * older than what is told. */
+        u64 newest = 0, seq = 0;
+        st = lsm_newest(lsm, keyspace, token, key, read.value.version, &newest, &seq);
+        if (status_is(st, ST_NOT_FOUND)) {
+            read.version = read.value.version;
+            read.seq = read.value.seq;
+            *out = read;
+            return ST_OK;
+        }
+        if (!ok(st)) return st;
+        read.value = (struct lsm_value){0};
+        st = lsm_get(lsm, NULL, keyspace, token, key, &read.value);
+        if (status_is(st, ST_NOT_FOUND)) {
+            read.version = MAX(newest, read.value.version);
+            read.seq = MAX(seq, read.value.seq);
+            *out = read;
+            return ST_OK;
+        }
+    }
+    if (!ok(st)) return st;
+    read.found = true;
+    read.version = read.value.version;
+    read.seq = read.value.seq;
+    read.expire_ms = read.value.expire_ms;
+    *out = read;
+    return ST_OK;
+}
+
+void
+replicate_stats_get(const struct replicator *r, struct replicate_stats *out)
+{
+    *out = r->stats;
+}

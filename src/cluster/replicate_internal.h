@@ -1,0 +1,193 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * replicate_internal.h -- what the parts of the replicator share:
+ *
+ *   replicate.c        opening, closing, topology, the clock, waiting for the own log
+ *   replicate_write.c  coordinating writes, and the writes that mend replicas
+ *   replicate_read.c   coordinating reads
+ *   replicate_serve.c  the replica: requests of coordinators on other nodes
+ *
+ * Invariants
+ *   R1  A write counts here when lsm_durable_seq has reached its number, not when it is visible; a
+ *       replica answers no earlier either. So with reads: what a power cut could take back, from
+ *       all who have it, is not told.
+ *   R2  Every version that this store holds of a client's keyspace is at most hlc.last: it was
+ *       stamped here, observed before it was written, or is below the floor of the opening. So what
+ *       is stamped here is higher than anything here, and own keys are never asked for it.
+ *   R3  What is acknowledged was counted in one attempt, with one version, by one topology. Answers
+ *       to an attempt that was given up (another version, another row) count for nothing.
+ */
+#ifndef DISTKV_CLUSTER_REPLICATE_INTERNAL_H
+#define DISTKV_CLUSTER_REPLICATE_INTERNAL_H
+
+#include "base/histogram.h"
+#include "base/list.h"
+#include "cluster/quorum.h"
+#include "cluster/replicate.h"
+#include "proto/peer.h"
+#include "proto/peer_replica.h"
+
+/* Replica requests that wait on fibers at once; more are refused. */
+#define SERVE_FIBERS_MAX 256u
+/* Calls under way by member; members that share a place share their counts, which only decide whom
+ * to prefer. */
+#define LOAD_PLACES 256u
+/* Between two attempts that may find another topology, when nobody tells of one. */
+#define AGAIN_NS (10 * NS_PER_MS)
+/* While the own store has no room for a write. */
+#define ROOM_NS NS_PER_MS
+
+#define HEDGE_NS_MIN   (2 * NS_PER_MS)
+#define HEDGE_NS_START (10 * NS_PER_MS) /* before enough answers were seen */
+#define HEDGE_SAMPLES  128u
+
+/* Something that waits for the own log; in replicator->durable, ascending by seq. */
+struct durable_wait {
+    struct list link; /* or to itself */
+    u64 seq;
+    /* A callback; frees it if it likes. */
+    void (*done)(struct durable_wait *wait, bool durable);
+};
+
+/* A request that is being coordinated, on its fiber's stack. */
+struct coordinated {
+    struct list link; /* replicator->coordinated, ascending by epoch */
+    u64 epoch;
+};
+
+struct replicator {
+    /* configuration */
+    struct replicator_options options;
+    u64 token_first, token_last;
+    u64 open_ns;
+
+    /* state */
+    struct topology *topology; /* NULL: none yet */
+    u32 self;
+    struct hlc hlc;
+    bool closing, watcher_ended;
+    struct fiber_gate gate; /* coordinators */
+    struct list coordinated;
+    struct list attempts;       /* struct write_attempt that live */
+    struct list durable;        /* struct durable_wait */
+    struct fiber_queue changed; /* another topology, or closing */
+    struct fiber_queue durable_wake;
+    struct fiber_queue idle; /* closing waits here */
+    u32 serving;             /* replica requests that are not answered yet */
+    u32 serving_fibers;
+    u32 load[LOAD_PLACES];
+
+    /* statistics */
+    struct histogram answer_ns; /* of digests */
+    u64 hedge_ns;
+    u64 clock_log_ns; /* when a refused clock was logged last */
+    struct replicate_stats stats;
+};
+
+static inline u32 *
+load_of(struct replicator *r, u32 member)
+{
+    return &r->load[member % LOAD_PLACES];
+}
+
+static inline bool
+is_alive(const struct replicator *r, u32 member)
+{
+    return member == r->self || r->options.alive == NULL ||
+           r->options.alive(r->options.arg, member);
+}
+
+/* ---- replicate.c ---- */
+
+/* The shard of the member that the token lies on; false: no such member. */
+bool replicate_shard(const struct topology *topology, u32 member, u64 token, u32 *shard_out);
+/* How many of a row's members a level asks for. wanted: W or R, of replicas (N). */
+u32 replicate_need(enum replicate_level level, u32 wanted, u32 replicas, u32 places, u32 count);
+/* The keyspace's row where the token lies; false: there is none. */
+bool replicate_row(const struct replicator *r, u16 keyspace, u64 token, u32 *partition_out,
+                   struct topology_row *out);
+
+/* Begins (or begins anew) with the present topology. */
+void coordinated_begin(struct replicator *r, struct coordinated *c);
+void coordinated_end(struct coordinated *c);
+/* Waits for a topology other than that of epoch, for AGAIN_NS at most (or until the deadline).
+ * wait_newer: somebody has one, so until it comes. False: the deadline has passed. */
+MAY_YIELD bool topology_await(struct replicator *r, u64 epoch, bool wait_newer, u64 deadline_ns);
+
+/* Whether a version from elsewhere is not too far ahead of the wall clock; moves our clock. */
+bool version_observe(struct replicator *r, u64 version, const char *what, u32 member);
+/* Waits until this shard may stamp (REPLICATE_QUIET_MS). False: the deadline has passed. */
+MAY_YIELD bool stamp_await(struct replicator *r, u64 deadline_ns);
+
+/* done comes later or, when seq is durable already, at once. */
+void durable_await(struct replicator *r, struct durable_wait *wait, u64 seq);
+
+/* What this store has of a key. */
+struct own_read {
+    bool found;
+    u64 version, expire_ms; /* version: as lsm_newest, so that a deleted range counts, too */
+    u64 seq;                /* what must be durable before anybody is told */
+    struct lsm_value value; /* when found: the caller releases it */
+};
+MAY_YIELD MUST_CHECK status own_read(struct replicator *r, u16 keyspace, u64 token,
+                                     struct bytes key, struct own_read *out);
+
+/* ---- replicate_write.c ---- */
+
+struct write_call {
+    struct peer_call call;
+    struct write_attempt *attempt;
+    u32 member;
+    bool under_way;
+};
+
+/* One version of a batch on its way to the replicas. Lives until the last call has ended and the own
+ * log has answered, which may be after the coordinator has: so it is on no stack, and has the
+ * operations by then. */
+struct write_attempt {
+    struct list link; /* replicator->attempts */
+    struct replicator *r;
+    u32 references;
+    u64 version, epoch;
+    u64 deadline_ns;
+    struct quorum quorum;
+    u64 newer;        /* the highest version that a replica told of; 0: none */
+    u64 epoch_seen;   /* the highest of a replica that refused for its epoch */
+    bool wrong_epoch; /* somebody did */
+    bool maybe_done;  /* somewhere */
+    bool given_up;    /* R3 */
+    bool decided;     /* the coordinator is gone; what fails is missed */
+    struct fiber_queue wake;
+    struct durable_wait own;
+    const struct lsm_batch *batch; /* the coordinator's, or &taken */
+    struct lsm_batch taken;
+    u32 call_count;
+    struct write_call calls[];
+};
+
+void attempt_unref(struct write_attempt *attempt);
+/* Ends the calls of an attempt that nobody waits for, because of closing. */
+void attempt_cancel(struct write_attempt *attempt);
+/* Brings a value that somebody has to members that are known (or thought) not to have it. have and
+ * lack: bits by index of members. Waits until need_read (or the sets' needs) are met; false: they
+ * were not before the deadline. */
+struct mend {
+    u16 keyspace;
+    u64 token;
+    struct bytes key;
+    bool found;
+    u64 version, expire_ms;
+    struct bytes value;
+    u32 have[LIMIT_PLACEMENT_REPLICAS], have_count;
+    u32 lack[LIMIT_PLACEMENT_REPLICAS], lack_count;
+};
+MAY_YIELD MUST_CHECK status replicate_mend(struct replicator *r, const struct topology_row *row,
+                                           u32 partition, u64 epoch, const struct mend *mend,
+                                           u64 deadline_ns);
+
+/* ---- replicate_serve.c ---- */
+
+void serve_open(struct replicator *r);
+void serve_close(struct replicator *r);
+
+#endif

@@ -1,0 +1,482 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * replicate_read.c -- coordinating reads. See replicate.h.
+ *
+ *   gather    own store, and digests of R - 1 others; one more for each that fails, and one more
+ *             when an answer is late
+ *   agree?    all have the same version: the own value is the answer
+ *   fetch     else the value of the highest version, from somebody who has it, if we do not
+ *   mend      until so many have it that every read by a quorum meets it: what was read once is
+ *             read again. Those who were behind and are not needed for that are sent it, too
+ *
+ * A version names one write (hlc.h), so two answers with the same version are the same value and a
+ * digest needs no more than that. Calls live on the fiber's stack: what is under way at the end is
+ * canceled, for nobody misses a read.
+ */
+#include "base/fault.h"
+#include "base/hash.h"
+#include "cluster/replicate_internal.h"
+#include "io/io.h"
+
+/* How long one replica may take to send a value before the next is asked. */
+#define FETCH_NS_MIN (100 * NS_PER_MS)
+
+struct read;
+
+struct read_call {
+    struct peer_call call;
+    struct read *read;
+    u32 index; /* of the member in the quorum */
+    u64 start_ns;
+    bool under_way;
+};
+
+/* On the coordinator's stack. */
+struct read {
+    struct replicator *r;
+    enum replicate_level level;
+    u16 keyspace;
+    u64 token;
+    struct bytes key;
+    u64 deadline_ns;
+
+    /* one attempt */
+    u64 epoch;
+    u32 partition;
+    struct topology_row row;
+    struct quorum quorum;
+    u32 need;
+    u64 versions[LIMIT_PLACEMENT_REPLICAS]; /* of who said yes */
+    bool asked[LIMIT_PLACEMENT_REPLICAS];
+    bool wrong_epoch;
+    u64 epoch_seen;
+    struct own_read own; /* when self said yes */
+    bool own_held;
+    struct durable_wait own_wait; /* for what it has to be durable */
+    u32 self;                     /* index in the quorum */
+    struct fiber_queue wake;
+    struct read_call calls[LIMIT_PLACEMENT_REPLICAS];
+
+    /* fetching */
+    struct read_call fetch;
+    bool fetched;
+    struct peer_found found;
+    struct buf copy;
+};
+
+static bool
+is_self(const struct read *read, u32 index)
+{
+    return read->quorum.members[index] == read->r->self;
+}
+
+/* Answers that are to come. */
+static u32
+pending(const struct read *read)
+{
+    u32 count = 0;
+    for (u32 i = 0; i < read->quorum.count; i++)
+        count += read->calls[i].under_way;
+    return count + list_linked(&read->own_wait.link);
+}
+
+/* ---- digests ---- */
+
+static void
+answer_time(struct replicator *r, u64 ns)
+{
+    histogram_record(&r->answer_ns, ns);
+    if (r->answer_ns.count % HEDGE_SAMPLES != 0) return;
+    r->hedge_ns = MAX(HEDGE_NS_MIN, histogram_percentile(&r->answer_ns, 990000));
+    /* What was long ago says little. */
+    if (r->answer_ns.count >= 64 * HEDGE_SAMPLES) r->answer_ns = (struct histogram){0};
+}
+
+/* A refusal, or ok with *found set. */
+static bool
+answer_decode(struct read *read, const struct native_header *header, struct bytes body,
+              struct peer_found *found)
+{
+    if (header->status == NATIVE_ST_WRONG_EPOCH) {
+        MARK("cluster.replicate.read_wrong_epoch");
+        read->wrong_epoch = true;
+        read->epoch_seen = MAX(read->epoch_seen, header->epoch);
+        return false;
+    }
+    return header->status == NATIVE_ST_OK && ok(peer_found_decode(body, found));
+}
+
+static void
+digest_done(struct peer_call *peer_call, status st, const struct native_header *header,
+            struct bytes body)
+{
+    struct read_call *call = CONTAINER_OF(peer_call, struct read_call, call);
+    struct read *read = call->read;
+    struct replicator *r = read->r;
+    u32 member = read->quorum.members[call->index];
+    call->under_way = false;
+    *load_of(r, member) -= 1;
+    struct peer_found found;
+    bool yes = ok(st) && answer_decode(read, header, body, &found);
+    /* A version from a clock that runs ahead must not win over everything for so long: whoever
+     * says it counts as one that has failed. */
+    if (yes && found.version != 0) yes = version_observe(r, found.version, "read", member);
+    if (yes) {
+        answer_time(r, io_now_ns() - call->start_ns);
+        read->versions[call->index] = found.version;
+    }
+    (void)quorum_answer(&read->quorum, member, yes ? QUORUM_YES : QUORUM_NO);
+    fiber_queue_wake_all(&read->wake);
+}
+
+static void
+call_send(struct read *read, struct read_call *call, u32 index, enum peer_want want,
+          void (*done)(struct peer_call *call, status st, const struct native_header *header,
+                       struct bytes body),
+          u64 deadline_ns)
+{
+    struct replicator *r = read->r;
+    u32 member = read->quorum.members[index];
+    u32 shard;
+    if (!replicate_shard(r->topology, member, read->token, &shard)) {
+        (void)quorum_answer(&read->quorum, member, QUORUM_NO);
+        return;
+    }
+    u8 head[PEER_REPLICA_HEAD_BYTES];
+    struct peer_read ask = {.partition = read->partition, .want = (u8)want};
+    struct bytes parts[] = {BYTES(head, peer_read_head(&ask, head)), read->key};
+    struct native_header header = {
+        .opcode = PEER_READ, .epoch = read->epoch, .keyspace = read->keyspace};
+    *call = (struct read_call){
+        .read = read, .index = index, .start_ns = io_now_ns(), .under_way = true};
+    *load_of(r, member) += 1;
+    peer_call_init(&call->call, done);
+    peer_call_start(r->options.peers, &call->call, member, shard, &header, parts,
+                    ARRAY_COUNT(parts), deadline_ns);
+}
+
+static void
+call_cancel(struct read *read, struct read_call *call)
+{
+    if (!call->under_way) return;
+    peer_call_cancel(read->r->options.peers, &call->call);
+    call->under_way = false;
+    *load_of(read->r, read->quorum.members[call->index]) -= 1;
+}
+
+/* The one with the fewest calls under way, of those who were not asked; in the row's order. False:
+ * nobody is left. */
+static bool
+ask_one(struct read *read)
+{
+    u32 best = LIMIT_PLACEMENT_REPLICAS, best_load = 0;
+    for (u32 i = 0; i < read->quorum.count; i++) {
+        if (read->asked[i] || is_self(read, i) || read->quorum.answers[i] != QUORUM_PENDING)
+            continue;
+        u32 load = *load_of(read->r, read->quorum.members[i]);
+        if (best == LIMIT_PLACEMENT_REPLICAS || load < best_load) {
+            best = i;
+            best_load = load;
+        }
+    }
+    if (best == LIMIT_PLACEMENT_REPLICAS) return false;
+    read->asked[best] = true;
+    read->r->stats.digests++;
+    call_send(read, &read->calls[best], best, PEER_WANT_DIGEST, digest_done, read->deadline_ns);
+    return true;
+}
+
+static void
+own_durable(struct durable_wait *wait, bool durable)
+{
+    struct read *read = CONTAINER_OF(wait, struct read, own_wait);
+    (void)quorum_answer(&read->quorum, read->r->self, durable ? QUORUM_YES : QUORUM_NO);
+    fiber_queue_wake_all(&read->wake);
+}
+
+static MAY_YIELD void
+ask_self(struct read *read)
+{
+    read->asked[read->self] = true;
+    status st = own_read(read->r, read->keyspace, read->token, read->key, &read->own);
+    if (!ok(st)) {
+        (void)quorum_answer(&read->quorum, read->r->self, QUORUM_NO);
+        return;
+    }
+    read->own_held = read->own.found;
+    read->versions[read->self] = read->own.version;
+    read->own_wait.done = own_durable;
+    durable_await(read->r, &read->own_wait, read->own.seq); /* R1 */
+}
+
+/* Until enough have answered, or cannot. */
+static MAY_YIELD status
+gather(struct read *read)
+{
+    u64 hedge_ns = io_now_ns() + read->r->hedge_ns;
+    for (;;) {
+        u32 yes = quorum_count(&read->quorum, QUORUM_YES);
+        if (yes >= read->need) return ST_OK;
+        while (yes + pending(read) < read->need && ask_one(read)) {
+        }
+        if (yes + pending(read) < read->need) return ST_UNAVAILABLE;
+        u64 now = io_now_ns();
+        if (read->r->closing) return ST_CLOSED;
+        if (now >= read->deadline_ns) return ST_UNAVAILABLE;
+        if (now >= hedge_ns) {
+            if (ask_one(read)) read->r->stats.hedged++;
+            hedge_ns = now + read->r->hedge_ns;
+        }
+        (void)fiber_queue_wait(&read->wake, MIN(hedge_ns, read->deadline_ns));
+    }
+}
+
+/* ---- the newest value ---- */
+
+static u64
+highest(const struct read *read)
+{
+    u64 version = 0;
+    for (u32 i = 0; i < read->quorum.count; i++)
+        if (read->quorum.answers[i] == QUORUM_YES) version = MAX(version, read->versions[i]);
+    return version;
+}
+
+static bool
+all_have(const struct read *read, u64 version)
+{
+    for (u32 i = 0; i < read->quorum.count; i++)
+        if (read->quorum.answers[i] == QUORUM_YES && read->versions[i] != version) return false;
+    return true;
+}
+
+static void
+fetch_done(struct peer_call *peer_call, status st, const struct native_header *header,
+           struct bytes body)
+{
+    struct read_call *call = CONTAINER_OF(peer_call, struct read_call, call);
+    struct read *read = call->read;
+    u32 member = read->quorum.members[call->index];
+    call->under_way = false;
+    *load_of(read->r, member) -= 1;
+    struct peer_found found;
+    if (ok(st) && answer_decode(read, header, body, &found) &&
+        (found.version == 0 || version_observe(read->r, found.version, "value", member))) {
+        buf_clear(&read->copy, 0);
+        /* Once all of it is there, the value stands at the copy's beginning. */
+        read->fetched = buf_append(&read->copy, found.value.data, found.value.size);
+        found.value = buf_bytes(&read->copy);
+        read->found = found;
+    }
+    fiber_queue_wake_all(&read->wake);
+}
+
+/* From one of those who have the version. Those who do not send it have failed. */
+static MAY_YIELD bool
+fetch(struct read *read, u64 version)
+{
+    for (u32 i = 0; i < read->quorum.count; i++) {
+        if (read->quorum.answers[i] != QUORUM_YES || read->versions[i] != version ||
+            is_self(read, i))
+            continue;
+        u64 patience = MAX(FETCH_NS_MIN, 4 * read->r->hedge_ns);
+        u64 until = MIN(read->deadline_ns, io_now_ns() + patience);
+        read->fetched = false;
+        call_send(read, &read->fetch, i, PEER_WANT_VALUE, fetch_done, until);
+        while (read->fetch.under_way && !read->r->closing && io_now_ns() < until)
+            (void)fiber_queue_wait(&read->wake, until);
+        call_cancel(read, &read->fetch);
+        if (read->fetched && read->found.version >= version) {
+            read->versions[i] = read->found.version;
+            return true;
+        }
+        MARK("cluster.replicate.fetch_failed");
+        read->quorum.answers[i] = QUORUM_NO;
+    }
+    return false;
+}
+
+/* ---- an attempt ---- */
+
+static void
+answer_own(struct read *read, struct replicate_value *out)
+{
+    out->found = read->own.found;
+    out->version = read->own.version;
+    out->expire_ms = read->own.expire_ms;
+    out->own = read->own.value;
+    out->value = read->own.value.value;
+    read->own_held = false;
+}
+
+static void
+answer_fetched(struct read *read, struct replicate_value *out)
+{
+    out->found = read->found.found;
+    out->version = read->found.version;
+    out->expire_ms = read->found.expire_ms;
+    out->copy = read->copy;
+    out->value = buf_bytes(&out->copy);
+    buf_init(&read->copy, read->r->options.budget);
+}
+
+/* Brings the others what was read. */
+static MAY_YIELD status
+mend(struct read *read, const struct replicate_value *value)
+{
+    struct mend mend = {
+        .keyspace = read->keyspace,
+        .token = read->token,
+        .key = read->key,
+        /* What expires while it is read is a value yet for who is behind: a put with its time. */
+        .found = value->found,
+        .version = value->version,
+        .expire_ms = value->expire_ms,
+        .value = value->value,
+    };
+    for (u32 i = 0; i < read->quorum.count; i++) {
+        if (read->quorum.answers[i] != QUORUM_YES) continue;
+        if (read->versions[i] >= value->version)
+            mend.have[mend.have_count++] = read->quorum.members[i];
+        else
+            mend.lack[mend.lack_count++] = read->quorum.members[i];
+    }
+    return replicate_mend(read->r, &read->row, read->partition, read->epoch, &mend,
+                          read->deadline_ns);
+}
+
+/* Enough have answered, and not the same. */
+static MAY_YIELD status
+resolve(struct read *read, struct replicate_value *out)
+{
+    for (;;) {
+        u64 version = highest(read);
+        bool own_newest = read->self != QUORUM_MEMBERS_MAX &&
+                          read->quorum.answers[read->self] == QUORUM_YES &&
+                          read->versions[read->self] == version;
+        if (own_newest && all_have(read, version)) {
+            answer_own(read, out);
+            return ST_OK;
+        }
+        if (!own_newest && !fetch(read, version)) {
+            /* Those who were the newest are gone: perhaps others know. */
+            status st = gather(read);
+            if (!ok(st)) return st;
+            continue;
+        }
+        if (own_newest)
+            answer_own(read, out);
+        else
+            answer_fetched(read, out);
+        if (all_have(read, out->version)) return ST_OK; /* we are not one of them */
+        read->r->stats.digest_mismatches++;
+        return mend(read, out);
+    }
+}
+
+static MAY_YIELD status
+read_attempt(struct read *read, struct replicate_value *out)
+{
+    struct replicator *r = read->r;
+    read->epoch = r->topology == NULL ? 0 : r->topology->epoch;
+    if (!replicate_row(r, read->keyspace, read->token, &read->partition, &read->row))
+        return ST_INVALID;
+    if (!topology_holds(r->topology, r->self, read->partition)) return ST_CANCELED;
+    const struct topology_keyspace *keyspace = &r->topology->keyspaces[read->keyspace];
+    u32 count;
+    const u32 *members = topology_row_read(&read->row, &count);
+    u32 places = read->row.read_next ? read->row.next_places : read->row.places;
+    read->need = replicate_need(read->level, keyspace->read_quorum, keyspace->replicas, places,
+                                count);
+    quorum_init(&read->quorum);
+    quorum_set_add(&read->quorum, members, count, read->need);
+    memset(read->asked, 0, sizeof(read->asked));
+    memset(read->versions, 0, sizeof(read->versions));
+    memset(read->calls, 0, sizeof(read->calls));
+    read->wrong_epoch = false;
+    read->epoch_seen = 0;
+    for (u32 i = 0; i < read->quorum.count; i++)
+        if (!is_alive(r, members[i])) read->quorum.answers[i] = QUORUM_NO;
+    if (quorum_state(&read->quorum) == QUORUM_LOST) return ST_UNAVAILABLE;
+
+    read->self = quorum_find(&read->quorum, r->self);
+    bool own = read->self != QUORUM_MEMBERS_MAX;
+    /* No yield from the look at the topology to these calls. */
+    for (u32 asked = own; asked < read->need && ask_one(read); asked++) {
+    }
+    if (own) ask_self(read);
+    status st = gather(read);
+    if (ok(st) && own && read->need == 1) r->stats.reads_local++;
+    if (ok(st)) st = resolve(read, out);
+    return st;
+}
+
+/* Whatever the attempt has left. */
+static void
+attempt_end(struct read *read)
+{
+    for (u32 i = 0; i < read->quorum.count; i++)
+        call_cancel(read, &read->calls[i]);
+    call_cancel(read, &read->fetch);
+    if (list_linked(&read->own_wait.link)) list_del(&read->own_wait.link);
+    if (read->own_held) lsm_value_release(&read->own.value);
+    read->own_held = false;
+}
+
+static MAY_YIELD status
+read_until(struct read *read, struct coordinated *c, struct replicate_value *out)
+{
+    struct replicator *r = read->r;
+    for (;;) {
+        status st = read_attempt(read, out);
+        attempt_end(read);
+        if (ok(st)) return st;
+        replicate_value_release(out);
+        bool behind = read->epoch_seen > read->epoch;
+        bool again = status_is(st, ST_WOULD_WAIT) ||
+                     (status_is(st, ST_UNAVAILABLE) && read->wrong_epoch);
+        if (!again) return st;
+        if (!topology_await(r, read->epoch, behind, read->deadline_ns))
+            return r->closing ? ST_CLOSED : ST_UNAVAILABLE;
+        coordinated_end(c);
+        coordinated_begin(r, c);
+    }
+}
+
+MAY_YIELD status
+replicate_read(struct replicator *r, enum replicate_level level, u16 keyspace, u64 token,
+               struct bytes key, u64 deadline_ns, struct replicate_value *out)
+{
+    *out = (struct replicate_value){0};
+    buf_init(&out->copy, r->options.budget);
+    if (!fiber_gate_enter(&r->gate)) return ST_CLOSED;
+    r->stats.reads++;
+    struct read read = {.r = r,
+                        .level = level,
+                        .keyspace = keyspace,
+                        .token = token,
+                        .key = key,
+                        .deadline_ns = deadline_ns};
+    fiber_queue_init(&read.wake);
+    list_init(&read.own_wait.link);
+    buf_init(&read.copy, r->options.budget);
+    struct coordinated c;
+    coordinated_begin(r, &c);
+    status st = read_until(&read, &c, out);
+    coordinated_end(&c);
+    buf_deinit(&read.copy);
+    fiber_gate_leave(&r->gate);
+    if (status_is(st, ST_CANCELED)) st = ST_WOULD_WAIT;
+    if (status_is(st, ST_UNAVAILABLE)) r->stats.unavailable++;
+    return st;
+}
+
+void
+replicate_value_release(struct replicate_value *value)
+{
+    struct budget *budget = value->copy.budget;
+    lsm_value_release(&value->own);
+    buf_deinit(&value->copy);
+    *value = (struct replicate_value){0};
+    buf_init(&value->copy, budget);
+}

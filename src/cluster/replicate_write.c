@@ -1,0 +1,450 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * replicate_write.c -- coordinating writes. See replicate.h, replicate_internal.h.
+ *
+ * An attempt is one version of the batch, counted by one row of one topology:
+ *
+ *   stamp -> calls to the living replicas -> own store -> wait -> decided
+ *
+ *   what comes                               what follows
+ *   W answers (of each set)                  acknowledged; calls go on, what fails then is missed
+ *   a replica has a newer version            given up; another attempt, stamped above it
+ *   a replica has a newer topology           given up; another attempt when we have it, too
+ *   too many have failed, or the deadline    unknown, if it may have been done anywhere
+ *
+ * Several attempts of one request may be under way: the older ones are lost in the order of
+ * versions, whenever they arrive. An attempt that was given up counts for nothing, so that what is
+ * acknowledged was the newest on W replicas when they answered.
+ */
+#include "base/fault.h"
+#include "cluster/replicate_internal.h"
+#include "io/io.h"
+#include "lsm/batch.h"
+
+/* ---- the life of an attempt ---- */
+
+static size_t
+attempt_bytes(u32 calls)
+{
+    return sizeof(struct write_attempt) + calls * sizeof(struct write_call);
+}
+
+void
+attempt_unref(struct write_attempt *attempt)
+{
+    CHECK(attempt->references > 0);
+    if (--attempt->references > 0) return;
+    struct replicator *r = attempt->r;
+    list_del(&attempt->link);
+    lsm_batch_deinit(&attempt->taken);
+    mem_free(r->options.budget, attempt, attempt_bytes(attempt->call_count));
+    if (r->closing) fiber_queue_wake_all(&r->idle);
+}
+
+/* The member did not get a write that others have, or may have. Here hints will be kept for it
+ * (batch->version is filled in; the operations live as long as this call). Until then read repair
+ * brings it what is read. */
+static void
+missed(struct replicator *r, u32 member, const struct lsm_batch *batch)
+{
+    (void)member;
+    (void)batch;
+    r->stats.missed++;
+}
+
+static void
+attempt_answer(struct write_attempt *attempt, u32 member, enum quorum_answer answer)
+{
+    if (!quorum_answer(&attempt->quorum, member, answer)) return;
+    if (answer == QUORUM_NO && attempt->decided && !attempt->given_up)
+        missed(attempt->r, member, attempt->batch);
+    fiber_queue_wake_all(&attempt->wake);
+}
+
+static void
+own_durable(struct durable_wait *wait, bool durable)
+{
+    struct write_attempt *attempt = CONTAINER_OF(wait, struct write_attempt, own);
+    attempt_answer(attempt, attempt->r->self, durable ? QUORUM_YES : QUORUM_NO);
+    attempt_unref(attempt);
+}
+
+/* What the answer of a replica means. */
+static enum quorum_answer
+call_judge(struct write_attempt *attempt, u32 member, const struct native_header *header,
+           struct bytes body)
+{
+    struct replicator *r = attempt->r;
+    switch ((enum native_status)header->status) {
+    case NATIVE_ST_OK:
+        break;
+    case NATIVE_ST_WRONG_EPOCH:
+        MARK("cluster.replicate.wrong_epoch");
+        attempt->wrong_epoch = true;
+        attempt->epoch_seen = MAX(attempt->epoch_seen, header->epoch);
+        return QUORUM_NO;
+    case NATIVE_ST_UNKNOWN_OUTCOME:
+    case NATIVE_ST_IO_ERROR:
+        attempt->maybe_done = true;
+        return QUORUM_NO;
+    default: /* refused: not done */
+        return QUORUM_NO;
+    }
+    attempt->maybe_done = true;
+    struct peer_wrote wrote;
+    if (!ok(peer_wrote_decode(body, &wrote))) return QUORUM_NO;
+    if (wrote.newer <= attempt->version) return QUORUM_YES;
+    /* Done, and lost in the order: not counted. Above what we may not follow we cannot stamp. */
+    MARK("cluster.replicate.newer");
+    if (version_observe(r, wrote.newer, "newer", member))
+        attempt->newer = MAX(attempt->newer, wrote.newer);
+    return QUORUM_NO;
+}
+
+static void
+call_done(struct peer_call *peer_call, status st, const struct native_header *header,
+          struct bytes body)
+{
+    struct write_call *call = CONTAINER_OF(peer_call, struct write_call, call);
+    struct write_attempt *attempt = call->attempt;
+    call->under_way = false;
+    *load_of(attempt->r, call->member) -= 1;
+    enum quorum_answer answer = QUORUM_NO;
+    if (ok(st))
+        answer = call_judge(attempt, call->member, header, body);
+    else if (peer_call->maybe_sent)
+        attempt->maybe_done = true;
+    attempt_answer(attempt, call->member, answer);
+    attempt_unref(attempt);
+}
+
+void
+attempt_cancel(struct write_attempt *attempt)
+{
+    for (u32 i = 0; i < attempt->call_count; i++) {
+        struct write_call *call = &attempt->calls[i];
+        if (!call->under_way) continue;
+        peer_call_cancel(attempt->r->options.peers, &call->call);
+        call->under_way = false;
+        *load_of(attempt->r, call->member) -= 1;
+        attempt_answer(attempt, call->member, QUORUM_NO);
+        attempt_unref(attempt);
+    }
+}
+
+static struct write_attempt *
+attempt_new(struct replicator *r, const struct quorum *quorum, const struct lsm_batch *batch,
+            u64 version, u64 epoch, u64 deadline_ns)
+{
+    struct write_attempt *attempt =
+        mem_alloc_zero(r->options.budget, attempt_bytes(quorum->count));
+    if (attempt == NULL) return MARKED("cluster.replicate.no_memory", NULL);
+    attempt->r = r;
+    attempt->references = 1;
+    attempt->version = version;
+    attempt->epoch = epoch;
+    attempt->deadline_ns = deadline_ns;
+    attempt->quorum = *quorum;
+    attempt->batch = batch;
+    attempt->call_count = quorum->count; /* some of them stay unused */
+    fiber_queue_init(&attempt->wake);
+    list_init(&attempt->own.link);
+    lsm_batch_init(&attempt->taken, r->options.budget);
+    list_push_back(&r->attempts, &attempt->link);
+    return attempt;
+}
+
+/* Calls everybody who is still pending, but us. no yield. */
+static void
+attempt_send(struct write_attempt *attempt, const struct topology *topology, u16 keyspace,
+             u64 token, u32 partition, bool repair)
+{
+    struct replicator *r = attempt->r;
+    u8 head[PEER_REPLICA_HEAD_BYTES];
+    struct peer_write write = {.version = attempt->version,
+                               .partition = partition,
+                               .count = attempt->batch->count,
+                               .flags = repair ? PEER_WRITE_REPAIR : 0};
+    struct bytes parts[] = {BYTES(head, peer_write_head(&write, head)),
+                            buf_bytes(&attempt->batch->ops)};
+    struct native_header header = {
+        .opcode = PEER_WRITE, .epoch = attempt->epoch, .keyspace = keyspace};
+    for (u32 i = 0; i < attempt->quorum.count; i++) {
+        u32 member = attempt->quorum.members[i];
+        u32 shard;
+        if (member == r->self || attempt->quorum.answers[i] != QUORUM_PENDING) continue;
+        if (!replicate_shard(topology, member, token, &shard)) {
+            (void)quorum_answer(&attempt->quorum, member, QUORUM_NO);
+            continue;
+        }
+        struct write_call *call = &attempt->calls[i];
+        *call = (struct write_call){.attempt = attempt, .member = member, .under_way = true};
+        attempt->references++;
+        *load_of(r, member) += 1;
+        peer_call_init(&call->call, call_done);
+        peer_call_start(r->options.peers, &call->call, member, shard, &header, parts,
+                        ARRAY_COUNT(parts), attempt->deadline_ns);
+    }
+}
+
+/* Our own store, when we are one of them. Waits for room while the others have not decided. */
+static MAY_YIELD void
+attempt_own(struct write_attempt *attempt)
+{
+    struct replicator *r = attempt->r;
+    u32 at = quorum_find(&attempt->quorum, r->self);
+    if (at == QUORUM_MEMBERS_MAX || attempt->quorum.answers[at] != QUORUM_PENDING) return;
+    u64 seq;
+    status st = lsm_write_try(r->options.lsm, attempt->batch, &seq);
+    while (status_is(st, ST_WOULD_WAIT)) {
+        u64 now = io_now_ns();
+        if (r->closing || now >= attempt->deadline_ns || attempt->newer != 0 ||
+            quorum_state(&attempt->quorum) != QUORUM_OPEN)
+            break;
+        (void)fiber_queue_wait(&attempt->wake, MIN(now + ROOM_NS, attempt->deadline_ns));
+        st = lsm_write_try(r->options.lsm, attempt->batch, &seq);
+    }
+    if (!ok(st)) {
+        attempt_answer(attempt, r->self, QUORUM_NO);
+        return;
+    }
+    attempt->maybe_done = true;
+    attempt->references++;
+    attempt->own.done = own_durable;
+    durable_await(r, &attempt->own, seq); /* R1 */
+}
+
+static MAY_YIELD void
+attempt_wait(struct write_attempt *attempt)
+{
+    struct replicator *r = attempt->r;
+    while (quorum_state(&attempt->quorum) == QUORUM_OPEN && attempt->newer == 0 &&
+           attempt->epoch_seen <= attempt->epoch && !r->closing &&
+           io_now_ns() < attempt->deadline_ns)
+        (void)fiber_queue_wait(&attempt->wake, attempt->deadline_ns);
+}
+
+/* The coordinator goes. Who has failed so far has missed it; for the others the operations stay.
+ * What was certainly done nowhere must not become visible by a hint. */
+static void
+attempt_decide(struct write_attempt *attempt, struct lsm_batch *batch)
+{
+    if (!attempt->maybe_done && quorum_count(&attempt->quorum, QUORUM_PENDING) == 0)
+        attempt->given_up = true;
+    for (u32 i = 0; !attempt->given_up && i < attempt->quorum.count; i++)
+        if (attempt->quorum.answers[i] == QUORUM_NO)
+            missed(attempt->r, attempt->quorum.members[i], batch);
+    attempt->decided = true;
+    if (quorum_count(&attempt->quorum, QUORUM_PENDING) == 0) return;
+    attempt->taken = *batch;
+    attempt->batch = &attempt->taken;
+    lsm_batch_init(batch, batch->ops.budget);
+    batch->version = attempt->taken.version;
+}
+
+/* ---- writes of clients ---- */
+
+struct write {
+    struct replicator *r;
+    enum replicate_level level;
+    struct lsm_batch *batch;
+    u64 deadline_ns;
+    u16 keyspace;
+    u64 token;
+    bool maybe_done; /* by an attempt that was given up */
+};
+
+/* All operations in one partition of one shard and keyspace: what the caller promised. */
+static bool
+batch_first(const struct lsm_batch *batch, u16 *keyspace_out, u64 *token_out)
+{
+    struct bytes rest = buf_bytes(&batch->ops);
+    struct lsm_op op;
+    bool bad;
+    if (batch->count == 0 || !lsm_op_next(&rest, &op, &bad)) return false;
+    *keyspace_out = op.header.keyspace;
+    *token_out = op.header.token;
+    return true;
+}
+
+/* The sets and what each needs; who is not worth an attempt has failed already. */
+static void
+write_quorum(const struct write *w, const struct topology_row *row, struct quorum *out)
+{
+    const struct topology_keyspace *keyspace = &w->r->topology->keyspaces[w->keyspace];
+    quorum_init(out);
+    quorum_set_add(out, row->write, row->count,
+                   replicate_need(w->level, keyspace->write_quorum, keyspace->replicas,
+                                  row->places, row->count));
+    if (row->next_count > 0)
+        quorum_set_add(out, row->write_next, row->next_count,
+                       replicate_need(w->level, keyspace->write_quorum, keyspace->replicas,
+                                      row->next_places, row->next_count));
+    for (u32 i = 0; i < out->count; i++)
+        if (!is_alive(w->r, out->members[i])) out->answers[i] = QUORUM_NO;
+}
+
+/* ST_WOULD_WAIT: another attempt may do better; *newer_topology: when somebody's topology has come
+ * to us, too. */
+static MAY_YIELD status
+write_attempt(struct write *w, u64 *version_out, u64 *epoch_out, bool *newer_topology,
+              bool *at_once)
+{
+    struct replicator *r = w->r;
+    struct topology_row row;
+    u32 partition;
+    *newer_topology = *at_once = false;
+    *epoch_out = r->topology == NULL ? 0 : r->topology->epoch;
+    if (!replicate_row(r, w->keyspace, w->token, &partition, &row)) return ST_INVALID;
+    if (!topology_holds(r->topology, r->self, partition)) return ST_CANCELED;
+    struct quorum quorum;
+    write_quorum(w, &row, &quorum);
+    if (quorum_state(&quorum) == QUORUM_LOST) return ST_UNAVAILABLE;
+
+    /* No yield from the look at the topology to the calls. */
+    u64 version = hlc_next(&r->hlc, io_wall_ms());
+    w->batch->version = version;
+    struct write_attempt *attempt =
+        attempt_new(r, &quorum, w->batch, version, r->topology->epoch, w->deadline_ns);
+    if (attempt == NULL) return ST_NO_MEMORY;
+    attempt_send(attempt, r->topology, w->keyspace, w->token, partition, false);
+    attempt_own(attempt);
+    attempt_wait(attempt);
+
+    status st;
+    if (attempt->newer != 0) {
+        r->stats.restamped++;
+        *at_once = true;
+        st = ST_WOULD_WAIT;
+    } else if (attempt->epoch_seen > attempt->epoch) {
+        *newer_topology = true;
+        st = ST_WOULD_WAIT;
+    } else if (quorum_state(&attempt->quorum) == QUORUM_MET) {
+        *version_out = version;
+        st = ST_OK;
+    } else if (attempt->wrong_epoch && quorum_state(&attempt->quorum) == QUORUM_LOST) {
+        st = ST_WOULD_WAIT; /* a replica that is behind us: soon it is not */
+    } else {
+        st = ST_UNAVAILABLE;
+    }
+    w->maybe_done = w->maybe_done || attempt->maybe_done ||
+                    quorum_count(&attempt->quorum, QUORUM_PENDING) > 0;
+    if (status_is(st, ST_WOULD_WAIT)) {
+        attempt->given_up = attempt->decided = true;
+    } else {
+        attempt_decide(attempt, w->batch);
+    }
+    /* Nobody looks at the operations of what was given up. */
+    if (attempt->given_up) attempt->batch = &attempt->taken;
+    attempt_unref(attempt);
+    return st;
+}
+
+static MAY_YIELD status
+write_until(struct write *w, struct coordinated *c, u64 *version_out)
+{
+    struct replicator *r = w->r;
+    for (;;) {
+        if (!stamp_await(r, w->deadline_ns)) return r->closing ? ST_CLOSED : ST_TIMED_OUT;
+        coordinated_end(c);
+        coordinated_begin(r, c);
+        u64 epoch;
+        bool newer_topology, at_once;
+        status st = write_attempt(w, version_out, &epoch, &newer_topology, &at_once);
+        if (!status_is(st, ST_WOULD_WAIT)) return st;
+        if (r->closing || io_now_ns() >= w->deadline_ns) return ST_TIMED_OUT;
+        if (!at_once && !topology_await(r, epoch, newer_topology, w->deadline_ns))
+            return r->closing ? ST_CLOSED : ST_TIMED_OUT;
+    }
+}
+
+MAY_YIELD status
+replicate_write(struct replicator *r, enum replicate_level level, struct lsm_batch *batch,
+                u64 deadline_ns, u64 *version_out)
+{
+    struct write w = {.r = r, .level = level, .batch = batch, .deadline_ns = deadline_ns};
+    if (!batch_first(batch, &w.keyspace, &w.token)) return ST_INVALID;
+    if (!fiber_gate_enter(&r->gate)) return ST_CLOSED;
+    r->stats.writes++;
+    struct coordinated c;
+    coordinated_begin(r, &c);
+    status st = write_until(&w, &c, version_out);
+    coordinated_end(&c);
+    fiber_gate_leave(&r->gate);
+    if (ok(st)) return st;
+    /* Whatever the reason: once it may have been done somewhere, nobody knows whether it was. */
+    if (w.maybe_done) st = ST_UNKNOWN_OUTCOME;
+    if (status_is(st, ST_CANCELED)) st = ST_WOULD_WAIT;
+    if (status_is(st, ST_UNKNOWN_OUTCOME)) r->stats.unknown++;
+    if (status_is(st, ST_UNAVAILABLE)) r->stats.unavailable++;
+    return st;
+}
+
+/* ---- mending ---- */
+
+/* How many of the row must have a value so that every read by the keyspace's R meets it. */
+static u32
+hold_need(const struct topology_keyspace *keyspace, u32 places, u32 count)
+{
+    u32 read = topology_quorum(keyspace->read_quorum, keyspace->replicas, places, count);
+    return CLAMP(places + 1 - MIN(read, places), 1u, MAX(count, 1u));
+}
+
+static void
+mend_quorum(const struct replicator *r, const struct topology_row *row, const struct mend *mend,
+            struct quorum *out)
+{
+    const struct topology_keyspace *keyspace = &r->topology->keyspaces[mend->keyspace];
+    quorum_init(out);
+    quorum_set_add(out, row->write, row->count, hold_need(keyspace, row->places, row->count));
+    if (row->next_count > 0)
+        quorum_set_add(out, row->write_next, row->next_count,
+                       hold_need(keyspace, row->next_places, row->next_count));
+    for (u32 i = 0; i < mend->have_count; i++)
+        (void)quorum_answer(out, mend->have[i], QUORUM_YES);
+    /* Of the others only those who are known to lack it, unless these are too few. */
+    struct quorum few = *out;
+    for (u32 i = 0; i < few.count; i++) {
+        bool lacks = false;
+        for (u32 j = 0; j < mend->lack_count; j++)
+            lacks = lacks || mend->lack[j] == few.members[i];
+        if (few.answers[i] == QUORUM_PENDING && (!lacks || !is_alive(r, few.members[i])))
+            few.answers[i] = QUORUM_NO;
+    }
+    bool enough = quorum_state(&few) != QUORUM_LOST;
+    for (u32 i = 0; i < out->count; i++)
+        if (!is_alive(r, out->members[i]) && out->answers[i] == QUORUM_PENDING)
+            out->answers[i] = QUORUM_NO;
+    if (enough) *out = few;
+}
+
+MAY_YIELD status
+replicate_mend(struct replicator *r, const struct topology_row *row, u32 partition, u64 epoch,
+               const struct mend *mend, u64 deadline_ns)
+{
+    struct lsm_batch batch;
+    lsm_batch_init(&batch, r->options.budget);
+    bool added = mend->found ? lsm_batch_put(&batch, mend->keyspace, mend->token, mend->key,
+                                             mend->value, mend->expire_ms)
+                             : lsm_batch_delete(&batch, mend->keyspace, mend->token, mend->key);
+    batch.version = mend->version;
+    struct quorum quorum;
+    mend_quorum(r, row, mend, &quorum);
+    struct write_attempt *attempt =
+        added ? attempt_new(r, &quorum, &batch, mend->version, epoch, deadline_ns) : NULL;
+    if (attempt == NULL) {
+        lsm_batch_deinit(&batch);
+        return ST_NO_MEMORY;
+    }
+    r->stats.repairs++;
+    attempt_send(attempt, r->topology, mend->keyspace, mend->token, partition, true);
+    attempt_own(attempt);
+    attempt_wait(attempt);
+    bool met = quorum_state(&attempt->quorum) == QUORUM_MET;
+    bool stale = attempt->epoch_seen > attempt->epoch;
+    attempt_decide(attempt, &batch);
+    attempt_unref(attempt);
+    lsm_batch_deinit(&batch);
+    if (met && !stale) return ST_OK;
+    return stale ? ST_WOULD_WAIT : ST_UNAVAILABLE;
+}

@@ -1,0 +1,957 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * test_replicate.c -- replicated keys between nodes on the simulated link: seeds, then small stories.
+ *
+ * A seed is a cluster of three or five nodes with their stores, skewed clocks (one may be a second
+ * off), and clients that read and write a few keys through any replica, while nodes lose power or
+ * their process, links are cut, shards stall, and in some seeds a fifth member joins, stage by stage
+ * (the data of what it gains is fetched as the topology's promise T3 says). What every operation
+ * began, ended and answered with is kept, and judged at the end, key by key:
+ *
+ *   J1  Of two operations that were acknowledged, one after the other: the second has a higher
+ *       version if it is a write, and not a lower one if it is a read. So nothing acknowledged is
+ *       lost, reads see the latest, and what was read once is read again.
+ *   J2  A value that is read was written to this key, not later than the read's end, and not by a
+ *       write that said that it was not done.
+ *   J3  A version is one write.
+ *   J4  Once all is healed and every key was read from all replicas, all have the same.
+ */
+#include <setjmp.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include <cmocka.h>
+
+#include "base/hash.h"
+#include "cluster/replicate_internal.h"
+#include "io/file.h"
+#include "lsm/lsm.h"
+#include "peer_rig.h"
+
+#define MS(n)      ((u64)(n)*NS_PER_MS)
+#define SECONDS(n) ((u64)(n)*NS_PER_S)
+
+#define PARTITIONS 16u
+#define STAGES     6u
+#define KEYS       5u
+#define CLIENTS    6u
+#define OPS_MAX    400u
+#define VALUE_MAX  (1u << 20)
+#ifdef __SANITIZE_ADDRESS__
+#define SEED_COUNT 40u
+#else
+#define SEED_COUNT 300u
+#endif
+
+/* ---- the cluster ---- */
+
+struct app {
+    struct lsm *lsm;
+    struct replicator *replicator;
+};
+
+struct world {
+    struct peer_rig rig;
+    struct prng prng;
+    u64 seed;
+    struct budget budget; /* of topologies */
+    struct topology *stages[STAGES];
+    u32 stage_count;
+    u32 stage[PEER_RIG_NODES_MAX];  /* what each node has, or will have when it starts */
+    bool down[PEER_RIG_NODES_MAX];  /* as far as anybody knows: what `alive` says */
+    bool optimist;                  /* everybody is believed to live */
+    u32 spread;                     /* one of so many turns brings a stage to a node */
+    u64 memtable_bytes;
+    struct app apps[PEER_RIG_NODES_MAX][PEER_RIG_SHARDS_MAX];
+    bool acknowledged; /* a write was, and now is a good moment for a power cut */
+    char violation[512];
+};
+
+static struct world world; /* large */
+
+#define VIOLATED(...)                                                                              \
+    do {                                                                                           \
+        if (world.violation[0] == '\0')                                                            \
+            snprintf(world.violation, sizeof(world.violation), __VA_ARGS__);                       \
+    } while (0)
+
+static struct replicate_stats reached; /* of all seeds */
+
+static bool
+node_alive(void *arg, u32 member)
+{
+    (void)arg;
+    return world.optimist || !world.down[member - 1];
+}
+
+static MAY_YIELD status
+store_open(struct peer_rig_node *node, u32 shard, u32 shard_count, struct lsm **out)
+{
+    (void)node;
+    char dir[32];
+    snprintf(dir, sizeof(dir), "/store%u", shard);
+    status st = io_dir_make(dir);
+    if (!ok(st) && !status_is(st, ST_EXISTS)) return st;
+    st = io_dir_sync("/");
+    if (!ok(st)) return st;
+    u32 first = shard_partition_first(shard, shard_count, PARTITION_COUNT_DEFAULT);
+    u32 end = shard_partition_first(shard + 1, shard_count, PARTITION_COUNT_DEFAULT);
+    struct lsm_place place = {
+        .dir = dir,
+        .token_first = partition_token_first(first, PARTITION_COUNT_DEFAULT),
+        .token_last = partition_token_last(end - 1, PARTITION_COUNT_DEFAULT),
+    };
+    struct lsm_options options;
+    lsm_options_default(&options);
+    options.memory_bytes = MIB(16) + 8 * world.memtable_bytes;
+    options.memtable_bytes = world.memtable_bytes;
+    options.log_segment_bytes = world.memtable_bytes;
+    options.disk_reserve_bytes = 0;
+    options.scrub_bytes_per_s = 0;
+    options.outside_versions = true;
+    return lsm_open(&place, &options, out);
+}
+
+static void
+stats_add(const struct replicator *replicator)
+{
+    struct replicate_stats stats;
+    replicate_stats_get(replicator, &stats);
+    for (size_t i = 0; i < sizeof(stats) / sizeof(u64); i++)
+        ((u64 *)&reached)[i] += ((const u64 *)&stats)[i];
+}
+
+static MAY_YIELD status
+node_main(struct peer_rig_node *node)
+{
+    u32 shard = io_shard_index();
+    struct app *app = &world.apps[node->index][shard];
+    *app = (struct app){0};
+    status st = store_open(node, shard, node->rig->shard_count, &app->lsm);
+    if (!ok(st)) return st;
+    struct peers *peers;
+    st = peer_rig_peers_open(node, &peers);
+    if (!ok(st)) return st;
+    struct replicator_options options = {.lsm = app->lsm,
+                                         .peers = peers,
+                                         .budget = io_budget(),
+                                         .shard = shard,
+                                         .alive = node_alive};
+    /* A fiber may be refused by chance. */
+    while (!ok(st = replicator_open(&options, &app->replicator)))
+        fiber_sleep_ns(NS_PER_MS);
+    replicator_topology_set(app->replicator, world.stages[world.stage[node->index]],
+                            node->index + 1);
+    peer_rig_serve(node);
+    stats_add(app->replicator);
+    replicator_close(app->replicator);
+    app->replicator = NULL;
+    peers_close(peers);
+    return lsm_close(app->lsm);
+}
+
+/* ---- topologies ---- */
+
+static struct topology *
+apply(struct topology *from, struct topology_command command)
+{
+    static u64 state;
+    command.state_before = from->state_id;
+    command.state_after = ++state + 1000000;
+    struct topology *next;
+    char reason[TOPOLOGY_REASON_BYTES];
+    status st = topology_apply(from, &command, &next, reason);
+    if (!ok(st)) fprintf(stderr, "topology: %s\n", reason);
+    CHECK(ok(st));
+    return next;
+}
+
+/* The same, and lets go of the one before. */
+static struct topology *
+apply_on(struct topology *from, struct topology_command command)
+{
+    struct topology *next = apply(from, command);
+    topology_release(from);
+    return next;
+}
+
+static struct topology_member
+member_of(u32 index, u32 shard_count)
+{
+    struct topology_member member = {.weight = 150,
+                                     .incarnation = 100 + index,
+                                     .client_port = 8080,
+                                     .peer_port = PEER_RIG_PORT,
+                                     .shard_count = shard_count};
+    snprintf(member.node_id, sizeof(member.node_id), "node-%u", index + 1);
+    snprintf(member.host, sizeof(member.host), "10.0.0.%u", index + 1);
+    snprintf(member.rack, sizeof(member.rack), "r");
+    snprintf(member.datacenter, sizeof(member.datacenter), "dc");
+    return member;
+}
+
+static struct topology *
+plan_end(struct topology *now, u64 session)
+{
+    for (u32 number; (number = topology_unfetched(now)) != 0;)
+        now = apply_on(now, (struct topology_command){.kind = TOPOLOGY_FETCHED,
+                                                      .member = {.number = number},
+                                                      .session = session});
+    return apply_on(now, (struct topology_command){.kind = TOPOLOGY_ADVANCE, .session = session});
+}
+
+/* Another epoch of the same stage, in which those of the stage before are refused already. When a
+ * member is left behind because it is believed dead, and is not, then before the next stage begins
+ * nobody whom the plan counts on may still take its requests: else a member two stages behind and a
+ * replica one stage behind acknowledge what readers of the next stage do not see. */
+static struct topology *
+fenced(struct topology *from)
+{
+    struct topology *next = apply(from, (struct topology_command){.kind = TOPOLOGY_WEIGHT_SET,
+                                                                  .member = {.number = 1,
+                                                                             .weight = 151 + (u32)from->epoch}});
+    next->stage_epoch_before = next->stage_epoch;
+    return next;
+}
+
+/* members of them, N = replicas; with a stage for each step of one more that joins, if wanted. */
+static void
+topologies_make(u32 members, u32 replicas, u32 shard_count, bool one_joins)
+{
+    budget_init(&world.budget, "topologies", MIB(64), NULL);
+    struct topology *now = topology_new(&world.budget);
+    CHECK(now != NULL);
+    now = apply_on(now, (struct topology_command){.kind = TOPOLOGY_FOUND,
+                                                  .cluster_id = PEER_RIG_CLUSTER,
+                                                  .partition_count = PARTITIONS,
+                                                  .replicas = replicas,
+                                                  .member = member_of(0, shard_count)});
+    for (u32 i = 1; i < members; i++)
+        now = apply_on(now, (struct topology_command){.kind = TOPOLOGY_MEMBER_ADD,
+                                                      .member = member_of(i, shard_count)});
+    if (members > 1) {
+        now = apply_on(now, (struct topology_command){.kind = TOPOLOGY_PLAN, .session = 1});
+        now = plan_end(now, 1);
+        now = apply_on(now, (struct topology_command){.kind = TOPOLOGY_ADVANCE, .session = 1});
+    }
+    if (one_joins)
+        now = apply_on(now, (struct topology_command){.kind = TOPOLOGY_MEMBER_ADD,
+                                                      .member = member_of(members, shard_count)});
+    CHECK(now->stage == STAGE_NONE);
+    world.stage_count = 1;
+    world.stages[0] = now;
+    if (!one_joins) return;
+    world.stage_count = STAGES;
+    world.stages[1] = apply(now, (struct topology_command){.kind = TOPOLOGY_PLAN, .session = 2});
+    world.stages[2] = fenced(world.stages[1]);
+    topology_hold(world.stages[2]);
+    world.stages[3] = plan_end(world.stages[2], 2);
+    world.stages[4] = fenced(world.stages[3]);
+    world.stages[5] = apply(world.stages[4],
+                            (struct topology_command){.kind = TOPOLOGY_ADVANCE, .session = 2});
+    CHECK(world.stages[1]->stage == STAGE_WRITE_BOTH && world.stages[3]->stage == STAGE_READ_NEXT &&
+          world.stages[5]->stage == STAGE_NONE);
+}
+
+/* What crashed nodes held nobody gives back. */
+static void
+topologies_free(void)
+{
+    for (u32 i = 0; i < world.stage_count; i++) {
+        world.stages[i]->references = 1;
+        topology_release(world.stages[i]);
+    }
+}
+
+static void
+cluster_open(u64 seed, u32 nodes, u32 shard_count, bool one_joins)
+{
+    memset(&world, 0, sizeof(world));
+    world.seed = seed;
+    world.memtable_bytes = KIB(256);
+    prng_init(&world.prng, seed);
+    world.rig = (struct peer_rig){
+        .node_count = nodes, .shard_count = shard_count, .shard_main = node_main};
+    sim_options_default(&world.rig.options, seed);
+    world.rig.options.print_log = getenv("SIM_SEED") != NULL;
+    topologies_make(one_joins ? nodes - 1 : nodes, 3, shard_count, one_joins);
+}
+
+static void
+cluster_close(void)
+{
+    peer_rig_close(&world.rig);
+    topologies_free();
+}
+
+/* ---- keys and values ---- */
+
+static struct bytes
+key_of(u32 key)
+{
+    static char names[64][24];
+    int size = snprintf(names[key], sizeof(names[key]), "key:%u", (unsigned)key);
+    return BYTES(names[key], size);
+}
+
+static u32
+value_size(u64 id)
+{
+    return 8 + (id % 29 == 0 ? 20000 : (u32)(id % 200));
+}
+
+static struct bytes
+value_of(u64 id, u8 *out, u32 size)
+{
+    memset(out, (int)id, size);
+    store_u64(out, id);
+    return BYTES(out, size);
+}
+
+static u64
+value_id(struct bytes value)
+{
+    static u8 expected[VALUE_MAX];
+    if (value.size < 8) return UINT64_MAX;
+    u64 id = load_u64(value.data);
+    if (!bytes_equal(value, value_of(id, expected, (u32)value.size))) return UINT64_MAX;
+    return id;
+}
+
+static u32
+shard_of(u32 key)
+{
+    return partition_shard(token_partition(hash_token(key_of(key)), PARTITION_COUNT_DEFAULT),
+                           world.rig.shard_count, PARTITION_COUNT_DEFAULT);
+}
+
+static u32
+partition_of(u32 key)
+{
+    return token_partition(hash_token(key_of(key)), PARTITIONS);
+}
+
+/* ---- operations ---- */
+
+enum op_kind { OP_READ, OP_WRITE, OP_DELETE };
+
+struct op {
+    enum op_kind kind;
+    u32 key, node;
+    enum replicate_level level;
+    u64 id; /* that was written or read; 0: none */
+    u64 expire_ms;
+    u32 size; /* 0: value_size(id) */
+    u64 begun_ns, ended_ns;
+    u64 deadline_ns; /* from the beginning */
+    bool ended;
+    status st;
+    u64 version;
+};
+
+static void
+op_write(struct op *op, struct app *app)
+{
+    static u8 bytes[VALUE_MAX];
+    struct bytes key = key_of(op->key);
+    struct lsm_batch batch;
+    lsm_batch_init(&batch, io_budget());
+    u32 size = op->size != 0 ? op->size : value_size(op->id);
+    bool added = op->kind == OP_DELETE
+                     ? lsm_batch_delete(&batch, 0, hash_token(key), key)
+                     : lsm_batch_put(&batch, 0, hash_token(key), key,
+                                     value_of(op->id, bytes, size), op->expire_ms);
+    CHECK(added);
+    op->st = replicate_write(app->replicator, op->level, &batch, io_now_ns() + op->deadline_ns,
+                             &op->version);
+    lsm_batch_deinit(&batch);
+}
+
+static void
+op_read(struct op *op, struct app *app)
+{
+    struct bytes key = key_of(op->key);
+    struct replicate_value value;
+    op->st = replicate_read(app->replicator, op->level, 0, hash_token(key), key,
+                            io_now_ns() + op->deadline_ns, &value);
+    if (ok(op->st)) {
+        op->version = value.version;
+        op->id = value.found ? value_id(value.value) : 0;
+        if (op->id == UINT64_MAX) VIOLATED("key %u: a value that nobody wrote", op->key);
+    }
+    replicate_value_release(&value);
+}
+
+static void
+op_run(struct peer_rig_node *node, void *arg)
+{
+    struct op *op = arg;
+    struct app *app = &world.apps[node->index][io_shard_index()];
+    if (op->kind == OP_READ)
+        op_read(op, app);
+    else
+        op_write(op, app);
+    op->ended_ns = sim_now_ns(node->rig->sim);
+    op->ended = true;
+    if (op->kind != OP_READ && ok(op->st)) world.acknowledged = true;
+}
+
+static bool
+op_do(struct op *op)
+{
+    if (op->deadline_ns == 0) op->deadline_ns = SECONDS(2);
+    op->begun_ns = sim_now_ns(world.rig.sim);
+    return peer_rig_do(&world.rig, op->node, shard_of(op->key), op_run, op) && ok(op->st);
+}
+
+/* What a node's own store has, as nobody but a test may ask. */
+struct look {
+    u32 key;
+    u64 version, id;
+    bool ended;
+};
+
+static void
+look_run(struct peer_rig_node *node, void *arg)
+{
+    struct look *look = arg;
+    struct app *app = &world.apps[node->index][io_shard_index()];
+    struct bytes key = key_of(look->key);
+    struct own_read own;
+    status st = own_read(app->replicator, 0, hash_token(key), key, &own);
+    CHECK(ok(st));
+    look->version = own.version;
+    look->id = own.found ? value_id(own.value.value) : 0;
+    if (own.found) lsm_value_release(&own.value);
+    look->ended = true;
+}
+
+static struct look
+look_at(u32 node, u32 key)
+{
+    struct look look = {.key = key};
+    CHECK(peer_rig_do(&world.rig, node, shard_of(key), look_run, &look));
+    return look;
+}
+
+/* ---- a history ---- */
+
+static struct op ops[OPS_MAX];
+static u32 op_count;
+
+static bool
+said_done(const struct op *op)
+{
+    return op->ended && ok(op->st);
+}
+
+static bool
+said_not_done(const struct op *op)
+{
+    return op->ended && !ok(op->st) && !status_is(op->st, ST_UNKNOWN_OUTCOME);
+}
+
+static void
+judge_pair(const struct op *a, const struct op *b)
+{
+    if (!said_done(a) || !said_done(b) || a->key != b->key) return;
+    if (a->version == b->version && a->version != 0 && a->id != b->id)
+        VIOLATED("key %u: version %llu is the values %llu and %llu", a->key,
+                 (unsigned long long)a->version, (unsigned long long)a->id,
+                 (unsigned long long)b->id);
+    if (a->ended_ns >= b->begun_ns) return;
+    bool right = b->kind == OP_READ ? b->version >= a->version : b->version > a->version;
+    if (!right)
+        VIOLATED("key %u: %s by node %u ended at %llu us with version %llu (value %llu), then %s "
+                 "by node %u began at %llu us and has %llu (value %llu)",
+                 a->key, a->kind == OP_READ ? "a read" : "a write", a->node + 1,
+                 (unsigned long long)a->ended_ns / 1000, (unsigned long long)a->version,
+                 (unsigned long long)a->id, b->kind == OP_READ ? "a read" : "a write", b->node + 1,
+                 (unsigned long long)b->begun_ns / 1000, (unsigned long long)b->version,
+                 (unsigned long long)b->id);
+}
+
+static void
+judge_value(const struct op *read)
+{
+    if (!said_done(read) || read->kind != OP_READ || read->id == 0) return;
+    for (u32 i = 0; i < op_count; i++) {
+        const struct op *op = &ops[i];
+        if (op->kind != OP_WRITE || op->id != read->id) continue;
+        if (op->key != read->key || op->begun_ns > read->ended_ns || said_not_done(op))
+            VIOLATED("key %u: value %llu was read, of key %u, begun %llu, ended %llu, %s",
+                     read->key, (unsigned long long)read->id, op->key,
+                     (unsigned long long)op->begun_ns, (unsigned long long)read->ended_ns,
+                     op->ended ? status_name(op->st) : "-");
+        return;
+    }
+    VIOLATED("key %u: value %llu was read, and never written", read->key,
+             (unsigned long long)read->id);
+}
+
+static void
+judge(void)
+{
+    for (u32 i = 0; i < op_count; i++) {
+        judge_value(&ops[i]);
+        for (u32 j = 0; j < op_count; j++)
+            if (i != j) judge_pair(&ops[i], &ops[j]);
+    }
+}
+
+/* ---- a seed ---- */
+
+struct client {
+    struct peer_rig_job job;
+    struct op *op; /* NULL: none */
+};
+
+static struct client clients[CLIENTS];
+static bool cut[PEER_RIG_NODES_MAX][PEER_RIG_NODES_MAX];
+static u64 restart_ns[PEER_RIG_NODES_MAX];
+static u64 know_ns[PEER_RIG_NODES_MAX]; /* when others learn that it is down */
+static i64 clock_off_ms[PEER_RIG_NODES_MAX];
+static u32 lagging; /* a node that learns of no other stage, + 1; believed dead by who plans */
+
+static bool
+runs(u32 node)
+{
+    return sim_node_running(world.rig.nodes[node].machine);
+}
+
+static void
+client_begin(struct client *client)
+{
+    if (op_count == OPS_MAX) return;
+    struct prng *prng = &world.prng;
+    u32 key = (u32)prng_below(prng, KEYS);
+    u32 node = (u32)prng_below(prng, world.rig.node_count);
+    if (!runs(node) || !topology_holds(world.stages[world.stage[node]], node + 1, partition_of(key)))
+        return;
+    struct op *op = &ops[op_count++];
+    *op = (struct op){.kind = prng_chance(prng, 1, 2) ? OP_READ : OP_WRITE,
+                      .key = key,
+                      .node = node,
+                      .level = prng_chance(prng, 1, 8) ? REPLICATE_QUORUM : REPLICATE_DEFAULT,
+                      .begun_ns = sim_now_ns(world.rig.sim),
+                      .deadline_ns = MS(prng_range(prng, 20, 800))};
+    if (prng_chance(prng, 1, 20)) op->level = REPLICATE_ALL;
+    if (op->kind == OP_WRITE && prng_chance(prng, 1, 8)) op->kind = OP_DELETE;
+    if (op->kind == OP_WRITE) op->id = op_count;
+    client->op = op;
+    peer_rig_give(&world.rig, node, shard_of(key), &client->job, op_run, op);
+}
+
+static void
+clients_turn(bool more)
+{
+    for (u32 i = 0; i < CLIENTS; i++) {
+        struct client *client = &clients[i];
+        if (client->op != NULL && (client->op->ended || peer_rig_job_over(&client->job)))
+            client->op = NULL;
+        if (client->op == NULL && more && prng_chance(&world.prng, 1, 3)) client_begin(client);
+    }
+}
+
+static bool
+clients_idle(void)
+{
+    for (u32 i = 0; i < CLIENTS; i++)
+        if (clients[i].op != NULL) return false;
+    return true;
+}
+
+static void
+node_crash(u32 node, bool process_only)
+{
+    struct prng *prng = &world.prng;
+    if (!runs(node)) return;
+    peer_rig_crash(&world.rig, node, process_only);
+    u64 now = sim_now_ns(world.rig.sim);
+    restart_ns[node] = now + MS(prng_range(prng, 1, 400));
+    know_ns[node] = now + MS(prng_below(prng, 100));
+}
+
+static bool
+write_acknowledged(void *arg)
+{
+    (void)arg;
+    return world.acknowledged;
+}
+
+/* Lets the world turn for a while; some power cuts come in the moment of an acknowledgement, which
+ * is when what is not durable would be missed: at one node, or at all. */
+static void
+world_turn(bool calm)
+{
+    struct prng *prng = &world.prng;
+    world.acknowledged = false;
+    u64 ns = prng_below(prng, MS(6));
+    if (calm || !prng_chance(prng, 1, 12)) {
+        peer_rig_run(&world.rig, ns);
+        return;
+    }
+    if (!peer_rig_run_until(&world.rig, write_acknowledged, NULL, MS(20))) return;
+    bool all = prng_chance(prng, 1, 3);
+    u32 one = (u32)prng_below(prng, world.rig.node_count);
+    for (u32 i = 0; i < world.rig.node_count; i++)
+        if (all || i == one) node_crash(i, false);
+}
+
+/* A node starts without waiting for it, or loses its process. */
+static void
+nodes_turn(void)
+{
+    struct prng *prng = &world.prng;
+    u64 now = sim_now_ns(world.rig.sim);
+    for (u32 i = 0; i < world.rig.node_count; i++) {
+        if (!runs(i) && now >= restart_ns[i]) {
+            peer_rig_start(&world.rig, i);
+            world.down[i] = false;
+        }
+        if (!runs(i) && now >= know_ns[i]) world.down[i] = true;
+    }
+    if (!prng_chance(prng, 1, 60)) return;
+    node_crash((u32)prng_below(prng, world.rig.node_count), prng_chance(prng, 1, 3));
+}
+
+static void
+links_turn(void)
+{
+    struct prng *prng = &world.prng;
+    if (!prng_chance(prng, 1, 40)) return;
+    u32 a = (u32)prng_below(prng, world.rig.node_count);
+    u32 b = (u32)prng_below(prng, world.rig.node_count);
+    if (a == b) return;
+    if (cut[a][b])
+        peer_rig_heal(&world.rig, a, b);
+    else
+        peer_rig_cut(&world.rig, a, b);
+    cut[a][b] = cut[b][a] = !cut[a][b];
+    if (prng_chance(prng, 1, 3) && runs(a))
+        sim_node_shard_stall(world.rig.nodes[a].machine,
+                             (u32)prng_below(prng, world.rig.shard_count),
+                             MS(prng_range(prng, 1, 60)));
+}
+
+/* ---- a member joins ---- */
+
+static void
+topology_take(struct peer_rig_node *node, void *arg)
+{
+    (void)arg;
+    struct app *app = &world.apps[node->index][io_shard_index()];
+    replicator_topology_set(app->replicator, world.stages[world.stage[node->index]],
+                            node->index + 1);
+}
+
+/* Tells the nodes one after the other, with operations going on meanwhile. */
+static bool
+stage_spread(u32 stage)
+{
+    bool all = true;
+    for (u32 i = 0; i < world.rig.node_count; i++) {
+        if (i + 1 == lagging || world.stage[i] >= stage) continue;
+        if (!runs(i) || !prng_chance(&world.prng, 1, world.spread)) {
+            all = false;
+            continue;
+        }
+        world.stage[i] = stage;
+        for (u32 shard = 0; shard < world.rig.shard_count; shard++)
+            (void)peer_rig_do(&world.rig, i, shard, topology_take, NULL);
+    }
+    return all;
+}
+
+/* Whether nothing that began with an older topology is under way: the barrier. */
+static bool
+stage_settled(u32 stage)
+{
+    for (u32 i = 0; i < world.rig.node_count; i++) {
+        if (i + 1 == lagging || !runs(i)) continue;
+        for (u32 shard = 0; shard < world.rig.shard_count; shard++) {
+            const struct replicator *replicator = world.apps[i][shard].replicator;
+            if (replicator_epoch(replicator) < world.stages[stage]->epoch) return false;
+        }
+    }
+    return true;
+}
+
+struct fetch_job {
+    u32 key;
+    u64 version, id;
+};
+
+static void
+fetch_store(struct peer_rig_node *node, void *arg)
+{
+    static u8 bytes[VALUE_MAX];
+    struct fetch_job *fetch = arg;
+    struct app *app = &world.apps[node->index][io_shard_index()];
+    struct bytes key = key_of(fetch->key);
+    struct lsm_batch batch;
+    lsm_batch_init(&batch, io_budget());
+    bool added = fetch->id == 0 ? lsm_batch_delete(&batch, 0, hash_token(key), key)
+                                : lsm_batch_put(&batch, 0, hash_token(key), key,
+                                                value_of(fetch->id, bytes, value_size(fetch->id)),
+                                                0);
+    CHECK(added);
+    batch.version = fetch->version;
+    u64 seq;
+    CHECK(ok(lsm_write(app->lsm, &batch, &seq)));
+    CHECK(ok(lsm_wait_durable(app->lsm, seq)));
+    lsm_batch_deinit(&batch);
+}
+
+/* What the new member gains, key by key, from a quorum. False: not yet. */
+static bool
+stage_fetch(u32 *next_key)
+{
+    const struct topology *topology = world.stages[2];
+    while (*next_key < KEYS) {
+        u32 key = *next_key;
+        for (u32 gainer = 0; gainer < world.rig.node_count; gainer++) {
+            if (!topology_gains(topology, gainer + 1, 0, partition_of(key))) continue;
+            struct topology_row row;
+            topology_row(topology, 0, partition_of(key), &row);
+            u32 from = row.write[prng_below(&world.prng, row.count)] - 1;
+            if (!runs(from) || !runs(gainer) || world.stage[from] < 2) return false;
+            struct op read = {
+                .kind = OP_READ, .key = key, .node = from, .deadline_ns = MS(300)};
+            if (!op_do(&read)) return false;
+            struct fetch_job fetch = {.key = key, .version = read.version, .id = read.id};
+            if (read.version != 0 &&
+                (!runs(gainer) ||
+                 !peer_rig_do(&world.rig, gainer, shard_of(key), fetch_store, &fetch)))
+                return false;
+        }
+        (*next_key)++;
+    }
+    return true;
+}
+
+static void
+join_turn(u32 *stage, u32 *fetched)
+{
+    if (*stage == 0) {
+        if (!prng_chance(&world.prng, 1, 30)) return;
+        *stage = 1;
+    }
+    if (*stage >= world.stage_count || !stage_spread(*stage) || !stage_settled(*stage)) return;
+    if (*stage == 2 && !stage_fetch(fetched)) return;
+    (*stage)++;
+}
+
+/* ---- the end ---- */
+
+static void
+heal(void)
+{
+    for (u32 a = 0; a < world.rig.node_count; a++)
+        for (u32 b = 0; b < a; b++)
+            if (cut[a][b]) peer_rig_heal(&world.rig, a, b);
+    memset(cut, 0, sizeof(cut));
+    for (u32 i = 0; i < world.rig.node_count; i++) {
+        if (!runs(i)) peer_rig_start(&world.rig, i);
+        world.down[i] = false;
+        sim_node_clock_step(world.rig.nodes[i].machine, -clock_off_ms[i]);
+        clock_off_ms[i] = 0;
+    }
+}
+
+static void
+converge(void)
+{
+    for (u32 key = 0; key < KEYS; key++) {
+        const struct topology *topology = world.stages[world.stage[0]];
+        struct topology_row row;
+        topology_row(topology, 0, partition_of(key), &row);
+        struct op read = {.kind = OP_READ,
+                          .key = key,
+                          .node = row.write[prng_below(&world.prng, row.count)] - 1,
+                          .level = REPLICATE_ALL};
+        bool done = false;
+        for (u32 i = 0; i < 20 && !done; i++)
+            done = op_do(&read);
+        if (!done) {
+            VIOLATED("key %u: cannot be read from all once all is healed: %s", key,
+                     status_name(read.st));
+            return;
+        }
+        if (op_count < OPS_MAX) ops[op_count++] = read;
+        peer_rig_run(&world.rig, MS(200));
+        for (u32 i = 0; i < row.count; i++) {
+            struct look look = look_at(row.write[i] - 1, key);
+            if (look.version != read.version || look.id != read.id)
+                VIOLATED("key %u: node %u has version %llu (value %llu), read was %llu (%llu)", key,
+                         row.write[i], (unsigned long long)look.version,
+                         (unsigned long long)look.id, (unsigned long long)read.version,
+                         (unsigned long long)read.id);
+        }
+    }
+}
+
+static void
+ops_print(void)
+{
+    for (u32 i = 0; i < op_count; i++) {
+        const struct op *op = &ops[i];
+        fprintf(stderr, "%10llu %10llu us node %u key %u %-6s level %d id %llu %s version %llu\n",
+                (unsigned long long)op->begun_ns / 1000, (unsigned long long)op->ended_ns / 1000,
+                op->node + 1, op->key,
+                op->kind == OP_READ    ? "read"
+                : op->kind == OP_WRITE ? "write"
+                                       : "delete",
+                op->level, (unsigned long long)op->id, op->ended ? status_name(op->st) : "-",
+                (unsigned long long)op->version);
+    }
+}
+
+static void
+topologies_print(void)
+{
+    for (u32 key = 0; key < KEYS; key++) {
+        for (u32 stage = 0; stage < world.stage_count; stage++) {
+            struct topology_row row;
+            topology_row(world.stages[stage], 0, partition_of(key), &row);
+            fprintf(stderr, "key %u stage %u epoch %llu:", key, stage,
+                    (unsigned long long)world.stages[stage]->epoch);
+            for (u32 i = 0; i < row.count; i++)
+                fprintf(stderr, " %u", row.write[i]);
+            fprintf(stderr, " (%u) next", row.write_quorum);
+            for (u32 i = 0; i < row.next_count; i++)
+                fprintf(stderr, " %u", row.write_next[i]);
+            fprintf(stderr, "\n");
+        }
+    }
+    fprintf(stderr, "lagging: %u\n", lagging);
+}
+
+static void
+seed_run(u64 seed)
+{
+    bool joins = seed % 3 == 0;
+    u32 nodes = joins || seed % 5 == 0 ? 5 : 3;
+    u32 shards = seed % 4 == 0 ? 2 : 1;
+    cluster_open(seed, nodes, shards, joins);
+    struct prng *prng = &world.prng;
+    world.optimist = prng_chance(prng, 1, 3);
+    world.rig.options.buggify = prng_chance(prng, 1, 2);
+    world.rig.options.disk.latency_ns_max = MS(prng_range(prng, 1, 6));
+    world.rig.options.net.latency_ns_max = prng_range(prng, 200, 4000) * NS_PER_US;
+    world.spread = prng_chance(prng, 1, 2) ? 4 : 20;
+    bool calm = prng_chance(prng, 1, 6);
+    op_count = 0;
+    memset(clients, 0, sizeof(clients));
+    memset(cut, 0, sizeof(cut));
+    memset(restart_ns, 0, sizeof(restart_ns));
+    memset(know_ns, 0, sizeof(know_ns));
+    peer_rig_open(&world.rig);
+    for (u32 i = 0; i < nodes; i++) {
+        clock_off_ms[i] = (i64)prng_below(prng, 201) - 100; /* 200 between any two */
+        sim_node_clock_step(world.rig.nodes[i].machine, clock_off_ms[i]);
+    }
+    if (prng_chance(prng, 1, 6)) {
+        u32 node = (u32)prng_below(prng, nodes);
+        i64 off = prng_chance(prng, 1, 2) ? 1000 : -1000;
+        sim_node_clock_step(world.rig.nodes[node].machine, off);
+        clock_off_ms[node] += off;
+    }
+    lagging = joins && prng_chance(prng, 1, 3) ? 1 + (u32)prng_below(prng, nodes - 1) : 0;
+    peer_rig_run(&world.rig, MS(prng_below(prng, 600)));
+
+    u32 stage = 0, fetched = 0;
+    u64 most = prng_range(prng, 60, 150);
+    for (u32 turn = 0; turn < 2000 && op_count < most && world.violation[0] == '\0'; turn++) {
+        clients_turn(true);
+        if (!calm) nodes_turn();
+        if (!calm) links_turn();
+        if (joins) join_turn(&stage, &fetched);
+        world_turn(calm);
+    }
+    for (u32 turn = 0; turn < 1000 && !clients_idle(); turn++) {
+        clients_turn(false);
+        peer_rig_run(&world.rig, MS(5));
+    }
+    heal();
+    if (stage > 0) {
+        lagging = 0;
+        for (u32 turn = 0; turn < 2000 && stage < world.stage_count; turn++) {
+            join_turn(&stage, &fetched);
+            peer_rig_run(&world.rig, MS(5));
+        }
+        if (stage < world.stage_count) VIOLATED("the plan does not end");
+        for (u32 turn = 0; turn < 1000 && !stage_spread(world.stage_count - 1); turn++)
+            peer_rig_run(&world.rig, MS(1));
+    }
+    peer_rig_run(&world.rig, SECONDS(4)); /* clocks that ran ahead are the past by now */
+    if (world.violation[0] == '\0') converge();
+    judge();
+    if (world.violation[0] != '\0') {
+        if (getenv("SIM_SEED") != NULL) {
+            ops_print();
+            topologies_print();
+        }
+        print_error("seed %llu: %s\n", (unsigned long long)seed, world.violation);
+    }
+    bool failed = world.violation[0] != '\0';
+    cluster_close();
+    if (failed) snprintf(world.violation, sizeof(world.violation), "failed");
+}
+
+/* SIM_KIND chooses seeds (the only kind there is), SIM_SEED one of them, SIM_FIRST and SIM_SEEDS
+ * which: as in test_engine. */
+static void
+acknowledged_writes_are_read_whatever_fails(void **state)
+{
+    (void)state;
+    const char *only = getenv("SIM_SEED"), *from = getenv("SIM_FIRST"), *to = getenv("SIM_SEEDS");
+    u64 first = from != NULL ? strtoull(from, NULL, 10) : 1;
+    u64 last = to != NULL ? strtoull(to, NULL, 10) : SEED_COUNT;
+    if (only != NULL) first = last = strtoull(only, NULL, 10);
+    u32 failed = 0;
+    for (u64 seed = first; seed <= last && failed < 5; seed++) {
+        seed_run(seed);
+        failed += world.violation[0] != '\0';
+    }
+    if (getenv("SIM_STATS") != NULL)
+        fprintf(stderr,
+                "reads %llu local %llu digests %llu mismatches %llu repairs %llu writes %llu "
+                "restamped %llu unknown %llu unavailable %llu replica reads %llu writes %llu wrong "
+                "epoch %llu hedged %llu missed %llu clocks %llu\n",
+                (unsigned long long)reached.reads, (unsigned long long)reached.reads_local,
+                (unsigned long long)reached.digests, (unsigned long long)reached.digest_mismatches,
+                (unsigned long long)reached.repairs, (unsigned long long)reached.writes,
+                (unsigned long long)reached.restamped, (unsigned long long)reached.unknown,
+                (unsigned long long)reached.unavailable, (unsigned long long)reached.replica_reads,
+                (unsigned long long)reached.replica_writes,
+                (unsigned long long)reached.wrong_epoch, (unsigned long long)reached.hedged,
+                (unsigned long long)reached.missed, (unsigned long long)reached.clocks_refused);
+    assert_int_equal(failed, 0);
+    if (last - first + 1 < SEED_COUNT) return;
+    /* Nothing of this is left out by all seeds. */
+    assert_true(reached.restamped > 10 && reached.repairs > 10 && reached.digest_mismatches > 10);
+    assert_true(reached.unknown > 10 && reached.unavailable > 10 && reached.wrong_epoch > 0);
+    assert_true(reached.hedged > 0 && reached.missed > 10 && reached.clocks_refused > 0);
+}
+
+static void
+on_abort(int number)
+{
+    (void)number;
+    print_error("seed %llu: aborted\n", (unsigned long long)world.seed);
+}
+
+int
+main(void)
+{
+    signal(SIGABRT, on_abort);
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(acknowledged_writes_are_read_whatever_fails),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
