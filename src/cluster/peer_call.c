@@ -856,16 +856,15 @@ static void
 link_open_tick(struct peer_link *link)
 {
     bool owed = link->slots_used > 0 || link->posted || link->pinged;
-    if (link_moved(link)) {
-        link->ticks = 0;
-        return;
-    }
     if (!owed) {
         link->ticks = 0;
         if (++link->idle_ticks >= PEER_TICKS_IDLE) link_ping(link);
         return;
     }
-    link->ticks++;
+    /* The kernel is asked only while there is silence; the first tick is what the next compare
+     * with. */
+    bool moved = link_moved(link);
+    link->ticks = moved ? 1 : link->ticks + 1;
     bool suspect = link->ticks >= PEER_TICKS_SUSPECT && link->timeouts >= PEER_TIMEOUTS_SUSPECT;
     if (link->ticks >= PEER_TICKS_SILENT || suspect) {
         MARK("cluster.peer.silent");

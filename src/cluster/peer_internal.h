@@ -39,6 +39,10 @@
 /* Frames that wait for a connection: above it a call is refused. One frame more may lie there. */
 #define PEER_WAITING_BYTES (256u << 10)
 
+static_assert(NATIVE_HEADER_BYTES + PEER_BODY_BYTES_MAX <= CONN_INPUT_MAX_BYTES,
+              "a largest frame may be wanted");
+static_assert(PEER_HANDSHAKE_BYTES_MAX <= PEER_HANDSHAKE_SPAN, "who is let in gets as far");
+
 #define PEER_CONNECT_NS   NS_PER_S
 #define PEER_DELAY_NS_MIN (50 * NS_PER_MS)
 #define PEER_DELAY_NS_MAX NS_PER_S
@@ -55,6 +59,7 @@
 #define PEER_TICKS_SEED       40u  /* 10 s without a call */
 #define PEER_TICKS_GUEST      240u /* a peer asks after 15 s at the latest */
 #define PEER_TIMEOUTS_SUSPECT 4u
+static_assert(PEER_TICKS_GUEST > 3 * PEER_TICKS_IDLE, "who is there has asked by then");
 
 struct peer_slot {
     struct peer_call *call; /* NULL: nobody waits for the answer any more; or the slot is free */
