@@ -57,7 +57,9 @@ role_look(struct group0 *group0)
         log_info("group0", "leader member=%llu term=%llu", (unsigned long long)raft->leader,
                  (unsigned long long)raft->term);
     if (led && raft->role != RAFT_LEADER) group0_proposals_fail(group0, GROUP0_UNKNOWN);
-    if (!led && raft->role == RAFT_LEADER) fiber_queue_wake_all(&group0->lead_queue);
+    if (led || raft->role != RAFT_LEADER) return;
+    group0->leads_since_ns = io_now_ns();
+    fiber_queue_wake_all(&group0->lead_queue);
 }
 
 static void
@@ -471,6 +473,7 @@ group0_found(struct group0 *group0, const struct topology_command *command)
     status st = found(group0, command);
     if (ok(st)) {
         group0_identity_tell(group0);
+        group0_addresses_update(group0, group0->topology);
         st = group0_raft_start(group0, (struct raft_hard_state){.term = 1});
     }
     if (ok(st)) group0->options.changed(group0->options.arg, group0->topology);

@@ -33,6 +33,7 @@ struct group0_options {
      * 0: not known. */
     u64 (*epoch_of)(void *arg, u32 member);
     void *arg;
+    u32 snapshot_entries; /* a snapshot is taken behind so many; 0: 256 */
 };
 
 /* Loads what is there. When group0_member is 0 then: either group0_found, or group0_join. The

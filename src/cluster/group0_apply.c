@@ -159,7 +159,9 @@ wants_snapshot(const struct group0 *group0)
 {
     if (group0->topology == NULL || group0->applied == group0->base_index) return false;
     if (group0->install.wanted || io_now_ns() < group0->snapshot_retry_ns) return false;
-    return group0->applied - group0->base_index >= GROUP0_SNAPSHOT_ENTRIES ||
+    u32 entries = group0->options.snapshot_entries;
+    if (entries == 0) entries = GROUP0_SNAPSHOT_ENTRIES;
+    return group0->applied - group0->base_index >= entries ||
            group0->item_bytes >= GROUP0_SNAPSHOT_BYTES;
 }
 

@@ -58,7 +58,10 @@
 #define GROUP0_ATTEMPT_NS (3 * NS_PER_S)
 #define GROUP0_RETRY_NS   (50 * NS_PER_MS)
 /* Between two looks at what the leader sees to. */
-#define GROUP0_LEAD_NS (200 * NS_PER_MS)
+#define GROUP0_LEAD_NS   (200 * NS_PER_MS)
+#define GROUP0_VOTERS_NS (1 * NS_PER_S)
+#define GROUP0_HEARD     2048u
+static_assert(GROUP0_HEARD >= 2 * RAFT_MEMBERS_MAX, "numbers of present members seldom meet");
 
 static_assert(RAFT_MEMBERS_MAX >= LIMIT_PLACEMENT_NODES, "every member takes part");
 static_assert(GROUP0_BATCH_BYTES_MAX + GROUP0_MESSAGE_BYTES + GROUP0_ENTRIES_IN * 128 <
@@ -318,10 +321,12 @@ struct group0 {
     u64 plan_nothing_epoch; /* where a plan moves nothing and is refused */
     u32 known_count;        /* addresses that were told to peers */
     u32 known[RAFT_MEMBERS_MAX];
-    struct {
+    u64 leads_since_ns;
+    struct group0_heard {
         u32 member;
-        u64 since_ns;
-    } dead[2 * RAFT_VOTERS_MAX];
+        u64 at_ns;
+    } heard[GROUP0_HEARD]; /* by number, the last one of those that meet in a place */
+    u64 voters_at_ns;      /* not before */
 
     u64 snapshots;
 };
@@ -408,6 +413,12 @@ void group0_join_asked(struct group0 *group0, struct peer_request *request,
                        const struct peer_identity *from, struct bytes body);
 
 /* group0_lead.c */
+/* A message of a member has come. */
+static inline void
+group0_member_heard(struct group0 *group0, u32 member, u64 now_ns)
+{
+    group0->heard[member % GROUP0_HEARD] = (struct group0_heard){member, now_ns};
+}
 MAY_YIELD void group0_lead_main(void *arg);
 
 #endif

@@ -18,6 +18,9 @@
 
 /* So long somebody is silent before another one gets the vote. */
 #define DEAD_NS (10 * NS_PER_S)
+/* So long somebody is silent before a barrier goes on without it. From then on what it does is up
+ * to the others: they refuse who is more than a stage behind. */
+#define ABSENT_NS (6 * NS_PER_S)
 /* Those who join at the same time get one plan. */
 #define PLAN_DELAY_NS (1 * NS_PER_S)
 /* A learner that is to vote lacks no more than this. */
@@ -34,6 +37,17 @@ static bool
 is_alive(const struct group0 *group0, u32 member)
 {
     return member == group0->identity.member || group0->options.alive(group0->options.arg, member);
+}
+
+/* Since when nothing was heard of it: of raft here, or of anything elsewhere (alive). Who has just
+ * begun to lead has not had the time to hear of anybody. */
+static u64
+silent_ns(const struct group0 *group0, u32 member)
+{
+    if (is_alive(group0, member)) return 0;
+    const struct group0_heard *heard = &group0->heard[member % GROUP0_HEARD];
+    u64 last = heard->member == member ? heard->at_ns : 0;
+    return io_now_ns() - MAX(last, group0->leads_since_ns);
 }
 
 /* ---- members and voters ---- */
@@ -84,27 +98,6 @@ members_adjust(struct group0 *group0)
     return config_propose(group0, changes, count);
 }
 
-/* Whether a voter was silent for so long that it counts as dead. */
-static bool
-is_dead(struct group0 *group0, u32 member)
-{
-    u64 now = io_now_ns();
-    u32 free = ARRAY_COUNT(group0->dead);
-    for (u32 i = 0; i < ARRAY_COUNT(group0->dead); i++) {
-        if (group0->dead[i].member == member) {
-            if (!is_alive(group0, member)) return now - group0->dead[i].since_ns >= DEAD_NS;
-            group0->dead[i].member = 0;
-            return false;
-        }
-        if (group0->dead[i].member == 0) free = i;
-    }
-    if (free < ARRAY_COUNT(group0->dead) && !is_alive(group0, member)) {
-        group0->dead[free].member = member;
-        group0->dead[free].since_ns = now;
-    }
-    return false;
-}
-
 /* Racks of equal names in equal data centers have equal numbers: that of their first member. */
 static u32
 place_of(const struct topology *topology, u32 at)
@@ -131,7 +124,8 @@ candidates_make(struct group0 *group0, struct group0_candidate *candidates)
                      peer->state == RAFT_PEER_REPLICATE &&
                      peer->match + BEHIND_MAX >= group0->raft.last_index,
             /* Nobody gets a vote while it is silent, nobody loses it for a moment of silence. */
-            .alive = voter ? !is_dead(group0, member->number) : is_alive(group0, member->number),
+            .alive = voter ? silent_ns(group0, member->number) < DEAD_NS
+                           : is_alive(group0, member->number),
             .leaving = member->state == PLACEMENT_LEAVING,
             .place = place_of(topology, i),
         };
@@ -139,20 +133,17 @@ candidates_make(struct group0 *group0, struct group0_candidate *candidates)
     return topology->member_count;
 }
 
-/* No more go than come, but for those who are too many or leave. */
+/* No more go than come, but for those who are too many: who has the vote keeps it until its
+ * successor has caught up. */
 static u32
 voter_changes(const struct group0_candidate *candidates, u32 count, struct raft_change *changes)
 {
-    u32 made = 0, promoted = 0, missing = 0, voters = 0, wanted = 0;
+    u32 made = 0, promoted = 0, voters = 0, wanted = 0;
     for (u32 i = 0; i < count; i++) {
         const struct group0_candidate *candidate = &candidates[i];
         voters += candidate->voter;
         wanted += candidate->chosen;
-        if (!candidate->chosen || candidate->voter) continue;
-        if (!candidate->ready) {
-            missing++;
-            continue;
-        }
+        if (!candidate->chosen || candidate->voter || !candidate->ready) continue;
         if (made < CHANGES_MAX / 2)
             changes[made++] = (struct raft_change){RAFT_PROMOTE, candidate->number};
         promoted++;
@@ -160,8 +151,6 @@ voter_changes(const struct group0_candidate *candidates, u32 count, struct raft_
     u32 may_go = promoted + (voters > wanted ? voters - wanted : 0);
     for (u32 i = 0; i < count && may_go > 0; i++) {
         if (candidates[i].chosen || !candidates[i].voter) continue;
-        /* A living one keeps its vote until its successor is there. */
-        if (missing > 0 && candidates[i].alive && voters <= wanted && promoted == 0) continue;
         if (made < CHANGES_MAX)
             changes[made++] = (struct raft_change){RAFT_DEMOTE, candidates[i].number};
         may_go--;
@@ -172,6 +161,8 @@ voter_changes(const struct group0_candidate *candidates, u32 count, struct raft_
 static bool
 voters_adjust(struct group0 *group0)
 {
+    if (io_now_ns() < group0->voters_at_ns) return false;
+    group0->voters_at_ns = io_now_ns() + GROUP0_VOTERS_NS;
     struct raft_change changes[CHANGES_MAX];
     struct buf *memory = &group0->lead_memory;
     u32 count = group0->topology->member_count;
@@ -202,14 +193,14 @@ plan_command(struct group0 *group0, u8 kind, u64 session, char reason[TOPOLOGY_R
     return group0_change(group0, plan_fill, &command, io_now_ns() + GROUP0_ATTEMPT_NS, reason);
 }
 
-/* Every living member has the present epoch, on all its shards. */
+/* Every member has the present epoch, on all its shards, but for those who are absent. */
 static bool
 barrier_is_passed(const struct group0 *group0)
 {
     const struct topology *topology = group0->topology;
     for (u32 i = 0; i < topology->member_count; i++) {
         u32 number = topology->members[i].number;
-        if (!is_alive(group0, number)) continue;
+        if (silent_ns(group0, number) >= ABSENT_NS) continue;
         if (group0->options.epoch_of(group0->options.arg, number) < topology->epoch) return false;
     }
     return true;

@@ -209,6 +209,7 @@ raft_came(void *arg, struct peer_request *request, const struct peer_identity *f
     }
     if (!group0_input_begin(group0)) return;
     if (!ok(group0_envelope_decode(body, &address, &bytes))) return;
+    group0_member_heard(group0, from->member, io_now_ns());
     group0_address_heard(group0, from->member, header->epoch, &address);
     status st = raft_message_decode(bytes, group0->entries_in, GROUP0_ENTRIES_IN, &message);
     /* Its own number, and nothing that comes in parts. */

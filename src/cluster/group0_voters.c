@@ -25,12 +25,17 @@ better(const struct group0_candidate *a, u32 a_in_rack, const struct group0_cand
     return a->number < b->number;
 }
 
+struct places { /* of those who are chosen */
+    u32 of[GROUP0_VOTERS_MAX];
+    u32 count;
+};
+
 static u32
-chosen_in(const struct group0_candidate *candidates, u32 count, u32 place)
+chosen_in(const struct places *places, u32 place)
 {
     u32 chosen = 0;
-    for (u32 i = 0; i < count; i++)
-        chosen += candidates[i].chosen && candidates[i].place == place;
+    for (u32 i = 0; i < places->count; i++)
+        chosen += places->of[i] == place;
     return chosen;
 }
 
@@ -45,6 +50,7 @@ wanted_of(u32 staying, u32 voters)
 void
 group0_voters_choose(struct group0_candidate *candidates, u32 count)
 {
+    struct places places = {.count = 0};
     u32 staying = 0, voters = 0;
     for (u32 i = 0; i < count; i++) {
         candidates[i].chosen = false;
@@ -57,12 +63,13 @@ group0_voters_choose(struct group0_candidate *candidates, u32 count)
         for (u32 i = 0; i < count; i++) {
             struct group0_candidate *candidate = &candidates[i];
             if (candidate->chosen || candidate->leaving) continue;
-            u32 in_rack = chosen_in(candidates, count, candidate->place);
+            u32 in_rack = chosen_in(&places, candidate->place);
             if (best != NULL && !better(candidate, in_rack, best, best_in_rack)) continue;
             best = candidate;
             best_in_rack = in_rack;
         }
         if (best == NULL) return;
         best->chosen = true;
+        places.of[places.count++] = best->place;
     }
 }

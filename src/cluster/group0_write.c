@@ -47,14 +47,15 @@ group0_write_wait(struct group0 *group0, u64 number)
     return ok(group0->failed) ? ST_CLOSED : group0->failed;
 }
 
-/* Refusals that pass: a full disk, compaction that cannot follow. Raft's own rules see to it that a
- * leader which cannot write for long is one no more. */
+/* Refusals that pass: a full disk, compaction that cannot follow, no memory for a memtable (which
+ * is called too large a batch when there is no other one; ours are never too large). Raft's own
+ * rules see to it that a leader which cannot write for long is one no more. */
 static bool
 passes(status st)
 {
     return status_is(st, ST_NO_SPACE) || status_is(st, ST_OVERLOADED) ||
            status_is(st, ST_NO_MEMORY) || status_is(st, ST_WOULD_WAIT) ||
-           status_is(st, ST_TIMED_OUT);
+           status_is(st, ST_TOO_LARGE);
 }
 
 static MAY_YIELD status

@@ -44,6 +44,7 @@
 /* Of a node; outside of all nodes, so that a crash does not take it. */
 struct app {
     struct peer_rig_node *node;
+    struct store_layout layout;
     struct lsm *lsm;
     struct group0 *group0; /* while it is open */
     struct budget budget;
@@ -54,6 +55,7 @@ struct app {
     u64 shown; /* newest epoch that this disk's member has shown */
     u64 life_shown;
     enum lsm_durability durability;
+    bool disk_failed; /* in this life */
     /* its requests, one at a time of each kind */
     struct peer_rig_job change_job, barrier_job;
     bool changing, reading;
@@ -65,6 +67,9 @@ struct app {
 };
 
 static struct app apps[NODES];
+static u32 snapshot_entries;
+static bool disks_fail;
+static bool errors_now; /* of disks */
 static struct peer_rig rig;
 
 /* What all agree on: by epoch. */
@@ -76,6 +81,7 @@ static u64 chain_last;
 static u16 acknowledged[NUMBERS_MAX];
 static u64 acknowledged_epoch;
 static u64 changes_done, changes_unknown, barriers_done, joins_done, snapshots_seen;
+static u64 failures_seen;
 static u64 seed_now;
 static char violation[256];
 
@@ -226,16 +232,23 @@ app_open(struct app *app, struct peers *peers)
                                      .changed = app_changed,
                                      .alive = app_alive,
                                      .epoch_of = app_epoch_of,
-                                     .arg = app};
+                                     .arg = app,
+                                     .snapshot_entries = snapshot_entries};
     struct group0 *group0;
-    app->life_shown = 0;
-    status st = group0_open(&options, &group0);
-    if (!ok(st)) return st;
-    app->group0 = group0;
+    status st;
     app->stop = false;
     app->fibers = 0;
+    do { /* memory is refused by chance */
+        app->life_shown = 0;
+        st = group0_open(&options, &group0);
+        if (status_is(st, ST_NO_MEMORY)) fiber_sleep_ns(MS(1));
+    } while (status_is(st, ST_NO_MEMORY));
+    if (!ok(st)) return st;
+    app->group0 = group0;
     if (app->founder && !app->founded && group0_member(group0) == 0) {
-        st = found(app);
+        while (st = found(app), status_is(st, ST_NO_MEMORY) && ok(group0->failed))
+            fiber_sleep_ns(MS(1));
+        if (!ok(app->group0->failed)) st = ST_OK; /* it is taken down, and begins anew */
     } else if (group0_member(group0) == 0) {
         st = fiber_spawn(FIBER_FOREGROUND, "join", join_main, app);
         app->fibers += ok(st);
@@ -250,7 +263,7 @@ node_main(struct peer_rig_node *node)
 {
     struct app *app = &apps[node->index];
     struct peer_rig_shard *shard = &node->shards[0];
-    struct store_layout layout;
+    struct store_layout *layout = &app->layout;
     struct lsm_options lsm_options;
     char dir[32], error[160];
     app->group0 = NULL;
@@ -262,11 +275,11 @@ node_main(struct peer_rig_node *node)
     lsm_options.disk_reserve_bytes = 0;
     lsm_options.durability = app->durability;
     snprintf(dir, sizeof(dir), "data%u", app->wipes);
-    status st = store_prepare(dir, NULL, 1, &lsm_options, &layout, error, sizeof(error));
+    status st = store_prepare(dir, NULL, 1, &lsm_options, layout, error, sizeof(error));
     if (!ok(st)) return st;
-    struct lsm_place place = {.dir = layout.shards[0].dir,
-                              .token_first = layout.shards[0].token_first,
-                              .token_last = layout.shards[0].token_last};
+    struct lsm_place place = {.dir = layout->shards[0].dir,
+                              .token_first = layout->shards[0].token_first,
+                              .token_last = layout->shards[0].token_last};
     st = lsm_open(&place, &lsm_options, &app->lsm);
     if (!ok(st)) return st;
 
@@ -278,8 +291,9 @@ node_main(struct peer_rig_node *node)
     st = app_open(app, shard->peers);
     if (ok(st))
         peer_rig_serve(node);
-    else
+    else if (!errors_now)
         violated("n%u does not open: %s", node->index, status_text(st));
+    shard->ready = true;
     app->stop = true;
     while (app->fibers > 0)
         fiber_sleep_ns(MS(1));
@@ -291,9 +305,14 @@ node_main(struct peer_rig_node *node)
     }
     peers_close(shard->peers);
     CHECK(app->budget.used_bytes == 0);
+    static struct lsm_stats stats; /* too large for a fiber */
+    lsm_stats_get(app->lsm, &stats);
+    if (stats.state == LSM_STATE_FAILED) app->disk_failed = true;
     status closed = lsm_close(app->lsm);
     store_release(dir);
-    return ok(st) ? closed : st;
+    if (rig.options.alloc_ppm > 0 && status_is(closed, ST_NO_MEMORY)) closed = ST_OK;
+    /* What a failed disk did to it is not this test's question. */
+    return app->disk_failed || (ok(st) && ok(closed)) ? ST_OK : ok(st) ? closed : st;
 }
 
 /* ---- what is asked of a node ---- */
@@ -333,7 +352,8 @@ change_main(struct peer_rig_node *node, void *arg)
     acknowledged[app->lane] = app->value;
     topology = group0_topology(app->group0);
     self = topology_member(topology, app->lane);
-    if (io_now_ns() < deadline_ns && (self == NULL || self->client_port < app->value))
+    if (io_now_ns() < deadline_ns && ok(app->group0->failed) &&
+        (self == NULL || self->client_port < app->value))
         violated("kept: n%u does not see what it was told is done", node->index);
     acknowledged_epoch = MAX(acknowledged_epoch, topology->epoch);
 }
@@ -406,7 +426,9 @@ static void
 start(u32 i)
 {
     if (sim_node_running(rig.nodes[i].machine)) return;
-    apps[i].changing = apps[i].reading = false;
+    apps[i].changing = apps[i].reading = apps[i].disk_failed = false;
+    if (errors_now) sim_error_rates_set(rig.sim, 0, 0, 0);
+    errors_now = false;
     peer_rig_start(&rig, i);
 }
 
@@ -416,6 +438,17 @@ crash(u32 i, bool process_only)
     if (!sim_node_running(rig.nodes[i].machine)) return;
     peer_rig_crash(&rig, i, process_only);
     apps[i].group0 = NULL;
+}
+
+/* A member whose store has failed takes no part; its process ends and begins anew. */
+static void
+failed_ones_end(void)
+{
+    for (u32 i = 0; i < rig.node_count; i++)
+        if (serves(i) && !ok(apps[i].group0->failed)) {
+            failures_seen++;
+            crash(i, false);
+        }
 }
 
 static bool
@@ -519,6 +552,8 @@ static void
 calm(void)
 {
     sim_faults_end(rig.sim);
+    errors_now = false;
+    failed_ones_end();
     heal_all();
     for (u32 i = 0; i < rig.node_count; i++)
         start(i);
@@ -599,10 +634,16 @@ happen(struct prng *prng)
         for (b = 0; b < rig.node_count; b++)
             crash(b, false);
         break;
+    case 11:
+        if (!disks_fail || !all_are_members()) break;
+        errors_now = true;
+        sim_error_rates_set(rig.sim, 0, 20000, 20000);
+        break;
     default:
         ask_barrier(b);
         break;
     }
+    failed_ones_end();
     for (u64 i = prng_below(prng, 4); i > 0; i--)
         ask((u32)prng_below(prng, rig.node_count), prng_range(prng, MS(10), SECONDS(3)));
 }
@@ -632,6 +673,10 @@ history(u64 seed, bool telling)
     rig.options.net.stall_ns_max = SECONDS(1);
     if (prng_chance(&prng, 1, 4)) rig.options.disk.stall_ppm = (u32)prng_below(&prng, 3000);
     rig.options.disk.stall_ns = SECONDS(3);
+    if (prng_chance(&prng, 1, 3)) rig.options.alloc_ppm = (u32)prng_below(&prng, 3000);
+    disks_fail = prng_chance(&prng, 1, 4);
+    snapshot_entries = 2 + (u32)prng_below(&prng, prng_chance(&prng, 1, 2) ? 8 : 100);
+    errors_now = false;
     peer_rig_open(&rig);
     for (u32 i = 0; i < rig.node_count; i++)
         apps[i].node = &rig.nodes[i];
@@ -670,10 +715,11 @@ whatever_happens_all_agree(void **state)
         fflush(stdout);
         if (++failed == most) break;
     }
-    printf("changes %llu, of unknown outcome %llu, barriers %llu, joins %llu, snapshots %llu\n",
+    printf("changes %llu, of unknown outcome %llu, barriers %llu, joins %llu, snapshots %llu, "
+           "failed stores %llu\n",
            (unsigned long long)changes_done, (unsigned long long)changes_unknown,
            (unsigned long long)barriers_done, (unsigned long long)joins_done,
-           (unsigned long long)snapshots_seen);
+           (unsigned long long)snapshots_seen, (unsigned long long)failures_seen);
     assert_int_equal(failed, 0);
     /* A sweep in which nothing happens proves nothing. */
     if (last - first >= 100)

@@ -106,11 +106,14 @@ static void
 hunt_lease(u64 leader)
 {
     u64 lonely = 1 + pick(NODES);
+    bool restarts = pick(2), alone = pick(2);
     rig_cut_both(&rig, leader, lonely, true);
     rig_run(&rig, (TICKS_VOTE + pick(TICKS_VOTE)) * UNIT_TICK);
-    if (pick(2)) return;
-    for (u64 id = 1; id <= NODES; id++)
-        if (id != leader && id != lonely && pick(2)) rig_crash(&rig, id, 1 + pick(10));
+    for (u64 id = 1; id <= NODES; id++) {
+        if (id == leader || id == lonely) continue;
+        if (restarts) rig_crash(&rig, id, 1 + pick(3));
+        if (alone) rig_cut_both(&rig, leader, id, true); /* or they hear it soon */
+    }
 }
 
 static void
