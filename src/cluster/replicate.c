@@ -32,8 +32,7 @@ durable_answer(struct replicator *r, bool failed)
 {
     u64 durable = lsm_durable_seq(r->options.lsm);
     while (!list_empty(&r->durable)) {
-        struct durable_wait *first =
-            list_entry(list_first(&r->durable), struct durable_wait, link);
+        struct durable_wait *first = list_entry(list_first(&r->durable), struct durable_wait, link);
         bool is_durable = first->seq <= durable;
         if (!is_durable && !failed) break;
         list_del(&first->link);
@@ -192,8 +191,8 @@ replicate_row(const struct replicator *r, u16 keyspace, u64 token, u32 *partitio
               struct topology_row *out)
 {
     const struct topology *topology = r->topology;
-    if (topology == NULL || topology->partition_count == 0 ||
-        keyspace >= LIMIT_KEYSPACES_CLIENT || !topology->keyspaces[keyspace].used)
+    if (topology == NULL || topology->partition_count == 0 || keyspace >= LIMIT_KEYSPACES_CLIENT ||
+        !topology->keyspaces[keyspace].used)
         return false;
     u32 partition = token_partition(token, topology->partition_count);
     topology_row(topology, keyspace, partition, out);

@@ -57,6 +57,7 @@ struct replicator_options {
 
 MUST_CHECK status replicator_open(const struct replicator_options *options,
                                   struct replicator **out);
+/* Before the peers and the store are closed. */
 MAY_YIELD void replicator_close(struct replicator *replicator);
 /* self: the own number. Holds the topology. Writes that began under the one before go on; see
  * replicator_epoch. */

@@ -37,6 +37,10 @@
 /* While the own store has no room for a write. */
 #define ROOM_NS NS_PER_MS
 
+/* A write's calls last at least so long, however soon its coordinator must answer: the others are
+ * to get it, too. */
+#define WRITE_CALL_NS_MIN (2 * NS_PER_S)
+
 #define HEDGE_NS_MIN   (2 * NS_PER_MS)
 #define HEDGE_NS_START (10 * NS_PER_MS) /* before enough answers were seen */
 #define HEDGE_SAMPLES  128u
@@ -141,8 +145,8 @@ struct write_call {
     bool under_way;
 };
 
-/* One version of a batch on its way to the replicas. Lives until the last call has ended and the own
- * log has answered, which may be after the coordinator has: so it is on no stack, and has the
+/* One version of a batch on its way to the replicas. Lives until the last call has ended and the
+ * own log has answered, which may be after the coordinator has: so it is on no stack, and has the
  * operations by then. */
 struct write_attempt {
     struct list link; /* replicator->attempts */

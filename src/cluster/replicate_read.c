@@ -386,8 +386,8 @@ read_attempt(struct read *read, struct replicate_value *out)
     u32 count;
     const u32 *members = topology_row_read(&read->row, &count);
     u32 places = read->row.read_next ? read->row.next_places : read->row.places;
-    read->need = replicate_need(read->level, keyspace->read_quorum, keyspace->replicas, places,
-                                count);
+    read->need =
+        replicate_need(read->level, keyspace->read_quorum, keyspace->replicas, places, count);
     quorum_init(&read->quorum);
     quorum_set_add(&read->quorum, members, count, read->need);
     memset(read->asked, 0, sizeof(read->asked));
@@ -433,8 +433,8 @@ read_until(struct read *read, struct coordinated *c, struct replicate_value *out
         if (ok(st)) return st;
         replicate_value_release(out);
         bool behind = read->epoch_seen > read->epoch;
-        bool again = status_is(st, ST_WOULD_WAIT) ||
-                     (status_is(st, ST_UNAVAILABLE) && read->wrong_epoch);
+        bool again =
+            status_is(st, ST_WOULD_WAIT) || (status_is(st, ST_UNAVAILABLE) && read->wrong_epoch);
         if (!again) return st;
         if (!topology_await(r, read->epoch, behind, read->deadline_ns))
             return r->closing ? ST_CLOSED : ST_UNAVAILABLE;

@@ -238,8 +238,7 @@ read_at_once(struct serve *serve, const struct peer_read *read)
     u64 token = hash_token(read->key);
     if (read->want == PEER_WANT_DIGEST) {
         u64 version = 0, seq = 0;
-        status st =
-            lsm_newest_try(lsm, serve->keyspace, token, read->key, 0, &version, &seq);
+        status st = lsm_newest_try(lsm, serve->keyspace, token, read->key, 0, &version, &seq);
         if (!ok(st) && !status_is(st, ST_NOT_FOUND)) return false;
         digest_answer(serve, version, seq);
         return true;

@@ -136,8 +136,7 @@ static struct write_attempt *
 attempt_new(struct replicator *r, const struct quorum *quorum, const struct lsm_batch *batch,
             u64 version, u64 epoch, u64 deadline_ns)
 {
-    struct write_attempt *attempt =
-        mem_alloc_zero(r->options.budget, attempt_bytes(quorum->count));
+    struct write_attempt *attempt = mem_alloc_zero(r->options.budget, attempt_bytes(quorum->count));
     if (attempt == NULL) return MARKED("cluster.replicate.no_memory", NULL);
     attempt->r = r;
     attempt->references = 1;
@@ -169,6 +168,7 @@ attempt_send(struct write_attempt *attempt, const struct topology *topology, u16
                             buf_bytes(&attempt->batch->ops)};
     struct native_header header = {
         .opcode = PEER_WRITE, .epoch = attempt->epoch, .keyspace = keyspace};
+    u64 until = MAX(attempt->deadline_ns, io_now_ns() + WRITE_CALL_NS_MIN);
     for (u32 i = 0; i < attempt->quorum.count; i++) {
         u32 member = attempt->quorum.members[i];
         u32 shard;
@@ -183,7 +183,7 @@ attempt_send(struct write_attempt *attempt, const struct topology *topology, u16
         *load_of(r, member) += 1;
         peer_call_init(&call->call, call_done);
         peer_call_start(r->options.peers, &call->call, member, shard, &header, parts,
-                        ARRAY_COUNT(parts), attempt->deadline_ns);
+                        ARRAY_COUNT(parts), until);
     }
 }
 
@@ -274,8 +274,8 @@ write_quorum(const struct write *w, const struct topology_row *row, struct quoru
     const struct topology_keyspace *keyspace = &w->r->topology->keyspaces[w->keyspace];
     quorum_init(out);
     quorum_set_add(out, row->write, row->count,
-                   replicate_need(w->level, keyspace->write_quorum, keyspace->replicas,
-                                  row->places, row->count));
+                   replicate_need(w->level, keyspace->write_quorum, keyspace->replicas, row->places,
+                                  row->count));
     if (row->next_count > 0)
         quorum_set_add(out, row->write_next, row->next_count,
                        replicate_need(w->level, keyspace->write_quorum, keyspace->replicas,
@@ -327,8 +327,8 @@ write_attempt(struct write *w, u64 *version_out, u64 *epoch_out, bool *newer_top
     } else {
         st = ST_UNAVAILABLE;
     }
-    w->maybe_done = w->maybe_done || attempt->maybe_done ||
-                    quorum_count(&attempt->quorum, QUORUM_PENDING) > 0;
+    w->maybe_done =
+        w->maybe_done || attempt->maybe_done || quorum_count(&attempt->quorum, QUORUM_PENDING) > 0;
     if (status_is(st, ST_WOULD_WAIT)) {
         attempt->given_up = attempt->decided = true;
     } else {
