@@ -12,7 +12,6 @@
 #include "base/fault.h"
 #include "base/hash.h"
 #include "cluster/hints_internal.h"
-#include "cluster/hlc.h"
 #include "io/file.h"
 #include "io/io.h"
 #include "lsm/batch.h"
@@ -534,13 +533,6 @@ hints_repaired(struct hints *h, u32 partition, u32 target, u64 version)
     fiber_queue_wake_all(&h->wake);
 }
 
-static u64
-age_ms(u64 version)
-{
-    u64 at = hlc_wall_ms(version), now = io_wall_ms();
-    return now > at ? now - at : 0;
-}
-
 void
 hints_stats_get(const struct hints *h, struct hints_stats *out)
 {
@@ -556,7 +548,7 @@ hints_stats_get(const struct hints *h, struct hints_stats *out)
             if (run->waiting > 0) oldest = MIN(oldest, run->version_oldest);
             out->repairs_due += run->repair;
         }
-    out->oldest_ms = oldest == UINT64_MAX ? 0 : age_ms(oldest);
+    out->version_oldest = oldest == UINT64_MAX ? 0 : oldest;
 }
 
 bool
@@ -579,6 +571,6 @@ hints_target_next(const struct hints *h, u32 after, struct hints_target *out)
         if (run->waiting > 0) oldest = MIN(oldest, run->version_oldest);
         out->repairs_due += run->repair;
     }
-    out->oldest_ms = oldest == UINT64_MAX ? 0 : age_ms(oldest);
+    out->version_oldest = oldest == UINT64_MAX ? 0 : oldest;
     return true;
 }

@@ -94,7 +94,7 @@ struct hints_stats {
     /* now */
     u64 waiting, waiting_bytes; /* on disk and in the queue */
     u64 queued_bytes;           /* in memory */
-    u64 oldest_ms;              /* age of the oldest that waits; 0: none */
+    u64 version_oldest;         /* of those, at most; hlc_wall_ms says when; 0: none */
     u64 repairs_due;            /* runs of hints (partition and target) of which some were dropped */
     bool loaded;                /* what an earlier life left is counted */
     /* since the opening */
@@ -113,7 +113,7 @@ void hints_stats_get(const struct hints *hints, struct hints_stats *out);
 struct hints_target {
     u32 member;
     u64 waiting, waiting_bytes;
-    u64 oldest_ms; /* age */
+    u64 version_oldest; /* as above */
     u64 repairs_due;
 };
 /* The member with the next higher number than `after` for whom hints wait or repair is due. */
