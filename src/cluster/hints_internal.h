@@ -90,6 +90,7 @@ hint_parts(size_t ops_bytes)
 #define HINTS_DELETE_OPS      512u
 #define HINTS_CALL_NS         (2 * NS_PER_S)
 #define HINTS_TICK_NS         (100 * NS_PER_MS)
+#define HINTS_BURST_NS        (10 * NS_PER_MS)
 #define HINTS_BACKOFF_NS_MAX  (5 * NS_PER_S)
 #define HINTS_EXPIRE_NS       (10 * NS_PER_S)
 

@@ -3,7 +3,7 @@
  * hints_key.c -- keys of hints. See hints_internal.h. Pure.
  *
  * A tag for each partition: numbers are tried from 0 on until every partition has one. CRC16 deals
- * decimal numbers evenly: 4,096 partitions of four slots each have theirs below 100,000, and the
+ * decimal numbers evenly: 4,096 partitions of four slots each have theirs below 20,000, and the
  * search takes a millisecond. The same numbers everywhere and always, or hints would be lost.
  */
 #include "base/hash.h"

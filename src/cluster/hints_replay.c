@@ -416,8 +416,8 @@ static void
 paced(struct hints *h, u64 bytes)
 {
     u64 now = io_now_ns();
-    /* What was not used is lost, but for a tick. */
-    u64 from = MAX(h->pace_ns, now - MIN(now, HINTS_TICK_NS));
+    /* What was not used is lost, but for a little. */
+    u64 from = MAX(h->pace_ns, now - MIN(now, HINTS_BURST_NS));
     h->pace_ns = from + bytes * NS_PER_S / h->options.replay_bytes_per_s;
 }
 
