@@ -477,6 +477,13 @@ hints_topology_set(struct hints *h, struct topology *topology, u32 self)
     fiber_queue_wake_all(&h->wake);
 }
 
+u64
+hints_epoch(const struct hints *h)
+{
+    if (list_empty(&h->flying)) return UINT64_MAX;
+    return list_entry(list_first(&h->flying), struct hint_sent, link)->epoch;
+}
+
 /* ---- questions ---- */
 
 u64

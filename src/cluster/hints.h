@@ -69,6 +69,10 @@ MAY_YIELD void hints_close(struct hints *hints);
 /* Holds the topology. self: the own number. */
 void hints_topology_set(struct hints *hints, struct topology *topology, u32 self);
 
+/* The oldest epoch that something was sent with that is not answered yet; UINT64_MAX: nothing is
+ * under way. */
+u64 hints_epoch(const struct hints *hints);
+
 /* The batch (its version filled in; puts and deletes of one partition and keyspace) did not get to
  * the target. Copies it. Also as a callback. */
 void hints_add(struct hints *hints, u32 target, const struct lsm_batch *batch);

@@ -128,6 +128,7 @@ struct hint_queued {
 struct hint_call {
     struct peer_call call;
     struct hint_sent *sent;
+    u32 member;
     bool under_way;
 };
 
@@ -143,8 +144,11 @@ struct hint_sent {
     u64 delete_seq;
     enum hint_fate fate;
     bool failed, refused; /* refused: by what it is; others may do better */
+    u64 epoch; /* of the topology that told whom to call */
+    u32 partition;
+    struct buf ops; /* for those who are called later */
     u32 pending;
-    u32 call_count;
+    u32 called, call_count;
     struct hint_call calls[];
 };
 
@@ -173,7 +177,7 @@ struct hints {
     struct hint_target *passing;  /* whose */
     struct hint_run *passing_run; /* only this one, if any */
     bool passing_alive;           /* when it began */
-    struct list flying, ended, deleting; /* struct hint_sent */
+    struct list flying, ended, deleting; /* struct hint_sent; those that fly: by epoch */
     u32 in_flight, outstanding;
     u64 in_flight_bytes;
     u64 pace_ns;       /* when the next may be sent */

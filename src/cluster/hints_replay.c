@@ -12,7 +12,8 @@
  * that doubles from 100 ms to 5 s. What was sent then stays as it is.
  *
  * Whom a hint is for is decided when it is sent, by the topology of then: the target if it is in
- * the row (of the present or the next placement), else all of the row, of which none may miss.
+ * the row, else all of the row, of which none may miss it; while a plan is under way all of the
+ * next row, too (route_find).
  *
  * Nobody waits for this: the fiber is of the background class, and sends no faster than
  * replay_bytes_per_s.
@@ -37,6 +38,7 @@ sent_free(struct hint_sent *sent)
     struct hints *h = sent->h;
     list_del(&sent->link);
     h->outstanding--;
+    buf_deinit(&sent->ops);
     mem_free(h->options.budget, sent, sizeof(*sent) + sent->call_count * sizeof(struct hint_call));
 }
 
@@ -154,6 +156,8 @@ sent_end(struct hint_sent *sent)
     fiber_queue_wake_all(&h->wake);
 }
 
+static void sent_answered(struct hint_sent *sent);
+
 static void
 call_done(struct peer_call *peer_call, status st, const struct native_header *header,
           struct bytes body)
@@ -181,7 +185,76 @@ call_done(struct peer_call *peer_call, status st, const struct native_header *he
             break;
         }
     }
-    if (--sent->pending == 0) sent_end(sent);
+    sent_answered(sent);
+}
+
+/* Into our own store. The deletion comes later in the same log, so it is not durable before this
+ * is. */
+static void
+own_write(struct hint_sent *sent, struct bytes ops)
+{
+    struct hints *h = sent->h;
+    if (sent->key.version < lsm_purge_below(h->options.lsm, sent->key.keyspace)) {
+        sent->fate = HINT_STALE;
+        return;
+    }
+    struct lsm_batch batch = {.ops = {.data = (u8 *)(uintptr_t)ops.data, .size = ops.size},
+                              .count = sent->key.count,
+                              .version = sent->key.version};
+    u64 seq;
+    if (!ok(lsm_write_try(h->options.lsm, &batch, &seq))) sent->failed = true;
+}
+
+/* Calls those who were not yet, up to the end-th. */
+static void
+sent_call(struct hint_sent *sent, struct bytes ops, u32 end)
+{
+    struct hints *h = sent->h;
+    u8 head[PEER_REPLICA_HEAD_BYTES];
+    struct peer_write write = {.version = sent->key.version,
+                               .partition = sent->partition,
+                               .count = sent->key.count,
+                               .flags = PEER_WRITE_REPAIR | PEER_WRITE_HINT};
+    struct bytes parts[] = {BYTES(head, peer_write_head(&write, head)), ops};
+    struct native_header header = {
+        .opcode = PEER_WRITE, .epoch = sent->epoch, .keyspace = sent->key.keyspace};
+    sent->pending++; /* until all have begun */
+    for (; sent->called < end; sent->called++) {
+        struct hint_call *call = &sent->calls[sent->called];
+        const struct topology_member *member = topology_member(h->topology, call->member);
+        call->sent = sent;
+        if (call->member == h->self) {
+            own_write(sent, ops);
+        } else if (member == NULL || member->shard_count == 0) {
+            sent->failed = true;
+        } else {
+            call->under_way = true;
+            sent->pending++;
+            peer_call_init(&call->call, call_done);
+            peer_call_start(h->options.peers, &call->call, member->number,
+                            partition_shard(sent->run->partition, member->shard_count,
+                                            PARTITION_COUNT_DEFAULT),
+                            &header, parts, ARRAY_COUNT(parts), io_now_ns() + HINTS_CALL_NS);
+        }
+    }
+    sent_answered(sent);
+}
+
+/* One of those who were called has answered, or all have been called. */
+static void
+sent_answered(struct hint_sent *sent)
+{
+    struct hints *h = sent->h;
+    if (--sent->pending > 0) return;
+    bool good = !sent->failed && !sent->refused && sent->fate != HINT_STALE && !h->closing;
+    if (!good || sent->called == sent->call_count) {
+        sent_end(sent);
+    } else if (h->topology->epoch != sent->epoch) {
+        sent->failed = true; /* others may be meant now */
+        sent_end(sent);
+    } else {
+        sent_call(sent, buf_bytes(&sent->ops), sent->call_count);
+    }
 }
 
 static void
@@ -208,20 +281,50 @@ is_alive(const struct hints *h, u32 member)
            h->options.alive(h->options.arg, member);
 }
 
-/* Members of the row, each once; a lone target that is among them. False: no such keyspace. */
+/* Whom a hint is sent to, each once. */
+struct route {
+    u32 count, members[QUORUM_MEMBERS_MAX];
+    u32 first; /* so many are to have it before the others get it */
+    bool rerouted;
+};
+
 static bool
-route(const struct hints *h, u32 target, u16 keyspace, u32 partition, struct quorum *out)
+among(const u32 *members, u32 count, u32 member)
 {
-    const struct topology *topology = h->topology;
-    if (!topology->keyspaces[keyspace].used) return false;
+    for (u32 i = 0; i < count; i++)
+        if (members[i] == member) return true;
+    return false;
+}
+
+static void
+route_add(struct route *route, const u32 *members, u32 count)
+{
+    for (u32 i = 0; i < count; i++)
+        if (!among(route->members, route->count, members[i]))
+            route->members[route->count++] = members[i];
+}
+
+/* While a plan is under way, what too few had to be read may not come to be read in the present row
+ * and be missing in the next one, from which whoever gains it has fetched already: so who is new
+ * there gets it first, and the target last. False: no such keyspace. */
+static bool
+route_find(const struct hints *h, u32 target, u16 keyspace, u32 partition, struct route *out)
+{
+    if (!h->topology->keyspaces[keyspace].used) return false;
     struct topology_row row;
-    topology_row(topology, keyspace, partition, &row);
-    quorum_init(out);
-    quorum_set_add(out, row.write, row.count, 1);
-    if (row.next_count > 0) quorum_set_add(out, row.write_next, row.next_count, 1);
-    if (quorum_find(out, target) == QUORUM_MEMBERS_MAX) return true;
-    quorum_init(out);
-    quorum_set_add(out, &target, 1, 1);
+    topology_row(h->topology, keyspace, partition, &row);
+    *out = (struct route){0};
+    for (u32 i = 0; i < row.next_count; i++)
+        if (!among(row.write, row.count, row.write_next[i]))
+            route_add(out, &row.write_next[i], 1);
+    out->first = out->count;
+    route_add(out, row.write_next, row.next_count);
+    out->rerouted = !among(row.write, row.count, target) &&
+                    !among(row.write_next, row.next_count, target);
+    if (out->rerouted)
+        route_add(out, row.write, row.count);
+    else
+        route_add(out, &target, 1);
     return true;
 }
 
@@ -270,6 +373,7 @@ sent_new(struct hints *h, const struct hint_read *read, u32 calls, enum hint_fat
     sent->bytes = read->bytes;
     sent->fate = fate;
     sent->call_count = calls;
+    buf_init(&sent->ops, h->options.budget);
     list_init(&sent->link);
     h->outstanding++;
     return sent;
@@ -286,69 +390,32 @@ give_up(struct hints *h, const struct hint_read *read, enum hint_fate fate)
     return true;
 }
 
-/* Into our own store. */
-static MAY_YIELD void
-own_write(struct hints *h, struct hint_sent *sent, struct bytes ops)
+/* False: no memory. */
+static bool
+hint_send(struct hints *h, const struct hint_read *read, u32 partition, const struct route *to)
 {
-    if (sent->key.version < lsm_purge_below(h->options.lsm, sent->key.keyspace)) {
-        sent->fate = HINT_STALE;
-        return;
-    }
-    struct lsm_batch batch = {.ops = {.data = (u8 *)(uintptr_t)ops.data, .size = ops.size},
-                              .count = sent->key.count,
-                              .version = sent->key.version};
-    u64 seq;
-    /* The deletion comes later in the same log, so it is not durable before this is. */
-    if (!ok(lsm_write(h->options.lsm, &batch, &seq))) sent->failed = true;
-}
-
-/* Sends it. False: no memory. */
-static MAY_YIELD bool
-hint_send(struct hints *h, const struct hint_read *read, u32 partition, const struct quorum *to)
-{
-    bool same = to->count == 1 && to->members[0] == read->key.target;
-    struct hint_sent *sent = sent_new(h, read, to->count, same ? HINT_DELIVERED : HINT_REROUTED);
+    struct hint_sent *sent =
+        sent_new(h, read, to->count, to->rerouted ? HINT_REROUTED : HINT_DELIVERED);
     if (sent == NULL) return false;
+    bool later = to->first > 0 && to->first < to->count;
+    if (later && !buf_append(&sent->ops, read->ops.data, read->ops.size)) {
+        MARK("cluster.hints.later_no_memory");
+        sent_free(sent);
+        return false;
+    }
+    sent->epoch = h->topology->epoch;
+    sent->partition = partition;
+    for (u32 i = 0; i < to->count; i++)
+        sent->calls[i].member = to->members[i];
     list_push_back(&h->flying, &sent->link);
     h->in_flight++;
     h->in_flight_bytes += sent->bytes;
-    sent->pending = 1; /* ours, until all calls have begun */
-    u8 head[PEER_REPLICA_HEAD_BYTES];
-    struct peer_write write = {.version = read->key.version,
-                               .partition = partition,
-                               .count = read->key.count,
-                               .flags = PEER_WRITE_REPAIR | PEER_WRITE_HINT};
-    struct bytes parts[] = {BYTES(head, peer_write_head(&write, head)), read->ops};
-    struct native_header header = {
-        .opcode = PEER_WRITE, .epoch = h->topology->epoch, .keyspace = read->key.keyspace};
-    bool own = false;
-    for (u32 i = 0; i < to->count; i++) {
-        struct hint_call *call = &sent->calls[i];
-        const struct topology_member *member = topology_member(h->topology, to->members[i]);
-        peer_call_init(&call->call, call_done);
-        call->sent = sent;
-        if (to->members[i] == h->self) {
-            own = true;
-            continue;
-        }
-        if (member == NULL || member->shard_count == 0) {
-            sent->failed = true;
-            continue;
-        }
-        call->under_way = true;
-        sent->pending++;
-        peer_call_start(h->options.peers, &call->call, member->number,
-                        partition_shard(read->run->partition, member->shard_count,
-                                        PARTITION_COUNT_DEFAULT),
-                        &header, parts, ARRAY_COUNT(parts), io_now_ns() + HINTS_CALL_NS);
-    }
-    if (own) own_write(h, sent, read->ops); /* after the calls: it may wait */
-    if (--sent->pending == 0) sent_end(sent);
+    sent_call(sent, read->ops, later ? to->first : to->count);
     return true;
 }
 
 /* False: the pass is to be given up. */
-static MAY_YIELD bool
+static bool
 deliver(struct hints *h, const struct hint_read *read)
 {
     const struct hint_key *key = &read->key;
@@ -365,8 +432,8 @@ deliver(struct hints *h, const struct hint_read *read)
         return give_up(h, read, HINT_DAMAGED);
     }
     u32 partition = token_partition(op.header.token, h->topology->partition_count);
-    struct quorum to;
-    if (!route(h, key->target, key->keyspace, partition, &to))
+    struct route to;
+    if (!route_find(h, key->target, key->keyspace, partition, &to))
         return give_up(h, read, HINT_ORPHANED);
     bool all_live = to.count > 0;
     for (u32 i = 0; i < to.count; i++)

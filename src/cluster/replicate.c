@@ -145,9 +145,15 @@ replicator_topology_set(struct replicator *r, struct topology *topology, u32 sel
 u64
 replicator_epoch(const struct replicator *r)
 {
+    u64 epoch = r->topology == NULL ? 0 : r->topology->epoch;
     if (!list_empty(&r->coordinated))
-        return list_entry(list_first(&r->coordinated), struct coordinated, link)->epoch;
-    return r->topology == NULL ? 0 : r->topology->epoch;
+        epoch = list_entry(list_first(&r->coordinated), struct coordinated, link)->epoch;
+    /* Calls go on after the answer, and a hint is a write that is late: arriving when a plan has
+     * gone on they would complete in one row what the other one lacks. */
+    list_for_each (pos, &r->attempts)
+        epoch = MIN(epoch, list_entry(pos, struct write_attempt, link)->epoch);
+    if (r->options.hints != NULL) epoch = MIN(epoch, hints_epoch(r->options.hints));
+    return epoch;
 }
 
 u64

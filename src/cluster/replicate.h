@@ -66,7 +66,7 @@ MAY_YIELD void replicator_close(struct replicator *replicator);
 /* self: the own number. Holds the topology. Writes that began under the one before go on; see
  * replicator_epoch. */
 void replicator_topology_set(struct replicator *replicator, struct topology *topology, u32 self);
-/* The oldest epoch that a request under way here began with. */
+/* The oldest epoch that a request, a call that outlives it or a hint under way here began with. */
 u64 replicator_epoch(const struct replicator *replicator);
 /* No write of a lower version is under way here, will be begun here, or is kept here for a replica
  * that lacks it; 0: not known. The least of all members' answers (of all their shards; who does not
