@@ -6,7 +6,7 @@ PREFIX   ?= /usr/local
 RUN_ARGS ?=
 FUZZ_SECONDS ?= 60
 
-.PHONY: all run test unit quick sim marks fmt lint coverage fuzz mutants soak docs install clean deps deps-build help
+.PHONY: all run dev-cluster stop-cluster test unit quick sim marks fmt lint coverage fuzz mutants soak docs install clean deps deps-build help
 .DEFAULT_GOAL := all
 
 all: deps-build ## build into build/, programs in build/bin/
@@ -15,6 +15,12 @@ all: deps-build ## build into build/, programs in build/bin/
 
 run: all ## build, then start one node in the foreground (RUN_ARGS="--memory 2GiB")
 	@exec build/bin/distkv-server $(RUN_ARGS)
+
+dev-cluster: all ## three nodes on this machine: 127.0.0.1:8080, 8081, 8082; data in dev-cluster/
+	@tools/dev-cluster start
+
+stop-cluster: ## end them
+	@tools/dev-cluster stop
 
 test: deps ## everything that must hold: about 15 minutes on 2 cores
 	@tools/run-tests all
@@ -66,4 +72,4 @@ deps: ## install the Debian packages that are missing
 	@tools/install-deps
 
 help: ## this list
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12

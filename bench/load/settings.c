@@ -490,7 +490,7 @@ settings_finish(struct settings *settings, char *error, size_t error_size)
         why = "ycsb-e scans keys in order, which RESP cannot do: use --protocol native";
     else if (!resp && settings_has(settings, OP_INCR))
         why = "the native protocol has no INCR: use --protocol resp";
-    else if (!resp && settings->database >= LIMIT_KEYSPACES)
+    else if (!resp && settings->database >= LIMIT_KEYSPACES_CLIENT)
         why = "the native protocol knows the keyspaces 0 to 15";
     else if (!resp && settings->value_max > LIMIT_VALUE_BYTES)
         why = "the native protocol takes values up to 1 MiB";

@@ -2,9 +2,9 @@
  *
  * cli.h -- distkv-client: what its files share.
  *
- * cli_main.c reads flags and runs a command; cli_commands.c, cli_doctor.c, cli_import.c and
- * cli_export.c are the commands; cli_prompt.c is the prompt; cli_text.c knows how bytes are
- * written as text; cli_man.c writes the man page.
+ * cli_main.c reads flags and runs a command; cli_commands.c, cli_cluster.c, cli_doctor.c,
+ * cli_import.c and cli_export.c are the commands; cli_prompt.c is the prompt; cli_text.c knows how
+ * bytes are written as text; cli_man.c writes the man page.
  */
 #ifndef DISTKV_CLIENT_CLI_H
 #define DISTKV_CLIENT_CLI_H
@@ -132,6 +132,7 @@ int cmd_expire(struct cli *cli, int count, char **words);
 int cmd_count(struct cli *cli, int count, char **words);
 int cmd_status(struct cli *cli, int count, char **words);
 int cmd_bench_ping(struct cli *cli, int count, char **words);
+int cmd_cluster(struct cli *cli, int count, char **words);
 int cmd_doctor(struct cli *cli, int count, char **words);
 int cmd_import(struct cli *cli, int count, char **words);
 int cmd_export(struct cli *cli, int count, char **words);

@@ -238,6 +238,8 @@ const struct cli_command cli_commands[] = {
      cmd_expire, NULL},
     {"count", "", "count keys", OPTIONS(OPTIONS_COUNT_), 0, 0, cmd_count, NULL},
     {"status", "", "show the server's state", OPTIONS(OPTIONS_GLOBAL), 0, 0, cmd_status, NULL},
+    {"cluster", "status|health", "show the cluster, or whether it is healthy",
+     OPTIONS(OPTIONS_GLOBAL), 1, 1, cmd_cluster, NULL},
     {"doctor", "", "look for what is wrong", OPTIONS(OPTIONS_DOCTOR), 0, 0, cmd_doctor, NULL},
     {"import", "[FILE]", "load records", OPTIONS(OPTIONS_IMPORT), 0, 1, cmd_import,
      EPILOGUE_IMPORT},
@@ -252,7 +254,8 @@ static const char EPILOGUE[] =
     "Without a command, and on a terminal, a prompt opens.\n"
     "\n"
     "Exit status: 0 ok; 1 the server answered with an error, there is no such key, or records\n"
-    "failed; 2 wrong usage; 3 no server could be reached; 5 doctor found the server unhealthy.\n"
+    "failed; 2 wrong usage; 3 no server could be reached; 5 doctor or cluster health found it "
+    "unhealthy.\n"
     "\n"
     "Environment: DISTKV_SERVER, DISTKV_TIMEOUT, DISTKV_KEYSPACE, DISTKV_JSON, DISTKV_USER,\n"
     "DISTKV_PASSWORD, DISTKV_PASSWORD_FILE; NO_COLOR.\n";

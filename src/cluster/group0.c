@@ -318,7 +318,9 @@ restore(struct group0 *group0)
 static void
 init(struct group0 *group0, const struct group0_options *options)
 {
-    *group0 = (struct group0){.options = *options, .token = group0_token(), .failed = ST_OK};
+    group0->options = *options;
+    group0->token = group0_token();
+    group0->failed = ST_OK;
     group0->forgetful = lsm_durability(options->lsm) != LSM_DURABILITY_GROUP;
     struct buf *bufs[] = {&group0->base_config,    &group0->applied_config, &group0->staging.data,
                           &group0->install.config, &group0->install.data,   &group0->lead_memory};
@@ -348,7 +350,7 @@ init(struct group0 *group0, const struct group0_options *options)
 status
 group0_open(const struct group0_options *options, struct group0 **out)
 {
-    struct group0 *group0 = mem_alloc(options->budget, sizeof(*group0));
+    struct group0 *group0 = mem_alloc_zero(options->budget, sizeof(*group0)); /* 40 KiB */
     if (group0 == NULL) return ST_NO_MEMORY;
     init(group0, options);
     if (group0->forgetful)
@@ -613,7 +615,8 @@ group0_topology(const struct group0 *group0)
 void
 group0_stats_get(const struct group0 *group0, struct group0_stats *out)
 {
-    *out = (struct group0_stats){.applied = group0->applied, .snapshots = group0->snapshots};
+    *out = (struct group0_stats){
+        .applied = group0->applied, .snapshots = group0->snapshots, .failed = !ok(group0->failed)};
     if (!group0->running) return;
     const struct raft *raft = &group0->raft;
     out->term = raft->term;

@@ -58,7 +58,8 @@ MAY_YIELD MUST_CHECK status group0_join(struct group0 *group0, const struct topo
 
 /* Makes a command real, whoever leads: state ids are filled in; `fill` is called with the present
  * topology before each attempt and says what to ask for (ST_EXISTS: nothing is to be done any
- * more). ST_UNKNOWN_OUTCOME when the deadline passed with an attempt under way. */
+ * more: ST_OK then). What it says but ST_OK counts when the topology is not older than this call.
+ * ST_UNKNOWN_OUTCOME when the deadline passed with an attempt under way. */
 MAY_YIELD MUST_CHECK status group0_change(struct group0 *group0,
                                           status (*fill)(void *arg, const struct topology *present,
                                                          struct topology_command *command),
@@ -73,6 +74,7 @@ struct group0_stats {
     u64 term, commit, applied, log_entries, snapshots;
     u32 leader; /* 0: none known */
     bool leads, votes;
+    bool failed; /* the store's log is: this member takes no part until it starts again */
 };
 void group0_stats_get(const struct group0 *group0, struct group0_stats *out);
 

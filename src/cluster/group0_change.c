@@ -205,6 +205,7 @@ struct change { /* on the stack */
     struct topology_command command;
     bool made;    /* command is one that was tried, for the state that it names */
     bool unknown; /* and may be done yet */
+    bool fresh;   /* the topology is not older than the call */
 };
 
 /* The command for the present state. */
@@ -234,13 +235,16 @@ retry_pause(struct change *change)
         fiber_sleep_ns(MIN((u64)GROUP0_RETRY_NS, change->deadline_ns - now));
 }
 
-/* Without the newest state it would only fail again. */
+/* Without the newest state it would only fail again, or be found done when it is undone. */
 static MAY_YIELD void
 behind_wait(struct change *change)
 {
     u64 until = MIN(change->deadline_ns, io_now_ns() + GROUP0_ATTEMPT_NS);
     status st = group0_barrier(change->group0, until);
-    if (!ok(st)) retry_pause(change);
+    if (ok(st))
+        change->fresh = true;
+    else
+        retry_pause(change);
 }
 
 /* One turn; ST_WOULD_WAIT: again. */
@@ -253,6 +257,10 @@ change_once(struct change *change, u32 *leader)
         return ST_WOULD_WAIT;
     }
     status st = change_fill(change);
+    if (!ok(st) && !change->fresh) {
+        behind_wait(change);
+        return ST_WOULD_WAIT;
+    }
     if (!ok(st)) return status_is(st, ST_EXISTS) ? ST_OK : st;
     struct group0_outcome outcome;
     attempt(group0, *leader, &change->command, change->deadline_ns, &outcome);

@@ -223,6 +223,21 @@ joiners_are_here(const struct group0 *group0)
     return true;
 }
 
+/* Whether it would be refused: here and now, so that not everybody has to find out. */
+static bool
+plan_is_refused(struct group0 *group0, u64 session)
+{
+    struct topology_command command = {.kind = TOPOLOGY_PLAN,
+                                       .session = session,
+                                       .state_before = group0->topology->state_id,
+                                       .state_after = group0->topology->state_id ^ 1};
+    struct topology *next = NULL;
+    char reason[TOPOLOGY_REASON_BYTES];
+    status st = topology_apply(group0->topology, &command, &next, reason);
+    if (next != NULL) topology_release(next);
+    return status_is(st, ST_INVALID);
+}
+
 static MAY_YIELD void
 plan_begin(struct group0 *group0)
 {
@@ -233,11 +248,12 @@ plan_begin(struct group0 *group0)
     if (!joiners_are_here(group0) || !barrier_is_passed(group0)) return;
     while (session == 0)
         session = io_random();
-    status st = plan_command(group0, TOPOLOGY_PLAN, session, reason);
-    if (status_is(st, ST_INVALID)) {
-        log_debug("group0", "no plan why=%s", reason);
+    if (plan_is_refused(group0, session)) {
         group0->plan_nothing_epoch = epoch;
+        return;
     }
+    status st = plan_command(group0, TOPOLOGY_PLAN, session, reason);
+    if (ok(st)) log_info("group0", "plan begun epoch=%llu", (unsigned long long)epoch);
 }
 
 static MAY_YIELD void

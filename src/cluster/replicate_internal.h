@@ -186,6 +186,9 @@ struct mend {
     u32 have[LIMIT_PLACEMENT_REPLICAS], have_count;
     u32 lack[LIMIT_PLACEMENT_REPLICAS], lack_count;
 };
+/* Whether so many have it already that nothing needs to be brought to anybody. */
+bool replicate_held(const struct replicator *r, const struct topology_row *row,
+                    const struct mend *mend);
 MAY_YIELD MUST_CHECK status replicate_mend(struct replicator *r, const struct topology_row *row,
                                            u32 partition, u64 epoch, const struct mend *mend,
                                            u64 deadline_ns);

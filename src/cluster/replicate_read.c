@@ -18,6 +18,8 @@
 #include "cluster/replicate_internal.h"
 #include "io/io.h"
 
+/* So much worse is it to ask somebody who is in one set only. */
+#define OTHER_SET_LOAD 1000u
 /* How long one replica may take to send a value before the next is asked. */
 #define FETCH_NS_MIN (100 * NS_PER_MS)
 
@@ -164,8 +166,21 @@ call_cancel(struct read *read, struct read_call *call)
     *load_of(read->r, read->quorum.members[call->index]) -= 1;
 }
 
-/* The one with the fewest calls under way, of those who were not asked; in the row's order. False:
- * nobody is left. */
+static bool
+in_both(const struct read *read, u32 index)
+{
+    u32 member = read->quorum.members[index];
+    bool current = false, next = false;
+    for (u32 i = 0; i < read->row.count; i++)
+        current = current || read->row.write[i] == member;
+    for (u32 i = 0; i < read->row.next_count; i++)
+        next = next || read->row.write_next[i] == member;
+    return current && next;
+}
+
+/* The one with the fewest calls under way, of those who were not asked; in the row's order. While a
+ * plan is under way, who is in both sets first: what they have needs no mending (see agreed).
+ * False: nobody is left. */
 static bool
 ask_one(struct read *read)
 {
@@ -174,6 +189,7 @@ ask_one(struct read *read)
         if (read->asked[i] || is_self(read, i) || read->quorum.answers[i] != QUORUM_PENDING)
             continue;
         u32 load = *load_of(read->r, read->quorum.members[i]);
+        if (read->row.next_count > 0 && !in_both(read, i)) load += OTHER_SET_LOAD;
         if (best == LIMIT_PLACEMENT_REPLICAS || load < best_load) {
             best = i;
             best_load = load;
@@ -320,9 +336,8 @@ answer_fetched(struct read *read, struct replicate_value *out)
     buf_init(&read->copy, read->r->options.budget);
 }
 
-/* Brings the others what was read. */
-static MAY_YIELD status
-mend(struct read *read, const struct replicate_value *value)
+static struct mend
+mend_of(const struct read *read, const struct replicate_value *value)
 {
     struct mend mend = {
         .keyspace = read->keyspace,
@@ -341,8 +356,29 @@ mend(struct read *read, const struct replicate_value *value)
         else
             mend.lack[mend.lack_count++] = read->quorum.members[i];
     }
+    return mend;
+}
+
+/* Brings the others what was read. */
+static MAY_YIELD status
+mend(struct read *read, const struct replicate_value *value)
+{
+    struct mend mend = mend_of(read, value);
     return replicate_mend(read->r, &read->row, read->partition, read->epoch, &mend,
                           read->deadline_ns);
+}
+
+/* Whether all that were asked have the same. While a plan is under way that says nothing of the
+ * other set, where others read: what both have not, a write may have brought to the one only, and
+ * it must not be gone again after the switch. */
+static bool
+agreed(const struct read *read, const struct replicate_value *value)
+{
+    if (!all_have(read, value->version)) return false;
+    if (read->row.next_count == 0 || value->version == 0 || read->need < read->row.read_quorum)
+        return true;
+    struct mend mend = mend_of(read, value);
+    return replicate_held(read->r, &read->row, &mend);
 }
 
 /* Enough have answered, and not the same. */
@@ -354,10 +390,6 @@ resolve(struct read *read, struct replicate_value *out)
         bool own_newest = read->self != QUORUM_MEMBERS_MAX &&
                           read->quorum.answers[read->self] == QUORUM_YES &&
                           read->versions[read->self] == version;
-        if (own_newest && all_have(read, version)) {
-            answer_own(read, out);
-            return ST_OK;
-        }
         if (!own_newest && !fetch(read, version)) {
             /* Those who were the newest are gone: perhaps others know. */
             status st = gather(read);
@@ -368,7 +400,7 @@ resolve(struct read *read, struct replicate_value *out)
             answer_own(read, out);
         else
             answer_fetched(read, out);
-        if (all_have(read, out->version)) return ST_OK; /* we are not one of them */
+        if (agreed(read, out)) return ST_OK;
         read->r->stats.digest_mismatches++;
         return mend(read, out);
     }

@@ -390,8 +390,9 @@ hold_need(const struct topology_keyspace *keyspace, u32 places, u32 count)
     return CLAMP(places + 1 - MIN(read, places), 1u, MAX(count, 1u));
 }
 
+/* Who has it, in both sets while a plan is under way. */
 static void
-mend_quorum(const struct replicator *r, const struct topology_row *row, const struct mend *mend,
+hold_quorum(const struct replicator *r, const struct topology_row *row, const struct mend *mend,
             struct quorum *out)
 {
     const struct topology_keyspace *keyspace = &r->topology->keyspaces[mend->keyspace];
@@ -402,6 +403,21 @@ mend_quorum(const struct replicator *r, const struct topology_row *row, const st
                        hold_need(keyspace, row->next_places, row->next_count));
     for (u32 i = 0; i < mend->have_count; i++)
         (void)quorum_answer(out, mend->have[i], QUORUM_YES);
+}
+
+bool
+replicate_held(const struct replicator *r, const struct topology_row *row, const struct mend *mend)
+{
+    struct quorum quorum;
+    hold_quorum(r, row, mend, &quorum);
+    return quorum_state(&quorum) == QUORUM_MET;
+}
+
+static void
+mend_quorum(const struct replicator *r, const struct topology_row *row, const struct mend *mend,
+            struct quorum *out)
+{
+    hold_quorum(r, row, mend, out);
     /* Of the others only those who are known to lack it, unless these are too few. */
     struct quorum few = *out;
     for (u32 i = 0; i < few.count; i++) {

@@ -51,10 +51,31 @@ cmd_reset(struct exec *x)
     s->resp = 2;
     s->reply_off = s->reply_skip = s->reply_skip_next = false;
     s->no_evict = false;
+    s->level = REPLICATE_DEFAULT;
     buf_clear(&s->name, 0);
     s->authenticated = !config_has_password(x->shard->config);
     x->reply->version = 2;
     resp_simple(x->reply, "RESET");
+}
+
+void
+cmd_distkv_consistency(struct exec *x)
+{
+    static const char *const names[] = {"default", "one", "quorum", "all"};
+    static_assert(REPLICATE_DEFAULT == 0 && REPLICATE_ONE == 1 && REPLICATE_QUORUM == 2 &&
+                      REPLICATE_ALL == 3,
+                  "names follows the enum");
+    if (x->arg_count == 1) {
+        resp_bulk_text(x->reply, names[x->session->level]);
+        return;
+    }
+    for (u32 i = 0; i < ARRAY_COUNT(names) && x->arg_count == 2; i++) {
+        if (!cmd_arg_is(x, 1, names[i])) continue;
+        x->session->level = (u8)i;
+        resp_ok(x->reply);
+        return;
+    }
+    resp_error(x->reply, CMD_SYNTAX);
 }
 
 /* ---- who is there ---- */

@@ -15,8 +15,13 @@
  * KEYS streams from one instant of all shards (cut.h). RESP wants the number of elements first, so
  * the snapshots are read twice: counted, then sent. Both times expiry is judged by that instant, so
  * that a key which expires in between is no gap in the reply.
+ *
+ * In a cluster the keys come from quorums of replicas (cluster_scan in cluster.h), page by page,
+ * and SCAN's positions are kept by the shard of the connection. KEYS, DBSIZE and RANDOMKEY are of
+ * no one instant there. FLUSHDB and FLUSHALL are not done there yet.
  */
 #include "base/fault.h"
+#include "cluster/cluster.h"
 #include "server/cmd.h"
 #include "server/cut.h"
 #include "server/glob.h"
@@ -210,6 +215,23 @@ new_piece(struct exec *x)
 
 /* ---- SCAN ---- */
 
+/* found: the keys as replies. */
+static void
+reply_scan(struct exec *x, u64 next, u32 keys, struct bytes found)
+{
+    char text[24];
+    size_t at = sizeof(text);
+    do {
+        text[--at] = (char)('0' + next % 10);
+        next /= 10;
+    } while (next != 0);
+    resp_array(x->reply, 2);
+    resp_bulk(x->reply, BYTES(text + at, sizeof(text) - at));
+    resp_array(x->reply, keys);
+    if (found.size != 0 && !buf_append(x->reply->out, found.data, found.size))
+        x->reply->failed = true;
+}
+
 struct position_call {
     struct piece *piece;
     u64 cursor;
@@ -230,6 +252,213 @@ read_from_cursor(void *arg)
         piece->skip = false;
     }
     read_piece(piece);
+}
+
+/* ---- in a cluster ---- */
+
+#define CLUSTER_PAGE_BYTES (64u << 10)
+/* Of one reply of SCAN; then it ends in the middle of a bucket. */
+#define CLUSTER_REPLY_BYTES (1u << 20)
+/* Somebody has just failed: others are asked once that is known. */
+#define CLUSTER_RETRY_NS    (50 * NS_PER_MS)
+#define CLUSTER_PATIENCE_NS (1500 * NS_PER_MS)
+
+struct cluster_keys {
+    struct exec *x;
+    struct cluster_scan scan;
+    struct resp_writer found; /* keys that match */
+    struct bytes pattern;     /* data NULL: all */
+    u64 matched, looked, looked_max;
+    u64 last_token;
+    u64 next; /* the bucket that it stopped before; 0: within one */
+    bool stopped;
+    bool count_only;
+};
+
+static struct cluster_keys *
+cluster_keys_new(struct exec *x, bool (*each)(void *arg, const struct cluster_entry *entry),
+                 struct buf *found)
+{
+    struct cluster_keys *keys = (struct cluster_keys *)(void *)exec_alloc(x, sizeof(*keys));
+    if (keys == NULL) return NULL;
+    memset(keys, 0, sizeof(*keys));
+    keys->x = x;
+    keys->scan.keyspace = x->keyspace;
+    keys->scan.bytes_max = CLUSTER_PAGE_BYTES;
+    keys->scan.token_last = UINT64_MAX;
+    keys->scan.each = each;
+    keys->scan.arg = keys;
+    keys->found = (struct resp_writer){.out = found, .version = x->reply->version};
+    return keys;
+}
+
+/* Until all has been looked at, or each has stopped it. false: the run has failed. */
+MAY_YIELD static bool
+cluster_keys_read(struct cluster_keys *keys)
+{
+    struct exec *x = keys->x;
+    u64 patience_ns = io_now_ns() + CLUSTER_PATIENCE_NS;
+    while (!keys->scan.ended && !keys->stopped) {
+        keys->scan.deadline_ns = io_now_ns() + x->shard->config->cluster_timeout_ms * NS_PER_MS;
+        status st = cluster_scan_page(x->shard->cluster, &keys->scan);
+        if (x->stopped) return false;
+        if (keys->found.failed) st = ST_NO_MEMORY;
+        if (ok(st)) {
+            patience_ns = io_now_ns() + CLUSTER_PATIENCE_NS;
+            continue;
+        }
+        if (!status_is(st, ST_UNAVAILABLE) || io_now_ns() >= patience_ns) {
+            exec_fail(x, st);
+            return false;
+        }
+        fiber_sleep_ns(CLUSTER_RETRY_NS);
+    }
+    return true;
+}
+
+static bool
+key_matches(const struct cluster_keys *keys, struct bytes key)
+{
+    return keys->pattern.data == NULL || glob_match(keys->pattern, key, false);
+}
+
+static bool
+each_scanned(void *arg, const struct cluster_entry *entry)
+{
+    struct cluster_keys *keys = arg;
+    bool next_bucket = (entry->token & ~BUCKET_MASK) != (keys->last_token & ~BUCKET_MASK);
+    bool enough = keys->looked >= keys->looked_max && next_bucket;
+    bool too_much = keys->looked >= keys->looked_max + BUCKET_SLACK ||
+                    keys->found.out->size >= CLUSTER_REPLY_BYTES;
+    if (enough || too_much) {
+        keys->stopped = true;
+        keys->next = enough ? entry->token & ~BUCKET_MASK : 0;
+        return false;
+    }
+    keys->looked++;
+    keys->last_token = entry->token;
+    if (key_matches(keys, entry->key)) {
+        keys->matched++;
+        resp_bulk(&keys->found, entry->key);
+    }
+    return true;
+}
+
+static void
+cluster_scan_begin(struct cluster_keys *keys, u64 cursor)
+{
+    struct shard *shard = keys->x->shard;
+    struct scan_position *position = find_position(shard, keys->scan.keyspace, cursor);
+    keys->scan.token = cursor & ~BUCKET_MASK;
+    if (position == NULL) return;
+    position->used = ++shard->scan_clock;
+    keys->scan.token = position->token;
+    keys->scan.key_size = position->key_size;
+    memcpy(keys->scan.key, position->key, position->key_size);
+}
+
+/* The cursor that leads on from where it has stopped. */
+static bool
+cluster_scan_cursor(struct cluster_keys *keys, u64 *out)
+{
+    const struct cluster_scan *scan = &keys->scan;
+    *out = keys->next;
+    if (*out == 0) /* in the middle of a bucket */
+        *out = keep_position(keys->x->shard, scan->keyspace, scan->token,
+                             BYTES(scan->key, scan->key_size));
+    return *out != 0;
+}
+
+MAY_YIELD static void
+scan_cluster(struct exec *x, u64 cursor, i64 count, struct bytes pattern, bool other_type)
+{
+    struct buf found;
+    buf_init(&found, x->budget);
+    struct cluster_keys *keys = cluster_keys_new(x, each_scanned, &found);
+    u64 next = 0;
+    if (keys != NULL) {
+        keys->pattern = pattern;
+        keys->looked_max = (u64)MIN(count, (i64)SCAN_COUNT_MAX);
+        keys->scan.bytes_max = (u32)MIN(CLUSTER_PAGE_BYTES, 1024 + 64 * keys->looked_max);
+        cluster_scan_begin(keys, cursor);
+        bool good = cluster_keys_read(keys);
+        if (good && keys->stopped && !cluster_scan_cursor(keys, &next)) {
+            exec_fail(x, ST_NO_MEMORY);
+            good = false;
+        }
+        if (good)
+            reply_scan(x, next, other_type ? 0 : (u32)keys->matched,
+                       other_type ? BYTES(NULL, 0) : buf_bytes(&found));
+    }
+    buf_deinit(&found);
+}
+
+static bool
+each_matching(void *arg, const struct cluster_entry *entry)
+{
+    struct cluster_keys *keys = arg;
+    struct exec *x = keys->x;
+    if (!key_matches(keys, entry->key)) return true;
+    keys->matched++;
+    if (keys->count_only) return true;
+    resp_bulk(&keys->found, entry->key);
+    u64 limit = x->shard->config->client_output_limit_bytes;
+    if (limit == 0 || keys->found.out->size <= limit) return true;
+    exec_fail(x, ST_TOO_LARGE);
+    return false;
+}
+
+MAY_YIELD static void
+keys_cluster(struct exec *x)
+{
+    struct buf found;
+    buf_init(&found, x->budget);
+    struct cluster_keys *keys = cluster_keys_new(x, each_matching, &found);
+    if (keys != NULL) {
+        if (!(x->args[1].size == 1 && x->args[1].data[0] == '*')) keys->pattern = x->args[1];
+        if (cluster_keys_read(keys)) {
+            resp_array(x->reply, (u32)keys->matched);
+            if (found.size != 0 && !buf_append(x->reply->out, found.data, found.size))
+                x->reply->failed = true;
+        }
+    }
+    buf_deinit(&found);
+}
+
+MAY_YIELD static void
+dbsize_cluster(struct exec *x)
+{
+    struct cluster_keys *keys = cluster_keys_new(x, each_matching, NULL);
+    if (keys == NULL) return;
+    keys->count_only = true;
+    if (cluster_keys_read(keys)) resp_integer(x->reply, (i64)keys->matched);
+}
+
+static bool
+each_random(void *arg, const struct cluster_entry *entry)
+{
+    struct cluster_keys *keys = arg;
+    resp_bulk(keys->x->reply, entry->key);
+    keys->stopped = true;
+    return false;
+}
+
+/* From a random token on; when nothing lies behind it, from the beginning. */
+MAY_YIELD static void
+randomkey_cluster(struct exec *x)
+{
+    struct cluster_keys *keys = cluster_keys_new(x, each_random, NULL);
+    if (keys == NULL) return;
+    keys->scan.bytes_max = 1024;
+    keys->scan.token = io_random();
+    if (!cluster_keys_read(keys)) return;
+    if (!keys->stopped) {
+        keys->scan.ended = false;
+        keys->scan.token = 0;
+        keys->scan.key_size = 0;
+        if (!cluster_keys_read(keys)) return;
+    }
+    if (!keys->stopped) resp_null(x->reply);
 }
 
 MAY_YIELD void
@@ -260,6 +489,10 @@ cmd_scan(struct exec *x)
             resp_error(x->reply, CMD_SYNTAX);
             return;
         }
+    }
+    if (x->shard->cluster != NULL) {
+        scan_cluster(x, cursor, count, pattern, other_type);
+        return;
     }
     struct piece *piece = new_piece(x);
     if (piece == NULL) return;
@@ -292,20 +525,10 @@ cmd_scan(struct exec *x)
     }
     outer.failed = x->reply->failed;
     *x->reply = outer;
-    if (ok(st)) {
-        char text[24];
-        size_t at = sizeof(text);
-        do {
-            text[--at] = (char)('0' + next % 10);
-            next /= 10;
-        } while (next != 0);
-        resp_array(x->reply, 2);
-        resp_bulk(x->reply, BYTES(text + at, sizeof(text) - at));
-        resp_array(x->reply, keys);
-        if (!buf_append(x->reply->out, found.data, found.size)) x->reply->failed = true;
-    } else {
+    if (ok(st))
+        reply_scan(x, next, keys, buf_bytes(&found));
+    else
         exec_fail(x, st);
-    }
     buf_deinit(&found);
 }
 
@@ -401,6 +624,10 @@ send_keys(struct exec *x, struct keys *keys, u32 counted)
 MAY_YIELD void
 cmd_keys(struct exec *x)
 {
+    if (x->shard->cluster != NULL) {
+        keys_cluster(x);
+        return;
+    }
     struct keys keys = {.piece = new_piece(x)};
     keys.cut = (struct cut *)(void *)exec_alloc(x, sizeof(*keys.cut));
     if (keys.piece == NULL || keys.cut == NULL) return;
@@ -445,6 +672,10 @@ random_here(void *arg)
 MAY_YIELD void
 cmd_randomkey(struct exec *x)
 {
+    if (x->shard->cluster != NULL) {
+        randomkey_cluster(x);
+        return;
+    }
     struct random_call call = {.keyspace = x->keyspace, .random = io_random()};
     call.key = exec_alloc(x, LIMIT_KEY_BYTES);
     if (call.key == NULL) return;
@@ -482,6 +713,10 @@ count_here(void *arg)
 MAY_YIELD void
 cmd_dbsize(struct exec *x)
 {
+    if (x->shard->cluster != NULL) {
+        dbsize_cluster(x);
+        return;
+    }
     struct count_call call = {.keyspace = x->keyspace, .st = ST_OK};
     status st = shard_for_all(x->shard, count_here, &call);
     if (ok(call.st)) call.st = st;

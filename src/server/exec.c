@@ -7,10 +7,14 @@
  * the keys that its command names from before its first read until its batch is visible. Plain
  * reads take no locks: a batch becomes visible as a whole. When writes are held (cut.h) a try finds
  * out at its lsm_write_try, has done nothing, and waits on a fiber like for anything else.
+ *
+ * In a cluster every run has to ask other nodes, so there is no try. Reads are of a quorum of the
+ * replicas, the batch goes to all of them (replicate.h); what comes back is durable there.
  */
 #include "server/exec.h"
 
 #include "base/fault.h"
+#include "cluster/cluster.h"
 #include "server/command_table.h"
 #include "server/native.h"
 
@@ -42,6 +46,8 @@ exec_init(struct exec *x, struct shard *shard, struct budget *budget, struct res
 static void
 drop_value(struct exec *x)
 {
+    if (x->replicated_held) replicate_value_release(&x->replicated);
+    x->replicated_held = false;
     if (!x->value_held) return;
     lsm_value_release(&x->value);
     x->value_held = false;
@@ -235,6 +241,27 @@ exec_delete_in(struct exec *x, u16 keyspace, struct bytes key)
 
 /* ---- reading ---- */
 
+MAY_YIELD static enum exec_found
+get_replicated(struct exec *x, u16 keyspace, u64 token, struct bytes key, bool count,
+               struct exec_value *out)
+{
+    struct replicate_value *value = &x->replicated;
+    status st = replicate_read(x->shard->cluster->replicator, (enum replicate_level)x->level,
+                               keyspace, token, key, x->deadline_ns, value);
+    x->replicated_held = true;
+    if (!ok(st)) {
+        exec_fail(x, st);
+        return EXEC_STOP;
+    }
+    *out = (struct exec_value){.version = value->version};
+    if (count) *(value->found ? &x->hits : &x->misses) += 1;
+    if (!value->found) return EXEC_ABSENT;
+    if (value->expire_ms != 0) x->read_until_ms = MIN(x->read_until_ms, value->expire_ms);
+    out->value = value->value;
+    out->expire_ms = value->expire_ms;
+    return EXEC_FOUND;
+}
+
 MAY_YIELD enum exec_found
 exec_get_in(struct exec *x, u16 keyspace, struct bytes key, bool count, struct exec_value *out)
 {
@@ -256,6 +283,7 @@ exec_get_in(struct exec *x, u16 keyspace, struct bytes key, bool count, struct e
         }
         fiber_yield();
     }
+    if (x->shard->cluster != NULL) return get_replicated(x, keyspace, token, key, count, out);
     struct lsm *lsm = x->shard->lsm;
     memset(&x->value, 0, sizeof(x->value));
     status st = ST_OK;
@@ -367,6 +395,7 @@ exec_try(struct exec *x, void (*handler)(struct exec *x))
 {
     size_t reply_start = x->reply->out->size;
     struct shard *shard = x->shard;
+    if (shard->cluster != NULL) return false;
     x->waits = false;
     x->now_ms = io_wall_ms();
 
@@ -426,6 +455,15 @@ sort_hashes(u64 *hashes, u32 count)
     }
 }
 
+/* Its writes go to the replicas. ST_CONFLICT: what it was made of has expired meanwhile. */
+MAY_YIELD static status
+write_replicated(struct exec *x, struct lsm_batch *batch)
+{
+    if (io_wall_ms() >= x->read_until_ms) return ST_CONFLICT;
+    return replicate_write(x->shard->cluster->replicator, (enum replicate_level)x->level, batch,
+                           x->deadline_ns, &x->version);
+}
+
 /* One attempt, under the locks. True: a value that was read has expired before the writes were
  * there, and others have seen that; so it is to begin again. For that matter EXEC's reads are of
  * one moment as well. */
@@ -433,7 +471,7 @@ MAY_YIELD static bool
 run_once(struct exec *x, void (*handler)(struct exec *x))
 {
     x->now_ms = io_wall_ms();
-    exec_ahead_start(x);
+    if (x->shard->cluster == NULL) exec_ahead_start(x);
     handler(x);
     exec_ahead_stop(x);
     drop_value(x);
@@ -444,10 +482,13 @@ run_once(struct exec *x, void (*handler)(struct exec *x))
         return x->command->place == PLACE_EXEC && io_wall_ms() >= x->read_until_ms;
     struct lsm_batch batch;
     lsm_batch_init(&batch, x->budget);
-    if (x->read_until_ms != UINT64_MAX) batch.until_ms = x->read_until_ms;
+    if (x->read_until_ms != UINT64_MAX && x->shard->cluster == NULL)
+        batch.until_ms = x->read_until_ms;
     u64 seq = 0;
     status st = ST_NO_MEMORY;
-    if (build_batch(x, &batch)) st = lsm_write(x->shard->lsm, &batch, &seq);
+    if (build_batch(x, &batch))
+        st = x->shard->cluster != NULL ? write_replicated(x, &batch)
+                                       : lsm_write(x->shard->lsm, &batch, &seq);
     lsm_batch_deinit(&batch);
     if (ok(st))
         written(x, seq);
@@ -550,6 +591,11 @@ exec_error_reply(struct resp_writer *reply, status why)
         resp_error(reply, "NOREPLICAS Not enough good replicas: nothing was done, try again later");
         return;
     case SC_UNKNOWN_OUTCOME:
+        if (shard_self()->cluster != NULL) {
+            resp_error(reply, "UNKNOWN It is not known whether the write took effect: not enough "
+                              "replicas have answered in time");
+            return;
+        }
         resp_error(reply,
                    "MISCONF Errors writing to the log: it is not known whether the write took "
                    "effect");

@@ -20,6 +20,7 @@
 #define DISTKV_SERVER_EXEC_H
 
 #include "proto/resp.h"
+#include "cluster/replicate.h"
 #include "server/shard.h"
 
 struct command;
@@ -48,6 +49,8 @@ struct exec {
     struct resp_writer *reply;
     void *extra;      /* a transaction, a decoded frame */
     u64 connected_ns; /* native: since when the connection that asks is there */
+    u64 deadline_ns;  /* in a cluster: how long it may wait for replicas */
+    u8 level;         /* enum replicate_level */
 
     /* state */
     bool waits;          /* on a fiber: may yield */
@@ -65,8 +68,11 @@ struct exec {
     /* Called once the writes are visible, before their locks are given back; for replies that need
      * to know what was written. May be set by the handler. */
     void (*committed)(struct exec *x);
+    u64 version; /* in a cluster: of what was written */
     struct lsm_value value;
     bool value_held;
+    struct replicate_value replicated; /* in a cluster */
+    bool replicated_held;
     struct exec_ahead *ahead; /* NULL: reads as it is asked */
     u64 hits, misses;
 };

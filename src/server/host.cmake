@@ -15,7 +15,7 @@ target_link_libraries(distkv_host PUBLIC distkv_server
   PRIVATE PkgConfig::MICROHTTPD PkgConfig::JANSSON PkgConfig::SYSTEMD)
 
 # A list, because a test links the same program without its syncs.
-set(DISTKV_SERVER_LIBRARIES distkv_host distkv_host_config distkv_server distkv_proto distkv_lsm
+set(DISTKV_SERVER_LIBRARIES distkv_host distkv_host_config distkv_server distkv_cluster distkv_raft distkv_proto distkv_lsm
   distkv_io_ring distkv_io distkv_mem distkv_fault_none distkv_base Threads::Threads)
 set(DISTKV_SERVER_LIBRARIES ${DISTKV_SERVER_LIBRARIES} CACHE INTERNAL "what distkv-server links")
 add_executable(distkv-server host_main.c)

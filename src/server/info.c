@@ -6,6 +6,7 @@
  */
 #include <stdio.h>
 
+#include "server/cluster_view.h"
 #include "server/cmd.h"
 #include "server/session.h"
 
@@ -395,6 +396,7 @@ write_section(struct buf *out, enum info_section section, const struct server *s
          * leave all but database 0 aside if it were 1. Cluster clients that go by CLUSTER SLOTS
          * work all the same. */
         cmd_text(out, "# Cluster\r\ncluster_enabled:0\r\n");
+        if (server->cluster != NULL) cluster_info_lines(shard_self(), out);
         return;
     case INFO_KEYSPACE:
         section_keyspace(out, t);

@@ -63,6 +63,9 @@ bool native_reply_failed(struct bytes reply);
 enum server_error_kind native_error_kind(struct bytes reply);
 /* Whether its deadline has passed while it waited. */
 bool native_too_late(struct bytes frame, const struct request *request);
+/* The token that decides who runs it, and how many keys it has. false: it has no keys, or those of
+ * a batch have several slots. */
+MUST_CHECK bool native_token(const struct native_request *request, u64 *token_out, u32 *keys_out);
 void native_for_each_key(struct exec *x, void (*each)(void *arg, u64 hash), void *arg);
 /* Drops snapshots whose lease is over; now and then. */
 void native_snapshots_sweep(struct shard *shard, bool all);

@@ -6,6 +6,7 @@
 #include <stdio.h>
 
 #include "base/fault.h"
+#include "server/cluster_view.h"
 #include "server/cmd.h"
 #include "server/cut.h"
 #include "server/glob.h"
@@ -254,6 +255,8 @@ struct scan_call {
 /* Entries that match nothing are passed over, but not for ever within one request. */
 #define SCAN_LOOKED_MAX     20000u
 #define SCAN_PAGE_BYTES_MAX (1u << 20)
+/* Of replicas, for one of the answer; where nothing matches it ends without any. */
+#define SCAN_CLUSTER_PAGES 16u
 /* A page may be larger by so much, for the usual entry that reaches its size. */
 #define SCAN_ENTRY_BYTES (4u << 10)
 
@@ -358,11 +361,140 @@ scan_here(void *arg)
     buf_deinit(&entries);
 }
 
+/* ---- in a cluster ---- */
+
+struct cluster_pages {
+    const struct native_request *request;
+    struct cluster_scan scan;
+    struct buf entries;
+    u32 count, looked;
+    bool stopped; /* the page is full */
+    bool no_memory;
+};
+
+static bool
+each_entry(void *arg, const struct cluster_entry *found)
+{
+    struct cluster_pages *pages = arg;
+    const struct native_request *request = pages->request;
+    if (pages->count >= request->scan.entries_max || pages->looked >= SCAN_LOOKED_MAX ||
+        pages->entries.size >= CLAMP(request->scan.bytes_max, 1u, SCAN_PAGE_BYTES_MAX)) {
+        pages->stopped = true;
+        return false;
+    }
+    pages->looked++;
+    if (!matches(request, found->key)) return true;
+    struct native_scan_entry entry = {.version = found->version,
+                                      .expire_ms = found->expire_ms,
+                                      .key = found->key,
+                                      .value = found->value,
+                                      .has_value = pages->scan.with_values};
+    pages->no_memory = !native_scan_add(&pages->entries, &entry);
+    pages->count++;
+    return !pages->no_memory;
+}
+
+static bool
+each_counted(void *arg, const struct cluster_entry *entry)
+{
+    (void)entry;
+    struct cluster_pages *pages = arg;
+    pages->count++;
+    return true;
+}
+
+MAY_YIELD static status
+read_pages(struct exec *x, struct cluster_pages *pages, u32 pages_max)
+{
+    u64 timeout_ns = x->shard->config->cluster_timeout_ms * NS_PER_MS;
+    status st = ST_OK;
+    for (u32 i = 0; i < pages_max && ok(st) && !pages->scan.ended && !pages->stopped; i++) {
+        pages->scan.deadline_ns = io_now_ns() + timeout_ns;
+        st = cluster_scan_page(x->shard->cluster, &pages->scan);
+        if (pages->no_memory) st = ST_NO_MEMORY;
+        if (pages->entries.size != 0) break; /* a page of ours is a page of the answer */
+    }
+    return st;
+}
+
+/* Of the newest state; a snapshot of a whole cluster there is none. */
+MAY_YIELD static void
+scan_cluster(struct exec *x, const struct native_request *request)
+{
+    if (request->scan.snapshot != 0) {
+        native_error(x, request, NATIVE_ST_SNAPSHOT_GONE, 0, "no such snapshot");
+        return;
+    }
+    struct cluster_pages *pages = (struct cluster_pages *)(void *)exec_alloc(x, sizeof(*pages));
+    if (pages == NULL) return;
+    memset(pages, 0, sizeof(*pages));
+    pages->request = request;
+    buf_init(&pages->entries, x->budget);
+    struct cluster_scan *scan = &pages->scan;
+    scan->keyspace = request->header.keyspace;
+    scan->with_values = (request->scan.flags & NATIVE_SCAN_KEYS_ONLY) == 0;
+    scan->bytes_max = CLAMP(request->scan.bytes_max, 1024u, SCAN_PAGE_BYTES_MAX);
+    scan->token_last = request->scan.token_last;
+    scan->each = each_entry;
+    scan->arg = pages;
+    scan->token = request->scan.token_first;
+    const struct native_position *after = &request->scan.after;
+    if (after->given && after->token >= scan->token) {
+        scan->token = after->token;
+        scan->key_size = (u16)after->key.size;
+        if (after->key.size != 0) memcpy(scan->key, after->key.data, after->key.size);
+    }
+    struct native_reply reply = reply_to(request);
+    status st = ST_OK;
+    if (scan->token <= scan->token_last)
+        st = read_pages(x, pages, SCAN_CLUSTER_PAGES);
+    else
+        scan->ended = true;
+    if (ok(st)) {
+        reply.scan.count = pages->count;
+        reply.scan.entries = buf_bytes(&pages->entries);
+        reply.scan.more = !scan->ended;
+        if (reply.scan.more)
+            reply.scan.next = (struct native_position){
+                .given = true, .token = scan->token, .key = BYTES(scan->key, scan->key_size)};
+        native_reply(x, &reply);
+    } else {
+        exec_fail(x, st);
+    }
+    buf_deinit(&pages->entries);
+}
+
+MAY_YIELD static void
+count_cluster(struct exec *x, const struct native_request *request)
+{
+    struct cluster_pages *pages = (struct cluster_pages *)(void *)exec_alloc(x, sizeof(*pages));
+    if (pages == NULL) return;
+    memset(pages, 0, sizeof(*pages));
+    pages->scan.keyspace = request->header.keyspace;
+    pages->scan.bytes_max = SCAN_PAGE_BYTES_MAX;
+    pages->scan.token_last = UINT64_MAX;
+    pages->scan.each = each_counted;
+    pages->scan.arg = pages;
+    status st = read_pages(x, pages, UINT32_MAX);
+    if (!ok(st)) {
+        exec_fail(x, st);
+        return;
+    }
+    struct native_reply reply = reply_to(request);
+    reply.count.count = pages->count;
+    reply.count.exact = true;
+    native_reply(x, &reply);
+}
+
 MAY_YIELD void
 native_scan(struct exec *x)
 {
     struct native_request request;
     if (!native_decode(x, &request)) return;
+    if (x->shard->cluster != NULL) {
+        scan_cluster(x, &request);
+        return;
+    }
     struct scan_call *call = (struct scan_call *)(void *)exec_alloc(x, sizeof(*call));
     if (call == NULL) return;
     memset(call, 0, sizeof(*call));
@@ -438,6 +570,10 @@ native_count(struct exec *x)
 {
     struct native_request request;
     if (!native_decode(x, &request)) return;
+    if (x->shard->cluster != NULL) {
+        count_cluster(x, &request);
+        return;
+    }
     struct count_call call = {.keyspace = request.header.keyspace, .exact = request.count.exact};
     status st = shard_for_all(x->shard, count_here, &call);
     if (ok(call.st)) call.st = st;
@@ -600,6 +736,11 @@ native_status(struct exec *x)
         json_shard(&shards, server, call.stats);
     }
     json_node(&out, server, &call);
+    if (x->shard->cluster != NULL) {
+        cmd_text(&out, ",\"cluster\":");
+        status st = cluster_json(x, &out);
+        if (!ok(st)) goto out; /* the run has failed */
+    }
     cmd_text(&out, ",\"shards\":[");
     if (!buf_append(&out, shards.data, shards.size) || !buf_append(&out, "]}", 2)) {
         exec_fail(x, ST_NO_MEMORY); /* half a document is no answer */

@@ -255,6 +255,11 @@ committed(struct exec *x)
     struct bytes key = last_key(&request);
     struct lsm_value value;
     memset(&value, 0, sizeof(value));
+    if (x->shard->cluster != NULL) {
+        reply_written(x, &request, x->version, x->extra != NULL, 0);
+        keep_done(x->shard->native, &request.id, NATIVE_ST_OK, 0, x->version, x->extra != NULL);
+        return;
+    }
     /* It was written a moment ago, so it is in the memtable: no wait, and also found when it is a
      * tombstone (the version is filled in then, too). */
     status st = lsm_get_try(x->shard->lsm, request.header.keyspace, hash_token(key), key, &value);
@@ -435,6 +440,45 @@ native_expire(struct exec *x)
     x->committed = committed;
     x->extra = NULL;
     if (!exec_put_in(x, request.header.keyspace, request.expire.key, copy, expire_ms)) return;
+}
+
+bool
+native_token(const struct native_request *request, u64 *token_out, u32 *keys_out)
+{
+    switch ((enum native_opcode)request->header.opcode) {
+    case NATIVE_GET:
+    case NATIVE_TTL:
+        *token_out = hash_token(request->get.key);
+        return true;
+    case NATIVE_PUT:
+    case NATIVE_DELETE:
+        *token_out = hash_token(request->op.key);
+        return true;
+    case NATIVE_EXPIRE:
+        *token_out = hash_token(request->expire.key);
+        return true;
+    case NATIVE_BATCH: {
+        struct native_op op;
+        struct bytes ops = request->batch.ops;
+        u32 keys = 0;
+        while (native_batch_next(&ops, &op)) {
+            u64 token = hash_token(op.key);
+            if (keys++ != 0 && token_slot(token) != token_slot(*token_out)) return false;
+            *token_out = token;
+        }
+        *keys_out = keys;
+        return true;
+    }
+    case NATIVE_HELLO:
+    case NATIVE_PING:
+    case NATIVE_SCAN:
+    case NATIVE_SNAPSHOT_OPEN:
+    case NATIVE_SNAPSHOT_CLOSE:
+    case NATIVE_COUNT:
+    case NATIVE_STATUS:
+        break;
+    }
+    return false;
 }
 
 void

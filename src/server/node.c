@@ -4,6 +4,7 @@
  *
  *   shard 0          prepares the data directory, tells the others
  *   every shard      takes its budgets, opens its store
+ *   in a cluster     shard 0 enters it: founds, joins or comes back; then the others
  *   when all have    listens; ready
  *   io_wait_stop     stops listening and reading, lets what is in flight end, closes connections
  *   when all have    closes its store (flushed: nothing to replay)
@@ -17,8 +18,11 @@
 #include <stdio.h>
 
 #include "base/log.h"
+#include "cluster/cluster.h"
+#include "server/cluster_view.h"
 #include "server/cut.h"
 #include "server/native.h"
+#include "server/route.h"
 #include "server/session.h"
 
 /* Of a shard's memory: connections, requests, replies in hand; the store; the rest is the io
@@ -125,7 +129,7 @@ struct host_of_meeting {
 
 /* Written and read by shard 0 only. */
 struct meeting_place {
-    struct host_of_meeting opened, drained, closed;
+    struct host_of_meeting opened, entered, drained, closed;
 };
 
 static void
@@ -156,6 +160,13 @@ deliver_opened(struct io_mail *mail)
 {
     struct meeting *meeting = CONTAINER_OF(mail, struct meeting, mail);
     come(&shard_self()->meetings->opened, meeting);
+}
+
+static void
+deliver_entered(struct io_mail *mail)
+{
+    struct meeting *meeting = CONTAINER_OF(mail, struct meeting, mail);
+    come(&shard_self()->meetings->entered, meeting);
 }
 
 static void
@@ -202,6 +213,7 @@ store_options(const struct server *server, struct lsm_options *out)
     out->blob_threshold_bytes = (u32)config->blob_threshold_bytes;
     out->scrub_bytes_per_s = config->scrub_rate_bytes / MAX(server->shard_count, 1u);
     out->disk_reserve_bytes = config->disk_reserve_bytes;
+    out->outside_versions = config->clustered;
     out->memory_bytes = io_budget()->limit_bytes / SHARE_STORE_DEN * SHARE_STORE_NUM;
 }
 
@@ -218,18 +230,45 @@ make_ids(struct server *server)
         server->run_id[2 * i + 1] = digits[random[i] & 15];
     }
     /* The same node has the same name after each start. */
-    const char *id = server->layout.node_id;
-    for (u32 part = 0; part < 3; part++) {
-        u64 hash = hash_bytes(id, strlen(id), 0x6e6f6465u + part);
-        for (u32 i = 0; i < 16 && part * 16 + i < 40; i++)
-            server->node_name[part * 16 + i] = digits[hash >> (4 * i) & 15];
-    }
+    cluster_node_name(server->layout.node_id, server->node_name);
     server->start_wall_ms = io_wall_ms();
+}
+
+/* Before the others go on: what a cluster is told of this node. */
+static status
+prepare_cluster(struct server *server)
+{
+    const struct server_config *config = server->config;
+    struct cluster_options options;
+    memset(&options, 0, sizeof(options));
+    const char *secret = config->cluster_secret;
+    cluster_secret_make(BYTES(secret, strlen(secret)), options.secret);
+    snprintf(options.node_id, sizeof(options.node_id), "%s", server->layout.node_id);
+    snprintf(options.host, sizeof(options.host), "%s", config->peer_endpoint.host);
+    snprintf(options.rack, sizeof(options.rack), "%s", config->rack);
+    snprintf(options.datacenter, sizeof(options.datacenter), "%s", config->datacenter);
+    options.client_port = config->endpoint.port;
+    options.peer_port = config->peer_endpoint.port;
+    options.shard_count = server->shard_count;
+    options.partition_count = server->layout.partition_count;
+    options.weight = (u32)config->virtual_nodes;
+    options.replicas = (u32)config->replicas;
+    options.write_quorum = (u32)config->write_quorum;
+    options.read_quorum = (u32)config->read_quorum;
+    for (u32 i = 0; i < config->seed_count; i++) {
+        struct peer_address *seed = &options.seeds[options.seed_count++];
+        memcpy(seed->host, config->seeds[i].host, sizeof(seed->host));
+        seed->port = config->seeds[i].peer_port;
+        seed->shard_count = 1;
+    }
+    server->cluster = cluster_new(&options);
+    return server->cluster == NULL ? ST_NO_MEMORY : ST_OK;
 }
 
 MAY_YIELD static status
 prepare(struct server *server)
 {
+    const struct server_config *config = server->config;
     struct lsm_options options;
     store_options(server, &options);
     char error[256] = "";
@@ -241,7 +280,16 @@ prepare(struct server *server)
         return st;
     }
     make_ids(server);
-    return ST_OK;
+    return config->clustered ? prepare_cluster(server) : ST_OK;
+}
+
+/* Keys of clients: a node that has some cannot begin in a cluster. */
+static bool
+store_is_empty(const struct shard *shard)
+{
+    for (u16 keyspace = 0; keyspace < LIMIT_KEYSPACES_CLIENT; keyspace++)
+        if (lsm_count_estimate(shard->lsm, keyspace) != 0) return false;
+    return true;
 }
 
 MAY_YIELD static status
@@ -263,7 +311,28 @@ open_store(struct shard *shard)
         return st;
     }
     lsm_on_durable(shard->lsm, shard_durable, shard);
+    if (!store_is_empty(shard)) server->has_keys = true;
     return ST_OK;
+}
+
+/* Returns when this shard can serve as one of a cluster's. */
+MAY_YIELD static status
+enter_cluster(struct shard *shard)
+{
+    struct server *server = shard->server;
+    if (server->cluster == NULL) return ST_OK;
+    if (shard->index != 0) {
+        status st = cluster_shard_open(server->cluster, shard->lsm, &shard->cluster);
+        if (ok(st)) route_open(shard);
+        if (!ok(st) && !status_is(st, ST_CANCELED))
+            fail(server, "shard of a cluster: %s: %s", "cannot be opened", st);
+        return st;
+    }
+    bool empty = !server->has_keys;
+    status st = cluster_start(server->cluster, shard->lsm, empty, &shard->cluster);
+    if (ok(st)) route_open(shard);
+    if (!ok(st)) fail(server, "cannot enter the cluster: %s (%s)", server->cluster->reason, st);
+    return st;
 }
 
 MUST_CHECK static status
@@ -445,19 +514,25 @@ server_shard_main(void *arg)
     if (ok(st)) st = layout;
     if (ok(st)) st = open_store(shard);
     status all = meet(shard, st, deliver_opened);
+    if (ok(all)) st = enter_cluster(shard);
+    if (ok(all)) all = meet(shard, st, deliver_entered);
     if (ok(all)) {
         st = serve(shard);
         (void)meet(shard, st, deliver_drained); /* all go on, whatever became of one */
     }
+    if (shard->cluster != NULL) cluster_shard_close(shard->cluster);
+    shard->cluster = NULL;
     if (shard->lsm != NULL) {
         native_snapshots_sweep(shard, true);
         status closed = lsm_close(shard->lsm);
         shard->lsm = NULL;
         if (ok(st)) st = closed;
     }
+    if (status_is(st, ST_CANCELED) && io_stopping()) st = ST_OK; /* before it was in its cluster */
     status others = meet(shard, st, deliver_closed);
     (void)others; /* io_node_join hears of it from the shard that failed */
     if (shard->index == 0 && ok(prepared)) store_release(server->config->data_dir);
+    if (shard->index == 0) cluster_free(server->cluster);
     deinit(shard);
     io_shard_user_set(NULL);
     mem_free(io_budget(), place, sizeof(*place));

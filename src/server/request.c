@@ -7,6 +7,7 @@
 #include "base/fault.h"
 
 #include "server/native.h"
+#include "server/route.h"
 #include "server/session.h"
 
 /* ---- places ---- */
@@ -144,6 +145,7 @@ release(struct request *request)
 {
     struct shard *shard = shard_self();
     CHECK(request->home == shard->index);
+    route_free(request);
     if (request->parts != NULL)
         mem_free(&shard->budget, request->parts, request->part_count * sizeof(*request->parts));
     CHECK(shard->request_count > 0);
@@ -202,10 +204,14 @@ request_free(struct request *request)
     release(request);
 }
 
-/* At home: the outcome is there. */
-static void
-finished(struct request *request)
+void
+request_finish(struct request *request)
 {
+    if (!route_finished(request)) return;
+    if (request->peer != NULL) {
+        route_answer(request);
+        return;
+    }
     if (request->waiter != NULL) {
         request->done = true;
         fiber_queue_wake_all(request->waiter);
@@ -217,13 +223,15 @@ finished(struct request *request)
         return;
     }
     CHECK(parent->parts_left > 0);
-    if (--parent->parts_left == 0 && request_parts_done(parent)) session_request_done(parent);
+    if (--parent->parts_left != 0) return;
+    if (parent->route != NULL ? route_parts_done(parent) : request_parts_done(parent))
+        session_request_done(parent);
 }
 
 static void
 deliver_finished(struct io_mail *mail)
 {
-    finished(CONTAINER_OF(mail, struct request, mail));
+    request_finish(CONTAINER_OF(mail, struct request, mail));
 }
 
 /* ---- running, at the owner ----
@@ -318,7 +326,7 @@ ran(struct request *request, struct shard *shard)
     order_leave(shard, request);
     bool local = request->owner == request->home && request->parent == NULL;
     if (local && request->waiter == NULL) {
-        finished(request);
+        request_finish(request);
         return;
     }
     request->durable.fn = reply_is_safe;
@@ -341,6 +349,8 @@ exec_of_request(struct exec *x, struct request *request, struct resp_writer *w, 
     x->keyspace = request->keyspace;
     x->extra = request->extra;
     x->connected_ns = request->connected_ns;
+    x->deadline_ns = request->deadline_ns;
+    x->level = request->level;
 }
 
 /* It has changed nothing. Without room even to say so the connection ends: the next reply would
@@ -641,7 +651,8 @@ read_aimed(struct request *request, const struct lsm_aim *aim, struct shard *sha
 static bool
 is_plain_read(const struct request *request)
 {
-    return request->command->handler == cmd_get && request->parent == NULL && !request->part;
+    return request->command->handler == cmd_get && request->parent == NULL && !request->part &&
+           request->route == NULL;
 }
 
 /* Takes the plain reads at the front of a train that need not wait for others, and runs them.

@@ -93,6 +93,11 @@ struct request {
     u32 home, owner;
     u16 keyspace;
     u8 resp;
+    u8 level; /* in a cluster: enum replicate_level */
+    /* in a cluster */
+    u64 deadline_ns;           /* on io_now_ns; 0: none yet */
+    struct route *route;       /* where it runs: route.h */
+    struct peer_request *peer; /* a peer asks; there is no session */
     /* the outcome */
     bool unknown;     /* the log failed before the reply was safe */
     status failure;   /* of the store, when the reply is an error because of it */
@@ -136,6 +141,8 @@ bool request_memory_scarce(const struct shard *shard);
 void request_start_stretches(struct request *request);
 /* That, on a worker at home. */
 MAY_YIELD void request_run_stretches(struct exec *x, struct request *request);
+/* At home: the outcome is there, be it of a run or of the caller. */
+void request_finish(struct request *request);
 /* From a fiber at home: starts it and waits. The caller frees it. */
 MAY_YIELD void request_call(struct request *request);
 /* The second half of that, after request->waiter was set and the request started. */

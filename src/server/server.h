@@ -22,6 +22,7 @@
 
 #include <stdatomic.h>
 
+#include "cluster/replicate.h"
 #include "io/io.h"
 #include "lsm/lsm.h"
 #include "server/config.h"
@@ -110,6 +111,7 @@ struct shard_stats {
     u64 work_queued_light, work_queued_heavy; /* now: waiting for a worker */
     u64 requests_forwarded;                   /* sent to another shard */
     u64 requests_refused;                     /* no place, no memory */
+    u64 cluster_forwards, cluster_forwarded;  /* to other nodes; from them */
     u64 durable_waits;                        /* now: replies held until the log is safe */
     u64 keys_locked;                          /* now */
     u64 lock_waits;
@@ -120,6 +122,10 @@ struct shard_stats {
     u64 watches;
     struct io_stats io;
     struct lsm_stats lsm;
+    /* in a cluster, else 0 */
+    u64 cluster_epoch, cluster_members, cluster_members_alive;
+    struct replicate_stats replicate;
+    struct peers_stats peers;
 };
 
 /* arg of server_collect: out is the caller's memory (it is large: not on a stack). */

@@ -66,6 +66,7 @@ struct session {
     bool ended;       /* the client sends no more: close when it has all replies */
     bool close_held;  /* closing, but held output has to go first: io_conn_close would drop it */
     bool reply_off, reply_skip_next, reply_skip;
+    u8 level; /* in a cluster: enum replicate_level, see DISTKV.CONSISTENCY */
     bool no_evict;
     bool monitor;
     struct list monitor_link; /* shard->monitors */

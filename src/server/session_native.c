@@ -6,6 +6,7 @@
 #include <stdio.h>
 
 #include "server/native.h"
+#include "server/route.h"
 #include "server/session.h"
 
 /* Nothing larger is taken in from somebody who has not said a password. */
@@ -26,57 +27,10 @@ refuse(struct session *s, const struct native_header *header, enum native_status
     session_write(s, buf_bytes(out), 0);
 }
 
-/* The token that decides the owner; batches: of all keys, or an error. Counts a batch's keys. */
-static bool
-token_of(struct session *s, const struct native_request *request, u64 *out, u32 *keys)
-{
-    switch ((enum native_opcode)request->header.opcode) {
-    case NATIVE_GET:
-    case NATIVE_TTL:
-        *out = hash_token(request->get.key);
-        return true;
-    case NATIVE_PUT:
-    case NATIVE_DELETE:
-        *out = hash_token(request->op.key);
-        return true;
-    case NATIVE_EXPIRE:
-        *out = hash_token(request->expire.key);
-        return true;
-    case NATIVE_BATCH: {
-        struct native_op op;
-        struct bytes ops = request->batch.ops;
-        bool first = true;
-        *keys = 0;
-        while (native_batch_next(&ops, &op)) {
-            u64 token = hash_token(op.key);
-            if (!first && token_slot(token) != token_slot(*out)) {
-                refuse(s, &request->header, NATIVE_ST_CROSS_SLOT, 0,
-                       "the keys of an atomic batch must have one hash slot");
-                return false;
-            }
-            *out = token;
-            first = false;
-            (*keys)++;
-        }
-        return true;
-    }
-    case NATIVE_HELLO:
-    case NATIVE_PING:
-    case NATIVE_SCAN:
-    case NATIVE_SNAPSHOT_OPEN:
-    case NATIVE_SNAPSHOT_CLOSE:
-    case NATIVE_COUNT:
-    case NATIVE_STATUS:
-        break;
-    }
-    *out = s->shard->token_first;
-    return true;
-}
-
-/* false: no place; the same frame comes again. */
+/* token: of its keys, in a cluster. false: no place; the same frame comes again. */
 static bool
 start(struct session *s, const struct command *command, const struct bytes *frame, u32 keys,
-      u32 owner, const struct native_header *header, u64 start_ns)
+      u32 owner, const u64 *token, const struct native_header *header, u64 start_ns)
 {
     struct shard *shard = s->shard;
     struct request *request = request_new(shard, command, frame, 1, keys, s->pending_count);
@@ -90,10 +44,20 @@ start(struct session *s, const struct command *command, const struct bytes *fram
     request->owner = owner;
     request->start_ns = start_ns;
     request->connected_ns = s->created_ns;
-    request->early = s->pending_count != 0;
+    request->early = s->pending_count != 0 && token == NULL;
+    if (token != NULL) {
+        request->keyspace = header->keyspace;
+        if (header->timeout_ms != 0)
+            request->deadline_ns = io_now_ns() + header->timeout_ms * NS_PER_MS;
+        if (!route_start(request, *token)) {
+            request_free(request);
+            refuse(s, header, NATIVE_ST_NO_MEMORY, 0, "no memory for the request");
+            return true;
+        }
+    }
     list_push_back(&s->pending, &request->link);
     s->pending_count++;
-    request_start(request);
+    if (token == NULL) request_start(request);
     return true;
 }
 
@@ -103,16 +67,31 @@ run(struct session *s, const struct native_request *request, struct bytes frame,
 {
     struct shard *shard = s->shard;
     const struct command *command = command_native(request->header.opcode);
-    u64 token = 0;
+    u64 token = shard->token_first;
     u32 keys = request_keys(command, 1);
-    if (!token_of(s, request, &token, &keys)) return true;
+    bool keyed = native_token(request, &token, &keys);
+    if (!keyed && request->header.opcode == NATIVE_BATCH) {
+        refuse(s, &request->header, NATIVE_ST_CROSS_SLOT, 0,
+               "the keys of an atomic batch must have one hash slot");
+        return true;
+    }
+    if (shard->server->cluster != NULL) {
+        if (keyed)
+            return start(s, command, &frame, keys, shard->index, &token, &request->header,
+                         start_ns);
+        if (request->header.opcode == NATIVE_SNAPSHOT_OPEN ||
+            request->header.opcode == NATIVE_SNAPSHOT_CLOSE) {
+            refuse(s, &request->header, NATIVE_ST_UNSUPPORTED, 0, "not supported in a cluster yet");
+            return true;
+        }
+    }
     u32 owner = shard_of_token(shard->server, token);
     if (command->place == PLACE_FIBER)
-        return start(s, command, &frame, keys, shard->index, &request->header, start_ns);
+        return start(s, command, &frame, keys, shard->index, NULL, &request->header, start_ns);
     bool home = command->place == PLACE_HOME;
     bool late = keys > REQUEST_KEYS_LIGHT && fiber_should_yield();
     if (!home && (owner != shard->index || late))
-        return start(s, command, &frame, keys, owner, &request->header, start_ns);
+        return start(s, command, &frame, keys, owner, NULL, &request->header, start_ns);
 
     shard->reply.size = 0;
     struct resp_writer w = {.out = &shard->reply, .version = 3};
@@ -134,7 +113,7 @@ run(struct session *s, const struct native_request *request, struct bytes frame,
     bool memory = !w.failed && !status_is(x.failure, ST_NO_MEMORY);
     bool roomy = memory && session_has_room(s, shard->reply.size);
     if (!home && !x.wrote && !roomy) done = false; /* a request can wait */
-    if (!done) return start(s, command, &frame, keys, owner, &request->header, start_ns);
+    if (!done) return start(s, command, &frame, keys, owner, NULL, &request->header, start_ns);
     shard->stats->tried_inline++;
     if (w.failed) {
         session_abort(s);

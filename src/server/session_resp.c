@@ -7,6 +7,7 @@
  * or not without waiting (a struct request).
  */
 #include "server/number.h"
+#include "server/route.h"
 #include "server/session.h"
 
 #include <ctype.h>
@@ -154,7 +155,8 @@ conflicts(const struct session *s, u64 key_hash, bool writes)
         const struct request *request = list_entry(node, struct request, link);
         if (request->done) continue;
         if (request->key_hash == 0) return true; /* S2 */
-        if (request->owner != s->shard->index) continue;
+        /* In a cluster two attempts of one may be under way to different nodes. */
+        if (request->owner != s->shard->index && s->shard->server->cluster == NULL) continue;
         if (request->key_hash == key_hash && (writes || request->writes)) return true;
     }
     return false;
@@ -291,6 +293,26 @@ requests_max(const struct shard *shard)
     return CLAMP(share, 8u, SESSION_REQUESTS_MAX);
 }
 
+/* In a cluster: a key's node may be another one. Started before it is pending, and never done from
+ * inside of that. */
+static enum dispatch
+start_routed(struct call *call, struct resp_writer *w, u64 token, u64 key_hash, bool parts)
+{
+    struct session *s = call->s;
+    struct request *request = new_request(call, s->shard->index, key_hash);
+    if (request == NULL) return no_place(call, w);
+    request->connected_ns = s->created_ns;
+    request->level = s->level;
+    bool started = parts ? route_start_parts(request) : route_start(request, token);
+    if (!started) {
+        request_free(request);
+        return no_place(call, w);
+    }
+    list_push_back(&s->pending, &request->link);
+    s->pending_count++;
+    return DISPATCH_DONE;
+}
+
 static enum dispatch
 run_on_keys(struct call *call, struct resp_writer *w)
 {
@@ -308,6 +330,7 @@ run_on_keys(struct call *call, struct resp_writer *w)
             session_stall(s, SESSION_WAITS_ORDER);
             return DISPATCH_STALL;
         }
+        if (server->cluster != NULL) return start_routed(call, w, token, hash, false);
         return run_on_owner(call, w, owner, hash, NULL, false);
     }
     bool split = call->command->place != PLACE_KEYS;
@@ -321,6 +344,7 @@ run_on_keys(struct call *call, struct resp_writer *w)
         }
         if (shard_of_token(server, other) != owner) one_owner = false;
     }
+    if (server->cluster != NULL) return start_routed(call, w, token, 0, split);
     bool too_many = split && call->command->place != PLACE_SPLIT_ARRAY &&
                     call->keys > REQUEST_KEYS_AT_ONCE_OTHERS;
     /* Elsewhere as a part, which can go on in stretches when there is no memory for all of it. */
@@ -488,6 +512,7 @@ dispatch(struct session *s, const struct bytes *args, u32 arg_count, u64 start_n
         resp_error(&w, "NOAUTH Authentication required.");
         refused = true;
     }
+    if (!refused && !route_supports(shard, command, &w)) refused = true;
     if (!refused && !keys_fit(&w, command, args, arg_count)) refused = true;
     if (!refused && session_in_multi(s) && command->flags & COMMAND_NO_MULTI) {
         resp_error(&w, "ERR Command not allowed inside a transaction");

@@ -5,6 +5,7 @@
 #include "server/shard.h"
 
 #include "base/fault.h"
+#include "cluster/cluster.h"
 #include "server/command_table.h"
 
 /* ---- waiting for the log ---- */
@@ -183,6 +184,20 @@ shard_stats_reset(struct shard *shard)
 }
 
 /* arg: struct server_collect * */
+static void
+collect_cluster(const struct shard *shard, struct shard_stats *out)
+{
+    const struct topology *topology = cluster_topology(shard->cluster);
+    replicate_stats_get(shard->cluster->replicator, &out->replicate);
+    peers_stats_get(shard->cluster->peers, &out->peers);
+    if (topology == NULL) return;
+    out->cluster_epoch = topology->epoch;
+    out->cluster_members = topology->member_count;
+    for (u32 i = 0; i < topology->member_count; i++)
+        out->cluster_members_alive +=
+            cluster_alive(shard->server->cluster, topology->members[i].number);
+}
+
 MAY_YIELD void
 server_collect(void *arg)
 {
@@ -211,6 +226,7 @@ server_collect(void *arg)
         out->clients_monitor++;
     io_stats_get(&out->io);
     if (shard->lsm != NULL) lsm_stats_get(shard->lsm, &out->lsm);
+    if (shard->cluster != NULL) collect_cluster(shard, out);
 }
 
 MAY_YIELD void

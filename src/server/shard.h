@@ -49,12 +49,14 @@ struct server {
     _Atomic bool failing; /* the first to set it writes failure */
     _Atomic u32 prepared; /* layout is filled: 1, failed: 2 */
     _Atomic u32 shards_ready;
+    _Atomic bool has_keys; /* a store does, at its start */
     _Atomic bool ready;
     _Atomic u32 port;
     _Atomic u32 shutdown_wanted;
     _Atomic u64 resident_bytes; /* the host's last look; 0: never */
     _Atomic u32 clients;        /* of all shards: maxclients is the node's */
     _Atomic u32 memory_wanted;  /* large requests of all shards that wait for memory */
+    struct cluster *cluster;    /* NULL: a node by itself */
 };
 
 /* Somebody who waits until seq is durable, without a fiber. */
@@ -133,6 +135,8 @@ struct shard {
     struct scan_position *positions; /* SCAN_POSITIONS, made at first use */
     u64 scan_clock;
     struct native_state *native;
+
+    struct cluster_shard *cluster; /* NULL: a node by itself, or not yet */
 
     struct meeting_place *meetings; /* node.c */
     struct cuts *cuts;              /* cut.c */

@@ -10,9 +10,7 @@
 
 #include "base/mem.h"
 
-#define NODE_HOST    "10.0.0.1"
 #define CLIENTS_HOST "10.0.0.2"
-#define NODE_PORT    7000
 #define LOOK_NS      (5 * NS_PER_MS)
 #define WAIT_NS_MAX  (3600 * NS_PER_S)
 
@@ -21,9 +19,10 @@
 static MAY_YIELD void
 run_actions(void *arg)
 {
-    struct rig *rig = arg;
+    struct rig_node *node = arg;
+    struct rig *rig = node->rig;
     u32 index = io_shard_index();
-    while (!io_stopping()) {
+    while (!io_stopping() && node->index == 0) {
         if (rig->action.wanted && rig->action.shard == index) {
             rig->action.fn(shard_self(), rig->action.arg);
             rig->action.wanted = false;
@@ -35,11 +34,11 @@ run_actions(void *arg)
 static status
 node_main(void *arg)
 {
-    struct rig *rig = arg;
+    struct rig_node *node = arg;
     /* Of the kind that always finds a fiber. */
-    status st = fiber_spawn(FIBER_BACKGROUND, "actions", run_actions, rig);
+    status st = fiber_spawn(FIBER_BACKGROUND, "actions", run_actions, node);
     CHECK(ok(st));
-    return server_shard_main(rig->server);
+    return server_shard_main(node->server);
 }
 
 MAY_YIELD void
@@ -95,15 +94,27 @@ static const struct io_conn_events client_events = {
     .closed = closed,
 };
 
-MAY_YIELD void
-rig_connect(struct rig *rig, struct rig_client *client)
+MAY_YIELD status
+rig_try_connect(struct rig *rig, u32 node, struct rig_client *client)
 {
     *client = (struct rig_client){.rig = rig};
     buf_init(&client->in, io_budget());
     fiber_queue_init(&client->queue);
-    status st =
-        io_connect(NODE_HOST, NODE_PORT, &client_events, client, FIBER_FOREVER, &client->conn);
+    return io_connect(rig->nodes[node].host, RIG_NODE_PORT, &client_events, client,
+                      io_now_ns() + 10 * NS_PER_S, &client->conn);
+}
+
+MAY_YIELD void
+rig_connect_to(struct rig *rig, u32 node, struct rig_client *client)
+{
+    status st = rig_try_connect(rig, node, client);
     CHECK(ok(st));
+}
+
+MAY_YIELD void
+rig_connect(struct rig *rig, struct rig_client *client)
+{
+    rig_connect_to(rig, 0, client);
 }
 
 MAY_YIELD void
@@ -247,13 +258,98 @@ clients_main(void *arg)
     return ST_OK;
 }
 
+/* ---- the nodes, from outside ---- */
+
+static void
+node_start(struct rig_node *node)
+{
+    struct rig *rig = node->rig;
+    node->server = server_new(node->config, node->index + 1);
+    CHECK(node->server != NULL);
+    if (node->index == 0) rig->server = node->server;
+    struct io_node_config config = {.shard_count = node->config->core_count,
+                                    .memory_bytes = node->config->memory_bytes,
+                                    .shard_main = node_main,
+                                    .arg = node};
+    status st = sim_node_start(node->machine, &config);
+    CHECK(ok(st));
+}
+
+static void
+node_forget(struct rig_node *node)
+{
+    if (node->server != NULL) server_free(node->server);
+    node->server = NULL;
+}
+
+static void
+node_open(struct rig *rig, u32 index)
+{
+    struct rig_node *node = &rig->nodes[index];
+    *node = (struct rig_node){.rig = rig, .index = index};
+    snprintf(node->host, sizeof(node->host), "10.0.%u.%u", rig->node_count > 1, index + 1);
+    node->machine = sim_node_new(rig->sim, node->host);
+    node->config = mem_raw_alloc(sizeof(*node->config), 64);
+    CHECK(node->config != NULL);
+    config_init_for_test(node->config, "/data", rig->shard_count);
+    snprintf(node->config->address, sizeof(node->config->address), "%s:%u", node->host,
+             RIG_NODE_PORT);
+    node->config->endpoint = (struct config_endpoint){.host = "0.0.0.0", .port = RIG_NODE_PORT};
+    if (rig->configure != NULL) rig->configure(rig, index, node->config);
+    if (index < rig->node_count - rig->late_count) node_start(node);
+}
+
+static void
+do_wanted(void *arg)
+{
+    struct rig_node *node = arg;
+    if (node->crash_wanted) {
+        sim_node_crash(node->machine);
+        node_forget(node);
+    }
+    if (node->start_wanted) node_start(node);
+    node->crash_wanted = node->start_wanted = false;
+}
+
+MAY_YIELD void
+rig_crash(struct rig *rig, u32 index)
+{
+    struct rig_node *node = &rig->nodes[index];
+    node->crash_wanted = true;
+    sim_at(rig->sim, sim_now_ns(rig->sim), do_wanted, node);
+    while (node->crash_wanted)
+        fiber_sleep_ns(NS_PER_MS);
+}
+
+MAY_YIELD void
+rig_start_begin(struct rig *rig, u32 index)
+{
+    struct rig_node *node = &rig->nodes[index];
+    node->start_wanted = true;
+    sim_at(rig->sim, sim_now_ns(rig->sim), do_wanted, node);
+    while (node->start_wanted)
+        fiber_sleep_ns(NS_PER_MS);
+}
+
+MAY_YIELD void
+rig_start(struct rig *rig, u32 index)
+{
+    rig_start_begin(rig, index);
+    while (!server_ready(rig->nodes[index].server))
+        fiber_sleep_ns(NS_PER_MS);
+}
+
 /* ---- a run ---- */
 
 static bool
-is_ready(void *arg)
+are_ready(void *arg)
 {
     struct rig *rig = arg;
-    return server_ready(rig->server) || !sim_node_running(rig->node);
+    for (u32 i = 0; i < rig->node_count; i++)
+        if (rig->nodes[i].server != NULL && !server_ready(rig->nodes[i].server) &&
+            sim_node_running(rig->nodes[i].machine))
+            return false;
+    return true;
 }
 
 static bool
@@ -264,10 +360,12 @@ have_ended(void *arg)
 }
 
 static bool
-has_stopped(void *arg)
+have_stopped(void *arg)
 {
     struct rig *rig = arg;
-    return !sim_node_running(rig->node);
+    for (u32 i = 0; i < rig->node_count; i++)
+        if (sim_node_running(rig->nodes[i].machine)) return false;
+    return true;
 }
 
 static void
@@ -282,36 +380,32 @@ wait_until(struct rig *rig, bool (*condition)(void *arg), const char *what)
 void
 rig_run(struct rig *rig)
 {
+    if (rig->node_count == 0) rig->node_count = 1;
     rig->sim = sim_new(&rig->options);
-    rig->node = sim_node_new(rig->sim, NODE_HOST);
+    for (u32 i = 0; i < rig->node_count; i++)
+        node_open(rig, i);
     rig->clients = sim_node_new(rig->sim, CLIENTS_HOST);
-    rig->config = mem_raw_alloc(sizeof(*rig->config), 64);
-    CHECK(rig->config != NULL);
-    config_init_for_test(rig->config, "/data", rig->shard_count);
-    rig->config->endpoint = (struct config_endpoint){.host = "0.0.0.0", .port = NODE_PORT};
-    rig->server = server_new(rig->config, 1);
-    CHECK(rig->server != NULL);
-
-    struct io_node_config node = {.shard_count = rig->shard_count,
-                                  .memory_bytes = rig->config->memory_bytes,
-                                  .shard_main = node_main,
-                                  .arg = rig};
-    status st = sim_node_start(rig->node, &node);
-    CHECK(ok(st));
-    wait_until(rig, is_ready, "the node does not start");
-    CHECK(sim_node_running(rig->node));
+    wait_until(rig, are_ready, "a node does not start");
+    for (u32 i = 0; i < rig->node_count - rig->late_count; i++)
+        CHECK(sim_node_running(rig->nodes[i].machine));
 
     struct io_node_config clients = {
         .shard_count = 1, .memory_bytes = MIB(256), .shard_main = clients_main, .arg = rig};
-    st = sim_node_start(rig->clients, &clients);
+    status st = sim_node_start(rig->clients, &clients);
     CHECK(ok(st));
     wait_until(rig, have_ended, "the story does not end");
     CHECK(rig->story_ended && ok(sim_node_result(rig->clients)));
 
-    sim_node_stop(rig->node);
-    wait_until(rig, has_stopped, "the node does not stop");
-    CHECK(ok(sim_node_result(rig->node)));
+    for (u32 i = 0; i < rig->node_count; i++)
+        if (sim_node_running(rig->nodes[i].machine)) sim_node_stop(rig->nodes[i].machine);
+    wait_until(rig, have_stopped, "a node does not stop");
+    for (u32 i = 0; i < rig->node_count; i++) {
+        struct rig_node *node = &rig->nodes[i];
+        CHECK(node->server == NULL || ok(sim_node_result(node->machine)));
+    }
     sim_free(rig->sim);
-    server_free(rig->server);
-    mem_raw_free(rig->config, sizeof(*rig->config));
+    for (u32 i = 0; i < rig->node_count; i++) {
+        node_forget(&rig->nodes[i]);
+        mem_raw_free(rig->nodes[i].config, sizeof(*rig->nodes[i].config));
+    }
 }

@@ -10,6 +10,9 @@
  *
  * In a story rig_connect and rig_call are plain calls that wait; rig_spawn starts another fiber
  * beside it. rig_on_shard runs a function on a fiber of one of the node's shards.
+ *
+ * With node_count there are as many nodes, at 10.0.1.1, 10.0.1.2 ..., and configure says what each
+ * of them is told: they become a cluster. A story may crash them and start them again.
  */
 #ifndef DISTKV_TESTS_SIM_NODE_RIG_H
 #define DISTKV_TESTS_SIM_NODE_RIG_H
@@ -22,6 +25,8 @@
 #include "server/shard.h"
 
 #define RIG_SPAWNS_MAX 16u
+#define RIG_NODES_MAX  7u
+#define RIG_NODE_PORT  7000u
 
 struct rig;
 
@@ -39,18 +44,31 @@ struct rig_spawn {
     void *arg;
 };
 
+struct rig_node {
+    struct rig *rig;
+    u32 index;
+    char host[16];
+    struct sim_node *machine;
+    struct server_config *config;
+    struct server *server; /* NULL: not started */
+    bool start_wanted, crash_wanted;
+};
+
 struct rig {
     /* the test's */
     struct sim_options options;
     u32 shard_count;
+    u32 node_count; /* 0: one, by itself */
+    u32 late_count; /* of these, the last ones: the story starts them */
+    void (*configure)(struct rig *rig, u32 node, struct server_config *config);
     void (*story)(struct rig *rig);
     void *arg;
 
     /* state */
     struct sim *sim;
-    struct sim_node *node, *clients;
-    struct server_config *config;
-    struct server *server;
+    struct sim_node *clients;
+    struct rig_node nodes[RIG_NODES_MAX];
+    struct server *server; /* of the first node */
     struct rig_spawn spawns[RIG_SPAWNS_MAX];
     u32 spawned, running;
     struct fiber_queue ended;
@@ -67,6 +85,14 @@ struct rig {
 void rig_run(struct rig *rig);
 
 MAY_YIELD void rig_connect(struct rig *rig, struct rig_client *client);
+MAY_YIELD void rig_connect_to(struct rig *rig, u32 node, struct rig_client *client);
+/* The same where nobody may be listening. */
+MAY_YIELD MUST_CHECK status rig_try_connect(struct rig *rig, u32 node, struct rig_client *client);
+/* The power fails; it is off when this returns. Then: it is on again, and the node is ready. */
+MAY_YIELD void rig_crash(struct rig *rig, u32 node);
+MAY_YIELD void rig_start(struct rig *rig, u32 node);
+/* Without waiting until it is ready. */
+MAY_YIELD void rig_start_begin(struct rig *rig, u32 node);
 MAY_YIELD void rig_disconnect(struct rig_client *client);
 /* Words parted by blanks. The reply's bytes, until the client's next call; size 0: closed. */
 MAY_YIELD struct bytes rig_call(struct rig_client *client, const char *format, ...)

@@ -50,6 +50,8 @@ struct app {
     struct budget budget;
     u32 wipes;
     bool founder, founded;
+    bool twin;                          /* has been given the id of the first node */
+    char reason[TOPOLOGY_REASON_BYTES]; /* why it could not join */
     bool stop;
     u32 fibers;
     u64 shown; /* newest epoch that this disk's member has shown */
@@ -155,7 +157,7 @@ self_fill(struct app *app, struct topology_member *self)
 {
     *self = (struct topology_member){
         .weight = 150, .client_port = 1000, .peer_port = PEER_RIG_PORT, .shard_count = 1};
-    snprintf(self->node_id, sizeof(self->node_id), "n%u", app->node->index);
+    snprintf(self->node_id, sizeof(self->node_id), "n%u", app->twin ? 0 : app->node->index);
     snprintf(self->host, sizeof(self->host), "%s", app->node->host);
     snprintf(self->rack, sizeof(self->rack), "r%u", app->node->index % 3);
     snprintf(self->datacenter, sizeof(self->datacenter), "dc");
@@ -175,6 +177,7 @@ join_main(void *arg)
     while (!app->stop && group0_member(app->group0) == 0) {
         status st = group0_join(app->group0, &self, seeds, count, io_now_ns() + SECONDS(2), reason);
         if (ok(st)) joins_done++;
+        memcpy(app->reason, reason, sizeof(reason));
         if (status_is(st, ST_CONFLICT)) violated("n%u cannot join: %s", app->node->index, reason);
         fiber_sleep_ns(MS(20));
     }
@@ -444,11 +447,14 @@ crash(u32 i, bool process_only)
 static void
 failed_ones_end(void)
 {
-    for (u32 i = 0; i < rig.node_count; i++)
-        if (serves(i) && !ok(apps[i].group0->failed)) {
-            failures_seen++;
-            crash(i, false);
-        }
+    static struct lsm_stats stats;
+    for (u32 i = 0; i < rig.node_count; i++) {
+        if (!serves(i)) continue;
+        lsm_stats_get(apps[i].lsm, &stats); /* group0 learns of it by its next write */
+        if (ok(apps[i].group0->failed) && stats.state != LSM_STATE_FAILED) continue;
+        failures_seen++;
+        crash(i, false);
+    }
 }
 
 static bool
@@ -693,6 +699,306 @@ history(u64 seed, bool telling)
     peer_rig_close(&rig);
 }
 
+/* ---- stories ---- */
+
+static void
+story_begins(u32 nodes)
+{
+    memset(apps, 0, sizeof(apps));
+    memset(chain, 0, sizeof(chain));
+    memset(acknowledged, 0, sizeof(acknowledged));
+    memset(cut, 0, sizeof(cut));
+    chain_last = acknowledged_epoch = 0;
+    violation[0] = 0;
+    seed_now = 7;
+    snapshot_entries = 0;
+    disks_fail = errors_now = false;
+    rig = (struct peer_rig){.node_count = nodes,
+                            .shard_count = 1,
+                            .shard_main = node_main,
+                            .started_by_test = true,
+                            .memory_bytes = MIB(160)};
+    sim_options_default(&rig.options, seed_now);
+    peer_rig_open(&rig);
+    for (u32 i = 0; i < nodes; i++)
+        apps[i].node = &rig.nodes[i];
+    apps[0].founder = true;
+}
+
+static void
+expect_well(void)
+{
+    if (!peer_rig_run_until(&rig, is_well, NULL, SECONDS(120))) {
+        tell_where_all_stand();
+        fail_msg("not well in the end");
+    }
+    if (violation[0] != 0) fail_msg("%s", violation);
+}
+
+static void
+all_start(void)
+{
+    for (u32 i = 0; i < rig.node_count; i++)
+        start(i);
+    expect_well();
+}
+
+static void
+story_ends(void)
+{
+    if (violation[0] != 0) fail_msg("%s", violation);
+    peer_rig_close(&rig);
+}
+
+static u32
+leader_index(void)
+{
+    for (u32 i = 0; i < rig.node_count; i++)
+        if (serves(i) && apps[i].group0->raft.role == RAFT_LEADER) return i;
+    fail_msg("nobody leads");
+    return 0;
+}
+
+static void
+change_on(u32 i)
+{
+    u64 done = changes_done;
+    ask(i, SECONDS(20));
+    while (!peer_rig_job_over(&apps[i].change_job))
+        peer_rig_run(&rig, MS(10));
+    assert_int_equal(changes_done, done + 1);
+}
+
+static void
+a_wiped_node_comes_back_as_a_new_member(void **state)
+{
+    story_begins(3);
+    all_start();
+    u32 old = group0_member(apps[1].group0);
+    u64 incarnation = group0_incarnation(apps[1].group0);
+    wipe(1);
+    assert_false(serves(1));
+    start(1);
+    expect_well();
+    u32 new = group0_member(apps[1].group0);
+    assert_true(new > old);
+    assert_int_not_equal(group0_incarnation(apps[1].group0), incarnation);
+    const struct topology *topology = group0_topology(apps[0].group0);
+    assert_null(topology_member(topology, old));
+    assert_int_equal(topology_member_by_id(topology, "n1")->number, new);
+    assert_int_equal(topology->member_count, 3);
+    change_on(1);
+    story_ends();
+}
+
+static void
+whoever_starts_without_a_synced_log_is_a_new_member(void **state)
+{
+    story_begins(3);
+    apps[2].durability = LSM_DURABILITY_PERIODIC;
+    all_start();
+    u32 old = group0_member(apps[2].group0);
+    peer_rig_stop(&rig, 2);
+    apps[2].shown = 0; /* another member */
+    apps[2].value = 0;
+    start(2);
+    expect_well();
+    assert_true(group0_member(apps[2].group0) > old);
+    assert_null(topology_member(group0_topology(apps[0].group0), old));
+    story_ends();
+}
+
+/* One and the same number as before where the log is synced, and at once what was shown before. */
+static void
+a_node_that_starts_again_begins_with_what_it_showed(void **state)
+{
+    story_begins(3);
+    all_start();
+    change_on(1);
+    u32 number = group0_member(apps[1].group0);
+    u64 epoch = group0_topology(apps[1].group0)->epoch;
+    for (u32 i = 0; i < 3; i++)
+        crash(i, false);
+    start(1); /* alone: nobody tells it anything */
+    assert_int_equal(group0_member(apps[1].group0), number);
+    assert_true(group0_topology(apps[1].group0)->epoch >= epoch);
+    start(0);
+    start(2);
+    expect_well();
+    story_ends();
+}
+
+/* It lags so far that it has never heard of the one who leads now, nor where that one is. */
+static void
+who_lags_learns_where_a_new_leader_is(void **state)
+{
+    story_begins(4);
+    start(0);
+    start(1);
+    peer_rig_run(&rig, SECONDS(10));
+    u32 lagging = 1 - leader_index();
+    peer_rig_stop(&rig, lagging);
+    start(2);
+    start(3);
+    peer_rig_run(&rig, SECONDS(10));
+    assert_int_equal(apps[2].group0->raft.leader != 0, true);
+    u32 first = leader_index();
+    for (u32 i = 0; i < 4; i++)
+        cut_set(first, i, true); /* one of those whom it does not know takes over */
+    peer_rig_run(&rig, SECONDS(10));
+    start(lagging);
+    peer_rig_run(&rig, SECONDS(10));
+    u32 second = first == 0 || !serves(0) ? 2 : 0;
+    assert_int_equal(group0_topology(apps[lagging].group0)->epoch,
+                     group0_topology(apps[second].group0)->epoch);
+    heal_all();
+    expect_well();
+    story_ends();
+}
+
+static u32 unwanted;
+
+static status
+unwanted_fill(void *arg, const struct topology *present, struct topology_command *command)
+{
+    if (topology_member(present, unwanted) == NULL) return ST_EXISTS;
+    command->kind = *(const u8 *)arg;
+    command->member.number = unwanted;
+    return ST_OK;
+}
+
+static MAY_YIELD void
+unwanted_main(struct peer_rig_node *node, void *arg)
+{
+    char reason[TOPOLOGY_REASON_BYTES];
+    status st = group0_change(apps[node->index].group0, unwanted_fill, arg,
+                              io_now_ns() + SECONDS(20), reason);
+    if (!ok(st)) violated("%s: %s", status_text(st), reason);
+}
+
+static bool
+unwanted_is_out(void *arg)
+{
+    struct group0 *group0 = apps[leader_index()].group0;
+    if (topology_member(group0_topology(group0), unwanted) != NULL) return false;
+    for (u32 i = 0; i < group0->raft.peer_count; i++)
+        if (group0->raft.peers[i].id == unwanted) return false;
+    return !raft_config_is_joint(&group0->raft);
+}
+
+/* One of three dies for good. The two that are left decide without it, and can lose nobody more. */
+static void
+a_forgotten_voter_leaves_the_group(void **state)
+{
+    u8 kind = TOPOLOGY_MEMBER_FORGET;
+    story_begins(4);
+    all_start();
+    u32 leader = leader_index(), dead = leader == 3 ? 2 : 3;
+    for (u32 i = 0; i < 4; i++) /* a voter */
+        if (i != leader && raft_is_voter(&apps[i].group0->raft)) dead = i;
+    unwanted = group0_member(apps[dead].group0);
+    crash(dead, false);
+    assert_true(peer_rig_do(&rig, leader, 0, unwanted_main, &kind));
+    assert_true(peer_rig_run_until(&rig, unwanted_is_out, NULL, SECONDS(30)));
+    peer_rig_run(&rig, SECONDS(5));
+    struct raft *raft = &apps[leader_index()].group0->raft;
+    u32 voters = 0;
+    for (u32 i = 0; i < raft->peer_count; i++)
+        voters += raft->peers[i].roles == RAFT_VOTER;
+    assert_int_equal(voters, 3); /* the one who learned has its place */
+    change_on(leader_index());
+    story_ends();
+}
+
+static void
+who_leaves_is_taken_out_and_hears_of_it(void **state)
+{
+    u8 kind = TOPOLOGY_MEMBER_LEAVE;
+    story_begins(4);
+    all_start();
+    u32 leader = leader_index(), leaving = (leader + 1) % 4;
+    unwanted = group0_member(apps[leaving].group0);
+    peer_rig_give(&rig, leaving, 0, &apps[leaving].change_job, unwanted_main, &kind);
+    assert_true(peer_rig_run_until(&rig, unwanted_is_out, NULL, SECONDS(60)));
+    peer_rig_run(&rig, SECONDS(1));
+    assert_int_equal(group0_member(apps[leaving].group0), 0);
+    assert_null(topology_member(group0_topology(apps[leaving].group0), unwanted));
+    change_on(leader_index());
+    story_ends();
+}
+
+static status
+nothing_fill(void *arg, const struct topology *present, struct topology_command *command)
+{
+    return ST_EXISTS; /* as far as it can see */
+}
+
+static MAY_YIELD void
+nothing_main(struct peer_rig_node *node, void *arg)
+{
+    char reason[TOPOLOGY_REASON_BYTES];
+    *(status *)arg = group0_change(apps[node->index].group0, nothing_fill, NULL,
+                                   io_now_ns() + SECONDS(5), reason);
+}
+
+/* It may have been undone since. */
+static void
+who_is_cut_off_does_not_say_that_there_is_nothing_to_do(void **state)
+{
+    status st = ST_CLOSED;
+    story_begins(3);
+    all_start();
+    u32 lonely = (leader_index() + 1) % 3;
+    for (u32 i = 0; i < 3; i++)
+        cut_set(lonely, i, true);
+    assert_true(peer_rig_do(&rig, lonely, 0, nothing_main, &st));
+    assert_true(status_is(st, ST_TIMED_OUT));
+    heal_all();
+    assert_true(peer_rig_do(&rig, lonely, 0, nothing_main, &st));
+    assert_true(ok(st));
+    story_ends();
+}
+
+static void
+a_second_node_of_one_id_is_refused(void **state)
+{
+    story_begins(3);
+    apps[2].twin = true;
+    start(0);
+    start(1);
+    start(2);
+    peer_rig_run(&rig, SECONDS(20));
+    assert_int_equal(group0_topology(apps[0].group0)->member_count, 2);
+    assert_int_equal(group0_member(apps[2].group0), 0);
+    assert_non_null(strstr(apps[2].reason, "alive"));
+    story_ends();
+}
+
+/* Whatever the number of cores: shard 0 owns the first partition, and a slot of 0 lies there. */
+static void
+all_keys_lie_in_the_first_partition(void **state)
+{
+    static const u32 partitions[] = {1, 64, PARTITION_COUNT_DEFAULT, SLOT_COUNT};
+    static const u8 kinds[] = {GROUP0_KEY_IDENTITY, GROUP0_KEY_HARD, GROUP0_KEY_COMMIT,
+                               GROUP0_KEY_BASE,     GROUP0_KEY_LOG,  GROUP0_KEY_CHUNK};
+    for (u32 i = 0; i < ARRAY_COUNT(kinds); i++) {
+        struct group0_key key = group0_key(kinds[i], 0x0102030405060708u, 9);
+        struct bytes bytes = BYTES(key.bytes, key.size);
+        u8 kind;
+        u64 index;
+        u32 number_;
+        assert_true(hash_token(bytes) == group0_token());
+        assert_int_equal(hash_slot(bytes), 0);
+        for (u32 k = 0; k < ARRAY_COUNT(partitions); k++)
+            assert_int_equal(token_partition(hash_token(bytes), partitions[k]), 0);
+        assert_true(group0_key_parse(bytes, &kind, &index, &number_));
+        assert_int_equal(kind, kinds[i]);
+        assert_true(index == 0 || index == 0x0102030405060708u);
+        assert_true(number_ == 0 || number_ == 9);
+    }
+    assert_int_equal(partition_shard(0, LIMIT_SHARDS, SLOT_COUNT), 0);
+}
+
 static u64
 number(const char *name, u64 otherwise)
 {
@@ -731,6 +1037,15 @@ int
 main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(all_keys_lie_in_the_first_partition),
+        cmocka_unit_test(a_wiped_node_comes_back_as_a_new_member),
+        cmocka_unit_test(whoever_starts_without_a_synced_log_is_a_new_member),
+        cmocka_unit_test(a_node_that_starts_again_begins_with_what_it_showed),
+        cmocka_unit_test(who_lags_learns_where_a_new_leader_is),
+        cmocka_unit_test(a_forgotten_voter_leaves_the_group),
+        cmocka_unit_test(who_leaves_is_taken_out_and_hears_of_it),
+        cmocka_unit_test(who_is_cut_off_does_not_say_that_there_is_nothing_to_do),
+        cmocka_unit_test(a_second_node_of_one_id_is_refused),
         cmocka_unit_test(whatever_happens_all_agree),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -1212,8 +1212,7 @@ seed_run(u64 seed)
     if (failed) snprintf(world.violation, sizeof(world.violation), "failed");
 }
 
-/* SIM_SEED chooses one, SIM_FIRST and SIM_SEEDS some, without the stories; SIM_KIND=stories runs
- * those alone; SIM_STATS=1 counts. */
+/* SIM_SEED chooses one, without the stories; SIM_FIRST and SIM_SEEDS some; SIM_STATS=1 counts. */
 static void
 replicas_become_equal_without_a_read_whatever_fails(void **state)
 {
@@ -1268,14 +1267,9 @@ main(void)
     const struct CMUnitTest seeds[] = {
         cmocka_unit_test(replicas_become_equal_without_a_read_whatever_fails),
     };
-    const char *kind = getenv("SIM_KIND");
-    bool stories_only = kind != NULL && strcmp(kind, "stories") == 0;
-    bool seeds_only =
-        !stories_only && (getenv("SIM_FIRST") != NULL || getenv("SIM_SEED") != NULL);
     int failed = 0;
-    if (!seeds_only)
+    if (getenv("SIM_SEED") == NULL)
         failed += cmocka_run_group_tests_name("stories", stories, NULL, NULL);
-    if (!stories_only)
-        failed += cmocka_run_group_tests_name("seeds", seeds, NULL, NULL);
+    failed += cmocka_run_group_tests_name("seeds", seeds, NULL, NULL);
     return failed;
 }

@@ -531,6 +531,8 @@ client_begin(struct client *client)
     struct prng *prng = &world.prng;
     u32 key = (u32)prng_below(prng, KEYS);
     u32 node = (u32)prng_below(prng, world.rig.node_count);
+    /* Who is left behind goes on as if nothing was. */
+    if (lagging != 0 && prng_chance(prng, 1, 3)) node = lagging - 1;
     if (!runs(node) ||
         !topology_holds(world.stages[world.stage[node]], node + 1, partition_of(key)))
         return;
@@ -862,7 +864,7 @@ seed_run(u64 seed)
         sim_node_clock_step(world.rig.nodes[node].machine, off);
         clock_off_ms[node] += off;
     }
-    lagging = joins && prng_chance(prng, 1, 3) ? 1 + (u32)prng_below(prng, nodes - 1) : 0;
+    lagging = joins && prng_chance(prng, 1, 2) ? 1 + (u32)prng_below(prng, nodes - 1) : 0;
     peer_rig_run(&world.rig, MS(prng_below(prng, 600)));
 
     u32 stage = 0, fetched = 0;

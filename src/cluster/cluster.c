@@ -1,0 +1,478 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * cluster.c -- see cluster.h: opening and closing, and topologies on their way to the shards.
+ */
+#include <stdio.h>
+
+#include "cluster/cluster.h"
+
+#include "base/log.h"
+#include "io/io.h"
+
+/* Of a shard's memory: what peers are sent and have sent, topologies, pages of streams. */
+#define SHARE_BUDGET  16u
+#define LOOK_NS       (5 * NS_PER_MS)
+#define JOIN_NS       (5 * NS_PER_S)
+#define JOIN_PAUSE_NS (500 * NS_PER_MS)
+
+void
+cluster_secret_make(struct bytes text, u8 out[PEER_SECRET_BYTES])
+{
+    static_assert(PEER_SECRET_BYTES == HMAC_BYTES, "it is one");
+    hmac_sha256(BYTES_LITERAL("distkv cluster secret"), &text, 1, out);
+}
+
+struct cluster *
+cluster_new(const struct cluster_options *options)
+{
+    CHECK(options->shard_count > 0 && options->shard_count <= LIMIT_SHARDS);
+    struct cluster *cluster = mem_raw_alloc(sizeof(*cluster), 64);
+    if (cluster == NULL) return NULL;
+    memset(cluster, 0, sizeof(*cluster));
+    cluster->options = *options;
+    for (u32 i = 0; i < LIMIT_SHARDS; i++) {
+        cluster->mails[i].cluster = cluster;
+        cluster->mails[i].shard = i;
+    }
+    return cluster;
+}
+
+void
+cluster_free(struct cluster *cluster)
+{
+    if (cluster == NULL) return;
+    hmac_forget(cluster->options.secret, sizeof(cluster->options.secret));
+    mem_raw_free(cluster, sizeof(*cluster));
+}
+
+u64
+cluster_own_epoch(const struct cluster *cluster)
+{
+    u64 least = UINT64_MAX;
+    for (u32 i = 0; i < cluster->options.shard_count; i++)
+        least = MIN(least, atomic_load_explicit(&cluster->shard_epochs[i], memory_order_relaxed));
+    return least;
+}
+
+static void
+note_epoch(struct cluster_shard *shard)
+{
+    u64 epoch = 0;
+    if (shard->topology != NULL)
+        epoch = MIN(shard->topology->epoch, replicator_epoch(shard->replicator));
+    atomic_store_explicit(&shard->cluster->shard_epochs[shard->index], epoch, memory_order_relaxed);
+}
+
+/* ---- topologies ---- */
+
+static void
+follow_addresses(struct cluster_shard *shard, const struct topology *before)
+{
+    const struct topology *topology = shard->topology;
+    u32 self = cluster_member(shard->cluster);
+    for (u32 i = 0; i < topology->member_count; i++) {
+        const struct topology_member *member = &topology->members[i];
+        if (member->number == self) continue;
+        struct peer_address address = {.port = member->peer_port,
+                                       .shard_count = member->shard_count};
+        snprintf(address.host, sizeof(address.host), "%s", member->host);
+        if (!peers_member_set(shard->peers, member->number, &address))
+            log_error("cluster", "no memory for the address of a member member=%u", member->number);
+    }
+    for (u32 i = 0; before != NULL && i < before->member_count; i++) {
+        u32 number = before->members[i].number;
+        if (number != self && topology_member(topology, number) == NULL)
+            peers_member_remove(shard->peers, number);
+    }
+}
+
+/* Takes over the reference. */
+static void
+adopt(struct cluster_shard *shard, struct topology *taken)
+{
+    struct topology *before = shard->topology;
+    if (before != NULL && taken->epoch <= before->epoch) {
+        topology_release(taken);
+        return;
+    }
+    shard->topology = taken;
+    follow_addresses(shard, before);
+    replicator_topology_set(shard->replicator, taken, cluster_member(shard->cluster));
+    note_epoch(shard);
+    topology_release(before);
+    if (shard->index == 0) {
+        cluster_pings_follow(shard);
+        fiber_queue_wake_all(&shard->changed);
+    }
+}
+
+static void send_topology(struct cluster_mail *to);
+
+static void
+deliver_back(struct io_mail *mail)
+{
+    struct cluster_mail *to = CONTAINER_OF(mail, struct cluster_mail, mail);
+    bool taken = to->topology == NULL;
+    topology_release(to->topology);
+    to->topology = NULL;
+    to->away = false;
+    if (taken)
+        send_topology(to);
+    else
+        to->epoch = 0; /* it was not open: the tick tries again */
+}
+
+static void
+deliver_topology(struct io_mail *mail)
+{
+    struct cluster_mail *to = CONTAINER_OF(mail, struct cluster_mail, mail);
+    struct cluster_shard *shard = to->cluster->shards[to->shard];
+    if (shard != NULL) {
+        adopt(shard, to->topology);
+        to->topology = NULL;
+    }
+    mail->deliver = deliver_back;
+    io_mail_send(0, mail);
+}
+
+/* On shard 0: when the mail is here and the shard does not have the newest. */
+static void
+send_topology(struct cluster_mail *to)
+{
+    const struct cluster_shard *shard = to->cluster->shards[0];
+    if (shard == NULL || shard->topology == NULL || to->away) return;
+    if (to->epoch == shard->topology->epoch) return;
+    topology_hold(shard->topology);
+    to->topology = shard->topology;
+    to->epoch = shard->topology->epoch;
+    to->away = true;
+    to->mail.deliver = deliver_topology;
+    io_mail_send(to->shard, &to->mail);
+}
+
+static void
+send_topologies(struct cluster *cluster)
+{
+    for (u32 i = 1; i < cluster->options.shard_count; i++)
+        send_topology(&cluster->mails[i]);
+}
+
+/* From group0. */
+static void
+changed(void *arg, struct topology *topology)
+{
+    struct cluster_shard *shard = arg;
+    /* Not in it yet: what there is then is taken by enter, which knows who we are. */
+    if (cluster_member(shard->cluster) == 0) return;
+    topology_hold(topology);
+    adopt(shard, topology);
+    send_topologies(shard->cluster);
+}
+
+/* ---- who may talk to us ---- */
+
+static status
+admit(void *arg, const struct peer_identity *peer)
+{
+    const struct cluster_shard *shard = arg;
+    const struct topology *topology = shard->topology;
+    if (peer->member == 0 || topology == NULL) return ST_OK;
+    /* One that has joined since the topology that we know. */
+    if (peer->member >= topology->next_number) return ST_OK;
+    const struct topology_member *member = topology_member(topology, peer->member);
+    if (member == NULL) return ST_DENIED; /* it was taken out */
+    if (member->incarnation != peer->incarnation) return ST_DENIED;
+    return strcmp(member->node_id, peer->node_id) == 0 ? ST_OK : ST_DENIED;
+}
+
+/* ---- opening ---- */
+
+static void
+tick_fired(struct io_timer *timer)
+{
+    struct cluster_shard *shard = CONTAINER_OF(timer, struct cluster_shard, tick);
+    u64 now = io_now_ns();
+    note_epoch(shard);
+    if (shard->index == 0) {
+        send_topologies(shard->cluster);
+        cluster_pings_send(shard);
+    }
+    io_timer_arm(timer, now + CLUSTER_PING_MS * NS_PER_MS);
+}
+
+MAY_YIELD static status
+open_peers(struct cluster_shard *shard)
+{
+    const struct cluster_options *options = &shard->cluster->options;
+    struct peers_options peers = {
+        .listen = {.port = options->peer_port, .shard_count = options->shard_count},
+        .self = shard->cluster->identity,
+        .admit = admit,
+        .arg = shard,
+        .budget = &shard->budget,
+    };
+    memcpy(peers.secret, options->secret, sizeof(peers.secret));
+    memcpy(peers.listen.host, options->host, sizeof(peers.listen.host));
+    return peers_open(&peers, &shard->peers);
+}
+
+static bool
+alive_for_replicator(void *arg, u32 member)
+{
+    return cluster_alive(arg, member);
+}
+
+MAY_YIELD static status
+open_replicator(struct cluster_shard *shard)
+{
+    const struct replicator_options options = {
+        .lsm = shard->lsm,
+        .peers = shard->peers,
+        .budget = &shard->budget,
+        .shard = shard->index,
+        .alive = alive_for_replicator,
+        .arg = shard->cluster,
+    };
+    status st = replicator_open(&options, &shard->replicator);
+    if (ok(st)) cluster_streams_open(shard);
+    return st;
+}
+
+static struct cluster_shard *
+shard_new(struct cluster *cluster, struct lsm *lsm)
+{
+    struct cluster_shard *shard = mem_alloc_zero(io_budget(), sizeof(*shard));
+    if (shard == NULL) return NULL;
+    shard->cluster = cluster;
+    shard->index = io_shard_index();
+    shard->lsm = lsm;
+    budget_init(&shard->budget, "cluster", io_budget()->limit_bytes / SHARE_BUDGET, io_budget());
+    list_init(&shard->pings);
+    liveness_init(&shard->liveness, &shard->budget, io_now_ns());
+    io_timer_init(&shard->tick, tick_fired);
+    fiber_queue_init(&shard->ended);
+    fiber_queue_init(&shard->changed);
+    return shard;
+}
+
+static void
+shard_free(struct cluster_shard *shard)
+{
+    topology_release(shard->topology);
+    liveness_deinit(&shard->liveness);
+    mem_free(io_budget(), shard, sizeof(*shard));
+}
+
+static void
+self_describe(const struct cluster_options *options, u64 incarnation, struct topology_member *out)
+{
+    *out = (struct topology_member){.weight = options->weight,
+                                    .client_port = options->client_port,
+                                    .peer_port = options->peer_port,
+                                    .shard_count = options->shard_count};
+    memcpy(out->node_id, options->node_id, sizeof(out->node_id));
+    snprintf(out->host, sizeof(out->host), "%s", options->host);
+    memcpy(out->rack, options->rack, sizeof(out->rack));
+    memcpy(out->datacenter, options->datacenter, sizeof(out->datacenter));
+    out->incarnation = incarnation;
+}
+
+MAY_YIELD static status
+found(struct cluster_shard *shard)
+{
+    const struct cluster_options *options = &shard->cluster->options;
+    struct topology_command command = {
+        .kind = TOPOLOGY_FOUND,
+        .partition_count = options->partition_count,
+        .replicas = options->replicas,
+        .options = {.replicas = (u8)options->replicas,
+                    .write_quorum = (u8)options->write_quorum,
+                    .read_quorum = (u8)options->read_quorum},
+    };
+    self_describe(options, group0_incarnation(shard->group0), &command.member);
+    do
+        io_entropy(&command.cluster_id, sizeof(command.cluster_id));
+    while (command.cluster_id == 0);
+    status st = group0_found(shard->group0, &command);
+    if (ok(st)) log_info("cluster", "founded node_id=%s", options->node_id);
+    return st;
+}
+
+/* Until it is in, or the node stops: the seeds may start after us. */
+MAY_YIELD static status
+join(struct cluster_shard *shard)
+{
+    const struct cluster_options *options = &shard->cluster->options;
+    char last[TOPOLOGY_REASON_BYTES] = "";
+    struct topology_member self;
+    self_describe(options, group0_incarnation(shard->group0), &self);
+    for (;;) {
+        char *reason = shard->cluster->reason;
+        status st = group0_join(shard->group0, &self, options->seeds, options->seed_count,
+                                io_now_ns() + JOIN_NS, reason);
+        if (ok(st)) break;
+        if (status_is(st, ST_INVALID) || status_is(st, ST_DENIED) || io_stopping()) return st;
+        if (strcmp(last, reason) != 0)
+            log_warning("cluster", "not in the cluster yet: %s (%s)", status_text(st), reason);
+        memcpy(last, reason, sizeof(last));
+        fiber_sleep_ns(JOIN_PAUSE_NS);
+        if (io_stopping()) return ST_CANCELED;
+    }
+    log_info("cluster", "joined node_id=%s member=%u", options->node_id,
+             group0_member(shard->group0));
+    return ST_OK;
+}
+
+MAY_YIELD static status
+enter(struct cluster_shard *shard, bool empty)
+{
+    struct cluster *cluster = shard->cluster;
+    const struct group0_options options = {
+        .lsm = shard->lsm,
+        .peers = shard->peers,
+        .budget = &shard->budget,
+        .changed = changed,
+        .alive = cluster_is_alive,
+        .epoch_of = cluster_epoch_of,
+        .arg = shard,
+    };
+    status st = group0_open(&options, &shard->group0);
+    if (!ok(st)) {
+        snprintf(cluster->reason, sizeof(cluster->reason), "the record of the cluster: %s",
+                 status_text(st));
+        return st;
+    }
+    if (group0_member(shard->group0) == 0) {
+        if (!empty) {
+            snprintf(cluster->reason, sizeof(cluster->reason),
+                     "this directory holds data of a node by itself; a node of a cluster begins "
+                     "with an empty one");
+            return ST_INVALID;
+        }
+        st = cluster->options.seed_count == 0 ? found(shard) : join(shard);
+        if (!ok(st)) return st;
+    }
+    struct topology *topology = group0_topology(shard->group0);
+    u32 self = group0_member(shard->group0);
+    const struct topology_member *member =
+        topology == NULL ? NULL : topology_member(topology, self);
+    if (topology == NULL) {
+        snprintf(cluster->reason, sizeof(cluster->reason), "the record of the cluster is empty");
+        return ST_CORRUPT;
+    }
+    if (member == NULL) {
+        snprintf(cluster->reason, sizeof(cluster->reason),
+                 "this node was taken out of the cluster; start it with an empty directory to join "
+                 "again");
+        return ST_DENIED;
+    }
+    cluster->identity.cluster_id = topology->cluster_id;
+    cluster->identity.member = self;
+    cluster->identity.incarnation = member->incarnation;
+    peers_identity_set(shard->peers, &cluster->identity);
+    atomic_store(&cluster->alive[self % CLUSTER_ALIVE_SLOTS], 1);
+    atomic_store(&cluster->member, self);
+    topology_hold(topology);
+    adopt(shard, topology);
+    return ST_OK;
+}
+
+static MAY_YIELD void
+undo_start(struct cluster_shard *shard)
+{
+    if (shard->group0 != NULL) group0_close(shard->group0);
+    if (shard->replicator != NULL) replicator_close(shard->replicator);
+    if (shard->peers != NULL) peers_close(shard->peers);
+}
+
+MAY_YIELD status
+cluster_start(struct cluster *cluster, struct lsm *lsm, bool empty, struct cluster_shard **out)
+{
+    struct cluster_shard *shard = shard_new(cluster, lsm);
+    if (shard == NULL) {
+        atomic_store(&cluster->failed, true);
+        return ST_NO_MEMORY;
+    }
+    memcpy(cluster->identity.node_id, cluster->options.node_id, sizeof(cluster->identity.node_id));
+    status st = open_peers(shard);
+    if (!ok(st))
+        snprintf(cluster->reason, sizeof(cluster->reason), "cannot listen on %s:%u for peers: %s",
+                 cluster->options.host, cluster->options.peer_port, status_text(st));
+    if (ok(st)) {
+        cluster->shards[0] = shard;
+        st = open_replicator(shard);
+    }
+    if (ok(st)) st = enter(shard, empty);
+    if (ok(st)) {
+        cluster_pings_open(shard);
+        shard->steward_runs = true;
+        st = fiber_spawn(FIBER_BACKGROUND, "cluster steward", cluster_steward, shard);
+        if (!ok(st)) shard->steward_runs = false;
+    }
+    if (!ok(st)) {
+        cluster->shards[0] = NULL;
+        undo_start(shard);
+        shard_free(shard);
+        atomic_store(&cluster->member, 0);
+        atomic_store(&cluster->failed, true);
+        return st;
+    }
+    io_timer_arm(&shard->tick, io_now_ns());
+    *out = shard;
+    return ST_OK;
+}
+
+MAY_YIELD status
+cluster_shard_open(struct cluster *cluster, struct lsm *lsm, struct cluster_shard **out)
+{
+    /* A control path that runs once: looking now and then is plainer than one more mail. */
+    while (atomic_load(&cluster->member) == 0) { /* before it the rest was written */
+        if (atomic_load(&cluster->failed) || io_stopping()) return ST_CANCELED;
+        fiber_sleep_ns(LOOK_NS);
+    }
+    struct cluster_shard *shard = shard_new(cluster, lsm);
+    if (shard == NULL) return ST_NO_MEMORY;
+    status st = open_peers(shard);
+    if (ok(st)) st = open_replicator(shard);
+    if (!ok(st)) {
+        undo_start(shard);
+        shard_free(shard);
+        return st;
+    }
+    atomic_fetch_add(&cluster->open_shards, 1);
+    cluster->shards[shard->index] = shard; /* the next tick of shard 0 brings the topology */
+    while (shard->topology == NULL && !io_stopping())
+        fiber_sleep_ns(LOOK_NS);
+    io_timer_arm(&shard->tick, io_now_ns());
+    *out = shard;
+    return ST_OK;
+}
+
+MAY_YIELD void
+cluster_shard_close(struct cluster_shard *shard)
+{
+    struct cluster *cluster = shard->cluster;
+    atomic_store(&cluster->refusing, true);
+    io_timer_cancel(&shard->tick);
+    if (shard->index == 0) {
+        /* The others' topologies come from here, and group0 ends with its peers. */
+        while (atomic_load(&cluster->open_shards) != 0)
+            fiber_sleep_ns(LOOK_NS);
+        for (u32 i = 1; i < cluster->options.shard_count; i++)
+            while (cluster->mails[i].away)
+                fiber_sleep_ns(LOOK_NS);
+        cluster_pings_close(shard);
+        fiber_queue_wake_all(&shard->changed);
+        while (shard->steward_runs || shard->fetch_runs)
+            (void)!ok(fiber_queue_wait(&shard->changed, io_now_ns() + LOOK_NS));
+        group0_close(shard->group0);
+    }
+    while (shard->streams != 0)
+        (void)!ok(fiber_queue_wait(&shard->ended, io_now_ns() + LOOK_NS));
+    bool first = shard->index == 0;
+    cluster->shards[shard->index] = NULL;
+    replicator_close(shard->replicator);
+    peers_close(shard->peers);
+    shard_free(shard);
+    if (!first) atomic_fetch_sub(&cluster->open_shards, 1);
+}

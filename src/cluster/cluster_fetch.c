@@ -1,0 +1,431 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * cluster_fetch.c -- moving data: who gains partitions asks those who have them, page by page.
+ *
+ *   gainer, each shard for its own partitions            source, the shard that has them
+ *   PEER_STREAM  keyspace, tokens, behind (token, key)  -->  a scan of everything: tombstones and
+ *                                                            expired entries, too
+ *   writes each entry with its version            <-----     a page of entries, and whether more
+ *
+ * Each partition is fetched from as many members as its read quorum demands: so what was
+ * acknowledged by a write quorum is among it, whoever was away when it was written. Versions decide
+ * in the gainer's store as everywhere, so pages may come twice, and in any order with writes.
+ *
+ * Neighbouring partitions that lie on one shard of the same source are one stream.
+ *
+ * PEER_STREAM, little-endian: last token (8), session (8; 0: a scan of clients), token to begin at
+ * (8), bytes wanted (4), flags (1; bit 0: no values), size of a key (2) and the key: begin behind
+ * it; without a key with the token's first.
+ * The answer: more (1), then entries: kind (1: value, 2: tombstone), version (8), expiry (8), size
+ * of the key (2), of the value (4), the two. Without values the size is that of the value.
+ */
+#include "cluster/cluster.h"
+
+#include "base/hash.h"
+#include "base/log.h"
+#include "io/io.h"
+#include "proto/peer.h"
+
+#define ENTRY_BYTES    23u
+#define PAGE_BYTES     (256u << 10)
+#define PAGE_BYTES_MAX (4u << 20)
+#define PAGE_BYTES_MIN (1u << 10)
+#define STREAMS_MAX    16u
+#define PAGE_NS        (10 * NS_PER_S)
+#define PAGE_PAUSE_NS  (500 * NS_PER_US)
+#define SCAN_NS_MAX    (200 * NS_PER_MS) /* of one page: a long stretch of nothing ends it */
+#define FLAG_KEYS_ONLY 1u
+
+enum stream_kind { STREAM_VALUE = 1, STREAM_TOMBSTONE = 2, STREAM_KEY = 3 };
+
+/* ---- pages ---- */
+
+void
+cluster_page_encode(const struct cluster_page *page, u64 session, u8 out[CLUSTER_PAGE_HEAD_BYTES])
+{
+    store_u64(out, page->token_last);
+    store_u64(out + 8, session);
+    store_u64(out + 16, page->token);
+    store_u32(out + 24, page->bytes_max);
+    out[28] = page->keys_only ? FLAG_KEYS_ONLY : 0;
+    store_u16(out + 29, (u16)page->behind.size);
+}
+
+static bool
+add_entry(struct buf *out, enum stream_kind kind, struct bytes key, const struct lsm_value *value)
+{
+    u8 head[ENTRY_BYTES];
+    head[0] = (u8)kind;
+    store_u64(head + 1, value->version);
+    store_u64(head + 9, value->expire_ms);
+    store_u16(head + 17, (u16)key.size);
+    store_u32(head + 19, kind == STREAM_TOMBSTONE ? 0 : (u32)value->value.size);
+    if (!buf_append(out, head, sizeof(head)) || !buf_append(out, key.data, key.size)) return false;
+    return kind != STREAM_VALUE || value->value.size == 0 ||
+           buf_append(out, value->value.data, value->value.size);
+}
+
+MAY_YIELD status
+cluster_page_read(struct cluster_shard *shard, const struct cluster_page *page, struct buf *out)
+{
+    struct lsm_scan *scan;
+    u8 more = 1;
+    size_t start = out->size;
+    if (!buf_append(out, &more, 1)) return ST_NO_MEMORY;
+    status st = lsm_scan_open(shard->lsm, NULL, page->keyspace, page->token, page->behind,
+                              page->token_last, &scan);
+    if (!ok(st)) return st;
+    lsm_scan_whole(scan);
+    u64 until_ns = io_clock_ns() + SCAN_NS_MAX;
+    while (out->size - start < page->bytes_max &&
+           (out->size == start + 1 || io_clock_ns() < until_ns)) {
+        u64 token;
+        struct bytes key;
+        struct lsm_value value;
+        st = lsm_scan_next(scan, !page->keys_only, &token, &key, &value);
+        if (!ok(st)) break;
+        bool begun =
+            token == page->token && page->behind.size != 0 && bytes_equal(key, page->behind);
+        if (begun) continue; /* the last one of the page before */
+        enum stream_kind kind = lsm_scan_deleted(scan) ? STREAM_TOMBSTONE
+                                : page->keys_only      ? STREAM_KEY
+                                                       : STREAM_VALUE;
+        if (!add_entry(out, kind, key, &value)) st = ST_NO_MEMORY;
+        if (!ok(st)) break;
+        if (fiber_should_yield()) fiber_yield();
+    }
+    lsm_scan_close(scan);
+    if (status_is(st, ST_END)) {
+        out->data[start] = 0;
+        st = ST_OK;
+    }
+    return st;
+}
+
+status
+cluster_page_next(struct bytes page, size_t *at, struct cluster_page_entry *out)
+{
+    if (*at == page.size) return ST_END;
+    if (page.size - *at < ENTRY_BYTES) return ST_CORRUPT;
+    const u8 *head = page.data + *at;
+    u32 key_size = load_u16(head + 17), value_size = load_u32(head + 19);
+    u32 sent = head[0] == STREAM_VALUE ? value_size : 0;
+    if (head[0] < STREAM_VALUE || head[0] > STREAM_KEY || key_size == 0 ||
+        key_size > LIMIT_KEY_BYTES || value_size > LIMIT_VALUE_BYTES ||
+        page.size - *at - ENTRY_BYTES < (size_t)key_size + sent)
+        return ST_CORRUPT;
+    struct bytes key = BYTES(head + ENTRY_BYTES, key_size);
+    *out = (struct cluster_page_entry){
+        .deleted = head[0] == STREAM_TOMBSTONE,
+        .entry = {.token = hash_token(key),
+                  .version = load_u64(head + 1),
+                  .expire_ms = load_u64(head + 9),
+                  .key = key,
+                  .value = BYTES(sent == 0 ? NULL : key.data + key_size, value_size)}};
+    *at += ENTRY_BYTES + key_size + sent;
+    return ST_OK;
+}
+
+/* ---- the source ---- */
+
+struct stream {
+    struct cluster_shard *shard;
+    struct peer_request *request;
+    struct cluster_page page;
+    u64 epoch;
+    u8 key[LIMIT_KEY_BYTES];
+};
+
+MAY_YIELD static void
+serve(void *arg)
+{
+    struct stream *stream = arg;
+    struct cluster_shard *shard = stream->shard;
+    struct buf page;
+    buf_init(&page, &shard->budget);
+    status st = cluster_page_read(shard, &stream->page, &page);
+    struct bytes part = buf_bytes(&page);
+    enum native_status code = ok(st) ? NATIVE_ST_OK : native_status_of(st);
+    peer_reply(stream->request, code, stream->epoch, &part, ok(st) ? 1 : 0);
+    buf_deinit(&page);
+    mem_free(&shard->budget, stream, sizeof(*stream));
+    shard->streams--;
+    fiber_queue_wake_all(&shard->ended);
+}
+
+/* Whether what this shard has is what is asked for. */
+static bool
+may_serve(const struct cluster_shard *shard, u64 session, u64 token, u64 epoch)
+{
+    const struct topology *topology = shard->topology;
+    if (topology == NULL) return false;
+    if (session != 0) /* before this member writes to both places it may still lack something */
+        return topology->session == session && topology->stage == STAGE_WRITE_BOTH &&
+               cluster_own_epoch(shard->cluster) >= topology->stage_epoch;
+    return epoch >= topology->stage_epoch_before &&
+           topology_holds(topology, cluster_member(shard->cluster),
+                          token_partition(token, topology->partition_count));
+}
+
+static void
+asked(void *arg, struct peer_request *request, const struct peer_identity *from,
+      const struct native_header *header, struct bytes body)
+{
+    struct cluster_shard *shard = arg;
+    (void)from;
+    if (request == NULL) return;
+    u64 epoch = shard->topology == NULL ? 0 : shard->topology->epoch;
+    u16 key_size = body.size < CLUSTER_PAGE_HEAD_BYTES ? 0 : load_u16(body.data + 29);
+    if (body.size != CLUSTER_PAGE_HEAD_BYTES + (size_t)key_size || key_size > LIMIT_KEY_BYTES ||
+        header->keyspace >= LIMIT_KEYSPACES_CLIENT) {
+        peer_reply(request, NATIVE_ST_INVALID, epoch, NULL, 0);
+        return;
+    }
+    u64 token = load_u64(body.data + 16);
+    if (!may_serve(shard, load_u64(body.data + 8), token, header->epoch)) {
+        peer_reply(request, NATIVE_ST_WRONG_EPOCH, epoch, NULL, 0);
+        return;
+    }
+    struct stream *stream = NULL;
+    if (shard->streams < STREAMS_MAX && !atomic_load(&shard->cluster->refusing))
+        stream = mem_alloc_zero(&shard->budget, sizeof(*stream));
+    if (stream == NULL) {
+        peer_reply(request, NATIVE_ST_OVERLOADED, epoch, NULL, 0);
+        return;
+    }
+    stream->shard = shard;
+    stream->request = request;
+    stream->epoch = epoch;
+    if (key_size != 0) memcpy(stream->key, body.data + CLUSTER_PAGE_HEAD_BYTES, key_size);
+    stream->page = (struct cluster_page){
+        .token_last = load_u64(body.data),
+        .token = token,
+        .bytes_max = CLAMP(load_u32(body.data + 24), PAGE_BYTES_MIN, PAGE_BYTES_MAX),
+        .keyspace = header->keyspace,
+        .keys_only = (body.data[28] & FLAG_KEYS_ONLY) != 0,
+        .behind = BYTES(stream->key, key_size)};
+    shard->streams++;
+    status st = fiber_spawn(FIBER_BULK, "cluster stream", serve, stream);
+    if (ok(st)) return;
+    shard->streams--;
+    mem_free(&shard->budget, stream, sizeof(*stream));
+    peer_reply(request, NATIVE_ST_OVERLOADED, epoch, NULL, 0);
+}
+
+void
+cluster_streams_open(struct cluster_shard *shard)
+{
+    peers_handler_set(shard->peers, PEER_STREAM, asked, shard);
+}
+
+/* ---- the gainer ---- */
+
+struct fetch {
+    struct cluster_shard *shard;
+    struct topology *topology; /* held */
+    u32 self;
+    u8 *alive; /* of topology->members, at the beginning of an attempt */
+    u64 seq;   /* of the last write */
+};
+
+static bool
+is_alive(const struct fetch *fetch, u32 number)
+{
+    for (u32 i = 0; i < fetch->topology->member_count; i++)
+        if (fetch->topology->members[i].number == number) return fetch->alive[i] != 0;
+    return false;
+}
+
+/* Whether the partition is fetched from the member; *enough: whether a read quorum lives. */
+static bool
+is_source(const struct fetch *fetch, u32 keyspace, u32 partition, u32 member, bool *enough)
+{
+    struct topology_row row;
+    topology_row(fetch->topology, keyspace, partition, &row);
+    u32 have = 0;
+    bool found = false;
+    for (u32 i = 0; i < row.count; i++) /* what we have ourselves is here already */
+        if (row.write[i] == fetch->self) have++;
+    for (u32 i = 0; i < row.count && have < row.read_quorum; i++) {
+        if (row.write[i] == fetch->self || !is_alive(fetch, row.write[i])) continue;
+        have++;
+        if (row.write[i] == member) found = true;
+    }
+    *enough = have >= row.read_quorum;
+    return found;
+}
+
+MAY_YIELD static status
+take_page(struct fetch *fetch, struct cluster_page *page, struct bytes bytes, u64 token_first,
+          struct buf *key_out)
+{
+    struct cluster_shard *shard = fetch->shard;
+    struct lsm_batch batch;
+    lsm_batch_init(&batch, &shard->budget);
+    struct cluster_page_entry found;
+    size_t at = 1;
+    status st;
+    while (ok(st = cluster_page_next(bytes, &at, &found))) {
+        const struct cluster_entry *entry = &found.entry;
+        if (entry->token < token_first || entry->token > page->token_last) {
+            st = ST_CORRUPT;
+            break;
+        }
+        lsm_batch_clear(&batch);
+        batch.version = entry->version;
+        bool fits = found.deleted
+                        ? lsm_batch_delete(&batch, page->keyspace, entry->token, entry->key)
+                        : lsm_batch_put(&batch, page->keyspace, entry->token, entry->key,
+                                        entry->value, entry->expire_ms);
+        st = fits ? lsm_write(shard->lsm, &batch, &fetch->seq) : ST_NO_MEMORY;
+        key_out->size = 0;
+        if (ok(st) && !buf_append(key_out, entry->key.data, entry->key.size)) st = ST_NO_MEMORY;
+        if (!ok(st)) break;
+        page->token = entry->token;
+        page->behind = buf_bytes(key_out);
+        atomic_fetch_add_explicit(&shard->cluster->fetched_entries, 1, memory_order_relaxed);
+        if (fiber_should_yield()) fiber_yield();
+    }
+    lsm_batch_deinit(&batch);
+    return status_is(st, ST_END) ? ST_OK : st;
+}
+
+static bool
+is_over(const struct fetch *fetch)
+{
+    const struct cluster_shard *shard = fetch->shard;
+    return atomic_load(&shard->cluster->refusing) || io_stopping() ||
+           shard->topology->session != fetch->topology->session;
+}
+
+/* Token range of one source's shard. */
+MAY_YIELD static status
+fetch_range(struct fetch *fetch, u32 keyspace, u32 member, u32 there, u64 token_first,
+            u64 token_last)
+{
+    struct cluster_shard *shard = fetch->shard;
+    struct buf key, bytes;
+    buf_init(&key, &shard->budget);
+    buf_init(&bytes, &shard->budget);
+    struct cluster_page page = {.token = token_first,
+                                .token_last = token_last,
+                                .bytes_max = PAGE_BYTES,
+                                .keyspace = (u16)keyspace};
+    bool more = true;
+    status st = ST_OK;
+    while (more && ok(st)) {
+        if (is_over(fetch)) {
+            st = ST_CANCELED;
+            break;
+        }
+        u8 head[CLUSTER_PAGE_HEAD_BYTES];
+        cluster_page_encode(&page, fetch->topology->session, head);
+        struct bytes parts[2] = {BYTES(head, sizeof(head)), page.behind};
+        struct native_header header = {
+            .opcode = PEER_STREAM, .epoch = fetch->topology->epoch, .keyspace = page.keyspace};
+        struct native_header answer;
+        bool maybe_sent;
+        bytes.size = 0;
+        st = peer_call_wait(shard->peers, member, there, &header, parts, 2, io_now_ns() + PAGE_NS,
+                            &answer, &bytes, &maybe_sent);
+        if (ok(st) && answer.status != NATIVE_ST_OK) st = native_status_to_base(answer.status);
+        if (ok(st) && (bytes.size == 0 || (bytes.data[0] != 0 && bytes.size == 1))) st = ST_CORRUPT;
+        if (!ok(st)) break;
+        more = bytes.data[0] != 0;
+        atomic_fetch_add_explicit(&shard->cluster->fetched_bytes, bytes.size, memory_order_relaxed);
+        st = take_page(fetch, &page, buf_bytes(&bytes), token_first, &key);
+        if (more && ok(st)) fiber_sleep_ns(PAGE_PAUSE_NS);
+    }
+    buf_deinit(&key);
+    buf_deinit(&bytes);
+    return st;
+}
+
+/* All that this shard gains of a keyspace and that the member is a source of. */
+MAY_YIELD static status
+fetch_from(struct fetch *fetch, u32 keyspace, const struct topology_member *member)
+{
+    const struct topology *topology = fetch->topology;
+    u32 count = topology->partition_count;
+    u32 shards = fetch->shard->cluster->options.shard_count;
+    u32 partition = 0;
+    while (partition < count) {
+        u32 first = partition, there = partition_shard(first, member->shard_count, count);
+        for (; partition < count; partition++) {
+            bool enough = true;
+            if (partition_shard(partition, shards, count) != fetch->shard->index ||
+                partition_shard(partition, member->shard_count, count) != there ||
+                !topology_gains(topology, fetch->self, keyspace, partition) ||
+                !is_source(fetch, keyspace, partition, member->number, &enough))
+                break;
+        }
+        if (partition == first) {
+            partition++;
+            continue;
+        }
+        u64 token_last =
+            partition == count ? UINT64_MAX : partition_token_first(partition, count) - 1;
+        status st = fetch_range(fetch, keyspace, member->number, there,
+                                partition_token_first(first, count), token_last);
+        if (!ok(st)) return st;
+    }
+    return ST_OK;
+}
+
+/* Whether each partition has sources enough. */
+static bool
+have_sources(const struct fetch *fetch, u32 keyspace)
+{
+    const struct topology *topology = fetch->topology;
+    u32 shards = fetch->shard->cluster->options.shard_count;
+    for (u32 partition = 0; partition < topology->partition_count; partition++) {
+        bool enough = true;
+        if (partition_shard(partition, shards, topology->partition_count) != fetch->shard->index ||
+            !topology_gains(topology, fetch->self, keyspace, partition))
+            continue;
+        (void)is_source(fetch, keyspace, partition, 0, &enough);
+        if (!enough) return false;
+    }
+    return true;
+}
+
+MAY_YIELD static status
+fetch_keyspaces(struct fetch *fetch)
+{
+    const struct topology *topology = fetch->topology;
+    for (u32 i = 0; i < topology->member_count; i++) {
+        u32 number = topology->members[i].number;
+        fetch->alive[i] = cluster_alive(fetch->shard->cluster, number);
+    }
+    for (u32 keyspace = 0; keyspace < LIMIT_KEYSPACES_CLIENT; keyspace++) {
+        if (!topology->keyspaces[keyspace].used) continue;
+        if (!have_sources(fetch, keyspace)) return ST_UNAVAILABLE;
+        for (u32 i = 0; i < topology->member_count; i++) {
+            if (topology->members[i].number == fetch->self || !fetch->alive[i]) continue;
+            status st = fetch_from(fetch, keyspace, &topology->members[i]);
+            if (!ok(st)) {
+                log_debug("cluster", "fetch failed from=%u keyspace=%u: %s",
+                          topology->members[i].number, keyspace, status_text(st));
+                return st;
+            }
+        }
+    }
+    return ST_OK;
+}
+
+MAY_YIELD status
+cluster_fetch(struct cluster_shard *shard)
+{
+    if (shard->topology == NULL) return ST_CANCELED;
+    struct fetch fetch = {
+        .shard = shard, .topology = shard->topology, .self = cluster_member(shard->cluster)};
+    if (fetch.topology->stage != STAGE_WRITE_BOTH) return ST_CANCELED;
+    topology_hold(fetch.topology);
+    u32 count = fetch.topology->member_count;
+    fetch.alive = mem_alloc_zero(&shard->budget, count);
+    status st = fetch.alive == NULL ? ST_NO_MEMORY : fetch_keyspaces(&fetch);
+    if (ok(st) && fetch.seq != 0) st = lsm_wait_durable(shard->lsm, fetch.seq);
+    mem_free(&shard->budget, fetch.alive, count);
+    topology_release(fetch.topology);
+    return st;
+}

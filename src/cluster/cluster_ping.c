@@ -1,0 +1,226 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * cluster_ping.c -- who lives: each member's shard 0 is asked every CLUSTER_PING_MS.
+ *
+ * The body of PEER_PING and of its answer, 24 bytes: the oldest epoch that the sender works with
+ * (8), its wall clock in milliseconds (8), flags (1; bit 0: it is ill), 0 (7).
+ *
+ * liveness.h judges by the answers. Two pings in a row that could not even connect are enough to
+ * send nothing more there: then its process is gone, and waiting would find out the same later.
+ */
+#include "cluster/cluster.h"
+
+#include "base/log.h"
+#include "io/io.h"
+#include "proto/peer.h"
+
+#define PING_BYTES      24u
+#define PING_TIMEOUT_NS (400 * NS_PER_MS)
+#define REFUSALS_MAX    2u
+#define FLAG_ILL        1u
+#define CLOCK_MS_MAX    250
+
+static struct cluster_ping *
+find(const struct cluster_shard *shard, u32 member)
+{
+    list_for_each (node, &shard->pings) {
+        struct cluster_ping *ping = list_entry(node, struct cluster_ping, link);
+        if (ping->member == member) return ping;
+    }
+    return NULL;
+}
+
+const struct cluster_ping *
+cluster_ping_of(const struct cluster_shard *shard, u32 member)
+{
+    return find(shard, member);
+}
+
+static bool
+is_alive(const struct cluster_ping *ping)
+{
+    return ping->refusals < REFUSALS_MAX &&
+           liveness_state(&ping->shard->liveness, ping->member) == LIVENESS_ALIVE;
+}
+
+/* What the shards go by. Ill members count as alive: where a machine is short of processors all of
+ * them are ill now and then, and to ask nobody any more would be worse than to wait. */
+static void
+publish(const struct cluster_ping *ping)
+{
+    const struct cluster_shard *shard = ping->shard;
+    atomic_store(&shard->cluster->alive[ping->member % CLUSTER_ALIVE_SLOTS], is_alive(ping));
+}
+
+static void
+report_changes(struct cluster_shard *shard)
+{
+    static const char *const names[] = {"alive", "suspect", "dead"};
+    struct liveness_change change;
+    while (liveness_change(&shard->liveness, &change)) {
+        log_info("cluster", "member %s member=%u before=%s", names[change.to], change.number,
+                 names[change.from]);
+        const struct cluster_ping *ping = find(shard, change.number);
+        if (ping != NULL) publish(ping);
+    }
+}
+
+static void
+heard(struct cluster_ping *ping, struct bytes body)
+{
+    i64 clock_ms = (i64)(load_u64(body.data + 8) - io_wall_ms());
+    bool off = clock_ms > CLOCK_MS_MAX || clock_ms < -CLOCK_MS_MAX;
+    bool was_off = ping->clock_ms > CLOCK_MS_MAX || ping->clock_ms < -CLOCK_MS_MAX;
+    if (off && !was_off)
+        log_warning("cluster", "the clock of a member differs member=%u ms=%lld", ping->member,
+                    (long long)clock_ms);
+    ping->clock_ms = clock_ms;
+    ping->refusals = 0;
+    ping->heard_ns = io_now_ns();
+    liveness_heard(&ping->shard->liveness, ping->member, (body.data[16] & FLAG_ILL) != 0,
+                   ping->heard_ns);
+    report_changes(ping->shard);
+    publish(ping);
+}
+
+static void
+answered(struct peer_call *call, status st, const struct native_header *header, struct bytes body)
+{
+    struct cluster_ping *ping = CONTAINER_OF(call, struct cluster_ping, call);
+    ping->calling = false;
+    if (ok(st) && header->status == NATIVE_ST_OK && body.size >= PING_BYTES) {
+        ping->rtt_ns = io_now_ns() - ping->began_ns;
+        ping->epoch = load_u64(body.data);
+        heard(ping, body);
+        return;
+    }
+    bool refused = !ok(st) && !call->maybe_sent && status_is(st, ST_CLOSED);
+    ping->refusals = refused ? ping->refusals + 1 : 0;
+    if (ping->refusals == REFUSALS_MAX)
+        log_info("cluster", "member does not listen member=%u", ping->member);
+    publish(ping);
+}
+
+static void
+fill(const struct cluster_shard *shard, u8 body[PING_BYTES])
+{
+    memset(body, 0, PING_BYTES);
+    u64 epoch = cluster_own_epoch(shard->cluster);
+    store_u64(body, epoch);
+    store_u64(body + 8, io_wall_ms());
+    body[16] = liveness_self_ill(&shard->liveness, io_now_ns()) ? FLAG_ILL : 0;
+}
+
+static void
+asked(void *arg, struct peer_request *request, const struct peer_identity *from,
+      const struct native_header *header, struct bytes body)
+{
+    struct cluster_shard *shard = arg;
+    (void)header;
+    struct cluster_ping *ping = find(shard, from->member);
+    /* Its epoch counts whoever hears of it; that we reach it, only an answer shows. */
+    if (ping != NULL && body.size >= PING_BYTES) ping->epoch = load_u64(body.data);
+    if (request == NULL) return;
+    u8 answer[PING_BYTES];
+    fill(shard, answer);
+    struct bytes part = BYTES(answer, sizeof(answer));
+    u64 epoch = shard->topology == NULL ? 0 : shard->topology->epoch;
+    peer_reply(request, NATIVE_ST_OK, epoch, &part, 1);
+}
+
+void
+cluster_pings_send(struct cluster_shard *shard)
+{
+    u64 now = io_now_ns();
+    struct lsm_stats stats;
+    lsm_stats_get(shard->lsm, &stats);
+    if (stats.state == LSM_STATE_FAILED) liveness_self_stalled(&shard->liveness, now);
+    liveness_tick(&shard->liveness, now);
+    report_changes(shard);
+    u8 body[PING_BYTES];
+    fill(shard, body);
+    struct bytes part = BYTES(body, sizeof(body));
+    struct native_header header = {.opcode = PEER_PING};
+    if (shard->topology != NULL) header.epoch = shard->topology->epoch;
+    u32 member;
+    while (liveness_ping(&shard->liveness, &member)) {
+        struct cluster_ping *ping = find(shard, member);
+        if (ping == NULL || ping->calling) continue;
+        ping->calling = true;
+        ping->began_ns = now;
+        peer_call_init(&ping->call, answered);
+        peer_call_start(shard->peers, &ping->call, ping->member, 0, &header, &part, 1,
+                        now + PING_TIMEOUT_NS);
+    }
+}
+
+void
+cluster_pings_follow(struct cluster_shard *shard)
+{
+    const struct topology *topology = shard->topology;
+    u32 self = cluster_member(shard->cluster);
+    list_for_each_safe (node, &shard->pings) {
+        struct cluster_ping *ping = list_entry(node, struct cluster_ping, link);
+        if (topology_member(topology, ping->member) != NULL) continue;
+        if (ping->calling) peer_call_cancel(shard->peers, &ping->call);
+        liveness_remove(&shard->liveness, ping->member);
+        publish(ping);
+        list_del(&ping->link);
+        mem_free(&shard->budget, ping, sizeof(*ping));
+    }
+    for (u32 i = 0; i < topology->member_count; i++) {
+        u32 member = topology->members[i].number;
+        if (member == self || find(shard, member) != NULL) continue;
+        struct cluster_ping *ping = mem_alloc_zero(&shard->budget, sizeof(*ping));
+        if (ping == NULL) continue; /* the next topology tries again */
+        if (!liveness_add(&shard->liveness, member, io_now_ns())) {
+            mem_free(&shard->budget, ping, sizeof(*ping));
+            continue;
+        }
+        ping->shard = shard;
+        ping->member = member;
+        list_push_back(&shard->pings, &ping->link);
+        publish(ping);
+    }
+}
+
+void
+cluster_pings_open(struct cluster_shard *shard)
+{
+    peers_handler_set(shard->peers, PEER_PING, asked, shard);
+}
+
+void
+cluster_pings_close(struct cluster_shard *shard)
+{
+    list_for_each_safe (node, &shard->pings) {
+        struct cluster_ping *ping = list_entry(node, struct cluster_ping, link);
+        if (ping->calling) peer_call_cancel(shard->peers, &ping->call);
+        list_del(&ping->link);
+        mem_free(&shard->budget, ping, sizeof(*ping));
+    }
+}
+
+bool
+cluster_ping_is_alive(const struct cluster_ping *ping)
+{
+    return is_alive(ping);
+}
+
+bool
+cluster_is_alive(void *arg, u32 member)
+{
+    const struct cluster_shard *shard = arg;
+    if (member == cluster_member(shard->cluster)) return true;
+    const struct cluster_ping *ping = find(shard, member);
+    return ping != NULL && is_alive(ping);
+}
+
+u64
+cluster_epoch_of(void *arg, u32 member)
+{
+    const struct cluster_shard *shard = arg;
+    if (member == cluster_member(shard->cluster)) return cluster_own_epoch(shard->cluster);
+    const struct cluster_ping *ping = find(shard, member);
+    return ping == NULL ? 0 : ping->epoch;
+}

@@ -1,0 +1,274 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * cluster_scan.c -- a page of a keyspace as a client sees it, from nodes that may each lack some of
+ * it.
+ *
+ *   replica 1   a1  c3  d9* more       each sends its entries from the place on, in order, with
+ *   replica 2   a1  b2  c4  d5         versions and tombstones (PEER_STREAM)
+ *   merged      a1  b2  c4             the newest of each key; not behind the last entry of who
+ *                                      has more, for nobody knows what else that one has there
+ *
+ * As many replicas are asked as the read quorum of the row demands, so the newest acknowledged
+ * version of each key is among the answers. A page ends where the row of replicas changes at the
+ * latest.
+ */
+#include "cluster/cluster.h"
+
+#include "base/hash.h"
+#include "io/io.h"
+#include "proto/peer.h"
+
+struct source {
+    u32 member, there;
+    struct buf page;
+    bool elsewhere; /* the page is memory of another shard of this node */
+    bool more;
+    size_t at;
+    bool valid; /* `next` is one */
+    struct cluster_page_entry next;
+};
+
+struct pass {
+    struct cluster_shard *shard;
+    struct cluster_scan *scan;
+    struct cluster_page page;
+    u64 epoch;
+    struct source sources[LIMIT_PLACEMENT_REPLICAS];
+    u32 source_count;
+};
+
+/* ---- asking ---- */
+
+/* The stretch that has one row, and lies on one shard at each source: fills page.token_last. */
+static status
+choose(struct pass *pass, const struct topology *topology)
+{
+    const struct cluster *cluster = pass->shard->cluster;
+    u32 count = topology->partition_count, self = cluster_member(cluster);
+    u32 partition = token_partition(pass->page.token, count), members_count;
+    struct topology_row row;
+    topology_row(topology, pass->page.keyspace, partition, &row);
+    const u32 *members = topology_row_read(&row, &members_count);
+    for (u32 round = 0; round < 2; round++) { /* first ourselves: that costs no message */
+        for (u32 i = 0; i < members_count && pass->source_count < row.read_quorum; i++) {
+            if ((members[i] == self) != (round == 0) || !cluster_alive(cluster, members[i]))
+                continue;
+            const struct topology_member *member = topology_member(topology, members[i]);
+            if (member == NULL) continue;
+            struct source *source = &pass->sources[pass->source_count++];
+            source->member = members[i];
+            source->there = partition_shard(partition, member->shard_count, count);
+        }
+    }
+    if (pass->source_count < row.read_quorum || pass->source_count == 0) return ST_UNAVAILABLE;
+    u32 end = partition + 1;
+    for (; end < count; end++) {
+        struct topology_row other;
+        u32 other_count;
+        topology_row(topology, pass->page.keyspace, end, &other);
+        const u32 *others = topology_row_read(&other, &other_count);
+        bool same = other_count == members_count &&
+                    memcmp(others, members, members_count * sizeof(*members)) == 0;
+        for (u32 i = 0; i < pass->source_count && same; i++) {
+            const struct topology_member *member =
+                topology_member(topology, pass->sources[i].member);
+            same = partition_shard(end, member->shard_count, count) == pass->sources[i].there;
+        }
+        if (!same) break;
+    }
+    u64 last = end == count ? UINT64_MAX : partition_token_first(end, count) - 1;
+    pass->page.token_last = MIN(last, pass->scan->token_last);
+    return ST_OK;
+}
+
+struct local_call {
+    struct cluster *cluster;
+    const struct cluster_page *page;
+    struct buf *out;
+    status st;
+};
+
+MAY_YIELD static void
+read_here(void *arg)
+{
+    struct local_call *call = arg;
+    struct cluster_shard *shard = call->cluster->shards[io_shard_index()];
+    call->st = ST_CANCELED;
+    if (shard == NULL) return;
+    buf_init(call->out, &shard->budget);
+    call->st = cluster_page_read(shard, call->page, call->out);
+}
+
+static void
+free_here(void *arg)
+{
+    struct local_call *call = arg;
+    buf_deinit(call->out);
+}
+
+MAY_YIELD static status
+ask_local(struct pass *pass, struct source *source)
+{
+    if (source->there == pass->shard->index)
+        return cluster_page_read(pass->shard, &pass->page, &source->page);
+    struct local_call call = {
+        .cluster = pass->shard->cluster, .page = &pass->page, .out = &source->page};
+    status st = io_shard_call(source->there, fiber_class_self(), read_here, &call);
+    if (!ok(st)) return st;
+    source->elsewhere = true;
+    return call.st;
+}
+
+MAY_YIELD static status
+ask(struct pass *pass, struct source *source)
+{
+    struct cluster_shard *shard = pass->shard;
+    buf_init(&source->page, &shard->budget);
+    status st;
+    if (source->member == cluster_member(shard->cluster)) {
+        st = ask_local(pass, source);
+    } else {
+        u8 head[CLUSTER_PAGE_HEAD_BYTES];
+        cluster_page_encode(&pass->page, 0, head);
+        struct bytes parts[2] = {BYTES(head, sizeof(head)), pass->page.behind};
+        struct native_header answer,
+            header = {.opcode = PEER_STREAM, .epoch = pass->epoch, .keyspace = pass->page.keyspace};
+        bool maybe_sent;
+        st = peer_call_wait(shard->peers, source->member, source->there, &header, parts, 2,
+                            pass->scan->deadline_ns, &answer, &source->page, &maybe_sent);
+        if (ok(st) && answer.status != NATIVE_ST_OK) st = native_status_to_base(answer.status);
+        if (!ok(st)) st = ST_UNAVAILABLE;
+    }
+    if (!ok(st)) return st;
+    if (source->page.size == 0) return ST_CORRUPT;
+    source->more = source->page.data[0] != 0;
+    source->at = 1;
+    return ST_OK;
+}
+
+MAY_YIELD static void
+give_back(struct pass *pass, struct source *source)
+{
+    if (source->page.budget == NULL) return;
+    if (!source->elsewhere) {
+        buf_deinit(&source->page);
+        return;
+    }
+    struct local_call call = {.out = &source->page};
+    /* A shard that has no fiber to spare now has one soon: fibers end. */
+    while (!ok(io_shard_call(source->there, fiber_class_self(), free_here, &call)))
+        fiber_sleep_ns(NS_PER_MS);
+}
+
+/* ---- merging ---- */
+
+static status
+step(const struct pass *pass, struct source *source)
+{
+    status st = cluster_page_next(buf_bytes(&source->page), &source->at, &source->next);
+    source->valid = ok(st);
+    if (source->valid && (source->next.entry.token < pass->page.token ||
+                          source->next.entry.token > pass->page.token_last))
+        return ST_CORRUPT;
+    return status_is(st, ST_END) ? ST_OK : st;
+}
+
+static i32
+compare(const struct cluster_entry *a, const struct cluster_entry *b)
+{
+    if (a->token != b->token) return a->token < b->token ? -1 : 1;
+    size_t size = MIN(a->key.size, b->key.size);
+    int order = memcmp(a->key.data, b->key.data, size);
+    if (order != 0) return order;
+    return a->key.size == b->key.size ? 0 : a->key.size < b->key.size ? -1 : 1;
+}
+
+/* The first key of all sources, its newest version; false: somebody may have an earlier one. */
+static bool
+first_of_all(struct pass *pass, const struct cluster_page_entry **out)
+{
+    const struct cluster_page_entry *first = NULL;
+    for (u32 i = 0; i < pass->source_count; i++) {
+        const struct source *source = &pass->sources[i];
+        if (!source->valid) {
+            if (source->more) return false;
+            continue;
+        }
+        i32 order = first == NULL ? -1 : compare(&source->next.entry, &first->entry);
+        if (order < 0 || (order == 0 && source->next.entry.version > first->entry.version))
+            first = &source->next;
+    }
+    *out = first;
+    return first != NULL;
+}
+
+static void
+remember(struct cluster_scan *scan, const struct cluster_entry *entry)
+{
+    scan->token = entry->token;
+    scan->key_size = (u16)entry->key.size;
+    memcpy(scan->key, entry->key.data, entry->key.size);
+}
+
+MAY_YIELD static status
+merge(struct pass *pass)
+{
+    struct cluster_scan *scan = pass->scan;
+    u64 now_ms = io_wall_ms();
+    const struct cluster_page_entry *first;
+    for (u32 i = 0; i < pass->source_count; i++) {
+        status st = step(pass, &pass->sources[i]);
+        if (!ok(st)) return st;
+    }
+    while (first_of_all(pass, &first)) {
+        struct cluster_page_entry entry = *first; /* its bytes stay in the page */
+        bool live =
+            !entry.deleted && (entry.entry.expire_ms == 0 || entry.entry.expire_ms > now_ms);
+        if (live && !scan->each(scan->arg, &entry.entry)) return ST_OK;
+        remember(scan, &entry.entry);
+        for (u32 i = 0; i < pass->source_count; i++) {
+            struct source *source = &pass->sources[i];
+            if (!source->valid || compare(&source->next.entry, &entry.entry) != 0) continue;
+            status st = step(pass, source);
+            if (!ok(st)) return st;
+        }
+        if (fiber_should_yield()) fiber_yield();
+    }
+    for (u32 i = 0; i < pass->source_count; i++)
+        if (pass->sources[i].valid || pass->sources[i].more) return ST_OK;
+    /* The stretch is at its end. */
+    scan->ended = pass->page.token_last >= scan->token_last;
+    scan->token = pass->page.token_last + (scan->ended ? 0 : 1);
+    scan->key_size = 0;
+    return ST_OK;
+}
+
+MAY_YIELD status
+cluster_scan_page(struct cluster_shard *shard, struct cluster_scan *scan)
+{
+    struct topology *topology = shard->topology;
+    if (topology == NULL) return ST_UNAVAILABLE;
+    struct pass *pass = mem_alloc_zero(&shard->budget, sizeof(*pass));
+    u8 *behind = mem_alloc(&shard->budget, LIMIT_KEY_BYTES); /* the scan's own moves meanwhile */
+    status st = ST_NO_MEMORY;
+    if (pass != NULL && behind != NULL) {
+        memcpy(behind, scan->key, scan->key_size);
+        pass->shard = shard;
+        pass->scan = scan;
+        pass->epoch = topology->epoch;
+        pass->page = (struct cluster_page){.token = scan->token,
+                                           .bytes_max = scan->bytes_max,
+                                           .keyspace = scan->keyspace,
+                                           .keys_only = !scan->with_values,
+                                           .behind = BYTES(behind, scan->key_size)};
+        st = choose(pass, topology);
+        for (u32 i = 0; i < pass->source_count && ok(st); i++)
+            st = ask(pass, &pass->sources[i]);
+        if (ok(st)) st = merge(pass);
+        for (u32 i = 0; i < pass->source_count; i++)
+            give_back(pass, &pass->sources[i]);
+    }
+    mem_free(&shard->budget, behind, LIMIT_KEY_BYTES);
+    mem_free(&shard->budget, pass, sizeof(*pass));
+    return st;
+}

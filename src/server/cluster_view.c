@@ -1,0 +1,260 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * cluster_view.c -- see cluster_view.h.
+ */
+#include "server/cluster_view.h"
+
+#include <stdio.h>
+
+#include "server/cmd.h"
+#include "server/command_table.h"
+
+static const char *const stage_names[] = {"none", "write_both", "read_next"};
+static const char *const state_names[] = {"joining", "normal", "leaving"};
+
+void
+cluster_node_name(const char *node_id, char out[41])
+{
+    static const char digits[] = "0123456789abcdef";
+    for (u32 part = 0; part < 3; part++) {
+        u64 hash = hash_bytes(node_id, strlen(node_id), 0x6e6f6465u + part);
+        for (u32 i = 0; i < 16 && part * 16 + i < 40; i++)
+            out[part * 16 + i] = digits[hash >> (4 * i) & 15];
+    }
+    out[40] = '\0';
+}
+
+/* ---- taking it ---- */
+
+struct look {
+    struct server *server;
+    struct cluster_view *view;
+};
+
+static void
+look_here(void *arg)
+{
+    struct look *look = arg;
+    const struct cluster_shard *shard = look->server->cluster->shards[0];
+    if (shard == NULL) return;
+    group0_stats_get(shard->group0, &look->view->group0);
+    u64 now = io_now_ns();
+    for (u32 i = 0; i < look->view->count; i++) {
+        struct cluster_view_member *member = &look->view->members[i];
+        if (member->number == cluster_member(look->server->cluster)) {
+            member->alive = true;
+            member->epoch = cluster_own_epoch(look->server->cluster);
+            continue;
+        }
+        const struct cluster_ping *ping = cluster_ping_of(shard, member->number);
+        member->seen_ms = UINT64_MAX;
+        if (ping == NULL) continue;
+        member->alive = cluster_ping_is_alive(ping);
+        member->ill = liveness_ill(&shard->liveness, member->number);
+        member->rtt_us = ping->rtt_ns / NS_PER_US;
+        member->epoch = ping->epoch;
+        member->clock_ms = ping->clock_ms;
+        if (ping->heard_ns != 0) member->seen_ms = (now - ping->heard_ns) / NS_PER_MS;
+    }
+}
+
+static struct cluster_view_member *
+find(struct cluster_view *view, u32 number)
+{
+    for (u32 i = 0; i < view->count; i++)
+        if (view->members[i].number == number) return &view->members[i];
+    return NULL;
+}
+
+static void
+count_partitions(const struct topology *topology, struct cluster_view *view)
+{
+    for (u32 partition = 0; partition < topology->partition_count; partition++) {
+        struct topology_row row;
+        u32 count, alive = 0;
+        topology_row(topology, 0, partition, &row);
+        const u32 *members = topology_row_read(&row, &count);
+        for (u32 i = 0; i < count; i++) {
+            struct cluster_view_member *member = find(view, members[i]);
+            if (member == NULL) continue;
+            member->held++;
+            member->first += i == 0;
+            alive += member->alive;
+        }
+        if (alive < row.read_quorum || alive < row.write_quorum) view->unavailable++;
+        if (alive < count || count < topology->replicas) view->degraded++;
+    }
+}
+
+MAY_YIELD struct cluster_view *
+cluster_view_take(struct exec *x, struct topology **topology_out)
+{
+    struct topology *topology = cluster_topology(x->shard->cluster);
+    if (topology == NULL) {
+        exec_fail(x, ST_UNAVAILABLE);
+        return NULL;
+    }
+    size_t bytes =
+        sizeof(struct cluster_view) + topology->member_count * sizeof(struct cluster_view_member);
+    struct cluster_view *view = (struct cluster_view *)(void *)exec_alloc(x, bytes);
+    if (view == NULL) return NULL;
+    memset(view, 0, bytes);
+    view->count = topology->member_count;
+    for (u32 i = 0; i < view->count; i++)
+        view->members[i].number = topology->members[i].number;
+    topology_hold(topology);
+    struct look look = {.server = x->shard->server, .view = view};
+    status st = io_shard_call(0, FIBER_FOREGROUND, look_here, &look);
+    if (!ok(st)) {
+        topology_release(topology);
+        exec_fail(x, st);
+        return NULL;
+    }
+    count_partitions(topology, view);
+    *topology_out = topology;
+    return view;
+}
+
+/* ---- STATUS ---- */
+
+static void
+json_member(struct buf *out, const struct topology_member *member,
+            const struct cluster_view_member *seen)
+{
+    /* Names are letters, digits and a few signs: topology and config see to it. */
+    cmd_text(out,
+             "{\"number\":%u,\"node_id\":\"%s\",\"host\":\"%s\",\"port\":%u,\"peer_port\":%u,"
+             "\"shards\":%u",
+             member->number, member->node_id, member->host, member->client_port, member->peer_port,
+             member->shard_count);
+    cmd_text(out, ",\"rack\":\"%s\",\"datacenter\":\"%s\",\"virtual_nodes\":%u", member->rack,
+             member->datacenter, member->weight);
+    cmd_text(out,
+             ",\"state\":\"%s\",\"alive\":%s,\"ill\":%s,\"partitions\":%u,\"first_of\":%u,"
+             "\"epoch\":%llu,\"fetched\":%s",
+             state_names[member->state % 3], seen->alive ? "true" : "false",
+             seen->ill ? "true" : "false", seen->held, seen->first, (unsigned long long)seen->epoch,
+             member->fetched ? "true" : "false");
+    if (seen->seen_ms == UINT64_MAX)
+        cmd_text(out, ",\"last_seen_ms\":null");
+    else
+        cmd_text(out, ",\"last_seen_ms\":%llu", (unsigned long long)seen->seen_ms);
+    cmd_text(out, ",\"rtt_us\":%llu,\"clock_ms\":%lld}", (unsigned long long)seen->rtt_us,
+             (long long)seen->clock_ms);
+}
+
+MAY_YIELD status
+cluster_json(struct exec *x, struct buf *out)
+{
+    struct topology *topology;
+    struct cluster_view *view = cluster_view_take(x, &topology);
+    if (view == NULL) return x->failure;
+    const struct cluster *cluster = x->shard->server->cluster;
+    u32 alive = 0;
+    for (u32 i = 0; i < view->count; i++)
+        alive += view->members[i].alive;
+    cmd_text(out,
+             "{\"cluster_id\":\"%016llx\",\"epoch\":%llu,\"stage\":\"%s\",\"self\":%u,"
+             "\"leader\":%u,\"term\":%llu,\"replicas\":%u,\"write_quorum\":%u,\"read_quorum\":%u",
+             (unsigned long long)topology->cluster_id, (unsigned long long)topology->epoch,
+             stage_names[topology->stage % 3], cluster_member(cluster), view->group0.leader,
+             (unsigned long long)view->group0.term, topology->keyspaces[0].replicas,
+             topology->keyspaces[0].write_quorum, topology->keyspaces[0].read_quorum);
+    cmd_text(out,
+             ",\"partition_count\":%u,\"partitions_unavailable\":%u,\"partitions_degraded\":%u,"
+             "\"members_alive\":%u,\"members_count\":%u,\"fetched_bytes\":%llu,\"members\":[",
+             topology->partition_count, view->unavailable, view->degraded, alive, view->count,
+             (unsigned long long)atomic_load(&cluster->fetched_bytes));
+    for (u32 i = 0; i < view->count; i++) {
+        if (i != 0) cmd_text(out, ",");
+        json_member(out, &topology->members[i], &view->members[i]);
+    }
+    cmd_text(out, "]}");
+    topology_release(topology);
+    return ST_OK;
+}
+
+/* ---- INFO ---- */
+
+void
+cluster_info_lines(const struct shard *shard, struct buf *out)
+{
+    const struct cluster *cluster = shard->server->cluster;
+    const struct topology *topology = cluster_topology(shard->cluster);
+    if (topology == NULL) return;
+    u32 alive = 0;
+    for (u32 i = 0; i < topology->member_count; i++)
+        alive += cluster_alive(cluster, topology->members[i].number);
+    cmd_text(
+        out,
+        "distkv_cluster_id:%016llx\r\ndistkv_cluster_member:%u\r\ndistkv_cluster_members:%u\r\n"
+        "distkv_cluster_members_alive:%u\r\ndistkv_cluster_epoch:%llu\r\n"
+        "distkv_cluster_stage:%s\r\n",
+        (unsigned long long)topology->cluster_id, cluster_member(cluster), topology->member_count,
+        alive, (unsigned long long)topology->epoch, stage_names[topology->stage % 3]);
+}
+
+/* ---- taking a member out ---- */
+
+struct remove_call {
+    struct server *server;
+    char node_id[TOPOLOGY_NAME_BYTES];
+    bool dead;
+    u64 deadline_ns;
+    status st;
+    char reason[TOPOLOGY_REASON_BYTES];
+};
+
+MAY_YIELD static void
+remove_here(void *arg)
+{
+    struct remove_call *call = arg;
+    struct cluster_shard *shard = call->server->cluster->shards[0];
+    call->st = ST_CLOSED;
+    if (shard == NULL) return;
+    call->st = cluster_remove(shard, call->node_id, call->dead, call->deadline_ns, call->reason);
+}
+
+/* One that lives is not called dead by mistake: it would lose what only it has. */
+static bool
+is_alive(const struct exec *x, const char *node_id)
+{
+    const struct topology *topology = cluster_topology(x->shard->cluster);
+    const struct topology_member *member =
+        topology == NULL ? NULL : topology_member_by_id(topology, node_id);
+    return member != NULL && cluster_alive(x->shard->server->cluster, member->number);
+}
+
+MAY_YIELD void
+cmd_distkv_remove(struct exec *x)
+{
+    if (x->shard->cluster == NULL) {
+        resp_error(x->reply, "ERR this node is not one of a cluster");
+        return;
+    }
+    bool dead = x->arg_count == 3 && cmd_arg_is(x, 2, "dead");
+    struct bytes id = x->args[1];
+    if (x->arg_count > 3 || (x->arg_count == 3 && !dead) || id.size >= TOPOLOGY_NAME_BYTES) {
+        resp_error(x->reply, CMD_SYNTAX);
+        return;
+    }
+    struct remove_call *call = (struct remove_call *)(void *)exec_alloc(x, sizeof(*call));
+    if (call == NULL) return;
+    memset(call, 0, sizeof(*call));
+    call->server = x->shard->server;
+    memcpy(call->node_id, id.data, id.size);
+    call->dead = dead;
+    call->deadline_ns = io_now_ns() + x->shard->config->cluster_timeout_ms * NS_PER_MS;
+    if (dead && is_alive(x, call->node_id)) {
+        resp_error(x->reply, "ERR this node answers: stop it first, or remove it without DEAD");
+        return;
+    }
+    status st = io_shard_call(0, FIBER_FOREGROUND, remove_here, call);
+    if (ok(st)) st = call->st;
+    if (ok(st))
+        resp_ok(x->reply);
+    else if (status_is(st, ST_INVALID) || status_is(st, ST_NOT_FOUND))
+        resp_error(x->reply, "ERR not removed: %s", call->reason);
+    else
+        exec_fail(x, st);
+}

@@ -1,0 +1,42 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * cluster_view.h -- what operators and clients are told of a cluster.
+ */
+#ifndef DISTKV_SERVER_CLUSTER_VIEW_H
+#define DISTKV_SERVER_CLUSTER_VIEW_H
+
+#include "cluster/cluster.h"
+#include "server/exec.h"
+
+/* Of one member, as this node sees it. */
+struct cluster_view_member {
+    u32 number;
+    bool alive, ill;
+    u64 seen_ms; /* ago; UINT64_MAX: never */
+    u64 rtt_us;
+    u64 epoch;
+    i64 clock_ms;
+    u32 held, first; /* partitions that it holds; those that it is the first of */
+};
+
+struct cluster_view {
+    struct group0_stats group0;
+    u32 unavailable; /* partitions of keyspace 0 with fewer living members than a quorum */
+    u32 degraded;    /* with fewer than all */
+    u32 count;
+    struct cluster_view_member members[]; /* by ascending number */
+};
+
+/* On a fiber of any shard: asks shard 0. The memory is the run's; NULL: it has failed. topology:
+ * what it is about, to be released. */
+MAY_YIELD struct cluster_view *cluster_view_take(struct exec *x, struct topology **topology_out);
+
+/* The object for STATUS; out may end up cut when memory is short. */
+MAY_YIELD MUST_CHECK status cluster_json(struct exec *x, struct buf *out);
+/* Lines for INFO. */
+void cluster_info_lines(const struct shard *shard, struct buf *out);
+
+/* 40 hex digits, the same for the same node id. */
+void cluster_node_name(const char *node_id, char out[41]);
+
+#endif

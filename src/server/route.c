@@ -1,0 +1,671 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * route.c -- see route.h.
+ *
+ * The body of PEER_FORWARD, little-endian:
+ *
+ *   offset size
+ *        0    1  version: 1
+ *        1    1  RESP version of the client: 2 or 3; 0: the only argument is a native frame
+ *        2    1  level (enum replicate_level)
+ *        3    1  0
+ *        4    4  since when the client's connection is there, milliseconds
+ *        8    4  number of arguments, then for each its size (4) and its bytes
+ *
+ * The answer with status OK is the reply as the client gets it. WRONG_EPOCH, OVERLOADED, CLOSING:
+ * nothing was done.
+ */
+#include "server/route.h"
+
+#include "base/fault.h"
+#include "proto/peer.h"
+#include "server/native.h"
+#include "server/number.h"
+#include "server/session.h"
+
+#define FORWARD_VERSION    1u
+#define FORWARD_HEAD_BYTES 12u
+#define AGAIN_NS_MIN       (20 * NS_PER_MS)
+#define AGAIN_NS_MAX       (200 * NS_PER_MS)
+#define LOOK_NS            (200 * NS_PER_MS)
+#define FORWARDED_ARGS_MAX (1u << 17)
+
+struct route {
+    struct peer_call call;
+    struct io_timer timer;
+    struct request *request;
+    u64 token;
+    u64 again_ns;
+    u32 asked; /* the member that has it now; 0: it runs here, or nobody has it */
+    u32 tried_count;
+    u32 tried[LIMIT_PLACEMENT_REPLICAS];
+    bool calling;
+    bool anywhere;  /* any replica may run it */
+    status outcome; /* what the timer ends it with; ok: try again */
+    /* of a whole with parts */
+    u32 at;       /* argument of the next part's key */
+    u32 at_batch; /* of the first of those under way */
+    u32 last, step;
+    i64 sum;
+    bool failed;
+};
+
+/* ---- what may run where ---- */
+
+static bool
+is_blind_set(const struct request *request)
+{
+    if (request->arg_count == 3) return true;
+    if (request->arg_count != 5) return false;
+    static const char *const words[] = {"ex", "px", "exat", "pxat"};
+    for (u32 i = 0; i < ARRAY_COUNT(words); i++)
+        if (text_is(request->args[3], words[i])) return true;
+    return false;
+}
+
+static bool
+is_blind_native(const struct request *request)
+{
+    struct native_header header;
+    struct native_request native;
+    struct bytes frame = request->args[0];
+    struct bytes body = BYTES(frame.data + NATIVE_HEADER_BYTES, frame.size - NATIVE_HEADER_BYTES);
+    status st = native_header_decode(frame, &header);
+    if (ok(st)) st = native_request_decode(&header, body, &native, NULL);
+    if (!ok(st)) return false;
+    if (header.opcode == NATIVE_GET || header.opcode == NATIVE_TTL) return true;
+    if (header.opcode != NATIVE_PUT && header.opcode != NATIVE_DELETE) return false;
+    /* Outcomes of writes with an id are remembered where they ran: they go to one place. */
+    return !native_id_given(&native.id) && native.op.condition == NATIVE_IF_ANY &&
+           native.op.expiry != NATIVE_EXPIRY_KEEP;
+}
+
+/* Whether it reads nothing before it writes, so that any replica may run it. */
+static bool
+runs_anywhere(const struct request *request)
+{
+    const struct command *command = request->command;
+    if (command->flags & COMMAND_NATIVE) return is_blind_native(request);
+    if (!(command->flags & COMMAND_WRITE)) return true;
+    if (command->handler == cmd_set) return is_blind_set(request);
+    return command->handler == cmd_setex || command->handler == cmd_psetex ||
+           command->handler == cmd_mset;
+}
+
+bool
+route_supports(const struct shard *shard, const struct command *command, struct resp_writer *w)
+{
+    if (shard->server->cluster == NULL) return true;
+    static void (*const refused[])(struct exec * x) = {
+        cmd_multi,
+        cmd_watch,
+        cmd_flushdb,
+        cmd_flushall,
+    };
+    for (u32 i = 0; i < ARRAY_COUNT(refused); i++) {
+        if (command->handler != refused[i]) continue;
+        resp_error(w, "ERR %s is not supported in a cluster yet", command->name);
+        return false;
+    }
+    return true;
+}
+
+/* ---- the end of one ---- */
+
+void
+route_free(struct request *request)
+{
+    struct route *route = request->route;
+    if (route == NULL) return;
+    CHECK(!route->calling && !route->timer.armed);
+    request->route = NULL;
+    mem_free(&shard_self()->budget, route, sizeof(*route));
+}
+
+static struct route *
+route_new(struct request *request)
+{
+    struct shard *shard = shard_self();
+    struct route *route = mem_alloc_zero(&shard->budget, sizeof(*route));
+    if (route == NULL) return NULL;
+    route->request = request;
+    route->again_ns = AGAIN_NS_MIN;
+    request->route = route;
+    if (request->deadline_ns == 0)
+        request->deadline_ns = io_now_ns() + shard->config->cluster_timeout_ms * NS_PER_MS;
+    return route;
+}
+
+/* The reply is not of a run, but ours. */
+static void
+end_with(struct request *request, status why)
+{
+    struct resp_writer w = {.out = &request->reply, .version = request->resp};
+    request->reply.size = 0;
+    request->inline_size = 0;
+    request->failure = why;
+    exec_failure_reply(request->command, request->args, &w, why);
+    if (w.failed) {
+        request->reply.size = 0;
+        request->unknown = true; /* not even room for that */
+    }
+}
+
+static void go(struct route *route);
+static void look_after(struct route *route);
+
+static void
+timer_fired(struct io_timer *timer)
+{
+    struct route *route = CONTAINER_OF(timer, struct route, timer);
+    struct request *request = route->request;
+    if (route->calling) {
+        look_after(route);
+        return;
+    }
+    if (ok(route->outcome)) {
+        go(route);
+        return;
+    }
+    end_with(request, route->outcome);
+    request_finish(request);
+}
+
+/* Later, because who started it may not be called back from inside. */
+static void
+end_later(struct route *route, status why)
+{
+    route->outcome = why;
+    io_timer_arm(&route->timer, 0);
+}
+
+static void
+again_later(struct route *route)
+{
+    if (shard_self()->draining) {
+        end_later(route, ST_CLOSED);
+        return;
+    }
+    u64 at_ns = io_now_ns() + route->again_ns;
+    route->again_ns = MIN(route->again_ns * 2, AGAIN_NS_MAX);
+    route->tried_count = 0;
+    route->outcome = ST_OK;
+    if (at_ns >= route->request->deadline_ns) {
+        end_later(route, ST_UNAVAILABLE);
+        return;
+    }
+    io_timer_arm(&route->timer, at_ns);
+}
+
+/* ---- choosing ---- */
+
+static bool
+was_tried(const struct route *route, u32 member)
+{
+    for (u32 i = 0; i < route->tried_count; i++)
+        if (route->tried[i] == member) return true;
+    return false;
+}
+
+static void
+note_tried(struct route *route, u32 member)
+{
+    if (route->tried_count < ARRAY_COUNT(route->tried)) route->tried[route->tried_count++] = member;
+}
+
+/* 0: nobody is left. */
+static u32
+choose(const struct route *route, const struct shard *shard, const struct topology *topology,
+       u32 partition)
+{
+    struct topology_row row;
+    u32 count;
+    topology_row(topology, route->request->keyspace, partition, &row);
+    const u32 *members = topology_row_read(&row, &count);
+    u32 self = cluster_member(shard->server->cluster);
+    for (u32 i = 0; i < count && route->anywhere; i++)
+        if (members[i] == self && !was_tried(route, self)) return self;
+    for (u32 i = 0; i < count; i++)
+        if (cluster_alive(shard->server->cluster, members[i]) && !was_tried(route, members[i]))
+            return members[i];
+    return 0;
+}
+
+/* ---- sending ---- */
+
+static bool
+encode(struct buf *out, const struct request *request)
+{
+    u8 head[FORWARD_HEAD_BYTES] = {FORWARD_VERSION};
+    bool native = (request->command->flags & COMMAND_NATIVE) != 0;
+    u64 now = io_now_ns();
+    head[1] = native ? 0 : request->resp;
+    head[2] = request->level;
+    store_u32(head + 4, (u32)MIN((now - MIN(now, request->connected_ns)) / NS_PER_MS, UINT32_MAX));
+    store_u32(head + 8, request->arg_count);
+    if (!buf_append(out, head, sizeof(head))) return false;
+    for (u32 i = 0; i < request->arg_count; i++) {
+        u8 size[4];
+        store_u32(size, (u32)request->args[i].size);
+        if (!buf_append(out, size, sizeof(size))) return false;
+        if (!buf_append(out, request->args[i].data, request->args[i].size)) return false;
+    }
+    return true;
+}
+
+/* Of what may be sent again without harm. */
+static bool
+can_repeat(const struct request *request)
+{
+    return !request->writes;
+}
+
+static void
+called(struct peer_call *call, status st, const struct native_header *header, struct bytes body)
+{
+    struct route *route = CONTAINER_OF(call, struct route, call);
+    struct request *request = route->request;
+    route->calling = false;
+    io_timer_cancel(&route->timer);
+    if (ok(st) && header->status == NATIVE_ST_OK) {
+        if (!request_reply_set(request, body)) request->unknown = true;
+        request_finish(request);
+        return;
+    }
+    if (ok(st) &&
+        (header->status == NATIVE_ST_INVALID || header->status == NATIVE_ST_UNSUPPORTED)) {
+        end_with(request, ST_UNSUPPORTED); /* another version of the program */
+        request_finish(request);
+        return;
+    }
+    bool done_nothing = ok(st) ? native_status_retryable(header->status) : !call->maybe_sent;
+    if (!done_nothing && !can_repeat(request)) {
+        end_with(request, ST_UNKNOWN_OUTCOME);
+        request_finish(request);
+        return;
+    }
+    if (io_now_ns() >= request->deadline_ns) {
+        end_with(request, ST_UNAVAILABLE);
+        request_finish(request);
+        return;
+    }
+    if (ok(st) && header->status == NATIVE_ST_WRONG_EPOCH) { /* one of us is behind */
+        MARK("server.route.wrong_epoch");
+        again_later(route);
+        return;
+    }
+    note_tried(route, route->asked);
+    go(route);
+}
+
+static void
+forward(struct route *route, struct shard *shard, const struct topology *topology, u32 member,
+        u32 partition)
+{
+    struct request *request = route->request;
+    const struct topology_member *to = topology_member(topology, member);
+    struct buf body;
+    buf_init(&body, &shard->budget);
+    if (to == NULL || !encode(&body, request)) {
+        buf_deinit(&body);
+        end_later(route, to == NULL ? ST_UNAVAILABLE : ST_NO_MEMORY);
+        return;
+    }
+    u32 there = partition_shard(partition, to->shard_count, topology->partition_count);
+    struct native_header header = {
+        .opcode = PEER_FORWARD, .epoch = topology->epoch, .keyspace = request->keyspace};
+    struct bytes part = buf_bytes(&body);
+    route->asked = member;
+    route->calling = true;
+    shard->stats->cluster_forwards++;
+    request->owner = shard->index;
+    peer_call_init(&route->call, called);
+    peer_call_start(shard->cluster->peers, &route->call, member, there, &header, &part, 1,
+                    request->deadline_ns);
+    buf_deinit(&body);
+    if (can_repeat(request)) io_timer_arm(&route->timer, io_now_ns() + LOOK_NS);
+}
+
+/* A read that is under way to somebody who does not answer any more goes to another one. (A write
+ * would be none the wiser.) */
+static void
+look_after(struct route *route)
+{
+    struct shard *shard = shard_self();
+    if (cluster_alive(shard->server->cluster, route->asked)) {
+        io_timer_arm(&route->timer, io_now_ns() + LOOK_NS);
+        return;
+    }
+    MARK("server.route.read_elsewhere");
+    peer_call_cancel(shard->cluster->peers, &route->call);
+    route->calling = false;
+    note_tried(route, route->asked);
+    go(route);
+}
+
+static void
+go(struct route *route)
+{
+    struct request *request = route->request;
+    struct shard *shard = shard_self();
+    const struct topology *topology = cluster_topology(shard->cluster);
+    if (topology == NULL) {
+        again_later(route);
+        return;
+    }
+    u32 partition = token_partition(route->token, topology->partition_count);
+    u32 member = choose(route, shard, topology, partition);
+    if (member == 0) {
+        if (route->tried_count != 0)
+            again_later(route);
+        else
+            end_later(route, ST_UNAVAILABLE);
+        return;
+    }
+    if (member != cluster_member(shard->server->cluster)) {
+        forward(route, shard, topology, member, partition);
+        return;
+    }
+    route->asked = 0;
+    request->owner = shard_of_token(shard->server, route->token);
+    request_start(request);
+}
+
+bool
+route_start(struct request *request, u64 token)
+{
+    struct shard *shard = shard_self();
+    struct route *route = route_new(request);
+    if (route == NULL) return false;
+    route->token = token;
+    route->anywhere = runs_anywhere(request);
+    io_timer_init(&route->timer, timer_fired);
+    buf_init(&request->reply, request_budget(request, shard));
+    go(route);
+    return true;
+}
+
+bool
+route_finished(struct request *request)
+{
+    struct route *route = request->route;
+    if (route == NULL || route->step != 0) return true;
+    /* It ran here and found that this node does not hold the partition, or is behind. */
+    if (route->asked != 0 || !status_is(request->failure, ST_WOULD_WAIT)) return true;
+    MARK("server.route.not_held_here");
+    if (request->owner == request->home) buf_deinit(&request->reply); /* else it came inside */
+    request->owner = request->home;
+    request->failure = ST_OK;
+    request->inline_size = 0;
+    request->seq = 0;
+    buf_init(&request->reply, request_budget(request, shard_self()));
+    again_later(route); /* or, when it is too late, to say so */
+    return false;
+}
+
+/* ---- parts ---- */
+
+static void
+parts_free(struct request *request)
+{
+    for (u32 i = 0; i < request->part_count; i++) {
+        if (request->parts[i] != NULL) request_free(request->parts[i]);
+        request->parts[i] = NULL;
+    }
+}
+
+/* Starts the next ones; false: no memory for even one. */
+static bool
+start_batch(struct request *request)
+{
+    struct route *route = request->route;
+    struct shard *shard = shard_self();
+    u32 count = 0;
+    route->at_batch = route->at;
+    while (count < request->part_count && route->at <= route->last) {
+        struct request *part = request_new_part(request, shard->index, 1 + route->step, 1);
+        if (part == NULL) break;
+        part->parent = request;
+        part->deadline_ns = request->deadline_ns;
+        part->level = request->level;
+        part->writes = request->writes;
+        part->args[0] = request->args[0];
+        memcpy(&part->args[1], &request->args[route->at], route->step * sizeof(struct bytes));
+        request->parts[count] = part;
+        if (!route_start(part, hash_token(part->args[1]))) {
+            request_free(part);
+            request->parts[count] = NULL;
+            break;
+        }
+        count++;
+        request->parts_left++;
+        route->at += route->step;
+    }
+    return count != 0;
+}
+
+bool
+route_start_parts(struct request *request)
+{
+    struct shard *shard = shard_self();
+    struct route *route = route_new(request);
+    if (route == NULL) return false;
+    io_timer_init(&route->timer, timer_fired);
+    command_key_range(request->command, request->arg_count, &route->at, &route->last, &route->step);
+    u32 keys = (route->last - route->at) / route->step + 1;
+    request->part_count = MIN(keys, ROUTE_PARTS);
+    request->parts = mem_alloc_zero(&shard->budget, request->part_count * sizeof(*request->parts));
+    if (request->parts == NULL) {
+        request->part_count = 0;
+        route_free(request);
+        return false;
+    }
+    buf_init(&request->reply, request_budget(request, shard));
+    struct resp_writer w = {.out = &request->reply, .version = request->resp};
+    if (request->command->place == PLACE_SPLIT_ARRAY) resp_array(&w, keys);
+    if (!w.failed && start_batch(request)) return true;
+    buf_deinit(&request->reply);
+    route_free(request);
+    return false;
+}
+
+/* Adds the part's reply to the whole's; false: no memory. */
+static bool
+take_part(struct request *request, const struct request *part)
+{
+    struct route *route = request->route;
+    struct bytes reply = request_reply(part);
+    struct resp_reply head;
+    size_t consumed;
+    status st = resp_read(reply, &head, &consumed);
+    if (!ok(st)) return false;
+    if (request->command->place == PLACE_SPLIT_ARRAY)
+        return head.kind == RESP_REPLY_ARRAY &&
+               buf_append(&request->reply, reply.data + consumed, reply.size - consumed);
+    if (head.kind == RESP_REPLY_INTEGER) route->sum += head.integer;
+    return true;
+}
+
+/* A part of a later batch was not even started. */
+static void
+whole_failed(struct request *request, status why)
+{
+    request->route->failed = true;
+    end_with(request, why);
+}
+
+bool
+route_parts_done(struct request *request)
+{
+    struct route *route = request->route;
+    for (u32 i = 0; i < request->part_count && !route->failed; i++) {
+        const struct request *part = request->parts[i];
+        if (part == NULL) continue;
+        struct bytes reply = request_reply(part);
+        if (part->unknown) {
+            request->unknown = true;
+            route->failed = true;
+        } else if (reply.size == 0 || reply.data[0] == '-') {
+            request->reply.size = 0;
+            request->failure = part->failure;
+            route->failed = true;
+            if (!buf_append(&request->reply, reply.data, reply.size)) request->unknown = true;
+        } else if (!take_part(request, part)) {
+            whole_failed(request, ST_NO_MEMORY);
+        }
+    }
+    parts_free(request);
+    if (!route->failed && route->at <= route->last) {
+        if (start_batch(request)) return false;
+        whole_failed(request, ST_NO_MEMORY);
+    }
+    if (route->failed) return true;
+    struct resp_writer w = {.out = &request->reply, .version = request->resp};
+    if (request->command->place == PLACE_SPLIT_SUM) resp_integer(&w, route->sum);
+    if (request->command->place == PLACE_SPLIT_OK) resp_ok(&w);
+    if (w.failed) request->unknown = true;
+    return true;
+}
+
+/* ---- those that came from a peer ---- */
+
+static void
+refuse(struct shard *shard, struct peer_request *peer, enum native_status why)
+{
+    const struct topology *topology = cluster_topology(shard->cluster);
+    peer_reply(peer, why, topology == NULL ? 0 : topology->epoch, NULL, 0);
+}
+
+/* The command that the arguments say, with its keys; NULL: not one that is forwarded. */
+static const struct command *
+command_of(const struct bytes *args, u32 arg_count, bool native, u64 *token_out, u32 *keys_out)
+{
+    const struct command *command;
+    if (native) {
+        struct native_header header;
+        struct native_request request;
+        struct bytes body;
+        size_t consumed, wanted;
+        if (arg_count != 1) return NULL;
+        status st = native_frame_decode(args[0], &header, &body, &consumed, &wanted);
+        if (!ok(st) || consumed != args[0].size) return NULL;
+        st = native_request_decode(&header, body, &request, NULL);
+        if (!ok(st) || header.keyspace >= LIMIT_KEYSPACES_CLIENT) return NULL;
+        if (!native_token(&request, token_out, keys_out)) return NULL;
+        command = command_native(header.opcode);
+        *keys_out = MAX(*keys_out, request_keys(command, 1));
+        return command;
+    }
+    command = command_find(args[0]);
+    if (command != NULL && command->place == PLACE_CONTAINER && arg_count > 1)
+        command = command_find_sub(command, args[1]);
+    if (command == NULL || command->place > PLACE_SPLIT_ARRAY ||
+        !command_arity_fits(command, arg_count))
+        return NULL;
+    u32 first, last, step;
+    command_key_range(command, arg_count, &first, &last, &step);
+    if (last < first || (step > 1 && (arg_count - first) % step != 0)) return NULL;
+    for (u32 i = first; i <= last; i += step) {
+        if (args[i].size == 0 || args[i].size > LIMIT_KEY_BYTES) return NULL;
+        u64 token = hash_token(args[i]);
+        if (i == first) *token_out = token;
+        if (token_slot(token) != token_slot(*token_out)) return NULL;
+    }
+    *keys_out = request_keys(command, arg_count);
+    return command;
+}
+
+/* Spans into the body, in the shard's scratch. NULL: it does not read well. */
+static const struct bytes *
+decode_args(struct shard *shard, struct bytes body, u32 *count_out)
+{
+    if (body.size < FORWARD_HEAD_BYTES || body.data[0] != FORWARD_VERSION) return NULL;
+    u32 count = load_u32(body.data + 8);
+    if (count == 0 || count > FORWARDED_ARGS_MAX || count > body.size / 4) return NULL;
+    struct buf *args = &shard->args;
+    args->size = 0;
+    if (!buf_reserve(args, count * sizeof(struct bytes))) return NULL;
+    struct bytes *spans = (struct bytes *)(void *)args->data;
+    size_t at = FORWARD_HEAD_BYTES;
+    for (u32 i = 0; i < count; i++) {
+        if (body.size - at < 4) return NULL;
+        u32 size = load_u32(body.data + at);
+        at += 4;
+        if (body.size - at < size) return NULL;
+        spans[i] = BYTES(body.data + at, size);
+        at += size;
+    }
+    if (at != body.size) return NULL;
+    *count_out = count;
+    return spans;
+}
+
+static void
+asked(void *arg, struct peer_request *peer, const struct peer_identity *from,
+      const struct native_header *header, struct bytes body)
+{
+    struct shard *shard = arg;
+    if (peer == NULL) return; /* posted: nothing that we send */
+    if (shard->draining) {
+        refuse(shard, peer, NATIVE_ST_CLOSING);
+        return;
+    }
+    u32 arg_count = 0, keys = 0;
+    u64 token = 0;
+    const struct bytes *args = decode_args(shard, body, &arg_count);
+    bool native = args != NULL && body.data[1] == 0;
+    const struct command *command =
+        args == NULL ? NULL : command_of(args, arg_count, native, &token, &keys);
+    if (command == NULL || header->keyspace >= LIMIT_KEYSPACES_CLIENT || body.data[1] > 3 ||
+        body.data[1] == 1 || body.data[2] > REPLICATE_ALL) {
+        refuse(shard, peer, NATIVE_ST_INVALID);
+        return;
+    }
+    const struct topology *topology = cluster_topology(shard->cluster);
+    u32 self = cluster_member(shard->server->cluster);
+    u32 partition = token_partition(token, shard->server->layout.partition_count);
+    if (topology == NULL || !topology_holds(topology, self, partition)) {
+        refuse(shard, peer, NATIVE_ST_WRONG_EPOCH);
+        return;
+    }
+    struct request *request = request_new(shard, command, args, arg_count, keys, 0);
+    if (request == NULL) {
+        refuse(shard, peer, NATIVE_ST_OVERLOADED);
+        return;
+    }
+    shard->stats->cluster_forwarded++;
+    u64 now = io_now_ns(), age = load_u32(body.data + 4) * NS_PER_MS;
+    request->peer = peer;
+    request->owner = shard_of_token(shard->server, token);
+    request->keyspace = header->keyspace;
+    request->resp = native ? 3 : body.data[1];
+    request->level = body.data[2];
+    request->connected_ns = now - MIN(now, age);
+    request->deadline_ns = peer_request_deadline_ns(peer);
+    request->work.flow = from->member;
+    request_start(request);
+}
+
+void
+route_answer(struct request *request)
+{
+    struct shard *shard = shard_self();
+    struct peer_request *peer = request->peer;
+    const struct topology *topology = cluster_topology(shard->cluster);
+    u64 epoch = topology == NULL ? 0 : topology->epoch;
+    struct bytes reply = request_reply(request);
+    enum native_status code = NATIVE_ST_OK;
+    if (request->unknown)
+        code = request->writes ? NATIVE_ST_UNKNOWN_OUTCOME : NATIVE_ST_NO_MEMORY;
+    else if (status_is(request->failure, ST_WOULD_WAIT))
+        code = NATIVE_ST_WRONG_EPOCH;
+    request->peer = NULL;
+    peer_reply(peer, code, epoch, &reply, code == NATIVE_ST_OK ? 1 : 0);
+    request_free(request);
+}
+
+void
+route_open(struct shard *shard)
+{
+    peers_handler_set(shard->cluster->peers, PEER_FORWARD, asked, shard);
+}

@@ -1,0 +1,406 @@
+# SPDX-License-Identifier: MIT
+"""Several nodes as one store: real processes on one machine, each with its own directory."""
+
+import json
+import os
+import random
+import shutil
+import socket
+import subprocess
+import threading
+import time
+
+import pytest
+from conftest import BUILD, SLOW, ReplyError, free_port
+
+SECRET = "a secret of the tests"
+
+
+def free_ports(count):
+    """The first of so many free ports in a row, below those that connections are given."""
+    for _ in range(200):
+        first = random.randrange(11000, 31000)
+        held = []
+        try:
+            for port in range(first, first + count):
+                held.append(socket.socket())
+                held[-1].bind(("127.0.0.1", port))
+            return first
+        except OSError:
+            pass
+        finally:
+            for one in held:
+                one.close()
+    raise RuntimeError("no free ports in a row")
+
+
+class Cluster:
+    """Nodes 0, 1, 2 ...; node 0 has founded it."""
+
+    def __init__(self, make_server, tmp_path):
+        self.make_server = make_server
+        self.tmp_path = tmp_path
+        self.nodes = []
+        self.peer_ports = []
+        self.write_secret("secret", SECRET)
+
+    def write_secret(self, name, text):
+        path = self.tmp_path / name
+        path.write_text(text + "\n")
+        return path
+
+    def add(self, cores="0", wait=True, **options):
+        index = len(self.nodes)
+        peer_port = free_ports(4)
+        settings = {
+            "node_id": f"n{index + 1}",
+            "cluster_secret_file": self.tmp_path / "secret",
+            "peer_address": f"127.0.0.1:{peer_port}",
+            "rack": f"r{index + 1}",
+            "memory": "128MiB",
+            "cores": cores,
+        }
+        if index != 0:
+            settings["seed_nodes"] = f"127.0.0.1:{self.nodes[0].port}@{self.peer_ports[0]}"
+        settings.update(options)
+        node = self.make_server(data_dir=self.tmp_path / f"d{index + 1}", wait=wait, **settings)
+        self.nodes.append(node)
+        self.peer_ports.append(peer_port)
+        return node
+
+    def view(self, index):
+        """The cluster as the node sees it, or None while it does not answer."""
+        done = client(self.nodes[index], "--json", "cluster", "status")
+        return json.loads(done.stdout) if done.returncode == 0 else None
+
+    def settled(self, members):
+        """Whether every running node sees so many normal members that live, and no move."""
+        for index, node in enumerate(self.nodes):
+            if not node.running():
+                continue
+            view = self.view(index)
+            if view is None or view["stage"] != "none" or len(view["members"]) != members:
+                return False
+            if view["members_alive"] != members:
+                return False
+            if any(member["state"] != "normal" for member in view["members"]):
+                return False
+        return True
+
+    def wait_settled(self, members, seconds=60):
+        wait_for(lambda: self.settled(members), f"{members} members", seconds,
+                 lambda: "\n".join(node.log() for node in self.nodes))
+
+
+def client(node, *words):
+    return subprocess.run(
+        [os.path.join(BUILD, "bin", "distkv-client"), "--server", f"127.0.0.1:{node.port}", *words],
+        capture_output=True, text=True, check=False)
+
+
+def wait_for(condition, what, seconds=30, more=lambda: ""):
+    end = time.monotonic() + seconds * SLOW
+    while not condition():
+        if time.monotonic() > end:
+            pytest.fail(f"waited {seconds} s for {what}\n{more()}")
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def cluster(make_server, tmp_path):
+    return Cluster(make_server, tmp_path)
+
+
+@pytest.fixture
+def three(cluster):
+    cluster.add()
+    cluster.add(cores="1" if os.cpu_count() > 1 else "0")
+    cluster.add(cores="0,1" if os.cpu_count() > 1 else "0")
+    cluster.wait_settled(3)
+    return cluster
+
+
+def test_two_join_the_one_that_founded_and_all_see_the_same_data(three):
+    done = client(three.nodes[1], "cluster", "status")
+    assert done.returncode == 0 and "3 of 3 alive" in done.stdout, done.stdout + done.stderr
+    assert client(three.nodes[2], "cluster", "health").returncode == 0
+    connections = [node.connect() for node in three.nodes]
+    for i in range(90):
+        assert connections[i % 3].call("SET", f"k{i}", f"v{i}") == "OK"
+    for i in range(90):
+        for connection in connections:
+            assert connection.call("GET", f"k{i}") == f"v{i}".encode()
+    for connection in connections * 5:
+        connection.call("INCR", "counter")
+    assert connections[0].call("GET", "counter") == b"15"
+    assert connections[1].call("MSET", *sum(([f"m{i}", str(i)] for i in range(200)), [])) == "OK"
+    values = connections[2].call("MGET", *(f"m{i}" for i in range(201)))
+    assert values == [str(i).encode() for i in range(200)] + [None]
+    assert connections[0].call("DEL", *(f"m{i}" for i in range(0, 210))) == 200
+    assert connections[1].call("EXISTS", *(f"m{i}" for i in range(0, 210))) == 0
+    assert connections[1].call("SET", "k0", "x", "NX") is None
+    assert connections[2].call("APPEND", "k0", "!") == 3
+    assert connections[0].call("GET", "k0") == b"v0!"
+    assert connections[0].call("SET", "t", "1", "PX", "100000") == "OK"
+    assert 0 < connections[1].call("PTTL", "t") <= 100000
+    slots = connections[0].call("CLUSTER", "SLOTS")
+    assert sum(row[1] - row[0] + 1 for row in slots) == 16384
+    assert all(len(row) == 5 for row in slots)
+    assert {node[1] for row in slots for node in row[2:]} == {node.port for node in three.nodes}
+    for connection in connections:
+        connection.close()
+
+
+def test_native_clients_reach_every_key_through_any_node(three):
+    assert client(three.nodes[0], "put", "a", "1").returncode == 0
+    assert client(three.nodes[1], "get", "a").stdout.strip() == "1"
+    assert client(three.nodes[2], "put", "--if-absent", "a", "2").returncode == 1
+    assert client(three.nodes[2], "batch", "put {t}x 1", "put {t}y 2", "delete a").returncode == 0
+    assert client(three.nodes[0], "get", "{t}y").stdout.strip() == "2"
+    assert client(three.nodes[1], "get", "a").returncode == 1
+    for i in range(40):
+        assert client(three.nodes[i % 3], "put", f"{{t}}{i:03}", "x" * i).returncode == 0
+    for node in three.nodes:
+        assert client(node, "count").stdout.split()[-1] == "42"
+        lines = client(node, "--json", "scan", "--prefix", "{t}0").stdout.splitlines()
+        assert [json.loads(line)["key"] for line in lines] == [f"{{t}}{i:03}" for i in range(40)]
+        assert json.loads(lines[7])["value"] == "x" * 7
+    assert client(three.nodes[0], "export").returncode == 1  # of one moment: not in a cluster yet
+
+
+def scan_all(connection, *words):
+    found, cursor = [], "0"
+    while True:
+        cursor, keys = connection.call("SCAN", cursor, *words)
+        found += keys
+        if cursor == b"0":
+            return found
+        cursor = cursor.decode()
+
+
+def test_scans_see_the_keys_of_all_nodes(three):
+    wanted = {f"k{i}".encode() for i in range(1500)} | {f"{{t}}{i}".encode() for i in range(1500)}
+    with three.nodes[0].connect() as connection:
+        assert connection.call("DBSIZE") == 0
+        assert connection.call("RANDOMKEY") is None
+        for key in wanted:
+            connection.call("SET", key, "v")
+        for i in range(100):
+            connection.call("SET", f"gone{i}", "v")
+        connection.call("DEL", *(f"gone{i}" for i in range(100)))
+    for node in three.nodes:
+        with node.connect() as connection:
+            assert connection.call("DBSIZE") == len(wanted)
+            found = scan_all(connection, "COUNT", "100")
+            assert len(found) == len(wanted) and set(found) == wanted
+            assert set(scan_all(connection, "MATCH", "k1*")) == {
+                key for key in wanted if key.startswith(b"k1")}
+            assert set(connection.call("KEYS", "*")) == wanted
+            assert connection.call("RANDOMKEY") in wanted
+    # One replica less, and what it has missed: the others know.
+    three.nodes[2].kill()
+    wait_for(lambda: three.view(0)["members_alive"] == 2, "two members")
+    with three.nodes[1].connect() as connection:
+        connection.call("DEL", "k0", "{t}0")
+        connection.call("SET", "new", "v")
+        wanted = (wanted - {b"k0", b"{t}0"}) | {b"new"}
+        assert set(connection.call("KEYS", "*")) == wanted
+    three.nodes[2].start()
+    three.wait_settled(3)
+    for node in three.nodes:
+        with node.connect() as connection:
+            assert set(scan_all(connection, "COUNT", "1000")) == wanted
+
+
+def test_what_a_cluster_cannot_do_yet_is_refused(three):
+    with three.nodes[0].connect() as connection:
+        for words in (("MULTI",), ("WATCH", "a"), ("FLUSHALL",), ("FLUSHDB",)):
+            with pytest.raises(ReplyError, match="not supported in a cluster"):
+                connection.call(*words)
+        assert connection.call("PING") == "PONG"
+
+
+class Load(threading.Thread):
+    """Writes and reads back, one key after the other, through one node; remembers what failed."""
+
+    def __init__(self, node, name):
+        super().__init__()
+        self.node = node
+        self.name_of_keys = name
+        self.acknowledged = {}
+        self.refused, self.unknown, self.wrong = [], [], []
+        self.gap = 0.0
+        self.ending = False
+
+    def run(self):
+        number, last = 0, time.monotonic()
+        with self.node.connect() as connection:
+            while not self.ending:
+                key, value = f"{self.name_of_keys}{number % 500}", str(number)
+                number += 1
+                try:
+                    connection.call("SET", key, value)
+                    self.acknowledged[key] = value
+                    got = connection.call("GET", key)
+                    if got != value.encode():
+                        self.wrong.append((key, value, got))
+                    now = time.monotonic()
+                    self.gap = max(self.gap, now - last)
+                    last = now
+                except ReplyError as error:
+                    if "UNKNOWN" in str(error):
+                        self.unknown.append((key, value))
+                        self.acknowledged.pop(key, None)
+                    else:
+                        self.refused.append(str(error))
+
+
+def test_a_killed_node_stops_nobody_and_comes_back_with_what_it_missed(three):
+    loads = [Load(three.nodes[0], "a"), Load(three.nodes[1], "b")]
+    for load in loads:
+        load.start()
+    time.sleep(1.0)
+    three.nodes[2].kill()
+    time.sleep(3.0)
+    three.nodes[2].start()
+    three.wait_settled(3)
+    time.sleep(1.0)
+    for load in loads:
+        load.ending = True
+        load.join()
+        print(f"refused {len(load.refused)} unknown {len(load.unknown)} gap {load.gap:.3f} s "
+              f"writes {len(load.acknowledged)}")
+        assert not load.wrong
+        assert not load.refused
+        assert load.gap < 3.0 * SLOW
+    # Whatever two replicas are asked, the newest is among them.
+    for reader in three.nodes:
+        with reader.connect() as connection:
+            for load in loads:
+                for key, value in load.acknowledged.items():
+                    assert connection.call("GET", key) == value.encode()
+
+
+def test_too_few_replicas_refuse_and_say_that_nothing_was_done(three):
+    three.nodes[0].call("SET", "k", "1")
+    three.nodes[1].kill()
+    three.nodes[2].kill()
+    end = time.monotonic() + 10 * SLOW
+    while True:
+        with three.nodes[0].connect() as connection:
+            with pytest.raises(ReplyError) as error:
+                connection.call("SET", "k", "2")
+        if "NOREPLICAS" in str(error.value):
+            break
+        assert "UNKNOWN" in str(error.value)
+        assert time.monotonic() < end
+    with pytest.raises(ReplyError, match="NOREPLICAS"):
+        three.nodes[0].call("GET", "k")
+    assert client(three.nodes[0], "cluster", "health").returncode == 5
+
+
+def test_a_whole_cluster_comes_back_with_its_data(three):
+    for i in range(50):
+        three.nodes[i % 3].call("SET", f"k{i}", f"v{i}")
+    for node in three.nodes:
+        assert node.stop() == 0, node.log()
+    for node in three.nodes:
+        node.start(wait=False)
+    for node in three.nodes:
+        node.wait_ready()
+    three.wait_settled(3)
+    for i in range(50):
+        assert three.nodes[(i + 1) % 3].call("GET", f"k{i}") == f"v{i}".encode()
+
+
+def test_who_joins_later_gets_the_data_and_the_deletes(cluster):
+    first = cluster.add()
+    with first.connect() as connection:
+        for i in range(2000):
+            connection.call("SET", f"k{i}", "v" * (i % 300))
+        for i in range(0, 2000, 2):
+            connection.call("DEL", f"k{i}")
+    cluster.add()
+    cluster.add()
+    cluster.wait_settled(3)
+    for node in cluster.nodes:
+        assert cluster.view(0)["partitions_degraded"] == 0
+    first.kill()
+    with cluster.nodes[1].connect() as connection:
+        end = time.monotonic() + 10 * SLOW
+        for i in range(2000):
+            while True:
+                try:
+                    got = connection.call("GET", f"k{i}")
+                    break
+                except ReplyError:
+                    assert time.monotonic() < end
+            assert got == (None if i % 2 == 0 else b"v" * (i % 300))
+
+
+def test_nodes_leave_and_are_forgotten(three):
+    fourth = three.add()
+    three.wait_settled(4)
+    for i in range(300):
+        three.nodes[i % 4].call("SET", f"k{i}", f"v{i}")
+    assert three.nodes[0].call("DISTKV.REMOVE", "n4") == "OK"
+    wait_for(lambda: len(three.view(0)["members"]) == 3, "the fourth to be gone", 60)
+    fourth.kill()
+    three.wait_settled(3)
+    with pytest.raises(ReplyError, match="answers"):
+        three.nodes[0].call("DISTKV.REMOVE", "n3", "DEAD")
+    with pytest.raises(ReplyError, match="not removed"):
+        three.nodes[0].call("DISTKV.REMOVE", "n9")
+    three.nodes[2].kill()
+    wait_for(lambda: three.view(0)["members_alive"] == 2, "two members")
+    assert three.nodes[0].call("DISTKV.REMOVE", "n3", "DEAD") == "OK"
+    three.wait_settled(2)
+    with three.nodes[1].connect() as connection:
+        for i in range(300):
+            assert connection.call("GET", f"k{i}") == f"v{i}".encode()
+
+
+def test_a_wiped_disk_comes_back_as_a_new_member_with_the_data(three):
+    for i in range(300):
+        three.nodes[i % 3].call("SET", f"k{i}", f"v{i}")
+    before = {member["node_id"]: member["number"] for member in three.view(0)["members"]}
+    three.nodes[1].kill()
+    shutil.rmtree(three.nodes[1].data_dir)
+    three.nodes[1].start()
+    three.wait_settled(3)
+    after = {member["node_id"]: member["number"] for member in three.view(0)["members"]}
+    assert after["n2"] > max(before.values())
+    assert {after["n1"], after["n3"]} == {before["n1"], before["n3"]}
+    three.nodes[0].kill()
+    wait_for(lambda: three.view(1)["members_alive"] == 2, "two members")
+    with three.nodes[1].connect() as connection:
+        for i in range(300):
+            assert connection.call("GET", f"k{i}") == f"v{i}".encode()
+
+
+def test_a_stranger_is_refused(cluster):
+    cluster.add()
+    other = cluster.write_secret("other", "another secret of the tests")
+    node = cluster.add(wait=False, cluster_secret_file=other)
+    wait_for(lambda: "not in the cluster yet" in node.log() or not node.running(), "a refusal")
+    assert node.get("/readyz")[0] != 200
+    assert len(cluster.view(0)["members"]) == 1
+
+
+def test_a_node_with_data_of_its_own_does_not_join(cluster, make_server, tmp_path):
+    cluster.add()
+    alone = make_server(data_dir=tmp_path / "d2", node_id="n2")
+    alone.call("SET", "k", "v")
+    assert alone.stop() == 0
+    node = cluster.add(wait=False)
+    node.process.wait(timeout=30 * SLOW)
+    assert node.process.returncode == 1
+    assert "holds data" in node.log()
+
+
+def test_a_node_by_itself_knows_no_cluster(server):
+    assert server.call("DISTKV.CONSISTENCY") == b"default"
+    assert server.call("CLUSTER", "INFO").startswith(b"cluster_state:ok")
+    done = client(server, "cluster", "status")
+    assert done.returncode == 1 and "not one of a cluster" in done.stderr
+    assert free_port() > 0

@@ -1,0 +1,360 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * test_cluster.c -- whole nodes as one store, on the simulated link: three machines, one to three
+ * shards each, and clients that speak RESP to any of them.
+ */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "node_rig.h"
+#include "server/route.h"
+
+#define NODES   3u
+#define KEYS    60u
+#define WAIT_NS (60 * NS_PER_S)
+
+static void
+configure(struct rig *rig, u32 node, struct server_config *config)
+{
+    snprintf(config->node_id, sizeof(config->node_id), "n%u", node + 1);
+    snprintf(config->rack, sizeof(config->rack), "r%u", node + 1);
+    snprintf(config->cluster_secret, sizeof(config->cluster_secret), "the secret of the test");
+    if (node != 0)
+        snprintf(config->seed_nodes, sizeof(config->seed_nodes), "%s:%u", rig->nodes[0].host,
+                 RIG_NODE_PORT);
+    config->core_count = 1 + (rig->shard_count + node) % 3;
+    for (u32 i = 0; i < config->core_count; i++)
+        config->core_list[i] = i;
+    config->memory_bytes = MIB(64) * config->core_count;
+    char error[OPTION_ERROR_BYTES];
+    status st = config_resolve(config, error, sizeof(error));
+    CHECK(ok(st) && config->clustered);
+}
+
+/* Asks the node's shard 0, which is another thread's in the server and ours here. */
+static bool
+is_settled(struct rig *rig, u32 node_count)
+{
+    for (u32 i = 0; i < node_count; i++) {
+        const struct server *server = rig->nodes[i].server;
+        if (server == NULL || !server_ready(server)) return false;
+        for (u32 shard = 0; shard < server->shard_count; shard++) {
+            const struct topology *topology = server->cluster->shards[shard]->topology;
+            if (topology->stage != STAGE_NONE || topology->member_count != node_count) return false;
+            for (u32 j = 0; j < topology->member_count; j++)
+                if (topology->members[j].state != PLACEMENT_NORMAL ||
+                    !cluster_alive(server->cluster, topology->members[j].number))
+                    return false;
+        }
+    }
+    return true;
+}
+
+static MAY_YIELD void
+wait_settled(struct rig *rig, u32 node_count)
+{
+    u64 deadline_ns = io_now_ns() + WAIT_NS;
+    while (!is_settled(rig, node_count) && io_now_ns() < deadline_ns)
+        fiber_sleep_ns(10 * NS_PER_MS);
+    if (!is_settled(rig, node_count)) sim_log_dump(rig->sim);
+    CHECK(is_settled(rig, node_count));
+}
+
+static struct rig
+rig_of(u64 seed, void (*story)(struct rig *rig))
+{
+    struct rig rig = {.shard_count = (u32)(seed % 3), .node_count = NODES, .configure = configure};
+    sim_options_default(&rig.options, seed);
+    rig.story = story;
+    if (rig.shard_count == 0) rig.shard_count = 3;
+    return rig;
+}
+
+/* ---- stories ---- */
+
+static MAY_YIELD void
+expect_key(struct rig_client *client, const char *key, const char *value)
+{
+    char expected[128];
+    snprintf(expected, sizeof(expected), "$%zu\r\n%s\r\n", strlen(value), value);
+    struct bytes reply = rig_call(client, "GET %s", key);
+    if (!rig_is(reply, expected))
+        fprintf(stderr, "GET %s: %.*s, not %s\n", key, (int)reply.size, (const char *)reply.data,
+                value);
+    CHECK(rig_is(reply, expected));
+}
+
+static MAY_YIELD void
+any_node_story(struct rig *rig)
+{
+    wait_settled(rig, NODES);
+    struct rig_client clients[NODES];
+    char key[32], value[32];
+    for (u32 i = 0; i < NODES; i++)
+        rig_connect_to(rig, i, &clients[i]);
+    for (u32 i = 0; i < KEYS; i++)
+        CHECK(rig_is(rig_call(&clients[i % NODES], "SET k%u v%u", i, i), "+OK\r\n"));
+    for (u32 i = 0; i < KEYS; i++) {
+        snprintf(key, sizeof(key), "k%u", i);
+        snprintf(value, sizeof(value), "v%u", i);
+        for (u32 node = 0; node < NODES; node++)
+            expect_key(&clients[node], key, value);
+    }
+    for (u32 i = 0; i < 30; i++) {
+        char expected[32];
+        snprintf(expected, sizeof(expected), ":%u\r\n", i + 1);
+        CHECK(rig_is(rig_call(&clients[i % NODES], "INCR counter"), expected));
+    }
+    CHECK(rig_is(rig_call(&clients[0], "MSET a 1 b 2 c 3 d 4 e 5"), "+OK\r\n"));
+    CHECK(rig_is(rig_call(&clients[1], "MGET a b x c"),
+                 "*4\r\n$1\r\n1\r\n$1\r\n2\r\n$-1\r\n$1\r\n3\r\n"));
+    CHECK(rig_is(rig_call(&clients[2], "DEL a b c x"), ":3\r\n"));
+    CHECK(rig_is(rig_call(&clients[0], "EXISTS a b c d e"), ":2\r\n"));
+    CHECK(rig_is(rig_call(&clients[1], "SET d 5 NX"), "$-1\r\n"));
+    /* A pipeline's commands on one key stay in order. */
+    for (u32 i = 0; i < 20; i++)
+        rig_send(&clients[i % NODES], "APPEND p%u %u", i % NODES, i % 10);
+    for (u32 i = 0; i < 20; i++)
+        CHECK(rig_read(&clients[i % NODES]).size != 0);
+    expect_key(&clients[1], "p0", "0369258");
+    for (u32 i = 0; i < NODES; i++)
+        rig_disconnect(&clients[i]);
+}
+
+static void
+any_node_takes_any_command(void **state)
+{
+    for (u64 seed = 1; seed <= 6; seed++) {
+        struct rig rig = rig_of(seed, any_node_story);
+        rig_run(&rig);
+    }
+}
+
+/* INCRs from all nodes at once: none is lost. */
+struct counting {
+    u32 node;
+    u32 done;
+};
+
+static MAY_YIELD void
+count_up(struct rig *rig, void *arg)
+{
+    struct counting *counting = arg;
+    struct rig_client client;
+    rig_connect_to(rig, counting->node, &client);
+    for (u32 i = 0; i < 50; i++) {
+        struct bytes reply = rig_call(&client, "INCR {c}%u", i % 2);
+        CHECK(reply.size > 0 && reply.data[0] == ':');
+        counting->done++;
+    }
+    rig_disconnect(&client);
+}
+
+static MAY_YIELD void
+counting_story(struct rig *rig)
+{
+    wait_settled(rig, NODES);
+    struct counting countings[6];
+    for (u32 i = 0; i < ARRAY_COUNT(countings); i++) {
+        countings[i] = (struct counting){.node = i % NODES};
+        rig_spawn(rig, count_up, &countings[i]);
+    }
+    rig_wait_spawned(rig);
+    struct rig_client client;
+    rig_connect_to(rig, 1, &client);
+    expect_key(&client, "{c}0", "150");
+    expect_key(&client, "{c}1", "150");
+    rig_disconnect(&client);
+}
+
+static void
+increments_from_all_nodes_are_all_counted(void **state)
+{
+    for (u64 seed = 1; seed <= 6; seed++) {
+        struct rig rig = rig_of(seed, counting_story);
+        rig_run(&rig);
+    }
+}
+
+/* The power of one node fails under load and comes back: what was acknowledged is read. */
+struct writing {
+    u32 node;
+    bool ending;
+    u32 acknowledged, unknown, refused;
+    u32 values[KEYS]; /* the last acknowledged; 0: none, or not known */
+};
+
+static MAY_YIELD void
+write_on(struct rig *rig, void *arg)
+{
+    struct writing *writing = arg;
+    struct rig_client client;
+    rig_connect_to(rig, writing->node, &client);
+    for (u32 i = 1; !writing->ending; i++) {
+        u32 key = i % KEYS;
+        struct bytes reply = rig_call(&client, "SET w%u:%u %u", writing->node, key, i);
+        if (rig_is(reply, "+OK\r\n")) {
+            writing->values[key] = i;
+            writing->acknowledged++;
+        } else if (reply.size > 8 && memcmp(reply.data, "-UNKNOWN", 8) == 0) {
+            writing->values[key] = 0;
+            writing->unknown++;
+        } else {
+            writing->refused++;
+        }
+    }
+    rig_disconnect(&client);
+}
+
+static MAY_YIELD void
+crash_story(struct rig *rig)
+{
+    wait_settled(rig, NODES);
+    struct writing writings[2] = {{.node = 0}, {.node = 1}};
+    for (u32 i = 0; i < 2; i++)
+        rig_spawn(rig, write_on, &writings[i]);
+    fiber_sleep_ns(500 * NS_PER_MS);
+    rig_crash(rig, 2);
+    fiber_sleep_ns(5 * NS_PER_S);
+    rig_start(rig, 2);
+    wait_settled(rig, NODES);
+    fiber_sleep_ns(500 * NS_PER_MS);
+    for (u32 i = 0; i < 2; i++)
+        writings[i].ending = true;
+    rig_wait_spawned(rig);
+    for (u32 node = 0; node < NODES; node++) {
+        struct rig_client client;
+        rig_connect_to(rig, node, &client);
+        for (u32 i = 0; i < 2; i++) {
+            CHECK(writings[i].acknowledged > 100);
+            CHECK(writings[i].refused == 0);
+            for (u32 key = 0; key < KEYS; key++) {
+                char name[32], value[32];
+                if (writings[i].values[key] == 0) continue;
+                snprintf(name, sizeof(name), "w%u:%u", i, key);
+                snprintf(value, sizeof(value), "%u", writings[i].values[key]);
+                expect_key(&client, name, value);
+            }
+        }
+        rig_disconnect(&client);
+    }
+}
+
+static void
+a_node_that_loses_its_power_stops_nobody(void **state)
+{
+    for (u64 seed = 1; seed <= 4; seed++) {
+        struct rig rig = rig_of(seed, crash_story);
+        rig_run(&rig);
+    }
+}
+
+/* All nodes lose their power, and come back with what was acknowledged. */
+static MAY_YIELD void
+blackout_story(struct rig *rig)
+{
+    wait_settled(rig, NODES);
+    struct rig_client client;
+    rig_connect_to(rig, 0, &client);
+    for (u32 i = 0; i < KEYS; i++)
+        CHECK(rig_is(rig_call(&client, "SET k%u v%u", i, i), "+OK\r\n"));
+    for (u32 i = 0; i < NODES; i++)
+        rig_crash(rig, i);
+    for (u32 i = 0; i < NODES; i++)
+        rig_start_begin(rig, i);
+    wait_settled(rig, NODES);
+    rig_disconnect(&client);
+    rig_connect_to(rig, 2, &client);
+    for (u32 i = 0; i < KEYS; i++) {
+        char key[32], value[32];
+        snprintf(key, sizeof(key), "k%u", i);
+        snprintf(value, sizeof(value), "v%u", i);
+        expect_key(&client, key, value);
+    }
+    rig_disconnect(&client);
+}
+
+static void
+a_cluster_survives_a_blackout(void **state)
+{
+    for (u64 seed = 1; seed <= 4; seed++) {
+        struct rig rig = rig_of(seed, blackout_story);
+        rig_run(&rig);
+    }
+}
+
+/* Two nodes join under load, at once: not one request fails, and all data is where it should be. */
+static MAY_YIELD void
+join_story(struct rig *rig)
+{
+    wait_settled(rig, NODES);
+    struct rig_client client;
+    rig_connect_to(rig, 0, &client);
+    for (u32 i = 0; i < 2000; i++)
+        CHECK(rig_is(rig_call(&client, "SET k%u v%u", i, i), "+OK\r\n"));
+    for (u32 i = 0; i < 2000; i += 2)
+        CHECK(rig_is(rig_call(&client, "DEL k%u", i), ":1\r\n"));
+    struct writing writings[2] = {{.node = 0}, {.node = 1}};
+    for (u32 i = 0; i < 2; i++)
+        rig_spawn(rig, write_on, &writings[i]);
+    rig_start_begin(rig, NODES);
+    rig_start_begin(rig, NODES + 1);
+    wait_settled(rig, NODES + 2);
+    fiber_sleep_ns(200 * NS_PER_MS);
+    for (u32 i = 0; i < 2; i++)
+        writings[i].ending = true;
+    rig_wait_spawned(rig);
+    rig_disconnect(&client);
+    for (u32 i = 0; i < 2; i++)
+        CHECK(writings[i].refused == 0 && writings[i].unknown == 0);
+    rig_connect_to(rig, NODES + 1, &client);
+    for (u32 i = 0; i < 2; i++) {
+        for (u32 key = 0; key < KEYS; key++) {
+            char name[32], value[32];
+            if (writings[i].values[key] == 0) continue;
+            snprintf(name, sizeof(name), "w%u:%u", i, key);
+            snprintf(value, sizeof(value), "%u", writings[i].values[key]);
+            expect_key(&client, name, value);
+        }
+    }
+    for (u32 i = 0; i < 2000; i++) {
+        char key[32], value[32];
+        snprintf(key, sizeof(key), "k%u", i);
+        snprintf(value, sizeof(value), "v%u", i);
+        if (i % 2 == 0)
+            CHECK(rig_is(rig_call(&client, "GET %s", key), "$-1\r\n"));
+        else
+            expect_key(&client, key, value);
+    }
+    rig_disconnect(&client);
+}
+
+static void
+two_join_under_load_and_nobody_notices(void **state)
+{
+    for (u64 seed = 1; seed <= 4; seed++) {
+        struct rig rig = rig_of(seed, join_story);
+        rig.node_count = NODES + 2;
+        rig.late_count = 2;
+        rig_run(&rig);
+    }
+}
+
+int
+main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(any_node_takes_any_command),
+        cmocka_unit_test(increments_from_all_nodes_are_all_counted),
+        cmocka_unit_test(a_node_that_loses_its_power_stops_nobody),
+        cmocka_unit_test(a_cluster_survives_a_blackout),
+        cmocka_unit_test(two_join_under_load_and_nobody_notices),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -1,0 +1,131 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * test_voters.c -- who votes in group0: small cases by hand, then rules over random ones.
+ */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <cmocka.h>
+
+#include "base/prng.h"
+#include "cluster/group0_internal.h"
+
+#define MANY 24u
+
+/* "racks" has a letter for each node: its rack; "states": v votes, . alive, x dead, X a dead voter,
+ * l leaves, L leaves and votes. The numbers chosen, as letters a, b, ... */
+static void
+expect_chosen(const char *racks, const char *states, const char *chosen)
+{
+    struct group0_candidate candidates[MANY];
+    u32 count = (u32)strlen(racks), at = 0;
+    char got[MANY + 1];
+    for (u32 i = 0; i < count; i++) {
+        char state = states[i];
+        candidates[i] = (struct group0_candidate){
+            .number = i + 1,
+            .voter = state == 'v' || state == 'X' || state == 'L',
+            .alive = state != 'x' && state != 'X',
+            .leaving = state == 'l' || state == 'L',
+            .place = (u32)racks[i],
+        };
+    }
+    group0_voters_choose(candidates, count);
+    for (u32 i = 0; i < count; i++)
+        if (candidates[i].chosen) got[at++] = (char)('a' + i);
+    got[at] = 0;
+    assert_string_equal(got, chosen);
+}
+
+static void
+an_odd_number_up_to_seven(void **state)
+{
+    expect_chosen("r", "v", "a");
+    expect_chosen("rr", "v.", "a");  /* growing */
+    expect_chosen("rr", "vv", "ab"); /* shrinking */
+    expect_chosen("rrr", "v..", "abc");
+    expect_chosen("rrrr", "v...", "abc");
+    expect_chosen("rrrrr", "vvv..", "abcde");
+    expect_chosen("rrrrrrrrr", "vvvvv....", "abcdefg");
+}
+
+static void
+racks_are_served_evenly(void **state)
+{
+    expect_chosen("rrrrsstt", "........", "abcefgh"); /* seven of eight: the fullest gives one up */
+    expect_chosen("rrst", "v...", "acd");
+    expect_chosen("rrst", "vvv.", "acd"); /* even though another one has the vote */
+}
+
+static void
+the_dead_give_way_to_the_living_only(void **state)
+{
+    expect_chosen("rrrr", "vXv.", "acd");
+    expect_chosen("rrr", "vXv", "abc");   /* nobody else is there */
+    expect_chosen("rstr", "vXv.", "acd"); /* also to one of a rack that has a vote */
+    expect_chosen("rrrx", "vvvx", "abc");
+}
+
+static void
+who_leaves_votes_no_more(void **state)
+{
+    expect_chosen("rrrr", "Lvv.", "bcd");
+    expect_chosen("rrr", "Lvv", "bc");
+    expect_chosen("rr", "Lv", "b");
+}
+
+static void
+whatever_is_given_the_rules_hold(void **state)
+{
+    struct prng prng;
+    prng_init(&prng, 3);
+    for (u32 round = 0; round < 20000; round++) {
+        struct group0_candidate c[MANY];
+        u32 count = 1 + (u32)prng_below(&prng, MANY), racks = 1 + (u32)prng_below(&prng, 5);
+        u32 staying = 0, voters = 0, chosen = 0;
+        for (u32 i = 0; i < count; i++) {
+            c[i] = (struct group0_candidate){.number = i + 1,
+                                             .voter = prng_chance(&prng, 1, 3),
+                                             .alive = prng_chance(&prng, 3, 4),
+                                             .leaving = prng_chance(&prng, 1, 6),
+                                             .place = (u32)prng_below(&prng, racks)};
+            staying += !c[i].leaving;
+            voters += c[i].voter;
+        }
+        group0_voters_choose(c, count);
+        bool dead_chosen = false, living_left = false;
+        for (u32 i = 0; i < count; i++) {
+            assert_false(c[i].chosen && c[i].leaving);
+            chosen += c[i].chosen;
+            dead_chosen |= c[i].chosen && !c[i].alive;
+            living_left |= !c[i].chosen && c[i].alive && !c[i].leaving;
+        }
+        assert_false(dead_chosen && living_left);
+        u32 wanted = MIN(staying, GROUP0_VOTERS_MAX);
+        if (wanted != 2 && wanted % 2 == 0 && wanted > 0) wanted--;
+        if (wanted == 2 && voters < 2) wanted = 1;
+        assert_int_equal(chosen, wanted);
+        /* What is chosen stays chosen. */
+        for (u32 i = 0; i < count; i++)
+            c[i].voter = c[i].chosen;
+        struct group0_candidate again[MANY];
+        memcpy(again, c, sizeof(c));
+        group0_voters_choose(again, count);
+        for (u32 i = 0; i < count; i++)
+            assert_int_equal(again[i].chosen, c[i].chosen);
+    }
+}
+
+int
+main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(an_odd_number_up_to_seven),
+        cmocka_unit_test(racks_are_served_evenly),
+        cmocka_unit_test(the_dead_give_way_to_the_living_only),
+        cmocka_unit_test(who_leaves_votes_no_more),
+        cmocka_unit_test(whatever_is_given_the_rules_hold),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
