@@ -48,7 +48,7 @@ struct cluster_options {
     u32 shard_count, partition_count;
     u32 weight;
     u32 replicas, write_quorum, read_quorum; /* of a cluster that we found */
-    u64 hints_disk_bytes; /* of each shard: hints.h */
+    u64 hints_disk_bytes;                    /* of each shard: hints.h */
     struct peer_address seeds[CLUSTER_SEEDS_MAX];
     u32 seed_count;
 };

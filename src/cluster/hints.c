@@ -23,8 +23,7 @@
 bool
 hints_own_partition(const struct hints *h, u32 partition)
 {
-    return partition >= h->partition_first &&
-           partition - h->partition_first < h->partition_count;
+    return partition >= h->partition_first && partition - h->partition_first < h->partition_count;
 }
 
 struct hint_run *
@@ -152,8 +151,7 @@ marker_put(const struct hints *h, struct hint_run *run, struct lsm_batch *batch)
     u8 bytes[HINT_KEY_BYTES], version[8];
     struct hint_key key = {.target = run->target == NULL ? 0 : run->target->member,
                            .kind = HINT_KIND_MARKER};
-    struct bytes name =
-        BYTES(bytes, hint_key_encode(hint_tag_of(h, run->partition), &key, bytes));
+    struct bytes name = BYTES(bytes, hint_key_encode(hint_tag_of(h, run->partition), &key, bytes));
     store_u64(version, run->repair_oldest);
     bool put = run->repair ? lsm_batch_put(batch, KEYSPACE_HINTS, hash_token(name), name,
                                            BYTES(version, sizeof(version)), 0)
@@ -241,10 +239,9 @@ parts_put(const struct hints *h, u32 partition, struct hint_key *key, struct byt
         size_t from = (size_t)key->part * LIMIT_VALUE_BYTES;
         struct bytes value = BYTES(ops.data + from, MIN(ops.size - from, LIMIT_VALUE_BYTES));
         u8 bytes[HINT_KEY_BYTES];
-        struct bytes name =
-            BYTES(bytes, hint_key_encode(hint_tag_of(h, partition), key, bytes));
-        if (batch->count > 0 && batch->ops.size + value.size + sizeof(struct log_op) + name.size >
-                                    LIMIT_BATCH_BYTES)
+        struct bytes name = BYTES(bytes, hint_key_encode(hint_tag_of(h, partition), key, bytes));
+        if (batch->count > 0 &&
+            batch->ops.size + value.size + sizeof(struct log_op) + name.size > LIMIT_BATCH_BYTES)
             return true;
         if (!lsm_batch_put(batch, KEYSPACE_HINTS, hash_token(name), name, value, 0)) return false;
     }
@@ -374,8 +371,7 @@ hints_add(struct hints *h, u32 member, const struct lsm_batch *batch)
                            .keyspace = op.header.keyspace,
                            .count = batch->count,
                            .parts = (u16)hint_parts(batch->ops.size)};
-    status st =
-        run == NULL ? ST_NO_MEMORY : hint_keep(h, run, &key, buf_bytes(&batch->ops));
+    status st = run == NULL ? ST_NO_MEMORY : hint_keep(h, run, &key, buf_bytes(&batch->ops));
     if (!ok(st)) {
         h->stats.dropped++;
         hint_run_lost(h, run == NULL ? &h->all : run, batch->version);
@@ -417,8 +413,7 @@ hints_open(const struct hints_options *options, struct hints **out)
     u64 first, last;
     lsm_tokens(options->lsm, &first, &last);
     h->partition_first = token_partition(first, PARTITION_COUNT_DEFAULT);
-    h->partition_count =
-        token_partition(last, PARTITION_COUNT_DEFAULT) - h->partition_first + 1;
+    h->partition_count = token_partition(last, PARTITION_COUNT_DEFAULT) - h->partition_first + 1;
     h->open_seq = lsm_seq_last(options->lsm);
     list_init(&h->targets);
     list_init(&h->queue);
@@ -428,9 +423,8 @@ hints_open(const struct hints_options *options, struct hints **out)
     fiber_queue_init(&h->wake);
     fiber_queue_init(&h->idle);
     buf_init(&h->joined, options->budget);
-    h->all = (struct hint_run){.partition = h->partition_first,
-                               .version_oldest = UINT64_MAX,
-                               .pass_oldest = UINT64_MAX};
+    h->all = (struct hint_run){
+        .partition = h->partition_first, .version_oldest = UINT64_MAX, .pass_oldest = UINT64_MAX};
     h->tags = mem_alloc(options->budget, h->partition_count * sizeof(*h->tags));
     h->runs = mem_alloc_zero(options->budget, h->partition_count * sizeof(struct hint_run *));
     status st = h->tags == NULL || h->runs == NULL
@@ -568,9 +562,8 @@ hints_target_next(const struct hints *h, u32 after, struct hints_target *out)
             best = target;
     }
     if (best == NULL) return false;
-    *out = (struct hints_target){.member = best->member,
-                                 .waiting = best->waiting,
-                                 .waiting_bytes = best->waiting_bytes};
+    *out = (struct hints_target){
+        .member = best->member, .waiting = best->waiting, .waiting_bytes = best->waiting_bytes};
     u64 oldest = UINT64_MAX;
     for (u32 i = 0; i < h->partition_count; i++) {
         const struct hint_run *run = hint_run_find(h, h->partition_first + i, best->member);

@@ -99,8 +99,8 @@ struct hints_stats {
     u64 waiting, waiting_bytes; /* on disk and in the queue */
     u64 queued_bytes;           /* in memory */
     u64 version_oldest;         /* of those, at most; hlc_wall_ms says when; 0: none */
-    u64 repairs_due;            /* runs of hints (partition and target) of which some were dropped */
-    bool loaded;                /* what an earlier life left is counted */
+    u64 repairs_due; /* runs of hints (partition and target) of which some were dropped */
+    bool loaded;     /* what an earlier life left is counted */
     /* since the opening */
     u64 added;
     u64 replayed, replayed_bytes;

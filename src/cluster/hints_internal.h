@@ -42,9 +42,9 @@
 
 /* ---- hints_key.c ---- */
 
-#define HINT_TAG_BYTES   8u
-#define HINT_KEY_BYTES   (2u + HINT_TAG_BYTES + 4u + 1u + 8u + 2u + 4u + 2u + 2u)
-#define HINT_PARTS_MAX   ((u32)((LIMIT_BATCH_BYTES + LIMIT_VALUE_BYTES - 1) / LIMIT_VALUE_BYTES))
+#define HINT_TAG_BYTES 8u
+#define HINT_KEY_BYTES (2u + HINT_TAG_BYTES + 4u + 1u + 8u + 2u + 4u + 2u + 2u)
+#define HINT_PARTS_MAX ((u32)((LIMIT_BATCH_BYTES + LIMIT_VALUE_BYTES - 1) / LIMIT_VALUE_BYTES))
 /* What an entry costs beside its value: an estimate. */
 #define HINT_ENTRY_BYTES 64u
 
@@ -132,7 +132,14 @@ struct hint_call {
     bool under_way;
 };
 
-enum hint_fate { HINT_DELIVERED, HINT_REROUTED, HINT_EXPIRED, HINT_STALE, HINT_DAMAGED, HINT_ORPHANED };
+enum hint_fate {
+    HINT_DELIVERED,
+    HINT_REROUTED,
+    HINT_EXPIRED,
+    HINT_STALE,
+    HINT_DAMAGED,
+    HINT_ORPHANED
+};
 
 /* A hint between its reading and the moment when its deletion is durable. */
 struct hint_sent {
@@ -144,7 +151,7 @@ struct hint_sent {
     u64 delete_seq;
     enum hint_fate fate;
     bool failed, refused; /* refused: by what it is; others may do better */
-    u64 epoch; /* of the topology that told whom to call */
+    u64 epoch;            /* of the topology that told whom to call */
     u32 partition;
     struct buf ops; /* for those who are called later */
     u32 pending;
@@ -163,7 +170,7 @@ struct hints {
     struct topology *topology; /* NULL: none yet */
     u32 self;
     bool closing, loaded, main_ended, storing, markers_due;
-    bool unreadable; /* something that we could not count */
+    bool unreadable;        /* something that we could not count */
     struct hint_run **runs; /* by partition */
     struct list targets;
     struct hint_run all; /* of whom nothing is known any more: any partition, any member */
@@ -174,9 +181,9 @@ struct hints {
     struct fiber_queue idle; /* closing waits here */
 
     /* a pass */
-    struct hint_target *passing;  /* whose */
-    struct hint_run *passing_run; /* only this one, if any */
-    bool passing_alive;           /* when it began */
+    struct hint_target *passing;         /* whose */
+    struct hint_run *passing_run;        /* only this one, if any */
+    bool passing_alive;                  /* when it began */
     struct list flying, ended, deleting; /* struct hint_sent; those that fly: by epoch */
     u32 in_flight, outstanding;
     u64 in_flight_bytes;

@@ -231,10 +231,10 @@ sent_call(struct hint_sent *sent, struct bytes ops, u32 end)
             call->under_way = true;
             sent->pending++;
             peer_call_init(&call->call, call_done);
-            peer_call_start(h->options.peers, &call->call, member->number,
-                            partition_shard(sent->run->partition, member->shard_count,
-                                            PARTITION_COUNT_DEFAULT),
-                            &header, parts, ARRAY_COUNT(parts), io_now_ns() + HINTS_CALL_NS);
+            peer_call_start(
+                h->options.peers, &call->call, member->number,
+                partition_shard(sent->run->partition, member->shard_count, PARTITION_COUNT_DEFAULT),
+                &header, parts, ARRAY_COUNT(parts), io_now_ns() + HINTS_CALL_NS);
         }
     }
     sent_answered(sent);
@@ -315,12 +315,11 @@ route_find(const struct hints *h, u32 target, u16 keyspace, u32 partition, struc
     topology_row(h->topology, keyspace, partition, &row);
     *out = (struct route){0};
     for (u32 i = 0; i < row.next_count; i++)
-        if (!among(row.write, row.count, row.write_next[i]))
-            route_add(out, &row.write_next[i], 1);
+        if (!among(row.write, row.count, row.write_next[i])) route_add(out, &row.write_next[i], 1);
     out->first = out->count;
     route_add(out, row.write_next, row.next_count);
-    out->rerouted = !among(row.write, row.count, target) &&
-                    !among(row.write_next, row.next_count, target);
+    out->rerouted =
+        !among(row.write, row.count, target) && !among(row.write_next, row.next_count, target);
     if (out->rerouted)
         route_add(out, row.write, row.count);
     else
@@ -584,9 +583,8 @@ pass_hint(struct hints *h, struct lsm_scan *scan, struct hint_read *read, bool *
     status st = ST_END;
     if (read->key.part == 0) {
         read->key.part = 1;
-        st = read->key.parts == 1
-                 ? ST_OK
-                 : parts_read(h, scan, hint_tag_of(h, read->run->partition), read);
+        st = read->key.parts == 1 ? ST_OK
+                                  : parts_read(h, scan, hint_tag_of(h, read->run->partition), read);
         if (!ok(st) && !status_is(st, ST_END)) return st;
     }
     *behind = !ok(st);
@@ -661,8 +659,7 @@ pass_scans(struct hints *h)
             /* What lies behind is brought; of this run nobody knows what is missing. */
             MARK("cluster.hints.unreadable");
             h->unreadable = damaged = true;
-            struct hint_run *run =
-                hint_run_find(h, h->partition_first + at, h->passing->member);
+            struct hint_run *run = hint_run_find(h, h->partition_first + at, h->passing->member);
             hint_run_lost(h, run, run->version_oldest);
             at = pass_next(h, at + 1);
             behind = false;
@@ -710,13 +707,11 @@ pass(struct hints *h, struct hint_target *target, struct hint_run *only)
 static bool
 pass_due(const struct hints *h, const struct hint_target *target)
 {
-    if (h->topology == NULL || target->waiting == 0 || io_now_ns() < target->retry_ns)
-        return false;
+    if (h->topology == NULL || target->waiting == 0 || io_now_ns() < target->retry_ns) return false;
     bool alive = is_alive(h, target->member);
     if (alive) return true;
     for (u32 i = 0; i < h->partition_count; i++) {
-        const struct hint_run *run =
-            hint_run_find(h, h->partition_first + i, target->member);
+        const struct hint_run *run = hint_run_find(h, h->partition_first + i, target->member);
         if (run != NULL && run_wanted(h, run, false)) return true;
     }
     return false;
@@ -846,7 +841,8 @@ load(struct hints *h)
         if (status_is(st, ST_END)) break;
         if (status_is(st, ST_CORRUPT)) {
             u32 partition = token_partition(token, PARTITION_COUNT_DEFAULT);
-            log_warning("cluster", "hints cannot be read; replicas need repair partition=%u shard=%u",
+            log_warning("cluster",
+                        "hints cannot be read; replicas need repair partition=%u shard=%u",
                         partition, h->options.shard);
             h->unreadable = true;
             hint_run_lost(h, &h->all, 1);

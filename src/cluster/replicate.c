@@ -159,7 +159,8 @@ replicator_epoch(const struct replicator *r)
 u64
 replicator_oldest_version(struct replicator *r)
 {
-    /* What is stamped from here on is higher. (Nothing is before REPLICATE_QUIET_MS have passed.) */
+    /* What is stamped from here on is higher. (Nothing is before REPLICATE_QUIET_MS have passed.)
+     */
     u64 oldest = hlc_next(&r->hlc, io_wall_ms());
     if (r->options.hints != NULL) oldest = MIN(oldest, hints_oldest_version(r->options.hints));
     list_for_each (pos, &r->attempts)

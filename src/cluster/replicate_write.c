@@ -47,8 +47,7 @@ missed(const struct write_attempt *attempt, u32 member, const struct lsm_batch *
 {
     struct replicator *r = attempt->r;
     r->stats.missed++;
-    if (!attempt->repair && r->options.hints != NULL)
-        hints_add(r->options.hints, member, batch);
+    if (!attempt->repair && r->options.hints != NULL) hints_add(r->options.hints, member, batch);
 }
 
 static void

@@ -234,8 +234,8 @@ cluster_open(u64 seed, u32 nodes, u32 members, u32 shard_count)
     world.memtable_bytes = KIB(256);
     world.disk_bytes_max = MIB(64);
     prng_init(&world.prng, seed);
-    world.rig = (struct peer_rig){
-        .node_count = nodes, .shard_count = shard_count, .shard_main = node_main};
+    world.rig =
+        (struct peer_rig){.node_count = nodes, .shard_count = shard_count, .shard_main = node_main};
     sim_options_default(&world.rig.options, seed);
     world.rig.options.print_log = getenv("SIM_SEED") != NULL;
     budget_init(&world.budget, "topologies", MIB(64), NULL);
@@ -314,9 +314,9 @@ op_run(struct peer_rig_node *node, void *arg)
     struct bytes key = key_of(op->key);
     struct lsm_batch batch;
     lsm_batch_init(&batch, io_budget());
-    bool added = op->id == 0 ? lsm_batch_delete(&batch, 0, hash_token(key), key)
-                             : lsm_batch_put(&batch, 0, hash_token(key), key,
-                                             value_of(op->id, bytes), 0);
+    bool added = op->id == 0
+                     ? lsm_batch_delete(&batch, 0, hash_token(key), key)
+                     : lsm_batch_put(&batch, 0, hash_token(key), key, value_of(op->id, bytes), 0);
     CHECK(added);
     op->st = replicate_write(app->replicator, REPLICATE_DEFAULT, &batch,
                              io_now_ns() + op->deadline_ns, &op->version);
@@ -958,8 +958,7 @@ many_run(struct peer_rig_node *node, void *arg)
     lsm_batch_init(&batch, io_budget());
     for (; *done < MANY; (*done)++) {
         char name[24];
-        struct bytes key =
-            BYTES(name, snprintf(name, sizeof(name), "many:%u", (unsigned)*done));
+        struct bytes key = BYTES(name, snprintf(name, sizeof(name), "many:%u", (unsigned)*done));
         lsm_batch_clear(&batch);
         CHECK(lsm_batch_put(&batch, 0, hash_token(key), key, BYTES(value, sizeof(value)), 0));
         batch.version = hlc_version_at(io_wall_ms()) + *done * HLC_STAMPS;
@@ -1229,7 +1228,8 @@ replicas_become_equal_without_a_read_whatever_fails(void **state)
         failed += world.violation[0] != '\0';
     }
     if (getenv("SIM_STATS") != NULL)
-        fprintf(stderr, "added %llu replayed %llu failed %llu dropped %llu stale %llu collected %llu\n",
+        fprintf(stderr,
+                "added %llu replayed %llu failed %llu dropped %llu stale %llu collected %llu\n",
                 (unsigned long long)reached.added, (unsigned long long)reached.replayed,
                 (unsigned long long)reached.failed, (unsigned long long)reached.dropped,
                 (unsigned long long)reached.stale, (unsigned long long)collected);

@@ -51,12 +51,13 @@ a_tag_is_the_same_for_every_share_of_the_partitions(void **state)
 static struct hint_key
 random_key(struct prng *prng)
 {
-    struct hint_key key = {.target = (u32)prng_range(prng, 1, prng_chance(prng, 1, 2) ? 3 : UINT32_MAX),
-                           .kind = HINT_KIND_WRITE,
-                           .version = prng_range(prng, 1, prng_chance(prng, 1, 2) ? 300 : UINT64_MAX),
-                           .keyspace = (u16)prng_below(prng, LIMIT_KEYSPACES_CLIENT),
-                           .count = (u32)prng_range(prng, 1, LIMIT_BATCH_OPS),
-                           .parts = (u16)prng_range(prng, 1, HINT_PARTS_MAX)};
+    struct hint_key key = {
+        .target = (u32)prng_range(prng, 1, prng_chance(prng, 1, 2) ? 3 : UINT32_MAX),
+        .kind = HINT_KIND_WRITE,
+        .version = prng_range(prng, 1, prng_chance(prng, 1, 2) ? 300 : UINT64_MAX),
+        .keyspace = (u16)prng_below(prng, LIMIT_KEYSPACES_CLIENT),
+        .count = (u32)prng_range(prng, 1, LIMIT_BATCH_OPS),
+        .parts = (u16)prng_range(prng, 1, HINT_PARTS_MAX)};
     key.part = (u16)prng_below(prng, key.parts);
     return key;
 }
@@ -84,9 +85,8 @@ names_decode_to_what_they_were_made_of_and_sort_by_version(void **state)
         u32 run_size = hint_key_run(tag, a.target, run);
         assert_true(run_size < a_size && memcmp(run, a_bytes, run_size) == 0);
         if (a.target == b.target)
-            assert_true(a.version == b.version ||
-                        (memcmp(a_bytes, b_bytes, MIN(a_size, b_size)) < 0) ==
-                            (a.version < b.version));
+            assert_true(a.version == b.version || (memcmp(a_bytes, b_bytes, MIN(a_size, b_size)) <
+                                                   0) == (a.version < b.version));
         /* A marker lies behind all of its run. */
         struct hint_key marker = {.target = a.target, .kind = HINT_KIND_MARKER};
         u32 marker_size = hint_key_encode(tag, &marker, b_bytes);
@@ -96,8 +96,7 @@ names_decode_to_what_they_were_made_of_and_sort_by_version(void **state)
         /* Cut off, or longer, or of another partition: nothing of ours. */
         for (u32 size = 0; size < a_size; size++)
             assert_false(hint_key_decode(tag, BYTES(a_bytes, size), &out));
-        if (tag != &tags[7])
-            assert_false(hint_key_decode(&tags[7], BYTES(a_bytes, a_size), &out));
+        if (tag != &tags[7]) assert_false(hint_key_decode(&tags[7], BYTES(a_bytes, a_size), &out));
     }
 }
 
@@ -112,9 +111,22 @@ what_nobody_writes_does_not_decode(void **state)
         {.target = 1, .kind = HINT_KIND_WRITE, .version = 1, .count = 0, .parts = 1},
         {.target = 1, .kind = HINT_KIND_WRITE, .version = 1, .count = 1, .parts = 0},
         {.target = 1, .kind = HINT_KIND_WRITE, .version = 1, .count = 1, .part = 1, .parts = 1},
-        {.target = 1, .kind = HINT_KIND_WRITE, .version = 1, .count = LIMIT_BATCH_OPS + 1, .parts = 1},
-        {.target = 1, .kind = HINT_KIND_WRITE, .version = 1, .count = 1, .parts = HINT_PARTS_MAX + 1},
-        {.target = 1, .kind = HINT_KIND_WRITE, .version = 1, .count = 1, .parts = 1, .keyspace = 16},
+        {.target = 1,
+         .kind = HINT_KIND_WRITE,
+         .version = 1,
+         .count = LIMIT_BATCH_OPS + 1,
+         .parts = 1},
+        {.target = 1,
+         .kind = HINT_KIND_WRITE,
+         .version = 1,
+         .count = 1,
+         .parts = HINT_PARTS_MAX + 1},
+        {.target = 1,
+         .kind = HINT_KIND_WRITE,
+         .version = 1,
+         .count = 1,
+         .parts = 1,
+         .keyspace = 16},
         {.target = 1, .kind = 3, .version = 1, .count = 1, .parts = 1},
     };
     for (u32 i = 0; i < ARRAY_COUNT(bad); i++) {
