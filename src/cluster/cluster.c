@@ -225,6 +225,17 @@ alive_for_replicator(void *arg, u32 member)
 MAY_YIELD static status
 open_replicator(struct cluster_shard *shard)
 {
+    const struct hints_options hints = {
+        .lsm = shard->lsm,
+        .peers = shard->peers,
+        .budget = &shard->budget,
+        .shard = shard->index,
+        .alive = alive_for_replicator,
+        .arg = shard->cluster,
+        .disk_bytes_max = shard->cluster->options.hints_disk_bytes,
+    };
+    status st = hints_open(&hints, &shard->hints);
+    if (!ok(st)) return st;
     const struct replicator_options options = {
         .lsm = shard->lsm,
         .peers = shard->peers,
@@ -232,8 +243,9 @@ open_replicator(struct cluster_shard *shard)
         .shard = shard->index,
         .alive = alive_for_replicator,
         .arg = shard->cluster,
+        .hints = shard->hints,
     };
-    status st = replicator_open(&options, &shard->replicator);
+    st = replicator_open(&options, &shard->replicator);
     if (ok(st)) cluster_streams_open(shard);
     return st;
 }
@@ -382,6 +394,7 @@ undo_start(struct cluster_shard *shard)
 {
     if (shard->group0 != NULL) group0_close(shard->group0);
     if (shard->replicator != NULL) replicator_close(shard->replicator);
+    hints_close(shard->hints);
     if (shard->peers != NULL) peers_close(shard->peers);
 }
 
@@ -472,6 +485,7 @@ cluster_shard_close(struct cluster_shard *shard)
     bool first = shard->index == 0;
     cluster->shards[shard->index] = NULL;
     replicator_close(shard->replicator);
+    hints_close(shard->hints);
     peers_close(shard->peers);
     shard_free(shard);
     if (!first) atomic_fetch_sub(&cluster->open_shards, 1);

@@ -48,6 +48,7 @@ struct cluster_options {
     u32 shard_count, partition_count;
     u32 weight;
     u32 replicas, write_quorum, read_quorum; /* of a cluster that we found */
+    u64 hints_disk_bytes;                    /* of each shard: hints.h */
     struct peer_address seeds[CLUSTER_SEEDS_MAX];
     u32 seed_count;
 };
@@ -108,6 +109,7 @@ struct cluster_shard {
     struct lsm *lsm;
     struct budget budget;
     struct peers *peers;
+    struct hints *hints;
     struct replicator *replicator;
     struct topology *topology; /* held; NULL: none yet */
     struct io_timer tick;

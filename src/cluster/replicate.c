@@ -138,15 +138,34 @@ replicator_topology_set(struct replicator *r, struct topology *topology, u32 sel
     r->self = self;
     const struct topology_member *member = topology_member(topology, self);
     if (member != NULL) r->hlc.stamp = member->stamp;
+    if (r->options.hints != NULL) hints_topology_set(r->options.hints, topology, self);
     fiber_queue_wake_all(&r->changed);
 }
 
 u64
 replicator_epoch(const struct replicator *r)
 {
+    u64 epoch = r->topology == NULL ? 0 : r->topology->epoch;
     if (!list_empty(&r->coordinated))
-        return list_entry(list_first(&r->coordinated), struct coordinated, link)->epoch;
-    return r->topology == NULL ? 0 : r->topology->epoch;
+        epoch = list_entry(list_first(&r->coordinated), struct coordinated, link)->epoch;
+    /* Calls go on after the answer, and a hint is a write that is late: arriving when a plan has
+     * gone on they would complete in one row what the other one lacks. */
+    list_for_each (pos, &r->attempts)
+        epoch = MIN(epoch, list_entry(pos, struct write_attempt, link)->epoch);
+    if (r->options.hints != NULL) epoch = MIN(epoch, hints_epoch(r->options.hints));
+    return epoch;
+}
+
+u64
+replicator_oldest_version(struct replicator *r)
+{
+    /* What is stamped from here on is higher. (Nothing is before REPLICATE_QUIET_MS have passed.)
+     */
+    u64 oldest = hlc_next(&r->hlc, io_wall_ms());
+    if (r->options.hints != NULL) oldest = MIN(oldest, hints_oldest_version(r->options.hints));
+    list_for_each (pos, &r->attempts)
+        oldest = MIN(oldest, list_entry(pos, struct write_attempt, link)->version);
+    return oldest;
 }
 
 void

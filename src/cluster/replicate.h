@@ -30,6 +30,7 @@
 #ifndef DISTKV_CLUSTER_REPLICATE_H
 #define DISTKV_CLUSTER_REPLICATE_H
 
+#include "cluster/hints.h"
 #include "cluster/hlc.h"
 #include "cluster/peer.h"
 #include "cluster/topology.h"
@@ -53,6 +54,9 @@ struct replicator_options {
     /* Whether calls to the member are worth an attempt. May change at any time. */
     bool (*alive)(void *arg, u32 member);
     void *arg;
+    /* What replicas miss is kept there, and it is told the topology; closed after this. NULL: only
+     * counted. */
+    struct hints *hints;
 };
 
 MUST_CHECK status replicator_open(const struct replicator_options *options,
@@ -62,9 +66,14 @@ MAY_YIELD void replicator_close(struct replicator *replicator);
 /* self: the own number. Holds the topology. Writes that began under the one before go on; see
  * replicator_epoch. */
 void replicator_topology_set(struct replicator *replicator, struct topology *topology, u32 self);
-/* The oldest epoch that a request under way here began with, other nodes' writes to this replica
- * among them. */
+/* The oldest epoch that a request under way here began with: other nodes' writes to this replica,
+ * calls that outlive their request and hints among them. */
 u64 replicator_epoch(const struct replicator *replicator);
+/* No write of a lower version is under way here, will be begun here, or is kept here for a replica
+ * that lacks it; 0: not known. The least of all members' answers (of all their shards; who does not
+ * answer counts as 0), once each replica has what the others have up to there, is what
+ * lsm_purge_allow may be told. */
+u64 replicator_oldest_version(struct replicator *replicator);
 
 enum replicate_level {
     REPLICATE_DEFAULT, /* the keyspace's W and R */

@@ -164,6 +164,7 @@ struct write_attempt {
     bool maybe_done;  /* somewhere */
     bool given_up;    /* R3 */
     bool decided;     /* the coordinator is gone; what fails is missed */
+    bool repair;      /* somebody has had it for long: no hints, the next read finds it again */
     struct fiber_queue wake;
     struct durable_wait own;
     const struct lsm_batch *batch; /* the coordinator's, or &taken */

@@ -118,6 +118,10 @@ write_judge(struct serve *serve, const struct native_header *header, struct peer
     u64 last = MIN(r->token_last, partition_token_last(out->partition, count));
     if (!ok(lsm_ops_check(out->ops, out->count, serve->keyspace, first, last)))
         return NATIVE_ST_INVALID;
+    /* A tombstone above it may be gone: it would bring back what was deleted. */
+    if ((out->flags & PEER_WRITE_HINT) &&
+        out->version < lsm_purge_below(r->options.lsm, serve->keyspace))
+        return MARKED("cluster.serve.stale_hint", NATIVE_ST_CONFLICT);
     if (!version_observe(r, out->version, "write", serve->from)) return NATIVE_ST_INVALID;
     return NATIVE_ST_OK;
 }

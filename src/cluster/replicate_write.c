@@ -41,15 +41,13 @@ attempt_unref(struct write_attempt *attempt)
     if (r->closing) fiber_queue_wake_all(&r->idle);
 }
 
-/* The member did not get a write that others have, or may have. Here hints will be kept for it
- * (batch->version is filled in; the operations live as long as this call). Until then read repair
- * brings it what is read. */
+/* The member did not get a write that others have, or may have: it is kept for it. */
 static void
-missed(struct replicator *r, u32 member, const struct lsm_batch *batch)
+missed(const struct write_attempt *attempt, u32 member, const struct lsm_batch *batch)
 {
-    (void)member;
-    (void)batch;
+    struct replicator *r = attempt->r;
     r->stats.missed++;
+    if (!attempt->repair && r->options.hints != NULL) hints_add(r->options.hints, member, batch);
 }
 
 static void
@@ -57,7 +55,7 @@ attempt_answer(struct write_attempt *attempt, u32 member, enum quorum_answer ans
 {
     if (!quorum_answer(&attempt->quorum, member, answer)) return;
     if (answer == QUORUM_NO && attempt->decided && !attempt->given_up)
-        missed(attempt->r, member, attempt->batch);
+        missed(attempt, member, attempt->batch);
     fiber_queue_wake_all(&attempt->wake);
 }
 
@@ -159,6 +157,7 @@ attempt_send(struct write_attempt *attempt, const struct topology *topology, u16
              u64 token, u32 partition, bool repair)
 {
     struct replicator *r = attempt->r;
+    attempt->repair = repair;
     u8 head[PEER_REPLICA_HEAD_BYTES];
     struct peer_write write = {.version = attempt->version,
                                .partition = partition,
@@ -233,7 +232,7 @@ attempt_decide(struct write_attempt *attempt, struct lsm_batch *batch)
         attempt->given_up = true;
     for (u32 i = 0; !attempt->given_up && i < attempt->quorum.count; i++)
         if (attempt->quorum.answers[i] == QUORUM_NO)
-            missed(attempt->r, attempt->quorum.members[i], batch);
+            missed(attempt, attempt->quorum.members[i], batch);
     attempt->decided = true;
     if (quorum_count(&attempt->quorum, QUORUM_PENDING) == 0) return;
     attempt->taken = *batch;

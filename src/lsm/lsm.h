@@ -244,6 +244,8 @@ MAY_YIELD MUST_CHECK status lsm_compact(struct lsm *lsm);
  * what only hides such ones may go. Begins once all that is in memory now has been flushed. Never
  * less than before; not kept over a restart. */
 void lsm_purge_allow(struct lsm *lsm, u16 keyspace, u64 version_below);
+/* What was allowed last, since the opening; 0: nothing. */
+u64 lsm_purge_below(const struct lsm *lsm, u16 keyspace);
 void lsm_scrub_rate_set(struct lsm *lsm, u64 bytes_per_s);
 
 enum lsm_state { LSM_STATE_OK, LSM_STATE_NO_SPACE, LSM_STATE_FAILED };

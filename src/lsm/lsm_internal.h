@@ -47,6 +47,7 @@ struct lsm_keyspace {
     u64 delete_count;          /* in the active one: for estimates */
     /* lsm_purge_allow: the version, and what must be flushed before it counts; 0: nothing waits */
     u64 purge_below, purge_seq;
+    u64 purge_allowed; /* the highest that ever was */
 };
 
 struct lsm_snapshot {

@@ -544,9 +544,17 @@ lsm_purge_allow(struct lsm *lsm, u16 keyspace, u64 version_below)
     CHECK(keyspace < LIMIT_KEYSPACES);
     struct lsm_keyspace *ks = &lsm->keyspaces[keyspace];
     /* One that waits already is put off by this; callers are minutes apart. */
-    ks->purge_below = MAX(ks->purge_below, version_below);
+    ks->purge_below = MAX(ks->purge_allowed, version_below);
+    ks->purge_allowed = ks->purge_below;
     ks->purge_seq = lsm->seq_last;
     purge_begin(lsm, keyspace);
+}
+
+u64
+lsm_purge_below(const struct lsm *lsm, u16 keyspace)
+{
+    CHECK(keyspace < LIMIT_KEYSPACES);
+    return lsm->keyspaces[keyspace].purge_allowed;
 }
 
 /* Sleeps before another attempt; false: the store is being closed. */

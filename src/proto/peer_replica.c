@@ -54,7 +54,7 @@ peer_write_decode(struct bytes body, struct peer_write *out)
     read_zeros(&r, 7);
     write.ops = read_rest(&r);
     if (!reader_done(&r) || write.version == 0 || write.count == 0 ||
-        write.count > LIMIT_BATCH_OPS || write.flags > PEER_WRITE_REPAIR ||
+        write.count > LIMIT_BATCH_OPS || (write.flags & ~PEER_WRITE_FLAGS_KNOWN) != 0 ||
         write.partition >= SLOT_COUNT || write.ops.size == 0 || write.ops.size > LIMIT_BATCH_BYTES)
         return ST_INVALID;
     *out = write;

@@ -31,7 +31,11 @@
 enum peer_write_flags {
     /* A value that lives elsewhere already: nobody asks whether there is a newer one. */
     PEER_WRITE_REPAIR = 1 << 0,
+    /* One that was kept for a replica that was absent. Where what would hide it may have been
+     * collected it is refused (NATIVE_ST_CONFLICT). */
+    PEER_WRITE_HINT = 1 << 1,
 };
+#define PEER_WRITE_FLAGS_KNOWN (PEER_WRITE_REPAIR | PEER_WRITE_HINT)
 
 struct peer_write {
     u64 version;   /* not 0 */

@@ -261,6 +261,9 @@ prepare_cluster(struct server *server)
         seed->port = config->seeds[i].peer_port;
         seed->shard_count = 1;
     }
+    if (!ok(hints_disk_bytes(config->data_dir, HINTS_DISK_PERCENT, server->shard_count,
+                             &options.hints_disk_bytes)))
+        options.hints_disk_bytes = GIB(1) / server->shard_count; /* little on any disk */
     server->cluster = cluster_new(&options);
     return server->cluster == NULL ? ST_NO_MEMORY : ST_OK;
 }

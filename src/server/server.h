@@ -126,6 +126,8 @@ struct shard_stats {
     /* in a cluster, else 0 */
     u64 cluster_epoch, cluster_members, cluster_members_alive;
     struct replicate_stats replicate;
+    struct hints_stats hints;
+    u64 hints_oldest_ms; /* age */
     struct peers_stats peers;
 };
 

@@ -189,6 +189,9 @@ collect_cluster(const struct shard *shard, struct shard_stats *out)
 {
     const struct topology *topology = cluster_topology(shard->cluster);
     replicate_stats_get(shard->cluster->replicator, &out->replicate);
+    hints_stats_get(shard->cluster->hints, &out->hints);
+    u64 oldest = out->hints.version_oldest, now = io_wall_ms();
+    out->hints_oldest_ms = oldest == 0 ? 0 : now - MIN(now, hlc_wall_ms(oldest));
     peers_stats_get(shard->cluster->peers, &out->peers);
     if (topology == NULL) return;
     out->cluster_epoch = topology->epoch;

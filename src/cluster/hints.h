@@ -1,0 +1,126 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * hints.h -- writes kept for a replica that did not get them, until it lives again: of one shard.
+ *
+ *   coordinator: a write went to the others, and one home replica is dead, late or refuses
+ *       hints_add      -> an entry of KEYSPACE_HINTS in this shard's own store
+ *       target lives   -> read back, sent with its old version, deleted once acknowledged
+ *
+ * A hint is named by partition and target, and its key has a hash tag that lies in the partition
+ * of the write. So it stays on the shard that owns the partition whatever the number of cores
+ * becomes, and restarts as everything else in the store does.
+ *
+ * Promises
+ *   N1  hints_add never waits and is bounded: disk_bytes_max on disk, HINTS_QUEUE_BYTES in memory.
+ *       What does not fit is dropped, and then it is known (also after a restart) that the target
+ *       needs repair of that partition: hints_repair_next.
+ *   N2  A hint goes when every replica that it is for has acknowledged it as durable, or when its
+ *       window has passed (then N1's repair is due), not before. A crash of either side repeats
+ *       it at worst; it has its version, so that changes nothing.
+ *   N3  A target that does not hold the partition any more gets nothing; all that do are sent the
+ *       write instead. A target that left needs no repair.
+ *   N4  hints_oldest_version tells of every write that a hint here may yet bring, and of every one
+ *       that was dropped and not repaired: nobody may collect what hides them (lsm_purge_allow).
+ *       Should somebody all the same, the replica refuses the hint (PEER_WRITE_HINT).
+ *
+ * What is not promised: a write that was acknowledged a moment before this node lost power may have
+ * no hint yet. Hash trees find it.
+ */
+#ifndef DISTKV_CLUSTER_HINTS_H
+#define DISTKV_CLUSTER_HINTS_H
+
+#include "cluster/peer.h"
+#include "cluster/topology.h"
+#include "lsm/lsm.h"
+
+/* Later a tree is compared anyway; and disks have an end. */
+#define HINTS_WINDOW_MS (3ull * 3600 * 1000)
+/* Of the disk, for all shards together. */
+#define HINTS_DISK_PERCENT 10u
+/* Of one shard. 30 s without a node at 5,000 writes/s of 1 KB leave 75 MB on each of two
+ * coordinators: at this rate gone in 2.3 s. A disk writes, and a network of 10 Gbit/s carries, many
+ * times as much. */
+#define HINTS_REPLAY_BYTES_PER_S MIB(32)
+/* While the store has no room for them at once. One of the largest batches fits. */
+#define HINTS_QUEUE_BYTES MIB(10)
+
+struct hints; /* of one shard */
+
+struct hints_options {
+    struct lsm *lsm;
+    struct peers *peers;
+    struct budget *budget;
+    u32 shard;
+    /* Whether calls to the member are worth an attempt; NULL: always. */
+    bool (*alive)(void *arg, u32 member);
+    void *arg;
+    u64 disk_bytes_max;     /* hints_disk_bytes; 0: none are kept, all are dropped */
+    u64 window_ms;          /* 0: HINTS_WINDOW_MS */
+    u64 replay_bytes_per_s; /* 0: HINTS_REPLAY_BYTES_PER_S */
+};
+
+/* A share of the disk that the directory is on, for one of shard_count shards. */
+MUST_CHECK status hints_disk_bytes(const char *dir, u32 percent, u32 shard_count, u64 *out);
+
+/* Opened before the shard's replicator and closed after it, while peers and store are there. What
+ * the store has of an earlier life is counted on a fiber. */
+MUST_CHECK status hints_open(const struct hints_options *options, struct hints **out);
+MAY_YIELD void hints_close(struct hints *hints);
+/* Holds the topology. self: the own number. */
+void hints_topology_set(struct hints *hints, struct topology *topology, u32 self);
+
+/* The oldest epoch that something was sent with that is not answered yet; UINT64_MAX: nothing is
+ * under way. */
+u64 hints_epoch(const struct hints *hints);
+
+/* The batch (its version filled in; puts and deletes of one partition and keyspace) did not get to
+ * the target. Copies it. Also as a callback. */
+void hints_add(struct hints *hints, u32 target, const struct lsm_batch *batch);
+
+/* No hint here is, and none that was dropped for a member who still needs it was, of a lower
+ * version; UINT64_MAX: there are none; 0: not known yet. (Of what is being written now the
+ * replicator knows: replicator_oldest_version.) */
+u64 hints_oldest_version(const struct hints *hints);
+
+/* Whom hints were dropped for. partition: of PARTITION_COUNT_DEFAULT. */
+struct hints_repair {
+    u32 partition; /* HINTS_EVERY: any of this shard */
+    u32 target;    /* HINTS_EVERY: any member */
+    u64 version_oldest;
+};
+#define HINTS_EVERY UINT32_MAX
+/* In some order that stays; *cursor: 0 at first. False: no more. */
+bool hints_repair_next(const struct hints *hints, u64 *cursor, struct hints_repair *out);
+/* The target has all of the partition up to this version: what was dropped before is mended. */
+void hints_repaired(struct hints *hints, u32 partition, u32 target, u64 version);
+
+struct hints_stats {
+    /* now */
+    u64 waiting, waiting_bytes; /* on disk and in the queue */
+    u64 queued_bytes;           /* in memory */
+    u64 version_oldest;         /* of those, at most; hlc_wall_ms says when; 0: none */
+    u64 repairs_due; /* runs of hints (partition and target) of which some were dropped */
+    bool loaded;     /* what an earlier life left is counted */
+    /* since the opening */
+    u64 added;
+    u64 replayed, replayed_bytes;
+    u64 rerouted; /* of these: to others, since the target does not hold the partition */
+    u64 failed;   /* attempts that were not acknowledged; they are repeated */
+    u64 dropped;  /* no room on disk or in memory, or the store refused */
+    u64 expired;  /* their window has passed */
+    u64 stale;    /* a replica has collected what might have hidden them */
+    u64 damaged;  /* unreadable, or not what we write */
+    u64 orphaned; /* their keyspace is gone */
+};
+void hints_stats_get(const struct hints *hints, struct hints_stats *out);
+
+struct hints_target {
+    u32 member;
+    u64 waiting, waiting_bytes;
+    u64 version_oldest; /* as above */
+    u64 repairs_due;
+};
+/* The member with the next higher number than `after` for whom hints wait or repair is due. */
+bool hints_target_next(const struct hints *hints, u32 after, struct hints_target *out);
+
+#endif
