@@ -192,14 +192,22 @@ member_of(u32 index)
 }
 
 static void
+fence(u64 session)
+{
+    apply((struct topology_command){.kind = TOPOLOGY_FENCE, .session = session});
+}
+
+static void
 plan(u64 session)
 {
     apply((struct topology_command){.kind = TOPOLOGY_PLAN, .session = session});
     if (world.topology->stage == STAGE_NONE) return;
+    fence(session);
     for (u32 number; (number = topology_unfetched(world.topology)) != 0;)
         apply((struct topology_command){
             .kind = TOPOLOGY_FETCHED, .member = {.number = number}, .session = session});
     apply((struct topology_command){.kind = TOPOLOGY_ADVANCE, .session = session});
+    fence(session);
     apply((struct topology_command){.kind = TOPOLOGY_ADVANCE, .session = session});
 }
 
