@@ -42,10 +42,12 @@
 #define CLIENTS    6u
 #define OPS_MAX    400u
 #define VALUE_MAX  (1u << 20)
+/* So many pass everything that can happen. */
+#define SEED_COUNT_WHOLE 300u
 #ifdef __SANITIZE_ADDRESS__
 #define SEED_COUNT 40u
 #else
-#define SEED_COUNT 300u
+#define SEED_COUNT SEED_COUNT_WHOLE
 #endif
 
 /* ---- the cluster ---- */
@@ -937,7 +939,7 @@ acknowledged_writes_are_read_whatever_fails(void **state)
                 (unsigned long long)reached.hedged, (unsigned long long)reached.missed,
                 (unsigned long long)reached.clocks_refused);
     assert_int_equal(failed, 0);
-    if (last - first + 1 < SEED_COUNT) return;
+    if (last - first + 1 < SEED_COUNT_WHOLE) return;
     /* Nothing of this is left out by all seeds. */
     assert_true(reached.restamped > 10 && reached.repairs > 10 && reached.digest_mismatches > 10);
     assert_true(reached.unknown > 10 && reached.unavailable > 10 && reached.wrong_epoch > 0);
