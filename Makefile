@@ -22,7 +22,7 @@ dev-cluster: all ## three nodes on this machine: 127.0.0.1:8080, 8081, 8082; dat
 stop-cluster: ## end them
 	@tools/dev-cluster stop
 
-test: deps ## everything that must hold: about 9 minutes on 2 cores
+test: deps ## everything that must hold: about 17 minutes on 2 cores
 	@tools/run-tests all
 
 quick: deps ## unit tests and checks of the source only: about a minute
@@ -49,7 +49,7 @@ coverage: deps ## line coverage of src/ by the tests, at least 85 %
 fuzz: deps ## run every fuzz target for FUZZ_SECONDS seconds
 	@tools/fuzz $(FUZZ_SECONDS)
 
-mutants: deps ## break the program on purpose, mistake by mistake: the simulation must notice each; 10 minutes
+mutants: deps ## break the program on purpose, mistake by mistake: the simulation must notice each; some twenty minutes
 	@tools/mutants
 
 soak: deps all ## the long tests: 50 power cuts, long loads
