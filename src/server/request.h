@@ -131,6 +131,8 @@ void request_trains_form(struct shard *shard);
 void request_trains_send(struct shard *shard);
 /* Makes parts, one for each owner, and starts them. false: no memory; nothing was started. */
 MUST_CHECK bool request_start_parts(struct shard *shard, struct request *request);
+/* Frees those that are there, and leaves NULL in their places. */
+void request_parts_free(struct request **parts, u32 count);
 /* All parts have come back. false: it goes on otherwise. */
 MUST_CHECK bool request_parts_done(struct request *request);
 /* At home: one that was put off runs again; it is the next to be answered. */

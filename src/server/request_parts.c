@@ -45,8 +45,8 @@ owner_of(const struct shard *shard, struct bytes key)
     return shard_of_token(shard->server, hash_token(key));
 }
 
-static void
-parts_free(struct request **parts, u32 count)
+void
+request_parts_free(struct request **parts, u32 count)
 {
     for (u32 i = 0; i < count; i++) {
         if (parts[i] != NULL) request_free(parts[i]);
@@ -68,7 +68,7 @@ parts_make(struct request *request, u32 at, u32 last, u32 step, struct request *
         if (counts[owner] == 0) continue;
         parts[owner] = request_new_part(request, owner, 1 + counts[owner] * step, counts[owner]);
         if (parts[owner] == NULL) {
-            parts_free(parts, shard_count);
+            request_parts_free(parts, shard_count);
             return false;
         }
         parts[owner]->args[0] = request->args[0];
@@ -196,7 +196,7 @@ request_parts_done(struct request *request)
         struct bytes reply = request_reply(failed);
         if (!buf_append(&request->reply, reply.data, reply.size)) why = ST_NO_MEMORY;
     }
-    parts_free(request->parts, request->part_count);
+    request_parts_free(request->parts, request->part_count);
     if (!too_much(why)) return true;
 
     buf_clear(&request->reply, 0);
@@ -308,7 +308,7 @@ read_stretch(struct exec *x, struct stretches *stretches, u32 at, u32 count)
         x->reply->out->size = size;
         st = ST_NO_MEMORY;
     }
-    parts_free(parts, shard_count);
+    request_parts_free(parts, shard_count);
     work_return(&x->shard->workers, x->work);
     return st;
 }
@@ -396,10 +396,10 @@ run_others(struct exec *x, struct request *request)
             if (head.kind != RESP_REPLY_ERROR) continue;
             /* The command's own, not the store's: a value that is too large. */
             if (!buf_append(x->reply->out, reply.data, reply.size)) x->reply->failed = true;
-            parts_free(parts, shard_count);
+            request_parts_free(parts, shard_count);
             return;
         }
-        parts_free(parts, shard_count);
+        request_parts_free(parts, shard_count);
         if (!ok(st)) {
             exec_fail(x, st);
             return;

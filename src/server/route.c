@@ -405,15 +405,6 @@ route_finished(struct request *request)
 
 /* ---- parts ---- */
 
-static void
-parts_free(struct request *request)
-{
-    for (u32 i = 0; i < request->part_count; i++) {
-        if (request->parts[i] != NULL) request_free(request->parts[i]);
-        request->parts[i] = NULL;
-    }
-}
-
 /* Starts the next ones; false: no memory for even one. */
 static bool
 start_batch(struct request *request)
@@ -514,7 +505,7 @@ route_parts_done(struct request *request)
             whole_failed(request, ST_NO_MEMORY);
         }
     }
-    parts_free(request);
+    request_parts_free(request->parts, request->part_count);
     if (!route->failed && route->at <= route->last) {
         if (start_batch(request)) return false;
         whole_failed(request, ST_NO_MEMORY);
