@@ -199,7 +199,8 @@ static void
 request_send(struct distkv *kv, struct request *request, struct connection *connection, u64 now)
 {
     u64 left_ms = (request->deadline_ns - now) / NS_PER_MS;
-    if (request->attempts++ == 0) {
+    request->attempts++;
+    if (!request->ambiguous) { /* earlier attempts were refused: nothing was done */
         request->first_sent_ns = now;
         request->first_run_id = connection->run_id;
     }
@@ -215,6 +216,7 @@ requests_dispatch(struct distkv *kv)
 {
     u64 now = 0;
     u32 refused = 0;
+    if (kv->leaving) connections_leave(kv);
     list_for_each_safe (link, &kv->waiting) {
         struct request *request = list_entry(link, struct request, link);
         struct connection *connection = connection_choose(kv, request->slot);
@@ -330,6 +332,7 @@ request_on_reply(struct distkv *kv, struct request *request, const struct native
     else
         snprintf(error, sizeof(error), "%.*s", (int)MIN(reply->error.text.size, sizeof(error) - 1),
                  (const char *)reply->error.text.data);
+    if (native_status == NATIVE_ST_CLOSING) connection_leave(request->connection);
     if (!request->handshake && native_status_retryable(native_status) &&
         request_delay(kv, request, reply->error.detail))
         return;
