@@ -35,7 +35,8 @@
  * Writes carry an idempotency id of 128 bits (all zero: none). A server that has answered it within
  * native_hello_reply.idempotency_ms gives the same answer again (flag REPLAYED) and does nothing. A
  * server that meets an unknown id with an age, and may have forgotten ids younger than that, must
- * answer NATIVE_ST_UNKNOWN_OUTCOME: it cannot tell whether the first attempt was done.
+ * answer NATIVE_ST_UNKNOWN_OUTCOME: it cannot tell whether the first attempt was done. One that
+ * meets a first attempt, and may have forgotten that a retry did it, answers NATIVE_ST_CLOSING.
  *
  * docs/native-protocol.md describes each body byte by byte.
  */
@@ -110,7 +111,7 @@ enum native_flags {
     X(DAMAGED, 13, CORRUPT, false) /* the stored bytes failed their check */                       \
     X(UNKNOWN_OUTCOME, 14, UNKNOWN_OUTCOME, false)                                                 \
     X(CROSS_SLOT, 15, INVALID, false)     /* an atomic batch over several slots */                 \
-    X(CLOSING, 16, CLOSED, true)          /* shutting down; nothing was done */                    \
+    X(CLOSING, 16, CLOSED, true)          /* nothing was done; use another connection */           \
     X(SNAPSHOT_GONE, 17, CANCELED, false) /* its lease ran out, or it never was */                 \
     X(UNAUTHENTICATED, 18, INVALID, false)                                                         \
     X(WRONG_EPOCH, 19, WOULD_WAIT, true)  /* detail: the server's epoch; say HELLO again */        \

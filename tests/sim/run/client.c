@@ -101,7 +101,7 @@ opened(struct io_conn *conn, void *arg)
     struct client *client = arg;
     io_conn_user_set(conn, client);
     client->conn = conn;
-    client->cut = client->broken = client->greeted = client->paused = false;
+    client->cut = client->broken = client->greeted = client->paused = client->leaving = false;
     client->connection = (u32)++run->stats.connections;
     return ST_OK;
 }
@@ -280,7 +280,7 @@ converse(struct client *client)
     struct prng *prng = &client->prng;
     u64 life = prng_chance(prng, 1, 3) ? prng_range(prng, 1, 20) : prng_range(prng, 20, 400);
     client->depth = prng_chance(prng, 1, 2) ? 1 : (u32)prng_range(prng, 1, run->knobs.depth_max);
-    for (u64 i = 0; i < life && usable(client) && may_ask();) {
+    for (u64 i = 0; i < life && usable(client) && !client->leaving && may_ask();) {
         if (client->pending_count >= client->depth) {
             wait_for_answers(client, client->depth - 1);
             continue;
