@@ -145,19 +145,28 @@ unlink_done(struct native_state *state, u32 index)
     memset(done, 0, sizeof(*done));
 }
 
+static void
+forget(struct native_state *state, u32 index)
+{
+    state->forgotten_ms = MAX(state->forgotten_ms, state->done[index].at_ms);
+    state->retry_forgotten_ms = MAX(state->retry_forgotten_ms, state->done[index].before_ms);
+    unlink_done(state, index);
+}
+
 /* Where the next outcome goes: first attempts and retries have a ring each. */
 static u32
 place_of_next(struct native_state *state, bool retry)
 {
-    if (retry) {
-        if (BUGGIFY("server.native.forgets_retries")) state->retry_next = 0;
-        u32 index = NATIVE_IDS + state->retry_next;
-        state->retry_next = (state->retry_next + 1) % NATIVE_IDS;
-        return index;
+    /* As if the rings were short. */
+    if (BUGGIFY("server.native.forgets_early")) state->next = 0;
+    if (BUGGIFY("server.native.forgets_retries")) {
+        state->retry_next = 0;
+        forget(state, NATIVE_IDS);
     }
-    if (BUGGIFY("server.native.forgets_early")) state->next = 0; /* as if the ring were short */
-    u32 index = state->next;
-    state->next = (state->next + 1) % NATIVE_IDS;
+    u32 *next = retry ? &state->retry_next : &state->next;
+    u32 index = (retry ? NATIVE_IDS : 0) + *next;
+    *next = (*next + 1) % NATIVE_IDS;
+    forget(state, index);
     return index;
 }
 
@@ -170,9 +179,6 @@ keep_done(struct exec *x, const struct native_request *request, enum native_stat
     u32 age_ms = request->header.age_ms;
     u64 now = steady_ms();
     u32 index = place_of_next(state, age_ms != 0);
-    state->forgotten_ms = MAX(state->forgotten_ms, state->done[index].at_ms);
-    state->retry_forgotten_ms = MAX(state->retry_forgotten_ms, state->done[index].before_ms);
-    unlink_done(state, index);
     u32 *bucket = &state->buckets[bucket_of(&request->id)];
     state->done[index] = (struct native_done){.id = request->id,
                                               .at_ms = now,

@@ -200,14 +200,20 @@ patience_over(struct client *client)
                  client->id, (unsigned long long)(waited_ns / NS_PER_S));
         return true;
     }
-    return !run->calm && waited_ns > PATIENCE_NS;
+    u64 patience_ns = PATIENCE_NS;
+    if (client->native && run->knobs.patience_ms != 0)
+        patience_ns = run->knobs.patience_ms * NS_PER_MS;
+    return !run->calm && waited_ns > patience_ns;
 }
 
 static MAY_YIELD void
 wait_for_answers(struct client *client, u32 most)
 {
+    u64 pause_ns = NS_PER_S;
+    if (client->native && run->knobs.patience_ms != 0)
+        pause_ns = MIN(pause_ns, run->knobs.patience_ms * NS_PER_MS);
     while (usable(client) && client->pending_count > most) {
-        wait_some(client, NS_PER_S);
+        wait_some(client, pause_ns);
         if (patience_over(client)) client->broken = true;
     }
 }

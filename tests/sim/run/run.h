@@ -87,7 +87,8 @@ struct knobs {
     u32 big_part;        /* of 1000 values: up to 1 MiB */
     u32 weights[32];     /* enum action of workload.c */
     bool slow_readers;
-    u32 cut_part; /* of 100 connections: end in the middle */
+    u32 cut_part;    /* of 100 connections: end in the middle */
+    u32 patience_ms; /* of native clients, for an answer; 0: as long as others */
 };
 
 void knobs_draw(struct knobs *knobs, struct sim_options *sim, const struct run_options *options);
