@@ -167,9 +167,11 @@ struct cluster_entry {
 };
 
 /* Live entries of a keyspace in the order of (token, key), each as the newest of a read quorum of
- * its replicas; what a replica lacks is not mended. */
+ * its replicas; what a replica lacks is not mended. With REPLICATE_ONE a node that holds a partition
+ * shows what it has itself: so replicas are compared. */
 struct cluster_scan {
     u16 keyspace;
+    u8 level; /* enum replicate_level */
     bool with_values;
     u32 bytes_max; /* of a page, about */
     u64 token_last;

@@ -8,9 +8,9 @@
  *   merged      a1  b2  c4             the newest of each key; not behind the last entry of who
  *                                      has more, for nobody knows what else that one has there
  *
- * As many replicas are asked as the read quorum of the row demands, so the newest acknowledged
- * version of each key is among the answers. A page ends where the row of replicas changes at the
- * latest.
+ * As many replicas are asked as the level demands, by default the read quorum of the row: so the
+ * newest acknowledged version of each key is among the answers. A page ends where the row of
+ * replicas changes at the latest.
  */
 #include "cluster/cluster.h"
 
@@ -39,6 +39,26 @@ struct pass {
 
 /* ---- asking ---- */
 
+static u32
+need_of(const struct topology *topology, const struct topology_row *row, u16 keyspace, u8 level,
+        u32 count)
+{
+    u32 replicas = topology->keyspaces[keyspace].replicas;
+    u32 places = row->read_next ? row->next_places : row->places;
+    switch ((enum replicate_level)level) {
+    case REPLICATE_ONE:
+        return 1;
+    case REPLICATE_ALL:
+        return count;
+    case REPLICATE_QUORUM:
+        return topology_quorum(replicas / 2 + 1, replicas, places, count);
+    case REPLICATE_DEFAULT:
+    case REPLICATE_COUNT_BASE:
+        break;
+    }
+    return row->read_quorum;
+}
+
 /* The stretch that has one row, and lies on one shard at each source: fills page.token_last. */
 static status
 choose(struct pass *pass, const struct topology *topology)
@@ -49,8 +69,9 @@ choose(struct pass *pass, const struct topology *topology)
     struct topology_row row;
     topology_row(topology, pass->page.keyspace, partition, &row);
     const u32 *members = topology_row_read(&row, &members_count);
+    u32 need = need_of(topology, &row, pass->page.keyspace, pass->scan->level, members_count);
     for (u32 round = 0; round < 2; round++) { /* first ourselves: that costs no message */
-        for (u32 i = 0; i < members_count && pass->source_count < row.read_quorum; i++) {
+        for (u32 i = 0; i < members_count && pass->source_count < need; i++) {
             if ((members[i] == self) != (round == 0) || !cluster_alive(cluster, members[i]))
                 continue;
             const struct topology_member *member = topology_member(topology, members[i]);
@@ -60,7 +81,7 @@ choose(struct pass *pass, const struct topology *topology)
             source->there = partition_shard(partition, member->shard_count, count);
         }
     }
-    if (pass->source_count < row.read_quorum || pass->source_count == 0) return ST_UNAVAILABLE;
+    if (pass->source_count < need || pass->source_count == 0) return ST_UNAVAILABLE;
     u32 end = partition + 1;
     for (; end < count; end++) {
         struct topology_row other;

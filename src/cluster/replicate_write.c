@@ -345,6 +345,8 @@ write_until(struct write *w, struct coordinated *c, u64 *version_out)
     struct replicator *r = w->r;
     for (;;) {
         if (!stamp_await(r, w->deadline_ns)) return r->closing ? ST_CLOSED : ST_TIMED_OUT;
+        /* Who asked has given up, and may have seen others' writes since: no stamp above those. */
+        if (io_now_ns() >= w->deadline_ns) return ST_TIMED_OUT;
         coordinated_end(c);
         coordinated_begin(r, c);
         u64 epoch;
