@@ -18,7 +18,7 @@
  * which the barriers between two stages of a move wait for.
  *
  * Moves. Whoever leads group0 plans when members join or leave, and takes the plan from stage to
- * stage (cluster_steward.c). Who gains partitions fetches them from a read quorum of those who have
+ * stage (group0_lead.c). Who gains partitions fetches them from a read quorum of those who have
  * them (cluster_fetch.c).
  */
 #ifndef DISTKV_CLUSTER_CLUSTER_H
@@ -199,6 +199,8 @@ MAY_YIELD MUST_CHECK status cluster_remove(struct cluster_shard *shard, const ch
 
 /* ---- between the files of this part ---- */
 
+/* What a node may change about itself from one start to the next: addresses, shards, rack. */
+void cluster_describe(const struct cluster_options *options, struct topology_member *out);
 /* The oldest epoch that any shard of this node works with. */
 u64 cluster_own_epoch(const struct cluster *cluster);
 /* Every CLUSTER_PING_MS on shard 0. */

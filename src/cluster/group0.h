@@ -74,7 +74,8 @@ struct group0_stats {
     u64 term, commit, applied, log_entries, snapshots;
     u32 leader; /* 0: none known */
     bool leads, votes;
-    bool failed; /* the store's log is: this member takes no part until it starts again */
+    u32 plan_waits_for; /* leads: no plan is begun while this member does not answer; 0: none */
+    bool failed;        /* the store's log is: this member takes no part until it starts again */
 };
 void group0_stats_get(const struct group0 *group0, struct group0_stats *out);
 

@@ -219,10 +219,7 @@ change_fill(struct change *change)
     status st = change->fill(change->arg, topology, &change->command);
     if (!ok(st)) return st;
     change->command.state_before = topology->state_id;
-    do {
-        change->command.state_after = io_random();
-    } while (change->command.state_after == 0 ||
-             change->command.state_after == change->command.state_before);
+    change->command.state_after = io_entropy_id(change->command.state_before);
     change->made = true;
     return ST_OK;
 }
