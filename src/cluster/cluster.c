@@ -321,6 +321,7 @@ join(struct cluster_shard *shard)
     char last[TOPOLOGY_REASON_BYTES] = "";
     struct topology_member self;
     self_describe(options, group0_incarnation(shard->group0), &self);
+    self.replaces = options->member_replaced;
     for (;;) {
         char *reason = shard->cluster->reason;
         status st = group0_join(shard->group0, &self, options->seeds, options->seed_count,
@@ -385,7 +386,7 @@ enter(struct cluster_shard *shard, bool empty)
     cluster->identity.member = self;
     cluster->identity.incarnation = member->incarnation;
     peers_identity_set(shard->peers, &cluster->identity);
-    atomic_store(&cluster->alive[self % CLUSTER_ALIVE_SLOTS], 1);
+    atomic_store(&cluster->alive[self % CLUSTER_ALIVE_SLOTS], CLUSTER_IS_ALIVE);
     atomic_store(&cluster->member, self);
     topology_hold(topology);
     adopt(shard, topology);
@@ -479,7 +480,7 @@ cluster_shard_close(struct cluster_shard *shard)
                 fiber_sleep_ns(LOOK_NS);
         cluster_pings_close(shard);
         fiber_queue_wake_all(&shard->changed);
-        while (shard->steward_runs || shard->fetch_runs)
+        while (shard->steward_runs || shard->fetch_runs || shard->drain_runs)
             (void)!ok(fiber_queue_wait(&shard->changed, io_now_ns() + LOOK_NS));
         group0_close(shard->group0);
     }

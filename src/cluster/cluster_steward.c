@@ -17,13 +17,6 @@
 #define CHANGE_NS      (5 * NS_PER_S)
 #define FETCH_PAUSE_NS (300 * NS_PER_MS)
 
-struct change {
-    const struct cluster_shard *shard;
-    u8 kind;
-    u64 session;
-    const char *node_id;
-};
-
 static bool
 is_ending(const struct cluster_shard *shard)
 {
@@ -68,7 +61,7 @@ keep_record(struct cluster_shard *shard)
                     status_text(st), reason);
 }
 
-/* ---- what is proposed ---- */
+/* ---- what it fetches ---- */
 
 /* Whether every living member works with this epoch or a newer one. */
 static bool
@@ -83,46 +76,25 @@ barrier_passed(struct cluster_shard *shard, u64 epoch)
     return true;
 }
 
+struct fetched {
+    const struct cluster_shard *shard;
+    u64 session;
+};
+
 static status
-fill_plan(void *arg, const struct topology *present, struct topology_command *command)
+fill_fetched(void *arg, const struct topology *present, struct topology_command *command)
 {
-    const struct change *change = arg;
-    switch ((enum topology_command_kind)change->kind) {
-    case TOPOLOGY_FETCHED: {
-        if (present->stage != STAGE_WRITE_BOTH || present->session != change->session)
-            return ST_EXISTS;
-        const struct topology_member *self =
-            topology_member(present, cluster_member(change->shard->cluster));
-        if (self == NULL || self->fetched) return ST_EXISTS;
-        command->session = change->session;
-        command->member = *self;
-        break;
-    }
-    case TOPOLOGY_MEMBER_LEAVE:
-    case TOPOLOGY_MEMBER_FORGET: {
-        const struct topology_member *member = topology_member_by_id(present, change->node_id);
-        if (member == NULL) return ST_EXISTS;
-        if (change->kind == TOPOLOGY_MEMBER_LEAVE && member->state == PLACEMENT_LEAVING)
-            return ST_EXISTS;
-        command->member = *member;
-        break;
-    }
-    case TOPOLOGY_FOUND:
-    case TOPOLOGY_MEMBER_ADD:
-    case TOPOLOGY_MEMBER_SET:
-    case TOPOLOGY_WEIGHT_SET:
-    case TOPOLOGY_KEYSPACE_SET:
-    case TOPOLOGY_PLAN:
-    case TOPOLOGY_ADVANCE:
-    case TOPOLOGY_ABANDON:
-    case TOPOLOGY_FENCE:
-        return ST_INVALID;
-    }
-    command->kind = change->kind;
+    const struct fetched *fetched = arg;
+    if (present->stage != STAGE_WRITE_BOTH || present->session != fetched->session)
+        return ST_EXISTS;
+    const struct topology_member *self =
+        topology_member(present, cluster_member(fetched->shard->cluster));
+    if (self == NULL || self->fetched) return ST_EXISTS;
+    command->kind = TOPOLOGY_FETCHED;
+    command->session = fetched->session;
+    command->member = *self;
     return ST_OK;
 }
-
-/* ---- fetching ---- */
 
 struct fetch_call {
     struct cluster *cluster;
@@ -155,6 +127,11 @@ fetch_all(void *arg)
     u64 session = shard->fetch_session, began_ns = io_now_ns();
     u64 bytes = atomic_load(&cluster->fetched_bytes);
     bool done = false;
+    atomic_store(&cluster->fetch_done, 0);
+    atomic_store(&cluster->fetch_partitions, cluster_fetch_size(shard));
+    atomic_store(&cluster->fetch_began_ns, began_ns);
+    atomic_store(&cluster->fetch_began_bytes, bytes);
+    atomic_store(&cluster->fetch_session, session);
     /* What was begun before the fence may be written to the old places alone. */
     while (fetch_is_wanted(shard, session) && !barrier_passed(shard, shard->topology->epoch))
         fiber_sleep_ns(LOOK_NS / 4);
@@ -173,10 +150,10 @@ fetch_all(void *arg)
                  (unsigned long long)(atomic_load(&cluster->fetched_bytes) - bytes),
                  (unsigned long long)((io_now_ns() - began_ns) / NS_PER_MS));
     while (done && fetch_is_wanted(shard, session)) {
-        struct change change = {.shard = shard, .kind = TOPOLOGY_FETCHED, .session = session};
+        struct fetched fetched = {.shard = shard, .session = session};
         char reason[TOPOLOGY_REASON_BYTES] = "";
         status st =
-            group0_change(shard->group0, fill_plan, &change, io_now_ns() + CHANGE_NS, reason);
+            group0_change(shard->group0, fill_fetched, &fetched, io_now_ns() + CHANGE_NS, reason);
         if (ok(st) || status_is(st, ST_EXISTS)) break;
         fiber_sleep_ns(FETCH_PAUSE_NS);
     }
@@ -210,19 +187,4 @@ cluster_steward(void *arg)
     }
     shard->steward_runs = false;
     fiber_queue_wake_all(&shard->changed);
-}
-
-MAY_YIELD status
-cluster_remove(struct cluster_shard *shard, const char *node_id, bool dead, u64 deadline_ns,
-               char reason[TOPOLOGY_REASON_BYTES])
-{
-    struct change change = {.shard = shard,
-                            .kind = dead ? TOPOLOGY_MEMBER_FORGET : TOPOLOGY_MEMBER_LEAVE,
-                            .node_id = node_id};
-    if (topology_member_by_id(shard->topology, node_id) == NULL) {
-        snprintf(reason, TOPOLOGY_REASON_BYTES, "no member has this id");
-        return ST_NOT_FOUND;
-    }
-    status st = group0_change(shard->group0, fill_plan, &change, deadline_ns, reason);
-    return status_is(st, ST_EXISTS) ? ST_OK : st;
 }

@@ -623,5 +623,8 @@ group0_stats_get(const struct group0 *group0, struct group0_stats *out)
     out->leader = (u32)raft->leader;
     out->leads = raft->role == RAFT_LEADER;
     out->votes = raft_is_voter(raft);
-    if (out->leads) out->plan_waits_for = group0->plan_waits_for;
+    if (!out->leads || group0->topology == NULL) return;
+    out->plan_waits_for = group0->plan_waits_for;
+    out->plan_settled = group0->topology->stage == STAGE_NONE &&
+                        group0->plan_nothing_epoch == group0->topology->epoch;
 }

@@ -346,6 +346,27 @@ plan_drive(struct group0 *group0)
     if (status_is(st, ST_INVALID)) log_warning("group0", "a plan does not go on why=%s", reason);
 }
 
+/* ---- who leads ---- */
+
+bool
+group0_give_lead(struct group0 *group0)
+{
+    if (!leads(group0)) return false;
+    const struct raft *raft = &group0->raft;
+    const struct raft_peer *best = NULL;
+    for (u32 i = 0; i < raft->peer_count; i++) {
+        const struct raft_peer *peer = &raft->peers[i];
+        if (peer->id == group0->identity.member || (peer->roles & RAFT_VOTER) == 0 ||
+            !is_alive(group0, (u32)peer->id))
+            continue;
+        if (best == NULL || peer->match > best->match) best = peer;
+    }
+    if (best == NULL || !group0_input_begin(group0)) return false;
+    status st = raft_transfer(&group0->raft, best->id, &group0->ready);
+    if (ok(st)) group0_input_end(group0);
+    return ok(st);
+}
+
 /* ---- the fiber ---- */
 
 void
