@@ -78,6 +78,13 @@ table_remove(struct distkv *kv, struct request *request)
 
 /* ---- beginning and end ---- */
 
+/* Requests of keys: the others do not wait for replicas by a level. */
+static bool
+takes_level(u8 opcode)
+{
+    return native_opcode_writes(opcode) || opcode == NATIVE_GET || opcode == NATIVE_TTL;
+}
+
 struct request *
 request_new(struct distkv *kv, struct native_request *native, u32 slot, bool repeatable)
 {
@@ -94,6 +101,8 @@ request_new(struct distkv *kv, struct native_request *native, u32 slot, bool rep
     buf_init(&request->frame, &kv->budget);
     native->header.request_id = request->id;
     native->header.keyspace = (u16)kv->options.keyspace;
+    if (takes_level(request->opcode))
+        native->header.flags |= (u16)(kv->options.consistency << NATIVE_LEVEL_SHIFT);
     if (native_opcode_writes(request->opcode)) {
         native->id.word[0] = prng_u64(&kv->prng);
         native->id.word[1] = prng_u64(&kv->prng) | 1; /* never all zero, which means none */

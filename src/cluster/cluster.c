@@ -275,18 +275,23 @@ shard_free(struct cluster_shard *shard)
     mem_free(io_budget(), shard, sizeof(*shard));
 }
 
+void
+cluster_describe(const struct cluster_options *options, struct topology_member *out)
+{
+    out->client_port = options->client_port;
+    out->peer_port = options->peer_port;
+    out->shard_count = options->shard_count;
+    snprintf(out->host, sizeof(out->host), "%s", options->host);
+    snprintf(out->rack, sizeof(out->rack), "%s", options->rack);
+}
+
 static void
 self_describe(const struct cluster_options *options, u64 incarnation, struct topology_member *out)
 {
-    *out = (struct topology_member){.weight = options->weight,
-                                    .client_port = options->client_port,
-                                    .peer_port = options->peer_port,
-                                    .shard_count = options->shard_count};
+    *out = (struct topology_member){.weight = options->weight, .incarnation = incarnation};
     memcpy(out->node_id, options->node_id, sizeof(out->node_id));
-    snprintf(out->host, sizeof(out->host), "%s", options->host);
-    memcpy(out->rack, options->rack, sizeof(out->rack));
     memcpy(out->datacenter, options->datacenter, sizeof(out->datacenter));
-    out->incarnation = incarnation;
+    cluster_describe(options, out);
 }
 
 MAY_YIELD static status
@@ -302,9 +307,7 @@ found(struct cluster_shard *shard)
                     .read_quorum = (u8)options->read_quorum},
     };
     self_describe(options, group0_incarnation(shard->group0), &command.member);
-    do
-        io_entropy(&command.cluster_id, sizeof(command.cluster_id));
-    while (command.cluster_id == 0);
+    command.cluster_id = io_entropy_id(0);
     status st = group0_found(shard->group0, &command);
     if (ok(st)) log_info("cluster", "founded node_id=%s", options->node_id);
     return st;
@@ -318,6 +321,7 @@ join(struct cluster_shard *shard)
     char last[TOPOLOGY_REASON_BYTES] = "";
     struct topology_member self;
     self_describe(options, group0_incarnation(shard->group0), &self);
+    self.replaces = options->member_replaced;
     for (;;) {
         char *reason = shard->cluster->reason;
         status st = group0_join(shard->group0, &self, options->seeds, options->seed_count,
@@ -382,7 +386,7 @@ enter(struct cluster_shard *shard, bool empty)
     cluster->identity.member = self;
     cluster->identity.incarnation = member->incarnation;
     peers_identity_set(shard->peers, &cluster->identity);
-    atomic_store(&cluster->alive[self % CLUSTER_ALIVE_SLOTS], 1);
+    atomic_store(&cluster->alive[self % CLUSTER_ALIVE_SLOTS], CLUSTER_IS_ALIVE);
     atomic_store(&cluster->member, self);
     topology_hold(topology);
     adopt(shard, topology);
@@ -476,7 +480,7 @@ cluster_shard_close(struct cluster_shard *shard)
                 fiber_sleep_ns(LOOK_NS);
         cluster_pings_close(shard);
         fiber_queue_wake_all(&shard->changed);
-        while (shard->steward_runs || shard->fetch_runs)
+        while (shard->steward_runs || shard->fetch_runs || shard->drain_runs)
             (void)!ok(fiber_queue_wait(&shard->changed, io_now_ns() + LOOK_NS));
         group0_close(shard->group0);
     }

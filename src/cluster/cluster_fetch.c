@@ -230,6 +230,7 @@ struct fetch {
     u32 self;
     u8 *alive; /* of topology->members, at the beginning of an attempt */
     u64 seq;   /* of the last write */
+    u64 done;  /* partitions that this attempt has fetched, one for each source */
 };
 
 static bool
@@ -372,6 +373,8 @@ fetch_from(struct fetch *fetch, u32 keyspace, const struct topology_member *memb
         status st = fetch_range(fetch, keyspace, member->number, there,
                                 partition_token_first(first, count), token_last);
         if (!ok(st)) return st;
+        fetch->done += partition - first;
+        atomic_fetch_add(&fetch->shard->cluster->fetch_done, partition - first);
     }
     return ST_OK;
 }
@@ -417,6 +420,30 @@ fetch_keyspaces(struct fetch *fetch)
     return ST_OK;
 }
 
+MAY_YIELD u64
+cluster_fetch_size(struct cluster_shard *shard)
+{
+    struct topology *topology = shard->topology;
+    u32 self = cluster_member(shard->cluster);
+    u64 size = 0;
+    topology_hold(topology);
+    for (u32 keyspace = 0; keyspace < LIMIT_KEYSPACES_CLIENT; keyspace++) {
+        if (!topology->keyspaces[keyspace].used) continue;
+        for (u32 partition = 0; partition < topology->partition_count; partition++) {
+            if (fiber_should_yield()) fiber_yield();
+            if (!topology_gains(topology, self, keyspace, partition)) continue;
+            struct topology_row row;
+            topology_row(topology, keyspace, partition, &row);
+            u32 sources = row.read_quorum;
+            for (u32 i = 0; i < row.count && sources != 0; i++)
+                if (row.write[i] == self) sources--;
+            size += sources;
+        }
+    }
+    topology_release(topology);
+    return size;
+}
+
 MAY_YIELD status
 cluster_fetch(struct cluster_shard *shard)
 {
@@ -430,6 +457,7 @@ cluster_fetch(struct cluster_shard *shard)
     fetch.alive = mem_alloc_zero(&shard->budget, count);
     status st = fetch.alive == NULL ? ST_NO_MEMORY : fetch_keyspaces(&fetch);
     if (ok(st) && fetch.seq != 0) st = lsm_wait_durable(shard->lsm, fetch.seq);
+    if (!ok(st)) atomic_fetch_sub(&shard->cluster->fetch_done, fetch.done);
     mem_free(&shard->budget, fetch.alive, count);
     topology_release(fetch.topology);
     return st;

@@ -3,7 +3,8 @@
  * cluster_ping.c -- who lives: each member's shard 0 is asked every CLUSTER_PING_MS.
  *
  * The body of PEER_PING and of its answer, 24 bytes: the oldest epoch that the sender works with
- * (8), its wall clock in milliseconds (8), flags (1; bit 0: it is ill), 0 (7).
+ * (8), its wall clock in milliseconds (8), flags (1; bit 0: it is ill; bit 1: it is drained), 0
+ * (7).
  *
  * liveness.h judges by the answers. Two pings in a row that could not even connect are enough to
  * send nothing more there: then its process is gone, and waiting would find out the same later.
@@ -18,6 +19,7 @@
 #define PING_TIMEOUT_NS (400 * NS_PER_MS)
 #define REFUSALS_MAX    2u
 #define FLAG_ILL        1u
+#define FLAG_DRAINED    2u
 #define CLOCK_MS_MAX    250
 
 static struct cluster_ping *
@@ -49,7 +51,8 @@ static void
 publish(const struct cluster_ping *ping)
 {
     const struct cluster_shard *shard = ping->shard;
-    atomic_store(&shard->cluster->alive[ping->member % CLUSTER_ALIVE_SLOTS], is_alive(ping));
+    u8 state = (is_alive(ping) ? CLUSTER_IS_ALIVE : 0) | (ping->drained ? CLUSTER_IS_DRAINED : 0);
+    atomic_store(&shard->cluster->alive[ping->member % CLUSTER_ALIVE_SLOTS], state);
 }
 
 static void
@@ -76,6 +79,7 @@ heard(struct cluster_ping *ping, struct bytes body)
                     (long long)clock_ms);
     ping->clock_ms = clock_ms;
     ping->refusals = 0;
+    ping->drained = (body.data[16] & FLAG_DRAINED) != 0;
     ping->heard_ns = io_now_ns();
     liveness_heard(&ping->shard->liveness, ping->member, (body.data[16] & FLAG_ILL) != 0,
                    ping->heard_ns);
@@ -109,6 +113,7 @@ fill(const struct cluster_shard *shard, u8 body[PING_BYTES])
     store_u64(body, epoch);
     store_u64(body + 8, io_wall_ms());
     body[16] = liveness_self_ill(&shard->liveness, io_now_ns()) ? FLAG_ILL : 0;
+    if (atomic_load(&shard->cluster->drain) == CLUSTER_DRAIN_DONE) body[16] |= FLAG_DRAINED;
 }
 
 static void
@@ -119,7 +124,11 @@ asked(void *arg, struct peer_request *request, const struct peer_identity *from,
     (void)header;
     struct cluster_ping *ping = find(shard, from->member);
     /* Its epoch counts whoever hears of it; that we reach it, only an answer shows. */
-    if (ping != NULL && body.size >= PING_BYTES) ping->epoch = load_u64(body.data);
+    if (ping != NULL && body.size >= PING_BYTES) {
+        ping->epoch = load_u64(body.data);
+        ping->drained = (body.data[16] & FLAG_DRAINED) != 0;
+        publish(ping);
+    }
     if (request == NULL) return;
     u8 answer[PING_BYTES];
     fill(shard, answer);

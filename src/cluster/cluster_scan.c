@@ -269,6 +269,12 @@ cluster_scan_page(struct cluster_shard *shard, struct cluster_scan *scan)
 {
     struct topology *topology = shard->topology;
     if (topology == NULL) return ST_UNAVAILABLE;
+    if (!topology->keyspaces[scan->keyspace].used) { /* nobody has used it yet */
+        scan->ended = true;
+        scan->token = scan->token_last;
+        scan->key_size = 0;
+        return ST_OK;
+    }
     struct pass *pass = mem_alloc_zero(&shard->budget, sizeof(*pass));
     u8 *behind = mem_alloc(&shard->budget, LIMIT_KEY_BYTES); /* the scan's own moves meanwhile */
     status st = ST_NO_MEMORY;

@@ -329,6 +329,16 @@ io_entropy(void *data, size_t size)
     backend_entropy(io_current, data, size);
 }
 
+u64
+io_entropy_id(u64 other)
+{
+    u64 id;
+    do
+        io_entropy(&id, sizeof(id));
+    while (id == 0 || id == other);
+    return id;
+}
+
 bool
 io_stopping(void)
 {

@@ -65,6 +65,8 @@ u64 io_wall_ms(void);
 u64 io_random(void);
 /* Fills with bytes fit for secrets and ids. */
 void io_entropy(void *data, size_t size);
+/* An id that nobody else will draw: neither 0 nor `other`. */
+u64 io_entropy_id(u64 other);
 
 /* ---- stopping ---- */
 

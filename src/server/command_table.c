@@ -147,6 +147,7 @@ const struct command command_table[] = {
     {"native|expire", native_expire, 1, PLACE_KEYS, COMMAND_NATIVE | COMMAND_WRITE, 0, 0, 0, GROUP_NATIVE, "", "", "", "", "", ""},
     {"native|count", native_count, 1, PLACE_FIBER, COMMAND_NATIVE | COMMAND_HEAVY, 0, 0, 0, GROUP_NATIVE, "", "", "", "", "", ""},
     {"native|status", native_status, 1, PLACE_FIBER, COMMAND_NATIVE, 0, 0, 0, GROUP_NATIVE, "", "", "", "", "", ""},
+    {"native|cluster", native_cluster, 1, PLACE_FIBER, COMMAND_NATIVE, 0, 0, 0, GROUP_NATIVE, "", "", "", "", "", ""},
 };
 /* clang-format on */
 
@@ -206,10 +207,21 @@ command_find_sub(const struct command *container, struct bytes name)
 const struct command *
 command_native(u32 opcode)
 {
-    CHECK(opcode >= 1 && opcode <= COMMAND_NATIVE_COUNT);
-    return &command_table[ARRAY_COUNT(command_table) - COMMAND_NATIVE_COUNT + opcode - 1];
+    enum {
+#define X(name, number) NATIVE_ROW_##name,
+        NATIVE_OPCODE_LIST(X)
+#undef X
+            NATIVE_ROWS
+    };
+    static const u8 rows[NATIVE_OPCODE_MAX + 1] = {
+#define X(name, number) [number] = NATIVE_ROW_##name,
+        NATIVE_OPCODE_LIST(X)
+#undef X
+    };
+    static_assert(NATIVE_ROWS == COMMAND_NATIVE_COUNT, "a row for each opcode");
+    CHECK(native_opcode_known(opcode));
+    return &command_table[ARRAY_COUNT(command_table) - COMMAND_NATIVE_COUNT + rows[opcode]];
 }
-static_assert(COMMAND_NATIVE_COUNT == NATIVE_OPCODE_MAX, "a row for each opcode");
 
 bool
 command_arity_fits(const struct command *command, u32 arg_count)

@@ -102,5 +102,6 @@ void native_ttl(struct exec *x);
 void native_expire(struct exec *x);
 void native_count(struct exec *x);
 void native_status(struct exec *x);
+void native_cluster(struct exec *x); /* cluster_admin.c */
 
 #endif

@@ -523,6 +523,7 @@ native_token(const struct native_request *request, u64 *token_out, u32 *keys_out
     case NATIVE_SNAPSHOT_CLOSE:
     case NATIVE_COUNT:
     case NATIVE_STATUS:
+    case NATIVE_CLUSTER:
         break;
     }
     return false;

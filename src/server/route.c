@@ -207,6 +207,65 @@ again_later(struct route *route)
     io_timer_arm(&route->timer, at_ns);
 }
 
+/* ---- running here ---- */
+
+/* Counted as long as it runs. false: this node is about to be drained; nothing was done. */
+static bool
+coordinates_begin(struct request *request)
+{
+    struct cluster_shard *cluster = shard_self()->cluster;
+    if (cluster->closing) return false;
+    cluster->coordinating++;
+    request->coordinates = true;
+    return true;
+}
+
+void
+route_coordinates_end(struct request *request)
+{
+    if (!request->coordinates) return;
+    struct cluster_shard *cluster = shard_self()->cluster;
+    request->coordinates = false;
+    CHECK(cluster->coordinating > 0);
+    cluster->coordinating--;
+}
+
+/* ---- keyspaces ---- */
+
+MAY_YIELD static void
+keyspace_make_here(void *arg)
+{
+    const u32 *keyspace = arg;
+    struct shard *shard = shard_self();
+    if (shard->cluster == NULL) return;
+    u64 deadline_ns = io_now_ns() + shard->config->cluster_timeout_ms * NS_PER_MS;
+    (void)!ok(cluster_keyspace_need(shard->cluster, *keyspace, deadline_ns)); /* it is logged */
+}
+
+MAY_YIELD static void
+keyspaces_make(void *arg)
+{
+    struct shard *shard = arg;
+    for (u32 keyspace = 0; keyspace < LIMIT_KEYSPACES_CLIENT; keyspace++) {
+        if ((shard->keyspaces_wanted >> keyspace & 1) == 0) continue;
+        status st = io_shard_call(0, FIBER_FOREGROUND, keyspace_make_here, &keyspace);
+        (void)!ok(st); /* whoever wants it asks again */
+    }
+    shard->keyspaces_wanted = 0;
+    shard->keyspaces_made = false;
+}
+
+/* Nobody waits for it: requests look again. */
+static void
+keyspace_want(struct shard *shard, u32 keyspace)
+{
+    shard->keyspaces_wanted |= 1u << keyspace;
+    if (shard->keyspaces_made) return;
+    shard->keyspaces_made = true;
+    status st = fiber_spawn(FIBER_FOREGROUND, "keyspaces", keyspaces_make, shard);
+    if (!ok(st)) shard->keyspaces_made = false;
+}
+
 /* ---- choosing ---- */
 
 static bool
@@ -233,12 +292,17 @@ choose(const struct route *route, const struct shard *shard, const struct topolo
     topology_row(topology, route->request->keyspace, partition, &row);
     const u32 *members = topology_row_read(&row, &count);
     u32 self = cluster_member(shard->server->cluster);
+    const struct cluster *cluster = shard->server->cluster;
     for (u32 i = 0; i < count && route->anywhere; i++)
-        if (members[i] == self && !was_tried(route, self)) return self;
-    for (u32 i = 0; i < count; i++)
-        if (cluster_alive(shard->server->cluster, members[i]) && !was_tried(route, members[i]))
-            return members[i];
-    return 0;
+        if (members[i] == self && !was_tried(route, self) && !cluster_drained(cluster, self))
+            return self;
+    u32 drained = 0;
+    for (u32 i = 0; i < count; i++) {
+        if (!cluster_alive(cluster, members[i]) || was_tried(route, members[i])) continue;
+        if (!cluster_drained(cluster, members[i])) return members[i];
+        if (drained == 0) drained = members[i];
+    }
+    return drained;
 }
 
 /* ---- sending ---- */
@@ -374,6 +438,12 @@ go(struct route *route)
         again_later(route);
         return;
     }
+    if (UNLIKELY(!topology->keyspaces[request->keyspace].used)) {
+        MARK("server.route.keyspace_made");
+        keyspace_want(shard, request->keyspace);
+        again_later(route);
+        return;
+    }
     u32 partition = token_partition(route->token, topology->partition_count);
     u32 member = choose(route, shard, topology, partition);
     if (member == 0) {
@@ -388,6 +458,10 @@ go(struct route *route)
         return;
     }
     route->asked = 0;
+    if (!coordinates_begin(request)) {
+        again_later(route);
+        return;
+    }
     request->owner = shard_of_token(shard->server, route->token);
     request_start(request);
 }
@@ -410,6 +484,7 @@ bool
 route_finished(struct request *request)
 {
     struct route *route = request->route;
+    route_coordinates_end(request);
     if (route == NULL || route->step != 0) return true;
     /* It ran here and found that this node does not hold the partition, or is behind. */
     if (route->asked != 0 || !status_is(request->failure, ST_WOULD_WAIT)) return true;
@@ -587,6 +662,23 @@ command_of(const struct bytes *args, u32 arg_count, bool native, u64 *token_out,
     return command;
 }
 
+/* Whether somebody else is to run it: we are drained, and another replica lives. */
+static bool
+goes_elsewhere(const struct shard *shard, const struct topology *topology, u16 keyspace,
+               u32 partition)
+{
+    const struct cluster *cluster = shard->server->cluster;
+    u32 self = cluster_member(cluster), count;
+    if (LIKELY(!cluster_drained(cluster, self))) return false;
+    struct topology_row row;
+    topology_row(topology, keyspace, partition, &row);
+    const u32 *members = topology_row_read(&row, &count);
+    for (u32 i = 0; i < count; i++)
+        if (cluster_alive(cluster, members[i]) && !cluster_drained(cluster, members[i]))
+            return true;
+    return false;
+}
+
 /* Spans into the body, in the shard's scratch. NULL: it does not read well. */
 static const struct bytes *
 decode_args(struct shard *shard, struct bytes body, u32 *count_out)
@@ -646,11 +738,21 @@ asked(void *arg, struct peer_request *peer, const struct peer_identity *from,
         refuse(shard, peer, NATIVE_ST_WRONG_EPOCH);
         return;
     }
+    if (goes_elsewhere(shard, topology, header->keyspace, partition)) {
+        refuse(shard, peer, NATIVE_ST_CLOSING);
+        return;
+    }
+    if (shard->cluster->closing) { /* in a moment it is known where to */
+        refuse(shard, peer, NATIVE_ST_WRONG_EPOCH);
+        return;
+    }
     struct request *request = request_new(shard, command, args, arg_count, keys, 0);
     if (request == NULL) {
         refuse(shard, peer, NATIVE_ST_OVERLOADED);
         return;
     }
+    bool begun = coordinates_begin(request);
+    CHECK(begun);
     shard->stats->cluster_forwarded++;
     u64 now = io_now_ns(), age = load_u32(body.data + 4) * NS_PER_MS;
     request->peer = peer;
