@@ -33,7 +33,8 @@
 #define ADMIT_HALVINGS  10u /* from the highest to the lowest rate */
 #define ADMIT_BURST_NS  (5 * NS_PER_MS)
 #define ADMIT_WAIT_NS   (200 * NS_PER_MS)
-#define FLUSH_EARLY     8u /* this part of a memtable is still free when its flush begins */
+#define FLUSH_EARLY     8u   /* this part of a memtable is still free when its flush begins */
+#define FLUSH_SHARE     800u /* of the shard's time, at most, beyond what background work has */
 #define FLUSH_RETRY_NS  NS_PER_S
 #define MEMORY_RETRY_NS (20 * NS_PER_MS)
 
@@ -91,6 +92,16 @@ lsm_flush_request(struct lsm *lsm)
 {
     lsm->flush_wanted = true;
     fiber_queue_wake_all(&lsm->flush_wake);
+}
+
+/* Writers that are faster than the flush wait for it in the end, all of them and for all that is
+ * left of it. So the fuller the memtable is that they fill meanwhile, the more time it gets. */
+static void
+flush_pace(struct lsm *lsm, u64 active)
+{
+    if (!lsm->flush_running) return;
+    u64 limit = lsm->memtable_limit_bytes;
+    io_background_share_set(IO_BACKGROUND_SHARE + (u32)(FLUSH_SHARE * MIN(active, limit) / limit));
 }
 
 struct need {
@@ -382,8 +393,10 @@ write_inside(struct lsm *lsm, const struct lsm_batch *batch, const struct lsm_ai
     lsm->stats.write_bytes += batch->ops.size;
     levels_user_bytes(lsm->levels, batch->ops.size);
     /* Early, so that nobody waits for room while the log changes its segment. */
-    if (active_bytes(lsm) >= lsm->memtable_limit_bytes - lsm->memtable_limit_bytes / FLUSH_EARLY)
+    u64 active = active_bytes(lsm);
+    if (active >= lsm->memtable_limit_bytes - lsm->memtable_limit_bytes / FLUSH_EARLY)
         lsm_flush_request(lsm);
+    flush_pace(lsm, active);
     *seq_out = lsm->seq_last;
     AUDIT("lsm.write.done", lsm_check(lsm));
     return ST_OK;
@@ -621,6 +634,7 @@ lsm_flush_now(struct lsm *lsm, bool wait)
         }
     }
     lsm->flush_running = false;
+    io_background_share_set(IO_BACKGROUND_SHARE);
     if (ok(st)) {
         if (lsm->log != NULL && !lsm->replaying)
             log_release(lsm->log, lsm->flush_state.log_segment_first);
