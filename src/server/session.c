@@ -807,7 +807,7 @@ closed(struct io_conn *conn, status why)
     s->conn = NULL;
     s->closing = true;
     durable_wait_cancel(&s->durable);
-    list_del(&s->starved_link);
+    if (s->stall == SESSION_WAITS_PLACE) run_on(s); /* for nothing any more */
     fiber_queue_wake_all(&s->drained);
     go_on(s);
 }
