@@ -115,6 +115,11 @@ struct cluster_shard {
     struct io_timer tick;
     u32 streams;              /* under way for others */
     struct fiber_queue ended; /* woken when one of those ends */
+    /* what was fetched for the plan that fetched_of names: cluster_fetch.c */
+    u8 *fetched;
+    size_t fetched_size;
+    u64 fetched_of, fetched_seq;
+    u32 fetch_avoid; /* who has refused to serve; 0: nobody */
     /* shard 0 */
     struct group0 *group0;
     struct list pings;
@@ -167,8 +172,8 @@ struct cluster_entry {
 };
 
 /* Live entries of a keyspace in the order of (token, key), each as the newest of a read quorum of
- * its replicas; what a replica lacks is not mended. With REPLICATE_ONE a node that holds a partition
- * shows what it has itself: so replicas are compared. */
+ * its replicas; what a replica lacks is not mended. With REPLICATE_ONE a node that holds a
+ * partition shows what it has itself: so replicas are compared. */
 struct cluster_scan {
     u16 keyspace;
     u8 level; /* enum replicate_level */
@@ -239,5 +244,6 @@ struct cluster_page_entry {
 MUST_CHECK status cluster_page_next(struct bytes page, size_t *at, struct cluster_page_entry *out);
 /* Everything that this shard gains by the present plan. ST_OK: it is here, and durable. */
 MAY_YIELD MUST_CHECK status cluster_fetch(struct cluster_shard *shard);
+void cluster_fetched_free(struct cluster_shard *shard);
 
 #endif
