@@ -272,6 +272,7 @@ shard_free(struct cluster_shard *shard)
 {
     topology_release(shard->topology);
     liveness_deinit(&shard->liveness);
+    cluster_fetched_free(shard);
     mem_free(io_budget(), shard, sizeof(*shard));
 }
 

@@ -128,6 +128,11 @@ struct cluster_shard {
     bool closing;             /* this node is about to be drained: nothing more is coordinated */
     u32 coordinating;         /* requests that run on this node: the server counts them */
     struct fiber_queue ended; /* woken when one of those ends */
+    /* what was fetched for the plan that fetched_of names: cluster_fetch.c */
+    u8 *fetched;
+    size_t fetched_size;
+    u64 fetched_of, fetched_seq;
+    u32 fetch_avoid; /* who has refused to serve; 0: nobody */
     /* shard 0 */
     struct group0 *group0;
     struct list pings;
@@ -191,8 +196,8 @@ struct cluster_entry {
 };
 
 /* Live entries of a keyspace in the order of (token, key), each as the newest of a read quorum of
- * its replicas; what a replica lacks is not mended. With REPLICATE_ONE a node that holds a partition
- * shows what it has itself: so replicas are compared. */
+ * its replicas; what a replica lacks is not mended. With REPLICATE_ONE a node that holds a
+ * partition shows what it has itself: so replicas are compared. */
 struct cluster_scan {
     u16 keyspace;
     u8 level; /* enum replicate_level */
@@ -292,5 +297,6 @@ MUST_CHECK status cluster_page_next(struct bytes page, size_t *at, struct cluste
 MAY_YIELD MUST_CHECK status cluster_fetch(struct cluster_shard *shard);
 /* What fetch_done of the node is when all its shards have done so. */
 MAY_YIELD u64 cluster_fetch_size(struct cluster_shard *shard);
+void cluster_fetched_free(struct cluster_shard *shard);
 
 #endif
