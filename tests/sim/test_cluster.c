@@ -470,6 +470,29 @@ two_join_under_load_and_nobody_notices(void **state)
     }
 }
 
+/* Topologies come until group0 is closed, and what they bring must not outlive the node: a node
+ * joins, and everybody stops at some moment of it. */
+static MAY_YIELD void
+stop_story(struct rig *rig)
+{
+    wait_settled(rig, NODES);
+    rig_start_begin(rig, NODES);
+    fiber_sleep_ns(*(u64 *)rig->arg);
+}
+
+static void
+nodes_stop_while_the_topology_changes(void **state)
+{
+    for (u64 seed = 1; seed <= 4 * SEED_COUNT; seed++) {
+        u64 after_ns = seed * 97 * NS_PER_MS;
+        struct rig rig = rig_of(seed, stop_story);
+        rig.node_count = NODES + 1;
+        rig.late_count = 1;
+        rig.arg = &after_ns;
+        rig_run(&rig);
+    }
+}
+
 int
 main(void)
 {
@@ -480,6 +503,7 @@ main(void)
         cmocka_unit_test(a_member_left_behind_by_a_join_loses_nothing),
         cmocka_unit_test(a_cluster_survives_a_blackout),
         cmocka_unit_test(two_join_under_load_and_nobody_notices),
+        cmocka_unit_test(nodes_stop_while_the_topology_changes),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
