@@ -325,7 +325,8 @@ join(struct cluster_shard *shard)
         status st = group0_join(shard->group0, &self, options->seeds, options->seed_count,
                                 io_now_ns() + JOIN_NS, reason);
         if (ok(st)) break;
-        if (status_is(st, ST_INVALID) || status_is(st, ST_DENIED) || io_stopping()) return st;
+        if (io_stopping()) return ST_CANCELED; /* whatever has failed: nobody waits for it */
+        if (status_is(st, ST_INVALID) || status_is(st, ST_DENIED)) return st;
         if (strcmp(last, reason) != 0)
             log_warning("cluster", "not in the cluster yet: %s (%s)", status_text(st), reason);
         memcpy(last, reason, sizeof(last));
