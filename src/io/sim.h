@@ -200,6 +200,8 @@ void sim_fault_each(const struct sim *sim,
                     void (*each)(void *arg, struct sim_fault_id id, u64 time_ns,
                                  const char *detail),
                     void *arg);
+/* Whether BUGGIFY sites fire from now on; which may was drawn by sim_new. */
+void sim_buggify_set(struct sim *sim, bool on);
 /* Damage beyond the promise, for a checker that demands that it is found. */
 struct sim_damage {
     struct sim_fault_id id;

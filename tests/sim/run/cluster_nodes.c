@@ -170,7 +170,10 @@ process_ended(struct cluster_node *node)
     u64 bytes = sim_node_memory_bytes(node->machine);
     if (bytes != 0)
         violated("memory", "%llu bytes are left of node %s", (unsigned long long)bytes, node->id);
-    bool out = node->leaving || strstr(why, "taken out") != NULL;
+    const struct topology *newest = cluster_topology_newest();
+    bool out = strstr(why, "taken out") != NULL ||
+               (node->leaving && newest != NULL &&
+                topology_member_by_id(newest, node->id) == NULL);
     /* Where fibers are refused by chance, a start may be, too. */
     bool short_of = status_is(st, ST_NO_MEMORY) && run->sim_options.buggify;
     if (!ok(st) && !short_of && !out && !run->faulty)
@@ -178,9 +181,9 @@ process_ended(struct cluster_node *node)
     process_forget(node);
     if (out) {
         node->state = NODE_GONE;
-    } else if (!node->stopping) {
-        run->stats.starts_failed++;
-        node->back_ns = cluster_now_ns() + NS_PER_S;
+    } else if (node->back_ns == 0) {
+        run->stats.starts_failed += !node->stopping;
+        if (!run->stop) node->back_ns = cluster_now_ns() + NS_PER_S;
     }
 }
 
