@@ -90,7 +90,8 @@ struct cluster_node {
     enum cluster_state state;
     bool leaving; /* it was asked to; stopped when it is no member any more */
     bool stopping;
-    u32 disks; /* how many it has had: each has a directory of its own */
+    bool may_fail; /* when it stops: its disk has failed, or may have */
+    u32 disks;     /* how many it has had: each has a directory of its own */
     u64 starts;
     u64 back_ns; /* DOWN: when it is to be started */
     char host[16], id[16];

@@ -159,6 +159,20 @@ enough_members(void)
     return newest != NULL && newest->member_count >= MIN(3u, run->cluster->knobs.nodes);
 }
 
+/* What a failed disk has left of a store is over with a restart. */
+static void
+restart_all(void)
+{
+    struct cluster_run *c = run->cluster;
+    for (u32 i = 0; i < c->node_count && !run_over(); i++) {
+        struct cluster_node *node = &c->nodes[i];
+        if (node->server == NULL || node->stopping) continue;
+        node->back_ns = cluster_now_ns() + NS_PER_MS;
+        cluster_node_stop(node);
+    }
+    run->faulty = false;
+}
+
 static void
 heal(void)
 {
@@ -166,7 +180,8 @@ heal(void)
     bool was_faulty = run->faulty;
     cluster_trouble_end();
     chances_set(false);
-    run->faulty = was_faulty; /* what a failed disk has left of a store is over with a restart */
+    run->faulty = was_faulty;
+    if (was_faulty) restart_all();
     if (!cluster_run_until(cluster_is_settled, SETTLE_NS_MAX)) {
         if (!run_over())
             violated("not_settled", "%llu s after the last fault: %s",
@@ -175,18 +190,6 @@ heal(void)
     }
     if (!enough_members()) violated("members", "fewer than three members are left");
     c->lost = 0;
-    if (run->faulty) {
-        for (u32 i = 0; i < c->node_count && !run_over(); i++) {
-            struct cluster_node *node = &c->nodes[i];
-            if (!cluster_node_ready(node)) continue;
-            node->back_ns = cluster_now_ns() + NS_PER_MS;
-            cluster_node_stop(node);
-        }
-        (void)cluster_run_until(never, 100 * NS_PER_MS);
-        run->faulty = false;
-        if (!cluster_run_until(cluster_is_settled, SETTLE_NS_MAX) && !run_over())
-            violated("not_settled", "after a restart of all: %s", cluster_why_unsettled());
-    }
     if (!run_over() && !cluster_run_until(cluster_hints_drained, DRAIN_NS_MAX) && !run_over())
         violated("hints", "hints are left %llu s after the last fault",
                  (unsigned long long)(DRAIN_NS_MAX / NS_PER_S));

@@ -88,6 +88,10 @@ cluster_knobs_draw(struct cluster_knobs *knobs, struct sim_options *sim,
     }
     /* Time is cheap; turns cost: nobody waits for a world that is slower than a real one. */
     sim->turn_long_ppm = MIN(sim->turn_long_ppm, 200u);
+    /* A room with machines: moves ask for a few thousand pages, one after the other. */
+    sim->net.latency_ns_max = MIN(sim->net.latency_ns_max, 3 * NS_PER_MS);
+    sim->net.latency_ns_min = MIN(sim->net.latency_ns_min, sim->net.latency_ns_max);
+    sim->net.single_bytes = false;
     knobs->nodes = lite ? (prng_chance(&prng, 3, 4) ? 3 : 4) : (u32)prng_range(&prng, 3, 6);
     knobs->shards_max = lite ? (prng_chance(&prng, 2, 3) ? 1 : 2) : (u32)prng_range(&prng, 1, 4);
     quorums_draw(knobs, &prng);

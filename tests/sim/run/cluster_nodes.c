@@ -122,7 +122,7 @@ cluster_node_start(struct cluster_node *node)
     config_fill(node);
     node->starts++;
     node->state = NODE_RUNS;
-    node->stopping = false;
+    node->stopping = node->may_fail = false;
     run->stats.starts++;
     node->server = server_new(node->config, (u32)(100 * node->index + node->starts));
     CHECK(node->server != NULL);
@@ -156,6 +156,7 @@ void
 cluster_node_stop(struct cluster_node *node)
 {
     node->stopping = true;
+    node->may_fail = run->faulty;
     run->stats.stops++;
     sim_node_stop(node->machine);
 }
@@ -172,11 +173,10 @@ process_ended(struct cluster_node *node)
         violated("memory", "%llu bytes are left of node %s", (unsigned long long)bytes, node->id);
     const struct topology *newest = cluster_topology_newest();
     bool out = strstr(why, "taken out") != NULL ||
-               (node->leaving && newest != NULL &&
-                topology_member_by_id(newest, node->id) == NULL);
+               (node->leaving && newest != NULL && topology_member_by_id(newest, node->id) == NULL);
     /* Where fibers are refused by chance, a start may be, too. */
     bool short_of = status_is(st, ST_NO_MEMORY) && run->sim_options.buggify;
-    if (!ok(st) && !short_of && !out && !run->faulty)
+    if (!ok(st) && !short_of && !out && !run->faulty && !node->may_fail)
         violated("ended", "node %s has ended by itself: %s (%s)", node->id, status_text(st), why);
     process_forget(node);
     if (out) {
