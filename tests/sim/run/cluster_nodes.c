@@ -207,7 +207,7 @@ cluster_nodes_tend(void)
             node->back_ns = 0;
             cluster_node_start(node);
         }
-        if (!node->leaving || !cluster_node_ready(node)) continue;
+        if (!node->leaving || node->server == NULL || node->stopping) continue;
         const struct topology *newest = cluster_topology_newest();
         if (newest != NULL && topology_member_by_id(newest, node->id) == NULL)
             cluster_node_stop(node);

@@ -31,6 +31,7 @@ static struct {
     u64 forget_ns;
     bool replace;                /* and then another one joins */
     struct cluster_node *leaver; /* is to be asked to go */
+    bool leaver_asked;
 } now;
 
 static const enum sim_fault family_of[] = {
@@ -121,6 +122,7 @@ leave(void)
         staying += newest->members[i].state == PLACEMENT_NORMAL;
     if (staying <= 3 || c->lost != 0) return false;
     now.leaver = running_draw();
+    now.leaver_asked = false;
     return now.leaver != NULL;
 }
 
@@ -146,7 +148,9 @@ remove_step(void)
         return;
     }
     if (now.leaver == NULL) return;
-    if (now.leaver->leaving || now.leaver->state != NODE_RUNS) {
+    if (now.leaver_asked && c->remove_answer == ANSWER_OK) now.leaver->leaving = true;
+    bool refused = now.leaver_asked && c->remove_answer == ANSWER_REFUSED;
+    if (now.leaver->leaving || refused) { /* else nobody knows: once more does no harm */
         now.leaver = NULL;
         return;
     }
@@ -155,7 +159,7 @@ remove_step(void)
     snprintf(c->remove_text, sizeof(c->remove_text), "DISTKV.REMOVE %s", now.leaver->id);
     c->remove_at = at->index;
     c->remove_wanted = true;
-    now.leaver->leaving = true;
+    now.leaver_asked = true;
 }
 
 /* ---- links ---- */
