@@ -162,8 +162,10 @@ static void
 changed(void *arg, struct topology *topology)
 {
     struct cluster_shard *shard = arg;
-    /* Not in it yet: what there is then is taken by enter, which knows who we are. */
-    if (cluster_member(shard->cluster) == 0) return;
+    /* Not in it yet: what there is then is taken by enter, which knows who we are. Or not any more:
+     * the last ones come while this is closed, and nobody would take back what follows from them.
+     */
+    if (cluster_member(shard->cluster) == 0 || atomic_load(&shard->cluster->refusing)) return;
     topology_hold(topology);
     adopt(shard, topology);
     send_topologies(shard->cluster);
@@ -328,7 +330,8 @@ join(struct cluster_shard *shard)
         status st = group0_join(shard->group0, &self, options->seeds, options->seed_count,
                                 io_now_ns() + JOIN_NS, reason);
         if (ok(st)) break;
-        if (status_is(st, ST_INVALID) || status_is(st, ST_DENIED) || io_stopping()) return st;
+        if (io_stopping()) return ST_CANCELED; /* whatever has failed: nobody waits for it */
+        if (status_is(st, ST_INVALID) || status_is(st, ST_DENIED)) return st;
         if (strcmp(last, reason) != 0)
             log_warning("cluster", "not in the cluster yet: %s (%s)", status_text(st), reason);
         memcpy(last, reason, sizeof(last));
@@ -394,10 +397,21 @@ enter(struct cluster_shard *shard, bool empty)
     return ST_OK;
 }
 
+/* Topologies on their way to other shards, and the memory that they are in: it is the cluster's.
+ * Behind group0, which sends more as long as it is open. */
+static MAY_YIELD void
+await_mails(const struct cluster *cluster)
+{
+    for (u32 i = 1; i < cluster->options.shard_count; i++)
+        while (cluster->mails[i].away)
+            fiber_sleep_ns(LOOK_NS);
+}
+
 static MAY_YIELD void
 undo_start(struct cluster_shard *shard)
 {
     if (shard->group0 != NULL) group0_close(shard->group0);
+    if (shard->index == 0) await_mails(shard->cluster);
     if (shard->replicator != NULL) replicator_close(shard->replicator);
     hints_close(shard->hints);
     if (shard->peers != NULL) peers_close(shard->peers);
@@ -429,6 +443,7 @@ cluster_start(struct cluster *cluster, struct lsm *lsm, bool empty, struct clust
     }
     if (!ok(st)) {
         cluster->shards[0] = NULL;
+        atomic_store(&cluster->refusing, true);
         undo_start(shard);
         shard_free(shard);
         atomic_store(&cluster->member, 0);
@@ -476,14 +491,12 @@ cluster_shard_close(struct cluster_shard *shard)
         /* The others' topologies come from here, and group0 ends with its peers. */
         while (atomic_load(&cluster->open_shards) != 0)
             fiber_sleep_ns(LOOK_NS);
-        for (u32 i = 1; i < cluster->options.shard_count; i++)
-            while (cluster->mails[i].away)
-                fiber_sleep_ns(LOOK_NS);
         cluster_pings_close(shard);
         fiber_queue_wake_all(&shard->changed);
         while (shard->steward_runs || shard->fetch_runs || shard->drain_runs)
             (void)!ok(fiber_queue_wait(&shard->changed, io_now_ns() + LOOK_NS));
         group0_close(shard->group0);
+        await_mails(cluster);
     }
     while (shard->streams != 0)
         (void)!ok(fiber_queue_wait(&shard->ended, io_now_ns() + LOOK_NS));

@@ -27,6 +27,7 @@
 #include "cluster/cluster.h"
 
 #include "base/hash.h"
+#include "base/fault.h"
 #include "base/log.h"
 #include "io/io.h"
 #include "proto/peer.h"
@@ -77,6 +78,14 @@ cluster_page_read(struct cluster_shard *shard, const struct cluster_page *page, 
     struct lsm_scan *scan;
     u8 more = 1;
     size_t start = out->size;
+    u64 first, last;
+    /* Who asks may know another number of shards than this process has, and nothing of what lies
+     * elsewhere must not pass for nothing at all. */
+    lsm_tokens(shard->lsm, &first, &last);
+    if (page->token < first || page->token_last > last) {
+        MARK("cluster.fetch.other_shard");
+        return ST_WOULD_WAIT;
+    }
     if (!buf_append(out, &more, 1)) return ST_NO_MEMORY;
     status st = lsm_scan_open(shard->lsm, NULL, page->keyspace, page->token, page->behind,
                               page->token_last, &scan);

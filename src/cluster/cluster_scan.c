@@ -59,6 +59,14 @@ need_of(const struct topology *topology, const struct topology_row *row, u16 key
     return row->read_quorum;
 }
 
+/* Our own record may be of a process before this one, with another number of shards. */
+static u32
+shards_of(const struct cluster *cluster, const struct topology_member *member)
+{
+    return member->number == cluster_member(cluster) ? cluster->options.shard_count
+                                                     : member->shard_count;
+}
+
 /* The stretch that has one row, and lies on one shard at each source: fills page.token_last. */
 static status
 choose(struct pass *pass, const struct topology *topology)
@@ -78,7 +86,7 @@ choose(struct pass *pass, const struct topology *topology)
             if (member == NULL) continue;
             struct source *source = &pass->sources[pass->source_count++];
             source->member = members[i];
-            source->there = partition_shard(partition, member->shard_count, count);
+            source->there = partition_shard(partition, shards_of(cluster, member), count);
         }
     }
     if (pass->source_count < need || pass->source_count == 0) return ST_UNAVAILABLE;
@@ -93,7 +101,8 @@ choose(struct pass *pass, const struct topology *topology)
         for (u32 i = 0; i < pass->source_count && same; i++) {
             const struct topology_member *member =
                 topology_member(topology, pass->sources[i].member);
-            same = partition_shard(end, member->shard_count, count) == pass->sources[i].there;
+            same =
+                partition_shard(end, shards_of(cluster, member), count) == pass->sources[i].there;
         }
         if (!same) break;
     }

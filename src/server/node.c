@@ -354,7 +354,9 @@ enter_cluster(struct shard *shard)
     bool empty = !server->has_keys;
     status st = cluster_start(server->cluster, shard->lsm, empty, &shard->cluster);
     if (ok(st)) cluster_open_here(shard);
-    if (!ok(st)) fail(server, "cannot enter the cluster: %s (%s)", server->cluster->reason, st);
+    bool stopped = status_is(st, ST_CANCELED) && io_stopping();
+    if (!ok(st) && !stopped)
+        fail(server, "cannot enter the cluster: %s (%s)", server->cluster->reason, st);
     return st;
 }
 

@@ -15,7 +15,8 @@
 
 #include "lsm/lsm.h"
 
-const char *const run_mode_names[] = {"lite", "swarm", "liveness", "beyond"};
+const char *const run_mode_names[] = {"lite",   "swarm",   "liveness",
+                                      "beyond", "cluster", "cluster-swarm"};
 
 static void
 weights_draw(struct knobs *knobs, struct prng *prng)
