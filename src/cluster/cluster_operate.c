@@ -175,7 +175,9 @@ fill_keyspace(void *arg, const struct topology *present, struct topology_command
     command->kind = TOPOLOGY_KEYSPACE_SET;
     if (wanted->create) {
         command->options = keyspace_new(present, wanted);
-        if (is_there && keyspace_same(&present->keyspaces[there], &command->options)) {
+        bool as_numbered = wanted->number == CLUSTER_KEYSPACE_ANY || wanted->number == there;
+        if (is_there && as_numbered &&
+            keyspace_same(&present->keyspaces[there], &command->options)) {
             wanted->number = there;
             return ST_EXISTS;
         }

@@ -378,6 +378,68 @@ def test_a_wiped_disk_comes_back_as_a_new_member_with_the_data(three):
             assert connection.call("GET", f"k{i}") == f"v{i}".encode()
 
 
+def cli(cluster, *words, code=0):
+    """distkv-client cluster ... against the first two nodes; its standard output."""
+    servers = ",".join(f"127.0.0.1:{node.port}" for node in cluster.nodes[:2])
+    done = subprocess.run(
+        [os.path.join(BUILD, "bin", "distkv-client"), "--server", servers, *words],
+        capture_output=True, text=True, timeout=60 * SLOW)
+    assert done.returncode == code, (words, done.returncode, done.stdout, done.stderr)
+    return done.stdout if code == 0 else done.stderr
+
+
+def test_operators_add_weigh_drain_and_remove(three):
+    """Each function of distkv-client cluster, in one story: nodes are slow to start."""
+    cluster = three
+    assert "in its place" in cli(cluster, "cluster", "rebalance")
+    status = json.loads(cli(cluster, "--json", "cluster", "status"))
+    assert [m["node_id"] for m in status["members"] if m["alive"] and "version" in m]
+    assert status["settled"] is True and status["move"] is None
+    assert "n3" in cli(cluster, "cluster", "status")
+    assert "healthy" in cli(cluster, "cluster", "health")
+    ring = json.loads(cli(cluster, "--json", "cluster", "ring"))
+    assert ring["ranges"][0]["first"] == 0 and ring["ranges"][-1]["last"] == 4095
+    assert "100.0 %" in cli(cluster, "cluster", "ring")
+
+    cli(cluster, "put", "k", "v", "--consistency", "all")
+    assert cli(cluster, "get", "k", "--consistency", "one") == "v"
+    cli(cluster, "cluster", "keyspaces", "create", "orders", "--replicas", "2")
+    cli(cluster, "--keyspace", "orders", "put", "k", "w")
+    assert cli(cluster, "--keyspace", "orders", "get", "k") == "w"
+    assert cli(cluster, "--keyspace", "15", "get", "k") == "w"
+    assert "no keyspace has this name" in cli(cluster, "--keyspace", "no", "get", "k", code=1)
+    cli(cluster, "cluster", "keyspaces", "set", "orders", "--read-quorum", "1")
+    assert '"read_quorum":1' in cli(cluster, "--json", "cluster", "keyspaces")
+
+    assert "distkv-server" in subprocess.run(
+        [os.path.join(BUILD, "bin", "distkv-client"), "--server", f"127.0.0.1:{cluster.nodes[0].port}",
+         "cluster", "add-node", "n4", "--no-wait"],
+        capture_output=True, text=True, timeout=60 * SLOW).stderr
+    cluster.add(wait=False)
+    assert "n4 is in" in cli(cluster, "cluster", "add-node", "n4")
+    cli(cluster, "cluster", "rebalance", "n4=300")
+    assert "100.0 %" in [line for line in cli(cluster, "cluster", "ring").splitlines()
+                         if " n4 " in line][0]
+
+    # Two copies that both have to be written: nobody can be spared, and that is said.
+    assert "no quorum without it" in cli(cluster, "cluster", "drain", "n3", code=5)
+    cli(cluster, "cluster", "drain", "n3", "--undo")
+    cli(cluster, "cluster", "keyspaces", "set", "orders", "--read-quorum", "2")
+    cli(cluster, "cluster", "keyspaces", "set", "orders", "--write-quorum", "1")
+    cli(cluster, "cluster", "keyspaces", "set", "orders", "--read-quorum", "1")
+    assert "can be stopped" in cli(cluster, "cluster", "drain", "n3")
+    assert cli(cluster, "get", "k") == "v"
+    cli(cluster, "cluster", "drain", "n3", "--undo")
+
+    assert "stop it first" in cli(cluster, "cluster", "remove-node", "n4", "--dead", code=2)
+    assert "can be stopped" in cli(cluster, "cluster", "remove-node", "n4")
+    assert "no member" in cli(cluster, "cluster", "remove-node", "n4", code=1)
+    assert "n4" not in cli(cluster, "cluster", "status")
+    assert cli(cluster, "get", "k") == "v" and cli(cluster, "--keyspace", "orders", "get", "k") == "w"
+    assert "usage" in cli(cluster, "cluster", code=2)
+    assert "help cluster" in cli(cluster, "cluster", "nothing", code=2)
+
+
 def test_a_stranger_is_refused(cluster):
     cluster.add()
     other = cluster.write_secret("other", "another secret of the tests")
