@@ -161,9 +161,12 @@ keyspace_place(const struct topology *topology, struct cluster_keyspace *wanted)
 static bool
 name_is_plain(const char *name)
 {
-    size_t plain =
-        strspn(name, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-");
-    return plain != 0 && name[plain] == 0;
+    for (const char *c = name; *c != 0; c++) {
+        bool letter = (*c >= 'a' && *c <= 'z') || (*c >= 'A' && *c <= 'Z');
+        if (!letter && !(*c >= '0' && *c <= '9') && *c != '.' && *c != '_' && *c != '-')
+            return false;
+    }
+    return name[0] != 0;
 }
 
 static status

@@ -114,9 +114,9 @@ native_call(struct rig_client *client, struct native_request *request)
     CHECK(fits);
     buf_deinit(&out);
     status st;
-    while (status_is(st = native_frame_decode(buf_bytes(&client->in), &header, &body, &consumed,
-                                              &wanted),
-                     ST_INCOMPLETE)) {
+    while (status_is(
+        st = native_frame_decode(buf_bytes(&client->in), &header, &body, &consumed, &wanted),
+        ST_INCOMPLETE)) {
         CHECK(client->conn != NULL);
         (void)!ok(fiber_queue_wait(&client->queue, FIBER_FOREVER));
     }
@@ -167,8 +167,7 @@ says(struct native_reply reply, const char *text)
 static void
 expect_refused(struct native_reply reply, u32 code, const char *text)
 {
-    if (reply.header.status != code ||
-        !bytes_equal(reply.error.text, BYTES(text, strlen(text))))
+    if (reply.header.status != code || !bytes_equal(reply.error.text, BYTES(text, strlen(text))))
         fprintf(stderr, "status %u: %.*s\n", reply.header.status, (int)reply.error.text.size,
                 (const char *)reply.error.text.data);
     CHECK(reply.header.status == code);
@@ -209,21 +208,22 @@ places(struct rig *rig, u32 node_count, u16 keyspace, const char *key)
     u32 bits = 0;
     for (u32 i = 0; i < row.count; i++)
         for (u32 node = 0; node < node_count; node++)
-            if (cluster_member(rig->nodes[node].server->cluster) == row.write[i]) bits |= 1u << node;
+            if (cluster_member(rig->nodes[node].server->cluster) == row.write[i])
+                bits |= 1u << node;
     return bits;
 }
 
 static MAY_YIELD u16
 keyspace_make(struct rig_client *client, const char *name, u8 replicas, u8 write, u8 read)
 {
-    struct native_reply reply = ask(client, (struct native_cluster){
-                                                .function = NATIVE_CLUSTER_KEYSPACE_SET,
-                                                .flags = NATIVE_CLUSTER_CREATE,
-                                                .keyspace = NATIVE_CLUSTER_KEYSPACE_ANY,
-                                                .replicas = replicas,
-                                                .write_quorum = write,
-                                                .read_quorum = read,
-                                                .name = BYTES(name, strlen(name))});
+    struct native_reply reply =
+        ask(client, (struct native_cluster){.function = NATIVE_CLUSTER_KEYSPACE_SET,
+                                            .flags = NATIVE_CLUSTER_CREATE,
+                                            .keyspace = NATIVE_CLUSTER_KEYSPACE_ANY,
+                                            .replicas = replicas,
+                                            .write_quorum = write,
+                                            .read_quorum = read,
+                                            .name = BYTES(name, strlen(name))});
     CHECK(reply.header.status == NATIVE_ST_OK);
     return (u16)reply.cluster.number;
 }
@@ -352,9 +352,8 @@ keyspaces_story(struct rig *rig)
     set.replicas = 4;
     expect_refused(ask(&client, set), NATIVE_ST_INVALID,
                    "a keyspace has at least one replica, and at most as many as the cluster keeps");
-    set = (struct native_cluster){.function = NATIVE_CLUSTER_KEYSPACE_SET,
-                                  .read_quorum = 1,
-                                  .name = BYTES_LITERAL("orders")};
+    set = (struct native_cluster){
+        .function = NATIVE_CLUSTER_KEYSPACE_SET, .read_quorum = 1, .name = BYTES_LITERAL("orders")};
     CHECK(ask(&client, set).cluster.number == 15);
     set.replicas = 3;
     expect_refused(ask(&client, set), NATIVE_ST_INVALID, "the number of replicas cannot change");
