@@ -97,7 +97,9 @@ droppable_expired(const struct levels *levels, u16 keyspace, u32 run_index,
 {
     const struct run_set *set = levels->current;
     const struct table_meta *meta = &slot->file->table->meta;
-    if (meta->version_max >= levels->purge_below[keyspace]) return false;
+    if (meta->version_max >= levels->purge_below[keyspace] ||
+        meta->expire_max_ms >= levels->expire_below_ms[keyspace])
+        return false;
     if (!meta->entries_all_expire || meta->expire_max_ms > wall_ms) return false;
     if (snapshot_between(snapshots, snapshot_count, meta->seq_min, UINT64_MAX)) return false;
     for (u32 i = 0; i < run_set_tree_count(set, keyspace); i++) {

@@ -96,8 +96,9 @@ struct levels {
     u64 run_id_next;
     u64 mark_next;
     struct range_list ranges;
-    u64 purge_below[LIMIT_KEYSPACES]; /* what hides versions from here on stays: lsm_purge_allow */
-    u64 expired_ms;                   /* see levels_expired_ms */
+    /* What hides versions from here on stays, and what expires from then on: lsm_purge_allow. */
+    u64 purge_below[LIMIT_KEYSPACES], expire_below_ms[LIMIT_KEYSPACES];
+    u64 expired_ms; /* see levels_expired_ms */
     /* The highest number of what was dropped so that perhaps no trace of its key is left, by the
      * key's hash; of tables that were dropped as a whole. Raised before the drop is visible. */
     u64 dropped_seqs[LEVELS_DROP_MARKS];

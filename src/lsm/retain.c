@@ -44,10 +44,11 @@ retain_next(struct retain *retain, const struct entry *entry, bool *key_changed_
                    : RETAIN_DROP_DELETED;
     }
     bool may_purge = retain->bottom && entry->version < retain->version_outside;
-    bool gone = entry->kind == ENTRY_DELETE ||
-                (entry_expired(entry, retain->wall_ms) &&
-                 /* A snapshot's clock is its own business: what it sees stays. */
-                 !snapshot_in(retain, entry->seq, hidden));
+    bool gone =
+        entry->kind == ENTRY_DELETE ||
+        (entry_expired(entry, retain->wall_ms) && entry->expire_ms < retain->expire_below_ms &&
+         /* A snapshot's clock is its own business: what it sees stays. */
+         !snapshot_in(retain, entry->seq, hidden));
     retain->seq_newer_min = MIN(newer, entry->seq);
     return may_purge && gone ? RETAIN_PEND : RETAIN_KEEP;
 }

@@ -42,7 +42,8 @@ struct retain {
     const struct range_list *ranges;
     u64 range_seq_limit; /* ranges up to this are persistent */
     bool bottom;         /* nothing older lies in a run that is not merged */
-    u64 version_outside; /* the lowest version in newer runs that are not merged */
+    u64 version_outside; /* the lowest version in newer runs that are not merged, or to come */
+    u64 expire_below_ms; /* what expires later stays, expired or not: lsm_purge_allow */
     u64 wall_ms;
 
     /* state: of the current key */

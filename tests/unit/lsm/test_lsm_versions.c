@@ -365,7 +365,7 @@ late_body(void *arg)
     expect(w, 2, 100, 0);
 
     /* Allowed, it goes with the next merge, but not while an older one lies in memory. */
-    lsm_purge_allow(w->lsm, 0, 200);
+    lsm_purge_allow(w->lsm, 0, 200, UINT64_MAX);
     CHECK(ok(lsm_flush(w->lsm)));
     CHECK(ok(lsm_compact(w->lsm)));
     expect(w, 1, 100, 0);
@@ -383,6 +383,84 @@ what_hides_older_versions_stays_until_none_can_come(void **state)
     struct world w;
     world_init(&w, 1);
     assert_true(ok(sim_run(w.sim, 1, late_body, &w)));
+    sim_free(w.sim);
+}
+
+/* What expires later than is allowed stays, expired or not; and what was allowed is taken back. */
+static status
+forget_body(void *arg)
+{
+    struct world *w = arg;
+    CHECK(ok(open_store(w)));
+    u64 soon = io_wall_ms() + 5;
+    write_cell(w, 1, 100, 7, soon);
+    fiber_sleep_ns(10 * NS_PER_MS);
+    lsm_purge_allow(w->lsm, 0, 200, soon);
+    CHECK(ok(lsm_flush(w->lsm)));
+    CHECK(ok(lsm_compact(w->lsm)));
+    struct lsm_stats stats;
+    lsm_stats_get(w->lsm, &stats);
+    CHECK(stats.table_entries == 1);
+    lsm_purge_allow(w->lsm, 0, 201, soon + 1);
+    CHECK(lsm_purge_below(w->lsm, 0) == 201);
+    lsm_purge_forget(w->lsm);
+    CHECK(lsm_purge_below(w->lsm, 0) == 0);
+    CHECK(ok(lsm_flush(w->lsm)));
+    CHECK(ok(lsm_compact(w->lsm)));
+    write_cell(w, 1, 90, 8, 0);
+    expect(w, 1, 100, 0);
+    lsm_purge_allow(w->lsm, 0, 150, soon + 1); /* less than before, but that was taken back */
+    CHECK(ok(lsm_flush(w->lsm)));
+    CHECK(ok(lsm_compact(w->lsm)));
+    expect(w, 1, 100, 0);
+    lsm_stats_get(w->lsm, &stats);
+    CHECK(stats.table_entries == 0);
+    return lsm_close(w->lsm);
+}
+
+static void
+what_may_be_purged_can_be_taken_back(void **state)
+{
+    (void)state;
+    struct world w;
+    world_init(&w, 1);
+    assert_true(ok(sim_run(w.sim, 1, forget_body, &w)));
+    sim_free(w.sim);
+}
+
+static status
+marks_body(void *arg)
+{
+    struct world *w = arg;
+    CHECK(ok(open_store(w)));
+    u64 marks[4] = {0}, token = hash_token(key_of(1));
+    lsm_marks_set(w->lsm, 0, marks, 56);
+    write_cell(w, 1, 100, 7, 0);
+    for (u32 i = 0; i < 256; i++)
+        CHECK((marks[i / 64] >> i % 64 & 1) == (i == token >> 56));
+    memset(marks, 0, sizeof(marks));
+    struct change range = {.range = true,
+                           .cell = {.version = 50},
+                           .token_first = 3ull << 56,
+                           .token_last = 70ull << 56};
+    CHECK(ok(write_change(w, &range)));
+    for (u32 i = 0; i < 256; i++)
+        CHECK((marks[i / 64] >> i % 64 & 1) == (i >= 3 && i <= 70));
+    lsm_marks_set(w->lsm, 0, NULL, 0);
+    memset(marks, 0, sizeof(marks));
+    write_cell(w, 1, 101, 7, 0);
+    for (u32 i = 0; i < 4; i++)
+        CHECK(marks[i] == 0);
+    return lsm_close(w->lsm);
+}
+
+static void
+marks_tell_where_was_written(void **state)
+{
+    (void)state;
+    struct world w;
+    world_init(&w, 1);
+    assert_true(ok(sim_run(w.sim, 1, marks_body, &w)));
     sim_free(w.sim);
 }
 
@@ -467,6 +545,8 @@ main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(the_highest_version_wins_in_whatever_order_they_come),
         cmocka_unit_test(what_hides_older_versions_stays_until_none_can_come),
+        cmocka_unit_test(what_may_be_purged_can_be_taken_back),
+        cmocka_unit_test(marks_tell_where_was_written),
         cmocka_unit_test(neighbouring_ranges_of_different_versions_stay_two),
         cmocka_unit_test(asking_for_a_higher_version_reads_no_disk_in_the_usual_case),
     };
