@@ -693,6 +693,15 @@ levels_range_delete(struct levels *levels, u16 keyspace, u64 token_first, u64 to
 }
 
 void
+levels_drop_set(struct levels *levels, u16 keyspace, const u64 *bits, u32 shift)
+{
+    levels->drops[keyspace] =
+        (struct drop_bits){.bits = bits, .token_first = levels->config.token_first, .shift = shift};
+    levels->trees[keyspace].drop_due = bits != NULL;
+    fiber_queue_wake_all(&levels->wake);
+}
+
+void
 levels_purge_allow(struct levels *levels, u16 keyspace, u64 version_below, u64 expire_below_ms)
 {
     levels->purge_below[keyspace] = version_below;

@@ -104,6 +104,8 @@ MAY_YIELD MUST_CHECK status levels_cursors_open(struct levels *levels, u16 keysp
 MUST_CHECK status levels_range_delete(struct levels *levels, u16 keyspace, u64 token_first,
                                       u64 token_last, u64 version, u64 seq);
 /* Nothing below this version will come any more, and what came is in runs: see lsm_purge_allow. */
+/* See lsm_drop_set. */
+void levels_drop_set(struct levels *levels, u16 keyspace, const u64 *bits, u32 shift);
 void levels_purge_allow(struct levels *levels, u16 keyspace, u64 version_below,
                         u64 expire_below_ms);
 /* How many there are with higher numbers, needed or not. */

@@ -190,6 +190,12 @@ MAY_YIELD MUST_CHECK status lsm_newest(struct lsm *lsm, u16 keyspace, u64 token,
 /* From now on each write sets bit (token - first token of the store) >> shift of marks, until it is
  * NULL. Whoever wants to know what has changed since it looked clears bits before it looks. */
 void lsm_marks_set(struct lsm *lsm, u16 keyspace, u64 *marks, u32 shift);
+/* Nobody wants what lies where bit (token - first token of the store) >> shift of bits is set: what
+ * has been flushed goes, in the background, by one merge that begins after each call; all of a key
+ * or nothing. Reads, of snapshots too, may find it until then. The bits are read until a call with
+ * NULL, and change right before a call only. What is written to a stretch after its bit was cleared
+ * stays. */
+void lsm_drop_set(struct lsm *lsm, u16 keyspace, const u64 *bits, u32 shift);
 /* What the store holds: lsm_place. */
 void lsm_tokens(const struct lsm *lsm, u64 *first_out, u64 *last_out);
 /* No entry has a higher version. */

@@ -573,6 +573,16 @@ lsm_purge_forget(struct lsm *lsm)
 }
 
 void
+lsm_drop_set(struct lsm *lsm, u16 keyspace, const u64 *bits, u32 shift)
+{
+    CHECK(keyspace < LIMIT_KEYSPACES && shift < 64);
+    levels_drop_set(lsm->levels, keyspace, bits, shift);
+    /* What goes without a trace must not come back from a cache, nor get there late. */
+    lsm->range_marks++;
+    row_cache_clear(lsm->row_cache);
+}
+
+void
 lsm_marks_set(struct lsm *lsm, u16 keyspace, u64 *marks, u32 shift)
 {
     CHECK(keyspace < LIMIT_KEYSPACES && shift < 64);

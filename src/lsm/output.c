@@ -42,6 +42,7 @@ output_init(struct output *output, const struct output_config *config)
     output->retain.token_first = levels->config.token_first;
     output->retain.token_last = levels->config.token_last;
     output->retain.ranges = &levels->ranges;
+    output->retain.drop = &levels->drops[config->keyspace];
     return ST_OK;
 }
 
