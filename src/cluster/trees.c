@@ -80,7 +80,9 @@ settled_ripen(struct settled *s)
 {
     if (s->next == 0 || io_now_ns() - s->next_ns < TREES_GRACE_NS) return;
     s->ready = MAX(s->ready, s->next);
-    s->next = 0;
+    /* What has come since waits from now on. */
+    s->next = s->last > s->ready ? s->last : 0;
+    s->next_ns = io_now_ns();
 }
 
 /* What was dropped of hints for replicas of the partition is mended now. */

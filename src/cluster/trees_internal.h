@@ -32,7 +32,7 @@ static_assert(PEER_TREE_LEAVES == TREE_LEAVES, "they are those");
 #define TREES_BATCH 32u
 /* A scan that takes longer begins anew behind what it has: its snapshot holds files. */
 #define TREES_SCAN_NS    (200 * NS_PER_MS)
-#define TREES_ROOTS_NS   (20 * NS_PER_S)
+#define TREES_ROOTS_NS   (10 * NS_PER_S)
 #define TREES_PAGE_NS    (10 * NS_PER_S)
 #define TREES_CALL_NS    (5 * NS_PER_S)
 #define TREES_PAGE_BYTES KIB(64)

@@ -82,18 +82,6 @@ stats_of(const struct rig *rig, u32 node, struct trees_stats *out)
     trees_stats_get(rig->nodes[node].server->cluster->shards[0], out);
 }
 
-static void
-stats_print(const struct trees_stats *s)
-{
-    fprintf(stderr,
-            "trees: rounds %llu exchanges %llu failures %llu leaves %llu sent %llu received %llu "
-            "scanned %llu %llu\n",
-            (unsigned long long)s->rounds, (unsigned long long)s->exchanges,
-            (unsigned long long)s->failures, (unsigned long long)s->leaves_differing,
-            (unsigned long long)s->entries_sent, (unsigned long long)s->entries_received,
-            (unsigned long long)s->leaves_scanned, (unsigned long long)s->entries_scanned);
-}
-
 /* Asks the node to compare all that it has, and waits until it has. */
 static MAY_YIELD void
 repair(struct rig *rig, u32 node)
@@ -257,8 +245,6 @@ missed_story(struct rig *rig)
     repair(rig, 0);
     struct trees_stats stats;
     stats_of(rig, 0, &stats);
-    stats_print(&stats);
-    if (stats.failures) sim_log_dump(rig->sim);
     CHECK(stats.failures == 0 && stats.leaves_differing > 0);
     CHECK(stats.entries_sent > 0 && stats.entries_received == 0);
     CHECK(contents_are_equal(rig, NODES));
@@ -270,6 +256,19 @@ missed_story(struct rig *rig)
     CHECK(stats.entries_sent == sent && stats.leaves_differing == leaves);
     stats_of(rig, 2, &stats);
     CHECK(stats.entries_sent == 0 && stats.entries_received == 0 && stats.leaves_differing == 0);
+    /* Once more, with trees that were known before: and it is the one who asks that lacks it. */
+    crash(rig, 2);
+    write_some(rig, 0, KEYS / 4, KEYS, "c");
+    rig_start(rig, 2);
+    wait_settled(rig, NODES);
+    fiber_sleep_ns(6 * NS_PER_S);
+    repair(rig, 2);
+    stats_of(rig, 2, &stats);
+    CHECK(stats.entries_received > 0 && stats.entries_sent == 0);
+    CHECK(contents_are_equal(rig, NODES));
+    write_some(rig, 1, 0, KEYS, "d");
+    repair(rig, 0);
+    CHECK(contents_are_equal(rig, NODES));
 }
 
 static void
@@ -277,6 +276,43 @@ what_a_replica_missed_without_hints_is_brought_by_trees(void **state)
 {
     for (u64 seed = 1; seed <= SEED_COUNT; seed++) {
         struct rig rig = rig_of(seed, missed_story);
+        rig_run(&rig);
+    }
+}
+
+/* Nodes lose their power while they compare: the one that asks, or one that is asked. */
+static MAY_YIELD void
+killed_story(struct rig *rig)
+{
+    wait_settled(rig, NODES);
+    write_some(rig, 0, 0, KEYS, "a");
+    for (u32 round = 0; round < 3; round++) {
+        for (u32 i = 0; i < NODES; i++)
+            hints_off(rig, i);
+        crash(rig, 2);
+        write_some(rig, 1, round * 30, round * 30 + KEYS, "b");
+        rig_start(rig, 2);
+        wait_settled(rig, NODES);
+        fiber_sleep_ns(6 * NS_PER_S);
+        struct rig_client client;
+        rig_connect_to(rig, round % 2 == 0 ? 0 : 2, &client);
+        CHECK(rig_is(rig_call(&client, "DISTKV.REPAIR"), "+OK\r\n"));
+        rig_disconnect(&client);
+        fiber_sleep_ns((30 + 150 * round) * NS_PER_MS);
+        u32 victim = round == 1 ? 0 : 2;
+        crash(rig, victim);
+        rig_start(rig, victim);
+        wait_settled(rig, NODES);
+        repair(rig, 1);
+        CHECK(contents_are_equal(rig, NODES));
+    }
+}
+
+static void
+power_failures_while_comparing_lose_nothing(void **state)
+{
+    for (u64 seed = 1; seed <= SEED_COUNT; seed++) {
+        struct rig rig = rig_of(seed, killed_story);
         rig_run(&rig);
     }
 }
@@ -315,12 +351,18 @@ purge_below(const struct rig *rig, u32 node)
 static MAY_YIELD void
 wait_purge(struct rig *rig)
 {
-    u64 version = hlc_version_at(io_wall_ms()), deadline_ns = io_now_ns() + 3600 * NS_PER_S;
-    for (u32 i = 0; i < rig->node_count; i++)
-        while (purge_below(rig, i) < version && io_now_ns() < deadline_ns)
-            fiber_sleep_ns(NS_PER_S);
-    for (u32 i = 0; i < rig->node_count; i++)
-        CHECK(purge_below(rig, i) >= version);
+    u64 version = hlc_version_at(io_wall_ms()), deadline_ns = io_now_ns() + 1200 * NS_PER_S;
+    bool all = false;
+    while (!all && io_now_ns() < deadline_ns) {
+        fiber_sleep_ns(2 * NS_PER_S);
+        for (u32 i = 0; i < rig->node_count; i++)
+            repair(rig, i);
+        fiber_sleep_ns(TREES_GRACE_NS + 12 * NS_PER_S);
+        all = true;
+        for (u32 i = 0; i < rig->node_count; i++)
+            all = all && purge_below(rig, i) >= version;
+    }
+    CHECK(all);
 }
 
 static MAY_YIELD void
@@ -372,7 +414,11 @@ away_story(struct rig *rig)
     crash(rig, 2);
     delete_some(rig, 0, 0, KEYS / 2);
     write_expiring(rig, 1, KEYS / 2, KEYS);
-    fiber_sleep_ns(1500 * NS_PER_S);
+    fiber_sleep_ns(TREES_FIRST_NS);
+    for (u32 i = 0; i < 2; i++)
+        repair(rig, i);
+    fiber_sleep_ns(TREES_GRACE_NS + 12 * NS_PER_S);
+    repair(rig, 0);
     compact_all(rig);
     for (u32 i = 0; i < 2; i++) {
         struct content content = content_of(rig, i);
@@ -398,6 +444,7 @@ away_story(struct rig *rig)
         expect_gone(rig, i, 0, KEYS);
     stats_of(rig, 0, &after);
     CHECK(after.leaves_differing == before.leaves_differing && after.failures == before.failures);
+    CHECK(content_of(rig, 0).entries == 0 && content_of(rig, 2).entries == 0);
     compact_all(rig);
     for (u32 i = 0; i < NODES; i++)
         CHECK(content_of(rig, i).entries == 0);
@@ -481,6 +528,7 @@ main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(what_a_replica_missed_without_hints_is_brought_by_trees),
+        cmocka_unit_test(power_failures_while_comparing_lose_nothing),
         cmocka_unit_test(a_replica_that_was_away_for_long_brings_nothing_back),
         cmocka_unit_test(losers_are_empty_after_a_move),
     };
