@@ -338,6 +338,18 @@ def test_who_joins_later_gets_the_data_and_the_deletes(cluster):
             assert got == (None if i % 2 == 0 else b"v" * (i % 300))
 
 
+def test_replicas_are_compared_on_request(three):
+    for i in range(300):
+        three.nodes[i % 3].call("SET", f"k{i}", f"v{i}")
+    assert three.nodes[1].call("DISTKV.REPAIR") == "OK"
+    assert three.nodes[1].call("DISTKV.REPAIR") == "OK"  # while one goes on it changes nothing
+    wait_for(lambda: not three.view(1)["trees"]["repairing"], "the end of the repair", 60)
+    trees = three.view(1)["trees"]
+    assert trees["repair_done"] == trees["repair_total"] == 4096
+    assert trees["exchanges"] > 0 and trees["failures"] == 0
+    assert trees["entries_sent"] == trees["entries_received"] == 0
+
+
 def test_nodes_leave_and_are_forgotten(three):
     fourth = three.add()
     three.wait_settled(4)
@@ -421,6 +433,9 @@ def test_operators_add_weigh_drain_and_remove(three):
     assert "100.0 %" in [line for line in cli(cluster, "cluster", "ring").splitlines()
                          if " n4 " in line][0]
 
+    assert "compared and mended" in cli(cluster, "cluster", "repair")
+    assert "compared and mended" in cli(cluster, "cluster", "repair", "n2")
+
     # Two copies that both have to be written: nobody can be spared, and that is said.
     assert "no quorum without it" in cli(cluster, "cluster", "drain", "n3", code=5)
     cli(cluster, "cluster", "drain", "n3", "--undo")
@@ -461,6 +476,8 @@ def test_a_node_with_data_of_its_own_does_not_join(cluster, make_server, tmp_pat
 
 
 def test_a_node_by_itself_knows_no_cluster(server):
+    with pytest.raises(ReplyError, match="not one of a cluster"):
+        server.call("DISTKV.REPAIR")
     assert server.call("DISTKV.CONSISTENCY") == b"default"
     assert server.call("CLUSTER", "INFO").startswith(b"cluster_state:ok")
     done = client(server, "cluster", "status")

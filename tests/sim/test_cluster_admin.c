@@ -543,6 +543,17 @@ members_story(struct rig *rig)
     reply = ask(&client, (struct native_cluster){.function = NATIVE_CLUSTER_RING});
     CHECK(says(reply, "\"ranges\":[{\"first\":0,"));
 
+    struct native_cluster repair = {.function = NATIVE_CLUSTER_REPAIR};
+    CHECK(ask(&client, repair).header.status == NATIVE_ST_OK);
+    u64 repair_ns = io_now_ns() + WAIT_NS;
+    do {
+        fiber_sleep_ns(100 * NS_PER_MS);
+        reply = ask(&client, (struct native_cluster){.function = NATIVE_CLUSTER_STATUS});
+    } while (says(reply, "\"repair_running\":1") && io_now_ns() < repair_ns);
+    CHECK(!says(reply, "\"repair_running\":1") && !says(reply, "\"repair_partitions\":0,"));
+    repair.node = BYTES_LITERAL("n9");
+    expect_refused(ask(&client, repair), NATIVE_ST_NOT_FOUND, "no member has this id");
+
     /* A fourth one, with twice the weight: it has everything, the others two thirds. */
     rig_start_begin(rig, NODES);
     wait_settled(rig, NODES + 1, NODES + 1);
