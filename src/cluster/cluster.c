@@ -50,7 +50,16 @@ cluster_own_epoch(const struct cluster *cluster)
 {
     u64 least = UINT64_MAX;
     for (u32 i = 0; i < cluster->options.shard_count; i++)
-        least = MIN(least, atomic_load_explicit(&cluster->shard_epochs[i], memory_order_relaxed));
+        least = MIN(least, atomic_load_explicit(&cluster->shard_epochs[i], memory_order_acquire));
+    return least;
+}
+
+u64
+cluster_own_oldest(const struct cluster *cluster)
+{
+    u64 least = UINT64_MAX;
+    for (u32 i = 0; i < cluster->options.shard_count; i++)
+        least = MIN(least, atomic_load_explicit(&cluster->shard_oldest[i], memory_order_relaxed));
     return least;
 }
 
@@ -60,7 +69,11 @@ note_epoch(struct cluster_shard *shard)
     u64 epoch = 0;
     if (shard->topology != NULL)
         epoch = MIN(shard->topology->epoch, replicator_epoch(shard->replicator));
-    atomic_store_explicit(&shard->cluster->shard_epochs[shard->index], epoch, memory_order_relaxed);
+    /* First what goes with it: who sees the epoch sees nothing of the stage before. */
+    u64 oldest = trees_are_clean(shard) ? replicator_oldest_to_come(shard->replicator) : 0;
+    atomic_store_explicit(&shard->cluster->shard_oldest[shard->index], oldest,
+                          memory_order_relaxed);
+    atomic_store_explicit(&shard->cluster->shard_epochs[shard->index], epoch, memory_order_release);
 }
 
 /* ---- topologies ---- */
@@ -95,6 +108,7 @@ adopt(struct cluster_shard *shard, struct topology *taken)
         topology_release(taken);
         return;
     }
+    trees_topology_comes(shard, before, taken);
     shard->topology = taken;
     follow_addresses(shard, before);
     replicator_topology_set(shard->replicator, taken, cluster_member(shard->cluster));
@@ -248,6 +262,7 @@ open_replicator(struct cluster_shard *shard)
         .hints = shard->hints,
     };
     st = replicator_open(&options, &shard->replicator);
+    if (ok(st)) st = trees_open(shard);
     if (ok(st)) cluster_streams_open(shard);
     return st;
 }
@@ -410,6 +425,7 @@ await_mails(const struct cluster *cluster)
 static MAY_YIELD void
 undo_start(struct cluster_shard *shard)
 {
+    trees_close(shard);
     if (shard->group0 != NULL) group0_close(shard->group0);
     if (shard->index == 0) await_mails(shard->cluster);
     if (shard->replicator != NULL) replicator_close(shard->replicator);
@@ -487,6 +503,7 @@ cluster_shard_close(struct cluster_shard *shard)
     struct cluster *cluster = shard->cluster;
     atomic_store(&cluster->refusing, true);
     io_timer_cancel(&shard->tick);
+    trees_close(shard);
     if (shard->index == 0) {
         /* The others' topologies come from here, and group0 ends with its peers. */
         while (atomic_load(&cluster->open_shards) != 0)

@@ -30,6 +30,7 @@
 #include "cluster/group0.h"
 #include "cluster/liveness.h"
 #include "cluster/replicate.h"
+#include "cluster/trees.h"
 #include "io/mailbox.h"
 #include "io/timer.h"
 
@@ -89,6 +90,10 @@ struct cluster {
      * would share one: then a call to a dead one is attempted, or one to a living one is not. */
     _Atomic u8 alive[CLUSTER_ALIVE_SLOTS];  /* CLUSTER_IS_ALIVE, CLUSTER_IS_DRAINED */
     _Atomic u64 shard_epochs[LIMIT_SHARDS]; /* the oldest that it works with; 0: none */
+    _Atomic u64 shard_oldest[LIMIT_SHARDS]; /* replicator_oldest_to_come of each; 0: not known */
+    _Atomic u64 oldest;                     /* the least of all members; 0: not of all known */
+    _Atomic u64 oldest_stage;               /* stage_epoch that they worked with */
+    struct trees_node trees;
     _Atomic u64 fetched_bytes, fetched_entries;
     /* Of the plan that is fetched by now, or was last: of how many partitions (a keyspace's each),
      * and how many are here. */
@@ -109,6 +114,7 @@ struct cluster_ping {
     u64 began_ns;
     u64 rtt_ns;
     u64 epoch;    /* the oldest that it works with; 0: not known */
+    u64 oldest;   /* no write of a lower version will come from there; 0: not known */
     i64 clock_ms; /* its wall clock before ours */
     bool drained; /* wants others to do what it did */
 };
@@ -122,6 +128,7 @@ struct cluster_shard {
     struct peers *peers;
     struct hints *hints;
     struct replicator *replicator;
+    struct trees *trees;
     struct topology *topology; /* held; NULL: none yet */
     struct io_timer tick;
     u32 streams;              /* under way for others */
@@ -259,6 +266,10 @@ MUST_CHECK status cluster_drain(struct cluster_shard *shard, bool undo);
 void cluster_describe(const struct cluster_options *options, struct topology_member *out);
 /* The oldest epoch that any shard of this node works with. */
 u64 cluster_own_epoch(const struct cluster *cluster);
+/* The lowest version that any shard of this node may yet send to anybody; 0: not known. */
+u64 cluster_own_oldest(const struct cluster *cluster);
+/* The same of all members, who all work with this stage; 0: not known, or not so. */
+u64 cluster_oldest(const struct cluster *cluster, u64 stage_epoch);
 /* Every CLUSTER_PING_MS on shard 0. */
 void cluster_pings_send(struct cluster_shard *shard);
 void cluster_pings_open(struct cluster_shard *shard);
@@ -281,6 +292,9 @@ struct cluster_page {
 };
 MAY_YIELD MUST_CHECK status cluster_page_read(struct cluster_shard *shard,
                                               const struct cluster_page *page, struct buf *out);
+/* One entry behind those of a page. false: no memory. */
+MUST_CHECK bool cluster_page_add(struct buf *out, bool deleted, struct bytes key,
+                                 const struct lsm_value *value);
 /* The body of a request for one: CLUSTER_PAGE_HEAD_BYTES, and then the key. session: of the plan
  * that it is fetched for; 0: for a scan. */
 #define CLUSTER_PAGE_HEAD_BYTES 31u

@@ -72,6 +72,12 @@ add_entry(struct buf *out, enum stream_kind kind, struct bytes key, const struct
            buf_append(out, value->value.data, value->value.size);
 }
 
+bool
+cluster_page_add(struct buf *out, bool deleted, struct bytes key, const struct lsm_value *value)
+{
+    return add_entry(out, deleted ? STREAM_TOMBSTONE : STREAM_VALUE, key, value);
+}
+
 MAY_YIELD status
 cluster_page_read(struct cluster_shard *shard, const struct cluster_page *page, struct buf *out)
 {

@@ -161,9 +161,12 @@ keyspace_place(const struct topology *topology, struct cluster_keyspace *wanted)
 static bool
 name_is_plain(const char *name)
 {
-    size_t plain =
-        strspn(name, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-");
-    return plain != 0 && name[plain] == 0;
+    for (const char *c = name; *c != 0; c++) {
+        bool letter = (*c >= 'a' && *c <= 'z') || (*c >= 'A' && *c <= 'Z');
+        if (!letter && !(*c >= '0' && *c <= '9') && *c != '.' && *c != '_' && *c != '-')
+            return false;
+    }
+    return name[0] != 0;
 }
 
 static status
@@ -175,7 +178,9 @@ fill_keyspace(void *arg, const struct topology *present, struct topology_command
     command->kind = TOPOLOGY_KEYSPACE_SET;
     if (wanted->create) {
         command->options = keyspace_new(present, wanted);
-        if (is_there && keyspace_same(&present->keyspaces[there], &command->options)) {
+        bool as_numbered = wanted->number == CLUSTER_KEYSPACE_ANY || wanted->number == there;
+        if (is_there && as_numbered &&
+            keyspace_same(&present->keyspaces[there], &command->options)) {
             wanted->number = there;
             return ST_EXISTS;
         }

@@ -394,6 +394,10 @@ mend(struct read *read, const struct replicate_value *value)
 static bool
 agreed(const struct read *read, const struct replicate_value *value)
 {
+    /* What was deleted before all replicas had settled (trees.h) is gone where it was collected
+     * and a tombstone where it was not yet; nothing older is left. */
+    if (!value->found && value->version < lsm_purge_below(read->r->options.lsm, read->keyspace))
+        return true;
     if (!all_have(read, value->version)) return false;
     if (read->row.next_count == 0 || value->version == 0 || read->need < read->row.read_quorum)
         return true;

@@ -158,6 +158,7 @@ attempt_send(struct write_attempt *attempt, const struct topology *topology, u16
 {
     struct replicator *r = attempt->r;
     attempt->repair = repair;
+    attempt->partition = partition;
     u8 head[PEER_REPLICA_HEAD_BYTES];
     struct peer_write write = {.version = attempt->version,
                                .partition = partition,
@@ -207,6 +208,7 @@ attempt_own(struct write_attempt *attempt)
         attempt_answer(attempt, r->self, QUORUM_NO);
         return;
     }
+    if (attempt->repair) repair_note(r, attempt->partition);
     attempt->maybe_done = true;
     attempt->references++;
     attempt->own.done = own_durable;

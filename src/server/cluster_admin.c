@@ -15,6 +15,7 @@
 
 #include <stdio.h>
 
+#include "cluster/trees.h"
 #include "proto/peer.h"
 #include "proto/peer_admin.h"
 #include "server/cluster_view.h"
@@ -123,6 +124,14 @@ figures_take(struct server *server, struct peer_figures *out)
             out->leads = group0.leads;
             out->plan_settled = group0.plan_settled;
             out->plan_waits_for = group0.plan_waits_for;
+            struct trees_stats trees;
+            trees_stats_get(cluster->shards[0], &trees);
+            out->repair_partitions = trees.repair_total;
+            out->repair_done = trees.repair_done;
+            out->repair_running = trees.repairing;
+            out->repair_differing = trees.leaves_differing;
+            out->repair_keys = trees.entries_sent + trees.entries_received;
+            out->repair_round_ms = trees.round_age_ms;
         }
         out->drains = atomic_load(&cluster->drain);
         out->version = BYTES_LITERAL(DISTKV_VERSION);
@@ -142,7 +151,8 @@ function_run(struct server *server, enum peer_admin_function function)
     case PEER_ADMIN_FIGURES:
         return ST_OK;
     case PEER_ADMIN_REPAIR:
-        return ST_UNSUPPORTED;
+        trees_repair_start(shard);
+        return ST_OK;
     case PEER_ADMIN_DRAIN:
         return cluster_drain(shard, false);
     case PEER_ADMIN_DRAIN_UNDO:

@@ -199,6 +199,30 @@ json_member(struct buf *out, const struct topology_member *member,
     cmd_text(out, "}");
 }
 
+static void
+json_trees(struct buf *out, const struct cluster_shard *shard)
+{
+    struct trees_stats trees;
+    trees_stats_get(shard, &trees);
+    cmd_text(out, ",\"trees\":{\"repairing\":%s,\"repair_done\":%llu,\"repair_total\":%llu",
+             trees.repairing ? "true" : "false", (unsigned long long)trees.repair_done,
+             (unsigned long long)trees.repair_total);
+    if (trees.round_age_ms == UINT64_MAX)
+        cmd_text(out, ",\"round_age_ms\":null");
+    else
+        cmd_text(out, ",\"round_age_ms\":%llu", (unsigned long long)trees.round_age_ms);
+    if (trees.settled_version == 0)
+        cmd_text(out, ",\"settled_age_ms\":null");
+    else
+        cmd_text(out, ",\"settled_age_ms\":%llu", (unsigned long long)trees_settled_age_ms(&trees));
+    cmd_text(out,
+             ",\"exchanges\":%llu,\"failures\":%llu,\"leaves_differing\":%llu,"
+             "\"entries_sent\":%llu,\"entries_received\":%llu}",
+             (unsigned long long)trees.exchanges, (unsigned long long)trees.failures,
+             (unsigned long long)trees.leaves_differing, (unsigned long long)trees.entries_sent,
+             (unsigned long long)trees.entries_received);
+}
+
 void
 cluster_view_json(const struct exec *x, const struct topology *topology,
                   const struct cluster_view *view, struct buf *out)
@@ -224,6 +248,7 @@ cluster_view_json(const struct exec *x, const struct topology *topology,
         json_member(out, &topology->members[i], &view->members[i]);
     }
     cmd_text(out, "]");
+    json_trees(out, x->shard->cluster);
 }
 
 MAY_YIELD status
@@ -321,4 +346,17 @@ cmd_distkv_remove(struct exec *x)
         resp_error(x->reply, "ERR not removed: %s", call->reason);
     else
         exec_fail(x, st);
+}
+
+/* ---- comparing replicas ---- */
+
+void
+cmd_distkv_repair(struct exec *x)
+{
+    if (x->shard->cluster == NULL) {
+        resp_error(x->reply, "ERR this node is not one of a cluster");
+        return;
+    }
+    trees_repair_start(x->shard->cluster);
+    resp_ok(x->reply);
 }

@@ -772,7 +772,7 @@ collect_run(struct peer_rig_node *node, void *arg)
 {
     const struct collect *collect = arg;
     struct app *app = &world.apps[node->index][io_shard_index()];
-    lsm_purge_allow(app->lsm, 0, collect->below);
+    lsm_purge_allow(app->lsm, 0, collect->below, UINT64_MAX);
     CHECK(ok(lsm_flush(app->lsm)));
     CHECK(ok(lsm_compact(app->lsm)));
 }

@@ -133,8 +133,8 @@ requests_come_back_as_they_went_in(void **state)
     u32 count = encode_all_requests();
     assert_int_equal(count, OPCODES_KNOWN);
     struct bytes rest = buf_bytes(&out);
-    for (u32 i = 0; i < count; i++) {
-        u32 opcode = i < 13 ? i + 1 : NATIVE_CLUSTER;
+    for (u32 number = 0; number < count; number++) {
+        u32 opcode = number < 13 ? number + 1 : NATIVE_CLUSTER;
         struct native_header header;
         struct bytes body;
         size_t consumed, wanted;
