@@ -349,20 +349,29 @@ lines_of_a_pipe_are_run_like_the_prompt(void **state)
     assert_says("printf 'get \"x\\n' | kv", 2, "unbalanced");
 }
 
+/* What is typed waits for so many prompts, for ten seconds at most. script gives the program a
+ * terminal. exec: a shell that waited for it would be interrupted, too, and dash would end by that.
+ * libedit itself never frees the names of added functions. */
+static void
+at_the_prompt(const char *typed)
+{
+    char line[2048];
+    snprintf(line, sizeof(line),
+             "export DISTKV_HISTFILE=%s/hist TERM=xterm ASAN_OPTIONS=detect_leaks=0; rm -f screen; "
+             "prompts() { n=0; until [ \"$(grep -ao '[0-9]> ' screen | wc -l)\" -ge $1 ] || "
+             "[ $n -ge 200 ]; do sleep 0.05; n=$((n + 1)); done; }; "
+             "(%s; sleep 0.2) | script -qfec \"exec %s\" screen",
+             directory, typed, DISTKV_CLIENT_PROGRAM);
+    assert_run(line, 0);
+}
+
 static void
 the_prompt_completes_and_remembers(void **state)
 {
     (void)state;
-    /* script gives the program a terminal. libedit itself never frees the names of added functions.
-     */
     if (run("script -qec true /dev/null </dev/null") != 0) skip(); /* no script, no terminals */
-    char line[1024];
-    snprintf(line, sizeof(line),
-             "export DISTKV_HISTFILE=%s/hist TERM=xterm ASAN_OPTIONS=detect_leaks=0; "
-             "(sleep 0.3; printf 'pu\\tterm 1\\n'; sleep 0.1; printf 'sca\\t\\n'; sleep 0.1;"
-             " printf 'quit\\n'; sleep 0.2) | script -qec \"exec %s\" /dev/null",
-             directory, DISTKV_CLIENT_PROGRAM);
-    assert_run(line, 0);
+    at_the_prompt("prompts 1; printf 'pu\\tterm 1\\n'; prompts 2; printf 'sca\\t\\n'; prompts 3;"
+                  " printf 'quit\\n'");
     assert_says("kv get term", 0, "1");
     assert_says("cat hist", 0, "put");
 }
@@ -371,16 +380,9 @@ static void
 an_interrupt_clears_the_line_at_the_prompt(void **state)
 {
     (void)state;
-    /* exec: a shell that waited for it would be interrupted, too, and dash would end by that. */
     if (run("script -qec true /dev/null </dev/null") != 0) skip(); /* no script, no terminals */
-    char line[1024];
-    snprintf(line, sizeof(line),
-             "export DISTKV_HISTFILE=%s/hist TERM=xterm ASAN_OPTIONS=detect_leaks=0; "
-             "(sleep 0.3; printf 'put int 1\n'; sleep 0.1; printf 'put int 2\003'; sleep 0.2;"
-             " printf 'put after 3\n'; sleep 0.1; printf 'quit\n'; sleep 0.2)"
-             " | script -qec \"exec %s\" /dev/null",
-             directory, DISTKV_CLIENT_PROGRAM);
-    assert_run(line, 0);
+    at_the_prompt("prompts 1; printf 'put int 1\\n'; prompts 2; printf 'put int 2\003'; prompts 3;"
+                  " printf 'put after 3\\n'; prompts 4; printf 'quit\\n'");
     assert_says("kv get int", 0, "1");
     assert_says("kv get after", 0, "3");
     assert_says("cat hist", 0, "put\\040int\\0401");
