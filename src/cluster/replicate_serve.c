@@ -31,6 +31,7 @@ struct serve {
     struct durable_wait wait;
     struct coordinated pin; /* while it is on a fiber: barriers wait for it */
     u64 newer;
+    bool merges; /* the key keeps siblings */
     /* a digest that waits for the log */
     struct peer_found found;
 };
@@ -113,6 +114,10 @@ write_judge(struct serve *serve, const struct native_header *header, struct peer
         return NATIVE_ST_INVALID;
     enum native_status judged = epoch_judge(r, header->epoch, out->partition);
     if (judged != NATIVE_ST_OK) return judged;
+    serve->merges = (out->flags & PEER_WRITE_MERGE) != 0 || replicate_siblings(r, serve->keyspace);
+    if (serve->merges && out->count != 1) return NATIVE_ST_INVALID;
+    /* Sets are not collected: a late one finds what has seen it. */
+    if (serve->merges) out->flags &= (u8)~PEER_WRITE_HINT;
     u32 count = r->topology->partition_count;
     u64 first = MAX(r->token_first, partition_token_first(out->partition, count));
     u64 last = MIN(r->token_last, partition_token_last(out->partition, count));
@@ -169,7 +174,8 @@ write_on_fiber(struct serve *serve)
     struct peer_write write;
     status st = peer_write_decode(serve->body, &write);
     if (ok(st) && io_now_ns() >= peer_request_deadline_ns(serve->request)) st = ST_TIMED_OUT;
-    if (ok(st) && !(write.flags & PEER_WRITE_REPAIR)) st = newest_wait(serve, &write);
+    if (ok(st) && !serve->merges && !(write.flags & PEER_WRITE_REPAIR))
+        st = newest_wait(serve, &write);
     /* The partition may have gone to others meanwhile, and what is left of it here was removed. */
     if (ok(st) && !topology_holds(r->topology, r->self, write.partition)) {
         refuse(r, serve->request, NATIVE_ST_WRONG_EPOCH);
@@ -180,8 +186,11 @@ write_on_fiber(struct serve *serve)
     u64 seq;
     if (ok(st)) {
         batch = batch_of(&write);
-        st = lsm_write(r->options.lsm, &batch, &seq);
+        st = serve->merges ? siblings_merge_op(r, &batch, serve->from,
+                                               peer_request_deadline_ns(serve->request), &seq)
+                           : lsm_write(r->options.lsm, &batch, &seq);
     }
+    if (status_is(st, ST_CORRUPT) || status_is(st, ST_INVALID)) MARK("cluster.serve.bad_state");
     if (!ok(st)) {
         refuse(r, serve->request, native_status_of(st));
         serve_free(serve);
@@ -387,7 +396,8 @@ on_write(void *arg, struct peer_request *request, const struct peer_identity *fr
         return;
     }
     bool look = !(write.flags & PEER_WRITE_REPAIR);
-    if ((look && write.count > LOOK_OPS) || (look && !ok(newest_try(serve, &write)))) {
+    if (serve->merges || (look && write.count > LOOK_OPS) ||
+        (look && !ok(newest_try(serve, &write)))) {
         serve_later(serve);
         return;
     }

@@ -224,9 +224,9 @@ enum topology_command_kind {
     /* A dead one: gone at once (see above). Not the last NORMAL one. */
     TOPOLOGY_MEMBER_FORGET,
     TOPOLOGY_WEIGHT_SET, /* from the next plan on */
-    /* Makes or changes one. Of one that is there conflict and N cannot change, nor may W and R
-     * change so that the old and the new ones do not overlap: raise R, repair, then lower the
-     * other. */
+    /* Makes or changes one. Of one that is there N cannot change, nor conflict but from lww to
+     * siblings, nor may W and R change so that the old and the new ones do not overlap: raise R,
+     * repair, then lower the other. */
     TOPOLOGY_KEYSPACE_SET,
     TOPOLOGY_PLAN,    /* computes next from the members' states: STAGE_WRITE_BOTH. Nothing to
                        * move: members' states become final at once, if any does */

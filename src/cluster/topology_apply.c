@@ -522,8 +522,10 @@ apply_keyspace_set(struct apply *apply)
     struct topology_keyspace changed = *wanted;
     changed.used = true;
     topology_name_copy(changed.name, wanted->name);
-    if (keyspace->used && changed.conflict != keyspace->conflict)
-        return refuse(apply, "how conflicts are resolved cannot change");
+    /* What was written under lww is met as a set, too (siblings.h); sets are no values of lww. */
+    if (keyspace->used && changed.conflict != keyspace->conflict &&
+        keyspace->conflict == CONFLICT_SIBLINGS)
+        return refuse(apply, "a keyspace that keeps siblings stays one");
     if (keyspace->used && changed.replicas != keyspace->replicas)
         return refuse(apply, "the number of replicas cannot change");
     if (keyspace->used && quorums_overlap(keyspace, keyspace) &&
@@ -532,7 +534,7 @@ apply_keyspace_set(struct apply *apply)
         return refuse(apply, "the quorums before and after must overlap: raise one of them, "
                              "repair, then lower the other");
     if (keyspace->used && strcmp(changed.name, keyspace->name) == 0 &&
-        changed.write_quorum == keyspace->write_quorum &&
+        changed.conflict == keyspace->conflict && changed.write_quorum == keyspace->write_quorum &&
         changed.read_quorum == keyspace->read_quorum)
         return refuse(apply, "nothing changes");
     *keyspace = changed;

@@ -34,8 +34,11 @@ enum peer_write_flags {
     /* One that was kept for a replica that was absent. Where what would hide it may have been
      * collected it is refused (NATIVE_ST_CONFLICT). */
     PEER_WRITE_HINT = 1 << 1,
+    /* The only operation is a state of a key that keeps siblings: the union of it and what is there
+     * is written. (Also without the flag where the receiver's topology says that it does.) */
+    PEER_WRITE_MERGE = 1 << 2,
 };
-#define PEER_WRITE_FLAGS_KNOWN (PEER_WRITE_REPAIR | PEER_WRITE_HINT)
+#define PEER_WRITE_FLAGS_KNOWN (PEER_WRITE_REPAIR | PEER_WRITE_HINT | PEER_WRITE_MERGE)
 
 struct peer_write {
     u64 version;   /* not 0 */

@@ -352,8 +352,10 @@ quorums_change_only_so_that_old_and_new_overlap(void **state)
     set.options.read_quorum = 1; /* gives the overlap up */
     apply_ok(&world, set);
     set.options.conflict = CONFLICT_SIBLINGS;
-    apply_refused(&world, set, "how conflicts are resolved cannot change");
+    apply_ok(&world, set);
     set.options.conflict = CONFLICT_LWW;
+    apply_refused(&world, set, "a keyspace that keeps siblings stays one");
+    set.options.conflict = CONFLICT_SIBLINGS;
     set.options.replicas = 2;
     apply_refused(&world, set, "the number of replicas cannot change");
     set.options.replicas = 4;
