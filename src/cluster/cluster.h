@@ -197,6 +197,11 @@ MAY_YIELD MUST_CHECK status cluster_remove(struct cluster_shard *shard, const ch
                                            bool dead, u64 deadline_ns,
                                            char reason[TOPOLOGY_REASON_BYTES]);
 
+/* Makes a keyspace that keeps siblings, or finds the one of this name; its number. */
+MAY_YIELD MUST_CHECK status cluster_siblings_make(struct cluster_shard *shard, const char *name,
+                                                  u64 deadline_ns, u32 *number_out,
+                                                  char reason[TOPOLOGY_REASON_BYTES]);
+
 /* ---- between the files of this part ---- */
 
 /* The oldest epoch that any shard of this node works with. */
