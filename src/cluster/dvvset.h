@@ -117,6 +117,10 @@ dvvset_context(const struct dvvset *set)
     return &set->seen;
 }
 
+/* Drops the tombstones, which stay seen: so does what they have replaced. For who wants a delete to
+ * remove what its writer saw, and nothing to stand for it beside what others wrote meanwhile. */
+void dvvset_bury(struct dvvset *set);
+
 /* For readers that want one value: that of the highest clock, tombstones included, so that a key
  * reads as deleted when the delete came last. Equal clocks are told apart by the dot. NULL when
  * there is none. */

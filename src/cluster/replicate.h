@@ -128,7 +128,7 @@ struct replicate_put {
     struct bytes key;
     /* What the writer has seen, all of which the value replaces; NULL: nothing. */
     const struct dvv_vector *context;
-    bool deletes; /* a tombstone, which has no value */
+    bool deletes; /* what was seen; no value takes its place */
     struct bytes value;
 };
 /* As replicate_write. Besides: ST_TOO_LARGE: the key has as many siblings, bytes or actors as it

@@ -458,6 +458,7 @@ put_held(struct replicator *r, const struct replicate_put *put, struct lsm_batch
     if (ok(st)) st = dot_next(r, put->token, value.version, &value);
     if (ok(st)) st = dvvset_update(&set, put->context, &value);
     if (status_is(st, ST_CONFLICT)) st = ST_INVALID; /* the same, of a counter that is far ahead */
+    if (ok(st)) dvvset_bury(&set);
     if (ok(st)) st = dvvset_encode(&set, &bytes);
     if (ok(st) && bytes.size > LIMIT_SIBLINGS_WRITE_BYTES) st = ST_TOO_LARGE;
     /* Others may have written here meanwhile, but not this key; the state is newer than what it

@@ -24,6 +24,9 @@
  * the same writes have equal bytes, in whichever order and however often they came. Their versions
  * may differ until they meet once more, and only grow, to the highest, without another stamp.
  *
+ * A deleted key is a set without values: what was seen stays, so that what was deleted does not
+ * come back from who missed that. A value that the delete has not seen stays beside it.
+ *
  * Bounds. A write is refused (ST_TOO_LARGE) when its set would have more than
  * LIMIT_DVV_SIBLINGS_WRITE values, LIMIT_SIBLINGS_WRITE_BYTES in all, or LIMIT_DVV_ACTORS actors.
  * Unions may be larger, so that replicas which took all that they may can still meet: each live

@@ -43,6 +43,7 @@ def test_contexts_go_through_every_node_and_client(three):
     assert client(nodes[0], *words, "delete", "--context", context, "cart:7").returncode == 0
     newer, values = siblings(nodes[1], number, "cart:7")
     assert values == ["both"]
+    assert client(nodes[1], *words, "get", "cart:7").stdout == "both"
     shown = json.loads(client(nodes[1], "--json", *words, "get", "--siblings", "cart:7").stdout)
     assert shown["context"] == newer and shown["values"][0]["value"] == "both"
     with nodes[2].connect() as connection:

@@ -189,6 +189,11 @@ contexts_story(struct rig *rig)
         EXPECT(a, "+OK\r\n", "DISTKV.PUT %s plums %s", key, old.context); /* apples are replaced */
         get_siblings(b, key, &got);
         CHECK(got.count == 2 && has(&got, "plums") && has(&got, "pears"));
+        /* Who deletes what is not there any more deletes nothing. */
+        EXPECT(b, "+OK\r\n", "DISTKV.DEL %s %s", key, old.context);
+        get_siblings(b, key, &got);
+        CHECK(got.count == 2 && has(&got, "plums") && has(&got, "pears"));
+        EXPECT(a, "$5\r\nplums\r\n", "GET %s", key);
         EXPECT(b, "+OK\r\n", "DISTKV.DEL %s %s", key, got.context);
         get_siblings(a, key, &got);
         CHECK(got.count == 0);
