@@ -957,6 +957,53 @@ stores_print(u32 key)
     }
 }
 
+/* The one it is for is taken out of the cluster: it goes to all that hold the key now, who keeps it
+ * among them. */
+static void
+hints_of_who_was_removed_are_merged_by_all(void **state)
+{
+    (void)state;
+    static struct op read;
+    static struct look look;
+    cluster_open(1, 4);
+    peer_rig_open(&world.rig);
+    peer_rig_run(&world.rig, SECONDS(1));
+    struct topology_row row;
+    topology_row(world.topology, KEYSPACE, token_partition(token_of(1), PARTITIONS), &row);
+    u32 writer = row.write[0] - 1, other = row.write[1] - 1, gone = row.write[2] - 1;
+    away(gone);
+    world.down[gone] = true;
+    assert_true(put(writer, 1, 10, NULL));
+    /* The writer has a later sibling that the hint does not know of. */
+    struct op alone = {.kind = OP_PUT, .node = writer, .key = 1, .id = 11};
+    assert_true(op_do(&alone));
+    topology_hold(world.topology);
+    struct topology *next =
+        apply_on(world.topology, (struct topology_command){.kind = TOPOLOGY_MEMBER_FORGET,
+                                                           .member = member_of(gone)});
+    struct topology_command fence = {.kind = TOPOLOGY_FENCE, .session = 9};
+    next = apply_on(next, (struct topology_command){.kind = TOPOLOGY_PLAN, .session = 9});
+    next = plan_end(apply_on(next, fence), 9);
+    next = apply_on(next, fence);
+    next = apply_on(next, (struct topology_command){.kind = TOPOLOGY_ADVANCE, .session = 9});
+    topology_next(next);
+    peer_rig_run(&world.rig, SECONDS(8));
+    topology_row(next, KEYSPACE, token_partition(token_of(1), PARTITIONS), &row);
+    assert_int_equal(row.count, 3);
+    for (u32 i = 0; i < row.count; i++) {
+        look_at(row.write[i] - 1, 1, &look);
+        assert_true(look.version != 0);
+    }
+    get(other, 1, &read);
+    assert_int_equal(read.value_count, 2);
+    peer_rig_run(&world.rig, SECONDS(1));
+    assert_true(same_everywhere(1, false));
+    struct hints_stats stats;
+    hints_stats_get(world.apps[writer].hints, &stats);
+    assert_true(stats.rerouted > 0 && stats.waiting == 0);
+    cluster_close();
+}
+
 /* ---- a seed ---- */
 
 static struct op ops[OPS_MAX];
@@ -1313,6 +1360,7 @@ main(void)
         cmocka_unit_test(a_context_that_names_writes_that_never_were_is_refused),
         cmocka_unit_test(states_meet_in_any_order_with_equal_bytes),
         cmocka_unit_test(hints_are_merged),
+        cmocka_unit_test(hints_of_who_was_removed_are_merged_by_all),
     };
     const struct CMUnitTest seeds[] = {
         cmocka_unit_test(concurrent_writes_are_kept_whatever_fails),
