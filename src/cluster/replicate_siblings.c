@@ -18,11 +18,11 @@
  *       lease covers is not given again after an opening.
  *   B3  Between the reading of a set and the write of what was made of it nobody else writes the
  *       key: holds.
+ *   B4  Only who readers may ask, by the present row, makes new dots: a member that has yet to
+ *       fetch the partition may lack what an earlier tenure of its own actor has written.
  *   B5  When another store's state has seen more of our actor than our own set of that key has, a
  *       disk was put back from a copy, or the partition is held again after others held it: the
  *       actor is given up for the next generation, before our set is changed.
- *   B4  Only who readers may ask, by the present row, makes new dots: a member that has yet to
- * fetch the partition may lack what an earlier tenure of its own actor has written.
  *
  * Leases. One for each partition, by clock, so that a busy partition writes one each LEASE_MS, and
  * so that even one which a directory put back from a copy has forgotten lies in the past. In
@@ -199,7 +199,6 @@ lease_extend(struct replicator *r, u32 partition, struct actor_lease *lease, u64
     status st = lease->loaded ? ST_OK : lease_load(r, partition, lease);
     counter = MAX(counter, lease->next);
     u64 length = (u64)LEASE_MS << HLC_MS_SHIFT;
-    if (generation > SIBLINGS_GENERATION_MAX) st = ST_CORRUPT; /* no disk is put back so often */
     if (ok(st) && (counter > lease->end || generation > lease->generation)) {
         generation = MAX(generation, lease->generation);
         u64 end = counter < UINT64_MAX - length ? counter + length : counter;
@@ -229,6 +228,8 @@ actor_renew(struct replicator *r, u64 token, const struct dvv_vector *own,
     u64 incarnation = own_incarnation(r);
     u32 generation, partition = siblings_partition(token);
     if (incarnation == 0 || !siblings_forgot(own, other, incarnation, &generation)) return ST_OK;
+    /* No disk is put back so often: a context that was made up has come by way of another node. */
+    if (generation >= SIBLINGS_GENERATION_MAX) return ST_OK;
     MARK("cluster.siblings.forgot");
     if (!leases_make(r)) return ST_NO_MEMORY;
     return lease_extend(r, partition, &r->leases[partition - r->lease_first], incarnation, 0,
