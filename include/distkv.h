@@ -92,7 +92,16 @@ struct distkv_options {
     const char *client_name;         /* shown by the server; "libdistkv" */
     const char *user, *password;     /* NULL: none */
     int no_write_retry;              /* lost writes are reported at once as UNKNOWN_OUTCOME */
-    uint32_t reserved[8];            /* zero */
+    uint32_t consistency;            /* enum distkv_consistency; DISTKV_DEFAULT */
+    uint32_t reserved[7];            /* zero */
+};
+
+/* How many replicas a read or a write of keys waits for, in a cluster. */
+enum distkv_consistency {
+    DISTKV_DEFAULT = 0, /* the keyspace's quorums */
+    DISTKV_ONE = 1,
+    DISTKV_QUORUM = 2, /* more than half */
+    DISTKV_ALL = 3
 };
 
 /* Sets the defaults. Always begin with it. */
@@ -113,6 +122,10 @@ DISTKV_API const char *distkv_error(const distkv *kv);
 DISTKV_API void distkv_set_timeout(distkv *kv, uint32_t timeout_ms);
 /* DISTKV_INVALID when out of range. */
 DISTKV_API int distkv_set_keyspace(distkv *kv, uint32_t keyspace);
+/* In a cluster: the number of the keyspace of this name. DISTKV_NOT_FOUND. A blocking call. */
+DISTKV_API int distkv_keyspace_find(distkv *kv, const char *name, uint32_t *keyspace_out);
+/* Of the calls from now on. DISTKV_INVALID when out of range. */
+DISTKV_API int distkv_set_consistency(distkv *kv, uint32_t consistency);
 
 struct distkv_server_info {
     char server[128]; /* the address connected to */
@@ -215,6 +228,41 @@ DISTKV_API int distkv_put_siblings(distkv *kv, const void *key, size_t key_size,
                                    uint64_t *version_out);
 DISTKV_API int distkv_delete_siblings(distkv *kv, const void *key, size_t key_size,
                                       const void *context, size_t context_size);
+
+/* ---- operating a cluster ---- */
+
+enum distkv_cluster_function {
+    DISTKV_CLUSTER_STATUS = 1,
+    DISTKV_CLUSTER_RING = 2,
+    DISTKV_CLUSTER_REMOVE = 3, /* node, dead */
+    DISTKV_CLUSTER_WEIGHT = 4, /* node, weight */
+    DISTKV_CLUSTER_REPAIR = 5, /* node, or NULL for all */
+    DISTKV_CLUSTER_KEYSPACES = 6,
+    DISTKV_CLUSTER_KEYSPACE_SET = 7, /* name, what it is to be, create */
+    DISTKV_CLUSTER_KEYSPACE_FIND = 8,
+    DISTKV_CLUSTER_DRAIN = 9 /* node, undo */
+};
+
+#define DISTKV_KEYSPACE_ANY 65535
+
+struct distkv_cluster_request {
+    int function;     /* enum distkv_cluster_function */
+    const char *node; /* id */
+    int dead;         /* REMOVE: it is gone for good */
+    int undo;         /* DRAIN */
+    uint32_t weight;
+    /* KEYSPACE_SET; zeros: as it is, or as keyspace 0 is */
+    const char *name;
+    int create;
+    uint32_t keyspace; /* create: its number, or DISTKV_KEYSPACE_ANY */
+    uint32_t replicas, write_quorum, read_quorum;
+    int siblings; /* create: concurrent writes are kept as siblings */
+};
+
+/* json_out (may be NULL): one object, free with distkv_free. number_out (may be NULL): of the
+ * keyspace (KEYSPACE_SET, _FIND), else the epoch of the topology. */
+DISTKV_API int distkv_cluster(distkv *kv, const struct distkv_cluster_request *request,
+                              char **json_out, uint64_t *number_out);
 
 /* ---- batches ---- */
 

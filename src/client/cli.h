@@ -31,7 +31,7 @@ enum cli_format { FORMAT_AUTO, FORMAT_JSON, FORMAT_TSV };
 struct cli_settings {
     char server[OPTION_TEXT_BYTES];
     u64 timeout_ms;
-    u64 keyspace;
+    char keyspace[OPTION_TEXT_BYTES]; /* number or name */
     u64 json;
     char user[OPTION_TEXT_BYTES];
     char password[OPTION_TEXT_BYTES]; /* of these two at most one is given */
@@ -55,6 +55,14 @@ struct cli_settings {
     u64 count;
     u64 exact;
     u64 quiet;
+    u64 consistency; /* enum distkv_consistency */
+    /* of cluster */
+    u64 no_wait, wait_ms;
+    u64 dead, undo;
+    char with[OPTION_TEXT_BYTES];
+    u64 replicas, write_quorum, read_quorum;
+    u64 conflict; /* 0 lww, 1 siblings */
+    u64 number;
 };
 
 struct cli {
@@ -140,6 +148,8 @@ int cmd_import(struct cli *cli, int count, char **words);
 int cmd_export(struct cli *cli, int count, char **words);
 int cmd_help(struct cli *cli, int count, char **words);
 
+/* Functions of cluster, for completion; NULL behind the last. */
+const char *cli_cluster_function(u32 index);
 u64 cli_now_ns(void);
 /* stdout: flushed and checked; EXIT_SERVER with a message when it cannot be written. */
 int cli_finish_output(struct cli *cli, int code);

@@ -41,12 +41,11 @@
          .value_name = "DURATION",                                                                 \
          .help = "How long one call may take, repetitions included."},                             \
         {.name = "keyspace",                                                                       \
-         .kind = OPTION_NUMBER,                                                                    \
-         FIELD(keyspace),                                                                          \
-         .max = DISTKV_KEYSPACES - 1,                                                              \
+         .kind = OPTION_STRING,                                                                    \
+         TEXT_FIELD(keyspace),                                                                     \
          .fallback = "0",                                                                          \
-         .value_name = "N",                                                                        \
-         .help = "The keyspace, 0 to 15 (as SELECT of Redis)."},                                   \
+         .value_name = "KEYSPACE",                                                                 \
+         .help = "The keyspace, 0 to 15 (as SELECT of Redis), or its name in a cluster."},         \
         {.name = "user",                                                                           \
          .kind = OPTION_STRING,                                                                    \
          TEXT_FIELD(user),                                                                         \
@@ -124,6 +123,20 @@
     }
 #define OPTION_QUIET FLAG("quiet", quiet, "No progress and no summary.")
 
+static const char *const CONSISTENCIES[] = {"default", "one", "quorum", "all", NULL};
+#define OPTION_CONSISTENCY                                                                         \
+    {                                                                                              \
+        .name = "consistency", .kind = OPTION_CHOICE, FIELD(consistency),                          \
+        .choices = CONSISTENCIES, .fallback = "default", .value_name = "LEVEL", SECTION,           \
+        .help =                                                                                    \
+            "How many replicas answer, in a cluster: one, quorum, all, or as the keyspace says."   \
+    }
+#define OPTION_QUORUM(option_name, field, text)                                                    \
+    {                                                                                              \
+        .name = option_name, .kind = OPTION_NUMBER, FIELD(field), .max = 7, .fallback = "0",       \
+        .value_name = "N", SECTION, .help = text                                                   \
+    }
+
 static const char *const FORMATS[] = {"auto", "json", "tsv", NULL};
 #define OPTION_FORMAT(text)                                                                        \
     {                                                                                              \
@@ -147,23 +160,27 @@ static const struct option OPTIONS_PUT[] = {
     OPTION_ESCAPES,
     OPTION_CONTEXT("What get --siblings gave, or @FILE with it: replaces exactly that."),
     FLAG("siblings", siblings, "Stands beside the values that are there."),
+    OPTION_CONSISTENCY,
 };
-static const struct option OPTIONS_KEY[] = {GLOBAL_OPTIONS, OPTION_ESCAPES};
+static const struct option OPTIONS_KEY[] = {GLOBAL_OPTIONS, OPTION_ESCAPES, OPTION_CONSISTENCY};
 static const struct option OPTIONS_DELETE[] = {
     GLOBAL_OPTIONS,
     FLAG("if-present", if_present, "Fail if there is no such key."),
     OPTION_VERSION_IS,
     OPTION_ESCAPES,
+    OPTION_CONSISTENCY,
     OPTION_CONTEXT("What get --siblings gave, or @FILE with it: deletes exactly that."),
 };
 static const struct option OPTIONS_GET[] = {
     GLOBAL_OPTIONS,
     OPTION_ESCAPES,
+    OPTION_CONSISTENCY,
     FLAG("siblings", siblings, "All values of a key that keeps siblings, and their context."),
 };
 static const struct option OPTIONS_BATCH[] = {
     GLOBAL_OPTIONS,
     FLAG("atomic", atomic, "Refuse a batch whose keys do not share a slot."),
+    OPTION_CONSISTENCY,
 };
 static const struct option OPTIONS_SCAN[] = {
     GLOBAL_OPTIONS,
@@ -196,6 +213,49 @@ static const struct option OPTIONS_BENCH[] = {
     OPTION_IN_FLIGHT("1"),
     OPTION_CONNECTIONS,
 };
+static const char *const CONFLICTS[] = {"lww", "siblings", NULL};
+static const struct option OPTIONS_CLUSTER[] = {
+    GLOBAL_OPTIONS,
+    FLAG("no-wait", no_wait, "Begin it, and do not wait for its end."),
+    {.name = "wait",
+     .kind = OPTION_DURATION,
+     FIELD(wait_ms),
+     .unit = NS_PER_MS,
+     .max = UINT64_MAX / NS_PER_MS,
+     .fallback = "0",
+     .value_name = "DURATION",
+     SECTION,
+     .help = "Wait no longer than this; 0: as long as it takes."},
+    FLAG("dead", dead, "remove-node: it is gone for good, and others take over from its replicas."),
+    {.name = "with",
+     .kind = OPTION_STRING,
+     TEXT_FIELD(with),
+     .fallback = "",
+     .value_name = "NODE",
+     SECTION,
+     .help = "replace-node: a node of another name takes the place."},
+    FLAG("undo", undo, "drain: the node takes requests again."),
+    OPTION_QUORUM("replicas", replicas, "keyspaces: on how many nodes a key is kept."),
+    OPTION_QUORUM("write-quorum", write_quorum, "keyspaces: how many of them a write waits for."),
+    OPTION_QUORUM("read-quorum", read_quorum, "keyspaces: how many of them a read asks."),
+    {.name = "conflict",
+     .kind = OPTION_CHOICE,
+     FIELD(conflict),
+     .choices = CONFLICTS,
+     .fallback = "lww",
+     .value_name = "KIND",
+     SECTION,
+     .help = "keyspaces create: of concurrent writes the last one wins, or all are kept."},
+    {.name = "number",
+     .kind = OPTION_NUMBER,
+     FIELD(number),
+     .max = DISTKV_KEYSPACE_ANY,
+     .fallback = "65535",
+     .value_name = "N",
+     SECTION,
+     .help = "keyspaces create: its number, 0 to 15; 65535: the highest that is free."},
+    OPTION_QUIET,
+};
 static const struct option OPTIONS_DOCTOR[] = {
     GLOBAL_OPTIONS,
     OPTION_COUNT("200", "Pings to measure the latency with."),
@@ -226,6 +286,19 @@ static const char EPILOGUE_BATCH[] =
     "which keys of one {hash tag} share, are done as a whole or not at all. Without --atomic a "
     "batch\n"
     "over several slots is done in one such part for each slot, and that is said.\n";
+static const char EPILOGUE_CLUSTER[] =
+    "Functions:\n"
+    "  status                        nodes, moves, hints, repair, requests and their latencies\n"
+    "  health                        one line; exit status 5 when something is wrong\n"
+    "  ring                          which node holds which partitions\n"
+    "  add-node NODE|HOST:PORT       says what to run there, and waits until it has its data\n"
+    "  remove-node NODE [--dead]     gives its data to the others\n"
+    "  replace-node NODE [--with NEW]\n"
+    "                                a dead one's place is taken by an empty one\n"
+    "  rebalance [NODE=WEIGHT]...    changes virtual nodes; waits until all is in its place\n"
+    "  repair [NODE]                 compares and mends the replicas of all keys\n"
+    "  drain NODE [--undo]           hands over what it does, until it can be stopped\n"
+    "  keyspaces [create|set NAME]   lists, makes or changes them\n";
 static const char EPILOGUE_IMPORT[] =
     "Reads FILE, or standard input when it is missing or -.\n"
     "  JSON lines  {\"key\": \"k\", \"value\": \"v\", \"ttl_ms\": 60000}\n"
@@ -251,8 +324,8 @@ const struct cli_command cli_commands[] = {
      cmd_expire, NULL},
     {"count", "", "count keys", OPTIONS(OPTIONS_COUNT_), 0, 0, cmd_count, NULL},
     {"status", "", "show the server's state", OPTIONS(OPTIONS_GLOBAL), 0, 0, cmd_status, NULL},
-    {"cluster", "status|health", "show the cluster, or whether it is healthy",
-     OPTIONS(OPTIONS_GLOBAL), 1, 1, cmd_cluster, NULL},
+    {"cluster", "FUNCTION [WORD]...", "show and operate the cluster", OPTIONS(OPTIONS_CLUSTER), 1,
+     -1, cmd_cluster, EPILOGUE_CLUSTER},
     {"doctor", "", "look for what is wrong", OPTIONS(OPTIONS_DOCTOR), 0, 0, cmd_doctor, NULL},
     {"import", "[FILE]", "load records", OPTIONS(OPTIONS_IMPORT), 0, 1, cmd_import,
      EPILOGUE_IMPORT},
@@ -449,6 +522,23 @@ read_password_file(struct cli *cli, char *out, size_t size)
     return true;
 }
 
+/* By its number, or by the name that the cluster has for it. */
+static int
+select_keyspace(struct cli *cli)
+{
+    const char *text = cli->set.keyspace;
+    u64 number = 0;
+    uint32_t found = 0;
+    int code = DISTKV_OK;
+    if (text[0] >= '0' && text[0] <= '9' && option_parse_number(text, &number))
+        found = (uint32_t)MIN(number, (u64)UINT32_MAX);
+    else
+        code = distkv_keyspace_find(cli->kv, text, &found);
+    if (code != DISTKV_OK) return cli_fail(cli, code, "keyspace");
+    code = distkv_set_keyspace(cli->kv, found);
+    return code == DISTKV_OK ? EXIT_OK : cli_fail(cli, code, "");
+}
+
 int
 cli_connect(struct cli *cli)
 {
@@ -482,8 +572,9 @@ cli_connect(struct cli *cli)
         }
     }
     distkv_set_timeout(cli->kv, (u32)cli->set.timeout_ms);
-    int code = distkv_set_keyspace(cli->kv, (u32)cli->set.keyspace);
-    return code == DISTKV_OK ? EXIT_OK : cli_fail(cli, code, "");
+    int code = distkv_set_consistency(cli->kv, (u32)cli->set.consistency);
+    if (code != DISTKV_OK) return cli_fail(cli, code, "");
+    return select_keyspace(cli);
 }
 
 /* A value into its place. Of password and password-file the one that was given last is meant, and
@@ -552,7 +643,7 @@ cli_run(struct cli *cli, int argc, char **argv)
     /* What every command has was set before, by flags and variables. */
     memcpy(cli->set.server, cli->global.server, sizeof(cli->set.server));
     cli->set.timeout_ms = cli->global.timeout_ms;
-    cli->set.keyspace = cli->global.keyspace;
+    memcpy(cli->set.keyspace, cli->global.keyspace, sizeof(cli->set.keyspace));
     cli->set.json = cli->global.json;
     memcpy(cli->set.user, cli->global.user, sizeof(cli->set.user));
     memcpy(cli->set.password, cli->global.password, sizeof(cli->set.password));

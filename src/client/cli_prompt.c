@@ -89,6 +89,12 @@ on_tab(EditLine *edit, int c)
         }
         return complete_from(edit, word, word_size, names, count);
     }
+    const char *second = start + first_size + strspn(start + first_size, " ");
+    if (first_size == 7 && strncmp(start, "cluster", 7) == 0 && second >= word) {
+        for (u32 i = 0; count < ARRAY_COUNT(names) && cli_cluster_function(i) != NULL; i++)
+            names[count++] = cli_cluster_function(i);
+        return complete_from(edit, word, word_size, names, count);
+    }
     if (word_size == 0 || word[0] != '-') return CC_REFRESH_BEEP;
     char name[32];
     snprintf(name, sizeof(name), "%.*s", (int)MIN(first_size, sizeof(name) - 1), start);

@@ -303,6 +303,7 @@ options_fault(const struct distkv_options *options)
         options->connections_per_server > LIB_CONNECTIONS_MAX)
         return "connections_per_server must be 1 to 64";
     if (options->keyspace >= LIMIT_KEYSPACES_CLIENT) return "keyspace must be 0 to 15";
+    if (options->consistency > DISTKV_ALL) return "consistency must be 0 to 3";
     if (options->memory_bytes_max < MIB(4)) return "memory_bytes_max must be at least 4 MiB";
     const char *names[] = {options->client_name, options->user, options->password};
     for (size_t i = 0; i < ARRAY_COUNT(names); i++)
@@ -452,6 +453,15 @@ distkv_set_keyspace(distkv *kv, uint32_t keyspace)
     if (keyspace >= LIMIT_KEYSPACES_CLIENT)
         return lib_fail(kv, DISTKV_INVALID, "keyspace must be 0 to 15");
     kv->options.keyspace = keyspace;
+    return DISTKV_OK;
+}
+
+int
+distkv_set_consistency(distkv *kv, uint32_t consistency)
+{
+    static_assert((u32)DISTKV_ALL == (u32)NATIVE_LEVEL_ALL, "one numbering");
+    if (consistency > DISTKV_ALL) return lib_fail(kv, DISTKV_INVALID, "unknown consistency");
+    kv->options.consistency = consistency;
     return DISTKV_OK;
 }
 

@@ -78,6 +78,7 @@ waiter_done(struct request *request, int code, const char *error, const struct n
     struct bytes *target = NULL;
     if (reply->header.opcode == NATIVE_GET) target = &waiter->reply.get.value;
     if (reply->header.opcode == NATIVE_STATUS) target = &waiter->reply.status.json;
+    if (reply->header.opcode == NATIVE_CLUSTER) target = &waiter->reply.cluster.json;
     if (reply->header.opcode == NATIVE_SCAN) target = &waiter->reply.scan.entries;
     if (reply->header.opcode == NATIVE_GET_SIBLINGS) target = &waiter->reply.siblings.values;
     if (target == NULL) return;
@@ -392,6 +393,62 @@ distkv_status(distkv *kv, char **json_out)
 }
 
 int
+distkv_cluster(distkv *kv, const struct distkv_cluster_request *request, char **json_out,
+               uint64_t *number_out)
+{
+    const char *node = request->node == NULL ? "" : request->node;
+    const char *name = request->name == NULL ? "" : request->name;
+    struct native_request native = request_for(NATIVE_CLUSTER);
+    struct native_cluster *cluster = &native.cluster;
+    if (request->function <= 0 || request->function > DISTKV_CLUSTER_DRAIN ||
+        request->replicas > 255 || request->write_quorum > 255 || request->read_quorum > 255 ||
+        request->keyspace > DISTKV_KEYSPACE_ANY)
+        return lib_fail(kv, DISTKV_INVALID, "a number is out of range");
+    *cluster = (struct native_cluster){.function = (u8)request->function,
+                                       .flags = (u8)((request->dead ? NATIVE_CLUSTER_DEAD : 0) |
+                                                     (request->create ? NATIVE_CLUSTER_CREATE : 0) |
+                                                     (request->undo ? NATIVE_CLUSTER_UNDO : 0)),
+                                       .conflict = request->siblings ? 1 : 0,
+                                       .replicas = (u8)request->replicas,
+                                       .write_quorum = (u8)request->write_quorum,
+                                       .read_quorum = (u8)request->read_quorum,
+                                       .keyspace = (u16)request->keyspace,
+                                       .weight = request->weight,
+                                       .node = BYTES(node, strlen(node)),
+                                       .name = BYTES(name, strlen(name))};
+    const char *error = "";
+    if (!ok(native_cluster_check(cluster, &error)))
+        return lib_fail(kv, DISTKV_INVALID, "%s", error);
+    bool reads = request->function == DISTKV_CLUSTER_STATUS ||
+                 request->function == DISTKV_CLUSTER_RING ||
+                 request->function == DISTKV_CLUSTER_KEYSPACES ||
+                 request->function == DISTKV_CLUSTER_KEYSPACE_FIND;
+    struct waiter waiter;
+    int code = lib_call(kv, &native, 0, reads, &waiter);
+    if (code == DISTKV_OK && number_out != NULL) *number_out = waiter.reply.cluster.number;
+    if (code == DISTKV_OK && json_out != NULL) {
+        struct bytes json = waiter.reply.cluster.json;
+        *json_out = strndup((const char *)json.data, json.size);
+        if (*json_out == NULL) code = lib_fail(kv, DISTKV_NO_MEMORY, "out of memory");
+    }
+    waiter_deinit(&waiter);
+    return code;
+}
+
+int
+distkv_keyspace_find(distkv *kv, const char *name, uint32_t *keyspace_out)
+{
+    struct distkv_cluster_request request = {.function = DISTKV_CLUSTER_KEYSPACE_FIND,
+                                             .name = name};
+    uint64_t number = 0;
+    int code = distkv_cluster(kv, &request, NULL, &number);
+    if (code == DISTKV_OK && number >= DISTKV_KEYSPACES)
+        return lib_fail(kv, DISTKV_SERVER_ERROR, "the server named a keyspace that is none");
+    if (code == DISTKV_OK) *keyspace_out = (uint32_t)number;
+    return code;
+}
+
+int
 distkv_ping(distkv *kv)
 {
     struct native_request native = request_for(NATIVE_PING);
@@ -442,6 +499,7 @@ async_done(struct request *request, int code, const char *error, const struct na
         case NATIVE_SNAPSHOT_CLOSE:
         case NATIVE_COUNT:
         case NATIVE_STATUS:
+        case NATIVE_CLUSTER:
             break;
         }
         result.value = value.data;

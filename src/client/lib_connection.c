@@ -138,6 +138,12 @@ connections_deinit(struct distkv *kv)
     kv->servers = NULL;
 }
 
+static bool
+takes_requests(const struct connection *connection)
+{
+    return connection->state == CONNECTION_READY && !connection->leaving;
+}
+
 struct connection *
 connection_choose(struct distkv *kv, u32 slot)
 {
@@ -146,13 +152,13 @@ connection_choose(struct distkv *kv, u32 slot)
     u32 ready = 0;
     for (u32 s = 0; s < kv->server_count; s++)
         for (u32 c = 0; c < kv->options.connections_per_server; c++)
-            ready += kv->servers[s].connections[c].state == CONNECTION_READY;
+            ready += takes_requests(&kv->servers[s].connections[c]);
     if (ready == 0) return NULL;
     u32 wanted = slot % ready;
     for (u32 s = 0; s < kv->server_count; s++) {
         for (u32 c = 0; c < kv->options.connections_per_server; c++) {
             struct connection *connection = &kv->servers[s].connections[c];
-            if (connection->state != CONNECTION_READY) continue;
+            if (!takes_requests(connection)) continue;
             if (wanted-- > 0) continue;
             return connection->in_flight < connection->in_flight_max ? connection : NULL;
         }
@@ -188,7 +194,7 @@ connection_break(struct connection *connection, const char *format, ...)
     if (connection->fd >= 0) close(connection->fd); /* leaves the epoll set by itself */
     connection->fd = -1;
     connection->state = CONNECTION_CLOSED;
-    connection->writable_wanted = false;
+    connection->writable_wanted = connection->leaving = false;
     buf_clear(&connection->in, 0);
 
     struct list unsent, sent;
@@ -209,6 +215,29 @@ connection_break(struct connection *connection, const char *format, ...)
         lib_timer_set(kv, &connection->timer, lib_now_ns()); /* the first attempt is at once */
     } else {
         connection_backoff(connection);
+    }
+}
+
+void
+connection_leave(struct connection *connection)
+{
+    connection->leaving = true;
+    connection->kv->leaving = true;
+}
+
+void
+connections_leave(struct distkv *kv)
+{
+    kv->leaving = false;
+    for (u32 s = 0; s < kv->server_count; s++) {
+        for (u32 c = 0; c < kv->options.connections_per_server; c++) {
+            struct connection *connection = &kv->servers[s].connections[c];
+            if (!connection->leaving) continue;
+            if (connection->in_flight == 0)
+                connection_break(connection, "the server wants another connection");
+            else
+                kv->leaving = true;
+        }
     }
 }
 

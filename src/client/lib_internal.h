@@ -72,9 +72,9 @@ struct request {
     u32 attempts;
     u64 id;
     u64 deadline_ns;
-    u64 sent_ns; /* the last time */
-    u64 first_sent_ns;
-    u64 first_run_id; /* the server's start that saw the first attempt */
+    u64 sent_ns;       /* the last time */
+    u64 first_sent_ns; /* the first attempt that may have been done */
+    u64 first_run_id;  /* the server's start that saw it */
     struct buf frame;
     /* the outcome, while COMPLETED */
     int code;
@@ -105,6 +105,7 @@ struct connection {
     u32 address_next; /* which of the host's addresses the next attempt takes */
     u32 address_count;
     bool refused; /* by the handshake's reply: about to be broken */
+    bool leaving; /* the server wants another one: ends when nothing is in flight */
     struct list unsent, sent;
     size_t unsent_offset; /* bytes of the first unsent frame that are written */
     u32 in_flight;        /* requests on both lists */
@@ -147,6 +148,7 @@ struct distkv {
     bool in_process;                /* callbacks run only then */
     bool closing;                   /* nothing more can be started */
     bool denied;                    /* a server refused user or password */
+    bool leaving;                   /* a connection may be */
     char error[DISTKV_ERROR_BYTES]; /* of the last call */
     char connect_error[DISTKV_ERROR_BYTES]; /* of the last connection that failed */
 };
@@ -167,6 +169,10 @@ void connection_flush(struct connection *connection);
 PRINTF_LIKE(2, 3) void connection_break(struct connection *connection, const char *format, ...);
 /* A ready connection with room for a request of this slot, or NULL. */
 struct connection *connection_choose(struct distkv *kv, u32 slot);
+/* The server wants another connection: it gets no more requests. */
+void connection_leave(struct connection *connection);
+/* Ends those of which that was said and that have nothing in flight. */
+void connections_leave(struct distkv *kv);
 
 /* ---- lib_request.c ---- */
 

@@ -78,6 +78,13 @@ table_remove(struct distkv *kv, struct request *request)
 
 /* ---- beginning and end ---- */
 
+/* Requests of keys: the others do not wait for replicas by a level. */
+static bool
+takes_level(u8 opcode)
+{
+    return native_opcode_writes(opcode) || opcode == NATIVE_GET || opcode == NATIVE_TTL;
+}
+
 struct request *
 request_new(struct distkv *kv, struct native_request *native, u32 slot, bool repeatable)
 {
@@ -94,6 +101,8 @@ request_new(struct distkv *kv, struct native_request *native, u32 slot, bool rep
     buf_init(&request->frame, &kv->budget);
     native->header.request_id = request->id;
     native->header.keyspace = (u16)kv->options.keyspace;
+    if (takes_level(request->opcode))
+        native->header.flags |= (u16)(kv->options.consistency << NATIVE_LEVEL_SHIFT);
     if (native_opcode_writes(request->opcode)) {
         native->id.word[0] = prng_u64(&kv->prng);
         native->id.word[1] = prng_u64(&kv->prng) | 1; /* never all zero, which means none */
@@ -199,7 +208,8 @@ static void
 request_send(struct distkv *kv, struct request *request, struct connection *connection, u64 now)
 {
     u64 left_ms = (request->deadline_ns - now) / NS_PER_MS;
-    if (request->attempts++ == 0) {
+    request->attempts++;
+    if (!request->ambiguous) { /* earlier attempts were refused: nothing was done */
         request->first_sent_ns = now;
         request->first_run_id = connection->run_id;
     }
@@ -215,6 +225,7 @@ requests_dispatch(struct distkv *kv)
 {
     u64 now = 0;
     u32 refused = 0;
+    if (kv->leaving) connections_leave(kv);
     list_for_each_safe (link, &kv->waiting) {
         struct request *request = list_entry(link, struct request, link);
         struct connection *connection = connection_choose(kv, request->slot);
@@ -330,6 +341,7 @@ request_on_reply(struct distkv *kv, struct request *request, const struct native
     else
         snprintf(error, sizeof(error), "%.*s", (int)MIN(reply->error.text.size, sizeof(error) - 1),
                  (const char *)reply->error.text.data);
+    if (native_status == NATIVE_ST_CLOSING) connection_leave(request->connection);
     if (!request->handshake && native_status_retryable(native_status) &&
         request_delay(kv, request, reply->error.detail))
         return;

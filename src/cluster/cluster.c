@@ -50,7 +50,16 @@ cluster_own_epoch(const struct cluster *cluster)
 {
     u64 least = UINT64_MAX;
     for (u32 i = 0; i < cluster->options.shard_count; i++)
-        least = MIN(least, atomic_load_explicit(&cluster->shard_epochs[i], memory_order_relaxed));
+        least = MIN(least, atomic_load_explicit(&cluster->shard_epochs[i], memory_order_acquire));
+    return least;
+}
+
+u64
+cluster_own_oldest(const struct cluster *cluster)
+{
+    u64 least = UINT64_MAX;
+    for (u32 i = 0; i < cluster->options.shard_count; i++)
+        least = MIN(least, atomic_load_explicit(&cluster->shard_oldest[i], memory_order_relaxed));
     return least;
 }
 
@@ -60,7 +69,11 @@ note_epoch(struct cluster_shard *shard)
     u64 epoch = 0;
     if (shard->topology != NULL)
         epoch = MIN(shard->topology->epoch, replicator_epoch(shard->replicator));
-    atomic_store_explicit(&shard->cluster->shard_epochs[shard->index], epoch, memory_order_relaxed);
+    /* First what goes with it: who sees the epoch sees nothing of the stage before. */
+    u64 oldest = trees_are_clean(shard) ? replicator_oldest_to_come(shard->replicator) : 0;
+    atomic_store_explicit(&shard->cluster->shard_oldest[shard->index], oldest,
+                          memory_order_relaxed);
+    atomic_store_explicit(&shard->cluster->shard_epochs[shard->index], epoch, memory_order_release);
 }
 
 /* ---- topologies ---- */
@@ -95,6 +108,7 @@ adopt(struct cluster_shard *shard, struct topology *taken)
         topology_release(taken);
         return;
     }
+    trees_topology_comes(shard, before, taken);
     shard->topology = taken;
     follow_addresses(shard, before);
     replicator_topology_set(shard->replicator, taken, cluster_member(shard->cluster));
@@ -162,8 +176,10 @@ static void
 changed(void *arg, struct topology *topology)
 {
     struct cluster_shard *shard = arg;
-    /* Not in it yet: what there is then is taken by enter, which knows who we are. */
-    if (cluster_member(shard->cluster) == 0) return;
+    /* Not in it yet: what there is then is taken by enter, which knows who we are. Or not any more:
+     * the last ones come while this is closed, and nobody would take back what follows from them.
+     */
+    if (cluster_member(shard->cluster) == 0 || atomic_load(&shard->cluster->refusing)) return;
     topology_hold(topology);
     adopt(shard, topology);
     send_topologies(shard->cluster);
@@ -246,6 +262,7 @@ open_replicator(struct cluster_shard *shard)
         .hints = shard->hints,
     };
     st = replicator_open(&options, &shard->replicator);
+    if (ok(st)) st = trees_open(shard);
     if (ok(st)) cluster_streams_open(shard);
     return st;
 }
@@ -272,21 +289,27 @@ shard_free(struct cluster_shard *shard)
 {
     topology_release(shard->topology);
     liveness_deinit(&shard->liveness);
+    cluster_fetched_free(shard);
     mem_free(io_budget(), shard, sizeof(*shard));
+}
+
+void
+cluster_describe(const struct cluster_options *options, struct topology_member *out)
+{
+    out->client_port = options->client_port;
+    out->peer_port = options->peer_port;
+    out->shard_count = options->shard_count;
+    snprintf(out->host, sizeof(out->host), "%s", options->host);
+    snprintf(out->rack, sizeof(out->rack), "%s", options->rack);
 }
 
 static void
 self_describe(const struct cluster_options *options, u64 incarnation, struct topology_member *out)
 {
-    *out = (struct topology_member){.weight = options->weight,
-                                    .client_port = options->client_port,
-                                    .peer_port = options->peer_port,
-                                    .shard_count = options->shard_count};
+    *out = (struct topology_member){.weight = options->weight, .incarnation = incarnation};
     memcpy(out->node_id, options->node_id, sizeof(out->node_id));
-    snprintf(out->host, sizeof(out->host), "%s", options->host);
-    memcpy(out->rack, options->rack, sizeof(out->rack));
     memcpy(out->datacenter, options->datacenter, sizeof(out->datacenter));
-    out->incarnation = incarnation;
+    cluster_describe(options, out);
 }
 
 MAY_YIELD static status
@@ -302,9 +325,7 @@ found(struct cluster_shard *shard)
                     .read_quorum = (u8)options->read_quorum},
     };
     self_describe(options, group0_incarnation(shard->group0), &command.member);
-    do
-        io_entropy(&command.cluster_id, sizeof(command.cluster_id));
-    while (command.cluster_id == 0);
+    command.cluster_id = io_entropy_id(0);
     status st = group0_found(shard->group0, &command);
     if (ok(st)) log_info("cluster", "founded node_id=%s", options->node_id);
     return st;
@@ -318,12 +339,14 @@ join(struct cluster_shard *shard)
     char last[TOPOLOGY_REASON_BYTES] = "";
     struct topology_member self;
     self_describe(options, group0_incarnation(shard->group0), &self);
+    self.replaces = options->member_replaced;
     for (;;) {
         char *reason = shard->cluster->reason;
         status st = group0_join(shard->group0, &self, options->seeds, options->seed_count,
                                 io_now_ns() + JOIN_NS, reason);
         if (ok(st)) break;
-        if (status_is(st, ST_INVALID) || status_is(st, ST_DENIED) || io_stopping()) return st;
+        if (io_stopping()) return ST_CANCELED; /* whatever has failed: nobody waits for it */
+        if (status_is(st, ST_INVALID) || status_is(st, ST_DENIED)) return st;
         if (strcmp(last, reason) != 0)
             log_warning("cluster", "not in the cluster yet: %s (%s)", status_text(st), reason);
         memcpy(last, reason, sizeof(last));
@@ -382,17 +405,29 @@ enter(struct cluster_shard *shard, bool empty)
     cluster->identity.member = self;
     cluster->identity.incarnation = member->incarnation;
     peers_identity_set(shard->peers, &cluster->identity);
-    atomic_store(&cluster->alive[self % CLUSTER_ALIVE_SLOTS], 1);
+    atomic_store(&cluster->alive[self % CLUSTER_ALIVE_SLOTS], CLUSTER_IS_ALIVE);
     atomic_store(&cluster->member, self);
     topology_hold(topology);
     adopt(shard, topology);
     return ST_OK;
 }
 
+/* Topologies on their way to other shards, and the memory that they are in: it is the cluster's.
+ * Behind group0, which sends more as long as it is open. */
+static MAY_YIELD void
+await_mails(const struct cluster *cluster)
+{
+    for (u32 i = 1; i < cluster->options.shard_count; i++)
+        while (cluster->mails[i].away)
+            fiber_sleep_ns(LOOK_NS);
+}
+
 static MAY_YIELD void
 undo_start(struct cluster_shard *shard)
 {
+    trees_close(shard);
     if (shard->group0 != NULL) group0_close(shard->group0);
+    if (shard->index == 0) await_mails(shard->cluster);
     if (shard->replicator != NULL) replicator_close(shard->replicator);
     hints_close(shard->hints);
     if (shard->peers != NULL) peers_close(shard->peers);
@@ -424,6 +459,7 @@ cluster_start(struct cluster *cluster, struct lsm *lsm, bool empty, struct clust
     }
     if (!ok(st)) {
         cluster->shards[0] = NULL;
+        atomic_store(&cluster->refusing, true);
         undo_start(shard);
         shard_free(shard);
         atomic_store(&cluster->member, 0);
@@ -467,18 +503,17 @@ cluster_shard_close(struct cluster_shard *shard)
     struct cluster *cluster = shard->cluster;
     atomic_store(&cluster->refusing, true);
     io_timer_cancel(&shard->tick);
+    trees_close(shard);
     if (shard->index == 0) {
         /* The others' topologies come from here, and group0 ends with its peers. */
         while (atomic_load(&cluster->open_shards) != 0)
             fiber_sleep_ns(LOOK_NS);
-        for (u32 i = 1; i < cluster->options.shard_count; i++)
-            while (cluster->mails[i].away)
-                fiber_sleep_ns(LOOK_NS);
         cluster_pings_close(shard);
         fiber_queue_wake_all(&shard->changed);
-        while (shard->steward_runs || shard->fetch_runs)
+        while (shard->steward_runs || shard->fetch_runs || shard->drain_runs)
             (void)!ok(fiber_queue_wait(&shard->changed, io_now_ns() + LOOK_NS));
         group0_close(shard->group0);
+        await_mails(cluster);
     }
     while (shard->streams != 0)
         (void)!ok(fiber_queue_wait(&shard->ended, io_now_ns() + LOOK_NS));

@@ -18,7 +18,7 @@
  * which the barriers between two stages of a move wait for.
  *
  * Moves. Whoever leads group0 plans when members join or leave, and takes the plan from stage to
- * stage (cluster_steward.c). Who gains partitions fetches them from a read quorum of those who have
+ * stage (group0_lead.c). Who gains partitions fetches them from a read quorum of those who have
  * them (cluster_fetch.c).
  */
 #ifndef DISTKV_CLUSTER_CLUSTER_H
@@ -30,11 +30,14 @@
 #include "cluster/group0.h"
 #include "cluster/liveness.h"
 #include "cluster/replicate.h"
+#include "cluster/trees.h"
 #include "io/mailbox.h"
 #include "io/timer.h"
 
 #define CLUSTER_SEEDS_MAX   16u
 #define CLUSTER_ALIVE_SLOTS 4096u
+#define CLUSTER_IS_ALIVE    1u
+#define CLUSTER_IS_DRAINED  2u
 #define CLUSTER_PING_MS     100u
 static_assert(CLUSTER_PING_MS * NS_PER_MS == LIVENESS_PING_NS, "a tick is a ping");
 
@@ -47,6 +50,7 @@ struct cluster_options {
     u16 client_port, peer_port;
     u32 shard_count, partition_count;
     u32 weight;
+    u32 member_replaced;                     /* a dead one, when we join; 0: nobody */
     u32 replicas, write_quorum, read_quorum; /* of a cluster that we found */
     u64 hints_disk_bytes;                    /* of each shard: hints.h */
     struct peer_address seeds[CLUSTER_SEEDS_MAX];
@@ -55,6 +59,9 @@ struct cluster_options {
 
 /* From the text of a secret. */
 void cluster_secret_make(struct bytes text, u8 out[PEER_SECRET_BYTES]);
+
+/* cluster_operate.c */
+enum cluster_drain { CLUSTER_DRAIN_NONE, CLUSTER_DRAIN_CLOSING, CLUSTER_DRAIN_DONE };
 
 struct cluster_shard;
 
@@ -81,9 +88,17 @@ struct cluster {
     struct peer_identity identity; /* once member is set */
     /* By number modulo CLUSTER_ALIVE_SLOTS. Two of a thousand members whose numbers are 4,096 apart
      * would share one: then a call to a dead one is attempted, or one to a living one is not. */
-    _Atomic u8 alive[CLUSTER_ALIVE_SLOTS];
+    _Atomic u8 alive[CLUSTER_ALIVE_SLOTS];  /* CLUSTER_IS_ALIVE, CLUSTER_IS_DRAINED */
     _Atomic u64 shard_epochs[LIMIT_SHARDS]; /* the oldest that it works with; 0: none */
+    _Atomic u64 shard_oldest[LIMIT_SHARDS]; /* replicator_oldest_to_come of each; 0: not known */
+    _Atomic u64 oldest;                     /* the least of all members; 0: not of all known */
+    _Atomic u64 oldest_stage;               /* stage_epoch that they worked with */
+    struct trees_node trees;
     _Atomic u64 fetched_bytes, fetched_entries;
+    /* Of the plan that is fetched by now, or was last: of how many partitions (a keyspace's each),
+     * and how many are here. */
+    _Atomic u64 fetch_session, fetch_began_ns, fetch_began_bytes, fetch_partitions, fetch_done;
+    _Atomic u8 drain;                   /* enum cluster_drain; the server heeds it */
     char reason[TOPOLOGY_REASON_BYTES]; /* why it failed */
 };
 
@@ -99,7 +114,9 @@ struct cluster_ping {
     u64 began_ns;
     u64 rtt_ns;
     u64 epoch;    /* the oldest that it works with; 0: not known */
+    u64 oldest;   /* no write of a lower version will come from there; 0: not known */
     i64 clock_ms; /* its wall clock before ours */
+    bool drained; /* wants others to do what it did */
 };
 
 /* A shard's. */
@@ -111,16 +128,24 @@ struct cluster_shard {
     struct peers *peers;
     struct hints *hints;
     struct replicator *replicator;
+    struct trees *trees;
     struct topology *topology; /* held; NULL: none yet */
     struct io_timer tick;
     u32 streams;              /* under way for others */
+    bool closing;             /* this node is about to be drained: nothing more is coordinated */
+    u32 coordinating;         /* requests that run on this node: the server counts them */
     struct fiber_queue ended; /* woken when one of those ends */
+    /* what was fetched for the plan that fetched_of names: cluster_fetch.c */
+    u8 *fetched;
+    size_t fetched_size;
+    u64 fetched_of, fetched_seq;
+    u32 fetch_avoid; /* who has refused to serve; 0: nobody */
     /* shard 0 */
     struct group0 *group0;
     struct list pings;
     struct liveness liveness;
     bool steward_runs;
-    bool fetch_runs;
+    bool fetch_runs, drain_runs;
     u64 fetch_session;          /* what is fetched now, or was last */
     struct fiber_queue changed; /* woken with each topology, and at the end */
 };
@@ -148,8 +173,19 @@ cluster_member(const struct cluster *cluster)
 static inline bool
 cluster_alive(const struct cluster *cluster, u32 member)
 {
-    return atomic_load_explicit(&cluster->alive[member % CLUSTER_ALIVE_SLOTS],
-                                memory_order_relaxed) != 0;
+    return (atomic_load_explicit(&cluster->alive[member % CLUSTER_ALIVE_SLOTS],
+                                 memory_order_relaxed) &
+            CLUSTER_IS_ALIVE) != 0;
+}
+/* Whether others are to coordinate what it would, if there are any. */
+static inline bool
+cluster_drained(const struct cluster *cluster, u32 member)
+{
+    if (member == cluster_member(cluster))
+        return atomic_load_explicit(&cluster->drain, memory_order_relaxed) == CLUSTER_DRAIN_DONE;
+    return (atomic_load_explicit(&cluster->alive[member % CLUSTER_ALIVE_SLOTS],
+                                 memory_order_relaxed) &
+            CLUSTER_IS_DRAINED) != 0;
 }
 /* Until the next yield, unless held; NULL: none yet. */
 static inline struct topology *
@@ -167,9 +203,11 @@ struct cluster_entry {
 };
 
 /* Live entries of a keyspace in the order of (token, key), each as the newest of a read quorum of
- * its replicas; what a replica lacks is not mended. */
+ * its replicas; what a replica lacks is not mended. With REPLICATE_ONE a node that holds a
+ * partition shows what it has itself: so replicas are compared. */
 struct cluster_scan {
     u16 keyspace;
+    u8 level; /* enum replicate_level */
     bool with_values;
     u32 bytes_max; /* of a page, about */
     u64 token_last;
@@ -196,16 +234,42 @@ bool cluster_ping_is_alive(const struct cluster_ping *ping);
 MAY_YIELD MUST_CHECK status cluster_remove(struct cluster_shard *shard, const char *node_id,
                                            bool dead, u64 deadline_ns,
                                            char reason[TOPOLOGY_REASON_BYTES]);
+/* Its virtual nodes, from the next plan on. */
+MAY_YIELD MUST_CHECK status cluster_weight_set(struct cluster_shard *shard, const char *node_id,
+                                               u32 weight, u64 deadline_ns,
+                                               char reason[TOPOLOGY_REASON_BYTES]);
 
-/* Makes a keyspace that keeps siblings, or finds the one of this name; its number. */
-MAY_YIELD MUST_CHECK status cluster_siblings_make(struct cluster_shard *shard, const char *name,
-                                                  u64 deadline_ns, u32 *number_out,
-                                                  char reason[TOPOLOGY_REASON_BYTES]);
+#define CLUSTER_KEYSPACE_ANY UINT16_MAX
+struct cluster_keyspace {
+    bool create;
+    u16 number; /* of a new one, CLUSTER_KEYSPACE_ANY: whichever is free; out: its number */
+    u8 conflict;
+    u8 replicas, write_quorum, read_quorum; /* 0: as it is, or as keyspace 0 is */
+    char name[TOPOLOGY_NAME_BYTES];
+    char reason[TOPOLOGY_REASON_BYTES]; /* out: why not */
+};
+/* Makes or changes one. ST_INVALID, ST_NOT_FOUND: for the reason. */
+MAY_YIELD MUST_CHECK status cluster_keyspace_set(struct cluster_shard *shard,
+                                                 struct cluster_keyspace *wanted, u64 deadline_ns);
+/* Makes the keyspace with the defaults and its number as its name if there is none of the number.
+ */
+MAY_YIELD MUST_CHECK status cluster_keyspace_need(struct cluster_shard *shard, u32 number,
+                                                  u64 deadline_ns);
+/* LIMIT_KEYSPACES_CLIENT: none of this name. */
+u32 cluster_keyspace_find(const struct topology *topology, const char *name);
+/* Begins to hand over what this node does for others, or ends that. */
+MUST_CHECK status cluster_drain(struct cluster_shard *shard, bool undo);
 
 /* ---- between the files of this part ---- */
 
+/* What a node may change about itself from one start to the next: addresses, shards, rack. */
+void cluster_describe(const struct cluster_options *options, struct topology_member *out);
 /* The oldest epoch that any shard of this node works with. */
 u64 cluster_own_epoch(const struct cluster *cluster);
+/* The lowest version that any shard of this node may yet send to anybody; 0: not known. */
+u64 cluster_own_oldest(const struct cluster *cluster);
+/* The same of all members, who all work with this stage; 0: not known, or not so. */
+u64 cluster_oldest(const struct cluster *cluster, u64 stage_epoch);
 /* Every CLUSTER_PING_MS on shard 0. */
 void cluster_pings_send(struct cluster_shard *shard);
 void cluster_pings_open(struct cluster_shard *shard);
@@ -228,6 +292,9 @@ struct cluster_page {
 };
 MAY_YIELD MUST_CHECK status cluster_page_read(struct cluster_shard *shard,
                                               const struct cluster_page *page, struct buf *out);
+/* One entry behind those of a page. false: no memory. */
+MUST_CHECK bool cluster_page_add(struct buf *out, bool deleted, struct bytes key,
+                                 const struct lsm_value *value);
 /* The body of a request for one: CLUSTER_PAGE_HEAD_BYTES, and then the key. session: of the plan
  * that it is fetched for; 0: for a scan. */
 #define CLUSTER_PAGE_HEAD_BYTES 31u
@@ -242,5 +309,8 @@ struct cluster_page_entry {
 MUST_CHECK status cluster_page_next(struct bytes page, size_t *at, struct cluster_page_entry *out);
 /* Everything that this shard gains by the present plan. ST_OK: it is here, and durable. */
 MAY_YIELD MUST_CHECK status cluster_fetch(struct cluster_shard *shard);
+/* What fetch_done of the node is when all its shards have done so. */
+MAY_YIELD u64 cluster_fetch_size(struct cluster_shard *shard);
+void cluster_fetched_free(struct cluster_shard *shard);
 
 #endif

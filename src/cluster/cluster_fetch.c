@@ -14,7 +14,9 @@
  * decide in the gainer's store as everywhere, so pages may come twice, and in any order with
  * writes.
  *
- * Neighbouring partitions that lie on one shard of the same source are one stream.
+ * Neighbouring partitions that lie on one shard of the same source are one range, FETCHES of which
+ * are fetched at once. What was fetched is not fetched again when an attempt fails half-way; the
+ * next one does without whoever has refused, where others are enough.
  *
  * PEER_STREAM, little-endian: last token (8), session (8; 0: a scan of clients), token to begin at
  * (8), bytes wanted (4), flags (1; bit 0: no values), size of a key (2) and the key: begin behind
@@ -25,6 +27,7 @@
 #include "cluster/cluster.h"
 
 #include "base/hash.h"
+#include "base/fault.h"
 #include "base/log.h"
 #include "io/io.h"
 #include "proto/peer.h"
@@ -34,6 +37,7 @@
 #define PAGE_BYTES_MAX (4u << 20)
 #define PAGE_BYTES_MIN (1u << 10)
 #define STREAMS_MAX    16u
+#define FETCHES        4u /* of one shard, under way at once */
 #define PAGE_NS        (10 * NS_PER_S)
 #define PAGE_PAUSE_NS  (500 * NS_PER_US)
 #define SCAN_NS_MAX    (200 * NS_PER_MS) /* of one page: a long stretch of nothing ends it */
@@ -68,12 +72,26 @@ add_entry(struct buf *out, enum stream_kind kind, struct bytes key, const struct
            buf_append(out, value->value.data, value->value.size);
 }
 
+bool
+cluster_page_add(struct buf *out, bool deleted, struct bytes key, const struct lsm_value *value)
+{
+    return add_entry(out, deleted ? STREAM_TOMBSTONE : STREAM_VALUE, key, value);
+}
+
 MAY_YIELD status
 cluster_page_read(struct cluster_shard *shard, const struct cluster_page *page, struct buf *out)
 {
     struct lsm_scan *scan;
     u8 more = 1;
     size_t start = out->size;
+    u64 first, last;
+    /* Who asks may know another number of shards than this process has, and nothing of what lies
+     * elsewhere must not pass for nothing at all. */
+    lsm_tokens(shard->lsm, &first, &last);
+    if (page->token < first || page->token_last > last) {
+        MARK("cluster.fetch.other_shard");
+        return ST_WOULD_WAIT;
+    }
     if (!buf_append(out, &more, 1)) return ST_NO_MEMORY;
     status st = lsm_scan_open(shard->lsm, NULL, page->keyspace, page->token, page->behind,
                               page->token_last, &scan);
@@ -231,8 +249,19 @@ struct fetch {
     struct cluster_shard *shard;
     struct topology *topology; /* held */
     u32 self;
-    u8 *alive; /* of topology->members, at the beginning of an attempt */
-    u64 seq;   /* of the last write */
+    u8 *alive; /* of topology->members; who did not serve counts as dead in this attempt */
+    /* the next range */
+    u32 keyspace, member_at, partition;
+    /* fibers */
+    status st; /* the first failure */
+    u32 running;
+    struct fiber_queue ended;
+};
+
+/* Neighbouring partitions that lie on one shard of one source. */
+struct range {
+    u32 keyspace, member, there;
+    u32 first, end; /* partitions */
 };
 
 static bool
@@ -243,18 +272,27 @@ is_alive(const struct fetch *fetch, u32 number)
     return false;
 }
 
-/* Whether the partition is fetched from the member; *enough: whether a read quorum lives. */
+/* What was fetched by an earlier attempt: a bit for each member of the partition's row. */
+static u8 *
+done_of(const struct fetch *fetch, u32 keyspace, u32 partition)
+{
+    return &fetch->shard->fetched[(size_t)keyspace * fetch->topology->partition_count + partition];
+}
+
+/* Whether the partition is to be fetched from the member; *enough: whether a read quorum lives. */
 static bool
 is_source(const struct fetch *fetch, u32 keyspace, u32 partition, u32 member, bool *enough)
 {
     struct topology_row row;
     topology_row(fetch->topology, keyspace, partition, &row);
     u32 have = 0;
+    u8 done = *done_of(fetch, keyspace, partition);
     bool found = false;
-    for (u32 i = 0; i < row.count; i++) /* what we have ourselves is here already */
-        if (row.write[i] == fetch->self) have++;
+    for (u32 i = 0; i < row.count; i++) /* what is here already */
+        if (row.write[i] == fetch->self || (done & 1u << i) != 0) have++;
     for (u32 i = 0; i < row.count && have < row.read_quorum; i++) {
-        if (row.write[i] == fetch->self || !is_alive(fetch, row.write[i])) continue;
+        if (row.write[i] == fetch->self || (done & 1u << i) != 0) continue;
+        if (!is_alive(fetch, row.write[i])) continue;
         have++;
         if (row.write[i] == member) found = true;
     }
@@ -264,7 +302,7 @@ is_source(const struct fetch *fetch, u32 keyspace, u32 partition, u32 member, bo
 
 /* A state of a key that keeps siblings joins what is here. */
 MAY_YIELD static status
-take_state(struct fetch *fetch, u16 keyspace, const struct cluster_page_entry *found)
+take_state(struct fetch *fetch, u16 keyspace, const struct cluster_page_entry *found, u64 *seq_out)
 {
     struct replicate_state state = {.keyspace = keyspace,
                                     .token = found->entry.token,
@@ -272,10 +310,19 @@ take_state(struct fetch *fetch, u16 keyspace, const struct cluster_page_entry *f
                                     .found = !found->deleted,
                                     .version = found->entry.version,
                                     .value = found->entry.value};
-    u64 seq = 0;
-    status st = replicate_merge(fetch->shard->replicator, &state, io_now_ns() + PAGE_NS, &seq);
-    fetch->seq = MAX(fetch->seq, seq);
-    return st;
+    return replicate_merge(fetch->shard->replicator, &state, io_now_ns() + PAGE_NS, seq_out);
+}
+
+static void
+note_done(struct fetch *fetch, const struct range *range)
+{
+    for (u32 partition = range->first; partition < range->end; partition++) {
+        struct topology_row row;
+        topology_row(fetch->topology, range->keyspace, partition, &row);
+        for (u32 i = 0; i < row.count; i++)
+            if (row.write[i] == range->member)
+                *done_of(fetch, range->keyspace, partition) |= (u8)(1u << i);
+    }
 }
 
 MAY_YIELD static status
@@ -301,9 +348,11 @@ take_page(struct fetch *fetch, struct cluster_page *page, struct bytes bytes, u6
                         ? lsm_batch_delete(&batch, page->keyspace, entry->token, entry->key)
                         : lsm_batch_put(&batch, page->keyspace, entry->token, entry->key,
                                         entry->value, entry->expire_ms);
+        u64 seq = 0;
         st = !fits      ? ST_NO_MEMORY
-             : siblings ? take_state(fetch, page->keyspace, &found)
-                        : lsm_write(shard->lsm, &batch, &fetch->seq);
+             : siblings ? take_state(fetch, page->keyspace, &found, &seq)
+                        : lsm_write(shard->lsm, &batch, &seq);
+        shard->fetched_seq = MAX(shard->fetched_seq, seq);
         key_out->size = 0;
         if (ok(st) && !buf_append(key_out, entry->key.data, entry->key.size)) st = ST_NO_MEMORY;
         if (!ok(st)) break;
@@ -324,19 +373,21 @@ is_over(const struct fetch *fetch)
            shard->topology->session != fetch->topology->session;
 }
 
-/* Token range of one source's shard. */
 MAY_YIELD static status
-fetch_range(struct fetch *fetch, u32 keyspace, u32 member, u32 there, u64 token_first,
-            u64 token_last)
+fetch_range(struct fetch *fetch, const struct range *range)
 {
     struct cluster_shard *shard = fetch->shard;
+    u32 count = fetch->topology->partition_count;
+    u64 token_first = partition_token_first(range->first, count);
     struct buf key, bytes;
     buf_init(&key, &shard->budget);
     buf_init(&bytes, &shard->budget);
     struct cluster_page page = {.token = token_first,
-                                .token_last = token_last,
+                                .token_last = range->end == count
+                                                  ? UINT64_MAX
+                                                  : partition_token_first(range->end, count) - 1,
                                 .bytes_max = PAGE_BYTES,
-                                .keyspace = (u16)keyspace};
+                                .keyspace = (u16)range->keyspace};
     bool more = true;
     status st = ST_OK;
     while (more && ok(st)) {
@@ -352,8 +403,8 @@ fetch_range(struct fetch *fetch, u32 keyspace, u32 member, u32 there, u64 token_
         struct native_header answer;
         bool maybe_sent;
         bytes.size = 0;
-        st = peer_call_wait(shard->peers, member, there, &header, parts, 2, io_now_ns() + PAGE_NS,
-                            &answer, &bytes, &maybe_sent);
+        st = peer_call_wait(shard->peers, range->member, range->there, &header, parts, 2,
+                            io_now_ns() + PAGE_NS, &answer, &bytes, &maybe_sent);
         if (ok(st) && answer.status != NATIVE_ST_OK) st = native_status_to_base(answer.status);
         if (ok(st) && (bytes.size == 0 || (bytes.data[0] != 0 && bytes.size == 1))) st = ST_CORRUPT;
         if (!ok(st)) break;
@@ -367,35 +418,70 @@ fetch_range(struct fetch *fetch, u32 keyspace, u32 member, u32 there, u64 token_
     return st;
 }
 
-/* All that this shard gains of a keyspace and that the member is a source of. */
-MAY_YIELD static status
-fetch_from(struct fetch *fetch, u32 keyspace, const struct topology_member *member)
+/* Whether the partition lies on this shard, is gained, and is to be fetched from the member. */
+static bool
+is_wanted(const struct fetch *fetch, u32 keyspace, const struct topology_member *member,
+          u32 partition)
+{
+    const struct topology *topology = fetch->topology;
+    bool enough;
+    return partition_shard(partition, fetch->shard->cluster->options.shard_count,
+                           topology->partition_count) == fetch->shard->index &&
+           topology_gains(topology, fetch->self, keyspace, partition) &&
+           is_source(fetch, keyspace, partition, member->number, &enough);
+}
+
+/* The next one that nobody has; false: no more. Member by member within a keyspace. */
+static bool
+next_range(struct fetch *fetch, struct range *out)
 {
     const struct topology *topology = fetch->topology;
     u32 count = topology->partition_count;
-    u32 shards = fetch->shard->cluster->options.shard_count;
-    u32 partition = 0;
-    while (partition < count) {
-        u32 first = partition, there = partition_shard(first, member->shard_count, count);
-        for (; partition < count; partition++) {
-            bool enough = true;
-            if (partition_shard(partition, shards, count) != fetch->shard->index ||
-                partition_shard(partition, member->shard_count, count) != there ||
-                !topology_gains(topology, fetch->self, keyspace, partition) ||
-                !is_source(fetch, keyspace, partition, member->number, &enough))
-                break;
+    for (; fetch->keyspace < LIMIT_KEYSPACES_CLIENT; fetch->keyspace++, fetch->member_at = 0) {
+        if (!topology->keyspaces[fetch->keyspace].used) continue;
+        for (; fetch->member_at < topology->member_count;
+             fetch->member_at++, fetch->partition = 0) {
+            const struct topology_member *member = &topology->members[fetch->member_at];
+            if (member->number == fetch->self || !fetch->alive[fetch->member_at]) continue;
+            u32 *at = &fetch->partition;
+            while (*at < count && !is_wanted(fetch, fetch->keyspace, member, *at))
+                (*at)++;
+            if (*at == count) continue;
+            *out = (struct range){.keyspace = fetch->keyspace,
+                                  .member = member->number,
+                                  .there = partition_shard(*at, member->shard_count, count),
+                                  .first = *at};
+            while (*at < count && partition_shard(*at, member->shard_count, count) == out->there &&
+                   is_wanted(fetch, fetch->keyspace, member, *at))
+                (*at)++;
+            out->end = *at;
+            return true;
         }
-        if (partition == first) {
-            partition++;
+    }
+    return false;
+}
+
+/* Ranges are small where many nodes share many partitions, and then it is the way to and fro that
+ * takes the time: so some are under way at once. */
+MAY_YIELD static void
+fetch_ranges(void *arg)
+{
+    struct fetch *fetch = arg;
+    struct range range;
+    while (ok(fetch->st) && next_range(fetch, &range)) {
+        status st = fetch_range(fetch, &range);
+        if (ok(st)) {
+            note_done(fetch, &range);
+            atomic_fetch_add(&fetch->shard->cluster->fetch_done, range.end - range.first);
             continue;
         }
-        u64 token_last =
-            partition == count ? UINT64_MAX : partition_token_first(partition, count) - 1;
-        status st = fetch_range(fetch, keyspace, member->number, there,
-                                partition_token_first(first, count), token_last);
-        if (!ok(st)) return st;
+        log_debug("cluster", "fetch failed from=%u keyspace=%u: %s", range.member, range.keyspace,
+                  status_text(st));
+        if (ok(fetch->st)) fetch->st = st;
+        fetch->shard->fetch_avoid = range.member; /* somebody else may serve */
     }
-    return ST_OK;
+    fetch->running--;
+    fiber_queue_wake_all(&fetch->ended);
 }
 
 /* Whether each partition has sources enough. */
@@ -415,28 +501,102 @@ have_sources(const struct fetch *fetch, u32 keyspace)
     return true;
 }
 
-MAY_YIELD static status
-fetch_keyspaces(struct fetch *fetch)
+static bool
+have_all_sources(const struct fetch *fetch)
+{
+    for (u32 keyspace = 0; keyspace < LIMIT_KEYSPACES_CLIENT; keyspace++)
+        if (fetch->topology->keyspaces[keyspace].used && !have_sources(fetch, keyspace))
+            return false;
+    return true;
+}
+
+/* Whom to ask: who lives, but for the one who has just refused, if it goes without. */
+static status
+choose_sources(struct fetch *fetch)
 {
     const struct topology *topology = fetch->topology;
+    u32 avoid = fetch->shard->fetch_avoid;
+    fetch->shard->fetch_avoid = 0;
+    for (u32 i = 0; i < topology->member_count; i++) {
+        u32 number = topology->members[i].number;
+        fetch->alive[i] = number != avoid && cluster_alive(fetch->shard->cluster, number);
+    }
+    if (have_all_sources(fetch)) return ST_OK;
+    if (avoid == 0) return ST_UNAVAILABLE;
     for (u32 i = 0; i < topology->member_count; i++) {
         u32 number = topology->members[i].number;
         fetch->alive[i] = cluster_alive(fetch->shard->cluster, number);
     }
+    return have_all_sources(fetch) ? ST_OK : ST_UNAVAILABLE;
+}
+
+MAY_YIELD static status
+fetch_all(struct fetch *fetch)
+{
+    status st = choose_sources(fetch);
+    if (!ok(st)) return st;
+    fiber_queue_init(&fetch->ended);
+    fetch->running = 1;
+    for (u32 i = 1; i < FETCHES; i++) {
+        if (!ok(fiber_spawn(FIBER_BULK, "cluster fetch", fetch_ranges, fetch))) break;
+        fetch->running++;
+    }
+    fetch_ranges(fetch);
+    while (fetch->running > 0)
+        (void)!ok(fiber_queue_wait(&fetch->ended, FIBER_FOREVER));
+    return fetch->st;
+}
+
+void
+cluster_fetched_free(struct cluster_shard *shard)
+{
+    mem_free(&shard->budget, shard->fetched, shard->fetched_size);
+    shard->fetched = NULL;
+    shard->fetched_size = 0;
+}
+
+/* What earlier attempts have fetched counts as long as the plan and who had what before it are the
+ * same: a source told all that it had behind the fence, and writes came here, too, from then on. */
+static bool
+fetched_keep(struct cluster_shard *shard, const struct topology *topology)
+{
+    size_t bytes = (size_t)LIMIT_KEYSPACES_CLIENT * topology->partition_count;
+    size_t ids = (size_t)topology->current.partition_count * topology->current.width *
+                 sizeof(*topology->current.ids);
+    u64 of = hash_bytes(topology->current.ids, ids, topology->session);
+    if (shard->fetched != NULL && shard->fetched_size == bytes && shard->fetched_of == of)
+        return true;
+    cluster_fetched_free(shard);
+    shard->fetched = mem_alloc_zero(&shard->budget, bytes);
+    if (shard->fetched == NULL) return false;
+    shard->fetched_size = bytes;
+    shard->fetched_of = of;
+    shard->fetched_seq = 0;
+    return true;
+}
+
+MAY_YIELD u64
+cluster_fetch_size(struct cluster_shard *shard)
+{
+    struct topology *topology = shard->topology;
+    u32 self = cluster_member(shard->cluster);
+    u64 size = 0;
+    topology_hold(topology);
     for (u32 keyspace = 0; keyspace < LIMIT_KEYSPACES_CLIENT; keyspace++) {
         if (!topology->keyspaces[keyspace].used) continue;
-        if (!have_sources(fetch, keyspace)) return ST_UNAVAILABLE;
-        for (u32 i = 0; i < topology->member_count; i++) {
-            if (topology->members[i].number == fetch->self || !fetch->alive[i]) continue;
-            status st = fetch_from(fetch, keyspace, &topology->members[i]);
-            if (!ok(st)) {
-                log_debug("cluster", "fetch failed from=%u keyspace=%u: %s",
-                          topology->members[i].number, keyspace, status_text(st));
-                return st;
-            }
+        for (u32 partition = 0; partition < topology->partition_count; partition++) {
+            if (fiber_should_yield()) fiber_yield();
+            if (!topology_gains(topology, self, keyspace, partition)) continue;
+            struct topology_row row;
+            topology_row(topology, keyspace, partition, &row);
+            u32 sources = row.read_quorum;
+            for (u32 i = 0; i < row.count && sources != 0; i++)
+                if (row.write[i] == self) sources--;
+            size += sources;
         }
     }
-    return ST_OK;
+    topology_release(topology);
+    return size;
 }
 
 MAY_YIELD status
@@ -448,11 +608,16 @@ cluster_fetch(struct cluster_shard *shard)
     if (fetch.topology->stage != STAGE_WRITE_BOTH || !topology_fenced(fetch.topology))
         return ST_CANCELED;
     topology_hold(fetch.topology);
+    shard->streams++; /* closing waits */
     u32 count = fetch.topology->member_count;
     fetch.alive = mem_alloc_zero(&shard->budget, count);
-    status st = fetch.alive == NULL ? ST_NO_MEMORY : fetch_keyspaces(&fetch);
-    if (ok(st) && fetch.seq != 0) st = lsm_wait_durable(shard->lsm, fetch.seq);
+    bool room = fetch.alive != NULL && fetched_keep(shard, fetch.topology);
+    status st = room ? fetch_all(&fetch) : ST_NO_MEMORY;
+    if (ok(st) && shard->fetched_seq != 0) st = lsm_wait_durable(shard->lsm, shard->fetched_seq);
+    if (ok(st)) cluster_fetched_free(shard);
     mem_free(&shard->budget, fetch.alive, count);
     topology_release(fetch.topology);
+    shard->streams--;
+    fiber_queue_wake_all(&shard->ended);
     return st;
 }

@@ -2,8 +2,9 @@
  *
  * cluster_ping.c -- who lives: each member's shard 0 is asked every CLUSTER_PING_MS.
  *
- * The body of PEER_PING and of its answer, 24 bytes: the oldest epoch that the sender works with
- * (8), its wall clock in milliseconds (8), flags (1; bit 0: it is ill), 0 (7).
+ * The body of PEER_PING and of its answer, 32 bytes: the oldest epoch that the sender works with
+ * (8), its wall clock in milliseconds (8), flags (1; bit 0: it is ill; bit 1: it is drained), 0
+ * (7), and the lowest version that it may yet send to anybody (8; 0: not known).
  *
  * liveness.h judges by the answers. Two pings in a row that could not even connect are enough to
  * send nothing more there: then its process is gone, and waiting would find out the same later.
@@ -14,10 +15,12 @@
 #include "io/io.h"
 #include "proto/peer.h"
 
-#define PING_BYTES      24u
+#define PING_BYTES      32u
 #define PING_TIMEOUT_NS (400 * NS_PER_MS)
+#define SILENT_NS       NS_PER_S
 #define REFUSALS_MAX    2u
 #define FLAG_ILL        1u
+#define FLAG_DRAINED    2u
 #define CLOCK_MS_MAX    250
 
 static struct cluster_ping *
@@ -49,7 +52,8 @@ static void
 publish(const struct cluster_ping *ping)
 {
     const struct cluster_shard *shard = ping->shard;
-    atomic_store(&shard->cluster->alive[ping->member % CLUSTER_ALIVE_SLOTS], is_alive(ping));
+    u8 state = (is_alive(ping) ? CLUSTER_IS_ALIVE : 0) | (ping->drained ? CLUSTER_IS_DRAINED : 0);
+    atomic_store(&shard->cluster->alive[ping->member % CLUSTER_ALIVE_SLOTS], state);
 }
 
 static void
@@ -76,6 +80,8 @@ heard(struct cluster_ping *ping, struct bytes body)
                     (long long)clock_ms);
     ping->clock_ms = clock_ms;
     ping->refusals = 0;
+    ping->drained = (body.data[16] & FLAG_DRAINED) != 0;
+    ping->oldest = load_u64(body.data + 24);
     ping->heard_ns = io_now_ns();
     liveness_heard(&ping->shard->liveness, ping->member, (body.data[16] & FLAG_ILL) != 0,
                    ping->heard_ns);
@@ -109,6 +115,8 @@ fill(const struct cluster_shard *shard, u8 body[PING_BYTES])
     store_u64(body, epoch);
     store_u64(body + 8, io_wall_ms());
     body[16] = liveness_self_ill(&shard->liveness, io_now_ns()) ? FLAG_ILL : 0;
+    if (atomic_load(&shard->cluster->drain) == CLUSTER_DRAIN_DONE) body[16] |= FLAG_DRAINED;
+    store_u64(body + 24, cluster_own_oldest(shard->cluster));
 }
 
 static void
@@ -119,7 +127,12 @@ asked(void *arg, struct peer_request *request, const struct peer_identity *from,
     (void)header;
     struct cluster_ping *ping = find(shard, from->member);
     /* Its epoch counts whoever hears of it; that we reach it, only an answer shows. */
-    if (ping != NULL && body.size >= PING_BYTES) ping->epoch = load_u64(body.data);
+    if (ping != NULL && body.size >= PING_BYTES) {
+        ping->epoch = load_u64(body.data);
+        ping->drained = (body.data[16] & FLAG_DRAINED) != 0;
+        publish(ping);
+        ping->oldest = load_u64(body.data + 24);
+    }
     if (request == NULL) return;
     u8 answer[PING_BYTES];
     fill(shard, answer);
@@ -128,10 +141,44 @@ asked(void *arg, struct peer_request *request, const struct peer_identity *from,
     peer_reply(request, NATIVE_ST_OK, epoch, &part, 1);
 }
 
+/* Not known while one is silent, or works with an earlier stage: it may hold what others do not
+ * know of. */
+static void
+publish_oldest(struct cluster_shard *shard)
+{
+    const struct topology *topology = shard->topology;
+    if (topology == NULL) return;
+    u64 now = io_now_ns(), stage = topology->stage_epoch;
+    bool behind = cluster_own_epoch(shard->cluster) < stage;
+    u64 oldest = behind ? 0 : cluster_own_oldest(shard->cluster);
+    list_for_each (node, &shard->pings) {
+        const struct cluster_ping *ping = list_entry(node, struct cluster_ping, link);
+        bool silent = ping->heard_ns == 0 || now - ping->heard_ns > SILENT_NS || !is_alive(ping);
+        oldest = MIN(oldest, silent || ping->epoch < stage ? 0 : ping->oldest);
+    }
+    for (u32 i = 0; i < topology->member_count; i++) {
+        u32 member = topology->members[i].number;
+        if (member != cluster_member(shard->cluster) && find(shard, member) == NULL) oldest = 0;
+    }
+    struct cluster *cluster = shard->cluster;
+    if (atomic_load(&cluster->oldest_stage) != stage) atomic_store(&cluster->oldest, 0);
+    atomic_store(&cluster->oldest_stage, stage);
+    atomic_store(&cluster->oldest, oldest);
+}
+
+u64
+cluster_oldest(const struct cluster *cluster, u64 stage_epoch)
+{
+    /* Shard 0 may change both in between: first to nothing, then to another stage. */
+    u64 oldest = atomic_load(&cluster->oldest);
+    return atomic_load(&cluster->oldest_stage) == stage_epoch ? oldest : 0;
+}
+
 void
 cluster_pings_send(struct cluster_shard *shard)
 {
     u64 now = io_now_ns();
+    publish_oldest(shard);
     struct lsm_stats stats;
     lsm_stats_get(shard->lsm, &stats);
     if (stats.state == LSM_STATE_FAILED) liveness_self_stalled(&shard->liveness, now);

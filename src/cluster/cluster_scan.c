@@ -8,9 +8,9 @@
  *   merged      a1  b2  c4             the newest of each key; not behind the last entry of who
  *                                      has more, for nobody knows what else that one has there
  *
- * As many replicas are asked as the read quorum of the row demands, so the newest acknowledged
- * version of each key is among the answers. A page ends where the row of replicas changes at the
- * latest.
+ * As many replicas are asked as the level demands, by default the read quorum of the row: so the
+ * newest acknowledged version of each key is among the answers. A page ends where the row of
+ * replicas changes at the latest.
  *
  * Of keys that keep siblings the sets of all that have answered are united, and the sibling of the
  * highest clock is shown: what a plain GET would return.
@@ -46,6 +46,34 @@ struct pass {
 
 /* ---- asking ---- */
 
+static u32
+need_of(const struct topology *topology, const struct topology_row *row, u16 keyspace, u8 level,
+        u32 count)
+{
+    u32 replicas = topology->keyspaces[keyspace].replicas;
+    u32 places = row->read_next ? row->next_places : row->places;
+    switch ((enum replicate_level)level) {
+    case REPLICATE_ONE:
+        return 1;
+    case REPLICATE_ALL:
+        return count;
+    case REPLICATE_QUORUM:
+        return topology_quorum(replicas / 2 + 1, replicas, places, count);
+    case REPLICATE_DEFAULT:
+    case REPLICATE_COUNT_BASE:
+        break;
+    }
+    return row->read_quorum;
+}
+
+/* Our own record may be of a process before this one, with another number of shards. */
+static u32
+shards_of(const struct cluster *cluster, const struct topology_member *member)
+{
+    return member->number == cluster_member(cluster) ? cluster->options.shard_count
+                                                     : member->shard_count;
+}
+
 /* The stretch that has one row, and lies on one shard at each source: fills page.token_last. */
 static status
 choose(struct pass *pass, const struct topology *topology)
@@ -56,18 +84,19 @@ choose(struct pass *pass, const struct topology *topology)
     struct topology_row row;
     topology_row(topology, pass->page.keyspace, partition, &row);
     const u32 *members = topology_row_read(&row, &members_count);
+    u32 need = need_of(topology, &row, pass->page.keyspace, pass->scan->level, members_count);
     for (u32 round = 0; round < 2; round++) { /* first ourselves: that costs no message */
-        for (u32 i = 0; i < members_count && pass->source_count < row.read_quorum; i++) {
+        for (u32 i = 0; i < members_count && pass->source_count < need; i++) {
             if ((members[i] == self) != (round == 0) || !cluster_alive(cluster, members[i]))
                 continue;
             const struct topology_member *member = topology_member(topology, members[i]);
             if (member == NULL) continue;
             struct source *source = &pass->sources[pass->source_count++];
             source->member = members[i];
-            source->there = partition_shard(partition, member->shard_count, count);
+            source->there = partition_shard(partition, shards_of(cluster, member), count);
         }
     }
-    if (pass->source_count < row.read_quorum || pass->source_count == 0) return ST_UNAVAILABLE;
+    if (pass->source_count < need || pass->source_count == 0) return ST_UNAVAILABLE;
     u32 end = partition + 1;
     for (; end < count; end++) {
         struct topology_row other;
@@ -79,7 +108,8 @@ choose(struct pass *pass, const struct topology *topology)
         for (u32 i = 0; i < pass->source_count && same; i++) {
             const struct topology_member *member =
                 topology_member(topology, pass->sources[i].member);
-            same = partition_shard(end, member->shard_count, count) == pass->sources[i].there;
+            same =
+                partition_shard(end, shards_of(cluster, member), count) == pass->sources[i].there;
         }
         if (!same) break;
     }
@@ -303,6 +333,12 @@ cluster_scan_page(struct cluster_shard *shard, struct cluster_scan *scan)
 {
     struct topology *topology = shard->topology;
     if (topology == NULL) return ST_UNAVAILABLE;
+    if (!topology->keyspaces[scan->keyspace].used) { /* nobody has used it yet */
+        scan->ended = true;
+        scan->token = scan->token_last;
+        scan->key_size = 0;
+        return ST_OK;
+    }
     struct pass *pass = mem_alloc_zero(&shard->budget, sizeof(*pass));
     u8 *behind = mem_alloc(&shard->budget, LIMIT_KEY_BYTES); /* the scan's own moves meanwhile */
     status st = ST_NO_MEMORY;

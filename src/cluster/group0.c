@@ -269,8 +269,7 @@ identity_put(struct group0 *group0)
 static MAY_YIELD status
 incarnation_make(struct group0 *group0)
 {
-    while (group0->identity.incarnation == 0)
-        io_entropy(&group0->identity.incarnation, sizeof(group0->identity.incarnation));
+    if (group0->identity.incarnation == 0) group0->identity.incarnation = io_entropy_id(0);
     if (!identity_put(group0)) return ST_NO_MEMORY;
     return write_durable(group0);
 }
@@ -444,8 +443,7 @@ found(struct group0 *group0, const struct topology_command *command)
     char reason[TOPOLOGY_REASON_BYTES] = "";
     real.kind = TOPOLOGY_FOUND;
     real.state_before = empty->state_id;
-    while (real.state_after == 0 || real.state_after == real.state_before)
-        real.state_after = io_random();
+    real.state_after = io_entropy_id(real.state_before);
     real.member.incarnation = group0->identity.incarnation;
     status st = topology_apply(empty, &real, &first, reason);
     topology_release(empty);
@@ -625,4 +623,8 @@ group0_stats_get(const struct group0 *group0, struct group0_stats *out)
     out->leader = (u32)raft->leader;
     out->leads = raft->role == RAFT_LEADER;
     out->votes = raft_is_voter(raft);
+    if (!out->leads || group0->topology == NULL) return;
+    out->plan_waits_for = group0->plan_waits_for;
+    out->plan_settled = group0->topology->stage == STAGE_NONE &&
+                        group0->plan_nothing_epoch == group0->topology->epoch;
 }

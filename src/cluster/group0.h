@@ -70,11 +70,17 @@ MAY_YIELD MUST_CHECK status group0_barrier(struct group0 *group0, u64 deadline_n
 /* The present one; valid until the next yield unless held. NULL: none yet. */
 struct topology *group0_topology(const struct group0 *group0);
 
+/* Gives the leadership to another voter that is alive and has kept up. False: we do not lead, or
+ * there is nobody; to be repeated until we do not lead. */
+bool group0_give_lead(struct group0 *group0);
+
 struct group0_stats {
     u64 term, commit, applied, log_entries, snapshots;
     u32 leader; /* 0: none known */
     bool leads, votes;
-    bool failed; /* the store's log is: this member takes no part until it starts again */
+    bool plan_settled;  /* leads: there is no plan, and nothing to plan */
+    u32 plan_waits_for; /* leads: no plan is begun while this member does not answer; 0: none */
+    bool failed;        /* the store's log is: this member takes no part until it starts again */
 };
 void group0_stats_get(const struct group0 *group0, struct group0_stats *out);
 

@@ -219,10 +219,7 @@ change_fill(struct change *change)
     status st = change->fill(change->arg, topology, &change->command);
     if (!ok(st)) return st;
     change->command.state_before = topology->state_id;
-    do {
-        change->command.state_after = io_random();
-    } while (change->command.state_after == 0 ||
-             change->command.state_after == change->command.state_before);
+    change->command.state_after = io_entropy_id(change->command.state_before);
     change->made = true;
     return ST_OK;
 }
@@ -387,7 +384,16 @@ join_fill(void *arg, const struct topology *present, struct topology_command *co
     command->kind = TOPOLOGY_MEMBER_ADD;
     command->member = join->member;
     const struct topology_member *old = topology_member_by_id(present, join->member.node_id);
+    bool same_id = old != NULL;
+    if (!same_id && join->member.replaces != 0)
+        old = topology_member(present, join->member.replaces); /* NULL: forgotten already */
     if (old == NULL) return ST_OK;
+    if (!same_id && (old->number == group0->identity.member ||
+                     group0->options.alive(group0->options.arg, old->number))) {
+        snprintf(join->reason, sizeof(join->reason), "member %u, '%s', is alive", old->number,
+                 old->node_id);
+        return ST_DENIED;
+    }
     if (old->number == group0->identity.member ||
         group0->options.alive(group0->options.arg, old->number)) {
         snprintf(join->reason, sizeof(join->reason),
@@ -449,7 +455,6 @@ join_start(struct group0 *group0, struct peer_request *request,
     if (join != NULL) {
         *join = (struct join){.group0 = group0, .request = request, .member = *member};
         join->member.number = 0;
-        join->member.replaces = 0;
         if (ok(fiber_spawn(FIBER_FOREGROUND, "group0-join", join_main, join))) {
             group0->joins++;
             return true;
@@ -621,7 +626,7 @@ group0_join(struct group0 *group0, const struct topology_member *self,
     if (seed_count == 0) return ST_INVALID;
     if (!fiber_gate_enter(&group0->gate)) return ST_CLOSED;
     struct topology_member member = *self;
-    member.number = member.replaces = 0;
+    member.number = 0;
     member.incarnation = group0->identity.incarnation;
     memcpy(group0->identity.node_id, member.node_id, sizeof(group0->identity.node_id));
     group0_identity_tell(group0);

@@ -7,7 +7,14 @@
  *   voters     chosen by group0_voters.c; one joint change takes out and in, and only when those
  *              who come in have caught up
  *   plans      begun when something asks for one, and taken from stage to stage behind barriers and
- *              fences
+ *              fences; given up when somebody who gains by one is gone
+ *
+ * How long somebody is waited for. Who is silent for a moment (a stopped process, a machine that
+ * swaps) is to be there for the next stage: a barrier waits for it, because what it coordinates is
+ * refused once the stage before is fenced. So a barrier goes on without it only after ABSENT_NS,
+ * and a plan that gives it something is given up before that, after GIVE_UP_NS: writes need its
+ * half of the quorum as long as the plan lasts. Nobody begins a plan that gives something to
+ * somebody who does not answer at that moment.
  *
  * Each step is a compare-and-append command or a configuration that raft serialises: two leaders
  * that overlap, or one that repeats itself, do no harm. A step that is refused is looked at again.
@@ -22,6 +29,10 @@
 /* So long somebody is silent before a barrier goes on without it. From then on what it does is up
  * to the others: they refuse who is more than a stage behind. */
 #define ABSENT_NS (6 * NS_PER_S)
+/* So long somebody is silent who gains by a plan and has not fetched, before that is given up. */
+#define GIVE_UP_NS (5 * NS_PER_S)
+static_assert(GIVE_UP_NS < ABSENT_NS,
+              "no stage is fenced for somebody who is about to be given up");
 /* Those who join at the same time get one plan. */
 #define PLAN_DELAY_NS (1 * NS_PER_S)
 /* A learner that is to vote lacks no more than this. */
@@ -194,14 +205,15 @@ plan_command(struct group0 *group0, u8 kind, u64 session, char reason[TOPOLOGY_R
     return group0_change(group0, plan_fill, &command, io_now_ns() + GROUP0_ATTEMPT_NS, reason);
 }
 
-/* Every member has the present epoch, on all its shards, but for those who are absent. */
+/* Every member has the present epoch, on all its shards, but for those who are silent for so long.
+ */
 static bool
-barrier_is_passed(const struct group0 *group0)
+barrier_is_passed(const struct group0 *group0, u64 absent_ns)
 {
     const struct topology *topology = group0->topology;
     for (u32 i = 0; i < topology->member_count; i++) {
         u32 number = topology->members[i].number;
-        if (silent_ns(group0, number) >= ABSENT_NS) continue;
+        if (silent_ns(group0, number) >= absent_ns) continue;
         if (group0->options.epoch_of(group0->options.arg, number) < topology->epoch) return false;
     }
     return true;
@@ -216,12 +228,16 @@ knows_present(void *arg, u32 member)
 
 /* Nobody begins a plan for members whose disks cannot even follow this log. */
 static bool
-joiners_are_here(const struct group0 *group0)
+joiners_are_here(struct group0 *group0)
 {
     const struct topology *topology = group0->topology;
     for (u32 i = 0; i < topology->member_count; i++) {
         const struct topology_member *member = &topology->members[i];
-        if (member->state != PLACEMENT_JOINING || !is_alive(group0, member->number)) continue;
+        if (member->state != PLACEMENT_JOINING) continue;
+        if (!is_alive(group0, member->number)) {
+            group0->plan_waits_for = member->number;
+            return false;
+        }
         const struct raft_peer *peer = peer_find(group0, member->number);
         if (peer == NULL) return false;
         if (member->number != group0->identity.member &&
@@ -231,37 +247,70 @@ joiners_are_here(const struct group0 *group0)
     return true;
 }
 
-/* Whether it would be refused: here and now, so that not everybody has to find out. */
-static bool
-plan_is_refused(struct group0 *group0, u64 session)
+/* What the plan would make, here and now, so that not everybody has to find out. */
+static status
+plan_try(struct group0 *group0, u64 session, struct topology **next_out)
 {
     struct topology_command command = {.kind = TOPOLOGY_PLAN,
                                        .session = session,
                                        .state_before = group0->topology->state_id,
                                        .state_after = group0->topology->state_id ^ 1};
-    struct topology *next = NULL;
     char reason[TOPOLOGY_REASON_BYTES];
-    status st = topology_apply(group0->topology, &command, &next, reason);
-    if (next != NULL) topology_release(next);
-    return status_is(st, ST_INVALID);
+    if (command.state_after == 0) command.state_after = UINT64_MAX;
+    return topology_apply(group0->topology, &command, next_out, reason);
+}
+
+/* Somebody who gains by the plan, has not fetched, and is silent for as long or longer; 0: nobody.
+ */
+static u32
+gainer_silent(const struct group0 *group0, const struct topology *topology, u64 limit_ns)
+{
+    for (u32 i = 0; i < topology->member_count; i++) {
+        const struct topology_member *member = &topology->members[i];
+        if (member->fetched || is_alive(group0, member->number)) continue;
+        if (silent_ns(group0, member->number) < limit_ns) continue;
+        if (topology_gainer(topology, member->number)) return member->number;
+    }
+    return 0;
 }
 
 static MAY_YIELD void
 plan_begin(struct group0 *group0)
 {
-    u64 epoch = group0->topology->epoch, session = 0;
+    u64 epoch = group0->topology->epoch, session = io_entropy_id(0);
     char reason[TOPOLOGY_REASON_BYTES];
     /* Not the epoch that a plan was refused in: it would be again. */
     if (epoch == group0->plan_nothing_epoch || io_now_ns() < group0->plan_at_ns) return;
-    if (!joiners_are_here(group0) || !barrier_is_passed(group0)) return;
-    while (session == 0)
-        session = io_random();
-    if (plan_is_refused(group0, session)) {
-        group0->plan_nothing_epoch = epoch;
-        return;
-    }
-    status st = plan_command(group0, TOPOLOGY_PLAN, session, reason);
+    if (!joiners_are_here(group0) || !barrier_is_passed(group0, ABSENT_NS)) return;
+    struct topology *next = NULL;
+    status st = plan_try(group0, session, &next);
+    if (status_is(st, ST_INVALID)) group0->plan_nothing_epoch = epoch;
+    u32 silent = ok(st) ? gainer_silent(group0, next, 0) : 0;
+    topology_release(next);
+    if (silent != 0 && group0->plan_waits_for != silent)
+        log_info("group0", "a plan waits for a member that does not answer member=%u", silent);
+    group0->plan_waits_for = silent;
+    if (silent != 0 || status_is(st, ST_NO_MEMORY))
+        group0->plan_at_ns = io_now_ns() + PLAN_DELAY_NS;
+    if (!ok(st) || silent != 0) return;
+    st = plan_command(group0, TOPOLOGY_PLAN, session, reason);
     if (ok(st)) log_info("group0", "plan begun epoch=%llu", (unsigned long long)epoch);
+}
+
+/* True: somebody is gone for whom it would wait. What fenced stages refuse stays refused: those who
+ * are here have to know this stage before there is another one. */
+static MAY_YIELD bool
+plan_give_up(struct group0 *group0)
+{
+    const struct topology *topology = group0->topology;
+    char reason[TOPOLOGY_REASON_BYTES];
+    if (topology->stage != STAGE_WRITE_BOTH) return false;
+    u32 silent = gainer_silent(group0, topology, GIVE_UP_NS);
+    if (silent == 0) return false;
+    if (!barrier_is_passed(group0, GIVE_UP_NS)) return true;
+    status st = plan_command(group0, TOPOLOGY_ABANDON, topology->session, reason);
+    if (ok(st)) log_warning("group0", "plan given up: a member does not answer member=%u", silent);
+    return true;
 }
 
 static MAY_YIELD void
@@ -272,20 +321,50 @@ plan_drive(struct group0 *group0)
     if (topology->epoch != group0->plan_epoch) {
         group0->plan_epoch = topology->epoch;
         group0->plan_at_ns = io_now_ns() + PLAN_DELAY_NS;
+        group0->plan_waits_for = 0;
     }
     if (topology->stage == STAGE_NONE) {
         plan_begin(group0);
         return;
     }
+    if (plan_give_up(group0)) return;
+    topology = group0->topology; /* as it was: nothing was proposed */
     bool fenced = topology_fenced(topology);
     if (fenced && topology->stage == STAGE_WRITE_BOTH && topology_unfetched(topology) != 0) return;
-    if (!barrier_is_passed(group0)) return;
+    if (!barrier_is_passed(group0, ABSENT_NS)) return;
     if (fenced && topology->stage == STAGE_READ_NEXT &&
         !topology_may_leave_behind(topology, knows_present, group0))
         return;
+    u8 stage = topology->stage;
     status st =
         plan_command(group0, fenced ? TOPOLOGY_ADVANCE : TOPOLOGY_FENCE, topology->session, reason);
+    if (ok(st))
+        log_info("group0", "plan: %s",
+                 !fenced                     ? "fenced"
+                 : stage == STAGE_WRITE_BOTH ? "reads use the new places"
+                                             : "done");
     if (status_is(st, ST_INVALID)) log_warning("group0", "a plan does not go on why=%s", reason);
+}
+
+/* ---- who leads ---- */
+
+bool
+group0_give_lead(struct group0 *group0)
+{
+    if (!leads(group0)) return false;
+    const struct raft *raft = &group0->raft;
+    const struct raft_peer *best = NULL;
+    for (u32 i = 0; i < raft->peer_count; i++) {
+        const struct raft_peer *peer = &raft->peers[i];
+        if (peer->id == group0->identity.member || (peer->roles & RAFT_VOTER) == 0 ||
+            !is_alive(group0, (u32)peer->id))
+            continue;
+        if (best == NULL || peer->match > best->match) best = peer;
+    }
+    if (best == NULL || !group0_input_begin(group0)) return false;
+    status st = raft_transfer(&group0->raft, best->id, &group0->ready);
+    if (ok(st)) group0_input_end(group0);
+    return ok(st);
 }
 
 /* ---- the fiber ---- */

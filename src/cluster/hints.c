@@ -502,6 +502,17 @@ hints_oldest_version(const struct hints *h)
     return oldest;
 }
 
+u64
+hints_oldest_waiting(const struct hints *h)
+{
+    if (!h->loaded || h->unreadable) return 0;
+    u64 oldest = UINT64_MAX;
+    for (u32 i = 0; i < h->partition_count; i++)
+        for (const struct hint_run *run = h->runs[i]; run != NULL; run = run->next)
+            if (run->waiting > 0) oldest = MIN(oldest, run->version_oldest);
+    return oldest;
+}
+
 /* The cursor is one more than (partition << 32 | member) of what was told last; the one of all is
  * the last. */
 #define CURSOR_ALL ((u64)HINTS_EVERY << 32)

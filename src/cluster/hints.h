@@ -88,6 +88,9 @@ void hints_add(struct hints *hints, u32 target, const struct lsm_batch *batch);
  * replicator knows: replicator_oldest_version.) */
 u64 hints_oldest_version(const struct hints *hints);
 
+/* The same of those that wait alone: none of a lower version will be sent any more. */
+u64 hints_oldest_waiting(const struct hints *hints);
+
 /* Whom hints were dropped for. partition: of PARTITION_COUNT_DEFAULT. */
 struct hints_repair {
     u32 partition; /* HINTS_EVERY: any of this shard */

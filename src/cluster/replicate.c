@@ -95,6 +95,7 @@ replicator_open(const struct replicator_options *options, struct replicator **ou
     fiber_queue_init(&r->hold_freed);
     fiber_queue_init(&r->lease_done);
     r->hedge_ns = HEDGE_NS_START;
+    io_entropy(&r->session_secret, sizeof(r->session_secret));
     status st = fiber_spawn(FIBER_FOREGROUND, "replica-log", watcher_main, r);
     if (!ok(st)) {
         mem_free(options->budget, r, sizeof(*r));
@@ -173,6 +174,41 @@ replicator_oldest_version(struct replicator *r)
     list_for_each (pos, &r->attempts)
         oldest = MIN(oldest, list_entry(pos, struct write_attempt, link)->version);
     return oldest;
+}
+
+u64
+replicator_oldest_to_come(struct replicator *r)
+{
+    u64 oldest = hlc_next(&r->hlc, io_wall_ms());
+    if (r->options.hints != NULL) oldest = MIN(oldest, hints_oldest_waiting(r->options.hints));
+    list_for_each (pos, &r->attempts)
+        oldest = MIN(oldest, list_entry(pos, struct write_attempt, link)->version);
+    return oldest;
+}
+
+static u32
+session_at(const struct replicator *r, u64 turn)
+{
+    return (u32)(hash_bytes(&turn, sizeof(turn), r->session_secret) >> 32) | 1;
+}
+
+u32
+replicator_session(const struct replicator *r)
+{
+    return session_at(r, io_now_ns() / SESSION_NS);
+}
+
+bool
+replicate_session_is_open(const struct replicator *r, u32 session)
+{
+    u64 turn = io_now_ns() / SESSION_NS;
+    return session == session_at(r, turn) || (turn > 0 && session == session_at(r, turn - 1));
+}
+
+u32
+replicator_repairs(const struct replicator *r, u32 partition)
+{
+    return r->repair_marks[partition % REPAIR_MARKS];
 }
 
 void

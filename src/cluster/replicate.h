@@ -80,6 +80,23 @@ u64 replicator_epoch(const struct replicator *replicator);
  * answer counts as 0), once each replica has what the others have up to there, is what
  * lsm_purge_allow may be told. */
 u64 replicator_oldest_version(struct replicator *replicator);
+/* The same without what was dropped: no write of a lower version will be sent from here to anybody.
+ * Who has compared what replicas hold needs to know no more (trees.h). */
+u64 replicator_oldest_to_come(struct replicator *replicator);
+
+/* ---- for trees ---- */
+
+/* Names a time of half a minute to a minute here. A write that an exchange of trees has found is
+ * taken however old its version is, if it names one that is not over: so it cannot have been on its
+ * way while what hid it was collected. Never 0. */
+u32 replicator_session(const struct replicator *replicator);
+/* Changes whenever a repair is written here to the partition, and now and then without. */
+u32 replicator_repairs(const struct replicator *replicator, u32 partition);
+/* What another replica has of one key, into the own store: the highest version wins, or sets are
+ * united where the keyspace keeps siblings. *seq_out: must be durable before anybody is told. */
+MAY_YIELD MUST_CHECK status replicate_store(struct replicator *replicator, u16 keyspace,
+                                            u32 partition, const struct lsm_batch *batch,
+                                            u64 *seq_out);
 
 enum replicate_level {
     REPLICATE_DEFAULT, /* the keyspace's W and R */

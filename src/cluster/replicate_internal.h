@@ -32,7 +32,9 @@
 #define SERVE_FIBERS_MAX 256u
 /* Calls under way by member; members that share a place share their counts, which only decide whom
  * to prefer. */
-#define LOAD_PLACES 256u
+#define LOAD_PLACES  256u
+#define REPAIR_MARKS 1024u
+#define SESSION_NS   (30 * NS_PER_S)
 /* Between two attempts that may find another topology, when nobody tells of one. */
 #define AGAIN_NS (10 * NS_PER_MS)
 /* While the own store has no room for a write. */
@@ -85,6 +87,8 @@ struct replicator {
     u32 serving;             /* replica requests that are not answered yet */
     u32 serving_fibers;
     u32 load[LOAD_PLACES];
+    u64 session_secret;
+    u32 repair_marks[REPAIR_MARKS]; /* bumped by repairs, by partition */
     /* replicate_siblings.c */
     struct list holds[HOLD_BUCKETS]; /* struct key_hold */
     struct fiber_queue hold_freed;
@@ -114,6 +118,14 @@ is_alive(const struct replicator *r, u32 member)
 }
 
 /* ---- replicate.c ---- */
+
+static inline void
+repair_note(struct replicator *r, u32 partition)
+{
+    r->repair_marks[partition % REPAIR_MARKS]++;
+}
+/* Of replicator_session, and not over. */
+bool replicate_session_is_open(const struct replicator *r, u32 session);
 
 /* The shard of the member that the token lies on; false: no such member. */
 bool replicate_shard(const struct topology *topology, u32 member, u64 token, u32 *shard_out);
@@ -168,6 +180,7 @@ struct write_attempt {
     u32 references;
     u64 version, epoch;
     u64 deadline_ns;
+    u32 partition;
     struct quorum quorum;
     u64 newer;        /* the highest version that a replica told of; 0: none */
     u64 epoch_seen;   /* the highest of a replica that refused for its epoch */

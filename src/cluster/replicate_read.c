@@ -6,6 +6,7 @@
  *             when an answer is late
  *   agree?    all have the same version: the own value is the answer
  *   fetch     else the value of the highest version, from somebody who has it, if we do not
+ *   confirm   (while a plan is under way) do those of the other set have it, too?
  *   mend      until so many have it that every read by a quorum meets it: what was read once is
  *             read again. Those who were behind and are not needed for that are sent it, too
  *
@@ -23,13 +24,16 @@
 #define OTHER_SET_LOAD 1000u
 /* How long one replica may take to send a value before the next is asked. */
 #define FETCH_NS_MIN (100 * NS_PER_MS)
+/* How long others may take to say whether they have it, before it is brought to them. */
+#define CONFIRM_NS_MIN (20 * NS_PER_MS)
 
 struct read;
 
 struct read_call {
     struct peer_call call;
     struct read *read;
-    u32 index; /* of the member in the quorum */
+    u32 member;
+    u32 index; /* of the member in the quorum; of one that is confirmed, in confirms */
     u64 start_ns;
     bool under_way;
 };
@@ -62,6 +66,12 @@ struct read {
     /* of a key that keeps siblings: encoded sets of who said yes, and their union */
     bool siblings;
     struct buf sets[LIMIT_PLACEMENT_REPLICAS];
+
+    /* confirming */
+    struct read_call confirms[QUORUM_MEMBERS_MAX];
+    bool confirmed[QUORUM_MEMBERS_MAX]; /* it has answered, with: */
+    u64 confirm_versions[QUORUM_MEMBERS_MAX];
+    u32 confirm_count;
 
     /* fetching */
     struct read_call fetch;
@@ -129,7 +139,7 @@ digest_done(struct peer_call *peer_call, status st, const struct native_header *
     struct read_call *call = CONTAINER_OF(peer_call, struct read_call, call);
     struct read *read = call->read;
     struct replicator *r = read->r;
-    u32 member = read->quorum.members[call->index];
+    u32 member = call->member;
     call->under_way = false;
     *load_of(r, member) -= 1;
     struct peer_found found;
@@ -147,13 +157,12 @@ digest_done(struct peer_call *peer_call, status st, const struct native_header *
 }
 
 static void
-call_send(struct read *read, struct read_call *call, u32 index, enum peer_want want,
+call_send(struct read *read, struct read_call *call, u32 member, u32 index, enum peer_want want,
           void (*done)(struct peer_call *call, status st, const struct native_header *header,
                        struct bytes body),
           u64 deadline_ns)
 {
     struct replicator *r = read->r;
-    u32 member = read->quorum.members[index];
     u32 shard;
     if (!replicate_shard(r->topology, member, read->token, &shard)) {
         (void)quorum_answer(&read->quorum, member, QUORUM_NO);
@@ -165,7 +174,7 @@ call_send(struct read *read, struct read_call *call, u32 index, enum peer_want w
     struct native_header header = {
         .opcode = PEER_READ, .epoch = read->epoch, .keyspace = read->keyspace};
     *call = (struct read_call){
-        .read = read, .index = index, .start_ns = io_now_ns(), .under_way = true};
+        .read = read, .member = member, .index = index, .start_ns = io_now_ns(), .under_way = true};
     *load_of(r, member) += 1;
     peer_call_init(&call->call, done);
     peer_call_start(r->options.peers, &call->call, member, shard, &header, parts,
@@ -178,7 +187,7 @@ call_cancel(struct read *read, struct read_call *call)
     if (!call->under_way) return;
     peer_call_cancel(read->r->options.peers, &call->call);
     call->under_way = false;
-    *load_of(read->r, read->quorum.members[call->index]) -= 1;
+    *load_of(read->r, call->member) -= 1;
 }
 
 static bool
@@ -213,8 +222,8 @@ ask_one(struct read *read)
     if (best == LIMIT_PLACEMENT_REPLICAS) return false;
     read->asked[best] = true;
     read->r->stats.digests++;
-    call_send(read, &read->calls[best], best, read->siblings ? PEER_WANT_VALUE : PEER_WANT_DIGEST,
-              digest_done, read->deadline_ns);
+    call_send(read, &read->calls[best], read->quorum.members[best], best,
+              read->siblings ? PEER_WANT_VALUE : PEER_WANT_DIGEST, digest_done, read->deadline_ns);
     return true;
 }
 
@@ -295,7 +304,7 @@ fetch_done(struct peer_call *peer_call, status st, const struct native_header *h
 {
     struct read_call *call = CONTAINER_OF(peer_call, struct read_call, call);
     struct read *read = call->read;
-    u32 member = read->quorum.members[call->index];
+    u32 member = call->member;
     call->under_way = false;
     *load_of(read->r, member) -= 1;
     struct peer_found found;
@@ -321,7 +330,8 @@ fetch(struct read *read, u64 version)
         u64 patience = MAX(FETCH_NS_MIN, 4 * read->r->hedge_ns);
         u64 until = MIN(read->deadline_ns, io_now_ns() + patience);
         read->fetched = false;
-        call_send(read, &read->fetch, i, PEER_WANT_VALUE, fetch_done, until);
+        call_send(read, &read->fetch, read->quorum.members[i], i, PEER_WANT_VALUE, fetch_done,
+                  until);
         while (read->fetch.under_way && !read->r->closing && io_now_ns() < until)
             (void)fiber_queue_wait(&read->wake, until);
         call_cancel(read, &read->fetch);
@@ -380,6 +390,15 @@ mend_of(const struct read *read, const struct replicate_value *value)
         else
             mend.lack[mend.lack_count++] = read->quorum.members[i];
     }
+    /* Who was confirmed was not asked before: nobody is named twice. */
+    for (u32 i = 0; i < read->confirm_count; i++) {
+        if (!read->confirmed[i]) continue;
+        bool has = read->confirm_versions[i] >= value->version;
+        if (has && mend.have_count < ARRAY_COUNT(mend.have))
+            mend.have[mend.have_count++] = read->confirms[i].member;
+        else if (!has && mend.lack_count < ARRAY_COUNT(mend.lack))
+            mend.lack[mend.lack_count++] = read->confirms[i].member;
+    }
     return mend;
 }
 
@@ -398,11 +417,69 @@ mend(struct read *read, const struct replicate_value *value)
 static bool
 agreed(const struct read *read, const struct replicate_value *value)
 {
+    /* What was deleted before all replicas had settled (trees.h) is gone where it was collected
+     * and a tombstone where it was not yet; nothing older is left. */
+    if (!value->found && value->version < lsm_purge_below(read->r->options.lsm, read->keyspace))
+        return true;
     if (!all_have(read, value->version)) return false;
     if (read->row.next_count == 0 || value->version == 0 || read->need < read->row.read_quorum)
         return true;
     struct mend mend = mend_of(read, value);
     return replicate_held(read->r, &read->row, &mend);
+}
+
+static void
+confirm_done(struct peer_call *peer_call, status st, const struct native_header *header,
+             struct bytes body)
+{
+    struct read_call *call = CONTAINER_OF(peer_call, struct read_call, call);
+    struct read *read = call->read;
+    call->under_way = false;
+    *load_of(read->r, call->member) -= 1;
+    struct peer_found found;
+    bool yes = ok(st) && header->status == NATIVE_ST_OK && ok(peer_found_decode(body, &found));
+    if (yes && found.version != 0)
+        yes = version_observe(read->r, found.version, "read", call->member);
+    read->confirmed[call->index] = yes;
+    if (yes) read->confirm_versions[call->index] = found.version;
+    fiber_queue_wake_all(&read->wake);
+}
+
+static void
+confirm_ask(struct read *read, const u32 *members, u32 count)
+{
+    for (u32 i = 0; i < count && read->confirm_count < QUORUM_MEMBERS_MAX; i++) {
+        u32 at = quorum_find(&read->quorum, members[i]);
+        bool asked = at != QUORUM_MEMBERS_MAX && read->asked[at];
+        for (u32 j = 0; j < read->confirm_count; j++)
+            asked = asked || read->confirms[j].member == members[i];
+        if (asked || members[i] == read->r->self || !is_alive(read->r, members[i])) continue;
+        u32 index = read->confirm_count++;
+        read->confirms[index] = (struct read_call){.member = members[i]};
+        read->r->stats.digests++;
+        call_send(read, &read->confirms[index], members[i], index, PEER_WANT_DIGEST, confirm_done,
+                  read->deadline_ns);
+    }
+}
+
+/* Those who were asked agree, and too few of one set are among them to be sure of it. Mostly the
+ * others of that set have it, too: a gainer has fetched it, or was written to. To ask costs less
+ * than to bring it to them once more, and to wait for their disks. */
+static MAY_YIELD bool
+confirm(struct read *read, const struct replicate_value *value)
+{
+    struct replicator *r = read->r;
+    u64 until = MIN(read->deadline_ns, io_now_ns() + MAX(CONFIRM_NS_MIN, 2 * r->hedge_ns));
+    confirm_ask(read, read->row.write, read->row.count);
+    confirm_ask(read, read->row.write_next, read->row.next_count);
+    for (;;) {
+        if (agreed(read, value)) return true;
+        bool waits = false;
+        for (u32 i = 0; i < read->confirm_count; i++)
+            waits = waits || read->confirms[i].under_way;
+        if (!waits || r->closing || io_now_ns() >= until) return false;
+        (void)fiber_queue_wait(&read->wake, until);
+    }
 }
 
 /* Enough have answered, and not the same. */
@@ -425,6 +502,7 @@ resolve(struct read *read, struct replicate_value *out)
         else
             answer_fetched(read, out);
         if (agreed(read, out)) return ST_OK;
+        if (all_have(read, out->version) && confirm(read, out)) return ST_OK;
         read->r->stats.digest_mismatches++;
         return mend(read, out);
     }
@@ -531,6 +609,9 @@ attempt_end(struct read *read)
 {
     for (u32 i = 0; i < read->quorum.count; i++)
         call_cancel(read, &read->calls[i]);
+    for (u32 i = 0; i < read->confirm_count; i++)
+        call_cancel(read, &read->confirms[i]);
+    read->confirm_count = 0;
     call_cancel(read, &read->fetch);
     if (list_linked(&read->own_wait.link)) list_del(&read->own_wait.link);
     if (read->own_held) lsm_value_release(&read->own.value);

@@ -13,9 +13,12 @@
 #include "cluster/replicate_internal.h"
 #include "io/io.h"
 #include "lsm/batch.h"
+#include "lsm/entry.h"
 
 /* Keys of a batch that are looked at before it goes on on a fiber, which can pause. */
 #define LOOK_OPS 64u
+/* How long a set that is pulled may wait for the clock to have room for another stamp. */
+#define STORE_NS (10 * NS_PER_S)
 
 /* A request that is not answered yet. */
 struct serve {
@@ -60,14 +63,32 @@ refuse(struct replicator *r, struct peer_request *request, enum native_status wh
     peer_reply(request, why, own_epoch(r), NULL, 0);
 }
 
+/* A keyspace with fewer replicas than others is on fewer of the partition's members. */
+static bool
+holds(const struct replicator *r, u16 keyspace, u32 partition)
+{
+    const struct topology *topology = r->topology;
+    if (!topology_holds(topology, r->self, partition)) return false;
+    if (keyspace >= LIMIT_KEYSPACES_CLIENT ||
+        topology->keyspaces[keyspace].replicas >= topology->replicas)
+        return true;
+    struct topology_row row;
+    topology_row(topology, keyspace, partition, &row);
+    for (u32 i = 0; i < row.count; i++)
+        if (row.write[i] == r->self) return true;
+    for (u32 i = 0; i < row.next_count; i++)
+        if (row.write_next[i] == r->self) return true;
+    return false;
+}
+
 /* Whether what was asked for is ours to answer. */
 static enum native_status
-epoch_judge(const struct replicator *r, u64 epoch, u32 partition)
+epoch_judge(const struct replicator *r, u64 epoch, u16 keyspace, u32 partition)
 {
     const struct topology *topology = r->topology;
     if (topology == NULL || epoch < topology->stage_epoch_before) return NATIVE_ST_WRONG_EPOCH;
     if (partition >= topology->partition_count) return NATIVE_ST_INVALID;
-    if (!topology_holds(topology, r->self, partition)) return NATIVE_ST_WRONG_EPOCH;
+    if (!holds(r, keyspace, partition)) return NATIVE_ST_WRONG_EPOCH;
     return NATIVE_ST_OK;
 }
 
@@ -105,6 +126,30 @@ batch_of(const struct peer_write *write)
     };
 }
 
+static bool
+only_deletes(const struct peer_write *write)
+{
+    struct bytes rest = write->ops;
+    struct lsm_op op;
+    bool bad;
+    while (lsm_op_next(&rest, &op, &bad))
+        if (op.header.kind != ENTRY_DELETE) return false;
+    return true;
+}
+
+/* A tombstone above it may have been collected: it would bring back what was deleted. Whoever has
+ * it now, and it is in no order for us to lack it, shows so by comparing trees. That something was
+ * deleted may be said at any time. */
+static bool
+is_stale(const struct serve *serve, const struct peer_write *write)
+{
+    const struct replicator *r = serve->r;
+    if (serve->merges) return false; /* sets are not collected: a late one finds what has seen it */
+    if (write->version >= lsm_purge_below(r->options.lsm, serve->keyspace)) return false;
+    if (write->flags & PEER_WRITE_TREE) return !replicate_session_is_open(r, write->session);
+    return !(write->flags & PEER_WRITE_REPAIR) || !only_deletes(write);
+}
+
 /* Checks and clocks; what is not ours, or no batch, is refused. */
 static enum native_status
 write_judge(struct serve *serve, const struct native_header *header, struct peer_write *out)
@@ -112,21 +157,16 @@ write_judge(struct serve *serve, const struct native_header *header, struct peer
     struct replicator *r = serve->r;
     if (!ok(peer_write_decode(serve->body, out)) || serve->keyspace >= LIMIT_KEYSPACES_CLIENT)
         return NATIVE_ST_INVALID;
-    enum native_status judged = epoch_judge(r, header->epoch, out->partition);
+    enum native_status judged = epoch_judge(r, header->epoch, serve->keyspace, out->partition);
     if (judged != NATIVE_ST_OK) return judged;
     serve->merges = (out->flags & PEER_WRITE_MERGE) != 0 || replicate_siblings(r, serve->keyspace);
     if (serve->merges && out->count != 1) return NATIVE_ST_INVALID;
-    /* Sets are not collected: a late one finds what has seen it. */
-    if (serve->merges) out->flags &= (u8)~PEER_WRITE_HINT;
     u32 count = r->topology->partition_count;
     u64 first = MAX(r->token_first, partition_token_first(out->partition, count));
     u64 last = MIN(r->token_last, partition_token_last(out->partition, count));
     if (!ok(lsm_ops_check(out->ops, out->count, serve->keyspace, first, last)))
         return NATIVE_ST_INVALID;
-    /* A tombstone above it may be gone: it would bring back what was deleted. */
-    if ((out->flags & PEER_WRITE_HINT) &&
-        out->version < lsm_purge_below(r->options.lsm, serve->keyspace))
-        return MARKED("cluster.serve.stale_hint", NATIVE_ST_CONFLICT);
+    if (is_stale(serve, out)) return MARKED("cluster.serve.stale", NATIVE_ST_CONFLICT);
     if (!version_observe(r, out->version, "write", serve->from)) return NATIVE_ST_INVALID;
     return NATIVE_ST_OK;
 }
@@ -176,9 +216,11 @@ write_on_fiber(struct serve *serve)
     if (ok(st) && io_now_ns() >= peer_request_deadline_ns(serve->request)) st = ST_TIMED_OUT;
     if (ok(st) && !serve->merges && !(write.flags & PEER_WRITE_REPAIR))
         st = newest_wait(serve, &write);
-    /* The partition may have gone to others meanwhile, and what is left of it here was removed. */
-    if (ok(st) && !topology_holds(r->topology, r->self, write.partition)) {
-        refuse(r, serve->request, NATIVE_ST_WRONG_EPOCH);
+    /* The partition may have gone to others meanwhile, and what is left of it here was removed. Or
+     * what hides it was collected. */
+    bool held = !ok(st) || holds(r, serve->keyspace, write.partition);
+    if (ok(st) && (!held || is_stale(serve, &write))) {
+        refuse(r, serve->request, held ? NATIVE_ST_CONFLICT : NATIVE_ST_WRONG_EPOCH);
         serve_free(serve);
         return;
     }
@@ -186,6 +228,7 @@ write_on_fiber(struct serve *serve)
     u64 seq;
     if (ok(st)) {
         batch = batch_of(&write);
+        if (write.flags & PEER_WRITE_REPAIR) repair_note(r, write.partition);
         st = serve->merges ? siblings_merge_op(r, &batch, serve->from,
                                                peer_request_deadline_ns(serve->request), &seq)
                            : lsm_write(r->options.lsm, &batch, &seq);
@@ -216,7 +259,7 @@ read_judge(const struct serve *serve, const struct native_header *header, struct
     struct replicator *r = serve->r;
     if (!ok(peer_read_decode(serve->body, out)) || serve->keyspace >= LIMIT_KEYSPACES_CLIENT)
         return NATIVE_ST_INVALID;
-    enum native_status judged = epoch_judge(r, header->epoch, out->partition);
+    enum native_status judged = epoch_judge(r, header->epoch, serve->keyspace, out->partition);
     if (judged != NATIVE_ST_OK) return judged;
     u64 token = hash_token(out->key);
     if (token < r->token_first || token > r->token_last ||
@@ -403,6 +446,7 @@ on_write(void *arg, struct peer_request *request, const struct peer_identity *fr
     }
     struct lsm_batch batch = batch_of(&write);
     u64 seq;
+    if (write.flags & PEER_WRITE_REPAIR) repair_note(r, write.partition);
     status st = lsm_write_try(r->options.lsm, &batch, &seq);
     if (ok(st)) {
         durable_await(r, &serve->wait, seq);
@@ -430,6 +474,21 @@ on_read(void *arg, struct peer_request *request, const struct peer_identity *fro
     } else if (!read_at_once(serve, &read)) {
         serve_later(serve);
     }
+}
+
+MAY_YIELD status
+replicate_store(struct replicator *r, u16 keyspace, u32 partition, const struct lsm_batch *batch,
+                u64 *seq_out)
+{
+    if (!holds(r, keyspace, partition)) return ST_CANCELED;
+    if (keyspace >= LIMIT_KEYSPACES_CLIENT || !version_observe(r, batch->version, "tree", 0))
+        return ST_INVALID;
+    repair_note(r, partition);
+    if (!replicate_siblings(r, keyspace)) return lsm_write(r->options.lsm, batch, seq_out);
+    if (!fiber_gate_enter(&r->gate)) return ST_CLOSED;
+    status st = siblings_merge_op(r, batch, 0, io_now_ns() + STORE_NS, seq_out);
+    fiber_gate_leave(&r->gate);
+    return st;
 }
 
 void

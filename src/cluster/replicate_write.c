@@ -158,6 +158,7 @@ attempt_send(struct write_attempt *attempt, const struct topology *topology, u16
 {
     struct replicator *r = attempt->r;
     attempt->repair = repair;
+    attempt->partition = partition;
     u8 head[PEER_REPLICA_HEAD_BYTES];
     struct peer_write write = {.version = attempt->version,
                                .partition = partition,
@@ -210,6 +211,7 @@ attempt_own(struct write_attempt *attempt)
         attempt_answer(attempt, r->self, QUORUM_NO);
         return;
     }
+    if (attempt->repair) repair_note(r, attempt->partition);
     attempt->maybe_done = true;
     attempt->references++;
     attempt->own.done = own_durable;
@@ -351,6 +353,8 @@ write_until(struct write *w, struct coordinated *c, u64 *version_out)
     struct replicator *r = w->r;
     for (;;) {
         if (!stamp_await(r, w->deadline_ns)) return r->closing ? ST_CLOSED : ST_TIMED_OUT;
+        /* Who asked has given up, and may have seen others' writes since: no stamp above those. */
+        if (io_now_ns() >= w->deadline_ns) return ST_TIMED_OUT;
         coordinated_end(c);
         coordinated_begin(r, c);
         u64 epoch;

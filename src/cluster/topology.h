@@ -209,8 +209,8 @@ bool topology_may_leave_behind(const struct topology *topology,
 
 enum topology_command_kind {
     /* The first command of a cluster: id, its options, its first member, which is NORMAL at once.
-     * All keyspaces, named "0" to "15": lww, N = replicas, W and R those of options, or a majority
-     * of N where they are 0. */
+     * Keyspace 0, named "0": lww, N = replicas, W and R those of options, or a majority of N where
+     * they are 0. */
     TOPOLOGY_FOUND = 1,
     /* JOINING; several may be joining at once. With the node_id of one that is there: only another
      * incarnation, and as its replacement. Who is replaced is forgotten by the same command. */
@@ -224,9 +224,10 @@ enum topology_command_kind {
     /* A dead one: gone at once (see above). Not the last NORMAL one. */
     TOPOLOGY_MEMBER_FORGET,
     TOPOLOGY_WEIGHT_SET, /* from the next plan on */
-    /* Makes or changes one. Of one that is there N cannot change, nor conflict but from lww to
-     * siblings, nor may W and R change so that the old and the new ones do not overlap: raise R,
-     * repair, then lower the other. */
+    /* Makes or changes one. (The others are made when they are first used, with the values of
+     * keyspace 0, or by an operator with others before that.) Of one that is there conflict and N
+     * cannot change, nor may W and R change so that the old and the new ones do not overlap: raise
+     * R, repair, then lower the other. */
     TOPOLOGY_KEYSPACE_SET,
     TOPOLOGY_PLAN,    /* computes next from the members' states: STAGE_WRITE_BOTH. Nothing to
                        * move: members' states become final at once, if any does */

@@ -314,23 +314,21 @@ states_finish(struct topology *topology, bool all)
 /* ---- commands ---- */
 
 static status
-keyspaces_found(struct apply *apply)
+keyspace_found(struct apply *apply)
 {
     const struct topology_keyspace *wanted = &apply->command->options;
     u8 replicas = (u8)apply->next->replicas;
     u8 majority = replicas / 2 + 1;
-    for (u32 k = 0; k < LIMIT_KEYSPACES_CLIENT; k++) {
-        struct topology_keyspace keyspace = {
-            .used = true,
-            .conflict = CONFLICT_LWW,
-            .replicas = replicas,
-            .write_quorum = wanted->write_quorum != 0 ? wanted->write_quorum : majority,
-            .read_quorum = wanted->read_quorum != 0 ? wanted->read_quorum : majority};
-        snprintf(keyspace.name, sizeof(keyspace.name), "%u", k);
-        const char *fault = topology_keyspace_fault(&keyspace, replicas);
-        if (fault != NULL) return refuse(apply, "%s", fault);
-        apply->next->keyspaces[k] = keyspace;
-    }
+    struct topology_keyspace keyspace = {
+        .used = true,
+        .conflict = CONFLICT_LWW,
+        .replicas = replicas,
+        .write_quorum = wanted->write_quorum != 0 ? wanted->write_quorum : majority,
+        .read_quorum = wanted->read_quorum != 0 ? wanted->read_quorum : majority,
+        .name = "0"};
+    const char *fault = topology_keyspace_fault(&keyspace, replicas);
+    if (fault != NULL) return refuse(apply, "%s", fault);
+    apply->next->keyspaces[0] = keyspace;
     return ST_OK;
 }
 
@@ -350,7 +348,7 @@ apply_found(struct apply *apply)
     next->partition_count = command->partition_count;
     next->replicas = command->replicas;
     next->next_number = 1;
-    status st = keyspaces_found(apply);
+    status st = keyspace_found(apply);
     if (!ok(st)) return st;
     member_append(next, &command->member, PLACEMENT_NORMAL, 0);
     apply->stage_changed = true;
@@ -522,10 +520,8 @@ apply_keyspace_set(struct apply *apply)
     struct topology_keyspace changed = *wanted;
     changed.used = true;
     topology_name_copy(changed.name, wanted->name);
-    /* What was written under lww is met as a set, too (siblings.h); sets are no values of lww. */
-    if (keyspace->used && changed.conflict != keyspace->conflict &&
-        keyspace->conflict == CONFLICT_SIBLINGS)
-        return refuse(apply, "a keyspace that keeps siblings stays one");
+    if (keyspace->used && changed.conflict != keyspace->conflict)
+        return refuse(apply, "how conflicts are resolved cannot change");
     if (keyspace->used && changed.replicas != keyspace->replicas)
         return refuse(apply, "the number of replicas cannot change");
     if (keyspace->used && quorums_overlap(keyspace, keyspace) &&
@@ -534,7 +530,7 @@ apply_keyspace_set(struct apply *apply)
         return refuse(apply, "the quorums before and after must overlap: raise one of them, "
                              "repair, then lower the other");
     if (keyspace->used && strcmp(changed.name, keyspace->name) == 0 &&
-        changed.conflict == keyspace->conflict && changed.write_quorum == keyspace->write_quorum &&
+        changed.write_quorum == keyspace->write_quorum &&
         changed.read_quorum == keyspace->read_quorum)
         return refuse(apply, "nothing changes");
     *keyspace = changed;

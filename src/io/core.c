@@ -14,8 +14,8 @@
  *
  * Background fibers have the rest of the turn to themselves when nothing else happened in it;
  * beside other work they live on credit: a ninth of the time that it took, which is a tenth of the
- * whole. Unused credit is kept up to a limit. So nobody starves, and an idle machine compacts at
- * full speed.
+ * whole, unless more was asked for (io_background_share_set). Unused credit is kept up to a limit.
+ * So nobody starves, and an idle machine compacts at full speed.
  */
 #include "io/core.h"
 
@@ -33,6 +33,7 @@ core_shard_init(struct io_shard *shard, struct io_node *node, u32 index, u32 cou
     shard->node = node;
     shard->index = index;
     shard->count = count;
+    shard->background_share = IO_BACKGROUND_SHARE;
     budget_init(&shard->budget, "shard", memory_bytes, NULL);
     for (u32 class = 0; class < FIBER_CLASSES; class ++) {
         list_init(&shard->ready[class]);
@@ -175,9 +176,9 @@ core_run_foreground(struct io_shard *shard)
 }
 
 static u64
-core_credit(u64 credit_ns, u64 others_ns, u32 part)
+core_credit(u64 credit_ns, u64 others_ns, u32 share)
 {
-    return MIN(credit_ns + others_ns / (part - 1), CORE_CREDIT_NS_MAX);
+    return MIN(credit_ns + others_ns * share / (1000 - share), CORE_CREDIT_NS_MAX);
 }
 
 bool
@@ -193,7 +194,7 @@ core_run_bulk(struct io_shard *shard)
     u64 start_ns = backend_clock_ns(shard);
     bool free = list_empty(&shard->ready[FIBER_FOREGROUND]);
     u64 credit_ns =
-        core_credit(shard->bulk_credit_ns, start_ns - shard->turn_start_ns, CORE_BULK_PART);
+        core_credit(shard->bulk_credit_ns, start_ns - shard->turn_start_ns, CORE_BULK_SHARE);
     shard->bulk_credit_ns = credit_ns;
     if (!free && credit_ns < CORE_SLICE_NS_MIN) return 0;
 
@@ -222,7 +223,7 @@ core_background_is_due(struct io_shard *shard)
     if (shard->turn_had_foreground) {
         u64 others_ns = backend_clock_ns(shard) - shard->turn_start_ns;
         shard->background_credit_ns =
-            core_credit(shard->background_credit_ns, others_ns, CORE_BACKGROUND_PART);
+            core_credit(shard->background_credit_ns, others_ns, shard->background_share);
         if (shard->background_credit_ns < CORE_SLICE_NS_MIN) return false;
         shard->background_slice_ns = MIN(shard->background_credit_ns, CORE_QUOTA_NS);
     }
@@ -299,6 +300,13 @@ io_budget(void)
     return &io_current->budget;
 }
 
+void
+io_background_share_set(u32 share)
+{
+    CHECK(share < 1000);
+    io_current->background_share = share;
+}
+
 u64
 io_now_ns(void)
 {
@@ -327,6 +335,16 @@ void
 io_entropy(void *data, size_t size)
 {
     backend_entropy(io_current, data, size);
+}
+
+u64
+io_entropy_id(u64 other)
+{
+    u64 id;
+    do
+        io_entropy(&id, sizeof(id));
+    while (id == 0 || id == other);
+    return id;
 }
 
 bool

@@ -44,9 +44,8 @@
 /* Bulk and background work beside foreground work gets at least this long at a time, ... */
 #define CORE_SLICE_NS_MIN (50 * NS_PER_US)
 /* ... is guaranteed this part of the time, and may save up this much of it. */
-#define CORE_BULK_PART       4u
-#define CORE_BACKGROUND_PART 10u
-#define CORE_CREDIT_NS_MAX   (5 * NS_PER_MS)
+#define CORE_BULK_SHARE    250u /* in thousandths; background: IO_BACKGROUND_SHARE */
+#define CORE_CREDIT_NS_MAX (5 * NS_PER_MS)
 
 #define FIBER_STACK_BYTES (64u << 10)
 /* Pages at the top of a stack that are touched at once, and what a stack counts in the budget:
@@ -108,6 +107,7 @@ struct io_shard {
     u64 timer_order;
     u64 bulk_credit_ns, background_credit_ns;
     u64 background_slice_ns; /* core_background_is_due */
+    u32 background_share;    /* io_background_share_set */
     bool bulk_runs;
     bool turn_had_foreground; /* anything but background fibers ran in this turn */
 

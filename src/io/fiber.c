@@ -209,21 +209,24 @@ fiber_guard_hit(const struct io_shard *shard, const void *address)
     return false;
 }
 
-/* Measures how deep the ended fiber went, by the paint that is left, and paints again. */
+/* Measures how deep the ended fiber went, by the paint that is left, and paints again. By words: it
+ * is done to each fiber's whole stack. (No memset: a sanitizer would find the dead frames in it.)
+ */
 #ifdef FIBER_ASAN
 __attribute__((no_sanitize_address))
 #endif
 static void
 fiber_paint_check(struct io_shard *shard, struct fiber *fiber)
 {
-    size_t clean = 0;
-    while (clean < fiber->stack_bytes && fiber->stack_bottom[clean] == FIBER_PAINT)
-        clean++;
-    size_t used = fiber->stack_bytes - clean;
+    const u64 paint = FIBER_PAINT * 0x0101010101010101ull;
+    volatile u64 *word = (volatile u64 *)fiber->stack_bottom; /* a page's begin */
+    volatile u64 *end = word + fiber->stack_bytes / sizeof(*word);
+    while (word < end && *word == paint)
+        word++;
+    size_t used = (size_t)(end - word) * sizeof(*word);
     if (used > shard->stack_used_max) shard->stack_used_max = used;
-    for (volatile u8 *p = fiber->stack_bottom + clean; p < fiber->stack_bottom + fiber->stack_bytes;
-         p++)
-        *p = FIBER_PAINT;
+    while (word < end)
+        *word++ = paint;
 }
 
 /* ---- switching ---- */

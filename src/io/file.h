@@ -95,6 +95,11 @@ void io_file_read_start(struct io_file *file, struct io_op *op, enum io_class cl
                         u32 size, u64 offset);
 void io_file_write_start(struct io_file *file, struct io_op *op, enum io_class class,
                          const void *buffer, u32 size, u64 offset, bool durable);
+/* For bytes that have to survive the process, but not the machine before a later io_file_sync: as
+ * io_file_write_start, not durable, but where the kernel's cache takes them they are done at once
+ * and reported in the next turn. For ranges that were written before (io_file_fill). */
+void io_file_write_cached_start(struct io_file *file, struct io_op *op, enum io_class class,
+                                const void *buffer, u32 size, u64 offset);
 /* For an op whose done is NULL. */
 MAY_YIELD status io_op_wait(struct io_op *op);
 

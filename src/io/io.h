@@ -52,6 +52,10 @@ void io_shard_user_set(void *user);
 void *io_shard_user(void);
 /* The root of all memory of this shard. */
 struct budget *io_budget(void);
+/* How much of a busy shard's time background fibers get, in thousandths (below 1000): more than
+ * usual while those who keep it busy would soon have to wait for them. */
+#define IO_BACKGROUND_SHARE 100u
+void io_background_share_set(u32 share);
 
 /* ---- time and randomness ---- */
 
@@ -65,6 +69,8 @@ u64 io_wall_ms(void);
 u64 io_random(void);
 /* Fills with bytes fit for secrets and ids. */
 void io_entropy(void *data, size_t size);
+/* An id that nobody else will draw: neither 0 nor `other`. */
+u64 io_entropy_id(u64 other);
 
 /* ---- stopping ---- */
 

@@ -23,7 +23,7 @@
  * asked after each allocation and when a file is opened for writing.
  *
  * Names of paths in ":memory:" are in the shard's memfs; their operations are finished at once and
- * reported in the next turn.
+ * reported in the next turn. So are writes to the kernel's cache: ring_cached.c.
  */
 #include "io/ring_internal.h"
 
@@ -43,7 +43,7 @@
 /* What a request costs beside its bytes. */
 #define REQUEST_COST_BYTES (16u << 10)
 
-enum op_kind { OP_READ, OP_WRITE, OP_WRITE_SYNC };
+enum op_kind { OP_READ, OP_WRITE, OP_WRITE_SYNC, OP_WRITE_CACHED };
 
 /* A larger read is bulk. */
 #define READ_SMALL_BYTES (64u << 10)
@@ -65,26 +65,6 @@ static const struct {
 /* Bulk is bounded over all shards, in requests and in bytes. */
 #define BULK_IN_FLIGHT_MIN 2u
 #define BULK_BYTES_MAX     (4u << 20)
-
-/* Extents that are known of a file; a file in more has its first ones known. */
-#define FILE_EXTENTS_MAX 16u
-
-struct io_file {
-    struct list link; /* shard->files */
-    struct ring_shard *shard;
-    struct memfs_file *memory; /* not NULL: a file in memory, no fd */
-    int fd;
-    i32 slot;    /* in the registered table, or -1 */
-    bool direct; /* O_DIRECT */
-    bool dsync;  /* durable writes use RWF_DSYNC */
-    bool closing;
-    u32 in_flight; /* operations not finished */
-    struct fiber_queue idle_queue;
-    u64 extent_ends[FILE_EXTENTS_MAX]; /* ascending offsets at which another extent begins */
-    u32 extent_end_count;
-    size_t size_bytes; /* of this block */
-    char path[];
-};
 
 static ALIGNED(IO_ALIGNMENT) const u8 fill_zeros[FILL_PIECE_BYTES];
 
@@ -219,8 +199,8 @@ file_extents_read(struct io_file *file)
 {
     union {
         struct fiemap map;
-        u8 bytes[sizeof(struct fiemap) + (FILE_EXTENTS_MAX + 1) * sizeof(struct fiemap_extent)];
-    } ask = {.map = {.fm_length = FIEMAP_MAX_OFFSET, .fm_extent_count = FILE_EXTENTS_MAX + 1}};
+        u8 bytes[sizeof(struct fiemap) + (RING_FILE_EXTENTS + 1) * sizeof(struct fiemap_extent)];
+    } ask = {.map = {.fm_length = FIEMAP_MAX_OFFSET, .fm_extent_count = RING_FILE_EXTENTS + 1}};
     file->extent_end_count = 0;
     if (ioctl(file->fd, FS_IOC_FIEMAP, &ask.map) != 0) {
         MARK("io.ring_file.extents_unknown");
@@ -262,6 +242,8 @@ op_submit(struct ring_shard *shard, struct io_op *op)
     case OP_WRITE_SYNC:
         io_uring_prep_fsync(sqe, file->fd, IORING_FSYNC_DATASYNC);
         break;
+    case OP_WRITE_CACHED:
+        CHECK(!"it does not come to the ring");
     }
     ring_sqe_file(sqe, file->fd, file->slot);
     io_uring_sqe_set_data64(sqe, ring_op_user_data(op));
@@ -383,16 +365,16 @@ ring_file_complete(struct ring_shard *shard, struct io_op *op, i32 result)
     op_enqueue(shard, op, true);
 }
 
-/* ---- files in memory ---- */
+/* ---- operations that are finished at once ---- */
 
 static void
-memory_report(struct io_task *task)
+done_report(struct io_task *task)
 {
-    struct ring_shard *shard = CONTAINER_OF(task, struct ring_shard, memory_task);
-    shard->memory_task_posted = false;
+    struct ring_shard *shard = CONTAINER_OF(task, struct ring_shard, report_task);
+    shard->report_task_posted = false;
     struct list batch;
     list_init(&batch);
-    list_splice_back(&batch, &shard->memory_done);
+    list_splice_back(&batch, &shard->done_ops);
     struct list *link;
     while ((link = list_pop_front(&batch)) != NULL) {
         struct io_op *op = list_entry(link, struct io_op, link);
@@ -401,16 +383,32 @@ memory_report(struct io_task *task)
 }
 
 static void
+op_report(struct io_op *op, status result)
+{
+    struct ring_shard *shard = op->file->shard;
+    op->result = result;
+    list_push_back(&shard->done_ops, &op->link);
+    if (shard->report_task_posted) return;
+    shard->report_task_posted = true;
+    core_task_post(&shard->core, &shard->report_task);
+}
+
+static void
 memory_start(struct io_op *op)
 {
-    struct io_file *file = op->file;
-    struct ring_shard *shard = file->shard;
-    op->result = op->kind == OP_READ ? memfs_read(file->memory, op->buffer, op->size, op->offset)
-                                     : memfs_write(file->memory, op->buffer, op->size, op->offset);
-    list_push_back(&shard->memory_done, &op->link);
-    if (shard->memory_task_posted) return;
-    shard->memory_task_posted = true;
-    core_task_post(&shard->core, &shard->memory_task);
+    struct memfs_file *memory = op->file->memory;
+    op_report(op, op->kind == OP_READ ? memfs_read(memory, op->buffer, op->size, op->offset)
+                                      : memfs_write(memory, op->buffer, op->size, op->offset));
+}
+
+/* False: it goes to the disk like any other. */
+static bool
+cached_start(struct io_op *op)
+{
+    int result = ring_cached_write(op->file, op->buffer, op->size, op->offset);
+    if (result == -EOPNOTSUPP) return false;
+    op_report(op, result == 0 ? ST_OK : op_error(op, -result));
+    return true;
 }
 
 /* ---- starting ---- */
@@ -430,7 +428,7 @@ op_start(struct io_file *file, struct io_op *op, enum op_kind kind, enum io_clas
     op->offset = offset;
     op->size = size;
     op->transferred = 0;
-    op->kind = (u8)kind;
+    op->kind = (u8)(kind == OP_WRITE_CACHED ? OP_WRITE : kind);
     if (class == IO_CLASS_READ && kind == OP_READ &&
         (size > READ_SMALL_BYTES || fiber_class_self() == FIBER_BULK))
         class = IO_CLASS_BULK;
@@ -444,9 +442,10 @@ op_start(struct io_file *file, struct io_op *op, enum op_kind kind, enum io_clas
         memory_start(op);
         return;
     }
+    if (kind == OP_WRITE_CACHED && cached_start(op)) return;
     op_enqueue(file->shard, op, false);
     /* All writers wait for the log: not behind the fibers of this turn, nor its replies. */
-    bool at_once = class == IO_CLASS_LOG && kind == OP_WRITE;
+    bool at_once = class == IO_CLASS_LOG && kind != OP_READ;
     if (at_once || (kind == OP_READ && file->shard->disk_queued >= READS_AT_ONCE)) {
         ring_file_dispatch(file->shard);
         ring_submit_early(file->shard);
@@ -466,6 +465,13 @@ io_file_write_start(struct io_file *file, struct io_op *op, enum io_class class,
 {
     /* Only read from: the field is shared with reads. */
     op_start(file, op, OP_WRITE, class, (void *)(uintptr_t)buffer, size, offset, durable);
+}
+
+void
+io_file_write_cached_start(struct io_file *file, struct io_op *op, enum io_class class,
+                           const void *buffer, u32 size, u64 offset)
+{
+    op_start(file, op, OP_WRITE_CACHED, class, (void *)(uintptr_t)buffer, size, offset, false);
 }
 
 MAY_YIELD status
@@ -505,6 +511,7 @@ file_new(struct ring_shard *shard, const char *path)
     file->shard = shard;
     file->fd = -1;
     file->slot = -1;
+    file->cached.fd = -1;
     file->size_bytes = size;
     memcpy(file->path, path, strlen(path) + 1);
     fiber_queue_init(&file->idle_queue);
@@ -619,6 +626,7 @@ io_file_close(struct io_file *file)
         memfs_close(file->memory);
     } else {
         ring_slot_give(shard, file->slot);
+        ring_cached_close(file);
         ring_close_wait(shard, file->fd);
     }
     file_free(file);
@@ -656,7 +664,10 @@ MAY_YIELD status
 io_file_sync(struct io_file *file)
 {
     if (file->memory != NULL) return ST_OK;
-    return file_fsync(file, IORING_FSYNC_DATASYNC);
+    u64 cached_bytes = file->cached.dirty_bytes, cached_end = file->cached.end;
+    status st = file_fsync(file, IORING_FSYNC_DATASYNC);
+    if (ok(st) && cached_bytes > 0) ring_cached_synced(file, cached_bytes, cached_end);
+    return st;
 }
 
 MAY_YIELD status
@@ -803,8 +814,8 @@ ring_file_init(struct ring_shard *shard)
 {
     memfs_init(&shard->memfs, &shard->core.budget, UINT64_MAX);
     list_init(&shard->files);
-    list_init(&shard->memory_done);
-    shard->memory_task.run = memory_report;
+    list_init(&shard->done_ops);
+    shard->report_task.run = done_report;
     for (u32 i = 0; i < IO_CLASS_COUNT; i++)
         list_init(&shard->disk[i].queue);
 }
@@ -817,10 +828,12 @@ ring_file_deinit(struct ring_shard *shard)
         struct io_file *file = list_entry(link, struct io_file, link);
         MARK("io.ring_file.left_open");
         log_warning("io", "file left open at the end path=%s", file->path);
-        if (file->memory != NULL)
+        if (file->memory != NULL) {
             memfs_close(file->memory);
-        else
+        } else {
+            if (file->cached.fd >= 0) close(file->cached.fd);
             close(file->fd);
+        }
         file_free(file);
     }
     memfs_deinit(&shard->memfs);

@@ -60,6 +60,37 @@ struct ring_req {
     bool active;
 };
 
+/* The second descriptor of a file, for writes to the kernel's cache: ring_cached.c. */
+struct ring_cached {
+    int fd; /* not O_DIRECT; -1: not open */
+    bool refused;
+    u64 dirty_bytes;          /* written here since the last sync began */
+    u64 push_from, push_end;  /* what the disk was not asked to write yet; equal: nothing */
+    u64 end;                  /* behind the last byte written here */
+    struct ring_req push_req; /* active: the file counts it as in flight */
+};
+
+/* Extents that are known of a file; a file in more has its first ones known. */
+#define RING_FILE_EXTENTS 16u
+
+struct io_file {
+    struct list link; /* shard->files */
+    struct ring_shard *shard;
+    struct memfs_file *memory; /* not NULL: a file in memory, no fd */
+    int fd;
+    i32 slot;    /* in the registered table, or -1 */
+    bool direct; /* O_DIRECT */
+    bool dsync;  /* durable writes use RWF_DSYNC */
+    bool closing;
+    u32 in_flight; /* operations not finished */
+    struct fiber_queue idle_queue;
+    struct ring_cached cached;
+    u64 extent_ends[RING_FILE_EXTENTS]; /* ascending offsets at which another extent begins */
+    u32 extent_end_count;
+    size_t size_bytes; /* of this block */
+    char path[];
+};
+
 /* Between an ordered pair of shards. The producer reads head only when its copy says full, the
  * consumer reads tail once a turn. */
 struct ring_mailbox {
@@ -111,10 +142,10 @@ struct ring_shard {
 
     /* files */
     struct memfs memfs;
-    struct list files;       /* struct io_file.link */
-    struct list memory_done; /* struct io_op.link: finished at once, reported in the next turn */
-    struct io_task memory_task;
-    bool memory_task_posted;
+    struct list files;    /* struct io_file.link */
+    struct list done_ops; /* struct io_op.link: finished at once, reported in the next turn */
+    struct io_task report_task;
+    bool report_task_posted;
     struct ring_disk_class disk[IO_CLASS_COUNT];
     u32 disk_queued;
     u32 disk_in_flight;
@@ -256,6 +287,14 @@ struct ring_wait {
 void ring_wait_arm(struct ring_shard *shard, struct io_uring_sqe *sqe, struct ring_wait *wait);
 /* Returns the completion's result. */
 MAY_YIELD i32 ring_wait_for(struct ring_wait *wait);
+
+/* ---- ring_cached.c ---- */
+
+/* Copies into the kernel's cache. 0, a negative errno, or -EOPNOTSUPP: write it directly. */
+int ring_cached_write(struct io_file *file, const void *buffer, u32 size, u64 offset);
+/* A sync took bytes of what is dirty, all of it before end. */
+MAY_YIELD void ring_cached_synced(struct io_file *file, u64 bytes, u64 end);
+MAY_YIELD void ring_cached_close(struct io_file *file);
 
 /* ---- ring_node.c ---- */
 

@@ -68,6 +68,11 @@ enum sim_fault {
     SIM_FAULT_NET_STALL,     /* a direction carries nothing for a while, then everything */
     /* disk again; what stands before it keeps its number, which seeds its chances */
     SIM_FAULT_LOOK_ERROR, /* a listing ends early, or a size or the free space is not told */
+    /* several machines: the test does these itself (sim_fault_inject) */
+    SIM_FAULT_LINK_CUT,     /* some cannot reach some others, in both directions or in one */
+    SIM_FAULT_LINK_SLOW,    /* what goes between two takes longer */
+    SIM_FAULT_MACHINE_LOST, /* with all that its disk had */
+    SIM_FAULT_MEMBERS,      /* a machine comes or goes that nobody has lost */
     SIM_FAULT_COUNT,
 };
 
@@ -195,6 +200,8 @@ void sim_fault_each(const struct sim *sim,
                     void (*each)(void *arg, struct sim_fault_id id, u64 time_ns,
                                  const char *detail),
                     void *arg);
+/* Whether BUGGIFY sites fire from now on; which may was drawn by sim_new. */
+void sim_buggify_set(struct sim *sim, bool on);
 /* Damage beyond the promise, for a checker that demands that it is found. */
 struct sim_damage {
     struct sim_fault_id id;
@@ -254,6 +261,11 @@ void sim_conn_shut_send(struct io_conn *conn);
  * that they go on when their machines try again, as TCP does: within twice the time it lasted. */
 void sim_link_cut(struct sim *sim, struct sim_node *a, struct sim_node *b);
 void sim_link_heal(struct sim *sim, struct sim_node *a, struct sim_node *b);
+/* The same for what goes from one to the other, and for new connections either way; the opposite
+ * direction goes on. sim_link_heal ends it. */
+void sim_link_cut_one_way(struct sim *sim, struct sim_node *from, struct sim_node *to);
+/* Each segment between the two takes so much longer, in both directions; 0: not any more. */
+void sim_link_slow_set(struct sim *sim, struct sim_node *a, struct sim_node *b, u64 ns);
 
 /* ---- driving ---- */
 

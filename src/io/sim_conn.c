@@ -518,7 +518,8 @@ connect_fires(struct sim_event *event)
     struct sim_shard *shard = connect->shard;
     struct sim *sim = shard->node->sim;
     struct sim_node *target = connect_target(connect);
-    bool lost = target != NULL && (target->power_off || sim_link_is_cut(sim, target, shard->node));
+    bool lost = target != NULL && (target->power_off || sim_link_is_cut(sim, target, shard->node) ||
+                                   sim_link_is_cut(sim, shard->node, target));
     if (lost && !connect->abandoned && connect->retries <= SYN_RETRIES) {
         sim_trace(sim, shard, SIM_KIND_NET, connect->port, "connect port,retries", connect->port,
                   connect->retries, 0);

@@ -129,6 +129,14 @@ sim_audits_set(struct sim *sim, u32 one_in)
     fault_armed = buggify_on || one_in != 0;
 }
 
+void
+sim_buggify_set(struct sim *sim, bool on)
+{
+    (void)sim;
+    buggify_on = on;
+    fault_armed = buggify_on || audit_one_in != 0;
+}
+
 bool
 fault_audit(const struct fault_site *record)
 {

@@ -682,6 +682,14 @@ io_file_write_start(struct io_file *file, struct io_op *op, enum io_class class,
     op_start(file, op, REQUEST_WRITE, class, data, size, offset, durable);
 }
 
+/* The simulated disk has a cache for all that is not durable. */
+void
+io_file_write_cached_start(struct io_file *file, struct io_op *op, enum io_class class,
+                           const void *buffer, u32 size, u64 offset)
+{
+    io_file_write_start(file, op, class, buffer, size, offset, false);
+}
+
 MAY_YIELD status
 io_op_wait(struct io_op *op)
 {

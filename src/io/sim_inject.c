@@ -62,6 +62,14 @@ sim_fault_name(enum sim_fault family)
         return "net-stall";
     case SIM_FAULT_LOOK_ERROR:
         return "look-error";
+    case SIM_FAULT_LINK_CUT:
+        return "link-cut";
+    case SIM_FAULT_LINK_SLOW:
+        return "link-slow";
+    case SIM_FAULT_MACHINE_LOST:
+        return "machine-lost";
+    case SIM_FAULT_MEMBERS:
+        return "members";
     case SIM_FAULT_COUNT:
         break;
     }

@@ -15,6 +15,8 @@
 struct sim_cut {
     struct list link; /* sim.cuts */
     struct sim_node *a, *b;
+    bool one_way; /* from a to b only */
+    u64 slow_ns;  /* not 0: not cut, but slow */
 };
 
 /* ---- links ---- */
@@ -24,9 +26,27 @@ sim_link_is_cut(const struct sim *sim, const struct sim_node *a, const struct si
 {
     list_for_each (pos, &sim->cuts) {
         const struct sim_cut *cut = list_entry(pos, struct sim_cut, link);
-        if ((cut->a == a && cut->b == b) || (cut->a == b && cut->b == a)) return true;
+        if (cut->slow_ns != 0) continue;
+        if (cut->a == a && cut->b == b) return true;
+        if (cut->a == b && cut->b == a && !cut->one_way) return true;
     }
     return false;
+}
+
+static bool
+cut_is_between(const struct sim_cut *cut, const struct sim_node *a, const struct sim_node *b)
+{
+    return (cut->a == a && cut->b == b) || (cut->a == b && cut->b == a);
+}
+
+static u64
+link_slow_ns(const struct sim *sim, const struct sim_node *a, const struct sim_node *b)
+{
+    list_for_each (pos, &sim->cuts) {
+        const struct sim_cut *cut = list_entry(pos, struct sim_cut, link);
+        if (cut->slow_ns != 0 && cut_is_between(cut, a, b)) return cut->slow_ns;
+    }
+    return 0;
 }
 
 u64
@@ -95,7 +115,9 @@ sim_pipe_push(struct sim *sim, struct pipe *pipe, enum segment_kind kind, u32 si
 {
     struct segment *segment = malloc(sizeof(*segment) + size);
     CHECK(segment != NULL);
-    pipe->time_ns = MAX(sim->now_ns + sim_net_delay_ns(sim), pipe->time_ns + 1);
+    const struct line *line = pipe->line;
+    u64 from_ns = sim->now_ns + link_slow_ns(sim, line->nodes[0], line->nodes[1]);
+    pipe->time_ns = MAX(from_ns + sim_net_delay_ns(sim), pipe->time_ns + 1);
     if (kind == SEGMENT_DATA) pipe->time_ns += pipe_stall_ns(sim, pipe);
     segment->time_ns = pipe->time_ns;
     segment->kind = kind;
@@ -352,25 +374,51 @@ sim_lines_hurry(struct sim *sim, u64 latest_ns)
     }
 }
 
-void
-sim_link_cut(struct sim *sim, struct sim_node *a, struct sim_node *b)
+static struct sim_cut *
+cut_add(struct sim *sim, struct sim_node *a, struct sim_node *b)
 {
-    if (sim_link_is_cut(sim, a, b)) return;
     struct sim_cut *cut = calloc(1, sizeof(*cut));
     CHECK(cut != NULL);
     cut->a = a;
     cut->b = b;
     list_push_back(&sim->cuts, &cut->link);
+    return cut;
+}
+
+void
+sim_link_cut(struct sim *sim, struct sim_node *a, struct sim_node *b)
+{
+    if (sim_link_is_cut(sim, a, b) && sim_link_is_cut(sim, b, a)) return;
+    (void)cut_add(sim, a, b);
+}
+
+void
+sim_link_cut_one_way(struct sim *sim, struct sim_node *from, struct sim_node *to)
+{
+    if (sim_link_is_cut(sim, from, to)) return;
+    cut_add(sim, from, to)->one_way = true;
+}
+
+static void
+cuts_remove(struct sim *sim, const struct sim_node *a, const struct sim_node *b, bool slow)
+{
+    list_for_each_safe (pos, &sim->cuts) {
+        struct sim_cut *cut = list_entry(pos, struct sim_cut, link);
+        if ((cut->slow_ns != 0) != slow || !cut_is_between(cut, a, b)) continue;
+        list_del(&cut->link);
+        free(cut);
+    }
 }
 
 void
 sim_link_heal(struct sim *sim, struct sim_node *a, struct sim_node *b)
 {
-    list_for_each_safe (pos, &sim->cuts) {
-        struct sim_cut *cut = list_entry(pos, struct sim_cut, link);
-        bool same = (cut->a == a && cut->b == b) || (cut->a == b && cut->b == a);
-        if (!same) continue;
-        list_del(&cut->link);
-        free(cut);
-    }
+    cuts_remove(sim, a, b, false);
+}
+
+void
+sim_link_slow_set(struct sim *sim, struct sim_node *a, struct sim_node *b, u64 ns)
+{
+    cuts_remove(sim, a, b, true);
+    if (ns != 0) cut_add(sim, a, b)->slow_ns = ns;
 }

@@ -154,8 +154,9 @@ lsm_ops_check(struct bytes ops, u32 count, u16 keyspace, u64 token_first, u64 to
         if (header->kind == ENTRY_DELETE_RANGE || header->keyspace != keyspace ||
             header->token < token_first || header->token > token_last ||
             header->token != hash_token(op.key))
-            return ST_INVALID;
+            return MARKED("lsm.batch.foreign_operation", ST_INVALID);
         seen++;
     }
-    return bad || seen != count ? ST_INVALID : ST_OK;
+    if (bad || seen != count) return MARKED("lsm.batch.cut_off", ST_INVALID);
+    return ST_OK;
 }

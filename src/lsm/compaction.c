@@ -237,13 +237,12 @@ step_has_space(struct levels *levels, u64 input_bytes)
     return disk_free > input_bytes + MIB(1);
 }
 
-/* The oldest version that might lie in a run that is not merged and newer, or come later.
- * (Memtables hold higher versions than runs when the store stamps; else see lsm_purge_allow.) */
+/* The oldest version that might lie in a run that is not merged and newer. */
 static u64
-version_outside(const struct step *step)
+version_elsewhere(const struct step *step)
 {
     const struct run_set *set = step->levels->current;
-    u64 version = step->levels->purge_below[step->keyspace];
+    u64 version = UINT64_MAX;
     for (u32 i = 0; i < run_set_tree_count(set, step->keyspace); i++) {
         const struct run *run = run_set_tree_run(set, step->keyspace, i);
         if (run->owner == step->owner) continue;
@@ -457,7 +456,11 @@ run_step(struct step *step)
     if (!ok(st)) return st;
     output.retain.range_seq_limit = levels->state.seq_flushed;
     output.retain.bottom = at_bottom(step);
-    output.retain.version_outside = version_outside(step);
+    /* Or come later. (Memtables hold higher versions than runs when the store stamps; else see
+     * lsm_purge_allow.) */
+    output.retain.version_elsewhere = version_elsewhere(step);
+    output.retain.version_outside =
+        MIN(output.retain.version_elsewhere, levels->purge_below[step->keyspace]);
     u64 known;
     bool is_known = entries_known(step, &known);
     st = merge_slice(step, &output);
@@ -540,8 +543,9 @@ sweep_begin(struct levels *levels, u16 keyspace, const struct pick *pick, u32 sk
             last->owner = (u8)(index + 1);
             bytes += last->bytes;
         }
-        sweep->whole = tree->force_whole || levels_ranges_want_rewrite(levels, keyspace);
-        tree->force_whole = false;
+        sweep->whole =
+            tree->force_whole || tree->drop_due || levels_ranges_want_rewrite(levels, keyspace);
+        tree->force_whole = tree->drop_due = false;
         if (sweep->whole) tree->rewrite_seq = levels->state.seq_flushed;
     }
     sweep->width = compaction_slice_width(bytes, levels->config.token_first,
@@ -601,14 +605,15 @@ tree_pick(struct levels *levels, u16 keyspace, struct pick *out, u32 *skipped_ou
     struct pick_tree tree;
     struct level_tree *state = &levels->trees[keyspace];
     if (state->broken || run_set_tree_count(levels->current, keyspace) == 0) {
-        state->force_last = state->force_whole = false;
+        state->force_last = state->force_whole = state->drop_due = false;
         return false;
     }
     levels_pick_tree(levels, keyspace, &tree, runs, sweeps, SWEEP_RUNS_MAX);
     u32 count = run_set_tree_count(levels->current, keyspace);
     *skipped_out = count - tree.run_count - (run_set_last(levels->current, keyspace) != NULL);
-    tree.force_last = state->force_last;
-    tree.rewrite_last = state->force_whole || levels_ranges_want_rewrite(levels, keyspace);
+    tree.force_last = state->force_last || state->drop_due;
+    tree.rewrite_last =
+        state->force_whole || state->drop_due || levels_ranges_want_rewrite(levels, keyspace);
     compaction_pick(&tree, out);
     return out->kind != PICK_NONE;
 }

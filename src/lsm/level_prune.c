@@ -97,7 +97,9 @@ droppable_expired(const struct levels *levels, u16 keyspace, u32 run_index,
 {
     const struct run_set *set = levels->current;
     const struct table_meta *meta = &slot->file->table->meta;
-    if (meta->version_max >= levels->purge_below[keyspace]) return false;
+    if (meta->version_max >= levels->purge_below[keyspace] ||
+        meta->expire_max_ms >= levels->expire_below_ms[keyspace])
+        return false;
     if (!meta->entries_all_expire || meta->expire_max_ms > wall_ms) return false;
     if (snapshot_between(snapshots, snapshot_count, meta->seq_min, UINT64_MAX)) return false;
     for (u32 i = 0; i < run_set_tree_count(set, keyspace); i++) {
@@ -217,6 +219,13 @@ levels_wants_rewrite(struct levels *levels, const struct run_slot *slot)
     if (slot->token_first != meta->token_first || slot->token_last != meta->token_last) return true;
     if (meta->delete_count > 0) return true;
     if (meta->expiring_count > 0 && meta->expire_min_ms <= io_wall_ms()) return true;
+    const struct drop_bits *drop = &levels->drops[meta->keyspace];
+    if (drop->bits != NULL) {
+        u64 first = MAX(slot->token_first, levels->config.token_first) - drop->token_first;
+        u64 last = MIN(slot->token_last, levels->config.token_last) - drop->token_first;
+        for (u64 at = first >> drop->shift; at <= last >> drop->shift; at++)
+            if (drop->bits[at / 64] >> at % 64 & 1) return true;
+    }
     for (u32 i = 0; i < slot->file->blob_count; i++) {
         const struct level_blob *blob = slot->file->blobs[i];
         if (level_blob_is_garbage(blob)) return true;

@@ -533,7 +533,8 @@ configure(struct levels *levels, const struct levels_config *config)
     bool outside = config->options.outside_versions;
     if (outside) levels->ranges.merge_seq_min = UINT64_MAX;
     for (u32 i = 0; i < LIMIT_KEYSPACES; i++)
-        levels->purge_below[i] = outside && i < LIMIT_KEYSPACES_CLIENT ? 0 : UINT64_MAX;
+        levels->purge_below[i] = levels->expire_below_ms[i] =
+            outside && i < LIMIT_KEYSPACES_CLIENT ? 0 : UINT64_MAX;
     fiber_mutex_init(&levels->commit_mutex);
     fiber_mutex_init(&levels->compact_mutex);
     fiber_queue_init(&levels->wake);
@@ -692,9 +693,19 @@ levels_range_delete(struct levels *levels, u16 keyspace, u64 token_first, u64 to
 }
 
 void
-levels_purge_allow(struct levels *levels, u16 keyspace, u64 version_below)
+levels_drop_set(struct levels *levels, u16 keyspace, const u64 *bits, u32 shift)
 {
-    levels->purge_below[keyspace] = MAX(levels->purge_below[keyspace], version_below);
+    levels->drops[keyspace] =
+        (struct drop_bits){.bits = bits, .token_first = levels->config.token_first, .shift = shift};
+    levels->trees[keyspace].drop_due = bits != NULL;
+    fiber_queue_wake_all(&levels->wake);
+}
+
+void
+levels_purge_allow(struct levels *levels, u16 keyspace, u64 version_below, u64 expire_below_ms)
+{
+    levels->purge_below[keyspace] = version_below;
+    levels->expire_below_ms[keyspace] = expire_below_ms;
 }
 
 u32

@@ -104,7 +104,10 @@ MAY_YIELD MUST_CHECK status levels_cursors_open(struct levels *levels, u16 keysp
 MUST_CHECK status levels_range_delete(struct levels *levels, u16 keyspace, u64 token_first,
                                       u64 token_last, u64 version, u64 seq);
 /* Nothing below this version will come any more, and what came is in runs: see lsm_purge_allow. */
-void levels_purge_allow(struct levels *levels, u16 keyspace, u64 version_below);
+/* See lsm_drop_set. */
+void levels_drop_set(struct levels *levels, u16 keyspace, const u64 *bits, u32 shift);
+void levels_purge_allow(struct levels *levels, u16 keyspace, u64 version_below,
+                        u64 expire_below_ms);
 /* How many there are with higher numbers, needed or not. */
 u32 levels_range_count(const struct levels *levels, u64 seq_above);
 /* Whether an entry is deleted by a range that a reader at seq_max sees. */

@@ -71,6 +71,7 @@ struct level_tree {
     u64 rewrite_seq;  /* the newest range when the last level was rewritten last */
     bool force_last;  /* levels_compact_all: everything is to go down */
     bool force_whole; /* ... and the last level is to be cleaned once */
+    bool drop_due;    /* both, for lsm_drop_set: until a sweep begins that does it */
     /* Of the puts that sweeps have merged into the last level, how many were of keys that it did
      * not have: what levels_count_estimate expects of those that are still above. Both are halved
      * when they are many, so that old times are forgotten. */
@@ -96,8 +97,10 @@ struct levels {
     u64 run_id_next;
     u64 mark_next;
     struct range_list ranges;
-    u64 purge_below[LIMIT_KEYSPACES]; /* what hides versions from here on stays: lsm_purge_allow */
-    u64 expired_ms;                   /* see levels_expired_ms */
+    /* What hides versions from here on stays, and what expires from then on: lsm_purge_allow. */
+    u64 purge_below[LIMIT_KEYSPACES], expire_below_ms[LIMIT_KEYSPACES];
+    struct drop_bits drops[LIMIT_KEYSPACES];
+    u64 expired_ms; /* see levels_expired_ms */
     /* The highest number of what was dropped so that perhaps no trace of its key is left, by the
      * key's hash; of tables that were dropped as a whole. Raised before the drop is visible. */
     u64 dropped_seqs[LEVELS_DROP_MARKS];

@@ -14,6 +14,9 @@
  * is not given many small ones, of which each waits for the flushes of those before it. Places in
  * the segment are given when blocks are laid out, so order in memory is order on disk.
  *
+ * PERIODIC promises that records survive the process: they go to the kernel's cache, which waits
+ * for no disk, and log_sync_fiber syncs them (log_segment.c). Only headers are durable writes.
+ *
  * Changing segments (log_cut): the next one begins with a header that names the end of the one
  * before. If the header became durable before that end did, a power cut in between would look like
  * damage. So the header is a barrier: it is written when everything before it is durable, and
@@ -211,7 +214,7 @@ load_note(struct log *log)
 static bool
 group_leaves_early(const struct log *log)
 {
-    if (log->in_flight_count > 0) return false;
+    if (log->config.durability == LSM_DURABILITY_PERIODIC || log->in_flight_count > 0) return false;
     if (!list_empty(&log->queued)) return true;
     return write_payload_bytes(log->fill) >= MAX(log->load_bytes / 2, LOG_BLOCK_PAYLOAD_BYTES);
 }
@@ -236,8 +239,12 @@ write_submit(struct log *log, struct log_write *write)
     log->stats.writes++;
     log->stats.bytes += write->size;
     write->op = (struct io_op){.done = write_done};
-    io_file_write_start(write->segment->file, &write->op, IO_CLASS_LOG, write->buffer, write->size,
-                        write->offset, group || write->header);
+    if (group || write->header)
+        io_file_write_start(write->segment->file, &write->op, IO_CLASS_LOG, write->buffer,
+                            write->size, write->offset, true);
+    else
+        io_file_write_cached_start(write->segment->file, &write->op, IO_CLASS_LOG, write->buffer,
+                                   write->size, write->offset);
 }
 
 /* Whether the barrier before a segment's header is passed. */

@@ -187,6 +187,15 @@ MUST_CHECK status lsm_newest_try(struct lsm *lsm, u16 keyspace, u64 token, struc
                                  u64 floor, u64 *version_out, u64 *seq_out);
 MAY_YIELD MUST_CHECK status lsm_newest(struct lsm *lsm, u16 keyspace, u64 token, struct bytes key,
                                        u64 floor, u64 *version_out, u64 *seq_out);
+/* From now on each write sets bit (token - first token of the store) >> shift of marks, until it is
+ * NULL. Whoever wants to know what has changed since it looked clears bits before it looks. */
+void lsm_marks_set(struct lsm *lsm, u16 keyspace, u64 *marks, u32 shift);
+/* Nobody wants what lies where bit (token - first token of the store) >> shift of bits is set: what
+ * has been flushed goes, in the background, by one merge that begins after each call; all of a key
+ * or nothing. Reads, of snapshots too, may find it until then. The bits are read until a call with
+ * NULL, and change right before a call only. What is written to a stretch after its bit was cleared
+ * stays. */
+void lsm_drop_set(struct lsm *lsm, u16 keyspace, const u64 *bits, u32 shift);
 /* What the store holds: lsm_place. */
 void lsm_tokens(const struct lsm *lsm, u64 *first_out, u64 *last_out);
 /* No entry has a higher version. */
@@ -241,9 +250,13 @@ MAY_YIELD MUST_CHECK status lsm_random_key(struct lsm *lsm, u16 keyspace, u64 ra
 MAY_YIELD MUST_CHECK status lsm_flush(struct lsm *lsm);
 MAY_YIELD MUST_CHECK status lsm_compact(struct lsm *lsm);
 /* With outside_versions: no write of the keyspace below this version will ever come any more, so
- * what only hides such ones may go. Begins once all that is in memory now has been flushed. Never
- * less than before; not kept over a restart. */
-void lsm_purge_allow(struct lsm *lsm, u16 keyspace, u64 version_below);
+ * what only hides such ones may go: tombstones, and values that have expired, if they did so before
+ * expire_below_ms. Begins once all that is in memory now has been flushed. Less than before changes
+ * nothing; not kept over a restart. */
+void lsm_purge_allow(struct lsm *lsm, u16 keyspace, u64 version_below, u64 expire_below_ms);
+/* Older writes may come again, to any keyspace of clients: what hides them stays from now on. (What
+ * is being merged came before, and goes.) */
+void lsm_purge_forget(struct lsm *lsm);
 /* What was allowed last, since the opening; 0: nothing. */
 u64 lsm_purge_below(const struct lsm *lsm, u16 keyspace);
 void lsm_scrub_rate_set(struct lsm *lsm, u64 bytes_per_s);

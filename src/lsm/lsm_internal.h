@@ -45,9 +45,12 @@ struct lsm_keyspace {
     struct memtable *active;   /* NULL: nothing written since the last switch */
     struct memtable *flushing; /* immutable; NULL: none */
     u64 delete_count;          /* in the active one: for estimates */
-    /* lsm_purge_allow: the version, and what must be flushed before it counts; 0: nothing waits */
-    u64 purge_below, purge_seq;
-    u64 purge_allowed; /* the highest that ever was */
+    /* lsm_purge_allow: the version and the time, and what must be flushed before they count; 0:
+     * nothing waits */
+    u64 purge_below, purge_expire_ms, purge_seq;
+    u64 purge_allowed; /* the highest since lsm_purge_forget */
+    u64 *marks;        /* lsm_marks_set; NULL: nobody wants them */
+    u32 marks_shift;
 };
 
 struct lsm_snapshot {

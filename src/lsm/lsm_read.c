@@ -305,7 +305,7 @@ lsm_newest(struct lsm *lsm, u16 keyspace, u64 token, struct bytes key, u64 floor
            u64 *seq_out)
 {
     CHECK(keyspace < LIMIT_KEYSPACES);
-    if (!fiber_gate_enter(&lsm->gate)) return ST_CLOSED;
+    if (!fiber_gate_enter(&lsm->gate)) return MARKED("lsm.newest.closed", ST_CLOSED);
     u64 key_hash = hash_key(key, 0);
     struct newest newest = {floor, 0};
     status st = ST_OK;

@@ -33,7 +33,8 @@
 #define ADMIT_HALVINGS  10u /* from the highest to the lowest rate */
 #define ADMIT_BURST_NS  (5 * NS_PER_MS)
 #define ADMIT_WAIT_NS   (200 * NS_PER_MS)
-#define FLUSH_EARLY     8u /* this part of a memtable is still free when its flush begins */
+#define FLUSH_EARLY     8u   /* this part of a memtable is still free when its flush begins */
+#define FLUSH_SHARE     800u /* of the shard's time, at most, beyond what background work has */
 #define FLUSH_RETRY_NS  NS_PER_S
 #define MEMORY_RETRY_NS (20 * NS_PER_MS)
 
@@ -91,6 +92,16 @@ lsm_flush_request(struct lsm *lsm)
 {
     lsm->flush_wanted = true;
     fiber_queue_wake_all(&lsm->flush_wake);
+}
+
+/* Writers that are faster than the flush wait for it in the end, all of them and for all that is
+ * left of it. So the fuller the memtable is that they fill meanwhile, the more time it gets. */
+static void
+flush_pace(struct lsm *lsm, u64 active)
+{
+    if (!lsm->flush_running) return;
+    u64 limit = lsm->memtable_limit_bytes;
+    io_background_share_set(IO_BACKGROUND_SHARE + (u32)(FLUSH_SHARE * MIN(active, limit) / limit));
 }
 
 struct need {
@@ -227,6 +238,10 @@ op_apply(struct lsm *lsm, const struct lsm_op *op, const struct lsm_aim *aim, u6
     memtable_insert_near(ks->active, &entry, lsm->snapshot_count > 0,
                          aim != NULL ? aim->leaf : NULL);
     if (entry.kind == ENTRY_DELETE) ks->delete_count++;
+    if (UNLIKELY(ks->marks != NULL)) {
+        u64 place = (entry.token - lsm->token_first) >> ks->marks_shift;
+        ks->marks[place / 64] |= (u64)1 << place % 64;
+    }
     if (lsm->replaying) return; /* nobody has read yet: nothing is cached */
     u64 key_hash = aim != NULL ? aim->key_hash : hash_key(op->key, 0);
     lsm->write_marks[key_hash % LSM_WRITE_MARKS]++;
@@ -259,6 +274,13 @@ range_apply(struct lsm *lsm, const struct lsm_op *op, u64 seq, u64 version)
         if (ks->active != NULL) memtable_cover(ks->active);
         if (ks->flushing != NULL) memtable_cover(ks->flushing);
         ks->delete_count = 0;
+    }
+    const struct lsm_keyspace *marked = &lsm->keyspaces[op->header.keyspace];
+    if (marked->marks != NULL) {
+        u64 from = (first - lsm->token_first) >> marked->marks_shift;
+        u64 to = (last - lsm->token_first) >> marked->marks_shift;
+        for (u64 place = from; place <= to; place++)
+            marked->marks[place / 64] |= (u64)1 << place % 64;
     }
     lsm->range_marks++;
     row_cache_clear(lsm->row_cache);
@@ -382,8 +404,10 @@ write_inside(struct lsm *lsm, const struct lsm_batch *batch, const struct lsm_ai
     lsm->stats.write_bytes += batch->ops.size;
     levels_user_bytes(lsm->levels, batch->ops.size);
     /* Early, so that nobody waits for room while the log changes its segment. */
-    if (active_bytes(lsm) >= lsm->memtable_limit_bytes - lsm->memtable_limit_bytes / FLUSH_EARLY)
+    u64 active = active_bytes(lsm);
+    if (active >= lsm->memtable_limit_bytes - lsm->memtable_limit_bytes / FLUSH_EARLY)
         lsm_flush_request(lsm);
+    flush_pace(lsm, active);
     *seq_out = lsm->seq_last;
     AUDIT("lsm.write.done", lsm_check(lsm));
     return ST_OK;
@@ -519,7 +543,7 @@ purge_begin(struct lsm *lsm, u16 keyspace)
 {
     struct lsm_keyspace *ks = &lsm->keyspaces[keyspace];
     if (ks->purge_below == 0 || ks->purge_seq > lsm->seq_flushed) return;
-    levels_purge_allow(lsm->levels, keyspace, ks->purge_below);
+    levels_purge_allow(lsm->levels, keyspace, ks->purge_below, ks->purge_expire_ms);
     ks->purge_below = 0;
 }
 
@@ -539,15 +563,44 @@ flushing_done(struct lsm *lsm)
 }
 
 void
-lsm_purge_allow(struct lsm *lsm, u16 keyspace, u64 version_below)
+lsm_purge_allow(struct lsm *lsm, u16 keyspace, u64 version_below, u64 expire_below_ms)
 {
-    CHECK(keyspace < LIMIT_KEYSPACES);
+    CHECK(keyspace < LIMIT_KEYSPACES_CLIENT && lsm->options.outside_versions);
     struct lsm_keyspace *ks = &lsm->keyspaces[keyspace];
+    if (version_below <= ks->purge_allowed) return;
     /* One that waits already is put off by this; callers are minutes apart. */
-    ks->purge_below = MAX(ks->purge_allowed, version_below);
-    ks->purge_allowed = ks->purge_below;
+    ks->purge_below = ks->purge_allowed = version_below;
+    ks->purge_expire_ms = expire_below_ms;
     ks->purge_seq = lsm->seq_last;
     purge_begin(lsm, keyspace);
+}
+
+void
+lsm_purge_forget(struct lsm *lsm)
+{
+    CHECK(lsm->options.outside_versions);
+    for (u32 i = 0; i < LIMIT_KEYSPACES_CLIENT; i++) {
+        lsm->keyspaces[i].purge_below = lsm->keyspaces[i].purge_allowed = 0;
+        levels_purge_allow(lsm->levels, (u16)i, 0, 0);
+    }
+}
+
+void
+lsm_drop_set(struct lsm *lsm, u16 keyspace, const u64 *bits, u32 shift)
+{
+    CHECK(keyspace < LIMIT_KEYSPACES && shift < 64);
+    levels_drop_set(lsm->levels, keyspace, bits, shift);
+    /* What goes without a trace must not come back from a cache, nor get there late. */
+    lsm->range_marks++;
+    row_cache_clear(lsm->row_cache);
+}
+
+void
+lsm_marks_set(struct lsm *lsm, u16 keyspace, u64 *marks, u32 shift)
+{
+    CHECK(keyspace < LIMIT_KEYSPACES && shift < 64);
+    lsm->keyspaces[keyspace].marks = marks;
+    lsm->keyspaces[keyspace].marks_shift = shift;
 }
 
 u64
@@ -621,6 +674,7 @@ lsm_flush_now(struct lsm *lsm, bool wait)
         }
     }
     lsm->flush_running = false;
+    io_background_share_set(IO_BACKGROUND_SHARE);
     if (ok(st)) {
         if (lsm->log != NULL && !lsm->replaying)
             log_release(lsm->log, lsm->flush_state.log_segment_first);

@@ -28,9 +28,17 @@ retain_next(struct retain *retain, const struct entry *entry, bool *key_changed_
         retain->key_size = (u32)entry->key.size;
         memcpy(retain->key, entry->key.data, entry->key.size);
         retain->seq_newer_min = UINT64_MAX;
+        /* All that there is of a key, or nothing: without its tombstone an older version would be
+         * back when the tokens are wanted again. So at the bottom only, when no newer run may have
+         * one either, and for all its versions. */
+        retain->dropping =
+            retain->bottom && retain->drop != NULL && entry->token >= retain->token_first &&
+            entry->token <= retain->token_last && entry->version < retain->version_elsewhere &&
+            drop_bits_has(retain->drop, entry->token);
     }
     if (entry->token < retain->token_first || entry->token > retain->token_last)
         return RETAIN_DROP_FOREIGN;
+    if (retain->dropping) return RETAIN_DROP_FOREIGN;
 
     u64 newer = retain->seq_newer_min;
     u64 deleted = range_list_cover_seq_min(retain->ranges, retain->keyspace, entry->token,
@@ -44,10 +52,11 @@ retain_next(struct retain *retain, const struct entry *entry, bool *key_changed_
                    : RETAIN_DROP_DELETED;
     }
     bool may_purge = retain->bottom && entry->version < retain->version_outside;
-    bool gone = entry->kind == ENTRY_DELETE ||
-                (entry_expired(entry, retain->wall_ms) &&
-                 /* A snapshot's clock is its own business: what it sees stays. */
-                 !snapshot_in(retain, entry->seq, hidden));
+    bool gone =
+        entry->kind == ENTRY_DELETE ||
+        (entry_expired(entry, retain->wall_ms) && entry->expire_ms < retain->expire_below_ms &&
+         /* A snapshot's clock is its own business: what it sees stays. */
+         !snapshot_in(retain, entry->seq, hidden));
     retain->seq_newer_min = MIN(newer, entry->seq);
     return may_purge && gone ? RETAIN_PEND : RETAIN_KEEP;
 }

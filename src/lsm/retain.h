@@ -23,6 +23,21 @@
 #include "lsm/entry.h"
 #include "lsm/range_list.h"
 
+/* Stretches of tokens that nobody wants any more: lsm_drop_set. */
+struct drop_bits {
+    const u64 *bits; /* NULL: none. Read for each key anew */
+    u64 token_first; /* of bit 0 */
+    u32 shift;
+};
+
+static inline bool
+drop_bits_has(const struct drop_bits *drop, u64 token)
+{
+    if (drop->bits == NULL) return false;
+    u64 place = (token - drop->token_first) >> drop->shift;
+    return drop->bits[place / 64] >> place % 64 & 1;
+}
+
 enum retain_answer {
     RETAIN_KEEP,
     RETAIN_PEND, /* hold a copy until the next answer; see retain_next */
@@ -40,13 +55,17 @@ struct retain {
     const u64 *snapshots;        /* ascending */
     u32 snapshot_count;
     const struct range_list *ranges;
-    u64 range_seq_limit; /* ranges up to this are persistent */
-    bool bottom;         /* nothing older lies in a run that is not merged */
-    u64 version_outside; /* the lowest version in newer runs that are not merged */
+    u64 range_seq_limit;   /* ranges up to this are persistent */
+    bool bottom;           /* nothing older lies in a run that is not merged */
+    u64 version_outside;   /* the lowest version in newer runs that are not merged, or to come */
+    u64 version_elsewhere; /* the former alone */
+    u64 expire_below_ms;   /* what expires later stays, expired or not: lsm_purge_allow */
     u64 wall_ms;
+    const struct drop_bits *drop; /* NULL: none */
 
     /* state: of the current key */
     bool has_key;
+    bool dropping; /* it is one that nobody wants */
     u64 token;
     u8 key[LIMIT_KEY_BYTES];
     u32 key_size;

@@ -33,6 +33,19 @@ static_assert(offsetof(struct native_header_wire, header_crc) == 44, "as documen
 
 /* ---- names ---- */
 
+bool
+native_opcode_known(u32 opcode)
+{
+    switch (opcode) {
+#define X(name, number) case number:
+        NATIVE_OPCODE_LIST(X)
+#undef X
+        return true;
+    default:
+        return false;
+    }
+}
+
 const char *
 native_opcode_name(u32 opcode)
 {

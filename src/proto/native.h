@@ -35,7 +35,8 @@
  * Writes carry an idempotency id of 128 bits (all zero: none). A server that has answered it within
  * native_hello_reply.idempotency_ms gives the same answer again (flag REPLAYED) and does nothing. A
  * server that meets an unknown id with an age, and may have forgotten ids younger than that, must
- * answer NATIVE_ST_UNKNOWN_OUTCOME: it cannot tell whether the first attempt was done.
+ * answer NATIVE_ST_UNKNOWN_OUTCOME: it cannot tell whether the first attempt was done. One that
+ * meets a first attempt, and may have forgotten that a retry did it, answers NATIVE_ST_CLOSING.
  *
  * docs/native-protocol.md describes each body byte by byte.
  */
@@ -78,20 +79,35 @@ static_assert(NATIVE_BODY_BYTES_MAX >= LIMIT_VALUE_BYTES + LIMIT_KEY_BYTES + 256
     X(COUNT, 12)                                                                                   \
     X(STATUS, 13)                                                                                  \
     X(GET_SIBLINGS, 14)                                                                            \
-    X(PUT_SIBLINGS, 15)
+    X(PUT_SIBLINGS, 15)                                                                            \
+    X(CLUSTER, 16)
 
 enum native_opcode {
 #define X(name, number) NATIVE_##name = number,
     NATIVE_OPCODE_LIST(X)
 #undef X
 };
-#define NATIVE_OPCODE_MAX 15u
+#define NATIVE_OPCODE_MAX 16u
 
 enum native_flags {
     NATIVE_FLAG_REPLY = 1 << 0,
     NATIVE_FLAG_REPLAYED = 1 << 1, /* reply: the write was done before, under the same id */
 };
-#define NATIVE_FLAGS_KNOWN (NATIVE_FLAG_REPLY | NATIVE_FLAG_REPLAYED)
+/* Bits 2 and 3 of a request: how many replicas it waits for, in a cluster. */
+enum native_level {
+    NATIVE_LEVEL_DEFAULT = 0, /* the keyspace's W and R */
+    NATIVE_LEVEL_ONE = 1,
+    NATIVE_LEVEL_QUORUM = 2,
+    NATIVE_LEVEL_ALL = 3,
+};
+#define NATIVE_LEVEL_SHIFT 2u
+#define NATIVE_LEVEL_MASK  (3u << NATIVE_LEVEL_SHIFT)
+#define NATIVE_FLAGS_KNOWN (NATIVE_FLAG_REPLY | NATIVE_FLAG_REPLAYED | NATIVE_LEVEL_MASK)
+static inline enum native_level
+native_level_of(u16 flags)
+{
+    return (enum native_level)((flags & NATIVE_LEVEL_MASK) >> NATIVE_LEVEL_SHIFT);
+}
 
 /* Status of a reply. The numbers are the protocol's; the third column is what this process calls
  * it, the fourth whether the same request may be sent again as it is (the write was not done). */
@@ -112,7 +128,7 @@ enum native_flags {
     X(DAMAGED, 13, CORRUPT, false) /* the stored bytes failed their check */                       \
     X(UNKNOWN_OUTCOME, 14, UNKNOWN_OUTCOME, false)                                                 \
     X(CROSS_SLOT, 15, INVALID, false)     /* an atomic batch over several slots */                 \
-    X(CLOSING, 16, CLOSED, true)          /* shutting down; nothing was done */                    \
+    X(CLOSING, 16, CLOSED, true)          /* nothing was done; use another connection */           \
     X(SNAPSHOT_GONE, 17, CANCELED, false) /* its lease ran out, or it never was */                 \
     X(UNAUTHENTICATED, 18, INVALID, false)                                                         \
     X(WRONG_EPOCH, 19, WOULD_WAIT, true)  /* detail: the server's epoch; say HELLO again */        \
@@ -125,6 +141,7 @@ enum native_status {
 };
 #define NATIVE_ST_MAX 20u
 
+bool native_opcode_known(u32 opcode);
 const char *native_opcode_name(u32 opcode);        /* "GET"; "?" when unknown */
 const char *native_status_name(u32 native_status); /* "NOT_FOUND"; "?" when unknown */
 status native_status_to_base(u32 native_status);   /* unknown ones: ST_UNSUPPORTED */
@@ -219,6 +236,41 @@ enum native_scan_flags {
 };
 enum native_match { NATIVE_MATCH_ALL = 0, NATIVE_MATCH_PREFIX = 1, NATIVE_MATCH_GLOB = 2 };
 
+/* ---- CLUSTER: what operators ask ---- */
+
+enum native_cluster_function {
+    NATIVE_CLUSTER_STATUS = 1,
+    NATIVE_CLUSTER_RING = 2,          /* who holds which partition */
+    NATIVE_CLUSTER_REMOVE = 3,        /* node; DEAD */
+    NATIVE_CLUSTER_WEIGHT = 4,        /* node, weight */
+    NATIVE_CLUSTER_REPAIR = 5,        /* node, or all */
+    NATIVE_CLUSTER_KEYSPACES = 6,     /* lists them */
+    NATIVE_CLUSTER_KEYSPACE_SET = 7,  /* name, what it is to be; CREATE */
+    NATIVE_CLUSTER_KEYSPACE_FIND = 8, /* name */
+    NATIVE_CLUSTER_DRAIN = 9,         /* node; UNDO */
+};
+enum native_cluster_flags {
+    NATIVE_CLUSTER_DEAD = 1 << 0, /* REMOVE: it is gone for good, and does not give its data away */
+    NATIVE_CLUSTER_CREATE = 1 << 1, /* KEYSPACE_SET: there is none of this name yet */
+    NATIVE_CLUSTER_UNDO = 1 << 2,   /* DRAIN */
+};
+#define NATIVE_CLUSTER_NAME_BYTES_MAX 63u
+#define NATIVE_CLUSTER_KEYSPACE_ANY   UINT16_MAX
+
+struct native_cluster {
+    u8 function; /* enum native_cluster_function */
+    u8 flags;    /* enum native_cluster_flags */
+    /* KEYSPACE_SET; N, W, R: 0 for what it has, or (a new one) for what keyspace 0 has */
+    u8 conflict; /* 0 lww, 1 siblings */
+    u8 replicas, write_quorum, read_quorum;
+    u16 keyspace;            /* CREATE: its number, or KEYSPACE_ANY for one that is free */
+    u32 weight;              /* WEIGHT */
+    struct bytes node, name; /* ids and names; empty where the function takes none */
+};
+
+/* What the decoder demands; error may be NULL. */
+MUST_CHECK status native_cluster_check(const struct native_cluster *cluster, const char **error);
+
 /* ---- requests ---- */
 
 struct native_request {
@@ -272,6 +324,7 @@ struct native_request {
         struct {
             bool exact;
         } count;
+        struct native_cluster cluster;
     };
 };
 
@@ -387,6 +440,10 @@ struct native_reply {
         struct {
             struct bytes json; /* one object, UTF-8 */
         } status;
+        struct {
+            u64 number; /* KEYSPACE_SET, KEYSPACE_FIND: the keyspace's; else the topology's epoch */
+            struct bytes json; /* one object, UTF-8 */
+        } cluster;
     };
 };
 

@@ -335,6 +335,10 @@ decode_body(struct reader *r, struct native_reply *out)
     case NATIVE_STATUS:
         out->status.json = read_rest(r);
         break;
+    case NATIVE_CLUSTER:
+        out->cluster.number = read_u64(r);
+        out->cluster.json = read_rest(r);
+        break;
     case NATIVE_SNAPSHOT_CLOSE:
         break;
     }
@@ -344,7 +348,8 @@ decode_body(struct reader *r, struct native_reply *out)
 status
 native_reply_decode(const struct native_header *header, struct bytes body, struct native_reply *out)
 {
-    if ((header->flags & NATIVE_FLAG_REPLY) == 0) return ST_INVALID;
+    if ((header->flags & NATIVE_FLAG_REPLY) == 0 || (header->flags & NATIVE_LEVEL_MASK) != 0)
+        return ST_INVALID;
     struct native_reply reply = {.header = *header};
     struct reader r = reader_of(body);
     if (header->status != NATIVE_ST_OK) {
@@ -354,7 +359,7 @@ native_reply_decode(const struct native_header *header, struct bytes body, struc
         *out = reply;
         return ST_OK;
     }
-    if (header->opcode == 0 || header->opcode > NATIVE_OPCODE_MAX) return ST_UNSUPPORTED;
+    if (!native_opcode_known(header->opcode)) return ST_UNSUPPORTED;
     if (!decode_body(&r, &reply)) return ST_INVALID;
     *out = reply;
     return ST_OK;
@@ -461,6 +466,10 @@ encode_body(struct writer *w, const struct native_reply *reply)
     case NATIVE_STATUS:
         write_span(w, reply->status.json);
         break;
+    case NATIVE_CLUSTER:
+        write_u64(w, reply->cluster.number);
+        write_span(w, reply->cluster.json);
+        break;
     case NATIVE_SNAPSHOT_CLOSE:
         break;
     }
@@ -478,7 +487,7 @@ native_reply_encode(struct buf *out, const struct native_reply *reply)
         write_bytes(&w, reply->error.text.data,
                     MIN(reply->error.text.size, NATIVE_ERROR_TEXT_BYTES_MAX));
     } else {
-        CHECK(reply->header.opcode != 0 && reply->header.opcode <= NATIVE_OPCODE_MAX);
+        CHECK(native_opcode_known(reply->header.opcode));
         encode_body(&w, reply);
     }
     if (w.failed) {

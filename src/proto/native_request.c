@@ -134,6 +134,90 @@ batch_check(u32 count, struct bytes ops, const char **error)
     return ST_OK;
 }
 
+/* ---- CLUSTER ---- */
+
+status
+native_cluster_check(const struct native_cluster *cluster, const char **error)
+{
+    /* What a function does not take is not given. */
+    static const struct {
+        u8 flags;
+        u8 node, name; /* 0 none, 1 may be, 2 must be */
+        bool options, weight;
+    } takes[] = {
+        [NATIVE_CLUSTER_STATUS] = {0},
+        [NATIVE_CLUSTER_RING] = {0},
+        [NATIVE_CLUSTER_REMOVE] = {.flags = NATIVE_CLUSTER_DEAD, .node = 2},
+        [NATIVE_CLUSTER_WEIGHT] = {.node = 2, .weight = true},
+        [NATIVE_CLUSTER_REPAIR] = {.node = 1},
+        [NATIVE_CLUSTER_KEYSPACES] = {0},
+        [NATIVE_CLUSTER_KEYSPACE_SET] = {.flags = NATIVE_CLUSTER_CREATE,
+                                         .name = 2,
+                                         .options = true},
+        [NATIVE_CLUSTER_KEYSPACE_FIND] = {.name = 2},
+        [NATIVE_CLUSTER_DRAIN] = {.flags = NATIVE_CLUSTER_UNDO, .node = 2},
+    };
+    if (cluster->function == 0 || cluster->function >= ARRAY_COUNT(takes))
+        return refuse(error, ST_UNSUPPORTED, "unknown function of CLUSTER");
+    u32 f = cluster->function;
+    if ((cluster->flags & ~takes[f].flags) != 0)
+        return refuse(error, ST_UNSUPPORTED, "unknown flags of CLUSTER");
+    if (cluster->node.size > NATIVE_CLUSTER_NAME_BYTES_MAX ||
+        cluster->name.size > NATIVE_CLUSTER_NAME_BYTES_MAX)
+        return refuse(error, ST_INVALID, "ids and names have at most 63 bytes");
+    if ((cluster->node.size == 0 && takes[f].node == 2) ||
+        (cluster->name.size == 0 && takes[f].name == 2))
+        return refuse(error, ST_INVALID, "an id or a name is missing");
+    bool options = cluster->conflict != 0 || cluster->replicas != 0 || cluster->write_quorum != 0 ||
+                   cluster->read_quorum != 0 || cluster->keyspace != 0;
+    if ((cluster->node.size != 0 && takes[f].node == 0) ||
+        (cluster->name.size != 0 && takes[f].name == 0) || (options && !takes[f].options) ||
+        (cluster->weight != 0 && !takes[f].weight))
+        return refuse(error, ST_INVALID, "the function does not take that");
+    if (cluster->conflict > 1) return refuse(error, ST_INVALID, "unknown kind of conflict");
+    return ST_OK;
+}
+
+static status
+decode_cluster(struct reader *r, struct native_request *out, const char **error)
+{
+    struct native_cluster *cluster = &out->cluster;
+    cluster->function = read_u8(r);
+    cluster->flags = read_u8(r);
+    cluster->conflict = read_u8(r);
+    cluster->replicas = read_u8(r);
+    cluster->write_quorum = read_u8(r);
+    cluster->read_quorum = read_u8(r);
+    cluster->keyspace = read_u16(r);
+    cluster->weight = read_u32(r);
+    u8 node_size = read_u8(r);
+    u8 name_size = read_u8(r);
+    read_zeros(r, 2);
+    cluster->node = read_bytes(r, node_size);
+    cluster->name = read_bytes(r, name_size);
+    if (!reader_done(r)) return refuse(error, ST_INVALID, "malformed CLUSTER");
+    return native_cluster_check(cluster, error);
+}
+
+static void
+encode_cluster(struct writer *w, const struct native_cluster *cluster)
+{
+    CHECK(ok(native_cluster_check(cluster, NULL)));
+    write_u8(w, cluster->function);
+    write_u8(w, cluster->flags);
+    write_u8(w, cluster->conflict);
+    write_u8(w, cluster->replicas);
+    write_u8(w, cluster->write_quorum);
+    write_u8(w, cluster->read_quorum);
+    write_u16(w, cluster->keyspace);
+    write_u32(w, cluster->weight);
+    write_u8(w, (u8)cluster->node.size);
+    write_u8(w, (u8)cluster->name.size);
+    write_zeros(w, 2);
+    write_span(w, cluster->node);
+    write_span(w, cluster->name);
+}
+
 /* ---- decoding ---- */
 
 static struct native_id
@@ -288,6 +372,8 @@ decode_body(struct reader *r, struct native_request *out, const char **error)
     }
     case NATIVE_STATUS:
         break;
+    case NATIVE_CLUSTER:
+        return decode_cluster(r, out, error);
     }
     if (!reader_done(r)) return refuse(error, ST_INVALID, "malformed body");
     return ST_OK;
@@ -297,9 +383,9 @@ status
 native_request_decode(const struct native_header *header, struct bytes body,
                       struct native_request *out, const char **error)
 {
-    if (header->flags != 0 || header->status != 0)
+    if ((header->flags & ~NATIVE_LEVEL_MASK) != 0 || header->status != 0)
         return refuse(error, ST_INVALID, "a reply where a request was expected");
-    if (header->opcode == 0 || header->opcode > NATIVE_OPCODE_MAX)
+    if (!native_opcode_known(header->opcode))
         return refuse(error, ST_UNSUPPORTED, "unknown opcode");
     if (header->keyspace >= LIMIT_KEYSPACES_CLIENT)
         return refuse(error, ST_INVALID, "keyspace is out of range");
@@ -424,14 +510,17 @@ encode_body(struct writer *w, const struct native_request *request)
         break;
     case NATIVE_STATUS:
         break;
+    case NATIVE_CLUSTER:
+        encode_cluster(w, &request->cluster);
+        break;
     }
 }
 
 bool
 native_request_encode(struct buf *out, const struct native_request *request)
 {
-    CHECK(request->header.opcode != 0 && request->header.opcode <= NATIVE_OPCODE_MAX);
-    CHECK(request->header.flags == 0 && request->header.status == 0);
+    CHECK(native_opcode_known(request->header.opcode));
+    CHECK((request->header.flags & ~NATIVE_LEVEL_MASK) == 0 && request->header.status == 0);
     size_t start;
     if (!native_frame_begin(out, &request->header, &start)) return false;
     struct writer w = {.out = out};

@@ -49,7 +49,8 @@
     X(READ, 72)                                                                                    \
     X(FORWARD, 73)                                                                                 \
     X(STREAM, 74)                                                                                  \
-    X(TREE, 75)
+    X(TREE, 75)                                                                                    \
+    X(ADMIN, 78)
 
 enum peer_opcode {
 #define X(name, number) PEER_##name = number,

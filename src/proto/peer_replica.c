@@ -14,6 +14,7 @@ peer_write_head(const struct peer_write *write, u8 *out)
     store_u32(out + 8, write->partition);
     store_u32(out + 12, write->count);
     out[16] = write->flags;
+    store_u32(out + 20, write->session);
     return PEER_WRITE_HEAD_BYTES;
 }
 
@@ -51,11 +52,14 @@ peer_write_decode(struct bytes body, struct peer_write *out)
     write.partition = read_u32(&r);
     write.count = read_u32(&r);
     write.flags = read_u8(&r);
-    read_zeros(&r, 7);
+    read_zeros(&r, 3);
+    write.session = read_u32(&r);
     write.ops = read_rest(&r);
-    if (!reader_done(&r) || write.version == 0 || write.count == 0 ||
-        write.count > LIMIT_BATCH_OPS || (write.flags & ~PEER_WRITE_FLAGS_KNOWN) != 0 ||
-        write.partition >= SLOT_COUNT || write.ops.size == 0 || write.ops.size > LIMIT_BATCH_BYTES)
+    bool tree = write.flags & PEER_WRITE_TREE;
+    if (!reader_done(&r) || tree != (write.session != 0) || write.version == 0 ||
+        write.count == 0 || write.count > LIMIT_BATCH_OPS ||
+        (write.flags & ~PEER_WRITE_FLAGS_KNOWN) != 0 || write.partition >= SLOT_COUNT ||
+        write.ops.size == 0 || write.ops.size > LIMIT_BATCH_BYTES)
         return ST_INVALID;
     *out = write;
     return ST_OK;

@@ -5,10 +5,9 @@
  * array and sent in front of operations, key or value as they lie, so these are copied once, into
  * the connection's output.
  *
- *   PEER_WRITE  | version: 8 | partition: 4 | count: 4 | flags: 1 | 0: 7 | operations |
- *     answer    | newer: 8 |
- *   PEER_READ   | partition: 4 | want: 1 | 0: 3 | key |
- *     answer    | version: 8 | expire_ms: 8 | found: 1 | 0: 7 | value, if it was wanted and found |
+ *   PEER_WRITE  | version: 8 | partition: 4 | count: 4 | flags: 1 | 0: 3 | session: 4 | operations
+ * | answer    | newer: 8 | PEER_READ   | partition: 4 | want: 1 | 0: 3 | key | answer    | version:
+ * 8 | expire_ms: 8 | found: 1 | 0: 7 | value, if it was wanted and found |
  *
  * The keyspace is the header's. Answers with another status than OK have no body; the epoch of
  * their header is that of who answers. Operations are encoded as a store's log has them
@@ -34,17 +33,21 @@ enum peer_write_flags {
     /* One that was kept for a replica that was absent. Where what would hide it may have been
      * collected it is refused (NATIVE_ST_CONFLICT). */
     PEER_WRITE_HINT = 1 << 1,
+    /* Found by comparing trees in a session of who is asked: taken however old it is. */
+    PEER_WRITE_TREE = 1 << 2,
     /* The only operation is a state of a key that keeps siblings: the union of it and what is there
      * is written. (Also without the flag where the receiver's topology says that it does.) */
-    PEER_WRITE_MERGE = 1 << 2,
+    PEER_WRITE_MERGE = 1 << 3,
 };
-#define PEER_WRITE_FLAGS_KNOWN (PEER_WRITE_REPAIR | PEER_WRITE_HINT | PEER_WRITE_MERGE)
+#define PEER_WRITE_FLAGS_KNOWN                                                                     \
+    (PEER_WRITE_REPAIR | PEER_WRITE_HINT | PEER_WRITE_TREE | PEER_WRITE_MERGE)
 
 struct peer_write {
     u64 version;   /* not 0 */
     u32 partition; /* of the topology's count; all operations lie in it */
     u32 count;     /* 1 to LIMIT_BATCH_OPS */
     u8 flags;      /* enum peer_write_flags */
+    u32 session;   /* with TREE, and 0 without */
     struct bytes ops;
 };
 

@@ -9,7 +9,8 @@
 #include "server/cmd.h"
 #include "server/command_table.h"
 
-static const char *const stage_names[] = {"none", "write_both", "read_next"};
+const char *const cluster_stage_names[3] = {"none", "write_both", "read_next"};
+const char *const cluster_conflict_names[2] = {"lww", "siblings"};
 static const char *const state_names[] = {"joining", "normal", "leaving"};
 
 void
@@ -43,6 +44,7 @@ look_here(void *arg)
         struct cluster_view_member *member = &look->view->members[i];
         if (member->number == cluster_member(look->server->cluster)) {
             member->alive = true;
+            member->drained = cluster_drained(look->server->cluster, member->number);
             member->epoch = cluster_own_epoch(look->server->cluster);
             continue;
         }
@@ -50,6 +52,7 @@ look_here(void *arg)
         member->seen_ms = UINT64_MAX;
         if (ping == NULL) continue;
         member->alive = cluster_ping_is_alive(ping);
+        member->drained = ping->drained;
         member->ill = liveness_ill(&shard->liveness, member->number);
         member->rtt_us = ping->rtt_ns / NS_PER_US;
         member->epoch = ping->epoch;
@@ -86,6 +89,38 @@ count_partitions(const struct topology *topology, struct cluster_view *view)
     }
 }
 
+/* Who would be the last of a quorum of some row. Keyspaces of one N, W and R are looked at once. */
+static void
+count_risks(const struct topology *topology, struct cluster_view *view)
+{
+    for (u32 k = 0; k < LIMIT_KEYSPACES_CLIENT; k++) {
+        const struct topology_keyspace *keyspace = &topology->keyspaces[k];
+        bool seen = !keyspace->used;
+        for (u32 j = 0; j < k && !seen; j++)
+            seen = topology->keyspaces[j].used &&
+                   topology->keyspaces[j].replicas == keyspace->replicas &&
+                   topology->keyspaces[j].write_quorum == keyspace->write_quorum &&
+                   topology->keyspaces[j].read_quorum == keyspace->read_quorum;
+        for (u32 partition = 0; partition < topology->partition_count && !seen; partition++) {
+            struct topology_row row;
+            u32 count, alive = 0;
+            topology_row(topology, k, partition, &row);
+            const u32 *members = topology_row_read(&row, &count);
+            for (u32 i = 0; i < count; i++) {
+                const struct cluster_view_member *member = find(view, members[i]);
+                alive += member != NULL && member->alive;
+            }
+            u32 need =
+                MAX(row.read_quorum, row.read_next ? row.write_next_quorum : row.write_quorum);
+            if (alive != need) continue;
+            for (u32 i = 0; i < count; i++) {
+                struct cluster_view_member *member = find(view, members[i]);
+                if (member != NULL && member->alive) member->at_risk++;
+            }
+        }
+    }
+}
+
 MAY_YIELD struct cluster_view *
 cluster_view_take(struct exec *x, struct topology **topology_out)
 {
@@ -111,11 +146,22 @@ cluster_view_take(struct exec *x, struct topology **topology_out)
         return NULL;
     }
     count_partitions(topology, view);
+    count_risks(topology, view);
     *topology_out = topology;
     return view;
 }
 
 /* ---- STATUS ---- */
+
+/* Readers of JSON take signed numbers. */
+static void
+json_figure(struct buf *out, const char *name, u64 value)
+{
+    if (value == UINT64_MAX)
+        cmd_text(out, ",\"%s\":null", name);
+    else
+        cmd_text(out, ",\"%s\":%llu", name, (unsigned long long)MIN(value, (u64)INT64_MAX));
+}
 
 static void
 json_member(struct buf *out, const struct topology_member *member,
@@ -139,16 +185,48 @@ json_member(struct buf *out, const struct topology_member *member,
         cmd_text(out, ",\"last_seen_ms\":null");
     else
         cmd_text(out, ",\"last_seen_ms\":%llu", (unsigned long long)seen->seen_ms);
-    cmd_text(out, ",\"rtt_us\":%llu,\"clock_ms\":%lld}", (unsigned long long)seen->rtt_us,
-             (long long)seen->clock_ms);
+    cmd_text(out, ",\"rtt_us\":%llu,\"clock_ms\":%lld,\"drained\":%s,\"partitions_at_risk\":%u",
+             (unsigned long long)seen->rtt_us, (long long)seen->clock_ms,
+             seen->drained ? "true" : "false", seen->at_risk);
+    const struct peer_figures *figures = seen->figures;
+    if (figures != NULL) {
+        cmd_text(out, ",\"version\":\"%.*s\"", (int)figures->version.size,
+                 (const char *)figures->version.data);
+#define X(name) json_figure(out, #name, figures->name);
+        PEER_FIGURES_LIST(X)
+#undef X
+    }
+    cmd_text(out, "}");
 }
 
-MAY_YIELD status
-cluster_json(struct exec *x, struct buf *out)
+static void
+json_trees(struct buf *out, const struct cluster_shard *shard)
 {
-    struct topology *topology;
-    struct cluster_view *view = cluster_view_take(x, &topology);
-    if (view == NULL) return x->failure;
+    struct trees_stats trees;
+    trees_stats_get(shard, &trees);
+    cmd_text(out, ",\"trees\":{\"repairing\":%s,\"repair_done\":%llu,\"repair_total\":%llu",
+             trees.repairing ? "true" : "false", (unsigned long long)trees.repair_done,
+             (unsigned long long)trees.repair_total);
+    if (trees.round_age_ms == UINT64_MAX)
+        cmd_text(out, ",\"round_age_ms\":null");
+    else
+        cmd_text(out, ",\"round_age_ms\":%llu", (unsigned long long)trees.round_age_ms);
+    if (trees.settled_version == 0)
+        cmd_text(out, ",\"settled_age_ms\":null");
+    else
+        cmd_text(out, ",\"settled_age_ms\":%llu", (unsigned long long)trees_settled_age_ms(&trees));
+    cmd_text(out,
+             ",\"exchanges\":%llu,\"failures\":%llu,\"leaves_differing\":%llu,"
+             "\"entries_sent\":%llu,\"entries_received\":%llu}",
+             (unsigned long long)trees.exchanges, (unsigned long long)trees.failures,
+             (unsigned long long)trees.leaves_differing, (unsigned long long)trees.entries_sent,
+             (unsigned long long)trees.entries_received);
+}
+
+void
+cluster_view_json(const struct exec *x, const struct topology *topology,
+                  const struct cluster_view *view, struct buf *out)
+{
     const struct cluster *cluster = x->shard->server->cluster;
     u32 alive = 0;
     for (u32 i = 0; i < view->count; i++)
@@ -157,7 +235,7 @@ cluster_json(struct exec *x, struct buf *out)
              "{\"cluster_id\":\"%016llx\",\"epoch\":%llu,\"stage\":\"%s\",\"self\":%u,"
              "\"leader\":%u,\"term\":%llu,\"replicas\":%u,\"write_quorum\":%u,\"read_quorum\":%u",
              (unsigned long long)topology->cluster_id, (unsigned long long)topology->epoch,
-             stage_names[topology->stage % 3], cluster_member(cluster), view->group0.leader,
+             cluster_stage_names[topology->stage % 3], cluster_member(cluster), view->group0.leader,
              (unsigned long long)view->group0.term, topology->keyspaces[0].replicas,
              topology->keyspaces[0].write_quorum, topology->keyspaces[0].read_quorum);
     cmd_text(out,
@@ -169,7 +247,18 @@ cluster_json(struct exec *x, struct buf *out)
         if (i != 0) cmd_text(out, ",");
         json_member(out, &topology->members[i], &view->members[i]);
     }
-    cmd_text(out, "]}");
+    cmd_text(out, "]");
+    json_trees(out, x->shard->cluster);
+}
+
+MAY_YIELD status
+cluster_json(struct exec *x, struct buf *out)
+{
+    struct topology *topology;
+    struct cluster_view *view = cluster_view_take(x, &topology);
+    if (view == NULL) return x->failure;
+    cluster_view_json(x, topology, view, out);
+    cmd_text(out, "}");
     topology_release(topology);
     return ST_OK;
 }
@@ -191,7 +280,7 @@ cluster_info_lines(const struct shard *shard, struct buf *out)
         "distkv_cluster_members_alive:%u\r\ndistkv_cluster_epoch:%llu\r\n"
         "distkv_cluster_stage:%s\r\n",
         (unsigned long long)topology->cluster_id, cluster_member(cluster), topology->member_count,
-        alive, (unsigned long long)topology->epoch, stage_names[topology->stage % 3]);
+        alive, (unsigned long long)topology->epoch, cluster_stage_names[topology->stage % 3]);
 }
 
 /* ---- taking a member out ---- */
@@ -257,4 +346,17 @@ cmd_distkv_remove(struct exec *x)
         resp_error(x->reply, "ERR not removed: %s", call->reason);
     else
         exec_fail(x, st);
+}
+
+/* ---- comparing replicas ---- */
+
+void
+cmd_distkv_repair(struct exec *x)
+{
+    if (x->shard->cluster == NULL) {
+        resp_error(x->reply, "ERR this node is not one of a cluster");
+        return;
+    }
+    trees_repair_start(x->shard->cluster);
+    resp_ok(x->reply);
 }

@@ -6,6 +6,7 @@
 #define DISTKV_SERVER_CLUSTER_VIEW_H
 
 #include "cluster/cluster.h"
+#include "proto/peer_admin.h"
 #include "server/exec.h"
 
 /* Of one member, as this node sees it. */
@@ -17,6 +18,9 @@ struct cluster_view_member {
     u64 epoch;
     i64 clock_ms;
     u32 held, first; /* partitions that it holds; those that it is the first of */
+    u32 at_risk;     /* that have a quorum, and had none without it; of all keyspaces */
+    bool drained;
+    const struct peer_figures *figures; /* NULL: not asked, or it did not answer */
 };
 
 struct cluster_view {
@@ -27,12 +31,18 @@ struct cluster_view {
     struct cluster_view_member members[]; /* by ascending number */
 };
 
+extern const char *const cluster_stage_names[3];
+extern const char *const cluster_conflict_names[2];
+
 /* On a fiber of any shard: asks shard 0. The memory is the run's; NULL: it has failed. topology:
  * what it is about, to be released. */
 MAY_YIELD struct cluster_view *cluster_view_take(struct exec *x, struct topology **topology_out);
 
 /* The object for STATUS; out may end up cut when memory is short. */
 MAY_YIELD MUST_CHECK status cluster_json(struct exec *x, struct buf *out);
+/* Without the last brace: of what was taken. */
+void cluster_view_json(const struct exec *x, const struct topology *topology,
+                       const struct cluster_view *view, struct buf *out);
 /* Lines for INFO. */
 void cluster_info_lines(const struct shard *shard, struct buf *out);
 

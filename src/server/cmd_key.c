@@ -2,6 +2,7 @@
  *
  * cmd_key.c -- the commands on keys and their time to live.
  */
+#include "cluster/cluster.h"
 #include "server/cmd.h"
 
 void
@@ -96,6 +97,18 @@ cmd_renamenx(struct exec *x)
     rename_key(x, true);
 }
 
+/* Whether the node that runs this holds the target, too. */
+static bool
+copies_within_row(const struct exec *x, u16 keyspace)
+{
+    if (x->shard->cluster == NULL || keyspace == x->keyspace) return true;
+    const struct topology *topology = cluster_topology(x->shard->cluster);
+    if (topology == NULL) return false;
+    const struct topology_keyspace *from = &topology->keyspaces[x->keyspace];
+    const struct topology_keyspace *to = &topology->keyspaces[keyspace];
+    return to->used && to->replicas == from->replicas;
+}
+
 MAY_YIELD void
 cmd_copy(struct exec *x)
 {
@@ -111,6 +124,11 @@ cmd_copy(struct exec *x)
             resp_error(x->reply, CMD_SYNTAX);
             return;
         }
+    }
+    if (!copies_within_row(x, keyspace)) {
+        resp_error(x->reply, "ERR in a cluster COPY goes to a keyspace that was used before, and "
+                             "has as many replicas");
+        return;
     }
     if (keyspace == x->keyspace && bytes_equal(from, to)) {
         resp_error(x->reply, "ERR source and destination objects are the same");

@@ -284,6 +284,7 @@ cluster_keys_new(struct exec *x, bool (*each)(void *arg, const struct cluster_en
     memset(keys, 0, sizeof(*keys));
     keys->x = x;
     keys->scan.keyspace = x->keyspace;
+    keys->scan.level = x->level;
     keys->scan.bytes_max = CLUSTER_PAGE_BYTES;
     keys->scan.token_last = UINT64_MAX;
     keys->scan.each = each;

@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: MIT
  *
- * cmd_siblings.c -- DISTKV.GET, DISTKV.PUT, DISTKV.DEL: keys that keep siblings, with contexts; and
- * DISTKV.KEYSPACE, which makes a keyspace that does.
+ * cmd_siblings.c -- DISTKV.GET, DISTKV.PUT, DISTKV.DEL: keys that keep siblings, with contexts.
  *
  * A context is an opaque word of hexadecimal digits: what a reader has seen. It goes back with the
  * next write, which then replaces exactly that.
@@ -100,61 +99,4 @@ cmd_distkv_del(struct exec *x)
     struct bytes context;
     if (!arg_context(x, 2, &context)) return;
     if (exec_put_siblings(x, x->keyspace, x->args[1], context, NULL)) resp_ok(x->reply);
-}
-
-/* ---- making one ---- */
-
-struct make_call {
-    struct server *server;
-    char name[TOPOLOGY_NAME_BYTES];
-    u64 deadline_ns;
-    status st;
-    u32 number;
-    char reason[TOPOLOGY_REASON_BYTES];
-};
-
-MAY_YIELD static void
-make_here(void *arg)
-{
-    struct make_call *call = arg;
-    struct cluster_shard *shard = call->server->cluster->shards[0];
-    call->st = ST_CLOSED;
-    if (shard == NULL) return;
-    call->st =
-        cluster_siblings_make(shard, call->name, call->deadline_ns, &call->number, call->reason);
-}
-
-/* CREATE name SIBLINGS: the number, for SELECT. */
-MAY_YIELD void
-cmd_distkv_keyspace(struct exec *x)
-{
-    if (x->shard->cluster == NULL) {
-        resp_error(x->reply, "ERR this node is not one of a cluster");
-        return;
-    }
-    struct bytes name = x->args[2];
-    if (!cmd_arg_is(x, 1, "create") || !cmd_arg_is(x, 3, "siblings") || name.size == 0 ||
-        name.size >= TOPOLOGY_NAME_BYTES) {
-        resp_error(x->reply, CMD_SYNTAX);
-        return;
-    }
-    for (size_t i = 0; i < name.size; i++) {
-        if (name.data[i] > ' ' && name.data[i] <= '~') continue;
-        resp_error(x->reply, "ERR a keyspace's name is of printable characters without spaces");
-        return;
-    }
-    struct make_call *call = (struct make_call *)(void *)exec_alloc(x, sizeof(*call));
-    if (call == NULL) return;
-    memset(call, 0, sizeof(*call));
-    call->server = x->shard->server;
-    memcpy(call->name, name.data, name.size);
-    call->deadline_ns = io_now_ns() + x->shard->config->cluster_timeout_ms * NS_PER_MS;
-    status st = io_shard_call(0, FIBER_FOREGROUND, make_here, call);
-    if (ok(st)) st = call->st;
-    if (ok(st))
-        resp_integer(x->reply, call->number);
-    else if (status_is(st, ST_INVALID) || status_is(st, ST_NOT_FOUND))
-        resp_error(x->reply, "ERR not made: %s", call->reason);
-    else
-        exec_fail(x, st);
 }

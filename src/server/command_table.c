@@ -76,7 +76,7 @@ const struct command command_table[] = {
     {"distkv.get", cmd_distkv_get, 2, PLACE_KEYS, COMMAND_READONLY | COMMAND_FAST, 1, 1, 1, GROUP_STRING, "7.2.0", "O(N)", "RO access", "", "key", "Returns a context and all values of a key that keeps siblings."},
     {"distkv.put", cmd_distkv_put, -3, PLACE_KEYS, COMMAND_WRITE | COMMAND_DENYOOM, 1, 1, 1, GROUP_STRING, "7.2.0", "O(N)", "OW update", "", "key value [context]", "Writes a value that replaces what the context has seen, and nothing else."},
     {"distkv.del", cmd_distkv_del, 3, PLACE_KEYS, COMMAND_WRITE, 1, 1, 1, GROUP_STRING, "7.2.0", "O(N)", "OW delete", "", "key context", "Deletes what the context has seen of a key, and nothing else."},
-    {"distkv.keyspace", cmd_distkv_keyspace, 4, PLACE_FIBER, COMMAND_ADMIN | COMMAND_NOSCRIPT | COMMAND_NO_MULTI | COMMAND_DANGEROUS, 0, 0, 0, GROUP_CLUSTER, "7.2.0", "O(1)", "", "", "CREATE name SIBLINGS", "Makes a keyspace that keeps siblings, and returns its number."},
+    {"distkv.repair", cmd_distkv_repair, 1, PLACE_HOME, COMMAND_ADMIN | COMMAND_NOSCRIPT | COMMAND_NO_MULTI, 0, 0, 0, GROUP_CLUSTER, "7.2.0", "O(1)", "", "", "", "Begins to compare all that this node holds with the other replicas, and to mend what differs."},
     {"client", NULL, -2, PLACE_CONTAINER, 0, 0, 0, 0, GROUP_CONNECTION, "2.4.0", "O(1)", "", "", "", "Commands about connections."},
     {"client|getname", cmd_client_getname, 2, PLACE_HOME, COMMAND_NOSCRIPT | COMMAND_LOADING | COMMAND_STALE, 0, 0, 0, GROUP_CONNECTION, "2.6.9", "O(1)", "", "", "", "Returns the name of this connection."},
     {"client|id", cmd_client_id, 2, PLACE_HOME, COMMAND_NOSCRIPT | COMMAND_LOADING | COMMAND_STALE, 0, 0, 0, GROUP_CONNECTION, "5.0.0", "O(1)", "", "", "", "Returns the number of this connection."},
@@ -153,6 +153,7 @@ const struct command command_table[] = {
     {"native|status", native_status, 1, PLACE_FIBER, COMMAND_NATIVE, 0, 0, 0, GROUP_NATIVE, "", "", "", "", "", ""},
     {"native|get_siblings", native_get_siblings, 1, PLACE_KEYS, COMMAND_NATIVE, 0, 0, 0, GROUP_NATIVE, "", "", "", "", "", ""},
     {"native|put_siblings", native_put_siblings, 1, PLACE_KEYS, COMMAND_NATIVE | COMMAND_WRITE, 0, 0, 0, GROUP_NATIVE, "", "", "", "", "", ""},
+    {"native|cluster", native_cluster, 1, PLACE_FIBER, COMMAND_NATIVE, 0, 0, 0, GROUP_NATIVE, "", "", "", "", "", ""},
 };
 /* clang-format on */
 
@@ -212,10 +213,21 @@ command_find_sub(const struct command *container, struct bytes name)
 const struct command *
 command_native(u32 opcode)
 {
-    CHECK(opcode >= 1 && opcode <= COMMAND_NATIVE_COUNT);
-    return &command_table[ARRAY_COUNT(command_table) - COMMAND_NATIVE_COUNT + opcode - 1];
+    enum {
+#define X(name, number) NATIVE_ROW_##name,
+        NATIVE_OPCODE_LIST(X)
+#undef X
+            NATIVE_ROWS
+    };
+    static const u8 rows[NATIVE_OPCODE_MAX + 1] = {
+#define X(name, number) [number] = NATIVE_ROW_##name,
+        NATIVE_OPCODE_LIST(X)
+#undef X
+    };
+    static_assert(NATIVE_ROWS == COMMAND_NATIVE_COUNT, "a row for each opcode");
+    CHECK(native_opcode_known(opcode));
+    return &command_table[ARRAY_COUNT(command_table) - COMMAND_NATIVE_COUNT + rows[opcode]];
 }
-static_assert(COMMAND_NATIVE_COUNT == NATIVE_OPCODE_MAX, "a row for each opcode");
 
 bool
 command_arity_fits(const struct command *command, u32 arg_count)

@@ -316,6 +316,10 @@ static const struct option options[] = {
      .max = 7,
      .help = "A read asks so many replicas, and answers with the newest. With write-quorum more "
              "than replicas: it sees every acknowledged write."},
+    {.name = "replaces", .kind = OPTION_NUMBER, FIELD(replaces), .fallback = "0",
+     .max = UINT32_MAX,
+     .help = "Number of a dead node whose place this one takes when it joins; 0: nobody's, or its "
+             "own under the same node id."},
     {.name = "virtual-nodes", .kind = OPTION_NUMBER, FIELD(virtual_nodes), .fallback = "150",
      .min = 1, .max = 65535,
      .help = "Weight of this node: its share of the data is in proportion."},

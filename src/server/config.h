@@ -79,6 +79,7 @@ struct server_config {
     char seed_nodes[OPTION_TEXT_BYTES];
     char peer_address[CONFIG_HOST_BYTES + 8];
     _Atomic u64 replicas, write_quorum, read_quorum; /* of a cluster that this node founds */
+    _Atomic u64 replaces;
     _Atomic u64 virtual_nodes;
     char rack[CONFIG_NAME_BYTES];
     char datacenter[CONFIG_NAME_BYTES];

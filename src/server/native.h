@@ -5,12 +5,22 @@
  *
  * Idempotency ids. A shard remembers the outcome of the last NATIVE_IDS writes that carried an id
  * (that a condition does not hold, too: a first attempt that comes after the second must not find
- * that it does), as long as the process lives; clients are told NATIVE_ID_LIFE_MS. A retry with the
- * same id is answered from there. A retry says how long ago its write was first sent, and may have
- * been under way since its connection was made; when the shard does not know the id and has
- * forgotten others that are no older, nobody can tell what became of the first attempt, and that is
- * the answer. That a restart forgets all ids is told by
- * HELLO's run id: the client decides whether it may send again.
+ * that it does), as long as the process lives; clients are told NATIVE_ID_LIFE_MS. Another attempt
+ * with the same id is answered from there. When the shard does not know the id, it may have
+ * forgotten it, and the attempt must not be done:
+ *
+ *   a retry          says how long ago its write was first sent, and may have been under way since
+ *                    its connection was made. When ids that are no older were forgotten, nobody can
+ *                    tell what became of the first attempt, and that is the answer.
+ *   a first attempt  can be late, too: its client gave the connection up and had it done by a retry
+ *                    over another one. Retries that are done are rare, so they have a ring of their
+ *                    own, and first attempts, however many, do not push them out. When one is
+ *                    forgotten all the same, connections from before its first attempt was sent may
+ *                    still bring it: they take no more writes with an id (CLOSING), and their
+ *                    clients, if they are still there, open others.
+ *
+ * That a restart forgets all ids is told by HELLO's run id: the client decides whether it may send
+ * again.
  *
  * Snapshots. SNAPSHOT_OPEN takes one of every shard, of one instant (cut.h), under one number; each
  * shard drops its own when it was not used for the lease.
@@ -30,6 +40,7 @@
 struct native_done {
     struct native_id id; /* none: free */
     u64 at_ms;           /* monotonic */
+    u64 before_ms;       /* a retry: its first attempt was sent before; else 0 */
     u64 seq;
     u64 version; /* CONFLICT: the one that is there */
     u32 next;    /* in its bucket: index + 1 */
@@ -46,9 +57,11 @@ struct native_snapshot {
 };
 
 struct native_state {
-    struct native_done *done; /* NATIVE_IDS, a ring */
-    u32 next;
+    struct native_done *done; /* two rings of NATIVE_IDS: done by first attempts, by retries */
+    u32 next, retry_next;
     u64 forgotten_ms; /* monotonic: ids up to this moment may be forgotten; 0: none */
+    /* Likewise: retries of what was first sent up to this moment. */
+    u64 retry_forgotten_ms;
     u32 buckets[NATIVE_ID_BUCKETS];
     struct native_snapshot snapshots[NATIVE_SNAPSHOTS_MAX];
 };
@@ -92,5 +105,6 @@ void native_count(struct exec *x);
 void native_status(struct exec *x);
 void native_get_siblings(struct exec *x);
 void native_put_siblings(struct exec *x);
+void native_cluster(struct exec *x); /* cluster_admin.c */
 
 #endif

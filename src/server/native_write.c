@@ -109,6 +109,10 @@ reply_to(const struct native_request *request)
 
 /* ---- idempotency ---- */
 
+/* An age was measured by another machine's clock, which may be wrong by one part in so many. */
+#define CLOCKS_DIFFER 1000u
+#define DONE_BYTES    (2 * NATIVE_IDS * sizeof(struct native_done))
+
 static u32
 bucket_of(const struct native_id *id)
 {
@@ -148,23 +152,51 @@ unlink_done(struct native_state *state, u32 index)
 }
 
 static void
-keep_done(struct native_state *state, const struct native_id *id, enum native_status outcome,
-          u64 seq, u64 version, bool existed)
+forget(struct native_state *state, u32 index)
 {
-    if (!native_id_given(id)) return;
-    if (BUGGIFY("server.native.forgets_early")) state->next = 0; /* as if the ring were short */
-    u32 index = state->next;
-    state->next = (state->next + 1) % NATIVE_IDS;
     state->forgotten_ms = MAX(state->forgotten_ms, state->done[index].at_ms);
+    state->retry_forgotten_ms = MAX(state->retry_forgotten_ms, state->done[index].before_ms);
     unlink_done(state, index);
-    u32 *bucket = &state->buckets[bucket_of(id)];
-    state->done[index] = (struct native_done){.id = *id,
-                                              .at_ms = steady_ms(),
+}
+
+/* Where the next outcome goes: first attempts and retries have a ring each. */
+static u32
+place_of_next(struct native_state *state, bool retry)
+{
+    /* As if the rings were short. */
+    if (BUGGIFY("server.native.forgets_early")) state->next = 0;
+    if (BUGGIFY("server.native.forgets_retries")) {
+        state->retry_next = 0;
+        forget(state, NATIVE_IDS);
+    }
+    u32 *next = retry ? &state->retry_next : &state->next;
+    u32 index = (retry ? NATIVE_IDS : 0) + *next;
+    *next = (*next + 1) % NATIVE_IDS;
+    forget(state, index);
+    return index;
+}
+
+static void
+keep_done(struct exec *x, const struct native_request *request, enum native_status outcome, u64 seq,
+          u64 version, bool existed)
+{
+    if (!native_id_given(&request->id)) return;
+    struct native_state *state = x->shard->native;
+    u32 age_ms = request->header.age_ms;
+    u64 now = steady_ms();
+    u32 index = place_of_next(state, age_ms != 0);
+    u32 *bucket = &state->buckets[bucket_of(&request->id)];
+    state->done[index] = (struct native_done){.id = request->id,
+                                              .at_ms = now,
                                               .seq = seq,
                                               .version = version,
                                               .outcome = (u8)outcome,
                                               .existed = existed,
                                               .next = *bucket};
+    if (age_ms != 0) {
+        u64 least_ms = age_ms - age_ms / CLOCKS_DIFFER - 1;
+        state->done[index].before_ms = now - MIN(now, least_ms) + 1;
+    }
     *bucket = index + 1;
 }
 
@@ -173,7 +205,7 @@ native_state_init(struct shard *shard)
 {
     shard->native = mem_alloc_zero(io_budget(), sizeof(*shard->native));
     if (shard->native == NULL) return false;
-    shard->native->done = mem_alloc_zero(io_budget(), NATIVE_IDS * sizeof(struct native_done));
+    shard->native->done = mem_alloc_zero(io_budget(), DONE_BYTES);
     return shard->native->done != NULL;
 }
 
@@ -181,8 +213,7 @@ void
 native_state_deinit(struct shard *shard)
 {
     if (shard->native == NULL) return;
-    if (shard->native->done != NULL)
-        mem_free(io_budget(), shard->native->done, NATIVE_IDS * sizeof(struct native_done));
+    if (shard->native->done != NULL) mem_free(io_budget(), shard->native->done, DONE_BYTES);
     mem_free(io_budget(), shard->native, sizeof(*shard->native));
     shard->native = NULL;
 }
@@ -265,7 +296,7 @@ committed(struct exec *x)
     memset(&value, 0, sizeof(value));
     if (x->shard->cluster != NULL) {
         reply_written(x, &request, x->version, x->extra != NULL, 0);
-        keep_done(x->shard->native, &request.id, NATIVE_ST_OK, 0, x->version, x->extra != NULL);
+        keep_done(x, &request, NATIVE_ST_OK, 0, x->version, x->extra != NULL);
         return;
     }
     /* It was written a moment ago, so it is in the memtable: no wait, and also found when it is a
@@ -275,7 +306,7 @@ committed(struct exec *x)
     if (ok(st)) lsm_value_release(&value);
     bool existed = x->extra != NULL;
     reply_written(x, &request, version, existed, 0);
-    keep_done(x->shard->native, &request.id, NATIVE_ST_OK, x->seq, version, existed);
+    keep_done(x, &request, NATIVE_ST_OK, x->seq, version, existed);
 }
 
 /* Whether an id that is not known may be one that was forgotten: the write was first sent so long
@@ -286,13 +317,22 @@ committed(struct exec *x)
 static bool
 may_be_forgotten(const struct exec *x, u32 age_ms)
 {
-    if (age_ms == 0) return false; /* the first attempt */
     const struct native_state *state = x->shard->native;
     u64 now = steady_ms();
     u64 under_way_ms = now - MIN(now, x->connected_ns / NS_PER_MS);
-    u64 elapsed_ms = age_ms + under_way_ms + 1;
+    u64 elapsed_ms = (u64)age_ms + age_ms / CLOCKS_DIFFER + under_way_ms + 1;
     u64 sent_ms = now - MIN(now, elapsed_ms);
     return state->forgotten_ms != 0 && sent_ms <= state->forgotten_ms;
+}
+
+/* The same of a first attempt: only a retry can have been done before it. It was sent no earlier
+ * than its connection was made; so it was sent after all of which a retry was forgotten, or it came
+ * on a connection that is older than one of those. */
+static bool
+retry_may_be_forgotten(const struct exec *x)
+{
+    u64 forgotten_ms = x->shard->native->retry_forgotten_ms;
+    return forgotten_ms != 0 && x->connected_ns / NS_PER_MS <= forgotten_ms;
 }
 
 /* The answers that say that nothing was written, and never will be. */
@@ -316,7 +356,14 @@ replayed(struct exec *x, const struct native_request *request)
     if (!native_id_given(&request->id)) return false;
     const struct native_done *done = find_done(x->shard->native, &request->id);
     if (done == NULL) {
-        if (!may_be_forgotten(x, request->header.age_ms)) return false;
+        u32 age_ms = request->header.age_ms;
+        if (age_ms == 0) {
+            if (!retry_may_be_forgotten(x)) return false;
+            native_error(x, request, NATIVE_ST_CLOSING, 0,
+                         "this connection is too old for writes with an id: open another one");
+            return true;
+        }
+        if (!may_be_forgotten(x, age_ms)) return false;
         native_error(x, request, NATIVE_ST_UNKNOWN_OUTCOME, 0,
                      "sent again, and this server may have forgotten the first attempt");
         return true;
@@ -364,7 +411,7 @@ apply(struct exec *x, const struct native_request *request, const struct native_
         x->committed = NULL;
         u64 version = found == EXEC_FOUND ? old.version : 0;
         refuse_done(x, request, NATIVE_ST_CONFLICT, version, 0);
-        keep_done(x->shard->native, &request->id, NATIVE_ST_CONFLICT, x->seq, version, false);
+        keep_done(x, request, NATIVE_ST_CONFLICT, x->seq, version, false);
         return false;
     }
     if (found == EXEC_FOUND) *existed = true;
@@ -479,7 +526,7 @@ native_expire(struct exec *x)
     if (found == EXEC_STOP) return;
     if (found == EXEC_ABSENT) {
         refuse_done(x, &request, NATIVE_ST_NOT_FOUND, 0, 0);
-        keep_done(x->shard->native, &request.id, NATIVE_ST_NOT_FOUND, x->seq, 0, false);
+        keep_done(x, &request, NATIVE_ST_NOT_FOUND, x->seq, 0, false);
         return;
     }
     u64 expire_ms = 0;
@@ -534,6 +581,7 @@ native_token(const struct native_request *request, u64 *token_out, u32 *keys_out
     case NATIVE_SNAPSHOT_CLOSE:
     case NATIVE_COUNT:
     case NATIVE_STATUS:
+    case NATIVE_CLUSTER:
         break;
     }
     return false;

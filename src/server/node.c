@@ -19,6 +19,7 @@
 
 #include "base/log.h"
 #include "cluster/cluster.h"
+#include "server/cluster_admin.h"
 #include "server/cluster_view.h"
 #include "server/cut.h"
 #include "server/native.h"
@@ -252,6 +253,7 @@ prepare_cluster(struct server *server)
     options.shard_count = server->shard_count;
     options.partition_count = server->layout.partition_count;
     options.weight = (u32)config->virtual_nodes;
+    options.member_replaced = (u32)config->replaces;
     options.replicas = (u32)config->replicas;
     options.write_quorum = (u32)config->write_quorum;
     options.read_quorum = (u32)config->read_quorum;
@@ -318,6 +320,24 @@ open_store(struct shard *shard)
     return ST_OK;
 }
 
+static void
+cluster_open_here(struct shard *shard)
+{
+    route_open(shard);
+    cluster_admin_open(shard);
+}
+
+/* Nothing of ours is at work for the cluster any more: nothing is begun, since the shard drains. */
+MAY_YIELD static void
+leave_cluster(struct shard *shard)
+{
+    if (shard->cluster == NULL) return;
+    while (shard->admin_answers != 0 || shard->keyspaces_made)
+        fiber_sleep_ns(5 * NS_PER_MS);
+    cluster_shard_close(shard->cluster);
+    shard->cluster = NULL;
+}
+
 /* Returns when this shard can serve as one of a cluster's. */
 MAY_YIELD static status
 enter_cluster(struct shard *shard)
@@ -326,15 +346,17 @@ enter_cluster(struct shard *shard)
     if (server->cluster == NULL) return ST_OK;
     if (shard->index != 0) {
         status st = cluster_shard_open(server->cluster, shard->lsm, &shard->cluster);
-        if (ok(st)) route_open(shard);
+        if (ok(st)) cluster_open_here(shard);
         if (!ok(st) && !status_is(st, ST_CANCELED))
             fail(server, "shard of a cluster: %s: %s", "cannot be opened", st);
         return st;
     }
     bool empty = !server->has_keys;
     status st = cluster_start(server->cluster, shard->lsm, empty, &shard->cluster);
-    if (ok(st)) route_open(shard);
-    if (!ok(st)) fail(server, "cannot enter the cluster: %s (%s)", server->cluster->reason, st);
+    if (ok(st)) cluster_open_here(shard);
+    bool stopped = status_is(st, ST_CANCELED) && io_stopping();
+    if (!ok(st) && !stopped)
+        fail(server, "cannot enter the cluster: %s (%s)", server->cluster->reason, st);
     return st;
 }
 
@@ -523,8 +545,7 @@ server_shard_main(void *arg)
         st = serve(shard);
         (void)meet(shard, st, deliver_drained); /* all go on, whatever became of one */
     }
-    if (shard->cluster != NULL) cluster_shard_close(shard->cluster);
-    shard->cluster = NULL;
+    leave_cluster(shard);
     if (shard->lsm != NULL) {
         native_snapshots_sweep(shard, true);
         status closed = lsm_close(shard->lsm);

@@ -145,6 +145,7 @@ release(struct request *request)
 {
     struct shard *shard = shard_self();
     CHECK(request->home == shard->index);
+    route_coordinates_end(request);
     route_free(request);
     if (request->parts != NULL)
         mem_free(&shard->budget, request->parts, request->part_count * sizeof(*request->parts));

@@ -93,7 +93,8 @@ struct request {
     u32 home, owner;
     u16 keyspace;
     u8 resp;
-    u8 level; /* in a cluster: enum replicate_level */
+    u8 level;         /* in a cluster: enum replicate_level */
+    bool coordinates; /* counted in cluster_shard.coordinating */
     /* in a cluster */
     u64 deadline_ns;           /* on io_now_ns; 0: none yet */
     struct route *route;       /* where it runs: route.h */

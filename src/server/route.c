@@ -10,10 +10,17 @@
  *        2    1  level (enum replicate_level)
  *        3    1  0
  *        4    4  since when the client's connection is there, milliseconds
- *        8    4  number of arguments, then for each its size (4) and its bytes
+ *        8    8  until when it may begin: wall clock of who sends, milliseconds
+ *       16    4  number of arguments, then for each its size (4) and its bytes
  *
- * The answer with status OK is the reply as the client gets it. WRONG_EPOCH, OVERLOADED, CLOSING:
- * nothing was done.
+ * The answer with status OK is the reply as the client gets it. WRONG_EPOCH, OVERLOADED, CLOSING,
+ * TIMED_OUT, UNAVAILABLE: nothing was done.
+ *
+ * Until when. The frame's timeout counts from its arrival. A node that was stopped finds what
+ * arrived meanwhile when it goes on, a link may hold something for seconds: who sent it has long
+ * said that its outcome is unknown, others have written since, and a command done now would be
+ * stamped as the newest. So a time of day goes along; clocks that are further apart than
+ * FORWARD_CLOCK_MS are refused elsewhere.
  */
 #include "server/route.h"
 
@@ -23,11 +30,13 @@
 #include "server/number.h"
 #include "server/session.h"
 
-#define FORWARD_VERSION    1u
-#define FORWARD_HEAD_BYTES 12u
+#define FORWARD_VERSION    2u
+#define FORWARD_HEAD_BYTES 20u
+#define FORWARD_CLOCK_MS   250u
 #define AGAIN_NS_MIN       (20 * NS_PER_MS)
 #define AGAIN_NS_MAX       (200 * NS_PER_MS)
-#define LOOK_NS            (200 * NS_PER_MS)
+/* How often it is asked whether the member that has it still answers. */
+#define LOOK_NS            (50 * NS_PER_MS)
 #define FORWARDED_ARGS_MAX (1u << 17)
 
 struct route {
@@ -41,6 +50,7 @@ struct route {
     u32 tried[LIMIT_PLACEMENT_REPLICAS];
     bool calling;
     bool anywhere;  /* any replica may run it */
+    bool too_few;   /* one of those that were tried reaches too few replicas */
     status outcome; /* what the timer ends it with; ok: try again */
     /* of a whole with parts */
     u32 at;       /* argument of the next part's key */
@@ -203,6 +213,65 @@ again_later(struct route *route)
     io_timer_arm(&route->timer, at_ns);
 }
 
+/* ---- running here ---- */
+
+/* Counted as long as it runs. false: this node is about to be drained; nothing was done. */
+static bool
+coordinates_begin(struct request *request)
+{
+    struct cluster_shard *cluster = shard_self()->cluster;
+    if (cluster->closing) return false;
+    cluster->coordinating++;
+    request->coordinates = true;
+    return true;
+}
+
+void
+route_coordinates_end(struct request *request)
+{
+    if (!request->coordinates) return;
+    struct cluster_shard *cluster = shard_self()->cluster;
+    request->coordinates = false;
+    CHECK(cluster->coordinating > 0);
+    cluster->coordinating--;
+}
+
+/* ---- keyspaces ---- */
+
+MAY_YIELD static void
+keyspace_make_here(void *arg)
+{
+    const u32 *keyspace = arg;
+    struct shard *shard = shard_self();
+    if (shard->cluster == NULL) return;
+    u64 deadline_ns = io_now_ns() + shard->config->cluster_timeout_ms * NS_PER_MS;
+    (void)!ok(cluster_keyspace_need(shard->cluster, *keyspace, deadline_ns)); /* it is logged */
+}
+
+MAY_YIELD static void
+keyspaces_make(void *arg)
+{
+    struct shard *shard = arg;
+    for (u32 keyspace = 0; keyspace < LIMIT_KEYSPACES_CLIENT; keyspace++) {
+        if ((shard->keyspaces_wanted >> keyspace & 1) == 0) continue;
+        status st = io_shard_call(0, FIBER_FOREGROUND, keyspace_make_here, &keyspace);
+        (void)!ok(st); /* whoever wants it asks again */
+    }
+    shard->keyspaces_wanted = 0;
+    shard->keyspaces_made = false;
+}
+
+/* Nobody waits for it: requests look again. */
+static void
+keyspace_want(struct shard *shard, u32 keyspace)
+{
+    shard->keyspaces_wanted |= 1u << keyspace;
+    if (shard->keyspaces_made) return;
+    shard->keyspaces_made = true;
+    status st = fiber_spawn(FIBER_FOREGROUND, "keyspaces", keyspaces_make, shard);
+    if (!ok(st)) shard->keyspaces_made = false;
+}
+
 /* ---- choosing ---- */
 
 static bool
@@ -229,12 +298,17 @@ choose(const struct route *route, const struct shard *shard, const struct topolo
     topology_row(topology, route->request->keyspace, partition, &row);
     const u32 *members = topology_row_read(&row, &count);
     u32 self = cluster_member(shard->server->cluster);
+    const struct cluster *cluster = shard->server->cluster;
     for (u32 i = 0; i < count && route->anywhere; i++)
-        if (members[i] == self && !was_tried(route, self)) return self;
-    for (u32 i = 0; i < count; i++)
-        if (cluster_alive(shard->server->cluster, members[i]) && !was_tried(route, members[i]))
-            return members[i];
-    return 0;
+        if (members[i] == self && !was_tried(route, self) && !cluster_drained(cluster, self))
+            return self;
+    u32 drained = 0;
+    for (u32 i = 0; i < count; i++) {
+        if (!cluster_alive(cluster, members[i]) || was_tried(route, members[i])) continue;
+        if (!cluster_drained(cluster, members[i])) return members[i];
+        if (drained == 0) drained = members[i];
+    }
+    return drained;
 }
 
 /* ---- sending ---- */
@@ -248,7 +322,9 @@ encode(struct buf *out, const struct request *request)
     head[1] = native ? 0 : request->resp;
     head[2] = request->level;
     store_u32(head + 4, (u32)MIN((now - MIN(now, request->connected_ns)) / NS_PER_MS, UINT32_MAX));
-    store_u32(head + 8, request->arg_count);
+    u64 left_ms = (request->deadline_ns - MIN(now, request->deadline_ns)) / NS_PER_MS;
+    store_u64(head + 8, io_wall_ms() + left_ms);
+    store_u32(head + 16, request->arg_count);
     if (!buf_append(out, head, sizeof(head))) return false;
     for (u32 i = 0; i < request->arg_count; i++) {
         u8 size[4];
@@ -300,6 +376,7 @@ called(struct peer_call *call, status st, const struct native_header *header, st
         again_later(route);
         return;
     }
+    if (ok(st) && header->status == NATIVE_ST_UNAVAILABLE) route->too_few = true;
     note_tried(route, route->asked);
     go(route);
 }
@@ -329,22 +406,30 @@ forward(struct route *route, struct shard *shard, const struct topology *topolog
     peer_call_start(shard->cluster->peers, &route->call, member, there, &header, &part, 1,
                     request->deadline_ns);
     buf_deinit(&body);
-    if (can_repeat(request)) io_timer_arm(&route->timer, io_now_ns() + LOOK_NS);
+    io_timer_arm(&route->timer, io_now_ns() + LOOK_NS);
 }
 
-/* A read that is under way to somebody who does not answer any more goes to another one. (A write
- * would be none the wiser.) */
+/* What is under way to somebody who does not answer any more: a read goes to another one, and so
+ * does a write that was not sent yet. Of one that was nobody will learn more by waiting. */
 static void
 look_after(struct route *route)
 {
     struct shard *shard = shard_self();
+    struct request *request = route->request;
     if (cluster_alive(shard->server->cluster, route->asked)) {
         io_timer_arm(&route->timer, io_now_ns() + LOOK_NS);
         return;
     }
-    MARK("server.route.read_elsewhere");
+    bool done_nothing = !route->call.maybe_sent;
     peer_call_cancel(shard->cluster->peers, &route->call);
     route->calling = false;
+    if (!done_nothing && !can_repeat(request)) {
+        MARK("server.route.write_unknown");
+        end_with(request, ST_UNKNOWN_OUTCOME);
+        request_finish(request);
+        return;
+    }
+    MARK("server.route.read_elsewhere");
     note_tried(route, route->asked);
     go(route);
 }
@@ -359,10 +444,16 @@ go(struct route *route)
         again_later(route);
         return;
     }
+    if (UNLIKELY(!topology->keyspaces[request->keyspace].used)) {
+        MARK("server.route.keyspace_made");
+        keyspace_want(shard, request->keyspace);
+        again_later(route);
+        return;
+    }
     u32 partition = token_partition(route->token, topology->partition_count);
     u32 member = choose(route, shard, topology, partition);
     if (member == 0) {
-        if (route->tried_count != 0)
+        if (route->tried_count != 0 && !route->too_few)
             again_later(route);
         else
             end_later(route, ST_UNAVAILABLE);
@@ -373,6 +464,10 @@ go(struct route *route)
         return;
     }
     route->asked = 0;
+    if (!coordinates_begin(request)) {
+        again_later(route);
+        return;
+    }
     request->owner = shard_of_token(shard->server, route->token);
     request_start(request);
 }
@@ -395,6 +490,7 @@ bool
 route_finished(struct request *request)
 {
     struct route *route = request->route;
+    route_coordinates_end(request);
     if (route == NULL || route->step != 0) return true;
     /* It ran here and found that this node does not hold the partition, or is behind. */
     if (route->asked != 0 || !status_is(request->failure, ST_WOULD_WAIT)) return true;
@@ -572,12 +668,29 @@ command_of(const struct bytes *args, u32 arg_count, bool native, u64 *token_out,
     return command;
 }
 
+/* Whether somebody else is to run it: we are drained, and another replica lives. */
+static bool
+goes_elsewhere(const struct shard *shard, const struct topology *topology, u16 keyspace,
+               u32 partition)
+{
+    const struct cluster *cluster = shard->server->cluster;
+    u32 self = cluster_member(cluster), count;
+    if (LIKELY(!cluster_drained(cluster, self))) return false;
+    struct topology_row row;
+    topology_row(topology, keyspace, partition, &row);
+    const u32 *members = topology_row_read(&row, &count);
+    for (u32 i = 0; i < count; i++)
+        if (cluster_alive(cluster, members[i]) && !cluster_drained(cluster, members[i]))
+            return true;
+    return false;
+}
+
 /* Spans into the body, in the shard's scratch. NULL: it does not read well. */
 static const struct bytes *
 decode_args(struct shard *shard, struct bytes body, u32 *count_out)
 {
     if (body.size < FORWARD_HEAD_BYTES || body.data[0] != FORWARD_VERSION) return NULL;
-    u32 count = load_u32(body.data + 8);
+    u32 count = load_u32(body.data + 16);
     if (count == 0 || count > FORWARDED_ARGS_MAX || count > body.size / 4) return NULL;
     struct buf *args = &shard->args;
     args->size = 0;
@@ -618,10 +731,24 @@ asked(void *arg, struct peer_request *peer, const struct peer_identity *from,
         refuse(shard, peer, NATIVE_ST_INVALID);
         return;
     }
+    u64 until_ms = load_u64(body.data + 8), wall_ms = io_wall_ms();
+    if (until_ms < UINT64_MAX - FORWARD_CLOCK_MS && wall_ms > until_ms + FORWARD_CLOCK_MS) {
+        MARK("server.route.came_too_late");
+        refuse(shard, peer, NATIVE_ST_TIMED_OUT);
+        return;
+    }
     const struct topology *topology = cluster_topology(shard->cluster);
     u32 self = cluster_member(shard->server->cluster);
     u32 partition = token_partition(token, shard->server->layout.partition_count);
     if (topology == NULL || !topology_holds(topology, self, partition)) {
+        refuse(shard, peer, NATIVE_ST_WRONG_EPOCH);
+        return;
+    }
+    if (goes_elsewhere(shard, topology, header->keyspace, partition)) {
+        refuse(shard, peer, NATIVE_ST_CLOSING);
+        return;
+    }
+    if (shard->cluster->closing) { /* in a moment it is known where to */
         refuse(shard, peer, NATIVE_ST_WRONG_EPOCH);
         return;
     }
@@ -630,6 +757,8 @@ asked(void *arg, struct peer_request *peer, const struct peer_identity *from,
         refuse(shard, peer, NATIVE_ST_OVERLOADED);
         return;
     }
+    bool begun = coordinates_begin(request);
+    CHECK(begun);
     shard->stats->cluster_forwarded++;
     u64 now = io_now_ns(), age = load_u32(body.data + 4) * NS_PER_MS;
     request->peer = peer;
@@ -656,6 +785,8 @@ route_answer(struct request *request)
         code = request->writes ? NATIVE_ST_UNKNOWN_OUTCOME : NATIVE_ST_NO_MEMORY;
     else if (status_is(request->failure, ST_WOULD_WAIT))
         code = NATIVE_ST_WRONG_EPOCH;
+    else if (status_is(request->failure, ST_UNAVAILABLE))
+        code = NATIVE_ST_UNAVAILABLE; /* who asked may reach a replica that reaches more */
     request->peer = NULL;
     peer_reply(peer, code, epoch, &reply, code == NATIVE_ST_OK ? 1 : 0);
     request_free(request);

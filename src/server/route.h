@@ -22,6 +22,12 @@
  * No loops. A request that came from a peer runs where it came to or is refused with WRONG_EPOCH;
  * it is never sent on.
  *
+ * A node that drains (cluster_operate.c) is passed over by all others and by itself, as long as
+ * another replica lives. Before it says so it takes nothing on, until what runs there has ended: so
+ * two nodes run no command that reads before it writes at once for that.
+ *
+ * Keyspaces are made when they are first used: the request waits for it.
+ *
  * Several keys (MGET, MSET, DEL ...): each is a part with a route of its own, ROUTE_PARTS at a
  * time.
  */
@@ -46,6 +52,8 @@ MUST_CHECK bool route_finished(struct request *request);
 /* All parts that were started have come back; false: there are more. */
 MUST_CHECK bool route_parts_done(struct request *request);
 void route_free(struct request *request);
+/* It does not run on this node any more. */
+void route_coordinates_end(struct request *request);
 
 /* ---- for those that came from a peer ---- */
 

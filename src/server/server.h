@@ -24,6 +24,7 @@
 #include <stdatomic.h>
 
 #include "cluster/replicate.h"
+#include "cluster/trees.h"
 #include "io/io.h"
 #include "lsm/lsm.h"
 #include "server/config.h"
@@ -127,7 +128,9 @@ struct shard_stats {
     u64 cluster_epoch, cluster_members, cluster_members_alive;
     struct replicate_stats replicate;
     struct hints_stats hints;
-    u64 hints_oldest_ms; /* age */
+    u64 hints_oldest_ms;      /* age */
+    struct trees_stats trees; /* the node's: on shard 0 */
+    u64 trees_round_age_ms, trees_settled_age_ms, trees_repairing;
     struct peers_stats peers;
 };
 

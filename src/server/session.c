@@ -559,10 +559,38 @@ sweep_one(struct session *s, u64 now_ns, u64 timeout_ns, u64 request_ns)
     }
 }
 
+/* In a cluster: whether this shard has just stood still for longer than anybody waits for an answer
+ * (a stopped process, a machine that was suspended). What lies in its sockets may be as old. Others
+ * have answered those clients since, and written; done now it would be the newest of all. */
+static bool
+stood_still(const struct shard *shard, u64 now_ns)
+{
+    if (shard->server->cluster == NULL) return false;
+    u64 patience_ns = shard->config->cluster_timeout_ms * NS_PER_MS + SWEEP_PERIOD_NS;
+    return now_ns - MIN(now_ns, shard->swept_ns) > patience_ns;
+}
+
+/* So all clients begin anew. Those that are let in now may have come while it stood, too. */
+static void
+sweep_pause(struct shard *shard, u64 now_ns)
+{
+    MARK("server.session.stood_still");
+    log_warning("server", "stood still ms=%llu clients=%u: they are cut off",
+                (unsigned long long)((now_ns - shard->swept_ns) / NS_PER_MS), shard->session_count);
+    shard->stood_until_ns = now_ns + SWEEP_PERIOD_NS;
+    shard->swept_ns = now_ns;
+    list_for_each_safe (node, &shard->sessions) {
+        struct session *s = list_entry(node, struct session, link);
+        if (s->conn != NULL) session_abort(s);
+    }
+}
+
 static void
 sweep(struct io_timer *timer)
 {
     struct shard *shard = CONTAINER_OF(timer, struct shard, sweep);
+    if (stood_still(shard, io_now_ns())) sweep_pause(shard, io_now_ns());
+    shard->swept_ns = io_now_ns();
     u64 timeout_ns = shard->config->timeout_s * NS_PER_S;
     u64 request_ns = shard->config->request_timeout_ms * NS_PER_MS;
     u64 now_ns = io_now_ns();
@@ -611,6 +639,7 @@ session_sweep_start(struct shard *shard)
     io_timer_init(&shard->rate, rate);
     io_timer_arm(&shard->rate, io_now_ns() + RATE_PERIOD_NS);
     shard->sweep_next = &shard->sessions;
+    shard->swept_ns = io_now_ns();
     io_timer_init(&shard->sweep, sweep);
     io_timer_arm(&shard->sweep, io_now_ns() + SWEEP_PERIOD_NS);
 }
@@ -633,7 +662,7 @@ opened(struct io_conn *conn, void *arg)
 {
     struct shard *shard = arg;
     io_conn_user_set(conn, NULL);
-    if (shard->draining) return ST_CLOSED;
+    if (shard->draining || io_now_ns() < shard->stood_until_ns) return ST_CLOSED;
     u32 clients = atomic_fetch_add(&shard->server->clients, 1);
     u64 limit = shard->config->maxclients;
     /* Of the shard's memory: when big requests have taken what is for requests, a client can still
@@ -705,6 +734,10 @@ received(struct io_conn *conn, struct bytes data)
     struct session *s = io_conn_user(conn);
     if (s == NULL || s->closing) return data.size;
     if (data.size == 0) return 0;
+    if (stood_still(s->shard, io_now_ns())) { /* before the timer came */
+        sweep_pause(s->shard, io_now_ns());
+        return data.size;
+    }
     s->active_ns = io_now_ns();
     if (s->protocol == SESSION_NEW) {
         bool native = data.data[0] == NATIVE_FIRST_BYTE;
@@ -774,7 +807,7 @@ closed(struct io_conn *conn, status why)
     s->conn = NULL;
     s->closing = true;
     durable_wait_cancel(&s->durable);
-    list_del(&s->starved_link);
+    if (s->stall == SESSION_WAITS_PLACE) run_on(s); /* for nothing any more */
     fiber_queue_wake_all(&s->drained);
     go_on(s);
 }

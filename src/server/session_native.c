@@ -27,6 +27,11 @@ refuse(struct session *s, const struct native_header *header, enum native_status
     session_write(s, buf_bytes(out), 0);
 }
 
+static_assert((u32)NATIVE_LEVEL_ONE == REPLICATE_ONE &&
+                  (u32)NATIVE_LEVEL_QUORUM == REPLICATE_QUORUM &&
+                  (u32)NATIVE_LEVEL_ALL == REPLICATE_ALL,
+              "one numbering");
+
 /* token: of its keys, in a cluster. false: no place; the same frame comes again. */
 static bool
 start(struct session *s, const struct command *command, const struct bytes *frame, u32 keys,
@@ -47,6 +52,7 @@ start(struct session *s, const struct command *command, const struct bytes *fram
     request->early = s->pending_count != 0 && token == NULL;
     if (token != NULL) {
         request->keyspace = header->keyspace;
+        request->level = (u8)native_level_of(header->flags);
         if (header->timeout_ms != 0)
             request->deadline_ns = io_now_ns() + header->timeout_ms * NS_PER_MS;
         if (!route_start(request, *token)) {

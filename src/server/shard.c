@@ -192,6 +192,13 @@ collect_cluster(const struct shard *shard, struct shard_stats *out)
     hints_stats_get(shard->cluster->hints, &out->hints);
     u64 oldest = out->hints.version_oldest, now = io_wall_ms();
     out->hints_oldest_ms = oldest == 0 ? 0 : now - MIN(now, hlc_wall_ms(oldest));
+    if (shard->index == 0) {
+        trees_stats_get(shard->cluster, &out->trees);
+        out->trees_repairing = out->trees.repairing;
+        out->trees_settled_age_ms = trees_settled_age_ms(&out->trees);
+        if (out->trees.round_age_ms != UINT64_MAX)
+            out->trees_round_age_ms = out->trees.round_age_ms;
+    }
     peers_stats_get(shard->cluster->peers, &out->peers);
     if (topology == NULL) return;
     out->cluster_epoch = topology->epoch;

@@ -106,6 +106,8 @@ struct shard {
     struct list sessions;
     struct list *sweep_next; /* where the idle sweep goes on */
     struct io_timer sweep;
+    u64 swept_ns;         /* when it came last */
+    u64 stood_until_ns;   /* in a cluster: nobody is let in before that, see sweep_pause */
     struct io_timer rate; /* makes stats->commands_per_s and its neighbours */
     u64 rate_ns, rate_commands, rate_received, rate_sent; /* at the last look */
     u32 session_count;
@@ -137,6 +139,9 @@ struct shard {
     struct native_state *native;
 
     struct cluster_shard *cluster; /* NULL: a node by itself, or not yet */
+    u32 keyspaces_wanted;          /* to be made: a bit each */
+    bool keyspaces_made;           /* a fiber is at it */
+    u32 admin_answers;             /* to other nodes' PEER_ADMIN, under way */
 
     struct meeting_place *meetings; /* node.c */
     struct cuts *cuts;              /* cut.c */

@@ -81,7 +81,7 @@ try_body(const struct native_header *header, struct bytes body)
     struct native_request request;
     struct native_reply reply;
     const char *error = NULL;
-    if (header->flags == 0) {
+    if ((header->flags & NATIVE_FLAG_REPLY) == 0) {
         status st = native_request_decode(header, body, &request, &error);
         CHECK(ok(st) == (error == NULL));
         if (ok(st)) {

@@ -338,6 +338,18 @@ def test_who_joins_later_gets_the_data_and_the_deletes(cluster):
             assert got == (None if i % 2 == 0 else b"v" * (i % 300))
 
 
+def test_replicas_are_compared_on_request(three):
+    for i in range(300):
+        three.nodes[i % 3].call("SET", f"k{i}", f"v{i}")
+    assert three.nodes[1].call("DISTKV.REPAIR") == "OK"
+    assert three.nodes[1].call("DISTKV.REPAIR") == "OK"  # while one goes on it changes nothing
+    wait_for(lambda: not three.view(1)["trees"]["repairing"], "the end of the repair", 60)
+    trees = three.view(1)["trees"]
+    assert trees["repair_done"] == trees["repair_total"] == 4096
+    assert trees["exchanges"] > 0 and trees["failures"] == 0
+    assert trees["entries_sent"] == trees["entries_received"] == 0
+
+
 def test_nodes_leave_and_are_forgotten(three):
     fourth = three.add()
     three.wait_settled(4)
@@ -378,6 +390,71 @@ def test_a_wiped_disk_comes_back_as_a_new_member_with_the_data(three):
             assert connection.call("GET", f"k{i}") == f"v{i}".encode()
 
 
+def cli(cluster, *words, code=0):
+    """distkv-client cluster ... against the first two nodes; its standard output."""
+    servers = ",".join(f"127.0.0.1:{node.port}" for node in cluster.nodes[:2])
+    done = subprocess.run(
+        [os.path.join(BUILD, "bin", "distkv-client"), "--server", servers, *words],
+        capture_output=True, text=True, timeout=60 * SLOW)
+    assert done.returncode == code, (words, done.returncode, done.stdout, done.stderr)
+    return done.stdout if code == 0 else done.stderr
+
+
+def test_operators_add_weigh_drain_and_remove(three):
+    """Each function of distkv-client cluster, in one story: nodes are slow to start."""
+    cluster = three
+    assert "in its place" in cli(cluster, "cluster", "rebalance")
+    status = json.loads(cli(cluster, "--json", "cluster", "status"))
+    assert [m["node_id"] for m in status["members"] if m["alive"] and "version" in m]
+    assert status["settled"] is True and status["move"] is None
+    assert "n3" in cli(cluster, "cluster", "status")
+    assert "healthy" in cli(cluster, "cluster", "health")
+    ring = json.loads(cli(cluster, "--json", "cluster", "ring"))
+    assert ring["ranges"][0]["first"] == 0 and ring["ranges"][-1]["last"] == 4095
+    assert "100.0 %" in cli(cluster, "cluster", "ring")
+
+    cli(cluster, "put", "k", "v", "--consistency", "all")
+    assert cli(cluster, "get", "k", "--consistency", "one") == "v"
+    cli(cluster, "cluster", "keyspaces", "create", "orders", "--replicas", "2")
+    cli(cluster, "--keyspace", "orders", "put", "k", "w")
+    assert cli(cluster, "--keyspace", "orders", "get", "k") == "w"
+    assert cli(cluster, "--keyspace", "15", "get", "k") == "w"
+    assert "no keyspace has this name" in cli(cluster, "--keyspace", "no", "get", "k", code=1)
+    cli(cluster, "cluster", "keyspaces", "set", "orders", "--read-quorum", "1")
+    assert '"read_quorum":1' in cli(cluster, "--json", "cluster", "keyspaces")
+
+    assert "distkv-server" in subprocess.run(
+        [os.path.join(BUILD, "bin", "distkv-client"), "--server", f"127.0.0.1:{cluster.nodes[0].port}",
+         "cluster", "add-node", "n4", "--no-wait"],
+        capture_output=True, text=True, timeout=60 * SLOW).stderr
+    cluster.add(wait=False)
+    assert "n4 is in" in cli(cluster, "cluster", "add-node", "n4")
+    cli(cluster, "cluster", "rebalance", "n4=300")
+    assert "100.0 %" in [line for line in cli(cluster, "cluster", "ring").splitlines()
+                         if " n4 " in line][0]
+
+    assert "compared and mended" in cli(cluster, "cluster", "repair")
+    assert "compared and mended" in cli(cluster, "cluster", "repair", "n2")
+
+    # Two copies that both have to be written: nobody can be spared, and that is said.
+    assert "no quorum without it" in cli(cluster, "cluster", "drain", "n3", code=5)
+    cli(cluster, "cluster", "drain", "n3", "--undo")
+    cli(cluster, "cluster", "keyspaces", "set", "orders", "--read-quorum", "2")
+    cli(cluster, "cluster", "keyspaces", "set", "orders", "--write-quorum", "1")
+    cli(cluster, "cluster", "keyspaces", "set", "orders", "--read-quorum", "1")
+    assert "can be stopped" in cli(cluster, "cluster", "drain", "n3")
+    assert cli(cluster, "get", "k") == "v"
+    cli(cluster, "cluster", "drain", "n3", "--undo")
+
+    assert "stop it first" in cli(cluster, "cluster", "remove-node", "n4", "--dead", code=2)
+    assert "can be stopped" in cli(cluster, "cluster", "remove-node", "n4")
+    assert "no member" in cli(cluster, "cluster", "remove-node", "n4", code=1)
+    assert "n4" not in cli(cluster, "cluster", "status")
+    assert cli(cluster, "get", "k") == "v" and cli(cluster, "--keyspace", "orders", "get", "k") == "w"
+    assert "usage" in cli(cluster, "cluster", code=2)
+    assert "help cluster" in cli(cluster, "cluster", "nothing", code=2)
+
+
 def test_a_stranger_is_refused(cluster):
     cluster.add()
     other = cluster.write_secret("other", "another secret of the tests")
@@ -399,6 +476,8 @@ def test_a_node_with_data_of_its_own_does_not_join(cluster, make_server, tmp_pat
 
 
 def test_a_node_by_itself_knows_no_cluster(server):
+    with pytest.raises(ReplyError, match="not one of a cluster"):
+        server.call("DISTKV.REPAIR")
     assert server.call("DISTKV.CONSISTENCY") == b"default"
     assert server.call("CLUSTER", "INFO").startswith(b"cluster_state:ok")
     done = client(server, "cluster", "status")

@@ -4,7 +4,9 @@
 import json
 import os
 import pathlib
+import pty
 import re
+import select
 import shutil
 import signal
 import socket
@@ -106,6 +108,26 @@ def test_no_argument_at_all_works(tmp_path):
         _, text = process.communicate(timeout=20 * SLOW)
     assert process.returncode == 0, text
     assert os.path.exists(tmp_path / "distkv-data" / "NODE")
+
+
+def test_on_a_terminal_it_says_what_to_try_next(tmp_path):
+    port = free_port()
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [SERVER, "--address", f"127.0.0.1:{port}", "--data-dir", ":memory:", "--memory", "64MiB"],
+        cwd=tmp_path, stdin=subprocess.DEVNULL, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    try:
+        text = b""
+        end = time.monotonic() + 20 * SLOW
+        while b"redis-cli -p %d set hello world" % port not in text:
+            assert time.monotonic() < end and process.poll() is None, text
+            if select.select([ours], [], [], 1)[0]:
+                text += os.read(ours, 4096)
+    finally:
+        process.terminate()
+        assert process.wait(timeout=20 * SLOW) == 0
+        os.close(ours)
 
 
 def test_a_second_server_on_the_same_directory_is_refused(make_server, tmp_path):

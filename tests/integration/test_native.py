@@ -19,7 +19,7 @@ for index in range(256):
 
 GET, PUT, SCAN, STATUS = 3, 4, 7, 13
 OK, NOT_FOUND, CONFLICT = 0, 1, 2
-UNKNOWN_OUTCOME, SNAPSHOT_GONE, UNAUTHENTICATED = 14, 17, 18
+UNKNOWN_OUTCOME, CLOSING, SNAPSHOT_GONE, UNAUTHENTICATED = 14, 16, 17, 18
 IF_PRESENT = 2
 FLAG_REPLY, FLAG_REPLAYED = 1, 2
 
@@ -131,6 +131,51 @@ def test_a_retry_may_have_been_under_way_for_long(make_server):
         with Native(server) as third:
             time.sleep(0.01)
             assert third.call(put(b"k", b"2", 10_000, age=1))[0] == OK
+
+
+def write_many(native, key, first, count, **header):
+    for start in range(first, first + count, 200):
+        ids = range(start, min(start + 200, first + count))
+        native.sock.sendall(b"".join(put(key, b"x", i, **header) for i in ids))
+        assert all(native.read()[0] == OK for _ in ids)
+
+
+def test_a_first_attempt_that_comes_after_its_retry_is_not_done_again(make_server):
+    server = make_server(cores="0")
+    with Native(server) as slow, Native(server) as native:
+        assert slow.call(frame(STATUS, b""))[0] == OK
+        time.sleep(0.05)
+        # Sent over `slow`, which was given up; so sent again.
+        status, _, _, first = native.call(put(b"k", b"1", 1, age=10))
+        assert status == OK
+        write_many(native, b"k", 2, 8400)
+        status, flags, _, again = slow.call(put(b"k", b"1", 1))
+        assert (status, flags & FLAG_REPLAYED) == (OK, FLAG_REPLAYED)
+        assert again == first
+        assert server.call("GET", "k") == b"x"
+
+
+def test_a_connection_ends_whose_first_attempts_may_have_been_done(make_server):
+    server = make_server(cores="0")
+    with Native(server) as slow:
+        assert slow.call(frame(STATUS, b""))[0] == OK
+        time.sleep(0.05)
+        with Native(server) as native:
+            time.sleep(0.05)
+            write_many(native, b"k", 1, 8192, age=70)
+        time.sleep(0.05)
+        with Native(server) as native:
+            time.sleep(0.05)
+            assert native.call(put(b"k", b"x", 9000, age=1))[0] == OK  # 1 is forgotten
+            # `slow` is older than the first attempt of what is forgotten, and might bring it.
+            assert slow.call(put(b"k", b"1", 1))[0] == CLOSING
+            assert slow.call(put(b"k", b"2", 10_000))[0] == CLOSING
+            assert server.call("GET", "k") == b"x"
+            assert slow.call(put(b"k", b"3", 0))[0] == OK  # without an id nothing is promised
+            assert slow.call(frame(GET, b"k"))[0] == OK
+        time.sleep(0.05)
+        with Native(server) as young:
+            assert young.call(put(b"k", b"4", 10_000))[0] == OK
 
 
 @pytest.mark.smoke

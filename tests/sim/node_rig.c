@@ -22,8 +22,8 @@ run_actions(void *arg)
     struct rig_node *node = arg;
     struct rig *rig = node->rig;
     u32 index = io_shard_index();
-    while (!io_stopping() && node->index == 0) {
-        if (rig->action.wanted && rig->action.shard == index) {
+    while (!io_stopping() && (node->index == 0 || rig->on_all_nodes)) {
+        if (rig->action.wanted && rig->action.node == node->index && rig->action.shard == index) {
             rig->action.fn(shard_self(), rig->action.arg);
             rig->action.wanted = false;
         }
@@ -44,7 +44,15 @@ node_main(void *arg)
 MAY_YIELD void
 rig_on_shard(struct rig *rig, u32 shard, void (*fn)(struct shard *shard, void *arg), void *arg)
 {
-    CHECK(!rig->action.wanted);
+    rig_on_node(rig, 0, shard, fn, arg);
+}
+
+MAY_YIELD void
+rig_on_node(struct rig *rig, u32 node, u32 shard, void (*fn)(struct shard *shard, void *arg),
+            void *arg)
+{
+    CHECK(!rig->action.wanted && (node == 0 || rig->on_all_nodes));
+    rig->action.node = node;
     rig->action.fn = fn;
     rig->action.arg = arg;
     rig->action.shard = shard;

@@ -63,6 +63,7 @@ struct rig {
     void (*configure)(struct rig *rig, u32 node, struct server_config *config);
     void (*story)(struct rig *rig);
     void *arg;
+    bool on_all_nodes; /* rig_on_node will be called */
 
     /* state */
     struct sim *sim;
@@ -76,7 +77,7 @@ struct rig {
     struct { /* what rig_on_shard wants */
         void (*fn)(struct shard *shard, void *arg);
         void *arg;
-        u32 shard;
+        u32 node, shard;
         bool wanted;
     } action;
 };
@@ -106,6 +107,9 @@ void rig_spawn(struct rig *rig, void (*fn)(struct rig *rig, void *arg), void *ar
 MAY_YIELD void rig_wait_spawned(struct rig *rig);
 MAY_YIELD void rig_on_shard(struct rig *rig, u32 shard, void (*fn)(struct shard *shard, void *arg),
                             void *arg);
+/* Of any node, which lives. */
+MAY_YIELD void rig_on_node(struct rig *rig, u32 node, u32 shard,
+                           void (*fn)(struct shard *shard, void *arg), void *arg);
 /* A key of this name whose hash tag makes it one of the shard's. */
 void rig_key_of_shard(const struct rig *rig, u32 shard, const char *name, char *out, size_t size);
 

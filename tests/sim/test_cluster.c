@@ -470,6 +470,72 @@ two_join_under_load_and_nobody_notices(void **state)
     }
 }
 
+/* A node comes back with another number of shards, and the others' topology tells of the old one
+ * for a while: who looks through all keys meanwhile finds all, or is refused. */
+static MAY_YIELD void
+reshard_story(struct rig *rig)
+{
+    wait_settled(rig, NODES);
+    struct rig_client client;
+    char expected[16];
+    rig_connect_to(rig, 0, &client);
+    for (u32 i = 0; i < KEYS; i++)
+        CHECK(rig_is(rig_call(&client, "SET k%u v%u", i, i), "+OK\r\n"));
+    rig_disconnect(&client);
+    snprintf(expected, sizeof(expected), ":%u\r\n", KEYS);
+    u32 whole = 0;
+    for (u32 node = 0; node < NODES; node++) {
+        struct server_config *config = rig->nodes[node].config;
+        rig_crash(rig, node);
+        config->core_count = 4 - config->core_count; /* 3 and 1; 2 stays */
+        config->memory_bytes = MIB(64) * config->core_count;
+        rig_start(rig, node);
+        for (u32 i = 0; i < 40; i++) {
+            rig_connect_to(rig, i % 2 == 0 ? node : (node + 1) % NODES, &client);
+            struct bytes reply = rig_call(&client, "DBSIZE");
+            CHECK(reply.size > 0);
+            if (reply.data[0] != '-') CHECK(rig_is(reply, expected));
+            whole += reply.data[0] != '-';
+            rig_disconnect(&client);
+            fiber_sleep_ns(5 * NS_PER_MS);
+        }
+        wait_settled(rig, NODES);
+    }
+    CHECK(whole > 0);
+}
+
+static void
+all_keys_are_found_while_a_node_changes_its_shards(void **state)
+{
+    for (u64 seed = 1; seed <= SEED_COUNT; seed++) {
+        struct rig rig = rig_of(seed, reshard_story);
+        rig_run(&rig);
+    }
+}
+
+/* Topologies come until group0 is closed, and what they bring must not outlive the node: a node
+ * joins, and everybody stops at some moment of it. */
+static MAY_YIELD void
+stop_story(struct rig *rig)
+{
+    wait_settled(rig, NODES);
+    rig_start_begin(rig, NODES);
+    fiber_sleep_ns(*(u64 *)rig->arg);
+}
+
+static void
+nodes_stop_while_the_topology_changes(void **state)
+{
+    for (u64 seed = 1; seed <= 4 * SEED_COUNT; seed++) {
+        u64 after_ns = seed * 97 * NS_PER_MS;
+        struct rig rig = rig_of(seed, stop_story);
+        rig.node_count = NODES + 1;
+        rig.late_count = 1;
+        rig.arg = &after_ns;
+        rig_run(&rig);
+    }
+}
+
 int
 main(void)
 {
@@ -480,6 +546,8 @@ main(void)
         cmocka_unit_test(a_member_left_behind_by_a_join_loses_nothing),
         cmocka_unit_test(a_cluster_survives_a_blackout),
         cmocka_unit_test(two_join_under_load_and_nobody_notices),
+        cmocka_unit_test(all_keys_are_found_while_a_node_changes_its_shards),
+        cmocka_unit_test(nodes_stop_while_the_topology_changes),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

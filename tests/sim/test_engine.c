@@ -1250,6 +1250,14 @@ vandal_choose(void)
     return path;
 }
 
+/* Segments of a log are made at full size, and most of one is empty: its front comes more often. */
+static u64
+place_draw(const char *path, u64 size)
+{
+    u64 place = prng_below(&prng, size);
+    return is_log(path) ? place >> prng_below(&prng, 8) : place;
+}
+
 /* A block of some file lands in another place: a write that was misdirected, or lost. */
 static MAY_YIELD status
 block_misplaced(void)
@@ -1271,7 +1279,7 @@ block_misplaced(void)
     if (prng_chance(&prng, 1, 2)) path = vandal_choose(); /* else within the file */
     if (ok(st) && vandal.size >= IO_ALIGNMENT) st = io_file_open(path, IO_OPEN_WRITE, &file);
     if (ok(st) && vandal.size >= IO_ALIGNMENT) {
-        u64 offset = prng_below(&prng, vandal.size / IO_ALIGNMENT) * IO_ALIGNMENT;
+        u64 offset = place_draw(path, vandal.size / IO_ALIGNMENT) * IO_ALIGNMENT;
         vandal_tell("another block in", path, offset);
         st = io_file_write(file, IO_CLASS_READ, block, IO_ALIGNMENT, offset, true);
         io_file_close(file);
@@ -1335,7 +1343,7 @@ damage_do(void)
         const char *path = vandal_choose();
         if (vandal.size == 0) continue;
         /* Headers and footers are small and matter most; but most of a table is blocks. */
-        u64 offset = prng_below(&prng, vandal.size);
+        u64 offset = place_draw(path, vandal.size);
         u64 place = prng_below(&prng, kind_of(path) == 't' ? 8 : 4);
         if (place == 0) offset %= 128;
         if (place == 1) offset = vandal.size - 1 - offset % MIN(vandal.size, 256u);

@@ -57,7 +57,8 @@ struct app {
     u64 shown; /* newest epoch that this disk's member has shown */
     u64 life_shown;
     enum lsm_durability durability;
-    bool disk_failed; /* in this life */
+    bool disk_failed;     /* in this life */
+    bool fetches_nothing; /* what it gains: no plan that gives it anything ends */
     /* its requests, one at a time of each kind */
     struct peer_rig_job change_job, barrier_job;
     bool changing, reading;
@@ -205,7 +206,7 @@ fetch_main(void *arg)
     struct app *app = arg;
     char reason[TOPOLOGY_REASON_BYTES];
     while (!app->stop) {
-        if (group0_topology(app->group0) != NULL &&
+        if (group0_topology(app->group0) != NULL && !app->fetches_nothing &&
             group0_topology(app->group0)->stage == STAGE_WRITE_BOTH) {
             status st =
                 group0_change(app->group0, fetched_fill, app, io_now_ns() + MS(500), reason);
@@ -857,6 +858,78 @@ who_lags_learns_where_a_new_leader_is(void **state)
     story_ends();
 }
 
+static bool
+is_planned(void *arg)
+{
+    struct group0 *group0 = apps[leader_index()].group0;
+    return group0_topology(group0)->stage == *(const u8 *)arg;
+}
+
+/* Who joins and dies: writes go to its places as well until the plan is given up, 5 s later. There
+ * is no other plan before it is back, and that one does not wait for anything else. */
+static void
+what_a_dead_joiner_was_to_get_is_given_up(void **state)
+{
+    u8 both = STAGE_WRITE_BOTH, none = STAGE_NONE;
+    story_begins(4);
+    for (u32 i = 0; i < 3; i++)
+        start(i);
+    peer_rig_run(&rig, SECONDS(10));
+    apps[3].fetches_nothing = true;
+    start(3);
+    assert_true(peer_rig_run_until(&rig, is_planned, &both, SECONDS(20)));
+    peer_rig_run(&rig, SECONDS(1));
+    u32 number = group0_member(apps[3].group0);
+    crash(3, false);
+    peer_rig_run(&rig, MS(4500));
+    assert_true(is_planned(&both));
+    assert_true(peer_rig_run_until(&rig, is_planned, &none, SECONDS(3)));
+    for (u32 i = 0; i < 100; i++) {
+        peer_rig_run(&rig, MS(100));
+        assert_true(is_planned(&none));
+    }
+    struct group0_stats stats;
+    group0_stats_get(apps[leader_index()].group0, &stats);
+    assert_int_equal(stats.plan_waits_for, number);
+    assert_int_equal(topology_member(group0_topology(apps[leader_index()].group0), number)->state,
+                     PLACEMENT_JOINING);
+    apps[3].fetches_nothing = false;
+    start(3);
+    expect_well();
+    group0_stats_get(apps[leader_index()].group0, &stats);
+    assert_int_equal(stats.plan_waits_for, 0);
+    change_on(3);
+    story_ends();
+}
+
+/* A member that does not answer for some seconds is waited for: it does not come back to a cluster
+ * that refuses it. After 6 s the others go on. */
+static void
+who_is_silent_for_a_moment_is_waited_for(void **state)
+{
+    u8 none = STAGE_NONE;
+    story_begins(5);
+    for (u32 i = 0; i < 4; i++)
+        start(i);
+    peer_rig_run(&rig, SECONDS(10));
+    u32 silent = leader_index() == 3 ? 2 : 3;
+    apps[4].fetches_nothing = true;
+    start(4);
+    u8 both = STAGE_WRITE_BOTH;
+    assert_true(peer_rig_run_until(&rig, is_planned, &both, SECONDS(20)));
+    peer_rig_run(&rig, SECONDS(1)); /* fenced */
+    crash(silent, false);
+    apps[4].fetches_nothing = false;
+    u64 began = sim_now_ns(rig.sim);
+    peer_rig_run(&rig, SECONDS(4));
+    assert_true(is_planned(&both));
+    assert_true(peer_rig_run_until(&rig, is_planned, &none, SECONDS(6)));
+    assert_true(sim_now_ns(rig.sim) - began >= SECONDS(5));
+    start(silent);
+    expect_well();
+    story_ends();
+}
+
 static u32 unwanted;
 
 static status
@@ -1043,6 +1116,8 @@ main(void)
         cmocka_unit_test(whoever_starts_without_a_synced_log_is_a_new_member),
         cmocka_unit_test(a_node_that_starts_again_begins_with_what_it_showed),
         cmocka_unit_test(who_lags_learns_where_a_new_leader_is),
+        cmocka_unit_test(what_a_dead_joiner_was_to_get_is_given_up),
+        cmocka_unit_test(who_is_silent_for_a_moment_is_waited_for),
         cmocka_unit_test(a_forgotten_voter_leaves_the_group),
         cmocka_unit_test(who_leaves_is_taken_out_and_hears_of_it),
         cmocka_unit_test(who_is_cut_off_does_not_say_that_there_is_nothing_to_do),

@@ -17,6 +17,7 @@
 
 #include "node_rig.h"
 #include "server/cut.h"
+#include "server/request.h"
 
 #define BUSY "-BUSY This node is overloaded, try again later\r\n"
 
@@ -1167,6 +1168,168 @@ who_finds_no_memory_waits_while_others_have_some(void **state)
     }
 }
 
+/* ---- so many wait for memory, and no more ---- */
+
+/* One has the turn, the others wait for it. */
+#define QUEUE_CLIENTS (1 + WORK_WAITING_MAX)
+#define QUEUE_SEEDS   4u
+#define QUEUE_STAY    32u /* of these; the clients of the others go away */
+#define QUEUE_LONG    LIMIT_VALUE_BYTES
+/* So much is left for the requests themselves. */
+#define QUEUE_REQUESTS_BYTES (QUEUE_CLIENTS * (sizeof(struct request) + 1024u))
+
+struct queue_taken {
+    u64 large, kept, rest;
+};
+
+static u64
+take_all(struct budget *budget)
+{
+    u64 bytes = budget_available(budget);
+    CHECK(budget_take(budget, bytes));
+    return bytes;
+}
+
+/* Requests have places as long as a quarter of what is in no other hands stays free (has_place in
+ * request.c). So others must have so much in hand that a reply does not fit into that quarter. */
+static void
+queue_take(struct shard *shard, void *arg)
+{
+    struct queue_taken *taken = arg;
+    struct budget *budget = &shard->budget;
+    taken->large = take_all(&shard->large_budget);
+    taken->kept = take_all(&shard->kept_budget);
+    u64 others = shard->large_budget.used_bytes + shard->kept_budget.used_bytes;
+    u64 limit = (budget->limit_bytes - others) / 4 * 3;
+    taken->rest = limit - (budget->used_bytes - others) - QUEUE_REQUESTS_BYTES;
+    CHECK(budget_take(budget, taken->rest));
+    CHECK(budget_available(budget) < QUEUE_LONG);
+    shard->guest_count++; /* whose it is: who is alone does not wait */
+}
+
+static void
+queue_give(struct shard *shard, void *arg)
+{
+    struct queue_taken *taken = arg;
+    budget_give(&shard->large_budget, taken->large);
+    budget_give(&shard->kept_budget, taken->kept);
+    budget_give(&shard->budget, taken->rest);
+    shard->guest_count--;
+}
+
+struct queue_look {
+    u32 wanted, waiting; /* who wants memory: has the turn, or waits for it */
+};
+
+static void
+queue_look(struct shard *shard, void *arg)
+{
+    struct queue_look *look = arg;
+    look->wanted = atomic_load(&shard->server->memory_wanted);
+    look->waiting = shard->workers.waiting;
+}
+
+/* One by one: who has just been given the turn counts among those who wait until he goes on, so of
+ * many who come at once one more may be refused. */
+static MAY_YIELD void
+queue_join(struct rig *rig, struct rig_client *client, u32 wanted)
+{
+    struct queue_look look;
+    do {
+        fiber_sleep_ns(NS_PER_MS);
+        rig_on_shard(rig, 0, queue_look, &look);
+        CHECK(client->conn != NULL && client->in.size == 0); /* not answered */
+    } while (look.wanted != wanted || look.waiting != wanted - 1);
+}
+
+static void
+queue_is_full(struct shard *shard, void *arg)
+{
+    struct queue_look look;
+    (void)arg;
+    queue_look(shard, &look);
+    CHECK(look.waiting == WORK_WAITING_MAX && look.wanted == QUEUE_CLIENTS);
+}
+
+static void
+queue_is_empty(struct shard *shard, void *arg)
+{
+    struct queue_look look;
+    (void)arg;
+    queue_look(shard, &look);
+    CHECK(look.waiting == 0 && look.wanted == 0);
+}
+
+static bool
+is_long(struct bytes reply)
+{
+    return reply.size > QUEUE_LONG && memcmp(reply.data, "$1048576\r\n", 10) == 0;
+}
+
+static MAY_YIELD void
+queue_story(struct rig *rig)
+{
+    struct queue_taken taken;
+    struct rig_client *waiting = calloc(QUEUE_CLIENTS, sizeof(*waiting));
+    struct rig_client late, other;
+    rig_connect(rig, &late);
+    rig_connect(rig, &other);
+    for (u32 i = 0; i < QUEUE_CLIENTS; i++)
+        rig_connect(rig, &waiting[i]);
+    CHECK(rig_is(rig_call(&other, "SETRANGE long %u x", QUEUE_LONG - 1), ":1048576\r\n"));
+    CHECK(rig_is(rig_call(&other, "SETRANGE taken %u x", QUEUE_LONG - 1), ":1048576\r\n"));
+    CHECK(rig_is(rig_call(&other, "SETRANGE first %u x", QUEUE_LONG - 1), ":1048576\r\n"));
+    rig_on_shard(rig, 0, queue_take, &taken);
+    for (u32 i = 0; i < QUEUE_CLIENTS; i++) {
+        rig_send(&waiting[i], i == 0 ? "GETDEL first" : "GET long"); /* who writes waits as well */
+        queue_join(rig, &waiting[i], i + 1);
+    }
+    rig_on_shard(rig, 0, queue_is_full, NULL);
+
+    /* Who comes now is refused, every time, and his connection stays; who needs little is served.
+     */
+    for (u32 i = 0; i < 3; i++) {
+        struct bytes reply = rig_call(&late, "GETDEL taken");
+        CHECK(reply.size > 5 && memcmp(reply.data, "-OOM ", 5) == 0);
+        CHECK(rig_is(rig_call(&other, "SET small %u", i), "+OK\r\n"));
+        CHECK(rig_is(rig_call(&other, "STRLEN small"), ":1\r\n"));
+        rig_on_shard(rig, 0, queue_is_full, NULL);
+    }
+
+    for (u32 i = QUEUE_STAY; i < QUEUE_CLIENTS; i++)
+        io_conn_close(waiting[i].conn, IO_CLOSE_ABORT);
+    for (u32 i = QUEUE_STAY; i < QUEUE_CLIENTS; i++)
+        rig_disconnect(&waiting[i]);
+    rig_on_shard(rig, 0, queue_give, &taken);
+    for (u32 i = 0; i < QUEUE_STAY; i++) {
+        CHECK(is_long(rig_read(&waiting[i])));
+        rig_disconnect(&waiting[i]);
+    }
+    fiber_sleep_ns(10 * NS_PER_S); /* those whose clients have gone have their turns, too */
+    rig_on_shard(rig, 0, queue_is_empty, NULL);
+    CHECK(is_long(rig_call(&late, "GETDEL taken"))); /* nothing of it was done before */
+    CHECK(rig_is(rig_call(&late, "STRLEN taken"), ":0\r\n"));
+    rig_disconnect(&late);
+    rig_disconnect(&other);
+    free(waiting);
+}
+
+static void
+run_queue(u64 seed)
+{
+    struct rig rig = {.shard_count = 1, .story = queue_story};
+    sim_options_default(&rig.options, seed);
+    rig_run(&rig);
+}
+
+static void
+who_finds_too_many_waiting_for_memory_is_refused(void **state)
+{
+    (void)state;
+    for (u64 seed = 1; seed <= QUEUE_SEEDS; seed++)
+        run_queue(seed);
+}
+
 /* ---- long replies about the node itself, when the memory for output is out ---- */
 
 #define DOCS_CLIENTS 200u
@@ -1228,6 +1391,7 @@ main(int argc, char **argv)
         cmocka_unit_test(a_write_waits_for_every_earlier_read_of_its_key),
         cmocka_unit_test(a_pipeline_of_far_keys_answers_as_one_by_one),
         cmocka_unit_test(who_finds_no_memory_waits_while_others_have_some),
+        cmocka_unit_test(who_finds_too_many_waiting_for_memory_is_refused),
         cmocka_unit_test(long_replies_about_the_node_close_nobody),
     };
     cmocka_set_test_filter(argc > 1 ? argv[1] : NULL); /* run one by its name */

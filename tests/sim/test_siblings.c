@@ -211,7 +211,7 @@ topology_make(u32 members)
     now = apply_on(now, fence);
     now = apply_on(now, (struct topology_command){.kind = TOPOLOGY_ADVANCE, .session = 1});
     struct topology_command set = {
-        .kind = TOPOLOGY_KEYSPACE_SET, .keyspace = KEYSPACE, .options = now->keyspaces[KEYSPACE]};
+        .kind = TOPOLOGY_KEYSPACE_SET, .keyspace = KEYSPACE, .options = now->keyspaces[0]};
     set.options.conflict = CONFLICT_SIBLINGS;
     snprintf(set.options.name, sizeof(set.options.name), "carts");
     world.topology = apply_on(now, set);

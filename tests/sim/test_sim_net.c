@@ -459,6 +459,45 @@ a_cut_link_stalls_and_heals(void **state)
     sim_free(pair.sim);
 }
 
+/* What the server has sent arrives no more; what the client sends still does. */
+static void
+a_link_may_be_cut_in_one_direction(void **state)
+{
+    (void)state;
+    struct world world = {.bytes_wanted = 3000000};
+    struct pair pair = pair_start(1, &world);
+    sim_run_until_ns(pair.sim, sim_now_ns(pair.sim) + 3 * NS_PER_MS);
+    sim_link_cut_one_way(pair.sim, pair.server, pair.client);
+    sim_run_until_ns(pair.sim, sim_now_ns(pair.sim) + NS_PER_MS);
+    u64 back = world.bytes_back, sent = world.sent;
+    sim_run_until_ns(pair.sim, sim_now_ns(pair.sim) + 10 * NS_PER_S);
+    assert_true(world.bytes_back == back && world.bytes_back < world.bytes_wanted);
+    assert_true(world.sent > sent);
+    sim_link_heal(pair.sim, pair.client, pair.server);
+    assert_true(sim_run_until(pair.sim, client_ended, &pair, sim_now_ns(pair.sim) + 60 * NS_PER_S));
+    assert_int_equal(world.bytes_back, world.bytes_wanted);
+    assert_int_equal(world.mismatches, 0);
+    sim_free(pair.sim);
+}
+
+static void
+a_slow_link_takes_longer(void **state)
+{
+    (void)state;
+    u64 took_ns[2];
+    for (u32 slow = 0; slow < 2; slow++) {
+        struct world world = {.bytes_wanted = 300000};
+        struct pair pair = pair_start(1, &world);
+        u64 begun_ns = sim_now_ns(pair.sim);
+        if (slow == 1) sim_link_slow_set(pair.sim, pair.client, pair.server, 500 * NS_PER_MS);
+        assert_true(sim_run_until(pair.sim, client_ended, &pair, begun_ns + 600 * NS_PER_S));
+        assert_int_equal(world.bytes_back, world.bytes_wanted);
+        took_ns[slow] = sim_now_ns(pair.sim) - begun_ns;
+        sim_free(pair.sim);
+    }
+    assert_true(took_ns[1] > took_ns[0] + NS_PER_S);
+}
+
 static void
 a_peer_without_power_is_noticed_by_who_sends_after_a_quarter_of_an_hour(void **state)
 {
@@ -828,6 +867,8 @@ main(void)
         cmocka_unit_test(a_port_without_listener_refuses),
         cmocka_unit_test(a_wanted_frame_is_given_whole_and_held_output_waits),
         cmocka_unit_test(a_cut_link_stalls_and_heals),
+        cmocka_unit_test(a_link_may_be_cut_in_one_direction),
+        cmocka_unit_test(a_slow_link_takes_longer),
         cmocka_unit_test(a_peer_without_power_is_noticed_by_who_sends_after_a_quarter_of_an_hour),
         cmocka_unit_test(a_peer_whose_power_comes_back_answers_by_a_reset),
         cmocka_unit_test(who_only_listens_hears_nothing_of_a_power_cut),

@@ -101,7 +101,7 @@ opened(struct io_conn *conn, void *arg)
     struct client *client = arg;
     io_conn_user_set(conn, client);
     client->conn = conn;
-    client->cut = client->broken = client->greeted = client->paused = false;
+    client->cut = client->broken = client->greeted = client->paused = client->leaving = false;
     client->connection = (u32)++run->stats.connections;
     return ST_OK;
 }
@@ -200,14 +200,20 @@ patience_over(struct client *client)
                  client->id, (unsigned long long)(waited_ns / NS_PER_S));
         return true;
     }
-    return !run->calm && waited_ns > PATIENCE_NS;
+    u64 patience_ns = PATIENCE_NS;
+    if (client->native && run->knobs.patience_ms != 0)
+        patience_ns = run->knobs.patience_ms * NS_PER_MS;
+    return !run->calm && waited_ns > patience_ns;
 }
 
 static MAY_YIELD void
 wait_for_answers(struct client *client, u32 most)
 {
+    u64 pause_ns = NS_PER_S;
+    if (client->native && run->knobs.patience_ms != 0)
+        pause_ns = MIN(pause_ns, run->knobs.patience_ms * NS_PER_MS);
     while (usable(client) && client->pending_count > most) {
-        wait_some(client, NS_PER_S);
+        wait_some(client, pause_ns);
         if (patience_over(client)) client->broken = true;
     }
 }
@@ -280,7 +286,7 @@ converse(struct client *client)
     struct prng *prng = &client->prng;
     u64 life = prng_chance(prng, 1, 3) ? prng_range(prng, 1, 20) : prng_range(prng, 20, 400);
     client->depth = prng_chance(prng, 1, 2) ? 1 : (u32)prng_range(prng, 1, run->knobs.depth_max);
-    for (u64 i = 0; i < life && usable(client) && may_ask();) {
+    for (u64 i = 0; i < life && usable(client) && !client->leaving && may_ask();) {
         if (client->pending_count >= client->depth) {
             wait_for_answers(client, client->depth - 1);
             continue;

@@ -99,6 +99,7 @@ struct client {
     u64 id_last;
     u64 run_id; /* of the server that HELLO told of */
     bool greeted;
+    bool leaving; /* the server wants another connection */
 
     u64 numbers; /* of its operations */
     struct scan scan;

@@ -420,6 +420,7 @@ settle(struct client *client, struct request *request, const struct native_reply
     /* A second attempt that is refused says nothing of the first. */
     if (verdict == REFUSED && request->attempts > 1) verdict = UNKNOWN;
     if (reply->header.flags & NATIVE_FLAG_REPLAYED) run->stats.replays++;
+    if (reply->header.status == NATIVE_ST_CLOSING) client->leaving = true;
     if (client->auditor && request->op_count == 1)
         check_audited(request->ops[0], verdict == ANSWERED);
     if (request->kind == REQUEST_STEP && client->swap == SWAP_READS && verdict == ANSWERED) {

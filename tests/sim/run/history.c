@@ -12,6 +12,7 @@
  * All of this runs outside of the simulated machines, between two events.
  */
 #include "client.h"
+#include "cluster.h"
 #include "clock.h"
 #include "damage.h"
 
@@ -545,14 +546,34 @@ begin(const struct run_options *options)
     machines_start();
 }
 
+static bool
+of_a_cluster(const struct run_options *options)
+{
+    return options->mode == RUN_CLUSTER || options->mode == RUN_CLUSTER_SWARM;
+}
+
+static void
+cluster_begin(const struct run_options *options)
+{
+    run = calloc(1, sizeof(*run));
+    CHECK(run != NULL);
+    run->options = options;
+    prng_init(&run->prng, options->seed * 104729 + 6);
+}
+
 void
 history_run(const struct run_options *options, u64 *hash_out)
 {
-    begin(options);
-    for (u32 i = 0; i < run->knobs.phases && !run_over(); i++)
-        phase();
-    if (!run_over()) calm();
-    if (!run_over()) close_down();
+    if (of_a_cluster(options)) {
+        cluster_begin(options);
+        cluster_history_run();
+    } else {
+        begin(options);
+        for (u32 i = 0; i < run->knobs.phases && !run_over(); i++)
+            phase();
+        if (!run_over()) calm();
+        if (!run_over()) close_down();
+    }
     run->stats.virtual_ns = sim_now_ns(run->sim);
     run->stats.events = sim_event_count(run->sim);
     *hash_out = sim_trace_hash(run->sim);
@@ -561,6 +582,12 @@ history_run(const struct run_options *options, u64 *hash_out)
 void
 history_free(void)
 {
+    if (run->cluster != NULL) {
+        cluster_history_free();
+        free(run);
+        run = NULL;
+        return;
+    }
     run->stop = true;
     clients_free();
     sim_free(run->sim);

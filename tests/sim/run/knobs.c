@@ -15,7 +15,8 @@
 
 #include "lsm/lsm.h"
 
-const char *const run_mode_names[] = {"lite", "swarm", "liveness", "beyond"};
+const char *const run_mode_names[] = {"lite",   "swarm",   "liveness",
+                                      "beyond", "cluster", "cluster-swarm"};
 
 static void
 weights_draw(struct knobs *knobs, struct prng *prng)
@@ -123,6 +124,16 @@ look_draw(struct sim_options *sim, u64 seed, u32 one_in)
     sim->disk.look_error_ppm = family(&prng, 10000, one_in);
 }
 
+/* Native clients that do not wait: they give a connection up, and send again over another one,
+ * while what they sent before may still be on its way. From a stream of its own, too. */
+static void
+patience_draw(struct knobs *knobs, u64 seed)
+{
+    struct prng prng;
+    prng_init(&prng, seed * 7919 + 20);
+    if (prng_chance(&prng, 1, 4)) knobs->patience_ms = 1u << prng_range(&prng, 0, 10);
+}
+
 /* A kind of lite: many connections with little but plain GETs, SETs and read-modify-writes of the
  * same few keys, on a disk as slow as spinning ones, and a power cut again and again. So what is
  * not durable yet is read by others just before it is lost, and what waits for the disk with its
@@ -187,6 +198,7 @@ knobs_draw(struct knobs *knobs, struct sim_options *sim, const struct run_option
     if (!lite) faults_draw(knobs, sim, &prng, options->mode == RUN_LIVENESS ? 2 : 4);
     if (lite) crowd_draw(knobs, sim, options->seed);
     if (!lite) look_draw(sim, options->seed, options->mode == RUN_LIVENESS ? 2 : 4);
+    if (!lite) patience_draw(knobs, options->seed);
     if (options->mode == RUN_BEYOND) damage_draw(sim, &prng);
     if (options->ops != 0) knobs->ops = options->ops;
     sim->print_log = options->log;
@@ -221,10 +233,12 @@ knobs_print(const struct knobs *knobs, const struct sim_options *sim)
         knobs->space_shrinks);
     fprintf(stderr,
             "clients   resp %u, native %u, hostile %u on %u machines, depth %u, keyspaces %u, "
-            "objects %u + %u, open %u, hot %u %%, big %u of 1000, slow %d, cut %u %%\n",
+            "objects %u + %u, open %u, hot %u %%, big %u of 1000, slow %d, cut %u %%, patience %u "
+            "ms\n",
             knobs->resp_clients, knobs->native_clients, knobs->hostile_clients, knobs->machines,
             knobs->depth_max, knobs->keyspaces, knobs->singles, knobs->groups, knobs->open_max,
-            knobs->hot_part, knobs->big_part, knobs->slow_readers, knobs->cut_part);
+            knobs->hot_part, knobs->big_part, knobs->slow_readers, knobs->cut_part,
+            knobs->patience_ms);
     fprintf(stderr, "actions  ");
     for (u32 i = 0; i < ACTION_COUNT; i++)
         if (knobs->weights[i] > 0) fprintf(stderr, " %s %u", action_names[i], knobs->weights[i]);

@@ -7,11 +7,13 @@
  *     distkv-sim --seed 17 --shrink                less that still fails in the same way
  *     distkv-sim --seed 17 --verify-determinism    the same seed twice: equal traces?
  *
+ *     distkv-sim --seed 17 --mode cluster          several nodes: cluster_history.c
+ *
  * A machine "server" runs the production code (src/server without host_*, src/lsm, src/proto,
  * src/base: the very objects of distkv-server) on one to four shards; other machines run clients.
  * What is drawn, and what is demanded: knobs.c, check.c, docs/testing.md.
  */
-#include "run.h"
+#include "cluster.h"
 
 #include <fcntl.h>
 #include <stdlib.h>
@@ -36,7 +38,8 @@ struct arguments {
 };
 
 static const char usage[] =
-    "usage: distkv-sim --seed N | --seeds A..B [--mode lite|swarm|liveness|beyond] [--ops N]\n"
+    "usage: distkv-sim --seed N | --seeds A..B [--ops N]\n"
+    "                  [--mode lite|swarm|liveness|beyond|cluster|cluster-swarm]\n"
     "                  [--off FAMILY,...] [--skip FAMILY:NUMBER,...] [--flaw NAME]\n"
     "                  [--trace] [--log] [--verify-determinism] [--shrink]\n"
     "                  [--marks] [--hashes] [--json]\n";
@@ -172,7 +175,7 @@ arguments_read(struct arguments *arguments, int argc, char **argv)
         } else if (strcmp(name, "--seeds") == 0) {
             seeds_read(arguments, value);
         } else if (strcmp(name, "--mode") == 0) {
-            options->mode = (enum run_mode)name_of(value, strlen(value), run_mode_names, 4);
+            options->mode = (enum run_mode)name_of(value, strlen(value), run_mode_names, RUN_MODES);
         } else if (strcmp(name, "--ops") == 0) {
             options->ops = number_of(value);
         } else if (strcmp(name, "--off") == 0) {
@@ -245,12 +248,17 @@ totals_add(double cpu)
         totals.cpu_max_seed = run->options->seed;
     }
     totals.failed += run->rule != NULL;
-    const struct model_stats *model = model_stats(run->model);
-    totals.gave_up += model->gave_up;
-    totals.judged += model->judged;
-    totals.operations += model->operations;
-    totals.configs += model->configs;
-    totals.configs_max = MAX(totals.configs_max, model->configs_max);
+    if (run->cluster != NULL) {
+        totals.gave_up += run->cluster->gave_up;
+        totals.judged += run->cluster->judged;
+    } else {
+        const struct model_stats *model = model_stats(run->model);
+        totals.gave_up += model->gave_up;
+        totals.judged += model->judged;
+        totals.operations += model->operations;
+        totals.configs += model->configs;
+        totals.configs_max = MAX(totals.configs_max, model->configs_max);
+    }
     for (u32 i = 0; i < SIM_FAULT_COUNT; i++)
         totals.faults[i] += sim_fault_count(run->sim, (enum sim_fault)i);
     u64 *to = (u64 *)&totals.stats;

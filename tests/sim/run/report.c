@@ -7,7 +7,7 @@
  * does not hold, or a crash, ends the process: the signal's handler reports first. A seed that
  * takes too long in real time is ended by an alarm, as a crash is.
  */
-#include "run.h"
+#include "cluster.h"
 
 #include <execinfo.h>
 #include <signal.h>
@@ -81,7 +81,10 @@ report_print(void)
     fprintf(stderr, "\nFAILED seed %llu mode %s rule %s\n%s\n",
             (unsigned long long)run->options->seed, run_mode_names[run->options->mode], run->rule,
             run->violation);
-    knobs_print(&run->knobs, &run->sim_options);
+    if (run->cluster != NULL)
+        cluster_report();
+    else
+        knobs_print(&run->knobs, &run->sim_options);
     fprintf(stderr,
             "at        %llu us, %llu events, position %llu, process %llu of the server, %u "
             "shards, %llu requests\n",

@@ -12,6 +12,7 @@
  *   clock.c     what the server's wall clock has shown
  *   damage.c    what damage may cost, in beyond
  *   check.c     from answers to the model (model.h, presence.h) and to the rules
+ *   cluster_*.c histories of several nodes: cluster.h
  *   report.c    violations, crashes, hangs;  shrink.c: less of the same failure
  */
 #ifndef DISTKV_TESTS_SIM_RUN_RUN_H
@@ -26,7 +27,8 @@
 #include "presence.h"
 #include "server/server.h"
 
-enum run_mode { RUN_LITE, RUN_SWARM, RUN_LIVENESS, RUN_BEYOND };
+enum run_mode { RUN_LITE, RUN_SWARM, RUN_LIVENESS, RUN_BEYOND, RUN_CLUSTER, RUN_CLUSTER_SWARM };
+#define RUN_MODES 6u
 extern const char *const run_mode_names[];
 
 /* Mistakes that a server could make, made between it and the checks: they must be noticed. */
@@ -87,7 +89,8 @@ struct knobs {
     u32 big_part;        /* of 1000 values: up to 1 MiB */
     u32 weights[32];     /* enum action of workload.c */
     bool slow_readers;
-    u32 cut_part; /* of 100 connections: end in the middle */
+    u32 cut_part;    /* of 100 connections: end in the middle */
+    u32 patience_ms; /* of native clients, for an answer; 0: as long as others */
 };
 
 void knobs_draw(struct knobs *knobs, struct sim_options *sim, const struct run_options *options);
@@ -137,6 +140,7 @@ struct run_stats {
 };
 
 struct client;
+struct cluster_run;
 
 struct run {
     const struct run_options *options;
@@ -183,6 +187,7 @@ struct run {
     u32 failed_object; /* + 1 */
 
     struct run_stats stats;
+    struct cluster_run *cluster; /* of several nodes: cluster.h; NULL: of one */
 };
 
 extern struct run *run; /* the one that runs; NULL between runs */

@@ -249,6 +249,11 @@ handle(struct fake_server *server, struct client *client, const struct native_re
         CHECK(native_reply_error(out, &request->header, NATIVE_ST_OVERLOADED, 1, 1, "busy"));
         return;
     }
+    if (write && server->close_writes > 0) {
+        server->close_writes--;
+        CHECK(native_reply_error(out, &request->header, NATIVE_ST_CLOSING, 0, 1, "too old"));
+        return;
+    }
     if (request->header.opcode != NATIVE_HELLO && server->silent) return;
     struct fake_entry *entry;
     switch ((enum native_opcode)request->header.opcode) {
@@ -314,6 +319,10 @@ handle(struct fake_server *server, struct client *client, const struct native_re
     case NATIVE_GET_SIBLINGS:
     case NATIVE_PUT_SIBLINGS:
         reply.header.status = NATIVE_ST_UNSUPPORTED; /* one node keeps none */
+        break;
+    case NATIVE_CLUSTER:
+        reply.cluster.number = request->cluster.function == NATIVE_CLUSTER_KEYSPACE_FIND ? 9 : 3;
+        reply.cluster.json = BYTES_LITERAL("{}");
         break;
     }
     size_t start = out->size;

@@ -33,6 +33,7 @@ struct fake_server {
     atomic_int drop_before_writes; /* close instead of doing the next n writes */
     atomic_int drop_after_writes;  /* do the next n writes, then close without a reply */
     atomic_int overload;           /* refuse the next n requests */
+    atomic_int close_writes;       /* ask for another connection at the next n writes */
     atomic_int silent;             /* answer nothing but HELLO */
     atomic_int hold_replies;    /* keep replies back until n are there, then send them reversed */
     atomic_int damage;          /* flip a bit in the next n replies */

@@ -584,6 +584,44 @@ refusals_are_repeated_until_the_deadline(void **state)
 }
 
 static void
+a_connection_that_the_server_does_not_want_is_left_when_all_is_answered(void **state)
+{
+    (void)state;
+    struct seen seen = {0};
+    struct call call = {&seen, 0};
+    server->close_writes = 3;
+    for (int i = 0; i < 8; i++)
+        assert_int_equal(distkv_put_async(kv, "k", 1, "v", 1, NULL, note, &call), DISTKV_OK);
+    while (distkv_pending(kv) > 0)
+        distkv_process(kv, 1000);
+    assert_int_equal(seen.codes[DISTKV_OK], 8);
+    assert_int_equal(server->connections, 2);
+    assert_int_equal(server->writes_done, 8); /* none was in doubt */
+    assert_int_equal(server->last_write_age_ms, 0);
+}
+
+static void
+an_age_counts_from_the_attempt_that_may_have_been_done(void **state)
+{
+    (void)state;
+    struct seen seen = {0};
+    struct call call = {&seen, 0};
+    server->overload = 1000000;
+    u64 begin = now_ms();
+    assert_int_equal(distkv_put_async(kv, "k", 1, "v", 1, NULL, note, &call), DISTKV_OK);
+    while (now_ms() < begin + 300)
+        distkv_process(kv, 10);
+    server->drop_after_writes = 1;
+    begin = now_ms();
+    server->overload = 0;
+    while (distkv_pending(kv) > 0)
+        distkv_process(kv, 1000);
+    assert_int_equal(seen.codes[DISTKV_OK], 1);
+    assert_int_equal(server->writes_replayed, 1);
+    assert_in_range(server->last_write_age_ms, 1, now_ms() - begin + 1);
+}
+
+static void
 a_silent_server_costs_the_deadline_and_no_more(void **state)
 {
     (void)state;
@@ -706,6 +744,8 @@ main(void)
         T(a_condition_is_not_repeated_to_a_server_that_has_forgotten),
         T(without_retry_a_lost_reply_is_told_at_once),
         T(refusals_are_repeated_until_the_deadline),
+        T(a_connection_that_the_server_does_not_want_is_left_when_all_is_answered),
+        T(an_age_counts_from_the_attempt_that_may_have_been_done),
         T(a_silent_server_costs_the_deadline_and_no_more),
         T(a_damaged_reply_is_never_believed),
         T(a_server_that_returns_is_found_again),

@@ -269,15 +269,13 @@ the_first_member_holds_everything_at_once(void **state)
     assert_int_equal(now->stage_epoch_before, 1);
     assert_int_equal(now->members[0].number, 1);
     assert_int_equal(now->members[0].state, PLACEMENT_NORMAL);
-    for (u32 k = 0; k < LIMIT_KEYSPACES_CLIENT; k++) {
-        char name[8];
-        snprintf(name, sizeof(name), "%u", k);
-        assert_string_equal(now->keyspaces[k].name, name);
-        assert_int_equal(now->keyspaces[k].conflict, CONFLICT_LWW);
-        assert_int_equal(now->keyspaces[k].replicas, 3);
-        assert_int_equal(now->keyspaces[k].write_quorum, 3);
-        assert_int_equal(now->keyspaces[k].read_quorum, 2);
-    }
+    assert_string_equal(now->keyspaces[0].name, "0");
+    assert_int_equal(now->keyspaces[0].conflict, CONFLICT_LWW);
+    assert_int_equal(now->keyspaces[0].replicas, 3);
+    assert_int_equal(now->keyspaces[0].write_quorum, 3);
+    assert_int_equal(now->keyspaces[0].read_quorum, 2);
+    for (u32 k = 1; k < LIMIT_KEYSPACES_CLIENT; k++)
+        assert_false(now->keyspaces[k].used);
     for (u32 p = 0; p < 16; p++) {
         struct topology_row row;
         topology_row(now, 0, p, &row);
@@ -337,8 +335,14 @@ quorums_change_only_so_that_old_and_new_overlap(void **state)
     (void)state;
     struct world world;
     world_grow(&world, 1, 16, 3);
-    struct topology_command set = {.kind = TOPOLOGY_KEYSPACE_SET, .keyspace = 3};
-    set.options = world.now->keyspaces[3];
+    struct topology_command set = {.kind = TOPOLOGY_KEYSPACE_SET, .keyspace = 7};
+    set.options = world.now->keyspaces[0];
+    apply_refused(&world, set, "keyspace 0 is called '0'");
+    snprintf(set.options.name, sizeof(set.options.name), "7");
+    apply_ok(&world, set);
+    set.keyspace = 3;
+    snprintf(set.options.name, sizeof(set.options.name), "3");
+    apply_ok(&world, set);
     apply_refused(&world, set, "nothing changes");
     set.options.write_quorum = 1;
     set.options.read_quorum = 3; /* old writes 2, new reads 3; new writes 1, old reads 2 */
@@ -352,10 +356,8 @@ quorums_change_only_so_that_old_and_new_overlap(void **state)
     set.options.read_quorum = 1; /* gives the overlap up */
     apply_ok(&world, set);
     set.options.conflict = CONFLICT_SIBLINGS;
-    apply_ok(&world, set);
+    apply_refused(&world, set, "how conflicts are resolved cannot change");
     set.options.conflict = CONFLICT_LWW;
-    apply_refused(&world, set, "a keyspace that keeps siblings stays one");
-    set.options.conflict = CONFLICT_SIBLINGS;
     set.options.replicas = 2;
     apply_refused(&world, set, "the number of replicas cannot change");
     set.options.replicas = 4;
@@ -968,12 +970,12 @@ break_fence(struct topology *t)
 static void
 break_keyspace(struct topology *t)
 {
-    t->keyspaces[2].write_quorum = 4;
+    t->keyspaces[0].write_quorum = 4;
 }
 static void
 break_keyspace_name(struct topology *t)
 {
-    t->keyspaces[2].name[0] = '3';
+    t->keyspaces[2] = t->keyspaces[0];
 }
 static void
 break_datacenters(struct topology *t)
@@ -1265,6 +1267,11 @@ history_command(struct history *history)
     command.replicas = 3;
     command.keyspace = (u32)prng_below(prng, 18);
     command.options = now->keyspaces[command.keyspace % LIMIT_KEYSPACES_CLIENT];
+    if (!command.options.used && now->cluster_id != 0) {
+        command.options.replicas = (u8)prng_range(prng, 1, 3);
+        command.options.write_quorum = (u8)prng_range(prng, 1, command.options.replicas);
+        snprintf(command.options.name, sizeof(command.options.name), "%u", command.keyspace);
+    }
     /* Keyspace 0 keeps the quorums that it was founded with: they overlap. */
     if (command.keyspace > 0 && now->cluster_id != 0)
         command.options.read_quorum = (u8)prng_below(prng, 4);

@@ -402,6 +402,25 @@ background_gets_about_a_tenth_of_a_busy_shard(void **state)
 }
 
 static void
+background_gets_as_much_as_was_asked_for(void **state)
+{
+    bool end = false;
+    memset(worked_ns, 0, sizeof(worked_ns));
+    spawn(FIBER_FOREGROUND, works_in_foreground, &end);
+    spawn(FIBER_BACKGROUND, works, &end);
+    u64 start = clock_ns;
+    for (int i = 0; i < 2000; i++) {
+        turn(&shards[0]);
+        shards[0].background_share = 600;
+    }
+    u64 percent = worked_ns[FIBER_BACKGROUND] * 100 / (clock_ns - start);
+    assert_in_range(percent, 55, 65);
+    end = true;
+    for (int i = 0; i < 50; i++)
+        turn(&shards[0]);
+}
+
+static void
 bulk_gets_about_a_quarter_and_background_a_tenth_of_a_busy_shard(void **state)
 {
     bool end = false;
@@ -650,6 +669,7 @@ main(void)
         TEST(a_gate_closes_after_the_last_has_left),
         TEST(the_quota_ends_a_turn_but_one_fiber_always_runs),
         TEST(background_gets_about_a_tenth_of_a_busy_shard),
+        TEST(background_gets_as_much_as_was_asked_for),
         TEST(bulk_gets_about_a_quarter_and_background_a_tenth_of_a_busy_shard),
         TEST(bulk_has_what_the_foreground_leaves),
         TEST(a_scope_without_yield_ends),

@@ -15,6 +15,7 @@
 #include "base/mem.h"
 #include "io/fiber.h"
 #include "io/file.h"
+#include "io/ring_internal.h"
 
 #define BLOCK  IO_ALIGNMENT
 #define BLOCKS 64u
@@ -631,6 +632,74 @@ writes_inside_the_filled_range_never_go_to_a_worker(void **state)
     assert_int_equal(punts, 0);
 }
 
+/* ---- the kernel's cache ---- */
+
+#define CACHED_GROUP KIB(256)
+#define CACHED_BOUND MIB(32)
+
+struct cached {
+    struct io_op op;
+    bool done;
+};
+
+static void
+cached_done(struct io_op *op)
+{
+    CONTAINER_OF(op, struct cached, op)->done = true;
+}
+
+static MAY_YIELD void
+cached_write(struct io_file *file, const u8 *data, u32 size, u64 offset)
+{
+    struct cached cached = {.op.done = cached_done};
+    u64 dirty = file->cached.dirty_bytes;
+    io_file_write_cached_start(file, &cached.op, IO_CLASS_LOG, data, size, offset);
+    EXPECT(!cached.done); /* not inside the call, but it is written already */
+    EXPECT(!file->direct || file->cached.dirty_bytes == MIN(dirty + size, CACHED_BOUND));
+    while (!cached.done)
+        fiber_yield();
+    EXPECT(ok(cached.op.result));
+}
+
+static status
+main_cached(void *arg)
+{
+    struct io_file *file;
+    EXPECT(ok(io_file_open(path_of("cached"), IO_OPEN_WRITE | IO_OPEN_CREATE, &file)));
+    EXPECT(ok(io_file_fill(file, MIB(40))));
+    u8 *out = block_new(CACHED_GROUP, 3);
+    u8 *in = block_new(CACHED_GROUP, 4);
+    /* Of 40 MiB that no sync took, the last eight go to the disk. */
+    for (u64 at = 0; at < MIB(40); at += CACHED_GROUP) {
+        memset(out, (int)(at / CACHED_GROUP) + 1, CACHED_GROUP);
+        cached_write(file, out, CACHED_GROUP, at);
+    }
+    /* Others see it before it was synced, and afterwards; direct writes stand beside it. */
+    for (u32 synced = 0; synced < 2; synced++) {
+        memset(out, 200 + (int)synced, BLOCK);
+        EXPECT(ok(io_file_write(file, IO_CLASS_LOG, out, BLOCK, MIB(2), synced == 1)));
+        for (u64 at = 0; at < MIB(40); at += MIB(1)) {
+            u8 first = (u8)(at == MIB(2) ? 200 + synced : at / CACHED_GROUP + 1);
+            EXPECT(ok(io_file_read(file, IO_CLASS_READ, in, CACHED_GROUP, at)));
+            EXPECT(in[0] == first && in[CACHED_GROUP - 1] == (u8)(at / CACHED_GROUP + 1));
+        }
+        EXPECT(ok(io_file_sync(file)));
+        EXPECT(file->cached.dirty_bytes == 0);
+    }
+    cached_write(file, out, BLOCK, 0); /* there is room again */
+    io_file_close(file);
+    mem_free(io_budget(), out, CACHED_GROUP);
+    mem_free(io_budget(), in, CACHED_GROUP);
+    EXPECT(ok(io_file_unlink(path_of("cached"))));
+    return ST_OK;
+}
+
+static void
+what_the_cache_takes_is_done_at_once_and_bounded(void **state)
+{
+    ring_run_main(1, main_cached, NULL);
+}
+
 static int
 setup(void **state)
 {
@@ -661,6 +730,7 @@ main(void)
         cmocka_unit_test(a_removed_file_goes_little_by_little),
         cmocka_unit_test(names_are_made_moved_listed_and_removed),
         cmocka_unit_test(files_in_memory_behave_alike),
+        cmocka_unit_test(what_the_cache_takes_is_done_at_once_and_bounded),
         cmocka_unit_test(what_is_not_there_is_told_and_what_is_left_open_is_closed),
         cmocka_unit_test(a_directory_belongs_to_one_node_at_a_time),
         cmocka_unit_test(writes_inside_the_filled_range_never_go_to_a_worker),

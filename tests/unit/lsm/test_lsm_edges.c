@@ -514,6 +514,11 @@ late_fiber(void *arg)
         u64 count;
         st = lsm_count_exact(lsm, 1, &count);
         CHECK(ok(st) || status_is(st, ST_CLOSED));
+        closing = late->closing;
+        u64 version, seq;
+        st = lsm_newest(lsm, 0, hash_token(BYTES_LITERAL("a")), BYTES_LITERAL("a"), 0, &version,
+                        &seq);
+        CHECK(status_is(st, closing ? ST_CLOSED : ST_NOT_FOUND));
         late->answered += closing;
         if (!late->ended) fiber_yield();
     }

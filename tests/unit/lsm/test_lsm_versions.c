@@ -365,7 +365,7 @@ late_body(void *arg)
     expect(w, 2, 100, 0);
 
     /* Allowed, it goes with the next merge, but not while an older one lies in memory. */
-    lsm_purge_allow(w->lsm, 0, 200);
+    lsm_purge_allow(w->lsm, 0, 200, UINT64_MAX);
     CHECK(ok(lsm_flush(w->lsm)));
     CHECK(ok(lsm_compact(w->lsm)));
     expect(w, 1, 100, 0);
@@ -383,6 +383,148 @@ what_hides_older_versions_stays_until_none_can_come(void **state)
     struct world w;
     world_init(&w, 1);
     assert_true(ok(sim_run(w.sim, 1, late_body, &w)));
+    sim_free(w.sim);
+}
+
+/* What expires later than is allowed stays, expired or not; and what was allowed is taken back. */
+static status
+forget_body(void *arg)
+{
+    struct world *w = arg;
+    CHECK(ok(open_store(w)));
+    u64 soon = io_wall_ms() + 5;
+    write_cell(w, 1, 100, 7, soon);
+    fiber_sleep_ns(10 * NS_PER_MS);
+    lsm_purge_allow(w->lsm, 0, 200, soon);
+    CHECK(ok(lsm_flush(w->lsm)));
+    CHECK(ok(lsm_compact(w->lsm)));
+    struct lsm_stats stats;
+    lsm_stats_get(w->lsm, &stats);
+    CHECK(stats.table_entries == 1);
+    lsm_purge_allow(w->lsm, 0, 201, soon + 1);
+    CHECK(lsm_purge_below(w->lsm, 0) == 201);
+    lsm_purge_forget(w->lsm);
+    CHECK(lsm_purge_below(w->lsm, 0) == 0);
+    CHECK(ok(lsm_flush(w->lsm)));
+    CHECK(ok(lsm_compact(w->lsm)));
+    write_cell(w, 1, 90, 8, 0);
+    expect(w, 1, 100, 0);
+    lsm_purge_allow(w->lsm, 0, 150, soon + 1); /* less than before, but that was taken back */
+    CHECK(ok(lsm_flush(w->lsm)));
+    CHECK(ok(lsm_compact(w->lsm)));
+    expect(w, 1, 100, 0);
+    lsm_stats_get(w->lsm, &stats);
+    CHECK(stats.table_entries == 0);
+    return lsm_close(w->lsm);
+}
+
+static void
+what_may_be_purged_can_be_taken_back(void **state)
+{
+    (void)state;
+    struct world w;
+    world_init(&w, 1);
+    assert_true(ok(sim_run(w.sim, 1, forget_body, &w)));
+    sim_free(w.sim);
+}
+
+static status
+marks_body(void *arg)
+{
+    struct world *w = arg;
+    CHECK(ok(open_store(w)));
+    u64 marks[4] = {0}, token = hash_token(key_of(1));
+    lsm_marks_set(w->lsm, 0, marks, 56);
+    write_cell(w, 1, 100, 7, 0);
+    for (u32 i = 0; i < 256; i++)
+        CHECK((marks[i / 64] >> i % 64 & 1) == (i == token >> 56));
+    memset(marks, 0, sizeof(marks));
+    struct change range = {.range = true,
+                           .cell = {.version = 50},
+                           .token_first = 3ull << 56,
+                           .token_last = 70ull << 56};
+    CHECK(ok(write_change(w, &range)));
+    for (u32 i = 0; i < 256; i++)
+        CHECK((marks[i / 64] >> i % 64 & 1) == (i >= 3 && i <= 70));
+    lsm_marks_set(w->lsm, 0, NULL, 0);
+    memset(marks, 0, sizeof(marks));
+    write_cell(w, 1, 101, 7, 0);
+    for (u32 i = 0; i < 4; i++)
+        CHECK(marks[i] == 0);
+    return lsm_close(w->lsm);
+}
+
+static void
+marks_tell_where_was_written(void **state)
+{
+    (void)state;
+    struct world w;
+    world_init(&w, 1);
+    assert_true(ok(sim_run(w.sim, 1, marks_body, &w)));
+    sim_free(w.sim);
+}
+
+/* The upper half of the tokens is not wanted any more, and then it is again. */
+static u32
+entries_in(struct world *w, u64 first, u64 last)
+{
+    struct lsm_scan *scan;
+    CHECK(ok(lsm_scan_open(w->lsm, NULL, 0, first, BYTES(NULL, 0), last, &scan)));
+    lsm_scan_whole(scan);
+    u32 count = 0;
+    u64 token;
+    struct bytes key;
+    struct lsm_value value;
+    while (ok(lsm_scan_next(scan, true, &token, &key, &value)))
+        count++;
+    lsm_scan_close(scan);
+    return count;
+}
+
+static status
+drop_body(void *arg)
+{
+    struct world *w = arg;
+    const u64 middle = (u64)1 << 63;
+    CHECK(ok(open_store(w)));
+    u32 upper = 0, one = UINT32_MAX;
+    for (u32 key = 0; key < KEYS; key++) {
+        write_cell(w, key, 100, 7, 0);
+        if (hash_token(key_of(key)) < middle) continue;
+        upper++;
+        one = key;
+    }
+    CHECK(upper > 0 && upper < KEYS);
+    CHECK(ok(lsm_flush(w->lsm)));
+    CHECK(ok(lsm_compact(w->lsm)));
+    write_cell(w, one, 120, 0, 0); /* deleted, above what lies in the last level */
+    CHECK(ok(lsm_flush(w->lsm)));
+    u64 bits = 2;
+    lsm_drop_set(w->lsm, 0, &bits, 63);
+    u64 until_ns = io_now_ns() + 60 * NS_PER_S;
+    while (entries_in(w, middle, UINT64_MAX) > 0 && io_now_ns() < until_ns)
+        fiber_sleep_ns(NS_PER_MS);
+    CHECK(entries_in(w, middle, UINT64_MAX) == 0);
+    CHECK(entries_in(w, 0, middle - 1) == KEYS - upper);
+    bits = 0;
+    lsm_drop_set(w->lsm, 0, &bits, 63);
+    struct cell none = {0};
+    check_get(w, one, NULL, &none);
+    write_cell(w, one, 90, 8, 0); /* nothing of what was there hides it */
+    CHECK(ok(lsm_flush(w->lsm)));
+    CHECK(ok(lsm_compact(w->lsm)));
+    expect(w, one, 90, 8);
+    lsm_drop_set(w->lsm, 0, NULL, 0);
+    return lsm_close(w->lsm);
+}
+
+static void
+what_nobody_wants_goes_and_does_not_hide_what_comes_later(void **state)
+{
+    (void)state;
+    struct world w;
+    world_init(&w, 1);
+    assert_true(ok(sim_run(w.sim, 1, drop_body, &w)));
     sim_free(w.sim);
 }
 
@@ -467,6 +609,9 @@ main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(the_highest_version_wins_in_whatever_order_they_come),
         cmocka_unit_test(what_hides_older_versions_stays_until_none_can_come),
+        cmocka_unit_test(what_may_be_purged_can_be_taken_back),
+        cmocka_unit_test(marks_tell_where_was_written),
+        cmocka_unit_test(what_nobody_wants_goes_and_does_not_hide_what_comes_later),
         cmocka_unit_test(neighbouring_ranges_of_different_versions_stay_two),
         cmocka_unit_test(asking_for_a_higher_version_reads_no_disk_in_the_usual_case),
     };

@@ -40,6 +40,7 @@ retain_of(const u64 *snapshots, u32 count, const struct range_list *ranges, bool
                            .range_seq_limit = UINT64_MAX,
                            .bottom = bottom,
                            .version_outside = UINT64_MAX,
+                           .expire_below_ms = UINT64_MAX,
                            .wall_ms = NOW};
 }
 

@@ -61,6 +61,8 @@ header_of(enum native_opcode opcode)
 }
 
 /* One request of each opcode into out; returns how many. */
+#define OPCODES_KNOWN 14u
+
 static u32
 encode_all_requests(void)
 {
@@ -121,6 +123,12 @@ encode_all_requests(void)
                         .key = BYTES_LITERAL("k7"),
                         .context = BYTES_LITERAL("seen"),
                         .value = BYTES_LITERAL("v7")});
+    ENCODE(NATIVE_CLUSTER, .cluster = {.function = NATIVE_CLUSTER_KEYSPACE_SET,
+                                       .flags = NATIVE_CLUSTER_CREATE,
+                                       .conflict = 1,
+                                       .replicas = 2,
+                                       .keyspace = NATIVE_CLUSTER_KEYSPACE_ANY,
+                                       .name = BYTES_LITERAL("orders")});
     return count;
 }
 
@@ -129,9 +137,10 @@ requests_come_back_as_they_went_in(void **state)
 {
     (void)state;
     u32 count = encode_all_requests();
-    assert_int_equal(count, NATIVE_OPCODE_MAX);
+    assert_int_equal(count, OPCODES_KNOWN);
     struct bytes rest = buf_bytes(&out);
-    for (u32 opcode = 1; opcode <= count; opcode++) {
+    for (u32 number = 0; number < count; number++) {
+        u32 opcode = number < 13 ? number + 1 : NATIVE_CLUSTER;
         struct native_header header;
         struct bytes body;
         size_t consumed, wanted;
@@ -213,6 +222,11 @@ requests_come_back_as_they_went_in(void **state)
             assert_bytes(r.siblings.key, "k7");
             assert_bytes(r.siblings.context, "seen");
             assert_bytes(r.siblings.value, "v7");
+            break;
+        case NATIVE_CLUSTER:
+            assert_int_equal(r.cluster.function, NATIVE_CLUSTER_KEYSPACE_SET);
+            assert_int_equal(r.cluster.keyspace, NATIVE_CLUSTER_KEYSPACE_ANY);
+            assert_bytes(r.cluster.name, "orders");
             break;
         }
         rest = BYTES(rest.data + consumed, rest.size - consumed);
@@ -330,6 +344,10 @@ encode_all_replies(void)
     reply = reply_to(NATIVE_PUT_SIBLINGS);
     reply.written.version = 67;
     assert_true(native_reply_encode(&out, &reply));
+    reply = reply_to(NATIVE_CLUSTER);
+    reply.cluster.number = 15;
+    reply.cluster.json = BYTES_LITERAL("{\"a\":1}");
+    assert_true(native_reply_encode(&out, &reply));
     struct native_header request = header_of(NATIVE_PUT);
     assert_true(native_reply_error(&out, &request, NATIVE_ST_CONFLICT, 17, 8, "key exists"));
 }
@@ -438,13 +456,17 @@ replies_come_back_as_they_went_in(void **state)
         case NATIVE_PUT_SIBLINGS:
             assert_int_equal(r.written.version, 67);
             break;
+        case NATIVE_CLUSTER:
+            assert_int_equal(r.cluster.number, 15);
+            assert_bytes(r.cluster.json, "{\"a\":1}");
+            break;
         case NATIVE_BATCH:
         case NATIVE_EXPIRE:
         case NATIVE_SNAPSHOT_CLOSE:
             break;
         }
     }
-    assert_int_equal(seen, NATIVE_OPCODE_MAX + 1);
+    assert_int_equal(seen, OPCODES_KNOWN + 1);
 }
 
 /* Calls fn for each frame in out. */
@@ -545,7 +567,9 @@ decode_resized(struct bytes frame, size_t body_size)
     bool free_end = header.opcode == NATIVE_PING || header.opcode == NATIVE_GET ||
                     header.opcode == NATIVE_TTL || header.opcode == NATIVE_EXPIRE ||
                     header.opcode == NATIVE_STATUS || header.opcode == NATIVE_PUT_SIBLINGS ||
-                    header.status != NATIVE_ST_OK;
+                    header.status != NATIVE_ST_OK ||
+                    (header.opcode == NATIVE_CLUSTER && (header.flags & NATIVE_FLAG_REPLY) != 0 &&
+                     body_size >= 8);
     if (header.opcode == NATIVE_GET_SIBLINGS && !(header.flags & NATIVE_FLAG_REPLY))
         free_end = true;
     if (body_size != body.size && !free_end) assert_false(ok(st));

@@ -33,6 +33,12 @@ what_is_encoded_decodes_to_the_same(void **state)
     assert_int_equal(write_out.partition, 4095);
     assert_int_equal(write_out.count, 3);
     assert_int_equal(write_out.flags, PEER_WRITE_REPAIR);
+    assert_int_equal(write_out.session, 0);
+    write.flags = PEER_WRITE_TREE | PEER_WRITE_REPAIR;
+    write.session = 12345;
+    bytes = body_of(body, peer_write_head(&write, body), rest);
+    assert_true(ok(peer_write_decode(bytes, &write_out)));
+    assert_int_equal(write_out.session, 12345);
     assert_true(bytes_equal(write_out.ops, rest));
 
     struct peer_wrote wrote = {.newer = 99}, wrote_out;
@@ -98,7 +104,9 @@ what_cannot_be_is_refused(void **state)
         {.version = 0, .count = 1},
         {.version = 1, .count = 0},
         {.version = 1, .count = LIMIT_BATCH_OPS + 1},
-        {.version = 1, .count = 1, .flags = 8},
+        {.version = 1, .count = 1, .flags = 16},
+        {.version = 1, .count = 1, .flags = PEER_WRITE_TREE},
+        {.version = 1, .count = 1, .flags = PEER_WRITE_REPAIR, .session = 5},
         {.version = 1, .count = 1, .partition = SLOT_COUNT},
     };
     struct peer_write write;

@@ -1,0 +1,318 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * cluster_operate.c -- what operators have done to a cluster: on shard 0 of any node; proposals go
+ * to whoever leads group0.
+ *
+ * Draining: this node hands over what it does for others, and stays a replica. In this order, so
+ * that no two nodes run a command that reads before it writes at the same time:
+ *
+ *   CLUSTER_DRAIN_CLOSING   nothing new is coordinated here (who asks is told to ask again); ends
+ *                           when nothing is under way any more
+ *   CLUSTER_DRAIN_DONE      pings say so; everybody, ourselves too, gives requests to the next
+ *                           replica, and leadership of group0 has been given away
+ *
+ * It lasts until it is undone or the node starts again. Where no other replica of a key lives, it
+ * is still served here.
+ */
+#include <stdio.h>
+
+#include "cluster/cluster.h"
+
+#include "base/log.h"
+#include "io/io.h"
+
+#define DRAIN_LOOK_NS  (10 * NS_PER_MS)
+#define DRAIN_AGAIN_NS (200 * NS_PER_MS)
+
+/* ---- members ---- */
+
+struct member_change {
+    u8 kind;
+    u32 weight;
+    const char *node_id;
+};
+
+static status
+fill_member(void *arg, const struct topology *present, struct topology_command *command)
+{
+    const struct member_change *change = arg;
+    const struct topology_member *member = topology_member_by_id(present, change->node_id);
+    if (member == NULL) return change->kind == TOPOLOGY_WEIGHT_SET ? ST_NOT_FOUND : ST_EXISTS;
+    if (change->kind == TOPOLOGY_MEMBER_LEAVE && member->state == PLACEMENT_LEAVING)
+        return ST_EXISTS;
+    if (change->kind == TOPOLOGY_WEIGHT_SET && member->weight == change->weight) return ST_EXISTS;
+    command->kind = change->kind;
+    command->member = *member;
+    if (change->kind == TOPOLOGY_WEIGHT_SET) command->member.weight = change->weight;
+    return ST_OK;
+}
+
+MAY_YIELD static status
+change_member(struct cluster_shard *shard, struct member_change *change, u64 deadline_ns,
+              char reason[TOPOLOGY_REASON_BYTES])
+{
+    if (topology_member_by_id(shard->topology, change->node_id) == NULL) {
+        snprintf(reason, TOPOLOGY_REASON_BYTES, "no member has this id");
+        return ST_NOT_FOUND;
+    }
+    status st = group0_change(shard->group0, fill_member, change, deadline_ns, reason);
+    return status_is(st, ST_EXISTS) ? ST_OK : st;
+}
+
+MAY_YIELD status
+cluster_remove(struct cluster_shard *shard, const char *node_id, bool dead, u64 deadline_ns,
+               char reason[TOPOLOGY_REASON_BYTES])
+{
+    struct member_change change = {.kind = dead ? TOPOLOGY_MEMBER_FORGET : TOPOLOGY_MEMBER_LEAVE,
+                                   .node_id = node_id};
+    return change_member(shard, &change, deadline_ns, reason);
+}
+
+MAY_YIELD status
+cluster_weight_set(struct cluster_shard *shard, const char *node_id, u32 weight, u64 deadline_ns,
+                   char reason[TOPOLOGY_REASON_BYTES])
+{
+    struct member_change change = {
+        .kind = TOPOLOGY_WEIGHT_SET, .weight = weight, .node_id = node_id};
+    return change_member(shard, &change, deadline_ns, reason);
+}
+
+/* ---- keyspaces ---- */
+
+u32
+cluster_keyspace_find(const struct topology *topology, const char *name)
+{
+    for (u32 k = 0; k < LIMIT_KEYSPACES_CLIENT; k++)
+        if (topology->keyspaces[k].used && strcmp(topology->keyspaces[k].name, name) == 0) return k;
+    return LIMIT_KEYSPACES_CLIENT;
+}
+
+/* "0" to "15" are the names of keyspaces that nobody has given another one. */
+static u32
+number_of_name(const char *name)
+{
+    u32 number = 0, digits = 0;
+    for (; name[digits] >= '0' && name[digits] <= '9' && digits < 3; digits++)
+        number = number * 10 + (u32)(name[digits] - '0');
+    bool plain = digits != 0 && name[digits] == 0 && (digits == 1 || name[0] != '0');
+    return plain && number < LIMIT_KEYSPACES_CLIENT ? number : LIMIT_KEYSPACES_CLIENT;
+}
+
+/* What is not given is as keyspace 0 has it; W and R of another N are a majority. */
+static struct topology_keyspace
+keyspace_new(const struct topology *topology, const struct cluster_keyspace *wanted)
+{
+    const struct topology_keyspace *first = &topology->keyspaces[0];
+    struct topology_keyspace made = {.conflict = wanted->conflict};
+    made.replicas = wanted->replicas != 0 ? wanted->replicas : (u8)topology->replicas;
+    u8 majority = made.replicas / 2 + 1;
+    bool as_first = first->used && made.replicas == first->replicas;
+    made.write_quorum = wanted->write_quorum != 0 ? wanted->write_quorum
+                        : as_first                ? first->write_quorum
+                                                  : majority;
+    made.read_quorum = wanted->read_quorum != 0 ? wanted->read_quorum
+                       : as_first               ? first->read_quorum
+                                                : majority;
+    snprintf(made.name, sizeof(made.name), "%s", wanted->name);
+    return made;
+}
+
+static bool
+keyspace_same(const struct topology_keyspace *a, const struct topology_keyspace *b)
+{
+    return a->conflict == b->conflict && a->replicas == b->replicas &&
+           a->write_quorum == b->write_quorum && a->read_quorum == b->read_quorum &&
+           strcmp(a->name, b->name) == 0;
+}
+
+/* The number for a new one: what is asked for, or the highest that is free; low ones are what
+ * SELECT makes when it is used. LIMIT_KEYSPACES_CLIENT: none, for the reason. */
+static u32
+keyspace_place(const struct topology *topology, struct cluster_keyspace *wanted)
+{
+    u32 named = number_of_name(wanted->name), number = wanted->number;
+    if (named < LIMIT_KEYSPACES_CLIENT && number != CLUSTER_KEYSPACE_ANY && named != number) {
+        snprintf(wanted->reason, sizeof(wanted->reason), "'%s' is the name of keyspace %u",
+                 wanted->name, named);
+        return LIMIT_KEYSPACES_CLIENT;
+    }
+    if (number == CLUSTER_KEYSPACE_ANY && named < LIMIT_KEYSPACES_CLIENT) number = named;
+    if (number == CLUSTER_KEYSPACE_ANY)
+        for (number = LIMIT_KEYSPACES_CLIENT; number > 0; number--)
+            if (!topology->keyspaces[number - 1].used) break;
+    if (wanted->number == CLUSTER_KEYSPACE_ANY && named == LIMIT_KEYSPACES_CLIENT) {
+        if (number != 0) return number - 1;
+        snprintf(wanted->reason, sizeof(wanted->reason), "all %u keyspaces are made",
+                 LIMIT_KEYSPACES_CLIENT);
+        return LIMIT_KEYSPACES_CLIENT;
+    }
+    if (number >= LIMIT_KEYSPACES_CLIENT)
+        snprintf(wanted->reason, sizeof(wanted->reason), "keyspaces have the numbers 0 to %u",
+                 LIMIT_KEYSPACES_CLIENT - 1);
+    else if (topology->keyspaces[number].used)
+        snprintf(wanted->reason, sizeof(wanted->reason), "keyspace %u is there, as '%s'", number,
+                 topology->keyspaces[number].name);
+    else
+        return number;
+    return LIMIT_KEYSPACES_CLIENT;
+}
+
+/* They are shown in JSON, and typed in shells. */
+static bool
+name_is_plain(const char *name)
+{
+    for (const char *c = name; *c != 0; c++) {
+        bool letter = (*c >= 'a' && *c <= 'z') || (*c >= 'A' && *c <= 'Z');
+        if (!letter && !(*c >= '0' && *c <= '9') && *c != '.' && *c != '_' && *c != '-')
+            return false;
+    }
+    return name[0] != 0;
+}
+
+static status
+fill_keyspace(void *arg, const struct topology *present, struct topology_command *command)
+{
+    struct cluster_keyspace *wanted = arg;
+    u32 there = cluster_keyspace_find(present, wanted->name);
+    bool is_there = there < LIMIT_KEYSPACES_CLIENT;
+    command->kind = TOPOLOGY_KEYSPACE_SET;
+    if (wanted->create) {
+        command->options = keyspace_new(present, wanted);
+        bool as_numbered = wanted->number == CLUSTER_KEYSPACE_ANY || wanted->number == there;
+        if (is_there && as_numbered &&
+            keyspace_same(&present->keyspaces[there], &command->options)) {
+            wanted->number = there;
+            return ST_EXISTS;
+        }
+        u32 number = is_there ? LIMIT_KEYSPACES_CLIENT : keyspace_place(present, wanted);
+        if (is_there)
+            snprintf(wanted->reason, sizeof(wanted->reason),
+                     "keyspace %u has this name, and is another one", there);
+        if (number == LIMIT_KEYSPACES_CLIENT) return ST_INVALID;
+        command->keyspace = number;
+        return ST_OK;
+    }
+    if (!is_there) {
+        snprintf(wanted->reason, sizeof(wanted->reason), "no keyspace has this name");
+        return ST_NOT_FOUND;
+    }
+    wanted->number = there;
+    command->keyspace = there;
+    command->options = present->keyspaces[there];
+    if (wanted->replicas != 0) command->options.replicas = wanted->replicas;
+    if (wanted->write_quorum != 0) command->options.write_quorum = wanted->write_quorum;
+    if (wanted->read_quorum != 0) command->options.read_quorum = wanted->read_quorum;
+    return keyspace_same(&present->keyspaces[there], &command->options) ? ST_EXISTS : ST_OK;
+}
+
+MAY_YIELD status
+cluster_keyspace_set(struct cluster_shard *shard, struct cluster_keyspace *wanted, u64 deadline_ns)
+{
+    wanted->reason[0] = 0;
+    if (!name_is_plain(wanted->name)) {
+        snprintf(wanted->reason, sizeof(wanted->reason),
+                 "names of keyspaces have letters, digits, '.', '_' and '-'");
+        return ST_INVALID;
+    }
+    char reason[TOPOLOGY_REASON_BYTES] = "";
+    u16 asked = wanted->number;
+    status st = group0_change(shard->group0, fill_keyspace, wanted, deadline_ns, reason);
+    if (wanted->reason[0] == 0) memcpy(wanted->reason, reason, sizeof(reason));
+    if (status_is(st, ST_EXISTS)) st = ST_OK;
+    if (!ok(st)) return st;
+    u32 there = cluster_keyspace_find(shard->topology, wanted->name);
+    /* This member may learn of it a moment later than the leader. */
+    wanted->number = there < LIMIT_KEYSPACES_CLIENT ? (u16)there : asked;
+    return ST_OK;
+}
+
+MAY_YIELD status
+cluster_keyspace_need(struct cluster_shard *shard, u32 number, u64 deadline_ns)
+{
+    struct cluster_keyspace wanted = {.create = true, .number = (u16)number};
+    snprintf(wanted.name, sizeof(wanted.name), "%u", number);
+    if (shard->topology->keyspaces[number].used) return ST_OK;
+    status st = cluster_keyspace_set(shard, &wanted, deadline_ns);
+    if (!ok(st) && !shard->topology->keyspaces[number].used)
+        log_warning("cluster", "keyspace %u cannot be made: %s (%s)", number, status_text(st),
+                    wanted.reason);
+    return shard->topology->keyspaces[number].used ? ST_OK : st;
+}
+
+/* ---- draining ---- */
+
+static bool
+is_draining(const struct cluster *cluster)
+{
+    return atomic_load(&cluster->drain) != CLUSTER_DRAIN_NONE && !atomic_load(&cluster->refusing) &&
+           !io_stopping();
+}
+
+struct drain_call {
+    struct cluster *cluster;
+    bool closing;
+    u64 count;
+};
+
+static void
+drain_here(void *arg)
+{
+    struct drain_call *call = arg;
+    struct cluster_shard *shard = call->cluster->shards[io_shard_index()];
+    if (shard == NULL) return;
+    shard->closing = call->closing;
+    call->count += shard->coordinating;
+}
+
+/* Tells all shards; how many requests they coordinate. */
+MAY_YIELD static u64
+drain_tell(struct cluster *cluster, bool closing)
+{
+    struct drain_call call = {.cluster = cluster, .closing = closing};
+    for (u32 i = 0; i < cluster->options.shard_count; i++) {
+        status st = io_shard_call(i, FIBER_FOREGROUND, drain_here, &call);
+        if (!ok(st)) call.count++; /* asked again */
+    }
+    return call.count;
+}
+
+MAY_YIELD static void
+drain_main(void *arg)
+{
+    struct cluster_shard *shard = arg;
+    struct cluster *cluster = shard->cluster;
+    while (is_draining(cluster) && drain_tell(cluster, true) != 0)
+        fiber_sleep_ns(DRAIN_LOOK_NS);
+    if (is_draining(cluster)) {
+        atomic_store(&cluster->drain, CLUSTER_DRAIN_DONE);
+        log_info("cluster", "drained: requests go to other nodes");
+    }
+    (void)drain_tell(cluster, false);
+    while (is_draining(cluster)) {
+        if (group0_give_lead(shard->group0)) log_info("cluster", "gives the lead of group0 away");
+        (void)!ok(fiber_queue_wait(&shard->changed, io_now_ns() + DRAIN_AGAIN_NS));
+    }
+    shard->drain_runs = false;
+    fiber_queue_wake_all(&shard->changed);
+}
+
+status
+cluster_drain(struct cluster_shard *shard, bool undo)
+{
+    struct cluster *cluster = shard->cluster;
+    if (undo) {
+        atomic_store(&cluster->drain, CLUSTER_DRAIN_NONE);
+        fiber_queue_wake_all(&shard->changed);
+        return ST_OK;
+    }
+    if (atomic_load(&cluster->drain) != CLUSTER_DRAIN_NONE) return ST_OK;
+    if (shard->drain_runs) return ST_OVERLOADED; /* one that was undone has not ended yet */
+    atomic_store(&cluster->drain, CLUSTER_DRAIN_CLOSING);
+    shard->drain_runs = true;
+    status st = fiber_spawn(FIBER_BACKGROUND, "cluster drain", drain_main, shard);
+    if (!ok(st)) {
+        shard->drain_runs = false;
+        atomic_store(&cluster->drain, CLUSTER_DRAIN_NONE);
+    }
+    return st;
+}

@@ -1,0 +1,292 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * cluster.h -- histories of whole clusters: what their parts share. See cluster_history.c.
+ *
+ *   cluster_history.c   phases: found, fill, trouble, heal, work, converge, stop, judge
+ *   cluster_knobs.c     what a run is like
+ *   cluster_nodes.c     machines and their processes: start, stop, crash, loss, members
+ *   cluster_trouble.c   what goes wrong, and when; the fault budget
+ *   cluster_client.c    clients: connections, RESP and native frames, what was asked and answered
+ *   cluster_work.c      keys, and what clients do with them
+ *   cluster_inspect.c   what the stores of all nodes hold, past all protocols; convergence
+ *   register.c          the judge of a key
+ *
+ * Position 0 of everything that names a node is the founder; numbers of members are group0's.
+ */
+#ifndef DISTKV_TESTS_SIM_RUN_CLUSTER_H
+#define DISTKV_TESTS_SIM_RUN_CLUSTER_H
+
+#include "cluster/cluster.h"
+#include "io/net.h"
+#include "register.h"
+#include "run.h"
+
+#define CLUSTER_NODES_MAX   16u /* machines, with those that come later */
+#define CLUSTER_CLIENTS_MAX 10u
+#define CLUSTER_PARTS_MAX   8u /* keys of one request */
+#define CLUSTER_PORT        7000u
+
+/* ---- what a run is like: cluster_knobs.c ---- */
+
+enum cluster_trouble {
+    TROUBLE_POWER,    /* a node's power fails; it comes back */
+    TROUBLE_KILL,     /* its process ends */
+    TROUBLE_RESTART,  /* in order, perhaps with another number of shards */
+    TROUBLE_BLACKOUT, /* all lose their power */
+    TROUBLE_WIPE,     /* it comes back with an empty disk, under its old name */
+    TROUBLE_LOSE,     /* it does not come back; another one does later */
+    TROUBLE_JOIN,     /* one more */
+    TROUBLE_LEAVE,    /* one gives its data away and goes */
+    TROUBLE_ISOLATE,  /* one is cut off from all others */
+    TROUBLE_HALVES,   /* two groups do not see each other */
+    TROUBLE_BRIDGE,   /* ... but both see one node */
+    TROUBLE_ONE_WAY,  /* one hears the others, and they do not hear it; or the reverse */
+    TROUBLE_PAIR,     /* two do not see each other */
+    TROUBLE_SLOW,     /* a link is slow */
+    TROUBLE_PAUSE,    /* a process stands still */
+    TROUBLE_SKEW,     /* a clock is wrong by less than is allowed */
+    TROUBLE_STEP,     /* ... by more */
+    TROUBLE_COUNT,
+};
+extern const char *const cluster_trouble_names[];
+
+struct cluster_knobs {
+    bool lite;
+    u32 nodes, shards_max;
+    u32 replicas, write_quorum, read_quorum;
+    u64 timeout_ms;
+    u64 memory_per_shard;
+    u32 clients;
+    u32 registers, groups, fixed, counters;
+    u32 hot_part;   /* of 100: to the first few keys */
+    u64 pause_ns;   /* between a client's requests, at most */
+    u64 trouble_ns; /* how long it lasts */
+    u64 between_ns; /* two troubles, about */
+    u64 lasts_ns;   /* one of them, at most */
+    u32 weights[TROUBLE_COUNT];
+    u32 value_bytes_max;
+    u32 expire_part, delete_part, read_part, batch_part, loose_part; /* of 100 */
+    bool racks;
+    bool operates; /* stores are flushed and merged now and then */
+    u64 after;     /* requests after the heal */
+};
+
+void cluster_knobs_draw(struct cluster_knobs *knobs, struct sim_options *sim,
+                        const struct run_options *options);
+void cluster_knobs_print(const struct cluster_knobs *knobs);
+
+/* ---- nodes: cluster_nodes.c ---- */
+
+enum cluster_state {
+    NODE_UNUSED,
+    NODE_RUNS,
+    NODE_DOWN, /* is to come back */
+    NODE_LOST, /* never does */
+    NODE_GONE, /* has left in order */
+};
+
+struct cluster_node {
+    u32 index;
+    enum cluster_state state;
+    bool leaving; /* it was asked to; stopped when it is no member any more */
+    bool stopping;
+    bool may_fail; /* when it stops: its disk has failed, or may have */
+    u32 disks;     /* how many it has had: each has a directory of its own */
+    u64 starts;
+    u64 back_ns; /* DOWN: when it is to be started */
+    char host[16], id[16];
+    struct sim_node *machine;
+    struct server_config *config;
+    struct server *server;          /* NULL: no process */
+    i64 skew_ms;                    /* what its clock was set wrong by */
+    bool look_wanted[LIMIT_SHARDS]; /* cluster_inspect.c */
+};
+
+/* ---- keys: cluster_work.c ---- */
+
+enum cluster_key_kind {
+    KEY_REGISTER, /* the default levels; judged as a register */
+    KEY_GROUP,    /* written by atomic batches only; judged as a register, too */
+    KEY_FIXED,    /* written once, in the beginning; always there */
+    KEY_COUNTER,  /* INCR */
+    KEY_LOOSE,    /* levels ONE, QUORUM and ALL mixed: only what was ever written is told */
+};
+
+struct cluster_key {
+    enum cluster_key_kind kind;
+    u32 index, group;
+    char name[32];
+    u32 size;
+    u64 token;
+    struct register_history history; /* of a loose one: its writes, and what ONE has told */
+    u64 increments_done, increments_begun;
+    bool filled;   /* FIXED: it is known to be there */
+    u32 under_way; /* requests that may change it */
+};
+
+/* What a store holds of a key. */
+struct cluster_copy {
+    bool there, deleted;
+    u64 version, expire_ms, hash;
+};
+
+/* ---- clients: cluster_client.c ---- */
+
+enum cluster_answer {
+    ANSWER_NONE,    /* the connection has ended, or nobody waits any more */
+    ANSWER_OK,      /* done */
+    ANSWER_REFUSED, /* nothing was done */
+    ANSWER_UNKNOWN,
+};
+
+enum cluster_request_kind {
+    CLUSTER_GET,
+    CLUSTER_MGET,
+    CLUSTER_PUT,
+    CLUSTER_MSET,
+    CLUSTER_DELETE,
+    CLUSTER_BATCH,
+    CLUSTER_INCREMENT,
+    CLUSTER_SCAN, /* one page */
+    CLUSTER_REMOVE,
+};
+
+struct cluster_part {
+    struct cluster_key *key;
+    u32 op;     /* of the key's history */
+    u64 number; /* of the value that is put */
+    u32 size;
+    bool deletes; /* of a batch: this one is a delete */
+    bool told;    /* of reads: there was an answer for it */
+    u64 found;    /* 0: nothing */
+};
+
+struct cluster_request {
+    enum cluster_request_kind kind;
+    u32 count;
+    struct cluster_part parts[CLUSTER_PARTS_MAX];
+    u64 expire_ms;                              /* 0: never */
+    u32 level;                                  /* enum replicate_level */
+    i64 integer;                                /* what INCR and DEL have answered */
+    u64 cursor;                                 /* SCAN: of this page, then of the next one */
+    bool (*found)(void *arg, struct bytes key); /* SCAN */
+    void *arg;
+    char text[64]; /* REMOVE: the arguments */
+    char error[96];
+};
+
+struct cluster_client {
+    u32 id;
+    bool native;
+    struct prng prng;
+    struct fiber_queue queue;
+    struct io_conn *conn;
+    struct buf in;
+    u32 node;
+    u32 level;
+    u64 request_id;
+    u64 version; /* that the last native answer told */
+};
+
+/* Waits until there is one; false: nobody takes it now. */
+MAY_YIELD bool cluster_connect(struct cluster_client *client, u32 node);
+MAY_YIELD void cluster_disconnect(struct cluster_client *client);
+/* Asks, and waits for the answer. */
+MAY_YIELD enum cluster_answer cluster_ask(struct cluster_client *client,
+                                          struct cluster_request *request);
+void cluster_client_init(struct cluster_client *client, u32 id, bool native);
+
+/* ---- the run ---- */
+
+struct cluster_run {
+    struct cluster_knobs knobs;
+    struct cluster_node nodes[CLUSTER_NODES_MAX];
+    u32 node_count; /* that were ever used */
+    struct sim_node *clients_machine;
+    struct cluster_key *keys;
+    u32 key_count;
+    u64 numbers; /* of values */
+    u32 clients_running;
+    bool founded;  /* there is a cluster; who starts without data joins it */
+    bool works;    /* clients go on */
+    bool calm;     /* nothing goes wrong any more */
+    bool troubles; /* now */
+    bool skewed;   /* clocks were apart by more than is allowed */
+    u64 calm_ns;   /* since then */
+    u64 answered;  /* requests that were done since then */
+    u64 refused_calm;
+    i64 skew_least_ms, skew_most_ms; /* that any clock was ever set wrong by */
+
+    /* the fault budget */
+    u32 lost; /* + 1: whose loss the cluster has not got over yet; 0: none */
+    u32 losses;
+    /* who asks for DISTKV.REMOVE */
+    char remove_text[64];
+    u32 remove_at;
+    bool remove_wanted;
+    enum cluster_answer remove_answer;
+
+    /* checks at the end */
+    bool audit_wanted, audit_ended;
+    u64 happened[TROUBLE_COUNT];
+    u64 judged, gave_up; /* keys */
+    u32 failed_key;      /* + 1 */
+    u32 failed_op;
+};
+
+static inline u64
+cluster_now_ns(void)
+{
+    return sim_now_ns(run->sim);
+}
+
+/* cluster_nodes.c */
+void cluster_nodes_init(void);
+void cluster_node_start(struct cluster_node *node);
+/* The power fails, or the process ends. */
+void cluster_node_crash(struct cluster_node *node, bool power);
+void cluster_node_stop(struct cluster_node *node);
+/* After each event or so: whoever has ended is noticed, whoever is due is started. */
+void cluster_nodes_tend(void);
+/* A fresh machine, not started; NULL: there are no more. */
+struct cluster_node *cluster_node_new(void);
+bool cluster_node_ready(const struct cluster_node *node);
+/* Of shard 0 of a node that is ready; NULL. */
+const struct topology *cluster_topology_of(const struct cluster_node *node);
+/* The newest that any running node knows; NULL: none. */
+const struct topology *cluster_topology_newest(void);
+/* Nobody moves, everybody knows, group0 has its voters: what was lost is made good. */
+bool cluster_is_settled(void);
+const char *cluster_why_unsettled(void);
+struct cluster_node *cluster_node_of(const struct topology *topology, u32 member);
+u32 cluster_running(void);
+void cluster_nodes_free(void);
+
+/* cluster_trouble.c */
+void cluster_trouble_begin(void);
+void cluster_trouble_step(void); /* now and then */
+void cluster_trouble_end(void);
+
+/* cluster_work.c */
+void cluster_keys_make(void);
+void cluster_keys_free(void);
+MAY_YIELD status cluster_clients_main(void *arg); /* shard_main of the clients' machine */
+void cluster_judge(void);
+void cluster_key_print(u32 key, u32 op);
+
+/* cluster_inspect.c */
+/* What replicas hold is compared; equal: true, or *key_out says which is not. Outside of all nodes;
+ * turns the world. */
+bool cluster_stores_equal(char *why, size_t size);
+MAY_YIELD void cluster_inspect_main(void *arg); /* on each shard of each node */
+/* Nothing waits for anybody any more. */
+bool cluster_hints_drained(void);
+
+/* cluster_history.c */
+bool cluster_step(void);
+bool cluster_run_until(bool (*condition)(void), u64 ns);
+void cluster_history_run(void);
+void cluster_history_free(void);
+void cluster_report(void);
+
+#endif

@@ -1,0 +1,618 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * test_cluster_admin.c -- operating a cluster of whole nodes on the simulated link: operators'
+ * requests by the native protocol to any node, keyspaces of other replicas and quorums, draining.
+ */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "base/hash.h"
+#include "node_rig.h"
+#include "proto/native.h"
+#include "server/route.h"
+
+#ifdef __SANITIZE_ADDRESS__
+#define SEED_COUNT 1u
+#else
+#define SEED_COUNT 3u
+#endif
+#define NODES   3u
+#define KEYS    60u
+#define WAIT_NS (60 * NS_PER_S)
+
+/* ---- the cluster ---- */
+
+static void
+configure(struct rig *rig, u32 node, struct server_config *config)
+{
+    snprintf(config->node_id, sizeof(config->node_id), "n%u", node + 1);
+    snprintf(config->rack, sizeof(config->rack), "r%u", node + 1);
+    snprintf(config->cluster_secret, sizeof(config->cluster_secret), "the secret of the test");
+    if (node != 0)
+        snprintf(config->seed_nodes, sizeof(config->seed_nodes), "%s:%u", rig->nodes[0].host,
+                 RIG_NODE_PORT);
+    config->core_count = 1 + (rig->shard_count + node) % 2;
+    for (u32 i = 0; i < config->core_count; i++)
+        config->core_list[i] = i;
+    config->memory_bytes = MIB(64) * config->core_count;
+    char error[OPTION_ERROR_BYTES];
+    status st = config_resolve(config, error, sizeof(error));
+    CHECK(ok(st) && config->clustered);
+}
+
+static const struct topology *
+topology_of(const struct rig *rig, u32 node)
+{
+    const struct server *server = rig->nodes[node].server;
+    if (server == NULL || !server_ready(server)) return NULL;
+    return server->cluster->shards[0]->topology;
+}
+
+/* Every one of the nodes from first on knows so many members, all in their places and alive. */
+static bool
+is_settled(const struct rig *rig, u32 node_count, u32 members)
+{
+    for (u32 i = 0; i < node_count; i++) {
+        const struct topology *topology = topology_of(rig, i);
+        if (topology == NULL || topology->stage != STAGE_NONE || topology->member_count != members)
+            return false;
+        for (u32 j = 0; j < members; j++)
+            if (topology->members[j].state != PLACEMENT_NORMAL ||
+                !cluster_alive(rig->nodes[i].server->cluster, topology->members[j].number))
+                return false;
+    }
+    return true;
+}
+
+static MAY_YIELD void
+wait_settled(struct rig *rig, u32 node_count, u32 members)
+{
+    u64 deadline_ns = io_now_ns() + WAIT_NS;
+    while (!is_settled(rig, node_count, members) && io_now_ns() < deadline_ns)
+        fiber_sleep_ns(10 * NS_PER_MS);
+    if (!is_settled(rig, node_count, members)) sim_log_dump(rig->sim);
+    CHECK(is_settled(rig, node_count, members));
+}
+
+static void
+run_seeds(void (*story)(struct rig *rig), u32 node_count, u32 late_count)
+{
+    for (u64 seed = 1; seed <= SEED_COUNT; seed++) {
+        struct rig rig = {.shard_count = (u32)(seed % 2) + 1,
+                          .node_count = node_count,
+                          .late_count = late_count,
+                          .configure = configure};
+        sim_options_default(&rig.options, seed);
+        rig.story = story;
+        rig_run(&rig);
+    }
+}
+
+/* ---- native requests ---- */
+
+/* The frame's bytes lie in the client until its next call. */
+static MAY_YIELD struct native_reply
+native_call(struct rig_client *client, struct native_request *request)
+{
+    struct buf out;
+    struct native_header header;
+    struct bytes body;
+    size_t consumed = 0, wanted;
+    buf_consume(&client->in, client->taken);
+    client->taken = 0;
+    buf_init(&out, io_budget());
+    request->header.request_id = 7;
+    bool fits = native_request_encode(&out, request);
+    CHECK(fits && client->conn != NULL);
+    fits = io_conn_write(client->conn, out.data, out.size);
+    CHECK(fits);
+    buf_deinit(&out);
+    status st;
+    while (status_is(
+        st = native_frame_decode(buf_bytes(&client->in), &header, &body, &consumed, &wanted),
+        ST_INCOMPLETE)) {
+        CHECK(client->conn != NULL);
+        (void)!ok(fiber_queue_wait(&client->queue, FIBER_FOREVER));
+    }
+    CHECK(ok(st));
+    client->taken = consumed;
+    struct native_reply reply;
+    st = native_reply_decode(&header, body, &reply);
+    CHECK(ok(st));
+    return reply;
+}
+
+static MAY_YIELD struct native_reply
+ask(struct rig_client *client, struct native_cluster cluster)
+{
+    struct native_request request = {.header.opcode = NATIVE_CLUSTER, .cluster = cluster};
+    return native_call(client, &request);
+}
+
+static MAY_YIELD u32
+key_op(struct rig_client *client, u8 opcode, u16 keyspace, u32 level, const char *key,
+       const char *value)
+{
+    struct native_request request = {.header.opcode = opcode, .header.keyspace = keyspace};
+    request.header.flags = (u16)(level << NATIVE_LEVEL_SHIFT);
+    struct bytes name = BYTES(key, strlen(key));
+    if (opcode == NATIVE_GET)
+        request.get.key = name;
+    else
+        request.op = (struct native_op){
+            .kind = NATIVE_OP_PUT, .key = name, .value = BYTES(value, strlen(value))};
+    struct native_reply reply = native_call(client, &request);
+    if (opcode == NATIVE_GET && reply.header.status == NATIVE_ST_OK)
+        CHECK(bytes_equal(reply.get.value, BYTES(value, strlen(value))));
+    return reply.header.status;
+}
+
+/* The text of "name": in a flat place of the JSON. */
+static bool
+says(struct native_reply reply, const char *text)
+{
+    struct bytes json = reply.cluster.json;
+    size_t size = strlen(text);
+    for (size_t at = 0; at + size <= json.size; at++)
+        if (memcmp(json.data + at, text, size) == 0) return true;
+    return false;
+}
+
+static void
+expect_refused(struct native_reply reply, u32 code, const char *text)
+{
+    if (reply.header.status != code || !bytes_equal(reply.error.text, BYTES(text, strlen(text))))
+        fprintf(stderr, "status %u: %.*s\n", reply.header.status, (int)reply.error.text.size,
+                (const char *)reply.error.text.data);
+    CHECK(reply.header.status == code);
+    CHECK(bytes_equal(reply.error.text, BYTES(text, strlen(text))));
+}
+
+/* ---- keyspaces ---- */
+
+/* Which nodes have the key in their stores: a bit each. */
+static u32
+holders(struct rig *rig, u32 node_count, u16 keyspace, const char *key)
+{
+    struct bytes name = BYTES(key, strlen(key));
+    u64 token = hash_token(name);
+    u32 bits = 0;
+    for (u32 i = 0; i < node_count; i++) {
+        const struct server *server = rig->nodes[i].server;
+        if (server == NULL) continue;
+        u32 shard = partition_shard(token_partition(token, PARTITION_COUNT_DEFAULT),
+                                    server->shard_count, PARTITION_COUNT_DEFAULT);
+        u64 version, seq;
+        status st =
+            lsm_newest_try(server->shards[shard]->lsm, keyspace, token, name, 0, &version, &seq);
+        CHECK(ok(st) || status_is(st, ST_NOT_FOUND)); /* so little is in memory */
+        if (ok(st)) bits |= 1u << i;
+    }
+    return bits;
+}
+
+/* Where the topology says that it lies. */
+static u32
+places(struct rig *rig, u32 node_count, u16 keyspace, const char *key)
+{
+    const struct topology *topology = topology_of(rig, 0);
+    struct topology_row row;
+    u64 token = hash_token(BYTES(key, strlen(key)));
+    topology_row(topology, keyspace, token_partition(token, topology->partition_count), &row);
+    u32 bits = 0;
+    for (u32 i = 0; i < row.count; i++)
+        for (u32 node = 0; node < node_count; node++)
+            if (cluster_member(rig->nodes[node].server->cluster) == row.write[i])
+                bits |= 1u << node;
+    return bits;
+}
+
+static MAY_YIELD u16
+keyspace_make(struct rig_client *client, const char *name, u8 replicas, u8 write, u8 read)
+{
+    struct native_reply reply =
+        ask(client, (struct native_cluster){.function = NATIVE_CLUSTER_KEYSPACE_SET,
+                                            .flags = NATIVE_CLUSTER_CREATE,
+                                            .keyspace = NATIVE_CLUSTER_KEYSPACE_ANY,
+                                            .replicas = replicas,
+                                            .write_quorum = write,
+                                            .read_quorum = read,
+                                            .name = BYTES(name, strlen(name))});
+    CHECK(reply.header.status == NATIVE_ST_OK);
+    return (u16)reply.cluster.number;
+}
+
+/* One copy, two, and as many as the cluster has: each key lies where its keyspace says, a join
+ * takes it along, and who is gone is missed by those who had him alone. */
+static MAY_YIELD void
+replicas_story(struct rig *rig)
+{
+    wait_settled(rig, NODES, NODES);
+    struct rig_client clients[NODES];
+    char key[16];
+    for (u32 i = 0; i < NODES; i++)
+        rig_connect_to(rig, i, &clients[i]);
+    u16 spaces[3] = {0};
+    spaces[1] = keyspace_make(&clients[1], "single", 1, 1, 1);
+    spaces[2] = keyspace_make(&clients[2], "pair", 2, 2, 1);
+    CHECK(spaces[1] == 15 && spaces[2] == 14);
+    for (u32 s = 0; s < 3; s++)
+        for (u32 i = 0; i < KEYS; i++) {
+            snprintf(key, sizeof(key), "k%u", i);
+            CHECK(key_op(&clients[i % NODES], NATIVE_PUT, spaces[s], 0, key, key) == NATIVE_ST_OK);
+        }
+    fiber_sleep_ns(500 * NS_PER_MS); /* the third copy of a write that two acknowledged */
+    u32 lonely[NODES] = {0};
+    for (u32 s = 0; s < 3; s++)
+        for (u32 i = 0; i < KEYS; i++) {
+            snprintf(key, sizeof(key), "k%u", i);
+            u32 at = places(rig, NODES, spaces[s], key);
+            CHECK((u32)__builtin_popcount(at) == (s == 0 ? 3u : s));
+            CHECK(holders(rig, NODES, spaces[s], key) == at);
+            if (s == 1) lonely[__builtin_ctz(at)]++;
+        }
+    for (u32 i = 0; i < NODES; i++)
+        CHECK(lonely[i] > 5); /* spread */
+
+    rig_start_begin(rig, NODES); /* a fourth joins */
+    wait_settled(rig, NODES + 1, NODES + 1);
+    u32 moved = 0;
+    for (u32 s = 0; s < 3; s++)
+        for (u32 i = 0; i < KEYS; i++) {
+            snprintf(key, sizeof(key), "k%u", i);
+            u32 at = places(rig, NODES + 1, spaces[s], key);
+            CHECK((holders(rig, NODES + 1, spaces[s], key) & at) == at);
+            moved += s == 1 && at == 1u << NODES;
+            for (u32 node = 0; node < NODES; node++)
+                CHECK(key_op(&clients[node], NATIVE_GET, spaces[s], 0, key, key) == NATIVE_ST_OK);
+        }
+    CHECK(moved > 3);
+
+    rig_crash(rig, NODES);
+    fiber_sleep_ns(2 * NS_PER_S);
+    for (u32 i = 0; i < KEYS; i++) {
+        snprintf(key, sizeof(key), "k%u", i);
+        bool gone = places(rig, NODES, spaces[1], key) == 0;
+        u32 code = key_op(&clients[i % NODES], NATIVE_GET, spaces[1], 0, key, key);
+        CHECK(code == (gone ? NATIVE_ST_UNAVAILABLE : NATIVE_ST_OK));
+        CHECK(key_op(&clients[i % NODES], NATIVE_GET, spaces[0], 0, key, key) == NATIVE_ST_OK);
+        bool half = __builtin_popcount(places(rig, NODES, spaces[2], key)) < 2;
+        CHECK(key_op(&clients[i % NODES], NATIVE_GET, spaces[2], 0, key, key) == NATIVE_ST_OK);
+        code = key_op(&clients[i % NODES], NATIVE_PUT, spaces[2], 0, key, key);
+        CHECK(code == (half ? NATIVE_ST_UNAVAILABLE : NATIVE_ST_OK));
+    }
+    rig_start(rig, NODES);
+    wait_settled(rig, NODES + 1, NODES + 1);
+    for (u32 i = 0; i < NODES; i++)
+        rig_disconnect(&clients[i]);
+}
+
+static void
+keyspaces_have_their_own_replicas_and_quorums(void **state)
+{
+    (void)state;
+    run_seeds(replicas_story, NODES + 1, 1);
+}
+
+static MAY_YIELD void
+keyspaces_story(struct rig *rig)
+{
+    wait_settled(rig, NODES, NODES);
+    struct rig_client client, resp;
+    rig_connect_to(rig, 1, &client);
+    rig_connect_to(rig, 2, &resp);
+    struct native_reply reply =
+        ask(&client, (struct native_cluster){.function = NATIVE_CLUSTER_KEYSPACES});
+    CHECK(reply.header.status == NATIVE_ST_OK && says(reply, "\"name\":\"0\""));
+    CHECK(!says(reply, "\"name\":\"5\""));
+    /* One that nobody has made is made by its first use, as keyspace 0 is. */
+    CHECK(rig_is(rig_call(&resp, "SELECT 5"), "+OK\r\n"));
+    CHECK(rig_is(rig_call(&resp, "DBSIZE"), ":0\r\n"));
+    CHECK(rig_is(rig_call(&resp, "GET a"), "$-1\r\n"));
+    CHECK(rig_is(rig_call(&resp, "SET a 1"), "+OK\r\n"));
+    CHECK(rig_is(rig_call(&resp, "DBSIZE"), ":1\r\n"));
+    CHECK(rig_is(rig_call(&resp, "COPY a {a}b DB 0"), ":1\r\n"));
+    CHECK(key_op(&client, NATIVE_GET, 5, 0, "a", "1") == NATIVE_ST_OK);
+    CHECK(key_op(&client, NATIVE_GET, 0, 0, "{a}b", "1") == NATIVE_ST_OK);
+    reply = ask(&client, (struct native_cluster){.function = NATIVE_CLUSTER_KEYSPACE_FIND,
+                                                 .name = BYTES_LITERAL("5")});
+    CHECK(reply.header.status == NATIVE_ST_OK && reply.cluster.number == 5);
+    CHECK(says(reply, "{\"number\":5,\"name\":\"5\",\"replicas\":3,\"write_quorum\":2,"
+                      "\"read_quorum\":2,\"conflict\":\"lww\"}"));
+    struct native_cluster set = {.function = NATIVE_CLUSTER_KEYSPACE_SET,
+                                 .flags = NATIVE_CLUSTER_CREATE,
+                                 .replicas = 2,
+                                 .keyspace = NATIVE_CLUSTER_KEYSPACE_ANY,
+                                 .name = BYTES_LITERAL("orders")};
+    CHECK(ask(&client, set).cluster.number == 15);
+    CHECK(ask(&client, set).cluster.number == 15); /* a retry */
+    set.replicas = 3;
+    expect_refused(ask(&client, set), NATIVE_ST_INVALID,
+                   "keyspace 15 has this name, and is another one");
+    CHECK(rig_is(rig_call(&resp, "COPY a {a}b DB 15"),
+                 "-ERR in a cluster COPY goes to a keyspace that was used before, and has as many "
+                 "replicas\r\n"));
+    set.name = BYTES_LITERAL("5");
+    set.keyspace = 6;
+    expect_refused(ask(&client, set), NATIVE_ST_INVALID,
+                   "keyspace 5 has this name, and is another one");
+    set.name = BYTES_LITERAL("9");
+    expect_refused(ask(&client, set), NATIVE_ST_INVALID, "'9' is the name of keyspace 9");
+    set.name = BYTES_LITERAL("a\"b");
+    expect_refused(ask(&client, set), NATIVE_ST_INVALID,
+                   "names of keyspaces have letters, digits, '.', '_' and '-'");
+    set.name = BYTES_LITERAL("seven");
+    set.keyspace = 7;
+    set.replicas = 4;
+    expect_refused(ask(&client, set), NATIVE_ST_INVALID,
+                   "a keyspace has at least one replica, and at most as many as the cluster keeps");
+    set = (struct native_cluster){
+        .function = NATIVE_CLUSTER_KEYSPACE_SET, .read_quorum = 1, .name = BYTES_LITERAL("orders")};
+    CHECK(ask(&client, set).cluster.number == 15);
+    set.replicas = 3;
+    expect_refused(ask(&client, set), NATIVE_ST_INVALID, "the number of replicas cannot change");
+    set.name = BYTES_LITERAL("nobody");
+    expect_refused(ask(&client, set), NATIVE_ST_NOT_FOUND, "no keyspace has this name");
+    rig_disconnect(&client);
+    rig_disconnect(&resp);
+}
+
+static void
+keyspaces_are_made_by_their_first_use_or_by_an_operator(void **state)
+{
+    (void)state;
+    run_seeds(keyspaces_story, NODES, 0);
+}
+
+/* ---- levels ---- */
+
+static MAY_YIELD void
+levels_story(struct rig *rig)
+{
+    wait_settled(rig, NODES, NODES);
+    struct rig_client client;
+    rig_connect_to(rig, 0, &client);
+    for (u32 level = NATIVE_LEVEL_DEFAULT; level <= NATIVE_LEVEL_ALL; level++)
+        CHECK(key_op(&client, NATIVE_PUT, 0, level, "k", "v") == NATIVE_ST_OK);
+    rig_crash(rig, 2);
+    fiber_sleep_ns(2 * NS_PER_S);
+    CHECK(key_op(&client, NATIVE_PUT, 0, NATIVE_LEVEL_QUORUM, "k", "v") == NATIVE_ST_OK);
+    CHECK(key_op(&client, NATIVE_PUT, 0, NATIVE_LEVEL_ALL, "k", "v") == NATIVE_ST_UNAVAILABLE);
+    CHECK(key_op(&client, NATIVE_GET, 0, NATIVE_LEVEL_ALL, "k", "v") == NATIVE_ST_UNAVAILABLE);
+    rig_crash(rig, 1);
+    fiber_sleep_ns(2 * NS_PER_S);
+    CHECK(key_op(&client, NATIVE_GET, 0, NATIVE_LEVEL_DEFAULT, "k", "v") == NATIVE_ST_UNAVAILABLE);
+    CHECK(key_op(&client, NATIVE_GET, 0, NATIVE_LEVEL_ONE, "k", "v") == NATIVE_ST_OK);
+    CHECK(key_op(&client, NATIVE_PUT, 0, NATIVE_LEVEL_ONE, "k", "w") == NATIVE_ST_OK);
+    rig_start_begin(rig, 1);
+    rig_start_begin(rig, 2);
+    wait_settled(rig, NODES, NODES);
+    rig_disconnect(&client);
+}
+
+static void
+a_frame_says_how_many_replicas_it_waits_for(void **state)
+{
+    (void)state;
+    run_seeds(levels_story, NODES, 0);
+}
+
+/* ---- draining ---- */
+
+struct counting {
+    u32 node, done;
+    bool ending;
+};
+
+static MAY_YIELD void
+count_up(struct rig *rig, void *arg)
+{
+    struct counting *counting = arg;
+    struct rig_client client;
+    rig_connect_to(rig, counting->node, &client);
+    while (!counting->ending) {
+        struct bytes reply = rig_call(&client, "INCR {c}%u", counting->done % 4);
+        CHECK(reply.size > 0 && reply.data[0] == ':');
+        counting->done++;
+    }
+    rig_disconnect(&client);
+}
+
+static u32
+leader_of(const struct rig *rig)
+{
+    for (u32 i = 0; i < NODES; i++) {
+        struct group0_stats stats;
+        group0_stats_get(rig->nodes[i].server->cluster->shards[0]->group0, &stats);
+        if (stats.leads) return i;
+    }
+    return NODES;
+}
+
+static u64
+forwarded_to(const struct rig *rig, u32 node)
+{
+    const struct server *server = rig->nodes[node].server;
+    u64 count = 0;
+    for (u32 i = 0; i < server->shard_count; i++)
+        count += server->shards[i]->stats->cluster_forwarded;
+    return count;
+}
+
+/* Increments from all nodes go on while one after the other is drained: none is lost, none refused,
+ * and in the end nobody needs the drained one. */
+static MAY_YIELD void
+drain_story(struct rig *rig)
+{
+    wait_settled(rig, NODES, NODES);
+    u32 drained = leader_of(rig);
+    while (drained == NODES) {
+        fiber_sleep_ns(50 * NS_PER_MS);
+        drained = leader_of(rig);
+    }
+    struct counting countings[NODES * 2];
+    for (u32 i = 0; i < ARRAY_COUNT(countings); i++) {
+        countings[i] = (struct counting){.node = i % NODES};
+        rig_spawn(rig, count_up, &countings[i]);
+    }
+    fiber_sleep_ns(200 * NS_PER_MS);
+    struct rig_client client;
+    char name[8];
+    rig_connect_to(rig, (drained + 1) % NODES, &client);
+    snprintf(name, sizeof(name), "n%u", drained + 1);
+    struct native_cluster drain = {.function = NATIVE_CLUSTER_DRAIN,
+                                   .node = BYTES(name, strlen(name))};
+    CHECK(ask(&client, drain).header.status == NATIVE_ST_OK);
+    const struct cluster *cluster = rig->nodes[drained].server->cluster;
+    u64 deadline_ns = io_now_ns() + 10 * NS_PER_S;
+    while ((atomic_load(&cluster->drain) != CLUSTER_DRAIN_DONE || leader_of(rig) == drained ||
+            leader_of(rig) == NODES) &&
+           io_now_ns() < deadline_ns)
+        fiber_sleep_ns(10 * NS_PER_MS);
+    CHECK(atomic_load(&cluster->drain) == CLUSTER_DRAIN_DONE);
+    CHECK(leader_of(rig) != drained && leader_of(rig) != NODES);
+    fiber_sleep_ns(500 * NS_PER_MS); /* pings have told everybody */
+    u64 before = forwarded_to(rig, drained);
+    fiber_sleep_ns(300 * NS_PER_MS);
+    CHECK(forwarded_to(rig, drained) == before);
+    struct native_reply reply =
+        ask(&client, (struct native_cluster){.function = NATIVE_CLUSTER_STATUS});
+    CHECK(says(reply, "\"drained\":true"));
+    for (u32 i = 0; i < ARRAY_COUNT(countings); i++)
+        countings[i].ending = true;
+    rig_wait_spawned(rig);
+    u64 total = 0, expected = 0;
+    struct rig_client resp;
+    rig_connect_to(rig, drained, &resp);
+    for (u32 i = 0; i < 4; i++) {
+        struct bytes value = rig_call(&resp, "GET {c}%u", i);
+        CHECK(value.size > 4 && value.data[0] == '$');
+        const u8 *at = (const u8 *)memchr(value.data, '\n', value.size) + 1;
+        u64 number = 0;
+        for (; *at >= '0' && *at <= '9'; at++)
+            number = number * 10 + (u64)(*at - '0');
+        total += number;
+    }
+    for (u32 i = 0; i < ARRAY_COUNT(countings); i++) {
+        CHECK(countings[i].done > 50);
+        expected += countings[i].done;
+    }
+    CHECK(total == expected);
+    drain.flags = NATIVE_CLUSTER_UNDO;
+    CHECK(ask(&client, drain).header.status == NATIVE_ST_OK);
+    fiber_sleep_ns(500 * NS_PER_MS);
+    reply = ask(&client, (struct native_cluster){.function = NATIVE_CLUSTER_STATUS});
+    CHECK(!says(reply, "\"drained\":true"));
+    rig_disconnect(&client);
+    rig_disconnect(&resp);
+}
+
+static void
+a_drained_node_is_missed_by_nobody_and_loses_no_increment(void **state)
+{
+    (void)state;
+    run_seeds(drain_story, NODES, 0);
+}
+
+/* ---- members ---- */
+
+static MAY_YIELD void
+members_story(struct rig *rig)
+{
+    wait_settled(rig, NODES, NODES);
+    struct rig_client client;
+    char key[16];
+    rig_connect_to(rig, 1, &client);
+    for (u32 i = 0; i < 500; i++) {
+        snprintf(key, sizeof(key), "k%u", i);
+        CHECK(key_op(&client, NATIVE_PUT, 0, 0, key, key) == NATIVE_ST_OK);
+    }
+    struct native_reply reply =
+        ask(&client, (struct native_cluster){.function = NATIVE_CLUSTER_STATUS});
+    CHECK(reply.header.status == NATIVE_ST_OK);
+    CHECK(reply.cluster.number == topology_of(rig, 1)->epoch);
+    CHECK(says(reply, "\"node_id\":\"n1\"") && says(reply, "\"node_id\":\"n3\""));
+    CHECK(says(reply, "\"move\":null") && says(reply, "\"version\":\"" DISTKV_VERSION "\""));
+    CHECK(says(reply, "\"writes\":500,")); /* of the node that was asked */
+    reply = ask(&client, (struct native_cluster){.function = NATIVE_CLUSTER_RING});
+    CHECK(says(reply, "\"ranges\":[{\"first\":0,"));
+
+    struct native_cluster repair = {.function = NATIVE_CLUSTER_REPAIR};
+    CHECK(ask(&client, repair).header.status == NATIVE_ST_OK);
+    u64 repair_ns = io_now_ns() + WAIT_NS;
+    do {
+        fiber_sleep_ns(100 * NS_PER_MS);
+        reply = ask(&client, (struct native_cluster){.function = NATIVE_CLUSTER_STATUS});
+    } while (says(reply, "\"repair_running\":1") && io_now_ns() < repair_ns);
+    CHECK(!says(reply, "\"repair_running\":1") && !says(reply, "\"repair_partitions\":0,"));
+    repair.node = BYTES_LITERAL("n9");
+    expect_refused(ask(&client, repair), NATIVE_ST_NOT_FOUND, "no member has this id");
+
+    /* A fourth one, with twice the weight: it has everything, the others two thirds. */
+    rig_start_begin(rig, NODES);
+    wait_settled(rig, NODES + 1, NODES + 1);
+    struct native_cluster weight = {
+        .function = NATIVE_CLUSTER_WEIGHT, .weight = 450, .node = BYTES_LITERAL("n4")};
+    CHECK(ask(&client, weight).header.status == NATIVE_ST_OK);
+    u64 deadline_ns = io_now_ns() + WAIT_NS;
+    do {
+        fiber_sleep_ns(100 * NS_PER_MS);
+        reply = ask(&client, (struct native_cluster){.function = NATIVE_CLUSTER_STATUS});
+    } while (!says(reply, "\"settled\":true") && io_now_ns() < deadline_ns);
+    CHECK(says(reply, "\"settled\":true"));
+    u32 share = 0;
+    const struct topology *topology = topology_of(rig, 1);
+    u32 fourth = topology_member_by_id(topology, "n4")->number;
+    for (u32 p = 0; p < topology->partition_count; p++) {
+        struct topology_row row;
+        topology_row(topology, 0, p, &row);
+        for (u32 i = 0; i < row.count; i++)
+            share += row.write[i] == fourth;
+    }
+    CHECK(share + 1 >= topology->partition_count); /* even within one */
+    weight.node = BYTES_LITERAL("n9");
+    expect_refused(ask(&client, weight), NATIVE_ST_NOT_FOUND, "no member has this id");
+    weight.node = BYTES_LITERAL("n4");
+    weight.weight = 0;
+    expect_refused(ask(&client, weight), NATIVE_ST_INVALID, "a node has 1 to 65535 virtual nodes");
+
+    struct native_cluster removal = {.function = NATIVE_CLUSTER_REMOVE,
+                                     .flags = NATIVE_CLUSTER_DEAD,
+                                     .node = BYTES_LITERAL("n4")};
+    expect_refused(ask(&client, removal), NATIVE_ST_INVALID,
+                   "this node answers: stop it first, or remove it as one that lives");
+    removal.flags = 0;
+    CHECK(ask(&client, removal).header.status == NATIVE_ST_OK);
+    wait_settled(rig, NODES, NODES);
+    for (u32 i = 0; i < 500; i++) {
+        snprintf(key, sizeof(key), "k%u", i);
+        CHECK(key_op(&client, NATIVE_GET, 0, 0, key, key) == NATIVE_ST_OK);
+    }
+    rig_disconnect(&client);
+}
+
+static void
+nodes_are_weighed_and_removed_by_any_other(void **state)
+{
+    (void)state;
+    run_seeds(members_story, NODES + 1, 1);
+}
+
+int
+main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(keyspaces_have_their_own_replicas_and_quorums),
+        cmocka_unit_test(keyspaces_are_made_by_their_first_use_or_by_an_operator),
+        cmocka_unit_test(a_frame_says_how_many_replicas_it_waits_for),
+        cmocka_unit_test(a_drained_node_is_missed_by_nobody_and_loses_no_increment),
+        cmocka_unit_test(nodes_are_weighed_and_removed_by_any_other),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

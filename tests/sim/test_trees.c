@@ -1,0 +1,647 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * test_trees.c -- replicas that have missed something, and hints that were dropped: comparing hash
+ * trees brings them together, and unites what keeps siblings; what is deleted is collected when all
+ * have it, not before, and stays deleted. Whole nodes on the simulated link.
+ */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "base/hash.h"
+#include "cluster/hints_internal.h"
+#include "node_rig.h"
+#include "server/route.h"
+
+/* Of each story. */
+#ifdef __SANITIZE_ADDRESS__
+#define SEED_COUNT 1u
+#else
+#define SEED_COUNT 2u
+#endif
+#define NODES             3u
+#define KEYS              200u
+#define SIBLINGS_KEYSPACE 15u
+#define SIBLINGS_KEYS     40u
+#define WAIT_NS           (300 * NS_PER_S)
+
+static void
+configure(struct rig *rig, u32 node, struct server_config *config)
+{
+    snprintf(config->node_id, sizeof(config->node_id), "n%u", node + 1);
+    snprintf(config->rack, sizeof(config->rack), "r%u", node + 1);
+    snprintf(config->cluster_secret, sizeof(config->cluster_secret), "the secret of the test");
+    if (node != 0)
+        snprintf(config->seed_nodes, sizeof(config->seed_nodes), "%s:%u", rig->nodes[0].host,
+                 RIG_NODE_PORT);
+    config->core_count = 1 + (rig->shard_count + node) % 2;
+    for (u32 i = 0; i < config->core_count; i++)
+        config->core_list[i] = i;
+    config->memory_bytes = MIB(64) * config->core_count;
+    char error[OPTION_ERROR_BYTES];
+    status st = config_resolve(config, error, sizeof(error));
+    CHECK(ok(st) && config->clustered);
+}
+
+/* ---- waiting for conditions ---- */
+
+static bool
+is_settled(struct rig *rig, u32 node_count)
+{
+    for (u32 i = 0; i < node_count; i++) {
+        const struct server *server = rig->nodes[i].server;
+        if (server == NULL || !server_ready(server)) return false;
+        for (u32 shard = 0; shard < server->shard_count; shard++) {
+            const struct topology *topology = server->cluster->shards[shard]->topology;
+            if (topology->stage != STAGE_NONE || topology->member_count != node_count) return false;
+            for (u32 j = 0; j < topology->member_count; j++)
+                if (topology->members[j].state != PLACEMENT_NORMAL ||
+                    !cluster_alive(server->cluster, topology->members[j].number))
+                    return false;
+        }
+    }
+    return true;
+}
+
+static MAY_YIELD void
+wait_settled(struct rig *rig, u32 node_count)
+{
+    u64 deadline_ns = io_now_ns() + WAIT_NS;
+    while (!is_settled(rig, node_count) && io_now_ns() < deadline_ns)
+        fiber_sleep_ns(10 * NS_PER_MS);
+    if (!is_settled(rig, node_count)) sim_log_dump(rig->sim);
+    CHECK(is_settled(rig, node_count));
+}
+
+static void
+stats_of(const struct rig *rig, u32 node, struct trees_stats *out)
+{
+    trees_stats_get(rig->nodes[node].server->cluster->shards[0], out);
+}
+
+/* Asks the node to compare all that it has, and waits until it has. */
+static MAY_YIELD void
+repair(struct rig *rig, u32 node)
+{
+    struct rig_client client;
+    rig_connect_to(rig, node, &client);
+    CHECK(rig_is(rig_call(&client, "DISTKV.REPAIR"), "+OK\r\n"));
+    rig_disconnect(&client);
+    struct trees_stats stats;
+    u64 deadline_ns = io_now_ns() + WAIT_NS;
+    do {
+        fiber_sleep_ns(20 * NS_PER_MS);
+        stats_of(rig, node, &stats);
+    } while (stats.repairing && io_now_ns() < deadline_ns);
+    CHECK(!stats.repairing && stats.repair_done == stats.repair_total);
+}
+
+/* ---- what a node holds ---- */
+
+struct content {
+    u64 live;                               /* a hash of all that is neither deleted nor expired */
+    u32 entries, live_count, gone, foreign; /* foreign: of partitions that it does not hold */
+};
+
+static void
+content_add(struct shard *shard, void *arg)
+{
+    struct content *content = arg;
+    const struct cluster_shard *cluster = shard->cluster;
+    const struct topology *topology = cluster->topology;
+    struct lsm_scan *scan;
+    for (u16 keyspace = 0; keyspace < LIMIT_KEYSPACES_CLIENT; keyspace++) {
+        status st =
+            lsm_scan_open(cluster->lsm, NULL, keyspace, 0, BYTES(NULL, 0), UINT64_MAX, &scan);
+        CHECK(ok(st));
+        lsm_scan_whole(scan);
+        u64 token;
+        struct bytes key;
+        struct lsm_value value;
+        while (ok(st = lsm_scan_next(scan, true, &token, &key, &value))) {
+            bool gone =
+                lsm_scan_deleted(scan) || (value.expire_ms != 0 && value.expire_ms <= io_wall_ms());
+            content->entries++;
+            content->gone += gone;
+            content->live_count += !gone;
+            if (!gone)
+                content->live += hash_key(key, value.version + keyspace) ^
+                                 hash_bytes(value.value.data, value.value.size, 1);
+            if (!topology_holds(topology, cluster_member(cluster->cluster),
+                                token_partition(token, topology->partition_count)))
+                content->foreign++;
+        }
+        CHECK(status_is(st, ST_END));
+        lsm_scan_close(scan);
+    }
+}
+
+static MAY_YIELD struct content
+content_of(struct rig *rig, u32 node)
+{
+    struct content content = {0};
+    for (u32 i = 0; i < rig->nodes[node].server->shard_count; i++)
+        rig_on_node(rig, node, i, content_add, &content);
+    return content;
+}
+
+static MAY_YIELD bool
+contents_are_equal(struct rig *rig, u32 count)
+{
+    struct content first = content_of(rig, 0);
+    bool equal = true;
+    for (u32 i = 1; i < count; i++) {
+        struct content other = content_of(rig, i);
+        equal = equal && other.live == first.live && other.live_count == first.live_count;
+    }
+    return equal;
+}
+
+/* ---- making replicas miss something ---- */
+
+/* As if the disks had no room for them. */
+static void
+hints_off(struct rig *rig, u32 node)
+{
+    const struct server *server = rig->nodes[node].server;
+    for (u32 i = 0; i < server->shard_count; i++)
+        server->cluster->shards[i]->hints->options.disk_bytes_max = 0;
+}
+
+static MAY_YIELD void
+expect_ok(struct rig_client *client, const char *command, u32 number, const char *rest)
+{
+    struct bytes reply = rig_call(client, "%s k%u%s", command, number, rest);
+    if (reply.size == 0 || reply.data[0] == '-')
+        fprintf(stderr, "%s k%u: %.*s\n", command, number, (int)reply.size,
+                (const char *)reply.data);
+    CHECK(reply.size > 0 && reply.data[0] != '-');
+}
+
+/* Keys in all the ways in which they can be; on the nodes that live. */
+static MAY_YIELD void
+write_some(struct rig *rig, u32 node, u32 from, u32 to, const char *value)
+{
+    struct rig_client client;
+    rig_connect_to(rig, node, &client);
+    char rest[64];
+    for (u32 i = from; i < to; i++) {
+        snprintf(rest, sizeof(rest), i % 8 == 3 ? " %s%u EX 100" : " %s%u", value, i);
+        expect_ok(&client, "SET", i, rest);
+        if (i % 8 == 5) expect_ok(&client, "DEL", i, "");
+    }
+    rig_disconnect(&client);
+}
+
+/* And the others have noticed. */
+static MAY_YIELD void
+crash(struct rig *rig, u32 node)
+{
+    u32 other = node == 0 ? 1 : 0;
+    const struct topology *topology = rig->nodes[other].server->cluster->shards[0]->topology;
+    char id[TOPOLOGY_NAME_BYTES];
+    snprintf(id, sizeof(id), "n%u", node + 1);
+    u32 number = topology_member_by_id(topology, id)->number;
+    rig_crash(rig, node);
+    u64 deadline_ns = io_now_ns() + WAIT_NS;
+    for (u32 i = 0; i < rig->node_count && io_now_ns() < deadline_ns; i++)
+        while (i != node && cluster_alive(rig->nodes[i].server->cluster, number) &&
+               io_now_ns() < deadline_ns)
+            fiber_sleep_ns(10 * NS_PER_MS);
+}
+
+static struct rig
+rig_of(u64 seed, void (*story)(struct rig *rig))
+{
+    struct rig rig = {.shard_count = (u32)(seed % 2),
+                      .node_count = NODES,
+                      .configure = configure,
+                      .on_all_nodes = true};
+    sim_options_default(&rig.options, seed);
+    rig.story = story;
+    if (rig.shard_count == 0) rig.shard_count = 2;
+    return rig;
+}
+
+/* ---- stories ---- */
+
+/* A node is away, and hints for it do not fit anywhere. */
+static MAY_YIELD void
+missed_story(struct rig *rig)
+{
+    wait_settled(rig, NODES);
+    write_some(rig, 0, 0, KEYS, "a");
+    hints_off(rig, 0);
+    hints_off(rig, 1);
+    crash(rig, 2);
+    write_some(rig, 1, KEYS / 2, 2 * KEYS, "b");
+    rig_start(rig, 2);
+    wait_settled(rig, NODES);
+    CHECK(!contents_are_equal(rig, NODES));
+    fiber_sleep_ns(6 * NS_PER_S); /* what is young is left to its writers */
+    repair(rig, 0);
+    struct trees_stats stats;
+    stats_of(rig, 0, &stats);
+    CHECK(stats.failures == 0 && stats.leaves_differing > 0);
+    CHECK(stats.entries_sent > 0 && stats.entries_received == 0);
+    CHECK(contents_are_equal(rig, NODES));
+    /* Nothing differs now, so nothing is sent. */
+    u64 sent = stats.entries_sent, leaves = stats.leaves_differing;
+    repair(rig, 2);
+    repair(rig, 0);
+    stats_of(rig, 0, &stats);
+    CHECK(stats.entries_sent == sent && stats.leaves_differing == leaves);
+    stats_of(rig, 2, &stats);
+    CHECK(stats.entries_sent == 0 && stats.entries_received == 0 && stats.leaves_differing == 0);
+    /* Once more, with trees that were known before: and it is the one who asks that lacks it. */
+    crash(rig, 2);
+    write_some(rig, 0, KEYS / 4, KEYS, "c");
+    rig_start(rig, 2);
+    wait_settled(rig, NODES);
+    fiber_sleep_ns(6 * NS_PER_S);
+    repair(rig, 2);
+    stats_of(rig, 2, &stats);
+    CHECK(stats.entries_received > 0 && stats.entries_sent == 0);
+    CHECK(contents_are_equal(rig, NODES));
+    write_some(rig, 1, 0, KEYS, "d");
+    repair(rig, 0);
+    CHECK(contents_are_equal(rig, NODES));
+}
+
+static MAY_YIELD void
+siblings_make(struct shard *shard, void *arg)
+{
+    (void)arg;
+    struct cluster_keyspace wanted = {.create = true,
+                                      .number = SIBLINGS_KEYSPACE,
+                                      .conflict = CONFLICT_SIBLINGS,
+                                      .name = "carts"};
+    status st = cluster_keyspace_set(shard->cluster, &wanted, io_now_ns() + WAIT_NS);
+    CHECK(ok(st));
+}
+
+static bool
+siblings_known(const struct rig *rig)
+{
+    for (u32 i = 0; i < NODES; i++) {
+        const struct server *server = rig->nodes[i].server;
+        for (u32 shard = 0; shard < server->shard_count; shard++)
+            if (!server->cluster->shards[shard]->topology->keyspaces[SIBLINGS_KEYSPACE].used)
+                return false;
+    }
+    return true;
+}
+
+/* Blindly, and with whoever is there. */
+static MAY_YIELD void
+put_siblings(struct rig *rig, u32 node, const char *value)
+{
+    struct rig_client client;
+    rig_connect_to(rig, node, &client);
+    CHECK(rig_is(rig_call(&client, "SELECT %u", SIBLINGS_KEYSPACE), "+OK\r\n"));
+    CHECK(rig_is(rig_call(&client, "DISTKV.CONSISTENCY ONE"), "+OK\r\n"));
+    for (u32 i = 0; i < SIBLINGS_KEYS; i++)
+        CHECK(rig_is(rig_call(&client, "DISTKV.PUT k%u %s", i, value), "+OK\r\n"));
+    rig_disconnect(&client);
+}
+
+static MAY_YIELD void
+await_alive(const struct rig *rig, u32 node, u32 count)
+{
+    const struct server *server = rig->nodes[node].server;
+    u64 deadline_ns = io_now_ns() + WAIT_NS;
+    for (;;) {
+        const struct topology *topology = server->cluster->shards[0]->topology;
+        u32 alive = 0;
+        for (u32 i = 0; i < topology->member_count; i++)
+            alive += cluster_alive(server->cluster, topology->members[i].number);
+        if (alive == count) return;
+        CHECK(io_now_ns() < deadline_ns);
+        fiber_sleep_ns(10 * NS_PER_MS);
+    }
+}
+
+/* Two nodes have one value of each key, the third has another, and no hint says so. */
+static MAY_YIELD void
+siblings_story(struct rig *rig)
+{
+    wait_settled(rig, NODES);
+    rig_on_node(rig, 0, 0, siblings_make, NULL);
+    u64 deadline_ns = io_now_ns() + WAIT_NS;
+    while (!siblings_known(rig) && io_now_ns() < deadline_ns)
+        fiber_sleep_ns(10 * NS_PER_MS);
+    hints_off(rig, 0);
+    hints_off(rig, 1);
+    crash(rig, 2);
+    put_siblings(rig, 0, "apples");
+    rig_start(rig, 2);
+    wait_settled(rig, NODES);
+    hints_off(rig, 2);
+    rig_crash(rig, 0);
+    rig_crash(rig, 1);
+    await_alive(rig, 2, 1);
+    put_siblings(rig, 2, "pears");
+    CHECK(content_of(rig, 2).live_count == SIBLINGS_KEYS);
+    rig_start(rig, 0);
+    rig_start(rig, 1);
+    wait_settled(rig, NODES);
+    CHECK(!contents_are_equal(rig, NODES));
+    /* The one with the lower versions asks, or the one with the higher ones tells; what both have
+     * then is new, and goes to the others when it is not young any more. */
+    u32 asks = rig->shard_count == 1 ? 0 : 2;
+    for (u32 round = 0; round < 4 && !contents_are_equal(rig, NODES); round++) {
+        fiber_sleep_ns(6 * NS_PER_S);
+        repair(rig, asks);
+    }
+    CHECK(contents_are_equal(rig, NODES));
+    struct rig_client client;
+    rig_connect_to(rig, 1, &client);
+    CHECK(rig_is(rig_call(&client, "SELECT %u", SIBLINGS_KEYSPACE), "+OK\r\n"));
+    CHECK(rig_is(rig_call(&client, "DISTKV.CONSISTENCY ONE"), "+OK\r\n"));
+    for (u32 i = 0; i < SIBLINGS_KEYS; i++) {
+        struct bytes reply = rig_call(&client, "DISTKV.GET k%u", i);
+        CHECK(memmem(reply.data, reply.size, "apples", 6) != NULL);
+        CHECK(memmem(reply.data, reply.size, "pears", 5) != NULL);
+    }
+    rig_disconnect(&client);
+}
+
+static void
+sets_that_differ_are_united_by_trees(void **state)
+{
+    (void)state;
+    for (u64 seed = 1; seed <= 2; seed++) { /* one for each direction */
+        struct rig rig = rig_of(seed, siblings_story);
+        rig_run(&rig);
+    }
+}
+
+static void
+what_a_replica_missed_without_hints_is_brought_by_trees(void **state)
+{
+    for (u64 seed = 1; seed <= SEED_COUNT; seed++) {
+        struct rig rig = rig_of(seed, missed_story);
+        rig_run(&rig);
+    }
+}
+
+/* Nodes lose their power while they compare: the one that asks, or one that is asked. */
+static MAY_YIELD void
+killed_story(struct rig *rig)
+{
+    wait_settled(rig, NODES);
+    write_some(rig, 0, 0, KEYS, "a");
+    for (u32 round = 0; round < 3; round++) {
+        for (u32 i = 0; i < NODES; i++)
+            hints_off(rig, i);
+        crash(rig, 2);
+        write_some(rig, 1, round * 30, round * 30 + KEYS, "b");
+        rig_start(rig, 2);
+        wait_settled(rig, NODES);
+        fiber_sleep_ns(6 * NS_PER_S);
+        struct rig_client client;
+        rig_connect_to(rig, round % 2 == 0 ? 0 : 2, &client);
+        CHECK(rig_is(rig_call(&client, "DISTKV.REPAIR"), "+OK\r\n"));
+        rig_disconnect(&client);
+        fiber_sleep_ns((30 + 150 * round) * NS_PER_MS);
+        u32 victim = round == 1 ? 0 : 2;
+        crash(rig, victim);
+        rig_start(rig, victim);
+        wait_settled(rig, NODES);
+        repair(rig, 1);
+        CHECK(contents_are_equal(rig, NODES));
+    }
+}
+
+static void
+power_failures_while_comparing_lose_nothing(void **state)
+{
+    for (u64 seed = 1; seed <= SEED_COUNT; seed++) {
+        struct rig rig = rig_of(seed, killed_story);
+        rig_run(&rig);
+    }
+}
+
+/* ---- collecting ---- */
+
+static void
+compact(struct shard *shard, void *arg)
+{
+    (void)arg;
+    CHECK(ok(lsm_flush(shard->cluster->lsm)));
+    CHECK(ok(lsm_compact(shard->cluster->lsm)));
+}
+
+/* All that may be collected is. */
+static MAY_YIELD void
+compact_all(struct rig *rig)
+{
+    for (u32 i = 0; i < rig->node_count; i++)
+        for (u32 j = 0; rig->nodes[i].server != NULL && j < rig->nodes[i].server->shard_count; j++)
+            rig_on_node(rig, i, j, compact, NULL);
+}
+
+/* The least of all shards of the node. */
+static u64
+purge_below(const struct rig *rig, u32 node)
+{
+    const struct server *server = rig->nodes[node].server;
+    u64 least = UINT64_MAX;
+    for (u32 i = 0; i < server->shard_count; i++)
+        least = MIN(least, lsm_purge_below(server->cluster->shards[i]->lsm, 0));
+    return least;
+}
+
+/* Until all may collect what was written before now. */
+static MAY_YIELD void
+wait_purge(struct rig *rig)
+{
+    u64 version = hlc_version_at(io_wall_ms()), deadline_ns = io_now_ns() + 1200 * NS_PER_S;
+    bool all = false;
+    while (!all && io_now_ns() < deadline_ns) {
+        fiber_sleep_ns(2 * NS_PER_S);
+        for (u32 i = 0; i < rig->node_count; i++)
+            repair(rig, i);
+        fiber_sleep_ns(TREES_GRACE_NS + 12 * NS_PER_S);
+        all = true;
+        for (u32 i = 0; i < rig->node_count; i++)
+            all = all && purge_below(rig, i) >= version;
+    }
+    CHECK(all);
+}
+
+static MAY_YIELD void
+expect_gone(struct rig *rig, u32 node, u32 from, u32 to)
+{
+    struct rig_client client;
+    rig_connect_to(rig, node, &client);
+    for (u32 i = from; i < to; i++) {
+        struct bytes reply = rig_call(&client, "GET k%u", i);
+        if (!rig_is(reply, "$-1\r\n"))
+            fprintf(stderr, "GET k%u on node %u: %.*s\n", i, node, (int)reply.size,
+                    (const char *)reply.data);
+        CHECK(rig_is(reply, "$-1\r\n"));
+    }
+    rig_disconnect(&client);
+}
+
+static MAY_YIELD void
+delete_some(struct rig *rig, u32 node, u32 from, u32 to)
+{
+    struct rig_client client;
+    rig_connect_to(rig, node, &client);
+    for (u32 i = from; i < to; i++)
+        expect_ok(&client, "DEL", i, "");
+    rig_disconnect(&client);
+}
+
+/* What expires a little later than it is written. */
+static MAY_YIELD void
+write_expiring(struct rig *rig, u32 node, u32 from, u32 to)
+{
+    struct rig_client client;
+    rig_connect_to(rig, node, &client);
+    for (u32 i = from; i < to; i++)
+        expect_ok(&client, "SET", i, " x EX 5");
+    rig_disconnect(&client);
+}
+
+/* A replica is away for far longer than anybody keeps hints, while half of its keys are deleted and
+ * the others get a new value, which expires. */
+static MAY_YIELD void
+away_story(struct rig *rig)
+{
+    wait_settled(rig, NODES);
+    write_some(rig, 0, 0, KEYS, "a");
+    compact_all(rig);
+    hints_off(rig, 0);
+    hints_off(rig, 1);
+    crash(rig, 2);
+    delete_some(rig, 0, 0, KEYS / 2);
+    write_expiring(rig, 1, KEYS / 2, KEYS);
+    fiber_sleep_ns(TREES_FIRST_NS);
+    for (u32 i = 0; i < 2; i++)
+        repair(rig, i);
+    fiber_sleep_ns(TREES_GRACE_NS + 12 * NS_PER_S);
+    repair(rig, 0);
+    compact_all(rig);
+    for (u32 i = 0; i < 2; i++) {
+        struct content content = content_of(rig, i);
+        CHECK(content.gone == KEYS && purge_below(rig, i) == 0); /* the third may lack it */
+    }
+    rig_start(rig, 2);
+    wait_settled(rig, NODES);
+    CHECK(content_of(rig, 2).live_count > 0);
+    expect_gone(rig, 2, 0, KEYS);
+    wait_purge(rig);
+    for (u32 i = 0; i < NODES; i++) {
+        if (i == 1) continue; /* one that has not collected yet */
+        for (u32 j = 0; j < rig->nodes[i].server->shard_count; j++)
+            rig_on_node(rig, i, j, compact, NULL);
+    }
+    CHECK(content_of(rig, 0).entries == 0 && content_of(rig, 2).entries == 0);
+    CHECK(content_of(rig, 1).gone == KEYS);
+    /* That is no difference, neither to trees nor to reads. */
+    struct trees_stats before, after;
+    stats_of(rig, 0, &before);
+    repair(rig, 0);
+    for (u32 i = 0; i < NODES; i++)
+        expect_gone(rig, i, 0, KEYS);
+    stats_of(rig, 0, &after);
+    CHECK(after.leaves_differing == before.leaves_differing && after.failures == before.failures);
+    CHECK(content_of(rig, 0).entries == 0 && content_of(rig, 2).entries == 0);
+    compact_all(rig);
+    for (u32 i = 0; i < NODES; i++)
+        CHECK(content_of(rig, i).entries == 0);
+    for (u32 i = 0; i < NODES; i++)
+        expect_gone(rig, i, 0, KEYS);
+}
+
+static void
+a_replica_that_was_away_for_long_brings_nothing_back(void **state)
+{
+    for (u64 seed = 1; seed <= SEED_COUNT; seed++) {
+        struct rig rig = rig_of(seed, away_story);
+        rig_run(&rig);
+    }
+}
+
+/* ---- moves ---- */
+
+static MAY_YIELD void
+wait_clean(struct rig *rig)
+{
+    u64 deadline_ns = io_now_ns() + WAIT_NS;
+    bool clean = false;
+    while (!clean && io_now_ns() < deadline_ns) {
+        fiber_sleep_ns(NS_PER_S);
+        clean = true;
+        for (u32 i = 0; i < rig->node_count; i++)
+            for (u32 j = 0; j < rig->nodes[i].server->shard_count; j++)
+                clean = clean && trees_are_clean(rig->nodes[i].server->cluster->shards[j]);
+    }
+    CHECK(clean);
+}
+
+/* Two join under deletes; who loses partitions has nothing of them afterwards, and what was deleted
+ * before, while and after is gone for good. */
+static MAY_YIELD void
+moved_story(struct rig *rig)
+{
+    wait_settled(rig, NODES);
+    write_some(rig, 0, 0, 2 * KEYS, "a");
+    compact_all(rig);
+    delete_some(rig, 1, 0, KEYS);
+    for (u32 i = NODES; i < rig->node_count; i++)
+        rig_start_begin(rig, i);
+    delete_some(rig, 0, KEYS, KEYS + 20);
+    wait_settled(rig, rig->node_count);
+    u32 foreign = 0;
+    for (u32 i = 0; i < NODES; i++)
+        foreign += content_of(rig, i).foreign;
+    CHECK(foreign > 0);
+    wait_clean(rig);
+    u32 entries = 0;
+    for (u32 i = 0; i < rig->node_count; i++) {
+        struct content content = content_of(rig, i);
+        CHECK(content.foreign == 0);
+        entries += content.live_count;
+    }
+    CHECK(entries > 0);
+    fiber_sleep_ns(110 * NS_PER_S); /* what expires has */
+    wait_purge(rig);
+    compact_all(rig);
+    for (u32 i = 0; i < rig->node_count; i++)
+        CHECK(content_of(rig, i).gone == 0);
+    for (u32 i = 0; i < rig->node_count; i++)
+        expect_gone(rig, i, 0, KEYS + 20);
+}
+
+static void
+losers_are_empty_after_a_move(void **state)
+{
+    for (u64 seed = 1; seed <= SEED_COUNT; seed++) {
+        struct rig rig = rig_of(seed, moved_story);
+        rig.node_count = NODES + 2;
+        rig.late_count = 2;
+        rig_run(&rig);
+    }
+}
+
+int
+main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(what_a_replica_missed_without_hints_is_brought_by_trees),
+        cmocka_unit_test(sets_that_differ_are_united_by_trees),
+        cmocka_unit_test(power_failures_while_comparing_lose_nothing),
+        cmocka_unit_test(a_replica_that_was_away_for_long_brings_nothing_back),
+        cmocka_unit_test(losers_are_empty_after_a_move),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
