@@ -34,7 +34,7 @@ class Scale:
     late_ms: int  # so long after that an unsure write has taken effect, or never does
 
 
-SHORT = Scale(False, 700, 1500, 0.4, 1.0, 4.0, 0.7, "1500ms", 1000, 1500)
+SHORT = Scale(False, 700, 1000, 0.3, 0.9, 4.0, 0.4, "1500ms", 1000, 1500)
 LONG = Scale(True, 8500, 20000, 4.0, 8.0, 10.0, 4.0, "5s", 2000, 6000)
 # When the first second is over, p99 is to be back within so many times what it was. A p99 below the
 # floor is as good: it is the disk's, and moves by itself.
@@ -78,11 +78,12 @@ class Run:
         ms, node, request, kind, _, _ = failure
         if node in lost:
             return True
-        since = [event for event in lost.values() if event - 2000 <= ms <= event + DETECT_MS * SLOW]
-        return bool(since) and request == "del" and kind == "UNKNOWN"
+        times = [at for events in lost.values() for at in events]
+        near = any(at - 2000 <= ms <= at + DETECT_MS * SLOW for at in times)
+        return near and request == "del" and kind == "UNKNOWN"
 
     def judge(self, lost):
-        """lost: by index of a node, when it was lost."""
+        """lost: by index of a node, when something became of it."""
         ledger, cluster = self.ledger, self.cluster
         report = ledger.report
         failures = ledger.failures()
@@ -174,7 +175,7 @@ def test_a_killed_node_costs_what_was_with_it_and_comes_back(run):
     lost.start()
     run.end()
     run.judge_times(run.event_ms, "killed", back_ms, nodes={0, 1})
-    run.judge({2: run.event_ms})
+    run.judge({2: [run.event_ms]})
 
 
 def test_a_stopped_node_is_left_out_and_does_nothing_that_is_too_late(run):
@@ -185,7 +186,7 @@ def test_a_stopped_node_is_left_out_and_does_nothing_that_is_too_late(run):
     run.nodes[2].go_on()
     run.end()
     run.judge_times(run.event_ms, "stopped", back_ms, nodes={0, 1})
-    run.judge({2: run.event_ms})
+    run.judge({2: [run.event_ms]})
 
 
 CUTS = {
@@ -202,6 +203,8 @@ CUTS = {
 def test_links_are_cut_and_healed(run, cut):
     if run.cluster.network is None:
         pytest.skip(missing_network())
+    if cut == "minority" and not run.scale.long:
+        pytest.skip("as off, but for its clients: in the long variant")
     links, suffer = CUTS[cut]
     run.load()
     for source, target in links:
@@ -211,16 +214,17 @@ def test_links_are_cut_and_healed(run, cut):
     run.cluster.network.heal()
     run.end()
     run.judge_times(run.event_ms, cut, back_ms, nodes={0, 1, 2} - suffer)
-    # A cut link is lost to both of its ends.
-    lost = dict.fromkeys(suffer, run.event_ms) or {None: run.event_ms}
-    run.judge(lost)
+    # A cut link is lost to both of its ends; and as it heals, what the kernel has kept arrives, and
+    # then both find that they have given the connection up.
+    times = [run.event_ms, back_ms]
+    run.judge(dict.fromkeys(suffer, times) or {None: times})
 
 
 def test_each_node_is_restarted_in_turn(run):
     run.load()
     lost = {}
     for index, node in enumerate(run.nodes):
-        lost[index] = run.ledger.now()
+        lost[index] = [run.ledger.now()]
         assert node.stop() == 0, node.log()
         node.start()
         run.cluster.wait_settled(3)
@@ -238,7 +242,7 @@ def test_a_node_whose_disk_was_wiped_is_replaced(run):
     shutil.rmtree(lost.data_dir)
     lost.start()
     run.end()
-    run.judge({2: run.event_ms})
+    run.judge({2: [run.event_ms]})
 
 
 def test_two_nodes_join_at_once_and_leave_again(run):
@@ -262,7 +266,7 @@ def test_two_nodes_join_at_once_and_leave_again(run):
         left = 4 - number
         wait_for(lambda left=left: len((cluster.view(run.nodes[0]) or {"members": []})["members"])
                  == left, "the node to be gone", 60)
-        lost[first + number] = run.ledger.now()
+        lost[first + number] = [run.ledger.now()]
         node.kill()
     run.end()
     print(f"two joined within {joined_ms - run.event_ms} ms")
