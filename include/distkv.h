@@ -197,6 +197,38 @@ DISTKV_API int distkv_count(distkv *kv, int exact, uint64_t *count_out);
 DISTKV_API int distkv_status(distkv *kv, char **json_out);
 DISTKV_API int distkv_ping(distkv *kv);
 
+/* ---- siblings ----
+ *
+ * In a keyspace of a cluster that keeps siblings concurrent writes of a key are all kept. A read
+ * returns them with a context, which is what the reader has seen; a write that brings it back
+ * replaces exactly that. Elsewhere: DISTKV_UNSUPPORTED. */
+
+struct distkv_sibling {
+    const void *data; /* a zero byte follows the last one */
+    size_t size;
+    uint64_t version;
+};
+
+struct distkv_siblings {
+    uint64_t version; /* of all of it; 0: nothing was ever written */
+    const void *context;
+    size_t context_size;
+    struct distkv_sibling *values;
+    size_t count; /* 0: the key is absent, or deleted; the context counts all the same */
+    void *memory; /* of all of these: distkv_siblings_free */
+};
+
+DISTKV_API int distkv_get_siblings(distkv *kv, const void *key, size_t key_size,
+                                   struct distkv_siblings *out);
+DISTKV_API void distkv_siblings_free(struct distkv_siblings *siblings);
+/* context may be NULL with 0: nothing was seen, so the value stands beside what is there. At most
+ * 32 siblings, and 128 KiB of all together: DISTKV_TOO_LARGE. version_out may be NULL. */
+DISTKV_API int distkv_put_siblings(distkv *kv, const void *key, size_t key_size, const void *value,
+                                   size_t value_size, const void *context, size_t context_size,
+                                   uint64_t *version_out);
+DISTKV_API int distkv_delete_siblings(distkv *kv, const void *key, size_t key_size,
+                                      const void *context, size_t context_size);
+
 /* ---- operating a cluster ---- */
 
 enum distkv_cluster_function {

@@ -42,6 +42,8 @@ struct cli_settings {
     u64 if_absent, if_present;
     u64 if_version;
     u64 escapes;
+    u64 siblings;
+    char context[OPTION_TEXT_BYTES]; /* hexadecimal, or @FILE */
     u64 atomic;
     char prefix[OPTION_TEXT_BYTES];
     char match[OPTION_TEXT_BYTES];

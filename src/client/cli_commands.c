@@ -58,6 +58,124 @@ write_options(struct cli *cli, struct distkv_write *write)
     return EXIT_OK;
 }
 
+/* ---- siblings ---- */
+
+#define CONTEXT_BYTES_MAX 8192u
+
+static int
+hex_digit(int c)
+{
+    if (c >= '0' && c <= '9') return c - '0';
+    if (c >= 'a' && c <= 'f') return c - 'a' + 10;
+    if (c >= 'A' && c <= 'F') return c - 'A' + 10;
+    return -1;
+}
+
+/* The text behind --context, of its file if it names one. NULL: after a message. */
+static char *
+context_text(struct cli *cli)
+{
+    if (cli->set.context[0] != '@') return strdup(cli->set.context);
+    FILE *file = fopen(cli->set.context + 1, "re");
+    char *text = calloc(1, 2 * CONTEXT_BYTES_MAX + 2);
+    size_t size = 0;
+    if (file != NULL && text != NULL) size = fread(text, 1, 2 * CONTEXT_BYTES_MAX + 1, file);
+    if (file != NULL) fclose(file);
+    if (file == NULL) cli_error(cli, "cannot read %s", cli->set.context + 1);
+    if (file == NULL) {
+        free(text);
+        return NULL;
+    }
+    while (text != NULL && size > 0 && (text[size - 1] == '\n' || text[size - 1] == '\r'))
+        text[--size] = 0;
+    return text;
+}
+
+/* Into *out, which is to be freed; NULL when none was given. */
+static int
+context_read(struct cli *cli, u8 **out, size_t *size_out)
+{
+    *out = NULL;
+    *size_out = 0;
+    if (cli->set.context[0] == 0) return EXIT_OK;
+    char *text = context_text(cli);
+    if (text == NULL) return EXIT_USAGE;
+    size_t size = strlen(text);
+    u8 *bytes = malloc(size / 2 + 1);
+    bool good = bytes != NULL && size % 2 == 0 && size <= 2 * CONTEXT_BYTES_MAX;
+    for (size_t i = 0; good && i < size; i += 2) {
+        int high = hex_digit(text[i]), low = hex_digit(text[i + 1]);
+        good = high >= 0 && low >= 0;
+        if (good) bytes[i / 2] = (u8)(high << 4 | low);
+    }
+    free(text);
+    if (!good) {
+        free(bytes);
+        return cli_usage(cli, "the context is not one that get --siblings gave");
+    }
+    *out = bytes;
+    *size_out = size / 2;
+    return EXIT_OK;
+}
+
+static void
+context_write(const struct distkv_siblings *siblings)
+{
+    const u8 *bytes = siblings->context;
+    for (size_t i = 0; i < siblings->context_size; i++)
+        printf("%02x", bytes[i]);
+}
+
+/* The context in the first line, then a value in each. */
+static int
+get_siblings(struct cli *cli, const char *key, size_t key_size)
+{
+    struct distkv_siblings siblings;
+    int code = distkv_get_siblings(cli->kv, key, key_size, &siblings);
+    if (code != DISTKV_OK) return cli_fail(cli, code, "get");
+    if (cli->set.json) {
+        putchar('{');
+        text_write_json_field(stdout, "key", key, key_size);
+        printf(",\"context\":\"");
+        context_write(&siblings);
+        printf("\",\"values\":[");
+        for (size_t i = 0; i < siblings.count; i++) {
+            printf(i == 0 ? "{" : ",{");
+            text_write_json_field(stdout, "value", siblings.values[i].data,
+                                  siblings.values[i].size);
+            printf(",\"version\":%" PRIu64 "}", siblings.values[i].version);
+        }
+        puts("]}");
+    } else {
+        context_write(&siblings);
+        putchar('\n');
+        for (size_t i = 0; i < siblings.count; i++) {
+            text_write_escaped(stdout, siblings.values[i].data, siblings.values[i].size);
+            putchar('\n');
+        }
+    }
+    distkv_siblings_free(&siblings);
+    return cli_finish_output(cli, EXIT_OK);
+}
+
+/* With conditions and times nothing of this goes together. */
+static int
+siblings_alone(struct cli *cli)
+{
+    const struct cli_settings *set = &cli->set;
+    if (set->if_absent || set->if_present || set->if_version != 0 || set->ttl_ms != 0)
+        return cli_usage(cli, "context and siblings go with no condition and no ttl");
+    return EXIT_OK;
+}
+
+static bool
+with_siblings(const struct cli *cli)
+{
+    return cli->set.siblings || cli->set.context[0] != 0;
+}
+
+/* ---- keys ---- */
+
 /* Standard input, up to the largest value and one byte. NULL: no memory, or it cannot be read. */
 static char *
 read_stdin(size_t *size_out)
@@ -91,9 +209,17 @@ cmd_put(struct cli *cli, int count, char **words)
         return EXIT_USAGE;
     }
     uint64_t version = 0;
-    exit_code = cli_connect(cli);
+    u8 *context = NULL;
+    size_t context_size = 0;
+    if (with_siblings(cli)) exit_code = siblings_alone(cli);
+    if (exit_code == EXIT_OK) exit_code = context_read(cli, &context, &context_size);
+    if (exit_code == EXIT_OK) exit_code = cli_connect(cli);
     if (exit_code == EXIT_OK) {
-        int code = distkv_put(cli->kv, words[0], key_size, value, value_size, &write, &version);
+        int code =
+            with_siblings(cli)
+                ? distkv_put_siblings(cli->kv, words[0], key_size, value, value_size, context,
+                                      context_size, &version)
+                : distkv_put(cli->kv, words[0], key_size, value, value_size, &write, &version);
         if (code != DISTKV_OK)
             exit_code = cli_fail(cli, code, "put");
         else if (cli->set.json)
@@ -101,6 +227,7 @@ cmd_put(struct cli *cli, int count, char **words)
         else
             printf("ok\n");
     }
+    free(context);
     free(input);
     return cli_finish_output(cli, exit_code);
 }
@@ -113,6 +240,7 @@ cmd_get(struct cli *cli, int count, char **words)
     if (!word_bytes(cli, words[0], &key_size)) return EXIT_USAGE;
     int exit_code = cli_connect(cli);
     if (exit_code != EXIT_OK) return exit_code;
+    if (cli->set.siblings) return get_siblings(cli, words[0], key_size);
     struct distkv_value value;
     int code = distkv_get(cli->kv, words[0], key_size, &value);
     if (code != DISTKV_OK) return cli_fail(cli, code, "get");
@@ -136,18 +264,35 @@ cmd_delete(struct cli *cli, int count, char **words)
 {
     struct distkv_write write;
     int exit_code = write_options(cli, &write);
+    u8 *context = NULL;
+    size_t context_size = 0;
+    if (exit_code == EXIT_OK && with_siblings(cli)) {
+        exit_code = siblings_alone(cli);
+        if (exit_code == EXIT_OK && count != 1)
+            exit_code = cli_usage(cli, "a context is of one key");
+    }
+    if (exit_code == EXIT_OK) exit_code = context_read(cli, &context, &context_size);
     if (exit_code == EXIT_OK) exit_code = cli_connect(cli);
-    if (exit_code != EXIT_OK) return exit_code;
+    if (exit_code != EXIT_OK) {
+        free(context);
+        return exit_code;
+    }
     int deleted = 0;
     for (int i = 0; i < count; i++) {
         size_t key_size;
-        if (!word_bytes(cli, words[i], &key_size)) return EXIT_USAGE;
-        int code = distkv_delete(cli->kv, words[i], key_size, &write);
+        if (!word_bytes(cli, words[i], &key_size)) {
+            free(context);
+            return EXIT_USAGE;
+        }
+        int code = with_siblings(cli)
+                       ? distkv_delete_siblings(cli->kv, words[i], key_size, context, context_size)
+                       : distkv_delete(cli->kv, words[i], key_size, &write);
         if (code == DISTKV_OK)
             deleted++;
         else
             exit_code = cli_fail(cli, code, words[i]);
     }
+    free(context);
     if (cli->set.json)
         printf("{\"ok\":%s,\"deleted\":%d}\n", deleted == count ? "true" : "false", deleted);
     else if (deleted == count)

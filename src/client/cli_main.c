@@ -94,6 +94,11 @@
         .name = "if-version", .kind = OPTION_NUMBER, FIELD(if_version), .max = UINT64_MAX,         \
         .fallback = "0", .value_name = "N", SECTION, .help = "Only if the key has this version."   \
     }
+#define OPTION_CONTEXT(text)                                                                       \
+    {                                                                                              \
+        .name = "context", .kind = OPTION_STRING, TEXT_FIELD(context), .fallback = "",             \
+        .value_name = "CONTEXT", SECTION, .help = text                                             \
+    }
 #define OPTION_TTL(text)                                                                           \
     {                                                                                              \
         .name = "ttl", .kind = OPTION_DURATION, FIELD(ttl_ms), .unit = NS_PER_MS,                  \
@@ -153,13 +158,24 @@ static const struct option OPTIONS_PUT[] = {
     FLAG("if-present", if_present, "Only if the key is there."),
     OPTION_VERSION_IS,
     OPTION_ESCAPES,
+    OPTION_CONTEXT("What get --siblings gave, or @FILE with it: replaces exactly that."),
+    FLAG("siblings", siblings, "Stands beside the values that are there."),
     OPTION_CONSISTENCY,
 };
 static const struct option OPTIONS_KEY[] = {GLOBAL_OPTIONS, OPTION_ESCAPES, OPTION_CONSISTENCY};
 static const struct option OPTIONS_DELETE[] = {
-    GLOBAL_OPTIONS,     FLAG("if-present", if_present, "Fail if there is no such key."),
-    OPTION_VERSION_IS,  OPTION_ESCAPES,
+    GLOBAL_OPTIONS,
+    FLAG("if-present", if_present, "Fail if there is no such key."),
+    OPTION_VERSION_IS,
+    OPTION_ESCAPES,
     OPTION_CONSISTENCY,
+    OPTION_CONTEXT("What get --siblings gave, or @FILE with it: deletes exactly that."),
+};
+static const struct option OPTIONS_GET[] = {
+    GLOBAL_OPTIONS,
+    OPTION_ESCAPES,
+    OPTION_CONSISTENCY,
+    FLAG("siblings", siblings, "All values of a key that keeps siblings, and their context."),
 };
 static const struct option OPTIONS_BATCH[] = {
     GLOBAL_OPTIONS,
@@ -298,7 +314,7 @@ static const char EPILOGUE_EXPORT[] = "Writes every key of the keyspace to FILE,
 const struct cli_command cli_commands[] = {
     {"put", "KEY VALUE", "store a value (VALUE -: from standard input)", OPTIONS(OPTIONS_PUT), 2, 2,
      cmd_put, NULL},
-    {"get", "KEY", "show a value", OPTIONS(OPTIONS_KEY), 1, 1, cmd_get, NULL},
+    {"get", "KEY", "show a value", OPTIONS(OPTIONS_GET), 1, 1, cmd_get, NULL},
     {"delete", "KEY...", "delete keys", OPTIONS(OPTIONS_DELETE), 1, -1, cmd_delete, NULL},
     {"batch", "[OPERATION]...", "several writes at once, atomic within a hash tag",
      OPTIONS(OPTIONS_BATCH), 0, -1, cmd_batch, EPILOGUE_BATCH},

@@ -80,11 +80,13 @@ waiter_done(struct request *request, int code, const char *error, const struct n
     if (reply->header.opcode == NATIVE_STATUS) target = &waiter->reply.status.json;
     if (reply->header.opcode == NATIVE_CLUSTER) target = &waiter->reply.cluster.json;
     if (reply->header.opcode == NATIVE_SCAN) target = &waiter->reply.scan.entries;
+    if (reply->header.opcode == NATIVE_GET_SIBLINGS) target = &waiter->reply.siblings.values;
     if (target == NULL) return;
     span = *target;
     bool fits = buf_append(&waiter->body, span.data, span.size);
     struct bytes next = BYTES(NULL, 0);
     if (reply->header.opcode == NATIVE_SCAN) next = reply->scan.next.key;
+    if (reply->header.opcode == NATIVE_GET_SIBLINGS) next = reply->siblings.context;
     if (!fits || !buf_append(&waiter->body, next.data, next.size) ||
         !buf_append(&waiter->body, "", 1)) {
         waiter->code = DISTKV_NO_MEMORY;
@@ -94,6 +96,8 @@ waiter_done(struct request *request, int code, const char *error, const struct n
     *target = BYTES(waiter->body.data, span.size);
     if (reply->header.opcode == NATIVE_SCAN)
         waiter->reply.scan.next.key = BYTES(waiter->body.data + span.size, next.size);
+    if (reply->header.opcode == NATIVE_GET_SIBLINGS)
+        waiter->reply.siblings.context = BYTES(waiter->body.data + span.size, next.size);
 }
 
 void
@@ -265,6 +269,102 @@ distkv_expire(distkv *kv, const void *key, size_t key_size, int expiry, uint64_t
     return lib_call_simple(kv, &native, slot_of(native.expire.key), true);
 }
 
+void
+distkv_siblings_free(struct distkv_siblings *siblings)
+{
+    free(siblings->memory);
+    *siblings = (struct distkv_siblings){0};
+}
+
+/* One piece of memory: the array, the context, the values, each with a zero byte behind it. */
+static bool
+siblings_copy(const struct native_reply *reply, struct distkv_siblings *out)
+{
+    u32 count = reply->siblings.count;
+    struct bytes context = reply->siblings.context, rest = reply->siblings.values;
+    size_t array = count * sizeof(struct distkv_sibling);
+    u8 *memory = malloc(array + context.size + 1 + rest.size + count);
+    if (memory == NULL) return false;
+    *out = (struct distkv_siblings){.version = reply->siblings.version,
+                                    .context = memory + array,
+                                    .context_size = context.size,
+                                    .values = (struct distkv_sibling *)(void *)memory,
+                                    .count = count,
+                                    .memory = memory};
+    u8 *at = memory + array;
+    if (context.size != 0) memcpy(at, context.data, context.size);
+    at[context.size] = 0;
+    at += context.size + 1;
+    struct native_sibling sibling;
+    for (u32 i = 0; i < count && native_sibling_next(&rest, &sibling); i++) {
+        out->values[i] = (struct distkv_sibling){
+            .data = at, .size = sibling.value.size, .version = sibling.version};
+        if (sibling.value.size != 0) memcpy(at, sibling.value.data, sibling.value.size);
+        at[sibling.value.size] = 0;
+        at += sibling.value.size + 1;
+    }
+    return true;
+}
+
+int
+distkv_get_siblings(distkv *kv, const void *key, size_t key_size, struct distkv_siblings *out)
+{
+    *out = (struct distkv_siblings){0};
+    int code = check_key(kv, key_size);
+    if (code != DISTKV_OK) return code;
+    struct native_request native = request_for(NATIVE_GET_SIBLINGS);
+    native.get.key = BYTES(key, key_size);
+    struct waiter waiter;
+    code = lib_call(kv, &native, slot_of(native.get.key), true, &waiter);
+    if (code == DISTKV_OK && !siblings_copy(&waiter.reply, out))
+        code = lib_fail(kv, DISTKV_NO_MEMORY, "out of memory");
+    waiter_deinit(&waiter);
+    return code;
+}
+
+static int
+put_siblings(struct distkv *kv, u8 kind, struct bytes key, struct bytes context, struct bytes value,
+             uint64_t *version_out)
+{
+    struct native_op op = {.kind = kind, .key = key, .value = value};
+    const char *error = "";
+    status st = native_op_check(&op, &error);
+    if (!ok(st))
+        return lib_fail(kv, status_is(st, ST_TOO_LARGE) ? DISTKV_TOO_LARGE : DISTKV_INVALID, "%s",
+                        error);
+    if (context.size > NATIVE_CONTEXT_BYTES_MAX)
+        return lib_fail(kv, DISTKV_TOO_LARGE, "context is longer than %u bytes",
+                        NATIVE_CONTEXT_BYTES_MAX);
+    struct native_request native = request_for(NATIVE_PUT_SIBLINGS);
+    native.siblings.kind = kind;
+    native.siblings.key = key;
+    native.siblings.context = context;
+    native.siblings.value = value;
+    struct waiter waiter;
+    /* Done twice it would be two siblings. */
+    int code = lib_call(kv, &native, slot_of(key), false, &waiter);
+    if (version_out != NULL && code == DISTKV_OK) *version_out = waiter.reply.written.version;
+    waiter_deinit(&waiter);
+    return code;
+}
+
+int
+distkv_put_siblings(distkv *kv, const void *key, size_t key_size, const void *value,
+                    size_t value_size, const void *context, size_t context_size,
+                    uint64_t *version_out)
+{
+    return put_siblings(kv, NATIVE_OP_PUT, BYTES(key, key_size), BYTES(context, context_size),
+                        BYTES(value, value_size), version_out);
+}
+
+int
+distkv_delete_siblings(distkv *kv, const void *key, size_t key_size, const void *context,
+                       size_t context_size)
+{
+    return put_siblings(kv, NATIVE_OP_DELETE, BYTES(key, key_size), BYTES(context, context_size),
+                        BYTES(NULL, 0), NULL);
+}
+
 int
 distkv_count(distkv *kv, int exact, uint64_t *count_out)
 {
@@ -381,6 +481,7 @@ async_done(struct request *request, int code, const char *error, const struct na
         case NATIVE_DELETE:
         case NATIVE_BATCH:
         case NATIVE_EXPIRE:
+        case NATIVE_PUT_SIBLINGS:
             result.version = reply->written.version;
             break;
         case NATIVE_TTL:
@@ -392,6 +493,7 @@ async_done(struct request *request, int code, const char *error, const struct na
             value = reply->ping.payload;
             break;
         case NATIVE_HELLO:
+        case NATIVE_GET_SIBLINGS:
         case NATIVE_SCAN:
         case NATIVE_SNAPSHOT_OPEN:
         case NATIVE_SNAPSHOT_CLOSE:

@@ -165,6 +165,9 @@ serve(void *arg)
     struct buf page;
     buf_init(&page, &shard->budget);
     status st = cluster_page_read(shard, &stream->page, &page);
+    /* Of a key that keeps siblings nobody may know what this store can forget (B1). */
+    if (ok(st) && replicate_siblings(shard->replicator, stream->page.keyspace))
+        st = lsm_wait_durable(shard->lsm, lsm_seq_last(shard->lsm));
     struct bytes part = buf_bytes(&page);
     enum native_status code = ok(st) ? NATIVE_ST_OK : native_status_of(st);
     peer_reply(stream->request, code, stream->epoch, &part, ok(st) ? 1 : 0);
@@ -297,6 +300,19 @@ is_source(const struct fetch *fetch, u32 keyspace, u32 partition, u32 member, bo
     return found;
 }
 
+/* A state of a key that keeps siblings joins what is here. */
+MAY_YIELD static status
+take_state(struct fetch *fetch, u16 keyspace, const struct cluster_page_entry *found, u64 *seq_out)
+{
+    struct replicate_state state = {.keyspace = keyspace,
+                                    .token = found->entry.token,
+                                    .key = found->entry.key,
+                                    .found = !found->deleted,
+                                    .version = found->entry.version,
+                                    .value = found->entry.value};
+    return replicate_merge(fetch->shard->replicator, &state, io_now_ns() + PAGE_NS, seq_out);
+}
+
 static void
 note_done(struct fetch *fetch, const struct range *range)
 {
@@ -327,12 +343,15 @@ take_page(struct fetch *fetch, struct cluster_page *page, struct bytes bytes, u6
         }
         lsm_batch_clear(&batch);
         batch.version = entry->version;
+        bool siblings = replicate_siblings(shard->replicator, page->keyspace);
         bool fits = found.deleted
                         ? lsm_batch_delete(&batch, page->keyspace, entry->token, entry->key)
                         : lsm_batch_put(&batch, page->keyspace, entry->token, entry->key,
                                         entry->value, entry->expire_ms);
         u64 seq = 0;
-        st = fits ? lsm_write(shard->lsm, &batch, &seq) : ST_NO_MEMORY;
+        st = !fits      ? ST_NO_MEMORY
+             : siblings ? take_state(fetch, page->keyspace, &found, &seq)
+                        : lsm_write(shard->lsm, &batch, &seq);
         shard->fetched_seq = MAX(shard->fetched_seq, seq);
         key_out->size = 0;
         if (ok(st) && !buf_append(key_out, entry->key.data, entry->key.size)) st = ST_NO_MEMORY;

@@ -11,10 +11,14 @@
  * As many replicas are asked as the level demands, by default the read quorum of the row: so the
  * newest acknowledged version of each key is among the answers. A page ends where the row of
  * replicas changes at the latest.
+ *
+ * Of keys that keep siblings the sets of all that have answered are united, and the sibling of the
+ * highest clock is shown: what a plain GET would return.
  */
 #include "cluster/cluster.h"
 
 #include "base/hash.h"
+#include "cluster/siblings.h"
 #include "io/io.h"
 #include "proto/peer.h"
 
@@ -33,6 +37,9 @@ struct pass {
     struct cluster_scan *scan;
     struct cluster_page page;
     u64 epoch;
+    bool siblings;
+    struct buf set; /* of the present key; borrowed by what is shown */
+    struct dvvset united;
     struct source sources[LIMIT_PLACEMENT_REPLICAS];
     u32 source_count;
 };
@@ -232,6 +239,50 @@ first_of_all(struct pass *pass, const struct cluster_page_entry **out)
     return first != NULL;
 }
 
+/* The sets of all sources whose next entry is of this key. */
+static status
+unite(struct pass *pass, const struct cluster_entry *key)
+{
+    pass->set.size = 0;
+    for (u32 i = 0; i < pass->source_count; i++) {
+        const struct source *source = &pass->sources[i];
+        if (!source->valid || compare(&source->next.entry, key) != 0) continue;
+        struct siblings_entry entry = {.found = !source->next.deleted,
+                                       .version = source->next.entry.version,
+                                       .value = source->next.entry.value};
+        struct buf one, both;
+        buf_init(&one, pass->set.budget);
+        buf_init(&both, pass->set.budget);
+        status st = siblings_bytes(&entry, key->token, &one);
+        if (ok(st) && pass->set.size != 0)
+            st = siblings_union(buf_bytes(&pass->set), buf_bytes(&one), &both);
+        struct buf *next = pass->set.size != 0 ? &both : &one;
+        if (ok(st)) {
+            struct buf old = pass->set;
+            pass->set = *next;
+            *next = old;
+        }
+        buf_deinit(&one);
+        buf_deinit(&both);
+        if (!ok(st)) return st;
+    }
+    dvvset_deinit(&pass->united);
+    return dvvset_decode(buf_bytes(&pass->set), &pass->united);
+}
+
+/* Makes the entry what is shown of the key. */
+static status
+show_latest(struct pass *pass, struct cluster_page_entry *entry)
+{
+    status st = unite(pass, &entry->entry);
+    if (!ok(st)) return st;
+    const struct dvv_value *latest = dvvset_latest(&pass->united);
+    entry->deleted = latest == NULL || (latest->flags & DVV_DELETED) != 0;
+    entry->entry.expire_ms = 0;
+    entry->entry.value = entry->deleted ? BYTES(NULL, 0) : latest->data;
+    return ST_OK;
+}
+
 static void
 remember(struct cluster_scan *scan, const struct cluster_entry *entry)
 {
@@ -252,6 +303,10 @@ merge(struct pass *pass)
     }
     while (first_of_all(pass, &first)) {
         struct cluster_page_entry entry = *first; /* its bytes stay in the page */
+        if (pass->siblings) {
+            status st = show_latest(pass, &entry);
+            if (!ok(st)) return st;
+        }
         bool live =
             !entry.deleted && (entry.entry.expire_ms == 0 || entry.entry.expire_ms > now_ms);
         if (live && !scan->each(scan->arg, &entry.entry)) return ST_OK;
@@ -291,11 +346,14 @@ cluster_scan_page(struct cluster_shard *shard, struct cluster_scan *scan)
         memcpy(behind, scan->key, scan->key_size);
         pass->shard = shard;
         pass->scan = scan;
+        pass->siblings = replicate_siblings(shard->replicator, scan->keyspace);
+        buf_init(&pass->set, &shard->budget);
+        dvvset_init(&pass->united, &shard->budget);
         pass->epoch = topology->epoch;
         pass->page = (struct cluster_page){.token = scan->token,
                                            .bytes_max = scan->bytes_max,
                                            .keyspace = scan->keyspace,
-                                           .keys_only = !scan->with_values,
+                                           .keys_only = !scan->with_values && !pass->siblings,
                                            .behind = BYTES(behind, scan->key_size)};
         st = choose(pass, topology);
         for (u32 i = 0; i < pass->source_count && ok(st); i++)
@@ -303,6 +361,8 @@ cluster_scan_page(struct cluster_shard *shard, struct cluster_scan *scan)
         if (ok(st)) st = merge(pass);
         for (u32 i = 0; i < pass->source_count; i++)
             give_back(pass, &pass->sources[i]);
+        dvvset_deinit(&pass->united);
+        buf_deinit(&pass->set);
     }
     mem_free(&shard->budget, behind, LIMIT_KEY_BYTES);
     mem_free(&shard->budget, pass, sizeof(*pass));

@@ -240,6 +240,15 @@ dvvset_sync(const struct dvvset *a, const struct dvvset *b, struct dvvset *out)
     return ST_OK;
 }
 
+void
+dvvset_bury(struct dvvset *set)
+{
+    u32 kept = 0;
+    for (u32 i = 0; i < set->count; i++)
+        if ((set->values[i].flags & DVV_DELETED) == 0) set->values[kept++] = set->values[i];
+    set->count = kept;
+}
+
 const struct dvv_value *
 dvvset_latest(const struct dvvset *set)
 {

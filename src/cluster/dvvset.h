@@ -21,7 +21,8 @@
  *   D2  dvvset_sync is commutative, associative and idempotent.
  *   D3  There are never more siblings than there are writers that begin each write with the context
  *       of a reply that had all values, their own last one among them. A reply to a write that
- * gives a context must therefore give the values, too: a vector cannot say "these, and my own dot".
+ *       gives a context must therefore give the values, too: a vector cannot say "these, and my own
+ *       dot".
  *   D4  A write that would leave more than LIMIT_DVV_SIBLINGS_WRITE values is refused, and so is a
  *       sync beyond LIMIT_DVV_SIBLINGS: far above, so that replicas which took all the writes they
  *       may can still meet. More than LIMIT_DVV_ACTORS actors are refused, too (ST_TOO_LARGE).
@@ -116,6 +117,10 @@ dvvset_context(const struct dvvset *set)
 {
     return &set->seen;
 }
+
+/* Drops the tombstones, which stay seen: so does what they have replaced. For who wants a delete to
+ * remove what its writer saw, and nothing to stand for it beside what others wrote meanwhile. */
+void dvvset_bury(struct dvvset *set);
 
 /* For readers that want one value: that of the highest clock, tombstones included, so that a key
  * reads as deleted when the delete came last. Equal clocks are told apart by the dot. NULL when

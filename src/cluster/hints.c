@@ -462,6 +462,15 @@ hints_close(struct hints *h)
 }
 
 void
+hints_merge_set(struct hints *h,
+                status (*merge)(void *arg, const struct lsm_batch *batch, u64 deadline_ns),
+                void *arg)
+{
+    h->merge = merge;
+    h->merge_arg = arg;
+}
+
+void
 hints_topology_set(struct hints *h, struct topology *topology, u32 self)
 {
     topology_hold(topology);

@@ -69,6 +69,12 @@ MAY_YIELD void hints_close(struct hints *hints);
 /* Holds the topology. self: the own number. */
 void hints_topology_set(struct hints *hints, struct topology *topology, u32 self);
 
+/* How a state of a key that keeps siblings comes into our own store: while the replicator is open.
+ * NULL: not now. */
+void hints_merge_set(struct hints *hints,
+                     status (*merge)(void *arg, const struct lsm_batch *batch, u64 deadline_ns),
+                     void *arg);
+
 /* The oldest epoch that something was sent with that is not answered yet; UINT64_MAX: nothing is
  * under way. */
 u64 hints_epoch(const struct hints *hints);

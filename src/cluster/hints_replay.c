@@ -188,12 +188,67 @@ call_done(struct peer_call *peer_call, status st, const struct native_header *he
     sent_answered(sent);
 }
 
+/* A state of a key that keeps siblings, on its way into our own store. */
+struct own_merge {
+    struct hint_sent *sent;
+    struct lsm_batch batch;
+};
+
+static void
+own_merge_free(struct hints *h, struct own_merge *merge)
+{
+    lsm_batch_deinit(&merge->batch);
+    mem_free(h->options.budget, merge, sizeof(*merge));
+    h->merging--;
+}
+
+static MAY_YIELD void
+own_merge_main(void *arg)
+{
+    struct own_merge *merge = arg;
+    struct hint_sent *sent = merge->sent; /* waited for: calls_cancel */
+    struct hints *h = sent->h;
+    status st = h->merge == NULL
+                    ? ST_CLOSED
+                    : h->merge(h->merge_arg, &merge->batch, io_now_ns() + HINTS_CALL_NS);
+    if (!ok(st)) sent->failed = true;
+    own_merge_free(h, merge);
+    sent_answered(sent);
+}
+
+static void
+own_merge_start(struct hint_sent *sent, struct bytes ops)
+{
+    struct hints *h = sent->h;
+    struct own_merge *merge = mem_alloc_zero(h->options.budget, sizeof(*merge));
+    if (merge == NULL) {
+        sent->failed = true;
+        return;
+    }
+    h->merging++;
+    merge->sent = sent;
+    lsm_batch_init(&merge->batch, h->options.budget);
+    merge->batch.count = sent->key.count;
+    merge->batch.version = sent->key.version;
+    if (buf_append(&merge->batch.ops, ops.data, ops.size) &&
+        ok(fiber_spawn(FIBER_BACKGROUND, "hint-merge", own_merge_main, merge))) {
+        sent->pending++;
+        return;
+    }
+    sent->failed = true;
+    own_merge_free(h, merge);
+}
+
 /* Into our own store. The deletion comes later in the same log, so it is not durable before this
  * is. */
 static void
 own_write(struct hint_sent *sent, struct bytes ops)
 {
     struct hints *h = sent->h;
+    if (h->topology->keyspaces[sent->key.keyspace].conflict == CONFLICT_SIBLINGS) {
+        own_merge_start(sent, ops);
+        return;
+    }
     if (sent->key.version < lsm_purge_below(h->options.lsm, sent->key.keyspace)) {
         sent->fate = HINT_STALE;
         return;
@@ -257,9 +312,11 @@ sent_answered(struct hint_sent *sent)
     }
 }
 
-static void
+static MAY_YIELD void
 calls_cancel(struct hints *h)
 {
+    while (h->merging > 0)
+        (void)fiber_queue_wait(&h->wake, io_now_ns() + HINTS_BURST_NS);
     while (!list_empty(&h->flying)) {
         struct hint_sent *sent = list_entry(list_first(&h->flying), struct hint_sent, link);
         for (u32 i = 0; i < sent->call_count; i++)

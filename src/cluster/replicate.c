@@ -90,6 +90,10 @@ replicator_open(const struct replicator_options *options, struct replicator **ou
     fiber_queue_init(&r->changed);
     fiber_queue_init(&r->durable_wake);
     fiber_queue_init(&r->idle);
+    for (u32 i = 0; i < HOLD_BUCKETS; i++)
+        list_init(&r->holds[i]);
+    fiber_queue_init(&r->hold_freed);
+    fiber_queue_init(&r->lease_done);
     r->hedge_ns = HEDGE_NS_START;
     io_entropy(&r->session_secret, sizeof(r->session_secret));
     status st = fiber_spawn(FIBER_FOREGROUND, "replica-log", watcher_main, r);
@@ -98,6 +102,7 @@ replicator_open(const struct replicator_options *options, struct replicator **ou
         return st;
     }
     serve_open(r);
+    if (options->hints != NULL) hints_merge_set(options->hints, siblings_merge_hint, r);
     *out = r;
     return ST_OK;
 }
@@ -108,6 +113,7 @@ replicator_close(struct replicator *r)
     if (r == NULL) return;
     r->closing = true;
     serve_close(r);
+    if (r->options.hints != NULL) hints_merge_set(r->options.hints, NULL, NULL);
     fiber_queue_wake_all(&r->changed);
     list_for_each (pos, &r->attempts)
         fiber_queue_wake_all(&list_entry(pos, struct write_attempt, link)->wake);
@@ -125,6 +131,7 @@ replicator_close(struct replicator *r)
         (void)fiber_queue_wait(&r->idle, io_now_ns() + AGAIN_NS);
     }
     if (r->topology != NULL) topology_release(r->topology);
+    siblings_close(r);
     mem_free(r->options.budget, r, sizeof(*r));
 }
 

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
  * replicate.h -- reads and writes of keys that live on several nodes: the coordinator's side and
- * the replica's, in keyspaces with `conflict = lww`.
+ * the replica's.
  *
  * The coordinator is a replica of the partition, on the shard that owns it there: it stamps and
  * applies without a message, and its own store is one of the N. (A request that comes to another
@@ -13,11 +13,16 @@
  *           -> all agree: the own value. Not so: the newest is fetched, the others are mended
  * before the answer (read repair), so that what was read once is read again
  *
- * Versions are unique: two members have different stamps, and a member stamps upwards. The highest
- * wins everywhere, so replicas agree whatever order they saw. Writes are blind. A replica that has
- * a higher version of the key applies the write all the same (it is lost in the order) and says so;
- * the coordinator then stamps above it and writes again, before it acknowledges: what is
- * acknowledged is the newest when it is.
+ * In keyspaces with `conflict = lww`: versions are unique: two members have different stamps, and a
+ * member stamps upwards. The highest wins everywhere, so replicas agree whatever order they saw.
+ * Writes are blind. A replica that has a higher version of the key applies the write all the same
+ * (it is lost in the order) and says so; the coordinator then stamps above it and writes again,
+ * before it acknowledges: what is acknowledged is the newest when it is.
+ *
+ * In keyspaces with `conflict = siblings` an entry is a set of values with what is known of their
+ * past (siblings.h). The coordinator adds a value to its own set (replicate_put), and brings the
+ * others the whole set once that is durable here; whoever receives one writes the union of it and
+ * its own. A read is of R whole sets, and its answer the union.
  *
  * Outcomes of writes. ST_OK: durable (as the store's durability says) on W replicas of each set.
  * ST_UNAVAILABLE: too few replicas are alive; nothing was sent, nothing was done.
@@ -30,6 +35,7 @@
 #ifndef DISTKV_CLUSTER_REPLICATE_H
 #define DISTKV_CLUSTER_REPLICATE_H
 
+#include "cluster/dvvset.h"
 #include "cluster/hints.h"
 #include "cluster/hlc.h"
 #include "cluster/peer.h"
@@ -86,8 +92,8 @@ u64 replicator_oldest_to_come(struct replicator *replicator);
 u32 replicator_session(const struct replicator *replicator);
 /* Changes whenever a repair is written here to the partition, and now and then without. */
 u32 replicator_repairs(const struct replicator *replicator, u32 partition);
-/* What another replica has of a key, into the own store: the highest version wins. *seq_out: must
- * be durable before anybody is told. */
+/* What another replica has of one key, into the own store: the highest version wins, or sets are
+ * united where the keyspace keeps siblings. *seq_out: must be durable before anybody is told. */
 MAY_YIELD MUST_CHECK status replicate_store(struct replicator *replicator, u16 keyspace,
                                             u32 partition, const struct lsm_batch *batch,
                                             u64 *seq_out);
@@ -101,7 +107,8 @@ enum replicate_level {
 };
 
 struct replicate_value {
-    bool found; /* false: absent, deleted or expired; version is the tombstone's or 0 */
+    bool found;    /* false: absent, deleted or expired; version is the tombstone's or 0 */
+    bool siblings; /* value is an encoded set, also of a key that never was; found says nothing */
     u64 version, expire_ms;
     struct lsm_value own; /* when the own value is the answer */
     struct buf copy;      /* when another replica's is */
@@ -126,12 +133,50 @@ MAY_YIELD MUST_CHECK status replicate_write(struct replicator *replicator,
                                             enum replicate_level level, struct lsm_batch *batch,
                                             u64 deadline_ns, u64 *version_out);
 
+/* ---- keyspaces that keep siblings ---- */
+
+/* By the present topology. There replicate_read answers with an encoded set, found or not, and
+ * what is written is written by the functions below. */
+bool replicate_siblings(const struct replicator *replicator, u16 keyspace);
+
+struct replicate_put {
+    u16 keyspace;
+    u64 token;
+    struct bytes key;
+    /* What the writer has seen, all of which the value replaces; NULL: nothing. */
+    const struct dvv_vector *context;
+    bool deletes; /* what was seen; no value takes its place */
+    struct bytes value;
+};
+/* As replicate_write. Besides: ST_TOO_LARGE: the key has as many siblings, bytes or actors as it
+ * may have; nothing was done. ST_INVALID: the keyspace keeps none, or the context has seen writes
+ * that this member does not know to be its own: a read makes out which. */
+MAY_YIELD MUST_CHECK status replicate_put(struct replicator *replicator, enum replicate_level level,
+                                          const struct replicate_put *put, u64 deadline_ns,
+                                          u64 *version_out);
+
+/* What another store has of a key: an entry as it was sent. */
+struct replicate_state {
+    u16 keyspace;
+    u64 token;
+    struct bytes key;
+    bool found; /* false: deleted by the store's means; nothing is written */
+    u64 version;
+    struct bytes value;
+    u32 from; /* the member, or 0; for the log */
+};
+/* Into this store: the union with what it has. *seq_out: when it is durable here. */
+MAY_YIELD MUST_CHECK status replicate_merge(struct replicator *replicator,
+                                            const struct replicate_state *state, u64 deadline_ns,
+                                            u64 *seq_out);
+
 struct replicate_stats {
     u64 reads, reads_local, digests, digest_mismatches, repairs;
     u64 writes, restamped, unknown, unavailable;
     u64 replica_reads, replica_writes, wrong_epoch;
     u64 hedged;         /* reads that asked one more because an answer was late */
     u64 missed;         /* replicas that did not get a write that went to others */
+    u64 unions;         /* states that neither the own store nor another one had */
     u64 clocks_refused; /* versions too far ahead of the wall clock */
 };
 void replicate_stats_get(const struct replicator *replicator, struct replicate_stats *out);

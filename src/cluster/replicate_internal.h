@@ -6,6 +6,7 @@
  *   replicate_write.c  coordinating writes, and the writes that mend replicas
  *   replicate_read.c   coordinating reads
  *   replicate_serve.c  the replica: requests of coordinators on other nodes
+ *   replicate_siblings.c  all that writes keys which keep siblings
  *
  * Invariants
  *   R1  A write counts here when lsm_durable_seq has reached its number, not when it is visible; a
@@ -42,6 +43,9 @@
 /* A write's calls last at least so long, however soon its coordinator must answer: the others are
  * to get it, too. */
 #define WRITE_CALL_NS_MIN (2 * NS_PER_S)
+
+/* Keys whose siblings are read and written at once, by hash. */
+#define HOLD_BUCKETS 64u
 
 #define HEDGE_NS_MIN   (2 * NS_PER_MS)
 #define HEDGE_NS_START (10 * NS_PER_MS) /* before enough answers were seen */
@@ -85,6 +89,13 @@ struct replicator {
     u32 load[LOAD_PLACES];
     u64 session_secret;
     u32 repair_marks[REPAIR_MARKS]; /* bumped by repairs, by partition */
+    /* replicate_siblings.c */
+    struct list holds[HOLD_BUCKETS]; /* struct key_hold */
+    struct fiber_queue hold_freed;
+    struct actor_lease *leases; /* by partition of the store's, NULL until the first is needed */
+    u32 lease_first, lease_count;
+    bool leasing;
+    struct fiber_queue lease_done;
 
     /* statistics */
     struct histogram answer_ns; /* of digests */
@@ -177,6 +188,7 @@ struct write_attempt {
     bool maybe_done;  /* somewhere */
     bool given_up;    /* R3 */
     bool decided;     /* the coordinator is gone; what fails is missed */
+    bool merges;      /* the operation is a state of a key that keeps siblings */
     bool repair;      /* somebody has had it for long: no hints, the next read finds it again */
     struct fiber_queue wake;
     struct durable_wait own;
@@ -197,6 +209,7 @@ struct mend {
     u64 token;
     struct bytes key;
     bool found;
+    bool merges; /* a state of a key that keeps siblings */
     u64 version, expire_ms;
     struct bytes value;
     u32 have[LIMIT_PLACEMENT_REPLICAS], have_count;
@@ -208,6 +221,24 @@ bool replicate_held(const struct replicator *r, const struct topology_row *row,
 MAY_YIELD MUST_CHECK status replicate_mend(struct replicator *r, const struct topology_row *row,
                                            u32 partition, u64 epoch, const struct mend *mend,
                                            u64 deadline_ns);
+
+/* Whether enough live for a write at the level. */
+bool write_possible(const struct replicator *r, enum replicate_level level, u16 keyspace,
+                    const struct topology_row *row);
+/* Brings the others a batch, with its version, that is durable here, until W have it. */
+MAY_YIELD MUST_CHECK status write_spread(struct replicator *r, enum replicate_level level,
+                                         struct lsm_batch *batch, struct coordinated *c,
+                                         u64 deadline_ns, u64 *version_out);
+
+/* ---- replicate_siblings.c ---- */
+
+/* replicate_merge of a batch's only operation, put or delete. from: a member, for the log. */
+MAY_YIELD MUST_CHECK status siblings_merge_op(struct replicator *r, const struct lsm_batch *batch,
+                                              u32 from, u64 deadline_ns, u64 *seq_out);
+/* The same of a hint, until it is durable; arg: the replicator. */
+MAY_YIELD MUST_CHECK status siblings_merge_hint(void *arg, const struct lsm_batch *batch,
+                                                u64 deadline_ns);
+void siblings_close(struct replicator *r);
 
 /* ---- replicate_serve.c ---- */
 

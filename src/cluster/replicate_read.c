@@ -17,6 +17,7 @@
 #include "base/fault.h"
 #include "base/hash.h"
 #include "cluster/replicate_internal.h"
+#include "cluster/siblings.h"
 #include "io/io.h"
 
 /* So much worse is it to ask somebody who is in one set only. */
@@ -62,6 +63,9 @@ struct read {
     u32 self;                     /* index in the quorum */
     struct fiber_queue wake;
     struct read_call calls[LIMIT_PLACEMENT_REPLICAS];
+    /* of a key that keeps siblings: encoded sets of who said yes, and their union */
+    bool siblings;
+    struct buf sets[LIMIT_PLACEMENT_REPLICAS];
 
     /* confirming */
     struct read_call confirms[QUORUM_MEMBERS_MAX];
@@ -118,6 +122,16 @@ answer_decode(struct read *read, const struct native_header *header, struct byte
     return header->status == NATIVE_ST_OK && ok(peer_found_decode(body, found));
 }
 
+/* Of a key that keeps siblings. */
+static bool
+set_keep(struct read *read, u32 index, const struct peer_found *found)
+{
+    struct siblings_entry entry = {
+        .found = found->found, .version = found->version, .value = found->value};
+    read->sets[index].size = 0;
+    return ok(siblings_bytes(&entry, read->token, &read->sets[index]));
+}
+
 static void
 digest_done(struct peer_call *peer_call, status st, const struct native_header *header,
             struct bytes body)
@@ -133,6 +147,7 @@ digest_done(struct peer_call *peer_call, status st, const struct native_header *
     /* A version from a clock that runs ahead must not win over everything for so long: whoever
      * says it counts as one that has failed. */
     if (yes && found.version != 0) yes = version_observe(r, found.version, "read", member);
+    if (yes && read->siblings) yes = set_keep(read, call->index, &found);
     if (yes) {
         answer_time(r, io_now_ns() - call->start_ns);
         read->versions[call->index] = found.version;
@@ -207,8 +222,8 @@ ask_one(struct read *read)
     if (best == LIMIT_PLACEMENT_REPLICAS) return false;
     read->asked[best] = true;
     read->r->stats.digests++;
-    call_send(read, &read->calls[best], read->quorum.members[best], best, PEER_WANT_DIGEST,
-              digest_done, read->deadline_ns);
+    call_send(read, &read->calls[best], read->quorum.members[best], best,
+              read->siblings ? PEER_WANT_VALUE : PEER_WANT_DIGEST, digest_done, read->deadline_ns);
     return true;
 }
 
@@ -231,6 +246,13 @@ ask_self(struct read *read)
     }
     read->own_held = read->own.found;
     read->versions[read->self] = read->own.version;
+    struct peer_found own = {.found = read->own.found,
+                             .version = read->own.version,
+                             .value = read->own.found ? read->own.value.value : BYTES(NULL, 0)};
+    if (read->siblings && !set_keep(read, read->self, &own)) {
+        (void)quorum_answer(&read->quorum, read->r->self, QUORUM_NO);
+        return;
+    }
     read->own_wait.done = own_durable;
     durable_await(read->r, &read->own_wait, read->own.seq); /* R1 */
 }
@@ -359,6 +381,7 @@ mend_of(const struct read *read, const struct replicate_value *value)
         .version = value->version,
         .expire_ms = value->expire_ms,
         .value = value->value,
+        .merges = read->siblings,
     };
     for (u32 i = 0; i < read->quorum.count; i++) {
         if (read->quorum.answers[i] != QUORUM_YES) continue;
@@ -485,6 +508,63 @@ resolve(struct read *read, struct replicate_value *out)
     }
 }
 
+/* ---- siblings ---- */
+
+/* The union of all sets that have come. */
+static status
+unite(struct read *read, struct buf *out)
+{
+    for (u32 i = 0; i < read->quorum.count; i++) {
+        if (read->quorum.answers[i] != QUORUM_YES) continue;
+        struct bytes set = buf_bytes(&read->sets[i]);
+        if (out->size != 0 && bytes_equal(buf_bytes(out), set)) continue;
+        struct buf both;
+        buf_init(&both, out->budget);
+        status st = ST_OK;
+        if (out->size != 0)
+            st = siblings_union(buf_bytes(out), set, &both);
+        else if (!buf_append(&both, set.data, set.size))
+            st = ST_NO_MEMORY;
+        buf_deinit(out);
+        *out = both;
+        if (!ok(st)) return st;
+    }
+    return ST_OK;
+}
+
+/* What the union's version is: as siblings.h has it, for all of them at once. 0: a new one. */
+static u64
+united_version(const struct read *read, struct bytes both)
+{
+    u64 of_equal = 0, highest_of = highest(read);
+    for (u32 i = 0; i < read->quorum.count; i++)
+        if (read->quorum.answers[i] == QUORUM_YES && bytes_equal(buf_bytes(&read->sets[i]), both))
+            of_equal = MAX(of_equal, read->versions[i]);
+    return of_equal == highest_of ? of_equal : 0;
+}
+
+/* Enough have answered: with sets. Who lacks any of what is answered is brought it, as a value's
+ * version is. */
+static MAY_YIELD status
+resolve_siblings(struct read *read, struct replicate_value *out)
+{
+    struct replicator *r = read->r;
+    status st = unite(read, &out->copy);
+    if (!ok(st)) return st;
+    out->value = buf_bytes(&out->copy);
+    out->found = out->siblings = true;
+    out->version = united_version(read, out->value);
+    if (siblings_empty(out->value)) return ST_OK;
+    if (out->version == 0) {
+        if (!stamp_await(r, read->deadline_ns)) return r->closing ? ST_CLOSED : ST_UNAVAILABLE;
+        r->stats.unions++;
+        out->version = hlc_next(&r->hlc, io_wall_ms());
+    }
+    if (agreed(read, out)) return ST_OK;
+    r->stats.digest_mismatches++;
+    return mend(read, out);
+}
+
 static MAY_YIELD status
 read_attempt(struct read *read, struct replicate_value *out)
 {
@@ -506,6 +586,7 @@ read_attempt(struct read *read, struct replicate_value *out)
     memset(read->calls, 0, sizeof(read->calls));
     read->wrong_epoch = false;
     read->epoch_seen = 0;
+    read->siblings = keyspace->conflict == CONFLICT_SIBLINGS;
     for (u32 i = 0; i < read->quorum.count; i++)
         if (!is_alive(r, members[i])) read->quorum.answers[i] = QUORUM_NO;
     if (quorum_state(&read->quorum) == QUORUM_LOST) return ST_UNAVAILABLE;
@@ -518,7 +599,7 @@ read_attempt(struct read *read, struct replicate_value *out)
     if (own) ask_self(read);
     status st = gather(read);
     if (ok(st) && own && read->need == 1) r->stats.reads_local++;
-    if (ok(st)) st = resolve(read, out);
+    if (ok(st)) st = read->siblings ? resolve_siblings(read, out) : resolve(read, out);
     return st;
 }
 
@@ -535,6 +616,8 @@ attempt_end(struct read *read)
     if (list_linked(&read->own_wait.link)) list_del(&read->own_wait.link);
     if (read->own_held) lsm_value_release(&read->own.value);
     read->own_held = false;
+    for (u32 i = 0; i < ARRAY_COUNT(read->sets); i++)
+        buf_clear(&read->sets[i], 0);
 }
 
 static MAY_YIELD status
@@ -574,6 +657,8 @@ replicate_read(struct replicator *r, enum replicate_level level, u16 keyspace, u
     fiber_queue_init(&read.wake);
     list_init(&read.own_wait.link);
     buf_init(&read.copy, r->options.budget);
+    for (u32 i = 0; i < ARRAY_COUNT(read.sets); i++)
+        buf_init(&read.sets[i], r->options.budget);
     struct coordinated c;
     coordinated_begin(r, &c);
     status st = read_until(&read, &c, out);

@@ -17,6 +17,8 @@
 
 /* Keys of a batch that are looked at before it goes on on a fiber, which can pause. */
 #define LOOK_OPS 64u
+/* How long a set that is pulled may wait for the clock to have room for another stamp. */
+#define STORE_NS (10 * NS_PER_S)
 
 /* A request that is not answered yet. */
 struct serve {
@@ -32,6 +34,7 @@ struct serve {
     struct durable_wait wait;
     struct coordinated pin; /* while it is on a fiber: barriers wait for it */
     u64 newer;
+    bool merges; /* the key keeps siblings */
     /* a digest that waits for the log */
     struct peer_found found;
 };
@@ -141,6 +144,7 @@ static bool
 is_stale(const struct serve *serve, const struct peer_write *write)
 {
     const struct replicator *r = serve->r;
+    if (serve->merges) return false; /* sets are not collected: a late one finds what has seen it */
     if (write->version >= lsm_purge_below(r->options.lsm, serve->keyspace)) return false;
     if (write->flags & PEER_WRITE_TREE) return !replicate_session_is_open(r, write->session);
     return !(write->flags & PEER_WRITE_REPAIR) || !only_deletes(write);
@@ -155,6 +159,8 @@ write_judge(struct serve *serve, const struct native_header *header, struct peer
         return NATIVE_ST_INVALID;
     enum native_status judged = epoch_judge(r, header->epoch, serve->keyspace, out->partition);
     if (judged != NATIVE_ST_OK) return judged;
+    serve->merges = (out->flags & PEER_WRITE_MERGE) != 0 || replicate_siblings(r, serve->keyspace);
+    if (serve->merges && out->count != 1) return NATIVE_ST_INVALID;
     u32 count = r->topology->partition_count;
     u64 first = MAX(r->token_first, partition_token_first(out->partition, count));
     u64 last = MIN(r->token_last, partition_token_last(out->partition, count));
@@ -208,7 +214,8 @@ write_on_fiber(struct serve *serve)
     struct peer_write write;
     status st = peer_write_decode(serve->body, &write);
     if (ok(st) && io_now_ns() >= peer_request_deadline_ns(serve->request)) st = ST_TIMED_OUT;
-    if (ok(st) && !(write.flags & PEER_WRITE_REPAIR)) st = newest_wait(serve, &write);
+    if (ok(st) && !serve->merges && !(write.flags & PEER_WRITE_REPAIR))
+        st = newest_wait(serve, &write);
     /* The partition may have gone to others meanwhile, and what is left of it here was removed. Or
      * what hides it was collected. */
     bool held = !ok(st) || holds(r, serve->keyspace, write.partition);
@@ -222,8 +229,11 @@ write_on_fiber(struct serve *serve)
     if (ok(st)) {
         batch = batch_of(&write);
         if (write.flags & PEER_WRITE_REPAIR) repair_note(r, write.partition);
-        st = lsm_write(r->options.lsm, &batch, &seq);
+        st = serve->merges ? siblings_merge_op(r, &batch, serve->from,
+                                               peer_request_deadline_ns(serve->request), &seq)
+                           : lsm_write(r->options.lsm, &batch, &seq);
     }
+    if (status_is(st, ST_CORRUPT) || status_is(st, ST_INVALID)) MARK("cluster.serve.bad_state");
     if (!ok(st)) {
         refuse(r, serve->request, native_status_of(st));
         serve_free(serve);
@@ -429,7 +439,8 @@ on_write(void *arg, struct peer_request *request, const struct peer_identity *fr
         return;
     }
     bool look = !(write.flags & PEER_WRITE_REPAIR);
-    if ((look && write.count > LOOK_OPS) || (look && !ok(newest_try(serve, &write)))) {
+    if (serve->merges || (look && write.count > LOOK_OPS) ||
+        (look && !ok(newest_try(serve, &write)))) {
         serve_later(serve);
         return;
     }
@@ -473,7 +484,11 @@ replicate_store(struct replicator *r, u16 keyspace, u32 partition, const struct 
     if (keyspace >= LIMIT_KEYSPACES_CLIENT || !version_observe(r, batch->version, "tree", 0))
         return ST_INVALID;
     repair_note(r, partition);
-    return lsm_write(r->options.lsm, batch, seq_out);
+    if (!replicate_siblings(r, keyspace)) return lsm_write(r->options.lsm, batch, seq_out);
+    if (!fiber_gate_enter(&r->gate)) return ST_CLOSED;
+    status st = siblings_merge_op(r, batch, 0, io_now_ns() + STORE_NS, seq_out);
+    fiber_gate_leave(&r->gate);
+    return st;
 }
 
 void

@@ -163,7 +163,8 @@ attempt_send(struct write_attempt *attempt, const struct topology *topology, u16
     struct peer_write write = {.version = attempt->version,
                                .partition = partition,
                                .count = attempt->batch->count,
-                               .flags = repair ? PEER_WRITE_REPAIR : 0};
+                               .flags = (repair ? PEER_WRITE_REPAIR : 0) |
+                                        (attempt->merges ? PEER_WRITE_MERGE : 0)};
     struct bytes parts[] = {BYTES(head, peer_write_head(&write, head)),
                             buf_bytes(&attempt->batch->ops)};
     struct native_header header = {
@@ -195,7 +196,9 @@ attempt_own(struct write_attempt *attempt)
     u32 at = quorum_find(&attempt->quorum, r->self);
     if (at == QUORUM_MEMBERS_MAX || attempt->quorum.answers[at] != QUORUM_PENDING) return;
     u64 seq;
-    status st = lsm_write_try(r->options.lsm, attempt->batch, &seq);
+    status st = attempt->merges
+                    ? siblings_merge_op(r, attempt->batch, r->self, attempt->deadline_ns, &seq)
+                    : lsm_write_try(r->options.lsm, attempt->batch, &seq);
     while (status_is(st, ST_WOULD_WAIT)) {
         u64 now = io_now_ns();
         if (r->closing || now >= attempt->deadline_ns || attempt->newer != 0 ||
@@ -253,6 +256,7 @@ struct write {
     u16 keyspace;
     u64 token;
     bool maybe_done; /* by an attempt that was given up */
+    bool spreads;    /* the batch has its version, and is durable here: write_spread */
 };
 
 /* All operations in one partition of one shard and keyspace: what the caller promised. */
@@ -297,17 +301,19 @@ write_attempt(struct write *w, u64 *version_out, u64 *epoch_out, bool *newer_top
     *newer_topology = *at_once = false;
     *epoch_out = r->topology == NULL ? 0 : r->topology->epoch;
     if (!replicate_row(r, w->keyspace, w->token, &partition, &row)) return ST_INVALID;
-    if (!topology_holds(r->topology, r->self, partition)) return ST_CANCELED;
+    if (!w->spreads && !topology_holds(r->topology, r->self, partition)) return ST_CANCELED;
     struct quorum quorum;
     write_quorum(w, &row, &quorum);
     if (quorum_state(&quorum) == QUORUM_LOST) return ST_UNAVAILABLE;
 
     /* No yield from the look at the topology to the calls. */
-    u64 version = hlc_next(&r->hlc, io_wall_ms());
+    u64 version = w->spreads ? w->batch->version : hlc_next(&r->hlc, io_wall_ms());
     w->batch->version = version;
     struct write_attempt *attempt =
         attempt_new(r, &quorum, w->batch, version, r->topology->epoch, w->deadline_ns);
     if (attempt == NULL) return ST_NO_MEMORY;
+    attempt->merges = w->spreads;
+    if (w->spreads) (void)quorum_answer(&attempt->quorum, r->self, QUORUM_YES);
     attempt_send(attempt, r->topology, w->keyspace, w->token, partition, false);
     attempt_own(attempt);
     attempt_wait(attempt);
@@ -383,6 +389,26 @@ replicate_write(struct replicator *r, enum replicate_level level, struct lsm_bat
     return st;
 }
 
+bool
+write_possible(const struct replicator *r, enum replicate_level level, u16 keyspace,
+               const struct topology_row *row)
+{
+    struct write w = {.r = (struct replicator *)(uintptr_t)r, .level = level, .keyspace = keyspace};
+    struct quorum quorum;
+    write_quorum(&w, row, &quorum);
+    return quorum_state(&quorum) != QUORUM_LOST;
+}
+
+MAY_YIELD status
+write_spread(struct replicator *r, enum replicate_level level, struct lsm_batch *batch,
+             struct coordinated *c, u64 deadline_ns, u64 *version_out)
+{
+    struct write w = {
+        .r = r, .level = level, .batch = batch, .deadline_ns = deadline_ns, .spreads = true};
+    if (!batch_first(batch, &w.keyspace, &w.token)) return ST_INVALID;
+    return write_until(&w, c, version_out);
+}
+
 /* ---- mending ---- */
 
 /* How many of the row must have a value so that every read by the keyspace's R meets it. */
@@ -456,6 +482,7 @@ replicate_mend(struct replicator *r, const struct topology_row *row, u32 partiti
         return ST_NO_MEMORY;
     }
     r->stats.repairs++;
+    attempt->merges = mend->merges;
     attempt_send(attempt, r->topology, mend->keyspace, mend->token, partition, true);
     attempt_own(attempt);
     attempt_wait(attempt);

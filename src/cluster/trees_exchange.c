@@ -196,10 +196,12 @@ push_key(struct batch *b, const struct cluster_entry *entry)
         while (push->under_way)
             push++;
         u8 head[PEER_REPLICA_HEAD_BYTES];
+        bool siblings = replicate_siblings(t->shard->replicator, b->keyspace);
         struct peer_write write = {.version = own.version,
                                    .partition = b->partition,
                                    .count = 1,
-                                   .flags = PEER_WRITE_REPAIR | PEER_WRITE_TREE,
+                                   .flags = PEER_WRITE_REPAIR | PEER_WRITE_TREE |
+                                            (siblings ? PEER_WRITE_MERGE : 0),
                                    .session = b->session};
         struct bytes parts[] = {BYTES(head, peer_write_head(&write, head)), buf_bytes(&batch.ops)};
         struct native_header header = {
@@ -235,10 +237,12 @@ store(struct batch *b, const struct cluster_page_entry *found)
     bool fits = found->deleted ? lsm_batch_delete(&batch, b->keyspace, entry->token, entry->key)
                                : lsm_batch_put(&batch, b->keyspace, entry->token, entry->key,
                                                entry->value, entry->expire_ms);
-    status st =
-        fits ? replicate_store(t->shard->replicator, b->keyspace, b->partition, &batch, &b->seq)
-             : ST_NO_MEMORY;
+    u64 seq = 0;
+    status st = fits
+                    ? replicate_store(t->shard->replicator, b->keyspace, b->partition, &batch, &seq)
+                    : ST_NO_MEMORY;
     lsm_batch_deinit(&batch);
+    b->seq = MAX(b->seq, seq); /* a set that says nothing new is in an older one */
     if (ok(st)) b->mended = true;
     return st;
 }

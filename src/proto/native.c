@@ -155,7 +155,7 @@ bool
 native_opcode_writes(u32 opcode)
 {
     return opcode == NATIVE_PUT || opcode == NATIVE_DELETE || opcode == NATIVE_BATCH ||
-           opcode == NATIVE_EXPIRE;
+           opcode == NATIVE_EXPIRE || opcode == NATIVE_PUT_SIBLINGS;
 }
 
 /* ---- frames ---- */

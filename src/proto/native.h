@@ -78,6 +78,8 @@ static_assert(NATIVE_BODY_BYTES_MAX >= LIMIT_VALUE_BYTES + LIMIT_KEY_BYTES + 256
     X(EXPIRE, 11)                                                                                  \
     X(COUNT, 12)                                                                                   \
     X(STATUS, 13)                                                                                  \
+    X(GET_SIBLINGS, 14)                                                                            \
+    X(PUT_SIBLINGS, 15)                                                                            \
     X(CLUSTER, 16)
 
 enum native_opcode {
@@ -85,7 +87,7 @@ enum native_opcode {
     NATIVE_OPCODE_LIST(X)
 #undef X
 };
-#define NATIVE_OPCODE_MAX 16u /* 14 and 15 are nobody's yet */
+#define NATIVE_OPCODE_MAX 16u
 
 enum native_flags {
     NATIVE_FLAG_REPLY = 1 << 0,
@@ -273,7 +275,7 @@ MUST_CHECK status native_cluster_check(const struct native_cluster *cluster, con
 
 struct native_request {
     struct native_header header; /* opcode tells which member; size and CRC are filled in */
-    struct native_id id;         /* PUT, DELETE, BATCH, EXPIRE */
+    struct native_id id;         /* PUT, DELETE, BATCH, EXPIRE, PUT_SIBLINGS */
     union {
         struct {
             u8 version_min, version_max; /* protocol versions that the client speaks */
@@ -286,8 +288,14 @@ struct native_request {
         } ping;
         struct {
             struct bytes key;
-        } get, ttl;
+        } get, ttl;          /* and GET_SIBLINGS */
         struct native_op op; /* PUT, DELETE */
+        struct {
+            u8 kind; /* enum native_op_kind */
+            struct bytes key;
+            struct bytes context; /* as a reply gave it; empty: nothing was seen */
+            struct bytes value;   /* empty for a delete */
+        } siblings;               /* PUT_SIBLINGS */
         struct {
             u32 count;        /* 1 to LIMIT_BATCH_OPS */
             struct bytes ops; /* checked whole; read with native_batch_next */
@@ -320,7 +328,8 @@ struct native_request {
     };
 };
 
-#define NATIVE_PING_BYTES_MAX 4096u
+#define NATIVE_PING_BYTES_MAX    4096u
+#define NATIVE_CONTEXT_BYTES_MAX 8192u
 
 /* ST_INVALID: the body does not read as the opcode demands (key or value over the limits:
  * ST_TOO_LARGE). ST_UNSUPPORTED: unknown opcode, or unknown flags. Spans point into body. error,
@@ -401,7 +410,13 @@ struct native_reply {
             u64 version; /* of the entry written (BATCH: the last one's; DELETE: the tombstone's) */
             bool existed; /* DELETE: there was a live key. Without a condition a delete may be
                              blind: then false, and NATIVE_ST_OK either way */
-        } written;        /* PUT, DELETE, BATCH, EXPIRE */
+        } written;        /* PUT, DELETE, BATCH, EXPIRE, PUT_SIBLINGS */
+        struct {
+            u64 version;          /* of the key's state; 0: it never was */
+            struct bytes context; /* of all that is returned, and of what was deleted */
+            u32 count;
+            struct bytes values; /* checked whole; read with native_sibling_next */
+        } siblings;              /* GET_SIBLINGS */
         struct {
             u64 version;
             u64 expire_ms;    /* Unix time; 0: never */
@@ -452,6 +467,13 @@ bool native_hello_next_range(struct bytes *ranges, struct native_slot_range *out
 /* !entry->has_value: only the value's size is sent. */
 MUST_CHECK bool native_scan_add(struct buf *entries, const struct native_scan_entry *entry);
 bool native_scan_next(struct bytes *entries, struct native_scan_entry *out);
+
+struct native_sibling {
+    u64 version;
+    struct bytes value;
+};
+MUST_CHECK bool native_sibling_add(struct buf *values, const struct native_sibling *sibling);
+bool native_sibling_next(struct bytes *values, struct native_sibling *out);
 
 /* Bytes that an entry takes in a SCAN page, for the server's account. */
 static inline size_t

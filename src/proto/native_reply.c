@@ -162,6 +162,49 @@ native_scan_next(struct bytes *entries, struct native_scan_entry *out)
     return true;
 }
 
+static struct native_sibling
+read_sibling(struct reader *r)
+{
+    struct native_sibling sibling = {.version = read_u64(r)};
+    sibling.value = read_bytes(r, read_u32(r));
+    return sibling;
+}
+
+bool
+native_sibling_add(struct buf *values, const struct native_sibling *sibling)
+{
+    CHECK(sibling->value.size <= LIMIT_VALUE_BYTES);
+    size_t start = values->size;
+    struct writer w = {.out = values};
+    write_u64(&w, sibling->version);
+    write_u32(&w, (u32)sibling->value.size);
+    write_span(&w, sibling->value);
+    if (w.failed) values->size = start;
+    return !w.failed;
+}
+
+bool
+native_sibling_next(struct bytes *values, struct native_sibling *out)
+{
+    if (values->size == 0) return false;
+    struct reader r = reader_of(*values);
+    *out = read_sibling(&r);
+    CHECK(!r.failed);
+    *values = BYTES(r.data, r.size);
+    return true;
+}
+
+static bool
+siblings_check(struct bytes values, u32 count)
+{
+    struct reader r = reader_of(values);
+    for (u32 i = 0; i < count; i++) {
+        struct native_sibling sibling = read_sibling(&r);
+        if (r.failed || sibling.value.size > LIMIT_VALUE_BYTES) return false;
+    }
+    return reader_done(&r);
+}
+
 static bool
 entries_check(struct bytes entries, u32 count)
 {
@@ -228,6 +271,19 @@ decode_scan(struct reader *r, struct native_reply *out)
 }
 
 static bool
+decode_siblings(struct reader *r, struct native_reply *out)
+{
+    out->siblings.version = read_u64(r);
+    u16 context_size = read_u16(r);
+    read_zeros(r, 2);
+    out->siblings.count = read_u32(r);
+    out->siblings.context = read_bytes(r, context_size);
+    out->siblings.values = read_rest(r);
+    if (r->failed || context_size > NATIVE_CONTEXT_BYTES_MAX) return false;
+    return siblings_check(out->siblings.values, out->siblings.count);
+}
+
+static bool
 decode_body(struct reader *r, struct native_reply *out)
 {
     switch ((enum native_opcode)out->header.opcode) {
@@ -242,9 +298,13 @@ decode_body(struct reader *r, struct native_reply *out)
         out->get.expire_ms = read_u64(r);
         out->get.value = read_rest(r);
         break;
+    case NATIVE_GET_SIBLINGS:
+        if (!decode_siblings(r, out)) return false;
+        break;
     case NATIVE_PUT:
     case NATIVE_DELETE:
     case NATIVE_BATCH:
+    case NATIVE_PUT_SIBLINGS:
     case NATIVE_EXPIRE: {
         out->written.version = read_u64(r);
         u8 existed = read_u8(r);
@@ -369,9 +429,19 @@ encode_body(struct writer *w, const struct native_reply *reply)
         write_u64(w, reply->get.expire_ms);
         write_span(w, reply->get.value);
         break;
+    case NATIVE_GET_SIBLINGS:
+        CHECK(reply->siblings.context.size <= NATIVE_CONTEXT_BYTES_MAX);
+        write_u64(w, reply->siblings.version);
+        write_u16(w, (u16)reply->siblings.context.size);
+        write_zeros(w, 2);
+        write_u32(w, reply->siblings.count);
+        write_span(w, reply->siblings.context);
+        write_span(w, reply->siblings.values);
+        break;
     case NATIVE_PUT:
     case NATIVE_DELETE:
     case NATIVE_BATCH:
+    case NATIVE_PUT_SIBLINGS:
     case NATIVE_EXPIRE:
         write_u64(w, reply->written.version);
         write_u8(w, reply->written.existed ? 1 : 0);

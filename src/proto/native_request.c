@@ -286,6 +286,25 @@ decode_scan(struct reader *r, struct native_request *out, const char **error)
 }
 
 static status
+decode_siblings(struct reader *r, struct native_request *out, const char **error)
+{
+    out->id = read_id(r);
+    out->siblings.kind = read_u8(r);
+    read_zeros(r, 1);
+    u16 key_size = read_u16(r);
+    u32 context_size = read_u32(r);
+    out->siblings.key = read_bytes(r, key_size);
+    out->siblings.context = read_bytes(r, context_size);
+    out->siblings.value = read_rest(r);
+    if (!reader_done(r)) return refuse(error, ST_INVALID, "malformed write");
+    struct native_op op = {
+        .kind = out->siblings.kind, .key = out->siblings.key, .value = out->siblings.value};
+    if (context_size > NATIVE_CONTEXT_BYTES_MAX)
+        return refuse(error, ST_TOO_LARGE, "context is longer than 8192 bytes");
+    return native_op_check(&op, error);
+}
+
+static status
 decode_expire(struct reader *r, struct native_request *out, const char **error)
 {
     out->id = read_id(r);
@@ -313,6 +332,7 @@ decode_body(struct reader *r, struct native_request *out, const char **error)
             return refuse(error, ST_TOO_LARGE, "payload is longer than 4096 bytes");
         return ST_OK;
     case NATIVE_GET:
+    case NATIVE_GET_SIBLINGS:
         out->get.key = read_rest(r);
         return key_check(out->get.key, error);
     case NATIVE_TTL:
@@ -326,6 +346,8 @@ decode_body(struct reader *r, struct native_request *out, const char **error)
         if ((out->op.kind == NATIVE_OP_PUT) != (out->header.opcode == NATIVE_PUT))
             return refuse(error, ST_INVALID, "the operation is not the opcode's");
         return native_op_check(&out->op, error);
+    case NATIVE_PUT_SIBLINGS:
+        return decode_siblings(r, out, error);
     case NATIVE_BATCH:
         out->id = read_id(r);
         out->batch.count = read_u32(r);
@@ -437,6 +459,7 @@ encode_body(struct writer *w, const struct native_request *request)
         write_span(w, request->ping.payload);
         break;
     case NATIVE_GET:
+    case NATIVE_GET_SIBLINGS:
         write_span(w, request->get.key);
         break;
     case NATIVE_TTL:
@@ -447,6 +470,18 @@ encode_body(struct writer *w, const struct native_request *request)
         CHECK((request->op.kind == NATIVE_OP_PUT) == (request->header.opcode == NATIVE_PUT));
         write_id(w, &request->id);
         write_op(w, &request->op);
+        break;
+    case NATIVE_PUT_SIBLINGS:
+        CHECK(request->siblings.context.size <= NATIVE_CONTEXT_BYTES_MAX);
+        CHECK(request->siblings.key.size <= LIMIT_KEY_BYTES);
+        write_id(w, &request->id);
+        write_u8(w, request->siblings.kind);
+        write_zeros(w, 1);
+        write_u16(w, (u16)request->siblings.key.size);
+        write_u32(w, (u32)request->siblings.context.size);
+        write_span(w, request->siblings.key);
+        write_span(w, request->siblings.context);
+        write_span(w, request->siblings.value);
         break;
     case NATIVE_BATCH:
         CHECK(request->batch.ops.size <= LIMIT_BATCH_BYTES);

@@ -35,8 +35,12 @@ enum peer_write_flags {
     PEER_WRITE_HINT = 1 << 1,
     /* Found by comparing trees in a session of who is asked: taken however old it is. */
     PEER_WRITE_TREE = 1 << 2,
+    /* The only operation is a state of a key that keeps siblings: the union of it and what is there
+     * is written. (Also without the flag where the receiver's topology says that it does.) */
+    PEER_WRITE_MERGE = 1 << 3,
 };
-#define PEER_WRITE_FLAGS_KNOWN (PEER_WRITE_REPAIR | PEER_WRITE_HINT | PEER_WRITE_TREE)
+#define PEER_WRITE_FLAGS_KNOWN                                                                     \
+    (PEER_WRITE_REPAIR | PEER_WRITE_HINT | PEER_WRITE_TREE | PEER_WRITE_MERGE)
 
 struct peer_write {
     u64 version;   /* not 0 */

@@ -73,6 +73,9 @@ const struct command command_table[] = {
     {"reset", cmd_reset, 1, PLACE_HOME, COMMAND_NOSCRIPT | COMMAND_LOADING | COMMAND_STALE | COMMAND_FAST | COMMAND_NO_AUTH | COMMAND_ALLOW_BUSY | COMMAND_MULTI_NOW, 0, 0, 0, GROUP_CONNECTION, "6.2.0", "O(1)", "", "", "", "Makes the connection as new."},
     {"distkv.consistency", cmd_distkv_consistency, -1, PLACE_HOME, COMMAND_LOADING | COMMAND_STALE | COMMAND_FAST, 0, 0, 0, GROUP_CONNECTION, "7.2.0", "O(1)", "", "", "[ONE|QUORUM|ALL|DEFAULT]", "How many replicas this connection's reads and writes wait for, in a cluster; without an argument tells it."},
     {"distkv.remove", cmd_distkv_remove, -2, PLACE_FIBER, COMMAND_ADMIN | COMMAND_NOSCRIPT | COMMAND_NO_MULTI | COMMAND_DANGEROUS, 0, 0, 0, GROUP_CLUSTER, "7.2.0", "O(1)", "", "", "node-id [DEAD]", "Takes a node out of the cluster: it gives its data away first, or, when it is dead, others take it over."},
+    {"distkv.get", cmd_distkv_get, 2, PLACE_KEYS, COMMAND_READONLY | COMMAND_FAST, 1, 1, 1, GROUP_STRING, "7.2.0", "O(N)", "RO access", "", "key", "Returns a context and all values of a key that keeps siblings."},
+    {"distkv.put", cmd_distkv_put, -3, PLACE_KEYS, COMMAND_WRITE | COMMAND_DENYOOM, 1, 1, 1, GROUP_STRING, "7.2.0", "O(N)", "OW update", "", "key value [context]", "Writes a value that replaces what the context has seen, and nothing else."},
+    {"distkv.del", cmd_distkv_del, 3, PLACE_KEYS, COMMAND_WRITE, 1, 1, 1, GROUP_STRING, "7.2.0", "O(N)", "OW delete", "", "key context", "Deletes what the context has seen of a key, and nothing else."},
     {"distkv.repair", cmd_distkv_repair, 1, PLACE_HOME, COMMAND_ADMIN | COMMAND_NOSCRIPT | COMMAND_NO_MULTI, 0, 0, 0, GROUP_CLUSTER, "7.2.0", "O(1)", "", "", "", "Begins to compare all that this node holds with the other replicas, and to mend what differs."},
     {"client", NULL, -2, PLACE_CONTAINER, 0, 0, 0, 0, GROUP_CONNECTION, "2.4.0", "O(1)", "", "", "", "Commands about connections."},
     {"client|getname", cmd_client_getname, 2, PLACE_HOME, COMMAND_NOSCRIPT | COMMAND_LOADING | COMMAND_STALE, 0, 0, 0, GROUP_CONNECTION, "2.6.9", "O(1)", "", "", "", "Returns the name of this connection."},
@@ -148,6 +151,8 @@ const struct command command_table[] = {
     {"native|expire", native_expire, 1, PLACE_KEYS, COMMAND_NATIVE | COMMAND_WRITE, 0, 0, 0, GROUP_NATIVE, "", "", "", "", "", ""},
     {"native|count", native_count, 1, PLACE_FIBER, COMMAND_NATIVE | COMMAND_HEAVY, 0, 0, 0, GROUP_NATIVE, "", "", "", "", "", ""},
     {"native|status", native_status, 1, PLACE_FIBER, COMMAND_NATIVE, 0, 0, 0, GROUP_NATIVE, "", "", "", "", "", ""},
+    {"native|get_siblings", native_get_siblings, 1, PLACE_KEYS, COMMAND_NATIVE, 0, 0, 0, GROUP_NATIVE, "", "", "", "", "", ""},
+    {"native|put_siblings", native_put_siblings, 1, PLACE_KEYS, COMMAND_NATIVE | COMMAND_WRITE, 0, 0, 0, GROUP_NATIVE, "", "", "", "", "", ""},
     {"native|cluster", native_cluster, 1, PLACE_FIBER, COMMAND_NATIVE, 0, 0, 0, GROUP_NATIVE, "", "", "", "", "", ""},
 };
 /* clang-format on */

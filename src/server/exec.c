@@ -10,11 +10,16 @@
  *
  * In a cluster every run has to ask other nodes, so there is no try. Reads are of a quorum of the
  * replicas, the batch goes to all of them (replicate.h); what comes back is durable there.
+ *
+ * In a keyspace that keeps siblings a handler reads the sibling of the highest clock, and its write
+ * replaces what it has read: all siblings that were there. One that has read nothing reads first.
+ * Such a run writes one key, and nothing expires.
  */
 #include "server/exec.h"
 
 #include "base/fault.h"
 #include "cluster/cluster.h"
+#include "cluster/siblings.h"
 #include "server/command_table.h"
 #include "server/native.h"
 
@@ -41,11 +46,14 @@ exec_init(struct exec *x, struct shard *shard, struct budget *budget, struct res
     list_init(&x->scratch);
     buf_init(&x->ops, budget);
     buf_init(&x->op_index, budget);
+    buf_init(&x->context, budget);
 }
 
 static void
 drop_value(struct exec *x)
 {
+    if (x->siblings_held) dvvset_deinit(&x->siblings);
+    x->siblings_held = false;
     if (x->replicated_held) replicate_value_release(&x->replicated);
     x->replicated_held = false;
     if (!x->value_held) return;
@@ -68,6 +76,9 @@ clear(struct exec *x)
     x->op_index.size = 0;
     x->stopped = false;
     x->failure = ST_OK;
+    x->refusal = NULL;
+    x->context_from = EXEC_CONTEXT_NONE;
+    x->context.size = 0;
     x->seq = 0;
     x->read_until_ms = UINT64_MAX;
     x->hits = 0;
@@ -80,6 +91,7 @@ exec_deinit(struct exec *x)
     clear(x);
     buf_deinit(&x->ops);
     buf_deinit(&x->op_index);
+    buf_deinit(&x->context);
 }
 
 void
@@ -87,6 +99,13 @@ exec_fail(struct exec *x, status why)
 {
     if (!x->stopped) x->failure = why;
     x->stopped = true;
+}
+
+void
+exec_refuse(struct exec *x, status why, const char *words)
+{
+    if (!x->stopped) x->refusal = words;
+    exec_fail(x, why);
 }
 
 bool
@@ -241,6 +260,31 @@ exec_delete_in(struct exec *x, u16 keyspace, struct bytes key)
 
 /* ---- reading ---- */
 
+/* The sibling of the highest clock; what was seen stays for a write of the same key. */
+static enum exec_found
+get_latest(struct exec *x, u16 keyspace, struct bytes key, bool count, struct exec_value *out)
+{
+    dvvset_init(&x->siblings, x->budget);
+    x->siblings_held = true;
+    x->context_from = EXEC_CONTEXT_NONE;
+    x->context.size = 0;
+    status st = dvvset_decode(x->replicated.value, &x->siblings);
+    if (ok(st)) st = dvv_vector_encode(dvvset_context(&x->siblings), &x->context);
+    if (!ok(st)) {
+        exec_fail(x, st);
+        return EXEC_STOP;
+    }
+    x->context_from = EXEC_CONTEXT_READ;
+    x->context_keyspace = keyspace;
+    x->context_key = key;
+    const struct dvv_value *latest = dvvset_latest(&x->siblings);
+    bool live = latest != NULL && (latest->flags & DVV_DELETED) == 0;
+    if (count) *(live ? &x->hits : &x->misses) += 1;
+    *out = (struct exec_value){.version = x->replicated.version};
+    if (live) out->value = latest->data;
+    return live ? EXEC_FOUND : EXEC_ABSENT;
+}
+
 MAY_YIELD static enum exec_found
 get_replicated(struct exec *x, u16 keyspace, u64 token, struct bytes key, bool count,
                struct exec_value *out)
@@ -253,6 +297,7 @@ get_replicated(struct exec *x, u16 keyspace, u64 token, struct bytes key, bool c
         exec_fail(x, st);
         return EXEC_STOP;
     }
+    if (value->siblings) return get_latest(x, keyspace, key, count, out);
     *out = (struct exec_value){.version = value->version};
     if (count) *(value->found ? &x->hits : &x->misses) += 1;
     if (!value->found) return EXEC_ABSENT;
@@ -314,6 +359,108 @@ exec_get_in(struct exec *x, u16 keyspace, struct bytes key, bool count, struct e
     return EXEC_STOP;
 }
 
+/* ---- siblings ---- */
+
+#define NO_SIBLINGS "this keyspace keeps no siblings"
+
+static bool
+keeps_siblings(const struct exec *x, u16 keyspace)
+{
+    return x->shard->cluster != NULL && replicate_siblings(x->shard->cluster->replicator, keyspace);
+}
+
+MAY_YIELD bool
+exec_get_siblings(struct exec *x, u16 keyspace, struct bytes key, const struct dvvset **out)
+{
+    struct exec_value latest;
+    if (!keeps_siblings(x, keyspace)) {
+        exec_refuse(x, ST_UNSUPPORTED, NO_SIBLINGS);
+        return false;
+    }
+    if (exec_get_in(x, keyspace, key, true, &latest) == EXEC_STOP) return false;
+    if (!x->siblings_held) exec_fail(x, ST_OVERLOADED); /* it began to keep them just now */
+    *out = &x->siblings;
+    return !x->stopped;
+}
+
+bool
+exec_put_siblings(struct exec *x, u16 keyspace, struct bytes key, struct bytes context,
+                  const struct bytes *value)
+{
+    if (!keeps_siblings(x, keyspace)) {
+        exec_refuse(x, ST_UNSUPPORTED, NO_SIBLINGS);
+        return false;
+    }
+    struct dvv_vector seen;
+    dvv_vector_init(&seen, x->budget);
+    status st = context.size == 0 ? ST_OK : dvv_vector_decode(context, &seen);
+    dvv_vector_deinit(&seen);
+    if (status_is(st, ST_CORRUPT)) {
+        exec_refuse(x, ST_INVALID, "this is no context");
+        return false;
+    }
+    x->context.size = 0;
+    if (ok(st) && !buf_append(&x->context, context.data, context.size)) st = ST_NO_MEMORY;
+    if (!ok(st)) {
+        exec_fail(x, st);
+        return false;
+    }
+    x->context_from = EXEC_CONTEXT_GIVEN;
+    x->context_keyspace = keyspace;
+    x->context_key = key;
+    return value != NULL ? exec_put_in(x, keyspace, key, *value, 0)
+                         : exec_delete_in(x, keyspace, key);
+}
+
+/* False: refused, in words. */
+static bool
+siblings_fit(struct exec *x)
+{
+    const char *words = NULL;
+    if (x->op_count != 1)
+        words = "a keyspace that keeps siblings takes one key at a time";
+    else if (op_at(x, 0)->expire_ms != 0)
+        words = "nothing expires in a keyspace that keeps siblings";
+    if (words != NULL) exec_refuse(x, ST_UNSUPPORTED, words);
+    return words == NULL;
+}
+
+/* The run's only write: replaces what was read of the key, or what the client said. */
+MAY_YIELD static status
+write_siblings(struct exec *x)
+{
+    if (!siblings_fit(x)) return x->failure;
+    const struct exec_op *op = op_at(x, 0);
+    bool seen = x->context_from != EXEC_CONTEXT_NONE && x->context_keyspace == op->keyspace &&
+                bytes_equal(x->context_key, op->key);
+    struct exec_value latest;
+    if (!seen && get_replicated(x, op->keyspace, op->token, op->key, false, &latest) == EXEC_STOP)
+        return x->failure;
+    drop_value(x);
+    struct dvv_vector context;
+    dvv_vector_init(&context, x->budget);
+    status st = ST_OK;
+    if (x->context.size != 0) st = dvv_vector_decode(buf_bytes(&x->context), &context);
+    struct replicate_put put = {.keyspace = op->keyspace,
+                                .token = op->token,
+                                .key = op->key,
+                                .context = x->context.size != 0 ? &context : NULL,
+                                .deletes = op->deletes,
+                                .value = op->value};
+    if (ok(st))
+        st = replicate_put(x->shard->cluster->replicator, (enum replicate_level)x->level, &put,
+                           x->deadline_ns, &x->version);
+    dvv_vector_deinit(&context);
+    static_assert(LIMIT_DVV_SIBLINGS_WRITE == 32 && LIMIT_SIBLINGS_WRITE_BYTES == 131072,
+                  "the text names them");
+    if (status_is(st, ST_TOO_LARGE))
+        exec_refuse(x, st,
+                    "the key has too many siblings: at most 32, and 131072 bytes of all together");
+    else if (status_is(st, ST_INVALID))
+        exec_refuse(x, st, "this context has seen what the key does not have: read the key again");
+    return st;
+}
+
 /* ---- running ---- */
 
 static bool
@@ -345,6 +492,15 @@ need_reply(struct exec *x)
     if (x->reply->failed && x->op_count != 0 && ok(x->failure)) exec_fail(x, ST_NO_MEMORY);
 }
 
+static void
+refusal_reply(struct exec *x)
+{
+    if (x->command->flags & COMMAND_NATIVE)
+        native_refusal(x->args[0], x->reply, x->failure, x->refusal);
+    else
+        resp_error(x->reply, "ERR %s", x->refusal);
+}
+
 /* After the handler: a failure becomes the only reply. */
 static void
 finish(struct exec *x, size_t reply_start)
@@ -355,7 +511,10 @@ finish(struct exec *x, size_t reply_start)
     if (!ok(x->failure)) {
         x->reply->out->size = reply_start;
         x->reply->failed = false;
-        exec_failure_reply(x->command, x->args, x->reply, x->failure);
+        if (x->refusal != NULL)
+            refusal_reply(x);
+        else
+            exec_failure_reply(x->command, x->args, x->reply, x->failure);
         /* What was read decides nothing any more. */
         x->seq = 0;
     } else {
@@ -486,7 +645,9 @@ run_once(struct exec *x, void (*handler)(struct exec *x))
         batch.until_ms = x->read_until_ms;
     u64 seq = 0;
     status st = ST_NO_MEMORY;
-    if (build_batch(x, &batch))
+    if (keeps_siblings(x, op_at(x, 0)->keyspace))
+        st = write_siblings(x);
+    else if (build_batch(x, &batch))
         st = x->shard->cluster != NULL ? write_replicated(x, &batch)
                                        : lsm_write(x->shard->lsm, &batch, &seq);
     lsm_batch_deinit(&batch);

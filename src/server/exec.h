@@ -73,6 +73,15 @@ struct exec {
     bool value_held;
     struct replicate_value replicated; /* in a cluster */
     bool replicated_held;
+    /* In a keyspace that keeps siblings: what was read last, and what the next write of context_key
+     * has seen of it. */
+    struct dvvset siblings;
+    bool siblings_held;
+    enum exec_context { EXEC_CONTEXT_NONE, EXEC_CONTEXT_READ, EXEC_CONTEXT_GIVEN } context_from;
+    u16 context_keyspace;
+    struct bytes context_key;
+    struct buf context;       /* encoded; empty: it has seen nothing */
+    const char *refusal;      /* instead of the failure's own words */
     struct exec_ahead *ahead; /* NULL: reads as it is asked */
     u64 hits, misses;
 };
@@ -129,6 +138,12 @@ exec_delete(struct exec *x, struct bytes key)
 {
     return exec_delete_in(x, x->keyspace, key);
 }
+/* All siblings, valid as exec_get's value is. A keyspace that keeps none: refused. */
+MAY_YIELD MUST_CHECK bool exec_get_siblings(struct exec *x, u16 keyspace, struct bytes key,
+                                            const struct dvvset **out);
+/* Replaces what the (encoded) context has seen; an empty one has seen nothing. NULL: deletes. */
+MUST_CHECK bool exec_put_siblings(struct exec *x, u16 keyspace, struct bytes key,
+                                  struct bytes context, const struct bytes *value);
 /* Memory until the end of the run; NULL: return at once. */
 MUST_CHECK u8 *exec_alloc(struct exec *x, size_t size);
 /* It has all the memory that it needs: if it had the turn for that, others have it now. */
@@ -137,6 +152,8 @@ void exec_memory_had(struct exec *x);
 MUST_CHECK bool exec_copy(struct exec *x, struct bytes source, struct bytes *out);
 /* Stops with a failure of the store's kind. */
 void exec_fail(struct exec *x, status why);
+/* The same, in words of its own. */
+void exec_refuse(struct exec *x, status why, const char *words);
 /* Whether the reply has outgrown what one connection may hold; fails with ST_TOO_LARGE then. */
 bool exec_reply_too_large(struct exec *x);
 

@@ -70,6 +70,7 @@ struct request;
 
 /* The error frame to the request in frame. */
 void native_failure(struct bytes frame, struct resp_writer *reply, status why);
+void native_refusal(struct bytes frame, struct resp_writer *reply, status why, const char *words);
 /* Whether a reply reports an error (that a key is not there and that a condition does not hold are
  * none), and of which kind. */
 bool native_reply_failed(struct bytes reply);
@@ -102,6 +103,8 @@ void native_ttl(struct exec *x);
 void native_expire(struct exec *x);
 void native_count(struct exec *x);
 void native_status(struct exec *x);
+void native_get_siblings(struct exec *x);
+void native_put_siblings(struct exec *x);
 void native_cluster(struct exec *x); /* cluster_admin.c */
 
 #endif

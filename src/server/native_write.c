@@ -45,12 +45,18 @@ native_error(struct exec *x, const struct native_request *request, enum native_s
 void
 native_failure(struct bytes frame, struct resp_writer *reply, status why)
 {
+    native_refusal(frame, reply, why, status_text(why));
+}
+
+void
+native_refusal(struct bytes frame, struct resp_writer *reply, status why, const char *words)
+{
     struct native_header header;
     status st = native_header_decode(frame, &header);
     CHECK(ok(st));
     enum native_status code = native_status_of(why);
     if (status_is(why, ST_CORRUPT)) code = NATIVE_ST_DAMAGED;
-    if (!native_reply_error(reply->out, &header, code, 0, NATIVE_EPOCH, status_text(why)))
+    if (!native_reply_error(reply->out, &header, code, 0, NATIVE_EPOCH, words))
         reply->failed = true;
 }
 
@@ -258,6 +264,8 @@ static struct bytes
 last_key(const struct native_request *request)
 {
     if (request->header.opcode == NATIVE_EXPIRE) return request->expire.key;
+    if (request->header.opcode == NATIVE_GET_SIBLINGS) return request->get.key;
+    if (request->header.opcode == NATIVE_PUT_SIBLINGS) return request->siblings.key;
     if (request->header.opcode != NATIVE_BATCH) return request->op.key;
     struct native_op op = {.kind = 0};
     struct bytes ops = request->batch.ops;
@@ -464,6 +472,50 @@ native_batch(struct exec *x)
 }
 
 MAY_YIELD void
+native_get_siblings(struct exec *x)
+{
+    struct native_request request;
+    const struct dvvset *set;
+    if (!native_decode(x, &request) ||
+        !exec_get_siblings(x, request.header.keyspace, request.get.key, &set))
+        return;
+    struct buf context, values;
+    buf_init(&context, x->budget);
+    buf_init(&values, x->budget);
+    struct native_reply reply = reply_to(&request);
+    reply.siblings.version = x->replicated.version;
+    status st = dvv_vector_encode(dvvset_context(set), &context);
+    for (u32 i = 0; i < set->count && ok(st); i++) {
+        const struct dvv_value *value = &set->values[i];
+        if (value->flags & DVV_DELETED) continue;
+        struct native_sibling sibling = {.version = value->version, .value = value->data};
+        if (!native_sibling_add(&values, &sibling)) st = ST_NO_MEMORY;
+        reply.siblings.count++;
+    }
+    reply.siblings.context = buf_bytes(&context);
+    reply.siblings.values = buf_bytes(&values);
+    if (ok(st))
+        native_reply(x, &reply);
+    else
+        exec_fail(x, st);
+    buf_deinit(&context);
+    buf_deinit(&values);
+}
+
+MAY_YIELD void
+native_put_siblings(struct exec *x)
+{
+    struct native_request request;
+    if (!native_decode(x, &request) || replayed(x, &request)) return;
+    x->committed = committed;
+    x->extra = NULL;
+    bool puts = request.siblings.kind == NATIVE_OP_PUT;
+    if (!exec_put_siblings(x, request.header.keyspace, request.siblings.key,
+                           request.siblings.context, puts ? &request.siblings.value : NULL))
+        return;
+}
+
+MAY_YIELD void
 native_expire(struct exec *x)
 {
     struct native_request request;
@@ -500,6 +552,12 @@ native_token(const struct native_request *request, u64 *token_out, u32 *keys_out
     case NATIVE_PUT:
     case NATIVE_DELETE:
         *token_out = hash_token(request->op.key);
+        return true;
+    case NATIVE_GET_SIBLINGS:
+        *token_out = hash_token(request->get.key);
+        return true;
+    case NATIVE_PUT_SIBLINGS:
+        *token_out = hash_token(request->siblings.key);
         return true;
     case NATIVE_EXPIRE:
         *token_out = hash_token(request->expire.key);

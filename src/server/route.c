@@ -83,18 +83,24 @@ is_blind_native(const struct request *request)
     status st = native_header_decode(frame, &header);
     if (ok(st)) st = native_request_decode(&header, body, &native, NULL);
     if (!ok(st)) return false;
-    if (header.opcode == NATIVE_GET || header.opcode == NATIVE_TTL) return true;
+    if (header.opcode == NATIVE_GET || header.opcode == NATIVE_TTL ||
+        header.opcode == NATIVE_GET_SIBLINGS)
+        return true;
     if (header.opcode != NATIVE_PUT && header.opcode != NATIVE_DELETE) return false;
     /* Outcomes of writes with an id are remembered where they ran: they go to one place. */
     return !native_id_given(&native.id) && native.op.condition == NATIVE_IF_ANY &&
            native.op.expiry != NATIVE_EXPIRY_KEEP;
 }
 
-/* Whether it reads nothing before it writes, so that any replica may run it. */
+/* Whether it reads nothing before it writes, so that any replica may run it. Where siblings are
+ * kept writes go to one place as well while nothing fails: writers who have seen each other's
+ * values then make none. */
 static bool
 runs_anywhere(const struct request *request)
 {
     const struct command *command = request->command;
+    if (request->writes && replicate_siblings(shard_self()->cluster->replicator, request->keyspace))
+        return false;
     if (command->flags & COMMAND_NATIVE) return is_blind_native(request);
     if (!(command->flags & COMMAND_WRITE)) return true;
     if (command->handler == cmd_set) return is_blind_set(request);

@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: MIT
  *
  * fuzz_dvvset.c -- any bytes as the siblings of a key, and as a context. What decodes encodes to
- * the same bytes, and syncs and writes keep the invariants of a set.
+ * the same bytes, and syncs and writes keep the invariants of a set. And as the value of an entry:
+ * whatever it is, it is met as a set, and a union of it with itself is the same.
  */
 #include <stdlib.h>
 
-#include "cluster/dvvset.h"
+#include "cluster/siblings.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
@@ -35,6 +36,22 @@ use(const struct dvvset *set, struct budget *budget)
     dvvset_deinit(&after);
 }
 
+static void
+use_entry(struct bytes value, struct budget *budget)
+{
+    struct siblings_entry entry = {.found = true, .version = 77, .value = value};
+    struct buf bytes, both;
+    buf_init(&bytes, budget);
+    buf_init(&both, budget);
+    CHECK(ok(siblings_bytes(&entry, 5, &bytes)));
+    CHECK(ok(siblings_union(buf_bytes(&bytes), buf_bytes(&bytes), &both)));
+    CHECK(bytes_equal(buf_bytes(&bytes), buf_bytes(&both)));
+    CHECK(siblings_version_of(buf_bytes(&bytes), 5, buf_bytes(&bytes), 6, buf_bytes(&both)) ==
+          SIBLINGS_TAKE);
+    buf_deinit(&bytes);
+    buf_deinit(&both);
+}
+
 int
 LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
@@ -59,6 +76,7 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         same_bytes(&buf, data, size);
     }
     dvv_vector_deinit(&context);
+    if (size <= 4096) use_entry(BYTES(data, size), &budget);
     buf_deinit(&buf);
     CHECK(budget.used_bytes == 0);
     return 0;

@@ -38,6 +38,13 @@ walk_reply(const struct native_reply *reply)
         while (native_scan_next(&entries, &entry))
             count++;
         CHECK(count == reply->scan.count);
+    } else if (reply->header.opcode == NATIVE_GET_SIBLINGS) {
+        struct bytes values = reply->siblings.values;
+        struct native_sibling sibling;
+        u32 count = 0;
+        while (native_sibling_next(&values, &sibling))
+            count++;
+        CHECK(count == reply->siblings.count);
     } else if (reply->header.opcode == NATIVE_HELLO) {
         struct bytes nodes = reply->hello.nodes;
         struct bytes ranges = reply->hello.ranges;

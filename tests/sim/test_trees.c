@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT
  *
  * test_trees.c -- replicas that have missed something, and hints that were dropped: comparing hash
- * trees brings them together; what is deleted is collected when all have it, not before, and stays
- * deleted. Whole nodes on the simulated link.
+ * trees brings them together, and unites what keeps siblings; what is deleted is collected when all
+ * have it, not before, and stays deleted. Whole nodes on the simulated link.
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -24,9 +24,11 @@
 #else
 #define SEED_COUNT 2u
 #endif
-#define NODES   3u
-#define KEYS    200u
-#define WAIT_NS (300 * NS_PER_S)
+#define NODES             3u
+#define KEYS              200u
+#define SIBLINGS_KEYSPACE 15u
+#define SIBLINGS_KEYS     40u
+#define WAIT_NS           (300 * NS_PER_S)
 
 static void
 configure(struct rig *rig, u32 node, struct server_config *config)
@@ -113,7 +115,7 @@ content_add(struct shard *shard, void *arg)
     const struct cluster_shard *cluster = shard->cluster;
     const struct topology *topology = cluster->topology;
     struct lsm_scan *scan;
-    for (u16 keyspace = 0; keyspace < 2; keyspace++) {
+    for (u16 keyspace = 0; keyspace < LIMIT_KEYSPACES_CLIENT; keyspace++) {
         status st =
             lsm_scan_open(cluster->lsm, NULL, keyspace, 0, BYTES(NULL, 0), UINT64_MAX, &scan);
         CHECK(ok(st));
@@ -269,6 +271,118 @@ missed_story(struct rig *rig)
     write_some(rig, 1, 0, KEYS, "d");
     repair(rig, 0);
     CHECK(contents_are_equal(rig, NODES));
+}
+
+static MAY_YIELD void
+siblings_make(struct shard *shard, void *arg)
+{
+    (void)arg;
+    struct cluster_keyspace wanted = {.create = true,
+                                      .number = SIBLINGS_KEYSPACE,
+                                      .conflict = CONFLICT_SIBLINGS,
+                                      .name = "carts"};
+    status st = cluster_keyspace_set(shard->cluster, &wanted, io_now_ns() + WAIT_NS);
+    CHECK(ok(st));
+}
+
+static bool
+siblings_known(const struct rig *rig)
+{
+    for (u32 i = 0; i < NODES; i++) {
+        const struct server *server = rig->nodes[i].server;
+        for (u32 shard = 0; shard < server->shard_count; shard++)
+            if (!server->cluster->shards[shard]->topology->keyspaces[SIBLINGS_KEYSPACE].used)
+                return false;
+    }
+    return true;
+}
+
+/* Blindly, and with whoever is there. */
+static MAY_YIELD void
+put_siblings(struct rig *rig, u32 node, const char *value)
+{
+    struct rig_client client;
+    rig_connect_to(rig, node, &client);
+    CHECK(rig_is(rig_call(&client, "SELECT %u", SIBLINGS_KEYSPACE), "+OK\r\n"));
+    CHECK(rig_is(rig_call(&client, "DISTKV.CONSISTENCY ONE"), "+OK\r\n"));
+    for (u32 i = 0; i < SIBLINGS_KEYS; i++)
+        CHECK(rig_is(rig_call(&client, "DISTKV.PUT k%u %s", i, value), "+OK\r\n"));
+    rig_disconnect(&client);
+}
+
+static MAY_YIELD void
+await_alive(const struct rig *rig, u32 node, u32 count)
+{
+    const struct server *server = rig->nodes[node].server;
+    u64 deadline_ns = io_now_ns() + WAIT_NS;
+    for (;;) {
+        const struct topology *topology = server->cluster->shards[0]->topology;
+        u32 alive = 0;
+        for (u32 i = 0; i < topology->member_count; i++)
+            alive += cluster_alive(server->cluster, topology->members[i].number);
+        if (alive == count) return;
+        CHECK(io_now_ns() < deadline_ns);
+        fiber_sleep_ns(10 * NS_PER_MS);
+    }
+}
+
+/* Each key to one node, while the others have no power; no hint is kept. */
+static MAY_YIELD void
+put_siblings_alone(struct rig *rig, u32 node, const char *value)
+{
+    for (u32 i = 0; i < NODES; i++)
+        if (i != node) rig_crash(rig, i);
+    hints_off(rig, node);
+    await_alive(rig, node, 1);
+    put_siblings(rig, node, value);
+    for (u32 i = 0; i < NODES; i++)
+        if (i != node) rig_start(rig, i);
+    wait_settled(rig, NODES);
+}
+
+/* One node has one value of each key, another one another, the third has none. */
+static MAY_YIELD void
+siblings_story(struct rig *rig)
+{
+    wait_settled(rig, NODES);
+    rig_on_node(rig, 0, 0, siblings_make, NULL);
+    u64 deadline_ns = io_now_ns() + WAIT_NS;
+    while (!siblings_known(rig) && io_now_ns() < deadline_ns)
+        fiber_sleep_ns(10 * NS_PER_MS);
+    put_siblings_alone(rig, 2, "apples");
+    put_siblings_alone(rig, 0, "pears");
+    CHECK(content_of(rig, 0).live_count == SIBLINGS_KEYS);
+    CHECK(content_of(rig, 1).live_count == 0);
+    CHECK(content_of(rig, 2).live_count == SIBLINGS_KEYS);
+    CHECK(!contents_are_equal(rig, NODES));
+    /* The one with the higher versions tells, or the one with the lower ones asks; what both have
+     * then is new, and goes to the others when it is not young any more. */
+    u32 asks = rig->shard_count == 1 ? 0 : 2;
+    for (u32 round = 0; round < 4 && !contents_are_equal(rig, NODES); round++) {
+        fiber_sleep_ns(6 * NS_PER_S);
+        repair(rig, asks);
+    }
+    CHECK(contents_are_equal(rig, NODES));
+    struct rig_client client;
+    rig_connect_to(rig, 1, &client);
+    CHECK(rig_is(rig_call(&client, "SELECT %u", SIBLINGS_KEYSPACE), "+OK\r\n"));
+    CHECK(rig_is(rig_call(&client, "DISTKV.CONSISTENCY ONE"), "+OK\r\n"));
+    for (u32 i = 0; i < SIBLINGS_KEYS; i++) {
+        struct bytes reply = rig_call(&client, "DISTKV.GET k%u", i);
+        CHECK(memmem(reply.data, reply.size, "apples", 6) != NULL);
+        CHECK(memmem(reply.data, reply.size, "pears", 5) != NULL);
+    }
+    rig_disconnect(&client);
+}
+
+static void
+sets_that_differ_are_united_by_trees(void **state)
+{
+    (void)state;
+    for (u64 seed = 1; seed <= 2; seed++) { /* one for each direction */
+        struct rig rig = rig_of(seed, siblings_story);
+        rig_run(&rig);
+    }
 }
 
 static void
@@ -528,6 +642,7 @@ main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(what_a_replica_missed_without_hints_is_brought_by_trees),
+        cmocka_unit_test(sets_that_differ_are_united_by_trees),
         cmocka_unit_test(power_failures_while_comparing_lose_nothing),
         cmocka_unit_test(a_replica_that_was_away_for_long_brings_nothing_back),
         cmocka_unit_test(losers_are_empty_after_a_move),

@@ -316,6 +316,10 @@ handle(struct fake_server *server, struct client *client, const struct native_re
     case NATIVE_STATUS:
         reply.status.json = BYTES_LITERAL("{\"version\":\"0.0.1\",\"state\":\"ok\"}");
         break;
+    case NATIVE_GET_SIBLINGS:
+    case NATIVE_PUT_SIBLINGS:
+        reply.header.status = NATIVE_ST_UNSUPPORTED; /* one node keeps none */
+        break;
     case NATIVE_CLUSTER:
         reply.cluster.number = request->cluster.function == NATIVE_CLUSTER_KEYSPACE_FIND ? 9 : 3;
         reply.cluster.json = BYTES_LITERAL("{}");

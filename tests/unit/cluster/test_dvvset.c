@@ -578,6 +578,39 @@ there_are_never_more_siblings_than_writers(void **state)
     }
 }
 
+/* A delete that stands for nothing: what its writer saw goes everywhere, what came meanwhile stays.
+ */
+static void
+buried_tombstones_replace_what_they_saw(void **state)
+{
+    (void)state;
+    struct dvvset a, b;
+    struct dvv_vector seen;
+    dvv_vector_init(&seen, &budget);
+    dvvset_init(&a, &budget);
+    dvvset_init(&b, &budget);
+    update(&a, NULL, value(1, 1, 1, "old"));
+    sync_into(&b, &a);
+    vector_copy(dvvset_context(&a), &seen);
+    update(&b, NULL, value(2, 1, 2, "meanwhile"));
+    struct dvv_value gone = value(1, 2, 3, "");
+    gone.flags = DVV_DELETED;
+    update(&a, &seen, gone);
+    assert_int_equal(a.count, 1);
+    dvvset_bury(&a);
+    assert_true(dvvset_check(&a));
+    assert_int_equal(a.count, 0);
+    assert_null(dvvset_latest(&a));
+    sync_into(&b, &a);
+    assert_int_equal(b.count, 1);
+    assert_int_equal(b.values[0].version, 2);
+    sync_into(&a, &b);
+    assert_int_equal(a.count, 1);
+    dvv_vector_deinit(&seen);
+    dvvset_deinit(&a);
+    dvvset_deinit(&b);
+}
+
 int
 main(void)
 {
@@ -595,6 +628,7 @@ main(void)
         cmocka_unit_test(every_byte_is_checked),
         cmocka_unit_test(random_histories_agree_with_causal_histories),
         cmocka_unit_test(there_are_never_more_siblings_than_writers),
+        cmocka_unit_test(buried_tombstones_replace_what_they_saw),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -61,8 +61,6 @@ header_of(enum native_opcode opcode)
 }
 
 /* One request of each opcode into out; returns how many. */
-#define OPCODES_KNOWN 14u
-
 static u32
 encode_all_requests(void)
 {
@@ -117,6 +115,12 @@ encode_all_requests(void)
            .expire = {.expiry = NATIVE_EXPIRY_AT, .expiry_ms = 123456, .key = BYTES_LITERAL("k5")});
     ENCODE(NATIVE_COUNT, .count = {.exact = true});
     ENCODE(NATIVE_STATUS, .ping = {.payload = BYTES(NULL, 0)});
+    ENCODE(NATIVE_GET_SIBLINGS, .get = {.key = BYTES_LITERAL("k6")});
+    ENCODE(NATIVE_PUT_SIBLINGS, .id = id,
+           .siblings = {.kind = NATIVE_OP_PUT,
+                        .key = BYTES_LITERAL("k7"),
+                        .context = BYTES_LITERAL("seen"),
+                        .value = BYTES_LITERAL("v7")});
     ENCODE(NATIVE_CLUSTER, .cluster = {.function = NATIVE_CLUSTER_KEYSPACE_SET,
                                        .flags = NATIVE_CLUSTER_CREATE,
                                        .conflict = 1,
@@ -131,10 +135,9 @@ requests_come_back_as_they_went_in(void **state)
 {
     (void)state;
     u32 count = encode_all_requests();
-    assert_int_equal(count, OPCODES_KNOWN);
+    assert_int_equal(count, NATIVE_OPCODE_MAX);
     struct bytes rest = buf_bytes(&out);
-    for (u32 number = 0; number < count; number++) {
-        u32 opcode = number < 13 ? number + 1 : NATIVE_CLUSTER;
+    for (u32 opcode = 1; opcode <= count; opcode++) {
         struct native_header header;
         struct bytes body;
         size_t consumed, wanted;
@@ -207,6 +210,15 @@ requests_come_back_as_they_went_in(void **state)
             assert_true(r.count.exact);
             break;
         case NATIVE_STATUS:
+            break;
+        case NATIVE_GET_SIBLINGS:
+            assert_bytes(r.get.key, "k6");
+            break;
+        case NATIVE_PUT_SIBLINGS:
+            assert_int_equal(r.siblings.kind, NATIVE_OP_PUT);
+            assert_bytes(r.siblings.key, "k7");
+            assert_bytes(r.siblings.context, "seen");
+            assert_bytes(r.siblings.value, "v7");
             break;
         case NATIVE_CLUSTER:
             assert_int_equal(r.cluster.function, NATIVE_CLUSTER_KEYSPACE_SET);
@@ -315,6 +327,20 @@ encode_all_replies(void)
     reply = reply_to(NATIVE_STATUS);
     reply.status.json = BYTES_LITERAL("{}");
     assert_true(native_reply_encode(&out, &reply));
+    reply = reply_to(NATIVE_GET_SIBLINGS);
+    reply.siblings.version = 66;
+    reply.siblings.context = BYTES_LITERAL("seen");
+    reply.siblings.count = 2;
+    part.size = 0;
+    struct native_sibling sibling = {.version = 5, .value = BYTES_LITERAL("one")};
+    assert_true(native_sibling_add(&part, &sibling));
+    sibling = (struct native_sibling){.version = 6, .value = BYTES_LITERAL("")};
+    assert_true(native_sibling_add(&part, &sibling));
+    reply.siblings.values = buf_bytes(&part);
+    assert_true(native_reply_encode(&out, &reply));
+    reply = reply_to(NATIVE_PUT_SIBLINGS);
+    reply.written.version = 67;
+    assert_true(native_reply_encode(&out, &reply));
     reply = reply_to(NATIVE_CLUSTER);
     reply.cluster.number = 15;
     reply.cluster.json = BYTES_LITERAL("{\"a\":1}");
@@ -410,6 +436,23 @@ replies_come_back_as_they_went_in(void **state)
         case NATIVE_STATUS:
             assert_bytes(r.status.json, "{}");
             break;
+        case NATIVE_GET_SIBLINGS: {
+            struct native_sibling one;
+            struct bytes values = r.siblings.values;
+            assert_int_equal(r.siblings.version, 66);
+            assert_bytes(r.siblings.context, "seen");
+            assert_int_equal(r.siblings.count, 2);
+            assert_true(native_sibling_next(&values, &one));
+            assert_int_equal(one.version, 5);
+            assert_bytes(one.value, "one");
+            assert_true(native_sibling_next(&values, &one));
+            assert_int_equal(one.value.size, 0);
+            assert_false(native_sibling_next(&values, &one));
+            break;
+        }
+        case NATIVE_PUT_SIBLINGS:
+            assert_int_equal(r.written.version, 67);
+            break;
         case NATIVE_CLUSTER:
             assert_int_equal(r.cluster.number, 15);
             assert_bytes(r.cluster.json, "{\"a\":1}");
@@ -420,7 +463,7 @@ replies_come_back_as_they_went_in(void **state)
             break;
         }
     }
-    assert_int_equal(seen, OPCODES_KNOWN + 1);
+    assert_int_equal(seen, NATIVE_OPCODE_MAX + 1);
 }
 
 /* Calls fn for each frame in out. */
@@ -520,9 +563,12 @@ decode_resized(struct bytes frame, size_t body_size)
     }
     bool free_end = header.opcode == NATIVE_PING || header.opcode == NATIVE_GET ||
                     header.opcode == NATIVE_TTL || header.opcode == NATIVE_EXPIRE ||
-                    header.opcode == NATIVE_STATUS || header.status != NATIVE_ST_OK ||
+                    header.opcode == NATIVE_STATUS || header.opcode == NATIVE_PUT_SIBLINGS ||
+                    header.status != NATIVE_ST_OK ||
                     (header.opcode == NATIVE_CLUSTER && (header.flags & NATIVE_FLAG_REPLY) != 0 &&
                      body_size >= 8);
+    if (header.opcode == NATIVE_GET_SIBLINGS && !(header.flags & NATIVE_FLAG_REPLY))
+        free_end = true;
     if (body_size != body.size && !free_end) assert_false(ok(st));
     free(copy);
 }

@@ -104,7 +104,7 @@ what_cannot_be_is_refused(void **state)
         {.version = 0, .count = 1},
         {.version = 1, .count = 0},
         {.version = 1, .count = LIMIT_BATCH_OPS + 1},
-        {.version = 1, .count = 1, .flags = 8},
+        {.version = 1, .count = 1, .flags = 16},
         {.version = 1, .count = 1, .flags = PEER_WRITE_TREE},
         {.version = 1, .count = 1, .flags = PEER_WRITE_REPAIR, .session = 5},
         {.version = 1, .count = 1, .partition = SLOT_COUNT},

@@ -1,0 +1,356 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * test_siblings_node.c -- a keyspace that keeps siblings as RESP clients of whole nodes see it:
+ * DISTKV.GET, DISTKV.PUT, DISTKV.DEL, and what plain commands do there.
+ */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "cluster/cluster.h"
+#include "node_rig.h"
+
+#ifdef __SANITIZE_ADDRESS__
+#define SEED_COUNT 2u
+#else
+#define SEED_COUNT 4u
+#endif
+#define NODES   3u
+#define WAIT_NS (60 * NS_PER_S)
+
+static void
+configure(struct rig *rig, u32 node, struct server_config *config)
+{
+    snprintf(config->node_id, sizeof(config->node_id), "n%u", node + 1);
+    snprintf(config->cluster_secret, sizeof(config->cluster_secret), "the secret of the test");
+    if (node != 0)
+        snprintf(config->seed_nodes, sizeof(config->seed_nodes), "%s:%u", rig->nodes[0].host,
+                 RIG_NODE_PORT);
+    config->core_count = 1 + (rig->shard_count + node) % 3;
+    for (u32 i = 0; i < config->core_count; i++)
+        config->core_list[i] = i;
+    config->memory_bytes = MIB(64) * config->core_count;
+    char error[OPTION_ERROR_BYTES];
+    status st = config_resolve(config, error, sizeof(error));
+    CHECK(ok(st) && config->clustered);
+}
+
+/* All shards of all nodes know all members, and the keyspace if there is to be one. */
+static bool
+is_settled(struct rig *rig, u32 keyspace)
+{
+    for (u32 i = 0; i < NODES; i++) {
+        const struct server *server = rig->nodes[i].server;
+        if (server == NULL || !server_ready(server)) return false;
+        for (u32 shard = 0; shard < server->shard_count; shard++) {
+            const struct topology *topology = server->cluster->shards[shard]->topology;
+            if (topology->stage != STAGE_NONE || topology->member_count != NODES) return false;
+            if (keyspace != 0 && topology->keyspaces[keyspace].conflict != CONFLICT_SIBLINGS)
+                return false;
+            for (u32 j = 0; j < NODES; j++)
+                if (topology->members[j].state != PLACEMENT_NORMAL ||
+                    !cluster_alive(server->cluster, topology->members[j].number))
+                    return false;
+        }
+    }
+    return true;
+}
+
+static MAY_YIELD void
+wait_settled(struct rig *rig, u32 keyspace)
+{
+    u64 deadline_ns = io_now_ns() + WAIT_NS;
+    while (!is_settled(rig, keyspace) && io_now_ns() < deadline_ns)
+        fiber_sleep_ns(10 * NS_PER_MS);
+    CHECK(is_settled(rig, keyspace));
+}
+
+static struct rig
+rig_of(u64 seed, void (*story)(struct rig *rig))
+{
+    struct rig rig = {.shard_count = (u32)(seed % 3),
+                      .node_count = NODES,
+                      .configure = configure,
+                      .on_all_nodes = true};
+    sim_options_default(&rig.options, seed);
+    rig.story = story;
+    if (rig.shard_count == 0) rig.shard_count = 3;
+    return rig;
+}
+
+/* ---- what comes ---- */
+
+struct got {
+    char context[512];
+    u32 count;
+    char values[8][32];
+};
+
+static const char *
+take_bulk(const char *at, char *out, size_t size)
+{
+    CHECK(*at == '$');
+    size_t length = strtoul(at + 1, NULL, 10);
+    CHECK(length < size);
+    at = strchr(at, '\n') + 1;
+    memcpy(out, at, length);
+    out[length] = 0;
+    return at + length + 2;
+}
+
+static MAY_YIELD void
+get_siblings(struct rig_client *client, const char *key, struct got *out)
+{
+    char text[2048];
+    struct bytes reply = rig_call(client, "DISTKV.GET %s", key);
+    CHECK(reply.size < sizeof(text));
+    memcpy(text, reply.data, reply.size);
+    text[reply.size] = 0;
+    if (strncmp(text, "*2\r\n", 4) != 0) fprintf(stderr, "DISTKV.GET %s: %s", key, text);
+    CHECK(strncmp(text, "*2\r\n", 4) == 0);
+    const char *at = take_bulk(text + 4, out->context, sizeof(out->context));
+    CHECK(*at == '*');
+    out->count = (u32)strtoul(at + 1, NULL, 10);
+    at = strchr(at, '\n') + 1;
+    CHECK(out->count <= ARRAY_COUNT(out->values));
+    for (u32 i = 0; i < out->count; i++)
+        at = take_bulk(at, out->values[i], sizeof(out->values[i]));
+}
+
+static bool
+has(const struct got *got, const char *value)
+{
+    for (u32 i = 0; i < got->count; i++)
+        if (strcmp(got->values[i], value) == 0) return true;
+    return false;
+}
+
+static bool
+begins(struct bytes reply, const char *expected)
+{
+    return reply.size >= strlen(expected) && memcmp(reply.data, expected, strlen(expected)) == 0;
+}
+
+#define EXPECT(client, expected, ...)                                                              \
+    do {                                                                                           \
+        struct bytes reply_ = rig_call(client, __VA_ARGS__);                                       \
+        if (!begins(reply_, expected))                                                             \
+            fprintf(stderr, "%s:%d: %.*s\n", __FILE__, __LINE__, (int)reply_.size,                 \
+                    (const char *)reply_.data);                                                    \
+        CHECK(begins(reply_, expected));                                                           \
+    } while (0)
+
+/* ---- stories ---- */
+
+static MAY_YIELD void
+keyspace_make(struct shard *shard, void *arg)
+{
+    u16 *number = arg;
+    struct cluster_keyspace wanted = {.create = true,
+                                      .number = CLUSTER_KEYSPACE_ANY,
+                                      .conflict = CONFLICT_SIBLINGS,
+                                      .name = "carts"};
+    status st = cluster_keyspace_set(shard->cluster, &wanted, io_now_ns() + WAIT_NS);
+    CHECK(ok(st));
+    *number = wanted.number;
+}
+
+static MAY_YIELD void
+begin(struct rig *rig, struct rig_client clients[NODES])
+{
+    wait_settled(rig, 0);
+    for (u32 i = 0; i < NODES; i++)
+        rig_connect_to(rig, i, &clients[i]);
+    for (u32 i = 1; i < NODES; i++) { /* the second time it is there */
+        u16 number = 0;
+        rig_on_node(rig, i, 0, keyspace_make, &number);
+        CHECK(number == 15);
+    }
+    wait_settled(rig, 15);
+    for (u32 i = 0; i < NODES; i++)
+        EXPECT(&clients[i], "+OK\r\n", "SELECT 15");
+}
+
+static MAY_YIELD void
+end(struct rig_client clients[NODES])
+{
+    for (u32 i = 0; i < NODES; i++)
+        rig_disconnect(&clients[i]);
+}
+
+static MAY_YIELD void
+contexts_story(struct rig *rig)
+{
+    struct rig_client clients[NODES];
+    struct got got, old;
+    begin(rig, clients);
+    for (u32 i = 0; i < 12; i++) {
+        char key[16];
+        snprintf(key, sizeof(key), "cart%u", i);
+        struct rig_client *a = &clients[i % NODES], *b = &clients[(i + 1) % NODES];
+        get_siblings(a, key, &got);
+        CHECK(got.count == 0);
+        EXPECT(a, "+OK\r\n", "DISTKV.PUT %s apples", key);
+        get_siblings(b, key, &old);
+        CHECK(old.count == 1 && has(&old, "apples"));
+        EXPECT(b, "+OK\r\n", "DISTKV.PUT %s pears", key);
+        for (u32 node = 0; node < NODES; node++) {
+            get_siblings(&clients[node], key, &got);
+            CHECK(got.count == 2 && has(&got, "apples") && has(&got, "pears"));
+            EXPECT(&clients[node], "$5\r\npears\r\n", "GET %s", key); /* the later one */
+        }
+        EXPECT(a, "+OK\r\n", "DISTKV.PUT %s plums %s", key, old.context); /* apples are replaced */
+        get_siblings(b, key, &got);
+        CHECK(got.count == 2 && has(&got, "plums") && has(&got, "pears"));
+        /* Who deletes what is not there any more deletes nothing. */
+        EXPECT(b, "+OK\r\n", "DISTKV.DEL %s %s", key, old.context);
+        get_siblings(b, key, &got);
+        CHECK(got.count == 2 && has(&got, "plums") && has(&got, "pears"));
+        EXPECT(a, "$5\r\nplums\r\n", "GET %s", key);
+        EXPECT(b, "+OK\r\n", "DISTKV.DEL %s %s", key, got.context);
+        get_siblings(a, key, &got);
+        CHECK(got.count == 0);
+        EXPECT(a, "$-1\r\n", "GET %s", key);
+        EXPECT(a, "+OK\r\n", "DISTKV.PUT %s figs %s", key, got.context);
+        get_siblings(b, key, &got);
+        CHECK(got.count == 1 && has(&got, "figs"));
+    }
+    EXPECT(&clients[0], "-ERR this is no context", "DISTKV.PUT cart0 x 0102");
+    EXPECT(&clients[0], "-ERR this is no context", "DISTKV.PUT cart0 x xyz");
+    EXPECT(&clients[0], "-ERR this is no context", "DISTKV.DEL cart0 012");
+    EXPECT(&clients[0], "-ERR syntax", "DISTKV.PUT cart0 x y z");
+    end(clients);
+}
+
+static MAY_YIELD void
+plain_story(struct rig *rig)
+{
+    struct rig_client clients[NODES];
+    struct got got;
+    begin(rig, clients);
+    struct rig_client *a = &clients[0], *b = &clients[1], *c = &clients[2];
+    EXPECT(a, "+OK\r\n", "DISTKV.PUT k one");
+    EXPECT(b, "+OK\r\n", "DISTKV.PUT k two");
+    /* A plain write has seen what it reads first. */
+    EXPECT(c, "+OK\r\n", "SET k three");
+    get_siblings(a, "k", &got);
+    CHECK(got.count == 1 && has(&got, "three"));
+    EXPECT(b, "$-1\r\n", "SET k four NX");
+    EXPECT(b, ":9\r\n", "APPEND k more");
+    EXPECT(a, "$9\r\nthreemore\r\n", "GETSET k five");
+    for (u32 i = 0; i < 9; i++) {
+        char expected[16];
+        snprintf(expected, sizeof(expected), ":%u\r\n", i + 1);
+        EXPECT(&clients[i % NODES], expected, "INCR n");
+    }
+    EXPECT(a, "+OK\r\n", "MSET x 1 y 2 z 3");
+    EXPECT(b, "*4\r\n$1\r\n1\r\n$1\r\n2\r\n$-1\r\n$1\r\n3\r\n", "MGET x y w z");
+    EXPECT(c, ":2\r\n", "DEL x y w");
+    EXPECT(a, "$-1\r\n", "GET x");
+    EXPECT(a, ":3\r\n", "DBSIZE"); /* k, n and z: what was deleted is not counted */
+    EXPECT(b, "*2\r\n$1\r\n0\r\n*1\r\n$1\r\nz\r\n", "SCAN 0 MATCH z COUNT 1000");
+    /* What cannot be. */
+    EXPECT(a, "-ERR nothing expires", "SET k six EX 10");
+    EXPECT(a, "-ERR nothing expires", "EXPIRE k 10");
+    EXPECT(a, "+OK\r\n", "SET {k}1 v");
+    EXPECT(a, "-ERR a keyspace that keeps siblings takes one key", "RENAME {k}1 {k}2");
+    EXPECT(a, "$4\r\nfive\r\n", "GET k");
+    for (u32 i = 0; i < 32; i++)
+        EXPECT(&clients[i % NODES], "+OK\r\n", "DISTKV.PUT full v%u", i);
+    EXPECT(a, "-ERR the key has too many siblings", "DISTKV.PUT full more");
+    EXPECT(a, "+OK\r\n", "SET full all");
+    EXPECT(a, "+OK\r\n", "SELECT 0");
+    EXPECT(a, "-ERR this keyspace keeps no siblings", "DISTKV.GET k");
+    EXPECT(a, "-ERR this keyspace keeps no siblings", "DISTKV.PUT k v");
+    EXPECT(a, "$-1\r\n", "GET k");
+    end(clients);
+}
+
+/* A connection to who has lost its power is found to be none when it is used again. */
+static MAY_YIELD void
+connections_renew(struct rig_client *client)
+{
+    EXPECT(client, "+OK\r\n", "DISTKV.CONSISTENCY ALL");
+    u64 deadline_ns = io_now_ns() + WAIT_NS;
+    while (!begins(rig_call(client, "GET k"), "$") && io_now_ns() < deadline_ns)
+        fiber_sleep_ns(50 * NS_PER_MS);
+    EXPECT(client, "$", "GET k");
+    EXPECT(client, "+OK\r\n", "DISTKV.CONSISTENCY DEFAULT");
+}
+
+/* The power fails on one node after the other; what was written is there, and none is a sibling of
+ * what it has replaced. */
+static MAY_YIELD void
+crash_story(struct rig *rig)
+{
+    struct rig_client clients[NODES];
+    struct got got;
+    begin(rig, clients);
+    EXPECT(&clients[0], "+OK\r\n", "DISTKV.PUT k v0");
+    EXPECT(&clients[1], "+OK\r\n", "DISTKV.PUT k w");
+    for (u32 i = 0; i < NODES; i++) {
+        rig_crash(rig, i);
+        fiber_sleep_ns(2 * NS_PER_S); /* until it is known: what is in flight to it is unknown */
+        struct rig_client *other = &clients[(i + 1) % NODES];
+        get_siblings(other, "k", &got);
+        CHECK(got.count == (i == 0 ? 2u : 1u));
+        EXPECT(other, "+OK\r\n", "DISTKV.PUT k v%u %s", i + 1, got.context);
+        rig_start(rig, i);
+        wait_settled(rig, 15);
+        rig_disconnect(&clients[i]);
+        rig_connect_to(rig, i, &clients[i]);
+        EXPECT(&clients[i], "+OK\r\n", "SELECT 15");
+        for (u32 node = 0; node < NODES; node++)
+            connections_renew(&clients[node]);
+        get_siblings(&clients[i], "k", &got);
+        CHECK(got.count == 1);
+    }
+    end(clients);
+}
+
+static void
+run_story(void (*story)(struct rig *rig))
+{
+    for (u64 seed = 1; seed <= SEED_COUNT; seed++) {
+        struct rig rig = rig_of(seed, story);
+        rig_run(&rig);
+    }
+}
+
+static void
+contexts_replace_what_was_read(void **state)
+{
+    (void)state;
+    run_story(contexts_story);
+}
+
+static void
+plain_commands_replace_all_siblings(void **state)
+{
+    (void)state;
+    run_story(plain_story);
+}
+
+static void
+siblings_outlive_power_cuts(void **state)
+{
+    (void)state;
+    run_story(crash_story);
+}
+
+int
+main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(contexts_replace_what_was_read),
+        cmocka_unit_test(plain_commands_replace_all_siblings),
+        cmocka_unit_test(siblings_outlive_power_cuts),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
