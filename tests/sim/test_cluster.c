@@ -536,6 +536,67 @@ nodes_stop_while_the_topology_changes(void **state)
     }
 }
 
+/* A node comes back with more shards than the others' topology tells of, and all but the first
+ * stand still before they are in the cluster. What others send to the first for them must not be
+ * done by a shard that knows of no replicas: what is acknowledged then is there without this node.
+ */
+#define EARLY_NODES 4u
+#define EARLY_KEYS  400u
+
+static MAY_YIELD void
+early_wait(const struct server *server)
+{
+    const struct shard *const *shards = (const struct shard *const *)server->shards;
+    while (shards[0] == NULL || shards[0]->cluster == NULL)
+        fiber_sleep_ns(100 * NS_PER_US);
+}
+
+static MAY_YIELD void
+early_story(struct rig *rig)
+{
+    wait_settled(rig, EARLY_NODES);
+    struct rig_client client;
+    struct server_config *config = rig->nodes[1].config;
+    u32 acknowledged = 0;
+    bool done[EARLY_KEYS] = {false};
+    rig_crash(rig, 1);
+    config->core_count = 4;
+    for (u32 i = 0; i < config->core_count; i++)
+        config->core_list[i] = i;
+    config->memory_bytes = MIB(64) * config->core_count;
+    rig_start_begin(rig, 1);
+    early_wait(rig->nodes[1].server);
+    for (u32 i = 1; i < config->core_count; i++)
+        sim_node_shard_stall(rig->nodes[1].machine, i, 20 * NS_PER_MS);
+    u64 until_ns = io_now_ns() + 2 * NS_PER_S;
+    rig_connect_to(rig, 0, &client);
+    for (u32 i = 0; i < EARLY_KEYS && io_now_ns() < until_ns; i++) {
+        done[i] = rig_is(rig_call(&client, "SET e%u v%u NX", i, i), "+OK\r\n");
+        acknowledged += done[i];
+    }
+    CHECK(acknowledged > 0);
+    rig_crash(rig, 1);
+    for (u32 i = 0; i < EARLY_KEYS; i++) {
+        char key[16], value[16];
+        snprintf(key, sizeof(key), "e%u", i);
+        snprintf(value, sizeof(value), "v%u", i);
+        if (done[i]) expect_key(&client, key, value);
+    }
+    rig_disconnect(&client);
+    rig_start(rig, 1);
+    wait_settled(rig, EARLY_NODES);
+}
+
+static void
+nothing_is_acknowledged_by_a_shard_that_is_not_in_the_cluster_yet(void **state)
+{
+    for (u64 seed = 1; seed <= 4 * SEED_COUNT; seed++) {
+        struct rig rig = rig_of(seed, early_story);
+        rig.node_count = EARLY_NODES;
+        rig_run(&rig);
+    }
+}
+
 int
 main(void)
 {
@@ -548,6 +609,7 @@ main(void)
         cmocka_unit_test(two_join_under_load_and_nobody_notices),
         cmocka_unit_test(all_keys_are_found_while_a_node_changes_its_shards),
         cmocka_unit_test(nodes_stop_while_the_topology_changes),
+        cmocka_unit_test(nothing_is_acknowledged_by_a_shard_that_is_not_in_the_cluster_yet),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
