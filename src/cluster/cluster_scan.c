@@ -9,8 +9,8 @@
  *                                      has more, for nobody knows what else that one has there
  *
  * As many replicas are asked as the level demands, by default the read quorum of the row: so the
- * newest acknowledged version of each key is among the answers. A page ends where the row of
- * replicas changes at the latest.
+ * newest acknowledged version of each key is among the answers. A page ends where others have to
+ * be asked at the latest.
  *
  * Of keys that keep siblings the sets of all that have answered are united, and the sibling of the
  * highest clock is shown: what a plain GET would return.
@@ -74,7 +74,33 @@ shards_of(const struct cluster *cluster, const struct topology_member *member)
                                                      : member->shard_count;
 }
 
-/* The stretch that has one row, and lies on one shard at each source: fills page.token_last. */
+/* Whether those who were chosen do for this partition, too: all of them hold it, on the same shard,
+ * and no more are needed. */
+static bool
+same_sources(const struct pass *pass, const struct topology *topology, u32 partition)
+{
+    const struct cluster *cluster = pass->shard->cluster;
+    struct topology_row row;
+    u32 count;
+    topology_row(topology, pass->page.keyspace, partition, &row);
+    const u32 *members = topology_row_read(&row, &count);
+    if (need_of(topology, &row, pass->page.keyspace, pass->scan->level, count) !=
+        pass->source_count)
+        return false;
+    for (u32 i = 0; i < pass->source_count; i++) {
+        const struct source *source = &pass->sources[i];
+        bool holds = false;
+        for (u32 j = 0; j < count; j++)
+            holds = holds || members[j] == source->member;
+        const struct topology_member *member = topology_member(topology, source->member);
+        if (!holds || partition_shard(partition, shards_of(cluster, member),
+                                      topology->partition_count) != source->there)
+            return false;
+    }
+    return true;
+}
+
+/* The stretch that the same sources have, each on one shard: fills page.token_last. */
 static status
 choose(struct pass *pass, const struct topology *topology)
 {
@@ -98,21 +124,8 @@ choose(struct pass *pass, const struct topology *topology)
     }
     if (pass->source_count < need || pass->source_count == 0) return ST_UNAVAILABLE;
     u32 end = partition + 1;
-    for (; end < count; end++) {
-        struct topology_row other;
-        u32 other_count;
-        topology_row(topology, pass->page.keyspace, end, &other);
-        const u32 *others = topology_row_read(&other, &other_count);
-        bool same = other_count == members_count &&
-                    memcmp(others, members, members_count * sizeof(*members)) == 0;
-        for (u32 i = 0; i < pass->source_count && same; i++) {
-            const struct topology_member *member =
-                topology_member(topology, pass->sources[i].member);
-            same =
-                partition_shard(end, shards_of(cluster, member), count) == pass->sources[i].there;
-        }
-        if (!same) break;
-    }
+    while (end < count && same_sources(pass, topology, end))
+        end++;
     u64 last = end == count ? UINT64_MAX : partition_token_first(end, count) - 1;
     pass->page.token_last = MIN(last, pass->scan->token_last);
     return ST_OK;

@@ -270,7 +270,8 @@ struct cluster_keys {
     struct bytes pattern;     /* data NULL: all */
     u64 matched, looked, looked_max;
     u64 last_token;
-    u64 next; /* the bucket that it stopped before; 0: within one */
+    u64 next;     /* the bucket that it stopped before; 0: within one */
+    u64 until_ns; /* then it stops with what it has; 0: it goes on to the end */
     bool stopped;
     bool count_only;
 };
@@ -293,26 +294,39 @@ cluster_keys_new(struct exec *x, bool (*each)(void *arg, const struct cluster_en
     return keys;
 }
 
-/* Until all has been looked at, or each has stopped it. false: the run has failed. */
+/* Until all has been looked at, or each has stopped it, or it has got somewhere and its time is
+ * over. false: the run has failed. */
 MAY_YIELD static bool
 cluster_keys_read(struct cluster_keys *keys)
 {
     struct exec *x = keys->x;
     u64 patience_ns = io_now_ns() + CLUSTER_PATIENCE_NS;
+    bool moved = false;
     while (!keys->scan.ended && !keys->stopped) {
-        keys->scan.deadline_ns = io_now_ns() + x->shard->config->cluster_timeout_ms * NS_PER_MS;
+        u64 now = io_now_ns();
+        keys->scan.deadline_ns = now + x->shard->config->cluster_timeout_ms * NS_PER_MS;
+        if (moved && keys->until_ns != 0) {
+            keys->scan.deadline_ns = keys->until_ns;
+            if (now >= keys->until_ns) {
+                MARK("server.scan.time_over");
+                keys->stopped = true;
+                break;
+            }
+        }
         status st = cluster_scan_page(x->shard->cluster, &keys->scan);
         if (x->stopped) return false;
         if (keys->found.failed) st = ST_NO_MEMORY;
         if (ok(st)) {
+            moved = true;
             patience_ns = io_now_ns() + CLUSTER_PATIENCE_NS;
             continue;
         }
-        if (!status_is(st, ST_UNAVAILABLE) || io_now_ns() >= patience_ns) {
+        bool late = moved && keys->until_ns != 0 && io_now_ns() >= keys->until_ns;
+        if (!status_is(st, ST_UNAVAILABLE) || (io_now_ns() >= patience_ns && !late)) {
             exec_fail(x, st);
             return false;
         }
-        fiber_sleep_ns(CLUSTER_RETRY_NS);
+        if (!late) fiber_sleep_ns(CLUSTER_RETRY_NS);
     }
     return true;
 }
@@ -381,6 +395,7 @@ scan_cluster(struct exec *x, u64 cursor, i64 count, struct bytes pattern, bool o
         keys->pattern = pattern;
         keys->looked_max = (u64)MIN(count, (i64)SCAN_COUNT_MAX);
         keys->scan.bytes_max = (u32)MIN(CLUSTER_PAGE_BYTES, 1024 + 64 * keys->looked_max);
+        keys->until_ns = io_now_ns() + x->shard->config->cluster_timeout_ms * NS_PER_MS;
         cluster_scan_begin(keys, cursor);
         bool good = cluster_keys_read(keys);
         if (good && keys->stopped && !cluster_scan_cursor(keys, &next)) {

@@ -618,6 +618,7 @@ sort_hashes(u64 *hashes, u32 count)
 MAY_YIELD static status
 write_replicated(struct exec *x, struct lsm_batch *batch)
 {
+    if (x->shard->cluster == NULL) return ST_WOULD_WAIT; /* not yet, or not any more */
     if (io_wall_ms() >= x->read_until_ms) return ST_CONFLICT;
     return replicate_write(x->shard->cluster->replicator, (enum replicate_level)x->level, batch,
                            x->deadline_ns, &x->version);
@@ -648,8 +649,8 @@ run_once(struct exec *x, void (*handler)(struct exec *x))
     if (keeps_siblings(x, op_at(x, 0)->keyspace))
         st = write_siblings(x);
     else if (build_batch(x, &batch))
-        st = x->shard->cluster != NULL ? write_replicated(x, &batch)
-                                       : lsm_write(x->shard->lsm, &batch, &seq);
+        st = x->shard->server->cluster != NULL ? write_replicated(x, &batch)
+                                               : lsm_write(x->shard->lsm, &batch, &seq);
     lsm_batch_deinit(&batch);
     if (ok(st))
         written(x, seq);

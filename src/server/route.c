@@ -354,13 +354,15 @@ called(struct peer_call *call, status st, const struct native_header *header, st
         request_finish(request);
         return;
     }
-    if (ok(st) &&
-        (header->status == NATIVE_ST_INVALID || header->status == NATIVE_ST_UNSUPPORTED)) {
+    if (ok(st) && header->status == NATIVE_ST_INVALID) {
         end_with(request, ST_UNSUPPORTED); /* another version of the program */
         request_finish(request);
         return;
     }
-    bool done_nothing = ok(st) ? native_status_retryable(header->status) : !call->maybe_sent;
+    /* UNSUPPORTED: it has just started, and takes no commands yet. */
+    bool done_nothing =
+        ok(st) ? native_status_retryable(header->status) || header->status == NATIVE_ST_UNSUPPORTED
+               : !call->maybe_sent;
     if (!done_nothing && !can_repeat(request)) {
         end_with(request, ST_UNKNOWN_OUTCOME);
         request_finish(request);
@@ -740,11 +742,19 @@ asked(void *arg, struct peer_request *peer, const struct peer_identity *from,
     const struct topology *topology = cluster_topology(shard->cluster);
     u32 self = cluster_member(shard->server->cluster);
     u32 partition = token_partition(token, shard->server->layout.partition_count);
+    u32 owner = shard_of_token(shard->server, token);
     if (topology == NULL || !topology_holds(topology, self, partition)) {
         refuse(shard, peer, NATIVE_ST_WRONG_EPOCH);
         return;
     }
     if (goes_elsewhere(shard, topology, header->keyspace, partition)) {
+        refuse(shard, peer, NATIVE_ST_CLOSING);
+        return;
+    }
+    /* Whoever goes by our old number of shards sends to one what is another one's. That one may
+     * not be in the cluster yet, and would keep for itself what it acknowledges. */
+    if (owner != shard->index && atomic_load(&shard->server->shards_ready) == 0) {
+        MARK("server.route.not_entered_yet");
         refuse(shard, peer, NATIVE_ST_CLOSING);
         return;
     }
@@ -762,7 +772,7 @@ asked(void *arg, struct peer_request *peer, const struct peer_identity *from,
     shard->stats->cluster_forwarded++;
     u64 now = io_now_ns(), age = load_u32(body.data + 4) * NS_PER_MS;
     request->peer = peer;
-    request->owner = shard_of_token(shard->server, token);
+    request->owner = owner;
     request->keyspace = header->keyspace;
     request->resp = native ? 3 : body.data[1];
     request->level = body.data[2];
