@@ -554,7 +554,7 @@ exec_try(struct exec *x, void (*handler)(struct exec *x))
 {
     size_t reply_start = x->reply->out->size;
     struct shard *shard = x->shard;
-    if (shard->cluster != NULL) return false;
+    if (shard->server->cluster != NULL) return false;
     x->waits = false;
     x->now_ms = io_wall_ms();
 
