@@ -340,7 +340,7 @@ phase(void)
 {
     struct prng *prng = &run->prng;
     if (!server_alive() && !process_start()) return;
-    u64 requests = run->knobs.ops / run->knobs.phases;
+    u64 requests = MAX(1u, run->knobs.ops / run->knobs.phases); /* --ops may be less */
     u64 draw = prng_below(prng, 100);
     bool power = draw < run->knobs.power_part;
     bool kill = !power && draw < run->knobs.power_part + run->knobs.kill_part;
