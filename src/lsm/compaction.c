@@ -466,6 +466,7 @@ run_step(struct step *step)
     st = merge_slice(step, &output);
     /* What was not read is not replaced. */
     if (ok(st) && is_known && output.entries_in != known) {
+        MARK("lsm.compaction.entries_missing");
         log_error("lsm", "merged tables hold %llu entries, %llu were read dir=%s",
                   (unsigned long long)known, (unsigned long long)output.entries_in, levels->dir);
         st = ST_CORRUPT;
