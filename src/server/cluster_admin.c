@@ -569,15 +569,6 @@ propose_here(void *arg)
     }
 }
 
-static bool
-is_alive(const struct exec *x, const char *node_id)
-{
-    const struct topology *topology = cluster_topology(x->shard->cluster);
-    const struct topology_member *member =
-        topology == NULL ? NULL : topology_member_by_id(topology, node_id);
-    return member != NULL && cluster_alive(x->shard->server->cluster, member->number);
-}
-
 MAY_YIELD static void
 propose(struct exec *x, const struct native_request *request)
 {
@@ -600,7 +591,8 @@ propose(struct exec *x, const struct native_request *request)
     if (request->header.timeout_ms != 0) ms = MIN(ms, request->header.timeout_ms);
     proposal->deadline_ns = io_now_ns() + ms * NS_PER_MS;
     /* One that lives is not called dead by mistake: it would lose what only it has. */
-    if ((wanted->flags & NATIVE_CLUSTER_DEAD) != 0 && is_alive(x, proposal->node_id)) {
+    if ((wanted->flags & NATIVE_CLUSTER_DEAD) != 0 &&
+        cluster_named_alive(x->shard->cluster, proposal->node_id)) {
         reply_failed(x, request, ST_INVALID,
                      "this node answers: stop it first, or remove it as one that lives");
         return;

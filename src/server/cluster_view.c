@@ -304,14 +304,13 @@ remove_here(void *arg)
     call->st = cluster_remove(shard, call->node_id, call->dead, call->deadline_ns, call->reason);
 }
 
-/* One that lives is not called dead by mistake: it would lose what only it has. */
-static bool
-is_alive(const struct exec *x, const char *node_id)
+bool
+cluster_named_alive(const struct cluster_shard *shard, const char *node_id)
 {
-    const struct topology *topology = cluster_topology(x->shard->cluster);
+    const struct topology *topology = cluster_topology(shard);
     const struct topology_member *member =
         topology == NULL ? NULL : topology_member_by_id(topology, node_id);
-    return member != NULL && cluster_alive(x->shard->server->cluster, member->number);
+    return member != NULL && cluster_alive(shard->cluster, member->number);
 }
 
 MAY_YIELD void
@@ -334,7 +333,7 @@ cmd_distkv_remove(struct exec *x)
     memcpy(call->node_id, id.data, id.size);
     call->dead = dead;
     call->deadline_ns = io_now_ns() + x->shard->config->cluster_timeout_ms * NS_PER_MS;
-    if (dead && is_alive(x, call->node_id)) {
+    if (dead && cluster_named_alive(x->shard->cluster, call->node_id)) {
         resp_error(x->reply, "ERR this node answers: stop it first, or remove it without DEAD");
         return;
     }

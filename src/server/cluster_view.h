@@ -34,6 +34,10 @@ struct cluster_view {
 extern const char *const cluster_stage_names[3];
 extern const char *const cluster_conflict_names[2];
 
+/* Whether the member of this id lives, as far as is known here. One that does is not called dead by
+ * mistake: it would lose what only it has. */
+bool cluster_named_alive(const struct cluster_shard *shard, const char *node_id);
+
 /* On a fiber of any shard: asks shard 0. The memory is the run's; NULL: it has failed. topology:
  * what it is about, to be released. */
 MAY_YIELD struct cluster_view *cluster_view_take(struct exec *x, struct topology **topology_out);
