@@ -343,8 +343,8 @@ sim_point_hit(struct sim *sim, struct sim_node *node, enum sim_point point)
     if (point >= SIM_POINT_READ && point <= SIM_POINT_NAME) sim->points[SIM_POINT_IO]++;
 
     struct sim_trigger *crash = &sim->crash;
-    if (trigger_matches(crash, point)) {
-        u64 n = crash->point == point ? own : any;
+    if (trigger_matches(crash, point) && (crash->node == NULL || crash->node == node)) {
+        u64 n = crash->node != NULL ? crash->seen++ : crash->point == point ? own : any;
         if (n >= crash->first && node != NULL && node->running) {
             crash->armed = false;
             crash->done = true;
@@ -371,6 +371,13 @@ sim_crash_at(struct sim *sim, enum sim_point point, u64 n)
     CHECK(point < SIM_POINT_COUNT && point != SIM_POINT_ALLOC);
     sim_count_reset(sim);
     sim->crash = (struct sim_trigger){.armed = true, .point = point, .first = n};
+}
+
+void
+sim_node_crash_at(struct sim_node *node, enum sim_point point, u64 n)
+{
+    sim_crash_at(node->sim, point, n);
+    node->sim->crash.node = node;
 }
 
 void
@@ -721,10 +728,11 @@ sim_step(struct sim *sim)
     CHECK(event->time_ns >= sim->now_ns);
     sim->now_ns = event->time_ns;
     sim->event_count++;
-    struct sim_node *node = event->shard != NULL ? event->shard->node : NULL;
+    struct sim_node *node = event->shard != NULL ? event->shard->node : event->to;
     (void)!ok(sim_point_hit(sim, node, SIM_POINT_EVENT));
-    /* The power fails before the event: what it belongs to goes with the node. */
-    if (node == NULL || !node->crash_pending) event->fire(event);
+    /* The power fails before the event: what it belongs to goes with the node. What is delivered
+     * belongs to its line, and lies unread in the node's socket. */
+    if (event->shard == NULL || !node->crash_pending) event->fire(event);
     sim_settle(sim);
     return true;
 }

@@ -161,7 +161,7 @@ status sim_run(struct sim *sim, u32 shard_count, status (*fn)(void *arg), void *
 
 /* What is counted, over all nodes, since the last sim_crash_at, sim_fail_at or sim_count_reset. */
 enum sim_point {
-    SIM_POINT_EVENT, /* any event: a turn, a completion, a mail */
+    SIM_POINT_EVENT, /* any event: a turn, a completion, a mail, a delivery, a stop */
     SIM_POINT_IO,    /* any disk request: the four below */
     SIM_POINT_READ,
     SIM_POINT_WRITE,
@@ -176,6 +176,9 @@ enum sim_point {
 
 /* Power fails when the n-th request (from 0) begins: on its node, with it under way. */
 void sim_crash_at(struct sim *sim, enum sim_point point, u64 n);
+/* The same of one node's requests or events only: what other machines do does not count. One crash
+ * is armed at a time, the last one. */
+void sim_node_crash_at(struct sim_node *node, enum sim_point point, u64 n);
 /* The requests n .. n + count - 1 fail with error (ST_IO_ERROR, ST_NO_SPACE). A write that fails
  * may have reached some sectors; a sync that fails loses what it should have kept, and the next
  * one says ok (as Linux does). */

@@ -41,7 +41,8 @@ struct sim_event {
     u64 order;
     enum sim_kind kind;
     bool scheduled;
-    struct sim_shard *shard; /* NULL: nobody's */
+    struct sim_shard *shard; /* NULL: no shard's */
+    struct sim_node *to;     /* of a delivery; else NULL */
     void (*fire)(struct sim_event *event);
 };
 
@@ -118,6 +119,8 @@ struct sim_trigger {
     enum sim_point point;
     u64 first, count;
     status error;
+    struct sim_node *node; /* whose are counted, in seen; NULL: all nodes' */
+    u64 seen;
 };
 
 struct sim_fault_record {

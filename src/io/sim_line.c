@@ -315,6 +315,7 @@ sim_line_new(struct sim *sim, struct sim_node *from, struct sim_node *to)
         pipe->from = i;
         pipe->event.kind = SIM_KIND_NET;
         pipe->event.fire = pipe_fires;
+        pipe->event.to = line->nodes[1 - i];
         list_init(&pipe->under_way);
         list_init(&pipe->arrived);
     }

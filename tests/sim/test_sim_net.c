@@ -15,7 +15,7 @@
 #include "io/fiber.h"
 #include "io/mailbox.h"
 #include "io/net.h"
-#include "io/sim.h"
+#include "io/sim_internal.h"
 
 #define PORT 7000
 
@@ -783,6 +783,62 @@ a_machine_may_lose_power_in_the_middle_of_its_connections(void **state)
     }
 }
 
+static struct sim_node *
+event_owner(const struct sim_event *event)
+{
+    return event->shard != NULL ? event->shard->node : event->to;
+}
+
+/* The server crashes at its n-th event, and at no other one: that is counted here again. false: it
+ * has not so many. */
+static bool
+crash_at_event(u64 n, bool power, u32 *deliveries, u32 *kinds)
+{
+    struct sim_options options;
+    sim_options_default(&options, 1);
+    options.net.pipe_bytes = 4096; /* so that much is sent in many pieces */
+    struct world world = {.bytes_wanted = 100000};
+    struct pair pair = pair_start_with(&options, &world);
+    sim_crash_keeps_all_set(pair.sim, !power);
+    sim_node_crash_at(pair.server, SIM_POINT_EVENT, n);
+    u64 seen = 0;
+    bool crashed = false;
+    while (!crashed && sim_node_running(pair.client)) {
+        const struct sim_event *event =
+            CONTAINER_OF(heap_first(&pair.sim->events), struct sim_event, node);
+        bool own = event_owner(event) == pair.server;
+        bool delivery = own && event->shard == NULL;
+        enum sim_kind kind = event->kind;
+        assert_true(sim_step(pair.sim));
+        crashed = own && seen++ == n;
+        assert_int_equal(sim_crashed(pair.sim), crashed);
+        assert_int_equal(sim_node_running(pair.server), !crashed);
+        if (!crashed) continue;
+        kinds[kind]++;
+        *deliveries += delivery;
+        assert_true(status_is(sim_node_result(pair.server), ST_CANCELED));
+    }
+    /* Who is left hears of a process that ended, whatever was under way: no event was lost. */
+    if (!power)
+        assert_true(sim_run_until(pair.sim, client_ended, &pair, sim_now_ns(pair.sim) + NS_PER_S));
+    sim_free(pair.sim);
+    return crashed;
+}
+
+static void
+a_node_crashes_at_each_of_its_events_and_no_other_node_does(void **state)
+{
+    (void)state;
+    for (u32 power = 0; power <= 1; power++) {
+        u32 deliveries = 0, kinds[SIM_KIND_FAULT + 1] = {0};
+        u64 n = 0;
+        while (crash_at_event(n, power, &deliveries, kinds))
+            n++;
+        assert_true(n > 20);
+        assert_true(kinds[SIM_KIND_TURN] > 5 && deliveries > 5);
+    }
+}
+
 /* ---- mails ---- */
 
 #define MAIL_COUNT 2000u
@@ -881,6 +937,7 @@ main(void)
         cmocka_unit_test(the_end_of_faults_heals_links_and_ends_stalls),
         cmocka_unit_test(a_client_that_stops_sending_still_gets_every_reply),
         cmocka_unit_test(a_machine_may_lose_power_in_the_middle_of_its_connections),
+        cmocka_unit_test(a_node_crashes_at_each_of_its_events_and_no_other_node_does),
         cmocka_unit_test(mails_arrive_in_order_and_none_is_lost),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
