@@ -32,6 +32,8 @@
 #define STARTS_MAX   40u
 /* Passes of which one checks its whole structure: 3 in 100. */
 #define AUDIT_ONE_IN 33u
+/* Events of the node for a request of a client, about: how far ahead a crash at an event is set. */
+#define REQUEST_EVENTS 8u
 /* Against a world in which nothing comes forward. */
 #define EVENTS_MAX 30000000ull
 
@@ -42,6 +44,10 @@ static struct {
     bool any, orderly, power;
     u64 ended_ns;
 } end;
+
+/* When a process is to crash: between two events, once clients have asked for so much; when it
+ * begins its n-th request to its disk; at its n-th event, whatever that is. */
+enum moment { MOMENT_ASKED, MOMENT_IO, MOMENT_EVENT, MOMENT_COUNT };
 
 /* ---- a process ---- */
 
@@ -174,18 +180,25 @@ crash_allowed(bool power)
     return sim_fault_inject(run->sim, power ? SIM_FAULT_POWER_CUT : SIM_FAULT_KILL);
 }
 
-/* Whether the process came up. */
-static bool
-process_try(void)
+static void
+crash_arm(bool power, enum moment moment, u64 n)
 {
-    bool cut = !run->calm && run->starts > 0 &&
-               prng_chance(&run->prng, run->knobs.recovery_crash_part, 100);
+    sim_crash_keeps_all_set(run->sim, !power);
+    sim_node_crash_at(run->server_node, moment == MOMENT_EVENT ? SIM_POINT_EVENT : SIM_POINT_IO, n);
+}
+
+/* Whether the process came up. cut_before: whether the last try was cut while it recovered, before
+ * and after. */
+static bool
+process_try(bool *cut_before)
+{
+    u32 part = *cut_before ? 50 : run->knobs.recovery_crash_part;
+    bool cut = !run->calm && run->starts > 0 && prng_chance(&run->prng, part, 100);
     bool power = prng_chance(&run->prng, 1, 2);
-    u64 n = prng_below(&run->prng, prng_chance(&run->prng, 1, 2) ? 20 : 200);
-    if (cut && crash_allowed(power)) {
-        sim_crash_keeps_all_set(run->sim, !power);
-        sim_crash_at(run->sim, SIM_POINT_IO, n);
-    }
+    enum moment moment = prng_chance(&run->prng, 1, 2) ? MOMENT_EVENT : MOMENT_IO;
+    u64 n_max = prng_chance(&run->prng, 1, 2) ? 20 : 200;
+    u64 n = prng_below(&run->prng, moment == MOMENT_EVENT ? 5 * n_max : n_max);
+    if (cut && crash_allowed(power)) crash_arm(power, moment, n);
     process_begin();
     u64 deadline_ns = sim_now_ns(run->sim) + START_NS_MAX;
     while (server_alive() && !server_ready(run->server)) {
@@ -204,10 +217,14 @@ process_try(void)
     }
     if (sim_crashed(run->sim) && cut) {
         run->stats.recoveries_cut++;
+        run->stats.recoveries_cut_at_events += moment == MOMENT_EVENT;
+        run->stats.recoveries_cut_again += *cut_before;
+        *cut_before = true;
         *(power ? &run->stats.power_cuts : &run->stats.kills) += 1;
         process_ended(false, power);
         return false;
     }
+    *cut_before = false;
     run->stats.starts_failed++;
     if (!run->faulty && !run->beyond)
         violated("start", "the node does not start, though nothing fails: %s",
@@ -220,8 +237,9 @@ process_try(void)
 static bool
 process_start(void)
 {
+    bool cut_before = false;
     for (u32 tries = 0; tries < STARTS_MAX && !run_over(); tries++) {
-        if (process_try()) {
+        if (process_try(&cut_before)) {
             if (end.any) check_epoch_end(end.orderly, end.power, end.ended_ns);
             end.any = false;
             run->epoch_ns = sim_now_ns(run->sim);
@@ -344,17 +362,17 @@ phase(void)
     u64 draw = prng_below(prng, 100);
     bool power = draw < run->knobs.power_part;
     bool kill = !power && draw < run->knobs.power_part + run->knobs.kill_part;
-    bool at_io = prng_chance(prng, 1, 2);
+    enum moment moment = (enum moment)prng_below(prng, MOMENT_COUNT);
     u64 n = prng_below(prng, 1 + requests * prng_range(prng, 1, 3));
+    if (moment == MOMENT_EVENT) n = n * REQUEST_EVENTS / 2 + prng_below(prng, REQUEST_EVENTS);
     bool crashes = (power || kill) && crash_allowed(power);
-    if (crashes && at_io) {
-        sim_crash_keeps_all_set(run->sim, !power);
-        sim_crash_at(run->sim, SIM_POINT_IO, n);
-    }
-    work(crashes && !at_io ? prng_range(prng, 1, requests) : requests, run->knobs.phase_ns_max);
+    bool asked = crashes && moment == MOMENT_ASKED, armed = crashes && !asked;
+    if (armed) crash_arm(power, moment, n);
+    work(asked ? prng_range(prng, 1, requests) : requests, run->knobs.phase_ns_max);
     if (run_over()) return;
     if (!server_alive()) {
-        bool by_us = crashes && at_io && sim_crashed(run->sim);
+        bool by_us = armed && sim_crashed(run->sim);
+        run->stats.crashes_at_events += by_us && moment == MOMENT_EVENT;
         if (by_us) *(power ? &run->stats.power_cuts : &run->stats.kills) += 1;
         if (!by_us && !run->faulty && !run->beyond)
             violated("ended", "the node has ended by itself: %s", server_failure(run->server));
@@ -430,6 +448,8 @@ calm(void)
     run->faulty = true;
     if (!run_over()) process_stop();
     run->faulty = false;
+    /* Rare paths that are made common refuse, too: pressure that nobody makes. */
+    sim_buggify_set(run->sim, false);
     if (run_over() || !process_start()) return;
     run->healthy = true;
     u64 refusals = run->stats.refusals_unharmed;

@@ -137,6 +137,9 @@ struct run_stats {
     u64 scans, scanned_keys, snapshots, execs, execs_aborted, hostile, flushes, compactions;
     u64 virtual_ns, events;
     u64 refusals_unharmed; /* of what no damage is near */
+    /* Of power_cuts and kills, at an event and not at a request to the disk; of recoveries_cut,
+     * too, and those that followed another one. */
+    u64 crashes_at_events, recoveries_cut_at_events, recoveries_cut_again;
 };
 
 struct client;
