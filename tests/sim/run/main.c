@@ -66,13 +66,33 @@ print_help(void)
     exit(0);
 }
 
+#define SEEDS_WANTED "seeds are numbers from 1 to 18446744073709551614"
+/* So many that no run ends. */
+#define OPS_MAX     1000000000u
+#define OPS_WANTED  "--ops wants a number from 1 to 1000000000"
+#define SKIP_WANTED "--skip wants FAMILY:NUMBER,... with numbers from 0 to 4294967295"
+
+/* All of text must be digits; refused says what is wanted, for a number outside of the range, too.
+ */
 static u64
-number_of(const char *text)
+number_of(struct bytes text, u64 least, u64 most, const char *refused)
 {
-    char *end;
-    u64 number = strtoull(text, &end, 10);
-    if (*text == '\0' || *end != '\0') fail_usage("a number is expected");
+    u64 number = 0;
+    for (size_t i = 0; i < text.size; i++) {
+        u64 digit = (u64)text.data[i] - '0';
+        if (digit > 9 || __builtin_mul_overflow(number, 10, &number) ||
+            __builtin_add_overflow(number, digit, &number))
+            fail_usage(refused);
+    }
+    if (text.size == 0 || number < least || number > most) fail_usage(refused);
     return number;
+}
+
+/* Below the last number that there is, so that counting on ends. */
+static u64
+seed_of(const char *text, size_t size)
+{
+    return number_of(BYTES(text, size), 1, UINT64_MAX - 1, SEEDS_WANTED);
 }
 
 static u32
@@ -119,10 +139,13 @@ skips_read(struct run_options *options, const char *text)
     while (*text != '\0') {
         size_t size = strcspn(text, ",");
         const char *colon = memchr(text, ':', size);
-        if (colon == NULL || options->skip_count == RUN_SKIPS_MAX)
-            fail_usage("--skip wants FAMILY:NUMBER,...");
-        options->skips[options->skip_count++] = (struct sim_fault_id){
-            family_of(text, (size_t)(colon - text)), (u32)strtoul(colon + 1, NULL, 10)};
+        if (colon == NULL) fail_usage(SKIP_WANTED);
+        if (options->skip_count == RUN_SKIPS_MAX) fail_usage("too many faults for --skip");
+        size_t name = (size_t)(colon - text);
+        enum sim_fault family = family_of(text, name);
+        struct bytes digits = BYTES(colon + 1, size - name - 1);
+        u32 number = (u32)number_of(digits, 0, UINT32_MAX, SKIP_WANTED);
+        options->skips[options->skip_count++] = (struct sim_fault_id){family, number};
         text += size + (text[size] == ',');
     }
     qsort(options->skips, options->skip_count, sizeof(options->skips[0]), skip_order);
@@ -131,10 +154,12 @@ skips_read(struct run_options *options, const char *text)
 static void
 seeds_read(struct arguments *arguments, const char *text)
 {
-    char *end;
-    arguments->first = strtoull(text, &end, 10);
-    if (strncmp(end, "..", 2) != 0) fail_usage("--seeds wants A..B");
-    arguments->last = number_of(end + 2);
+    const char *dots = strstr(text, "..");
+    if (dots == NULL) fail_usage("--seeds wants A..B");
+    arguments->first = seed_of(text, (size_t)(dots - text));
+    arguments->last = seed_of(dots + 2, strlen(dots + 2));
+    if (arguments->last < arguments->first)
+        fail_usage("the last of --seeds comes before the first");
 }
 
 static bool
@@ -171,13 +196,13 @@ arguments_read(struct arguments *arguments, int argc, char **argv)
         if (i + 1 == argc) fail_usage("unknown option, or a value is missing");
         const char *name = argv[i], *value = argv[++i];
         if (strcmp(name, "--seed") == 0) {
-            arguments->first = arguments->last = number_of(value);
+            arguments->first = arguments->last = seed_of(value, strlen(value));
         } else if (strcmp(name, "--seeds") == 0) {
             seeds_read(arguments, value);
         } else if (strcmp(name, "--mode") == 0) {
             options->mode = (enum run_mode)name_of(value, strlen(value), run_mode_names, RUN_MODES);
         } else if (strcmp(name, "--ops") == 0) {
-            options->ops = number_of(value);
+            options->ops = number_of(BYTES(value, strlen(value)), 1, OPS_MAX, OPS_WANTED);
         } else if (strcmp(name, "--off") == 0) {
             off_read(options, value);
         } else if (strcmp(name, "--skip") == 0) {
@@ -189,8 +214,7 @@ arguments_read(struct arguments *arguments, int argc, char **argv)
             fail_usage("unknown option");
         }
     }
-    if (arguments->last < arguments->first || arguments->last == 0)
-        fail_usage("--seed or --seeds is needed");
+    if (arguments->last == 0) fail_usage("--seed or --seeds is needed");
 }
 
 /* ---- figures of many seeds ---- */
