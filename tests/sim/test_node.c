@@ -18,6 +18,7 @@
 #include "node_rig.h"
 #include "server/cut.h"
 #include "server/request.h"
+#include "server/session.h"
 
 #define BUSY "-BUSY This node is overloaded, try again later\r\n"
 
@@ -1372,6 +1373,86 @@ long_replies_about_the_node_close_nobody(void **state)
     rig_run(&rig);
 }
 
+/* ---- a client that is cut off while its request waits for a place ---- */
+
+struct hoard {
+    void *memory;
+    size_t bytes;
+    u32 requests, paused;
+};
+
+/* So much that no request has a place beside another one, and bytes that come still have room. */
+static void
+hoard_take(struct shard *shard, void *arg)
+{
+    struct hoard *hoard = arg;
+    hoard->bytes = shard->budget.limit_bytes / 8 * 7 - shard->budget.used_bytes;
+    hoard->memory = mem_alloc(&shard->budget, hoard->bytes);
+    CHECK(hoard->memory != NULL && shard->request_count != 0);
+}
+
+static void
+hoard_look(struct shard *shard, void *arg)
+{
+    struct hoard *hoard = arg;
+    hoard->requests = shard->request_count;
+    hoard->paused = (u32)shard->stats->clients_paused;
+}
+
+static void
+hoard_give(struct shard *shard, void *arg)
+{
+    struct hoard *hoard = arg;
+    mem_free(&shard->budget, hoard->memory, hoard->bytes);
+}
+
+/* As CLIENT KILL does, and whoever owes too much. */
+static void
+waiting_abort(struct shard *shard, void *arg)
+{
+    (void)arg;
+    list_for_each_safe (node, &shard->sessions) {
+        struct session *s = list_entry(node, struct session, link);
+        if (s->stall == SESSION_WAITS_PLACE) session_abort(s);
+    }
+}
+
+/* One request is under way, and the other client's waits until it has ended. */
+static MAY_YIELD void
+hoard_story(struct rig *rig)
+{
+    struct hoard hoard = {.memory = NULL};
+    struct rig_client busy, waiting;
+    sim_audits_set(rig->sim, 1); /* every check of all sessions */
+    rig_connect(rig, &busy);
+    rig_connect(rig, &waiting);
+    rig_send(&busy, "FLUSHALL");
+    fiber_sleep_ns(20 * NS_PER_MS);
+    rig_on_shard(rig, 0, hoard_take, &hoard);
+    rig_send(&waiting, "RANDOMKEY");
+    fiber_sleep_ns(20 * NS_PER_MS);
+    rig_on_shard(rig, 0, hoard_look, &hoard);
+    CHECK(hoard.requests == 1 && hoard.paused == 1);
+    rig_on_shard(rig, 0, waiting_abort, NULL);
+    fiber_sleep_ns(20 * NS_PER_MS);
+    rig_on_shard(rig, 0, hoard_look, &hoard);
+    CHECK(hoard.requests == 1 && hoard.paused == 0);
+    rig_on_shard(rig, 0, hoard_give, &hoard);
+    CHECK(rig_is(rig_read(&busy), "+OK\r\n"));
+    rig_disconnect(&waiting);
+    rig_disconnect(&busy);
+}
+
+static void
+who_is_cut_off_while_waiting_for_a_place_waits_for_nothing(void **state)
+{
+    (void)state;
+    struct rig rig = {.shard_count = 1, .story = hoard_story};
+    sim_options_default(&rig.options, 1);
+    rig.options.disk.latency_ns_min = rig.options.disk.latency_ns_max = 500 * NS_PER_MS;
+    rig_run(&rig);
+}
+
 int
 main(int argc, char **argv)
 {
@@ -1393,6 +1474,7 @@ main(int argc, char **argv)
         cmocka_unit_test(who_finds_no_memory_waits_while_others_have_some),
         cmocka_unit_test(who_finds_too_many_waiting_for_memory_is_refused),
         cmocka_unit_test(long_replies_about_the_node_close_nobody),
+        cmocka_unit_test(who_is_cut_off_while_waiting_for_a_place_waits_for_nothing),
     };
     cmocka_set_test_filter(argc > 1 ? argv[1] : NULL); /* run one by its name */
     return cmocka_run_group_tests(tests, NULL, NULL);
