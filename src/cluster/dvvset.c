@@ -5,6 +5,8 @@
  */
 #include "cluster/dvvset.h"
 
+#include "base/fault.h"
+
 static int
 actor_compare(struct dvv_actor a, struct dvv_actor b)
 {
@@ -200,6 +202,7 @@ dvvset_update(struct dvvset *set, const struct dvv_vector *context, const struct
     for (u32 i = 0; context != NULL && i < context->count; i++)
         vector_raise(&set->seen, context->entries[i]);
     vector_raise(&set->seen, (struct dvv_entry){.actor = value->actor, .counter = value->counter});
+    AUDIT("cluster.dvvset.updated", dvvset_check(set));
     return ST_OK;
 }
 
@@ -237,6 +240,7 @@ dvvset_sync(const struct dvvset *a, const struct dvvset *b, struct dvvset *out)
         vector_raise(&out->seen, a->seen.entries[i]);
     for (u32 i = 0; i < b->seen.count; i++)
         vector_raise(&out->seen, b->seen.entries[i]);
+    AUDIT("cluster.dvvset.united", dvvset_check(out));
     return ST_OK;
 }
 

@@ -10,6 +10,8 @@
  */
 #include "cluster/liveness.h"
 
+#include "base/fault.h"
+
 static u32
 find(const struct liveness *liveness, u32 number)
 {
@@ -112,6 +114,7 @@ liveness_heard(struct liveness *liveness, u32 number, bool ill, u64 now_ns)
     member->silent_since_ns = MAX(member->silent_since_ns, now_ns);
     member->ill = ill;
     state_set(liveness, member, LIVENESS_ALIVE);
+    AUDIT("cluster.liveness.heard", liveness_check(liveness));
 }
 
 void
@@ -156,6 +159,7 @@ liveness_tick(struct liveness *liveness, u64 now_ns)
         member->ping = member->state != LIVENESS_DEAD || dead_too;
     }
     liveness->ping_at = 0;
+    AUDIT("cluster.liveness.ticked", liveness_check(liveness));
 }
 
 /* ---- what comes out ---- */

@@ -14,6 +14,7 @@
 #include <stdarg.h>
 #include <stdio.h>
 
+#include "base/fault.h"
 #include "cluster/topology.h"
 #include "cluster/topology_internal.h"
 
@@ -697,6 +698,7 @@ topology_apply(const struct topology *topology, const struct topology_command *c
         next->stage_epoch = next->epoch;
     }
     DCHECK(topology_check(next));
+    AUDIT("cluster.topology.applied", topology_check(next));
     *next_out = next;
     return ST_OK;
 }

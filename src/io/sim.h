@@ -296,6 +296,7 @@ void sim_trace_dump(const struct sim *sim);
 struct prng *sim_prng(struct sim *sim);
 /* From now on an AUDIT checks its structure once in so many passes; 0: never, as after sim_new. */
 void sim_audits_set(struct sim *sim, u32 one_in);
+#define SIM_AUDIT_ONE_IN 33u /* what histories ask for: 3 in 100 */
 /* How often MARK(name) was passed since sim_new. */
 u64 sim_mark_count(const struct sim *sim, const char *mark);
 /* Every MARK, BUGGIFY and AUDIT site of the program, in byte order of the names, each name once;

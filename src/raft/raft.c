@@ -11,6 +11,7 @@
  */
 #include "raft/raft_internal.h"
 
+#include "base/fault.h"
 #include "base/prng.h"
 
 /* ---- memory ---- */
@@ -176,6 +177,7 @@ raft_end(struct raft *raft, struct raft_ready *out)
         raft->applying = apply;
     }
     DCHECK(raft_check(raft));
+    AUDIT("raft.ready.made", raft_check(raft));
 }
 
 struct raft_message *

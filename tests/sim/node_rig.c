@@ -390,6 +390,7 @@ rig_run(struct rig *rig)
 {
     if (rig->node_count == 0) rig->node_count = 1;
     rig->sim = sim_new(&rig->options);
+    sim_audits_set(rig->sim, SIM_AUDIT_ONE_IN);
     for (u32 i = 0; i < rig->node_count; i++)
         node_open(rig, i);
     rig->clients = sim_node_new(rig->sim, CLIENTS_HOST);

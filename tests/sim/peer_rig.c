@@ -225,6 +225,7 @@ peer_rig_open(struct peer_rig *rig)
 {
     CHECK(rig->node_count <= PEER_RIG_NODES_MAX && rig->shard_count <= PEER_RIG_SHARDS_MAX);
     rig->sim = sim_new(&rig->options);
+    sim_audits_set(rig->sim, SIM_AUDIT_ONE_IN);
     for (u32 i = 0; i < rig->node_count; i++) {
         struct peer_rig_node *node = &rig->nodes[i];
         *node = (struct peer_rig_node){

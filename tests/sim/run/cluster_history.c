@@ -275,6 +275,7 @@ cluster_history_run(void)
     cluster_knobs_draw(&c->knobs, &run->sim_options, run->options);
     run->sim = sim_new(&run->sim_options);
     sim_trace_print_set(run->sim, run->options->trace);
+    sim_audits_set(run->sim, SIM_AUDIT_ONE_IN);
     chances_set(false);
     cluster_nodes_init();
     cluster_keys_make();

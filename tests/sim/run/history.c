@@ -30,8 +30,6 @@
 #define STOP_NS_MAX  (900 * NS_PER_S)
 #define CALM_NS_MAX  (600 * NS_PER_S)
 #define STARTS_MAX   40u
-/* Passes of which one checks its whole structure: 3 in 100. */
-#define AUDIT_ONE_IN 33u
 /* Events of the node for a request of a client, about: how far ahead a crash at an event is set. */
 #define REQUEST_EVENTS 8u
 /* Against a world in which nothing comes forward. */
@@ -547,7 +545,7 @@ begin(const struct run_options *options)
     memset(&end, 0, sizeof(end));
     run->sim = sim_new(&run->sim_options);
     sim_trace_print_set(run->sim, options->trace);
-    sim_audits_set(run->sim, AUDIT_ONE_IN);
+    sim_audits_set(run->sim, SIM_AUDIT_ONE_IN);
     run->server_node = sim_node_new(run->sim, SERVER_HOST);
     run->shards = run->knobs.shards;
     run->faulty = may_fail(&run->sim_options);
