@@ -213,6 +213,7 @@ struct cluster_run {
     bool troubles; /* now */
     bool skewed;   /* clocks were apart by more than is allowed */
     u64 calm_ns;   /* since then */
+    u64 tend_ns;   /* when the nodes are looked at next */
     u64 answered;  /* requests that were done since then */
     u64 refused_calm;
     i64 skew_least_ms, skew_most_ms; /* that any clock was ever set wrong by */
@@ -277,6 +278,7 @@ void cluster_key_print(u32 key, u32 op);
 /* cluster_inspect.c */
 /* What replicas hold is compared; equal: true, or *key_out says which is not. Outside of all nodes;
  * turns the world. */
+void cluster_trouble_init(void);
 bool cluster_stores_equal(char *why, size_t size);
 MAY_YIELD void cluster_inspect_main(void *arg); /* on each shard of each node */
 /* Nothing waits for anybody any more. */

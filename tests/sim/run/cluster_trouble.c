@@ -380,6 +380,12 @@ cluster_trouble_begin(void)
     run->cluster->troubles = true;
     next_draw();
 }
+void
+cluster_trouble_init(void)
+{
+    memset(&now, 0, sizeof(now)); /* what an earlier run has left */
+}
+
 
 void
 cluster_trouble_step(void)
