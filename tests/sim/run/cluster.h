@@ -68,7 +68,9 @@ struct cluster_knobs {
     u32 expire_part, delete_part, read_part, batch_part, loose_part; /* of 100 */
     bool racks;
     bool operates; /* stores are flushed and merged now and then */
-    u64 after;     /* requests after the heal */
+    /* Of 100 power cuts and kills: at an event of the node; of 100 starts: cut at one. */
+    u32 event_part, recovery_cut_part;
+    u64 after; /* requests after the heal */
 };
 
 void cluster_knobs_draw(struct cluster_knobs *knobs, struct sim_options *sim,
@@ -211,9 +213,9 @@ struct cluster_run {
     bool works;    /* clients go on */
     bool calm;     /* nothing goes wrong any more */
     bool troubles; /* now */
+    u64 tend_ns;   /* when the nodes are looked at next */
     bool skewed;   /* clocks were apart by more than is allowed */
     u64 calm_ns;   /* since then */
-    u64 tend_ns;   /* when the nodes are looked at next */
     u64 answered;  /* requests that were done since then */
     u64 refused_calm;
     i64 skew_least_ms, skew_most_ms; /* that any clock was ever set wrong by */
@@ -221,6 +223,11 @@ struct cluster_run {
     /* the fault budget */
     u32 lost; /* + 1: whose loss the cluster has not got over yet; 0: none */
     u32 losses;
+    /* Who is to crash at an event of its own, + 1; 0: nobody. */
+    u32 cut;
+    bool cut_power;
+    u64 cut_ns;    /* how long it is away then */
+    bool cut_last; /* the last that was cut had not come up: it may well be cut again */
     /* who asks for DISTKV.REMOVE */
     char remove_text[64];
     u32 remove_at;
@@ -246,6 +253,13 @@ void cluster_nodes_init(void);
 void cluster_node_start(struct cluster_node *node);
 /* The power fails, or the process ends. */
 void cluster_node_crash(struct cluster_node *node, bool power);
+/* The same at its n-th event from now, unless it ends before; it is away for so long. One at a
+ * time: false, another one is to. */
+bool cluster_node_crash_at(struct cluster_node *node, bool power, u64 n, u64 away_ns);
+/* After each event: whether that was the one. */
+void cluster_nodes_cut_look(void);
+/* Nobody is to, any more. */
+void cluster_nodes_cut_end(void);
 void cluster_node_stop(struct cluster_node *node);
 /* After each event or so: whoever has ended is noticed, whoever is due is started. */
 void cluster_nodes_tend(void);
@@ -264,6 +278,7 @@ u32 cluster_running(void);
 void cluster_nodes_free(void);
 
 /* cluster_trouble.c */
+void cluster_trouble_init(void);
 void cluster_trouble_begin(void);
 void cluster_trouble_step(void); /* now and then */
 void cluster_trouble_end(void);
@@ -278,7 +293,6 @@ void cluster_key_print(u32 key, u32 op);
 /* cluster_inspect.c */
 /* What replicas hold is compared; equal: true, or *key_out says which is not. Outside of all nodes;
  * turns the world. */
-void cluster_trouble_init(void);
 bool cluster_stores_equal(char *why, size_t size);
 MAY_YIELD void cluster_inspect_main(void *arg); /* on each shard of each node */
 /* Nothing waits for anybody any more. */

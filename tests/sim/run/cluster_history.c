@@ -46,6 +46,7 @@ cluster_step(void)
                 violated("deadlock", "nothing will ever happen again");
         return false;
     }
+    cluster_nodes_cut_look();
     if (sim_event_count(run->sim) > EVENTS_MAX) {
         violated("endless", "%llu events, and no end",
                  (unsigned long long)sim_event_count(run->sim));
@@ -277,8 +278,8 @@ cluster_history_run(void)
     sim_audits_set(run->sim, SIM_AUDIT_ONE_IN);
     chances_set(false);
     cluster_nodes_init();
-    cluster_keys_make();
     cluster_trouble_init();
+    cluster_keys_make();
     found();
     if (!run_over()) clients_start();
     if (!run_over()) trouble();

@@ -70,6 +70,16 @@ faults_draw(struct sim_options *sim, struct prng *prng)
     sim->net.stall_ns_max = prng_range(prng, 1, 5000) * NS_PER_MS;
 }
 
+/* From a stream of its own: it was added when the others' draws were known by their seeds. */
+static void
+cuts_draw(struct cluster_knobs *knobs, u64 seed)
+{
+    struct prng prng;
+    prng_init(&prng, seed * 7919 + 24);
+    knobs->event_part = (u32)prng_below(&prng, 101);
+    knobs->recovery_cut_part = prng_chance(&prng, 1, 2) ? (u32)prng_below(&prng, 50) : 0;
+}
+
 void
 cluster_knobs_draw(struct cluster_knobs *knobs, struct sim_options *sim,
                    const struct run_options *options)
@@ -117,6 +127,7 @@ cluster_knobs_draw(struct cluster_knobs *knobs, struct sim_options *sim,
     knobs->operates = prng_chance(&prng, 1, 3);
     knobs->after = lite ? 40 : 200;
     troubles_draw(knobs, &prng);
+    cuts_draw(knobs, options->seed);
     if (options->ops != 0) knobs->trouble_ns = options->ops * 10 * NS_PER_MS;
     sim->print_log = options->log;
     sim->faults_off = options->off;
@@ -142,6 +153,8 @@ cluster_knobs_print(const struct cluster_knobs *knobs)
             knobs->hot_part, (unsigned long long)(knobs->pause_ns / NS_PER_MS), knobs->read_part,
             knobs->delete_part, knobs->expire_part, knobs->batch_part, knobs->loose_part,
             knobs->value_bytes_max);
+    fprintf(stderr, "cuts      of 100 crashes %u at an event, of 100 starts %u\n",
+            knobs->event_part, knobs->recovery_cut_part);
     fprintf(stderr, "trouble   for %llu ms, one in %llu ms, to %llu ms each:",
             (unsigned long long)(knobs->trouble_ns / NS_PER_MS),
             (unsigned long long)(knobs->between_ns / NS_PER_MS),

@@ -137,6 +137,7 @@ cluster_node_start(struct cluster_node *node)
 static void
 process_forget(struct cluster_node *node)
 {
+    if (run->cluster->cut == node->index + 1) cluster_nodes_cut_end();
     memset(node->look_wanted, 0, sizeof(node->look_wanted));
     server_free(node->server);
     node->server = NULL;
@@ -150,11 +151,67 @@ cluster_node_crash(struct cluster_node *node, bool power)
     sim_node_crash(node->machine);
     *(power ? &run->stats.power_cuts : &run->stats.kills) += 1;
     process_forget(node);
+    if (run->cluster->cut != 0) sim_crash_keeps_all_set(run->sim, !run->cluster->cut_power);
+}
+
+/* ---- crashes at an event ---- */
+
+bool
+cluster_node_crash_at(struct cluster_node *node, bool power, u64 n, u64 away_ns)
+{
+    struct cluster_run *c = run->cluster;
+    if (c->cut != 0) return false;
+    c->cut = node->index + 1;
+    c->cut_power = power;
+    c->cut_ns = away_ns;
+    sim_crash_keeps_all_set(run->sim, !power);
+    sim_node_crash_at(node->machine, SIM_POINT_EVENT, n);
+    return true;
+}
+
+void
+cluster_nodes_cut_end(void)
+{
+    sim_faults_clear(run->sim);
+    run->cluster->cut = 0;
+}
+
+void
+cluster_nodes_cut_look(void)
+{
+    struct cluster_run *c = run->cluster;
+    if (c->cut == 0 || !sim_crashed(run->sim)) return;
+    struct cluster_node *node = &c->nodes[c->cut - 1];
+    bool recovering = !server_ready(node->server);
+    run->stats.crashes_at_events += !recovering;
+    run->stats.recoveries_cut += recovering;
+    run->stats.recoveries_cut_at_events += recovering;
+    run->stats.recoveries_cut_again += recovering && c->cut_last;
+    *(c->cut_power ? &run->stats.power_cuts : &run->stats.kills) += 1;
+    c->cut_last = recovering;
+    node->back_ns = cluster_now_ns() + c->cut_ns;
+    process_forget(node);
+}
+
+/* A process that begins may be cut while it recovers. */
+static void
+recovery_cut_maybe(struct cluster_node *node)
+{
+    const struct cluster_run *c = run->cluster;
+    const struct cluster_knobs *knobs = &c->knobs;
+    bool powers = knobs->weights[TROUBLE_POWER] > 0, kills = knobs->weights[TROUBLE_KILL] > 0;
+    if (!c->troubles || c->cut != 0 || !(powers || kills)) return;
+    if (!prng_chance(&run->prng, c->cut_last ? 50 : knobs->recovery_cut_part, 100)) return;
+    bool power = powers && (!kills || prng_chance(&run->prng, 1, 2));
+    u64 n = prng_below(&run->prng, 1ull << prng_range(&run->prng, 2, 10));
+    if (!sim_fault_inject(run->sim, power ? SIM_FAULT_POWER_CUT : SIM_FAULT_KILL)) return;
+    (void)cluster_node_crash_at(node, power, n, 10 * NS_PER_MS);
 }
 
 void
 cluster_node_stop(struct cluster_node *node)
 {
+    if (run->cluster->cut == node->index + 1) cluster_nodes_cut_end();
     node->stopping = true;
     node->may_fail = run->faulty;
     run->stats.stops++;
@@ -206,6 +263,7 @@ cluster_nodes_tend(void)
             cluster_now_ns() >= node->back_ns) {
             node->back_ns = 0;
             cluster_node_start(node);
+            recovery_cut_maybe(node);
         }
         if (!node->leaving || node->server == NULL || node->stopping) continue;
         const struct topology *newest = cluster_topology_newest();

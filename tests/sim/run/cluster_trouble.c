@@ -287,7 +287,14 @@ end_one(enum cluster_trouble trouble)
 {
     struct cluster_node *node = running_draw();
     if (node == NULL) return false;
-    node->back_ns = prng_chance(&run->prng, 1, 3) ? cluster_now_ns() + NS_PER_MS : lasts_ns();
+    u64 back_ns = prng_chance(&run->prng, 1, 3) ? cluster_now_ns() + NS_PER_MS : lasts_ns();
+    if (trouble != TROUBLE_RESTART &&
+        prng_chance(&run->prng, run->cluster->knobs.event_part, 100)) {
+        u64 n = prng_below(&run->prng, 1ull << prng_range(&run->prng, 0, 12));
+        bool power = trouble == TROUBLE_POWER;
+        if (cluster_node_crash_at(node, power, n, back_ns - cluster_now_ns())) return true;
+    }
+    node->back_ns = back_ns;
     if (trouble == TROUBLE_RESTART)
         cluster_node_stop(node);
     else
@@ -374,18 +381,17 @@ next_draw(void)
 }
 
 void
-cluster_trouble_begin(void)
-{
-    memset(&now, 0, sizeof(now));
-    run->cluster->troubles = true;
-    next_draw();
-}
-void
 cluster_trouble_init(void)
 {
     memset(&now, 0, sizeof(now)); /* what an earlier run has left */
 }
 
+void
+cluster_trouble_begin(void)
+{
+    run->cluster->troubles = true;
+    next_draw();
+}
 
 void
 cluster_trouble_step(void)
@@ -405,6 +411,7 @@ cluster_trouble_end(void)
 {
     struct cluster_run *c = run->cluster;
     c->troubles = false;
+    cluster_nodes_cut_end();
     links_heal();
     slow_heal();
     clocks_right();
