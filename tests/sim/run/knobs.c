@@ -125,13 +125,22 @@ look_draw(struct sim_options *sim, u64 seed, u32 one_in)
 }
 
 /* Native clients that do not wait: they give a connection up, and send again over another one,
- * while what they sent before may still be on its way. From a stream of its own, too. */
+ * while what they sent before may still be on its way: in half of these runs it often is, for long,
+ * and few keys are written again and again meanwhile. From a stream of its own, too. */
 static void
-patience_draw(struct knobs *knobs, u64 seed)
+patience_draw(struct knobs *knobs, struct sim_options *sim, u64 seed)
 {
     struct prng prng;
     prng_init(&prng, seed * 7919 + 20);
-    if (prng_chance(&prng, 1, 4)) knobs->patience_ms = 1u << prng_range(&prng, 0, 10);
+    if (!prng_chance(&prng, 1, 4)) return;
+    knobs->patience_ms = 1u << prng_range(&prng, 0, 10);
+    if (!prng_chance(&prng, 1, 2)) return;
+    knobs->patience_ms = MIN(knobs->patience_ms, 64u);
+    knobs->native_clients = MAX(knobs->native_clients, 3u);
+    knobs->singles = MIN(knobs->singles, 6u);
+    knobs->weights[ACTION_PUT] += 30;
+    sim->net.stall_ppm = (u32)prng_range(&prng, 5000, 40000);
+    sim->net.stall_ns_max = prng_range(&prng, 100, 1000) * NS_PER_MS;
 }
 
 /* A kind of lite: many connections with little but plain GETs, SETs and read-modify-writes of the
@@ -198,7 +207,7 @@ knobs_draw(struct knobs *knobs, struct sim_options *sim, const struct run_option
     if (!lite) faults_draw(knobs, sim, &prng, options->mode == RUN_LIVENESS ? 2 : 4);
     if (lite) crowd_draw(knobs, sim, options->seed);
     if (!lite) look_draw(sim, options->seed, options->mode == RUN_LIVENESS ? 2 : 4);
-    if (!lite) patience_draw(knobs, options->seed);
+    if (!lite) patience_draw(knobs, sim, options->seed);
     if (options->mode == RUN_BEYOND) damage_draw(sim, &prng);
     if (options->ops != 0) knobs->ops = options->ops;
     sim->print_log = options->log;
