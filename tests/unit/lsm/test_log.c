@@ -639,6 +639,31 @@ a_lost_or_shortened_segment_is_damage(void **state)
     }
 }
 
+/* Nothing behind it is there to tell: its own header does. */
+static void
+a_shortened_newest_segment_is_damage(void **state)
+{
+    (void)state;
+    struct sim_options options;
+    sim_options_default(&options, 6);
+    struct sim *sim = sim_new(&options);
+    struct sim_node *node = sim_node_new(sim, "10.0.0.1");
+    struct model model = model_make(6, 6, 3000);
+    model.pause_every = 1; /* several writes, the later ones are cut off */
+    assert_true(ok(sim_run(sim, 1, writer, &model)));
+    assert_int_equal(model.durable, 6);
+    segments_list(sim_node_disk(node));
+    assert_true(segment_count >= 1);
+    assert_true(ok(sim_run(sim, 1, truncate_body, segments[0])));
+    assert_true(status_is(sim_run(sim, 1, reader, &model), ST_CORRUPT));
+    assert_true(sim_log_contains(sim, segments[0]));
+    damage_reports = 0;
+    assert_true(status_is(sim_run(sim, 1, look_body, &model), ST_CORRUPT));
+    assert_int_equal(damage_reports, 1);
+    assert_int_equal(damage_offset, 2 * LOG_BLOCK_BYTES);
+    sim_free(sim);
+}
+
 static void
 verification_names_the_damaged_block(void **state)
 {
@@ -1296,6 +1321,7 @@ main(void)
         cmocka_unit_test(damage_to_the_last_acknowledged_write_is_found),
         cmocka_unit_test(damage_to_the_last_block_of_an_idle_log_is_found),
         cmocka_unit_test(a_lost_or_shortened_segment_is_damage),
+        cmocka_unit_test(a_shortened_newest_segment_is_damage),
         cmocka_unit_test(verification_names_the_damaged_block),
         cmocka_unit_test(recycled_segments_never_show_their_past),
         cmocka_unit_test(several_segments_between_releases_need_no_new_files),
