@@ -204,6 +204,9 @@ SCRIPTS = {
         ("DEL", "{t}l1", "{t}l2"), ("EXISTS", "{t}l1"), ("EXEC",), ("WATCH", "{t}a"), ("DISCARD",),
         ("MULTI",), ("EXEC", "x"), ("EXEC",), ("EXEC", "x"), ("WATCH", "{t}a"), ("SET", "{t}a", "1"),
         ("EXEC", "x"), ("MULTI",), ("PING",), ("EXEC",),
+        # half a pair is found when it runs
+        ("MULTI",), ("MSET", "{t}a", "1", "{t}b"), ("MSETNX", "{t}n", "1", "{t}m"), ("SET", "{t}c", "3"), ("EXEC",),
+        ("MGET", "{t}a", "{t}b", "{t}c", "{t}n"),
     ],
     "connection": [
         ("PING",), ("PING", "hi"), ("PING", "a", "b"), ("ECHO", "x"), ("ECHO",), ("ECHO", "a", "b"),
@@ -378,6 +381,62 @@ def raw_reply(port, *words):
     with Resp(port) as connection:
         connection.send(*words)
         return connection.sock.recv(1 << 16)
+
+
+def shape_of(stream):
+    """Types and counts of a reply, without what is in it."""
+    line = stream.readline().strip()
+    kind, count = line[:1], line[1:]
+    if kind in b"$=":
+        stream.read(int(count) + 2)
+    if kind not in b"*~%":
+        return kind
+    return kind, [shape_of(stream) for _ in range(int(count) * (2 if kind == b"%" else 1))]
+
+
+def ask_shape(connection, words):
+    connection.send(*words)
+    with connection.sock.makefile("rb") as stream:  # nothing else is under way that it could take
+        return shape_of(stream)
+
+
+def test_sets_maps_and_arrays_are_those_of_redis(our_port, redis_port):
+    """In RESP3 they differ, though a client shows them alike."""
+    for name in ("get", "mget", "ping", "rename", "copy", "exec"):
+        shapes = []
+        for port in (our_port, redis_port):
+            with Resp(port) as connection:
+                connection.call("HELLO", "3")
+                shapes.append(ask_shape(connection, ("COMMAND", "INFO", name)))
+        assert shapes[0] == shapes[1], name
+
+
+def test_cluster_replies_have_the_form_of_redis(our_port, tmp_path):
+    need("redis-server")
+    port = free_port()
+    process = subprocess.Popen(
+        ["redis-server", "--port", str(port), "--save", "", "--dir", str(tmp_path), "--bind",
+         "127.0.0.1", "--cluster-enabled", "yes", "--cluster-port", str(free_port())],
+        stdout=subprocess.DEVNULL,
+    )
+    try:
+        for _ in range(200):
+            try:
+                with Resp(port) as redis:
+                    redis.call("CLUSTER", "ADDSLOTSRANGE", "0", "16383")
+                    break
+            except OSError:
+                time.sleep(0.02)
+        for protocol in ("2", "3"):
+            with Resp(our_port) as ours, Resp(port) as redis:
+                for words in (("CLUSTER", "SLOTS"), ("CLUSTER", "SHARDS"), ("CLUSTER", "INFO"),
+                              ("CLUSTER", "NODES"), ("CLUSTER", "MYID"), ("CLUSTER", "KEYSLOT", "a")):
+                    for connection in (ours, redis):
+                        connection.call("HELLO", protocol)
+                    assert ask_shape(ours, words) == ask_shape(redis, words), words
+    finally:
+        process.terminate()
+        process.wait()
 
 
 def test_nulls_are_of_the_same_form(our_port, redis_port):
