@@ -582,6 +582,7 @@ def test_no_read_write_send_or_receive_falls_to_a_kernel_worker(make_server, tmp
             opcode = line.split("opcode ")[1].split(",")[0].strip()
             punted[opcode] = punted.get(opcode, 0) + 1
         print("punted:", punted)
+        assert punted, "not even the files of flushes are seen: the count is not to be trusted"
         hot = {name: count for name, count in punted.items()
                if any(word in name for word in ("READ", "WRITE", "SEND", "RECV"))}
         assert not hot, hot
