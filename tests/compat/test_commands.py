@@ -246,7 +246,8 @@ SCRIPTS = {
         ("WAIT", "0", "-1"), ("WAIT",), ("SLOWLOG", "RESET"), ("SLOWLOG", "LEN"), ("SLOWLOG", "GET"),
         ("SLOWLOG", "GET", "a", "b"), ("SLOWLOG", "get", "1", "2", "3"), ("SLOWLOG", "GET", "-2"), ("SLOWLOG", "GET", "x"), ("SLOWLOG", "BAD"), ("LATENCY", "LATEST"),
         ("LATENCY", "HISTORY", "command"), ("LATENCY", "RESET"), ("LATENCY", "RESET", "command"),
-        ("LATENCY", "BAD"), ("LATENCY", "HISTORY"), ("COMMAND", "COUNT", a(int)),
+        ("LATENCY", "BAD"), ("LATENCY", "HISTORY"), ("LATENCY", "GRAPH"), ("LATENCY", "GRAPH", "nosuch"),
+        ("LATENCY", "GRAPH", "command"), ("LATENCY", "GRAPH", "command", "x"), ("COMMAND", "COUNT", a(int)),
         ("COMMAND", "BAD"), ("COMMAND", "INFO", "nosuch"), ("COMMAND", "INFO", "nosuch", "client|nosuch"), ("COMMAND", "DOCS", "nosuch"),
         ("COMMAND", "GETKEYS", "GET", "k"), ("COMMAND", "GETKEYS", "MSET", "a", "1", "b", "2"),
         ("COMMAND", "GETKEYS", "NOSUCH", "x"), ("COMMAND", "GETKEYS", "PING", # Redis 7.2's
@@ -520,6 +521,37 @@ def test_command_docs_name_the_arguments_that_redis_names(our_port, redis_port):
             assert mine[b"group"] == theirs[b"group"] and mine[b"since"] == theirs[b"since"]
         everything = ours.call("COMMAND", "DOCS")
         assert len(everything) == ours.call("COMMAND", "COUNT")
+
+
+def test_slow_commands_are_kept_as_latency_events(make_server):
+    server = make_server(":memory:")
+    with server.connect() as connection:
+        connection.call("MSET", *[word for i in range(20000) for word in (f"key{i}", "v")])
+        assert connection.call("LATENCY", "LATEST") == []
+        assert b"off" in connection.call("LATENCY", "DOCTOR")
+        connection.call("CONFIG", "SET", "latency-monitor-threshold", "1")
+        end = time.monotonic() + 30
+        while not connection.call("LATENCY", "HISTORY", "command"):
+            assert time.monotonic() < end, "KEYS of 20,000 keys never took a millisecond"
+            assert len(connection.call("KEYS", "*")) == 20000
+        assert b"command" in connection.call("LATENCY", "DOCTOR")
+        # What is asked here may be slow, too, on a busy machine.
+        connection.call("CONFIG", "SET", "latency-monitor-threshold", "0")
+        latest = {event[0]: event[1:] for event in connection.call("LATENCY", "LATEST")}
+        newest, last, worst = latest[b"command"]
+        assert 1 <= last <= worst
+        history = connection.call("LATENCY", "HISTORY", "command")
+        assert history[-1] == [newest, last] and max(ms for _, ms in history) == worst
+        assert abs(newest - time.time()) < 30
+        graph = connection.call("LATENCY", "GRAPH", "command").splitlines()
+        assert graph[0].endswith(f"(all time high {worst} ms)".encode()) and len(graph[1]) == 80
+        assert len(graph[2]) == len(history)
+        (name, (_, calls, _, buckets)) = connection.call("LATENCY", "HISTOGRAM", "keys")
+        assert name == b"keys" and buckets[-1] == calls
+        assert connection.call("LATENCY", "RESET") == len(latest)
+        assert connection.call("LATENCY", "LATEST") == []
+        with pytest.raises(ReplyError, match="No samples"):
+            connection.call("LATENCY", "GRAPH", "command")
 
 
 def test_hello_has_the_seven_fields(our_port):
