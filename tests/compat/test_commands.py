@@ -217,7 +217,10 @@ SCRIPTS = {
         ("CLIENT", "INFO", "x"), ("CLIENT", "KILL", "1.2.3.4:5"), ("CLIENT", "KILL", "ID", "999999"),
         ("CLIENT", "KILL", "ID", "x"), ("CLIENT", "KILL", "BAD", "x"), ("CLIENT", "KILL", "TYPE", "bad"),
         ("CLIENT", "KILL", "TYPE", "pubsub"), ("CLIENT", "KILL", "SKIPME", "maybe"),
-        ("CLIENT", "KILL"), ("CLIENT", "LIST", "TYPE", "bad"), ("CLIENT", "LIST", "TYPE", "pubsub"),
+        ("CLIENT", "KILL", "ADDR", "1.2.3.4:5"), ("CLIENT", "KILL", "LADDR", "1.2.3.4:5", "SKIPME", "yes"),
+        ("CLIENT", "KILL", "USER", "nosuch"), ("CLIENT", "KILL", "USER", "default", "ADDR", "1.2.3.4:5", "SKIPME", "no"),
+        ("CLIENT", "KILL", "ID"), ("CLIENT", "KILL", "ID", "1", "TYPE"), ("CLIENT", "KILL", "ID", "0"),
+        ("CLIENT", "KILL"), ("CLIENT", "LIST", "TYPE"), ("CLIENT", "LIST", "TYPE", "bad"), ("CLIENT", "LIST", "TYPE", "pubsub"),
         ("CLIENT", "LIST", "ID", "x"), ("CLIENT", "LIST", "ID", "0"), ("CLIENT", "LIST", "ID", "-1", "0"),
         ("CLIENT", "LIST", "ID", "1", "x"), ("CLIENT", "LIST", "ID", BIG + "0"), ("CLIENT", "LIST", "ID"), ("CLIENT", "LIST", "BAD"), ("CLIENT", "REPLY", "ON"),
         ("CLIENT", "REPLY", "x"), ("CLIENT", "SETINFO", "lib-name", "redis-py", OURS("OK")),
@@ -250,6 +253,7 @@ SCRIPTS = {
         ("LATENCY", "GRAPH", "command"), ("LATENCY", "GRAPH", "command", "x"), ("COMMAND", "COUNT", a(int)),
         ("COMMAND", "BAD"), ("COMMAND", "INFO", "nosuch"), ("COMMAND", "INFO", "nosuch", "client|nosuch"), ("COMMAND", "DOCS", "nosuch"),
         ("COMMAND", "GETKEYS", "GET", "k"), ("COMMAND", "GETKEYS", "MSET", "a", "1", "b", "2"),
+        ("COMMAND", "GETKEYS", "OBJECT", "ENCODING", "k"), ("COMMAND", "GETKEYS", "MEMORY", "USAGE", "k"),
         ("COMMAND", "GETKEYS", "NOSUCH", "x"), ("COMMAND", "GETKEYS", "PING", # Redis 7.2's
          OURS(ReplyError("ERR The command has no key arguments"))), ("COMMAND", "GETKEYS", "GET",
          OURS(ReplyError("ERR Invalid number of arguments specified for command"))), ("COMMAND", "LIST", "FILTERBY", "PATTERN", "xyz*"),
@@ -521,6 +525,18 @@ def test_command_docs_name_the_arguments_that_redis_names(our_port, redis_port):
             assert mine[b"group"] == theirs[b"group"] and mine[b"since"] == theirs[b"since"]
         everything = ours.call("COMMAND", "DOCS")
         assert len(everything) == ours.call("COMMAND", "COUNT")
+
+
+def test_each_container_has_its_help(our_port, redis_port):
+    with Resp(our_port) as ours, Resp(redis_port) as redis:
+        for name in ("CLIENT", "COMMAND", "CONFIG", "SLOWLOG", "LATENCY", "MEMORY", "OBJECT", "ACL", "CLUSTER"):
+            mine = ours.call(name, "HELP")
+            if name != "CLUSTER":  # one that has no cluster has no help about it there
+                theirs = redis.call(name, "HELP")
+                assert (mine[0], mine[-2:]) == (theirs[0], theirs[-2:]), name
+            subcommands = {info[0].decode() for info in ours.call("COMMAND", "INFO", name)[0][9]}
+            told = {f"{name}|{line.split()[0]}".lower() for line in mine[1:] if not line.startswith(" ")}
+            assert told == subcommands, name
 
 
 def test_slow_commands_are_kept_as_latency_events(make_server):

@@ -345,12 +345,43 @@ def test_print_config_tells_where_values_come_from(tmp_path):
         (["--config", "/nonexistent"], "/nonexistent"),
         (["stray"], "unexpected argument 'stray'"),
         (["--timeout"], "needs a value"),
+        (["--verify", "--data-dir", ":memory:"], "':memory:' leaves nothing to verify"),
     ],
 )
 def test_wrong_usage_is_explained(words, sentence):
     done = run_server(*words)
     assert done.returncode == 2
     assert sentence in done.stderr
+
+
+def test_a_variable_that_is_wrong_is_explained():
+    done = run_server(env={"DISTKV_MEMORY": "lots"})
+    assert done.returncode == 2 and "variable DISTKV_MEMORY: memory: 'lots' is not a size" in done.stderr
+    done = run_server(env={"DISTKV_MEMROY": "64MiB"})
+    assert done.returncode == 2 and "variable DISTKV_MEMROY: unknown option" in done.stderr
+
+
+def test_a_node_listens_on_ipv6():
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind(("::1", 0))
+            port = probe.getsockname()[1]
+    except OSError:
+        pytest.skip("this machine has no ::1")
+    words = [SERVER, "--address", f"[::1]:{port}", "--admin-address", "off", "--data-dir", ":memory:",
+             "--cores", "0", "--memory", "64MiB", "--log-format", "logfmt"]
+    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            while " msg=ready " not in (line := process.stderr.readline()):
+                assert line, "it ended"
+            assert f" address=[::1]:{port} " in line, line
+            with socket.create_connection(("::1", port), timeout=10) as client:
+                client.sendall(b"PING\r\n")
+                assert client.recv(7) == b"+PONG\r\n"
+        finally:
+            process.terminate()
+            process.stderr.read()
+        assert process.wait() == 0
 
 
 def test_help_version_and_manual(tmp_path):
