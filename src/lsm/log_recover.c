@@ -127,6 +127,9 @@ header_read(struct walk *walk, struct segment_info *info, bool repair)
             log_error("lsm", "log segment of another format file=%s format=%u", walk->reader.path,
                       info->header.format);
             st = ST_UNSUPPORTED;
+        } else if (!info->started && walk->reader.file_bytes < LOG_SEGMENT_BYTES_MIN) {
+            /* Its size was durable before it had this name. */
+            st = MARKED("lsm.log.emptied", damaged(walk, 0, "file is shorter than any segment"));
         } else if (!info->started) {
             MARK("lsm.log.segment_not_begun");
             u64 offset = 0, seq = 0;

@@ -600,15 +600,27 @@ unlink_body(void *arg)
 }
 
 static status
-truncate_body(void *arg)
+shorten(const char *path, u64 size)
 {
     struct io_file *file;
-    status st = io_file_open(arg, IO_OPEN_WRITE, &file);
+    status st = io_file_open(path, IO_OPEN_WRITE, &file);
     if (!ok(st)) return st;
-    st = io_file_truncate(file, 2 * LOG_BLOCK_BYTES);
+    st = io_file_truncate(file, size);
     if (ok(st)) st = io_file_sync(file);
     io_file_close(file);
     return st;
+}
+
+static status
+truncate_body(void *arg)
+{
+    return shorten(arg, 2 * LOG_BLOCK_BYTES);
+}
+
+static status
+empty_body(void *arg)
+{
+    return shorten(arg, 0);
 }
 
 static status
@@ -661,6 +673,12 @@ a_shortened_newest_segment_is_damage(void **state)
     assert_true(status_is(sim_run(sim, 1, look_body, &model), ST_CORRUPT));
     assert_int_equal(damage_reports, 1);
     assert_int_equal(damage_offset, 2 * LOG_BLOCK_BYTES);
+    /* Not even its header is left. */
+    assert_true(ok(sim_run(sim, 1, empty_body, segments[0])));
+    assert_true(status_is(sim_run(sim, 1, reader, &model), ST_CORRUPT));
+    assert_true(status_is(sim_run(sim, 1, look_body, &model), ST_CORRUPT));
+    assert_int_equal(damage_reports, 2);
+    assert_int_equal(damage_offset, 0);
     sim_free(sim);
 }
 
