@@ -788,9 +788,13 @@ def test_watch_across_connections(our_port):
             one.call("MULTI")
             one.call("INCR", key)
             assert one.call("EXEC") == [2]
-        one.call("SET", "w5", "1", "PX", "30")
-        one.call("WATCH", "w5")
-        time.sleep(0.06)
+        for ttl in (30, 300, 3000):
+            one.call("SET", "w5", "1", "PX", str(ttl))
+            one.call("WATCH", "w5")
+            if one.call("EXISTS", "w5"):  # it lived when it was watched, however busy the machine
+                break
+            one.call("UNWATCH")
+        time.sleep(ttl * 0.002)
         one.call("MULTI")
         one.call("PING")
         assert one.call("EXEC") is None
