@@ -181,7 +181,13 @@ line_pairs(struct line *line, const char *message, bool json)
         size_t key_size = key_length(key);
         const char *value = key + key_size + 1;
         end = next_pair(value);
-        pair(line, key, key_size, value, (size_t)(end - value));
+        size_t value_size = (size_t)(end - value);
+        /* Quoted for people: these forms have quotes of their own. */
+        if (value_size >= 2 && value[0] == '"' && value[value_size - 1] == '"') {
+            value++;
+            value_size -= 2;
+        }
+        pair(line, key, key_size, value, value_size);
     }
 }
 

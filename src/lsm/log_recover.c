@@ -6,8 +6,9 @@
  * where that ended, and the last number in it. So for all but the newest it is known how far they
  * must be readable, and a bad block before that point is damage. In the newest one the first block
  * that is not valid ends the log, unless a block after it attests (durable_offset, durable_seq)
- * that it was durable once: then it is damage, too. Damage is ST_CORRUPT and nothing is repaired:
- * cutting there would take back what was acknowledged.
+ * that it was durable once: then it is damage, too. So it is when the file has become shorter: what
+ * would attest went with the rest. Damage is ST_CORRUPT and nothing is repaired: cutting there
+ * would take back what was acknowledged.
  *
  * What is cut stays on the disk, behind an end that the next segment names; it is never looked at
  * again. Numbers are not used twice, so no later block can make it valid.
@@ -126,6 +127,9 @@ header_read(struct walk *walk, struct segment_info *info, bool repair)
             log_error("lsm", "log segment of another format file=%s format=%u", walk->reader.path,
                       info->header.format);
             st = ST_UNSUPPORTED;
+        } else if (!info->started && walk->reader.file_bytes < LOG_SEGMENT_BYTES_MIN) {
+            /* Its size was durable before it had this name. */
+            st = MARKED("lsm.log.emptied", damaged(walk, 0, "file is shorter than any segment"));
         } else if (!info->started) {
             MARK("lsm.log.segment_not_begun");
             u64 offset = 0, seq = 0;
@@ -146,6 +150,10 @@ static MAY_YIELD status
 tail_judge(struct walk *walk, const struct segment_info *info, u64 offset, u64 durable_offset,
            u64 durable_seq, struct log_recovered *out)
 {
+    /* Its size was durable before its header was written: what is missing, somebody took. */
+    if (walk->reader.file_bytes < info->header.segment_bytes)
+        return MARKED("lsm.log.shortened", damaged(walk, walk->reader.file_bytes,
+                                                   "file is shorter than its header says"));
     status st = attested_scan(walk, offset, &durable_offset, &durable_seq);
     if (!ok(st)) return st;
     /* The blocks that were written after the header attest it, too: it is a barrier. What was

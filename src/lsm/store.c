@@ -28,6 +28,7 @@
 #include "io/file.h"
 #include "io/io.h"
 #include "lsm/levels.h"
+#include "lsm/manifest.h"
 #include "lsm/store.h"
 
 #define NODE_BYTES  IO_ALIGNMENT
@@ -695,6 +696,22 @@ store_release(const char *data_dir)
     if (!is_in_memory(data_dir)) io_dir_unlock(data_dir);
 }
 
+/* Whether the manifest is that of the store's partitions. What cannot be read is told by who reads
+ * it all. */
+static MAY_YIELD bool
+store_is_in_place(const struct node *node, const struct node_store *store, const char *dir)
+{
+    struct manifest manifest = {.budget = io_budget()};
+    u64 offset;
+    const char *what;
+    if (!ok(manifest_read(dir, io_budget(), &manifest, &offset, &what))) return true;
+    u32 partitions = node->header.partition_count;
+    bool same = manifest.token_first == partition_token_first(store->partition_first, partitions) &&
+                manifest.token_last == partition_token_last(store->partition_last, partitions);
+    manifest_free(&manifest);
+    return same;
+}
+
 MAY_YIELD status
 store_verify(const char *data_dir,
              void (*report)(void *arg, const char *file, u64 offset, const char *what), void *arg,
@@ -723,7 +740,20 @@ store_verify(const char *data_dir,
     status worst = st;
     for (u32 i = 0; ok(st) && i < work->node.header.store_count; i++) {
         u64 files = 0, bytes = 0;
-        status one = lsm_verify(work->sources[i], report, arg, &files, &bytes);
+        const char *dir = work->sources[i];
+        status one;
+        if (store_is_in_place(&work->node, &work->node.stores[i], dir)) {
+            one = lsm_verify(dir, report, arg, &files, &bytes);
+        } else {
+            MARK("lsm.store.verify_elsewhere");
+            report(arg, dir, 0, "manifest of other partitions than the directory's name says");
+            one = ST_CORRUPT;
+        }
+        if (status_is(one, ST_NOT_FOUND)) {
+            MARK("lsm.store.verify_dir_missing");
+            report(arg, dir, 0, "directory is missing");
+            one = ST_CORRUPT;
+        }
         *files_out += files;
         *bytes_out += bytes;
         if (!ok(one) && !status_is(worst, ST_CORRUPT)) worst = one;

@@ -155,7 +155,7 @@ members_slots(struct exec *x, const struct topology *topology)
             resp_bulk_text(x->reply, member == NULL ? "" : member->host);
             resp_integer(x->reply, member == NULL ? 0 : member->client_port);
             resp_bulk_text(x->reply, name);
-            resp_array(x->reply, 0);
+            resp_map(x->reply, 0);
         }
     }
 }
@@ -273,7 +273,7 @@ cmd_cluster_slots(struct exec *x)
     resp_bulk_text(x->reply, self.host);
     resp_integer(x->reply, self.port);
     resp_bulk_text(x->reply, self.name);
-    resp_array(x->reply, 0);
+    resp_map(x->reply, 0);
 }
 
 void

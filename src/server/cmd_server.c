@@ -523,12 +523,6 @@ struct latency_call {
     u32 dropped;
 };
 
-static u32
-sample_at(const struct latency_series *series, u32 i)
-{
-    return (series->next + LATENCY_SAMPLES - series->count + i) % LATENCY_SAMPLES;
-}
-
 static void
 latency_here(void *arg)
 {
@@ -542,7 +536,7 @@ latency_here(void *arg)
     struct latency_series merged = {.max_ms = MAX(call->total.max_ms, series->max_ms)};
     u32 a = 0, b = 0;
     while (a < call->total.count || b < series->count) {
-        u32 ia = sample_at(&call->total, a), ib = sample_at(series, b);
+        u32 ia = latency_sample_at(&call->total, a), ib = latency_sample_at(series, b);
         bool take_a =
             b >= series->count ||
             (a < call->total.count && call->total.samples[ia].time_s <= series->samples[ib].time_s);
@@ -583,7 +577,7 @@ cmd_latency_latest(struct exec *x)
     for (u32 event = 0; event < LATENCY_EVENTS; event++) {
         const struct latency_series *series = &calls[event]->total;
         if (series->count == 0) continue;
-        u32 last = sample_at(series, series->count - 1);
+        u32 last = latency_sample_at(series, series->count - 1);
         resp_array(x->reply, 4);
         resp_bulk_text(x->reply, latency_event_name(event));
         resp_integer(x->reply, (i64)series->samples[last].time_s);
@@ -606,11 +600,36 @@ cmd_latency_history(struct exec *x)
     if (call == NULL) return;
     resp_array(x->reply, call->total.count);
     for (u32 i = 0; i < call->total.count; i++) {
-        u32 at = sample_at(&call->total, i);
+        u32 at = latency_sample_at(&call->total, i);
         resp_array(x->reply, 2);
         resp_integer(x->reply, (i64)call->total.samples[at].time_s);
         resp_integer(x->reply, (i64)call->total.samples[at].ms);
     }
+}
+
+MAY_YIELD void
+cmd_latency_graph(struct exec *x)
+{
+    u32 event = 0;
+    while (event < LATENCY_EVENTS && !cmd_arg_is(x, 2, latency_event_name(event)))
+        event++;
+    const struct latency_call *call = NULL;
+    if (event < LATENCY_EVENTS) {
+        call = latency_of(x, event, false);
+        if (call == NULL) return;
+    }
+    if (call == NULL || call->total.count == 0) {
+        resp_error(x->reply, "ERR No samples available for event '%.*s'",
+                   (int)MIN(x->args[2].size, 128u), (const char *)x->args[2].data);
+        return;
+    }
+    struct buf out;
+    buf_init(&out, &x->shard->budget);
+    if (latency_graph(&out, latency_event_name(event), &call->total, io_wall_ms() / 1000))
+        resp_verbatim(x->reply, "txt", buf_bytes(&out));
+    else
+        exec_fail(x, ST_NO_MEMORY);
+    buf_deinit(&out);
 }
 
 MAY_YIELD void

@@ -257,6 +257,10 @@ put_pairs(struct exec *x)
 static bool
 pairs_fit(struct exec *x)
 {
+    if (x->arg_count % 2 == 0) {
+        resp_error(x->reply, "ERR wrong number of arguments for '%s' command", x->command->name);
+        return false;
+    }
     for (u32 i = 1; i + 1 < x->arg_count; i += 2)
         if (!cmd_value_fits(x, x->args[i + 1].size)) return false;
     return true;

@@ -354,7 +354,7 @@ split(const char *text, char separator, struct bytes *out, u32 max)
 }
 
 static void
-reply_words(struct resp_writer *w, struct bytes words, bool as_set)
+reply_words(struct resp_writer *w, struct bytes words, bool simple)
 {
     struct bytes parts[8];
     char text[128];
@@ -362,12 +362,9 @@ reply_words(struct resp_writer *w, struct bytes words, bool as_set)
     memcpy(text, words.data, words.size);
     text[words.size] = '\0';
     u32 count = split(text, ' ', parts, ARRAY_COUNT(parts));
-    if (as_set)
-        resp_set(w, count);
-    else
-        resp_array(w, count);
+    resp_set(w, count);
     for (u32 i = 0; i < count; i++) {
-        if (!as_set) {
+        if (!simple) {
             resp_bulk(w, parts[i]);
             continue;
         }
@@ -433,11 +430,14 @@ command_reply_info(struct resp_writer *w, const struct command *command)
     reply_words(w, BYTES(command->tips, strlen(command->tips)), false);
     struct bytes specs[2];
     u32 spec_count = split(command->key_flags, '|', specs, ARRAY_COUNT(specs));
-    resp_array(w, spec_count);
+    resp_set(w, spec_count);
     for (u32 i = 0; i < spec_count; i++)
         reply_key_spec(w, command, specs[i], i, spec_count);
     u32 subs = command_sub_count(command);
-    resp_array(w, subs);
+    if (subs == 0)
+        resp_set(w, 0);
+    else
+        resp_array(w, subs);
     for (u32 i = 1; i <= subs; i++)
         command_reply_info(w, command + i);
 }

@@ -119,7 +119,7 @@ bool command_in_category(const struct command *command, struct bytes category);
     X(client_setinfo) X(client_reply) X(client_no_evict) X(client_help) X(info) X(command)         \
     X(command_count) X(command_info) X(command_docs) X(command_getkeys) X(command_list)            \
     X(command_help) X(config_get) X(config_set) X(config_resetstat) X(config_help) X(slowlog_get)  \
-    X(slowlog_len) X(slowlog_reset) X(slowlog_help) X(latency_latest) X(latency_history)           \
+    X(slowlog_len) X(slowlog_reset) X(slowlog_help) X(latency_latest) X(latency_history) X(latency_graph)           \
     X(latency_reset) X(latency_histogram) X(latency_doctor) X(latency_help) X(memory_usage)        \
     X(memory_help) X(object_encoding) X(object_freq) X(object_idletime) X(object_refcount)         \
     X(object_help) X(time) X(role) X(wait) X(monitor) X(shutdown) X(acl_whoami) X(acl_help)        \

@@ -336,7 +336,8 @@ static const struct option options[] = {
 
     {.name = "log-format", .kind = OPTION_CHOICE, .choices = log_format_words, FIELD(log_format),
      .fallback = "auto", .section = "Operation",
-     .help = "Form of the log on standard error. auto: journal under systemd, else human."},
+     .help = "Form of the log on standard error. auto: journal under systemd, human on a terminal, "
+             "else logfmt."},
     {.name = "log-level", .kind = OPTION_CHOICE, .flags = OPTION_RUNTIME,
      .choices = log_level_words, FIELD(log_level), .fallback = "info",
      .help = "Least important messages that are logged."},

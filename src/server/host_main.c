@@ -273,37 +273,40 @@ announce(struct host *host)
     const struct server_config *config = &host->config;
     host->announced = true;
     u64 ms = (host_now_ns() - host->started_ns) / NS_PER_MS;
-    char memory[32], line[256];
+    char memory[32], line[256], address[sizeof(config->endpoint.host) + 16];
     option_format_bytes(config->memory_bytes, memory, sizeof(memory));
     u16 port = server_port(host->server);
-    snprintf(line, sizeof(line), "serving %s:%u with %u shards", config->endpoint.host, port,
-             config->core_count);
+    const char *name = config->endpoint.host;
+    bool v6 = strchr(name, ':') != NULL;
+    snprintf(address, sizeof(address), v6 ? "[%s]:%u" : "%s:%u", name, port);
+    snprintf(line, sizeof(line), "serving %s with %u shards", address, config->core_count);
     log_info("host",
-             "ready version=%s node_id=%s address=%s:%u admin=%s data_dir=%s cores=%s memory=%s "
+             "ready version=%s node_id=%s address=%s admin=%s data_dir=%s cores=%s memory=%s "
              "durability=%s pid=%d ms=%llu",
-             DISTKV_VERSION, server_node_id(host->server), config->endpoint.host, port,
-             config->admin_address, config->data_dir, config->cores, memory,
+             DISTKV_VERSION, server_node_id(host->server), address, config->admin_address,
+             config->data_dir, config->cores, memory,
              config->durability == LSM_DURABILITY_GROUP      ? "group"
              : config->durability == LSM_DURABILITY_PERIODIC ? "periodic"
                                                              : "none",
              (int)getpid(), (unsigned long long)ms);
     if (isatty(STDERR_FILENO)) {
+        bool usual = strcmp(name, "127.0.0.1") == 0 || strcmp(name, "0.0.0.0") == 0;
         fprintf(stderr,
                 "\n"
                 "  DistKV %s   node %s\n"
-                "  clients    %s:%u   (Redis protocol and native)\n"
+                "  clients    %s   (Redis protocol and native)\n"
                 "  admin      %s%s\n"
                 "  data       %s\n"
                 "  shards     %u on cores %s, memory %s\n"
                 "  ready in %llu ms\n"
                 "\n"
-                "  Try:  redis-cli -p %u set hello world\n"
-                "        distkv-client --server %s:%u\n"
+                "  Try:  redis-cli %s%s%s-p %u set hello world\n"
+                "        distkv-client --server %s\n"
                 "  Stop with Ctrl-C.\n\n",
-                DISTKV_VERSION, server_node_id(host->server), config->endpoint.host, port,
+                DISTKV_VERSION, server_node_id(host->server), address,
                 strcmp(config->admin_address, "off") == 0 ? "" : "http://", config->admin_address,
                 config->data_dir, config->core_count, config->cores, memory, (unsigned long long)ms,
-                port, config->endpoint.host, port);
+                usual ? "" : "-h ", usual ? "" : name, usual ? "" : " ", port, address);
     }
     write_pid_file(config);
     host_notify_ready(line);

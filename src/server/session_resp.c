@@ -433,14 +433,14 @@ look_up(struct resp_writer *w, const struct bytes *args, u32 arg_count)
     return command;
 }
 
-/* Keys at the door. */
+/* Keys at the door. A queued MSET with half a pair is answered when it runs, as in Redis. */
 static bool
 keys_fit(struct resp_writer *w, const struct command *command, const struct bytes *args,
-         u32 arg_count)
+         u32 arg_count, bool queued)
 {
     u32 first, last, step;
     command_key_range(command, arg_count, &first, &last, &step);
-    if (step > 1 && last >= first && (arg_count - first) % step != 0) {
+    if (!queued && step > 1 && last >= first && (arg_count - first) % step != 0) {
         resp_error(w, "ERR wrong number of arguments for '%s' command", command->name);
         return false;
     }
@@ -513,7 +513,7 @@ dispatch(struct session *s, const struct bytes *args, u32 arg_count, u64 start_n
         refused = true;
     }
     if (!refused && !route_supports(shard, command, &w)) refused = true;
-    if (!refused && !keys_fit(&w, command, args, arg_count)) refused = true;
+    if (!refused && !keys_fit(&w, command, args, arg_count, session_in_multi(s))) refused = true;
     if (!refused && session_in_multi(s) && command->flags & COMMAND_NO_MULTI) {
         resp_error(&w, "ERR Command not allowed inside a transaction");
         refused = true;

@@ -6,6 +6,7 @@
 #ifndef DISTKV_SERVER_SLOWLOG_H
 #define DISTKV_SERVER_SLOWLOG_H
 
+#include "base/buf.h"
 #include "base/mem.h"
 
 struct command;
@@ -60,5 +61,14 @@ struct latency_monitor {
     struct latency_series series[LATENCY_EVENTS];
 };
 void latency_add(struct latency_monitor *monitor, enum latency_event event, u64 time_s, u64 ms);
+/* Where the i-th sample is, the oldest first. */
+static inline u32
+latency_sample_at(const struct latency_series *series, u32 i)
+{
+    return (series->next + LATENCY_SAMPLES - series->count + i) % LATENCY_SAMPLES;
+}
+/* Draws a series that is not empty. False: no memory. */
+MUST_CHECK bool latency_graph(struct buf *out, const char *event,
+                              const struct latency_series *series, u64 now_s);
 
 #endif

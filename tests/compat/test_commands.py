@@ -204,6 +204,9 @@ SCRIPTS = {
         ("DEL", "{t}l1", "{t}l2"), ("EXISTS", "{t}l1"), ("EXEC",), ("WATCH", "{t}a"), ("DISCARD",),
         ("MULTI",), ("EXEC", "x"), ("EXEC",), ("EXEC", "x"), ("WATCH", "{t}a"), ("SET", "{t}a", "1"),
         ("EXEC", "x"), ("MULTI",), ("PING",), ("EXEC",),
+        # half a pair is found when it runs
+        ("MULTI",), ("MSET", "{t}a", "1", "{t}b"), ("MSETNX", "{t}n", "1", "{t}m"), ("SET", "{t}c", "3"), ("EXEC",),
+        ("MGET", "{t}a", "{t}b", "{t}c", "{t}n"),
     ],
     "connection": [
         ("PING",), ("PING", "hi"), ("PING", "a", "b"), ("ECHO", "x"), ("ECHO",), ("ECHO", "a", "b"),
@@ -214,7 +217,10 @@ SCRIPTS = {
         ("CLIENT", "INFO", "x"), ("CLIENT", "KILL", "1.2.3.4:5"), ("CLIENT", "KILL", "ID", "999999"),
         ("CLIENT", "KILL", "ID", "x"), ("CLIENT", "KILL", "BAD", "x"), ("CLIENT", "KILL", "TYPE", "bad"),
         ("CLIENT", "KILL", "TYPE", "pubsub"), ("CLIENT", "KILL", "SKIPME", "maybe"),
-        ("CLIENT", "KILL"), ("CLIENT", "LIST", "TYPE", "bad"), ("CLIENT", "LIST", "TYPE", "pubsub"),
+        ("CLIENT", "KILL", "ADDR", "1.2.3.4:5"), ("CLIENT", "KILL", "LADDR", "1.2.3.4:5", "SKIPME", "yes"),
+        ("CLIENT", "KILL", "USER", "nosuch"), ("CLIENT", "KILL", "USER", "default", "ADDR", "1.2.3.4:5", "SKIPME", "no"),
+        ("CLIENT", "KILL", "ID"), ("CLIENT", "KILL", "ID", "1", "TYPE"), ("CLIENT", "KILL", "ID", "0"),
+        ("CLIENT", "KILL"), ("CLIENT", "LIST", "TYPE"), ("CLIENT", "LIST", "TYPE", "bad"), ("CLIENT", "LIST", "TYPE", "pubsub"),
         ("CLIENT", "LIST", "ID", "x"), ("CLIENT", "LIST", "ID", "0"), ("CLIENT", "LIST", "ID", "-1", "0"),
         ("CLIENT", "LIST", "ID", "1", "x"), ("CLIENT", "LIST", "ID", BIG + "0"), ("CLIENT", "LIST", "ID"), ("CLIENT", "LIST", "BAD"), ("CLIENT", "REPLY", "ON"),
         ("CLIENT", "REPLY", "x"), ("CLIENT", "SETINFO", "lib-name", "redis-py", OURS("OK")),
@@ -243,9 +249,11 @@ SCRIPTS = {
         ("WAIT", "0", "-1"), ("WAIT",), ("SLOWLOG", "RESET"), ("SLOWLOG", "LEN"), ("SLOWLOG", "GET"),
         ("SLOWLOG", "GET", "a", "b"), ("SLOWLOG", "get", "1", "2", "3"), ("SLOWLOG", "GET", "-2"), ("SLOWLOG", "GET", "x"), ("SLOWLOG", "BAD"), ("LATENCY", "LATEST"),
         ("LATENCY", "HISTORY", "command"), ("LATENCY", "RESET"), ("LATENCY", "RESET", "command"),
-        ("LATENCY", "BAD"), ("LATENCY", "HISTORY"), ("COMMAND", "COUNT", a(int)),
+        ("LATENCY", "BAD"), ("LATENCY", "HISTORY"), ("LATENCY", "GRAPH"), ("LATENCY", "GRAPH", "nosuch"),
+        ("LATENCY", "GRAPH", "command"), ("LATENCY", "GRAPH", "command", "x"), ("COMMAND", "COUNT", a(int)),
         ("COMMAND", "BAD"), ("COMMAND", "INFO", "nosuch"), ("COMMAND", "INFO", "nosuch", "client|nosuch"), ("COMMAND", "DOCS", "nosuch"),
         ("COMMAND", "GETKEYS", "GET", "k"), ("COMMAND", "GETKEYS", "MSET", "a", "1", "b", "2"),
+        ("COMMAND", "GETKEYS", "OBJECT", "ENCODING", "k"), ("COMMAND", "GETKEYS", "MEMORY", "USAGE", "k"),
         ("COMMAND", "GETKEYS", "NOSUCH", "x"), ("COMMAND", "GETKEYS", "PING", # Redis 7.2's
          OURS(ReplyError("ERR The command has no key arguments"))), ("COMMAND", "GETKEYS", "GET",
          OURS(ReplyError("ERR Invalid number of arguments specified for command"))), ("COMMAND", "LIST", "FILTERBY", "PATTERN", "xyz*"),
@@ -380,6 +388,62 @@ def raw_reply(port, *words):
         return connection.sock.recv(1 << 16)
 
 
+def shape_of(stream):
+    """Types and counts of a reply, without what is in it."""
+    line = stream.readline().strip()
+    kind, count = line[:1], line[1:]
+    if kind in b"$=":
+        stream.read(int(count) + 2)
+    if kind not in b"*~%":
+        return kind
+    return kind, [shape_of(stream) for _ in range(int(count) * (2 if kind == b"%" else 1))]
+
+
+def ask_shape(connection, words):
+    connection.send(*words)
+    with connection.sock.makefile("rb") as stream:  # nothing else is under way that it could take
+        return shape_of(stream)
+
+
+def test_sets_maps_and_arrays_are_those_of_redis(our_port, redis_port):
+    """In RESP3 they differ, though a client shows them alike."""
+    for name in ("get", "mget", "ping", "rename", "copy", "exec"):
+        shapes = []
+        for port in (our_port, redis_port):
+            with Resp(port) as connection:
+                connection.call("HELLO", "3")
+                shapes.append(ask_shape(connection, ("COMMAND", "INFO", name)))
+        assert shapes[0] == shapes[1], name
+
+
+def test_cluster_replies_have_the_form_of_redis(our_port, tmp_path):
+    need("redis-server")
+    port = free_port()
+    process = subprocess.Popen(
+        ["redis-server", "--port", str(port), "--save", "", "--dir", str(tmp_path), "--bind",
+         "127.0.0.1", "--cluster-enabled", "yes", "--cluster-port", str(free_port())],
+        stdout=subprocess.DEVNULL,
+    )
+    try:
+        for _ in range(200):
+            try:
+                with Resp(port) as redis:
+                    redis.call("CLUSTER", "ADDSLOTSRANGE", "0", "16383")
+                    break
+            except OSError:
+                time.sleep(0.02)
+        for protocol in ("2", "3"):
+            with Resp(our_port) as ours, Resp(port) as redis:
+                for words in (("CLUSTER", "SLOTS"), ("CLUSTER", "SHARDS"), ("CLUSTER", "INFO"),
+                              ("CLUSTER", "NODES"), ("CLUSTER", "MYID"), ("CLUSTER", "KEYSLOT", "a")):
+                    for connection in (ours, redis):
+                        connection.call("HELLO", protocol)
+                    assert ask_shape(ours, words) == ask_shape(redis, words), words
+    finally:
+        process.terminate()
+        process.wait()
+
+
 def test_nulls_are_of_the_same_form(our_port, redis_port):
     for words in (("COMMAND", "INFO", "nosuch"), ("GET", "no"), ("MGET", "no"), ("SET", "no", "v", "XX")):
         assert raw_reply(our_port, *words) == raw_reply(redis_port, *words), words
@@ -461,6 +525,49 @@ def test_command_docs_name_the_arguments_that_redis_names(our_port, redis_port):
             assert mine[b"group"] == theirs[b"group"] and mine[b"since"] == theirs[b"since"]
         everything = ours.call("COMMAND", "DOCS")
         assert len(everything) == ours.call("COMMAND", "COUNT")
+
+
+def test_each_container_has_its_help(our_port, redis_port):
+    with Resp(our_port) as ours, Resp(redis_port) as redis:
+        for name in ("CLIENT", "COMMAND", "CONFIG", "SLOWLOG", "LATENCY", "MEMORY", "OBJECT", "ACL", "CLUSTER"):
+            mine = ours.call(name, "HELP")
+            if name != "CLUSTER":  # one that has no cluster has no help about it there
+                theirs = redis.call(name, "HELP")
+                assert (mine[0], mine[-2:]) == (theirs[0], theirs[-2:]), name
+            subcommands = {info[0].decode() for info in ours.call("COMMAND", "INFO", name)[0][9]}
+            told = {f"{name}|{line.split()[0]}".lower() for line in mine[1:] if not line.startswith(" ")}
+            assert told == subcommands, name
+
+
+def test_slow_commands_are_kept_as_latency_events(make_server):
+    server = make_server(":memory:")
+    with server.connect() as connection:
+        connection.call("MSET", *[word for i in range(20000) for word in (f"key{i}", "v")])
+        assert connection.call("LATENCY", "LATEST") == []
+        assert b"off" in connection.call("LATENCY", "DOCTOR")
+        connection.call("CONFIG", "SET", "latency-monitor-threshold", "1")
+        end = time.monotonic() + 30
+        while not connection.call("LATENCY", "HISTORY", "command"):
+            assert time.monotonic() < end, "KEYS of 20,000 keys never took a millisecond"
+            assert len(connection.call("KEYS", "*")) == 20000
+        assert b"command" in connection.call("LATENCY", "DOCTOR")
+        # What is asked here may be slow, too, on a busy machine.
+        connection.call("CONFIG", "SET", "latency-monitor-threshold", "0")
+        latest = {event[0]: event[1:] for event in connection.call("LATENCY", "LATEST")}
+        newest, last, worst = latest[b"command"]
+        assert 1 <= last <= worst
+        history = connection.call("LATENCY", "HISTORY", "command")
+        assert history[-1] == [newest, last] and max(ms for _, ms in history) == worst
+        assert abs(newest - time.time()) < 30
+        graph = connection.call("LATENCY", "GRAPH", "command").splitlines()
+        assert graph[0].endswith(f"(all time high {worst} ms)".encode()) and len(graph[1]) == 80
+        assert len(graph[2]) == len(history)
+        (name, (_, calls, _, buckets)) = connection.call("LATENCY", "HISTOGRAM", "keys")
+        assert name == b"keys" and buckets[-1] == calls
+        assert connection.call("LATENCY", "RESET") == len(latest)
+        assert connection.call("LATENCY", "LATEST") == []
+        with pytest.raises(ReplyError, match="No samples"):
+            connection.call("LATENCY", "GRAPH", "command")
 
 
 def test_hello_has_the_seven_fields(our_port):
@@ -681,9 +788,13 @@ def test_watch_across_connections(our_port):
             one.call("MULTI")
             one.call("INCR", key)
             assert one.call("EXEC") == [2]
-        one.call("SET", "w5", "1", "PX", "30")
-        one.call("WATCH", "w5")
-        time.sleep(0.06)
+        for ttl in (30, 300, 3000):
+            one.call("SET", "w5", "1", "PX", str(ttl))
+            one.call("WATCH", "w5")
+            if one.call("EXISTS", "w5"):  # it lived when it was watched, however busy the machine
+                break
+            one.call("UNWATCH")
+        time.sleep(ttl * 0.002)
         one.call("MULTI")
         one.call("PING")
         assert one.call("EXEC") is None

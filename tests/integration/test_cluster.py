@@ -151,6 +151,72 @@ def test_two_join_the_one_that_founded_and_all_see_the_same_data(three):
         connection.close()
 
 
+def slots_by_view(connection):
+    """{slot range: first node} as CLUSTER SLOTS, SHARDS and NODES tell it."""
+    by_slots = {(row[0], row[1]): row[2][2].decode() for row in connection.call("CLUSTER", "SLOTS")}
+    by_shards = {}
+    for shard in connection.call("CLUSTER", "SHARDS"):
+        shard = dict(zip(shard[::2], shard[1::2]))
+        nodes = [dict(zip(node[::2], node[1::2])) for node in shard[b"nodes"]]
+        assert [node[b"role"] for node in nodes] == [b"master"] + [b"replica"] * (len(nodes) - 1)
+        by_shards[tuple(shard[b"slots"])] = nodes[0][b"id"].decode()
+    by_nodes = {}
+    for line in connection.call("CLUSTER", "NODES").decode().splitlines():
+        words = line.split(" ")
+        assert len(words) >= 8 and words[3] == "-" and words[7] in ("connected", "disconnected"), line
+        for part in words[8:]:
+            first, _, last = part.partition("-")
+            by_nodes[(int(first), int(last or first))] = words[0]
+    return by_slots, by_shards, by_nodes
+
+
+def owners(ranges):
+    flat = [None] * 16384
+    for (first, last), node in ranges.items():
+        for slot in range(first, last + 1):
+            assert flat[slot] is None, f"slot {slot} twice"
+            flat[slot] = node
+    return flat
+
+
+def test_redis_clients_are_told_the_same_slots_by_every_command_and_node(three):
+    names = [node.call("CLUSTER", "MYID").decode() for node in three.nodes]
+    assert len(set(names)) == 3
+    told = []
+    for name, node in zip(names, three.nodes):
+        with node.connect() as connection:
+            views = [owners(view) for view in slots_by_view(connection)]
+            assert views[0] == views[1] == views[2] and set(views[0]) == set(names)
+            told.append(views[0])
+            for line in connection.call("CLUSTER", "NODES").decode().splitlines():
+                words = line.split(" ")
+                other = three.nodes[names.index(words[0])]
+                assert words[1].startswith(f"127.0.0.1:{other.port}@")
+                assert words[2] == ("myself,master" if words[0] == name else "master")
+            info = dict(line.split(":") for line in connection.call("CLUSTER", "INFO").decode().split())
+            assert info["cluster_state"] == "ok" and info["cluster_slots_ok"] == "16384"
+            assert info["cluster_known_nodes"] == info["cluster_size"] == "3"
+    assert told[0] == told[1] == told[2]
+    # One that is gone is shown so; the others have a quorum still.
+    three.nodes[2].kill()
+
+    def seen_failed():
+        lines = three.nodes[0].call("CLUSTER", "NODES").decode().splitlines()
+        return [line.split(" ")[0] for line in lines if ",fail" in line.split(" ")[2]] == [names[2]]
+
+    wait_for(seen_failed, "CLUSTER NODES to show a failed node")
+    with three.nodes[0].connect() as connection:
+        healths = set()
+        for shard in connection.call("CLUSTER", "SHARDS"):
+            for node in shard[3]:
+                healths.add((node[1].decode(), node[-1]))
+        assert healths == {(names[0], b"online"), (names[1], b"online"), (names[2], b"fail")}
+        assert b"cluster_state:ok" in connection.call("CLUSTER", "INFO")
+    three.nodes[1].kill()
+    wait_for(lambda: b"cluster_state:fail\r\ncluster_slots_assigned:16384\r\ncluster_slots_ok:0\r\n"
+             in three.nodes[0].call("CLUSTER", "INFO"), "CLUSTER INFO to tell that no quorum lives")
+
+
 def test_native_clients_reach_every_key_through_any_node(three):
     assert client(three.nodes[0], "put", "a", "1").returncode == 0
     assert client(three.nodes[1], "get", "a").stdout.strip() == "1"

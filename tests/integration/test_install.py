@@ -55,8 +55,8 @@ def test_what_is_installed_works(make_server, tmp_path):
     if compiler is None or shutil.which("pkg-config") is None:
         pytest.skip("needs cc and pkg-config")
     environment = dict(os.environ, PKG_CONFIG_PATH=os.path.dirname(configs[0]))
-    # The file names the prefix it was configured for; pkg-config moves it along.
-    flags = run("pkg-config", "--define-prefix", "--cflags", "--libs", "distkv", env=environment)
+    # The file names the prefix that the build was configured for, whatever that was last.
+    flags = run("pkg-config", f"--define-variable=prefix={prefix}", "--cflags", "--libs", "distkv", env=environment)
     assert flags.returncode == 0, flags.stderr
     source = tmp_path / "user.c"
     source.write_text(PROGRAM)

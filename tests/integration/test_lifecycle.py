@@ -345,12 +345,43 @@ def test_print_config_tells_where_values_come_from(tmp_path):
         (["--config", "/nonexistent"], "/nonexistent"),
         (["stray"], "unexpected argument 'stray'"),
         (["--timeout"], "needs a value"),
+        (["--verify", "--data-dir", ":memory:"], "':memory:' leaves nothing to verify"),
     ],
 )
 def test_wrong_usage_is_explained(words, sentence):
     done = run_server(*words)
     assert done.returncode == 2
     assert sentence in done.stderr
+
+
+def test_a_variable_that_is_wrong_is_explained():
+    done = run_server(env={"DISTKV_MEMORY": "lots"})
+    assert done.returncode == 2 and "variable DISTKV_MEMORY: memory: 'lots' is not a size" in done.stderr
+    done = run_server(env={"DISTKV_MEMROY": "64MiB"})
+    assert done.returncode == 2 and "variable DISTKV_MEMROY: unknown option" in done.stderr
+
+
+def test_a_node_listens_on_ipv6():
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind(("::1", 0))
+            port = probe.getsockname()[1]
+    except OSError:
+        pytest.skip("this machine has no ::1")
+    words = [SERVER, "--address", f"[::1]:{port}", "--admin-address", "off", "--data-dir", ":memory:",
+             "--cores", "0", "--memory", "64MiB", "--log-format", "logfmt"]
+    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            while " msg=ready " not in (line := process.stderr.readline()):
+                assert line, "it ended"
+            assert f" address=[::1]:{port} " in line, line
+            with socket.create_connection(("::1", port), timeout=10) as client:
+                client.sendall(b"PING\r\n")
+                assert client.recv(7) == b"+PONG\r\n"
+        finally:
+            process.terminate()
+            process.stderr.read()
+        assert process.wait() == 0
 
 
 def test_help_version_and_manual(tmp_path):
@@ -702,13 +733,43 @@ def test_tuning_sets_what_it_may_when_asked(tmp_path):
     core = tree / "proc/sys/net/core"
     core.mkdir(parents=True)
     (core / "somaxconn").write_text("128\n")
-    words = [os.path.join(root, "tuning/distkv-tune"), "--apply", str(tmp_path)]
-    done = subprocess.run(words, capture_output=True, text=True, check=False,
-                          env=dict(os.environ, DISTKV_TEST_ROOT=str(tree)))
-    assert "always -> madvise" in done.stdout
+    for number in range(4):
+        cpu = tree / f"sys/devices/system/cpu/cpu{number}/cpufreq"
+        cpu.mkdir(parents=True)
+        (cpu / "scaling_governor").write_text("powersave\n")
+    (tree / "sys/devices/system/cpu/online").write_text("0-3\n")
+    vectors = tree / "sys/class/net/eth9/device/msi_irqs"
+    vectors.mkdir(parents=True)
+    for number in range(30, 36):
+        (vectors / str(number)).write_text("msi\n")
+        (tree / f"proc/irq/{number}").mkdir(parents=True)
+        (tree / f"proc/irq/{number}/smp_affinity_list").write_text("0-3\n")
+
+    def tune(*flags):
+        words = [os.path.join(root, "tuning/distkv-tune"), *flags, str(tmp_path)]
+        return subprocess.run(words, capture_output=True, text=True, check=False,
+                              env=dict(os.environ, DISTKV_TEST_ROOT=str(tree))).stdout
+
+    def left(text):
+        return sum(line.startswith("change ") for line in text.splitlines())
+
+    before = tune()
+    assert "always -> madvise" in before and (huge / "enabled").read_text() != "madvise\n"
+    assert "powersave" in before and "interrupts of eth9" in before
+    done = tune("--apply")
     assert (huge / "enabled").read_text() == "madvise\n"
     assert (core / "somaxconn").read_text() == "1024\n"
-
+    assert {path.read_text() for path in tree.glob("sys/devices/system/cpu/*/cpufreq/scaling_governor")} \
+        == {"performance\n"}
+    # one core after the other, not all on all
+    assert [(tree / f"proc/irq/{number}/smp_affinity_list").read_text()
+            for number in range(30, 36)] == ["0\n", "1\n", "2\n", "3\n", "0\n", "1\n"]
+    # What was set counts as set: what is left is what the next report finds. (The made-up list of
+    # huge pages holds one word now, where the kernel would mark it among the others.)
+    again = tune()
+    assert left(done) - sum(line.startswith("set ") for line in done.splitlines()) == left(again)
+    closing = done.splitlines()[-1]
+    assert closing.startswith(f"== {left(again)} to change" if left(again) else "== nothing"), closing
 
 
 

@@ -44,6 +44,21 @@ each_format_writes_its_line(void **state)
 }
 
 static void
+a_quoted_value_is_quoted_once(void **state)
+{
+    const char *message = "damaged file=/a what=\"bad block\" do=\"ask\" odd=\"";
+    assert_string_equal(line_of(RING_LOG_HUMAN, LOG_LEVEL_ERROR, message),
+                        "2026-11-20 05:51:46.123 error io: damaged file=/a what=\"bad block\" "
+                        "do=\"ask\" odd=\"");
+    assert_string_equal(line_of(RING_LOG_LOGFMT, LOG_LEVEL_ERROR, message) + 30,
+                        "level=error module=io msg=damaged file=/a what=\"bad block\" do=ask "
+                        "odd=\"\\\"\"");
+    assert_string_equal(strstr(line_of(RING_LOG_JSON, LOG_LEVEL_ERROR, message), ",\"msg"),
+                        ",\"msg\":\"damaged\",\"file\":\"/a\",\"what\":\"bad block\","
+                        "\"do\":\"ask\",\"odd\":\"\\\"\"}");
+}
+
+static void
 what_others_sent_cannot_forge_a_line(void **state)
 {
     const char *message = "key refused key=a\n<0>b\x1b[2J\"c\\";
@@ -135,6 +150,7 @@ main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(each_format_writes_its_line),
+        cmocka_unit_test(a_quoted_value_is_quoted_once),
         cmocka_unit_test(what_others_sent_cannot_forge_a_line),
         cmocka_unit_test(a_long_message_is_cut),
         cmocka_unit_test(every_message_arrives_or_is_counted_in_order_of_its_thread),

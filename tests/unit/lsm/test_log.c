@@ -600,15 +600,27 @@ unlink_body(void *arg)
 }
 
 static status
-truncate_body(void *arg)
+shorten(const char *path, u64 size)
 {
     struct io_file *file;
-    status st = io_file_open(arg, IO_OPEN_WRITE, &file);
+    status st = io_file_open(path, IO_OPEN_WRITE, &file);
     if (!ok(st)) return st;
-    st = io_file_truncate(file, 2 * LOG_BLOCK_BYTES);
+    st = io_file_truncate(file, size);
     if (ok(st)) st = io_file_sync(file);
     io_file_close(file);
     return st;
+}
+
+static status
+truncate_body(void *arg)
+{
+    return shorten(arg, 2 * LOG_BLOCK_BYTES);
+}
+
+static status
+empty_body(void *arg)
+{
+    return shorten(arg, 0);
 }
 
 static status
@@ -637,6 +649,37 @@ a_lost_or_shortened_segment_is_damage(void **state)
         assert_true(sim_log_contains(sim, victim));
         sim_free(sim);
     }
+}
+
+/* Nothing behind it is there to tell: its own header does. */
+static void
+a_shortened_newest_segment_is_damage(void **state)
+{
+    (void)state;
+    struct sim_options options;
+    sim_options_default(&options, 6);
+    struct sim *sim = sim_new(&options);
+    struct sim_node *node = sim_node_new(sim, "10.0.0.1");
+    struct model model = model_make(6, 6, 3000);
+    model.pause_every = 1; /* several writes, the later ones are cut off */
+    assert_true(ok(sim_run(sim, 1, writer, &model)));
+    assert_int_equal(model.durable, 6);
+    segments_list(sim_node_disk(node));
+    assert_true(segment_count >= 1);
+    assert_true(ok(sim_run(sim, 1, truncate_body, segments[0])));
+    assert_true(status_is(sim_run(sim, 1, reader, &model), ST_CORRUPT));
+    assert_true(sim_log_contains(sim, segments[0]));
+    damage_reports = 0;
+    assert_true(status_is(sim_run(sim, 1, look_body, &model), ST_CORRUPT));
+    assert_int_equal(damage_reports, 1);
+    assert_int_equal(damage_offset, 2 * LOG_BLOCK_BYTES);
+    /* Not even its header is left. */
+    assert_true(ok(sim_run(sim, 1, empty_body, segments[0])));
+    assert_true(status_is(sim_run(sim, 1, reader, &model), ST_CORRUPT));
+    assert_true(status_is(sim_run(sim, 1, look_body, &model), ST_CORRUPT));
+    assert_int_equal(damage_reports, 2);
+    assert_int_equal(damage_offset, 0);
+    sim_free(sim);
 }
 
 static void
@@ -1296,6 +1339,7 @@ main(void)
         cmocka_unit_test(damage_to_the_last_acknowledged_write_is_found),
         cmocka_unit_test(damage_to_the_last_block_of_an_idle_log_is_found),
         cmocka_unit_test(a_lost_or_shortened_segment_is_damage),
+        cmocka_unit_test(a_shortened_newest_segment_is_damage),
         cmocka_unit_test(verification_names_the_damaged_block),
         cmocka_unit_test(recycled_segments_never_show_their_past),
         cmocka_unit_test(several_segments_between_releases_need_no_new_files),

@@ -506,6 +506,63 @@ memory_body(void *arg)
     return ST_OK;
 }
 
+/* The manifests of both stores change places. */
+static status
+swap_body(void *arg)
+{
+    char paths[2][LSM_PATH_BYTES + 16];
+    for (u32 i = 0; i < 2; i++)
+        snprintf(paths[i], sizeof(paths[i]), "%s/manifest", job.layout.shards[i].dir);
+    status st = io_file_rename(paths[0], DIR "/aside");
+    if (ok(st)) st = io_file_rename(paths[1], paths[0]);
+    if (ok(st)) st = io_file_rename(DIR "/aside", paths[1]);
+    return st;
+}
+
+static void
+name_note(void *arg, const char *name)
+{
+    (void)arg;
+    if (victim_count < ARRAY_COUNT(victims))
+        snprintf(victims[victim_count++], sizeof(victims[0]), "%.60s/%.60s",
+                 job.layout.shards[1].dir, name);
+}
+
+static status
+remove_store_body(void *arg)
+{
+    const char *dir = job.layout.shards[1].dir;
+    victim_count = 0;
+    status st = io_dir_list(dir, name_note, NULL);
+    for (u32 i = 0; ok(st) && i < victim_count; i++)
+        st = io_file_unlink(victims[i]);
+    return ok(st) ? io_dir_remove(dir) : st;
+}
+
+static void
+verification_misses_a_store_and_knows_one_from_another(void **state)
+{
+    (void)state;
+    memset(&job, 0, sizeof(job));
+    struct sim *sim = sim_make(1);
+    assert_true(ok(run(sim, 2, true)));
+    u64 figures[2];
+    assert_true(ok(sim_run(sim, 1, swap_body, NULL)));
+    reports = 0;
+    assert_true(status_is(sim_run(sim, 1, verify_body, figures), ST_CORRUPT));
+    assert_int_equal(reports, 2);
+    assert_string_equal(reported, job.layout.shards[1].dir);
+
+    assert_true(ok(sim_run(sim, 1, swap_body, NULL)));
+    assert_true(ok(sim_run(sim, 1, verify_body, figures)));
+    assert_true(ok(sim_run(sim, 1, remove_store_body, NULL)));
+    reports = 0;
+    assert_true(status_is(sim_run(sim, 1, verify_body, figures), ST_CORRUPT));
+    assert_int_equal(reports, 1);
+    assert_string_equal(reported, job.layout.shards[1].dir);
+    sim_free(sim);
+}
+
 static void
 verification_of_a_foreign_directory_finds_nothing_of_ours(void **state)
 {
@@ -543,6 +600,7 @@ main(void)
         cmocka_unit_test(a_damaged_node_file_is_refused),
         cmocka_unit_test(stores_without_their_node_file_are_kept),
         cmocka_unit_test(verification_finds_damage_in_every_kind_of_file),
+        cmocka_unit_test(verification_misses_a_store_and_knows_one_from_another),
         cmocka_unit_test(verification_of_a_foreign_directory_finds_nothing_of_ours),
         cmocka_unit_test(memory_needs_no_directory),
     };
