@@ -126,7 +126,7 @@ def test_a_small_request_does_not_wait_for_large_ones(make_server):
     load(server, keys, 400)
     for kind, connections, per in (("mget", 100, 1000), ("keys", 20, 0), ("pipeline", 100, 200)):
         if SANITIZED:
-            connections //= 4
+            connections //= 8
         short(beside(server, kind, connections, keys, per, 4), 0.25, 2.5)
 
 
@@ -181,7 +181,7 @@ def test_pipelines_of_long_replies_are_served_in_turn(make_server, cores):
                                          (100_000, 50, 100, 12)):
         load(server, keys, size)
         for kind in ("pipeline", "hotpipe"):
-            in_turn(server, kind, connections // (2 if SANITIZED else 1), keys, per)
+            in_turn(server, kind, connections // (5 if SANITIZED else 1), keys, per)
     names = [f"{{one slot}}{i}" for i in range(4)]
     values = [os.urandom(1 << 20) for _ in names]
     with server.connect(timeout=60) as connection:

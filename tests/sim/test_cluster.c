@@ -17,7 +17,7 @@
 
 /* Of each story. */
 #ifdef __SANITIZE_ADDRESS__
-#define SEED_COUNT 2u
+#define SEED_COUNT 1u
 #else
 #define SEED_COUNT 4u
 #endif

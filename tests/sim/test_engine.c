@@ -41,11 +41,11 @@
 #define VALUE_BYTES_MAX 40000u
 #define ROUNDS          5u /* processes of a seed; the last one is whole */
 #ifdef __SANITIZE_ADDRESS__
-#define SEED_COUNT   100u /* ten times as slow */
-#define OTHERS_COUNT 25u
+#define SEED_COUNT   60u /* ten times as slow */
+#define OTHERS_COUNT 15u
 #else
 #define SEED_COUNT   1000u
-#define OTHERS_COUNT 300u
+#define OTHERS_COUNT 150u
 #endif
 #define READERS 2u
 

@@ -23,8 +23,8 @@
 #define BUSY "-BUSY This node is overloaded, try again later\r\n"
 
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-#define SEED_COUNT    20u
-#define REFUSAL_SEEDS 6u
+#define SEED_COUNT    10u
+#define REFUSAL_SEEDS 3u
 #else
 #define SEED_COUNT    100u
 #define REFUSAL_SEEDS 30u

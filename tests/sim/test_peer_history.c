@@ -407,7 +407,7 @@ history_run(u64 seed, struct totals *totals)
 }
 
 #ifdef __SANITIZE_ADDRESS__
-#define SEED_COUNT 75u /* four times as slow */
+#define SEED_COUNT 30u /* four times as slow */
 #else
 #define SEED_COUNT 300u
 #endif

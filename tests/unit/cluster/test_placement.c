@@ -17,14 +17,8 @@
 
 #include "base/hash.h"
 #include "base/prng.h"
+#include "../../fewer.h"
 #include "cluster/placement.h"
-
-/* Seeds and steps: under a sanitizer a quarter says whether a rule or the memory is broken. */
-#ifdef __SANITIZE_ADDRESS__
-#define FEWER(count) ((count) / 4)
-#else
-#define FEWER(count) (count)
-#endif
 
 enum { NODES_MAX = 1100, IDS_MAX = 4096 };
 

@@ -13,6 +13,7 @@
 
 #include <cmocka.h>
 
+#include "../../fewer.h"
 #include "base/prng.h"
 #include "io/file.h"
 #include "io/io.h"
@@ -977,7 +978,7 @@ static void
 what_the_disk_failed_to_keep(enum lsm_durability durability, enum sim_point point,
                              u64 segment_bytes_again, bool killed_again, bool fills)
 {
-    for (u64 seed = 1; seed <= 40; seed++) {
+    for (u64 seed = 1; seed <= FEWER(40); seed++) {
         struct sim_options options;
         sim_options_default(&options, seed);
         struct sim *sim = sim_new(&options);
@@ -1063,7 +1064,7 @@ numbers_go_on_behind_the_tables_when_the_log_lost_its_end(void **state)
 {
     (void)state;
     u32 shorter[2] = {0}; /* runs in which the log kept something that is not attested, not all */
-    for (u64 seed = 1; seed <= 80; seed++) {
+    for (u64 seed = 1; seed <= FEWER(80); seed++) {
         struct sim_options options;
         sim_options_default(&options, seed);
         struct sim *sim = sim_new(&options);

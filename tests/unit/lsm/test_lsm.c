@@ -15,6 +15,7 @@
 
 #include <cmocka.h>
 
+#include "../../fewer.h"
 #include "base/hash.h"
 #include "base/prng.h"
 #include "io/file.h"
@@ -389,7 +390,7 @@ static void
 what_was_written_is_read(void **state)
 {
     (void)state;
-    for (u64 seed = 1; seed <= 12; seed++) {
+    for (u64 seed = 1; seed <= FEWER(12); seed++) {
         struct sim *sim = sim_make(seed);
         world_init(seed, sim);
         world.steps = 1500;
@@ -406,7 +407,7 @@ static void
 power_cuts_take_nothing_durable(void **state)
 {
     (void)state;
-    for (u64 seed = 1; seed <= 60; seed++) {
+    for (u64 seed = 1; seed <= FEWER(60); seed++) {
         struct sim_options options;
         sim_options_default(&options, seed);
         options.disk.torn_ppm = seed % 2 == 0 ? 200000 : 0;

@@ -1,0 +1,16 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * fewer.h -- how many seeds or steps a test with a sanitizer takes.
+ *
+ * AddressSanitizer makes a run four to ten times as slow, and whether a rule or the memory is broken
+ * shows in a quarter of them. */
+#ifndef DISTKV_TESTS_FEWER_H
+#define DISTKV_TESTS_FEWER_H
+
+#ifdef __SANITIZE_ADDRESS__
+#define FEWER(count) (((count) + 3) / 4)
+#else
+#define FEWER(count) (count)
+#endif
+
+#endif
