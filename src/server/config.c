@@ -489,6 +489,12 @@ config_resolve(struct server_config *config, char *error, size_t error_size)
         }
         config->admin_endpoint.port = config->endpoint.port == 0 ? 0 : (u16)port;
     }
+    if (config->admin_endpoint.port != 0 && config->admin_endpoint.port == config->endpoint.port &&
+        strcmp(config->admin_endpoint.host, config->endpoint.host) == 0) {
+        snprintf(error, error_size, "admin-address: %s is the address for clients; give another one",
+                 config->admin_address);
+        return ST_INVALID;
+    }
     if (config->data_dir[0] == '\0') {
         snprintf(error, error_size, "data-dir: must not be empty");
         return ST_INVALID;

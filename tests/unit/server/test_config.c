@@ -280,6 +280,19 @@ a_node_with_a_secret_is_one_of_a_cluster(void **state)
     assert_false(ok(config_resolve(&config, error, sizeof(error))));
 }
 
+static void
+clients_and_scrapers_have_addresses_of_their_own(void **state)
+{
+    (void)state;
+    config_init_for_test(&config, "/data", 1);
+    snprintf(config.address, sizeof(config.address), "127.0.0.1:8080");
+    snprintf(config.admin_address, sizeof(config.admin_address), "127.0.0.1:8080");
+    assert_false(ok(config_resolve(&config, error, sizeof(error))));
+    assert_non_null(strstr(error, "admin-address: 127.0.0.1:8080 is the address for clients"));
+    snprintf(config.admin_address, sizeof(config.admin_address), "127.0.0.1:8081");
+    assert_true(ok(config_resolve(&config, error, sizeof(error))));
+}
+
 int
 main(void)
 {
@@ -296,6 +309,7 @@ main(void)
         cmocka_unit_test(config_set_changes_what_may_change_and_nothing_else),
         cmocka_unit_test(the_password_is_compared_whole),
         cmocka_unit_test(a_node_with_a_secret_is_one_of_a_cluster),
+        cmocka_unit_test(clients_and_scrapers_have_addresses_of_their_own),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
