@@ -28,6 +28,9 @@
  *
  * Keyspaces are made when they are first used: the request waits for it.
  *
+ * A transaction goes as a whole: EXEC as what reads before it writes, WATCH as a read
+ * (multi_cluster.c).
+ *
  * Several keys (MGET, MSET, DEL ...): each is a part with a route of its own, ROUTE_PARTS at a
  * time.
  */
