@@ -6,8 +6,8 @@
  * renamed; a link is followed first. What is no regular file (a device, a pipe) is written to as it
  * is. Expiry is written as a point in time, so that a later import does not lengthen lives.
  *
- * A cluster has no snapshots. There each page is of its own moment, and read from a quorum: what was
- * acknowledged before the export began, and did not change since, is in it as it is.
+ * A cluster has no snapshots. There each page is of its own moment, and read from a quorum: what
+ * was acknowledged before the export began, and did not change since, is in it as it is.
  */
 #include "client/cli.h"
 

@@ -16,6 +16,12 @@
 
 static_assert(FORWARD_HEAD_BYTES == 1 + 1 + 1 + 1 + 4 + 8 + 4, "as peer_forward.h draws it");
 
+static bool
+is_transaction(const struct peer_forward *forward)
+{
+    return forward->kind == PEER_FORWARD_EXEC || forward->kind == PEER_FORWARD_WATCH;
+}
+
 /* ---- encoding ---- */
 
 bool
@@ -29,7 +35,7 @@ peer_forward_begin(struct buf *out, const struct peer_forward *forward)
     write_u32(&w, forward->age_ms);
     write_u64(&w, forward->until_ms);
     write_u32(&w, forward->arg_count);
-    if (forward->kind != PEER_FORWARD_COMMAND) {
+    if (is_transaction(forward)) {
         write_u32(&w, forward->watch_count);
         write_u32(&w, forward->command_count);
     }
@@ -121,11 +127,11 @@ peer_forward_decode(struct bytes body, struct peer_forward *out)
     f.until_ms = read_u64(&r);
     f.arg_count = read_u32(&r);
     if (r.failed || version != FORWARD_VERSION || f.resp == 1 || f.resp > 3 ||
-        kind > PEER_FORWARD_WATCH || f.arg_count == 0 || f.arg_count > PEER_FORWARD_ARGS_MAX)
+        kind > PEER_FORWARD_FLUSH || f.arg_count == 0 || f.arg_count > PEER_FORWARD_ARGS_MAX)
         return ST_INVALID;
     f.kind = (enum peer_forward_kind)kind;
-    if (kind != PEER_FORWARD_COMMAND && (f.resp == 0 || !read_transaction(&r, &f)))
-        return ST_INVALID;
+    if (f.kind != PEER_FORWARD_COMMAND && f.resp == 0) return ST_INVALID;
+    if (is_transaction(&f) && !read_transaction(&r, &f)) return ST_INVALID;
     f.args = read_rest(&r);
     if (!args_fit(f.args, f.arg_count)) return ST_INVALID;
     *out = f;

@@ -7,7 +7,8 @@
  *        0    1  version: 2
  *        1    1  RESP version of the client: 2 or 3; 0: the only argument is a native frame
  *        2    1  level (enum replicate_level)
- *        3    1  kind: 0 a command, 1 EXEC, 2 WATCH
+ *        3    1  kind: 0 a command, 1 EXEC, 2 WATCH, 3 UNLINK of keys of one partition,
+ *                 without a look at them
  *        4    4  since when the client's connection is there, milliseconds
  *        8    8  until when it may begin: wall clock of who sends, milliseconds
  *       16    4  number of arguments
@@ -30,7 +31,12 @@
 
 #define PEER_FORWARD_ARGS_MAX (1u << 20)
 
-enum peer_forward_kind { PEER_FORWARD_COMMAND, PEER_FORWARD_EXEC, PEER_FORWARD_WATCH };
+enum peer_forward_kind {
+    PEER_FORWARD_COMMAND,
+    PEER_FORWARD_EXEC,
+    PEER_FORWARD_WATCH,
+    PEER_FORWARD_FLUSH
+};
 
 /* Of a watched key. */
 #define PEER_WATCH_PRESENT 1u /* it was there */

@@ -15,6 +15,7 @@
 
 #include "base/fault.h"
 #include "proto/peer.h"
+#include "server/flush_cluster.h"
 #include "server/multi.h"
 #include "server/native.h"
 #include "server/number.h"
@@ -94,22 +95,6 @@ runs_anywhere(const struct request *request)
     if (command->handler == cmd_set) return is_blind_set(request);
     return command->handler == cmd_setex || command->handler == cmd_psetex ||
            command->handler == cmd_mset;
-}
-
-bool
-route_supports(const struct shard *shard, const struct command *command, struct resp_writer *w)
-{
-    if (shard->server->cluster == NULL) return true;
-    static void (*const refused[])(struct exec * x) = {
-        cmd_flushdb,
-        cmd_flushall,
-    };
-    for (u32 i = 0; i < ARRAY_COUNT(refused); i++) {
-        if (command->handler != refused[i]) continue;
-        resp_error(w, "ERR %s is not supported in a cluster yet", command->name);
-        return false;
-    }
-    return true;
 }
 
 /* ---- the end of one ---- */
@@ -315,6 +300,7 @@ encode(struct buf *out, const struct request *request)
     };
     if (place == PLACE_EXEC || place == PLACE_WATCH)
         return multi_encode(out, &forward, request->extra, place == PLACE_WATCH);
+    if (request->blind) forward.kind = PEER_FORWARD_FLUSH;
     if (!peer_forward_begin(out, &forward)) return false;
     for (u32 i = 0; i < request->arg_count; i++)
         if (!peer_forward_arg(out, request->args[i])) return false;
@@ -699,11 +685,31 @@ spread_args(struct shard *shard, const struct peer_forward *forward)
     return spans;
 }
 
-/* The same of EXEC and WATCH. */
+/* What FLUSH sends. */
 static const struct command *
-command_of_kind(const struct peer_forward *forward, const struct bytes *args, u64 *token_out,
-                u32 *keys_out)
+command_of_flush(const struct shard *shard, const struct peer_forward *forward,
+                 const struct bytes *args, u64 *token_out, u32 *keys_out)
 {
+    u32 partitions = shard->server->layout.partition_count, count = forward->arg_count - 1;
+    if (count == 0 || count > FLUSH_KEYS_MAX || !text_is(args[0], "unlink")) return NULL;
+    for (u32 i = 1; i <= count; i++) {
+        if (args[i].size == 0 || args[i].size > LIMIT_KEY_BYTES) return NULL;
+        u64 token = hash_token(args[i]);
+        if (i == 1) *token_out = token;
+        if (token_partition(token, partitions) != token_partition(*token_out, partitions))
+            return NULL;
+    }
+    *keys_out = count;
+    return command_find(args[0]);
+}
+
+/* The same of all kinds. */
+static const struct command *
+command_of_kind(const struct shard *shard, const struct peer_forward *forward,
+                const struct bytes *args, u64 *token_out, u32 *keys_out)
+{
+    if (forward->kind == PEER_FORWARD_FLUSH)
+        return command_of_flush(shard, forward, args, token_out, keys_out);
     if (forward->kind == PEER_FORWARD_COMMAND)
         return command_of(args, forward->arg_count, forward->resp == 0, token_out, keys_out);
     if (!multi_check(forward, args, token_out, keys_out)) return NULL;
@@ -719,6 +725,8 @@ request_of(struct shard *shard, const struct command *command, const struct peer
 {
     struct request *request = request_new(shard, command, args, forward->arg_count, keys, 0);
     if (request == NULL || forward->kind == PEER_FORWARD_COMMAND) return request;
+    request->blind = forward->kind == PEER_FORWARD_FLUSH;
+    if (request->blind) return request;
     struct transaction *tx = multi_decode(&shard->budget, forward, request->args, keyspace);
     if (tx == NULL) {
         request_free(request);
@@ -752,7 +760,7 @@ asked(void *arg, struct peer_request *peer, const struct peer_identity *from,
         refuse(shard, peer, NATIVE_ST_OVERLOADED);
         return;
     }
-    const struct command *command = command_of_kind(&forward, args, &token, &keys);
+    const struct command *command = command_of_kind(shard, &forward, args, &token, &keys);
     if (command == NULL) {
         refuse(shard, peer, NATIVE_ST_INVALID);
         return;

@@ -520,7 +520,6 @@ dispatch(struct session *s, const struct bytes *args, u32 arg_count, u64 start_n
         resp_error(&w, "NOAUTH Authentication required.");
         refused = true;
     }
-    if (!refused && !route_supports(shard, command, &w)) refused = true;
     if (!refused && !keys_fit(&w, command, args, arg_count)) refused = true;
     if (!refused && session_in_multi(s) && command->flags & COMMAND_NO_MULTI) {
         resp_error(&w, "ERR Command not allowed inside a transaction");

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
  * test_cluster_multi.c -- what concerns many keys at once in a cluster of whole nodes, on the
- * simulated link: transactions through any node, and what WATCH notices.
+ * simulated link: transactions through any node, what WATCH notices, and FLUSHALL.
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -587,6 +587,228 @@ transactions_are_whole_through_a_power_cut(void **state)
     run_seeds(crash_story, NODES);
 }
 
+/* ---- FLUSHDB and FLUSHALL ---- */
+
+#define FLUSHED 600u
+
+static MAY_YIELD void
+fill(struct rig_client *clients, u32 first, u32 count)
+{
+    for (u32 i = 0; i < count; i++)
+        CHECK(rig_is(rig_call(&clients[i % NODES], "SET k%u v PX 10000000", first + i), OK));
+}
+
+static MAY_YIELD void
+expect_size(struct rig_client *client, u32 size)
+{
+    char expected[32];
+    snprintf(expected, sizeof(expected), ":%u\r\n", size);
+    expect(rig_call(client, "DBSIZE"), expected, "DBSIZE");
+}
+
+/* Until each replica by itself has none of a database's keys any more. */
+static MAY_YIELD void
+wait_empty(struct rig *rig, u32 node, u32 database)
+{
+    struct rig_client client;
+    u64 deadline_ns = io_now_ns() + WAIT_NS;
+    rig_connect_to(rig, node, &client);
+    CHECK(rig_is(rig_call(&client, "SELECT %u", database), OK));
+    CHECK(rig_is(rig_call(&client, "DISTKV.CONSISTENCY ONE"), OK));
+    while (!rig_is(rig_call(&client, "DBSIZE"), ":0\r\n")) {
+        CHECK(io_now_ns() < deadline_ns);
+        fiber_sleep_ns(100 * NS_PER_MS);
+    }
+    rig_disconnect(&client);
+}
+
+static MAY_YIELD void
+flush_story(struct rig *rig)
+{
+    static const struct line lines[] = {
+        {0, "FLUSHDB", OK}, /* of nothing */
+        {0, "FLUSHDB NOW", "-ERR syntax error\r\n"},
+        {1, "SELECT 1", OK},
+        {1, "SET other 1", OK},
+        {0, "MSET {big}a 1 {big}b 2 {big}c 3", OK},
+    };
+    static const struct line after[] = {
+        {1, "GET other", "$1\r\n1\r\n"},
+        {2, "SET k1 again", OK},
+        {0, "INCR k2", ":1\r\n"},
+        {2, "WATCH k3", OK},
+        {2, "MULTI", OK},
+        {2, "SET k3 v", QUEUED},
+        {2, "EXEC", "*1\r\n+OK\r\n"},
+    };
+    wait_settled(rig);
+    struct rig_client clients[NODES], flusher;
+    connect_all(rig, clients);
+    run_lines(clients, lines, ARRAY_COUNT(lines));
+    CHECK(rig_is(rig_call(&clients[1], "SELECT 0"), OK));
+    fill(clients, 0, FLUSHED);
+    expect_size(&clients[2], FLUSHED + 3);
+    CHECK(rig_is(rig_call(&clients[1], "WATCH k7"), OK));
+    rig_connect_to(rig, 2, &flusher);
+    expect(rig_call(&flusher, "FLUSHDB ASYNC"), OK, "FLUSHDB");
+    for (u32 i = 0; i < NODES; i++)
+        expect_size(&clients[i], 0);
+    CHECK(rig_is(rig_call(&clients[1], "MULTI"), OK));
+    CHECK(rig_is(rig_call(&clients[1], "SET k7 lost"), QUEUED));
+    expect(rig_call(&clients[1], "EXEC"), "*-1\r\n", "EXEC of what was flushed");
+    CHECK(rig_is(rig_call(&clients[1], "SELECT 1"), OK));
+    run_lines(clients, after, ARRAY_COUNT(after));
+    expect_size(&clients[0], 3);
+    expect(rig_call(&flusher, "FLUSHALL"), OK, "FLUSHALL");
+    for (u32 i = 0; i < NODES; i++)
+        expect_size(&clients[i], 0); /* clients[1] is in database 1 */
+    rig_disconnect(&flusher);
+    disconnect_all(clients);
+    for (u32 i = 0; i < NODES; i++)
+        for (u32 database = 0; database < 2; database++)
+            wait_empty(rig, i, database);
+}
+
+static void
+what_is_flushed_is_gone_through_any_node(void **state)
+{
+    (void)state;
+    run_seeds(flush_story, NODES);
+}
+
+/* One node is away. Some keys lie on its disk, and of others there are hints for it: none of them
+ * comes back with it. */
+static MAY_YIELD void
+flush_without_one_story(struct rig *rig)
+{
+    wait_settled(rig);
+    struct rig_client clients[NODES];
+    connect_all(rig, clients);
+    fill(clients, 0, FLUSHED / 2);
+    disconnect_all(clients);
+    rig_crash(rig, 2);
+    fiber_sleep_ns(2 * NS_PER_S);
+    rig_connect_to(rig, 0, &clients[0]);
+    rig_connect_to(rig, 1, &clients[1]);
+    rig_connect_to(rig, 0, &clients[2]);
+    fill(clients, FLUSHED / 2, FLUSHED / 2);
+    expect_size(&clients[1], FLUSHED);
+    expect(rig_call(&clients[0], "FLUSHALL"), OK, "FLUSHALL");
+    expect_size(&clients[1], 0);
+    CHECK(rig_is(rig_call(&clients[1], "SET k5 new"), OK));
+    disconnect_all(clients);
+    rig_start(rig, 2);
+    connect_all(rig, clients);
+    for (u32 round = 0; round < 4; round++) {
+        for (u32 i = 0; i < NODES; i++)
+            expect_size(&clients[i], 1);
+        for (u32 i = 0; i < FLUSHED; i++)
+            expect(rig_call(&clients[(i + round) % NODES], "GET k%u", i),
+                   i == 5 ? "$3\r\nnew\r\n" : "$-1\r\n", "GET of what was flushed");
+        if (round == 1)
+            for (u32 i = 0; i < NODES; i++)
+                CHECK(rig_call(&clients[i], "DISTKV.REPAIR").data[0] == '+');
+        fiber_sleep_ns(2 * NS_PER_S);
+    }
+    CHECK(rig_is(rig_call(&clients[0], "DEL k5"), ":1\r\n"));
+    disconnect_all(clients);
+    for (u32 i = 0; i < NODES; i++)
+        wait_empty(rig, i, 0);
+}
+
+static void
+what_is_flushed_does_not_come_back_with_a_node_that_was_away(void **state)
+{
+    (void)state;
+    run_seeds(flush_without_one_story, NODES);
+}
+
+/* A node fails while it is flushed, and writers go on: what was there before is gone, what is
+ * acknowledged afterwards stays. */
+struct flush_load {
+    bool ending, flushed;
+    u32 before, after; /* keys w0 to w(before) were written before the end of the flush */
+};
+
+static MAY_YIELD void
+write_through(struct rig *rig, void *arg)
+{
+    struct flush_load *load = arg;
+    struct rig_client client;
+    rig_connect_to(rig, 1, &client);
+    while (!load->ending) {
+        bool flushed = load->flushed; /* before it is sent */
+        u32 number = flushed ? load->after : load->before;
+        struct bytes reply = rig_call(&client, "SET %c%u v", flushed ? 'a' : 'w', number);
+        if (rig_is(reply, OK)) *(flushed ? &load->after : &load->before) += 1;
+    }
+    rig_disconnect(&client);
+}
+
+static MAY_YIELD void
+flush_through_crash_story(struct rig *rig)
+{
+    wait_settled(rig);
+    struct rig_client clients[NODES];
+    connect_all(rig, clients);
+    fill(clients, 0, FLUSHED);
+    rig_disconnect(&clients[2]);
+    struct flush_load load = {.ending = false};
+    rig_spawn(rig, write_through, &load);
+    rig_send(&clients[0], "FLUSHALL");
+    fiber_sleep_ns(3 * NS_PER_MS);
+    rig_crash(rig, 2);
+    expect(rig_read(&clients[0]), OK, "FLUSHALL while a node fails");
+    load.flushed = true;
+    rig_start(rig, 2);
+    wait_settled(rig);
+    fiber_sleep_ns(NS_PER_S);
+    load.ending = true;
+    rig_wait_spawned(rig);
+    CHECK(load.before > 0 && load.after > 0);
+    for (u32 i = 0; i < FLUSHED; i++)
+        expect(rig_call(&clients[i % 2], "GET k%u", i), "$-1\r\n", "GET of what was flushed");
+    for (u32 i = 0; i < load.after; i++)
+        expect(rig_call(&clients[i % 2], "GET a%u", i), "$1\r\nv\r\n", "GET of what came later");
+    rig_disconnect(&clients[0]);
+    rig_disconnect(&clients[1]);
+}
+
+static void
+a_flush_goes_on_when_a_node_fails(void **state)
+{
+    (void)state;
+    run_seeds(flush_through_crash_story, NODES);
+}
+
+static MAY_YIELD void
+flush_refused_story(struct rig *rig)
+{
+    wait_settled(rig);
+    struct rig_client clients[NODES];
+    connect_all(rig, clients);
+    fill(clients, 0, 20);
+    rig_disconnect(&clients[1]);
+    rig_disconnect(&clients[2]);
+    rig_crash(rig, 1);
+    rig_crash(rig, 2);
+    fiber_sleep_ns(2 * NS_PER_S);
+    struct bytes reply = rig_call(&clients[0], "FLUSHALL");
+    CHECK(reply.size > 12 && memcmp(reply.data, "-NOREPLICAS ", 12) == 0);
+    rig_start_begin(rig, 1);
+    rig_start_begin(rig, 2);
+    wait_settled(rig);
+    expect_size(&clients[0], 20);
+    rig_disconnect(&clients[0]);
+}
+
+static void
+a_flush_without_a_quorum_does_nothing(void **state)
+{
+    (void)state;
+    run_seeds(flush_refused_story, NODES);
+}
+
 int
 main(void)
 {
@@ -598,6 +820,10 @@ main(void)
         cmocka_unit_test(no_transaction_sees_half_of_another),
         cmocka_unit_test(a_watch_outlives_the_node_that_read_for_it),
         cmocka_unit_test(transactions_are_whole_through_a_power_cut),
+        cmocka_unit_test(what_is_flushed_is_gone_through_any_node),
+        cmocka_unit_test(what_is_flushed_does_not_come_back_with_a_node_that_was_away),
+        cmocka_unit_test(a_flush_goes_on_when_a_node_fails),
+        cmocka_unit_test(a_flush_without_a_quorum_does_nothing),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -89,7 +89,7 @@ counts_that_do_not_add_up_are_refused(void **state)
         {0, 1},     /* version */
         {1, 1},     /* no RESP */
         {1, 0},     /* a native frame is no transaction */
-        {3, 3},     /* kind */
+        {3, 4},     /* kind */
         {3, 2},     /* WATCH has no commands */
         {16, 6},    /* arguments */
         {20, 3},    /* watched keys */
