@@ -4,8 +4,8 @@
  * and deleted by a write of a quorum.
  *
  *   scan       a page of keys, in the order of tokens (cluster_scan in cluster.h)
- *   delete     keys of one partition make a batch (route.h), some batches at once: tombstones for
- * all of them, without a look at what is there, by the first living replica, under its locks
+ *   delete     keys of one partition make a request, some requests at once: the first living
+ *              replica writes tombstones for all of them without a look at what is there
  *   ...        the next page
  *
  * Why a tombstone a key, and no deleted range. What hides a key has to be on every replica before
@@ -14,8 +14,8 @@
  * takes its time with many keys, and nothing that it has deleted comes back from a node that was
  * away.
  *
- * The scan asks as many replicas as are needed to meet every write that W of them have
- * acknowledged, whatever R is.
+ * Scan and tombstones go to as many replicas as are needed to meet every write that W of them have
+ * acknowledged, whatever R is: so each is found, and its tombstone is stamped above it.
  *
  * What is written meanwhile may be deleted or stay. A batch whose outcome is unknown is sent again:
  * nobody minds a second tombstone, until the flush has ended. Of keys that keep siblings each is a
@@ -182,6 +182,7 @@ settle(struct flush *f, size_t at, status *why)
         request_free(request);
     }
     f->count = 0;
+    if (failed) MARK("server.flush.again");
     return at;
 }
 
@@ -200,7 +201,6 @@ delete_found(struct flush *f)
             f->patience_ns = io_now_ns() + PATIENCE_NS;
             continue;
         }
-        MARK("server.flush.again");
         if (io_now_ns() >= f->patience_ns) return why;
         fiber_sleep_ns(RETRY_NS);
     }
