@@ -546,6 +546,42 @@ pair_is_whole(struct rig_client *client, u32 key)
     return 4 + 2 * half == reply.size && memcmp(reply.data + 4, reply.data + 4 + half, half) == 0;
 }
 
+/* The replica that runs EXEC is the one that has not got the change yet, and the connection's level
+ * asks one replica only. */
+static MAY_YIELD void
+late_change_story(struct rig *rig)
+{
+    wait_settled(rig);
+    u32 first = first_node_of(rig, "late"), changer = (first + 1) % NODES;
+    struct rig_client watcher, other;
+    rig_connect_to(rig, (first + 2) % NODES, &watcher);
+    rig_connect_to(rig, changer, &other);
+    CHECK(rig_is(rig_call(&watcher, "DISTKV.CONSISTENCY ONE"), OK));
+    for (u32 i = 0; i < 3; i++) {
+        CHECK(rig_is(rig_call(&other, "SET late old"), OK));
+        fiber_sleep_ns(NS_PER_S);
+        CHECK(rig_is(rig_call(&watcher, "WATCH late"), OK));
+        sim_link_slow_set(rig->sim, rig->nodes[first].machine, rig->nodes[changer].machine,
+                          150 * NS_PER_MS);
+        CHECK(rig_is(rig_call(&other, "SET late new"), OK));
+        CHECK(rig_is(rig_call(&watcher, "MULTI"), OK));
+        CHECK(rig_is(rig_call(&watcher, "SET late lost"), QUEUED));
+        expect(rig_call(&watcher, "EXEC"), "*-1\r\n", "EXEC over a change that is late");
+        sim_link_slow_set(rig->sim, rig->nodes[first].machine, rig->nodes[changer].machine, 0);
+        fiber_sleep_ns(NS_PER_S);
+        expect(rig_call(&other, "GET late"), "$3\r\nnew\r\n", "GET late");
+    }
+    rig_disconnect(&watcher);
+    rig_disconnect(&other);
+}
+
+static void
+a_change_that_one_replica_lacks_is_noticed(void **state)
+{
+    (void)state;
+    run_seeds(late_change_story, NODES);
+}
+
 /* One node loses its power under a load of transactions: each replica has them whole, so in the end
  * everybody has. (Before that, one of an unknown outcome may be on one replica only, of which some
  * reads know.) */
@@ -781,6 +817,59 @@ a_flush_goes_on_when_a_node_fails(void **state)
     run_seeds(flush_through_crash_story, NODES);
 }
 
+/* Who flushes has not got the keys yet. */
+static MAY_YIELD void
+late_keys_story(struct rig *rig)
+{
+    wait_settled(rig);
+    struct rig_client clients[NODES];
+    connect_all(rig, clients);
+    sim_link_slow_set(rig->sim, rig->nodes[0].machine, rig->nodes[1].machine, 150 * NS_PER_MS);
+    for (u32 i = 0; i < 20; i++)
+        CHECK(rig_is(rig_call(&clients[1], "SET k%u v", i), OK));
+    expect(rig_call(&clients[0], "FLUSHALL"), OK, "FLUSHALL");
+    for (u32 i = 0; i < 20; i++)
+        expect(rig_call(&clients[2], "GET k%u", i), "$-1\r\n", "GET of what was flushed");
+    sim_link_slow_set(rig->sim, rig->nodes[0].machine, rig->nodes[1].machine, 0);
+    disconnect_all(clients);
+}
+
+static void
+a_flush_finds_what_its_node_lacks(void **state)
+{
+    (void)state;
+    run_seeds(late_keys_story, NODES);
+}
+
+/* Who has flushed loses its power as soon as it has said so, and nobody can ask it. */
+static MAY_YIELD void
+flush_then_gone_story(struct rig *rig)
+{
+    wait_settled(rig);
+    u32 first = first_node_of(rig, "alone");
+    struct rig_client client, other;
+    rig_connect_to(rig, first, &client);
+    rig_connect_to(rig, (first + 1) % NODES, &other);
+    CHECK(rig_is(rig_call(&client, "SET alone v"), OK));
+    fiber_sleep_ns(NS_PER_S);
+    for (u32 i = 0; i < NODES; i++)
+        if (i != first)
+            sim_link_slow_set(rig->sim, rig->nodes[first].machine, rig->nodes[i].machine,
+                              150 * NS_PER_MS);
+    expect(rig_call(&client, "FLUSHALL"), OK, "FLUSHALL");
+    rig_crash(rig, first);
+    rig_disconnect(&client);
+    expect(rig_call(&other, "GET alone"), "$-1\r\n", "GET of what was flushed");
+    rig_disconnect(&other);
+}
+
+static void
+what_was_flushed_is_so_though_who_did_it_is_gone(void **state)
+{
+    (void)state;
+    run_seeds(flush_then_gone_story, NODES);
+}
+
 static MAY_YIELD void
 flush_refused_story(struct rig *rig)
 {
@@ -819,10 +908,13 @@ main(void)
         cmocka_unit_test(optimistic_increments_from_all_nodes_are_all_counted),
         cmocka_unit_test(no_transaction_sees_half_of_another),
         cmocka_unit_test(a_watch_outlives_the_node_that_read_for_it),
+        cmocka_unit_test(a_change_that_one_replica_lacks_is_noticed),
         cmocka_unit_test(transactions_are_whole_through_a_power_cut),
         cmocka_unit_test(what_is_flushed_is_gone_through_any_node),
         cmocka_unit_test(what_is_flushed_does_not_come_back_with_a_node_that_was_away),
         cmocka_unit_test(a_flush_goes_on_when_a_node_fails),
+        cmocka_unit_test(a_flush_finds_what_its_node_lacks),
+        cmocka_unit_test(what_was_flushed_is_so_though_who_did_it_is_gone),
         cmocka_unit_test(a_flush_without_a_quorum_does_nothing),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
