@@ -19,7 +19,9 @@
 
 #ifdef __SANITIZE_ADDRESS__
 #define SEED_COUNT 1u
+#define REFUSALS   4u
 #else
+#define REFUSALS   40u
 #define SEED_COUNT 3u
 #endif
 #define NODES   3u
@@ -623,6 +625,93 @@ transactions_are_whole_through_a_power_cut(void **state)
     run_seeds(crash_story, NODES);
 }
 
+/* ---- an allocation is refused ---- */
+
+/* Replies stay in step, and a transaction is done as a whole or not at all. */
+struct refusal {
+    u64 n;
+    bool happened;
+    u32 done, refused, unknown, closed;
+};
+
+static MAY_YIELD void
+refused_exec(struct rig *rig, struct rig_client *client, u32 round)
+{
+    struct refusal *refusal = rig->arg;
+    static const char *const lines[] = {"ECHO 0",        "WATCH {r}w",   "MULTI", "INCR {r}a",
+                                        "APPEND {r}b x", "ECHO between", "EXEC",  "ECHO 1"};
+    u32 skipped = round % 2 == 0 ? 5 : ARRAY_COUNT(lines); /* without the connection's */
+    CHECK(buf_reserve(&client->in, KIB(16)));
+    for (u32 i = 0; i < ARRAY_COUNT(lines); i++)
+        if (i != skipped) rig_send(client, "%s", lines[i]);
+    sim_fail_at(rig->sim, SIM_POINT_ALLOC, refusal->n, 1 + refusal->n % 5, ST_NO_MEMORY);
+    for (u32 i = 0; i < ARRAY_COUNT(lines); i++) {
+        if (i == skipped) continue;
+        struct bytes reply = rig_read(client);
+        if (reply.size == 0) {
+            refusal->closed++;
+            break;
+        }
+        if (i == 0) CHECK(reply.data[0] == '-' || rig_is(reply, "$1\r\n0\r\n"));
+        if (i == 7) CHECK(reply.data[0] == '-' || rig_is(reply, "$1\r\n1\r\n"));
+        if (i != 6) continue;
+        if (reply.data[0] == '*')
+            refusal->done++;
+        else if (memcmp(reply.data, "-UNKNOWN", 8) == 0)
+            refusal->unknown++;
+        else
+            refusal->refused++;
+    }
+    refusal->happened = sim_failed(rig->sim);
+    sim_faults_clear(rig->sim);
+}
+
+static MAY_YIELD void
+refused_story(struct rig *rig)
+{
+    struct refusal *refusal = rig->arg;
+    wait_settled(rig);
+    char a[64], b[64];
+    for (u32 round = 0; round < 2 * NODES; round++) {
+        struct rig_client client;
+        rig_connect_to(rig, round % NODES, &client);
+        refused_exec(rig, &client, round);
+        rig_disconnect(&client);
+        fiber_sleep_ns(2 * NS_PER_S); /* whoever had none has closed something, perhaps */
+        rig_connect_to(rig, 0, &client);
+        /* One of an unknown outcome may be on one replica only. */
+        CHECK(rig_is(rig_call(&client, "DISTKV.CONSISTENCY ALL"), OK));
+        int size = 0;
+        u32 count = 0;
+        struct bytes reply = rig_call(&client, "GET {r}a");
+        snprintf(a, sizeof(a), "%.*s", (int)reply.size, (const char *)reply.data);
+        (void)sscanf(a, "$%d\r\n%u", &size, &count);
+        snprintf(b, sizeof(b), ":%u\r\n", count);
+        expect(rig_call(&client, "STRLEN {r}b"), b, a); /* as many as there are increments */
+        CHECK(count >= refusal->done &&
+              count <= refusal->done + refusal->unknown + refusal->closed);
+        rig_disconnect(&client);
+    }
+}
+
+static void
+without_memory_a_transaction_is_whole_or_refused(void **state)
+{
+    (void)state;
+    u32 refused = 0, done = 0;
+    for (u64 n = 1; n <= REFUSALS; n++) {
+        struct refusal refusal = {.n = 3 * n - 2};
+        struct rig rig = {
+            .shard_count = 1, .node_count = NODES, .configure = configure, .arg = &refusal};
+        sim_options_default(&rig.options, n % 7 + 1);
+        rig.story = refused_story;
+        rig_run(&rig);
+        refused += refusal.refused;
+        done += refusal.done;
+    }
+    assert_true(refused > 0 && done > 0);
+}
+
 /* ---- FLUSHDB and FLUSHALL ---- */
 
 #define FLUSHED 600u
@@ -910,6 +999,7 @@ main(void)
         cmocka_unit_test(a_watch_outlives_the_node_that_read_for_it),
         cmocka_unit_test(a_change_that_one_replica_lacks_is_noticed),
         cmocka_unit_test(transactions_are_whole_through_a_power_cut),
+        cmocka_unit_test(without_memory_a_transaction_is_whole_or_refused),
         cmocka_unit_test(what_is_flushed_is_gone_through_any_node),
         cmocka_unit_test(what_is_flushed_does_not_come_back_with_a_node_that_was_away),
         cmocka_unit_test(a_flush_goes_on_when_a_node_fails),
