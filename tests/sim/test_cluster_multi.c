@@ -21,7 +21,7 @@
 #define SEED_COUNT 1u
 #define REFUSALS   4u
 #else
-#define REFUSALS   40u
+#define REFUSALS   25u
 #define SEED_COUNT 3u
 #endif
 #define NODES   3u
@@ -700,7 +700,7 @@ without_memory_a_transaction_is_whole_or_refused(void **state)
     (void)state;
     u32 refused = 0, done = 0;
     for (u64 n = 1; n <= REFUSALS; n++) {
-        struct refusal refusal = {.n = 3 * n - 2};
+        struct refusal refusal = {.n = 5 * n - 4};
         struct rig rig = {
             .shard_count = 1, .node_count = NODES, .configure = configure, .arg = &refusal};
         sim_options_default(&rig.options, n % 7 + 1);
