@@ -5,6 +5,9 @@
  * A file appears under its name only when it is whole: it is written as NAME.part, synced and
  * renamed; a link is followed first. What is no regular file (a device, a pipe) is written to as it
  * is. Expiry is written as a point in time, so that a later import does not lengthen lives.
+ *
+ * A cluster has no snapshots. There each page is of its own moment, and read from a quorum: what
+ * was acknowledged before the export began, and did not change since, is in it as it is.
  */
 #include "client/cli.h"
 
@@ -66,6 +69,12 @@ export_run(struct export *export)
     };
     distkv_scan *scan;
     int code = distkv_scan_open(cli->kv, &options, &scan);
+    if (code == DISTKV_UNSUPPORTED) {
+        options.snapshot = 0;
+        code = distkv_scan_open(cli->kv, &options, &scan);
+        if (code == DISTKV_OK && !cli->set.quiet)
+            cli_warn(cli, "a cluster has no snapshots: this export is of no one moment");
+    }
     if (code != DISTKV_OK) return cli_fail(cli, code, "export");
     struct distkv_entry entry;
     while ((code = distkv_scan_next(scan, &entry)) == DISTKV_OK && !ferror(export->out))

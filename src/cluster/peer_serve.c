@@ -127,7 +127,8 @@ peer_guest_tick(struct peer_guest *guest)
 /* ---- answers ---- */
 
 /* An answer that finds no memory is sent without its body; one that finds none even so ends the
- * connection: whoever asked must not wait for what does not come. */
+ * connection: whoever asked must not wait for what does not come. What was done does not become
+ * NO_MEMORY, after which it would be done again. */
 static void
 guest_answer(struct peer_guest *guest, const struct native_header *request,
              enum native_status native_status, u64 epoch, const struct bytes *parts, u32 part_count)
@@ -137,7 +138,8 @@ guest_answer(struct peer_guest *guest, const struct native_header *request,
     if (peer_parts_bytes(parts, part_count) <= PEER_BODY_BYTES_MAX &&
         peer_frame_send(guest->peers, guest->conn, &header, parts, part_count))
         return;
-    header.status = NATIVE_ST_NO_MEMORY;
+    bool done = native_status == NATIVE_ST_OK;
+    header.status = done ? NATIVE_ST_UNKNOWN_OUTCOME : NATIVE_ST_NO_MEMORY;
     if (part_count > 0 && peer_frame_send(guest->peers, guest->conn, &header, NULL, 0)) return;
     MARK("cluster.peer.no_answer");
     guest_end(guest, IO_CLOSE_ABORT);

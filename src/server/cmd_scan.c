@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * cmd_scan.c -- the commands over whole keyspaces: SCAN, KEYS, RANDOMKEY, DBSIZE, FLUSHDB,
- * FLUSHALL. They run on a fiber of the connection's shard and ask the shards one after another.
+ * cmd_scan.c -- the commands that read whole keyspaces: SCAN, KEYS, RANDOMKEY, DBSIZE. They run on
+ * a fiber of the connection's shard and ask the shards one after another.
  *
  * SCAN's cursor. Keys are ordered by token, so a cursor names a token: "every key in front of it
  * has been returned". A call ends only between two buckets of 2^12 tokens (so close together that
@@ -18,7 +18,7 @@
  *
  * In a cluster the keys come from quorums of replicas (cluster_scan in cluster.h), page by page,
  * and SCAN's positions are kept by the shard of the connection. KEYS, DBSIZE and RANDOMKEY are of
- * no one instant there. FLUSHDB and FLUSHALL are not done there yet.
+ * no one instant there.
  */
 #include "base/fault.h"
 #include "cluster/cluster.h"
@@ -740,80 +740,4 @@ cmd_dbsize(struct exec *x)
         resp_integer(x->reply, (i64)call.count);
     else
         exec_fail(x, call.st);
-}
-
-struct flush_call {
-    u16 first, last; /* keyspaces */
-    bool wrote;      /* some of it is done, whatever becomes of the rest */
-    status st;
-};
-
-/* A command on a fiber that has read and not yet written would write what was flushed, and a
- * transaction over several keyspaces would see some of them flushed: so no key may be locked, and
- * none gets locked before all keyspaces are done. Locks are held for reads of the disk and waits
- * for room; when they take longer than this, the flush is refused and has done nothing here. */
-#define FLUSH_LOCKS_NS_MAX (5 * NS_PER_S)
-
-MAY_YIELD static status
-flush_keyspace(struct shard *shard, u16 keyspace, u64 *seq)
-{
-    struct lsm_batch batch;
-    lsm_batch_init(&batch, &shard->budget);
-    status st = ST_NO_MEMORY;
-    if (lsm_batch_delete_range(&batch, keyspace, shard->token_first, shard->token_last))
-        st = lsm_write_try(shard->lsm, &batch, seq);
-    if (status_is(st, ST_WOULD_WAIT)) st = lsm_write(shard->lsm, &batch, seq);
-    lsm_batch_deinit(&batch);
-    return st;
-}
-
-MAY_YIELD static void
-flush_here(void *arg)
-{
-    struct flush_call *call = arg;
-    struct shard *shard = shard_self();
-    if (!ok(call->st)) return; /* refused by a shard before */
-    u64 seq = 0;
-    call->st = keylock_acquire_all(&shard->locks, io_now_ns() + FLUSH_LOCKS_NS_MAX);
-    shard->stats->lock_waits = shard->locks.waits;
-    if (!ok(call->st)) {
-        MARK("server.flush.refused");
-        return;
-    }
-    for (u16 keyspace = call->first; keyspace <= call->last && ok(call->st); keyspace++) {
-        call->st = flush_keyspace(shard, keyspace, &seq);
-        call->wrote |= ok(call->st);
-    }
-    keylock_release_all(&shard->locks);
-    if (ok(call->st)) call->st = lsm_wait_durable(shard->lsm, seq);
-}
-
-MAY_YIELD static void
-flush(struct exec *x, u16 first, u16 last)
-{
-    if (x->arg_count > 2 ||
-        (x->arg_count == 2 && !cmd_arg_is(x, 1, "async") && !cmd_arg_is(x, 1, "sync"))) {
-        resp_error(x->reply, CMD_SYNTAX);
-        return;
-    }
-    struct flush_call call = {.first = first, .last = last, .st = ST_OK};
-    status st = shard_for_all(x->shard, flush_here, &call);
-    if (ok(call.st)) call.st = st;
-    x->wrote = call.wrote; /* without room for the reply it is not refused */
-    if (ok(call.st))
-        resp_ok(x->reply);
-    else
-        exec_fail(x, call.st);
-}
-
-MAY_YIELD void
-cmd_flushdb(struct exec *x)
-{
-    flush(x, x->keyspace, x->keyspace);
-}
-
-MAY_YIELD void
-cmd_flushall(struct exec *x)
-{
-    flush(x, 0, LIMIT_KEYSPACES_CLIENT - 1);
 }

@@ -51,6 +51,7 @@ struct exec {
     u64 connected_ns; /* native: since when the connection that asks is there */
     u64 deadline_ns;  /* in a cluster: how long it may wait for replicas */
     u8 level;         /* enum replicate_level */
+    bool blind;       /* DEL reads nothing */
 
     /* state */
     bool waits;          /* on a fiber: may yield */

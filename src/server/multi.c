@@ -19,50 +19,10 @@
  * was written, deleted, and merged away. A key that had a time to live and has expired since counts
  * as changed, as in Redis.
  */
-#include "server/cmd.h"
+#include "server/multi.h"
+
 #include "server/native.h"
-#include "server/session.h"
-
-/* What one connection may queue. */
-#define MULTI_BYTES_MAX    (LIMIT_BATCH_BYTES + (4u << 20))
-#define MULTI_COMMANDS_MAX LIMIT_BATCH_OPS
-#define MULTI_WATCHES_MAX  4096u
-
-struct queued {
-    struct list link;
-    const struct command *command;
-    size_t memory;
-    u32 arg_count;
-    u16 keyspace;
-    bool at_home;
-    size_t reply_start, reply_size; /* in the owner's reply */
-    struct bytes args[];
-};
-
-struct watch {
-    struct list link;
-    size_t memory;
-    u64 seq;
-    u16 keyspace;
-    bool present;
-    bool filled;
-    struct bytes key;
-};
-
-struct transaction {
-    struct list queue; /* struct queued */
-    struct list watches;
-    u32 count, home_count, watch_count;
-    u32 keys; /* of all that is queued */
-    size_t memory;
-    u32 slot;
-    bool slot_known;
-    bool queueing; /* between MULTI and EXEC */
-    bool spoiled;
-    bool assembled; /* the owner leaves the array's head to home */
-    bool aborted;   /* a watched key has changed */
-    u16 keyspace;
-};
+#include "server/route.h"
 
 bool
 session_in_multi(const struct session *s)
@@ -121,10 +81,9 @@ session_multi_spoil(struct session *s)
     s->multi->spoiled = true;
 }
 
-/* Takes the slot of the keys; false: another one than before. */
-static bool
-slot_fits(struct transaction *tx, const struct command *command, const struct bytes *args,
-          u32 arg_count)
+bool
+transaction_slot_fits(struct transaction *tx, const struct command *command,
+                      const struct bytes *args, u32 arg_count)
 {
     u32 first, last, step;
     command_key_range(command, arg_count, &first, &last, &step);
@@ -143,7 +102,11 @@ session_multi_queue(struct session *s, const struct command *command, const stru
                     u32 arg_count, struct resp_writer *w)
 {
     struct transaction *tx = s->multi;
-    if (!slot_fits(tx, command, args, arg_count)) {
+    if (!multi_may_queue(s, command, args, arg_count, w)) {
+        tx->spoiled = true;
+        return;
+    }
+    if (!transaction_slot_fits(tx, command, args, arg_count)) {
         tx->spoiled = true;
         resp_error(w, "CROSSSLOT Keys in request don't hash to the same slot");
         return;
@@ -166,10 +129,11 @@ session_multi_queue(struct session *s, const struct command *command, const stru
     queued->arg_count = arg_count;
     queued->keyspace = tx->keyspace;
     queued->at_home = command->place > PLACE_SPLIT_ARRAY;
-    u8 *to = (u8 *)(queued->args + arg_count);
+    queued->args = queued->spans;
+    u8 *to = (u8 *)(queued->spans + arg_count);
     for (u32 i = 0; i < arg_count; i++) {
         if (args[i].size != 0) memcpy(to, args[i].data, args[i].size);
-        queued->args[i] = BYTES(to, args[i].size);
+        queued->spans[i] = BYTES(to, args[i].size);
         to += args[i].size;
     }
     list_push_back(&tx->queue, &queued->link);
@@ -236,11 +200,15 @@ cmd_watch(struct exec *x)
     list_for_each (node, &tx->watches) {
         struct watch *watch = list_entry(node, struct watch, link);
         if (watch->filled) continue;
+        if (x->shard->server->cluster != NULL) {
+            if (!multi_watch_here(x, watch)) return;
+            continue;
+        }
         struct exec_value value;
         enum exec_found found = exec_get_in(x, watch->keyspace, watch->key, false, &value);
         if (found == EXEC_STOP) return;
         watch->present = found == EXEC_FOUND;
-        watch->seq = watch->present ? value.seq : lsm_seq_last(x->shard->lsm);
+        watch->mark = watch->present ? value.seq : lsm_seq_last(x->shard->lsm);
     }
     list_for_each (node, &tx->watches)
         list_entry(node, struct watch, link)->filled = true;
@@ -250,12 +218,13 @@ cmd_watch(struct exec *x)
 MAY_YIELD static bool
 unchanged(struct exec *x, const struct watch *watch)
 {
+    if (x->shard->server->cluster != NULL) return multi_unchanged(x, watch);
     struct exec_value value;
     enum exec_found found = exec_get_in(x, watch->keyspace, watch->key, false, &value);
     if (found == EXEC_STOP) return false;
-    if (found == EXEC_FOUND) return watch->present && value.seq == watch->seq;
-    return !watch->present && value.key_seq <= watch->seq &&
-           lsm_dropped_seq(x->shard->lsm, watch->keyspace, watch->key) <= watch->seq;
+    if (found == EXEC_FOUND) return watch->present && value.seq == watch->mark;
+    return !watch->present && value.key_seq <= watch->mark &&
+           lsm_dropped_seq(x->shard->lsm, watch->keyspace, watch->key) <= watch->mark;
 }
 
 static bool
@@ -265,14 +234,15 @@ prepare_watch(struct session *s, const struct bytes *args, u32 arg_count, struct
         resp_error(w, "ERR WATCH inside MULTI is not allowed");
         return false;
     }
+    const struct command *command = command_find(BYTES_LITERAL("watch"));
+    if (!multi_may_queue(s, command, args, arg_count, w)) return false;
     struct transaction *tx = transaction_of(s);
     if (tx == NULL) {
         exec_error_reply(w, ST_NO_MEMORY);
         return false;
     }
-    const struct command *command = command_find(BYTES_LITERAL("watch"));
     struct transaction probe = {.slot = tx->slot, .slot_known = tx->slot_known};
-    if (!slot_fits(&probe, command, args, arg_count)) {
+    if (!transaction_slot_fits(&probe, command, args, arg_count)) {
         resp_error(w, "CROSSSLOT Keys in request don't hash to the same slot");
         return false;
     }
@@ -294,6 +264,7 @@ prepare_watch(struct session *s, const struct bytes *args, u32 arg_count, struct
         memset(watch, 0, sizeof(*watch));
         watch->memory = memory;
         watch->keyspace = s->keyspace;
+        watch->since_ns = io_now_ns();
         memcpy(watch + 1, args[i].data, args[i].size);
         watch->key = BYTES(watch + 1, args[i].size);
         list_push_back(&tx->watches, &watch->link);
@@ -332,12 +303,25 @@ session_exec_prepare(struct session *s, const struct command *command, const str
     if (!go) return false;
     struct transaction *tx = s->multi;
     const struct server *server = s->shard->server;
-    u64 token = (u64)tx->slot << (64 - SLOT_BITS);
-    *owner = tx->slot_known ? shard_of_token(server, token) : s->shard->index;
+    *owner = tx->slot_known ? shard_of_token(server, transaction_token(tx)) : s->shard->index;
     *extra = tx;
     tx->assembled = tx->home_count != 0;
     *at_home = command->place == PLACE_EXEC && tx->assembled;
     return true;
+}
+
+bool
+session_exec_routed(const struct session *s, u64 *token_out)
+{
+    *token_out = transaction_token(s->multi);
+    return s->shard->server->cluster != NULL && s->multi->slot_known;
+}
+
+void
+session_exec_attach(const struct session *s, struct request *request)
+{
+    request->extra = s->multi;
+    request->writes = request->command->place == PLACE_EXEC && transaction_writes(s->multi);
 }
 
 u32
@@ -375,7 +359,7 @@ cmd_exec(struct exec *x)
         resp_null_array(x->reply);
         return;
     }
-    if (!tx->assembled) resp_array(x->reply, tx->count);
+    if (!tx->assembled) resp_array(x->reply, tx->count - tx->home_count);
 
     const struct command *command = x->command;
     const struct bytes *args = x->args;
@@ -391,7 +375,7 @@ cmd_exec(struct exec *x)
         queued->reply_start = x->reply->out->size;
         queued->command->handler(x);
         queued->reply_size = x->reply->out->size - queued->reply_start;
-        if (x->stopped || exec_reply_too_large(x)) break;
+        if (x->stopped || exec_reply_too_large(x) || !multi_reply_fits(x)) break;
     }
     x->command = command;
     x->args = args;
@@ -434,8 +418,8 @@ command_for_each_key_hash(struct exec *x, void (*each)(void *arg, u64 hash), voi
     }
 }
 
-static bool
-writes(const struct transaction *tx)
+bool
+transaction_writes(const struct transaction *tx)
 {
     list_for_each (node, &tx->queue) {
         const struct queued *queued = list_entry(node, struct queued, link);
@@ -444,15 +428,59 @@ writes(const struct transaction *tx)
     return false;
 }
 
+/* In a cluster: wherever that is. */
+MAY_YIELD static void
+call_routed(struct request *there, const struct session *s, struct transaction *tx)
+{
+    struct fiber_queue queue;
+    fiber_queue_init(&queue);
+    there->waiter = &queue;
+    there->connected_ns = s->created_ns;
+    there->level = s->level;
+    there->writes = transaction_writes(tx);
+    if (route_start(there, transaction_token(tx))) {
+        request_wait(there);
+        return;
+    }
+    buf_init(&there->reply, &s->shard->budget);
+    struct resp_writer w = {.out = &there->reply, .version = there->resp};
+    exec_error_reply(&w, ST_NO_MEMORY);
+    there->failure = ST_NO_MEMORY;
+}
+
+/* The owner's replies, from an array of them; false: it is none, but an error or nil. */
+static bool
+take_array(struct transaction *tx, struct bytes reply)
+{
+    struct resp_reply head;
+    size_t at, consumed;
+    status st = resp_read(reply, &head, &at);
+    if (!ok(st) || head.kind != RESP_REPLY_ARRAY || head.integer != tx->count - tx->home_count)
+        return false;
+    list_for_each (node, &tx->queue) {
+        struct queued *queued = list_entry(node, struct queued, link);
+        if (queued->at_home) continue;
+        queued->reply_start = at;
+        for (i64 wanted = 1; wanted > 0; wanted--, at += consumed) {
+            st = resp_read(BYTES(reply.data + at, reply.size - at), &head, &consumed);
+            if (!ok(st)) return false;
+            if (head.kind == RESP_REPLY_ARRAY) wanted += head.integer;
+        }
+        queued->reply_size = at - queued->reply_start;
+    }
+    return at == reply.size;
+}
+
 /* Runs the owner's part, wherever it is, and leaves its reply in *data. When there is no memory for
  * that, x->reply has failed, and x->wrote says whether it took effect all the same. */
 MAY_YIELD static bool
 run_keys(struct exec *x, struct request *request, struct transaction *tx, struct buf *data)
 {
     struct shard *shard = x->shard;
-    u64 token = (u64)tx->slot << (64 - SLOT_BITS);
-    u32 owner = tx->slot_known ? shard_of_token(shard->server, token) : shard->index;
-    if (owner == shard->index) {
+    u64 token;
+    bool routed = session_exec_routed(request->session, &token);
+    u32 owner = tx->slot_known && !routed ? shard_of_token(shard->server, token) : shard->index;
+    if (owner == shard->index && !routed) {
         struct resp_writer w = {.out = data, .version = request->resp};
         struct exec inner;
         exec_init(&inner, shard, x->budget, &w);
@@ -477,12 +505,17 @@ run_keys(struct exec *x, struct request *request, struct transaction *tx, struct
     }
     memcpy(there->args, request->args, request->arg_count * sizeof(*request->args));
     there->extra = tx;
-    request_call(there);
+    tx->assembled = !routed; /* another node answers with the whole array */
+    if (routed)
+        call_routed(there, request->session, tx);
+    else
+        request_call(there);
     struct bytes reply = request_reply(there);
     /* What a queued command answers is not EXEC's failure, though the reply may begin with it. */
     bool done = !there->unknown && ok(there->failure);
+    if (routed) done = done && take_array(tx, reply);
     if (there->unknown) request->unknown = true;
-    x->wrote = done && !tx->aborted && writes(tx);
+    x->wrote = done && !tx->aborted && transaction_writes(tx);
     if (!buf_append(data, reply.data, reply.size)) x->reply->failed = true;
     request_free(there);
     return done;

@@ -352,6 +352,7 @@ exec_of_request(struct exec *x, struct request *request, struct resp_writer *w, 
     x->connected_ns = request->connected_ns;
     x->deadline_ns = request->deadline_ns;
     x->level = request->level;
+    x->blind = request->blind;
 }
 
 /* It has changed nothing. Without room even to say so the connection ends: the next reply would
@@ -771,8 +772,8 @@ request_start(struct request *request)
     }
     buf_init(&request->reply, request_budget(request, shard));
     request->work.run = run_on_fiber;
-    request->work.calls =
-        request->at_home || request->in_stretches; /* asks the owners of its keys */
+    request->work.calls = request->at_home || request->in_stretches || /* asks the owners */
+                          (request->writes && request->command->place == PLACE_FIBER);
     shard->stats->requests_heavy += request->work.class == WORK_HEAVY;
     if (work_start(&shard->workers, &request->work)) return;
     request->mail.deliver = deliver_no_fiber; /* done is never called from inside start */

@@ -94,6 +94,7 @@ struct request {
     u16 keyspace;
     u8 resp;
     u8 level;         /* in a cluster: enum replicate_level */
+    bool blind;       /* deletes without a look: flush_cluster.c */
     bool coordinates; /* counted in cluster_shard.coordinating */
     /* in a cluster */
     u64 deadline_ns;           /* on io_now_ns; 0: none yet */

@@ -2,19 +2,8 @@
  *
  * route.c -- see route.h.
  *
- * The body of PEER_FORWARD, little-endian:
- *
- *   offset size
- *        0    1  version: 1
- *        1    1  RESP version of the client: 2 or 3; 0: the only argument is a native frame
- *        2    1  level (enum replicate_level)
- *        3    1  0
- *        4    4  since when the client's connection is there, milliseconds
- *        8    8  until when it may begin: wall clock of who sends, milliseconds
- *       16    4  number of arguments, then for each its size (4) and its bytes
- *
- * The answer with status OK is the reply as the client gets it. WRONG_EPOCH, OVERLOADED, CLOSING,
- * TIMED_OUT, UNAVAILABLE: nothing was done.
+ * The frames are in proto/peer_forward.h. WRONG_EPOCH, OVERLOADED, CLOSING, TIMED_OUT, UNAVAILABLE
+ * in an answer: nothing was done.
  *
  * Until when. The frame's timeout counts from its arrival. A node that was stopped finds what
  * arrived meanwhile when it goes on, a link may hold something for seconds: who sent it has long
@@ -26,18 +15,17 @@
 
 #include "base/fault.h"
 #include "proto/peer.h"
+#include "server/flush_cluster.h"
+#include "server/multi.h"
 #include "server/native.h"
 #include "server/number.h"
 #include "server/session.h"
 
-#define FORWARD_VERSION    2u
-#define FORWARD_HEAD_BYTES 20u
-#define FORWARD_CLOCK_MS   250u
-#define AGAIN_NS_MIN       (20 * NS_PER_MS)
-#define AGAIN_NS_MAX       (200 * NS_PER_MS)
+#define FORWARD_CLOCK_MS 250u
+#define AGAIN_NS_MIN     (20 * NS_PER_MS)
+#define AGAIN_NS_MAX     (200 * NS_PER_MS)
 /* How often it is asked whether the member that has it still answers. */
-#define LOOK_NS            (50 * NS_PER_MS)
-#define FORWARDED_ARGS_MAX (1u << 17)
+#define LOOK_NS (50 * NS_PER_MS)
 
 struct route {
     struct peer_call call;
@@ -102,28 +90,11 @@ runs_anywhere(const struct request *request)
     if (request->writes && replicate_siblings(shard_self()->cluster->replicator, request->keyspace))
         return false;
     if (command->flags & COMMAND_NATIVE) return is_blind_native(request);
+    if (command->place == PLACE_EXEC) return false;
     if (!(command->flags & COMMAND_WRITE)) return true;
     if (command->handler == cmd_set) return is_blind_set(request);
     return command->handler == cmd_setex || command->handler == cmd_psetex ||
            command->handler == cmd_mset;
-}
-
-bool
-route_supports(const struct shard *shard, const struct command *command, struct resp_writer *w)
-{
-    if (shard->server->cluster == NULL) return true;
-    static void (*const refused[])(struct exec * x) = {
-        cmd_multi,
-        cmd_watch,
-        cmd_flushdb,
-        cmd_flushall,
-    };
-    for (u32 i = 0; i < ARRAY_COUNT(refused); i++) {
-        if (command->handler != refused[i]) continue;
-        resp_error(w, "ERR %s is not supported in a cluster yet", command->name);
-        return false;
-    }
-    return true;
 }
 
 /* ---- the end of one ---- */
@@ -316,22 +287,23 @@ choose(const struct route *route, const struct shard *shard, const struct topolo
 static bool
 encode(struct buf *out, const struct request *request)
 {
-    u8 head[FORWARD_HEAD_BYTES] = {FORWARD_VERSION};
     bool native = (request->command->flags & COMMAND_NATIVE) != 0;
+    enum command_place place = request->command->place;
     u64 now = io_now_ns();
-    head[1] = native ? 0 : request->resp;
-    head[2] = request->level;
-    store_u32(head + 4, (u32)MIN((now - MIN(now, request->connected_ns)) / NS_PER_MS, UINT32_MAX));
     u64 left_ms = (request->deadline_ns - MIN(now, request->deadline_ns)) / NS_PER_MS;
-    store_u64(head + 8, io_wall_ms() + left_ms);
-    store_u32(head + 16, request->arg_count);
-    if (!buf_append(out, head, sizeof(head))) return false;
-    for (u32 i = 0; i < request->arg_count; i++) {
-        u8 size[4];
-        store_u32(size, (u32)request->args[i].size);
-        if (!buf_append(out, size, sizeof(size))) return false;
-        if (!buf_append(out, request->args[i].data, request->args[i].size)) return false;
-    }
+    struct peer_forward forward = {
+        .resp = native ? 0 : request->resp,
+        .level = request->level,
+        .age_ms = (u32)MIN((now - MIN(now, request->connected_ns)) / NS_PER_MS, UINT32_MAX),
+        .until_ms = io_wall_ms() + left_ms,
+        .arg_count = request->arg_count,
+    };
+    if (place == PLACE_EXEC || place == PLACE_WATCH)
+        return multi_encode(out, &forward, request->extra, place == PLACE_WATCH);
+    if (request->blind) forward.kind = PEER_FORWARD_FLUSH;
+    if (!peer_forward_begin(out, &forward)) return false;
+    for (u32 i = 0; i < request->arg_count; i++)
+        if (!peer_forward_arg(out, request->args[i])) return false;
     return true;
 }
 
@@ -343,6 +315,19 @@ can_repeat(const struct request *request)
 }
 
 static void
+take_reply(struct request *request, struct bytes body)
+{
+    if (request->command->place == PLACE_WATCH && body.size != 0 && body.data[0] != '-') {
+        if (!ok(multi_watched_take(request->extra, body))) {
+            end_with(request, ST_UNSUPPORTED); /* another version of the program */
+            return;
+        }
+        body = BYTES_LITERAL("+OK\r\n");
+    }
+    if (!request_reply_set(request, body)) request->unknown = true;
+}
+
+static void
 called(struct peer_call *call, status st, const struct native_header *header, struct bytes body)
 {
     struct route *route = CONTAINER_OF(call, struct route, call);
@@ -350,7 +335,7 @@ called(struct peer_call *call, status st, const struct native_header *header, st
     route->calling = false;
     io_timer_cancel(&route->timer);
     if (ok(st) && header->status == NATIVE_ST_OK) {
-        if (!request_reply_set(request, body)) request->unknown = true;
+        take_reply(request, body);
         request_finish(request);
         return;
     }
@@ -391,9 +376,10 @@ forward(struct route *route, struct shard *shard, const struct topology *topolog
     const struct topology_member *to = topology_member(topology, member);
     struct buf body;
     buf_init(&body, &shard->budget);
-    if (to == NULL || !encode(&body, request)) {
+    bool encoded = to != NULL && encode(&body, request);
+    if (!encoded || body.size > PEER_BODY_BYTES_MAX) {
         buf_deinit(&body);
-        end_later(route, to == NULL ? ST_UNAVAILABLE : ST_NO_MEMORY);
+        end_later(route, to == NULL ? ST_UNAVAILABLE : encoded ? ST_TOO_LARGE : ST_NO_MEMORY);
         return;
     }
     u32 there = partition_shard(partition, to->shard_count, topology->partition_count);
@@ -687,29 +673,68 @@ goes_elsewhere(const struct shard *shard, const struct topology *topology, u16 k
     return false;
 }
 
-/* Spans into the body, in the shard's scratch. NULL: it does not read well. */
+/* Spans into the body, in the shard's scratch. NULL: no memory. */
 static const struct bytes *
-decode_args(struct shard *shard, struct bytes body, u32 *count_out)
+spread_args(struct shard *shard, const struct peer_forward *forward)
 {
-    if (body.size < FORWARD_HEAD_BYTES || body.data[0] != FORWARD_VERSION) return NULL;
-    u32 count = load_u32(body.data + 16);
-    if (count == 0 || count > FORWARDED_ARGS_MAX || count > body.size / 4) return NULL;
     struct buf *args = &shard->args;
     args->size = 0;
-    if (!buf_reserve(args, count * sizeof(struct bytes))) return NULL;
+    if (!buf_reserve(args, forward->arg_count * sizeof(struct bytes))) return NULL;
     struct bytes *spans = (struct bytes *)(void *)args->data;
-    size_t at = FORWARD_HEAD_BYTES;
-    for (u32 i = 0; i < count; i++) {
-        if (body.size - at < 4) return NULL;
-        u32 size = load_u32(body.data + at);
-        at += 4;
-        if (body.size - at < size) return NULL;
-        spans[i] = BYTES(body.data + at, size);
-        at += size;
-    }
-    if (at != body.size) return NULL;
-    *count_out = count;
+    peer_forward_args(forward, spans);
     return spans;
+}
+
+/* What FLUSH sends. */
+static const struct command *
+command_of_flush(const struct shard *shard, const struct peer_forward *forward,
+                 const struct bytes *args, u64 *token_out, u32 *keys_out)
+{
+    u32 partitions = shard->server->layout.partition_count, count = forward->arg_count - 1;
+    if (count == 0 || count > FLUSH_KEYS_MAX || !text_is(args[0], "unlink")) return NULL;
+    for (u32 i = 1; i <= count; i++) {
+        if (args[i].size == 0 || args[i].size > LIMIT_KEY_BYTES) return NULL;
+        u64 token = hash_token(args[i]);
+        if (i == 1) *token_out = token;
+        if (token_partition(token, partitions) != token_partition(*token_out, partitions))
+            return NULL;
+    }
+    *keys_out = count;
+    return command_find(args[0]);
+}
+
+/* The same of all kinds. */
+static const struct command *
+command_of_kind(const struct shard *shard, const struct peer_forward *forward,
+                const struct bytes *args, u64 *token_out, u32 *keys_out)
+{
+    if (forward->kind == PEER_FORWARD_FLUSH)
+        return command_of_flush(shard, forward, args, token_out, keys_out);
+    if (forward->kind == PEER_FORWARD_COMMAND)
+        return command_of(args, forward->arg_count, forward->resp == 0, token_out, keys_out);
+    if (!multi_check(forward, args, token_out, keys_out)) return NULL;
+    *keys_out += forward->watch_count;
+    bool exec = forward->kind == PEER_FORWARD_EXEC;
+    return command_find(exec ? BYTES_LITERAL("exec") : BYTES_LITERAL("watch"));
+}
+
+/* The request of what a peer asks for; NULL: no place or no memory. */
+static struct request *
+request_of(struct shard *shard, const struct command *command, const struct peer_forward *forward,
+           const struct bytes *args, u32 keys, u16 keyspace)
+{
+    struct request *request = request_new(shard, command, args, forward->arg_count, keys, 0);
+    if (request == NULL || forward->kind == PEER_FORWARD_COMMAND) return request;
+    request->blind = forward->kind == PEER_FORWARD_FLUSH;
+    if (request->blind) return request;
+    struct transaction *tx = multi_decode(&shard->budget, forward, request->args, keyspace);
+    if (tx == NULL) {
+        request_free(request);
+        return NULL;
+    }
+    request->extra = tx;
+    request->writes = command->place == PLACE_EXEC && transaction_writes(tx);
+    return request;
 }
 
 static void
@@ -722,19 +747,27 @@ asked(void *arg, struct peer_request *peer, const struct peer_identity *from,
         refuse(shard, peer, NATIVE_ST_CLOSING);
         return;
     }
-    u32 arg_count = 0, keys = 0;
+    struct peer_forward forward;
+    u32 keys = 0;
     u64 token = 0;
-    const struct bytes *args = decode_args(shard, body, &arg_count);
-    bool native = args != NULL && body.data[1] == 0;
-    const struct command *command =
-        args == NULL ? NULL : command_of(args, arg_count, native, &token, &keys);
-    if (command == NULL || header->keyspace >= LIMIT_KEYSPACES_CLIENT || body.data[1] > 3 ||
-        body.data[1] == 1 || body.data[2] > REPLICATE_ALL) {
+    if (!ok(peer_forward_decode(body, &forward)) || forward.level > REPLICATE_ALL ||
+        header->keyspace >= LIMIT_KEYSPACES_CLIENT) {
         refuse(shard, peer, NATIVE_ST_INVALID);
         return;
     }
-    u64 until_ms = load_u64(body.data + 8), wall_ms = io_wall_ms();
-    if (until_ms < UINT64_MAX - FORWARD_CLOCK_MS && wall_ms > until_ms + FORWARD_CLOCK_MS) {
+    const struct bytes *args = spread_args(shard, &forward);
+    if (args == NULL) {
+        refuse(shard, peer, NATIVE_ST_OVERLOADED);
+        return;
+    }
+    const struct command *command = command_of_kind(shard, &forward, args, &token, &keys);
+    if (command == NULL) {
+        refuse(shard, peer, NATIVE_ST_INVALID);
+        return;
+    }
+    u64 wall_ms = io_wall_ms();
+    if (forward.until_ms < UINT64_MAX - FORWARD_CLOCK_MS &&
+        wall_ms > forward.until_ms + FORWARD_CLOCK_MS) {
         MARK("server.route.came_too_late");
         refuse(shard, peer, NATIVE_ST_TIMED_OUT);
         return;
@@ -762,7 +795,8 @@ asked(void *arg, struct peer_request *peer, const struct peer_identity *from,
         refuse(shard, peer, NATIVE_ST_WRONG_EPOCH);
         return;
     }
-    struct request *request = request_new(shard, command, args, arg_count, keys, 0);
+    struct request *request = request_of(shard, command, &forward, args, keys, header->keyspace);
+    if (shard->args.capacity > KIB(256)) buf_clear(&shard->args, 0);
     if (request == NULL) {
         refuse(shard, peer, NATIVE_ST_OVERLOADED);
         return;
@@ -770,12 +804,12 @@ asked(void *arg, struct peer_request *peer, const struct peer_identity *from,
     bool begun = coordinates_begin(request);
     CHECK(begun);
     shard->stats->cluster_forwarded++;
-    u64 now = io_now_ns(), age = load_u32(body.data + 4) * NS_PER_MS;
+    u64 now = io_now_ns(), age = forward.age_ms * NS_PER_MS;
     request->peer = peer;
     request->owner = owner;
     request->keyspace = header->keyspace;
-    request->resp = native ? 3 : body.data[1];
-    request->level = body.data[2];
+    request->resp = forward.resp == 0 ? 3 : forward.resp;
+    request->level = forward.level;
     request->connected_ns = now - MIN(now, age);
     request->deadline_ns = peer_request_deadline_ns(peer);
     request->work.flow = from->member;
@@ -798,7 +832,16 @@ route_answer(struct request *request)
     else if (status_is(request->failure, ST_UNAVAILABLE))
         code = NATIVE_ST_UNAVAILABLE; /* who asked may reach a replica that reaches more */
     request->peer = NULL;
-    peer_reply(peer, code, epoch, &reply, code == NATIVE_ST_OK ? 1 : 0);
+    bool is_multi = request->command->place > PLACE_SPLIT_ARRAY;
+    struct buf watched;
+    buf_init(&watched, &shard->budget);
+    if (request->command->place == PLACE_WATCH && code == NATIVE_ST_OK && reply.size != 0 &&
+        reply.data[0] == '+' && !multi_watched_encode(&watched, request->extra))
+        code = NATIVE_ST_NO_MEMORY;
+    struct bytes parts[] = {reply, buf_bytes(&watched)};
+    peer_reply(peer, code, epoch, parts, code == NATIVE_ST_OK ? 2 : 0);
+    buf_deinit(&watched);
+    if (is_multi) multi_decoded_free(&shard->budget, request->extra);
     request_free(request);
 }
 

@@ -28,6 +28,9 @@
  *
  * Keyspaces are made when they are first used: the request waits for it.
  *
+ * A transaction goes as a whole: EXEC as what reads before it writes, WATCH as a read
+ * (multi_cluster.c).
+ *
  * Several keys (MGET, MSET, DEL ...): each is a part with a route of its own, ROUTE_PARTS at a
  * time.
  */
@@ -39,11 +42,8 @@
 
 #define ROUTE_PARTS 64u
 
-/* Whether a command can run in a cluster at all; else the reply says that it cannot. */
-MUST_CHECK bool route_supports(const struct shard *shard, const struct command *command,
-                               struct resp_writer *w);
-/* In place of request_start: of a command with keys of one slot. token: of its first key. false: no
- * memory; nothing was started. */
+/* In place of request_start: of a command with keys of one slot (a blind one: of one partition).
+ * token: of its first key. false: no memory; nothing was started. */
 MUST_CHECK bool route_start(struct request *request, u64 token);
 /* Of one whose keys may lie anywhere. */
 MUST_CHECK bool route_start_parts(struct request *request);

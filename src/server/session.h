@@ -176,7 +176,11 @@ void session_multi_spoil(struct session *s);
 MUST_CHECK bool session_exec_prepare(struct session *s, const struct command *command,
                                      const struct bytes *args, u32 arg_count, struct resp_writer *w,
                                      u32 *owner, void **extra, bool *at_home);
-/* After that: how many keys EXEC or WATCH may have to read. */
+/* After that, in a cluster: whether another node may have to run it, and where its keys lie. What
+ * was made for it takes it along. */
+bool session_exec_routed(const struct session *s, u64 *token_out);
+void session_exec_attach(const struct session *s, struct request *request);
+/* How many keys EXEC or WATCH may have to read. */
 u32 session_exec_keys(const struct session *s);
 MAY_YIELD void session_exec_on_fiber(struct exec *x, struct request *request);
 /* It is over, or was not started after all. */

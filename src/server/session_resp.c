@@ -300,12 +300,17 @@ start_routed(struct call *call, struct resp_writer *w, u64 token, u64 key_hash, 
 {
     struct session *s = call->s;
     struct request *request = new_request(call, s->shard->index, key_hash);
-    if (request == NULL) return no_place(call, w);
+    if (request == NULL) {
+        if (call->command->place == PLACE_WATCH) session_exec_done(s, call->command);
+        return no_place(call, w);
+    }
     request->connected_ns = s->created_ns;
     request->level = s->level;
+    if (call->command->place > PLACE_SPLIT_ARRAY) session_exec_attach(s, request);
     bool started = parts ? route_start_parts(request) : route_start(request, token);
     if (!started) {
         request_free(request);
+        if (call->command->place == PLACE_WATCH) session_exec_done(s, call->command);
         return no_place(call, w);
     }
     list_push_back(&s->pending, &request->link);
@@ -372,7 +377,10 @@ run(struct call *call, struct resp_writer *w)
         bool at_home;
         if (session_exec_prepare(s, call->command, call->args, call->arg_count, w, &owner, &extra,
                                  &at_home)) {
+            u64 token;
             call->keys = session_exec_keys(s);
+            if (session_exec_routed(s, &token) && !at_home)
+                return start_routed(call, w, token, 0, false);
             return run_on_owner(call, w, owner, 0, extra, at_home);
         }
         answer_now(call, w);
@@ -512,7 +520,6 @@ dispatch(struct session *s, const struct bytes *args, u32 arg_count, u64 start_n
         resp_error(&w, "NOAUTH Authentication required.");
         refused = true;
     }
-    if (!refused && !route_supports(shard, command, &w)) refused = true;
     if (!refused && !keys_fit(&w, command, args, arg_count, session_in_multi(s))) refused = true;
     if (!refused && session_in_multi(s) && command->flags & COMMAND_NO_MULTI) {
         resp_error(&w, "ERR Command not allowed inside a transaction");

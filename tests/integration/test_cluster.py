@@ -231,7 +231,6 @@ def test_native_clients_reach_every_key_through_any_node(three):
         lines = client(node, "--json", "scan", "--prefix", "{t}0").stdout.splitlines()
         assert [json.loads(line)["key"] for line in lines] == [f"{{t}}{i:03}" for i in range(40)]
         assert json.loads(lines[7])["value"] == "x" * 7
-    assert client(three.nodes[0], "export").returncode == 1  # of one moment: not in a cluster yet
 
 
 def scan_all(connection, *words):
@@ -276,14 +275,6 @@ def test_scans_see_the_keys_of_all_nodes(three):
     for node in three.nodes:
         with node.connect() as connection:
             assert set(scan_all(connection, "COUNT", "1000")) == wanted
-
-
-def test_what_a_cluster_cannot_do_yet_is_refused(three):
-    with three.nodes[0].connect() as connection:
-        for words in (("MULTI",), ("WATCH", "a"), ("FLUSHALL",), ("FLUSHDB",)):
-            with pytest.raises(ReplyError, match="not supported in a cluster"):
-                connection.call(*words)
-        assert connection.call("PING") == "PONG"
 
 
 class Load(threading.Thread):

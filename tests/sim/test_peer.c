@@ -37,6 +37,7 @@ struct app {
     u64 posted_bytes;
     struct peer_request *held[HELD_MAX];
     u32 held_count;
+    bool twice;           /* PEER_WRITE is answered with what it says, twice */
     u64 deadline_left_ns; /* of the last request */
     struct peer_identity from;
     bool no_members_own; /* knows nobody */
@@ -61,7 +62,8 @@ write_asked(void *arg, struct peer_request *request, const struct peer_identity 
     struct app *app = arg;
     app->writes++;
     app_note(app, request, from);
-    peer_reply(request, (enum native_status)header->epoch, 7, &body, 1);
+    struct bytes parts[] = {body, body};
+    peer_reply(request, (enum native_status)header->epoch, 7, parts, app->twice ? 2 : 1);
 }
 
 struct later {
@@ -353,6 +355,33 @@ large_bodies_go_both_ways(void **state)
     ask_and_wait(&rig, 0, 0, &asked);
     assert_true(status_is(asked.st, ST_TOO_LARGE));
     assert_false(asked.call.maybe_sent);
+    peer_rig_close(&rig);
+}
+
+/* What was done must not look as if it were not: who asked would have it done again. */
+static void
+an_answer_that_does_not_fit_leaves_the_outcome_unknown(void **state)
+{
+    (void)state;
+    static const struct {
+        u64 status, answered;
+    } cases[] = {{NATIVE_ST_OK, NATIVE_ST_UNKNOWN_OUTCOME},
+                 {NATIVE_ST_OVERLOADED, NATIVE_ST_NO_MEMORY}};
+    struct peer_rig rig;
+    rig_init(&rig, 3, 2, 1);
+    rig.memory_bytes = MIB(512);
+    peer_rig_open(&rig);
+    apps[1][0].twice = true;
+    for (u32 i = 0; i < ARRAY_COUNT(cases); i++) {
+        struct asked asked = {.member = 2,
+                              .status = cases[i].status,
+                              .body_size = PEER_BODY_BYTES_MAX / 2 + 1,
+                              .wait_ns = SECONDS(100)};
+        ask_and_wait(&rig, 0, 0, &asked);
+        assert_true(ok(asked.st));
+        assert_int_equal(asked.answer.status, cases[i].answered);
+        assert_int_equal(asked.answer_size, 0);
+    }
     peer_rig_close(&rig);
 }
 
@@ -1511,6 +1540,7 @@ main(void)
         cmocka_unit_test(a_call_reaches_the_shard_and_its_answer_comes_back),
         cmocka_unit_test(what_a_handler_says_is_an_answer_whatever_the_status),
         cmocka_unit_test(large_bodies_go_both_ways),
+        cmocka_unit_test(an_answer_that_does_not_fit_leaves_the_outcome_unknown),
         cmocka_unit_test(answers_come_in_any_order_to_who_asked),
         cmocka_unit_test(a_fiber_waits_for_its_answer),
         cmocka_unit_test(a_call_ends_at_its_deadline_and_a_late_answer_meets_nobody),

@@ -147,7 +147,7 @@ enum cluster_request_kind {
     CLUSTER_PUT,
     CLUSTER_MSET,
     CLUSTER_DELETE,
-    CLUSTER_BATCH,
+    CLUSTER_BATCH, /* by RESP: MULTI and EXEC */
     CLUSTER_INCREMENT,
     CLUSTER_SCAN, /* one page */
     CLUSTER_REMOVE,
@@ -169,6 +169,7 @@ struct cluster_request {
     struct cluster_part parts[CLUSTER_PARTS_MAX];
     u64 expire_ms;                              /* 0: never */
     u32 level;                                  /* enum replicate_level */
+    bool watches, aborted;                      /* BATCH by RESP: WATCH first; EXEC said nil */
     i64 integer;                                /* what INCR and DEL have answered */
     u64 cursor;                                 /* SCAN: of this page, then of the next one */
     bool (*found)(void *arg, struct bytes key); /* SCAN */

@@ -107,12 +107,12 @@ out_send(struct cluster_client *client, struct buf *out)
     return sent;
 }
 
-/* What of client->in is a whole answer; 0: not all of it is there. */
+/* What of client->in are so many whole answers; 0: not all of it is there. */
 static size_t
-resp_size(struct bytes data)
+resp_size(struct bytes data, u32 count)
 {
     size_t at = 0;
-    for (i64 wanted = 1; wanted > 0; wanted--) {
+    for (i64 wanted = count; wanted > 0; wanted--) {
         struct resp_reply reply;
         size_t consumed;
         status st = resp_read(BYTES(data.data + at, data.size - at), &reply, &consumed);
@@ -136,15 +136,15 @@ native_size(struct bytes data)
     return consumed;
 }
 
-/* The answer's bytes; size 0: there will be none. */
+/* The bytes of so many answers; size 0: there will be none. */
 static MAY_YIELD struct bytes
-answer_wait(struct cluster_client *client)
+answer_wait(struct cluster_client *client, u32 count)
 {
     u64 begun_ns = cluster_now_ns();
     u64 limit_ns = run->cluster->knobs.timeout_ms * NS_PER_MS + PATIENCE_NS;
     for (;;) {
         struct bytes in = buf_bytes(&client->in);
-        size_t size = client->native ? native_size(in) : resp_size(in);
+        size_t size = client->native ? native_size(in) : resp_size(in, count);
         if (size != 0) return BYTES(in.data, size);
         if (client->conn == NULL || run_over()) return BYTES(NULL, 0);
         if (cluster_now_ns() >= begun_ns + limit_ns) {
@@ -258,9 +258,26 @@ resp_encode_request(struct buf *out, const struct cluster_client *client,
         resp_words_of(&w, request->text);
         break;
     case CLUSTER_BATCH:
-        CHECK(!"batches are native");
+        if (request->watches)
+            resp_words(&w, 2, (const char *[]){"WATCH", request->parts[0].key->name});
+        resp_words(&w, 1, (const char *[]){"MULTI"});
+        for (u32 i = 0; i < request->count; i++) {
+            resp_array(&w, 3);
+            resp_bulk_text(&w, "SET");
+            resp_put(&w, client, &request->parts[i]);
+        }
+        resp_words(&w, 1, (const char *[]){"EXEC"});
+        break;
     }
     CHECK(!w.failed);
+}
+
+/* How many answers that has. */
+static u32
+answers_of(const struct cluster_client *client, const struct cluster_request *request)
+{
+    if (client->native || request->kind != CLUSTER_BATCH) return 1;
+    return request->count + 2 + request->watches;
 }
 
 /* A value of a key, or nothing. */
@@ -305,11 +322,34 @@ resp_page(struct cluster_request *request, struct bytes data, size_t at, i64 lef
     return ANSWER_OK;
 }
 
+/* EXEC's, which is the last one of several: all of it was done, or nothing. */
+static enum cluster_answer
+resp_exec(struct cluster_request *request, struct bytes data)
+{
+    struct resp_reply reply;
+    size_t at = 0, consumed;
+    for (u32 left = request->count + 1 + request->watches; left > 0; left--, at += consumed) {
+        status st = resp_read(BYTES(data.data + at, data.size - at), &reply, &consumed);
+        CHECK(ok(st));
+    }
+    status st = resp_read(BYTES(data.data + at, data.size - at), &reply, &consumed);
+    CHECK(ok(st));
+    if (reply.kind == RESP_REPLY_ERROR) {
+        enum cluster_answer means = resp_error_means(request, reply.text);
+        return strncmp(request->error, "UNKNOWN", 7) == 0 ? means : ANSWER_REFUSED;
+    }
+    request->aborted = reply.kind == RESP_REPLY_NULL;
+    CHECK(request->aborted ? request->watches
+                           : reply.kind == RESP_REPLY_ARRAY && reply.integer == request->count);
+    return request->aborted ? ANSWER_REFUSED : ANSWER_OK;
+}
+
 static enum cluster_answer
 resp_decode(struct cluster_request *request, struct bytes data)
 {
     struct resp_reply reply;
     size_t consumed;
+    if (request->kind == CLUSTER_BATCH) return resp_exec(request, data);
     status st = resp_read(data, &reply, &consumed);
     CHECK(ok(st));
     if (reply.kind == RESP_REPLY_ERROR) return resp_error_means(request, reply.text);
@@ -433,7 +473,7 @@ level_set(struct cluster_client *client, u32 level)
     resp_words_of(&w, level_texts[level]);
     CHECK(!w.failed);
     if (!out_send(client, &out)) return false;
-    struct bytes answer = answer_wait(client);
+    struct bytes answer = answer_wait(client, 1);
     if (answer.size == 0) return false;
     CHECK(answer.data[0] == '+');
     buf_consume(&client->in, answer.size);
@@ -453,7 +493,7 @@ cluster_ask(struct cluster_client *client, struct cluster_request *request)
         resp_encode_request(&out, client, request);
     run->stats.requests++;
     if (!out_send(client, &out)) return ANSWER_UNKNOWN;
-    struct bytes answer = answer_wait(client);
+    struct bytes answer = answer_wait(client, answers_of(client, request));
     if (answer.size == 0) return ANSWER_NONE;
     enum cluster_answer means =
         client->native ? native_decode(client, request, answer) : resp_decode(request, answer);

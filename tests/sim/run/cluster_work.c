@@ -175,7 +175,8 @@ ask(struct cluster_client *client, struct cluster_request *request)
     struct cluster_run *c = run->cluster;
     if (answer == ANSWER_OK) c->answered++;
     /* Who only listens hears nothing of a power cut: what was asked before counts not. */
-    if (answer != ANSWER_OK && c->calm && begun_ns >= c->calm_ns) c->refused_calm++;
+    if (answer != ANSWER_OK && !request->aborted && c->calm && begun_ns >= c->calm_ns)
+        c->refused_calm++;
     if (run->options->log)
         fprintf(stderr,
                 "%12llu client %u at n%u: %u x %s%s kind %d level %u number %llu -> %d %s "
@@ -225,12 +226,13 @@ batch_draw(struct cluster_client *client, struct cluster_request *request)
     const struct cluster_key *one = key_draw(&client->prng, KEY_GROUP);
     if (one == NULL || one->under_way >= UNDER_WAY_MAX) return false;
     request->kind = CLUSTER_BATCH;
+    request->watches = !client->native && c->numbers % 4 > 1;
     for (u32 i = 0; i < c->key_count; i++) {
         struct cluster_key *key = &c->keys[i];
         if (key->kind != KEY_GROUP || key->group != one->group) continue;
         struct cluster_part *part = &request->parts[request->count++];
         part_puts(client, part, key);
-        if (prng_chance(&client->prng, c->knobs.delete_part, 200)) {
+        if (client->native && prng_chance(&client->prng, c->knobs.delete_part, 200)) {
             part->deletes = true;
             part->number = 0;
         }
@@ -275,6 +277,7 @@ request_draw(struct cluster_client *client, struct cluster_request *request)
     if (client->native && prng_chance(prng, knobs->batch_part, 100))
         return batch_draw(client, request);
     if (!client->native && !loose && prng_chance(prng, 1, 12)) {
+        if (knobs->groups > 0 && run->cluster->numbers % 2 != 0) return batch_draw(client, request);
         request->kind = CLUSTER_MSET;
         return keys_draw(client, request, (u32)prng_range(prng, 2, 4), true) > 0;
     }
