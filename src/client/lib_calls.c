@@ -500,6 +500,7 @@ async_done(struct request *request, int code, const char *error, const struct na
         case NATIVE_COUNT:
         case NATIVE_STATUS:
         case NATIVE_CLUSTER:
+        case NATIVE_TOPOLOGY:
             break;
         }
         result.value = value.data;

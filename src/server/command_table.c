@@ -154,6 +154,7 @@ const struct command command_table[] = {
     {"native|get_siblings", native_get_siblings, 1, PLACE_KEYS, COMMAND_NATIVE, 0, 0, 0, GROUP_NATIVE, "", "", "", "", "", ""},
     {"native|put_siblings", native_put_siblings, 1, PLACE_KEYS, COMMAND_NATIVE | COMMAND_WRITE, 0, 0, 0, GROUP_NATIVE, "", "", "", "", "", ""},
     {"native|cluster", native_cluster, 1, PLACE_FIBER, COMMAND_NATIVE, 0, 0, 0, GROUP_NATIVE, "", "", "", "", "", ""},
+    {"native|topology", native_topology, 1, PLACE_HOME, COMMAND_NATIVE, 0, 0, 0, GROUP_NATIVE, "", "", "", "", "", ""},
 };
 /* clang-format on */
 

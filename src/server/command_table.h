@@ -103,7 +103,7 @@ void command_reply_docs(struct resp_writer *w, const struct command *command);
 /* Whether the command is in an ACL category ("read"); for COMMAND LIST. */
 bool command_in_category(const struct command *command, struct bytes category);
 
-#define COMMAND_NATIVE_COUNT 16u
+#define COMMAND_NATIVE_COUNT 17u
 
 /* ---- handlers ---- */
 /* clang-format takes the list for one expression, and never comes to an end. */

@@ -320,6 +320,9 @@ handle(struct fake_server *server, struct client *client, const struct native_re
     case NATIVE_PUT_SIBLINGS:
         reply.header.status = NATIVE_ST_UNSUPPORTED; /* one node keeps none */
         break;
+    case NATIVE_TOPOLOGY: /* never asked: HELLO does not say that it is known */
+        reply.header.status = NATIVE_ST_UNSUPPORTED;
+        break;
     case NATIVE_CLUSTER:
         reply.cluster.number = request->cluster.function == NATIVE_CLUSTER_KEYSPACE_FIND ? 9 : 3;
         reply.cluster.json = BYTES_LITERAL("{}");
