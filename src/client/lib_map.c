@@ -20,8 +20,7 @@ copy_name(char out[NATIVE_NAME_BYTES_MAX + 1], struct bytes name)
 static void
 rows_free(struct lib_map *map, struct budget *budget)
 {
-    if (map->rows != NULL)
-        mem_free(budget, map->rows, (size_t)map->partition_count * map->width);
+    if (map->rows != NULL) mem_free(budget, map->rows, (size_t)map->partition_count * map->width);
     map->rows = NULL;
 }
 
@@ -65,8 +64,7 @@ void
 lib_map_deinit(struct lib_map *map, struct budget *budget)
 {
     rows_free(map, budget);
-    if (map->nodes != NULL)
-        mem_free(budget, map->nodes, LIB_MAP_NODES_MAX * sizeof(*map->nodes));
+    if (map->nodes != NULL) mem_free(budget, map->nodes, LIB_MAP_NODES_MAX * sizeof(*map->nodes));
     *map = (struct lib_map){0};
 }
 

@@ -159,8 +159,8 @@ route_choose(struct distkv *kv, const struct request *request)
 {
     struct connection *connection = NULL;
     if (request->ambiguous || request->pinned_run_id != 0) {
-        connection = pick_run(kv, request->ambiguous ? request->first_run_id
-                                                     : request->pinned_run_id);
+        connection =
+            pick_run(kv, request->ambiguous ? request->first_run_id : request->pinned_run_id);
         if (connection != NULL) return if_room(connection);
         const struct server *first = request->first_server;
         if (request->ambiguous && first->serial == request->first_serial && coming_back(first))
@@ -200,7 +200,8 @@ route_on_silence(struct connection *connection)
     if (connection->in_flight == 0) return;
     u64 since = connection->received_ns;
     if (!list_empty(&connection->sent))
-        since = MAX(since, list_entry(list_first(&connection->sent), struct request, link)->sent_ns);
+        since =
+            MAX(since, list_entry(list_first(&connection->sent), struct request, link)->sent_ns);
     if (connection->silent) {
         connection_break(connection, "no answer for %u ms",
                          (u32)((SILENCE_NS + PING_NS) / NS_PER_MS));
@@ -232,8 +233,7 @@ server_named(struct distkv *kv, const struct lib_map_node *node)
         if (!server->named) continue;
         char port[16];
         snprintf(port, sizeof(port), "%u", node->port);
-        if (strcmp(server->host, node->host) == 0 && strcmp(server->port, port) == 0)
-            return server;
+        if (strcmp(server->host, node->host) == 0 && strcmp(server->port, port) == 0) return server;
         if (!server->several && strcmp(server->info.node_id, node->id) == 0) return server;
     }
     return NULL;
