@@ -416,6 +416,12 @@ config_assign(struct server_config *config, const struct option *option, const c
     return ST_OK;
 }
 
+const char *
+config_redis_mode(const struct server_config *config)
+{
+    return config->resp_cluster == CONFIG_RESP_CLUSTER_OFF ? "standalone" : "cluster";
+}
+
 /* What concerns nodes of a cluster. */
 static status
 resolve_cluster(struct server_config *config, char *error, size_t error_size)
@@ -556,6 +562,7 @@ enum redis_value {
     REDIS_OUTPUT_LIMIT,
     REDIS_LOGLEVEL,
     REDIS_IO_THREADS,
+    REDIS_CLUSTER,
 };
 
 static const struct {
@@ -568,7 +575,7 @@ static const struct {
     {"appendonly", REDIS_FIXED, "yes"}, /* every write is logged */
     {"bind", REDIS_HOST, NULL},
     {"client-output-buffer-limit", REDIS_OUTPUT_LIMIT, NULL},
-    {"cluster-enabled", REDIS_FIXED, "no"},
+    {"cluster-enabled", REDIS_CLUSTER, NULL},
     {"databases", REDIS_FIXED, "16"},
     {"dbfilename", REDIS_FIXED, ""},
     {"dir", REDIS_DIR, NULL},
@@ -624,6 +631,10 @@ redis_value_text(const struct server_config *config, u32 index, char *out, size_
         return;
     case REDIS_IO_THREADS:
         snprintf(out, size, "%u", config->core_count);
+        return;
+    case REDIS_CLUSTER:
+        snprintf(out, size, "%s",
+                 config->resp_cluster == CONFIG_RESP_CLUSTER_OFF ? "no" : "yes");
         return;
     }
 }

@@ -141,6 +141,8 @@ MUST_CHECK status config_assign(struct server_config *config, const struct optio
 MUST_CHECK status config_resolve(struct server_config *config, char *error, size_t error_size);
 /* "0,2-5" into out (sorted, each once). */
 MUST_CHECK bool config_parse_cores(const char *text, u32 *out, u32 capacity, u32 *count_out);
+/* What HELLO and INFO call this: "standalone" or "cluster". */
+const char *config_redis_mode(const struct server_config *config);
 MUST_CHECK bool config_parse_endpoint(const char *text, struct config_endpoint *out);
 /* "host:port,host:port@peerport" */
 MUST_CHECK bool config_parse_seeds(const char *text, struct config_seed *out, u32 capacity,
