@@ -155,9 +155,8 @@ MUST_CHECK static bool
 map_make(struct exec *x, struct map *map)
 {
     const struct server *server = x->shard->server;
-    *map = (struct map){.shard = x->shard,
-                        .node_count = 1,
-                        .partition_count = server->layout.partition_count};
+    *map = (struct map){
+        .shard = x->shard, .node_count = 1, .partition_count = server->layout.partition_count};
     if (server->cluster != NULL) {
         map->topology = x->shard->cluster == NULL ? NULL : cluster_topology(x->shard->cluster);
         if (map->topology == NULL || map->topology->member_count == 0) {

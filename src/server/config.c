@@ -633,8 +633,7 @@ redis_value_text(const struct server_config *config, u32 index, char *out, size_
         snprintf(out, size, "%u", config->core_count);
         return;
     case REDIS_CLUSTER:
-        snprintf(out, size, "%s",
-                 config->resp_cluster == CONFIG_RESP_CLUSTER_OFF ? "no" : "yes");
+        snprintf(out, size, "%s", config->resp_cluster == CONFIG_RESP_CLUSTER_OFF ? "no" : "yes");
         return;
     }
 }

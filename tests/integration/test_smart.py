@@ -170,3 +170,34 @@ def test_a_node_by_itself_is_asked_for_no_topology(server):
         assert failures(load.served(500)) == {}
     time.sleep(FIGURES_AGE)
     assert metric(server, "distkv_commands_total", 'command="native|topology"') == 0
+
+
+def bench(node, *words):
+    done = subprocess.run([os.path.join(BUILD, "bin", "distkv-bench"), "--server",
+                           f"127.0.0.1:{node.port}", "--protocol", "native", "--keys", "20000",
+                           "--connections", "12", "--threads", "1", "--format", "json", *words],
+                          capture_output=True, text=True, timeout=120 * SLOW, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return json.loads(done.stdout)["runs"][0]
+
+
+@pytest.fixture
+def apart(cluster):  # noqa: F811
+    """Three nodes, each key on one of them: every other one forwards."""
+    for _ in range(3):
+        cluster.add(replicas=1, write_quorum=1, read_quorum=1)
+    cluster.wait_settled(3)
+    return cluster
+
+
+def test_the_benchmark_goes_straight(apart):
+    for words in (("--workload", "mixed"), ("--workload", "ycsb-f"), ("--verify", "strict"),
+                  ("--rate", "2000")):
+        counts = {}
+        for routing in ("yes", "no"):
+            before = forwards(apart)
+            run = bench(apart.nodes[0], "--count", "5000", f"--routing={routing}", *words)
+            assert run["error_count"] == 0 and run["wrong_count"] == 0
+            time.sleep(FIGURES_AGE)
+            counts[routing] = forwards(apart) - before
+        assert counts["no"] > 1000 and counts["yes"] <= counts["no"] / 50, (words, counts)
