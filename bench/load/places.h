@@ -9,7 +9,7 @@
 #include "load/settings.h"
 #include "proto/native.h"
 
-#define PLACES_MAX   4096u
+#define PLACES_MAX    4096u
 #define PLACE_NOWHERE UINT32_MAX
 
 struct place {

@@ -202,7 +202,11 @@ def test_a_cluster_client_outlives_a_node(three):
             assert client.set(f"b{done}", "v")
             assert client.get(f"b{done}") == b"v"
             done += 1
-        except (redis.RedisError, redis.exceptions.RedisClusterException, OSError):
+        except redis.exceptions.RedisClusterException:
+            # redis-py 4.3 cannot look for the map again ("cannot pickle '_thread.lock' object")
+            # when the first node that it knows is the one that is gone.
+            client = connect(three.nodes[0].port)
+        except (redis.RedisError, OSError):
             time.sleep(0.1)  # it finds out, and asks another node for the map
     assert done == 300
     gone = three.nodes[2].port
