@@ -2,7 +2,6 @@
 """Redis Cluster clients, unmodified, against resp-cluster node and cores."""
 
 import os
-import socket
 import time
 
 import pytest
@@ -10,36 +9,23 @@ import redis
 from conftest import ReplyError, Resp, need
 from redis.cluster import ClusterNode, RedisCluster
 from test_clients import cli, node_modules, run  # noqa: F401 (a fixture)
-from test_cluster import Cluster, free_ports
+from test_cluster import Cluster, data_port
 
 CORES = "0,1" if os.cpu_count() > 1 else "0"
 SHARDS = 2 if os.cpu_count() > 1 else 1
 FIGURES_AGE = 0.3  # seconds; of /metrics
 
 
-def data_port():
-    """With free ports behind it for the shards, and 1000 above it for the admin address."""
-    for _ in range(50):
-        port = free_ports(1 + SHARDS)
-        with socket.socket() as probe:
-            try:
-                probe.bind(("127.0.0.1", port + 1000))
-                return port
-            except OSError:
-                pass
-    raise RuntimeError("no free ports")
-
-
 @pytest.fixture
 def alone(make_server):
     """A node by itself whose shards have ports."""
-    return make_server(port=data_port(), resp_cluster="cores", cores=CORES)
+    return make_server(port=data_port(1 + SHARDS), resp_cluster="cores", cores=CORES)
 
 
 def members(make_server, tmp_path, kind):
     cluster = Cluster(make_server, tmp_path)
     for _ in range(3):
-        cluster.add(cores=CORES, port=data_port(), resp_cluster=kind)
+        cluster.add(cores=CORES, port=data_port(1 + SHARDS), resp_cluster=kind)
     cluster.wait_settled(3)
     return cluster
 
@@ -238,8 +224,8 @@ def test_ioredis_as_a_cluster_client(three, node_modules, client):  # noqa: F811
 
 def test_a_node_without_ports_for_its_shards_is_listed_itself(make_server, tmp_path):
     cluster = Cluster(make_server, tmp_path)
-    cluster.add(cores=CORES, port=data_port(), resp_cluster="cores")
-    cluster.add(cores=CORES, port=data_port(), resp_cluster="node")
+    cluster.add(cores=CORES, port=data_port(1 + SHARDS), resp_cluster="cores")
+    cluster.add(cores=CORES, port=data_port(1 + SHARDS), resp_cluster="node")
     cluster.wait_settled(2)
     own = {cluster.nodes[0].port + 1 + i for i in range(SHARDS)}
     end = time.monotonic() + 30
@@ -259,7 +245,7 @@ def test_off_there_is_no_cluster_for_them(server):
 
 
 def test_ports_that_cannot_be_had_are_refused_with_a_sentence(make_server):
-    node = make_server(port=free_ports(1), wait=False, address="127.0.0.1:0", admin_address="off",
+    node = make_server(wait=False, address="127.0.0.1:0", admin_address="off",
                        resp_cluster="cores")
     assert node.process.wait(20) == 2
     assert "resp-cluster" in node.log()

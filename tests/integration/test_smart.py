@@ -10,7 +10,7 @@ import time
 
 import pytest
 from conftest import BUILD, SLOW
-from test_cluster import Cluster, cluster, three, wait_for  # noqa: F401 (fixtures)
+from test_cluster import cluster, data_port, three, wait_for  # noqa: F401 (fixtures)
 
 # Seconds; of what /metrics says.
 FIGURES_AGE = 0.3
@@ -201,3 +201,25 @@ def test_the_benchmark_goes_straight(apart):
             time.sleep(FIGURES_AGE)
             counts[routing] = forwards(apart) - before
         assert counts["no"] > 1000 and counts["yes"] <= counts["no"] / 50, (words, counts)
+
+
+@pytest.mark.skipif(os.cpu_count() < 2, reason="needs two cores")
+def test_with_ports_for_cores_requests_go_to_the_core(make_server):
+    server = make_server(port=data_port(3), resp_cluster="cores", cores="0,1")
+    with SmartLoad([server]) as load:
+        load.served()
+        wait_for(lambda: load.served() and metric(server, "distkv_clients", '"native"') >= 12,
+                 "connections to both shards")
+        load.served()
+        before = metric(server, "distkv_requests_forwarded_total")
+        report = load.served(2000)
+        time.sleep(FIGURES_AGE)
+        assert failures(add(report, load.report())) == {}
+        assert metric(server, "distkv_requests_forwarded_total") - before < 10
+    run = bench(server, "--count", "5000", "--load")
+    assert run["error_count"] == 0
+    before = metric(server, "distkv_requests_forwarded_total")
+    run = bench(server, "--count", "5000")
+    time.sleep(FIGURES_AGE)
+    assert run["error_count"] == 0
+    assert metric(server, "distkv_requests_forwarded_total") == before
