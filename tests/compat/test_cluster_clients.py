@@ -6,11 +6,13 @@ import time
 
 import pytest
 import redis
+import test_clients
 from conftest import ReplyError, Resp, need
 from redis.cluster import ClusterNode, RedisCluster
-from test_clients import cli, node_modules, run  # noqa: F401 (a fixture)
+from test_clients import cli, run
 from test_cluster import Cluster, data_port
 
+node_modules = test_clients.node_modules  # a fixture
 CORES = "0,1" if os.cpu_count() > 1 else "0"
 SHARDS = 2 if os.cpu_count() > 1 else 1
 FIGURES_AGE = 0.3  # seconds; of /metrics
@@ -214,7 +216,7 @@ def test_benchmark_and_cli_in_a_cluster(three):
 
 
 @pytest.mark.parametrize("client", ["ioredis-cluster", "ioredis-newest-cluster"])
-def test_ioredis_as_a_cluster_client(three, node_modules, client):  # noqa: F811
+def test_ioredis_as_a_cluster_client(three, node_modules, client):
     place, major = node_modules
     if "-newest" in client and major < 20:
         pytest.skip(f"{client} needs Node.js 20, this is {major}")

@@ -9,8 +9,12 @@ import subprocess
 import time
 
 import pytest
+import test_cluster
 from conftest import BUILD, SLOW
-from test_cluster import cluster, data_port, three, wait_for  # noqa: F401 (fixtures)
+from test_cluster import data_port, wait_for
+
+cluster = test_cluster.cluster  # fixtures
+three = test_cluster.three
 
 # Seconds; of what /metrics says.
 FIGURES_AGE = 0.3
@@ -182,7 +186,7 @@ def bench(node, *words):
 
 
 @pytest.fixture
-def apart(cluster):  # noqa: F811
+def apart(cluster):
     """Three nodes, each key on one of them: every other one forwards."""
     for _ in range(3):
         cluster.add(replicas=1, write_quorum=1, read_quorum=1)
