@@ -93,7 +93,8 @@ struct distkv_options {
     const char *user, *password;     /* NULL: none */
     int no_write_retry;              /* lost writes are reported at once as UNKNOWN_OUTCOME */
     uint32_t consistency;            /* enum distkv_consistency; DISTKV_DEFAULT */
-    uint32_t reserved[7];            /* zero */
+    int no_routing;                  /* requests go to the servers that are named, and no others */
+    uint32_t reserved[6];            /* zero */
 };
 
 /* How many replicas a read or a write of keys waits for, in a cluster. */

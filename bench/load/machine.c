@@ -152,8 +152,8 @@ server_info_parse(const char *text, struct server_info *out)
         out->pid = 0;
 }
 
-static int
-connect_to(const char *host, u16 port)
+int
+machine_connect(const char *host, u16 port)
 {
     struct addrinfo hints = {.ai_socktype = SOCK_STREAM, .ai_flags = AI_NUMERICHOST}, *found;
     char service[8];
@@ -195,7 +195,7 @@ server_info_read(const struct settings *settings, const char *host, u16 port,
                  struct server_info *out)
 {
     *out = (struct server_info){0};
-    int fd = connect_to(host, port);
+    int fd = machine_connect(host, port);
     if (fd < 0) return false;
     struct wire wire = {.protocol = PROTOCOL_RESP};
     u8 words[WIRE_HELLO_BYTES + 64];

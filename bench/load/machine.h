@@ -28,6 +28,8 @@ void machine_read(struct machine *machine);
 /* Numeric address of a name; false: error says why. */
 MUST_CHECK bool machine_resolve(const char *name, char *out, size_t size, char *error,
                                 size_t error_size);
+/* A socket that waits for 5 s at most; -1: it cannot connect. */
+int machine_connect(const char *host, u16 port);
 /* Asks over RESP (which DistKV speaks on the same port as the native protocol). Whatever fails
  * leaves the fields empty; false: no connection. */
 MUST_CHECK bool server_info_read(const struct settings *settings, const char *host, u16 port,

@@ -83,6 +83,7 @@ struct target {
     char host[TEXT_BYTES];
     u16 port;
     struct server_info info;
+    struct places places;
 };
 
 static int
@@ -92,7 +93,11 @@ target_find(const struct settings *settings, struct target *target)
     if (!settings_server(settings->server, name, sizeof(name), &target->port)) return EXIT_USAGE;
     if (!machine_resolve(name, target->host, sizeof(target->host), error, sizeof(error)))
         return fail(EXIT_CONNECT, error);
-    if (server_info_read(settings, target->host, target->port, &target->info)) return EXIT_OK;
+    if (server_info_read(settings, target->host, target->port, &target->info)) {
+        if (settings->protocol == PROTOCOL_NATIVE && settings->routing != 0)
+            places_read(&target->places, settings, target->host, target->port);
+        return EXIT_OK;
+    }
     snprintf(error, sizeof(error), "cannot connect to %s", settings->server);
     return fail(EXIT_CONNECT, error);
 }
@@ -109,6 +114,7 @@ run_one(const struct settings *settings, const struct target *target, const char
                               .name = name,
                               .host = target->host,
                               .port = target->port,
+                              .places = &target->places,
                               .server_pid = target->info.pid,
                               .interrupted = &interrupted_flag,
                               .progress = shown ? progress_show : NULL,
@@ -322,6 +328,7 @@ single(const struct settings *settings)
     struct report report = {.server = target.info, .results = &result, .count = 1};
     machine_read(&report.machine);
     code = run_one(settings, &target, settings->name, &result);
+    places_free(&target.places);
     if (code != EXIT_OK) return code;
     code = results_tell(settings, &report);
     result_free(&result);

@@ -59,7 +59,8 @@ run_init(struct run *run, const struct run_input *input, struct result *out)
         if (getrandom(&id, sizeof(id), 0) != sizeof(id) && errno != EINTR) return false;
     values_init(&run->values, settings->value_min, settings->value_max,
                 settings->compressible_percent, id);
-    run->plan = (struct plan){.settings = settings, .values = &run->values, .port = input->port};
+    run->plan = (struct plan){
+        .settings = settings, .values = &run->values, .port = input->port, .places = input->places};
     snprintf(run->plan.host, sizeof(run->plan.host), "%s", input->host);
     if (settings->verify == VERIFY_STRICT) {
         run->plan.sent = calloc(settings->key_count, sizeof(*run->plan.sent));

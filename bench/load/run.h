@@ -55,7 +55,8 @@ struct run_input {
     const char *name;
     const char *host; /* numeric */
     u16 port;
-    u64 server_pid; /* 0: its CPU time is not measured */
+    const struct places *places; /* may be empty */
+    u64 server_pid;              /* 0: its CPU time is not measured */
     const _Atomic bool *interrupted;
     run_progress *progress;
     void *progress_arg;

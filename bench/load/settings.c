@@ -214,6 +214,15 @@ static const struct option OPTIONS[] = {
     NUMBER("database", database, 0, 65535, "0", "SELECT this database (native: the keyspace)."),
     DURATION("timeout", timeout_ms, "10s",
              "A request without a reply for so long is an error; its connection is made anew."),
+    {.name = "routing",
+     .kind = OPTION_BOOL,
+     FIELD(routing),
+     .fallback = "yes",
+     .help =
+         "native, in a cluster (or with ports for cores), and with two connections or more for "
+         "each place: each goes straight to one node or core, and draws keys that lie there. "
+         "Not for workloads in key order, nor while filling. With no: all go to the server that "
+         "is given."},
 
     {.name = "workload",
      .kind = OPTION_CHOICE,

@@ -47,6 +47,7 @@ struct settings {
     char password_file[TEXT_BYTES];
     u64 database;
     u64 timeout_ms;
+    u64 routing;
 
     u64 workload;
     char reads[16];

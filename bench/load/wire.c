@@ -366,19 +366,32 @@ resp_hello(const struct settings *settings, u8 *out, u32 *replies_out)
     return used;
 }
 
-size_t
-wire_hello(const struct wire *wire, const struct settings *settings, u8 *out, u32 *replies_out)
+static size_t
+native_hello(const struct settings *settings, u16 database, u64 features, u8 *out)
 {
-    if (wire->protocol == PROTOCOL_RESP) return resp_hello(settings, out, replies_out);
     struct native_request frame = {
-        .header = {.opcode = NATIVE_HELLO, .request_id = 1, .keyspace = wire->database},
+        .header = {.opcode = NATIVE_HELLO, .request_id = 1, .keyspace = database},
         .hello = {.version_min = NATIVE_VERSION,
                   .version_max = NATIVE_VERSION,
+                  .features = features,
                   .client_name = BYTES_LITERAL("distkv-bench"),
                   .user = BYTES(settings->user, strlen(settings->user)),
                   .password = BYTES(settings->password, strlen(settings->password))}};
     struct buf buf = {.data = out, .capacity = WIRE_HELLO_BYTES};
     CHECK(native_request_encode(&buf, &frame) && buf.data == out);
-    *replies_out = 1;
     return buf.size;
+}
+
+size_t
+wire_hello_topology(const struct settings *settings, u8 out[WIRE_HELLO_BYTES])
+{
+    return native_hello(settings, 0, NATIVE_FEATURE_TOPOLOGY, out);
+}
+
+size_t
+wire_hello(const struct wire *wire, const struct settings *settings, u8 *out, u32 *replies_out)
+{
+    if (wire->protocol == PROTOCOL_RESP) return resp_hello(settings, out, replies_out);
+    *replies_out = 1;
+    return native_hello(settings, wire->database, 0, out);
 }

@@ -76,6 +76,8 @@ MUST_CHECK status wire_reply(const struct wire *wire, struct bytes data, struct 
 #define WIRE_HELLO_BYTES 2048u
 size_t wire_hello(const struct wire *wire, const struct settings *settings, u8 *out,
                   u32 *replies_out);
+/* A native HELLO that asks what is known of other places, too; returns its size. */
+size_t wire_hello_topology(const struct settings *settings, u8 out[WIRE_HELLO_BYTES]);
 /* prefix and digits; returns the size. */
 size_t wire_key(const struct wire *wire, u64 number, u8 out[WIRE_KEY_BYTES]);
 /* The number in such a key. */

@@ -31,6 +31,8 @@
 #define VERSION_UNJUDGED UINT32_MAX
 /* Tries to find a key without a write under way. */
 #define OWN_KEY_TRIES 64u
+/* Draws of a key that lies where its connection goes; after that any will do. */
+#define HOME_TRIES 4096u
 
 /* ---- errors ---- */
 
@@ -72,7 +74,29 @@ unjudge(struct plan *plan, u64 key)
     if (is_strict(plan, key)) atomic_store(&plan->acknowledged[key], VERSION_UNJUDGED);
 }
 
-/* Another key near this one that is the connection's own, none of whose writes is under way. */
+/* Whether the connection goes to where the key lies. */
+static bool
+at_home(const struct connection *c, u64 key)
+{
+    const struct worker *worker = c->worker;
+    u8 text[WIRE_KEY_BYTES];
+    if (c->home == PLACE_NOWHERE) return true;
+    u32 slot = hash_slot(BYTES(text, wire_key(&worker->wire, key, text)));
+    return places_of(worker->plan->places, slot) == c->home;
+}
+
+static u64
+pick(struct connection *c)
+{
+    struct worker *worker = c->worker;
+    u64 key = keys_pick(&worker->keys, &worker->prng);
+    for (u32 i = 0; i < HOME_TRIES && !at_home(c, key); i++)
+        key = keys_pick(&worker->keys, &worker->prng);
+    return key;
+}
+
+/* Another key near this one that is the connection's own, none of whose writes is under way; one
+ * that lies where the connection goes, if there is one near. */
 static u64
 own_key(const struct connection *c, u64 key)
 {
@@ -80,15 +104,19 @@ own_key(const struct connection *c, u64 key)
     u64 all = plan->settings->connections, count = plan->settings->key_count;
     key = key - key % all + c->number;
     if (key >= count) key -= all;
+    u64 anywhere = UINT64_MAX;
     for (u32 i = 0; i < OWN_KEY_TRIES; i++) {
         u32 done = atomic_load_explicit(&plan->acknowledged[key], memory_order_relaxed);
         u32 sent = atomic_load_explicit(&plan->sent[key], memory_order_relaxed);
         bool free = done == sent || done == VERSION_UNJUDGED;
-        if (free || plan->settings->protocol == PROTOCOL_RESP) break;
+        if (free || plan->settings->protocol == PROTOCOL_RESP) {
+            if (at_home(c, key)) return key;
+            if (anywhere == UINT64_MAX) anywhere = key;
+        }
         key += all;
         if (key >= count) key = c->number;
     }
-    return key;
+    return anywhere != UINT64_MAX ? anywhere : key;
 }
 
 static u32
@@ -146,7 +174,7 @@ request_draw(struct connection *c, struct request *request, struct flight *fligh
         if (request->op == OP_INSERT)
             request->key = keys_insert(&worker->keys);
         else if (request->op != OP_PING)
-            request->key = keys_pick(&worker->keys, &worker->prng);
+            request->key = pick(c);
         if (request->op == OP_RMW || request->op == OP_SET)
             if (is_strict(plan, request->key)) request->key = own_key(c, request->key);
         if (request->op == OP_RMW) request->op = OP_GET;
@@ -688,6 +716,11 @@ connection_open(struct connection *c, u64 wait_ns)
 {
     struct plan *plan = c->worker->plan;
     struct io_conn *io;
+    if (c->home != PLACE_NOWHERE) {
+        const struct place *place = &plan->places->list[c->home];
+        status st = io_connect(place->host, place->port, &EVENTS, c, io_now_ns() + wait_ns, &io);
+        if (ok(st)) return st; /* else it is gone: the others forward what it had */
+    }
     return io_connect(plan->host, plan->port, &EVENTS, c, io_now_ns() + wait_ns, &io);
 }
 
@@ -821,7 +854,11 @@ worker_main(void *arg)
 static bool
 connection_init(struct connection *c, struct worker *worker, u32 number)
 {
+    const struct plan *plan = worker->plan;
     *c = (struct connection){.worker = worker, .number = number, .load_number = number};
+    c->home = plan->settings->order == KEYS_SEQUENTIAL
+                  ? PLACE_NOWHERE
+                  : places_home(plan->places, number, (u32)plan->settings->connections);
     u64 slots = worker->flight_mask + 1ull;
     c->flights = calloc(slots, sizeof(*c->flights));
     if (c->flights == NULL) return false;

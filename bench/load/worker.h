@@ -39,6 +39,7 @@
 #include "load/errors.h"
 #include "load/keys.h"
 #include "load/latency.h"
+#include "load/places.h"
 #include "load/wire.h"
 
 #define LOAD_DEPTH 16u
@@ -51,6 +52,7 @@ struct plan {
     const struct values *values;
     char host[TEXT_BYTES]; /* numeric */
     u16 port;
+    const struct places *places; /* never NULL; may be empty */
     /* strict: of each key the version of the last write that was sent, and acknowledged */
     _Atomic u32 *sent, *acknowledged;
     /* every key was written and none vanishes: a miss is a loss */
@@ -114,6 +116,7 @@ struct connection {
     struct worker *worker;
     struct io_conn *io;
     u32 number; /* of all the client's */
+    u32 home;   /* the place that it goes to, and whose keys it draws; or PLACE_NOWHERE */
     enum connection_state state;
     u32 hello_replies; /* to come */
     u32 flying;

@@ -32,6 +32,7 @@ struct cli_settings {
     char server[OPTION_TEXT_BYTES];
     u64 timeout_ms;
     char keyspace[OPTION_TEXT_BYTES]; /* number or name */
+    u64 no_routing;
     u64 json;
     char user[OPTION_TEXT_BYTES];
     char password[OPTION_TEXT_BYTES]; /* of these two at most one is given */

@@ -65,6 +65,11 @@
          .fallback = "",                                                                           \
          .value_name = "FILE",                                                                     \
          .help = "A file whose first line is the password; or set DISTKV_PASSWORD."},              \
+        {.name = "no-routing",                                                                     \
+         .kind = OPTION_BOOL,                                                                      \
+         FIELD(no_routing),                                                                        \
+         .fallback = "no",                                                                         \
+         .help = "In a cluster: ask the named servers only, not those that have the keys."},       \
         {.name = "json",                                                                           \
          .kind = OPTION_BOOL,                                                                      \
          FIELD(json),                                                                              \
@@ -554,6 +559,7 @@ cli_connect(struct cli *cli)
         options.connect_timeout_ms = (u32)MIN(cli->set.timeout_ms, 2000);
         options.client_name = "distkv-client " DISTKV_VERSION;
         options.connections_per_server = (u32)MAX(cli->set.connections, 1);
+        options.no_routing = cli->set.no_routing != 0;
         if (cli->set.user[0] != '\0') options.user = cli->set.user;
         if (password[0] != '\0') options.password = password;
         char error[DISTKV_ERROR_BYTES];

@@ -162,8 +162,10 @@ lib_timers_run(struct distkv *kv)
         lib_timer_stop(kv, timer);
         if (timer->request != NULL)
             request_on_timer(kv, timer->request);
-        else
+        else if (timer->connection != NULL)
             connection_on_timer(timer->connection);
+        else
+            route_on_timer(kv);
     }
 }
 
@@ -190,7 +192,7 @@ static void
 lib_flush_all(struct distkv *kv)
 {
     for (u32 s = 0; s < kv->server_count; s++) {
-        for (u32 c = 0; c < kv->options.connections_per_server; c++) {
+        for (u32 c = 0; c < kv->servers[s].connection_count; c++) {
             struct connection *connection = &kv->servers[s].connections[c];
             if (!list_empty(&connection->unsent) && !connection->writable_wanted)
                 connection_flush(connection);
@@ -219,6 +221,7 @@ lib_wait_events(struct distkv *kv, int timeout_ms)
 static void
 lib_turn(struct distkv *kv, int timeout_ms)
 {
+    route_sweep(kv);
     int completed = requests_run_completed(kv);
     requests_dispatch(kv);
     lib_flush_all(kv);
@@ -321,7 +324,9 @@ set_error(char *error, const char *text)
 static void
 lib_destroy(struct distkv *kv)
 {
+    lib_timer_stop(kv, &kv->fetch_timer);
     connections_deinit(kv);
+    lib_map_deinit(&kv->map, &kv->budget);
     if (kv->timer_fd >= 0) close(kv->timer_fd);
     if (kv->epoll_fd >= 0) close(kv->epoll_fd);
     if (kv->table != NULL)
@@ -378,7 +383,7 @@ static bool
 lib_all_failed(const struct distkv *kv)
 {
     for (u32 s = 0; s < kv->server_count; s++)
-        if (!kv->servers[s].connections[0].failed_once) return false;
+        if (kv->servers[s].named && !kv->servers[s].connections[0].failed_once) return false;
     return true;
 }
 
@@ -386,7 +391,7 @@ static bool
 lib_any_ready(const struct distkv *kv)
 {
     for (u32 s = 0; s < kv->server_count; s++)
-        for (u32 c = 0; c < kv->options.connections_per_server; c++)
+        for (u32 c = 0; c < kv->servers[s].connection_count; c++)
             if (kv->servers[s].connections[c].state == CONNECTION_READY) return true;
     return false;
 }
@@ -469,9 +474,10 @@ int
 distkv_server(const distkv *kv, struct distkv_server_info *out)
 {
     for (u32 s = 0; s < kv->server_count; s++) {
-        for (u32 c = 0; c < kv->options.connections_per_server; c++) {
+        for (u32 c = 0; c < kv->servers[s].connection_count; c++) {
             if (kv->servers[s].connections[c].state == CONNECTION_READY) {
                 *out = kv->servers[s].info;
+                if (kv->map.node_count != 0) out->nodes = kv->map.node_count;
                 return DISTKV_OK;
             }
         }

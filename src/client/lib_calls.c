@@ -68,6 +68,7 @@ waiter_done(struct request *request, int code, const char *error, const struct n
     struct waiter *waiter = request->arg;
     waiter->finished = true;
     waiter->code = code;
+    waiter->run_id = waiter->kv->reply_run_id;
     snprintf(waiter->error, sizeof(waiter->error), "%s", error);
     if (reply == NULL) return;
     waiter->reply = *reply;
@@ -110,7 +111,7 @@ int
 lib_call_start(struct distkv *kv, struct native_request *native, u32 slot, bool repeatable,
                struct waiter *waiter)
 {
-    *waiter = (struct waiter){0};
+    *waiter = (struct waiter){.kv = kv};
     buf_init(&waiter->body, &kv->budget);
     struct request *request = request_new(kv, native, slot, repeatable);
     if (request == NULL)
@@ -371,7 +372,7 @@ distkv_count(distkv *kv, int exact, uint64_t *count_out)
     struct native_request native = request_for(NATIVE_COUNT);
     native.count.exact = exact != 0;
     struct waiter waiter;
-    int code = lib_call(kv, &native, 0, true, &waiter);
+    int code = lib_call(kv, &native, LIB_ANYWHERE, true, &waiter);
     if (code == DISTKV_OK) *count_out = waiter.reply.count.count;
     waiter_deinit(&waiter);
     return code;
@@ -382,7 +383,7 @@ distkv_status(distkv *kv, char **json_out)
 {
     struct native_request native = request_for(NATIVE_STATUS);
     struct waiter waiter;
-    int code = lib_call(kv, &native, 0, true, &waiter);
+    int code = lib_call(kv, &native, LIB_ANYWHERE, true, &waiter);
     if (code == DISTKV_OK) {
         *json_out =
             strndup((const char *)waiter.reply.status.json.data, waiter.reply.status.json.size);
@@ -424,7 +425,7 @@ distkv_cluster(distkv *kv, const struct distkv_cluster_request *request, char **
                  request->function == DISTKV_CLUSTER_KEYSPACES ||
                  request->function == DISTKV_CLUSTER_KEYSPACE_FIND;
     struct waiter waiter;
-    int code = lib_call(kv, &native, 0, reads, &waiter);
+    int code = lib_call(kv, &native, LIB_ANYWHERE, reads, &waiter);
     if (code == DISTKV_OK && number_out != NULL) *number_out = waiter.reply.cluster.number;
     if (code == DISTKV_OK && json_out != NULL) {
         struct bytes json = waiter.reply.cluster.json;
@@ -452,7 +453,7 @@ int
 distkv_ping(distkv *kv)
 {
     struct native_request native = request_for(NATIVE_PING);
-    return lib_call_simple(kv, &native, 0, true);
+    return lib_call_simple(kv, &native, LIB_ANYWHERE, true);
 }
 
 /* ---- asynchronous ---- */
@@ -500,6 +501,7 @@ async_done(struct request *request, int code, const char *error, const struct na
         case NATIVE_COUNT:
         case NATIVE_STATUS:
         case NATIVE_CLUSTER:
+        case NATIVE_TOPOLOGY:
             break;
         }
         result.value = value.data;
@@ -579,5 +581,5 @@ int
 distkv_ping_async(distkv *kv, distkv_callback callback, void *arg)
 {
     struct native_request native = request_for(NATIVE_PING);
-    return lib_start_async(kv, &native, 0, true, callback, arg);
+    return lib_start_async(kv, &native, LIB_ANYWHERE, true, callback, arg);
 }

@@ -27,6 +27,7 @@
 #include <unistd.h>
 
 #define CONNECTION_IOV_MAX 64
+#define SERVERS_BYTES      ((LIB_SERVERS_MAX + LIB_MAP_NODES_MAX) * sizeof(struct server))
 /* Requests that the window allows before the server has named its own limit. */
 #define CONNECTION_READ_BYTES (64u << 10)
 #define CONNECTION_READS_MAX  16u
@@ -74,10 +75,15 @@ parse_server(struct server *server, const char *text, size_t size)
     return true;
 }
 
-static bool
+bool
 server_init(struct distkv *kv, struct server *server)
 {
     u32 count = kv->options.connections_per_server;
+    if (server->shard_port != 0)
+        count =
+            server->shard_count * MAX(1u, MIN(count, LIB_CONNECTIONS_MAX / server->shard_count));
+    server->serial = ++kv->server_serial;
+    server->connection_count = count;
     server->connections = mem_alloc_zero(&kv->budget, count * sizeof(struct connection));
     if (server->connections == NULL) return false;
     for (u32 i = 0; i < count; i++) {
@@ -90,15 +96,30 @@ server_init(struct distkv *kv, struct server *server)
         list_init(&connection->sent);
         buf_init(&connection->in, &kv->budget);
         connection->backoff_ms = kv->options.reconnect_min_ms;
-        lib_timer_set(kv, &connection->timer, lib_now_ns());
+        if (server->named) lib_timer_set(kv, &connection->timer, lib_now_ns());
     }
     return true;
+}
+
+void
+server_deinit(struct distkv *kv, struct server *server)
+{
+    for (u32 c = 0; c < server->connection_count && server->connections != NULL; c++) {
+        struct connection *connection = &server->connections[c];
+        lib_timer_stop(kv, &connection->timer);
+        if (connection->fd >= 0) close(connection->fd);
+        buf_deinit(&connection->in);
+    }
+    if (server->connections != NULL)
+        mem_free(&kv->budget, server->connections,
+                 server->connection_count * sizeof(struct connection));
+    *server = (struct server){0};
 }
 
 int
 connections_init(struct distkv *kv, const char *servers, char *error)
 {
-    kv->servers = mem_alloc_zero(&kv->budget, LIB_SERVERS_MAX * sizeof(struct server));
+    kv->servers = mem_alloc_zero(&kv->budget, SERVERS_BYTES);
     if (kv->servers == NULL) return DISTKV_NO_MEMORY;
     for (const char *p = servers; *p != '\0';) {
         size_t size = strcspn(p, ",");
@@ -110,6 +131,7 @@ connections_init(struct distkv *kv, const char *servers, char *error)
                          (int)MIN(size, 100), p, LIB_SERVERS_MAX);
             return DISTKV_INVALID;
         }
+        kv->servers[kv->server_count].named = true;
         if (!server_init(kv, &kv->servers[kv->server_count])) return DISTKV_NO_MEMORY;
         kv->server_count++;
         p += size;
@@ -124,46 +146,10 @@ void
 connections_deinit(struct distkv *kv)
 {
     if (kv->servers == NULL) return;
-    u32 count = kv->options.connections_per_server;
-    for (u32 s = 0; s < kv->server_count; s++) {
-        for (u32 c = 0; c < count; c++) {
-            struct connection *connection = &kv->servers[s].connections[c];
-            lib_timer_stop(kv, &connection->timer);
-            if (connection->fd >= 0) close(connection->fd);
-            buf_deinit(&connection->in);
-        }
-        mem_free(&kv->budget, kv->servers[s].connections, count * sizeof(struct connection));
-    }
-    mem_free(&kv->budget, kv->servers, LIB_SERVERS_MAX * sizeof(struct server));
-    kv->servers = NULL;
-}
-
-static bool
-takes_requests(const struct connection *connection)
-{
-    return connection->state == CONNECTION_READY && !connection->leaving;
-}
-
-struct connection *
-connection_choose(struct distkv *kv, u32 slot)
-{
-    /* A key always goes the same way while the connections stay: its calls keep their order on the
-     * wire as long as nothing fails. */
-    u32 ready = 0;
     for (u32 s = 0; s < kv->server_count; s++)
-        for (u32 c = 0; c < kv->options.connections_per_server; c++)
-            ready += takes_requests(&kv->servers[s].connections[c]);
-    if (ready == 0) return NULL;
-    u32 wanted = slot % ready;
-    for (u32 s = 0; s < kv->server_count; s++) {
-        for (u32 c = 0; c < kv->options.connections_per_server; c++) {
-            struct connection *connection = &kv->servers[s].connections[c];
-            if (!takes_requests(connection)) continue;
-            if (wanted-- > 0) continue;
-            return connection->in_flight < connection->in_flight_max ? connection : NULL;
-        }
-    }
-    return NULL;
+        server_deinit(kv, &kv->servers[s]);
+    mem_free(&kv->budget, kv->servers, SERVERS_BYTES);
+    kv->servers = NULL;
 }
 
 /* ---- breaking ---- */
@@ -194,7 +180,8 @@ connection_break(struct connection *connection, const char *format, ...)
     if (connection->fd >= 0) close(connection->fd); /* leaves the epoll set by itself */
     connection->fd = -1;
     connection->state = CONNECTION_CLOSED;
-    connection->writable_wanted = connection->leaving = false;
+    connection->writable_wanted = connection->leaving = connection->silent = false;
+    lib_timer_stop(kv, &connection->timer);
     buf_clear(&connection->in, 0);
 
     struct list unsent, sent;
@@ -210,7 +197,9 @@ connection_break(struct connection *connection, const char *format, ...)
     for (struct list *link; (link = list_pop_front(&unsent)) != NULL; begun = false)
         request_on_lost(kv, list_entry(link, struct request, link), begun, kv->connect_error);
 
-    if (was_ready) {
+    if (connection->server->retired) {
+        kv->retired = true;
+    } else if (was_ready) {
         connection->address_next = 0;
         lib_timer_set(kv, &connection->timer, lib_now_ns()); /* the first attempt is at once */
     } else {
@@ -230,7 +219,7 @@ connections_leave(struct distkv *kv)
 {
     kv->leaving = false;
     for (u32 s = 0; s < kv->server_count; s++) {
-        for (u32 c = 0; c < kv->options.connections_per_server; c++) {
+        for (u32 c = 0; c < kv->servers[s].connection_count; c++) {
             struct connection *connection = &kv->servers[s].connections[c];
             if (!connection->leaving) continue;
             if (connection->in_flight == 0)
@@ -241,6 +230,14 @@ connections_leave(struct distkv *kv)
     }
 }
 
+/* A whole one, over all addresses. */
+static void
+round_failed(struct connection *connection)
+{
+    connection->failed_once = true;
+    connection->server->down = true;
+}
+
 /* An attempt has failed: the next address now, or all of them again after a pause. */
 static void
 attempt_failed(struct connection *connection, u32 address_count, const char *what, int error)
@@ -249,10 +246,11 @@ attempt_failed(struct connection *connection, u32 address_count, const char *wha
     bool more = connection->address_next < address_count;
     if (!more) {
         connection->address_next = 0;
-        connection->failed_once = true;
+        round_failed(connection);
     }
     connection_break(connection, "%s: %s", what, strerror(error));
-    if (more) lib_timer_set(connection->kv, &connection->timer, lib_now_ns());
+    if (more && !connection->server->retired)
+        lib_timer_set(connection->kv, &connection->timer, lib_now_ns());
 }
 
 /* ---- connecting ---- */
@@ -273,9 +271,16 @@ attempt_start(struct connection *connection)
     struct distkv *kv = connection->kv;
     struct addrinfo hints = {.ai_family = AF_UNSPEC, .ai_socktype = SOCK_STREAM};
     struct addrinfo *found = NULL;
-    int rc = getaddrinfo(connection->server->host, connection->server->port, &hints, &found);
+    const struct server *server = connection->server;
+    char port[16];
+    snprintf(port, sizeof(port), "%s", server->port);
+    if (server->shard_port != 0)
+        snprintf(port, sizeof(port), "%u",
+                 server->shard_port +
+                     (u32)(connection - server->connections) % server->shard_count);
+    int rc = getaddrinfo(server->host, port, &hints, &found);
     if (rc != 0) {
-        connection->failed_once = true;
+        round_failed(connection);
         connection->address_next = 0;
         connection_break(connection, "cannot resolve the name: %s", gai_strerror(rc));
         return;
@@ -314,11 +319,12 @@ connection_on_timer(struct connection *connection)
         attempt_failed(connection, connection->address_count, "cannot connect", ETIMEDOUT);
         break;
     case CONNECTION_HELLO:
-        connection->failed_once = true;
+        round_failed(connection);
         connection_break(connection, "no answer to the handshake within %u ms",
                          connection->kv->options.connect_timeout_ms);
         break;
     case CONNECTION_READY:
+        route_on_silence(connection);
         break;
     }
 }
@@ -335,7 +341,7 @@ on_hello(struct request *request, int code, const char *error, const struct nati
     struct connection *connection = request->arg;
     struct distkv *kv = connection->kv;
     if (code != DISTKV_OK || reply->hello.version != NATIVE_VERSION) {
-        connection->failed_once = true;
+        round_failed(connection);
         if (code == DISTKV_DENIED) kv->denied = true;
         connection->refused =
             true; /* connection_receive breaks it when it is done with the bytes */
@@ -343,6 +349,7 @@ on_hello(struct request *request, int code, const char *error, const struct nati
         return;
     }
     const struct native_hello_reply *hello = &reply->hello;
+    route_on_hello(connection, hello);
     connection->state = CONNECTION_READY;
     connection->backoff_ms = kv->options.reconnect_min_ms;
     connection->address_next = 0;
@@ -366,6 +373,8 @@ on_hello(struct request *request, int code, const char *error, const struct nati
     struct native_node node;
     while (native_hello_next_node(&nodes, &node))
         if (bytes_equal(node.id, hello->node_id)) info->shards = node.shard_count;
+    route_on_epoch(connection, reply->header.epoch);
+    route_on_known(connection);
 }
 
 static void
@@ -376,17 +385,18 @@ hello_start(struct connection *connection)
         .header.opcode = NATIVE_HELLO,
         .hello = {.version_min = NATIVE_VERSION,
                   .version_max = NATIVE_VERSION,
+                  .features = NATIVE_FEATURE_TOPOLOGY,
                   .client_name = BYTES(kv->client_name, strlen(kv->client_name)),
                   .user = BYTES(kv->user, strlen(kv->user)),
                   .password = BYTES(kv->password, strlen(kv->password))},
     };
     struct request *request = request_new(kv, &native, 0, true);
     if (request == NULL) {
-        connection->failed_once = true;
+        round_failed(connection);
         connection_break(connection, "out of memory");
         return;
     }
-    request->handshake = true;
+    request->own = true;
     request->done = on_hello;
     request->arg = connection;
     connection->state = CONNECTION_HELLO;
@@ -483,6 +493,8 @@ on_frame(struct connection *connection, const struct native_header *header, stru
         return false;
     }
     connection->kv->epoch = MAX(connection->kv->epoch, header->epoch);
+    connection->kv->reply_run_id = connection->run_id;
+    if (connection->state == CONNECTION_READY) route_on_epoch(connection, header->epoch);
     /* Not found: it came after the deadline, and its caller has been told. */
     struct request *request = request_find(connection->kv, header->request_id);
     if (request == NULL || request->connection != connection) return true;
@@ -525,7 +537,7 @@ take_frames(struct connection *connection)
                       ? "what answers there does not speak DistKV's native protocol"
                       : "a damaged frame from the server";
         if (!fine) {
-            if (connection->state == CONNECTION_HELLO) connection->failed_once = true;
+            if (connection->state == CONNECTION_HELLO) round_failed(connection);
             if (connection->refused) {
                 char text[128];
                 snprintf(text, sizeof(text), "%.127s", connection->kv->connect_error);
@@ -554,7 +566,7 @@ connection_receive(struct connection *connection)
         if (got < 0 && errno == EINTR) continue;
         if (got < 0 && errno == EAGAIN) return;
         if (got <= 0) {
-            if (connection->state != CONNECTION_READY) connection->failed_once = true;
+            if (connection->state != CONNECTION_READY) round_failed(connection);
             if (got == 0)
                 connection_break(connection, "the server closed the connection");
             else
@@ -563,6 +575,7 @@ connection_receive(struct connection *connection)
         }
         in->size += (size_t)got;
         connection->received_ns = lib_now_ns();
+        connection->silent = false;
         if (!take_frames(connection)) return;
         if ((size_t)got < room) return;
     }

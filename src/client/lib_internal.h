@@ -23,11 +23,15 @@
 #include "base/heap.h"
 #include "base/list.h"
 #include "base/prng.h"
+#include "client/lib_map.h"
 #include "proto/native.h"
 
-#define LIB_SERVERS_MAX     64u
+#define LIB_SERVERS_MAX     64u /* that may be named */
 #define LIB_CONNECTIONS_MAX 64u /* to one server */
 #define LIB_PORT_DEFAULT    "8080"
+/* Instead of a slot: of a request without a key. */
+#define LIB_ANYWHERE      UINT32_MAX
+#define LIB_SHARD_UNKNOWN UINT32_MAX
 /* Pauses before a refused request is sent again. */
 #define LIB_RETRY_MIN_MS 2u
 #define LIB_RETRY_MAX_MS 500u
@@ -49,7 +53,8 @@ struct connection;
 typedef void (*request_done)(struct request *request, int code, const char *error,
                              const struct native_reply *reply);
 
-/* One thing that happens at a time: to a request or to a connection. */
+/* One thing that happens at a time: to a request or to a connection; to neither: the map is to be
+ * fetched. */
 struct lib_timer {
     struct heap_node node; /* in kv->timers while armed */
     bool armed;
@@ -65,7 +70,7 @@ struct request {
     struct connection *connection; /* UNSENT, SENT */
     enum request_state state;
     u8 opcode;
-    bool handshake;  /* the connection's own HELLO */
+    bool own;        /* the library's: HELLO, PING, TOPOLOGY. It has no deadline */
     bool repeatable; /* may be done twice without harm */
     bool ambiguous;  /* a write that may have been done by an attempt whose reply was lost */
     u32 slot;
@@ -75,6 +80,9 @@ struct request {
     u64 sent_ns;       /* the last time */
     u64 first_sent_ns; /* the first attempt that may have been done */
     u64 first_run_id;  /* the server's start that saw it */
+    struct server *first_server;
+    u64 first_serial;  /* of first_server, whose place may be another one's by now */
+    u64 pinned_run_id; /* the only start of a server that knows what it speaks of; 0: any does */
     struct buf frame;
     /* the outcome, while COMPLETED */
     int code;
@@ -87,7 +95,7 @@ struct request {
 };
 
 enum connection_state {
-    CONNECTION_CLOSED, /* its timer begins the next attempt */
+    CONNECTION_CLOSED, /* its timer begins the next attempt; not armed: nobody wants it */
     CONNECTION_CONNECTING,
     CONNECTION_HELLO,
     CONNECTION_READY,
@@ -100,7 +108,7 @@ struct connection {
     int fd;
     bool writable_wanted;   /* EPOLLOUT is on: the socket is full */
     bool failed_once;       /* for distkv_connect: a whole attempt has failed */
-    struct lib_timer timer; /* next attempt, or the end of this one */
+    struct lib_timer timer; /* next attempt, the end of this one, or a look at silence */
     u32 backoff_ms;
     u32 address_next; /* which of the host's addresses the next attempt takes */
     u32 address_count;
@@ -113,6 +121,11 @@ struct connection {
     u64 run_id;
     u64 received_ns; /* when bytes last came */
     u32 idempotency_ms;
+    /* lib_route.c */
+    u32 shard;   /* of the node, that serves it; LIB_SHARD_UNKNOWN */
+    bool tells;  /* TOPOLOGY may be asked for, and is worth it */
+    bool silent; /* owes an answer and has not said a word for a while */
+    u64 epoch;   /* of its last reply */
     struct buf in;
 };
 
@@ -120,7 +133,17 @@ struct server {
     char name[128]; /* as given */
     char host[256];
     char port[16];
-    struct connection *connections;
+    u16 shard_port; /* connection i goes to the port of shard i % shard_count; 0: all to port */
+    u32 shard_count;
+    bool named;   /* by the user; else by the map */
+    bool mapped;  /* the map names it */
+    bool retired; /* no longer: its connections end */
+    bool down;    /* the last attempt to connect has failed */
+    bool several; /* it was more than one node */
+    bool changed; /* it is another one than before: see route_on_known */
+    u64 serial;   /* of all that this handle has had */
+    u32 connection_count;
+    struct connection *connections; /* NULL: this place is free */
     struct distkv_server_info info;
 };
 
@@ -133,10 +156,22 @@ struct distkv {
     struct prng prng;
     int epoll_fd;
     int timer_fd;
-    u64 timer_armed_ns; /* 0: not armed */
-    struct server *servers;
+    u64 timer_armed_ns;     /* 0: not armed */
+    struct server *servers; /* places for those that are named and for those of the map */
     u32 server_count;
+    u64 server_serial;
     u64 epoch;
+    /* lib_route.c */
+    struct lib_map map;
+    struct server *map_servers[LIB_MAP_NODES_MAX]; /* by index of the map's nodes; NULL: no room */
+    u64 epoch_told;                                /* the newest that a node has told */
+    u64 fetched_ns;                                /* when the map was last asked for; 0: never */
+    struct request *fetch;                         /* that asks for it now */
+    char fetch_host[256];                          /* where */
+    struct lib_timer fetch_timer;
+    bool retired;     /* a server may be, and have ended */
+    u64 pin_run_id;   /* of the next request: its pinned_run_id */
+    u64 reply_run_id; /* of the server whose reply is at hand */
     /* requests */
     struct heap timers;
     struct list waiting, completed;
@@ -167,12 +202,31 @@ void connection_on_event(struct connection *connection, u32 events);
 void connection_flush(struct connection *connection);
 /* Closes it; its requests are sent again or ended. */
 PRINTF_LIKE(2, 3) void connection_break(struct connection *connection, const char *format, ...);
-/* A ready connection with room for a request of this slot, or NULL. */
-struct connection *connection_choose(struct distkv *kv, u32 slot);
+/* A server's connections; they are opened when they are wanted (those of named ones at once). */
+MUST_CHECK bool server_init(struct distkv *kv, struct server *server);
+void server_deinit(struct distkv *kv, struct server *server);
 /* The server wants another connection: it gets no more requests. */
 void connection_leave(struct connection *connection);
 /* Ends those of which that was said and that have nothing in flight. */
 void connections_leave(struct distkv *kv);
+
+/* ---- lib_route.c ---- */
+
+/* A ready connection with room for the request, or NULL. */
+struct connection *route_choose(struct distkv *kv, const struct request *request);
+/* Something was put on it; and its timer while it is ready. */
+void route_watch(struct connection *connection);
+void route_on_silence(struct connection *connection);
+/* What a server says at the handshake, before and after server->info is set. */
+void route_on_hello(struct connection *connection, const struct native_hello_reply *hello);
+void route_on_known(struct connection *connection);
+/* Of each reply. */
+void route_on_epoch(struct connection *connection, u64 epoch);
+void route_on_timer(struct distkv *kv);
+/* One of the library's own requests ended without a reply. */
+void route_on_lost(struct distkv *kv, const struct request *request);
+/* Frees servers that are gone; while no event of theirs is at hand. */
+void route_sweep(struct distkv *kv);
 
 /* ---- lib_request.c ---- */
 
@@ -210,6 +264,8 @@ struct waiter {
     char error[160];
     struct native_reply reply;
     struct buf body;
+    struct distkv *kv;
+    u64 run_id; /* of the server that has answered */
 };
 
 /* Sends and waits; the reply in waiter, whose body is to be freed with waiter_deinit. */

@@ -97,6 +97,8 @@ request_new(struct distkv *kv, struct native_request *native, u32 slot, bool rep
     request->opcode = native->header.opcode;
     request->repeatable = repeatable;
     request->slot = slot;
+    request->pinned_run_id = kv->pin_run_id;
+    kv->pin_run_id = 0;
     request->id = kv->id_next++;
     buf_init(&request->frame, &kv->budget);
     native->header.request_id = request->id;
@@ -148,7 +150,7 @@ static void
 request_tell(struct distkv *kv, struct request *request, int code, const char *error,
              const struct native_reply *reply)
 {
-    if (!request->handshake) {
+    if (!request->own) {
         kv->pending--;
         kv->callbacks++;
     }
@@ -192,6 +194,7 @@ request_assign(struct request *request, struct connection *connection)
     request->state = REQUEST_UNSENT;
     request->connection = connection;
     connection->in_flight++;
+    route_watch(connection);
 }
 
 /* Whether an ambiguous write may go to this connection's server. */
@@ -212,6 +215,8 @@ request_send(struct distkv *kv, struct request *request, struct connection *conn
     if (!request->ambiguous) { /* earlier attempts were refused: nothing was done */
         request->first_sent_ns = now;
         request->first_run_id = connection->run_id;
+        request->first_server = connection->server;
+        request->first_serial = connection->server->serial;
     }
     /* Only what may have been done has an age. */
     u64 age_ms = request->ambiguous ? (now - request->first_sent_ns) / NS_PER_MS + 1 : 0;
@@ -228,7 +233,7 @@ requests_dispatch(struct distkv *kv)
     if (kv->leaving) connections_leave(kv);
     list_for_each_safe (link, &kv->waiting) {
         struct request *request = list_entry(link, struct request, link);
-        struct connection *connection = connection_choose(kv, request->slot);
+        struct connection *connection = route_choose(kv, request);
         if (connection == NULL) {
             /* Its connection is full, or none is there. A few others may have more luck; looking
              * at all of a long queue each turn would be quadratic. */
@@ -255,7 +260,8 @@ request_on_lost(struct distkv *kv, struct request *request, bool begun, const ch
     bool write = native_opcode_writes(request->opcode);
     u32 idempotency_ms = request->connection->idempotency_ms;
     request->connection = NULL; /* the connection has emptied its lists and its count */
-    if (request->handshake) {
+    if (request->own) {
+        route_on_lost(kv, request);
         request_free(kv, request);
         return;
     }
@@ -299,8 +305,7 @@ request_on_timer(struct distkv *kv, struct request *request)
     bool silent = request->state == REQUEST_SENT && connection->received_ns < request->sent_ns;
     if (request->state == REQUEST_SENT && native_opcode_writes(request->opcode))
         request->ambiguous = true;
-    if (request->attempts == 0 && kv->connect_error[0] != '\0' &&
-        connection_choose(kv, request->slot) == NULL)
+    if (request->attempts == 0 && kv->connect_error[0] != '\0' && route_choose(kv, request) == NULL)
         request_end(kv, request, DISTKV_UNREACHABLE, "%s", kv->connect_error);
     else
         request_end(
@@ -342,7 +347,7 @@ request_on_reply(struct distkv *kv, struct request *request, const struct native
         snprintf(error, sizeof(error), "%.*s", (int)MIN(reply->error.text.size, sizeof(error) - 1),
                  (const char *)reply->error.text.data);
     if (native_status == NATIVE_ST_CLOSING) connection_leave(request->connection);
-    if (!request->handshake && native_status_retryable(native_status) &&
+    if (!request->own && native_status_retryable(native_status) &&
         request_delay(kv, request, reply->error.detail))
         return;
     if (code != DISTKV_OK && code != DISTKV_CONFLICT && code != DISTKV_UNKNOWN_OUTCOME &&
@@ -359,7 +364,7 @@ requests_cancel_all(struct distkv *kv)
     for (u32 i = 0; i < kv->table_size; i++) {
         for (struct request *request = kv->table[i]; request != NULL;
              request = request->hash_next) {
-            if (request->handshake || request->state == REQUEST_COMPLETED) continue;
+            if (request->own || request->state == REQUEST_COMPLETED) continue;
             bool out = request->state == REQUEST_SENT ||
                        (request->state == REQUEST_UNSENT && request->connection->unsent_offset > 0);
             if (out && native_opcode_writes(request->opcode)) request->ambiguous = true;
@@ -369,7 +374,7 @@ requests_cancel_all(struct distkv *kv)
     kv->closing = true;
     requests_run_completed(kv);
     for (u32 i = 0; i < kv->table_size; i++)
-        while (kv->table[i] != NULL) /* handshakes */
+        while (kv->table[i] != NULL) /* our own */
             request_free(kv, kv->table[i]);
     kv->in_process = false;
 }

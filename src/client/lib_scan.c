@@ -23,6 +23,7 @@ struct distkv_scan {
     u8 pattern[NATIVE_PATTERN_BYTES_MAX];
     u8 after_key[LIMIT_KEY_BYTES];
     u64 snapshot; /* 0: none */
+    u64 run_id;   /* of the server that keeps it */
     u64 left;     /* entries that may still be given */
     /* the page at hand, and the one under way */
     struct waiter pages[2];
@@ -80,9 +81,10 @@ snapshot_open(distkv_scan *scan)
     struct native_request native = {.header.opcode = NATIVE_SNAPSHOT_OPEN,
                                     .snapshot_open = {.lease_ms = SCAN_LEASE_MS}};
     struct waiter waiter;
-    int code = lib_call(scan->kv, &native, 0, true, &waiter);
+    int code = lib_call(scan->kv, &native, LIB_ANYWHERE, true, &waiter);
     if (code == DISTKV_OK) {
         scan->snapshot = waiter.reply.snapshot_open.snapshot;
+        scan->run_id = waiter.run_id;
         scan->native.scan.snapshot = scan->snapshot;
     }
     waiter_deinit(&waiter);
@@ -99,7 +101,9 @@ page_start(distkv_scan *scan)
         token_slot(native.scan.after.given ? native.scan.after.token : native.scan.token_first);
     struct waiter *waiter = &scan->pages[scan->page ^ 1];
     waiter_deinit(waiter);
+    scan->kv->pin_run_id = scan->run_id;
     int code = lib_call_start(scan->kv, &native, slot, true, waiter);
+    scan->kv->pin_run_id = 0;
     scan->started = code == DISTKV_OK;
     if (scan->started) distkv_flush(scan->kv);
     return code;
@@ -187,7 +191,9 @@ distkv_scan_close(distkv_scan *scan)
         struct native_request native = {.header.opcode = NATIVE_SNAPSHOT_CLOSE,
                                         .snapshot_close = {.snapshot = scan->snapshot}};
         struct waiter waiter;
-        int code = lib_call(scan->kv, &native, 0, true, &waiter);
+        scan->kv->pin_run_id = scan->run_id;
+        int code = lib_call(scan->kv, &native, LIB_ANYWHERE, true, &waiter);
+        scan->kv->pin_run_id = 0;
         (void)code; /* when it fails, the lease ends it */
         waiter_deinit(&waiter);
     }

@@ -38,6 +38,7 @@
 #define CLUSTER_ALIVE_SLOTS 4096u
 #define CLUSTER_IS_ALIVE    1u
 #define CLUSTER_IS_DRAINED  2u
+#define CLUSTER_HAS_PORTS   4u
 #define CLUSTER_PING_MS     100u
 static_assert(CLUSTER_PING_MS * NS_PER_MS == LIVENESS_PING_NS, "a tick is a ping");
 
@@ -48,6 +49,7 @@ struct cluster_options {
     char rack[TOPOLOGY_NAME_BYTES];
     char datacenter[TOPOLOGY_NAME_BYTES];
     u16 client_port, peer_port;
+    bool shard_ports; /* each shard has one for clients, from client_port + 1 on */
     u32 shard_count, partition_count;
     u32 weight;
     u32 member_replaced;                     /* a dead one, when we join; 0: nobody */
@@ -88,7 +90,7 @@ struct cluster {
     struct peer_identity identity; /* once member is set */
     /* By number modulo CLUSTER_ALIVE_SLOTS. Two of a thousand members whose numbers are 4,096 apart
      * would share one: then a call to a dead one is attempted, or one to a living one is not. */
-    _Atomic u8 alive[CLUSTER_ALIVE_SLOTS];  /* CLUSTER_IS_ALIVE, CLUSTER_IS_DRAINED */
+    _Atomic u8 alive[CLUSTER_ALIVE_SLOTS];  /* CLUSTER_IS_ALIVE ... */
     _Atomic u64 shard_epochs[LIMIT_SHARDS]; /* the oldest that it works with; 0: none */
     _Atomic u64 shard_oldest[LIMIT_SHARDS]; /* replicator_oldest_to_come of each; 0: not known */
     _Atomic u64 oldest;                     /* the least of all members; 0: not of all known */
@@ -117,6 +119,7 @@ struct cluster_ping {
     u64 oldest;   /* no write of a lower version will come from there; 0: not known */
     i64 clock_ms; /* its wall clock before ours */
     bool drained; /* wants others to do what it did */
+    bool shard_ports;
 };
 
 /* A shard's. */
@@ -186,6 +189,15 @@ cluster_drained(const struct cluster *cluster, u32 member)
     return (atomic_load_explicit(&cluster->alive[member % CLUSTER_ALIVE_SLOTS],
                                  memory_order_relaxed) &
             CLUSTER_IS_DRAINED) != 0;
+}
+/* Whether each of its shards has a port for clients, as far as is known. */
+static inline bool
+cluster_shard_ports(const struct cluster *cluster, u32 member)
+{
+    if (member == cluster_member(cluster)) return cluster->options.shard_ports;
+    return (atomic_load_explicit(&cluster->alive[member % CLUSTER_ALIVE_SLOTS],
+                                 memory_order_relaxed) &
+            CLUSTER_HAS_PORTS) != 0;
 }
 /* Until the next yield, unless held; NULL: none yet. */
 static inline struct topology *

@@ -3,8 +3,9 @@
  * cluster_ping.c -- who lives: each member's shard 0 is asked every CLUSTER_PING_MS.
  *
  * The body of PEER_PING and of its answer, 32 bytes: the oldest epoch that the sender works with
- * (8), its wall clock in milliseconds (8), flags (1; bit 0: it is ill; bit 1: it is drained), 0
- * (7), and the lowest version that it may yet send to anybody (8; 0: not known).
+ * (8), its wall clock in milliseconds (8), flags (1; bit 0: it is ill; bit 1: it is drained;
+ * bit 2: its shards have ports for clients), 0 (7), and the lowest version that it may yet send to
+ * anybody (8; 0: not known).
  *
  * liveness.h judges by the answers. Two pings in a row that could not even connect are enough to
  * send nothing more there: then its process is gone, and waiting would find out the same later.
@@ -21,6 +22,7 @@
 #define REFUSALS_MAX    2u
 #define FLAG_ILL        1u
 #define FLAG_DRAINED    2u
+#define FLAG_PORTS      4u
 #define CLOCK_MS_MAX    250
 
 static struct cluster_ping *
@@ -52,7 +54,8 @@ static void
 publish(const struct cluster_ping *ping)
 {
     const struct cluster_shard *shard = ping->shard;
-    u8 state = (is_alive(ping) ? CLUSTER_IS_ALIVE : 0) | (ping->drained ? CLUSTER_IS_DRAINED : 0);
+    u8 state = (is_alive(ping) ? CLUSTER_IS_ALIVE : 0) | (ping->drained ? CLUSTER_IS_DRAINED : 0) |
+               (ping->shard_ports ? CLUSTER_HAS_PORTS : 0);
     atomic_store(&shard->cluster->alive[ping->member % CLUSTER_ALIVE_SLOTS], state);
 }
 
@@ -81,6 +84,7 @@ heard(struct cluster_ping *ping, struct bytes body)
     ping->clock_ms = clock_ms;
     ping->refusals = 0;
     ping->drained = (body.data[16] & FLAG_DRAINED) != 0;
+    ping->shard_ports = (body.data[16] & FLAG_PORTS) != 0;
     ping->oldest = load_u64(body.data + 24);
     ping->heard_ns = io_now_ns();
     liveness_heard(&ping->shard->liveness, ping->member, (body.data[16] & FLAG_ILL) != 0,
@@ -116,6 +120,7 @@ fill(const struct cluster_shard *shard, u8 body[PING_BYTES])
     store_u64(body + 8, io_wall_ms());
     body[16] = liveness_self_ill(&shard->liveness, io_now_ns()) ? FLAG_ILL : 0;
     if (atomic_load(&shard->cluster->drain) == CLUSTER_DRAIN_DONE) body[16] |= FLAG_DRAINED;
+    if (shard->cluster->options.shard_ports) body[16] |= FLAG_PORTS;
     store_u64(body + 24, cluster_own_oldest(shard->cluster));
 }
 
@@ -130,6 +135,7 @@ asked(void *arg, struct peer_request *request, const struct peer_identity *from,
     if (ping != NULL && body.size >= PING_BYTES) {
         ping->epoch = load_u64(body.data);
         ping->drained = (body.data[16] & FLAG_DRAINED) != 0;
+        ping->shard_ports = (body.data[16] & FLAG_PORTS) != 0;
         publish(ping);
         ping->oldest = load_u64(body.data + 24);
     }

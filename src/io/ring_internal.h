@@ -201,7 +201,7 @@ struct ring_port {
     u32 count; /* listeners; 0: not in use */
 };
 
-#define RING_PORTS_MAX     16u
+#define RING_PORTS_MAX     (2u * LIMIT_SHARDS + 8u) /* of each shard for nodes and for clients */
 #define RING_DEVICES_MAX   16u
 #define RING_DIR_LOCKS_MAX 16u
 

@@ -80,14 +80,15 @@ static_assert(NATIVE_BODY_BYTES_MAX >= LIMIT_VALUE_BYTES + LIMIT_KEY_BYTES + 256
     X(STATUS, 13)                                                                                  \
     X(GET_SIBLINGS, 14)                                                                            \
     X(PUT_SIBLINGS, 15)                                                                            \
-    X(CLUSTER, 16)
+    X(CLUSTER, 16)                                                                                 \
+    X(TOPOLOGY, 17)
 
 enum native_opcode {
 #define X(name, number) NATIVE_##name = number,
     NATIVE_OPCODE_LIST(X)
 #undef X
 };
-#define NATIVE_OPCODE_MAX 16u
+#define NATIVE_OPCODE_MAX 17u
 
 enum native_flags {
     NATIVE_FLAG_REPLY = 1 << 0,
@@ -236,6 +237,13 @@ enum native_scan_flags {
 };
 enum native_match { NATIVE_MATCH_ALL = 0, NATIVE_MATCH_PREFIX = 1, NATIVE_MATCH_GLOB = 2 };
 
+/* What HELLO's two sides know. A server says only what the client has said, too, so that an older
+ * client reads what it always read. */
+enum native_features {
+    NATIVE_FEATURE_TOPOLOGY = 1 << 0, /* TOPOLOGY, and the shard in HELLO's reply */
+    NATIVE_FEATURE_PLACES = 1 << 1,   /* server: TOPOLOGY tells of more places than this address */
+};
+
 /* ---- CLUSTER: what operators ask ---- */
 
 enum native_cluster_function {
@@ -279,7 +287,7 @@ struct native_request {
     union {
         struct {
             u8 version_min, version_max; /* protocol versions that the client speaks */
-            u64 features;                /* none defined yet: 0 */
+            u64 features;                /* enum native_features; unknown ones are not used */
             struct bytes client_name;    /* for people: "distkv-client 0.1.0" */
             struct bytes user, password; /* empty: none */
         } hello;
@@ -325,6 +333,9 @@ struct native_request {
             bool exact;
         } count;
         struct native_cluster cluster;
+        struct {
+            u64 epoch; /* of what the client knows; 0: nothing */
+        } topology;
     };
 };
 
@@ -360,10 +371,12 @@ struct native_node {
     struct bytes host; /* as a client can reach it; empty: the one that it has connected to */
     u16 port;
     u16 shard_count;
+    u16 shard_port; /* TOPOLOGY: shard i listens at this + i, too; 0: there are no such ports */
 };
 
 struct native_hello_reply {
     u8 version; /* of the protocol, from now on */
+    u8 shard;   /* that serves this connection, with FEATURE_TOPOLOGY; else 0 */
     u64 features;
     u64 run_id; /* another one after each start of the server: idempotency ids are forgotten */
     u64 connection_id;
@@ -380,6 +393,19 @@ struct native_hello_reply {
     u32 range_count;
     struct bytes nodes;  /* checked; native_hello_node */
     struct bytes ranges; /* checked; native_hello_range; ascending, each slot in one of them */
+};
+
+/* Where requests go straight: of each partition the nodes that run its requests, the first that
+ * lives before the others. Whoever is asked forwards what it does not run. */
+#define NATIVE_TOPOLOGY_WIDTH_MAX 3u
+#define NATIVE_TOPOLOGY_NOBODY    UINT16_MAX
+struct native_topology_reply {
+    u64 epoch;
+    u16 node_count; /* 0, like all below: nothing is newer than what the client knows */
+    u8 width;       /* nodes of a partition */
+    u32 partition_count;
+    struct bytes nodes; /* checked; native_hello_next_node */
+    struct bytes rows;  /* checked; native_topology_node */
 };
 
 struct native_scan_entry {
@@ -444,13 +470,15 @@ struct native_reply {
             u64 number; /* KEYSPACE_SET, KEYSPACE_FIND: the keyspace's; else the topology's epoch */
             struct bytes json; /* one object, UTF-8 */
         } cluster;
+        struct native_topology_reply topology;
     };
 };
 
 /* Client side: reads the reply to a request of header->opcode. ST_INVALID, ST_UNSUPPORTED. */
 MUST_CHECK status native_reply_decode(const struct native_header *header, struct bytes body,
                                       struct native_reply *out);
-/* Server side. For HELLO give nodes and ranges built with native_hello_add_*, for SCAN the entries
+/* Server side. For HELLO and TOPOLOGY give what native_hello_add_*, native_topology_add_* built,
+ * for SCAN the entries
  * built with native_scan_add. */
 MUST_CHECK bool native_reply_encode(struct buf *out, const struct native_reply *reply);
 /* The short way to an error reply to request; text is cut at 512 bytes. */
@@ -464,6 +492,11 @@ MUST_CHECK bool native_hello_add_node(struct buf *nodes, const struct native_nod
 MUST_CHECK bool native_hello_add_range(struct buf *ranges, const struct native_slot_range *range);
 bool native_hello_next_node(struct bytes *nodes, struct native_node *out);
 bool native_hello_next_range(struct bytes *ranges, struct native_slot_range *out);
+MUST_CHECK bool native_topology_add_node(struct buf *nodes, const struct native_node *node);
+/* Row by row; NATIVE_TOPOLOGY_NOBODY at the end of one that is shorter. */
+MUST_CHECK bool native_topology_add_place(struct buf *rows, u16 node);
+/* Of a reply that was decoded. */
+u16 native_topology_node(const struct native_topology_reply *topology, u32 partition, u32 place);
 /* !entry->has_value: only the value's size is sent. */
 MUST_CHECK bool native_scan_add(struct buf *entries, const struct native_scan_entry *entry);
 bool native_scan_next(struct bytes *entries, struct native_scan_entry *out);

@@ -20,14 +20,14 @@ read_node(struct reader *r)
     u8 host_size = read_u8(r);
     node.port = read_u16(r);
     node.shard_count = read_u16(r);
-    read_zeros(r, 2);
+    node.shard_port = read_u16(r);
     node.id = read_bytes(r, id_size);
     node.host = read_bytes(r, host_size);
     return node;
 }
 
 bool
-native_hello_add_node(struct buf *nodes, const struct native_node *node)
+native_topology_add_node(struct buf *nodes, const struct native_node *node)
 {
     CHECK(node->id.size <= NATIVE_NAME_BYTES_MAX);
     CHECK(node->host.size <= NATIVE_NAME_BYTES_MAX);
@@ -37,11 +37,18 @@ native_hello_add_node(struct buf *nodes, const struct native_node *node)
     write_u8(&w, (u8)node->host.size);
     write_u16(&w, node->port);
     write_u16(&w, node->shard_count);
-    write_zeros(&w, 2);
+    write_u16(&w, node->shard_port);
     write_span(&w, node->id);
     write_span(&w, node->host);
     if (w.failed) nodes->size = start;
     return !w.failed;
+}
+
+bool
+native_hello_add_node(struct buf *nodes, const struct native_node *node)
+{
+    CHECK(node->shard_port == 0); /* older clients refuse it there */
+    return native_topology_add_node(nodes, node);
 }
 
 bool
@@ -91,11 +98,15 @@ native_hello_next_range(struct bytes *ranges, struct native_slot_range *out)
 }
 
 static bool
-nodes_check(struct bytes nodes, u32 count)
+nodes_check(struct bytes nodes, u32 count, bool shard_ports)
 {
     struct reader r = reader_of(nodes);
-    for (u32 i = 0; i < count && !r.failed; i++)
-        read_node(&r);
+    for (u32 i = 0; i < count && !r.failed; i++) {
+        struct native_node node = read_node(&r);
+        if (node.shard_port != 0 &&
+            (!shard_ports || node.shard_port + MAX(node.shard_count, 1u) - 1u > UINT16_MAX))
+            return false;
+    }
     return reader_done(&r);
 }
 
@@ -113,6 +124,78 @@ ranges_check(struct bytes ranges, u32 count, u32 node_count)
         slot_next = (u32)range.slot_last + 1;
     }
     return reader_done(&r) && (count == 0 || slot_next == SLOT_COUNT);
+}
+
+/* ---- TOPOLOGY ---- */
+
+bool
+native_topology_add_place(struct buf *rows, u16 node)
+{
+    struct writer w = {.out = rows};
+    write_u16(&w, node);
+    return !w.failed;
+}
+
+u16
+native_topology_node(const struct native_topology_reply *topology, u32 partition, u32 place)
+{
+    CHECK(partition < topology->partition_count && place < topology->width);
+    return load_u16(topology->rows.data + 2 * ((size_t)partition * topology->width + place));
+}
+
+/* Nodes that exist, each once in a row, and nobody only at a row's end. */
+static bool
+rows_check(const struct native_topology_reply *topology)
+{
+    for (u32 partition = 0; partition < topology->partition_count; partition++) {
+        u16 row[NATIVE_TOPOLOGY_WIDTH_MAX];
+        for (u32 i = 0; i < topology->width; i++) {
+            row[i] = native_topology_node(topology, partition, i);
+            if (row[i] == NATIVE_TOPOLOGY_NOBODY) continue;
+            if (row[i] >= topology->node_count) return false;
+            if (i > 0 && row[i - 1] == NATIVE_TOPOLOGY_NOBODY) return false;
+            for (u32 k = 0; k < i; k++)
+                if (row[k] == row[i]) return false;
+        }
+    }
+    return true;
+}
+
+static bool
+decode_topology(struct reader *r, struct native_topology_reply *topology)
+{
+    topology->epoch = read_u64(r);
+    topology->node_count = read_u16(r);
+    topology->width = read_u8(r);
+    read_zeros(r, 1);
+    topology->partition_count = read_u32(r);
+    u32 nodes_size = read_u32(r);
+    topology->nodes = read_bytes(r, nodes_size);
+    topology->rows = read_rest(r);
+    if (r->failed) return false;
+    u32 partitions = topology->partition_count;
+    if (topology->node_count == 0)
+        return partitions == 0 && topology->width == 0 && nodes_size == 0 &&
+               topology->rows.size == 0;
+    if (topology->node_count > NATIVE_NODES_MAX) return false;
+    if (topology->width == 0 || topology->width > NATIVE_TOPOLOGY_WIDTH_MAX) return false;
+    if (partitions == 0 || partitions > SLOT_COUNT || SLOT_COUNT % partitions != 0) return false;
+    if (topology->rows.size != 2 * (size_t)partitions * topology->width) return false;
+    return nodes_check(topology->nodes, topology->node_count, true) && rows_check(topology);
+}
+
+static void
+encode_topology(struct writer *w, const struct native_topology_reply *topology)
+{
+    CHECK(topology->rows.size == 2 * (size_t)topology->partition_count * topology->width);
+    write_u64(w, topology->epoch);
+    write_u16(w, topology->node_count);
+    write_u8(w, topology->width);
+    write_zeros(w, 1);
+    write_u32(w, topology->partition_count);
+    write_u32(w, (u32)topology->nodes.size);
+    write_span(w, topology->nodes);
+    write_span(w, topology->rows);
 }
 
 enum { ENTRY_FLAG_VALUE = 1 << 0 };
@@ -224,7 +307,7 @@ static bool
 decode_hello(struct reader *r, struct native_hello_reply *hello)
 {
     hello->version = read_u8(r);
-    read_zeros(r, 1);
+    hello->shard = read_u8(r);
     hello->keyspaces = read_u16(r);
     hello->partition_count = read_u32(r);
     hello->features = read_u64(r);
@@ -249,7 +332,7 @@ decode_hello(struct reader *r, struct native_hello_reply *hello)
     hello->ranges = read_rest(r);
     if (r->failed || hello->node_count > NATIVE_NODES_MAX) return false;
     if (hello->range_count > SLOT_COUNT || hello->in_flight_max == 0) return false;
-    return nodes_check(hello->nodes, hello->node_count) &&
+    return nodes_check(hello->nodes, hello->node_count, false) &&
            ranges_check(hello->ranges, hello->range_count, hello->node_count);
 }
 
@@ -339,6 +422,9 @@ decode_body(struct reader *r, struct native_reply *out)
         out->cluster.number = read_u64(r);
         out->cluster.json = read_rest(r);
         break;
+    case NATIVE_TOPOLOGY:
+        if (!decode_topology(r, &out->topology)) return false;
+        break;
     case NATIVE_SNAPSHOT_CLOSE:
         break;
     }
@@ -373,7 +459,7 @@ encode_hello(struct writer *w, const struct native_hello_reply *hello)
     CHECK(hello->node_id.size <= NATIVE_NAME_BYTES_MAX);
     CHECK(hello->server_version.size <= NATIVE_NAME_BYTES_MAX);
     write_u8(w, hello->version);
-    write_zeros(w, 1);
+    write_u8(w, hello->shard);
     write_u16(w, hello->keyspaces);
     write_u32(w, hello->partition_count);
     write_u64(w, hello->features);
@@ -469,6 +555,9 @@ encode_body(struct writer *w, const struct native_reply *reply)
     case NATIVE_CLUSTER:
         write_u64(w, reply->cluster.number);
         write_span(w, reply->cluster.json);
+        break;
+    case NATIVE_TOPOLOGY:
+        encode_topology(w, &reply->topology);
         break;
     case NATIVE_SNAPSHOT_CLOSE:
         break;

@@ -374,6 +374,9 @@ decode_body(struct reader *r, struct native_request *out, const char **error)
         break;
     case NATIVE_CLUSTER:
         return decode_cluster(r, out, error);
+    case NATIVE_TOPOLOGY:
+        out->topology.epoch = read_u64(r);
+        break;
     }
     if (!reader_done(r)) return refuse(error, ST_INVALID, "malformed body");
     return ST_OK;
@@ -512,6 +515,9 @@ encode_body(struct writer *w, const struct native_request *request)
         break;
     case NATIVE_CLUSTER:
         encode_cluster(w, &request->cluster);
+        break;
+    case NATIVE_TOPOLOGY:
+        write_u64(w, request->topology.epoch);
         break;
     }
 }

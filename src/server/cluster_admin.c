@@ -334,7 +334,7 @@ reply_json(struct exec *x, const struct native_request *request, u64 number, con
 {
     struct native_reply reply;
     memset(&reply, 0, sizeof(reply));
-    reply.header = native_reply_header(&request->header, NATIVE_EPOCH);
+    reply.header = native_reply_header(&request->header, native_epoch());
     reply.cluster.number = number;
     reply.cluster.json = json == NULL ? BYTES_LITERAL("{}") : buf_bytes(json);
     native_reply(x, &reply);

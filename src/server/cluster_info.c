@@ -3,17 +3,20 @@
  * cluster_info.c -- CLUSTER. A node by itself owns all slots and is reached at the address that the
  * asking connection has used, so that a client behind a forwarded port finds it again.
  *
+ * So it is where resp-cluster is off; else see cluster_resp.h.
+ *
  * In a cluster the members are listed at their addresses; of each run of slots the first member
  * that reads go to is the master, the others are its replicas. Any of them takes any request.
  */
 #include <stdio.h>
 
+#include "server/cluster_resp.h"
 #include "server/cluster_view.h"
 #include "server/cmd.h"
 #include "server/session.h"
 
 struct self {
-    char host[64];
+    char host[CLUSTER_RESP_HOST_BYTES];
     u32 port;
     const char *name;
 };
@@ -22,17 +25,7 @@ static struct self
 self_of(const struct exec *x)
 {
     struct self self = {.name = x->shard->server->node_name, .port = (u32)x->shard->server->port};
-    char local[64] = "";
-    if (x->session->conn != NULL) io_conn_local_name(x->session->conn, local, sizeof(local));
-    char *colon = strrchr(local, ':');
-    if (colon != NULL) *colon = '\0';
-    size_t size = strlen(local);
-    const char *host = local;
-    if (size > 2 && local[0] == '[' && local[size - 1] == ']') { /* IPv6, as Redis: bare */
-        local[size - 1] = '\0';
-        host++;
-    }
-    snprintf(self.host, sizeof(self.host), "%s", host);
+    cluster_resp_local(x, self.host);
     return self;
 }
 
@@ -215,11 +208,21 @@ answered(struct exec *x, void (*reply)(struct exec *x, const struct topology *to
     return true;
 }
 
+/* true: resp-cluster has it answered otherwise. */
+static bool
+for_cluster_clients(struct exec *x, void (*reply)(struct exec *x))
+{
+    if (x->shard->config->resp_cluster == CONFIG_RESP_CLUSTER_OFF) return false;
+    reply(x);
+    return true;
+}
+
 /* ---- the commands ---- */
 
 void
 cmd_cluster_info(struct exec *x)
 {
+    if (for_cluster_clients(x, cluster_resp_info)) return;
     if (answered(x, members_info)) return;
     /* As Redis, without cluster_enabled: INFO has it. */
     static const char text[] = "cluster_state:ok\r\n"
@@ -240,7 +243,18 @@ cmd_cluster_info(struct exec *x)
 void
 cmd_cluster_myid(struct exec *x)
 {
+    if (for_cluster_clients(x, cluster_resp_myid)) return;
     resp_bulk_text(x->reply, x->shard->server->node_name);
+}
+
+/* Any node reads from a quorum, whatever a connection has said. */
+void
+cmd_readonly(struct exec *x)
+{
+    if (x->shard->config->resp_cluster == CONFIG_RESP_CLUSTER_OFF)
+        resp_error(x->reply, "ERR This instance has cluster support disabled");
+    else
+        resp_simple(x->reply, "OK");
 }
 
 void
@@ -252,6 +266,7 @@ cmd_cluster_keyslot(struct exec *x)
 void
 cmd_cluster_nodes(struct exec *x)
 {
+    if (for_cluster_clients(x, cluster_resp_nodes)) return;
     if (answered(x, members_nodes)) return;
     struct self self = self_of(x);
     char line[256];
@@ -263,6 +278,7 @@ cmd_cluster_nodes(struct exec *x)
 void
 cmd_cluster_slots(struct exec *x)
 {
+    if (for_cluster_clients(x, cluster_resp_slots)) return;
     if (answered(x, members_slots)) return;
     struct self self = self_of(x);
     resp_array(x->reply, 1);
@@ -279,6 +295,7 @@ cmd_cluster_slots(struct exec *x)
 void
 cmd_cluster_shards(struct exec *x)
 {
+    if (for_cluster_clients(x, cluster_resp_shards)) return;
     if (answered(x, members_shards)) return;
     struct self self = self_of(x);
     resp_array(x->reply, 1);

@@ -25,6 +25,14 @@ cluster_node_name(const char *node_id, char out[41])
     out[40] = '\0';
 }
 
+u16
+cluster_view_shard_port(const struct server *server, const struct topology_member *member)
+{
+    if (member->client_port == 0 || member->client_port + member->shard_count > UINT16_MAX)
+        return 0;
+    return cluster_shard_ports(server->cluster, member->number) ? member->client_port + 1 : 0;
+}
+
 /* ---- taking it ---- */
 
 struct look {

@@ -50,6 +50,9 @@ void cluster_view_json(const struct exec *x, const struct topology *topology,
 /* Lines for INFO. */
 void cluster_info_lines(const struct shard *shard, struct buf *out);
 
+/* The first of the ports that the member's shards have for clients; 0: they have none. */
+u16 cluster_view_shard_port(const struct server *server, const struct topology_member *member);
+
 /* 40 hex digits, the same for the same node id. */
 void cluster_node_name(const char *node_id, char out[41]);
 

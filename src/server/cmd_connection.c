@@ -186,7 +186,7 @@ cmd_hello(struct exec *x)
     resp_bulk_text(x->reply, "id");
     resp_integer(x->reply, (i64)s->id);
     resp_bulk_text(x->reply, "mode");
-    resp_bulk_text(x->reply, "standalone");
+    resp_bulk_text(x->reply, config_redis_mode(x->shard->config));
     resp_bulk_text(x->reply, "role");
     resp_bulk_text(x->reply, "master");
     resp_bulk_text(x->reply, "modules");

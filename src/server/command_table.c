@@ -139,6 +139,8 @@ const struct command command_table[] = {
     {"cluster|shards", cmd_cluster_shards, 2, PLACE_HOME, COMMAND_STALE, 0, 0, 0, GROUP_CLUSTER, "7.0.0", "O(1)", "", "nondeterministic_output", "", "Lists the nodes by slots."},
     {"cluster|slots", cmd_cluster_slots, 2, PLACE_HOME, COMMAND_STALE, 0, 0, 0, GROUP_CLUSTER, "3.0.0", "O(1)", "", "nondeterministic_output", "", "Lists the slots and their nodes."},
     {"cluster|help", cmd_cluster_help, 2, PLACE_HOME, COMMAND_LOADING | COMMAND_STALE, 0, 0, 0, GROUP_CLUSTER, "5.0.0", "O(1)", "", "", "", "Prints this help."},
+    {"readonly", cmd_readonly, 1, PLACE_HOME, COMMAND_FAST | COMMAND_CONNECTION | COMMAND_LOADING | COMMAND_STALE, 0, 0, 0, GROUP_CLUSTER, "3.0.0", "O(1)", "", "", "", "Does nothing: every node answers every read."},
+    {"readwrite", cmd_readonly, 1, PLACE_HOME, COMMAND_FAST | COMMAND_CONNECTION | COMMAND_LOADING | COMMAND_STALE, 0, 0, 0, GROUP_CLUSTER, "3.0.0", "O(1)", "", "", "", "Does nothing: every node answers every read."},
     {"native|hello", native_hello, 1, PLACE_HOME, COMMAND_NATIVE, 0, 0, 0, GROUP_NATIVE, "", "", "", "", "", ""},
     {"native|ping", native_ping, 1, PLACE_HOME, COMMAND_NATIVE, 0, 0, 0, GROUP_NATIVE, "", "", "", "", "", ""},
     {"native|get", native_get, 1, PLACE_KEYS, COMMAND_NATIVE, 0, 0, 0, GROUP_NATIVE, "", "", "", "", "", ""},
@@ -155,6 +157,7 @@ const struct command command_table[] = {
     {"native|get_siblings", native_get_siblings, 1, PLACE_KEYS, COMMAND_NATIVE, 0, 0, 0, GROUP_NATIVE, "", "", "", "", "", ""},
     {"native|put_siblings", native_put_siblings, 1, PLACE_KEYS, COMMAND_NATIVE | COMMAND_WRITE, 0, 0, 0, GROUP_NATIVE, "", "", "", "", "", ""},
     {"native|cluster", native_cluster, 1, PLACE_FIBER, COMMAND_NATIVE, 0, 0, 0, GROUP_NATIVE, "", "", "", "", "", ""},
+    {"native|topology", native_topology, 1, PLACE_HOME, COMMAND_NATIVE, 0, 0, 0, GROUP_NATIVE, "", "", "", "", "", ""},
 };
 /* clang-format on */
 

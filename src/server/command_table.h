@@ -103,7 +103,7 @@ void command_reply_docs(struct resp_writer *w, const struct command *command);
 /* Whether the command is in an ACL category ("read"); for COMMAND LIST. */
 bool command_in_category(const struct command *command, struct bytes category);
 
-#define COMMAND_NATIVE_COUNT 16u
+#define COMMAND_NATIVE_COUNT 17u
 
 /* ---- handlers ---- */
 /* clang-format takes the list for one expression, and never comes to an end. */
@@ -124,7 +124,7 @@ bool command_in_category(const struct command *command, struct bytes category);
     X(memory_help) X(object_encoding) X(object_freq) X(object_idletime) X(object_refcount)         \
     X(object_help) X(time) X(role) X(wait) X(monitor) X(shutdown) X(acl_whoami) X(acl_help)        \
     X(cluster_info) X(cluster_myid) X(cluster_keyslot) X(cluster_slots) X(cluster_shards)          \
-    X(cluster_nodes) X(cluster_help) X(distkv_consistency) X(distkv_remove)                        \
+    X(cluster_nodes) X(cluster_help) X(readonly) X(distkv_consistency) X(distkv_remove)                        \
     X(distkv_get) X(distkv_put) X(distkv_del) X(distkv_repair)
 /* clang-format on */
 #define X(name) void cmd_##name(struct exec *x);

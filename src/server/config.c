@@ -16,6 +16,7 @@
 
 static const char *const durability_words[] = {"group", "periodic", "none", NULL};
 static const char *const codec_words[] = {"none", "lz4", "deflate", NULL};
+static const char *const resp_cluster_words[] = {"off", "node", "cores", NULL};
 static const char *const log_format_words[] = {"auto", "human", "logfmt", "json", "journal", NULL};
 static const char *const log_level_words[] = {"error", "warning", "info", "debug", NULL};
 
@@ -26,6 +27,8 @@ static_assert(LSM_CODEC_NONE == 0 && LSM_CODEC_LZ4 == 1 && LSM_CODEC_DEFLATE == 
 static_assert(LOG_LEVEL_ERROR == 0 && LOG_LEVEL_WARNING == 1 && LOG_LEVEL_INFO == 2 &&
                   LOG_LEVEL_DEBUG == 3,
               "log_level_words follows the enum");
+static_assert(CONFIG_RESP_CLUSTER_OFF == 0 && CONFIG_RESP_CLUSTER_CORES == 2,
+              "resp_cluster_words follows the enum");
 static_assert(CONFIG_LOG_AUTO == 0 && CONFIG_LOG_JOURNAL == 4, "log_format_words follows the enum");
 
 /* ---- checks ---- */
@@ -323,6 +326,12 @@ static const struct option options[] = {
     {.name = "virtual-nodes", .kind = OPTION_NUMBER, FIELD(virtual_nodes), .fallback = "150",
      .min = 1, .max = 65535,
      .help = "Weight of this node: its share of the data is in proportion."},
+    {.name = "resp-cluster", .kind = OPTION_CHOICE, .choices = resp_cluster_words,
+     FIELD(resp_cluster), .fallback = "off",
+     .help = "What Redis Cluster clients are told, so that they go straight to whoever has a key. "
+             "off: nothing, there is no cluster for them. node: the nodes. cores: the shards; "
+             "each listens at a port of its own as well, from the data port + 1 on. Needed by no "
+             "client: every port takes every request."},
     {.name = "rack", .kind = OPTION_STRING, TEXT(rack), .value_name = "NAME",
      .fallback = "r1", .check = check_node_id,
      .help = "Replicas of a key are kept on different racks where there are enough."},
@@ -406,6 +415,12 @@ config_assign(struct server_config *config, const struct option *option, const c
     config->origins[index] = (u8)origin;
     config->origin_lines[index] = line;
     return ST_OK;
+}
+
+const char *
+config_redis_mode(const struct server_config *config)
+{
+    return config->resp_cluster == CONFIG_RESP_CLUSTER_OFF ? "standalone" : "cluster";
 }
 
 /* What concerns nodes of a cluster. */
@@ -500,6 +515,17 @@ config_resolve(struct server_config *config, char *error, size_t error_size)
         return ST_INVALID;
     }
     config->in_memory = strncmp(config->data_dir, ":memory:", 8) == 0;
+    config->shard_port = 0;
+    if (config->resp_cluster == CONFIG_RESP_CLUSTER_CORES) {
+        u32 port = config->endpoint.port + 1u;
+        if (config->endpoint.port == 0 || port + config->core_count - 1 > UINT16_MAX) {
+            snprintf(error, error_size,
+                     "resp-cluster: %u shards need as many ports above that of address",
+                     config->core_count);
+            return ST_INVALID;
+        }
+        config->shard_port = (u16)port;
+    }
 
     /* A shard needs room for a memtable, its rings and a batch. */
     u64 least = CONFIG_MEMORY_MIN * config->core_count;
@@ -543,6 +569,7 @@ enum redis_value {
     REDIS_OUTPUT_LIMIT,
     REDIS_LOGLEVEL,
     REDIS_IO_THREADS,
+    REDIS_CLUSTER,
 };
 
 static const struct {
@@ -555,7 +582,7 @@ static const struct {
     {"appendonly", REDIS_FIXED, "yes"}, /* every write is logged */
     {"bind", REDIS_HOST, NULL},
     {"client-output-buffer-limit", REDIS_OUTPUT_LIMIT, NULL},
-    {"cluster-enabled", REDIS_FIXED, "no"},
+    {"cluster-enabled", REDIS_CLUSTER, NULL},
     {"databases", REDIS_FIXED, "16"},
     {"dbfilename", REDIS_FIXED, ""},
     {"dir", REDIS_DIR, NULL},
@@ -611,6 +638,9 @@ redis_value_text(const struct server_config *config, u32 index, char *out, size_
         return;
     case REDIS_IO_THREADS:
         snprintf(out, size, "%u", config->core_count);
+        return;
+    case REDIS_CLUSTER:
+        snprintf(out, size, "%s", config->resp_cluster == CONFIG_RESP_CLUSTER_OFF ? "no" : "yes");
         return;
     }
 }

@@ -46,6 +46,13 @@ struct config_seed {
     u16 peer_port;
 };
 
+/* What CLUSTER tells Redis Cluster clients. */
+enum config_resp_cluster {
+    CONFIG_RESP_CLUSTER_OFF,   /* cluster_enabled:0 */
+    CONFIG_RESP_CLUSTER_NODE,  /* nodes */
+    CONFIG_RESP_CLUSTER_CORES, /* shards, each of which has a port of its own */
+};
+
 enum config_log_format {
     CONFIG_LOG_AUTO,
     CONFIG_LOG_HUMAN,
@@ -81,6 +88,7 @@ struct server_config {
     _Atomic u64 replicas, write_quorum, read_quorum; /* of a cluster that this node founds */
     _Atomic u64 replaces;
     _Atomic u64 virtual_nodes;
+    _Atomic u64 resp_cluster; /* enum config_resp_cluster */
     char rack[CONFIG_NAME_BYTES];
     char datacenter[CONFIG_NAME_BYTES];
 
@@ -109,6 +117,7 @@ struct server_config {
     bool in_memory;                        /* data_dir is ":memory:" */
     bool clustered;                        /* there is a secret */
     struct config_endpoint peer_endpoint;  /* of shard 0 */
+    u16 shard_port;                        /* shard 0's own for clients, the others follow; or 0 */
     struct config_seed seeds[CONFIG_SEEDS_MAX];
     u32 seed_count;
     char cluster_secret[OPTION_TEXT_BYTES]; /* what the file says; the host reads it */
@@ -132,6 +141,8 @@ MUST_CHECK status config_assign(struct server_config *config, const struct optio
 MUST_CHECK status config_resolve(struct server_config *config, char *error, size_t error_size);
 /* "0,2-5" into out (sorted, each once). */
 MUST_CHECK bool config_parse_cores(const char *text, u32 *out, u32 capacity, u32 *count_out);
+/* What HELLO and INFO call this: "standalone" or "cluster". */
+const char *config_redis_mode(const struct server_config *config);
 MUST_CHECK bool config_parse_endpoint(const char *text, struct config_endpoint *out);
 /* "host:port,host:port@peerport" */
 MUST_CHECK bool config_parse_seeds(const char *text, struct config_seed *out, u32 capacity,

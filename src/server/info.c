@@ -131,8 +131,8 @@ section_server(struct buf *out, const struct server *server, const struct totals
     u64 up_s = (now - MIN(now, server->start_wall_ms)) / 1000;
     cmd_text(out,
              "# Server\r\nredis_version:%s\r\nredis_git_sha1:00000000\r\nredis_git_dirty:0\r\n"
-             "redis_build_id:0\r\nredis_mode:standalone\r\n",
-             SERVER_REDIS_VERSION);
+             "redis_build_id:0\r\nredis_mode:%s\r\n",
+             SERVER_REDIS_VERSION, config_redis_mode(server->config));
     cmd_text(out,
              "os:Linux\r\narch_bits:64\r\nmonotonic_clock:POSIX clock_gettime\r\n"
              "multiplexing_api:io_uring\r\natomicvar_api:c11-builtin\r\nprocess_id:%u\r\n"
@@ -391,11 +391,11 @@ write_section(struct buf *out, enum info_section section, const struct server *s
         section_latencystats(out, t);
         return;
     case INFO_CLUSTER:
-        /* INFO, CONFIG GET cluster-enabled and HELLO's mode agree: this is one node that has 16
-         * databases and takes keys of several slots in MGET. Tools that go by this field would
-         * leave all but database 0 aside if it were 1. Cluster clients that go by CLUSTER SLOTS
-         * work all the same. */
-        cmd_text(out, "# Cluster\r\ncluster_enabled:0\r\n");
+        /* INFO, CONFIG GET cluster-enabled and HELLO's mode agree. Unless resp-cluster says
+         * otherwise this is one node that has 16 databases and takes keys of several slots in
+         * MGET: tools that go by this field leave all but database 0 aside where it is 1. */
+        cmd_text(out, "# Cluster\r\ncluster_enabled:%d\r\n",
+                 server->config->resp_cluster != CONFIG_RESP_CLUSTER_OFF);
         if (server->cluster != NULL) cluster_info_lines(shard_self(), out);
         return;
     case INFO_KEYSPACE:

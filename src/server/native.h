@@ -88,7 +88,8 @@ MUST_CHECK bool native_decode(struct exec *x, struct native_request *out);
 void native_reply(struct exec *x, const struct native_reply *reply);
 void native_error(struct exec *x, const struct native_request *request,
                   enum native_status native_status, u64 detail, const char *text);
-#define NATIVE_EPOCH 1u /* one node: its topology never changes */
+/* Of the topology that this shard goes by. */
+u64 native_epoch(void);
 
 void native_hello(struct exec *x);
 void native_ping(struct exec *x);
@@ -106,5 +107,6 @@ void native_status(struct exec *x);
 void native_get_siblings(struct exec *x);
 void native_put_siblings(struct exec *x);
 void native_cluster(struct exec *x); /* cluster_admin.c */
+void native_topology(struct exec *x);
 
 #endif

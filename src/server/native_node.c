@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * native_node.c -- the native requests about the whole node: HELLO, PING, SCAN, SNAPSHOT_OPEN and
- * _CLOSE, COUNT, STATUS.
+ * native_node.c -- the native requests about the whole node: HELLO, PING, TOPOLOGY, SCAN,
+ * SNAPSHOT_OPEN and _CLOSE, COUNT, STATUS.
  */
 #include <stdio.h>
 
@@ -13,12 +13,24 @@
 #include "server/native.h"
 #include "server/session.h"
 
+/* A node by itself: its topology never changes. */
+#define EPOCH_ALONE 1u
+
+u64
+native_epoch(void)
+{
+    const struct shard *shard = shard_self();
+    const struct topology *topology =
+        shard->cluster == NULL ? NULL : cluster_topology(shard->cluster);
+    return topology == NULL ? EPOCH_ALONE : topology->epoch;
+}
+
 static struct native_reply
 reply_to(const struct native_request *request)
 {
     struct native_reply reply;
     memset(&reply, 0, sizeof(reply));
-    reply.header = native_reply_header(&request->header, NATIVE_EPOCH);
+    reply.header = native_reply_header(&request->header, native_epoch());
     return reply;
 }
 
@@ -84,32 +96,132 @@ native_hello(struct exec *x)
         fits = native_hello_add_range(&ranges, &range);
         range_count++;
     }
-    reply.hello =
-        (struct native_hello_reply){.version = NATIVE_VERSION,
-                                    .run_id = server->run_number,
-                                    .connection_id = x->session->id,
-                                    .time_ms = io_wall_ms(),
-                                    .key_bytes_max = LIMIT_KEY_BYTES,
-                                    .value_bytes_max = LIMIT_VALUE_BYTES,
-                                    .batch_ops_max = LIMIT_BATCH_OPS,
-                                    .batch_bytes_max = LIMIT_BATCH_BYTES,
-                                    .body_bytes_max = REQUEST_BYTES_MAX - NATIVE_HEADER_BYTES,
-                                    .in_flight_max = SESSION_REQUESTS_MAX,
-                                    .idempotency_ms = NATIVE_ID_LIFE_MS,
-                                    .keyspaces = LIMIT_KEYSPACES_CLIENT,
-                                    .partition_count = server->layout.partition_count,
-                                    .node_id = BYTES(id, strlen(id)),
-                                    .server_version = BYTES_LITERAL(DISTKV_VERSION),
-                                    .node_count = 1,
-                                    .range_count = range_count,
-                                    .nodes = buf_bytes(&nodes),
-                                    .ranges = buf_bytes(&ranges)};
+    bool both = (request.hello.features & NATIVE_FEATURE_TOPOLOGY) != 0;
+    bool places = server->cluster != NULL || server->config->shard_port != 0;
+    reply.hello = (struct native_hello_reply){
+        .version = NATIVE_VERSION,
+        .shard = both ? (u8)x->shard->index : 0,
+        .features = !both    ? 0
+                    : places ? NATIVE_FEATURE_TOPOLOGY | NATIVE_FEATURE_PLACES
+                             : NATIVE_FEATURE_TOPOLOGY,
+        .run_id = server->run_number,
+        .connection_id = x->session->id,
+        .time_ms = io_wall_ms(),
+        .key_bytes_max = LIMIT_KEY_BYTES,
+        .value_bytes_max = LIMIT_VALUE_BYTES,
+        .batch_ops_max = LIMIT_BATCH_OPS,
+        .batch_bytes_max = LIMIT_BATCH_BYTES,
+        .body_bytes_max = REQUEST_BYTES_MAX - NATIVE_HEADER_BYTES,
+        .in_flight_max = SESSION_REQUESTS_MAX,
+        .idempotency_ms = NATIVE_ID_LIFE_MS,
+        .keyspaces = LIMIT_KEYSPACES_CLIENT,
+        .partition_count = server->layout.partition_count,
+        .node_id = BYTES(id, strlen(id)),
+        .server_version = BYTES_LITERAL(DISTKV_VERSION),
+        .node_count = 1,
+        .range_count = range_count,
+        .nodes = buf_bytes(&nodes),
+        .ranges = buf_bytes(&ranges)};
     if (fits)
         native_reply(x, &reply);
     else
         native_error(x, &request, NATIVE_ST_NO_MEMORY, 0, "");
     buf_deinit(&nodes);
     buf_deinit(&ranges);
+}
+
+/* ---- TOPOLOGY ---- */
+
+/* A node by itself: all partitions lie on it. */
+static bool
+topology_alone(const struct server *server, struct native_topology_reply *out, struct buf *nodes,
+               struct buf *rows)
+{
+    const char *id = server->layout.node_id;
+    struct native_node node = {.id = BYTES(id, strlen(id)),
+                               .port = (u16)server->port,
+                               .shard_count = (u16)server->shard_count,
+                               .shard_port = server->config->shard_port};
+    out->node_count = 1;
+    out->width = 1;
+    out->partition_count = server->layout.partition_count;
+    bool fits = native_topology_add_node(nodes, &node);
+    for (u32 i = 0; i < out->partition_count && fits; i++)
+        fits = native_topology_add_place(rows, 0);
+    return fits;
+}
+
+/* Its index in the reply's nodes, which are the members in their order. */
+static u16
+place_of(const struct topology *topology, u32 number)
+{
+    const struct topology_member *member = topology_member(topology, number);
+    size_t index = member == NULL ? SIZE_MAX : (size_t)(member - topology->members);
+    return index < NATIVE_NODES_MAX ? (u16)index : NATIVE_TOPOLOGY_NOBODY;
+}
+
+static bool
+topology_members(const struct server *server, const struct topology *topology,
+                 struct native_topology_reply *out, struct buf *nodes, struct buf *rows)
+{
+    bool fits = true;
+    out->node_count = (u16)MIN(topology->member_count, NATIVE_NODES_MAX);
+    out->partition_count = topology->partition_count;
+    out->width = (u8)CLAMP(topology->replicas, 1u, NATIVE_TOPOLOGY_WIDTH_MAX);
+    for (u32 i = 0; i < out->node_count && fits; i++) {
+        const struct topology_member *member = &topology->members[i];
+        struct native_node node = {.id = BYTES(member->node_id, strlen(member->node_id)),
+                                   .host = BYTES(member->host, strlen(member->host)),
+                                   .port = member->client_port,
+                                   .shard_count = (u16)member->shard_count,
+                                   .shard_port = cluster_view_shard_port(server, member)};
+        fits = native_topology_add_node(nodes, &node);
+    }
+    for (u32 partition = 0; partition < out->partition_count && fits; partition++) {
+        struct topology_row row;
+        u32 count;
+        topology_row(topology, 0, partition, &row);
+        const u32 *members = topology_row_read(&row, &count);
+        for (u32 i = 0, given = 0; i < out->width && fits; i++) {
+            u16 place = NATIVE_TOPOLOGY_NOBODY; /* whoever is known comes first */
+            while (given < count && place == NATIVE_TOPOLOGY_NOBODY)
+                place = place_of(topology, members[given++]);
+            fits = native_topology_add_place(rows, place);
+        }
+    }
+    return fits;
+}
+
+void
+native_topology(struct exec *x)
+{
+    struct native_request request;
+    if (!native_decode(x, &request)) return;
+    struct shard *shard = x->shard;
+    const struct topology *topology =
+        shard->cluster == NULL ? NULL : cluster_topology(shard->cluster);
+    if (shard->cluster != NULL && topology == NULL) {
+        exec_fail(x, ST_UNAVAILABLE);
+        return;
+    }
+    struct native_reply reply = reply_to(&request);
+    reply.topology.epoch = reply.header.epoch;
+    struct buf nodes, rows;
+    buf_init(&nodes, &shard->budget);
+    buf_init(&rows, &shard->budget);
+    bool fits = true;
+    if (request.topology.epoch != reply.topology.epoch && topology == NULL)
+        fits = topology_alone(shard->server, &reply.topology, &nodes, &rows);
+    else if (request.topology.epoch != reply.topology.epoch)
+        fits = topology_members(shard->server, topology, &reply.topology, &nodes, &rows);
+    reply.topology.nodes = buf_bytes(&nodes);
+    reply.topology.rows = buf_bytes(&rows);
+    if (fits)
+        native_reply(x, &reply);
+    else
+        native_error(x, &request, NATIVE_ST_NO_MEMORY, 0, "");
+    buf_deinit(&nodes);
+    buf_deinit(&rows);
 }
 
 /* ---- snapshots ---- */

@@ -37,7 +37,7 @@ void
 native_error(struct exec *x, const struct native_request *request, enum native_status native_status,
              u64 detail, const char *text)
 {
-    if (!native_reply_error(x->reply->out, &request->header, native_status, detail, NATIVE_EPOCH,
+    if (!native_reply_error(x->reply->out, &request->header, native_status, detail, native_epoch(),
                             text))
         x->reply->failed = true;
 }
@@ -56,7 +56,7 @@ native_refusal(struct bytes frame, struct resp_writer *reply, status why, const 
     CHECK(ok(st));
     enum native_status code = native_status_of(why);
     if (status_is(why, ST_CORRUPT)) code = NATIVE_ST_DAMAGED;
-    if (!native_reply_error(reply->out, &header, code, 0, NATIVE_EPOCH, words))
+    if (!native_reply_error(reply->out, &header, code, 0, native_epoch(), words))
         reply->failed = true;
 }
 
@@ -103,7 +103,7 @@ reply_to(const struct native_request *request)
 {
     struct native_reply reply;
     memset(&reply, 0, sizeof(reply));
-    reply.header = native_reply_header(&request->header, NATIVE_EPOCH);
+    reply.header = native_reply_header(&request->header, native_epoch());
     return reply;
 }
 
@@ -582,6 +582,7 @@ native_token(const struct native_request *request, u64 *token_out, u32 *keys_out
     case NATIVE_COUNT:
     case NATIVE_STATUS:
     case NATIVE_CLUSTER:
+    case NATIVE_TOPOLOGY:
         break;
     }
     return false;

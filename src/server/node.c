@@ -249,6 +249,7 @@ prepare_cluster(struct server *server)
     snprintf(options.rack, sizeof(options.rack), "%s", config->rack);
     snprintf(options.datacenter, sizeof(options.datacenter), "%s", config->datacenter);
     options.client_port = config->endpoint.port;
+    options.shard_ports = config->shard_port != 0;
     options.peer_port = config->peer_endpoint.port;
     options.shard_count = server->shard_count;
     options.partition_count = server->layout.partition_count;
@@ -412,6 +413,25 @@ deinit(struct shard *shard)
     mem_free(io_budget(), shard->stats, sizeof(*shard->stats));
 }
 
+MAY_YIELD static status
+listen_at(struct shard *shard, u16 port, struct io_listener **out)
+{
+    struct server *server = shard->server;
+    const char *host = server->config->endpoint.host;
+    status st = ST_OK;
+    for (u32 i = 0; i < LISTEN_TRIES; i++) { /* a predecessor may be about to let go of it */
+        st = io_listen(host, port, &session_events, shard, out);
+        if (ok(st) || !status_is(st, ST_EXISTS) || io_stopping()) break;
+        fiber_sleep_ns(LISTEN_RETRY_NS);
+    }
+    if (!ok(st)) {
+        char text[CONFIG_HOST_BYTES + 16];
+        snprintf(text, sizeof(text), "%s:%u", host, port);
+        fail(server, "cannot listen on %s: %s", text, st);
+    }
+    return st;
+}
+
 /* With port 0 shard 0 picks one and the others take the same, so they listen after it. */
 MAY_YIELD static status
 listen_on(struct shard *shard)
@@ -426,20 +446,12 @@ listen_on(struct shard *shard)
         }
         port = (u16)server->port;
     }
-    status st = ST_OK;
-    for (u32 i = 0; i < LISTEN_TRIES; i++) { /* a predecessor may be about to let go of it */
-        st = io_listen(endpoint->host, port, &session_events, shard, &shard->listener);
-        if (ok(st) || !status_is(st, ST_EXISTS) || io_stopping()) break;
-        fiber_sleep_ns(LISTEN_RETRY_NS);
-    }
-    if (!ok(st)) {
-        char text[CONFIG_HOST_BYTES + 16];
-        snprintf(text, sizeof(text), "%s:%u", endpoint->host, endpoint->port);
-        fail(server, "cannot listen on %s: %s", text, st);
-        return st;
-    }
-    if (shard->index == 0) server->port = io_listener_port(shard->listener);
-    return ST_OK;
+    status st = listen_at(shard, port, &shard->listener);
+    if (ok(st) && server->config->shard_port != 0)
+        st = listen_at(shard, (u16)(server->config->shard_port + shard->index),
+                       &shard->own_listener);
+    if (ok(st) && shard->index == 0) server->port = io_listener_port(shard->listener);
+    return st;
 }
 
 /* ---- the end ---- */
@@ -462,6 +474,7 @@ drain(struct shard *shard)
     io_timer_cancel(&shard->sweep);
     io_timer_cancel(&shard->rate);
     if (shard->listener != NULL) io_listener_close(shard->listener);
+    if (shard->own_listener != NULL) io_listener_close(shard->own_listener);
     stop_reading(shard);
     while ((shard->request_count != 0 || shard->workers.fibers != 0 ||
             !list_empty(&shard->durable_waits)) &&

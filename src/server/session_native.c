@@ -20,7 +20,7 @@ refuse(struct session *s, const struct native_header *header, enum native_status
     out->size = 0;
     s->shard->stats
         ->errors[code == NATIVE_ST_BAD_FRAME ? SERVER_ERROR_PROTOCOL : SERVER_ERROR_OTHER]++;
-    if (!native_reply_error(out, header, code, detail, NATIVE_EPOCH, text)) {
+    if (!native_reply_error(out, header, code, detail, native_epoch(), text)) {
         session_abort(s);
         return;
     }

@@ -103,6 +103,7 @@ struct shard {
      * for the small requests of others. */
     struct budget budget, large_budget, kept_budget;
     struct io_listener *listener;
+    struct io_listener *own_listener; /* with resp-cluster cores: of this shard alone */
     struct list sessions;
     struct list *sweep_next; /* where the idle sweep goes on */
     struct io_timer sweep;

@@ -45,6 +45,20 @@ walk_reply(const struct native_reply *reply)
         while (native_sibling_next(&values, &sibling))
             count++;
         CHECK(count == reply->siblings.count);
+    } else if (reply->header.opcode == NATIVE_TOPOLOGY) {
+        const struct native_topology_reply *topology = &reply->topology;
+        struct bytes nodes = topology->nodes;
+        struct native_node node;
+        u32 count = 0;
+        while (native_hello_next_node(&nodes, &node))
+            count++;
+        CHECK(count == topology->node_count);
+        for (u32 i = 0; i < topology->partition_count; i++) {
+            for (u32 place = 0; place < topology->width; place++) {
+                u16 there = native_topology_node(topology, i, place);
+                CHECK(there < topology->node_count || there == NATIVE_TOPOLOGY_NOBODY);
+            }
+        }
     } else if (reply->header.opcode == NATIVE_HELLO) {
         struct bytes nodes = reply->hello.nodes;
         struct bytes ranges = reply->hello.ranges;

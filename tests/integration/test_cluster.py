@@ -34,6 +34,19 @@ def free_ports(count):
     raise RuntimeError("no free ports in a row")
 
 
+def data_port(count):
+    """The first of so many, for a node whose shards have ports; 1000 above it is free as well."""
+    for _ in range(50):
+        port = free_ports(count)
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port + 1000))
+                return port
+            except OSError:
+                pass
+    raise RuntimeError("no free ports")
+
+
 class Cluster:
     """Nodes 0, 1, 2 ...; node 0 has founded it."""
 

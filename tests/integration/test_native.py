@@ -2,6 +2,7 @@
 """The native protocol byte by byte, as docs/native-protocol.md has it: what a client library hides."""
 
 import json
+import os
 import socket
 import struct
 import time
@@ -17,7 +18,7 @@ for index in range(256):
         crc = crc >> 1 ^ (0x82F63B78 if crc & 1 else 0)
     CRC_TABLE.append(crc)
 
-GET, PUT, SCAN, STATUS = 3, 4, 7, 13
+HELLO, GET, PUT, SCAN, STATUS, TOPOLOGY = 1, 3, 4, 7, 13, 17
 OK, NOT_FOUND, CONFLICT = 0, 1, 2
 UNKNOWN_OUTCOME, CLOSING, SNAPSHOT_GONE, UNAUTHENTICATED = 14, 16, 17, 18
 IF_PRESENT = 2
@@ -215,3 +216,39 @@ def test_errors_of_the_native_protocol_are_counted(make_server):
     while server.metric("distkv_errors_total") == 0 and time.monotonic() < deadline:
         time.sleep(0.1)
     assert server.metric("distkv_errors_total") == 1
+
+
+def hello(native, features):
+    """(shard, features) of the reply."""
+    status, _, _, body = native.call(frame(HELLO, struct.pack("<BBBBB3xQ", 1, 1, 0, 0, 0, features)))
+    assert status == OK
+    return body[1], struct.unpack("<Q", body[8:16])[0]
+
+
+def test_older_clients_are_told_what_they_have_always_read(make_server):
+    count = 2 if os.cpu_count() > 1 else 1
+    server = make_server(cores="0,1" if count == 2 else "0")
+    shards = set()
+    while len(shards) < count:  # the kernel deals them out
+        with Native(server) as native:
+            assert hello(native, 0) == (0, 0)
+            shard, features = hello(native, 1)
+            assert features == 1  # one address: there is nothing more to learn
+            shards.add(shard)
+            # features that are not known here are not used
+            assert hello(native, 1 | 1 << 40) == (shard, 1)
+    assert shards == set(range(count))
+
+
+def test_topology_of_a_node_by_itself(server):
+    with Native(server) as native:
+        status, _, _, body = native.call(frame(TOPOLOGY, struct.pack("<Q", 0)))
+        assert status == OK
+        epoch, nodes, width, _, partitions, size = struct.unpack("<QHBBII", body[:20])
+        assert (nodes, width, partitions) == (1, 1, 4096)
+        id_size, host_size, port, shards, shard_port = struct.unpack("<BBHHH", body[20:28])
+        assert (host_size, port, shard_port) == (0, server.port, 0) and shards >= 1
+        assert size == 8 + id_size and body[20 + size:] == bytes(2 * 4096)
+        # nothing is newer
+        status, _, _, body = native.call(frame(TOPOLOGY, struct.pack("<Q", epoch)))
+        assert status == OK and body == struct.pack("<QHBBII", epoch, 0, 0, 0, 0, 0)

@@ -10,6 +10,18 @@ async function step(name, run) {
   console.log('ok', client, name);
 }
 
+async function ioredisCluster(module) {
+  const { Cluster } = require(module);
+  const cluster = new Cluster([{ host: '127.0.0.1', port }]);
+  await step('keys', async () => {
+    for (let i = 0; i < 200; i++) assert.equal(await cluster.set(`c${i}`, i), 'OK');
+    for (let i = 0; i < 200; i++) assert.equal(await cluster.get(`c${i}`), String(i));
+    assert.equal(await cluster.incr('cn'), 1);
+  });
+  assert.ok(cluster.nodes('master').length >= 3);
+  cluster.disconnect();
+}
+
 async function ioredis(module, options) {
   const Redis = require(module);
   const redis = new Redis({ host: '127.0.0.1', port, connectionName: 'test', ...options });
@@ -108,6 +120,8 @@ async function nodeRedis(module, options) {
 const clients = {
   'ioredis': () => ioredis('ioredis', {}),
   'ioredis-newest': () => ioredis('ioredis-newest', {}),
+  'ioredis-cluster': () => ioredisCluster('ioredis'),
+  'ioredis-newest-cluster': () => ioredisCluster('ioredis-newest'),
   'redis': () => nodeRedis('redis', {}),
   'redis-newest': () => nodeRedis('redis-newest', {}),
 };

@@ -109,6 +109,33 @@ apply(struct fake_server *server, const struct native_op *op)
     if (op->expiry == NATIVE_EXPIRY_AT) entry->expire_ms = op->expiry_ms;
 }
 
+static const char *const member_ids[8] = {"n0", "n1", "n2", "n3", "n4", "n5", "n6", "n7"};
+
+static void
+reply_topology(struct fake_server *server, const struct native_request *request,
+               struct native_reply *reply, struct buf *nodes, struct buf *rows)
+{
+    const struct fake_cluster *cluster = server->cluster;
+    server->topologies++;
+    reply->topology.epoch = cluster->epoch;
+    if (request->topology.epoch == cluster->epoch) return;
+    reply->topology.node_count = (u16)cluster->count;
+    reply->topology.width = (u8)MIN(cluster->count, NATIVE_TOPOLOGY_WIDTH_MAX);
+    reply->topology.partition_count = 4096;
+    for (u32 i = 0; i < cluster->count; i++) {
+        struct native_node node = {.id = BYTES(member_ids[i], 2),
+                                   .host = BYTES_LITERAL("127.0.0.1"),
+                                   .port = (u16)cluster->members[i]->port,
+                                   .shard_count = 1};
+        CHECK(native_topology_add_node(nodes, &node));
+    }
+    for (u32 p = 0; p < 4096; p++)
+        for (u32 i = 0; i < reply->topology.width; i++)
+            CHECK(native_topology_add_place(rows, (u16)((p + i) % cluster->count)));
+    reply->topology.nodes = buf_bytes(nodes);
+    reply->topology.rows = buf_bytes(rows);
+}
+
 static void
 reply_hello(struct fake_server *server, struct native_reply *reply, struct buf *nodes,
             struct buf *ranges)
@@ -116,6 +143,9 @@ reply_hello(struct fake_server *server, struct native_reply *reply, struct buf *
     struct native_node node = {
         .id = BYTES_LITERAL("fake"), .port = (u16)server->port, .shard_count = 1};
     struct native_slot_range range = {.slot_first = 0, .slot_last = 16383};
+    const struct fake_cluster *cluster = server->cluster;
+    u64 features = cluster == NULL ? 0 : NATIVE_FEATURE_TOPOLOGY | NATIVE_FEATURE_PLACES;
+    if (cluster != NULL) node.id = BYTES(member_ids[server->member], 2);
     CHECK(native_hello_add_node(nodes, &node));
     CHECK(native_hello_add_range(ranges, &range));
     reply->hello = (struct native_hello_reply){.version = 1,
@@ -124,7 +154,8 @@ reply_hello(struct fake_server *server, struct native_reply *reply, struct buf *
                                                .idempotency_ms = server->idempotency_ms,
                                                .keyspaces = 16,
                                                .partition_count = 4096,
-                                               .node_id = BYTES_LITERAL("fake"),
+                                               .features = features,
+                                               .node_id = node.id,
                                                .server_version = BYTES_LITERAL("0.0.1"),
                                                .node_count = 1,
                                                .range_count = 1,
@@ -238,6 +269,15 @@ handle(struct fake_server *server, struct client *client, const struct native_re
     server->requests++;
     server->last_timeout_ms = request->header.timeout_ms;
     bool write = native_opcode_writes(request->header.opcode);
+    const struct fake_cluster *cluster = server->cluster;
+    if (cluster != NULL) reply.header.epoch = MAX(cluster->epoch, server->claims);
+    struct bytes key = write && request->header.opcode == NATIVE_PUT ? request->op.key
+                       : request->header.opcode == NATIVE_GET        ? request->get.key
+                                                                     : BYTES(NULL, 0);
+    if (key.size != 0) server->keyed++;
+    if (key.size != 0 && cluster != NULL &&
+        hash_slot(key) / (SLOT_COUNT / 4096) % cluster->count != server->member)
+        server->elsewhere++;
     if (write) server->last_write_age_ms = request->header.age_ms;
     if (write && server->drop_before_writes > 0) {
         server->drop_before_writes--;
@@ -319,6 +359,10 @@ handle(struct fake_server *server, struct client *client, const struct native_re
     case NATIVE_GET_SIBLINGS:
     case NATIVE_PUT_SIBLINGS:
         reply.header.status = NATIVE_ST_UNSUPPORTED; /* one node keeps none */
+        break;
+    case NATIVE_TOPOLOGY:
+        CHECK(server->cluster != NULL); /* HELLO did not say that it is known */
+        reply_topology(server, request, &reply, &a, &b);
         break;
     case NATIVE_CLUSTER:
         reply.cluster.number = request->cluster.function == NATIVE_CLUSTER_KEYSPACE_FIND ? 9 : 3;

@@ -23,6 +23,15 @@ struct fake_entry {
     u64 token;
 };
 
+struct fake_server;
+
+/* Servers that say that they are one cluster: of partition p server p % count is the first. */
+struct fake_cluster {
+    u32 count;
+    struct fake_server *members[8];
+    atomic_uint epoch;
+};
+
 struct fake_server {
     pthread_t thread;
     int listen_fd;
@@ -41,7 +50,12 @@ struct fake_server {
     atomic_ullong run_id;
     _Atomic(const char *) password; /* NULL: none is asked for; the user is "default" or none */
     atomic_int pages;               /* entries of a scan's page at most; 0: as asked */
+    /* NULL: as a server that knows no TOPOLOGY */
+    _Atomic(struct fake_cluster *) cluster;
+    u32 member;         /* its index there */
+    atomic_uint claims; /* an epoch that its replies name and TOPOLOGY does not have */
     /* what it has seen */
+    atomic_int topologies, keyed, elsewhere; /* elsewhere: whose key another one is first of */
     atomic_int connections, hellos, writes_done, writes_replayed, requests;
     atomic_uint last_timeout_ms, last_write_age_ms;
     /* the thread's own */

@@ -127,6 +127,7 @@ encode_all_requests(void)
                                        .replicas = 2,
                                        .keyspace = NATIVE_CLUSTER_KEYSPACE_ANY,
                                        .name = BYTES_LITERAL("orders")});
+    ENCODE(NATIVE_TOPOLOGY, .topology = {.epoch = 41});
     return count;
 }
 
@@ -225,6 +226,9 @@ requests_come_back_as_they_went_in(void **state)
             assert_int_equal(r.cluster.keyspace, NATIVE_CLUSTER_KEYSPACE_ANY);
             assert_bytes(r.cluster.name, "orders");
             break;
+        case NATIVE_TOPOLOGY:
+            assert_int_equal(r.topology.epoch, 41);
+            break;
         }
         rest = BYTES(rest.data + consumed, rest.size - consumed);
     }
@@ -236,6 +240,34 @@ reply_to(enum native_opcode opcode)
 {
     struct native_header request = header_of(opcode);
     return (struct native_reply){.header = native_reply_header(&request, 8)};
+}
+
+/* Two nodes, four partitions of two places; the last one has one replica only. */
+static void
+topology_of(struct native_topology_reply *topology)
+{
+    static const u16 rows[] = {0, 1, 1, 0, 0, 1, 1, NATIVE_TOPOLOGY_NOBODY};
+    part.size = 0;
+    more.size = 0;
+    struct native_node node = {.id = BYTES_LITERAL("n1"),
+                               .host = BYTES_LITERAL("10.0.0.1"),
+                               .port = 8080,
+                               .shard_count = 4,
+                               .shard_port = 8081};
+    assert_true(native_topology_add_node(&part, &node));
+    node = (struct native_node){.id = BYTES_LITERAL("n2"),
+                                .host = BYTES_LITERAL("10.0.0.2"),
+                                .port = 8080,
+                                .shard_count = 2};
+    assert_true(native_topology_add_node(&part, &node));
+    for (u32 i = 0; i < ARRAY_COUNT(rows); i++)
+        assert_true(native_topology_add_place(&more, rows[i]));
+    *topology = (struct native_topology_reply){.epoch = 42,
+                                               .node_count = 2,
+                                               .width = 2,
+                                               .partition_count = 4,
+                                               .nodes = buf_bytes(&part),
+                                               .rows = buf_bytes(&more)};
 }
 
 /* One reply of each opcode into out, and an error. */
@@ -344,6 +376,9 @@ encode_all_replies(void)
     reply = reply_to(NATIVE_CLUSTER);
     reply.cluster.number = 15;
     reply.cluster.json = BYTES_LITERAL("{\"a\":1}");
+    assert_true(native_reply_encode(&out, &reply));
+    reply = reply_to(NATIVE_TOPOLOGY);
+    topology_of(&reply.topology);
     assert_true(native_reply_encode(&out, &reply));
     struct native_header request = header_of(NATIVE_PUT);
     assert_true(native_reply_error(&out, &request, NATIVE_ST_CONFLICT, 17, 8, "key exists"));
@@ -457,6 +492,23 @@ replies_come_back_as_they_went_in(void **state)
             assert_int_equal(r.cluster.number, 15);
             assert_bytes(r.cluster.json, "{\"a\":1}");
             break;
+        case NATIVE_TOPOLOGY: {
+            struct native_node one;
+            struct bytes nodes = r.topology.nodes;
+            assert_int_equal(r.topology.epoch, 42);
+            assert_int_equal(r.topology.node_count, 2);
+            assert_true(native_hello_next_node(&nodes, &one));
+            assert_bytes(one.id, "n1");
+            assert_int_equal(one.shard_port, 8081);
+            assert_true(native_hello_next_node(&nodes, &one));
+            assert_bytes(one.host, "10.0.0.2");
+            assert_int_equal(one.shard_port, 0);
+            assert_false(native_hello_next_node(&nodes, &one));
+            assert_int_equal(native_topology_node(&r.topology, 1, 0), 1);
+            assert_int_equal(native_topology_node(&r.topology, 2, 1), 1);
+            assert_int_equal(native_topology_node(&r.topology, 3, 1), NATIVE_TOPOLOGY_NOBODY);
+            break;
+        }
         case NATIVE_BATCH:
         case NATIVE_EXPIRE:
         case NATIVE_SNAPSHOT_CLOSE:
@@ -588,6 +640,97 @@ bodies_of_a_wrong_length_are_invalid(void **state)
     encode_all_requests();
     encode_all_replies();
     for_each_frame(resize_body);
+}
+
+/* Whether a change of what topology_of makes still decodes. */
+static bool
+topology_reads(void (*change)(struct native_topology_reply *topology))
+{
+    struct native_reply reply = reply_to(NATIVE_TOPOLOGY);
+    topology_of(&reply.topology);
+    change(&reply.topology);
+    out.size = 0;
+    assert_true(native_reply_encode(&out, &reply));
+    struct native_header header;
+    struct bytes body;
+    size_t consumed, wanted;
+    assert_true(ok(native_frame_decode(buf_bytes(&out), &header, &body, &consumed, &wanted)));
+    return ok(native_reply_decode(&header, body, &reply));
+}
+
+static void
+leave_as_it_is(struct native_topology_reply *topology)
+{
+    (void)topology;
+}
+
+static void
+tell_nothing_new(struct native_topology_reply *topology)
+{
+    *topology = (struct native_topology_reply){.epoch = 42};
+}
+
+static void
+name_a_node_that_is_none(struct native_topology_reply *topology)
+{
+    (void)topology;
+    more.data[4] = 2;
+}
+
+static void
+name_a_node_twice(struct native_topology_reply *topology)
+{
+    (void)topology;
+    more.data[0] = 1;
+}
+
+static void
+leave_a_hole_in_a_row(struct native_topology_reply *topology)
+{
+    (void)topology;
+    more.data[0] = more.data[1] = 0xff;
+}
+
+static void
+have_partitions_of_no_whole_slots(struct native_topology_reply *topology)
+{
+    topology->partition_count = 3;
+    topology->rows.size = 12;
+}
+
+static void
+have_rows_without_places(struct native_topology_reply *topology)
+{
+    topology->width = 0;
+    topology->rows.size = 0;
+}
+
+static void
+have_nodes_that_are_not_there(struct native_topology_reply *topology)
+{
+    topology->node_count = 3;
+}
+
+static void
+have_ports_above_the_last(struct native_topology_reply *topology)
+{
+    (void)topology;
+    part.data[6] = part.data[7] = 0xff;
+}
+
+static void
+a_topology_that_leads_nowhere_is_refused(void **state)
+{
+    (void)state;
+    assert_true(topology_reads(leave_as_it_is));
+    assert_true(topology_reads(tell_nothing_new));
+    assert_false(topology_reads(name_a_node_that_is_none));
+    assert_false(topology_reads(name_a_node_twice));
+    assert_false(topology_reads(leave_a_hole_in_a_row));
+    assert_false(topology_reads(have_partitions_of_no_whole_slots));
+    assert_false(topology_reads(have_rows_without_places));
+    assert_false(topology_reads(have_nodes_that_are_not_there));
+    assert_false(topology_reads(have_ports_above_the_last));
 }
 
 static status
@@ -811,6 +954,7 @@ main(void)
         T(truncated_frames_are_incomplete),
         T(every_flipped_bit_is_noticed),
         T(bodies_of_a_wrong_length_are_invalid),
+        T(a_topology_that_leads_nowhere_is_refused),
         T(operations_out_of_bounds_are_refused_with_a_sentence),
         T(a_batch_that_lies_about_its_count_is_refused),
         T(what_a_newer_peer_sends_can_be_stepped_over),

@@ -1,0 +1,438 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * lib_route.c -- which connection a request takes, and how the handle follows the topology.
+ *
+ * Where. A request with a key goes to the first of its partition's replicas that can be reached (of
+ * the shards of that node to the one that has the key, where there is a connection to it); without
+ * a map, or while none of them can be reached, to any node: nodes forward what they do not run, so
+ * a wrong guess costs one more hop and is never an error. Connections to nodes that were not named
+ * are made when the first request wants them; until they are there it goes elsewhere. What has no
+ * key goes to a server that was named.
+ *
+ * What may have been done once (an ambiguous write) waits for the run of the server that had it
+ * for as long as that can be reached: there its id is remembered. What may be done twice goes on to
+ * another node only when it cannot; request.c says what becomes of the rest.
+ *
+ * Following. Each reply carries the epoch of the topology that its node goes by. When one is newer
+ * than the map's, the map is fetched: by one request at a time, not before a moment that differs
+ * from handle to handle, and not twice within FETCH_PAUSE_NS. However many replies say so, that
+ * is one fetch.
+ *
+ * Silence. A node that stands still keeps its connections. When something is owed on one and
+ * nothing has come for SILENCE_NS, it is asked with a PING, and requests go elsewhere until
+ * something comes; when nothing has for PING_NS more, it is given up. Only in a cluster: a server
+ * that is the only one is waited for until the deadline.
+ */
+#include "client/lib_internal.h"
+
+#include "base/hash.h"
+
+#include <stdio.h>
+
+#define FETCH_PAUSE_NS  NS_PER_S
+#define FETCH_JITTER_US 250000u
+#define SILENCE_NS      (500 * NS_PER_MS)
+#define PING_NS         NS_PER_S
+
+/* ---- choosing ---- */
+
+static bool
+takes_requests(const struct connection *connection)
+{
+    return connection->state == CONNECTION_READY && !connection->leaving;
+}
+
+static struct connection *
+if_room(struct connection *connection)
+{
+    return connection->in_flight < connection->in_flight_max ? connection : NULL;
+}
+
+static void
+want(struct connection *connection)
+{
+    if (connection->state == CONNECTION_CLOSED && !connection->timer.armed)
+        lib_timer_set(connection->kv, &connection->timer, lib_now_ns());
+}
+
+/* The one that goes to the shard, or another one to this node; NULL: there is none yet. */
+static struct connection *
+pick(struct server *server, u32 shard, u32 slot)
+{
+    if (server->shard_port != 0 && shard < server->shard_count) {
+        u32 each = server->connection_count / server->shard_count;
+        struct connection *own = &server->connections[shard + slot % each * server->shard_count];
+        if (takes_requests(own) && !own->silent) return own;
+        want(own);
+    }
+    u32 ready = 0, there = 0;
+    for (u32 i = 0; i < server->connection_count; i++) {
+        const struct connection *connection = &server->connections[i];
+        if (!takes_requests(connection) || connection->silent) continue;
+        ready++;
+        if (connection->shard == shard) there++;
+    }
+    if (ready == 0) return NULL;
+    u32 wanted = slot % (there > 0 ? there : ready);
+    for (u32 i = 0; i < server->connection_count; i++) {
+        struct connection *connection = &server->connections[i];
+        if (!takes_requests(connection) || connection->silent) continue;
+        if (there > 0 && connection->shard != shard) continue;
+        if (wanted-- == 0) return connection;
+    }
+    return NULL;
+}
+
+/* Of all that are ready, or of those to servers that were named. A slot always goes the same way
+ * while the connections stay. */
+static struct connection *
+pick_any(struct distkv *kv, u32 slot, bool named, bool silent_too)
+{
+    u32 wanted = 0;
+    for (u32 round = 0; round < 2; round++) {
+        u32 ready = 0;
+        for (u32 s = 0; s < kv->server_count; s++) {
+            struct server *server = &kv->servers[s];
+            if (named && !server->named) continue;
+            for (u32 c = 0; c < server->connection_count; c++) {
+                struct connection *connection = &server->connections[c];
+                if (!takes_requests(connection) || (connection->silent && !silent_too)) continue;
+                if (round == 1 && ready == wanted) return connection;
+                ready++;
+            }
+        }
+        if (ready == 0) return NULL;
+        wanted = slot % ready;
+    }
+    return NULL;
+}
+
+static struct connection *
+pick_run(struct distkv *kv, u64 run_id)
+{
+    struct connection *full = NULL;
+    for (u32 s = 0; s < kv->server_count; s++) {
+        for (u32 c = 0; c < kv->servers[s].connection_count; c++) {
+            struct connection *connection = &kv->servers[s].connections[c];
+            if (!takes_requests(connection) || connection->run_id != run_id) continue;
+            if (if_room(connection) != NULL) return connection;
+            full = connection;
+        }
+    }
+    return full;
+}
+
+/* By the map; NULL: none is there yet, or none is known. */
+static struct connection *
+pick_replica(struct distkv *kv, u32 slot)
+{
+    for (u32 place = 0; place < kv->map.width; place++) {
+        u32 node = lib_map_node(&kv->map, slot, place);
+        struct server *server = node == LIB_MAP_NOBODY ? NULL : kv->map_servers[node];
+        if (server == NULL) continue;
+        struct connection *connection = pick(server, lib_map_shard(&kv->map, node, slot), slot);
+        if (connection != NULL) return connection;
+        if (server->down) continue;
+        for (u32 i = 0; i < server->connection_count && server->shard_port == 0; i++)
+            want(&server->connections[i]);
+        return NULL; /* it is being connected: meanwhile anybody, and no further ones for this */
+    }
+    return NULL;
+}
+
+/* None to it is ready, but one may be at once. */
+static bool
+coming_back(const struct server *server)
+{
+    bool tried = false;
+    if (server->down || server->retired) return false;
+    for (u32 i = 0; i < server->connection_count; i++) {
+        const struct connection *connection = &server->connections[i];
+        if (connection->state == CONNECTION_READY) return false;
+        tried = tried || connection->state != CONNECTION_CLOSED || connection->timer.armed;
+    }
+    return tried;
+}
+
+struct connection *
+route_choose(struct distkv *kv, const struct request *request)
+{
+    struct connection *connection = NULL;
+    if (request->ambiguous || request->pinned_run_id != 0) {
+        connection =
+            pick_run(kv, request->ambiguous ? request->first_run_id : request->pinned_run_id);
+        if (connection != NULL) return if_room(connection);
+        const struct server *first = request->first_server;
+        if (request->ambiguous && first->serial == request->first_serial && coming_back(first))
+            return NULL;
+    }
+    bool keyed = request->slot != LIB_ANYWHERE;
+    u32 slot = keyed ? request->slot : 0;
+    if (keyed) connection = pick_replica(kv, slot);
+    if (connection == NULL) connection = pick_any(kv, slot, !keyed, false);
+    if (connection == NULL) connection = pick_any(kv, slot, false, false);
+    if (connection == NULL) connection = pick_any(kv, slot, false, true);
+    return connection == NULL ? NULL : if_room(connection);
+}
+
+/* ---- silence ---- */
+
+static void
+ping_done(struct request *request, int code, const char *error, const struct native_reply *reply)
+{
+    (void)request, (void)code, (void)error, (void)reply; /* that bytes came is what counts */
+}
+
+void
+route_watch(struct connection *connection)
+{
+    if (connection->kv->map.node_count < 2 || connection->state != CONNECTION_READY ||
+        connection->timer.armed)
+        return;
+    lib_timer_set(connection->kv, &connection->timer, lib_now_ns() + SILENCE_NS);
+}
+
+void
+route_on_silence(struct connection *connection)
+{
+    struct distkv *kv = connection->kv;
+    u64 now = lib_now_ns();
+    if (connection->in_flight == 0) return;
+    u64 since = connection->received_ns;
+    if (!list_empty(&connection->sent))
+        since =
+            MAX(since, list_entry(list_first(&connection->sent), struct request, link)->sent_ns);
+    if (connection->silent) {
+        connection_break(connection, "no answer for %u ms",
+                         (u32)((SILENCE_NS + PING_NS) / NS_PER_MS));
+        return;
+    }
+    if (now - MIN(now, since) < SILENCE_NS || list_empty(&connection->sent)) {
+        lib_timer_set(kv, &connection->timer, MAX(since, now - SILENCE_NS / 2) + SILENCE_NS);
+        return;
+    }
+    struct native_request native = {.header.opcode = NATIVE_PING};
+    struct request *request = request_new(kv, &native, LIB_ANYWHERE, true);
+    if (request != NULL) {
+        request->own = true;
+        request->done = ping_done;
+        request_assign(request, connection);
+    }
+    connection->silent = true;
+    lib_timer_set(kv, &connection->timer, now + PING_NS);
+}
+
+/* ---- servers that the map names ---- */
+
+static struct server *
+server_named(struct distkv *kv, const struct lib_map_node *node)
+{
+    if (node->shard_port != 0) return NULL; /* it has better ones */
+    for (u32 s = 0; s < kv->server_count; s++) {
+        struct server *server = &kv->servers[s];
+        if (!server->named) continue;
+        char port[16];
+        snprintf(port, sizeof(port), "%u", node->port);
+        if (strcmp(server->host, node->host) == 0 && strcmp(server->port, port) == 0) return server;
+        if (!server->several && strcmp(server->info.node_id, node->id) == 0) return server;
+    }
+    return NULL;
+}
+
+static struct server *
+server_known(struct distkv *kv, const struct lib_map_node *node, const char *port)
+{
+    for (u32 s = 0; s < kv->server_count; s++) {
+        struct server *server = &kv->servers[s];
+        if (!server->named && !server->retired && server->connections != NULL &&
+            strcmp(server->host, node->host) == 0 && strcmp(server->port, port) == 0 &&
+            server->shard_port == node->shard_port &&
+            (node->shard_port == 0 || server->shard_count == node->shard_count))
+            return server;
+    }
+    return NULL;
+}
+
+static struct server *
+server_of(struct distkv *kv, const struct lib_map_node *node)
+{
+    char port[16];
+    snprintf(port, sizeof(port), "%u", node->port);
+    if (node->host[0] == '\0' || node->port == 0) return NULL;
+    struct server *server = server_known(kv, node, port);
+    if (server == NULL) server = server_named(kv, node);
+    if (server != NULL) return server;
+    for (u32 s = 0; s < kv->server_count && server == NULL; s++)
+        if (!kv->servers[s].named && kv->servers[s].connections == NULL) server = &kv->servers[s];
+    if (server == NULL && kv->server_count < LIB_SERVERS_MAX + LIB_MAP_NODES_MAX)
+        server = &kv->servers[kv->server_count++];
+    if (server == NULL) return NULL;
+    *server = (struct server){.shard_port = node->shard_port, .shard_count = node->shard_count};
+    bool v6 = strchr(node->host, ':') != NULL;
+    snprintf(server->host, sizeof(server->host), "%s", node->host);
+    snprintf(server->port, sizeof(server->port), "%s", port);
+    snprintf(server->name, sizeof(server->name), "%s%.100s%s:%s", v6 ? "[" : "", node->host,
+             v6 ? "]" : "", port);
+    return server_init(kv, server) ? server : NULL;
+}
+
+/* Its connections end as soon as nothing is in flight on them, and are not made again. */
+static void
+retire(struct server *server)
+{
+    server->retired = true;
+    for (u32 i = 0; i < server->connection_count; i++) {
+        struct connection *connection = &server->connections[i];
+        if (connection->state == CONNECTION_CLOSED)
+            lib_timer_stop(connection->kv, &connection->timer);
+        else if (connection->state == CONNECTION_READY)
+            connection_leave(connection);
+        else
+            connection_break(connection, "the node has left the cluster");
+    }
+}
+
+static void
+servers_follow(struct distkv *kv)
+{
+    for (u32 s = 0; s < kv->server_count; s++)
+        kv->servers[s].mapped = false;
+    for (u32 i = 0; i < kv->map.node_count; i++) {
+        kv->map_servers[i] = server_of(kv, &kv->map.nodes[i]);
+        if (kv->map_servers[i] != NULL) kv->map_servers[i]->mapped = true;
+    }
+    for (u32 s = 0; s < kv->server_count; s++) {
+        struct server *server = &kv->servers[s];
+        if (!server->named && !server->mapped && !server->retired && server->connections != NULL)
+            retire(server);
+    }
+    kv->retired = true;
+}
+
+void
+route_sweep(struct distkv *kv)
+{
+    if (!kv->retired) return;
+    kv->retired = false;
+    for (u32 s = 0; s < kv->server_count; s++) {
+        struct server *server = &kv->servers[s];
+        if (!server->retired || server->connections == NULL) continue;
+        bool closed = true;
+        for (u32 i = 0; i < server->connection_count; i++)
+            closed = closed && server->connections[i].state == CONNECTION_CLOSED;
+        if (closed)
+            server_deinit(kv, server);
+        else
+            kv->retired = true;
+    }
+}
+
+/* ---- the map ---- */
+
+/* Whoever has told of the newest topology. */
+static struct connection *
+teller(struct distkv *kv)
+{
+    struct connection *best = NULL;
+    for (u32 s = 0; s < kv->server_count; s++) {
+        for (u32 c = 0; c < kv->servers[s].connection_count; c++) {
+            struct connection *connection = &kv->servers[s].connections[c];
+            if (!takes_requests(connection) || connection->silent || !connection->tells) continue;
+            if (best == NULL || connection->epoch > best->epoch) best = connection;
+        }
+    }
+    return best;
+}
+
+static void
+fetch_consider(struct distkv *kv)
+{
+    if (kv->options.no_routing || kv->closing || kv->epoch_told <= kv->map.epoch) return;
+    if (kv->fetch != NULL || kv->fetch_timer.armed) return;
+    u64 at = lib_now_ns();
+    if (kv->fetched_ns != 0) {
+        at = MAX(at, kv->fetched_ns + FETCH_PAUSE_NS);
+        at += prng_below(&kv->prng, FETCH_JITTER_US) * NS_PER_US;
+    }
+    lib_timer_set(kv, &kv->fetch_timer, at);
+}
+
+static void
+fetch_done(struct request *request, int code, const char *error, const struct native_reply *reply)
+{
+    (void)error;
+    struct distkv *kv = request->arg;
+    kv->fetch = NULL;
+    if (code == DISTKV_OK && reply->topology.node_count > 0 &&
+        reply->topology.epoch > kv->map.epoch &&
+        lib_map_take(&kv->map, &kv->budget, &reply->topology)) {
+        for (u32 i = 0; i < kv->map.node_count; i++) /* a node by itself: where it was reached */
+            if (kv->map.nodes[i].host[0] == '\0')
+                snprintf(kv->map.nodes[i].host, sizeof(kv->map.nodes[i].host), "%s",
+                         kv->fetch_host);
+        servers_follow(kv);
+    }
+    fetch_consider(kv);
+}
+
+void
+route_on_timer(struct distkv *kv)
+{
+    struct connection *connection = teller(kv);
+    struct native_request native = {.header.opcode = NATIVE_TOPOLOGY,
+                                    .topology.epoch = kv->map.epoch};
+    struct request *request =
+        connection == NULL ? NULL : request_new(kv, &native, LIB_ANYWHERE, true);
+    kv->fetched_ns = lib_now_ns();
+    if (request == NULL) {
+        fetch_consider(kv);
+        return;
+    }
+    request->own = true;
+    request->done = fetch_done;
+    request->arg = kv;
+    kv->fetch = request;
+    snprintf(kv->fetch_host, sizeof(kv->fetch_host), "%.255s", connection->server->host);
+    request_assign(request, connection);
+}
+
+void
+route_on_lost(struct distkv *kv, const struct request *request)
+{
+    if (kv->fetch != request) return;
+    kv->fetch = NULL;
+    fetch_consider(kv);
+}
+
+void
+route_on_epoch(struct connection *connection, u64 epoch)
+{
+    struct distkv *kv = connection->kv;
+    connection->epoch = epoch;
+    if (!connection->tells || epoch <= kv->epoch_told) return;
+    kv->epoch_told = epoch;
+    fetch_consider(kv);
+}
+
+void
+route_on_hello(struct connection *connection, const struct native_hello_reply *hello)
+{
+    struct server *server = connection->server;
+    bool topology = (hello->features & NATIVE_FEATURE_TOPOLOGY) != 0;
+    connection->tells = topology && (hello->features & NATIVE_FEATURE_PLACES) != 0;
+    connection->shard = topology ? hello->shard : LIB_SHARD_UNKNOWN;
+    connection->silent = false;
+    struct bytes before = BYTES(server->info.node_id, strlen(server->info.node_id));
+    bool other = !bytes_equal(before, hello->node_id);
+    if (before.size != 0 && other) server->several = true; /* an address of more than one node */
+    server->down = false;
+    server->changed = other;
+}
+
+void
+route_on_known(struct connection *connection)
+{
+    if (!connection->server->changed || connection->kv->map.epoch == 0) return;
+    connection->server->changed = false;
+    servers_follow(connection->kv);
+}

@@ -1,0 +1,229 @@
+# SPDX-License-Identifier: MIT
+"""Clients that go straight to the node that has a key: libdistkv, and Redis Cluster clients."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import time
+
+import pytest
+import test_cluster
+from conftest import BUILD, SLOW
+from test_cluster import data_port, wait_for
+
+cluster = test_cluster.cluster  # fixtures
+three = test_cluster.three
+
+# Seconds; of what /metrics says.
+FIGURES_AGE = 0.3
+SMART_LOAD = os.path.join(BUILD, "bin", "smart_load")
+
+
+class SmartLoad:
+    """See smart_load.c. Use as a context manager."""
+
+    def __init__(self, nodes, handles=4, depth=4, prefix="k", routing=True):
+        servers = ",".join(f"127.0.0.1:{node.port}" for node in nodes)
+        words = [SMART_LOAD, servers, str(handles), str(depth), prefix]
+        self.process = subprocess.Popen(words + ([] if routing else ["no-routing"]),
+                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.process.stdin.close()
+        try:
+            self.process.wait(20 * SLOW)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self.process.stdout.close()
+
+    def report(self):
+        """What ended since the last report: by code, and how long the slowest took."""
+        self.process.stdin.write("report\n")
+        self.process.stdin.flush()
+        return json.loads(self.process.stdout.readline())
+
+    def served(self, least=200):
+        """Waits until so many more have ended well, and returns the sum of the reports."""
+        total = {}
+        end = time.monotonic() + 30 * SLOW
+        while total.get("OK", 0) < least:
+            assert time.monotonic() < end, total
+            time.sleep(0.05)
+            total = add(total, self.report())
+        return total
+
+
+def add(one, other):
+    """Two reports as one."""
+    return {name: max(one.get(name, other.get(name)), other.get(name, one.get(name)))
+            if name in ("slowest_ms", "error") else one.get(name, 0) + other.get(name, 0)
+            for name in {*one, *other}}
+
+
+def failures(report):
+    return {name: value for name, value in report.items()
+            if name not in ("OK", "NOT_FOUND", "slowest_ms", "error") or (name == "error" and value)}
+
+
+def metric(node, name, label=""):
+    """The sum over the shards. Figures may be a moment old."""
+    pattern = rf"^{name}(?:{{[^}}]*{re.escape(label)}[^}}]*}})? (\S+)$"
+    return sum(float(value) for value in re.findall(pattern, node.get("/metrics")[1], re.M))
+
+
+def forwards(cluster):
+    return sum(metric(node, "distkv_cluster_forwards_total") for node in cluster.nodes
+               if node.running())
+
+
+def fetches(cluster):
+    return sum(metric(node, "distkv_commands_total", 'command="native|topology"')
+               for node in cluster.nodes if node.running())
+
+
+def test_requests_go_straight_to_the_nodes_that_have_the_keys(three):
+    with SmartLoad(three.nodes[:1]) as load:
+        load.served()
+        wait_for(lambda: load.served() and metric(three.nodes[2], "distkv_clients", '"native"') >= 4,
+                 "connections to the last node")
+        load.served()
+        before = forwards(three)
+        report = load.served(2000)
+        time.sleep(FIGURES_AGE)
+        report = add(report, load.report())
+        assert failures(report) == {}
+        assert forwards(three) - before <= (report["OK"] + report["NOT_FOUND"]) / 500
+    with SmartLoad(three.nodes[:1], routing=False) as load:
+        load.served()
+        before = forwards(three)
+        assert failures(load.served(1000)) == {}
+        time.sleep(FIGURES_AGE)
+        assert forwards(three) - before > 100  # so what was counted above can be counted
+
+
+def test_a_killed_node_and_the_named_one_at_that_stop_no_request(three):
+    with SmartLoad(three.nodes[:1]) as load:
+        load.served()
+        wait_for(lambda: load.served() and metric(three.nodes[1], "distkv_clients", '"native"') >= 4
+                 and metric(three.nodes[2], "distkv_clients", '"native"') >= 4, "connections")
+        assert failures(load.served()) == {}
+        three.nodes[0].kill()
+        report = load.served(2000)
+        # Plain writes are repeated with another node, and so are reads.
+        assert failures(report) == {}
+        three.nodes[0].start()
+        three.wait_settled(3)
+        assert failures(load.served(500)) == {}
+        # It takes its part again.
+        before = metric(three.nodes[0], "distkv_commands_total", 'command="native|put"')
+        wait_for(lambda: load.served() and metric(three.nodes[0], "distkv_commands_total",
+                                                  'command="native|put"') > before + 100,
+                 "requests at the node that came back")
+
+
+def test_a_node_that_stands_still_is_passed_by(three):
+    with SmartLoad(three.nodes[:1]) as load:
+        load.served()
+        wait_for(lambda: load.served() and metric(three.nodes[1], "distkv_clients", '"native"') >= 4,
+                 "connections")
+        os.kill(three.nodes[1].process.pid, signal.SIGSTOP)
+        try:
+            # What it had is waited for until it is given up, 1.5 s, and does not listen, 2 s.
+            report = load.served(3000)
+            time.sleep(4)
+            report = add(report, load.report())
+        finally:
+            os.kill(three.nodes[1].process.pid, signal.SIGCONT)
+        assert failures(report) == {}
+        assert report["slowest_ms"] < 6000 * SLOW
+        assert load.served(500)["slowest_ms"] < 6000 * SLOW
+
+
+def test_a_join_is_followed_by_its_epochs_and_few_fetches(three):
+    with SmartLoad(three.nodes[:1], handles=50, depth=1) as load:
+        load.served()
+        wait_for(lambda: load.served() and fetches(three) >= 50, "each handle's first fetch")
+        epoch = three.view(0)["epoch"]
+        begin = time.monotonic()
+        three.add()
+        three.wait_settled(4, 120)
+        wait_for(lambda: load.served() and
+                 metric(three.nodes[3], "distkv_clients", '"native"') >= 50,
+                 "connections to the node that has joined")
+        seconds = time.monotonic() - begin
+        time.sleep(2)
+        before = forwards(three)
+        report = load.served(2000)
+        time.sleep(FIGURES_AGE)
+        report = add(report, load.report())
+        assert failures(report) == {}
+        assert forwards(three) - before <= (report["OK"] + report["NOT_FOUND"]) / 500
+        # At most one for each new epoch, and one a second, whatever the replies say.
+        epochs = three.view(0)["epoch"] - epoch
+        assert fetches(three) <= 50 * (2 + min(epochs, seconds + 4))
+
+
+def test_a_node_by_itself_is_asked_for_no_topology(server):
+    with SmartLoad([server]) as load:
+        assert failures(load.served(500)) == {}
+    time.sleep(FIGURES_AGE)
+    assert metric(server, "distkv_commands_total", 'command="native|topology"') == 0
+
+
+def bench(node, *words):
+    done = subprocess.run([os.path.join(BUILD, "bin", "distkv-bench"), "--server",
+                           f"127.0.0.1:{node.port}", "--protocol", "native", "--keys", "20000",
+                           "--connections", "12", "--threads", "1", "--format", "json", *words],
+                          capture_output=True, text=True, timeout=120 * SLOW, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return json.loads(done.stdout)["runs"][0]
+
+
+@pytest.fixture
+def apart(cluster):
+    """Three nodes, each key on one of them: every other one forwards."""
+    for _ in range(3):
+        cluster.add(replicas=1, write_quorum=1, read_quorum=1)
+    cluster.wait_settled(3)
+    return cluster
+
+
+def test_the_benchmark_goes_straight(apart):
+    for words in (("--workload", "mixed"), ("--workload", "ycsb-f"), ("--verify", "strict"),
+                  ("--rate", "2000")):
+        counts = {}
+        for routing in ("yes", "no"):
+            before = forwards(apart)
+            run = bench(apart.nodes[0], "--count", "5000", f"--routing={routing}", *words)
+            assert run["error_count"] == 0 and run["wrong_count"] == 0
+            time.sleep(FIGURES_AGE)
+            counts[routing] = forwards(apart) - before
+        assert counts["no"] > 1000 and counts["yes"] <= counts["no"] / 50, (words, counts)
+
+
+@pytest.mark.skipif(os.cpu_count() < 2, reason="needs two cores")
+def test_with_ports_for_cores_requests_go_to_the_core(make_server):
+    server = make_server(port=data_port(3), resp_cluster="cores", cores="0,1")
+    with SmartLoad([server]) as load:
+        load.served()
+        wait_for(lambda: load.served() and metric(server, "distkv_clients", '"native"') >= 12,
+                 "connections to both shards")
+        load.served()
+        before = metric(server, "distkv_requests_forwarded_total")
+        report = load.served(2000)
+        time.sleep(FIGURES_AGE)
+        assert failures(add(report, load.report())) == {}
+        assert metric(server, "distkv_requests_forwarded_total") - before < 10
+    run = bench(server, "--count", "5000", "--load")
+    assert run["error_count"] == 0
+    before = metric(server, "distkv_requests_forwarded_total")
+    run = bench(server, "--count", "5000")
+    time.sleep(FIGURES_AGE)
+    assert run["error_count"] == 0
+    assert metric(server, "distkv_requests_forwarded_total") == before
