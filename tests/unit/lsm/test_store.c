@@ -253,39 +253,69 @@ power_cuts_while_resharding(u32 from, u32 to, u32 step)
     }
 }
 
+/* Of stores without content, which is a short way: cuts at every request, each with several draws
+ * of what they take. */
+static void
+power_cuts_while_resharding_nothing(void)
+{
+    bool cut = true;
+    for (u64 n = 0; cut; n++) {
+        cut = false;
+        for (u64 seed = 0; seed < 12; seed++) {
+            struct sim *sim = sim_make(n * 16 + seed);
+            assert_true(ok(run(sim, 1, false)));
+            sim_crash_at(sim, SIM_POINT_IO, n);
+            (void)ok(run(sim, 2, false));
+            cut = sim_crashed(sim) || cut;
+            check_after_cut(sim, false, n);
+            assert_true(ok(run(sim, 2, false)) && ok(job.result));
+            sim_free(sim);
+        }
+    }
+}
+
 static void
 no_power_cut_breaks_a_change_of_the_core_count(void **state)
 {
     (void)state;
     power_cuts_while_resharding(1, 3, 3);
     power_cuts_while_resharding(3, 2, 5);
+    power_cuts_while_resharding_nothing();
+}
+
+/* Returns whether there was a cut at all. What a cut takes is drawn, hence the seeds. */
+static bool
+power_cut_in_the_first_start(u64 n, u64 seed)
+{
+    struct sim *sim = sim_make(n * 16 + seed);
+    sim_crash_at(sim, SIM_POINT_IO, n);
+    (void)ok(run(sim, 2, false));
+    bool cut = sim_crashed(sim);
+    check_after_cut(sim, true, n);
+    /* A second cut while it is tried again, with as many shards or another number. */
+    sim_crash_at(sim, SIM_POINT_IO, (n * 7 + seed * 11) % 50);
+    (void)ok(run(sim, 2 + seed % 2, false));
+    check_after_cut(sim, true, n);
+    status st = run(sim, 2, true);
+    if (!ok(st) || !ok(job.result)) {
+        print_message("cut at %llu: %s %s\n", (unsigned long long)n, status_name(st), job.error);
+        sim_log_dump(sim);
+    }
+    assert_true(ok(st) && ok(job.result));
+    assert_true(ok(run(sim, 2, false)));
+    sim_free(sim);
+    return cut;
 }
 
 static void
 no_power_cut_breaks_the_first_start(void **state)
 {
     (void)state;
-    for (u64 n = 0;; n++) {
-        struct sim *sim = sim_make(n);
-        sim_crash_at(sim, SIM_POINT_IO, n);
-        job.round = 0;
-        (void)ok(run(sim, 2, false));
-        bool cut = sim_crashed(sim);
-        check_after_cut(sim, true, n);
-        /* A second cut while it is tried again, with as many shards or another number. */
-        sim_crash_at(sim, SIM_POINT_IO, n * 7 % 50);
-        (void)ok(run(sim, 2 + n % 2, false));
-        check_after_cut(sim, true, n);
-        status st = run(sim, 2, true);
-        if (!ok(st) || !ok(job.result)) {
-            print_message("cut at %llu: %s %s\n", (unsigned long long)n, status_name(st),
-                          job.error);
-            sim_log_dump(sim);
-        }
-        assert_true(ok(st) && ok(job.result));
-        assert_true(ok(run(sim, 2, false)));
-        sim_free(sim);
-        if (!cut) break;
+    bool cut = true;
+    for (u64 n = 0; cut; n++) {
+        cut = false;
+        for (u64 seed = 0; seed < 12; seed++)
+            cut = power_cut_in_the_first_start(n, seed) || cut;
     }
 }
 
