@@ -483,7 +483,8 @@ ranges_reduce(struct levels *levels)
 }
 
 /* A store that does not exist yet gets its first manifest before anything else, so that from then
- * on a missing manifest means damage. */
+ * on tables without a manifest mean damage. Those of a data directory have theirs when they are
+ * opened first (store.c): without one they do not come here. */
 MAY_YIELD static status
 create_store(struct levels *levels)
 {

@@ -157,7 +157,8 @@ bool levels_check(const struct levels *levels);
 /* ---- for store.h: changing the partitions of a data directory ---- */
 
 /* Makes in target_dir (existing, empty) a store of [token_first, token_last] out of clean closed
- * stores: hard links to every file that overlaps and a manifest that names them. Syncs all. */
+ * stores: hard links to every file that overlaps and a manifest that names them. Of none, an empty
+ * store. Syncs all. */
 MAY_YIELD MUST_CHECK status levels_split(const char *const *source_dirs, u32 source_count,
                                          const char *target_dir, u64 token_first, u64 token_last);
 /* Checks manifest, tables and blob files of a closed store (lsm_verify adds the log). */

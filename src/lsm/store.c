@@ -3,7 +3,7 @@
  * store.c -- the data directory: NODE, the stores that it names, and changing their number.
  *
  *   store_prepare:  lock  ->  read NODE  ->  remove what it does not name
- *                     |  none: make stores, write NODE
+ *                     |  none: make stores, each with its first manifest; write NODE
  *                     |  another number of shards:
  *                     |     open and close each old store (recovers, flushes)
  *                     |     for each new one: make its directory, levels_split
@@ -11,6 +11,11 @@
  *                     |     remove the old directories
  *                     v
  *                  describe
+ *
+ * A store's manifest is durable, and so is its directory, before a NODE that names it is there. So
+ * a store that NODE names and that has no manifest was new once, and has lost its files since: it
+ * is refused, not made anew. The other way round, stores without NODE that have nothing but a first
+ * manifest are what a first start left that died, and are made again.
  *
  * NODE is one block, written as NODE.tmp, synced, renamed, and the directory synced. Before the
  * rename is durable the old generation is whole and named; after it the new one is. The other
@@ -387,29 +392,77 @@ dirs_clean(struct work *work)
     return st;
 }
 
+/* More than a store has that was never opened. */
 static void
 name_seen(void *arg, const char *name)
 {
-    (void)name;
-    *(bool *)arg = true;
+    if (strcmp(name, "manifest") != 0 && strcmp(name, "manifest.new") != 0) *(bool *)arg = true;
 }
 
-/* Without NODE: whether some store has something in it. A first start makes its stores, empty, then
- * NODE, and only then writes into them: so there was a NODE once, and it was lost. */
+/* Whether a store has something in it, or its manifest says that it had. */
+static MAY_YIELD status
+store_used(const char *dir, bool *out)
+{
+    status st = io_dir_list(dir, name_seen, out);
+    if (!ok(st) || *out) return st;
+    struct manifest manifest = {.budget = io_budget()};
+    u64 offset;
+    const char *what;
+    st = manifest_read(dir, io_budget(), &manifest, &offset, &what);
+    if (status_is(st, ST_NOT_FOUND)) return ST_OK;
+    if (status_is(st, ST_CORRUPT) || status_is(st, ST_UNSUPPORTED)) {
+        *out = true; /* a first start leaves none that is not whole */
+        return MARKED("lsm.store.orphan_unreadable", ST_OK);
+    }
+    if (!ok(st)) return st;
+    *out = manifest.state.seq_flushed != 0 || manifest.state.log_segment_first != 0;
+    manifest_free(&manifest);
+    return ST_OK;
+}
+
+/* Without NODE: whether some store has been used. A first start makes its stores, then NODE, and
+ * only then opens them: so there was a NODE once, and it was lost. */
 static MAY_YIELD status
 stores_orphaned(struct work *work, bool *out)
 {
     *out = false;
     status st = names_list(work, work->dir);
-    for (size_t at = 0; ok(st) && at < work->names.size;) {
+    for (size_t at = 0; ok(st) && !*out && at < work->names.size;) {
         const char *name = (const char *)work->names.data + at;
         at += strlen(name) + 1;
         if (!is_store_name(name)) continue;
         int length = snprintf(work->path, sizeof(work->path), "%s/%s", work->dir, name);
-        if (length > 0 && length < (int)sizeof(work->path))
-            st = io_dir_list(work->path, name_seen, out);
+        if (length > 0 && length < (int)sizeof(work->path)) st = store_used(work->path, out);
     }
     return st;
+}
+
+/* With NODE: whether every store that it names has its manifest. What is in it, who opens the
+ * store judges. */
+static MAY_YIELD status
+stores_check(struct work *work)
+{
+    for (u32 i = 0; i < work->node.header.store_count; i++) {
+        const char *dir = work->sources[0];
+        store_path(work->sources[0], STORE_DIR_BYTES, work->dir, &work->node.stores[i]);
+        int length = snprintf(work->path, sizeof(work->path), "%s/manifest", dir);
+        CHECK(length > 0 && length < (int)sizeof(work->path)); /* store_prepare has seen to it */
+        struct io_file *file;
+        status st = io_file_open(work->path, IO_OPEN_READ, &file);
+        if (ok(st)) {
+            io_file_close(file);
+        } else if (status_is(st, ST_NOT_FOUND)) {
+            MARK("lsm.store.manifest_missing");
+            return WORK_FAIL(work, ST_CORRUPT,
+                             "%s has no manifest, so its files were lost: restore that directory "
+                             "from a copy, or in a cluster wipe this node and replace it",
+                             dir);
+        } else {
+            return MARKED("lsm.store.manifest_not_asked_for",
+                          WORK_FAIL(work, st, "cannot open %s: %s", work->path, status_text(st)));
+        }
+    }
+    return ST_OK;
 }
 
 /* ---- making and changing stores ---- */
@@ -434,14 +487,24 @@ next_describe(struct work *work, const char *node_id, u32 shard_count, u32 parti
         };
 }
 
-/* dirs_clean has removed whatever NODE does not name. */
+/* One of the next NODE's stores, of those in source_list that overlap it: its directory, where
+ * dirs_clean has removed whatever was left, and its first manifest. Durable but for the name of the
+ * directory. */
 static MAY_YIELD status
-dir_make_new(struct work *work, const char *dir)
+store_make(struct work *work, const struct node_store *target, u32 source_count)
 {
-    status st = io_dir_make(dir);
+    u32 partitions = work->next.header.partition_count;
+    store_path(work->other, LSM_PATH_BYTES, work->dir, target);
+    status st = io_dir_make(work->other);
     if (!ok(st))
         return MARKED("lsm.store.store_dir_not_made",
-                      WORK_FAIL(work, st, "cannot make %s: %s", dir, status_text(st)));
+                      WORK_FAIL(work, st, "cannot make %s: %s", work->other, status_text(st)));
+    st = levels_split(work->source_list, source_count, work->other,
+                      partition_token_first(target->partition_first, partitions),
+                      partition_token_last(target->partition_last, partitions));
+    if (!ok(st))
+        return MARKED("lsm.store.not_split",
+                      WORK_FAIL(work, st, "cannot fill %s: %s", work->other, status_text(st)));
     return ST_OK;
 }
 
@@ -471,10 +534,8 @@ stores_create(struct work *work, const char *node_id, u32 shard_count)
     st = dirs_clean(work);
     if (!ok(st)) return st;
     next_describe(work, node_id, shard_count, PARTITION_COUNT_DEFAULT, 1);
-    for (u32 i = 0; ok(st) && i < shard_count; i++) {
-        store_path(work->sources[0], STORE_DIR_BYTES, work->dir, &work->next.stores[i]);
-        st = dir_make_new(work, work->sources[0]);
-    }
+    for (u32 i = 0; ok(st) && i < shard_count; i++)
+        st = store_make(work, &work->next.stores[i], 0);
     if (ok(st)) {
         st = io_dir_sync(work->dir); /* what NODE names must be there before it */
         if (!ok(st))
@@ -531,16 +592,8 @@ stores_reshard(struct work *work, u32 shard_count, const struct lsm_options *opt
             if (node->stores[j].partition_first <= target->partition_last &&
                 node->stores[j].partition_last >= target->partition_first)
                 work->source_list[count++] = work->sources[j];
-        store_path(work->other, LSM_PATH_BYTES, work->dir, target);
-        st = dir_make_new(work, work->other);
+        st = store_make(work, target, count);
         if (!ok(st)) return st;
-        st = levels_split(work->source_list, count, work->other,
-                          partition_token_first(target->partition_first, partitions),
-                          partition_token_last(target->partition_last, partitions));
-        if (!ok(st))
-            return MARKED("lsm.store.not_split",
-                          WORK_FAIL(work, st, "cannot make %s of the stores before it: %s",
-                                    work->other, status_text(st)));
     }
     st = io_dir_sync(work->dir);
     if (!ok(st))
@@ -626,6 +679,8 @@ prepare_locked(struct work *work, const char *node_id, u32 shard_count,
         return MARKED("lsm.store.too_many_shards",
                       WORK_FAIL(work, ST_INVALID, "more shards (%u) than partitions (%u)",
                                 shard_count, work->node.header.partition_count));
+    st = stores_check(work); /* before anything is removed: it may be all that there is */
+    if (!ok(st)) return st;
     /* A process that died after the rename and before the sync may have left a NODE that is not
      * durable: it must be before anything that it does not name is removed. */
     st = io_dir_sync(work->dir);

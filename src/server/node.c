@@ -277,7 +277,7 @@ prepare(struct server *server)
     const struct server_config *config = server->config;
     struct lsm_options options;
     store_options(server, &options);
-    char error[256] = "";
+    char error[512] = "";
     status st = store_prepare(server->config->data_dir, server->config->node_id,
                               server->shard_count, &options, &server->layout, error, sizeof(error));
     if (!ok(st)) {

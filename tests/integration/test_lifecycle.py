@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Start, stop, restart, cores, configuration, logs: what an operator sees."""
 
+import glob
 import json
 import os
 import pathlib
@@ -474,6 +475,35 @@ def test_verify_tells_what_is_missing_from_a_directory_of_ours(make_server):
     done = run_server("--verify", "--data-dir", server.data_dir)
     assert done.returncode == 1
     assert f"{server.data_dir}/NODE: offset 0: file is missing" in done.stdout
+
+
+@pytest.mark.parametrize("closed", [True, False])
+def test_a_store_that_was_emptied_is_not_taken_for_a_new_one(make_server, closed):
+    cores = sorted(os.sched_getaffinity(0))[:2]
+    server = make_server(cores=",".join(str(core) for core in cores))
+    fill(server, 1000)
+    if closed:
+        assert server.stop() == 0
+    else:
+        server.kill()
+    store = max(glob.glob(os.path.join(server.data_dir, "p*")))
+    copy = server.data_dir + ".copy"
+    shutil.copytree(store, copy)
+    for name in os.listdir(store):
+        os.remove(os.path.join(store, name))
+    done = run_server("--verify", "--data-dir", server.data_dir)
+    assert done.returncode == 1
+    assert f"{store}/manifest: offset 0: file is missing" in done.stdout
+    done = run_server(*server.command()[1:])
+    assert done.returncode == 1
+    assert f"{store} has no manifest" in done.stderr
+    assert "restore that directory" in done.stderr and "replace it" in done.stderr
+    assert os.listdir(store) == []
+
+    os.rmdir(store)
+    os.rename(copy, store)
+    server.start()
+    check(server, 1000)
 
 
 def test_damage_is_reported_and_never_served(make_server):

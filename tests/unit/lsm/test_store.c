@@ -186,6 +186,45 @@ data_opens_with_any_number_of_shards(void **state)
     sim_free(sim);
 }
 
+static u64 reports;
+static char reported[600];
+
+static void
+on_report(void *arg, const char *file, u64 offset, const char *what)
+{
+    (void)arg;
+    (void)offset;
+    (void)what;
+    snprintf(reported, sizeof(reported), "%s", file);
+    reports++;
+}
+
+static status
+verify_body(void *arg)
+{
+    u64 *figures = arg;
+    return store_verify(DIR, on_report, NULL, &figures[0], &figures[1]);
+}
+
+/* Whatever a power cut has left: what NODE names is whole, or there is no NODE yet. */
+static void
+check_after_cut(struct sim *sim, bool first_start, u64 n)
+{
+    u64 figures[2];
+    reports = 0;
+    sim_faults_clear(sim);
+    status st = sim_run(sim, 1, verify_body, figures);
+    if (ok(st)) return;
+    bool no_node =
+        status_is(st, ST_NOT_FOUND) && (reports == 0 || strcmp(reported, DIR "/NODE") == 0);
+    if (!first_start || !no_node || reports > 1) {
+        print_message("cut at %llu: %s, %s\n", (unsigned long long)n, status_name(st),
+                      reports > 0 ? reported : "nothing reported");
+        sim_log_dump(sim);
+    }
+    assert_true(first_start && no_node && reports <= 1);
+}
+
 static void
 power_cuts_while_resharding(u32 from, u32 to, u32 step)
 {
@@ -195,10 +234,11 @@ power_cuts_while_resharding(u32 from, u32 to, u32 step)
         sim_crash_at(sim, SIM_POINT_IO, n);
         (void)ok(run(sim, to, false));
         bool cut = sim_crashed(sim);
+        check_after_cut(sim, false, n);
         /* A second cut while it is tried again. */
         sim_crash_at(sim, SIM_POINT_IO, n * 7 % 50);
         (void)ok(run(sim, to, false));
-        sim_faults_clear(sim);
+        check_after_cut(sim, false, n);
         status st = run(sim, n % 2 == 0 ? to : from, false);
         if (!ok(st) || !ok(job.result)) {
             print_message("%u to %u, cut at %llu: %s %s\n", from, to, (unsigned long long)n,
@@ -213,30 +253,69 @@ power_cuts_while_resharding(u32 from, u32 to, u32 step)
     }
 }
 
+/* Of stores without content, which is a short way: cuts at every request, each with several draws
+ * of what they take. */
+static void
+power_cuts_while_resharding_nothing(void)
+{
+    bool cut = true;
+    for (u64 n = 0; cut; n++) {
+        cut = false;
+        for (u64 seed = 0; seed < 12; seed++) {
+            struct sim *sim = sim_make(n * 16 + seed);
+            assert_true(ok(run(sim, 1, false)));
+            sim_crash_at(sim, SIM_POINT_IO, n);
+            (void)ok(run(sim, 2, false));
+            cut = sim_crashed(sim) || cut;
+            check_after_cut(sim, false, n);
+            assert_true(ok(run(sim, 2, false)) && ok(job.result));
+            sim_free(sim);
+        }
+    }
+}
+
 static void
 no_power_cut_breaks_a_change_of_the_core_count(void **state)
 {
     (void)state;
     power_cuts_while_resharding(1, 3, 3);
     power_cuts_while_resharding(3, 2, 5);
+    power_cuts_while_resharding_nothing();
+}
+
+/* Returns whether there was a cut at all. What a cut takes is drawn, hence the seeds. */
+static bool
+power_cut_in_the_first_start(u64 n, u64 seed)
+{
+    struct sim *sim = sim_make(n * 16 + seed);
+    sim_crash_at(sim, SIM_POINT_IO, n);
+    (void)ok(run(sim, 2, false));
+    bool cut = sim_crashed(sim);
+    check_after_cut(sim, true, n);
+    /* A second cut while it is tried again, with as many shards or another number. */
+    sim_crash_at(sim, SIM_POINT_IO, (n * 7 + seed * 11) % 50);
+    (void)ok(run(sim, 2 + seed % 2, false));
+    check_after_cut(sim, true, n);
+    status st = run(sim, 2, true);
+    if (!ok(st) || !ok(job.result)) {
+        print_message("cut at %llu: %s %s\n", (unsigned long long)n, status_name(st), job.error);
+        sim_log_dump(sim);
+    }
+    assert_true(ok(st) && ok(job.result));
+    assert_true(ok(run(sim, 2, false)));
+    sim_free(sim);
+    return cut;
 }
 
 static void
 no_power_cut_breaks_the_first_start(void **state)
 {
     (void)state;
-    for (u64 n = 0;; n++) {
-        struct sim *sim = sim_make(n);
-        sim_crash_at(sim, SIM_POINT_IO, n);
-        job.round = 0;
-        (void)ok(run(sim, 2, false));
-        bool cut = sim_crashed(sim);
-        sim_faults_clear(sim);
-        status st = run(sim, 2, true);
-        assert_true(ok(st) && ok(job.result));
-        assert_true(ok(run(sim, 2, false)));
-        sim_free(sim);
-        if (!cut) break;
+    bool cut = true;
+    for (u64 n = 0; cut; n++) {
+        cut = false;
+        for (u64 seed = 0; seed < 12; seed++)
+            cut = power_cut_in_the_first_start(n, seed) || cut;
     }
 }
 
@@ -421,28 +500,55 @@ stores_without_their_node_file_are_kept(void **state)
     sim_free(sim);
 }
 
-static u64 reports;
-static char reported[600];
+static char victims[32][128];
+static u32 victim_count;
 
 static void
-on_report(void *arg, const char *file, u64 offset, const char *what)
+name_note(void *arg, const char *name)
 {
-    (void)arg;
-    (void)offset;
-    (void)what;
-    snprintf(reported, sizeof(reported), "%s", file);
-    reports++;
+    if (victim_count < ARRAY_COUNT(victims))
+        snprintf(victims[victim_count++], sizeof(victims[0]), "%.60s/%.60s", (const char *)arg,
+                 name);
 }
 
 static status
-verify_body(void *arg)
+keep_manifests_body(void *arg)
 {
-    u64 *figures = arg;
-    return store_verify(DIR, on_report, NULL, &figures[0], &figures[1]);
+    (void)arg;
+    status st = ST_OK;
+    for (u32 shard = 0; shard < job.layout.shard_count && ok(st); shard++) {
+        char *dir = job.layout.shards[shard].dir;
+        victim_count = 0;
+        st = io_dir_list(dir, name_note, dir);
+        for (u32 i = 0; ok(st) && i < victim_count; i++)
+            if (strcmp(strrchr(victims[i], '/'), "/manifest") != 0) st = io_file_unlink(victims[i]);
+    }
+    return st;
 }
 
-static char victims[32][128];
-static u32 victim_count;
+/* Only the manifests are left, as of a first start that died; but they know of what was written. */
+static void
+manifests_without_node_file_and_tables_are_refused(void **state)
+{
+    (void)state;
+    for (u32 damaged = 0; damaged < 2; damaged++) {
+        struct sim_options options;
+        sim_options_default(&options, 1);
+        memset(&job, 0, sizeof(job));
+        struct sim *sim = sim_new(&options);
+        struct sim_node *node = sim_node_new(sim, "10.0.0.1");
+        assert_true(ok(run(sim, 2, true)));
+        assert_true(ok(sim_run(sim, 1, node_hidden_body, &job)));
+        assert_true(ok(sim_run(sim, 1, keep_manifests_body, NULL)));
+        if (damaged)
+            assert_true(
+                ok(sim_disk_flip(sim_node_disk(node), DIR "/p0000-2047.1/manifest", 20, 1)));
+        assert_true(ok(run(sim, 2, false)));
+        assert_true(status_is(job.result, ST_CORRUPT));
+        assert_non_null(strstr(job.error, "NODE"));
+        sim_free(sim);
+    }
+}
 
 static void
 victim_each(void *arg, const char *path)
@@ -519,21 +625,12 @@ swap_body(void *arg)
     return st;
 }
 
-static void
-name_note(void *arg, const char *name)
-{
-    (void)arg;
-    if (victim_count < ARRAY_COUNT(victims))
-        snprintf(victims[victim_count++], sizeof(victims[0]), "%.60s/%.60s",
-                 job.layout.shards[1].dir, name);
-}
-
 static status
 remove_store_body(void *arg)
 {
-    const char *dir = job.layout.shards[1].dir;
+    char *dir = job.layout.shards[1].dir;
     victim_count = 0;
-    status st = io_dir_list(dir, name_note, NULL);
+    status st = io_dir_list(dir, name_note, dir);
     for (u32 i = 0; ok(st) && i < victim_count; i++)
         st = io_file_unlink(victims[i]);
     return ok(st) ? io_dir_remove(dir) : st;
@@ -561,6 +658,68 @@ verification_misses_a_store_and_knows_one_from_another(void **state)
     assert_int_equal(reports, 1);
     assert_string_equal(reported, job.layout.shards[1].dir);
     sim_free(sim);
+}
+
+/* What the second store has lost, besides its manifest. */
+enum loss { LOSS_NOTHING_ELSE, LOSS_FILES, LOSS_DIR, LOSS_KINDS };
+
+static status
+lose_body(void *arg)
+{
+    const enum loss *loss = arg;
+    if (*loss == LOSS_DIR) return remove_store_body(NULL);
+    char *dir = job.layout.shards[1].dir;
+    victim_count = 0;
+    status st = io_dir_list(dir, name_note, dir);
+    for (u32 i = 0; ok(st) && i < victim_count; i++)
+        if (*loss == LOSS_FILES || strcmp(strrchr(victims[i], '/'), "/manifest") == 0)
+            st = io_file_unlink(victims[i]);
+    return st;
+}
+
+static status
+count_body(void *arg)
+{
+    victim_count = 0;
+    status st = io_dir_list(job.layout.shards[1].dir, name_note, job.layout.shards[1].dir);
+    *(u32 *)arg = victim_count;
+    return status_is(st, ST_NOT_FOUND) ? ST_OK : st;
+}
+
+/* A store that NODE names had a manifest once: without it, it is not taken for a new one, whatever
+ * else is there, and whether or not anything was ever written. Nor is it touched, or resharded. */
+static void
+a_store_that_was_emptied_is_refused(void **state)
+{
+    (void)state;
+    for (u32 n = 0; n < 2 * LOSS_KINDS; n++) {
+        enum loss loss = n % LOSS_KINDS;
+        struct sim *sim = sim_make(n);
+        assert_true(ok(run(sim, 2, n < LOSS_KINDS)));
+        assert_true(ok(job.result));
+        assert_true(ok(sim_run(sim, 1, lose_body, &loss)));
+        u32 before = 0, after = 0;
+        assert_true(ok(sim_run(sim, 1, count_body, &before)));
+        assert_true(loss == LOSS_NOTHING_ELSE ? before > 0 : before == 0);
+        for (u32 shards = 1; shards <= 3; shards++) {
+            assert_true(ok(run(sim, shards, false)));
+            assert_true(status_is(job.result, ST_CORRUPT));
+            assert_non_null(strstr(job.error, "p2048-4095.1"));
+            assert_non_null(strstr(job.error, "manifest"));
+        }
+        assert_true(ok(sim_run(sim, 1, count_body, &after)));
+        assert_int_equal(after, before);
+
+        char missing[sizeof(reported)];
+        snprintf(missing, sizeof(missing), "%s%s", DIR "/p2048-4095.1",
+                 loss == LOSS_DIR ? "" : "/manifest");
+        u64 figures[2];
+        reports = 0;
+        assert_true(status_is(sim_run(sim, 1, verify_body, figures), ST_CORRUPT));
+        assert_int_equal(reports, 1);
+        assert_string_equal(reported, missing);
+        sim_free(sim);
+    }
 }
 
 static void
@@ -599,8 +758,10 @@ main(void)
         cmocka_unit_test(a_made_up_id_stays),
         cmocka_unit_test(a_damaged_node_file_is_refused),
         cmocka_unit_test(stores_without_their_node_file_are_kept),
+        cmocka_unit_test(manifests_without_node_file_and_tables_are_refused),
         cmocka_unit_test(verification_finds_damage_in_every_kind_of_file),
         cmocka_unit_test(verification_misses_a_store_and_knows_one_from_another),
+        cmocka_unit_test(a_store_that_was_emptied_is_refused),
         cmocka_unit_test(verification_of_a_foreign_directory_finds_nothing_of_ours),
         cmocka_unit_test(memory_needs_no_directory),
     };
