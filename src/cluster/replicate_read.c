@@ -11,8 +11,11 @@
  *             read again. Those who were behind and are not needed for that are sent it, too
  *
  * A version names one write (hlc.h), so two answers with the same version are the same value and a
- * digest needs no more than that. Calls live on the fiber's stack: what is under way at the end is
- * canceled, for nobody misses a read.
+ * digest needs no more than that. What has expired is read and brought as the value that it is, for
+ * others' clocks may see it yet; in the end our clock says what is told.
+ *
+ * Calls live on the fiber's stack: what is under way at the end is canceled, for nobody misses a
+ * read.
  */
 #include "base/fault.h"
 #include "base/hash.h"
@@ -376,7 +379,7 @@ mend_of(const struct read *read, const struct replicate_value *value)
         .keyspace = read->keyspace,
         .token = read->token,
         .key = read->key,
-        /* What expires while it is read is a value yet for who is behind: a put with its time. */
+        /* What has expired is a value for who is behind: a put with its time. */
         .found = value->found,
         .version = value->version,
         .expire_ms = value->expire_ms,
@@ -411,6 +414,12 @@ mend(struct read *read, const struct replicate_value *value)
                           read->deadline_ns);
 }
 
+static bool
+is_gone(const struct replicate_value *value)
+{
+    return !value->found || (value->expire_ms != 0 && value->expire_ms <= io_wall_ms());
+}
+
 /* Whether all that were asked have the same. While a plan is under way that says nothing of the
  * other set, where others read: what both have not, a write may have brought to the one only, and
  * it must not be gone again after the switch. */
@@ -419,7 +428,7 @@ agreed(const struct read *read, const struct replicate_value *value)
 {
     /* What was deleted before all replicas had settled (trees.h) is gone where it was collected
      * and a tombstone where it was not yet; nothing older is left. */
-    if (!value->found && value->version < lsm_purge_below(read->r->options.lsm, read->keyspace))
+    if (is_gone(value) && value->version < lsm_purge_below(read->r->options.lsm, read->keyspace))
         return true;
     if (!all_have(read, value->version)) return false;
     if (read->row.next_count == 0 || value->version == 0 || read->need < read->row.read_quorum)
@@ -664,6 +673,12 @@ replicate_read(struct replicator *r, enum replicate_level level, u16 keyspace, u
     status st = read_until(&read, &c, out);
     coordinated_end(&c);
     buf_deinit(&read.copy);
+    /* One clock has the last word, wherever the value came from. */
+    if (ok(st) && !out->siblings && is_gone(out)) {
+        out->found = false;
+        out->expire_ms = 0;
+        out->value = BYTES(NULL, 0);
+    }
     fiber_gate_leave(&r->gate);
     if (status_is(st, ST_CANCELED)) st = ST_WOULD_WAIT;
     if (status_is(st, ST_UNAVAILABLE)) r->stats.unavailable++;

@@ -430,7 +430,8 @@ look_run(struct peer_rig_node *node, void *arg)
     status st = own_read(app->replicator, 0, hash_token(key), key, &own);
     CHECK(ok(st));
     look->version = own.version;
-    look->id = own.found ? value_id(own.value.value) : 0;
+    bool lives = own.found && (own.expire_ms == 0 || own.expire_ms > io_wall_ms());
+    look->id = lives ? value_id(own.value.value) : 0;
     if (own.found) lsm_value_release(&own.value);
     look->ended = true;
 }
@@ -1107,6 +1108,77 @@ what_was_deleted_or_has_expired_stays_so(void **state)
     cluster_close();
 }
 
+/* What a clock that runs ahead takes for expired is a value yet, and the others' clocks say so. */
+static void
+what_has_expired_by_one_clock_is_brought_as_it_is(void **state)
+{
+    (void)state;
+    for (u32 fetches = 0; fetches < 2; fetches++) {
+        story_begin();
+        away(2);
+        struct op first = {.kind = OP_WRITE, .key = 2, .id = 4};
+        assert_true(op_do(&first));
+        struct op put = {
+            .kind = OP_WRITE, .key = 1, .id = 5, .expire_ms = hlc_wall_ms(first.version) + 600000};
+        assert_true(op_do(&put));
+        back(2);
+        assert_int_equal(look_at(2, 1).version, 0);
+        sim_node_clock_step(world.rig.nodes[0].machine, 3600 * 1000);
+        if (fetches) away(1);
+        /* By its own clock a node may say so; it may also bring what it has to who lacks it. */
+        struct op read = {.kind = OP_READ, .key = 1, .node = fetches ? 2 : 0};
+        if (!fetches) read.level = REPLICATE_ALL;
+        assert_true(op_do(&read));
+        assert_int_equal(read.id, fetches ? 5 : 0);
+        assert_int_equal(read.version, put.version);
+        if (fetches) back(1);
+        peer_rig_run(&world.rig, SECONDS(1));
+        for (u32 node = 1; node < 3; node++) {
+            struct op own = {.kind = OP_READ, .key = 1, .node = node, .level = REPLICATE_ONE};
+            assert_true(op_do(&own));
+            assert_int_equal(own.id, 5);
+            assert_int_equal(own.version, put.version);
+        }
+        cluster_close();
+    }
+}
+
+static void
+collect_run(struct peer_rig_node *node, void *arg)
+{
+    (void)arg;
+    struct lsm *lsm = world.apps[node->index][io_shard_index()].lsm;
+    CHECK(ok(lsm_flush(lsm)));
+    u64 now_ms = io_wall_ms();
+    lsm_purge_allow(lsm, 0, hlc_version_at(now_ms), now_ms);
+    CHECK(ok(lsm_compact(lsm)));
+}
+
+/* Where it was collected it may be brought again: nobody sees it. */
+static void
+what_has_expired_is_read_as_absent_though_others_have_collected_it(void **state)
+{
+    (void)state;
+    story_begin();
+    struct op first = {.kind = OP_WRITE, .key = 2, .id = 4};
+    assert_true(op_do(&first));
+    struct op put = {
+        .kind = OP_WRITE, .key = 1, .id = 5, .expire_ms = hlc_wall_ms(first.version) + 500};
+    assert_true(op_do(&put));
+    peer_rig_run(&world.rig, SECONDS(1));
+    for (u32 node = 1; node < 3; node++) {
+        assert_int_equal(look_at(node, 1).version, put.version);
+        assert_true(peer_rig_do(&world.rig, node, shard_of(1), collect_run, NULL));
+        assert_int_equal(look_at(node, 1).version, 0);
+    }
+    for (u32 i = 0; i < 2; i++) {
+        struct op read = {.kind = OP_READ, .key = 1, .node = 0, .level = REPLICATE_ALL};
+        assert_true(op_do(&read));
+        assert_int_equal(read.id, 0);
+    }
+    cluster_close();
+}
+
 static void
 levels_ask_for_so_many(void **state)
 {
@@ -1267,6 +1339,8 @@ main(void)
         cmocka_unit_test(what_may_have_been_done_is_unknown),
         cmocka_unit_test(a_clock_that_runs_ahead_harms_its_own_writes_only),
         cmocka_unit_test(what_was_deleted_or_has_expired_stays_so),
+        cmocka_unit_test(what_has_expired_by_one_clock_is_brought_as_it_is),
+        cmocka_unit_test(what_has_expired_is_read_as_absent_though_others_have_collected_it),
         cmocka_unit_test(a_write_that_was_taken_counts_until_it_is_in_the_store),
         cmocka_unit_test(levels_ask_for_so_many),
         cmocka_unit_test(hostile_bytes_are_refused),
