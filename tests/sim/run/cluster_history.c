@@ -257,8 +257,11 @@ stop(void)
 {
     struct cluster_run *c = run->cluster;
     run->stop = true;
-    for (u32 i = 0; i < c->node_count; i++)
-        if (cluster_node_ready(&c->nodes[i])) cluster_node_stop(&c->nodes[i]);
+    for (u32 i = 0; i < c->node_count; i++) {
+        struct cluster_node *node = &c->nodes[i];
+        node->back_ns = 0;
+        if (node->server != NULL && !node->stopping) cluster_node_stop(node);
+    }
     if (!cluster_run_until(all_stopped, STOP_NS_MAX) && !run_over())
         violated("stop_hangs", "a node has not stopped after %llu s",
                  (unsigned long long)(STOP_NS_MAX / NS_PER_S));

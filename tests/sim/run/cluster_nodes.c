@@ -333,6 +333,7 @@ cluster_why_unsettled(void)
         const struct cluster_node *node = &c->nodes[i];
         if (node->state == NODE_RUNS && topology_member_by_id(newest, node->id) == NULL)
             return "who runs is no member";
+        if (node->state == NODE_DOWN && node->back_ns != 0) return "a node comes back";
     }
     return group_unsettled(newest);
 }
