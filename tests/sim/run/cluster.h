@@ -213,6 +213,7 @@ struct cluster_run {
     bool troubles; /* now */
     bool skewed;   /* clocks were apart by more than is allowed */
     u64 calm_ns;   /* since then */
+    u64 tend_ns;   /* when nodes and troubles are looked at again */
     u64 answered;  /* requests that were done since then */
     u64 refused_calm;
     i64 skew_least_ms, skew_most_ms; /* that any clock was ever set wrong by */
@@ -263,6 +264,7 @@ u32 cluster_running(void);
 void cluster_nodes_free(void);
 
 /* cluster_trouble.c */
+void cluster_trouble_init(void);
 void cluster_trouble_begin(void);
 void cluster_trouble_step(void); /* now and then */
 void cluster_trouble_end(void);

@@ -37,7 +37,7 @@
 bool
 cluster_step(void)
 {
-    static u64 tend_ns;
+    u64 *tend_ns = &run->cluster->tend_ns;
     if (run_over()) return false;
     if (!sim_step(run->sim)) { /* all have ended, then */
         cluster_nodes_tend();
@@ -51,9 +51,8 @@ cluster_step(void)
                  (unsigned long long)sim_event_count(run->sim));
         return false;
     }
-    if (tend_ns > cluster_now_ns() + TEND_NS) tend_ns = 0; /* another run began */
-    if (cluster_now_ns() >= tend_ns) {
-        tend_ns = cluster_now_ns() + TEND_NS;
+    if (cluster_now_ns() >= *tend_ns) {
+        *tend_ns = cluster_now_ns() + TEND_NS;
         cluster_nodes_tend();
         if (!run_over()) cluster_trouble_step();
     }
@@ -280,6 +279,7 @@ cluster_history_run(void)
     sim_trace_print_set(run->sim, run->options->trace);
     chances_set(false);
     cluster_nodes_init();
+    cluster_trouble_init();
     cluster_keys_make();
     found();
     if (!run_over()) clients_start();

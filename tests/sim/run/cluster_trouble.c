@@ -374,9 +374,15 @@ next_draw(void)
 }
 
 void
+cluster_trouble_init(void)
+{
+    memset(&now, 0, sizeof(now)); /* what the seed before has left */
+}
+
+void
 cluster_trouble_begin(void)
 {
-    memset(&now, 0, sizeof(now));
+    cluster_trouble_init();
     run->cluster->troubles = true;
     next_draw();
 }
