@@ -312,6 +312,12 @@ version_observe(struct replicator *r, u64 version, const char *what, u32 member)
     return false;
 }
 
+u64
+replicator_ahead_ms(const struct replicator *r, u64 wall_ms)
+{
+    return hlc_ahead_ms(&r->hlc, wall_ms);
+}
+
 /* How long this shard must not stamp yet. */
 static u64
 quiet_ns(const struct replicator *r)

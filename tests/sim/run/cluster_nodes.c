@@ -282,6 +282,10 @@ member_unsettled(const struct topology *newest, const struct topology_member *me
             violated("topology", "two states of epoch %llu", (unsigned long long)newest->epoch);
             return "topologies differ";
         }
+        /* As long as it was set ahead: the others refuse what it stamps, and what it has stored. */
+        u64 wall_ms = sim_node_wall_ns(node->machine) / NS_PER_MS;
+        if (replicator_ahead_ms(shard->replicator, wall_ms) > HLC_AHEAD_MS_MAX / 2)
+            return "somebody's stamps are ahead of the clocks";
     }
     for (u32 i = 0; i < newest->member_count; i++)
         if (!cluster_alive(server->cluster, newest->members[i].number))
