@@ -56,6 +56,7 @@ struct read {
     struct topology_row row;
     struct quorum quorum;
     u32 need;
+    u32 need_least; /* who asks fewer is promised nothing of what others have read */
     u64 versions[LIMIT_PLACEMENT_REPLICAS]; /* of who said yes */
     bool asked[LIMIT_PLACEMENT_REPLICAS];
     bool wrong_epoch;
@@ -431,7 +432,7 @@ agreed(const struct read *read, const struct replicate_value *value)
     if (is_gone(value) && value->version < lsm_purge_below(read->r->options.lsm, read->keyspace))
         return true;
     if (!all_have(read, value->version)) return false;
-    if (read->row.next_count == 0 || value->version == 0 || read->need < read->row.read_quorum)
+    if (read->row.next_count == 0 || value->version == 0 || read->need < read->need_least)
         return true;
     struct mend mend = mend_of(read, value);
     return replicate_held(read->r, &read->row, &mend);
@@ -588,6 +589,8 @@ read_attempt(struct read *read, struct replicate_value *out)
     u32 places = read->row.read_next ? read->row.next_places : read->row.places;
     read->need =
         replicate_need(read->level, keyspace->read_quorum, keyspace->replicas, places, count);
+    read->need_least = MIN(read->row.read_quorum,
+                           replicate_need(REPLICATE_QUORUM, 0, keyspace->replicas, places, count));
     quorum_init(&read->quorum);
     quorum_set_add(&read->quorum, members, count, read->need);
     memset(read->asked, 0, sizeof(read->asked));
