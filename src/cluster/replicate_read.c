@@ -52,6 +52,7 @@ struct read {
 
     /* one attempt */
     u64 epoch;
+    u64 wall_ms; /* when it began: what has expired by then is gone */
     u32 partition;
     struct topology_row row;
     struct quorum quorum;
@@ -415,10 +416,12 @@ mend(struct read *read, const struct replicate_value *value)
                           read->deadline_ns);
 }
 
+/* What expires only while others are asked, or brought it, is told: others may have written since
+ * the beginning, and the key was never absent. */
 static bool
-is_gone(const struct replicate_value *value)
+is_gone(const struct read *read, const struct replicate_value *value)
 {
-    return !value->found || (value->expire_ms != 0 && value->expire_ms <= io_wall_ms());
+    return !value->found || (value->expire_ms != 0 && value->expire_ms <= read->wall_ms);
 }
 
 /* Whether all that were asked have the same. While a plan is under way that says nothing of the
@@ -429,7 +432,8 @@ agreed(const struct read *read, const struct replicate_value *value)
 {
     /* What was deleted before all replicas had settled (trees.h) is gone where it was collected
      * and a tombstone where it was not yet; nothing older is left. */
-    if (is_gone(value) && value->version < lsm_purge_below(read->r->options.lsm, read->keyspace))
+    if (is_gone(read, value) &&
+        value->version < lsm_purge_below(read->r->options.lsm, read->keyspace))
         return true;
     if (!all_have(read, value->version)) return false;
     if (read->row.next_count == 0 || value->version == 0 || read->need < read->need_least)
@@ -580,6 +584,7 @@ read_attempt(struct read *read, struct replicate_value *out)
 {
     struct replicator *r = read->r;
     read->epoch = r->topology == NULL ? 0 : r->topology->epoch;
+    read->wall_ms = io_wall_ms();
     if (!replicate_row(r, read->keyspace, read->token, &read->partition, &read->row))
         return ST_INVALID;
     if (!topology_holds(r->topology, r->self, read->partition)) return ST_CANCELED;
@@ -677,7 +682,7 @@ replicate_read(struct replicator *r, enum replicate_level level, u16 keyspace, u
     coordinated_end(&c);
     buf_deinit(&read.copy);
     /* One clock has the last word, wherever the value came from. */
-    if (ok(st) && !out->siblings && is_gone(out)) {
+    if (ok(st) && !out->siblings && is_gone(&read, out)) {
         out->found = false;
         out->expire_ms = 0;
         out->value = BYTES(NULL, 0);

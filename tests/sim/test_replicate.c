@@ -1188,6 +1188,36 @@ what_has_expired_by_one_clock_is_brought_as_it_is(void **state)
     }
 }
 
+/* As it was when the read began: meanwhile another one may have been written, and then the key was
+ * never absent. (Found by seed 683 of clusters.) */
+static void
+what_expires_while_it_is_brought_to_others_is_told(void **state)
+{
+    (void)state;
+    story_begin();
+    struct op first = {.kind = OP_WRITE, .key = 1, .id = 4, .level = REPLICATE_ALL};
+    assert_true(op_do(&first));
+    world.down[1] = world.down[2] = true; /* as far as anybody knows */
+    struct op put = {.kind = OP_WRITE,
+                     .key = 1,
+                     .id = 5,
+                     .level = REPLICATE_ONE,
+                     .expire_ms = hlc_wall_ms(first.version) + 900};
+    assert_true(op_do(&put));
+    world.down[1] = world.down[2] = false;
+    for (u32 node = 1; node < 3; node++)
+        sim_link_slow_set(world.rig.sim, world.rig.nodes[0].machine, world.rig.nodes[node].machine,
+                          MS(300));
+    struct op read = {.kind = OP_READ, .key = 1, .level = REPLICATE_QUORUM};
+    assert_true(op_do(&read));
+    assert_true(read.ended_ns - read.begun_ns > MS(1000));
+    assert_int_equal(read.id, 5);
+    struct op later = {.kind = OP_READ, .key = 1, .level = REPLICATE_QUORUM};
+    assert_true(op_do(&later));
+    assert_int_equal(later.id, 0);
+    cluster_close();
+}
+
 static void
 collect_run(struct peer_rig_node *node, void *arg)
 {
@@ -1386,6 +1416,7 @@ main(void)
         cmocka_unit_test(what_was_deleted_or_has_expired_stays_so),
         cmocka_unit_test(what_was_read_where_all_are_asked_a_majority_reads_too),
         cmocka_unit_test(what_has_expired_by_one_clock_is_brought_as_it_is),
+        cmocka_unit_test(what_expires_while_it_is_brought_to_others_is_told),
         cmocka_unit_test(what_has_expired_is_read_as_absent_though_others_have_collected_it),
         cmocka_unit_test(a_write_that_was_taken_counts_until_it_is_in_the_store),
         cmocka_unit_test(levels_ask_for_so_many),
