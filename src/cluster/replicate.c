@@ -312,6 +312,12 @@ version_observe(struct replicator *r, u64 version, const char *what, u32 member)
     return false;
 }
 
+u64
+replicator_ahead_ms(const struct replicator *r, u64 wall_ms)
+{
+    return hlc_ahead_ms(&r->hlc, wall_ms);
+}
+
 /* How long this shard must not stamp yet. */
 static u64
 quiet_ns(const struct replicator *r)
@@ -344,7 +350,7 @@ own_read(struct replicator *r, u16 keyspace, u64 token, struct bytes key, struct
 {
     struct lsm *lsm = r->options.lsm;
     struct own_read read = {0};
-    status st = lsm_get(lsm, NULL, keyspace, token, key, &read.value);
+    status st = lsm_get_whole(lsm, keyspace, token, key, &read.value);
     if (status_is(st, ST_NOT_FOUND)) {
         /* A range that deletes everything has a version, too, and get does not tell it of a key
          * that never was. Asked first and read then: what is found later may be newer, never
@@ -359,7 +365,7 @@ own_read(struct replicator *r, u16 keyspace, u64 token, struct bytes key, struct
         }
         if (!ok(st)) return st;
         read.value = (struct lsm_value){0};
-        st = lsm_get(lsm, NULL, keyspace, token, key, &read.value);
+        st = lsm_get_whole(lsm, keyspace, token, key, &read.value);
         if (status_is(st, ST_NOT_FOUND)) {
             read.version = MAX(newest, read.value.version);
             read.seq = MAX(seq, read.value.seq);

@@ -83,6 +83,9 @@ u64 replicator_oldest_version(struct replicator *replicator);
 /* The same without what was dropped: no write of a lower version will be sent from here to anybody.
  * Who has compared what replicas hold needs to know no more (trees.h). */
 u64 replicator_oldest_to_come(struct replicator *replicator);
+/* By how much the stamps are ahead of the wall clock, since it was; above HLC_AHEAD_MS_MAX the
+ * peers refuse them. */
+u64 replicator_ahead_ms(const struct replicator *replicator, u64 wall_ms);
 
 /* ---- for trees ---- */
 

@@ -152,9 +152,10 @@ MAY_YIELD bool stamp_await(struct replicator *r, u64 deadline_ns);
 /* done comes later or, when seq is durable already, at once. */
 void durable_await(struct replicator *r, struct durable_wait *wait, u64 seq);
 
-/* What this store has of a key. */
+/* What this store has of a key, as it is: what has expired by our clock may live by another one,
+ * so it is told, and brought to others, with its expiry. */
 struct own_read {
-    bool found;
+    bool found;             /* a value; false: deleted, or nothing */
     u64 version, expire_ms; /* version: as lsm_newest, so that a deleted range counts, too */
     u64 seq;                /* what must be durable before anybody is told */
     struct lsm_value value; /* when found: the caller releases it */

@@ -11,8 +11,11 @@
  *             read again. Those who were behind and are not needed for that are sent it, too
  *
  * A version names one write (hlc.h), so two answers with the same version are the same value and a
- * digest needs no more than that. Calls live on the fiber's stack: what is under way at the end is
- * canceled, for nobody misses a read.
+ * digest needs no more than that. What has expired is read and brought as the value that it is, for
+ * others' clocks may see it yet; in the end our clock says what is told.
+ *
+ * Calls live on the fiber's stack: what is under way at the end is canceled, for nobody misses a
+ * read.
  */
 #include "base/fault.h"
 #include "base/hash.h"
@@ -49,10 +52,12 @@ struct read {
 
     /* one attempt */
     u64 epoch;
+    u64 wall_ms; /* when it began: what has expired by then is gone */
     u32 partition;
     struct topology_row row;
     struct quorum quorum;
     u32 need;
+    u32 need_least; /* who asks fewer is promised nothing of what others have read */
     u64 versions[LIMIT_PLACEMENT_REPLICAS]; /* of who said yes */
     bool asked[LIMIT_PLACEMENT_REPLICAS];
     bool wrong_epoch;
@@ -376,7 +381,7 @@ mend_of(const struct read *read, const struct replicate_value *value)
         .keyspace = read->keyspace,
         .token = read->token,
         .key = read->key,
-        /* What expires while it is read is a value yet for who is behind: a put with its time. */
+        /* What has expired is a value for who is behind: a put with its time. */
         .found = value->found,
         .version = value->version,
         .expire_ms = value->expire_ms,
@@ -411,6 +416,14 @@ mend(struct read *read, const struct replicate_value *value)
                           read->deadline_ns);
 }
 
+/* What expires only while others are asked, or brought it, is told: others may have written since
+ * the beginning, and the key was never absent. */
+static bool
+is_gone(const struct read *read, const struct replicate_value *value)
+{
+    return !value->found || (value->expire_ms != 0 && value->expire_ms <= read->wall_ms);
+}
+
 /* Whether all that were asked have the same. While a plan is under way that says nothing of the
  * other set, where others read: what both have not, a write may have brought to the one only, and
  * it must not be gone again after the switch. */
@@ -419,10 +432,11 @@ agreed(const struct read *read, const struct replicate_value *value)
 {
     /* What was deleted before all replicas had settled (trees.h) is gone where it was collected
      * and a tombstone where it was not yet; nothing older is left. */
-    if (!value->found && value->version < lsm_purge_below(read->r->options.lsm, read->keyspace))
+    if (is_gone(read, value) &&
+        value->version < lsm_purge_below(read->r->options.lsm, read->keyspace))
         return true;
     if (!all_have(read, value->version)) return false;
-    if (read->row.next_count == 0 || value->version == 0 || read->need < read->row.read_quorum)
+    if (read->row.next_count == 0 || value->version == 0 || read->need < read->need_least)
         return true;
     struct mend mend = mend_of(read, value);
     return replicate_held(read->r, &read->row, &mend);
@@ -570,6 +584,7 @@ read_attempt(struct read *read, struct replicate_value *out)
 {
     struct replicator *r = read->r;
     read->epoch = r->topology == NULL ? 0 : r->topology->epoch;
+    read->wall_ms = io_wall_ms();
     if (!replicate_row(r, read->keyspace, read->token, &read->partition, &read->row))
         return ST_INVALID;
     if (!topology_holds(r->topology, r->self, read->partition)) return ST_CANCELED;
@@ -579,6 +594,8 @@ read_attempt(struct read *read, struct replicate_value *out)
     u32 places = read->row.read_next ? read->row.next_places : read->row.places;
     read->need =
         replicate_need(read->level, keyspace->read_quorum, keyspace->replicas, places, count);
+    read->need_least = MIN(read->row.read_quorum,
+                           replicate_need(REPLICATE_QUORUM, 0, keyspace->replicas, places, count));
     quorum_init(&read->quorum);
     quorum_set_add(&read->quorum, members, count, read->need);
     memset(read->asked, 0, sizeof(read->asked));
@@ -664,6 +681,12 @@ replicate_read(struct replicator *r, enum replicate_level level, u16 keyspace, u
     status st = read_until(&read, &c, out);
     coordinated_end(&c);
     buf_deinit(&read.copy);
+    /* One clock has the last word, wherever the value came from. */
+    if (ok(st) && !out->siblings && is_gone(&read, out)) {
+        out->found = false;
+        out->expire_ms = 0;
+        out->value = BYTES(NULL, 0);
+    }
     fiber_gate_leave(&r->gate);
     if (status_is(st, ST_CANCELED)) st = ST_WOULD_WAIT;
     if (status_is(st, ST_UNAVAILABLE)) r->stats.unavailable++;

@@ -411,11 +411,13 @@ write_spread(struct replicator *r, enum replicate_level level, struct lsm_batch 
 
 /* ---- mending ---- */
 
-/* How many of the row must have a value so that every read by the keyspace's R meets it. */
+/* How many of the row must have a value so that every read by the keyspace's R meets it, and every
+ * one by a majority, where R is more. */
 static u32
 hold_need(const struct topology_keyspace *keyspace, u32 places, u32 count)
 {
-    u32 read = topology_quorum(keyspace->read_quorum, keyspace->replicas, places, count);
+    u32 fewest = MIN(keyspace->read_quorum, keyspace->replicas / 2 + 1u);
+    u32 read = topology_quorum(fewest, keyspace->replicas, places, count);
     return CLAMP(places + 1 - MIN(read, places), 1u, MAX(count, 1u));
 }
 

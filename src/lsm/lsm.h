@@ -176,6 +176,10 @@ MUST_CHECK status lsm_write_aimed(struct lsm *lsm, const struct lsm_batch *batch
 MAY_YIELD MUST_CHECK status lsm_get(struct lsm *lsm, const struct lsm_snapshot *snapshot,
                                     u16 keyspace, u64 token, struct bytes key,
                                     struct lsm_value *out);
+/* The newest, and what has expired is found, too, as long as it is stored. For whoever brings it to
+ * another store, where it must be what it is here: that one's clock is another. */
+MAY_YIELD MUST_CHECK status lsm_get_whole(struct lsm *lsm, u16 keyspace, u64 token,
+                                          struct bytes key, struct lsm_value *out);
 void lsm_value_release(struct lsm_value *value);
 
 /* Is there a higher version of the key than floor? ST_OK: the highest, be it of a tombstone, of

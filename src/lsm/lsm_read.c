@@ -120,6 +120,13 @@ entry_is_live(const struct entry *entry)
     return entry->kind == ENTRY_PUT && !entry_expired(entry, io_wall_ms());
 }
 
+/* Whether the caller of get_inside wants it as a value. */
+static bool
+entry_is_shown(const struct entry *entry, bool whole)
+{
+    return whole ? entry->kind == ENTRY_PUT : entry_is_live(entry);
+}
+
 /* Everything but the value's bytes. */
 static void
 value_describe(struct lsm_value *value, const struct entry *entry)
@@ -384,7 +391,7 @@ value_from_table(struct lsm *lsm, const struct entry *entry, struct levels_pin *
 }
 
 static MAY_YIELD status
-get_inside(struct lsm *lsm, u64 seq_max, u16 keyspace, u64 token, struct bytes key,
+get_inside(struct lsm *lsm, u64 seq_max, bool whole, u16 keyspace, u64 token, struct bytes key,
            struct lsm_value *out)
 {
     bool newest = seq_max == UINT64_MAX;
@@ -395,7 +402,7 @@ get_inside(struct lsm *lsm, u64 seq_max, u16 keyspace, u64 token, struct bytes k
     lsm->stats.gets++;
     if (!found && newest && row_cache_get(lsm->row_cache, keyspace, key_hash, key, &entry)) {
         lsm->stats.gets_row_cache++;
-        if (!entry_is_live(&entry)) return not_found(lsm, &entry, out);
+        if (!entry_is_shown(&entry, whole)) return not_found(lsm, &entry, out);
         return value_copy(lsm, &entry, out);
     }
     if (found) {
@@ -423,7 +430,7 @@ get_inside(struct lsm *lsm, u64 seq_max, u16 keyspace, u64 token, struct bytes k
         else
             MARK("lsm.get.written_meanwhile");
     }
-    if (!entry_is_live(&entry)) {
+    if (!entry_is_shown(&entry, whole)) {
         st = not_found(lsm, &entry, out);
         if (from_table) levels_unpin(&pin);
         if (found) memtable_unref(memtable);
@@ -440,14 +447,27 @@ get_inside(struct lsm *lsm, u64 seq_max, u16 keyspace, u64 token, struct bytes k
     return ST_OK;
 }
 
+static MAY_YIELD status
+get(struct lsm *lsm, u64 seq_max, bool whole, u16 keyspace, u64 token, struct bytes key,
+    struct lsm_value *out)
+{
+    CHECK(keyspace < LIMIT_KEYSPACES);
+    if (!fiber_gate_enter(&lsm->gate)) return MARKED("lsm.get.closed", ST_CLOSED);
+    status st = get_inside(lsm, seq_max, whole, keyspace, token, key, out);
+    fiber_gate_leave(&lsm->gate);
+    return st;
+}
+
 MAY_YIELD status
 lsm_get(struct lsm *lsm, const struct lsm_snapshot *snapshot, u16 keyspace, u64 token,
         struct bytes key, struct lsm_value *out)
 {
-    CHECK(keyspace < LIMIT_KEYSPACES);
-    if (!fiber_gate_enter(&lsm->gate)) return MARKED("lsm.get.closed", ST_CLOSED);
-    u64 seq_max = snapshot != NULL ? snapshot->seq : UINT64_MAX;
-    status st = get_inside(lsm, seq_max, keyspace, token, key, out);
-    fiber_gate_leave(&lsm->gate);
-    return st;
+    return get(lsm, snapshot != NULL ? snapshot->seq : UINT64_MAX, false, keyspace, token, key,
+               out);
+}
+
+MAY_YIELD status
+lsm_get_whole(struct lsm *lsm, u16 keyspace, u64 token, struct bytes key, struct lsm_value *out)
+{
+    return get(lsm, UINT64_MAX, true, keyspace, token, key, out);
 }

@@ -9,6 +9,8 @@
  * | answer    | newer: 8 | PEER_READ   | partition: 4 | want: 1 | 0: 3 | key | answer    | version:
  * 8 | expire_ms: 8 | found: 1 | 0: 7 | value, if it was wanted and found |
  *
+ * What has expired is found, with its expiry: whoever asks goes by a clock of its own.
+ *
  * The keyspace is the header's. Answers with another status than OK have no body; the epoch of
  * their header is that of who answers. Operations are encoded as a store's log has them
  * (docs/data-files.md), which is none of this file's business: count of them, at least one.

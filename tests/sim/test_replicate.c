@@ -69,6 +69,7 @@ struct world {
     bool optimist;                 /* everybody is believed to live */
     u32 spread;                    /* one of so many turns brings a stage to a node */
     u64 memtable_bytes;
+    u32 read_quorum; /* 0: as ever */
     struct app apps[PEER_RIG_NODES_MAX][PEER_RIG_SHARDS_MAX];
     bool acknowledged; /* a write was, and now is a good moment for a power cut */
     char violation[512];
@@ -235,6 +236,11 @@ topologies_make(u32 members, u32 replicas, u32 shard_count, bool one_joins)
                                                   .partition_count = PARTITIONS,
                                                   .replicas = replicas,
                                                   .member = member_of(0, shard_count)});
+    if (world.read_quorum != 0) {
+        struct topology_command set = {.kind = TOPOLOGY_KEYSPACE_SET, .options = now->keyspaces[0]};
+        set.options.read_quorum = (u8)world.read_quorum;
+        now = apply_on(now, set);
+    }
     for (u32 i = 1; i < members; i++)
         now = apply_on(now, (struct topology_command){.kind = TOPOLOGY_MEMBER_ADD,
                                                       .member = member_of(i, shard_count)});
@@ -273,10 +279,11 @@ topologies_free(void)
 }
 
 static void
-cluster_open(u64 seed, u32 nodes, u32 shard_count, bool one_joins)
+cluster_open_as(u64 seed, u32 nodes, u32 shard_count, bool one_joins, u32 read_quorum)
 {
     memset(&world, 0, sizeof(world));
     world.seed = seed;
+    world.read_quorum = read_quorum;
     world.memtable_bytes = KIB(256);
     prng_init(&world.prng, seed);
     world.rig =
@@ -284,6 +291,12 @@ cluster_open(u64 seed, u32 nodes, u32 shard_count, bool one_joins)
     sim_options_default(&world.rig.options, seed);
     world.rig.options.print_log = getenv("SIM_SEED") != NULL;
     topologies_make(one_joins ? nodes - 1 : nodes, 3, shard_count, one_joins);
+}
+
+static void
+cluster_open(u64 seed, u32 nodes, u32 shard_count, bool one_joins)
+{
+    cluster_open_as(seed, nodes, shard_count, one_joins, 0);
 }
 
 static void
@@ -430,7 +443,8 @@ look_run(struct peer_rig_node *node, void *arg)
     status st = own_read(app->replicator, 0, hash_token(key), key, &own);
     CHECK(ok(st));
     look->version = own.version;
-    look->id = own.found ? value_id(own.value.value) : 0;
+    bool lives = own.found && (own.expire_ms == 0 || own.expire_ms > io_wall_ms());
+    look->id = lives ? value_id(own.value.value) : 0;
     if (own.found) lsm_value_release(&own.value);
     look->ended = true;
 }
@@ -949,13 +963,19 @@ acknowledged_writes_are_read_whatever_fails(void **state)
 /* ---- small stories ---- */
 
 static void
-story_begin(void)
+story_of_reads(u32 read_quorum)
 {
     lagging = 0;
-    cluster_open(1, 3, 1, false);
+    cluster_open_as(1, 3, 1, false, read_quorum);
     world.memtable_bytes = MIB(4);
     peer_rig_open(&world.rig);
     peer_rig_run(&world.rig, SECONDS(1)); /* REPLICATE_QUIET_MS */
+}
+
+static void
+story_begin(void)
+{
+    story_of_reads(0);
 }
 
 /* Nobody reaches the node, and everybody knows. */
@@ -1103,6 +1123,133 @@ what_was_deleted_or_has_expired_stays_so(void **state)
             assert_int_equal(look_at(node, key).version, read.version);
             assert_int_equal(look_at(node, key).id, 0);
         }
+    }
+    cluster_close();
+}
+
+/* Reads that ask all would meet it on one replica. Reads by a majority would not. */
+static void
+what_was_read_where_all_are_asked_a_majority_reads_too(void **state)
+{
+    (void)state;
+    for (u32 i = 0; i < 2; i++) {
+        story_of_reads(3);
+        struct op first = {.kind = OP_WRITE, .key = 1, .id = 5, .level = REPLICATE_ALL};
+        assert_true(op_do(&first));
+        world.down[1] = world.down[2] = true; /* as far as anybody knows */
+        struct op write = {.kind = OP_WRITE, .key = 1, .id = 6, .level = REPLICATE_ONE};
+        assert_true(op_do(&write));
+        world.down[1] = world.down[2] = false;
+        assert_int_equal(look_at(1, 1).id, 5);
+        struct op read = {
+            .kind = OP_READ, .key = 1, .level = i == 0 ? REPLICATE_DEFAULT : REPLICATE_QUORUM};
+        assert_true(op_do(&read));
+        assert_int_equal(read.id, 6);
+        away(0); /* with what is under way then */
+        struct op later = {.kind = OP_READ, .key = 1, .node = 1, .level = REPLICATE_QUORUM};
+        assert_true(op_do(&later));
+        assert_int_equal(later.id, 6);
+        cluster_close();
+    }
+}
+
+/* What a clock that runs ahead takes for expired is a value yet, and the others' clocks say so. */
+static void
+what_has_expired_by_one_clock_is_brought_as_it_is(void **state)
+{
+    (void)state;
+    for (u32 fetches = 0; fetches < 2; fetches++) {
+        story_begin();
+        away(2);
+        struct op first = {.kind = OP_WRITE, .key = 2, .id = 4};
+        assert_true(op_do(&first));
+        struct op put = {
+            .kind = OP_WRITE, .key = 1, .id = 5, .expire_ms = hlc_wall_ms(first.version) + 600000};
+        assert_true(op_do(&put));
+        back(2);
+        assert_int_equal(look_at(2, 1).version, 0);
+        sim_node_clock_step(world.rig.nodes[0].machine, 3600 * 1000);
+        if (fetches) away(1);
+        /* By its own clock a node may say so; it may also bring what it has to who lacks it. */
+        struct op read = {.kind = OP_READ, .key = 1, .node = fetches ? 2 : 0};
+        if (!fetches) read.level = REPLICATE_ALL;
+        assert_true(op_do(&read));
+        assert_int_equal(read.id, fetches ? 5 : 0);
+        assert_int_equal(read.version, put.version);
+        if (fetches) back(1);
+        peer_rig_run(&world.rig, SECONDS(1));
+        for (u32 node = 1; node < 3; node++) {
+            struct op own = {.kind = OP_READ, .key = 1, .node = node, .level = REPLICATE_ONE};
+            assert_true(op_do(&own));
+            assert_int_equal(own.id, 5);
+            assert_int_equal(own.version, put.version);
+        }
+        cluster_close();
+    }
+}
+
+/* As it was when the read began: meanwhile another one may have been written, and then the key was
+ * never absent. (Found by seed 683 of clusters.) */
+static void
+what_expires_while_it_is_brought_to_others_is_told(void **state)
+{
+    (void)state;
+    story_begin();
+    struct op first = {.kind = OP_WRITE, .key = 1, .id = 4, .level = REPLICATE_ALL};
+    assert_true(op_do(&first));
+    world.down[1] = world.down[2] = true; /* as far as anybody knows */
+    struct op put = {.kind = OP_WRITE,
+                     .key = 1,
+                     .id = 5,
+                     .level = REPLICATE_ONE,
+                     .expire_ms = hlc_wall_ms(first.version) + 900};
+    assert_true(op_do(&put));
+    world.down[1] = world.down[2] = false;
+    for (u32 node = 1; node < 3; node++)
+        sim_link_slow_set(world.rig.sim, world.rig.nodes[0].machine, world.rig.nodes[node].machine,
+                          MS(300));
+    struct op read = {.kind = OP_READ, .key = 1, .level = REPLICATE_QUORUM};
+    assert_true(op_do(&read));
+    assert_true(read.ended_ns - read.begun_ns > MS(1000));
+    assert_int_equal(read.id, 5);
+    struct op later = {.kind = OP_READ, .key = 1, .level = REPLICATE_QUORUM};
+    assert_true(op_do(&later));
+    assert_int_equal(later.id, 0);
+    cluster_close();
+}
+
+static void
+collect_run(struct peer_rig_node *node, void *arg)
+{
+    (void)arg;
+    struct lsm *lsm = world.apps[node->index][io_shard_index()].lsm;
+    CHECK(ok(lsm_flush(lsm)));
+    u64 now_ms = io_wall_ms();
+    lsm_purge_allow(lsm, 0, hlc_version_at(now_ms), now_ms);
+    CHECK(ok(lsm_compact(lsm)));
+}
+
+/* Where it was collected it may be brought again: nobody sees it. */
+static void
+what_has_expired_is_read_as_absent_though_others_have_collected_it(void **state)
+{
+    (void)state;
+    story_begin();
+    struct op first = {.kind = OP_WRITE, .key = 2, .id = 4};
+    assert_true(op_do(&first));
+    struct op put = {
+        .kind = OP_WRITE, .key = 1, .id = 5, .expire_ms = hlc_wall_ms(first.version) + 500};
+    assert_true(op_do(&put));
+    peer_rig_run(&world.rig, SECONDS(1));
+    for (u32 node = 1; node < 3; node++) {
+        assert_int_equal(look_at(node, 1).version, put.version);
+        assert_true(peer_rig_do(&world.rig, node, shard_of(1), collect_run, NULL));
+        assert_int_equal(look_at(node, 1).version, 0);
+    }
+    for (u32 i = 0; i < 2; i++) {
+        struct op read = {.kind = OP_READ, .key = 1, .node = 0, .level = REPLICATE_ALL};
+        assert_true(op_do(&read));
+        assert_int_equal(read.id, 0);
     }
     cluster_close();
 }
@@ -1267,6 +1414,10 @@ main(void)
         cmocka_unit_test(what_may_have_been_done_is_unknown),
         cmocka_unit_test(a_clock_that_runs_ahead_harms_its_own_writes_only),
         cmocka_unit_test(what_was_deleted_or_has_expired_stays_so),
+        cmocka_unit_test(what_was_read_where_all_are_asked_a_majority_reads_too),
+        cmocka_unit_test(what_has_expired_by_one_clock_is_brought_as_it_is),
+        cmocka_unit_test(what_expires_while_it_is_brought_to_others_is_told),
+        cmocka_unit_test(what_has_expired_is_read_as_absent_though_others_have_collected_it),
         cmocka_unit_test(a_write_that_was_taken_counts_until_it_is_in_the_store),
         cmocka_unit_test(levels_ask_for_so_many),
         cmocka_unit_test(hostile_bytes_are_refused),

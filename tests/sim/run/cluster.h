@@ -217,7 +217,9 @@ struct cluster_run {
     u64 tend_ns;   /* when the nodes are looked at next */
     bool skewed;   /* clocks were apart by more than is allowed */
     u64 calm_ns;   /* since then */
-    u64 answered;  /* requests that were done since then */
+    u64 settled_ns;
+    u64 tend_ns;  /* when nodes and troubles are looked at again */
+    u64 answered; /* requests that were done since then */
     u64 refused_calm;
     i64 skew_least_ms, skew_most_ms; /* that any clock was ever set wrong by */
 

@@ -26,6 +26,7 @@
 
 #define FOUND_NS_MAX    (300 * NS_PER_S)
 #define SETTLE_NS_MAX   (300 * NS_PER_S)
+#define SETTLED_NS      NS_PER_S
 #define DRAIN_NS_MAX    (300 * NS_PER_S)
 #define WORK_NS_MAX     (120 * NS_PER_S)
 #define AUDIT_NS_MAX    (600 * NS_PER_S)
@@ -173,16 +174,30 @@ restart_all(void)
     run->faulty = false;
 }
 
+/* For longer than somebody who has just come back can be believed alive for having been so before,
+ * and be waited for with the next connection. */
+static bool
+stays_settled(void)
+{
+    struct cluster_run *c = run->cluster;
+    if (!cluster_is_settled())
+        c->settled_ns = 0;
+    else if (c->settled_ns == 0)
+        c->settled_ns = cluster_now_ns();
+    return c->settled_ns != 0 && cluster_now_ns() - c->settled_ns >= SETTLED_NS;
+}
+
 static void
 heal(void)
 {
     struct cluster_run *c = run->cluster;
     bool was_faulty = run->faulty;
     cluster_trouble_end();
+    c->settled_ns = 0;
     chances_set(false);
     run->faulty = was_faulty;
     if (was_faulty) restart_all();
-    if (!cluster_run_until(cluster_is_settled, SETTLE_NS_MAX)) {
+    if (!cluster_run_until(stays_settled, SETTLE_NS_MAX)) {
         if (!run_over())
             violated("not_settled", "%llu s after the last fault: %s",
                      (unsigned long long)(SETTLE_NS_MAX / NS_PER_S), cluster_why_unsettled());
@@ -257,8 +272,11 @@ stop(void)
 {
     struct cluster_run *c = run->cluster;
     run->stop = true;
-    for (u32 i = 0; i < c->node_count; i++)
-        if (cluster_node_ready(&c->nodes[i])) cluster_node_stop(&c->nodes[i]);
+    for (u32 i = 0; i < c->node_count; i++) {
+        struct cluster_node *node = &c->nodes[i];
+        node->back_ns = 0;
+        if (node->server != NULL && !node->stopping) cluster_node_stop(node);
+    }
     if (!cluster_run_until(all_stopped, STOP_NS_MAX) && !run_over())
         violated("stop_hangs", "a node has not stopped after %llu s",
                  (unsigned long long)(STOP_NS_MAX / NS_PER_S));

@@ -95,6 +95,16 @@ copies_same(const struct cluster_copy *a, const struct cluster_copy *b)
            a->expire_ms == b->expire_ms && a->hash == b->hash;
 }
 
+static void
+copy_text(const struct cluster_copy *copy, char *out, size_t size)
+{
+    snprintf(out, size, "%s version %016llx expiry %llu",
+             !copy->there    ? "nothing"
+             : copy->deleted ? "a tombstone"
+                             : "a value",
+             (unsigned long long)copy->version, (unsigned long long)copy->expire_ms);
+}
+
 static bool
 key_equal(const struct topology *topology, const struct cluster_key *key, char *why, size_t size)
 {
@@ -110,16 +120,11 @@ key_equal(const struct topology *topology, const struct cluster_key *key, char *
             first = copy;
             first_node = node;
         } else if (!copies_same(first, copy)) {
-            snprintf(why, size, "%s: %s has %s version %016llx, %s has %s version %016llx",
-                     key->name, first_node->id,
-                     !first->there    ? "nothing"
-                     : first->deleted ? "a tombstone"
-                                      : "a value",
-                     (unsigned long long)first->version, node->id,
-                     !copy->there    ? "nothing"
-                     : copy->deleted ? "a tombstone"
-                                     : "a value",
-                     (unsigned long long)copy->version);
+            char had[128], has[128];
+            copy_text(first, had, sizeof(had));
+            copy_text(copy, has, sizeof(has));
+            snprintf(why, size, "%s: %s has %s, %s has %s", key->name, first_node->id, had,
+                     node->id, has);
             return false;
         }
     }

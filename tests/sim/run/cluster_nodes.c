@@ -340,6 +340,10 @@ member_unsettled(const struct topology *newest, const struct topology_member *me
             violated("topology", "two states of epoch %llu", (unsigned long long)newest->epoch);
             return "topologies differ";
         }
+        /* As long as it was set ahead: the others refuse what it stamps, and what it has stored. */
+        u64 wall_ms = sim_node_wall_ns(node->machine) / NS_PER_MS;
+        if (replicator_ahead_ms(shard->replicator, wall_ms) > HLC_AHEAD_MS_MAX / 2)
+            return "somebody's stamps are ahead of the clocks";
     }
     for (u32 i = 0; i < newest->member_count; i++)
         if (!cluster_alive(server->cluster, newest->members[i].number))
@@ -391,6 +395,7 @@ cluster_why_unsettled(void)
         const struct cluster_node *node = &c->nodes[i];
         if (node->state == NODE_RUNS && topology_member_by_id(newest, node->id) == NULL)
             return "who runs is no member";
+        if (node->state == NODE_DOWN && node->back_ns != 0) return "a node comes back";
     }
     return group_unsettled(newest);
 }

@@ -202,6 +202,24 @@ check_get(struct world *w, u32 key, const struct lsm_snapshot *snapshot, const s
     lsm_value_release(&value);
 }
 
+/* As it is stored, whatever the clock says. */
+static MAY_YIELD void
+check_whole(struct world *w, u32 key)
+{
+    struct bytes name = key_of(key);
+    struct lsm_value value;
+    const struct cell *cell = &w->now[key];
+    status st = lsm_get_whole(w->lsm, 0, hash_token(name), name, &value);
+    CHECK(ok(st) == (cell->id != 0));
+    if (!ok(st)) {
+        CHECK(status_is(st, ST_NOT_FOUND));
+        return;
+    }
+    CHECK(value.version == cell->version && value.expire_ms == cell->expire_ms);
+    CHECK(bytes_equal(value.value, value_of(cell->id)));
+    lsm_value_release(&value);
+}
+
 static void
 check_newest(struct world *w, u32 key)
 {
@@ -302,6 +320,7 @@ random_body(void *arg)
         u32 key = (u32)prng_below(&w->prng, KEYS);
         check_get(w, key, NULL, &w->now[key]);
         check_newest(w, key);
+        check_whole(w, key);
         for (u32 i = 0; i < SNAPSHOTS; i++)
             if (w->snapshots[i] != NULL) check_get(w, key, w->snapshots[i], &w->seen[i][key]);
         if (prng_chance(&w->prng, 1, 20)) check_scan(w, NULL, w->now);
