@@ -2,8 +2,8 @@
  *
  * fewer.h -- how many seeds or steps a test with a sanitizer takes.
  *
- * AddressSanitizer makes a run four to ten times as slow, and whether a rule or the memory is broken
- * shows in a quarter of them. */
+ * AddressSanitizer makes a run four to ten times as slow, and whether a rule or the memory is
+ * broken shows in a quarter of them. */
 #ifndef DISTKV_TESTS_FEWER_H
 #define DISTKV_TESTS_FEWER_H
 

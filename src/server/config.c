@@ -506,7 +506,8 @@ config_resolve(struct server_config *config, char *error, size_t error_size)
     }
     if (config->admin_endpoint.port != 0 && config->admin_endpoint.port == config->endpoint.port &&
         strcmp(config->admin_endpoint.host, config->endpoint.host) == 0) {
-        snprintf(error, error_size, "admin-address: %s is the address for clients; give another one",
+        snprintf(error, error_size,
+                 "admin-address: %s is the address for clients; give another one",
                  config->admin_address);
         return ST_INVALID;
     }

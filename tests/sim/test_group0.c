@@ -39,11 +39,11 @@
 #else
 #define SEEDS_DEFAULT 150
 #endif
-#define MS(n)         ((u64)(n)*NS_PER_MS)
-#define SECONDS(n)    ((u64)(n)*NS_PER_S)
-#define NODES         5u
-#define CHAIN_MAX     8192u
-#define NUMBERS_MAX   256u
+#define MS(n)       ((u64)(n)*NS_PER_MS)
+#define SECONDS(n)  ((u64)(n)*NS_PER_S)
+#define NODES       5u
+#define CHAIN_MAX   8192u
+#define NUMBERS_MAX 256u
 
 /* Of a node; outside of all nodes, so that a crash does not take it. */
 struct app {

@@ -1213,8 +1213,7 @@ seed_run(u64 seed)
     u64 end_ns = sim_now_ns(world.rig.sim) + SECONDS(300);
     while (!all_delivered(NULL) && sim_now_ns(world.rig.sim) < end_ns)
         peer_rig_run(&world.rig, MS(20)); /* to ask after each event would cost more than they do */
-    if (!all_delivered(NULL))
-        VIOLATED("hints wait though all is healed");
+    if (!all_delivered(NULL)) VIOLATED("hints wait though all is healed");
     struct hints_stats sum = figures(UINT32_MAX);
     if (sum.repairs_due > 0 || sum.damaged > 0 || sum.orphaned > 0 || sum.expired > 0)
         VIOLATED("dropped %llu, stale %llu, damaged %llu, repairs due %llu",

@@ -214,7 +214,6 @@ struct cluster_run {
     bool works;    /* clients go on */
     bool calm;     /* nothing goes wrong any more */
     bool troubles; /* now */
-    u64 tend_ns;   /* when the nodes are looked at next */
     bool skewed;   /* clocks were apart by more than is allowed */
     u64 calm_ns;   /* since then */
     u64 settled_ns;
