@@ -30,6 +30,7 @@ send_set(struct rig_client *client, u64 i)
 MAY_YIELD static void
 story(struct rig *rig)
 {
+    sim_audits_set(rig->sim, 0); /* a server has none */
     struct rig_client client;
     rig_connect(rig, &client);
     for (u64 i = 0; i < KEYS; i++) {
