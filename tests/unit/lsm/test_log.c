@@ -652,6 +652,47 @@ a_lost_or_shortened_segment_is_damage(void **state)
     }
 }
 
+/* The header of segment `arg` says another last number of the one before it, well formed. */
+static status
+forge_header_body(void *arg)
+{
+    static _Alignas(LOG_BLOCK_BYTES) u8 data[LOG_BLOCK_BYTES];
+    struct io_file *file;
+    status st = io_file_open(arg, IO_OPEN_WRITE, &file);
+    if (!ok(st)) return st;
+    st = io_file_read(file, IO_CLASS_READ, data, sizeof(data), 0);
+    struct log_block block;
+    struct log_segment_header header;
+    memcpy(&block, data, sizeof(block));
+    memcpy(&header, data + sizeof(block), sizeof(header));
+    header.predecessor_seq--;
+    memcpy(data + sizeof(block), &header, sizeof(header));
+    block.crc = log_block_crc(data, block.segment, 0);
+    memcpy(data, &block, sizeof(block));
+    if (ok(st)) st = io_file_write(file, IO_CLASS_LOG, data, sizeof(data), 0, true);
+    io_file_close(file);
+    return st;
+}
+
+static void
+a_segment_that_ends_elsewhere_than_the_next_one_says_is_damage(void **state)
+{
+    (void)state;
+    struct sim_options options;
+    sim_options_default(&options, 6);
+    struct sim *sim = sim_new(&options);
+    struct sim_node *node = sim_node_new(sim, "10.0.0.1");
+    struct model model = model_make(6, 150, 3000);
+    assert_true(ok(sim_run(sim, 1, writer, &model)));
+    segments_list(sim_node_disk(node));
+    assert_true(segment_count >= 4);
+    assert_true(ok(sim_run(sim, 1, forge_header_body, segments[2])));
+    assert_true(status_is(sim_run(sim, 1, reader, &model), ST_CORRUPT));
+    assert_true(sim_log_contains(sim, "end of a segment is not where the next one says"));
+    assert_true(sim_log_contains(sim, segments[1]));
+    sim_free(sim);
+}
+
 /* Nothing behind it is there to tell: its own header does. */
 static void
 a_shortened_newest_segment_is_damage(void **state)
@@ -1340,6 +1381,7 @@ main(void)
         cmocka_unit_test(damage_to_the_last_acknowledged_write_is_found),
         cmocka_unit_test(damage_to_the_last_block_of_an_idle_log_is_found),
         cmocka_unit_test(a_lost_or_shortened_segment_is_damage),
+        cmocka_unit_test(a_segment_that_ends_elsewhere_than_the_next_one_says_is_damage),
         cmocka_unit_test(a_shortened_newest_segment_is_damage),
         cmocka_unit_test(verification_names_the_damaged_block),
         cmocka_unit_test(recycled_segments_never_show_their_past),
