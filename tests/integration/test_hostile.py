@@ -515,9 +515,9 @@ def bound_of(server, mib):
 
 @pytest.mark.skipif(bool(SANITIZED), reason="sanitizers have memory of their own")
 def test_memory_stays_within_its_bound_under_load(make_server):
-    server = make_server(memory="128MiB")
-    count = load_values(server, 600 << 20)
-    bound_of(server, 128)
+    server = make_server(memory="64MiB")
+    count = load_values(server, 320 << 20)
+    bound_of(server, 64)
     with server.connect() as connection:
         for i in range(0, count, 7):
             connection.send("GET", f"key{i}")
@@ -525,9 +525,9 @@ def test_memory_stays_within_its_bound_under_load(make_server):
             assert len(connection.read()) == 1000
         connection.send("KEYS", "*")
         assert len(connection.read()) == count
-    bound_of(server, 128)
+    bound_of(server, 64)
     assert server.call("DBSIZE") == count
-    bound_of(server, 128)
+    bound_of(server, 64)
 
 
 @pytest.mark.soak

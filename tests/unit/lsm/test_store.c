@@ -12,6 +12,7 @@
 
 #include <cmocka.h>
 
+#include "../../fewer.h"
 #include "base/hash.h"
 #include "base/prng.h"
 #include "io/file.h"
@@ -261,7 +262,7 @@ power_cuts_while_resharding_nothing(void)
     bool cut = true;
     for (u64 n = 0; cut; n++) {
         cut = false;
-        for (u64 seed = 0; seed < 12; seed++) {
+        for (u64 seed = 0; seed < FEWER(12); seed++) {
             struct sim *sim = sim_make(n * 16 + seed);
             assert_true(ok(run(sim, 1, false)));
             sim_crash_at(sim, SIM_POINT_IO, n);
@@ -314,7 +315,7 @@ no_power_cut_breaks_the_first_start(void **state)
     bool cut = true;
     for (u64 n = 0; cut; n++) {
         cut = false;
-        for (u64 seed = 0; seed < 12; seed++)
+        for (u64 seed = 0; seed < FEWER(12); seed++)
             cut = power_cut_in_the_first_start(n, seed) || cut;
     }
 }
