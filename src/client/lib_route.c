@@ -428,6 +428,10 @@ void
 route_on_hello(struct connection *connection, const struct native_hello_reply *hello)
 {
     struct server *server = connection->server;
+    struct distkv *kv = connection->kv;
+    /* A node by itself has no epochs, but after a start other shards, maybe. */
+    if (kv->map.node_count == 1 && connection->run_id != 0 && connection->run_id != hello->run_id)
+        kv->map.epoch = kv->epoch_told = 0;
     bool topology = (hello->features & NATIVE_FEATURE_TOPOLOGY) != 0;
     connection->tells = topology && (hello->features & NATIVE_FEATURE_PLACES) != 0;
     connection->shard = topology ? hello->shard : LIB_SHARD_UNKNOWN;

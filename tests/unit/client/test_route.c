@@ -476,6 +476,28 @@ more_shards_than_anybody_has_are_not_connected_to(void **state)
     reach_all(); /* at their own ports */
 }
 
+/* Its epoch is always 1, and its shards may be others after a start. */
+static void
+a_node_by_itself_is_asked_again_after_each_start(void **state)
+{
+    (void)state;
+    reach_all(); /* so this handle has its map, and asks no more */
+    distkv_close(kv);
+    together.count = 1;
+    together.epoch = 1;
+    int topologies = servers[0]->topologies;
+    assert_int_equal(distkv_connect(servers[0]->address, NULL, &kv, NULL), DISTKV_OK);
+    for (u32 start = 1; start <= 2; start++) {
+        u64 deadline = now_ms() + 10000;
+        while (servers[0]->topologies < topologies + (int)start && now_ms() < deadline)
+            ask(0);
+        assert_int_equal(servers[0]->topologies, topologies + (int)start);
+        servers[0]->run_id = 200 + start;
+        servers[0]->drop_before_writes = 1;
+        assert_int_equal(put_if(0, DISTKV_ALWAYS), DISTKV_OK);
+    }
+}
+
 static void
 a_server_that_says_nothing_is_passed_by(void **state)
 {
@@ -511,6 +533,7 @@ main(void)
         T(who_waits_for_one_server_stands_in_nobodys_way),
         T(a_slow_line_is_not_silent),
         T(more_shards_than_anybody_has_are_not_connected_to),
+        T(a_node_by_itself_is_asked_again_after_each_start),
         T(a_server_that_says_nothing_is_passed_by),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
