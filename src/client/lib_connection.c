@@ -15,6 +15,7 @@
 #include "client/lib_internal.h"
 
 #include <errno.h>
+#include <linux/sockios.h>
 #include <netdb.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
@@ -22,6 +23,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/epoll.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
 #include <unistd.h>
@@ -83,9 +85,9 @@ server_init(struct distkv *kv, struct server *server)
         count =
             server->shard_count * MAX(1u, MIN(count, LIB_CONNECTIONS_MAX / server->shard_count));
     server->serial = ++kv->server_serial;
-    server->connection_count = count;
     server->connections = mem_alloc_zero(&kv->budget, count * sizeof(struct connection));
     if (server->connections == NULL) return false;
+    server->connection_count = count;
     for (u32 i = 0; i < count; i++) {
         struct connection *connection = &server->connections[i];
         connection->kv = kv;
@@ -302,6 +304,7 @@ attempt_start(struct connection *connection)
     }
     freeaddrinfo(found);
     connection->fd = fd;
+    connection->written = connection->taken = 0;
     connection->writable_wanted = true;
     connection->state = CONNECTION_CONNECTING;
     lib_timer_set(kv, &connection->timer,
@@ -444,6 +447,17 @@ account_written(struct connection *connection, size_t written)
     connection->unsent_offset = written;
 }
 
+bool
+connection_moves(struct connection *connection)
+{
+    int left = 0;
+    if (ioctl(connection->fd, SIOCOUTQ, &left) != 0 || left <= 0) return false;
+    u64 taken = connection->written - MIN(connection->written, (u64)left);
+    bool moves = taken > connection->taken;
+    connection->taken = taken;
+    return moves;
+}
+
 void
 connection_flush(struct connection *connection)
 {
@@ -466,7 +480,10 @@ connection_flush(struct connection *connection)
             connection_break(connection, "cannot send: %s", strerror(errno));
             return;
         }
-        if (written > 0) account_written(connection, (size_t)written);
+        if (written > 0) {
+            connection->written += (u64)written;
+            account_written(connection, (size_t)written);
+        }
         if (written < 0 || (size_t)written < bytes) {
             if (!connection->writable_wanted) connection_watch(connection, true);
             return;

@@ -28,7 +28,8 @@
 
 #define LIB_SERVERS_MAX     64u /* that may be named */
 #define LIB_CONNECTIONS_MAX 64u /* to one server */
-#define LIB_PORT_DEFAULT    "8080"
+static_assert(LIMIT_SHARDS <= LIB_CONNECTIONS_MAX, "each shard of a server may have one");
+#define LIB_PORT_DEFAULT "8080"
 /* Instead of a slot: of a request without a key. */
 #define LIB_ANYWHERE      UINT32_MAX
 #define LIB_SHARD_UNKNOWN UINT32_MAX
@@ -122,10 +123,11 @@ struct connection {
     u64 received_ns; /* when bytes last came */
     u32 idempotency_ms;
     /* lib_route.c */
-    u32 shard;   /* of the node, that serves it; LIB_SHARD_UNKNOWN */
-    bool tells;  /* TOPOLOGY may be asked for, and is worth it */
-    bool silent; /* owes an answer and has not said a word for a while */
-    u64 epoch;   /* of its last reply */
+    u32 shard;          /* of the node, that serves it; LIB_SHARD_UNKNOWN */
+    bool tells;         /* TOPOLOGY may be asked for, and is worth it */
+    bool silent;        /* owes an answer and has not said a word for a while */
+    u64 written, taken; /* bytes: by us, and by the other side's kernel when it was last looked */
+    u64 epoch;          /* of its last reply */
     struct buf in;
 };
 
@@ -200,6 +202,8 @@ void connections_deinit(struct distkv *kv);
 void connection_on_timer(struct connection *connection);
 void connection_on_event(struct connection *connection, u32 events);
 void connection_flush(struct connection *connection);
+/* Whether what was sent is still on its way, and has come further since this was last asked. */
+bool connection_moves(struct connection *connection);
 /* Closes it; its requests are sent again or ended. */
 PRINTF_LIKE(2, 3) void connection_break(struct connection *connection, const char *format, ...);
 /* A server's connections; they are opened when they are wanted (those of named ones at once). */

@@ -48,8 +48,9 @@ lib_map_take(struct lib_map *map, struct budget *budget, const struct native_top
         copy_name(out->id, node.id);
         copy_name(out->host, node.host);
         out->port = node.port;
-        out->shard_port = node.shard_port;
-        out->shard_count = MAX(node.shard_count, 1u);
+        out->shard_count = CLAMP(node.shard_count, 1u, LIMIT_SHARDS);
+        /* Each shard would get a connection: not of more than there are. */
+        out->shard_port = node.shard_count <= LIMIT_SHARDS ? node.shard_port : 0;
     }
     for (u32 partition = 0; partition < map->partition_count; partition++) {
         for (u32 place = 0; place < map->width; place++) {

@@ -20,6 +20,10 @@
 #include <stdio.h>
 
 #define TABLE_SIZE_MIN 64u
+/* How many requests in the queue may find no connection in one turn, and how long others that would
+ * find none are out of it. */
+#define QUEUE_LOOKS 64u
+#define ASIDE_NS    (20 * NS_PER_MS)
 /* How much of the time that a server remembers an id we rely on: its clock and the way there. */
 #define IDEMPOTENCY_NUMERATOR   3u
 #define IDEMPOTENCY_DENOMINATOR 4u
@@ -225,19 +229,34 @@ request_send(struct distkv *kv, struct request *request, struct connection *conn
     request_assign(request, connection);
 }
 
+/* Out of the queue for a moment. */
+static void
+request_step_aside(struct distkv *kv, struct request *request)
+{
+    u64 until = lib_now_ns() + ASIDE_NS;
+    if (until >= request->deadline_ns) return;
+    list_del(&request->link);
+    request->state = REQUEST_DELAYED;
+    lib_timer_set(kv, &request->timer, until);
+}
+
 void
 requests_dispatch(struct distkv *kv)
 {
     u64 now = 0;
-    u32 refused = 0;
+    u32 refused = 0, bound = 0;
     if (kv->leaving) connections_leave(kv);
     list_for_each_safe (link, &kv->waiting) {
         struct request *request = list_entry(link, struct request, link);
         struct connection *connection = route_choose(kv, request);
         if (connection == NULL) {
             /* Its connection is full, or none is there. A few others may have more luck; looking
-             * at all of a long queue each turn would be quadratic. */
-            if (++refused > 64) return;
+             * at all of a long queue each turn would be quadratic. Those that wait for one server
+             * to come back are no reason to pass by the others: they step aside. */
+            if (request->ambiguous && ++bound > QUEUE_LOOKS)
+                request_step_aside(kv, request);
+            else if (!request->ambiguous && ++refused > QUEUE_LOOKS)
+                return;
             continue;
         }
         if (now == 0) now = lib_now_ns();

@@ -20,8 +20,9 @@
  *
  * Silence. A node that stands still keeps its connections. When something is owed on one and
  * nothing has come for SILENCE_NS, it is asked with a PING, and requests go elsewhere until
- * something comes; when nothing has for PING_NS more, it is given up. Only in a cluster: a server
- * that is the only one is waited for until the deadline.
+ * something comes; when nothing has for PING_NS more, it is given up. As long as a slow line takes
+ * what was sent, it is not silent. Only in a cluster: a server that is the only one is waited for
+ * until the deadline.
  */
 #include "client/lib_internal.h"
 
@@ -197,11 +198,20 @@ route_on_silence(struct connection *connection)
 {
     struct distkv *kv = connection->kv;
     u64 now = lib_now_ns();
-    if (connection->in_flight == 0) return;
+    if (connection->in_flight == 0) {
+        connection->silent = false; /* there was no memory to ask */
+        return;
+    }
     u64 since = connection->received_ns;
     if (!list_empty(&connection->sent))
         since =
             MAX(since, list_entry(list_first(&connection->sent), struct request, link)->sent_ns);
+    if (connection_moves(connection)) {
+        /* What lies between us and the question would be taken for silence. */
+        connection->silent = false;
+        lib_timer_set(kv, &connection->timer, now + SILENCE_NS);
+        return;
+    }
     if (connection->silent) {
         connection_break(connection, "no answer for %u ms",
                          (u32)((SILENCE_NS + PING_NS) / NS_PER_MS));
@@ -418,6 +428,10 @@ void
 route_on_hello(struct connection *connection, const struct native_hello_reply *hello)
 {
     struct server *server = connection->server;
+    struct distkv *kv = connection->kv;
+    /* A node by itself has no epochs, but after a start other shards, maybe. */
+    if (kv->map.node_count == 1 && connection->run_id != 0 && connection->run_id != hello->run_id)
+        kv->map.epoch = kv->epoch_told = 0;
     bool topology = (hello->features & NATIVE_FEATURE_TOPOLOGY) != 0;
     connection->tells = topology && (hello->features & NATIVE_FEATURE_PLACES) != 0;
     connection->shard = topology ? hello->shard : LIB_SHARD_UNKNOWN;

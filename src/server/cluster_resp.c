@@ -307,7 +307,7 @@ cluster_resp_slots(struct exec *x)
         resp_bulk_text(x->reply, place.host);
         resp_integer(x->reply, place.port);
         resp_bulk_text(x->reply, place.id);
-        resp_array(x->reply, 0);
+        resp_map(x->reply, 0);
     }
 }
 

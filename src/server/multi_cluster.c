@@ -213,7 +213,7 @@ command_of(const struct bytes *args, u32 arg_count)
         return NULL;
     u32 first, last, step;
     command_key_range(command, arg_count, &first, &last, &step);
-    if (last < first || (step > 1 && (arg_count - first) % step != 0)) return NULL;
+    if (last < first) return NULL;
     for (u32 i = first; i <= last; i += step)
         if (!key_fits(args[i])) return NULL;
     return command;

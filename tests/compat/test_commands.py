@@ -3,6 +3,7 @@
 RESP3. Where we differ on purpose the table says so with OURS(reply): our reply, and Redis' is not
 asked. Times and ids are compared by shape."""
 
+import itertools
 import shutil
 import subprocess
 import time
@@ -416,9 +417,10 @@ def test_sets_maps_and_arrays_are_those_of_redis(our_port, redis_port):
         assert shapes[0] == shapes[1], name
 
 
-def test_cluster_replies_have_the_form_of_redis(our_port, tmp_path):
+def test_cluster_replies_have_the_form_of_redis(our_port, make_server, tmp_path):
     need("redis-server")
     port = free_port()
+    listed = make_server(resp_cluster="node").port
     process = subprocess.Popen(
         ["redis-server", "--port", str(port), "--save", "", "--dir", str(tmp_path), "--bind",
          "127.0.0.1", "--cluster-enabled", "yes", "--cluster-port", str(free_port())],
@@ -432,8 +434,8 @@ def test_cluster_replies_have_the_form_of_redis(our_port, tmp_path):
                     break
             except OSError:
                 time.sleep(0.02)
-        for protocol in ("2", "3"):
-            with Resp(our_port) as ours, Resp(port) as redis:
+        for protocol, our in itertools.product(("2", "3"), (our_port, listed)):
+            with Resp(our) as ours, Resp(port) as redis:
                 for words in (("CLUSTER", "SLOTS"), ("CLUSTER", "SHARDS"), ("CLUSTER", "INFO"),
                               ("CLUSTER", "NODES"), ("CLUSTER", "MYID"), ("CLUSTER", "KEYSLOT", "a")):
                     for connection in (ours, redis):

@@ -203,6 +203,16 @@ any_node_story(struct rig *rig)
         CHECK(rig_is(rig_call(c, "SET {%u}b z", i), QUEUED));
         expect(rig_call(c, "EXEC"), "*2\r\n$2\r\nxy\r\n+OK\r\n", "EXEC");
         expect(rig_call(&clients[i % NODES], "GET {%u}b", i), "$1\r\nz\r\n", "GET");
+        /* One that fails when it runs, as on a node by itself. */
+        c = &clients[(i + 1) % NODES];
+        CHECK(rig_is(rig_call(c, "MULTI"), OK));
+        CHECK(rig_is(rig_call(c, "SET {%u}b y", i), QUEUED));
+        CHECK(rig_is(rig_call(c, "MSET {%u}b 1 {%u}c", i, i), QUEUED));
+        CHECK(rig_is(rig_call(c, "MSETNX {%u}d 1 {%u}c", i, i), QUEUED));
+        expect(rig_call(c, "EXEC"),
+               "*3\r\n+OK\r\n-ERR wrong number of arguments for 'mset' command\r\n"
+               "-ERR wrong number of arguments for 'msetnx' command\r\n",
+               "EXEC of half a pair");
     }
     disconnect_all(clients);
 }

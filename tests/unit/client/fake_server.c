@@ -127,6 +127,10 @@ reply_topology(struct fake_server *server, const struct native_request *request,
                                    .host = BYTES_LITERAL("127.0.0.1"),
                                    .port = (u16)cluster->members[i]->port,
                                    .shard_count = 1};
+        if (server->shards != 0) {
+            node.shard_count = (u16)server->shards;
+            node.shard_port = 1024;
+        }
         CHECK(native_topology_add_node(nodes, &node));
     }
     for (u32 p = 0; p < 4096; p++)
@@ -294,7 +298,7 @@ handle(struct fake_server *server, struct client *client, const struct native_re
         CHECK(native_reply_error(out, &request->header, NATIVE_ST_CLOSING, 0, 1, "too old"));
         return;
     }
-    if (request->header.opcode != NATIVE_HELLO && server->silent) return;
+    if (server->mute || (request->header.opcode != NATIVE_HELLO && server->silent)) return;
     struct fake_entry *entry;
     switch ((enum native_opcode)request->header.opcode) {
     case NATIVE_HELLO:
@@ -408,6 +412,7 @@ static bool
 client_read(struct fake_server *server, struct client *client)
 {
     CHECK(buf_reserve(&client->in, 65536));
+    if (server->slow_us > 0) usleep((useconds_t)server->slow_us);
     ssize_t got = recv(client->fd, client->in.data + client->in.size, 65536, 0);
     if (got <= 0) return false;
     client->in.size += (size_t)got;
@@ -470,6 +475,9 @@ fake_main(void *arg)
         if (fd < 0) continue;
         CHECK(count < FAKE_CLIENTS_MAX);
         server->connections++;
+        int small = 64 << 10; /* what is on its way is then not yet here */
+        if (server->slow_us > 0)
+            CHECK(setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &small, sizeof(small)) == 0);
         memset(&clients[count], 0, sizeof(clients[count]));
         clients[count].fd = fd;
         buf_init(&clients[count].in, &budget);

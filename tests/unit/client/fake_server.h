@@ -44,6 +44,8 @@ struct fake_server {
     atomic_int overload;           /* refuse the next n requests */
     atomic_int close_writes;       /* ask for another connection at the next n writes */
     atomic_int silent;             /* answer nothing but HELLO */
+    atomic_int mute;               /* not even that */
+    atomic_int slow_us;            /* before each 64 KiB that it reads of a connection made since */
     atomic_int hold_replies;    /* keep replies back until n are there, then send them reversed */
     atomic_int damage;          /* flip a bit in the next n replies */
     atomic_uint idempotency_ms; /* as told at HELLO */
@@ -54,6 +56,7 @@ struct fake_server {
     _Atomic(struct fake_cluster *) cluster;
     u32 member;         /* its index there */
     atomic_uint claims; /* an epoch that its replies name and TOPOLOGY does not have */
+    atomic_uint shards; /* that TOPOLOGY says each member has, with a port each; 0: none do */
     /* what it has seen */
     atomic_int topologies, keyed, elsewhere; /* elsewhere: whose key another one is first of */
     atomic_int connections, hellos, writes_done, writes_replayed, requests;

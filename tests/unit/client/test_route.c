@@ -378,6 +378,126 @@ a_plain_write_whose_server_is_gone_is_done_by_another_one(void **state)
     assert_int_equal(put_and_lose_the_server(DISTKV_ALWAYS), DISTKV_OK);
 }
 
+/* A write of its own key that the server does not answer. */
+static void
+put_later(u32 server, struct outcome *outcome)
+{
+    const char *key = key_of(server);
+    assert_int_equal(distkv_put_async(kv, key, strlen(key), "v", 1, NULL, note, outcome),
+                     DISTKV_OK);
+}
+
+static void
+who_waits_for_one_server_stands_in_nobodys_way(void **state)
+{
+    (void)state;
+    enum { WRITES = 200 };
+    static struct outcome outcomes[WRITES + 1]; /* told in any case */
+    memset(outcomes, 0, sizeof(outcomes));
+    reach_all();
+    /* Many writes were sent to server 1, which ends their connection and takes its time with the
+     * next one: whether they were done is to be asked there. */
+    servers[1]->silent = 1;
+    int seen = servers[1]->requests;
+    for (u32 i = 0; i < WRITES; i++)
+        put_later(1, &outcomes[i]);
+    u64 deadline = now_ms() + 10000;
+    while (servers[1]->requests < seen + WRITES && now_ms() < deadline)
+        distkv_process(kv, 1);
+    assert_int_equal(servers[1]->requests, seen + WRITES);
+    servers[1]->mute = 1;
+    servers[1]->silent = 0;
+    servers[1]->drop_before_writes = 1;
+    int hellos = servers[1]->connections;
+    put_later(1, &outcomes[WRITES]);
+    while (servers[1]->connections == hellos && now_ms() < deadline)
+        distkv_process(kv, 1);
+    /* Meanwhile the others answer. */
+    u64 begin = now_ms();
+    for (u32 i = 0; i < 100; i++)
+        assert_int_equal(put_if(2, DISTKV_ALWAYS), DISTKV_OK);
+    assert_in_range(now_ms() - begin, 0, 1000);
+    servers[1]->mute = 0;
+    deadline = now_ms() + 10000;
+    for (u32 i = 0; i <= WRITES; i++) {
+        while (!outcomes[i].ended && now_ms() < deadline)
+            distkv_process(kv, 10);
+        assert_true(outcomes[i].ended);
+        assert_int_equal(outcomes[i].code, DISTKV_OK);
+    }
+}
+
+static void
+a_slow_line_is_not_silent(void **state)
+{
+    (void)state;
+    enum { VALUE_BYTES = 1 << 20, VALUES = 2 };
+    distkv_close(kv);
+    servers[1]->slow_us = 120 * 1000;
+    struct distkv_options options;
+    distkv_options_init(&options);
+    options.timeout_ms = 60000;
+    assert_int_equal(distkv_connect(servers[0]->address, &options, &kv, NULL), DISTKV_OK);
+    reach_all();
+    char *value = calloc(1, VALUE_BYTES);
+    assert_non_null(value);
+    int connections = servers[1]->connections;
+    static struct outcome outcomes[VALUES]; /* told in any case */
+    memset(outcomes, 0, sizeof(outcomes));
+    const char *key = key_of(1);
+    u64 begin = now_ms();
+    for (u32 i = 0; i < VALUES; i++)
+        assert_int_equal(
+            distkv_put_async(kv, key, strlen(key), value, VALUE_BYTES, NULL, note, &outcomes[i]),
+            DISTKV_OK);
+    for (u32 i = 0; i < VALUES; i++) {
+        while (!outcomes[i].ended)
+            distkv_process(kv, 100);
+        assert_int_equal(outcomes[i].code, DISTKV_OK);
+    }
+    assert_in_range(now_ms() - begin, 2000, 30000); /* longer than silence is borne */
+    assert_int_equal(servers[1]->connections, connections);
+    free(value);
+}
+
+/* What a server says of others is not believed so far that memory runs out. */
+static void
+more_shards_than_anybody_has_are_not_connected_to(void **state)
+{
+    (void)state;
+    distkv_close(kv);
+    servers[0]->shards = 60000;
+    struct distkv_options options;
+    distkv_options_init(&options);
+    options.memory_bytes_max = MIB(4);
+    assert_int_equal(distkv_connect(servers[0]->address, &options, &kv, NULL), DISTKV_OK);
+    for (u32 i = 0; i < 100; i++)
+        ask(i);
+    reach_all(); /* at their own ports */
+}
+
+/* Its epoch is always 1, and its shards may be others after a start. */
+static void
+a_node_by_itself_is_asked_again_after_each_start(void **state)
+{
+    (void)state;
+    reach_all(); /* so this handle has its map, and asks no more */
+    distkv_close(kv);
+    together.count = 1;
+    together.epoch = 1;
+    int topologies = servers[0]->topologies;
+    assert_int_equal(distkv_connect(servers[0]->address, NULL, &kv, NULL), DISTKV_OK);
+    for (u32 start = 1; start <= 2; start++) {
+        u64 deadline = now_ms() + 10000;
+        while (servers[0]->topologies < topologies + (int)start && now_ms() < deadline)
+            ask(0);
+        assert_int_equal(servers[0]->topologies, topologies + (int)start);
+        servers[0]->run_id = 200 + start;
+        servers[0]->drop_before_writes = 1;
+        assert_int_equal(put_if(0, DISTKV_ALWAYS), DISTKV_OK);
+    }
+}
+
 static void
 a_server_that_says_nothing_is_passed_by(void **state)
 {
@@ -410,6 +530,10 @@ main(void)
         T(a_write_that_may_be_done_once_stays_with_the_server_that_had_it),
         T(a_conditional_write_whose_server_is_gone_is_unknown_and_not_done_elsewhere),
         T(a_plain_write_whose_server_is_gone_is_done_by_another_one),
+        T(who_waits_for_one_server_stands_in_nobodys_way),
+        T(a_slow_line_is_not_silent),
+        T(more_shards_than_anybody_has_are_not_connected_to),
+        T(a_node_by_itself_is_asked_again_after_each_start),
         T(a_server_that_says_nothing_is_passed_by),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
