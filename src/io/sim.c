@@ -602,13 +602,20 @@ node_end(struct sim_node *node)
     node_release(node, false);
     u64 leaked_bytes = node->memory.bytes;
     u64 leaked_count = sim_mem_free_all(&node->memory);
-    if (leaked_count > 0 && ok(result)) {
-        fprintf(stderr, "sim: the process ended well, but left %llu bytes in %llu blocks\n",
-                (unsigned long long)leaked_bytes, (unsigned long long)leaked_count);
+    if (leaked_count > 0 && (ok(result) || node->sim->leaks_forbidden)) {
+        fprintf(stderr, "sim: the process ended with %s and left %llu bytes in %llu blocks\n",
+                status_name(result), (unsigned long long)leaked_bytes,
+                (unsigned long long)leaked_count);
         sim_log_dump(node->sim);
         CHECK(!"memory leaked by a simulated process");
     }
     node->result = result;
+}
+
+void
+sim_leaks_forbid(struct sim *sim)
+{
+    sim->leaks_forbidden = true;
 }
 
 bool

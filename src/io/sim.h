@@ -297,6 +297,9 @@ struct prng *sim_prng(struct sim *sim);
 /* From now on an AUDIT checks its structure once in so many passes; 0: never, as after sim_new. */
 void sim_audits_set(struct sim *sim, u32 one_in);
 #define SIM_AUDIT_ONE_IN 33u /* what histories ask for: 3 in 100 */
+/* A process that ends by itself with an error must leave no memory either. (Tests of single layers
+ * return in the middle when something fails.) */
+void sim_leaks_forbid(struct sim *sim);
 /* How often MARK(name) was passed since sim_new. */
 u64 sim_mark_count(const struct sim *sim, const char *mark);
 /* Every MARK, BUGGIFY and AUDIT site of the program, in byte order of the names, each name once;

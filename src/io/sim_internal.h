@@ -180,6 +180,7 @@ struct sim {
     struct sim_trigger failure;
     struct sim_faults faults;
     struct sim_tracer tracer;
+    bool leaks_forbidden; /* whatever a process ends with */
 };
 
 extern struct sim *sim_current;

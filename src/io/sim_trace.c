@@ -6,9 +6,10 @@
  * which faults came. What the code under test computes shows in one of these sooner or later. The
  * last events are kept as numbers; they become text only when somebody asks.
  *
- * The same seed gives the same hash in every build (release, debug, sanitizers). Between machines
- * it does so as long as the code above does: isa-l picks another deflate, which may compress
- * differently, by what the processor offers.
+ * The same seed gives the same hash in every build (release, debug, sanitizers), and on every
+ * machine: what libraries choose by the processor is either the same bytes whatever they choose
+ * (checksums, inflating) or replaced (sim_deflate.c). Another version of LZ4 or isa-l may compress
+ * differently.
  */
 #include "io/sim_internal.h"
 

@@ -294,6 +294,7 @@ cluster_history_run(void)
     run->sim = sim_new(&run->sim_options);
     sim_trace_print_set(run->sim, run->options->trace);
     sim_audits_set(run->sim, SIM_AUDIT_ONE_IN);
+    sim_leaks_forbid(run->sim);
     chances_set(false);
     cluster_nodes_init();
     cluster_trouble_init();

@@ -546,6 +546,7 @@ begin(const struct run_options *options)
     run->sim = sim_new(&run->sim_options);
     sim_trace_print_set(run->sim, options->trace);
     sim_audits_set(run->sim, SIM_AUDIT_ONE_IN);
+    sim_leaks_forbid(run->sim);
     run->server_node = sim_node_new(run->sim, SERVER_HOST);
     run->shards = run->knobs.shards;
     run->faulty = may_fail(&run->sim_options);

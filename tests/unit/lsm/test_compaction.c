@@ -675,6 +675,54 @@ stores_are_split_and_joined_without_copying(void **state)
     assert_true(ok(sim_run_main(1, 1, split_and_join, NULL)));
 }
 
+/* A store of nothing but so many deleted ranges, none of which hides another. */
+static void
+store_of_ranges(const char *dir, u64 token_first, u64 token_last, u32 count, u64 seq)
+{
+    struct range_delete *ranges = calloc(count, sizeof(*ranges));
+    assert_non_null(ranges);
+    for (u32 i = 0; i < count; i++) {
+        u64 token = token_first + 2 * (u64)i;
+        ranges[i] = (struct range_delete){
+            .token_first = token, .token_last = token, .version = seq + i, .seq = seq + i};
+    }
+    struct manifest manifest = {.state = {.seq_flushed = seq + count},
+                                .generation = 1,
+                                .token_first = token_first,
+                                .token_last = token_last,
+                                .ranges = ranges,
+                                .range_count = count};
+    bool known;
+    EXPECT(ok(io_dir_make(dir)));
+    EXPECT(ok(manifest_write(dir, &manifest, io_budget(), &known)));
+    free(ranges);
+}
+
+static status
+ranges_joined(void *arg)
+{
+    (void)arg;
+    const u64 half = (u64)1 << 63;
+    const u32 count = RANGE_LIST_MAX / 2;
+    store_of_ranges("/few", 0, half - 1, count, 1);
+    store_of_ranges("/rest", half, UINT64_MAX, count, 1 + count);
+    store_of_ranges("/more", half, UINT64_MAX, count + 1, 1 + count);
+    store_of_ranges("/wide", half - 1, UINT64_MAX, 1, 1 + count);
+    const char *fits[2] = {"/few", "/rest"}, *many[2] = {"/few", "/more"};
+    const char *overlap[2] = {"/wide", "/few"};
+    EXPECT(ok(io_dir_make("/target")));
+    EXPECT(status_is(levels_split(overlap, 2, "/target", 0, UINT64_MAX), ST_CORRUPT));
+    EXPECT(status_is(levels_split(many, 2, "/target", 0, UINT64_MAX), ST_OVERLOADED));
+    EXPECT(ok(levels_split(fits, 2, "/target", 0, UINT64_MAX)));
+    return ST_OK;
+}
+
+static void
+stores_that_do_not_go_together_are_not_joined(void **state)
+{
+    assert_true(ok(sim_run_main(1, 1, ranges_joined, NULL)));
+}
+
 /* ---- pacing ---- */
 
 static status
@@ -830,6 +878,7 @@ main(void)
         cmocka_unit_test(a_reader_keeps_the_files_that_it_reads),
         cmocka_unit_test(space_stays_bounded_under_overwrites),
         cmocka_unit_test(stores_are_split_and_joined_without_copying),
+        cmocka_unit_test(stores_that_do_not_go_together_are_not_joined),
         cmocka_unit_test(compaction_does_not_save_up_for_a_burst),
         cmocka_unit_test(a_merge_leaves_the_processor_after_each_beat),
         cmocka_unit_test(scrubbing_goes_over_everything_again_and_again),

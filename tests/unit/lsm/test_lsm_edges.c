@@ -11,6 +11,7 @@
 
 #include <cmocka.h>
 
+#include "base/crc.h"
 #include "base/hash.h"
 #include "io/file.h"
 #include "io/io.h"
@@ -760,6 +761,105 @@ a_log_behind_missing_numbers_is_refused(void **state)
     sim_free(w.sim);
 }
 
+/* ---- a record for another store ---- */
+
+#define LOWER_LAST (UINT64_MAX / 2)
+
+/* Of the lower half of the tokens. */
+static status
+open_lower(struct world *w)
+{
+    status st = io_dir_make(DIR);
+    if (ok(st)) st = io_dir_sync("/");
+    if (!ok(st) && !status_is(st, ST_EXISTS)) return st;
+    struct lsm_place place = {.dir = DIR, .token_first = 0, .token_last = LOWER_LAST};
+    return lsm_open(&place, &w->options, &w->lsm);
+}
+
+static status
+lower_body(void *arg)
+{
+    struct world *w = arg;
+    char text[32];
+    u32 index = 0;
+    while (hash_token(BYTES(text, key_make(index, text))) > LOWER_LAST)
+        index++;
+    CHECK(ok(open_lower(w)));
+    CHECK(ok(put(w, index, 10)));
+    CHECK(ok(lsm_wait_durable(w->lsm, w->seq)));
+    sim_crash_at(w->sim, SIM_POINT_EVENT, 0);
+    fiber_sleep_ns(10 * NS_PER_S);
+    return ST_OK;
+}
+
+/* The first record of a block is now for a key of the upper half, with the right checksums. */
+static void
+record_move(u8 *block, u64 number, u64 offset)
+{
+    struct log_block head;
+    memcpy(&head, block, sizeof(head));
+    u8 *at = block + sizeof(head) + head.record_first;
+    struct log_record record;
+    memcpy(&record, at, sizeof(record));
+    CHECK(record.count == 1);
+    store_u64(at + sizeof(record) + offsetof(struct log_op, token), UINT64_MAX);
+    u32 crc = crc32c((u32)record.seq_first, at + 4, sizeof(record) - 4);
+    store_u32(at, crc32c(crc, at + sizeof(record), record.size - sizeof(record)));
+    store_u32(block, log_block_crc(block, number, offset));
+}
+
+static status
+record_moved_body(void *arg)
+{
+    u32 *moved = arg;
+    u64 newest = 0;
+    status st = io_dir_list(DIR, newest_segment, &newest);
+    u8 *block = mem_alloc_aligned(io_budget(), LOG_BLOCK_BYTES, IO_ALIGNMENT);
+    CHECK(block != NULL);
+    for (u64 number = 1; ok(st) && number <= newest; number++) {
+        char path[LSM_PATH_BYTES];
+        log_path(path, DIR, number);
+        struct io_file *file;
+        if (!ok(io_file_open(path, IO_OPEN_WRITE, &file))) continue;
+        for (u64 offset = LOG_BLOCK_BYTES; ok(st) && *moved == 0; offset += LOG_BLOCK_BYTES) {
+            struct log_block head;
+            if (!ok(io_file_read(file, IO_CLASS_READ, block, LOG_BLOCK_BYTES, offset))) break;
+            memcpy(&head, block, sizeof(head));
+            if (head.segment != number) break;
+            if (head.kind != LOG_BLOCK_RECORDS || head.record_first == LOG_NO_RECORD) continue;
+            record_move(block, number, offset);
+            st = io_file_write(file, IO_CLASS_LOG, block, LOG_BLOCK_BYTES, offset, true);
+            ++*moved;
+        }
+        io_file_close(file);
+    }
+    mem_free(io_budget(), block, LOG_BLOCK_BYTES);
+    return st;
+}
+
+static status
+lower_again_body(void *arg)
+{
+    struct world *w = arg;
+    status st = open_lower(w);
+    return ok(st) ? lsm_close(w->lsm) : st;
+}
+
+static void
+a_record_for_another_store_is_damage(void **state)
+{
+    (void)state;
+    struct world w;
+    u32 moved = 0;
+    world_init(&w, 9);
+    assert_true(status_is(sim_run(w.sim, 1, lower_body, &w), ST_CANCELED));
+    assert_true(ok(sim_run(w.sim, 1, record_moved_body, &moved)));
+    assert_int_equal(moved, 1);
+    assert_true(status_is(sim_run(w.sim, 1, lower_again_body, &w), ST_CORRUPT));
+    assert_int_equal(sim_mark_count(w.sim, "lsm.replay.foreign_operation"), 1);
+    sim_free(w.sim);
+}
+
 /* Closing needs a fiber, and there is none until the shard has nothing else to do. */
 static status
 closes_at_the_end_body(void *arg)
@@ -804,6 +904,7 @@ main(void)
         cmocka_unit_test(a_memtable_is_flushed_once_and_before_it_is_full),
         cmocka_unit_test(held_writes_show_nothing_until_all_are_released),
         cmocka_unit_test(a_log_behind_missing_numbers_is_refused),
+        cmocka_unit_test(a_record_for_another_store_is_damage),
         cmocka_unit_test(a_shard_does_not_end_before_its_files_are_closed),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -1,0 +1,292 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * test_table_forged.c -- tables that are wrong though every checksum is right, as a wrong writer
+ * would make them: verification finds each, and says what; reading one is safe.
+ *
+ * The table has no codec, entries of small tokens, a run of one token over several blocks, and
+ * entries of larger tokens:
+ *
+ *     | tokens 0, 1, 2, ... | token RUN, RUN, RUN, ... | tokens RUN + 1, ... |
+ */
+#include "table_fixture.h"
+
+#include "lsm/table_internal.h"
+
+#define PATH       FIXTURE_DIR "/t0000000000000001"
+#define RUN        100000u
+#define PART       300u /* entries of each of the three */
+#define VALUE_SIZE 60u
+
+static struct budget budget;
+static struct table_stats stats;
+static struct sim *sim;
+
+/* The file in memory, and where the arrays of its index are. */
+struct image {
+    struct table_meta meta; /* what the manifest says */
+    u8 *data;
+    struct table_footer *footer;
+    u8 *index, *tokens, *offsets, *run_blocks, *run_ends, *separators;
+    u32 block_count, run_count;
+};
+
+static void
+image_locate(struct image *image)
+{
+    image->footer = (void *)(image->data + image->meta.file_bytes - TABLE_FOOTER_BYTES);
+    image->index = image->data + image->footer->block_bytes;
+    struct table_index_header header;
+    memcpy(&header, image->index, sizeof(header));
+    u32 n = image->block_count = header.block_count;
+    u32 r = image->run_count = header.run_count;
+    image->tokens = image->index + sizeof(header);
+    image->offsets = image->tokens + 8 * (size_t)n;
+    image->run_blocks = image->offsets + 4 * (size_t)(n + 1);
+    image->run_ends = image->run_blocks + 4 * (size_t)r;
+    image->separators = image->run_ends + 4 * (size_t)r + n + 1;
+}
+
+static u32
+offset_of(const struct image *image, u32 block)
+{
+    return load_u32(image->offsets + 4 * (size_t)block);
+}
+
+static u64
+token_of(const struct image *image, u32 block)
+{
+    return load_u64(image->tokens + 8 * (size_t)block);
+}
+
+/* The block that a separator belongs to. */
+static u32
+run_block(const struct image *image, u32 run)
+{
+    return load_u32(image->run_blocks + 4 * (size_t)run);
+}
+
+/* ---- checksums are put right ---- */
+
+static void
+block_seal(struct image *image, u32 block)
+{
+    u32 at = offset_of(image, block), end = offset_of(image, block + 1);
+    store_u32(image->data + at,
+              crc32c(table_place_seed(1, at), image->data + at + 4, end - at - 4));
+}
+
+static void
+footer_seal(struct image *image)
+{
+    u64 at = image->meta.file_bytes - TABLE_FOOTER_BYTES;
+    image->footer->crc = crc32c(table_place_seed(1, at), image->footer, TABLE_FOOTER_BYTES - 4);
+}
+
+static void
+index_seal(struct image *image)
+{
+    u64 at = image->footer->block_bytes;
+    image->footer->index_crc =
+        crc32c(table_place_seed(1, at), image->index, image->footer->index_bytes);
+    footer_seal(image);
+}
+
+/* ---- forgeries ---- */
+
+static void
+index_without_a_header(struct image *image)
+{
+    image->footer->index_bytes = sizeof(struct table_index_header) - 1;
+    index_seal(image);
+}
+
+static void
+more_entries_than_there_are(struct image *image)
+{
+    image->footer->entry_count++;
+    image->meta.entry_count++;
+    footer_seal(image);
+}
+
+static void
+a_later_number_than_any_entry_has(struct image *image)
+{
+    image->footer->seq_max++;
+    image->meta.seq_max++;
+    footer_seal(image);
+}
+
+/* The tokens of block 2 begin behind the first one of block 1, and before its last one. */
+static void
+a_block_before_the_end_of_the_last(struct image *image)
+{
+    u64 token = token_of(image, 1) + 1;
+    u8 *raw = image->data + offset_of(image, 2) + sizeof(struct table_block_header);
+    assert_int_equal(load_u64(raw + offsetof(struct table_raw_header, token_base)),
+                     token_of(image, 2));
+    assert_true(token < token_of(image, 2));
+    store_u64(raw + offsetof(struct table_raw_header, token_base), token);
+    store_u64(image->tokens + 16, token);
+    block_seal(image, 2);
+    index_seal(image);
+}
+
+/* What the last block of the run holds has a token of its own now, and the separator is there. */
+static void
+a_separator_where_none_belongs(struct image *image)
+{
+    u32 block = run_block(image, image->run_count - 1);
+    u8 *raw = image->data + offset_of(image, block) + sizeof(struct table_block_header);
+    assert_true(token_of(image, block) == RUN && token_of(image, block - 1) == RUN);
+    store_u64(raw + offsetof(struct table_raw_header, token_base), RUN + 1);
+    store_u64(image->tokens + 8 * (size_t)block, RUN + 1);
+    block_seal(image, block);
+    index_seal(image);
+}
+
+static void
+a_separator_that_says_same_key(struct image *image)
+{
+    store_u32(image->run_ends, load_u32(image->run_ends) ^ TABLE_RUN_SAME_KEY);
+    index_seal(image);
+}
+
+static void
+a_separator_behind_its_block(struct image *image)
+{
+    memset(image->separators, 0xff, load_u32(image->run_ends) & ~TABLE_RUN_SAME_KEY);
+    index_seal(image);
+}
+
+static void
+a_separator_before_the_last_key(struct image *image)
+{
+    memset(image->separators, 0, load_u32(image->run_ends) & ~TABLE_RUN_SAME_KEY);
+    index_seal(image);
+}
+
+static const struct {
+    void (*forge)(struct image *image);
+    const char *what, *mark;
+} forgeries[] = {
+    {index_without_a_header, "index", "lsm.table.index_short"},
+    {more_entries_than_there_are, "entry counts", "lsm.table_verify.counts"},
+    {a_later_number_than_any_entry_has, "ranges of the entries", "lsm.table_verify.ranges"},
+    {a_block_before_the_end_of_the_last, "order of blocks", "lsm.table_verify.block_order"},
+    {a_separator_where_none_belongs, "index separators", "lsm.table_verify.separator_missing"},
+    {a_separator_that_says_same_key, "index separators", "lsm.table_verify.separator_kind"},
+    {a_separator_behind_its_block, "index separators", "lsm.table_verify.separator_high"},
+    {a_separator_before_the_last_key, "index separators", "lsm.table_verify.separator_low"},
+};
+
+/* ---- each of them ---- */
+
+static void
+entries_make(struct fixture *f)
+{
+    u8 value[VALUE_SIZE];
+    for (u32 i = 0; i < 3 * PART; i++) {
+        char key[32];
+        int size = snprintf(key, sizeof(key), "key-%06u", i);
+        u64 token = i < PART ? i : i < 2 * PART ? RUN : RUN + i;
+        memset(value, (int)i, sizeof(value));
+        fixture_add(f, token, BYTES(key, (size_t)size), BYTES(value, sizeof(value)), i + 1, i + 1,
+                    0, ENTRY_PUT);
+    }
+    fixture_sort(f);
+}
+
+/* Every key and the whole of it: right, absent, or damage. */
+MAY_YIELD static void
+read_all(const struct fixture *f, const struct table_meta *meta)
+{
+    struct table *table;
+    status st = table_open(FIXTURE_DIR, meta, &budget, &stats, &table);
+    if (!ok(st)) {
+        assert_true(status_is(st, ST_CORRUPT));
+        return;
+    }
+    for (u32 i = 0; i < f->count; i++) {
+        const struct entry *want = &f->entries[i];
+        struct entry out;
+        struct block *pin;
+        st = table_get(table, NULL, want->token, want->key, UINT64_MAX, false, &out, &pin);
+        assert_true(ok(st) || status_is(st, ST_CORRUPT) || status_is(st, ST_NOT_FOUND));
+        if (!ok(st)) continue;
+        entry_assert_equal(&out, want);
+        block_cache_unpin(pin);
+    }
+    struct cursor *cursor;
+    assert_true(
+        ok(table_cursor_open(table, NULL, IO_CLASS_COMPACTION, 64 << 10, &budget, &cursor)));
+    u32 count = 0;
+    st = cursor->ops->seek(cursor, 0, BYTES(NULL, 0));
+    for (; ok(st) && cursor->valid; count++)
+        st = cursor->ops->next(cursor);
+    assert_true(ok(st) || status_is(st, ST_CORRUPT));
+    assert_true(count <= f->count);
+    cursor->ops->close(cursor);
+    table_unref(table);
+}
+
+static status
+forged_body(void *arg)
+{
+    (void)arg;
+    struct fixture f = {0};
+    entries_make(&f);
+    struct image image = {0};
+    assert_true(ok(io_dir_make(FIXTURE_DIR)));
+    assert_true(ok(table_build(&f, 1, LSM_CODEC_NONE, 10, &budget, &image.meta)));
+    struct table_meta meta = image.meta;
+    u32 size = (u32)meta.file_bytes;
+    assert_true(size <= LIMIT_IO_BYTES);
+    u8 *good = mem_alloc_aligned(&budget, size, IO_ALIGNMENT);
+    image.data = mem_alloc_aligned(&budget, size, IO_ALIGNMENT);
+    struct io_file *file;
+    assert_true(ok(io_file_open(PATH, IO_OPEN_WRITE, &file)));
+    assert_true(ok(io_file_read(file, IO_CLASS_READ, good, size, 0)));
+    for (u32 i = 0; i < ARRAY_COUNT(forgeries); i++) {
+        memcpy(image.data, good, size);
+        image.meta = meta;
+        image_locate(&image);
+        assert_true(image.block_count > 10 && image.run_count > 2 && run_block(&image, 0) > 3);
+        forgeries[i].forge(&image);
+        assert_true(ok(io_file_write(file, IO_CLASS_READ, image.data, size, 0, false)));
+        u64 offset = UINT64_MAX, passed = sim_mark_count(sim, forgeries[i].mark);
+        const char *what = "";
+        status st = table_verify(FIXTURE_DIR, &image.meta, 0, &budget, &offset, &what);
+        assert_true(status_is(st, ST_CORRUPT));
+        assert_string_equal(what, forgeries[i].what);
+        assert_true(offset < size);
+        assert_int_equal(sim_mark_count(sim, forgeries[i].mark), passed + 1);
+        read_all(&f, &image.meta);
+    }
+    io_file_close(file);
+    mem_free(&budget, good, size);
+    mem_free(&budget, image.data, size);
+    fixture_free(&f);
+    return ST_OK;
+}
+
+static void
+what_a_wrong_writer_did_is_found_behind_right_checksums(void **state)
+{
+    (void)state;
+    struct sim_options options;
+    sim_options_default(&options, 1);
+    budget_init(&budget, "test", MIB(64), NULL);
+    sim = sim_new(&options);
+    assert_true(ok(sim_run(sim, 1, forged_body, NULL)));
+    sim_free(sim);
+    assert_int_equal(budget.used_bytes, 0);
+}
+
+int
+main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(what_a_wrong_writer_did_is_found_behind_right_checksums),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
