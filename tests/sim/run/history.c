@@ -395,6 +395,18 @@ calm_begin(void)
     run->calm_ns = sim_now_ns(run->sim);
 }
 
+/* No client waits for anything any more. */
+static bool
+all_answered(void)
+{
+    for (u32 i = 0; i < run->client_count; i++) {
+        const struct client *client =
+            run->clients[i]; /* what is asked again later is not asked now */
+        if (client->pending_count > 0) return false;
+    }
+    return true;
+}
+
 static void
 work_must_be_done(u64 requests, const char *when)
 {
@@ -406,6 +418,12 @@ work_must_be_done(u64 requests, const char *when)
     } else if (run->stats.requests < run->ops_goal || run->stats.answers == answers) {
         violated("no_progress", "%llu s %s, and the clients have not done their work",
                  (unsigned long long)(CALM_NS_MAX / NS_PER_S), when);
+    }
+    /* Nobody asks for more now; what was asked must be answered, too, not only most of it. */
+    u64 deadline_ns = sim_now_ns(run->sim) + CALM_NS_MAX;
+    while (!run_over() && server_alive() && !all_answered()) {
+        if (!step()) return;
+        if (sim_now_ns(run->sim) > deadline_ns) violated("no_answer", "%s a client waits", when);
     }
 }
 
