@@ -304,21 +304,5 @@ cmd_cluster_shards(struct exec *x)
     resp_array(x->reply, 2);
     resp_integer(x->reply, 0);
     resp_integer(x->reply, SLOT_COUNT - 1);
-    resp_bulk_text(x->reply, "nodes");
-    resp_array(x->reply, 1);
-    resp_map(x->reply, 7);
-    resp_bulk_text(x->reply, "id");
-    resp_bulk_text(x->reply, self.name);
-    resp_bulk_text(x->reply, "port");
-    resp_integer(x->reply, self.port);
-    resp_bulk_text(x->reply, "ip");
-    resp_bulk_text(x->reply, self.host);
-    resp_bulk_text(x->reply, "endpoint");
-    resp_bulk_text(x->reply, self.host);
-    resp_bulk_text(x->reply, "role");
-    resp_bulk_text(x->reply, "master");
-    resp_bulk_text(x->reply, "replication-offset");
-    resp_integer(x->reply, 0);
-    resp_bulk_text(x->reply, "health");
-    resp_bulk_text(x->reply, "online");
+    cluster_resp_shard_node(x, self.name, self.host, self.port, true);
 }

@@ -312,6 +312,28 @@ cluster_resp_slots(struct exec *x)
 }
 
 void
+cluster_resp_shard_node(struct exec *x, const char *id, const char *host, u32 port, bool alive)
+{
+    resp_bulk_text(x->reply, "nodes");
+    resp_array(x->reply, 1);
+    resp_map(x->reply, 7);
+    resp_bulk_text(x->reply, "id");
+    resp_bulk_text(x->reply, id);
+    resp_bulk_text(x->reply, "port");
+    resp_integer(x->reply, port);
+    resp_bulk_text(x->reply, "ip");
+    resp_bulk_text(x->reply, host);
+    resp_bulk_text(x->reply, "endpoint");
+    resp_bulk_text(x->reply, host);
+    resp_bulk_text(x->reply, "role");
+    resp_bulk_text(x->reply, "master");
+    resp_bulk_text(x->reply, "replication-offset");
+    resp_integer(x->reply, 0);
+    resp_bulk_text(x->reply, "health");
+    resp_bulk_text(x->reply, alive ? "online" : "fail");
+}
+
+void
 cluster_resp_shards(struct exec *x)
 {
     struct map map;
@@ -334,23 +356,7 @@ cluster_resp_shards(struct exec *x)
                 resp_integer(x->reply, first);
                 resp_integer(x->reply, last);
             }
-            resp_bulk_text(x->reply, "nodes");
-            resp_array(x->reply, 1);
-            resp_map(x->reply, 7);
-            resp_bulk_text(x->reply, "id");
-            resp_bulk_text(x->reply, place.id);
-            resp_bulk_text(x->reply, "port");
-            resp_integer(x->reply, place.port);
-            resp_bulk_text(x->reply, "ip");
-            resp_bulk_text(x->reply, place.host);
-            resp_bulk_text(x->reply, "endpoint");
-            resp_bulk_text(x->reply, place.host);
-            resp_bulk_text(x->reply, "role");
-            resp_bulk_text(x->reply, "master");
-            resp_bulk_text(x->reply, "replication-offset");
-            resp_integer(x->reply, 0);
-            resp_bulk_text(x->reply, "health");
-            resp_bulk_text(x->reply, place.alive ? "online" : "fail");
+            cluster_resp_shard_node(x, place.id, place.host, place.port, place.alive);
         }
     }
 }

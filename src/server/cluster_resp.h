@@ -11,6 +11,10 @@
 #define CLUSTER_RESP_HOST_BYTES 64u
 void cluster_resp_local(const struct exec *x, char out[CLUSTER_RESP_HOST_BYTES]);
 
+/* Of a map of CLUSTER SHARDS: "nodes", the only one of these slots. */
+void cluster_resp_shard_node(struct exec *x, const char *id, const char *host, u32 port,
+                             bool alive);
+
 void cluster_resp_info(struct exec *x);
 void cluster_resp_myid(struct exec *x);
 void cluster_resp_nodes(struct exec *x);

@@ -12,7 +12,7 @@
 
 #include <cmocka.h>
 
-#include "node_rig.h"
+#include "cluster_rig.h"
 #include "server/route.h"
 
 /* Of each story. */
@@ -28,59 +28,13 @@
 static void
 configure(struct rig *rig, u32 node, struct server_config *config)
 {
-    snprintf(config->node_id, sizeof(config->node_id), "n%u", node + 1);
-    snprintf(config->rack, sizeof(config->rack), "r%u", node + 1);
-    snprintf(config->cluster_secret, sizeof(config->cluster_secret), "the secret of the test");
-    if (node != 0)
-        snprintf(config->seed_nodes, sizeof(config->seed_nodes), "%s:%u", rig->nodes[0].host,
-                 RIG_NODE_PORT);
-    config->core_count = 1 + (rig->shard_count + node) % 3;
-    for (u32 i = 0; i < config->core_count; i++)
-        config->core_list[i] = i;
-    config->memory_bytes = MIB(64) * config->core_count;
-    char error[OPTION_ERROR_BYTES];
-    status st = config_resolve(config, error, sizeof(error));
-    CHECK(ok(st) && config->clustered);
-}
-
-/* Asks the node's shard 0, which is another thread's in the server and ours here. */
-static bool
-node_is_settled(struct rig *rig, u32 node, u32 members)
-{
-    const struct server *server = rig->nodes[node].server;
-    if (server == NULL || !server_ready(server)) return false;
-    for (u32 shard = 0; shard < server->shard_count; shard++) {
-        const struct topology *topology = server->cluster->shards[shard]->topology;
-        if (topology->stage != STAGE_NONE || topology->member_count != members) return false;
-        for (u32 j = 0; j < members; j++)
-            if (topology->members[j].state != PLACEMENT_NORMAL) return false;
-    }
-    return true;
-}
-
-static bool
-is_settled(struct rig *rig, u32 node_count)
-{
-    for (u32 i = 0; i < node_count; i++) {
-        if (!node_is_settled(rig, i, node_count)) return false;
-        const struct server *server = rig->nodes[i].server;
-        for (u32 shard = 0; shard < server->shard_count; shard++) {
-            const struct topology *topology = server->cluster->shards[shard]->topology;
-            for (u32 j = 0; j < topology->member_count; j++)
-                if (!cluster_alive(server->cluster, topology->members[j].number)) return false;
-        }
-    }
-    return true;
+    cluster_rig_configure(rig, node, config, 1 + (rig->shard_count + node) % 3);
 }
 
 static MAY_YIELD void
 wait_settled(struct rig *rig, u32 node_count)
 {
-    u64 deadline_ns = io_now_ns() + WAIT_NS;
-    while (!is_settled(rig, node_count) && io_now_ns() < deadline_ns)
-        fiber_sleep_ns(10 * NS_PER_MS);
-    if (!is_settled(rig, node_count)) sim_log_dump(rig->sim);
-    CHECK(is_settled(rig, node_count));
+    cluster_rig_settle(rig, node_count, node_count, WAIT_NS);
 }
 
 static struct rig
@@ -354,9 +308,9 @@ left_behind_story(struct rig *rig)
     fiber_sleep_ns(NS_PER_S);
     rig_start_begin(rig, joiner);
     u64 deadline_ns = io_now_ns() + WAIT_NS;
-    while (!node_is_settled(rig, joiner, rig->node_count) && io_now_ns() < deadline_ns)
+    while (!cluster_rig_knows(rig, joiner, rig->node_count) && io_now_ns() < deadline_ns)
         fiber_sleep_ns(10 * NS_PER_MS);
-    CHECK(node_is_settled(rig, joiner, rig->node_count));
+    CHECK(cluster_rig_knows(rig, joiner, rig->node_count));
     u32 members = rig->nodes[cutting.left].server->cluster->shards[0]->topology->member_count;
     CHECK(members < rig->node_count);                      /* it still knows nothing of it */
     *(u32 *)rig->arg += writings[0].acknowledged - before; /* and works */

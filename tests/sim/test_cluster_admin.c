@@ -13,7 +13,7 @@
 #include <cmocka.h>
 
 #include "base/hash.h"
-#include "node_rig.h"
+#include "cluster_rig.h"
 #include "proto/native.h"
 #include "server/route.h"
 
@@ -31,53 +31,7 @@
 static void
 configure(struct rig *rig, u32 node, struct server_config *config)
 {
-    snprintf(config->node_id, sizeof(config->node_id), "n%u", node + 1);
-    snprintf(config->rack, sizeof(config->rack), "r%u", node + 1);
-    snprintf(config->cluster_secret, sizeof(config->cluster_secret), "the secret of the test");
-    if (node != 0)
-        snprintf(config->seed_nodes, sizeof(config->seed_nodes), "%s:%u", rig->nodes[0].host,
-                 RIG_NODE_PORT);
-    config->core_count = 1 + (rig->shard_count + node) % 2;
-    for (u32 i = 0; i < config->core_count; i++)
-        config->core_list[i] = i;
-    config->memory_bytes = MIB(64) * config->core_count;
-    char error[OPTION_ERROR_BYTES];
-    status st = config_resolve(config, error, sizeof(error));
-    CHECK(ok(st) && config->clustered);
-}
-
-static const struct topology *
-topology_of(const struct rig *rig, u32 node)
-{
-    const struct server *server = rig->nodes[node].server;
-    if (server == NULL || !server_ready(server)) return NULL;
-    return server->cluster->shards[0]->topology;
-}
-
-/* Every one of the nodes from first on knows so many members, all in their places and alive. */
-static bool
-is_settled(const struct rig *rig, u32 node_count, u32 members)
-{
-    for (u32 i = 0; i < node_count; i++) {
-        const struct topology *topology = topology_of(rig, i);
-        if (topology == NULL || topology->stage != STAGE_NONE || topology->member_count != members)
-            return false;
-        for (u32 j = 0; j < members; j++)
-            if (topology->members[j].state != PLACEMENT_NORMAL ||
-                !cluster_alive(rig->nodes[i].server->cluster, topology->members[j].number))
-                return false;
-    }
-    return true;
-}
-
-static MAY_YIELD void
-wait_settled(struct rig *rig, u32 node_count, u32 members)
-{
-    u64 deadline_ns = io_now_ns() + WAIT_NS;
-    while (!is_settled(rig, node_count, members) && io_now_ns() < deadline_ns)
-        fiber_sleep_ns(10 * NS_PER_MS);
-    if (!is_settled(rig, node_count, members)) sim_log_dump(rig->sim);
-    CHECK(is_settled(rig, node_count, members));
+    cluster_rig_configure(rig, node, config, 1 + (rig->shard_count + node) % 2);
 }
 
 static void
@@ -201,7 +155,7 @@ holders(struct rig *rig, u32 node_count, u16 keyspace, const char *key)
 static u32
 places(struct rig *rig, u32 node_count, u16 keyspace, const char *key)
 {
-    const struct topology *topology = topology_of(rig, 0);
+    const struct topology *topology = cluster_rig_topology(rig, 0);
     struct topology_row row;
     u64 token = hash_token(BYTES(key, strlen(key)));
     topology_row(topology, keyspace, token_partition(token, topology->partition_count), &row);
@@ -233,7 +187,7 @@ keyspace_make(struct rig_client *client, const char *name, u8 replicas, u8 write
 static MAY_YIELD void
 replicas_story(struct rig *rig)
 {
-    wait_settled(rig, NODES, NODES);
+    cluster_rig_settle(rig, NODES, NODES, WAIT_NS);
     struct rig_client clients[NODES];
     char key[16];
     for (u32 i = 0; i < NODES; i++)
@@ -261,7 +215,7 @@ replicas_story(struct rig *rig)
         CHECK(lonely[i] > 5); /* spread */
 
     rig_start_begin(rig, NODES); /* a fourth joins */
-    wait_settled(rig, NODES + 1, NODES + 1);
+    cluster_rig_settle(rig, NODES + 1, NODES + 1, WAIT_NS);
     u32 moved = 0;
     for (u32 s = 0; s < 3; s++)
         for (u32 i = 0; i < KEYS; i++) {
@@ -288,7 +242,7 @@ replicas_story(struct rig *rig)
         CHECK(code == (half ? NATIVE_ST_UNAVAILABLE : NATIVE_ST_OK));
     }
     rig_start(rig, NODES);
-    wait_settled(rig, NODES + 1, NODES + 1);
+    cluster_rig_settle(rig, NODES + 1, NODES + 1, WAIT_NS);
     for (u32 i = 0; i < NODES; i++)
         rig_disconnect(&clients[i]);
 }
@@ -303,7 +257,7 @@ keyspaces_have_their_own_replicas_and_quorums(void **state)
 static MAY_YIELD void
 keyspaces_story(struct rig *rig)
 {
-    wait_settled(rig, NODES, NODES);
+    cluster_rig_settle(rig, NODES, NODES, WAIT_NS);
     struct rig_client client, resp;
     rig_connect_to(rig, 1, &client);
     rig_connect_to(rig, 2, &resp);
@@ -375,7 +329,7 @@ keyspaces_are_made_by_their_first_use_or_by_an_operator(void **state)
 static MAY_YIELD void
 levels_story(struct rig *rig)
 {
-    wait_settled(rig, NODES, NODES);
+    cluster_rig_settle(rig, NODES, NODES, WAIT_NS);
     struct rig_client client;
     rig_connect_to(rig, 0, &client);
     for (u32 level = NATIVE_LEVEL_DEFAULT; level <= NATIVE_LEVEL_ALL; level++)
@@ -392,7 +346,7 @@ levels_story(struct rig *rig)
     CHECK(key_op(&client, NATIVE_PUT, 0, NATIVE_LEVEL_ONE, "k", "w") == NATIVE_ST_OK);
     rig_start_begin(rig, 1);
     rig_start_begin(rig, 2);
-    wait_settled(rig, NODES, NODES);
+    cluster_rig_settle(rig, NODES, NODES, WAIT_NS);
     rig_disconnect(&client);
 }
 
@@ -450,7 +404,7 @@ forwarded_to(const struct rig *rig, u32 node)
 static MAY_YIELD void
 drain_story(struct rig *rig)
 {
-    wait_settled(rig, NODES, NODES);
+    cluster_rig_settle(rig, NODES, NODES, WAIT_NS);
     u32 drained = leader_of(rig);
     while (drained == NODES) {
         fiber_sleep_ns(50 * NS_PER_MS);
@@ -525,7 +479,7 @@ a_drained_node_is_missed_by_nobody_and_loses_no_increment(void **state)
 static MAY_YIELD void
 members_story(struct rig *rig)
 {
-    wait_settled(rig, NODES, NODES);
+    cluster_rig_settle(rig, NODES, NODES, WAIT_NS);
     struct rig_client client;
     char key[16];
     rig_connect_to(rig, 1, &client);
@@ -536,7 +490,7 @@ members_story(struct rig *rig)
     struct native_reply reply =
         ask(&client, (struct native_cluster){.function = NATIVE_CLUSTER_STATUS});
     CHECK(reply.header.status == NATIVE_ST_OK);
-    CHECK(reply.cluster.number == topology_of(rig, 1)->epoch);
+    CHECK(reply.cluster.number == cluster_rig_topology(rig, 1)->epoch);
     CHECK(says(reply, "\"node_id\":\"n1\"") && says(reply, "\"node_id\":\"n3\""));
     CHECK(says(reply, "\"move\":null") && says(reply, "\"version\":\"" DISTKV_VERSION "\""));
     CHECK(says(reply, "\"writes\":500,")); /* of the node that was asked */
@@ -556,7 +510,7 @@ members_story(struct rig *rig)
 
     /* A fourth one, with twice the weight: it has everything, the others two thirds. */
     rig_start_begin(rig, NODES);
-    wait_settled(rig, NODES + 1, NODES + 1);
+    cluster_rig_settle(rig, NODES + 1, NODES + 1, WAIT_NS);
     struct native_cluster weight = {
         .function = NATIVE_CLUSTER_WEIGHT, .weight = 450, .node = BYTES_LITERAL("n4")};
     CHECK(ask(&client, weight).header.status == NATIVE_ST_OK);
@@ -567,7 +521,7 @@ members_story(struct rig *rig)
     } while (!says(reply, "\"settled\":true") && io_now_ns() < deadline_ns);
     CHECK(says(reply, "\"settled\":true"));
     u32 share = 0;
-    const struct topology *topology = topology_of(rig, 1);
+    const struct topology *topology = cluster_rig_topology(rig, 1);
     u32 fourth = topology_member_by_id(topology, "n4")->number;
     for (u32 p = 0; p < topology->partition_count; p++) {
         struct topology_row row;
@@ -589,7 +543,7 @@ members_story(struct rig *rig)
                    "this node answers: stop it first, or remove it as one that lives");
     removal.flags = 0;
     CHECK(ask(&client, removal).header.status == NATIVE_ST_OK);
-    wait_settled(rig, NODES, NODES);
+    cluster_rig_settle(rig, NODES, NODES, WAIT_NS);
     for (u32 i = 0; i < 500; i++) {
         snprintf(key, sizeof(key), "k%u", i);
         CHECK(key_op(&client, NATIVE_GET, 0, 0, key, key) == NATIVE_ST_OK);

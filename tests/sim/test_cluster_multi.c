@@ -14,7 +14,7 @@
 #include <cmocka.h>
 
 #include "base/hash.h"
-#include "node_rig.h"
+#include "cluster_rig.h"
 #include "server/route.h"
 
 #ifdef __SANITIZE_ADDRESS__
@@ -32,53 +32,13 @@
 static void
 configure(struct rig *rig, u32 node, struct server_config *config)
 {
-    snprintf(config->node_id, sizeof(config->node_id), "n%u", node + 1);
-    snprintf(config->rack, sizeof(config->rack), "r%u", node + 1);
-    snprintf(config->cluster_secret, sizeof(config->cluster_secret), "the secret of the test");
-    if (node != 0)
-        snprintf(config->seed_nodes, sizeof(config->seed_nodes), "%s:%u", rig->nodes[0].host,
-                 RIG_NODE_PORT);
-    config->core_count = 1 + (rig->shard_count + node) % 2;
-    for (u32 i = 0; i < config->core_count; i++)
-        config->core_list[i] = i;
-    config->memory_bytes = MIB(64) * config->core_count;
-    char error[OPTION_ERROR_BYTES];
-    status st = config_resolve(config, error, sizeof(error));
-    CHECK(ok(st) && config->clustered);
-}
-
-static const struct topology *
-topology_of(const struct rig *rig, u32 node)
-{
-    const struct server *server = rig->nodes[node].server;
-    if (server == NULL || !server_ready(server)) return NULL;
-    return server->cluster->shards[0]->topology;
-}
-
-static bool
-is_settled(const struct rig *rig)
-{
-    for (u32 i = 0; i < rig->node_count; i++) {
-        const struct topology *topology = topology_of(rig, i);
-        if (topology == NULL || topology->stage != STAGE_NONE ||
-            topology->member_count != rig->node_count)
-            return false;
-        for (u32 j = 0; j < rig->node_count; j++)
-            if (topology->members[j].state != PLACEMENT_NORMAL ||
-                !cluster_alive(rig->nodes[i].server->cluster, topology->members[j].number))
-                return false;
-    }
-    return true;
+    cluster_rig_configure(rig, node, config, 1 + (rig->shard_count + node) % 2);
 }
 
 static MAY_YIELD void
 wait_settled(struct rig *rig)
 {
-    u64 deadline_ns = io_now_ns() + WAIT_NS;
-    while (!is_settled(rig) && io_now_ns() < deadline_ns)
-        fiber_sleep_ns(10 * NS_PER_MS);
-    if (!is_settled(rig)) sim_log_dump(rig->sim);
-    CHECK(is_settled(rig));
+    cluster_rig_settle(rig, rig->node_count, rig->node_count, WAIT_NS);
 }
 
 static void
@@ -495,7 +455,7 @@ no_transaction_sees_half_of_another(void **state)
 static u32
 first_node_of(const struct rig *rig, const char *key)
 {
-    const struct topology *topology = topology_of(rig, 0);
+    const struct topology *topology = cluster_rig_topology(rig, 0);
     struct topology_row row;
     u32 count;
     u64 token = hash_token(BYTES(key, strlen(key)));

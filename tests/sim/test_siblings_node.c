@@ -14,7 +14,7 @@
 #include <cmocka.h>
 
 #include "cluster/cluster.h"
-#include "node_rig.h"
+#include "cluster_rig.h"
 
 #ifdef __SANITIZE_ADDRESS__
 #define SEED_COUNT 2u
@@ -27,36 +27,19 @@
 static void
 configure(struct rig *rig, u32 node, struct server_config *config)
 {
-    snprintf(config->node_id, sizeof(config->node_id), "n%u", node + 1);
-    snprintf(config->cluster_secret, sizeof(config->cluster_secret), "the secret of the test");
-    if (node != 0)
-        snprintf(config->seed_nodes, sizeof(config->seed_nodes), "%s:%u", rig->nodes[0].host,
-                 RIG_NODE_PORT);
-    config->core_count = 1 + (rig->shard_count + node) % 3;
-    for (u32 i = 0; i < config->core_count; i++)
-        config->core_list[i] = i;
-    config->memory_bytes = MIB(64) * config->core_count;
-    char error[OPTION_ERROR_BYTES];
-    status st = config_resolve(config, error, sizeof(error));
-    CHECK(ok(st) && config->clustered);
+    cluster_rig_configure(rig, node, config, 1 + (rig->shard_count + node) % 3);
 }
 
 /* All shards of all nodes know all members, and the keyspace if there is to be one. */
 static bool
 is_settled(struct rig *rig, u32 keyspace)
 {
-    for (u32 i = 0; i < NODES; i++) {
+    if (!cluster_rig_is_settled(rig, NODES, NODES)) return false;
+    for (u32 i = 0; keyspace != 0 && i < NODES; i++) {
         const struct server *server = rig->nodes[i].server;
-        if (server == NULL || !server_ready(server)) return false;
         for (u32 shard = 0; shard < server->shard_count; shard++) {
             const struct topology *topology = server->cluster->shards[shard]->topology;
-            if (topology->stage != STAGE_NONE || topology->member_count != NODES) return false;
-            if (keyspace != 0 && topology->keyspaces[keyspace].conflict != CONFLICT_SIBLINGS)
-                return false;
-            for (u32 j = 0; j < NODES; j++)
-                if (topology->members[j].state != PLACEMENT_NORMAL ||
-                    !cluster_alive(server->cluster, topology->members[j].number))
-                    return false;
+            if (topology->keyspaces[keyspace].conflict != CONFLICT_SIBLINGS) return false;
         }
     }
     return true;

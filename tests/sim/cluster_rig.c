@@ -1,0 +1,72 @@
+/* SPDX-License-Identifier: MIT */
+#include "cluster_rig.h"
+
+#include <stdio.h>
+
+#include "cluster/cluster.h"
+#include "server/route.h"
+
+void
+cluster_rig_configure(struct rig *rig, u32 node, struct server_config *config, u32 core_count)
+{
+    snprintf(config->node_id, sizeof(config->node_id), "n%u", node + 1);
+    snprintf(config->rack, sizeof(config->rack), "r%u", node + 1);
+    snprintf(config->cluster_secret, sizeof(config->cluster_secret), "the secret of the test");
+    if (node != 0)
+        snprintf(config->seed_nodes, sizeof(config->seed_nodes), "%s:%u", rig->nodes[0].host,
+                 RIG_NODE_PORT);
+    config->core_count = core_count;
+    for (u32 i = 0; i < core_count; i++)
+        config->core_list[i] = i;
+    config->memory_bytes = MIB(64) * core_count;
+    char error[OPTION_ERROR_BYTES];
+    status st = config_resolve(config, error, sizeof(error));
+    CHECK(ok(st) && config->clustered);
+}
+
+const struct topology *
+cluster_rig_topology(const struct rig *rig, u32 node)
+{
+    const struct server *server = rig->nodes[node].server;
+    if (server == NULL || !server_ready(server)) return NULL;
+    return server->cluster->shards[0]->topology;
+}
+
+bool
+cluster_rig_knows(const struct rig *rig, u32 node, u32 members)
+{
+    const struct server *server = rig->nodes[node].server;
+    if (server == NULL || !server_ready(server)) return false;
+    for (u32 shard = 0; shard < server->shard_count; shard++) {
+        const struct topology *topology = server->cluster->shards[shard]->topology;
+        if (topology->stage != STAGE_NONE || topology->member_count != members) return false;
+        for (u32 j = 0; j < members; j++)
+            if (topology->members[j].state != PLACEMENT_NORMAL) return false;
+    }
+    return true;
+}
+
+bool
+cluster_rig_is_settled(const struct rig *rig, u32 node_count, u32 members)
+{
+    for (u32 i = 0; i < node_count; i++) {
+        if (!cluster_rig_knows(rig, i, members)) return false;
+        const struct server *server = rig->nodes[i].server;
+        for (u32 shard = 0; shard < server->shard_count; shard++) {
+            const struct topology *topology = server->cluster->shards[shard]->topology;
+            for (u32 j = 0; j < members; j++)
+                if (!cluster_alive(server->cluster, topology->members[j].number)) return false;
+        }
+    }
+    return true;
+}
+
+MAY_YIELD void
+cluster_rig_settle(struct rig *rig, u32 node_count, u32 members, u64 wait_ns)
+{
+    u64 deadline_ns = io_now_ns() + wait_ns;
+    while (!cluster_rig_is_settled(rig, node_count, members) && io_now_ns() < deadline_ns)
+        fiber_sleep_ns(10 * NS_PER_MS);
+    if (!cluster_rig_is_settled(rig, node_count, members)) sim_log_dump(rig->sim);
+    CHECK(cluster_rig_is_settled(rig, node_count, members));
+}

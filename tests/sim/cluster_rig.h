@@ -1,0 +1,25 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * cluster_rig.h -- what tests of whole simulated clusters share, on top of node_rig.h: nodes that
+ * know a secret and whom to ask, and waiting until all of them agree who is a member.
+ */
+#ifndef DISTKV_TESTS_CLUSTER_RIG_H
+#define DISTKV_TESTS_CLUSTER_RIG_H
+
+#include "node_rig.h"
+
+struct topology;
+
+/* A node of its own rack; all but the first one ask the first one to let them in. */
+void cluster_rig_configure(struct rig *rig, u32 node, struct server_config *config, u32 core_count);
+/* What shard 0 of the node knows; NULL: it does not run, or is not ready. */
+const struct topology *cluster_rig_topology(const struct rig *rig, u32 node);
+/* Each shard of the node knows so many members, all in their places, and nothing that is under way.
+ * (In the server a shard's topology is its own thread's; here all are ours.) */
+bool cluster_rig_knows(const struct rig *rig, u32 node, u32 members);
+/* The first node_count nodes do, and take all members for alive. */
+bool cluster_rig_is_settled(const struct rig *rig, u32 node_count, u32 members);
+/* Until they do; after wait_ns the test has failed. */
+MAY_YIELD void cluster_rig_settle(struct rig *rig, u32 node_count, u32 members, u64 wait_ns);
+
+#endif
