@@ -195,7 +195,8 @@ patience_over(struct client *client)
     if (first == NULL || client->paused) return false;
     const struct request *request = list_entry(first, struct request, link);
     u64 waited_ns = sim_now_ns(run->sim) - request->sent_ns;
-    if (run->calm && request->sent_ns >= run->calm_ns && waited_ns > PATIENCE_CALM_NS) {
+    bool of_the_calm = run->calm && request->sent_ns >= run->calm_ns;
+    if (of_the_calm && waited_ns > PATIENCE_CALM_NS) {
         violated("no_answer", "client %u has waited %llu s for an answer, though nothing fails",
                  client->id, (unsigned long long)(waited_ns / NS_PER_S));
         return true;
@@ -203,7 +204,8 @@ patience_over(struct client *client)
     u64 patience_ns = PATIENCE_NS;
     if (client->native && run->knobs.patience_ms != 0)
         patience_ns = run->knobs.patience_ms * NS_PER_MS;
-    return !run->calm && waited_ns > patience_ns;
+    /* What was sent before the calm is given up in it, too: its connection may be half open. */
+    return !of_the_calm && waited_ns > patience_ns;
 }
 
 static MAY_YIELD void
