@@ -235,14 +235,12 @@ route_on_silence(struct connection *connection)
 /* ---- servers that the map names ---- */
 
 static struct server *
-server_named(struct distkv *kv, const struct lib_map_node *node)
+server_named(struct distkv *kv, const struct lib_map_node *node, const char *port)
 {
     if (node->shard_port != 0) return NULL; /* it has better ones */
     for (u32 s = 0; s < kv->server_count; s++) {
         struct server *server = &kv->servers[s];
         if (!server->named) continue;
-        char port[16];
-        snprintf(port, sizeof(port), "%u", node->port);
         if (strcmp(server->host, node->host) == 0 && strcmp(server->port, port) == 0) return server;
         if (!server->several && strcmp(server->info.node_id, node->id) == 0) return server;
     }
@@ -270,7 +268,7 @@ server_of(struct distkv *kv, const struct lib_map_node *node)
     snprintf(port, sizeof(port), "%u", node->port);
     if (node->host[0] == '\0' || node->port == 0) return NULL;
     struct server *server = server_known(kv, node, port);
-    if (server == NULL) server = server_named(kv, node);
+    if (server == NULL) server = server_named(kv, node, port);
     if (server != NULL) return server;
     for (u32 s = 0; s < kv->server_count && server == NULL; s++)
         if (!kv->servers[s].named && kv->servers[s].connections == NULL) server = &kv->servers[s];
