@@ -181,12 +181,51 @@ void
 peer_rig_cut(struct peer_rig *rig, u32 a, u32 b)
 {
     sim_link_cut(rig->sim, rig->nodes[a].machine, rig->nodes[b].machine);
+    rig->cut[a][b] = rig->cut[b][a] = true;
 }
 
 void
 peer_rig_heal(struct peer_rig *rig, u32 a, u32 b)
 {
     sim_link_heal(rig->sim, rig->nodes[a].machine, rig->nodes[b].machine);
+    rig->cut[a][b] = rig->cut[b][a] = false;
+}
+
+void
+peer_rig_link_flip(struct peer_rig *rig, u32 a, u32 b)
+{
+    if (rig->cut[a][b])
+        peer_rig_heal(rig, a, b);
+    else
+        peer_rig_cut(rig, a, b);
+}
+
+void
+peer_rig_heal_all(struct peer_rig *rig)
+{
+    for (u32 a = 0; a < rig->node_count; a++)
+        for (u32 b = 0; b < a; b++)
+            if (rig->cut[a][b]) peer_rig_heal(rig, a, b);
+}
+
+void
+peer_rig_isolate(struct peer_rig *rig, u32 node)
+{
+    for (u32 i = 0; i < rig->node_count; i++)
+        if (i != node) peer_rig_cut(rig, i, node);
+}
+
+void
+peer_rig_rejoin(struct peer_rig *rig, u32 node)
+{
+    for (u32 i = 0; i < rig->node_count; i++)
+        if (i != node) peer_rig_heal(rig, i, node);
+}
+
+bool
+peer_rig_runs(const struct peer_rig *rig, u32 node)
+{
+    return sim_node_running(rig->nodes[node].machine);
 }
 
 void

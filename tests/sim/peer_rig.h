@@ -88,6 +88,7 @@ struct peer_rig {
     /* state */
     struct sim *sim;
     struct peer_rig_node nodes[PEER_RIG_NODES_MAX];
+    bool cut[PEER_RIG_NODES_MAX][PEER_RIG_NODES_MAX]; /* who does not reach whom */
 };
 
 void peer_rig_open(struct peer_rig *rig);
@@ -96,12 +97,19 @@ void peer_rig_close(struct peer_rig *rig);
 
 /* Starts node's process and waits until each shard serves; what fails fails the test. */
 void peer_rig_start(struct peer_rig *rig, u32 node);
+bool peer_rig_runs(const struct peer_rig *rig, u32 node);
 /* In order, and waits for the end. */
 void peer_rig_stop(struct peer_rig *rig, u32 node);
 /* The power fails, or only the process ends. */
 void peer_rig_crash(struct peer_rig *rig, u32 node, bool process_only);
 void peer_rig_cut(struct peer_rig *rig, u32 a, u32 b);
 void peer_rig_heal(struct peer_rig *rig, u32 a, u32 b);
+/* Cuts the link, or heals it if it is cut. */
+void peer_rig_link_flip(struct peer_rig *rig, u32 a, u32 b);
+void peer_rig_heal_all(struct peer_rig *rig);
+/* From all others, and back. */
+void peer_rig_isolate(struct peer_rig *rig, u32 node);
+void peer_rig_rejoin(struct peer_rig *rig, u32 node);
 
 /* Lets the world turn. */
 void peer_rig_run(struct peer_rig *rig, u64 ns);

@@ -29,6 +29,7 @@
 
 #include <cmocka.h>
 
+#include "../seeds.h"
 #include "base/hash.h"
 #include "cluster/group0_internal.h"
 #include "lsm/store.h"
@@ -1077,22 +1078,13 @@ all_keys_lie_in_the_first_partition(void **state)
     assert_int_equal(partition_shard(0, LIMIT_SHARDS, SLOT_COUNT), 0);
 }
 
-static u64
-number(const char *name, u64 otherwise)
-{
-    const char *text = getenv(name);
-    return text == NULL || *text == 0 ? otherwise : strtoull(text, NULL, 10);
-}
-
 static void
 whatever_happens_all_agree(void **state)
 {
-    u64 only = number("SIM_SEED", 0);
-    u64 first = only != 0 ? only : number("SIM_FIRST", 1);
-    u64 last = only != 0 ? only : number("SIM_SEEDS", SEEDS_DEFAULT);
-    u64 failed = 0, most = number("SIM_FAILURES", 10);
-    for (u64 seed = first; seed <= last; seed++) {
-        history(seed, only != 0);
+    struct seeds seeds = seeds_chosen(SEEDS_DEFAULT);
+    u64 failed = 0, most = seeds_number("SIM_FAILURES", 10);
+    for (u64 seed = seeds.first; seed <= seeds.last; seed++) {
+        history(seed, seeds_is_one());
         if (violation[0] == 0) continue;
         printf("seed %llu: %s\n    SIM_SEED=%llu build/bin/test_group0\n", (unsigned long long)seed,
                violation, (unsigned long long)seed);
@@ -1106,9 +1098,10 @@ whatever_happens_all_agree(void **state)
            (unsigned long long)snapshots_seen, (unsigned long long)failures_seen);
     assert_int_equal(failed, 0);
     /* A sweep in which nothing happens proves nothing. */
-    if (last - first >= 100)
-        assert_true(changes_done > last && barriers_done > last && joins_done > last / 2 &&
-                    changes_unknown > last / 10);
+    u64 count = seeds_count(&seeds);
+    if (count > 100)
+        assert_true(changes_done > count && barriers_done > count && joins_done > count / 2 &&
+                    changes_unknown > count / 10);
 }
 
 int

@@ -24,12 +24,13 @@
 
 #include <cmocka.h>
 
+#include "../seeds.h"
 #include "base/hash.h"
 #include "cluster/hints_internal.h"
 #include "cluster/replicate_internal.h"
 #include "io/file.h"
 #include "lsm/batch.h"
-#include "peer_rig.h"
+#include "replica_rig.h"
 
 #define MS(n)      ((u64)(n)*NS_PER_MS)
 #define SECONDS(n) ((u64)(n)*NS_PER_S)
@@ -86,39 +87,15 @@ node_alive(void *arg, u32 member)
 }
 
 static MAY_YIELD status
-store_open(u32 shard, u32 shard_count, struct lsm **out)
-{
-    char dir[32];
-    snprintf(dir, sizeof(dir), "/store%u", shard);
-    status st = io_dir_make(dir);
-    if (!ok(st) && !status_is(st, ST_EXISTS)) return st;
-    st = io_dir_sync("/");
-    if (!ok(st)) return st;
-    u32 first = shard_partition_first(shard, shard_count, PARTITION_COUNT_DEFAULT);
-    u32 end = shard_partition_first(shard + 1, shard_count, PARTITION_COUNT_DEFAULT);
-    struct lsm_place place = {
-        .dir = dir,
-        .token_first = partition_token_first(first, PARTITION_COUNT_DEFAULT),
-        .token_last = partition_token_last(end - 1, PARTITION_COUNT_DEFAULT),
-    };
-    struct lsm_options options;
-    lsm_options_default(&options);
-    options.memory_bytes = MIB(16) + 8 * world.memtable_bytes;
-    options.memtable_bytes = world.memtable_bytes;
-    options.log_segment_bytes = world.memtable_bytes;
-    options.disk_reserve_bytes = 0;
-    options.scrub_bytes_per_s = 0;
-    options.outside_versions = true;
-    return lsm_open(&place, &options, out);
-}
-
-static MAY_YIELD status
 node_main(struct peer_rig_node *node)
 {
     u32 shard = io_shard_index();
     struct app *app = &world.apps[node->index][shard];
     *app = (struct app){0};
-    status st = store_open(shard, node->rig->shard_count, &app->lsm);
+    char dir[32];
+    snprintf(dir, sizeof(dir), "/store%u", shard);
+    status st =
+        replica_rig_store_open(dir, shard, node->rig->shard_count, world.memtable_bytes, &app->lsm);
     if (!ok(st)) return st;
     struct peers *peers;
     st = peer_rig_peers_open(node, &peers);
@@ -164,51 +141,7 @@ node_main(struct peer_rig_node *node)
 static void
 apply(struct topology_command command)
 {
-    static u64 state;
-    command.state_before = world.topology->state_id;
-    command.state_after = ++state + 1000000;
-    struct topology *next;
-    char reason[TOPOLOGY_REASON_BYTES];
-    status st = topology_apply(world.topology, &command, &next, reason);
-    if (!ok(st)) fprintf(stderr, "topology: %s\n", reason);
-    CHECK(ok(st));
-    topology_release(world.topology);
-    world.topology = next;
-}
-
-static struct topology_member
-member_of(u32 index)
-{
-    struct topology_member member = {.weight = 150,
-                                     .incarnation = 100 + index,
-                                     .client_port = 8080,
-                                     .peer_port = PEER_RIG_PORT,
-                                     .shard_count = world.rig.shard_count};
-    snprintf(member.node_id, sizeof(member.node_id), "node-%u", index + 1);
-    snprintf(member.host, sizeof(member.host), "10.0.0.%u", index + 1);
-    snprintf(member.rack, sizeof(member.rack), "r");
-    snprintf(member.datacenter, sizeof(member.datacenter), "dc");
-    return member;
-}
-
-static void
-fence(u64 session)
-{
-    apply((struct topology_command){.kind = TOPOLOGY_FENCE, .session = session});
-}
-
-static void
-plan(u64 session)
-{
-    apply((struct topology_command){.kind = TOPOLOGY_PLAN, .session = session});
-    if (world.topology->stage == STAGE_NONE) return;
-    fence(session);
-    for (u32 number; (number = topology_unfetched(world.topology)) != 0;)
-        apply((struct topology_command){
-            .kind = TOPOLOGY_FETCHED, .member = {.number = number}, .session = session});
-    apply((struct topology_command){.kind = TOPOLOGY_ADVANCE, .session = session});
-    fence(session);
-    apply((struct topology_command){.kind = TOPOLOGY_ADVANCE, .session = session});
+    world.topology = replica_rig_apply_on(world.topology, command);
 }
 
 static void
@@ -222,7 +155,7 @@ topology_take(struct peer_rig_node *node, void *arg)
 static bool
 runs(u32 node)
 {
-    return sim_node_running(world.rig.nodes[node].machine);
+    return peer_rig_runs(&world.rig, node);
 }
 
 static void
@@ -245,31 +178,19 @@ cluster_open(u64 seed, u32 nodes, u32 members, u32 shard_count)
     world.rig =
         (struct peer_rig){.node_count = nodes, .shard_count = shard_count, .shard_main = node_main};
     sim_options_default(&world.rig.options, seed);
-    world.rig.options.print_log = getenv("SIM_SEED") != NULL;
+    world.rig.options.print_log = seeds_is_one();
     budget_init(&world.budget, "topologies", MIB(64), NULL);
-    world.topology = topology_new(&world.budget);
-    CHECK(world.topology != NULL);
-    apply((struct topology_command){.kind = TOPOLOGY_FOUND,
-                                    .cluster_id = PEER_RIG_CLUSTER,
-                                    .partition_count = PARTITIONS,
-                                    .replicas = 3,
-                                    .member = member_of(0)});
-    for (u32 i = 1; i < members; i++)
-        apply((struct topology_command){.kind = TOPOLOGY_MEMBER_ADD, .member = member_of(i)});
-    plan(1);
+    world.topology = replica_rig_grow(replica_rig_found(&world.budget, PARTITIONS, 3, shard_count),
+                                      members, shard_count);
 }
 
-/* What crashed nodes held nobody gives back. */
 static void
 cluster_close(void)
 {
     peer_rig_close(&world.rig);
-    for (u32 i = 0; i < world.old_count; i++) {
-        world.old[i]->references = 1;
-        topology_release(world.old[i]);
-    }
-    world.topology->references = 1;
-    topology_release(world.topology);
+    for (u32 i = 0; i < world.old_count; i++)
+        replica_rig_free(world.old[i]);
+    replica_rig_free(world.topology);
 }
 
 /* ---- keys, values, operations ---- */
@@ -468,16 +389,14 @@ start(u32 node)
 static void
 away(u32 node)
 {
-    for (u32 i = 0; i < world.rig.node_count; i++)
-        if (i != node) peer_rig_cut(&world.rig, i, node);
+    peer_rig_isolate(&world.rig, node);
     world.down[node] = true;
 }
 
 static void
 back(u32 node)
 {
-    for (u32 i = 0; i < world.rig.node_count; i++)
-        if (i != node) peer_rig_heal(&world.rig, i, node);
+    peer_rig_rejoin(&world.rig, node);
     world.down[node] = false;
 }
 
@@ -666,7 +585,7 @@ a_hint_for_who_has_left_goes_to_who_holds_the_key(void **state)
     topology_hold(world.topology);
     world.old[world.old_count++] = world.topology;
     apply((struct topology_command){.kind = TOPOLOGY_MEMBER_FORGET, .member = {.number = 3}});
-    plan(2);
+    world.topology = replica_rig_plan(world.topology, 2);
     peer_rig_crash(&world.rig, 2, false);
     topology_tell();
     assert_true(peer_rig_run_until(&world.rig, all_delivered, NULL, SECONDS(10)));
@@ -693,7 +612,8 @@ while_a_plan_is_under_way_the_next_row_comes_first(void **state)
     write_keys(0, 0, 60, 1000);
     topology_hold(world.topology);
     world.old[world.old_count++] = world.topology;
-    apply((struct topology_command){.kind = TOPOLOGY_MEMBER_ADD, .member = member_of(3)});
+    apply((struct topology_command){.kind = TOPOLOGY_MEMBER_ADD,
+                                    .member = replica_rig_member(3, world.rig.shard_count)});
     apply((struct topology_command){.kind = TOPOLOGY_PLAN, .session = 2});
     peer_rig_cut(&world.rig, 0, 3); /* the new one; nobody knows */
     back(2);
@@ -1014,7 +934,6 @@ static u32 seed_keys;
 static struct op ops[OPS_MAX];
 static struct peer_rig_job jobs[OPS_MAX];
 static u32 op_count;
-static bool cut[PEER_RIG_NODES_MAX][PEER_RIG_NODES_MAX];
 static u64 restart_ns[PEER_RIG_NODES_MAX], know_ns[PEER_RIG_NODES_MAX];
 static u64 collected; /* bounds */
 
@@ -1064,11 +983,7 @@ seed_nodes_turn(void)
     u32 a = (u32)prng_below(prng, world.rig.node_count);
     u32 b = (u32)prng_below(prng, world.rig.node_count);
     if (a == b || !prng_chance(prng, 1, 10)) return;
-    if (cut[a][b])
-        peer_rig_heal(&world.rig, a, b);
-    else
-        peer_rig_cut(&world.rig, a, b);
-    cut[a][b] = cut[b][a] = !cut[a][b];
+    peer_rig_link_flip(&world.rig, a, b);
     if (prng_chance(prng, 1, 3) && runs(a))
         sim_node_shard_stall(world.rig.nodes[a].machine,
                              (u32)prng_below(prng, world.rig.shard_count),
@@ -1177,7 +1092,7 @@ judge_key(u32 key)
     }
 }
 
-static void
+static bool
 seed_run(u64 seed)
 {
     u32 nodes = seed % 4 == 0 ? 5 : seed % 4 == 1 ? 4 : 3;
@@ -1190,7 +1105,6 @@ seed_run(u64 seed)
     world.rig.options.disk.latency_ns_max = MS(prng_range(prng, 1, 6));
     world.rig.options.net.latency_ns_max = prng_range(prng, 200, 4000) * NS_PER_US;
     op_count = 0;
-    memset(cut, 0, sizeof(cut));
     memset(restart_ns, 0, sizeof(restart_ns));
     memset(know_ns, 0, sizeof(know_ns));
     peer_rig_open(&world.rig);
@@ -1202,9 +1116,7 @@ seed_run(u64 seed)
         collector_turn();
         peer_rig_run(&world.rig, MS(prng_below(prng, prng_chance(prng, 1, 10) ? 1500 : 60)));
     }
-    for (u32 a = 0; a < nodes; a++)
-        for (u32 b = 0; b < a; b++)
-            if (cut[a][b]) peer_rig_heal(&world.rig, a, b);
+    peer_rig_heal_all(&world.rig);
     for (u32 i = 0; i < nodes; i++) {
         if (!runs(i)) start(i);
         world.down[i] = false;
@@ -1222,7 +1134,7 @@ seed_run(u64 seed)
     for (u32 key = 0; key < seed_keys; key++)
         judge_key(key);
     if (world.violation[0] != '\0') {
-        for (u32 i = 0; i < op_count && getenv("SIM_SEED") != NULL; i++)
+        for (u32 i = 0; i < op_count && seeds_is_one(); i++)
             fprintf(stderr, "%10llu us node %u key %u id %llu %s version %llu%s\n",
                     (unsigned long long)ops[i].begun_ns / 1000, ops[i].node + 1, ops[i].key,
                     (unsigned long long)ops[i].id, ops[i].ended ? status_name(ops[i].st) : "-",
@@ -1231,25 +1143,18 @@ seed_run(u64 seed)
     }
     bool failed = world.violation[0] != '\0';
     cluster_close();
-    if (failed) snprintf(world.violation, sizeof(world.violation), "failed");
+    return !failed;
 }
 
-/* SIM_SEED chooses one, without the stories; SIM_FIRST and SIM_SEEDS some; SIM_STATS=1 counts. */
+/* SIM_STATS=1 counts. */
 static void
 replicas_become_equal_without_a_read_whatever_fails(void **state)
 {
     (void)state;
-    const char *only = getenv("SIM_SEED"), *from = getenv("SIM_FIRST"), *to = getenv("SIM_SEEDS");
-    u64 first = from != NULL ? strtoull(from, NULL, 10) : 1;
-    u64 last = to != NULL ? strtoull(to, NULL, 10) : SEED_COUNT;
-    if (only != NULL) first = last = strtoull(only, NULL, 10);
-    u32 failed = 0;
+    struct seeds seeds = seeds_chosen(SEED_COUNT);
     reached = (struct hints_stats){0};
     collected = 0;
-    for (u64 seed = first; seed <= last && failed < 5; seed++) {
-        seed_run(seed);
-        failed += world.violation[0] != '\0';
-    }
+    u32 failed = seeds_run(&seeds, 5, seed_run);
     if (getenv("SIM_STATS") != NULL)
         fprintf(stderr,
                 "added %llu replayed %llu failed %llu dropped %llu stale %llu collected %llu\n",
@@ -1257,7 +1162,7 @@ replicas_become_equal_without_a_read_whatever_fails(void **state)
                 (unsigned long long)reached.failed, (unsigned long long)reached.dropped,
                 (unsigned long long)reached.stale, (unsigned long long)collected);
     assert_int_equal(failed, 0);
-    if (last - first + 1 < SEED_COUNT) return;
+    if (seeds_count(&seeds) < SEED_COUNT) return;
     /* Nothing of this is left out by all seeds. */
     assert_true(reached.added > 100 && reached.replayed > 100 && reached.failed > 10);
     assert_true(collected > 10);
@@ -1291,8 +1196,7 @@ main(void)
         cmocka_unit_test(replicas_become_equal_without_a_read_whatever_fails),
     };
     int failed = 0;
-    if (getenv("SIM_SEED") == NULL)
-        failed += cmocka_run_group_tests_name("stories", stories, NULL, NULL);
+    if (!seeds_is_one()) failed += cmocka_run_group_tests_name("stories", stories, NULL, NULL);
     failed += cmocka_run_group_tests_name("seeds", seeds, NULL, NULL);
     return failed;
 }

@@ -27,11 +27,12 @@
 
 #include <cmocka.h>
 
+#include "../seeds.h"
 #include "base/hash.h"
 #include "cluster/replicate_internal.h"
 #include "io/file.h"
 #include "lsm/lsm.h"
-#include "peer_rig.h"
+#include "replica_rig.h"
 
 #define MS(n)      ((u64)(n)*NS_PER_MS)
 #define SECONDS(n) ((u64)(n)*NS_PER_S)
@@ -92,34 +93,6 @@ node_alive(void *arg, u32 member)
     return world.optimist || !world.down[member - 1];
 }
 
-static MAY_YIELD status
-store_open(struct peer_rig_node *node, u32 shard, u32 shard_count, struct lsm **out)
-{
-    (void)node;
-    char dir[32];
-    snprintf(dir, sizeof(dir), "/store%u", shard);
-    status st = io_dir_make(dir);
-    if (!ok(st) && !status_is(st, ST_EXISTS)) return st;
-    st = io_dir_sync("/");
-    if (!ok(st)) return st;
-    u32 first = shard_partition_first(shard, shard_count, PARTITION_COUNT_DEFAULT);
-    u32 end = shard_partition_first(shard + 1, shard_count, PARTITION_COUNT_DEFAULT);
-    struct lsm_place place = {
-        .dir = dir,
-        .token_first = partition_token_first(first, PARTITION_COUNT_DEFAULT),
-        .token_last = partition_token_last(end - 1, PARTITION_COUNT_DEFAULT),
-    };
-    struct lsm_options options;
-    lsm_options_default(&options);
-    options.memory_bytes = MIB(16) + 8 * world.memtable_bytes;
-    options.memtable_bytes = world.memtable_bytes;
-    options.log_segment_bytes = world.memtable_bytes;
-    options.disk_reserve_bytes = 0;
-    options.scrub_bytes_per_s = 0;
-    options.outside_versions = true;
-    return lsm_open(&place, &options, out);
-}
-
 static void
 stats_add(const struct replicator *replicator)
 {
@@ -135,7 +108,10 @@ node_main(struct peer_rig_node *node)
     u32 shard = io_shard_index();
     struct app *app = &world.apps[node->index][shard];
     *app = (struct app){0};
-    status st = store_open(node, shard, node->rig->shard_count, &app->lsm);
+    char dir[32];
+    snprintf(dir, sizeof(dir), "/store%u", shard);
+    status st =
+        replica_rig_store_open(dir, shard, node->rig->shard_count, world.memtable_bytes, &app->lsm);
     if (!ok(st)) return st;
     struct peers *peers;
     st = peer_rig_peers_open(node, &peers);
@@ -160,68 +136,13 @@ node_main(struct peer_rig_node *node)
 
 /* ---- topologies ---- */
 
-static struct topology *
-apply(struct topology *from, struct topology_command command)
-{
-    static u64 state;
-    command.state_before = from->state_id;
-    command.state_after = ++state + 1000000;
-    struct topology *next;
-    char reason[TOPOLOGY_REASON_BYTES];
-    status st = topology_apply(from, &command, &next, reason);
-    if (!ok(st)) fprintf(stderr, "topology: %s\n", reason);
-    CHECK(ok(st));
-    return next;
-}
-
-/* The same, and lets go of the one before. */
-static struct topology *
-apply_on(struct topology *from, struct topology_command command)
-{
-    struct topology *next = apply(from, command);
-    topology_release(from);
-    return next;
-}
-
-static struct topology_member
-member_of(u32 index, u32 shard_count)
-{
-    struct topology_member member = {.weight = 150,
-                                     .incarnation = 100 + index,
-                                     .client_port = 8080,
-                                     .peer_port = PEER_RIG_PORT,
-                                     .shard_count = shard_count};
-    snprintf(member.node_id, sizeof(member.node_id), "node-%u", index + 1);
-    snprintf(member.host, sizeof(member.host), "10.0.0.%u", index + 1);
-    snprintf(member.rack, sizeof(member.rack), "r");
-    snprintf(member.datacenter, sizeof(member.datacenter), "dc");
-    return member;
-}
-
-static struct topology *
-plan_end(struct topology *now, u64 session)
-{
-    for (u32 number; (number = topology_unfetched(now)) != 0;)
-        now = apply_on(now, (struct topology_command){.kind = TOPOLOGY_FETCHED,
-                                                      .member = {.number = number},
-                                                      .session = session});
-    return apply_on(now, (struct topology_command){.kind = TOPOLOGY_ADVANCE, .session = session});
-}
-
 /* A member may be left behind, since it is believed dead, and is not: without the fence it and a
  * replica one stage behind acknowledge what readers of the next stage do not see. */
 static struct topology *
 fenced(struct topology *from)
 {
-    return apply(from, (struct topology_command){.kind = TOPOLOGY_FENCE, .session = from->session});
-}
-
-static struct topology *
-fenced_on(struct topology *from)
-{
-    struct topology *next = fenced(from);
-    topology_release(from);
-    return next;
+    return replica_rig_apply(
+        from, (struct topology_command){.kind = TOPOLOGY_FENCE, .session = from->session});
 }
 
 /* members of them, N = replicas; with a stage for each step of one more that joins, if wanted. */
@@ -229,53 +150,39 @@ static void
 topologies_make(u32 members, u32 replicas, u32 shard_count, bool one_joins)
 {
     budget_init(&world.budget, "topologies", MIB(64), NULL);
-    struct topology *now = topology_new(&world.budget);
-    CHECK(now != NULL);
-    now = apply_on(now, (struct topology_command){.kind = TOPOLOGY_FOUND,
-                                                  .cluster_id = PEER_RIG_CLUSTER,
-                                                  .partition_count = PARTITIONS,
-                                                  .replicas = replicas,
-                                                  .member = member_of(0, shard_count)});
+    struct topology *now = replica_rig_found(&world.budget, PARTITIONS, replicas, shard_count);
     if (world.read_quorum != 0) {
         struct topology_command set = {.kind = TOPOLOGY_KEYSPACE_SET, .options = now->keyspaces[0]};
         set.options.read_quorum = (u8)world.read_quorum;
-        now = apply_on(now, set);
+        now = replica_rig_apply_on(now, set);
     }
-    for (u32 i = 1; i < members; i++)
-        now = apply_on(now, (struct topology_command){.kind = TOPOLOGY_MEMBER_ADD,
-                                                      .member = member_of(i, shard_count)});
-    if (members > 1) {
-        now = apply_on(now, (struct topology_command){.kind = TOPOLOGY_PLAN, .session = 1});
-        now = fenced_on(plan_end(fenced_on(now), 1));
-        now = apply_on(now, (struct topology_command){.kind = TOPOLOGY_ADVANCE, .session = 1});
-    }
+    if (members > 1) now = replica_rig_grow(now, members, shard_count);
     if (one_joins)
-        now = apply_on(now, (struct topology_command){.kind = TOPOLOGY_MEMBER_ADD,
-                                                      .member = member_of(members, shard_count)});
+        now = replica_rig_apply_on(
+            now, (struct topology_command){.kind = TOPOLOGY_MEMBER_ADD,
+                                           .member = replica_rig_member(members, shard_count)});
     CHECK(now->stage == STAGE_NONE);
     world.stage_count = 1;
     world.stages[0] = now;
     if (!one_joins) return;
     world.stage_count = STAGES;
-    world.stages[1] = apply(now, (struct topology_command){.kind = TOPOLOGY_PLAN, .session = 2});
+    world.stages[1] =
+        replica_rig_apply(now, (struct topology_command){.kind = TOPOLOGY_PLAN, .session = 2});
     world.stages[2] = fenced(world.stages[1]);
     topology_hold(world.stages[2]);
-    world.stages[3] = plan_end(world.stages[2], 2);
+    world.stages[3] = replica_rig_advance(world.stages[2], 2);
     world.stages[4] = fenced(world.stages[3]);
-    world.stages[5] =
-        apply(world.stages[4], (struct topology_command){.kind = TOPOLOGY_ADVANCE, .session = 2});
+    world.stages[5] = replica_rig_apply(
+        world.stages[4], (struct topology_command){.kind = TOPOLOGY_ADVANCE, .session = 2});
     CHECK(world.stages[1]->stage == STAGE_WRITE_BOTH && world.stages[3]->stage == STAGE_READ_NEXT &&
           world.stages[5]->stage == STAGE_NONE);
 }
 
-/* What crashed nodes held nobody gives back. */
 static void
 topologies_free(void)
 {
-    for (u32 i = 0; i < world.stage_count; i++) {
-        world.stages[i]->references = 1;
-        topology_release(world.stages[i]);
-    }
+    for (u32 i = 0; i < world.stage_count; i++)
+        replica_rig_free(world.stages[i]);
 }
 
 static void
@@ -289,7 +196,7 @@ cluster_open_as(u64 seed, u32 nodes, u32 shard_count, bool one_joins, u32 read_q
     world.rig =
         (struct peer_rig){.node_count = nodes, .shard_count = shard_count, .shard_main = node_main};
     sim_options_default(&world.rig.options, seed);
-    world.rig.options.print_log = getenv("SIM_SEED") != NULL;
+    world.rig.options.print_log = seeds_is_one();
     topologies_make(one_joins ? nodes - 1 : nodes, 3, shard_count, one_joins);
 }
 
@@ -530,7 +437,6 @@ struct client {
 };
 
 static struct client clients[CLIENTS];
-static bool cut[PEER_RIG_NODES_MAX][PEER_RIG_NODES_MAX];
 static u64 restart_ns[PEER_RIG_NODES_MAX];
 static u64 know_ns[PEER_RIG_NODES_MAX]; /* when others learn that it is down */
 static i64 clock_off_ms[PEER_RIG_NODES_MAX];
@@ -539,7 +445,7 @@ static u32 lagging; /* a node that learns of no other stage, + 1; believed dead 
 static bool
 runs(u32 node)
 {
-    return sim_node_running(world.rig.nodes[node].machine);
+    return peer_rig_runs(&world.rig, node);
 }
 
 static void
@@ -649,11 +555,7 @@ links_turn(void)
     u32 a = (u32)prng_below(prng, world.rig.node_count);
     u32 b = (u32)prng_below(prng, world.rig.node_count);
     if (a == b) return;
-    if (cut[a][b])
-        peer_rig_heal(&world.rig, a, b);
-    else
-        peer_rig_cut(&world.rig, a, b);
-    cut[a][b] = cut[b][a] = !cut[a][b];
+    peer_rig_link_flip(&world.rig, a, b);
     if (prng_chance(prng, 1, 3) && runs(a))
         sim_node_shard_stall(world.rig.nodes[a].machine,
                              (u32)prng_below(prng, world.rig.shard_count),
@@ -772,10 +674,7 @@ join_turn(u32 *stage, u32 *fetched)
 static void
 heal(void)
 {
-    for (u32 a = 0; a < world.rig.node_count; a++)
-        for (u32 b = 0; b < a; b++)
-            if (cut[a][b]) peer_rig_heal(&world.rig, a, b);
-    memset(cut, 0, sizeof(cut));
+    peer_rig_heal_all(&world.rig);
     for (u32 i = 0; i < world.rig.node_count; i++) {
         if (!runs(i)) peer_rig_start(&world.rig, i);
         world.down[i] = false;
@@ -852,7 +751,7 @@ topologies_print(void)
     fprintf(stderr, "lagging: %u\n", lagging);
 }
 
-static void
+static bool
 seed_run(u64 seed)
 {
     bool joins = seed % 3 == 0;
@@ -868,7 +767,6 @@ seed_run(u64 seed)
     bool calm = prng_chance(prng, 1, 6);
     op_count = 0;
     memset(clients, 0, sizeof(clients));
-    memset(cut, 0, sizeof(cut));
     memset(restart_ns, 0, sizeof(restart_ns));
     memset(know_ns, 0, sizeof(know_ns));
     peer_rig_open(&world.rig);
@@ -913,7 +811,7 @@ seed_run(u64 seed)
     if (world.violation[0] == '\0') converge();
     judge();
     if (world.violation[0] != '\0') {
-        if (getenv("SIM_SEED") != NULL) {
+        if (seeds_is_one()) {
             ops_print();
             topologies_print();
         }
@@ -921,24 +819,15 @@ seed_run(u64 seed)
     }
     bool failed = world.violation[0] != '\0';
     cluster_close();
-    if (failed) snprintf(world.violation, sizeof(world.violation), "failed");
+    return !failed;
 }
 
-/* SIM_KIND chooses seeds (the only kind there is), SIM_SEED one of them, SIM_FIRST and SIM_SEEDS
- * which: as in test_engine. */
 static void
 acknowledged_writes_are_read_whatever_fails(void **state)
 {
     (void)state;
-    const char *only = getenv("SIM_SEED"), *from = getenv("SIM_FIRST"), *to = getenv("SIM_SEEDS");
-    u64 first = from != NULL ? strtoull(from, NULL, 10) : 1;
-    u64 last = to != NULL ? strtoull(to, NULL, 10) : SEED_COUNT;
-    if (only != NULL) first = last = strtoull(only, NULL, 10);
-    u32 failed = 0;
-    for (u64 seed = first; seed <= last && failed < 5; seed++) {
-        seed_run(seed);
-        failed += world.violation[0] != '\0';
-    }
+    struct seeds seeds = seeds_chosen(SEED_COUNT);
+    u32 failed = seeds_run(&seeds, 5, seed_run);
     if (getenv("SIM_STATS") != NULL)
         fprintf(stderr,
                 "reads %llu local %llu digests %llu mismatches %llu repairs %llu writes %llu "
@@ -953,7 +842,7 @@ acknowledged_writes_are_read_whatever_fails(void **state)
                 (unsigned long long)reached.hedged, (unsigned long long)reached.missed,
                 (unsigned long long)reached.clocks_refused);
     assert_int_equal(failed, 0);
-    if (last - first + 1 < SEED_COUNT_WHOLE) return;
+    if (seeds_count(&seeds) < SEED_COUNT_WHOLE) return;
     /* Nothing of this is left out by all seeds. */
     assert_true(reached.restamped > 10 && reached.repairs > 10 && reached.digest_mismatches > 10);
     assert_true(reached.unknown > 10 && reached.unavailable > 10 && reached.wrong_epoch > 0);
@@ -982,16 +871,14 @@ story_begin(void)
 static void
 away(u32 node)
 {
-    for (u32 i = 0; i < world.rig.node_count; i++)
-        if (i != node) peer_rig_cut(&world.rig, i, node);
+    peer_rig_isolate(&world.rig, node);
     world.down[node] = true;
 }
 
 static void
 back(u32 node)
 {
-    for (u32 i = 0; i < world.rig.node_count; i++)
-        if (i != node) peer_rig_heal(&world.rig, i, node);
+    peer_rig_rejoin(&world.rig, node);
     world.down[node] = false;
     peer_rig_run(&world.rig, SECONDS(2));
 }
@@ -1324,9 +1211,9 @@ a_write_that_was_taken_counts_until_it_is_in_the_store(void **state)
     story_begin();
     const struct replicator *replica = world.apps[1][0].replicator;
     u64 epoch = world.stages[0]->epoch;
-    struct topology *next =
-        apply(world.stages[0], (struct topology_command){.kind = TOPOLOGY_WEIGHT_SET,
-                                                         .member = {.number = 1, .weight = 99}});
+    struct topology *next = replica_rig_apply(
+        world.stages[0], (struct topology_command){.kind = TOPOLOGY_WEIGHT_SET,
+                                                   .member = {.number = 1, .weight = 99}});
     struct peer_rig_job job;
     struct batch_op op = {.count = 100};
     peer_rig_give(&world.rig, 0, 0, &job, batch_run, &op);
@@ -1423,7 +1310,6 @@ main(void)
         cmocka_unit_test(hostile_bytes_are_refused),
     };
     /* With a seed or seeds chosen, only these. */
-    bool chosen = getenv("SIM_SEED") != NULL || getenv("SIM_FIRST") != NULL;
-    return chosen ? _cmocka_run_group_tests("seeds", tests, 1, NULL, NULL)
-                  : cmocka_run_group_tests(tests, NULL, NULL);
+    return seeds_are_chosen() ? _cmocka_run_group_tests("seeds", tests, 1, NULL, NULL)
+                              : cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -26,13 +26,14 @@
 
 #include <cmocka.h>
 
+#include "../seeds.h"
 #include "base/hash.h"
 #include "cluster/hints_internal.h"
 #include "cluster/replicate_internal.h"
 #include "cluster/siblings.h"
 #include "io/file.h"
 #include "lsm/lsm.h"
-#include "peer_rig.h"
+#include "replica_rig.h"
 
 #define MS(n)      ((u64)(n)*NS_PER_MS)
 #define SECONDS(n) ((u64)(n)*NS_PER_S)
@@ -93,32 +94,13 @@ node_alive(void *arg, u32 member)
 }
 
 static MAY_YIELD status
-store_open(u32 node, struct lsm **out)
-{
-    char dir[32];
-    snprintf(dir, sizeof(dir), "/store%u", world.disks[node]);
-    status st = io_dir_make(dir);
-    if (!ok(st) && !status_is(st, ST_EXISTS)) return st;
-    st = io_dir_sync("/");
-    if (!ok(st)) return st;
-    struct lsm_place place = {.dir = dir, .token_first = 0, .token_last = UINT64_MAX};
-    struct lsm_options options;
-    lsm_options_default(&options);
-    options.memory_bytes = MIB(32);
-    options.memtable_bytes = MIB(1);
-    options.log_segment_bytes = MIB(1);
-    options.disk_reserve_bytes = 0;
-    options.scrub_bytes_per_s = 0;
-    options.outside_versions = true;
-    return lsm_open(&place, &options, out);
-}
-
-static MAY_YIELD status
 node_main(struct peer_rig_node *node)
 {
     struct app *app = &world.apps[node->index];
     *app = (struct app){0};
-    status st = store_open(node->index, &app->lsm);
+    char dir[32];
+    snprintf(dir, sizeof(dir), "/store%u", world.disks[node->index]);
+    status st = replica_rig_store_open(dir, 0, 1, MIB(1), &app->lsm);
     if (!ok(st)) return st;
     struct peers *peers;
     st = peer_rig_peers_open(node, &peers);
@@ -151,70 +133,17 @@ node_main(struct peer_rig_node *node)
 
 /* ---- topologies ---- */
 
-static struct topology *
-apply_on(struct topology *from, struct topology_command command)
-{
-    static u64 state;
-    command.state_before = from->state_id;
-    command.state_after = ++state + 1000000;
-    struct topology *next;
-    char reason[TOPOLOGY_REASON_BYTES];
-    status st = topology_apply(from, &command, &next, reason);
-    if (!ok(st)) fprintf(stderr, "topology: %s\n", reason);
-    CHECK(ok(st));
-    topology_release(from);
-    return next;
-}
-
-static struct topology_member
-member_of(u32 index)
-{
-    struct topology_member member = {.weight = 150,
-                                     .incarnation = 100 + index,
-                                     .client_port = 8080,
-                                     .peer_port = PEER_RIG_PORT,
-                                     .shard_count = 1};
-    snprintf(member.node_id, sizeof(member.node_id), "node-%u", index + 1);
-    snprintf(member.host, sizeof(member.host), "10.0.0.%u", index + 1);
-    snprintf(member.rack, sizeof(member.rack), "r");
-    snprintf(member.datacenter, sizeof(member.datacenter), "dc");
-    return member;
-}
-
-static struct topology *
-plan_end(struct topology *now, u64 session)
-{
-    for (u32 number; (number = topology_unfetched(now)) != 0;)
-        now = apply_on(now, (struct topology_command){.kind = TOPOLOGY_FETCHED,
-                                                      .member = {.number = number},
-                                                      .session = session});
-    return apply_on(now, (struct topology_command){.kind = TOPOLOGY_ADVANCE, .session = session});
-}
-
 static void
 topology_make(u32 members)
 {
     budget_init(&world.budget, "topologies", MIB(64), NULL);
-    struct topology *now = topology_new(&world.budget);
-    CHECK(now != NULL);
-    now = apply_on(now, (struct topology_command){.kind = TOPOLOGY_FOUND,
-                                                  .cluster_id = PEER_RIG_CLUSTER,
-                                                  .partition_count = PARTITIONS,
-                                                  .replicas = 3,
-                                                  .member = member_of(0)});
-    for (u32 i = 1; i < members; i++)
-        now = apply_on(
-            now, (struct topology_command){.kind = TOPOLOGY_MEMBER_ADD, .member = member_of(i)});
-    struct topology_command fence = {.kind = TOPOLOGY_FENCE, .session = 1};
-    now = apply_on(now, (struct topology_command){.kind = TOPOLOGY_PLAN, .session = 1});
-    now = plan_end(apply_on(now, fence), 1);
-    now = apply_on(now, fence);
-    now = apply_on(now, (struct topology_command){.kind = TOPOLOGY_ADVANCE, .session = 1});
+    struct topology *now =
+        replica_rig_grow(replica_rig_found(&world.budget, PARTITIONS, 3, 1), members, 1);
     struct topology_command set = {
         .kind = TOPOLOGY_KEYSPACE_SET, .keyspace = KEYSPACE, .options = now->keyspaces[0]};
     set.options.conflict = CONFLICT_SIBLINGS;
     snprintf(set.options.name, sizeof(set.options.name), "carts");
-    world.topology = apply_on(now, set);
+    world.topology = replica_rig_apply_on(now, set);
 }
 
 static void
@@ -225,7 +154,7 @@ cluster_open(u64 seed, u32 nodes)
     prng_init(&world.prng, seed);
     world.rig = (struct peer_rig){.node_count = nodes, .shard_count = 1, .shard_main = node_main};
     sim_options_default(&world.rig.options, seed);
-    world.rig.options.print_log = getenv("SIM_SEED") != NULL;
+    world.rig.options.print_log = seeds_is_one();
     topology_make(nodes);
 }
 
@@ -234,10 +163,8 @@ cluster_close(void)
 {
     peer_rig_close(&world.rig);
     world.old[world.old_count++] = world.topology;
-    for (u32 i = 0; i < world.old_count; i++) { /* what crashed nodes held nobody gives back */
-        world.old[i]->references = 1;
-        topology_release(world.old[i]);
-    }
+    for (u32 i = 0; i < world.old_count; i++)
+        replica_rig_free(world.old[i]);
 }
 
 static void
@@ -250,7 +177,7 @@ topology_take(struct peer_rig_node *node, void *arg)
 static bool
 runs(u32 node)
 {
-    return sim_node_running(world.rig.nodes[node].machine);
+    return peer_rig_runs(&world.rig, node);
 }
 
 /* All that run learn of another topology at once. */
@@ -506,15 +433,13 @@ story_begin(void)
 static void
 away(u32 node)
 {
-    for (u32 i = 0; i < world.rig.node_count; i++)
-        if (i != node) peer_rig_cut(&world.rig, i, node);
+    peer_rig_isolate(&world.rig, node);
 }
 
 static void
 back(u32 node)
 {
-    for (u32 i = 0; i < world.rig.node_count; i++)
-        if (i != node) peer_rig_heal(&world.rig, i, node);
+    peer_rig_rejoin(&world.rig, node);
     peer_rig_run(&world.rig, SECONDS(3));
 }
 
@@ -694,8 +619,9 @@ who_gains_a_partition_writes_there_when_it_has_fetched(void **state)
     struct topology_command command = {.kind = TOPOLOGY_WEIGHT_SET,
                                        .member = {.number = 1, .weight = 20}};
     topology_hold(world.topology);
-    struct topology *next = apply_on(world.topology, command);
-    next = apply_on(next, (struct topology_command){.kind = TOPOLOGY_PLAN, .session = 7});
+    struct topology *next = replica_rig_apply_on(world.topology, command);
+    next =
+        replica_rig_apply_on(next, (struct topology_command){.kind = TOPOLOGY_PLAN, .session = 7});
     topology_next(next);
     u32 key = 0, gainer = 0;
     for (; key < 60 && gainer == 0; key++)
@@ -978,14 +904,10 @@ hints_of_who_was_removed_are_merged_by_all(void **state)
     struct op alone = {.kind = OP_PUT, .node = writer, .key = 1, .id = 11};
     assert_true(op_do(&alone));
     topology_hold(world.topology);
-    struct topology *next =
-        apply_on(world.topology, (struct topology_command){.kind = TOPOLOGY_MEMBER_FORGET,
-                                                           .member = member_of(gone)});
-    struct topology_command fence = {.kind = TOPOLOGY_FENCE, .session = 9};
-    next = apply_on(next, (struct topology_command){.kind = TOPOLOGY_PLAN, .session = 9});
-    next = plan_end(apply_on(next, fence), 9);
-    next = apply_on(next, fence);
-    next = apply_on(next, (struct topology_command){.kind = TOPOLOGY_ADVANCE, .session = 9});
+    struct topology *next = replica_rig_apply_on(
+        world.topology, (struct topology_command){.kind = TOPOLOGY_MEMBER_FORGET,
+                                                  .member = replica_rig_member(gone, 1)});
+    next = replica_rig_plan(next, 9);
     topology_next(next);
     peer_rig_run(&world.rig, SECONDS(8));
     topology_row(next, KEYSPACE, token_partition(token_of(1), PARTITIONS), &row);
@@ -1072,7 +994,6 @@ struct client {
 };
 
 static struct client clients[CLIENTS];
-static bool cut[PEER_RIG_NODES_MAX][PEER_RIG_NODES_MAX];
 static u64 restart_ns[PEER_RIG_NODES_MAX];
 static u32 disk_lost; /* a node that did, + 1: one in a seed, of W = 2 */
 
@@ -1195,20 +1116,13 @@ links_turn(void)
     u32 a = (u32)prng_below(prng, world.rig.node_count);
     u32 b = (u32)prng_below(prng, world.rig.node_count);
     if (a == b) return;
-    if (cut[a][b])
-        peer_rig_heal(&world.rig, a, b);
-    else
-        peer_rig_cut(&world.rig, a, b);
-    cut[a][b] = cut[b][a] = !cut[a][b];
+    peer_rig_link_flip(&world.rig, a, b);
 }
 
 static void
 heal(void)
 {
-    for (u32 a = 0; a < world.rig.node_count; a++)
-        for (u32 b = 0; b < a; b++)
-            if (cut[a][b]) peer_rig_heal(&world.rig, a, b);
-    memset(cut, 0, sizeof(cut));
+    peer_rig_heal_all(&world.rig);
     for (u32 i = 0; i < world.rig.node_count; i++) {
         if (!runs(i)) peer_rig_start(&world.rig, i);
         world.down[i] = false;
@@ -1256,7 +1170,7 @@ disk_turn(void)
     disk_lost = node + 1;
 }
 
-static void
+static bool
 seed_run(u64 seed)
 {
     u32 nodes = seed % 5 == 0 ? 5 : 3;
@@ -1268,7 +1182,6 @@ seed_run(u64 seed)
     op_count = 0;
     disk_lost = 0;
     memset(clients, 0, sizeof(clients));
-    memset(cut, 0, sizeof(cut));
     memset(restart_ns, 0, sizeof(restart_ns));
     peer_rig_open(&world.rig);
     peer_rig_run(&world.rig, MS(prng_below(prng, 600)));
@@ -1309,23 +1222,15 @@ seed_run(u64 seed)
         print_error("seed %llu: %s\n", (unsigned long long)seed, world.violation);
     bool failed = world.violation[0] != '\0';
     cluster_close();
-    if (failed) snprintf(world.violation, sizeof(world.violation), "failed");
+    return !failed;
 }
 
-/* SIM_SEED chooses one seed, SIM_FIRST and SIM_SEEDS which: as in test_engine. */
 static void
 concurrent_writes_are_kept_whatever_fails(void **state)
 {
     (void)state;
-    const char *only = getenv("SIM_SEED"), *from = getenv("SIM_FIRST"), *to = getenv("SIM_SEEDS");
-    u64 first = from != NULL ? strtoull(from, NULL, 10) : 1;
-    u64 last = to != NULL ? strtoull(to, NULL, 10) : SEED_COUNT;
-    if (only != NULL) first = last = strtoull(only, NULL, 10);
-    u32 failed = 0;
-    for (u64 seed = first; seed <= last && failed < 5; seed++) {
-        seed_run(seed);
-        failed += world.violation[0] != '\0';
-    }
+    struct seeds seeds = seeds_chosen(SEED_COUNT);
+    u32 failed = seeds_run(&seeds, 5, seed_run);
     if (getenv("SIM_STATS") != NULL)
         fprintf(stderr,
                 "siblings %llu unions %llu wipes %llu hints %llu crashes %llu refused %llu\n",
@@ -1333,7 +1238,7 @@ concurrent_writes_are_kept_whatever_fails(void **state)
                 (unsigned long long)reached.wipes, (unsigned long long)reached.hints,
                 (unsigned long long)reached.crashes, (unsigned long long)reached.refused);
     assert_int_equal(failed, 0);
-    if (last - first + 1 < 200) return;
+    if (seeds_count(&seeds) < 200) return;
     assert_true(reached.siblings > 50 && reached.unions > 50 && reached.wipes > 20);
     assert_true(reached.hints > 50 && reached.crashes > 200);
 }
@@ -1366,8 +1271,7 @@ main(void)
         cmocka_unit_test(concurrent_writes_are_kept_whatever_fails),
     };
     int failed = 0;
-    if (getenv("SIM_SEED") == NULL)
-        failed += cmocka_run_group_tests_name("stories", stories, NULL, NULL);
+    if (!seeds_is_one()) failed += cmocka_run_group_tests_name("stories", stories, NULL, NULL);
     failed += cmocka_run_group_tests_name("seeds", seeds, NULL, NULL);
     return failed;
 }

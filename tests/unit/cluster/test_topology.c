@@ -16,6 +16,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "../../seeds.h"
 #include "base/prng.h"
 #include "cluster/topology.h"
 
@@ -1374,11 +1375,8 @@ acknowledged_writes_are_seen_through_random_histories(void **state)
 {
     (void)state;
     u32 steps[16] = {0}, refused = 0, cut_writes = 0, cut_reads = 0, held_up = 0, failed = 0;
-    const char *only = getenv("SIM_SEED"), *from = getenv("SIM_FIRST"), *to = getenv("SIM_SEEDS");
-    u64 first = from != NULL ? strtoull(from, NULL, 10) : 1;
-    u64 last = to != NULL ? strtoull(to, NULL, 10) : HISTORIES;
-    if (only != NULL) first = last = strtoull(only, NULL, 10);
-    for (u64 seed = first; seed <= last && failed < 5; seed++) {
+    struct seeds seeds = seeds_chosen(HISTORIES);
+    for (u64 seed = seeds.first; seed <= seeds.last && failed < 5; seed++) {
         struct history *history = test_calloc(1, sizeof(*history));
         prng_init(&history->prng, seed);
         world_init(&history->world);
@@ -1403,7 +1401,7 @@ acknowledged_writes_are_seen_through_random_histories(void **state)
         test_free(history);
     }
     assert_int_equal(failed, 0);
-    if (last - first + 1 < HISTORIES) return;
+    if (seeds_count(&seeds) < HISTORIES) return;
     for (u32 kind = TOPOLOGY_FOUND; kind <= TOPOLOGY_FENCE; kind++)
         assert_true(steps[kind] >= 100);
     assert_true(refused > 1000 && cut_writes > 1000 && cut_reads > 1000 && held_up > 100);
@@ -1416,7 +1414,7 @@ main(void)
     const struct CMUnitTest histories[] = {
         cmocka_unit_test(acknowledged_writes_are_seen_through_random_histories),
     };
-    if (getenv("SIM_SEED") != NULL || getenv("SIM_FIRST") != NULL)
+    if (seeds_are_chosen())
         return cmocka_run_group_tests_name("histories", histories, setup, teardown);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(the_first_member_holds_everything_at_once),

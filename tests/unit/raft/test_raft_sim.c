@@ -27,6 +27,8 @@
 #include <stdarg.h>
 #include <cmocka.h>
 
+#include "../../seeds.h"
+
 #ifdef __SANITIZE_ADDRESS__
 #define SEEDS_DEFAULT 500 /* four times as slow */
 #else
@@ -167,23 +169,14 @@ history(u64 seed, bool telling)
     if (rig.failure[0] == 0) rig_calm(&rig);
 }
 
-static u64
-number(const char *name, u64 otherwise)
-{
-    const char *text = getenv(name);
-    return text == NULL || *text == 0 ? otherwise : strtoull(text, NULL, 10);
-}
-
 static void
 whatever_happens_the_rules_hold(void **state)
 {
     (void)state;
-    u64 only = number("SIM_SEED", 0);
-    u64 first = only != 0 ? only : number("SIM_FIRST", 1);
-    u64 last = only != 0 ? only : number("SIM_SEEDS", SEEDS_DEFAULT);
-    u64 failed = 0, most = number("SIM_FAILURES", 10), sums[8] = {0};
-    for (u64 seed = first; seed <= last; seed++) {
-        history(seed, only != 0);
+    struct seeds seeds = seeds_chosen(SEEDS_DEFAULT);
+    u64 failed = 0, most = seeds_number("SIM_FAILURES", 10), sums[8] = {0};
+    for (u64 seed = seeds.first; seed <= seeds.last; seed++) {
+        history(seed, seeds_is_one());
         u64 counts[8] = {rig.elections,      rig.applied_max,  rig.reads_done, rig.leases_done,
                          rig.snapshots_done, rig.changes_done, rig.crashes,    rig.transfers_done};
         for (u32 i = 0; i < 8; i++)
@@ -192,7 +185,7 @@ whatever_happens_the_rules_hold(void **state)
         printf("seed %llu at %llu: %s\n    SIM_SEED=%llu build/bin/test_raft_sim\n",
                (unsigned long long)seed, (unsigned long long)rig.now, rig.failure,
                (unsigned long long)seed);
-        if (only != 0) printf("%s", rig.trace);
+        if (seeds_is_one()) printf("%s", rig.trace);
         fflush(stdout);
         if (++failed == most) break;
     }
@@ -203,8 +196,8 @@ whatever_happens_the_rules_hold(void **state)
            (unsigned long long)sums[6], (unsigned long long)sums[7]);
     assert_int_equal(failed, 0);
     /* A sweep in which nothing happens proves nothing. */
-    for (u32 i = 0; i < 8 && last - first >= 1000; i++)
-        assert_true(sums[i] > (last - first) / 2);
+    for (u32 i = 0; i < 8 && seeds_count(&seeds) > 1000; i++)
+        assert_true(sums[i] > seeds_count(&seeds) / 2);
 }
 
 int

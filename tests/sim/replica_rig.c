@@ -1,0 +1,127 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * replica_rig.c -- see replica_rig.h.
+ */
+#include "replica_rig.h"
+
+#include <stdio.h>
+
+#include "base/hash.h"
+#include "io/file.h"
+
+MAY_YIELD status
+replica_rig_store_open(const char *dir, u32 shard, u32 shard_count, u64 memtable_bytes,
+                       struct lsm **out)
+{
+    status st = io_dir_make(dir);
+    if (!ok(st) && !status_is(st, ST_EXISTS)) return st;
+    st = io_dir_sync("/");
+    if (!ok(st)) return st;
+    u32 first = shard_partition_first(shard, shard_count, PARTITION_COUNT_DEFAULT);
+    u32 end = shard_partition_first(shard + 1, shard_count, PARTITION_COUNT_DEFAULT);
+    struct lsm_place place = {
+        .dir = dir,
+        .token_first = partition_token_first(first, PARTITION_COUNT_DEFAULT),
+        .token_last = partition_token_last(end - 1, PARTITION_COUNT_DEFAULT),
+    };
+    struct lsm_options options;
+    lsm_options_default(&options);
+    options.memory_bytes = MIB(16) + 8 * memtable_bytes;
+    options.memtable_bytes = memtable_bytes;
+    options.log_segment_bytes = memtable_bytes;
+    options.disk_reserve_bytes = 0;
+    options.scrub_bytes_per_s = 0;
+    options.outside_versions = true;
+    return lsm_open(&place, &options, out);
+}
+
+struct topology *
+replica_rig_apply(struct topology *from, struct topology_command command)
+{
+    static u64 state;
+    command.state_before = from->state_id;
+    command.state_after = ++state + 1000000;
+    struct topology *next;
+    char reason[TOPOLOGY_REASON_BYTES];
+    status st = topology_apply(from, &command, &next, reason);
+    if (!ok(st)) fprintf(stderr, "topology: %s\n", reason);
+    CHECK(ok(st));
+    return next;
+}
+
+struct topology *
+replica_rig_apply_on(struct topology *from, struct topology_command command)
+{
+    struct topology *next = replica_rig_apply(from, command);
+    topology_release(from);
+    return next;
+}
+
+struct topology_member
+replica_rig_member(u32 index, u32 shard_count)
+{
+    struct topology_member member = {.weight = 150,
+                                     .incarnation = 100 + index,
+                                     .client_port = 8080,
+                                     .peer_port = PEER_RIG_PORT,
+                                     .shard_count = shard_count};
+    (void)snprintf(member.node_id, sizeof(member.node_id), "node-%u", index + 1);
+    (void)snprintf(member.host, sizeof(member.host), "10.0.0.%u", index + 1);
+    (void)snprintf(member.rack, sizeof(member.rack), "r");
+    (void)snprintf(member.datacenter, sizeof(member.datacenter), "dc");
+    return member;
+}
+
+struct topology *
+replica_rig_found(struct budget *budget, u32 partitions, u32 replicas, u32 shard_count)
+{
+    struct topology *now = topology_new(budget);
+    CHECK(now != NULL);
+    return replica_rig_apply_on(
+        now, (struct topology_command){.kind = TOPOLOGY_FOUND,
+                                       .cluster_id = PEER_RIG_CLUSTER,
+                                       .partition_count = partitions,
+                                       .replicas = replicas,
+                                       .member = replica_rig_member(0, shard_count)});
+}
+
+struct topology *
+replica_rig_grow(struct topology *from, u32 members, u32 shard_count)
+{
+    struct topology *now = from;
+    for (u32 i = now->member_count; i < members; i++)
+        now = replica_rig_apply_on(
+            now, (struct topology_command){.kind = TOPOLOGY_MEMBER_ADD,
+                                           .member = replica_rig_member(i, shard_count)});
+    return replica_rig_plan(now, 1);
+}
+
+struct topology *
+replica_rig_advance(struct topology *from, u64 session)
+{
+    struct topology *now = from;
+    for (u32 number; (number = topology_unfetched(now)) != 0;)
+        now = replica_rig_apply_on(now, (struct topology_command){.kind = TOPOLOGY_FETCHED,
+                                                                  .member = {.number = number},
+                                                                  .session = session});
+    return replica_rig_apply_on(
+        now, (struct topology_command){.kind = TOPOLOGY_ADVANCE, .session = session});
+}
+
+struct topology *
+replica_rig_plan(struct topology *from, u64 session)
+{
+    struct topology_command fence = {.kind = TOPOLOGY_FENCE, .session = session};
+    struct topology *now = replica_rig_apply_on(
+        from, (struct topology_command){.kind = TOPOLOGY_PLAN, .session = session});
+    if (now->stage == STAGE_NONE) return now;
+    now = replica_rig_advance(replica_rig_apply_on(now, fence), session);
+    return replica_rig_advance(replica_rig_apply_on(now, fence), session);
+}
+
+void
+replica_rig_free(struct topology *topology)
+{
+    topology->references = 1;
+    topology_release(topology);
+}
