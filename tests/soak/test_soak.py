@@ -17,7 +17,7 @@ from load import Load
 
 HAMMER = os.path.join(BUILD, "bin", "hammer")
 HERE = os.path.dirname(os.path.abspath(__file__))
-SCALE = int(os.environ.get("DISTKV_SOAK_SCALE", "1"))
+SCALE = int(os.environ.get("DISTKV_TEST_SCALE", "1"))
 
 
 def hammer(server, **options):
