@@ -92,10 +92,12 @@ void levels_pin_runs(struct levels *levels, struct levels_pin *pin);
 MAY_YIELD MUST_CHECK status levels_blob_read(struct levels *levels, const struct entry *entry,
                                              void **buffer_out, size_t *buffer_size_out,
                                              struct bytes *value_out);
-/* Cursors over every run of the keyspace, to be merged with those of the memtables. They hold the
- * run set. count_out at most max. long_scan: read ahead, past the cache. */
-MAY_YIELD MUST_CHECK status levels_cursors_open(struct levels *levels, u16 keyspace, bool long_scan,
-                                                struct cursor **cursors, u32 max, u32 *count_out);
+/* Cursors over every run of the keyspace, up to token_last, to be merged with those of the
+ * memtables. They hold the run set. count_out at most max. long_scan: read ahead, past the cache.
+ */
+MAY_YIELD MUST_CHECK status levels_cursors_open(struct levels *levels, u16 keyspace, u64 token_last,
+                                                bool long_scan, struct cursor **cursors, u32 max,
+                                                u32 *count_out);
 
 /* ---- deleted token ranges ---- */
 

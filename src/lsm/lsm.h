@@ -232,6 +232,9 @@ void lsm_scan_freeze_clock(struct lsm_scan *scan);
 /* The same: tombstones and entries that have expired are shown, too; not what a deleted range
  * covers. For whoever copies a store to another one, which must not believe an older version. */
 void lsm_scan_whole(struct lsm_scan *scan);
+/* The same: most of what there is up to token_last will be read, so it is read ahead from the first
+ * call on, past the cache. For whoever wants 64 KiB or more. */
+void lsm_scan_much(struct lsm_scan *scan);
 /* Whether what the last call of lsm_scan_next returned is a tombstone. */
 bool lsm_scan_deleted(const struct lsm_scan *scan);
 /* ST_END after the last one. The bytes stay valid until the next call. want_value false: value.size

@@ -40,9 +40,10 @@ advance_to(struct run_cursor *cursor, u32 slot, u64 token, struct bytes key)
         if (at->token_first > cursor->token_last) break;
         if (cursor->table == NULL || cursor->slot != slot) {
             table_close(cursor);
-            status st = table_cursor_open(at->file->table, cursor->levels->config.block_cache,
-                                          cursor->io_class, cursor->read_ahead_bytes,
-                                          cursor->levels->budget, &cursor->table);
+            status st =
+                table_cursor_open(at->file->table, cursor->levels->config.block_cache,
+                                  MIN(at->token_last, cursor->token_last), cursor->io_class,
+                                  cursor->read_ahead_bytes, cursor->levels->budget, &cursor->table);
             if (!ok(st)) {
                 cursor->table = NULL;
                 return st;

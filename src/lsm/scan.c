@@ -11,8 +11,9 @@
  * between two keys (lsm_scan_detach, an error, the change from short to long) and are opened anew
  * at the place. Everything returned is a copy, so it does not depend on them either.
  *
- * Short and long. A scan begins block by block through the cache; after SCAN_LONG_BYTES it reads
- * ahead past the cache in large pieces. Long stretches without a live key yield.
+ * Short and long. A scan begins block by block through the cache; after SCAN_LONG_BYTES, or at once
+ * when it is told so, it reads ahead past the cache in large pieces, to the end of its tokens and
+ * not beyond. Long stretches without a live key yield.
  */
 #include "io/io.h"
 #include "lsm/lsm_internal.h"
@@ -87,8 +88,8 @@ sources_open(struct lsm_scan *scan, struct cursor **sources, u32 *count)
     }
     u32 runs = 0;
     if (ok(st))
-        st = levels_cursors_open(lsm->levels, scan->keyspace, scan->long_scan, sources + *count,
-                                 MERGE_SOURCES_MAX - *count, &runs);
+        st = levels_cursors_open(lsm->levels, scan->keyspace, scan->token_last, scan->long_scan,
+                                 sources + *count, MERGE_SOURCES_MAX - *count, &runs);
     if (!ok(st)) {
         MARK("lsm.scan.sources_dropped");
         while (*count > 0) {
@@ -280,6 +281,12 @@ void
 lsm_scan_whole(struct lsm_scan *scan)
 {
     scan->whole = true;
+}
+
+void
+lsm_scan_much(struct lsm_scan *scan)
+{
+    scan->long_scan = true;
 }
 
 bool

@@ -116,10 +116,12 @@ MAY_YIELD MUST_CHECK status table_get(struct table *table, struct block_cache *c
                                       struct bytes key, u64 seq_max, bool fill_cache,
                                       struct entry *out, struct block **pin);
 /* Sequential reading past the cache by large overlapped reads, every block verified. Refs the
- * table. read_ahead_bytes: 0 reads block by block through the cache (short scans). */
-MAY_YIELD MUST_CHECK status table_cursor_open(struct table *table, struct block_cache *cache,
-                                              enum io_class io_class, u32 read_ahead_bytes,
-                                              struct budget *budget, struct cursor **out);
+ * table. token_last: nobody wants what comes later, so nothing of it is read but for what shares a
+ * block with what is wanted; the cursor may show that, and ends there. read_ahead_bytes: 0 reads
+ * block by block through the cache (short scans). */
+MUST_CHECK status table_cursor_open(struct table *table, struct block_cache *cache, u64 token_last,
+                                    enum io_class io_class, u32 read_ahead_bytes,
+                                    struct budget *budget, struct cursor **out);
 /* Reads the whole file and checks every byte against its checksums and meta. *offset_out and
  * *what_out say where and what on ST_CORRUPT. Yields between pieces; at most bytes_per_s (0: no
  * limit). ST_CANCELED when the node stops. */

@@ -18,9 +18,11 @@ struct table_cursor {
     struct table *table;
     struct block_cache *cache;
     enum io_class io_class;
+    u32 read_ahead_bytes; /* 0: through the cache */
+    u32 block_end;        /* from here on nothing is wanted */
     struct budget *budget;
 
-    struct piece_reader *reader; /* NULL: through the cache */
+    struct piece_reader *reader; /* from the first block that is looked at */
     struct block *pinned;        /* through the cache: what view points into */
     u8 *raw;                     /* by reader: the decompressed block */
     u32 raw_capacity;
@@ -50,11 +52,24 @@ raw_reserve(struct table_cursor *self, u32 size)
     return ST_OK;
 }
 
+/* Its windows are not larger than what is wanted from the block on. */
+static status
+reader_reserve(struct table_cursor *self, u64 offset)
+{
+    if (self->reader != NULL) return ST_OK;
+    u64 end = align_up(table_index_offset(self->table->index, self->block_end), IO_ALIGNMENT);
+    u64 wanted = end - align_down(offset, IO_ALIGNMENT);
+    return piece_reader_open(self->table->file, end, self->io_class,
+                             (u32)MIN(self->read_ahead_bytes, wanted), self->budget, &self->reader);
+}
+
 MAY_YIELD static status
 load_by_reader(struct table_cursor *self, u64 offset, u32 size)
 {
+    status st = reader_reserve(self, offset);
+    if (!ok(st)) return st;
     const u8 *stored;
-    status st = piece_reader_get(self->reader, offset, size, &stored);
+    st = piece_reader_get(self->reader, offset, size, &stored);
     if (status_is(st, ST_CORRUPT))
         return MARKED("lsm.table_cursor.cut_off",
                       table_corrupt(self->table, offset, "file is cut off"));
@@ -97,8 +112,8 @@ load(struct table_cursor *self, u32 index)
     u64 offset = table_index_offset(blocks, index);
     u32 size = (u32)(table_index_offset(blocks, index + 1) - offset);
     self->loaded = false;
-    status st = self->reader != NULL ? load_by_reader(self, offset, size)
-                                     : load_by_cache(self, index, offset);
+    status st = self->read_ahead_bytes > 0 ? load_by_reader(self, offset, size)
+                                           : load_by_cache(self, index, offset);
     if (!ok(st)) return st;
     if (self->view.token_base != blocks->tokens[index])
         return MARKED("lsm.table_cursor.wrong_block",
@@ -114,7 +129,7 @@ settle(struct table_cursor *self)
 {
     self->cursor.valid = false;
     if (self->at == self->view.count) {
-        if (self->block + 1 == self->table->index->block_count) return ST_OK;
+        if (self->block + 1 >= self->block_end) return ST_OK;
         status st = load(self, self->block + 1);
         if (!ok(st)) return st;
         self->at = 0;
@@ -139,6 +154,10 @@ cursor_seek(struct cursor *cursor, u64 token, struct bytes key)
         return ST_OK;
     }
     u32 index = table_index_find(self->table->index, token, key);
+    if (index >= self->block_end) {
+        self->loaded = false;
+        return ST_OK;
+    }
     if (!self->loaded || self->block != index) {
         status st = load(self, index);
         if (!ok(st)) return st;
@@ -176,9 +195,10 @@ static const struct cursor_ops table_cursor_ops = {
     .close = cursor_close,
 };
 
-MAY_YIELD status
-table_cursor_open(struct table *table, struct block_cache *cache, enum io_class io_class,
-                  u32 read_ahead_bytes, struct budget *budget, struct cursor **out)
+status
+table_cursor_open(struct table *table, struct block_cache *cache, u64 token_last,
+                  enum io_class io_class, u32 read_ahead_bytes, struct budget *budget,
+                  struct cursor **out)
 {
     struct table_cursor *self = mem_alloc_zero(budget, sizeof(*self));
     if (self == NULL) return MARKED("lsm.table_cursor.no_memory", ST_NO_MEMORY);
@@ -186,17 +206,9 @@ table_cursor_open(struct table *table, struct block_cache *cache, enum io_class 
     self->table = table;
     self->cache = cache;
     self->io_class = io_class;
+    self->read_ahead_bytes = read_ahead_bytes;
+    self->block_end = table_index_upper_bound(table->index, token_last);
     self->budget = budget;
-    if (read_ahead_bytes > 0) {
-        u64 end =
-            align_up(table->index->block_bytes, IO_ALIGNMENT); /* index and filter are not read */
-        status st =
-            piece_reader_open(table->file, end, io_class, read_ahead_bytes, budget, &self->reader);
-        if (!ok(st)) {
-            mem_free(budget, self, sizeof(*self));
-            return st;
-        }
-    }
     table_ref(table);
     *out = &self->cursor;
     return ST_OK;

@@ -162,7 +162,7 @@ MUST_CHECK status table_index_decode(struct bytes section, u64 block_bytes,
 /* The block in which (token, key) is, if it is in the table at all; for a seek, too: the first
  * entry at or after it is in this block, or is the next block's first. */
 u32 table_index_find(const struct table_index *index, u64 token, struct bytes key);
-/* The number of first tokens that are <= token (for tests; table_index_find uses it). */
+/* The number of first tokens that are <= token: no block from there on has it, or less. */
 u32 table_index_upper_bound(const struct table_index *index, u64 token);
 
 /* ---- footer ---- */

@@ -30,6 +30,7 @@ struct world {
     struct lsm *lsm;
     u32 keys; /* written by the body before */
     u64 seq;
+    u64 read_bytes; /* by the disk, while the body looked */
 };
 
 static void
@@ -860,6 +861,63 @@ a_record_for_another_store_is_damage(void **state)
     sim_free(w.sim);
 }
 
+/* ---- how much a scan reads ---- */
+
+#define NARROW_KEYS  2400u
+#define NARROW_PARTS 64u
+
+/* A part of the tokens costs a part of the bytes, however many runs there are and however far the
+ * scan reads ahead: who copies a store partition by partition would else read it many times. */
+static status
+narrow_body(void *arg)
+{
+    struct world *w = arg;
+    CHECK(ok(open_store(w)));
+    for (u32 i = 0; i < NARROW_KEYS; i++) {
+        CHECK(ok(put(w, i, KIB(1))));
+        if (i % (NARROW_KEYS / 3) == NARROW_KEYS / 3 - 1) CHECK(ok(lsm_flush(w->lsm)));
+    }
+    u64 step = UINT64_MAX / NARROW_PARTS + 1;
+    struct io_stats before, after;
+    io_stats_get(&before);
+    u32 found = 0;
+    for (u32 part = 0; part < NARROW_PARTS; part++) {
+        struct lsm_scan *scan;
+        u64 first = part * step;
+        CHECK(ok(lsm_scan_open(w->lsm, NULL, 0, first, BYTES(NULL, 0), first + step - 1, &scan)));
+        lsm_scan_much(scan);
+        u64 token;
+        struct bytes key;
+        struct lsm_value value;
+        status st;
+        while (ok(st = lsm_scan_next(scan, true, &token, &key, &value))) {
+            CHECK(token >= first && token <= first + step - 1 && value.value.size == KIB(1));
+            found++;
+        }
+        CHECK(status_is(st, ST_END));
+        lsm_scan_close(scan);
+    }
+    io_stats_get(&after);
+    CHECK(found == NARROW_KEYS);
+    w->read_bytes = after.read_bytes - before.read_bytes;
+    return lsm_close(w->lsm);
+}
+
+static void
+a_scan_of_a_few_tokens_reads_little_else(void **state)
+{
+    (void)state;
+    struct world w;
+    world_init(&w, 3);
+    w.options.memory_bytes = MIB(64);
+    w.options.memtable_bytes = MIB(4); /* so that it is flushed when the body says so */
+    w.options.log_segment_bytes = MIB(4);
+    assert_true(ok(sim_run(w.sim, 1, narrow_body, &w)));
+    u64 data = (u64)NARROW_KEYS * KIB(1);
+    assert_true(w.read_bytes >= data && w.read_bytes <= 2 * data);
+    sim_free(w.sim);
+}
+
 /* Closing needs a fiber, and there is none until the shard has nothing else to do. */
 static status
 closes_at_the_end_body(void *arg)
@@ -905,6 +963,7 @@ main(void)
         cmocka_unit_test(held_writes_show_nothing_until_all_are_released),
         cmocka_unit_test(a_log_behind_missing_numbers_is_refused),
         cmocka_unit_test(a_record_for_another_store_is_damage),
+        cmocka_unit_test(a_scan_of_a_few_tokens_reads_little_else),
         cmocka_unit_test(a_shard_does_not_end_before_its_files_are_closed),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

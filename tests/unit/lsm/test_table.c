@@ -71,8 +71,8 @@ cursor_check(const struct fixture *f, struct table *table, struct block_cache *c
              u32 read_ahead_bytes)
 {
     struct cursor *cursor;
-    assert_true(ok(
-        table_cursor_open(table, cache, IO_CLASS_COMPACTION, read_ahead_bytes, &budget, &cursor)));
+    assert_true(ok(table_cursor_open(table, cache, UINT64_MAX, IO_CLASS_COMPACTION,
+                                     read_ahead_bytes, &budget, &cursor)));
     assert_true(ok(cursor->ops->seek(cursor, 0, BYTES(NULL, 0))));
     for (u32 i = 0; i < f->count; i++) {
         assert_true(cursor->valid);
@@ -375,8 +375,8 @@ early_close_body(void *arg)
     struct table *table;
     assert_true(ok(table_open(FIXTURE_DIR, &meta, &budget, &stats, &table)));
     struct cursor *cursor;
-    assert_true(
-        ok(table_cursor_open(table, NULL, IO_CLASS_COMPACTION, 64 << 10, &budget, &cursor)));
+    assert_true(ok(table_cursor_open(table, NULL, UINT64_MAX, IO_CLASS_COMPACTION, 64 << 10,
+                                     &budget, &cursor)));
     assert_true(ok(cursor->ops->seek(cursor, 0, BYTES(NULL, 0))));
     assert_true(cursor->valid);
     cursor->ops->close(cursor);
@@ -594,8 +594,8 @@ damage_check(struct damage *damage)
         block_cache_unpin(pin);
     }
     struct cursor *cursor;
-    assert_true(
-        ok(table_cursor_open(table, NULL, IO_CLASS_COMPACTION, 64 << 10, &budget, &cursor)));
+    assert_true(ok(table_cursor_open(table, NULL, UINT64_MAX, IO_CLASS_COMPACTION, 64 << 10,
+                                     &budget, &cursor)));
     st = cursor->ops->seek(cursor, 0, BYTES(NULL, 0));
     for (u32 i = 0; ok(st) && cursor->valid; i++) {
         assert_true(i < damage->fixture.count);
@@ -752,7 +752,8 @@ fail_body(void *arg)
         entry_assert_equal(&out, want);
         block_cache_unpin(pin);
         struct cursor *cursor;
-        st = table_cursor_open(table, NULL, IO_CLASS_COMPACTION, 16 << 10, &budget, &cursor);
+        st = table_cursor_open(table, NULL, UINT64_MAX, IO_CLASS_COMPACTION, 16 << 10, &budget,
+                               &cursor);
         if (ok(st)) {
             u32 seen = 0;
             st = cursor->ops->seek(cursor, 0, BYTES(NULL, 0));

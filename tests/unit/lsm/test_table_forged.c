@@ -217,8 +217,8 @@ read_all(const struct fixture *f, const struct table_meta *meta)
         block_cache_unpin(pin);
     }
     struct cursor *cursor;
-    assert_true(
-        ok(table_cursor_open(table, NULL, IO_CLASS_COMPACTION, 64 << 10, &budget, &cursor)));
+    assert_true(ok(table_cursor_open(table, NULL, UINT64_MAX, IO_CLASS_COMPACTION, 64 << 10,
+                                     &budget, &cursor)));
     u32 count = 0;
     st = cursor->ops->seek(cursor, 0, BYTES(NULL, 0));
     for (; ok(st) && cursor->valid; count++)
