@@ -134,7 +134,9 @@ struct cluster_shard {
     struct trees *trees;
     struct topology *topology; /* held; NULL: none yet */
     struct io_timer tick;
-    u32 streams;              /* under way for others */
+    u32 streams;            /* under way for others */
+    u32 streams_idle_count; /* of these, between two pages */
+    struct list streams_idle;
     bool closing;             /* this node is about to be drained: nothing more is coordinated */
     u32 coordinating;         /* requests that run on this node: the server counts them */
     struct fiber_queue ended; /* woken when one of those ends */

@@ -14,6 +14,10 @@
  * decide in the gainer's store as everywhere, so pages may come twice, and in any order with
  * writes.
  *
+ * A source keeps the scan of a stream for the next page of it, STREAM_IDLE_NS long: to begin anew
+ * for each page reads each run's pieces again. So a stream sees its source as it was when it began,
+ * at the most STREAM_PAGES pages ago, which is behind the fence, too.
+ *
  * Neighbouring partitions that lie on one shard of the same source are one range, FETCHES of which
  * are fetched at once. What was fetched is not fetched again when an attempt fails half-way; the
  * next one does without whoever has refused, where others are enough.
@@ -32,16 +36,21 @@
 #include "io/io.h"
 #include "proto/peer.h"
 
-#define ENTRY_BYTES    23u
-#define PAGE_BYTES     (256u << 10)
-#define PAGE_BYTES_MAX (4u << 20)
-#define PAGE_BYTES_MIN (1u << 10)
-#define STREAMS_MAX    16u
-#define FETCHES        4u /* of one shard, under way at once */
-#define PAGE_NS        (10 * NS_PER_S)
-#define PAGE_PAUSE_NS  (500 * NS_PER_US)
-#define SCAN_NS_MAX    (200 * NS_PER_MS) /* of one page: a long stretch of nothing ends it */
-#define FLAG_KEYS_ONLY 1u
+#define ENTRY_BYTES     23u
+#define PAGE_BYTES      (256u << 10)
+#define PAGE_BYTES_MAX  (4u << 20)
+#define PAGE_BYTES_MIN  (1u << 10)
+#define STREAMS_MAX     16u /* at work */
+#define STREAMS_IDLE    8u  /* between two pages */
+#define STREAM_IDLE_NS  (500 * NS_PER_MS)
+#define STREAM_LOOK_NS  (20 * NS_PER_MS) /* whether the node ends */
+#define STREAM_PAGES    64u
+#define PAGE_BYTES_LONG (64u << 10)
+#define FETCHES         4u /* of one shard, under way at once */
+#define PAGE_NS         (10 * NS_PER_S)
+#define PAGE_PAUSE_NS   (500 * NS_PER_US)
+#define SCAN_NS_MAX     (200 * NS_PER_MS) /* of one page: a long stretch of nothing ends it */
+#define FLAG_KEYS_ONLY  1u
 
 enum stream_kind { STREAM_VALUE = 1, STREAM_TOMBSTONE = 2, STREAM_KEY = 3 };
 
@@ -78,12 +87,9 @@ cluster_page_add(struct buf *out, bool deleted, struct bytes key, const struct l
     return add_entry(out, deleted ? STREAM_TOMBSTONE : STREAM_VALUE, key, value);
 }
 
-MAY_YIELD status
-cluster_page_read(struct cluster_shard *shard, const struct cluster_page *page, struct buf *out)
+MAY_YIELD static status
+scan_open(struct cluster_shard *shard, const struct cluster_page *page, struct lsm_scan **out)
 {
-    struct lsm_scan *scan;
-    u8 more = 1;
-    size_t start = out->size;
     u64 first, last;
     /* Who asks may know another number of shards than this process has, and nothing of what lies
      * elsewhere must not pass for nothing at all. */
@@ -92,11 +98,22 @@ cluster_page_read(struct cluster_shard *shard, const struct cluster_page *page, 
         MARK("cluster.fetch.other_shard");
         return ST_WOULD_WAIT;
     }
-    if (!buf_append(out, &more, 1)) return ST_NO_MEMORY;
     status st = lsm_scan_open(shard->lsm, NULL, page->keyspace, page->token, page->behind,
-                              page->token_last, &scan);
+                              page->token_last, out);
     if (!ok(st)) return st;
-    lsm_scan_whole(scan);
+    lsm_scan_whole(*out);
+    if (page->bytes_max >= PAGE_BYTES_LONG) lsm_scan_much(*out);
+    return ST_OK;
+}
+
+/* From where the scan is. *last_out: where in *out the last entry is, if there is one. */
+MAY_YIELD static status
+page_fill(struct lsm_scan *scan, const struct cluster_page *page, struct buf *out, size_t *last_out)
+{
+    u8 more = 1;
+    size_t start = out->size;
+    status st = ST_OK;
+    if (!buf_append(out, &more, 1)) return ST_NO_MEMORY;
     u64 until_ns = io_clock_ns() + SCAN_NS_MAX;
     while (out->size - start < page->bytes_max &&
            (out->size == start + 1 || io_clock_ns() < until_ns)) {
@@ -111,15 +128,27 @@ cluster_page_read(struct cluster_shard *shard, const struct cluster_page *page, 
         enum stream_kind kind = lsm_scan_deleted(scan) ? STREAM_TOMBSTONE
                                 : page->keys_only      ? STREAM_KEY
                                                        : STREAM_VALUE;
+        *last_out = out->size;
         if (!add_entry(out, kind, key, &value)) st = ST_NO_MEMORY;
         if (!ok(st)) break;
         if (fiber_should_yield()) fiber_yield();
     }
-    lsm_scan_close(scan);
     if (status_is(st, ST_END)) {
         out->data[start] = 0;
         st = ST_OK;
     }
+    return st;
+}
+
+MAY_YIELD status
+cluster_page_read(struct cluster_shard *shard, const struct cluster_page *page, struct buf *out)
+{
+    struct lsm_scan *scan;
+    status st = scan_open(shard, page, &scan);
+    if (!ok(st)) return st;
+    size_t at;
+    st = page_fill(scan, page, out, &at);
+    lsm_scan_close(scan);
     return st;
 }
 
@@ -151,30 +180,106 @@ cluster_page_next(struct bytes page, size_t *at, struct cluster_page_entry *out)
 
 struct stream {
     struct cluster_shard *shard;
-    struct peer_request *request;
-    struct cluster_page page;
-    u64 epoch;
+    struct peer_request *request; /* NULL: between two pages */
+    struct list link;             /* shard->streams_idle then */
+    struct fiber_queue wake;
+    struct cluster_page page; /* token and behind: where it is */
+    u64 session, epoch;
+    u32 member; /* who asks */
     u8 key[LIMIT_KEY_BYTES];
 };
+
+static void
+stream_place_set(struct stream *stream, u64 token, struct bytes key)
+{
+    if (key.size != 0) memcpy(stream->key, key.data, key.size);
+    stream->page.token = token;
+    stream->page.behind = BYTES(stream->key, key.size);
+}
+
+/* Reads a page and answers with it. False: there is no more, or it could not be read. */
+MAY_YIELD static bool
+serve_page(struct stream *stream, struct lsm_scan *scan)
+{
+    struct cluster_shard *shard = stream->shard;
+    struct buf page;
+    buf_init(&page, &shard->budget);
+    size_t last = 0;
+    status st = page_fill(scan, &stream->page, &page, &last);
+    /* Of a key that keeps siblings nobody may know what this store can forget (B1). */
+    if (ok(st) && replicate_siblings(shard->replicator, stream->page.keyspace))
+        st = lsm_wait_durable(shard->lsm, lsm_seq_last(shard->lsm));
+    bool more = ok(st) && page.data[0] != 0;
+    if (more) {
+        struct bytes key = BYTES(page.data + last + ENTRY_BYTES, load_u16(page.data + last + 17));
+        stream_place_set(stream, hash_token(key), key);
+    }
+    struct bytes part = buf_bytes(&page);
+    enum native_status code = ok(st) ? NATIVE_ST_OK : native_status_of(st);
+    peer_reply(stream->request, code, stream->epoch, &part, ok(st) ? 1 : 0);
+    stream->request = NULL;
+    buf_deinit(&page);
+    return more;
+}
+
+static void
+stream_busy(struct stream *stream)
+{
+    if (!list_linked(&stream->link)) return;
+    list_del(&stream->link);
+    stream->shard->streams_idle_count--;
+}
+
+/* Waits for who asks for the next page. False: nobody does. */
+MAY_YIELD static bool
+stream_goes_on(struct stream *stream)
+{
+    struct cluster_shard *shard = stream->shard;
+    if (stream->session == 0 || shard->streams_idle_count == STREAMS_IDLE) return false;
+    list_push_back(&shard->streams_idle, &stream->link);
+    shard->streams_idle_count++;
+    u64 deadline_ns = io_now_ns() + STREAM_IDLE_NS;
+    status st = ST_OK;
+    while (stream->request == NULL && ok(st) && !atomic_load(&shard->cluster->refusing))
+        st = fiber_queue_wait(&stream->wake, MIN(deadline_ns, io_now_ns() + STREAM_LOOK_NS));
+    stream_busy(stream);
+    return stream->request != NULL;
+}
 
 MAY_YIELD static void
 serve(void *arg)
 {
     struct stream *stream = arg;
     struct cluster_shard *shard = stream->shard;
-    struct buf page;
-    buf_init(&page, &shard->budget);
-    status st = cluster_page_read(shard, &stream->page, &page);
-    /* Of a key that keeps siblings nobody may know what this store can forget (B1). */
-    if (ok(st) && replicate_siblings(shard->replicator, stream->page.keyspace))
-        st = lsm_wait_durable(shard->lsm, lsm_seq_last(shard->lsm));
-    struct bytes part = buf_bytes(&page);
-    enum native_status code = ok(st) ? NATIVE_ST_OK : native_status_of(st);
-    peer_reply(stream->request, code, stream->epoch, &part, ok(st) ? 1 : 0);
-    buf_deinit(&page);
+    struct lsm_scan *scan;
+    status st = scan_open(shard, &stream->page, &scan);
+    if (ok(st)) {
+        u32 pages = 1;
+        while (serve_page(stream, scan) && pages++ < STREAM_PAGES && stream_goes_on(stream))
+            MARK("cluster.fetch.goes_on");
+        lsm_scan_close(scan);
+    } else {
+        peer_reply(stream->request, native_status_of(st), stream->epoch, NULL, 0);
+    }
     mem_free(&shard->budget, stream, sizeof(*stream));
     shard->streams--;
     fiber_queue_wake_all(&shard->ended);
+}
+
+/* The one that waits to be asked for just this. */
+static struct stream *
+stream_of(struct cluster_shard *shard, u32 member, u64 session, const struct cluster_page *page)
+{
+    list_for_each (link, &shard->streams_idle) {
+        struct stream *stream = list_entry(link, struct stream, link);
+        const struct cluster_page *at = &stream->page;
+        if (stream->member == member && stream->session == session &&
+            at->keyspace == page->keyspace && at->token == page->token &&
+            at->token_last == page->token_last && at->keys_only == page->keys_only &&
+            bytes_equal(at->behind, page->behind))
+            return stream;
+    }
+    return NULL;
 }
 
 /* Whether what this shard has is what is asked for. */
@@ -197,7 +302,6 @@ asked(void *arg, struct peer_request *request, const struct peer_identity *from,
       const struct native_header *header, struct bytes body)
 {
     struct cluster_shard *shard = arg;
-    (void)from;
     if (request == NULL) return;
     u64 epoch = shard->topology == NULL ? 0 : shard->topology->epoch;
     u16 key_size = body.size < CLUSTER_PAGE_HEAD_BYTES ? 0 : load_u16(body.data + 29);
@@ -206,29 +310,43 @@ asked(void *arg, struct peer_request *request, const struct peer_identity *from,
         peer_reply(request, NATIVE_ST_INVALID, epoch, NULL, 0);
         return;
     }
-    u64 token = load_u64(body.data + 16);
-    if (!may_serve(shard, load_u64(body.data + 8), token, header->epoch)) {
+    u64 session = load_u64(body.data + 8);
+    struct cluster_page page = {.token_last = load_u64(body.data),
+                                .token = load_u64(body.data + 16),
+                                .bytes_max =
+                                    CLAMP(load_u32(body.data + 24), PAGE_BYTES_MIN, PAGE_BYTES_MAX),
+                                .keyspace = header->keyspace,
+                                .keys_only = (body.data[28] & FLAG_KEYS_ONLY) != 0,
+                                .behind = BYTES(body.data + CLUSTER_PAGE_HEAD_BYTES, key_size)};
+    if (!may_serve(shard, session, page.token, header->epoch)) {
         peer_reply(request, NATIVE_ST_WRONG_EPOCH, epoch, NULL, 0);
         return;
     }
-    struct stream *stream = NULL;
-    if (shard->streams < STREAMS_MAX && !atomic_load(&shard->cluster->refusing))
-        stream = mem_alloc_zero(&shard->budget, sizeof(*stream));
+    bool room = shard->streams - shard->streams_idle_count < STREAMS_MAX &&
+                !atomic_load(&shard->cluster->refusing);
+    struct stream *stream = room ? stream_of(shard, from->member, session, &page) : NULL;
+    if (stream != NULL) {
+        stream->request = request;
+        stream->epoch = epoch;
+        stream->page.bytes_max = page.bytes_max;
+        stream_busy(stream);
+        fiber_queue_wake_all(&stream->wake);
+        return;
+    }
+    if (room) stream = mem_alloc_zero(&shard->budget, sizeof(*stream));
     if (stream == NULL) {
         peer_reply(request, NATIVE_ST_OVERLOADED, epoch, NULL, 0);
         return;
     }
     stream->shard = shard;
     stream->request = request;
+    stream->session = session;
     stream->epoch = epoch;
-    if (key_size != 0) memcpy(stream->key, body.data + CLUSTER_PAGE_HEAD_BYTES, key_size);
-    stream->page = (struct cluster_page){
-        .token_last = load_u64(body.data),
-        .token = token,
-        .bytes_max = CLAMP(load_u32(body.data + 24), PAGE_BYTES_MIN, PAGE_BYTES_MAX),
-        .keyspace = header->keyspace,
-        .keys_only = (body.data[28] & FLAG_KEYS_ONLY) != 0,
-        .behind = BYTES(stream->key, key_size)};
+    stream->member = from->member;
+    stream->page = page;
+    stream_place_set(stream, page.token, page.behind);
+    list_init(&stream->link);
+    fiber_queue_init(&stream->wake);
     shard->streams++;
     status st = fiber_spawn(FIBER_BULK, "cluster stream", serve, stream);
     if (ok(st)) return;
@@ -240,6 +358,7 @@ asked(void *arg, struct peer_request *request, const struct peer_identity *from,
 void
 cluster_streams_open(struct cluster_shard *shard)
 {
+    list_init(&shard->streams_idle);
     peers_handler_set(shard->peers, PEER_STREAM, asked, shard);
 }
 
@@ -382,12 +501,12 @@ fetch_range(struct fetch *fetch, const struct range *range)
     struct buf key, bytes;
     buf_init(&key, &shard->budget);
     buf_init(&bytes, &shard->budget);
-    struct cluster_page page = {.token = token_first,
-                                .token_last = range->end == count
-                                                  ? UINT64_MAX
-                                                  : partition_token_first(range->end, count) - 1,
-                                .bytes_max = PAGE_BYTES,
-                                .keyspace = (u16)range->keyspace};
+    struct cluster_page page = {
+        .token = token_first,
+        .token_last =
+            range->end == count ? UINT64_MAX : partition_token_first(range->end, count) - 1,
+        .bytes_max = BUGGIFY("cluster.fetch.small_pages") ? PAGE_BYTES_MIN : PAGE_BYTES,
+        .keyspace = (u16)range->keyspace};
     bool more = true;
     status st = ST_OK;
     while (more && ok(st)) {

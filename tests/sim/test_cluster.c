@@ -21,9 +21,10 @@
 #else
 #define SEED_COUNT 4u
 #endif
-#define NODES   3u
-#define KEYS    60u
-#define WAIT_NS (60 * NS_PER_S)
+#define NODES      3u
+#define KEYS       60u
+#define PAGES_KEYS 1200u
+#define WAIT_NS    (60 * NS_PER_S)
 
 static void
 configure(struct rig *rig, u32 node, struct server_config *config)
@@ -52,7 +53,7 @@ rig_of(u64 seed, void (*story)(struct rig *rig))
 static MAY_YIELD void
 expect_key(struct rig_client *client, const char *key, const char *value)
 {
-    char expected[128];
+    char expected[4096];
     snprintf(expected, sizeof(expected), "$%zu\r\n%s\r\n", strlen(value), value);
     struct bytes reply = rig_call(client, "GET %s", key);
     if (!rig_is(reply, expected))
@@ -424,6 +425,56 @@ two_join_under_load_and_nobody_notices(void **state)
     }
 }
 
+/* More than one page of each source: its scan stays between them, and what is overwritten and
+ * deleted meanwhile is as it should be. */
+static MAY_YIELD void
+pages_story(struct rig *rig)
+{
+    static char filler[2000];
+    memset(filler, 'x', sizeof(filler) - 1);
+    wait_settled(rig, 1);
+    struct rig_client client;
+    rig_connect_to(rig, 0, &client);
+    for (u32 i = 0; i < PAGES_KEYS; i++)
+        CHECK(rig_is(rig_call(&client, "SET p%u %s%u", i, filler, i), "+OK\r\n"));
+    struct writing writing = {.node = 0};
+    rig_spawn(rig, write_on, &writing);
+    rig_start_begin(rig, 1);
+    for (u32 i = 0; i < PAGES_KEYS; i += 2)
+        CHECK(rig_is(rig_call(&client, i % 4 == 0 ? "DEL p%u" : "SET p%u new", i),
+                     i % 4 == 0 ? ":1\r\n" : "+OK\r\n"));
+    wait_settled(rig, 2);
+    writing.ending = true;
+    rig_wait_spawned(rig);
+    rig_disconnect(&client);
+    CHECK(writing.refused == 0 && writing.unknown == 0);
+    expect_written(rig, 1, &writing, 1);
+    CHECK(sim_mark_count(rig->sim, "cluster.fetch.goes_on") > 0);
+    rig_connect_to(rig, 1, &client);
+    CHECK(rig_is(rig_call(&client, "DISTKV.CONSISTENCY ONE"), "+OK\r\n"));
+    for (u32 i = 0; i < PAGES_KEYS; i++) {
+        char key[32], value[sizeof(filler) + 32];
+        snprintf(key, sizeof(key), "p%u", i);
+        snprintf(value, sizeof(value), "%s%u", filler, i);
+        if (i % 4 == 0)
+            CHECK(rig_is(rig_call(&client, "GET %s", key), "$-1\r\n"));
+        else
+            expect_key(&client, key, i % 2 == 0 ? "new" : value);
+    }
+    rig_disconnect(&client);
+}
+
+static void
+who_joins_gets_all_pages_of_what_is_written_meanwhile(void **state)
+{
+    for (u64 seed = 1; seed <= SEED_COUNT; seed++) {
+        struct rig rig = rig_of(seed, pages_story);
+        rig.node_count = 2;
+        rig.late_count = 1;
+        rig_run(&rig);
+    }
+}
+
 /* A node comes back with another number of shards, and the others' topology tells of the old one
  * for a while: who looks through all keys meanwhile finds all, or is refused. */
 static MAY_YIELD void
@@ -611,6 +662,7 @@ main(void)
         cmocka_unit_test(a_member_left_behind_by_a_join_loses_nothing),
         cmocka_unit_test(a_cluster_survives_a_blackout),
         cmocka_unit_test(two_join_under_load_and_nobody_notices),
+        cmocka_unit_test(who_joins_gets_all_pages_of_what_is_written_meanwhile),
         cmocka_unit_test(all_keys_are_found_while_a_node_changes_its_shards),
         cmocka_unit_test(nodes_stop_while_the_topology_changes),
         cmocka_unit_test(nothing_is_acknowledged_by_a_shard_that_is_not_in_the_cluster_yet),
