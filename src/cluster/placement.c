@@ -121,6 +121,7 @@ deal_init(struct deal *deal, const struct placement_input *input, u16 datacenter
         count +=
             input->nodes[i].datacenter == datacenter && input->nodes[i].state != PLACEMENT_LEAVING;
     *deal = (struct deal){.partition_count = input->partition_count,
+                          .scattered = input->scattered,
                           .replicas = MIN(input->replicas, count),
                           .node_count = count};
     deal->nodes = mem_alloc_zero(budget, count * sizeof(*deal->nodes));

@@ -16,6 +16,17 @@
  */
 #include "cluster/placement_internal.h"
 
+u32
+deal_walk(const struct deal *deal, u32 at)
+{
+    if (!deal->scattered) return at;
+    u32 bits = MIN(DEAL_BLOCKS_BITS, (u32)__builtin_ctz(deal->partition_count));
+    u32 size = deal->partition_count >> bits, within = at >> bits, block = 0;
+    for (u32 i = 0; i < bits; i++)
+        block |= (at >> i & 1) << (bits - 1 - i);
+    return block * size + ((block & 1) == 0 ? within : size - 1 - within);
+}
+
 void
 deal_place(struct deal *deal, u32 partition, u32 place, u32 node)
 {
@@ -100,7 +111,7 @@ row_holes(const struct deal *deal, const u16 *row)
 
 struct choice {
     u64 cost; /* UINT64_MAX: there is none */
-    u32 partition;
+    u32 at;   /* of deal_walk */
     u32 place;
 };
 
@@ -140,17 +151,19 @@ cost_of(const struct deal *deal, const u16 *row, u32 place, u32 node, u32 grain)
 }
 
 static bool
-row_choice(const struct deal *deal, u32 partition, u32 node, u32 grain, struct choice *best)
+row_choice(const struct deal *deal, u32 at, u32 node, u32 grain, struct choice *best)
 {
-    const u16 *row = deal_row(deal, partition);
+    const u16 *row = deal_row(deal, deal_walk(deal, at));
     if (deal_row_has(deal, row, node)) return false;
     bool better = false, hole = false;
-    for (u32 k = 0; k < deal->replicas; k++) {
+    for (u32 i = 0; i < deal->replicas; i++) {
+        /* From the end, so that the first of a row stays as long as another one is as good. */
+        u32 k = deal->scattered ? deal->replicas - 1 - i : i;
         if (!is_source(deal, row[k]) || (row[k] == DEAL_HOLE && hole)) continue;
         if (row[k] == DEAL_HOLE) hole = true; /* one hole is like another */
         u64 cost = cost_of(deal, row, k, node, grain);
         if (cost >= best->cost) continue;
-        *best = (struct choice){.cost = cost, .partition = partition, .place = k};
+        *best = (struct choice){.cost = cost, .at = at, .place = k};
         better = true;
     }
     return better;
@@ -168,15 +181,15 @@ static bool
 sink_take(struct deal *deal, u32 node, u32 grain)
 {
     struct choice best = {.cost = UINT64_MAX};
-    for (u32 p = 0; p < deal->partition_count; p++)
-        row_choice(deal, p, node, grain, &best);
+    for (u32 at = 0; at < deal->partition_count; at++)
+        row_choice(deal, at, node, grain, &best);
     if (best.cost == UINT64_MAX) return false;
-    deal_place(deal, best.partition, best.place, node);
+    deal_place(deal, deal_walk(deal, best.at), best.place, node);
     for (u32 i = 1; i < deal->partition_count && wants(deal, node); i++) {
-        u32 p = (best.partition + i) & (deal->partition_count - 1);
+        u32 at = (best.at + i) & (deal->partition_count - 1);
         struct choice choice = {.cost = best.cost + 1};
-        if (row_choice(deal, p, node, grain, &choice))
-            deal_place(deal, choice.partition, choice.place, node);
+        if (row_choice(deal, at, node, grain, &choice))
+            deal_place(deal, deal_walk(deal, choice.at), choice.place, node);
     }
     return true;
 }
@@ -221,7 +234,8 @@ sink_chain(struct deal *deal, u32 sink, bool any)
     deal->nodes[sink].seen = true;
     while (head < tail) {
         u32 node = deal->queue[head++];
-        for (u32 p = 0; p < deal->partition_count; p++) {
+        for (u32 at = 0; at < deal->partition_count; at++) {
+            u32 p = deal_walk(deal, at);
             const u16 *row = deal_row(deal, p);
             if (deal_row_has(deal, row, node) || on_path(deal, node, sink, p)) continue;
             u32 before = deal_row_violation(deal, row);
@@ -283,7 +297,8 @@ row_swap(struct deal *deal, u32 partition)
     u16 *row = deal_row(deal, partition);
     u32 before = deal_row_violation(deal, row);
     for (u32 k = 0; k < deal->replicas; k++) {
-        for (u32 q = 0; q < deal->partition_count; q++) {
+        for (u32 at = 0; at < deal->partition_count; at++) {
+            u32 q = deal_walk(deal, at);
             u16 *other = deal_row(deal, q);
             if (q == partition || deal_row_has(deal, other, row[k])) continue;
             u32 other_before = deal_row_violation(deal, other);
@@ -362,97 +377,4 @@ deal_places(struct deal *deal)
                    (row_swap(deal, p) || row_displace(deal, p)))
                 again = true;
     }
-}
-
-/* ---- who is first ---- */
-
-static u32
-first_low(const struct deal *deal, u32 node)
-{
-    return deal->nodes[node].held / deal->replicas;
-}
-
-static u32
-first_high(const struct deal *deal, u32 node)
-{
-    return (deal->nodes[node].held + deal->replicas - 1) / deal->replicas;
-}
-
-static void
-first_set(struct deal *deal, u32 partition, u32 node)
-{
-    u16 *row = deal_row(deal, partition);
-    u32 place = 0;
-    while (row[place] != node)
-        place++;
-    u32 old = row[0];
-    row[0] = (u16)node;
-    row[place] = (u16)old;
-    deal->nodes[old].first--;
-    deal->nodes[node].first++;
-}
-
-/* Passes one first place from node along a chain of rows to somebody who may have one more (give),
- * or to node from somebody who can spare one. By max-flow there is a chain while anybody is out of
- * bounds: a third of each row for each of its nodes would be a solution in fractions. */
-static bool
-first_chain(struct deal *deal, u32 start, bool give)
-{
-    for (u32 i = 0; i < deal->node_count; i++)
-        deal->nodes[i].seen = false;
-    u32 head = 0, tail = 0;
-    deal->queue[tail++] = (u16)start;
-    deal->nodes[start].seen = true;
-    while (head < tail) {
-        u32 node = deal->queue[head++];
-        for (u32 p = 0; p < deal->partition_count; p++) {
-            const u16 *row = deal_row(deal, p);
-            if (give ? row[0] != node : !deal_row_has(deal, row, node)) continue;
-            for (u32 k = give ? 1 : 0; k < (give ? deal->replicas : 1); k++) {
-                u32 other = row[k];
-                if (deal->nodes[other].seen) continue;
-                deal->nodes[other].seen = true;
-                deal->nodes[other].parent = (u16)node;
-                deal->nodes[other].parent_partition = p;
-                deal->queue[tail++] = (u16)other;
-                if (give ? deal->nodes[other].first >= first_high(deal, other)
-                         : deal->nodes[other].first <= first_low(deal, other))
-                    continue;
-                for (u32 at = other; at != start; at = deal->nodes[at].parent)
-                    first_set(deal, deal->nodes[at].parent_partition,
-                              give ? at : deal->nodes[at].parent);
-                return true;
-            }
-        }
-    }
-    return false;
-}
-
-void
-deal_firsts(struct deal *deal)
-{
-    for (u32 i = 0; i < deal->node_count; i++)
-        deal->nodes[i].first = 0;
-    for (u32 p = 0; p < deal->partition_count; p++)
-        deal->nodes[deal_row(deal, p)[0]].first++;
-    /* Most are settled within their row. */
-    for (u32 p = 0; p < deal->partition_count; p++) {
-        const u16 *row = deal_row(deal, p);
-        u32 best = row[0];
-        if (deal->nodes[best].first <= first_high(deal, best)) continue;
-        for (u32 k = 1; k < deal->replicas; k++) {
-            u32 other = row[k];
-            if (deal->nodes[other].first < first_high(deal, other) &&
-                (best == row[0] || first_high(deal, other) - deal->nodes[other].first >
-                                       first_high(deal, best) - deal->nodes[best].first))
-                best = other;
-        }
-        if (best != row[0]) first_set(deal, p, best);
-    }
-    for (u32 i = 0; i < deal->node_count; i++)
-        while (deal->nodes[i].first > first_high(deal, i) && first_chain(deal, i, true)) {
-        }
-    for (u32 i = 0; i < deal->node_count; i++)
-        while (deal->nodes[i].first < first_low(deal, i) && first_chain(deal, i, false)) {
-        }
 }
