@@ -88,6 +88,8 @@ static const struct metric metrics[] = {
     G("cluster_members_alive", cluster_members_alive, 1, "Members that answer this node."),
     C("cluster_forwards", cluster_forwards, 1, "Requests of clients sent to another node."),
     C("cluster_forwarded", cluster_forwarded, 1, "Requests that came from another node."),
+    C("cluster_maps", cluster_maps, 1,
+      "Replies to CLUSTER SLOTS and its like that were made anew; the others were kept."),
     C("cluster_reads", replicate.reads, 1, "Reads that this shard has coordinated."),
     C("cluster_reads_local", replicate.reads_local, 1, "Of these, answered by this node alone."),
     C("cluster_digest_mismatches", replicate.digest_mismatches, 1,

@@ -20,6 +20,7 @@
 #include "base/log.h"
 #include "cluster/cluster.h"
 #include "server/cluster_admin.h"
+#include "server/cluster_resp.h"
 #include "server/cluster_view.h"
 #include "server/cut.h"
 #include "server/native.h"
@@ -402,6 +403,7 @@ init(struct shard *shard, struct server *server)
 static void
 deinit(struct shard *shard)
 {
+    cluster_kept_free(shard);
     cuts_deinit(shard);
     native_state_deinit(shard);
     slowlog_deinit(&shard->slowlog);

@@ -114,6 +114,7 @@ struct shard_stats {
     u64 requests_forwarded;                   /* sent to another shard */
     u64 requests_refused;                     /* no place, no memory */
     u64 cluster_forwards, cluster_forwarded;  /* to other nodes; from them */
+    u64 cluster_maps;                         /* of slots, made for cluster clients */
     u64 durable_waits;                        /* now: replies held until the log is safe */
     u64 keys_locked;                          /* now */
     u64 lock_waits;

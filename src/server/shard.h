@@ -139,10 +139,11 @@ struct shard {
     u64 scan_clock;
     struct native_state *native;
 
-    struct cluster_shard *cluster; /* NULL: a node by itself, or not yet */
-    u32 keyspaces_wanted;          /* to be made: a bit each */
-    bool keyspaces_made;           /* a fiber is at it */
-    u32 admin_answers;             /* to other nodes' PEER_ADMIN, under way */
+    struct cluster_shard *cluster;     /* NULL: a node by itself, or not yet */
+    struct cluster_kept *cluster_kept; /* cluster_resp.c; NULL: nothing is kept */
+    u32 keyspaces_wanted;              /* to be made: a bit each */
+    bool keyspaces_made;               /* a fiber is at it */
+    u32 admin_answers;                 /* to other nodes' PEER_ADMIN, under way */
 
     struct meeting_place *meetings; /* node.c */
     struct cuts *cuts;              /* cut.c */

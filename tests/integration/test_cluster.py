@@ -230,6 +230,63 @@ def test_redis_clients_are_told_the_same_slots_by_every_command_and_node(three):
              in three.nodes[0].call("CLUSTER", "INFO"), "CLUSTER INFO to tell that no quorum lives")
 
 
+def maps_made(node):
+    lines = node.get("/metrics")[1].splitlines()
+    return sum(int(line.split()[-1]) for line in lines if line.startswith("distkv_cluster_maps_total"))
+
+
+def test_maps_for_cluster_clients_are_made_once_and_again_when_they_change(cluster):
+    for _ in range(3):
+        cluster.add(resp_cluster="node")  # of one shard each
+    cluster.wait_settled(3)
+    node, last = cluster.nodes[0], cluster.nodes[2]
+    name = last.call("CLUSTER", "MYID").decode()
+    questions = [("CLUSTER", word) for word in ("INFO", "NODES", "SLOTS", "SHARDS")]
+    with node.connect() as two, node.connect() as three:
+        three.call("HELLO", "3")
+        first = [[connection.call(*words) for words in questions] for connection in (two, three)]
+        made = maps_made(node)
+        for _ in range(50):
+            assert [[connection.call(*words) for words in questions]
+                    for connection in (two, three)] == first
+        # Members are seen to live or not at any time; but not with each question.
+        assert maps_made(node) - made <= 16, "replies are made again though nothing has changed"
+        by_slots, by_shards, by_nodes = slots_by_view_runs(two)
+        assert by_slots == by_shards == by_nodes and set(by_slots) == \
+            {one.call("CLUSTER", "MYID").decode() for one in cluster.nodes}
+        # Three nodes share 4,096 partitions, and lead them in few runs.
+        assert len(two.call("CLUSTER", "SLOTS")) <= 260
+        last.kill()
+
+        def gone():
+            views = slots_by_view_runs(two)
+            return all(name not in view for view in views) and f"{name} " in \
+                two.call("CLUSTER", "NODES").decode()
+
+        wait_for(gone, "the node that is gone to lead nothing")
+        assert sum(row[1] - row[0] + 1 for row in two.call("CLUSTER", "SLOTS")) == 16384
+        assert two.call("CLUSTER", "SLOTS") == cluster.nodes[1].call("CLUSTER", "SLOTS")
+        last.start()
+        wait_for(lambda: all(name in view for view in slots_by_view_runs(two)), "it to lead again")
+
+
+def slots_by_view_runs(connection):
+    """{node: its slots}, thrice: as CLUSTER SLOTS, SHARDS and NODES tell it."""
+    views = [{}, {}, {}]
+    for row in connection.call("CLUSTER", "SLOTS"):
+        views[0].setdefault(row[2][2].decode(), []).append((row[0], row[1]))
+    for shard in connection.call("CLUSTER", "SHARDS"):
+        ends = list(zip(shard[1][::2], shard[1][1::2]))
+        if ends:
+            views[1][shard[3][0][1].decode()] = ends
+    for line in connection.call("CLUSTER", "NODES").decode().splitlines():
+        words = line.split(" ")
+        if words[8:]:
+            parts = [part.partition("-") for part in words[8:]]
+            views[2][words[0]] = [(int(low), int(high or low)) for low, _, high in parts]
+    return views
+
+
 def test_native_clients_reach_every_key_through_any_node(three):
     assert client(three.nodes[0], "put", "a", "1").returncode == 0
     assert client(three.nodes[1], "get", "a").stdout.strip() == "1"
