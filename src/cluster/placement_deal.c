@@ -16,15 +16,15 @@
  */
 #include "cluster/placement_internal.h"
 
-u32
-deal_walk(const struct deal *deal, u32 at)
+void
+deal_walk_init(struct deal *deal)
 {
-    if (!deal->scattered) return at;
-    u32 bits = MIN(DEAL_BLOCKS_BITS, (u32)__builtin_ctz(deal->partition_count));
-    u32 size = deal->partition_count >> bits, within = at >> bits, block = 0;
-    for (u32 i = 0; i < bits; i++)
-        block |= (at >> i & 1) << (bits - 1 - i);
-    return block * size + ((block & 1) == 0 ? within : size - 1 - within);
+    u32 bits = deal_block_bits(deal);
+    for (u32 at = 0; at < 1u << bits; at++) {
+        deal->blocks[at] = 0;
+        for (u32 i = 0; i < bits; i++)
+            deal->blocks[at] |= (u8)((at >> i & 1) << (bits - 1 - i));
+    }
 }
 
 void
@@ -55,42 +55,82 @@ deal_place(struct deal *deal, u32 partition, u32 place, u32 node)
     row[place] = (u16)node;
 }
 
-u32
-deal_row_violation(const struct deal *deal, const u16 *row)
+/* ---- racks of a row ---- */
+
+/* What a row has of racks, so that one place after the other can be tried. */
+struct racks {
+    u32 over;    /* places beyond the high bounds of their racks */
+    u32 lacking; /* places that low bounds ask for and that are not there */
+    u32 holes;
+    u16 at[LIMIT_PLACEMENT_REPLICAS]; /* of each place, DEAL_HOLE: a hole */
+};
+
+static u32
+racks_count(const struct deal *deal, const struct racks *racks, u32 rack)
 {
-    if (deal->rack_count == 1) return 0;
-    u32 over = 0, holes = 0;
-    for (u32 k = 0; k < deal->replicas; k++) {
-        if (row[k] == DEAL_HOLE) {
-            holes++;
-            continue;
-        }
-        u32 rack = deal->nodes[row[k]].rack, before = 0;
-        for (u32 j = 0; j < k; j++)
-            if (row[j] != DEAL_HOLE && deal->nodes[row[j]].rack == rack) before++;
-        if (before >= deal->racks[rack].high) over++;
-    }
-    if (!deal->rack_low) return over;
-    u32 lacking = 0; /* here there are at most as many racks as places */
-    for (u32 r = 0; r < deal->rack_count; r++) {
-        u32 count = 0;
-        for (u32 k = 0; k < deal->replicas; k++)
-            if (row[k] != DEAL_HOLE && deal->nodes[row[k]].rack == r) count++;
-        if (count < deal->racks[r].low) lacking += deal->racks[r].low - count;
-    }
+    u32 count = 0;
+    for (u32 k = 0; k < deal->replicas; k++)
+        count += racks->at[k] == rack;
+    return count;
+}
+
+static u32
+racks_violation(u32 over, u32 lacking, u32 holes)
+{
     return over + (lacking > holes ? lacking - holes : 0);
 }
 
-/* What it would be with node in that place. */
+/* Returns by how many places the row is off. */
 static u32
-violation_with(const struct deal *deal, const u16 *row, u32 place, u32 node)
+racks_of(const struct deal *deal, const u16 *row, struct racks *out)
+{
+    if (deal->rack_count == 1) return 0; /* out is not used then */
+    out->over = out->holes = 0;
+    out->lacking = deal->racks_low;
+    for (u32 k = 0; k < deal->replicas; k++) {
+        u32 rack = row[k] == DEAL_HOLE ? DEAL_HOLE : deal->nodes[row[k]].rack, before = 0;
+        out->at[k] = (u16)rack;
+        if (rack == DEAL_HOLE) {
+            out->holes++;
+            continue;
+        }
+        for (u32 j = 0; j < k; j++)
+            before += out->at[j] == rack;
+        if (before >= deal->racks[rack].high) out->over++;
+        if (before < deal->racks[rack].low) out->lacking--;
+    }
+    return racks_violation(out->over, out->lacking, out->holes);
+}
+
+/* By how many it would be with node in that place. */
+static u32
+racks_with(const struct deal *deal, const struct racks *racks, u32 place, u32 node)
 {
     if (deal->rack_count == 1) return 0;
-    u16 copy[LIMIT_PLACEMENT_REPLICAS];
-    memcpy(copy, row, deal->replicas * sizeof(u16));
-    copy[place] = (u16)node;
-    return deal_row_violation(deal, copy);
+    u32 old = racks->at[place], new = deal->nodes[node].rack;
+    u32 over = racks->over, lacking = racks->lacking, holes = racks->holes;
+    if (old == new) return racks_violation(over, lacking, holes);
+    if (old == DEAL_HOLE) {
+        holes--;
+    } else {
+        u32 count = racks_count(deal, racks, old);
+        over -= count > deal->racks[old].high;
+        lacking += count <= deal->racks[old].low;
+    }
+    u32 count = racks_count(deal, racks, new);
+    over += count >= deal->racks[new].high;
+    lacking -= count < deal->racks[new].low;
+    return racks_violation(over, lacking, holes);
 }
+
+u32
+deal_row_violation(const struct deal *deal, const u16 *row)
+{
+    struct racks racks;
+    return racks_of(deal, row, &racks);
+}
+
+/* ---- sources ---- */
 
 static bool
 is_source(const struct deal *deal, u32 occupant)
@@ -130,10 +170,10 @@ static_assert(CROWD_BASE > 2 * LIMIT_PLACEMENT_REPLICAS * (LIMIT_PLACEMENT_NODES
 
 /* UINT64_MAX when it cannot be. The order of costs is that of the essay. grain: see sink_take. */
 static u64
-cost_of(const struct deal *deal, const u16 *row, u32 place, u32 node, u32 grain)
+cost_of(const struct deal *deal, const u16 *row, const struct racks *racks, u32 before, u32 place,
+        u32 node, u32 grain)
 {
-    u32 before = deal_row_violation(deal, row);
-    u32 after = violation_with(deal, row, place, node);
+    u32 after = racks_with(deal, racks, place, node);
     if (after > before) return UINT64_MAX;
     u32 old = row[place];
     u64 crowded = CROWD_BASE, shared = 0;
@@ -154,14 +194,21 @@ static bool
 row_choice(const struct deal *deal, u32 at, u32 node, u32 grain, struct choice *best)
 {
     const u16 *row = deal_row(deal, deal_walk(deal, at));
-    if (deal_row_has(deal, row, node)) return false;
+    bool sources = false;
+    for (u32 k = 0; k < deal->replicas; k++) {
+        if (row[k] == node) return false;
+        sources |= is_source(deal, row[k]);
+    }
+    if (!sources) return false;
+    struct racks racks;
+    u32 before = racks_of(deal, row, &racks);
     bool better = false, hole = false;
     for (u32 i = 0; i < deal->replicas; i++) {
         /* From the end, so that the first of a row stays as long as another one is as good. */
         u32 k = deal->scattered ? deal->replicas - 1 - i : i;
         if (!is_source(deal, row[k]) || (row[k] == DEAL_HOLE && hole)) continue;
         if (row[k] == DEAL_HOLE) hole = true; /* one hole is like another */
-        u64 cost = cost_of(deal, row, k, node, grain);
+        u64 cost = cost_of(deal, row, &racks, before, k, node, grain);
         if (cost >= best->cost) continue;
         *best = (struct choice){.cost = cost, .at = at, .place = k};
         better = true;
@@ -238,13 +285,14 @@ sink_chain(struct deal *deal, u32 sink, bool any)
             u32 p = deal_walk(deal, at);
             const u16 *row = deal_row(deal, p);
             if (deal_row_has(deal, row, node) || on_path(deal, node, sink, p)) continue;
-            u32 before = deal_row_violation(deal, row);
+            struct racks racks;
+            u32 before = racks_of(deal, row, &racks);
             for (u32 k = 0; k < deal->replicas; k++) {
                 u32 other = row[k];
                 bool source = is_source(deal, other);
                 if (!source && (deal->nodes[other].seen || !(any || filled_now(deal, p, other))))
                     continue;
-                if (violation_with(deal, row, k, node) > before) continue;
+                if (racks_with(deal, &racks, k, node) > before) continue;
                 if (source) {
                     chain_take(deal, node, sink, p, k);
                     return true;
@@ -271,10 +319,12 @@ holes_fill(struct deal *deal)
         u16 *row = deal_row(deal, p);
         for (u32 k = 0; k < deal->replicas; k++) {
             if (row[k] != DEAL_HOLE) continue;
+            struct racks racks;
+            racks_of(deal, row, &racks);
             u32 best = DEAL_HOLE, best_violation = 0;
             for (u32 i = 0; i < deal->node_count; i++) {
                 if (deal_row_has(deal, row, i)) continue;
-                u32 violation = violation_with(deal, row, k, i);
+                u32 violation = racks_with(deal, &racks, k, i);
                 i64 room = (i64)deal->nodes[i].quota - deal->nodes[i].held;
                 if (best != DEAL_HOLE &&
                     (violation > best_violation ||
@@ -295,17 +345,18 @@ static bool
 row_swap(struct deal *deal, u32 partition)
 {
     u16 *row = deal_row(deal, partition);
-    u32 before = deal_row_violation(deal, row);
+    struct racks racks, others;
+    u32 before = racks_of(deal, row, &racks);
     for (u32 k = 0; k < deal->replicas; k++) {
         for (u32 at = 0; at < deal->partition_count; at++) {
             u32 q = deal_walk(deal, at);
             u16 *other = deal_row(deal, q);
             if (q == partition || deal_row_has(deal, other, row[k])) continue;
-            u32 other_before = deal_row_violation(deal, other);
+            u32 other_before = racks_of(deal, other, &others);
             for (u32 j = 0; j < deal->replicas; j++) {
                 u32 a = row[k], b = other[j];
                 if (deal_row_has(deal, row, b)) continue;
-                if (violation_with(deal, row, k, b) + violation_with(deal, other, j, a) >=
+                if (racks_with(deal, &racks, k, b) + racks_with(deal, &others, j, a) >=
                     before + other_before)
                     continue;
                 deal_place(deal, partition, k, b);
@@ -323,10 +374,11 @@ static bool
 row_displace(struct deal *deal, u32 partition)
 {
     const u16 *row = deal_row(deal, partition);
-    u32 before = deal_row_violation(deal, row);
+    struct racks racks;
+    u32 before = racks_of(deal, row, &racks);
     for (u32 k = 0; k < deal->replicas; k++) {
         for (u32 i = 0; i < deal->node_count; i++) {
-            if (deal_row_has(deal, row, i) || violation_with(deal, row, k, i) >= before) continue;
+            if (deal_row_has(deal, row, i) || racks_with(deal, &racks, k, i) >= before) continue;
             u32 old = row[k];
             deal_place(deal, partition, k, i);
             if (wants(deal, old)) (void)sink_chain(deal, old, true);

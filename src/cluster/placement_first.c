@@ -214,7 +214,7 @@ deal_firsts(struct deal *deal)
 {
     size_t bytes = (size_t)deal->partition_count * deal->replicas * sizeof(*deal->rows);
     bool changed = !firsts_count(deal) || memcmp(deal->rows, deal->origin, bytes) != 0;
-    u32 size = deal_block_size(deal);
+    u32 size = deal->partition_count >> deal_block_bits(deal);
     for (u32 p = 0; deal->scattered && changed && p < deal->partition_count; p += size)
         block_firsts(deal, &(struct stretch){.from = p, .to = p + size});
 

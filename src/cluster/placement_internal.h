@@ -57,13 +57,14 @@ struct deal {
     u32 replicas;   /* N, or fewer where there are fewer nodes */
     u32 node_count;
     u32 rack_count;
-    bool rack_low; /* some rack has a low bound */
+    u32 racks_low; /* sum of their low bounds */
     struct deal_node *nodes;
     struct deal_rack *racks;
-    u16 *rows;   /* replicas places a row: a node or DEAL_HOLE */
-    u16 *origin; /* rows as they were given */
-    u16 *pairs;  /* node_count^2: rows that two nodes share */
-    u16 *queue;  /* node_count, of searches */
+    u16 *rows;                         /* replicas places a row: a node or DEAL_HOLE */
+    u16 *origin;                       /* rows as they were given */
+    u16 *pairs;                        /* node_count^2: rows that two nodes share */
+    u16 *queue;                        /* node_count, of searches */
+    u8 blocks[1u << DEAL_BLOCKS_BITS]; /* see deal_walk: in which order they come */
 };
 
 static inline u16 *
@@ -87,17 +88,25 @@ deal_row_has(const struct deal *deal, const u16 *row, u32 node)
 }
 
 static inline u32
-deal_block_size(const struct deal *deal)
+deal_block_bits(const struct deal *deal)
 {
-    return deal->partition_count >>
-           MIN(DEAL_BLOCKS_BITS, (u32)__builtin_ctz(deal->partition_count));
+    return MIN(DEAL_BLOCKS_BITS, (u32)__builtin_ctz(deal->partition_count));
 }
 
 /* The partition that comes at this place when all are gone through; a permutation. Scattered: one
  * of each block, then the next of each. Blocks by the bits of their numbers turned round, so that
  * wherever a pass ends it was nearly everywhere equally often; every other block backwards, so that
  * what was dealt first in a block meets what was dealt first in the next. */
-u32 deal_walk(const struct deal *deal, u32 at);
+static inline u32
+deal_walk(const struct deal *deal, u32 at)
+{
+    if (!deal->scattered) return at;
+    u32 bits = deal_block_bits(deal), size = deal->partition_count >> bits;
+    u32 within = at >> bits, block = deal->blocks[at & ((1u << bits) - 1)];
+    return block * size + ((block & 1) == 0 ? within : size - 1 - within);
+}
+
+void deal_walk_init(struct deal *deal);
 
 /* Puts a node (or DEAL_HOLE) into a place and keeps all counts. */
 void deal_place(struct deal *deal, u32 partition, u32 place, u32 node);
