@@ -582,6 +582,42 @@ def test_operators_add_weigh_drain_and_remove(three):
     assert "help cluster" in cli(cluster, "cluster", "nothing", code=2)
 
 
+def test_who_is_drained_or_takes_no_writes_says_so_and_is_shown(cluster):
+    for _ in range(3):
+        cluster.add()
+    cluster.wait_settled(3)
+    first, second, third = cluster.nodes
+    assert third.get("/readyz") == (200, "ok\n")
+    assert client(first, "cluster", "drain", "n3").returncode == 0
+    wait_for(lambda: third.get("/readyz") == (503, "drained\n"), "the drained node to be not ready")
+    assert third.get("/livez")[0] == 200 and first.get("/readyz")[0] == 200
+    assert client(first, "cluster", "drain", "n3", "--undo").returncode == 0
+    wait_for(lambda: third.get("/readyz")[0] == 200, "it to be ready again")
+
+    assert third.stop() == 0
+    third.options["disk-reserve"] = "1TiB"  # as if the disk were full
+    third.start(wait=False)
+    wait_for(lambda: "takes no writes" in third.get("/readyz")[1], "the full node to be not ready")
+    assert any(line.startswith("distkv_cluster_stuck") and line.endswith(" 1")
+               for line in third.get("/metrics")[1].splitlines())
+    assert b"distkv_cluster_takes_writes:no" in third.call("INFO", "cluster")
+
+    def stuck():
+        view = cluster.view(0)
+        return [member["node_id"] for member in view["members"] if member["stuck"]] == ["n3"] and \
+            view["members_alive"] == 3 and view["partitions_unavailable"] == 0
+
+    wait_for(stuck, "the others to know")
+    done = client(first, "cluster", "health")
+    assert done.returncode != 0 and "degraded" in done.stdout and "n3 takes no writes" in done.stdout
+    text = client(first, "cluster", "status").stdout
+    assert [line for line in text.splitlines() if " n3 " in line and " stuck " in line], text
+    # Of two that are left one takes no writes: that is no quorum.
+    second.kill()
+    wait_for(lambda: cluster.view(0)["partitions_unavailable"] == 4096, "no write quorum")
+    assert "unavailable" in client(first, "cluster", "health").stdout
+
+
 def test_a_stranger_is_refused(cluster):
     cluster.add()
     other = cluster.write_secret("other", "another secret of the tests")
