@@ -222,22 +222,36 @@ wants(const struct deal *deal, u32 node)
     return deal->nodes[node].held < deal->nodes[node].quota;
 }
 
-/* Takes the best place there is, then in one pass all that are as good. Rows shared are counted in
- * grains, a 32nd of what is wanted, so that there are few passes where much is wanted. */
+/* Costs of places can fall only where crowds count: without, the least that a pass has left is the
+ * least that there can be for the next. */
 static bool
-sink_take(struct deal *deal, u32 node, u32 grain)
+costs_only_grow(const struct deal *deal)
+{
+    return deal->node_count <= DEAL_PARTNERS_FREE + 1;
+}
+
+/* Takes the best place there is, then in one pass all that are as good. Rows shared are counted in
+ * grains, a 32nd of what is wanted, so that there are few passes where much is wanted. *least: what
+ * no place is better than; where one is as good, nobody looks further. */
+static bool
+sink_take(struct deal *deal, u32 node, u32 grain, u64 *least)
 {
     struct choice best = {.cost = UINT64_MAX};
-    for (u32 at = 0; at < deal->partition_count; at++)
+    for (u32 at = 0; at < deal->partition_count && best.cost > *least; at++)
         row_choice(deal, at, node, grain, &best);
     if (best.cost == UINT64_MAX) return false;
     deal_place(deal, deal_walk(deal, best.at), best.place, node);
+    u64 left = UINT64_MAX;
     for (u32 i = 1; i < deal->partition_count && wants(deal, node); i++) {
         u32 at = (best.at + i) & (deal->partition_count - 1);
-        struct choice choice = {.cost = best.cost + 1};
-        if (row_choice(deal, at, node, grain, &choice))
+        struct choice choice = {.cost = UINT64_MAX};
+        if (!row_choice(deal, at, node, grain, &choice)) continue;
+        if (choice.cost <= best.cost)
             deal_place(deal, deal_walk(deal, choice.at), choice.place, node);
+        else
+            left = MIN(left, choice.cost);
     }
+    *least = costs_only_grow(deal) ? left : 0;
     return true;
 }
 
@@ -413,7 +427,8 @@ deal_places(struct deal *deal)
         u32 sink = sink_next(deal);
         if (sink == DEAL_HOLE) break;
         u32 grain = 1 + (deal->nodes[sink].quota - deal->nodes[sink].held) / 32;
-        while (wants(deal, sink) && sink_take(deal, sink, grain)) {
+        u64 least = 0;
+        while (wants(deal, sink) && sink_take(deal, sink, grain, &least)) {
         }
         deal->nodes[sink].seen = true;
     }
