@@ -134,11 +134,26 @@ human_ms(double ms, char *out, size_t size)
 
 /* ---- status ---- */
 
+/* Those of which the field is true. */
+static long long
+members_with(const json_t *cluster, const char *field)
+{
+    long long count = 0;
+    size_t index;
+    json_t *member;
+    json_t *members = json_object_get(cluster, "members");
+    json_array_foreach(members, index, member) count += is_true(member, field);
+    return count;
+}
+
+/* Ill alone says that a node was late; where a machine is short of processors all of them are, now
+ * and then. */
 static const char *
 health_of(const json_t *cluster)
 {
     if (number_of(cluster, "partitions_unavailable") != 0) return "unavailable";
     if (number_of(cluster, "members_alive") < number_of(cluster, "members_count") ||
+        members_with(cluster, "stuck") != 0 || members_with(cluster, "clock_ahead") != 0 ||
         number_of(cluster, "partitions_degraded") != 0)
         return "degraded";
     return "healthy";
@@ -148,6 +163,8 @@ static const char *
 state_of(const json_t *member)
 {
     if (!is_true(member, "alive")) return "dead";
+    if (is_true(member, "stuck")) return "stuck";
+    if (is_true(member, "clock_ahead")) return "clock";
     if (is_true(member, "drained")) return "drained";
     return is_true(member, "ill") ? "ill" : "alive";
 }
@@ -172,12 +189,31 @@ show_member(struct cli *cli, const json_t *member, long long self)
     }
     printf("%-4lld %-16s %-21s %-8s ", number_of(member, "number"), text_of(member, "node_id"),
            address, text_of(member, "state"));
-    if (cli->color) printf("\033[%sm", is_true(member, "alive") ? "32" : "31");
+    bool good =
+        is_true(member, "alive") && !is_true(member, "stuck") && !is_true(member, "clock_ahead");
+    if (cli->color) printf("\033[%sm", good ? "32" : "31");
     printf("%-7s", state_of(member));
     if (cli->color) printf("\033[0m");
     printf(" %-12s %-8s %-8s %10s %10lld %9s  %s\n", seen, text_of(member, "datacenter"),
            text_of(member, "rack"), data, number_of(member, "partitions"), load,
            known ? text_of(member, "version") : "?");
+}
+
+/* What an operator has to do something about. */
+static void
+show_ills(const json_t *cluster)
+{
+    size_t index;
+    json_t *member;
+    json_array_foreach(json_object_get(cluster, "members"), index, member)
+    {
+        if (is_true(member, "stuck"))
+            printf("stuck   %s takes no writes: its disk is full, slow, or has failed\n",
+                   text_of(member, "node_id"));
+        if (is_true(member, "clock_ahead"))
+            printf("clock   %s is ahead of most others, which refuse its writes: set its clock\n",
+                   text_of(member, "node_id"));
+    }
 }
 
 static void
@@ -253,6 +289,7 @@ show(struct cli *cli, const json_t *cluster)
            number_of(cluster, "members_alive"), number_of(cluster, "members_count"),
            number_of(cluster, "partition_count"), number_of(cluster, "partitions_unavailable"),
            number_of(cluster, "partitions_degraded"));
+    show_ills(cluster);
     show_move(cluster);
     show_work(cluster);
     printf("\n%-4s %-16s %-21s %-8s %-7s %-12s %-8s %-8s %10s %10s %9s  %s\n", "NO", "NODE",
@@ -288,13 +325,16 @@ run_health(struct cli *cli, const char *name)
     json_t *cluster = ask_status(cli, &exit_code);
     if (cluster == NULL) return exit_code;
     if (cli->set.json)
-        printf("{\"health\":\"%s\",\"members_alive\":%lld,\"members_count\":%lld}\n",
+        printf("{\"health\":\"%s\",\"members_alive\":%lld,\"members_count\":%lld,"
+               "\"members_ill\":%lld,\"members_stuck\":%lld,\"members_clock_ahead\":%lld}\n",
                health_of(cluster), number_of(cluster, "members_alive"),
-               number_of(cluster, "members_count"));
+               number_of(cluster, "members_count"), members_with(cluster, "ill"),
+               members_with(cluster, "stuck"), members_with(cluster, "clock_ahead"));
     else
         printf("%s: %lld of %lld nodes alive, %lld partitions unavailable\n", health_of(cluster),
                number_of(cluster, "members_alive"), number_of(cluster, "members_count"),
                number_of(cluster, "partitions_unavailable"));
+    if (!cli->set.json) show_ills(cluster);
     bool good = strcmp(health_of(cluster), "healthy") == 0;
     json_decref(cluster);
     return good ? EXIT_OK : EXIT_UNHEALTHY;

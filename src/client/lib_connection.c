@@ -199,6 +199,7 @@ connection_break(struct connection *connection, const char *format, ...)
     for (struct list *link; (link = list_pop_front(&unsent)) != NULL; begun = false)
         request_on_lost(kv, list_entry(link, struct request, link), begun, kv->connect_error);
 
+    if (was_ready) route_on_broken(kv);
     if (connection->server->retired) {
         kv->retired = true;
     } else if (was_ready) {
@@ -388,7 +389,7 @@ hello_start(struct connection *connection)
         .header.opcode = NATIVE_HELLO,
         .hello = {.version_min = NATIVE_VERSION,
                   .version_max = NATIVE_VERSION,
-                  .features = NATIVE_FEATURE_TOPOLOGY,
+                  .features = NATIVE_FEATURE_TOPOLOGY | NATIVE_FEATURE_CLUSTER,
                   .client_name = BYTES(kv->client_name, strlen(kv->client_name)),
                   .user = BYTES(kv->user, strlen(kv->user)),
                   .password = BYTES(kv->password, strlen(kv->password))},

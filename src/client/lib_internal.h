@@ -128,6 +128,7 @@ struct connection {
     bool silent;        /* owes an answer and has not said a word for a while */
     u64 written, taken; /* bytes: by us, and by the other side's kernel when it was last looked */
     u64 epoch;          /* of its last reply */
+    u64 cluster;        /* whose it is; 0: none's, or not known */
     struct buf in;
 };
 
@@ -143,6 +144,7 @@ struct server {
     bool down;    /* the last attempt to connect has failed */
     bool several; /* it was more than one node */
     bool changed; /* it is another one than before: see route_on_known */
+    bool outside; /* named, and the map does not have it: it was taken out */
     u64 serial;   /* of all that this handle has had */
     u32 connection_count;
     struct connection *connections; /* NULL: this place is free */
@@ -165,11 +167,13 @@ struct distkv {
     u64 epoch;
     /* lib_route.c */
     struct lib_map map;
+    u64 map_cluster;                               /* whose it is; 0: not known */
     struct server *map_servers[LIB_MAP_NODES_MAX]; /* by index of the map's nodes; NULL: no room */
     u64 epoch_told;                                /* the newest that a node has told */
     u64 fetched_ns;                                /* when the map was last asked for; 0: never */
     struct request *fetch;                         /* that asks for it now */
     char fetch_host[256];                          /* where */
+    u64 fetch_cluster;                             /* whose that is */
     struct lib_timer fetch_timer;
     bool retired;     /* a server may be, and have ended */
     u64 pin_run_id;   /* of the next request: its pinned_run_id */
@@ -216,6 +220,8 @@ void connections_leave(struct distkv *kv);
 
 /* ---- lib_route.c ---- */
 
+/* A connection that was ready is gone: the map may be another cluster's now. */
+void route_on_broken(struct distkv *kv);
 /* A ready connection with room for the request, or NULL. */
 struct connection *route_choose(struct distkv *kv, const struct request *request);
 /* Something was put on it; and its timer while it is ready. */

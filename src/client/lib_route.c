@@ -7,7 +7,7 @@
  * a map, or while none of them can be reached, to any node: nodes forward what they do not run, so
  * a wrong guess costs one more hop and is never an error. Connections to nodes that were not named
  * are made when the first request wants them; until they are there it goes elsewhere. What has no
- * key goes to a server that was named.
+ * key goes to a server that was named, if that is a member.
  *
  * What may have been done once (an ambiguous write) waits for the run of the server that had it
  * for as long as that can be reached: there its id is remembered. What may be done twice goes on to
@@ -17,6 +17,11 @@
  * than the map's, the map is fetched: by one request at a time, not before a moment that differs
  * from handle to handle, and not twice within FETCH_PAUSE_NS. However many replies say so, that
  * is one fetch.
+ *
+ * Clusters. HELLO tells whose a node is. As long as a connection to one of the map's own cluster is
+ * there, only such ones are asked for the map, and only their epochs count: a member that was taken
+ * out and is a cluster by itself now leads nobody there. When all that are there are of another
+ * one, the cluster was founded anew at these addresses: its map is taken, whatever its epoch.
  *
  * Silence. A node that stands still keeps its connections. When something is owed on one and
  * nothing has come for SILENCE_NS, it is asked with a PING, and requests go elsewhere until
@@ -84,17 +89,22 @@ pick(struct server *server, u32 shard, u32 slot)
     return NULL;
 }
 
-/* Of all that are ready, or of those to servers that were named. A slot always goes the same way
- * while the connections stay. */
+enum { ANY_NAMED = 1, ANY_SILENT = 2, ANY_OUTSIDE = 4 };
+
+/* Of all that are ready and speak, of servers that are members as far as is known. ANY_NAMED: of
+ * those that were named only; the others: of these, too. A slot always goes the same way while the
+ * connections stay. */
 static struct connection *
-pick_any(struct distkv *kv, u32 slot, bool named, bool silent_too)
+pick_any(struct distkv *kv, u32 slot, u32 which)
 {
+    bool silent_too = (which & ANY_SILENT) != 0;
     u32 wanted = 0;
     for (u32 round = 0; round < 2; round++) {
         u32 ready = 0;
         for (u32 s = 0; s < kv->server_count; s++) {
             struct server *server = &kv->servers[s];
-            if (named && !server->named) continue;
+            if ((which & ANY_NAMED) != 0 && !server->named) continue;
+            if ((which & ANY_OUTSIDE) == 0 && server->outside) continue;
             for (u32 c = 0; c < server->connection_count; c++) {
                 struct connection *connection = &server->connections[c];
                 if (!takes_requests(connection) || (connection->silent && !silent_too)) continue;
@@ -170,9 +180,10 @@ route_choose(struct distkv *kv, const struct request *request)
     bool keyed = request->slot != LIB_ANYWHERE;
     u32 slot = keyed ? request->slot : 0;
     if (keyed) connection = pick_replica(kv, slot);
-    if (connection == NULL) connection = pick_any(kv, slot, !keyed, false);
-    if (connection == NULL) connection = pick_any(kv, slot, false, false);
-    if (connection == NULL) connection = pick_any(kv, slot, false, true);
+    if (connection == NULL) connection = pick_any(kv, slot, keyed ? 0 : ANY_NAMED);
+    if (connection == NULL) connection = pick_any(kv, slot, 0);
+    if (connection == NULL) connection = pick_any(kv, slot, ANY_OUTSIDE);
+    if (connection == NULL) connection = pick_any(kv, slot, ANY_OUTSIDE | ANY_SILENT);
     return connection == NULL ? NULL : if_room(connection);
 }
 
@@ -300,6 +311,18 @@ retire(struct server *server)
     }
 }
 
+/* A name that was given may be that of a node which is none of the cluster's any more. Not the
+ * address of several nodes, nor one that has not said who it is. */
+static bool
+is_outside(const struct distkv *kv, const struct server *server)
+{
+    const char *id = server->info.node_id;
+    if (!server->named || server->mapped || server->several || id[0] == '\0') return false;
+    for (u32 i = 0; i < kv->map.node_count; i++)
+        if (strcmp(kv->map.nodes[i].id, id) == 0) return false;
+    return kv->map.node_count < LIB_MAP_NODES_MAX; /* else it may be one that is not known */
+}
+
 static void
 servers_follow(struct distkv *kv)
 {
@@ -311,6 +334,7 @@ servers_follow(struct distkv *kv)
     }
     for (u32 s = 0; s < kv->server_count; s++) {
         struct server *server = &kv->servers[s];
+        server->outside = is_outside(kv, server);
         if (!server->named && !server->mapped && !server->retired && server->connections != NULL)
             retire(server);
     }
@@ -337,7 +361,14 @@ route_sweep(struct distkv *kv)
 
 /* ---- the map ---- */
 
-/* Whoever has told of the newest topology. */
+static bool
+is_foreign(const struct connection *connection)
+{
+    u64 own = connection->kv->map_cluster;
+    return own != 0 && connection->cluster != 0 && connection->cluster != own;
+}
+
+/* Whoever has told of the newest topology; of the map's cluster, while anybody of that is there. */
 static struct connection *
 teller(struct distkv *kv)
 {
@@ -346,7 +377,10 @@ teller(struct distkv *kv)
         for (u32 c = 0; c < kv->servers[s].connection_count; c++) {
             struct connection *connection = &kv->servers[s].connections[c];
             if (!takes_requests(connection) || connection->silent || !connection->tells) continue;
-            if (best == NULL || connection->epoch > best->epoch) best = connection;
+            bool foreign = is_foreign(connection);
+            if (best == NULL || (is_foreign(best) && !foreign) ||
+                (is_foreign(best) == foreign && connection->epoch > best->epoch))
+                best = connection;
         }
     }
     return best;
@@ -355,7 +389,11 @@ teller(struct distkv *kv)
 static void
 fetch_consider(struct distkv *kv)
 {
-    if (kv->options.no_routing || kv->closing || kv->epoch_told <= kv->map.epoch) return;
+    if (kv->options.no_routing || kv->closing) return;
+    if (kv->epoch_told <= kv->map.epoch) {
+        const struct connection *told = teller(kv);
+        if (told == NULL || !is_foreign(told)) return;
+    }
     if (kv->fetch != NULL || kv->fetch_timer.armed) return;
     u64 at = lib_now_ns();
     if (kv->fetched_ns != 0) {
@@ -371,13 +409,17 @@ fetch_done(struct request *request, int code, const char *error, const struct na
     (void)error;
     struct distkv *kv = request->arg;
     kv->fetch = NULL;
+    bool other =
+        kv->map_cluster != 0 && kv->fetch_cluster != 0 && kv->map_cluster != kv->fetch_cluster;
     if (code == DISTKV_OK && reply->topology.node_count > 0 &&
-        reply->topology.epoch > kv->map.epoch &&
+        (other || reply->topology.epoch > kv->map.epoch) &&
         lib_map_take(&kv->map, &kv->budget, &reply->topology)) {
         for (u32 i = 0; i < kv->map.node_count; i++) /* a node by itself: where it was reached */
             if (kv->map.nodes[i].host[0] == '\0')
                 snprintf(kv->map.nodes[i].host, sizeof(kv->map.nodes[i].host), "%s",
                          kv->fetch_host);
+        if (other) kv->epoch_told = reply->topology.epoch;
+        if (kv->fetch_cluster != 0) kv->map_cluster = kv->fetch_cluster;
         servers_follow(kv);
     }
     fetch_consider(kv);
@@ -387,8 +429,9 @@ void
 route_on_timer(struct distkv *kv)
 {
     struct connection *connection = teller(kv);
+    bool foreign = connection != NULL && is_foreign(connection);
     struct native_request native = {.header.opcode = NATIVE_TOPOLOGY,
-                                    .topology.epoch = kv->map.epoch};
+                                    .topology.epoch = foreign ? 0 : kv->map.epoch};
     struct request *request =
         connection == NULL ? NULL : request_new(kv, &native, LIB_ANYWHERE, true);
     kv->fetched_ns = lib_now_ns();
@@ -400,6 +443,7 @@ route_on_timer(struct distkv *kv)
     request->done = fetch_done;
     request->arg = kv;
     kv->fetch = request;
+    kv->fetch_cluster = connection->cluster;
     snprintf(kv->fetch_host, sizeof(kv->fetch_host), "%.255s", connection->server->host);
     request_assign(request, connection);
 }
@@ -413,11 +457,17 @@ route_on_lost(struct distkv *kv, const struct request *request)
 }
 
 void
+route_on_broken(struct distkv *kv)
+{
+    fetch_consider(kv);
+}
+
+void
 route_on_epoch(struct connection *connection, u64 epoch)
 {
     struct distkv *kv = connection->kv;
     connection->epoch = epoch;
-    if (!connection->tells || epoch <= kv->epoch_told) return;
+    if (!connection->tells || epoch <= kv->epoch_told || is_foreign(connection)) return;
     kv->epoch_told = epoch;
     fetch_consider(kv);
 }
@@ -434,6 +484,7 @@ route_on_hello(struct connection *connection, const struct native_hello_reply *h
     connection->tells = topology && (hello->features & NATIVE_FEATURE_PLACES) != 0;
     connection->shard = topology ? hello->shard : LIB_SHARD_UNKNOWN;
     connection->silent = false;
+    connection->cluster = hello->cluster_id;
     struct bytes before = BYTES(server->info.node_id, strlen(server->info.node_id));
     bool other = !bytes_equal(before, hello->node_id);
     if (before.size != 0 && other) server->several = true; /* an address of more than one node */
@@ -444,6 +495,7 @@ route_on_hello(struct connection *connection, const struct native_hello_reply *h
 void
 route_on_known(struct connection *connection)
 {
+    fetch_consider(connection->kv);
     if (!connection->server->changed || connection->kv->map.epoch == 0) return;
     connection->server->changed = false;
     servers_follow(connection->kv);

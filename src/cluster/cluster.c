@@ -209,6 +209,11 @@ tick_fired(struct io_timer *timer)
     struct cluster_shard *shard = CONTAINER_OF(timer, struct cluster_shard, tick);
     u64 now = io_now_ns();
     note_epoch(shard);
+    u64 bit = (u64)1 << shard->index;
+    if (lsm_is_stuck(shard->lsm))
+        atomic_fetch_or(&shard->cluster->shards_stuck, bit);
+    else if ((atomic_load(&shard->cluster->shards_stuck) & bit) != 0)
+        atomic_fetch_and(&shard->cluster->shards_stuck, ~bit);
     if (shard->index == 0) {
         send_topologies(shard->cluster);
         cluster_pings_send(shard);

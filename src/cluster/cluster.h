@@ -59,6 +59,14 @@ struct cluster_options {
     u32 seed_count;
 };
 
+/* What is wrong with a member, by its own account. */
+enum cluster_ill {
+    CLUSTER_ILL_STUCK = 1, /* the store of a shard takes no writes: full, failed, or a slow disk */
+    /* Its clock is so far ahead of most others' that these refuse what it stamps. */
+    CLUSTER_ILL_CLOCK = 2,
+    CLUSTER_ILL_ALONE = 4, /* most members, which it has seen before, do not answer */
+};
+
 /* From the text of a secret. */
 void cluster_secret_make(struct bytes text, u8 out[PEER_SECRET_BYTES]);
 
@@ -100,6 +108,9 @@ struct cluster {
     /* Of the plan that is fetched by now, or was last: of how many partitions (a keyspace's each),
      * and how many are here. */
     _Atomic u64 fetch_session, fetch_began_ns, fetch_began_bytes, fetch_partitions, fetch_done;
+    _Atomic u64 shards_stuck;           /* a bit each: lsm_is_stuck */
+    _Atomic u8 ill;                     /* enum cluster_ill, of us */
+    _Atomic u64 clock_ahead_ms;         /* with CLUSTER_ILL_CLOCK, else 0 */
     _Atomic u8 drain;                   /* enum cluster_drain; the server heeds it */
     char reason[TOPOLOGY_REASON_BYTES]; /* why it failed */
 };
@@ -118,6 +129,7 @@ struct cluster_ping {
     u64 epoch;    /* the oldest that it works with; 0: not known */
     u64 oldest;   /* no write of a lower version will come from there; 0: not known */
     i64 clock_ms; /* its wall clock before ours */
+    u8 ill;       /* enum cluster_ill, without ALONE */
     bool drained; /* wants others to do what it did */
     bool shard_ports;
 };
@@ -149,6 +161,7 @@ struct cluster_shard {
     struct group0 *group0;
     struct list pings;
     struct liveness liveness;
+    bool majority_seen; /* since the start */
     bool steward_runs;
     bool fetch_runs, drain_runs;
     u64 fetch_session;          /* what is fetched now, or was last */

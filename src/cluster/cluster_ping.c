@@ -4,8 +4,11 @@
  *
  * The body of PEER_PING and of its answer, 32 bytes: the oldest epoch that the sender works with
  * (8), its wall clock in milliseconds (8), flags (1; bit 0: it is ill; bit 1: it is drained;
- * bit 2: its shards have ports for clients), 0 (7), and the lowest version that it may yet send to
- * anybody (8; 0: not known).
+ * bit 2: its shards have ports for clients; bits 3 and 4: CLUSTER_ILL_STUCK and _CLOCK), 0 (7), and
+ * the lowest version that it may yet send to anybody (8; 0: not known).
+ *
+ * What is wrong with ourselves is found out here, too (ill_look): operators are told, load
+ * balancers by /readyz, and the other members, who show it.
  *
  * liveness.h judges by the answers. Two pings in a row that could not even connect are enough to
  * send nothing more there: then its process is gone, and waiting would find out the same later.
@@ -23,6 +26,8 @@
 #define FLAG_ILL        1u
 #define FLAG_DRAINED    2u
 #define FLAG_PORTS      4u
+#define FLAG_ILL_SHIFT  3u /* CLUSTER_ILL_STUCK and _CLOCK */
+#define ILL_TOLD        (CLUSTER_ILL_STUCK | CLUSTER_ILL_CLOCK)
 #define CLOCK_MS_MAX    250
 
 static struct cluster_ping *
@@ -73,6 +78,20 @@ report_changes(struct cluster_shard *shard)
 }
 
 static void
+flags_take(struct cluster_ping *ping, u8 flags)
+{
+    ping->drained = (flags & FLAG_DRAINED) != 0;
+    ping->shard_ports = (flags & FLAG_PORTS) != 0;
+    u8 ill = flags >> FLAG_ILL_SHIFT & ILL_TOLD;
+    if ((ill & ~ping->ill & CLUSTER_ILL_STUCK) != 0)
+        log_warning("cluster", "a member takes no writes member=%u", ping->member);
+    if ((ill & ~ping->ill & CLUSTER_ILL_CLOCK) != 0)
+        log_warning("cluster", "the clock of a member is ahead: its writes are refused member=%u",
+                    ping->member);
+    ping->ill = ill;
+}
+
+static void
 heard(struct cluster_ping *ping, struct bytes body)
 {
     i64 clock_ms = (i64)(load_u64(body.data + 8) - io_wall_ms());
@@ -83,8 +102,7 @@ heard(struct cluster_ping *ping, struct bytes body)
                     (long long)clock_ms);
     ping->clock_ms = clock_ms;
     ping->refusals = 0;
-    ping->drained = (body.data[16] & FLAG_DRAINED) != 0;
-    ping->shard_ports = (body.data[16] & FLAG_PORTS) != 0;
+    flags_take(ping, body.data[16]);
     ping->oldest = load_u64(body.data + 24);
     ping->heard_ns = io_now_ns();
     liveness_heard(&ping->shard->liveness, ping->member, (body.data[16] & FLAG_ILL) != 0,
@@ -121,6 +139,7 @@ fill(const struct cluster_shard *shard, u8 body[PING_BYTES])
     body[16] = liveness_self_ill(&shard->liveness, io_now_ns()) ? FLAG_ILL : 0;
     if (atomic_load(&shard->cluster->drain) == CLUSTER_DRAIN_DONE) body[16] |= FLAG_DRAINED;
     if (shard->cluster->options.shard_ports) body[16] |= FLAG_PORTS;
+    body[16] |= (u8)((atomic_load(&shard->cluster->ill) & ILL_TOLD) << FLAG_ILL_SHIFT);
     store_u64(body + 24, cluster_own_oldest(shard->cluster));
 }
 
@@ -134,8 +153,7 @@ asked(void *arg, struct peer_request *request, const struct peer_identity *from,
     /* Its epoch counts whoever hears of it; that we reach it, only an answer shows. */
     if (ping != NULL && body.size >= PING_BYTES) {
         ping->epoch = load_u64(body.data);
-        ping->drained = (body.data[16] & FLAG_DRAINED) != 0;
-        ping->shard_ports = (body.data[16] & FLAG_PORTS) != 0;
+        flags_take(ping, body.data[16]);
         publish(ping);
         ping->oldest = load_u64(body.data + 24);
     }
@@ -180,14 +198,76 @@ cluster_oldest(const struct cluster *cluster, u64 stage_epoch)
     return atomic_load(&cluster->oldest_stage) == stage_epoch ? oldest : 0;
 }
 
+/* ---- what is wrong with us ---- */
+
+/* How far what we stamp is ahead of most others' clocks, if by so much that they refuse it; else 0.
+ * Others who are as far ahead take it: so two halves with different clocks may both go on. */
+static u64
+clock_ahead_ms(const struct cluster_shard *shard)
+{
+    i64 own = (i64)replicator_ahead_ms(shard->replicator, io_wall_ms()), least = INT64_MAX;
+    u32 others = 0, refuse = 0;
+    list_for_each (node, &shard->pings) {
+        const struct cluster_ping *ping = list_entry(node, struct cluster_ping, link);
+        if (ping->heard_ns == 0 || !is_alive(ping)) continue;
+        others++;
+        i64 ahead = own - ping->clock_ms;
+        if (ahead <= CLOCK_MS_MAX) continue;
+        refuse++;
+        least = MIN(least, ahead);
+    }
+    return refuse * 2 > others ? (u64)least : 0;
+}
+
+static void
+ill_log(u8 now, u8 before, u8 bit, const char *begins, const char *ends)
+{
+    if ((now & ~before & bit) != 0) log_warning("cluster", "%s", begins);
+    if ((before & ~now & bit) != 0) log_info("cluster", "%s", ends);
+}
+
+static void
+ill_look(struct cluster_shard *shard)
+{
+    struct cluster *cluster = shard->cluster;
+    u32 alive = 1, heard = 1, count = shard->topology == NULL ? 1 : shard->topology->member_count;
+    list_for_each (node, &shard->pings) {
+        const struct cluster_ping *ping = list_entry(node, struct cluster_ping, link);
+        alive += is_alive(ping);
+        heard += is_alive(ping) && ping->heard_ns != 0;
+    }
+    bool majority = alive * 2 > count;
+    shard->majority_seen |= heard * 2 > count;
+    u64 ahead = clock_ahead_ms(shard);
+    u8 ill = 0, before = atomic_load(&cluster->ill);
+    if (atomic_load(&cluster->shards_stuck) != 0) ill |= CLUSTER_ILL_STUCK;
+    if (ahead != 0) ill |= CLUSTER_ILL_CLOCK;
+    if (!majority && shard->majority_seen) ill |= CLUSTER_ILL_ALONE;
+    atomic_store(&cluster->clock_ahead_ms, ahead);
+    if (ill == before) return;
+    atomic_store(&cluster->ill, ill);
+    if ((ill & ~before & CLUSTER_ILL_CLOCK) != 0)
+        log_warning(
+            "cluster",
+            "this node's clock is ahead of most others': they refuse its writes ahead_ms=%llu",
+            (unsigned long long)ahead);
+    ill_log(ill, before, CLUSTER_ILL_STUCK,
+            "this node takes no writes: its disk is full, slow, or has failed",
+            "this node takes writes again");
+    ill_log(ill, before, CLUSTER_ILL_ALONE, "most members do not answer this node",
+            "most members answer this node again");
+    if ((before & ~ill & CLUSTER_ILL_CLOCK) != 0)
+        log_info("cluster", "this node's clock is not ahead any more");
+}
+
 void
 cluster_pings_send(struct cluster_shard *shard)
 {
     u64 now = io_now_ns();
     publish_oldest(shard);
-    struct lsm_stats stats;
-    lsm_stats_get(shard->lsm, &stats);
-    if (stats.state == LSM_STATE_FAILED) liveness_self_stalled(&shard->liveness, now);
+    ill_look(shard);
+    if (atomic_load(&shard->cluster->shards_stuck) != 0)
+        liveness_self_stalled(&shard->liveness, now);
     liveness_tick(&shard->liveness, now);
     report_changes(shard);
     u8 body[PING_BYTES];

@@ -121,6 +121,7 @@ deal_init(struct deal *deal, const struct placement_input *input, u16 datacenter
         count +=
             input->nodes[i].datacenter == datacenter && input->nodes[i].state != PLACEMENT_LEAVING;
     *deal = (struct deal){.partition_count = input->partition_count,
+                          .scattered = input->scattered,
                           .replicas = MIN(input->replicas, count),
                           .node_count = count};
     deal->nodes = mem_alloc_zero(budget, count * sizeof(*deal->nodes));
@@ -134,6 +135,7 @@ deal_init(struct deal *deal, const struct placement_input *input, u16 datacenter
         deal_deinit(deal, budget);
         return ST_NO_MEMORY;
     }
+    deal_walk_init(deal);
     deal->node_count = 0;
     for (u32 i = 0; i < input->node_count; i++)
         if (input->nodes[i].datacenter == datacenter && input->nodes[i].state != PLACEMENT_LEAVING)

@@ -33,6 +33,10 @@
  * each node that gains, a few passes over all rows for every 32nd of its gain: O(gainers * 64 *
  * partitions * N^2), and a search over nodes and rows for each first place that its own row cannot
  * settle. Nothing depends on how long the cluster has lived.
+ *   P8  Shards of a node have contiguous parts of the partitions, and each is to have its part of
+ *       what the node holds and of what it is first of; so both are dealt from all over, in blocks
+ *       of a few partitions (few runs with one leader make the maps of clients short). How far that
+ *       is off is in docs/testing.md. It is no reason to move anything.
  */
 #ifndef DISTKV_CLUSTER_PLACEMENT_H
 #define DISTKV_CLUSTER_PLACEMENT_H
@@ -68,6 +72,9 @@ struct placement_input {
     u32 node_count;
     u32 partition_count; /* a power of two up to SLOT_COUNT; never changes */
     u32 replicas;        /* N */
+    /* How partitions are gone through (P8). false: in order, as plans did at first; a log that has
+     * such a plan is applied as it was. */
+    bool scattered;
 };
 
 struct placement {

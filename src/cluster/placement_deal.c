@@ -17,6 +17,17 @@
 #include "cluster/placement_internal.h"
 
 void
+deal_walk_init(struct deal *deal)
+{
+    u32 bits = deal_block_bits(deal);
+    for (u32 at = 0; at < 1u << bits; at++) {
+        deal->blocks[at] = 0;
+        for (u32 i = 0; i < bits; i++)
+            deal->blocks[at] |= (u8)((at >> i & 1) << (bits - 1 - i));
+    }
+}
+
+void
 deal_place(struct deal *deal, u32 partition, u32 place, u32 node)
 {
     u16 *row = deal_row(deal, partition);
@@ -44,42 +55,82 @@ deal_place(struct deal *deal, u32 partition, u32 place, u32 node)
     row[place] = (u16)node;
 }
 
-u32
-deal_row_violation(const struct deal *deal, const u16 *row)
+/* ---- racks of a row ---- */
+
+/* What a row has of racks, so that one place after the other can be tried. */
+struct racks {
+    u32 over;    /* places beyond the high bounds of their racks */
+    u32 lacking; /* places that low bounds ask for and that are not there */
+    u32 holes;
+    u16 at[LIMIT_PLACEMENT_REPLICAS]; /* of each place, DEAL_HOLE: a hole */
+};
+
+static u32
+racks_count(const struct deal *deal, const struct racks *racks, u32 rack)
 {
-    if (deal->rack_count == 1) return 0;
-    u32 over = 0, holes = 0;
-    for (u32 k = 0; k < deal->replicas; k++) {
-        if (row[k] == DEAL_HOLE) {
-            holes++;
-            continue;
-        }
-        u32 rack = deal->nodes[row[k]].rack, before = 0;
-        for (u32 j = 0; j < k; j++)
-            if (row[j] != DEAL_HOLE && deal->nodes[row[j]].rack == rack) before++;
-        if (before >= deal->racks[rack].high) over++;
-    }
-    if (!deal->rack_low) return over;
-    u32 lacking = 0; /* here there are at most as many racks as places */
-    for (u32 r = 0; r < deal->rack_count; r++) {
-        u32 count = 0;
-        for (u32 k = 0; k < deal->replicas; k++)
-            if (row[k] != DEAL_HOLE && deal->nodes[row[k]].rack == r) count++;
-        if (count < deal->racks[r].low) lacking += deal->racks[r].low - count;
-    }
+    u32 count = 0;
+    for (u32 k = 0; k < deal->replicas; k++)
+        count += racks->at[k] == rack;
+    return count;
+}
+
+static u32
+racks_violation(u32 over, u32 lacking, u32 holes)
+{
     return over + (lacking > holes ? lacking - holes : 0);
 }
 
-/* What it would be with node in that place. */
+/* Returns by how many places the row is off. */
 static u32
-violation_with(const struct deal *deal, const u16 *row, u32 place, u32 node)
+racks_of(const struct deal *deal, const u16 *row, struct racks *out)
+{
+    if (deal->rack_count == 1) return 0; /* out is not used then */
+    out->over = out->holes = 0;
+    out->lacking = deal->racks_low;
+    for (u32 k = 0; k < deal->replicas; k++) {
+        u32 rack = row[k] == DEAL_HOLE ? DEAL_HOLE : deal->nodes[row[k]].rack, before = 0;
+        out->at[k] = (u16)rack;
+        if (rack == DEAL_HOLE) {
+            out->holes++;
+            continue;
+        }
+        for (u32 j = 0; j < k; j++)
+            before += out->at[j] == rack;
+        if (before >= deal->racks[rack].high) out->over++;
+        if (before < deal->racks[rack].low) out->lacking--;
+    }
+    return racks_violation(out->over, out->lacking, out->holes);
+}
+
+/* By how many it would be with node in that place. */
+static u32
+racks_with(const struct deal *deal, const struct racks *racks, u32 place, u32 node)
 {
     if (deal->rack_count == 1) return 0;
-    u16 copy[LIMIT_PLACEMENT_REPLICAS];
-    memcpy(copy, row, deal->replicas * sizeof(u16));
-    copy[place] = (u16)node;
-    return deal_row_violation(deal, copy);
+    u32 old = racks->at[place], new = deal->nodes[node].rack;
+    u32 over = racks->over, lacking = racks->lacking, holes = racks->holes;
+    if (old == new) return racks_violation(over, lacking, holes);
+    if (old == DEAL_HOLE) {
+        holes--;
+    } else {
+        u32 count = racks_count(deal, racks, old);
+        over -= count > deal->racks[old].high;
+        lacking += count <= deal->racks[old].low;
+    }
+    u32 count = racks_count(deal, racks, new);
+    over += count >= deal->racks[new].high;
+    lacking -= count < deal->racks[new].low;
+    return racks_violation(over, lacking, holes);
 }
+
+u32
+deal_row_violation(const struct deal *deal, const u16 *row)
+{
+    struct racks racks;
+    return racks_of(deal, row, &racks);
+}
+
+/* ---- sources ---- */
 
 static bool
 is_source(const struct deal *deal, u32 occupant)
@@ -100,7 +151,7 @@ row_holes(const struct deal *deal, const u16 *row)
 
 struct choice {
     u64 cost; /* UINT64_MAX: there is none */
-    u32 partition;
+    u32 at;   /* of deal_walk */
     u32 place;
 };
 
@@ -119,10 +170,10 @@ static_assert(CROWD_BASE > 2 * LIMIT_PLACEMENT_REPLICAS * (LIMIT_PLACEMENT_NODES
 
 /* UINT64_MAX when it cannot be. The order of costs is that of the essay. grain: see sink_take. */
 static u64
-cost_of(const struct deal *deal, const u16 *row, u32 place, u32 node, u32 grain)
+cost_of(const struct deal *deal, const u16 *row, const struct racks *racks, u32 before, u32 place,
+        u32 node, u32 grain)
 {
-    u32 before = deal_row_violation(deal, row);
-    u32 after = violation_with(deal, row, place, node);
+    u32 after = racks_with(deal, racks, place, node);
     if (after > before) return UINT64_MAX;
     u32 old = row[place];
     u64 crowded = CROWD_BASE, shared = 0;
@@ -140,17 +191,26 @@ cost_of(const struct deal *deal, const u16 *row, u32 place, u32 node, u32 grain)
 }
 
 static bool
-row_choice(const struct deal *deal, u32 partition, u32 node, u32 grain, struct choice *best)
+row_choice(const struct deal *deal, u32 at, u32 node, u32 grain, struct choice *best)
 {
-    const u16 *row = deal_row(deal, partition);
-    if (deal_row_has(deal, row, node)) return false;
-    bool better = false, hole = false;
+    const u16 *row = deal_row(deal, deal_walk(deal, at));
+    bool sources = false;
     for (u32 k = 0; k < deal->replicas; k++) {
+        if (row[k] == node) return false;
+        sources |= is_source(deal, row[k]);
+    }
+    if (!sources) return false;
+    struct racks racks;
+    u32 before = racks_of(deal, row, &racks);
+    bool better = false, hole = false;
+    for (u32 i = 0; i < deal->replicas; i++) {
+        /* From the end, so that the first of a row stays as long as another one is as good. */
+        u32 k = deal->scattered ? deal->replicas - 1 - i : i;
         if (!is_source(deal, row[k]) || (row[k] == DEAL_HOLE && hole)) continue;
         if (row[k] == DEAL_HOLE) hole = true; /* one hole is like another */
-        u64 cost = cost_of(deal, row, k, node, grain);
+        u64 cost = cost_of(deal, row, &racks, before, k, node, grain);
         if (cost >= best->cost) continue;
-        *best = (struct choice){.cost = cost, .partition = partition, .place = k};
+        *best = (struct choice){.cost = cost, .at = at, .place = k};
         better = true;
     }
     return better;
@@ -162,22 +222,36 @@ wants(const struct deal *deal, u32 node)
     return deal->nodes[node].held < deal->nodes[node].quota;
 }
 
-/* Takes the best place there is, then in one pass all that are as good. Rows shared are counted in
- * grains, a 32nd of what is wanted, so that there are few passes where much is wanted. */
+/* Costs of places can fall only where crowds count: without, the least that a pass has left is the
+ * least that there can be for the next. */
 static bool
-sink_take(struct deal *deal, u32 node, u32 grain)
+costs_only_grow(const struct deal *deal)
+{
+    return deal->node_count <= DEAL_PARTNERS_FREE + 1;
+}
+
+/* Takes the best place there is, then in one pass all that are as good. Rows shared are counted in
+ * grains, a 32nd of what is wanted, so that there are few passes where much is wanted. *least: what
+ * no place is better than; where one is as good, nobody looks further. */
+static bool
+sink_take(struct deal *deal, u32 node, u32 grain, u64 *least)
 {
     struct choice best = {.cost = UINT64_MAX};
-    for (u32 p = 0; p < deal->partition_count; p++)
-        row_choice(deal, p, node, grain, &best);
+    for (u32 at = 0; at < deal->partition_count && best.cost > *least; at++)
+        row_choice(deal, at, node, grain, &best);
     if (best.cost == UINT64_MAX) return false;
-    deal_place(deal, best.partition, best.place, node);
+    deal_place(deal, deal_walk(deal, best.at), best.place, node);
+    u64 left = UINT64_MAX;
     for (u32 i = 1; i < deal->partition_count && wants(deal, node); i++) {
-        u32 p = (best.partition + i) & (deal->partition_count - 1);
-        struct choice choice = {.cost = best.cost + 1};
-        if (row_choice(deal, p, node, grain, &choice))
-            deal_place(deal, choice.partition, choice.place, node);
+        u32 at = (best.at + i) & (deal->partition_count - 1);
+        struct choice choice = {.cost = UINT64_MAX};
+        if (!row_choice(deal, at, node, grain, &choice)) continue;
+        if (choice.cost <= best.cost)
+            deal_place(deal, deal_walk(deal, choice.at), choice.place, node);
+        else
+            left = MIN(left, choice.cost);
     }
+    *least = costs_only_grow(deal) ? left : 0;
     return true;
 }
 
@@ -221,16 +295,18 @@ sink_chain(struct deal *deal, u32 sink, bool any)
     deal->nodes[sink].seen = true;
     while (head < tail) {
         u32 node = deal->queue[head++];
-        for (u32 p = 0; p < deal->partition_count; p++) {
+        for (u32 at = 0; at < deal->partition_count; at++) {
+            u32 p = deal_walk(deal, at);
             const u16 *row = deal_row(deal, p);
             if (deal_row_has(deal, row, node) || on_path(deal, node, sink, p)) continue;
-            u32 before = deal_row_violation(deal, row);
+            struct racks racks;
+            u32 before = racks_of(deal, row, &racks);
             for (u32 k = 0; k < deal->replicas; k++) {
                 u32 other = row[k];
                 bool source = is_source(deal, other);
                 if (!source && (deal->nodes[other].seen || !(any || filled_now(deal, p, other))))
                     continue;
-                if (violation_with(deal, row, k, node) > before) continue;
+                if (racks_with(deal, &racks, k, node) > before) continue;
                 if (source) {
                     chain_take(deal, node, sink, p, k);
                     return true;
@@ -257,10 +333,12 @@ holes_fill(struct deal *deal)
         u16 *row = deal_row(deal, p);
         for (u32 k = 0; k < deal->replicas; k++) {
             if (row[k] != DEAL_HOLE) continue;
+            struct racks racks;
+            racks_of(deal, row, &racks);
             u32 best = DEAL_HOLE, best_violation = 0;
             for (u32 i = 0; i < deal->node_count; i++) {
                 if (deal_row_has(deal, row, i)) continue;
-                u32 violation = violation_with(deal, row, k, i);
+                u32 violation = racks_with(deal, &racks, k, i);
                 i64 room = (i64)deal->nodes[i].quota - deal->nodes[i].held;
                 if (best != DEAL_HOLE &&
                     (violation > best_violation ||
@@ -281,16 +359,18 @@ static bool
 row_swap(struct deal *deal, u32 partition)
 {
     u16 *row = deal_row(deal, partition);
-    u32 before = deal_row_violation(deal, row);
+    struct racks racks, others;
+    u32 before = racks_of(deal, row, &racks);
     for (u32 k = 0; k < deal->replicas; k++) {
-        for (u32 q = 0; q < deal->partition_count; q++) {
+        for (u32 at = 0; at < deal->partition_count; at++) {
+            u32 q = deal_walk(deal, at);
             u16 *other = deal_row(deal, q);
             if (q == partition || deal_row_has(deal, other, row[k])) continue;
-            u32 other_before = deal_row_violation(deal, other);
+            u32 other_before = racks_of(deal, other, &others);
             for (u32 j = 0; j < deal->replicas; j++) {
                 u32 a = row[k], b = other[j];
                 if (deal_row_has(deal, row, b)) continue;
-                if (violation_with(deal, row, k, b) + violation_with(deal, other, j, a) >=
+                if (racks_with(deal, &racks, k, b) + racks_with(deal, &others, j, a) >=
                     before + other_before)
                     continue;
                 deal_place(deal, partition, k, b);
@@ -308,10 +388,11 @@ static bool
 row_displace(struct deal *deal, u32 partition)
 {
     const u16 *row = deal_row(deal, partition);
-    u32 before = deal_row_violation(deal, row);
+    struct racks racks;
+    u32 before = racks_of(deal, row, &racks);
     for (u32 k = 0; k < deal->replicas; k++) {
         for (u32 i = 0; i < deal->node_count; i++) {
-            if (deal_row_has(deal, row, i) || violation_with(deal, row, k, i) >= before) continue;
+            if (deal_row_has(deal, row, i) || racks_with(deal, &racks, k, i) >= before) continue;
             u32 old = row[k];
             deal_place(deal, partition, k, i);
             if (wants(deal, old)) (void)sink_chain(deal, old, true);
@@ -346,7 +427,8 @@ deal_places(struct deal *deal)
         u32 sink = sink_next(deal);
         if (sink == DEAL_HOLE) break;
         u32 grain = 1 + (deal->nodes[sink].quota - deal->nodes[sink].held) / 32;
-        while (wants(deal, sink) && sink_take(deal, sink, grain)) {
+        u64 least = 0;
+        while (wants(deal, sink) && sink_take(deal, sink, grain, &least)) {
         }
         deal->nodes[sink].seen = true;
     }
@@ -362,97 +444,4 @@ deal_places(struct deal *deal)
                    (row_swap(deal, p) || row_displace(deal, p)))
                 again = true;
     }
-}
-
-/* ---- who is first ---- */
-
-static u32
-first_low(const struct deal *deal, u32 node)
-{
-    return deal->nodes[node].held / deal->replicas;
-}
-
-static u32
-first_high(const struct deal *deal, u32 node)
-{
-    return (deal->nodes[node].held + deal->replicas - 1) / deal->replicas;
-}
-
-static void
-first_set(struct deal *deal, u32 partition, u32 node)
-{
-    u16 *row = deal_row(deal, partition);
-    u32 place = 0;
-    while (row[place] != node)
-        place++;
-    u32 old = row[0];
-    row[0] = (u16)node;
-    row[place] = (u16)old;
-    deal->nodes[old].first--;
-    deal->nodes[node].first++;
-}
-
-/* Passes one first place from node along a chain of rows to somebody who may have one more (give),
- * or to node from somebody who can spare one. By max-flow there is a chain while anybody is out of
- * bounds: a third of each row for each of its nodes would be a solution in fractions. */
-static bool
-first_chain(struct deal *deal, u32 start, bool give)
-{
-    for (u32 i = 0; i < deal->node_count; i++)
-        deal->nodes[i].seen = false;
-    u32 head = 0, tail = 0;
-    deal->queue[tail++] = (u16)start;
-    deal->nodes[start].seen = true;
-    while (head < tail) {
-        u32 node = deal->queue[head++];
-        for (u32 p = 0; p < deal->partition_count; p++) {
-            const u16 *row = deal_row(deal, p);
-            if (give ? row[0] != node : !deal_row_has(deal, row, node)) continue;
-            for (u32 k = give ? 1 : 0; k < (give ? deal->replicas : 1); k++) {
-                u32 other = row[k];
-                if (deal->nodes[other].seen) continue;
-                deal->nodes[other].seen = true;
-                deal->nodes[other].parent = (u16)node;
-                deal->nodes[other].parent_partition = p;
-                deal->queue[tail++] = (u16)other;
-                if (give ? deal->nodes[other].first >= first_high(deal, other)
-                         : deal->nodes[other].first <= first_low(deal, other))
-                    continue;
-                for (u32 at = other; at != start; at = deal->nodes[at].parent)
-                    first_set(deal, deal->nodes[at].parent_partition,
-                              give ? at : deal->nodes[at].parent);
-                return true;
-            }
-        }
-    }
-    return false;
-}
-
-void
-deal_firsts(struct deal *deal)
-{
-    for (u32 i = 0; i < deal->node_count; i++)
-        deal->nodes[i].first = 0;
-    for (u32 p = 0; p < deal->partition_count; p++)
-        deal->nodes[deal_row(deal, p)[0]].first++;
-    /* Most are settled within their row. */
-    for (u32 p = 0; p < deal->partition_count; p++) {
-        const u16 *row = deal_row(deal, p);
-        u32 best = row[0];
-        if (deal->nodes[best].first <= first_high(deal, best)) continue;
-        for (u32 k = 1; k < deal->replicas; k++) {
-            u32 other = row[k];
-            if (deal->nodes[other].first < first_high(deal, other) &&
-                (best == row[0] || first_high(deal, other) - deal->nodes[other].first >
-                                       first_high(deal, best) - deal->nodes[best].first))
-                best = other;
-        }
-        if (best != row[0]) first_set(deal, p, best);
-    }
-    for (u32 i = 0; i < deal->node_count; i++)
-        while (deal->nodes[i].first > first_high(deal, i) && first_chain(deal, i, true)) {
-        }
-    for (u32 i = 0; i < deal->node_count; i++)
-        while (deal->nodes[i].first < first_low(deal, i) && first_chain(deal, i, false)) {
-        }
 }

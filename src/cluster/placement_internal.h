@@ -2,7 +2,7 @@
  *
  * placement_internal.h -- one data center while it is dealt to. placement.c fills it from the
  * present placement and reads the result; placement_quota.c decides how many partitions each node
- * shall hold; placement_deal.c decides which, and who is first.
+ * shall hold; placement_deal.c decides which, placement_first.c who is first.
  */
 #ifndef DISTKV_CLUSTER_PLACEMENT_INTERNAL_H
 #define DISTKV_CLUSTER_PLACEMENT_INTERNAL_H
@@ -25,8 +25,11 @@ struct deal_node {
     u64 share;    /* partitions it should hold, DEAL_SHARE */
     u32 quota;    /* partitions it shall hold */
     u32 held;     /* places in rows, now */
-    u32 first;    /* rows whose first place it has */
     u32 partners; /* nodes that it shares a row with */
+    /* of deal_firsts */
+    u32 first; /* rows whose first place it has, of the stretch that is looked at */
+    u32 first_low, first_high;
+    u32 held_before, first_before; /* in blocks that are done */
     /* of searches */
     bool seen;
     u16 parent;
@@ -45,18 +48,23 @@ struct deal_rack {
     u64 quota;   /* sum of its nodes' */
 };
 
+/* Blocks that partitions are gone through in: 128 at most, for up to 64 shards. */
+#define DEAL_BLOCKS_BITS 7u
+
 struct deal {
     u32 partition_count;
-    u32 replicas; /* N, or fewer where there are fewer nodes */
+    bool scattered; /* see deal_walk */
+    u32 replicas;   /* N, or fewer where there are fewer nodes */
     u32 node_count;
     u32 rack_count;
-    bool rack_low; /* some rack has a low bound */
+    u32 racks_low; /* sum of their low bounds */
     struct deal_node *nodes;
     struct deal_rack *racks;
-    u16 *rows;   /* replicas places a row: a node or DEAL_HOLE */
-    u16 *origin; /* rows as they were given */
-    u16 *pairs;  /* node_count^2: rows that two nodes share */
-    u16 *queue;  /* node_count, of searches */
+    u16 *rows;                         /* replicas places a row: a node or DEAL_HOLE */
+    u16 *origin;                       /* rows as they were given */
+    u16 *pairs;                        /* node_count^2: rows that two nodes share */
+    u16 *queue;                        /* node_count, of searches */
+    u8 blocks[1u << DEAL_BLOCKS_BITS]; /* see deal_walk: in which order they come */
 };
 
 static inline u16 *
@@ -78,6 +86,27 @@ deal_row_has(const struct deal *deal, const u16 *row, u32 node)
         if (row[k] == node) return true;
     return false;
 }
+
+static inline u32
+deal_block_bits(const struct deal *deal)
+{
+    return MIN(DEAL_BLOCKS_BITS, (u32)__builtin_ctz(deal->partition_count));
+}
+
+/* The partition that comes at this place when all are gone through; a permutation. Scattered: one
+ * of each block, then the next of each. Blocks by the bits of their numbers turned round, so that
+ * wherever a pass ends it was nearly everywhere equally often; every other block backwards, so that
+ * what was dealt first in a block meets what was dealt first in the next. */
+static inline u32
+deal_walk(const struct deal *deal, u32 at)
+{
+    if (!deal->scattered) return at;
+    u32 bits = deal_block_bits(deal), size = deal->partition_count >> bits;
+    u32 within = at >> bits, block = deal->blocks[at & ((1u << bits) - 1)];
+    return block * size + ((block & 1) == 0 ? within : size - 1 - within);
+}
+
+void deal_walk_init(struct deal *deal);
 
 /* Puts a node (or DEAL_HOLE) into a place and keeps all counts. */
 void deal_place(struct deal *deal, u32 partition, u32 place, u32 node);

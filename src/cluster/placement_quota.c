@@ -25,12 +25,12 @@ bounds_set(struct deal *deal)
         for (u32 r = 0; r < deal->rack_count; r++)
             room += MIN(high, deal->racks[r].node_count);
     }
-    deal->rack_low = false;
+    deal->racks_low = 0;
     for (u32 r = 0; r < deal->rack_count; r++) {
         struct deal_rack *rack = &deal->racks[r];
         rack->high = MIN(high, rack->node_count);
         rack->low = MIN(deal->replicas / deal->rack_count, rack->node_count);
-        if (rack->low > 0) deal->rack_low = true;
+        deal->racks_low += rack->low;
     }
 }
 

@@ -229,14 +229,18 @@ enum topology_command_kind {
      * cannot change, nor may W and R change so that the old and the new ones do not overlap: raise
      * R, repair, then lower the other. */
     TOPOLOGY_KEYSPACE_SET,
-    TOPOLOGY_PLAN,    /* computes next from the members' states: STAGE_WRITE_BOTH. Nothing to
-                       * move: members' states become final at once, if any does */
+    /* As PLAN, with partitions dealt in their order: as plans were made at first. For logs that
+     * have one; nobody proposes it any more. Each member computes a plan by itself, so another way
+     * of dealing is another kind, which all members must know before one is proposed. */
+    TOPOLOGY_PLAN_IN_ORDER,
     TOPOLOGY_FETCHED, /* member, session; STAGE_WRITE_BOTH, fenced, a gainer only */
     TOPOLOGY_ADVANCE, /* to the next stage; refused while not fenced, or a gainer has not fetched */
     TOPOLOGY_ABANDON, /* STAGE_WRITE_BOTH only: back to current. What was fetched must be removed
                        * before it is fetched again: it may hold what was deleted since */
     TOPOLOGY_FENCE,   /* the stages before are refused from now on. Once in each stage of a plan,
                        * behind its barrier */
+    TOPOLOGY_PLAN,    /* computes next from the members' states: STAGE_WRITE_BOTH. Nothing to
+                       * move: members' states become final at once, if any does */
 };
 
 struct topology_command {
@@ -245,7 +249,7 @@ struct topology_command {
     /* what the kind needs of: */
     struct topology_member member; /* FOUND, MEMBER_*: by node_id or number; WEIGHT_SET; FETCHED */
     u64 cluster_id;                /* FOUND */
-    u64 session; /* PLAN: the new one, not 0; FETCHED, ADVANCE, ABANDON, FENCE: the present */
+    u64 session; /* PLANs: the new one, not 0; FETCHED, ADVANCE, ABANDON, FENCE: the present */
     u32 partition_count, replicas; /* FOUND */
     u32 keyspace;                  /* KEYSPACE_SET */
     struct topology_keyspace options;

@@ -116,7 +116,8 @@ replacements_take(const struct topology *topology, struct placement *present)
 
 /* The placement that the members' states ask for. present: NULL at the foundation; is changed. */
 static status
-placement_compute(struct topology *topology, struct placement *present, struct placement *out)
+placement_compute(struct topology *topology, struct placement *present, bool scattered,
+                  struct placement *out)
 {
     size_t bytes = topology->member_count * sizeof(struct placement_node);
     struct placement_node *nodes = mem_alloc(&topology->own, bytes);
@@ -126,7 +127,8 @@ placement_compute(struct topology *topology, struct placement *present, struct p
         struct placement_input input = {.nodes = nodes,
                                         .node_count = topology->member_count,
                                         .partition_count = topology->partition_count,
-                                        .replicas = topology->replicas};
+                                        .replicas = topology->replicas,
+                                        .scattered = scattered};
         struct placement_moves moves;
         if (present != NULL) replacements_take(topology, present);
         st = placement_next(&input, present, &topology->own, out, &moves);
@@ -353,7 +355,7 @@ apply_found(struct apply *apply)
     if (!ok(st)) return st;
     member_append(next, &command->member, PLACEMENT_NORMAL, 0);
     apply->stage_changed = true;
-    return placement_compute(next, NULL, &next->current);
+    return placement_compute(next, NULL, false, &next->current); /* one member: all the same */
 }
 
 /* Who is to be replaced goes, and is named as the one whose places are to be taken. */
@@ -547,7 +549,7 @@ apply_plan(struct apply *apply)
     struct placement present, planned;
     if (!topology_placement_init(next, next->current.width, &present)) return ST_NO_MEMORY;
     memcpy(present.ids, next->current.ids, topology_ids_bytes(&present));
-    status st = placement_compute(next, &present, &planned);
+    status st = placement_compute(next, &present, apply->command->kind == TOPOLOGY_PLAN, &planned);
     placement_deinit(&present);
     if (status_is(st, ST_INVALID)) return refuse(apply, "nobody is left to hold anything");
     if (!ok(st)) return st;
@@ -653,6 +655,7 @@ apply_kind(struct apply *apply)
         return apply_weight_set(apply);
     case TOPOLOGY_KEYSPACE_SET:
         return apply_keyspace_set(apply);
+    case TOPOLOGY_PLAN_IN_ORDER:
     case TOPOLOGY_PLAN:
         return apply_plan(apply);
     case TOPOLOGY_FETCHED:

@@ -49,6 +49,7 @@ parts_of(u8 kind)
         return HAS_KEYSPACE | HAS_OPTIONS;
     case TOPOLOGY_FETCHED:
         return HAS_MEMBER | HAS_SESSION;
+    case TOPOLOGY_PLAN_IN_ORDER:
     case TOPOLOGY_PLAN:
     case TOPOLOGY_ADVANCE:
     case TOPOLOGY_ABANDON:

@@ -633,6 +633,14 @@ log_failed(const struct log *log)
     return log->failed;
 }
 
+u64
+log_busy_ns(const struct log *log)
+{
+    if (list_empty(&log->in_flight)) return 0;
+    const struct log_write *first = list_entry(log->in_flight.next, struct log_write, link);
+    return io_now_ns() - first->op.start_ns;
+}
+
 bool
 log_no_space(const struct log *log)
 {

@@ -90,6 +90,8 @@ MUST_CHECK status log_append(struct log *log, const struct log_record *header,
 MAY_YIELD void log_wait_room(struct log *log);
 u64 log_durable_seq(const struct log *log);
 bool log_failed(const struct log *log);
+/* How long the disk has been at the oldest of its writes; 0: at none. */
+u64 log_busy_ns(const struct log *log);
 /* True while no segment can be made for want of disk space; tried again each second. */
 bool log_no_space(const struct log *log);
 /* What log_append would say now to a record of this many payload bytes. */

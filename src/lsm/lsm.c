@@ -585,6 +585,13 @@ log_figures(const struct lsm *lsm, struct lsm_stats *out)
     out->log_write_ns = log.write_ns;
 }
 
+bool
+lsm_is_stuck(const struct lsm *lsm)
+{
+    if (lsm->state != LSM_STATE_OK) return true;
+    return lsm->log != NULL && log_busy_ns(lsm->log) > LSM_STUCK_NS;
+}
+
 void
 lsm_stats_get(const struct lsm *lsm, struct lsm_stats *out)
 {

@@ -297,6 +297,9 @@ struct lsm_stats {
 };
 
 void lsm_stats_get(const struct lsm *lsm, struct lsm_stats *out);
+/* Writes are refused, or the disk has been at one of the log for LSM_STUCK_NS. */
+#define LSM_STUCK_NS NS_PER_S
+bool lsm_is_stuck(const struct lsm *lsm);
 
 /* Checks every file of a closed store directory. Each damage is reported (offset: of the first bad
  * byte's block) and counted; returns ST_CORRUPT when there was any. */

@@ -242,6 +242,7 @@ enum native_match { NATIVE_MATCH_ALL = 0, NATIVE_MATCH_PREFIX = 1, NATIVE_MATCH_
 enum native_features {
     NATIVE_FEATURE_TOPOLOGY = 1 << 0, /* TOPOLOGY, and the shard in HELLO's reply */
     NATIVE_FEATURE_PLACES = 1 << 1,   /* server: TOPOLOGY tells of more places than this address */
+    NATIVE_FEATURE_CLUSTER = 1 << 2,  /* the cluster's id in HELLO's reply */
 };
 
 /* ---- CLUSTER: what operators ask ---- */
@@ -380,7 +381,8 @@ struct native_hello_reply {
     u64 features;
     u64 run_id; /* another one after each start of the server: idempotency ids are forgotten */
     u64 connection_id;
-    u64 time_ms; /* the server's wall clock */
+    u64 cluster_id; /* with FEATURE_CLUSTER; 0: of none, or not known yet */
+    u64 time_ms;    /* the server's wall clock */
     u32 key_bytes_max, value_bytes_max, batch_ops_max, batch_bytes_max, body_bytes_max;
     u32 in_flight_max;  /* requests of one connection; more wait in the socket */
     u32 idempotency_ms; /* how long a write's id is remembered; 0: not at all */

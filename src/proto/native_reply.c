@@ -326,6 +326,7 @@ decode_hello(struct reader *r, struct native_hello_reply *hello)
     u8 server_version_size = read_u8(r);
     hello->range_count = read_u32(r);
     u32 nodes_size = read_u32(r);
+    hello->cluster_id = (hello->features & NATIVE_FEATURE_CLUSTER) != 0 ? read_u64(r) : 0;
     hello->node_id = read_bytes(r, node_id_size);
     hello->server_version = read_bytes(r, server_version_size);
     hello->nodes = read_bytes(r, nodes_size);
@@ -478,6 +479,7 @@ encode_hello(struct writer *w, const struct native_hello_reply *hello)
     write_u8(w, (u8)hello->server_version.size);
     write_u32(w, hello->range_count);
     write_u32(w, (u32)hello->nodes.size);
+    if ((hello->features & NATIVE_FEATURE_CLUSTER) != 0) write_u64(w, hello->cluster_id);
     write_span(w, hello->node_id);
     write_span(w, hello->server_version);
     write_span(w, hello->nodes);

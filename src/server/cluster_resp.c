@@ -21,8 +21,14 @@
  *   - No MOVED is ever needed or sent: every port takes every request, and forwards it.
  *
  * The slots of a shard are contiguous as far as its node is their first replica. A node by itself
- * has one run for each of its shards. Where several nodes share the partitions these are dealt one
- * by one, so there are up to 4,096 runs: about 90 bytes each in SLOTS, 6 in NODES.
+ * has one run for each of its shards. Where several nodes share the partitions there are a few
+ * hundred (three nodes: 258), up to 4,096 (placement.h, P8): about 90 bytes each in SLOTS, 6 in
+ * NODES.
+ *
+ * Clients ask all at once: when they start, and when a node goes. So each shard keeps the replies
+ * that it has made, by what went into them (struct seen: the epoch, who lives, who is drained, who
+ * has ports), and sends them again as they are. What is kept of another state is dropped with the
+ * next question. A node by itself keeps none: it tells each connection the address it has reached.
  */
 #include "server/cluster_resp.h"
 
@@ -32,13 +38,24 @@
 #include "server/cmd.h"
 #include "server/session.h"
 
+/* Of a member, once for the whole reply: it may change any time. */
+struct seen {
+    u8 alive, drained;
+    u16 shard_port; /* 0: its shards have no ports */
+};
+
 struct map {
     const struct shard *shard;
     const struct topology *topology; /* NULL: a node by itself */
     u32 node_count;
     u32 partition_count;
-    u32 *owners; /* of each partition: node * LIMIT_SHARDS + shard */
+    struct seen *seen; /* node_count; NULL: a node by itself */
+    u64 digest;        /* of all that replies are made of; 0: a node by itself */
+    u32 *owners;       /* of each partition: node * LIMIT_SHARDS + shard */
 };
+
+/* Of a line of NODES, without slots. */
+#define NODES_LINE_BYTES (TOPOLOGY_NAME_BYTES + 192u)
 
 struct place {
     char host[TOPOLOGY_NAME_BYTES];
@@ -68,10 +85,9 @@ cluster_resp_local(const struct exec *x, char out[CLUSTER_RESP_HOST_BYTES])
 static u32
 shard_port(const struct map *map, u32 node)
 {
-    const struct server *server = map->shard->server;
-    if (server->config->resp_cluster != CONFIG_RESP_CLUSTER_CORES) return 0;
-    if (map->topology == NULL) return server->config->shard_port;
-    return cluster_view_shard_port(server, &map->topology->members[node]);
+    const struct server_config *config = map->shard->server->config;
+    if (config->resp_cluster != CONFIG_RESP_CLUSTER_CORES) return 0;
+    return map->seen == NULL ? config->shard_port : map->seen[node].shard_port;
 }
 
 static u32
@@ -112,7 +128,7 @@ place_of(const struct exec *x, const struct map *map, u32 node, u32 shard)
     } else {
         const struct topology_member *member = &map->topology->members[node];
         place.self = member->number == cluster_member(server->cluster);
-        place.alive = cluster_alive(server->cluster, member->number);
+        place.alive = map->seen[node].alive;
         snprintf(place.host, sizeof(place.host), "%s", member->host);
         place.port = member->client_port;
         place.peer_port = member->peer_port;
@@ -130,7 +146,6 @@ static_assert(CLUSTER_RESP_HOST_BYTES <= TOPOLOGY_NAME_BYTES, "place_of copies")
 static u32
 owner_node(const struct map *map, u32 partition)
 {
-    const struct cluster *cluster = map->shard->server->cluster;
     struct topology_row row;
     u32 count, fallback = 0;
     topology_row(map->topology, 0, partition, &row);
@@ -142,30 +157,48 @@ owner_node(const struct map *map, u32 partition)
     for (u32 drained = 0; drained < 2; drained++) {
         for (u32 i = 0; i < count; i++) {
             const struct topology_member *member = topology_member(map->topology, members[i]);
-            if (member == NULL || !cluster_alive(cluster, member->number)) continue;
-            if (drained == 0 && cluster_drained(cluster, member->number)) continue;
-            return (u32)(member - map->topology->members);
+            if (member == NULL) continue;
+            u32 node = (u32)(member - map->topology->members);
+            if (map->seen[node].alive && map->seen[node].drained <= drained) return node;
         }
     }
     return fallback;
 }
 
-/* false: the run has failed. */
+/* Who is there, and the digest. false: the run has failed. */
 MUST_CHECK static bool
-map_make(struct exec *x, struct map *map)
+map_look(struct exec *x, struct map *map)
 {
     const struct server *server = x->shard->server;
     *map = (struct map){
         .shard = x->shard, .node_count = 1, .partition_count = server->layout.partition_count};
-    if (server->cluster != NULL) {
-        map->topology = x->shard->cluster == NULL ? NULL : cluster_topology(x->shard->cluster);
-        if (map->topology == NULL || map->topology->member_count == 0) {
-            exec_fail(x, ST_UNAVAILABLE);
-            return false;
-        }
-        map->node_count = map->topology->member_count;
-        map->partition_count = map->topology->partition_count;
+    if (server->cluster == NULL) return true;
+    map->topology = x->shard->cluster == NULL ? NULL : cluster_topology(x->shard->cluster);
+    if (map->topology == NULL || map->topology->member_count == 0) {
+        exec_fail(x, ST_UNAVAILABLE);
+        return false;
     }
+    map->node_count = map->topology->member_count;
+    map->partition_count = map->topology->partition_count;
+    size_t bytes = map->node_count * sizeof(*map->seen);
+    map->seen = (struct seen *)(void *)exec_alloc(x, bytes);
+    if (map->seen == NULL) return false;
+    for (u32 i = 0; i < map->node_count; i++) {
+        const struct topology_member *member = &map->topology->members[i];
+        map->seen[i] = (struct seen){.alive = cluster_alive(server->cluster, member->number),
+                                     .drained = cluster_drained(server->cluster, member->number),
+                                     .shard_port = cluster_view_shard_port(server, member)};
+    }
+    map->digest =
+        hash_bytes(map->seen, bytes, map->topology->state_id ^ server->config->resp_cluster);
+    if (map->digest == 0) map->digest = 1;
+    return true;
+}
+
+MUST_CHECK static bool
+map_fill(struct exec *x, struct map *map)
+{
+    x->shard->stats->cluster_maps++;
     map->owners = (u32 *)(void *)exec_alloc(x, map->partition_count * sizeof(*map->owners));
     if (map->owners == NULL) return false;
     for (u32 p = 0; p < map->partition_count; p++) {
@@ -210,27 +243,83 @@ next_run_of(const struct map *map, u32 node, u32 shard, u32 *at, u32 *slot_first
     return true;
 }
 
-/* ---- the commands ---- */
+/* ---- replies that are kept ---- */
+
+enum kept_kind { KEPT_INFO, KEPT_NODES, KEPT_SLOTS, KEPT_SHARDS, KEPT_KINDS };
+
+struct cluster_kept {
+    u64 digest;                        /* of all */
+    struct buf replies[KEPT_KINDS][2]; /* in RESP2 and RESP3; empty: none is kept */
+};
 
 void
-cluster_resp_info(struct exec *x)
+cluster_kept_free(struct shard *shard)
+{
+    struct cluster_kept *kept = shard->cluster_kept;
+    if (kept == NULL) return;
+    for (u32 i = 0; i < KEPT_KINDS; i++)
+        for (u32 version = 0; version < 2; version++)
+            buf_deinit(&kept->replies[i][version]);
+    mem_free(&shard->budget, kept, sizeof(*kept));
+    shard->cluster_kept = NULL;
+}
+
+/* Where the reply is kept, or will be. NULL: there is no memory for that. */
+static struct buf *
+kept_place(struct exec *x, const struct map *map, enum kept_kind kind)
+{
+    struct shard *shard = x->shard;
+    if (map->digest == 0) return NULL;
+    if (shard->cluster_kept != NULL && shard->cluster_kept->digest != map->digest)
+        cluster_kept_free(shard);
+    if (shard->cluster_kept == NULL) {
+        shard->cluster_kept = mem_alloc_zero(&shard->budget, sizeof(*shard->cluster_kept));
+        if (shard->cluster_kept == NULL) return NULL;
+        shard->cluster_kept->digest = map->digest;
+        for (u32 i = 0; i < KEPT_KINDS; i++)
+            for (u32 version = 0; version < 2; version++)
+                buf_init(&shard->cluster_kept->replies[i][version], &shard->budget);
+    }
+    return &shard->cluster_kept->replies[kind][x->reply->version == 3];
+}
+
+/* Sends what is kept, or has it made, and keeps that. Nothing yields in between. */
+static void
+answer(struct exec *x, enum kept_kind kind, void (*make)(struct exec *x, const struct map *map))
 {
     struct map map;
-    if (!map_make(x, &map)) return;
+    if (!map_look(x, &map)) return;
+    struct buf *kept = kept_place(x, &map, kind), *out = x->reply->out;
+    if (kept != NULL && kept->size > 0) {
+        if (!buf_append(out, kept->data, kept->size)) x->reply->failed = true;
+        return;
+    }
+    if (!map_fill(x, &map)) return;
+    size_t before = out->size;
+    make(x, &map);
+    if (kept != NULL && !x->reply->failed && !x->stopped)
+        (void)!buf_append(kept, out->data + before, out->size - before);
+}
+
+/* ---- the commands ---- */
+
+static void
+make_info(struct exec *x, const struct map *map)
+{
     u32 places = 0, masters = 0, ok_slots = 0, at = 0, first, last;
-    while (next_run(&map, &at, &first, &last)) {
-        u32 owner = map.owners[first / (SLOT_COUNT / map.partition_count)];
-        struct place place = place_of(x, &map, owner / LIMIT_SHARDS, owner % LIMIT_SHARDS);
+    while (next_run(map, &at, &first, &last)) {
+        u32 owner = map->owners[first / (SLOT_COUNT / map->partition_count)];
+        struct place place = place_of(x, map, owner / LIMIT_SHARDS, owner % LIMIT_SHARDS);
         if (place.alive) ok_slots += last - first + 1;
     }
-    for (u32 node = 0; node < map.node_count; node++) {
-        for (u32 shard = 0; shard < place_count(&map, node); shard++) {
+    for (u32 node = 0; node < map->node_count; node++) {
+        for (u32 shard = 0; shard < place_count(map, node); shard++) {
             at = 0;
             places++;
-            masters += next_run_of(&map, node, shard, &at, &first, &last);
+            masters += next_run_of(map, node, shard, &at, &first, &last);
         }
     }
-    u64 epoch = map.topology == NULL ? 1 : map.topology->epoch;
+    u64 epoch = map->topology == NULL ? 1 : map->topology->epoch;
     char text[512];
     int n = snprintf(text, sizeof(text),
                      "cluster_state:%s\r\n"
@@ -251,6 +340,12 @@ cluster_resp_info(struct exec *x)
 }
 
 void
+cluster_resp_info(struct exec *x)
+{
+    answer(x, KEPT_INFO, make_info);
+}
+
+void
 cluster_resp_myid(struct exec *x)
 {
     const struct server *server = x->shard->server;
@@ -259,22 +354,28 @@ cluster_resp_myid(struct exec *x)
     resp_bulk_text(x->reply, id);
 }
 
-void
-cluster_resp_nodes(struct exec *x)
+static void
+make_nodes(struct exec *x, const struct map *map)
 {
-    struct map map;
-    if (!map_make(x, &map)) return;
-    u64 epoch = map.topology == NULL ? 1 : map.topology->epoch;
+    u64 epoch = map->topology == NULL ? 1 : map->topology->epoch;
     struct buf out;
     buf_init(&out, x->budget);
-    for (u32 node = 0; node < map.node_count; node++) {
-        for (u32 shard = 0; shard < place_count(&map, node); shard++) {
-            struct place place = place_of(x, &map, node, shard);
+    /* All of it first: a map that is cut would be believed. */
+    size_t most = map->partition_count * sizeof(" 16383-16383");
+    for (u32 node = 0; node < map->node_count; node++)
+        most += (size_t)place_count(map, node) * NODES_LINE_BYTES;
+    if (!buf_reserve(&out, most)) {
+        exec_fail(x, ST_NO_MEMORY);
+        return;
+    }
+    for (u32 node = 0; node < map->node_count; node++) {
+        for (u32 shard = 0; shard < place_count(map, node); shard++) {
+            struct place place = place_of(x, map, node, shard);
             cmd_text(&out, "%s %s:%u@%u %smaster%s - 0 0 %llu %s", place.id, place.host, place.port,
                      place.peer_port, place.self ? "myself," : "", place.alive ? "" : ",fail",
                      (unsigned long long)epoch, place.alive ? "connected" : "disconnected");
             u32 at = 0, first, last;
-            while (next_run_of(&map, node, shard, &at, &first, &last))
+            while (next_run_of(map, node, shard, &at, &first, &last))
                 cmd_text(&out, first == last ? " %u" : " %u-%u", first, last);
             cmd_text(&out, "\n");
         }
@@ -284,21 +385,25 @@ cluster_resp_nodes(struct exec *x)
 }
 
 void
-cluster_resp_slots(struct exec *x)
+cluster_resp_nodes(struct exec *x)
 {
-    struct map map;
-    if (!map_make(x, &map)) return;
+    answer(x, KEPT_NODES, make_nodes);
+}
+
+static void
+make_slots(struct exec *x, const struct map *map)
+{
     u32 runs = 0, at = 0, first, last;
-    while (next_run(&map, &at, &first, &last))
+    while (next_run(map, &at, &first, &last))
         runs++;
     resp_array(x->reply, runs);
     u32 owner_before = UINT32_MAX;
     struct place place = {.port = 0};
     at = 0;
-    while (next_run(&map, &at, &first, &last)) {
-        u32 owner = map.owners[first / (SLOT_COUNT / map.partition_count)];
+    while (next_run(map, &at, &first, &last)) {
+        u32 owner = map->owners[first / (SLOT_COUNT / map->partition_count)];
         if (owner != owner_before)
-            place = place_of(x, &map, owner / LIMIT_SHARDS, owner % LIMIT_SHARDS);
+            place = place_of(x, map, owner / LIMIT_SHARDS, owner % LIMIT_SHARDS);
         owner_before = owner;
         resp_array(x->reply, 3);
         resp_integer(x->reply, first);
@@ -309,6 +414,12 @@ cluster_resp_slots(struct exec *x)
         resp_bulk_text(x->reply, place.id);
         resp_map(x->reply, 0);
     }
+}
+
+void
+cluster_resp_slots(struct exec *x)
+{
+    answer(x, KEPT_SLOTS, make_slots);
 }
 
 void
@@ -333,30 +444,34 @@ cluster_resp_shard_node(struct exec *x, const char *id, const char *host, u32 po
     resp_bulk_text(x->reply, alive ? "online" : "fail");
 }
 
-void
-cluster_resp_shards(struct exec *x)
+static void
+make_shards(struct exec *x, const struct map *map)
 {
-    struct map map;
-    if (!map_make(x, &map)) return;
     u32 places = 0;
-    for (u32 node = 0; node < map.node_count; node++)
-        places += place_count(&map, node);
+    for (u32 node = 0; node < map->node_count; node++)
+        places += place_count(map, node);
     resp_array(x->reply, places);
-    for (u32 node = 0; node < map.node_count; node++) {
-        for (u32 shard = 0; shard < place_count(&map, node); shard++) {
-            struct place place = place_of(x, &map, node, shard);
+    for (u32 node = 0; node < map->node_count; node++) {
+        for (u32 shard = 0; shard < place_count(map, node); shard++) {
+            struct place place = place_of(x, map, node, shard);
             u32 runs = 0, at = 0, first, last;
-            while (next_run_of(&map, node, shard, &at, &first, &last))
+            while (next_run_of(map, node, shard, &at, &first, &last))
                 runs++;
             resp_map(x->reply, 2);
             resp_bulk_text(x->reply, "slots");
             resp_array(x->reply, 2 * runs);
             at = 0;
-            while (next_run_of(&map, node, shard, &at, &first, &last)) {
+            while (next_run_of(map, node, shard, &at, &first, &last)) {
                 resp_integer(x->reply, first);
                 resp_integer(x->reply, last);
             }
             cluster_resp_shard_node(x, place.id, place.host, place.port, place.alive);
         }
     }
+}
+
+void
+cluster_resp_shards(struct exec *x)
+{
+    answer(x, KEPT_SHARDS, make_shards);
 }

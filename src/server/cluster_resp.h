@@ -15,6 +15,8 @@ void cluster_resp_local(const struct exec *x, char out[CLUSTER_RESP_HOST_BYTES])
 void cluster_resp_shard_node(struct exec *x, const char *id, const char *host, u32 port,
                              bool alive);
 
+/* The replies that the shard keeps of these. */
+void cluster_kept_free(struct shard *shard);
 void cluster_resp_info(struct exec *x);
 void cluster_resp_myid(struct exec *x);
 void cluster_resp_nodes(struct exec *x);

@@ -52,6 +52,9 @@ look_here(void *arg)
         struct cluster_view_member *member = &look->view->members[i];
         if (member->number == cluster_member(look->server->cluster)) {
             member->alive = true;
+            member->ill = liveness_self_ill(&shard->liveness, now);
+            member->why =
+                atomic_load(&look->server->cluster->ill) & (CLUSTER_ILL_STUCK | CLUSTER_ILL_CLOCK);
             member->drained = cluster_drained(look->server->cluster, member->number);
             member->epoch = cluster_own_epoch(look->server->cluster);
             continue;
@@ -62,6 +65,7 @@ look_here(void *arg)
         member->alive = cluster_ping_is_alive(ping);
         member->drained = ping->drained;
         member->ill = liveness_ill(&shard->liveness, member->number);
+        member->why = member->alive ? ping->ill : 0;
         member->rtt_us = ping->rtt_ns / NS_PER_US;
         member->epoch = ping->epoch;
         member->clock_ms = ping->clock_ms;
@@ -77,12 +81,19 @@ find(struct cluster_view *view, u32 number)
     return NULL;
 }
 
+/* Whose store takes no writes still answers reads. */
+static bool
+writes(const struct cluster_view_member *member)
+{
+    return member->alive && (member->why & CLUSTER_ILL_STUCK) == 0;
+}
+
 static void
 count_partitions(const struct topology *topology, struct cluster_view *view)
 {
     for (u32 partition = 0; partition < topology->partition_count; partition++) {
         struct topology_row row;
-        u32 count, alive = 0;
+        u32 count, alive = 0, writing = 0;
         topology_row(topology, 0, partition, &row);
         const u32 *members = topology_row_read(&row, &count);
         for (u32 i = 0; i < count; i++) {
@@ -91,9 +102,10 @@ count_partitions(const struct topology *topology, struct cluster_view *view)
             member->held++;
             member->first += i == 0;
             alive += member->alive;
+            writing += writes(member);
         }
-        if (alive < row.read_quorum || alive < row.write_quorum) view->unavailable++;
-        if (alive < count || count < topology->replicas) view->degraded++;
+        if (alive < row.read_quorum || writing < row.write_quorum) view->unavailable++;
+        if (writing < count || count < topology->replicas) view->degraded++;
     }
 }
 
@@ -116,14 +128,14 @@ count_risks(const struct topology *topology, struct cluster_view *view)
             const u32 *members = topology_row_read(&row, &count);
             for (u32 i = 0; i < count; i++) {
                 const struct cluster_view_member *member = find(view, members[i]);
-                alive += member != NULL && member->alive;
+                alive += member != NULL && writes(member);
             }
             u32 need =
                 MAX(row.read_quorum, row.read_next ? row.write_next_quorum : row.write_quorum);
             if (alive != need) continue;
             for (u32 i = 0; i < count; i++) {
                 struct cluster_view_member *member = find(view, members[i]);
-                if (member != NULL && member->alive) member->at_risk++;
+                if (member != NULL && writes(member)) member->at_risk++;
             }
         }
     }
@@ -185,10 +197,12 @@ json_member(struct buf *out, const struct topology_member *member,
              member->datacenter, member->weight);
     cmd_text(out,
              ",\"state\":\"%s\",\"alive\":%s,\"ill\":%s,\"partitions\":%u,\"first_of\":%u,"
-             "\"epoch\":%llu,\"fetched\":%s",
+             "\"epoch\":%llu,\"fetched\":%s,\"stuck\":%s,\"clock_ahead\":%s",
              state_names[member->state % 3], seen->alive ? "true" : "false",
              seen->ill ? "true" : "false", seen->held, seen->first, (unsigned long long)seen->epoch,
-             member->fetched ? "true" : "false");
+             member->fetched ? "true" : "false",
+             (seen->why & CLUSTER_ILL_STUCK) != 0 ? "true" : "false",
+             (seen->why & CLUSTER_ILL_CLOCK) != 0 ? "true" : "false");
     if (seen->seen_ms == UINT64_MAX)
         cmd_text(out, ",\"last_seen_ms\":null");
     else
@@ -279,6 +293,7 @@ cluster_info_lines(const struct shard *shard, struct buf *out)
     const struct cluster *cluster = shard->server->cluster;
     const struct topology *topology = cluster_topology(shard->cluster);
     if (topology == NULL) return;
+    u8 ill = atomic_load(&cluster->ill);
     u32 alive = 0;
     for (u32 i = 0; i < topology->member_count; i++)
         alive += cluster_alive(cluster, topology->members[i].number);
@@ -286,9 +301,13 @@ cluster_info_lines(const struct shard *shard, struct buf *out)
         out,
         "distkv_cluster_id:%016llx\r\ndistkv_cluster_member:%u\r\ndistkv_cluster_members:%u\r\n"
         "distkv_cluster_members_alive:%u\r\ndistkv_cluster_epoch:%llu\r\n"
-        "distkv_cluster_stage:%s\r\n",
+        "distkv_cluster_stage:%s\r\ndistkv_cluster_takes_writes:%s\r\n"
+        "distkv_cluster_alone:%s\r\ndistkv_cluster_clock_ahead_ms:%llu\r\n",
         (unsigned long long)topology->cluster_id, cluster_member(cluster), topology->member_count,
-        alive, (unsigned long long)topology->epoch, cluster_stage_names[topology->stage % 3]);
+        alive, (unsigned long long)topology->epoch, cluster_stage_names[topology->stage % 3],
+        (ill & CLUSTER_ILL_STUCK) != 0 ? "no" : "yes",
+        (ill & CLUSTER_ILL_ALONE) != 0 ? "yes" : "no",
+        (unsigned long long)atomic_load(&cluster->clock_ahead_ms));
 }
 
 /* ---- taking a member out ---- */

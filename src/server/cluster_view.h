@@ -13,6 +13,7 @@
 struct cluster_view_member {
     u32 number;
     bool alive, ill;
+    u8 why;      /* enum cluster_ill, without ALONE */
     u64 seen_ms; /* ago; UINT64_MAX: never */
     u64 rtt_us;
     u64 epoch;

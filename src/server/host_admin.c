@@ -146,8 +146,11 @@ answer_live(struct host_admin *admin, struct MHD_Connection *connection)
 static enum MHD_Result
 answer_ready(struct host_admin *admin, struct MHD_Connection *connection)
 {
-    if (server_ready(admin->config.server)) return reply_text(connection, MHD_HTTP_OK, "ok\n");
-    return reply_text(connection, MHD_HTTP_SERVICE_UNAVAILABLE, "starting or stopping\n");
+    const char *reason = server_not_ready(admin->config.server);
+    if (reason == NULL) return reply_text(connection, MHD_HTTP_OK, "ok\n");
+    char text[128];
+    snprintf(text, sizeof(text), "%s\n", reason);
+    return reply_text(connection, MHD_HTTP_SERVICE_UNAVAILABLE, text);
 }
 
 static enum MHD_Result

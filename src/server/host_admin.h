@@ -5,7 +5,7 @@
  *   GET /metrics   Prometheus text
  *   GET /status    the same in short, as JSON
  *   GET /livez     200 while every shard's loop turns, else 503
- *   GET /readyz    200 while the node serves requests, else 503
+ *   GET /readyz    200 while requests should be sent here, else 503 and why
  *
  * One thread of its own. Figures are copied from the shards by io_node_ask and kept for 100 ms,
  * so that many scrapers cost no more than one. Health never asks a shard: it looks at heartbeats.

@@ -98,30 +98,35 @@ native_hello(struct exec *x)
     }
     bool both = (request.hello.features & NATIVE_FEATURE_TOPOLOGY) != 0;
     bool places = server->cluster != NULL || server->config->shard_port != 0;
-    reply.hello = (struct native_hello_reply){
-        .version = NATIVE_VERSION,
-        .shard = both ? (u8)x->shard->index : 0,
-        .features = !both    ? 0
-                    : places ? NATIVE_FEATURE_TOPOLOGY | NATIVE_FEATURE_PLACES
-                             : NATIVE_FEATURE_TOPOLOGY,
-        .run_id = server->run_number,
-        .connection_id = x->session->id,
-        .time_ms = io_wall_ms(),
-        .key_bytes_max = LIMIT_KEY_BYTES,
-        .value_bytes_max = LIMIT_VALUE_BYTES,
-        .batch_ops_max = LIMIT_BATCH_OPS,
-        .batch_bytes_max = LIMIT_BATCH_BYTES,
-        .body_bytes_max = REQUEST_BYTES_MAX - NATIVE_HEADER_BYTES,
-        .in_flight_max = SESSION_REQUESTS_MAX,
-        .idempotency_ms = NATIVE_ID_LIFE_MS,
-        .keyspaces = LIMIT_KEYSPACES_CLIENT,
-        .partition_count = server->layout.partition_count,
-        .node_id = BYTES(id, strlen(id)),
-        .server_version = BYTES_LITERAL(DISTKV_VERSION),
-        .node_count = 1,
-        .range_count = range_count,
-        .nodes = buf_bytes(&nodes),
-        .ranges = buf_bytes(&ranges)};
+    bool cluster =
+        (request.hello.features & NATIVE_FEATURE_CLUSTER) != 0 && server->cluster != NULL;
+    const struct topology *topology =
+        cluster && x->shard->cluster != NULL ? cluster_topology(x->shard->cluster) : NULL;
+    reply.hello =
+        (struct native_hello_reply){.version = NATIVE_VERSION,
+                                    .shard = both ? (u8)x->shard->index : 0,
+                                    .features = (both ? NATIVE_FEATURE_TOPOLOGY : 0) |
+                                                (both && places ? NATIVE_FEATURE_PLACES : 0) |
+                                                (cluster ? NATIVE_FEATURE_CLUSTER : 0),
+                                    .cluster_id = topology == NULL ? 0 : topology->cluster_id,
+                                    .run_id = server->run_number,
+                                    .connection_id = x->session->id,
+                                    .time_ms = io_wall_ms(),
+                                    .key_bytes_max = LIMIT_KEY_BYTES,
+                                    .value_bytes_max = LIMIT_VALUE_BYTES,
+                                    .batch_ops_max = LIMIT_BATCH_OPS,
+                                    .batch_bytes_max = LIMIT_BATCH_BYTES,
+                                    .body_bytes_max = REQUEST_BYTES_MAX - NATIVE_HEADER_BYTES,
+                                    .in_flight_max = SESSION_REQUESTS_MAX,
+                                    .idempotency_ms = NATIVE_ID_LIFE_MS,
+                                    .keyspaces = LIMIT_KEYSPACES_CLIENT,
+                                    .partition_count = server->layout.partition_count,
+                                    .node_id = BYTES(id, strlen(id)),
+                                    .server_version = BYTES_LITERAL(DISTKV_VERSION),
+                                    .node_count = 1,
+                                    .range_count = range_count,
+                                    .nodes = buf_bytes(&nodes),
+                                    .ranges = buf_bytes(&ranges)};
     if (fits)
         native_reply(x, &reply);
     else

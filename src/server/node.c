@@ -20,6 +20,7 @@
 #include "base/log.h"
 #include "cluster/cluster.h"
 #include "server/cluster_admin.h"
+#include "server/cluster_resp.h"
 #include "server/cluster_view.h"
 #include "server/cut.h"
 #include "server/native.h"
@@ -63,6 +64,35 @@ bool
 server_ready(const struct server *server)
 {
     return server->ready;
+}
+
+enum server_not_ready_why { NOT_DRAINED = 1, NOT_STUCK, NOT_CLOCK, NOT_ALONE, NOT_COUNT };
+
+const char *
+server_not_ready(const struct server *server)
+{
+    static const char *const reasons[NOT_COUNT] = {
+        [NOT_DRAINED] = "drained",
+        [NOT_STUCK] = "takes no writes: its disk is full, slow, or has failed",
+        [NOT_CLOCK] = "its clock is ahead of the others', which refuse its writes",
+        [NOT_ALONE] = "most nodes of its cluster do not answer it",
+    };
+    if (!server->ready) return "starting or stopping";
+    return reasons[server->not_ready % NOT_COUNT];
+}
+
+void
+server_not_ready_look(struct server *server)
+{
+    const struct cluster *cluster = server->cluster;
+    if (cluster == NULL) return;
+    u8 ill = atomic_load(&cluster->ill);
+    u32 why = 0;
+    if ((ill & CLUSTER_ILL_ALONE) != 0) why = NOT_ALONE;
+    if ((ill & CLUSTER_ILL_CLOCK) != 0) why = NOT_CLOCK;
+    if ((ill & CLUSTER_ILL_STUCK) != 0) why = NOT_STUCK;
+    if (atomic_load(&cluster->drain) != CLUSTER_DRAIN_NONE) why = NOT_DRAINED;
+    server->not_ready = why;
 }
 
 u16
@@ -402,6 +432,7 @@ init(struct shard *shard, struct server *server)
 static void
 deinit(struct shard *shard)
 {
+    cluster_kept_free(shard);
     cuts_deinit(shard);
     native_state_deinit(shard);
     slowlog_deinit(&shard->slowlog);

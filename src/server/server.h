@@ -44,6 +44,9 @@ MAY_YIELD status server_shard_main(void *arg);
 
 /* From any thread: all stores are open and every shard listens; false again once it stops. */
 bool server_ready(const struct server *server);
+/* Why no traffic should be sent here, though it may be answered: a node of a cluster that is being
+ * drained, or that cannot do what another one can. NULL: send it. */
+const char *server_not_ready(const struct server *server);
 /* From any thread: the port that the shards listen on, 0 before; the stores' node id. */
 u16 server_port(const struct server *server);
 /* Why the start failed, for the operator: set before io_node_join returns its status, "" if the
@@ -114,6 +117,7 @@ struct shard_stats {
     u64 requests_forwarded;                   /* sent to another shard */
     u64 requests_refused;                     /* no place, no memory */
     u64 cluster_forwards, cluster_forwarded;  /* to other nodes; from them */
+    u64 cluster_maps;                         /* of slots, made for cluster clients */
     u64 durable_waits;                        /* now: replies held until the log is safe */
     u64 keys_locked;                          /* now */
     u64 lock_waits;
@@ -126,6 +130,7 @@ struct shard_stats {
     struct lsm_stats lsm;
     /* in a cluster, else 0 */
     u64 cluster_epoch, cluster_members, cluster_members_alive;
+    u64 cluster_stuck, cluster_alone, cluster_clock_ahead_ms; /* the node's: on shard 0 */
     struct replicate_stats replicate;
     struct hints_stats hints;
     u64 hints_oldest_ms;      /* age */

@@ -603,6 +603,7 @@ sweep(struct io_timer *timer)
         sweep_one(list_entry(node, struct session, link), now_ns, timeout_ns, request_ns);
     }
     native_snapshots_sweep(shard, false);
+    if (shard->index == 0) server_not_ready_look(shard->server);
     if (!shard->draining) io_timer_arm(timer, now_ns + SWEEP_PERIOD_NS);
 }
 

@@ -201,6 +201,12 @@ collect_cluster(const struct shard *shard, struct shard_stats *out)
     }
     peers_stats_get(shard->cluster->peers, &out->peers);
     if (topology == NULL) return;
+    if (shard->index == 0) {
+        u8 ill = atomic_load(&shard->server->cluster->ill);
+        out->cluster_stuck = (ill & CLUSTER_ILL_STUCK) != 0;
+        out->cluster_alone = (ill & CLUSTER_ILL_ALONE) != 0;
+        out->cluster_clock_ahead_ms = atomic_load(&shard->server->cluster->clock_ahead_ms);
+    }
     out->cluster_epoch = topology->epoch;
     out->cluster_members = topology->member_count;
     for (u32 i = 0; i < topology->member_count; i++)

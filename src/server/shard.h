@@ -57,6 +57,7 @@ struct server {
     _Atomic u32 clients;        /* of all shards: maxclients is the node's */
     _Atomic u32 memory_wanted;  /* large requests of all shards that wait for memory */
     struct cluster *cluster;    /* NULL: a node by itself */
+    _Atomic u32 not_ready;      /* why, node.c; by shard 0; 0: it is */
 };
 
 /* Somebody who waits until seq is durable, without a fiber. */
@@ -139,10 +140,11 @@ struct shard {
     u64 scan_clock;
     struct native_state *native;
 
-    struct cluster_shard *cluster; /* NULL: a node by itself, or not yet */
-    u32 keyspaces_wanted;          /* to be made: a bit each */
-    bool keyspaces_made;           /* a fiber is at it */
-    u32 admin_answers;             /* to other nodes' PEER_ADMIN, under way */
+    struct cluster_shard *cluster;     /* NULL: a node by itself, or not yet */
+    struct cluster_kept *cluster_kept; /* cluster_resp.c; NULL: nothing is kept */
+    u32 keyspaces_wanted;              /* to be made: a bit each */
+    bool keyspaces_made;               /* a fiber is at it */
+    u32 admin_answers;                 /* to other nodes' PEER_ADMIN, under way */
 
     struct meeting_place *meetings; /* node.c */
     struct cuts *cuts;              /* cut.c */
@@ -154,6 +156,9 @@ struct shard {
     struct shard_stats *stats;
     u64 stats_reset_wall_ms;
 };
+
+/* On shard 0, now and then: see server_not_ready. */
+void server_not_ready_look(struct server *server);
 
 static inline struct shard *
 shard_self(void)

@@ -230,6 +230,63 @@ def test_redis_clients_are_told_the_same_slots_by_every_command_and_node(three):
              in three.nodes[0].call("CLUSTER", "INFO"), "CLUSTER INFO to tell that no quorum lives")
 
 
+def maps_made(node):
+    lines = node.get("/metrics")[1].splitlines()
+    return sum(int(line.split()[-1]) for line in lines if line.startswith("distkv_cluster_maps_total"))
+
+
+def test_maps_for_cluster_clients_are_made_once_and_again_when_they_change(cluster):
+    for _ in range(3):
+        cluster.add(resp_cluster="node")  # of one shard each
+    cluster.wait_settled(3)
+    node, last = cluster.nodes[0], cluster.nodes[2]
+    name = last.call("CLUSTER", "MYID").decode()
+    questions = [("CLUSTER", word) for word in ("INFO", "NODES", "SLOTS", "SHARDS")]
+    with node.connect() as two, node.connect() as three:
+        three.call("HELLO", "3")
+        first = [[connection.call(*words) for words in questions] for connection in (two, three)]
+        made = maps_made(node)
+        for _ in range(50):
+            assert [[connection.call(*words) for words in questions]
+                    for connection in (two, three)] == first
+        # Members are seen to live or not at any time; but not with each question.
+        assert maps_made(node) - made <= 16, "replies are made again though nothing has changed"
+        by_slots, by_shards, by_nodes = slots_by_view_runs(two)
+        assert by_slots == by_shards == by_nodes and set(by_slots) == \
+            {one.call("CLUSTER", "MYID").decode() for one in cluster.nodes}
+        # Three nodes share 4,096 partitions, and lead them in few runs.
+        assert len(two.call("CLUSTER", "SLOTS")) <= 260
+        last.kill()
+
+        def gone():
+            views = slots_by_view_runs(two)
+            return all(name not in view for view in views) and f"{name} " in \
+                two.call("CLUSTER", "NODES").decode()
+
+        wait_for(gone, "the node that is gone to lead nothing")
+        assert sum(row[1] - row[0] + 1 for row in two.call("CLUSTER", "SLOTS")) == 16384
+        assert two.call("CLUSTER", "SLOTS") == cluster.nodes[1].call("CLUSTER", "SLOTS")
+        last.start()
+        wait_for(lambda: all(name in view for view in slots_by_view_runs(two)), "it to lead again")
+
+
+def slots_by_view_runs(connection):
+    """{node: its slots}, thrice: as CLUSTER SLOTS, SHARDS and NODES tell it."""
+    views = [{}, {}, {}]
+    for row in connection.call("CLUSTER", "SLOTS"):
+        views[0].setdefault(row[2][2].decode(), []).append((row[0], row[1]))
+    for shard in connection.call("CLUSTER", "SHARDS"):
+        ends = list(zip(shard[1][::2], shard[1][1::2]))
+        if ends:
+            views[1][shard[3][0][1].decode()] = ends
+    for line in connection.call("CLUSTER", "NODES").decode().splitlines():
+        words = line.split(" ")
+        if words[8:]:
+            parts = [part.partition("-") for part in words[8:]]
+            views[2][words[0]] = [(int(low), int(high or low)) for low, _, high in parts]
+    return views
+
+
 def test_native_clients_reach_every_key_through_any_node(three):
     assert client(three.nodes[0], "put", "a", "1").returncode == 0
     assert client(three.nodes[1], "get", "a").stdout.strip() == "1"
@@ -523,6 +580,42 @@ def test_operators_add_weigh_drain_and_remove(three):
     assert cli(cluster, "get", "k") == "v" and cli(cluster, "--keyspace", "orders", "get", "k") == "w"
     assert "usage" in cli(cluster, "cluster", code=2)
     assert "help cluster" in cli(cluster, "cluster", "nothing", code=2)
+
+
+def test_who_is_drained_or_takes_no_writes_says_so_and_is_shown(cluster):
+    for _ in range(3):
+        cluster.add()
+    cluster.wait_settled(3)
+    first, second, third = cluster.nodes
+    assert third.get("/readyz") == (200, "ok\n")
+    assert client(first, "cluster", "drain", "n3").returncode == 0
+    wait_for(lambda: third.get("/readyz") == (503, "drained\n"), "the drained node to be not ready")
+    assert third.get("/livez")[0] == 200 and first.get("/readyz")[0] == 200
+    assert client(first, "cluster", "drain", "n3", "--undo").returncode == 0
+    wait_for(lambda: third.get("/readyz")[0] == 200, "it to be ready again")
+
+    assert third.stop() == 0
+    third.options["disk-reserve"] = "1TiB"  # as if the disk were full
+    third.start(wait=False)
+    wait_for(lambda: "takes no writes" in third.get("/readyz")[1], "the full node to be not ready")
+    assert any(line.startswith("distkv_cluster_stuck") and line.endswith(" 1")
+               for line in third.get("/metrics")[1].splitlines())
+    assert b"distkv_cluster_takes_writes:no" in third.call("INFO", "cluster")
+
+    def stuck():
+        view = cluster.view(0)
+        return [member["node_id"] for member in view["members"] if member["stuck"]] == ["n3"] and \
+            view["members_alive"] == 3 and view["partitions_unavailable"] == 0
+
+    wait_for(stuck, "the others to know")
+    done = client(first, "cluster", "health")
+    assert done.returncode != 0 and "degraded" in done.stdout and "n3 takes no writes" in done.stdout
+    text = client(first, "cluster", "status").stdout
+    assert [line for line in text.splitlines() if " n3 " in line and " stuck " in line], text
+    # Of two that are left one takes no writes: that is no quorum.
+    second.kill()
+    wait_for(lambda: cluster.view(0)["partitions_unavailable"] == 4096, "no write quorum")
+    assert "unavailable" in client(first, "cluster", "health").stdout
 
 
 def test_a_stranger_is_refused(cluster):

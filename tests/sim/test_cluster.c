@@ -652,6 +652,116 @@ a_scan_over_slow_links_answers_in_time(void **state)
     }
 }
 
+/* ---- what is wrong with a node ---- */
+
+/* What the first node knows of the last one's own account. */
+static u8
+told_of_last(const struct rig *rig)
+{
+    const struct cluster_shard *shard = rig->nodes[0].server->cluster->shards[0];
+    const struct cluster_ping *ping =
+        cluster_ping_of(shard, cluster_member(rig->nodes[NODES - 1].server->cluster));
+    return ping == NULL ? 0 : ping->ill;
+}
+
+static MAY_YIELD void
+wait_reason(const struct rig *rig, u32 node, const char *word)
+{
+    for (u64 end = io_now_ns() + WAIT_NS;;) {
+        const char *reason = server_not_ready(rig->nodes[node].server);
+        if (word == NULL ? reason == NULL : reason != NULL && strstr(reason, word) != NULL) return;
+        if (io_now_ns() >= end)
+            fprintf(stderr, "node %u is not ready: %s; waited for: %s\n", node,
+                    reason == NULL ? "it is" : reason, word == NULL ? "to be" : word);
+        CHECK(io_now_ns() < end);
+        fiber_sleep_ns(50 * NS_PER_MS);
+    }
+}
+
+/* The last node's clock is set ahead: its writes are refused, and it and all others say so, until
+ * it is right again. Then the others are gone: it says that it can do nothing, but not when it is
+ * the first one up, since who starts them all one by one would wait for ever. */
+static MAY_YIELD void
+wrong_story(struct rig *rig)
+{
+    wait_settled(rig, NODES);
+    for (u32 i = 0; i < NODES; i++)
+        wait_reason(rig, i, NULL);
+    u32 last = NODES - 1;
+    const struct cluster *cluster = rig->nodes[last].server->cluster;
+    sim_node_clock_step(rig->nodes[last].machine, 2000);
+    wait_reason(rig, last, "clock");
+    CHECK(atomic_load(&cluster->clock_ahead_ms) > 250);
+    fiber_sleep_ns(300 * NS_PER_MS);
+    CHECK(told_of_last(rig) == CLUSTER_ILL_CLOCK);
+    CHECK(server_not_ready(rig->nodes[0].server) == NULL);
+    struct rig_client client;
+    rig_connect_to(rig, last, &client);
+    struct bytes reply = rig_call(&client, "SET k v");
+    CHECK(reply.size > 0 && reply.data[0] == '-');
+    rig_disconnect(&client);
+    sim_node_clock_step(rig->nodes[last].machine, -2000);
+    wait_reason(rig, last, NULL); /* what it stamps goes on from where it was, for two seconds */
+    CHECK(atomic_load(&cluster->clock_ahead_ms) == 0);
+    fiber_sleep_ns(300 * NS_PER_MS);
+    CHECK(told_of_last(rig) == 0);
+
+    for (u32 i = 0; i < last; i++)
+        rig_crash(rig, i);
+    wait_reason(rig, last, "most nodes");
+    rig_crash(rig, last);
+    rig_start(rig, last);
+    fiber_sleep_ns(2 * NS_PER_S);
+    wait_reason(rig, last, NULL);
+    for (u32 i = 0; i < last; i++)
+        rig_start(rig, i);
+    wait_settled(rig, NODES);
+}
+
+static void
+what_is_wrong_with_a_node_is_known(void **state)
+{
+    for (u64 seed = 1; seed <= SEED_COUNT; seed++) {
+        struct rig rig = rig_of(seed, wrong_story);
+        rig_run(&rig);
+    }
+}
+
+/* A disk that takes seconds for a write of the log: the node says that it takes no writes, and no
+ * longer than that. */
+static MAY_YIELD void
+slow_disk_story(struct rig *rig)
+{
+    wait_settled(rig, NODES);
+    struct rig_client client;
+    rig_connect_to(rig, 0, &client);
+    bool stuck = false;
+    for (u64 end = io_now_ns() + WAIT_NS; !stuck && io_now_ns() < end;) {
+        (void)rig_call(&client, "SET k v");
+        for (u32 i = 0; i < NODES; i++) {
+            const char *reason = server_not_ready(rig->nodes[i].server);
+            stuck |= reason != NULL && strstr(reason, "takes no writes") != NULL;
+        }
+        fiber_sleep_ns(50 * NS_PER_MS);
+    }
+    CHECK(stuck);
+    rig_disconnect(&client);
+    sim_faults_end(rig->sim);
+    for (u32 i = 0; i < NODES; i++)
+        wait_reason(rig, i, NULL);
+}
+
+static void
+a_disk_that_stalls_is_told(void **state)
+{
+    for (u64 seed = 1; seed <= SEED_COUNT; seed++) {
+        struct rig rig = rig_of(seed, slow_disk_story);
+        rig.options.disk.stall_ppm = 5000;
+        rig.options.disk.stall_ns = 4 * NS_PER_S;
+        rig_run(&rig);
+    }
+}
+
 int
 main(void)
 {
@@ -666,6 +776,8 @@ main(void)
         cmocka_unit_test(all_keys_are_found_while_a_node_changes_its_shards),
         cmocka_unit_test(nodes_stop_while_the_topology_changes),
         cmocka_unit_test(nothing_is_acknowledged_by_a_shard_that_is_not_in_the_cluster_yet),
+        cmocka_unit_test(what_is_wrong_with_a_node_is_known),
+        cmocka_unit_test(a_disk_that_stalls_is_told),
         cmocka_unit_test(a_scan_over_slow_links_answers_in_time),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

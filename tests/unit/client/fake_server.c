@@ -149,6 +149,7 @@ reply_hello(struct fake_server *server, struct native_reply *reply, struct buf *
     struct native_slot_range range = {.slot_first = 0, .slot_last = 16383};
     const struct fake_cluster *cluster = server->cluster;
     u64 features = cluster == NULL ? 0 : NATIVE_FEATURE_TOPOLOGY | NATIVE_FEATURE_PLACES;
+    if (cluster != NULL && cluster->id != 0) features |= NATIVE_FEATURE_CLUSTER;
     if (cluster != NULL) node.id = BYTES(member_ids[server->member], 2);
     CHECK(native_hello_add_node(nodes, &node));
     CHECK(native_hello_add_range(ranges, &range));
@@ -159,6 +160,7 @@ reply_hello(struct fake_server *server, struct native_reply *reply, struct buf *
                                                .keyspaces = 16,
                                                .partition_count = 4096,
                                                .features = features,
+                                               .cluster_id = cluster == NULL ? 0 : cluster->id,
                                                .node_id = node.id,
                                                .server_version = BYTES_LITERAL("0.0.1"),
                                                .node_count = 1,

@@ -30,6 +30,7 @@ struct fake_cluster {
     u32 count;
     struct fake_server *members[8];
     atomic_uint epoch;
+    u64 id; /* 0: HELLO does not tell it */
 };
 
 struct fake_server {

@@ -166,6 +166,7 @@ setup(void **state)
     (void)state;
     together.count = SERVERS;
     together.epoch = 7;
+    together.id = 0x77;
     for (u32 i = 0; i < SERVERS; i++) {
         servers[i] = together.members[i] = fake_server_start(0);
         servers[i]->member = i;
@@ -182,7 +183,7 @@ static int
 teardown(void **state)
 {
     (void)state;
-    distkv_close(kv);
+    if (kv != NULL) distkv_close(kv);
     for (u32 i = 0; i < SERVERS; i++)
         if (servers[i] != NULL) fake_server_stop(servers[i]);
     return 0;
@@ -257,6 +258,101 @@ requests_go_to_the_first_replica(void **state)
     for (u32 i = 0; i < 10; i++)
         assert_int_equal(distkv_ping(kv), DISTKV_OK);
     assert_in_range(servers[0]->requests - servers[0]->keyed, 10, 14);
+}
+
+/* Whoever was named is a member no longer: what has no key goes to one that is. */
+static void
+what_has_no_key_does_not_go_to_who_was_taken_out(void **state)
+{
+    (void)state;
+    struct distkv *other;
+    char error[DISTKV_ERROR_BYTES];
+    assert_int_equal(distkv_connect(servers[2]->address, NULL, &other, error), DISTKV_OK);
+    assert_int_equal(distkv_ping(other), DISTKV_OK);
+    together.count = 2; /* the last one leaves */
+    together.epoch = 9;
+    int before = servers[2]->requests;
+    u64 deadline = now_ms() + 10000;
+    for (u32 away = 0; away < 20; away++) {
+        struct distkv_value value;
+        assert_int_equal(distkv_get(other, "k", 1, &value), DISTKV_NOT_FOUND);
+        distkv_value_free(&value);
+        assert_int_equal(distkv_ping(other), DISTKV_OK);
+        if (servers[2]->requests != before) away = 0;
+        before = servers[2]->requests;
+        assert_true(now_ms() < deadline);
+    }
+    distkv_close(other);
+}
+
+/* Closes what the handle has open with the server: it says HELLO again. */
+static void
+shake_off(u32 server)
+{
+    servers[server]->drop_before_writes = 1;
+    int hellos = servers[server]->hellos;
+    u64 deadline = now_ms() + 10000;
+    while (servers[server]->hellos == hellos) {
+        (void)put_if(server, DISTKV_ALWAYS);
+        assert_true(now_ms() < deadline);
+    }
+}
+
+/* All servers are of another cluster: of a lower epoch, with other places. */
+static void
+a_cluster_that_was_founded_anew_is_followed(void **state)
+{
+    (void)state;
+    reach_all();
+    struct fake_cluster anew = {.count = 1, .epoch = 2, .id = 0x99, .members = {servers[0]}};
+    for (u32 i = 0; i < SERVERS; i++)
+        servers[i]->cluster = &anew;
+    for (u32 i = 0; i < SERVERS; i++)
+        shake_off(i);
+    u64 deadline = now_ms() + 10000;
+    for (u32 i = 0, quiet = 0; quiet < 500; i++, quiet++) {
+        int before = servers[1]->keyed + servers[2]->keyed;
+        ask(i);
+        if (servers[1]->keyed + servers[2]->keyed != before) quiet = 0;
+        assert_true(now_ms() < deadline);
+    }
+    /* It is followed from its epoch on. */
+    anew.count = 2;
+    anew.members[1] = servers[1];
+    anew.epoch = 3;
+    int before_it = servers[1]->keyed;
+    for (u32 i = 0; servers[1]->keyed == before_it; i++) {
+        ask(i);
+        assert_true(now_ms() < deadline);
+    }
+    distkv_close(kv);
+    kv = NULL;
+    for (u32 i = 0; i < SERVERS; i++)
+        servers[i]->cluster = &together;
+}
+
+/* One was taken out, and is a cluster of its own by now, of a high epoch: nobody goes there. */
+static void
+who_is_of_another_cluster_leads_nobody_away(void **state)
+{
+    (void)state;
+    reach_all();
+    struct fake_cluster alone = {.count = 1, .epoch = 500, .id = 0x55, .members = {servers[2]}};
+    servers[2]->cluster = &alone;
+    shake_off(2);
+    together.count = 2;
+    together.epoch = 9;
+    u64 end = now_ms() + 3000;
+    int late = 0;
+    for (u32 i = 0; now_ms() < end; i++) {
+        int before = servers[2]->keyed;
+        ask(i);
+        if (now_ms() > end - 500) late += servers[2]->keyed - before;
+    }
+    assert_int_equal(late, 0);
+    distkv_close(kv);
+    kv = NULL;
+    servers[2]->cluster = &together;
 }
 
 static void
@@ -524,6 +620,9 @@ main(void)
         M(a_newer_map_takes_the_place_of_the_one_before),
         M(of_more_nodes_than_there_is_room_for_the_first_are_known),
         T(requests_go_to_the_first_replica),
+        T(what_has_no_key_does_not_go_to_who_was_taken_out),
+        T(a_cluster_that_was_founded_anew_is_followed),
+        T(who_is_of_another_cluster_leads_nobody_away),
         T(a_new_epoch_is_fetched_once_however_many_replies_tell_of_it),
         T(an_epoch_that_nobody_can_tell_of_is_asked_for_once_a_second),
         T(the_server_that_was_named_may_go),

@@ -747,6 +747,27 @@ members_change_their_address_but_not_who_they_are(void **state)
     world_deinit(&world);
 }
 
+/* A log may have a plan of before: it is applied as it was, whoever reads it. */
+static void
+a_plan_of_before_is_dealt_as_it_was(void **state)
+{
+    (void)state;
+    for (u32 i = 0; i < 2; i++) {
+        struct world world;
+        world_grow(&world, 1, 64, 1);
+        apply_ok(&world, add(node("n2", 2, "", "")));
+        apply_ok(&world, step(i == 0 ? TOPOLOGY_PLAN_IN_ORDER : TOPOLOGY_PLAN, 1));
+        u32 gained_low = 0, gained = 0;
+        for (u32 p = 0; p < 64; p++) {
+            gained += topology_gains(world.now, 2, 0, p);
+            gained_low += p < 32 && topology_gains(world.now, 2, 0, p);
+        }
+        assert_int_equal(gained, 32);
+        assert_int_equal(gained_low, i == 0 ? 32 : 16);
+        world_deinit(&world);
+    }
+}
+
 /* Whatever the order in which they came, and though a name may come before others. */
 static void
 data_centers_and_racks_are_kept_apart_by_their_names(void **state)
@@ -1256,7 +1277,7 @@ history_command(struct history *history)
 {
     struct prng *prng = &history->prng;
     const struct topology *now = history->world.now;
-    struct topology_command command = {.kind = (u8)prng_range(prng, 1, TOPOLOGY_FENCE)};
+    struct topology_command command = {.kind = (u8)prng_range(prng, 1, TOPOLOGY_PLAN)};
     if (now->stage != STAGE_NONE && prng_chance(prng, 1, 3))
         command.kind = prng_chance(prng, 1, 2) ? TOPOLOGY_FETCHED : TOPOLOGY_ADVANCE;
     if (now->stage != STAGE_NONE && !topology_fenced(now) && prng_chance(prng, 1, 3))
@@ -1402,7 +1423,7 @@ acknowledged_writes_are_seen_through_random_histories(void **state)
     }
     assert_int_equal(failed, 0);
     if (seeds_count(&seeds) < HISTORIES) return;
-    for (u32 kind = TOPOLOGY_FOUND; kind <= TOPOLOGY_FENCE; kind++)
+    for (u32 kind = TOPOLOGY_FOUND; kind <= TOPOLOGY_PLAN; kind++)
         assert_true(steps[kind] >= 100);
     assert_true(refused > 1000 && cut_writes > 1000 && cut_reads > 1000 && held_up > 100);
 }
@@ -1431,6 +1452,7 @@ main(void)
         cmocka_unit_test(a_plan_ends_when_a_gainer_is_forgotten),
         cmocka_unit_test(stamps_come_back_as_late_as_can_be),
         cmocka_unit_test(members_change_their_address_but_not_who_they_are),
+        cmocka_unit_test(a_plan_of_before_is_dealt_as_it_was),
         cmocka_unit_test(data_centers_and_racks_are_kept_apart_by_their_names),
         cmocka_unit_test(a_thousand_members_and_no_more),
         cmocka_unit_test(too_little_memory_is_a_refusal),
