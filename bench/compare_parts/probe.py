@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: MIT
 """A bare DSYNC write of 4 KiB every few milliseconds, and how long each took.
 
-    probe.py FILE SECONDS PAUSE_MS        microseconds, a line each, on standard output
+    probe.py FILE SECONDS EVERY_MS        microseconds, a line each, on standard output
 
 It writes over a file that is there in full, with O_DIRECT and O_DSYNC: what a log has to wait for,
-and nothing else.
+and nothing else. Like the requests that it is compared with, writes have a time at which they are
+due, and count from then: a disk that stands still for 25 ms shows in each write that was due
+meanwhile, where a probe that only begins the next one 5 ms after the last would have seen one slow
+write, as if all other moments had been good.
 """
 
 import mmap
@@ -17,7 +20,7 @@ FILE_BYTES = 16 << 20
 
 
 def main():
-    path, seconds, pause = sys.argv[1], float(sys.argv[2]), float(sys.argv[3]) / 1e3
+    path, seconds, every = sys.argv[1], float(sys.argv[2]), int(float(sys.argv[3]) * 1e6)
     with open(path, "wb") as file:
         file.write(bytes(FILE_BYTES))
         os.fsync(file.fileno())
@@ -29,14 +32,16 @@ def main():
     except OSError:
         pass
     took = []
-    end = time.monotonic() + seconds
+    due = begin = time.monotonic_ns()
     offset = 0
-    while time.monotonic() < end:
-        begun = time.monotonic_ns()
+    while due < begin + seconds * 1e9:
+        wait = due - time.monotonic_ns()
+        if wait > 0:
+            time.sleep(wait / 1e9)
         os.pwritev(fd, [block], offset)
-        took.append((time.monotonic_ns() - begun) / 1e3)
+        took.append((time.monotonic_ns() - due) / 1e3)
         offset = (offset + BLOCK) % FILE_BYTES
-        time.sleep(pause)
+        due += every
     os.close(fd)
     os.unlink(path)
     print("\n".join(f"{us:.1f}" for us in took))

@@ -93,6 +93,28 @@ def _machine(result):
     return out
 
 
+def merged(results):
+    """One result of several, of which each measured some rows: of a row the last one's counts."""
+    whole = dict(results[-1])
+    whole["rows"], whole["versions"] = {}, {}
+    for result in results:
+        whole["versions"] |= result["versions"]
+        for name, row in result["rows"].items():
+            if not row["figures"] and name in whole["rows"]:
+                continue
+            row = dict(row)
+            if result["commit"] != whole["commit"]:
+                row["notes"] = [*row["notes"], f"at commit `{result['commit']}`"]
+            whole["rows"][name] = row
+    whole["command"] = "\n".join(result["command"] for result in results)
+    whole["seconds"] = sum(result["seconds"] for result in results)
+    loads = [result["load"] for result in results]
+    whole["load"] = {"average_before": loads[0]["average_before"],
+                     "other_max": max(load["other_max"] for load in loads),
+                     "other_median": median([load["other_median"] for load in loads])}
+    return whole
+
+
 def section(result):
     """What docs/performance.md shows of a run."""
     out = [f"Measured {result['time'][:10]} at commit `{result['commit']}` by", "",

@@ -5,7 +5,7 @@
  */
 #include "lsm/bloom.h"
 
-#define FOLDABLE_LINES 64u
+#define FOLDABLE_LINES 64u /* at most */
 
 u64
 bloom_line_count(u64 key_count, u32 bits_per_key)
@@ -13,8 +13,10 @@ bloom_line_count(u64 key_count, u32 bits_per_key)
     unsigned __int128 bits = (unsigned __int128)key_count * bits_per_key;
     u64 lines = (u64)((bits + BLOOM_LINE_BITS - 1) / BLOOM_LINE_BITS);
     if (lines == 0) return 1;
-    if (lines > FOLDABLE_LINES) lines = align_up(lines, FOLDABLE_LINES);
-    return lines;
+    u64 multiple = 1; /* for which a sixteenth is the most that is wasted */
+    while (multiple < FOLDABLE_LINES && multiple * 32 <= lines)
+        multiple *= 2;
+    return align_up(lines, multiple);
 }
 
 u32

@@ -20,8 +20,8 @@
 #define BLOOM_LINE_BITS  512u
 #define BLOOM_PROBES_MAX 16u
 
-/* Lines for that many keys; at least 1, and a multiple of 64 when large, so that it can be folded.
- */
+/* Lines for that many keys; at least 1, and a multiple of 64 when large, so that it can be folded,
+ * of less when small, so that this wastes little. */
 u64 bloom_line_count(u64 key_count, u32 bits_per_key);
 u32 bloom_probe_count(u32 bits_per_key);
 /* Merges neighbouring lines while at least line_count_min are left; returns how many are. */

@@ -258,6 +258,57 @@ table_index_decode(struct bytes section, u64 block_bytes, struct table_index *ou
     return ST_OK;
 }
 
+u64
+table_index_packed_bytes(const struct table_index *index)
+{
+    u64 n = index->block_count, r = index->run_count;
+    for (u32 i = 0; i <= n; i++) {
+        u32 first = i - i % TABLE_INDEX_GROUP;
+        if (table_index_offset(index, i) - table_index_offset(index, first) > UINT16_MAX) return 0;
+    }
+    u64 separator_bytes = r == 0 ? 0 : index->run_ends[r - 1] & ~TABLE_RUN_SAME_KEY;
+    return n * 8 + (n / TABLE_INDEX_GROUP + 1) * 8 + r * 8 + (n + 1) * 2 + separator_bytes;
+}
+
+void
+table_index_pack(const struct table_index *index, u8 *packed, struct table_index *out)
+{
+    u64 bytes = table_index_packed_bytes(index);
+    CHECK(bytes > 0 && ((uintptr_t)packed & 7) == 0);
+    u64 n = index->block_count, r = index->run_count;
+    u64 *tokens = (u64 *)(void *)packed;
+    u64 *far = tokens + n;
+    u32 *run_blocks = (u32 *)(void *)(far + n / TABLE_INDEX_GROUP + 1);
+    u32 *run_ends = run_blocks + r;
+    u16 *near = (u16 *)(void *)(run_ends + r);
+    u8 *separators = (u8 *)(near + n + 1);
+
+    memcpy(tokens, index->tokens, n * 8);
+    for (u32 i = 0; i <= n; i++) {
+        u64 offset = table_index_offset(index, i);
+        if (i % TABLE_INDEX_GROUP == 0) far[i / TABLE_INDEX_GROUP] = offset;
+        near[i] = (u16)(offset - far[i / TABLE_INDEX_GROUP]);
+    }
+    if (r > 0) {
+        memcpy(run_blocks, index->run_blocks, r * 4);
+        memcpy(run_ends, index->run_ends, r * 4);
+        memcpy(separators, index->separators, run_ends[r - 1] & ~TABLE_RUN_SAME_KEY);
+    }
+    *out = (struct table_index){
+        .section = packed,
+        .section_bytes = bytes,
+        .block_bytes = index->block_bytes,
+        .block_count = index->block_count,
+        .run_count = index->run_count,
+        .tokens = tokens,
+        .run_blocks = run_blocks,
+        .run_ends = run_ends,
+        .separators = separators,
+        .offsets_far = far,
+        .offsets_near = near,
+    };
+}
+
 /* Interpolation first: tokens are hashes, so the guess is off by about the square root of the
  * distance. Each round looks at the guess and, that far away, at the side where the answer must
  * be. What is left after a few rounds (skewed tokens) is halved. */

@@ -128,7 +128,18 @@ static_assert(sizeof(struct table_index_header) == 16, "keeps the token array al
 
 #define TABLE_RUN_SAME_KEY 0x80000000u /* in a separator's end */
 
-/* A section as it is in the file, and where its arrays are. */
+/* Blocks of a packed index that share one far offset. All but the last of a group's end within 64
+ * KiB of it when blocks are of the usual size. */
+#define TABLE_INDEX_GROUP 16u
+static_assert((TABLE_INDEX_GROUP - 1) * TABLE_BLOCK_BYTES <= UINT16_MAX, "usual blocks fit");
+
+/* Where the arrays of an index are: in a section as it is in the file, or in a packed one, which
+ * needs 2.5 bytes for a block's offset instead of 5. Indexes stay in memory, so a table packs its
+ * own when it is opened:
+ *
+ *   packed:     | first tokens u64 * n | far offsets u64 * (n / 16 + 1) | run blocks u32 * r
+ *               | run separator ends u32 * r | near offsets u16 * (n+1) | separators |
+ */
 struct table_index {
     u8 *section; /* owned by the table; NULL when borrowed */
     u64 section_bytes;
@@ -136,11 +147,13 @@ struct table_index {
     u32 block_count;
     u32 run_count;
     const u64 *tokens;
-    const u32 *offsets_low;
+    const u32 *offsets_low; /* and offsets_high: NULL when packed */
     const u32 *run_blocks;
     const u32 *run_ends;
     const u8 *offsets_high;
     const u8 *separators;
+    const u64 *offsets_far;  /* packed: where each group begins */
+    const u16 *offsets_near; /* packed: of each block, counted from there; NULL when not packed */
 };
 
 static inline u64
@@ -153,8 +166,16 @@ table_index_bytes(u64 block_count, u64 run_count, u64 separator_bytes)
 static inline u64
 table_index_offset(const struct table_index *index, u32 block)
 {
+    if (index->offsets_near != NULL)
+        return index->offsets_far[block / TABLE_INDEX_GROUP] + index->offsets_near[block];
     return (u64)index->offsets_high[block] << 32 | index->offsets_low[block];
 }
+
+/* What the packed form of a decoded index needs; 0 when a group of its blocks is too long for it:
+ * where values are larger, there are fewer blocks, and their offsets matter less. */
+u64 table_index_packed_bytes(const struct table_index *index);
+/* Into that many bytes, 8-byte aligned, which out points into. */
+void table_index_pack(const struct table_index *index, u8 *packed, struct table_index *out);
 
 /* section must be 8-byte aligned and stay in place. */
 MUST_CHECK status table_index_decode(struct bytes section, u64 block_bytes,

@@ -139,6 +139,26 @@ table_filter_free(struct table_filter *filter, struct budget *budget)
 
 /* ---- opening and closing ---- */
 
+/* The index stays in memory as long as the table is open: in fewer bytes where it can be. */
+static void
+index_pack(struct table_open *open)
+{
+    u64 bytes = table_index_packed_bytes(&open->index);
+    if (bytes == 0) {
+        MARK("lsm.table.index_not_packed");
+        return;
+    }
+    u8 *packed = mem_alloc_aligned(open->table.budget, bytes, 64);
+    if (packed == NULL) {
+        MARK("lsm.table.index_pack_no_memory"); /* it stays as it is */
+        return;
+    }
+    struct table_index index;
+    table_index_pack(&open->index, packed, &index);
+    table_index_free(&open->index, open->table.budget);
+    open->index = index;
+}
+
 MAY_YIELD static status
 sections_load(struct table_open *open, struct table_footer *footer)
 {
@@ -159,6 +179,7 @@ sections_load(struct table_open *open, struct table_footer *footer)
         return MARKED("lsm.table.index_damaged",
                       table_corrupt(table, footer->block_bytes, "index"));
     if (!ok(st)) return st;
+    index_pack(open);
     table->index = &open->index;
 
     if (footer->filter_bytes == 0) return ST_OK;

@@ -520,9 +520,11 @@ MAY_YIELD static status
 filter_write(struct table_writer *writer, struct table_footer *footer)
 {
     if (writer->filter_lines == 0) return ST_OK;
-    /* Fewer keys than announced: fold to what they deserve. */
-    u64 lines = bloom_fold(writer->filter, writer->filter_lines,
-                           bloom_line_count(writer->key_count, writer->meta.filter_bits));
+    /* Fewer keys than announced: fold to what they deserve, or a little less. A merge that makes
+     * two tables of one has announced the keys of both, so about half of its tables hold a few keys
+     * more than a half. */
+    u64 deserved = bloom_line_count(writer->key_count, writer->meta.filter_bits);
+    u64 lines = bloom_fold(writer->filter, writer->filter_lines, deserved - deserved / 16);
     footer->filter_bytes = lines * BLOOM_LINE_BYTES;
     footer->filter_probes = (u8)bloom_probe_count(writer->meta.filter_bits);
     u32 crc = table_place_seed(writer->options.file_id, footer->block_bytes + footer->index_bytes);

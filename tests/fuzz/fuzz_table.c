@@ -81,15 +81,22 @@ index_section(struct bytes section)
     struct table_index index;
     section.size -= 8;
     if (!ok(table_index_decode(section, block_bytes, &index))) return;
+    u64 packed_bytes = table_index_packed_bytes(&index);
+    u8 *memory = packed_bytes == 0 ? NULL : malloc(packed_bytes);
+    struct table_index packed = index;
+    if (memory != NULL) table_index_pack(&index, memory, &packed);
     u8 key[16];
     for (u32 i = 0; i < index.block_count; i++) {
+        CHECK(table_index_offset(&packed, i + 1) == table_index_offset(&index, i + 1));
         for (u32 round = 0; round < 3; round++) {
             memset(key, (int)(i * 85 + round), sizeof(key));
-            u32 block =
-                table_index_find(&index, index.tokens[i] + round - 1, BYTES(key, round * 8));
+            u64 token = index.tokens[i] + round - 1;
+            u32 block = table_index_find(&index, token, BYTES(key, round * 8));
             CHECK(block < index.block_count);
+            CHECK(table_index_find(&packed, token, BYTES(key, round * 8)) == block);
         }
     }
+    free(memory);
 }
 
 static void

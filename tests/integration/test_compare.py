@@ -111,6 +111,21 @@ def test_publishing_replaces_what_stands_between_the_marks():
         report.publish("no marks", result)
 
 
+def test_parts_that_were_measured_one_by_one_make_one_table():
+    first = result_of({"get-16": {"ours": {"rate": [30]}, "redis": {"rate": [10]}},
+                       "index": {"ours": {"percent": [0.7]}}})
+    second = result_of({"index": {"ours": {"percent": [0.5]}}, "get-16": {}})
+    first["commit"], second["load"]["other_max"] = "ba9876543210", 0.2
+    whole = report.merged([first, second])
+    assert whole["rows"]["index"]["figures"]["ours"]["percent"] == [0.5]
+    assert whole["rows"]["get-16"]["figures"]["ours"]["rate"] == [30]  # not run the second time
+    assert whole["rows"]["get-16"]["notes"] == ["at commit `ba9876543210`"]
+    assert whole["rows"]["index"]["notes"] == []
+    assert whole["seconds"] == 180 and whole["load"]["other_max"] == 0.2
+    assert first["rows"]["get-16"]["notes"] == []  # left as it was
+    assert "at commit `ba9876543210`" in report.section(whole)
+
+
 def test_plots_are_well_formed():
     awkward = "a < b & c > \"d\""
     for svg in (plots.bars(awkward, "/s", [(awkward, 3.0, 1.0, 4.0), ("none", 0.0, 0.0, 0.0)]),

@@ -992,11 +992,159 @@ interpolation_finds_what_halving_finds(void **unused)
     }
 }
 
+/* Index sections with runs of one token: what is found in the packed form is what is found in the
+ * section, and each block lies where it lay. */
+static void
+a_packed_index_tells_the_same(void **unused)
+{
+    struct prng prng;
+    prng_init(&prng, 22);
+    for (u32 n = 1; n < 5000; n = n * 2 + 1) {
+        u32 separator_bytes = 0;
+        u64 *tokens = malloc(n * 8);
+        u64 *offsets = malloc((n + 1) * 8);
+        u32 *run_blocks = malloc(n * 4), *run_ends = malloc(n * 4);
+        u8 *separators = malloc(n * 2);
+        u32 runs = 0;
+        offsets[0] = 0;
+        for (u32 i = 0; i < n; i++) {
+            bool same = i > 0 && prng_chance(&prng, 1, 3);
+            tokens[i] = i == 0 ? 5 : tokens[i - 1] + (same ? 0 : 1 + prng_below(&prng, 1000));
+            offsets[i + 1] = offsets[i] + 17 + prng_below(&prng, TABLE_BLOCK_BYTES - 17);
+            if (!same) continue;
+            store_u16(separators + separator_bytes, __builtin_bswap16((u16)i)); /* rising */
+            separator_bytes += 2;
+            run_blocks[runs] = i;
+            run_ends[runs++] = separator_bytes | (i % 5 == 0 ? TABLE_RUN_SAME_KEY : 0);
+        }
+
+        u64 bytes = table_index_bytes(n, runs, separator_bytes);
+        u8 *section = aligned_alloc(64, align_up(bytes, 64));
+        struct table_index_header header = {n, runs, separator_bytes, 0};
+        u8 *p = section;
+        memcpy(p, &header, sizeof(header));
+        memcpy(p += sizeof(header), tokens, n * 8);
+        p += n * 8;
+        for (u32 i = 0; i <= n; i++, p += 4)
+            store_u32(p, (u32)offsets[i]);
+        memcpy(p, run_blocks, runs * 4);
+        memcpy(p += runs * 4, run_ends, runs * 4);
+        p += runs * 4;
+        for (u32 i = 0; i <= n; i++)
+            *p++ = (u8)(offsets[i] >> 32);
+        memcpy(p, separators, separator_bytes);
+        struct table_index index;
+        assert_true(ok(table_index_decode(BYTES(section, bytes), offsets[n], &index)));
+
+        u64 packed_bytes = table_index_packed_bytes(&index);
+        assert_true(packed_bytes > 0 && packed_bytes <= bytes);
+        u8 *memory = aligned_alloc(64, align_up(packed_bytes, 64));
+        struct table_index packed;
+        table_index_pack(&index, memory, &packed);
+        for (u32 i = 0; i <= n; i++)
+            assert_int_equal(table_index_offset(&packed, i), offsets[i]);
+        for (u32 i = 0; i < 3 * n; i++) {
+            u8 key[2];
+            store_u16(key, __builtin_bswap16((u16)(i / 3 + i % 3 - 1)));
+            u64 token = tokens[i / 3] + (i % 7 == 0 ? 1 : 0);
+            assert_int_equal(table_index_find(&packed, token, BYTES(key, 2)),
+                             table_index_find(&index, token, BYTES(key, 2)));
+        }
+        free(memory);
+        free(section);
+        free(separators);
+        free(run_ends);
+        free(run_blocks);
+        free(offsets);
+        free(tokens);
+    }
+}
+
+/* The block that begins latest of its group may begin 65,535 bytes behind it, and not one more. */
+static void
+an_index_of_large_blocks_stays_as_it_is(void **unused)
+{
+    for (u32 more = 0; more < 2; more++) {
+        u64 tokens[TABLE_INDEX_GROUP + 3];
+        u32 low[TABLE_INDEX_GROUP + 4];
+        u8 high[TABLE_INDEX_GROUP + 4] = {0};
+        u32 n = TABLE_INDEX_GROUP + 3;
+        for (u32 i = 0; i <= n; i++) {
+            if (i < n) tokens[i] = i;
+            low[i] = i * 100;
+            if (i >= TABLE_INDEX_GROUP - 1) low[i] = UINT16_MAX + more;
+            if (i >= TABLE_INDEX_GROUP) low[i] += 1000000 + i * 17;
+        }
+        struct table_index index = {.block_count = n,
+                                    .tokens = tokens,
+                                    .offsets_low = low,
+                                    .offsets_high = high,
+                                    .block_bytes = low[n]};
+        u64 bytes = table_index_packed_bytes(&index);
+        assert_true((bytes > 0) == (more == 0));
+        if (bytes == 0) continue;
+        u8 *memory = aligned_alloc(64, align_up(bytes, 64));
+        struct table_index packed;
+        table_index_pack(&index, memory, &packed);
+        for (u32 i = 0; i <= n; i++)
+            assert_int_equal(table_index_offset(&packed, i), low[i]);
+        free(memory);
+    }
+}
+
+/* What stays in memory of a table: 13 bytes a block in the file are 10.5, and of a filter that was
+ * announced to hold twice the keys about a half is kept, also when a few more than a half came. */
+static status
+resident_body(void *arg)
+{
+    assert_true(ok(io_dir_make(FIXTURE_DIR)));
+    struct fixture f = {0};
+    fixture_fill(&f, 5, "user", 4000, 1, 1000);
+    struct table_writer_options options = {
+        .dir = FIXTURE_DIR,
+        .file_id = 1,
+        .filter_bits = 10,
+        .entry_count_max = 2 * f.count - f.count / 50,
+        .io_class = IO_CLASS_COMPACTION,
+        .budget = &budget,
+    };
+    struct table_writer *writer;
+    assert_true(ok(table_writer_open(&options, &writer)));
+    for (u32 i = 0; i < f.count; i++)
+        assert_true(ok(table_writer_add(writer, &f.entries[i])));
+    struct table_meta meta;
+    assert_true(ok(table_writer_finish(writer, &meta)));
+    u64 used = budget.used_bytes;
+    struct table *table;
+    memset(&stats, 0, sizeof(stats));
+    assert_true(ok(table_open(FIXTURE_DIR, &meta, &budget, &stats, &table)));
+    u64 blocks = table->index->block_count;
+    assert_true(blocks > 500);
+    assert_true(stats.index_bytes <= blocks * 21 / 2 + 32);
+    assert_true(stats.filter_bytes * 8 <= f.count * 11);
+    assert_true(stats.filter_bytes * 8 >= f.count * 9);
+    assert_in_range(budget.used_bytes - used, stats.index_bytes + stats.filter_bytes,
+                    stats.index_bytes + stats.filter_bytes + 8192);
+    table->unlink_on_close = true;
+    table_unref(table);
+    fixture_free(&f);
+    return ST_OK;
+}
+
+static void
+an_open_table_keeps_little_in_memory(void **unused)
+{
+    run(resident_body);
+}
+
 int
 main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(interpolation_finds_what_halving_finds),
+        cmocka_unit_test(a_packed_index_tells_the_same),
+        cmocka_unit_test(an_index_of_large_blocks_stays_as_it_is),
+        cmocka_unit_test(an_open_table_keeps_little_in_memory),
         cmocka_unit_test(tables_give_back_what_was_written_with_every_codec),
         cmocka_unit_test(borders_everywhere_change_nothing),
         cmocka_unit_test(a_table_of_one_entry_is_whole),
