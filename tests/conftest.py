@@ -23,6 +23,8 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 BUILD = os.path.join(ROOT, os.environ.get("DISTKV_TEST_BUILD", "build"))
 SERVER = os.path.join(BUILD, "bin", "distkv-server")
 CLIENT = os.path.join(BUILD, "bin", "distkv-client")
+if not os.path.exists(CLIENT):  # this build may be of the server alone
+    CLIENT = os.path.join(ROOT, "build", "bin", "distkv-client")
 sys.path.insert(0, os.path.join(ROOT, "tests", "integration"))
 
 

@@ -516,7 +516,7 @@ def bound_of(server, mib):
 @pytest.mark.skipif(bool(SANITIZED), reason="sanitizers have memory of their own")
 def test_memory_stays_within_its_bound_under_load(make_server):
     server = make_server(memory="64MiB")
-    count = load_values(server, 320 << 20)
+    count = load_values(server, 160 << 20)
     bound_of(server, 64)
     with server.connect() as connection:
         for i in range(0, count, 7):
