@@ -26,6 +26,8 @@ CLIENT = os.path.join(BUILD, "bin", "distkv-client")
 if not os.path.exists(CLIENT):  # this build may be of the server alone
     CLIENT = os.path.join(ROOT, "build", "bin", "distkv-client")
 sys.path.insert(0, os.path.join(ROOT, "tests", "integration"))
+# losetup, mount and ip are there, which not every environment names.
+os.environ["PATH"] = os.environ.get("PATH", "/usr/bin:/bin") + ":/usr/sbin:/sbin"
 
 
 def configured(name):

@@ -45,8 +45,8 @@
 #define SEED_COUNT   40u /* ten times as slow */
 #define OTHERS_COUNT 10u
 #else
-#define SEED_COUNT   500u
-#define OTHERS_COUNT 75u
+#define SEED_COUNT   1000u
+#define OTHERS_COUNT 150u
 #endif
 #define READERS 2u
 
@@ -1597,7 +1597,7 @@ seeds_of_everything_and_crashes_lose_nothing(void **state)
     (void)state;
     seeds_run = seeds_of("lives", SEED_COUNT, life_seed_run);
     if (seeds_run == 0) skip();
-    if (seeds_run < 500) return;
+    if (seeds_run < 1000) return;
     assert_true(reached.recoveries > seeds_run * 2);
     assert_true(reached.flushes > seeds_run);
     assert_true(reached.compactions > seeds_run);
@@ -1615,9 +1615,9 @@ static void
 damage_is_found_and_never_served(void **state)
 {
     (void)state;
-    u64 run = seeds_of("damage", 4 * OTHERS_COUNT, damage_seed_run);
+    u64 run = seeds_of("damage", 2 * OTHERS_COUNT, damage_seed_run);
     if (run == 0) skip();
-    if (run < 4 * OTHERS_COUNT) return;
+    if (run < 2 * OTHERS_COUNT) return;
     assert_true(reached.damages > run / 4);
     assert_true(reached.damages_met > run / 8);
 }
