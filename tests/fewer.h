@@ -3,12 +3,12 @@
  * fewer.h -- how many seeds or steps a test with a sanitizer takes.
  *
  * AddressSanitizer makes a run four to ten times as slow, and whether a rule or the memory is
- * broken shows in a quarter of them. */
+ * broken shows in an eighth of them. */
 #ifndef DISTKV_TESTS_FEWER_H
 #define DISTKV_TESTS_FEWER_H
 
 #ifdef __SANITIZE_ADDRESS__
-#define FEWER(count) (((count) + 3) / 4)
+#define FEWER(count) (((count) + 7) / 8)
 #else
 #define FEWER(count) (count)
 #endif

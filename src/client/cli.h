@@ -74,6 +74,7 @@ struct cli {
     bool color_error;
     bool options_ended; /* "--" came before the command: only words follow */
     bool prompt;        /* commands come from the prompt */
+    bool in_command;    /* set holds what is meant, and not global alone */
 };
 
 struct cli_command {

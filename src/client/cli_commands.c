@@ -327,8 +327,9 @@ batch_line(struct cli *cli, distkv_batch *batch, char *line, const char *where)
         return cli_usage(cli, "%s: neither \"put KEY VALUE [TTL]\" nor \"delete KEY\"", where);
     }
     if (code == DISTKV_OK) return EXIT_OK;
+    if (code != DISTKV_NO_MEMORY) return cli_usage(cli, "%s: %s", where, distkv_code_text(code));
     cli_error(cli, "%s: %s", where, distkv_code_text(code));
-    return code == DISTKV_NO_MEMORY ? EXIT_SERVER : EXIT_USAGE;
+    return EXIT_SERVER;
 }
 
 static int
@@ -337,6 +338,11 @@ batch_read(struct cli *cli, distkv_batch *batch, int count, char **words)
     char where[32];
     for (int i = 0; i < count; i++) {
         snprintf(where, sizeof(where), "operation %d", i + 1);
+        if (strcmp(words[i], "put") == 0 || strcmp(words[i], "delete") == 0)
+            return cli_usage(cli,
+                             "%s: an operation is one word in quotes: batch 'put KEY VALUE' "
+                             "'delete KEY'",
+                             where);
         int code = batch_line(cli, batch, words[i], where);
         if (code != EXIT_OK) return code;
     }

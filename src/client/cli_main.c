@@ -353,16 +353,51 @@ static const char EPILOGUE[] =
 
 /* ---- messages ---- */
 
+/* {"error":{"code":"UNREACHABLE","message":"..."}}: a line of standard error, so that on standard
+ * output stands nothing but results. */
 static void
-message(struct cli *cli, const char *color, const char *kind, const char *format, va_list args)
+message_json(const char *kind, const char *code, const char *format, va_list args)
+{
+    va_list again;
+    va_copy(again, args);
+    int size = vsnprintf(NULL, 0, format, again);
+    va_end(again);
+    char *text = size < 0 ? NULL : malloc((size_t)size + 1);
+    if (text == NULL) return; /* the exit status still tells */
+    vsnprintf(text, (size_t)size + 1, format, args);
+    fprintf(stderr, "{\"%s\":{", kind);
+    if (code != NULL) fprintf(stderr, "\"code\":\"%s\",", code);
+    text_write_json_field(stderr, "message", text, (size_t)size);
+    fputs("}}\n", stderr);
+    free(text);
+}
+
+/* code: NULL for what has none. */
+static void
+message(struct cli *cli, const char *color, const char *kind, const char *code, const char *format,
+        va_list args)
 {
     fflush(stdout);
+    if (cli->in_command ? cli->set.json : cli->global.json) {
+        message_json(kind, code, format, args);
+        return;
+    }
     if (cli->color_error)
-        fprintf(stderr, "\033[%sm%s\033[0m ", color, kind);
+        fprintf(stderr, "\033[%sm%s:\033[0m ", color, kind);
     else
-        fprintf(stderr, "%s%s ", cli->prompt ? "" : "distkv-client: ", kind);
+        fprintf(stderr, "%s%s: ", cli->prompt ? "" : "distkv-client: ", kind);
     vfprintf(stderr, format, args);
     fputc('\n', stderr);
+}
+
+PRINTF_LIKE(3, 4)
+static void
+error_of(struct cli *cli, int code, const char *format, ...)
+{
+    va_list args;
+    va_start(args, format);
+    message(cli, "31", "error", distkv_code_name(code), format, args);
+    va_end(args);
 }
 
 void
@@ -370,7 +405,7 @@ cli_error(struct cli *cli, const char *format, ...)
 {
     va_list args;
     va_start(args, format);
-    message(cli, "31", "error:", format, args);
+    message(cli, "31", "error", "ERROR", format, args);
     va_end(args);
 }
 
@@ -379,7 +414,7 @@ cli_warn(struct cli *cli, const char *format, ...)
 {
     va_list args;
     va_start(args, format);
-    message(cli, "33", "warning:", format, args);
+    message(cli, "33", "warning", NULL, format, args);
     va_end(args);
 }
 
@@ -388,7 +423,7 @@ cli_usage(struct cli *cli, const char *format, ...)
 {
     va_list args;
     va_start(args, format);
-    message(cli, "31", "error:", format, args);
+    message(cli, "31", "error", distkv_code_name(DISTKV_INVALID), format, args);
     va_end(args);
     return EXIT_USAGE;
 }
@@ -398,7 +433,7 @@ cli_fail(struct cli *cli, int code, const char *what)
 {
     const char *text = cli->kv != NULL ? distkv_error(cli->kv) : "";
     if (text[0] == '\0') text = distkv_code_text(code);
-    cli_error(cli, "%s%s%s", what, what[0] != '\0' ? ": " : "", text);
+    error_of(cli, code, "%s%s%s", what, what[0] != '\0' ? ": " : "", text);
     switch (code) {
     case DISTKV_INVALID:
     case DISTKV_TOO_LARGE:
@@ -566,14 +601,14 @@ cli_connect(struct cli *cli)
         int code = distkv_connect(cli->set.server, &options, &cli->kv, error);
         explicit_bzero(password, sizeof(password));
         if (code == DISTKV_DENIED) {
-            cli_error(cli, "%s%s", error,
-                      options.password != NULL
-                          ? ""
-                          : " (none was given; see --password-file and DISTKV_PASSWORD)");
+            error_of(cli, code, "%s%s", error,
+                     options.password != NULL
+                         ? ""
+                         : " (none was given; see --password-file and DISTKV_PASSWORD)");
             return EXIT_SERVER;
         }
         if (code != DISTKV_OK) {
-            cli_error(cli, "%s", error);
+            error_of(cli, code, "%s", error);
             return code == DISTKV_INVALID ? EXIT_USAGE : EXIT_CONNECT;
         }
     }
@@ -630,7 +665,7 @@ read_options(struct cli *cli, const struct option_table *table, struct cli_setti
         }
         if (ok(st)) st = take_value(option, values, value, error, sizeof(error));
         if (!ok(st)) {
-            cli_error(cli, "%s", error);
+            (void)cli_usage(cli, "%s", error);
             return -1;
         }
     }
@@ -641,6 +676,7 @@ int
 cli_run(struct cli *cli, int argc, char **argv)
 {
     const struct cli_command *command = cli_command_find(argv[0]);
+    cli->in_command = false;
     if (command == NULL)
         return cli_usage(cli, "there is no command '%s'; see distkv-client help", argv[0]);
     char program[64];
@@ -654,6 +690,7 @@ cli_run(struct cli *cli, int argc, char **argv)
     memcpy(cli->set.user, cli->global.user, sizeof(cli->set.user));
     memcpy(cli->set.password, cli->global.password, sizeof(cli->set.password));
     memcpy(cli->set.password_file, cli->global.password_file, sizeof(cli->set.password_file));
+    cli->in_command = true;
     int index = 0;
     int words = read_options(cli, &table, &cli->set, argc - 1, argv + 1, false, &index);
     if (words < 0) return EXIT_USAGE;
@@ -686,7 +723,7 @@ read_environment(struct cli *cli)
         const char *value = getenv(name);
         if (value == NULL || value[0] == '\0') continue;
         if (ok(take_value(&table.options[i], &cli->global, value, error, sizeof(error)))) continue;
-        cli_error(cli, "%s: %s", name, error);
+        (void)cli_usage(cli, "%s: %s", name, error);
         return false;
     }
     return true;

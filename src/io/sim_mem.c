@@ -14,6 +14,7 @@
  */
 #include "io/sim_internal.h"
 
+#include <malloc.h>
 #include <stdlib.h>
 #include <sys/mman.h>
 
@@ -45,6 +46,16 @@ struct block {
 static_assert(sizeof(struct block) == 48, "keeps 16-byte alignment");
 
 static struct sim_memory *domain;
+
+/* What is freed is asked for again: kept by libc, its pages need not be got from the kernel anew.
+ */
+__attribute__((constructor)) static void
+keep_what_is_freed(void)
+{
+    (void)mallopt(M_MMAP_THRESHOLD, 64 << 20);
+    (void)mallopt(M_TRIM_THRESHOLD, 256 << 20);
+    (void)mallopt(M_TOP_PAD, 4 << 20);
+}
 
 struct sim_memory *
 sim_mem_domain_set(struct sim_memory *memory)

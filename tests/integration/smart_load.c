@@ -24,6 +24,7 @@
 #define DEPTH_MAX   64
 #define KEYS        5000u
 #define CODES       18
+#define ROUND_NS    1000000
 
 struct call {
     struct handle *handle;
@@ -151,6 +152,8 @@ main(int argc, char **argv)
             distkv_flush(handles[i].kv);
         }
         if (fds[0].revents != 0 && !heed()) break;
+        /* It shows what becomes of requests, not how many there may be. */
+        nanosleep(&(struct timespec){.tv_nsec = ROUND_NS}, NULL);
     }
     stopping = true;
     for (int i = 0; i < count; i++)

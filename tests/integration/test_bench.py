@@ -155,7 +155,7 @@ def test_a_large_value_takes_the_same_way(server):
     for protocol in ("resp", "native"):
         run = run_of(bench(server.port, workload="mixed", load=True, keys=20, connections=3,
                            value_size="900KiB-1MiB", verify="strict", protocol=protocol,
-                           count=60))
+                           count=30))
         check_run(run, verified=True)
 
 

@@ -72,39 +72,39 @@ def test_contexts_go_through_every_node_and_client(three):
 def test_writes_without_each_other_are_kept_over_kills_and_other_cores(three):
     nodes = three.nodes
     number = make_keyspace(nodes)
-    for i in range(20):
+    for i in range(10):
         assert client(nodes[i % 3], "--keyspace", number, "put", "--siblings", f"k{i}",
                       "a").returncode == 0
-    actors = {f"k{i}": siblings(nodes[0], number, f"k{i}")[0][4:8] for i in range(20)}
+    actors = {f"k{i}": siblings(nodes[0], number, f"k{i}")[0][4:8] for i in range(10)}
     assert set(actors.values()) == {"0100"}  # one, little-endian: the first replica of the key
     nodes[1].kill()
     # What is in flight to it, or sent before its death is known, may have an unknown outcome.
     wait_for(lambda: all((three.view(i) or {}).get("members_alive") == 2 for i in (0, 2)),
              "both others to know")
-    for i in range(20):
+    for i in range(10):
         assert client(nodes[2 * (i % 2)], "--keyspace", number, "put", "--siblings", f"k{i}",
                       "b").returncode == 0
     nodes[1].options["cores"] = "0,1" if nodes[1].options["cores"] != "0,1" else "0"
     nodes[1].start()
     three.wait_settled(3)
-    for i in range(20):
+    for i in range(10):
         assert siblings(nodes[1], number, f"k{i}")[1] == ["a", "b"]
         context = siblings(nodes[i % 3], number, f"k{i}")[0]
         assert client(nodes[1], "--keyspace", number, "put", "--context", context, f"k{i}",
                       "c").returncode == 0
-    for i in range(20):
+    for i in range(10):
         context, values = siblings(nodes[2], number, f"k{i}")
         assert values == ["c"]
         assert context[4:8] in ("0100", "0200")  # nobody has got another name
     # One that joins fetches siblings, too, and what is written meanwhile joins them.
-    for i in range(20):
+    for i in range(10):
         assert client(nodes[0], "--keyspace", number, "put", "--siblings", f"k{i}",
                       "d").returncode == 0
     three.add()
     three.wait_settled(4)
-    for i in range(20):
+    for i in range(10):
         assert siblings(nodes[3], number, f"k{i}")[1] == ["c", "d"]
-    assert client(nodes[3], "--keyspace", number, "count", "--exact").stdout.split()[-1] == "20"
+    assert client(nodes[3], "--keyspace", number, "count", "--exact").stdout.split()[-1] == "10"
 
 
 def test_a_node_by_itself_keeps_none(make_server):

@@ -312,7 +312,7 @@ def test_pipelined_commands_on_one_key_keep_their_order_on_cold_keys(make_server
 
     chance = random.Random(5)
     server = make_server(memory="64MiB", cores="0,1")
-    keys, own = 60_000 // SLOW, 6
+    keys, own = 60_000 // (8 if SANITIZED else 1), 6
     with server.connect() as loader:
         for start in range(0, keys - 499, 500):
             loader.send_raw(b"".join(Resp.encode("SET", f"cold{i}", "x" * 1000)
@@ -369,7 +369,10 @@ def test_ten_thousand_idle_connections(make_server):
             sock.connect(("127.0.0.1", server.port))
             connections.append(sock)
         polite(server)
-        assert server.metric("distkv_connections") >= count
+        end = time.monotonic() + 10 * SLOW  # figures are a moment old
+        while server.metric("distkv_connections") < count:
+            assert time.monotonic() < end
+            time.sleep(0.05)
         for sock in connections[:: max(1, count // 50)]:
             sock.sendall(b"PING\r\n")
             assert sock.recv(7) == b"+PONG\r\n"
@@ -516,7 +519,7 @@ def bound_of(server, mib):
 @pytest.mark.skipif(bool(SANITIZED), reason="sanitizers have memory of their own")
 def test_memory_stays_within_its_bound_under_load(make_server):
     server = make_server(memory="64MiB")
-    count = load_values(server, 320 << 20)
+    count = load_values(server, 160 << 20)
     bound_of(server, 64)
     with server.connect() as connection:
         for i in range(0, count, 7):

@@ -9,7 +9,7 @@ import subprocess
 
 import pytest
 
-from conftest import BUILD, SANITIZED
+from conftest import BUILD, COVERED, SANITIZED
 
 PROGRAM = r"""
 #include <distkv.h>
@@ -74,7 +74,7 @@ def test_what_is_installed_works(make_server, tmp_path):
                 env=environment)
     assert flags.returncode == 0, flags.stderr
     words = [os.path.join(library, "libdistkv.a") if word == "-ldistkv" else word
-             for word in flags.stdout.split()]
+             for word in flags.stdout.split()] + ["--coverage"] * COVERED
     done = run(compiler, "-std=c11", str(source), "-o", program, *words)
     assert done.returncode == 0, done.stderr
     done = run(program, f"127.0.0.1:{server.port}")

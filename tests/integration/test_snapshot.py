@@ -74,9 +74,9 @@ def test_an_export_is_one_instant_over_all_shards(make_server):
         return step
 
     writers = [Writer(server, step_of(chain)) for chain in chains]
-    end = time.monotonic() + 4
+    end = time.monotonic() + 2
     looks = middles = 0
-    while time.monotonic() < end:
+    while time.monotonic() < end or looks <= 3 or middles == 0:
         values = export(server)
         for chain in chains:
             seen = [values.get(key, 0) for key in chain]
@@ -86,7 +86,6 @@ def test_an_export_is_one_instant_over_all_shards(make_server):
         looks += 1
     for writer in writers:
         writer.stop()
-    assert looks > 3 and middles > 0
     assert server.status()["shard_count"] == 2
 
 
@@ -104,10 +103,10 @@ def test_keys_is_one_instant_over_all_shards(make_server):
 
     names = ["x", "y", "z"]
     writers = [Writer(server, step_of(name)) for name in names]
-    end = time.monotonic() + 4
+    end = time.monotonic() + 2
     looks = 0
     with server.connect() as connection:
-        while time.monotonic() < end:
+        while time.monotonic() < end or looks <= 10:
             keys = connection.call("KEYS", "*")
             for name in names:
                 seen = sorted(int(match.group(1)) for match in
@@ -119,7 +118,6 @@ def test_keys_is_one_instant_over_all_shards(make_server):
             looks += 1
     for writer in writers:
         writer.stop()
-    assert looks > 10
 
 
 @pytest.mark.smoke
@@ -139,7 +137,7 @@ def test_many_snapshots_at_once_neither_deadlock_nor_stop_the_writers(make_serve
 
     lookers = [Writer(server, look) for _ in range(8)]
     writers = [Writer(server, write) for _ in range(2)]
-    time.sleep(3)
+    time.sleep(2)
     for one in lookers + writers:
         one.stop()
     deadline = time.monotonic() + 10 * SLOW  # the last ones are closed behind their replies

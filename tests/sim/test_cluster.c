@@ -19,7 +19,7 @@
 #ifdef __SANITIZE_ADDRESS__
 #define SEED_COUNT 1u
 #else
-#define SEED_COUNT 4u
+#define SEED_COUNT 3u
 #endif
 #define NODES      3u
 #define KEYS       60u
@@ -332,7 +332,7 @@ static void
 a_member_left_behind_by_a_join_loses_nothing(void **state)
 {
     u32 acknowledged = 0; /* by whoever is cut off, meanwhile; by some seeds */
-    for (u64 seed = 1; seed <= SEED_COUNT + 2; seed++) {
+    for (u64 seed = 1; seed <= SEED_COUNT || (acknowledged == 0 && seed < 10); seed++) {
         struct rig rig = rig_of(seed, left_behind_story);
         rig.arg = &acknowledged;
         rig.node_count = 5;

@@ -44,7 +44,7 @@
 #ifdef __SANITIZE_ADDRESS__
 #define SEED_COUNT 15u
 #else
-#define SEED_COUNT 200u
+#define SEED_COUNT 120u
 #endif
 
 /* ---- the cluster ---- */

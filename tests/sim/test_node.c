@@ -23,11 +23,11 @@
 #define BUSY "-BUSY This node is overloaded, try again later\r\n"
 
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-#define SEED_COUNT    10u
+#define SEED_COUNT    5u
 #define REFUSAL_SEEDS 3u
 #else
-#define SEED_COUNT    100u
-#define REFUSAL_SEEDS 30u
+#define SEED_COUNT    60u
+#define REFUSAL_SEEDS 15u
 #endif
 
 /* What the seeds of a test have met, so that none passes for want of what it is about. */

@@ -128,8 +128,34 @@ usage_errors_end_with_2(void **state)
     assert_says("kv get $(printf '%01025d' 0)", 2, "longer than 1024");
     assert_says("kv batch 'put a'", 2, "operation 1");
     assert_says("kv batch 'put \"a b'", 2, "unbalanced");
+    assert_says("kv batch put x 1", 2, "operation 1: an operation is one word in quotes");
+    assert_says("kv batch 'put x 1' delete x", 2, "operation 2: an operation is one word");
     assert_says("kv import /nowhere", 2, "No such file");
     assert_int_equal(server->writes_done, 0);
+}
+
+/* With --json an error is an object as well, on standard error: nothing else is on standard output.
+ */
+static void
+errors_are_json_where_results_are(void **state)
+{
+    (void)state;
+    assert_run("kv --json get k 2>/dev/null", 1);
+    assert_string_equal(output, "");
+    assert_run("kv get k --json", 1);
+    assert_string_equal(
+        output, "{\"error\":{\"code\":\"NOT_FOUND\",\"message\":\"get: there is no such key\"}}\n");
+    assert_says("DISTKV_JSON=yes kv --sever x get a", 2, "{\"error\":{\"code\":\"INVALID\",");
+    assert_says("kv --json frobnicate", 2, "{\"error\":{\"code\":\"INVALID\",");
+    assert_says("kv get --json a b", 2, "{\"error\":{\"code\":\"INVALID\",\"message\":\"usage: ");
+    assert_says("kv --json get --json=no a b", 2, "distkv-client: error: usage: ");
+    assert_says("kv --json --server 127.0.0.1:1 --timeout 100ms get a", 3,
+                "{\"error\":{\"code\":\"UNREACHABLE\",");
+    assert_says("kv --json import /nowhere", 2, "{\"error\":{\"code\":\"ERROR\",");
+    assert_says("kv --json put --escapes 'x\\q\"' y", 2, "\\\\t");
+    assert_says("printf 'get k\\nget\\n' | kv --json", 2, "}}\n{\"error\":{\"code\":\"INVALID\",");
+    assert_says("kv batch --json 'put a 1' 'put b 1'", 0,
+                "{\"warning\":{\"message\":\"the keys fall");
 }
 
 static void
@@ -408,6 +434,7 @@ main(void)
         T(values_are_put_got_and_deleted),
         T(conditions_and_times_can_be_given),
         T(usage_errors_end_with_2),
+        T(errors_are_json_where_results_are),
         T(a_password_can_be_given_in_each_way),
         T(nobody_there_ends_with_3),
         T(help_and_version_are_shown),

@@ -569,17 +569,19 @@ flip_body(void *arg)
     return ST_OK;
 }
 
-/* One bit in every byte, one at a time: recovery says so, or nothing acknowledged was in it. */
+/* One bit in every byte (of every eighth, with AddressSanitizer), one at a time: recovery says so,
+ * or nothing acknowledged was in it. */
 static void
 damage_at_every_byte_is_found_or_harmless(void **state)
 {
     (void)state;
+    const u32 step = 8 / FEWER(8);
     for (u32 clean = 0; clean < 2; clean++) {
         struct sim_options options;
         sim_options_default(&options, 5);
         struct sim *sim = sim_new(&options);
         struct sim_node *node = sim_node_new(sim, "10.0.0.1");
-        struct flips flips = {.model = model_make(5, 12, 3000), .step = 1};
+        struct flips flips = {.model = model_make(5, 12, 3000), .step = step};
         flips.model.config.segment_bytes = 8 * LOG_BLOCK_BYTES;
         flips.model.idle = clean == 0;
         assert_true(ok(sim_run(sim, 1, writer, &flips.model)));
@@ -588,7 +590,7 @@ damage_at_every_byte_is_found_or_harmless(void **state)
         segments_list(flips.disk);
         assert_true(segment_count >= 2);
         assert_true(ok(sim_run(sim, 1, flip_body, &flips)));
-        assert_true(flips.detected > 3 * LOG_BLOCK_BYTES);
+        assert_true(flips.detected > 3 * LOG_BLOCK_BYTES / step);
         sim_free(sim);
     }
 }

@@ -30,9 +30,9 @@
 #include "../../seeds.h"
 
 #ifdef __SANITIZE_ADDRESS__
-#define SEEDS_DEFAULT 500 /* four times as slow */
+#define SEEDS_DEFAULT 300 /* four times as slow */
 #else
-#define SEEDS_DEFAULT 3000
+#define SEEDS_DEFAULT 2000
 #endif
 
 static struct rig rig;
