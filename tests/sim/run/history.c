@@ -547,7 +547,8 @@ may_fail(const struct sim_options *sim)
 {
     const struct sim_disk_options *disk = &sim->disk;
     return disk->read_error_ppm + disk->write_error_ppm + disk->sync_error_ppm +
-                   disk->look_error_ppm + disk->no_space_ppm + sim->alloc_ppm >
+                   disk->look_error_ppm + disk->name_error_ppm + disk->no_space_ppm +
+                   sim->alloc_ppm >
                0 ||
            run->knobs.space_shrinks;
 }
