@@ -208,6 +208,8 @@ void sim_fault_each(const struct sim *sim,
                     void *arg);
 /* Whether BUGGIFY sites fire from now on; which may was drawn by sim_new. */
 void sim_buggify_set(struct sim *sim, bool on);
+/* How often any has fired. */
+u64 sim_buggify_count(const struct sim *sim);
 /* Damage beyond the promise, for a checker that demands that it is found. */
 struct sim_damage {
     struct sim_fault_id id;
