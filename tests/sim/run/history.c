@@ -469,8 +469,13 @@ calm(void)
     if (run_over() || !process_start()) return;
     run->healthy = true;
     u64 refusals = run->stats.refusals_unharmed;
+    u64 made_common = sim_buggify_count(run->sim);
     work_must_be_done(requests, "after a restart without faults");
     if (!run_over()) audit();
+    made_common = sim_buggify_count(run->sim) - made_common;
+    if (made_common != 0 && !run_over())
+        violated("rare_paths", "%llu were made common in a life that is judged by its refusals",
+                 (unsigned long long)made_common);
     refusals = run->stats.refusals_unharmed - refusals;
     if (refusals > requests / 2)
         violated("refusals", "of %llu requests without faults %llu were refused",
