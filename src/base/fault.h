@@ -17,7 +17,11 @@
  * its bytes on disk. What a site does is resolved at link time. In the server (fault_none.c):
  *   MARK     a call of an empty function that the compiler is told is cold. So it moves the branch
  *            out of the way of what is likely; for that reason marks stand on rare paths only.
- *   BUGGIFY, AUDIT  a look at one byte that is always 0.
+ *   BUGGIFY, AUDIT  an instruction that does nothing: nothing is loaded, compared or called.
+ *
+ * Where that instruction stands is noted in one more section. A test program that wants its sites
+ * to fire puts a jump in its place, in its own copy of the code in memory (io/sim_sites.c), as the
+ * kernel does with its static keys. The objects are the same for both.
  */
 #ifndef DISTKV_BASE_FAULT_H
 #define DISTKV_BASE_FAULT_H
@@ -43,22 +47,58 @@ static_assert(sizeof(struct fault_site) == 64, "the linker's array has this stri
         __attribute__((section("fault_sites"))) = {.name = site_name, .kind = site_kind}
 
 /* What the link brings: fault_none.c or the simulator's. */
-extern bool fault_armed __attribute__((visibility("hidden"))); /* some BUGGIFY or AUDIT may fire */
 bool fault_buggify(const struct fault_site *site) __attribute__((cold));
 bool fault_audit(const struct fault_site *site) __attribute__((cold));
 void fault_mark(const struct fault_site *site) __attribute__((cold));
 
+/* An instruction that may become a jump, and to where: distances from the fields themselves. */
+struct fault_jump {
+    i32 code, target;
+};
+
+#if defined(__x86_64__)
+#define FAULT_NOP ".byte 0x0f, 0x1f, 0x44, 0x00, 0x00" /* as long as a jump to anywhere */
+#elif defined(__aarch64__)
+#define FAULT_NOP "nop"
+#else
+#error "src/io/sim_sites.c has to know the jumps of this processor"
+#endif
+
+/* Goes to armed once a program has armed its sites. */
+#define FAULT_GO_WHEN_ARMED(armed)                                                                 \
+    __asm__ goto("1: " FAULT_NOP "\n"                                                              \
+                 "\t.pushsection fault_jumps, \"a\"\n"                                             \
+                 "\t.balign 4\n"                                                                   \
+                 "\t.long 1b - ., %l[" #armed "] - .\n"                                            \
+                 "\t.popsection"                                                                   \
+                 :                                                                                 \
+                 :                                                                                 \
+                 :                                                                                 \
+                 : armed)
+
 #define BUGGIFY(site_name)                                                                         \
     __extension__({                                                                                \
+        __label__ fault_armed_;                                                                    \
         FAULT_SITE(FAULT_BUGGIFY, site_name);                                                      \
-        UNLIKELY(fault_armed) && fault_buggify(&fault_site_);                                      \
+        bool fault_fires_ = false;                                                                 \
+        FAULT_GO_WHEN_ARMED(fault_armed_);                                                         \
+        if (false) {                                                                               \
+        fault_armed_:                                                                              \
+            fault_fires_ = fault_buggify(&fault_site_);                                            \
+        }                                                                                          \
+        fault_fires_;                                                                              \
     })
 
 /* The condition may walk far: it is for the passes that the simulator picks. */
 #define AUDIT(site_name, condition)                                                                \
     do {                                                                                           \
+        __label__ fault_armed_;                                                                    \
         FAULT_SITE(FAULT_AUDIT, site_name);                                                        \
-        if (UNLIKELY(fault_armed) && fault_audit(&fault_site_)) CHECK(condition);                  \
+        FAULT_GO_WHEN_ARMED(fault_armed_);                                                         \
+        if (false) {                                                                               \
+        fault_armed_:                                                                              \
+            if (fault_audit(&fault_site_)) CHECK(condition);                                       \
+        }                                                                                          \
     } while (0)
 
 #define MARK(site_name)                                                                            \

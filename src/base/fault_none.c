@@ -4,9 +4,6 @@
  */
 #include "base/fault.h"
 
-/* On a line of the cache that nobody writes to. */
-bool fault_armed ALIGNED(64);
-
 bool
 fault_buggify(const struct fault_site *site)
 {

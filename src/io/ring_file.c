@@ -706,7 +706,9 @@ io_file_truncate(struct io_file *file, u64 size)
         result = ftruncate(file->fd, (off_t)size) == 0 ? 0 : -errno;
     }
     if (--file->in_flight == 0) fiber_queue_wake_all(&file->idle_queue);
-    return ring_errno_status(-result);
+    status st = ring_errno_status(-result);
+    if (!ok(st)) MARK("io.ring_file.not_truncated");
+    return st;
 }
 
 MAY_YIELD status
@@ -734,7 +736,9 @@ io_file_allocate(struct io_file *file, u64 size)
         return now >= size ? ST_OK : io_file_truncate(file, size);
     }
     if (result == 0) file_extents_read(file);
-    return ring_errno_status(-result);
+    status st = ring_errno_status(-result);
+    if (!ok(st)) MARK("io.ring_file.no_room");
+    return st;
 }
 
 MAY_YIELD status

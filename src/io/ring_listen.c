@@ -68,7 +68,7 @@ address_parse(const char *host, u16 port, struct sockaddr_storage *address, sock
         *length = sizeof(*in6);
         return ST_OK;
     }
-    return ST_INVALID;
+    return MARKED("io.ring_listen.no_address", ST_INVALID);
 }
 
 static bool

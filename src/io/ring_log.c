@@ -419,7 +419,7 @@ ring_log_start(enum ring_log_format format, enum log_level level)
     logger.head = 0;
     atomic_store(&logger.stopping, false);
     atomic_store(&logger.sleeping, 0);
-    if (sem_init(&logger.wake, 0, 0) != 0) return ST_NO_MEMORY;
+    if (sem_init(&logger.wake, 0, 0) != 0) return MARKED("io.ring_log.no_semaphore", ST_NO_MEMORY);
     sigset_t all, old;
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &old);
@@ -427,7 +427,7 @@ ring_log_start(enum ring_log_format format, enum log_level level)
     pthread_sigmask(SIG_SETMASK, &old, NULL);
     if (error != 0) {
         sem_destroy(&logger.wake);
-        return ST_NO_MEMORY;
+        return MARKED("io.ring_log.no_thread", ST_NO_MEMORY);
     }
     atomic_store_explicit(&logger.running, true, memory_order_release);
     return ST_OK;

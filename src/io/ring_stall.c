@@ -197,7 +197,7 @@ ring_monitor_start(struct io_node *node)
     pthread_sigmask(SIG_SETMASK, &all, &old);
     int error = pthread_create(&node->monitor, NULL, monitor_thread, node);
     pthread_sigmask(SIG_SETMASK, &old, NULL);
-    if (error != 0) return ST_NO_MEMORY;
+    if (error != 0) return MARKED("io.ring_stall.no_thread", ST_NO_MEMORY);
     node->monitor_started = true;
     return ST_OK;
 }

@@ -73,6 +73,8 @@ enum sim_fault {
     SIM_FAULT_LINK_SLOW,    /* what goes between two takes longer */
     SIM_FAULT_MACHINE_LOST, /* with all that its disk had */
     SIM_FAULT_MEMBERS,      /* a machine comes or goes that nobody has lost */
+    /* disk again */
+    SIM_FAULT_NAME_ERROR, /* one request of SIM_POINT_NAME fails: not done, or done all the same */
     SIM_FAULT_COUNT,
 };
 
@@ -91,6 +93,7 @@ struct sim_disk_options {
     u32 torn_ppm;                       /* of the unsynced sectors at a crash: garbage */
     u32 read_error_ppm, write_error_ppm, sync_error_ppm;
     u32 look_error_ppm; /* listings, sizes of files, free space */
+    u32 name_error_ppm; /* opening, making, renaming, linking, removing, changing a size */
     u32 evict_chance;   /* of 64: that the next process finds a page gone that a failed sync lost */
     u32 no_space_ppm; /* writes and allocations before which the capacity shrinks to what is used */
     u64 no_space_ns_max; /* ... for 1 ms up to this */
@@ -205,6 +208,8 @@ void sim_fault_each(const struct sim *sim,
                     void *arg);
 /* Whether BUGGIFY sites fire from now on; which may was drawn by sim_new. */
 void sim_buggify_set(struct sim *sim, bool on);
+/* How often any has fired. */
+u64 sim_buggify_count(const struct sim *sim);
 /* Damage beyond the promise, for a checker that demands that it is found. */
 struct sim_damage {
     struct sim_fault_id id;

@@ -19,6 +19,7 @@
 
 #include "base/hash.h"
 #include "io/sim_internal.h"
+#include "io/sim_sites.h"
 
 #define SITE_COUNT_MAX 2048u
 
@@ -42,7 +43,16 @@ static u64 run_seed;
 static bool buggify_on;
 static u32 audit_one_in; /* 0: never */
 
-bool fault_armed ALIGNED(64);
+static bool armed;
+
+/* In a run that wants neither, the code is the server's. */
+static void
+sites_arm(void)
+{
+    bool wanted = buggify_on || audit_one_in != 0;
+    if (wanted != armed) sim_sites_arm(wanted);
+    armed = wanted;
+}
 
 static int
 order_names(const void *a, const void *b)
@@ -100,8 +110,9 @@ sim_fault_reset(u64 seed, bool buggify)
 {
     if (site_count == 0) sites_make();
     run_seed = seed;
-    fault_armed = buggify_on = buggify;
+    buggify_on = buggify;
     audit_one_in = 0;
+    sites_arm();
     for (u32 i = 0; i < site_count; i++) {
         sites[i].before += sites[i].count;
         sites[i].pass_count = sites[i].count = 0;
@@ -126,7 +137,7 @@ sim_audits_set(struct sim *sim, u32 one_in)
 {
     (void)sim;
     audit_one_in = one_in;
-    fault_armed = buggify_on || one_in != 0;
+    sites_arm();
 }
 
 void
@@ -134,7 +145,17 @@ sim_buggify_set(struct sim *sim, bool on)
 {
     (void)sim;
     buggify_on = on;
-    fault_armed = buggify_on || audit_one_in != 0;
+    sites_arm();
+}
+
+u64
+sim_buggify_count(const struct sim *sim)
+{
+    (void)sim;
+    u64 count = 0;
+    for (u32 i = 0; i < site_count; i++)
+        if (sites[i].record->kind == FAULT_BUGGIFY) count += sites[i].count;
+    return count;
 }
 
 bool

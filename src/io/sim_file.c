@@ -63,6 +63,7 @@ struct sim_request {
     struct fiber *waiter; /* the others */
     status result;
     status injected;
+    bool done_though; /* of a request that fails: NAME_ERROR */
     const char *path, *path_to;
     u64 size;
     struct sim_inode *inode; /* OPEN and CREATE */
@@ -153,6 +154,9 @@ request_fails(struct sim_request *request)
         ppm = disk->sync_error_ppm;
         break;
     case SIM_POINT_NAME:
+        family = SIM_FAULT_NAME_ERROR;
+        ppm = disk->name_error_ppm;
+        break;
     case SIM_POINT_EVENT:
     case SIM_POINT_IO:
     case SIM_POINT_ALLOC:
@@ -161,9 +165,14 @@ request_fails(struct sim_request *request)
         return false;
     }
     if (ppm == 0 || !sim_fault_chance(sim, family, ppm)) return false;
+    struct prng prng = sim_fault_prng(sim, family);
+    bool done_though = family == SIM_FAULT_NAME_ERROR && prng_chance(&prng, 1, 4);
     char place[PLACE_BYTES];
     request_place(request, place);
-    return sim_fault_take(sim, family, "%s", place);
+    if (!sim_fault_take(sim, family, "%s%s", place, done_though ? ", done though" : ""))
+        return false;
+    request->done_though = done_though;
+    return true;
 }
 
 /* How much longer it takes than it should. */
@@ -385,6 +394,41 @@ write_goes_wrong(struct sim_request *request)
     return true;
 }
 
+/* Of a request of SIM_POINT_NAME. */
+static status
+name_effect(struct sim_request *request)
+{
+    struct sim_disk *disk = request->shard->node->disk;
+    const char *path = request->path;
+    switch (request->kind) {
+    case REQUEST_OPEN:
+        return sim_disk_open(disk, path, IO_OPEN_READ, &request->inode);
+    case REQUEST_CREATE:
+        return sim_disk_open(disk, path, IO_OPEN_CREATE, &request->inode);
+    case REQUEST_TRUNCATE:
+        return sim_inode_truncate(request->file->inode, request->size);
+    case REQUEST_ALLOCATE:
+        return sim_inode_allocate(request->file->inode, request->size);
+    case REQUEST_RENAME:
+        return sim_disk_rename(disk, path, request->path_to);
+    case REQUEST_LINK:
+        return sim_disk_link(disk, path, request->path_to);
+    case REQUEST_UNLINK:
+        return sim_disk_unlink(disk, path);
+    case REQUEST_DIR_MAKE:
+        return sim_disk_dir_make(disk, path);
+    case REQUEST_DIR_REMOVE:
+        return sim_disk_dir_remove(disk, path);
+    case REQUEST_READ:
+    case REQUEST_WRITE:
+    case REQUEST_SYNC:
+    case REQUEST_DIR_SYNC:
+        break;
+    }
+    CHECK(false);
+    return ST_INVALID;
+}
+
 /* What the request does to the disk at its end. */
 static status
 request_effect(struct sim_request *request)
@@ -415,25 +459,20 @@ request_effect(struct sim_request *request)
         if (!fails) sim_disk_dir_sync_end(disk, request->path, request->sync.order);
         return request->injected;
     case REQUEST_OPEN:
-        if (fails) return request->injected;
-        return sim_disk_open(disk, request->path, IO_OPEN_READ, &request->inode);
     case REQUEST_CREATE:
-        if (fails) return request->injected;
-        return sim_disk_open(disk, request->path, IO_OPEN_CREATE, &request->inode);
     case REQUEST_TRUNCATE:
-        return fails ? request->injected : sim_inode_truncate(request->file->inode, request->size);
     case REQUEST_ALLOCATE:
-        return fails ? request->injected : sim_inode_allocate(request->file->inode, request->size);
     case REQUEST_RENAME:
-        return fails ? request->injected : sim_disk_rename(disk, request->path, request->path_to);
     case REQUEST_LINK:
-        return fails ? request->injected : sim_disk_link(disk, request->path, request->path_to);
     case REQUEST_UNLINK:
-        return fails ? request->injected : sim_disk_unlink(disk, request->path);
     case REQUEST_DIR_MAKE:
-        return fails ? request->injected : sim_disk_dir_make(disk, request->path);
     case REQUEST_DIR_REMOVE:
-        return fails ? request->injected : sim_disk_dir_remove(disk, request->path);
+        if (!fails) return name_effect(request);
+        if (request->done_though && ok(name_effect(request)) && request->inode != NULL) {
+            sim_disk_close(disk, request->inode);
+            request->inode = NULL;
+        }
+        return request->injected;
     }
     CHECK(false);
     return ST_INVALID;

@@ -68,6 +68,8 @@ sim_fault_name(enum sim_fault family)
         return "link-slow";
     case SIM_FAULT_MACHINE_LOST:
         return "machine-lost";
+    case SIM_FAULT_NAME_ERROR:
+        return "name-error";
     case SIM_FAULT_MEMBERS:
         return "members";
     case SIM_FAULT_COUNT:
@@ -227,6 +229,7 @@ sim_faults_end(struct sim *sim)
     options->disk.write_error_ppm = 0;
     options->disk.sync_error_ppm = 0;
     options->disk.look_error_ppm = 0;
+    options->disk.name_error_ppm = 0;
     options->disk.no_space_ppm = 0;
     options->disk.bit_rot_ppm = 0;
     options->disk.latent_ppm = 0;

@@ -1113,14 +1113,21 @@ power_fail(void)
     sim_faults_clear(sim);
 }
 
-/* From a stream of its own: it was added when the others' draws were known by their seeds. */
+/* From streams of their own: they were added when the others' draws were known by their seeds. */
 static u32
-look_draw(u64 seed)
+rate_draw(u64 seed, u64 ppm_max)
 {
     struct prng own;
-    prng_init(&own, seed * 7919 + 18);
-    u32 ppm = (u32)prng_below(&own, 10000);
+    prng_init(&own, seed);
+    u32 ppm = (u32)prng_below(&own, ppm_max);
     return prng_chance(&own, 1, 2) ? ppm : 0;
+}
+
+static void
+looks_draw(struct sim_disk_options *disk, u64 seed)
+{
+    disk->look_error_ppm = rate_draw(seed * 7919 + 18, 10000);
+    disk->name_error_ppm = rate_draw(seed * 7919 + 19, 20000);
 }
 
 /* Nothing fails but the processes, and they flush and merge as often as they can. */
@@ -1146,7 +1153,7 @@ seed_run(u64 seed, bool commits, enum flaw with)
     options_draw(&options, seed);
     if (commits) commits_character(&options);
     options.print_log = getenv("SIM_SEED") != NULL;
-    if (character.rates) options.disk.look_error_ppm = look_draw(seed);
+    if (character.rates) looks_draw(&options.disk, seed);
     sim = sim_new(&options);
     node = sim_node_new(sim, "10.0.0.1");
     if (character.rates) {

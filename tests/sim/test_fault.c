@@ -12,6 +12,7 @@
 
 #include "fault_shared.h"
 #include "io/sim.h"
+#include "io/sim_sites.h"
 
 struct list_of_sites {
     const char *names[256];
@@ -119,6 +120,45 @@ a_site_has_its_quarter_of_the_runs_and_fires_in_a_quarter_of_its_passes(void **s
     assert_in_range(active, 30, 70);
 }
 
+struct switched {
+    struct sim *sim;
+    u32 before, after;
+};
+
+static status
+body_that_is_switched(void *arg)
+{
+    struct switched *switched = arg;
+    for (u32 i = 0; i < 1000; i++)
+        switched->before += BUGGIFY("test.fault.switched");
+    assert_int_equal(sim_buggify_count(switched->sim), switched->before);
+    sim_buggify_set(switched->sim, false);
+    for (u32 i = 0; i < 1000; i++)
+        switched->after += BUGGIFY("test.fault.switched_off");
+    assert_int_equal(sim_buggify_count(switched->sim), switched->before);
+    return ST_OK;
+}
+
+/* What is made common ends before a life that is judged by its refusals: lite 523. */
+static void
+nothing_is_made_common_once_that_is_switched_off_though_audits_go_on(void **state)
+{
+    (void)state;
+    u32 fired = 0;
+    for (u64 seed = 1; seed <= 40; seed++) {
+        struct sim_options options;
+        sim_options_default(&options, seed);
+        options.buggify = true;
+        struct switched switched = {.sim = sim_new(&options)};
+        sim_audits_set(switched.sim, 1);
+        assert_true(ok(sim_run(switched.sim, 1, body_that_is_switched, &switched)));
+        assert_int_equal(switched.after, 0);
+        fired += switched.before;
+        sim_free(switched.sim);
+    }
+    assert_true(fired > 0);
+}
+
 static status
 body_of_audits(void *arg)
 {
@@ -158,13 +198,38 @@ an_audit_runs_once_in_as_many_passes_as_is_asked_for(void **state)
     }
 }
 
+/* In a run without them a site is an instruction that does nothing, as in a server. */
+static void
+sites_jump_only_while_somebody_wants_them_to(void **state)
+{
+    (void)state;
+    assert_true(sim_sites_count() >= 2);
+    fired_with(1, false); /* it may have been another one before */
+    u32 asked = 0, fired = 0;
+    for (u32 round = 0; round < 3; round++) {
+        u32 fired_now = 0;
+        for (u32 i = 0; i < 1000; i++) {
+            fired += BUGGIFY("test.fault.jumps");
+            AUDIT("test.fault.jumps_to", ++asked > 0);
+        }
+        assert_int_equal(audited_with(1, 1), 10000);
+        for (u64 seed = 1; fired_now == 0; seed++)
+            fired_now = fired_with(seed, true);
+        fired_with(1, false);
+    }
+    assert_int_equal(asked, 0);
+    assert_int_equal(fired, 0);
+}
+
 int
 main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_site_is_listed_once_whether_it_was_passed_or_not),
         cmocka_unit_test(a_site_has_its_quarter_of_the_runs_and_fires_in_a_quarter_of_its_passes),
+        cmocka_unit_test(nothing_is_made_common_once_that_is_switched_off_though_audits_go_on),
         cmocka_unit_test(an_audit_runs_once_in_as_many_passes_as_is_asked_for),
+        cmocka_unit_test(sites_jump_only_while_somebody_wants_them_to),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

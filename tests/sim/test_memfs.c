@@ -131,6 +131,8 @@ mistakes_with_names_are_refused(void **state)
     assert_true(status_is(memfs_unlink(&f->fs, ":memory:/d"), ST_INVALID));
     assert_true(status_is(memfs_dir_make(&f->fs, ":memory:/x/y"), ST_NOT_FOUND));
     assert_true(status_is(memfs_dir_remove(&f->fs, ":memory:/x"), ST_NOT_FOUND));
+    assert_true(status_is(memfs_dir_sync(&f->fs, ":memory:/x"), ST_NOT_FOUND));
+    assert_true(ok(memfs_dir_sync(&f->fs, ":memory:/d")));
     assert_true(status_is(memfs_dir_remove(&f->fs, ":memory:/a"), ST_INVALID));
     assert_true(status_is(memfs_write(file, f->block, 4096, UINT64_MAX - 4095), ST_NO_SPACE));
     assert_true(status_is(memfs_allocate(file, UINT64_MAX - 4095), ST_NO_SPACE));
@@ -216,6 +218,22 @@ a_full_budget_is_a_full_disk_and_room_comes_back(void **state)
 }
 
 static void
+every_function_refuses(struct fixture *f, const char *path)
+{
+    struct memfs_file *file;
+    assert_true(status_is(memfs_open(&f->fs, path, IO_OPEN_CREATE, &file), ST_INVALID));
+    assert_true(status_is(memfs_rename(&f->fs, path, ":memory:/b"), ST_INVALID));
+    assert_true(status_is(memfs_rename(&f->fs, ":memory:/b", path), ST_INVALID));
+    assert_true(status_is(memfs_link(&f->fs, path, ":memory:/b"), ST_INVALID));
+    assert_true(status_is(memfs_link(&f->fs, ":memory:/b", path), ST_INVALID));
+    assert_true(status_is(memfs_unlink(&f->fs, path), ST_INVALID));
+    assert_true(status_is(memfs_dir_make(&f->fs, path), ST_INVALID));
+    assert_true(status_is(memfs_dir_remove(&f->fs, path), ST_INVALID));
+    assert_true(status_is(memfs_dir_sync(&f->fs, path), ST_INVALID));
+    assert_true(status_is(memfs_dir_list(&f->fs, path, NULL, NULL), ST_INVALID));
+}
+
+static void
 paths_that_are_too_long_or_foreign_are_refused(void **state)
 {
     struct fixture *f = *state;
@@ -224,8 +242,8 @@ paths_that_are_too_long_or_foreign_are_refused(void **state)
     memset(path, 'a', sizeof(path));
     memcpy(path, ":memory:/", 9);
     path[sizeof(path) - 1] = '\0';
-    assert_true(status_is(memfs_open(&f->fs, path, IO_OPEN_CREATE, &file), ST_INVALID));
-    assert_true(status_is(memfs_open(&f->fs, ":memory:x", IO_OPEN_CREATE, &file), ST_INVALID));
+    every_function_refuses(f, path);
+    every_function_refuses(f, ":memory:x");
     assert_true(status_is(memfs_open(&f->fs, ":memory:", IO_OPEN_CREATE, &file), ST_INVALID));
 }
 

@@ -418,6 +418,104 @@ listings_sizes_and_free_space_fail_by_chance(void **state)
     assert_true(looks.ended_early > 5 && looks.not_told > 10 && looks.space_not_told > 10);
 }
 
+/* ---- names ---- */
+
+struct names {
+    u32 done, refused, done_though;
+};
+
+struct sought {
+    const char *name;
+    bool there;
+};
+
+static void
+seek_name(void *arg, const char *name)
+{
+    struct sought *sought = arg;
+    if (strcmp(name, sought->name) == 0) sought->there = true;
+}
+
+static MAY_YIELD bool
+name_there(const char *name)
+{
+    struct sought sought = {.name = name};
+    CHECK(ok(io_dir_list("/data", seek_name, &sought)));
+    return sought.there;
+}
+
+/* A request that said st: whether its effect can be seen may be open only when it failed. */
+static void
+name_note(struct names *names, status st, bool seen)
+{
+    CHECK(ok(st) ? seen : status_is(st, ST_IO_ERROR));
+    names->done += ok(st);
+    names->refused += !ok(st) && !seen;
+    names->done_though += !ok(st) && seen;
+}
+
+static MAY_YIELD status
+names_main(void *arg)
+{
+    struct names *names = arg; /* of making, linking, renaming, removing */
+    for (u32 i = 0; i < 1000; i++) {
+        char made[16], linked[16], renamed[16];
+        snprintf(made, sizeof(made), "/a%u", i);
+        snprintf(linked, sizeof(linked), "/b%u", i);
+        snprintf(renamed, sizeof(renamed), "/c%u", i);
+        struct io_file *file = NULL;
+        status st = io_file_open(made, IO_OPEN_WRITE | IO_OPEN_CREATE, &file);
+        CHECK(ok(st) == (file != NULL));
+        name_note(&names[0], st, name_there(made + 1));
+        io_file_close(file);
+        if (!name_there(made + 1)) continue;
+        name_note(&names[1], io_file_link(made, linked), name_there(linked + 1));
+        name_note(&names[2], io_file_rename(made, renamed), !name_there(made + 1));
+        CHECK(name_there(renamed + 1) != name_there(made + 1));
+        const char *left = name_there(made + 1) ? made : renamed;
+        name_note(&names[3], io_file_unlink(left), !name_there(left + 1));
+        for (const char *path = "abc"; *path != '\0'; path++) {
+            char rest[16];
+            snprintf(rest, sizeof(rest), "/%c%u", *path, i);
+            while (name_there(rest + 1))
+                (void)!ok(io_file_unlink(rest));
+        }
+    }
+    return ST_OK;
+}
+
+static void
+names_are_not_made_renamed_or_removed_by_chance_or_are_though_it_was_refused(void **state)
+{
+    (void)state;
+    struct sim_options options;
+    sim_options_default(&options, 5);
+    options.disk.name_error_ppm = 200000;
+    struct names names[4] = {{0}};
+    struct sim *sim = sim_new(&options);
+    assert_true(ok(sim_run(sim, 1, names_main, names)));
+    u64 failed = 0;
+    for (u32 i = 0; i < ARRAY_COUNT(names); i++) {
+        failed += names[i].refused + names[i].done_though;
+        assert_true(names[i].done > 500);
+        assert_in_range(names[i].refused, 2 * names[i].done_though, 6 * names[i].done_though);
+    }
+    assert_true(sim_fault_count(sim, SIM_FAULT_NAME_ERROR) >= failed);
+    sim_free(sim);
+
+    /* None of it when the faults have ended, or when the family is off. */
+    for (u32 i = 0; i < 2; i++) {
+        struct names none[4] = {{0}};
+        if (i == 1) options.faults_off = (u64)1 << SIM_FAULT_NAME_ERROR;
+        sim = sim_new(&options);
+        if (i == 0) sim_faults_end(sim);
+        assert_true(ok(sim_run(sim, 1, names_main, none)));
+        for (u32 k = 0; k < ARRAY_COUNT(none); k++)
+            assert_int_equal(none[k].done, 1000);
+        sim_free(sim);
+    }
+}
+
 /* ---- what seeds draw ---- */
 
 static void
@@ -745,6 +843,8 @@ main(void)
         cmocka_unit_test(damage_comes_by_chance_shows_in_every_read_and_is_in_the_books),
         cmocka_unit_test(sectors_under_way_at_a_power_cut_are_torn_unless_that_is_off),
         cmocka_unit_test(listings_sizes_and_free_space_fail_by_chance),
+        cmocka_unit_test(
+            names_are_not_made_renamed_or_removed_by_chance_or_are_though_it_was_refused),
         cmocka_unit_test(the_wall_clock_steps_both_ways_and_drifts_but_time_itself_does_not),
         cmocka_unit_test(a_stalled_shard_does_nothing_until_the_stall_ends),
         cmocka_unit_test(shards_stall_by_chance),

@@ -16,6 +16,7 @@
 
 #include <stdlib.h>
 
+#include "calm.h"
 #include "lsm/lsm.h"
 
 #define SERVER_HOST "10.0.0.1"
@@ -194,18 +195,20 @@ patience_over(struct client *client)
     struct list *first = list_first(&client->pending);
     if (first == NULL || client->paused) return false;
     const struct request *request = list_entry(first, struct request, link);
-    u64 waited_ns = sim_now_ns(run->sim) - request->sent_ns;
-    bool of_the_calm = run->calm && request->sent_ns >= run->calm_ns;
-    if (of_the_calm && waited_ns > PATIENCE_CALM_NS) {
-        violated("no_answer", "client %u has waited %llu s for an answer, though nothing fails",
-                 client->id, (unsigned long long)(waited_ns / NS_PER_S));
-        return true;
-    }
-    u64 patience_ns = PATIENCE_NS;
+    struct patience_rule rule = {
+        .calm = run->calm,
+        .calm_ns = run->calm_ns,
+        .patience_ns = PATIENCE_NS,
+        .answer_ns_max = PATIENCE_CALM_NS,
+    };
     if (client->native && run->knobs.patience_ms != 0)
-        patience_ns = run->knobs.patience_ms * NS_PER_MS;
-    /* What was sent before the calm is given up in it, too: its connection may be half open. */
-    return !of_the_calm && waited_ns > patience_ns;
+        rule.patience_ns = run->knobs.patience_ms * NS_PER_MS;
+    u64 now_ns = sim_now_ns(run->sim);
+    enum patience patience = patience_of(&rule, request->sent_ns, now_ns);
+    if (patience == PATIENCE_WRONGED)
+        violated("no_answer", "client %u has waited %llu s for an answer, though nothing fails",
+                 client->id, (unsigned long long)((now_ns - request->sent_ns) / NS_PER_S));
+    return patience != PATIENCE_WAITS;
 }
 
 static MAY_YIELD void

@@ -16,6 +16,7 @@
 #ifndef DISTKV_TESTS_SIM_RUN_CLUSTER_H
 #define DISTKV_TESTS_SIM_RUN_CLUSTER_H
 
+#include "calm.h"
 #include "cluster/cluster.h"
 #include "io/net.h"
 #include "register.h"
@@ -78,14 +79,6 @@ void cluster_knobs_draw(struct cluster_knobs *knobs, struct sim_options *sim,
 void cluster_knobs_print(const struct cluster_knobs *knobs);
 
 /* ---- nodes: cluster_nodes.c ---- */
-
-enum cluster_state {
-    NODE_UNUSED,
-    NODE_RUNS,
-    NODE_DOWN, /* is to come back */
-    NODE_LOST, /* never does */
-    NODE_GONE, /* has left in order */
-};
 
 struct cluster_node {
     u32 index;

@@ -174,17 +174,11 @@ restart_all(void)
     run->faulty = false;
 }
 
-/* For longer than somebody who has just come back can be believed alive for having been so before,
- * and be waited for with the next connection. */
 static bool
 stays_settled(void)
 {
-    struct cluster_run *c = run->cluster;
-    if (!cluster_is_settled())
-        c->settled_ns = 0;
-    else if (c->settled_ns == 0)
-        c->settled_ns = cluster_now_ns();
-    return c->settled_ns != 0 && cluster_now_ns() - c->settled_ns >= SETTLED_NS;
+    return settled_for_long(&run->cluster->settled_ns, cluster_is_settled(), cluster_now_ns(),
+                            SETTLED_NS);
 }
 
 static void
@@ -275,7 +269,7 @@ stop(void)
     for (u32 i = 0; i < c->node_count; i++) {
         struct cluster_node *node = &c->nodes[i];
         node->back_ns = 0;
-        if (node->server != NULL && !node->stopping) cluster_node_stop(node);
+        if (node_to_be_stopped(node->server != NULL, node->stopping)) cluster_node_stop(node);
     }
     if (!cluster_run_until(all_stopped, STOP_NS_MAX) && !run_over())
         violated("stop_hangs", "a node has not stopped after %llu s",

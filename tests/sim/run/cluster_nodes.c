@@ -340,9 +340,8 @@ member_unsettled(const struct topology *newest, const struct topology_member *me
             violated("topology", "two states of epoch %llu", (unsigned long long)newest->epoch);
             return "topologies differ";
         }
-        /* As long as it was set ahead: the others refuse what it stamps, and what it has stored. */
         u64 wall_ms = sim_node_wall_ns(node->machine) / NS_PER_MS;
-        if (replicator_ahead_ms(shard->replicator, wall_ms) > HLC_AHEAD_MS_MAX / 2)
+        if (!stamps_settled(replicator_ahead_ms(shard->replicator, wall_ms)))
             return "somebody's stamps are ahead of the clocks";
     }
     for (u32 i = 0; i < newest->member_count; i++)
@@ -393,9 +392,9 @@ cluster_why_unsettled(void)
     }
     for (u32 i = 0; i < c->node_count; i++) {
         const struct cluster_node *node = &c->nodes[i];
-        if (node->state == NODE_RUNS && topology_member_by_id(newest, node->id) == NULL)
-            return "who runs is no member";
-        if (node->state == NODE_DOWN && node->back_ns != 0) return "a node comes back";
+        bool member = topology_member_by_id(newest, node->id) != NULL;
+        const char *why = node_unsettled(node->state, node->back_ns, member);
+        if (why != NULL) return why;
     }
     return group_unsettled(newest);
 }

@@ -469,8 +469,13 @@ calm(void)
     if (run_over() || !process_start()) return;
     run->healthy = true;
     u64 refusals = run->stats.refusals_unharmed;
+    u64 made_common = sim_buggify_count(run->sim);
     work_must_be_done(requests, "after a restart without faults");
     if (!run_over()) audit();
+    made_common = sim_buggify_count(run->sim) - made_common;
+    if (made_common != 0 && !run_over())
+        violated("rare_paths", "%llu were made common in a life that is judged by its refusals",
+                 (unsigned long long)made_common);
     refusals = run->stats.refusals_unharmed - refusals;
     if (refusals > requests / 2)
         violated("refusals", "of %llu requests without faults %llu were refused",
@@ -547,7 +552,8 @@ may_fail(const struct sim_options *sim)
 {
     const struct sim_disk_options *disk = &sim->disk;
     return disk->read_error_ppm + disk->write_error_ppm + disk->sync_error_ppm +
-                   disk->look_error_ppm + disk->no_space_ppm + sim->alloc_ppm >
+                   disk->look_error_ppm + disk->name_error_ppm + disk->no_space_ppm +
+                   sim->alloc_ppm >
                0 ||
            run->knobs.space_shrinks;
 }

@@ -115,13 +115,15 @@ faults_draw(struct knobs *knobs, struct sim_options *sim, struct prng *prng, u32
     if (knobs->durability == LSM_DURABILITY_PERIODIC) sim->disk.sync_error_ppm = 0;
 }
 
-/* From a stream of its own: it was added when the others' draws were known by their seeds. */
+/* From streams of their own: they were added when the others' draws were known by their seeds. */
 static void
 look_draw(struct sim_options *sim, u64 seed, u32 one_in)
 {
     struct prng prng;
     prng_init(&prng, seed * 7919 + 18);
     sim->disk.look_error_ppm = family(&prng, 10000, one_in);
+    prng_init(&prng, seed * 7919 + 25);
+    sim->disk.name_error_ppm = family(&prng, 20000, one_in);
 }
 
 /* Native clients that do not wait: they give a connection up, and send again over another one,
@@ -252,14 +254,16 @@ knobs_print(const struct knobs *knobs, const struct sim_options *sim)
     for (u32 i = 0; i < ACTION_COUNT; i++)
         if (knobs->weights[i] > 0) fprintf(stderr, " %s %u", action_names[i], knobs->weights[i]);
     fprintf(stderr,
-            "\ndisk      latency %llu..%llu us, errors read %u write %u sync %u look %u, stalls %u "
+            "\ndisk      latency %llu..%llu us, errors read %u write %u sync %u look %u name %u, "
+            "stalls %u "
             "of %llu "
             "s, full %u, torn %u, rot %u, latent %u, misdirected %u, lost %u (ppm)\n",
             (unsigned long long)(disk->latency_ns_min / 1000),
             (unsigned long long)(disk->latency_ns_max / 1000), disk->read_error_ppm,
-            disk->write_error_ppm, disk->sync_error_ppm, disk->look_error_ppm, disk->stall_ppm,
-            (unsigned long long)(disk->stall_ns / NS_PER_S), disk->no_space_ppm, disk->torn_ppm,
-            disk->bit_rot_ppm, disk->latent_ppm, disk->misdirected_ppm, disk->lost_write_ppm);
+            disk->write_error_ppm, disk->sync_error_ppm, disk->look_error_ppm, disk->name_error_ppm,
+            disk->stall_ppm, (unsigned long long)(disk->stall_ns / NS_PER_S), disk->no_space_ppm,
+            disk->torn_ppm, disk->bit_rot_ppm, disk->latent_ppm, disk->misdirected_ppm,
+            disk->lost_write_ppm);
     fprintf(
         stderr,
         "network   latency %llu..%llu us, pipe %u, split %u, refuse %u, reset %u, half open %u, "

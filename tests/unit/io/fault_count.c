@@ -12,15 +12,23 @@
 
 #include "base/fault.h"
 #include "io/sim.h"
+#include "io/sim_sites.h"
 
 #define SITES_MAX 2048u
 
 extern const struct fault_site __start_fault_sites[] __attribute__((weak, visibility("hidden")));
 extern const struct fault_site __stop_fault_sites[] __attribute__((weak, visibility("hidden")));
 
-bool fault_armed ALIGNED(64);
+static _Atomic bool fault_armed;
 static _Atomic u64 counts[SITES_MAX];
 static _Atomic u64 passes;
+
+/* Before there are threads: which sites fire when is asked in fault_buggify. */
+__attribute__((constructor)) static void
+sites_ask(void)
+{
+    sim_sites_arm(true);
+}
 
 static _Atomic u64 *
 count_of(const struct fault_site *site)

@@ -145,6 +145,8 @@ main_short(void *arg)
     struct rlimit limit = {.rlim_cur = 12 * BLOCK, .rlim_max = before->rlim_max};
     EXPECT(setrlimit(RLIMIT_FSIZE, &limit) == 0);
     EXPECT(!ok(io_file_write(file, IO_CLASS_LOG, out, 8 * BLOCK, 8 * BLOCK, true)));
+    EXPECT(status_is(io_file_allocate(file, 64 * BLOCK), ST_NO_SPACE));
+    EXPECT(status_is(io_file_truncate(file, 64 * BLOCK), ST_NO_SPACE));
     EXPECT(setrlimit(RLIMIT_FSIZE, before) == 0);
     EXPECT(ok(io_file_read(file, IO_CLASS_READ, in, 8 * BLOCK, 8 * BLOCK)));
     EXPECT(memcmp(in, out, 4 * BLOCK) == 0); /* so it was a short write, not a refused one */

@@ -1,0 +1,86 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * calm.h -- the rules of the calm, in which everything must work: when it may begin, and who has to
+ * be answered in it. Apart from the histories that follow them, so that test_run_calm.c can hold
+ * each against the case that taught it.
+ */
+#ifndef DISTKV_TESTS_SIM_RUN_CALM_H
+#define DISTKV_TESTS_SIM_RUN_CALM_H
+
+#include "base/types.h"
+#include "cluster/hlc.h"
+
+/* ---- who waits for an answer ---- */
+
+enum patience {
+    PATIENCE_WAITS,
+    PATIENCE_GIVES_UP, /* the connection is left */
+    PATIENCE_WRONGED,  /* an answer was due */
+};
+
+struct patience_rule {
+    bool calm;
+    u64 calm_ns;       /* when it began */
+    u64 patience_ns;   /* of a client while things fail */
+    u64 answer_ns_max; /* of requests of the calm */
+};
+
+/* What was sent before the calm is given up in it, too: its connection may be half open, and nobody
+ * will ever answer. */
+static inline enum patience
+patience_of(const struct patience_rule *rule, u64 sent_ns, u64 now_ns)
+{
+    u64 waited_ns = now_ns - sent_ns;
+    if (rule->calm && sent_ns >= rule->calm_ns)
+        return waited_ns > rule->answer_ns_max ? PATIENCE_WRONGED : PATIENCE_WAITS;
+    return waited_ns > rule->patience_ns ? PATIENCE_GIVES_UP : PATIENCE_WAITS;
+}
+
+/* ---- when a cluster is settled ---- */
+
+/* For longer than somebody who has just come back can be believed alive for having been so before,
+ * and be waited for with the next connection. since_ns: of the caller; 0: not settled. */
+static inline bool
+settled_for_long(u64 *since_ns, bool settled, u64 now_ns, u64 wanted_ns)
+{
+    if (!settled)
+        *since_ns = 0;
+    else if (*since_ns == 0)
+        *since_ns = now_ns;
+    return *since_ns != 0 && now_ns - *since_ns >= wanted_ns;
+}
+
+/* Stamps of a node whose clock was ahead and has been set right: the others refuse what it stamps,
+ * and what it has stored. */
+static inline bool
+stamps_settled(u64 ahead_ms)
+{
+    return ahead_ms <= HLC_AHEAD_MS_MAX / 2;
+}
+
+enum cluster_state {
+    NODE_UNUSED,
+    NODE_RUNS,
+    NODE_DOWN, /* is to come back */
+    NODE_LOST, /* never does */
+    NODE_GONE, /* has left in order */
+};
+
+/* Why not, of a node that is seen from outside; NULL: nothing of it is to come. back_ns: DOWN: when
+ * it is to be started; 0: nobody is going to. */
+static inline const char *
+node_unsettled(enum cluster_state state, u64 back_ns, bool member)
+{
+    if (state == NODE_RUNS && !member) return "who runs is no member";
+    if (state == NODE_DOWN && back_ns != 0) return "a node comes back";
+    return NULL;
+}
+
+/* In the end every process is asked to stop, also one that nobody waited for. */
+static inline bool
+node_to_be_stopped(bool has_process, bool stopping)
+{
+    return has_process && !stopping;
+}
+
+#endif

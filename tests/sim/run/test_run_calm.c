@@ -1,0 +1,101 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * test_run_calm.c -- the rules of the calm (calm.h). Each of these was a mistake of the simulation
+ * that some seed showed.
+ */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+
+#include "calm.h"
+
+#define S NS_PER_S
+
+/* Of a node: swarm 1610. */
+static void
+what_was_sent_before_the_calm_is_given_up_and_not_waited_for(void **state)
+{
+    (void)state;
+    struct patience_rule rule = {.patience_ns = 5 * S, .answer_ns_max = 60 * S};
+    assert_int_equal(patience_of(&rule, 10 * S, 15 * S), PATIENCE_WAITS);
+    assert_int_equal(patience_of(&rule, 10 * S, 15 * S + 1), PATIENCE_GIVES_UP);
+
+    rule.calm = true;
+    rule.calm_ns = 12 * S;
+    assert_int_equal(patience_of(&rule, 10 * S, 15 * S), PATIENCE_WAITS);
+    assert_int_equal(patience_of(&rule, 10 * S, 15 * S + 1), PATIENCE_GIVES_UP);
+    assert_int_equal(patience_of(&rule, 12 * S - 1, 1000 * S), PATIENCE_GIVES_UP);
+}
+
+static void
+what_is_sent_in_the_calm_must_be_answered(void **state)
+{
+    (void)state;
+    struct patience_rule rule = {
+        .calm = true, .calm_ns = 12 * S, .patience_ns = 5 * S, .answer_ns_max = 60 * S};
+    assert_int_equal(patience_of(&rule, 12 * S, 20 * S), PATIENCE_WAITS);
+    assert_int_equal(patience_of(&rule, 12 * S, 72 * S), PATIENCE_WAITS);
+    assert_int_equal(patience_of(&rule, 12 * S, 72 * S + 1), PATIENCE_WRONGED);
+}
+
+/* Of a cluster: cluster 578. */
+static void
+a_cluster_is_settled_when_it_stays_so_and_not_for_a_moment(void **state)
+{
+    (void)state;
+    u64 since_ns = 0;
+    assert_false(settled_for_long(&since_ns, false, 10 * S, S));
+    assert_false(settled_for_long(&since_ns, true, 11 * S, S));
+    assert_false(settled_for_long(&since_ns, true, 12 * S - 1, S));
+    assert_true(settled_for_long(&since_ns, true, 12 * S, S));
+    /* Somebody comes back, is believed alive for having been so, and then is not. */
+    assert_false(settled_for_long(&since_ns, false, 12 * S + 1, S));
+    assert_false(settled_for_long(&since_ns, true, 12 * S + 2, S));
+    assert_false(settled_for_long(&since_ns, true, 13 * S + 1, S));
+    assert_true(settled_for_long(&since_ns, true, 13 * S + 2, S));
+}
+
+/* cluster 870: half of what is allowed is left for what the clocks are apart. */
+static void
+stamps_ahead_of_the_clocks_are_waited_for(void **state)
+{
+    (void)state;
+    assert_true(stamps_settled(0));
+    assert_true(stamps_settled(HLC_AHEAD_MS_MAX / 2));
+    assert_false(stamps_settled(HLC_AHEAD_MS_MAX / 2 + 1));
+    assert_false(stamps_settled(10000));
+}
+
+/* cluster 393. */
+static void
+who_is_to_come_back_is_waited_for_and_whoever_runs_is_stopped(void **state)
+{
+    (void)state;
+    assert_non_null(node_unsettled(NODE_DOWN, 5 * S, true));
+    assert_non_null(node_unsettled(NODE_DOWN, 5 * S, false));
+    assert_non_null(node_unsettled(NODE_RUNS, 0, false));
+    assert_null(
+        node_unsettled(NODE_DOWN, 0, true)); /* a member that does not run is another rule */
+    assert_null(node_unsettled(NODE_RUNS, 0, true));
+    assert_null(node_unsettled(NODE_LOST, 5 * S, false));
+    assert_null(node_unsettled(NODE_GONE, 5 * S, false));
+    assert_true(node_to_be_stopped(true, false));
+    assert_false(node_to_be_stopped(true, true));
+    assert_false(node_to_be_stopped(false, false));
+}
+
+int
+main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(what_was_sent_before_the_calm_is_given_up_and_not_waited_for),
+        cmocka_unit_test(what_is_sent_in_the_calm_must_be_answered),
+        cmocka_unit_test(a_cluster_is_settled_when_it_stays_so_and_not_for_a_moment),
+        cmocka_unit_test(stamps_ahead_of_the_clocks_are_waited_for),
+        cmocka_unit_test(who_is_to_come_back_is_waited_for_and_whoever_runs_is_stopped),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
