@@ -50,6 +50,7 @@ struct exec {
     void *extra;      /* a transaction, a decoded frame */
     u64 connected_ns; /* native: since when the connection that asks is there */
     u64 deadline_ns;  /* in a cluster: how long it may wait for replicas */
+    u64 begin_ns;     /* and until when its writes may be stamped */
     u8 level;         /* enum replicate_level */
     bool blind;       /* DEL reads nothing */
 

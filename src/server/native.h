@@ -19,6 +19,18 @@
  *                    still bring it: they take no more writes with an id (CLOSING), and their
  *                    clients, if they are still there, open others.
  *
+ * Elsewhere. In a cluster a client has a write without a condition done by another node, too, when
+ * the first does not answer; not within NATIVE_ELSEWHERE_MS after it was sent (libdistkv keeps to
+ * it, docs/native-protocol.md tells others). From then on the first must not begin with it: done
+ * last, it would undo what others have written on top. So
+ *
+ *   it is begun      within NATIVE_BEGIN_NS after it was read, or not at all; also where it is sent
+ *                    on to, by a clock that is off by 250 ms at either end (route.c);
+ *   it is read       at once, but after a pause: what came over connections that were there when
+ *                    the shard stood still for a second or more (session_stood_since) is refused
+ *                    with CLOSING. Over a connection that is newer nothing can have been sent
+ *                    before it, since the answer to HELLO is waited for.
+ *
  * That a restart forgets all ids is told by HELLO's run id: the client decides whether it may send
  * again.
  *
@@ -34,6 +46,7 @@
 #define NATIVE_IDS           8192u
 #define NATIVE_ID_BUCKETS    4096u
 #define NATIVE_ID_LIFE_MS    (10u * 60u * 1000u)
+#define NATIVE_BEGIN_NS      (1250 * NS_PER_MS)
 #define NATIVE_SNAPSHOTS_MAX 16u /* a node */
 #define NATIVE_LEASE_MS_MAX  (5u * 60u * 1000u)
 
