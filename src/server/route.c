@@ -301,6 +301,7 @@ encode(struct buf *out, const struct request *request)
         .level = request->level,
         .age_ms = (u32)MIN((now - MIN(now, request->connected_ns)) / NS_PER_MS, UINT32_MAX),
         .until_ms = io_wall_ms() + left_ms,
+        .moved = request->moved,
         .arg_count = request->arg_count,
     };
     if (place == PLACE_EXEC || place == PLACE_WATCH)
@@ -452,6 +453,10 @@ go(struct route *route)
             end_later(route, ST_UNAVAILABLE);
         return;
     }
+    /* Who was asked first has refused: from now on outcomes are kept in another place, too. */
+    if (route->tried_count != 0 && request->writes) cluster_runners_change(shard->server->cluster);
+    request->moved = request->first_ns != 0 &&
+                     cluster_runners_changed_since(shard->server->cluster, request->first_ns);
     if (member != cluster_member(shard->server->cluster)) {
         forward(route, shard, topology, member, partition);
         return;
@@ -827,6 +832,7 @@ asked(void *arg, struct peer_request *peer, const struct peer_identity *from,
     request->resp = forward.resp == 0 ? 3 : forward.resp;
     request->level = forward.level;
     request->connected_ns = now - MIN(now, age);
+    request->moved = forward.moved;
     request->deadline_ns = peer_request_deadline_ns(peer);
     request->begin_ns = begin_of(&forward, wall_ms, request->deadline_ns);
     request->work.flow = from->member;

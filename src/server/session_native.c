@@ -57,6 +57,7 @@ start(struct session *s, const struct command *command, const struct bytes *fram
         if (header->timeout_ms != 0)
             request->deadline_ns = io_now_ns() + header->timeout_ms * NS_PER_MS;
         if (request->writes) request->begin_ns = io_now_ns() + NATIVE_BEGIN_NS;
+        if (header->age_ms != 0) request->first_ns = native_first_ns(header->age_ms, s->created_ns);
         if (!route_start(request, *token)) {
             request_free(request);
             refuse(s, header, NATIVE_ST_NO_MEMORY, 0, "no memory for the request");

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: MIT
  *
- * test_cluster_late.c -- writes of the native protocol that come late or twice, to clusters of whole
- * nodes on the simulated link. A node stands still; its client gives it up, has the write done by
- * another node, and others write on top of it: whatever the node still holds of the first attempt
- * must not be done then.
+ * test_cluster_late.c -- writes of the native protocol that come late or twice, to clusters of
+ * whole nodes on the simulated link. A node stands still; its client gives it up, has the write
+ * done by another node, and others write on top of it: whatever the node still holds of the first
+ * attempt must not be done then.
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -27,7 +27,7 @@
 #define NODES   3u
 #define WAIT_NS (60 * NS_PER_S)
 /* How long the first node stands still: longer than its client waits at least. */
-#define STANDS_NS    (4 * NS_PER_S)
+#define STANDS_NS (4 * NS_PER_S)
 
 /* ---- requests ---- */
 
@@ -143,8 +143,8 @@ key_of(struct rig *rig, u32 shard, char *out, size_t size)
     u32 self = cluster_member(rig->nodes[0].server->cluster);
     for (u32 i = 0;; i++) {
         int length = snprintf(out, size, "k%u", i);
-        u32 partition = token_partition(hash_token(BYTES(out, (size_t)length)),
-                                        topology->partition_count);
+        u32 partition =
+            token_partition(hash_token(BYTES(out, (size_t)length)), topology->partition_count);
         struct topology_row row;
         u32 count;
         topology_row(topology, 0, partition, &row);
@@ -240,6 +240,88 @@ what_was_sent_on_to_it_is_not_done(void **state)
     run_late(FORWARDED);
 }
 
+/* ---- a write that comes again while another node has become the one that runs it ---- */
+
+enum change { NOTHING_CHANGES, RUNNER_DIES, RUNNER_IS_ANOTHER_PROCESS };
+
+static MAY_YIELD u32
+put_if_absent(struct rig_client *client, u64 id, u32 age_ms, const char *key, u16 *flags)
+{
+    struct native_request request = put_of(id, age_ms, key, "once");
+    request.op.condition = NATIVE_IF_ABSENT;
+    struct native_reply reply = native_call(client, &request);
+    *flags = reply.header.flags;
+    return reply.header.status;
+}
+
+static MAY_YIELD void
+again_story(struct rig *rig)
+{
+    enum change change = *(enum change *)rig->arg;
+    struct rig_client first, again;
+    char key[16];
+    u16 flags;
+    cluster_rig_settle(rig, NODES, NODES, WAIT_NS);
+    fiber_sleep_ns(5 * NS_PER_S); /* what has changed while they started is older than all below */
+    key_of(rig, 1, key, sizeof(key));
+    greet(rig, 2, 0, &first);
+    u64 sent_ns = io_now_ns();
+    CHECK(put_if_absent(&first, 1, 0, key, &flags) == NATIVE_ST_OK); /* and this is lost */
+    rig_disconnect(&first);
+    if (change == RUNNER_DIES || change == RUNNER_IS_ANOTHER_PROCESS) {
+        rig_crash(rig, 0);
+        if (change == RUNNER_IS_ANOTHER_PROCESS) rig_start(rig, 0);
+        fiber_sleep_ns(NS_PER_S);
+    }
+    greet(rig, 2, 0, &again);
+    u32 age_ms = (u32)((io_now_ns() - sent_ns) / NS_PER_MS) + 1;
+    u32 outcome = put_if_absent(&again, 1, age_ms, key, &flags);
+    if (change == NOTHING_CHANGES)
+        CHECK(outcome == NATIVE_ST_OK && (flags & NATIVE_FLAG_REPLAYED) != 0);
+    else
+        CHECK(outcome == NATIVE_ST_UNKNOWN_OUTCOME);
+    /* What was first sent since is judged as ever. */
+    fiber_sleep_ns(NS_PER_S);
+    CHECK(put_if_absent(&again, 2, 0, key, &flags) == NATIVE_ST_CONFLICT);
+    rig_disconnect(&again);
+    greet(rig, 2, 0, &again);
+    CHECK(put_if_absent(&again, 3, 5, key, &flags) == NATIVE_ST_CONFLICT);
+    rig_disconnect(&again);
+    if (change == RUNNER_DIES) rig_start(rig, 0);
+}
+
+static void
+run_again(enum change change)
+{
+    for (u64 seed = 1; seed <= SEED_COUNT; seed++) {
+        struct rig rig = {.shard_count = 2,
+                          .node_count = NODES,
+                          .configure = configure,
+                          .story = again_story,
+                          .arg = &change};
+        sim_options_default(&rig.options, seed);
+        rig_run(&rig);
+    }
+}
+
+static void
+a_retry_is_answered_from_where_the_write_was_done(void **state)
+{
+    run_again(NOTHING_CHANGES);
+}
+
+static void
+a_retry_that_another_node_would_judge_is_unknown(void **state)
+{
+    run_again(RUNNER_DIES);
+}
+
+static void
+a_retry_that_another_process_would_judge_is_unknown(void **state)
+{
+    run_again(RUNNER_IS_ANOTHER_PROCESS);
+}
+
 int
 main(void)
 {
@@ -247,6 +329,9 @@ main(void)
         cmocka_unit_test(what_lay_in_the_socket_of_a_node_that_stood_still_is_not_done),
         cmocka_unit_test(what_was_on_its_way_between_shards_is_not_done),
         cmocka_unit_test(what_was_sent_on_to_it_is_not_done),
+        cmocka_unit_test(a_retry_is_answered_from_where_the_write_was_done),
+        cmocka_unit_test(a_retry_that_another_node_would_judge_is_unknown),
+        cmocka_unit_test(a_retry_that_another_process_would_judge_is_unknown),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
