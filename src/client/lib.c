@@ -164,8 +164,9 @@ lib_timers_run(struct distkv *kv)
             request_on_timer(kv, timer->request);
         else if (timer->connection != NULL)
             connection_on_timer(timer->connection);
-        else
+        else if (timer == &kv->fetch_timer)
             route_on_timer(kv);
+        /* else: the queue is looked at next */
     }
 }
 
@@ -325,6 +326,7 @@ static void
 lib_destroy(struct distkv *kv)
 {
     lib_timer_stop(kv, &kv->fetch_timer);
+    lib_timer_stop(kv, &kv->elsewhere_timer);
     connections_deinit(kv);
     lib_map_deinit(&kv->map, &kv->budget);
     if (kv->timer_fd >= 0) close(kv->timer_fd);

@@ -166,6 +166,16 @@ connection_backoff(struct connection *connection)
     lib_timer_set(kv, &connection->timer, lib_now_ns() + pause_us * NS_PER_US);
 }
 
+/* What the kernel has not got rid of is not to reach the server later: its requests may be done by
+ * another one then. */
+static void
+forget_output(struct connection *connection)
+{
+    struct linger at_once = {.l_onoff = 1, .l_linger = 0};
+    if (connection->fd >= 0)
+        (void)setsockopt(connection->fd, SOL_SOCKET, SO_LINGER, &at_once, sizeof(at_once));
+}
+
 void
 connection_break(struct connection *connection, const char *format, ...)
 {
@@ -179,6 +189,7 @@ connection_break(struct connection *connection, const char *format, ...)
              why);
 
     bool was_ready = connection->state == CONNECTION_READY;
+    if (!list_empty(&connection->sent) || connection->unsent_offset > 0) forget_output(connection);
     if (connection->fd >= 0) close(connection->fd); /* leaves the epoll set by itself */
     connection->fd = -1;
     connection->state = CONNECTION_CLOSED;
@@ -239,6 +250,7 @@ round_failed(struct connection *connection)
 {
     connection->failed_once = true;
     connection->server->down = true;
+    connection->server->gone = false;
 }
 
 /* An attempt has failed: the next address now, or all of them again after a pause. */
@@ -247,9 +259,12 @@ attempt_failed(struct connection *connection, u32 address_count, const char *wha
 {
     connection->address_next++;
     bool more = connection->address_next < address_count;
+    if (error != ECONNREFUSED) connection->unreached = true;
     if (!more) {
         connection->address_next = 0;
         round_failed(connection);
+        connection->server->gone = !connection->unreached;
+        connection->unreached = false;
     }
     connection_break(connection, "%s: %s", what, strerror(error));
     if (more && !connection->server->retired)

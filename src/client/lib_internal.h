@@ -54,8 +54,8 @@ struct connection;
 typedef void (*request_done)(struct request *request, int code, const char *error,
                              const struct native_reply *reply);
 
-/* One thing that happens at a time: to a request or to a connection; to neither: the map is to be
- * fetched. */
+/* One thing that happens at a time: to a request or to a connection; else it is one of the
+ * handle's. */
 struct lib_timer {
     struct heap_node node; /* in kv->timers while armed */
     bool armed;
@@ -82,7 +82,10 @@ struct request {
     u64 first_sent_ns; /* the first attempt that may have been done */
     u64 first_run_id;  /* the server's start that saw it */
     struct server *first_server;
-    u64 first_serial;  /* of first_server, whose place may be another one's by now */
+    u64 first_serial; /* of first_server, whose place may be another one's by now */
+    /* the last attempt's */
+    struct server *last_server;
+    u64 last_serial, last_run_id;
     u64 pinned_run_id; /* the only start of a server that knows what it speaks of; 0: any does */
     struct buf frame;
     /* the outcome, while COMPLETED */
@@ -113,8 +116,9 @@ struct connection {
     u32 backoff_ms;
     u32 address_next; /* which of the host's addresses the next attempt takes */
     u32 address_count;
-    bool refused; /* by the handshake's reply: about to be broken */
-    bool leaving; /* the server wants another one: ends when nothing is in flight */
+    bool unreached; /* one of them was not refused: it did not answer */
+    bool refused;   /* by the handshake's reply: about to be broken */
+    bool leaving;   /* the server wants another one: ends when nothing is in flight */
     struct list unsent, sent;
     size_t unsent_offset; /* bytes of the first unsent frame that are written */
     u32 in_flight;        /* requests on both lists */
@@ -142,6 +146,7 @@ struct server {
     bool mapped;  /* the map names it */
     bool retired; /* no longer: its connections end */
     bool down;    /* the last attempt to connect has failed */
+    bool gone;    /* because nobody listens at any of its addresses */
     bool several; /* it was more than one node */
     bool changed; /* it is another one than before: see route_on_known */
     bool outside; /* named, and the map does not have it: it was taken out */
@@ -175,9 +180,10 @@ struct distkv {
     char fetch_host[256];                          /* where */
     u64 fetch_cluster;                             /* whose that is */
     struct lib_timer fetch_timer;
-    bool retired;     /* a server may be, and have ended */
-    u64 pin_run_id;   /* of the next request: its pinned_run_id */
-    u64 reply_run_id; /* of the server whose reply is at hand */
+    struct lib_timer elsewhere_timer; /* a write that waits for that may go elsewhere */
+    bool retired;                     /* a server may be, and have ended */
+    u64 pin_run_id;                   /* of the next request: its pinned_run_id */
+    u64 reply_run_id;                 /* of the server whose reply is at hand */
     /* requests */
     struct heap timers;
     struct list waiting, completed;

@@ -222,6 +222,9 @@ request_send(struct distkv *kv, struct request *request, struct connection *conn
         request->first_server = connection->server;
         request->first_serial = connection->server->serial;
     }
+    request->last_server = connection->server;
+    request->last_serial = connection->server->serial;
+    request->last_run_id = connection->run_id;
     /* Only what may have been done has an age. */
     u64 age_ms = request->ambiguous ? (now - request->first_sent_ns) / NS_PER_MS + 1 : 0;
     native_frame_patch(request->frame.data, kv->epoch, (u32)CLAMP(left_ms, 1, UINT32_MAX),

@@ -11,7 +11,10 @@
  *
  * What may have been done once (an ambiguous write) waits for the run of the server that had it
  * for as long as that can be reached: there its id is remembered. What may be done twice goes on to
- * another node only when it cannot; request.c says what becomes of the rest.
+ * another node only when it cannot; request.c says what becomes of the rest. And not sooner than
+ * NATIVE_ELSEWHERE_MS after it was sent, unless the process that had it has ended: one that only
+ * stood still must not do it when another one has. What the kernel still has of a connection that
+ * is given up is dropped with it.
  *
  * Following. Each reply carries the epoch of the topology that its node goes by. When one is newer
  * than the map's, the map is fetched: by one request at a time, not before a moment that differs
@@ -165,8 +168,8 @@ coming_back(const struct server *server)
     return tried;
 }
 
-struct connection *
-route_choose(struct distkv *kv, const struct request *request)
+static struct connection *
+choose(struct distkv *kv, const struct request *request)
 {
     struct connection *connection = NULL;
     if (request->ambiguous || request->pinned_run_id != 0) {
@@ -184,6 +187,35 @@ route_choose(struct distkv *kv, const struct request *request)
     if (connection == NULL) connection = pick_any(kv, slot, 0);
     if (connection == NULL) connection = pick_any(kv, slot, ANY_OUTSIDE);
     if (connection == NULL) connection = pick_any(kv, slot, ANY_OUTSIDE | ANY_SILENT);
+    return connection == NULL ? NULL : if_room(connection);
+}
+
+/* Whether the process that had the last attempt has certainly ended. */
+static bool
+has_ended(const struct request *request)
+{
+    const struct server *server = request->last_server;
+    if (server->serial != request->last_serial) return false;
+    if (server->gone) return true;
+    for (u32 i = 0; i < server->connection_count && !server->several; i++) {
+        const struct connection *connection = &server->connections[i];
+        if (connection->state == CONNECTION_READY && connection->run_id != request->last_run_id)
+            return true;
+    }
+    return false;
+}
+
+struct connection *
+route_choose(struct distkv *kv, const struct request *request)
+{
+    struct connection *connection = choose(kv, request);
+    if (connection == NULL || !request->ambiguous || connection->run_id == request->last_run_id)
+        return connection;
+    u64 at = request->sent_ns + NATIVE_ELSEWHERE_MS * NS_PER_MS;
+    if (lib_now_ns() >= at || has_ended(request)) return connection;
+    if (!kv->elsewhere_timer.armed || kv->elsewhere_timer.at_ns > at)
+        lib_timer_set(kv, &kv->elsewhere_timer, at);
+    connection = pick_run(kv, request->last_run_id);
     return connection == NULL ? NULL : if_room(connection);
 }
 
@@ -488,7 +520,7 @@ route_on_hello(struct connection *connection, const struct native_hello_reply *h
     struct bytes before = BYTES(server->info.node_id, strlen(server->info.node_id));
     bool other = !bytes_equal(before, hello->node_id);
     if (before.size != 0 && other) server->several = true; /* an address of more than one node */
-    server->down = false;
+    server->down = server->gone = false;
     server->changed = other;
 }
 

@@ -109,6 +109,7 @@ adopt(struct cluster_shard *shard, struct topology *taken)
         return;
     }
     trees_topology_comes(shard, before, taken);
+    cluster_runners_change(shard->cluster);
     shard->topology = taken;
     follow_addresses(shard, before);
     replicator_topology_set(shard->replicator, taken, cluster_member(shard->cluster));

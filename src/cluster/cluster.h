@@ -31,6 +31,7 @@
 #include "cluster/liveness.h"
 #include "cluster/replicate.h"
 #include "cluster/trees.h"
+#include "io/io.h"
 #include "io/mailbox.h"
 #include "io/timer.h"
 
@@ -98,7 +99,10 @@ struct cluster {
     struct peer_identity identity; /* once member is set */
     /* By number modulo CLUSTER_ALIVE_SLOTS. Two of a thousand members whose numbers are 4,096 apart
      * would share one: then a call to a dead one is attempted, or one to a living one is not. */
-    _Atomic u8 alive[CLUSTER_ALIVE_SLOTS];  /* CLUSTER_IS_ALIVE ... */
+    _Atomic u8 alive[CLUSTER_ALIVE_SLOTS]; /* CLUSTER_IS_ALIVE ... */
+    /* On io_now_ns: when it last changed, on any shard, which member this node has a request run
+     * by. Before the change is to be seen. */
+    _Atomic u64 runners_changed_ns;
     _Atomic u64 shard_epochs[LIMIT_SHARDS]; /* the oldest that it works with; 0: none */
     _Atomic u64 shard_oldest[LIMIT_SHARDS]; /* replicator_oldest_to_come of each; 0: not known */
     _Atomic u64 oldest;                     /* the least of all members; 0: not of all known */
@@ -204,6 +208,19 @@ cluster_drained(const struct cluster *cluster, u32 member)
     return (atomic_load_explicit(&cluster->alive[member % CLUSTER_ALIVE_SLOTS],
                                  memory_order_relaxed) &
             CLUSTER_IS_DRAINED) != 0;
+}
+/* Requests go to others from now on. */
+static inline void
+cluster_runners_change(struct cluster *cluster)
+{
+    atomic_store(&cluster->runners_changed_ns, io_now_ns());
+}
+/* Whether they may have gone to others since; asked after who is next was chosen. */
+static inline bool
+cluster_runners_changed_since(const struct cluster *cluster, u64 since_ns)
+{
+    atomic_thread_fence(memory_order_acquire);
+    return atomic_load(&cluster->runners_changed_ns) >= since_ns;
 }
 /* Whether each of its shards has a port for clients, as far as is known. */
 static inline bool

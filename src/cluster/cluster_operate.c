@@ -284,6 +284,7 @@ drain_main(void *arg)
     while (is_draining(cluster) && drain_tell(cluster, true) != 0)
         fiber_sleep_ns(DRAIN_LOOK_NS);
     if (is_draining(cluster)) {
+        cluster_runners_change(cluster);
         atomic_store(&cluster->drain, CLUSTER_DRAIN_DONE);
         log_info("cluster", "drained: requests go to other nodes");
     }
@@ -301,6 +302,7 @@ cluster_drain(struct cluster_shard *shard, bool undo)
 {
     struct cluster *cluster = shard->cluster;
     if (undo) {
+        cluster_runners_change(cluster);
         atomic_store(&cluster->drain, CLUSTER_DRAIN_NONE);
         fiber_queue_wake_all(&shard->changed);
         return ST_OK;

@@ -61,7 +61,9 @@ publish(const struct cluster_ping *ping)
     const struct cluster_shard *shard = ping->shard;
     u8 state = (is_alive(ping) ? CLUSTER_IS_ALIVE : 0) | (ping->drained ? CLUSTER_IS_DRAINED : 0) |
                (ping->shard_ports ? CLUSTER_HAS_PORTS : 0);
-    atomic_store(&shard->cluster->alive[ping->member % CLUSTER_ALIVE_SLOTS], state);
+    _Atomic u8 *known = &shard->cluster->alive[ping->member % CLUSTER_ALIVE_SLOTS];
+    if (atomic_load(known) != state) cluster_runners_change(shard->cluster);
+    atomic_store(known, state);
 }
 
 static void

@@ -131,10 +131,11 @@ void replicate_value_release(struct replicate_value *value);
  * batch->version is filled in. Atomic on each replica. *version_out: what it was acknowledged as.
  * Its operations may be taken: it is empty then (calls go on after the acknowledgement).
  * ST_WOULD_WAIT: this member does not hold the partition (any more); nothing was done.
+ * begin_ns: from then on it is not stamped (again): ST_UNAVAILABLE when nothing was sent.
  * ST_TIMED_OUT: the deadline had passed before anything was sent. */
 MAY_YIELD MUST_CHECK status replicate_write(struct replicator *replicator,
                                             enum replicate_level level, struct lsm_batch *batch,
-                                            u64 deadline_ns, u64 *version_out);
+                                            u64 begin_ns, u64 deadline_ns, u64 *version_out);
 
 /* ---- keyspaces that keep siblings ---- */
 

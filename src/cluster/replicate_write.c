@@ -252,7 +252,7 @@ struct write {
     struct replicator *r;
     enum replicate_level level;
     struct lsm_batch *batch;
-    u64 deadline_ns;
+    u64 begin_ns, deadline_ns;
     u16 keyspace;
     u64 token;
     bool maybe_done; /* by an attempt that was given up */
@@ -347,31 +347,42 @@ write_attempt(struct write *w, u64 *version_out, u64 *epoch_out, bool *newer_top
     return st;
 }
 
+/* No attempt begins any more. */
+static status
+ended(const struct write *w)
+{
+    if (w->r->closing) return ST_CLOSED;
+    return io_now_ns() < w->deadline_ns ? ST_UNAVAILABLE : ST_TIMED_OUT;
+}
+
 static MAY_YIELD status
 write_until(struct write *w, struct coordinated *c, u64 *version_out)
 {
     struct replicator *r = w->r;
     for (;;) {
-        if (!stamp_await(r, w->deadline_ns)) return r->closing ? ST_CLOSED : ST_TIMED_OUT;
+        if (!stamp_await(r, w->begin_ns)) return ended(w);
         /* Who asked has given up, and may have seen others' writes since: no stamp above those. */
-        if (io_now_ns() >= w->deadline_ns) return ST_TIMED_OUT;
+        if (io_now_ns() >= w->begin_ns) return MARKED("cluster.replicate.too_late", ended(w));
         coordinated_end(c);
         coordinated_begin(r, c);
         u64 epoch;
         bool newer_topology, at_once;
         status st = write_attempt(w, version_out, &epoch, &newer_topology, &at_once);
         if (!status_is(st, ST_WOULD_WAIT)) return st;
-        if (r->closing || io_now_ns() >= w->deadline_ns) return ST_TIMED_OUT;
-        if (!at_once && !topology_await(r, epoch, newer_topology, w->deadline_ns))
-            return r->closing ? ST_CLOSED : ST_TIMED_OUT;
+        if (r->closing || io_now_ns() >= w->begin_ns) return ended(w);
+        if (!at_once && !topology_await(r, epoch, newer_topology, w->begin_ns)) return ended(w);
     }
 }
 
 MAY_YIELD status
 replicate_write(struct replicator *r, enum replicate_level level, struct lsm_batch *batch,
-                u64 deadline_ns, u64 *version_out)
+                u64 begin_ns, u64 deadline_ns, u64 *version_out)
 {
-    struct write w = {.r = r, .level = level, .batch = batch, .deadline_ns = deadline_ns};
+    struct write w = {.r = r,
+                      .level = level,
+                      .batch = batch,
+                      .begin_ns = MIN(begin_ns, deadline_ns),
+                      .deadline_ns = deadline_ns};
     if (!batch_first(batch, &w.keyspace, &w.token)) return ST_INVALID;
     if (!fiber_gate_enter(&r->gate)) return ST_CLOSED;
     r->stats.writes++;
@@ -403,8 +414,12 @@ MAY_YIELD status
 write_spread(struct replicator *r, enum replicate_level level, struct lsm_batch *batch,
              struct coordinated *c, u64 deadline_ns, u64 *version_out)
 {
-    struct write w = {
-        .r = r, .level = level, .batch = batch, .deadline_ns = deadline_ns, .spreads = true};
+    struct write w = {.r = r,
+                      .level = level,
+                      .batch = batch,
+                      .begin_ns = deadline_ns, /* it has its version */
+                      .deadline_ns = deadline_ns,
+                      .spreads = true};
     if (!batch_first(batch, &w.keyspace, &w.token)) return ST_INVALID;
     return write_until(&w, c, version_out);
 }

@@ -101,6 +101,9 @@ enum native_level {
     NATIVE_LEVEL_QUORUM = 2,
     NATIVE_LEVEL_ALL = 3,
 };
+/* In a cluster: a write that was sent to one node is not sent to another one sooner. */
+#define NATIVE_ELSEWHERE_MS 3000u
+
 #define NATIVE_LEVEL_SHIFT 2u
 #define NATIVE_LEVEL_MASK  (3u << NATIVE_LEVEL_SHIFT)
 #define NATIVE_FLAGS_KNOWN (NATIVE_FLAG_REPLY | NATIVE_FLAG_REPLAYED | NATIVE_LEVEL_MASK)

@@ -8,6 +8,7 @@
 
 #define FORWARD_VERSION    2u
 #define FORWARD_HEAD_BYTES 20u
+#define FORWARD_MOVED      128u
 #define WATCH_BYTES        12u
 #define COUNT_BYTES        4u
 #define WATCHED_BYTES      16u
@@ -31,7 +32,7 @@ peer_forward_begin(struct buf *out, const struct peer_forward *forward)
     write_u8(&w, FORWARD_VERSION);
     write_u8(&w, forward->resp);
     write_u8(&w, forward->level);
-    write_u8(&w, (u8)forward->kind);
+    write_u8(&w, (u8)((u32)forward->kind | (forward->moved ? FORWARD_MOVED : 0)));
     write_u32(&w, forward->age_ms);
     write_u64(&w, forward->until_ms);
     write_u32(&w, forward->arg_count);
@@ -123,6 +124,8 @@ peer_forward_decode(struct bytes body, struct peer_forward *out)
     f.resp = read_u8(&r);
     f.level = read_u8(&r);
     u8 kind = read_u8(&r);
+    f.moved = (kind & FORWARD_MOVED) != 0;
+    kind &= FORWARD_MOVED - 1;
     f.age_ms = read_u32(&r);
     f.until_ms = read_u64(&r);
     f.arg_count = read_u32(&r);
@@ -131,6 +134,7 @@ peer_forward_decode(struct bytes body, struct peer_forward *out)
         return ST_INVALID;
     f.kind = (enum peer_forward_kind)kind;
     if (f.kind != PEER_FORWARD_COMMAND && f.resp == 0) return ST_INVALID;
+    if (f.moved && f.resp != 0) return ST_INVALID;
     if (is_transaction(&f) && !read_transaction(&r, &f)) return ST_INVALID;
     f.args = read_rest(&r);
     if (!args_fit(f.args, f.arg_count)) return ST_INVALID;

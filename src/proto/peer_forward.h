@@ -8,7 +8,8 @@
  *        1    1  RESP version of the client: 2 or 3; 0: the only argument is a native frame
  *        2    1  level (enum replicate_level)
  *        3    1  kind: 0 a command, 1 EXEC, 2 WATCH, 3 UNLINK of keys of one partition,
- *                 without a look at them
+ *                 without a look at them; 128 added: a native write that comes again, whose
+ *                 earlier attempt may have been sent to another member
  *        4    4  since when the client's connection is there, milliseconds
  *        8    8  until when it may begin: wall clock of who sends, milliseconds
  *       16    4  number of arguments
@@ -51,6 +52,7 @@ struct peer_watch {
 struct peer_forward {
     u8 resp, level;
     enum peer_forward_kind kind;
+    bool moved; /* see above: 128 */
     u32 age_ms;
     u64 until_ms;
     u32 arg_count;

@@ -437,6 +437,8 @@ write_siblings(struct exec *x)
     if (!seen && get_replicated(x, op->keyspace, op->token, op->key, false, &latest) == EXEC_STOP)
         return x->failure;
     drop_value(x);
+    /* What others write from now on it has not seen, so that it stays. */
+    if (io_now_ns() >= x->begin_ns) return ST_UNAVAILABLE;
     struct dvv_vector context;
     dvv_vector_init(&context, x->budget);
     status st = ST_OK;
@@ -621,7 +623,7 @@ write_replicated(struct exec *x, struct lsm_batch *batch)
     if (x->shard->cluster == NULL) return ST_WOULD_WAIT; /* not yet, or not any more */
     if (io_wall_ms() >= x->read_until_ms) return ST_CONFLICT;
     return replicate_write(x->shard->cluster->replicator, (enum replicate_level)x->level, batch,
-                           x->deadline_ns, &x->version);
+                           x->begin_ns, x->deadline_ns, &x->version);
 }
 
 /* One attempt, under the locks. True: a value that was read has expired before the writes were

@@ -49,7 +49,9 @@ struct exec {
     struct resp_writer *reply;
     void *extra;      /* a transaction, a decoded frame */
     u64 connected_ns; /* native: since when the connection that asks is there */
+    bool moved;       /* native: an earlier attempt may have been sent to another member */
     u64 deadline_ns;  /* in a cluster: how long it may wait for replicas */
+    u64 begin_ns;     /* and until when its writes may be stamped */
     u8 level;         /* enum replicate_level */
     bool blind;       /* DEL reads nothing */
 

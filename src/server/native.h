@@ -19,6 +19,24 @@
  *                    still bring it: they take no more writes with an id (CLOSING), and their
  *                    clients, if they are still there, open others.
  *
+ * In a cluster ids are remembered where a write ran: by the first replica that lives, as the node
+ * sees it that the client talks to. That node also remembers when this last changed; a retry whose
+ * first attempt is older carries a mark (request.moved), and where its id is not known then, nobody
+ * knows what became of the first attempt. The same when the process that runs it is younger. Of
+ * writes with a condition only: the others may be done twice.
+ *
+ * Elsewhere. In a cluster a client has a write without a condition done by another node, too, when
+ * the first does not answer; not within NATIVE_ELSEWHERE_MS after it was sent (libdistkv keeps to
+ * it, docs/native-protocol.md tells others). From then on the first must not begin with it: done
+ * last, it would undo what others have written on top. So
+ *
+ *   it is begun      within NATIVE_BEGIN_NS after it was read, or not at all; also where it is sent
+ *                    on to, by a clock that is off by 250 ms at either end (route.c);
+ *   it is read       at once, but after a pause: what came over connections that were there when
+ *                    the shard stood still for a second or more (session_stood_since) is refused
+ *                    with CLOSING. Over a connection that is newer nothing can have been sent
+ *                    before it, since the answer to HELLO is waited for.
+ *
  * That a restart forgets all ids is told by HELLO's run id: the client decides whether it may send
  * again.
  *
@@ -34,6 +52,7 @@
 #define NATIVE_IDS           8192u
 #define NATIVE_ID_BUCKETS    4096u
 #define NATIVE_ID_LIFE_MS    (10u * 60u * 1000u)
+#define NATIVE_BEGIN_NS      (1250 * NS_PER_MS)
 #define NATIVE_SNAPSHOTS_MAX 16u /* a node */
 #define NATIVE_LEASE_MS_MAX  (5u * 60u * 1000u)
 
@@ -59,6 +78,7 @@ struct native_snapshot {
 struct native_state {
     struct native_done *done; /* two rings of NATIVE_IDS: done by first attempts, by retries */
     u32 next, retry_next;
+    u64 begun_ms;     /* monotonic: since when ids are remembered */
     u64 forgotten_ms; /* monotonic: ids up to this moment may be forgotten; 0: none */
     /* Likewise: retries of what was first sent up to this moment. */
     u64 retry_forgotten_ms;
@@ -71,6 +91,9 @@ struct request;
 /* The error frame to the request in frame. */
 void native_failure(struct bytes frame, struct resp_writer *reply, status why);
 void native_refusal(struct bytes frame, struct resp_writer *reply, status why, const char *words);
+/* Of a write that comes again over a connection: no attempt of it was sent before this moment (on
+ * io_now_ns). */
+u64 native_first_ns(u32 age_ms, u64 connected_ns);
 /* Whether a reply reports an error (that a key is not there and that a condition does not hold are
  * none), and of which kind. */
 bool native_reply_failed(struct bytes reply);

@@ -205,6 +205,7 @@ native_state_init(struct shard *shard)
 {
     shard->native = mem_alloc_zero(io_budget(), sizeof(*shard->native));
     if (shard->native == NULL) return false;
+    shard->native->begun_ms = steady_ms();
     shard->native->done = mem_alloc_zero(io_budget(), DONE_BYTES);
     return shard->native->done != NULL;
 }
@@ -314,15 +315,53 @@ committed(struct exec *x)
  * again; how long it has been under way since, nobody knows, but no longer than its connection is
  * there. (A client sends nothing again before it has heard on that connection, from HELLO, that it
  * leads to the same process.) And an age may be rounded. */
+static u64
+first_sent_ms(u32 age_ms, u64 connected_ns)
+{
+    u64 now = steady_ms();
+    u64 under_way_ms = now - MIN(now, connected_ns / NS_PER_MS);
+    u64 elapsed_ms = (u64)age_ms + age_ms / CLOCKS_DIFFER + under_way_ms + 1;
+    return now - MIN(now, elapsed_ms);
+}
+
 static bool
 may_be_forgotten(const struct exec *x, u32 age_ms)
 {
     const struct native_state *state = x->shard->native;
-    u64 now = steady_ms();
-    u64 under_way_ms = now - MIN(now, x->connected_ns / NS_PER_MS);
-    u64 elapsed_ms = (u64)age_ms + age_ms / CLOCKS_DIFFER + under_way_ms + 1;
-    u64 sent_ms = now - MIN(now, elapsed_ms);
-    return state->forgotten_ms != 0 && sent_ms <= state->forgotten_ms;
+    return state->forgotten_ms != 0 &&
+           first_sent_ms(age_ms, x->connected_ns) <= state->forgotten_ms;
+}
+
+u64
+native_first_ns(u32 age_ms, u64 connected_ns)
+{
+    return MAX(first_sent_ms(age_ms, connected_ns) * NS_PER_MS, 1u);
+}
+
+/* Whether it would do twice what it did once. */
+static bool
+is_repeatable(const struct native_request *request)
+{
+    u8 opcode = request->header.opcode;
+    if (opcode == NATIVE_PUT || opcode == NATIVE_DELETE)
+        return request->op.condition == NATIVE_IF_ANY;
+    if (opcode != NATIVE_BATCH) return false;
+    struct native_op op = {.kind = 0};
+    struct bytes ops = request->batch.ops;
+    bool repeatable = true;
+    while (native_batch_next(&ops, &op))
+        repeatable = repeatable && op.condition == NATIVE_IF_ANY;
+    return repeatable;
+}
+
+/* In a cluster: whether an id that is not known here may be known, or have been, elsewhere: to the
+ * member that its node had run it by before, or to the process that was here before. */
+static bool
+may_be_elsewhere(const struct exec *x, const struct native_request *request)
+{
+    if (x->shard->server->cluster == NULL || is_repeatable(request)) return false;
+    u64 sent_ms = first_sent_ms(request->header.age_ms, x->connected_ns);
+    return x->moved || sent_ms <= x->shard->native->begun_ms;
 }
 
 /* The same of a first attempt: only a retry can have been done before it. It was sent no earlier
@@ -363,9 +402,13 @@ replayed(struct exec *x, const struct native_request *request)
                          "this connection is too old for writes with an id: open another one");
             return true;
         }
-        if (!may_be_forgotten(x, age_ms)) return false;
-        native_error(x, request, NATIVE_ST_UNKNOWN_OUTCOME, 0,
-                     "sent again, and this server may have forgotten the first attempt");
+        const char *why = "sent again, and this server may have forgotten the first attempt";
+        if (!may_be_forgotten(x, age_ms)) {
+            if (!may_be_elsewhere(x, request)) return false;
+            MARK("server.native.maybe_done_elsewhere");
+            why = "sent again, and another node may have done the first attempt";
+        }
+        native_error(x, request, NATIVE_ST_UNKNOWN_OUTCOME, 0, why);
         return true;
     }
     x->seq = MAX(x->seq, done->seq);

@@ -350,7 +350,9 @@ exec_of_request(struct exec *x, struct request *request, struct resp_writer *w, 
     x->keyspace = request->keyspace;
     x->extra = request->extra;
     x->connected_ns = request->connected_ns;
+    x->moved = request->moved;
     x->deadline_ns = request->deadline_ns;
+    x->begin_ns = request->begin_ns != 0 ? request->begin_ns : request->deadline_ns;
     x->level = request->level;
     x->blind = request->blind;
 }

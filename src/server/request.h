@@ -98,6 +98,9 @@ struct request {
     bool coordinates; /* counted in cluster_shard.coordinating */
     /* in a cluster */
     u64 deadline_ns;           /* on io_now_ns; 0: none yet */
+    u64 first_ns;              /* a native write that comes again: since when it may be done */
+    bool moved;                /* and whether by another member than runs it now */
+    u64 begin_ns;              /* a write is not stamped later: NATIVE_BEGIN_NS; 0: the deadline */
     struct route *route;       /* where it runs: route.h */
     struct peer_request *peer; /* a peer asks; there is no session */
     /* the outcome */

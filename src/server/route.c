@@ -8,8 +8,8 @@
  * Until when. The frame's timeout counts from its arrival. A node that was stopped finds what
  * arrived meanwhile when it goes on, a link may hold something for seconds: who sent it has long
  * said that its outcome is unknown, others have written since, and a command done now would be
- * stamped as the newest. So a time of day goes along; clocks that are further apart than
- * FORWARD_CLOCK_MS are refused elsewhere.
+ * stamped as the newest. So a time of day goes along: until when it may be begun
+ * (request.begin_ns). Clocks that are further apart than FORWARD_CLOCK_MS are refused elsewhere.
  */
 #include "server/route.h"
 
@@ -22,8 +22,11 @@
 #include "server/session.h"
 
 #define FORWARD_CLOCK_MS 250u
-#define AGAIN_NS_MIN     (20 * NS_PER_MS)
-#define AGAIN_NS_MAX     (200 * NS_PER_MS)
+static_assert(SESSION_STOOD_NS + NATIVE_BEGIN_NS + 2 * FORWARD_CLOCK_MS * NS_PER_MS <
+                  NATIVE_ELSEWHERE_MS * NS_PER_MS,
+              "not begun once another node may have done it: see native.h");
+#define AGAIN_NS_MIN (20 * NS_PER_MS)
+#define AGAIN_NS_MAX (200 * NS_PER_MS)
 /* How often it is asked whether the member that has it still answers. */
 #define LOOK_NS (50 * NS_PER_MS)
 
@@ -120,6 +123,8 @@ route_new(struct request *request)
     request->route = route;
     if (request->deadline_ns == 0)
         request->deadline_ns = io_now_ns() + shard->config->cluster_timeout_ms * NS_PER_MS;
+    if (request->begin_ns == 0 || request->begin_ns > request->deadline_ns)
+        request->begin_ns = request->deadline_ns;
     return route;
 }
 
@@ -177,7 +182,7 @@ again_later(struct route *route)
     route->again_ns = MIN(route->again_ns * 2, AGAIN_NS_MAX);
     route->tried_count = 0;
     route->outcome = ST_OK;
-    if (at_ns >= route->request->deadline_ns) {
+    if (at_ns >= route->request->begin_ns) {
         end_later(route, ST_UNAVAILABLE);
         return;
     }
@@ -290,12 +295,13 @@ encode(struct buf *out, const struct request *request)
     bool native = (request->command->flags & COMMAND_NATIVE) != 0;
     enum command_place place = request->command->place;
     u64 now = io_now_ns();
-    u64 left_ms = (request->deadline_ns - MIN(now, request->deadline_ns)) / NS_PER_MS;
+    u64 left_ms = (request->begin_ns - MIN(now, request->begin_ns)) / NS_PER_MS;
     struct peer_forward forward = {
         .resp = native ? 0 : request->resp,
         .level = request->level,
         .age_ms = (u32)MIN((now - MIN(now, request->connected_ns)) / NS_PER_MS, UINT32_MAX),
         .until_ms = io_wall_ms() + left_ms,
+        .moved = request->moved,
         .arg_count = request->arg_count,
     };
     if (place == PLACE_EXEC || place == PLACE_WATCH)
@@ -353,7 +359,7 @@ called(struct peer_call *call, status st, const struct native_header *header, st
         request_finish(request);
         return;
     }
-    if (io_now_ns() >= request->deadline_ns) {
+    if (io_now_ns() >= request->begin_ns) {
         end_with(request, ST_UNAVAILABLE);
         request_finish(request);
         return;
@@ -447,6 +453,10 @@ go(struct route *route)
             end_later(route, ST_UNAVAILABLE);
         return;
     }
+    /* Who was asked first has refused: from now on outcomes are kept in another place, too. */
+    if (route->tried_count != 0 && request->writes) cluster_runners_change(shard->server->cluster);
+    request->moved = request->first_ns != 0 &&
+                     cluster_runners_changed_since(shard->server->cluster, request->first_ns);
     if (member != cluster_member(shard->server->cluster)) {
         forward(route, shard, topology, member, partition);
         return;
@@ -737,6 +747,17 @@ request_of(struct shard *shard, const struct command *command, const struct peer
     return request;
 }
 
+/* Until when it may be begun, by our clock. */
+static u64
+begin_of(const struct peer_forward *forward, u64 wall_ms, u64 deadline_ns)
+{
+    u64 now = io_now_ns();
+    if (forward->until_ms >= UINT64_MAX - FORWARD_CLOCK_MS) return deadline_ns;
+    u64 left_ms = forward->until_ms + FORWARD_CLOCK_MS - wall_ms; /* else it came too late */
+    return left_ms >= (deadline_ns - MIN(now, deadline_ns)) / NS_PER_MS ? deadline_ns
+                                                                        : now + left_ms * NS_PER_MS;
+}
+
 static void
 asked(void *arg, struct peer_request *peer, const struct peer_identity *from,
       const struct native_header *header, struct bytes body)
@@ -811,7 +832,9 @@ asked(void *arg, struct peer_request *peer, const struct peer_identity *from,
     request->resp = forward.resp == 0 ? 3 : forward.resp;
     request->level = forward.level;
     request->connected_ns = now - MIN(now, age);
+    request->moved = forward.moved;
     request->deadline_ns = peer_request_deadline_ns(peer);
+    request->begin_ns = begin_of(&forward, wall_ms, request->deadline_ns);
     request->work.flow = from->member;
     request_start(request);
 }

@@ -570,6 +570,23 @@ stood_still(const struct shard *shard, u64 now_ns)
     return now_ns - MIN(now_ns, shard->swept_ns) > patience_ns;
 }
 
+/* The sweep comes more often than that, so this misses no pause. */
+static void
+pause_note(struct shard *shard, u64 now_ns)
+{
+    if (shard->server->cluster == NULL || now_ns - MIN(now_ns, shard->swept_ns) <= SESSION_STOOD_NS)
+        return;
+    shard->stood_ns = now_ns;
+}
+
+bool
+session_stood_since(const struct session *s)
+{
+    struct shard *shard = s->shard;
+    pause_note(shard, io_now_ns());
+    return UNLIKELY(shard->stood_ns != 0) && s->created_ns <= shard->stood_ns;
+}
+
 /* So all clients begin anew. Those that are let in now may have come while it stood, too. */
 static void
 sweep_pause(struct shard *shard, u64 now_ns)
@@ -589,6 +606,7 @@ static void
 sweep(struct io_timer *timer)
 {
     struct shard *shard = CONTAINER_OF(timer, struct shard, sweep);
+    pause_note(shard, io_now_ns());
     if (stood_still(shard, io_now_ns())) sweep_pause(shard, io_now_ns());
     shard->swept_ns = io_now_ns();
     u64 timeout_ns = shard->config->timeout_s * NS_PER_S;

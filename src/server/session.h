@@ -40,6 +40,9 @@ enum session_stall {
     SESSION_WAITS_OUTPUT /* for the client to read what it is owed */
 };
 
+/* A shard that does nothing for so long has stood still. */
+#define SESSION_STOOD_NS (1 * NS_PER_S)
+
 struct session_hold {
     u64 position;
     u64 seq;
@@ -128,6 +131,9 @@ MUST_CHECK bool session_stall_for_place(struct session *s, size_t bytes, u32 key
 void session_stall(struct session *s, enum session_stall why);
 /* Closes once what is owed has been sent. */
 void session_close(struct session *s);
+/* Whether the shard has stood still for a second or more since the connection was made: what comes
+ * over it may have been sent before, to lie in a socket until now. Of a node by itself: never. */
+bool session_stood_since(const struct session *s);
 void session_abort(struct session *s);
 /* Says in the log that clients are refused, and how many so far; not for each of thousands. */
 void session_refusal_log(struct shard *shard, const char *why);

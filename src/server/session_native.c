@@ -5,6 +5,7 @@
  */
 #include <stdio.h>
 
+#include "base/fault.h"
 #include "server/native.h"
 #include "server/route.h"
 #include "server/session.h"
@@ -55,6 +56,8 @@ start(struct session *s, const struct command *command, const struct bytes *fram
         request->level = (u8)native_level_of(header->flags);
         if (header->timeout_ms != 0)
             request->deadline_ns = io_now_ns() + header->timeout_ms * NS_PER_MS;
+        if (request->writes) request->begin_ns = io_now_ns() + NATIVE_BEGIN_NS;
+        if (header->age_ms != 0) request->first_ns = native_first_ns(header->age_ms, s->created_ns);
         if (!route_start(request, *token)) {
             request_free(request);
             refuse(s, header, NATIVE_ST_NO_MEMORY, 0, "no memory for the request");
@@ -82,6 +85,12 @@ run(struct session *s, const struct native_request *request, struct bytes frame,
         return true;
     }
     if (shard->server->cluster != NULL) {
+        if (native_opcode_writes(request->header.opcode) && session_stood_since(s)) {
+            MARK("server.session.write_from_before_a_pause");
+            refuse(s, &request->header, NATIVE_ST_CLOSING, 0,
+                   "this node stood still: write over another connection");
+            return true;
+        }
         if (keyed)
             return start(s, command, &frame, keys, shard->index, &token, &request->header,
                          start_ns);

@@ -109,6 +109,7 @@ struct shard {
     struct list *sweep_next; /* where the idle sweep goes on */
     struct io_timer sweep;
     u64 swept_ns;         /* when it came last */
+    u64 stood_ns;         /* in a cluster: the end of the last pause, see session_stood_since */
     u64 stood_until_ns;   /* in a cluster: nobody is let in before that, see sweep_pause */
     struct io_timer rate; /* makes stats->commands_per_s and its neighbours */
     u64 rate_ns, rate_commands, rate_received, rate_sent; /* at the last look */

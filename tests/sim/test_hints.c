@@ -247,7 +247,7 @@ op_run(struct peer_rig_node *node, void *arg)
                      ? lsm_batch_delete(&batch, 0, hash_token(key), key)
                      : lsm_batch_put(&batch, 0, hash_token(key), key, value_of(op->id, bytes), 0);
     CHECK(added);
-    op->st = replicate_write(app->replicator, REPLICATE_DEFAULT, &batch,
+    op->st = replicate_write(app->replicator, REPLICATE_DEFAULT, &batch, UINT64_MAX,
                              io_now_ns() + op->deadline_ns, &op->version);
     lsm_batch_deinit(&batch);
     op->ended = true;
@@ -804,8 +804,8 @@ large_run(struct peer_rig_node *node, void *arg)
     }
     CHECK(batch.ops.size == LIMIT_BATCH_BYTES);
     mem_free(io_budget(), value, size);
-    op->st = replicate_write(app->replicator, REPLICATE_DEFAULT, &batch, io_now_ns() + SECONDS(5),
-                             &op->version);
+    op->st = replicate_write(app->replicator, REPLICATE_DEFAULT, &batch, UINT64_MAX,
+                             io_now_ns() + SECONDS(5), &op->version);
     lsm_batch_deinit(&batch);
 }
 

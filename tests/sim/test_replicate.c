@@ -291,8 +291,8 @@ op_write(struct op *op, struct app *app)
                      : lsm_batch_put(&batch, 0, hash_token(key), key, value_of(op->id, bytes, size),
                                      op->expire_ms);
     CHECK(added);
-    op->st = replicate_write(app->replicator, op->level, &batch, io_now_ns() + op->deadline_ns,
-                             &op->version);
+    op->st = replicate_write(app->replicator, op->level, &batch, UINT64_MAX,
+                             io_now_ns() + op->deadline_ns, &op->version);
     lsm_batch_deinit(&batch);
 }
 
@@ -1189,8 +1189,8 @@ batch_run(struct peer_rig_node *node, void *arg)
         added++;
     }
     u64 version;
-    op->st =
-        replicate_write(app->replicator, REPLICATE_ALL, &batch, io_now_ns() + SECONDS(2), &version);
+    op->st = replicate_write(app->replicator, REPLICATE_ALL, &batch, UINT64_MAX,
+                             io_now_ns() + SECONDS(2), &version);
     lsm_batch_deinit(&batch);
     op->ended = true;
 }

@@ -467,10 +467,15 @@ fake_main(void *arg)
             fds[i + 2] = (struct pollfd){.fd = clients[i].fd, .events = POLLIN};
         CHECK(poll(fds, (nfds_t)count + 2, -1) > 0);
         if (fds[0].revents) break;
+        if (server->stands) {
+            usleep(1000);
+            continue;
+        }
         for (int i = count - 1; i >= 0; i--) {
             if (!fds[i + 2].revents || client_read(server, &clients[i])) continue;
             client_close(&clients[i]);
             clients[i] = clients[--count];
+            server->ended++;
         }
         if (!fds[1].revents) continue;
         int fd = accept(server->listen_fd, NULL, NULL);

@@ -46,6 +46,7 @@ struct fake_server {
     atomic_int close_writes;       /* ask for another connection at the next n writes */
     atomic_int silent;             /* answer nothing but HELLO */
     atomic_int mute;               /* not even that */
+    atomic_int stands;             /* do nothing at all: what comes lies in the sockets */
     atomic_int slow_us;            /* before each 64 KiB that it reads of a connection made since */
     atomic_int hold_replies;    /* keep replies back until n are there, then send them reversed */
     atomic_int damage;          /* flip a bit in the next n replies */
@@ -60,6 +61,7 @@ struct fake_server {
     atomic_uint shards; /* that TOPOLOGY says each member has, with a port each; 0: none do */
     /* what it has seen */
     atomic_int topologies, keyed, elsewhere; /* elsewhere: whose key another one is first of */
+    atomic_int ended;                        /* connections, by their clients or by it */
     atomic_int connections, hellos, writes_done, writes_replayed, requests;
     atomic_uint last_timeout_ms, last_write_age_ms;
     /* the thread's own */

@@ -15,6 +15,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 #include <cmocka.h>
 
 #define SERVERS 3
@@ -610,6 +611,58 @@ a_server_that_says_nothing_is_passed_by(void **state)
     assert_in_range(now_ms() - begin, 1000, 4000);
 }
 
+/* The handle anew: the first server's kernel takes little of what its server does not read, and no
+ * answer to HELLO is soon no server. */
+static void
+connect_impatiently(void)
+{
+    distkv_close(kv);
+    servers[1]->slow_us = 1;
+    struct distkv_options options;
+    distkv_options_init(&options);
+    options.timeout_ms = 20000;
+    options.connect_timeout_ms = 50;
+    assert_int_equal(distkv_connect(servers[0]->address, &options, &kv, NULL), DISTKV_OK);
+    reach_all();
+}
+
+/* It may have lain in a socket all the time: only after so long the server refuses it. */
+static void
+a_write_goes_elsewhere_when_the_first_does_not_do_it_any_more(void **state)
+{
+    (void)state;
+    connect_impatiently();
+    servers[1]->silent = servers[1]->mute = 1;
+    int done = servers[0]->writes_done + servers[2]->writes_done;
+    u64 begin = now_ms();
+    assert_int_equal(put_if(1, DISTKV_ALWAYS), DISTKV_OK);
+    assert_in_range(now_ms() - begin, NATIVE_ELSEWHERE_MS, 15000);
+    assert_int_equal(servers[0]->writes_done + servers[2]->writes_done, done + 1);
+}
+
+static void
+what_was_not_delivered_when_a_server_is_given_up_does_not_come_later(void **state)
+{
+    (void)state;
+    enum { VALUE_BYTES = 1 << 20 };
+    connect_impatiently();
+    char *value = calloc(1, VALUE_BYTES);
+    assert_non_null(value);
+    servers[1]->stands = 1;
+    int keyed = servers[1]->keyed;
+    const char *key = key_of(1);
+    assert_int_equal(distkv_put(kv, key, strlen(key), value, VALUE_BYTES, NULL, NULL), DISTKV_OK);
+    distkv_close(kv);
+    kv = NULL;
+    servers[1]->stands = 0;
+    u64 deadline = now_ms() + 10000;
+    while (servers[1]->ended < servers[1]->connections && now_ms() < deadline)
+        usleep(1000);
+    assert_int_equal(servers[1]->ended, servers[1]->connections); /* so all has been read */
+    assert_int_equal(servers[1]->keyed, keyed);
+    free(value);
+}
+
 int
 main(void)
 {
@@ -634,6 +687,8 @@ main(void)
         T(more_shards_than_anybody_has_are_not_connected_to),
         T(a_node_by_itself_is_asked_again_after_each_start),
         T(a_server_that_says_nothing_is_passed_by),
+        T(a_write_goes_elsewhere_when_the_first_does_not_do_it_any_more),
+        T(what_was_not_delivered_when_a_server_is_given_up_does_not_come_later),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -91,6 +91,7 @@ counts_that_do_not_add_up_are_refused(void **state)
         {1, 0},     /* a native frame is no transaction */
         {3, 4},     /* kind */
         {3, 2},     /* WATCH has no commands */
+        {3, 0x81},  /* a transaction has no attempt before */
         {16, 6},    /* arguments */
         {20, 3},    /* watched keys */
         {24, 1},    /* commands */
@@ -107,6 +108,27 @@ counts_that_do_not_add_up_are_refused(void **state)
         out.data[wrong[i].at] = right;
     }
     assert_true(ok(peer_forward_decode(buf_bytes(&out), &back)));
+    buf_deinit(&out);
+}
+
+static void
+a_frame_that_comes_again_says_so(void **state)
+{
+    (void)state;
+    struct buf out;
+    struct peer_forward back;
+    budget_init(&budget, "test", MIB(1), NULL);
+    buf_init(&out, &budget);
+    for (u32 moved = 0; moved < 2; moved++) {
+        struct peer_forward forward = {.resp = 0, .moved = moved != 0, .arg_count = 1};
+        out.size = 0;
+        must(peer_forward_begin(&out, &forward) && peer_forward_arg(&out, BYTES_LITERAL("frame")));
+        assert_true(ok(peer_forward_decode(buf_bytes(&out), &back)));
+        assert_int_equal(back.kind, PEER_FORWARD_COMMAND);
+        assert_int_equal(back.moved, moved);
+    }
+    out.data[1] = 3; /* no native frame */
+    assert_false(ok(peer_forward_decode(buf_bytes(&out), &back)));
     buf_deinit(&out);
 }
 
@@ -144,6 +166,7 @@ main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_transaction_comes_back_as_it_went_in),
         cmocka_unit_test(counts_that_do_not_add_up_are_refused),
+        cmocka_unit_test(a_frame_that_comes_again_says_so),
         cmocka_unit_test(what_watch_answers_is_checked),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -1,0 +1,337 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * test_cluster_late.c -- writes of the native protocol that come late or twice, to clusters of
+ * whole nodes on the simulated link. A node stands still; its client gives it up, has the write
+ * done by another node, and others write on top of it: whatever the node still holds of the first
+ * attempt must not be done then.
+ */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "base/hash.h"
+#include "cluster/cluster.h"
+#include "cluster_rig.h"
+#include "proto/native.h"
+
+#ifdef __SANITIZE_ADDRESS__
+#define SEED_COUNT 1u
+#else
+#define SEED_COUNT 4u
+#endif
+#define NODES   3u
+#define WAIT_NS (60 * NS_PER_S)
+/* How long the first node stands still: longer than its client waits at least. */
+#define STANDS_NS (4 * NS_PER_S)
+
+/* ---- requests ---- */
+
+static void
+configure(struct rig *rig, u32 node, struct server_config *config)
+{
+    cluster_rig_configure(rig, node, config, 2);
+}
+
+static void
+send_request(struct rig_client *client, struct native_request *request)
+{
+    struct buf out;
+    buf_init(&out, io_budget());
+    request->header.request_id = 7;
+    bool fits = native_request_encode(&out, request);
+    CHECK(fits && client->conn != NULL);
+    fits = io_conn_write(client->conn, out.data, out.size);
+    CHECK(fits);
+    buf_deinit(&out);
+}
+
+/* Its bytes lie in the client until the next one. false: the connection has ended. */
+static MAY_YIELD bool
+take_reply(struct rig_client *client, struct native_reply *reply)
+{
+    struct native_header header;
+    struct bytes body;
+    size_t consumed = 0, wanted;
+    buf_consume(&client->in, client->taken);
+    client->taken = 0;
+    status st;
+    while (status_is(
+        st = native_frame_decode(buf_bytes(&client->in), &header, &body, &consumed, &wanted),
+        ST_INCOMPLETE)) {
+        if (client->conn == NULL) return false;
+        (void)!ok(fiber_queue_wait(&client->queue, FIBER_FOREVER));
+    }
+    CHECK(ok(st));
+    client->taken = consumed;
+    st = native_reply_decode(&header, body, reply);
+    CHECK(ok(st));
+    return true;
+}
+
+/* One that is answered. */
+static MAY_YIELD struct native_reply
+native_call(struct rig_client *client, struct native_request *request)
+{
+    struct native_reply reply;
+    send_request(client, request);
+    bool answered = take_reply(client, &reply);
+    CHECK(answered);
+    return reply;
+}
+
+/* To a shard of the node, with HELLO. */
+static MAY_YIELD void
+greet(struct rig *rig, u32 node, u32 shard, struct rig_client *client)
+{
+    for (;;) {
+        struct native_request hello = {.header.opcode = NATIVE_HELLO,
+                                       .hello = {.version_min = NATIVE_VERSION,
+                                                 .version_max = NATIVE_VERSION,
+                                                 .features = NATIVE_FEATURE_TOPOLOGY}};
+        rig_connect_to(rig, node, client);
+        struct native_reply reply = native_call(client, &hello);
+        CHECK(reply.header.status == NATIVE_ST_OK);
+        if (reply.hello.shard == shard) return;
+        rig_disconnect(client);
+    }
+}
+
+static struct native_request
+put_of(u64 id, u32 age_ms, const char *key, const char *value)
+{
+    return (struct native_request){
+        .header = {.opcode = NATIVE_PUT, .timeout_ms = 10000, .age_ms = age_ms},
+        .id.word = {id, 1},
+        .op = {.kind = NATIVE_OP_PUT,
+               .key = BYTES(key, strlen(key)),
+               .value = BYTES(value, strlen(value))}};
+}
+
+static MAY_YIELD u32
+put(struct rig_client *client, u64 id, u32 age_ms, const char *key, const char *value)
+{
+    struct native_request request = put_of(id, age_ms, key, value);
+    return native_call(client, &request).header.status;
+}
+
+static MAY_YIELD void
+expect_node_has(struct rig *rig, u32 node, const char *key, const char *value)
+{
+    struct rig_client client;
+    struct native_request request = {.header.opcode = NATIVE_GET,
+                                     .get.key = BYTES(key, strlen(key))};
+    greet(rig, node, 0, &client);
+    struct native_reply reply = native_call(&client, &request);
+    CHECK(reply.header.status == NATIVE_ST_OK);
+    if (!bytes_equal(reply.get.value, BYTES(value, strlen(value))))
+        fprintf(stderr, "n%u has %.*s, not %s\n", node + 1, (int)reply.get.value.size,
+                (const char *)reply.get.value.data, value);
+    CHECK(bytes_equal(reply.get.value, BYTES(value, strlen(value))));
+    rig_disconnect(&client);
+}
+
+/* A key whose first replica is the first node, on that shard of it. */
+static void
+key_of(struct rig *rig, u32 shard, char *out, size_t size)
+{
+    const struct topology *topology = cluster_rig_topology(rig, 0);
+    u32 self = cluster_member(rig->nodes[0].server->cluster);
+    for (u32 i = 0;; i++) {
+        int length = snprintf(out, size, "k%u", i);
+        u32 partition =
+            token_partition(hash_token(BYTES(out, (size_t)length)), topology->partition_count);
+        struct topology_row row;
+        u32 count;
+        topology_row(topology, 0, partition, &row);
+        if (topology_row_read(&row, &count)[0] == self &&
+            partition_shard(partition, 2, topology->partition_count) == shard)
+            return;
+    }
+}
+
+static void
+stand_still(struct rig *rig, u32 node, u32 shard)
+{
+    sim_node_shard_stall(rig->nodes[node].machine, shard, STANDS_NS);
+}
+
+/* ---- what a node holds that stood still ---- */
+
+/* Where the write waits when the node stops. */
+enum place { IN_SOCKET, IN_MAIL, FORWARDED };
+
+static MAY_YIELD void
+late_story(struct rig *rig)
+{
+    enum place place = *(enum place *)rig->arg;
+    struct rig_client first, second, third;
+    char key[16];
+    cluster_rig_settle(rig, NODES, NODES, WAIT_NS);
+    key_of(rig, 1, key, sizeof(key));
+    greet(rig, place == FORWARDED ? 2 : 0, 0, &first);
+    greet(rig, 1, 0, &second);
+    CHECK(put(&first, 1, 0, key, "before") == NATIVE_ST_OK); /* and makes connections */
+
+    struct native_request request = put_of(2, 0, key, "old");
+    stand_still(rig, 0, 1);
+    if (place == IN_SOCKET) stand_still(rig, 0, 0);
+    send_request(&first, &request);
+    fiber_sleep_ns(50 * NS_PER_MS);
+    stand_still(rig, 0, 0);
+
+    /* Nothing is heard of it: another node has it done, and another client writes. */
+    fiber_sleep_ns(NATIVE_ELSEWHERE_MS * NS_PER_MS);
+    CHECK(put(&second, 2, NATIVE_ELSEWHERE_MS, key, "old") == NATIVE_ST_OK);
+    CHECK(put(&second, 3, 0, key, "new") == NATIVE_ST_OK);
+    fiber_sleep_ns(STANDS_NS);
+    for (u32 i = 0; i < NODES; i++)
+        expect_node_has(rig, i, key, "new");
+
+    /* Who is still there is told that nothing was done, and goes on over another connection. */
+    struct native_reply reply;
+    bool answered = take_reply(&first, &reply);
+    if (place == IN_SOCKET)
+        CHECK(answered && reply.header.status == NATIVE_ST_CLOSING);
+    else if (place == IN_MAIL)
+        CHECK(answered && native_status_retryable(reply.header.status));
+    greet(rig, 0, 0, &third);
+    CHECK(put(&third, 4, 0, key, "newer") == NATIVE_ST_OK);
+    for (u32 i = 0; i < NODES; i++)
+        expect_node_has(rig, i, key, "newer");
+    rig_disconnect(&first);
+    rig_disconnect(&second);
+    rig_disconnect(&third);
+}
+
+static void
+run_late(enum place place)
+{
+    for (u64 seed = 1; seed <= SEED_COUNT; seed++) {
+        struct rig rig = {.shard_count = 2,
+                          .node_count = NODES,
+                          .configure = configure,
+                          .story = late_story,
+                          .arg = &place};
+        sim_options_default(&rig.options, seed);
+        rig_run(&rig);
+    }
+}
+
+static void
+what_lay_in_the_socket_of_a_node_that_stood_still_is_not_done(void **state)
+{
+    run_late(IN_SOCKET);
+}
+
+static void
+what_was_on_its_way_between_shards_is_not_done(void **state)
+{
+    run_late(IN_MAIL);
+}
+
+static void
+what_was_sent_on_to_it_is_not_done(void **state)
+{
+    run_late(FORWARDED);
+}
+
+/* ---- a write that comes again while another node has become the one that runs it ---- */
+
+enum change { NOTHING_CHANGES, RUNNER_DIES, RUNNER_IS_ANOTHER_PROCESS };
+
+static MAY_YIELD u32
+put_if_absent(struct rig_client *client, u64 id, u32 age_ms, const char *key, u16 *flags)
+{
+    struct native_request request = put_of(id, age_ms, key, "once");
+    request.op.condition = NATIVE_IF_ABSENT;
+    struct native_reply reply = native_call(client, &request);
+    *flags = reply.header.flags;
+    return reply.header.status;
+}
+
+static MAY_YIELD void
+again_story(struct rig *rig)
+{
+    enum change change = *(enum change *)rig->arg;
+    struct rig_client first, again;
+    char key[16];
+    u16 flags;
+    cluster_rig_settle(rig, NODES, NODES, WAIT_NS);
+    fiber_sleep_ns(5 * NS_PER_S); /* what has changed while they started is older than all below */
+    key_of(rig, 1, key, sizeof(key));
+    greet(rig, 2, 0, &first);
+    u64 sent_ns = io_now_ns();
+    CHECK(put_if_absent(&first, 1, 0, key, &flags) == NATIVE_ST_OK); /* and this is lost */
+    rig_disconnect(&first);
+    if (change == RUNNER_DIES || change == RUNNER_IS_ANOTHER_PROCESS) {
+        rig_crash(rig, 0);
+        if (change == RUNNER_IS_ANOTHER_PROCESS) rig_start(rig, 0);
+        fiber_sleep_ns(NS_PER_S);
+    }
+    greet(rig, 2, 0, &again);
+    u32 age_ms = (u32)((io_now_ns() - sent_ns) / NS_PER_MS) + 1;
+    u32 outcome = put_if_absent(&again, 1, age_ms, key, &flags);
+    if (change == NOTHING_CHANGES)
+        CHECK(outcome == NATIVE_ST_OK && (flags & NATIVE_FLAG_REPLAYED) != 0);
+    else
+        CHECK(outcome == NATIVE_ST_UNKNOWN_OUTCOME);
+    /* What was first sent since is judged as ever. */
+    fiber_sleep_ns(NS_PER_S);
+    CHECK(put_if_absent(&again, 2, 0, key, &flags) == NATIVE_ST_CONFLICT);
+    rig_disconnect(&again);
+    greet(rig, 2, 0, &again);
+    CHECK(put_if_absent(&again, 3, 5, key, &flags) == NATIVE_ST_CONFLICT);
+    rig_disconnect(&again);
+    if (change == RUNNER_DIES) rig_start(rig, 0);
+}
+
+static void
+run_again(enum change change)
+{
+    for (u64 seed = 1; seed <= SEED_COUNT; seed++) {
+        struct rig rig = {.shard_count = 2,
+                          .node_count = NODES,
+                          .configure = configure,
+                          .story = again_story,
+                          .arg = &change};
+        sim_options_default(&rig.options, seed);
+        rig_run(&rig);
+    }
+}
+
+static void
+a_retry_is_answered_from_where_the_write_was_done(void **state)
+{
+    run_again(NOTHING_CHANGES);
+}
+
+static void
+a_retry_that_another_node_would_judge_is_unknown(void **state)
+{
+    run_again(RUNNER_DIES);
+}
+
+static void
+a_retry_that_another_process_would_judge_is_unknown(void **state)
+{
+    run_again(RUNNER_IS_ANOTHER_PROCESS);
+}
+
+int
+main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(what_lay_in_the_socket_of_a_node_that_stood_still_is_not_done),
+        cmocka_unit_test(what_was_on_its_way_between_shards_is_not_done),
+        cmocka_unit_test(what_was_sent_on_to_it_is_not_done),
+        cmocka_unit_test(a_retry_is_answered_from_where_the_write_was_done),
+        cmocka_unit_test(a_retry_that_another_node_would_judge_is_unknown),
+        cmocka_unit_test(a_retry_that_another_process_would_judge_is_unknown),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
