@@ -440,7 +440,7 @@ static MAY_YIELD bool
 name_there(const char *name)
 {
     struct sought sought = {.name = name};
-    CHECK(ok(io_dir_list("/data", seek_name, &sought)));
+    CHECK(ok(io_dir_list("/", seek_name, &sought)));
     return sought.there;
 }
 
@@ -469,11 +469,14 @@ names_main(void *arg)
         name_note(&names[0], st, name_there(made + 1));
         io_file_close(file);
         if (!name_there(made + 1)) continue;
-        name_note(&names[1], io_file_link(made, linked), name_there(linked + 1));
-        name_note(&names[2], io_file_rename(made, renamed), !name_there(made + 1));
+        st = io_file_link(made, linked);
+        name_note(&names[1], st, name_there(linked + 1));
+        st = io_file_rename(made, renamed);
+        name_note(&names[2], st, !name_there(made + 1));
         CHECK(name_there(renamed + 1) != name_there(made + 1));
         const char *left = name_there(made + 1) ? made : renamed;
-        name_note(&names[3], io_file_unlink(left), !name_there(left + 1));
+        st = io_file_unlink(left);
+        name_note(&names[3], st, !name_there(left + 1));
         for (const char *path = "abc"; *path != '\0'; path++) {
             char rest[16];
             snprintf(rest, sizeof(rest), "/%c%u", *path, i);
