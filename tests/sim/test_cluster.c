@@ -490,6 +490,50 @@ nodes_stop_while_the_topology_changes(void **state)
     }
 }
 
+/* The same where the end takes long: the node that joins is far away, and waits for the answer to
+ * what it fetches, while keyspaces are made elsewhere, each of which is a topology. */
+static void
+stop_now(void *arg)
+{
+    struct rig_node *node = arg;
+    sim_node_stop(node->machine);
+}
+
+static MAY_YIELD void
+stop_far_story(struct rig *rig)
+{
+    wait_settled(rig, NODES);
+    struct rig_client client;
+    rig_connect_to(rig, 1, &client);
+    for (u32 i = 0; i < KEYS; i++)
+        CHECK(rig_is(rig_call(&client, "SET k%u v%u", i, i), "+OK\r\n"));
+    struct rig_node *late = &rig->nodes[NODES];
+    for (u32 i = 0; i < NODES; i++)
+        sim_link_slow_set(rig->sim, rig->nodes[i].machine, late->machine, 80 * NS_PER_MS);
+    rig_start_begin(rig, NODES);
+    fiber_sleep_ns(*(u64 *)rig->arg);
+    for (u32 i = 1; i < 15; i++) {
+        rig_send(&client, "SELECT %u", i);
+        rig_send(&client, "SET k v");
+        CHECK(rig_read(&client).size > 0 && rig_read(&client).size > 0);
+        if (i == 3) sim_at(rig->sim, sim_now_ns(rig->sim), stop_now, late);
+    }
+    rig_disconnect(&client);
+}
+
+static void
+a_node_stops_slowly_while_the_topology_changes(void **state)
+{
+    for (u64 seed = 1; seed <= 4 * SEED_COUNT; seed++) {
+        u64 after_ns = 2 * NS_PER_S + seed * 97 * NS_PER_MS;
+        struct rig rig = rig_of(seed, stop_far_story);
+        rig.node_count = NODES + 1;
+        rig.late_count = 1;
+        rig.arg = &after_ns;
+        rig_run(&rig);
+    }
+}
+
 /* A node comes back with more shards than the others' topology tells of, and all but the first
  * stand still before they are in the cluster. What others send to the first for them must not be
  * done by a shard that knows of no replicas: what is acknowledged then is there without this node.
@@ -613,6 +657,7 @@ main(void)
         cmocka_unit_test(two_join_under_load_and_nobody_notices),
         cmocka_unit_test(all_keys_are_found_while_a_node_changes_its_shards),
         cmocka_unit_test(nodes_stop_while_the_topology_changes),
+        cmocka_unit_test(a_node_stops_slowly_while_the_topology_changes),
         cmocka_unit_test(nothing_is_acknowledged_by_a_shard_that_is_not_in_the_cluster_yet),
         cmocka_unit_test(a_scan_over_slow_links_answers_in_time),
     };
