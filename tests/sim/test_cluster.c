@@ -12,6 +12,7 @@
 
 #include <cmocka.h>
 
+#include "cluster/cluster.h"
 #include "cluster_rig.h"
 #include "server/route.h"
 
@@ -467,6 +468,49 @@ all_keys_are_found_while_a_node_changes_its_shards(void **state)
     }
 }
 
+/* And what a shard does not have is not absent: who is asked for a page that does not lie on the
+ * shard says so. (Where all replicas but one are asked as well, nobody would notice.) */
+static MAY_YIELD void
+read_all(struct shard *shard, void *arg)
+{
+    u64 first, last;
+    struct buf out;
+    struct cluster_page page = {.token_last = UINT64_MAX, .bytes_max = KIB(64)};
+    status *outcomes = arg;
+    buf_init(&out, &shard->budget);
+    outcomes[0] = cluster_page_read(shard->cluster, &page, &out);
+    lsm_tokens(shard->lsm, &first, &last);
+    page.token = first;
+    outcomes[1] = cluster_page_read(shard->cluster, &page, &out);
+    page.token_last = last;
+    outcomes[2] = cluster_page_read(shard->cluster, &page, &out);
+    page.token = 0;
+    outcomes[3] = cluster_page_read(shard->cluster, &page, &out);
+    buf_deinit(&out);
+}
+
+static MAY_YIELD void
+page_story(struct rig *rig)
+{
+    wait_settled(rig, NODES);
+    CHECK(rig->nodes[0].config->core_count == 3);
+    for (u32 shard = 0; shard < 3; shard++) {
+        status outcomes[4];
+        rig_on_shard(rig, shard, read_all, outcomes);
+        CHECK(status_is(outcomes[0], ST_WOULD_WAIT));
+        CHECK(shard == 2 ? ok(outcomes[1]) : status_is(outcomes[1], ST_WOULD_WAIT));
+        CHECK(ok(outcomes[2]));
+        CHECK(shard == 0 ? ok(outcomes[3]) : status_is(outcomes[3], ST_WOULD_WAIT));
+    }
+}
+
+static void
+a_page_of_another_shard_is_not_empty(void **state)
+{
+    struct rig rig = rig_of(2, page_story);
+    rig_run(&rig);
+}
+
 /* Topologies come until group0 is closed, and what they bring must not outlive the node: a node
  * joins, and everybody stops at some moment of it. */
 static MAY_YIELD void
@@ -656,6 +700,7 @@ main(void)
         cmocka_unit_test(a_cluster_survives_a_blackout),
         cmocka_unit_test(two_join_under_load_and_nobody_notices),
         cmocka_unit_test(all_keys_are_found_while_a_node_changes_its_shards),
+        cmocka_unit_test(a_page_of_another_shard_is_not_empty),
         cmocka_unit_test(nodes_stop_while_the_topology_changes),
         cmocka_unit_test(a_node_stops_slowly_while_the_topology_changes),
         cmocka_unit_test(nothing_is_acknowledged_by_a_shard_that_is_not_in_the_cluster_yet),
