@@ -137,6 +137,9 @@ struct levels_flush {
  * ok the memtables' content is in the runs. ST_NO_SPACE leaves everything as it was. */
 MAY_YIELD MUST_CHECK status levels_flush(struct levels *levels, const struct levels_flush *inputs,
                                          u32 count, const struct levels_state *state);
+/* The state alone. */
+MAY_YIELD MUST_CHECK status levels_state_set(struct levels *levels,
+                                             const struct levels_state *state);
 /* Merges everything into the last level. */
 MAY_YIELD MUST_CHECK status levels_compact_all(struct levels *levels);
 

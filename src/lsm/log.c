@@ -622,6 +622,13 @@ log_segment_started(const struct log *log)
 }
 
 u64
+log_segment_oldest(const struct log *log)
+{
+    if (log->started == 0 || list_empty(&log->old)) return log->started;
+    return list_entry(list_first(&log->old), struct log_segment, link)->number;
+}
+
+u64
 log_durable_seq(const struct log *log)
 {
     return log->durable_seq;

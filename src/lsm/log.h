@@ -112,6 +112,8 @@ MAY_YIELD void log_drain(struct log *log);
 MAY_YIELD MUST_CHECK status log_rotate(struct log *log, u64 *segment_out);
 /* The newest segment that is surely there after a crash; 0 when there is none. */
 u64 log_segment_started(const struct log *log);
+/* The first one that the next recovery must find, once it is surely there; else 0. */
+u64 log_segment_oldest(const struct log *log);
 /* The tables hold everything before segment_first: those segments may be recycled. */
 MAY_YIELD void log_release(struct log *log, u64 segment_first);
 /* Removes segments that wait for a new life, all but one: their room is needed. */

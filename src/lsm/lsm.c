@@ -415,6 +415,24 @@ log_recycle_max(const struct lsm *lsm)
     return (u32)(LOG_KEPT_FACTOR * lsm->memtable_limit_bytes / lsm->options.log_segment_bytes);
 }
 
+/* A store that was never flushed is in its log alone. From here on its manifest says that there is
+ * one, so that it is missed when it is gone, before anything is acknowledged. */
+static MAY_YIELD status
+log_name_first(struct lsm *lsm)
+{
+    if (lsm->log == NULL || lsm->flush_state.log_segment_first != 0) return ST_OK;
+    struct levels_state state = lsm->flush_state;
+    state.log_segment_first = log_segment_oldest(lsm->log);
+    if (state.log_segment_first == 0) return MARKED("lsm.open.no_segment_to_name", ST_OK);
+    status st = levels_state_set(lsm->levels, &state);
+    if (status_is(st, ST_NO_SPACE) || status_is(st, ST_NO_MEMORY))
+        return MARKED("lsm.open.segment_not_named", ST_OK); /* the first flush does it */
+    if (!ok(st)) return st;
+    lsm->flush_state = state;
+    if (lsm->flushing) lsm->flushing_state.log_segment_first = state.log_segment_first;
+    return ST_OK;
+}
+
 /* Without durability there is no log, but one that was left must be replayed. Its content goes to
  * tables at once, and what stays of it is an empty segment, where a later log goes on. */
 static MAY_YIELD status
@@ -477,6 +495,7 @@ lsm_open(const struct lsm_place *place, const struct lsm_options *options, struc
     if (lsm == NULL) return ST_NO_MEMORY;
     status st = parts_open(lsm);
     if (ok(st)) st = log_recover_all(lsm);
+    if (ok(st)) st = log_name_first(lsm);
     if (!ok(st)) goto fail;
     levels_collect_orphans(lsm->levels);
     lsm_caches_balance(lsm);

@@ -12,6 +12,7 @@
 
 #include <cmocka.h>
 
+#include "cluster/cluster.h"
 #include "cluster_rig.h"
 #include "server/route.h"
 
@@ -518,6 +519,49 @@ all_keys_are_found_while_a_node_changes_its_shards(void **state)
     }
 }
 
+/* And what a shard does not have is not absent: who is asked for a page that does not lie on the
+ * shard says so. (Where all replicas but one are asked as well, nobody would notice.) */
+static MAY_YIELD void
+read_all(struct shard *shard, void *arg)
+{
+    u64 first, last;
+    struct buf out;
+    struct cluster_page page = {.token_last = UINT64_MAX, .bytes_max = KIB(64)};
+    status *outcomes = arg;
+    buf_init(&out, &shard->budget);
+    outcomes[0] = cluster_page_read(shard->cluster, &page, &out);
+    lsm_tokens(shard->lsm, &first, &last);
+    page.token = first;
+    outcomes[1] = cluster_page_read(shard->cluster, &page, &out);
+    page.token_last = last;
+    outcomes[2] = cluster_page_read(shard->cluster, &page, &out);
+    page.token = 0;
+    outcomes[3] = cluster_page_read(shard->cluster, &page, &out);
+    buf_deinit(&out);
+}
+
+static MAY_YIELD void
+page_story(struct rig *rig)
+{
+    wait_settled(rig, NODES);
+    CHECK(rig->nodes[0].config->core_count == 3);
+    for (u32 shard = 0; shard < 3; shard++) {
+        status outcomes[4];
+        rig_on_shard(rig, shard, read_all, outcomes);
+        CHECK(status_is(outcomes[0], ST_WOULD_WAIT));
+        CHECK(shard == 2 ? ok(outcomes[1]) : status_is(outcomes[1], ST_WOULD_WAIT));
+        CHECK(ok(outcomes[2]));
+        CHECK(shard == 0 ? ok(outcomes[3]) : status_is(outcomes[3], ST_WOULD_WAIT));
+    }
+}
+
+static void
+a_page_of_another_shard_is_not_empty(void **state)
+{
+    struct rig rig = rig_of(2, page_story);
+    rig_run(&rig);
+}
+
 /* Topologies come until group0 is closed, and what they bring must not outlive the node: a node
  * joins, and everybody stops at some moment of it. */
 static MAY_YIELD void
@@ -534,6 +578,50 @@ nodes_stop_while_the_topology_changes(void **state)
     for (u64 seed = 1; seed <= 4 * SEED_COUNT; seed++) {
         u64 after_ns = seed * 97 * NS_PER_MS;
         struct rig rig = rig_of(seed, stop_story);
+        rig.node_count = NODES + 1;
+        rig.late_count = 1;
+        rig.arg = &after_ns;
+        rig_run(&rig);
+    }
+}
+
+/* The same where the end takes long: the node that joins is far away, and waits for the answer to
+ * what it fetches, while keyspaces are made elsewhere, each of which is a topology. */
+static void
+stop_now(void *arg)
+{
+    struct rig_node *node = arg;
+    sim_node_stop(node->machine);
+}
+
+static MAY_YIELD void
+stop_far_story(struct rig *rig)
+{
+    wait_settled(rig, NODES);
+    struct rig_client client;
+    rig_connect_to(rig, 1, &client);
+    for (u32 i = 0; i < KEYS; i++)
+        CHECK(rig_is(rig_call(&client, "SET k%u v%u", i, i), "+OK\r\n"));
+    struct rig_node *late = &rig->nodes[NODES];
+    for (u32 i = 0; i < NODES; i++)
+        sim_link_slow_set(rig->sim, rig->nodes[i].machine, late->machine, 80 * NS_PER_MS);
+    rig_start_begin(rig, NODES);
+    fiber_sleep_ns(*(u64 *)rig->arg);
+    for (u32 i = 1; i < 15; i++) {
+        rig_send(&client, "SELECT %u", i);
+        rig_send(&client, "SET k v");
+        CHECK(rig_read(&client).size > 0 && rig_read(&client).size > 0);
+        if (i == 3) sim_at(rig->sim, sim_now_ns(rig->sim), stop_now, late);
+    }
+    rig_disconnect(&client);
+}
+
+static void
+a_node_stops_slowly_while_the_topology_changes(void **state)
+{
+    for (u64 seed = 1; seed <= 4 * SEED_COUNT; seed++) {
+        u64 after_ns = 2 * NS_PER_S + seed * 97 * NS_PER_MS;
+        struct rig rig = rig_of(seed, stop_far_story);
         rig.node_count = NODES + 1;
         rig.late_count = 1;
         rig.arg = &after_ns;
@@ -774,7 +862,9 @@ main(void)
         cmocka_unit_test(two_join_under_load_and_nobody_notices),
         cmocka_unit_test(who_joins_gets_all_pages_of_what_is_written_meanwhile),
         cmocka_unit_test(all_keys_are_found_while_a_node_changes_its_shards),
+        cmocka_unit_test(a_page_of_another_shard_is_not_empty),
         cmocka_unit_test(nodes_stop_while_the_topology_changes),
+        cmocka_unit_test(a_node_stops_slowly_while_the_topology_changes),
         cmocka_unit_test(nothing_is_acknowledged_by_a_shard_that_is_not_in_the_cluster_yet),
         cmocka_unit_test(what_is_wrong_with_a_node_is_known),
         cmocka_unit_test(a_disk_that_stalls_is_told),

@@ -762,6 +762,91 @@ a_log_behind_missing_numbers_is_refused(void **state)
     sim_free(w.sim);
 }
 
+/* ---- a log that somebody removed ---- */
+
+static status
+life_body(void *arg)
+{
+    struct world *w = arg;
+    CHECK(ok(open_store(w)));
+    for (u32 i = 0; i < 10; i++)
+        CHECK(ok(put(w, w->keys++, 100)));
+    CHECK(ok(lsm_wait_durable(w->lsm, w->seq)));
+    sim_crash_at(w->sim, SIM_POINT_EVENT, 0);
+    fiber_sleep_ns(10 * NS_PER_S);
+    return ST_OK;
+}
+
+struct segments {
+    u64 numbers[16];
+    u32 count;
+};
+
+static void
+segment_add(void *arg, const char *name)
+{
+    struct segments *segments = arg;
+    u64 number;
+    if (!log_name_parse(name, &number)) return;
+    CHECK(segments->count < ARRAY_COUNT(segments->numbers));
+    segments->numbers[segments->count++] = number;
+}
+
+static status
+log_unlink_body(void *arg)
+{
+    struct segments *segments = arg;
+    char path[LSM_PATH_BYTES];
+    status st = io_dir_list(DIR, segment_add, segments);
+    for (u32 i = 0; ok(st) && i < segments->count; i++) {
+        log_path(path, DIR, segments->numbers[i]);
+        st = io_file_unlink(path);
+    }
+    return st;
+}
+
+static void
+missing_note(void *arg, const char *file, u64 offset, const char *what)
+{
+    (void)offset;
+    assert_non_null(strstr(file, DIR "/l"));
+    assert_non_null(strstr(what, "missing"));
+    *(u32 *)arg += 1;
+}
+
+static status
+missing_verify_body(void *arg)
+{
+    u64 files, bytes;
+    return lsm_verify(DIR, missing_note, arg, &files, &bytes);
+}
+
+/* Killed before anything was flushed, a store is in its log alone. Without it, it is not taken for
+ * a new one. */
+static void
+a_store_whose_log_was_removed_is_refused(void **state)
+{
+    (void)state;
+    for (u32 lives = 0; lives <= 3; lives++) {
+        for (u32 kind = 0; kind < 2; kind++) {
+            struct world w;
+            struct segments removed = {0};
+            u32 missing = 0;
+            world_init(&w, lives);
+            w.options.durability = kind == 0 ? LSM_DURABILITY_GROUP : LSM_DURABILITY_PERIODIC;
+            assert_true(ok(sim_run(w.sim, 1, open_and_close_body, &w))); /* nothing in it */
+            for (u32 i = 0; i < lives; i++)
+                (void)ok(sim_run(w.sim, 1, life_body, &w));
+            assert_true(ok(sim_run(w.sim, 1, log_unlink_body, &removed)));
+            assert_true(removed.count > 0);
+            assert_true(status_is(sim_run(w.sim, 1, open_and_close_body, &w), ST_CORRUPT));
+            assert_true(status_is(sim_run(w.sim, 1, missing_verify_body, &missing), ST_CORRUPT));
+            assert_int_equal(missing, 1);
+            sim_free(w.sim);
+        }
+    }
+}
+
 /* ---- a record for another store ---- */
 
 #define LOWER_LAST (UINT64_MAX / 2)
@@ -962,6 +1047,7 @@ main(void)
         cmocka_unit_test(a_memtable_is_flushed_once_and_before_it_is_full),
         cmocka_unit_test(held_writes_show_nothing_until_all_are_released),
         cmocka_unit_test(a_log_behind_missing_numbers_is_refused),
+        cmocka_unit_test(a_store_whose_log_was_removed_is_refused),
         cmocka_unit_test(a_record_for_another_store_is_damage),
         cmocka_unit_test(a_scan_of_a_few_tokens_reads_little_else),
         cmocka_unit_test(a_shard_does_not_end_before_its_files_are_closed),
