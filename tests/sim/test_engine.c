@@ -1622,9 +1622,9 @@ static void
 damage_is_found_and_never_served(void **state)
 {
     (void)state;
-    u64 run = seeds_of("damage", 2 * OTHERS_COUNT, damage_seed_run);
+    u64 run = seeds_of("damage", 4 * OTHERS_COUNT, damage_seed_run);
     if (run == 0) skip();
-    if (run < 2 * OTHERS_COUNT) return;
+    if (run < 4 * OTHERS_COUNT) return;
     assert_true(reached.damages > run / 4);
     assert_true(reached.damages_met > run / 8);
 }

@@ -174,7 +174,7 @@ static void
 do_write(struct fake_server *server, const struct native_request *request,
          struct native_reply *reply)
 {
-    for (u32 i = 0; i < server->id_count; i++) {
+    for (u32 i = 0; i < MIN(server->id_count, FAKE_IDS); i++) {
         if (server->ids[i][0] == request->id.word[0] && server->ids[i][1] == request->id.word[1]) {
             reply->header.flags |= NATIVE_FLAG_REPLAYED;
             reply->written.version = server->id_versions[i];
@@ -213,10 +213,10 @@ do_write(struct fake_server *server, const struct native_request *request,
     reply->written.version = server->version;
     server->writes_done++;
     if (server->idempotency_ms > 0) {
-        CHECK(server->id_count < 8192);
-        server->ids[server->id_count][0] = request->id.word[0];
-        server->ids[server->id_count][1] = request->id.word[1];
-        server->id_versions[server->id_count++] = server->version;
+        u32 at = server->id_count++ % FAKE_IDS;
+        server->ids[at][0] = request->id.word[0];
+        server->ids[at][1] = request->id.word[1];
+        server->id_versions[at] = server->version;
     }
 }
 

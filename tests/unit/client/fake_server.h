@@ -12,6 +12,7 @@
 #include <stdatomic.h>
 
 #define FAKE_ENTRIES_MAX 4096
+#define FAKE_IDS         8192
 
 struct fake_entry {
     u8 key[64];
@@ -68,9 +69,9 @@ struct fake_server {
     struct fake_entry entries[FAKE_ENTRIES_MAX];
     u32 count;
     u64 version;
-    u64 ids[8192][2];
-    u64 id_versions[8192];
-    u32 id_count;
+    u64 ids[FAKE_IDS][2]; /* the latest */
+    u64 id_versions[FAKE_IDS];
+    u32 id_count; /* of all there were */
 };
 
 /* port 0: any. Crashes the test when it cannot. */
