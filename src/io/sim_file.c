@@ -19,6 +19,7 @@
 #include <stdlib.h>
 
 #include "base/crc.h"
+#include "base/fault.h"
 #include "base/hash.h"
 
 #define PLACE_BYTES 96u
@@ -675,6 +676,7 @@ io_file_close(struct io_file *file)
 MAY_YIELD void
 io_file_close_removed(struct io_file *file)
 {
+    MARK("io.sim_file.closed_removed");
     io_file_close(file);
 }
 

@@ -113,18 +113,40 @@ segment_reopen(struct log *log, struct log_segment *segment)
     return MARKED("lsm.log.reopen_other_size", false);
 }
 
+MAY_YIELD static void
+remove_fiber(void *arg)
+{
+    io_file_close_removed(arg);
+    io_shard_release();
+}
+
+/* The name goes now; the blocks go little by little, on a fiber of their own. A flush may set many
+ * segments free at once, since small groups leave most of a block empty, and a disk that is told of
+ * them all keeps the log's writes waiting meanwhile. */
 static MAY_YIELD void
 segment_remove(struct log *log, struct log_segment *segment)
 {
     char path[LSM_PATH_BYTES];
     log_path(path, log->dir, segment->number);
-    log_segment_free(log, segment);
+    if (segment->file == NULL && !ok(io_file_open(path, IO_OPEN_WRITE, &segment->file))) {
+        MARK("lsm.log.remove_not_opened"); /* its blocks go with its name */
+        segment->file = NULL;
+    }
     status st = io_file_unlink(path);
     if (!ok(st) && !status_is(st, ST_NOT_FOUND)) {
         MARK("lsm.log.unlink_failed"); /* removed at the next open: it is below segment_first */
         log_warning("lsm", "old log segment not removed file=%s error=\"%s\"", path,
                     status_text(st));
+    } else if (segment->file != NULL) {
+        io_shard_hold();
+        if (ok(fiber_spawn(FIBER_BACKGROUND, "log.remove", remove_fiber, segment->file))) {
+            segment->file = NULL;
+        } else {
+            MARK("lsm.log.removed_at_once");
+            io_shard_release();
+        }
     }
+    log_segment_free(log, segment);
 }
 
 MAY_YIELD void

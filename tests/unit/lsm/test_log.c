@@ -827,6 +827,8 @@ several_segments_between_releases_need_no_new_files(void **state)
     assert_true(sim_mark_count(sim, "lsm.log.made") <= 8);
     segments_list(sim_node_disk(node));
     assert_true(segment_count <= 3); /* the others' files are gone */
+    /* Their names at once, their blocks little by little. */
+    assert_true(sim_mark_count(sim, "io.sim_file.closed_removed") >= 3);
     sim_free(sim);
 }
 
