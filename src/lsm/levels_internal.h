@@ -41,8 +41,8 @@
 /* See lsm_dropped_seq. */
 #define LEVELS_DROP_MARKS 1024u
 
-#define FILTER_BITS_TIER 14u
-#define FILTER_BITS_LAST 10u
+#define FILTER_BITS_TIER 16u
+#define FILTER_BITS_LAST 12u
 
 #define COMPACTION_READ_AHEAD_BYTES ((u32)KIB(256))
 /* Bytes merged between two looks at the clock. */
