@@ -205,11 +205,28 @@ admit(void *arg, const struct peer_identity *peer)
 /* ---- opening ---- */
 
 static void
+doubt_the_dead(struct cluster_shard *shard)
+{
+    const struct topology *topology = shard->topology;
+    for (u32 i = 0; topology != NULL && i < topology->member_count; i++) {
+        u32 number = topology->members[i].number;
+        u64 *word = &shard->doubted[number % CLUSTER_ALIVE_SLOTS / 64], bit = (u64)1 << number % 64;
+        if (cluster_alive(shard->cluster, number)) {
+            *word &= ~bit;
+        } else if ((*word & bit) == 0) {
+            *word |= bit;
+            peers_member_doubt(shard->peers, number);
+        }
+    }
+}
+
+static void
 tick_fired(struct io_timer *timer)
 {
     struct cluster_shard *shard = CONTAINER_OF(timer, struct cluster_shard, tick);
     u64 now = io_now_ns();
     note_epoch(shard);
+    doubt_the_dead(shard);
     u64 bit = (u64)1 << shard->index;
     if (lsm_is_stuck(shard->lsm))
         atomic_fetch_or(&shard->cluster->shards_stuck, bit);

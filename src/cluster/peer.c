@@ -227,6 +227,15 @@ peers_member_remove(struct peers *peers, u32 number)
     }
 }
 
+void
+peers_member_doubt(struct peers *peers, u32 number)
+{
+    struct peer_member *member = peers_member_find(peers, number);
+    if (member == NULL) return;
+    for (u32 i = 0; i < member->address.shard_count; i++)
+        if (member->links[i] != NULL) peer_link_doubt(member->links[i]);
+}
+
 const struct peer_address *
 peers_member_address(const struct peers *peers, u32 number)
 {

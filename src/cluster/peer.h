@@ -80,6 +80,10 @@ void peers_identity_set(struct peers *peers, const struct peer_identity *self);
 MUST_CHECK bool peers_member_set(struct peers *peers, u32 member,
                                  const struct peer_address *address);
 void peers_member_remove(struct peers *peers, u32 member);
+/* The member does not seem to live any more. A connection on which nothing is under way is closed:
+ * after a power cut the process that comes next would reset it, and whoever uses it first would not
+ * know what became of its request. */
+void peers_member_doubt(struct peers *peers, u32 member);
 /* NULL: not known. */
 const struct peer_address *peers_member_address(const struct peers *peers, u32 member);
 

@@ -875,6 +875,15 @@ link_open_tick(struct peer_link *link)
 }
 
 void
+peer_link_doubt(struct peer_link *link)
+{
+    bool owed = link->slots_used > 0 || link->posted || link->pinged;
+    if (link->state != LINK_OPEN || owed) return;
+    MARK("cluster.peer.doubted");
+    link_close(link, ST_CLOSED, IO_CLOSE_ABORT);
+}
+
+void
 peer_link_tick(struct peer_link *link)
 {
     switch (link->state) {

@@ -204,6 +204,7 @@ extern const struct io_conn_events peer_link_events;
 /* Ends its calls with why, closes it, and no new ones come. */
 void peer_link_drop(struct peer_link *link, status why);
 void peer_link_tick(struct peer_link *link);
+void peer_link_doubt(struct peer_link *link);
 /* The deadlines that have passed. */
 void peer_calls_expire(struct io_timer *timer);
 void peer_calls_ended_run(struct io_task *task);

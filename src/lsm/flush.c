@@ -82,7 +82,7 @@ discard_run(struct levels *levels, struct run *run)
 MAY_YIELD status
 levels_state_set(struct levels *levels, const struct levels_state *state)
 {
-    return levels->failed ? ST_IO_ERROR : levels_commit(levels, NULL, 0, state);
+    return levels_commit(levels, NULL, 0, state);
 }
 
 MAY_YIELD status
