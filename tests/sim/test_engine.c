@@ -1633,7 +1633,7 @@ static void
 forgeries_do_no_harm(void **state)
 {
     (void)state;
-    if (seeds_of("forged", 8 * OTHERS_COUNT, forged_seed_run) == 0) skip();
+    if (seeds_of("forged", 10 * OTHERS_COUNT, forged_seed_run) == 0) skip();
 }
 
 static void
