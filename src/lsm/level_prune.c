@@ -134,8 +134,8 @@ prune_run(struct levels *levels, u16 keyspace, u32 index, struct run **out)
             if (droppable_by_range(levels, keyspace, slot, snapshots, snapshot_count) ||
                 droppable_expired(levels, keyspace, index, slot, snapshots, snapshot_count,
                                   wall_ms)) {
-                levels->dropped_seq_tables =
-                    MAX(levels->dropped_seq_tables, slot->file->table->meta.seq_max);
+                levels->dropped_seq_tables[keyspace] =
+                    MAX(levels->dropped_seq_tables[keyspace], slot->file->table->meta.seq_max);
                 continue;
             }
             if (pass == 0)

@@ -49,7 +49,8 @@ levels_drop_mark(u16 keyspace, struct bytes key)
 u64
 levels_dropped_seq(const struct levels *levels, u16 keyspace, struct bytes key)
 {
-    return MAX(levels->dropped_seq_tables, levels->dropped_seqs[levels_drop_mark(keyspace, key)]);
+    return MAX(levels->dropped_seq_tables[keyspace],
+               levels->dropped_seqs[levels_drop_mark(keyspace, key)]);
 }
 
 u64

@@ -104,7 +104,7 @@ struct levels {
     /* The highest number of what was dropped so that perhaps no trace of its key is left, by the
      * key's hash; of tables that were dropped as a whole. Raised before the drop is visible. */
     u64 dropped_seqs[LEVELS_DROP_MARKS];
-    u64 dropped_seq_tables;
+    u64 dropped_seq_tables[LIMIT_KEYSPACES];
     struct level_blob **blobs; /* every open one, ascending by id */
     u32 blob_count, blob_capacity;
     struct level_tree trees[LIMIT_KEYSPACES];

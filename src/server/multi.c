@@ -15,8 +15,9 @@
  * the watch (FLUSHALL changes no key that was absent), and the store must not have dropped one that
  * may have been this key's (lsm_dropped_seq).
  * Sequence numbers are never given twice, so a changed key always aborts. An unchanged one never
- * does, but for a rare case: it is absent, and since the WATCH another key of the same hash mark
- * was written, deleted, and merged away. A key that had a time to live and has expired since counts
+ * does, but for two rare cases: it is absent, and since the WATCH another key of the same hash mark
+ * was written, deleted, and merged away, or a whole table of its keyspace went, because all in it
+ * was deleted or had expired. A key that had a time to live and has expired since counts
  * as changed, as in Redis.
  */
 #include "server/multi.h"

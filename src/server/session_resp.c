@@ -54,15 +54,16 @@ reply_slot(struct call *call)
 }
 
 /* Puts the reply into its slot, at the end of the line. A reply that finds no memory is an
- * overload refusal if the command changed nothing; else its outcome becomes unknown. */
+ * overload refusal if the command changed nothing; else its outcome becomes unknown. wrote: it has,
+ * as EXEC may, which is no writing command by itself. */
 static void
-answer_later(struct call *call, struct request *slot, struct resp_writer *w, u64 seq)
+answer_later(struct call *call, struct request *slot, struct resp_writer *w, bool wrote, u64 seq)
 {
     struct session *s = call->s;
     if (w->failed || !request_reply_set(slot, buf_bytes(w->out))) {
         w->out->size = 0;
         exec_error_reply(w, ST_NO_MEMORY);
-        if ((call->command->flags & COMMAND_WRITE) || w->failed ||
+        if (wrote || (call->command->flags & COMMAND_WRITE) || w->failed ||
             !request_reply_set(slot, buf_bytes(w->out)))
             slot->unknown = true;
     }
@@ -90,7 +91,7 @@ answer_long(struct call *call, struct resp_writer *w)
 {
     struct request *slot = w->failed ? NULL : reply_slot(call);
     if (slot != NULL) {
-        answer_later(call, slot, w, 0);
+        answer_later(call, slot, w, false, 0);
         session_deliver(call->s);
         return;
     }
@@ -261,7 +262,7 @@ run_on_owner(struct call *call, struct resp_writer *w, u32 owner, u64 key_hash, 
             if (extra != NULL) session_exec_done(s, call->command);
             if (!roomy && !w->failed && !call->silent) slot = reply_slot(call);
             if (slot != NULL) {
-                answer_later(call, slot, w, seq);
+                answer_later(call, slot, w, x.wrote, seq);
                 if (!roomy) session_deliver(s);
             } else if (w->failed) { /* it took effect, and there is no room to say so */
                 session_abort(s);

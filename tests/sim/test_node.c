@@ -645,6 +645,9 @@ a_transaction_does_not_read_what_expires_before_it_takes_effect(void **state)
 
 /* ---- an allocation is refused: replies stay in step ---- */
 
+#define LONG_PART  "0123456789012345678901234567890123456789"
+#define LONG_VALUE LONG_PART LONG_PART LONG_PART LONG_PART LONG_PART LONG_PART LONG_PART LONG_PART
+
 /* A pipeline of which each command has a reply of its own, so that a lost one shows. */
 static const struct line {
     const char *command, *reply;
@@ -660,8 +663,9 @@ static const struct line {
     {"ECHO 3", "$1\r\n3\r\n"},
     {"MULTI", "+OK\r\n"},
     {"SET %s:x 1", "+QUEUED\r\n"},
-    {"SET %s:y 2 GET", "+QUEUED\r\n"},
-    {"EXEC", "*2\r\n+OK\r\n$-1\r\n"},
+    {"SET %s:y " LONG_VALUE " GET", "+QUEUED\r\n"},
+    {"GET %s:y", "+QUEUED\r\n"}, /* its reply needs memory, when the writes are done */
+    {"EXEC", "*3\r\n+OK\r\n$-1\r\n$320\r\n" LONG_VALUE "\r\n"},
     {"ECHO 4", "$1\r\n4\r\n"},
     {"MULTI", "+OK\r\n"},
     {"SET %s:p 1", "+QUEUED\r\n"},

@@ -629,8 +629,7 @@ check_watch_aborted(struct client *client, struct request *request)
     run->stats.execs_aborted++;
     if (object->expires || key->changed >= client->watched) return;
     if (key->presence.makers + key->presence.takers > 1) return; /* one of them is this EXEC */
-    /* Of a key that was absent, EXEC may say so by chance (multi.c: another one of its hash mark was
-     * written, deleted and merged away). */
+    /* Of a key that was absent, EXEC may say so by chance: multi.c. */
     if (!presence_surely_there(&key->presence, client->watched)) return;
     violated("watch_aborted",
              "client %u: EXEC %llu says that key %u of object %u has changed since %llu; nobody "
