@@ -42,8 +42,7 @@
 #define PAGE_BYTES_MIN  (1u << 10)
 #define STREAMS_MAX     16u /* at work */
 #define STREAMS_IDLE    8u  /* between two pages */
-#define STREAM_IDLE_NS  (500 * NS_PER_MS)
-#define STREAM_LOOK_NS  (20 * NS_PER_MS) /* whether the node ends */
+#define STREAM_IDLE_NS  (20 * NS_PER_MS)
 #define STREAM_PAGES    64u
 #define PAGE_BYTES_LONG (64u << 10)
 #define FETCHES         4u /* of one shard, under way at once */
@@ -241,7 +240,7 @@ stream_goes_on(struct stream *stream)
     u64 deadline_ns = io_now_ns() + STREAM_IDLE_NS;
     status st = ST_OK;
     while (stream->request == NULL && ok(st) && !atomic_load(&shard->cluster->refusing))
-        st = fiber_queue_wait(&stream->wake, MIN(deadline_ns, io_now_ns() + STREAM_LOOK_NS));
+        st = fiber_queue_wait(&stream->wake, deadline_ns);
     stream_busy(stream);
     return stream->request != NULL;
 }
