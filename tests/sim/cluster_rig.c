@@ -70,3 +70,48 @@ cluster_rig_settle(struct rig *rig, u32 node_count, u32 members, u64 wait_ns)
     if (!cluster_rig_is_settled(rig, node_count, members)) sim_log_dump(rig->sim);
     CHECK(cluster_rig_is_settled(rig, node_count, members));
 }
+
+void
+rig_native_send(struct rig_client *client, struct native_request *request)
+{
+    struct buf out;
+    buf_init(&out, io_budget());
+    request->header.request_id = 7;
+    bool fits = native_request_encode(&out, request);
+    CHECK(fits && client->conn != NULL);
+    fits = io_conn_write(client->conn, out.data, out.size);
+    CHECK(fits);
+    buf_deinit(&out);
+}
+
+MAY_YIELD bool
+rig_native_reply(struct rig_client *client, struct native_reply *reply)
+{
+    struct native_header header;
+    struct bytes body;
+    size_t consumed = 0, wanted;
+    buf_consume(&client->in, client->taken);
+    client->taken = 0;
+    status st;
+    while (status_is(
+        st = native_frame_decode(buf_bytes(&client->in), &header, &body, &consumed, &wanted),
+        ST_INCOMPLETE)) {
+        if (client->conn == NULL) return false;
+        (void)!ok(fiber_queue_wait(&client->queue, FIBER_FOREVER));
+    }
+    CHECK(ok(st));
+    client->taken = consumed;
+    st = native_reply_decode(&header, body, reply);
+    CHECK(ok(st));
+    return true;
+}
+
+MAY_YIELD struct native_reply
+rig_native_call(struct rig_client *client, struct native_request *request)
+{
+    struct native_reply reply;
+    rig_native_send(client, request);
+    bool answered = rig_native_reply(client, &reply);
+    CHECK(answered);
+    return reply;
+}

@@ -1,12 +1,14 @@
 /* SPDX-License-Identifier: MIT
  *
  * cluster_rig.h -- what tests of whole simulated clusters share, on top of node_rig.h: nodes that
- * know a secret and whom to ask, and waiting until all of them agree who is a member.
+ * know a secret and whom to ask, and waiting until all of them agree who is a member; and clients
+ * that speak the native protocol.
  */
 #ifndef DISTKV_TESTS_CLUSTER_RIG_H
 #define DISTKV_TESTS_CLUSTER_RIG_H
 
 #include "node_rig.h"
+#include "proto/native.h"
 
 struct topology;
 
@@ -21,5 +23,13 @@ bool cluster_rig_knows(const struct rig *rig, u32 node, u32 members);
 bool cluster_rig_is_settled(const struct rig *rig, u32 node_count, u32 members);
 /* Until they do; after wait_ns the test has failed. */
 MAY_YIELD void cluster_rig_settle(struct rig *rig, u32 node_count, u32 members, u64 wait_ns);
+
+/* Native requests over a client's connection. */
+void rig_native_send(struct rig_client *client, struct native_request *request);
+/* Its bytes lie in the client until the next one. false: the connection has ended. */
+MAY_YIELD bool rig_native_reply(struct rig_client *client, struct native_reply *reply);
+/* The two, of one that is answered. */
+MAY_YIELD struct native_reply rig_native_call(struct rig_client *client,
+                                              struct native_request *request);
 
 #endif

@@ -50,43 +50,11 @@ run_seeds(void (*story)(struct rig *rig), u32 node_count, u32 late_count)
 
 /* ---- native requests ---- */
 
-/* The frame's bytes lie in the client until its next call. */
-static MAY_YIELD struct native_reply
-native_call(struct rig_client *client, struct native_request *request)
-{
-    struct buf out;
-    struct native_header header;
-    struct bytes body;
-    size_t consumed = 0, wanted;
-    buf_consume(&client->in, client->taken);
-    client->taken = 0;
-    buf_init(&out, io_budget());
-    request->header.request_id = 7;
-    bool fits = native_request_encode(&out, request);
-    CHECK(fits && client->conn != NULL);
-    fits = io_conn_write(client->conn, out.data, out.size);
-    CHECK(fits);
-    buf_deinit(&out);
-    status st;
-    while (status_is(
-        st = native_frame_decode(buf_bytes(&client->in), &header, &body, &consumed, &wanted),
-        ST_INCOMPLETE)) {
-        CHECK(client->conn != NULL);
-        (void)!ok(fiber_queue_wait(&client->queue, FIBER_FOREVER));
-    }
-    CHECK(ok(st));
-    client->taken = consumed;
-    struct native_reply reply;
-    st = native_reply_decode(&header, body, &reply);
-    CHECK(ok(st));
-    return reply;
-}
-
 static MAY_YIELD struct native_reply
 ask(struct rig_client *client, struct native_cluster cluster)
 {
     struct native_request request = {.header.opcode = NATIVE_CLUSTER, .cluster = cluster};
-    return native_call(client, &request);
+    return rig_native_call(client, &request);
 }
 
 static MAY_YIELD u32
@@ -101,7 +69,7 @@ key_op(struct rig_client *client, u8 opcode, u16 keyspace, u32 level, const char
     else
         request.op = (struct native_op){
             .kind = NATIVE_OP_PUT, .key = name, .value = BYTES(value, strlen(value))};
-    struct native_reply reply = native_call(client, &request);
+    struct native_reply reply = rig_native_call(client, &request);
     if (opcode == NATIVE_GET && reply.header.status == NATIVE_ST_OK)
         CHECK(bytes_equal(reply.get.value, BYTES(value, strlen(value))));
     return reply.header.status;

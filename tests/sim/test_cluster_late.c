@@ -38,50 +38,17 @@ configure(struct rig *rig, u32 node, struct server_config *config)
 }
 
 static void
-send_request(struct rig_client *client, struct native_request *request)
+run_seeds(void (*story)(struct rig *rig), void *arg)
 {
-    struct buf out;
-    buf_init(&out, io_budget());
-    request->header.request_id = 7;
-    bool fits = native_request_encode(&out, request);
-    CHECK(fits && client->conn != NULL);
-    fits = io_conn_write(client->conn, out.data, out.size);
-    CHECK(fits);
-    buf_deinit(&out);
-}
-
-/* Its bytes lie in the client until the next one. false: the connection has ended. */
-static MAY_YIELD bool
-take_reply(struct rig_client *client, struct native_reply *reply)
-{
-    struct native_header header;
-    struct bytes body;
-    size_t consumed = 0, wanted;
-    buf_consume(&client->in, client->taken);
-    client->taken = 0;
-    status st;
-    while (status_is(
-        st = native_frame_decode(buf_bytes(&client->in), &header, &body, &consumed, &wanted),
-        ST_INCOMPLETE)) {
-        if (client->conn == NULL) return false;
-        (void)!ok(fiber_queue_wait(&client->queue, FIBER_FOREVER));
+    for (u64 seed = 1; seed <= SEED_COUNT; seed++) {
+        struct rig rig = {.shard_count = 2,
+                          .node_count = NODES,
+                          .configure = configure,
+                          .story = story,
+                          .arg = arg};
+        sim_options_default(&rig.options, seed);
+        rig_run(&rig);
     }
-    CHECK(ok(st));
-    client->taken = consumed;
-    st = native_reply_decode(&header, body, reply);
-    CHECK(ok(st));
-    return true;
-}
-
-/* One that is answered. */
-static MAY_YIELD struct native_reply
-native_call(struct rig_client *client, struct native_request *request)
-{
-    struct native_reply reply;
-    send_request(client, request);
-    bool answered = take_reply(client, &reply);
-    CHECK(answered);
-    return reply;
 }
 
 /* To a shard of the node, with HELLO. */
@@ -94,7 +61,7 @@ greet(struct rig *rig, u32 node, u32 shard, struct rig_client *client)
                                                  .version_max = NATIVE_VERSION,
                                                  .features = NATIVE_FEATURE_TOPOLOGY}};
         rig_connect_to(rig, node, client);
-        struct native_reply reply = native_call(client, &hello);
+        struct native_reply reply = rig_native_call(client, &hello);
         CHECK(reply.header.status == NATIVE_ST_OK);
         if (reply.hello.shard == shard) return;
         rig_disconnect(client);
@@ -116,7 +83,7 @@ static MAY_YIELD u32
 put(struct rig_client *client, u64 id, u32 age_ms, const char *key, const char *value)
 {
     struct native_request request = put_of(id, age_ms, key, value);
-    return native_call(client, &request).header.status;
+    return rig_native_call(client, &request).header.status;
 }
 
 static MAY_YIELD void
@@ -126,7 +93,7 @@ expect_node_has(struct rig *rig, u32 node, const char *key, const char *value)
     struct native_request request = {.header.opcode = NATIVE_GET,
                                      .get.key = BYTES(key, strlen(key))};
     greet(rig, node, 0, &client);
-    struct native_reply reply = native_call(&client, &request);
+    struct native_reply reply = rig_native_call(&client, &request);
     CHECK(reply.header.status == NATIVE_ST_OK);
     if (!bytes_equal(reply.get.value, BYTES(value, strlen(value))))
         fprintf(stderr, "n%u has %.*s, not %s\n", node + 1, (int)reply.get.value.size,
@@ -180,7 +147,7 @@ late_story(struct rig *rig)
     struct native_request request = put_of(2, 0, key, "old");
     stand_still(rig, 0, 1);
     if (place == IN_SOCKET) stand_still(rig, 0, 0);
-    send_request(&first, &request);
+    rig_native_send(&first, &request);
     fiber_sleep_ns(50 * NS_PER_MS);
     stand_still(rig, 0, 0);
 
@@ -194,7 +161,7 @@ late_story(struct rig *rig)
 
     /* Who is still there is told that nothing was done, and goes on over another connection. */
     struct native_reply reply;
-    bool answered = take_reply(&first, &reply);
+    bool answered = rig_native_reply(&first, &reply);
     if (place == IN_SOCKET)
         CHECK(answered && reply.header.status == NATIVE_ST_CLOSING);
     else if (place == IN_MAIL)
@@ -211,15 +178,7 @@ late_story(struct rig *rig)
 static void
 run_late(enum place place)
 {
-    for (u64 seed = 1; seed <= SEED_COUNT; seed++) {
-        struct rig rig = {.shard_count = 2,
-                          .node_count = NODES,
-                          .configure = configure,
-                          .story = late_story,
-                          .arg = &place};
-        sim_options_default(&rig.options, seed);
-        rig_run(&rig);
-    }
+    run_seeds(late_story, &place);
 }
 
 static void
@@ -249,7 +208,7 @@ put_if_absent(struct rig_client *client, u64 id, u32 age_ms, const char *key, u1
 {
     struct native_request request = put_of(id, age_ms, key, "once");
     request.op.condition = NATIVE_IF_ABSENT;
-    struct native_reply reply = native_call(client, &request);
+    struct native_reply reply = rig_native_call(client, &request);
     *flags = reply.header.flags;
     return reply.header.status;
 }
@@ -293,15 +252,7 @@ again_story(struct rig *rig)
 static void
 run_again(enum change change)
 {
-    for (u64 seed = 1; seed <= SEED_COUNT; seed++) {
-        struct rig rig = {.shard_count = 2,
-                          .node_count = NODES,
-                          .configure = configure,
-                          .story = again_story,
-                          .arg = &change};
-        sim_options_default(&rig.options, seed);
-        rig_run(&rig);
-    }
+    run_seeds(again_story, &change);
 }
 
 static void
