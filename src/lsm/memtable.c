@@ -12,10 +12,8 @@
  * long run of one token (a hash tag) only makes its tree higher. The order inside a node is that of
  * (token, key): tokens lie side by side and decide nearly always; only a tie looks at the key.
  *
- * Memory comes from the budget in chunks, records and nodes apart: a small one first, then, in a
- * large memtable, huge pages, if possible those of a memtable before it. Nearly all of what filling
- * a memtable costs is the first touch of its memory otherwise. memtable_fits takes the chunks that
- * the worst case needs, so that the inserts that follow cannot fail:
+ * Records and nodes have memory apart (memtable_memory.h). memtable_fits takes the chunks that the
+ * worst case needs, so that the inserts that follow cannot fail:
  *
  *   Nodes for n inserts. A leaf splits only when it is full. Those that are full now cannot be more
  *   than there are leaves (or n); a leaf made by a split takes half of its elements more before it
@@ -36,22 +34,17 @@
 #include "base/fault.h"
 #include "base/limits.h"
 
-#define LEAF_ELEMENTS   63u
-#define INNER_ELEMENTS  42u
-#define SMALL_ELEMENTS  4u /* of either, in some runs of the simulator */
-#define HEIGHT_MAX      16u
-#define SLOTS_MAX       4096u
-#define CHUNK_BYTES_MIN KIB(16)
-#define CHUNK_BYTES_MAX MIB(1)
-/* Neither a large part of the memtable nor one that few requests leave half empty. */
-#define PAGES_CAPACITY    (8 * MEM_PAGE_BYTES)
-#define PAGES_REQUEST_MAX (MEM_PAGE_BYTES / 8)
-#define BYTES_PER_SLOT    KIB(64)
-#define RECORD_ALIGNMENT  8u
-#define CACHE_LINE_BYTES  64u
-#define PREFETCH_LINES    9u /* the head and the tokens of a node */
-#define RECORD_LINES      3u /* of a record: the head, the key, a small value */
-#define CURSOR_AHEAD      4u /* records that a cursor asks for before it comes to them */
+#define LEAF_ELEMENTS    63u
+#define INNER_ELEMENTS   42u
+#define SMALL_ELEMENTS   4u /* of either, in some runs of the simulator */
+#define HEIGHT_MAX       16u
+#define SLOTS_MAX        4096u
+#define BYTES_PER_SLOT   KIB(64)
+#define RECORD_ALIGNMENT 8u
+#define CACHE_LINE_BYTES 64u
+#define PREFETCH_LINES   9u /* the head and the tokens of a node */
+#define RECORD_LINES     3u /* of a record: the head, the key, a small value */
+#define CURSOR_AHEAD     4u /* records that a cursor asks for before it comes to them */
 
 struct record {
     struct record *older; /* next lower version of the key, or NULL */
@@ -86,49 +79,16 @@ static_assert(sizeof(struct leaf) == 1024, "leaves and inner nodes share one siz
 static_assert(sizeof(struct inner) == 1024, "leaves and inner nodes share one size");
 #define NODE_BYTES 1024u
 
-/* Data follow at CHUNK_HEAD_BYTES, so that nodes lie in whole cache lines. */
-struct chunk {
-    struct chunk *next;
-    size_t size;
-    bool pages; /* from mem_alloc_pages */
-};
-#define CHUNK_HEAD_BYTES CACHE_LINE_BYTES
-static_assert(sizeof(struct chunk) <= CHUNK_HEAD_BYTES, "the head");
-static_assert(MEM_PAGE_BYTES % CACHE_LINE_BYTES == 0, "large pages begin with a line");
-
-/* One that waits for its next use. */
-struct memtable_page {
-    struct memtable_page *next;
-};
-#define PAGES_TRIM_SHARE 8u
-
-/* What is free at the end of a chunk. */
-struct room {
-    u8 *at;
-    size_t left;
-};
-
-/* Bump allocation out of chunks. */
-struct pool {
-    struct chunk *chunks;
-    struct room open;  /* what is being used up */
-    struct room spare; /* the largest that was left for something that did not fit */
-};
-
 struct memtable {
-    struct budget *budget;
-    struct memtable_pages *pages; /* NULL: none are left to others */
+    struct memtable_memory memory;
     u64 token_first, token_last;
-    u64 capacity_bytes;
-    u32 chunk_bytes;
     u32 ref_count;
     u32 leaf_max, inner_max; /* elements of a node that is full */
     u32 slot_shift;          /* (token - token_first) >> slot_shift is the slot */
     u32 slot_count;
     struct node **slots;
-    struct pool records, nodes;
-    u64 memory_bytes; /* of chunks, slots and this struct */
-    u64 generation;   /* bumped when an element is added: cursors then look for their place anew */
+    struct memtable_pool records, nodes;
+    u64 generation; /* bumped when an element is added: cursors then look for their place anew */
     u64 leaf_count, inner_count, slots_used;
     u64 entry_count, seq_min, seq_max, version_max;
     u64 covered_count, covered_seq; /* of the entries, those that memtable_cover met; up to here */
@@ -137,133 +97,10 @@ struct memtable {
 /* ---- memory ---- */
 
 void
-memtable_pages_init(struct memtable_pages *pages, struct budget *budget)
-{
-    *pages = (struct memtable_pages){.budget = budget};
-}
-
-void
 memtable_pages_use(struct memtable *memtable, struct memtable_pages *pages)
 {
-    CHECK(memtable->budget == pages->budget);
-    memtable->pages = pages;
-}
-
-static void *
-page_take(struct memtable_pages *pages)
-{
-    struct memtable_page *page = pages->first;
-    pages->first = page->next;
-    pages->count--;
-    pages->count_least = MIN(pages->count_least, pages->count);
-    return page;
-}
-
-static void
-page_leave(struct memtable_pages *pages, void *block)
-{
-    struct memtable_page *page = block;
-    page->next = pages->first;
-    pages->first = page;
-    pages->count++;
-}
-
-void
-memtable_pages_trim(struct memtable_pages *pages)
-{
-    u32 surplus = (pages->count_least + PAGES_TRIM_SHARE - 1) / PAGES_TRIM_SHARE;
-    for (; surplus > 0; surplus--)
-        mem_free_pages(pages->budget, page_take(pages), MEM_PAGE_BYTES);
-    pages->count_least = pages->count;
-}
-
-void
-memtable_pages_drop(struct memtable_pages *pages)
-{
-    while (pages->count > 0)
-        mem_free_pages(pages->budget, page_take(pages), MEM_PAGE_BYTES);
-}
-
-static struct chunk *
-chunk_alloc(struct memtable *memtable, size_t bytes, bool pages)
-{
-    struct memtable_pages *left = memtable->pages;
-    bool any = left != NULL && left->count > 0;
-    if (pages) return any ? page_take(left) : mem_alloc_pages(memtable->budget, bytes);
-    struct chunk *chunk = mem_alloc_aligned(memtable->budget, bytes, CACHE_LINE_BYTES);
-    if (chunk != NULL || !any) return chunk;
-    memtable_pages_drop(left); /* they may be what is missing */
-    return mem_alloc_aligned(memtable->budget, bytes, CACHE_LINE_BYTES);
-}
-
-static void
-chunk_free(struct memtable *memtable, struct chunk *chunk)
-{
-    if (!chunk->pages)
-        mem_free(memtable->budget, chunk, chunk->size);
-    else if (memtable->pages != NULL)
-        page_leave(memtable->pages, chunk);
-    else
-        mem_free_pages(memtable->budget, chunk, chunk->size);
-}
-
-/* pages: bytes is that of one large page. */
-static bool
-pool_grow(struct memtable *memtable, struct pool *pool, size_t bytes, bool pages)
-{
-    if (bytes > memtable->capacity_bytes ||
-        memtable->memory_bytes > memtable->capacity_bytes - bytes)
-        return MARKED("lsm.memtable.at_capacity", false);
-    struct chunk *chunk = chunk_alloc(memtable, bytes, pages);
-    if (chunk == NULL) return MARKED("lsm.memtable.chunk_no_memory", false);
-    *chunk = (struct chunk){.next = pool->chunks, .size = bytes, .pages = pages};
-    pool->chunks = chunk;
-    if (pool->open.left > pool->spare.left) pool->spare = pool->open;
-    pool->open =
-        (struct room){.at = (u8 *)chunk + CHUNK_HEAD_BYTES, .left = bytes - CHUNK_HEAD_BYTES};
-    memtable->memory_bytes += bytes;
-    return true;
-}
-
-/* Makes size bytes available in one piece: the largest chunk first, then just what is needed. */
-static bool
-pool_reserve(struct memtable *memtable, struct pool *pool, size_t size)
-{
-    if (size <= pool->open.left) return true;
-    if (size <= pool->spare.left) {
-        struct room open = pool->open;
-        pool->open = pool->spare;
-        pool->spare = open;
-        return true;
-    }
-    size_t bytes = CHUNK_HEAD_BYTES + size;
-    bool pages = pool->chunks != NULL && memtable->capacity_bytes >= PAGES_CAPACITY;
-    if (pages && bytes <= PAGES_REQUEST_MAX && pool_grow(memtable, pool, MEM_PAGE_BYTES, true))
-        return true;
-    if (bytes <= memtable->chunk_bytes / 2 &&
-        pool_grow(memtable, pool, memtable->chunk_bytes, false))
-        return true;
-    return pool_grow(memtable, pool, bytes, false);
-}
-
-static void *
-pool_alloc(struct pool *pool, size_t size)
-{
-    CHECK(size <= pool->open.left);
-    void *p = pool->open.at;
-    pool->open.at += size;
-    pool->open.left -= size;
-    return p;
-}
-
-static void
-pool_free(struct memtable *memtable, struct pool *pool)
-{
-    while (pool->chunks != NULL) {
-        struct chunk *chunk = pool->chunks;
-        pool->chunks = chunk->next;
-        chunk_free(memtable, chunk);
-    }
+    CHECK(memtable->memory.budget == pages->budget);
+    memtable->memory.pages = pages;
 }
 
 static size_t
@@ -287,11 +124,9 @@ memtable_new(struct budget *budget, u64 token_first, u64 token_last, u64 capacit
     while (shift < 63 && span >> shift >= slots)
         shift++;
     *memtable = (struct memtable){
-        .budget = budget,
+        .memory = memtable_memory_of(budget, capacity_bytes),
         .token_first = token_first,
         .token_last = token_last,
-        .capacity_bytes = capacity_bytes,
-        .chunk_bytes = (u32)CLAMP(capacity_bytes / 16, CHUNK_BYTES_MIN, CHUNK_BYTES_MAX),
         .ref_count = 1,
         .leaf_max = small ? SMALL_ELEMENTS : LEAF_ELEMENTS,
         .inner_max = small ? SMALL_ELEMENTS : INNER_ELEMENTS,
@@ -305,7 +140,7 @@ memtable_new(struct budget *budget, u64 token_first, u64 token_last, u64 capacit
         mem_free(budget, memtable, sizeof(*memtable));
         return NULL;
     }
-    memtable->memory_bytes = sizeof(*memtable) + memtable->slot_count * sizeof(struct node *);
+    memtable->memory.used_bytes = sizeof(*memtable) + memtable->slot_count * sizeof(struct node *);
     return memtable;
 }
 
@@ -321,10 +156,11 @@ memtable_unref(struct memtable *memtable)
     if (memtable == NULL) return;
     CHECK(memtable->ref_count > 0);
     if (--memtable->ref_count > 0) return;
-    pool_free(memtable, &memtable->records);
-    pool_free(memtable, &memtable->nodes);
-    mem_free(memtable->budget, memtable->slots, memtable->slot_count * sizeof(struct node *));
-    mem_free(memtable->budget, memtable, sizeof(*memtable));
+    memtable_pool_free(&memtable->records, &memtable->memory);
+    memtable_pool_free(&memtable->nodes, &memtable->memory);
+    struct budget *budget = memtable->memory.budget;
+    mem_free(budget, memtable->slots, memtable->slot_count * sizeof(struct node *));
+    mem_free(budget, memtable, sizeof(*memtable));
 }
 
 static u64
@@ -343,10 +179,10 @@ bool
 memtable_fits(struct memtable *memtable, u64 bytes, u32 count)
 {
     u64 records = bytes + (u64)count * (sizeof(struct record) + RECORD_ALIGNMENT - 1);
-    /* A node's memory is one piece with its like: pool_reserve hands out whole nodes. */
-    return pool_reserve(memtable, &memtable->records, (size_t)records) &&
-           pool_reserve(memtable, &memtable->nodes,
-                        (size_t)(nodes_worst(memtable, count) * NODE_BYTES));
+    /* A node's memory is one piece with its like: memtable_pool_reserve hands out whole nodes. */
+    return memtable_pool_reserve(&memtable->records, &memtable->memory, (size_t)records) &&
+           memtable_pool_reserve(&memtable->nodes, &memtable->memory,
+                                 (size_t)(nodes_worst(memtable, count) * NODE_BYTES));
 }
 
 /* ---- searching ---- */
@@ -535,8 +371,8 @@ node_alloc(struct memtable *memtable)
 {
     /* Nothing is left to reserve here after memtable_fits. */
     if (memtable->nodes.open.left < NODE_BYTES)
-        CHECK(pool_reserve(memtable, &memtable->nodes, NODE_BYTES));
-    return pool_alloc(&memtable->nodes, NODE_BYTES);
+        CHECK(memtable_pool_reserve(&memtable->nodes, &memtable->memory, NODE_BYTES));
+    return memtable_pool_alloc(&memtable->nodes, NODE_BYTES);
 }
 
 static struct leaf *
@@ -730,8 +566,9 @@ memtable_insert_near(struct memtable *memtable, const struct entry *entry, bool 
     }
 
     size_t size = record_bytes(entry->key.size, entry->value.size);
-    if (memtable->records.open.left < size) CHECK(pool_reserve(memtable, &memtable->records, size));
-    struct record *record = pool_alloc(&memtable->records, size);
+    if (memtable->records.open.left < size)
+        CHECK(memtable_pool_reserve(&memtable->records, &memtable->memory, size));
+    struct record *record = memtable_pool_alloc(&memtable->records, size);
     *record = (struct record){
         .older = place != NULL && keep_older ? *place : NULL,
         .token = entry->token,
@@ -915,7 +752,7 @@ memtable_cursor_open(struct memtable *memtable, struct budget *budget)
 u64
 memtable_used_bytes(const struct memtable *memtable)
 {
-    return memtable->memory_bytes;
+    return memtable->memory.used_bytes;
 }
 
 u64

@@ -13,6 +13,7 @@
 
 #include "base/mem.h"
 #include "lsm/entry.h"
+#include "lsm/memtable_memory.h"
 
 struct memtable;
 struct leaf; /* of a memtable */
@@ -25,23 +26,8 @@ MUST_CHECK struct memtable *memtable_new(struct budget *budget, u64 token_first,
 void memtable_ref(struct memtable *memtable);
 void memtable_unref(struct memtable *memtable);
 
-/* Large pages that a memtable leaves to the next of its store: those can be filled without asking
- * the machine for memory that nobody has touched lately. They stay taken from the budget until
- * then. */
-struct memtable_page;
-struct memtable_pages {
-    struct budget *budget; /* that of the memtables */
-    struct memtable_page *first;
-    u32 count;
-    u32 count_least; /* since the last trim */
-};
-void memtable_pages_init(struct memtable_pages *pages, struct budget *budget);
 /* Right after memtable_new. pages must outlive the memtable. */
 void memtable_pages_use(struct memtable *memtable, struct memtable_pages *pages);
-/* Gives back a part of those that were there, unused, since the last call. */
-void memtable_pages_trim(struct memtable_pages *pages);
-/* Gives back all. */
-void memtable_pages_drop(struct memtable_pages *pages);
 
 /* Makes room for entries of these sizes (key and value bytes in all, and their count), so that
  * inserting them cannot fail; false when capacity or budget do not allow it. */
