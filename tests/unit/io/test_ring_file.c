@@ -702,6 +702,62 @@ what_the_cache_takes_is_done_at_once_and_bounded(void **state)
     ring_run_main(1, main_cached, NULL);
 }
 
+/* ---- no descriptor left ---- */
+
+static void
+descriptors_leave(const struct rlimit *before, u32 count)
+{
+    int lowest = open("/dev/null", O_RDONLY | O_CLOEXEC);
+    EXPECT(lowest >= 0 && close(lowest) == 0);
+    struct rlimit limit = {.rlim_cur = (rlim_t)lowest + count, .rlim_max = before->rlim_max};
+    EXPECT(setrlimit(RLIMIT_NOFILE, &limit) == 0);
+}
+
+static status
+main_without_descriptors(void *arg)
+{
+    const struct rlimit *before = arg;
+    struct io_file *file;
+    EXPECT(ok(io_file_open(path_of("few"), IO_OPEN_WRITE | IO_OPEN_CREATE, &file)));
+    EXPECT(ok(io_file_fill(file, 2 * BLOCK)));
+    u8 *out = block_new(BLOCK, 3), *in = block_new(BLOCK, 4);
+    descriptors_leave(before, 0);
+    EXPECT(!ok(io_dir_lock(root)));
+    struct io_file *another;
+    EXPECT(!ok(io_file_open(path_of("another"), IO_OPEN_WRITE | IO_OPEN_CREATE, &another)));
+    for (u32 i = 0; i < 2; i++) { /* and it is not tried again */
+        struct cached cached = {.op.done = cached_done};
+        io_file_write_cached_start(file, &cached.op, IO_CLASS_LOG, out, BLOCK, i * BLOCK);
+        while (!cached.done)
+            fiber_yield();
+        EXPECT(ok(cached.op.result));
+        EXPECT(file->cached.dirty_bytes == 0 && (!file->direct || file->cached.refused));
+        EXPECT(setrlimit(RLIMIT_NOFILE, before) == 0);
+    }
+    descriptors_leave(before, 1); /* for the directory, and none for the lock in it */
+    EXPECT(!ok(io_dir_lock(root)));
+    EXPECT(setrlimit(RLIMIT_NOFILE, before) == 0);
+    EXPECT(ok(io_dir_lock(root))); /* nothing of the attempts is left */
+    io_dir_unlock(root);
+    for (u32 i = 0; i < 2; i++) {
+        EXPECT(ok(io_file_read(file, IO_CLASS_READ, in, BLOCK, i * BLOCK)));
+        EXPECT(memcmp(in, out, BLOCK) == 0);
+    }
+    io_file_close(file);
+    mem_free(io_budget(), out, BLOCK);
+    mem_free(io_budget(), in, BLOCK);
+    EXPECT(ok(io_file_unlink(path_of("few"))));
+    return ST_OK;
+}
+
+static void
+without_a_descriptor_the_cache_is_done_without_and_a_lock_is_refused(void **state)
+{
+    struct rlimit before;
+    assert_int_equal(getrlimit(RLIMIT_NOFILE, &before), 0);
+    ring_run_main(1, main_without_descriptors, &before);
+}
+
 static int
 setup(void **state)
 {
@@ -733,6 +789,7 @@ main(void)
         cmocka_unit_test(names_are_made_moved_listed_and_removed),
         cmocka_unit_test(files_in_memory_behave_alike),
         cmocka_unit_test(what_the_cache_takes_is_done_at_once_and_bounded),
+        cmocka_unit_test(without_a_descriptor_the_cache_is_done_without_and_a_lock_is_refused),
         cmocka_unit_test(what_is_not_there_is_told_and_what_is_left_open_is_closed),
         cmocka_unit_test(a_directory_belongs_to_one_node_at_a_time),
         cmocka_unit_test(writes_inside_the_filled_range_never_go_to_a_worker),
