@@ -42,6 +42,7 @@ cached_open(struct io_file *file)
     cached->fd = open(path, O_RDWR | O_CLOEXEC);
     if (cached->fd >= 0) return true;
     cached->refused = true;
+    MARK("io.ring_cached.not_opened");
     log_warning("io", "log is written directly, not through the cache path=%s error=%s", file->path,
                 strerror(errno));
     return false;

@@ -318,10 +318,27 @@ op_advance(struct io_op *op, u32 moved)
 {
     u32 before = op->transferred;
     op->transferred += moved;
-    if (op->transferred < op->size && op->file->direct)
+    if (op->transferred < op->size && op->file->direct) {
+        if (moved % IO_ALIGNMENT != 0) MARK("io.ring_file.block_again");
         op->transferred = (u32)align_down(op->transferred, IO_ALIGNMENT);
+    }
     if (op->transferred < op->size && op->transferred > before) MARK("io.ring_file.part");
     return op->transferred > before;
+}
+
+/* Half of what was moved: up to the end of a block, or its first byte more, or its last one less.
+ */
+static i32
+stopped_short(const struct io_op *op, i32 moved)
+{
+    static const u32 beyond[] = {0, 1, IO_ALIGNMENT - 1};
+    u32 blocks = MAX(1u, (u32)moved / 2 / (u32)IO_ALIGNMENT);
+    u32 which = op->transferred / (u32)IO_ALIGNMENT % ARRAY_COUNT(beyond);
+    u32 stop = MIN((u32)moved, blocks * (u32)IO_ALIGNMENT + beyond[which]);
+    /* What was read beyond must not be there already when it is asked for again. */
+    if (op->kind == OP_READ)
+        memset((u8 *)op->buffer + op->transferred + stop, 0xA5, (u32)moved - stop);
+    return (i32)stop;
 }
 
 void
@@ -336,7 +353,7 @@ ring_file_complete(struct ring_shard *shard, struct io_op *op, i32 result)
         return;
     }
     if (result > (i32)IO_ALIGNMENT && BUGGIFY("io.ring_file.stopped_short"))
-        result = (i32)MAX(IO_ALIGNMENT, (u32)result / 2 + 1);
+        result = stopped_short(op, result);
     if (result < 0) {
         op_finish(op, op_error(op, -result));
         return;

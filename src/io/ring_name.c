@@ -312,7 +312,7 @@ dir_lock_try(struct io_node *node, const char *path)
     }
     int dir = open(real, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (dir < 0) {
-        st = ring_errno_status(errno);
+        st = MARKED("io.ring_name.lock_dir_not_opened", ring_errno_status(errno));
         goto out;
     }
     fd = openat(dir, LOCK_FILE_NAME, O_RDWR | O_CREAT | O_CLOEXEC, 0640);

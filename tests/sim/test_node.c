@@ -907,6 +907,62 @@ a_flush_is_done_or_refused_whatever_allocation_is_refused(void **state)
     assert_true(refusal.done > 0 && refusal.refused > 0 && refusal.closed > 0);
 }
 
+/* ---- EXEC, when there is no memory to put its reply aside ---- */
+
+#define ASIDE_LONG LIMIT_VALUE_BYTES
+#define ASIDE_MOST 8u
+
+struct aside {
+    u32 gets; /* long values in the reply */
+    u32 done, refused, closed;
+};
+
+/* A reply of more than half of the memory for output is put aside, behind the writes, which takes
+ * as much memory again. */
+static MAY_YIELD void
+aside_story(struct rig *rig)
+{
+    struct aside *aside = rig->arg;
+    struct rig_client client, judge;
+    char length[32];
+    rig_connect(rig, &client);
+    CHECK(buf_reserve(&client.in, (ASIDE_MOST + 1) * ASIDE_LONG));
+    snprintf(length, sizeof(length), ":%u\r\n", ASIDE_LONG);
+    CHECK(rig_is(rig_call(&client, "SETRANGE {k}long %u x", ASIDE_LONG - 1), length));
+    CHECK(rig_is(rig_call(&client, "MULTI"), "+OK\r\n"));
+    CHECK(rig_is(rig_call(&client, "SET {k}key v"), "+QUEUED\r\n"));
+    for (u32 i = 0; i < aside->gets; i++)
+        CHECK(rig_is(rig_call(&client, "GET {k}long"), "+QUEUED\r\n"));
+    struct bytes reply = rig_call(&client, "EXEC");
+    rig_connect(rig, &judge);
+    bool there = rig_is(rig_call(&judge, "EXISTS {k}key"), ":1\r\n");
+    if (reply.size == 0) {
+        CHECK(there); /* allowed either way; but that it is there is what this test is about */
+        aside->closed++;
+    } else if (reply.data[0] == '*') {
+        CHECK(there && reply.size > aside->gets * ASIDE_LONG);
+        aside->done++;
+    } else {
+        CHECK(reply.data[0] == '-' && !there);
+        aside->refused++;
+    }
+    rig_disconnect(&judge);
+    rig_disconnect(&client);
+}
+
+static void
+a_transaction_that_has_written_is_not_refused_for_want_of_room_for_its_reply(void **state)
+{
+    (void)state;
+    struct aside aside = {0};
+    for (aside.gets = 1; aside.gets <= ASIDE_MOST; aside.gets++) {
+        struct rig rig = {.shard_count = 1, .story = aside_story, .arg = &aside};
+        sim_options_default(&rig.options, 7);
+        rig_run(&rig);
+    }
+    assert_true(aside.done > 0 && aside.refused > 0 && aside.closed > 0);
+}
+
 /* ---- a write behind several reads that wait ---- */
 
 /* Both reads go to the disk on a fiber each, and the later one may end first: the write behind them
@@ -1473,6 +1529,8 @@ main(int argc, char **argv)
         cmocka_unit_test(replies_stay_in_step_whatever_allocation_is_refused),
         cmocka_unit_test(plain_requests_are_done_and_counted_once_whatever_allocation_is_refused),
         cmocka_unit_test(a_flush_is_done_or_refused_whatever_allocation_is_refused),
+        cmocka_unit_test(
+            a_transaction_that_has_written_is_not_refused_for_want_of_room_for_its_reply),
         cmocka_unit_test(a_write_waits_for_every_earlier_read_of_its_key),
         cmocka_unit_test(a_pipeline_of_far_keys_answers_as_one_by_one),
         cmocka_unit_test(who_finds_no_memory_waits_while_others_have_some),

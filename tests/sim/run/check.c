@@ -7,6 +7,7 @@
  *                    resurrected or half done write, a wrong answer
  *   scan_missed, scan_found_absent, scan_twice, scan_foreign, count
  *   watch_aborted    EXEC says that a key has changed which nobody touched
+ *   watch_missed     EXEC was done though its watched key had changed, be it that it came and went
  */
 #include "client.h"
 #include "damage.h"
@@ -147,6 +148,18 @@ op_effects(const struct model_op *op, u32 key, bool *makes, bool *takes)
         step_effects(&op->steps[i], key, makes, takes);
 }
 
+/* That it has changed a key for sure: written or removed it, by itself, and said so. */
+static bool
+op_changed_surely(const struct model_op *op, u32 key)
+{
+    bool makes, takes;
+    op_effects(op, key, &makes, &takes);
+    if (op->step_count != 1 || op->all == MODEL_ALL_UNDONE || (!makes && !takes)) return false;
+    const struct model_step *step = &op->steps[0];
+    return (step->kind == MODEL_PUT || step->kind == MODEL_DELETE) &&
+           (step->known & MODEL_KNOWS_NUMBER) && step->result_number == 1;
+}
+
 static void
 op_presence_end(const struct model_op *op, bool answered)
 {
@@ -167,6 +180,8 @@ op_presence_end(const struct model_op *op, bool answered)
         struct key *key = key_of(op, k);
         presence_end(&key->presence, makes, takes, effect, op->invoked, run->position);
         if (makes || takes) key->changed = run->position;
+        if (answered && op_changed_surely(op, k))
+            key->changed_surely = MAX(key->changed_surely, op->invoked);
     }
 }
 
@@ -618,6 +633,28 @@ check_count_bounds(u16 keyspace, u64 since, u64 *least, u64 *most)
         *least += presence_surely_there(&key->presence, since);
         *most += !presence_surely_absent(&key->presence, since);
     }
+}
+
+void
+check_watch_sent(struct client *client, struct request *request)
+{
+    const struct model_op *op = request->ops[0];
+    if (op->steps[0].kind != MODEL_EXPECT) return;
+    request->stale = key_of(op, op->steps[0].key)->changed_surely > client->watching;
+    run->stats.execs_stale += request->stale;
+}
+
+void
+check_watch_done(struct client *client, struct request *request)
+{
+    if (!request->stale) return;
+    const struct model_op *op = request->ops[0];
+    const struct key *key = key_of(op, op->steps[0].key);
+    violated("watch_missed",
+             "client %u: EXEC %llu was done, though key %u of object %u, which is watched since "
+             "%llu, was changed by an operation that began at %llu and was answered before EXEC",
+             client->id, (unsigned long long)op->number, op->steps[0].key, op->object,
+             (unsigned long long)client->watching, (unsigned long long)key->changed_surely);
 }
 
 void

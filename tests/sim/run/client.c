@@ -176,6 +176,7 @@ request_send(struct client *client, struct request *request)
     check_log(client, request, "asks");
     check_begin(request);
     if (request->kind == REQUEST_WATCH) client->watched = request->begun;
+    if (request->kind == REQUEST_EXEC) check_watch_sent(client, request);
     list_push_back(&client->pending, &request->link);
     client->pending_count++;
     return !client->broken && client_flush_out(client);

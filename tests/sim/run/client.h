@@ -39,6 +39,7 @@ struct request {
     u64 sent_ns;
     u32 preludes; /* answers that come before the one that counts: MULTI, QUEUED */
     bool spoiled; /* one of them was an error */
+    bool stale;   /* EXEC: when it was sent, its watched key had surely changed */
     u64 count_least, count_most;
     /* native */
     u64 id;
@@ -110,7 +111,8 @@ struct client {
     struct key *swap_key;
     u32 swap_value;
     u64 swap_version;
-    u64 watched; /* position of WATCH; 0: none */
+    u64 watched;  /* position of WATCH; 0: none */
+    u64 watching; /* position of its answer */
 };
 
 void client_main(void *arg); /* of fibers */
@@ -167,7 +169,11 @@ void check_scan_found(struct client *client, struct bytes key);
 /* Behind check_scan_begin. */
 void check_instant_begin(struct client *client);
 void check_instant_end(struct client *client);
+/* Of an EXEC that expects: when it is sent, and when it tells that a key has changed, or that it
+ * was done. */
+void check_watch_sent(struct client *client, struct request *request);
 void check_watch_aborted(struct client *client, struct request *request);
+void check_watch_done(struct client *client, struct request *request);
 /* Keys of a keyspace that were surely there, and that may have been, since a position. */
 void check_count_bounds(u16 keyspace, u64 since, u64 *least, u64 *most);
 

@@ -465,6 +465,7 @@ exec_read(struct client *client, struct request *request)
         return REFUSED;
     }
     if (elements[0].kind != RESP_REPLY_ARRAY) return WRONG;
+    check_watch_done(client, request);
     run->stats.execs++;
     u32 at = 1;
     for (u32 i = 0; i < op->step_count; i++) {
@@ -590,6 +591,7 @@ reply_read(struct client *client, struct request *request)
     case REQUEST_WATCH:
         if (first->kind == RESP_REPLY_ERROR) return error_verdict(first);
         client->swap = SWAP_WATCHED;
+        client->watching = run->position + 1; /* check_end */
         return ANSWERED;
     case REQUEST_OTHER:
         return ANSWERED;

@@ -312,6 +312,7 @@ static const char *const stat_names[] = {
     "snapshots",
     "execs",
     "execs_aborted",
+    "execs_stale",
     "hostile",
     "flushes",
     "compactions",

@@ -110,6 +110,8 @@ struct key {
     u64 token;
     struct presence presence;
     u64 changed; /* position: when the last operation that may have changed it ended */
+    /* Position: when the last one began of which it is known that it has changed it. */
+    u64 changed_surely;
 };
 
 struct object {
@@ -134,7 +136,8 @@ struct key *key_find(u16 keyspace, struct bytes name);
 struct run_stats {
     u64 requests, answers, refusals, unknown, connections, connects_failed, resends, replays;
     u64 starts, starts_failed, power_cuts, kills, stops, resizes, recoveries_cut;
-    u64 scans, scanned_keys, snapshots, execs, execs_aborted, hostile, flushes, compactions;
+    u64 scans, scanned_keys, snapshots, execs, execs_aborted, execs_stale, hostile, flushes,
+        compactions;
     u64 virtual_ns, events;
     u64 refusals_unharmed; /* of what no damage is near */
     /* Of power_cuts and kills, at an event and not at a request to the disk; of recoveries_cut,

@@ -112,11 +112,22 @@ what_was_written_is_read_back(void **state)
 
 #define LARGE_BYTES (3u * LIMIT_IO_BYTES + 5 * BLOCK)
 
+/* As on a file system without direct I/O, where a transfer goes on in the middle of a block. */
+static void
+make_buffered(struct io_file *file)
+{
+    int flags = fcntl(file->fd, F_GETFL);
+    EXPECT(flags >= 0 && fcntl(file->fd, F_SETFL, flags & ~O_DIRECT) == 0);
+    file->direct = false;
+}
+
+/* arg: not NULL: buffered. */
 static status
 main_large(void *arg)
 {
     struct io_file *file;
     EXPECT(ok(io_file_open(path_of("large"), IO_OPEN_WRITE | IO_OPEN_CREATE, &file)));
+    if (arg != NULL) make_buffered(file);
     u8 *out = block_new(LARGE_BYTES, 3);
     u8 *in = block_new(LARGE_BYTES, 4);
     EXPECT(ok(io_file_write(file, IO_CLASS_COMPACTION, out, LARGE_BYTES, 7 * BLOCK, true)));
@@ -124,6 +135,11 @@ main_large(void *arg)
     EXPECT(memcmp(in, out, LARGE_BYTES) == 0);
     /* A read that begins inside and ends outside. */
     EXPECT(status_is(io_file_read(file, IO_CLASS_READ, in, 8 * BLOCK, LARGE_BYTES), ST_END));
+    /* The same, of a file that ends within a block, and one that ends just there. */
+    EXPECT(ftruncate(file->fd, 5 * BLOCK + 904) == 0);
+    EXPECT(status_is(io_file_read(file, IO_CLASS_READ, in, 8 * BLOCK, 0), ST_END));
+    EXPECT(status_is(io_file_read(file, IO_CLASS_READ, in, BLOCK, 5 * BLOCK), ST_END));
+    EXPECT(ok(io_file_read(file, IO_CLASS_READ, in, 5 * BLOCK, 0)));
     io_file_close(file);
     mem_free(io_budget(), out, LARGE_BYTES);
     mem_free(io_budget(), in, LARGE_BYTES);
@@ -169,11 +185,18 @@ what_the_kernel_left_over_is_asked_for_again(void **state)
     signal(SIGXFSZ, SIG_DFL);
 }
 
+static bool large_is_direct;
+
 /* As main_large, with a kernel that stops short of what it was asked for, between two blocks and
  * within one, again and again. */
 static status
 main_stopped(void *arg)
 {
+    struct io_file *file;
+    EXPECT(ok(io_file_open(path_of("kind"), IO_OPEN_WRITE | IO_OPEN_CREATE, &file)));
+    large_is_direct = file->direct;
+    io_file_close(file);
+    EXPECT(ok(io_file_unlink(path_of("kind"))));
     fault_armed_set(true);
     status st = main_large(arg);
     fault_armed_set(false);
@@ -183,15 +206,28 @@ main_stopped(void *arg)
 static void
 transfers_that_stop_short_go_on_where_they_stopped(void **state)
 {
-    u64 before = fault_count("io.ring_file.stopped_short");
-    ring_run_main(1, main_stopped, NULL);
-    assert_true(fault_count("io.ring_file.stopped_short") > before + 10);
+    static bool buffered;
+    for (u32 i = 0; i < 2; i++) {
+        u64 stops = fault_count("io.ring_file.stopped_short");
+        u64 parts = fault_count("io.ring_file.part");
+        u64 again = fault_count("io.ring_file.block_again");
+        ring_run_main(1, main_stopped, i == 0 ? NULL : &buffered);
+        stops = fault_count("io.ring_file.stopped_short") - stops;
+        parts = fault_count("io.ring_file.part") - parts;
+        again = fault_count("io.ring_file.block_again") - again;
+        assert_true(stops > 10);
+        /* Of a direct file's transfers some stopped within a block, some between two. */
+        if (i == 0 && large_is_direct) assert_true(again > 3 && again + 3 < parts);
+        if (i == 1) assert_int_equal(again, 0);
+    }
 }
 
 static void
 a_large_request_is_cut_and_put_together(void **state)
 {
+    static bool buffered;
     ring_run_main(1, main_large, NULL);
+    ring_run_main(1, main_large, &buffered);
 }
 
 #define MANY 1000u
@@ -702,6 +738,62 @@ what_the_cache_takes_is_done_at_once_and_bounded(void **state)
     ring_run_main(1, main_cached, NULL);
 }
 
+/* ---- no descriptor left ---- */
+
+static void
+descriptors_leave(const struct rlimit *before, u32 count)
+{
+    int lowest = open("/dev/null", O_RDONLY | O_CLOEXEC);
+    EXPECT(lowest >= 0 && close(lowest) == 0);
+    struct rlimit limit = {.rlim_cur = (rlim_t)lowest + count, .rlim_max = before->rlim_max};
+    EXPECT(setrlimit(RLIMIT_NOFILE, &limit) == 0);
+}
+
+static status
+main_without_descriptors(void *arg)
+{
+    const struct rlimit *before = arg;
+    struct io_file *file;
+    EXPECT(ok(io_file_open(path_of("few"), IO_OPEN_WRITE | IO_OPEN_CREATE, &file)));
+    EXPECT(ok(io_file_fill(file, 2 * BLOCK)));
+    u8 *out = block_new(BLOCK, 3), *in = block_new(BLOCK, 4);
+    descriptors_leave(before, 0);
+    EXPECT(!ok(io_dir_lock(root)));
+    struct io_file *another;
+    EXPECT(!ok(io_file_open(path_of("another"), IO_OPEN_WRITE | IO_OPEN_CREATE, &another)));
+    for (u32 i = 0; i < 2; i++) { /* and it is not tried again */
+        struct cached cached = {.op.done = cached_done};
+        io_file_write_cached_start(file, &cached.op, IO_CLASS_LOG, out, BLOCK, i * BLOCK);
+        while (!cached.done)
+            fiber_yield();
+        EXPECT(ok(cached.op.result));
+        EXPECT(file->cached.dirty_bytes == 0 && (!file->direct || file->cached.refused));
+        EXPECT(setrlimit(RLIMIT_NOFILE, before) == 0);
+    }
+    descriptors_leave(before, 1); /* for the directory, and none for the lock in it */
+    EXPECT(!ok(io_dir_lock(root)));
+    EXPECT(setrlimit(RLIMIT_NOFILE, before) == 0);
+    EXPECT(ok(io_dir_lock(root))); /* nothing of the attempts is left */
+    io_dir_unlock(root);
+    for (u32 i = 0; i < 2; i++) {
+        EXPECT(ok(io_file_read(file, IO_CLASS_READ, in, BLOCK, i * BLOCK)));
+        EXPECT(memcmp(in, out, BLOCK) == 0);
+    }
+    io_file_close(file);
+    mem_free(io_budget(), out, BLOCK);
+    mem_free(io_budget(), in, BLOCK);
+    EXPECT(ok(io_file_unlink(path_of("few"))));
+    return ST_OK;
+}
+
+static void
+without_a_descriptor_the_cache_is_done_without_and_a_lock_is_refused(void **state)
+{
+    struct rlimit before;
+    assert_int_equal(getrlimit(RLIMIT_NOFILE, &before), 0);
+    ring_run_main(1, main_without_descriptors, &before);
+}
+
 static int
 setup(void **state)
 {
@@ -733,6 +825,7 @@ main(void)
         cmocka_unit_test(names_are_made_moved_listed_and_removed),
         cmocka_unit_test(files_in_memory_behave_alike),
         cmocka_unit_test(what_the_cache_takes_is_done_at_once_and_bounded),
+        cmocka_unit_test(without_a_descriptor_the_cache_is_done_without_and_a_lock_is_refused),
         cmocka_unit_test(what_is_not_there_is_told_and_what_is_left_open_is_closed),
         cmocka_unit_test(a_directory_belongs_to_one_node_at_a_time),
         cmocka_unit_test(writes_inside_the_filled_range_never_go_to_a_worker),
