@@ -74,6 +74,12 @@ deal_pairs_bytes(const struct deal *deal)
     return (size_t)deal->node_count * deal->node_count * sizeof(u16);
 }
 
+static size_t
+deal_searches_bytes(const struct deal *deal)
+{
+    return deal->partition_count * sizeof(*deal->costs) + deal->node_count * sizeof(*deal->queue);
+}
+
 static void
 deal_deinit(struct deal *deal, struct budget *budget)
 {
@@ -82,7 +88,7 @@ deal_deinit(struct deal *deal, struct budget *budget)
     mem_free(budget, deal->rows, deal_rows_bytes(deal));
     mem_free(budget, deal->origin, deal_rows_bytes(deal));
     mem_free(budget, deal->pairs, deal_pairs_bytes(deal));
-    mem_free(budget, deal->queue, deal->node_count * sizeof(*deal->queue));
+    mem_free(budget, deal->costs, deal_searches_bytes(deal));
 }
 
 static u32
@@ -129,12 +135,13 @@ deal_init(struct deal *deal, const struct placement_input *input, u16 datacenter
     deal->rows = mem_alloc(budget, deal_rows_bytes(deal));
     deal->origin = mem_alloc(budget, deal_rows_bytes(deal));
     deal->pairs = mem_alloc_zero(budget, deal_pairs_bytes(deal));
-    deal->queue = mem_alloc(budget, count * sizeof(*deal->queue));
+    deal->costs = mem_alloc_zero(budget, deal_searches_bytes(deal));
     if (deal->nodes == NULL || deal->racks == NULL || deal->rows == NULL || deal->origin == NULL ||
-        deal->pairs == NULL || deal->queue == NULL) {
+        deal->pairs == NULL || deal->costs == NULL) {
         deal_deinit(deal, budget);
         return ST_NO_MEMORY;
     }
+    deal->queue = (u16 *)(deal->costs + deal->partition_count);
     deal_walk_init(deal);
     deal->node_count = 0;
     for (u32 i = 0; i < input->node_count; i++)

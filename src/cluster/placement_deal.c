@@ -190,30 +190,32 @@ cost_of(const struct deal *deal, const u16 *row, const struct racks *racks, u32 
            (LIMIT_PLACEMENT_REPLICAS - holes) << 32 | crowded << 16 | shared / grain;
 }
 
-static bool
-row_choice(const struct deal *deal, u32 at, u32 node, u32 grain, struct choice *best)
+/* The place of a row that suits the node best; the first one where several do. */
+static struct choice
+row_choice(const struct deal *deal, u32 at, u32 node, u32 grain)
 {
     const u16 *row = deal_row(deal, deal_walk(deal, at));
+    struct choice best = {.cost = UINT64_MAX, .at = at};
     bool sources = false;
     for (u32 k = 0; k < deal->replicas; k++) {
-        if (row[k] == node) return false;
+        if (row[k] == node) return best;
         sources |= is_source(deal, row[k]);
     }
-    if (!sources) return false;
+    if (!sources) return best;
     struct racks racks;
     u32 before = racks_of(deal, row, &racks);
-    bool better = false, hole = false;
+    bool hole = false;
     for (u32 i = 0; i < deal->replicas; i++) {
         /* From the end, so that the first of a row stays as long as another one is as good. */
         u32 k = deal->scattered ? deal->replicas - 1 - i : i;
         if (!is_source(deal, row[k]) || (row[k] == DEAL_HOLE && hole)) continue;
         if (row[k] == DEAL_HOLE) hole = true; /* one hole is like another */
         u64 cost = cost_of(deal, row, &racks, before, k, node, grain);
-        if (cost >= best->cost) continue;
-        *best = (struct choice){.cost = cost, .at = at, .place = k};
-        better = true;
+        if (cost >= best.cost) continue;
+        best.cost = cost;
+        best.place = k;
     }
-    return better;
+    return best;
 }
 
 static bool
@@ -222,12 +224,54 @@ wants(const struct deal *deal, u32 node)
     return deal->nodes[node].held < deal->nodes[node].quota;
 }
 
-/* Costs of places can fall only where crowds count: without, the least that a pass has left is the
- * least that there can be for the next. */
+/* Costs of places can fall only where crowds count. Without, no row becomes better for a sink than
+ * it was before, and those that were worse than what is looked for now need no other look. */
 static bool
 costs_only_grow(const struct deal *deal)
 {
     return deal->node_count <= DEAL_PARTNERS_FREE + 1;
+}
+
+/* Rows of the same nodes are as good until the next place is taken, and where nodes are few most
+ * rows are alike: what was found out is kept by the row's nodes, where these fit a number. */
+#define KNOWN_ROWS_BITS 4u
+#define KNOWN_PLACES    4u
+
+struct known_row {
+    u64 nodes;
+    u32 taken; /* how many places had been then, + 1; 0: empty */
+    struct choice choice;
+};
+
+struct known_rows {
+    u32 taken;
+    struct known_row rows[1u << KNOWN_ROWS_BITS];
+};
+
+static struct choice
+row_look(struct deal *deal, struct known_rows *known, u32 at, u32 node, u32 grain)
+{
+    if (deal->replicas > KNOWN_PLACES) return row_choice(deal, at, node, grain);
+    const u16 *row = deal_row(deal, deal_walk(deal, at));
+    u64 nodes = 0;
+    for (u32 k = 0; k < deal->replicas; k++)
+        nodes = nodes << 16 | row[k];
+    struct known_row *entry = &known->rows[nodes * 0x9e3779b97f4a7c15u >> (64 - KNOWN_ROWS_BITS)];
+    if (entry->nodes != nodes || entry->taken != known->taken + 1) {
+        entry->nodes = nodes;
+        entry->taken = known->taken + 1;
+        entry->choice = row_choice(deal, at, node, grain);
+    }
+    struct choice choice = entry->choice;
+    choice.at = at;
+    return choice;
+}
+
+static void
+sink_place(struct deal *deal, struct known_rows *known, struct choice choice, u32 node)
+{
+    deal_place(deal, deal_walk(deal, choice.at), choice.place, node);
+    known->taken++;
 }
 
 /* Takes the best place there is, then in one pass all that are as good. Rows shared are counted in
@@ -236,22 +280,31 @@ costs_only_grow(const struct deal *deal)
 static bool
 sink_take(struct deal *deal, u32 node, u32 grain, u64 *least)
 {
+    struct known_rows known = {0};
+    bool grow = costs_only_grow(deal);
     struct choice best = {.cost = UINT64_MAX};
-    for (u32 at = 0; at < deal->partition_count && best.cost > *least; at++)
-        row_choice(deal, at, node, grain, &best);
+    for (u32 at = 0; at < deal->partition_count && best.cost > *least; at++) {
+        if (deal->costs[at] >= best.cost) continue;
+        struct choice choice = row_look(deal, &known, at, node, grain);
+        if (grow) deal->costs[at] = choice.cost;
+        if (choice.cost < best.cost) best = choice;
+    }
     if (best.cost == UINT64_MAX) return false;
-    deal_place(deal, deal_walk(deal, best.at), best.place, node);
+    sink_place(deal, &known, best, node);
     u64 left = UINT64_MAX;
     for (u32 i = 1; i < deal->partition_count && wants(deal, node); i++) {
         u32 at = (best.at + i) & (deal->partition_count - 1);
-        struct choice choice = {.cost = UINT64_MAX};
-        if (!row_choice(deal, at, node, grain, &choice)) continue;
+        struct choice choice = {.cost = deal->costs[at]};
+        if (choice.cost <= best.cost) {
+            choice = row_look(deal, &known, at, node, grain);
+            if (grow) deal->costs[at] = choice.cost;
+        }
         if (choice.cost <= best.cost)
-            deal_place(deal, deal_walk(deal, choice.at), choice.place, node);
+            sink_place(deal, &known, choice, node);
         else
             left = MIN(left, choice.cost);
     }
-    *least = costs_only_grow(deal) ? left : 0;
+    *least = grow ? left : 0;
     return true;
 }
 
@@ -428,6 +481,7 @@ deal_places(struct deal *deal)
         if (sink == DEAL_HOLE) break;
         u32 grain = 1 + (deal->nodes[sink].quota - deal->nodes[sink].held) / 32;
         u64 least = 0;
+        memset(deal->costs, 0, deal->partition_count * sizeof(*deal->costs));
         while (wants(deal, sink) && sink_take(deal, sink, grain, &least)) {
         }
         deal->nodes[sink].seen = true;

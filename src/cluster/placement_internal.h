@@ -63,7 +63,8 @@ struct deal {
     u16 *rows;                         /* replicas places a row: a node or DEAL_HOLE */
     u16 *origin;                       /* rows as they were given */
     u16 *pairs;                        /* node_count^2: rows that two nodes share */
-    u16 *queue;                        /* node_count, of searches */
+    u64 *costs;                        /* by deal_walk: no place of the row costs a sink less */
+    u16 *queue;                        /* node_count, of searches; behind the costs */
     u8 blocks[1u << DEAL_BLOCKS_BITS]; /* see deal_walk: in which order they come */
 };
 

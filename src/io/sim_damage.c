@@ -42,8 +42,7 @@ page_hash(const u8 *data)
 static u64
 inode_page_hash(const struct sim_inode *inode, u64 page)
 {
-    static const struct sim_page nothing;
-    return page_hash(sim_page_current(page < inode->page_count ? &inode->pages[page] : &nothing));
+    return page_hash(sim_page_current(sim_page_find(inode, page)));
 }
 
 static struct sim_damage_record *
@@ -126,7 +125,7 @@ static void
 inode_flip(struct sim_inode *inode, u64 offset, u8 mask)
 {
     sim_pages_reserve(inode, offset + 1);
-    struct sim_page *page = &inode->pages[offset / SIM_PAGE_BYTES];
+    struct sim_page *page = sim_page_make(inode, offset / SIM_PAGE_BYTES);
     stored_flip(&page->durable, offset % SIM_PAGE_BYTES, mask);
     for (struct sim_version *v = page->newest; v != NULL; v = v->older)
         stored_flip(&v->data, offset % SIM_PAGE_BYTES, mask);
@@ -259,7 +258,7 @@ sim_inode_write_misdirect(struct sim_write *write, bool durable, struct sim_inod
         const u8 *from = sim_write_data(write, (u64)i * SIM_PAGE_BYTES);
         u64 before = inode_page_hash(other, page);
         struct sim_version *version = sim_page_push(other, page, from);
-        if (durable) sim_page_make_durable(&other->pages[page], version);
+        if (durable) sim_page_make_durable(sim_page_find(other, page), version);
         if (page_hash(from) != before) record->pages[i] = page_hash(from);
     }
     sim_latent_clear(other, other_offset, write->size);

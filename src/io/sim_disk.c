@@ -23,9 +23,12 @@
 #include "io/sim_disk_internal.h"
 
 #include <stdlib.h>
+#include <sys/mman.h>
 
 #include "io/file.h"
 #include "io/sim_internal.h"
+
+#define SLAB_BYTES MIB(2)
 
 static const u8 zero_page[SIM_PAGE_BYTES];
 
@@ -37,33 +40,59 @@ sim_alloc(size_t size)
     return block;
 }
 
-/* Pages that wait for their next use. */
-union free_page {
-    union free_page *next;
-    u8 data[SIM_PAGE_BYTES];
+/* Blocks of one size that wait for their next use: what there are most of is taken and given back
+ * all the time. New ones are cut from large pages, for to get small ones from the kernel is most of
+ * what a short run costs. */
+struct free_block {
+    struct free_block *next;
 };
-static union free_page *free_pages;
+static struct free_block *free_pages, *free_versions, *free_pieces;
+static u8 *slab; /* what is left of it */
+static size_t slab_left;
+
+static void *
+slab_cut(size_t size)
+{
+    size = align_up(size, 64);
+    if (slab_left < size) {
+        slab = aligned_alloc(SLAB_BYTES, SLAB_BYTES);
+        CHECK(slab != NULL);
+        (void)madvise(slab, SLAB_BYTES, MADV_HUGEPAGE); /* without, it is slower */
+        slab_left = SLAB_BYTES;
+    }
+    void *block = slab;
+    slab += size;
+    slab_left -= size;
+    return block;
+}
+
+static void *
+block_alloc(struct free_block **blocks, size_t size)
+{
+    struct free_block *block = *blocks;
+    if (block == NULL) return slab_cut(size);
+    *blocks = block->next;
+    return block;
+}
+
+static void
+block_free(struct free_block **blocks, void *data)
+{
+    struct free_block *block = data;
+    block->next = *blocks;
+    *blocks = block;
+}
 
 static u8 *
 page_alloc(void)
 {
-    union free_page *page = free_pages;
-    if (page == NULL) {
-        page = malloc(sizeof(*page));
-        CHECK(page != NULL);
-        return page->data;
-    }
-    free_pages = page->next;
-    return page->data;
+    return block_alloc(&free_pages, SIM_PAGE_BYTES);
 }
 
 static void
 page_free(u8 *data)
 {
-    if (data == NULL) return;
-    union free_page *page = (union free_page *)data;
-    page->next = free_pages;
-    free_pages = page;
+    if (data != NULL) block_free(&free_pages, data);
 }
 
 u8 *
@@ -86,6 +115,7 @@ page_copy(const u8 *data)
 const u8 *
 sim_page_current(const struct sim_page *page)
 {
+    if (page == NULL) return zero_page;
     const u8 *data = page->newest != NULL ? page->newest->data : page->durable;
     return data != NULL ? data : zero_page;
 }
@@ -95,33 +125,95 @@ version_free(struct sim_version *version)
 {
     list_del(&version->dirty_link);
     page_free(version->data);
-    free(version);
+    block_free(&free_versions, version);
 }
 
 /* ---- pages ---- */
+
+static void *
+array_grow(void *array, u64 count, u64 more, size_t size)
+{
+    u8 *grown = realloc(array, more * size);
+    CHECK(grown != NULL);
+    memset(grown + count * size, 0, (more - count) * size);
+    return grown;
+}
 
 void
 sim_pages_reserve(struct sim_inode *inode, u64 size)
 {
     u64 needed = align_up(size, SIM_PAGE_BYTES) / SIM_PAGE_BYTES;
     if (needed <= inode->page_count) return;
-    u64 count = MAX(needed, inode->page_count * 2);
-    inode->pages = realloc(inode->pages, count * sizeof(*inode->pages));
-    CHECK(inode->pages != NULL);
-    memset(inode->pages + inode->page_count, 0,
-           (count - inode->page_count) * sizeof(*inode->pages));
-    inode->page_count = count;
+    u64 before = sim_piece_count(inode);
+    inode->page_count = MAX(needed, inode->page_count * 2);
+    u64 after = sim_piece_count(inode);
+    if (after == before) return;
+    inode->pieces = array_grow(inode->pieces, before, after, sizeof(*inode->pieces));
+    inode->allocated = array_grow(inode->allocated, before, after, sizeof(*inode->allocated));
+}
+
+struct sim_page *
+sim_page_make(struct sim_inode *inode, u64 page)
+{
+    CHECK(page < inode->page_count);
+    struct sim_piece **piece = &inode->pieces[page / SIM_PIECE_PAGES];
+    if (*piece == NULL) {
+        *piece = block_alloc(&free_pieces, sizeof(**piece));
+        **piece = (struct sim_piece){0};
+    }
+    return &(*piece)->pages[page % SIM_PIECE_PAGES];
+}
+
+/* The first page at or behind this one that may have something; page_count: none has. */
+static u64
+page_next(const struct sim_inode *inode, u64 page)
+{
+    while (page < inode->page_count && sim_page_find(inode, page) == NULL)
+        page = align_down(page, SIM_PIECE_PAGES) + SIM_PIECE_PAGES;
+    return MIN(page, inode->page_count);
+}
+
+/* Counts those of [first, last) that have no place; take: they get it. */
+static u64
+pages_missing(struct sim_inode *inode, u64 first, u64 last, bool take)
+{
+    u64 missing = 0;
+    for (u64 i = first; i < last; i = align_down(i, SIM_PIECE_PAGES) + SIM_PIECE_PAGES) {
+        u64 *bits = &inode->allocated[i / SIM_PIECE_PAGES];
+        u64 end = MIN(last, align_down(i, SIM_PIECE_PAGES) + SIM_PIECE_PAGES);
+        u64 mask = UINT64_MAX >> (SIM_PIECE_PAGES - (end - i)) << i % SIM_PIECE_PAGES;
+        missing += (u64)__builtin_popcountll(mask & ~*bits);
+        if (take) *bits |= mask;
+    }
+    return missing;
+}
+
+/* Those from first on give their places back. Returns how many. */
+static u64
+pages_give_back(struct sim_inode *inode, u64 first)
+{
+    u64 count = 0;
+    for (u64 i = first; i < inode->page_count;
+         i = align_down(i, SIM_PIECE_PAGES) + SIM_PIECE_PAGES) {
+        u64 *bits = &inode->allocated[i / SIM_PIECE_PAGES];
+        u64 mask = UINT64_MAX << i % SIM_PIECE_PAGES;
+        count += (u64)__builtin_popcountll(mask & *bits);
+        *bits &= ~mask;
+    }
+    return count;
 }
 
 struct sim_version *
 sim_page_push(struct sim_inode *inode, u64 page, const u8 *data)
 {
-    struct sim_version *version = sim_alloc(sizeof(*version));
+    struct sim_version *version = block_alloc(&free_versions, sizeof(*version));
+    *version = (struct sim_version){0};
     version->order = ++inode->disk->order;
     version->page = page;
     version->data = page_copy(data);
-    version->older = inode->pages[page].newest;
-    inode->pages[page].newest = version;
+    struct sim_page *of = sim_page_make(inode, page);
+    version->older = of->newest;
+    of->newest = version;
     list_push_back(&inode->dirty, &version->dirty_link);
     return version;
 }
@@ -173,8 +265,8 @@ static u64
 inode_allocated(const struct sim_inode *inode)
 {
     u64 count = 0;
-    for (u64 i = 0; i < inode->page_count; i++)
-        count += inode->pages[i].allocated;
+    for (u64 i = 0; i < sim_piece_count(inode); i++)
+        count += (u64)__builtin_popcountll(inode->allocated[i]);
     return count;
 }
 
@@ -190,14 +282,18 @@ sim_inode_unref(struct sim_inode *inode)
     if (inode == NULL) return;
     CHECK(inode->ref_count > 0);
     if (--inode->ref_count > 0) return;
-    for (u64 i = 0; i < inode->page_count; i++) {
-        page_drop_versions(&inode->pages[i]);
-        page_free(inode->pages[i].durable);
+    for (u64 i = page_next(inode, 0); i < inode->page_count; i = page_next(inode, i + 1)) {
+        struct sim_page *page = sim_page_find(inode, i);
+        page_drop_versions(page);
+        page_free(page->durable);
     }
+    for (u64 i = 0; i < sim_piece_count(inode); i++)
+        if (inode->pieces[i] != NULL) block_free(&free_pieces, inode->pieces[i]);
     CHECK(list_empty(&inode->writes));
     sim_latent_clear(inode, 0, UINT64_MAX);
     list_del(&inode->link);
-    free(inode->pages);
+    free(inode->pieces);
+    free(inode->allocated);
     free(inode);
 }
 
@@ -226,14 +322,10 @@ inode_reserve(struct sim_inode *inode, u64 offset, u64 end)
     sim_pages_reserve(inode, end);
     u64 first = offset / SIM_PAGE_BYTES;
     u64 last = align_up(end, SIM_PAGE_BYTES) / SIM_PAGE_BYTES;
-    u64 missing = 0;
-    for (u64 i = first; i < last; i++)
-        missing += !inode->pages[i].allocated;
+    u64 missing = pages_missing(inode, first, last, false);
     u64 capacity = disk->capacity_bytes / SIM_PAGE_BYTES;
     if (missing > 0 && disk->used_pages + missing > capacity) return ST_NO_SPACE;
-    for (u64 i = first; i < last; i++)
-        inode->pages[i].allocated = true;
-    disk->used_pages += missing;
+    disk->used_pages += pages_missing(inode, first, last, true);
     return ST_OK;
 }
 
@@ -260,10 +352,7 @@ sim_inode_read(struct sim_inode *inode, void *buffer, u32 size, u64 offset)
     u8 *target = buffer;
     for (u64 done = 0; done < size; done += SIM_PAGE_BYTES) {
         u64 i = (offset + done) / SIM_PAGE_BYTES;
-        const u8 *data = zero_page;
-        if (i < inode->page_count) {
-            data = sim_page_current(&inode->pages[i]);
-        }
+        const u8 *data = sim_page_current(sim_page_find(inode, i));
         if (data == zero_page) {
             memset(target + done, 0, SIM_PAGE_BYTES);
         } else {
@@ -330,7 +419,7 @@ sim_inode_write_end(struct sim_write *write, bool durable)
     for (u64 done = 0; done < write->size; done += SIM_PAGE_BYTES) {
         u64 page = (write->offset + done) / SIM_PAGE_BYTES;
         struct sim_version *version = sim_page_push(inode, page, sim_write_data(write, done));
-        if (durable) sim_page_make_durable(&inode->pages[page], version);
+        if (durable) sim_page_make_durable(sim_page_find(inode, page), version);
     }
     sim_latent_clear(inode, write->offset, write->size);
     sim_inode_write_close(write, true, durable);
@@ -352,8 +441,8 @@ write_apply_some(struct sim_write *write)
     sim_pages_reserve(inode, write->offset + write->size);
     for (u64 done = 0; done < write->size; done += SIM_PAGE_BYTES) {
         u64 page = (write->offset + done) / SIM_PAGE_BYTES;
-        page_mix(inode->disk, sim_write_data(write, done), sim_page_current(&inode->pages[page]),
-                 mixed);
+        page_mix(inode->disk, sim_write_data(write, done),
+                 sim_page_current(sim_page_find(inode, page)), mixed);
         sim_page_push(inode, page, mixed);
     }
 }
@@ -389,7 +478,7 @@ sim_inode_sync_end(struct sim_inode *inode, struct sim_sync sync)
         struct sim_version *version =
             list_entry(list_first(&inode->dirty), struct sim_version, dirty_link);
         if (version->order > sync.order) break; /* D2 */
-        sim_page_make_durable(&inode->pages[version->page], version);
+        sim_page_make_durable(sim_page_find(inode, version->page), version);
     }
     /* A durable write that ended after this sync began may have made it longer. */
     bool later = inode->durable_order > sync.order;
@@ -426,16 +515,14 @@ sim_inode_truncate(struct sim_inode *inode, u64 size)
     u64 kept = align_up(size, SIM_PAGE_BYTES) / SIM_PAGE_BYTES;
     if (size % SIM_PAGE_BYTES != 0 && size < inode->size && kept <= inode->page_count) {
         u8 part[SIM_PAGE_BYTES];
-        memcpy(part, sim_page_current(&inode->pages[kept - 1]), SIM_PAGE_BYTES);
+        memcpy(part, sim_page_current(sim_page_find(inode, kept - 1)), SIM_PAGE_BYTES);
         memset(part + size % SIM_PAGE_BYTES, 0, SIM_PAGE_BYTES - size % SIM_PAGE_BYTES);
         sim_page_push(inode, kept - 1, part);
     }
-    for (u64 i = kept; i < inode->page_count; i++) {
-        struct sim_page *page = &inode->pages[i];
-        if (sim_page_current(page) != zero_page) sim_page_push(inode, i, zero_page);
-        if (page->allocated) inode->disk->used_pages--;
-        page->allocated = false;
-    }
+    for (u64 i = page_next(inode, kept); i < inode->page_count; i = page_next(inode, i + 1))
+        if (sim_page_current(sim_page_find(inode, i)) != zero_page)
+            sim_page_push(inode, i, zero_page);
+    inode->disk->used_pages -= pages_give_back(inode, kept);
     inode->size = size;
     return ST_OK;
 }
@@ -576,8 +663,8 @@ inode_crash(struct sim_disk *disk, struct sim_inode *inode, u64 cut)
     };
     prng_init(&crash.torn,
               sim_seed(disk->seed, "torn", (u64)disk->crash_count << 32 | inode->number));
-    for (u64 i = 0; i < inode->page_count; i++)
-        page_crash(&crash, &inode->pages[i]);
+    for (u64 i = page_next(inode, 0); i < inode->page_count; i = page_next(inode, i + 1))
+        page_crash(&crash, sim_page_find(inode, i));
     CHECK(list_empty(&inode->dirty));
 
     /* The size: what was durable, the last one, or one on the way between. */
@@ -596,11 +683,13 @@ inode_crash(struct sim_disk *disk, struct sim_inode *inode, u64 cut)
             break;
         }
         /* What lies beyond a lost extension is gone; a later one shows zeros. */
-        for (u64 i = align_up(size, SIM_PAGE_BYTES) / SIM_PAGE_BYTES; i < inode->page_count; i++) {
-            page_free(inode->pages[i].durable);
-            inode->pages[i].durable = NULL;
-            inode->pages[i].allocated = false;
+        u64 kept = align_up(size, SIM_PAGE_BYTES) / SIM_PAGE_BYTES;
+        for (u64 i = page_next(inode, kept); i < inode->page_count; i = page_next(inode, i + 1)) {
+            struct sim_page *page = sim_page_find(inode, i);
+            page_free(page->durable);
+            page->durable = NULL;
         }
+        (void)pages_give_back(inode, kept);
     }
     inode->size = inode->durable_size = size;
 }
@@ -612,8 +701,9 @@ disk_forget_process(struct sim_disk *disk)
         struct sim_inode *inode = list_entry(pos, struct sim_inode, link);
         u32 openings = inode->open_count;
         inode->open_count = 0;
-        for (u64 i = 0; disk->failed && i < inode->page_count; i++)
-            page_evict_maybe(disk, &inode->pages[i]);
+        for (u64 i = page_next(inode, 0); disk->failed && i < inode->page_count;
+             i = page_next(inode, i + 1))
+            page_evict_maybe(disk, sim_page_find(inode, i));
         for (u32 i = 0; i < openings; i++) {
             sim_inode_unuse(inode);
             sim_inode_unref(inode);

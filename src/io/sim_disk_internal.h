@@ -20,14 +20,21 @@ struct sim_version {
 struct sim_page {
     u8 *durable; /* NULL: zeros */
     struct sim_version *newest;
-    bool allocated; /* has its place on the disk */
+};
+
+/* Files are mostly reserved for long before they are written, if they ever are: pages come to be by
+ * pieces, when something is in one of them. */
+#define SIM_PIECE_PAGES 64u
+struct sim_piece {
+    struct sim_page pages[SIM_PIECE_PAGES];
 };
 
 struct sim_inode {
     struct list link; /* sim_disk.inodes, oldest first */
     struct sim_disk *disk;
     u64 number;
-    struct sim_page *pages;
+    struct sim_piece **pieces; /* NULL: nothing was ever written there */
+    u64 *allocated;            /* by piece, a bit each page: it has its place on the disk */
     u64 page_count;
     u64 size;
     u64 durable_size;
@@ -85,7 +92,24 @@ void sim_inode_unref(struct sim_inode *inode);
 void sim_inode_use(struct sim_inode *inode);
 void sim_inode_unuse(struct sim_inode *inode);
 
-/* What a read of the page returns. */
+static inline u64
+sim_piece_count(const struct sim_inode *inode)
+{
+    return (inode->page_count + SIM_PIECE_PAGES - 1) / SIM_PIECE_PAGES;
+}
+
+/* NULL: it has nothing but zeros. */
+static inline struct sim_page *
+sim_page_find(const struct sim_inode *inode, u64 page)
+{
+    if (page >= inode->page_count) return NULL;
+    struct sim_piece *piece = inode->pieces[page / SIM_PIECE_PAGES];
+    return piece != NULL ? &piece->pages[page % SIM_PIECE_PAGES] : NULL;
+}
+
+/* One of those that sim_pages_reserve has made room for. */
+struct sim_page *sim_page_make(struct sim_inode *inode, u64 page);
+/* What a read of the page returns. page: NULL for one that is not there. */
 const u8 *sim_page_current(const struct sim_page *page);
 /* Data of one page after a write, not durable yet. */
 struct sim_version *sim_page_push(struct sim_inode *inode, u64 page, const u8 *data);
