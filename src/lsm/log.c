@@ -15,12 +15,25 @@
  * the segment are given when blocks are laid out, so order in memory is order on disk.
  *
  * PERIODIC promises that records survive the process: they go to the kernel's cache, which waits
- * for no disk, and log_sync_fiber syncs them (log_segment.c). Only headers are durable writes.
+ * for no disk, and log_sync_fiber syncs them (log_segment.c). Only the first header is a durable
+ * write.
  *
  * Changing segments (log_cut): the next one begins with a header that names the end of the one
  * before. If the header became durable before that end did, a power cut in between would look like
  * damage. So the header is a barrier: it is written when everything before it is durable, and
  * nothing is written until it is.
+ *
+ * PERIODIC would wait for a sync there, and everybody for that, for some milliseconds at each
+ * flush. So the change begins before it is made (change_begin), and meanwhile records go on to the
+ * old segment, where they survive the process as ever:
+ *
+ *   segment 7   | ... synced first ... | written meanwhile |
+ *                                      ^ change_end: predecessor_end of 8
+ *   segment 8   | header | copies of them | new records ...
+ *
+ * When all before change_end is synced and nothing is under way, the copies are written, then the
+ * header (change_finish). They attest nothing, and without the header nobody reads them. With it
+ * nobody reads what 7 holds behind change_end. Segment 8 has surely begun when it was synced, too.
  *
  * After the log has been idle for LOG_SEAL_AFTER_NS, a block without records attests the last
  * durable offset: from then on, damage to what was acknowledged last is provable, too.
@@ -86,6 +99,7 @@ write_begin(struct log *log, struct log_write *write, struct log_segment *segmen
     write->block_used = 0;
     write->seq_last = 0;
     write->header = false;
+    write->durable = log->config.durability == LSM_DURABILITY_GROUP;
     write->finished = false;
 }
 
@@ -239,7 +253,7 @@ write_submit(struct log *log, struct log_write *write)
     log->stats.writes++;
     log->stats.bytes += write->size;
     write->op = (struct io_op){.done = write_done};
-    if (group || write->header)
+    if (write->durable)
         io_file_write_start(write->segment->file, &write->op, IO_CLASS_LOG, write->buffer,
                             write->size, write->offset, true);
     else
@@ -252,7 +266,7 @@ static bool
 segment_is_settled(struct log *log, const struct log_segment *segment)
 {
     if (log->config.durability == LSM_DURABILITY_GROUP) return true; /* nothing is in flight */
-    if (segment->synced_offset >= segment->written_offset) return true;
+    if (segment->synced_offset >= segment->end) return true;
     MARK("lsm.log.header_waits_for_sync");
     fiber_queue_wake_all(&log->sync_wake); /* pumps again when it is done */
     return false;
@@ -270,9 +284,15 @@ group_is_large(const struct log *log)
     return write_payload_bytes(log->fill) >= largest / 2;
 }
 
+static void change_finish(struct log *log);
+
 void
 log_pump(struct log *log)
 {
+    if (log->changing && !log->failed && log->current->synced_offset >= log->change_end) {
+        if (log->in_flight_count > 0) return; /* comes again when they are done */
+        change_finish(log);
+    }
     while (!log->failed && log->in_flight_count < LOG_WRITES_IN_FLIGHT) {
         if (log->in_flight_count > 0) {
             if (!group_is_large(log)) return;
@@ -290,9 +310,10 @@ log_pump(struct log *log)
         }
         if (write->header) {
             if (log->writing != NULL && !segment_is_settled(log, log->writing)) return;
+            if (log->writing == NULL) write->durable = true;
             log->writing = write->segment;
         }
-        CHECK(write->segment == log->writing);
+        CHECK(write->segment == log->writing || write == log->kept);
         list_del(&write->link);
         write_submit(log, write);
     }
@@ -319,7 +340,7 @@ static bool
 seal_wanted(const struct log *log)
 {
     const struct log_segment *s = log->writing;
-    if (s == NULL || log->failed || s != log->current) return false;
+    if (s == NULL || log->failed || log->changing || s != log->current) return false;
     if (log->in_flight_count > 0 || log->fill != NULL || !list_empty(&log->queued)) return false;
     if (s->end + LOG_BLOCK_BYTES > log->config.segment_bytes) return false;
     u64 durable =
@@ -354,6 +375,31 @@ seal_fire(struct io_timer *timer)
     if (!log->closing && seal_wanted(log)) seal_write(log);
 }
 
+/* What is written to current while it changes is kept for the next segment. */
+static void
+change_keep(struct log *log, const struct log_write *write)
+{
+    struct log_write *kept = log->kept;
+    if (write->segment != log->current || write->offset < log->change_end) return;
+    CHECK(write->offset == log->change_end + kept->size);
+    CHECK(kept->size + write->size <= kept->capacity); /* append_check */
+    memcpy(kept->buffer + kept->size, write->buffer, write->size);
+    kept->size += write->size;
+    kept->block_used = write->block_used;
+}
+
+static void
+header_retire(struct log *log, const struct log_write *write)
+{
+    struct log_segment *segment = write->segment;
+    segment->begun = true;
+    if (write->durable) {
+        segment->synced_offset = segment->written_offset;
+        log->started = segment->number;
+    }
+    fiber_queue_wake_all(&log->sync_wake);
+}
+
 /* Takes finished requests off the front: acknowledgements follow the order of the log (W2). */
 static void
 writes_retire(struct log *log)
@@ -368,14 +414,17 @@ writes_retire(struct log *log)
         if (!log->failed) {
             write->segment->written_offset =
                 MAX(write->segment->written_offset, write->offset + write->size);
-            if (write->header) {
-                write->segment->synced_offset = write->segment->written_offset;
-                log->started = write->segment->number;
-            }
+            if (write->header) header_retire(log, write);
+            if (log->changing) change_keep(log, write);
             if (write->seq_last != 0) log->durable_seq = write->seq_last;
         }
-        write_release(log, write);
+        if (write == log->kept)
+            log->kept_leaves = false;
+        else
+            write_release(log, write);
     }
+    if (log->changing && log->current->written_offset >= log->change_end)
+        fiber_queue_wake_all(&log->sync_wake);
     AUDIT("lsm.log.retired", log_check(log));
     fiber_queue_wake_all(&log->state_wake);
     fiber_queue_wake_all(&log->room_wake);
@@ -401,21 +450,21 @@ write_done(struct io_op *op)
 
 /* ---- changing segments ---- */
 
-status
-log_cut(struct log *log)
+/* current ended at end, with the record seq. */
+static void
+segment_end(struct log *log, u64 end, u64 seq)
 {
-    CHECK(log->ready != NULL);
-    struct log_write *write = write_acquire(log);
-    if (write == NULL) return MARKED("lsm.log.cut_no_memory", ST_NO_MEMORY);
-    MARK("lsm.log.cut");
-    if (log->fill != NULL) fill_end(log);
-    if (log->current != NULL) {
-        log->tail_number = log->current->number;
-        log->tail_end = log->current->end;
-        log->tail_seq = log->seq_last;
-        log->seq_base = log->seq_last;
-        list_push_back(&log->old, &log->current->link);
-    }
+    log->current->end = end;
+    log->tail_number = log->current->number;
+    log->tail_end = end;
+    log->tail_seq = log->seq_base = seq;
+    list_push_back(&log->old, &log->current->link);
+}
+
+/* Makes current of ready; write: for its header. */
+static void
+segment_begin(struct log *log, struct log_write *write)
+{
     struct log_segment *segment = log->ready;
     log->ready = NULL;
     log->current = segment;
@@ -438,10 +487,97 @@ log_cut(struct log *log)
     write->block_used = sizeof(header);
     write->header = true;
     write_block_end(write);
-    list_push_back(&log->queued, &write->link);
     fiber_queue_wake_all(&log->make_wake); /* the next one is wanted */
     io_task_post(&log->pump_task);
+}
+
+status
+log_cut(struct log *log)
+{
+    CHECK(log->ready != NULL && !log->changing);
+    struct log_write *write = write_acquire(log);
+    if (write == NULL) return MARKED("lsm.log.cut_no_memory", ST_NO_MEMORY);
+    MARK("lsm.log.cut");
+    if (log->fill != NULL) fill_end(log);
+    if (log->current != NULL) segment_end(log, log->current->end, log->seq_last);
+    segment_begin(log, write);
+    list_push_back(&log->queued, &write->link);
     return ST_OK;
+}
+
+/* Begins a change for which nobody waits, when that is possible. */
+static bool
+change_begin(struct log *log)
+{
+    if (log->kept == NULL || log->kept_leaves || log->ready == NULL || log->current == NULL)
+        return false;
+    if (!log->current->begun || log->ready->written_offset > 0) return false;
+    log->change_header = write_acquire(log);
+    if (log->change_header == NULL) return MARKED("lsm.log.change_no_memory", false);
+    MARK("lsm.log.change");
+    if (log->fill != NULL) fill_end(log);
+    log->changing = true;
+    log->change_end = log->current->end;
+    log->change_seq = log->seq_last;
+    log->kept->size = 0;
+    fiber_queue_wake_all(&log->sync_wake);
+    io_task_post(&log->pump_task);
+    return true;
+}
+
+/* Before the end of a segment, so that the change is made when it is there. */
+static bool
+change_is_near(const struct log *log)
+{
+    if (log->kept == NULL || log->changing) return false;
+    if (BUGGIFY("lsm.log.change_early")) return true;
+    return log->current->end + 2 * log->kept->capacity > log->config.segment_bytes;
+}
+
+/* Gives blocks that were laid out for the segment that ended their places in current. */
+static void
+change_move(struct log *log, struct log_write *write)
+{
+    struct log_segment *segment = log->current;
+    write->segment = segment;
+    write->offset = segment->end;
+    for (u32 at = 0; at < write->size; at += LOG_BLOCK_BYTES) {
+        struct log_block *block = (struct log_block *)(void *)(write->buffer + at);
+        block->segment = segment->number;
+        block->index = (u32)((write->offset + at) / LOG_BLOCK_BYTES);
+    }
+    segment->end += write->size;
+}
+
+/* Ends current at change_end. No yield, and nothing is in flight: who was acknowledged since is in
+ * kept, who was not is in queued and fill. */
+static void
+change_finish(struct log *log)
+{
+    struct log_write *kept = log->kept, *header = log->change_header;
+    struct list later;
+    list_init(&later);
+    list_splice_back(&later, &log->queued);
+    log->changing = false;
+    log->change_header = NULL;
+    segment_end(log, log->change_end, log->change_seq);
+    segment_begin(log, header);
+    if (kept->size > 0) {
+        MARK("lsm.log.change_copies");
+        kept->seq_last = 0; /* acknowledged */
+        kept->header = kept->durable = kept->finished = false;
+        change_move(log, kept);
+        log->kept_leaves = true;
+        log->queued_bytes += kept->size;
+        list_push_back(&log->queued, &kept->link);
+    }
+    list_push_back(&log->queued, &header->link);
+    list_for_each (link, &later)
+        change_move(log, list_entry(link, struct log_write, link));
+    list_splice_back(&log->queued, &later);
+    if (log->fill != NULL) change_move(log, log->fill);
+    fiber_queue_wake_all(&log->room_wake);
+    fiber_queue_wake_all(&log->state_wake);
 }
 
 /* ---- appending ---- */
@@ -486,6 +622,11 @@ append_check(struct log *log, size_t payload_bytes)
         if (ok(log->make_status)) return MARKED("lsm.log.segment_awaited", ST_WOULD_WAIT);
         MARK("lsm.log.no_segment");
         return status_is(log->make_status, ST_NO_SPACE) ? ST_NO_SPACE : ST_OVERLOADED;
+    }
+    if (log->changing) {
+        u64 end = log->current->end + blocks_needed(log, size) * LOG_BLOCK_BYTES;
+        if (needs_cut(log, size) || end - log->change_end > log->kept->capacity)
+            return MARKED("lsm.log.change_awaited", ST_WOULD_WAIT);
     }
     return ST_OK;
 }
@@ -547,8 +688,9 @@ log_append(struct log *log, const struct log_record *header, struct bytes payloa
     CHECK(header->count > 0);
     CHECK(header->seq_first == log->seq_last + 1); /* W1, no gaps */
 
-    if (needs_cut(log, size) || (log->ready != NULL && log->current->end > 2 * LOG_BLOCK_BYTES &&
-                                 BUGGIFY("lsm.log.rotate_early"))) {
+    if (needs_cut(log, size) ||
+        (log->ready != NULL && !log->changing && log->current->end > 2 * LOG_BLOCK_BYTES &&
+         BUGGIFY("lsm.log.rotate_early"))) {
         st = log_cut(log);
         if (!ok(st)) return st;
         CHECK(!needs_cut(log, size)); /* log_payload_bytes_max */
@@ -575,13 +717,14 @@ log_append(struct log *log, const struct log_record *header, struct bytes payloa
         log_pump(log);
     else
         io_task_post(&log->pump_task);
+    if (change_is_near(log)) (void)change_begin(log);
     return ST_OK;
 }
 
 MAY_YIELD void
 log_wait_room(struct log *log)
 {
-    if (log->queued_bytes == 0 && log->ready != NULL) {
+    if (log->queued_bytes == 0 && log->ready != NULL && !log->changing) {
         fiber_yield();
         return;
     }
@@ -589,12 +732,12 @@ log_wait_room(struct log *log)
     (void)fiber_queue_wait(&log->room_wake, io_now_ns() + 10 * NS_PER_MS);
 }
 
-static MAY_YIELD status
-header_wait(struct log *log, u64 number)
+MAY_YIELD status
+log_rotate_wait(struct log *log, u64 segment)
 {
-    while (!log->failed && log->started < number)
+    while (!log->failed && log->started < segment)
         (void)fiber_queue_wait(&log->state_wake, FIBER_FOREVER);
-    return log->started < number ? MARKED("lsm.log.header_failed", ST_READ_ONLY) : ST_OK;
+    return log->started < segment ? MARKED("lsm.log.header_failed", ST_READ_ONLY) : ST_OK;
 }
 
 MAY_YIELD status
@@ -603,6 +746,10 @@ log_rotate(struct log *log, u64 *segment_out)
     for (;;) {
         if (log->failed) return MARKED("lsm.log.rotate_failed", ST_READ_ONLY);
         if (log->current != NULL && log->seq_base == log->seq_last) break; /* no record in it */
+        if (log->changing || change_begin(log)) {
+            *segment_out = log->ready->number;
+            return ST_OK;
+        }
         if (log->ready != NULL && ok(log_cut(log))) break;
         if (log->ready == NULL) {
             fiber_queue_wake_all(&log->make_wake);
@@ -612,7 +759,7 @@ log_rotate(struct log *log, u64 *segment_out)
         (void)fiber_queue_wait(&log->state_wake, io_now_ns() + 10 * NS_PER_MS);
     }
     *segment_out = log->current->number;
-    return header_wait(log, *segment_out);
+    return ST_OK;
 }
 
 u64
@@ -692,7 +839,28 @@ log_free(struct log *log)
     while (!list_empty(&log->queued))
         write_free(log, list_entry(list_pop_front(&log->queued), struct log_write, link));
     if (log->fill != NULL) write_free(log, log->fill);
+    if (log->change_header != NULL) write_free(log, log->change_header);
+    if (log->kept != NULL && !log->kept_leaves) write_free(log, log->kept);
     mem_free(log->config.budget, log, sizeof(*log));
+}
+
+/* For copies of what is written while a change waits for a sync. Without it, everybody waits. */
+static struct log_write *
+kept_new(struct log *log)
+{
+    u64 bytes = MIN(log->config.segment_bytes / 8, log->config.budget->limit_bytes / 32);
+    struct log_write *kept = mem_alloc_zero(log->config.budget, sizeof(*kept));
+    if (kept == NULL) return MARKED("lsm.log.kept_no_memory", NULL);
+    kept->log = log;
+    kept->capacity =
+        (u32)CLAMP(align_down(bytes, LOG_BLOCK_BYTES), 2 * LOG_BLOCK_BYTES, LOG_KEPT_BYTES_MAX);
+    kept->buffer = mem_alloc_aligned(log->config.budget, kept->capacity, IO_ALIGNMENT);
+    if (kept->buffer == NULL) {
+        mem_free(log->config.budget, kept, sizeof(*kept));
+        return MARKED("lsm.log.kept_no_buffer", NULL);
+    }
+    list_init(&kept->link);
+    return kept;
 }
 
 static struct log *
@@ -728,6 +896,7 @@ log_new(const struct log_config *config)
     fiber_queue_init(&log->sync_wake);
     fiber_queue_init(&log->room_wake);
     fiber_queue_init(&log->state_wake);
+    if (config->durability == LSM_DURABILITY_PERIODIC) log->kept = kept_new(log);
     return log;
 }
 
@@ -845,7 +1014,7 @@ log_open(const struct log_config *config, u64 segment_first,
     st = log_segment_make(log);
     if (ok(st)) st = log_cut(log);
     if (ok(st)) {
-        st = header_wait(log, log->current->number);
+        st = log_rotate_wait(log, log->current->number);
         if (!ok(st)) {
             MARK("lsm.log.open_header_failed");
             st = ST_IO_ERROR;
@@ -873,6 +1042,7 @@ log_close(struct log *log)
 {
     if (log == NULL) return;
     log_drain(log);
+    log->changing = false; /* as if it had never begun */
     io_timer_cancel(&log->seal_timer);
     if (!log->failed && log->config.durability == LSM_DURABILITY_PERIODIC && log->writing != NULL) {
         status st = io_file_sync(log->writing->file);

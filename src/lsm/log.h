@@ -106,10 +106,12 @@ MAY_YIELD MUST_CHECK status log_exists(const char *dir, bool *out);
 /* Waits until all that was appended is durable, or the log failed. */
 MAY_YIELD void log_drain(struct log *log);
 
-/* Ends the segment that is being written, so that what follows goes to a new one; returns the new
- * one's number when its header is durable. What was appended before the call is in older segments.
- * ST_NO_SPACE when there is none ready and none can be made. */
+/* Ends the segment that is being written and returns the number of the next one. All that it will
+ * not hold was appended before this returns. ST_NO_SPACE when there is none ready and none can be
+ * made. */
 MAY_YIELD MUST_CHECK status log_rotate(struct log *log, u64 *segment_out);
+/* Waits until that one is surely there after a crash. Until then recovery needs those before. */
+MAY_YIELD MUST_CHECK status log_rotate_wait(struct log *log, u64 segment);
 /* The newest segment that is surely there after a crash; 0 when there is none. */
 u64 log_segment_started(const struct log *log);
 /* The first one that the next recovery must find, once it is surely there; else 0. */

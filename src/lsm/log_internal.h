@@ -21,6 +21,7 @@
 #define LOG_RETRY_NS          NS_PER_S
 #define LOG_RECYCLE_LEAST     1u /* besides the one that is ready */
 #define LOG_SEGMENT_BYTES_MIN (8u * LOG_BLOCK_BYTES)
+#define LOG_KEPT_BYTES_MAX    MIB(1) /* written while a change of segments waits for a sync */
 
 struct log_segment {
     u64 number;
@@ -28,6 +29,7 @@ struct log_segment {
     u64 end;              /* offset behind the last block that was laid out */
     u64 written_offset;   /* everything before this was written (GROUP: and is durable) */
     u64 synced_offset;    /* PERIODIC: everything before this survives power loss */
+    bool begun;           /* its header was written */
     struct list link;     /* log->old, log->replaced or log->recycle */
 };
 
@@ -54,6 +56,7 @@ struct log_write {
     u64 offset;
     u64 seq_last; /* of the last record that ends in it; 0: none does */
     bool header;
+    bool durable; /* when it is done, it survives power loss */
     bool finished;
     struct list link; /* queued, in_flight or free_writes */
 };
@@ -80,6 +83,13 @@ struct log {
     u64 tail_number, tail_end, tail_seq;
     u64 seq_base;           /* of the next segment's records: at least tail_seq */
     struct log_carry carry; /* into the first segment that is made */
+
+    /* PERIODIC: a change of segments that waits for a sync, and nobody for it (log.c) */
+    bool changing;
+    bool kept_leaves;                /* kept is queued or in flight */
+    u64 change_end, change_seq;      /* where current will have ended; the last number before it */
+    struct log_write *change_header; /* for the header of ready */
+    struct log_write *kept;          /* copies of what came since; NULL: there was no memory */
 
     /* writes */
     struct log_write *fill; /* being filled, in current; NULL: none */

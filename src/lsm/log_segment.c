@@ -155,6 +155,7 @@ log_segment_retire(struct log *log, struct log_segment *segment)
     if (!log->failed && log->recycle_count < log->config.recycle_max &&
         segment_reopen(log, segment) && log->recycle_count < log->config.recycle_max) {
         segment->end = 0;
+        segment->begun = false;
         segment->written_offset = segment->synced_offset = 0;
         list_push_back(&log->recycle, &segment->link);
         log->recycle_count++;
@@ -339,6 +340,26 @@ log_make_fiber(void *arg)
     fiber_end(log);
 }
 
+/* Whether a change of segments waits for a sync, or a segment that was begun may yet be lost. */
+static bool
+sync_is_urgent(const struct log *log)
+{
+    const struct log_segment *segment = log->writing;
+    if (segment == NULL || !segment->begun) return false;
+    if (log->started < segment->number) return true;
+    u64 end = log->changing ? log->change_end : segment == log->current ? 0 : segment->end;
+    return segment->written_offset >= end && segment->synced_offset < end;
+}
+
+/* What a sync of segment that begins now makes durable: what a change copies, or moves, is safe
+ * with the next one. */
+static u64
+sync_seq(const struct log *log, const struct log_segment *segment)
+{
+    if (log->changing) return MIN(log->durable_seq, log->change_seq);
+    return segment == log->current ? log->durable_seq : MIN(log->durable_seq, log->tail_seq);
+}
+
 /* PERIODIC: syncs each interval, and at once when a change of segments waits for it. */
 MAY_YIELD void
 log_sync_fiber(void *arg)
@@ -346,23 +367,26 @@ log_sync_fiber(void *arg)
     struct log *log = arg;
     while (!log->closing && !log->failed) {
         u64 interval = (u64)MAX(log->config.sync_interval_ms, 1u) * NS_PER_MS;
-        (void)fiber_queue_wait(&log->sync_wake, io_now_ns() + interval);
+        if (!sync_is_urgent(log)) (void)fiber_queue_wait(&log->sync_wake, io_now_ns() + interval);
         struct log_segment *segment = log->writing;
-        if (log->closing || log->failed || segment == NULL ||
+        if (log->closing || log->failed || segment == NULL || !segment->begun ||
             segment->synced_offset >= segment->written_offset)
             continue;
         u64 offset = segment->written_offset;
-        u64 seq = log->durable_seq;
+        u64 seq = sync_seq(log, segment);
         status st = io_file_sync(segment->file);
         if (!ok(st)) {
             MARK("lsm.log.sync_failed");
             log_fail(log, st, "sync");
             break;
         }
-        /* segment is still the one: the next header waits for synced_offset. */
-        CHECK(segment == log->writing);
+        /* It may have ended meanwhile, but it stays: none after it has begun for sure. */
         segment->synced_offset = offset;
-        log->synced_seq = seq;
+        log->synced_seq = MAX(log->synced_seq, seq);
+        if (log->started < segment->number) {
+            log->started = segment->number;
+            fiber_queue_wake_all(&log->state_wake);
+        }
         log_pump(log);
         if (!log->closing) io_timer_arm(&log->seal_timer, io_now_ns() + LOG_SEAL_AFTER_NS);
     }

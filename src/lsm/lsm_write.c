@@ -663,6 +663,9 @@ lsm_flush_now(struct lsm *lsm, bool wait)
     } else {
         MARK("lsm.flush.resumed");
     }
+    /* The manifest must not name a segment that is not there for sure. */
+    if (ok(st) && lsm->log != NULL && !lsm->replaying)
+        st = log_rotate_wait(lsm->log, lsm->flushing_state.log_segment_first);
     if (ok(st)) {
         struct levels_flush inputs[LIMIT_KEYSPACES];
         u64 bytes;

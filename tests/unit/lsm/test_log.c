@@ -32,6 +32,7 @@ struct model {
     u32 pause_every; /* appends between waits for durability; 0: never */
     bool idle;       /* wait for the seal before the end */
     bool rotate_release;
+    bool rotate_goes_on; /* appends before the rotation is over */
     /* what happened */
     u64 appended, durable;
     u64 recovered_first, recovered; /* by the last opening */
@@ -104,6 +105,13 @@ open_log(struct model *model)
 }
 
 static status
+rotate(struct log *log, u64 *segment_out)
+{
+    status st = log_rotate(log, segment_out);
+    return ok(st) ? log_rotate_wait(log, *segment_out) : st;
+}
+
+static status
 append_some(struct model *model)
 {
     static u8 payload[1 << 21];
@@ -128,8 +136,13 @@ append_some(struct model *model)
             while (!log_failed(model->log) && log_durable_seq(model->log) < seq)
                 fiber_sleep_ns(10 * NS_PER_US);
         }
+        if (model->rotate_goes_on && i % 7 == 6) {
+            u64 segment;
+            st = log_rotate(model->log, &segment);
+            CHECK(ok(st) || log_failed(model->log));
+        }
         if (model->rotate_release && i % 7 == 6) {
-            st = log_rotate(model->log, &model->segment_rotated);
+            st = rotate(model->log, &model->segment_rotated);
             if (!ok(st)) {
                 model->failed = true;
                 return st;
@@ -756,7 +769,7 @@ recycle_body(void *arg)
     for (u32 round = 0; round < 30; round++) {
         st = append_some(model);
         CHECK(ok(st));
-        st = log_rotate(model->log, &model->segment_first);
+        st = rotate(model->log, &model->segment_first);
         CHECK(ok(st));
         CHECK(log_durable_seq(model->log) == model->appended); /* the header is a barrier */
         log_release(model->log, model->segment_first);
@@ -798,7 +811,7 @@ recycle_many_body(void *arg)
     for (u32 round = 0; round < 30; round++) {
         st = append_some(model);
         CHECK(ok(st));
-        st = log_rotate(model->log, &model->segment_first);
+        st = rotate(model->log, &model->segment_first);
         CHECK(ok(st));
         log_release(model->log, model->segment_first);
         log_stats(model->log, &stats);
@@ -939,6 +952,88 @@ periodic_survives_a_killed_process(void **state)
     sim_free(sim);
 }
 
+/* A change of segments is made of several steps; whichever is the last one, what was acknowledged
+ * is in the one segment or in the other. */
+static void
+a_killed_process_loses_nothing_while_periodic_changes_segments(void **state)
+{
+    (void)state;
+    u64 changes = 0, copies = 0;
+    for (u32 pause = 1; pause <= 3; pause++) {
+        bool cut = true;
+        for (u64 n = 0; cut; n++) {
+            struct sim_options options;
+            sim_options_default(&options, 11 + n);
+            options.disk.crash_keeps_all = true;
+            struct sim *sim = sim_new(&options);
+            struct model model = model_make(11, 60, 1500);
+            model.config.durability = LSM_DURABILITY_PERIODIC;
+            model.config.sync_interval_ms = 10000;
+            model.config.segment_bytes = 64 * LOG_BLOCK_BYTES;
+            model.pause_every = pause;
+            model.rotate_goes_on = true;
+            sim_crash_at(sim, SIM_POINT_IO, n);
+            (void)ok(sim_run(sim, 1, writer, &model));
+            cut = sim_crashed(sim);
+            changes += sim_mark_count(sim, "lsm.log.change");
+            copies += sim_mark_count(sim, "lsm.log.change_copies");
+            sim_faults_clear(sim);
+            assert_true(ok(sim_run(sim, 1, reader, &model)));
+            check_recovered(&model);
+            sim_free(sim);
+        }
+    }
+    assert_true(changes > 100 && copies > 100);
+}
+
+/* Each request takes a millisecond here. The change of segments takes several of them one after
+ * the other, and a writer waits for its own only. */
+static status
+change_body(void *arg)
+{
+    struct model *model = arg;
+    status st = open_log(model);
+    if (!ok(st)) return st;
+    st = append_some(model);
+    CHECK(ok(st));
+    fiber_sleep_ns(100 * NS_PER_MS);
+    u64 before = log_segment_started(model->log), begun_ns = io_now_ns(), segment;
+    st = log_rotate(model->log, &segment);
+    CHECK(ok(st) && segment > before);
+    st = append_some(model);
+    CHECK(ok(st));
+    while (log_durable_seq(model->log) < model->appended)
+        fiber_sleep_ns(10 * NS_PER_US);
+    CHECK(io_now_ns() - begun_ns < 3 * NS_PER_MS / 2);
+    CHECK(log_segment_started(model->log) == before);
+    st = log_rotate_wait(model->log, segment);
+    CHECK(ok(st) && log_segment_started(model->log) == segment);
+    CHECK(io_now_ns() - begun_ns > 3 * NS_PER_MS);
+    st = append_some(model);
+    CHECK(ok(st));
+    log_close(model->log);
+    return ST_OK;
+}
+
+static void
+nobody_waits_while_periodic_changes_segments(void **state)
+{
+    (void)state;
+    struct sim_options options;
+    sim_options_default(&options, 12);
+    options.disk.latency_ns_min = options.disk.latency_ns_max = NS_PER_MS;
+    struct sim *sim = sim_new(&options);
+    struct model model = model_make(12, 10, 1000);
+    model.config.durability = LSM_DURABILITY_PERIODIC;
+    model.config.sync_interval_ms = 100000;
+    model.config.segment_bytes = MIB(1);
+    assert_true(ok(sim_run(sim, 1, change_body, &model)));
+    assert_int_equal(sim_mark_count(sim, "lsm.log.change_copies"), 1);
+    assert_true(ok(sim_run(sim, 1, reader, &model)));
+    assert_int_equal(model.recovered, 30);
+    sim_free(sim);
+}
+
 /* ---- what is readable and not on the platter ---- */
 
 struct doubt {
@@ -971,7 +1066,7 @@ doubt_body(void *arg)
     CHECK(log_durable_seq(model->log) == 10);
     if (doubt->fills != NULL) {
         sim_disk_capacity_set(doubt->fills, 1);
-        st = log_rotate(model->log, &model->segment_rotated);
+        st = rotate(model->log, &model->segment_rotated);
         CHECK(ok(st));
         model->records = 2;
         st = append_some(model);
@@ -1374,6 +1469,8 @@ main(void)
         cmocka_unit_test(a_second_cut_during_recovery_takes_nothing_either),
         cmocka_unit_test(periodic_loses_at_most_the_last_interval_and_never_reports_damage),
         cmocka_unit_test(periodic_survives_a_killed_process),
+        cmocka_unit_test(a_killed_process_loses_nothing_while_periodic_changes_segments),
+        cmocka_unit_test(nobody_waits_while_periodic_changes_segments),
         cmocka_unit_test(every_failed_request_is_survived),
         cmocka_unit_test(what_a_failed_sync_lost_is_not_missed_later),
         cmocka_unit_test(what_a_failed_durable_write_lost_is_not_missed_later),
