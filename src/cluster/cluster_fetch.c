@@ -48,6 +48,8 @@
 #define FETCHES         4u /* of one shard, under way at once */
 #define PAGE_NS         (10 * NS_PER_S)
 #define PAGE_PAUSE_NS   (500 * NS_PER_US)
+#define CLOCK_NS        (10 * NS_PER_S)
+#define CLOCK_LOOK_NS   (50 * NS_PER_MS)
 #define SCAN_NS_MAX     (200 * NS_PER_MS) /* of one page: a long stretch of nothing ends it */
 #define FLAG_KEYS_ONLY  1u
 
@@ -418,6 +420,30 @@ is_source(const struct fetch *fetch, u32 keyspace, u32 partition, u32 member, bo
     return found;
 }
 
+static bool
+is_over(const struct fetch *fetch)
+{
+    const struct cluster_shard *shard = fetch->shard;
+    return atomic_load(&shard->cluster->refusing) || io_stopping() ||
+           shard->topology->session != fetch->topology->session;
+}
+
+/* Nothing comes here that is newer than what is stamped here next (R2 in replicate_internal.h):
+ * else a write over it would be acknowledged, and hidden by it. What is of the future, as far as
+ * our clock goes, waits for that. */
+MAY_YIELD static status
+observe(const struct fetch *fetch, u64 version, u32 member)
+{
+    u64 until_ns = io_now_ns() + CLOCK_NS;
+    while (!replicator_observe(fetch->shard->replicator, version, member)) {
+        MARK("cluster.fetch.clock_behind");
+        if (io_now_ns() >= until_ns) return ST_UNAVAILABLE;
+        if (is_over(fetch)) return ST_CANCELED;
+        fiber_sleep_ns(CLOCK_LOOK_NS);
+    }
+    return ST_OK;
+}
+
 /* A state of a key that keeps siblings joins what is here. */
 MAY_YIELD static status
 take_state(struct fetch *fetch, u16 keyspace, const struct cluster_page_entry *found, u64 *seq_out)
@@ -444,8 +470,8 @@ note_done(struct fetch *fetch, const struct range *range)
 }
 
 MAY_YIELD static status
-take_page(struct fetch *fetch, struct cluster_page *page, struct bytes bytes, u64 token_first,
-          struct buf *key_out)
+take_page(struct fetch *fetch, u32 member, struct cluster_page *page, struct bytes bytes,
+          u64 token_first, struct buf *key_out)
 {
     struct cluster_shard *shard = fetch->shard;
     struct lsm_batch batch;
@@ -459,6 +485,8 @@ take_page(struct fetch *fetch, struct cluster_page *page, struct bytes bytes, u6
             st = ST_CORRUPT;
             break;
         }
+        st = observe(fetch, entry->version, member);
+        if (!ok(st)) break;
         lsm_batch_clear(&batch);
         batch.version = entry->version;
         bool siblings = replicate_siblings(shard->replicator, page->keyspace);
@@ -481,14 +509,6 @@ take_page(struct fetch *fetch, struct cluster_page *page, struct bytes bytes, u6
     }
     lsm_batch_deinit(&batch);
     return status_is(st, ST_END) ? ST_OK : st;
-}
-
-static bool
-is_over(const struct fetch *fetch)
-{
-    const struct cluster_shard *shard = fetch->shard;
-    return atomic_load(&shard->cluster->refusing) || io_stopping() ||
-           shard->topology->session != fetch->topology->session;
 }
 
 MAY_YIELD static status
@@ -528,7 +548,7 @@ fetch_range(struct fetch *fetch, const struct range *range)
         if (!ok(st)) break;
         more = bytes.data[0] != 0;
         atomic_fetch_add_explicit(&shard->cluster->fetched_bytes, bytes.size, memory_order_relaxed);
-        st = take_page(fetch, &page, buf_bytes(&bytes), token_first, &key);
+        st = take_page(fetch, range->member, &page, buf_bytes(&bytes), token_first, &key);
         if (more && ok(st)) fiber_sleep_ns(PAGE_PAUSE_NS);
     }
     buf_deinit(&key);

@@ -312,6 +312,12 @@ version_observe(struct replicator *r, u64 version, const char *what, u32 member)
     return false;
 }
 
+bool
+replicator_observe(struct replicator *r, u64 version, u32 member)
+{
+    return version_observe(r, version, "moved", member);
+}
+
 u64
 replicator_ahead_ms(const struct replicator *r, u64 wall_ms)
 {

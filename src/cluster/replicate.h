@@ -83,6 +83,9 @@ u64 replicator_oldest_version(struct replicator *replicator);
 /* The same without what was dropped: no write of a lower version will be sent from here to anybody.
  * Who has compared what replicas hold needs to know no more (trees.h). */
 u64 replicator_oldest_to_come(struct replicator *replicator);
+/* Of what is about to be written here by other ways than the replicator's: what is stamped from
+ * then on is higher. False: the member's clock is ahead, and it may not be written yet. */
+MUST_CHECK bool replicator_observe(struct replicator *replicator, u64 version, u32 member);
 /* By how much the stamps are ahead of the wall clock, since it was; above HLC_AHEAD_MS_MAX the
  * peers refuse them. */
 u64 replicator_ahead_ms(const struct replicator *replicator, u64 wall_ms);

@@ -392,8 +392,9 @@ topology_may_leave_behind(const struct topology *topology, bool (*knows)(void *a
             for (u32 i = 0; i < row.count && same; i++)
                 same = ids_have(row.write_next, row.next_count, row.write[i]);
             if (same) continue;
-            u32 quorum =
-                topology_quorum(options->read_quorum, options->replicas, row.places, row.count);
+            /* Of those who ask R, and of those who ask a majority where R is more. */
+            u32 fewest = MIN(options->read_quorum, options->replicas / 2 + 1u);
+            u32 quorum = topology_quorum(fewest, options->replicas, row.places, row.count);
             if (count_unknowing(row.write, row.count, knows, arg) >= quorum) return false;
         }
     return true;

@@ -35,8 +35,8 @@
  * too.) Whoever gains fetches only from sources that know the fence: what was acknowledged by a
  * member left behind was taken by a write quorum before they knew, so a read quorum of them has it.
  * STAGE_READ_NEXT comes when all gainers have said that they are done (`fetched`). It ends when,
- * besides, those who do not know its fence are nowhere a read quorum of the current row: they would
- * go on reading there (topology_may_leave_behind).
+ * besides, those who do not know its fence are nowhere a read quorum of the current row, nor a
+ * majority: they would go on reading there (topology_may_leave_behind).
  *
  * Who is gone. A member that was forgotten will never answer, but it may have been one of the W
  * that a write was acknowledged by. So its places in rows stay, as TOPOLOGY_GONE | number, until

@@ -70,7 +70,7 @@ clear(struct exec *x)
         struct scratch *block = list_entry(node, struct scratch, link);
         mem_free(x->budget, block, block->size);
     }
-    x->committed = NULL;
+    x->committed = x->undecided = NULL;
     x->op_count = 0;
     x->ops.size = 0;
     x->op_index.size = 0;
@@ -654,6 +654,7 @@ run_once(struct exec *x, void (*handler)(struct exec *x))
         st = x->shard->server->cluster != NULL ? write_replicated(x, &batch)
                                                : lsm_write(x->shard->lsm, &batch, &seq);
     lsm_batch_deinit(&batch);
+    if (status_is(st, ST_UNKNOWN_OUTCOME) && x->undecided != NULL) x->undecided(x);
     if (ok(st))
         written(x, seq);
     else if (!status_is(st, ST_CONFLICT))

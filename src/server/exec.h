@@ -71,7 +71,8 @@ struct exec {
     /* Called once the writes are visible, before their locks are given back; for replies that need
      * to know what was written. May be set by the handler. */
     void (*committed)(struct exec *x);
-    u64 version; /* in a cluster: of what was written */
+    void (*undecided)(struct exec *x); /* likewise, when nobody knows whether they are done */
+    u64 version;                       /* in a cluster: of what was written */
     struct lsm_value value;
     bool value_held;
     struct replicate_value replicated; /* in a cluster */

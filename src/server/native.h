@@ -6,7 +6,9 @@
  * Idempotency ids. A shard remembers the outcome of the last NATIVE_IDS writes that carried an id
  * (that a condition does not hold, too: a first attempt that comes after the second must not find
  * that it does), as long as the process lives; clients are told NATIVE_ID_LIFE_MS. Another attempt
- * with the same id is answered from there. When the shard does not know the id, it may have
+ * with the same id is answered from there. So is one of a write that would do twice what it did
+ * once, when nobody knows what became of the first attempt: what it finds of itself, half done, is
+ * no reason for CONFLICT. When the shard does not know the id, it may have
  * forgotten it, and the attempt must not be done:
  *
  *   a retry          says how long ago its write was first sent, and may have been under way since
@@ -63,7 +65,7 @@ struct native_done {
     u64 seq;
     u64 version; /* CONFLICT: the one that is there */
     u32 next;    /* in its bucket: index + 1 */
-    u8 outcome;  /* NATIVE_ST_OK, CONFLICT, NOT_FOUND: final, all three */
+    u8 outcome;  /* NATIVE_ST_OK, CONFLICT, NOT_FOUND: final, all three; UNKNOWN_OUTCOME */
     bool existed;
 };
 

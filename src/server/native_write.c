@@ -310,6 +310,40 @@ committed(struct exec *x)
     keep_done(x, &request, NATIVE_ST_OK, x->seq, version, existed);
 }
 
+/* Whether it would do twice what it did once. */
+static bool
+is_repeatable(const struct native_request *request)
+{
+    u8 opcode = request->header.opcode;
+    if (opcode == NATIVE_PUT || opcode == NATIVE_DELETE)
+        return request->op.condition == NATIVE_IF_ANY;
+    if (opcode != NATIVE_BATCH) return false;
+    struct native_op op = {.kind = 0};
+    struct bytes ops = request->batch.ops;
+    bool repeatable = true;
+    while (native_batch_next(&ops, &op))
+        repeatable = repeatable && op.condition == NATIVE_IF_ANY;
+    return repeatable;
+}
+
+/* Replicas may have it or not. What may be done twice is done again when it comes again; for the
+ * rest that stays the answer. */
+static void
+undecided(struct exec *x)
+{
+    struct native_request request;
+    if (native_decode(x, &request) && !is_repeatable(&request))
+        keep_done(x, &request, NATIVE_ST_UNKNOWN_OUTCOME, 0, 0, false);
+}
+
+static void
+hooks_set(struct exec *x)
+{
+    x->committed = committed;
+    x->undecided = undecided;
+    x->extra = NULL;
+}
+
 /* Whether an id that is not known may be one that was forgotten: the write was first sent so long
  * ago that its outcome may have been among those. Its age is that at the moment when it was sent
  * again; how long it has been under way since, nobody knows, but no longer than its connection is
@@ -336,22 +370,6 @@ u64
 native_first_ns(u32 age_ms, u64 connected_ns)
 {
     return MAX(first_sent_ms(age_ms, connected_ns) * NS_PER_MS, 1u);
-}
-
-/* Whether it would do twice what it did once. */
-static bool
-is_repeatable(const struct native_request *request)
-{
-    u8 opcode = request->header.opcode;
-    if (opcode == NATIVE_PUT || opcode == NATIVE_DELETE)
-        return request->op.condition == NATIVE_IF_ANY;
-    if (opcode != NATIVE_BATCH) return false;
-    struct native_op op = {.kind = 0};
-    struct bytes ops = request->batch.ops;
-    bool repeatable = true;
-    while (native_batch_next(&ops, &op))
-        repeatable = repeatable && op.condition == NATIVE_IF_ANY;
-    return repeatable;
 }
 
 /* In a cluster: whether an id that is not known here may be known, or have been, elsewhere: to the
@@ -409,6 +427,11 @@ replayed(struct exec *x, const struct native_request *request)
             why = "sent again, and another node may have done the first attempt";
         }
         native_error(x, request, NATIVE_ST_UNKNOWN_OUTCOME, 0, why);
+        return true;
+    }
+    if (done->outcome == NATIVE_ST_UNKNOWN_OUTCOME) {
+        native_error(x, request, NATIVE_ST_UNKNOWN_OUTCOME, 0,
+                     "sent again, and nobody knows what became of the first attempt");
         return true;
     }
     x->seq = MAX(x->seq, done->seq);
@@ -482,8 +505,7 @@ write_one(struct exec *x)
     struct native_request request;
     if (!native_decode(x, &request) || replayed(x, &request)) return;
     bool existed = false;
-    x->committed = committed;
-    x->extra = NULL;
+    hooks_set(x);
     if (!apply(x, &request, &request.op, &existed)) return;
     if (request.op.kind == NATIVE_OP_DELETE && existed) x->extra = x;
 }
@@ -505,8 +527,7 @@ native_batch(struct exec *x)
 {
     struct native_request request;
     if (!native_decode(x, &request) || replayed(x, &request)) return;
-    x->committed = committed;
-    x->extra = NULL;
+    hooks_set(x);
     struct native_op op;
     struct bytes ops = request.batch.ops;
     bool existed = false;
@@ -550,8 +571,7 @@ native_put_siblings(struct exec *x)
 {
     struct native_request request;
     if (!native_decode(x, &request) || replayed(x, &request)) return;
-    x->committed = committed;
-    x->extra = NULL;
+    hooks_set(x);
     bool puts = request.siblings.kind == NATIVE_OP_PUT;
     if (!exec_put_siblings(x, request.header.keyspace, request.siblings.key,
                            request.siblings.context, puts ? &request.siblings.value : NULL))
@@ -579,8 +599,7 @@ native_expire(struct exec *x)
     if (request.expire.expiry == NATIVE_EXPIRY_AT) expire_ms = MAX(request.expire.expiry_ms, 1u);
     struct bytes copy;
     if (!exec_copy(x, value.value, &copy)) return;
-    x->committed = committed;
-    x->extra = NULL;
+    hooks_set(x);
     if (!exec_put_in(x, request.header.keyspace, request.expire.key, copy, expire_ms)) return;
 }
 

@@ -12,6 +12,7 @@
 
 #include <cmocka.h>
 
+#include "base/hash.h"
 #include "cluster/cluster.h"
 #include "cluster_rig.h"
 #include "server/route.h"
@@ -850,6 +851,59 @@ a_disk_that_stalls_is_told(void **state)
     }
 }
 
+/* A node joins whose clock is behind, as that of a machine may be that has just started. What it
+ * has fetched is of its own future; what it acknowledges is newer all the same. */
+#define BEHIND_MS 10000
+
+static void
+configure_alone(struct rig *rig, u32 node, struct server_config *config)
+{
+    configure(rig, node, config);
+    config->replicas = config->write_quorum = config->read_quorum = 1;
+}
+
+static MAY_YIELD void
+behind_story(struct rig *rig)
+{
+    wait_settled(rig, 1);
+    struct rig_client client;
+    rig_connect_to(rig, 0, &client);
+    for (u32 i = 0; i < KEYS; i++)
+        CHECK(rig_is(rig_call(&client, "SET k%u old", i), "+OK\r\n"));
+    rig_disconnect(&client);
+    sim_node_clock_step(rig->nodes[1].machine, -BEHIND_MS);
+    rig_start(rig, 1);
+    wait_settled(rig, 2);
+    const struct topology *topology = cluster_rig_topology(rig, 1);
+    u32 self = cluster_member(rig->nodes[1].server->cluster), gained = 0;
+    rig_connect_to(rig, 1, &client);
+    for (u32 i = 0; i < KEYS; i++) {
+        char key[32];
+        int size = snprintf(key, sizeof(key), "k%u", i);
+        u64 token = hash_token(BYTES(key, (size_t)size));
+        struct topology_row row;
+        topology_row(topology, 0, token_partition(token, topology->partition_count), &row);
+        if (row.write[0] != self) continue;
+        gained++;
+        CHECK(rig_is(rig_call(&client, "SET %s new", key), "+OK\r\n"));
+        expect_key(&client, key, "new");
+    }
+    CHECK(gained != 0);
+    rig_disconnect(&client);
+}
+
+static void
+who_joins_with_a_clock_that_is_behind_loses_nothing(void **state)
+{
+    for (u64 seed = 1; seed <= SEED_COUNT; seed++) {
+        struct rig rig = rig_of(seed, behind_story);
+        rig.node_count = 2;
+        rig.late_count = 1;
+        rig.configure = configure_alone;
+        rig_run(&rig);
+    }
+}
+
 int
 main(void)
 {
@@ -861,6 +915,7 @@ main(void)
         cmocka_unit_test(a_cluster_survives_a_blackout),
         cmocka_unit_test(two_join_under_load_and_nobody_notices),
         cmocka_unit_test(who_joins_gets_all_pages_of_what_is_written_meanwhile),
+        cmocka_unit_test(who_joins_with_a_clock_that_is_behind_loses_nothing),
         cmocka_unit_test(all_keys_are_found_while_a_node_changes_its_shards),
         cmocka_unit_test(a_page_of_another_shard_is_not_empty),
         cmocka_unit_test(nodes_stop_while_the_topology_changes),

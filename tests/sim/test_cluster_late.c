@@ -273,6 +273,77 @@ a_retry_that_another_process_would_judge_is_unknown(void **state)
     run_again(RUNNER_IS_ANOTHER_PROCESS);
 }
 
+/* ---- a write that comes again of which nobody knows whether it is done ---- */
+
+#define TIMEOUT_MS 1500u
+
+static void
+configure_all_write(struct rig *rig, u32 node, struct server_config *config)
+{
+    cluster_rig_configure(rig, node, config, 2);
+    config->write_quorum = NODES;
+    config->read_quorum = 1;
+}
+
+/* Its node has written it, and the others do not say whether they have. Then it comes again: what
+ * it finds of itself is no reason why it should not have been done. */
+static MAY_YIELD void
+uncertain_story(struct rig *rig)
+{
+    bool while_it_runs = *(bool *)rig->arg;
+    struct rig_client first, again;
+    char key[16];
+    u16 flags;
+    cluster_rig_settle(rig, NODES, NODES, WAIT_NS);
+    fiber_sleep_ns(5 * NS_PER_S);
+    key_of(rig, 1, key, sizeof(key));
+    greet(rig, 0, 0, &first);
+    greet(rig, 0, 0, &again);
+    stand_still(rig, 1, 1); /* its first shard lives, and answers pings */
+    struct native_request request = put_of(1, 0, key, "once");
+    request.op.condition = NATIVE_IF_ABSENT;
+    request.header.timeout_ms = TIMEOUT_MS;
+    u64 sent_ns = io_now_ns();
+    rig_native_send(&first, &request);
+    fiber_sleep_ns(while_it_runs ? 100 * NS_PER_MS : (TIMEOUT_MS + 100) * NS_PER_MS);
+    rig_disconnect(&first); /* and its reply is lost */
+    u32 age_ms = (u32)((io_now_ns() - sent_ns) / NS_PER_MS) + 1;
+    CHECK(put_if_absent(&again, 1, age_ms, key, &flags) == NATIVE_ST_UNKNOWN_OUTCOME);
+    fiber_sleep_ns(STANDS_NS);
+    CHECK(put_if_absent(&again, 1, age_ms + STANDS_NS / NS_PER_MS, key, &flags) ==
+          NATIVE_ST_UNKNOWN_OUTCOME);
+    expect_node_has(rig, 2, key, "once");
+    /* Another write is judged as ever. */
+    CHECK(put_if_absent(&again, 2, 0, key, &flags) == NATIVE_ST_CONFLICT);
+    rig_disconnect(&again);
+}
+
+static void
+run_uncertain(bool while_it_runs)
+{
+    for (u64 seed = 1; seed <= SEED_COUNT; seed++) {
+        struct rig rig = {.shard_count = 2,
+                          .node_count = NODES,
+                          .configure = configure_all_write,
+                          .story = uncertain_story,
+                          .arg = &while_it_runs};
+        sim_options_default(&rig.options, seed);
+        rig_run(&rig);
+    }
+}
+
+static void
+a_retry_of_what_may_be_done_is_no_conflict(void **state)
+{
+    run_uncertain(false);
+}
+
+static void
+a_retry_that_waits_for_what_may_be_done_is_no_conflict(void **state)
+{
+    run_uncertain(true);
+}
+
 int
 main(void)
 {
@@ -283,6 +354,8 @@ main(void)
         cmocka_unit_test(a_retry_is_answered_from_where_the_write_was_done),
         cmocka_unit_test(a_retry_that_another_node_would_judge_is_unknown),
         cmocka_unit_test(a_retry_that_another_process_would_judge_is_unknown),
+        cmocka_unit_test(a_retry_of_what_may_be_done_is_no_conflict),
+        cmocka_unit_test(a_retry_that_waits_for_what_may_be_done_is_no_conflict),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

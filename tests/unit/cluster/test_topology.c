@@ -576,6 +576,28 @@ readers_of_the_old_places_hold_up_the_end(void **state)
     world_deinit(&world);
 }
 
+/* Where all three are asked, two who are left behind would still answer reads at level QUORUM. */
+static void
+readers_by_a_majority_hold_up_the_end_where_all_are_asked(void **state)
+{
+    (void)state;
+    struct world world;
+    world_grow(&world, 3, 16, 3);
+    struct topology_command set = {
+        .kind = TOPOLOGY_KEYSPACE_SET,
+        .options = {.replicas = 3, .write_quorum = 2, .read_quorum = 3, .name = "0"}};
+    apply_ok(&world, set);
+    apply_ok(&world, add(node("n4", 4, "", "")));
+    begin_stage(&world, TOPOLOGY_PLAN, 6);
+    fetch_all(&world);
+    begin_stage(&world, TOPOLOGY_ADVANCE, 6);
+    u64 knows = 1 << 1 | 1 << 2 | 1 << 4;
+    assert_true(topology_may_leave_behind(world.now, is_in, &knows));
+    knows = 1 << 1 | 1 << 4;
+    assert_false(topology_may_leave_behind(world.now, is_in, &knows));
+    world_deinit(&world);
+}
+
 /* ---- the dead ---- */
 
 static void
@@ -1447,6 +1469,7 @@ main(void)
         cmocka_unit_test(in_a_row_that_gets_shorter_everybody_fetches),
         cmocka_unit_test(abandoned_plans_leave_nothing_behind),
         cmocka_unit_test(readers_of_the_old_places_hold_up_the_end),
+        cmocka_unit_test(readers_by_a_majority_hold_up_the_end_where_all_are_asked),
         cmocka_unit_test(the_places_of_a_forgotten_one_count_until_they_are_given_away),
         cmocka_unit_test(a_wiped_disk_comes_back_as_a_replacement),
         cmocka_unit_test(a_plan_ends_when_a_gainer_is_forgotten),
