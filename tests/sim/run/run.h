@@ -217,6 +217,7 @@ void report_print(void);
 void report_signals_set(void);
 /* Called in the handler of a signal that ends the program; 0: by the watchdog. */
 void report_crash_set(void (*tell)(i32 signal));
+/* seconds: of a processor; 0: the run is over. */
 void report_watchdog_start(u32 seconds);
 void report_program_set(const char *name);
 void report_replay_command(const struct run_options *options, FILE *out);
