@@ -470,6 +470,7 @@ confirm_ask(struct read *read, const u32 *members, u32 count)
         if (asked || members[i] == read->r->self || !is_alive(read->r, members[i])) continue;
         u32 index = read->confirm_count++;
         read->confirms[index] = (struct read_call){.member = members[i]};
+        read->confirmed[index] = false; /* of the attempt before, it may be another one's */
         read->r->stats.digests++;
         call_send(read, &read->confirms[index], members[i], index, PEER_WANT_DIGEST, confirm_done,
                   read->deadline_ns);

@@ -37,7 +37,9 @@
  *   it is read       at once, but after a pause: what came over connections that were there when
  *                    the shard stood still for a second or more (session_stood_since) is refused
  *                    with CLOSING. Over a connection that is newer nothing can have been sent
- *                    before it, since the answer to HELLO is waited for.
+ *                    before it, since the answer to HELLO is waited for. The same of what may have
+ *                    waited so long because its connection was not read from (session_stall). A
+ *                    reset does not take back what the kernel here has.
  *
  * That a restart forgets all ids is told by HELLO's run id: the client decides whether it may send
  * again.

@@ -229,6 +229,7 @@ session_stall(struct session *s, enum session_stall why)
 {
     if (s->stall == SESSION_RUNS) s->shard->stats->clients_paused++;
     s->stall = why;
+    session_native_waits(s);
     if (s->conn != NULL) io_conn_pause(s->conn);
 }
 

@@ -107,6 +107,11 @@ struct session {
     u64 unfinished_ns;      /* since when it has this time */
     u64 unfinished_arrived; /* bytes of the connection then */
     bool unfinished_seen;   /* the above is valid */
+    /* Native, in a cluster: how long what is read has waited (session_native.c). */
+    u64 read_bytes; /* of the connection, by us */
+    u64 waits_ns;   /* what is read next may be here since then; 0: it is read as it comes */
+    u64 mark_bytes; /* so many of the connection had come at mark_ns */
+    u64 mark_ns;
     char peer[64]; /* "address:port", asked for at the first slow request; empty until then */
 };
 
@@ -166,6 +171,8 @@ bool session_may_express(const struct session *s);
 size_t session_express(struct session *s, struct bytes data, u64 *clock_ns, bool *waits);
 /* session_native.c */
 size_t session_native_received(struct session *s, struct bytes data);
+/* It stops reading: what comes from now on waits. */
+void session_native_waits(struct session *s);
 bool native_state_init(struct shard *shard);
 void native_state_deinit(struct shard *shard);
 

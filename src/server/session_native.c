@@ -70,9 +70,51 @@ start(struct session *s, const struct command *command, const struct bytes *fram
     return true;
 }
 
-/* One good frame of a request that reads well; false as start(). */
+/* ---- what has waited (native.h, "Elsewhere") ---- */
+
+static void
+mark(struct session *s)
+{
+    s->mark_ns = io_now_ns();
+    s->mark_bytes = io_conn_arrived(s->conn);
+}
+
+void
+session_native_waits(struct session *s)
+{
+    if (s->protocol != SESSION_NATIVE || s->shard->server->cluster == NULL || s->conn == NULL ||
+        s->waits_ns != 0)
+        return;
+    mark(s);
+    s->waits_ns = s->mark_ns;
+}
+
+/* Whether a frame that begins so many bytes behind what was read may have been here for a second.
+ * Once all is read that had come by a moment, what is left came after it. */
 static bool
-run(struct session *s, const struct native_request *request, struct bytes frame, u64 start_ns)
+has_waited(struct session *s, size_t at)
+{
+    if (LIKELY(s->waits_ns == 0) || s->conn == NULL) return false;
+    if (s->read_bytes + at >= s->mark_bytes) {
+        s->waits_ns = s->mark_ns;
+        mark(s);
+    }
+    return io_now_ns() - s->waits_ns > SESSION_STOOD_NS;
+}
+
+static void
+note_read(struct session *s, size_t consumed, size_t size)
+{
+    s->read_bytes += consumed;
+    if (LIKELY(s->waits_ns == 0) || s->conn == NULL || s->stall != SESSION_RUNS) return;
+    bool all = consumed == size || s->unfinished_wanted != 0;
+    if (all && io_conn_arrived(s->conn) <= s->read_bytes + (size - consumed)) s->waits_ns = 0;
+}
+
+/* One good frame of a request that reads well, which begins at `at`; false as start(). */
+static bool
+run(struct session *s, const struct native_request *request, struct bytes frame, size_t at,
+    u64 start_ns)
 {
     struct shard *shard = s->shard;
     const struct command *command = command_native(request->header.opcode);
@@ -85,10 +127,17 @@ run(struct session *s, const struct native_request *request, struct bytes frame,
         return true;
     }
     if (shard->server->cluster != NULL) {
+        bool waited = has_waited(s, at);
         if (native_opcode_writes(request->header.opcode) && session_stood_since(s)) {
             MARK("server.session.write_from_before_a_pause");
             refuse(s, &request->header, NATIVE_ST_CLOSING, 0,
                    "this node stood still: write over another connection");
+            return true;
+        }
+        if (native_opcode_writes(request->header.opcode) && waited) {
+            MARK("server.session.write_has_waited");
+            refuse(s, &request->header, NATIVE_ST_CLOSING, 0,
+                   "this waited for what came before it: write over another connection");
             return true;
         }
         if (keyed)
@@ -195,7 +244,7 @@ session_native_received(struct session *s, struct bytes data)
             refuse(s, &header, NATIVE_ST_INVALID, 0, "keyspace is 0 to 15");
         } else if (!s->authenticated && header.opcode != NATIVE_HELLO) {
             refuse(s, &header, NATIVE_ST_UNAUTHENTICATED, 0, "say HELLO with a password first");
-        } else if (!run(s, &request, BYTES(rest.data, consumed), clock_ns)) {
+        } else if (!run(s, &request, BYTES(rest.data, consumed), at, clock_ns)) {
             break;
         } else {
             clock_ns = io_clock_ns();
@@ -205,5 +254,6 @@ session_native_received(struct session *s, struct bytes data)
         if (s->conn != NULL && io_conn_output_full(s->conn)) break;
     }
     if (s->shard->reply.capacity > KIB(256)) buf_clear(&s->shard->reply, 0);
+    note_read(s, at, data.size);
     return s->closing ? data.size : at;
 }

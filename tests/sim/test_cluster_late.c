@@ -102,12 +102,12 @@ expect_node_has(struct rig *rig, u32 node, const char *key, const char *value)
     rig_disconnect(&client);
 }
 
-/* A key whose first replica is the first node, on that shard of it. */
+/* A key whose first replica is that node, on that shard of it. */
 static void
-key_of(struct rig *rig, u32 shard, char *out, size_t size)
+key_of_node(struct rig *rig, u32 node, u32 shard, char *out, size_t size)
 {
     const struct topology *topology = cluster_rig_topology(rig, 0);
-    u32 self = cluster_member(rig->nodes[0].server->cluster);
+    u32 self = cluster_member(rig->nodes[node].server->cluster);
     for (u32 i = 0;; i++) {
         int length = snprintf(out, size, "k%u", i);
         u32 partition =
@@ -119,6 +119,12 @@ key_of(struct rig *rig, u32 shard, char *out, size_t size)
             partition_shard(partition, 2, topology->partition_count) == shard)
             return;
     }
+}
+
+static void
+key_of(struct rig *rig, u32 shard, char *out, size_t size)
+{
+    key_of_node(rig, 0, shard, out, size);
 }
 
 static void
@@ -197,6 +203,56 @@ static void
 what_was_sent_on_to_it_is_not_done(void **state)
 {
     run_late(FORWARDED);
+}
+
+/* ---- what waits for its turn ---- */
+
+#define AHEAD_MS 5000u
+
+/* A connection has as many requests under way as it may, and they wait for another node's shard,
+ * which stands still: what came behind them is as old when they end. */
+static MAY_YIELD void
+behind_others_story(struct rig *rig)
+{
+    struct rig_client first, second;
+    char key[16], other[16];
+    cluster_rig_settle(rig, NODES, NODES, WAIT_NS);
+    key_of(rig, 1, key, sizeof(key));
+    key_of_node(rig, 1, 1, other, sizeof(other));
+    greet(rig, 0, 0, &first);
+    greet(rig, 2, 0, &second);
+    CHECK(put(&first, 1, 0, key, "before") == NATIVE_ST_OK);
+    sim_node_shard_stall(rig->nodes[1].machine, 1, (AHEAD_MS + 1000) * NS_PER_MS);
+    for (u32 i = 0; i < SESSION_REQUESTS_MAX; i++) {
+        struct native_request ahead = put_of(100 + i, 0, other, "ahead");
+        ahead.header.timeout_ms = AHEAD_MS;
+        rig_native_send(&first, &ahead);
+    }
+    struct native_request request = put_of(2, 0, key, "old");
+    request.id = (struct native_id){0}; /* so nobody remembers that it was done */
+    rig_native_send(&first, &request);
+
+    fiber_sleep_ns(NATIVE_ELSEWHERE_MS * NS_PER_MS);
+    CHECK(rig_native_call(&second, &request).header.status == NATIVE_ST_OK);
+    CHECK(put(&second, 3, 0, key, "new") == NATIVE_ST_OK);
+    u32 closing = 0;
+    for (u32 i = 0; i <= SESSION_REQUESTS_MAX; i++) {
+        struct native_reply reply;
+        CHECK(rig_native_reply(&first, &reply));
+        closing += reply.header.status == NATIVE_ST_CLOSING;
+    }
+    fiber_sleep_ns(5 * NS_PER_S); /* who stood still lets clients in again */
+    for (u32 i = 0; i < NODES; i++)
+        expect_node_has(rig, i, key, "new");
+    CHECK(closing == 1);
+    rig_disconnect(&first);
+    rig_disconnect(&second);
+}
+
+static void
+what_has_waited_behind_others_is_not_done(void **state)
+{
+    run_seeds(behind_others_story, NULL);
 }
 
 /* ---- a write that comes again while another node has become the one that runs it ---- */
@@ -351,6 +407,7 @@ main(void)
         cmocka_unit_test(what_lay_in_the_socket_of_a_node_that_stood_still_is_not_done),
         cmocka_unit_test(what_was_on_its_way_between_shards_is_not_done),
         cmocka_unit_test(what_was_sent_on_to_it_is_not_done),
+        cmocka_unit_test(what_has_waited_behind_others_is_not_done),
         cmocka_unit_test(a_retry_is_answered_from_where_the_write_was_done),
         cmocka_unit_test(a_retry_that_another_node_would_judge_is_unknown),
         cmocka_unit_test(a_retry_that_another_process_would_judge_is_unknown),
