@@ -486,6 +486,14 @@ written(struct exec *x, u64 seq)
     if (x->committed != NULL) x->committed(x);
 }
 
+/* Replicas may have it: it is not to run again for want of memory, nor to be told as not done. */
+static void
+undecided(struct exec *x)
+{
+    x->wrote = true;
+    if (x->undecided != NULL) x->undecided(x);
+}
+
 /* What cannot be answered is not done either: it may find memory for its reply when it runs again.
  */
 static void
@@ -654,7 +662,7 @@ run_once(struct exec *x, void (*handler)(struct exec *x))
         st = x->shard->server->cluster != NULL ? write_replicated(x, &batch)
                                                : lsm_write(x->shard->lsm, &batch, &seq);
     lsm_batch_deinit(&batch);
-    if (status_is(st, ST_UNKNOWN_OUTCOME) && x->undecided != NULL) x->undecided(x);
+    if (status_is(st, ST_UNKNOWN_OUTCOME)) undecided(x);
     if (ok(st))
         written(x, seq);
     else if (!status_is(st, ST_CONFLICT))

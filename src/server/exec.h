@@ -59,7 +59,7 @@ struct exec {
     bool waits;          /* on a fiber: may yield */
     bool stopped;        /* the handler must return: would wait, or failure is set */
     status failure;      /* of the store */
-    bool wrote;          /* a batch is in the store, whatever becomes of the reply */
+    bool wrote;          /* a batch is in the store, or may be, whatever becomes of the reply */
     u32 gets;            /* reads of this run: long ones make room for others */
     u64 seq;             /* see above */
     u64 now_ms;          /* wall clock of this run */
