@@ -160,7 +160,8 @@ struct cluster_shard {
     u8 *fetched;
     size_t fetched_size;
     u64 fetched_of, fetched_seq;
-    u32 fetch_avoid;                       /* who has refused to serve; 0: nobody */
+    u64 fetching;    /* session of the plan for which something is fetched; 0: nothing is */
+    u32 fetch_avoid; /* who has refused to serve; 0: nobody */
     u64 doubted[CLUSTER_ALIVE_SLOTS / 64]; /* members, as cluster->alive, when last looked at */
     /* shard 0 */
     struct group0 *group0;

@@ -747,6 +747,7 @@ cluster_fetch(struct cluster_shard *shard)
         return ST_CANCELED;
     topology_hold(fetch.topology);
     shard->streams++; /* closing waits */
+    shard->fetching = fetch.topology->session;
     u32 count = fetch.topology->member_count;
     fetch.alive = mem_alloc_zero(&shard->budget, count);
     bool room = fetch.alive != NULL && fetched_keep(shard, fetch.topology);
@@ -755,6 +756,7 @@ cluster_fetch(struct cluster_shard *shard)
     if (ok(st)) cluster_fetched_free(shard);
     mem_free(&shard->budget, fetch.alive, count);
     topology_release(fetch.topology);
+    shard->fetching = 0;
     shard->streams--;
     fiber_queue_wake_all(&shard->ended);
     return st;

@@ -10,7 +10,8 @@
  * settled then it had. So it need not be gone when the partition comes back: it may not be there
  * for long.
  *
- *   a stage has gone on     wait until no request of a stage before is under way, and no reader
+ *   a stage has gone on     wait until no request of a stage before is under way, no reader, and
+ *                           nothing that was fetched for a plan before
  *   something is here       flush, and let the store merge it away: lsm_drop_set; look again
  *   nothing is              clean, until the stage changes
  *
@@ -135,6 +136,8 @@ trees_clean(struct trees *t)
         replicator_epoch(t->shard->replicator) < epoch)
         return;
     t->clean_ns = now + LOOK_NS_MIN;
+    u64 fetching = t->shard->fetching;
+    if (fetching != 0 && fetching != topology->session) return; /* it ends soon, with a last page */
     bool clean = true;
     for (u16 keyspace = 0; keyspace < LIMIT_KEYSPACES_CLIENT; keyspace++) {
         status st = find_foreign(t, keyspace, epoch);
