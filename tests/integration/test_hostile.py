@@ -2,6 +2,7 @@
 """Clients that misbehave: each has a defined answer and costs nobody else anything."""
 
 import os
+import pathlib
 import resource
 import socket
 import subprocess
@@ -150,6 +151,31 @@ def native_half():
     from test_native import frame
 
     return frame(3, b"\0" * 100_000)[:50_000]
+
+
+def keepalive_seconds(server_port, client_port):
+    """Until the kernel asks the client whether it is there; None: it never does."""
+    lines = pathlib.Path("/proc/net/tcp").read_text().splitlines()[1:]
+    for _, local, remote, state, _, timer, *_ in (line.split() for line in lines):
+        if state != "01" or int(local.split(":")[1], 16) != server_port:
+            continue
+        if int(remote.split(":")[1], 16) == client_port:
+            kind, ticks = timer.split(":")
+            return int(ticks, 16) / os.sysconf("SC_CLK_TCK") if kind == "02" else None
+    return None
+
+
+def test_clients_that_vanish_without_a_word_are_found_out(server):
+    # A machine that lost its power ends no connection. Nobody else would: --timeout is 0.
+    with server.connect() as connection:
+        assert connection.call("PING") == "PONG"
+        promised = int(connection.call("CONFIG", "GET", "tcp-keepalive")[1])
+        port = connection.sock.getsockname()[1]
+        deadline = time.monotonic() + 10 * SLOW
+        while (left := keepalive_seconds(server.port, port)) is None:
+            assert time.monotonic() < deadline, "the kernel has no timer for it"
+            time.sleep(0.02)
+        assert 0 < left <= promised
 
 
 @pytest.mark.smoke
