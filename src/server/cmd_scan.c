@@ -511,6 +511,7 @@ cmd_scan(struct exec *x)
             return;
         }
     }
+    if (!cmd_pattern_fits(x, pattern)) return;
     if (x->shard->cluster != NULL) {
         scan_cluster(x, cursor, count, pattern, other_type);
         return;
@@ -645,6 +646,7 @@ send_keys(struct exec *x, struct keys *keys, u32 counted)
 MAY_YIELD void
 cmd_keys(struct exec *x)
 {
+    if (!cmd_pattern_fits(x, x->args[1])) return;
     if (x->shard->cluster != NULL) {
         keys_cluster(x);
         return;
