@@ -328,7 +328,7 @@ u64 cluster_epoch_of(void *arg, u32 member);
 MAY_YIELD void cluster_steward(void *arg); /* struct cluster_shard *: of shard 0 */
 
 void cluster_streams_open(struct cluster_shard *shard);
-/* A page of a store, as PEER_STREAM answers it: appended to out. */
+/* A page of a store, as PEER_STREAM answers it: appended to out. What is in it is durable. */
 struct cluster_page {
     u64 token, token_last;
     u32 bytes_max;

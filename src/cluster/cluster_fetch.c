@@ -107,13 +107,16 @@ scan_open(struct cluster_shard *shard, const struct cluster_page *page, struct l
     return ST_OK;
 }
 
-/* From where the scan is. *last_out: where in *out the last entry is, if there is one. */
+/* From where the scan is. *last_out: where in *out the last entry is, if there is one. *seq_out:
+ * the highest number of what is in the page, be it a tombstone. */
 MAY_YIELD static status
-page_fill(struct lsm_scan *scan, const struct cluster_page *page, struct buf *out, size_t *last_out)
+page_fill(struct lsm_scan *scan, const struct cluster_page *page, struct buf *out, size_t *last_out,
+          u64 *seq_out)
 {
     u8 more = 1;
     size_t start = out->size;
     status st = ST_OK;
+    *seq_out = 0;
     if (!buf_append(out, &more, 1)) return ST_NO_MEMORY;
     u64 until_ns = io_clock_ns() + SCAN_NS_MAX;
     while (out->size - start < page->bytes_max &&
@@ -130,6 +133,7 @@ page_fill(struct lsm_scan *scan, const struct cluster_page *page, struct buf *ou
                                 : page->keys_only      ? STREAM_KEY
                                                        : STREAM_VALUE;
         *last_out = out->size;
+        *seq_out = MAX(*seq_out, value.seq);
         if (!add_entry(out, kind, key, &value)) st = ST_NO_MEMORY;
         if (!ok(st)) break;
         if (fiber_should_yield()) fiber_yield();
@@ -148,9 +152,10 @@ cluster_page_read(struct cluster_shard *shard, const struct cluster_page *page, 
     status st = scan_open(shard, page, &scan);
     if (!ok(st)) return st;
     size_t at;
-    st = page_fill(scan, page, out, &at);
+    u64 seq;
+    st = page_fill(scan, page, out, &at, &seq);
     lsm_scan_close(scan);
-    return st;
+    return ok(st) ? lsm_wait_durable(shard->lsm, seq) : st;
 }
 
 status
@@ -206,10 +211,13 @@ serve_page(struct stream *stream, struct lsm_scan *scan)
     struct buf page;
     buf_init(&page, &shard->budget);
     size_t last = 0;
-    status st = page_fill(scan, &stream->page, &page, &last);
-    /* Of a key that keeps siblings nobody may know what this store can forget (B1). */
-    if (ok(st) && replicate_siblings(shard->replicator, stream->page.keyspace))
-        st = lsm_wait_durable(shard->lsm, lsm_seq_last(shard->lsm));
+    u64 seq;
+    status st = page_fill(scan, &stream->page, &page, &last, &seq);
+    /* A client is told only of what is durable; of a key that keeps siblings nobody may know what
+     * this store can forget (B1). */
+    bool siblings = replicate_siblings(shard->replicator, stream->page.keyspace);
+    if (ok(st) && (stream->session == 0 || siblings))
+        st = lsm_wait_durable(shard->lsm, siblings ? lsm_seq_last(shard->lsm) : seq);
     bool more = ok(st) && page.data[0] != 0;
     if (more) {
         struct bytes key = BYTES(page.data + last + ENTRY_BYTES, load_u16(page.data + last + 17));

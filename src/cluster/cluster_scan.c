@@ -177,6 +177,8 @@ ask(struct pass *pass, struct source *source)
     status st;
     if (source->member == cluster_member(shard->cluster)) {
         st = ask_local(pass, source);
+        /* Its log has failed, and what it has may go again: as if it did not answer. */
+        if (status_is(st, ST_UNKNOWN_OUTCOME)) st = ST_UNAVAILABLE;
     } else {
         u8 head[CLUSTER_PAGE_HEAD_BYTES];
         cluster_page_encode(&pass->page, 0, head);

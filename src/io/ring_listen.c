@@ -4,8 +4,8 @@
  *
  * Accepted sockets are ordinary descriptors that are then put into the registered table, not
  * direct descriptors: their names can be asked for and they can be shut down. They are blocking on
- * purpose, since a send that must wait would answer EAGAIN otherwise. TCP_NODELAY is set on the
- * listener, from which Linux copies it to every socket that it accepts.
+ * purpose, since a send that must wait would answer EAGAIN otherwise. TCP_NODELAY and keepalive
+ * are set on the listener, from which Linux copies them to every socket that it accepts.
  *
  * SO_REUSEPORT lets every shard listen on the port, but also any other process of the same user: a
  * second server would quietly take half of the connections. So the first listener of a node on a
@@ -30,6 +30,12 @@
 
 #define LISTEN_BACKLOG  4096
 #define ACCEPT_PAUSE_NS (100 * NS_PER_MS)
+/* Of a connection that says nothing: when the kernel asks its peer for a sign of life (CONFIG GET
+ * tcp-keepalive tells the same), how often then, and after how many questions it is cut off. A
+ * machine that has lost its power or its network ends nothing. */
+#define KEEPALIVE_IDLE_S  300
+#define KEEPALIVE_AGAIN_S 100
+#define KEEPALIVE_TIMES   3
 
 struct io_listener {
     struct list link; /* shard->listeners */
@@ -72,10 +78,24 @@ address_parse(const char *host, u16 port, struct sockaddr_storage *address, sock
 }
 
 static bool
+option_set(int fd, int level, int name, int value)
+{
+    return setsockopt(fd, level, name, &value, sizeof(value)) == 0;
+}
+
+static bool
 option_on(int fd, int level, int name)
 {
-    int one = 1;
-    return setsockopt(fd, level, name, &one, sizeof(one)) == 0;
+    return option_set(fd, level, name, 1);
+}
+
+static bool
+keepalive_on(int fd)
+{
+    return option_on(fd, SOL_SOCKET, SO_KEEPALIVE) &&
+           option_set(fd, IPPROTO_TCP, TCP_KEEPIDLE, KEEPALIVE_IDLE_S) &&
+           option_set(fd, IPPROTO_TCP, TCP_KEEPINTVL, KEEPALIVE_AGAIN_S) &&
+           option_set(fd, IPPROTO_TCP, TCP_KEEPCNT, KEEPALIVE_TIMES);
 }
 
 /* ---- ports of the node ---- */
@@ -227,7 +247,7 @@ listener_socket(const struct sockaddr_storage *address, socklen_t length)
     int fd = socket(address->ss_family, SOCK_STREAM | SOCK_CLOEXEC, 0);
     if (fd < 0) return -errno;
     bool set = option_on(fd, SOL_SOCKET, SO_REUSEADDR) && option_on(fd, SOL_SOCKET, SO_REUSEPORT) &&
-               option_on(fd, IPPROTO_TCP, TCP_NODELAY);
+               option_on(fd, IPPROTO_TCP, TCP_NODELAY) && keepalive_on(fd);
     /* "::" and "0.0.0.0" are two listeners. */
     if (set && address->ss_family == AF_INET6) set = option_on(fd, IPPROTO_IPV6, IPV6_V6ONLY);
     if (set && bind(fd, (const struct sockaddr *)address, length) == 0 &&

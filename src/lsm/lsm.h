@@ -247,9 +247,9 @@ void lsm_scan_close(struct lsm_scan *scan);
 MAY_YIELD MUST_CHECK status lsm_count_exact(struct lsm *lsm, u16 keyspace, u64 *count_out);
 u64 lsm_count_estimate(const struct lsm *lsm, u16 keyspace);
 /* A live key near a random token; ST_NOT_FOUND when the keyspace is empty. key_out holds
- * LIMIT_KEY_BYTES. */
+ * LIMIT_KEY_BYTES. *seq_out: its number; see "Sequence numbers". */
 MAY_YIELD MUST_CHECK status lsm_random_key(struct lsm *lsm, u16 keyspace, u64 random, u8 *key_out,
-                                           size_t *key_size_out);
+                                           size_t *key_size_out, u64 *seq_out);
 
 /* ---- operating ---- */
 

@@ -430,7 +430,8 @@ lsm_count_exact(struct lsm *lsm, u16 keyspace, u64 *count_out)
 }
 
 MAY_YIELD status
-lsm_random_key(struct lsm *lsm, u16 keyspace, u64 random, u8 *key_out, size_t *key_size_out)
+lsm_random_key(struct lsm *lsm, u16 keyspace, u64 random, u8 *key_out, size_t *key_size_out,
+               u64 *seq_out)
 {
     u64 span = lsm->token_last - lsm->token_first;
     u64 token = span == UINT64_MAX ? random : lsm->token_first + random % (span + 1);
@@ -448,6 +449,7 @@ lsm_random_key(struct lsm *lsm, u16 keyspace, u64 random, u8 *key_out, size_t *k
         if (ok(st)) {
             memcpy(key_out, key.data, key.size);
             *key_size_out = key.size;
+            *seq_out = value.seq;
         }
         lsm_scan_close(scan);
     }

@@ -50,6 +50,11 @@ cmd_arg_db(struct exec *x, u32 i, u16 *out)
 /* Replies the error and returns false when a value is over the limit. */
 bool cmd_value_fits(struct exec *x, size_t size);
 
+/* The same for a pattern: what it costs to match a key grows with both, and one match is not
+ * interrupted. Enough for a class for every byte of a key. */
+#define CMD_PATTERN_BYTES_MAX (4 * LIMIT_KEY_BYTES)
+bool cmd_pattern_fits(struct exec *x, struct bytes pattern);
+
 enum cmd_time { CMD_SECONDS = 1, CMD_RELATIVE = 2 };
 /* An expiry given as an argument, to Unix milliseconds. positive: 0 and below are errors. */
 bool cmd_arg_expiry(struct exec *x, u32 i, u32 how, bool positive, u64 *out);

@@ -297,6 +297,8 @@ struct list_call {
 };
 
 #define LIST_PIECE_BYTES (64u << 10)
+/* Each client is compared with each of them, without a pause. */
+#define LIST_IDS_MAX 1024u
 
 static void
 list_here(void *arg)
@@ -339,6 +341,10 @@ cmd_client_list(struct exec *x)
         }
     } else if (x->arg_count > 3 && cmd_arg_is(x, 2, "id")) {
         id_count = x->arg_count - 3;
+        if (id_count > LIST_IDS_MAX) {
+            resp_error(x->reply, "ERR too many client IDs: at most %u", LIST_IDS_MAX);
+            return;
+        }
         ids = (u64 *)(void *)exec_alloc(x, id_count * sizeof(*ids));
         if (ids == NULL) return;
         for (u32 i = 0; i < id_count; i++) {

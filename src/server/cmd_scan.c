@@ -135,6 +135,7 @@ read_piece(void *arg)
                               shard->token_last, &scan);
     if (!ok(piece->st)) return;
     if (piece->stream) lsm_scan_freeze_clock(scan); /* the passes must agree */
+    u64 seen = lsm_seq_last(shard->lsm), shown = 0;
     u64 last_token = 0;
     for (;;) {
         u64 token;
@@ -174,10 +175,14 @@ read_piece(void *arg)
                 piece->used += 2 + (u32)key.size;
             }
         }
+        shown = MAX(shown, value.seq);
         remember(piece, token, key);
         if (fiber_should_yield()) fiber_yield();
     }
     lsm_scan_close(scan);
+    /* A cut has waited already. */
+    if (ok(piece->st) && piece->snapshot == NULL)
+        piece->st = durable_wait_scanned(shard, seen, shown);
     /* What was found is good, and the next piece goes on behind it. */
     if (piece->stream && may_pass(piece->st) && piece->looked != 0) piece->st = ST_OK;
 }
@@ -506,6 +511,7 @@ cmd_scan(struct exec *x)
             return;
         }
     }
+    if (!cmd_pattern_fits(x, pattern)) return;
     if (x->shard->cluster != NULL) {
         scan_cluster(x, cursor, count, pattern, other_type);
         return;
@@ -640,6 +646,7 @@ send_keys(struct exec *x, struct keys *keys, u32 counted)
 MAY_YIELD void
 cmd_keys(struct exec *x)
 {
+    if (!cmd_pattern_fits(x, x->args[1])) return;
     if (x->shard->cluster != NULL) {
         keys_cluster(x);
         return;
@@ -682,7 +689,13 @@ random_here(void *arg)
 {
     struct random_call *call = arg;
     struct shard *shard = shard_self();
-    call->st = lsm_random_key(shard->lsm, call->keyspace, call->random, call->key, &call->key_size);
+    u64 shown = 0;
+    status st = lsm_random_key(shard->lsm, call->keyspace, call->random, call->key, &call->key_size,
+                               &shown);
+    call->st = st;
+    if (!ok(st) && !status_is(st, ST_NOT_FOUND)) return;
+    status safe = durable_wait_scanned(shard, lsm_seq_last(shard->lsm), shown);
+    if (!ok(safe)) call->st = safe;
 }
 
 MAY_YIELD void
@@ -720,8 +733,10 @@ MAY_YIELD static void
 count_here(void *arg)
 {
     struct count_call *call = arg;
-    u64 count = 0;
-    status st = lsm_count_exact(shard_self()->lsm, call->keyspace, &count);
+    struct shard *shard = shard_self();
+    u64 count = 0, seen = lsm_seq_last(shard->lsm);
+    status st = lsm_count_exact(shard->lsm, call->keyspace, &count);
+    if (ok(st)) st = durable_wait_scanned(shard, seen, 0);
     call->count += count;
     if (ok(call->st)) call->st = st;
 }

@@ -134,6 +134,7 @@ cmd_command_list(struct exec *x)
         resp_error(x->reply, CMD_SYNTAX);
         return;
     }
+    if (!cmd_pattern_fits(x, pattern)) return;
     for (u32 pass = 0, count = 0; pass < 2; pass++) {
         if (pass == 1) resp_array(x->reply, count);
         for (u32 i = 0; i < command_table_count() && !module; i++) {
@@ -242,6 +243,8 @@ cmd_cluster_help(struct exec *x)
 /* ---- CONFIG ---- */
 
 #define CONFIG_TEXT_BYTES 1024u
+/* Of CONFIG GET, which looks at all names for each of them without a pause. */
+#define CONFIG_PATTERNS_MAX 256u
 
 static bool
 arg_text(const struct exec *x, u32 i, char *out, size_t size)
@@ -294,6 +297,11 @@ add_pair(void *arg, const char *name, const char *value)
 void
 cmd_config_get(struct exec *x)
 {
+    if (x->arg_count - 2 > CONFIG_PATTERNS_MAX) {
+        resp_error(x->reply, "ERR too many patterns: CONFIG GET takes at most %u patterns",
+                   CONFIG_PATTERNS_MAX);
+        return;
+    }
     struct config_reply reply = {.failed = false};
     buf_init(&reply.pairs, &x->shard->budget);
     char pattern[256];

@@ -30,6 +30,15 @@ cmd_value_fits(struct exec *x, size_t size)
     return false;
 }
 
+bool
+cmd_pattern_fits(struct exec *x, struct bytes pattern)
+{
+    if (pattern.size <= CMD_PATTERN_BYTES_MAX) return true;
+    resp_error(x->reply, "ERR pattern is too long: %zu bytes, a pattern has at most %u bytes",
+               pattern.size, CMD_PATTERN_BYTES_MAX);
+    return false;
+}
+
 static bool
 grown_fits(struct exec *x, u64 size)
 {

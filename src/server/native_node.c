@@ -417,12 +417,13 @@ scan_here(void *arg)
     }
     from_token = MAX(from_token, shard->token_first);
     u64 last_token = MIN(request->scan.token_last, shard->token_last);
-    u64 seq = 0;
+    u64 shown = 0;
     struct buf entries;
     buf_init(&entries, &shard->budget);
     struct lsm_scan *scan = NULL;
     call->st = lsm_scan_open(shard->lsm, held != NULL ? held->snapshot : NULL,
                              request->header.keyspace, from_token, from_key, last_token, &scan);
+    u64 seen = lsm_seq_last(shard->lsm);
     u32 bytes_max = CLAMP(request->scan.bytes_max, 1u, SCAN_PAGE_BYTES_MAX);
     if (BUGGIFY("server.native.short_page")) bytes_max = MIN(bytes_max, 256u);
     for (u32 looked = 0; ok(call->st); looked++) {
@@ -446,7 +447,7 @@ scan_here(void *arg)
             if (call->count == 0) call->wanted = bytes;
             break;
         }
-        seq = MAX(seq, value.seq);
+        shown = MAX(shown, value.seq);
         call->token = token;
         call->key_size = (u16)key.size;
         memcpy(call->key, key.data, key.size);
@@ -465,8 +466,7 @@ scan_here(void *arg)
         if (fiber_should_yield()) fiber_yield();
     }
     if (scan != NULL) lsm_scan_close(scan);
-    if (held == NULL && ok(call->st) && seq > lsm_durable_seq(shard->lsm))
-        call->st = lsm_wait_durable(shard->lsm, seq);
+    if (held == NULL && ok(call->st)) call->st = durable_wait_scanned(shard, seen, shown);
     if (held != NULL) {
         held->used_ns = io_now_ns();
         held->users--;
@@ -671,13 +671,15 @@ MAY_YIELD static void
 count_here(void *arg)
 {
     struct count_call *call = arg;
-    struct lsm *lsm = shard_self()->lsm;
-    u64 count = 0;
+    struct shard *shard = shard_self();
+    struct lsm *lsm = shard->lsm;
+    u64 count = 0, seen = lsm_seq_last(lsm);
     status st = ST_OK;
     if (call->exact)
         st = lsm_count_exact(lsm, call->keyspace, &count);
     else
         count = lsm_count_estimate(lsm, call->keyspace);
+    if (call->exact && ok(st)) st = durable_wait_scanned(shard, seen, 0);
     call->count += count;
     if (ok(call->st)) call->st = st;
 }

@@ -42,6 +42,13 @@ durable_wait_cancel(struct durable_wait *wait)
     shard_self()->stats->durable_waits--;
 }
 
+MAY_YIELD status
+durable_wait_scanned(struct shard *shard, u64 seen, u64 shown)
+{
+    status st = lsm_wait_durable(shard->lsm, seen);
+    return shown <= lsm_durable_seq(shard->lsm) ? ST_OK : st;
+}
+
 void
 shard_durable(void *arg, u64 durable_seq, bool failed)
 {

@@ -185,6 +185,10 @@ durable_lost(const struct shard *shard, u64 seq)
     return UNLIKELY(shard->store_failed) && seq > lsm_durable_seq(shard->lsm);
 }
 void durable_wait_cancel(struct durable_wait *wait);
+/* After a scan: until what it has told is durable, the absence of what was deleted, too. seen: the
+ * last number that it saw; shown: the highest of what it returned. When the log has failed, only
+ * the latter counts: reads go on. */
+MAY_YIELD MUST_CHECK status durable_wait_scanned(struct shard *shard, u64 seen, u64 shown);
 /* For lsm_on_durable. */
 void shard_durable(void *arg, u64 durable_seq, bool failed);
 

@@ -2,6 +2,7 @@
 """Clients that misbehave: each has a defined answer and costs nobody else anything."""
 
 import os
+import pathlib
 import resource
 import socket
 import subprocess
@@ -9,7 +10,7 @@ import time
 
 import pytest
 
-from conftest import SANITIZED, SLOW, Resp
+from conftest import SANITIZED, SLOW, ReplyError, Resp
 
 
 def polite(server):
@@ -150,6 +151,62 @@ def native_half():
     from test_native import frame
 
     return frame(3, b"\0" * 100_000)[:50_000]
+
+
+def keepalive_seconds(server_port, client_port):
+    """Until the kernel asks the client whether it is there; None: it never does."""
+    lines = pathlib.Path("/proc/net/tcp").read_text().splitlines()[1:]
+    for _, local, remote, state, _, timer, *_ in (line.split() for line in lines):
+        if state != "01" or int(local.split(":")[1], 16) != server_port:
+            continue
+        if int(remote.split(":")[1], 16) == client_port:
+            kind, ticks = timer.split(":")
+            return int(ticks, 16) / os.sysconf("SC_CLK_TCK") if kind == "02" else None
+    return None
+
+
+def test_clients_that_vanish_without_a_word_are_found_out(server):
+    # A machine that lost its power ends no connection. Nobody else would: --timeout is 0.
+    with server.connect() as connection:
+        assert connection.call("PING") == "PONG"
+        promised = int(connection.call("CONFIG", "GET", "tcp-keepalive")[1])
+        port = connection.sock.getsockname()[1]
+        deadline = time.monotonic() + 10 * SLOW
+        while (left := keepalive_seconds(server.port, port)) is None:
+            assert time.monotonic() < deadline, "the kernel has no timer for it"
+            time.sleep(0.02)
+        assert 0 < left <= promised
+
+
+@pytest.mark.parametrize("words", [
+    ["SCAN", "0", "MATCH", "*[" + "b" * 4_000_000],
+    ["KEYS", "*[" + "b" * 4_000_000],
+    ["COMMAND", "LIST", "FILTERBY", "PATTERN", "*[" + "b" * 4_000_000],
+    ["CONFIG", "GET", *["*[" + "b" * 250] * 60_000],
+])
+def test_patterns_that_would_take_for_ever_are_refused(server, words):
+    # Each of these kept its shard, and all whom it serves, busy for 10 to 20 s.
+    with server.connect() as asker, server.connect() as other:
+        assert asker.call("SET", "a" * 1024, "v") == "OK"
+        with pytest.raises(ReplyError, match="^ERR .*at most (4096 bytes|256 patterns)"):
+            asker.call(*words)
+        assert asker.call("PING") == other.call("PING") == "PONG"
+    longest = "a" * 1024 + "*" * 3072  # as long as a pattern may be
+    with server.connect() as asker:
+        assert asker.call("SCAN", "0", "MATCH", longest) == [b"0", [b"a" * 1024]]
+        assert asker.call("KEYS", longest) == [b"a" * 1024]
+        assert asker.call("COMMAND", "LIST", "FILTERBY", "PATTERN", "get" + "*" * 4093)
+        assert asker.call("CONFIG", "GET", *["tcp-keepaliv?"] * 256) == [b"tcp-keepalive", b"300"]
+        with pytest.raises(ReplyError, match="at most 4096 bytes"):
+            asker.call("SCAN", "0", "MATCH", longest + "*")
+
+
+def test_a_list_of_very_many_clients_is_refused(server):
+    with server.connect() as asker:
+        mine = asker.call("CLIENT", "ID")
+        assert f"id={mine} ".encode() in asker.call("CLIENT", "LIST", "ID", *[mine] * 1024)
+        with pytest.raises(ReplyError, match="^ERR too many client IDs: at most 1024"):
+            asker.call("CLIENT", "LIST", "ID", *[mine] * 1025)
 
 
 @pytest.mark.smoke

@@ -682,6 +682,72 @@ without_memory_a_transaction_is_whole_or_refused(void **state)
     assert_true(refused > 0 && done > 0);
 }
 
+/* ---- what is told of keys is durable ---- */
+
+struct told {
+    const char *command, *before; /* and its reply before the write */
+    const char *write;
+};
+
+static MAY_YIELD void
+key_is_durable(struct shard *shard, void *arg)
+{
+    u64 version, seq;
+    status st =
+        lsm_newest_try(shard->lsm, 0, hash_token(BYTES("k", 1)), BYTES("k", 1), 0, &version, &seq);
+    CHECK(ok(st)); /* of a tombstone, too */
+    *(bool *)arg = seq <= lsm_durable_seq(shard->lsm);
+}
+
+static MAY_YIELD void
+told_story(struct rig *rig)
+{
+    static const struct told all[] = {
+        {"SCAN 0", "*2\r\n$1\r\n0\r\n*0\r\n", "SET k 1"},
+        {"SCAN 0", "*2\r\n$1\r\n0\r\n*1\r\n$1\r\nk\r\n", "DEL k"},
+        {"KEYS *", "*0\r\n", "SET k 2"},
+        {"RANDOMKEY", "$1\r\nk\r\n", "DEL k"},
+        {"DBSIZE", ":0\r\n", "SET k 3"},
+    };
+    struct rig_client reader, writer;
+    wait_settled(rig);
+    rig_connect_to(rig, 0, &reader);
+    rig_connect_to(rig, 0, &writer);
+    for (u32 i = 0; i < sizeof(all) / sizeof(all[0]); i++) {
+        expect(rig_call(&reader, "%s", all[i].command), all[i].before, all[i].command);
+        rig_send(&writer, "%s", all[i].write);
+        while (rig_is(rig_call(&reader, "%s", all[i].command), all[i].before))
+            continue; /* until the write is seen */
+        bool durable = false;
+        rig_on_node(rig, 0, 0, key_is_durable, &durable);
+        if (!durable) fprintf(stderr, "%s: %s too early\n", all[i].command, all[i].write);
+        CHECK(durable);
+        CHECK(rig_read(&writer).data[0] != '-');
+    }
+    rig_disconnect(&reader);
+    rig_disconnect(&writer);
+}
+
+static void
+configure_small(struct rig *rig, u32 node, struct server_config *config)
+{
+    cluster_rig_configure(rig, node, config, 1);
+}
+
+static void
+scans_and_counts_tell_only_what_is_durable(void **state)
+{
+    (void)state;
+    struct rig rig = {.shard_count = 1,
+                      .node_count = 1,
+                      .configure = configure_small,
+                      .story = told_story,
+                      .on_all_nodes = true};
+    sim_options_default(&rig.options, 5);
+    rig.options.disk.latency_ns_min = rig.options.disk.latency_ns_max = 60 * NS_PER_MS;
+    rig_run(&rig);
+}
+
 /* ---- FLUSHDB and FLUSHALL ---- */
 
 #define FLUSHED 600u
@@ -970,6 +1036,7 @@ main(void)
         cmocka_unit_test(a_change_that_one_replica_lacks_is_noticed),
         cmocka_unit_test(transactions_are_whole_through_a_power_cut),
         cmocka_unit_test(without_memory_a_transaction_is_whole_or_refused),
+        cmocka_unit_test(scans_and_counts_tell_only_what_is_durable),
         cmocka_unit_test(what_is_flushed_is_gone_through_any_node),
         cmocka_unit_test(what_is_flushed_does_not_come_back_with_a_node_that_was_away),
         cmocka_unit_test(a_flush_goes_on_when_a_node_fails),

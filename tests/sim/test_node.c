@@ -643,6 +643,67 @@ a_transaction_does_not_read_what_expires_before_it_takes_effect(void **state)
     }
 }
 
+/* ---- what is told of keys is durable ---- */
+
+struct told {
+    const char *command, *before, *after; /* its reply to what is durable, and after that */
+    const char *write;
+};
+
+static MAY_YIELD void
+all_is_durable(struct shard *shard, void *arg)
+{
+    *(bool *)arg = lsm_durable_seq(shard->lsm) == lsm_seq_last(shard->lsm);
+}
+
+/* Asks, beside a write that takes half a second to be durable, until the answer is another one. */
+static MAY_YIELD void
+told_of(struct rig *rig, struct rig_client *reader, struct rig_client *writer,
+        const struct told *told)
+{
+    CHECK(rig_is(rig_call(reader, "%s", told->command), told->before));
+    rig_send(writer, "%s", told->write);
+    u32 asked = 0;
+    while (rig_is(rig_call(reader, "%s", told->command), told->before))
+        CHECK(++asked < 100);
+    bool durable = false;
+    rig_on_shard(rig, 0, all_is_durable, &durable);
+    if (!durable) fprintf(stderr, "%s tells of %s too early\n", told->command, told->write);
+    CHECK(durable);
+    CHECK(rig_read(writer).data[0] != '-');
+    CHECK(rig_is(rig_call(reader, "%s", told->command), told->after));
+}
+
+static MAY_YIELD void
+told_story(struct rig *rig)
+{
+    static const struct told all[] = {
+        {"SCAN 0", "*2\r\n$1\r\n0\r\n*0\r\n", "*2\r\n$1\r\n0\r\n*1\r\n$1\r\nk\r\n", "SET k 1"},
+        {"SCAN 0", "*2\r\n$1\r\n0\r\n*1\r\n$1\r\nk\r\n", "*2\r\n$1\r\n0\r\n*0\r\n", "DEL k"},
+        {"RANDOMKEY", "$-1\r\n", "$1\r\nk\r\n", "SET k 2"},
+        {"RANDOMKEY", "$1\r\nk\r\n", "$-1\r\n", "DEL k"},
+        {"DBSIZE", ":0\r\n", ":1\r\n", "SET k 3"},
+        {"DBSIZE", ":1\r\n", ":0\r\n", "DEL k"},
+    };
+    struct rig_client reader, writer;
+    rig_connect(rig, &reader);
+    rig_connect(rig, &writer);
+    for (u32 i = 0; i < sizeof(all) / sizeof(all[0]); i++)
+        told_of(rig, &reader, &writer, &all[i]);
+    rig_disconnect(&reader);
+    rig_disconnect(&writer);
+}
+
+static void
+scans_and_counts_tell_only_what_is_durable(void **state)
+{
+    (void)state;
+    struct rig rig = {.shard_count = 1, .story = told_story};
+    sim_options_default(&rig.options, 3);
+    rig.options.disk.latency_ns_min = rig.options.disk.latency_ns_max = 500 * NS_PER_MS;
+    rig_run(&rig);
+}
+
 /* ---- an allocation is refused: replies stay in step ---- */
 
 #define LONG_PART  "0123456789012345678901234567890123456789"
@@ -1526,6 +1587,7 @@ main(int argc, char **argv)
         cmocka_unit_test(flushall_is_refused_when_commands_wait_too_long),
         cmocka_unit_test(flushall_that_one_shard_refuses_has_emptied_those_before),
         cmocka_unit_test(a_transaction_does_not_read_what_expires_before_it_takes_effect),
+        cmocka_unit_test(scans_and_counts_tell_only_what_is_durable),
         cmocka_unit_test(replies_stay_in_step_whatever_allocation_is_refused),
         cmocka_unit_test(plain_requests_are_done_and_counted_once_whatever_allocation_is_refused),
         cmocka_unit_test(a_flush_is_done_or_refused_whatever_allocation_is_refused),

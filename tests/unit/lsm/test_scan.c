@@ -124,7 +124,9 @@ whole_life(void *arg)
     EXPECT(ok(lsm_count_exact(lsm, 0, &count)) && count == 0);
     u8 random_key[LIMIT_KEY_BYTES];
     size_t random_size;
-    EXPECT(status_is(lsm_random_key(lsm, 0, 7, random_key, &random_size), ST_NOT_FOUND));
+    u64 random_seq;
+    EXPECT(
+        status_is(lsm_random_key(lsm, 0, 7, random_key, &random_size, &random_seq), ST_NOT_FOUND));
 
     for (u32 i = 0; i < KEYS; i++)
         write_one(i, size_of(i), 0, false);
@@ -152,7 +154,7 @@ whole_life(void *arg)
     EXPECT(ok(lsm_count_exact(lsm, 0, &count)) && count == KEYS / 2);
 
     for (u32 i = 0; i < 20; i++) {
-        EXPECT(ok(lsm_random_key(lsm, 0, io_random(), random_key, &random_size)));
+        EXPECT(ok(lsm_random_key(lsm, 0, io_random(), random_key, &random_size, &random_seq)));
         struct bytes key = BYTES(random_key, random_size);
         struct lsm_value value;
         EXPECT(ok(lsm_get(lsm, NULL, 0, hash_token(key), key, &value)));
