@@ -31,9 +31,10 @@
  *                                      ^ change_end: predecessor_end of 8
  *   segment 8   | header | copies of them | new records ...
  *
- * When all before change_end is synced and nothing is under way, the copies are written, then the
- * header (change_finish). They attest nothing, and without the header nobody reads them. With it
- * nobody reads what 7 holds behind change_end. Segment 8 has surely begun when it was synced, too.
+ * What is done in 7 is written to 8 as well, before the header: copies attest nothing, and without
+ * the header nobody reads them. When all before change_end is synced and nothing is under way, the
+ * header is written (change_finish), and from then on nobody reads what 7 holds behind change_end.
+ * Segment 8 has surely begun when it was synced, too.
  *
  * After the log has been idle for LOG_SEAL_AFTER_NS, a block without records attests the last
  * durable offset: from then on, damage to what was acknowledged last is provable, too.
@@ -290,7 +291,7 @@ void
 log_pump(struct log *log)
 {
     if (log->changing && !log->failed && log->current->synced_offset >= log->change_end) {
-        if (log->in_flight_count > 0) return; /* comes again when they are done */
+        if (log->in_flight_count + log->copies_in_flight > 0) return; /* comes again then */
         change_finish(log);
     }
     while (!log->failed && log->in_flight_count < LOG_WRITES_IN_FLIGHT) {
@@ -313,7 +314,7 @@ log_pump(struct log *log)
             if (log->writing == NULL) write->durable = true;
             log->writing = write->segment;
         }
-        CHECK(write->segment == log->writing || write == log->kept);
+        CHECK(write->segment == log->writing);
         list_del(&write->link);
         write_submit(log, write);
     }
@@ -375,17 +376,57 @@ seal_fire(struct io_timer *timer)
     if (!log->closing && seal_wanted(log)) seal_write(log);
 }
 
-/* What is written to current while it changes is kept for the next segment. */
+/* Gives blocks that were laid out for current places in the segment that follows it. */
 static void
-change_keep(struct log *log, const struct log_write *write)
+write_move(struct log_write *write, struct log_segment *segment)
 {
-    struct log_write *kept = log->kept;
-    if (write->segment != log->current || write->offset < log->change_end) return;
-    CHECK(write->offset == log->change_end + kept->size);
-    CHECK(kept->size + write->size <= kept->capacity); /* append_check */
-    memcpy(kept->buffer + kept->size, write->buffer, write->size);
-    kept->size += write->size;
-    kept->block_used = write->block_used;
+    write->segment = segment;
+    write->offset = segment->end;
+    segment->end += write->size;
+    for (u32 at = 0; at < write->size; at += LOG_BLOCK_BYTES) {
+        struct log_block *block = (struct log_block *)(void *)(write->buffer + at);
+        block->segment = segment->number;
+        block->index = (u32)((write->offset + at) / LOG_BLOCK_BYTES);
+    }
+}
+
+static void
+copy_done(struct io_op *op)
+{
+    struct log_write *write = CONTAINER_OF(op, struct log_write, op);
+    struct log *log = write->log;
+    log->copies_in_flight--;
+    if (!ok(op->result)) {
+        MARK("lsm.log.copy_failed");
+        log_fail(log, op->result, "write");
+    }
+    struct log_segment *segment = write->segment;
+    segment->written_offset = MAX(segment->written_offset, write->offset + write->size);
+    write_release(log, write);
+    fiber_queue_wake_all(&log->state_wake);
+    io_task_post(&log->pump_task);
+}
+
+/* What was written to current while it changes goes to ready as well; takes the write then. */
+static bool
+change_copies(struct log *log, struct log_write *write)
+{
+    if (!log->changing || log->failed || write->offset < log->change_end) return false;
+    MARK("lsm.log.change_copies");
+    write_move(write, log->ready);
+    for (u32 at = 0; at < write->size; at += LOG_BLOCK_BYTES) {
+        struct log_block *block = (struct log_block *)(void *)(write->buffer + at);
+        block->durable_offset = 0;
+        block->durable_seq = 0;
+        block->crc = log_block_crc(block, block->segment, write->offset + at);
+    }
+    log->stats.writes++;
+    log->stats.bytes += write->size;
+    log->copies_in_flight++;
+    write->op = (struct io_op){.done = copy_done};
+    io_file_write_cached_start(write->segment->file, &write->op, IO_CLASS_LOG, write->buffer,
+                               write->size, write->offset);
+    return true;
 }
 
 static void
@@ -415,13 +456,9 @@ writes_retire(struct log *log)
             write->segment->written_offset =
                 MAX(write->segment->written_offset, write->offset + write->size);
             if (write->header) header_retire(log, write);
-            if (log->changing) change_keep(log, write);
             if (write->seq_last != 0) log->durable_seq = write->seq_last;
         }
-        if (write == log->kept)
-            log->kept_leaves = false;
-        else
-            write_release(log, write);
+        if (!change_copies(log, write)) write_release(log, write);
     }
     if (log->changing && log->current->written_offset >= log->change_end)
         fiber_queue_wake_all(&log->sync_wake);
@@ -470,7 +507,7 @@ segment_begin(struct log *log, struct log_write *write)
     log->current = segment;
     write_begin(log, write, segment);
     struct log_block *block = write_block_add(log, write, LOG_BLOCK_HEADER);
-    segment->end = MAX(segment->end, segment->written_offset); /* log_carry.c was here before */
+    segment->end = MAX(segment->end, segment->written_offset); /* behind what was copied there */
     struct log_segment_header header = {
         .magic = LOG_MAGIC,
         .format = LOG_FORMAT,
@@ -509,9 +546,9 @@ log_cut(struct log *log)
 static bool
 change_begin(struct log *log)
 {
-    if (log->kept == NULL || log->kept_leaves || log->ready == NULL || log->current == NULL)
-        return false;
-    if (!log->current->begun || log->ready->written_offset > 0) return false;
+    if (log->config.durability != LSM_DURABILITY_PERIODIC) return false;
+    if (log->ready == NULL || log->current == NULL || !log->current->begun) return false;
+    CHECK(log->ready->written_offset == 0);
     log->change_header = write_acquire(log);
     if (log->change_header == NULL) return MARKED("lsm.log.change_no_memory", false);
     MARK("lsm.log.change");
@@ -519,7 +556,7 @@ change_begin(struct log *log)
     log->changing = true;
     log->change_end = log->current->end;
     log->change_seq = log->seq_last;
-    log->kept->size = 0;
+    log->ready->end = LOG_BLOCK_BYTES;
     fiber_queue_wake_all(&log->sync_wake);
     io_task_post(&log->pump_task);
     return true;
@@ -529,53 +566,27 @@ change_begin(struct log *log)
 static bool
 change_is_near(const struct log *log)
 {
-    if (log->kept == NULL || log->changing) return false;
+    if (log->config.durability != LSM_DURABILITY_PERIODIC || log->changing) return false;
     if (BUGGIFY("lsm.log.change_early")) return true;
-    return log->current->end + 2 * log->kept->capacity > log->config.segment_bytes;
-}
-
-/* Gives blocks that were laid out for the segment that ended their places in current. */
-static void
-change_move(struct log *log, struct log_write *write)
-{
-    struct log_segment *segment = log->current;
-    write->segment = segment;
-    write->offset = segment->end;
-    for (u32 at = 0; at < write->size; at += LOG_BLOCK_BYTES) {
-        struct log_block *block = (struct log_block *)(void *)(write->buffer + at);
-        block->segment = segment->number;
-        block->index = (u32)((write->offset + at) / LOG_BLOCK_BYTES);
-    }
-    segment->end += write->size;
+    u64 bytes = log->config.segment_bytes;
+    return log->current->end + bytes / LOG_CHANGE_EARLY > bytes;
 }
 
 /* Ends current at change_end. No yield, and nothing is in flight: who was acknowledged since is in
- * kept, who was not is in queued and fill. */
+ * the copies, who was not is in queued and fill. */
 static void
 change_finish(struct log *log)
 {
-    struct log_write *kept = log->kept, *header = log->change_header;
-    struct list later;
-    list_init(&later);
-    list_splice_back(&later, &log->queued);
+    struct log_write *header = log->change_header;
     log->changing = false;
     log->change_header = NULL;
     segment_end(log, log->change_end, log->change_seq);
-    segment_begin(log, header);
-    if (kept->size > 0) {
-        MARK("lsm.log.change_copies");
-        kept->seq_last = 0; /* acknowledged */
-        kept->header = kept->durable = kept->finished = false;
-        change_move(log, kept);
-        log->kept_leaves = true;
-        log->queued_bytes += kept->size;
-        list_push_back(&log->queued, &kept->link);
-    }
-    list_push_back(&log->queued, &header->link);
-    list_for_each (link, &later)
-        change_move(log, list_entry(link, struct log_write, link));
-    list_splice_back(&log->queued, &later);
-    if (log->fill != NULL) change_move(log, log->fill);
+    log->ready->end = 0;
+    segment_begin(log, header); /* and the copies are behind it */
+    list_for_each (link, &log->queued)
+        write_move(list_entry(link, struct log_write, link), log->current);
+    if (log->fill != NULL) write_move(log->fill, log->current);
+    list_push_front(&log->queued, &header->link);
     fiber_queue_wake_all(&log->room_wake);
     fiber_queue_wake_all(&log->state_wake);
 }
@@ -623,11 +634,8 @@ append_check(struct log *log, size_t payload_bytes)
         MARK("lsm.log.no_segment");
         return status_is(log->make_status, ST_NO_SPACE) ? ST_NO_SPACE : ST_OVERLOADED;
     }
-    if (log->changing) {
-        u64 end = log->current->end + blocks_needed(log, size) * LOG_BLOCK_BYTES;
-        if (needs_cut(log, size) || end - log->change_end > log->kept->capacity)
-            return MARKED("lsm.log.change_awaited", ST_WOULD_WAIT);
-    }
+    if (log->changing && needs_cut(log, size))
+        return MARKED("lsm.log.change_awaited", ST_WOULD_WAIT);
     return ST_OK;
 }
 
@@ -840,27 +848,7 @@ log_free(struct log *log)
         write_free(log, list_entry(list_pop_front(&log->queued), struct log_write, link));
     if (log->fill != NULL) write_free(log, log->fill);
     if (log->change_header != NULL) write_free(log, log->change_header);
-    if (log->kept != NULL && !log->kept_leaves) write_free(log, log->kept);
     mem_free(log->config.budget, log, sizeof(*log));
-}
-
-/* For copies of what is written while a change waits for a sync. Without it, everybody waits. */
-static struct log_write *
-kept_new(struct log *log)
-{
-    u64 bytes = MIN(log->config.segment_bytes / 8, log->config.budget->limit_bytes / 32);
-    struct log_write *kept = mem_alloc_zero(log->config.budget, sizeof(*kept));
-    if (kept == NULL) return MARKED("lsm.log.kept_no_memory", NULL);
-    kept->log = log;
-    kept->capacity =
-        (u32)CLAMP(align_down(bytes, LOG_BLOCK_BYTES), 2 * LOG_BLOCK_BYTES, LOG_KEPT_BYTES_MAX);
-    kept->buffer = mem_alloc_aligned(log->config.budget, kept->capacity, IO_ALIGNMENT);
-    if (kept->buffer == NULL) {
-        mem_free(log->config.budget, kept, sizeof(*kept));
-        return MARKED("lsm.log.kept_no_buffer", NULL);
-    }
-    list_init(&kept->link);
-    return kept;
 }
 
 static struct log *
@@ -896,7 +884,6 @@ log_new(const struct log_config *config)
     fiber_queue_init(&log->sync_wake);
     fiber_queue_init(&log->room_wake);
     fiber_queue_init(&log->state_wake);
-    if (config->durability == LSM_DURABILITY_PERIODIC) log->kept = kept_new(log);
     return log;
 }
 
@@ -987,7 +974,7 @@ log_shut(struct log *log)
     fiber_queue_wake_all(&log->sync_wake);
     while (log->fibers > 0)
         (void)fiber_queue_wait(&log->fibers_wake, FIBER_FOREVER);
-    while (log->in_flight_count > 0)
+    while (log->in_flight_count + log->copies_in_flight > 0)
         (void)fiber_queue_wait(&log->state_wake, FIBER_FOREVER);
     io_timer_cancel(&log->seal_timer);
     io_task_cancel(&log->pump_task);

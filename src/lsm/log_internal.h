@@ -18,10 +18,10 @@
 #define LOG_GROUP_BYTES_MAX   KIB(256) /* of one write */
 #define LOG_LOAD_FADES        16u      /* load_bytes falls by this part with each write */
 #define LOG_SEAL_AFTER_NS     NS_PER_MS
+#define LOG_CHANGE_EARLY      8u /* this part of a segment is free when it is to change */
 #define LOG_RETRY_NS          NS_PER_S
 #define LOG_RECYCLE_LEAST     1u /* besides the one that is ready */
 #define LOG_SEGMENT_BYTES_MIN (8u * LOG_BLOCK_BYTES)
-#define LOG_KEPT_BYTES_MAX    MIB(1) /* written while a change of segments waits for a sync */
 
 struct log_segment {
     u64 number;
@@ -86,10 +86,9 @@ struct log {
 
     /* PERIODIC: a change of segments that waits for a sync, and nobody for it (log.c) */
     bool changing;
-    bool kept_leaves;                /* kept is queued or in flight */
+    u32 copies_in_flight;            /* to ready, of what current got since */
     u64 change_end, change_seq;      /* where current will have ended; the last number before it */
     struct log_write *change_header; /* for the header of ready */
-    struct log_write *kept;          /* copies of what came since; NULL: there was no memory */
 
     /* writes */
     struct log_write *fill; /* being filled, in current; NULL: none */
