@@ -412,8 +412,10 @@ static MAY_YIELD status
 mend(struct read *read, const struct replicate_value *value)
 {
     struct mend mend = mend_of(read, value);
-    return replicate_mend(read->r, &read->row, read->partition, read->epoch, &mend,
-                          read->deadline_ns);
+    status st =
+        replicate_mend(read->r, &read->row, read->partition, read->epoch, &mend, read->deadline_ns);
+    bool promised = read->need >= read->need_least;
+    return status_is(st, ST_UNAVAILABLE) && !promised && !read->r->closing ? ST_OK : st;
 }
 
 /* What expires only while others are asked, or brought it, is told: others may have written since
@@ -594,8 +596,7 @@ read_attempt(struct read *read, struct replicate_value *out)
     u32 places = read->row.read_next ? read->row.next_places : read->row.places;
     read->need =
         replicate_need(read->level, keyspace->read_quorum, keyspace->replicas, places, count);
-    read->need_least = MIN(read->row.read_quorum,
-                           replicate_need(REPLICATE_QUORUM, 0, keyspace->replicas, places, count));
+    read->need_least = replicate_need(REPLICATE_QUORUM, 0, keyspace->replicas, places, count);
     quorum_init(&read->quorum);
     quorum_set_add(&read->quorum, members, count, read->need);
     memset(read->asked, 0, sizeof(read->asked));
