@@ -648,8 +648,10 @@ read_until(struct read *read, struct coordinated *c, struct replicate_value *out
         if (ok(st)) return st;
         replicate_value_release(out);
         bool behind = read->epoch_seen > read->epoch;
-        bool again =
-            status_is(st, ST_WOULD_WAIT) || (status_is(st, ST_UNAVAILABLE) && read->wrong_epoch);
+        /* Who was asked by a topology that is over may have left. */
+        bool old = r->topology != NULL && r->topology->epoch != read->epoch;
+        bool again = status_is(st, ST_WOULD_WAIT) ||
+                     (status_is(st, ST_UNAVAILABLE) && (read->wrong_epoch || old));
         if (!again) return st;
         if (!topology_await(r, read->epoch, behind, read->deadline_ns))
             return r->closing ? ST_CLOSED : ST_UNAVAILABLE;
