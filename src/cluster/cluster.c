@@ -220,6 +220,16 @@ doubt_the_dead(struct cluster_shard *shard)
     }
 }
 
+/* What goes on by a topology that is not the others' any more might do anything. */
+static void
+stop_if_outdated(struct cluster_shard *shard)
+{
+    struct cluster *cluster = shard->cluster;
+    if (!group0_is_outdated(shard->group0) || atomic_load(&cluster->outdated)) return;
+    atomic_store(&cluster->outdated, true);
+    io_stop();
+}
+
 static void
 tick_fired(struct io_timer *timer)
 {
@@ -233,6 +243,7 @@ tick_fired(struct io_timer *timer)
     else if ((atomic_load(&shard->cluster->shards_stuck) & bit) != 0)
         atomic_fetch_and(&shard->cluster->shards_stuck, ~bit);
     if (shard->index == 0) {
+        stop_if_outdated(shard);
         send_topologies(shard->cluster);
         cluster_pings_send(shard);
     }

@@ -95,6 +95,7 @@ struct cluster {
     _Atomic u32 member;            /* our number; 0: none yet */
     _Atomic bool failed;           /* shard 0 gave up */
     _Atomic bool refusing;         /* nothing more is begun */
+    _Atomic bool outdated;         /* group0_is_outdated: the node stops */
     _Atomic u32 open_shards;       /* but shard 0 */
     struct peer_identity identity; /* once member is set */
     /* By number modulo CLUSTER_ALIVE_SLOTS. Two of a thousand members whose numbers are 4,096 apart
