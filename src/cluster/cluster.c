@@ -237,6 +237,8 @@ tick_fired(struct io_timer *timer)
     u64 now = io_now_ns();
     note_epoch(shard);
     doubt_the_dead(shard);
+    atomic_store(&shard->cluster->shard_ahead_ms[shard->index],
+                 replicator_ahead_ms(shard->replicator, io_wall_ms()));
     u64 bit = (u64)1 << shard->index;
     if (lsm_is_stuck(shard->lsm))
         atomic_fetch_or(&shard->cluster->shards_stuck, bit);

@@ -104,10 +104,11 @@ struct cluster {
     /* On io_now_ns: when it last changed, on any shard, which member this node has a request run
      * by. Before the change is to be seen. */
     _Atomic u64 runners_changed_ns;
-    _Atomic u64 shard_epochs[LIMIT_SHARDS]; /* the oldest that it works with; 0: none */
-    _Atomic u64 shard_oldest[LIMIT_SHARDS]; /* replicator_oldest_to_come of each; 0: not known */
-    _Atomic u64 oldest;                     /* the least of all members; 0: not of all known */
-    _Atomic u64 oldest_stage;               /* stage_epoch that they worked with */
+    _Atomic u64 shard_epochs[LIMIT_SHARDS];   /* the oldest that it works with; 0: none */
+    _Atomic u64 shard_oldest[LIMIT_SHARDS];   /* replicator_oldest_to_come of each; 0: not known */
+    _Atomic u64 shard_ahead_ms[LIMIT_SHARDS]; /* how far its stamps are ahead of our wall clock */
+    _Atomic u64 oldest;                       /* the least of all members; 0: not of all known */
+    _Atomic u64 oldest_stage;                 /* stage_epoch that they worked with */
     struct trees_node trees;
     _Atomic u64 fetched_bytes, fetched_entries;
     /* Of the plan that is fetched by now, or was last: of how many partitions (a keyspace's each),
