@@ -208,6 +208,9 @@ static void
 doubt_the_dead(struct cluster_shard *shard)
 {
     const struct topology *topology = shard->topology;
+    u64 changes = atomic_load(&shard->cluster->alive_changes);
+    if (changes == shard->alive_seen) return;
+    shard->alive_seen = changes;
     for (u32 i = 0; topology != NULL && i < topology->member_count; i++) {
         u32 number = topology->members[i].number;
         u64 *word = &shard->doubted[number % CLUSTER_ALIVE_SLOTS / 64], bit = (u64)1 << number % 64;

@@ -101,6 +101,7 @@ struct cluster {
     /* By number modulo CLUSTER_ALIVE_SLOTS. Two of a thousand members whose numbers are 4,096 apart
      * would share one: then a call to a dead one is attempted, or one to a living one is not. */
     _Atomic u8 alive[CLUSTER_ALIVE_SLOTS]; /* CLUSTER_IS_ALIVE ... */
+    _Atomic u64 alive_changes;             /* of these; counted when the change is to be seen */
     /* On io_now_ns: when it last changed, on any shard, which member this node has a request run
      * by. Before the change is to be seen. */
     _Atomic u64 runners_changed_ns;
@@ -163,7 +164,8 @@ struct cluster_shard {
     size_t fetched_size;
     u64 fetched_of, fetched_seq;
     u32 fetch_avoid;                       /* who has refused to serve; 0: nobody */
-    u64 doubted[CLUSTER_ALIVE_SLOTS / 64]; /* members, as cluster->alive, when last looked at */
+    u64 doubted[CLUSTER_ALIVE_SLOTS / 64]; /* members, as cluster->alive, when last looked at: */
+    u64 alive_seen;                        /* cluster->alive_changes then */
     /* shard 0 */
     struct group0 *group0;
     struct list pings;

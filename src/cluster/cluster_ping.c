@@ -62,8 +62,10 @@ publish(const struct cluster_ping *ping)
     u8 state = (is_alive(ping) ? CLUSTER_IS_ALIVE : 0) | (ping->drained ? CLUSTER_IS_DRAINED : 0) |
                (ping->shard_ports ? CLUSTER_HAS_PORTS : 0);
     _Atomic u8 *known = &shard->cluster->alive[ping->member % CLUSTER_ALIVE_SLOTS];
-    if (atomic_load(known) != state) cluster_runners_change(shard->cluster);
+    if (atomic_load(known) == state) return;
+    cluster_runners_change(shard->cluster);
     atomic_store(known, state);
+    atomic_fetch_add(&shard->cluster->alive_changes, 1);
 }
 
 static void
