@@ -208,6 +208,9 @@ static void
 doubt_the_dead(struct cluster_shard *shard)
 {
     const struct topology *topology = shard->topology;
+    u64 changes = atomic_load(&shard->cluster->alive_changes);
+    if (changes == shard->alive_seen) return;
+    shard->alive_seen = changes;
     for (u32 i = 0; topology != NULL && i < topology->member_count; i++) {
         u32 number = topology->members[i].number;
         u64 *word = &shard->doubted[number % CLUSTER_ALIVE_SLOTS / 64], bit = (u64)1 << number % 64;
@@ -220,6 +223,16 @@ doubt_the_dead(struct cluster_shard *shard)
     }
 }
 
+/* What goes on by a topology that is not the others' any more might do anything. */
+static void
+stop_if_outdated(struct cluster_shard *shard)
+{
+    struct cluster *cluster = shard->cluster;
+    if (!group0_is_outdated(shard->group0) || atomic_load(&cluster->outdated)) return;
+    atomic_store(&cluster->outdated, true);
+    io_stop();
+}
+
 static void
 tick_fired(struct io_timer *timer)
 {
@@ -227,12 +240,15 @@ tick_fired(struct io_timer *timer)
     u64 now = io_now_ns();
     note_epoch(shard);
     doubt_the_dead(shard);
+    atomic_store(&shard->cluster->shard_ahead_ms[shard->index],
+                 replicator_ahead_ms(shard->replicator, io_wall_ms()));
     u64 bit = (u64)1 << shard->index;
     if (lsm_is_stuck(shard->lsm))
         atomic_fetch_or(&shard->cluster->shards_stuck, bit);
     else if ((atomic_load(&shard->cluster->shards_stuck) & bit) != 0)
         atomic_fetch_and(&shard->cluster->shards_stuck, ~bit);
     if (shard->index == 0) {
+        stop_if_outdated(shard);
         send_topologies(shard->cluster);
         cluster_pings_send(shard);
     }

@@ -95,18 +95,21 @@ struct cluster {
     _Atomic u32 member;            /* our number; 0: none yet */
     _Atomic bool failed;           /* shard 0 gave up */
     _Atomic bool refusing;         /* nothing more is begun */
+    _Atomic bool outdated;         /* group0_is_outdated: the node stops */
     _Atomic u32 open_shards;       /* but shard 0 */
     struct peer_identity identity; /* once member is set */
     /* By number modulo CLUSTER_ALIVE_SLOTS. Two of a thousand members whose numbers are 4,096 apart
      * would share one: then a call to a dead one is attempted, or one to a living one is not. */
     _Atomic u8 alive[CLUSTER_ALIVE_SLOTS]; /* CLUSTER_IS_ALIVE ... */
+    _Atomic u64 alive_changes;             /* of these; counted when the change is to be seen */
     /* On io_now_ns: when it last changed, on any shard, which member this node has a request run
      * by. Before the change is to be seen. */
     _Atomic u64 runners_changed_ns;
-    _Atomic u64 shard_epochs[LIMIT_SHARDS]; /* the oldest that it works with; 0: none */
-    _Atomic u64 shard_oldest[LIMIT_SHARDS]; /* replicator_oldest_to_come of each; 0: not known */
-    _Atomic u64 oldest;                     /* the least of all members; 0: not of all known */
-    _Atomic u64 oldest_stage;               /* stage_epoch that they worked with */
+    _Atomic u64 shard_epochs[LIMIT_SHARDS];   /* the oldest that it works with; 0: none */
+    _Atomic u64 shard_oldest[LIMIT_SHARDS];   /* replicator_oldest_to_come of each; 0: not known */
+    _Atomic u64 shard_ahead_ms[LIMIT_SHARDS]; /* how far its stamps are ahead of our wall clock */
+    _Atomic u64 oldest;                       /* the least of all members; 0: not of all known */
+    _Atomic u64 oldest_stage;                 /* stage_epoch that they worked with */
     struct trees_node trees;
     _Atomic u64 fetched_bytes, fetched_entries;
     /* Of the plan that is fetched by now, or was last: of how many partitions (a keyspace's each),
@@ -162,7 +165,8 @@ struct cluster_shard {
     u64 fetched_of, fetched_seq;
     u64 fetching;    /* session of the plan for which something is fetched; 0: nothing is */
     u32 fetch_avoid; /* who has refused to serve; 0: nobody */
-    u64 doubted[CLUSTER_ALIVE_SLOTS / 64]; /* members, as cluster->alive, when last looked at */
+    u64 doubted[CLUSTER_ALIVE_SLOTS / 64]; /* members, as cluster->alive, when last looked at: */
+    u64 alive_seen;                        /* cluster->alive_changes then */
     /* shard 0 */
     struct group0 *group0;
     struct list pings;

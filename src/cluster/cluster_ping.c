@@ -62,8 +62,10 @@ publish(const struct cluster_ping *ping)
     u8 state = (is_alive(ping) ? CLUSTER_IS_ALIVE : 0) | (ping->drained ? CLUSTER_IS_DRAINED : 0) |
                (ping->shard_ports ? CLUSTER_HAS_PORTS : 0);
     _Atomic u8 *known = &shard->cluster->alive[ping->member % CLUSTER_ALIVE_SLOTS];
-    if (atomic_load(known) != state) cluster_runners_change(shard->cluster);
+    if (atomic_load(known) == state) return;
+    cluster_runners_change(shard->cluster);
     atomic_store(known, state);
+    atomic_fetch_add(&shard->cluster->alive_changes, 1);
 }
 
 static void
@@ -202,13 +204,16 @@ cluster_oldest(const struct cluster *cluster, u64 stage_epoch)
 
 /* ---- what is wrong with us ---- */
 
-/* How far what we stamp is ahead of most others' clocks, if by so much that they refuse it; else 0.
- * Others who are as far ahead take it: so two halves with different clocks may both go on. */
+/* How far what any shard of ours stamps is ahead of most others' clocks, if by so much that they
+ * refuse it; else 0. Others who are as far ahead take it: so two halves with different clocks may
+ * both go on. */
 static u64
 clock_ahead_ms(const struct cluster_shard *shard)
 {
-    i64 own = (i64)replicator_ahead_ms(shard->replicator, io_wall_ms()), least = INT64_MAX;
+    i64 own = 0, least = INT64_MAX;
     u32 others = 0, refuse = 0;
+    for (u32 i = 0; i < shard->cluster->options.shard_count; i++)
+        own = MAX(own, (i64)atomic_load(&shard->cluster->shard_ahead_ms[i]));
     list_for_each (node, &shard->pings) {
         const struct cluster_ping *ping = list_entry(node, struct cluster_ping, link);
         if (ping->heard_ns == 0 || !is_alive(ping)) continue;

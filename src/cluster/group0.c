@@ -604,6 +604,12 @@ group0_incarnation(const struct group0 *group0)
     return group0->identity.incarnation;
 }
 
+bool
+group0_is_outdated(const struct group0 *group0)
+{
+    return status_is(group0->failed, ST_UNSUPPORTED);
+}
+
 struct topology *
 group0_topology(const struct group0 *group0)
 {

@@ -70,6 +70,10 @@ MAY_YIELD MUST_CHECK status group0_barrier(struct group0 *group0, u64 deadline_n
 /* The present one; valid until the next yield unless held. NULL: none yet. */
 struct topology *group0_topology(const struct group0 *group0);
 
+/* The others have decided something that this program does not know, and the topology here is no
+ * longer theirs: this node has to stop, and to be upgraded. */
+bool group0_is_outdated(const struct group0 *group0);
+
 /* Gives the leadership to another voter that is alive and has kept up. False: we do not lead, or
  * there is nobody; to be repeated until we do not lead. */
 bool group0_give_lead(struct group0 *group0);

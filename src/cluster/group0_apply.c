@@ -8,10 +8,13 @@
  *   a leader's snapshot  replaces all that was there
  *
  * A command is the same everywhere: applied, or refused for a reason that lies in the state. Only
- * running out of memory is not, and is waited out.
+ * running out of memory is not, and is waited out; and a command that this program does not know,
+ * since members of a later version have decided it, ends this member's part: whatever it took for
+ * the topology from then on might be another one than theirs.
  */
 #include "cluster/group0_internal.h"
 
+#include "base/fault.h"
 #include "base/log.h"
 #include "io/io.h"
 
@@ -36,7 +39,7 @@ group0_blob_release(struct group0 *group0, struct group0_blob *blob)
 
 /* ---- entries ---- */
 
-/* The outcome of one command; *next_out: the new topology, or NULL. */
+/* The outcome of one command; *next_out: the new topology, or NULL. ST_UNSUPPORTED: see above. */
 static status
 command_apply(struct group0 *group0, struct bytes data, struct topology **next_out,
               struct group0_outcome *outcome)
@@ -46,8 +49,11 @@ command_apply(struct group0 *group0, struct bytes data, struct topology **next_o
     *outcome = (struct group0_outcome){.result = GROUP0_REFUSED};
     status st = topology_command_decode(data, &command);
     if (!ok(st)) {
-        memcpy(outcome->reason, "not a command", sizeof("not a command"));
-        return ST_OK;
+        MARK("cluster.group0.unknown_command");
+        group0_fail(group0, ST_UNSUPPORTED,
+                    "members of a later version have decided what this one does not know: upgrade "
+                    "this node");
+        return ST_UNSUPPORTED;
     }
     st = topology_apply(group0->topology, &command, next_out, outcome->reason);
     if (status_is(st, ST_NO_MEMORY)) return st;
@@ -58,7 +64,7 @@ command_apply(struct group0 *group0, struct bytes data, struct topology **next_o
     return ST_OK;
 }
 
-/* The entry behind `applied`. ST_NO_MEMORY: nothing has changed. */
+/* The entry behind `applied`. ST_NO_MEMORY, ST_UNSUPPORTED: nothing has changed. */
 static status
 entry_apply(struct group0 *group0, bool show)
 {

@@ -412,8 +412,10 @@ static MAY_YIELD status
 mend(struct read *read, const struct replicate_value *value)
 {
     struct mend mend = mend_of(read, value);
-    return replicate_mend(read->r, &read->row, read->partition, read->epoch, &mend,
-                          read->deadline_ns);
+    status st =
+        replicate_mend(read->r, &read->row, read->partition, read->epoch, &mend, read->deadline_ns);
+    bool promised = read->need >= read->need_least;
+    return status_is(st, ST_UNAVAILABLE) && !promised && !read->r->closing ? ST_OK : st;
 }
 
 /* What expires only while others are asked, or brought it, is told: others may have written since
@@ -595,8 +597,7 @@ read_attempt(struct read *read, struct replicate_value *out)
     u32 places = read->row.read_next ? read->row.next_places : read->row.places;
     read->need =
         replicate_need(read->level, keyspace->read_quorum, keyspace->replicas, places, count);
-    read->need_least = MIN(read->row.read_quorum,
-                           replicate_need(REPLICATE_QUORUM, 0, keyspace->replicas, places, count));
+    read->need_least = replicate_need(REPLICATE_QUORUM, 0, keyspace->replicas, places, count);
     quorum_init(&read->quorum);
     quorum_set_add(&read->quorum, members, count, read->need);
     memset(read->asked, 0, sizeof(read->asked));
@@ -648,8 +649,10 @@ read_until(struct read *read, struct coordinated *c, struct replicate_value *out
         if (ok(st)) return st;
         replicate_value_release(out);
         bool behind = read->epoch_seen > read->epoch;
-        bool again =
-            status_is(st, ST_WOULD_WAIT) || (status_is(st, ST_UNAVAILABLE) && read->wrong_epoch);
+        /* Who was asked by a topology that is over may have left. */
+        bool old = r->topology != NULL && r->topology->epoch != read->epoch;
+        bool again = status_is(st, ST_WOULD_WAIT) ||
+                     (status_is(st, ST_UNAVAILABLE) && (read->wrong_epoch || old));
         if (!again) return st;
         if (!topology_await(r, read->epoch, behind, read->deadline_ns))
             return r->closing ? ST_CLOSED : ST_UNAVAILABLE;

@@ -426,13 +426,14 @@ write_spread(struct replicator *r, enum replicate_level level, struct lsm_batch 
 
 /* ---- mending ---- */
 
-/* How many of the row must have a value so that every read by the keyspace's R meets it, and every
- * one by a majority, where R is more. */
+/* How many of the row must have a value so that every read by a majority meets it, and so every one
+ * by the keyspace's R where that is as many. Reads by fewer are promised nothing of what others
+ * have read: for them all replicas would have to have it, and one that is dead would end all reads.
+ */
 static u32
 hold_need(const struct topology_keyspace *keyspace, u32 places, u32 count)
 {
-    u32 fewest = MIN(keyspace->read_quorum, keyspace->replicas / 2 + 1u);
-    u32 read = topology_quorum(fewest, keyspace->replicas, places, count);
+    u32 read = topology_quorum(keyspace->replicas / 2 + 1u, keyspace->replicas, places, count);
     return CLAMP(places + 1 - MIN(read, places), 1u, MAX(count, 1u));
 }
 
@@ -459,9 +460,10 @@ replicate_held(const struct replicator *r, const struct topology_row *row, const
     return quorum_state(&quorum) == QUORUM_MET;
 }
 
+/* all: do not spare those of whom it is not known. */
 static void
 mend_quorum(const struct replicator *r, const struct topology_row *row, const struct mend *mend,
-            struct quorum *out)
+            bool all, struct quorum *out)
 {
     hold_quorum(r, row, mend, out);
     /* Of the others only those who are known to lack it, unless these are too few. */
@@ -473,16 +475,16 @@ mend_quorum(const struct replicator *r, const struct topology_row *row, const st
         if (few.answers[i] == QUORUM_PENDING && (!lacks || !is_alive(r, few.members[i])))
             few.answers[i] = QUORUM_NO;
     }
-    bool enough = quorum_state(&few) != QUORUM_LOST;
+    bool enough = !all && quorum_state(&few) != QUORUM_LOST;
     for (u32 i = 0; i < out->count; i++)
         if (!is_alive(r, out->members[i]) && out->answers[i] == QUORUM_PENDING)
             out->answers[i] = QUORUM_NO;
     if (enough) *out = few;
 }
 
-MAY_YIELD status
-replicate_mend(struct replicator *r, const struct topology_row *row, u32 partition, u64 epoch,
-               const struct mend *mend, u64 deadline_ns)
+static MAY_YIELD status
+mend_attempt(struct replicator *r, const struct topology_row *row, u32 partition, u64 epoch,
+             const struct mend *mend, bool all, u64 deadline_ns)
 {
     struct lsm_batch batch;
     lsm_batch_init(&batch, r->options.budget);
@@ -491,7 +493,7 @@ replicate_mend(struct replicator *r, const struct topology_row *row, u32 partiti
                              : lsm_batch_delete(&batch, mend->keyspace, mend->token, mend->key);
     batch.version = mend->version;
     struct quorum quorum;
-    mend_quorum(r, row, mend, &quorum);
+    mend_quorum(r, row, mend, all, &quorum);
     struct write_attempt *attempt =
         added ? attempt_new(r, &quorum, &batch, mend->version, epoch, deadline_ns) : NULL;
     if (attempt == NULL) {
@@ -510,4 +512,16 @@ replicate_mend(struct replicator *r, const struct topology_row *row, u32 partiti
     lsm_batch_deinit(&batch);
     if (met && !stale) return ST_OK;
     return stale ? ST_WOULD_WAIT : ST_UNAVAILABLE;
+}
+
+MAY_YIELD status
+replicate_mend(struct replicator *r, const struct topology_row *row, u32 partition, u64 epoch,
+               const struct mend *mend, u64 deadline_ns)
+{
+    status st = mend_attempt(r, row, partition, epoch, mend, false, deadline_ns);
+    /* Who was to be mended has failed: others may live. */
+    bool over = r->closing || r->topology->epoch != epoch || io_now_ns() >= deadline_ns;
+    if (!status_is(st, ST_UNAVAILABLE) || over) return st;
+    MARK("cluster.replicate.mend_others");
+    return mend_attempt(r, row, partition, epoch, mend, true, deadline_ns);
 }

@@ -549,6 +549,18 @@ serve(struct shard *shard)
     return st;
 }
 
+/* By itself: an error. */
+static status
+why_stopped(struct shard *shard)
+{
+    struct server *server = shard->server;
+    if (server->cluster == NULL || shard->index != 0 || !atomic_load(&server->cluster->outdated))
+        return ST_OK;
+    fail(server, "%s: upgrade this node (%s)",
+         "the cluster has decided what this version does not know", ST_UNSUPPORTED);
+    return ST_UNSUPPORTED;
+}
+
 /* ---- preparing: the others wait for shard 0 ---- */
 
 MAY_YIELD static status
@@ -588,6 +600,7 @@ server_shard_main(void *arg)
     if (ok(all)) {
         st = serve(shard);
         (void)meet(shard, st, deliver_drained); /* all go on, whatever became of one */
+        if (ok(st)) st = why_stopped(shard);
     }
     leave_cluster(shard);
     if (shard->lsm != NULL) {

@@ -816,6 +816,51 @@ what_is_wrong_with_a_node_is_known(void **state)
     }
 }
 
+static void
+configure_two(struct rig *rig, u32 node, struct server_config *config)
+{
+    cluster_rig_configure(rig, node, config, 2);
+}
+
+/* Only the second shard has stamped something while the clock was wrong: what it stamps afterwards
+ * is refused for as long, though the first shard's stamps are right. */
+static MAY_YIELD void
+wrong_shard_story(struct rig *rig)
+{
+    wait_settled(rig, NODES);
+    u32 last = NODES - 1;
+    struct cluster *cluster = rig->nodes[last].server->cluster;
+    char key[16];
+    u32 number = 0;
+    do {
+        snprintf(key, sizeof(key), "k%u", number++);
+    } while (hash_token(BYTES(key, strlen(key))) >> 63 == 0);
+    sim_node_clock_step(rig->nodes[last].machine, 3000);
+    struct rig_client client;
+    rig_connect_to(rig, last, &client);
+    struct bytes reply = rig_call(&client, "SET %s v", key);
+    CHECK(reply.size > 0 && reply.data[0] == '-');
+    rig_disconnect(&client);
+    sim_node_clock_step(rig->nodes[last].machine, -3000);
+    fiber_sleep_ns(300 * NS_PER_MS);
+    CHECK(replicator_ahead_ms(cluster->shards[0]->replicator, io_wall_ms()) < 250);
+    CHECK(replicator_ahead_ms(cluster->shards[1]->replicator, io_wall_ms()) > 1000);
+    CHECK(atomic_load(&cluster->clock_ahead_ms) > 250);
+    wait_reason(rig, last, "clock");
+    wait_reason(rig, last, NULL);
+}
+
+static void
+a_clock_that_is_wrong_for_one_shard_is_wrong(void **state)
+{
+    for (u64 seed = 1; seed <= SEED_COUNT; seed++) {
+        struct rig rig = rig_of(seed, wrong_shard_story);
+        rig.shard_count = 2;
+        rig.configure = configure_two;
+        rig_run(&rig);
+    }
+}
+
 /* A disk that takes seconds for a write of the log: the node says that it takes no writes, and no
  * longer than that. */
 static MAY_YIELD void
@@ -922,6 +967,7 @@ main(void)
         cmocka_unit_test(a_node_stops_slowly_while_the_topology_changes),
         cmocka_unit_test(nothing_is_acknowledged_by_a_shard_that_is_not_in_the_cluster_yet),
         cmocka_unit_test(what_is_wrong_with_a_node_is_known),
+        cmocka_unit_test(a_clock_that_is_wrong_for_one_shard_is_wrong),
         cmocka_unit_test(a_disk_that_stalls_is_told),
         cmocka_unit_test(a_scan_over_slow_links_answers_in_time),
     };

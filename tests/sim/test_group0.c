@@ -863,6 +863,72 @@ who_lags_learns_where_a_new_leader_is(void **state)
     story_ends();
 }
 
+/* ---- what a later version may decide ---- */
+
+static void
+newer_done(struct group0 *group0, struct group0_proposal *proposal,
+           const struct group0_outcome *outcome)
+{
+    (void)group0;
+    (void)proposal;
+    (void)outcome;
+}
+
+static void
+newer_run(struct peer_rig_node *node, void *arg)
+{
+    (void)arg;
+    static struct group0_proposal proposal;
+    proposal = (struct group0_proposal){.done = newer_done};
+    struct group0 *group0 = apps[node->index].group0;
+    struct topology_command command = {.kind = TOPOLOGY_FENCE,
+                                       .state_before = group0_topology(group0)->state_id,
+                                       .state_after = io_random()};
+    struct buf bytes;
+    buf_init(&bytes, &apps[node->index].budget);
+    CHECK(topology_command_encode(&command, &bytes));
+    bytes.data[1] = 200; /* a kind that there is not yet */
+    struct group0_outcome outcome;
+    CHECK(group0_propose(group0, &command, buf_bytes(&bytes), &proposal, &outcome));
+    buf_deinit(&bytes);
+}
+
+static bool
+nobody_takes_part(void *arg)
+{
+    (void)arg;
+    for (u32 i = 0; i < rig.node_count; i++)
+        if (!group0_is_outdated(apps[i].group0)) return false;
+    return true;
+}
+
+/* To pass it over would be another topology than theirs who know it. */
+static void
+whoever_does_not_know_a_command_takes_no_part(void **state)
+{
+    (void)state;
+    story_begins(3);
+    all_start();
+    u64 epochs[3], applied[3];
+    struct group0_stats stats;
+    for (u32 i = 0; i < 3; i++) {
+        group0_stats_get(apps[i].group0, &stats);
+        epochs[i] = group0_topology(apps[i].group0)->epoch;
+        applied[i] = stats.applied;
+        assert_false(group0_is_outdated(apps[i].group0));
+    }
+    assert_true(peer_rig_do(&rig, leader_index(), 0, newer_run, NULL));
+    assert_true(peer_rig_run_until(&rig, nobody_takes_part, NULL, SECONDS(5)));
+    peer_rig_run(&rig, SECONDS(10));
+    for (u32 i = 0; i < 3; i++) {
+        group0_stats_get(apps[i].group0, &stats);
+        assert_true(stats.failed);
+        assert_int_equal(stats.applied, applied[i]);
+        assert_int_equal(group0_topology(apps[i].group0)->epoch, epochs[i]);
+    }
+    story_ends();
+}
+
 static bool
 is_planned(void *arg)
 {
@@ -1113,6 +1179,7 @@ main(void)
         cmocka_unit_test(whoever_starts_without_a_synced_log_is_a_new_member),
         cmocka_unit_test(a_node_that_starts_again_begins_with_what_it_showed),
         cmocka_unit_test(who_lags_learns_where_a_new_leader_is),
+        cmocka_unit_test(whoever_does_not_know_a_command_takes_no_part),
         cmocka_unit_test(what_a_dead_joiner_was_to_get_is_given_up),
         cmocka_unit_test(who_is_silent_for_a_moment_is_waited_for),
         cmocka_unit_test(a_forgotten_voter_leaves_the_group),

@@ -153,6 +153,10 @@ topologies_make(u32 members, u32 replicas, u32 shard_count, bool one_joins)
     struct topology *now = replica_rig_found(&world.budget, PARTITIONS, replicas, shard_count);
     if (world.read_quorum != 0) {
         struct topology_command set = {.kind = TOPOLOGY_KEYSPACE_SET, .options = now->keyspaces[0]};
+        if (world.read_quorum == 1) { /* one after the other, so that quorums overlap */
+            set.options.write_quorum = (u8)replicas;
+            now = replica_rig_apply_on(now, set);
+        }
         set.options.read_quorum = (u8)world.read_quorum;
         now = replica_rig_apply_on(now, set);
     }
@@ -1040,6 +1044,96 @@ what_was_read_where_all_are_asked_a_majority_reads_too(void **state)
     }
 }
 
+/* Node 0 has 6, and as far as it is up to the others 5. */
+static void
+story_of_one_ahead(u32 read_quorum)
+{
+    story_of_reads(read_quorum);
+    struct op first = {.kind = OP_WRITE, .key = 1, .id = 5, .level = REPLICATE_ALL};
+    assert_true(op_do(&first));
+    world.down[1] = world.down[2] = true; /* as far as anybody knows */
+    struct op write = {.kind = OP_WRITE, .key = 1, .id = 6, .level = REPLICATE_ONE};
+    assert_true(op_do(&write));
+    world.down[1] = world.down[2] = false;
+    assert_int_equal(look_at(1, 1).id, 5);
+    assert_int_equal(look_at(2, 1).id, 5);
+}
+
+/* A majority is enough for who reads by a majority, though readers of one may be told the older
+ * value: what only all could promise is promised nobody. */
+static void
+a_majority_that_differs_is_answered_where_reads_ask_one(void **state)
+{
+    (void)state;
+    story_of_one_ahead(1);
+    away(2);
+    struct op read = {.kind = OP_READ, .key = 1, .level = REPLICATE_QUORUM};
+    assert_true(op_do(&read));
+    assert_int_equal(read.id, 6);
+    assert_int_equal(look_at(1, 1).id, 6);
+    back(2);
+    assert_int_equal(look_at(2, 1).id, 5);
+    away(0);
+    struct op later = {.kind = OP_READ, .key = 1, .node = 2, .level = REPLICATE_QUORUM};
+    assert_true(op_do(&later));
+    assert_int_equal(later.id, 6);
+    cluster_close();
+}
+
+/* Two that differ are no majority of three places, and are answered though the third is dead. */
+static void
+fewer_than_a_majority_are_answered_as_they_are(void **state)
+{
+    (void)state;
+    lagging = 0;
+    cluster_open_as(1, 5, 1, false, 0);
+    topologies_free();
+    topologies_make(5, 5, 1, false);
+    world.memtable_bytes = MIB(4);
+    peer_rig_open(&world.rig);
+    peer_rig_run(&world.rig, SECONDS(1));
+    for (u32 node = 1; node < 5; node++)
+        world.down[node] = true;
+    struct op write = {.kind = OP_WRITE, .key = 1, .id = 6, .level = REPLICATE_ONE};
+    assert_true(op_do(&write));
+    world.down[1] = false;
+    struct op read = {.kind = OP_READ, .key = 1, .level = REPLICATE_COUNT_BASE + 2};
+    assert_true(op_do(&read));
+    assert_int_equal(read.id, 6);
+    cluster_close();
+}
+
+/* Who was to be brought the value dies: the other one is brought it. */
+static void
+who_dies_while_it_is_mended_is_replaced_by_another(void **state)
+{
+    (void)state;
+    story_of_one_ahead(0);
+    struct topology_row row;
+    topology_row(world.stages[0], 0, partition_of(1), &row);
+    u32 first = row.write[0] == 1 ? row.write[1] - 1 : row.write[0] - 1; /* it is asked */
+    for (u32 node = 1; node < 3; node++)
+        sim_link_slow_set(world.rig.sim, world.rig.nodes[0].machine, world.rig.nodes[node].machine,
+                          MS(100));
+    struct op read = {.kind = OP_READ,
+                      .key = 1,
+                      .level = REPLICATE_QUORUM,
+                      .deadline_ns = SECONDS(2),
+                      .begun_ns = sim_now_ns(world.rig.sim)};
+    struct peer_rig_job job;
+    peer_rig_give(&world.rig, 0, shard_of(1), &job, op_run, &read);
+    peer_rig_run(&world.rig, MS(260)); /* it has said what it has, and the value is on its way */
+    assert_false(read.ended);
+    world.down[first] = true;
+    peer_rig_crash(&world.rig, first, true);
+    peer_rig_run(&world.rig, SECONDS(2));
+    assert_true(read.ended && ok(read.st));
+    assert_int_equal(read.id, 6);
+    assert_int_equal(look_at(3 - first, 1).id, 6);
+    peer_rig_start(&world.rig, first);
+    cluster_close();
+}
+
 /* What a clock that runs ahead takes for expired is a value yet, and the others' clocks say so. */
 static void
 what_has_expired_by_one_clock_is_brought_as_it_is(void **state)
@@ -1302,6 +1396,9 @@ main(void)
         cmocka_unit_test(a_clock_that_runs_ahead_harms_its_own_writes_only),
         cmocka_unit_test(what_was_deleted_or_has_expired_stays_so),
         cmocka_unit_test(what_was_read_where_all_are_asked_a_majority_reads_too),
+        cmocka_unit_test(a_majority_that_differs_is_answered_where_reads_ask_one),
+        cmocka_unit_test(fewer_than_a_majority_are_answered_as_they_are),
+        cmocka_unit_test(who_dies_while_it_is_mended_is_replaced_by_another),
         cmocka_unit_test(what_has_expired_by_one_clock_is_brought_as_it_is),
         cmocka_unit_test(what_expires_while_it_is_brought_to_others_is_told),
         cmocka_unit_test(what_has_expired_is_read_as_absent_though_others_have_collected_it),
