@@ -508,6 +508,12 @@ sim_inode_number(const struct sim_inode *inode)
     return inode->number;
 }
 
+bool
+sim_inode_nameless(const struct sim_inode *inode)
+{
+    return inode->use_count == inode->open_count;
+}
+
 status
 sim_inode_truncate(struct sim_inode *inode, u64 size)
 {

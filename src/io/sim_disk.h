@@ -82,6 +82,8 @@ u64 sim_inode_number(const struct sim_inode *inode);
 /* One of its names now, or "(no name)"; valid until names change. */
 const char *sim_inode_path(const struct sim_inode *inode);
 u32 sim_inode_name_count(const struct sim_inode *inode);
+/* It has no name any more, as far as the running system sees. */
+bool sim_inode_nameless(const struct sim_inode *inode);
 MUST_CHECK status sim_inode_truncate(struct sim_inode *inode, u64 size);
 MUST_CHECK status sim_inode_allocate(struct sim_inode *inode, u64 size);
 

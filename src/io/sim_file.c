@@ -677,6 +677,11 @@ MAY_YIELD void
 io_file_close_removed(struct io_file *file)
 {
     MARK("io.sim_file.closed_removed");
+    while (file->in_flight > 0)
+        (void)!ok(fiber_queue_wait(&file->idle, FIBER_FOREVER));
+    /* A file system without a journal may lose the removal of the name, and not that of blocks. */
+    if (file->memory == NULL && sim_inode_nameless(file->inode))
+        CHECK(ok(sim_inode_truncate(file->inode, 0)));
     io_file_close(file);
 }
 

@@ -30,6 +30,7 @@ struct log_segment {
     u64 written_offset;   /* everything before this was written (GROUP: and is durable) */
     u64 synced_offset;    /* PERIODIC: everything before this survives power loss */
     bool begun;           /* its header was written */
+    bool released;        /* recovery does not read it: the manifest says so, for good */
     struct list link;     /* log->old, log->replaced or log->recycle */
 };
 

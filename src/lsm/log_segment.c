@@ -122,13 +122,16 @@ remove_fiber(void *arg)
 
 /* The name goes now; the blocks go little by little, on a fiber of their own. A flush may set many
  * segments free at once, since small groups leave most of a block empty, and a disk that is told of
- * them all keeps the log's writes waiting meanwhile. */
+ * them all keeps the log's writes waiting meanwhile. Only of what recovery does not read any more: a
+ * file system without a journal may lose the removal of the name in a power cut, and keep that of
+ * blocks; one that was replaced, or not begun, would then come back as one that was cut short. */
 static MAY_YIELD void
 segment_remove(struct log *log, struct log_segment *segment)
 {
     char path[LSM_PATH_BYTES];
     log_path(path, log->dir, segment->number);
-    if (segment->file == NULL && !ok(io_file_open(path, IO_OPEN_WRITE, &segment->file))) {
+    if (segment->released && segment->file == NULL &&
+        !ok(io_file_open(path, IO_OPEN_WRITE, &segment->file))) {
         MARK("lsm.log.remove_not_opened"); /* its blocks go with its name */
         segment->file = NULL;
     }
@@ -137,7 +140,7 @@ segment_remove(struct log *log, struct log_segment *segment)
         MARK("lsm.log.unlink_failed"); /* removed at the next open: it is below segment_first */
         log_warning("lsm", "old log segment not removed file=%s error=\"%s\"", path,
                     status_text(st));
-    } else if (segment->file != NULL) {
+    } else if (segment->released && segment->file != NULL) {
         io_shard_hold();
         if (ok(fiber_spawn(FIBER_BACKGROUND, "log.remove", remove_fiber, segment->file))) {
             segment->file = NULL;
@@ -210,6 +213,7 @@ log_release(struct log *log, u64 segment_first)
             break;
         }
         list_del(link);
+        segment->released = true;
         log_segment_retire(log, segment);
     }
     fiber_queue_wake_all(&log->make_wake);
@@ -261,6 +265,7 @@ log_segment_make(struct log *log)
         MARK("lsm.log.recycled");
         log->recycle_count--;
         segment = list_entry(list_pop_front(&log->recycle), struct log_segment, link);
+        segment->released = false;
         log_path(from, log->dir, segment->number);
         segment->number = number;
     } else {
