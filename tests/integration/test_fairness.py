@@ -138,7 +138,7 @@ def test_a_small_request_does_not_wait_for_large_ones(make_server):
     for kind, connections, per in (("mget", 100, 1000), ("keys", 20, 0), ("pipeline", 100, 200)):
         if SANITIZED:
             connections //= 8
-        short(lambda call=(server, kind, connections, keys, per, 2): beside(*call), 0.25, 2.5)
+        short(lambda call=(server, kind, connections, keys, per, 1): beside(*call), 0.25, 2.5)
 
 
 @pytest.mark.smoke

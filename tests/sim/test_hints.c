@@ -43,9 +43,9 @@
 /* Longer than a write's calls go on. */
 #define UNKNOWN_NS (WRITE_CALL_NS_MIN + MS(300))
 #ifdef __SANITIZE_ADDRESS__
-#define SEED_COUNT 15u
+#define SEED_COUNT 10u
 #else
-#define SEED_COUNT 120u
+#define SEED_COUNT 60u
 #endif
 
 /* ---- the cluster ---- */
