@@ -43,7 +43,7 @@
 /* Longer than a write's calls go on. */
 #define UNKNOWN_NS (WRITE_CALL_NS_MIN + MS(300))
 #ifdef __SANITIZE_ADDRESS__
-#define SEED_COUNT 10u
+#define SEED_COUNT 15u
 #else
 #define SEED_COUNT 60u
 #endif
