@@ -5,8 +5,10 @@ of its own, ended by its process id, and a small RESP client that shows every by
     DISTKV_TEST_BUILD=build-asan pytest tests/integration     tests another build
 """
 
+import http.client
 import json
 import os
+import random
 import re
 import shutil
 import signal
@@ -56,19 +58,29 @@ def pytest_configure(config):
 
 
 def free_port():
-    """A free port whose port + 1000 is free as well. Nothing holds it until the server takes it."""
-    for _ in range(100):
+    """A free port whose port + 1000 is free as well. Nothing holds it until the server takes it, nor
+    between its lives: so it is below those that connections are given."""
+    for _ in range(200):
+        port = random.randrange(10000, 31000)
         with socket.socket() as first, socket.socket() as second:
-            first.bind(("127.0.0.1", 0))
-            port = first.getsockname()[1]
-            if port + 1000 > 65535:
-                continue
             try:
+                first.bind(("127.0.0.1", port))
                 second.bind(("127.0.0.1", port + 1000))
             except OSError:
                 continue
             return port
     raise RuntimeError("no free ports")
+
+
+def wait_for(condition, what, seconds=60, more=lambda: "", every=0.05):
+    """Of what others find out at their own time: members of each other, /metrics of a shard (its
+    figures are a moment old). Generous, for busy machines; returns how long it took."""
+    begun = time.monotonic()
+    while not condition():
+        if time.monotonic() - begun > seconds * SLOW:
+            pytest.fail(f"waited {seconds * SLOW} s for {what}\n{more()}")
+        time.sleep(every)
+    return time.monotonic() - begun
 
 
 class ReplyError(Exception):
@@ -221,7 +233,7 @@ class Server:
         if wait:
             self.wait_ready()
 
-    def wait_ready(self, seconds=30.0):
+    def wait_ready(self, seconds=60.0):
         end = time.monotonic() + seconds * SLOW
         while True:
             if self.process.poll() is not None:
@@ -253,7 +265,7 @@ class Server:
                 return reply.status, reply.read().decode()
         except urllib.error.HTTPError as error:
             return error.code, error.read().decode()
-        except OSError:
+        except (OSError, http.client.HTTPException):  # it may end half-way
             return 0, ""
 
     def status(self):
@@ -269,6 +281,10 @@ class Server:
             if match:
                 total += float(match.group(1))
         return total
+
+    def wait_metric(self, name, holds):
+        """Until holds(its sum): figures are a moment old."""
+        wait_for(lambda: holds(self.metric(name)), name, more=lambda: f"it is {self.metric(name)}")
 
     def memory_peak(self):
         """VmHWM in bytes."""
@@ -339,7 +355,7 @@ def server(make_server):
 @pytest.fixture(autouse=True)
 def limit(request):
     """A test that hangs fails, with the place where it does; generous, for busy machines."""
-    seconds = 3600 if request.node.get_closest_marker("soak") else 120 * SLOW
+    seconds = 3600 if request.node.get_closest_marker("soak") else 240 * SLOW
 
     def over(_signal, _frame):
         raise TimeoutError(f"the test took more than {seconds} s")

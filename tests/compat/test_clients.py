@@ -63,7 +63,7 @@ def test_redis_benchmark_runs_all_its_string_tests(server, pipeline):
     need("redis-benchmark")
     text = run(
         "redis-benchmark", "-p", str(server.port), "-t", "ping_inline,ping_mbulk,set,get,incr,mset",
-        "-n", "20000", "-P", str(pipeline), "-r", "1000", "-q",
+        "-n", "5000", "-P", str(pipeline), "-r", "1000", "-q",
     )
     for name in ("PING_INLINE", "PING_MBULK", "SET", "GET", "INCR", "MSET (10 keys)"):
         assert f"{name}:" in text, text

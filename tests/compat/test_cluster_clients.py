@@ -7,15 +7,15 @@ import time
 import pytest
 import redis
 import test_clients
-from conftest import ReplyError, Resp, need
+from conftest import ReplyError, Resp, need, wait_for
 from redis.cluster import ClusterNode, RedisCluster
 from test_clients import cli, run
 from test_cluster import Cluster, data_port
+from test_smart import at_rest
 
 node_modules = test_clients.node_modules  # a fixture
 CORES = "0,1" if os.cpu_count() > 1 else "0"
 SHARDS = 2 if os.cpu_count() > 1 else 1
-FIGURES_AGE = 0.3  # seconds; of /metrics
 
 
 @pytest.fixture
@@ -116,13 +116,11 @@ def test_each_shard_of_a_node_is_one_for_cluster_clients(alone):
 def test_requests_of_a_cluster_client_stay_on_one_shard(alone):
     client = connect(alone.port)
     use(client, "warm")
-    time.sleep(FIGURES_AGE)
-    before = alone.metric("distkv_requests_forwarded_total")
+    before = at_rest(lambda: alone.metric("distkv_requests_forwarded_total"))
     for i in range(500):
         assert client.set(f"k{i}", i)
         assert client.get(f"k{i}") == str(i).encode()
-    time.sleep(FIGURES_AGE)
-    assert alone.metric("distkv_requests_forwarded_total") == before
+    assert at_rest(lambda: alone.metric("distkv_requests_forwarded_total")) == before
     client.close()
 
 
@@ -149,12 +147,13 @@ def test_nodes_or_their_shards_are_listed_and_reached(three):
         return all(set(lines_of(node.call("CLUSTER", "NODES"))) == expected
                    for node in three.nodes)
 
-    end = time.monotonic() + 30
-    while not listed():  # whose shards have ports is told by pings
-        assert time.monotonic() < end
-        time.sleep(0.1)
-    maps = [node.call("CLUSTER", "SLOTS") for node in three.nodes]
-    assert maps[0] == maps[1] == maps[2]
+    wait_for(listed, "all to be listed")  # whose shards have ports is told by pings
+
+    def told():
+        return [node.call("CLUSTER", "SLOTS") for node in three.nodes]
+
+    wait_for(lambda: len(set(map(str, told()))) == 1, "all nodes to tell the same")
+    maps = told()
     check_slots(maps[0])
     for node in three.nodes:
         lines = lines_of(node.call("CLUSTER", "NODES"))
@@ -169,13 +168,20 @@ def test_nodes_or_their_shards_are_listed_and_reached(three):
                 node.call("CLUSTER", "KEYSLOT", tag)
     client = connect(three.nodes[1].port)
     use(client, "warm")
-    time.sleep(FIGURES_AGE)
-    before = sum(node.metric("distkv_cluster_forwards_total") for node in three.nodes)
-    for i in range(300):
-        assert client.incr(f"n{i}") == 1
-        assert client.get(f"n{i}") == b"1"
-    time.sleep(FIGURES_AGE)
-    assert sum(node.metric("distkv_cluster_forwards_total") for node in three.nodes) == before
+
+    def forwards():
+        return at_rest(lambda: sum(node.metric("distkv_cluster_forwards_total")
+                                   for node in three.nodes))
+
+    for attempt in range(3):  # a node that is taken for dead for a moment changes the map
+        before = forwards()
+        for i in range(300):
+            assert client.incr(f"{attempt}n{i}") == 1
+            assert client.get(f"{attempt}n{i}") == b"1"
+        if forwards() == before:
+            break
+    else:
+        pytest.fail("requests were sent on")
     client.close()
 
 
@@ -183,7 +189,7 @@ def test_a_cluster_client_outlives_a_node(three):
     client = connect(three.nodes[0].port)
     use(client, "a")
     three.nodes[2].kill()
-    end = time.monotonic() + 30
+    end = time.monotonic() + 60
     done = 0
     while done < 300 and time.monotonic() < end:
         try:
@@ -198,9 +204,9 @@ def test_a_cluster_client_outlives_a_node(three):
             time.sleep(0.1)  # it finds out, and asks another node for the map
     assert done == 300
     gone = three.nodes[2].port
-    slots = three.nodes[0].call("CLUSTER", "SLOTS")
-    check_slots(slots)
-    assert not ports_of(slots) & set(range(gone, gone + 1 + SHARDS))
+    own = set(range(gone, gone + 1 + SHARDS))
+    wait_for(lambda: not ports_of(three.nodes[0].call("CLUSTER", "SLOTS")) & own, "it to be left out")
+    check_slots(three.nodes[0].call("CLUSTER", "SLOTS"))
     client.close()
 
 
@@ -230,14 +236,11 @@ def test_a_node_without_ports_for_its_shards_is_listed_itself(make_server, tmp_p
     cluster.add(cores=CORES, port=data_port(1 + SHARDS), resp_cluster="node")
     cluster.wait_settled(2)
     own = {cluster.nodes[0].port + 1 + i for i in range(SHARDS)}
-    end = time.monotonic() + 30
-    while set(lines_of(cluster.nodes[0].call("CLUSTER", "NODES"))) != \
-            own | {cluster.nodes[1].port}:
-        assert time.monotonic() < end
-        time.sleep(0.1)
+    wait_for(lambda: set(lines_of(cluster.nodes[0].call("CLUSTER", "NODES"))) ==
+             own | {cluster.nodes[1].port}, "both to be listed")
     # Who is set to nodes lists nodes.
-    assert ports_of(cluster.nodes[1].call("CLUSTER", "SLOTS")) == \
-        {node.port for node in cluster.nodes}
+    wait_for(lambda: ports_of(cluster.nodes[1].call("CLUSTER", "SLOTS")) ==
+             {node.port for node in cluster.nodes}, "both to lead")
 
 
 def test_off_there_is_no_cluster_for_them(server):
@@ -249,5 +252,5 @@ def test_off_there_is_no_cluster_for_them(server):
 def test_ports_that_cannot_be_had_are_refused_with_a_sentence(make_server):
     node = make_server(wait=False, address="127.0.0.1:0", admin_address="off",
                        resp_cluster="cores")
-    assert node.process.wait(20) == 2
+    assert node.process.wait(60) == 2
     assert "resp-cluster" in node.log()

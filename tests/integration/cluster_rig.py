@@ -26,9 +26,8 @@ import shutil
 import signal
 import socket
 import subprocess
-import time
 
-from conftest import BUILD, CLIENT, SLOW, ReplyError, Resp, Server
+from conftest import BUILD, CLIENT, SLOW, ReplyError, Resp, Server, wait_for
 
 SECRET = "a secret of the tests"
 LEDGER = os.path.join(BUILD, "bin", "ledger")
@@ -58,16 +57,6 @@ def run(*command):
     if done.returncode != 0:
         raise RuntimeError(f"{' '.join(command)}: {done.stderr.strip()}")
     return done.stdout
-
-
-def wait_for(condition, what, seconds=30.0, more=lambda: ""):
-    """Returns how long it took."""
-    begin = time.monotonic()
-    while not condition():
-        if time.monotonic() - begin > seconds * SLOW:
-            raise AssertionError(f"waited {seconds * SLOW} s for {what}\n{more()}")
-        time.sleep(0.02)
-    return time.monotonic() - begin
 
 
 # ---- the network ----

@@ -11,7 +11,7 @@ import threading
 import time
 
 import pytest
-from conftest import BUILD, SLOW, ReplyError, free_port
+from conftest import BUILD, SLOW, ReplyError, free_port, wait_for
 
 SECRET = "a secret of the tests"
 
@@ -86,6 +86,17 @@ class Cluster:
         done = client(self.nodes[index], "--json", "cluster", "status")
         return json.loads(done.stdout) if done.returncode == 0 else None
 
+    def field(self, index, name):
+        """Of the view; None while the node does not answer."""
+        view = self.view(index)
+        return None if view is None else view[name]
+
+    def wait_alive(self, members, *indexes):
+        """Each node finds out by itself, at its own time, that another one is gone: those that are
+        asked next must have. What they send on to it before has an unknown outcome."""
+        wait_for(lambda: all(self.field(index, "members_alive") == members for index in indexes),
+                 f"{indexes} to see {members} members", every=0.2)
+
     def settled(self, members):
         """Whether every running node sees so many normal members that live, and no move."""
         for index, node in enumerate(self.nodes):
@@ -100,7 +111,7 @@ class Cluster:
                 return False
         return True
 
-    def wait_settled(self, members, seconds=60):
+    def wait_settled(self, members, seconds=120):
         # Each look is a program that is started: not too often.
         wait_for(lambda: self.settled(members), f"{members} members", seconds,
                  lambda: "\n".join(node.log() for node in self.nodes), every=0.2)
@@ -110,14 +121,6 @@ def client(node, *words):
     return subprocess.run(
         [os.path.join(BUILD, "bin", "distkv-client"), "--server", f"127.0.0.1:{node.port}", *words],
         capture_output=True, text=True, check=False)
-
-
-def wait_for(condition, what, seconds=30, more=lambda: "", every=0.05):
-    end = time.monotonic() + seconds * SLOW
-    while not condition():
-        if time.monotonic() > end:
-            pytest.fail(f"waited {seconds} s for {what}\n{more()}")
-        time.sleep(every)
 
 
 @pytest.fixture
@@ -135,9 +138,8 @@ def three(cluster):
 
 
 def test_two_join_the_one_that_founded_and_all_see_the_same_data(three):
-    done = client(three.nodes[1], "cluster", "status")
-    assert done.returncode == 0 and "3 of 3 alive" in done.stdout, done.stdout + done.stderr
-    assert client(three.nodes[2], "cluster", "health").returncode == 0
+    wait_for(lambda: "3 of 3 alive" in client(three.nodes[1], "cluster", "status").stdout, "status")
+    wait_for(lambda: client(three.nodes[2], "cluster", "health").returncode == 0, "health")
     connections = [node.connect() for node in three.nodes]
     for i in range(90):
         assert connections[i % 3].call("SET", f"k{i}", f"v{i}") == "OK"
@@ -196,12 +198,21 @@ def owners(ranges):
 def test_redis_clients_are_told_the_same_slots_by_every_command_and_node(three):
     names = [node.call("CLUSTER", "MYID").decode() for node in three.nodes]
     assert len(set(names)) == 3
-    told = []
+
+    def told():
+        views = []
+        for node in three.nodes:
+            with node.connect() as connection:
+                views += [owners(view) for view in slots_by_view(connection)]
+        return views
+
+    def agreed():
+        views = told()
+        return all(view == views[0] for view in views) and set(views[0]) == set(names)
+
+    wait_for(agreed, "all nodes to tell the same")
     for name, node in zip(names, three.nodes):
         with node.connect() as connection:
-            views = [owners(view) for view in slots_by_view(connection)]
-            assert views[0] == views[1] == views[2] and set(views[0]) == set(names)
-            told.append(views[0])
             for line in connection.call("CLUSTER", "NODES").decode().splitlines():
                 words = line.split(" ")
                 other = three.nodes[names.index(words[0])]
@@ -210,7 +221,6 @@ def test_redis_clients_are_told_the_same_slots_by_every_command_and_node(three):
             info = dict(line.split(":") for line in connection.call("CLUSTER", "INFO").decode().split())
             assert info["cluster_state"] == "ok" and info["cluster_slots_ok"] == "16384"
             assert info["cluster_known_nodes"] == info["cluster_size"] == "3"
-    assert told[0] == told[1] == told[2]
     # One that is gone is shown so; the others have a quorum still.
     three.nodes[2].kill()
 
@@ -219,13 +229,14 @@ def test_redis_clients_are_told_the_same_slots_by_every_command_and_node(three):
         return [line.split(" ")[0] for line in lines if ",fail" in line.split(" ")[2]] == [names[2]]
 
     wait_for(seen_failed, "CLUSTER NODES to show a failed node")
-    with three.nodes[0].connect() as connection:
-        healths = set()
-        for shard in connection.call("CLUSTER", "SHARDS"):
-            for node in shard[3]:
-                healths.add((node[1].decode(), node[-1]))
-        assert healths == {(names[0], b"online"), (names[1], b"online"), (names[2], b"fail")}
-        assert b"cluster_state:ok" in connection.call("CLUSTER", "INFO")
+
+    def healths():
+        shards = three.nodes[0].call("CLUSTER", "SHARDS")
+        return {(node[1].decode(), node[-1]) for shard in shards for node in shard[3]}
+
+    wait_for(lambda: healths() == {(names[0], b"online"), (names[1], b"online"),
+                                   (names[2], b"fail")}, "CLUSTER SHARDS to show it")
+    wait_for(lambda: b"cluster_state:ok" in three.nodes[0].call("CLUSTER", "INFO"), "a quorum")
     three.nodes[1].kill()
     wait_for(lambda: b"cluster_state:fail\r\ncluster_slots_assigned:16384\r\ncluster_slots_ok:0\r\n"
              in three.nodes[0].call("CLUSTER", "INFO"), "CLUSTER INFO to tell that no quorum lives")
@@ -245,16 +256,27 @@ def test_maps_for_cluster_clients_are_made_once_and_again_when_they_change(clust
     questions = [("CLUSTER", word) for word in ("INFO", "NODES", "SLOTS", "SHARDS")]
     with node.connect() as two, node.connect() as three:
         three.call("HELLO", "3")
-        first = [[connection.call(*words) for words in questions] for connection in (two, three)]
+
+        def ask():
+            return [[connection.call(*words) for words in questions] for connection in (two, three)]
+
+        told = [ask()]
         made = maps_made(node)
         for _ in range(50):
-            assert [[connection.call(*words) for words in questions]
-                    for connection in (two, three)] == first
-        # Members are seen to live or not at any time; but not with each question.
-        assert maps_made(node) - made <= 16, "replies are made again though nothing has changed"
-        by_slots, by_shards, by_nodes = slots_by_view_runs(two)
-        assert by_slots == by_shards == by_nodes and set(by_slots) == \
-            {one.call("CLUSTER", "MYID").decode() for one in cluster.nodes}
+            now = ask()
+            if now != told[-1]:
+                told.append(now)
+        # Members are seen to live or not at any time; but not with each question. (What the first
+        # questions made may be counted with the rest: figures are a moment old.)
+        assert len(told) <= 6
+        assert maps_made(node) - made <= 8 * (len(told) + 1), "made again, and nothing has changed"
+        names = {one.call("CLUSTER", "MYID").decode() for one in cluster.nodes}
+
+        def all_lead():
+            views = slots_by_view_runs(two)
+            return views[0] == views[1] == views[2] and set(views[0]) == names
+
+        wait_for(all_lead, "every node to lead")
         # Three nodes share 4,096 partitions, and lead them in few runs.
         assert len(two.call("CLUSTER", "SLOTS")) <= 260
         last.kill()
@@ -265,7 +287,8 @@ def test_maps_for_cluster_clients_are_made_once_and_again_when_they_change(clust
                 two.call("CLUSTER", "NODES").decode()
 
         wait_for(gone, "the node that is gone to lead nothing")
-        assert sum(row[1] - row[0] + 1 for row in two.call("CLUSTER", "SLOTS")) == 16384
+        wait_for(lambda: sum(row[1] - row[0] + 1 for row in two.call("CLUSTER", "SLOTS")) == 16384,
+                 "all slots to be led")
         # Each member finds out by itself, at its own time, that a node is gone.
         wait_for(lambda: two.call("CLUSTER", "SLOTS") ==
                  cluster.nodes[1].call("CLUSTER", "SLOTS"), "two members to see the same")
@@ -337,7 +360,7 @@ def test_scans_see_the_keys_of_all_nodes(three):
             assert connection.call("RANDOMKEY") in wanted
     # One replica less, and what it has missed: the others know.
     three.nodes[2].kill()
-    wait_for(lambda: three.view(0)["members_alive"] == 2, "two members")
+    three.wait_alive(2, 0, 1)
     with three.nodes[1].connect() as connection:
         connection.call("DEL", "k0", "{t}0")
         connection.call("SET", "new", "v")
@@ -360,14 +383,21 @@ class Load(threading.Thread):
         self.acknowledged = {}
         self.refused, self.unknown, self.wrong = [], [], []
         self.gap = 0.0
+        self.number = 0
         self.ending = False
+        self.ended = False
+
+    def more(self, count):
+        """Until so many more have been asked for."""
+        wanted = self.number + count
+        wait_for(lambda: self.number >= wanted, f"{count} writes", 120)
 
     def run(self):
-        number, last = 0, time.monotonic()
+        last = time.monotonic()
         with self.node.connect() as connection:
             while not self.ending:
-                key, value = f"{self.name_of_keys}{number % 500}", str(number)
-                number += 1
+                key, value = f"{self.name_of_keys}{self.number % 500}", str(self.number)
+                self.number += 1
                 try:
                     connection.call("SET", key, value)
                     self.acknowledged[key] = value
@@ -383,26 +413,32 @@ class Load(threading.Thread):
                         self.acknowledged.pop(key, None)
                     else:
                         self.refused.append(str(error))
+        self.ended = True  # and not by an error of its connection
 
 
 def test_a_killed_node_stops_nobody_and_comes_back_with_what_it_missed(three):
     loads = [Load(three.nodes[0], "a"), Load(three.nodes[1], "b")]
     for load in loads:
         load.start()
-    time.sleep(1.0)
+    for load in loads:
+        load.more(100)
     three.nodes[2].kill()
     time.sleep(3.0)
+    for load in loads:
+        load.more(100)
     three.nodes[2].start()
     three.wait_settled(3)
-    time.sleep(1.0)
+    for load in loads:
+        load.more(100)
     for load in loads:
         load.ending = True
         load.join()
+        assert load.ended
         print(f"refused {len(load.refused)} unknown {len(load.unknown)} gap {load.gap:.3f} s "
               f"writes {len(load.acknowledged)}")
         assert not load.wrong
         assert not load.refused
-        assert load.gap < 3.0 * SLOW
+        assert load.gap < 4.5 * SLOW  # who waits for one that is gone waits for 5 s
     # Whatever two replicas are asked, the newest is among them.
     for reader in three.nodes:
         with reader.connect() as connection:
@@ -415,7 +451,7 @@ def test_too_few_replicas_refuse_and_say_that_nothing_was_done(three):
     three.nodes[0].call("SET", "k", "1")
     three.nodes[1].kill()
     three.nodes[2].kill()
-    end = time.monotonic() + 10 * SLOW
+    end = time.monotonic() + 60 * SLOW
     while True:
         with three.nodes[0].connect() as connection:
             with pytest.raises(ReplyError) as error:
@@ -453,11 +489,12 @@ def test_who_joins_later_gets_the_data_and_the_deletes(cluster):
     cluster.add()
     cluster.add()
     cluster.wait_settled(3)
-    for node in cluster.nodes:
-        assert cluster.view(0)["partitions_degraded"] == 0
+    for index in range(3):
+        wait_for(lambda index=index: cluster.field(index, "partitions_degraded") == 0,
+                 "all to be whole")
     first.kill()
     with cluster.nodes[1].connect() as connection:
-        end = time.monotonic() + 10 * SLOW
+        end = time.monotonic() + 60 * SLOW
         for i in range(2000):
             while True:
                 try:
@@ -471,13 +508,23 @@ def test_who_joins_later_gets_the_data_and_the_deletes(cluster):
 def test_replicas_are_compared_on_request(three):
     for i in range(300):
         three.nodes[i % 3].call("SET", f"k{i}", f"v{i}")
-    assert three.nodes[1].call("DISTKV.REPAIR") == "OK"
-    assert three.nodes[1].call("DISTKV.REPAIR") == "OK"  # while one goes on it changes nothing
-    wait_for(lambda: not three.view(1)["trees"]["repairing"], "the end of the repair", 60)
-    trees = three.view(1)["trees"]
-    assert trees["repair_done"] == trees["repair_total"] == 4096
-    assert trees["exchanges"] > 0 and trees["failures"] == 0
-    assert trees["entries_sent"] == trees["entries_received"] == 0
+
+    def moved_nothing():
+        """A third replica may still get a write that two have acknowledged: that is mended, then."""
+        before = three.field(1, "trees")
+        assert three.nodes[1].call("DISTKV.REPAIR") == "OK"
+        assert three.nodes[1].call("DISTKV.REPAIR") == "OK"  # while one goes on it changes nothing
+        wait_for(lambda: (three.field(1, "trees") or {"repairing": True})["repairing"] is False,
+                 "the end of the repair", 120)
+        trees = three.field(1, "trees")
+        if before is None or trees is None:
+            return False
+        assert trees["repair_done"] == trees["repair_total"] == 4096
+        assert trees["exchanges"] > before["exchanges"]
+        return all(trees[name] == before[name]
+                   for name in ("failures", "entries_sent", "entries_received"))
+
+    wait_for(moved_nothing, "a repair that moves nothing", 120)
 
 
 def test_nodes_leave_and_are_forgotten(three):
@@ -486,7 +533,7 @@ def test_nodes_leave_and_are_forgotten(three):
     for i in range(300):
         three.nodes[i % 4].call("SET", f"k{i}", f"v{i}")
     assert three.nodes[0].call("DISTKV.REMOVE", "n4") == "OK"
-    wait_for(lambda: len(three.view(0)["members"]) == 3, "the fourth to be gone", 60)
+    wait_for(lambda: len(three.field(0, "members") or []) == 3, "the fourth to be gone", 120)
     fourth.kill()
     three.wait_settled(3)
     with pytest.raises(ReplyError, match="answers"):
@@ -494,7 +541,7 @@ def test_nodes_leave_and_are_forgotten(three):
     with pytest.raises(ReplyError, match="not removed"):
         three.nodes[0].call("DISTKV.REMOVE", "n9")
     three.nodes[2].kill()
-    wait_for(lambda: three.view(0)["members_alive"] == 2, "two members")
+    three.wait_alive(2, 0, 1)  # whoever of them leads
     assert three.nodes[0].call("DISTKV.REMOVE", "n3", "DEAD") == "OK"
     three.wait_settled(2)
     with three.nodes[1].connect() as connection:
@@ -505,16 +552,21 @@ def test_nodes_leave_and_are_forgotten(three):
 def test_a_wiped_disk_comes_back_as_a_new_member_with_the_data(three):
     for i in range(300):
         three.nodes[i % 3].call("SET", f"k{i}", f"v{i}")
-    before = {member["node_id"]: member["number"] for member in three.view(0)["members"]}
+
+    def numbers():
+        wait_for(lambda: three.view(0) is not None, "an answer")
+        return {member["node_id"]: member["number"] for member in three.field(0, "members")}
+
+    before = numbers()
     three.nodes[1].kill()
     shutil.rmtree(three.nodes[1].data_dir)
     three.nodes[1].start()
     three.wait_settled(3)
-    after = {member["node_id"]: member["number"] for member in three.view(0)["members"]}
+    after = numbers()
     assert after["n2"] > max(before.values())
     assert {after["n1"], after["n3"]} == {before["n1"], before["n3"]}
     three.nodes[0].kill()
-    wait_for(lambda: three.view(1)["members_alive"] == 2, "two members")
+    three.wait_alive(2, 1)
     with three.nodes[1].connect() as connection:
         for i in range(300):
             assert connection.call("GET", f"k{i}") == f"v{i}".encode()
@@ -530,15 +582,23 @@ def cli(cluster, *words, code=0):
     return done.stdout if code == 0 else done.stderr
 
 
+def all_know(cluster, sign, *words):
+    """Waits until the answers of both nodes that cli asks have the sign: what one has been told, the
+    other one hears of a moment later, and either may be asked next."""
+    wait_for(lambda: all(sign in client(node, *words).stdout for node in cluster.nodes[:2]),
+             f"{sign} of both", every=0.2)
+
+
 def test_operators_add_weigh_drain_and_remove(three):
     """Each function of distkv-client cluster, in one story: nodes are slow to start."""
     cluster = three
     assert "in its place" in cli(cluster, "cluster", "rebalance")
+    all_know(cluster, '"settled":true', "--json", "cluster", "status")
     status = json.loads(cli(cluster, "--json", "cluster", "status"))
     assert [m["node_id"] for m in status["members"] if m["alive"] and "version" in m]
     assert status["settled"] is True and status["move"] is None
     assert "n3" in cli(cluster, "cluster", "status")
-    assert "healthy" in cli(cluster, "cluster", "health")
+    all_know(cluster, "healthy", "cluster", "health")
     ring = json.loads(cli(cluster, "--json", "cluster", "ring"))
     assert ring["ranges"][0]["first"] == 0 and ring["ranges"][-1]["last"] == 4095
     assert "100.0 %" in cli(cluster, "cluster", "ring")
@@ -546,12 +606,13 @@ def test_operators_add_weigh_drain_and_remove(three):
     cli(cluster, "put", "k", "v", "--consistency", "all")
     assert cli(cluster, "get", "k", "--consistency", "one") == "v"
     cli(cluster, "cluster", "keyspaces", "create", "orders", "--replicas", "2")
+    all_know(cluster, "orders", "cluster", "keyspaces")
     cli(cluster, "--keyspace", "orders", "put", "k", "w")
     assert cli(cluster, "--keyspace", "orders", "get", "k") == "w"
     assert cli(cluster, "--keyspace", "15", "get", "k") == "w"
     assert "no keyspace has this name" in cli(cluster, "--keyspace", "no", "get", "k", code=1)
     cli(cluster, "cluster", "keyspaces", "set", "orders", "--read-quorum", "1")
-    assert '"read_quorum":1' in cli(cluster, "--json", "cluster", "keyspaces")
+    all_know(cluster, '"read_quorum":1', "--json", "cluster", "keyspaces")
 
     assert "distkv-server" in subprocess.run(
         [os.path.join(BUILD, "bin", "distkv-client"), "--server", f"127.0.0.1:{cluster.nodes[0].port}",
@@ -569,17 +630,18 @@ def test_operators_add_weigh_drain_and_remove(three):
     # Two copies that both have to be written: nobody can be spared, and that is said.
     assert "no quorum without it" in cli(cluster, "cluster", "drain", "n3", code=5)
     cli(cluster, "cluster", "drain", "n3", "--undo")
-    cli(cluster, "cluster", "keyspaces", "set", "orders", "--read-quorum", "2")
-    cli(cluster, "cluster", "keyspaces", "set", "orders", "--write-quorum", "1")
-    cli(cluster, "cluster", "keyspaces", "set", "orders", "--read-quorum", "1")
+    for name, quorum in (("read", 2), ("write", 1), ("read", 1)):
+        cli(cluster, "cluster", "keyspaces", "set", "orders", f"--{name}-quorum", str(quorum))
+        all_know(cluster, f'"{name}_quorum":{quorum}', "--json", "cluster", "keyspaces")
     assert "can be stopped" in cli(cluster, "cluster", "drain", "n3")
     assert cli(cluster, "get", "k") == "v"
     cli(cluster, "cluster", "drain", "n3", "--undo")
 
     assert "stop it first" in cli(cluster, "cluster", "remove-node", "n4", "--dead", code=2)
     assert "can be stopped" in cli(cluster, "cluster", "remove-node", "n4")
+    wait_for(lambda: all("n4" not in client(node, "cluster", "status").stdout
+                         for node in cluster.nodes[:2]), "n4 to be gone")
     assert "no member" in cli(cluster, "cluster", "remove-node", "n4", code=1)
-    assert "n4" not in cli(cluster, "cluster", "status")
     assert cli(cluster, "get", "k") == "v" and cli(cluster, "--keyspace", "orders", "get", "k") == "w"
     assert "usage" in cli(cluster, "cluster", code=2)
     assert "help cluster" in cli(cluster, "cluster", "nothing", code=2)
@@ -593,7 +655,8 @@ def test_who_is_drained_or_takes_no_writes_says_so_and_is_shown(cluster):
     assert third.get("/readyz") == (200, "ok\n")
     assert client(first, "cluster", "drain", "n3").returncode == 0
     wait_for(lambda: third.get("/readyz") == (503, "drained\n"), "the drained node to be not ready")
-    assert third.get("/livez")[0] == 200 and first.get("/readyz")[0] == 200
+    assert third.get("/livez")[0] == 200
+    wait_for(lambda: first.get("/readyz")[0] == 200, "the others to be ready")
     assert client(first, "cluster", "drain", "n3", "--undo").returncode == 0
     wait_for(lambda: third.get("/readyz")[0] == 200, "it to be ready again")
 
@@ -601,24 +664,27 @@ def test_who_is_drained_or_takes_no_writes_says_so_and_is_shown(cluster):
     third.options["disk-reserve"] = "1TiB"  # as if the disk were full
     third.start(wait=False)
     wait_for(lambda: "takes no writes" in third.get("/readyz")[1], "the full node to be not ready")
-    assert any(line.startswith("distkv_cluster_stuck") and line.endswith(" 1")
-               for line in third.get("/metrics")[1].splitlines())
-    assert b"distkv_cluster_takes_writes:no" in third.call("INFO", "cluster")
+    third.wait_metric("distkv_cluster_stuck", lambda value: value >= 1)
+    wait_for(lambda: b"distkv_cluster_takes_writes:no" in third.call("INFO", "cluster"), "INFO")
 
     def stuck():
         view = cluster.view(0)
-        return [member["node_id"] for member in view["members"] if member["stuck"]] == ["n3"] and \
+        return view is not None and [member["node_id"] for member in view["members"] if member["stuck"]] == ["n3"] and \
             view["members_alive"] == 3 and view["partitions_unavailable"] == 0
 
     wait_for(stuck, "the others to know")
-    done = client(first, "cluster", "health")
-    assert done.returncode != 0 and "degraded" in done.stdout and "n3 takes no writes" in done.stdout
-    text = client(first, "cluster", "status").stdout
-    assert [line for line in text.splitlines() if " n3 " in line and " stuck " in line], text
+
+    def said():
+        done = client(first, "cluster", "health")
+        return done.returncode != 0 and "degraded" in done.stdout and "n3 takes no writes" in done.stdout
+
+    wait_for(said, "health to say so")
+    wait_for(lambda: [line for line in client(first, "cluster", "status").stdout.splitlines()
+                      if " n3 " in line and " stuck " in line], "the status to say so")
     # Of two that are left one takes no writes: that is no quorum.
     second.kill()
-    wait_for(lambda: cluster.view(0)["partitions_unavailable"] == 4096, "no write quorum")
-    assert "unavailable" in client(first, "cluster", "health").stdout
+    wait_for(lambda: cluster.field(0, "partitions_unavailable") == 4096, "no write quorum")
+    wait_for(lambda: "unavailable" in client(first, "cluster", "health").stdout, "health to say so")
 
 
 def test_a_stranger_is_refused(cluster):
@@ -627,7 +693,7 @@ def test_a_stranger_is_refused(cluster):
     node = cluster.add(wait=False, cluster_secret_file=other)
     wait_for(lambda: "not in the cluster yet" in node.log() or not node.running(), "a refusal")
     assert node.get("/readyz")[0] != 200
-    assert len(cluster.view(0)["members"]) == 1
+    wait_for(lambda: len(cluster.field(0, "members") or []) == 1, "the one member")
 
 
 def test_a_node_with_data_of_its_own_does_not_join(cluster, make_server, tmp_path):
@@ -636,7 +702,7 @@ def test_a_node_with_data_of_its_own_does_not_join(cluster, make_server, tmp_pat
     alone.call("SET", "k", "v")
     assert alone.stop() == 0
     node = cluster.add(wait=False)
-    node.process.wait(timeout=30 * SLOW)
+    node.process.wait(timeout=60 * SLOW)
     assert node.process.returncode == 1
     assert "holds data" in node.log()
 

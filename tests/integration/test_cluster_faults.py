@@ -16,8 +16,8 @@ import shutil
 import time
 
 import pytest
-from cluster_rig import Cluster, Network, missing_network, wait_for
-from conftest import SLOW
+from cluster_rig import Cluster, Network, missing_network
+from conftest import SLOW, wait_for
 
 
 @dataclasses.dataclass
@@ -100,7 +100,7 @@ class Run:
         if first["different"] or first["violations"]:
             if not cluster.repair():
                 ledger.check("ALL")
-            wait_for(lambda: ledger.check("ONE")["different"] == 0, "replicas to be equal", 20)
+            wait_for(lambda: ledger.check("ONE")["different"] == 0, "replicas to be equal", 60)
         sure, maybe = ledger.keys()
         for node in cluster.running():
             found = cluster.own_keys(node)

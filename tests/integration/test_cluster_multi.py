@@ -10,8 +10,8 @@ import time
 import pytest
 import redis
 import test_cluster
-from conftest import BUILD, SLOW, need
-from test_cluster import client, wait_for
+from conftest import BUILD, SLOW, need, wait_for
+from test_cluster import client
 from test_cluster_siblings import make_keyspace
 
 cluster = test_cluster.cluster  # fixtures
@@ -74,16 +74,27 @@ def test_redis_cli_runs_transactions(three):
     assert "not allowed inside a transaction" in text and "EXECABORT" in text
 
 
-def execute(pipe):
-    """One whose outcome may be unknown, because disks are slow, is run again: it only sets."""
-    commands = list(pipe.command_stack)
-    for _ in range(10):
+def again(call, seconds=60):
+    """The answer of what may be done twice. On a busy machine disks are slow, and a node may be
+    taken for dead for a moment: its outcome is unknown then, or nothing was done."""
+    end = time.monotonic() + seconds * SLOW
+    while True:
         try:
-            return pipe.execute()
+            return call()
         except redis.ResponseError as error:
-            assert "UNKNOWN" in str(error)
-            pipe.command_stack = commands
-    return None
+            if not str(error).startswith(("UNKNOWN", "NOREPLICAS")) or time.monotonic() > end:
+                raise
+
+
+def execute(pipe):
+    """As again, of a transaction."""
+    commands = list(pipe.command_stack)
+
+    def call():
+        pipe.command_stack = list(commands)
+        return pipe.execute()
+
+    return again(call)
 
 
 def test_replies_and_transactions_of_megabytes(cluster):
@@ -98,34 +109,34 @@ def test_replies_and_transactions_of_megabytes(cluster):
         assert execute(pipe) == [True] * 7
         pipe = handle.pipeline(transaction=True)
         pipe.mget(*values).strlen("{m}0")
-        assert pipe.execute() == [list(values.values()), 100000]
+        assert execute(pipe) == [list(values.values()), 100000]
         # Over what one answer of a node can carry: refused as a whole, and nothing is done.
         pipe = handle.pipeline(transaction=True)
         for _ in range(24):
             pipe.mget(*values)
         pipe.incr("{m}counter")
         with pytest.raises(redis.ResponseError) as error:
-            pipe.execute()
+            execute(pipe)
         assert "size limit" in str(error.value)
-        assert handle.get("{m}counter") is None
+        assert again(lambda handle=handle: handle.get("{m}counter")) is None
 
 
 class Adder(threading.Thread):
     """Adds one by optimistic locking, again and again."""
 
-    def __init__(self, node, times):
+    def __init__(self, node, times, key):
         super().__init__()
-        self.handle, self.times = connect(node), times
+        self.handle, self.times, self.key = connect(node), times, key
         self.aborted, self.failed = 0, []
 
     def run(self):
         try:
             while self.times > 0:
                 with self.handle.pipeline() as pipe:
-                    pipe.watch("sum")
-                    value = int(pipe.get("sum") or 0)
+                    pipe.watch(self.key)
+                    value = int(pipe.get(self.key) or 0)
                     pipe.multi()
-                    pipe.set("sum", value + 1)
+                    pipe.set(self.key, value + 1)
                     try:
                         pipe.execute()
                         self.times -= 1
@@ -136,14 +147,20 @@ class Adder(threading.Thread):
 
 
 def test_optimistic_increments_from_every_node_are_all_counted(three):
-    adders = [Adder(three.nodes[i % 3], 60) for i in range(6)]
-    for adder in adders:
-        adder.start()
-    for adder in adders:
-        adder.join()
-        assert not adder.failed
-    print(f"aborted {sum(adder.aborted for adder in adders)}")
-    assert int(connect(three.nodes[0]).get("sum")) == 360
+    for attempt in range(3):
+        adders = [Adder(three.nodes[i % 3], 60, f"sum{attempt}") for i in range(6)]
+        for adder in adders:
+            adder.start()
+        for adder in adders:
+            adder.join()
+        failed = [str(error) for adder in adders for error in adder.failed]
+        print(f"aborted {sum(adder.aborted for adder in adders)}, failed {failed}")
+        if not failed:
+            assert int(connect(three.nodes[0]).get(f"sum{attempt}")) == 360
+            return
+        # One was taken for dead for a moment: then nothing is promised of the sum.
+        assert all(text.startswith(("UNKNOWN", "NOREPLICAS")) for text in failed)
+    pytest.fail("thrice the nodes did not see each other")
 
 
 def test_a_watch_outlives_a_killed_node(three):
@@ -155,8 +172,7 @@ def test_a_watch_outlives_a_killed_node(three):
         pipes.append(handles[i % 2].pipeline())
         pipes[-1].watch(key)
     three.nodes[2].kill()
-    wait_for(lambda: three.view(0)["members_alive"] == 2 and three.view(1)["members_alive"] == 2,
-             "two members")
+    three.wait_alive(2, 0, 1)
     for key in keys[::2]:
         assert handles[1].set(key, "2")
     for i, (key, pipe) in enumerate(zip(keys, pipes)):
@@ -187,7 +203,7 @@ def test_what_is_flushed_stays_away(three):
     for i in range(20):
         assert client(nodes[i % 3], "--keyspace", number, "put", "--siblings", f"s{i}", "v").returncode == 0
     began = time.monotonic()
-    assert connect(nodes[2]).flushdb()
+    assert again(connect(nodes[2]).flushdb)
     print(f"6000 keys in {time.monotonic() - began:.2f} s")
     for node in nodes:
         assert connect(node).dbsize() == 0
@@ -196,9 +212,9 @@ def test_what_is_flushed_stays_away(three):
     # A node that is away has some of it on its disk, and hints wait for it.
     fill(nodes[0], 3000)
     nodes[2].kill()
-    wait_for(lambda: three.view(0)["members_alive"] == 2, "two members")
+    three.wait_alive(2, 0, 1)
     fill(nodes[1], 2000, "h")
-    assert connect(nodes[0]).flushall(asynchronous=True)
+    assert again(lambda: connect(nodes[0]).flushall(asynchronous=True))
     connect(nodes[1]).set("later", "1")
     nodes[2].start()
     three.wait_settled(3)
@@ -240,7 +256,8 @@ def test_an_export_is_all_that_a_cluster_has(three, tmp_path):
     both = [(tmp_path / name).read_text().splitlines() for name in ("all.jsonl", "again.jsonl")]
     assert both[0] == both[1]
     # And back.
-    assert connect(nodes[0]).flushall()
+    three.wait_alive(2, 0, 2)
+    assert again(connect(nodes[0]).flushall)
     done = client(nodes[2], "import", str(tmp_path / "all.jsonl"))
     assert done.returncode == 0, done.stderr
     assert connect(nodes[0]).dbsize() == 5000

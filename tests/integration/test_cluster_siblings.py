@@ -4,8 +4,8 @@
 import json
 
 import test_cluster
-from conftest import ReplyError
-from test_cluster import client, wait_for
+from conftest import ReplyError, wait_for
+from test_cluster import client
 
 cluster = test_cluster.cluster  # fixtures
 three = test_cluster.three
@@ -79,8 +79,7 @@ def test_writes_without_each_other_are_kept_over_kills_and_other_cores(three):
     assert set(actors.values()) == {"0100"}  # one, little-endian: the first replica of the key
     nodes[1].kill()
     # What is in flight to it, or sent before its death is known, may have an unknown outcome.
-    wait_for(lambda: all((three.view(i) or {}).get("members_alive") == 2 for i in (0, 2)),
-             "both others to know")
+    three.wait_alive(2, 0, 2)
     for i in range(10):
         assert client(nodes[2 * (i % 2)], "--keyspace", number, "put", "--siblings", f"k{i}",
                       "b").returncode == 0

@@ -8,7 +8,7 @@ import time
 import pytest
 
 import rig
-from conftest import BUILD, SLOW, Server
+from conftest import BUILD, SLOW, Server, wait_for
 from load import Load
 
 UNSYNCED = os.path.join(BUILD, "bin", "distkv-server-unsynced")
@@ -27,10 +27,10 @@ def test_kill_9_under_load_loses_nothing_acknowledged(make_server):
     for round_number in range(5):
         load = Load(server, seed=round_number)
         load.start()
+        wait_for(lambda load=load: load.count() > 0, "the first write")
         time.sleep(0.3 + chance.random())
         server.kill()
         load.join()
-        assert load.count() > 0
         server.start()
         problems = load.check(server)
         assert not problems, problems[:5]
@@ -41,6 +41,7 @@ def test_kill_9_under_periodic_durability_keeps_what_the_kernel_has(make_server)
     server = make_server(durability="periodic", sync_interval="50ms")
     load = Load(server)
     load.start()
+    wait_for(lambda: load.count() > 0, "the first write")
     time.sleep(1)
     server.kill()
     load.join()
@@ -65,6 +66,7 @@ def cut_rounds(tmp_path, rounds, seed, binary=None, filesystem="ext4"):
                 flushes_before = server.metric("distkv_flushes_total")
                 load = Load(server, seed=seed * 1000 + round_number, keys=5000)
                 load.start()
+                wait_for(lambda load=load: load.count() > 0, "the first write")
                 # Long enough, at times, for flushes and compactions.
                 time.sleep(0.2 + chance.random() * (3 if round_number % 3 == 2 else 0.8))
                 seen = server.metric("distkv_flushes_total") - flushes_before
@@ -140,7 +142,7 @@ def disk_server(disk, tmp_path, **options):
                   scrub_rate="0", **options)
 
 
-def wait_for_error(server, seconds=10.0):
+def wait_for_error(server, seconds=60.0):
     """Writes until the server answers an error or, as the outcome is unknown, closes; returns its
     text."""
     end = time.monotonic() + seconds
@@ -177,8 +179,8 @@ def test_a_failed_log_write_or_sync_stops_writes_for_good(tmp_path, kind):
                 server.call("SET", "later", "v")
             # Reads go on.
             assert server.call("GET", "good7") == b"v" * 100
-            assert server.metric("distkv_store_failed") == 2
-            assert server.status()["state"] == "failed"
+            server.wait_metric("distkv_store_failed", lambda value: value == 2)
+            wait_for(lambda: server.status()["state"] == "failed", "the status to say so")
             server.kill()
             # The file system has given up, too: it is mounted anew, as an operator would.
             disk.power_cycle()
@@ -236,13 +238,13 @@ def test_a_full_disk_stops_writes_and_they_resume_when_space_returns(tmp_path):
             free = os.statvfs(disk.mount_point)
             os.posix_fallocate(fd, 0, max(4096, free.f_bavail * free.f_frsize - (16 << 20)))
             os.close(fd)
-            text = wait_for_error(server, 30)
+            text = wait_for_error(server)
             assert text, "writes went on on a full disk"
             assert "space" in text.lower() or "disk" in text.lower(), text
             assert server.call("GET", "before") == b"v"
-            assert server.status()["state"] == "no space"
+            wait_for(lambda: server.status()["state"] == "no space", "the status to say so")
             os.unlink(ballast)
-            end = time.monotonic() + 20
+            end = time.monotonic() + 60
             while True:
                 try:
                     server.call("SET", "after", "v")

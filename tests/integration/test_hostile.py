@@ -10,12 +10,12 @@ import time
 
 import pytest
 
-from conftest import SANITIZED, SLOW, ReplyError, Resp
+from conftest import SANITIZED, SLOW, ReplyError, Resp, wait_for
 
 
 def polite(server):
     """Somebody else is served while the others misbehave."""
-    with server.connect(timeout=5) as connection:
+    with server.connect() as connection:
         assert connection.call("PING") == "PONG"
         assert connection.call("SET", "polite", "x") == "OK"
         assert connection.call("GET", "polite") == b"x"
@@ -76,7 +76,7 @@ def test_random_garbage_harms_nobody(server):
     for _ in range(200):
         data = chance.randbytes(chance.choice([1, 7, 64, 500, 5000]))
         try:
-            with socket.create_connection(("127.0.0.1", server.port), timeout=5 * SLOW) as sock:
+            with socket.create_connection(("127.0.0.1", server.port), timeout=20 * SLOW) as sock:
                 sock.sendall(data)
         except OSError:
             pass
@@ -129,8 +129,8 @@ def test_idle_connections_are_closed_after_the_timeout(make_server):
     connection = server.connect()
     assert connection.call("PING") == "PONG"
     begun = time.monotonic()
-    assert connection.closed_by_server(10)
-    assert time.monotonic() - begun < 8 * SLOW
+    assert connection.closed_by_server(30)
+    assert time.monotonic() - begun < 20 * SLOW
 
 
 def closed_soon(sock, seconds):
@@ -244,15 +244,15 @@ def test_an_unfinished_request_has_its_time(make_server):
     slow.settimeout(20 * SLOW)
     assert slow.recv(100) == b"+OK\r\n"
     for sock in socks:
-        assert closed_soon(sock, 5) is not None
+        assert closed_soon(sock, 20) is not None
         sock.close()
     drip.close()
     slow.close()
     assert idle.call("STRLEN", "slow") == 900_000
     idle.close()
-    closed = server.metric("distkv_clients_request_timed_out_total") - before
-    assert closed == len(halves) + 1
-    assert b"clients_request_timed_out:%d" % closed in server.call("INFO", "distkv")
+    closed = len(halves) + 1
+    server.wait_metric("distkv_clients_request_timed_out_total", lambda value: value == before + closed)
+    wait_for(lambda: b"clients_request_timed_out:%d" % closed in server.call("INFO", "distkv"), "INFO")
 
 
 def test_unfinished_requests_may_be_given_all_the_time(make_server):
@@ -401,7 +401,7 @@ def test_pipelined_commands_on_one_key_keep_their_order_on_cold_keys(make_server
                 assert reply is None or got == reply, words
     for connection in connections:
         connection.close()
-    assert server.metric("distkv_requests_fiber_total") > 0
+    server.wait_metric("distkv_requests_fiber_total", lambda value: value > 0)
 
 
 def test_ten_thousand_idle_connections(make_server):
@@ -426,10 +426,7 @@ def test_ten_thousand_idle_connections(make_server):
             sock.connect(("127.0.0.1", server.port))
             connections.append(sock)
         polite(server)
-        end = time.monotonic() + 10 * SLOW  # figures are a moment old
-        while server.metric("distkv_connections") < count:
-            assert time.monotonic() < end
-            time.sleep(0.05)
+        server.wait_metric("distkv_connections", lambda value: value >= count)
         for sock in connections[:: max(1, count // 50)]:
             sock.sendall(b"PING\r\n")
             assert sock.recv(7) == b"+PONG\r\n"
@@ -438,10 +435,7 @@ def test_ten_thousand_idle_connections(make_server):
     finally:
         for sock in connections:
             sock.close()
-    end = time.monotonic() + 10 * SLOW
-    while server.metric("distkv_connections") > 100:
-        assert time.monotonic() < end
-        time.sleep(0.1)
+    server.wait_metric("distkv_connections", lambda value: value <= 100)
     polite(server)
 
 
@@ -451,12 +445,12 @@ def test_connections_above_maxclients_are_refused_with_an_error(make_server):
     for sock in connections:
         sock.sendall(b"PING\r\n")
         assert sock.recv(7) == b"+PONG\r\n"
-    extra = socket.create_connection(("127.0.0.1", server.port), timeout=5 * SLOW)
+    extra = socket.create_connection(("127.0.0.1", server.port), timeout=20 * SLOW)
     assert extra.recv(100).startswith(b"-ERR max number of clients reached")
     assert extra.recv(100) == b""
     for sock in connections:
         sock.close()
-    end = time.monotonic() + 5 * SLOW
+    end = time.monotonic() + 30 * SLOW
     while True:
         try:
             polite(server)
@@ -511,22 +505,20 @@ def test_who_finds_no_memory_for_a_request_is_told_so(make_server):
     try:
         for sock in sockets:
             sock.setblocking(False)
-        end = time.monotonic() + 20 * SLOW
+        end = time.monotonic() + 60 * SLOW
         refused = []
         while not refused:
             assert time.monotonic() < end, "nobody was refused"
             time.sleep(0.1)
             refused = [got for got in map(answer_of, sockets) if got is not None]
         assert {got[:36] for got in refused} == {b"-OOM this node has no memory for one"}
-        assert server.metric("distkv_requests_refused_total") >= len(refused)
+        server.wait_metric("distkv_requests_refused_total",
+                           lambda value, count=len(refused): value >= count)
         assert 1 <= server.log().count("refusing clients") <= 10 * SLOW
     finally:
         for sock in sockets:
             sock.close()
-    end = time.monotonic() + 10 * SLOW
-    while server.metric("distkv_connections") > 10:
-        assert time.monotonic() < end
-        time.sleep(0.1)
+    server.wait_metric("distkv_connections", lambda value: value <= 10)
     polite(server)
 
 

@@ -212,9 +212,7 @@ def test_errors_of_the_native_protocol_are_counted(make_server):
         assert native.call(frame(GET, b"absent"))[0] == NOT_FOUND
         scan = struct.pack("<QQQIIBBBBHHQ", 12345, 0, (1 << 64) - 1, 10, 1000, 0, 0, 0, 0, 0, 0, 0)
         assert native.call(frame(SCAN, scan))[0] == SNAPSHOT_GONE
-    deadline = time.monotonic() + 10 * SLOW  # /metrics may be a moment old
-    while server.metric("distkv_errors_total") == 0 and time.monotonic() < deadline:
-        time.sleep(0.1)
+    server.wait_metric("distkv_errors_total", lambda value: value > 0)
     assert server.metric("distkv_errors_total") == 1
 
 

@@ -13,7 +13,7 @@ from conftest import BUILD, CLIENT, SANITIZED
 
 # All of them are some sixty thousand.
 @pytest.mark.skipif(bool(SANITIZED), reason="the release build's")
-@pytest.mark.parametrize("limit", [20000, pytest.param(0, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("limit", [10000, pytest.param(0, marks=pytest.mark.soak)])
 def test_the_machines_own_packages_survive_restart_and_kill(limit):
     if shutil.which("redis-cli") is None:
         pytest.skip("needs redis-cli")

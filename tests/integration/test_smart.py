@@ -10,14 +10,13 @@ import time
 
 import pytest
 import test_cluster
-from conftest import BUILD, SLOW
-from test_cluster import data_port, wait_for
+from conftest import BUILD, SLOW, wait_for
+from test_cluster import data_port
 
 cluster = test_cluster.cluster  # fixtures
 three = test_cluster.three
 
-# Seconds; of what /metrics says.
-FIGURES_AGE = 0.3
+FIGURES_AGE = 0.3  # seconds; of what /metrics says, unless the machine is busy
 UNDER_WAY = 16  # of the load, unless it is told
 SMART_LOAD = os.path.join(BUILD, "bin", "smart_load")
 
@@ -52,7 +51,7 @@ class SmartLoad:
     def served(self, least=200):
         """Waits until so many more have ended well, and returns the sum of the reports."""
         total = {}
-        end = time.monotonic() + 30 * SLOW
+        end = time.monotonic() + 60 * SLOW
         while total.get("OK", 0) < least:
             assert time.monotonic() < end, total
             time.sleep(0.05)
@@ -78,6 +77,32 @@ def metric(node, name, label=""):
     return sum(float(value) for value in re.findall(pattern, node.get("/metrics")[1], re.M))
 
 
+def at_rest(read):
+    """The figure once it does not move any more."""
+    last = read()
+    while True:
+        time.sleep(2 * FIGURES_AGE)
+        now = read()
+        if now == last:
+            return now
+        last = now
+
+
+def goes_straight(load, read, count=2000):
+    """Waits until hardly any of so many requests is sent on; none fails. (What was sent on before
+    may be counted late, and the map changes when a node is taken for dead for a moment.)"""
+
+    def straight():
+        before = read()
+        report = load.served(count)
+        time.sleep(FIGURES_AGE)
+        report = add(report, load.report())
+        assert failures(report) == {}
+        return read() - before <= (report["OK"] + report.get("NOT_FOUND", 0)) / 500
+
+    wait_for(straight, "requests to go straight")
+
+
 def forwards(cluster):
     return sum(metric(node, "distkv_cluster_forwards_total") for node in cluster.nodes
                if node.running())
@@ -93,19 +118,13 @@ def test_requests_go_straight_to_the_nodes_that_have_the_keys(three):
         load.served()
         wait_for(lambda: load.served() and metric(three.nodes[2], "distkv_clients", '"native"') >= 4,
                  "connections to the last node")
-        load.served()
-        before = forwards(three)
-        report = load.served(2000)
-        time.sleep(FIGURES_AGE)
-        report = add(report, load.report())
-        assert failures(report) == {}
-        assert forwards(three) - before <= (report["OK"] + report["NOT_FOUND"]) / 500
+        goes_straight(load, lambda: forwards(three))
     with SmartLoad(three.nodes[:1], routing=False) as load:
         load.served()
         before = forwards(three)
         assert failures(load.served(1000)) == {}
-        time.sleep(FIGURES_AGE)
-        assert forwards(three) - before > 100  # so what was counted above can be counted
+        # So what was counted above can be counted.
+        wait_for(lambda: forwards(three) - before > 100, "requests to be sent on")
 
 
 def test_a_killed_node_and_the_named_one_at_that_stop_no_request(three):
@@ -116,12 +135,14 @@ def test_a_killed_node_and_the_named_one_at_that_stop_no_request(three):
         assert failures(load.served()) == {}
         three.nodes[0].kill()
         report = load.served(2000)
-        # Plain writes are repeated with another node, and so are reads. But that node may have sent
-        # some on to the killed one, for want of a processor to hear of its death: at most what was
-        # under way when it died.
+        # Plain writes are repeated with another node, and so are reads. But that node, who has not
+        # heard of the death, may have sent some on over a connection to the killed one that was
+        # there for all it knew: nobody can say then whether they were done. Only what is under way
+        # when such a connection ends; there is one from each shard of the others, and no second one.
         unknown = report.pop("UNKNOWN_OUTCOME", 0)
-        assert failures(report) == {} or unknown
-        assert set(failures(report)) <= {"error"} and unknown <= UNDER_WAY
+        shards = sum(node.status()["shard_count"] for node in three.nodes[1:])
+        assert set(failures(report)) <= ({"error"} if unknown else set())
+        assert unknown <= UNDER_WAY * shards
         three.nodes[0].start()
         three.wait_settled(3)
         assert failures(load.served(500)) == {}
@@ -150,27 +171,26 @@ def test_a_node_that_stands_still_is_passed_by(three):
         assert load.served(500)["slowest_ms"] < 6000 * SLOW
 
 
+def epoch_of(cluster):
+    wait_for(lambda: cluster.view(0) is not None, "an answer")
+    return cluster.field(0, "epoch")
+
+
 def test_a_join_is_followed_by_its_epochs_and_few_fetches(three):
     with SmartLoad(three.nodes[:1], handles=50, depth=1) as load:
         load.served()
         wait_for(lambda: load.served() and fetches(three) >= 50, "each handle's first fetch")
-        epoch = three.view(0)["epoch"]
+        epoch = epoch_of(three)
         begin = time.monotonic()
         three.add()
         three.wait_settled(4, 120)
         wait_for(lambda: load.served() and
                  metric(three.nodes[3], "distkv_clients", '"native"') >= 50,
                  "connections to the node that has joined")
+        goes_straight(load, lambda: forwards(three))
         seconds = time.monotonic() - begin
-        time.sleep(2)
-        before = forwards(three)
-        report = load.served(2000)
-        time.sleep(FIGURES_AGE)
-        report = add(report, load.report())
-        assert failures(report) == {}
-        assert forwards(three) - before <= (report["OK"] + report["NOT_FOUND"]) / 500
         # At most one for each new epoch, and one a second, whatever the replies say.
-        epochs = three.view(0)["epoch"] - epoch
+        epochs = epoch_of(three) - epoch
         assert fetches(three) <= 50 * (2 + min(epochs, seconds + 4))
 
 
@@ -204,11 +224,10 @@ def test_the_benchmark_goes_straight(apart):
                   ("--rate", "4000")):
         counts = {}
         for routing in ("yes", "no"):
-            before = forwards(apart)
+            before = at_rest(lambda: forwards(apart))
             run = bench(apart.nodes[0], "--count", "2000", f"--routing={routing}", *words)
             assert run["error_count"] == 0 and run["wrong_count"] == 0
-            time.sleep(FIGURES_AGE)
-            counts[routing] = forwards(apart) - before
+            counts[routing] = at_rest(lambda: forwards(apart)) - before
         assert counts["no"] > 400 and counts["yes"] <= counts["no"] / 50, (words, counts)
 
 
@@ -219,16 +238,10 @@ def test_with_ports_for_cores_requests_go_to_the_core(make_server):
         load.served()
         wait_for(lambda: load.served() and metric(server, "distkv_clients", '"native"') >= 12,
                  "connections to both shards")
-        load.served()
-        before = metric(server, "distkv_requests_forwarded_total")
-        report = load.served(2000)
-        time.sleep(FIGURES_AGE)
-        assert failures(add(report, load.report())) == {}
-        assert metric(server, "distkv_requests_forwarded_total") - before < 10
+        goes_straight(load, lambda: metric(server, "distkv_requests_forwarded_total"))
     run = bench(server, "--count", "5000", "--load")
     assert run["error_count"] == 0
-    before = metric(server, "distkv_requests_forwarded_total")
+    before = at_rest(lambda: metric(server, "distkv_requests_forwarded_total"))
     run = bench(server, "--count", "5000")
-    time.sleep(FIGURES_AGE)
     assert run["error_count"] == 0
-    assert metric(server, "distkv_requests_forwarded_total") == before
+    assert at_rest(lambda: metric(server, "distkv_requests_forwarded_total")) == before

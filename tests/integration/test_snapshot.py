@@ -141,8 +141,6 @@ def test_many_snapshots_at_once_neither_deadlock_nor_stop_the_writers(make_serve
     time.sleep(2)
     for one in lookers + writers:
         one.stop()
-    deadline = time.monotonic() + 10 * SLOW  # the last ones are closed behind their replies
-    while server.metric("distkv_snapshots_open") != 0 and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert server.metric("distkv_snapshots_open") == 0
-    assert server.metric("distkv_writes_held_seconds_count") > 0
+    # The last ones are closed behind their replies.
+    server.wait_metric("distkv_snapshots_open", lambda value: value == 0)
+    server.wait_metric("distkv_writes_held_seconds_count", lambda value: value > 0)

@@ -45,7 +45,7 @@
 #ifdef __SANITIZE_ADDRESS__
 #define SEED_COUNT 15u
 #else
-#define SEED_COUNT 120u
+#define SEED_COUNT 60u
 #endif
 
 /* ---- the cluster ---- */

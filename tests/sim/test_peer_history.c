@@ -407,9 +407,9 @@ history_run(u64 seed, struct totals *totals)
 }
 
 #ifdef __SANITIZE_ADDRESS__
-#define SEED_COUNT 20u /* four times as slow */
+#define SEED_COUNT 12u /* four times as slow */
 #else
-#define SEED_COUNT 200u
+#define SEED_COUNT 100u
 #endif
 
 static void

@@ -18,7 +18,11 @@
 #include "base/hash.h"
 #include "base/prng.h"
 #include "../../fewer.h"
+#include "../../seeds.h"
 #include "cluster/placement.h"
+
+/* Of joins and leaves, each from its seed; SIM_SEEDS chooses how many. */
+#define SEQUENCES ((u32)FEWER(seeds_number("SIM_SEEDS", 30)))
 
 enum { NODES_MAX = 1100, IDS_MAX = 4096 };
 
@@ -548,7 +552,7 @@ static void
 small_clusters_of_equal_nodes(void **state)
 {
     struct tally tally = {0};
-    sequences(FEWER(60), 25, 128, 12, 1, 1, false, &tally);
+    sequences(SEQUENCES, 25, 128, 12, 1, 1, false, &tally);
     assert_true(tally.extra_joins == 0 && tally.extra_max < 0.2);
 }
 
@@ -556,7 +560,7 @@ static void
 small_clusters_with_weights(void **state)
 {
     struct tally tally = {0};
-    sequences(FEWER(60), 25, 128, 12, 1, 1, true, &tally);
+    sequences(SEQUENCES, 25, 128, 12, 1, 1, true, &tally);
     assert_true(tally.extra_joins * 50 < tally.joins && tally.extra_max < 0.6);
 }
 
@@ -564,7 +568,7 @@ static void
 small_clusters_with_racks_and_datacenters(void **state)
 {
     struct tally tally = {0};
-    sequences(FEWER(60), 25, 128, 16, 5, 3, false, &tally);
+    sequences(SEQUENCES, 25, 128, 16, 5, 3, false, &tally);
     assert_true(tally.extra_max < 0.6);
 }
 
@@ -572,7 +576,7 @@ static void
 small_clusters_with_everything(void **state)
 {
     struct tally tally = {0};
-    sequences(FEWER(60), 25, 64, 20, 5, 3, true, &tally);
+    sequences(SEQUENCES, 25, 64, 20, 5, 3, true, &tally);
     assert_true(tally.extra_max < 0.7);
 }
 
@@ -582,7 +586,7 @@ static void
 many_changes_at_once(void **state)
 {
     struct world *world = malloc(sizeof(*world));
-    for (u64 seed = 1; seed <= FEWER(60); seed++) {
+    for (u64 seed = 1; seed <= SEQUENCES; seed++) {
         struct prng prng;
         prng_init(&prng, seed);
         world_init(world, 128, (u32)prng_range(&prng, 1, 5));

@@ -30,7 +30,7 @@
 #include "../../seeds.h"
 
 #ifdef __SANITIZE_ADDRESS__
-#define SEEDS_DEFAULT 300 /* four times as slow */
+#define SEEDS_DEFAULT 150 /* four times as slow */
 #else
 #define SEEDS_DEFAULT 2000
 #endif
