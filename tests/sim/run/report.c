@@ -142,9 +142,7 @@ on_signal(int number)
     if (number != SIGABRT) backtrace_symbols_fd(frames, backtrace(frames, 40), STDERR_FILENO);
     run->rule = hang ? "hang" : "crash";
     snprintf(run->violation, sizeof(run->violation),
-             hang ? "the run takes too long"
-                  : "the program ends by signal %d: see above",
-             number);
+             hang ? "the run takes too long" : "the program ends by signal %d: see above", number);
     run->failed_object = 0;
     if (crash_tell != NULL) crash_tell(hang ? 0 : number);
     report_print();

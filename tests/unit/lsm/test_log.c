@@ -848,6 +848,31 @@ several_segments_between_releases_need_no_new_files(void **state)
     sim_free(sim);
 }
 
+/* Recovery reads it, should its name come back: it is not to be found with fewer blocks. */
+static void
+a_segment_that_was_not_released_is_removed_whole(void **state)
+{
+    (void)state;
+    struct sim_options options;
+    sim_options_default(&options, 8);
+    struct sim *sim = sim_new(&options);
+    struct sim_node *node = sim_node_new(sim, "10.0.0.1");
+    struct model model = model_make(8, 60, 2000);
+    model.config.recycle_max = 0;
+    assert_true(ok(sim_run(sim, 1, writer, &model)));
+    segments_list(sim_node_disk(node));
+    u64 before = sim_mark_count(sim, "lsm.log.segment_not_begun");
+    char last[sizeof(segments[0])];
+    memcpy(last, segments[segment_count - 1], sizeof(last));
+    assert_true(ok(sim_run(sim, 1, reader, &model)));
+    assert_true(sim_mark_count(sim, "lsm.log.segment_not_begun") > before);
+    segments_list(sim_node_disk(node));
+    for (u32 i = 0; i < segment_count; i++)
+        assert_string_not_equal(segments[i], last);
+    assert_int_equal(sim_mark_count(sim, "io.sim_file.closed_removed"), 0);
+    sim_free(sim);
+}
+
 struct space {
     struct sim_disk *disk;
     struct model model;
@@ -1520,6 +1545,7 @@ main(void)
         cmocka_unit_test(verification_names_the_damaged_block),
         cmocka_unit_test(recycled_segments_never_show_their_past),
         cmocka_unit_test(several_segments_between_releases_need_no_new_files),
+        cmocka_unit_test(a_segment_that_was_not_released_is_removed_whole),
         cmocka_unit_test(a_full_disk_refuses_and_goes_on_when_there_is_space),
         cmocka_unit_test(a_full_disk_does_not_keep_a_log_from_opening),
         cmocka_unit_test(names_are_parsed_strictly),
