@@ -122,8 +122,8 @@ remove_fiber(void *arg)
 
 /* The name goes now; the blocks go little by little, on a fiber of their own. A flush may set many
  * segments free at once, since small groups leave most of a block empty, and a disk that is told of
- * them all keeps the log's writes waiting meanwhile. Only of what recovery does not read any more: a
- * file system without a journal may lose the removal of the name in a power cut, and keep that of
+ * them all keeps the log's writes waiting meanwhile. Only of what recovery does not read any more:
+ * a file system without a journal may lose the removal of the name in a power cut, and keep that of
  * blocks; one that was replaced, or not begun, would then come back as one that was cut short. */
 static MAY_YIELD void
 segment_remove(struct log *log, struct log_segment *segment)
