@@ -84,6 +84,8 @@ table_forge(u8 *data, u64 size, u64 id, struct prng *prng)
     struct table_footer *footer = (struct table_footer *)(void *)(data + size - sizeof(*footer));
     u64 sections = footer->block_bytes + footer->index_bytes + footer->filter_bytes;
     if (sections > size - sizeof(*footer)) return;
+    /* One that was removed may come back from a power cut without its last blocks. */
+    if (footer->block_bytes == 0 || footer->index_bytes == 0 || footer->filter_bytes == 0) return;
     u8 *index = data + footer->block_bytes;
     u8 *filter = index + footer->index_bytes;
     switch (prng_below(prng, 6)) {
