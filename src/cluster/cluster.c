@@ -204,22 +204,20 @@ admit(void *arg, const struct peer_identity *peer)
 
 /* ---- opening ---- */
 
+/* Whose process seems to have ended: the next one resets what is connected to it by now. */
 static void
 doubt_the_dead(struct cluster_shard *shard)
 {
     const struct topology *topology = shard->topology;
-    u64 changes = atomic_load(&shard->cluster->alive_changes);
-    if (changes == shard->alive_seen) return;
-    shard->alive_seen = changes;
-    for (u32 i = 0; topology != NULL && i < topology->member_count; i++) {
-        u32 number = topology->members[i].number;
-        u64 *word = &shard->doubted[number % CLUSTER_ALIVE_SLOTS / 64], bit = (u64)1 << number % 64;
-        if (cluster_alive(shard->cluster, number)) {
-            *word &= ~bit;
-        } else if ((*word & bit) == 0) {
-            *word |= bit;
-            peers_member_doubt(shard->peers, number);
-        }
+    u64 count = atomic_load(&shard->cluster->doubt_count);
+    if (count == shard->doubt_count || topology == NULL) return;
+    shard->doubt_count = count;
+    for (u32 i = 0; i < topology->member_count; i++) {
+        u32 number = topology->members[i].number, slot = number % CLUSTER_ALIVE_SLOTS;
+        u8 doubts = atomic_load(&shard->cluster->doubts[slot]);
+        if (doubts == shard->doubts[slot]) continue;
+        shard->doubts[slot] = doubts;
+        peers_member_doubt(shard->peers, number);
     }
 }
 

@@ -101,7 +101,10 @@ struct cluster {
     /* By number modulo CLUSTER_ALIVE_SLOTS. Two of a thousand members whose numbers are 4,096 apart
      * would share one: then a call to a dead one is attempted, or one to a living one is not. */
     _Atomic u8 alive[CLUSTER_ALIVE_SLOTS]; /* CLUSTER_IS_ALIVE ... */
-    _Atomic u64 alive_changes;             /* of these; counted when the change is to be seen */
+    /* How often one seemed to have ended, modulo 256: it does not answer, or its link to us was
+     * cut. doubt_count counts all, when that of its member is to be seen. */
+    _Atomic u8 doubts[CLUSTER_ALIVE_SLOTS];
+    _Atomic u64 doubt_count;
     /* On io_now_ns: when it last changed, on any shard, which member this node has a request run
      * by. Before the change is to be seen. */
     _Atomic u64 runners_changed_ns;
@@ -165,8 +168,8 @@ struct cluster_shard {
     u64 fetched_of, fetched_seq;
     u64 fetching;    /* session of the plan for which something is fetched; 0: nothing is */
     u32 fetch_avoid; /* who has refused to serve; 0: nobody */
-    u64 doubted[CLUSTER_ALIVE_SLOTS / 64]; /* members, as cluster->alive, when last looked at: */
-    u64 alive_seen;                        /* cluster->alive_changes then */
+    u8 doubts[CLUSTER_ALIVE_SLOTS]; /* cluster->doubts and doubt_count, when last looked at */
+    u64 doubt_count;
     /* shard 0 */
     struct group0 *group0;
     struct list pings;

@@ -53,6 +53,15 @@ is_alive(const struct cluster_ping *ping)
            liveness_state(&ping->shard->liveness, ping->member) == LIVENESS_ALIVE;
 }
 
+/* It may have ended, and be another process by now. */
+static void
+doubt(const struct cluster_ping *ping)
+{
+    struct cluster *cluster = ping->shard->cluster;
+    atomic_fetch_add(&cluster->doubts[ping->member % CLUSTER_ALIVE_SLOTS], 1);
+    atomic_fetch_add(&cluster->doubt_count, 1);
+}
+
 /* What the shards go by. Ill members count as alive: where a machine is short of processors all of
  * them are ill now and then, and to ask nobody any more would be worse than to wait. */
 static void
@@ -62,10 +71,11 @@ publish(const struct cluster_ping *ping)
     u8 state = (is_alive(ping) ? CLUSTER_IS_ALIVE : 0) | (ping->drained ? CLUSTER_IS_DRAINED : 0) |
                (ping->shard_ports ? CLUSTER_HAS_PORTS : 0);
     _Atomic u8 *known = &shard->cluster->alive[ping->member % CLUSTER_ALIVE_SLOTS];
-    if (atomic_load(known) == state) return;
+    u8 before = atomic_load(known);
+    if (before == state) return;
     cluster_runners_change(shard->cluster);
     atomic_store(known, state);
-    atomic_fetch_add(&shard->cluster->alive_changes, 1);
+    if ((before & ~state & CLUSTER_IS_ALIVE) != 0) doubt(ping);
 }
 
 static void
@@ -126,7 +136,9 @@ answered(struct peer_call *call, status st, const struct native_header *header, 
         heard(ping, body);
         return;
     }
-    bool refused = !ok(st) && !call->maybe_sent && status_is(st, ST_CLOSED);
+    bool closed = !ok(st) && status_is(st, ST_CLOSED);
+    if (closed) doubt(ping); /* one that is back at once has not even missed a ping */
+    bool refused = closed && !call->maybe_sent;
     ping->refusals = refused ? ping->refusals + 1 : 0;
     if (ping->refusals == REFUSALS_MAX)
         log_info("cluster", "member does not listen member=%u", ping->member);

@@ -462,7 +462,7 @@ native_decode(struct cluster_client *client, struct cluster_request *request, st
 static const char *const level_texts[] = {"DISTKV.CONSISTENCY DEFAULT", "DISTKV.CONSISTENCY ONE",
                                           "DISTKV.CONSISTENCY QUORUM", "DISTKV.CONSISTENCY ALL"};
 
-/* False: the connection has ended. */
+/* False: it was refused, or the connection has ended. */
 static MAY_YIELD bool
 level_set(struct cluster_client *client, u32 level)
 {
@@ -475,10 +475,10 @@ level_set(struct cluster_client *client, u32 level)
     if (!out_send(client, &out)) return false;
     struct bytes answer = answer_wait(client, 1);
     if (answer.size == 0) return false;
-    CHECK(answer.data[0] == '+');
+    bool set = answer.data[0] == '+'; /* for want of memory a node may refuse this, too */
     buf_consume(&client->in, answer.size);
-    client->level = level;
-    return client->conn != NULL;
+    if (set) client->level = level;
+    return set && client->conn != NULL;
 }
 
 MAY_YIELD enum cluster_answer
