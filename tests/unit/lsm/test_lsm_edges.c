@@ -1031,6 +1031,53 @@ a_shard_does_not_end_before_its_files_are_closed(void **state)
     sim_free(w.sim);
 }
 
+/* ---- memtables that readers hold ---- */
+
+/* A write into a memtable of which somebody holds a value while it is flushed. */
+static status
+put_held(struct world *w, struct lsm_value *value)
+{
+    status st = put(w, 0, KIB(4));
+    if (!ok(st)) return st;
+    char text[32];
+    struct bytes key = BYTES(text, key_make(0, text));
+    CHECK(ok(lsm_get(w->lsm, NULL, 0, hash_token(key), key, value)));
+    return lsm_flush(w->lsm);
+}
+
+static status
+readers_hold_body(void *arg)
+{
+    struct world *w = arg;
+    enum { READERS = 64 };
+    static struct lsm_value values[READERS];
+    CHECK(ok(open_store(w)));
+    for (u32 round = 0; round < 2; round++) {
+        u32 held = 0;
+        status st;
+        while (ok(st = put_held(w, &values[held])))
+            CHECK(++held < READERS);
+        CHECK(status_is(st, ST_NO_MEMORY));
+        CHECK(status_is(try_put(w, 0), ST_NO_MEMORY));
+        for (u32 i = 0; i < held; i++)
+            lsm_value_release(&values[i]);
+        CHECK(ok(put(w, 0, KIB(4))));
+        CHECK(ok(lsm_flush(w->lsm)));
+    }
+    return lsm_close(w->lsm);
+}
+
+static void
+a_write_that_readers_leave_no_memory_for_is_refused_until_they_let_go(void **state)
+{
+    (void)state;
+    struct world w;
+    world_init(&w, 6);
+    assert_true(ok(sim_run(w.sim, 1, readers_hold_body, &w)));
+    assert_int_equal(sim_mark_count(w.sim, "lsm.write.held_for_good"), 4);
+    sim_free(w.sim);
+}
+
 /* ---- what is absent without a trace ---- */
 
 static u64
@@ -1097,6 +1144,7 @@ main(void)
         cmocka_unit_test(a_record_for_another_store_is_damage),
         cmocka_unit_test(a_scan_of_a_few_tokens_reads_little_else),
         cmocka_unit_test(a_shard_does_not_end_before_its_files_are_closed),
+        cmocka_unit_test(a_write_that_readers_leave_no_memory_for_is_refused_until_they_let_go),
         cmocka_unit_test(a_dropped_table_tells_nothing_about_other_keyspaces),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
