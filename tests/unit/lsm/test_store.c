@@ -665,8 +665,28 @@ verification_tells_of_an_old_manifest_of_another_format(void **state)
     sim_free(sim);
 }
 
-/* Each request of a change of the number of shards fails once; what was refused is done next time.
- */
+/* No server has made such a directory; NODE has the number, and says what it wants. */
+static void
+more_shards_than_partitions_are_refused(void **state)
+{
+    (void)state;
+    struct sim *sim = sim_make(1);
+    assert_true(ok(run(sim, 1, true)));
+    /* See docs/data-files.md: the number of partitions, and the last one of the only store. */
+    struct forgery forgery = {
+        .path = DIR "/NODE", .at = 16, .number = 32, .crc_at = 8, .crc_bytes = IO_ALIGNMENT};
+    assert_true(ok(sim_run(sim, 1, forge_body, &forgery)));
+    forgery.at = 132;
+    forgery.number = 31;
+    assert_true(ok(sim_run(sim, 1, forge_body, &forgery)));
+    assert_true(ok(run(sim, 33, false)));
+    assert_true(status_is(job.result, ST_INVALID));
+    assert_non_null(strstr(job.error, "33"));
+    assert_int_equal(sim_mark_count(sim, "lsm.store.too_many_shards"), 1);
+    sim_free(sim);
+}
+
+/* Each sync of a change of the number of shards fails once; what was refused is done next time. */
 static void
 a_change_of_the_core_count_that_meets_errors_can_be_repeated(void **state)
 {
@@ -837,6 +857,7 @@ main(void)
         cmocka_unit_test(manifests_without_node_file_and_tables_are_refused),
         cmocka_unit_test(a_change_of_the_core_count_that_meets_errors_can_be_repeated),
         cmocka_unit_test(verification_finds_damage_in_every_kind_of_file),
+        cmocka_unit_test(more_shards_than_partitions_are_refused),
         cmocka_unit_test(verification_tells_of_an_old_manifest_of_another_format),
         cmocka_unit_test(verification_misses_a_store_and_knows_one_from_another),
         cmocka_unit_test(a_store_that_was_emptied_is_refused),
