@@ -103,8 +103,9 @@ verify_old_manifest(struct verify *verify)
     const char *what = "";
     status st = manifest_read_old(verify->dir, io_budget(), &manifest, &offset, &what);
     if (status_is(st, ST_NOT_FOUND)) return ST_OK;
-    if (status_is(st, ST_UNSUPPORTED)) {
-        MARK("lsm.verify.old_unsupported"); /* of an older version */
+    if (status_is(st, ST_UNSUPPORTED)) { /* nobody can turn to it, whatever its bytes are */
+        MARK("lsm.verify.old_unsupported");
+        damage(verify, path, offset, what);
         return ST_OK;
     }
     if (!ok(st)) return outcome(verify, st, path, offset, what);

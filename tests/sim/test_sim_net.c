@@ -361,6 +361,48 @@ a_wanted_frame_is_given_whole_and_held_output_waits(void **state)
     }
 }
 
+/* The last eighth of the memory is for small replies. */
+static status
+small_main(void *arg)
+{
+    struct world *world = arg;
+    fiber_queue_init(&world->queue);
+    struct io_listener *listener;
+    status st = io_listen("127.0.0.1", PORT, &frames_events, world, &listener);
+    if (!ok(st)) return st;
+    st = io_connect("127.0.0.1", PORT, &client_events, world, FIBER_FOREVER, &world->client);
+    if (!ok(st)) return st;
+    struct budget *budget = world->client->output.budget;
+    u64 taken = budget->limit_bytes / 16 * 15 - budget->used_bytes;
+    CHECK(budget_take(budget, taken));
+    CHECK(io_conn_reserve(world->client, 8192) == NULL);
+    u8 *frame = io_conn_reserve(world->client, 100);
+    CHECK(frame != NULL);
+    memset(frame, 7, 100);
+    store_u64(frame, 100);
+    io_conn_commit(world->client, 100);
+    while (world->frames_whole == 0)
+        (void)!ok(fiber_queue_wait(&world->queue, FIBER_FOREVER));
+    budget_give(budget, taken);
+    CHECK(io_conn_reserve(world->client, 8192) != NULL);
+    io_conn_commit(world->client, 0);
+    io_conn_close(world->client, IO_CLOSE_ABORT);
+    return ST_OK;
+}
+
+static void
+the_last_of_the_memory_is_kept_for_small_output(void **state)
+{
+    (void)state;
+    struct sim_options options;
+    sim_options_default(&options, 1);
+    struct sim *sim = sim_new(&options);
+    struct world world = {0};
+    assert_true(ok(sim_run(sim, 1, small_main, &world)));
+    assert_int_equal(sim_mark_count(sim, "io.output.kept_for_small"), 1);
+    sim_free(sim);
+}
+
 /* ---- two machines ---- */
 
 static status
@@ -922,6 +964,7 @@ main(void)
         cmocka_unit_test(the_same_seed_gives_the_same_trace),
         cmocka_unit_test(a_port_without_listener_refuses),
         cmocka_unit_test(a_wanted_frame_is_given_whole_and_held_output_waits),
+        cmocka_unit_test(the_last_of_the_memory_is_kept_for_small_output),
         cmocka_unit_test(a_cut_link_stalls_and_heals),
         cmocka_unit_test(a_link_may_be_cut_in_one_direction),
         cmocka_unit_test(a_slow_link_takes_longer),

@@ -40,7 +40,9 @@ static _Atomic u32 closed_sessions;
 static _Atomic int last_why;
 static _Atomic u64 budget_used;
 static _Atomic u64 budget_used_max;
+static _Atomic u64 receive_stalls;
 static _Atomic bool refuse_all;
+static _Atomic bool may_go_on;
 static struct list taken; /* the shard's */
 
 struct taken {
@@ -174,6 +176,10 @@ line_handle(struct session *session, struct bytes data)
         EXPECT(io_conn_write(conn, "given\n", 6));
         return line;
     }
+    case 'b': /* busy until the test says so: meanwhile nothing is received */
+        while (!atomic_load(&may_go_on))
+            ;
+        return line;
     case 's': /* nothing */
         return line;
     default:
@@ -217,6 +223,7 @@ main_serves(void *arg)
     struct io_stats stats;
     io_stats_get(&stats);
     EXPECT(stats.cq_overflows == 0);
+    atomic_store(&receive_stalls, stats.receive_stalls);
     atomic_store(&budget_used, io_budget()->used_bytes);
     atomic_store(&budget_used_max, io_budget()->used_bytes_max);
     io_listener_close(listener);
@@ -668,6 +675,39 @@ a_fast_sender_does_not_pile_up_input(void **state)
     assert_true(atomic_load(&budget_used_max) < MIB(8));
 }
 
+/* More arrives while the shard is busy than it has buffers to receive into: 1 MiB of them. Whoever
+ * finds none is served once some are free. */
+static void
+who_finds_no_buffer_to_receive_into_waits_for_one(void **state)
+{
+    enum { CLIENTS = 40 };
+    struct io_node *node = server_start("127.0.0.1");
+    int fds[CLIENTS];
+    for (u32 i = 0; i < CLIENTS; i++) {
+        fds[i] = client_connect();
+        client_send(fds[i], "ehello\n", 7);
+        client_expect(fds[i], "ehello\n");
+    }
+    atomic_store(&may_go_on, false);
+    client_send(fds[0], "b\n", 2);
+    static char lines[60 * FAST_LINE]; /* what the kernel keeps for a connection */
+    memset(lines, 's', sizeof(lines));
+    for (u32 i = 0; i < 60; i++)
+        lines[(i + 1) * FAST_LINE - 1] = '\n';
+    for (u32 i = 0; i < CLIENTS; i++) {
+        client_send(fds[i], lines, sizeof(lines));
+        client_send(fds[i], "edone\n", 6);
+    }
+    atomic_store(&may_go_on, true);
+    for (u32 i = 0; i < CLIENTS; i++) {
+        client_expect(fds[i], "edone\n");
+        close(fds[i]);
+    }
+    wait_closed(CLIENTS);
+    server_stop(node);
+    assert_true(atomic_load(&receive_stalls) > 0);
+}
+
 #define FEW_DESCRIPTORS 64
 
 /* In a process of its own, whose limit is low from the start. Returns its exit code. */
@@ -842,6 +882,7 @@ main(void)
         cmocka_unit_test(who_finds_no_memory_is_told_so_and_closed),
         cmocka_unit_test(idle_connections_cost_little),
         cmocka_unit_test(a_fast_sender_does_not_pile_up_input),
+        cmocka_unit_test(who_finds_no_buffer_to_receive_into_waits_for_one),
         cmocka_unit_test(out_of_descriptors_the_listener_waits_and_goes_on),
         cmocka_unit_test(shards_connect_over_ipv4_and_ipv6),
     };

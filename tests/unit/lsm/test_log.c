@@ -1305,6 +1305,42 @@ numbers_go_on_behind_the_tables_when_the_log_lost_its_end(void **state)
     assert_true(shorter[0] > 0 && shorter[1] > 0);
 }
 
+/* As above, but tables hold all of what the disk forgets: it is not missed, and still the segment
+ * that comes next must not say that it follows the end of it. */
+static void
+what_tables_hold_is_not_missed_when_the_disk_forgets_it(void **state)
+{
+    (void)state;
+    for (u64 seed = 1; seed <= FEWER(40); seed++) {
+        struct sim_options options;
+        sim_options_default(&options, seed);
+        struct sim *sim = sim_new(&options);
+        struct sim_node *node = sim_node_new(sim, "10.0.0.1");
+        struct doubt doubt = {.sim = sim, .point = SIM_POINT_SYNC};
+        struct model *model = &doubt.model;
+        *model = model_make(seed, 0, seed % 2 == 0 ? 300 : 4000);
+        model->config.segment_bytes = 32 * LOG_BLOCK_BYTES;
+        model->config.durability = LSM_DURABILITY_PERIODIC;
+        sim_crash_keeps_all_set(sim, true);
+        sim_at(sim, 3 * NS_PER_S, kill_now, node);
+        assert_true(status_is(sim_run(sim, 1, doubt_body, &doubt), ST_CANCELED));
+        sim_faults_clear(sim);
+
+        u64 flushed = model->appended;
+        model->segment_first = 1; /* the manifest names it */
+        model->config.seq_flushed = flushed;
+        model->records = 5;
+        sim_crash_keeps_all_set(sim, false);
+        sim_at(sim, sim_now_ns(sim) + 3 * NS_PER_S, kill_now, node);
+        assert_true(status_is(sim_run(sim, 1, unsynced_body, model), ST_CANCELED));
+
+        assert_true(ok(sim_run(sim, 1, reader, model)));
+        assert_int_equal(model->recovered_first, flushed + 1);
+        assert_int_equal(model->recovered, flushed + 5);
+        sim_free(sim);
+    }
+}
+
 /* Any request may be the one that fails, headers of segments too. */
 static status
 fail_body(void *arg)
@@ -1534,6 +1570,7 @@ main(void)
         cmocka_unit_test(what_a_failed_durable_write_lost_is_not_missed_later),
         cmocka_unit_test(what_is_in_doubt_is_saved_when_there_is_space_again),
         cmocka_unit_test(numbers_go_on_behind_the_tables_when_the_log_lost_its_end),
+        cmocka_unit_test(what_tables_hold_is_not_missed_when_the_disk_forgets_it),
         cmocka_unit_test(what_any_failed_request_lost_is_not_missed_later),
         cmocka_unit_test(no_end_of_a_process_takes_what_is_being_saved),
         cmocka_unit_test(damage_at_every_byte_is_found_or_harmless),

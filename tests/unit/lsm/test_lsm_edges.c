@@ -1031,6 +1031,98 @@ a_shard_does_not_end_before_its_files_are_closed(void **state)
     sim_free(w.sim);
 }
 
+/* ---- memtables that readers hold ---- */
+
+/* A write into a memtable of which somebody holds a value while it is flushed. */
+static status
+put_held(struct world *w, struct lsm_value *value)
+{
+    status st = put(w, 0, KIB(4));
+    if (!ok(st)) return st;
+    char text[32];
+    struct bytes key = BYTES(text, key_make(0, text));
+    CHECK(ok(lsm_get(w->lsm, NULL, 0, hash_token(key), key, value)));
+    return lsm_flush(w->lsm);
+}
+
+static status
+readers_hold_body(void *arg)
+{
+    struct world *w = arg;
+    enum { READERS = 64 };
+    static struct lsm_value values[READERS];
+    CHECK(ok(open_store(w)));
+    for (u32 round = 0; round < 2; round++) {
+        u32 held = 0;
+        status st;
+        while (ok(st = put_held(w, &values[held])))
+            CHECK(++held < READERS);
+        CHECK(status_is(st, ST_NO_MEMORY));
+        CHECK(status_is(try_put(w, 0), ST_NO_MEMORY));
+        for (u32 i = 0; i < held; i++)
+            lsm_value_release(&values[i]);
+        CHECK(ok(put(w, 0, KIB(4))));
+        CHECK(ok(lsm_flush(w->lsm)));
+    }
+    return lsm_close(w->lsm);
+}
+
+static void
+a_write_that_readers_leave_no_memory_for_is_refused_until_they_let_go(void **state)
+{
+    (void)state;
+    struct world w;
+    world_init(&w, 6);
+    assert_true(ok(sim_run(w.sim, 1, readers_hold_body, &w)));
+    assert_int_equal(sim_mark_count(w.sim, "lsm.write.held_for_good"), 4);
+    sim_free(w.sim);
+}
+
+/* ---- what is absent without a trace ---- */
+
+static u64
+dropped_seq_of(const struct world *w, u16 keyspace)
+{
+    return lsm_dropped_seq(w->lsm, keyspace, BYTES_LITERAL("absent"));
+}
+
+/* A table of one keyspace goes as a whole: whoever watches an absent key of another one is not told
+ * that somebody may have written it. */
+static status
+dropped_body(void *arg)
+{
+    struct world *w = arg;
+    CHECK(ok(open_store(w)));
+    struct lsm_batch batch;
+    lsm_batch_init(&batch, io_budget());
+    for (u16 keyspace = 0; keyspace < 2; keyspace++) {
+        struct bytes key = BYTES_LITERAL("there");
+        CHECK(lsm_batch_put(&batch, keyspace, hash_token(key), key, key, 0));
+    }
+    CHECK(ok(lsm_write(w->lsm, &batch, &w->seq)));
+    lsm_batch_deinit(&batch);
+    CHECK(ok(lsm_flush(w->lsm)));
+    CHECK(dropped_seq_of(w, 0) == 0 && dropped_seq_of(w, 1) == 0);
+    u64 written = w->seq;
+    CHECK(ok(delete_all(w))); /* of keyspace 0 */
+    CHECK(ok(lsm_flush(w->lsm)));
+    CHECK(ok(lsm_compact(w->lsm)));
+    CHECK(dropped_seq_of(w, 0) >= written - 1); /* it may have been one of these */
+    CHECK(dropped_seq_of(w, 1) == 0);
+    return lsm_close(w->lsm);
+}
+
+static void
+a_dropped_table_tells_nothing_about_other_keyspaces(void **state)
+{
+    (void)state;
+    struct world w;
+    world_init(&w, 5);
+    assert_true(ok(sim_run(w.sim, 1, dropped_body, &w)));
+    assert_true(sim_mark_count(w.sim, "lsm.prune.table_dropped") > 0);
+    sim_free(w.sim);
+}
+
 int
 main(void)
 {
@@ -1052,6 +1144,8 @@ main(void)
         cmocka_unit_test(a_record_for_another_store_is_damage),
         cmocka_unit_test(a_scan_of_a_few_tokens_reads_little_else),
         cmocka_unit_test(a_shard_does_not_end_before_its_files_are_closed),
+        cmocka_unit_test(a_write_that_readers_leave_no_memory_for_is_refused_until_they_let_go),
+        cmocka_unit_test(a_dropped_table_tells_nothing_about_other_keyspaces),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -13,12 +13,15 @@
 #include <cmocka.h>
 
 #include "../../fewer.h"
+#include "base/crc.h"
 #include "base/hash.h"
+#include "base/mem.h"
 #include "base/prng.h"
 #include "io/file.h"
 #include "io/io.h"
 #include "io/sim.h"
 #include "lsm/levels.h"
+#include "lsm/manifest.h"
 #include "lsm/store.h"
 
 #define DIR  "/data/db"
@@ -613,6 +616,98 @@ memory_body(void *arg)
     return ST_OK;
 }
 
+/* Puts a number elsewhere into a header of a file, with the right checksum for it. */
+struct forgery {
+    const char *path;
+    u32 at, number;
+    u32 crc_at, crc_bytes; /* of that many bytes, the checksum itself as zero when it is in them */
+};
+
+static status
+forge_body(void *arg)
+{
+    const struct forgery *forgery = arg;
+    u8 *block = mem_alloc_aligned(io_budget(), IO_ALIGNMENT, IO_ALIGNMENT);
+    struct io_file *file;
+    CHECK(block != NULL);
+    status st = io_file_open(forgery->path, IO_OPEN_WRITE, &file);
+    if (ok(st)) st = io_file_read(file, IO_CLASS_READ, block, IO_ALIGNMENT, 0);
+    CHECK(ok(st));
+    memcpy(block + forgery->at, &forgery->number, 4);
+    memset(block + forgery->crc_at, 0, 4);
+    u32 crc = crc32c(0, block, forgery->crc_bytes);
+    memcpy(block + forgery->crc_at, &crc, 4);
+    st = io_file_write(file, IO_CLASS_LOG, block, IO_ALIGNMENT, 0, true);
+    io_file_close(file);
+    mem_free(io_budget(), block, IO_ALIGNMENT);
+    return st;
+}
+
+/* Nobody could turn to it when the manifest is lost. */
+static void
+verification_tells_of_an_old_manifest_of_another_format(void **state)
+{
+    (void)state;
+    struct sim *sim = sim_make(1);
+    assert_true(ok(run(sim, 1, true)));
+    u64 figures[2];
+    assert_true(ok(sim_run(sim, 1, verify_body, figures)));
+    struct forgery forgery = {.path = DIR "/p0000-4095.1/manifest.old",
+                              .at = offsetof(struct manifest_header, format),
+                              .number = MANIFEST_FORMAT + 1,
+                              .crc_at = offsetof(struct manifest_header, header_crc),
+                              .crc_bytes = offsetof(struct manifest_header, header_crc)};
+    assert_true(ok(sim_run(sim, 1, forge_body, &forgery)));
+    reports = 0;
+    assert_true(status_is(sim_run(sim, 1, verify_body, figures), ST_CORRUPT));
+    assert_int_equal(reports, 1);
+    assert_string_equal(reported, forgery.path);
+    sim_free(sim);
+}
+
+/* No server has made such a directory; NODE has the number, and says what it wants. */
+static void
+more_shards_than_partitions_are_refused(void **state)
+{
+    (void)state;
+    struct sim *sim = sim_make(1);
+    assert_true(ok(run(sim, 1, true)));
+    /* See docs/data-files.md: the number of partitions, and the last one of the only store. */
+    struct forgery forgery = {
+        .path = DIR "/NODE", .at = 16, .number = 32, .crc_at = 8, .crc_bytes = IO_ALIGNMENT};
+    assert_true(ok(sim_run(sim, 1, forge_body, &forgery)));
+    forgery.at = 132;
+    forgery.number = 31;
+    assert_true(ok(sim_run(sim, 1, forge_body, &forgery)));
+    assert_true(ok(run(sim, 33, false)));
+    assert_true(status_is(job.result, ST_INVALID));
+    assert_non_null(strstr(job.error, "33"));
+    assert_int_equal(sim_mark_count(sim, "lsm.store.too_many_shards"), 1);
+    sim_free(sim);
+}
+
+/* Each sync of a change of the number of shards fails once; what was refused is done next time. */
+static void
+a_change_of_the_core_count_that_meets_errors_can_be_repeated(void **state)
+{
+    (void)state;
+    u64 not_synced = 0;
+    bool failed = true;
+    for (u64 n = 0; failed; n++) {
+        struct sim *sim = sim_make(n);
+        assert_true(ok(run(sim, 1, true)));
+        sim_fail_at(sim, SIM_POINT_SYNC, n, 1, ST_IO_ERROR);
+        (void)ok(run(sim, 3, false));
+        failed = sim_failed(sim);
+        sim_faults_clear(sim);
+        not_synced += sim_mark_count(sim, "lsm.store.reshard_not_synced");
+        assert_true(ok(run(sim, 3, false))); /* finds every key */
+        assert_true(ok(job.result));
+        sim_free(sim);
+    }
+    assert_int_equal(not_synced, 1);
+}
+
 /* The manifests of both stores change places. */
 static status
 swap_body(void *arg)
@@ -760,7 +855,10 @@ main(void)
         cmocka_unit_test(a_damaged_node_file_is_refused),
         cmocka_unit_test(stores_without_their_node_file_are_kept),
         cmocka_unit_test(manifests_without_node_file_and_tables_are_refused),
+        cmocka_unit_test(a_change_of_the_core_count_that_meets_errors_can_be_repeated),
         cmocka_unit_test(verification_finds_damage_in_every_kind_of_file),
+        cmocka_unit_test(more_shards_than_partitions_are_refused),
+        cmocka_unit_test(verification_tells_of_an_old_manifest_of_another_format),
         cmocka_unit_test(verification_misses_a_store_and_knows_one_from_another),
         cmocka_unit_test(a_store_that_was_emptied_is_refused),
         cmocka_unit_test(verification_of_a_foreign_directory_finds_nothing_of_ours),

@@ -917,6 +917,63 @@ verification_keeps_to_its_rate(void **unused)
     run(pace_body);
 }
 
+/* Cuts the file while it is being opened. */
+struct cutter {
+    u64 file_bytes, sleep_ns;
+    bool done;
+};
+
+static void
+cutter_main(void *arg)
+{
+    struct cutter *cutter = arg;
+    fiber_sleep_ns(cutter->sleep_ns);
+    struct io_file *file;
+    assert_true(ok(io_file_open(FIXTURE_DIR "/t0000000000000001", IO_OPEN_WRITE, &file)));
+    assert_true(ok(io_file_truncate(file, cutter->file_bytes)));
+    io_file_close(file);
+    cutter->done = true;
+}
+
+static status
+cut_while_opened_body(void *arg)
+{
+    assert_true(ok(io_dir_make(FIXTURE_DIR)));
+    struct fixture f = {0};
+    fixture_fill(&f, 17, "cut", 10, 1, 30);
+    struct table_meta meta;
+    assert_true(ok(table_build(&f, 1, LSM_CODEC_NONE, 10, &budget, &meta)));
+    struct cutter cutter = {.file_bytes = meta.file_bytes - 4096, .sleep_ns = *(u64 *)arg};
+    assert_true(ok(fiber_spawn(FIBER_FOREGROUND, "cutter", cutter_main, &cutter)));
+    struct table *table = NULL;
+    status st = table_open(FIXTURE_DIR, &meta, &budget, &stats, &table);
+    while (!cutter.done)
+        fiber_sleep_ns(NS_PER_MS);
+    assert_true(ok(st) || status_is(st, ST_CORRUPT));
+    if (ok(st)) table_unref(table);
+    fixture_free(&f);
+    fiber_sleep_ns(NS_PER_S);
+    assert_int_equal(budget.used_bytes, 0);
+    return ST_OK;
+}
+
+/* Its size is still right, and its end is not there any more. */
+static void
+a_table_that_is_cut_while_it_is_opened_is_damage(void **unused)
+{
+    u64 cut_off = 0;
+    for (u64 sleep_ns = 0; sleep_ns < 400 * NS_PER_US; sleep_ns += 4 * NS_PER_US) {
+        struct sim_options options;
+        sim_options_default(&options, sleep_ns);
+        budget_init(&budget, "test", MIB(256), NULL);
+        struct sim *sim = sim_new(&options);
+        assert_true(ok(sim_run(sim, 1, cut_while_opened_body, &sleep_ns)));
+        cut_off += sim_mark_count(sim, "lsm.table.footer_cut_off");
+        sim_free(sim);
+    }
+    assert_true(cut_off > 0);
+}
+
 static void
 nap(void *arg)
 {
@@ -1164,6 +1221,7 @@ main(void)
         cmocka_unit_test(a_swarm_of_faults_never_gives_a_wrong_answer),
         cmocka_unit_test(a_finished_table_survives_every_power_cut),
         cmocka_unit_test(verification_keeps_to_its_rate),
+        cmocka_unit_test(a_table_that_is_cut_while_it_is_opened_is_damage),
         cmocka_unit_test(closing_waits_for_a_free_fiber),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
