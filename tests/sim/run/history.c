@@ -315,21 +315,27 @@ meddle(void)
     }
 }
 
-/* The budgets of the shards count every byte that the process has. (They count stacks of fibers,
- * too, which are not among its bytes; and taking never passes a limit, so limits need no look.) */
-static void
-memory_check(void)
+/* Budgets count stacks of fibers, too, which are not among the bytes of a process; and taking never
+ * passes a limit, so limits need no look. */
+i64
+memory_uncounted(const struct sim_node *node)
 {
-    const struct sim_node *node = run->server_node;
-    u64 bytes = sim_node_memory_bytes(node), counted = 0;
+    u64 counted = 0;
     for (u32 i = 0; i < node->shard_count; i++) {
         const struct io_shard *shard = &node->shards[i].core;
         counted +=
             shard->budget.used_bytes - (u64)shard->fiber_stacks_used * FIBER_STACK_CHARGE_BYTES;
     }
-    if (bytes != counted)
-        violated("memory", "the process has %llu bytes, of which its budgets count %llu",
-                 (unsigned long long)bytes, (unsigned long long)counted);
+    return (i64)(sim_node_memory_bytes(node) - counted);
+}
+
+static void
+memory_check(void)
+{
+    i64 uncounted = memory_uncounted(run->server_node);
+    if (uncounted != 0)
+        violated("memory", "of the process's %llu bytes its budgets do not count %lld",
+                 (unsigned long long)sim_node_memory_bytes(run->server_node), (long long)uncounted);
 }
 
 /* Until the clients have asked for so much more, the time is over, or the process has ended. */

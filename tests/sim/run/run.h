@@ -204,6 +204,8 @@ extern struct run *run; /* the one that runs; NULL between runs */
 void history_run(const struct run_options *options, u64 *hash_out);
 /* After the report. */
 void history_free(void);
+/* Bytes that the process has and the budgets of its shards do not count: for rule `memory`. */
+i64 memory_uncounted(const struct sim_node *node);
 
 /* ---- report.c ---- */
 
