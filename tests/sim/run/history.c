@@ -573,6 +573,7 @@ begin(const struct run_options *options)
     knobs_draw(&run->knobs, &run->sim_options, options);
     prng_init(&run->prng, options->seed * 104729 + 5);
     memset(&end, 0, sizeof(end));
+    CHECK(options->flaw != RUN_FLAW_EARLY_CHECK);
     run->sim = sim_new(&run->sim_options);
     sim_trace_print_set(run->sim, options->trace);
     sim_audits_set(run->sim, SIM_AUDIT_ONE_IN);
@@ -595,12 +596,6 @@ begin(const struct run_options *options)
     machines_start();
 }
 
-static bool
-of_a_cluster(const struct run_options *options)
-{
-    return options->mode == RUN_CLUSTER || options->mode == RUN_CLUSTER_SWARM;
-}
-
 static void
 cluster_begin(const struct run_options *options)
 {
@@ -613,7 +608,7 @@ cluster_begin(const struct run_options *options)
 void
 history_run(const struct run_options *options, u64 *hash_out)
 {
-    if (of_a_cluster(options)) {
+    if (run_of_cluster(options->mode)) {
         cluster_begin(options);
         cluster_history_run();
     } else {
