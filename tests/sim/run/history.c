@@ -30,6 +30,9 @@
 #define STOP_NS_MAX  (900 * NS_PER_S)
 #define CALM_NS_MAX  (600 * NS_PER_S)
 #define STARTS_MAX   40u
+/* Of the requests after the last restart, at most, for want of memory: a burst of large values may
+ * ask for more than there is. Seeds refuse up to one in 20. */
+#define REFUSED_ONE_IN 5u
 /* Events of the node for a request of a client, about: how far ahead a crash at an event is set. */
 #define REQUEST_EVENTS 8u
 /* Against a world in which nothing comes forward. */
@@ -483,7 +486,7 @@ calm(void)
         violated("rare_paths", "%llu were made common in a life that is judged by its refusals",
                  (unsigned long long)made_common);
     refusals = run->stats.refusals_unharmed - refusals;
-    if (refusals > requests / 2)
+    if (refusals > requests / REFUSED_ONE_IN)
         violated("refusals", "of %llu requests without faults %llu were refused",
                  (unsigned long long)requests, (unsigned long long)refusals);
 }
