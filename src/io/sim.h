@@ -260,6 +260,9 @@ void sim_node_shard_stall(struct sim_node *node, u32 shard, u64 ns);
 void sim_node_started_set(struct sim_node *node);
 /* Bytes that the process holds: zero after its end. */
 u64 sim_node_memory_bytes(const struct sim_node *node);
+/* Each block of it. */
+void sim_node_memory_each(const struct sim_node *node,
+                          void (*look)(void *arg, const void *data, u64 size), void *arg);
 /* Budgeted memory of a shard in use now, and its highest; zero when the process has ended. */
 void sim_node_shard_memory(const struct sim_node *node, u32 shard, u64 *used_out, u64 *peak_out);
 /* Closes only the sending side of a connection, behind what was written: a client that still reads.

@@ -261,6 +261,16 @@ mem_raw_free_pages(void *data, size_t size)
     mem_raw_free(data, size);
 }
 
+void
+sim_node_memory_each(const struct sim_node *node,
+                     void (*look)(void *arg, const void *data, u64 size), void *arg)
+{
+    list_for_each (link, &node->memory.blocks) {
+        const struct block *block = list_entry(link, struct block, link);
+        look(arg, block + 1, block->size);
+    }
+}
+
 u64
 sim_mem_free_all(struct sim_memory *memory)
 {

@@ -93,6 +93,7 @@ struct cluster_node {
     struct sim_node *machine;
     struct server_config *config;
     struct server *server;          /* NULL: no process */
+    u64 topologies_bytes;           /* of its process, at the last look: cluster_nodes.c */
     i64 skew_ms;                    /* what its clock was set wrong by */
     bool look_wanted[LIMIT_SHARDS]; /* cluster_inspect.c */
 };

@@ -11,7 +11,8 @@
  *   lost      the end of a log that is damaged cannot always be told from one that a power cut
  *             interrupted (docs/data-files.md); so where a log is damaged when a process ends, its
  *             store's keys may go back to what they held when the damaged write was made, or, where
- *             a place written at another time was spoiled, to anything of that process's life
+ *             a place written at another time was spoiled, or by a recovery, to anything that they
+ *             held in any life of the run
  */
 #ifndef DISTKV_TESTS_SIM_RUN_DAMAGE_H
 #define DISTKV_TESTS_SIM_RUN_DAMAGE_H

@@ -133,6 +133,18 @@ skip_order(const void *a, const void *b)
     return x->number < y->number ? -1 : x->number > y->number;
 }
 
+/* In order, and each once, however often it was named: so it is looked for. */
+static void
+skips_sort(struct run_options *options)
+{
+    struct sim_fault_id *skips = options->skips;
+    u32 count = 0;
+    qsort(skips, options->skip_count, sizeof(skips[0]), skip_order);
+    for (u32 i = 0; i < options->skip_count; i++)
+        if (count == 0 || skip_order(&skips[count - 1], &skips[i]) != 0) skips[count++] = skips[i];
+    options->skip_count = count;
+}
+
 static void
 skips_read(struct run_options *options, const char *text)
 {
@@ -148,7 +160,7 @@ skips_read(struct run_options *options, const char *text)
         options->skips[options->skip_count++] = (struct sim_fault_id){family, number};
         text += size + (text[size] == ',');
     }
-    qsort(options->skips, options->skip_count, sizeof(options->skips[0]), skip_order);
+    skips_sort(options);
 }
 
 static void
@@ -215,6 +227,10 @@ arguments_read(struct arguments *arguments, int argc, char **argv)
         }
     }
     if (arguments->last == 0) fail_usage("--seed or --seeds is needed");
+    if (arguments->shrinks && arguments->first != arguments->last)
+        fail_usage("--shrink wants one seed");
+    if (run_of_cluster(options->mode) && options->flaw != RUN_FLAW_NONE)
+        fail_usage("--flaw is made between clients and one node: not in a cluster");
 }
 
 /* ---- figures of many seeds ---- */

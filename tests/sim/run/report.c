@@ -21,7 +21,7 @@
 
 const char *const run_flaw_names[RUN_FLAW_COUNT] = {"none",         "lost-write",  "stale-read",
                                                     "half-batch",   "two-replies", "deep-stack",
-                                                    "failed-check", "address"};
+                                                    "failed-check", "address",     "early-check"};
 
 void
 violated(const char *rule, const char *format, ...)
@@ -85,6 +85,11 @@ report_print(void)
     fprintf(stderr, "\nFAILED seed %llu mode %s rule %s\n%s\n",
             (unsigned long long)run->options->seed, run_mode_names[run->options->mode], run->rule,
             run->violation);
+    if (run->sim == NULL) { /* it came to an end before the world was made */
+        fprintf(stderr, "again with: ");
+        report_replay_command(run->options, stderr);
+        return;
+    }
     if (run->cluster != NULL)
         cluster_report();
     else

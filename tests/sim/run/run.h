@@ -30,6 +30,11 @@
 enum run_mode { RUN_LITE, RUN_SWARM, RUN_LIVENESS, RUN_BEYOND, RUN_CLUSTER, RUN_CLUSTER_SWARM };
 #define RUN_MODES 6u
 extern const char *const run_mode_names[];
+static inline bool
+run_of_cluster(enum run_mode mode)
+{
+    return mode == RUN_CLUSTER || mode == RUN_CLUSTER_SWARM;
+}
 
 /* Mistakes that a server could make, made between it and the checks: they must be noticed. */
 enum run_flaw {
@@ -41,6 +46,7 @@ enum run_flaw {
     RUN_FLAW_DEEP_STACK,   /* a fiber uses more stack than it has */
     RUN_FLAW_FAILED_CHECK, /* of two: an earlier one when there are no power cuts */
     RUN_FLAW_ADDRESS,      /* what clients do depends on where the stack lies */
+    RUN_FLAW_EARLY_CHECK,  /* a check fails before there is anything to report of */
     RUN_FLAW_COUNT,
 };
 extern const char *const run_flaw_names[];
@@ -204,6 +210,8 @@ extern struct run *run; /* the one that runs; NULL between runs */
 void history_run(const struct run_options *options, u64 *hash_out);
 /* After the report. */
 void history_free(void);
+/* Bytes that the process has and the budgets of its shards do not count: for rule `memory`. */
+i64 memory_uncounted(const struct sim_node *node);
 
 /* ---- report.c ---- */
 

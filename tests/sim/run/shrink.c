@@ -49,7 +49,7 @@ outcome_tell(i32 signal)
     told->signal = signal;
     if (run->rule != NULL) snprintf(told->rule, sizeof(told->rule), "%s", run->rule);
     told->requests = run->stats.requests;
-    sim_fault_each(run->sim, fault_keep, told);
+    if (run->sim != NULL) sim_fault_each(run->sim, fault_keep, told);
 }
 
 static void
