@@ -181,6 +181,8 @@ struct cluster_client {
     struct buf in;
     u32 node;
     u32 level;
+    u64 connected_ns;
+    bool closing; /* the last native answer was CLOSING: what is asked is to go over another one */
     u64 request_id;
     u64 version; /* that the last native answer told */
 };
@@ -278,6 +280,8 @@ void cluster_trouble_init(void);
 void cluster_trouble_begin(void);
 void cluster_trouble_step(void); /* now and then */
 void cluster_trouble_end(void);
+/* Somebody is to be asked to go yet, or to be forgotten and replaced. */
+bool cluster_trouble_owes(void);
 
 /* cluster_work.c */
 void cluster_keys_make(void);

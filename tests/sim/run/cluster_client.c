@@ -81,6 +81,7 @@ cluster_connect(struct cluster_client *client, u32 node)
     client->node = node;
     client->level = REPLICATE_DEFAULT;
     client->in.size = 0;
+    client->connected_ns = cluster_now_ns();
     run->stats.connections++;
     status st = io_connect(run->cluster->nodes[node].host, CLUSTER_PORT, &events, client,
                            io_now_ns() + CONNECT_NS, &client->conn);
@@ -442,6 +443,7 @@ native_decode(struct cluster_client *client, struct cluster_request *request, st
     if (ok(st)) st = native_reply_decode(&header, body, &reply);
     CHECK(ok(st) && header.request_id == client->request_id);
     snprintf(request->error, sizeof(request->error), "%s", native_status_name(header.status));
+    client->closing = header.status == NATIVE_ST_CLOSING;
     if (header.status == NATIVE_ST_UNKNOWN_OUTCOME) return ANSWER_UNKNOWN;
     bool reads = request->kind == CLUSTER_GET;
     bool absent = reads && header.status == NATIVE_ST_NOT_FOUND;

@@ -20,6 +20,7 @@
 
 #define REMOVE_AFTER_NS (2 * NS_PER_S)
 #define NODES_MAX       7u
+#define REFUSALS_MAX    20u
 
 static struct {
     u64 next_ns;
@@ -32,6 +33,8 @@ static struct {
     bool replace;                /* and then another one joins */
     struct cluster_node *leaver; /* is to be asked to go */
     bool leaver_asked;
+    bool leaver_doubtful; /* nobody knows what became of one of the times that it was asked */
+    u32 leaver_refusals;
 } now;
 
 static const enum sim_fault family_of[] = {
@@ -122,7 +125,8 @@ leave(void)
         staying += newest->members[i].state == PLACEMENT_NORMAL;
     if (staying <= 3 || c->lost != 0) return false;
     now.leaver = running_draw();
-    now.leaver_asked = false;
+    now.leaver_asked = now.leaver_doubtful = false;
+    now.leaver_refusals = 0;
     return now.leaver != NULL;
 }
 
@@ -149,7 +153,15 @@ remove_step(void)
     }
     if (now.leaver == NULL) return;
     if (now.leaver_asked && c->remove_answer == ANSWER_OK) now.leaver->leaving = true;
+    now.leaver_doubtful |=
+        now.leaver_asked && (c->remove_answer == ANSWER_UNKNOWN || c->remove_answer == ANSWER_NONE);
+    const struct topology *newest = cluster_topology_newest();
+    if (now.leaver_doubtful && newest != NULL &&
+        topology_member_by_id(newest, now.leaver->id) == NULL)
+        now.leaver->leaving = true; /* it was done, and now it is no member that might be removed */
     bool refused = now.leaver_asked && c->remove_answer == ANSWER_REFUSED;
+    now.leaver_refusals += refused;
+    refused = refused && (!now.leaver_doubtful || now.leaver_refusals > REFUSALS_MAX);
     if (now.leaver->leaving || refused) { /* else nobody knows: once more does no harm */
         now.leaver = NULL;
         return;
@@ -404,6 +416,12 @@ cluster_trouble_step(void)
     if (!run->cluster->troubles || ns < now.next_ns) return;
     trouble_draw();
     next_draw();
+}
+
+bool
+cluster_trouble_owes(void)
+{
+    return now.lost != NULL || now.leaver != NULL;
 }
 
 void

@@ -174,9 +174,14 @@ ask(struct cluster_client *client, struct cluster_request *request)
         part_ends(request, &request->parts[i], answer);
     struct cluster_run *c = run->cluster;
     if (answer == ANSWER_OK) c->answered++;
-    /* Who only listens hears nothing of a power cut: what was asked before counts not. */
-    if (answer != ANSWER_OK && !request->aborted && c->calm && begun_ns >= c->calm_ns)
+    /* Who only listens hears nothing of a power cut: what was asked before counts not. Nor does
+     * what a node that stood still takes no more over a connection of before: another one is made.
+     */
+    bool old = client->closing && client->connected_ns < c->calm_ns;
+    if (answer != ANSWER_OK && !request->aborted && !old && c->calm && begun_ns >= c->calm_ns)
         c->refused_calm++;
+    if (client->closing) cluster_disconnect(client);
+    client->closing = false;
     if (run->options->log)
         fprintf(stderr,
                 "%12llu client %u at n%u: %u x %s%s kind %d level %u number %llu -> %d %s "
@@ -510,7 +515,7 @@ remove_ask(struct cluster_client *client)
     struct cluster_run *c = run->cluster;
     struct cluster_request request = {.kind = CLUSTER_REMOVE};
     snprintf(request.text, sizeof(request.text), "%s", c->remove_text);
-    c->remove_answer = ANSWER_REFUSED;
+    c->remove_answer = ANSWER_NONE;
     if (cluster_connect(client, c->remove_at)) c->remove_answer = cluster_ask(client, &request);
     cluster_disconnect(client);
     if (run->options->log)
