@@ -323,15 +323,21 @@ static const struct io_conn_events frames_events = {
     .closed = server_closed,
 };
 
-static status
-frames_main(void *arg)
+static MAY_YIELD status
+frames_connect(struct world *world)
 {
-    struct world *world = arg;
     fiber_queue_init(&world->queue);
     struct io_listener *listener;
     status st = io_listen("127.0.0.1", PORT, &frames_events, world, &listener);
     if (!ok(st)) return st;
-    st = io_connect("127.0.0.1", PORT, &client_events, world, FIBER_FOREVER, &world->client);
+    return io_connect("127.0.0.1", PORT, &client_events, world, FIBER_FOREVER, &world->client);
+}
+
+static status
+frames_main(void *arg)
+{
+    struct world *world = arg;
+    status st = frames_connect(world);
     if (!ok(st)) return st;
     u8 *frame = io_conn_reserve(world->client, world->frame_bytes);
     if (frame == NULL) return ST_NO_MEMORY;
@@ -366,11 +372,7 @@ static status
 small_main(void *arg)
 {
     struct world *world = arg;
-    fiber_queue_init(&world->queue);
-    struct io_listener *listener;
-    status st = io_listen("127.0.0.1", PORT, &frames_events, world, &listener);
-    if (!ok(st)) return st;
-    st = io_connect("127.0.0.1", PORT, &client_events, world, FIBER_FOREVER, &world->client);
+    status st = frames_connect(world);
     if (!ok(st)) return st;
     struct budget *budget = world->client->output.budget;
     u64 taken = budget->limit_bytes / 16 * 15 - budget->used_bytes;
