@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * log.c -- appending records and getting them to the disk.
+ * log.c -- appending records and getting them to the disk. (Requests and their blocks: log_write.c;
+ * one segment after the other: log_change.c.)
  *
  *   log_append -> fill (blocks being laid out) -> queued -> in_flight (up to 4) -> durable, in
  * order
@@ -18,24 +19,6 @@
  * for no disk, and log_sync_fiber syncs them (log_segment.c). Only the first header is a durable
  * write.
  *
- * Changing segments (log_cut): the next one begins with a header that names the end of the one
- * before. If the header became durable before that end did, a power cut in between would look like
- * damage. So the header is a barrier: it is written when everything before it is durable, and
- * nothing is written until it is.
- *
- * PERIODIC would wait for a sync there, and everybody for that, for some milliseconds at each
- * flush. So the change begins before it is made (change_begin), and meanwhile records go on to the
- * old segment, where they survive the process as ever:
- *
- *   segment 7   | ... synced first ... | written meanwhile |
- *                                      ^ change_end: predecessor_end of 8
- *   segment 8   | header | copies of them | new records ...
- *
- * What is done in 7 is written to 8 as well, before the header: copies attest nothing, and without
- * the header nobody reads them. When all before change_end is synced and nothing is under way, the
- * header is written (change_finish), and from then on nobody reads what 7 holds behind change_end.
- * Segment 8 has surely begun when it was synced, too.
- *
  * After the log has been idle for LOG_SEAL_AFTER_NS, a block without records attests the last
  * durable offset: from then on, damage to what was acknowledged last is provable, too.
  *
@@ -47,145 +30,6 @@
 #include "base/log.h"
 #include "io/io.h"
 #include "lsm/log_internal.h"
-
-/* ---- buffers ---- */
-
-static struct log_write *
-write_acquire(struct log *log)
-{
-    struct list *link = list_pop_front(&log->free_writes);
-    if (link != NULL) {
-        log->free_count--;
-        return list_entry(link, struct log_write, link);
-    }
-    struct log_write *write = mem_alloc_zero(log->config.budget, sizeof(*write));
-    if (write == NULL) return MARKED("lsm.log.write_no_memory", NULL);
-    write->buffer = mem_alloc_aligned(log->config.budget, log->group_bytes, IO_ALIGNMENT);
-    if (write->buffer == NULL) {
-        MARK("lsm.log.buffer_no_memory");
-        mem_free(log->config.budget, write, sizeof(*write));
-        return NULL;
-    }
-    write->capacity = log->group_bytes;
-    write->log = log;
-    list_init(&write->link);
-    return write;
-}
-
-static void
-write_free(struct log *log, struct log_write *write)
-{
-    mem_free(log->config.budget, write->buffer, write->capacity);
-    mem_free(log->config.budget, write, sizeof(*write));
-}
-
-/* A few are kept: those of a record that needed many go back to the budget. */
-static void
-write_release(struct log *log, struct log_write *write)
-{
-    if (log->free_count > LOG_WRITES_IN_FLIGHT) {
-        write_free(log, write);
-        return;
-    }
-    list_push_back(&log->free_writes, &write->link);
-    log->free_count++;
-}
-
-static void
-write_begin(struct log *log, struct log_write *write, struct log_segment *segment)
-{
-    write->segment = segment;
-    write->offset = segment->end;
-    write->size = 0;
-    write->block_used = 0;
-    write->seq_last = 0;
-    write->header = false;
-    write->durable = log->config.durability == LSM_DURABILITY_GROUP;
-    write->finished = false;
-}
-
-/* ---- laying out blocks ---- */
-
-static struct log_block *
-write_block(const struct log_write *write)
-{
-    return (struct log_block *)(void *)(write->buffer + write->size - LOG_BLOCK_BYTES);
-}
-
-/* Opens the next block of a write that has room for it. */
-static struct log_block *
-write_block_add(struct log *log, struct log_write *write, enum log_block_kind kind)
-{
-    CHECK(write->size + LOG_BLOCK_BYTES <= write->capacity);
-    CHECK(write->segment->end == write->offset + write->size);
-    CHECK(write->segment->end + LOG_BLOCK_BYTES <= log->config.segment_bytes);
-    u64 offset = write->segment->end;
-    write->size += LOG_BLOCK_BYTES;
-    write->segment->end += LOG_BLOCK_BYTES;
-    write->block_used = 0;
-    log->queued_bytes += LOG_BLOCK_BYTES;
-    struct log_block *block = write_block(write);
-    *block = (struct log_block){
-        .record_first = LOG_NO_RECORD,
-        .segment = write->segment->number,
-        .index = (u32)(offset / LOG_BLOCK_BYTES),
-        .kind = kind,
-    };
-    return block;
-}
-
-/* The unused rest of the last block becomes zeros: nothing of old memory reaches the disk. */
-static void
-write_block_end(struct log_write *write)
-{
-    struct log_block *block = write_block(write);
-    block->used = (u16)write->block_used;
-    u32 start = (u32)sizeof(*block) + write->block_used;
-    memset((u8 *)block + start, 0, LOG_BLOCK_BYTES - start);
-}
-
-static void
-fill_end(struct log *log)
-{
-    struct log_write *write = log->fill;
-    log->fill = NULL;
-    write_block_end(write);
-    list_push_back(&log->queued, &write->link);
-}
-
-/* Copies a piece of the record stream; spare holds the writes that it may need. */
-static void
-stream_put(struct log *log, struct list *spare, const void *data, size_t size, bool record_first)
-{
-    const u8 *p = data;
-    while (size > 0) {
-        struct log_write *write = log->fill;
-        if (write == NULL || write->block_used == LOG_BLOCK_PAYLOAD_BYTES) {
-            if (write != NULL && write->size == write->capacity) {
-                fill_end(log);
-                write = NULL;
-            } else if (write != NULL) {
-                write_block_end(write);
-            }
-            if (write == NULL) {
-                struct list *link = list_pop_front(spare);
-                CHECK(link != NULL); /* blocks_needed counted them */
-                log->fill = write = list_entry(link, struct log_write, link);
-                write_begin(log, write, log->current);
-            }
-            write_block_add(log, write, LOG_BLOCK_RECORDS);
-        }
-        struct log_block *block = write_block(write);
-        if (record_first && block->record_first == LOG_NO_RECORD)
-            block->record_first = (u16)write->block_used;
-        record_first = false;
-        size_t part = MIN(size, (size_t)(LOG_BLOCK_PAYLOAD_BYTES - write->block_used));
-        memcpy((u8 *)block + sizeof(*block) + write->block_used, p, part);
-        write->block_used += (u32)part;
-        p += part;
-        size -= part;
-    }
-}
 
 /* ---- writing ---- */
 
@@ -285,14 +129,12 @@ group_is_large(const struct log *log)
     return write_payload_bytes(log->fill) >= largest / 2;
 }
 
-static void change_finish(struct log *log);
-
 void
 log_pump(struct log *log)
 {
     if (log->changing && !log->failed && log->current->synced_offset >= log->change_end) {
         if (log->in_flight_count + log->copies_in_flight > 0) return; /* comes again then */
-        change_finish(log);
+        log_change_finish(log);
     }
     while (!log->failed && log->in_flight_count < LOG_WRITES_IN_FLIGHT) {
         if (log->in_flight_count > 0) {
@@ -301,7 +143,7 @@ log_pump(struct log *log)
         }
         if (list_empty(&log->queued)) {
             if (log->fill == NULL) return;
-            fill_end(log);
+            log_fill_end(log);
         }
         struct log_write *write = list_entry(list_first(&log->queued), struct log_write, link);
         if (log->in_flight_count > 0) {
@@ -353,15 +195,15 @@ seal_wanted(const struct log *log)
 static void
 seal_write(struct log *log)
 {
-    struct log_write *write = write_acquire(log);
+    struct log_write *write = log_write_acquire(log);
     if (write == NULL) {
         MARK("lsm.log.seal_skipped"); /* the next idle moment will do */
         return;
     }
     MARK("lsm.log.sealed");
-    write_begin(log, write, log->current);
-    write_block_add(log, write, LOG_BLOCK_SEAL);
-    write_block_end(write);
+    log_write_begin(log, write, log->current);
+    log_write_block_add(log, write, LOG_BLOCK_SEAL);
+    log_write_block_end(write);
     list_push_back(&log->queued, &write->link);
     log_pump(log);
     /* It attests what came before it; that it is durable itself needs no witness. */
@@ -374,59 +216,6 @@ seal_fire(struct io_timer *timer)
 {
     struct log *log = CONTAINER_OF(timer, struct log, seal_timer);
     if (!log->closing && seal_wanted(log)) seal_write(log);
-}
-
-/* Gives blocks that were laid out for current places in the segment that follows it. */
-static void
-write_move(struct log_write *write, struct log_segment *segment)
-{
-    write->segment = segment;
-    write->offset = segment->end;
-    segment->end += write->size;
-    for (u32 at = 0; at < write->size; at += LOG_BLOCK_BYTES) {
-        struct log_block *block = (struct log_block *)(void *)(write->buffer + at);
-        block->segment = segment->number;
-        block->index = (u32)((write->offset + at) / LOG_BLOCK_BYTES);
-    }
-}
-
-static void
-copy_done(struct io_op *op)
-{
-    struct log_write *write = CONTAINER_OF(op, struct log_write, op);
-    struct log *log = write->log;
-    log->copies_in_flight--;
-    if (!ok(op->result)) {
-        MARK("lsm.log.copy_failed");
-        log_fail(log, op->result, "write");
-    }
-    struct log_segment *segment = write->segment;
-    segment->written_offset = MAX(segment->written_offset, write->offset + write->size);
-    write_release(log, write);
-    fiber_queue_wake_all(&log->state_wake);
-    io_task_post(&log->pump_task);
-}
-
-/* What was written to current while it changes goes to ready as well; takes the write then. */
-static bool
-change_copies(struct log *log, struct log_write *write)
-{
-    if (!log->changing || log->failed || write->offset < log->change_end) return false;
-    MARK("lsm.log.change_copies");
-    write_move(write, log->ready);
-    for (u32 at = 0; at < write->size; at += LOG_BLOCK_BYTES) {
-        struct log_block *block = (struct log_block *)(void *)(write->buffer + at);
-        block->durable_offset = 0;
-        block->durable_seq = 0;
-        block->crc = log_block_crc(block, block->segment, write->offset + at);
-    }
-    log->stats.writes++;
-    log->stats.bytes += write->size;
-    log->copies_in_flight++;
-    write->op = (struct io_op){.done = copy_done};
-    io_file_write_cached_start(write->segment->file, &write->op, IO_CLASS_LOG, write->buffer,
-                               write->size, write->offset);
-    return true;
 }
 
 static void
@@ -458,7 +247,7 @@ writes_retire(struct log *log)
             if (write->header) header_retire(log, write);
             if (write->seq_last != 0) log->durable_seq = write->seq_last;
         }
-        if (!change_copies(log, write)) write_release(log, write);
+        if (!log_change_copies(log, write)) log_write_release(log, write);
     }
     if (log->changing && log->current->written_offset >= log->change_end)
         fiber_queue_wake_all(&log->sync_wake);
@@ -485,113 +274,41 @@ write_done(struct io_op *op)
     if (log->config.durability == LSM_DURABILITY_GROUP) seal_arm(log);
 }
 
-/* ---- changing segments ---- */
-
-/* current ended at end, with the record seq. */
-static void
-segment_end(struct log *log, u64 end, u64 seq)
-{
-    log->current->end = end;
-    log->tail_number = log->current->number;
-    log->tail_end = end;
-    log->tail_seq = log->seq_base = seq;
-    list_push_back(&log->old, &log->current->link);
-}
-
-/* Makes current of ready; write: for its header. */
-static void
-segment_begin(struct log *log, struct log_write *write)
-{
-    struct log_segment *segment = log->ready;
-    log->ready = NULL;
-    log->current = segment;
-    write_begin(log, write, segment);
-    struct log_block *block = write_block_add(log, write, LOG_BLOCK_HEADER);
-    segment->end = MAX(segment->end, segment->written_offset); /* behind what was copied there */
-    struct log_segment_header header = {
-        .magic = LOG_MAGIC,
-        .format = LOG_FORMAT,
-        .block_bytes = LOG_BLOCK_BYTES,
-        .segment = segment->number,
-        .predecessor = log->tail_number,
-        .predecessor_end = log->tail_end,
-        .predecessor_seq = log->tail_seq,
-        .seq_base = log->seq_base,
-        .segment_bytes = log->config.segment_bytes,
-        .created_ms = io_wall_ms(),
-    };
-    memcpy((u8 *)block + sizeof(*block), &header, sizeof(header));
-    write->block_used = sizeof(header);
-    write->header = true;
-    write_block_end(write);
-    fiber_queue_wake_all(&log->make_wake); /* the next one is wanted */
-    io_task_post(&log->pump_task);
-}
-
-status
-log_cut(struct log *log)
-{
-    CHECK(log->ready != NULL && !log->changing);
-    struct log_write *write = write_acquire(log);
-    if (write == NULL) return MARKED("lsm.log.cut_no_memory", ST_NO_MEMORY);
-    MARK("lsm.log.cut");
-    if (log->fill != NULL) fill_end(log);
-    if (log->current != NULL) segment_end(log, log->current->end, log->seq_last);
-    segment_begin(log, write);
-    list_push_back(&log->queued, &write->link);
-    return ST_OK;
-}
-
-/* Begins a change for which nobody waits, when that is possible. */
-static bool
-change_begin(struct log *log)
-{
-    if (log->config.durability != LSM_DURABILITY_PERIODIC) return false;
-    if (log->ready == NULL || log->current == NULL || !log->current->begun) return false;
-    CHECK(log->ready->written_offset == 0);
-    log->change_header = write_acquire(log);
-    if (log->change_header == NULL) return MARKED("lsm.log.change_no_memory", false);
-    MARK("lsm.log.change");
-    if (log->fill != NULL) fill_end(log);
-    log->changing = true;
-    log->change_end = log->current->end;
-    log->change_seq = log->seq_last;
-    log->ready->end = LOG_BLOCK_BYTES;
-    fiber_queue_wake_all(&log->sync_wake);
-    io_task_post(&log->pump_task);
-    return true;
-}
-
-/* Before the end of a segment, so that the change is made when it is there. */
-static bool
-change_is_near(const struct log *log)
-{
-    if (log->config.durability != LSM_DURABILITY_PERIODIC || log->changing) return false;
-    if (BUGGIFY("lsm.log.change_early")) return true;
-    u64 bytes = log->config.segment_bytes;
-    return log->current->end + bytes / LOG_CHANGE_EARLY > bytes;
-}
-
-/* Ends current at change_end. No yield, and nothing is in flight: who was acknowledged since is in
- * the copies, who was not is in queued and fill. */
-static void
-change_finish(struct log *log)
-{
-    struct log_write *header = log->change_header;
-    log->changing = false;
-    log->change_header = NULL;
-    segment_end(log, log->change_end, log->change_seq);
-    log->ready->end = 0;
-    segment_begin(log, header); /* and the copies are behind it */
-    list_for_each (link, &log->queued)
-        write_move(list_entry(link, struct log_write, link), log->current);
-    if (log->fill != NULL) write_move(log->fill, log->current);
-    list_push_front(&log->queued, &header->link);
-    fiber_queue_wake_all(&log->room_wake);
-    fiber_queue_wake_all(&log->state_wake);
-}
-
 /* ---- appending ---- */
+
+/* Copies a piece of the record stream; spare holds the writes that it may need. */
+static void
+stream_put(struct log *log, struct list *spare, const void *data, size_t size, bool record_first)
+{
+    const u8 *p = data;
+    while (size > 0) {
+        struct log_write *write = log->fill;
+        if (write == NULL || write->block_used == LOG_BLOCK_PAYLOAD_BYTES) {
+            if (write != NULL && write->size == write->capacity) {
+                log_fill_end(log);
+                write = NULL;
+            } else if (write != NULL) {
+                log_write_block_end(write);
+            }
+            if (write == NULL) {
+                struct list *link = list_pop_front(spare);
+                CHECK(link != NULL); /* blocks_needed counted them */
+                log->fill = write = list_entry(link, struct log_write, link);
+                log_write_begin(log, write, log->current);
+            }
+            log_write_block_add(log, write, LOG_BLOCK_RECORDS);
+        }
+        struct log_block *block = log_write_block(write);
+        if (record_first && block->record_first == LOG_NO_RECORD)
+            block->record_first = (u16)write->block_used;
+        record_first = false;
+        size_t part = MIN(size, (size_t)(LOG_BLOCK_PAYLOAD_BYTES - write->block_used));
+        memcpy((u8 *)block + sizeof(*block) + write->block_used, p, part);
+        write->block_used += (u32)part;
+        p += part;
+        size -= part;
+    }
+}
 
 static u64
 blocks_needed(const struct log *log, u64 record_bytes)
@@ -652,7 +369,7 @@ spare_collect(struct log *log, struct list *spare, u64 blocks)
 {
     u64 inside = log->fill == NULL ? 0 : (log->fill->capacity - log->fill->size) / LOG_BLOCK_BYTES;
     while (inside < blocks) {
-        struct log_write *write = write_acquire(log);
+        struct log_write *write = log_write_acquire(log);
         if (write == NULL) return false;
         list_push_back(spare, &write->link);
         inside += write->capacity / LOG_BLOCK_BYTES;
@@ -664,7 +381,7 @@ static void
 spare_release(struct log *log, struct list *spare)
 {
     while (!list_empty(spare))
-        write_release(log, list_entry(list_pop_front(spare), struct log_write, link));
+        log_write_release(log, list_entry(list_pop_front(spare), struct log_write, link));
 }
 
 status
@@ -677,9 +394,9 @@ log_reserve(struct log *log, size_t payload_bytes)
     /* One for the record, one for the header of a segment; both stay in the free list. */
     struct list spare;
     list_init(&spare);
-    struct log_write *first = write_acquire(log);
+    struct log_write *first = log_write_acquire(log);
     if (first != NULL) list_push_back(&spare, &first->link);
-    struct log_write *second = first != NULL ? write_acquire(log) : NULL;
+    struct log_write *second = first != NULL ? log_write_acquire(log) : NULL;
     if (second != NULL) list_push_back(&spare, &second->link);
     spare_release(log, &spare);
     if (second != NULL) return ST_OK;
@@ -725,7 +442,7 @@ log_append(struct log *log, const struct log_record *header, struct bytes payloa
         log_pump(log);
     else
         io_task_post(&log->pump_task);
-    if (change_is_near(log)) (void)change_begin(log);
+    if (log_change_is_near(log)) (void)log_change_begin(log);
     return ST_OK;
 }
 
@@ -754,7 +471,7 @@ log_rotate(struct log *log, u64 *segment_out)
     for (;;) {
         if (log->failed) return MARKED("lsm.log.rotate_failed", ST_READ_ONLY);
         if (log->current != NULL && log->seq_base == log->seq_last) break; /* no record in it */
-        if (log->changing || change_begin(log)) {
+        if (log->changing || log_change_begin(log)) {
             *segment_out = log->ready->number;
             return ST_OK;
         }
@@ -843,11 +560,11 @@ static void
 log_free(struct log *log)
 {
     while (!list_empty(&log->free_writes))
-        write_free(log, list_entry(list_pop_front(&log->free_writes), struct log_write, link));
+        log_write_free(log, list_entry(list_pop_front(&log->free_writes), struct log_write, link));
     while (!list_empty(&log->queued))
-        write_free(log, list_entry(list_pop_front(&log->queued), struct log_write, link));
-    if (log->fill != NULL) write_free(log, log->fill);
-    if (log->change_header != NULL) write_free(log, log->change_header);
+        log_write_free(log, list_entry(list_pop_front(&log->queued), struct log_write, link));
+    if (log->fill != NULL) log_write_free(log, log->fill);
+    if (log->change_header != NULL) log_write_free(log, log->change_header);
     mem_free(log->config.budget, log, sizeof(*log));
 }
 

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: MIT
  *
- * log_internal.h -- struct log, for log.c (appending and writing), log_segment.c (making, recycling
- * and removing segments), log_reader.c, log_recover.c (reading) and log_carry.c (saving what may be
- * lost yet) and their tests.
+ * log_internal.h -- struct log, for log.c (appending and writing), log_write.c (the requests),
+ * log_change.c (from one segment to the next), log_segment.c (making, recycling and removing
+ * segments), log_reader.c, log_recover.c (reading) and log_carry.c (saving what may be lost yet)
+ * and their tests.
  */
 #ifndef DISTKV_LSM_LOG_INTERNAL_H
 #define DISTKV_LSM_LOG_INTERNAL_H
@@ -85,7 +86,7 @@ struct log {
     u64 seq_base;           /* of the next segment's records: at least tail_seq */
     struct log_carry carry; /* into the first segment that is made */
 
-    /* PERIODIC: a change of segments that waits for a sync, and nobody for it (log.c) */
+    /* PERIODIC: a change of segments that waits for a sync, and nobody for it (log_change.c) */
     bool changing;
     u32 copies_in_flight;            /* to ready, of what current got since */
     u64 change_end, change_seq;      /* where current will have ended; the last number before it */
@@ -124,8 +125,44 @@ struct log {
 /* ---- log.c ---- */
 void log_fail(struct log *log, status why, const char *what);
 void log_pump(struct log *log);
+
+/* ---- log_write.c ---- */
+/* Each belongs to who has acquired it, until it is released or put into a list of the log. NULL: no
+ * memory. */
+MUST_CHECK struct log_write *log_write_acquire(struct log *log);
+void log_write_release(struct log *log, struct log_write *write);
+void log_write_free(struct log *log, struct log_write *write);
+/* Its first block is to stand at the end of segment. */
+void log_write_begin(struct log *log, struct log_write *write, struct log_segment *segment);
+/* Opens the next block of a write that has room for it. */
+struct log_block *log_write_block_add(struct log *log, struct log_write *write,
+                                      enum log_block_kind kind);
+/* The unused rest of the last block becomes zeros: nothing of old memory reaches the disk. */
+void log_write_block_end(struct log_write *write);
+/* Gives blocks that were laid out for other places those at the end of segment. */
+void log_write_move(struct log_write *write, struct log_segment *segment);
+/* fill, which is not NULL, is as large as it gets. */
+void log_fill_end(struct log *log);
+
+/* The last one. */
+static inline struct log_block *
+log_write_block(const struct log_write *write)
+{
+    return (struct log_block *)(void *)(write->buffer + write->size - LOG_BLOCK_BYTES);
+}
+
+/* ---- log_change.c ---- */
 /* Ends current and goes on in ready. ST_NO_MEMORY: no buffer for the header. */
 MUST_CHECK status log_cut(struct log *log);
+/* Begins a change for which nobody waits, when that is possible. */
+bool log_change_begin(struct log *log);
+/* Before the end of a segment, so that the change is made when it is there. */
+bool log_change_is_near(const struct log *log);
+/* What was written to current while it changes goes to ready as well; takes the write then. */
+bool log_change_copies(struct log *log, struct log_write *write);
+/* Ends current at change_end. Nothing is in flight: who was acknowledged since is in the copies,
+ * who was not is in queued and fill. */
+void log_change_finish(struct log *log);
 
 /* ---- log_segment.c ---- */
 void log_segment_free(struct log *log, struct log_segment *segment);
