@@ -27,6 +27,7 @@
 #include "io/io.h"
 #include "lsm/levels_internal.h"
 #include "lsm/merge.h"
+#include "lsm/piece_io.h"
 
 /* After a failure nothing is tried for this long. */
 #define RETRY_NS (1 * NS_PER_S)
@@ -269,18 +270,32 @@ at_bottom(const struct step *step)
     return true;
 }
 
+/* Of each source. There are many when compaction is behind, and that is when writers wait for it:
+ * so it takes what memory there is, and never asks for more. */
+static u32
+read_ahead_bytes(const struct levels *levels, u32 sources)
+{
+    /* Two windows each, and as much again for what does not lie in one, and for the output. */
+    u64 room = budget_available(levels->budget) / 4 / sources;
+    u32 bytes = COMPACTION_READ_AHEAD_BYTES;
+    while (bytes > room && bytes > PIECE_BYTES_MIN)
+        bytes /= 2;
+    if (bytes < COMPACTION_READ_AHEAD_BYTES) MARK("lsm.compaction.reads_less_ahead");
+    return bytes;
+}
+
 MAY_YIELD static status
 merge_slice(struct step *step, struct output *output)
 {
     struct levels *levels = step->levels;
     struct cursor *sources[SWEEP_RUNS_MAX + 1];
     u32 count = 0;
+    u32 ahead_bytes = read_ahead_bytes(levels, step->input_count + 1);
     for (u32 i = 0; i <= step->input_count; i++) {
         const struct run *run = i < step->input_count ? step->inputs[i] : step->last;
         if (run == NULL || !run_overlaps(run, step->token_first, step->token_last)) continue;
-        sources[count] =
-            run_cursor_open(levels, levels->current, run, step->token_first, step->token_last,
-                            IO_CLASS_COMPACTION, COMPACTION_READ_AHEAD_BYTES);
+        sources[count] = run_cursor_open(levels, levels->current, run, step->token_first,
+                                         step->token_last, IO_CLASS_COMPACTION, ahead_bytes);
         if (sources[count] == NULL) {
             MARK("lsm.compaction.cursors_dropped");
             while (count-- > 0)

@@ -838,6 +838,47 @@ a_merge_leaves_the_processor_after_each_beat(void **state)
     assert_true(beat.gap_ns_max < 1 * NS_PER_MS); /* 0.55; without the yield 6 */
 }
 
+/* ---- memory ---- */
+
+#define CROWD_RUNS 40u
+
+static status
+crowd_life(void *arg)
+{
+    EXPECT(ok(lesson_open()));
+    for (u32 round = 0; round < CROWD_RUNS; round++) {
+        for (u32 key = 0; key < MODEL_KEYS; key++)
+            rig_write(&rig, key, KIB(10), 0, false);
+        EXPECT(ok(rig_flush(&rig)));
+    }
+    rig.levels->slice_bytes =
+        LEVELS_SLICE_BYTES; /* all of it, so that the windows would be whole */
+    /* More than there is: two windows for each run. */
+    EXPECT(budget_available(io_budget()) < CROWD_RUNS * 2ull * COMPACTION_READ_AHEAD_BYTES);
+    levels_start(rig.levels);
+    fiber_sleep_ns(60 * NS_PER_S);
+    levels_stop(rig.levels);
+    EXPECT(run_set_tree_count(rig.levels->current, 0) < CROWD_RUNS / 4);
+    rig_compare(&rig);
+    rig_close(&rig);
+    return ST_OK;
+}
+
+/* Else it fails again and again, and when there are so many runs that writers are refused, for
+ * good. */
+static void
+many_runs_are_merged_with_little_memory(void **state)
+{
+    rig_reset(1, MIB(1));
+    struct sim_options options;
+    sim_options_default(&options, 1);
+    options.memory_bytes = MIB(16);
+    struct sim *sim = sim_new(&options);
+    (void)sim_node_new(sim, "10.0.0.1");
+    assert_true(ok(sim_run(sim, 1, crowd_life, NULL)));
+    sim_free(sim);
+}
+
 /* ---- scrubbing ---- */
 
 static status
@@ -881,6 +922,7 @@ main(void)
         cmocka_unit_test(stores_that_do_not_go_together_are_not_joined),
         cmocka_unit_test(compaction_does_not_save_up_for_a_burst),
         cmocka_unit_test(a_merge_leaves_the_processor_after_each_beat),
+        cmocka_unit_test(many_runs_are_merged_with_little_memory),
         cmocka_unit_test(scrubbing_goes_over_everything_again_and_again),
         cmocka_unit_test(any_read_may_fail),
         cmocka_unit_test(any_write_may_fail),
