@@ -197,7 +197,8 @@ figures(struct engine_figures *out)
     out->runs = s.runs_max;
     /* What is owed may stay: a small tier waits for more of its size. */
     static u64 written;
-    out->settled = s.flush_bytes + s.compaction_written_bytes == written;
+    out->settled =
+        s.compactions_active == 0 && s.flush_bytes + s.compaction_written_bytes == written;
     written = s.flush_bytes + s.compaction_written_bytes;
     snprintf(out->more, sizeof(out->more),
              "tables %llu, %llu MB; blobs %llu MB; log %llu MB; written by flush %llu MB, "

@@ -804,6 +804,10 @@ levels_stats(const struct levels *levels, struct lsm_stats *out)
     out->table_reads = levels->table_stats.reads;
     out->blob_reads = levels->blob_reads;
     out->compactions = levels->compactions;
+    out->compactions_active = 0;
+    for (u32 keyspace = 0; keyspace < LIMIT_KEYSPACES; keyspace++)
+        for (u32 i = 0; i < PICK_SWEEPS_MAX; i++)
+            out->compactions_active += levels->trees[keyspace].sweeps[i].active;
     out->compaction_read_bytes = levels->compaction_read_bytes;
     out->compaction_written_bytes = levels->compaction_written_bytes;
     out->compaction_debt_bytes = levels->debt_bytes;

@@ -288,6 +288,7 @@ struct lsm_stats {
     u64 block_cache_bytes, block_cache_hits, block_cache_misses;
     u64 filter_probes, filter_negatives, filter_false_positives;
     u64 table_reads, blob_reads;
+    u64 compactions_active; /* under way, or to be gone on with once there is room for them */
     u64 compactions, compaction_read_bytes, compaction_written_bytes, compaction_debt_bytes;
     u64 compaction_dropped_overwritten, compaction_dropped_deleted, compaction_dropped_expired;
     u64 snapshots_open;

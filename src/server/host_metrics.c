@@ -226,6 +226,7 @@ static const struct metric metrics[] = {
     C("compaction_read_bytes", lsm.compaction_read_bytes, 1, "Bytes read by compaction."),
     C("compaction_written_bytes", lsm.compaction_written_bytes, 1,
       "Bytes written by compaction."),
+    G("compactions_active", lsm.compactions_active, 1, "Compactions under way."),
     G("compaction_debt_bytes", lsm.compaction_debt_bytes, 1, "Bytes that compaction is behind."),
     C("compaction_dropped_overwritten", lsm.compaction_dropped_overwritten, 1,
       "Overwritten entries dropped."),
