@@ -30,6 +30,7 @@ cluster_new(const struct cluster_options *options)
     if (cluster == NULL) return NULL;
     memset(cluster, 0, sizeof(*cluster));
     cluster->options = *options;
+    cluster->move_bytes_per_s = options->move_bytes_per_s;
     for (u32 i = 0; i < LIMIT_SHARDS; i++) {
         cluster->mails[i].cluster = cluster;
         cluster->mails[i].shard = i;

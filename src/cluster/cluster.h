@@ -56,6 +56,7 @@ struct cluster_options {
     u32 member_replaced;                     /* a dead one, when we join; 0: nobody */
     u32 replicas, write_quorum, read_quorum; /* of a cluster that we found */
     u64 hints_disk_bytes;                    /* of each shard: hints.h */
+    u64 move_bytes_per_s;                    /* cluster_move_rate_set */
     struct peer_address seeds[CLUSTER_SEEDS_MAX];
     u32 seed_count;
 };
@@ -114,6 +115,7 @@ struct cluster {
     _Atomic u64 oldest;                       /* the least of all members; 0: not of all known */
     _Atomic u64 oldest_stage;                 /* stage_epoch that they worked with */
     struct trees_node trees;
+    _Atomic u64 move_bytes_per_s; /* 0: without limit */
     _Atomic u64 fetched_bytes, fetched_entries;
     /* Of the plan that is fetched by now, or was last: of how many partitions (a keyspace's each),
      * and how many are here. */
@@ -168,6 +170,7 @@ struct cluster_shard {
     u64 fetched_of, fetched_seq;
     u64 fetching;    /* session of the plan for which something is fetched; 0: nothing is */
     u32 fetch_avoid; /* who has refused to serve; 0: nobody */
+    u64 fetch_at_ns; /* before this, no other page is asked for: cluster_move_rate_set */
     u8 doubts[CLUSTER_ALIVE_SLOTS]; /* cluster->doubts and doubt_count, when last looked at */
     u64 doubt_count;
     /* shard 0 */
@@ -184,6 +187,10 @@ struct cluster_shard {
 /* options are copied. NULL: no memory. Both on shard 0. */
 MUST_CHECK struct cluster *cluster_new(const struct cluster_options *options);
 void cluster_free(struct cluster *cluster);
+
+/* How many bytes a second this node fetches of what it gains, all shards together; 0: as fast as it
+ * can. Any thread, any time. */
+void cluster_move_rate_set(struct cluster *cluster, u64 bytes_per_s);
 
 /* On shard 0. empty: no shard's store holds anything of clients; a node that joins or founds must
  * begin so. On failure cluster->reason says why. */

@@ -19,8 +19,9 @@
  * at the most STREAM_PAGES pages ago, which is behind the fence, too.
  *
  * Neighbouring partitions that lie on one shard of the same source are one range, FETCHES of which
- * are fetched at once. What was fetched is not fetched again when an attempt fails half-way; the
- * next one does without whoever has refused, where others are enough.
+ * are fetched at once, at the rate of cluster_move_rate_set. What was fetched is not fetched again
+ * when an attempt fails half-way; the next one does without whoever has refused, where others are
+ * enough.
  *
  * PEER_STREAM, little-endian: last token (8), session (8; 0: a scan of clients), token to begin at
  * (8), bytes wanted (4), flags (1; bit 0: no values), size of a key (2) and the key: begin behind
@@ -36,22 +37,24 @@
 #include "io/io.h"
 #include "proto/peer.h"
 
-#define ENTRY_BYTES     23u
-#define PAGE_BYTES      (256u << 10)
-#define PAGE_BYTES_MAX  (4u << 20)
-#define PAGE_BYTES_MIN  (1u << 10)
-#define STREAMS_MAX     16u /* at work */
-#define STREAMS_IDLE    8u  /* between two pages */
-#define STREAM_IDLE_NS  (20 * NS_PER_MS)
-#define STREAM_PAGES    64u
-#define PAGE_BYTES_LONG (64u << 10)
-#define FETCHES         4u /* of one shard, under way at once */
-#define PAGE_NS         (10 * NS_PER_S)
-#define PAGE_PAUSE_NS   (500 * NS_PER_US)
-#define CLOCK_NS        (10 * NS_PER_S)
-#define CLOCK_LOOK_NS   (50 * NS_PER_MS)
-#define SCAN_NS_MAX     (200 * NS_PER_MS) /* of one page: a long stretch of nothing ends it */
-#define FLAG_KEYS_ONLY  1u
+#define ENTRY_BYTES      23u
+#define PAGE_BYTES       (256u << 10)
+#define PAGE_BYTES_MAX   (4u << 20)
+#define PAGE_BYTES_MIN   (1u << 10)
+#define STREAMS_MAX      16u /* at work */
+#define STREAMS_IDLE     8u  /* between two pages */
+#define STREAM_IDLE_NS   (100 * NS_PER_MS)
+#define STREAM_PAGES     64u
+#define PAGE_BYTES_LONG  (64u << 10)
+#define PAGE_BYTES_PACED (64u << 10)
+#define FETCHES          4u /* of one shard, under way at once */
+#define PAGE_NS          (10 * NS_PER_S)
+#define PAGE_PAUSE_NS    (500 * NS_PER_US)
+#define PACE_LOOK_NS     (100 * NS_PER_MS)
+#define CLOCK_NS         (10 * NS_PER_S)
+#define CLOCK_LOOK_NS    (50 * NS_PER_MS)
+#define SCAN_NS_MAX      (200 * NS_PER_MS) /* of one page: a long stretch of nothing ends it */
+#define FLAG_KEYS_ONLY   1u
 
 enum stream_kind { STREAM_VALUE = 1, STREAM_TOMBSTONE = 2, STREAM_KEY = 3 };
 
@@ -519,6 +522,36 @@ take_page(struct fetch *fetch, u32 member, struct cluster_page *page, struct byt
     return status_is(st, ST_END) ? ST_OK : st;
 }
 
+void
+cluster_move_rate_set(struct cluster *cluster, u64 bytes_per_s)
+{
+    atomic_store_explicit(&cluster->move_bytes_per_s, bytes_per_s, memory_order_relaxed);
+}
+
+static u64
+move_rate(const struct cluster_shard *shard)
+{
+    return atomic_load_explicit(&shard->cluster->move_bytes_per_s, memory_order_relaxed);
+}
+
+/* Rests for as long as a page of so many bytes may take, beside what is fetched by the shard's
+ * other fibers: the moves of a node have their rate together. */
+MAY_YIELD static void
+pace(struct fetch *fetch, u64 bytes)
+{
+    struct cluster_shard *shard = fetch->shard;
+    u64 rate = move_rate(shard);
+    fiber_sleep_ns(PAGE_PAUSE_NS);
+    if (rate == 0) return;
+    u64 page_ns = bytes * NS_PER_S / rate;
+    shard->fetch_at_ns = MAX(shard->fetch_at_ns, io_now_ns()) + page_ns;
+    while (io_now_ns() < shard->fetch_at_ns && !is_over(fetch)) {
+        fiber_sleep_ns(MIN(shard->fetch_at_ns - io_now_ns(), PACE_LOOK_NS));
+        if (move_rate(shard) != rate)
+            shard->fetch_at_ns = 0; /* what was due by the old one is not */
+    }
+}
+
 MAY_YIELD static status
 fetch_range(struct fetch *fetch, const struct range *range)
 {
@@ -528,12 +561,14 @@ fetch_range(struct fetch *fetch, const struct range *range)
     struct buf key, bytes;
     buf_init(&key, &shard->budget);
     buf_init(&bytes, &shard->budget);
-    struct cluster_page page = {
-        .token = token_first,
-        .token_last =
-            range->end == count ? UINT64_MAX : partition_token_first(range->end, count) - 1,
-        .bytes_max = BUGGIFY("cluster.fetch.small_pages") ? PAGE_BYTES_MIN : PAGE_BYTES,
-        .keyspace = (u16)range->keyspace};
+    struct cluster_page page = {.token = token_first,
+                                .token_last = range->end == count
+                                                  ? UINT64_MAX
+                                                  : partition_token_first(range->end, count) - 1,
+                                .bytes_max = BUGGIFY("cluster.fetch.small_pages") ? PAGE_BYTES_MIN
+                                             : move_rate(shard) == 0              ? PAGE_BYTES
+                                                                     : PAGE_BYTES_PACED,
+                                .keyspace = (u16)range->keyspace};
     bool more = true;
     status st = ST_OK;
     while (more && ok(st)) {
@@ -557,7 +592,7 @@ fetch_range(struct fetch *fetch, const struct range *range)
         more = bytes.data[0] != 0;
         atomic_fetch_add_explicit(&shard->cluster->fetched_bytes, bytes.size, memory_order_relaxed);
         st = take_page(fetch, range->member, &page, buf_bytes(&bytes), token_first, &key);
-        if (more && ok(st)) fiber_sleep_ns(PAGE_PAUSE_NS);
+        if (ok(st)) pace(fetch, bytes.size);
     }
     buf_deinit(&key);
     buf_deinit(&bytes);

@@ -370,6 +370,8 @@ cmd_config_set(struct exec *x)
     if (x->shard->lsm != NULL)
         lsm_scrub_rate_set(x->shard->lsm, x->shard->config->scrub_rate_bytes /
                                               MAX(x->shard->server->shard_count, 1u));
+    if (x->shard->server->cluster != NULL)
+        cluster_move_rate_set(x->shard->server->cluster, x->shard->config->move_rate_bytes);
     resp_ok(x->reply);
 }
 

@@ -94,6 +94,7 @@ struct server_config {
 
     /* ---- changeable: CONFIG SET ---- */
     _Atomic u64 scrub_rate_bytes; /* a second, whole node; 0: off */
+    _Atomic u64 move_rate_bytes;  /* a second, whole node; 0: without limit */
     _Atomic u64 log_level;        /* enum log_level */
     _Atomic u64 maxclients;
     _Atomic u64 timeout_s;                  /* idle connections are closed after this; 0: never */

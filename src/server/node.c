@@ -288,6 +288,7 @@ prepare_cluster(struct server *server)
     options.replicas = (u32)config->replicas;
     options.write_quorum = (u32)config->write_quorum;
     options.read_quorum = (u32)config->read_quorum;
+    options.move_bytes_per_s = config->move_rate_bytes;
     for (u32 i = 0; i < config->seed_count; i++) {
         struct peer_address *seed = &options.seeds[options.seed_count++];
         memcpy(seed->host, config->seeds[i].host, sizeof(seed->host));

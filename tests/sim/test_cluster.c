@@ -509,6 +509,83 @@ who_joins_gets_all_pages_of_what_is_written_meanwhile(void **state)
     }
 }
 
+/* ---- moves at a rate ---- */
+
+#define PACED_KEYS 600u
+#define PACED_RATE KIB(128)
+
+static void
+configure_paced(struct rig *rig, u32 node, struct server_config *config)
+{
+    configure(rig, node, config);
+    config->move_rate_bytes = PACED_RATE;
+}
+
+/* The second node joins, and gains all. Returns its bytes. */
+static MAY_YIELD u64
+paced_begin(struct rig *rig)
+{
+    static char filler[2000];
+    memset(filler, 'x', sizeof(filler) - 1);
+    wait_settled(rig, 1);
+    struct rig_client client;
+    rig_connect_to(rig, 0, &client);
+    for (u32 i = 0; i < PACED_KEYS; i++)
+        CHECK(rig_is(rig_call(&client, "SET p%u %s", i, filler), "+OK\r\n"));
+    rig_disconnect(&client);
+    rig_start_begin(rig, 1);
+    return PACED_KEYS * (sizeof(filler) - 1);
+}
+
+static MAY_YIELD void
+paced_story(struct rig *rig)
+{
+    u64 bytes = paced_begin(rig);
+    u64 began_ns = io_now_ns();
+    wait_settled(rig, 2);
+    u64 took_ns = io_now_ns() - began_ns;
+    CHECK(took_ns >= bytes * NS_PER_S / PACED_RATE);
+    CHECK(took_ns < 2 * (bytes * NS_PER_S / PACED_RATE)); /* and agreeing */
+}
+
+static void
+what_moves_keeps_to_its_rate(void **state)
+{
+    for (u64 seed = 1; seed <= SEED_COUNT; seed++) {
+        struct rig rig = rig_of(seed, paced_story);
+        rig.configure = configure_paced;
+        rig.node_count = 2;
+        rig.late_count = 1;
+        rig_run(&rig);
+    }
+}
+
+static MAY_YIELD void
+hurried_story(struct rig *rig)
+{
+    u64 bytes = paced_begin(rig);
+    u64 began_ns = io_now_ns();
+    fiber_sleep_ns(2 * NS_PER_S);
+    struct rig_client client;
+    rig_connect_to(rig, 1, &client);
+    CHECK(rig_is(rig_call(&client, "CONFIG SET move-rate 0"), "+OK\r\n"));
+    rig_disconnect(&client);
+    wait_settled(rig, 2);
+    CHECK(io_now_ns() - began_ns < bytes * NS_PER_S / PACED_RATE);
+}
+
+static void
+the_rate_of_moves_is_changed_while_they_go_on(void **state)
+{
+    for (u64 seed = 1; seed <= SEED_COUNT; seed++) {
+        struct rig rig = rig_of(seed, hurried_story);
+        rig.configure = configure_paced;
+        rig.node_count = 2;
+        rig.late_count = 1;
+        rig_run(&rig);
+    }
+}
+
 /* A node comes back with another number of shards, and the others' topology tells of the old one
  * for a while: who looks through all keys meanwhile finds all, or is refused. */
 static MAY_YIELD void
@@ -994,6 +1071,8 @@ main(void)
         cmocka_unit_test(two_join_under_load_and_nobody_notices),
         cmocka_unit_test(who_joins_gets_all_pages_of_what_is_written_meanwhile),
         cmocka_unit_test(who_joins_with_a_clock_that_is_behind_loses_nothing),
+        cmocka_unit_test(what_moves_keeps_to_its_rate),
+        cmocka_unit_test(the_rate_of_moves_is_changed_while_they_go_on),
         cmocka_unit_test(all_keys_are_found_while_a_node_changes_its_shards),
         cmocka_unit_test(a_page_of_another_shard_is_not_empty),
         cmocka_unit_test(nodes_stop_while_the_topology_changes),

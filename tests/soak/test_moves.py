@@ -3,6 +3,7 @@
 whose disk was lost is rebuilt, another one joins, and leaves again.
 
     DISTKV_TEST_GB=5 make soak       as much data (1 if not said; each of three nodes has all)
+    DISTKV_TEST_MOVE_RATE=0 ...      moves go on as fast as they can
 """
 
 import json
@@ -21,6 +22,9 @@ VALUE_BYTES = 1000
 BULK_KEYS = int(GIGABYTES * 1e9 / VALUE_BYTES)
 # What the nodes have time for beside the moves: they share the machine's cores.
 RATE = int(os.environ.get("DISTKV_TEST_RATE", "3000"))
+# As an operator may set it; nothing: the fallback.
+MOVES = ({"move_rate": os.environ["DISTKV_TEST_MOVE_RATE"]}
+         if "DISTKV_TEST_MOVE_RATE" in os.environ else {})
 
 
 def bench(node, *words):
@@ -49,7 +53,7 @@ def told(ledger, what, begin_ms, end_ms, nodes):
 
 @pytest.mark.soak
 def test_gigabytes_are_rebuilt_and_moved_under_load(tmp_path):
-    with Cluster(tmp_path, memory="512MiB") as cluster:
+    with Cluster(tmp_path, memory="512MiB", **MOVES) as cluster:
         for _ in range(3):
             cluster.add()
         cluster.wait_settled(3)
