@@ -146,12 +146,8 @@ log_pump(struct log *log)
             log_fill_end(log);
         }
         struct log_write *write = list_entry(list_first(&log->queued), struct log_write, link);
-        if (log->in_flight_count > 0) {
-            struct log_write *oldest =
-                list_entry(list_first(&log->in_flight), struct log_write, link);
-            if (oldest->header || write->header) return;
-        }
         if (write->header) {
+            if (log->in_flight_count > 0) return; /* comes again then */
             if (log->writing != NULL && !segment_is_settled(log, log->writing)) return;
             if (log->writing == NULL) write->durable = true;
             log->writing = write->segment;

@@ -4,8 +4,10 @@
  *
  * The next one (log_cut) begins with a header that names the end of the one before. If the header
  * became durable before that end did, a power cut in between would look like damage. So the header
- * is a barrier: it is written when everything before it is durable, and nothing is written until it
- * is.
+ * is written when everything before it is durable. What follows it is under way beside it: without
+ * the header nobody reads it, and acknowledgements go in the order of the log. (Its blocks attest
+ * nothing until the header is durable, so that a header that a power cut has taken is none that was
+ * damaged.)
  *
  * PERIODIC would wait for a sync there, and everybody for that, for some milliseconds at each
  * flush. So the change begins before it is made (log_change_begin), and meanwhile records go on to

@@ -156,8 +156,8 @@ tail_judge(struct walk *walk, const struct segment_info *info, u64 offset, u64 d
                                                    "file is shorter than its header says"));
     status st = attested_scan(walk, offset, &durable_offset, &durable_seq);
     if (!ok(st)) return st;
-    /* The blocks that were written after the header attest it, too: it is a barrier. What was
-     * carried there before attests nothing. */
+    /* The blocks that were written once the header was durable attest it. Those that were under way
+     * beside it, and what was carried there before, attest nothing. */
     out->tail_doubtful = durable_offset == 0;
     durable_offset = MAX(durable_offset, info->durable_offset);
     durable_seq = MAX(durable_seq, info->durable_seq);

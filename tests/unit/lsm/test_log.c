@@ -1091,6 +1091,54 @@ nobody_waits_while_periodic_changes_segments(void **state)
     sim_free(sim);
 }
 
+/* How long until all is durable that is appended now. */
+static MAY_YIELD u64
+append_time_ns(struct model *model)
+{
+    u64 begun_ns = io_now_ns();
+    status st = append_some(model);
+    CHECK(ok(st));
+    while (log_durable_seq(model->log) < model->appended)
+        fiber_sleep_ns(10 * NS_PER_US);
+    return io_now_ns() - begun_ns;
+}
+
+static status
+group_change_body(void *arg)
+{
+    struct model *model = arg;
+    status st = open_log(model);
+    if (!ok(st)) return st;
+    CHECK(append_time_ns(model) >= NS_PER_MS);
+    fiber_sleep_ns(100 * NS_PER_MS);
+    u64 segment;
+    st = log_rotate(model->log, &segment);
+    CHECK(ok(st));
+    u64 behind_header_ns = append_time_ns(model);
+    CHECK(log_segment_started(model->log) == segment);
+    CHECK(behind_header_ns >= NS_PER_MS && behind_header_ns < 3 * NS_PER_MS / 2);
+    log_close(model->log);
+    return ST_OK;
+}
+
+/* A header waits for the end of the segment before, and nobody waits for a header: what follows it
+ * is under way beside it, and acknowledged after it. */
+static void
+what_follows_a_header_is_under_way_beside_it(void **state)
+{
+    (void)state;
+    struct sim_options options;
+    sim_options_default(&options, 12);
+    options.disk.latency_ns_min = options.disk.latency_ns_max = NS_PER_MS;
+    struct sim *sim = sim_new(&options);
+    struct model model = model_make(12, 10, 1000);
+    model.config.segment_bytes = MIB(1);
+    assert_true(ok(sim_run(sim, 1, group_change_body, &model)));
+    assert_true(ok(sim_run(sim, 1, reader, &model)));
+    assert_int_equal(model.recovered, 20);
+    sim_free(sim);
+}
+
 /* ---- what is readable and not on the platter ---- */
 
 struct doubt {
@@ -1565,6 +1613,7 @@ main(void)
         cmocka_unit_test(a_killed_process_loses_nothing_while_periodic_changes_segments),
         cmocka_unit_test(a_write_that_fails_while_periodic_changes_segments_is_survived),
         cmocka_unit_test(nobody_waits_while_periodic_changes_segments),
+        cmocka_unit_test(what_follows_a_header_is_under_way_beside_it),
         cmocka_unit_test(every_failed_request_is_survived),
         cmocka_unit_test(what_a_failed_sync_lost_is_not_missed_later),
         cmocka_unit_test(what_a_failed_durable_write_lost_is_not_missed_later),
