@@ -197,6 +197,54 @@ sim_latent_clear(struct sim_inode *inode, u64 offset, u64 size)
     }
 }
 
+/* ---- both, while nobody asks ---- */
+
+static bool
+page_stored(const struct sim_inode *inode, u64 page)
+{
+    const struct sim_page *at = sim_page_find(inode, page);
+    if (at == NULL || page * SIM_PAGE_BYTES >= inode->size) return false;
+    return (at->newest != NULL ? at->newest->data : at->durable) != NULL;
+}
+
+/* A place in one of the pages of a file that have something, by the same chance each. */
+static bool
+inode_place(const struct sim_inode *inode, struct prng *prng, u64 *offset_out)
+{
+    u64 count = 0, chosen = 0;
+    for (u64 i = 0; i < inode->page_count; i++)
+        if (page_stored(inode, i) && prng_below(prng, ++count) == 0) chosen = i;
+    if (count == 0) return false;
+    *offset_out = MIN(chosen * SIM_PAGE_BYTES + prng_below(prng, SIM_PAGE_BYTES), inode->size - 1);
+    return true;
+}
+
+bool
+sim_node_spoil(struct sim_node *node, enum sim_fault family)
+{
+    CHECK(family == SIM_FAULT_BIT_ROT || family == SIM_FAULT_LATENT);
+    struct sim *sim = node->sim;
+    struct prng prng = sim_fault_prng(sim, family);
+    struct sim_inode *inode = NULL;
+    u64 count = 0, at = 0, offset;
+    list_for_each (pos, &node->disk->inodes) {
+        struct sim_inode *candidate = list_entry(pos, struct sim_inode, link);
+        if (candidate->use_count == 0 || !inode_place(candidate, &prng, &offset)) continue;
+        if (prng_below(&prng, ++count) != 0) continue;
+        inode = candidate;
+        at = offset;
+    }
+    u8 mask = (u8)(1u << prng_below(&prng, 8));
+    if (inode == NULL || !sim_fault_take(sim, family, "%s %s: byte %llu, at rest", node->host,
+                                         sim_inode_path(inode), (unsigned long long)at))
+        return false;
+    if (family == SIM_FAULT_BIT_ROT)
+        sim_inode_rot(inode, at, mask, sim_fault_last(sim));
+    else
+        sim_inode_latent_add(inode, at, sim_fault_last(sim));
+    return true;
+}
+
 /* ---- writes that land nowhere or elsewhere ---- */
 
 /* The place keeps what it has. When that is what was to be written, nothing is spoiled. */
