@@ -225,6 +225,9 @@ struct sim_damage {
      * it back with what had been written over it, or show what a cache has hidden so far. */
     bool there;
 };
+/* SIM_FAULT_BIT_ROT or SIM_FAULT_LATENT strikes something that is stored on the node's disk while
+ * nobody asks for it. False: nothing is, or this one is left out. */
+bool sim_node_spoil(struct sim_node *node, enum sim_fault family);
 void sim_damage_each(const struct sim *sim,
                      void (*each)(void *arg, const struct sim_damage *damage), void *arg);
 /* Whether the armed crash or failure has happened. */

@@ -3,13 +3,13 @@
  * sim_damage.c -- what a disk should never do: bits that flip, sectors that cannot be read, writes
  * that land elsewhere or nowhere. The code above need not survive it, but must find it.
  *
- * Each damage is kept with a hash of every page that it spoiled, as it is spoiled, so that a
- * checker can ask later whether reads still show it, whatever was written, synced or lost in
- * between.
+ * Sectors that are damage are marked in whatever is stored of their page, and the marks go where
+ * the bytes go: under what is written over them, to the platter, back with a power cut, half of a
+ * page, too. So a checker can ask later whether reads still show a damage. It may be told so of one
+ * that is gone when another one has struck the same sector since.
  */
 #include <stdlib.h>
 
-#include "base/hash.h"
 #include "io/sim_disk_internal.h"
 #include "io/sim_internal.h"
 
@@ -28,21 +28,21 @@ struct sim_damage_record {
     u32 bytes;
     bool stale;
     char *path_then;
-    u32 page_count;
-    u64 pages[]; /* hashes of the spoiled content; 0: not spoiled. None: a latent sector */
+    u32 page_count; /* 0: a latent sector */
+    u8 pages[];     /* which of their sectors it has spoiled */
 };
 
-static u64
-page_hash(const u8 *data)
-{
-    u64 hash = hash_bytes(data, SIM_PAGE_BYTES, 0);
-    return MAX(hash, 1);
-}
+static_assert(SIM_PAGE_SECTORS == 8, "a page's sectors are the bits of a byte");
 
-static u64
-inode_page_hash(const struct sim_inode *inode, u64 page)
+/* The sectors in which two pages differ. */
+static u8
+pages_differ(const u8 *a, const u8 *b)
 {
-    return page_hash(sim_page_current(sim_page_find(inode, page)));
+    u8 differ = 0;
+    for (u32 s = 0; s < SIM_PAGE_SECTORS; s++)
+        if (memcmp(a + s * SIM_SECTOR_BYTES, b + s * SIM_SECTOR_BYTES, SIM_SECTOR_BYTES) != 0)
+            differ |= (u8)(1u << s);
+    return differ;
 }
 
 static struct sim_damage_record *
@@ -71,8 +71,8 @@ damage_there(const struct sim_damage_record *record)
     if (record->page_count == 0) return sim_inode_latent(inode, record->offset, record->bytes);
     for (u32 i = 0; i < record->page_count; i++) {
         u64 page = record->offset / SIM_PAGE_BYTES + i;
-        if (record->pages[i] == 0 || page * SIM_PAGE_BYTES >= inode->size) continue;
-        if (inode_page_hash(inode, page) == record->pages[i]) return true;
+        if (page * SIM_PAGE_BYTES >= inode->size) continue;
+        if ((sim_page_spoiled(sim_page_find(inode, page)) & record->pages[i]) != 0) return true;
     }
     return false;
 }
@@ -121,14 +121,25 @@ stored_flip(u8 **data, u64 at, u8 mask)
     (*data)[at] ^= mask;
 }
 
+/* The bit of the sector in its page. */
+static u8
+sector_of(u64 offset)
+{
+    return (u8)(1u << offset % SIM_PAGE_BYTES / SIM_SECTOR_BYTES);
+}
+
 static void
 inode_flip(struct sim_inode *inode, u64 offset, u8 mask)
 {
     sim_pages_reserve(inode, offset + 1);
     struct sim_page *page = sim_page_make(inode, offset / SIM_PAGE_BYTES);
+    u8 sector = sector_of(offset);
     stored_flip(&page->durable, offset % SIM_PAGE_BYTES, mask);
-    for (struct sim_version *v = page->newest; v != NULL; v = v->older)
+    page->durable_spoiled |= sector;
+    for (struct sim_version *v = page->newest; v != NULL; v = v->older) {
         stored_flip(&v->data, offset % SIM_PAGE_BYTES, mask);
+        v->spoiled |= sector;
+    }
 }
 
 status
@@ -146,7 +157,7 @@ sim_inode_rot(struct sim_inode *inode, u64 offset, u8 mask, struct sim_fault_id 
 {
     inode_flip(inode, offset, mask);
     struct sim_damage_record *record = damage_add(inode, id, offset, 1, 1);
-    record->pages[0] = inode_page_hash(inode, offset / SIM_PAGE_BYTES);
+    record->pages[0] = sector_of(offset);
 }
 
 /* ---- sectors that cannot be read ---- */
@@ -186,6 +197,54 @@ sim_latent_clear(struct sim_inode *inode, u64 offset, u64 size)
     }
 }
 
+/* ---- both, while nobody asks ---- */
+
+static bool
+page_stored(const struct sim_inode *inode, u64 page)
+{
+    const struct sim_page *at = sim_page_find(inode, page);
+    if (at == NULL || page * SIM_PAGE_BYTES >= inode->size) return false;
+    return (at->newest != NULL ? at->newest->data : at->durable) != NULL;
+}
+
+/* A place in one of the pages of a file that have something, by the same chance each. */
+static bool
+inode_place(const struct sim_inode *inode, struct prng *prng, u64 *offset_out)
+{
+    u64 count = 0, chosen = 0;
+    for (u64 i = 0; i < inode->page_count; i++)
+        if (page_stored(inode, i) && prng_below(prng, ++count) == 0) chosen = i;
+    if (count == 0) return false;
+    *offset_out = MIN(chosen * SIM_PAGE_BYTES + prng_below(prng, SIM_PAGE_BYTES), inode->size - 1);
+    return true;
+}
+
+bool
+sim_node_spoil(struct sim_node *node, enum sim_fault family)
+{
+    CHECK(family == SIM_FAULT_BIT_ROT || family == SIM_FAULT_LATENT);
+    struct sim *sim = node->sim;
+    struct prng prng = sim_fault_prng(sim, family);
+    struct sim_inode *inode = NULL;
+    u64 count = 0, at = 0, offset;
+    list_for_each (pos, &node->disk->inodes) {
+        struct sim_inode *candidate = list_entry(pos, struct sim_inode, link);
+        if (candidate->use_count == 0 || !inode_place(candidate, &prng, &offset)) continue;
+        if (prng_below(&prng, ++count) != 0) continue;
+        inode = candidate;
+        at = offset;
+    }
+    u8 mask = (u8)(1u << prng_below(&prng, 8));
+    if (inode == NULL || !sim_fault_take(sim, family, "%s %s: byte %llu, at rest", node->host,
+                                         sim_inode_path(inode), (unsigned long long)at))
+        return false;
+    if (family == SIM_FAULT_BIT_ROT)
+        sim_inode_rot(inode, at, mask, sim_fault_last(sim));
+    else
+        sim_inode_latent_add(inode, at, sim_fault_last(sim));
+    return true;
+}
+
 /* ---- writes that land nowhere or elsewhere ---- */
 
 /* The place keeps what it has. When that is what was to be written, nothing is spoiled. */
@@ -196,10 +255,16 @@ damage_stale(const struct sim_write *write, struct sim_fault_id id)
     struct sim_damage_record *record =
         damage_add(inode, id, write->offset, write->size, write->size / SIM_PAGE_BYTES);
     record->stale = true;
+    sim_pages_reserve(inode, write->offset + write->size); /* a truncate may have come between */
     for (u32 i = 0; i < record->page_count; i++) {
-        u64 hash = inode_page_hash(inode, write->offset / SIM_PAGE_BYTES + i);
-        if (hash != page_hash(sim_write_data(write, (u64)i * SIM_PAGE_BYTES)))
-            record->pages[i] = hash;
+        struct sim_page *page = sim_page_make(inode, write->offset / SIM_PAGE_BYTES + i);
+        const u8 *missed = sim_write_data(write, (u64)i * SIM_PAGE_BYTES);
+        record->pages[i] = pages_differ(sim_page_current(page), missed);
+        /* What is as it was to be is damage no more. */
+        if (page->newest != NULL)
+            page->newest->spoiled = record->pages[i];
+        else
+            page->durable_spoiled = record->pages[i];
     }
 }
 
@@ -207,7 +272,6 @@ void
 sim_inode_write_lose(struct sim_write *write, bool durable, bool cached, struct sim_fault_id id)
 {
     struct sim_inode *inode = write->inode;
-    sim_pages_reserve(inode, write->offset + write->size);
     damage_stale(write, id);
     for (u64 done = 0; cached && done < write->size; done += SIM_PAGE_BYTES) {
         struct sim_version *version = sim_page_push(inode, (write->offset + done) / SIM_PAGE_BYTES,
@@ -256,10 +320,12 @@ sim_inode_write_misdirect(struct sim_write *write, bool durable, struct sim_inod
     for (u32 i = 0; i < record->page_count; i++) {
         u64 page = other_offset / SIM_PAGE_BYTES + i;
         const u8 *from = sim_write_data(write, (u64)i * SIM_PAGE_BYTES);
-        u64 before = inode_page_hash(other, page);
+        const struct sim_page *before = sim_page_find(other, page);
+        record->pages[i] = pages_differ(sim_page_current(before), from);
+        u8 spoiled = sim_page_spoiled(before) | record->pages[i];
         struct sim_version *version = sim_page_push(other, page, from);
+        version->spoiled = spoiled;
         if (durable) sim_page_make_durable(sim_page_find(other, page), version);
-        if (page_hash(from) != before) record->pages[i] = page_hash(from);
     }
     sim_latent_clear(other, other_offset, write->size);
     sim_inode_write_close(write, true, durable);

@@ -120,6 +120,13 @@ sim_page_current(const struct sim_page *page)
     return data != NULL ? data : zero_page;
 }
 
+u8
+sim_page_spoiled(const struct sim_page *page)
+{
+    if (page == NULL) return 0;
+    return page->newest != NULL ? page->newest->spoiled : page->durable_spoiled;
+}
+
 static void
 version_free(struct sim_version *version)
 {
@@ -228,6 +235,7 @@ sim_page_make_durable(struct sim_page *page, struct sim_version *version)
     *at = NULL;
     page_free(page->durable);
     page->durable = version->data;
+    page->durable_spoiled = version->spoiled;
     version->data = NULL;
     while (version != NULL) {
         struct sim_version *older = version->older;
@@ -425,12 +433,19 @@ sim_inode_write_end(struct sim_write *write, bool durable)
     sim_inode_write_close(write, true, durable);
 }
 
-/* A page that holds for each sector the new data or what was there. */
-static void
+/* A page that holds for each sector the new data or what was there. Returns the sectors that were.
+ */
+static u8
 page_mix(struct sim_disk *disk, const u8 *new, const u8 *old, u8 *mixed)
 {
-    for (u32 s = 0; s < SIM_PAGE_BYTES; s += SIM_SECTOR_BYTES)
-        memcpy(mixed + s, (prng_chance(&disk->prng, 1, 2) ? new : old) + s, SIM_SECTOR_BYTES);
+    u8 kept = 0;
+    for (u32 s = 0; s < SIM_PAGE_SECTORS; s++) {
+        bool is_new = prng_chance(&disk->prng, 1, 2);
+        memcpy(mixed + s * SIM_SECTOR_BYTES, (is_new ? new : old) + s * SIM_SECTOR_BYTES,
+               SIM_SECTOR_BYTES);
+        if (!is_new) kept |= (u8)(1u << s);
+    }
+    return kept;
 }
 
 static void
@@ -441,9 +456,10 @@ write_apply_some(struct sim_write *write)
     sim_pages_reserve(inode, write->offset + write->size);
     for (u64 done = 0; done < write->size; done += SIM_PAGE_BYTES) {
         u64 page = (write->offset + done) / SIM_PAGE_BYTES;
-        page_mix(inode->disk, sim_write_data(write, done),
-                 sim_page_current(sim_page_find(inode, page)), mixed);
-        sim_page_push(inode, page, mixed);
+        const struct sim_page *old = sim_page_find(inode, page);
+        u8 kept = page_mix(inode->disk, sim_write_data(write, done), sim_page_current(old), mixed);
+        u8 spoiled = kept & sim_page_spoiled(old);
+        sim_page_push(inode, page, mixed)->spoiled = spoiled;
     }
 }
 
@@ -523,7 +539,9 @@ sim_inode_truncate(struct sim_inode *inode, u64 size)
         u8 part[SIM_PAGE_BYTES];
         memcpy(part, sim_page_current(sim_page_find(inode, kept - 1)), SIM_PAGE_BYTES);
         memset(part + size % SIM_PAGE_BYTES, 0, SIM_PAGE_BYTES - size % SIM_PAGE_BYTES);
-        sim_page_push(inode, kept - 1, part);
+        u8 spoiled = sim_page_spoiled(sim_page_find(inode, kept - 1));
+        u64 left = align_up(size % SIM_PAGE_BYTES, SIM_SECTOR_BYTES) / SIM_SECTOR_BYTES;
+        sim_page_push(inode, kept - 1, part)->spoiled = spoiled & (u8)((1u << left) - 1);
     }
     for (u64 i = page_next(inode, kept); i < inode->page_count; i = page_next(inode, i + 1))
         if (sim_page_current(sim_page_find(inode, i)) != zero_page)
@@ -566,14 +584,16 @@ struct crash {
 
 /* The depth-th candidate: 0 is the durable content, 1 the oldest version. */
 static const u8 *
-page_candidate(const struct sim_page *page, u32 version_count, u32 depth)
+page_candidate(const struct sim_page *page, u32 version_count, u32 depth, u8 *spoiled_out)
 {
     const u8 *data = page->durable;
+    *spoiled_out = page->durable_spoiled;
     if (depth > 0) {
         const struct sim_version *version = page->newest;
         for (u32 i = version_count; i > depth; i--)
             version = version->older;
         data = version->data;
+        *spoiled_out = version->spoiled;
     }
     return data != NULL ? data : zero_page;
 }
@@ -642,20 +662,26 @@ page_crash(struct crash *crash, struct sim_page *page)
     }
     if (version_count == 0) return;
 
-    u8 result[SIM_PAGE_BYTES];
+    u8 result[SIM_PAGE_BYTES], result_spoiled = 0;
     u32 page_depth = (u32)prng_below(&disk->prng, version_count + 1);
     u32 prefix = (u32)prng_below(&disk->prng, SIM_PAGE_BYTES / SIM_SECTOR_BYTES + 1);
     for (u32 s = 0; s < SIM_PAGE_BYTES; s += SIM_SECTOR_BYTES) {
         bool in_prefix = s / SIM_SECTOR_BYTES < prefix;
         u32 depth = sector_depth(crash, version_count, page_depth, in_prefix, cut_depth);
-        memcpy(result + s, page_candidate(page, version_count, depth) + s, SIM_SECTOR_BYTES);
-        if (!sector_torn(crash)) continue;
+        u8 spoiled;
+        const u8 *candidate = page_candidate(page, version_count, depth, &spoiled);
+        memcpy(result + s, candidate + s, SIM_SECTOR_BYTES);
+        if (!sector_torn(crash)) {
+            result_spoiled |= spoiled & (u8)(1u << s / SIM_SECTOR_BYTES);
+            continue;
+        }
         for (u32 i = 0; i < SIM_SECTOR_BYTES; i += 8)
             store_u64(result + s + i, prng_u64(&crash->torn));
     }
     page_drop_versions(page);
     page_free(page->durable);
     page->durable = page_copy(result);
+    page->durable_spoiled = result_spoiled;
 }
 
 static void
@@ -694,6 +720,7 @@ inode_crash(struct sim_disk *disk, struct sim_inode *inode, u64 cut)
             struct sim_page *page = sim_page_find(inode, i);
             page_free(page->durable);
             page->durable = NULL;
+            page->durable_spoiled = 0;
         }
         (void)pages_give_back(inode, kept);
     }

@@ -18,6 +18,7 @@
 
 #define SIM_PAGE_BYTES   4096u
 #define SIM_SECTOR_BYTES 512u
+#define SIM_PAGE_SECTORS (SIM_PAGE_BYTES / SIM_SECTOR_BYTES)
 
 struct sim_inode;
 

@@ -15,11 +15,13 @@ struct sim_version {
     u64 page;
     u8 *data;     /* NULL: zeros */
     bool phantom; /* only the disk's cache has it: a power cut takes it for sure */
+    u8 spoiled;   /* sectors that are damage, a bit each */
 };
 
 struct sim_page {
     u8 *durable; /* NULL: zeros */
     struct sim_version *newest;
+    u8 durable_spoiled; /* as a version's */
 };
 
 /* Files are mostly reserved for long before they are written, if they ever are: pages come to be by
@@ -111,6 +113,8 @@ sim_page_find(const struct sim_inode *inode, u64 page)
 struct sim_page *sim_page_make(struct sim_inode *inode, u64 page);
 /* What a read of the page returns. page: NULL for one that is not there. */
 const u8 *sim_page_current(const struct sim_page *page);
+/* Which sectors of that are damage. */
+u8 sim_page_spoiled(const struct sim_page *page);
 /* Data of one page after a write, not durable yet. */
 struct sim_version *sim_page_push(struct sim_inode *inode, u64 page, const u8 *data);
 void sim_page_make_durable(struct sim_page *page, struct sim_version *version);

@@ -337,6 +337,13 @@ op_do(struct op *op)
     return peer_rig_do(&world.rig, op->node, shard_of(op->key), op_run, op) && ok(op->st);
 }
 
+static bool
+op_ended(void *arg)
+{
+    const struct op *op = arg;
+    return op->ended;
+}
+
 /* What a node's own store has, as nobody but a test may ask. */
 struct look {
     u32 key;
@@ -1044,6 +1051,48 @@ what_was_read_where_all_are_asked_a_majority_reads_too(void **state)
     }
 }
 
+/* Node 1 has the write durably, node 0 in memory only, and then loses power. Node 1 asked both and
+ * told of it: a majority has to have it yet, without node 1. */
+static void
+what_a_digest_tells_of_is_read_after_a_power_cut(void **state)
+{
+    (void)state;
+    for (u64 seed = 1; seed <= 8; seed++) { /* what a power cut takes is drawn */
+        lagging = 0;
+        cluster_open(seed, 3, 1, false);
+        world.memtable_bytes = MIB(4);
+        struct sim_disk_options *disk = &world.rig.options.disk;
+        disk->latency_ns_min = disk->latency_ns_max = MS(20);
+        peer_rig_open(&world.rig);
+        peer_rig_run(&world.rig, SECONDS(1));
+        struct op first = {.kind = OP_WRITE, .key = 1, .id = 5, .level = REPLICATE_ALL};
+        assert_true(op_do(&first));
+        away(2);
+        /* So much later than at node 1 the write begins at node 0, and the digest is asked for. */
+        sim_link_slow_set(world.rig.sim, world.rig.nodes[0].machine, world.rig.nodes[1].machine,
+                          MS(8));
+        struct op write = {
+            .kind = OP_WRITE, .key = 1, .node = 1, .id = 6, .deadline_ns = SECONDS(2)};
+        struct op read = {.kind = OP_READ, .key = 1, .node = 1, .deadline_ns = SECONDS(2)};
+        struct peer_rig_job write_job, read_job;
+        peer_rig_give(&world.rig, 1, shard_of(1), &write_job, op_run, &write);
+        peer_rig_run(&world.rig, MS(1));
+        peer_rig_give(&world.rig, 1, shard_of(1), &read_job, op_run, &read);
+        assert_true(peer_rig_run_until(&world.rig, op_ended, &read, SECONDS(1)));
+        assert_true(ok(read.st));
+        assert_int_equal(read.id, 6);
+        peer_rig_crash(&world.rig, 0, false);
+        away(1);
+        back(2);
+        peer_rig_start(&world.rig, 0);
+        peer_rig_run(&world.rig, SECONDS(1));
+        struct op later = {.kind = OP_READ, .key = 1, .node = 2};
+        assert_true(op_do(&later));
+        assert_int_equal(later.id, 6);
+        cluster_close();
+    }
+}
+
 /* Node 0 has 6, and as far as it is up to the others 5. */
 static void
 story_of_one_ahead(u32 read_quorum)
@@ -1396,6 +1445,7 @@ main(void)
         cmocka_unit_test(a_clock_that_runs_ahead_harms_its_own_writes_only),
         cmocka_unit_test(what_was_deleted_or_has_expired_stays_so),
         cmocka_unit_test(what_was_read_where_all_are_asked_a_majority_reads_too),
+        cmocka_unit_test(what_a_digest_tells_of_is_read_after_a_power_cut),
         cmocka_unit_test(a_majority_that_differs_is_answered_where_reads_ask_one),
         cmocka_unit_test(fewer_than_a_majority_are_answered_as_they_are),
         cmocka_unit_test(who_dies_while_it_is_mended_is_replaced_by_another),

@@ -413,6 +413,34 @@ a_misdirected_write_spoils_another_place_and_leaves_its_own_stale(void **state)
     assert_true(same_file > 10 && other_file > 10);
 }
 
+/* A power cut keeps any of its sectors: each of them is damage. The same bytes, written there, are
+ * none. */
+static void
+half_of_a_page_that_went_astray_is_damage_yet(void **state)
+{
+    (void)state;
+    u32 halves = 0;
+    for (u64 seed = 0; seed < 100; seed++) {
+        struct sim_inode *a, *b;
+        struct sim_disk *disk = disk_with_a_and_b(seed, &a, &b);
+        struct sim_write write;
+        assert_true(ok(sim_inode_write_begin(a, &write, twos, SIM_PAGE_BYTES, 0)));
+        sim_inode_write_misdirect(&write, false, b, 0,
+                                  (struct sim_fault_id){SIM_FAULT_MISDIRECTED, 0});
+        assert_string_equal(damages_of(disk).last.path, "/d/b");
+        assert_true(damages_of(disk).last.there);
+        sim_disk_crash(disk);
+        bool whole = holds(disk, "/d/b", 2), none = holds(disk, "/d/b", 1);
+        halves += !whole && !none;
+        assert_int_equal(damages_of(disk).last.there, !none);
+        assert_true(ok(sim_disk_open(disk, "/d/b", IO_OPEN_WRITE, &b)));
+        put(b, twos, 0, true);
+        assert_false(damages_of(disk).last.there);
+        sim_disk_free(disk);
+    }
+    assert_true(halves > 10);
+}
+
 /* Its second half, the flush, is like a sync. */
 static void
 a_failed_durable_write_may_be_read_and_lost_all_the_same(void **state)
@@ -646,6 +674,7 @@ main(void)
         cmocka_unit_test(a_latent_sector_cannot_be_read_until_it_is_rewritten),
         cmocka_unit_test(a_lost_write_says_ok_and_shows_the_old_at_once_or_after_the_power_cut),
         cmocka_unit_test(a_misdirected_write_spoils_another_place_and_leaves_its_own_stale),
+        cmocka_unit_test(half_of_a_page_that_went_astray_is_damage_yet),
         cmocka_unit_test(names_need_a_sync_of_their_directory_and_renames_are_atomic),
         cmocka_unit_test(a_lost_directory_takes_its_files_with_it),
         cmocka_unit_test(the_size_of_a_file_may_be_lost_but_not_below_a_durable_write),

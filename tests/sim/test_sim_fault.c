@@ -322,6 +322,36 @@ damage_comes_by_chance_shows_in_every_read_and_is_in_the_books(void **state)
     sim_free(sim);
 }
 
+static void
+what_is_stored_is_spoiled_while_nobody_asks(void **state)
+{
+    (void)state;
+    struct sim_options options;
+    sim_options_default(&options, 1);
+    struct sim *sim = sim_new(&options);
+    struct sim_node *node = sim_node_new(sim, "10.0.0.1"); /* the one that sim_run takes */
+    assert_false(sim_node_spoil(node, SIM_FAULT_BIT_ROT)); /* nothing is stored */
+    struct file_use use = {.reads = true};
+    assert_true(ok(sim_run(sim, 1, file_use_main, &use)));
+    assert_int_equal(use.mismatches + use.read_errors, 0);
+    assert_true(sim_node_spoil(node, SIM_FAULT_BIT_ROT));
+    assert_true(sim_node_spoil(node, SIM_FAULT_LATENT));
+    struct damage_count seen = {.there = 0};
+    sim_damage_each(sim, damage_count_one, &seen);
+    assert_int_equal(seen.there, 2);
+    assert_true(seen.count[SIM_FAULT_BIT_ROT] == 1 && seen.count[SIM_FAULT_LATENT] == 1);
+    assert_int_equal(sim_fault_count(sim, SIM_FAULT_BIT_ROT), 1);
+    sim_free(sim);
+
+    options.faults_off = 1ull << SIM_FAULT_LATENT;
+    sim = sim_new(&options);
+    node = sim_node_new(sim, "10.0.0.1");
+    assert_true(ok(sim_run(sim, 1, file_use_main, &use)));
+    assert_false(sim_node_spoil(node, SIM_FAULT_LATENT));
+    assert_int_equal(sim_fault_count(sim, SIM_FAULT_LATENT), 0);
+    sim_free(sim);
+}
+
 static status
 nothing_main(void *arg)
 {
@@ -844,6 +874,7 @@ main(void)
         cmocka_unit_test(some_requests_stall_for_seconds),
         cmocka_unit_test(space_runs_out_by_chance_and_comes_back),
         cmocka_unit_test(damage_comes_by_chance_shows_in_every_read_and_is_in_the_books),
+        cmocka_unit_test(what_is_stored_is_spoiled_while_nobody_asks),
         cmocka_unit_test(sectors_under_way_at_a_power_cut_are_torn_unless_that_is_off),
         cmocka_unit_test(listings_sizes_and_free_space_fail_by_chance),
         cmocka_unit_test(

@@ -36,6 +36,63 @@ patience_of(const struct patience_rule *rule, u64 sent_ns, u64 now_ns)
     return waited_ns > rule->patience_ns ? PATIENCE_GIVES_UP : PATIENCE_WAITS;
 }
 
+enum cluster_answer {
+    ANSWER_NONE,    /* the connection has ended, or nobody waits any more */
+    ANSWER_OK,      /* done */
+    ANSWER_REFUSED, /* nothing was done */
+    ANSWER_UNKNOWN,
+};
+
+/* Of a request to a cluster: whether it counts as one that the calm should have answered. Who only
+ * listens hears nothing of a power cut: what was asked before counts not. Nor does what a node that
+ * stood still takes no more over a connection of before: another one is made. */
+struct request_seen {
+    enum cluster_answer answer;
+    bool aborted; /* a transaction, for what it watched */
+    u64 begun_ns, connected_ns;
+    bool closing; /* that was its answer */
+};
+
+static inline bool
+calm_is_broken(const struct request_seen *request, bool calm, u64 calm_ns)
+{
+    if (!calm || request->answer == ANSWER_OK || request->aborted) return false;
+    if (request->closing && request->connected_ns < calm_ns) return false;
+    return request->begun_ns >= calm_ns;
+}
+
+/* ---- a member that is asked to leave ---- */
+
+#define LEAVER_REFUSALS_MAX 20u
+
+struct leaver {
+    bool asked;
+    bool doubtful; /* nobody knows what became of one of the times that it was asked */
+    u32 refusals;
+};
+
+enum leaver_state {
+    LEAVER_TO_ASK, /* or once more: that does no harm */
+    LEAVER_GOES,
+    LEAVER_STAYS,
+};
+
+/* answer: the last one, if it was asked. When one of the times may have been done, a refusal may
+ * mean just that: it is no member any more, and cannot be asked. */
+static inline enum leaver_state
+leaver_answered(struct leaver *leaver, enum cluster_answer answer, bool member)
+{
+    if (leaver->asked) {
+        if (answer == ANSWER_OK) return LEAVER_GOES;
+        leaver->doubtful |= answer == ANSWER_UNKNOWN || answer == ANSWER_NONE;
+        leaver->refusals += answer == ANSWER_REFUSED;
+    }
+    if (leaver->doubtful && !member) return LEAVER_GOES;
+    bool refused = leaver->asked && answer == ANSWER_REFUSED;
+    bool believed = !leaver->doubtful || leaver->refusals > LEAVER_REFUSALS_MAX;
+    return refused && believed ? LEAVER_STAYS : LEAVER_TO_ASK;
+}
+
 /* ---- when a cluster is settled ---- */
 
 /* For longer than somebody who has just come back can be believed alive for having been so before,

@@ -128,13 +128,6 @@ struct cluster_copy {
 
 /* ---- clients: cluster_client.c ---- */
 
-enum cluster_answer {
-    ANSWER_NONE,    /* the connection has ended, or nobody waits any more */
-    ANSWER_OK,      /* done */
-    ANSWER_REFUSED, /* nothing was done */
-    ANSWER_UNKNOWN,
-};
-
 enum cluster_request_kind {
     CLUSTER_GET,
     CLUSTER_MGET,

@@ -20,7 +20,6 @@
 
 #define REMOVE_AFTER_NS (2 * NS_PER_S)
 #define NODES_MAX       7u
-#define REFUSALS_MAX    20u
 
 static struct {
     u64 next_ns;
@@ -32,9 +31,7 @@ static struct {
     u64 forget_ns;
     bool replace;                /* and then another one joins */
     struct cluster_node *leaver; /* is to be asked to go */
-    bool leaver_asked;
-    bool leaver_doubtful; /* nobody knows what became of one of the times that it was asked */
-    u32 leaver_refusals;
+    struct leaver leaver_told;
 } now;
 
 static const enum sim_fault family_of[] = {
@@ -125,8 +122,7 @@ leave(void)
         staying += newest->members[i].state == PLACEMENT_NORMAL;
     if (staying <= 3 || c->lost != 0) return false;
     now.leaver = running_draw();
-    now.leaver_asked = now.leaver_doubtful = false;
-    now.leaver_refusals = 0;
+    now.leaver_told = (struct leaver){.asked = false};
     return now.leaver != NULL;
 }
 
@@ -152,17 +148,11 @@ remove_step(void)
         return;
     }
     if (now.leaver == NULL) return;
-    if (now.leaver_asked && c->remove_answer == ANSWER_OK) now.leaver->leaving = true;
-    now.leaver_doubtful |=
-        now.leaver_asked && (c->remove_answer == ANSWER_UNKNOWN || c->remove_answer == ANSWER_NONE);
     const struct topology *newest = cluster_topology_newest();
-    if (now.leaver_doubtful && newest != NULL &&
-        topology_member_by_id(newest, now.leaver->id) == NULL)
-        now.leaver->leaving = true; /* it was done, and now it is no member that might be removed */
-    bool refused = now.leaver_asked && c->remove_answer == ANSWER_REFUSED;
-    now.leaver_refusals += refused;
-    refused = refused && (!now.leaver_doubtful || now.leaver_refusals > REFUSALS_MAX);
-    if (now.leaver->leaving || refused) { /* else nobody knows: once more does no harm */
+    bool member = newest == NULL || topology_member_by_id(newest, now.leaver->id) != NULL;
+    enum leaver_state leaver = leaver_answered(&now.leaver_told, c->remove_answer, member);
+    if (leaver == LEAVER_GOES) now.leaver->leaving = true;
+    if (now.leaver->leaving || leaver == LEAVER_STAYS) {
         now.leaver = NULL;
         return;
     }
@@ -171,7 +161,7 @@ remove_step(void)
     snprintf(c->remove_text, sizeof(c->remove_text), "DISTKV.REMOVE %s", now.leaver->id);
     c->remove_at = at->index;
     c->remove_wanted = true;
-    now.leaver_asked = true;
+    now.leaver_told.asked = true;
 }
 
 /* ---- links ---- */

@@ -174,12 +174,12 @@ ask(struct cluster_client *client, struct cluster_request *request)
         part_ends(request, &request->parts[i], answer);
     struct cluster_run *c = run->cluster;
     if (answer == ANSWER_OK) c->answered++;
-    /* Who only listens hears nothing of a power cut: what was asked before counts not. Nor does
-     * what a node that stood still takes no more over a connection of before: another one is made.
-     */
-    bool old = client->closing && client->connected_ns < c->calm_ns;
-    if (answer != ANSWER_OK && !request->aborted && !old && c->calm && begun_ns >= c->calm_ns)
-        c->refused_calm++;
+    struct request_seen seen = {.answer = answer,
+                                .aborted = request->aborted,
+                                .begun_ns = begun_ns,
+                                .connected_ns = client->connected_ns,
+                                .closing = client->closing};
+    c->refused_calm += calm_is_broken(&seen, c->calm, c->calm_ns);
     if (client->closing) cluster_disconnect(client);
     client->closing = false;
     if (run->options->log)

@@ -95,6 +95,25 @@ config_fill(struct server_config *config)
 }
 
 static void
+damage_met(void)
+{
+    if (run->beyond && damage_anywhere()) run->stats.damaged = 1;
+}
+
+/* What is stored is spoiled while no process runs, too: short runs ask so little of the disk that
+ * by the chances of its requests half of them would meet no damage. Seldom before the calm, since
+ * many a node does not start any more. */
+static void
+damage_at_rest(void)
+{
+    if (!run->beyond || run->starts == 1 || damage_anywhere()) return;
+    bool strikes = run->calm ? run->stats.damaged == 0 : prng_chance(&run->prng, 1, 10);
+    bool rots = prng_chance(&run->prng, 3, 4);
+    if (strikes)
+        (void)sim_node_spoil(run->server_node, rots ? SIM_FAULT_BIT_ROT : SIM_FAULT_LATENT);
+}
+
+static void
 process_begin(void)
 {
     if (run->starts > 0 && prng_chance(&run->prng, run->knobs.resize_part, 100)) {
@@ -106,6 +125,8 @@ process_begin(void)
     run->starts++;
     run->stats.starts++;
     damage_recovery_begin();
+    damage_at_rest();
+    damage_met();
     run->server = server_new(&run->config, (u32)run->starts);
     CHECK(run->server != NULL);
     struct io_node_config node = {
@@ -212,6 +233,7 @@ process_try(bool *cut_before)
     }
     if (server_alive()) {
         damage_note();
+        damage_met();
         damage_recovery_end();
         sim_faults_clear(run->sim);
         return true;
@@ -450,6 +472,7 @@ audit(void)
     run->audited = 0;
     memset(run->audit_seen, 0, run->key_count);
     run->audits = true;
+    damage_met();
     while (!audit_done() && server_alive() && sim_now_ns(run->sim) < deadline_ns)
         if (!step()) return;
     run->audits = false;

@@ -183,8 +183,8 @@ damage_draw(struct sim_options *sim, struct prng *prng)
 {
     sim->disk.bit_rot_ppm = family(prng, 2000, 3);
     sim->disk.latent_ppm = family(prng, 2000, 3);
-    sim->disk.misdirected_ppm = family(prng, 1000, 3);
-    sim->disk.lost_write_ppm = family(prng, 1000, 3);
+    sim->disk.misdirected_ppm = family(prng, 5000, 3);
+    sim->disk.lost_write_ppm = family(prng, 5000, 3);
     if (sim->disk.latent_ppm + sim->disk.misdirected_ppm + sim->disk.lost_write_ppm == 0)
         sim->disk.bit_rot_ppm = (u32)prng_range(prng, 1, 3000);
 }

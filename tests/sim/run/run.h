@@ -149,6 +149,8 @@ struct run_stats {
     /* Of power_cuts and kills, at an event and not at a request to the disk; of recoveries_cut,
      * too, and those that followed another one. */
     u64 crashes_at_events, recoveries_cut_at_events, recoveries_cut_again;
+    u64 damaged; /* 1: damage was on the disk when it was recovered from or read by the last reader
+                  */
 };
 
 struct client;

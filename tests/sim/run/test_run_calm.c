@@ -87,6 +87,55 @@ who_is_to_come_back_is_waited_for_and_whoever_runs_is_stopped(void **state)
     assert_false(node_to_be_stopped(false, false));
 }
 
+/* cluster-swarm 855. */
+static void
+what_is_closing_since_before_the_calm_is_left_and_does_not_break_it(void **state)
+{
+    (void)state;
+    struct request_seen seen = {
+        .answer = ANSWER_REFUSED, .begun_ns = 20 * S, .connected_ns = 5 * S, .closing = true};
+    assert_false(calm_is_broken(&seen, true, 10 * S));
+    seen.connected_ns = 10 * S; /* over a connection of the calm it does */
+    assert_true(calm_is_broken(&seen, true, 10 * S));
+    seen.closing = false;
+    seen.connected_ns = 5 * S;
+    assert_true(calm_is_broken(&seen, true, 10 * S));
+    assert_false(calm_is_broken(&seen, false, 10 * S));
+    seen.begun_ns = 10 * S - 1;
+    assert_false(calm_is_broken(&seen, true, 10 * S));
+    seen.begun_ns = 10 * S;
+    assert_true(calm_is_broken(&seen, true, 10 * S));
+    seen.aborted = true;
+    assert_false(calm_is_broken(&seen, true, 10 * S));
+}
+
+/* cluster-swarm 794. */
+static void
+who_may_have_been_told_to_leave_is_asked_until_it_has_gone(void **state)
+{
+    (void)state;
+    const enum cluster_answer lost[] = {ANSWER_NONE, ANSWER_UNKNOWN};
+    for (u32 i = 0; i < ARRAY_COUNT(lost); i++) {
+        struct leaver leaver = {.asked = false};
+        assert_int_equal(leaver_answered(&leaver, ANSWER_REFUSED, true), LEAVER_TO_ASK);
+        leaver.asked = true;
+        assert_int_equal(leaver_answered(&leaver, lost[i], true), LEAVER_TO_ASK);
+        assert_int_equal(leaver_answered(&leaver, ANSWER_REFUSED, true), LEAVER_TO_ASK);
+        assert_int_equal(leaver_answered(&leaver, ANSWER_REFUSED, false), LEAVER_GOES);
+    }
+    /* Nothing was in doubt: a refusal is one, and an OK, too, though it is a member yet. */
+    struct leaver leaver = {.asked = true};
+    assert_int_equal(leaver_answered(&leaver, ANSWER_REFUSED, true), LEAVER_STAYS);
+    leaver = (struct leaver){.asked = true};
+    assert_int_equal(leaver_answered(&leaver, ANSWER_OK, true), LEAVER_GOES);
+    /* Not for ever: the first time was not done after all. */
+    leaver = (struct leaver){.asked = true};
+    assert_int_equal(leaver_answered(&leaver, ANSWER_NONE, true), LEAVER_TO_ASK);
+    for (u32 i = 0; i < LEAVER_REFUSALS_MAX; i++)
+        assert_int_equal(leaver_answered(&leaver, ANSWER_REFUSED, true), LEAVER_TO_ASK);
+    assert_int_equal(leaver_answered(&leaver, ANSWER_REFUSED, true), LEAVER_STAYS);
+}
+
 int
 main(void)
 {
@@ -96,6 +145,8 @@ main(void)
         cmocka_unit_test(a_cluster_is_settled_when_it_stays_so_and_not_for_a_moment),
         cmocka_unit_test(stamps_ahead_of_the_clocks_are_waited_for),
         cmocka_unit_test(who_is_to_come_back_is_waited_for_and_whoever_runs_is_stopped),
+        cmocka_unit_test(what_is_closing_since_before_the_calm_is_left_and_does_not_break_it),
+        cmocka_unit_test(who_may_have_been_told_to_leave_is_asked_until_it_has_gone),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -365,10 +365,29 @@ a_merge_that_has_not_read_everything_replaces_nothing(void **state)
     sim_free(world);
 }
 
-/* A block whose checksum is right and whose numbers nobody has given yet. */
-static status
-forge_numbers(void *arg)
+/* end: of the raw block */
+typedef void (*forge_fn)(struct table_raw_header *raw, u8 *end);
+
+/* Numbers that nobody has given yet. */
+static void
+forge_numbers(struct table_raw_header *raw, u8 *end)
 {
+    raw->seq_base += 1ull << 40;
+}
+
+/* The last token, as the sum wraps, is 0: below the first one, where the slice begins. */
+static void
+forge_token(struct table_raw_header *raw, u8 *end)
+{
+    EXPECT(raw->token_width == 8 && raw->token_base != 0);
+    store_u64(end - 8, 0 - raw->token_base);
+}
+
+/* Makes the first block another one whose checksum is right. */
+static status
+forge(void *arg)
+{
+    forge_fn change = *(forge_fn *)arg;
     struct io_file *file;
     static ALIGNED(IO_ALIGNMENT) u8 data[2 * IO_ALIGNMENT];
     EXPECT(ok(io_file_open(victim, IO_OPEN_WRITE, &file)));
@@ -376,7 +395,7 @@ forge_numbers(void *arg)
     struct table_block_header *header = (struct table_block_header *)(void *)data;
     struct table_raw_header *raw = (struct table_raw_header *)(void *)(header + 1);
     EXPECT(header->codec == LSM_CODEC_NONE && header->stored_size < sizeof(data) - 16);
-    raw->seq_base += 1ull << 40;
+    change(raw, (u8 *)raw + header->stored_size);
     header->crc = crc32c(table_place_seed(victim_id, 0), data + sizeof(header->crc),
                          sizeof(*header) - sizeof(header->crc) + header->stored_size);
     EXPECT(ok(io_file_write(file, IO_CLASS_READ, data, sizeof(data), 0, true)));
@@ -399,16 +418,28 @@ compact_forged(void *arg)
 }
 
 static void
-a_merge_takes_no_number_that_nobody_has_given(void **state)
+story_of_forging(forge_fn change)
 {
     struct sim_options options;
     sim_options_default(&options, 1);
     world = sim_new(&options);
     rig_reset(1, 4096);
     assert_true(ok(sim_run(world, 1, write_two_runs, NULL)));
-    assert_true(ok(sim_run(world, 1, forge_numbers, NULL)));
+    assert_true(ok(sim_run(world, 1, forge, &change)));
     assert_true(ok(sim_run(world, 1, compact_forged, NULL)));
     sim_free(world);
+}
+
+static void
+a_merge_takes_no_number_that_nobody_has_given(void **state)
+{
+    story_of_forging(forge_numbers);
+}
+
+static void
+a_merge_takes_no_token_outside_of_its_slice(void **state)
+{
+    story_of_forging(forge_token);
 }
 
 static u32 reported;
@@ -914,6 +945,7 @@ main(void)
         cmocka_unit_test(a_damaged_input_stops_its_compaction_and_reads_go_on),
         cmocka_unit_test(a_merge_that_has_not_read_everything_replaces_nothing),
         cmocka_unit_test(a_merge_takes_no_number_that_nobody_has_given),
+        cmocka_unit_test(a_merge_takes_no_token_outside_of_its_slice),
         cmocka_unit_test(a_range_delete_spares_newer_writes_and_snapshots),
         cmocka_unit_test(expired_tables_do_not_uncover_what_lies_beneath),
         cmocka_unit_test(a_reader_keeps_the_files_that_it_reads),
