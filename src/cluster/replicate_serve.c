@@ -248,9 +248,9 @@ write_on_fiber(struct serve *serve)
     u64 seq;
     if (ok(st)) {
         batch = batch_of(&write);
-        st = serve->merges ? siblings_merge_op(r, &batch, serve->from,
-                                               peer_request_deadline_ns(serve->request), &seq)
-                           : lsm_write(r->options.lsm, &batch, &seq);
+        u64 deadline_ns = peer_request_deadline_ns(serve->request);
+        st = serve->merges ? siblings_merge_op(r, &batch, serve->from, deadline_ns, &seq)
+                           : lsm_write_until(r->options.lsm, &batch, deadline_ns, &seq);
     }
     /* When it is here, not before: it may have waited for room. */
     if (ok(st) && is_late(&write)) repair_note(r, write.partition);
