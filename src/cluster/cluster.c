@@ -396,6 +396,15 @@ join(struct cluster_shard *shard)
     return ST_OK;
 }
 
+static status
+taken_out(struct cluster *cluster)
+{
+    snprintf(cluster->reason, sizeof(cluster->reason),
+             "this node was taken out of the cluster; start it with an empty directory to join "
+             "again");
+    return ST_DENIED;
+}
+
 MAY_YIELD static status
 enter(struct cluster_shard *shard, bool empty)
 {
@@ -416,6 +425,8 @@ enter(struct cluster_shard *shard, bool empty)
         return st;
     }
     if (group0_member(shard->group0) == 0) {
+        /* The record without this node: it has left, or others have removed it. */
+        if (!empty && group0_topology(shard->group0) != NULL) return taken_out(cluster);
         if (!empty) {
             snprintf(cluster->reason, sizeof(cluster->reason),
                      "this directory holds data of a node by itself; a node of a cluster begins "
@@ -433,12 +444,7 @@ enter(struct cluster_shard *shard, bool empty)
         snprintf(cluster->reason, sizeof(cluster->reason), "the record of the cluster is empty");
         return ST_CORRUPT;
     }
-    if (member == NULL) {
-        snprintf(cluster->reason, sizeof(cluster->reason),
-                 "this node was taken out of the cluster; start it with an empty directory to join "
-                 "again");
-        return ST_DENIED;
-    }
+    if (member == NULL) return taken_out(cluster);
     cluster->identity.cluster_id = topology->cluster_id;
     cluster->identity.member = self;
     cluster->identity.incarnation = member->incarnation;

@@ -195,6 +195,16 @@ group0_messages_send(struct group0 *group0)
 
 /* ---- what comes ---- */
 
+/* A message has effects though it is refused: entries for which there is no memory may be the first
+ * that is heard of a later term, and that term is to be written before anything of it is. */
+static status
+step(struct group0 *group0, const struct raft_message *message)
+{
+    status st = raft_step(&group0->raft, message, io_now_ns(), &group0->ready);
+    group0_input_end(group0);
+    return st;
+}
+
 static void
 raft_came(void *arg, struct peer_request *request, const struct peer_identity *from,
           const struct native_header *header, struct bytes body)
@@ -214,8 +224,7 @@ raft_came(void *arg, struct peer_request *request, const struct peer_identity *f
     status st = raft_message_decode(bytes, group0->entries_in, GROUP0_ENTRIES_IN, &message);
     /* Its own number, and nothing that comes in parts. */
     if (!ok(st) || message.from != from->member || message.type == RAFT_SNAPSHOT) return;
-    st = raft_step(&group0->raft, &message, io_now_ns(), &group0->ready);
-    if (ok(st)) group0_input_end(group0);
+    (void)step(group0, &message); /* the peer tries again */
 }
 
 static void
@@ -252,8 +261,7 @@ chunk_take(struct group0 *group0, const struct group0_chunk *chunk)
                                    .index = chunk->index,
                                    .log_term = chunk->log_term,
                                    .config = chunk->config};
-    status st = raft_step(&group0->raft, &message, io_now_ns(), &group0->ready);
-    if (ok(st)) group0_input_end(group0); /* which takes the data if it is wanted */
+    status st = step(group0, &message); /* which takes the data if it is wanted */
     staging_reset(group0);
     return ok(st) ? NATIVE_ST_OK : native_status_of(st);
 }

@@ -96,7 +96,8 @@ u64 replicator_ahead_ms(const struct replicator *replicator, u64 wall_ms);
  * taken however old its version is, if it names one that is not over: so it cannot have been on its
  * way while what hid it was collected. Never 0. */
 u32 replicator_session(const struct replicator *replicator);
-/* Changes whenever a repair is written here to the partition, and now and then without. */
+/* Changes whenever a repair of the partition, or a write that was long on its way, has come to the
+ * store, and now and then without. */
 u32 replicator_repairs(const struct replicator *replicator, u32 partition);
 /* What another replica has of one key, into the own store: the highest version wins, or sets are
  * united where the keyspace keeps siblings. *seq_out: must be durable before anybody is told. */

@@ -17,6 +17,9 @@
 
 /* Keys of a batch that are looked at before it goes on on a fiber, which can pause. */
 #define LOOK_OPS 64u
+/* Less than WRITE_CALL_NS_MIN, by what clocks differ at the most (HLC_AHEAD_MS_MAX) and more. */
+#define LATE_MS 1000u
+static_assert(LATE_MS + HLC_AHEAD_MS_MAX < WRITE_CALL_NS_MIN / NS_PER_MS, "a call waits longer");
 /* How long a set that is pulled may wait for the clock to have room for another stamp. */
 #define STORE_NS (10 * NS_PER_S)
 
@@ -178,6 +181,16 @@ write_judge(struct serve *serve, const struct native_header *header, struct peer
     return NATIVE_ST_OK;
 }
 
+/* Whether whoever compares replicas by now may have taken it that nothing of this version comes any
+ * more (A3 in trees_internal.h): what mends us is of any age, and so is what was on its way for
+ * longer than its coordinator waited. */
+static bool
+is_late(const struct peer_write *write)
+{
+    return (write->flags & PEER_WRITE_REPAIR) != 0 ||
+           hlc_wall_ms(write->version) + LATE_MS <= io_wall_ms();
+}
+
 /* Raises serve->newer by what the keys have. ST_WOULD_WAIT: not all could be looked at. */
 static status
 newest_try(struct serve *serve, const struct peer_write *write)
@@ -235,11 +248,12 @@ write_on_fiber(struct serve *serve)
     u64 seq;
     if (ok(st)) {
         batch = batch_of(&write);
-        if (write.flags & PEER_WRITE_REPAIR) repair_note(r, write.partition);
-        st = serve->merges ? siblings_merge_op(r, &batch, serve->from,
-                                               peer_request_deadline_ns(serve->request), &seq)
-                           : lsm_write(r->options.lsm, &batch, &seq);
+        u64 deadline_ns = peer_request_deadline_ns(serve->request);
+        st = serve->merges ? siblings_merge_op(r, &batch, serve->from, deadline_ns, &seq)
+                           : lsm_write_until(r->options.lsm, &batch, deadline_ns, &seq);
     }
+    /* When it is here, not before: it may have waited for room. */
+    if (ok(st) && is_late(&write)) repair_note(r, write.partition);
     if (status_is(st, ST_CORRUPT) || status_is(st, ST_INVALID)) MARK("cluster.serve.bad_state");
     if (!ok(st)) {
         refuse(r, serve->request, native_status_of(st));
@@ -453,9 +467,9 @@ on_write(void *arg, struct peer_request *request, const struct peer_identity *fr
     }
     struct lsm_batch batch = batch_of(&write);
     u64 seq;
-    if (write.flags & PEER_WRITE_REPAIR) repair_note(r, write.partition);
     status st = lsm_write_try(r->options.lsm, &batch, &seq);
     if (ok(st)) {
+        if (is_late(&write)) repair_note(r, write.partition);
         durable_await(r, &serve->wait, seq);
     } else if (status_is(st, ST_WOULD_WAIT)) {
         serve_later(serve);
@@ -490,11 +504,15 @@ replicate_store(struct replicator *r, u16 keyspace, u32 partition, const struct 
     if (!holds(r, keyspace, partition)) return ST_CANCELED;
     if (keyspace >= LIMIT_KEYSPACES_CLIENT || !version_observe(r, batch->version, "tree", 0))
         return ST_INVALID;
-    repair_note(r, partition);
-    if (!replicate_siblings(r, keyspace)) return lsm_write(r->options.lsm, batch, seq_out);
-    if (!fiber_gate_enter(&r->gate)) return ST_CLOSED;
-    status st = siblings_merge_op(r, batch, 0, io_now_ns() + STORE_NS, seq_out);
-    fiber_gate_leave(&r->gate);
+    status st;
+    if (!replicate_siblings(r, keyspace)) {
+        st = lsm_write(r->options.lsm, batch, seq_out);
+    } else {
+        if (!fiber_gate_enter(&r->gate)) return ST_CLOSED;
+        st = siblings_merge_op(r, batch, 0, io_now_ns() + STORE_NS, seq_out);
+        fiber_gate_leave(&r->gate);
+    }
+    if (ok(st)) repair_note(r, partition);
     return st;
 }
 

@@ -13,7 +13,7 @@
  *   A2  The bound of every tree is at least what lsm_purge_below says: what may be collected here
  *       does not count here.
  *   A3  settled is raised only by who has compared all replicas of a partition, in a time during
- *       which no repair came to his own, each durable up to what was compared, and found no
+ *       which no repair came to his own store, each durable up to what was compared, and found no
  *       difference below a version below which nothing will come any more; or was told so by him.
  *   A4  The version of A3 is known only while every member of the topology answers, works with the
  *       present stage, and is clean: has nothing of partitions that it does not hold.

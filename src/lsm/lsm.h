@@ -116,6 +116,9 @@ MUST_CHECK bool lsm_batch_delete_range(struct lsm_batch *batch, u16 keyspace, u6
  * is atomic. */
 MUST_CHECK status lsm_write_try(struct lsm *lsm, const struct lsm_batch *batch, u64 *seq_out);
 MAY_YIELD MUST_CHECK status lsm_write(struct lsm *lsm, const struct lsm_batch *batch, u64 *seq_out);
+/* ST_TIMED_OUT: there was no room before the deadline, and it is not done. */
+MAY_YIELD MUST_CHECK status lsm_write_until(struct lsm *lsm, const struct lsm_batch *batch,
+                                            u64 deadline_ns, u64 *seq_out);
 
 /* Between the two no write becomes visible: a try says ST_WOULD_WAIT, lsm_write waits. Takes effect
  * at once, because no write is ever half visible, and counts: each hold needs its release, soon.

@@ -451,7 +451,7 @@ write_wait(struct lsm *lsm, size_t bytes)
 }
 
 MAY_YIELD status
-lsm_write(struct lsm *lsm, const struct lsm_batch *batch, u64 *seq_out)
+lsm_write_until(struct lsm *lsm, const struct lsm_batch *batch, u64 deadline_ns, u64 *seq_out)
 {
     if (!fiber_gate_enter(&lsm->gate)) return MARKED("lsm.write.closed", ST_CLOSED);
     status st = write_inside(lsm, batch, NULL, seq_out);
@@ -461,12 +461,23 @@ lsm_write(struct lsm *lsm, const struct lsm_batch *batch, u64 *seq_out)
             st = ST_CLOSED;
             break;
         }
+        if (io_now_ns() >= deadline_ns) {
+            MARK("lsm.write.too_late");
+            st = ST_TIMED_OUT;
+            break;
+        }
         write_wait(lsm, batch->ops.size);
-        st = write_inside(lsm, batch, NULL, seq_out);
+        st = io_now_ns() < deadline_ns ? write_inside(lsm, batch, NULL, seq_out) : st;
     }
     if (!ok(st)) lsm->stats.writes_refused++;
     fiber_gate_leave(&lsm->gate);
     return st;
+}
+
+MAY_YIELD status
+lsm_write(struct lsm *lsm, const struct lsm_batch *batch, u64 *seq_out)
+{
+    return lsm_write_until(lsm, batch, FIBER_FOREVER, seq_out);
 }
 
 void

@@ -339,8 +339,9 @@ MUST_CHECK status raft_init(struct raft *raft, const struct raft_options *option
 /* ---- inputs: each begins by emptying out ---- */
 
 void raft_tick(struct raft *raft, u64 now_ns, struct raft_ready *out);
-/* ST_CORRUPT for what no right peer sends, ST_INVALID for what is not for us; nothing has changed
- * then. What the storage refused is passed on, and the peer tries again. */
+/* ST_CORRUPT for what no right peer sends, ST_INVALID for what is not for us; the log is as before
+ * then. What the storage refused is passed on, and the peer tries again. Whatever is returned, the
+ * effects are taken: the message's term may be a new one. */
 MUST_CHECK status raft_step(struct raft *raft, const struct raft_message *message, u64 now_ns,
                             struct raft_ready *out);
 /* All of them or none; index and term are filled in. Kinds: RAFT_ENTRY_DATA. ST_CONFLICT: not the

@@ -595,14 +595,17 @@ server_shard_main(void *arg)
     status layout = wait_for_layout(shard, &prepared);
     if (ok(st)) st = layout;
     if (ok(st)) st = open_store(shard);
-    status all = meet(shard, st, deliver_opened);
+    status all = meet(shard, st, deliver_opened), entered = all;
     if (ok(all)) st = enter_cluster(shard);
-    if (ok(all)) all = meet(shard, st, deliver_entered);
-    if (ok(all)) {
+    if (ok(all)) entered = meet(shard, st, deliver_entered);
+    if (ok(entered)) {
         st = serve(shard);
-        (void)meet(shard, st, deliver_drained); /* all go on, whatever became of one */
-        if (ok(st)) st = why_stopped(shard);
+    } else if (ok(all)) {
+        /* Other nodes have asked those shards already that were in the cluster first. */
+        drain(shard);
     }
+    if (ok(all)) (void)meet(shard, st, deliver_drained); /* all go on, whatever became of one */
+    if (ok(entered) && ok(st)) st = why_stopped(shard);
     leave_cluster(shard);
     if (shard->lsm != NULL) {
         native_snapshots_sweep(shard, true);

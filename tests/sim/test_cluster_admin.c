@@ -516,6 +516,16 @@ members_story(struct rig *rig)
         snprintf(key, sizeof(key), "k%u", i);
         CHECK(key_op(&client, NATIVE_GET, 0, 0, key, key) == NATIVE_ST_OK);
     }
+
+    /* Who was removed, and starts again with what it had, hears why it does not come up. */
+    rig_crash(rig, NODES);
+    rig_start_begin(rig, NODES);
+    deadline_ns = io_now_ns() + WAIT_NS;
+    while (sim_node_running(rig->nodes[NODES].machine) && io_now_ns() < deadline_ns)
+        fiber_sleep_ns(10 * NS_PER_MS);
+    CHECK(!sim_node_running(rig->nodes[NODES].machine));
+    CHECK(strstr(server_failure(rig->nodes[NODES].server), "was taken out of the cluster") != NULL);
+    rig_crash(rig, NODES); /* what it has ended with is no failure of the test */
     rig_disconnect(&client);
 }
 

@@ -34,6 +34,8 @@
 #include "cluster/group0_internal.h"
 #include "lsm/store.h"
 #include "peer_rig.h"
+#include "proto/peer.h"
+#include "raft/raft_codec.h"
 
 #ifdef __SANITIZE_ADDRESS__
 #define SEEDS_DEFAULT 40 /* four times as slow */
@@ -863,6 +865,91 @@ who_lags_learns_where_a_new_leader_is(void **state)
     story_ends();
 }
 
+/* ---- what there was no memory for ---- */
+
+#define NEW_ENTRIES 1000u
+
+/* What somebody who has been elected without the hearer says to it first. Its commands are of no
+ * state that there ever was: whoever applies them changes nothing. */
+static struct {
+    u32 to; /* member */
+    u64 term, index, log_term;
+} new_leader;
+
+static void
+new_leader_speaks(struct peer_rig_node *node, void *arg)
+{
+    (void)arg;
+    struct app *app = &apps[node->index];
+    struct group0 *group0 = app->group0;
+    struct buf data, bytes;
+    buf_init(&data, &app->budget);
+    buf_init(&bytes, &app->budget);
+    struct topology_command command = {
+        .kind = TOPOLOGY_FENCE, .state_before = 0xdead, .state_after = 0xdeae};
+    CHECK(topology_command_encode(&command, &data));
+    static struct raft_entry entries[NEW_ENTRIES];
+    for (u32 i = 0; i < NEW_ENTRIES; i++)
+        entries[i] = (struct raft_entry){.index = new_leader.index + 1 + i,
+                                         .term = new_leader.term,
+                                         .kind = RAFT_ENTRY_DATA,
+                                         .data = buf_bytes(&data)};
+    struct raft_message message = {.type = RAFT_APPEND,
+                                   .from = group0_member(group0),
+                                   .to = new_leader.to,
+                                   .term = new_leader.term,
+                                   .index = new_leader.index,
+                                   .log_term = new_leader.log_term,
+                                   .entries = entries,
+                                   .entry_count = NEW_ENTRIES};
+    CHECK(raft_message_encode(&message, &bytes));
+    u8 envelope[GROUP0_ENVELOPE_BYTES_MAX];
+    u32 size = group0_envelope_encode(&(struct peer_address){.port = 0}, envelope);
+    struct bytes parts[] = {BYTES(envelope, size), buf_bytes(&bytes)};
+    struct native_header header = {.opcode = PEER_RAFT};
+    peer_post(peer_rig_peers(node), new_leader.to, 0, &header, parts, ARRAY_COUNT(parts));
+    buf_deinit(&bytes);
+    buf_deinit(&data);
+}
+
+/* The first that it hears of a term are entries that it has no room for. The term is as true as if
+ * it had, and lies in the store before the entries do that are sent again. */
+static void
+a_term_is_kept_though_its_entries_found_no_memory(void **state)
+{
+    story_begins(3);
+    all_start();
+    u32 leader = leader_index(), hearer = (leader + 1) % 3, speaker = (leader + 2) % 3;
+    struct raft *raft = &apps[hearer].group0->raft;
+    new_leader.to = group0_member(apps[hearer].group0);
+    new_leader.term = 1; /* long over: two who follow have no connection yet */
+    assert_true(peer_rig_do(&rig, speaker, 0, new_leader_speaks, NULL));
+    cut_set(leader, hearer, true);
+    peer_rig_run(&rig, MS(200)); /* what was on its way is there */
+    u64 last = raft->last_index;
+    new_leader.term = raft->term + 1;
+    new_leader.index = last;
+    new_leader.log_term = raft->last_term;
+    u64 limit = apps[hearer].budget.limit_bytes;
+    apps[hearer].budget.limit_bytes = apps[hearer].budget.used_bytes + KIB(16);
+    assert_true(peer_rig_do(&rig, speaker, 0, new_leader_speaks, NULL));
+    peer_rig_run(&rig, MS(100));
+    assert_int_equal(raft->term, new_leader.term);
+    assert_int_equal(raft->last_index, last);
+    apps[hearer].budget.limit_bytes = limit;
+    assert_true(peer_rig_do(&rig, speaker, 0, new_leader_speaks, NULL));
+    peer_rig_run(&rig, MS(200));
+    assert_int_equal(raft->last_term, new_leader.term);
+    assert_int_equal(raft->persisted, raft->last_index);
+    crash(hearer, false);
+    start(hearer);
+    if (violation[0] != 0) fail_msg("%s", violation);
+    assert_true(apps[hearer].group0->raft.term >= new_leader.term);
+    heal_all();
+    expect_well();
+    story_ends();
+}
+
 /* ---- what a later version may decide ---- */
 
 static void
@@ -1185,6 +1272,7 @@ main(void)
         cmocka_unit_test(who_leaves_is_taken_out_and_hears_of_it),
         cmocka_unit_test(who_is_cut_off_does_not_say_that_there_is_nothing_to_do),
         cmocka_unit_test(a_second_node_of_one_id_is_refused),
+        cmocka_unit_test(a_term_is_kept_though_its_entries_found_no_memory),
         cmocka_unit_test(whatever_happens_all_agree),
         cmocka_unit_test(whoever_does_not_know_a_command_takes_no_part),
     };

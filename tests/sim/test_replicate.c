@@ -1371,6 +1371,36 @@ a_write_that_was_taken_counts_until_it_is_in_the_store(void **state)
     topology_release(next);
 }
 
+static void
+hold_run(struct peer_rig_node *node, void *arg)
+{
+    struct lsm *lsm = world.apps[node->index][io_shard_index()].lsm;
+    if (*(const bool *)arg)
+        lsm_writes_hold(lsm);
+    else
+        lsm_writes_release(lsm);
+}
+
+/* What waited for room for longer than anybody waits for it is not done: what hides it may have
+ * been collected meanwhile. */
+static void
+a_write_without_room_is_not_done_when_its_time_is_over(void **state)
+{
+    (void)state;
+    story_begin();
+    bool held = true;
+    assert_true(peer_rig_do(&world.rig, 1, shard_of(1), hold_run, &held));
+    struct op put = {.kind = OP_WRITE, .key = 1, .id = 5};
+    assert_true(op_do(&put));
+    assert_int_equal(look_at(2, 1).version, put.version);
+    peer_rig_run(&world.rig, SECONDS(20));
+    held = false;
+    assert_true(peer_rig_do(&world.rig, 1, shard_of(1), hold_run, &held));
+    peer_rig_run(&world.rig, SECONDS(1));
+    assert_int_equal(look_at(1, 1).version, 0);
+    cluster_close();
+}
+
 /* Whatever a peer sends to a replica is answered, and harms nobody. */
 static void
 hostile_run(struct peer_rig_node *node, void *arg)
@@ -1453,6 +1483,7 @@ main(void)
         cmocka_unit_test(what_expires_while_it_is_brought_to_others_is_told),
         cmocka_unit_test(what_has_expired_is_read_as_absent_though_others_have_collected_it),
         cmocka_unit_test(a_write_that_was_taken_counts_until_it_is_in_the_store),
+        cmocka_unit_test(a_write_without_room_is_not_done_when_its_time_is_over),
         cmocka_unit_test(levels_ask_for_so_many),
         cmocka_unit_test(hostile_bytes_are_refused),
     };

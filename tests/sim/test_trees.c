@@ -15,6 +15,7 @@
 
 #include "base/hash.h"
 #include "cluster/hints_internal.h"
+#include "cluster/trees_internal.h"
 #include "cluster_rig.h"
 #include "server/route.h"
 
@@ -579,6 +580,177 @@ a_replica_that_was_away_for_long_brings_nothing_back(void **state)
     }
 }
 
+/* ---- a repair that waits for room ---- */
+
+#define COMPARES 0u /* a node */
+
+static struct {
+    u32 lacks, has; /* the others, in the order of their numbers: they are compared in that */
+    struct bytes key;
+    u64 token, version; /* of the deletion that one node alone has */
+    u32 partition;
+    bool read_done, read_found, compared, mended;
+    status read;
+} waiting;
+
+static u32
+shard_of_key(const struct rig *rig, u32 node)
+{
+    const struct server *server = rig->nodes[node].server;
+    return partition_shard(waiting.partition, server->shard_count,
+                           server->cluster->shards[0]->topology->partition_count);
+}
+
+static MAY_YIELD void
+on_key(struct rig *rig, u32 node, void (*fn)(struct shard *shard, void *arg))
+{
+    rig_on_node(rig, node, shard_of_key(rig, node), fn, NULL);
+}
+
+/* As a coordinator leaves it that loses its power before it has told anybody. */
+static void
+delete_alone(struct shard *shard, void *arg)
+{
+    (void)arg;
+    struct lsm_batch batch;
+    u64 seq;
+    lsm_batch_init(&batch, io_budget());
+    /* Nothing is under way: a new stamp. */
+    batch.version = waiting.version = replicator_oldest_to_come(shard->cluster->replicator);
+    CHECK(lsm_batch_delete(&batch, 0, waiting.token, waiting.key));
+    CHECK(ok(lsm_write(shard->cluster->lsm, &batch, &seq)));
+    CHECK(ok(lsm_wait_durable(shard->cluster->lsm, seq)));
+    lsm_batch_deinit(&batch);
+}
+
+static void
+writes_hold(struct shard *shard, void *arg)
+{
+    (void)arg;
+    lsm_writes_hold(shard->cluster->lsm);
+}
+
+static void
+writes_release(struct shard *shard, void *arg)
+{
+    (void)arg;
+    lsm_writes_release(shard->cluster->lsm);
+}
+
+static void
+trees_wait(struct shard *shard, void *arg)
+{
+    (void)arg;
+    fiber_mutex_lock(&shard->cluster->trees->resolving);
+}
+
+static void
+trees_go_on(struct shard *shard, void *arg)
+{
+    (void)arg;
+    fiber_mutex_unlock(&shard->cluster->trees->resolving);
+}
+
+static MAY_YIELD void
+read_main(void *arg)
+{
+    struct replicate_value value;
+    waiting.read = replicate_read(arg, REPLICATE_QUORUM, 0, waiting.token, waiting.key,
+                                  io_now_ns() + 8 * NS_PER_S, &value);
+    waiting.read_found = ok(waiting.read) && value.found;
+    replicate_value_release(&value);
+    waiting.read_done = true;
+}
+
+static void
+read_begins(struct shard *shard, void *arg)
+{
+    (void)arg;
+    CHECK(ok(fiber_spawn(FIBER_FOREGROUND, "read", read_main, shard->cluster->replicator)));
+}
+
+static MAY_YIELD void
+compare_main(void *arg)
+{
+    trees_exchange(arg, waiting.partition, 1, true, &waiting.mended);
+    waiting.compared = true;
+}
+
+static void
+compare_begins(struct shard *shard, void *arg)
+{
+    (void)arg;
+    CHECK(ok(fiber_spawn(FIBER_BACKGROUND, "compare", compare_main, shard->cluster->trees)));
+}
+
+/* Whoever compares is brought a deletion that waits for room in its store: it comes there after the
+ * one who lacks it was compared, and before the one who has it is. All of them are then like it,
+ * and yet one of them lacks it. */
+static MAY_YIELD void
+waiting_story(struct rig *rig)
+{
+    memset(&waiting, 0, sizeof(waiting));
+    waiting.key = BYTES_LITERAL("k0");
+    waiting.token = hash_token(waiting.key);
+    wait_settled(rig, NODES);
+    write_some(rig, 0, 0, 1, "a");
+    fiber_sleep_ns(2 * TREES_FIRST_NS); /* the next rounds are minutes away */
+    struct server *compares = rig->nodes[COMPARES].server;
+    const struct topology *topology = compares->cluster->shards[0]->topology;
+    waiting.partition = token_partition(waiting.token, topology->partition_count);
+    u32 numbers[] = {topology_member_by_id(topology, "n2")->number,
+                     topology_member_by_id(topology, "n3")->number};
+    waiting.lacks = numbers[0] < numbers[1] ? 1 : 2;
+    waiting.has = 3 - waiting.lacks;
+    on_key(rig, waiting.has, delete_alone);
+    struct sim_node *lacks = rig->nodes[waiting.lacks].machine;
+    struct sim_node *has = rig->nodes[waiting.has].machine;
+    sim_link_cut(rig->sim, lacks, has);
+    u64 deadline_ns = io_now_ns() + WAIT_NS;
+    while ((cluster_alive(rig->nodes[waiting.has].server->cluster, MIN(numbers[0], numbers[1])) ||
+            cluster_oldest(compares->cluster, topology->stage_epoch) <= waiting.version) &&
+           io_now_ns() < deadline_ns)
+        fiber_sleep_ns(10 * NS_PER_MS);
+    CHECK(io_now_ns() < deadline_ns);
+
+    on_key(rig, COMPARES, writes_hold);
+    on_key(rig, waiting.has, read_begins);
+    fiber_sleep_ns(200 * NS_PER_MS);
+    CHECK(!waiting.read_done);
+    on_key(rig, waiting.has, trees_wait);
+    on_key(rig, COMPARES, compare_begins);
+    fiber_sleep_ns(500 * NS_PER_MS);
+    CHECK(!waiting.compared);
+    on_key(rig, COMPARES, writes_release);
+    fiber_sleep_ns(200 * NS_PER_MS);
+    CHECK(waiting.read_done && ok(waiting.read) && !waiting.read_found);
+    on_key(rig, waiting.has, trees_go_on);
+    while (!waiting.compared && io_now_ns() < deadline_ns)
+        fiber_sleep_ns(10 * NS_PER_MS);
+    CHECK(waiting.compared && !waiting.mended);
+    const struct trees *trees = compares->cluster->shards[shard_of_key(rig, COMPARES)]->trees;
+    CHECK(trees->settled[waiting.partition - trees->first].last <= waiting.version);
+    CHECK(content_of(rig, waiting.lacks).live_count == 1);
+
+    sim_link_heal(rig->sim, lacks, has);
+    wait_settled(rig, NODES);
+    repair(rig, COMPARES);
+    for (u32 i = 0; i < NODES; i++)
+        CHECK(content_of(rig, i).live_count == 0);
+    CHECK(trees->settled[waiting.partition - trees->first].last <= waiting.version);
+    repair(rig, COMPARES);
+    CHECK(trees->settled[waiting.partition - trees->first].last > waiting.version);
+}
+
+static void
+what_is_brought_while_replicas_are_compared_settles_nothing(void **state)
+{
+    for (u64 seed = 1; seed <= SEED_COUNT; seed++) {
+        struct rig rig = rig_of(seed, waiting_story);
+        rig_run(&rig);
+    }
+}
+
 /* ---- moves ---- */
 
 static MAY_YIELD void
@@ -650,6 +822,7 @@ main(void)
         cmocka_unit_test(sets_that_differ_are_united_by_trees),
         cmocka_unit_test(power_failures_while_comparing_lose_nothing),
         cmocka_unit_test(a_replica_that_was_away_for_long_brings_nothing_back),
+        cmocka_unit_test(what_is_brought_while_replicas_are_compared_settles_nothing),
         cmocka_unit_test(losers_are_empty_after_a_move),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -117,9 +117,15 @@ leave(void)
     struct cluster_run *c = run->cluster;
     const struct topology *newest = cluster_topology_newest();
     if (now.leaver != NULL || newest == NULL || newest->member_count <= 3) return false;
+    /* The newest that anybody has who runs may be older than what others have promised. */
     u32 staying = 0;
     for (u32 i = 0; i < newest->member_count; i++)
         staying += newest->members[i].state == PLACEMENT_NORMAL;
+    for (u32 i = 0; i < c->node_count; i++) {
+        const struct cluster_node *node = &c->nodes[i];
+        const struct topology_member *member = topology_member_by_id(newest, node->id);
+        staying -= node->leaving && member != NULL && member->state == PLACEMENT_NORMAL;
+    }
     if (staying <= 3 || c->lost != 0) return false;
     now.leaver = running_draw();
     now.leaver_told = (struct leaver){.asked = false};
