@@ -132,6 +132,14 @@ group0_fail(struct group0 *group0, status st, const char *what)
     fiber_queue_wake_all(&group0->lead_queue);
 }
 
+void
+group0_outdated(struct group0 *group0)
+{
+    group0_fail(group0, ST_UNSUPPORTED,
+                "members of a later version have decided what this one does not know: upgrade "
+                "this node");
+}
+
 static void
 tick_fires(struct io_timer *timer)
 {
@@ -283,6 +291,8 @@ topology_load(struct group0 *group0, struct bytes bytes)
     memcpy(group0->base_blob->data, bytes.data, bytes.size);
     status st = topology_decode(bytes, group0->options.budget, &group0->topology);
     if (status_is(st, ST_CORRUPT)) log_error("group0", "stored topology does not read");
+    if (status_is(st, ST_UNSUPPORTED))
+        log_error("group0", "stored topology is of a later version: upgrade this node");
     if (!ok(st)) return st;
     if (!buf_append(&group0->applied_config, group0->base_config.data, group0->base_config.size))
         return ST_NO_MEMORY;

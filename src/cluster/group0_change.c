@@ -590,6 +590,8 @@ seed_ask(struct group0 *group0, const struct topology_member *self, const struct
         st = ST_CONFLICT;
     } else {
         st = become(group0, &welcome);
+        /* Of its topology: no other member has it in a format that we know. */
+        if (status_is(st, ST_UNSUPPORTED)) group0_outdated(group0);
         if (!ok(st)) snprintf(reason, TOPOLOGY_REASON_BYTES, "%s", status_text(st));
     }
     buf_deinit(&answer);

@@ -340,6 +340,8 @@ void group0_input_end(struct group0 *group0);
 /* Makes raft from what is in memory. */
 MUST_CHECK status group0_raft_start(struct group0 *group0, struct raft_hard_state hard);
 void group0_fail(struct group0 *group0, status st, const char *what);
+/* group0_is_outdated from now on. */
+void group0_outdated(struct group0 *group0);
 /* True while this member takes part. */
 static inline bool
 group0_works(const struct group0 *group0)

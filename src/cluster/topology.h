@@ -270,8 +270,8 @@ MUST_CHECK status topology_apply(const struct topology *topology,
 /* ---- bytes of a whole one ---- */
 
 MUST_CHECK bool topology_encode(const struct topology *topology, struct buf *out);
-/* Any bytes: ST_CORRUPT, ST_NO_MEMORY. What decodes holds all invariants, and encodes to the same
- * bytes. */
+/* Any bytes: ST_CORRUPT, ST_NO_MEMORY; ST_UNSUPPORTED: a later version has written them. What
+ * decodes holds all invariants, and encodes to the same bytes. */
 MUST_CHECK status topology_decode(struct bytes bytes, struct budget *budget, struct topology **out);
 /* Invariants: what decode demands, and what apply keeps. */
 bool topology_check(const struct topology *topology);

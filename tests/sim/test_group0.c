@@ -930,6 +930,43 @@ whoever_does_not_know_a_command_takes_no_part(void **state)
 }
 
 static bool
+takes_no_part(void *arg)
+{
+    const struct app *app = arg;
+    return app->group0 != NULL && group0_is_outdated(app->group0);
+}
+
+/* It joins one that votes, whose log begins behind a snapshot of a format that there is not yet:
+ * the others have been upgraded, and it was not. */
+static void
+whoever_gets_a_snapshot_of_a_later_format_takes_no_part(void **state)
+{
+    (void)state;
+    story_begins(2);
+    snapshot_entries = 2;
+    start(0);
+    peer_rig_run(&rig, SECONDS(2));
+    for (u32 i = 0; i < 4; i++)
+        change_on(0);
+    struct group0 *first = apps[0].group0;
+    assert_non_null(first->base_blob);
+    assert_int_equal(first->base_blob->data[0], 1);
+    first->base_blob->data[0] = 2;
+    first->options.snapshot_entries = UINT32_MAX; /* no newer one, of our format */
+    start(1);
+    assert_true(peer_rig_run_until(&rig, takes_no_part, &apps[1], SECONDS(20)));
+    peer_rig_run(&rig, SECONDS(10));
+    struct group0_stats stats;
+    group0_stats_get(apps[1].group0, &stats);
+    assert_true(stats.failed);
+    assert_int_equal(stats.applied, 0);
+    assert_null(group0_topology(apps[1].group0));
+    assert_int_equal(apps[1].shown, 0);
+    assert_false(group0_is_outdated(first));
+    story_ends();
+}
+
+static bool
 is_planned(void *arg)
 {
     struct group0 *group0 = apps[leader_index()].group0;
@@ -1187,6 +1224,7 @@ main(void)
         cmocka_unit_test(a_second_node_of_one_id_is_refused),
         cmocka_unit_test(whatever_happens_all_agree),
         cmocka_unit_test(whoever_does_not_know_a_command_takes_no_part),
+        cmocka_unit_test(whoever_gets_a_snapshot_of_a_later_format_takes_no_part),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
