@@ -358,11 +358,16 @@ cluster_open_here(struct shard *shard)
     cluster_admin_open(shard);
 }
 
-/* Nothing of ours is at work for the cluster any more: nothing is begun, since the shard drains. */
+/* Nothing of ours is at work for the cluster any more: nothing is begun, since the shard drains. One
+ * that never served, because the node stops while others of its shards still enter, has requests of
+ * other nodes under way all the same. */
 MAY_YIELD static void
 leave_cluster(struct shard *shard)
 {
     if (shard->cluster == NULL) return;
+    shard->draining = true;
+    while (shard->request_count != 0 || shard->workers.fibers != 0)
+        fiber_sleep_ns(5 * NS_PER_MS);
     while (shard->admin_answers != 0 || shard->keyspaces_made)
         fiber_sleep_ns(5 * NS_PER_MS);
     cluster_shard_close(shard->cluster);
