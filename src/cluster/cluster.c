@@ -276,6 +276,13 @@ alive_for_replicator(void *arg, u32 member)
     return cluster_alive(arg, member);
 }
 
+static bool
+clock_is_ahead(void *arg)
+{
+    const struct cluster *cluster = arg;
+    return atomic_load(&cluster->clock_ahead_ms) != 0;
+}
+
 MAY_YIELD static status
 open_replicator(struct cluster_shard *shard)
 {
@@ -296,6 +303,7 @@ open_replicator(struct cluster_shard *shard)
         .budget = &shard->budget,
         .shard = shard->index,
         .alive = alive_for_replicator,
+        .clock_is_ahead = clock_is_ahead,
         .arg = shard->cluster,
         .hints = shard->hints,
     };
