@@ -87,6 +87,7 @@ entry_apply(struct group0 *group0, bool show)
     } else if (next != NULL) {
         topology_release(group0->topology);
         group0->topology = next;
+        group0_quorums_follow(group0);
     }
     group0_proposals_applied(group0, index, term, &outcome);
     return ST_OK;
@@ -312,6 +313,8 @@ install(struct group0 *group0)
     }
     group0->snapshots++;
     group0_proposals_fail(group0, GROUP0_UNKNOWN);
+    /* They may have changed there and back. */
+    memset(group0->quorums, 0, sizeof(group0->quorums));
     group0_publish(group0, topology);
     fiber_queue_wake_all(&group0->applied_queue);
     return ST_OK;

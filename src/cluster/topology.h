@@ -227,7 +227,7 @@ enum topology_command_kind {
     /* Makes or changes one. (The others are made when they are first used, with the values of
      * keyspace 0, or by an operator with others before that.) Of one that is there conflict and N
      * cannot change, nor may W and R change so that the old and the new ones do not overlap: raise
-     * R, repair, then lower the other. */
+     * R, repair, then lower the other. The leader sees to it that no others are in use then. */
     TOPOLOGY_KEYSPACE_SET,
     /* As PLAN, with partitions dealt in their order: as plans were made at first. For logs that
      * have one; nobody proposes it any more. Each member computes a plan by itself, so another way

@@ -1115,6 +1115,67 @@ nothing_fill(void *arg, const struct topology *present, struct topology_command 
     return ST_EXISTS; /* as far as it can see */
 }
 
+/* W and R of the first keyspace. */
+struct quorums_asked {
+    u8 write, read;
+    status st;
+    char reason[TOPOLOGY_REASON_BYTES];
+};
+
+static status
+quorums_fill(void *arg, const struct topology *present, struct topology_command *command)
+{
+    const struct quorums_asked *asked = arg;
+    command->kind = TOPOLOGY_KEYSPACE_SET;
+    command->options = present->keyspaces[0];
+    if (command->options.write_quorum == asked->write &&
+        command->options.read_quorum == asked->read)
+        return ST_EXISTS;
+    command->options.write_quorum = asked->write;
+    command->options.read_quorum = asked->read;
+    return ST_OK;
+}
+
+static MAY_YIELD void
+quorums_main(struct peer_rig_node *node, void *arg)
+{
+    struct quorums_asked *asked = arg;
+    asked->st = group0_change(apps[node->index].group0, quorums_fill, asked,
+                              io_now_ns() + SECONDS(5), asked->reason);
+}
+
+/* Who was cut off before the first change would write to two replicas, and who has seen the second
+ * one read from the third. */
+static void
+quorums_change_again_only_when_all_know_the_last_change(void **state)
+{
+    (void)state;
+    struct quorums_asked first = {.write = 3, .read = 2}, second = {.write = 3, .read = 1};
+    story_begins(3);
+    all_start();
+    u32 lonely = (leader_index() + 1) % 3, asked = (leader_index() + 2) % 3;
+    for (u32 i = 0; i < 3; i++)
+        cut_set(lonely, i, true);
+    assert_true(peer_rig_do(&rig, asked, 0, quorums_main, &first));
+    assert_true(ok(first.st)); /* it knows those before */
+    assert_true(peer_rig_do(&rig, asked, 0, quorums_main, &second));
+    assert_true(status_is(second.st, ST_TIMED_OUT)); /* it lives, and is waited for */
+    u32 number = group0_member(apps[lonely].group0);
+    peer_rig_stop(&rig, lonely);
+    assert_true(peer_rig_do(&rig, asked, 0, quorums_main, &second));
+    assert_true(status_is(second.st, ST_INVALID));
+    assert_non_null(strstr(second.reason, "does not answer"));
+    assert_int_equal(group0_topology(apps[asked].group0)->keyspaces[0].read_quorum, 2);
+    assert_non_null(topology_member(group0_topology(apps[asked].group0), number));
+    heal_all();
+    start(lonely);
+    peer_rig_run(&rig, SECONDS(5));
+    assert_true(peer_rig_do(&rig, asked, 0, quorums_main, &second));
+    assert_true(ok(second.st));
+    expect_well();
+    story_ends();
+}
+
 static MAY_YIELD void
 nothing_main(struct peer_rig_node *node, void *arg)
 {
@@ -1221,6 +1282,7 @@ main(void)
         cmocka_unit_test(a_forgotten_voter_leaves_the_group),
         cmocka_unit_test(who_leaves_is_taken_out_and_hears_of_it),
         cmocka_unit_test(who_is_cut_off_does_not_say_that_there_is_nothing_to_do),
+        cmocka_unit_test(quorums_change_again_only_when_all_know_the_last_change),
         cmocka_unit_test(a_second_node_of_one_id_is_refused),
         cmocka_unit_test(whatever_happens_all_agree),
         cmocka_unit_test(whoever_does_not_know_a_command_takes_no_part),
