@@ -253,10 +253,15 @@ change_fill(struct change *change)
 {
     const struct topology *topology = change->group0->topology;
     if (change->made && change->command.state_before == topology->state_id) return ST_OK;
-    change->made = change->unknown = false; /* never any more, or visible */
+    if (change->made && change->command.state_after == topology->state_id) {
+        change->fresh = true; /* than the call: the call has made it */
+        return ST_EXISTS;
+    }
+    change->made = false;
     change->command = (struct topology_command){0};
     status st = change->fill(change->arg, topology, &change->command);
     if (!ok(st)) return st;
+    change->unknown = false; /* never done any more, or it would be visible */
     change->command.state_before = topology->state_id;
     change->command.state_after = io_entropy_id(change->command.state_before);
     change->made = true;

@@ -1176,6 +1176,61 @@ quorums_change_again_only_when_all_know_the_last_change(void **state)
     story_ends();
 }
 
+struct reached {
+    u32 node;
+    u64 index, epoch;
+};
+
+static bool
+has_appended(void *arg)
+{
+    const struct reached *reached = arg;
+    return apps[reached->node].group0->raft.last_index > reached->index;
+}
+
+static bool
+has_shown(void *arg)
+{
+    const struct reached *reached = arg;
+    return group0_topology(apps[reached->node].group0)->epoch > reached->epoch;
+}
+
+static void
+alone_set(u32 i, bool on)
+{
+    for (u32 k = 0; k < 3; k++)
+        cut_set(i, k, on);
+}
+
+/* Nobody tells it what became of its change, and nobody answers whether its topology is the newest;
+ * but it was done, as its own topology shows. */
+static void
+who_sees_its_change_done_does_not_say_that_it_was_not(void **state)
+{
+    (void)state;
+    for (u32 i = 0; i < 12; i++) {
+        story_begins(3);
+        all_start();
+        u32 leader = leader_index(), asks = (leader + 1) % 3;
+        struct reached appended = {.node = leader, .index = apps[leader].group0->raft.last_index};
+        struct reached shown = {.node = asks, .epoch = group0_topology(apps[asks].group0)->epoch};
+        u64 done = changes_done;
+        ask(asks, SECONDS(15));
+        assert_true(peer_rig_run_until(&rig, has_appended, &appended, SECONDS(2)));
+        alone_set(asks, true);
+        peer_rig_run(&rig, SECONDS(4) + i * MS(130)); /* the attempt has ended */
+        alone_set(asks, false);
+        assert_true(peer_rig_run_until(&rig, has_shown, &shown, SECONDS(8)));
+        alone_set(asks, true);
+        while (!peer_rig_job_over(&apps[asks].change_job))
+            peer_rig_run(&rig, MS(10));
+        assert_int_equal(changes_done, done + 1);
+        heal_all();
+        expect_well();
+        story_ends();
+    }
+}
+
 static MAY_YIELD void
 nothing_main(struct peer_rig_node *node, void *arg)
 {
@@ -1283,6 +1338,7 @@ main(void)
         cmocka_unit_test(who_leaves_is_taken_out_and_hears_of_it),
         cmocka_unit_test(who_is_cut_off_does_not_say_that_there_is_nothing_to_do),
         cmocka_unit_test(quorums_change_again_only_when_all_know_the_last_change),
+        cmocka_unit_test(who_sees_its_change_done_does_not_say_that_it_was_not),
         cmocka_unit_test(a_second_node_of_one_id_is_refused),
         cmocka_unit_test(whatever_happens_all_agree),
         cmocka_unit_test(whoever_does_not_know_a_command_takes_no_part),
