@@ -66,6 +66,7 @@ struct world {
     struct topology *stages[STAGES];
     u32 stage_count;
     u32 stage[PEER_RIG_NODES_MAX]; /* what each node has, or will have when it starts */
+    bool clocks_are_ahead;         /* as others say */
     bool down[PEER_RIG_NODES_MAX]; /* as far as anybody knows: what `alive` says */
     bool optimist;                 /* everybody is believed to live */
     u32 spread;                    /* one of so many turns brings a stage to a node */
@@ -85,6 +86,13 @@ static struct world world; /* large */
     } while (0)
 
 static struct replicate_stats reached; /* of all seeds */
+
+static bool
+clock_is_ahead(void *arg)
+{
+    (void)arg;
+    return world.clocks_are_ahead;
+}
 
 static bool
 node_alive(void *arg, u32 member)
@@ -120,7 +128,8 @@ node_main(struct peer_rig_node *node)
                                          .peers = peers,
                                          .budget = io_budget(),
                                          .shard = shard,
-                                         .alive = node_alive};
+                                         .alive = node_alive,
+                                         .clock_is_ahead = clock_is_ahead};
     /* A fiber may be refused by chance. */
     while (!ok(st = replicator_open(&options, &app->replicator)))
         fiber_sleep_ns(NS_PER_MS);
@@ -1035,6 +1044,27 @@ a_clock_that_was_set_back_over_a_restart_keeps_what_was_said(void **state)
     cluster_close();
 }
 
+/* Its stamps are not kept: started again with the right time, it has nothing to wait for. */
+static void
+a_clock_that_others_find_ahead_is_not_kept_over_a_restart(void **state)
+{
+    (void)state;
+    story_begin();
+    struct op first = {.kind = OP_WRITE, .key = 1, .id = 4};
+    assert_true(op_do(&first));
+    world.clocks_are_ahead = true;
+    sim_node_clock_step(world.rig.nodes[0].machine, 3600 * 1000);
+    peer_rig_run(&world.rig, SECONDS(120));
+    peer_rig_crash(&world.rig, 0, false);
+    sim_node_clock_step(world.rig.nodes[0].machine, -3600 * 1000);
+    world.clocks_are_ahead = false;
+    peer_rig_start(&world.rig, 0);
+    struct op write = {.kind = OP_WRITE, .key = 1, .id = 5, .deadline_ns = SECONDS(5)};
+    assert_true(op_do(&write));
+    assert_true(hlc_wall_ms(write.version) < hlc_wall_ms(first.version) + 150 * 1000);
+    cluster_close();
+}
+
 static void
 what_was_deleted_or_has_expired_stays_so(void **state)
 {
@@ -1445,6 +1475,7 @@ main(void)
         cmocka_unit_test(what_may_have_been_done_is_unknown),
         cmocka_unit_test(a_clock_that_runs_ahead_harms_its_own_writes_only),
         cmocka_unit_test(a_clock_that_was_set_back_over_a_restart_keeps_what_was_said),
+        cmocka_unit_test(a_clock_that_others_find_ahead_is_not_kept_over_a_restart),
         cmocka_unit_test(what_was_deleted_or_has_expired_stays_so),
         cmocka_unit_test(what_was_read_where_all_are_asked_a_majority_reads_too),
         cmocka_unit_test(a_majority_that_differs_is_answered_where_reads_ask_one),
