@@ -14,6 +14,7 @@
 #define LOOK_NS       (5 * NS_PER_MS)
 #define JOIN_NS       (5 * NS_PER_S)
 #define JOIN_PAUSE_NS (500 * NS_PER_MS)
+#define UPGRADE       "members of a later version have written it: upgrade this node"
 
 void
 cluster_secret_make(struct bytes text, u8 out[PEER_SECRET_BYTES])
@@ -276,6 +277,13 @@ alive_for_replicator(void *arg, u32 member)
     return cluster_alive(arg, member);
 }
 
+static bool
+clock_is_ahead(void *arg)
+{
+    const struct cluster *cluster = arg;
+    return atomic_load(&cluster->clock_ahead_ms) != 0;
+}
+
 MAY_YIELD static status
 open_replicator(struct cluster_shard *shard)
 {
@@ -296,6 +304,7 @@ open_replicator(struct cluster_shard *shard)
         .budget = &shard->budget,
         .shard = shard->index,
         .alive = alive_for_replicator,
+        .clock_is_ahead = clock_is_ahead,
         .arg = shard->cluster,
         .hints = shard->hints,
     };
@@ -384,6 +393,10 @@ join(struct cluster_shard *shard)
                                 io_now_ns() + JOIN_NS, reason);
         if (ok(st)) break;
         if (io_stopping()) return ST_CANCELED; /* whatever has failed: nobody waits for it */
+        if (group0_is_outdated(shard->group0)) {
+            snprintf(reason, sizeof(shard->cluster->reason), "%s", UPGRADE);
+            return ST_UNSUPPORTED;
+        }
         if (status_is(st, ST_INVALID) || status_is(st, ST_DENIED)) return st;
         if (strcmp(last, reason) != 0)
             log_warning("cluster", "not in the cluster yet: %s (%s)", status_text(st), reason);
@@ -421,7 +434,7 @@ enter(struct cluster_shard *shard, bool empty)
     status st = group0_open(&options, &shard->group0);
     if (!ok(st)) {
         snprintf(cluster->reason, sizeof(cluster->reason), "the record of the cluster: %s",
-                 status_text(st));
+                 status_is(st, ST_UNSUPPORTED) ? UPGRADE : status_text(st));
         return st;
     }
     if (group0_member(shard->group0) == 0) {

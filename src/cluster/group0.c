@@ -132,6 +132,14 @@ group0_fail(struct group0 *group0, status st, const char *what)
     fiber_queue_wake_all(&group0->lead_queue);
 }
 
+void
+group0_outdated(struct group0 *group0)
+{
+    group0_fail(group0, ST_UNSUPPORTED,
+                "members of a later version have decided what this one does not know: upgrade "
+                "this node");
+}
+
 static void
 tick_fires(struct io_timer *timer)
 {
@@ -283,10 +291,13 @@ topology_load(struct group0 *group0, struct bytes bytes)
     memcpy(group0->base_blob->data, bytes.data, bytes.size);
     status st = topology_decode(bytes, group0->options.budget, &group0->topology);
     if (status_is(st, ST_CORRUPT)) log_error("group0", "stored topology does not read");
+    if (status_is(st, ST_UNSUPPORTED))
+        log_error("group0", "stored topology is of a later version: upgrade this node");
     if (!ok(st)) return st;
     if (!buf_append(&group0->applied_config, group0->base_config.data, group0->base_config.size))
         return ST_NO_MEMORY;
     group0->applied = group0->base_index;
+    group0_quorums_follow(group0);
     return ST_OK;
 }
 
@@ -583,10 +594,28 @@ group0_publish(struct group0 *group0, struct topology *topology)
 {
     struct topology *old = group0->topology;
     group0->topology = topology;
+    group0_quorums_follow(group0);
     group0_addresses_update(group0, topology);
     group0->options.changed(group0->options.arg, topology);
     if (old != NULL) topology_release(old);
     fiber_queue_wake_all(&group0->lead_queue);
+}
+
+void
+group0_quorums_follow(struct group0 *group0)
+{
+    const struct topology *topology = group0->topology;
+    for (u32 k = 0; k < LIMIT_KEYSPACES_CLIENT; k++) {
+        const struct topology_keyspace *keyspace = &topology->keyspaces[k];
+        struct group0_quorums *known = &group0->quorums[k];
+        if (known->used == keyspace->used && known->write == keyspace->write_quorum &&
+            known->read == keyspace->read_quorum)
+            continue;
+        *known = (struct group0_quorums){.used = keyspace->used,
+                                         .write = keyspace->write_quorum,
+                                         .read = keyspace->read_quorum,
+                                         .since = topology->epoch};
+    }
 }
 
 u32

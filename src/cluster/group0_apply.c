@@ -9,8 +9,8 @@
  *
  * A command is the same everywhere: applied, or refused for a reason that lies in the state. Only
  * running out of memory is not, and is waited out; and a command that this program does not know,
- * since members of a later version have decided it, ends this member's part: whatever it took for
- * the topology from then on might be another one than theirs.
+ * or a snapshot of another format, since members of a later version have made it, ends this
+ * member's part: whatever it took for the topology from then on might be another one than theirs.
  */
 #include "cluster/group0_internal.h"
 
@@ -50,9 +50,7 @@ command_apply(struct group0 *group0, struct bytes data, struct topology **next_o
     status st = topology_command_decode(data, &command);
     if (!ok(st)) {
         MARK("cluster.group0.unknown_command");
-        group0_fail(group0, ST_UNSUPPORTED,
-                    "members of a later version have decided what this one does not know: upgrade "
-                    "this node");
+        group0_outdated(group0);
         return ST_UNSUPPORTED;
     }
     st = topology_apply(group0->topology, &command, next_out, outcome->reason);
@@ -89,6 +87,7 @@ entry_apply(struct group0 *group0, bool show)
     } else if (next != NULL) {
         topology_release(group0->topology);
         group0->topology = next;
+        group0_quorums_follow(group0);
     }
     group0_proposals_applied(group0, index, term, &outcome);
     return ST_OK;
@@ -295,6 +294,11 @@ install(struct group0 *group0)
     if (group0->install.config.size > 0)
         st = topology_decode(buf_bytes(&group0->install.data), group0->options.budget, &topology);
     if (status_is(st, ST_NO_MEMORY)) return st;
+    if (status_is(st, ST_UNSUPPORTED)) { /* not damage: it will not come in other bytes */
+        MARK("cluster.group0.unknown_format");
+        group0_outdated(group0);
+        return st;
+    }
     if (ok(st)) st = install_write(group0);
     if (!ok(st)) {
         if (topology != NULL) topology_release(topology);
@@ -309,6 +313,8 @@ install(struct group0 *group0)
     }
     group0->snapshots++;
     group0_proposals_fail(group0, GROUP0_UNKNOWN);
+    /* They may have changed there and back. */
+    memset(group0->quorums, 0, sizeof(group0->quorums));
     group0_publish(group0, topology);
     fiber_queue_wake_all(&group0->applied_queue);
     return ST_OK;

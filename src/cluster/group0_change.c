@@ -16,6 +16,7 @@
 
 #include <stdio.h>
 
+#include "base/fault.h"
 #include "base/log.h"
 #include "io/io.h"
 #include "proto/peer.h"
@@ -46,6 +47,43 @@ answer_now(const struct group0 *group0, const struct topology_command *command,
     return true;
 }
 
+/* A change of quorums lets those overlap that stand next to each other (topology_apply). So that
+ * these are all that are in use at once, there is none before every member, silent ones too, works
+ * with the quorums that are there now: one that was cut off before the last change would go on
+ * writing, or reading from its own store alone, by those before. What it has shown it does not
+ * forget (G2), so an epoch that it told once stays true. False: not now. */
+static bool
+quorums_are_known(struct group0 *group0, const struct topology_command *command,
+                  struct group0_outcome *outcome)
+{
+    const struct topology *topology = group0->topology;
+    if (command->kind != TOPOLOGY_KEYSPACE_SET || topology == NULL ||
+        command->keyspace >= LIMIT_KEYSPACES_CLIENT)
+        return true;
+    outcome_set(outcome, group0, GROUP0_BUSY);
+    /* Not the state that it is for: what is under way decides what it meets. */
+    if (command->state_before != topology->state_id) return false;
+    const struct group0_quorums *known = &group0->quorums[command->keyspace];
+    bool same = known->write == command->options.write_quorum &&
+                known->read == command->options.read_quorum;
+    for (u32 i = 0; known->used && !same && i < topology->member_count; i++) {
+        const struct topology_member *member = &topology->members[i];
+        if (group0->options.epoch_of(group0->options.arg, member->number) >= known->since) continue;
+        MARK("cluster.group0.quorums_not_known");
+        if (member->number == group0->identity.member ||
+            group0->options.alive(group0->options.arg, member->number))
+            return false;
+        outcome_set(outcome, group0, GROUP0_REFUSED);
+        snprintf(
+            outcome->reason, sizeof(outcome->reason),
+            "'%.40s' does not answer, and may not know the present quorums yet: bring it back, "
+            "or remove it",
+            member->node_id);
+        return false;
+    }
+    return true;
+}
+
 bool
 group0_propose(struct group0 *group0, const struct topology_command *command, struct bytes bytes,
                struct group0_proposal *proposal, struct group0_outcome *outcome_out)
@@ -56,6 +94,7 @@ group0_propose(struct group0 *group0, const struct topology_command *command, st
         return false;
     }
     if (answer_now(group0, command, outcome_out)) return false;
+    if (!quorums_are_known(group0, command, outcome_out)) return false;
     outcome_set(outcome_out, group0, GROUP0_BUSY);
     if (group0->proposal_count == GROUP0_PROPOSALS_MAX || !group0_input_begin(group0)) return false;
     struct raft_entry entry = {.kind = RAFT_ENTRY_DATA, .data = bytes};
@@ -214,10 +253,15 @@ change_fill(struct change *change)
 {
     const struct topology *topology = change->group0->topology;
     if (change->made && change->command.state_before == topology->state_id) return ST_OK;
-    change->made = change->unknown = false; /* never any more, or visible */
+    if (change->made && change->command.state_after == topology->state_id) {
+        change->fresh = true; /* than the call: the call has made it */
+        return ST_EXISTS;
+    }
+    change->made = false;
     change->command = (struct topology_command){0};
     status st = change->fill(change->arg, topology, &change->command);
     if (!ok(st)) return st;
+    change->unknown = false; /* never done any more, or it would be visible */
     change->command.state_before = topology->state_id;
     change->command.state_after = io_entropy_id(change->command.state_before);
     change->made = true;
@@ -590,6 +634,8 @@ seed_ask(struct group0 *group0, const struct topology_member *self, const struct
         st = ST_CONFLICT;
     } else {
         st = become(group0, &welcome);
+        /* Of its topology: no other member has it in a format that we know. */
+        if (status_is(st, ST_UNSUPPORTED)) group0_outdated(group0);
         if (!ok(st)) snprintf(reason, TOPOLOGY_REASON_BYTES, "%s", status_text(st));
     }
     buf_deinit(&answer);

@@ -328,6 +328,11 @@ struct group0 {
         u64 at_ns;
     } heard[GROUP0_HEARD]; /* by number, the last one of those that meet in a place */
     u64 voters_at_ns;      /* not before */
+    struct group0_quorums {
+        bool used;
+        u8 write, read;
+        u64 since; /* the first epoch that has them; or a later one: not before */
+    } quorums[LIMIT_KEYSPACES_CLIENT]; /* of the topology: group0_quorums_follow */
 
     u64 snapshots;
 };
@@ -340,6 +345,8 @@ void group0_input_end(struct group0 *group0);
 /* Makes raft from what is in memory. */
 MUST_CHECK status group0_raft_start(struct group0 *group0, struct raft_hard_state hard);
 void group0_fail(struct group0 *group0, status st, const char *what);
+/* group0_is_outdated from now on. */
+void group0_outdated(struct group0 *group0);
 /* True while this member takes part. */
 static inline bool
 group0_works(const struct group0 *group0)
@@ -348,6 +355,8 @@ group0_works(const struct group0 *group0)
 }
 /* Shows it to those above; takes the reference. */
 void group0_publish(struct group0 *group0, struct topology *topology);
+/* What the topology that is there now says of keyspaces' quorums. */
+void group0_quorums_follow(struct group0 *group0);
 void group0_addresses_update(struct group0 *group0, const struct topology *topology);
 void group0_address_heard(struct group0 *group0, u32 member, u64 epoch,
                           const struct peer_address *address);

@@ -21,7 +21,7 @@
  *   H1  hlc_next never gives what it gave before, nor less; across a restart, too, when the floor
  *       that hlc_init is given is at least the last one given. (The highest version in the store
  *       may be less: what was sent to others may not have become durable here. See
- *       REPLICATE_QUIET_MS in replicate.h.)
+ *       replicate_clock.c.)
  *   H2  After hlc_observe(v) is ok every hlc_next gives more than v: effects come after causes.
  *   H3  A peer moves this clock to at most HLC_AHEAD_MS_MAX before our wall clock. What is further
  *       ahead is refused and changes nothing, so one wrong clock does not drag all others along.

@@ -636,6 +636,7 @@ link_greeted(struct peer_link *link, const struct native_header *header, struct 
     struct native_header next = {.opcode = PEER_PROOF, .request_id = 2};
     struct bytes part = BYTES(proof, sizeof(proof));
     link->state = LINK_PROVING;
+    link->ticks = 0;
     if (!peer_frame_send(peers, link->conn, &next, &part, 1))
         link_close(link, ST_CLOSED, IO_CLOSE_ABORT);
 }
@@ -689,6 +690,7 @@ link_proved(struct peer_link *link, const struct native_header *header, struct b
     link->state = LINK_OPEN;
     link_count(link, true);
     link->opened_ns = io_now_ns();
+    link->ticks = 0;
     link_flush(link);
     link_check_end(link);
 }

@@ -51,7 +51,8 @@ static_assert(PEER_HANDSHAKE_BYTES_MAX <= PEER_HANDSHAKE_SPAN, "who is let in ge
 /* Time without a word is counted in ticks, not on the clock: a shard that was itself stopped for a
  * while has had one tick then, and what came meanwhile is still to be given to it. */
 #define PEER_TICK_NS          (250 * NS_PER_MS)
-#define PEER_TICKS_HANDSHAKE  20u  /* 5 s */
+#define PEER_TICKS_HANDSHAKE  8u   /* in it no answer has come: give up, as below */
+#define PEER_TICKS_STRANGER   20u  /* has not proved anything for 5 s since it came */
 #define PEER_TICKS_PING       2u   /* something is owed and nothing comes: ask */
 #define PEER_TICKS_SUSPECT    4u   /* ... and calls have timed out: give up */
 #define PEER_TICKS_SILENT     8u   /* ... give up */
@@ -100,7 +101,7 @@ struct peer_link {
     struct buf waiting;
 
     /* since something was last received */
-    u32 ticks;       /* while something is owed; in the handshake: since its begin */
+    u32 ticks;       /* while something is owed */
     u32 idle_ticks;  /* without */
     u32 timeouts;    /* calls */
     bool posted;     /* and nothing came since */

@@ -116,7 +116,7 @@ peer_guest_tick(struct peer_guest *guest)
         if (arrived != guest->arrived) guest->ticks = 0;
         guest->arrived = arrived;
     }
-    if (guest->state != GUEST_OPEN && guest->ticks >= PEER_TICKS_HANDSHAKE) {
+    if (guest->state != GUEST_OPEN && guest->ticks >= PEER_TICKS_STRANGER) {
         guest_fault(guest, "does not say who it is");
     } else if (guest->ticks >= PEER_TICKS_GUEST) {
         MARK("cluster.peer.guest_silent");

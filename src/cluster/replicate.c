@@ -1,28 +1,15 @@
 /* SPDX-License-Identifier: MIT
  *
- * replicate.c -- opening, closing, topology, the clock, waiting for the own log. See replicate.h,
+ * replicate.c -- opening, closing, topology, waiting for the own log. See replicate.h,
  * replicate_internal.h.
  *
  * Waiting for the log. A store tells one listener of what has become durable, and that one is the
  * server. So one fiber here waits for the first in a queue of waiting writes, and then answers all
  * that the log has reached.
- *
- * The clock after an opening. The highest version in the store is not always the highest that was
- * stamped: what was sent to others may never have become durable here. Stamped again, such a number
- * would name two writes. So nothing is stamped for REPLICATE_QUIET_MS after an opening, which is
- * more than a clock may be ahead of the wall clock, and the floor lies REPLICATE_FLOOR_MS above the
- * store's, for a wall clock that was set back meanwhile; the wall clock is waited for to reach it,
- * so that peers take what we stamp, but not for ever.
  */
-#include "base/fault.h"
 #include "base/hash.h"
-#include "base/log.h"
 #include "cluster/replicate_internal.h"
 #include "io/io.h"
-
-#define CLOCK_LOG_NS (10 * NS_PER_S)
-
-static_assert(REPLICATE_QUIET_MS > HLC_AHEAD_MS_MAX, "else a number might be given twice");
 
 /* ---- waiting for the log ---- */
 
@@ -79,10 +66,6 @@ replicator_open(const struct replicator_options *options, struct replicator **ou
     if (r == NULL) return ST_NO_MEMORY;
     r->options = *options;
     lsm_tokens(options->lsm, &r->token_first, &r->token_last);
-    r->open_ns = io_now_ns();
-    u64 floor = lsm_version_last(options->lsm);
-    if (floor != 0) floor += (u64)REPLICATE_FLOOR_MS << HLC_MS_SHIFT;
-    hlc_init(&r->hlc, floor, 0);
     fiber_gate_init(&r->gate);
     list_init(&r->coordinated);
     list_init(&r->attempts);
@@ -101,6 +84,7 @@ replicator_open(const struct replicator_options *options, struct replicator **ou
         mem_free(options->budget, r, sizeof(*r));
         return st;
     }
+    clock_open(r);
     serve_open(r);
     if (options->hints != NULL) hints_merge_set(options->hints, siblings_merge_hint, r);
     *out = r;
@@ -125,8 +109,9 @@ replicator_close(struct replicator *r)
         attempt_cancel(attempt);
         attempt_unref(attempt);
     }
+    fiber_queue_wake_all(&r->clock_wake);
     fiber_queue_wake_all(&r->durable_wake);
-    while (r->serving > 0 || !list_empty(&r->attempts) || !r->watcher_ended) {
+    while (r->serving > 0 || !list_empty(&r->attempts) || !r->watcher_ended || r->clock_runs) {
         fiber_queue_wake_all(&r->durable_wake);
         (void)fiber_queue_wait(&r->idle, io_now_ns() + AGAIN_NS);
     }
@@ -179,7 +164,8 @@ replicator_oldest_version(struct replicator *r)
 u64
 replicator_oldest_to_come(struct replicator *r)
 {
-    u64 oldest = hlc_next(&r->hlc, io_wall_ms());
+    /* Across a restart, too, whatever the wall clock says then. */
+    u64 oldest = MIN(hlc_next(&r->hlc, io_wall_ms()), r->clock_marked);
     if (r->options.hints != NULL) oldest = MIN(oldest, hints_oldest_waiting(r->options.hints));
     list_for_each (pos, &r->attempts)
         oldest = MIN(oldest, list_entry(pos, struct write_attempt, link)->version);
@@ -289,64 +275,6 @@ replicate_need(enum replicate_level level, u32 wanted, u32 replicas, u32 places,
     }
     u32 asked = (u32)level - REPLICATE_COUNT_BASE;
     return CLAMP(asked, 1u, count);
-}
-
-/* ---- the clock ---- */
-
-bool
-version_observe(struct replicator *r, u64 version, const char *what, u32 member)
-{
-    u64 wall_ms = io_wall_ms();
-    if (ok(hlc_observe(&r->hlc, version, wall_ms))) return true;
-    MARK("cluster.replicate.clock_refused");
-    r->stats.clocks_refused++;
-    u64 now = io_now_ns();
-    if (r->clock_log_ns == 0 || now - r->clock_log_ns >= CLOCK_LOG_NS) {
-        r->clock_log_ns = now;
-        log_warning("cluster",
-                    "a version from the future is refused: check the clocks ahead_ms=%llu "
-                    "member=%u what=%s refused=%llu",
-                    (unsigned long long)(hlc_wall_ms(version) - wall_ms), member, what,
-                    (unsigned long long)r->stats.clocks_refused);
-    }
-    return false;
-}
-
-bool
-replicator_observe(struct replicator *r, u64 version, u32 member)
-{
-    return version_observe(r, version, "moved", member);
-}
-
-u64
-replicator_ahead_ms(const struct replicator *r, u64 wall_ms)
-{
-    return hlc_ahead_ms(&r->hlc, wall_ms);
-}
-
-/* How long this shard must not stamp yet. */
-static u64
-quiet_ns(const struct replicator *r)
-{
-    u64 since = io_now_ns() - r->open_ns;
-    if (since < REPLICATE_QUIET_MS * NS_PER_MS) return REPLICATE_QUIET_MS * NS_PER_MS - since;
-    if (since >= REPLICATE_QUIET_MS_MAX * NS_PER_MS) return 0;
-    u64 ahead_ns = hlc_ahead_ms(&r->hlc, io_wall_ms()) * NS_PER_MS;
-    /* Once writes of others were observed, the clock is ahead for other reasons. */
-    u64 left = REPLICATE_QUIET_MS_MAX * NS_PER_MS - since;
-    return ahead_ns > (HLC_AHEAD_MS_MAX / 2) * NS_PER_MS ? MIN(ahead_ns, left) : 0;
-}
-
-MAY_YIELD bool
-stamp_await(struct replicator *r, u64 deadline_ns)
-{
-    for (;;) {
-        u64 wait = quiet_ns(r);
-        u64 now = io_now_ns();
-        if (wait == 0) return true;
-        if (r->closing || now >= deadline_ns) return false;
-        (void)fiber_queue_wait(&r->changed, MIN(deadline_ns, now + wait));
-    }
 }
 
 /* ---- the own store ---- */

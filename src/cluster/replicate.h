@@ -59,6 +59,9 @@ struct replicator_options {
     u32 shard;
     /* Whether calls to the member are worth an attempt. May change at any time. */
     bool (*alive)(void *arg, u32 member);
+    /* Whether others say that this node's wall clock is ahead: what it shows then is not kept over
+     * a restart, which may come with the right one. NULL: never. */
+    bool (*clock_is_ahead)(void *arg);
     void *arg;
     /* What replicas miss is kept there, and it is told the topology; closed after this. NULL: only
      * counted. */
@@ -80,8 +83,9 @@ u64 replicator_epoch(const struct replicator *replicator);
  * answer counts as 0), once each replica has what the others have up to there, is what
  * lsm_purge_allow may be told. */
 u64 replicator_oldest_version(struct replicator *replicator);
-/* The same without what was dropped: no write of a lower version will be sent from here to anybody.
- * Who has compared what replicas hold needs to know no more (trees.h). */
+/* The same without what was dropped: no write of a lower version will be sent from here to anybody,
+ * also not after a restart with a wall clock that was set back. 0: not known (yet). Who has
+ * compared what replicas hold needs to know no more (trees.h). */
 u64 replicator_oldest_to_come(struct replicator *replicator);
 /* Of what is about to be written here by other ways than the replicator's: what is stamped from
  * then on is higher. False: the member's clock is ahead, and it may not be written yet. */

@@ -2,7 +2,8 @@
  *
  * replicate_internal.h -- what the parts of the replicator share:
  *
- *   replicate.c        opening, closing, topology, the clock, waiting for the own log
+ *   replicate.c        opening, closing, topology, waiting for the own log
+ *   replicate_clock.c  what is stamped, and what is kept of the clock over a restart
  *   replicate_write.c  coordinating writes, and the writes that mend replicas
  *   replicate_read.c   coordinating reads
  *   replicate_serve.c  the replica: requests of coordinators on other nodes
@@ -76,6 +77,9 @@ struct replicator {
     struct topology *topology; /* NULL: none yet */
     u32 self;
     struct hlc hlc;
+    u64 clock_marked; /* durable: whatever is stamped after another opening is above it */
+    bool clock_runs;
+    struct fiber_queue clock_wake;
     bool closing, watcher_ended;
     struct fiber_gate gate; /* coordinators */
     struct list coordinated;
@@ -144,10 +148,15 @@ void coordinated_end(struct coordinated *c);
  * wait_newer: somebody has one, so until it comes. False: the deadline has passed. */
 MAY_YIELD bool topology_await(struct replicator *r, u64 epoch, bool wait_newer, u64 deadline_ns);
 
+/* ---- replicate_clock.c ---- */
+
+void clock_open(struct replicator *r);
 /* Whether a version from elsewhere is not too far ahead of the wall clock; moves our clock. */
 bool version_observe(struct replicator *r, u64 version, const char *what, u32 member);
 /* Waits until this shard may stamp (REPLICATE_QUIET_MS). False: the deadline has passed. */
 MAY_YIELD bool stamp_await(struct replicator *r, u64 deadline_ns);
+
+/* ---- replicate.c ---- */
 
 /* done comes later or, when seq is durable already, at once. */
 void durable_await(struct replicator *r, struct durable_wait *wait, u64 seq);

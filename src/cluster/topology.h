@@ -227,7 +227,7 @@ enum topology_command_kind {
     /* Makes or changes one. (The others are made when they are first used, with the values of
      * keyspace 0, or by an operator with others before that.) Of one that is there conflict and N
      * cannot change, nor may W and R change so that the old and the new ones do not overlap: raise
-     * R, repair, then lower the other. */
+     * R, repair, then lower the other. The leader sees to it that no others are in use then. */
     TOPOLOGY_KEYSPACE_SET,
     /* As PLAN, with partitions dealt in their order: as plans were made at first. For logs that
      * have one; nobody proposes it any more. Each member computes a plan by itself, so another way
@@ -270,8 +270,8 @@ MUST_CHECK status topology_apply(const struct topology *topology,
 /* ---- bytes of a whole one ---- */
 
 MUST_CHECK bool topology_encode(const struct topology *topology, struct buf *out);
-/* Any bytes: ST_CORRUPT, ST_NO_MEMORY. What decodes holds all invariants, and encodes to the same
- * bytes. */
+/* Any bytes: ST_CORRUPT, ST_NO_MEMORY; ST_UNSUPPORTED: a later version has written them. What
+ * decodes holds all invariants, and encodes to the same bytes. */
 MUST_CHECK status topology_decode(struct bytes bytes, struct budget *budget, struct topology **out);
 /* Invariants: what decode demands, and what apply keeps. */
 bool topology_check(const struct topology *topology);

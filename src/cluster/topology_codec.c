@@ -15,7 +15,8 @@
  *              | members | current | next, when there is a stage |
  *     placement  | width 4 | rows: 4 each place |
  *
- * Another format is refused; whoever raises it reads both until no member writes the old one.
+ * Another format is refused as such (ST_UNSUPPORTED), so that nobody takes what a later version
+ * wrote for damage; whoever raises it reads both until no member writes the old one.
  */
 #include "cluster/topology.h"
 #include "cluster/topology_internal.h"
@@ -373,7 +374,9 @@ take_placement(struct reader *reader, struct topology *topology, struct placemen
 static status
 take_topology(struct reader *reader, struct topology *out)
 {
-    if (take_u8(reader) != FORMAT) return ST_CORRUPT;
+    u8 format = take_u8(reader);
+    if (reader->failed || format == 0) return ST_CORRUPT;
+    if (format != FORMAT) return ST_UNSUPPORTED;
     out->stage = take_u8(reader);
     out->next_stamp = take_u16(reader);
     out->cluster_id = take_u64(reader);

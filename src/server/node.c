@@ -359,7 +359,9 @@ cluster_open_here(struct shard *shard)
     cluster_admin_open(shard);
 }
 
-/* Nothing of ours is at work for the cluster any more: nothing is begun, since the shard drains. */
+/* Nothing of ours is at work for the cluster any more: nothing is begun, since the shard drains.
+ * One that never served, because the node stops while others of its shards still enter, has
+ * requests of other nodes under way all the same. */
 MAY_YIELD static void
 leave_cluster(struct shard *shard)
 {

@@ -14,6 +14,7 @@
 
 #include "base/hash.h"
 #include "cluster/cluster.h"
+#include "cluster/group0_internal.h"
 #include "cluster_rig.h"
 #include "server/route.h"
 
@@ -739,6 +740,131 @@ a_node_stops_slowly_while_the_topology_changes(void **state)
     }
 }
 
+/* The others decide something that this version does not know: whatever a node did from then on by
+ * its own topology might be wrong. It stops, says why, and does not start again as it is. (All
+ * nodes here are of the same version, so all of them do.) */
+static void
+later_done(struct group0 *group0, struct group0_proposal *proposal,
+           const struct group0_outcome *outcome)
+{
+    (void)group0;
+    (void)proposal;
+    (void)outcome;
+}
+
+static MAY_YIELD void
+decide_something_later(struct shard *shard, void *arg)
+{
+    struct group0 *group0 = shard->cluster->group0;
+    struct topology_command command = {.kind = TOPOLOGY_FENCE,
+                                       .state_before = group0_topology(group0)->state_id,
+                                       .state_after = io_random()};
+    struct group0_proposal *proposal = arg;
+    struct group0_outcome outcome;
+    struct buf bytes;
+    buf_init(&bytes, io_budget());
+    CHECK(topology_command_encode(&command, &bytes));
+    bytes.data[1] = 200; /* a kind that there is not yet */
+    *proposal = (struct group0_proposal){.done = later_done};
+    CHECK(group0_propose(group0, &command, buf_bytes(&bytes), proposal, &outcome));
+    buf_deinit(&bytes);
+}
+
+static MAY_YIELD void
+expect_stopped(const struct rig *rig, u32 node, u64 wait_ns)
+{
+    u64 deadline_ns = io_now_ns() + wait_ns;
+    while (sim_node_running(rig->nodes[node].machine) && io_now_ns() < deadline_ns)
+        fiber_sleep_ns(10 * NS_PER_MS);
+    CHECK(!sim_node_running(rig->nodes[node].machine));
+    CHECK(status_is(sim_node_result(rig->nodes[node].machine), ST_UNSUPPORTED));
+    CHECK(strstr(server_failure(rig->nodes[node].server), "upgrade this node") != NULL);
+}
+
+static MAY_YIELD void
+outdated_story(struct rig *rig)
+{
+    static struct group0_proposal proposal;
+    wait_settled(rig, NODES);
+    struct rig_client client;
+    rig_connect_to(rig, 0, &client);
+    CHECK(rig_is(rig_call(&client, "SET before 1"), "+OK\r\n"));
+    rig_on_node(rig, leader_of(rig), 0, decide_something_later, &proposal);
+    for (u32 i = 0; i < NODES; i++)
+        expect_stopped(rig, i, 10 * NS_PER_S);
+    CHECK(rig_call(&client, "GET before").size == 0); /* the connection has ended */
+    rig_disconnect(&client);
+    for (u32 i = 0; i < NODES; i++) {
+        rig_crash(rig, i); /* only its memory: it does not run */
+        rig_start_begin(rig, i);
+        expect_stopped(rig, i, 10 * NS_PER_S);
+        rig_crash(rig, i);
+    }
+}
+
+static void
+a_node_stops_when_the_others_decide_what_it_does_not_know(void **state)
+{
+    for (u64 seed = 1; seed <= SEED_COUNT; seed++) {
+        struct rig rig = rig_of(seed, outdated_story);
+        rig.on_all_nodes = true;
+        rig_run(&rig);
+    }
+}
+
+/* One that was not upgraded wants to join: what the log begins behind is of a format that it does
+ * not know. (The bytes are made so; no newer snapshot follows.) */
+static MAY_YIELD void
+snapshots_soon(struct shard *shard, void *arg)
+{
+    (void)arg;
+    shard->cluster->group0->options.snapshot_entries = 1;
+}
+
+static MAY_YIELD void
+snapshots_later(struct shard *shard, void *arg)
+{
+    (void)arg;
+    struct group0 *group0 = shard->cluster->group0;
+    CHECK(group0->base_blob != NULL && group0->base_blob->data[0] == 1);
+    group0->base_blob->data[0] = 2;
+    group0->options.snapshot_entries = UINT32_MAX;
+}
+
+static MAY_YIELD void
+outdated_joiner_story(struct rig *rig)
+{
+    wait_settled(rig, NODES);
+    struct rig_client client;
+    for (u32 i = 0; i < NODES; i++)
+        rig_on_node(rig, i, 0, snapshots_soon, NULL);
+    rig_connect_to(rig, 0, &client);
+    for (u32 i = 1; i < 4; i++) { /* a topology each */
+        CHECK(rig_is(rig_call(&client, "SELECT %u", i), "+OK\r\n"));
+        CHECK(rig_is(rig_call(&client, "SET k v"), "+OK\r\n"));
+    }
+    fiber_sleep_ns(2 * NS_PER_S);
+    for (u32 i = 0; i < NODES; i++)
+        rig_on_node(rig, i, 0, snapshots_later, NULL);
+    rig_start_begin(rig, NODES);
+    expect_stopped(rig, NODES, 20 * NS_PER_S);
+    rig_crash(rig, NODES);
+    CHECK(rig_is(rig_call(&client, "SET k w"), "+OK\r\n")); /* the others go on */
+    rig_disconnect(&client);
+}
+
+static void
+a_node_that_cannot_read_the_topology_does_not_join(void **state)
+{
+    for (u64 seed = 1; seed <= SEED_COUNT; seed++) {
+        struct rig rig = rig_of(seed, outdated_joiner_story);
+        rig.node_count = NODES + 1;
+        rig.late_count = 1;
+        rig.on_all_nodes = true;
+        rig_run(&rig);
+    }
+}
+
 /* A node comes back with more shards than the others' topology tells of, and all but the first
  * stand still before they are in the cluster. What others send to the first for them must not be
  * done by a shard that knows of no replicas: what is acknowledged then is there without this node.
@@ -1077,6 +1203,8 @@ main(void)
         cmocka_unit_test(a_page_of_another_shard_is_not_empty),
         cmocka_unit_test(nodes_stop_while_the_topology_changes),
         cmocka_unit_test(a_node_stops_slowly_while_the_topology_changes),
+        cmocka_unit_test(a_node_stops_when_the_others_decide_what_it_does_not_know),
+        cmocka_unit_test(a_node_that_cannot_read_the_topology_does_not_join),
         cmocka_unit_test(nothing_is_acknowledged_by_a_shard_that_is_not_in_the_cluster_yet),
         cmocka_unit_test(what_is_wrong_with_a_node_is_known),
         cmocka_unit_test(a_clock_that_is_wrong_for_one_shard_is_wrong),

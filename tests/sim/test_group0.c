@@ -1017,6 +1017,43 @@ whoever_does_not_know_a_command_takes_no_part(void **state)
 }
 
 static bool
+takes_no_part(void *arg)
+{
+    const struct app *app = arg;
+    return app->group0 != NULL && group0_is_outdated(app->group0);
+}
+
+/* It joins one that votes, whose log begins behind a snapshot of a format that there is not yet:
+ * the others have been upgraded, and it was not. */
+static void
+whoever_gets_a_snapshot_of_a_later_format_takes_no_part(void **state)
+{
+    (void)state;
+    story_begins(2);
+    snapshot_entries = 2;
+    start(0);
+    peer_rig_run(&rig, SECONDS(2));
+    for (u32 i = 0; i < 4; i++)
+        change_on(0);
+    struct group0 *first = apps[0].group0;
+    assert_non_null(first->base_blob);
+    assert_int_equal(first->base_blob->data[0], 1);
+    first->base_blob->data[0] = 2;
+    first->options.snapshot_entries = UINT32_MAX; /* no newer one, of our format */
+    start(1);
+    assert_true(peer_rig_run_until(&rig, takes_no_part, &apps[1], SECONDS(20)));
+    peer_rig_run(&rig, SECONDS(10));
+    struct group0_stats stats;
+    group0_stats_get(apps[1].group0, &stats);
+    assert_true(stats.failed);
+    assert_int_equal(stats.applied, 0);
+    assert_null(group0_topology(apps[1].group0));
+    assert_int_equal(apps[1].shown, 0);
+    assert_false(group0_is_outdated(first));
+    story_ends();
+}
+
+static bool
 is_planned(void *arg)
 {
     struct group0 *group0 = apps[leader_index()].group0;
@@ -1165,6 +1202,122 @@ nothing_fill(void *arg, const struct topology *present, struct topology_command 
     return ST_EXISTS; /* as far as it can see */
 }
 
+/* W and R of the first keyspace. */
+struct quorums_asked {
+    u8 write, read;
+    status st;
+    char reason[TOPOLOGY_REASON_BYTES];
+};
+
+static status
+quorums_fill(void *arg, const struct topology *present, struct topology_command *command)
+{
+    const struct quorums_asked *asked = arg;
+    command->kind = TOPOLOGY_KEYSPACE_SET;
+    command->options = present->keyspaces[0];
+    if (command->options.write_quorum == asked->write &&
+        command->options.read_quorum == asked->read)
+        return ST_EXISTS;
+    command->options.write_quorum = asked->write;
+    command->options.read_quorum = asked->read;
+    return ST_OK;
+}
+
+static MAY_YIELD void
+quorums_main(struct peer_rig_node *node, void *arg)
+{
+    struct quorums_asked *asked = arg;
+    asked->st = group0_change(apps[node->index].group0, quorums_fill, asked,
+                              io_now_ns() + SECONDS(5), asked->reason);
+}
+
+/* Who was cut off before the first change would write to two replicas, and who has seen the second
+ * one read from the third. */
+static void
+quorums_change_again_only_when_all_know_the_last_change(void **state)
+{
+    (void)state;
+    struct quorums_asked first = {.write = 3, .read = 2}, second = {.write = 3, .read = 1};
+    story_begins(3);
+    all_start();
+    u32 lonely = (leader_index() + 1) % 3, asked = (leader_index() + 2) % 3;
+    for (u32 i = 0; i < 3; i++)
+        cut_set(lonely, i, true);
+    assert_true(peer_rig_do(&rig, asked, 0, quorums_main, &first));
+    assert_true(ok(first.st)); /* it knows those before */
+    assert_true(peer_rig_do(&rig, asked, 0, quorums_main, &second));
+    assert_true(status_is(second.st, ST_TIMED_OUT)); /* it lives, and is waited for */
+    u32 number = group0_member(apps[lonely].group0);
+    peer_rig_stop(&rig, lonely);
+    assert_true(peer_rig_do(&rig, asked, 0, quorums_main, &second));
+    assert_true(status_is(second.st, ST_INVALID));
+    assert_non_null(strstr(second.reason, "does not answer"));
+    assert_int_equal(group0_topology(apps[asked].group0)->keyspaces[0].read_quorum, 2);
+    assert_non_null(topology_member(group0_topology(apps[asked].group0), number));
+    heal_all();
+    start(lonely);
+    peer_rig_run(&rig, SECONDS(5));
+    assert_true(peer_rig_do(&rig, asked, 0, quorums_main, &second));
+    assert_true(ok(second.st));
+    expect_well();
+    story_ends();
+}
+
+struct reached {
+    u32 node;
+    u64 index, epoch;
+};
+
+static bool
+has_appended(void *arg)
+{
+    const struct reached *reached = arg;
+    return apps[reached->node].group0->raft.last_index > reached->index;
+}
+
+static bool
+has_shown(void *arg)
+{
+    const struct reached *reached = arg;
+    return group0_topology(apps[reached->node].group0)->epoch > reached->epoch;
+}
+
+static void
+alone_set(u32 i, bool on)
+{
+    for (u32 k = 0; k < 3; k++)
+        cut_set(i, k, on);
+}
+
+/* Nobody tells it what became of its change, and nobody answers whether its topology is the newest;
+ * but it was done, as its own topology shows. */
+static void
+who_sees_its_change_done_does_not_say_that_it_was_not(void **state)
+{
+    (void)state;
+    for (u32 i = 0; i < 12; i++) {
+        story_begins(3);
+        all_start();
+        u32 leader = leader_index(), asks = (leader + 1) % 3;
+        struct reached appended = {.node = leader, .index = apps[leader].group0->raft.last_index};
+        struct reached shown = {.node = asks, .epoch = group0_topology(apps[asks].group0)->epoch};
+        u64 done = changes_done;
+        ask(asks, SECONDS(15));
+        assert_true(peer_rig_run_until(&rig, has_appended, &appended, SECONDS(2)));
+        alone_set(asks, true);
+        peer_rig_run(&rig, SECONDS(4) + i * MS(130)); /* the attempt has ended */
+        alone_set(asks, false);
+        assert_true(peer_rig_run_until(&rig, has_shown, &shown, SECONDS(8)));
+        alone_set(asks, true);
+        while (!peer_rig_job_over(&apps[asks].change_job))
+            peer_rig_run(&rig, MS(10));
+        assert_int_equal(changes_done, done + 1);
+        heal_all();
+        expect_well();
+        story_ends();
+    }
+}
+
 static MAY_YIELD void
 nothing_main(struct peer_rig_node *node, void *arg)
 {
@@ -1271,10 +1424,13 @@ main(void)
         cmocka_unit_test(a_forgotten_voter_leaves_the_group),
         cmocka_unit_test(who_leaves_is_taken_out_and_hears_of_it),
         cmocka_unit_test(who_is_cut_off_does_not_say_that_there_is_nothing_to_do),
+        cmocka_unit_test(quorums_change_again_only_when_all_know_the_last_change),
+        cmocka_unit_test(who_sees_its_change_done_does_not_say_that_it_was_not),
         cmocka_unit_test(a_second_node_of_one_id_is_refused),
         cmocka_unit_test(a_term_is_kept_though_its_entries_found_no_memory),
         cmocka_unit_test(whatever_happens_all_agree),
         cmocka_unit_test(whoever_does_not_know_a_command_takes_no_part),
+        cmocka_unit_test(whoever_gets_a_snapshot_of_a_later_format_takes_no_part),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -66,6 +66,7 @@ struct world {
     struct topology *stages[STAGES];
     u32 stage_count;
     u32 stage[PEER_RIG_NODES_MAX]; /* what each node has, or will have when it starts */
+    bool clocks_are_ahead;         /* as others say */
     bool down[PEER_RIG_NODES_MAX]; /* as far as anybody knows: what `alive` says */
     bool optimist;                 /* everybody is believed to live */
     u32 spread;                    /* one of so many turns brings a stage to a node */
@@ -85,6 +86,13 @@ static struct world world; /* large */
     } while (0)
 
 static struct replicate_stats reached; /* of all seeds */
+
+static bool
+clock_is_ahead(void *arg)
+{
+    (void)arg;
+    return world.clocks_are_ahead;
+}
 
 static bool
 node_alive(void *arg, u32 member)
@@ -120,7 +128,8 @@ node_main(struct peer_rig_node *node)
                                          .peers = peers,
                                          .budget = io_budget(),
                                          .shard = shard,
-                                         .alive = node_alive};
+                                         .alive = node_alive,
+                                         .clock_is_ahead = clock_is_ahead};
     /* A fiber may be refused by chance. */
     while (!ok(st = replicator_open(&options, &app->replicator)))
         fiber_sleep_ns(NS_PER_MS);
@@ -992,6 +1001,77 @@ a_clock_that_runs_ahead_harms_its_own_writes_only(void **state)
     cluster_close();
 }
 
+/* What the node has said that it stamps no more, on the shard of the first key. */
+static void
+said_run(struct peer_rig_node *node, void *arg)
+{
+    *(u64 *)arg = replicator_oldest_to_come(world.apps[node->index][io_shard_index()].replicator);
+}
+
+static void
+forget_below_run(struct peer_rig_node *node, void *arg)
+{
+    const u64 *below = arg;
+    lsm_purge_allow(world.apps[node->index][io_shard_index()].lsm, 0, *below, hlc_wall_ms(*below));
+}
+
+/* Nobody has written for long when it ends, so that its store tells of old stamps only; others have
+ * collected what lies below what it said since, and take nothing from there any more. */
+static void
+a_clock_that_was_set_back_over_a_restart_keeps_what_was_said(void **state)
+{
+    (void)state;
+    story_begin();
+    struct op first = {.kind = OP_WRITE, .key = 1, .id = 4};
+    assert_true(op_do(&first));
+    peer_rig_run(&world.rig, SECONDS(600));
+    u64 least = UINT64_MAX;
+    for (u32 node = 0; node < 3; node++) {
+        u64 said = 0;
+        assert_true(peer_rig_do(&world.rig, node, shard_of(1), said_run, &said));
+        least = MIN(least, said);
+    }
+    /* It goes on though nothing is written, and lags by less than a minute. */
+    assert_true(hlc_wall_ms(least) > hlc_wall_ms(first.version) + 540 * 1000);
+    for (u32 node = 1; node < 3; node++)
+        assert_true(peer_rig_do(&world.rig, node, shard_of(1), forget_below_run, &least));
+
+    peer_rig_crash(&world.rig, 0, false);
+    sim_node_clock_step(world.rig.nodes[0].machine, -300 * 1000);
+    peer_rig_start(&world.rig, 0);
+    u64 said = 0;
+    assert_true(peer_rig_do(&world.rig, 0, shard_of(1), said_run, &said));
+    assert_true(said >= least);
+    struct op write = {.kind = OP_WRITE, .key = 1, .id = 5, .deadline_ns = SECONDS(5)};
+    assert_true(op_do(&write));
+    assert_true(write.version > least);
+    struct op read = {.kind = OP_READ, .key = 1, .node = 2};
+    assert_true(op_do(&read));
+    assert_int_equal(read.id, 5);
+    cluster_close();
+}
+
+/* Its stamps are not kept: started again with the right time, it has nothing to wait for. */
+static void
+a_clock_that_others_find_ahead_is_not_kept_over_a_restart(void **state)
+{
+    (void)state;
+    story_begin();
+    struct op first = {.kind = OP_WRITE, .key = 1, .id = 4};
+    assert_true(op_do(&first));
+    world.clocks_are_ahead = true;
+    sim_node_clock_step(world.rig.nodes[0].machine, 3600 * 1000);
+    peer_rig_run(&world.rig, SECONDS(120));
+    peer_rig_crash(&world.rig, 0, false);
+    sim_node_clock_step(world.rig.nodes[0].machine, -3600 * 1000);
+    world.clocks_are_ahead = false;
+    peer_rig_start(&world.rig, 0);
+    struct op write = {.kind = OP_WRITE, .key = 1, .id = 5, .deadline_ns = SECONDS(5)};
+    assert_true(op_do(&write));
+    assert_true(hlc_wall_ms(write.version) < hlc_wall_ms(first.version) + 150 * 1000);
+    cluster_close();
+}
+
 static void
 what_was_deleted_or_has_expired_stays_so(void **state)
 {
@@ -1473,6 +1553,8 @@ main(void)
         cmocka_unit_test(nothing_is_sent_when_too_few_live),
         cmocka_unit_test(what_may_have_been_done_is_unknown),
         cmocka_unit_test(a_clock_that_runs_ahead_harms_its_own_writes_only),
+        cmocka_unit_test(a_clock_that_was_set_back_over_a_restart_keeps_what_was_said),
+        cmocka_unit_test(a_clock_that_others_find_ahead_is_not_kept_over_a_restart),
         cmocka_unit_test(what_was_deleted_or_has_expired_stays_so),
         cmocka_unit_test(what_was_read_where_all_are_asked_a_majority_reads_too),
         cmocka_unit_test(what_a_digest_tells_of_is_read_after_a_power_cut),

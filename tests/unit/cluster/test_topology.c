@@ -899,6 +899,32 @@ too_little_memory_is_a_refusal(void **state)
     world_deinit(&world);
 }
 
+/* It is no damage, which would be asked for again, and it is not read as something else. */
+static void
+what_a_later_version_wrote_is_told_from_damage(void **state)
+{
+    (void)state;
+    struct world world;
+    world_grow(&world, 3, 16, 3);
+    struct buf bytes;
+    bytes_of(world.now, &bytes);
+    struct topology *copy = NULL;
+    u64 used = budget.used_bytes;
+    for (u32 format = 0; format <= UINT8_MAX; format++) {
+        if (format == 1) continue;
+        bytes.data[0] = (u8)format;
+        status st = topology_decode(buf_bytes(&bytes), &budget, &copy);
+        assert_true(status_is(st, format == 0 ? ST_CORRUPT : ST_UNSUPPORTED));
+        assert_null(copy);
+        assert_int_equal(budget.used_bytes, used);
+    }
+    /* Whatever stands behind it. */
+    bytes.data[0] = 2;
+    assert_true(status_is(topology_decode(BYTES(bytes.data, 1), &budget, &copy), ST_UNSUPPORTED));
+    buf_deinit(&bytes);
+    world_deinit(&world);
+}
+
 /* What decodes after a change of a byte is valid and encodes to the same; what is cut never does.
  */
 static void
@@ -1479,6 +1505,7 @@ main(void)
         cmocka_unit_test(data_centers_and_racks_are_kept_apart_by_their_names),
         cmocka_unit_test(a_thousand_members_and_no_more),
         cmocka_unit_test(too_little_memory_is_a_refusal),
+        cmocka_unit_test(what_a_later_version_wrote_is_told_from_damage),
         cmocka_unit_test(every_byte_is_checked),
         cmocka_unit_test(invariants_are_seen_broken),
         cmocka_unit_test(acknowledged_writes_are_seen_through_random_histories),
