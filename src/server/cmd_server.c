@@ -7,6 +7,7 @@
 #include <stdio.h>
 
 #include "base/log.h"
+#include "cluster/cluster.h"
 #include "server/cmd.h"
 #include "server/glob.h"
 #include "server/session.h"
