@@ -11,20 +11,28 @@
 #define SCRIBBLE_FRESH 0xA5
 #define SCRIBBLE_FREED 0xDE
 
+/* kept: so many bytes the caller writes itself. */
+static void *
+fresh_block(size_t size, size_t alignment, size_t kept)
+{
+    u8 *block = aligned_alloc(alignment, align_up(size, alignment));
+    if (block != NULL) memset(block + kept, SCRIBBLE_FRESH, size - kept);
+    return block;
+}
+
 void *
 mem_raw_alloc(size_t size, size_t alignment)
 {
-    void *block = aligned_alloc(alignment, align_up(size, alignment));
-    if (block != NULL) memset(block, SCRIBBLE_FRESH, size);
-    return block;
+    return fresh_block(size, alignment, 0);
 }
 
 void *
 mem_raw_realloc(void *block, size_t old_size, size_t new_size)
 {
-    void *moved = mem_raw_alloc(new_size, 16);
+    size_t kept = MIN(old_size, new_size);
+    void *moved = fresh_block(new_size, 16, kept);
     if (moved == NULL) return NULL;
-    memcpy(moved, block, MIN(old_size, new_size));
+    memcpy(moved, block, kept);
     mem_raw_free(block, old_size);
     return moved;
 }
@@ -32,7 +40,9 @@ mem_raw_realloc(void *block, size_t old_size, size_t new_size)
 void
 mem_raw_free(void *block, size_t size)
 {
+#ifndef __SANITIZE_ADDRESS__ /* which tells of any late access itself */
     memset(block, SCRIBBLE_FREED, size);
+#endif
     free(block);
 }
 

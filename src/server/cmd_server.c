@@ -54,7 +54,15 @@ cmd_command_count(struct exec *x)
     resp_integer(x->reply, shown_count());
 }
 
-void
+/* Between two of up to a million names. */
+MAY_YIELD static bool
+goes_on(struct exec *x)
+{
+    if (x->reply->failed) exec_fail(x, ST_NO_MEMORY);
+    return !exec_reply_too_large(x) && exec_turn(x);
+}
+
+MAY_YIELD void
 cmd_command_info(struct exec *x)
 {
     if (x->arg_count == 2) {
@@ -63,6 +71,7 @@ cmd_command_info(struct exec *x)
     }
     resp_array(x->reply, x->arg_count - 2);
     for (u32 i = 2; i < x->arg_count; i++) {
+        if (!goes_on(x)) return;
         const struct command *command = find_named(x->args[i]);
         if (command == NULL)
             resp_null(x->reply);
@@ -71,7 +80,7 @@ cmd_command_info(struct exec *x)
     }
 }
 
-void
+MAY_YIELD void
 cmd_command_docs(struct exec *x)
 {
     if (x->arg_count == 2) {
@@ -81,16 +90,19 @@ cmd_command_docs(struct exec *x)
         return;
     }
     u32 count = 0;
-    for (u32 i = 2; i < x->arg_count; i++)
+    for (u32 i = 2; i < x->arg_count; i++) {
+        if (!goes_on(x)) return;
         count += find_named(x->args[i]) != NULL;
+    }
     resp_map(x->reply, count);
     for (u32 i = 2; i < x->arg_count; i++) {
+        if (!goes_on(x)) return;
         const struct command *command = find_named(x->args[i]);
         if (command != NULL) command_reply_docs(x->reply, command);
     }
 }
 
-void
+MAY_YIELD void
 cmd_command_getkeys(struct exec *x)
 {
     const struct command *command = command_find(x->args[2]);
@@ -111,7 +123,7 @@ cmd_command_getkeys(struct exec *x)
     }
     command_key_range(command, count, &first, &last, &step);
     resp_array(x->reply, (last - first) / step + 1);
-    for (u32 i = first; i <= last; i += step)
+    for (u32 i = first; i <= last && goes_on(x); i += step)
         resp_bulk(x->reply, x->args[2 + i]);
 }
 

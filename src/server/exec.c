@@ -25,8 +25,8 @@
 
 /* From so many writes on they are found by a hash table. */
 #define EXEC_OPS_LINEAR 16u
-/* After so many reads a run asks whether its turn is over. */
-#define EXEC_GETS_PER_LOOK 64u
+/* After so many reads and writes a run asks whether its turn is over. */
+#define EXEC_STEPS_PER_LOOK 64u
 /* A run of which something expires again and again. */
 #define EXPIRY_TRIES 100u
 
@@ -128,6 +128,18 @@ exec_alloc(struct exec *x, size_t size)
     block->size = sizeof(*block) + size;
     list_push_back(&x->scratch, &block->link);
     return (u8 *)(block + 1);
+}
+
+MAY_YIELD bool
+exec_turn(struct exec *x)
+{
+    if (x->stopped) return false;
+    if (LIKELY(++x->steps % EXEC_STEPS_PER_LOOK != 0 || !fiber_should_yield())) return true;
+    if (x->waits)
+        fiber_yield();
+    else
+        exec_fail(x, ST_WOULD_WAIT); /* goes on, that is: begins again, on a fiber */
+    return x->waits;
 }
 
 void
@@ -233,10 +245,11 @@ no_memory:
     return false;
 }
 
-bool
+MAY_YIELD bool
 exec_put_in(struct exec *x, u16 keyspace, struct bytes key, struct bytes value, u64 expire_ms)
 {
     CHECK(value.size <= LIMIT_VALUE_BYTES); /* the door: command handlers */
+    if (!exec_turn(x)) return false;
     struct exec_op op = {.key = key,
                          .value = value,
                          .token = hash_token(key),
@@ -250,9 +263,10 @@ exec_put_in(struct exec *x, u16 keyspace, struct bytes key, struct bytes value, 
     return add_op(x, &op);
 }
 
-bool
+MAY_YIELD bool
 exec_delete_in(struct exec *x, u16 keyspace, struct bytes key)
 {
+    if (!exec_turn(x)) return false;
     struct exec_op op = {
         .key = key, .token = hash_token(key), .keyspace = keyspace, .deletes = true};
     return add_op(x, &op);
@@ -321,13 +335,7 @@ exec_get_in(struct exec *x, u16 keyspace, struct bytes key, bool count, struct e
             return op->deletes ? EXEC_ABSENT : EXEC_FOUND;
         }
     }
-    if (++x->gets % EXEC_GETS_PER_LOOK == 0 && fiber_should_yield()) {
-        if (!x->waits) { /* goes on, that is: begins again, on a fiber */
-            exec_fail(x, ST_WOULD_WAIT);
-            return EXEC_STOP;
-        }
-        fiber_yield();
-    }
+    if (!exec_turn(x)) return EXEC_STOP;
     if (x->shard->cluster != NULL) return get_replicated(x, keyspace, token, key, count, out);
     struct lsm *lsm = x->shard->lsm;
     memset(&x->value, 0, sizeof(x->value));
@@ -465,11 +473,12 @@ write_siblings(struct exec *x)
 
 /* ---- running ---- */
 
-static bool
+MAY_YIELD static bool
 build_batch(struct exec *x, struct lsm_batch *batch)
 {
     for (u32 i = 0; i < x->op_count; i++) {
         const struct exec_op *op = op_at(x, i);
+        if (x->waits && !exec_turn(x)) return false;
         bool fits = op->deletes ? lsm_batch_delete(batch, op->keyspace, op->token, op->key)
                                 : lsm_batch_put(batch, op->keyspace, op->token, op->key, op->value,
                                                 op->expire_ms);
@@ -580,6 +589,7 @@ exec_try(struct exec *x, void (*handler)(struct exec *x))
         lsm_batch_clear(&shard->batch);
         u64 seq = 0;
         status st = ST_NO_MEMORY;
+        /* no yield: x->waits is not set */
         if (build_batch(x, &shard->batch)) st = lsm_write_try(shard->lsm, &shard->batch, &seq);
         if (ok(st))
             written(x, seq);
@@ -610,10 +620,11 @@ collect_key(void *arg, u64 hash)
 }
 
 /* Shell sort: no recursion, no memory, and the lists are short or already nearly sorted. */
-static void
+MAY_YIELD static void
 sort_hashes(u64 *hashes, u32 count)
 {
     for (u32 gap = count / 2; gap > 0; gap = gap == 2 ? 1 : (u32)((u64)gap * 5 / 11)) {
+        if (count > EXEC_STEPS_PER_LOOK && fiber_should_yield()) fiber_yield();
         for (u32 i = gap; i < count; i++) {
             u64 value = hashes[i];
             u32 j = i;

@@ -60,7 +60,7 @@ struct exec {
     bool stopped;        /* the handler must return: would wait, or failure is set */
     status failure;      /* of the store */
     bool wrote;          /* a batch is in the store, or may be, whatever becomes of the reply */
-    u32 gets;            /* reads of this run: long ones make room for others */
+    u32 steps;           /* reads and writes of this run: long ones make room for others */
     u64 seq;             /* see above */
     u64 now_ms;          /* wall clock of this run */
     u64 read_until_ms;   /* when the first of the values that were read expires; UINT64_MAX: none */
@@ -129,9 +129,9 @@ exec_look(struct exec *x, struct bytes key, struct exec_value *out)
 
 /* key and value must stay until the end of the run (arguments do; else exec_copy). expire_ms in
  * the past writes a delete. false: return at once. */
-MUST_CHECK bool exec_put_in(struct exec *x, u16 keyspace, struct bytes key, struct bytes value,
-                            u64 expire_ms);
-MUST_CHECK bool exec_delete_in(struct exec *x, u16 keyspace, struct bytes key);
+MAY_YIELD MUST_CHECK bool exec_put_in(struct exec *x, u16 keyspace, struct bytes key,
+                                      struct bytes value, u64 expire_ms);
+MAY_YIELD MUST_CHECK bool exec_delete_in(struct exec *x, u16 keyspace, struct bytes key);
 static inline bool
 exec_put(struct exec *x, struct bytes key, struct bytes value, u64 expire_ms)
 {
@@ -146,8 +146,11 @@ exec_delete(struct exec *x, struct bytes key)
 MAY_YIELD MUST_CHECK bool exec_get_siblings(struct exec *x, u16 keyspace, struct bytes key,
                                             const struct dvvset **out);
 /* Replaces what the (encoded) context has seen; an empty one has seen nothing. NULL: deletes. */
-MUST_CHECK bool exec_put_siblings(struct exec *x, u16 keyspace, struct bytes key,
-                                  struct bytes context, const struct bytes *value);
+MAY_YIELD MUST_CHECK bool exec_put_siblings(struct exec *x, u16 keyspace, struct bytes key,
+                                            struct bytes context, const struct bytes *value);
+/* A step of a run that may have many: lets others run when its turn is over. False: return at once
+ * (where it cannot wait the run begins again on a fiber). */
+MAY_YIELD MUST_CHECK bool exec_turn(struct exec *x);
 /* Memory until the end of the run; NULL: return at once. */
 MUST_CHECK u8 *exec_alloc(struct exec *x, size_t size);
 /* It has all the memory that it needs: if it had the turn for that, others have it now. */

@@ -10,11 +10,14 @@
 
 #include "base/fault.h"
 
+/* After so many locks taken or given back one asks whether its turn is over. */
+#define LOCKS_PER_LOOK 64u
+
 void
 keylock_table_init(struct keylock_table *table)
 {
-    for (u32 i = 0; i < KEYLOCK_BUCKETS; i++)
-        list_init(&table->buckets[i]);
+    for (u32 i = 0; i < KEYLOCK_TREES; i++)
+        table->roots[i] = NULL;
     table->held = 0;
     table->waits = 0;
     table->all_held = false;
@@ -24,16 +27,78 @@ keylock_table_init(struct keylock_table *table)
     fiber_queue_init(&table->gate);
 }
 
+/* ---- the trees ---- */
+
 static struct keylock *
 find(const struct keylock_table *table, u64 hash)
 {
-    const struct list *bucket = &table->buckets[hash % KEYLOCK_BUCKETS];
-    list_for_each (node, bucket) {
-        struct keylock *lock = list_entry(node, struct keylock, link);
-        if (lock->hash == hash) return lock;
-    }
-    return NULL;
+    struct keylock *lock = table->roots[hash % KEYLOCK_TREES];
+    for (u64 bits = hash / KEYLOCK_TREES; lock != NULL && lock->hash != hash; bits /= 2)
+        lock = lock->children[bits % 2];
+    return lock;
 }
+
+/* Of a hash that is not there. */
+static void
+put_in(struct keylock_table *table, struct keylock *lock, u64 hash)
+{
+    struct keylock *parent = NULL, **place = &table->roots[hash % KEYLOCK_TREES];
+    for (u64 bits = hash / KEYLOCK_TREES; *place != NULL; bits /= 2) {
+        parent = *place;
+        place = &parent->children[bits % 2];
+    }
+    *lock = (struct keylock){.parent = parent, .hash = hash};
+    fiber_queue_init(&lock->waiters);
+    *place = lock;
+}
+
+/* Where it hangs. */
+static struct keylock **
+place_of(struct keylock_table *table, const struct keylock *lock)
+{
+    struct keylock *parent = lock->parent;
+    if (parent == NULL) return &table->roots[lock->hash % KEYLOCK_TREES];
+    return &parent->children[parent->children[1] == lock];
+}
+
+static struct keylock *
+leaf_below(struct keylock *lock)
+{
+    while (lock->children[0] != NULL || lock->children[1] != NULL)
+        lock = lock->children[lock->children[0] == NULL];
+    return lock;
+}
+
+/* A leaf below it fits where it was: the bits up to there are those of all below. */
+static void
+take_out(struct keylock_table *table, struct keylock *lock)
+{
+    struct keylock *leaf = leaf_below(lock);
+    *place_of(table, leaf) = NULL;
+    if (leaf == lock) return;
+    *place_of(table, lock) = leaf;
+    leaf->parent = lock->parent;
+    for (u32 i = 0; i < 2; i++) {
+        leaf->children[i] = lock->children[i];
+        if (leaf->children[i] != NULL) leaf->children[i]->parent = leaf;
+    }
+}
+
+/* The one behind it, a parent before its children; NULL: it was the last of its tree. */
+static const struct keylock *
+next_of(const struct keylock *lock)
+{
+    if (lock->children[0] != NULL) return lock->children[0];
+    if (lock->children[1] != NULL) return lock->children[1];
+    const struct keylock *parent = lock->parent;
+    while (parent != NULL && (parent->children[1] == lock || parent->children[1] == NULL)) {
+        lock = parent;
+        parent = lock->parent;
+    }
+    return parent == NULL ? NULL : parent->children[1];
+}
+
+/* ---- locks of keys ---- */
 
 bool
 keylock_find(const struct keylock_table *table, u64 hash)
@@ -45,10 +110,9 @@ bool
 keylock_check(const struct keylock_table *table)
 {
     u64 held = table->all_held ? 1 : 0;
-    for (u32 i = 0; i < KEYLOCK_BUCKETS; i++) {
-        list_for_each (node, &table->buckets[i]) {
-            const struct keylock *lock = list_entry(node, struct keylock, link);
-            if (lock->hash % KEYLOCK_BUCKETS != i || find(table, lock->hash) != lock) return false;
+    for (u32 i = 0; i < KEYLOCK_TREES; i++) {
+        for (const struct keylock *lock = table->roots[i]; lock != NULL; lock = next_of(lock)) {
+            if (find(table, lock->hash) != lock) return false;
             held++;
         }
     }
@@ -72,6 +136,12 @@ gate_pass(struct keylock_table *table)
     table->passing--;
 }
 
+MAY_YIELD static void
+make_room(u32 done)
+{
+    if (done % LOCKS_PER_LOOK == LOCKS_PER_LOOK - 1 && fiber_should_yield()) fiber_yield();
+}
+
 MAY_YIELD void
 keylock_acquire(struct keylock_table *table, const u64 *hashes, struct keylock *locks, u32 count)
 {
@@ -80,27 +150,27 @@ keylock_acquire(struct keylock_table *table, const u64 *hashes, struct keylock *
     table->passing++; /* until it holds something: who wants all must not slip in between */
     for (u32 i = 0; i < count; i++) {
         CHECK(i == 0 || hashes[i - 1] < hashes[i]);
+        make_room(i);
         struct keylock *holder;
         while ((holder = find(table, hashes[i])) != NULL) {
             table->waits++;
             status st = fiber_queue_wait(&holder->waiters, FIBER_FOREVER);
             CHECK(ok(st));
         }
-        locks[i].hash = hashes[i];
-        fiber_queue_init(&locks[i].waiters);
-        list_push_back(&table->buckets[hashes[i] % KEYLOCK_BUCKETS], &locks[i].link);
+        put_in(table, &locks[i], hashes[i]);
         table->held++;
     }
     table->passing--;
     AUDIT("server.keylock.acquired", keylock_check(table));
 }
 
-void
+MAY_YIELD void
 keylock_release(struct keylock_table *table, struct keylock *locks, u32 count)
 {
     for (u32 i = 0; i < count; i++) {
-        list_del(&locks[i].link);
+        make_room(i);
         CHECK(table->held > 0);
+        take_out(table, &locks[i]);
         table->held--;
         /* All of them: each looks again, the first to run takes the lock, the others queue behind
          * it in the same order. */

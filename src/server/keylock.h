@@ -8,6 +8,11 @@
  * in, first out. A lock is on a 64-bit hash of (keyspace, key): two keys of one hash share a lock,
  * which costs a little waiting and nothing else.
  *
+ * A transaction may lock tens of thousands of keys. So what is held lies in digital search trees:
+ * the lowest bits of a hash choose the tree, each further bit left or right. No tree is deeper than
+ * a hash has bits, whoever chose the keys, and a lock needs no memory but its holder's. Who takes
+ * or gives back many makes room for others in between.
+ *
  * All keys can be locked at once, for what touches whole keyspaces. Who wants that waits until
  * nobody holds a lock; whoever comes meanwhile without any lock waits behind it at the gate, while
  * those who have some may take the rest of theirs. When the lock of all is given back, everybody
@@ -16,21 +21,20 @@
 #ifndef DISTKV_SERVER_KEYLOCK_H
 #define DISTKV_SERVER_KEYLOCK_H
 
-#include "base/list.h"
 #include "base/status.h"
 #include "io/fiber.h"
 
-#define KEYLOCK_BUCKETS 256u
+#define KEYLOCK_TREES 256u
 
 /* One held lock; the memory is the holder's. */
 struct keylock {
-    struct list link; /* in its bucket while held */
+    struct keylock *parent, *children[2]; /* in its tree while held */
     u64 hash;
     struct fiber_queue waiters;
 };
 
 struct keylock_table {
-    struct list buckets[KEYLOCK_BUCKETS];
+    struct keylock *roots[KEYLOCK_TREES];
     u64 held;  /* locks now; the one of all keys is one, too */
     u64 waits; /* times that somebody had to wait */
     /* the lock of all keys */
@@ -52,13 +56,13 @@ keylock_held(const struct keylock_table *table, u64 hash)
 /* hashes: ascending, none twice; locks: one for each. */
 MAY_YIELD void keylock_acquire(struct keylock_table *table, const u64 *hashes,
                                struct keylock *locks, u32 count);
-void keylock_release(struct keylock_table *table, struct keylock *locks, u32 count);
+MAY_YIELD void keylock_release(struct keylock_table *table, struct keylock *locks, u32 count);
 
 /* ST_TIMED_OUT: not got until deadline_ns. */
 MAY_YIELD MUST_CHECK status keylock_acquire_all(struct keylock_table *table, u64 deadline_ns);
 void keylock_release_all(struct keylock_table *table);
 
-/* Each lock once, in its bucket, and counted. */
+/* Each lock once, where it is looked for, and counted. */
 bool keylock_check(const struct keylock_table *table);
 
 #endif

@@ -164,6 +164,15 @@ conflicts(const struct session *s, u64 key_hash, bool writes)
 }
 
 static enum dispatch
+run_on_fiber(struct call *call, struct resp_writer *w)
+{
+    struct request *request = new_request(call, call->s->shard->index, 0);
+    if (request == NULL) return no_place(call, w);
+    start(call->s, request);
+    return DISPATCH_DONE;
+}
+
+static enum dispatch
 run_at_home(struct call *call, struct resp_writer *w)
 {
     struct session *s = call->s;
@@ -176,11 +185,14 @@ run_at_home(struct call *call, struct resp_writer *w)
     x.keyspace = s->keyspace;
     x.now_ms = io_wall_ms();
     call->command->handler(&x);
+    bool waits = status_is(x.failure, ST_WOULD_WAIT);
     if (!ok(x.failure)) {
         w->out->size = 0;
-        exec_error_reply(w, x.failure);
+        w->failed = false;
+        if (!waits) exec_error_reply(w, x.failure);
     }
     exec_deinit(&x);
+    if (waits) return run_on_fiber(call, w); /* it is long */
     /* What turned replies off or on counts for its own reply, too. */
     if (call->command->handler == cmd_client_reply || call->command->handler == cmd_reset)
         call->silent = s->reply_off;
@@ -189,15 +201,6 @@ run_at_home(struct call *call, struct resp_writer *w)
     else
         answer_now(call, w);
     if (s->close_after) session_close(s);
-    return DISPATCH_DONE;
-}
-
-static enum dispatch
-run_on_fiber(struct call *call, struct resp_writer *w)
-{
-    struct request *request = new_request(call, call->s->shard->index, 0);
-    if (request == NULL) return no_place(call, w);
-    start(call->s, request);
     return DISPATCH_DONE;
 }
 

@@ -8,6 +8,7 @@ import random
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -249,6 +250,40 @@ def test_clients_that_do_not_read_long_replies_hold_up_nobody(make_server):
         assert time.monotonic() - begun < 30 * SLOW
     for sock in lazy:
         sock.close()
+
+
+def test_a_command_of_tens_of_thousands_of_words_holds_up_nobody(make_server):
+    """All keys of a transaction are locked, looked for and written as one; the names of commands are
+    looked for one by one."""
+    server = make_server(memory="256MiB", cores="0", stall="0")
+    load(server, 100, 100)
+    tags = iter("abcdefghi")
+
+    def pairs():
+        tag = next(tags)
+        return [word for i in range(60_000) for word in (f"{{{tag}}}{i * 7919 % 1_000_003}", "x")]
+
+    names = ["close"] * 500_000
+    for words, size in ((lambda: ["MSETNX", *pairs()], 4),
+                        (lambda: ["COMMAND", "INFO", *names], len("*500000\r\n") + 5 * 500_000)):
+        def measure(words=words, size=size):
+            request = Resp.encode(*words())
+            with server.connect(timeout=60) as connection:
+                answer = bytearray()
+
+                def ask():
+                    connection.send_raw(request)
+                    while len(answer) < size and (more := connection.sock.recv(1 << 20)):
+                        answer.extend(more)
+
+                thread = threading.Thread(target=ask)
+                thread.start()
+                waits = small_requests(server, 100, 1)
+                thread.join()
+            assert len(answer) == size and answer[:1] in b":*"
+            print(told(waits))
+            return waits
+        short(measure, 0.05, 0.2)
 
 
 @pytest.mark.soak

@@ -12,6 +12,7 @@
 
 #include <cmocka.h>
 
+#include "../fewer.h"
 #include "base/buf.h"
 #include "cluster/peer_internal.h"
 #include "io/fiber.h"
@@ -286,10 +287,10 @@ static void
 a_call_reaches_the_shard_and_its_answer_comes_back(void **state)
 {
     (void)state;
-    for (u64 seed = 1; seed <= 20; seed++) {
+    for (u64 seed = 1; seed <= FEWER(20); seed++) {
         struct peer_rig rig;
         rig_init(&rig, seed, 3, 2);
-        rig.options.net.single_bytes = seed % 4 == 0;
+        rig.options.net.single_bytes = seed % 3 == 0;
         peer_rig_open(&rig);
         for (u32 to = 1; to <= 3; to++) { /* itself, too */
             for (u32 shard = 0; shard < 2; shard++) {
@@ -390,7 +391,7 @@ static void
 answers_come_in_any_order_to_who_asked(void **state)
 {
     (void)state;
-    for (u64 seed = 1; seed <= 10; seed++) {
+    for (u64 seed = 1; seed <= FEWER(10); seed++) {
         struct peer_rig rig;
         rig_init(&rig, seed, 2, 1);
         peer_rig_open(&rig);
@@ -568,7 +569,7 @@ static void
 a_crash_in_the_middle_ends_each_call_once(void **state)
 {
     (void)state;
-    for (u64 seed = 1; seed <= 40; seed++) {
+    for (u64 seed = 1; seed <= FEWER(40); seed++) {
         struct peer_rig rig;
         rig_init(&rig, seed, 2, 1);
         peer_rig_open(&rig);
@@ -617,7 +618,7 @@ static void
 a_cut_link_is_noticed_by_its_silence_and_used_again_once_healed(void **state)
 {
     (void)state;
-    for (u64 seed = 1; seed <= 10; seed++) {
+    for (u64 seed = 1; seed <= FEWER(10); seed++) {
         struct peer_rig rig;
         rig_init(&rig, seed, 2, 1);
         peer_rig_open(&rig);
@@ -625,7 +626,7 @@ a_cut_link_is_noticed_by_its_silence_and_used_again_once_healed(void **state)
         ask_and_wait(&rig, 0, 0, &first);
         assert_true(ok(first.st));
         /* Silence alone is none: the connection outlives an idle hour. */
-        peer_rig_run(&rig, SECONDS(seed == 1 ? 3600 : 30));
+        peer_rig_run(&rig, SECONDS(seed == 1 ? FEWER(3600) : 30));
         assert_int_equal(stats_of(&rig, 0, 0).connections, 1);
         assert_int_equal(stats_of(&rig, 1, 0).connections, 1);
 
@@ -1177,10 +1178,10 @@ static void
 strange_bytes_end_the_connection_and_nothing_else(void **state)
 {
     (void)state;
-    for (u64 seed = 1; seed <= 20; seed++) {
+    for (u64 seed = 1; seed <= FEWER(20); seed++) {
         struct peer_rig rig;
         rig_init(&rig, seed, 2, 1);
-        rig.options.net.single_bytes = seed % 5 == 0;
+        rig.options.net.single_bytes = seed % 3 == 0;
         rig.started_by_test = true;
         peer_rig_open(&rig);
         rig.nodes[1].requests_max = 16;
@@ -1543,7 +1544,7 @@ static void
 the_end_comes_with_calls_under_way(void **state)
 {
     (void)state;
-    for (u64 seed = 1; seed <= 30; seed++) {
+    for (u64 seed = 1; seed <= FEWER(30); seed++) {
         struct peer_rig rig;
         rig_init(&rig, seed, 3, 1);
         peer_rig_open(&rig);

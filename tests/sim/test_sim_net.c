@@ -11,6 +11,7 @@
 
 #include <cmocka.h>
 
+#include "../fewer.h"
 #include "base/mem.h"
 #include "io/fiber.h"
 #include "io/mailbox.h"
@@ -210,7 +211,7 @@ static void
 bytes_come_back_whole_and_in_order(void **state)
 {
     (void)state;
-    for (u64 seed = 1; seed <= 40; seed++) {
+    for (u64 seed = 1; seed <= FEWER(40); seed++) {
         struct world world = {.bytes_wanted = 100000, .pauses = seed % 2 == 0};
         echo_run(&world, seed, 1 + (u32)seed % 3);
         assert_true(ok(world.result));
@@ -268,7 +269,7 @@ static void
 the_same_seed_gives_the_same_trace(void **state)
 {
     (void)state;
-    for (u64 seed = 1; seed <= 20; seed++) {
+    for (u64 seed = 1; seed <= FEWER(20); seed++) {
         struct world first = {.bytes_wanted = 20000}, second = {.bytes_wanted = 20000};
         assert_true(echo_run(&first, seed, 3) == echo_run(&second, seed, 3));
     }
@@ -358,7 +359,7 @@ static void
 a_wanted_frame_is_given_whole_and_held_output_waits(void **state)
 {
     (void)state;
-    for (u64 seed = 1; seed <= 20; seed++) {
+    for (u64 seed = 1; seed <= FEWER(20); seed++) {
         struct world world = {.frame_bytes = 300000};
         assert_true(ok(sim_run_main(seed, 1, frames_main, &world)));
         assert_int_equal(world.released, 0);
@@ -564,7 +565,7 @@ static void
 a_peer_whose_power_comes_back_answers_by_a_reset(void **state)
 {
     (void)state;
-    for (u64 seed = 1; seed <= 20; seed++) {
+    for (u64 seed = 1; seed <= FEWER(20); seed++) {
         struct world world = {.bytes_wanted = 100000000};
         struct pair pair = pair_start(seed, &world);
         sim_run_until_ns(pair.sim, sim_now_ns(pair.sim) + 20 * NS_PER_MS);

@@ -16,6 +16,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "../../fewer.h"
 #include "../../seeds.h"
 #include "base/prng.h"
 #include "cluster/topology.h"
@@ -1444,7 +1445,7 @@ acknowledged_writes_are_seen_through_random_histories(void **state)
 {
     (void)state;
     u32 steps[16] = {0}, refused = 0, cut_writes = 0, cut_reads = 0, held_up = 0, failed = 0;
-    struct seeds seeds = seeds_chosen(HISTORIES);
+    struct seeds seeds = seeds_chosen(FEWER(HISTORIES));
     for (u64 seed = seeds.first; seed <= seeds.last && failed < 5; seed++) {
         struct history *history = test_calloc(1, sizeof(*history));
         prng_init(&history->prng, seed);

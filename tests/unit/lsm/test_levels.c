@@ -3,6 +3,7 @@
  * test_levels.c -- flushes, compactions, snapshots, deleted ranges, TTL and blob files of a store's
  * levels against a model that keeps everything, by random histories.
  */
+#include "../../fewer.h"
 #include "levels_fixture.h"
 
 static struct rig rig;
@@ -101,7 +102,7 @@ random_history(void *arg)
 static void
 random_histories_read_as_the_model_says(void **state)
 {
-    for (u64 seed = 1; seed <= 12; seed++) {
+    for (u64 seed = 1; seed <= FEWER(12); seed++) {
         rig_reset(seed, 4096);
         assert_true(ok(sim_run_main(seed, 1, random_history, NULL)));
     }
@@ -110,7 +111,7 @@ random_histories_read_as_the_model_says(void **state)
 static void
 random_histories_with_blob_files_read_as_the_model_says(void **state)
 {
-    for (u64 seed = 101; seed <= 112; seed++) {
+    for (u64 seed = 101; seed <= 100 + FEWER(12); seed++) {
         rig_reset(seed, 100);
         assert_true(ok(sim_run_main(seed, 1, random_history, NULL)));
     }
@@ -120,7 +121,7 @@ random_histories_with_blob_files_read_as_the_model_says(void **state)
 static void
 random_histories_under_buggify_read_as_the_model_says(void **state)
 {
-    for (u64 seed = 201; seed <= 230; seed++) {
+    for (u64 seed = 201; seed <= 200 + FEWER(30); seed++) {
         struct sim_options options;
         sim_options_default(&options, seed);
         options.buggify = true;

@@ -932,7 +932,7 @@ static void
 compacting_what_a_range_empties_is_no_damage(void **state)
 {
     (void)state;
-    for (u64 seed = 1; seed <= 20; seed++) {
+    for (u64 seed = 1; seed <= FEWER(20); seed++) {
         struct sim *sim = sim_make(seed);
         world_init(seed, sim);
         world.steps = 1;

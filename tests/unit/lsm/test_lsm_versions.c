@@ -16,6 +16,7 @@
 
 #include <cmocka.h>
 
+#include "../../fewer.h"
 #include "base/hash.h"
 #include "base/prng.h"
 #include "io/file.h"
@@ -341,14 +342,14 @@ the_highest_version_wins_in_whatever_order_they_come(void **state)
 {
     (void)state;
     u64 hidden = 0;
-    for (u64 seed = 1; seed <= 60; seed++) {
+    for (u64 seed = 1; seed <= FEWER(60); seed++) {
         struct world w;
         world_init(&w, seed);
         assert_true(ok(sim_run(w.sim, 1, random_body, &w)));
         hidden += w.hidden;
         sim_free(w.sim);
     }
-    assert_true(hidden > 1000);
+    assert_true(hidden > FEWER(1000));
 }
 
 /* ---- small stories ---- */

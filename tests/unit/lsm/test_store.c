@@ -232,6 +232,7 @@ check_after_cut(struct sim *sim, bool first_start, u64 n)
 static void
 power_cuts_while_resharding(u32 from, u32 to, u32 step)
 {
+    step *= 8 / FEWER(8);
     for (u64 n = 0;; n += step) {
         struct sim *sim = sim_make(n);
         assert_true(ok(run(sim, from, true)));
@@ -243,7 +244,7 @@ power_cuts_while_resharding(u32 from, u32 to, u32 step)
         sim_crash_at(sim, SIM_POINT_IO, n * 7 % 50);
         (void)ok(run(sim, to, false));
         check_after_cut(sim, false, n);
-        status st = run(sim, n % 2 == 0 ? to : from, false);
+        status st = run(sim, n / step % 2 == 0 ? to : from, false);
         if (!ok(st) || !ok(job.result)) {
             print_message("%u to %u, cut at %llu: %s %s\n", from, to, (unsigned long long)n,
                           status_name(st), job.error);

@@ -4,6 +4,7 @@
  * key, in order and by verification, with every codec and shape of keys; what is damaged is found;
  * what fails, fails cleanly.
  */
+#include "../../fewer.h"
 #include "table_fixture.h"
 
 #include "lsm/piece_io.h"
@@ -816,7 +817,7 @@ a_swarm_of_faults_never_gives_a_wrong_answer(void **unused)
     struct damage damage = {0};
     fixture_fill(&damage.fixture, 18, "swarm", 400, 2, 300);
     u32 good = 0;
-    for (u64 seed = 1; seed <= 40; seed++) {
+    for (u64 seed = 1; seed <= FEWER(40); seed++) {
         struct sim_options options;
         sim_options_swarm(&options, seed);
         budget_init(&budget, "test", MIB(256), NULL);

@@ -8,9 +8,11 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
+#include <stdlib.h>
 
 #include <cmocka.h>
 
+#include "base/prng.h"
 #include "io/io.h"
 #include "io/sim.h"
 #include "server/keylock.h"
@@ -176,6 +178,119 @@ who_waits_for_its_first_lock_is_counted(void **state)
     expect(steps, "+1 -1 +2 -2 +3 -3");
 }
 
+/* ---- many locks ---- */
+
+#define MANY 60000u
+
+static u64 many_hashes[MANY];
+static struct keylock many_locks[MANY];
+
+static int
+ascending(const void *a, const void *b)
+{
+    const u64 *left = a, *right = b;
+    return (*left > *right) - (*left < *right);
+}
+
+/* As hashes are; and as nobody would choose them but to make a tree deep: of few bits. */
+static void
+draw_hashes(struct prng *prng, u32 count)
+{
+    for (u32 i = 0; i < count; i++)
+        many_hashes[i] = prng_below(prng, 4) != 0 ? prng_u64(prng)
+                                                  : prng_u64(prng) & prng_u64(prng) &
+                                                        (prng_u64(prng) << prng_below(prng, 64));
+    qsort(many_hashes, count, sizeof(many_hashes[0]), ascending);
+    u32 kept = 0;
+    for (u32 i = 0; i < count; i++)
+        if (i == 0 || many_hashes[i] != many_hashes[kept - 1]) many_hashes[kept++] = many_hashes[i];
+    for (; kept < count; kept++)
+        many_hashes[kept] = many_hashes[kept - 1] + 1;
+}
+
+static MAY_YIELD status
+take_and_give_back(void *arg)
+{
+    const u64 *seed = arg;
+    struct prng prng;
+    prng_init(&prng, *seed);
+    enum { COUNT = 500, HOLDERS = 20 };
+    bool held[COUNT] = {false};
+    draw_hashes(&prng, COUNT);
+    for (u32 step = 0; step < 400; step++) {
+        u32 first = prng_below(&prng, HOLDERS) * (COUNT / HOLDERS);
+        for (u32 i = first; i < first + COUNT / HOLDERS; i++) {
+            if (held[i])
+                keylock_release(&table, &many_locks[i], 1);
+            else
+                keylock_acquire(&table, &many_hashes[i], &many_locks[i], 1);
+            held[i] = !held[i];
+        }
+        CHECK(keylock_check(&table));
+        for (u32 i = 0; i < COUNT; i++)
+            CHECK(keylock_find(&table, many_hashes[i]) == held[i]);
+    }
+    for (u32 i = 0; i < COUNT; i++)
+        if (held[i]) keylock_release(&table, &many_locks[i], 1);
+    CHECK(table.held == 0 && keylock_check(&table));
+    return ST_OK;
+}
+
+static void
+what_is_held_is_found_in_whatever_order_it_is_taken_and_given_back(void **state)
+{
+    (void)state;
+    for (u64 seed = 1; seed <= 20; seed++) {
+        keylock_table_init(&table);
+        assert_true(ok(sim_run_main(seed, 1, take_and_give_back, &seed)));
+    }
+}
+
+static bool many_done;
+static u32 others_turns;
+
+static MAY_YIELD void
+others(void *arg)
+{
+    (void)arg;
+    for (; !many_done; others_turns++)
+        fiber_yield();
+}
+
+static MAY_YIELD status
+take_many(void *arg)
+{
+    u32 *turns = arg;
+    struct prng prng;
+    prng_init(&prng, 1);
+    draw_hashes(&prng, MANY);
+    CHECK(ok(fiber_spawn(FIBER_FOREGROUND, "others", others, NULL)));
+    fiber_yield();
+    others_turns = 0;
+    keylock_acquire(&table, many_hashes, many_locks, MANY);
+    turns[0] = others_turns;
+    CHECK(table.held == MANY && keylock_find(&table, many_hashes[MANY - 1]));
+    others_turns = 0;
+    keylock_release(&table, many_locks, MANY);
+    turns[1] = others_turns;
+    CHECK(table.held == 0);
+    many_done = true;
+    fiber_yield();
+    return ST_OK;
+}
+
+static void
+others_have_their_turns_while_many_locks_are_taken_and_given_back(void **state)
+{
+    (void)state;
+    u32 turns[2];
+    many_done = false;
+    keylock_table_init(&table);
+    assert_true(ok(sim_run_main(1, 1, take_many, turns)));
+    assert_in_range(turns[0], 2, MANY / 64);
+    assert_in_range(turns[1], 2, MANY / 64);
+}
+
 int
 main(void)
 {
@@ -186,6 +301,8 @@ main(void)
         cmocka_unit_test(neither_kind_starves_the_other),
         cmocka_unit_test(who_waits_too_long_for_all_keys_gives_way),
         cmocka_unit_test(who_waits_for_its_first_lock_is_counted),
+        cmocka_unit_test(what_is_held_is_found_in_whatever_order_it_is_taken_and_given_back),
+        cmocka_unit_test(others_have_their_turns_while_many_locks_are_taken_and_given_back),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
