@@ -995,6 +995,50 @@ what_was_flushed_is_so_though_who_did_it_is_gone(void **state)
     run_seeds(flush_then_gone_story, NODES);
 }
 
+static void
+configure_all_write(struct rig *rig, u32 node, struct server_config *config)
+{
+    configure(rig, node, config);
+    config->write_quorum = NODES;
+    config->read_quorum = 1;
+}
+
+/* One replica may answer a read, so each must know of the flush once it is said to be done: here
+ * the flush itself reads no other one. */
+static MAY_YIELD void
+flush_all_write_story(struct rig *rig)
+{
+    wait_settled(rig);
+    u32 first = first_node_of(rig, "alone");
+    struct rig_client client, other;
+    rig_connect_to(rig, first, &client);
+    rig_connect_to(rig, (first + 1) % NODES, &other);
+    CHECK(rig_is(rig_call(&client, "SET alone v"), OK));
+    for (u32 i = 0; i < NODES; i++)
+        if (i != first)
+            sim_link_slow_set(rig->sim, rig->nodes[first].machine, rig->nodes[i].machine,
+                              150 * NS_PER_MS);
+    expect(rig_call(&client, "FLUSHALL"), OK, "FLUSHALL");
+    CHECK(rig_is(rig_call(&other, "DISTKV.CONSISTENCY ONE"), OK));
+    expect(rig_call(&other, "GET alone"), "$-1\r\n", "GET of what was flushed");
+    rig_disconnect(&client);
+    rig_disconnect(&other);
+}
+
+static void
+a_flush_has_reached_as_many_as_a_write_does(void **state)
+{
+    (void)state;
+    for (u64 seed = 1; seed <= SEED_COUNT; seed++) {
+        struct rig rig = {.shard_count = (u32)(seed % 2) + 1,
+                          .node_count = NODES,
+                          .configure = configure_all_write};
+        sim_options_default(&rig.options, seed);
+        rig.story = flush_all_write_story;
+        rig_run(&rig);
+    }
+}
+
 static MAY_YIELD void
 flush_refused_story(struct rig *rig)
 {
@@ -1042,6 +1086,7 @@ main(void)
         cmocka_unit_test(a_flush_goes_on_when_a_node_fails),
         cmocka_unit_test(a_flush_finds_what_its_node_lacks),
         cmocka_unit_test(what_was_flushed_is_so_though_who_did_it_is_gone),
+        cmocka_unit_test(a_flush_has_reached_as_many_as_a_write_does),
         cmocka_unit_test(a_flush_without_a_quorum_does_nothing),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
