@@ -143,10 +143,10 @@ get(const u8 *key, u32 key_bytes, u8 *value, u32 capacity, u32 *value_bytes)
     lsm_aim_1(lsm, &aim);
     fiber_yield();
     lsm_aim_1(lsm, &aim);
-    lsm_aim_2(lsm, &aim);
+    lsm_aim_2(lsm, &aim, false);
     fiber_yield();
     lsm_aim_1(lsm, &aim);
-    lsm_aim_2(lsm, &aim);
+    lsm_aim_2(lsm, &aim, false);
     lsm_aim_3(&aim, false);
     status st = lsm_get_aimed(lsm, &aim, k, &got);
     if (status_is(st, ST_WOULD_WAIT)) st = lsm_get(lsm, NULL, 0, aim.token, k, &got);

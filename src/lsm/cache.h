@@ -30,7 +30,8 @@ bool row_cache_get(struct row_cache *cache, u16 keyspace, u64 key_hash, struct b
 /* Hints for row_cache_get: the place in the index, good until the cache changes; then the row. */
 const struct s3fifo_bucket *row_cache_prefetch_bucket(const struct row_cache *cache, u16 keyspace,
                                                       u64 key_hash);
-void row_cache_prefetch_row(const struct s3fifo_bucket *bucket, u16 keyspace, u64 key_hash);
+/* Whether there is one: of this key, nearly always. */
+bool row_cache_prefetch_row(const struct s3fifo_bucket *bucket, u16 keyspace, u64 key_hash);
 /* After a read from tables: admits or not. An entry with ENTRY_BLOB is refused. */
 void row_cache_put(struct row_cache *cache, u16 keyspace, u64 key_hash, const struct entry *entry);
 /* After every write of the key: the row must not be seen again. */

@@ -166,9 +166,10 @@ struct lsm_aim {
     const struct leaf *leaf;
     const struct record *found;
     const struct s3fifo_bucket *bucket;
+    bool cached; /* a row of the cache has this hash, nearly always the key's */
 };
 void lsm_aim_1(const struct lsm *lsm, struct lsm_aim *aim);
-void lsm_aim_2(const struct lsm *lsm, struct lsm_aim *aim);
+void lsm_aim_2(const struct lsm *lsm, struct lsm_aim *aim, bool write);
 void lsm_aim_3(struct lsm_aim *aim, bool write);
 MUST_CHECK status lsm_get_aimed(struct lsm *lsm, const struct lsm_aim *aim, struct bytes key,
                                 struct lsm_value *out);

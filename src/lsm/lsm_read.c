@@ -211,11 +211,12 @@ lsm_aim_1(const struct lsm *lsm, struct lsm_aim *aim)
 }
 
 void
-lsm_aim_2(const struct lsm *lsm, struct lsm_aim *aim)
+lsm_aim_2(const struct lsm *lsm, struct lsm_aim *aim, bool write)
 {
     const struct lsm_keyspace *ks = &lsm->keyspaces[aim->keyspace];
-    aim->leaf = ks->active == NULL ? NULL : memtable_prefetch_leaf(ks->active, aim->token);
-    row_cache_prefetch_row(aim->bucket, aim->keyspace, aim->key_hash);
+    aim->cached = row_cache_prefetch_row(aim->bucket, aim->keyspace, aim->key_hash);
+    bool memory = ks->active != NULL && (write || !aim->cached);
+    aim->leaf = memory ? memtable_prefetch_leaf(ks->active, aim->token) : NULL;
 }
 
 void
@@ -224,12 +225,35 @@ lsm_aim_3(struct lsm_aim *aim, bool write)
     aim->found = memtable_prefetch_record(aim->leaf, aim->token, write);
 }
 
+/* A row is the newest there is of its key, wherever older ones lie: each write of the key takes it
+ * out (op_apply), and so do ranges. */
+static bool
+cached_answer(struct lsm *lsm, const struct lsm_aim *aim, struct bytes key, struct lsm_value *out,
+              status *st_out)
+{
+    struct entry entry;
+    if (!aim->cached || !row_cache_get(lsm->row_cache, aim->keyspace, aim->key_hash, key, &entry))
+        return false;
+    lsm->stats.gets++;
+    lsm->stats.gets_row_cache++;
+    *st_out = ST_OK;
+    if (entry_is_live(&entry)) {
+        value_describe(out, &entry);
+        out->value = entry.value;
+    } else {
+        *st_out = not_found(lsm, &entry, out);
+    }
+    return true;
+}
+
 /* The active memtable's version is the answer when nothing else can hold a higher one: no older
  * memtable, no run, no deleted range. That is nearly always so for what was written lately. */
 status
 lsm_get_aimed(struct lsm *lsm, const struct lsm_aim *aim, struct bytes key, struct lsm_value *out)
 {
     const struct lsm_keyspace *ks = &lsm->keyspaces[aim->keyspace];
+    status st;
+    if (cached_answer(lsm, aim, key, out, &st)) return st;
     struct entry entry;
     if (aim->found == NULL || ks->flushing != NULL ||
         !memtable_get_found(aim->found, key, &entry) || entry.flags & ENTRY_BLOB ||

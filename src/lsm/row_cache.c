@@ -179,14 +179,15 @@ row_cache_prefetch_bucket(const struct row_cache *cache, u16 keyspace, u64 key_h
     return bucket;
 }
 
-void
+bool
 row_cache_prefetch_row(const struct s3fifo_bucket *bucket, u16 keyspace, u64 key_hash)
 {
     u32 place = 0;
     const u8 *row = (const u8 *)s3fifo_next(&bucket, &place, row_hash(keyspace, key_hash));
-    if (row == NULL) return;
+    if (row == NULL) return false;
     for (u32 i = 0; i < PREFETCH_LINES; i++)
         __builtin_prefetch(row + i * CACHE_LINE_BYTES);
+    return true;
 }
 
 void

@@ -681,7 +681,7 @@ run_reads(struct list *train, struct shard *shard)
     }
     if (count > 1) MARK("server.request.train");
     for (u32 i = 0; i < count; i++)
-        lsm_aim_2(shard->lsm, &aims[i]);
+        lsm_aim_2(shard->lsm, &aims[i], false);
     for (u32 i = 0; i < count; i++)
         lsm_aim_3(&aims[i], false);
     for (u32 i = 0; i < count; i++) {

@@ -142,7 +142,7 @@ run(struct express *e, struct resp_writer *w)
 {
     const struct lsm *lsm = e->s->shard->lsm;
     for (u32 i = 0; i < e->count; i++)
-        lsm_aim_2(lsm, &e->aims[i]);
+        lsm_aim_2(lsm, &e->aims[i], e->requests[i].set);
     for (u32 i = 0; i < e->count; i++)
         lsm_aim_3(&e->aims[i], e->requests[i].set);
     for (; e->done < e->count && w->out->size < EXPRESS_BYTES; e->done++) {

@@ -8,6 +8,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
+#include <string.h>
 
 #include <cmocka.h>
 
@@ -136,12 +137,100 @@ rows_that_nearly_fit_push_out_the_blocks(void **state)
     assert_in_range(row_percent(36000, 12, true), 97, 100);
 }
 
+/* ---- rows and memtables ---- */
+
+static MAY_YIELD status
+get_aimed(struct lsm *lsm, struct lsm_value *out)
+{
+    struct bytes key = BYTES("k", 1);
+    struct lsm_aim aim = {.keyspace = 0};
+    aim.token = hash_token_and_key(key, &aim.key_hash);
+    lsm_aim_1(lsm, &aim);
+    lsm_aim_2(lsm, &aim, false);
+    lsm_aim_3(&aim, false);
+    *out = (struct lsm_value){0};
+    status st = lsm_get_aimed(lsm, &aim, key, out);
+    return status_is(st, ST_WOULD_WAIT) ? lsm_get(lsm, NULL, 0, aim.token, key, out) : st;
+}
+
+/* expected: NULL, not found. rows: of which the cache is to answer. */
+static MAY_YIELD void
+expect_aimed(struct lsm *lsm, const char *expected, u64 rows)
+{
+    struct lsm_stats before, after;
+    lsm_stats_get(lsm, &before);
+    struct lsm_value value;
+    status st = get_aimed(lsm, &value);
+    CHECK(expected == NULL ? status_is(st, ST_NOT_FOUND) : ok(st));
+    CHECK(expected == NULL || bytes_equal(value.value, BYTES(expected, strlen(expected))));
+    lsm_value_release(&value);
+    lsm_stats_get(lsm, &after);
+    CHECK(after.gets - before.gets == 1);
+    CHECK(after.gets_row_cache - before.gets_row_cache == rows);
+}
+
+static MAY_YIELD void
+write_one(struct lsm *lsm, const char *value, u64 version)
+{
+    struct bytes key = BYTES("k", 1);
+    struct lsm_batch batch;
+    lsm_batch_init(&batch, io_budget());
+    batch.version = version;
+    CHECK(value != NULL
+              ? lsm_batch_put(&batch, 0, hash_token(key), key, BYTES(value, strlen(value)), 0)
+              : lsm_batch_delete_range(&batch, 0, 0, UINT64_MAX));
+    u64 seq;
+    status st = lsm_write(lsm, &batch, &seq);
+    CHECK(ok(st));
+    lsm_batch_deinit(&batch);
+}
+
+static status
+rows_first_body(void *arg)
+{
+    (void)arg;
+    struct lsm_options options;
+    lsm_options_default(&options);
+    options.memory_bytes = MIB(16);
+    options.disk_reserve_bytes = 0;
+    options.outside_versions = true;
+    status st = io_dir_make(DIR);
+    if (!ok(st)) return st;
+    struct lsm_place place = {.dir = DIR, .token_first = 0, .token_last = UINT64_MAX};
+    struct lsm *lsm;
+    st = lsm_open(&place, &options, &lsm);
+    if (!ok(st)) return st;
+    write_one(lsm, "new", 20);
+    expect_aimed(lsm, "new", 0); /* in memory */
+    st = lsm_flush(lsm);
+    CHECK(ok(st));
+    expect_aimed(lsm, "new", 0); /* from its table */
+    expect_aimed(lsm, "new", 1);
+    write_one(lsm, "older", 10); /* came late: in memory, and of no account */
+    expect_aimed(lsm, "new", 0); /* looked up again */
+    expect_aimed(lsm, "new", 1);
+    write_one(lsm, "newest", 30);
+    expect_aimed(lsm, "newest", 0);
+    write_one(lsm, NULL, 40);
+    expect_aimed(lsm, NULL, 0);
+    return lsm_close(lsm);
+}
+
+/* What a row tells is the newest, whatever older versions memtables have: it is looked at first. */
+static void
+a_row_is_looked_at_before_memtables(void **state)
+{
+    (void)state;
+    assert_true(ok(sim_run_main(1, 1, rows_first_body, NULL)));
+}
+
 int
 main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(rows_that_fit_are_all_rows),
         cmocka_unit_test(rows_that_nearly_fit_push_out_the_blocks),
+        cmocka_unit_test(a_row_is_looked_at_before_memtables),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
