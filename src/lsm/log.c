@@ -84,6 +84,8 @@ write_submit(struct log *log, struct log_write *write)
     bool group = log->config.durability == LSM_DURABILITY_GROUP;
     u64 offset = group ? write->segment->written_offset : write->segment->synced_offset;
     u64 seq = group ? log->durable_seq : log->synced_seq;
+    /* What was carried there is durable by now, but attested by the header alone. */
+    if (!write->header && !write->segment->begun) offset = 0;
     for (u32 i = 0; i < write->size; i += LOG_BLOCK_BYTES) {
         struct log_block *block = (struct log_block *)(void *)(write->buffer + i);
         block->durable_offset = offset;

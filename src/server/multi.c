@@ -516,7 +516,8 @@ run_keys(struct exec *x, struct request *request, struct transaction *tx, struct
     bool done = !there->unknown && ok(there->failure);
     if (routed) done = done && take_array(tx, reply);
     if (there->unknown) request->unknown = true;
-    x->wrote = there->unknown || (done && !tx->aborted && transaction_writes(tx));
+    bool maybe = there->unknown || status_is(there->failure, ST_UNKNOWN_OUTCOME);
+    x->wrote = maybe || (done && !tx->aborted && transaction_writes(tx));
     if (!buf_append(data, reply.data, reply.size)) x->reply->failed = true;
     request_free(there);
     return done;

@@ -549,6 +549,7 @@ scan_cluster(struct exec *x, const struct native_request *request)
     buf_init(&pages->entries, x->budget);
     struct cluster_scan *scan = &pages->scan;
     scan->keyspace = request->header.keyspace;
+    scan->level = x->level;
     scan->with_values = (request->scan.flags & NATIVE_SCAN_KEYS_ONLY) == 0;
     scan->bytes_max = CLAMP(request->scan.bytes_max, 1024u, SCAN_PAGE_BYTES_MAX);
     scan->token_last = request->scan.token_last;
@@ -588,6 +589,7 @@ count_cluster(struct exec *x, const struct native_request *request)
     if (pages == NULL) return;
     memset(pages, 0, sizeof(*pages));
     pages->scan.keyspace = request->header.keyspace;
+    pages->scan.level = x->level;
     pages->scan.bytes_max = SCAN_PAGE_BYTES_MAX;
     pages->scan.token_last = UINT64_MAX;
     pages->scan.each = each_counted;

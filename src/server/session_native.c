@@ -51,9 +51,9 @@ start(struct session *s, const struct command *command, const struct bytes *fram
     request->start_ns = start_ns;
     request->connected_ns = s->created_ns;
     request->early = s->pending_count != 0 && token == NULL;
+    request->level = (u8)native_level_of(header->flags);
     if (token != NULL) {
         request->keyspace = header->keyspace;
-        request->level = (u8)native_level_of(header->flags);
         if (header->timeout_ms != 0)
             request->deadline_ns = io_now_ns() + header->timeout_ms * NS_PER_MS;
         if (request->writes) request->begin_ns = io_now_ns() + NATIVE_BEGIN_NS;

@@ -121,6 +121,7 @@ new_request(struct call *call, u32 owner, u64 key_hash)
     request->owner = owner;
     request->key_hash = key_hash;
     request->keyspace = s->keyspace;
+    request->level = s->level;
     request->resp = s->resp;
     request->silent = call->silent;
     request->start_ns = call->start_ns;
@@ -309,7 +310,6 @@ start_routed(struct call *call, struct resp_writer *w, u64 token, u64 key_hash, 
         return no_place(call, w);
     }
     request->connected_ns = s->created_ns;
-    request->level = s->level;
     if (call->command->place > PLACE_SPLIT_ARRAY) session_exec_attach(s, request);
     bool started = parts ? route_start_parts(request) : route_start(request, token);
     if (!started) {

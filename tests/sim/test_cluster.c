@@ -630,6 +630,63 @@ all_keys_are_found_while_a_node_changes_its_shards(void **state)
     }
 }
 
+static MAY_YIELD struct native_reply
+native_at(struct rig_client *client, enum native_opcode opcode, enum native_level level)
+{
+    struct native_request request = {.header.opcode = (u8)opcode};
+    request.header.flags = (u16)(level << NATIVE_LEVEL_SHIFT);
+    request.scan.token_last = UINT64_MAX;
+    request.scan.entries_max = 1000;
+    request.scan.bytes_max = KIB(64);
+    if (opcode == NATIVE_COUNT) request.count.exact = true;
+    return rig_native_call(client, &request);
+}
+
+/* SCAN, KEYS and DBSIZE follow the connection's level: by ONE a node that is alone shows what it
+ * has itself, which by more is not answered. */
+static MAY_YIELD void
+alone_story(struct rig *rig)
+{
+    struct rig_client client, native;
+    wait_settled(rig, NODES);
+    rig_connect_to(rig, 0, &client);
+    rig_connect_to(rig, 0, &native);
+    CHECK(rig_is(rig_call(&client, "DISTKV.CONSISTENCY ALL"), "+OK\r\n"));
+    CHECK(rig_is(rig_call(&client, "SET k v"), "+OK\r\n"));
+    rig_crash(rig, 1);
+    fiber_sleep_ns(2 * NS_PER_S); /* until that is known */
+    CHECK(rig_call(&client, "DBSIZE").data[0] == '-');
+    CHECK(rig_is(rig_call(&client, "DISTKV.CONSISTENCY DEFAULT"), "+OK\r\n"));
+    CHECK(rig_is(rig_call(&client, "DBSIZE"), ":1\r\n"));
+    rig_crash(rig, 2);
+    fiber_sleep_ns(2 * NS_PER_S);
+    CHECK(rig_call(&client, "DBSIZE").data[0] == '-');
+    CHECK(rig_is(rig_call(&client, "DISTKV.CONSISTENCY ONE"), "+OK\r\n"));
+    CHECK(rig_is(rig_call(&client, "DBSIZE"), ":1\r\n"));
+    CHECK(rig_is(rig_call(&client, "KEYS *"), "*1\r\n$1\r\nk\r\n"));
+    CHECK(rig_is(rig_call(&client, "RANDOMKEY"), "$1\r\nk\r\n"));
+    CHECK(rig_is(rig_call(&client, "SCAN 0 COUNT 1000"), "*2\r\n$1\r\n0\r\n*1\r\n$1\r\nk\r\n"));
+    enum native_opcode both[] = {NATIVE_SCAN, NATIVE_COUNT};
+    for (u32 i = 0; i < ARRAY_COUNT(both); i++) {
+        struct native_reply reply = native_at(&native, both[i], NATIVE_LEVEL_QUORUM);
+        CHECK(reply.header.status == NATIVE_ST_UNAVAILABLE);
+        reply = native_at(&native, both[i], NATIVE_LEVEL_ONE);
+        CHECK(reply.header.status == NATIVE_ST_OK);
+        CHECK((both[i] == NATIVE_SCAN ? reply.scan.count : reply.count.count) == 1);
+    }
+    rig_disconnect(&client);
+    rig_disconnect(&native);
+}
+
+static void
+scans_and_counts_follow_the_level(void **state)
+{
+    for (u64 seed = 1; seed <= SEED_COUNT; seed++) {
+        struct rig rig = rig_of(seed, alone_story);
+        rig_run(&rig);
+    }
+}
+
 /* And what a shard does not have is not absent: who is asked for a page that does not lie on the
  * shard says so. (Where all replicas but one are asked as well, nobody would notice.) */
 static MAY_YIELD void
@@ -1200,6 +1257,7 @@ main(void)
         cmocka_unit_test(what_moves_keeps_to_its_rate),
         cmocka_unit_test(the_rate_of_moves_is_changed_while_they_go_on),
         cmocka_unit_test(all_keys_are_found_while_a_node_changes_its_shards),
+        cmocka_unit_test(scans_and_counts_follow_the_level),
         cmocka_unit_test(a_page_of_another_shard_is_not_empty),
         cmocka_unit_test(nodes_stop_while_the_topology_changes),
         cmocka_unit_test(a_node_stops_slowly_while_the_topology_changes),

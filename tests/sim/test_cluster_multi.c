@@ -682,6 +682,75 @@ without_memory_a_transaction_is_whole_or_refused(void **state)
     assert_true(refused > 0 && done > 0);
 }
 
+/* The outcome is unknown, and there is no memory to say so: then nothing is said, and not that
+ * nothing was done. Any allocation may be the one that is refused meanwhile. */
+#define UNSURE_REFUSALS 160u
+
+struct unsure {
+    u32 unknown, closed;
+};
+
+static MAY_YIELD i32
+count_of(struct rig *rig)
+{
+    struct rig_client client;
+    char text[64];
+    int size = 0, count = 0;
+    rig_connect_to(rig, first_node_of(rig, "{r}a"), &client);
+    struct bytes reply = rig_call(&client, "GET {r}a");
+    snprintf(text, sizeof(text), "%.*s", (int)reply.size, (const char *)reply.data);
+    (void)sscanf(text, "$%d\r\n%d", &size, &count);
+    rig_disconnect(&client);
+    return count;
+}
+
+static MAY_YIELD void
+unsure_story(struct rig *rig)
+{
+    static const char *const lines[] = {"DISTKV.CONSISTENCY ALL", "MULTI", NULL, "ECHO x", "EXEC"};
+    struct unsure *unsure = rig->arg;
+    wait_settled(rig);
+    u32 first = first_node_of(rig, "{r}a"), other = (first + 1) % NODES;
+    for (u32 n = 0; n < UNSURE_REFUSALS; n++) {
+        i32 before = count_of(rig);
+        struct rig_client client;
+        rig_connect_to(rig, first, &client);
+        for (u32 i = 0; i < ARRAY_COUNT(lines); i++) {
+            if (i + 1 == ARRAY_COUNT(lines))
+                sim_link_cut(rig->sim, rig->nodes[first].machine, rig->nodes[other].machine);
+            char line[32];
+            snprintf(line, sizeof(line), "SET {r}a 1%03u", n);
+            rig_send(&client, "%s", lines[i] == NULL ? line : lines[i]);
+            if (i + 1 < ARRAY_COUNT(lines)) (void)rig_read(&client);
+        }
+        CHECK(buf_reserve(&client.in, KIB(16)));
+        fiber_sleep_ns(200 * NS_PER_MS);
+        sim_fail_at(rig->sim, SIM_POINT_ALLOC, n, 1, ST_NO_MEMORY);
+        struct bytes reply = rig_read(&client);
+        sim_faults_clear(rig->sim);
+        bool refused = reply.size > 0 && memcmp(reply.data, "-OOM", 4) == 0;
+        unsure->unknown += reply.size > 0 && memcmp(reply.data, "-UNKNOWN", 8) == 0;
+        unsure->closed += reply.size == 0;
+        sim_link_heal(rig->sim, rig->nodes[first].machine, rig->nodes[other].machine);
+        rig_disconnect(&client);
+        wait_settled(rig);
+        if (refused) CHECK(count_of(rig) == before);
+    }
+}
+
+static void
+without_memory_an_unknown_outcome_is_not_a_refusal(void **state)
+{
+    (void)state;
+    struct unsure unsure = {0};
+    struct rig rig = {
+        .shard_count = 1, .node_count = NODES, .configure = configure, .arg = &unsure};
+    sim_options_default(&rig.options, 3);
+    rig.story = unsure_story;
+    rig_run(&rig);
+    assert_true(unsure.unknown > 0 && unsure.closed > 0);
+}
+
 /* ---- what is told of keys is durable ---- */
 
 struct told {
@@ -1080,6 +1149,7 @@ main(void)
         cmocka_unit_test(a_change_that_one_replica_lacks_is_noticed),
         cmocka_unit_test(transactions_are_whole_through_a_power_cut),
         cmocka_unit_test(without_memory_a_transaction_is_whole_or_refused),
+        cmocka_unit_test(without_memory_an_unknown_outcome_is_not_a_refusal),
         cmocka_unit_test(scans_and_counts_tell_only_what_is_durable),
         cmocka_unit_test(what_is_flushed_is_gone_through_any_node),
         cmocka_unit_test(what_is_flushed_does_not_come_back_with_a_node_that_was_away),
