@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: MIT
  *
  * lsm_read.c -- point reads: memtables, row cache, tables, in this order (lsm_internal.h says why).
+ * lsm_get_aimed, which goes by what costs fewer misses, looks at the row cache first: a row is the
+ * newest there is of its key, so it may be looked at any time.
  *
  * A memtable's version is the newest unless a table holds a higher one, which with one writer never
  * happens and with replicas may: levels_get is asked with that version as the floor, and answers
