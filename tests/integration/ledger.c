@@ -9,7 +9,8 @@
  * Requests have a time at which they are due; latency counts from there (open loop), and belongs to
  * the window of WINDOW_MS in which they were due. A connection whose oldest request is older than
  * SLOW_MS gets no new ones; one that is silent for --timeout-ms is closed, and is used again once
- * it has answered a PING. So it does as a client that looks after its connections, and no more.
+ * it has answered a PING. So it does as a client that looks after its connections, and no more: it
+ * closes them as libdistkv does, so that the kernel does not send on what was given up.
  *
  * The ledger. Values are numbered by key; a DEL has a number, too. At most one write of a key is
  * under way. What became of it:
@@ -392,7 +393,13 @@ end_flying(struct connection *c, const char *why)
 static void
 drop(struct connection *c, const char *why)
 {
-    if (c->fd >= 0) close(c->fd);
+    /* What the kernel has of it goes, too: sent again when a cut link heals, it would be done then.
+     */
+    struct linger at_once = {.l_onoff = 1, .l_linger = 0};
+    if (c->fd >= 0) {
+        (void)setsockopt(c->fd, SOL_SOCKET, SO_LINGER, &at_once, sizeof(at_once));
+        close(c->fd);
+    }
     c->fd = -1;
     c->state = OFF;
     c->retry_ns = now_ns() + RECONNECT_MS * 1000000ull;
