@@ -3,7 +3,8 @@
  * test_cluster_late.c -- writes of the native protocol that come late or twice, to clusters of
  * whole nodes on the simulated link. A node stands still; its client gives it up, has the write
  * done by another node, and others write on top of it: whatever the node still holds of the first
- * attempt must not be done then.
+ * attempt must not be done then. And a node that is stopped before all of its shards are in: what
+ * was sent on to those that are ends in order.
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -18,6 +19,7 @@
 #include "cluster/cluster.h"
 #include "cluster_rig.h"
 #include "proto/native.h"
+#include "server/exec.h"
 
 #ifdef __SANITIZE_ADDRESS__
 #define SEED_COUNT 1u
@@ -116,7 +118,7 @@ key_of_node(struct rig *rig, u32 node, u32 shard, char *out, size_t size)
         u32 count;
         topology_row(topology, 0, partition, &row);
         if (topology_row_read(&row, &count)[0] == self &&
-            partition_shard(partition, 2, topology->partition_count) == shard)
+            partition_shard(partition, rig->shard_count, topology->partition_count) == shard)
             return;
     }
 }
@@ -400,6 +402,129 @@ a_retry_that_waits_for_what_may_be_done_is_no_conflict(void **state)
     run_uncertain(true);
 }
 
+/* ---- a node that is stopped while its shards enter ---- */
+
+#define ENTERS   2u /* that node; shard 0 gets in, shard 1 does not, shard 2 is late */
+#define LATE_NS  (2 * NS_PER_S)
+#define ATTEMPTS 20u
+
+/* What the request waits for: another one that has its key's turn. */
+struct turn {
+    u64 hash, until_ns;
+    bool taken;
+};
+
+static void
+configure_three_shards(struct rig *rig, u32 node, struct server_config *config)
+{
+    cluster_rig_configure(rig, node, config, 3);
+}
+
+/* On shard 0. A shard that left the cluster with requests under way would not be there for long. */
+static MAY_YIELD void
+hold_turn(struct shard *shard, void *arg)
+{
+    struct turn *turn = arg;
+    struct keylock lock;
+    keylock_acquire(&shard->locks, &turn->hash, &lock, 1);
+    turn->taken = true;
+    bool entered = false;
+    while (io_now_ns() < turn->until_ns && !(entered && shard->cluster == NULL)) {
+        entered |= shard->cluster != NULL;
+        fiber_sleep_ns(100 * NS_PER_US);
+    }
+    keylock_release(&shard->locks, &lock, 1);
+}
+
+static MAY_YIELD void
+hold_turn_there(struct rig *rig, void *arg)
+{
+    rig_on_node(rig, ENTERS, 0, hold_turn, arg);
+}
+
+/* Starts the node anew and stops it when its stores are open and none of its shards has looked into
+ * the cluster. True: shard 0 has entered since, shard 1 has heard of the stop before, and shard 2
+ * comes LATE_NS later; which of the first two is sooner, the seed has drawn. False: it has ended.
+ */
+static MAY_YIELD bool
+stop_while_it_enters(struct rig *rig, struct turn *turn)
+{
+    struct rig_node *node = &rig->nodes[ENTERS];
+    rig_start_begin(rig, ENTERS);
+    struct shard **shards = node->server->shards;
+    sim_node_shard_stall(node->machine, 2, 100 * NS_PER_MS);
+    turn->taken = false;
+    turn->until_ns = UINT64_MAX;
+    rig_spawn(rig, hold_turn_there, turn);
+    while (!turn->taken)
+        fiber_sleep_ns(NS_PER_MS);
+    for (u32 i = 0; i < 3; i++)
+        while (shards[i] == NULL || shards[i]->lsm == NULL)
+            fiber_sleep_ns(NS_PER_US);
+    CHECK(cluster_member(node->server->cluster) == 0);
+    sim_node_shard_stall(node->machine, 0, NS_PER_MS);
+    sim_node_shard_stall(node->machine, 2, LATE_NS);
+    sim_node_stop(node->machine);
+    turn->until_ns = io_now_ns() + LATE_NS + NS_PER_S / 10;
+    fiber_sleep_ns(LATE_NS / 4);
+    const struct cluster *cluster = node->server->cluster;
+    if (cluster_member(cluster) != 0 && cluster->shards[1] == NULL) return true;
+    turn->until_ns = 0;
+    rig_wait_spawned(rig);
+    while (sim_node_running(node->machine))
+        fiber_sleep_ns(NS_PER_MS);
+    return false;
+}
+
+static MAY_YIELD void
+stopped_early_story(struct rig *rig)
+{
+    struct rig_client client;
+    struct native_reply reply;
+    char key[16];
+    cluster_rig_settle(rig, NODES, NODES, WAIT_NS);
+    key_of_node(rig, ENTERS, 0, key, sizeof(key));
+    struct turn turn = {.hash = exec_key_hash(0, BYTES(key, strlen(key)))};
+    bool stopped = false;
+    for (u32 i = 0; i < ATTEMPTS && !stopped; i++) {
+        rig_crash(rig, ENTERS);
+        stopped = stop_while_it_enters(rig, &turn);
+    }
+    CHECK(stopped);
+
+    const struct rig_node *node = &rig->nodes[ENTERS];
+    const struct shard *asked = node->server->shards[0];
+    struct native_request request = put_of(2, 0, key, "after");
+    greet(rig, 1, 0, &client);
+    u64 deadline_ns = io_now_ns() + LATE_NS / 2;
+    rig_native_send(&client, &request);
+    while (asked->request_count == 0 && io_now_ns() < deadline_ns)
+        fiber_sleep_ns(NS_PER_MS);
+    CHECK(asked->request_count == 1 && cluster_member(node->server->cluster) != 0);
+    rig_wait_spawned(rig);
+    while (sim_node_running(node->machine))
+        fiber_sleep_ns(NS_PER_MS);
+    CHECK(ok(sim_node_result(node->machine)));
+    bool answered = rig_native_reply(&client, &reply);
+    CHECK(answered);
+    CHECK(reply.header.status == NATIVE_ST_OK || native_status_retryable(reply.header.status));
+    rig_disconnect(&client);
+}
+
+static void
+a_node_that_is_stopped_while_it_enters_ends_what_was_sent_on_to_it(void **state)
+{
+    for (u64 seed = 1; seed <= SEED_COUNT; seed++) {
+        struct rig rig = {.shard_count = 3,
+                          .node_count = NODES,
+                          .configure = configure_three_shards,
+                          .on_all_nodes = true,
+                          .story = stopped_early_story};
+        sim_options_default(&rig.options, seed);
+        rig_run(&rig);
+    }
+}
+
 int
 main(void)
 {
@@ -413,6 +538,7 @@ main(void)
         cmocka_unit_test(a_retry_that_another_process_would_judge_is_unknown),
         cmocka_unit_test(a_retry_of_what_may_be_done_is_no_conflict),
         cmocka_unit_test(a_retry_that_waits_for_what_may_be_done_is_no_conflict),
+        cmocka_unit_test(a_node_that_is_stopped_while_it_enters_ends_what_was_sent_on_to_it),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

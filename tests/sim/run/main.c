@@ -442,9 +442,10 @@ again_exec(char **argv, u64 seed, int to)
     _exit(127);
 }
 
-/* The trace's hash of a seed in a process of its own. false: it ended without one. */
+/* The trace's hash of a seed in a process of its own, and whether it violated no rule. false: it
+ * ended without one. */
 static bool
-hash_again(char **argv, u64 seed, u64 *hash_out)
+hash_again(char **argv, u64 seed, u64 *hash_out, bool *good_out)
 {
     int ends[2];
     if (pipe2(ends, O_CLOEXEC) != 0) return false;
@@ -457,8 +458,10 @@ hash_again(char **argv, u64 seed, u64 *hash_out)
     unsigned long long told, hash;
     bool found = child > 0 && fscanf(from, "%llu %llx", &told, &hash) == 2 && told == seed;
     fclose(from);
-    if (child > 0) waitpid(child, NULL, 0);
+    int ended = -1;
+    if (child > 0 && waitpid(child, &ended, 0) != child) ended = -1;
     if (found) *hash_out = hash;
+    *good_out = ended == 0;
     return found;
 }
 
@@ -469,9 +472,15 @@ seeds_run_twice(const struct arguments *arguments, char **argv)
     int result = 0;
     for (u64 seed = arguments->first; seed <= arguments->last; seed++) {
         u64 hashes[2] = {0};
-        bool told = hash_again(argv, seed, &hashes[0]) && hash_again(argv, seed, &hashes[1]);
-        if (told && hashes[0] == hashes[1]) continue;
-        if (told)
+        bool good[2] = {false};
+        bool told = hash_again(argv, seed, &hashes[0], &good[0]) &&
+                    hash_again(argv, seed, &hashes[1], &good[1]);
+        bool same = told && hashes[0] == hashes[1];
+        if (same && good[0] && good[1]) continue;
+        if (same)
+            fprintf(stderr, "seed %llu gives the same trace twice, and violates a rule\n",
+                    (unsigned long long)seed);
+        else if (told)
             fprintf(stderr, "seed %llu is not deterministic: %016llx, then %016llx\n",
                     (unsigned long long)seed, (unsigned long long)hashes[0],
                     (unsigned long long)hashes[1]);

@@ -17,6 +17,7 @@
 #include <sys/time.h>
 #include <unistd.h>
 
+#define FAULTS_SHOWN        60u
 #define CLOCK_PER_PROCESSOR 20u /* what a busy machine may make of a second of a processor */
 
 const char *const run_flaw_names[RUN_FLAW_COUNT] = {"none",         "lost-write",  "stale-read",
@@ -70,11 +71,20 @@ report_replay_command(const struct run_options *options, FILE *out)
 }
 
 static void
+fault_count(void *arg, struct sim_fault_id id, u64 time_ns, const char *detail)
+{
+    (void)id, (void)time_ns, (void)detail;
+    ++*(u64 *)arg;
+}
+
+static void
 fault_print(void *arg, struct sim_fault_id id, u64 time_ns, const char *detail)
 {
-    u32 *left = arg;
-    if (*left == 0) return;
-    --*left;
+    u64 *skipped = arg;
+    if (*skipped > 0) {
+        --*skipped;
+        return;
+    }
     fprintf(stderr, "  %10llu us  %s:%u %s\n", (unsigned long long)(time_ns / 1000),
             sim_fault_name(id.family), id.number, detail == NULL ? "" : detail);
 }
@@ -110,9 +120,12 @@ report_print(void)
                     (const char *)run->keys[object->key_first + k].name);
         model_print(run->model, &object->model, run->failed_op);
     }
-    fprintf(stderr, "faults:\n");
-    u32 left = 60;
-    sim_fault_each(run->sim, fault_print, &left);
+    u64 faults = 0;
+    sim_fault_each(run->sim, fault_count, &faults);
+    u64 skipped = faults - MIN(faults, FAULTS_SHOWN);
+    fprintf(stderr, "the last %llu of %llu faults:\n", (unsigned long long)(faults - skipped),
+            (unsigned long long)faults);
+    sim_fault_each(run->sim, fault_print, &skipped);
     fprintf(stderr, "the last events:\n");
     sim_trace_dump(run->sim);
     fprintf(stderr, "the last messages:\n");

@@ -4,6 +4,8 @@
  */
 #include "table_fixture.h"
 
+#include "io/fiber.h"
+
 #define SEED 12u
 
 static struct budget budget;
@@ -196,6 +198,77 @@ fail_body(void *arg)
     return blob_check(&stored, 10);
 }
 
+/* ---- files of another size than the manifest says ---- */
+
+static status
+size_body(void *arg)
+{
+    assert_true(ok(io_dir_make(FIXTURE_DIR)));
+    struct stored stored;
+    assert_true(ok(blob_build(&stored, 5)));
+    const u64 sizes_told[] = {0, 1, IO_ALIGNMENT - 1, stored.file_bytes + 1, UINT64_MAX};
+    for (u32 i = 0; i < ARRAY_COUNT(sizes_told); i++) {
+        struct blob_file *blob;
+        assert_true(
+            status_is(blob_open(FIXTURE_DIR, 5, sizes_told[i], &budget, &blob), ST_CORRUPT));
+        u64 offset;
+        const char *what = NULL;
+        status st = blob_verify(FIXTURE_DIR, 5, sizes_told[i], 0, &budget, &offset, &what);
+        assert_true(status_is(st, ST_CORRUPT) && offset == 0);
+        assert_string_equal(what, "file size");
+    }
+    assert_true(ok(blob_check(&stored, 5)));
+    return ST_OK;
+}
+
+/* It cuts the file to its first page after so long. */
+struct cut {
+    u64 after_ns;
+    bool done;
+};
+
+static MAY_YIELD void
+cut_main(void *arg)
+{
+    struct cut *cut = arg;
+    struct io_file *file;
+    assert_true(ok(io_file_open(FIXTURE_DIR "/b0000000000000005", IO_OPEN_WRITE, &file)));
+    fiber_sleep_ns(cut->after_ns);
+    assert_true(ok(io_file_truncate(file, IO_ALIGNMENT)));
+    io_file_close(file);
+    cut->done = true;
+}
+
+static status
+cut_body(void *arg)
+{
+    assert_true(ok(io_dir_make(FIXTURE_DIR)));
+    struct stored stored;
+    u32 before = 0, between = 0, behind = 0;
+    /* The size is looked at first and the last page read last: between them, it is this case. */
+    for (u64 after_ns = 0; behind == 0; after_ns += 2 * NS_PER_US) {
+        struct cut cut = {.after_ns = after_ns};
+        u64 offset;
+        const char *what = NULL;
+        assert_true(ok(blob_build(&stored, 8)));
+        assert_true(stored.file_bytes > IO_ALIGNMENT);
+        assert_true(ok(fiber_spawn(FIBER_BACKGROUND, "cut", cut_main, &cut)));
+        status st = blob_verify(FIXTURE_DIR, 5, stored.file_bytes, 0, &budget, &offset, &what);
+        if (ok(st)) {
+            behind++;
+        } else {
+            assert_true(status_is(st, ST_CORRUPT));
+            if (offset == 0) before++;
+            if (offset == stored.file_bytes - IO_ALIGNMENT) between++;
+        }
+        while (!cut.done)
+            fiber_sleep_ns(NS_PER_US);
+        assert_true(ok(io_file_unlink(FIXTURE_DIR "/b0000000000000005")));
+    }
+    assert_true(before > 0 && between > 0);
+    return ST_OK;
+}
+
 static void
 run(status (*body)(void *arg))
 {
@@ -214,6 +287,18 @@ static void
 flipped_bits_of_a_blob_file_are_detected(void **unused)
 {
     run(flip_body);
+}
+
+static void
+a_size_that_no_file_has_is_refused(void **unused)
+{
+    run(size_body);
+}
+
+static void
+a_file_that_is_cut_while_it_is_opened_is_damaged(void **unused)
+{
+    run(cut_body);
 }
 
 static void
@@ -254,6 +339,8 @@ main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(values_come_back_and_only_to_their_owner),
         cmocka_unit_test(flipped_bits_of_a_blob_file_are_detected),
+        cmocka_unit_test(a_size_that_no_file_has_is_refused),
+        cmocka_unit_test(a_file_that_is_cut_while_it_is_opened_is_damaged),
         cmocka_unit_test(any_failing_request_or_allocation_is_returned),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
