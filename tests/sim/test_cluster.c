@@ -538,6 +538,18 @@ paced_begin(struct rig *rig)
     return PACED_KEYS * (sizeof(filler) - 1);
 }
 
+static void
+run_paced(void (*story)(struct rig *rig))
+{
+    for (u64 seed = 1; seed <= SEED_COUNT; seed++) {
+        struct rig rig = rig_of(seed, story);
+        rig.configure = configure_paced;
+        rig.node_count = 2;
+        rig.late_count = 1;
+        rig_run(&rig);
+    }
+}
+
 static MAY_YIELD void
 paced_story(struct rig *rig)
 {
@@ -552,13 +564,7 @@ paced_story(struct rig *rig)
 static void
 what_moves_keeps_to_its_rate(void **state)
 {
-    for (u64 seed = 1; seed <= SEED_COUNT; seed++) {
-        struct rig rig = rig_of(seed, paced_story);
-        rig.configure = configure_paced;
-        rig.node_count = 2;
-        rig.late_count = 1;
-        rig_run(&rig);
-    }
+    run_paced(paced_story);
 }
 
 static MAY_YIELD void
@@ -578,13 +584,7 @@ hurried_story(struct rig *rig)
 static void
 the_rate_of_moves_is_changed_while_they_go_on(void **state)
 {
-    for (u64 seed = 1; seed <= SEED_COUNT; seed++) {
-        struct rig rig = rig_of(seed, hurried_story);
-        rig.configure = configure_paced;
-        rig.node_count = 2;
-        rig.late_count = 1;
-        rig_run(&rig);
-    }
+    run_paced(hurried_story);
 }
 
 /* A node comes back with another number of shards, and the others' topology tells of the old one
