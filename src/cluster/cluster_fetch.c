@@ -535,7 +535,7 @@ move_rate(const struct cluster_shard *shard)
 }
 
 /* Rests for as long as a page of so many bytes may take, beside what is fetched by the shard's
- * other fibers: the moves of a node have their rate together. */
+ * other fibers. A node's shards take turns in fetching, so that each has the whole rate. */
 MAY_YIELD static void
 pace(struct fetch *fetch, u64 bytes)
 {

@@ -150,28 +150,44 @@ not_found(struct lsm *lsm, const struct entry *entry, struct lsm_value *out)
     return ST_NOT_FOUND;
 }
 
+/* A row is the newest there is of its key, wherever older ones lie: each write of the key takes it
+ * out (op_apply), and so do ranges. False: there is none. */
+static bool
+row_answer(struct lsm *lsm, u16 keyspace, u64 key_hash, struct bytes key, struct lsm_value *out,
+           status *st_out)
+{
+    struct entry entry;
+    if (!row_cache_get(lsm->row_cache, keyspace, key_hash, key, &entry)) return false;
+    lsm->stats.gets++;
+    lsm->stats.gets_row_cache++;
+    *st_out = ST_OK;
+    if (entry_is_live(&entry)) {
+        value_describe(out, &entry);
+        out->value = entry.value;
+    } else {
+        *st_out = not_found(lsm, &entry, out);
+    }
+    return true;
+}
+
 static status
 get_try(struct lsm *lsm, u16 keyspace, u64 token, u64 key_hash, struct bytes key,
         struct lsm_value *out)
 {
     struct entry entry = {.token = token, .key = key, .kind = ENTRY_DELETE};
     struct memtable *memtable = NULL;
+    status st;
     bool found = memory_get(lsm, keyspace, token, key, UINT64_MAX, &entry, &memtable);
     if (found) {
         range_apply(lsm, keyspace, UINT64_MAX, &entry);
-    } else if (row_cache_get(lsm->row_cache, keyspace, key_hash, key, &entry)) {
-        lsm->stats.gets++;
-        lsm->stats.gets_row_cache++;
-        if (!entry_is_live(&entry)) return not_found(lsm, &entry, out);
-        value_describe(out, &entry);
-        out->value = entry.value;
-        return ST_OK;
+    } else if (row_answer(lsm, keyspace, key_hash, key, out, &st)) {
+        return st;
     }
 
     struct entry table_entry;
     struct levels_pin pin = {0};
-    status st = levels_get_try(lsm->levels, keyspace, token, key, key_hash, UINT64_MAX,
-                               found ? entry.version : 0, &table_entry, &pin);
+    st = levels_get_try(lsm->levels, keyspace, token, key, key_hash, UINT64_MAX,
+                        found ? entry.version : 0, &table_entry, &pin);
     if (!ok(st) && !status_is(st, ST_NOT_FOUND)) return st;
     bool from_table = ok(st);
     if (from_table) entry = table_entry;
@@ -227,27 +243,6 @@ lsm_aim_3(struct lsm_aim *aim, bool write)
     aim->found = memtable_prefetch_record(aim->leaf, aim->token, write);
 }
 
-/* A row is the newest there is of its key, wherever older ones lie: each write of the key takes it
- * out (op_apply), and so do ranges. */
-static bool
-cached_answer(struct lsm *lsm, const struct lsm_aim *aim, struct bytes key, struct lsm_value *out,
-              status *st_out)
-{
-    struct entry entry;
-    if (!aim->cached || !row_cache_get(lsm->row_cache, aim->keyspace, aim->key_hash, key, &entry))
-        return false;
-    lsm->stats.gets++;
-    lsm->stats.gets_row_cache++;
-    *st_out = ST_OK;
-    if (entry_is_live(&entry)) {
-        value_describe(out, &entry);
-        out->value = entry.value;
-    } else {
-        *st_out = not_found(lsm, &entry, out);
-    }
-    return true;
-}
-
 /* The active memtable's version is the answer when nothing else can hold a higher one: no older
  * memtable, no run, no deleted range. That is nearly always so for what was written lately. */
 status
@@ -255,7 +250,7 @@ lsm_get_aimed(struct lsm *lsm, const struct lsm_aim *aim, struct bytes key, stru
 {
     const struct lsm_keyspace *ks = &lsm->keyspaces[aim->keyspace];
     status st;
-    if (cached_answer(lsm, aim, key, out, &st)) return st;
+    if (aim->cached && row_answer(lsm, aim->keyspace, aim->key_hash, key, out, &st)) return st;
     struct entry entry;
     if (aim->found == NULL || ks->flushing != NULL ||
         !memtable_get_found(aim->found, key, &entry) || entry.flags & ENTRY_BLOB ||
