@@ -32,6 +32,7 @@ cluster_new(const struct cluster_options *options)
     memset(cluster, 0, sizeof(*cluster));
     cluster->options = *options;
     cluster->move_bytes_per_s = options->move_bytes_per_s;
+    cluster->passing = CLUSTER_PASSING_STARTS;
     for (u32 i = 0; i < LIMIT_SHARDS; i++) {
         cluster->mails[i].cluster = cluster;
         cluster->mails[i].shard = i;
@@ -233,6 +234,20 @@ stop_if_outdated(struct cluster_shard *shard)
     io_stop();
 }
 
+/* A node takes part before it may stamp: its store is as good as any. What would have to wait for
+ * its stamps is better done by others, who can. */
+static void
+note_stamping(struct cluster_shard *shard)
+{
+    struct cluster *cluster = shard->cluster;
+    if (shard->stamps || !replicator_may_stamp(shard->replicator)) return;
+    shard->stamps = true;
+    if (atomic_fetch_add(&cluster->shards_stamping, 1) + 1 != cluster->options.shard_count) return;
+    cluster_runners_change(cluster);
+    u8 starts = CLUSTER_PASSING_STARTS;
+    (void)atomic_compare_exchange_strong(&cluster->passing, &starts, CLUSTER_PASSING_NOTHING);
+}
+
 static void
 tick_fired(struct io_timer *timer)
 {
@@ -240,6 +255,7 @@ tick_fired(struct io_timer *timer)
     u64 now = io_now_ns();
     note_epoch(shard);
     doubt_the_dead(shard);
+    note_stamping(shard);
     atomic_store(&shard->cluster->shard_ahead_ms[shard->index],
                  replicator_ahead_ms(shard->replicator, io_wall_ms()));
     u64 bit = (u64)1 << shard->index;

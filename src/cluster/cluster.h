@@ -42,6 +42,8 @@
 #define CLUSTER_HAS_PORTS   4u
 #define CLUSTER_PING_MS     100u
 static_assert(CLUSTER_PING_MS * NS_PER_MS == LIVENESS_PING_NS, "a tick is a ping");
+/* Of the 5 s that a node has to stop. */
+#define CLUSTER_HAND_OVER_NS (500 * NS_PER_MS)
 
 struct cluster_options {
     u8 secret[PEER_SECRET_BYTES];
@@ -71,6 +73,10 @@ enum cluster_ill {
 
 /* From the text of a secret. */
 void cluster_secret_make(struct bytes text, u8 out[PEER_SECRET_BYTES]);
+
+/* Others coordinate what this node would: it may not stamp yet (replicator_may_stamp), or it stops
+ * (cluster_hand_over). */
+enum cluster_passing { CLUSTER_PASSING_NOTHING, CLUSTER_PASSING_STARTS, CLUSTER_PASSING_STOPS };
 
 /* cluster_operate.c */
 enum cluster_drain { CLUSTER_DRAIN_NONE, CLUSTER_DRAIN_CLOSING, CLUSTER_DRAIN_DONE };
@@ -124,6 +130,8 @@ struct cluster {
     _Atomic u8 ill;                     /* enum cluster_ill, of us */
     _Atomic u64 clock_ahead_ms;         /* with CLUSTER_ILL_CLOCK, else 0 */
     _Atomic u8 drain;                   /* enum cluster_drain; the server heeds it */
+    _Atomic u8 passing;                 /* enum cluster_passing */
+    _Atomic u32 shards_stamping;        /* how many may */
     char reason[TOPOLOGY_REASON_BYTES]; /* why it failed */
 };
 
@@ -161,6 +169,7 @@ struct cluster_shard {
     u32 streams;            /* under way for others */
     u32 streams_idle_count; /* of these, between two pages */
     struct list streams_idle;
+    bool stamps;              /* it is counted in shards_stamping */
     bool closing;             /* this node is about to be drained: nothing more is coordinated */
     u32 coordinating;         /* requests that run on this node: the server counts them */
     struct fiber_queue ended; /* woken when one of those ends */
@@ -199,6 +208,10 @@ MAY_YIELD MUST_CHECK status cluster_start(struct cluster *cluster, struct lsm *l
 /* On the others: waits for that. ST_CANCELED: it failed, or the node stops. */
 MAY_YIELD MUST_CHECK status cluster_shard_open(struct cluster *cluster, struct lsm *lsm,
                                                struct cluster_shard **out);
+/* On shard 0, before the node stops serving: ends what it coordinates, gives the lead of group0
+ * away, and tells the others to coordinate what it would. Returns when all of it is done, or after
+ * CLUSTER_HAND_OVER_NS. */
+MAY_YIELD void cluster_hand_over(struct cluster_shard *shard);
 /* Shard 0 waits for the others. */
 MAY_YIELD void cluster_shard_close(struct cluster_shard *shard);
 
@@ -220,7 +233,9 @@ static inline bool
 cluster_drained(const struct cluster *cluster, u32 member)
 {
     if (member == cluster_member(cluster))
-        return atomic_load_explicit(&cluster->drain, memory_order_relaxed) == CLUSTER_DRAIN_DONE;
+        return atomic_load_explicit(&cluster->drain, memory_order_relaxed) == CLUSTER_DRAIN_DONE ||
+               atomic_load_explicit(&cluster->passing, memory_order_relaxed) !=
+                   CLUSTER_PASSING_NOTHING;
     return (atomic_load_explicit(&cluster->alive[member % CLUSTER_ALIVE_SLOTS],
                                  memory_order_relaxed) &
             CLUSTER_IS_DRAINED) != 0;

@@ -23,6 +23,7 @@
 
 #define DRAIN_LOOK_NS  (10 * NS_PER_MS)
 #define DRAIN_AGAIN_NS (200 * NS_PER_MS)
+#define HAND_LOOK_NS   (5 * NS_PER_MS)
 
 /* ---- members ---- */
 
@@ -317,4 +318,39 @@ cluster_drain(struct cluster_shard *shard, bool undo)
         atomic_store(&cluster->drain, CLUSTER_DRAIN_NONE);
     }
     return st;
+}
+
+/* ---- stopping ---- */
+
+/* Who has not heard since then that requests are to go elsewhere. */
+static bool
+all_were_told(const struct cluster_shard *shard, u64 since_ns)
+{
+    list_for_each (node, &shard->pings) {
+        const struct cluster_ping *ping = list_entry(node, struct cluster_ping, link);
+        if (!cluster_ping_is_alive(ping)) continue;
+        if (ping->began_ns <= since_ns || ping->calling) return false;
+    }
+    return true;
+}
+
+MAY_YIELD void
+cluster_hand_over(struct cluster_shard *shard)
+{
+    struct cluster *cluster = shard->cluster;
+    u64 until_ns = io_now_ns() + CLUSTER_HAND_OVER_NS;
+    while (drain_tell(cluster, true) != 0 && io_now_ns() < until_ns)
+        fiber_sleep_ns(HAND_LOOK_NS);
+    cluster_runners_change(cluster);
+    atomic_store(&cluster->passing, CLUSTER_PASSING_STOPS);
+    (void)drain_tell(cluster, false); /* to others: they take it */
+    u64 since_ns = io_now_ns();
+    bool gave = false;
+    while (io_now_ns() < until_ns) {
+        bool leads = group0_give_lead(shard->group0);
+        if (leads && !gave) log_info("cluster", "gives the lead of group0 away");
+        gave |= leads;
+        if (!leads && all_were_told(shard, since_ns)) break;
+        fiber_sleep_ns(HAND_LOOK_NS);
+    }
 }

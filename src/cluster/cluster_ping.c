@@ -3,7 +3,8 @@
  * cluster_ping.c -- who lives: each member's shard 0 is asked every CLUSTER_PING_MS.
  *
  * The body of PEER_PING and of its answer, 32 bytes: the oldest epoch that the sender works with
- * (8), its wall clock in milliseconds (8), flags (1; bit 0: it is ill; bit 1: it is drained;
+ * (8), its wall clock in milliseconds (8), flags (1; bit 0: it is ill; bit 1: it is drained, or
+ * passes on what it would coordinate;
  * bit 2: its shards have ports for clients; bits 3 and 4: CLUSTER_ILL_STUCK and _CLOCK), 0 (7), and
  * the lowest version that it may yet send to anybody (8; 0: not known).
  *
@@ -153,7 +154,7 @@ fill(const struct cluster_shard *shard, u8 body[PING_BYTES])
     store_u64(body, epoch);
     store_u64(body + 8, io_wall_ms());
     body[16] = liveness_self_ill(&shard->liveness, io_now_ns()) ? FLAG_ILL : 0;
-    if (atomic_load(&shard->cluster->drain) == CLUSTER_DRAIN_DONE) body[16] |= FLAG_DRAINED;
+    if (cluster_drained(shard->cluster, cluster_member(shard->cluster))) body[16] |= FLAG_DRAINED;
     if (shard->cluster->options.shard_ports) body[16] |= FLAG_PORTS;
     body[16] |= (u8)((atomic_load(&shard->cluster->ill) & ILL_TOLD) << FLAG_ILL_SHIFT);
     store_u64(body + 24, cluster_own_oldest(shard->cluster));

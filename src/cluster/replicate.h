@@ -93,6 +93,9 @@ MUST_CHECK bool replicator_observe(struct replicator *replicator, u64 version, u
 /* By how much the stamps are ahead of the wall clock, since it was; above HLC_AHEAD_MS_MAX the
  * peers refuse them. */
 u64 replicator_ahead_ms(const struct replicator *replicator, u64 wall_ms);
+/* Not for REPLICATE_QUIET_MS after an opening, and longer while the clock is ahead; until then what
+ * needs a stamp waits. */
+bool replicator_may_stamp(const struct replicator *replicator);
 
 /* ---- for trees ---- */
 

@@ -153,6 +153,12 @@ quiet_ns(const struct replicator *r)
     return ahead_ns > (HLC_AHEAD_MS_MAX / 2) * NS_PER_MS ? MIN(ahead_ns, left) : 0;
 }
 
+bool
+replicator_may_stamp(const struct replicator *r)
+{
+    return quiet_ns(r) == 0;
+}
+
 MAY_YIELD bool
 stamp_await(struct replicator *r, u64 deadline_ns)
 {

@@ -499,11 +499,25 @@ stop_reading(struct shard *shard)
     }
 }
 
+/* So that nobody else's requests wait for what this node would have run. All shards go on meanwhile
+ * as before. */
+MAY_YIELD static void
+hand_over(struct shard *shard)
+{
+    struct server *server = shard->server;
+    if (shard->cluster == NULL) return;
+    if (shard->index == 0) {
+        cluster_hand_over(shard->cluster);
+        atomic_store(&server->handed_over, true);
+    }
+    while (!atomic_load(&server->handed_over))
+        fiber_sleep_ns(NS_PER_MS);
+}
+
 /* What is in flight may end, replies that wait for the log may go, then connections close. */
 MAY_YIELD static void
-drain(struct shard *shard)
+drain(struct shard *shard, u64 deadline)
 {
-    u64 deadline = io_clock_ns() + DRAIN_NS;
     shard->draining = true;
     io_timer_cancel(&shard->sweep);
     io_timer_cancel(&shard->rate);
@@ -548,7 +562,9 @@ serve(struct shard *shard)
         io_wait_stop();
     }
     server->ready = false;
-    drain(shard);
+    u64 deadline = io_clock_ns() + DRAIN_NS;
+    hand_over(shard);
+    drain(shard, deadline);
     return st;
 }
 
@@ -604,7 +620,7 @@ server_shard_main(void *arg)
         st = serve(shard);
     } else if (ok(all)) {
         /* Other nodes have asked those shards already that were in the cluster first. */
-        drain(shard);
+        drain(shard, io_clock_ns() + DRAIN_NS);
     }
     if (ok(all)) (void)meet(shard, st, deliver_drained); /* all go on, whatever became of one */
     if (ok(entered) && ok(st)) st = why_stopped(shard);

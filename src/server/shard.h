@@ -49,7 +49,8 @@ struct server {
     _Atomic bool failing; /* the first to set it writes failure */
     _Atomic u32 prepared; /* layout is filled: 1, failed: 2 */
     _Atomic u32 shards_ready;
-    _Atomic bool has_keys; /* a store does, at its start */
+    _Atomic bool handed_over; /* cluster_hand_over is done: shards drain */
+    _Atomic bool has_keys;    /* a store does, at its start */
     _Atomic bool ready;
     _Atomic u32 port;
     _Atomic u32 shutdown_wanted;

@@ -8,6 +8,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include <cmocka.h>
@@ -442,6 +443,101 @@ a_drained_node_is_missed_by_nobody_and_loses_no_increment(void **state)
     run_seeds(drain_story, NODES, 0);
 }
 
+/* ---- restarts ---- */
+
+#define RESTART_KEYS 16u
+/* Of a request while a node is restarted: less than a shard waits before it stamps, and less than
+ * who is refused a connection waits for the next attempt. */
+#define RESTART_NS_MAX (40 * NS_PER_MS)
+static_assert(REPLICATE_QUIET_MS * NS_PER_MS > RESTART_NS_MAX, "else it shows nothing");
+
+struct timed {
+    struct counting counting;
+    u64 longest_ns;
+};
+
+static MAY_YIELD void
+count_up_in_time(struct rig *rig, void *arg)
+{
+    struct timed *timed = arg;
+    struct rig_client client;
+    rig_connect_to(rig, timed->counting.node, &client);
+    while (!timed->counting.ending) {
+        u64 begin_ns = io_now_ns();
+        struct bytes reply = rig_call(&client, "INCR k%u", timed->counting.done % RESTART_KEYS);
+        CHECK(reply.size > 0 && reply.data[0] == ':');
+        timed->counting.done++;
+        timed->longest_ns = MAX(timed->longest_ns, io_now_ns() - begin_ns);
+    }
+    rig_disconnect(&client);
+}
+
+static MAY_YIELD void
+timed_end(struct rig *rig, struct timed *timed, u32 count, u64 *total)
+{
+    for (u32 i = 0; i < count; i++)
+        timed[i].counting.ending = true;
+    rig_wait_spawned(rig);
+    for (u32 i = 0; i < count; i++) {
+        CHECK(timed[i].counting.done > 50);
+        if (timed[i].longest_ns >= RESTART_NS_MAX)
+            fprintf(stderr, "n%u took %llu us\n", timed[i].counting.node + 1,
+                    (unsigned long long)(timed[i].longest_ns / NS_PER_US));
+        CHECK(timed[i].longest_ns < RESTART_NS_MAX);
+        *total += timed[i].counting.done;
+    }
+}
+
+/* Commands that read before they write go on at the other nodes while one stops in order, is away
+ * and comes back, and at itself as soon as it is: nobody waits until it may stamp. */
+static MAY_YIELD void
+restart_story(struct rig *rig)
+{
+    const u32 restarted = 1;
+    struct rig_node *node = &rig->nodes[restarted];
+    struct timed others[2] = {{.counting.node = 0}, {.counting.node = 2}};
+    struct timed own[2] = {{.counting.node = restarted}, {.counting.node = restarted}};
+    struct rig_client client;
+    u64 expected = 0, total = 0;
+    cluster_rig_settle(rig, NODES, NODES, WAIT_NS);
+    fiber_sleep_ns(NS_PER_S); /* all of them stamp */
+    for (u32 i = 0; i < ARRAY_COUNT(others); i++)
+        rig_spawn(rig, count_up_in_time, &others[i]);
+    fiber_sleep_ns(200 * NS_PER_MS);
+    sim_node_stop(node->machine);
+    while (sim_node_running(node->machine))
+        fiber_sleep_ns(NS_PER_MS);
+    CHECK(ok(sim_node_result(node->machine)));
+    rig_crash(rig, restarted); /* what a stopped process leaves is durable */
+    rig_start(rig, restarted);
+    for (u32 i = 0; i < ARRAY_COUNT(own); i++)
+        rig_spawn(rig, count_up_in_time, &own[i]);
+    fiber_sleep_ns(NS_PER_S);
+    CHECK(!cluster_drained(node->server->cluster, cluster_member(node->server->cluster)));
+    for (u32 i = 0; i < ARRAY_COUNT(own); i++)
+        own[i].counting.ending = true;
+    timed_end(rig, others, ARRAY_COUNT(others), &expected);
+    timed_end(rig, own, ARRAY_COUNT(own), &expected);
+
+    rig_connect_to(rig, restarted, &client);
+    for (u32 i = 0; i < RESTART_KEYS; i++) {
+        struct bytes value = rig_call(&client, "INCRBY k%u 0", i);
+        CHECK(value.size > 1 && value.data[0] == ':');
+        total += strtoull((const char *)value.data + 1, NULL, 10);
+    }
+    rig_disconnect(&client);
+    if (total != expected)
+        fprintf(stderr, "%llu of %llu\n", (unsigned long long)total, (unsigned long long)expected);
+    CHECK(total == expected);
+}
+
+static void
+a_restart_in_order_holds_nobody_up(void **state)
+{
+    (void)state;
+    run_seeds(restart_story, NODES, 0);
+}
+
 /* ---- members ---- */
 
 static MAY_YIELD void
@@ -544,6 +640,7 @@ main(void)
         cmocka_unit_test(keyspaces_are_made_by_their_first_use_or_by_an_operator),
         cmocka_unit_test(a_frame_says_how_many_replicas_it_waits_for),
         cmocka_unit_test(a_drained_node_is_missed_by_nobody_and_loses_no_increment),
+        cmocka_unit_test(a_restart_in_order_holds_nobody_up),
         cmocka_unit_test(nodes_are_weighed_and_removed_by_any_other),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
