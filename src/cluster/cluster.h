@@ -122,6 +122,7 @@ struct cluster {
     _Atomic u64 oldest_stage;                 /* stage_epoch that they worked with */
     struct trees_node trees;
     _Atomic u64 move_bytes_per_s; /* 0: without limit */
+    _Atomic u64 serve_at_ns;      /* on io_now_ns: no page is served before */
     _Atomic u64 fetched_bytes, fetched_entries;
     /* Of the plan that is fetched by now, or was last: of how many partitions (a keyspace's each),
      * and how many are here. */
@@ -197,8 +198,8 @@ struct cluster_shard {
 MUST_CHECK struct cluster *cluster_new(const struct cluster_options *options);
 void cluster_free(struct cluster *cluster);
 
-/* How many bytes a second this node fetches of what it gains, all shards together; 0: as fast as it
- * can. Any thread, any time. */
+/* How many bytes a second this node fetches of what it gains, and serves of what others gain, all
+ * shards together; 0: as fast as it can. Any thread, any time. */
 void cluster_move_rate_set(struct cluster *cluster, u64 bytes_per_s);
 
 /* On shard 0. empty: no shard's store holds anything of clients; a node that joins or founds must

@@ -19,9 +19,9 @@
  * at the most STREAM_PAGES pages ago, which is behind the fence, too.
  *
  * Neighbouring partitions that lie on one shard of the same source are one range, FETCHES of which
- * are fetched at once, at the rate of cluster_move_rate_set. What was fetched is not fetched again
- * when an attempt fails half-way; the next one does without whoever has refused, where others are
- * enough.
+ * are fetched at once, at the rate of cluster_move_rate_set. A source gives no more than that,
+ * either, to all who gain together. What was fetched is not fetched again when an attempt fails
+ * half-way; the next one does without whoever has refused, where others are enough.
  *
  * PEER_STREAM, little-endian: last token (8), session (8; 0: a scan of clients), token to begin at
  * (8), bytes wanted (4), flags (1; bit 0: no values), size of a key (2) and the key: begin behind
@@ -37,24 +37,25 @@
 #include "io/io.h"
 #include "proto/peer.h"
 
-#define ENTRY_BYTES      23u
-#define PAGE_BYTES       (256u << 10)
-#define PAGE_BYTES_MAX   (4u << 20)
-#define PAGE_BYTES_MIN   (1u << 10)
-#define STREAMS_MAX      16u /* at work */
-#define STREAMS_IDLE     8u  /* between two pages */
-#define STREAM_IDLE_NS   (100 * NS_PER_MS)
-#define STREAM_PAGES     64u
-#define PAGE_BYTES_LONG  (64u << 10)
-#define PAGE_BYTES_PACED (64u << 10)
-#define FETCHES          4u /* of one shard, under way at once */
-#define PAGE_NS          (10 * NS_PER_S)
-#define PAGE_PAUSE_NS    (500 * NS_PER_US)
-#define PACE_LOOK_NS     (100 * NS_PER_MS)
-#define CLOCK_NS         (10 * NS_PER_S)
-#define CLOCK_LOOK_NS    (50 * NS_PER_MS)
-#define SCAN_NS_MAX      (200 * NS_PER_MS) /* of one page: a long stretch of nothing ends it */
-#define FLAG_KEYS_ONLY   1u
+#define ENTRY_BYTES       23u
+#define PAGE_BYTES        (256u << 10)
+#define PAGE_BYTES_MAX    (4u << 20)
+#define PAGE_BYTES_MIN    (1u << 10)
+#define STREAMS_MAX       16u /* at work */
+#define STREAMS_IDLE      8u  /* between two pages */
+#define STREAM_IDLE_NS    (100 * NS_PER_MS)
+#define STREAM_PAGES      64u
+#define PAGE_BYTES_LONG   (64u << 10)
+#define PAGE_BYTES_PACED  (64u << 10)
+#define FETCHES           4u /* of one shard, under way at once */
+#define PAGE_NS           (10 * NS_PER_S)
+#define PAGE_PAUSE_NS     (500 * NS_PER_US)
+#define PACE_LOOK_NS      (100 * NS_PER_MS)
+#define SERVE_WAIT_NS_MAX (2 * NS_PER_S) /* whoever asks waits PAGE_NS */
+#define CLOCK_NS          (10 * NS_PER_S)
+#define CLOCK_LOOK_NS     (50 * NS_PER_MS)
+#define SCAN_NS_MAX       (200 * NS_PER_MS) /* of one page: a long stretch of nothing ends it */
+#define FLAG_KEYS_ONLY    1u
 
 enum stream_kind { STREAM_VALUE = 1, STREAM_TOMBSTONE = 2, STREAM_KEY = 3 };
 
@@ -206,6 +207,37 @@ stream_place_set(struct stream *stream, u64 token, struct bytes key)
     stream->page.behind = BYTES(stream->key, key.size);
 }
 
+static u64
+move_rate(const struct cluster_shard *shard)
+{
+    return atomic_load_explicit(&shard->cluster->move_bytes_per_s, memory_order_relaxed);
+}
+
+/* Rests until this node may serve another page of what others gain: be they many, it gives no more
+ * than one of them may take. */
+MAY_YIELD static void
+serve_pace(struct cluster_shard *shard)
+{
+    struct cluster *cluster = shard->cluster;
+    u64 until_ns = io_now_ns() + SERVE_WAIT_NS_MAX;
+    for (;;) {
+        u64 rate = move_rate(shard), at_ns = atomic_load(&cluster->serve_at_ns);
+        u64 now = io_now_ns();
+        if (rate == 0 || at_ns <= now || now >= until_ns || atomic_load(&cluster->refusing)) return;
+        fiber_sleep_ns(MIN(at_ns - now, PACE_LOOK_NS));
+    }
+}
+
+static void
+serve_pace_add(struct cluster_shard *shard, u64 bytes)
+{
+    struct cluster *cluster = shard->cluster;
+    u64 rate = move_rate(shard), before = atomic_load(&cluster->serve_at_ns), after;
+    do {
+        after = rate == 0 ? 0 : MAX(before, io_now_ns()) + bytes * NS_PER_S / rate;
+    } while (!atomic_compare_exchange_weak(&cluster->serve_at_ns, &before, after));
+}
+
 /* Reads a page and answers with it. False: there is no more, or it could not be read. */
 MAY_YIELD static bool
 serve_page(struct stream *stream, struct lsm_scan *scan)
@@ -215,6 +247,7 @@ serve_page(struct stream *stream, struct lsm_scan *scan)
     buf_init(&page, &shard->budget);
     size_t last = 0;
     u64 seq;
+    if (stream->session != 0) serve_pace(shard);
     status st = page_fill(scan, &stream->page, &page, &last, &seq);
     /* A client is told only of what is durable; of a key that keeps siblings nobody may know what
      * this store can forget (B1). */
@@ -226,6 +259,7 @@ serve_page(struct stream *stream, struct lsm_scan *scan)
         struct bytes key = BYTES(page.data + last + ENTRY_BYTES, load_u16(page.data + last + 17));
         stream_place_set(stream, hash_token(key), key);
     }
+    if (stream->session != 0) serve_pace_add(shard, page.size);
     struct bytes part = buf_bytes(&page);
     enum native_status code = ok(st) ? NATIVE_ST_OK : native_status_of(st);
     peer_reply(stream->request, code, stream->epoch, &part, ok(st) ? 1 : 0);
@@ -526,12 +560,6 @@ void
 cluster_move_rate_set(struct cluster *cluster, u64 bytes_per_s)
 {
     atomic_store_explicit(&cluster->move_bytes_per_s, bytes_per_s, memory_order_relaxed);
-}
-
-static u64
-move_rate(const struct cluster_shard *shard)
-{
-    return atomic_load_explicit(&shard->cluster->move_bytes_per_s, memory_order_relaxed);
 }
 
 /* Rests for as long as a page of so many bytes may take, beside what is fetched by the shard's

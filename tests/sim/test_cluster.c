@@ -539,13 +539,13 @@ paced_begin(struct rig *rig)
 }
 
 static void
-run_paced(void (*story)(struct rig *rig))
+run_paced(void (*story)(struct rig *rig), u32 late_count)
 {
     for (u64 seed = 1; seed <= SEED_COUNT; seed++) {
         struct rig rig = rig_of(seed, story);
         rig.configure = configure_paced;
-        rig.node_count = 2;
-        rig.late_count = 1;
+        rig.node_count = 1 + late_count;
+        rig.late_count = late_count;
         rig_run(&rig);
     }
 }
@@ -564,7 +564,25 @@ paced_story(struct rig *rig)
 static void
 what_moves_keeps_to_its_rate(void **state)
 {
-    run_paced(paced_story);
+    run_paced(paced_story, 1);
+}
+
+/* Two gain all at once: whoever has it gives no more than one of them may take. */
+static MAY_YIELD void
+paced_source_story(struct rig *rig)
+{
+    u64 bytes = paced_begin(rig);
+    rig_start_begin(rig, 2);
+    u64 began_ns = io_now_ns();
+    wait_settled(rig, 3);
+    u64 took_ns = io_now_ns() - began_ns;
+    CHECK(took_ns >= 2 * (bytes * NS_PER_S / PACED_RATE));
+}
+
+static void
+who_serves_many_keeps_to_the_rate_of_one(void **state)
+{
+    run_paced(paced_source_story, 2);
 }
 
 static MAY_YIELD void
@@ -573,10 +591,12 @@ hurried_story(struct rig *rig)
     u64 bytes = paced_begin(rig);
     u64 began_ns = io_now_ns();
     fiber_sleep_ns(2 * NS_PER_S);
-    struct rig_client client;
-    rig_connect_to(rig, 1, &client);
-    CHECK(rig_is(rig_call(&client, "CONFIG SET move-rate 0"), "+OK\r\n"));
-    rig_disconnect(&client);
+    for (u32 i = 0; i < 2; i++) { /* who gains, and who has it */
+        struct rig_client client;
+        rig_connect_to(rig, i, &client);
+        CHECK(rig_is(rig_call(&client, "CONFIG SET move-rate 0"), "+OK\r\n"));
+        rig_disconnect(&client);
+    }
     wait_settled(rig, 2);
     CHECK(io_now_ns() - began_ns < bytes * NS_PER_S / PACED_RATE);
 }
@@ -584,7 +604,7 @@ hurried_story(struct rig *rig)
 static void
 the_rate_of_moves_is_changed_while_they_go_on(void **state)
 {
-    run_paced(hurried_story);
+    run_paced(hurried_story, 1);
 }
 
 /* A node comes back with another number of shards, and the others' topology tells of the old one
@@ -1255,6 +1275,7 @@ main(void)
         cmocka_unit_test(who_joins_gets_all_pages_of_what_is_written_meanwhile),
         cmocka_unit_test(who_joins_with_a_clock_that_is_behind_loses_nothing),
         cmocka_unit_test(what_moves_keeps_to_its_rate),
+        cmocka_unit_test(who_serves_many_keeps_to_the_rate_of_one),
         cmocka_unit_test(the_rate_of_moves_is_changed_while_they_go_on),
         cmocka_unit_test(all_keys_are_found_while_a_node_changes_its_shards),
         cmocka_unit_test(scans_and_counts_follow_the_level),

@@ -487,8 +487,7 @@ stopped_early_story(struct rig *rig)
     struct turn turn = {.hash = exec_key_hash(0, BYTES(key, strlen(key)))};
     /* Else it would leave requests to the others until it may stamp. */
     for (u32 i = 0; i < NODES; i++)
-        if (i != ENTERS)
-            atomic_store(&rig->nodes[i].server->cluster->drain, CLUSTER_DRAIN_DONE);
+        if (i != ENTERS) atomic_store(&rig->nodes[i].server->cluster->drain, CLUSTER_DRAIN_DONE);
     bool stopped = false;
     for (u32 i = 0; i < ATTEMPTS && !stopped; i++) {
         rig_crash(rig, ENTERS);
