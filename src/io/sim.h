@@ -94,7 +94,8 @@ struct sim_disk_options {
     u32 read_error_ppm, write_error_ppm, sync_error_ppm;
     u32 look_error_ppm; /* listings, sizes of files, free space */
     u32 name_error_ppm; /* opening, making, renaming, linking, removing, changing a size */
-    u32 evict_chance;   /* of 64: that the next process finds a page gone that a failed sync lost */
+    u32 evict_chance;   /* of 64: that a read, or the next process, finds a page gone that a failed
+                           sync lost */
     u32 no_space_ppm; /* writes and allocations before which the capacity shrinks to what is used */
     u64 no_space_ns_max; /* ... for 1 ms up to this */
     /* Beyond the promise, in millionths of the requests. */
