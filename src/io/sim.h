@@ -262,6 +262,9 @@ void sim_node_shard_stall(struct sim_node *node, u32 shard, u64 ns);
 /* The process has started up: from here to its end alloc_ppm counts. Comes by itself once every
  * shard listens on a port. */
 void sim_node_started_set(struct sim_node *node);
+/* The allocations n .. n + count - 1 of its process from now (from 0) are refused, even while it
+ * starts up. Forgotten by sim_faults_clear. */
+void sim_node_refuse_at(struct sim_node *node, u64 n, u64 count);
 /* Bytes that the process holds: zero after its end. */
 u64 sim_node_memory_bytes(const struct sim_node *node);
 /* Each block of it. */
