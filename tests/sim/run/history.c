@@ -113,7 +113,21 @@ damage_at_rest(void)
         (void)sim_node_spoil(run->server_node, rots ? SIM_FAULT_BIT_ROT : SIM_FAULT_LATENT);
 }
 
+/* Where allocations are refused by chance, which only nodes meet that have started up, a start is
+ * refused some now and then: any of those that it makes. From a stream of its own. */
 static void
+start_starve(void)
+{
+    struct prng prng;
+    prng_init(&prng, sim_seed(run->options->seed, "starve", run->starts));
+    if (run->calm || run->sim_options.alloc_ppm == 0 || !prng_chance(&prng, 1, 3)) return;
+    /* About so many a shard makes before it replays, and as it does. */
+    u64 n = prng_below(&prng, prng_chance(&prng, 3, 4) ? 60 * run->shards : 1000);
+    sim_node_refuse_at(run->server_node, n, prng_range(&prng, 1, 4));
+}
+
+/* Whether the process has begun; without memory for its shards there is none. */
+static bool
 process_begin(void)
 {
     if (run->starts > 0 && prng_chance(&run->prng, run->knobs.resize_part, 100)) {
@@ -135,8 +149,11 @@ process_begin(void)
         .shard_main = server_main,
         .arg = run->server,
     };
+    u64 refused = sim_fault_count(run->sim, SIM_FAULT_ALLOC);
+    start_starve();
     status st = sim_node_start(run->server_node, &node);
-    CHECK(ok(st));
+    CHECK(ok(st) || sim_fault_count(run->sim, SIM_FAULT_ALLOC) > refused);
+    return ok(st);
 }
 
 /* It has ended, whatever the way. */
@@ -209,6 +226,20 @@ crash_arm(bool power, enum moment moment, u64 n)
     sim_node_crash_at(run->server_node, moment == MOMENT_EVENT ? SIM_POINT_EVENT : SIM_POINT_IO, n);
 }
 
+/* A process has not come up, and nobody cut it: it says why. */
+static void
+start_failed(bool begun)
+{
+    run->stats.starts_failed++;
+    const char *why = server_failure(run->server);
+    if (!run->faulty && !run->beyond)
+        violated("start", "the node does not start, though nothing fails: %s", why);
+    if (begun && (ok(sim_node_result(run->server_node)) || why[0] == '\0'))
+        violated("start", "the node does not start and does not tell why (%s)",
+                 status_text(sim_node_result(run->server_node)));
+    process_ended(false, false);
+}
+
 /* Whether the process came up. cut_before: whether the last try was cut while it recovered, before
  * and after. */
 static bool
@@ -221,7 +252,8 @@ process_try(bool *cut_before)
     u64 n_max = prng_chance(&run->prng, 1, 2) ? 20 : 200;
     u64 n = prng_below(&run->prng, moment == MOMENT_EVENT ? 5 * n_max : n_max);
     if (cut && crash_allowed(power)) crash_arm(power, moment, n);
-    process_begin();
+    u64 refused = sim_fault_count(run->sim, SIM_FAULT_ALLOC);
+    bool begun = process_begin();
     u64 deadline_ns = sim_now_ns(run->sim) + START_NS_MAX;
     while (server_alive() && !server_ready(run->server)) {
         if (!step()) return false;
@@ -231,6 +263,7 @@ process_try(bool *cut_before)
             return false;
         }
     }
+    run->stats.starts_starved += sim_fault_count(run->sim, SIM_FAULT_ALLOC) > refused;
     if (server_alive()) {
         damage_note();
         damage_met();
@@ -248,11 +281,7 @@ process_try(bool *cut_before)
         return false;
     }
     *cut_before = false;
-    run->stats.starts_failed++;
-    if (!run->faulty && !run->beyond)
-        violated("start", "the node does not start, though nothing fails: %s",
-                 server_failure(run->server));
-    process_ended(false, false);
+    start_failed(begun);
     return false;
 }
 

@@ -338,6 +338,7 @@ static const char *const stat_names[] = {
     "crashes_at_events",
     "recoveries_cut_at_events",
     "recoveries_cut_again",
+    "starts_starved",
     "damaged",
 };
 static_assert(ARRAY_COUNT(stat_names) == sizeof(struct run_stats) / sizeof(u64), "a name each");

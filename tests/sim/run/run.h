@@ -149,6 +149,7 @@ struct run_stats {
     /* Of power_cuts and kills, at an event and not at a request to the disk; of recoveries_cut,
      * too, and those that followed another one. */
     u64 crashes_at_events, recoveries_cut_at_events, recoveries_cut_again;
+    u64 starts_starved; /* an allocation was refused while they recovered */
     u64 damaged; /* 1: damage was on the disk when it was recovered from or read by the last reader
                   */
 };
