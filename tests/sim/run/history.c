@@ -15,12 +15,14 @@
 #include "cluster.h"
 #include "clock.h"
 #include "damage.h"
+#include "prefix.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 
 #include "io/sim_internal.h"
 #include "lsm/store.h"
+#include "server/shard.h"
 
 #define DATA_DIR    "/data"
 #define SERVER_HOST "10.0.0.1"
@@ -43,6 +45,7 @@ struct run *run;
 /* What a process of the server ended like, until it is judged when the next one is ready. */
 static struct {
     bool any, orderly, power;
+    bool looked; /* what it left is read key by key */
     u64 ended_ns;
 } end;
 
@@ -74,6 +77,8 @@ server_main(void *arg)
 {
     if (run->knobs.operates && !ok(fiber_spawn(FIBER_BACKGROUND, "operator", operator_main, arg)))
         run->stats.starts_failed += 0; /* an allocation was refused: without one, then */
+    if (end.looked && !ok(fiber_spawn(FIBER_BACKGROUND, "look", prefix_look_main, arg)))
+        prefix_look_skip(io_shard_index());
     return server_shard_main(arg);
 }
 
@@ -138,6 +143,8 @@ process_begin(void)
     config_fill(&run->config);
     run->starts++;
     run->stats.starts++;
+    end.looked = end.any && !run->beyond && check_end_loses(end.orderly, end.power);
+    if (end.looked) prefix_look_begin();
     damage_recovery_begin();
     damage_at_rest();
     damage_met();
@@ -161,6 +168,7 @@ static void
 process_ended(bool orderly, bool power)
 {
     bool was_ready = run->serving;
+    if (was_ready) prefix_ended(&run->server->layout);
     run->serving = false;
     damage_note();
     if (!was_ready) damage_recovery_end();
@@ -285,6 +293,16 @@ process_try(bool *cut_before)
     return false;
 }
 
+/* No client comes before every key was read, where a crash may have taken something. */
+static void
+look(void)
+{
+    u64 deadline_ns = sim_now_ns(run->sim) + START_NS_MAX;
+    while (server_alive() && !prefix_look_done())
+        if (!step() || sim_now_ns(run->sim) > deadline_ns) return;
+    if (server_alive()) prefix_check();
+}
+
 /* Brings a process up and judges the one before. false: it cannot be, or the run is over. */
 static bool
 process_start(void)
@@ -292,7 +310,8 @@ process_start(void)
     bool cut_before = false;
     for (u32 tries = 0; tries < STARTS_MAX && !run_over(); tries++) {
         if (process_try(&cut_before)) {
-            if (end.any) check_epoch_end(end.orderly, end.power, end.ended_ns);
+            if (end.looked) look();
+            if (end.any && !run_over()) check_epoch_end(end.orderly, end.power, end.ended_ns);
             end.any = false;
             run->epoch_ns = sim_now_ns(run->sim);
             run->serving = !run_over();
@@ -689,6 +708,7 @@ history_free(void)
     }
     run->stop = true;
     clients_free();
+    prefix_free();
     sim_free(run->sim);
     if (run->server != NULL) server_free(run->server);
     universe_free();

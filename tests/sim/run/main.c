@@ -338,6 +338,8 @@ static const char *const stat_names[] = {
     "crashes_at_events",
     "recoveries_cut_at_events",
     "recoveries_cut_again",
+    "ends_survived",
+    "ends_lost",
     "starts_starved",
     "damaged",
 };
