@@ -395,6 +395,8 @@ sim_faults_clear(struct sim *sim)
 {
     sim->crash.armed = false;
     sim->failure.armed = false;
+    list_for_each (pos, &sim->nodes)
+        list_entry(pos, struct sim_node, link)->memory.refuse_at = 0;
 }
 
 void
@@ -686,6 +688,14 @@ void
 sim_node_started_set(struct sim_node *node)
 {
     node->memory.may_refuse = true;
+}
+
+void
+sim_node_refuse_at(struct sim_node *node, u64 n, u64 count)
+{
+    CHECK(count > 0);
+    node->memory.refuse_at = n + 1;
+    node->memory.refuse_more = count - 1;
 }
 
 u64

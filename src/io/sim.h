@@ -94,7 +94,8 @@ struct sim_disk_options {
     u32 read_error_ppm, write_error_ppm, sync_error_ppm;
     u32 look_error_ppm; /* listings, sizes of files, free space */
     u32 name_error_ppm; /* opening, making, renaming, linking, removing, changing a size */
-    u32 evict_chance;   /* of 64: that the next process finds a page gone that a failed sync lost */
+    u32 evict_chance;   /* of 64: that a read, or the next process, finds a page gone that a failed
+                           sync lost */
     u32 no_space_ppm; /* writes and allocations before which the capacity shrinks to what is used */
     u64 no_space_ns_max; /* ... for 1 ms up to this */
     /* Beyond the promise, in millionths of the requests. */
@@ -261,6 +262,9 @@ void sim_node_shard_stall(struct sim_node *node, u32 shard, u64 ns);
 /* The process has started up: from here to its end alloc_ppm counts. Comes by itself once every
  * shard listens on a port. */
 void sim_node_started_set(struct sim_node *node);
+/* The allocations n .. n + count - 1 of its process from now (from 0) are refused, even while it
+ * starts up. Forgotten by sim_faults_clear. */
+void sim_node_refuse_at(struct sim_node *node, u64 n, u64 count);
 /* Bytes that the process holds: zero after its end. */
 u64 sim_node_memory_bytes(const struct sim_node *node);
 /* Each block of it. */

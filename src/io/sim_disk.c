@@ -339,12 +339,13 @@ inode_reserve(struct sim_inode *inode, u64 offset, u64 end)
 
 /* ---- reading and writing ---- */
 
-/* What no sync will make durable (D2) is not marked as dirty in the cache either: it may go, and
- * then the platter shows. Here it goes between two processes; while one runs it reads the same. */
+/* What no sync will make durable (D2) is not marked as dirty in the cache either: it may go at any
+ * moment, and then the platter shows. Nobody can tell when it went but by a read, so each read
+ * draws anew, and the end of a process, too. */
 static void
 page_evict_maybe(struct sim_disk *disk, struct sim_page *page)
 {
-    if (page->newest == NULL || list_linked(&page->newest->dirty_link)) return;
+    if (page == NULL || page->newest == NULL || list_linked(&page->newest->dirty_link)) return;
     if (!prng_chance(&disk->prng, disk->options.evict_chance, 64)) return;
     while (page->newest != NULL && !list_linked(&page->newest->dirty_link)) {
         struct sim_version *older = page->newest->older;
@@ -360,7 +361,9 @@ sim_inode_read(struct sim_inode *inode, void *buffer, u32 size, u64 offset)
     u8 *target = buffer;
     for (u64 done = 0; done < size; done += SIM_PAGE_BYTES) {
         u64 i = (offset + done) / SIM_PAGE_BYTES;
-        const u8 *data = sim_page_current(sim_page_find(inode, i));
+        struct sim_page *page = sim_page_find(inode, i);
+        if (inode->disk->failed) page_evict_maybe(inode->disk, page);
+        const u8 *data = sim_page_current(page);
         if (data == zero_page) {
             memset(target + done, 0, SIM_PAGE_BYTES);
         } else {

@@ -75,6 +75,8 @@ struct sim_memory {
     struct list blocks; /* struct block.link: sim_mem.c */
     u64 bytes;
     bool may_refuse; /* started up: from here on alloc_ppm counts */
+    u64 refuse_at;   /* the n-th allocation from now, from 1, is refused; 0: none is ... */
+    u64 refuse_more; /* ... and so many behind it */
 };
 
 /* The wall clock of a node: at since_ns it was wall_ns, and runs fast by drift_ppm. */

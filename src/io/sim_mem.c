@@ -65,6 +65,17 @@ sim_mem_domain_set(struct sim_memory *memory)
     return last;
 }
 
+/* Whether sim_node_refuse_at means this one. */
+static bool
+alloc_chosen(struct sim_memory *memory)
+{
+    if (memory->refuse_at == 0 || --memory->refuse_at > 0) return false;
+    if (memory->refuse_more == 0) return true;
+    memory->refuse_more--;
+    memory->refuse_at = 1;
+    return true;
+}
+
 /* Whether an allocation of the code under test is to fail. */
 static bool
 alloc_refused(size_t size)
@@ -72,8 +83,9 @@ alloc_refused(size_t size)
     struct sim *sim = sim_current;
     if (domain == NULL || sim == NULL) return false;
     if (!ok(sim_point_hit(sim, NULL, SIM_POINT_ALLOC))) return true;
-    if (!domain->may_refuse) return false;
-    return sim_fault_chance(sim, SIM_FAULT_ALLOC, sim->options.alloc_ppm) &&
+    bool chosen = alloc_chosen(domain);
+    if (!chosen && !domain->may_refuse) return false;
+    return (chosen || sim_fault_chance(sim, SIM_FAULT_ALLOC, sim->options.alloc_ppm)) &&
            sim_fault_take(sim, SIM_FAULT_ALLOC, "%zu bytes for %s", size,
                           CONTAINER_OF(domain, struct sim_node, memory)->host);
 }

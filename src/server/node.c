@@ -42,12 +42,41 @@
 
 /* ---- made by the host ---- */
 
+/* One per shard, in its shard_main's frame: fibers do not move. */
+struct meeting {
+    struct io_mail mail;
+    struct server *server;
+    u32 shard;
+    struct fiber_queue queue;
+    bool go;
+    status st;
+};
+
+/* Shard 0's side. */
+struct host_of_meeting {
+    struct meeting *come[LIMIT_SHARDS];
+    u32 count;
+    status st;
+};
+
+/* Written and read by shard 0 only. */
+struct meeting_place {
+    struct host_of_meeting opened, entered, drained, closed;
+};
+
 struct server *
 server_new(struct server_config *config, u32 pid)
 {
     struct server *server = mem_raw_alloc(sizeof(*server), 16);
-    if (server == NULL) return NULL;
+    struct meeting_place *meetings = mem_raw_alloc(sizeof(*meetings), 16);
+    if (server == NULL || meetings == NULL) {
+        if (server != NULL) mem_raw_free(server, sizeof(*server));
+        if (meetings != NULL) mem_raw_free(meetings, sizeof(*meetings));
+        return NULL;
+    }
     memset(server, 0, sizeof(*server));
+    memset(meetings, 0, sizeof(*meetings));
+    server->meetings = meetings;
     server->config = config;
     server->pid = pid;
     server->shard_count = config->core_count;
@@ -57,7 +86,9 @@ server_new(struct server_config *config, u32 pid)
 void
 server_free(struct server *server)
 {
-    if (server != NULL) mem_raw_free(server, sizeof(*server));
+    if (server == NULL) return;
+    mem_raw_free(server->meetings, sizeof(*server->meetings));
+    mem_raw_free(server, sizeof(*server));
 }
 
 bool
@@ -141,28 +172,6 @@ fail(struct server *server, const char *format, const char *text, status st)
 
 /* ---- meeting ---- */
 
-/* One per shard, in its shard_main's frame: fibers do not move. */
-struct meeting {
-    struct io_mail mail;
-    struct server *server;
-    struct shard *shard;
-    struct fiber_queue queue;
-    bool go;
-    status st;
-};
-
-/* Shard 0's side. */
-struct host_of_meeting {
-    struct meeting *come[LIMIT_SHARDS];
-    u32 count;
-    status st;
-};
-
-/* Written and read by shard 0 only. */
-struct meeting_place {
-    struct host_of_meeting opened, entered, drained, closed;
-};
-
 static void
 deliver_go(struct io_mail *mail)
 {
@@ -182,7 +191,7 @@ come(struct host_of_meeting *host, struct meeting *meeting)
         struct meeting *other = host->come[i];
         other->st = host->st;
         other->mail.deliver = deliver_go;
-        io_mail_send(other->shard->index, &other->mail);
+        io_mail_send(other->shard, &other->mail);
     }
 }
 
@@ -190,35 +199,35 @@ static void
 deliver_opened(struct io_mail *mail)
 {
     struct meeting *meeting = CONTAINER_OF(mail, struct meeting, mail);
-    come(&shard_self()->meetings->opened, meeting);
+    come(&meeting->server->meetings->opened, meeting);
 }
 
 static void
 deliver_entered(struct io_mail *mail)
 {
     struct meeting *meeting = CONTAINER_OF(mail, struct meeting, mail);
-    come(&shard_self()->meetings->entered, meeting);
+    come(&meeting->server->meetings->entered, meeting);
 }
 
 static void
 deliver_drained(struct io_mail *mail)
 {
     struct meeting *meeting = CONTAINER_OF(mail, struct meeting, mail);
-    come(&shard_self()->meetings->drained, meeting);
+    come(&meeting->server->meetings->drained, meeting);
 }
 
 static void
 deliver_closed(struct io_mail *mail)
 {
     struct meeting *meeting = CONTAINER_OF(mail, struct meeting, mail);
-    come(&shard_self()->meetings->closed, meeting);
+    come(&meeting->server->meetings->closed, meeting);
 }
 
 /* Returns when every shard has come; the first failure of any. */
 MAY_YIELD static status
-meet(struct shard *shard, status mine, void (*deliver)(struct io_mail *mail))
+meet(struct server *server, status mine, void (*deliver)(struct io_mail *mail))
 {
-    struct meeting meeting = {.server = shard->server, .shard = shard, .st = mine};
+    struct meeting meeting = {.server = server, .shard = io_shard_index(), .st = mine};
     fiber_queue_init(&meeting.queue);
     meeting.mail.deliver = deliver;
     list_init(&meeting.mail.link);
@@ -299,7 +308,9 @@ prepare_cluster(struct server *server)
                              &options.hints_disk_bytes)))
         options.hints_disk_bytes = GIB(1) / server->shard_count; /* little on any disk */
     server->cluster = cluster_new(&options);
-    return server->cluster == NULL ? ST_NO_MEMORY : ST_OK;
+    if (server->cluster != NULL) return ST_OK;
+    fail(server, "%s: %s", "the node cannot begin its part in a cluster", ST_NO_MEMORY);
+    return ST_NO_MEMORY;
 }
 
 MAY_YIELD static status
@@ -597,15 +608,27 @@ wait_for_layout(struct shard *shard, status *prepared)
     return atomic_load(&server->prepared) == 1 ? ST_OK : ST_CANCELED;
 }
 
+/* The budget is fresh and its least size is checked; but the machine may have no memory. The others
+ * must not wait for this shard. */
+MAY_YIELD static status
+give_up(struct server *server)
+{
+    status st = ST_NO_MEMORY;
+    fail(server, "%s: %s", "a shard cannot begin", st);
+    if (io_shard_index() == 0) atomic_store(&server->prepared, 2);
+    (void)meet(server, st, deliver_opened);
+    (void)meet(server, st, deliver_closed);
+    return st;
+}
+
 MAY_YIELD status
 server_shard_main(void *arg)
 {
     struct server *server = arg;
     struct shard *shard = mem_alloc_aligned(io_budget(), sizeof(*shard), 64);
-    struct meeting_place *place = mem_alloc_zero(io_budget(), sizeof(*place));
-    CHECK(shard != NULL && place != NULL); /* the budget is fresh and its least size is checked */
+    if (shard == NULL) return give_up(server);
     status st = init(shard, server);
-    shard->meetings = place;
+    if (!ok(st)) fail(server, "%s: %s", "a shard cannot begin", st);
     io_shard_user_set(shard);
     server->shards[shard->index] = shard;
 
@@ -613,16 +636,16 @@ server_shard_main(void *arg)
     status layout = wait_for_layout(shard, &prepared);
     if (ok(st)) st = layout;
     if (ok(st)) st = open_store(shard);
-    status all = meet(shard, st, deliver_opened), entered = all;
+    status all = meet(server, st, deliver_opened), entered = all;
     if (ok(all)) st = enter_cluster(shard);
-    if (ok(all)) entered = meet(shard, st, deliver_entered);
+    if (ok(all)) entered = meet(server, st, deliver_entered);
     if (ok(entered)) {
         st = serve(shard);
     } else if (ok(all)) {
         /* Other nodes have asked those shards already that were in the cluster first. */
         drain(shard, io_clock_ns() + DRAIN_NS);
     }
-    if (ok(all)) (void)meet(shard, st, deliver_drained); /* all go on, whatever became of one */
+    if (ok(all)) (void)meet(server, st, deliver_drained); /* all go on, whatever became of one */
     if (ok(entered) && ok(st)) st = why_stopped(shard);
     leave_cluster(shard);
     if (shard->lsm != NULL) {
@@ -632,13 +655,12 @@ server_shard_main(void *arg)
         if (ok(st)) st = closed;
     }
     if (status_is(st, ST_CANCELED) && io_stopping()) st = ST_OK; /* before it was in its cluster */
-    status others = meet(shard, st, deliver_closed);
+    status others = meet(server, st, deliver_closed);
     (void)others; /* io_node_join hears of it from the shard that failed */
     if (shard->index == 0 && ok(prepared)) store_release(server->config->data_dir);
     if (shard->index == 0) cluster_free(server->cluster);
     deinit(shard);
     io_shard_user_set(NULL);
-    mem_free(io_budget(), place, sizeof(*place));
     mem_free(io_budget(), shard, sizeof(*shard));
     return st;
 }

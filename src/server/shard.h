@@ -45,6 +45,7 @@ struct server {
     u64 run_number;     /* native HELLO */
     struct store_layout layout;
     struct shard *shards[LIMIT_SHARDS];
+    struct meeting_place *meetings; /* node.c */
     char failure[640];
     _Atomic bool failing; /* the first to set it writes failure */
     _Atomic u32 prepared; /* layout is filled: 1, failed: 2 */
@@ -148,8 +149,7 @@ struct shard {
     bool keyspaces_made;               /* a fiber is at it */
     u32 admin_answers;                 /* to other nodes' PEER_ADMIN, under way */
 
-    struct meeting_place *meetings; /* node.c */
-    struct cuts *cuts;              /* cut.c */
+    struct cuts *cuts; /* cut.c */
 
     struct slowlog slowlog;
     struct latency_monitor latency;

@@ -840,6 +840,72 @@ replies_stay_in_step_whatever_allocation_is_refused(void **state)
     assert_true(closed > 20 && refused > 20);
 }
 
+/* ---- a start, when there is no memory ---- */
+
+struct starved {
+    struct sim *sim;
+    struct sim_node *machine;
+    struct server_config config;
+    u32 came_up, ended;
+};
+
+/* Starts and, if it comes up, stops it. False: it did not. */
+static bool
+starved_start(struct starved *starved, u64 n)
+{
+    struct server *server = server_new(&starved->config, 1);
+    assert_non_null(server);
+    struct io_node_config config = {.shard_count = starved->config.core_count,
+                                    .memory_bytes = starved->config.memory_bytes,
+                                    .shard_main = server_shard_main,
+                                    .arg = server};
+    if (n != UINT64_MAX) sim_node_refuse_at(starved->machine, n, 1);
+    bool begun = ok(sim_node_start(starved->machine, &config));
+    while (sim_node_running(starved->machine) && !server_ready(server))
+        assert_true(sim_step(starved->sim) && sim_now_ns(starved->sim) < 3600 * NS_PER_S);
+    bool up = sim_node_running(starved->machine);
+    sim_faults_clear(starved->sim);
+    if (up) {
+        sim_node_stop(starved->machine);
+        while (sim_node_running(starved->machine))
+            assert_true(sim_step(starved->sim));
+        assert_true(ok(sim_node_result(starved->machine)));
+    } else if (begun) { /* else the host tells why */
+        assert_true(status_is(sim_node_result(starved->machine), ST_NO_MEMORY));
+        assert_non_null(strstr(server_failure(server), status_text(ST_NO_MEMORY)));
+    }
+    server_free(server);
+    assert_int_equal(sim_node_memory_bytes(starved->machine), 0);
+    return up;
+}
+
+/* The n-th one is refused, for every n until there is no such: the node comes up all the same, or
+ * says that it has no memory and ends, all shards of it; the next start finds nothing amiss. */
+static void
+a_start_is_done_or_ends_with_a_reason_whatever_allocation_is_refused(void **state)
+{
+    (void)state;
+    for (u32 shard_count = 1; shard_count <= 2; shard_count++) {
+        struct sim_options options;
+        sim_options_default(&options, shard_count);
+        struct starved starved = {.sim = sim_new(&options)};
+        sim_leaks_forbid(starved.sim);
+        starved.machine = sim_node_new(starved.sim, "10.0.0.1");
+        config_init_for_test(&starved.config, "/data", shard_count);
+        snprintf(starved.config.endpoint.host, sizeof(starved.config.endpoint.host), "10.0.0.1");
+        u64 refused = 1, before = 0;
+        for (u64 n = 0; refused > before; n++) {
+            before = sim_fault_count(starved.sim, SIM_FAULT_ALLOC);
+            bool up = starved_start(&starved, n);
+            refused = sim_fault_count(starved.sim, SIM_FAULT_ALLOC);
+            *(up ? &starved.came_up : &starved.ended) += refused > before;
+            assert_true(starved_start(&starved, UINT64_MAX));
+        }
+        assert_true(starved.ended > 20);
+        sim_free(starved.sim);
+    }
+}
+
 /* ---- the express lane, when the memory for its replies runs out ---- */
 
 #define LANE_KEYS  24u
@@ -1589,6 +1655,7 @@ main(int argc, char **argv)
         cmocka_unit_test(a_transaction_does_not_read_what_expires_before_it_takes_effect),
         cmocka_unit_test(scans_and_counts_tell_only_what_is_durable),
         cmocka_unit_test(replies_stay_in_step_whatever_allocation_is_refused),
+        cmocka_unit_test(a_start_is_done_or_ends_with_a_reason_whatever_allocation_is_refused),
         cmocka_unit_test(plain_requests_are_done_and_counted_once_whatever_allocation_is_refused),
         cmocka_unit_test(a_flush_is_done_or_refused_whatever_allocation_is_refused),
         cmocka_unit_test(

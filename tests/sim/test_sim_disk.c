@@ -184,10 +184,8 @@ a_failed_sync_is_told_once_and_its_data_may_be_lost(void **state)
         dir_sync(disk, "/d");
         put(a, twos, 0, false);
         sim_inode_sync_fail(a, sim_inode_sync_begin(a));
-        /* Reads look well until the process ends; the next may see the platter, for good. */
-        assert_true(holds(disk, "/d/a", 2));
         bool old = false;
-        for (u32 i = 0; i < 20; i++) {
+        for (u32 i = 0; i < 4; i++) {
             sim_disk_process_ended(disk);
             bool new = holds(disk, "/d/a", 2);
             assert_false(new &&old);
@@ -203,6 +201,40 @@ a_failed_sync_is_told_once_and_its_data_may_be_lost(void **state)
     }
     assert_true(lost > 50);
     assert_in_range(evicted, 40, 140);
+}
+
+static void
+what_a_failed_sync_lost_reads_as_written_until_any_moment(void **state)
+{
+    (void)state;
+    u32 at_once = 0, later = 0, mixed = 0;
+    for (u64 seed = 1; seed < 400; seed += 2) {
+        struct sim_disk *disk = disk_new(seed);
+        dir_sync(disk, "/");
+        struct sim_inode *a = create(disk, "/d/a");
+        dir_sync(disk, "/d");
+        for (u64 i = 0; i < 2; i++)
+            put(a, ones, i * SIM_PAGE_BYTES, true);
+        for (u64 i = 0; i < 2; i++)
+            put(a, twos, i * SIM_PAGE_BYTES, false);
+        sim_inode_sync_fail(a, sim_inode_sync_begin(a));
+        u8 both[2 * SIM_PAGE_BYTES];
+        bool gone[2] = {false, false};
+        for (u32 reads = 0; reads < 40; reads++) {
+            assert_true(ok(sim_inode_read(a, both, sizeof(both), 0)));
+            for (u32 i = 0; i < 2; i++) {
+                const u8 *seen = both + i * SIM_PAGE_BYTES;
+                bool platter = memcmp(seen, ones, SIM_PAGE_BYTES) == 0;
+                assert_true(platter || memcmp(seen, twos, SIM_PAGE_BYTES) == 0);
+                assert_false(gone[i] && !platter);
+                if (platter && !gone[i]) *(reads == 0 ? &at_once : &later) += 1;
+                gone[i] = platter;
+            }
+            mixed += gone[0] != gone[1];
+        }
+        sim_disk_free(disk);
+    }
+    assert_true(at_once > 20 && later > 20 && mixed > 20);
 }
 
 static void
@@ -666,6 +698,7 @@ main(void)
         cmocka_unit_test(a_write_under_way_at_the_crash_is_one_of_both),
         cmocka_unit_test(a_sync_covers_only_what_had_ended_before_it_began),
         cmocka_unit_test(a_failed_sync_is_told_once_and_its_data_may_be_lost),
+        cmocka_unit_test(what_a_failed_sync_lost_reads_as_written_until_any_moment),
         cmocka_unit_test(a_failed_durable_write_may_be_read_and_lost_all_the_same),
         cmocka_unit_test(what_is_written_after_a_failed_sync_is_kept_by_the_next),
         cmocka_unit_test(a_buffer_that_changes_under_way_shows_now_and_then),

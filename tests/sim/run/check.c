@@ -394,13 +394,20 @@ last_sync_ns(u64 now_ns)
     return first_ns;
 }
 
+bool
+check_end_loses(bool orderly, bool power)
+{
+    u32 durability = run->knobs.durability;
+    return !orderly &&
+           (durability == LSM_DURABILITY_NONE || (durability == LSM_DURABILITY_PERIODIC && power));
+}
+
 void
 check_epoch_end(bool orderly, bool power, u64 now_ns)
 {
     u32 durability = run->knobs.durability;
     bool weak = durability != LSM_DURABILITY_GROUP || run->beyond;
-    bool loses = !orderly && (durability == LSM_DURABILITY_NONE ||
-                              (durability == LSM_DURABILITY_PERIODIC && power));
+    bool loses = check_end_loses(orderly, power);
     u64 last_ns = last_sync_ns(now_ns);
     u64 since_ns = durability == LSM_DURABILITY_NONE ? 0 : last_ns - MIN(last_ns, slack_ns());
     for (u32 i = 0; i < run->object_count && !run_over(); i++) {

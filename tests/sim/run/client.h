@@ -160,6 +160,8 @@ bool check_has_room(const struct object *object, bool changes);
 void check_audited(const struct model_op *op, bool answered);
 /* Bytes that a key was found to hold; the number, or VALUE_ABSENT and a violation. */
 u32 check_value(const struct model_op *op, u32 key, struct bytes content);
+/* Whether such an end of a process may take what was acknowledged. */
+bool check_end_loses(bool orderly, bool power);
 void check_epoch_end(bool orderly, bool power, u64 now_ns);
 void check_scan_begin(struct client *client, u16 keyspace);
 void check_scan_judge(const struct client *client, bool once);

@@ -15,12 +15,14 @@
 #include "cluster.h"
 #include "clock.h"
 #include "damage.h"
+#include "prefix.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 
 #include "io/sim_internal.h"
 #include "lsm/store.h"
+#include "server/shard.h"
 
 #define DATA_DIR    "/data"
 #define SERVER_HOST "10.0.0.1"
@@ -43,6 +45,7 @@ struct run *run;
 /* What a process of the server ended like, until it is judged when the next one is ready. */
 static struct {
     bool any, orderly, power;
+    bool looked; /* what it left is read key by key */
     u64 ended_ns;
 } end;
 
@@ -74,6 +77,8 @@ server_main(void *arg)
 {
     if (run->knobs.operates && !ok(fiber_spawn(FIBER_BACKGROUND, "operator", operator_main, arg)))
         run->stats.starts_failed += 0; /* an allocation was refused: without one, then */
+    if (end.looked && !ok(fiber_spawn(FIBER_BACKGROUND, "look", prefix_look_main, arg)))
+        prefix_look_skip(io_shard_index());
     return server_shard_main(arg);
 }
 
@@ -113,7 +118,21 @@ damage_at_rest(void)
         (void)sim_node_spoil(run->server_node, rots ? SIM_FAULT_BIT_ROT : SIM_FAULT_LATENT);
 }
 
+/* Where allocations are refused by chance, which only nodes meet that have started up, a start is
+ * refused some now and then: any of those that it makes. From a stream of its own. */
 static void
+start_starve(void)
+{
+    struct prng prng;
+    prng_init(&prng, sim_seed(run->options->seed, "starve", run->starts));
+    if (run->calm || run->sim_options.alloc_ppm == 0 || !prng_chance(&prng, 1, 3)) return;
+    /* About so many a shard makes before it replays, and as it does. */
+    u64 n = prng_below(&prng, prng_chance(&prng, 3, 4) ? 60 * run->shards : 1000);
+    sim_node_refuse_at(run->server_node, n, prng_range(&prng, 1, 4));
+}
+
+/* Whether the process has begun; without memory for its shards there is none. */
+static bool
 process_begin(void)
 {
     if (run->starts > 0 && prng_chance(&run->prng, run->knobs.resize_part, 100)) {
@@ -124,6 +143,8 @@ process_begin(void)
     config_fill(&run->config);
     run->starts++;
     run->stats.starts++;
+    end.looked = end.any && !run->beyond && check_end_loses(end.orderly, end.power);
+    if (end.looked) prefix_look_begin();
     damage_recovery_begin();
     damage_at_rest();
     damage_met();
@@ -135,8 +156,11 @@ process_begin(void)
         .shard_main = server_main,
         .arg = run->server,
     };
+    u64 refused = sim_fault_count(run->sim, SIM_FAULT_ALLOC);
+    start_starve();
     status st = sim_node_start(run->server_node, &node);
-    CHECK(ok(st));
+    CHECK(ok(st) || sim_fault_count(run->sim, SIM_FAULT_ALLOC) > refused);
+    return ok(st);
 }
 
 /* It has ended, whatever the way. */
@@ -144,6 +168,7 @@ static void
 process_ended(bool orderly, bool power)
 {
     bool was_ready = run->serving;
+    if (was_ready) prefix_ended(&run->server->layout);
     run->serving = false;
     damage_note();
     if (!was_ready) damage_recovery_end();
@@ -209,6 +234,20 @@ crash_arm(bool power, enum moment moment, u64 n)
     sim_node_crash_at(run->server_node, moment == MOMENT_EVENT ? SIM_POINT_EVENT : SIM_POINT_IO, n);
 }
 
+/* A process has not come up, and nobody cut it: it says why. */
+static void
+start_failed(bool begun)
+{
+    run->stats.starts_failed++;
+    const char *why = server_failure(run->server);
+    if (!run->faulty && !run->beyond)
+        violated("start", "the node does not start, though nothing fails: %s", why);
+    if (begun && (ok(sim_node_result(run->server_node)) || why[0] == '\0'))
+        violated("start", "the node does not start and does not tell why (%s)",
+                 status_text(sim_node_result(run->server_node)));
+    process_ended(false, false);
+}
+
 /* Whether the process came up. cut_before: whether the last try was cut while it recovered, before
  * and after. */
 static bool
@@ -221,7 +260,8 @@ process_try(bool *cut_before)
     u64 n_max = prng_chance(&run->prng, 1, 2) ? 20 : 200;
     u64 n = prng_below(&run->prng, moment == MOMENT_EVENT ? 5 * n_max : n_max);
     if (cut && crash_allowed(power)) crash_arm(power, moment, n);
-    process_begin();
+    u64 refused = sim_fault_count(run->sim, SIM_FAULT_ALLOC);
+    bool begun = process_begin();
     u64 deadline_ns = sim_now_ns(run->sim) + START_NS_MAX;
     while (server_alive() && !server_ready(run->server)) {
         if (!step()) return false;
@@ -231,6 +271,7 @@ process_try(bool *cut_before)
             return false;
         }
     }
+    run->stats.starts_starved += sim_fault_count(run->sim, SIM_FAULT_ALLOC) > refused;
     if (server_alive()) {
         damage_note();
         damage_met();
@@ -248,12 +289,18 @@ process_try(bool *cut_before)
         return false;
     }
     *cut_before = false;
-    run->stats.starts_failed++;
-    if (!run->faulty && !run->beyond)
-        violated("start", "the node does not start, though nothing fails: %s",
-                 server_failure(run->server));
-    process_ended(false, false);
+    start_failed(begun);
     return false;
+}
+
+/* No client comes before every key was read, where a crash may have taken something. */
+static void
+look(void)
+{
+    u64 deadline_ns = sim_now_ns(run->sim) + START_NS_MAX;
+    while (server_alive() && !prefix_look_done())
+        if (!step() || sim_now_ns(run->sim) > deadline_ns) return;
+    if (server_alive()) prefix_check();
 }
 
 /* Brings a process up and judges the one before. false: it cannot be, or the run is over. */
@@ -263,7 +310,8 @@ process_start(void)
     bool cut_before = false;
     for (u32 tries = 0; tries < STARTS_MAX && !run_over(); tries++) {
         if (process_try(&cut_before)) {
-            if (end.any) check_epoch_end(end.orderly, end.power, end.ended_ns);
+            if (end.looked) look();
+            if (end.any && !run_over()) check_epoch_end(end.orderly, end.power, end.ended_ns);
             end.any = false;
             run->epoch_ns = sim_now_ns(run->sim);
             run->serving = !run_over();
@@ -660,6 +708,7 @@ history_free(void)
     }
     run->stop = true;
     clients_free();
+    prefix_free();
     sim_free(run->sim);
     if (run->server != NULL) server_free(run->server);
     universe_free();

@@ -338,6 +338,9 @@ static const char *const stat_names[] = {
     "crashes_at_events",
     "recoveries_cut_at_events",
     "recoveries_cut_again",
+    "ends_survived",
+    "ends_lost",
+    "starts_starved",
     "damaged",
 };
 static_assert(ARRAY_COUNT(stat_names) == sizeof(struct run_stats) / sizeof(u64), "a name each");

@@ -11,6 +11,7 @@
  *               the bytes; client_hostile.c: somebody who means no good
  *   clock.c     what the server's wall clock has shown
  *   damage.c    what damage may cost, in beyond
+ *   prefix*.c   what a crash took is the end of a log
  *   check.c     from answers to the model (model.h, presence.h) and to the rules
  *   cluster_*.c histories of several nodes: cluster.h
  *   report.c    violations, crashes, hangs;  shrink.c: less of the same failure
@@ -149,6 +150,10 @@ struct run_stats {
     /* Of power_cuts and kills, at an event and not at a request to the disk; of recoveries_cut,
      * too, and those that followed another one. */
     u64 crashes_at_events, recoveries_cut_at_events, recoveries_cut_again;
+    /* Logs that a crash may have shortened: of which a write of that process was left; of whose
+     * keys an acknowledged one is gone. */
+    u64 ends_survived, ends_lost;
+    u64 starts_starved; /* an allocation was refused while they recovered */
     u64 damaged; /* 1: damage was on the disk when it was recovered from or read by the last reader
                   */
 };
