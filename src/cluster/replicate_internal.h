@@ -190,6 +190,7 @@ struct write_attempt {
     u32 references;
     u64 version, epoch;
     u64 deadline_ns;
+    u16 keyspace;
     u32 partition;
     struct quorum quorum;
     u64 newer;        /* the highest version that a replica told of; 0: none */
@@ -207,6 +208,12 @@ struct write_attempt {
     u32 call_count;
     struct write_call calls[];
 };
+
+/* A tombstone above it may have been collected here: it would bring back what was deleted. Whoever
+ * has it now, and it is in no order for us to lack it, shows so by comparing trees. repair: it
+ * mends; that something is gone may be brought at any time. */
+bool write_is_stale(const struct replicator *r, u16 keyspace, u64 version, struct bytes ops,
+                    bool repair);
 
 void attempt_unref(struct write_attempt *attempt);
 /* Ends the calls of an attempt that nobody waits for, because of closing. */
