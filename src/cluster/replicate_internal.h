@@ -153,6 +153,8 @@ MAY_YIELD bool topology_await(struct replicator *r, u64 epoch, bool wait_newer, 
 void clock_open(struct replicator *r);
 /* Whether a version from elsewhere is not too far ahead of the wall clock; moves our clock. */
 bool version_observe(struct replicator *r, u64 version, const char *what, u32 member);
+/* The same of a hint; arg: the replicator. */
+bool clock_observe_hint(void *arg, u64 version);
 /* Waits until this shard may stamp (REPLICATE_QUIET_MS). False: the deadline has passed. */
 MAY_YIELD bool stamp_await(struct replicator *r, u64 deadline_ns);
 
