@@ -290,9 +290,15 @@ MAY_YIELD MUST_CHECK status cluster_scan_page(struct cluster_shard *shard,
 /* NULL: not known here (ourselves, or a stranger). */
 const struct cluster_ping *cluster_ping_of(const struct cluster_shard *shard, u32 member);
 bool cluster_ping_is_alive(const struct cluster_ping *ping);
-/* Takes a member out: leave (it lives and gives its data away) or forget (it is dead). */
+enum cluster_removal {
+    CLUSTER_LEAVE,        /* it lives and gives its data away; refused where fewer members would be
+                           * left (in its data center) than a key has replicas */
+    CLUSTER_LEAVE_FORCED, /* not refused for that */
+    CLUSTER_FORGET,       /* it is dead: its data is lost anyway */
+};
+/* Takes a member out. */
 MAY_YIELD MUST_CHECK status cluster_remove(struct cluster_shard *shard, const char *node_id,
-                                           bool dead, u64 deadline_ns,
+                                           enum cluster_removal how, u64 deadline_ns,
                                            char reason[TOPOLOGY_REASON_BYTES]);
 /* Its virtual nodes, from the next plan on. */
 MAY_YIELD MUST_CHECK status cluster_weight_set(struct cluster_shard *shard, const char *node_id,

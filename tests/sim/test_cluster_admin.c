@@ -536,6 +536,60 @@ nodes_are_weighed_and_removed_by_any_other(void **state)
     run_seeds(members_story, NODES + 1, 1);
 }
 
+/* A key has three replicas. */
+static MAY_YIELD void
+few_story(struct rig *rig)
+{
+    cluster_rig_settle(rig, NODES, NODES, WAIT_NS);
+    struct rig_client client;
+    char key[16];
+    rig_connect_to(rig, 0, &client);
+    for (u32 i = 0; i < 100; i++) {
+        snprintf(key, sizeof(key), "k%u", i);
+        CHECK(key_op(&client, NATIVE_PUT, 0, 0, key, key) == NATIVE_ST_OK);
+    }
+    struct native_cluster removal = {.function = NATIVE_CLUSTER_REMOVE,
+                                     .node = BYTES_LITERAL("n3")};
+    expect_refused(ask(&client, removal), NATIVE_ST_INVALID,
+                   "2 nodes would be left, and a key has 3 replicas: add a node first, or use "
+                   "force");
+    CHECK(cluster_rig_topology(rig, 0)->member_count == NODES);
+
+    /* What is lost is lost: it can always be taken out. */
+    removal.flags = NATIVE_CLUSTER_DEAD;
+    rig_crash(rig, 2);
+    u64 deadline_ns = io_now_ns() + WAIT_NS;
+    struct native_reply reply;
+    do {
+        fiber_sleep_ns(100 * NS_PER_MS);
+        reply = ask(&client, removal);
+    } while (reply.header.status != NATIVE_ST_OK && io_now_ns() < deadline_ns);
+    CHECK(reply.header.status == NATIVE_ST_OK);
+    cluster_rig_settle(rig, 2, 2, WAIT_NS);
+
+    removal.node = BYTES_LITERAL("n2");
+    removal.flags = 0;
+    expect_refused(ask(&client, removal), NATIVE_ST_INVALID,
+                   "1 node would be left, and a key has 3 replicas: add a node first, or use "
+                   "force");
+    removal.flags = NATIVE_CLUSTER_FORCE;
+    CHECK(ask(&client, removal).header.status == NATIVE_ST_OK);
+    cluster_rig_settle(rig, 1, 1, WAIT_NS);
+    for (u32 i = 0; i < 100; i++) {
+        snprintf(key, sizeof(key), "k%u", i);
+        CHECK(key_op(&client, NATIVE_GET, 0, 0, key, key) == NATIVE_ST_OK);
+        CHECK(key_op(&client, NATIVE_PUT, 0, 0, key, "new") == NATIVE_ST_OK);
+    }
+    rig_disconnect(&client);
+}
+
+static void
+fewer_nodes_than_replicas_are_left_by_force_or_for_a_dead_one_only(void **state)
+{
+    (void)state;
+    run_seeds(few_story, NODES, 0);
+}
+
 int
 main(void)
 {
@@ -545,6 +599,7 @@ main(void)
         cmocka_unit_test(a_frame_says_how_many_replicas_it_waits_for),
         cmocka_unit_test(a_drained_node_is_missed_by_nobody_and_loses_no_increment),
         cmocka_unit_test(nodes_are_weighed_and_removed_by_any_other),
+        cmocka_unit_test(fewer_nodes_than_replicas_are_left_by_force_or_for_a_dead_one_only),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
