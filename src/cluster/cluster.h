@@ -97,6 +97,7 @@ struct cluster {
     _Atomic bool failed;           /* shard 0 gave up */
     _Atomic bool refusing;         /* nothing more is begun */
     _Atomic bool outdated;         /* group0_is_outdated: the node stops */
+    _Atomic bool taken_out;        /* it is no member any more, and did not leave: it stops */
     _Atomic u32 open_shards;       /* but shard 0 */
     struct peer_identity identity; /* once member is set */
     /* By number modulo CLUSTER_ALIVE_SLOTS. Two of a thousand members whose numbers are 4,096 apart
@@ -178,6 +179,8 @@ struct cluster_shard {
     struct list pings;
     struct liveness liveness;
     bool majority_seen; /* since the start */
+    bool leaves;        /* when it was a member last, it was about to leave */
+    bool is_out;        /* it is none any more */
     bool steward_runs;
     bool fetch_runs, drain_runs;
     u64 fetch_session;          /* what is fetched now, or was last */
