@@ -598,6 +598,7 @@ cluster_shard_close(struct cluster_shard *shard)
         group0_close(shard->group0);
         await_mails(cluster);
     }
+    cluster_streams_close(shard);
     while (shard->streams != 0)
         (void)!ok(fiber_queue_wait(&shard->ended, io_now_ns() + LOOK_NS));
     bool first = shard->index == 0;

@@ -351,12 +351,15 @@ u64 cluster_epoch_of(void *arg, u32 member);
 MAY_YIELD void cluster_steward(void *arg); /* struct cluster_shard *: of shard 0 */
 
 void cluster_streams_open(struct cluster_shard *shard);
+/* Nobody waits for the next page any more: with refusing set. */
+void cluster_streams_close(struct cluster_shard *shard);
 /* A page of a store, as PEER_STREAM answers it: appended to out. What is in it is durable. */
 struct cluster_page {
     u64 token, token_last;
     u32 bytes_max;
     u16 keyspace;
     bool keys_only;
+    u8 patience; /* for the next page the scan is kept 100 ms << patience */
     struct bytes behind;
 };
 MAY_YIELD MUST_CHECK status cluster_page_read(struct cluster_shard *shard,
