@@ -59,6 +59,9 @@
 #define PATIENCE_SHIFT   4u /* in the byte of the flags */
 #define PATIENCE_MAX     5u /* a kept scan holds back what merges would free: 3.2 s */
 
+static_assert(PAGE_BYTES_PACED >= PAGE_BYTES_LONG && PAGE_BYTES >= PAGE_BYTES_LONG,
+              "a move reads far ahead, however slowly it goes (scan_open)");
+
 enum stream_kind { STREAM_VALUE = 1, STREAM_TOMBSTONE = 2, STREAM_KEY = 3 };
 
 /* ---- pages ---- */
