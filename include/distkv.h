@@ -235,7 +235,7 @@ DISTKV_API int distkv_delete_siblings(distkv *kv, const void *key, size_t key_si
 enum distkv_cluster_function {
     DISTKV_CLUSTER_STATUS = 1,
     DISTKV_CLUSTER_RING = 2,
-    DISTKV_CLUSTER_REMOVE = 3, /* node, dead */
+    DISTKV_CLUSTER_REMOVE = 3, /* node, dead, force */
     DISTKV_CLUSTER_WEIGHT = 4, /* node, weight */
     DISTKV_CLUSTER_REPAIR = 5, /* node, or NULL for all */
     DISTKV_CLUSTER_KEYSPACES = 6,
@@ -258,6 +258,7 @@ struct distkv_cluster_request {
     uint32_t keyspace; /* create: its number, or DISTKV_KEYSPACE_ANY */
     uint32_t replicas, write_quorum, read_quorum;
     int siblings; /* create: concurrent writes are kept as siblings */
+    int force;    /* REMOVE: though fewer nodes are left than a key has replicas */
 };
 
 /* json_out (may be NULL): one object, free with distkv_free. number_out (may be NULL): of the

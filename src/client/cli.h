@@ -59,7 +59,7 @@ struct cli_settings {
     u64 consistency; /* enum distkv_consistency */
     /* of cluster */
     u64 no_wait, wait_ms;
-    u64 dead, undo;
+    u64 dead, force, undo;
     char with[OPTION_TEXT_BYTES];
     u64 replicas, write_quorum, read_quorum;
     u64 conflict; /* 0 lww, 1 siblings */

@@ -640,15 +640,25 @@ static int
 run_remove_node(struct cli *cli, const char *name)
 {
     struct node_wait wanted = {.name = name};
-    const struct distkv_cluster_request request = {
-        .function = DISTKV_CLUSTER_REMOVE, .node = name, .dead = cli->set.dead != 0};
+    const struct distkv_cluster_request request = {.function = DISTKV_CLUSTER_REMOVE,
+                                                   .node = name,
+                                                   .dead = cli->set.dead != 0,
+                                                   .force = cli->set.force != 0};
     int exit_code = propose(cli, &request, "remove-node");
     if (exit_code != EXIT_OK) return exit_code;
     if (!cli->set.no_wait) exit_code = wait_until(cli, node_is_out, &wanted, NULL);
     if (exit_code != EXIT_OK) return exit_code;
     if (cli->set.no_wait) return say(cli, "removed", name, "gives its data away");
-    return say(cli, "removed", name,
-               cli->set.dead ? "is out, its places were taken over" : "is out: it can be stopped");
+    json_t *cluster = ask_status(cli, &exit_code);
+    if (cluster == NULL) return exit_code;
+    size_t left = json_array_size(json_object_get(cluster, "members"));
+    bool few = (long long)left < number_of(cluster, "replicas");
+    if (few)
+        cli_warn(cli, "nodes left: %zu, replicas a key should have: %lld; add a node", left,
+                 number_of(cluster, "replicas"));
+    json_decref(cluster);
+    const char *dead = few ? "is out" : "is out, its places were taken over";
+    return say(cli, "removed", name, cli->set.dead ? dead : "is out: it can be stopped");
 }
 
 static int

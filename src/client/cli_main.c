@@ -232,6 +232,9 @@ static const struct option OPTIONS_CLUSTER[] = {
      SECTION,
      .help = "Wait no longer than this; 0: as long as it takes."},
     FLAG("dead", dead, "remove-node: it is gone for good, and others take over from its replicas."),
+    FLAG("force", force,
+         "remove-node: though fewer nodes are left than a key has replicas; each key has a copy "
+         "less."),
     {.name = "with",
      .kind = OPTION_STRING,
      TEXT_FIELD(with),
@@ -297,7 +300,8 @@ static const char EPILOGUE_CLUSTER[] =
     "  health                        one line; exit status 5 when something is wrong\n"
     "  ring                          which node holds which partitions\n"
     "  add-node NODE|HOST:PORT       says what to run there, and waits until it has its data\n"
-    "  remove-node NODE [--dead]     gives its data to the others\n"
+    "  remove-node NODE [--dead|--force]\n"
+    "                                gives its data to the others\n"
     "  replace-node NODE [--with NEW]\n"
     "                                a dead one's place is taken by an empty one\n"
     "  rebalance [NODE=WEIGHT]...    changes virtual nodes; waits until all is in its place\n"

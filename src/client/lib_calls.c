@@ -408,7 +408,8 @@ distkv_cluster(distkv *kv, const struct distkv_cluster_request *request, char **
     *cluster = (struct native_cluster){.function = (u8)request->function,
                                        .flags = (u8)((request->dead ? NATIVE_CLUSTER_DEAD : 0) |
                                                      (request->create ? NATIVE_CLUSTER_CREATE : 0) |
-                                                     (request->undo ? NATIVE_CLUSTER_UNDO : 0)),
+                                                     (request->undo ? NATIVE_CLUSTER_UNDO : 0) |
+                                                     (request->force ? NATIVE_CLUSTER_FORCE : 0)),
                                        .conflict = request->siblings ? 1 : 0,
                                        .replicas = (u8)request->replicas,
                                        .write_quorum = (u8)request->write_quorum,

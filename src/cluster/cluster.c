@@ -200,7 +200,7 @@ admit(void *arg, const struct peer_identity *peer)
     /* One that has joined since the topology that we know. */
     if (peer->member >= topology->next_number) return ST_OK;
     const struct topology_member *member = topology_member(topology, peer->member);
-    if (member == NULL) return ST_DENIED; /* it was taken out */
+    if (member == NULL) return ST_NOT_FOUND; /* it was taken out */
     if (member->incarnation != peer->incarnation) return ST_DENIED;
     return strcmp(member->node_id, peer->node_id) == 0 ? ST_OK : ST_DENIED;
 }
@@ -248,6 +248,37 @@ note_stamping(struct cluster_shard *shard)
     (void)atomic_compare_exchange_strong(&cluster->passing, &starts, CLUSTER_PASSING_NOTHING);
 }
 
+static status
+taken_out(struct cluster *cluster)
+{
+    snprintf(cluster->reason, sizeof(cluster->reason),
+             "this node was taken out of the cluster; start it with an empty directory to join "
+             "again");
+    return ST_DENIED;
+}
+
+/* Who has left as it was asked to hears so, and is stopped by whoever asked. Whoever takes itself
+ * for a member, and was taken out meanwhile (while it joined; as dead, while nobody reached it),
+ * would go on with what the others do not keep up to date any more. */
+static void
+stop_if_taken_out(struct cluster_shard *shard)
+{
+    struct cluster *cluster = shard->cluster;
+    const struct topology_member *self =
+        shard->topology == NULL ? NULL : topology_member(shard->topology, cluster_member(cluster));
+    if (self != NULL) shard->leaves = self->state == PLACEMENT_LEAVING;
+    bool out = shard->topology != NULL && (self == NULL || peers_taken_out(shard->peers));
+    if (!out || shard->is_out) return;
+    shard->is_out = true;
+    if (shard->leaves) {
+        log_info("cluster", "this node has left the cluster: it can be stopped");
+        return;
+    }
+    (void)!ok(taken_out(cluster));
+    atomic_store(&cluster->taken_out, true);
+    io_stop();
+}
+
 static void
 tick_fired(struct io_timer *timer)
 {
@@ -265,6 +296,7 @@ tick_fired(struct io_timer *timer)
         atomic_fetch_and(&shard->cluster->shards_stuck, ~bit);
     if (shard->index == 0) {
         stop_if_outdated(shard);
+        stop_if_taken_out(shard);
         send_topologies(shard->cluster);
         cluster_pings_send(shard);
     }
@@ -413,6 +445,9 @@ join(struct cluster_shard *shard)
             snprintf(reason, sizeof(shard->cluster->reason), "%s", UPGRADE);
             return ST_UNSUPPORTED;
         }
+        /* ST_CONFLICT: it was taken in, and taken out before it heard of it. */
+        if (status_is(st, ST_CONFLICT) || peers_taken_out(shard->peers))
+            return taken_out(shard->cluster);
         if (status_is(st, ST_INVALID) || status_is(st, ST_DENIED)) return st;
         if (strcmp(last, reason) != 0)
             log_warning("cluster", "not in the cluster yet: %s (%s)", status_text(st), reason);
@@ -423,15 +458,6 @@ join(struct cluster_shard *shard)
     log_info("cluster", "joined node_id=%s member=%u", options->node_id,
              group0_member(shard->group0));
     return ST_OK;
-}
-
-static status
-taken_out(struct cluster *cluster)
-{
-    snprintf(cluster->reason, sizeof(cluster->reason),
-             "this node was taken out of the cluster; start it with an empty directory to join "
-             "again");
-    return ST_DENIED;
 }
 
 MAY_YIELD static status
@@ -588,6 +614,7 @@ cluster_shard_close(struct cluster_shard *shard)
         group0_close(shard->group0);
         await_mails(cluster);
     }
+    cluster_streams_close(shard);
     while (shard->streams != 0)
         (void)!ok(fiber_queue_wait(&shard->ended, io_now_ns() + LOOK_NS));
     bool first = shard->index == 0;

@@ -103,6 +103,7 @@ struct cluster {
     _Atomic bool failed;           /* shard 0 gave up */
     _Atomic bool refusing;         /* nothing more is begun */
     _Atomic bool outdated;         /* group0_is_outdated: the node stops */
+    _Atomic bool taken_out;        /* it is no member any more, and did not leave: it stops */
     _Atomic u32 open_shards;       /* but shard 0 */
     struct peer_identity identity; /* once member is set */
     /* By number modulo CLUSTER_ALIVE_SLOTS. Two of a thousand members whose numbers are 4,096 apart
@@ -188,6 +189,8 @@ struct cluster_shard {
     struct list pings;
     struct liveness liveness;
     bool majority_seen; /* since the start */
+    bool leaves;        /* when it was a member last, it was about to leave */
+    bool is_out;        /* it is none any more */
     bool steward_runs;
     bool fetch_runs, drain_runs;
     u64 fetch_session;          /* what is fetched now, or was last */
@@ -306,9 +309,15 @@ MAY_YIELD MUST_CHECK status cluster_scan_page(struct cluster_shard *shard,
 /* NULL: not known here (ourselves, or a stranger). */
 const struct cluster_ping *cluster_ping_of(const struct cluster_shard *shard, u32 member);
 bool cluster_ping_is_alive(const struct cluster_ping *ping);
-/* Takes a member out: leave (it lives and gives its data away) or forget (it is dead). */
+enum cluster_removal {
+    CLUSTER_LEAVE,        /* it lives and gives its data away; refused where fewer members would be
+                           * left (in its data center) than a key has replicas */
+    CLUSTER_LEAVE_FORCED, /* not refused for that */
+    CLUSTER_FORGET,       /* it is dead: its data is lost anyway */
+};
+/* Takes a member out. */
 MAY_YIELD MUST_CHECK status cluster_remove(struct cluster_shard *shard, const char *node_id,
-                                           bool dead, u64 deadline_ns,
+                                           enum cluster_removal how, u64 deadline_ns,
                                            char reason[TOPOLOGY_REASON_BYTES]);
 /* Its virtual nodes, from the next plan on. */
 MAY_YIELD MUST_CHECK status cluster_weight_set(struct cluster_shard *shard, const char *node_id,
@@ -358,12 +367,15 @@ u64 cluster_epoch_of(void *arg, u32 member);
 MAY_YIELD void cluster_steward(void *arg); /* struct cluster_shard *: of shard 0 */
 
 void cluster_streams_open(struct cluster_shard *shard);
+/* Nobody waits for the next page any more: with refusing set. */
+void cluster_streams_close(struct cluster_shard *shard);
 /* A page of a store, as PEER_STREAM answers it: appended to out. What is in it is durable. */
 struct cluster_page {
     u64 token, token_last;
     u32 bytes_max;
     u16 keyspace;
     bool keys_only;
+    u8 patience; /* for the next page the scan is kept 100 ms << patience */
     struct bytes behind;
 };
 MAY_YIELD MUST_CHECK status cluster_page_read(struct cluster_shard *shard,

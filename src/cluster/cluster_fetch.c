@@ -14,9 +14,10 @@
  * decide in the gainer's store as everywhere, so pages may come twice, and in any order with
  * writes.
  *
- * A source keeps the scan of a stream for the next page of it, STREAM_IDLE_NS long: to begin anew
- * for each page reads each run's pieces again. So a stream sees its source as it was when it began,
- * at the most STREAM_PAGES pages ago, which is behind the fence, too.
+ * A source keeps the scan of a stream for the next page of it, STREAM_IDLE_NS long, or longer where
+ * the gainer says that it goes slowly: to begin anew for each page reads each run's pieces again.
+ * So a stream sees its source as it was when it began, at the most STREAM_PAGES pages ago, which is
+ * behind the fence, too.
  *
  * Neighbouring partitions that lie on one shard of the same source are one range, FETCHES of which
  * are fetched at once, at the rate of cluster_move_rate_set. A source gives no more than that,
@@ -56,6 +57,11 @@
 #define CLOCK_LOOK_NS     (50 * NS_PER_MS)
 #define SCAN_NS_MAX       (200 * NS_PER_MS) /* of one page: a long stretch of nothing ends it */
 #define FLAG_KEYS_ONLY    1u
+#define PATIENCE_SHIFT    4u /* in the byte of the flags */
+#define PATIENCE_MAX      5u /* a kept scan holds back what merges would free: 3.2 s */
+
+static_assert(PAGE_BYTES_PACED >= PAGE_BYTES_LONG && PAGE_BYTES >= PAGE_BYTES_LONG,
+              "a move reads far ahead, however slowly it goes (scan_open)");
 
 enum stream_kind { STREAM_VALUE = 1, STREAM_TOMBSTONE = 2, STREAM_KEY = 3 };
 
@@ -68,7 +74,7 @@ cluster_page_encode(const struct cluster_page *page, u64 session, u8 out[CLUSTER
     store_u64(out + 8, session);
     store_u64(out + 16, page->token);
     store_u32(out + 24, page->bytes_max);
-    out[28] = page->keys_only ? FLAG_KEYS_ONLY : 0;
+    out[28] = (u8)((page->keys_only ? FLAG_KEYS_ONLY : 0) | page->patience << PATIENCE_SHIFT);
     store_u16(out + 29, (u16)page->behind.size);
 }
 
@@ -284,7 +290,7 @@ stream_goes_on(struct stream *stream)
     if (stream->session == 0 || shard->streams_idle_count == STREAMS_IDLE) return false;
     list_push_back(&shard->streams_idle, &stream->link);
     shard->streams_idle_count++;
-    u64 deadline_ns = io_now_ns() + STREAM_IDLE_NS;
+    u64 deadline_ns = io_now_ns() + (STREAM_IDLE_NS << stream->page.patience);
     status st = ST_OK;
     while (stream->request == NULL && ok(st) && !atomic_load(&shard->cluster->refusing))
         st = fiber_queue_wait(&stream->wake, deadline_ns);
@@ -357,13 +363,14 @@ asked(void *arg, struct peer_request *request, const struct peer_identity *from,
         return;
     }
     u64 session = load_u64(body.data + 8);
-    struct cluster_page page = {.token_last = load_u64(body.data),
-                                .token = load_u64(body.data + 16),
-                                .bytes_max =
-                                    CLAMP(load_u32(body.data + 24), PAGE_BYTES_MIN, PAGE_BYTES_MAX),
-                                .keyspace = header->keyspace,
-                                .keys_only = (body.data[28] & FLAG_KEYS_ONLY) != 0,
-                                .behind = BYTES(body.data + CLUSTER_PAGE_HEAD_BYTES, key_size)};
+    struct cluster_page page = {
+        .token_last = load_u64(body.data),
+        .token = load_u64(body.data + 16),
+        .bytes_max = CLAMP(load_u32(body.data + 24), PAGE_BYTES_MIN, PAGE_BYTES_MAX),
+        .keyspace = header->keyspace,
+        .keys_only = (body.data[28] & FLAG_KEYS_ONLY) != 0,
+        .patience = (u8)MIN((u32)body.data[28] >> PATIENCE_SHIFT, PATIENCE_MAX),
+        .behind = BYTES(body.data + CLUSTER_PAGE_HEAD_BYTES, key_size)};
     if (!may_serve(shard, session, page.token, header->epoch)) {
         peer_reply(request, NATIVE_ST_WRONG_EPOCH, epoch, NULL, 0);
         return;
@@ -375,6 +382,7 @@ asked(void *arg, struct peer_request *request, const struct peer_identity *from,
         stream->request = request;
         stream->epoch = epoch;
         stream->page.bytes_max = page.bytes_max;
+        stream->page.patience = page.patience;
         stream_busy(stream);
         fiber_queue_wake_all(&stream->wake);
         return;
@@ -406,6 +414,13 @@ cluster_streams_open(struct cluster_shard *shard)
 {
     list_init(&shard->streams_idle);
     peers_handler_set(shard->peers, PEER_STREAM, asked, shard);
+}
+
+void
+cluster_streams_close(struct cluster_shard *shard)
+{
+    list_for_each (link, &shard->streams_idle)
+        fiber_queue_wake_all(&list_entry(link, struct stream, link)->wake);
 }
 
 /* ---- the gainer ---- */
@@ -562,6 +577,18 @@ cluster_move_rate_set(struct cluster *cluster, u64 bytes_per_s)
     atomic_store_explicit(&cluster->move_bytes_per_s, bytes_per_s, memory_order_relaxed);
 }
 
+/* How long the source is to keep a scan, so that it need not begin anew for each page just when it
+ * is to be spared: until all the fetches of a shard have had a page at this rate. */
+static u8
+patience_of(u64 rate)
+{
+    u64 pause_ns = rate == 0 ? 0 : (FETCHES + 1) * (PAGE_BYTES_PACED * NS_PER_S / rate);
+    u8 patience = 0;
+    while (patience < PATIENCE_MAX && (STREAM_IDLE_NS << patience) < pause_ns)
+        patience++;
+    return patience;
+}
+
 /* Rests for as long as a page of so many bytes may take, beside what is fetched by the shard's
  * other fibers. A node's shards take turns in fetching, so that each has the whole rate. */
 MAY_YIELD static void
@@ -605,6 +632,7 @@ fetch_range(struct fetch *fetch, const struct range *range)
             break;
         }
         u8 head[CLUSTER_PAGE_HEAD_BYTES];
+        page.patience = patience_of(move_rate(shard));
         cluster_page_encode(&page, fetch->topology->session, head);
         struct bytes parts[2] = {BYTES(head, sizeof(head)), page.behind};
         struct native_header header = {

@@ -29,19 +29,45 @@
 
 struct member_change {
     u8 kind;
+    bool forced;
     u32 weight;
     const char *node_id;
+    char *reason; /* why fill_member refused; empty: it did not */
 };
+
+/* Who stays must be as many as the replicas of a key: with fewer each key would have a copy less
+ * from then on, and nothing but another node brings that back. Who joins is on its way, and has
+ * nothing to take along. */
+static bool
+too_few_stay(const struct topology *topology, const struct topology_member *leaver,
+             struct member_change *change)
+{
+    u32 stay = 0;
+    for (u32 i = 0; i < topology->member_count; i++) {
+        const struct topology_member *member = &topology->members[i];
+        stay += member->number != leaver->number && member->state != PLACEMENT_LEAVING &&
+                strcmp(member->datacenter, leaver->datacenter) == 0;
+    }
+    if (stay >= topology->replicas || leaver->state == PLACEMENT_JOINING) return false;
+    snprintf(change->reason, TOPOLOGY_REASON_BYTES,
+             "%u %s would be left, and a key has %u replicas: add a node first, or use force", stay,
+             stay == 1 ? "node" : "nodes", topology->replicas);
+    return true;
+}
 
 static status
 fill_member(void *arg, const struct topology *present, struct topology_command *command)
 {
-    const struct member_change *change = arg;
+    struct member_change *change = arg;
+    change->reason[0] = 0;
     const struct topology_member *member = topology_member_by_id(present, change->node_id);
     if (member == NULL) return change->kind == TOPOLOGY_WEIGHT_SET ? ST_NOT_FOUND : ST_EXISTS;
     if (change->kind == TOPOLOGY_MEMBER_LEAVE && member->state == PLACEMENT_LEAVING)
         return ST_EXISTS;
     if (change->kind == TOPOLOGY_WEIGHT_SET && member->weight == change->weight) return ST_EXISTS;
+    if (change->kind == TOPOLOGY_MEMBER_LEAVE && !change->forced &&
+        too_few_stay(present, member, change))
+        return ST_INVALID;
     command->kind = change->kind;
     command->member = *member;
     if (change->kind == TOPOLOGY_WEIGHT_SET) command->member.weight = change->weight;
@@ -56,15 +82,20 @@ change_member(struct cluster_shard *shard, struct member_change *change, u64 dea
         snprintf(reason, TOPOLOGY_REASON_BYTES, "no member has this id");
         return ST_NOT_FOUND;
     }
+    char refused[TOPOLOGY_REASON_BYTES] = "";
+    change->reason = refused;
     status st = group0_change(shard->group0, fill_member, change, deadline_ns, reason);
+    if (refused[0] != 0) memcpy(reason, refused, sizeof(refused));
     return status_is(st, ST_EXISTS) ? ST_OK : st;
 }
 
 MAY_YIELD status
-cluster_remove(struct cluster_shard *shard, const char *node_id, bool dead, u64 deadline_ns,
-               char reason[TOPOLOGY_REASON_BYTES])
+cluster_remove(struct cluster_shard *shard, const char *node_id, enum cluster_removal how,
+               u64 deadline_ns, char reason[TOPOLOGY_REASON_BYTES])
 {
-    struct member_change change = {.kind = dead ? TOPOLOGY_MEMBER_FORGET : TOPOLOGY_MEMBER_LEAVE,
+    struct member_change change = {.kind = how == CLUSTER_FORGET ? TOPOLOGY_MEMBER_FORGET
+                                                                 : TOPOLOGY_MEMBER_LEAVE,
+                                   .forced = how == CLUSTER_LEAVE_FORCED,
                                    .node_id = node_id};
     return change_member(shard, &change, deadline_ns, reason);
 }

@@ -296,7 +296,7 @@ cluster_pings_send(struct cluster_shard *shard)
     struct native_header header = {.opcode = PEER_PING};
     if (shard->topology != NULL) header.epoch = shard->topology->epoch;
     u32 member;
-    while (liveness_ping(&shard->liveness, &member)) {
+    while (!shard->is_out && liveness_ping(&shard->liveness, &member)) {
         struct cluster_ping *ping = find(shard, member);
         if (ping == NULL || ping->calling) continue;
         ping->calling = true;

@@ -405,6 +405,7 @@ struct join {
     struct group0 *group0;
     struct peer_request *request;
     struct topology_member member;
+    u32 was; /* the member that it takes itself for; 0: none */
     char reason[TOPOLOGY_REASON_BYTES];
 };
 
@@ -425,6 +426,11 @@ join_fill(void *arg, const struct topology *present, struct topology_command *co
     struct join *join = arg;
     struct group0 *group0 = join->group0;
     if (member_of_incarnation(present, join->member.incarnation) != NULL) return ST_EXISTS;
+    if (join->was != 0 && join->was < present->next_number) {
+        /* Taken out while it joined. Taken in again, it would not be that one. */
+        snprintf(join->reason, sizeof(join->reason), "member %u was taken out", join->was);
+        return ST_DENIED;
+    }
     command->kind = TOPOLOGY_MEMBER_ADD;
     command->member = join->member;
     const struct topology_member *old = topology_member_by_id(present, join->member.node_id);
@@ -491,13 +497,13 @@ join_main(void *arg)
 }
 
 static bool
-join_start(struct group0 *group0, struct peer_request *request,
+join_start(struct group0 *group0, struct peer_request *request, u32 was,
            const struct topology_member *member)
 {
     if (group0->joins == GROUP0_JOINS_MAX || !fiber_gate_enter(&group0->gate)) return false;
     struct join *join = mem_alloc(group0->options.budget, sizeof(*join));
     if (join != NULL) {
-        *join = (struct join){.group0 = group0, .request = request, .member = *member};
+        *join = (struct join){.group0 = group0, .request = request, .member = *member, .was = was};
         join->member.number = 0;
         if (ok(fiber_spawn(FIBER_FOREGROUND, "group0-join", join_main, join))) {
             group0->joins++;
@@ -523,7 +529,7 @@ group0_join_asked(struct group0 *group0, struct peer_request *request,
         peer_reply(request, NATIVE_ST_INVALID, epoch, NULL, 0);
     else if (!group0_works(group0) || group0->topology == NULL)
         peer_reply(request, NATIVE_ST_UNAVAILABLE, epoch, NULL, 0);
-    else if (!join_start(group0, request, &command.member))
+    else if (!join_start(group0, request, from->member, &command.member))
         peer_reply(request, NATIVE_ST_OVERLOADED, epoch, NULL, 0);
 }
 

@@ -462,12 +462,9 @@ hints_close(struct hints *h)
 }
 
 void
-hints_merge_set(struct hints *h,
-                status (*merge)(void *arg, const struct lsm_batch *batch, u64 deadline_ns),
-                void *arg)
+hints_own_set(struct hints *h, const struct hints_own *own)
 {
-    h->merge = merge;
-    h->merge_arg = arg;
+    h->own = own == NULL ? (struct hints_own){0} : *own;
 }
 
 void

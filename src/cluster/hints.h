@@ -69,11 +69,17 @@ MAY_YIELD void hints_close(struct hints *hints);
 /* Holds the topology. self: the own number. */
 void hints_topology_set(struct hints *hints, struct topology *topology, u32 self);
 
-/* How a state of a key that keeps siblings comes into our own store: while the replicator is open.
- * NULL: not now. */
-void hints_merge_set(struct hints *hints,
-                     status (*merge)(void *arg, const struct lsm_batch *batch, u64 deadline_ns),
-                     void *arg);
+/* What hints for this very member need, while the replicator is open. */
+struct hints_own {
+    /* Before a version comes into our own store: what is stamped later is higher. False: it is too
+     * far ahead of the wall clock, and must wait. */
+    bool (*observe)(void *arg, u64 version);
+    /* How a state of a key that keeps siblings comes into it. */
+    status (*merge)(void *arg, const struct lsm_batch *batch, u64 deadline_ns);
+    void *arg;
+};
+/* NULL: not now. */
+void hints_own_set(struct hints *hints, const struct hints_own *own);
 
 /* The oldest epoch that something was sent with that is not answered yet; UINT64_MAX: nothing is
  * under way. */

@@ -177,8 +177,7 @@ struct hints {
     u64 waiting, waiting_bytes;
     struct list queue; /* struct hint_queued */
     u64 queue_bytes;
-    status (*merge)(void *arg, const struct lsm_batch *batch, u64 deadline_ns);
-    void *merge_arg;
+    struct hints_own own;    /* zero: no replicator is there */
     u32 merging;             /* states on their way into our own store */
     struct fiber_queue wake; /* the main fiber */
     struct fiber_queue idle; /* closing waits here */

@@ -208,9 +208,9 @@ own_merge_main(void *arg)
     struct own_merge *merge = arg;
     struct hint_sent *sent = merge->sent; /* waited for: calls_cancel */
     struct hints *h = sent->h;
-    status st = h->merge == NULL
+    status st = h->own.merge == NULL
                     ? ST_CLOSED
-                    : h->merge(h->merge_arg, &merge->batch, io_now_ns() + HINTS_CALL_NS);
+                    : h->own.merge(h->own.arg, &merge->batch, io_now_ns() + HINTS_CALL_NS);
     if (!ok(st)) sent->failed = true;
     own_merge_free(h, merge);
     sent_answered(sent);
@@ -251,6 +251,12 @@ own_write(struct hint_sent *sent, struct bytes ops)
     }
     if (sent->key.version < lsm_purge_below(h->options.lsm, sent->key.keyspace)) {
         sent->fate = HINT_STALE;
+        return;
+    }
+    /* It may be from before a restart, and our store may never have had it (R2 in
+     * replicate_internal.h). */
+    if (h->own.observe == NULL || !h->own.observe(h->own.arg, sent->key.version)) {
+        sent->refused = true;
         return;
     }
     struct lsm_batch batch = {.ops = {.data = (u8 *)(uintptr_t)ops.data, .size = ops.size},

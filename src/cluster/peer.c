@@ -78,25 +78,28 @@ peers_hello(struct peers *peers, u32 shard, u32 requests_max, u8 out[PEER_HELLO_
     return (u32)peer_hello_encode(&hello, out);
 }
 
-bool
+status
 peers_admits(struct peers *peers, const struct peer_hello *hello, struct peer_identity *out,
              const char **why)
 {
     u64 own = peers->options.self.cluster_id;
     if (own != 0 && hello->cluster_id != 0 && hello->cluster_id != own) {
         *why = "is of another cluster";
-        return false;
+        return ST_DENIED;
     }
     struct peer_identity identity = {.cluster_id = hello->cluster_id,
                                      .member = hello->member,
                                      .incarnation = hello->incarnation};
     memcpy(identity.node_id, hello->node_id, sizeof(identity.node_id));
-    if (peers->options.admit != NULL && !ok(peers->options.admit(peers->options.arg, &identity))) {
-        *why = "names a number or incarnation that is not its own";
-        return false;
+    status st =
+        peers->options.admit == NULL ? ST_OK : peers->options.admit(peers->options.arg, &identity);
+    if (!ok(st)) {
+        *why = status_is(st, ST_NOT_FOUND) ? "was taken out of the cluster"
+                                           : "names a number or incarnation that is not its own";
+        return status_is(st, ST_NOT_FOUND) ? ST_NOT_FOUND : ST_DENIED;
     }
     *out = identity;
-    return true;
+    return ST_OK;
 }
 
 void
@@ -109,6 +112,12 @@ peers_refused(struct peers *peers, const struct io_conn *conn, const char *why)
     io_conn_peer_name(conn, name, sizeof(name));
     log_warning("peer", "refused a node: it %s address=%s refused=%llu", why, name,
                 (unsigned long long)peers->stats.refused);
+}
+
+bool
+peers_taken_out(const struct peers *peers)
+{
+    return peers->taken_out;
 }
 
 void

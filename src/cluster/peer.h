@@ -60,7 +60,8 @@ struct peers_options {
     struct peer_address listen; /* shard_count: of this node; port 0 is allowed for one shard */
     u8 secret[PEER_SECRET_BYTES];
     struct peer_identity self;
-    /* Judges a peer that has proved to know the secret; NULL takes all. */
+    /* Judges a peer that has proved to know the secret; NULL takes all. ST_NOT_FOUND: it was a
+     * member once, and it is told so. */
     status (*admit)(void *arg, const struct peer_identity *peer);
     void *arg;
     struct budget *budget; /* everything here counts against it */
@@ -72,6 +73,9 @@ MAY_YIELD MUST_CHECK status peers_open(const struct peers_options *options, stru
 /* Ends all calls with ST_CLOSED; handlers are not called any more. */
 MAY_YIELD void peers_close(struct peers *peers);
 u16 peers_port(const struct peers *peers);
+/* A peer has said that this node was a member once, and is none any more. Numbers are not given
+ * again, so that stays true, however far the peer lags behind. */
+bool peers_taken_out(const struct peers *peers);
 /* Once this node has become a member. Connections that were made before stay what they were until
  * they are used next. */
 void peers_identity_set(struct peers *peers, const struct peer_identity *self);

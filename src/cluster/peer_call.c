@@ -580,6 +580,8 @@ refusal_text(u16 native_status)
         return "does not take our proof of the secret";
     case NATIVE_ST_CONFLICT:
         return "says that we are of another cluster, or not who we say";
+    case NATIVE_ST_NOT_FOUND:
+        return "says that this node was taken out of the cluster";
     case NATIVE_ST_UNSUPPORTED:
         return "speaks no version that we speak";
     default:
@@ -627,7 +629,7 @@ link_greeted(struct peer_link *link, const struct native_header *header, struct 
         link_refuse(link, other ? "is of another cluster" : "is another member than it should be");
         return;
     }
-    if (!peers_admits(peers, &theirs, &identity, &why)) {
+    if (!ok(peers_admits(peers, &theirs, &identity, &why))) {
         link_refuse(link, why);
         return;
     }
@@ -684,6 +686,9 @@ link_proved(struct peer_link *link, const struct native_header *header, struct b
         return;
     }
     if (header->status != NATIVE_ST_OK) {
+        /* It has proved to know the secret, and to be of our cluster. */
+        if (header->status == NATIVE_ST_NOT_FOUND && link->peers->options.self.member != 0)
+            link->peers->taken_out = true;
         link_refuse(link, refusal_text(header->status));
         return;
     }

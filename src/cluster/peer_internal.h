@@ -171,6 +171,7 @@ struct peers {
     u32 spare_count;
     u32 requests_alive; /* not answered yet; they outlive peers_close */
     bool closed;
+    bool taken_out; /* peers_taken_out */
     u64 log_at_ns;
     struct peers_stats stats;
 };
@@ -186,9 +187,10 @@ void peers_refused(struct peers *peers, const struct io_conn *conn, const char *
 /* Something ended: peers_close may go on. */
 void peers_ended(struct peers *peers);
 void peers_check_free(struct peers *peers);
-/* Whether the peer of these words is one that this node talks to; otherwise why says why not. */
-MUST_CHECK bool peers_admits(struct peers *peers, const struct peer_hello *hello,
-                             struct peer_identity *out, const char **why);
+/* ST_OK: the peer of these words is one that this node talks to; otherwise why says why not.
+ * ST_NOT_FOUND: it was a member once. */
+MUST_CHECK status peers_admits(struct peers *peers, const struct peer_hello *hello,
+                               struct peer_identity *out, const char **why);
 
 struct peer_member *peers_member_find(const struct peers *peers, u32 number);
 size_t peer_parts_bytes(const struct bytes *parts, u32 part_count);

@@ -306,8 +306,10 @@ guest_proves(struct peer_guest *guest, const struct native_header *header, struc
     CHECK(reads);
     /* A node without a cluster has nothing to say to the members of one. */
     bool other = theirs.cluster_id != 0 && theirs.cluster_id != peers->options.self.cluster_id;
-    if (other || !peers_admits(peers, &theirs, &guest->from, &why)) {
-        guest_refuse(guest, header, NATIVE_ST_CONFLICT, why);
+    status st = other ? ST_DENIED : peers_admits(peers, &theirs, &guest->from, &why);
+    if (!ok(st)) {
+        guest_refuse(guest, header,
+                     status_is(st, ST_NOT_FOUND) ? NATIVE_ST_NOT_FOUND : NATIVE_ST_CONFLICT, why);
         return;
     }
     guest->ticks = 0;

@@ -86,7 +86,8 @@ replicator_open(const struct replicator_options *options, struct replicator **ou
     }
     clock_open(r);
     serve_open(r);
-    if (options->hints != NULL) hints_merge_set(options->hints, siblings_merge_hint, r);
+    struct hints_own own = {.observe = clock_observe_hint, .merge = siblings_merge_hint, .arg = r};
+    if (options->hints != NULL) hints_own_set(options->hints, &own);
     *out = r;
     return ST_OK;
 }
@@ -97,7 +98,7 @@ replicator_close(struct replicator *r)
     if (r == NULL) return;
     r->closing = true;
     serve_close(r);
-    if (r->options.hints != NULL) hints_merge_set(r->options.hints, NULL, NULL);
+    if (r->options.hints != NULL) hints_own_set(r->options.hints, NULL);
     fiber_queue_wake_all(&r->changed);
     list_for_each (pos, &r->attempts)
         fiber_queue_wake_all(&list_entry(pos, struct write_attempt, link)->wake);

@@ -129,6 +129,13 @@ version_observe(struct replicator *r, u64 version, const char *what, u32 member)
 }
 
 bool
+clock_observe_hint(void *arg, u64 version)
+{
+    struct replicator *r = arg;
+    return version_observe(r, version, "hint", r->self);
+}
+
+bool
 replicator_observe(struct replicator *r, u64 version, u32 member)
 {
     return version_observe(r, version, "moved", member);

@@ -153,6 +153,8 @@ MAY_YIELD bool topology_await(struct replicator *r, u64 epoch, bool wait_newer, 
 void clock_open(struct replicator *r);
 /* Whether a version from elsewhere is not too far ahead of the wall clock; moves our clock. */
 bool version_observe(struct replicator *r, u64 version, const char *what, u32 member);
+/* The same of a hint; arg: the replicator. */
+bool clock_observe_hint(void *arg, u64 version);
 /* Waits until this shard may stamp (REPLICATE_QUIET_MS). False: the deadline has passed. */
 MAY_YIELD bool stamp_await(struct replicator *r, u64 deadline_ns);
 
@@ -190,6 +192,7 @@ struct write_attempt {
     u32 references;
     u64 version, epoch;
     u64 deadline_ns;
+    u16 keyspace;
     u32 partition;
     struct quorum quorum;
     u64 newer;        /* the highest version that a replica told of; 0: none */
@@ -207,6 +210,12 @@ struct write_attempt {
     u32 call_count;
     struct write_call calls[];
 };
+
+/* A tombstone above it may have been collected here: it would bring back what was deleted. Whoever
+ * has it now, and it is in no order for us to lack it, shows so by comparing trees. repair: it
+ * mends; that something is gone may be brought at any time. */
+bool write_is_stale(const struct replicator *r, u16 keyspace, u64 version, struct bytes ops,
+                    bool repair);
 
 void attempt_unref(struct write_attempt *attempt);
 /* Ends the calls of an attempt that nobody waits for, because of closing. */

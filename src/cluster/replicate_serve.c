@@ -129,35 +129,15 @@ batch_of(const struct peer_write *write)
     };
 }
 
-/* Nothing of it can be seen: deletions, and what expired before all that lies below the version was
- * settled (tree.h), by our clock, too. */
-static bool
-only_gone(const struct peer_write *write, u64 purge_below)
-{
-    u64 expired_ms = MIN(hlc_wall_ms(purge_below), io_wall_ms());
-    struct bytes rest = write->ops;
-    struct lsm_op op;
-    bool bad;
-    while (lsm_op_next(&rest, &op, &bad)) {
-        u64 expire_ms = op.header.expire_ms;
-        bool expired = expire_ms != 0 && expire_ms < expired_ms;
-        if (op.header.kind != ENTRY_DELETE && !expired) return false;
-    }
-    return true;
-}
-
-/* A tombstone above it may have been collected: it would bring back what was deleted. Whoever has
- * it now, and it is in no order for us to lack it, shows so by comparing trees. That something is
- * gone may be said at any time. */
 static bool
 is_stale(const struct serve *serve, const struct peer_write *write)
 {
     const struct replicator *r = serve->r;
     if (serve->merges) return false; /* sets are not collected: a late one finds what has seen it */
-    u64 purge_below = lsm_purge_below(r->options.lsm, serve->keyspace);
-    if (write->version >= purge_below) return false;
-    if (write->flags & PEER_WRITE_TREE) return !replicate_session_is_open(r, write->session);
-    return !(write->flags & PEER_WRITE_REPAIR) || !only_gone(write, purge_below);
+    if ((write->flags & PEER_WRITE_TREE) && replicate_session_is_open(r, write->session))
+        return false;
+    bool repair = (write->flags & PEER_WRITE_REPAIR) && !(write->flags & PEER_WRITE_TREE);
+    return write_is_stale(r, serve->keyspace, write->version, write->ops, repair);
 }
 
 /* Checks and clocks; what is not ours, or no batch, is refused. */

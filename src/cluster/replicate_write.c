@@ -20,6 +20,7 @@
 #include "cluster/replicate_internal.h"
 #include "io/io.h"
 #include "lsm/batch.h"
+#include "lsm/entry.h"
 
 /* ---- the life of an attempt ---- */
 
@@ -158,6 +159,7 @@ attempt_send(struct write_attempt *attempt, const struct topology *topology, u16
 {
     struct replicator *r = attempt->r;
     attempt->repair = repair;
+    attempt->keyspace = keyspace;
     attempt->partition = partition;
     u8 head[PEER_REPLICA_HEAD_BYTES];
     struct peer_write write = {.version = attempt->version,
@@ -188,6 +190,40 @@ attempt_send(struct write_attempt *attempt, const struct topology *topology, u16
     }
 }
 
+/* Nothing of it can be seen: deletions, and what expired before all that lies below the version was
+ * settled (tree.h), by our clock, too. */
+static bool
+only_gone(struct bytes ops, u64 purge_below)
+{
+    u64 expired_ms = MIN(hlc_wall_ms(purge_below), io_wall_ms());
+    struct lsm_op op;
+    bool bad;
+    while (lsm_op_next(&ops, &op, &bad)) {
+        u64 expire_ms = op.header.expire_ms;
+        bool expired = expire_ms != 0 && expire_ms < expired_ms;
+        if (op.header.kind != ENTRY_DELETE && !expired) return false;
+    }
+    return true;
+}
+
+bool
+write_is_stale(const struct replicator *r, u16 keyspace, u64 version, struct bytes ops, bool repair)
+{
+    u64 purge_below = lsm_purge_below(r->options.lsm, keyspace);
+    return version < purge_below && !(repair && only_gone(ops, purge_below));
+}
+
+/* A mend is as old as what was read, and may have waited since. */
+static status
+own_try(struct write_attempt *attempt, u64 *seq_out)
+{
+    struct replicator *r = attempt->r;
+    if (write_is_stale(r, attempt->keyspace, attempt->version, buf_bytes(&attempt->batch->ops),
+                       attempt->repair))
+        return MARKED("cluster.replicate.own_stale", ST_CONFLICT);
+    return lsm_write_try(r->options.lsm, attempt->batch, seq_out);
+}
+
 /* Our own store, when we are one of them. Waits for room while the others have not decided. */
 static MAY_YIELD void
 attempt_own(struct write_attempt *attempt)
@@ -198,14 +234,14 @@ attempt_own(struct write_attempt *attempt)
     u64 seq;
     status st = attempt->merges
                     ? siblings_merge_op(r, attempt->batch, r->self, attempt->deadline_ns, &seq)
-                    : lsm_write_try(r->options.lsm, attempt->batch, &seq);
-    while (status_is(st, ST_WOULD_WAIT)) {
+                    : own_try(attempt, &seq);
+    while (!attempt->merges && status_is(st, ST_WOULD_WAIT)) {
         u64 now = io_now_ns();
         if (r->closing || now >= attempt->deadline_ns || attempt->newer != 0 ||
             quorum_state(&attempt->quorum) != QUORUM_OPEN)
             break;
         (void)fiber_queue_wait(&attempt->wake, MIN(now + ROOM_NS, attempt->deadline_ns));
-        st = lsm_write_try(r->options.lsm, attempt->batch, &seq);
+        st = own_try(attempt, &seq);
     }
     if (!ok(st)) {
         attempt_answer(attempt, r->self, QUORUM_NO);

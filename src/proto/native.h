@@ -253,7 +253,7 @@ enum native_features {
 enum native_cluster_function {
     NATIVE_CLUSTER_STATUS = 1,
     NATIVE_CLUSTER_RING = 2,          /* who holds which partition */
-    NATIVE_CLUSTER_REMOVE = 3,        /* node; DEAD */
+    NATIVE_CLUSTER_REMOVE = 3,        /* node; DEAD, FORCE */
     NATIVE_CLUSTER_WEIGHT = 4,        /* node, weight */
     NATIVE_CLUSTER_REPAIR = 5,        /* node, or all */
     NATIVE_CLUSTER_KEYSPACES = 6,     /* lists them */
@@ -265,6 +265,7 @@ enum native_cluster_flags {
     NATIVE_CLUSTER_DEAD = 1 << 0, /* REMOVE: it is gone for good, and does not give its data away */
     NATIVE_CLUSTER_CREATE = 1 << 1, /* KEYSPACE_SET: there is none of this name yet */
     NATIVE_CLUSTER_UNDO = 1 << 2,   /* DRAIN */
+    NATIVE_CLUSTER_FORCE = 1 << 3,  /* REMOVE: though fewer are left than a key has replicas */
 };
 #define NATIVE_CLUSTER_NAME_BYTES_MAX 63u
 #define NATIVE_CLUSTER_KEYSPACE_ANY   UINT16_MAX

@@ -147,7 +147,7 @@ native_cluster_check(const struct native_cluster *cluster, const char **error)
     } takes[] = {
         [NATIVE_CLUSTER_STATUS] = {0},
         [NATIVE_CLUSTER_RING] = {0},
-        [NATIVE_CLUSTER_REMOVE] = {.flags = NATIVE_CLUSTER_DEAD, .node = 2},
+        [NATIVE_CLUSTER_REMOVE] = {.flags = NATIVE_CLUSTER_DEAD | NATIVE_CLUSTER_FORCE, .node = 2},
         [NATIVE_CLUSTER_WEIGHT] = {.node = 2, .weight = true},
         [NATIVE_CLUSTER_REPAIR] = {.node = 1},
         [NATIVE_CLUSTER_KEYSPACES] = {0},

@@ -556,10 +556,13 @@ propose_here(void *arg)
     struct cluster_shard *shard = proposal->server->cluster->shards[0];
     proposal->st = ST_CLOSED;
     if (shard == NULL) return;
-    bool dead = (proposal->asked->flags & NATIVE_CLUSTER_DEAD) != 0;
+    u8 flags = proposal->asked->flags;
+    enum cluster_removal how = (flags & NATIVE_CLUSTER_DEAD) != 0    ? CLUSTER_FORGET
+                               : (flags & NATIVE_CLUSTER_FORCE) != 0 ? CLUSTER_LEAVE_FORCED
+                                                                     : CLUSTER_LEAVE;
     if (proposal->asked->function == NATIVE_CLUSTER_REMOVE)
         proposal->st =
-            cluster_remove(shard, proposal->node_id, dead, proposal->deadline_ns, proposal->reason);
+            cluster_remove(shard, proposal->node_id, how, proposal->deadline_ns, proposal->reason);
     if (proposal->asked->function == NATIVE_CLUSTER_WEIGHT)
         proposal->st = cluster_weight_set(shard, proposal->node_id, proposal->asked->weight,
                                           proposal->deadline_ns, proposal->reason);

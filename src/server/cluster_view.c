@@ -315,7 +315,7 @@ cluster_info_lines(const struct shard *shard, struct buf *out)
 struct remove_call {
     struct server *server;
     char node_id[TOPOLOGY_NAME_BYTES];
-    bool dead;
+    enum cluster_removal how;
     u64 deadline_ns;
     status st;
     char reason[TOPOLOGY_REASON_BYTES];
@@ -328,7 +328,7 @@ remove_here(void *arg)
     struct cluster_shard *shard = call->server->cluster->shards[0];
     call->st = ST_CLOSED;
     if (shard == NULL) return;
-    call->st = cluster_remove(shard, call->node_id, call->dead, call->deadline_ns, call->reason);
+    call->st = cluster_remove(shard, call->node_id, call->how, call->deadline_ns, call->reason);
 }
 
 bool
@@ -347,9 +347,12 @@ cmd_distkv_remove(struct exec *x)
         resp_error(x->reply, "ERR this node is not one of a cluster");
         return;
     }
-    bool dead = x->arg_count == 3 && cmd_arg_is(x, 2, "dead");
+    enum cluster_removal how = CLUSTER_LEAVE;
+    if (x->arg_count == 3 && cmd_arg_is(x, 2, "dead")) how = CLUSTER_FORGET;
+    if (x->arg_count == 3 && cmd_arg_is(x, 2, "force")) how = CLUSTER_LEAVE_FORCED;
     struct bytes id = x->args[1];
-    if (x->arg_count > 3 || (x->arg_count == 3 && !dead) || id.size >= TOPOLOGY_NAME_BYTES) {
+    if (x->arg_count > 3 || (x->arg_count == 3 && how == CLUSTER_LEAVE) ||
+        id.size >= TOPOLOGY_NAME_BYTES) {
         resp_error(x->reply, CMD_SYNTAX);
         return;
     }
@@ -358,9 +361,9 @@ cmd_distkv_remove(struct exec *x)
     memset(call, 0, sizeof(*call));
     call->server = x->shard->server;
     memcpy(call->node_id, id.data, id.size);
-    call->dead = dead;
+    call->how = how;
     call->deadline_ns = io_now_ns() + x->shard->config->cluster_timeout_ms * NS_PER_MS;
-    if (dead && cluster_named_alive(x->shard->cluster, call->node_id)) {
+    if (how == CLUSTER_FORGET && cluster_named_alive(x->shard->cluster, call->node_id)) {
         resp_error(x->reply, "ERR this node answers: stop it first, or remove it without DEAD");
         return;
     }

@@ -584,8 +584,12 @@ static status
 why_stopped(struct shard *shard)
 {
     struct server *server = shard->server;
-    if (server->cluster == NULL || shard->index != 0 || !atomic_load(&server->cluster->outdated))
-        return ST_OK;
+    if (server->cluster == NULL || shard->index != 0) return ST_OK;
+    if (atomic_load(&server->cluster->taken_out)) {
+        fail(server, "%s (%s)", server->cluster->reason, ST_DENIED);
+        return ST_DENIED;
+    }
+    if (!atomic_load(&server->cluster->outdated)) return ST_OK;
     fail(server, "%s: upgrade this node (%s)",
          "the cluster has decided what this version does not know", ST_UNSUPPORTED);
     return ST_UNSUPPORTED;

@@ -540,6 +540,8 @@ def test_nodes_leave_and_are_forgotten(three):
         three.nodes[0].call("DISTKV.REMOVE", "n3", "DEAD")
     with pytest.raises(ReplyError, match="not removed"):
         three.nodes[0].call("DISTKV.REMOVE", "n9")
+    with pytest.raises(ReplyError, match="2 nodes would be left, and a key has 3 replicas"):
+        three.nodes[0].call("DISTKV.REMOVE", "n3")
     three.nodes[2].kill()
     three.wait_alive(2, 0, 1)  # whoever of them leads
     assert three.nodes[0].call("DISTKV.REMOVE", "n3", "DEAD") == "OK"
@@ -642,6 +644,7 @@ def test_operators_add_weigh_drain_and_remove(three):
     wait_for(lambda: all("n4" not in client(node, "cluster", "status").stdout
                          for node in cluster.nodes[:2]), "n4 to be gone")
     assert "no member" in cli(cluster, "cluster", "remove-node", "n4", code=1)
+    assert "2 nodes would be left" in cli(cluster, "cluster", "remove-node", "n3", code=2)
     assert cli(cluster, "get", "k") == "v" and cli(cluster, "--keyspace", "orders", "get", "k") == "w"
     assert "usage" in cli(cluster, "cluster", code=2)
     assert "help cluster" in cli(cluster, "cluster", "nothing", code=2)

@@ -550,6 +550,7 @@ run_paced(void (*story)(struct rig *rig), u32 late_count)
     }
 }
 
+/* Its source keeps the scan between two pages, however slowly these are asked for. */
 static MAY_YIELD void
 paced_story(struct rig *rig)
 {
@@ -559,6 +560,7 @@ paced_story(struct rig *rig)
     u64 took_ns = io_now_ns() - began_ns;
     CHECK(took_ns >= bytes * NS_PER_S / PACED_RATE);
     CHECK(took_ns < 2 * (bytes * NS_PER_S / PACED_RATE)); /* and agreeing */
+    CHECK(sim_mark_count(rig->sim, "cluster.fetch.goes_on") >= bytes / KIB(64) / 4);
 }
 
 static void

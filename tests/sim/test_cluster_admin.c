@@ -36,17 +36,24 @@ configure(struct rig *rig, u32 node, struct server_config *config)
 }
 
 static void
-run_seeds(void (*story)(struct rig *rig), u32 node_count, u32 late_count)
+run_seeds_of(void (*story)(struct rig *rig), u32 node_count, u32 late_count, void *arg)
 {
     for (u64 seed = 1; seed <= SEED_COUNT; seed++) {
         struct rig rig = {.shard_count = (u32)(seed % 2) + 1,
                           .node_count = node_count,
                           .late_count = late_count,
-                          .configure = configure};
+                          .configure = configure,
+                          .arg = arg};
         sim_options_default(&rig.options, seed);
         rig.story = story;
         rig_run(&rig);
     }
+}
+
+static void
+run_seeds(void (*story)(struct rig *rig), u32 node_count, u32 late_count)
+{
+    run_seeds_of(story, node_count, late_count, NULL);
 }
 
 /* ---- native requests ---- */
@@ -632,6 +639,132 @@ nodes_are_weighed_and_removed_by_any_other(void **state)
     run_seeds(members_story, NODES + 1, 1);
 }
 
+/* A key has three replicas. */
+static MAY_YIELD void
+few_story(struct rig *rig)
+{
+    cluster_rig_settle(rig, NODES, NODES, WAIT_NS);
+    struct rig_client client;
+    char key[16];
+    rig_connect_to(rig, 0, &client);
+    for (u32 i = 0; i < 100; i++) {
+        snprintf(key, sizeof(key), "k%u", i);
+        CHECK(key_op(&client, NATIVE_PUT, 0, 0, key, key) == NATIVE_ST_OK);
+    }
+    struct native_cluster removal = {.function = NATIVE_CLUSTER_REMOVE,
+                                     .node = BYTES_LITERAL("n3")};
+    expect_refused(ask(&client, removal), NATIVE_ST_INVALID,
+                   "2 nodes would be left, and a key has 3 replicas: add a node first, or use "
+                   "force");
+    CHECK(cluster_rig_topology(rig, 0)->member_count == NODES);
+
+    /* What is lost is lost: it can always be taken out. */
+    removal.flags = NATIVE_CLUSTER_DEAD;
+    rig_crash(rig, 2);
+    u64 deadline_ns = io_now_ns() + WAIT_NS;
+    struct native_reply reply;
+    do {
+        fiber_sleep_ns(100 * NS_PER_MS);
+        reply = ask(&client, removal);
+    } while (reply.header.status != NATIVE_ST_OK && io_now_ns() < deadline_ns);
+    CHECK(reply.header.status == NATIVE_ST_OK);
+    cluster_rig_settle(rig, 2, 2, WAIT_NS);
+
+    removal.node = BYTES_LITERAL("n2");
+    removal.flags = 0;
+    expect_refused(ask(&client, removal), NATIVE_ST_INVALID,
+                   "1 node would be left, and a key has 3 replicas: add a node first, or use "
+                   "force");
+    removal.flags = NATIVE_CLUSTER_FORCE;
+    CHECK(ask(&client, removal).header.status == NATIVE_ST_OK);
+    cluster_rig_settle(rig, 1, 1, WAIT_NS);
+    for (u32 i = 0; i < 100; i++) {
+        snprintf(key, sizeof(key), "k%u", i);
+        CHECK(key_op(&client, NATIVE_GET, 0, 0, key, key) == NATIVE_ST_OK);
+        CHECK(key_op(&client, NATIVE_PUT, 0, 0, key, "new") == NATIVE_ST_OK);
+    }
+    rig_disconnect(&client);
+}
+
+static void
+fewer_nodes_than_replicas_are_left_by_force_or_for_a_dead_one_only(void **state)
+{
+    (void)state;
+    run_seeds(few_story, NODES, 0);
+}
+
+/* Ends by itself, with a word of why, and is asked for nothing more. */
+static MAY_YIELD void
+expect_taken_out(struct rig *rig, u32 node)
+{
+    u64 deadline_ns = io_now_ns() + 15 * NS_PER_S;
+    while (sim_node_running(rig->nodes[node].machine) && io_now_ns() < deadline_ns)
+        fiber_sleep_ns(10 * NS_PER_MS);
+    CHECK(!sim_node_running(rig->nodes[node].machine));
+    CHECK(strstr(server_failure(rig->nodes[node].server), "was taken out of the cluster") != NULL);
+    rig_crash(rig, node); /* what it has ended with is no failure of the test */
+}
+
+static MAY_YIELD void
+joiner_story(struct rig *rig)
+{
+    u64 pause_ns = *(const u64 *)rig->arg;
+    cluster_rig_settle(rig, NODES, NODES, WAIT_NS);
+    struct rig_client client;
+    rig_connect_to(rig, 0, &client);
+    rig_start_begin(rig, NODES);
+    const struct topology *topology;
+    while ((topology = cluster_rig_topology(rig, 0)) == NULL || topology->member_count <= NODES)
+        fiber_sleep_ns(NS_PER_MS);
+    CHECK(topology_member_by_id(topology, "n4")->state == PLACEMENT_JOINING);
+    fiber_sleep_ns(pause_ns);
+    struct native_cluster removal = {.function = NATIVE_CLUSTER_REMOVE,
+                                     .node = BYTES_LITERAL("n4")};
+    CHECK(ask(&client, removal).header.status == NATIVE_ST_OK);
+    expect_taken_out(rig, NODES);
+    cluster_rig_settle(rig, NODES, NODES, WAIT_NS);
+    rig_disconnect(&client);
+}
+
+static void
+who_is_removed_while_it_joins_says_so_and_stops(void **state)
+{
+    (void)state;
+    static u64 pauses_ns[] = {0, 300 * NS_PER_MS, 700 * NS_PER_MS}; /* not in yet, and in */
+    for (u32 i = 0; i < ARRAY_COUNT(pauses_ns); i++)
+        run_seeds_of(joiner_story, NODES + 1, 1, &pauses_ns[i]);
+}
+
+/* Nobody reaches it, and it is called dead; then it is back. */
+static MAY_YIELD void
+unreached_story(struct rig *rig)
+{
+    cluster_rig_settle(rig, NODES, NODES, WAIT_NS);
+    struct rig_client client;
+    rig_connect_to(rig, 0, &client);
+    for (u32 i = 0; i < 2; i++)
+        sim_link_cut(rig->sim, rig->nodes[i].machine, rig->nodes[2].machine);
+    struct native_cluster removal = {.function = NATIVE_CLUSTER_REMOVE,
+                                     .flags = NATIVE_CLUSTER_DEAD,
+                                     .node = BYTES_LITERAL("n3")};
+    u64 deadline_ns = io_now_ns() + WAIT_NS;
+    while (ask(&client, removal).header.status != NATIVE_ST_OK && io_now_ns() < deadline_ns)
+        fiber_sleep_ns(100 * NS_PER_MS);
+    cluster_rig_settle(rig, 2, 2, WAIT_NS);
+    CHECK(sim_node_running(rig->nodes[2].machine));
+    for (u32 i = 0; i < 2; i++)
+        sim_link_heal(rig->sim, rig->nodes[i].machine, rig->nodes[2].machine);
+    expect_taken_out(rig, 2);
+    rig_disconnect(&client);
+}
+
+static void
+who_is_back_after_it_was_called_dead_says_so_and_stops(void **state)
+{
+    (void)state;
+    run_seeds(unreached_story, NODES, 0);
+}
+
 int
 main(void)
 {
@@ -642,6 +775,9 @@ main(void)
         cmocka_unit_test(a_drained_node_is_missed_by_nobody_and_loses_no_increment),
         cmocka_unit_test(a_restart_in_order_holds_nobody_up),
         cmocka_unit_test(nodes_are_weighed_and_removed_by_any_other),
+        cmocka_unit_test(who_is_removed_while_it_joins_says_so_and_stops),
+        cmocka_unit_test(who_is_back_after_it_was_called_dead_says_so_and_stops),
+        cmocka_unit_test(fewer_nodes_than_replicas_are_left_by_force_or_for_a_dead_one_only),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -230,6 +230,7 @@ struct op {
     u32 node, key;
     u64 id; /* 0: a deletion */
     u64 begun_ns, deadline_ns;
+    enum replicate_level level;
     bool ended, excused;
     status st;
     u64 version; /* when it was acknowledged */
@@ -248,7 +249,7 @@ op_run(struct peer_rig_node *node, void *arg)
                      ? lsm_batch_delete(&batch, 0, hash_token(key), key)
                      : lsm_batch_put(&batch, 0, hash_token(key), key, value_of(op->id, bytes), 0);
     CHECK(added);
-    op->st = replicate_write(app->replicator, REPLICATE_DEFAULT, &batch, UINT64_MAX,
+    op->st = replicate_write(app->replicator, op->level, &batch, UINT64_MAX,
                              io_now_ns() + op->deadline_ns, &op->version);
     lsm_batch_deinit(&batch);
     op->ended = true;
@@ -777,6 +778,57 @@ a_hint_below_what_was_collected_is_refused(void **state)
     cluster_close();
 }
 
+static void
+hold_run(struct peer_rig_node *node, void *arg)
+{
+    struct lsm *lsm = world.apps[node->index][io_shard_index()].lsm;
+    if (*(const bool *)arg)
+        lsm_writes_hold(lsm);
+    else
+        lsm_writes_release(lsm);
+}
+
+/* A write that its coordinator's own store had no room for; what it keeps of it for itself is all
+ * that it has of that version over a restart, from which on its clock is behind. Whatever it
+ * acknowledges is above what it has. */
+static void
+a_hint_for_the_own_store_from_before_a_restart_moves_the_clock(void **state)
+{
+    (void)state;
+    story_begin(3, 3, 1);
+    world.replay_bytes_per_s = 10; /* the first one that is sent is all for half a minute */
+    story_go();
+    away(1);
+    write_keys(0, 2, 1, 1000);
+    back(1);
+    peer_rig_run(&world.rig, SECONDS(8));
+    assert_true(look_at(1, 2).version != 0);
+    away(2);
+    bool held = true;
+    assert_true(peer_rig_do(&world.rig, 0, 0, hold_run, &held));
+    struct op put = {.key = 1, .id = 7, .level = REPLICATE_ONE};
+    assert_true(op_do(&put));
+    held = false;
+    assert_true(peer_rig_do(&world.rig, 0, 0, hold_run, &held));
+    peer_rig_run(&world.rig, SECONDS(1));
+    struct hints_target own;
+    assert_true(hints_target_next(world.apps[0][0].hints, 0, &own));
+    assert_true(own.member == 1 && own.waiting == 1);
+    assert_int_equal(look_at(0, 1).version, 0);
+
+    away(1);
+    crash(0, false);
+    sim_node_clock_step(world.rig.nodes[0].machine, -60 * 1000);
+    start(0);
+    peer_rig_run(&world.rig, SECONDS(5));
+    struct op later = {.key = 1, .id = 8, .level = REPLICATE_ONE};
+    assert_true(op_do(&later));
+    assert_int_equal(look_at(0, 1).version, later.version);
+    assert_true(hints_target_next(world.apps[0][0].hints, 0, &own));
+    assert_true(own.member == 1 && own.waiting == 1); /* until its time has come */
+    cluster_close();
+}
+
 #define LARGE_OPS 8u
 
 static struct bytes
@@ -805,7 +857,7 @@ large_run(struct peer_rig_node *node, void *arg)
     }
     CHECK(batch.ops.size == LIMIT_BATCH_BYTES);
     mem_free(io_budget(), value, size);
-    op->st = replicate_write(app->replicator, REPLICATE_DEFAULT, &batch, UINT64_MAX,
+    op->st = replicate_write(app->replicator, op->level, &batch, UINT64_MAX,
                              io_now_ns() + SECONDS(5), &op->version);
     lsm_batch_deinit(&batch);
 }
@@ -1190,6 +1242,7 @@ main(void)
         cmocka_unit_test(after_its_window_a_hint_goes_and_repair_is_due),
         cmocka_unit_test(what_was_deleted_stays_so_though_an_older_hint_comes_later),
         cmocka_unit_test(a_hint_below_what_was_collected_is_refused),
+        cmocka_unit_test(a_hint_for_the_own_store_from_before_a_restart_moves_the_clock),
         cmocka_unit_test(the_largest_batch_arrives_as_one),
         cmocka_unit_test(replay_brings_twenty_megabytes_a_second),
     };

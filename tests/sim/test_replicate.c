@@ -1481,6 +1481,42 @@ a_write_without_room_is_not_done_when_its_time_is_over(void **state)
     cluster_close();
 }
 
+static void
+allow_run(struct peer_rig_node *node, void *arg)
+{
+    lsm_purge_allow(world.apps[node->index][io_shard_index()].lsm, 0, *(const u64 *)arg, 1);
+}
+
+/* A read has found what this store lacks, and waits for room to bring it here. Meanwhile it was
+ * deleted, and the tombstone collected. */
+static void
+what_a_read_found_is_not_brought_here_once_what_hides_it_was_collected(void **state)
+{
+    (void)state;
+    story_begin();
+    away(0);
+    away(2);
+    struct op put = {.kind = OP_WRITE, .key = 1, .node = 1, .id = 5, .level = REPLICATE_ONE};
+    assert_true(op_do(&put));
+    back(0);
+    assert_int_equal(look_at(0, 1).version, 0);
+    bool held = true;
+    assert_true(peer_rig_do(&world.rig, 0, shard_of(1), hold_run, &held));
+    struct op read = {.kind = OP_READ, .key = 1, .deadline_ns = SECONDS(300)};
+    struct peer_rig_job job;
+    peer_rig_give(&world.rig, 0, shard_of(1), &job, op_run, &read);
+    peer_rig_run(&world.rig, SECONDS(200));
+    assert_false(read.ended);
+    u64 below = put.version + 1;
+    assert_true(peer_rig_do(&world.rig, 0, shard_of(1), allow_run, &below));
+    held = false;
+    assert_true(peer_rig_do(&world.rig, 0, shard_of(1), hold_run, &held));
+    assert_true(peer_rig_run_until(&world.rig, op_ended, &read, SECONDS(10)));
+    assert_true(status_is(read.st, ST_UNAVAILABLE));
+    assert_int_equal(look_at(0, 1).version, 0);
+    cluster_close();
+}
+
 /* Whatever a peer sends to a replica is answered, and harms nobody. */
 static void
 hostile_run(struct peer_rig_node *node, void *arg)
@@ -1566,6 +1602,7 @@ main(void)
         cmocka_unit_test(what_has_expired_is_read_as_absent_though_others_have_collected_it),
         cmocka_unit_test(a_write_that_was_taken_counts_until_it_is_in_the_store),
         cmocka_unit_test(a_write_without_room_is_not_done_when_its_time_is_over),
+        cmocka_unit_test(what_a_read_found_is_not_brought_here_once_what_hides_it_was_collected),
         cmocka_unit_test(levels_ask_for_so_many),
         cmocka_unit_test(hostile_bytes_are_refused),
     };

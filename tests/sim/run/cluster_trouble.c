@@ -164,7 +164,7 @@ remove_step(void)
     }
     struct cluster_node *at = running_draw();
     if (at == NULL) return;
-    snprintf(c->remove_text, sizeof(c->remove_text), "DISTKV.REMOVE %s", now.leaver->id);
+    snprintf(c->remove_text, sizeof(c->remove_text), "DISTKV.REMOVE %s FORCE", now.leaver->id);
     c->remove_at = at->index;
     c->remove_wanted = true;
     now.leaver_told.asked = true;
