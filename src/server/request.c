@@ -445,10 +445,12 @@ others_owe_memory(const struct shard *shard, const struct request *request)
     return io.output_bytes != 0;
 }
 
-/* A command that asks all shards has begun its reply and failed, or nobody wants it any more. */
+/* The node stops, which is to take less time than others may need; or a command that asks all
+ * shards has begun its reply and failed, or nobody wants it any more. */
 static bool
-is_over(const struct request *request)
+is_over(const struct request *request, const struct shard *shard)
 {
+    if (shard->draining) return MARKED("server.request.memory_draining", true);
     const struct session *s = request->session;
     return request->command->place == PLACE_FIBER && (s->conn == NULL || s->closing);
 }
@@ -488,7 +490,7 @@ run_waiting(struct request *request, struct exec *x, struct resp_writer *w, stru
         bool read_part = (request->parent != NULL || request->part) &&
                          request->command->place == PLACE_SPLIT_ARRAY;
         if (read_part) break; /* request_parts.c sees to it */
-        if (is_over(request) || !others_owe_memory(shard, request)) break;
+        if (is_over(request, shard) || !others_owe_memory(shard, request)) break;
         MARK("server.request.memory_awaited");
         if (w->failed) request->long_reply = true;
         exec_deinit(x);

@@ -1518,6 +1518,56 @@ who_finds_too_many_waiting_for_memory_is_refused(void **state)
         run_queue(seed);
 }
 
+/* ---- nobody waits for memory while the node stops ---- */
+
+static void
+stop_drains(struct shard *shard, void *arg)
+{
+    const bool *drains = arg;
+    shard->draining = *drains;
+}
+
+static MAY_YIELD void
+stop_story(struct rig *rig)
+{
+    struct queue_taken taken;
+    struct rig_client waiting[QUEUE_STAY], other;
+    bool drains = true;
+    rig_connect(rig, &other);
+    for (u32 i = 0; i < QUEUE_STAY; i++)
+        rig_connect(rig, &waiting[i]);
+    CHECK(rig_is(rig_call(&other, "SETRANGE long %u x", QUEUE_LONG - 1), ":1048576\r\n"));
+    rig_on_shard(rig, 0, queue_take, &taken);
+    for (u32 i = 0; i < QUEUE_STAY; i++) {
+        rig_send(&waiting[i], i % 2 == 0 ? "GETDEL long" : "GET long");
+        queue_join(rig, &waiting[i], i + 1);
+    }
+    u64 begun_ns = io_now_ns();
+    rig_on_shard(rig, 0, stop_drains, &drains);
+    for (u32 i = 0; i < QUEUE_STAY; i++) {
+        struct bytes reply = rig_read(&waiting[i]); /* closed: there is no room for the words */
+        CHECK(reply.size > 5 ? memcmp(reply.data, "-OOM ", 5) == 0 : waiting[i].conn == NULL);
+    }
+    CHECK(io_now_ns() - begun_ns < NS_PER_S); /* one alone would have been patient for a minute */
+    drains = false;
+    rig_on_shard(rig, 0, stop_drains, &drains);
+    rig_on_shard(rig, 0, queue_is_empty, NULL);
+    rig_on_shard(rig, 0, queue_give, &taken);
+    for (u32 i = 0; i < QUEUE_STAY; i++)
+        rig_disconnect(&waiting[i]);
+    CHECK(is_long(rig_call(&other, "GET long"))); /* nothing was done */
+    rig_disconnect(&other);
+}
+
+static void
+who_waits_for_memory_does_not_hold_up_the_end(void **state)
+{
+    (void)state;
+    struct rig rig = {.shard_count = 1, .story = stop_story};
+    sim_options_default(&rig.options, 7);
+    rig_run(&rig);
+}
+
 /* ---- long replies about the node itself, when the memory for output is out ---- */
 
 #define DOCS_CLIENTS 200u
@@ -1664,6 +1714,7 @@ main(int argc, char **argv)
         cmocka_unit_test(a_pipeline_of_far_keys_answers_as_one_by_one),
         cmocka_unit_test(who_finds_no_memory_waits_while_others_have_some),
         cmocka_unit_test(who_finds_too_many_waiting_for_memory_is_refused),
+        cmocka_unit_test(who_waits_for_memory_does_not_hold_up_the_end),
         cmocka_unit_test(long_replies_about_the_node_close_nobody),
         cmocka_unit_test(who_is_cut_off_while_waiting_for_a_place_waits_for_nothing),
     };
