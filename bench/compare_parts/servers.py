@@ -203,8 +203,9 @@ class DistKV(Server):
         return int(match.group(1))
 
     def wait_idle(self, seconds=900):
-        """Until nothing was flushed or merged for two seconds. What is owed then may stay: a small
-        tier waits for more of its size."""
+        """Until nothing is merged, nor was flushed or merged for two seconds. (What a merge has done
+        is counted slice by slice, which may take longer.) What is owed then may stay: a small tier
+        waits for more of its size."""
         last, quiet = None, 0
 
         def idle():
@@ -212,7 +213,7 @@ class DistKV(Server):
             m = self.metrics()
             now = (m["flushed_bytes_total"], m["compaction_written_bytes_total"],
                    m["compaction_read_bytes_total"])
-            quiet = quiet + 1 if now == last else 0
+            quiet = quiet + 1 if now == last and m["compactions_active"] == 0 else 0
             last = now
             return quiet >= 4
 

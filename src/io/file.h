@@ -2,10 +2,11 @@
  *
  * file.h -- direct disk I/O.
  *
- * Files are opened O_DIRECT: buffers, sizes and offsets are multiples of IO_ALIGNMENT (a CHECK).
- * Nothing is durable before a durable write or a sync has returned ok, and a new, renamed or
- * removed name is durable only after io_dir_sync of its directory. After a failed write or sync
- * the content is unknown and a retry proves nothing: the kernel reports such an error once.
+ * Files are opened O_DIRECT: buffers, sizes and offsets are multiples of IO_ALIGNMENT (a CHECK),
+ * but sizes and offsets of reads only of io_file_read_unit. Nothing is durable before a durable
+ * write or a sync has returned ok, and a new, renamed or removed name is durable only after
+ * io_dir_sync of its directory. After a failed write or sync the content is unknown and a retry
+ * proves nothing: the kernel reports such an error once.
  *
  * Paths that begin with ":memory:" name files that live in this shard's memory budget: the same
  * functions, no durability, gone with the process.
@@ -47,6 +48,9 @@ MAY_YIELD void io_file_close(struct io_file *file);
  * its blocks go back little by little: a disk that is told of many at once is deaf meanwhile. */
 MAY_YIELD void io_file_close_removed(struct io_file *file);
 
+/* A power of two, 512 to IO_ALIGNMENT: the least that the file system reads from the disk. What is
+ * read at random costs the disk by its pages: half a page less is less than half a page. */
+u32 io_file_read_unit(const struct io_file *file);
 /* Reads exactly size bytes; beyond the end of the file is ST_END (nothing is promised about the
  * buffer then). */
 MAY_YIELD MUST_CHECK status io_file_read(struct io_file *file, enum io_class class, void *buffer,

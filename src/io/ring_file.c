@@ -51,6 +51,7 @@ enum op_kind { OP_READ, OP_WRITE, OP_WRITE_SYNC, OP_WRITE_CACHED };
 /* So many reads do not wait for the end of the turn, which may be half a millisecond away: the disk
  * would have nothing to do meanwhile, and then everything at once. */
 #define READS_AT_ONCE 8u
+#define READ_UNIT_MIN 512u
 
 static const struct {
     u32 share;
@@ -319,8 +320,9 @@ op_advance(struct io_op *op, u32 moved)
     u32 before = op->transferred;
     op->transferred += moved;
     if (op->transferred < op->size && op->file->direct) {
-        if (moved % IO_ALIGNMENT != 0) MARK("io.ring_file.block_again");
-        op->transferred = (u32)align_down(op->transferred, IO_ALIGNMENT);
+        u32 unit = op->kind == OP_READ ? op->file->read_unit : IO_ALIGNMENT;
+        if (moved % unit != 0) MARK("io.ring_file.block_again");
+        op->transferred = (u32)align_down(op->transferred, unit);
     }
     if (op->transferred < op->size && op->transferred > before) MARK("io.ring_file.part");
     return op->transferred > before;
@@ -437,7 +439,8 @@ op_start(struct io_file *file, struct io_op *op, enum op_kind kind, enum io_clas
     CHECK(&file->shard->core == io_current);
     CHECK(!file->closing);
     CHECK(size > 0);
-    CHECK(size % IO_ALIGNMENT == 0 && offset % IO_ALIGNMENT == 0);
+    u32 unit = kind == OP_READ ? file->read_unit : IO_ALIGNMENT;
+    CHECK(size % unit == 0 && offset % unit == 0);
     CHECK((uintptr_t)buffer % IO_ALIGNMENT == 0);
     CHECK(offset <= (u64)INT64_MAX - size);
     op->file = file;
@@ -529,6 +532,7 @@ file_new(struct ring_shard *shard, const char *path)
     file->fd = -1;
     file->slot = -1;
     file->cached.fd = -1;
+    file->read_unit = READ_UNIT_MIN;
     file->size_bytes = size;
     memcpy(file->path, path, strlen(path) + 1);
     fiber_queue_init(&file->idle_queue);
@@ -574,6 +578,25 @@ ring_close_wait(struct ring_shard *shard, int fd)
     }
 }
 
+/* Kernels before 6.1 do not say, and headers may not know how to ask. */
+static u32
+read_unit_of(int fd)
+{
+#ifdef STATX_DIOALIGN
+    struct statx statx_of;
+    if (statx(fd, "", AT_EMPTY_PATH, STATX_DIOALIGN, &statx_of) == 0 &&
+        (statx_of.stx_mask & STATX_DIOALIGN) != 0) {
+        u32 unit = statx_of.stx_dio_offset_align;
+        if (unit != 0 && (unit & (unit - 1)) == 0 && unit <= IO_ALIGNMENT &&
+            statx_of.stx_dio_mem_align <= READ_UNIT_MIN)
+            return MAX(unit, READ_UNIT_MIN);
+    }
+#else
+    (void)fd;
+#endif
+    return IO_ALIGNMENT;
+}
+
 MAY_YIELD static status
 file_open_disk(struct io_file *file, u32 flags)
 {
@@ -607,10 +630,17 @@ file_open_disk(struct io_file *file, u32 flags)
         log_warning("io", "no direct I/O on this file system, using the page cache path=%s",
                     file->path);
     file->fd = fd;
+    if (file->direct) file->read_unit = read_unit_of(fd);
     file->slot = ring_slot_take(shard, fd);
     file->dsync = (flags & IO_OPEN_WRITE) && ring_device_dsync(shard, fd, file->path);
     if ((flags & IO_OPEN_WRITE) && stat.st_size > 0) file_extents_read(file);
     return ST_OK;
+}
+
+u32
+io_file_read_unit(const struct io_file *file)
+{
+    return file->read_unit;
 }
 
 MAY_YIELD status

@@ -82,6 +82,7 @@ struct io_file {
     bool direct; /* O_DIRECT */
     bool dsync;  /* durable writes use RWF_DSYNC */
     bool closing;
+    u32 read_unit; /* io_file_read_unit */
     u32 in_flight; /* operations not finished */
     struct fiber_queue idle_queue;
     struct ring_cached cached;

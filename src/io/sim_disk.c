@@ -359,16 +359,18 @@ sim_inode_read(struct sim_inode *inode, void *buffer, u32 size, u64 offset)
 {
     if (offset > inode->size || size > inode->size - offset) return ST_END;
     u8 *target = buffer;
-    for (u64 done = 0; done < size; done += SIM_PAGE_BYTES) {
-        u64 i = (offset + done) / SIM_PAGE_BYTES;
-        struct sim_page *page = sim_page_find(inode, i);
+    for (u64 at = offset, end = offset + size; at < end;) {
+        u64 skip = at % SIM_PAGE_BYTES, part = MIN(SIM_PAGE_BYTES - skip, end - at);
+        struct sim_page *page = sim_page_find(inode, at / SIM_PAGE_BYTES);
         if (inode->disk->failed) page_evict_maybe(inode->disk, page);
         const u8 *data = sim_page_current(page);
         if (data == zero_page) {
-            memset(target + done, 0, SIM_PAGE_BYTES);
+            memset(target, 0, part);
         } else {
-            memcpy(target + done, data, SIM_PAGE_BYTES);
+            memcpy(target, data + skip, part);
         }
+        target += part;
+        at += part;
     }
     return ST_OK;
 }

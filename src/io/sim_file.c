@@ -45,6 +45,7 @@ struct io_file {
     struct sim_inode *inode;
     struct memfs_file *memory; /* one of the two */
     bool writable;
+    u32 read_unit;
     u32 in_flight;
     struct fiber_queue idle;
 };
@@ -631,6 +632,13 @@ sim_files_drop(struct sim_node *node)
 
 /* ---- files ---- */
 
+/* A seed's disks are all of one kind: a quarter reads whole pages only. */
+u32
+io_file_read_unit(const struct io_file *file)
+{
+    return file->read_unit;
+}
+
 MAY_YIELD status
 io_file_open(const char *path, u32 flags, struct io_file **out)
 {
@@ -650,6 +658,8 @@ io_file_open(const char *path, u32 flags, struct io_file **out)
         mem_free(io_budget(), file, sizeof(*file));
         return st;
     }
+    bool pages = file->inode != NULL && shard->node->sim->options.seed % 4 == 0;
+    file->read_unit = pages ? IO_ALIGNMENT : SIM_SECTOR_BYTES;
     file->writable = (flags & (IO_OPEN_WRITE | IO_OPEN_CREATE)) != 0;
     fiber_queue_init(&file->idle);
     list_push_back(&shard->files, &file->link);
@@ -689,8 +699,8 @@ static void
 op_start(struct io_file *file, struct io_op *op, enum request_kind kind, enum io_class class,
          void *buffer, u32 size, u64 offset, bool durable)
 {
-    CHECK(size > 0 && size % IO_ALIGNMENT == 0);
-    CHECK(offset % IO_ALIGNMENT == 0);
+    u32 unit = kind == REQUEST_READ ? io_file_read_unit(file) : IO_ALIGNMENT;
+    CHECK(size > 0 && size % unit == 0 && offset % unit == 0);
     CHECK((uintptr_t)buffer % IO_ALIGNMENT == 0);
     op->result = ST_OK;
     op->file = file;

@@ -516,8 +516,9 @@ piece_read(struct io_file *file, u64 file_bytes, enum io_class io_class, struct 
 {
     if (offset > file_bytes || size > file_bytes - offset)
         return MARKED("lsm.piece_read.outside", ST_CORRUPT);
-    u64 first = align_down(offset, IO_ALIGNMENT);
-    u64 end = align_up(offset + size, IO_ALIGNMENT);
+    u32 unit = io_file_read_unit(file);
+    u64 first = align_down(offset, unit);
+    u64 end = align_up(offset + size, unit);
     u32 buffer_bytes = (u32)MIN(end - first, PIECE_BYTES);
     u8 *buffer = mem_alloc_aligned(budget, buffer_bytes, IO_ALIGNMENT);
     if (buffer == NULL) return MARKED("lsm.piece_read.no_memory", ST_NO_MEMORY);

@@ -15,10 +15,10 @@
  *   index:      | header 16 | first tokens u64 * n | offsets, low u32 * (n+1) | run blocks u32 * r
  *               | run separator ends u32 * r | offsets, high u8 * (n+1) | separators |
  *
- * A block on disk is at most TABLE_BLOCK_BYTES, so that the aligned span which holds it is 4 or
- * 8 KiB; with a codec the raw unit is TABLE_UNIT_BYTES where compression pays. An entry that is
- * larger than that has a block of its own. Raw block and struct block together are 4096 bytes: one
- * size class of the allocator, without waste.
+ * A block on disk is at most TABLE_BLOCK_BYTES, so that the aligned span which holds it is 8 KiB at
+ * most, and mostly less (io_file_read_unit); with a codec the raw unit is TABLE_UNIT_BYTES where
+ * compression pays. An entry that is larger than that has a block of its own. Raw block and struct
+ * block together are 4096 bytes: one size class of the allocator, without waste.
  *
  * Where a key is. Blocks are found by their first token. A block whose first token is also the last
  * token of the block before lies inside a *run* of one token and has a separator: the shortest key

@@ -280,8 +280,9 @@ table_block_unpack(const struct table_block_header *header, const u8 *payload,
 MAY_YIELD static status
 block_read(struct table *table, enum io_class io_class, u64 offset, u32 size, struct block **out)
 {
-    u64 first = align_down(offset, IO_ALIGNMENT);
-    u32 span = (u32)(align_up(offset + size, IO_ALIGNMENT) - first);
+    u32 unit = io_file_read_unit(table->file);
+    u64 first = align_down(offset, unit);
+    u32 span = (u32)(align_up(offset + size, unit) - first);
     u8 *buffer = mem_alloc_aligned(table->budget, span, IO_ALIGNMENT);
     if (buffer == NULL) return MARKED("lsm.table.block_no_memory", ST_NO_MEMORY);
     status st = ST_OK;

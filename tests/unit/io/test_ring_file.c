@@ -108,6 +108,57 @@ what_was_written_is_read_back(void **state)
     ring_run_main(1, main_contents, NULL);
 }
 
+/* Reads of any units: each at another place of a block, over the ends of blocks. */
+static status
+main_units(void *arg)
+{
+    struct io_file *file;
+    const u32 size = 6 * BLOCK;
+    EXPECT(ok(io_file_open(path_of("units"), IO_OPEN_WRITE | IO_OPEN_CREATE, &file)));
+    u8 *out = block_new(size, 3), *in = block_new(size, 4);
+    EXPECT(ok(io_file_fill(file, size)));
+    EXPECT(ok(io_file_write(file, IO_CLASS_LOG, out, size, 0, true)));
+    u32 unit = io_file_read_unit(file);
+    EXPECT(unit >= 512 && unit <= BLOCK && (unit & (unit - 1)) == 0);
+    for (u32 first = 0; first < size; first += unit) {
+        for (u32 span = unit; span <= 2 * BLOCK && first + span <= size; span += unit) {
+            memset(in, 0xEE, span + 1);
+            EXPECT(ok(io_file_read(file, IO_CLASS_READ, in, span, first)));
+            EXPECT(memcmp(in, out + first, span) == 0 && in[span] == 0xEE);
+        }
+    }
+    EXPECT(status_is(io_file_read(file, IO_CLASS_READ, in, 2 * unit, size - unit), ST_END));
+    io_file_close(file);
+    mem_free(io_budget(), out, size);
+    mem_free(io_budget(), in, size);
+    EXPECT(ok(io_dir_list(root, remove_all, NULL)));
+    return ST_OK;
+}
+
+static void
+reads_begin_and_end_at_any_unit(void **state)
+{
+    ring_run_main(1, main_units, NULL);
+}
+
+/* The same where the kernel stops short, between the units of a read, too. */
+static status
+main_units_stopped(void *arg)
+{
+    fault_armed_set(true);
+    status st = main_units(arg);
+    fault_armed_set(false);
+    return st;
+}
+
+static void
+reads_of_units_that_stop_short_go_on(void **state)
+{
+    u64 stops = fault_count("io.ring_file.stopped_short");
+    ring_run_main(1, main_units_stopped, NULL);
+    assert_true(fault_count("io.ring_file.stopped_short") - stops > 10);
+}
+
 /* ---- large and many ---- */
 
 #define LARGE_BYTES (3u * LIMIT_IO_BYTES + 5 * BLOCK)
@@ -816,6 +867,8 @@ main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(what_was_written_is_read_back),
+        cmocka_unit_test(reads_begin_and_end_at_any_unit),
+        cmocka_unit_test(reads_of_units_that_stop_short_go_on),
         cmocka_unit_test(a_large_request_is_cut_and_put_together),
         cmocka_unit_test(what_the_kernel_left_over_is_asked_for_again),
         cmocka_unit_test(transfers_that_stop_short_go_on_where_they_stopped),

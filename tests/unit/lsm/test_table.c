@@ -298,7 +298,7 @@ cost_check(enum lsm_codec codec)
                                  false, &out, &pin)));
         block_cache_unpin(pin);
         assert_int_equal(stats.reads, reads + 1);
-        assert_in_range(stats.read_bytes - bytes, 4096, 8192);
+        assert_in_range(stats.read_bytes - bytes, 512, 8192);
     }
     /* Packed: what the records need plus a few percent. */
     assert_true(meta.file_bytes < meta.data_bytes + meta.data_bytes / 4 + 16384);
