@@ -49,7 +49,7 @@ coverage: deps ## line coverage of src/ by the tests, at least 85 %
 fuzz: deps ## run every fuzz target for FUZZ_SECONDS seconds
 	@tools/fuzz $(FUZZ_SECONDS)
 
-mutants: deps ## break the program on purpose, mistake by mistake: the simulation must notice each; half an hour
+mutants: deps ## break the program on purpose, mistake by mistake: the simulation must notice each; 5 minutes or more on 2 cores
 	@tools/mutants
 
 soak: deps all ## the long tests: 50 power cuts, long loads

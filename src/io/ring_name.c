@@ -255,7 +255,8 @@ io_dir_list(const char *path, void (*each)(void *arg, const char *name), void *a
     buf_init(&names, budget);
     buf_init(&starts, budget);
     void *block = mem_alloc(budget, DIR_READ_BYTES);
-    status st = block == NULL ? ST_NO_MEMORY : dir_read_names(fd, block, &names, &starts);
+    status st = block != NULL ? dir_read_names(fd, block, &names, &starts)
+                              : MARKED("io.ring_name.list_block_no_memory", ST_NO_MEMORY);
     mem_free(budget, block, DIR_READ_BYTES);
     close(fd);
     if (ok(st)) {

@@ -61,7 +61,32 @@ calm_is_broken(const struct request_seen *request, bool calm, u64 calm_ns)
     return request->begun_ns >= calm_ns;
 }
 
+/* Whether a connection has the level of consistency that it asked for. A node without memory may
+ * refuse that, as anything: then the request itself is not sent. */
+static inline bool
+level_is_taken(struct bytes answer)
+{
+    return answer.size > 0 && answer.data[0] == '+';
+}
+
 /* ---- a member that is asked to leave ---- */
+
+#define STAYING_MIN 3u /* a majority goes on without one of them */
+
+struct member_seen {
+    bool normal; /* by the newest topology that anybody has who runs */
+    bool told;   /* that it may go, by somebody whose topology is newer, perhaps */
+};
+
+/* Whether one more member may be asked. */
+static inline bool
+one_more_may_leave(const struct member_seen *members, u32 count)
+{
+    u32 staying = 0;
+    for (u32 i = 0; i < count; i++)
+        staying += members[i].normal && !members[i].told;
+    return staying > STAYING_MIN;
+}
 
 #define LEAVER_REFUSALS_MAX 20u
 
@@ -113,6 +138,16 @@ static inline bool
 stamps_settled(u64 ahead_ms)
 {
     return ahead_ms <= HLC_AHEAD_MS_MAX / 2;
+}
+
+/* Why not, of the members; NULL: nothing is to come. lost: somebody who is to be forgotten yet, or
+ * to be replaced when that is done: between the two no plan is under way. leaver: to be asked to
+ * go. */
+static inline const char *
+members_unsettled(bool plan, bool lost, bool leaver)
+{
+    if (plan) return "a plan is under way";
+    return lost || leaver ? "somebody is to go yet, or to be replaced" : NULL;
 }
 
 enum cluster_state {

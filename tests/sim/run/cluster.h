@@ -273,8 +273,8 @@ void cluster_trouble_init(void);
 void cluster_trouble_begin(void);
 void cluster_trouble_step(void); /* now and then */
 void cluster_trouble_end(void);
-/* Somebody is to be asked to go yet, or to be forgotten and replaced. */
-bool cluster_trouble_owes(void);
+/* Why they are not settled, as members_unsettled says. */
+const char *cluster_members_unsettled(bool plan);
 
 /* cluster_work.c */
 void cluster_keys_make(void);

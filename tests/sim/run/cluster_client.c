@@ -476,8 +476,8 @@ level_set(struct cluster_client *client, u32 level)
     CHECK(!w.failed);
     if (!out_send(client, &out)) return false;
     struct bytes answer = answer_wait(client, 1);
+    bool set = level_is_taken(answer);
     if (answer.size == 0) return false;
-    bool set = answer.data[0] == '+'; /* for want of memory a node may refuse this, too */
     buf_consume(&client->in, answer.size);
     if (set) client->level = level;
     return set && client->conn != NULL;

@@ -409,8 +409,8 @@ cluster_why_unsettled(void)
     const struct cluster_run *c = run->cluster;
     const struct topology *newest = cluster_topology_newest();
     if (newest == NULL) return "nobody runs";
-    if (newest->stage != STAGE_NONE) return "a plan is under way";
-    if (cluster_trouble_owes()) return "somebody is to go yet, or to be replaced";
+    const char *members = cluster_members_unsettled(newest->stage != STAGE_NONE);
+    if (members != NULL) return members;
     size_t places = (size_t)newest->current.partition_count * newest->current.width;
     for (size_t i = 0; i < places; i++)
         if (newest->current.ids[i] & TOPOLOGY_GONE) return "places of somebody who is gone";

@@ -117,16 +117,14 @@ leave(void)
     struct cluster_run *c = run->cluster;
     const struct topology *newest = cluster_topology_newest();
     if (now.leaver != NULL || newest == NULL || newest->member_count <= 3) return false;
-    /* The newest that anybody has who runs may be older than what others have promised. */
-    u32 staying = 0;
-    for (u32 i = 0; i < newest->member_count; i++)
-        staying += newest->members[i].state == PLACEMENT_NORMAL;
+    struct member_seen members[CLUSTER_NODES_MAX] = {0};
     for (u32 i = 0; i < c->node_count; i++) {
         const struct cluster_node *node = &c->nodes[i];
         const struct topology_member *member = topology_member_by_id(newest, node->id);
-        staying -= node->leaving && member != NULL && member->state == PLACEMENT_NORMAL;
+        members[i].normal = member != NULL && member->state == PLACEMENT_NORMAL;
+        members[i].told = node->leaving;
     }
-    if (staying <= 3 || c->lost != 0) return false;
+    if (!one_more_may_leave(members, c->node_count) || c->lost != 0) return false;
     now.leaver = running_draw();
     now.leaver_told = (struct leaver){.asked = false};
     return now.leaver != NULL;
@@ -414,10 +412,10 @@ cluster_trouble_step(void)
     next_draw();
 }
 
-bool
-cluster_trouble_owes(void)
+const char *
+cluster_members_unsettled(bool plan)
 {
-    return now.lost != NULL || now.leaver != NULL;
+    return members_unsettled(plan, now.lost != NULL, now.leaver != NULL);
 }
 
 void

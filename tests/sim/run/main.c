@@ -59,6 +59,9 @@ print_help(void)
     printf("%s\nfault families for --off and --skip:", usage);
     for (u32 i = 0; i < SIM_FAULT_COUNT; i++)
         printf("%s %s", i % 8 == 0 ? "\n   " : "", sim_fault_name((enum sim_fault)i));
+    printf("\n--ops: so many requests while things fail, instead of what the seed draws; those of "
+           "the calm\n"
+           "    and of the last reader, who asks for every key, come on top of it");
     printf("\nmistakes for --flaw, which the judge must notice:");
     for (u32 i = 1; i < RUN_FLAW_COUNT; i++)
         printf(" %s", run_flaw_names[i]);

@@ -33,12 +33,14 @@ struct model {
     u64 (*clock_least)(u64 from_ns, u64 to_ns);
     u64 (*clock_most)(u64 from_ns, u64 to_ns);
     struct config_set now, next, seen;
-    struct model_op *open[MODEL_OPEN_MAX]; /* by slot */
-    u64 taken[MODEL_MASK];                 /* slots in use */
-    u64 quiet[MODEL_MASK];                 /* of these: answers say that nothing was changed */
-    u64 unknown[MODEL_MASK];               /* slots of unknown outcome */
-    size_t state_bytes;                    /* of a state: those of the object's keys */
-    u64 end_ns;                            /* what has not returned may have happened until then */
+    struct model_op *open[MODEL_OPEN_MAX];  /* by slot */
+    u64 taken[MODEL_MASK];                  /* slots in use */
+    u64 quiet[MODEL_MASK];                  /* of these: answers say that nothing was changed */
+    u64 done[MODEL_MASK];                   /* slots whose answers are known */
+    u64 unknown[MODEL_MASK];                /* slots of unknown outcome */
+    u64 before[MODEL_OPEN_MAX][MODEL_MASK]; /* by slot: those that it must not pass */
+    size_t state_bytes;                     /* of a state: those of the object's keys */
+    u64 end_ns;                             /* what has not returned may have happened until then */
     struct model_stats stats;
     bool full;
 };

@@ -128,22 +128,41 @@ comes_after(const struct model_op *a, const struct model_op *b)
     return a->invoked != b->invoked ? a->invoked > b->invoked : a->number > b->number;
 }
 
+/* Whether op is to come after other, because they are of one connection. */
+static bool
+is_behind(const struct model_op *op, const struct model_op *other)
+{
+    return op->connection != 0 && other->connection == op->connection && comes_after(op, other) &&
+           shares_key(other, op);
+}
+
+/* Notes which of the open operations the one of that slot is behind, and which are behind it. */
+static void
+order_note(struct model *model, i16 slot)
+{
+    const struct model_op *op = model->open[slot];
+    memset(model->before[slot], 0, sizeof(model->before[slot]));
+    for (u32 word = 0; word < MODEL_MASK; word++) {
+        for (u64 left = model->taken[word]; left != 0;) {
+            i16 there = slot_next(&left, word);
+            mask_drop(model->before[there], slot);
+            if (is_behind(op, model->open[there])) mask_add(model->before[slot], there);
+            if (is_behind(model->open[there], op)) mask_add(model->before[there], slot);
+        }
+    }
+}
+
 /* Whether op may take effect now; those before it in its connection that have not, and whose
  * outcome is unknown, never will: they are added to mask. */
 static bool
 may_go(const struct model *model, const struct config *config, const struct model_op *op,
        u64 mask[static MODEL_MASK])
 {
-    if (op->connection == 0) return true;
+    const u64 *before = model->before[op->slot];
     for (u32 word = 0; word < MODEL_MASK; word++) {
-        for (u64 left = model->taken[word] & ~config->mask[word]; left != 0;) {
-            i16 slot = slot_next(&left, word);
-            const struct model_op *other = model->open[slot];
-            if (other == op || other->connection != op->connection) continue;
-            if (comes_after(other, op) || !shares_key(other, op)) continue;
-            if (other->outcome == MODEL_DONE) return false;
-            mask_add(mask, slot);
-        }
+        u64 left = before[word] & model->taken[word] & ~config->mask[word];
+        if (left & model->done[word]) return false;
+        mask[word] |= left;
     }
     return true;
 }
@@ -169,14 +188,26 @@ changed_nothing(const struct model_op *op)
     return true;
 }
 
+/* Whether it is a read of another value than there is: most of what does not fit is, and to apply
+ * it costs more. */
+static bool
+reads_other(const struct config *config, const struct model_op *op)
+{
+    const struct model_step *step = &op->steps[0];
+    if (op->step_count != 1 || step->kind != MODEL_GET || !(step->known & MODEL_KNOWS_VALUE))
+        return false;
+    const struct model_cell *cell = &config->state.cells[step->key];
+    bool may_expire = cell->expire_hi_ns != 0 && step->result_value == VALUE_ABSENT;
+    return cell->value != step->result_value && !may_expire;
+}
+
 static bool
 settle_one(struct model *model, struct config *config, i16 slot)
 {
     const struct model_op *op = model->open[slot];
-    u64 mask[MODEL_MASK];
-    memcpy(mask, config->mask, sizeof(mask));
-    if (!may_go(model, config, op, mask)) return false;
-    if (memcmp(mask, config->mask, sizeof(mask)) != 0) return false; /* it costs another one */
+    for (u32 i = 0; i < MODEL_MASK; i++) /* else it waits for another one, or costs it */
+        if (model->before[slot][i] & model->taken[i] & ~config->mask[i]) return false;
+    if (reads_other(config, op)) return false;
     struct model_state after[MODEL_BRANCHES];
     if (model_apply(model, &config->state, op, after) != 1) return false;
     if (!states_equal(model, &after[0], &config->state)) return false;
@@ -271,6 +302,7 @@ slot_free(struct model *model, struct model_op *op)
     model->open[op->slot] = NULL;
     mask_drop(model->taken, op->slot);
     mask_drop(model->quiet, op->slot);
+    mask_drop(model->done, op->slot);
     op->slot = -1;
 }
 
@@ -283,9 +315,11 @@ slot_take(struct model *model, struct model_op *op)
     if (slot == MODEL_OPEN_MAX) return false;
     op->slot = (i16)slot;
     model->open[slot] = op;
+    order_note(model, op->slot);
     mask_add(model->taken, op->slot);
     if (changed_nothing(op)) mask_add(model->quiet, op->slot);
-    if (op->outcome == MODEL_UNKNOWN) mask_add(model->unknown, (i16)slot);
+    if (op->outcome == MODEL_DONE) mask_add(model->done, op->slot);
+    if (op->outcome == MODEL_UNKNOWN) mask_add(model->unknown, op->slot);
     set_clear(&model->next);
     for (u32 i = 0; i < model->now.count; i++) {
         struct config config = model->now.all[i];
@@ -389,6 +423,7 @@ model_judge(struct model *model, struct model_object *object, enum model_end end
     memset(model->open, 0, sizeof(model->open));
     memset(model->taken, 0, sizeof(model->taken));
     memset(model->quiet, 0, sizeof(model->quiet));
+    memset(model->done, 0, sizeof(model->done));
     memset(model->unknown, 0, sizeof(model->unknown));
     set_clear(&model->now);
     for (u32 i = 0; i < object->state_count; i++) {

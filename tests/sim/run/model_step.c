@@ -286,10 +286,11 @@ keys_looked_at(const struct model_op *op)
 }
 
 static u32
-out_add(struct model_state *out, u32 count, const struct model_state *state)
+out_add(const struct model *model, struct model_state *out, u32 count,
+        const struct model_state *state)
 {
     for (u32 i = 0; i < count; i++)
-        if (memcmp(&out[i], state, sizeof(*state)) == 0) return count;
+        if (memcmp(&out[i], state, model->state_bytes) == 0) return count;
     out[count] = *state;
     return count + 1;
 }
@@ -314,7 +315,7 @@ model_apply(struct model *model, const struct model_state *state, const struct m
         }
     }
     if (doubtful == 0 && !(model->time_back && gone != 0)) { /* nearly always */
-        out[0] = *state;
+        memcpy(&out[0], state, model->state_bytes);
         for (u32 k = 0; gone >> k != 0; k++)
             if (gone >> k & 1) out[0].cells[k] = NOTHING;
         return steps_run(model, op, &out[0]);
@@ -325,13 +326,13 @@ model_apply(struct model *model, const struct model_state *state, const struct m
         for (u32 k = 0; k < MODEL_KEYS_MAX; k++)
             if ((gone | choice) >> k & 1) result.cells[k] = NOTHING;
         if (steps_run(model, op, &result)) {
-            if (!model->time_back || op->changes) count = out_add(out, count, &result);
+            if (!model->time_back || op->changes) count = out_add(model, out, count, &result);
             /* When the clock steps back, what was not written may come back. */
             if (model->time_back) {
                 for (u32 k = 0; k < MODEL_KEYS_MAX; k++)
                     if ((gone | choice) >> k & 1 && result.cells[k].value == VALUE_ABSENT)
                         result.cells[k] = state->cells[k];
-                count = out_add(out, count, &result);
+                count = out_add(model, out, count, &result);
             }
         }
         if (choice == doubtful) break;

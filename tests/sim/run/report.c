@@ -110,6 +110,8 @@ report_print(void)
             (unsigned long long)(sim_now_ns(run->sim) / 1000),
             (unsigned long long)sim_event_count(run->sim), (unsigned long long)run->position,
             (unsigned long long)run->starts, run->shards, (unsigned long long)run->stats.requests);
+    fprintf(stderr, "trace     %016llx until then: another run of the seed has the same\n",
+            (unsigned long long)sim_trace_hash(run->sim));
     if (run->failed_object != 0) {
         const struct object *object = &run->objects[run->failed_object - 1];
         fprintf(stderr, "object %u in keyspace %u: %u keys\n", run->failed_object - 1,

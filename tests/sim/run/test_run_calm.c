@@ -136,6 +136,48 @@ who_may_have_been_told_to_leave_is_asked_until_it_has_gone(void **state)
     assert_int_equal(leaver_answered(&leaver, ANSWER_REFUSED, true), LEAVER_STAYS);
 }
 
+/* cluster-swarm 776. */
+static void
+between_a_plan_and_who_replaces_a_lost_member_nothing_is_settled(void **state)
+{
+    (void)state;
+    assert_non_null(members_unsettled(true, true, false));
+    assert_non_null(members_unsettled(false, true, false)); /* forgotten, and not replaced yet */
+    assert_non_null(members_unsettled(false, false, true));
+    assert_non_null(members_unsettled(true, false, false));
+    assert_null(members_unsettled(false, false, false));
+}
+
+/* cluster-swarm 770013. */
+static void
+who_was_told_that_it_may_go_does_not_count_among_those_that_stay(void **state)
+{
+    (void)state;
+    struct member_seen members[5] = {
+        {.normal = true}, {.normal = true}, {.normal = true}, {.normal = true}, {.normal = true}};
+    assert_true(one_more_may_leave(members, 5));
+    members[0].told = true;
+    assert_true(one_more_may_leave(members, 5));
+    members[3].told = true; /* by those that run both are members as before */
+    assert_false(one_more_may_leave(members, 5));
+    /* Who joins or leaves by the topology does not count either, and is not taken off twice. */
+    members[3].normal = false;
+    assert_false(one_more_may_leave(members, 5));
+    members[3] = (struct member_seen){.normal = true};
+    members[0].normal = false;
+    assert_true(one_more_may_leave(members, 5));
+}
+
+/* cluster-swarm 30. */
+static void
+a_level_of_consistency_may_be_refused_like_anything(void **state)
+{
+    (void)state;
+    assert_true(level_is_taken(BYTES("+OK\r\n", 5)));
+    assert_false(level_is_taken(BYTES("-OOM no memory\r\n", 16)));
+    assert_false(level_is_taken(BYTES(NULL, 0))); /* the connection has ended */
+}
+
 int
 main(void)
 {
@@ -147,6 +189,9 @@ main(void)
         cmocka_unit_test(who_is_to_come_back_is_waited_for_and_whoever_runs_is_stopped),
         cmocka_unit_test(what_is_closing_since_before_the_calm_is_left_and_does_not_break_it),
         cmocka_unit_test(who_may_have_been_told_to_leave_is_asked_until_it_has_gone),
+        cmocka_unit_test(between_a_plan_and_who_replaces_a_lost_member_nothing_is_settled),
+        cmocka_unit_test(who_was_told_that_it_may_go_does_not_count_among_those_that_stay),
+        cmocka_unit_test(a_level_of_consistency_may_be_refused_like_anything),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -440,6 +440,47 @@ main_names(void *arg)
     return ST_OK;
 }
 
+/* With no more than that many bytes of memory left: what a listing of root says. */
+static status
+list_with(u64 left)
+{
+    u64 taken = budget_available(io_budget()) - left;
+    EXPECT(budget_take(io_budget(), taken));
+    listed[0] = 0;
+    status st = io_dir_list(root, lists, NULL);
+    budget_give(io_budget(), taken);
+    return st;
+}
+
+static status
+main_without_memory(void *arg)
+{
+    struct io_file *file;
+    create(path_of("only"));
+    u64 used = io_budget()->used_bytes;
+    EXPECT(status_is(list_with(0), ST_NO_MEMORY));
+    EXPECT(fault_count("io.ring_name.list_block_no_memory") == 1);
+    EXPECT(status_is(list_with(KIB(32)), ST_NO_MEMORY)); /* no more than the kernel's answer */
+    EXPECT(fault_count("io.ring_name.list_no_memory") == 1);
+    EXPECT(strcmp(listed, "") == 0);
+    EXPECT(ok(list_with(KIB(64))));
+    EXPECT(strcmp(listed, "only ") == 0);
+    u64 taken = budget_available(io_budget());
+    EXPECT(budget_take(io_budget(), taken));
+    EXPECT(status_is(io_file_open(path_of("only"), IO_OPEN_READ, &file), ST_NO_MEMORY));
+    budget_give(io_budget(), taken);
+    EXPECT(fault_count("io.ring_file.no_memory") == 1);
+    EXPECT(io_budget()->used_bytes == used);
+    EXPECT(ok(io_file_unlink(path_of("only"))));
+    return ST_OK;
+}
+
+static void
+without_memory_nothing_is_listed_or_opened_and_nothing_is_lost(void **state)
+{
+    ring_run_main(1, main_without_memory, NULL);
+}
+
 /* ---- removed files ---- */
 
 static u64
@@ -876,6 +917,7 @@ main(void)
         cmocka_unit_test(a_small_read_does_not_wait_behind_bulk),
         cmocka_unit_test(a_removed_file_goes_little_by_little),
         cmocka_unit_test(names_are_made_moved_listed_and_removed),
+        cmocka_unit_test(without_memory_nothing_is_listed_or_opened_and_nothing_is_lost),
         cmocka_unit_test(files_in_memory_behave_alike),
         cmocka_unit_test(what_the_cache_takes_is_done_at_once_and_bounded),
         cmocka_unit_test(without_a_descriptor_the_cache_is_done_without_and_a_lock_is_refused),
