@@ -575,6 +575,7 @@ void
 cluster_move_rate_set(struct cluster *cluster, u64 bytes_per_s)
 {
     atomic_store_explicit(&cluster->move_bytes_per_s, bytes_per_s, memory_order_relaxed);
+    atomic_store(&cluster->serve_at_ns, 0); /* what was due by the old one is not */
 }
 
 /* How long the source is to keep a scan, so that it need not begin anew for each page just when it
