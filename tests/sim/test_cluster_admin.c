@@ -545,6 +545,48 @@ a_restart_in_order_holds_nobody_up(void **state)
     run_seeds(restart_story, NODES, 0);
 }
 
+/* What a node coordinates does not end before it has to stop: it gives the lead away all the same,
+ * and tells everybody. */
+static MAY_YIELD void
+slow_stop_story(struct rig *rig)
+{
+    cluster_rig_settle(rig, NODES, NODES, WAIT_NS);
+    u32 stopped = leader_of(rig);
+    while (stopped == NODES) {
+        fiber_sleep_ns(50 * NS_PER_MS);
+        stopped = leader_of(rig);
+    }
+    struct rig_node *node = &rig->nodes[stopped];
+    const struct cluster *other = rig->nodes[(stopped + 1) % NODES].server->cluster;
+    u32 member = cluster_member(node->server->cluster);
+    node->server->cluster->shards[0]->coordinating++;
+    u64 began_ns = io_now_ns();
+    sim_node_stop(node->machine);
+    while (!cluster_drained(other, member) && io_now_ns() - began_ns < CLUSTER_HAND_OVER_NS)
+        fiber_sleep_ns(NS_PER_MS);
+    CHECK(cluster_drained(other, member));
+    while (sim_node_running(node->machine))
+        fiber_sleep_ns(NS_PER_MS);
+    CHECK(io_now_ns() - began_ns < 2 * CLUSTER_HAND_OVER_NS);
+    u32 leaders = 0;
+    for (u32 i = 0; i < NODES; i++) {
+        struct group0_stats stats;
+        if (i == stopped) continue;
+        group0_stats_get(rig->nodes[i].server->cluster->shards[0]->group0, &stats);
+        leaders += stats.leads;
+    }
+    CHECK(leaders == 1);
+    rig_crash(rig, stopped);
+    rig_start(rig, stopped);
+}
+
+static void
+who_stops_gives_the_lead_away_whatever_goes_on(void **state)
+{
+    (void)state;
+    run_seeds(slow_stop_story, NODES, 0);
+}
+
 /* Of INCRs that are sent on and on, whatever becomes of them. */
 struct tolerant {
     struct counting counting;
@@ -851,6 +893,7 @@ main(void)
         cmocka_unit_test(a_frame_says_how_many_replicas_it_waits_for),
         cmocka_unit_test(a_drained_node_is_missed_by_nobody_and_loses_no_increment),
         cmocka_unit_test(a_restart_in_order_holds_nobody_up),
+        cmocka_unit_test(who_stops_gives_the_lead_away_whatever_goes_on),
         cmocka_unit_test(no_increment_is_lost_when_all_nodes_start_again),
         cmocka_unit_test(nodes_are_weighed_and_removed_by_any_other),
         cmocka_unit_test(who_is_removed_while_it_joins_says_so_and_stops),
