@@ -170,6 +170,7 @@ struct cluster_shard {
     struct io_timer tick;
     u32 streams;            /* under way for others */
     u32 streams_idle_count; /* of these, between two pages */
+    u32 streams_resting;    /* and until the rate lets them have one */
     struct list streams_idle;
     bool closing;             /* this node is about to be drained: nothing more is coordinated */
     u32 coordinating;         /* requests that run on this node: the server counts them */
