@@ -235,14 +235,19 @@ stop_if_outdated(struct cluster_shard *shard)
 }
 
 /* A node takes part before it may stamp: its store is as good as any. What would have to wait for
- * its stamps is better done by others, who can. */
+ * its stamps is better done by others, who can. That it may is said by shard 0 just before a ping:
+ * as long as the others do not know, two run what reads before it writes. */
 static void
 note_stamping(struct cluster_shard *shard)
 {
     struct cluster *cluster = shard->cluster;
-    if (shard->stamps || !replicator_may_stamp(shard->replicator)) return;
-    shard->stamps = true;
-    if (atomic_fetch_add(&cluster->shards_stamping, 1) + 1 != cluster->options.shard_count) return;
+    u64 bit = (u64)1 << shard->index, all = UINT64_MAX >> (64 - cluster->options.shard_count);
+    if ((atomic_load(&cluster->shards_stamping) & bit) == 0 &&
+        replicator_may_stamp(shard->replicator))
+        atomic_fetch_or(&cluster->shards_stamping, bit);
+    if (shard->index != 0 || atomic_load(&cluster->passing) != CLUSTER_PASSING_STARTS ||
+        atomic_load(&cluster->shards_stamping) != all)
+        return;
     cluster_runners_change(cluster);
     u8 starts = CLUSTER_PASSING_STARTS;
     (void)atomic_compare_exchange_strong(&cluster->passing, &starts, CLUSTER_PASSING_NOTHING);

@@ -133,7 +133,7 @@ struct cluster {
     _Atomic u64 clock_ahead_ms;         /* with CLUSTER_ILL_CLOCK, else 0 */
     _Atomic u8 drain;                   /* enum cluster_drain; the server heeds it */
     _Atomic u8 passing;                 /* enum cluster_passing */
-    _Atomic u32 shards_stamping;        /* how many may */
+    _Atomic u64 shards_stamping;        /* a bit each: it may (replicator_may_stamp) */
     char reason[TOPOLOGY_REASON_BYTES]; /* why it failed */
 };
 
@@ -170,8 +170,8 @@ struct cluster_shard {
     struct io_timer tick;
     u32 streams;            /* under way for others */
     u32 streams_idle_count; /* of these, between two pages */
+    u32 streams_resting;    /* and until the rate lets them have one */
     struct list streams_idle;
-    bool stamps;              /* it is counted in shards_stamping */
     bool closing;             /* this node is about to be drained: nothing more is coordinated */
     u32 coordinating;         /* requests that run on this node: the server counts them */
     struct fiber_queue ended; /* woken when one of those ends */
@@ -243,6 +243,14 @@ cluster_drained(const struct cluster *cluster, u32 member)
     return (atomic_load_explicit(&cluster->alive[member % CLUSTER_ALIVE_SLOTS],
                                  memory_order_relaxed) &
             CLUSTER_IS_DRAINED) != 0;
+}
+/* Whether what reads before it writes may begin on this shard: not while its write would wait, and
+ * others, who may stamp before, would have run more by then. */
+static inline bool
+cluster_may_stamp(const struct cluster *cluster, u32 shard)
+{
+    return (atomic_load_explicit(&cluster->shards_stamping, memory_order_relaxed) >> shard & 1) !=
+           0;
 }
 /* Requests go to others from now on. */
 static inline void

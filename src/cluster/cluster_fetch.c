@@ -253,7 +253,11 @@ serve_page(struct stream *stream, struct lsm_scan *scan)
     buf_init(&page, &shard->budget);
     size_t last = 0;
     u64 seq;
-    if (stream->session != 0) serve_pace(shard);
+    if (stream->session != 0) {
+        shard->streams_resting++;
+        serve_pace(shard);
+        shard->streams_resting--;
+    }
     status st = page_fill(scan, &stream->page, &page, &last, &seq);
     /* A client is told only of what is durable; of a key that keeps siblings nobody may know what
      * this store can forget (B1). */
@@ -375,8 +379,10 @@ asked(void *arg, struct peer_request *request, const struct peer_identity *from,
         peer_reply(request, NATIVE_ST_WRONG_EPOCH, epoch, NULL, 0);
         return;
     }
-    bool room = shard->streams - shard->streams_idle_count < STREAMS_MAX &&
-                !atomic_load(&shard->cluster->refusing);
+    /* What moves waits for its turn most of the time; a client's scan is not to wait for that. */
+    u32 busy = shard->streams - shard->streams_idle_count;
+    if (session == 0) busy -= shard->streams_resting;
+    bool room = busy < STREAMS_MAX && !atomic_load(&shard->cluster->refusing);
     struct stream *stream = room ? stream_of(shard, from->member, session, &page) : NULL;
     if (stream != NULL) {
         stream->request = request;
@@ -575,6 +581,7 @@ void
 cluster_move_rate_set(struct cluster *cluster, u64 bytes_per_s)
 {
     atomic_store_explicit(&cluster->move_bytes_per_s, bytes_per_s, memory_order_relaxed);
+    atomic_store(&cluster->serve_at_ns, 0); /* what was due by the old one is not */
 }
 
 /* How long the source is to keep a scan, so that it need not begin anew for each page just when it

@@ -320,7 +320,8 @@ drain_main(void *arg)
         atomic_store(&cluster->drain, CLUSTER_DRAIN_DONE);
         log_info("cluster", "drained: requests go to other nodes");
     }
-    (void)drain_tell(cluster, false);
+    /* Who stops does that again, and opens only when it has told. */
+    if (!io_stopping()) (void)drain_tell(cluster, false);
     while (is_draining(cluster)) {
         if (group0_give_lead(shard->group0)) log_info("cluster", "gives the lead of group0 away");
         (void)!ok(fiber_queue_wait(&shard->changed, io_now_ns() + DRAIN_AGAIN_NS));
@@ -369,8 +370,9 @@ MAY_YIELD void
 cluster_hand_over(struct cluster_shard *shard)
 {
     struct cluster *cluster = shard->cluster;
-    u64 until_ns = io_now_ns() + CLUSTER_HAND_OVER_NS;
-    while (drain_tell(cluster, true) != 0 && io_now_ns() < until_ns)
+    u64 now = io_now_ns(), until_ns = now + CLUSTER_HAND_OVER_NS;
+    u64 closed_ns = now + CLUSTER_HAND_OVER_NS / 2; /* who is slow leaves time to tell the others */
+    while (drain_tell(cluster, true) != 0 && io_now_ns() < closed_ns)
         fiber_sleep_ns(HAND_LOOK_NS);
     cluster_runners_change(cluster);
     atomic_store(&cluster->passing, CLUSTER_PASSING_STOPS);

@@ -264,6 +264,25 @@ note_tried(struct route *route, u32 member)
     if (route->tried_count < ARRAY_COUNT(route->tried)) route->tried[route->tried_count++] = member;
 }
 
+/* Whether it must not begin here yet: this node has just started, and what was read by now would
+ * wait until it may stamp, while another replica does the same. */
+static bool
+waits_to_stamp(const struct shard *shard, const struct topology *topology,
+               const struct request *request, u64 token)
+{
+    const struct cluster *cluster = shard->server->cluster;
+    if (LIKELY(cluster_may_stamp(cluster, shard_of_token(shard->server, token)))) return false;
+    if (!request->writes || runs_anywhere(request)) return false;
+    struct topology_row row;
+    u32 count, self = cluster_member(cluster);
+    topology_row(topology, request->keyspace, token_partition(token, topology->partition_count),
+                 &row);
+    const u32 *members = topology_row_read(&row, &count);
+    for (u32 i = 0; i < count; i++)
+        if (members[i] != self && cluster_alive(cluster, members[i])) return true;
+    return false;
+}
+
 /* 0: nobody is left. */
 static u32
 choose(const struct route *route, const struct shard *shard, const struct topology *topology,
@@ -462,7 +481,7 @@ go(struct route *route)
         return;
     }
     route->asked = 0;
-    if (!coordinates_begin(request)) {
+    if (waits_to_stamp(shard, topology, request, route->token) || !coordinates_begin(request)) {
         again_later(route);
         return;
     }
@@ -822,13 +841,19 @@ asked(void *arg, struct peer_request *peer, const struct peer_identity *from,
         refuse(shard, peer, NATIVE_ST_OVERLOADED);
         return;
     }
+    request->keyspace = header->keyspace;
+    if (waits_to_stamp(shard, topology, request, token)) { /* or somebody else is to, by then */
+        if (command->place > PLACE_SPLIT_ARRAY) multi_decoded_free(&shard->budget, request->extra);
+        request_free(request);
+        refuse(shard, peer, NATIVE_ST_WRONG_EPOCH);
+        return;
+    }
     bool begun = coordinates_begin(request);
     CHECK(begun);
     shard->stats->cluster_forwarded++;
     u64 now = io_now_ns(), age = forward.age_ms * NS_PER_MS;
     request->peer = peer;
     request->owner = owner;
-    request->keyspace = header->keyspace;
     request->resp = forward.resp == 0 ? 3 : forward.resp;
     request->level = forward.level;
     request->connected_ns = now - MIN(now, age);

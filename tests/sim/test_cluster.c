@@ -587,6 +587,37 @@ who_serves_many_keeps_to_the_rate_of_one(void **state)
     run_paced(paced_source_story, 2);
 }
 
+/* Six gain at once, so that what waits for its turn at the source is more than it serves at a time:
+ * clients who look through all keys wait for none of that, but when the places change. */
+static MAY_YIELD void
+crowd_story(struct rig *rig)
+{
+    (void)paced_begin(rig);
+    for (u32 i = 2; i < rig->node_count; i++)
+        rig_start_begin(rig, i);
+    struct rig_client client;
+    while (!ok(rig_try_connect(rig, 3, &client)))
+        fiber_sleep_ns(10 * NS_PER_MS);
+    u64 deadline_ns = io_now_ns() + WAIT_NS;
+    u32 held = 0, counted = 0;
+    while (!cluster_rig_is_settled(rig, rig->node_count, rig->node_count)) {
+        u64 began_ns = io_now_ns();
+        CHECK(began_ns < deadline_ns);
+        struct bytes reply = rig_call(&client, "DBSIZE");
+        if (reply.size > 0 && reply.data[0] == ':') counted++;
+        if (counted > 0) held += io_now_ns() - began_ns > 100 * NS_PER_MS;
+        fiber_sleep_ns(50 * NS_PER_MS);
+    }
+    CHECK(counted > 100 && held <= 3);
+    rig_disconnect(&client);
+}
+
+static void
+scans_do_not_wait_for_what_moves_slowly(void **state)
+{
+    run_paced(crowd_story, 6);
+}
+
 static MAY_YIELD void
 hurried_story(struct rig *rig)
 {
@@ -607,6 +638,37 @@ static void
 the_rate_of_moves_is_changed_while_they_go_on(void **state)
 {
     run_paced(hurried_story, 1);
+}
+
+static MAY_YIELD void
+rate_set(struct rig *rig, u32 node, const char *rate)
+{
+    struct rig_client client;
+    rig_connect_to(rig, node, &client);
+    CHECK(rig_is(rig_call(&client, "CONFIG SET move-rate %s", rate), "+OK\r\n"));
+    rig_disconnect(&client);
+}
+
+/* A source that was told to go slowly owes nothing for that once it may go fast. */
+static MAY_YIELD void
+raised_story(struct rig *rig)
+{
+    wait_settled(rig, 1);
+    rate_set(rig, 0, "4KiB"); /* a page of 64 KiB is due after 16 s */
+    (void)paced_begin(rig);
+    while (atomic_load(&rig->nodes[0].server->cluster->serve_at_ns) < io_now_ns() + 60 * NS_PER_S)
+        fiber_sleep_ns(10 * NS_PER_MS);
+    for (u32 i = 0; i < 2; i++)
+        rate_set(rig, i, "64MiB");
+    u64 began_ns = io_now_ns();
+    wait_settled(rig, 2);
+    CHECK(io_now_ns() - began_ns < 3 * NS_PER_S);
+}
+
+static void
+a_rate_of_before_is_not_waited_for(void **state)
+{
+    run_paced(raised_story, 1);
 }
 
 /* A node comes back with another number of shards, and the others' topology tells of the old one
@@ -1278,7 +1340,9 @@ main(void)
         cmocka_unit_test(who_joins_with_a_clock_that_is_behind_loses_nothing),
         cmocka_unit_test(what_moves_keeps_to_its_rate),
         cmocka_unit_test(who_serves_many_keeps_to_the_rate_of_one),
+        cmocka_unit_test(scans_do_not_wait_for_what_moves_slowly),
         cmocka_unit_test(the_rate_of_moves_is_changed_while_they_go_on),
+        cmocka_unit_test(a_rate_of_before_is_not_waited_for),
         cmocka_unit_test(all_keys_are_found_while_a_node_changes_its_shards),
         cmocka_unit_test(scans_and_counts_follow_the_level),
         cmocka_unit_test(a_page_of_another_shard_is_not_empty),

@@ -545,6 +545,125 @@ a_restart_in_order_holds_nobody_up(void **state)
     run_seeds(restart_story, NODES, 0);
 }
 
+/* What a node coordinates does not end before it has to stop: it gives the lead away all the same,
+ * and tells everybody. */
+static MAY_YIELD void
+slow_stop_story(struct rig *rig)
+{
+    cluster_rig_settle(rig, NODES, NODES, WAIT_NS);
+    u32 stopped = leader_of(rig);
+    while (stopped == NODES) {
+        fiber_sleep_ns(50 * NS_PER_MS);
+        stopped = leader_of(rig);
+    }
+    struct rig_node *node = &rig->nodes[stopped];
+    const struct cluster *other = rig->nodes[(stopped + 1) % NODES].server->cluster;
+    u32 member = cluster_member(node->server->cluster);
+    node->server->cluster->shards[0]->coordinating++;
+    u64 began_ns = io_now_ns();
+    sim_node_stop(node->machine);
+    while (!cluster_drained(other, member) && io_now_ns() - began_ns < CLUSTER_HAND_OVER_NS)
+        fiber_sleep_ns(NS_PER_MS);
+    CHECK(cluster_drained(other, member));
+    while (sim_node_running(node->machine))
+        fiber_sleep_ns(NS_PER_MS);
+    CHECK(io_now_ns() - began_ns < 2 * CLUSTER_HAND_OVER_NS);
+    u32 leaders = 0;
+    for (u32 i = 0; i < NODES; i++) {
+        struct group0_stats stats;
+        if (i == stopped) continue;
+        group0_stats_get(rig->nodes[i].server->cluster->shards[0]->group0, &stats);
+        leaders += stats.leads;
+    }
+    CHECK(leaders == 1);
+    rig_crash(rig, stopped);
+    rig_start(rig, stopped);
+}
+
+static void
+who_stops_gives_the_lead_away_whatever_goes_on(void **state)
+{
+    (void)state;
+    run_seeds(slow_stop_story, NODES, 0);
+}
+
+/* Of INCRs that are sent on and on, whatever becomes of them. */
+struct tolerant {
+    struct counting counting;
+    u32 asked;
+};
+
+static MAY_YIELD void
+count_up_as_can_be(struct rig *rig, void *arg)
+{
+    struct tolerant *tolerant = arg;
+    struct rig_client client;
+    while (!ok(rig_try_connect(rig, tolerant->counting.node, &client)))
+        fiber_sleep_ns(5 * NS_PER_MS);
+    while (!tolerant->counting.ending) {
+        struct bytes reply = rig_call(&client, "INCR k%u", tolerant->asked % RESTART_KEYS);
+        CHECK(reply.size > 0);
+        if (reply.data[0] == ':') tolerant->counting.done++;
+        tolerant->asked++;
+    }
+    rig_disconnect(&client);
+}
+
+static MAY_YIELD u64
+counted(struct rig *rig, u32 node)
+{
+    struct rig_client client;
+    u64 total = 0;
+    rig_connect_to(rig, node, &client);
+    for (u32 i = 0; i < RESTART_KEYS; i++) {
+        struct bytes value = rig_call(&client, "INCRBY k%u 0", i);
+        CHECK(value.size > 1 && value.data[0] == ':');
+        total += strtoull((const char *)value.data + 1, NULL, 10);
+    }
+    rig_disconnect(&client);
+    return total;
+}
+
+/* All nodes start again, one soon after the other, so that none may stamp yet: who may first must
+ * not run what another one has read for already, and waits to write. */
+static MAY_YIELD void
+restarts_story(struct rig *rig)
+{
+    cluster_rig_settle(rig, NODES, NODES, WAIT_NS);
+    fiber_sleep_ns(5 * NS_PER_S); /* no clock is ahead */
+    struct tolerant clients[NODES * 2];
+    u64 least = 0, most = 0;
+    for (u32 i = 0; i < ARRAY_COUNT(clients); i++)
+        clients[i] = (struct tolerant){.counting.node = i % NODES};
+    for (u32 i = 0; i < NODES; i++) {
+        rig_crash(rig, i);
+        rig_start_begin(rig, i);
+        for (u32 j = i; j < ARRAY_COUNT(clients); j += NODES)
+            rig_spawn(rig, count_up_as_can_be, &clients[j]);
+        fiber_sleep_ns(REPLICATE_QUIET_MS / NODES * NS_PER_MS);
+    }
+    fiber_sleep_ns(3 * NS_PER_S);
+    for (u32 i = 0; i < ARRAY_COUNT(clients); i++)
+        clients[i].counting.ending = true;
+    rig_wait_spawned(rig);
+    for (u32 i = 0; i < ARRAY_COUNT(clients); i++) {
+        least += clients[i].counting.done;
+        most += clients[i].asked;
+    }
+    u64 total = counted(rig, 0);
+    if (total < least || total > most)
+        fprintf(stderr, "%llu, not %llu to %llu\n", (unsigned long long)total,
+                (unsigned long long)least, (unsigned long long)most);
+    CHECK(least > 1000 && total >= least && total <= most);
+}
+
+static void
+no_increment_is_lost_when_all_nodes_start_again(void **state)
+{
+    (void)state;
+    run_seeds(restarts_story, NODES, 0);
+}
+
 /* ---- members ---- */
 
 static MAY_YIELD void
@@ -774,6 +893,8 @@ main(void)
         cmocka_unit_test(a_frame_says_how_many_replicas_it_waits_for),
         cmocka_unit_test(a_drained_node_is_missed_by_nobody_and_loses_no_increment),
         cmocka_unit_test(a_restart_in_order_holds_nobody_up),
+        cmocka_unit_test(who_stops_gives_the_lead_away_whatever_goes_on),
+        cmocka_unit_test(no_increment_is_lost_when_all_nodes_start_again),
         cmocka_unit_test(nodes_are_weighed_and_removed_by_any_other),
         cmocka_unit_test(who_is_removed_while_it_joins_says_so_and_stops),
         cmocka_unit_test(who_is_back_after_it_was_called_dead_says_so_and_stops),
