@@ -138,6 +138,15 @@ request_reply_set(struct request *request, struct bytes reply)
     return true;
 }
 
+void
+request_refuse_without_memory(struct request *request)
+{
+    static const char words[] = "-OOM command not allowed when used memory > 'maxmemory'.\r\n";
+    static_assert(sizeof(words) <= REQUEST_INLINE_REPLY, "it needs none");
+    request->inline_size = sizeof(words) - 1;
+    memcpy(request->inline_reply, words, request->inline_size);
+}
+
 /* ---- the end ---- */
 
 static void
@@ -357,13 +366,17 @@ exec_of_request(struct exec *x, struct request *request, struct resp_writer *w, 
     x->blind = request->blind;
 }
 
-/* It has changed nothing. Without room even to say so the connection ends: the next reply would
- * answer this request. */
+/* It has changed nothing. Native, and without room even to say so, the connection ends: the next
+ * reply would answer this request. */
 static void
 refuse(struct request *request, struct resp_writer *w, status why)
 {
     exec_failure_reply(request->command, request->args, w, why);
-    if (request->reply.size == 0) request->unknown = true;
+    if (request->reply.size != 0) return;
+    if (request->command->flags & COMMAND_NATIVE)
+        request->unknown = true;
+    else
+        request_refuse_without_memory(request);
 }
 
 static void

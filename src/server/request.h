@@ -162,6 +162,8 @@ request_budget(const struct request *request, struct shard *shard)
 {
     return request->large || request->long_reply ? &shard->large_budget : &shard->budget;
 }
+/* Refuses it for want of memory, where there is not even some for the words. */
+void request_refuse_without_memory(struct request *request);
 /* Copies a reply into a request of this shard that never runs; false: no memory. */
 MUST_CHECK bool request_reply_set(struct request *request, struct bytes reply);
 

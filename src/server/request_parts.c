@@ -207,7 +207,7 @@ request_parts_done(struct request *request)
         return false;
     }
     exec_error_reply(&w, why);
-    if (w.failed) request->unknown = true; /* not even room for that: close */
+    if (w.failed) request_refuse_without_memory(request);
     return true;
 }
 

@@ -1568,6 +1568,66 @@ who_waits_for_memory_does_not_hold_up_the_end(void **state)
     rig_run(&rig);
 }
 
+/* ---- reads of many keys, when their owner has no memory, not even for the words ---- */
+
+#define NO_WORDS_KEYS 200u /* MGET of so many goes in stretches, the others do at once */
+
+struct no_words {
+    u64 kept, large, rest;
+};
+
+static void
+no_words_take(struct shard *shard, void *arg)
+{
+    struct no_words *taken = arg;
+    taken->kept = take_all(&shard->kept_budget);
+    taken->large = take_all(&shard->large_budget);
+    taken->rest = take_all(&shard->budget);
+}
+
+static void
+no_words_give(struct shard *shard, void *arg)
+{
+    struct no_words *taken = arg;
+    budget_give(&shard->kept_budget, taken->kept);
+    budget_give(&shard->large_budget, taken->large);
+    budget_give(&shard->budget, taken->rest);
+}
+
+static MAY_YIELD void
+no_words_story(struct rig *rig)
+{
+    struct rig_client client;
+    struct no_words taken;
+    char *words = malloc(NO_WORDS_KEYS * 32), key[32];
+    connect_to_first_shard(rig, &client);
+    rig_key_of_shard(rig, 1, "k", key, sizeof(key));
+    const char *commands[] = {"MGET", "EXISTS", "MSET"};
+    rig_on_shard(rig, 1, no_words_take, &taken);
+    for (u32 i = 0; i < ARRAY_COUNT(commands); i++) {
+        size_t size = (size_t)snprintf(words, 32, "%s", commands[i]);
+        bool values = memcmp(commands[i], "MSET", 4) == 0;
+        for (u32 k = 0; k < NO_WORDS_KEYS; k++)
+            size += (size_t)sprintf(words + size, values ? " %s v" : " %s", key);
+        struct bytes reply = rig_call(&client, "%s", words);
+        CHECK(reply.size > 5 && memcmp(reply.data, "-OOM ", 5) == 0);
+    }
+    CHECK(rig_is(rig_call(&client, "PING"), "+PONG\r\n"));
+    rig_on_shard(rig, 1, no_words_give, &taken);
+    CHECK(rig_is(rig_call(&client, "GET %s", key), "$-1\r\n"));
+    rig_disconnect(&client);
+    free(words);
+}
+
+static void
+who_has_no_room_for_the_words_is_refused_for_want_of_memory(void **state)
+{
+    (void)state;
+    struct rig rig = {.shard_count = 2, .story = no_words_story};
+    sim_options_default(&rig.options, 10);
+    rig_run(&rig);
+}
+
 /* ---- long replies about the node itself, when the memory for output is out ---- */
 
 #define DOCS_CLIENTS 200u
@@ -1715,6 +1775,7 @@ main(int argc, char **argv)
         cmocka_unit_test(who_finds_no_memory_waits_while_others_have_some),
         cmocka_unit_test(who_finds_too_many_waiting_for_memory_is_refused),
         cmocka_unit_test(who_waits_for_memory_does_not_hold_up_the_end),
+        cmocka_unit_test(who_has_no_room_for_the_words_is_refused_for_want_of_memory),
         cmocka_unit_test(long_replies_about_the_node_close_nobody),
         cmocka_unit_test(who_is_cut_off_while_waiting_for_a_place_waits_for_nothing),
     };
