@@ -396,12 +396,15 @@ keep_outcome(struct request *request, struct exec *x, struct resp_writer *w)
 
 /* ---- putting off what is early (request.h) ---- */
 
+/* What is neither large nor kept may borrow from the shares of these while they have no use for
+ * it. Not for early replies: those before them may need that memory, would wait for these, and
+ * these for them. */
 bool
 request_memory_scarce(const struct shard *shard)
 {
     u64 others = shard->large_budget.used_bytes + shard->kept_budget.used_bytes;
-    u64 room = shard->budget.limit_bytes - others;
-    return shard->budget.used_bytes - others > room / 2;
+    u64 shares = shard->large_budget.limit_bytes + shard->kept_budget.limit_bytes;
+    return shard->budget.used_bytes - others > shard->budget.limit_bytes - shares;
 }
 
 static void

@@ -256,7 +256,10 @@ run_on_owner(struct call *call, struct resp_writer *w, u32 owner, u64 key_hash, 
         bool memory = !w->failed && !status_is(x.failure, ST_NO_MEMORY);
         exec_deinit(&x);
         bool roomy = memory && (slot != NULL || session_has_room(s, w->out->size));
-        if (in_pieces || (done && !x.wrote && !roomy)) {
+        /* Those before it need the memory: it is put off (request.h). */
+        bool early =
+            slot != NULL && w->out->size > REQUEST_INLINE_REPLY && request_memory_scarce(shard);
+        if (in_pieces || (done && !x.wrote && (!roomy || early))) {
             w->failed = false;
             w->out->size = 0;
             done = false;

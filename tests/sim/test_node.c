@@ -1568,6 +1568,62 @@ who_waits_for_memory_does_not_hold_up_the_end(void **state)
     rig_run(&rig);
 }
 
+/* ---- replies that are early leave what those before them need ---- */
+
+/* The connections of its only shard have some 3 MiB, of which large replies may take the half. */
+#define EARLY_MEMORY MIB(25)
+#define EARLY_LONG   LIMIT_VALUE_BYTES
+
+static void
+early_take(struct shard *shard, void *arg)
+{
+    u64 *kept = arg;
+    *kept = take_all(&shard->kept_budget);
+}
+
+static void
+early_give(struct shard *shard, void *arg)
+{
+    const u64 *kept = arg;
+    budget_give(&shard->kept_budget, *kept);
+}
+
+static MAY_YIELD void
+early_story(struct rig *rig)
+{
+    struct rig_client client;
+    rig_connect(rig, &client);
+    CHECK(rig_is(rig_call(&client, "SETRANGE first %u x", EARLY_LONG - 1), ":1048576\r\n"));
+    rig_on_shard(rig, 0, flush_store, NULL); /* it is on the disk only */
+    CHECK(rig_is(rig_call(&client, "SETRANGE second %u x", EARLY_LONG - 1), ":1048576\r\n"));
+    u64 kept = 0;
+    rig_on_shard(rig, 0, early_take, &kept);
+    u64 begun_ns = io_now_ns();
+    rig_send(&client, "GET first");
+    rig_send(&client, "GET second"); /* has its reply before */
+    CHECK(is_long(rig_read(&client)));
+    CHECK(is_long(rig_read(&client)));
+    CHECK(io_now_ns() - begun_ns < 5 * NS_PER_S);
+    rig_on_shard(rig, 0, early_give, &kept);
+    rig_disconnect(&client);
+}
+
+static void
+early_configure(struct rig *rig, u32 node, struct server_config *config)
+{
+    (void)rig, (void)node;
+    config->memory_bytes = EARLY_MEMORY;
+}
+
+static void
+an_early_reply_does_not_take_what_those_before_it_need(void **state)
+{
+    (void)state;
+    struct rig rig = {.shard_count = 1, .configure = early_configure, .story = early_story};
+    sim_options_default(&rig.options, 9);
+    rig_run(&rig);
+}
+
 /* ---- reads of many keys, when their owner has no memory, not even for the words ---- */
 
 #define NO_WORDS_KEYS 200u /* MGET of so many goes in stretches, the others do at once */
@@ -1775,6 +1831,7 @@ main(int argc, char **argv)
         cmocka_unit_test(who_finds_no_memory_waits_while_others_have_some),
         cmocka_unit_test(who_finds_too_many_waiting_for_memory_is_refused),
         cmocka_unit_test(who_waits_for_memory_does_not_hold_up_the_end),
+        cmocka_unit_test(an_early_reply_does_not_take_what_those_before_it_need),
         cmocka_unit_test(who_has_no_room_for_the_words_is_refused_for_want_of_memory),
         cmocka_unit_test(long_replies_about_the_node_close_nobody),
         cmocka_unit_test(who_is_cut_off_while_waiting_for_a_place_waits_for_nothing),
