@@ -1440,6 +1440,16 @@ queue_is_full(struct shard *shard, void *arg)
 }
 
 static void
+queue_has_who_stayed(struct shard *shard, void *arg)
+{
+    struct queue_look look;
+    (void)arg;
+    queue_look(shard, &look);
+    CHECK(look.wanted == QUEUE_STAY && look.waiting == QUEUE_STAY - 1);
+    CHECK(shard->request_count == QUEUE_STAY);
+}
+
+static void
 queue_is_empty(struct shard *shard, void *arg)
 {
     struct queue_look look;
@@ -1488,12 +1498,13 @@ queue_story(struct rig *rig)
         io_conn_close(waiting[i].conn, IO_CLOSE_ABORT);
     for (u32 i = QUEUE_STAY; i < QUEUE_CLIENTS; i++)
         rig_disconnect(&waiting[i]);
+    fiber_sleep_ns(3 * NS_PER_S); /* for those nobody waits, and no memory has come back yet */
+    rig_on_shard(rig, 0, queue_has_who_stayed, NULL);
     rig_on_shard(rig, 0, queue_give, &taken);
     for (u32 i = 0; i < QUEUE_STAY; i++) {
         CHECK(is_long(rig_read(&waiting[i])));
         rig_disconnect(&waiting[i]);
     }
-    fiber_sleep_ns(10 * NS_PER_S); /* those whose clients have gone have their turns, too */
     rig_on_shard(rig, 0, queue_is_empty, NULL);
     CHECK(is_long(rig_call(&late, "GETDEL taken"))); /* nothing of it was done before */
     CHECK(rig_is(rig_call(&late, "STRLEN taken"), ":0\r\n"));
@@ -1565,6 +1576,50 @@ who_waits_for_memory_does_not_hold_up_the_end(void **state)
     (void)state;
     struct rig rig = {.shard_count = 1, .story = stop_story};
     sim_options_default(&rig.options, 7);
+    rig_run(&rig);
+}
+
+/* ---- who waits for memory has his time from when he came ---- */
+
+#define PATIENT_LATER_NS (2 * NS_PER_S)
+#define PATIENT_NS       (25 * NS_PER_S) /* a little more than MEMORY_PATIENCE_NS of request.c */
+
+static MAY_YIELD void
+patient_story(struct rig *rig)
+{
+    struct queue_taken taken;
+    struct rig_client waiting[QUEUE_STAY], other;
+    u64 sent_ns[QUEUE_STAY];
+    rig_connect(rig, &other);
+    for (u32 i = 0; i < QUEUE_STAY; i++)
+        rig_connect(rig, &waiting[i]);
+    CHECK(rig_is(rig_call(&other, "SETRANGE long %u x", QUEUE_LONG - 1), ":1048576\r\n"));
+    rig_on_shard(rig, 0, queue_take, &taken);
+    for (u32 i = 0; i < QUEUE_STAY; i++) {
+        rig_send(&waiting[i], i % 2 == 0 ? "GETDEL long" : "GET long");
+        sent_ns[i] = io_now_ns();
+        queue_join(rig, &waiting[i], i + 1);
+        if (i == QUEUE_STAY / 2) fiber_sleep_ns(PATIENT_LATER_NS);
+    }
+    for (u32 i = 0; i < QUEUE_STAY; i++) {
+        struct bytes reply = rig_read(&waiting[i]);
+        CHECK(reply.size > 5 && memcmp(reply.data, "-OOM ", 5) == 0);
+        CHECK(io_now_ns() - sent_ns[i] < PATIENT_NS);
+    }
+    rig_on_shard(rig, 0, queue_is_empty, NULL);
+    rig_on_shard(rig, 0, queue_give, &taken);
+    for (u32 i = 0; i < QUEUE_STAY; i++)
+        rig_disconnect(&waiting[i]);
+    CHECK(is_long(rig_call(&other, "GET long"))); /* nothing was done */
+    rig_disconnect(&other);
+}
+
+static void
+who_waits_for_memory_does_not_wait_for_the_patience_of_others(void **state)
+{
+    (void)state;
+    struct rig rig = {.shard_count = 1, .story = patient_story};
+    sim_options_default(&rig.options, 8);
     rig_run(&rig);
 }
 
@@ -1831,6 +1886,7 @@ main(int argc, char **argv)
         cmocka_unit_test(who_finds_no_memory_waits_while_others_have_some),
         cmocka_unit_test(who_finds_too_many_waiting_for_memory_is_refused),
         cmocka_unit_test(who_waits_for_memory_does_not_hold_up_the_end),
+        cmocka_unit_test(who_waits_for_memory_does_not_wait_for_the_patience_of_others),
         cmocka_unit_test(an_early_reply_does_not_take_what_those_before_it_need),
         cmocka_unit_test(who_has_no_room_for_the_words_is_refused_for_want_of_memory),
         cmocka_unit_test(long_replies_about_the_node_close_nobody),
