@@ -622,12 +622,12 @@ parser_trim(struct session *s)
     if (budget->used_bytes > budget->limit_bytes / 2) resp_parser_trim(&s->parser);
 }
 
-/* "POST / HTTP/1.1" and "Host:" come from a browser that was tricked into talking to us. */
+/* "POST / HTTP/1.1" and "Host:" come from a browser that was tricked into talking to us, in
+ * whatever case it writes them. */
 static bool
-is_http(const struct bytes *args, u32 arg_count)
+is_http(const struct bytes *args)
 {
-    return (args[0].size == 4 && memcmp(args[0].data, "POST", 4) == 0) ||
-           (args[0].size == 5 && memcmp(args[0].data, "Host:", 5) == 0);
+    return text_is(args[0], "post") || text_is(args[0], "host:");
 }
 
 size_t
@@ -693,7 +693,7 @@ session_resp_received(struct session *s, struct bytes data)
                 no_memory(s);
                 return data.size;
             }
-            if (is_http(args, s->parser.arg_count)) {
+            if (is_http(args)) {
                 s->shard->stats->errors[SERVER_ERROR_PROTOCOL]++;
                 session_abort(s);
                 return data.size;
