@@ -196,7 +196,7 @@ run_at_home(struct call *call, struct resp_writer *w)
     if (waits) return run_on_fiber(call, w); /* it is long */
     /* What turned replies off or on counts for its own reply, too. */
     if (call->command->handler == cmd_client_reply || call->command->handler == cmd_reset)
-        call->silent = s->reply_off;
+        call->silent = s->reply_off || s->reply_skip;
     if (w->out->size > (w->failed ? 256u : HOME_REPLY_BYTES))
         answer_long(call, w);
     else
