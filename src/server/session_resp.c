@@ -418,9 +418,11 @@ refuse_unknown(struct resp_writer *w, const struct bytes *args, u32 arg_count)
                (int)MIN(args[0].size, 128u), (const char *)args[0].data, rest);
 }
 
-/* The command of a call, or an error written to w. */
+/* The command of a call, or an error written to w. *rejected: the command whose arguments are too
+ * few or too many. */
 static const struct command *
-look_up(struct resp_writer *w, const struct bytes *args, u32 arg_count)
+look_up(struct resp_writer *w, const struct bytes *args, u32 arg_count,
+        const struct command **rejected)
 {
     const struct command *command = command_find(args[0]);
     if (command == NULL) {
@@ -443,6 +445,7 @@ look_up(struct resp_writer *w, const struct bytes *args, u32 arg_count)
     }
     if (!command_arity_fits(command, arg_count)) {
         resp_error(w, "ERR wrong number of arguments for '%s' command", command->name);
+        *rejected = command;
         return NULL;
     }
     return command;
@@ -507,7 +510,8 @@ dispatch(struct session *s, const struct bytes *args, u32 arg_count, u64 start_n
     struct call call = {
         .s = s, .args = args, .arg_count = arg_count, .start_ns = start_ns, .waits = waits};
 
-    const struct command *command = look_up(&w, args, arg_count);
+    const struct command *rejected = NULL;
+    const struct command *command = look_up(&w, args, arg_count, &rejected);
     bool single_key = command != NULL && command->place <= PLACE_SPLIT_ARRAY &&
                       !session_in_multi(s) && s->authenticated;
     if (single_key) {
@@ -546,7 +550,8 @@ dispatch(struct session *s, const struct bytes *args, u32 arg_count, u64 start_n
             session_multi_spoil(s);
         }
         shard_count_error(shard, buf_bytes(w.out));
-        if (command != NULL) shard->stats->commands[command_index(command)].rejected++;
+        if (command != NULL) rejected = command;
+        if (rejected != NULL) shard->stats->commands[command_index(rejected)].rejected++;
         answer_now(&call, &w);
     } else {
         call.command = command;
