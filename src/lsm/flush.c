@@ -110,7 +110,10 @@ levels_flush(struct levels *levels, const struct levels_flush *inputs, u32 count
     }
     if (!ok(st)) {
         MARK("lsm.levels.flush_failed");
-        log_warning("lsm", "flush failed dir=%s why=%s", levels->dir, status_text(st));
+        levels->flush_failures++; /* it is tried again soon, perhaps for long */
+        if (log_seldom(&levels->flush_told_ns, io_now_ns()))
+            log_warning("lsm", "flush failed dir=%s why=%s failures=%llu", levels->dir,
+                        status_text(st), (unsigned long long)levels->flush_failures);
         return st;
     }
     levels->flushes++;

@@ -110,6 +110,7 @@ struct levels {
     struct level_tree trees[LIMIT_KEYSPACES];
     bool failed;   /* a manifest write failed: files stay, nothing is committed any more */
     bool no_space; /* reported to the owner */
+    u64 flush_failures, flush_told_ns; /* told by log_seldom */
     struct fiber_mutex commit_mutex, compact_mutex;
 
     /* background */

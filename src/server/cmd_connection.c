@@ -49,7 +49,7 @@ cmd_reset(struct exec *x)
     monitor_stop(s);
     s->keyspace = 0;
     s->resp = 2;
-    s->reply_off = s->reply_skip = s->reply_skip_next = false;
+    s->reply_off = s->reply_skip_next = false; /* what is to be skipped now is this reply */
     s->no_evict = false;
     s->level = REPLICATE_DEFAULT;
     buf_clear(&s->name, 0);
@@ -245,7 +245,7 @@ cmd_client_reply(struct exec *x)
 {
     struct session *s = x->session;
     if (cmd_arg_is(x, 2, "on")) {
-        s->reply_off = false;
+        s->reply_off = s->reply_skip = false;
         resp_ok(x->reply);
     } else if (cmd_arg_is(x, 2, "off")) {
         s->reply_off = true;

@@ -418,7 +418,7 @@ init(struct shard *shard, struct server *server)
     for (u32 class = 0; class < WORK_CLASSES; class ++)
         list_init(&shard->starved[class]);
     for (u32 calls = 0; calls < 2; calls++)
-        fiber_mutex_init(&shard->memory_turn[calls]);
+        list_init(&shard->memory_turn[calls].waiting);
     keylock_table_init(&shard->locks);
     for (u32 i = 0; i < SHARD_ORDER_BUCKETS; i++)
         list_init(&shard->order[i]);

@@ -118,6 +118,7 @@ request_new_part(struct request *whole, u32 owner, u32 arg_count, u32 keys)
     part->resp = whole->resp;
     part->work.flow = whole->work.flow;
     part->start_ns = whole->start_ns;
+    part->wanted_until_ns = whole->wanted_until_ns;
     return part;
 }
 
@@ -136,6 +137,15 @@ request_reply_set(struct request *request, struct bytes reply)
     request->inline_size = (u32)reply.size;
     if (reply.size > 0) memcpy(request->inline_reply, reply.data, reply.size);
     return true;
+}
+
+void
+request_refuse_without_memory(struct request *request)
+{
+    static const char words[] = "-OOM command not allowed when used memory > 'maxmemory'.\r\n";
+    static_assert(sizeof(words) <= REQUEST_INLINE_REPLY, "it needs none");
+    request->inline_size = sizeof(words) - 1;
+    memcpy(request->inline_reply, words, request->inline_size);
 }
 
 /* ---- the end ---- */
@@ -357,13 +367,17 @@ exec_of_request(struct exec *x, struct request *request, struct resp_writer *w, 
     x->blind = request->blind;
 }
 
-/* It has changed nothing. Without room even to say so the connection ends: the next reply would
- * answer this request. */
+/* It has changed nothing. Native, and without room even to say so, the connection ends: the next
+ * reply would answer this request. */
 static void
 refuse(struct request *request, struct resp_writer *w, status why)
 {
     exec_failure_reply(request->command, request->args, w, why);
-    if (request->reply.size == 0) request->unknown = true;
+    if (request->reply.size != 0) return;
+    if (request->command->flags & COMMAND_NATIVE)
+        request->unknown = true;
+    else
+        request_refuse_without_memory(request);
 }
 
 static void
@@ -383,12 +397,15 @@ keep_outcome(struct request *request, struct exec *x, struct resp_writer *w)
 
 /* ---- putting off what is early (request.h) ---- */
 
+/* What is neither large nor kept may borrow from the shares of these while they have no use for
+ * it. Not for early replies: those before them may need that memory, would wait for these, and
+ * these for them. */
 bool
 request_memory_scarce(const struct shard *shard)
 {
     u64 others = shard->large_budget.used_bytes + shard->kept_budget.used_bytes;
-    u64 room = shard->budget.limit_bytes - others;
-    return shard->budget.used_bytes - others > room / 2;
+    u64 shares = shard->large_budget.limit_bytes + shard->kept_budget.limit_bytes;
+    return shard->budget.used_bytes - others > shard->budget.limit_bytes - shares;
 }
 
 static void
@@ -427,11 +444,11 @@ was_too_early(const struct request *request, const struct exec *x, const struct 
 
 /* Memory for a batch or a reply comes back as others end. Only what has changed nothing runs again;
  * large requests one at a time, or each would take what the others wait for. So does a small one
- * with a long reply, in their memory, and who has waited long enough. Who has that turn is patient:
- * others may be sending what they have to their clients, which are given less time meanwhile. */
-#define MEMORY_TRIES       100u
-#define MEMORY_RETRY_NS    (5 * NS_PER_MS)
-#define MEMORY_PATIENCE_NS (60 * NS_PER_S)
+ * with a long reply, in their memory, and who has waited long enough. They are patient: others may
+ * be sending what they have to their clients, which are given less time meanwhile. But each has its
+ * time from when it came, whoever was before it. */
+#define MEMORY_TRIES    100u
+#define MEMORY_RETRY_NS (5 * NS_PER_MS)
 
 /* Whether others have memory here that will come back: requests of this shard and of other ones,
  * and what clients are still owed for those that have ended. */
@@ -451,6 +468,8 @@ static bool
 is_over(const struct request *request, const struct shard *shard)
 {
     if (shard->draining) return MARKED("server.request.memory_draining", true);
+    if (request->wanted_until_ns != NULL && io_now_ns() >= atomic_load(request->wanted_until_ns))
+        return MARKED("server.request.memory_unwanted", true);
     const struct session *s = request->session;
     return request->command->place == PLACE_FIBER && (s->conn == NULL || s->closing);
 }
@@ -492,13 +511,15 @@ run_waiting(struct request *request, struct exec *x, struct resp_writer *w, stru
         if (read_part) break; /* request_parts.c sees to it */
         if (is_over(request, shard) || !others_owe_memory(shard, request)) break;
         MARK("server.request.memory_awaited");
+        if (tries == 1)
+            deadline_ns =
+                MAX(request->start_ns + MEMORY_PATIENCE_NS, io_now_ns() + MEMORY_PATIENCE_MIN_NS);
         if (w->failed) request->long_reply = true;
         exec_deinit(x);
         buf_deinit(&request->reply);
         buf_init(&request->reply, request_budget(request, shard));
         if ((request->large || request->long_reply || tries >= MEMORY_TRIES) && !alone) {
-            alone = memory_turn_take(shard, &request->work);
-            deadline_ns = MIN(deadline_ns, io_now_ns() + MEMORY_PATIENCE_NS);
+            alone = memory_turn_take(shard, &request->work, request->wanted_until_ns, deadline_ns);
             if (!alone) {
                 exec_of_request(x, request, w, shard);
                 exec_fail(x, ST_NO_MEMORY);
@@ -762,7 +783,10 @@ void
 request_start(struct request *request)
 {
     struct shard *shard = shard_self();
-    if (request->session != NULL) request->work.flow = request->session->id;
+    if (request->session != NULL) {
+        request->work.flow = request->session->id;
+        request->wanted_until_ns = &request->session->wanted_until_ns;
+    }
     if (request->owner != shard->index || request->parent != NULL || request->part) {
         if (request->owner != shard->index) shard->stats->requests_forwarded++;
         if (request->owner != shard->index && shard->trains_form) {

@@ -52,6 +52,10 @@
  * the second. */
 #define REQUEST_KEYS_AT_ONCE        128u
 #define REQUEST_KEYS_AT_ONCE_OTHERS 1024u
+/* Since it came; and at least so long since it first found no memory, which may be long after that
+ * when its client was slow to take the replies before it. */
+#define MEMORY_PATIENCE_NS     (20 * NS_PER_S)
+#define MEMORY_PATIENCE_MIN_NS NS_PER_S
 /* The estimate for what walks over the keyspace. */
 #define REQUEST_KEYS_MANY 1000u
 
@@ -73,6 +77,7 @@ struct request {
     bool early;                 /* others of its connection are to be answered first; see above */
     bool put_off;               /* it waits at home for request_resume */
     struct fiber_queue *waiter; /* a fiber at home waits for it (request_call) */
+    const _Atomic u64 *wanted_until_ns; /* its session's, or that of the whole's; or NULL */
     u64 start_ns;
     u64 key_hash; /* of its only key, or 0 */
     size_t memory;
@@ -162,6 +167,8 @@ request_budget(const struct request *request, struct shard *shard)
 {
     return request->large || request->long_reply ? &shard->large_budget : &shard->budget;
 }
+/* Refuses it for want of memory, where there is not even some for the words. */
+void request_refuse_without_memory(struct request *request);
 /* Copies a reply into a request of this shard that never runs; false: no memory. */
 MUST_CHECK bool request_reply_set(struct request *request, struct bytes reply);
 

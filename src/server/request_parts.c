@@ -30,10 +30,8 @@
 /* Less is not worth being sent for the memory that it gives back. */
 #define STRETCH_BYTES_MIN (4u << 10)
 /* Each holds a stretch twice: as parts, and put together. */
-#define STRETCH_UNITS 4u
-/* Others who have the memory may be waiting for their clients, which have as long. */
-#define STRETCH_PATIENCE_NS (60 * NS_PER_S)
-#define STRETCH_RETRY_NS    (5 * NS_PER_MS)
+#define STRETCH_UNITS    4u
+#define STRETCH_RETRY_NS (5 * NS_PER_MS)
 
 static_assert(STRETCH_UNITS <= WORK_UNITS_MAX, "as any work");
 
@@ -207,7 +205,7 @@ request_parts_done(struct request *request)
         return false;
     }
     exec_error_reply(&w, why);
-    if (w.failed) request->unknown = true; /* not even room for that: close */
+    if (w.failed) request_refuse_without_memory(request);
     return true;
 }
 
@@ -216,10 +214,10 @@ request_parts_done(struct request *request)
 struct stretches {
     struct request *request;
     u32 step;
-    bool begun; /* something was sent: a failure can only be told by closing */
-    bool gone;  /* the client */
-    u64 deadline_ns;
-    bool alone; /* has the shard's memory turn: only until it has its memory (K3 of work.h) */
+    bool begun;      /* something was sent: a failure can only be told by closing */
+    bool gone;       /* the client */
+    u64 deadline_ns; /* of the wait for memory; 0: it does not wait */
+    bool alone;      /* has the shard's memory turn: only until it has its memory (K3 of work.h) */
 };
 
 static void
@@ -233,6 +231,7 @@ alone_end(struct exec *x, struct stretches *stretches)
 MAY_YIELD static bool
 wait_for_memory(struct exec *x, struct stretches *stretches)
 {
+    if (stretches->deadline_ns == 0) stretches->deadline_ns = io_now_ns() + MEMORY_PATIENCE_NS;
     if (stretches->alone) {
         fiber_sleep_ns(STRETCH_RETRY_NS);
         return io_now_ns() < stretches->deadline_ns;
@@ -244,8 +243,8 @@ wait_for_memory(struct exec *x, struct stretches *stretches)
         buf_deinit(out);
         *out = little;
     }
-    stretches->alone = memory_turn_take(x->shard, x->work);
-    stretches->deadline_ns = io_now_ns() + STRETCH_PATIENCE_NS;
+    stretches->alone = memory_turn_take(x->shard, x->work, stretches->request->wanted_until_ns,
+                                        stretches->deadline_ns);
     return stretches->alone;
 }
 
@@ -343,7 +342,10 @@ run_reads(struct exec *x, struct request *request)
         size_t size = x->reply->out->size;
         status st = read_stretch(x, &stretches, at, count);
         bool memory = status_is(st, ST_NO_MEMORY) || status_is(st, ST_OVERLOADED);
-        if (!memory) alone_end(x, &stretches);
+        if (!memory) {
+            alone_end(x, &stretches);
+            stretches.deadline_ns = 0;
+        }
         if (ok(st)) {
             at += count * stretches.step;
             size_t grown = x->reply->out->size - MIN(size, x->reply->out->size);

@@ -706,6 +706,7 @@ opened(struct io_conn *conn, void *arg)
     s->id = io_conn_id(conn) << 6 | shard->index;
     s->created_ms = io_wall_ms();
     s->created_ns = s->active_ns = io_now_ns();
+    atomic_init(&s->wanted_until_ns, UINT64_MAX);
     s->resp = 2;
     s->authenticated = !config_has_password(shard->config);
     list_init(&s->pending);
@@ -812,6 +813,7 @@ ended(struct io_conn *conn)
         return;
     }
     s->ended = true;
+    atomic_store(&s->wanted_until_ns, io_now_ns() + MEMORY_PATIENCE_MIN_NS);
     if (s->pending_count == 0) session_close(s);
 }
 
@@ -825,6 +827,7 @@ closed(struct io_conn *conn, status why)
     if (s->protocol == SESSION_NATIVE) shard->stats->clients_native--;
     if (s->protocol == SESSION_RESP) shard->stats->clients_resp--;
     s->conn = NULL;
+    atomic_store(&s->wanted_until_ns, 0);
     s->closing = true;
     durable_wait_cancel(&s->durable);
     if (s->stall == SESSION_WAITS_PLACE) run_on(s); /* for nothing any more */

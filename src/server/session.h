@@ -58,6 +58,9 @@ struct session {
     u64 created_ms;       /* wall */
     u64 created_ns;
     struct list link; /* shard->sessions */
+    /* So long its requests may wait for memory, on any shard: until its client goes. Who has only
+     * said that no more will come has a little longer, and mostly gone, too. */
+    _Atomic u64 wanted_until_ns;
 
     /* protocol */
     enum session_protocol protocol;

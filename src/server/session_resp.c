@@ -196,7 +196,7 @@ run_at_home(struct call *call, struct resp_writer *w)
     if (waits) return run_on_fiber(call, w); /* it is long */
     /* What turned replies off or on counts for its own reply, too. */
     if (call->command->handler == cmd_client_reply || call->command->handler == cmd_reset)
-        call->silent = s->reply_off;
+        call->silent = s->reply_off || s->reply_skip;
     if (w->out->size > (w->failed ? 256u : HOME_REPLY_BYTES))
         answer_long(call, w);
     else
@@ -256,7 +256,10 @@ run_on_owner(struct call *call, struct resp_writer *w, u32 owner, u64 key_hash, 
         bool memory = !w->failed && !status_is(x.failure, ST_NO_MEMORY);
         exec_deinit(&x);
         bool roomy = memory && (slot != NULL || session_has_room(s, w->out->size));
-        if (in_pieces || (done && !x.wrote && !roomy)) {
+        /* Those before it need the memory: it is put off (request.h). */
+        bool early =
+            slot != NULL && w->out->size > REQUEST_INLINE_REPLY && request_memory_scarce(shard);
+        if (in_pieces || (done && !x.wrote && (!roomy || early))) {
             w->failed = false;
             w->out->size = 0;
             done = false;
@@ -415,9 +418,11 @@ refuse_unknown(struct resp_writer *w, const struct bytes *args, u32 arg_count)
                (int)MIN(args[0].size, 128u), (const char *)args[0].data, rest);
 }
 
-/* The command of a call, or an error written to w. */
+/* The command of a call, or an error written to w. *rejected: the command whose arguments are too
+ * few or too many. */
 static const struct command *
-look_up(struct resp_writer *w, const struct bytes *args, u32 arg_count)
+look_up(struct resp_writer *w, const struct bytes *args, u32 arg_count,
+        const struct command **rejected)
 {
     const struct command *command = command_find(args[0]);
     if (command == NULL) {
@@ -440,6 +445,7 @@ look_up(struct resp_writer *w, const struct bytes *args, u32 arg_count)
     }
     if (!command_arity_fits(command, arg_count)) {
         resp_error(w, "ERR wrong number of arguments for '%s' command", command->name);
+        *rejected = command;
         return NULL;
     }
     return command;
@@ -504,7 +510,8 @@ dispatch(struct session *s, const struct bytes *args, u32 arg_count, u64 start_n
     struct call call = {
         .s = s, .args = args, .arg_count = arg_count, .start_ns = start_ns, .waits = waits};
 
-    const struct command *command = look_up(&w, args, arg_count);
+    const struct command *rejected = NULL;
+    const struct command *command = look_up(&w, args, arg_count, &rejected);
     bool single_key = command != NULL && command->place <= PLACE_SPLIT_ARRAY &&
                       !session_in_multi(s) && s->authenticated;
     if (single_key) {
@@ -543,7 +550,8 @@ dispatch(struct session *s, const struct bytes *args, u32 arg_count, u64 start_n
             session_multi_spoil(s);
         }
         shard_count_error(shard, buf_bytes(w.out));
-        if (command != NULL) shard->stats->commands[command_index(command)].rejected++;
+        if (command != NULL) rejected = command;
+        if (rejected != NULL) shard->stats->commands[command_index(rejected)].rejected++;
         answer_now(&call, &w);
     } else {
         call.command = command;
@@ -619,12 +627,12 @@ parser_trim(struct session *s)
     if (budget->used_bytes > budget->limit_bytes / 2) resp_parser_trim(&s->parser);
 }
 
-/* "POST / HTTP/1.1" and "Host:" come from a browser that was tricked into talking to us. */
+/* "POST / HTTP/1.1" and "Host:" come from a browser that was tricked into talking to us, in
+ * whatever case it writes them. */
 static bool
-is_http(const struct bytes *args, u32 arg_count)
+is_http(const struct bytes *args)
 {
-    return (args[0].size == 4 && memcmp(args[0].data, "POST", 4) == 0) ||
-           (args[0].size == 5 && memcmp(args[0].data, "Host:", 5) == 0);
+    return text_is(args[0], "post") || text_is(args[0], "host:");
 }
 
 size_t
@@ -690,7 +698,7 @@ session_resp_received(struct session *s, struct bytes data)
                 no_memory(s);
                 return data.size;
             }
-            if (is_http(args, s->parser.arg_count)) {
+            if (is_http(args)) {
                 s->shard->stats->errors[SERVER_ERROR_PROTOCOL]++;
                 session_abort(s);
                 return data.size;

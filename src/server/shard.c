@@ -76,20 +76,64 @@ shard_durable(void *arg, u64 durable_seq, bool failed)
 
 /* ---- waiting for memory ---- */
 
+/* So often who waits for his turn looks whether he still should. */
+#define TURN_LOOK_NS (100 * NS_PER_MS)
+
+/* On the stack of a worker that waits. */
+struct turn_waiter {
+    struct list link; /* turn->waiting */
+    struct fiber_queue queue;
+    bool granted;
+};
+
+/* false: in vain. */
+MAY_YIELD static bool
+turn_wait(const struct shard *shard, struct memory_turn *turn, const _Atomic u64 *wanted_until_ns,
+          u64 deadline_ns)
+{
+    if (!turn->taken) {
+        turn->taken = true;
+        return true;
+    }
+    struct turn_waiter waiter = {.granted = false};
+    fiber_queue_init(&waiter.queue);
+    list_push_back(&turn->waiting, &waiter.link);
+    while (!waiter.granted && !shard->draining && io_now_ns() < deadline_ns) {
+        if (wanted_until_ns != NULL && io_now_ns() >= atomic_load(wanted_until_ns)) break;
+        (void)fiber_queue_wait(&waiter.queue, MIN(deadline_ns, io_now_ns() + TURN_LOOK_NS));
+    }
+    if (!waiter.granted) list_del(&waiter.link);
+    return waiter.granted;
+}
+
 MAY_YIELD bool
-memory_turn_take(struct shard *shard, struct work *work)
+memory_turn_take(struct shard *shard, struct work *work, const _Atomic u64 *wanted_until_ns,
+                 u64 deadline_ns)
 {
     if (!work_leave(&shard->workers, work, false)) return false;
     atomic_fetch_add(&shard->server->memory_wanted, 1);
-    fiber_mutex_lock(&shard->memory_turn[work->calls]);
+    bool taken = turn_wait(shard, &shard->memory_turn[work->calls], wanted_until_ns, deadline_ns);
+    if (!taken) {
+        MARK("server.memory_turn.in_vain");
+        atomic_fetch_sub(&shard->server->memory_wanted, 1);
+    }
     work_return(&shard->workers, work);
-    return true;
+    return taken;
 }
 
 void
 memory_turn_give(struct shard *shard, const struct work *work)
 {
-    fiber_mutex_unlock(&shard->memory_turn[work->calls]);
+    struct memory_turn *turn = &shard->memory_turn[work->calls];
+    CHECK(turn->taken);
+    struct list *first = list_pop_front(&turn->waiting);
+    if (first == NULL) {
+        turn->taken = false;
+    } else { /* it stays taken, and is his */
+        struct turn_waiter *next = list_entry(first, struct turn_waiter, link);
+        next->granted = true;
+        fiber_queue_wake_all(&next->queue);
+    }
     atomic_fetch_sub(&shard->server->memory_wanted, 1);
 }
 

@@ -80,6 +80,11 @@ struct scan_position {
     u8 key[LIMIT_KEY_BYTES];
 };
 
+struct memory_turn {
+    bool taken;
+    struct list waiting; /* struct turn_waiter of shard.c, in order */
+};
+
 struct shard {
     struct server *server;
     u32 index;
@@ -136,7 +141,7 @@ struct shard {
     struct list starved[WORK_CLASSES]; /* sessions that wait for a place for a request */
     /* Large requests that were short of memory, one at a time; by work->calls, since of those that
      * call the one whose turn it is needs others of the other kind to run. */
-    struct fiber_mutex memory_turn[2];
+    struct memory_turn memory_turn[2];
 
     /* scans, snapshots, idempotency (native) */
     struct scan_position *positions; /* SCAN_POSITIONS, made at first use */
@@ -195,8 +200,10 @@ void shard_durable(void *arg, u64 durable_seq, bool failed);
 
 /* For a large request that was short of memory: until it has given its turn back no other one of
  * this shard and kind tries again, and clients anywhere that hold memory by reading slowly are
- * given less time. false: too many wait. */
-MAY_YIELD MUST_CHECK bool memory_turn_take(struct shard *shard, struct work *work);
+ * given less time. wanted_until_ns: changes when nobody wants its answer any more, or NULL. false:
+ * too many wait, it was not its turn before one of the two, or the node stops. */
+MAY_YIELD MUST_CHECK bool memory_turn_take(struct shard *shard, struct work *work,
+                                           const _Atomic u64 *wanted_until_ns, u64 deadline_ns);
 void memory_turn_give(struct shard *shard, const struct work *work);
 
 /* Runs fn(arg) on every shard in turn, this one included, each on a fiber there. A shard that has

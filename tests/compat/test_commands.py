@@ -725,6 +725,26 @@ def test_client_reply_off_and_skip(our_port):
         assert ours.call("GET", "a") == b"2"
 
 
+def test_client_reply_skip_holds_for_a_reset(our_port, redis_port):
+    for port in (our_port, redis_port):
+        with Resp(port) as connection:
+            connection.send("CLIENT", "REPLY", "SKIP")
+            connection.send("RESET")
+            assert connection.call("ECHO", "1") == b"1", port
+            connection.send("CLIENT", "REPLY", "SKIP")
+            assert connection.call("CLIENT", "REPLY", "ON") == "OK", port
+
+
+def test_calls_with_too_few_arguments_are_counted_as_rejected(our_port, redis_port):
+    for port in (our_port, redis_port):
+        with Resp(port) as connection:
+            connection.call("CONFIG", "RESETSTAT")
+            connection.send("STRLEN")
+            assert isinstance(connection.read(), Exception), port
+            assert "cmdstat_strlen:calls=0,usec=0,usec_per_call=0.00,rejected_calls=1" in \
+                connection.call("INFO", "commandstats").decode(), port
+
+
 @pytest.mark.parametrize("empty", [b"\r\n", b"*0\r\n", b"*-1\r\n"])
 def test_client_reply_skip_is_used_up_by_an_empty_request(our_port, redis_port, empty):
     skip = Resp.encode("CLIENT", "REPLY", "SKIP")

@@ -58,6 +58,8 @@ def raw(server, data, ends):
         (b"'unbalanced\r\n", b"-ERR Protocol error: unbalanced quotes in request", True),
         (b"A" * 70000, b"-ERR Protocol error: too big inline request", True),
         (b"POST / HTTP/1.1\r\nHost: x\r\n\r\n", b"", True),
+        (b"hoST: x\r\n\r\n", b"", True),
+        (b"post / HTTP/1.1\r\n\r\n", b"", True),
         (b"*1\r\n$6\r\nNOSUCH\r\n", b"-ERR unknown command 'NOSUCH'", False),
         (b"*1\r\n$3\r\nGET\r\n", b"-ERR wrong number of arguments for 'get' command", False),
     ],

@@ -1440,6 +1440,16 @@ queue_is_full(struct shard *shard, void *arg)
 }
 
 static void
+queue_has_who_stayed(struct shard *shard, void *arg)
+{
+    struct queue_look look;
+    (void)arg;
+    queue_look(shard, &look);
+    CHECK(look.wanted == QUEUE_STAY && look.waiting == QUEUE_STAY - 1);
+    CHECK(shard->request_count == QUEUE_STAY);
+}
+
+static void
 queue_is_empty(struct shard *shard, void *arg)
 {
     struct queue_look look;
@@ -1488,12 +1498,13 @@ queue_story(struct rig *rig)
         io_conn_close(waiting[i].conn, IO_CLOSE_ABORT);
     for (u32 i = QUEUE_STAY; i < QUEUE_CLIENTS; i++)
         rig_disconnect(&waiting[i]);
+    fiber_sleep_ns(3 * NS_PER_S); /* for those nobody waits, and no memory has come back yet */
+    rig_on_shard(rig, 0, queue_has_who_stayed, NULL);
     rig_on_shard(rig, 0, queue_give, &taken);
     for (u32 i = 0; i < QUEUE_STAY; i++) {
         CHECK(is_long(rig_read(&waiting[i])));
         rig_disconnect(&waiting[i]);
     }
-    fiber_sleep_ns(10 * NS_PER_S); /* those whose clients have gone have their turns, too */
     rig_on_shard(rig, 0, queue_is_empty, NULL);
     CHECK(is_long(rig_call(&late, "GETDEL taken"))); /* nothing of it was done before */
     CHECK(rig_is(rig_call(&late, "STRLEN taken"), ":0\r\n"));
@@ -1565,6 +1576,166 @@ who_waits_for_memory_does_not_hold_up_the_end(void **state)
     (void)state;
     struct rig rig = {.shard_count = 1, .story = stop_story};
     sim_options_default(&rig.options, 7);
+    rig_run(&rig);
+}
+
+/* ---- who waits for memory has his time from when he came ---- */
+
+#define PATIENT_LATER_NS (2 * NS_PER_S)
+#define PATIENT_NS       (25 * NS_PER_S) /* a little more than MEMORY_PATIENCE_NS of request.c */
+
+static MAY_YIELD void
+patient_story(struct rig *rig)
+{
+    struct queue_taken taken;
+    struct rig_client waiting[QUEUE_STAY], other;
+    u64 sent_ns[QUEUE_STAY];
+    rig_connect(rig, &other);
+    for (u32 i = 0; i < QUEUE_STAY; i++)
+        rig_connect(rig, &waiting[i]);
+    CHECK(rig_is(rig_call(&other, "SETRANGE long %u x", QUEUE_LONG - 1), ":1048576\r\n"));
+    rig_on_shard(rig, 0, queue_take, &taken);
+    for (u32 i = 0; i < QUEUE_STAY; i++) {
+        rig_send(&waiting[i], i % 2 == 0 ? "GETDEL long" : "GET long");
+        sent_ns[i] = io_now_ns();
+        queue_join(rig, &waiting[i], i + 1);
+        if (i == QUEUE_STAY / 2) fiber_sleep_ns(PATIENT_LATER_NS);
+    }
+    for (u32 i = 0; i < QUEUE_STAY; i++) {
+        struct bytes reply = rig_read(&waiting[i]);
+        CHECK(reply.size > 5 && memcmp(reply.data, "-OOM ", 5) == 0);
+        CHECK(io_now_ns() - sent_ns[i] < PATIENT_NS);
+    }
+    rig_on_shard(rig, 0, queue_is_empty, NULL);
+    rig_on_shard(rig, 0, queue_give, &taken);
+    for (u32 i = 0; i < QUEUE_STAY; i++)
+        rig_disconnect(&waiting[i]);
+    CHECK(is_long(rig_call(&other, "GET long"))); /* nothing was done */
+    rig_disconnect(&other);
+}
+
+static void
+who_waits_for_memory_does_not_wait_for_the_patience_of_others(void **state)
+{
+    (void)state;
+    struct rig rig = {.shard_count = 1, .story = patient_story};
+    sim_options_default(&rig.options, 8);
+    rig_run(&rig);
+}
+
+/* ---- replies that are early leave what those before them need ---- */
+
+/* The connections of its only shard have some 3 MiB, of which large replies may take the half. */
+#define EARLY_MEMORY MIB(25)
+#define EARLY_LONG   LIMIT_VALUE_BYTES
+
+static void
+early_take(struct shard *shard, void *arg)
+{
+    u64 *kept = arg;
+    *kept = take_all(&shard->kept_budget);
+}
+
+static void
+early_give(struct shard *shard, void *arg)
+{
+    const u64 *kept = arg;
+    budget_give(&shard->kept_budget, *kept);
+}
+
+static MAY_YIELD void
+early_story(struct rig *rig)
+{
+    struct rig_client client;
+    rig_connect(rig, &client);
+    CHECK(rig_is(rig_call(&client, "SETRANGE first %u x", EARLY_LONG - 1), ":1048576\r\n"));
+    rig_on_shard(rig, 0, flush_store, NULL); /* it is on the disk only */
+    CHECK(rig_is(rig_call(&client, "SETRANGE second %u x", EARLY_LONG - 1), ":1048576\r\n"));
+    u64 kept = 0;
+    rig_on_shard(rig, 0, early_take, &kept);
+    u64 begun_ns = io_now_ns();
+    rig_send(&client, "GET first");
+    rig_send(&client, "GET second"); /* has its reply before */
+    CHECK(is_long(rig_read(&client)));
+    CHECK(is_long(rig_read(&client)));
+    CHECK(io_now_ns() - begun_ns < 5 * NS_PER_S);
+    rig_on_shard(rig, 0, early_give, &kept);
+    rig_disconnect(&client);
+}
+
+static void
+early_configure(struct rig *rig, u32 node, struct server_config *config)
+{
+    (void)rig, (void)node;
+    config->memory_bytes = EARLY_MEMORY;
+}
+
+static void
+an_early_reply_does_not_take_what_those_before_it_need(void **state)
+{
+    (void)state;
+    struct rig rig = {.shard_count = 1, .configure = early_configure, .story = early_story};
+    sim_options_default(&rig.options, 9);
+    rig_run(&rig);
+}
+
+/* ---- reads of many keys, when their owner has no memory, not even for the words ---- */
+
+#define NO_WORDS_KEYS 200u /* MGET of so many goes in stretches, the others do at once */
+
+struct no_words {
+    u64 kept, large, rest;
+};
+
+static void
+no_words_take(struct shard *shard, void *arg)
+{
+    struct no_words *taken = arg;
+    taken->kept = take_all(&shard->kept_budget);
+    taken->large = take_all(&shard->large_budget);
+    taken->rest = take_all(&shard->budget);
+}
+
+static void
+no_words_give(struct shard *shard, void *arg)
+{
+    struct no_words *taken = arg;
+    budget_give(&shard->kept_budget, taken->kept);
+    budget_give(&shard->large_budget, taken->large);
+    budget_give(&shard->budget, taken->rest);
+}
+
+static MAY_YIELD void
+no_words_story(struct rig *rig)
+{
+    struct rig_client client;
+    struct no_words taken;
+    char *words = malloc(NO_WORDS_KEYS * 32), key[32];
+    connect_to_first_shard(rig, &client);
+    rig_key_of_shard(rig, 1, "k", key, sizeof(key));
+    const char *commands[] = {"MGET", "EXISTS", "MSET"};
+    rig_on_shard(rig, 1, no_words_take, &taken);
+    for (u32 i = 0; i < ARRAY_COUNT(commands); i++) {
+        size_t size = (size_t)snprintf(words, 32, "%s", commands[i]);
+        bool values = memcmp(commands[i], "MSET", 4) == 0;
+        for (u32 k = 0; k < NO_WORDS_KEYS; k++)
+            size += (size_t)sprintf(words + size, values ? " %s v" : " %s", key);
+        struct bytes reply = rig_call(&client, "%s", words);
+        CHECK(reply.size > 5 && memcmp(reply.data, "-OOM ", 5) == 0);
+    }
+    CHECK(rig_is(rig_call(&client, "PING"), "+PONG\r\n"));
+    rig_on_shard(rig, 1, no_words_give, &taken);
+    CHECK(rig_is(rig_call(&client, "GET %s", key), "$-1\r\n"));
+    rig_disconnect(&client);
+    free(words);
+}
+
+static void
+who_has_no_room_for_the_words_is_refused_for_want_of_memory(void **state)
+{
+    (void)state;
+    struct rig rig = {.shard_count = 2, .story = no_words_story};
+    sim_options_default(&rig.options, 10);
     rig_run(&rig);
 }
 
@@ -1715,6 +1886,9 @@ main(int argc, char **argv)
         cmocka_unit_test(who_finds_no_memory_waits_while_others_have_some),
         cmocka_unit_test(who_finds_too_many_waiting_for_memory_is_refused),
         cmocka_unit_test(who_waits_for_memory_does_not_hold_up_the_end),
+        cmocka_unit_test(who_waits_for_memory_does_not_wait_for_the_patience_of_others),
+        cmocka_unit_test(an_early_reply_does_not_take_what_those_before_it_need),
+        cmocka_unit_test(who_has_no_room_for_the_words_is_refused_for_want_of_memory),
         cmocka_unit_test(long_replies_about_the_node_close_nobody),
         cmocka_unit_test(who_is_cut_off_while_waiting_for_a_place_waits_for_nothing),
     };

@@ -1123,6 +1123,38 @@ a_dropped_table_tells_nothing_about_other_keyspaces(void **state)
     sim_free(w.sim);
 }
 
+/* ---- a flush that fails for long is not told each time ---- */
+
+static status
+flush_without_memory_body(void *arg)
+{
+    struct world *w = arg;
+    CHECK(ok(open_store(w)));
+    CHECK(ok(put(w, 0, KIB(4))));
+    u64 taken = budget_available(&w->lsm->budget);
+    CHECK(budget_take(&w->lsm->budget, taken));
+    CHECK(status_is(lsm_flush(w->lsm), ST_NO_MEMORY));
+    fiber_sleep_ns(2 * NS_PER_S); /* it is tried again */
+    budget_give(&w->lsm->budget, taken);
+    fiber_sleep_ns(NS_PER_S);
+    CHECK(ok(lsm_flush(w->lsm)));
+    return lsm_close(w->lsm);
+}
+
+static void
+a_flush_that_fails_for_long_is_told_once(void **state)
+{
+    (void)state;
+    struct world w;
+    world_init(&w, 7);
+    assert_true(ok(sim_run(w.sim, 1, flush_without_memory_body, &w)));
+    assert_true(sim_mark_count(w.sim, "lsm.levels.flush_failed") > 20);
+    assert_true(sim_log_contains(w.sim, "flush failed"));
+    assert_true(sim_log_contains(w.sim, "failures=1"));
+    assert_false(sim_log_contains(w.sim, "failures=2")); /* nor 20 to 29 */
+    sim_free(w.sim);
+}
+
 int
 main(void)
 {
@@ -1145,6 +1177,7 @@ main(void)
         cmocka_unit_test(a_scan_of_a_few_tokens_reads_little_else),
         cmocka_unit_test(a_shard_does_not_end_before_its_files_are_closed),
         cmocka_unit_test(a_write_that_readers_leave_no_memory_for_is_refused_until_they_let_go),
+        cmocka_unit_test(a_flush_that_fails_for_long_is_told_once),
         cmocka_unit_test(a_dropped_table_tells_nothing_about_other_keyspaces),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
