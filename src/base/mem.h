@@ -49,6 +49,12 @@ void mem_free(struct budget *budget, void *block, size_t size);
 MUST_CHECK void *mem_alloc_pages(struct budget *budget, size_t size);
 void mem_free_pages(struct budget *budget, void *block, size_t size);
 
+/* Whether what this thread frees may stay resident for the next who asks, which saves a fault for
+ * each of its pages, as it does at first: no budget counts it, so it is only for who has room to
+ * spare. Without, all goes back to the kernel as it is freed. For all threads as soon as one says
+ * no; a thread takes its no back before it ends. */
+void mem_keep_freed(bool keep);
+
 /* The link-time hook below the above; nobody else calls these. */
 void *mem_raw_alloc(size_t size, size_t alignment);
 void *mem_raw_realloc(void *block, size_t old_size, size_t new_size);

@@ -46,6 +46,13 @@ mem_raw_free(void *block, size_t size)
     free(block);
 }
 
+/* libc's, which has no say in the matter here: the bound of the process is not kept with it. */
+void
+mem_keep_freed(bool keep)
+{
+    (void)keep;
+}
+
 /* Small ones serve: what matters here is that each byte is seen. */
 void *
 mem_raw_alloc_pages(size_t size)

@@ -34,6 +34,11 @@
 #define GENERATION_AT 48
 /* Of requests to the disk, submitted before the replies of a turn. */
 #define SQES_AT_ONCE 4u
+/* Room in the budget from which on freed memory may stay resident for its next use: large values
+ * leave up to half of what is used, so that a quarter of the budget, and with it the tenth that the
+ * process may be above its bound, is enough; of a small budget more. */
+#define FREED_KEPT_SHARE 4u
+#define FREED_KEPT_MIN   MIB(16)
 
 u64
 ring_clock_ns(void)
@@ -519,6 +524,15 @@ ring_may_end(struct ring_shard *shard)
 
 /* ---- the turn ---- */
 
+/* What was freed may stay while the budget has room for as much: a quick look, and a turn's
+ * requests are small against it. */
+static void
+ring_watch_memory(const struct io_shard *core)
+{
+    u64 room = budget_available(&core->budget);
+    mem_keep_freed(room >= MAX(FREED_KEPT_MIN, core->budget.limit_bytes / FREED_KEPT_SHARE));
+}
+
 static void
 ring_turn_end(struct ring_shard *shard, bool busy)
 {
@@ -536,6 +550,7 @@ ring_run(struct ring_shard *shard)
     for (;;) {
         u64 now_ns = ring_clock_ns();
         core_turn_begin(core, now_ns, ring_wall_ms());
+        ring_watch_memory(core);
         atomic_store_explicit(&shard->heartbeat_ns, now_ns, memory_order_relaxed);
         atomic_store_explicit(&shard->turn_started_ns, now_ns, memory_order_relaxed);
         if (atomic_load_explicit(&shard->host->stop, memory_order_acquire) && !core->stopping)
@@ -567,6 +582,7 @@ ring_run(struct ring_shard *shard)
         if (core->main_done && ring_may_end(shard)) break;
         if (!ring_has_work(shard)) ring_idle(shard);
     }
+    mem_keep_freed(true);
     atomic_store_explicit(&shard->turn_started_ns, 0, memory_order_relaxed);
 }
 

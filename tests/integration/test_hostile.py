@@ -584,6 +584,69 @@ def test_memory_stays_within_its_bound_under_load(make_server):
     bound_of(server, 64)
 
 
+def large_values(port, stop_at, kind):
+    """Until then: values of 1 MiB written, read by the dozen, asked for and not read, and begun but
+    not ended, and small ones. A refusal is an answer; a lost connection is made anew."""
+    import random
+
+    chance = random.Random(kind)
+    value = os.urandom(1 << 20)
+    half = b"*3\r\n$3\r\nSET\r\n$1\r\nk\r\n$1048576\r\n"
+
+    def key():
+        return f"big{chance.randrange(300)}"
+
+    def step(connection):
+        if kind == "slow":
+            connection.send_raw(b"".join(Resp.encode("GET", key()) for _ in range(300)))
+            time.sleep(1)
+            raise ConnectionError("enough")
+        if kind == "half":
+            others = [Resp(port, 3) for _ in range(100)]
+            for other in others:
+                other.send_raw(half + value[:chance.choice([10, 100_000, 1_000_000])])
+            time.sleep(0.5)
+            for other in others:
+                other.close()
+            return
+        calls = {"big": [("SET", key(), value) for _ in range(4)],
+                 "small": [("SET", f"s{chance.randrange(10**7)}", "v" * chance.randrange(300))
+                           for _ in range(500)],
+                 "mget": [("MGET", *[key() for _ in range(30)])]}[kind]
+        connection.send_raw(b"".join(Resp.encode(*words) for words in calls))
+        for _ in calls:
+            connection.read()
+
+    while time.monotonic() < stop_at:
+        try:
+            with Resp(port, 3) as connection:
+                while time.monotonic() < stop_at:
+                    step(connection)
+        except OSError:
+            time.sleep(0.05)
+
+
+@pytest.mark.skipif(bool(SANITIZED), reason="sanitizers have memory of their own")
+@pytest.mark.parametrize("mib, cores", [(32, "0"), (64, "0,1")])
+def test_memory_stays_within_its_bound_under_large_values(make_server, mib, cores):
+    """At the least memory that there may be; the allocator must not keep what was freed."""
+    import threading
+
+    server = make_server(memory=f"{mib}MiB", cores=cores)
+    stop_at = time.monotonic() + 6
+    kinds = ["big", "big", "small", "small", "mget", "half", "slow", "slow", "slow"]
+    threads = [threading.Thread(target=large_values, args=(server.port, stop_at, kind), daemon=True)
+               for kind in kinds]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    bound_of(server, mib)
+    with server.connect() as connection:
+        assert connection.call("DBSIZE") > 100, "the load was no load"
+    polite(server)
+
+
 @pytest.mark.soak
 def test_ten_gigabytes_on_256_mib(make_server):
     server = make_server(memory="256MiB")
