@@ -74,7 +74,8 @@ struct log_config {
 
 /* Replays every record from segment_first on (0: from the oldest), in order, then starts a fresh
  * segment. replay: record is checked; its status, if not ok, ends the recovery. A new segment is
- * never begun inside an old one, and names where its predecessor ended. */
+ * never begun inside an old one, and names where its predecessor ended. ST_CONFLICT: the disk gave
+ * other bytes than a moment ago; to be tried again from the start. */
 MAY_YIELD MUST_CHECK status log_open(const struct log_config *config, u64 segment_first,
                                      status (*replay)(void *arg, const struct log_record *record,
                                                       struct bytes payload),

@@ -140,7 +140,7 @@ changed(const struct copy *copy)
 {
     log_error("lsm", "log reads otherwise than a moment ago file=%s do=\"check the disk\"",
               copy->reader.path);
-    return MARKED("lsm.log.carry_changed", ST_CORRUPT);
+    return MARKED("lsm.log.carry_changed", ST_CONFLICT);
 }
 
 static MAY_YIELD status

@@ -24,6 +24,7 @@
 #include "lsm/lsm_internal.h"
 
 /* Bytes of log per byte of memtable before a flush is asked for. */
+#define OPEN_TRIES           8u /* each finds a page more gone */
 #define LOG_TO_REPLAY_FACTOR 4u
 /* Bytes of segments kept for a new life per byte of memtable. */
 #define LOG_KEPT_FACTOR    2u
@@ -488,8 +489,8 @@ log_recover_all(struct lsm *lsm)
     return st;
 }
 
-MAY_YIELD status
-lsm_open(const struct lsm_place *place, const struct lsm_options *options, struct lsm **out)
+static MAY_YIELD status
+open_once(const struct lsm_place *place, const struct lsm_options *options, struct lsm **out)
 {
     struct lsm *lsm = lsm_new(place, options);
     if (lsm == NULL) return ST_NO_MEMORY;
@@ -518,6 +519,20 @@ fail:
     log_error("lsm", "store cannot be opened dir=%s error=\"%s\"", lsm->dir, status_text(st));
     lsm_free(lsm);
     return st;
+}
+
+MAY_YIELD status
+lsm_open(const struct lsm_place *place, const struct lsm_options *options, struct lsm **out)
+{
+    status st = open_once(place, options, out);
+    /* Of a write that failed the kernel's cache shows the bytes for a while, page by page, and then
+     * the disk its own. Nothing of it was acknowledged: either is right, but all of an opening has
+     * to go by the same. */
+    for (u32 tries = 1; tries < OPEN_TRIES && status_is(st, ST_CONFLICT); tries++) {
+        MARK("lsm.open.again");
+        st = open_once(place, options, out);
+    }
+    return status_is(st, ST_CONFLICT) ? MARKED("lsm.open.unsteady", ST_CORRUPT) : st;
 }
 
 MAY_YIELD status

@@ -1559,7 +1559,7 @@ stop_story(struct rig *rig)
         struct bytes reply = rig_read(&waiting[i]); /* closed: there is no room for the words */
         CHECK(reply.size > 5 ? memcmp(reply.data, "-OOM ", 5) == 0 : waiting[i].conn == NULL);
     }
-    CHECK(io_now_ns() - begun_ns < NS_PER_S); /* one alone would have been patient for a minute */
+    CHECK(io_now_ns() - begun_ns < NS_PER_S); /* one alone would have been patient for 20 s */
     drains = false;
     rig_on_shard(rig, 0, stop_drains, &drains);
     rig_on_shard(rig, 0, queue_is_empty, NULL);

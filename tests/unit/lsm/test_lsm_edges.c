@@ -34,11 +34,12 @@ struct world {
 };
 
 static void
-world_init(struct world *w, u64 seed)
+world_init_disk(struct world *w, u64 seed, u32 evict_chance)
 {
     *w = (struct world){0};
     struct sim_options options;
     sim_options_default(&options, seed);
+    options.disk.evict_chance = evict_chance;
     w->sim = sim_new(&options);
     w->disk = sim_node_disk(sim_node_new(w->sim, "10.0.0.1"));
     lsm_options_default(&w->options);
@@ -47,6 +48,12 @@ world_init(struct world *w, u64 seed)
     w->options.log_segment_bytes = KIB(256);
     w->options.disk_reserve_bytes = 0;
     w->options.scrub_bytes_per_s = 0;
+}
+
+static void
+world_init(struct world *w, u64 seed)
+{
+    world_init_disk(w, seed, 0);
 }
 
 static status
@@ -290,6 +297,43 @@ replay_check_body(void *arg)
     for (u32 i = 0; i < w->keys; i++)
         CHECK(ok(get(w, i, NULL)));
     return lsm_close(w->lsm);
+}
+
+/* ---- a write that failed, and what is seen of it ---- */
+
+static status
+failed_write_body(void *arg)
+{
+    struct world *w = arg;
+    CHECK(ok(open_store(w)));
+    for (w->keys = 0; w->keys < 20; w->keys++)
+        CHECK(ok(put(w, w->keys, 2000)));
+    CHECK(ok(lsm_wait_durable(w->lsm, w->seq)));
+    sim_fail_at(w->sim, SIM_POINT_WRITE, 0, 1, ST_IO_ERROR);
+    for (u32 i = 0; i < 5; i++)
+        (void)!ok(put(w, w->keys + i, 2000));
+    CHECK(!ok(lsm_wait_durable(w->lsm, w->seq)));
+    (void)!ok(lsm_close(w->lsm)); /* it has failed; the process ends, the machine does not */
+    return ST_OK;
+}
+
+/* Its page may show the bytes to the first read of the next opening, and not to the second. */
+static void
+an_opening_goes_by_one_of_what_a_failed_write_shows(void **state)
+{
+    (void)state;
+    u64 changed = 0;
+    for (u64 seed = 1; seed <= 60; seed++) {
+        struct world w;
+        world_init_disk(&w, seed, 24);
+        assert_true(ok(sim_run(w.sim, 1, failed_write_body, &w)));
+        sim_faults_clear(w.sim);
+        status st = sim_run(w.sim, 1, replay_check_body, &w);
+        changed += sim_mark_count(w.sim, "lsm.log.carry_changed");
+        assert_true(ok(st));
+        sim_free(w.sim);
+    }
+    assert_true(changed > 0);
 }
 
 /* Replaying more than a memtable flushes. Any sync of that may fail, for want of space as well,
@@ -1163,6 +1207,7 @@ main(void)
         cmocka_unit_test(everything_can_be_deleted_again_and_again),
         cmocka_unit_test(what_a_range_deletes_answers_with_its_number),
         cmocka_unit_test(a_store_on_a_full_disk_opens_and_reads),
+        cmocka_unit_test(an_opening_goes_by_one_of_what_a_failed_write_shows),
         cmocka_unit_test(replaying_survives_any_failed_sync),
         cmocka_unit_test(replaying_survives_any_refused_allocation),
         cmocka_unit_test(a_power_cut_while_replaying_leaves_whole_batches),
