@@ -608,7 +608,9 @@ def test_operators_add_weigh_drain_and_remove(three):
     cli(cluster, "put", "k", "v", "--consistency", "all")
     assert cli(cluster, "get", "k", "--consistency", "one") == "v"
     cli(cluster, "cluster", "keyspaces", "create", "orders", "--replicas", "2")
-    all_know(cluster, "orders", "cluster", "keyspaces")
+    # The client goes straight to whoever has the key: all three.
+    wait_for(lambda: all("orders" in client(node, "cluster", "keyspaces").stdout
+                         for node in cluster.nodes), "the keyspace at all nodes", every=0.2)
     cli(cluster, "--keyspace", "orders", "put", "k", "w")
     assert cli(cluster, "--keyspace", "orders", "get", "k") == "w"
     assert cli(cluster, "--keyspace", "15", "get", "k") == "w"
