@@ -354,7 +354,7 @@ cluster_drain(struct cluster_shard *shard, bool undo)
 
 /* ---- stopping ---- */
 
-/* Who has not heard since then that requests are to go elsewhere. */
+/* Whether all who live have heard since then that requests are to go elsewhere. */
 static bool
 all_were_told(const struct cluster_shard *shard, u64 since_ns)
 {

@@ -1529,6 +1529,42 @@ who_finds_too_many_waiting_for_memory_is_refused(void **state)
         run_queue(seed);
 }
 
+/* Clients that wait for memory, which somebody else has; and one more. */
+struct waiters {
+    struct queue_taken taken;
+    struct rig_client clients[QUEUE_STAY], other;
+    u64 sent_ns[QUEUE_STAY];
+};
+
+/* Half of the way there rests for rest_ns. */
+static MAY_YIELD void
+waiters_begin(struct rig *rig, struct waiters *w, u64 rest_ns)
+{
+    rig_connect(rig, &w->other);
+    for (u32 i = 0; i < QUEUE_STAY; i++)
+        rig_connect(rig, &w->clients[i]);
+    CHECK(rig_is(rig_call(&w->other, "SETRANGE long %u x", QUEUE_LONG - 1), ":1048576\r\n"));
+    rig_on_shard(rig, 0, queue_take, &w->taken);
+    for (u32 i = 0; i < QUEUE_STAY; i++) {
+        rig_send(&w->clients[i], i % 2 == 0 ? "GETDEL long" : "GET long");
+        w->sent_ns[i] = io_now_ns();
+        queue_join(rig, &w->clients[i], i + 1);
+        if (i == QUEUE_STAY / 2 && rest_ns != 0) fiber_sleep_ns(rest_ns);
+    }
+}
+
+/* All are answered; nothing was done. */
+static MAY_YIELD void
+waiters_end(struct rig *rig, struct waiters *w)
+{
+    rig_on_shard(rig, 0, queue_is_empty, NULL);
+    rig_on_shard(rig, 0, queue_give, &w->taken);
+    for (u32 i = 0; i < QUEUE_STAY; i++)
+        rig_disconnect(&w->clients[i]);
+    CHECK(is_long(rig_call(&w->other, "GET long")));
+    rig_disconnect(&w->other);
+}
+
 /* ---- nobody waits for memory while the node stops ---- */
 
 static void
@@ -1541,33 +1577,19 @@ stop_drains(struct shard *shard, void *arg)
 static MAY_YIELD void
 stop_story(struct rig *rig)
 {
-    struct queue_taken taken;
-    struct rig_client waiting[QUEUE_STAY], other;
+    struct waiters w;
     bool drains = true;
-    rig_connect(rig, &other);
-    for (u32 i = 0; i < QUEUE_STAY; i++)
-        rig_connect(rig, &waiting[i]);
-    CHECK(rig_is(rig_call(&other, "SETRANGE long %u x", QUEUE_LONG - 1), ":1048576\r\n"));
-    rig_on_shard(rig, 0, queue_take, &taken);
-    for (u32 i = 0; i < QUEUE_STAY; i++) {
-        rig_send(&waiting[i], i % 2 == 0 ? "GETDEL long" : "GET long");
-        queue_join(rig, &waiting[i], i + 1);
-    }
+    waiters_begin(rig, &w, 0);
     u64 begun_ns = io_now_ns();
     rig_on_shard(rig, 0, stop_drains, &drains);
     for (u32 i = 0; i < QUEUE_STAY; i++) {
-        struct bytes reply = rig_read(&waiting[i]); /* closed: there is no room for the words */
-        CHECK(reply.size > 5 ? memcmp(reply.data, "-OOM ", 5) == 0 : waiting[i].conn == NULL);
+        struct bytes reply = rig_read(&w.clients[i]); /* closed: there is no room for the words */
+        CHECK(reply.size > 5 ? memcmp(reply.data, "-OOM ", 5) == 0 : w.clients[i].conn == NULL);
     }
     CHECK(io_now_ns() - begun_ns < NS_PER_S); /* one alone would have been patient for 20 s */
     drains = false;
     rig_on_shard(rig, 0, stop_drains, &drains);
-    rig_on_shard(rig, 0, queue_is_empty, NULL);
-    rig_on_shard(rig, 0, queue_give, &taken);
-    for (u32 i = 0; i < QUEUE_STAY; i++)
-        rig_disconnect(&waiting[i]);
-    CHECK(is_long(rig_call(&other, "GET long"))); /* nothing was done */
-    rig_disconnect(&other);
+    waiters_end(rig, &w);
 }
 
 static void
@@ -1582,36 +1604,19 @@ who_waits_for_memory_does_not_hold_up_the_end(void **state)
 /* ---- who waits for memory has his time from when he came ---- */
 
 #define PATIENT_LATER_NS (2 * NS_PER_S)
-#define PATIENT_NS       (25 * NS_PER_S) /* a little more than MEMORY_PATIENCE_NS of request.c */
+#define PATIENT_NS       (25 * NS_PER_S) /* a little more than MEMORY_PATIENCE_NS of request.h */
 
 static MAY_YIELD void
 patient_story(struct rig *rig)
 {
-    struct queue_taken taken;
-    struct rig_client waiting[QUEUE_STAY], other;
-    u64 sent_ns[QUEUE_STAY];
-    rig_connect(rig, &other);
-    for (u32 i = 0; i < QUEUE_STAY; i++)
-        rig_connect(rig, &waiting[i]);
-    CHECK(rig_is(rig_call(&other, "SETRANGE long %u x", QUEUE_LONG - 1), ":1048576\r\n"));
-    rig_on_shard(rig, 0, queue_take, &taken);
+    struct waiters w;
+    waiters_begin(rig, &w, PATIENT_LATER_NS);
     for (u32 i = 0; i < QUEUE_STAY; i++) {
-        rig_send(&waiting[i], i % 2 == 0 ? "GETDEL long" : "GET long");
-        sent_ns[i] = io_now_ns();
-        queue_join(rig, &waiting[i], i + 1);
-        if (i == QUEUE_STAY / 2) fiber_sleep_ns(PATIENT_LATER_NS);
-    }
-    for (u32 i = 0; i < QUEUE_STAY; i++) {
-        struct bytes reply = rig_read(&waiting[i]);
+        struct bytes reply = rig_read(&w.clients[i]);
         CHECK(reply.size > 5 && memcmp(reply.data, "-OOM ", 5) == 0);
-        CHECK(io_now_ns() - sent_ns[i] < PATIENT_NS);
+        CHECK(io_now_ns() - w.sent_ns[i] < PATIENT_NS);
     }
-    rig_on_shard(rig, 0, queue_is_empty, NULL);
-    rig_on_shard(rig, 0, queue_give, &taken);
-    for (u32 i = 0; i < QUEUE_STAY; i++)
-        rig_disconnect(&waiting[i]);
-    CHECK(is_long(rig_call(&other, "GET long"))); /* nothing was done */
-    rig_disconnect(&other);
+    waiters_end(rig, &w);
 }
 
 static void
