@@ -146,6 +146,7 @@ SIDES = {
     "valkey": "valkey-server, no persistence",
     "valkey_always": "valkey-server, appendfsync always",
     "fixed": "fixed replies",
+    "bare": "reads and replies alone",
     "probe": "bare DSYNC writes",
     "fio": "fio",
     "rocksdb": "RocksDB",

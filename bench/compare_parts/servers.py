@@ -239,6 +239,12 @@ def fixed_reply(env):
                                  "100"], {env.server_core})
 
 
+def read_reply(env, file, read_bytes, value_bytes):
+    """Answers each request by one direct read and a fixed reply, and does nothing else."""
+    return Server(env, "read_reply", [env.program("bench_read_reply"), "PORT", file,
+                                      str(read_bytes), str(value_bytes)], {env.server_core})
+
+
 def bench(env, server, *options):
     """One run of distkv-bench against a server; its result, and the command."""
     command = [env.program("distkv-bench"), "--server", f"127.0.0.1:{server.port}", "--server-pid",

@@ -15,7 +15,7 @@ import time
 
 from . import hops
 from .figures import number, percentile
-from .servers import DistKV, Failed, ask, bench, fio, fixed_reply, redis, wait_for
+from .servers import DistKV, Failed, ask, bench, fio, fixed_reply, read_reply, redis, wait_for
 
 # What differs between a quick and a full run.
 QUICK = {
@@ -211,12 +211,31 @@ def _cold(env, server):
             env.record("cold", "ours", figures, server.command, command)
         job, command = fio(env, "randread", size, p["cold_seconds"])
         env.record("cold", "fio", {"rate": job["read"]["iops"]}, command)
+        _cold_bound(env)
         env.say(f"cold round {at + 1}: ours {number(env.last('cold', 'ours', 'cold_rate'))}, "
+                f"reads and replies alone {number(env.last('cold', 'bare', 'rate'))}, "
                 f"fio {number(env.last('cold', 'fio', 'rate'))}")
     os.unlink(os.path.join(env.work, "fio.data"))
     env.note("cold", "only gets that found nothing in a memtable or the row cache count in our rate "
                      f"and in reads a hit ({env.last('cold', 'ours', 'cached') * 100:.1f} % of "
                      "all did)")
+    env.note("cold", "a server that does nothing but read 4 KiB and reply (bench_read_reply) got "
+                     f"{number(env.last('cold', 'bare', 'rate'))}/s in the last round, "
+                     f"{env.last('cold', 'bare', 'rate') / env.last('cold', 'fio', 'rate'):.2f} of "
+                     "fio: with as many requests under way some are always in the network")
+
+
+def _cold_bound(env):
+    """What a server gets that does nothing but read and reply: on the file that fio has read."""
+    p = env.params
+    bare = read_reply(env, os.path.join(env.work, "fio.data"), 4096, 1024).start()
+    try:
+        run, command = bench(env, bare, "--workload", "get", "--keys", p["big_keys"],
+                             "--key-prefix", "key:", "--value-size", 1024, "--connections", 64,
+                             "--duration", f"{p['cold_seconds']}s")
+        env.record("cold", "bare", _of_run(run), bare.command, command)
+    finally:
+        bare.stop()
 
 
 def _mixed(env, server):
