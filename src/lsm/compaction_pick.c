@@ -33,8 +33,11 @@ scaled(u64 value, u64 of)
     return (u32)(value * 1000 / of);
 }
 
-/* The tiers against the last level. With few runs over a small last level the ratio alone would
- * rewrite it at every flush, so below a full tier's worth of runs the tiers must outweigh it. */
+/* The tiers against the last level. With few flushes over a small last level the ratio alone would
+ * rewrite it at every one of them, so they have to be half a full tier, too: as many runs, or as
+ * much in fewer. (While a sweep into the last level goes on, all that is flushed meanwhile may
+ * become a few runs as large as that level. By their number alone they would stay, and with them
+ * twice the space.) */
 static u32
 last_urgency(const struct pick_tree *tree)
 {
@@ -42,8 +45,9 @@ last_urgency(const struct pick_tree *tree)
     if (runs == 0) return 0;
     u64 bytes = tiers_bytes(tree);
     u32 by_bytes = scaled(bytes, tree->last_bytes / PICK_LAST_RATIO);
-    u32 by_runs = scaled(runs, MAX(2u, tree->fanout / 2));
-    u32 urgency = MIN(by_bytes, by_runs);
+    u64 flushes = MAX((u64)runs, bytes / MAX(tree->tier_bytes, 1u));
+    u32 by_flushes = scaled(flushes, MAX(2u, tree->fanout / 2));
+    u32 urgency = MIN(by_bytes, by_flushes);
     if (tree->last_bytes == 0) urgency = scaled(runs, tree->fanout);
     return urgency;
 }

@@ -91,6 +91,8 @@ decisions(void **state)
         /* A quarter of the last level. */
         {"0:10 1:240 last:1000", "runs 0+2 to last"},
         {"0:10 1:230 last:1000", "nothing"},
+        /* However few runs hold it: flushes that came while the last level was busy. */
+        {"2:900 last:1000", "runs 0+1 to last"},
         /* One flush over a tiny last level does not rewrite it. */
         {"0:10 last:10", "nothing"},
         {"0:10 0:10 last:10", "runs 0+2 to last"},
