@@ -499,6 +499,18 @@ def test_idle_connections_leave_room_for_newcomers_at_little_memory(make_server)
             sock.close()
 
 
+def test_the_longest_value_is_exchanged_at_the_least_memory(make_server):
+    """What can be stored can also be read and written at once, while nobody else asks."""
+    server = make_server(memory="32MiB", cores="0")
+    value, other = os.urandom(1 << 20), os.urandom(1 << 20)
+    with server.connect() as connection:
+        assert connection.call("SET", "k", value) == "OK"
+        assert connection.call("GETEX", "k", "EX", "100") == value
+        assert connection.call("GETSET", "k", other) == value
+        assert connection.call("SET", "k", value, "GET") == other
+        assert connection.call("GET", "k") == value
+
+
 def test_who_finds_no_memory_for_a_request_is_told_so(make_server):
     """Half requests do take memory: who comes when it is used up reads why; it is counted and
     said in the log, in few lines."""
