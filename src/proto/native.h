@@ -3,7 +3,7 @@
  * native.h -- the native protocol: frames, requests and replies. Pure: bytes to structs and back.
  *
  * A connection carries frames in both directions. Each frame is a header of 48 bytes, little-endian
- * as everything here, and a body of at most 16 MiB:
+ * as everything here, and a body of at most NATIVE_BODY_BYTES_MAX:
  *
  *   offset size
  *        0    4  magic: D5 44 4B 56. The first byte begins no RESP command and no inline command.
@@ -47,11 +47,14 @@
 #include "base/limits.h"
 #include "base/status.h"
 
-#define NATIVE_MAGIC          0x564b44d5u /* D5 'D' 'K' 'V' as bytes */
-#define NATIVE_FIRST_BYTE     0xd5u
-#define NATIVE_VERSION        1u
-#define NATIVE_HEADER_BYTES   48u
-#define NATIVE_BODY_BYTES_MAX (16u << 20)
+#define NATIVE_MAGIC        0x564b44d5u /* D5 'D' 'K' 'V' as bytes */
+#define NATIVE_FIRST_BYTE   0xd5u
+#define NATIVE_VERSION      1u
+#define NATIVE_HEADER_BYTES 48u
+/* A frame with its header: what decoders take. Frames between nodes (proto/peer.h) may be as large;
+ * a request or reply leaves room for what a node puts around it when it sends it on to another. */
+#define NATIVE_FRAME_BYTES_MAX (16u << 20)
+#define NATIVE_BODY_BYTES_MAX  (NATIVE_FRAME_BYTES_MAX - 4096u - NATIVE_HEADER_BYTES)
 /* Names, ids, hosts, credentials in HELLO. */
 #define NATIVE_NAME_BYTES_MAX       255u
 #define NATIVE_NODES_MAX            1024u
@@ -62,6 +65,7 @@ static_assert(NATIVE_BODY_BYTES_MAX >= LIMIT_BATCH_BYTES + (1u << 20),
               "a largest batch fits in a frame");
 static_assert(NATIVE_BODY_BYTES_MAX >= LIMIT_VALUE_BYTES + LIMIT_KEY_BYTES + 256,
               "a largest entry fits in a frame");
+static_assert(NATIVE_BODY_BYTES_MAX == 16773072, "docs/native-protocol.md names it");
 
 /* The numbers are the protocol's. */
 #define NATIVE_OPCODE_LIST(X)                                                                      \

@@ -13,6 +13,9 @@
 /* Nothing larger is taken in from somebody who has not said a password. */
 #define HELLO_BYTES_MAX 4096u
 
+static_assert(NATIVE_HEADER_BYTES + NATIVE_BODY_BYTES_MAX == REQUEST_BYTES_MAX,
+              "a request is as long over both protocols");
+
 static void
 refuse(struct session *s, const struct native_header *header, enum native_status code, u64 detail,
        const char *text)
@@ -208,14 +211,10 @@ session_native_received(struct session *s, struct bytes data)
         struct bytes body;
         size_t consumed = 0, wanted = 0;
         status st = native_frame_decode(rest, &header, &body, &consumed, &wanted);
+        if (MAX(consumed, wanted) > REQUEST_BYTES_MAX) st = ST_CORRUPT;
         if (status_is(st, ST_INCOMPLETE)) {
             if (!s->authenticated && wanted > HELLO_BYTES_MAX) {
                 refuse(s, &header, NATIVE_ST_UNAUTHENTICATED, 0, "say HELLO with a password first");
-                session_close(s);
-                return data.size;
-            }
-            if (wanted > CONN_INPUT_MAX_BYTES) {
-                refuse(s, &header, NATIVE_ST_TOO_LARGE, CONN_INPUT_MAX_BYTES, "frame too large");
                 session_close(s);
                 return data.size;
             }
@@ -231,7 +230,8 @@ session_native_received(struct session *s, struct bytes data)
         }
         if (!ok(st)) {
             memset(&header, 0, sizeof(header));
-            refuse(s, &header, NATIVE_ST_BAD_FRAME, 0, "bad magic, checksum or size");
+            refuse(s, &header, NATIVE_ST_BAD_FRAME, 0,
+                   "bad magic or checksum, or a body over 16773072 bytes");
             session_close(s);
             return data.size;
         }
