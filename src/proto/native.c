@@ -181,6 +181,7 @@ native_header_decode(struct bytes data, struct native_header *out)
     if (wire.header_crc != crc) return ST_CORRUPT;
     if (wire.body_size > NATIVE_FRAME_BYTES_MAX - NATIVE_HEADER_BYTES) return ST_CORRUPT;
     *out = (struct native_header){
+        .version = wire.version,
         .opcode = wire.opcode,
         .flags = wire.flags,
         .request_id = wire.request_id,

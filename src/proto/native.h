@@ -28,9 +28,9 @@
  *
  * Three kinds of fault. A frame that fails its check (magic, CRC, size) is ST_CORRUPT: nothing
  * after it can be trusted; the server answers NATIVE_BAD_FRAME with request id 0 and closes. A good
- * frame of a version or opcode that is not known here is ST_UNSUPPORTED and can be skipped. A good
- * frame whose body does not read as its opcode demands is ST_INVALID; both are answered, and the
- * connection goes on.
+ * frame of a version, opcode or flag that is not known here is ST_UNSUPPORTED and can be skipped. A
+ * good frame whose body does not read as its opcode demands is ST_INVALID; both are answered, and
+ * the connection goes on.
  *
  * Writes carry an idempotency id of 128 bits (all zero: none). A server that has answered it within
  * native_hello_reply.idempotency_ms gives the same answer again (flag REPLAYED) and does nothing. A
@@ -163,7 +163,8 @@ bool native_opcode_writes(u32 opcode);
 /* ---- frames ---- */
 
 struct native_header {
-    u8 opcode; /* enum native_opcode once decoded as known */
+    u8 version; /* of a frame that came; what is encoded has NATIVE_VERSION */
+    u8 opcode;  /* enum native_opcode once decoded as known */
     u16 flags;
     u64 request_id;
     u64 epoch;
@@ -177,7 +178,7 @@ struct native_header {
 
 /* Reads and checks a header. ST_INCOMPLETE under 48 bytes (ST_CORRUPT as soon as the magic cannot
  * match any more), ST_CORRUPT for magic, CRC, size over the limit, reserved bits. ST_UNSUPPORTED
- * (the header is set: the frame can be skipped and answered): another version. */
+ * (the header is set: the frame can be skipped and answered): another version, or unknown flags. */
 MUST_CHECK status native_header_decode(struct bytes data, struct native_header *out);
 /* Reads a whole frame; the body points into data and its CRC is checked. ST_INCOMPLETE: *wanted
  * bytes are needed at least. On ST_OK and ST_UNSUPPORTED *consumed is set. */

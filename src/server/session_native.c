@@ -31,6 +31,18 @@ refuse(struct session *s, const struct native_header *header, enum native_status
     session_write(s, buf_bytes(out), 0);
 }
 
+/* What bits mean that a later version has is not known either: the version is told first. */
+static void
+refuse_unknown(struct session *s, const struct native_header *header)
+{
+    static_assert(NATIVE_VERSION == 1 && NATIVE_FLAGS_KNOWN == 0xf, "the texts name them");
+    if (header->version != NATIVE_VERSION)
+        refuse(s, header, NATIVE_ST_UNSUPPORTED, NATIVE_VERSION,
+               "this server speaks version 1 of the protocol");
+    else
+        refuse(s, header, NATIVE_ST_UNSUPPORTED, 0, "unknown flags: this server knows bits 0 to 3");
+}
+
 static_assert((u32)NATIVE_LEVEL_ONE == REPLICATE_ONE &&
                   (u32)NATIVE_LEVEL_QUORUM == REPLICATE_QUORUM &&
                   (u32)NATIVE_LEVEL_ALL == REPLICATE_ALL,
@@ -223,8 +235,7 @@ session_native_received(struct session *s, struct bytes data)
             break;
         }
         if (status_is(st, ST_UNSUPPORTED)) {
-            refuse(s, &header, NATIVE_ST_UNSUPPORTED, NATIVE_VERSION,
-                   "this server speaks version 1 of the protocol");
+            refuse_unknown(s, &header);
             at += consumed;
             continue;
         }

@@ -19,7 +19,7 @@ for index in range(256):
     CRC_TABLE.append(crc)
 
 HELLO, PING, GET, PUT, SCAN, STATUS, TOPOLOGY = 1, 2, 3, 4, 7, 13, 17
-OK, NOT_FOUND, CONFLICT, TOO_LARGE, BAD_FRAME = 0, 1, 2, 4, 6
+OK, NOT_FOUND, CONFLICT, TOO_LARGE, UNSUPPORTED, BAD_FRAME = 0, 1, 2, 4, 5, 6
 BODY_BYTES_MAX = 16_773_072
 UNKNOWN_OUTCOME, CLOSING, SNAPSHOT_GONE, UNAUTHENTICATED = 14, 16, 17, 18
 IF_PRESENT = 2
@@ -33,10 +33,10 @@ def crc32c(data):
     return value ^ 0xFFFFFFFF
 
 
-def frame(opcode, body, request_id=1, age=0, size=None):
+def frame(opcode, body, request_id=1, age=0, size=None, version=1, flags=0):
     header = b"\xd5DKV" + struct.pack(
-        "<BBHQQIIHHII", 1, opcode, 0, request_id, 0, 0, len(body) if size is None else size, 0, 0,
-        crc32c(body), age)
+        "<BBHQQIIHHII", version, opcode, flags, request_id, 0, 0,
+        len(body) if size is None else size, 0, 0, crc32c(body), age)
     return header + struct.pack("<I", crc32c(header)) + body
 
 
@@ -187,6 +187,20 @@ def test_large_frames_wait_for_a_password(make_server):
         native.sock.sendall(frame(PUT, b"", size=8 << 20)[:48])
         assert native.read()[0] == UNAUTHENTICATED
         assert native.sock.recv(1) == b""
+
+
+@pytest.mark.parametrize("words, detail, unknown", [
+    (b"this server speaks version 1 of the protocol", 1, {"version": 2, "flags": 1 << 15}),
+    (b"unknown flags: this server knows bits 0 to 3", 0, {"flags": 1 << 4}),
+    (b"unknown opcode", 0, {"opcode": 99}),
+])
+def test_what_is_unknown_is_named(server, words, detail, unknown):
+    with Native(server) as native:
+        opcode = unknown.pop("opcode", PING)
+        status, _, request_id, body = native.call(frame(opcode, b"x", request_id=7, **unknown))
+        assert (status, request_id) == (UNSUPPORTED, 7)
+        assert (struct.unpack("<Q", body[:8])[0], body[8:]) == (detail, words)
+        assert native.call(frame(PING, b"x"))[3] == b"x"
 
 
 def test_a_body_is_accepted_up_to_the_limit_that_hello_says(server):

@@ -821,6 +821,7 @@ what_a_newer_peer_sends_can_be_stepped_over(void **state)
     assert_true(status_is(st, ST_UNSUPPORTED));
     assert_int_equal(consumed, NATIVE_HEADER_BYTES);
     assert_true(header.request_id == request.header.request_id);
+    assert_int_equal(header.version, 2);
     patch_header(4, "\x01", 1);
     patch_header(6, "\x00\x80", 2); /* a flag of tomorrow */
     st = native_frame_decode(buf_bytes(&out), &header, &body, &consumed, &wanted);
