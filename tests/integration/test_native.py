@@ -203,6 +203,13 @@ def test_what_is_unknown_is_named(server, words, detail, unknown):
         assert native.call(frame(PING, b"x"))[3] == b"x"
 
 
+def test_any_request_id_comes_back(server):
+    with Native(server) as native:
+        for request_id in (0, 1, (1 << 64) - 1):
+            assert native.call(frame(PING, b"x", request_id=request_id)) == (
+                OK, FLAG_REPLY, request_id, b"x")
+
+
 def test_a_body_is_accepted_up_to_the_limit_that_hello_says(server):
     """By the frame alone: no request has so long a body, which is told, and the connection goes on."""
     with Native(server) as native:
