@@ -565,6 +565,8 @@ take_frames(struct connection *connection)
         bool fine = false;
         if (ok(st))
             fine = on_frame(connection, &header, body, &why);
+        else if (status_is(st, ST_UNSUPPORTED))
+            why = "the server's protocol has a version or flags that this library does not know";
         else
             why = connection->state == CONNECTION_HELLO
                       ? "what answers there does not speak DistKV's native protocol"

@@ -179,8 +179,9 @@ native_header_decode(struct bytes data, struct native_header *out)
     memcpy(&wire, data.data, sizeof(wire));
     u32 crc = crc32c(0, data.data, offsetof(struct native_header_wire, header_crc));
     if (wire.header_crc != crc) return ST_CORRUPT;
-    if (wire.body_size > NATIVE_BODY_BYTES_MAX) return ST_CORRUPT;
+    if (wire.body_size > NATIVE_FRAME_BYTES_MAX - NATIVE_HEADER_BYTES) return ST_CORRUPT;
     *out = (struct native_header){
+        .version = wire.version,
         .opcode = wire.opcode,
         .flags = wire.flags,
         .request_id = wire.request_id,
@@ -253,7 +254,7 @@ native_frame_end(struct buf *out, size_t start)
 {
     CHECK(out->size - start >= NATIVE_HEADER_BYTES);
     size_t body_size = out->size - start - NATIVE_HEADER_BYTES;
-    CHECK(body_size <= NATIVE_BODY_BYTES_MAX);
+    CHECK(body_size <= NATIVE_FRAME_BYTES_MAX - NATIVE_HEADER_BYTES);
     u8 *frame = out->data + start;
     struct native_header_wire wire;
     memcpy(&wire, frame, sizeof(wire));

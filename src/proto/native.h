@@ -3,7 +3,7 @@
  * native.h -- the native protocol: frames, requests and replies. Pure: bytes to structs and back.
  *
  * A connection carries frames in both directions. Each frame is a header of 48 bytes, little-endian
- * as everything here, and a body of at most 16 MiB:
+ * as everything here, and a body of at most NATIVE_BODY_BYTES_MAX:
  *
  *   offset size
  *        0    4  magic: D5 44 4B 56. The first byte begins no RESP command and no inline command.
@@ -28,9 +28,9 @@
  *
  * Three kinds of fault. A frame that fails its check (magic, CRC, size) is ST_CORRUPT: nothing
  * after it can be trusted; the server answers NATIVE_BAD_FRAME with request id 0 and closes. A good
- * frame of a version or opcode that is not known here is ST_UNSUPPORTED and can be skipped. A good
- * frame whose body does not read as its opcode demands is ST_INVALID; both are answered, and the
- * connection goes on.
+ * frame of a version, opcode or flag that is not known here is ST_UNSUPPORTED and can be skipped. A
+ * good frame whose body does not read as its opcode demands is ST_INVALID; both are answered, and
+ * the connection goes on.
  *
  * Writes carry an idempotency id of 128 bits (all zero: none). A server that has answered it within
  * native_hello_reply.idempotency_ms gives the same answer again (flag REPLAYED) and does nothing. A
@@ -47,11 +47,14 @@
 #include "base/limits.h"
 #include "base/status.h"
 
-#define NATIVE_MAGIC          0x564b44d5u /* D5 'D' 'K' 'V' as bytes */
-#define NATIVE_FIRST_BYTE     0xd5u
-#define NATIVE_VERSION        1u
-#define NATIVE_HEADER_BYTES   48u
-#define NATIVE_BODY_BYTES_MAX (16u << 20)
+#define NATIVE_MAGIC        0x564b44d5u /* D5 'D' 'K' 'V' as bytes */
+#define NATIVE_FIRST_BYTE   0xd5u
+#define NATIVE_VERSION      1u
+#define NATIVE_HEADER_BYTES 48u
+/* A frame with its header: what decoders take. Frames between nodes (proto/peer.h) may be as large;
+ * a request or reply leaves room for what a node puts around it when it sends it on to another. */
+#define NATIVE_FRAME_BYTES_MAX (16u << 20)
+#define NATIVE_BODY_BYTES_MAX  (NATIVE_FRAME_BYTES_MAX - 4096u - NATIVE_HEADER_BYTES)
 /* Names, ids, hosts, credentials in HELLO. */
 #define NATIVE_NAME_BYTES_MAX       255u
 #define NATIVE_NODES_MAX            1024u
@@ -62,6 +65,7 @@ static_assert(NATIVE_BODY_BYTES_MAX >= LIMIT_BATCH_BYTES + (1u << 20),
               "a largest batch fits in a frame");
 static_assert(NATIVE_BODY_BYTES_MAX >= LIMIT_VALUE_BYTES + LIMIT_KEY_BYTES + 256,
               "a largest entry fits in a frame");
+static_assert(NATIVE_BODY_BYTES_MAX == 16773072, "docs/native-protocol.md names it");
 
 /* The numbers are the protocol's. */
 #define NATIVE_OPCODE_LIST(X)                                                                      \
@@ -159,7 +163,8 @@ bool native_opcode_writes(u32 opcode);
 /* ---- frames ---- */
 
 struct native_header {
-    u8 opcode; /* enum native_opcode once decoded as known */
+    u8 version; /* of a frame that came; what is encoded has NATIVE_VERSION */
+    u8 opcode;  /* enum native_opcode once decoded as known */
     u16 flags;
     u64 request_id;
     u64 epoch;
@@ -173,7 +178,7 @@ struct native_header {
 
 /* Reads and checks a header. ST_INCOMPLETE under 48 bytes (ST_CORRUPT as soon as the magic cannot
  * match any more), ST_CORRUPT for magic, CRC, size over the limit, reserved bits. ST_UNSUPPORTED
- * (the header is set: the frame can be skipped and answered): another version. */
+ * (the header is set: the frame can be skipped and answered): another version, or unknown flags. */
 MUST_CHECK status native_header_decode(struct bytes data, struct native_header *out);
 /* Reads a whole frame; the body points into data and its CRC is checked. ST_INCOMPLETE: *wanted
  * bytes are needed at least. On ST_OK and ST_UNSUPPORTED *consumed is set. */

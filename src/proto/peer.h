@@ -33,7 +33,7 @@
 #define PEER_NONCE_BYTES   32u
 #define PEER_NODE_ID_BYTES 64u /* with the final 0 */
 /* A frame, its header included, has to fit in what a connection may want. */
-#define PEER_BODY_BYTES_MAX (NATIVE_BODY_BYTES_MAX - NATIVE_HEADER_BYTES)
+#define PEER_BODY_BYTES_MAX (NATIVE_FRAME_BYTES_MAX - NATIVE_HEADER_BYTES)
 #define PEER_KEEPALIVE_ID   UINT64_MAX
 
 /* The numbers are the protocol's. */

@@ -116,7 +116,7 @@ native_hello(struct exec *x)
                                     .value_bytes_max = LIMIT_VALUE_BYTES,
                                     .batch_ops_max = LIMIT_BATCH_OPS,
                                     .batch_bytes_max = LIMIT_BATCH_BYTES,
-                                    .body_bytes_max = REQUEST_BYTES_MAX - NATIVE_HEADER_BYTES,
+                                    .body_bytes_max = NATIVE_BODY_BYTES_MAX,
                                     .in_flight_max = SESSION_REQUESTS_MAX,
                                     .idempotency_ms = NATIVE_ID_LIFE_MS,
                                     .keyspaces = LIMIT_KEYSPACES_CLIENT,

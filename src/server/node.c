@@ -29,12 +29,15 @@
 
 /* Of a shard's memory: connections, requests, replies in hand; the store; the rest is the io
  * layer's buffers, fibers and slack. */
-#define SHARE_CONNECTIONS 8u /* an eighth */
+#define SHARE_CONNECTIONS 8u /* an eighth, and at least CONNECTIONS_BYTES_MIN */
 #define SHARE_STORE_NUM   11u
 #define SHARE_STORE_DEN   16u
 /* Of the former, in eighths: see struct shard. */
 #define SHARE_LARGE 4u
 #define SHARE_KEPT  2u
+/* GETSET of a long value holds three at once: the one that came or its copy, the one to be
+ * answered, and the batch. Buffers have a quarter to spare. */
+#define CONNECTIONS_BYTES_MIN (4u * (u64)LIMIT_VALUE_BYTES)
 
 #define DRAIN_NS        (4 * NS_PER_S) /* the host's limit is 5 s for everything */
 #define LISTEN_TRIES    20u
@@ -425,7 +428,7 @@ init(struct shard *shard, struct server *server)
     list_init(&shard->order_ready);
     for (u32 i = 0; i < LIMIT_SHARDS; i++)
         list_init(&shard->trains[i]);
-    u64 bytes = io_budget()->limit_bytes / SHARE_CONNECTIONS;
+    u64 bytes = MAX(io_budget()->limit_bytes / SHARE_CONNECTIONS, CONNECTIONS_BYTES_MIN);
     budget_init(&shard->budget, "connections", bytes, io_budget());
     budget_init(&shard->large_budget, "large requests", bytes / 8 * SHARE_LARGE, &shard->budget);
     budget_init(&shard->kept_budget, "kept for clients", bytes / 8 * SHARE_KEPT, &shard->budget);

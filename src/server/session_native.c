@@ -13,6 +13,9 @@
 /* Nothing larger is taken in from somebody who has not said a password. */
 #define HELLO_BYTES_MAX 4096u
 
+static_assert(NATIVE_HEADER_BYTES + NATIVE_BODY_BYTES_MAX == REQUEST_BYTES_MAX,
+              "a request is as long over both protocols");
+
 static void
 refuse(struct session *s, const struct native_header *header, enum native_status code, u64 detail,
        const char *text)
@@ -26,6 +29,18 @@ refuse(struct session *s, const struct native_header *header, enum native_status
         return;
     }
     session_write(s, buf_bytes(out), 0);
+}
+
+/* What bits mean that a later version has is not known either: the version is told first. */
+static void
+refuse_unknown(struct session *s, const struct native_header *header)
+{
+    static_assert(NATIVE_VERSION == 1 && NATIVE_FLAGS_KNOWN == 0xf, "the texts name them");
+    if (header->version != NATIVE_VERSION)
+        refuse(s, header, NATIVE_ST_UNSUPPORTED, NATIVE_VERSION,
+               "this server speaks version 1 of the protocol");
+    else
+        refuse(s, header, NATIVE_ST_UNSUPPORTED, 0, "unknown flags: this server knows bits 0 to 3");
 }
 
 static_assert((u32)NATIVE_LEVEL_ONE == REPLICATE_ONE &&
@@ -208,14 +223,10 @@ session_native_received(struct session *s, struct bytes data)
         struct bytes body;
         size_t consumed = 0, wanted = 0;
         status st = native_frame_decode(rest, &header, &body, &consumed, &wanted);
+        if (MAX(consumed, wanted) > REQUEST_BYTES_MAX) st = ST_CORRUPT;
         if (status_is(st, ST_INCOMPLETE)) {
             if (!s->authenticated && wanted > HELLO_BYTES_MAX) {
                 refuse(s, &header, NATIVE_ST_UNAUTHENTICATED, 0, "say HELLO with a password first");
-                session_close(s);
-                return data.size;
-            }
-            if (wanted > CONN_INPUT_MAX_BYTES) {
-                refuse(s, &header, NATIVE_ST_TOO_LARGE, CONN_INPUT_MAX_BYTES, "frame too large");
                 session_close(s);
                 return data.size;
             }
@@ -224,14 +235,14 @@ session_native_received(struct session *s, struct bytes data)
             break;
         }
         if (status_is(st, ST_UNSUPPORTED)) {
-            refuse(s, &header, NATIVE_ST_UNSUPPORTED, NATIVE_VERSION,
-                   "this server speaks version 1 of the protocol");
+            refuse_unknown(s, &header);
             at += consumed;
             continue;
         }
         if (!ok(st)) {
             memset(&header, 0, sizeof(header));
-            refuse(s, &header, NATIVE_ST_BAD_FRAME, 0, "bad magic, checksum or size");
+            refuse(s, &header, NATIVE_ST_BAD_FRAME, 0,
+                   "bad magic or checksum, or a body over 16773072 bytes");
             session_close(s);
             return data.size;
         }

@@ -10,6 +10,7 @@ import time
 
 import pytest
 
+import test_native
 from conftest import SANITIZED, SLOW, ReplyError, Resp, wait_for
 
 
@@ -113,17 +114,47 @@ def test_binary_keys_and_values_are_kept_exactly(server):
         assert connection.call("GET", b"\r\n$5\r\n") == b"*1\r\n"
 
 
-def test_half_a_request_then_silence_holds_up_nobody(server):
-    silent = []
-    for part in (b"*3\r\n$3\r\nSET\r\n$1\r\nk\r\n$100000\r\nabc", b"*1", b"GE", b"*2\r\n$3\r\nGET\r\n$5\r\nab"):
-        sock = socket.create_connection(("127.0.0.1", server.port))
-        sock.sendall(part)
-        silent.append(sock)
-    time.sleep(0.5)
-    polite(server)
-    for sock in silent:
-        sock.close()
-    polite(server)
+def resp_halves():
+    """Requests in two parts, each with the beginning of its answer."""
+    set_of_much = Resp.encode("SET", "half", b"v" * 100_000)
+    get = Resp.encode("GET", "absent")
+    return [(set_of_much[:40], set_of_much[40:], b"+OK"), (b"*1", b"\r\n$4\r\nPING\r\n", b"+PONG"),
+            (b"PI", b"NG\r\n", b"+PONG"), (get[:-4], get[-4:], b"$-1"),
+            (b"*1\r\n$4\r\nPING\r\n" + get[:-4], get[-4:], b"+PONG\r\n$-1")]
+
+
+def native_halves():
+    put = test_native.put(b"half", b"v" * 100_000, 7)
+    ping = test_native.frame(test_native.PING, b"x")
+    answer = b"\xd5DKV\x01"
+    return [(ping[:1], ping[1:], answer), (ping[:20], ping[20:], answer),
+            (put[:48], put[48:], answer), (put[:-1], put[-1:], answer),
+            (ping + put[:50], put[50:], answer)]
+
+
+@pytest.mark.parametrize("halves", [resp_halves, native_halves])
+def test_half_a_request_then_silence_holds_up_nobody(server, halves):
+    """Nothing is done of it, and it is answered when its other half comes after all."""
+    for finished in (False, True):
+        silent = [socket.create_connection(("127.0.0.1", server.port), timeout=20 * SLOW)
+                  for _ in halves()]
+        for sock, (first, _, _) in zip(silent, halves()):
+            sock.sendall(first)
+        time.sleep(0.5)
+        polite(server)
+        with test_native.Native(server) as native:
+            assert native.call(test_native.frame(test_native.PING, b"x"))[3] == b"x"
+        assert server.call("EXISTS", "half") == 0
+        for sock, (_, rest, answer) in zip(silent, halves()):
+            if finished:
+                sock.sendall(rest)
+                got = b""
+                while len(got) < len(answer):
+                    got += sock.recv(1000) or pytest.fail(f"closed after {got}")
+                assert got.startswith(answer)
+            sock.close()
+        polite(server)
+    assert server.call("STRLEN", "half") == 100_000
 
 
 def test_idle_connections_are_closed_after_the_timeout(make_server):
@@ -147,12 +178,6 @@ def closed_soon(sock, seconds):
     except ConnectionError:
         pass
     return time.monotonic() - begun
-
-
-def native_half():
-    from test_native import frame
-
-    return frame(3, b"\0" * 100_000)[:50_000]
 
 
 def keepalive_seconds(server_port, client_port):
@@ -223,7 +248,7 @@ def test_an_unfinished_request_has_its_time(make_server):
     before = server.metric("distkv_clients_request_timed_out_total")
 
     head = b"*3\r\n$3\r\nSET\r\n$4\r\nslow\r\n$900000\r\n"
-    halves = (head + b"x" * 400_000, head, b"*1", b"GE", b"*2\r\n$3\r\nGET\r\n$5\r\nab", native_half())
+    halves = (head + b"x" * 400_000, head, b"*1", b"GE", b"*2\r\n$3\r\nGET\r\n$5\r\nab", native_halves()[3][0])
     socks = [socket.create_connection(("127.0.0.1", server.port)) for _ in halves]
     for sock, half in zip(socks, halves):
         sock.sendall(half)
@@ -497,6 +522,18 @@ def test_idle_connections_leave_room_for_newcomers_at_little_memory(make_server)
     finally:
         for sock in sockets:
             sock.close()
+
+
+def test_the_longest_value_is_exchanged_at_the_least_memory(make_server):
+    """What can be stored can also be read and written at once, while nobody else asks."""
+    server = make_server(memory="32MiB", cores="0")
+    value, other = os.urandom(1 << 20), os.urandom(1 << 20)
+    with server.connect() as connection:
+        assert connection.call("SET", "k", value) == "OK"
+        assert connection.call("GETEX", "k", "EX", "100") == value
+        assert connection.call("GETSET", "k", other) == value
+        assert connection.call("SET", "k", value, "GET") == other
+        assert connection.call("GET", "k") == value
 
 
 def test_who_finds_no_memory_for_a_request_is_told_so(make_server):

@@ -157,33 +157,67 @@ def test_a_foreign_directory_is_refused_and_left_alone(tmp_path):
     assert os.listdir(foreign) == ["letters.txt"]
 
 
-def test_an_unreadable_directory_is_refused(tmp_path):
+def test_a_file_in_place_of_the_directory_is_refused(tmp_path):
     (tmp_path / "file").write_text("x")
     done = run_server("--data-dir", str(tmp_path / "file"), "--address",
                       f"127.0.0.1:{free_port()}")
     assert done.returncode == 1
     assert str(tmp_path / "file") in done.stderr
+    assert (tmp_path / "file").read_text() == "x"
 
 
-def test_a_directory_of_another_user_is_refused_as_such(tmp_path):
+@pytest.fixture
+def place_for_all():
+    """A directory that everybody may enter, as tmp_path is not, with the server in it."""
+    place = pathlib.Path(tempfile.mkdtemp(prefix="distkv-denied-"))
+    try:
+        place.chmod(0o755)
+        shutil.copy(SERVER, place)
+        yield place
+    finally:
+        shutil.rmtree(place)
+
+
+def run_as_nobody(place, directory):
+    """Permissions do not hold root up, so the server is started by somebody else then."""
+    nobody = dict(user=65534, group=65534, extra_groups=[]) if os.geteuid() == 0 else {}
+    return run_server("--data-dir", str(directory), "--address", f"127.0.0.1:{free_port()}",
+                      binary=place / os.path.basename(SERVER), **nobody)
+
+
+@pytest.mark.parametrize("mode", [0o000, 0o300, 0o500])
+def test_an_unreadable_directory_is_refused(make_server, place_for_all, mode):
+    """A node's own one: not to be entered, entered but not listed, listed but not written."""
+    server = make_server(data_dir=str(place_for_all / "data"))
+    fill(server, 100)
+    server.stop()
+    directory = place_for_all / "data"
+    files = [path for path in directory.rglob("*") if path.is_file()]
+    before = {path: path.read_bytes() for path in files}
+    try:
+        directory.chmod(mode | mode >> 6)
+        done = run_as_nobody(place_for_all, directory)
+    finally:
+        directory.chmod(0o755)
+    assert done.returncode == 1
+    assert "permission denied" in done.stderr.lower(), done.stderr
+    assert str(directory) in done.stderr
+    assert {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()} == before
+    server.start()
+    check(server, 100)
+
+
+def test_a_directory_of_another_user_is_refused_as_such(place_for_all):
     """Not "input or output failed", as if the disk were broken."""
     if os.geteuid() != 0:
         pytest.skip("needs root, to become somebody else")
-    place = pathlib.Path(tempfile.mkdtemp(prefix="distkv-denied-"))  # tmp_path is not open to all
-    try:
-        place.chmod(0o755)
-        binary = shutil.copy(SERVER, place)  # where it was built is not open to all, either
-        for name, target in (("theirs", "theirs"), ("parent", "parent/new")):
-            (place / name).mkdir(mode=0o700)
-            done = run_server("--data-dir", str(place / target), "--address",
-                              f"127.0.0.1:{free_port()}", binary=binary, user=65534,
-                              group=65534, extra_groups=[])
-            assert done.returncode == 1
-            assert "permission denied" in done.stderr.lower(), done.stderr
-            assert str(place / name) in done.stderr
-            assert os.listdir(place / name) == []
-    finally:
-        shutil.rmtree(place)
+    for name, target in (("theirs", "theirs"), ("parent", "parent/new")):
+        (place_for_all / name).mkdir(mode=0o700)
+        done = run_as_nobody(place_for_all, place_for_all / target)
+        assert done.returncode == 1
+        assert "permission denied" in done.stderr.lower(), done.stderr
+        assert str(place_for_all / name) in done.stderr
+        assert os.listdir(place_for_all / name) == []
 
 
 def test_a_read_only_file_system_is_refused_as_such(make_server):

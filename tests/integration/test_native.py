@@ -18,8 +18,9 @@ for index in range(256):
         crc = crc >> 1 ^ (0x82F63B78 if crc & 1 else 0)
     CRC_TABLE.append(crc)
 
-HELLO, GET, PUT, SCAN, STATUS, TOPOLOGY = 1, 3, 4, 7, 13, 17
-OK, NOT_FOUND, CONFLICT = 0, 1, 2
+HELLO, PING, GET, PUT, SCAN, STATUS, TOPOLOGY = 1, 2, 3, 4, 7, 13, 17
+OK, NOT_FOUND, CONFLICT, TOO_LARGE, UNSUPPORTED, BAD_FRAME = 0, 1, 2, 4, 5, 6
+BODY_BYTES_MAX = 16_773_072
 UNKNOWN_OUTCOME, CLOSING, SNAPSHOT_GONE, UNAUTHENTICATED = 14, 16, 17, 18
 IF_PRESENT = 2
 FLAG_REPLY, FLAG_REPLAYED = 1, 2
@@ -32,10 +33,10 @@ def crc32c(data):
     return value ^ 0xFFFFFFFF
 
 
-def frame(opcode, body, request_id=1, age=0, size=None):
+def frame(opcode, body, request_id=1, age=0, size=None, version=1, flags=0):
     header = b"\xd5DKV" + struct.pack(
-        "<BBHQQIIHHII", 1, opcode, 0, request_id, 0, 0, len(body) if size is None else size, 0, 0,
-        crc32c(body), age)
+        "<BBHQQIIHHII", version, opcode, flags, request_id, 0, 0,
+        len(body) if size is None else size, 0, 0, crc32c(body), age)
     return header + struct.pack("<I", crc32c(header)) + body
 
 
@@ -185,6 +186,43 @@ def test_large_frames_wait_for_a_password(make_server):
     with Native(server) as native:
         native.sock.sendall(frame(PUT, b"", size=8 << 20)[:48])
         assert native.read()[0] == UNAUTHENTICATED
+        assert native.sock.recv(1) == b""
+
+
+@pytest.mark.parametrize("words, detail, unknown", [
+    (b"this server speaks version 1 of the protocol", 1, {"version": 2, "flags": 1 << 15}),
+    (b"unknown flags: this server knows bits 0 to 3", 0, {"flags": 1 << 4}),
+    (b"unknown opcode", 0, {"opcode": 99}),
+])
+def test_what_is_unknown_is_named(server, words, detail, unknown):
+    with Native(server) as native:
+        opcode = unknown.pop("opcode", PING)
+        status, _, request_id, body = native.call(frame(opcode, b"x", request_id=7, **unknown))
+        assert (status, request_id) == (UNSUPPORTED, 7)
+        assert (struct.unpack("<Q", body[:8])[0], body[8:]) == (detail, words)
+        assert native.call(frame(PING, b"x"))[3] == b"x"
+
+
+def test_any_request_id_comes_back(server):
+    with Native(server) as native:
+        for request_id in (0, 1, (1 << 64) - 1):
+            assert native.call(frame(PING, b"x", request_id=request_id)) == (
+                OK, FLAG_REPLY, request_id, b"x")
+
+
+def test_a_body_is_accepted_up_to_the_limit_that_hello_says(server):
+    """By the frame alone: no request has so long a body, which is told, and the connection goes on."""
+    with Native(server) as native:
+        _, _, _, body = native.call(frame(HELLO, struct.pack("<BBBBB3xQ", 1, 1, 0, 0, 0, 0)))
+        assert struct.unpack("<I", body[56:60])[0] == BODY_BYTES_MAX
+        status, _, request_id, _ = native.call(frame(PING, bytes(BODY_BYTES_MAX), request_id=7))
+        assert (status, request_id) == (TOO_LARGE, 7)
+        assert native.call(frame(PING, b"x", request_id=8)) == (OK, FLAG_REPLY, 8, b"x")
+        # One more is known from the header, and what follows cannot be stepped over.
+        native.sock.sendall(frame(PING, b"", request_id=9, size=BODY_BYTES_MAX + 1))
+        status, _, request_id, body = native.read()
+        assert (status, request_id) == (BAD_FRAME, 0)
+        assert str(BODY_BYTES_MAX).encode() in body
         assert native.sock.recv(1) == b""
 
 

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 #include "fake_server.h"
 
+#include "base/crc.h"
 #include "base/hash.h"
 #include "proto/native.h"
 
@@ -377,6 +378,9 @@ handle(struct fake_server *server, struct client *client, const struct native_re
     }
     size_t start = out->size;
     CHECK(native_reply_encode(out, &reply));
+    if (server->protocol != 0) out->data[start + 4] = (u8)server->protocol;
+    store_u16(out->data + start + 6, (u16)(load_u16(out->data + start + 6) | server->flags));
+    store_u32(out->data + start + 44, crc32c(0, out->data + start, 44));
     if (server->damage > 0 && request->header.opcode != NATIVE_HELLO) {
         server->damage--;
         out->data[start + 20] ^= 1;

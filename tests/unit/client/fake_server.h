@@ -51,6 +51,7 @@ struct fake_server {
     atomic_int slow_us;            /* before each 64 KiB that it reads of a connection made since */
     atomic_int hold_replies;    /* keep replies back until n are there, then send them reversed */
     atomic_int damage;          /* flip a bit in the next n replies */
+    atomic_int protocol, flags; /* not 0: of its frames, and flags that they have besides */
     atomic_uint idempotency_ms; /* as told at HELLO */
     atomic_ullong run_id;
     _Atomic(const char *) password; /* NULL: none is asked for; the user is "default" or none */

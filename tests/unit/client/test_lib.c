@@ -650,6 +650,24 @@ a_damaged_reply_is_never_believed(void **state)
 }
 
 static void
+a_later_protocol_is_not_taken_for_damage(void **state)
+{
+    (void)state;
+    distkv *other;
+    char error[DISTKV_ERROR_BYTES];
+    server->protocol = 2;
+    assert_int_equal(distkv_connect(server->address, NULL, &other, error), DISTKV_UNREACHABLE);
+    assert_non_null(strstr(error, "version or flags that this library does not know"));
+    server->protocol = 0;
+    server->flags = 1 << 15;
+    assert_int_equal(distkv_connect(server->address, NULL, &other, error), DISTKV_UNREACHABLE);
+    assert_non_null(strstr(error, "version or flags that this library does not know"));
+    server->flags = 0;
+    assert_int_equal(distkv_connect(server->address, NULL, &other, error), DISTKV_OK);
+    distkv_close(other);
+}
+
+static void
 a_server_that_returns_is_found_again(void **state)
 {
     (void)state;
@@ -748,6 +766,7 @@ main(void)
         T(an_age_counts_from_the_attempt_that_may_have_been_done),
         T(a_silent_server_costs_the_deadline_and_no_more),
         T(a_damaged_reply_is_never_believed),
+        T(a_later_protocol_is_not_taken_for_damage),
         T(a_server_that_returns_is_found_again),
         T(nobody_there_is_told_at_once),
         T(several_connections_share_the_calls),

@@ -821,6 +821,7 @@ what_a_newer_peer_sends_can_be_stepped_over(void **state)
     assert_true(status_is(st, ST_UNSUPPORTED));
     assert_int_equal(consumed, NATIVE_HEADER_BYTES);
     assert_true(header.request_id == request.header.request_id);
+    assert_int_equal(header.version, 2);
     patch_header(4, "\x01", 1);
     patch_header(6, "\x00\x80", 2); /* a flag of tomorrow */
     st = native_frame_decode(buf_bytes(&out), &header, &body, &consumed, &wanted);
@@ -833,7 +834,11 @@ what_a_newer_peer_sends_can_be_stepped_over(void **state)
     assert_string_equal(error, "unknown opcode");
     assert_string_equal(native_opcode_name(99), "?");
     patch_header(5, "\x02", 1);
-    patch_header(28, "\x01\x00\x00\x01", 4); /* 16 MiB and a byte */
+    patch_header(28, "\xd0\xff\xff\x00", 4); /* 16 MiB with the header */
+    st = native_frame_decode(buf_bytes(&out), &header, &body, &consumed, &wanted);
+    assert_true(status_is(st, ST_INCOMPLETE));
+    assert_int_equal(wanted, NATIVE_FRAME_BYTES_MAX);
+    patch_header(28, "\xd1\xff\xff\x00", 4); /* a byte more */
     st = native_frame_decode(buf_bytes(&out), &header, &body, &consumed, &wanted);
     assert_true(status_is(st, ST_CORRUPT));
 }
