@@ -540,6 +540,20 @@ on_frame(struct connection *connection, const struct native_header *header, stru
     return !connection->refused;
 }
 
+/* Why what has come is no frame. A server without place for another client says so in RESP and
+ * closes, before it knows what that client speaks. out: for that text. */
+static const char *
+why_no_frame(const struct connection *connection, struct bytes rest, char *out, size_t size)
+{
+    if (connection->state != CONNECTION_HELLO) return "a damaged frame from the server";
+    if (rest.data[0] != '-') return "what answers there does not speak DistKV's native protocol";
+    size_t length = 0;
+    while (length < rest.size && rest.data[length] >= ' ' && rest.data[length] <= '~')
+        length++;
+    snprintf(out, size, "the server refuses: %.*s", (int)length - 1, (const char *)rest.data + 1);
+    return out;
+}
+
 /* All whole frames in the buffer. False: the connection is broken. */
 static bool
 take_frames(struct connection *connection)
@@ -562,19 +576,17 @@ take_frames(struct connection *connection)
             return true;
         }
         const char *why = NULL;
+        char text[128];
         bool fine = false;
         if (ok(st))
             fine = on_frame(connection, &header, body, &why);
         else if (status_is(st, ST_UNSUPPORTED))
             why = "the server's protocol has a version or flags that this library does not know";
         else
-            why = connection->state == CONNECTION_HELLO
-                      ? "what answers there does not speak DistKV's native protocol"
-                      : "a damaged frame from the server";
+            why = why_no_frame(connection, rest, text, sizeof(text));
         if (!fine) {
             if (connection->state == CONNECTION_HELLO) round_failed(connection);
             if (connection->refused) {
-                char text[128];
                 snprintf(text, sizeof(text), "%.127s", connection->kv->connect_error);
                 connection->refused = false;
                 connection_break(connection, "%s", text);

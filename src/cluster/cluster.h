@@ -281,6 +281,12 @@ cluster_topology(const struct cluster_shard *shard)
     return shard->topology;
 }
 
+/* From any shard: its topology is at least as new as that of all members was when the call began.
+ * Before what is not in it may be said not to be: somebody may have made it, and have been told so,
+ * while this shard or node was behind. ST_UNAVAILABLE: too few voters answer, or it takes longer
+ * than the deadline. */
+MAY_YIELD MUST_CHECK status cluster_topology_renew(struct cluster_shard *shard, u64 deadline_ns);
+
 /* ---- scans: cluster_scan.c ---- */
 
 struct cluster_entry {

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
  * cluster_operate.c -- what operators have done to a cluster: on shard 0 of any node; proposals go
- * to whoever leads group0.
+ * to whoever leads group0. And waiting, on any shard, until it knows what was done.
  *
  * Draining: this node hands over what it does for others, and stays a replica. In this order, so
  * that no two nodes run a command that reads before it writes at the same time:
@@ -18,10 +18,12 @@
 
 #include "cluster/cluster.h"
 
+#include "base/fault.h"
 #include "base/log.h"
 #include "io/io.h"
 
 #define DRAIN_LOOK_NS  (10 * NS_PER_MS)
+#define RENEW_LOOK_NS  NS_PER_MS
 #define DRAIN_AGAIN_NS (200 * NS_PER_MS)
 #define HAND_LOOK_NS   (5 * NS_PER_MS)
 
@@ -269,6 +271,39 @@ cluster_keyspace_need(struct cluster_shard *shard, u32 number, u64 deadline_ns)
         log_warning("cluster", "keyspace %u cannot be made: %s (%s)", number, status_text(st),
                     wanted.reason);
     return shard->topology->keyspaces[number].used ? ST_OK : st;
+}
+
+/* ---- what is not known here ---- */
+
+struct renewal {
+    struct cluster *cluster;
+    u64 deadline_ns, epoch;
+    status st;
+};
+
+MAY_YIELD static void
+renew_here(void *arg)
+{
+    struct renewal *renewal = arg;
+    const struct cluster_shard *shard = renewal->cluster->shards[0];
+    if (shard == NULL) return;
+    renewal->st = group0_barrier(shard->group0, renewal->deadline_ns);
+    if (ok(renewal->st)) renewal->epoch = group0_topology(shard->group0)->epoch;
+}
+
+MAY_YIELD status
+cluster_topology_renew(struct cluster_shard *shard, u64 deadline_ns)
+{
+    struct renewal renewal = {
+        .cluster = shard->cluster, .deadline_ns = deadline_ns, .st = ST_UNAVAILABLE};
+    status st = io_shard_call(0, fiber_class_self(), renew_here, &renewal);
+    if (!ok(st) || !ok(renewal.st)) return ST_UNAVAILABLE;
+    while (shard->topology == NULL || shard->topology->epoch < renewal.epoch) {
+        MARK("cluster.topology.renewed"); /* it is on its way from shard 0 */
+        if (io_now_ns() >= deadline_ns) return ST_UNAVAILABLE;
+        fiber_sleep_ns(RENEW_LOOK_NS);
+    }
+    return ST_OK;
 }
 
 /* ---- draining ---- */

@@ -346,8 +346,12 @@ merge(struct pass *pass)
 MAY_YIELD status
 cluster_scan_page(struct cluster_shard *shard, struct cluster_scan *scan)
 {
+    if (shard->topology == NULL) return ST_UNAVAILABLE;
+    if (!replicate_knows(shard->replicator, scan->keyspace)) {
+        status renewed = cluster_topology_renew(shard, scan->deadline_ns);
+        if (!ok(renewed)) return renewed;
+    }
     struct topology *topology = shard->topology;
-    if (topology == NULL) return ST_UNAVAILABLE;
     if (!topology->keyspaces[scan->keyspace].used) { /* nobody has used it yet */
         scan->ended = true;
         scan->token = scan->token_last;

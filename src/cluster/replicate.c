@@ -246,13 +246,18 @@ replicate_shard(const struct topology *topology, u32 number, u64 token, u32 *sha
 }
 
 bool
+replicate_knows(const struct replicator *r, u16 keyspace)
+{
+    return r->topology != NULL && keyspace < LIMIT_KEYSPACES_CLIENT &&
+           r->topology->keyspaces[keyspace].used;
+}
+
+bool
 replicate_row(const struct replicator *r, u16 keyspace, u64 token, u32 *partition_out,
               struct topology_row *out)
 {
     const struct topology *topology = r->topology;
-    if (topology == NULL || topology->partition_count == 0 || keyspace >= LIMIT_KEYSPACES_CLIENT ||
-        !topology->keyspaces[keyspace].used)
-        return false;
+    if (!replicate_knows(r, keyspace) || topology->partition_count == 0) return false;
     u32 partition = token_partition(token, topology->partition_count);
     topology_row(topology, keyspace, partition, out);
     *partition_out = partition;

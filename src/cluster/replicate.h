@@ -129,9 +129,9 @@ struct replicate_value {
     struct bytes value;
 };
 
-/* The key must lie in this shard's store, and this member must hold its partition (else
- * ST_WOULD_WAIT). out is initialised by the call; replicate_value_release gives it back in any
- * case. */
+/* The key must lie in this shard's store, and this member must hold its partition and know its
+ * keyspace (else ST_WOULD_WAIT: a topology is on its way, from another shard or node). out is
+ * initialised by the call; replicate_value_release gives it back in any case. */
 MAY_YIELD MUST_CHECK status replicate_read(struct replicator *replicator,
                                            enum replicate_level level, u16 keyspace, u64 token,
                                            struct bytes key, u64 deadline_ns,
@@ -141,7 +141,8 @@ void replicate_value_release(struct replicate_value *value);
 /* All operations of the batch lie in one partition and keyspace; none deletes a range.
  * batch->version is filled in. Atomic on each replica. *version_out: what it was acknowledged as.
  * Its operations may be taken: it is empty then (calls go on after the acknowledgement).
- * ST_WOULD_WAIT: this member does not hold the partition (any more); nothing was done.
+ * ST_WOULD_WAIT: this member does not hold the partition (any more), or does not know the keyspace
+ * yet; nothing was done.
  * begin_ns: from then on it is not stamped (again): ST_UNAVAILABLE when nothing was sent.
  * ST_TIMED_OUT: the deadline had passed before anything was sent. */
 MAY_YIELD MUST_CHECK status replicate_write(struct replicator *replicator,
@@ -153,6 +154,9 @@ MAY_YIELD MUST_CHECK status replicate_write(struct replicator *replicator,
 /* By the present topology. There replicate_read answers with an encoded set, found or not, and
  * what is written is written by the functions below. */
 bool replicate_siblings(const struct replicator *replicator, u16 keyspace);
+/* Whether the present topology has the keyspace. If not, and somebody asks for its keys, one that
+ * has is on its way here: ST_WOULD_WAIT, as replicate_read says. */
+bool replicate_knows(const struct replicator *replicator, u16 keyspace);
 
 struct replicate_put {
     u16 keyspace;

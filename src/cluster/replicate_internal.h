@@ -135,7 +135,9 @@ bool replicate_session_is_open(const struct replicator *r, u32 session);
 bool replicate_shard(const struct topology *topology, u32 member, u64 token, u32 *shard_out);
 /* How many of a row's members a level asks for. wanted: W or R, of replicas (N). */
 u32 replicate_need(enum replicate_level level, u32 wanted, u32 replicas, u32 places, u32 count);
-/* The keyspace's row where the token lies; false: there is none. */
+/* The keyspace's row where the token lies. False: this shard knows of none. A keyspace is made
+ * before anybody is asked for its keys and is never removed, so whoever asked has a newer topology:
+ * it is to ask again, not to be refused. */
 bool replicate_row(const struct replicator *r, u16 keyspace, u64 token, u32 *partition_out,
                    struct topology_row *out);
 

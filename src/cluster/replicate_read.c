@@ -589,7 +589,7 @@ read_attempt(struct read *read, struct replicate_value *out)
     read->epoch = r->topology == NULL ? 0 : r->topology->epoch;
     read->wall_ms = io_wall_ms();
     if (!replicate_row(r, read->keyspace, read->token, &read->partition, &read->row))
-        return ST_INVALID;
+        return ST_CANCELED;
     if (!topology_holds(r->topology, r->self, read->partition)) return ST_CANCELED;
     const struct topology_keyspace *keyspace = &r->topology->keyspaces[read->keyspace];
     u32 count;

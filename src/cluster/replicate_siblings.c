@@ -415,7 +415,7 @@ put_judge(struct replicator *r, enum replicate_level level, const struct replica
 {
     struct topology_row row;
     u32 partition, count;
-    if (!replicate_row(r, put->keyspace, put->token, &partition, &row)) return ST_INVALID;
+    if (!replicate_row(r, put->keyspace, put->token, &partition, &row)) return ST_CANCELED;
     if (r->topology->keyspaces[put->keyspace].conflict != CONFLICT_SIBLINGS) return ST_INVALID;
     const u32 *members = topology_row_read(&row, &count);
     bool readable = false;

@@ -336,7 +336,7 @@ write_attempt(struct write *w, u64 *version_out, u64 *epoch_out, bool *newer_top
     u32 partition;
     *newer_topology = *at_once = false;
     *epoch_out = r->topology == NULL ? 0 : r->topology->epoch;
-    if (!replicate_row(r, w->keyspace, w->token, &partition, &row)) return ST_INVALID;
+    if (!replicate_row(r, w->keyspace, w->token, &partition, &row)) return ST_CANCELED;
     if (!w->spreads && !topology_holds(r->topology, r->self, partition)) return ST_CANCELED;
     struct quorum quorum;
     write_quorum(w, &row, &quorum);

@@ -508,26 +508,41 @@ show_ring(struct exec *x, const struct native_request *request)
     topology_release(topology);
 }
 
-static void
+/* What is not known here may have been made, too. False: the run has failed, or was answered. */
+MAY_YIELD static bool
+find_keyspace(struct exec *x, const struct native_request *request, u64 *number_out)
+{
+    struct cluster_shard *cluster = x->shard->cluster;
+    char name[TOPOLOGY_NAME_BYTES] = "";
+    memcpy(name, request->cluster.name.data, request->cluster.name.size);
+    *number_out = cluster_keyspace_find(cluster_topology(cluster), name);
+    if (*number_out != LIMIT_KEYSPACES_CLIENT) return true;
+    status st = cluster_topology_renew(cluster, io_now_ns() + x->shard->config->cluster_timeout_ms *
+                                                                  NS_PER_MS);
+    if (!ok(st)) {
+        exec_fail(x, st);
+        return false;
+    }
+    *number_out = cluster_keyspace_find(cluster_topology(cluster), name);
+    if (*number_out != LIMIT_KEYSPACES_CLIENT) return true;
+    reply_failed(x, request, ST_NOT_FOUND, "no keyspace has this name");
+    return false;
+}
+
+MAY_YIELD static void
 show_keyspaces(struct exec *x, const struct native_request *request)
 {
-    const struct topology *topology = cluster_topology(x->shard->cluster);
-    if (topology == NULL) {
+    if (cluster_topology(x->shard->cluster) == NULL) {
         exec_fail(x, ST_UNAVAILABLE);
         return;
     }
-    u64 number = topology->epoch;
+    u64 number = 0;
+    bool finds = request->cluster.function == NATIVE_CLUSTER_KEYSPACE_FIND;
+    if (finds && !find_keyspace(x, request, &number)) return;
+    const struct topology *topology = cluster_topology(x->shard->cluster);
+    if (!finds) number = topology->epoch;
     struct buf out;
     buf_init(&out, &x->shard->budget);
-    if (request->cluster.function == NATIVE_CLUSTER_KEYSPACE_FIND) {
-        char name[TOPOLOGY_NAME_BYTES] = "";
-        memcpy(name, request->cluster.name.data, request->cluster.name.size);
-        number = cluster_keyspace_find(topology, name);
-        if (number == LIMIT_KEYSPACES_CLIENT) {
-            reply_failed(x, request, ST_NOT_FOUND, "no keyspace has this name");
-            return;
-        }
-    }
     cmd_text(&out, "{");
     json_keyspaces(&out, topology);
     if (buf_append(&out, "}", 1))

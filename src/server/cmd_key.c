@@ -97,6 +97,18 @@ cmd_renamenx(struct exec *x)
     rename_key(x, true);
 }
 
+/* One that is not known here may have been made. False: it is not known whether it was. */
+MAY_YIELD static bool
+keyspace_known(struct exec *x, u16 keyspace)
+{
+    struct cluster_shard *cluster = x->shard->cluster;
+    if (cluster == NULL || replicate_knows(cluster->replicator, keyspace)) return true;
+    status st = ST_WOULD_WAIT; /* begins again, on a fiber */
+    if (x->waits) st = cluster_topology_renew(cluster, x->deadline_ns);
+    if (!ok(st)) exec_fail(x, st);
+    return ok(st);
+}
+
 /* Whether the node that runs this holds the target, too. */
 static bool
 copies_within_row(const struct exec *x, u16 keyspace)
@@ -125,6 +137,7 @@ cmd_copy(struct exec *x)
             return;
         }
     }
+    if (!keyspace_known(x, keyspace)) return;
     if (!copies_within_row(x, keyspace)) {
         resp_error(x->reply, "ERR in a cluster COPY goes to a keyspace that was used before, and "
                              "has as many replicas");

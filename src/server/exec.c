@@ -377,14 +377,25 @@ keeps_siblings(const struct exec *x, u16 keyspace)
     return x->shard->cluster != NULL && replicate_siblings(x->shard->cluster->replicator, keyspace);
 }
 
+/* False: refused. A keyspace that is not known here yet may keep them: whoever knows that it was
+ * made has sent this. */
+static bool
+siblings_demand(struct exec *x, u16 keyspace)
+{
+    if (keeps_siblings(x, keyspace)) return true;
+    const struct cluster_shard *cluster = x->shard->cluster;
+    if (cluster != NULL && !replicate_knows(cluster->replicator, keyspace))
+        exec_fail(x, ST_WOULD_WAIT);
+    else
+        exec_refuse(x, ST_UNSUPPORTED, NO_SIBLINGS);
+    return false;
+}
+
 MAY_YIELD bool
 exec_get_siblings(struct exec *x, u16 keyspace, struct bytes key, const struct dvvset **out)
 {
     struct exec_value latest;
-    if (!keeps_siblings(x, keyspace)) {
-        exec_refuse(x, ST_UNSUPPORTED, NO_SIBLINGS);
-        return false;
-    }
+    if (!siblings_demand(x, keyspace)) return false;
     if (exec_get_in(x, keyspace, key, true, &latest) == EXEC_STOP) return false;
     if (!x->siblings_held) exec_fail(x, ST_OVERLOADED); /* it began to keep them just now */
     *out = &x->siblings;
@@ -395,10 +406,7 @@ bool
 exec_put_siblings(struct exec *x, u16 keyspace, struct bytes key, struct bytes context,
                   const struct bytes *value)
 {
-    if (!keeps_siblings(x, keyspace)) {
-        exec_refuse(x, ST_UNSUPPORTED, NO_SIBLINGS);
-        return false;
-    }
+    if (!siblings_demand(x, keyspace)) return false;
     struct dvv_vector seen;
     dvv_vector_init(&seen, x->budget);
     status st = context.size == 0 ? ST_OK : dvv_vector_decode(context, &seen);

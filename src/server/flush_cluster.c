@@ -213,7 +213,6 @@ MAY_YIELD static status
 flush_keyspace(struct flush *f, u16 number)
 {
     const struct topology *topology = cluster_topology(f->x->shard->cluster);
-    if (topology == NULL) return ST_UNAVAILABLE;
     const struct topology_keyspace *keyspace = &topology->keyspaces[number];
     if (!keyspace->used) return ST_OK;
     f->siblings = keyspace->conflict == CONFLICT_SIBLINGS;
@@ -234,6 +233,18 @@ flush_keyspace(struct flush *f, u16 number)
     return st;
 }
 
+/* One that is not known here may have been made, and have keys. */
+MAY_YIELD static status
+keyspaces_know(const struct exec *x, u16 first, u16 last)
+{
+    struct cluster_shard *cluster = x->shard->cluster;
+    if (cluster_topology(cluster) == NULL) return ST_UNAVAILABLE;
+    for (u16 keyspace = first; keyspace <= last; keyspace++)
+        if (!replicate_knows(cluster->replicator, keyspace))
+            return cluster_topology_renew(cluster, io_now_ns() + PATIENCE_NS);
+    return ST_OK;
+}
+
 MAY_YIELD void
 flush_cluster(struct exec *x, u16 first, u16 last)
 {
@@ -244,7 +255,7 @@ flush_cluster(struct exec *x, u16 first, u16 last)
     f->command = command_find(BYTES_LITERAL("unlink"));
     fiber_queue_init(&f->wake);
     buf_init(&f->keys, x->budget);
-    status st = ST_OK;
+    status st = keyspaces_know(x, first, last);
     for (u16 keyspace = first; keyspace <= last && ok(st); keyspace++)
         st = flush_keyspace(f, keyspace);
     buf_deinit(&f->keys);

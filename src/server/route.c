@@ -464,6 +464,7 @@ go(struct route *route)
         return;
     }
     u32 partition = token_partition(route->token, topology->partition_count);
+    route->anywhere = runs_anywhere(request); /* not before: it depends on the keyspace */
     u32 member = choose(route, shard, topology, partition);
     if (member == 0) {
         if (route->tried_count != 0 && !route->too_few)
@@ -496,7 +497,6 @@ route_start(struct request *request, u64 token)
     struct route *route = route_new(request);
     if (route == NULL) return false;
     route->token = token;
-    route->anywhere = runs_anywhere(request);
     io_timer_init(&route->timer, timer_fired);
     buf_init(&request->reply, request_budget(request, shard));
     go(route);

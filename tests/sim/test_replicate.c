@@ -280,6 +280,7 @@ enum op_kind { OP_READ, OP_WRITE, OP_DELETE };
 struct op {
     enum op_kind kind;
     u32 key, node;
+    u16 keyspace;
     enum replicate_level level;
     u64 id; /* that was written or read; 0: none */
     u64 expire_ms;
@@ -300,9 +301,9 @@ op_write(struct op *op, struct app *app)
     lsm_batch_init(&batch, io_budget());
     u32 size = op->size != 0 ? op->size : value_size(op->id);
     bool added = op->kind == OP_DELETE
-                     ? lsm_batch_delete(&batch, 0, hash_token(key), key)
-                     : lsm_batch_put(&batch, 0, hash_token(key), key, value_of(op->id, bytes, size),
-                                     op->expire_ms);
+                     ? lsm_batch_delete(&batch, op->keyspace, hash_token(key), key)
+                     : lsm_batch_put(&batch, op->keyspace, hash_token(key), key,
+                                     value_of(op->id, bytes, size), op->expire_ms);
     CHECK(added);
     op->st = replicate_write(app->replicator, op->level, &batch, UINT64_MAX,
                              io_now_ns() + op->deadline_ns, &op->version);
@@ -314,7 +315,7 @@ op_read(struct op *op, struct app *app)
 {
     struct bytes key = key_of(op->key);
     struct replicate_value value;
-    op->st = replicate_read(app->replicator, op->level, 0, hash_token(key), key,
+    op->st = replicate_read(app->replicator, op->level, op->keyspace, hash_token(key), key,
                             io_now_ns() + op->deadline_ns, &value);
     if (ok(op->st)) {
         op->version = value.version;
@@ -1451,6 +1452,68 @@ a_write_that_was_taken_counts_until_it_is_in_the_store(void **state)
     topology_release(next);
 }
 
+/* Of a key that keeps siblings. */
+static void
+siblings_run(struct peer_rig_node *node, void *arg)
+{
+    struct op *op = arg;
+    struct replicator *replicator = world.apps[node->index][io_shard_index()].replicator;
+    struct bytes key = key_of(op->key);
+    struct replicate_put put = {.keyspace = op->keyspace,
+                                .token = hash_token(key),
+                                .key = key,
+                                .value = BYTES_LITERAL("one")};
+    op->st = replicate_put(replicator, op->level, &put, io_now_ns() + SECONDS(2), &op->version);
+}
+
+static void
+knows(u32 node, struct topology *topology)
+{
+    replicator_topology_set(world.apps[node][0].replicator, topology, node + 1);
+}
+
+/* Somebody has told the client that it was made, and the ones who are asked hear of it later: that
+ * is no mistake of the client's. */
+static void
+a_keyspace_that_is_not_known_here_yet_is_waited_for(void **state)
+{
+    (void)state;
+    story_begin();
+    struct topology_command make = {
+        .kind = TOPOLOGY_KEYSPACE_SET, .keyspace = 3, .options = world.stages[0]->keyspaces[0]};
+    snprintf(make.options.name, sizeof(make.options.name), "late");
+    struct topology *next = replica_rig_apply(world.stages[0], make);
+
+    /* The coordinator is behind whoever asks it. */
+    struct op put = {.kind = OP_WRITE, .key = 1, .id = 5, .keyspace = 3};
+    struct op get = {.kind = OP_READ, .key = 1, .keyspace = 3};
+    struct op erase = {.kind = OP_DELETE, .key = 1, .keyspace = 3};
+    struct op *const all[] = {&put, &get, &erase};
+    for (u32 i = 0; i < ARRAY_COUNT(all); i++) {
+        assert_false(op_do(all[i]));
+        assert_true(status_is(all[i]->st, ST_WOULD_WAIT));
+    }
+    struct op sibling = {.key = 1, .keyspace = 3};
+    assert_true(peer_rig_do(&world.rig, 0, shard_of(1), siblings_run, &sibling));
+    assert_true(status_is(sibling.st, ST_WOULD_WAIT));
+
+    /* The replicas are behind the coordinator. */
+    knows(0, next);
+    struct peer_rig_job write_job, read_job;
+    put.ended = get.ended = false;
+    peer_rig_give(&world.rig, 0, 0, &write_job, op_run, &put);
+    peer_rig_give(&world.rig, 0, 0, &read_job, op_run, &get);
+    peer_rig_run(&world.rig, MS(200));
+    assert_false(put.ended || get.ended);
+    knows(1, next);
+    peer_rig_run(&world.rig, SECONDS(1));
+    assert_true(put.ended && ok(put.st));
+    assert_true(get.ended && ok(get.st));
+    cluster_close();
+    next->references = 1;
+    topology_release(next);
+}
+
 static void
 hold_run(struct peer_rig_node *node, void *arg)
 {
@@ -1601,6 +1664,7 @@ main(void)
         cmocka_unit_test(what_expires_while_it_is_brought_to_others_is_told),
         cmocka_unit_test(what_has_expired_is_read_as_absent_though_others_have_collected_it),
         cmocka_unit_test(a_write_that_was_taken_counts_until_it_is_in_the_store),
+        cmocka_unit_test(a_keyspace_that_is_not_known_here_yet_is_waited_for),
         cmocka_unit_test(a_write_without_room_is_not_done_when_its_time_is_over),
         cmocka_unit_test(what_a_read_found_is_not_brought_here_once_what_hides_it_was_collected),
         cmocka_unit_test(levels_ask_for_so_many),

@@ -13,6 +13,7 @@
 
 #include <cmocka.h>
 
+#include "base/hash.h"
 #include "cluster/cluster.h"
 #include "cluster_rig.h"
 
@@ -297,6 +298,150 @@ crash_story(struct rig *rig)
     end(clients);
 }
 
+/* ---- a shard that is behind ---- */
+
+#define BEHIND    2u /* the node; its shard 1 hears of nothing while shard 0 stands still */
+#define STANDS_NS (300 * NS_PER_MS) /* others do not take it for dead: it would be unknown */
+
+enum {
+    LATE_FIRST = 9,
+    LATE_SCANNED = LATE_FIRST,
+    LATE_FLUSHED,
+    LATE_COPIED,
+    LATE_SIBLINGS,
+    LATE_END
+};
+
+static MAY_YIELD void
+late_make(struct shard *shard, void *arg)
+{
+    (void)arg;
+    for (u16 number = LATE_FIRST; number < LATE_END; number++) {
+        struct cluster_keyspace wanted = {.create = true,
+                                          .number = number,
+                                          .conflict = number == LATE_SIBLINGS ? CONFLICT_SIBLINGS
+                                                                              : CONFLICT_LWW};
+        snprintf(wanted.name, sizeof(wanted.name), "late%u", number);
+        status st = cluster_keyspace_set(shard->cluster, &wanted, io_now_ns() + WAIT_NS);
+        CHECK(ok(st) && wanted.number == number);
+    }
+}
+
+static bool
+late_known(const struct rig *rig, u32 node, u32 shard)
+{
+    const struct topology *topology = rig->nodes[node].server->cluster->shards[shard]->topology;
+    for (u32 number = LATE_SIBLINGS; number < LATE_END; number++)
+        if (!topology->keyspaces[number].used) return false;
+    return true;
+}
+
+static MAY_YIELD void
+connect_to_shard(struct rig *rig, u32 node, u32 shard, u32 keyspace, struct rig_client *client)
+{
+    for (;;) {
+        rig_connect_to(rig, node, client);
+        struct bytes id = rig_call(client, "CLIENT ID"); /* the shard is in the last six bits */
+        CHECK(id.size > 1 && id.data[0] == ':');
+        if (strtoull((const char *)id.data + 1, NULL, 10) % 64 == shard) break;
+        rig_disconnect(client);
+    }
+    EXPECT(client, "+OK\r\n", "SELECT %u", keyspace);
+}
+
+/* A key that shard 1 of the node that is behind is to write first. */
+static void
+key_there(struct rig *rig, char *out, size_t size)
+{
+    const struct topology *topology = cluster_rig_topology(rig, 0);
+    u32 self = cluster_member(rig->nodes[BEHIND].server->cluster);
+    for (u32 i = 0;; i++) {
+        int length = snprintf(out, size, "k%u", i);
+        u32 partition =
+            token_partition(hash_token(BYTES(out, (size_t)length)), topology->partition_count);
+        struct topology_row row;
+        u32 count;
+        topology_row(topology, 0, partition, &row);
+        if (topology_row_read(&row, &count)[0] == self &&
+            partition_shard(partition, rig->shard_count, topology->partition_count) == 1)
+            return;
+    }
+}
+
+static MAY_YIELD void
+expect_late(struct rig_client *client, const char *what, const char *expected)
+{
+    struct bytes reply = rig_read(client);
+    if (!begins(reply, expected))
+        fprintf(stderr, "%s: %.*s\n", what, (int)reply.size, (const char *)reply.data);
+    CHECK(begins(reply, expected));
+}
+
+/* Keyspaces were made, and hold keys, and the shard that is asked does not know it yet. */
+static MAY_YIELD void
+late_story(struct rig *rig)
+{
+    struct rig_client writer, putter, behind[3];
+    char key[16];
+    wait_settled(rig, 0);
+    key_there(rig, key, sizeof(key));
+    connect_to_shard(rig, 0, 0, 0, &writer);
+    connect_to_shard(rig, 0, 0, LATE_SIBLINGS, &putter);
+    connect_to_shard(rig, BEHIND, 1, LATE_SCANNED, &behind[0]);
+    connect_to_shard(rig, BEHIND, 1, LATE_FLUSHED, &behind[1]);
+    connect_to_shard(rig, BEHIND, 1, 0, &behind[2]);
+    EXPECT(&writer, "+OK\r\n", "SET %s v", key);
+
+    sim_node_shard_stall(rig->nodes[BEHIND].machine, 0, STANDS_NS);
+    rig_on_node(rig, 0, 0, late_make, NULL);
+    CHECK(late_known(rig, 0, 0));
+    for (u32 number = LATE_SCANNED; number <= LATE_FLUSHED; number++) {
+        EXPECT(&writer, "+OK\r\n", "SELECT %u", number);
+        EXPECT(&writer, "+OK\r\n", "SET full v");
+    }
+    rig_send(&putter, "DISTKV.PUT %s v", key);
+    rig_send(&behind[0], "DBSIZE");
+    rig_send(&behind[1], "FLUSHDB");
+    rig_send(&behind[2], "COPY %s %s DB %u", key, key, (u32)LATE_COPIED);
+    fiber_sleep_ns(100 * NS_PER_MS);
+    CHECK(!late_known(rig, BEHIND, 1)); /* they were asked while it was behind */
+    expect_late(&putter, "DISTKV.PUT", "+OK\r\n");
+    expect_late(&behind[0], "DBSIZE", ":1\r\n");
+    expect_late(&behind[1], "FLUSHDB", "+OK\r\n");
+    expect_late(&behind[2], "COPY", ":1\r\n");
+    EXPECT(&writer, "$-1\r\n", "GET full"); /* flushed */
+    rig_disconnect(&writer);
+    rig_disconnect(&putter);
+    for (u32 i = 0; i < ARRAY_COUNT(behind); i++)
+        rig_disconnect(&behind[i]);
+}
+
+/* The shard that has the key is behind the shard that the client speaks to: it has a topology on
+ * the way that is older than the keyspace, and the next one comes only when that was taken. */
+static MAY_YIELD void
+late_owner_story(struct rig *rig)
+{
+    struct rig_client clients[2];
+    char key[16];
+    wait_settled(rig, 0);
+    key_there(rig, key, sizeof(key));
+    for (u32 i = 0; i < ARRAY_COUNT(clients); i++)
+        connect_to_shard(rig, BEHIND, 2, LATE_SIBLINGS, &clients[i]);
+    sim_node_shard_stall(rig->nodes[BEHIND].machine, 1, STANDS_NS);
+    rig_on_node(rig, 0, 0, late_make, NULL);
+    for (u32 i = 0; i < 100 && !late_known(rig, BEHIND, 2); i++)
+        fiber_sleep_ns(NS_PER_MS);
+    CHECK(late_known(rig, BEHIND, 2) && !late_known(rig, BEHIND, 1));
+    rig_send(&clients[0], "DISTKV.PUT %s v", key);
+    rig_send(&clients[1], "DISTKV.GET other{%s}", key);
+    fiber_sleep_ns(50 * NS_PER_MS);
+    CHECK(!late_known(rig, BEHIND, 1));
+    expect_late(&clients[0], "DISTKV.PUT", "+OK\r\n");
+    expect_late(&clients[1], "DISTKV.GET", "*2\r\n");
+    for (u32 i = 0; i < ARRAY_COUNT(clients); i++)
+        rig_disconnect(&clients[i]);
+}
+
 static void
 run_story(void (*story)(struct rig *rig))
 {
@@ -327,6 +472,30 @@ siblings_outlive_power_cuts(void **state)
     run_story(crash_story);
 }
 
+static void
+run_late(void (*story)(struct rig *rig), u32 shard_count)
+{
+    for (u64 seed = 1; seed <= SEED_COUNT; seed++) {
+        struct rig rig = rig_of(seed, story);
+        rig.shard_count = shard_count;
+        rig_run(&rig);
+    }
+}
+
+static void
+a_shard_that_is_behind_does_not_answer_as_if_nothing_were_there(void **state)
+{
+    (void)state;
+    run_late(late_story, 2);
+}
+
+static void
+a_shard_that_does_not_know_the_keyspace_yet_is_waited_for(void **state)
+{
+    (void)state;
+    run_late(late_owner_story, 3);
+}
+
 int
 main(void)
 {
@@ -334,6 +503,8 @@ main(void)
         cmocka_unit_test(contexts_replace_what_was_read),
         cmocka_unit_test(plain_commands_replace_all_siblings),
         cmocka_unit_test(siblings_outlive_power_cuts),
+        cmocka_unit_test(a_shard_that_is_behind_does_not_answer_as_if_nothing_were_there),
+        cmocka_unit_test(a_shard_that_does_not_know_the_keyspace_yet_is_waited_for),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

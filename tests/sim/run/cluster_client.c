@@ -10,7 +10,8 @@
  *            UNKNOWN_OUTCOME    nobody knows
  *            any other status   nothing was done
  *
- * A connection that ends before the answer: nobody knows.
+ * A connection that ends before the answer: nobody knows. A node without place for a client says so
+ * in RESP and closes, before it knows what that client speaks.
  */
 #include "cluster.h"
 
@@ -145,6 +146,11 @@ answer_wait(struct cluster_client *client, u32 count)
     u64 limit_ns = run->cluster->knobs.timeout_ms * NS_PER_MS + PATIENCE_NS;
     for (;;) {
         struct bytes in = buf_bytes(&client->in);
+        if (client->native && in.size != 0 && in.data[0] == '-') {
+            client->in.size = 0;
+            if (client->conn != NULL) io_conn_close(client->conn, IO_CLOSE_ABORT);
+            return BYTES(NULL, 0);
+        }
         size_t size = client->native ? native_size(in) : resp_size(in, count);
         if (size != 0) return BYTES(in.data, size);
         if (client->conn == NULL || run_over()) return BYTES(NULL, 0);

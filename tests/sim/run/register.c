@@ -16,6 +16,8 @@
 
 #include <stdlib.h>
 
+#include "base/hash.h"
+
 #define SLOTS       64u
 #define CONFIGS_MAX 20000u
 
@@ -44,9 +46,17 @@ struct config {
     u32 state; /* index of a put + 1; 0: nothing */
 };
 
+/* Of the index of configurations, by `met` and `state`: open addressing, at most half full. */
+struct place {
+    u32 round; /* other than that of the index: free */
+    u32 at;
+};
+
 struct configs {
     struct config *all;
     u32 count, capacity;
+    struct place *places; /* a power of two of them */
+    u32 places_count, round;
 };
 
 struct judge {
@@ -71,19 +81,63 @@ configs_add(struct configs *configs, struct config config)
     configs->all[configs->count++] = config;
 }
 
-/* False: it is there. (A later moment of the last write allows all that an earlier one does.) */
+static void
+configs_clear(struct configs *configs)
+{
+    configs->count = 0;
+    configs->round++; /* all places are free */
+}
+
+/* Where the configuration is, or the free place where it belongs. */
+static struct place *
+place_find(const struct configs *configs, const struct config *config)
+{
+    const u64 key[] = {config->met, config->state};
+    u32 mask = configs->places_count - 1;
+    u32 i = (u32)hash_bytes(key, sizeof(key), 0) & mask;
+    for (;; i = (i + 1) & mask) {
+        struct place *place = &configs->places[i];
+        if (place->round != configs->round) return place;
+        const struct config *there = &configs->all[place->at];
+        if (there->met == config->met && there->state == config->state) return place;
+    }
+}
+
+static void
+places_grow(struct configs *configs)
+{
+    free(configs->places);
+    configs->places_count = MAX(128u, 2 * configs->places_count);
+    configs->places = calloc(configs->places_count, sizeof(*configs->places));
+    CHECK(configs->places != NULL);
+    configs->round = 1;
+    for (u32 i = 0; i < configs->count; i++)
+        *place_find(configs, &configs->all[i]) = (struct place){configs->round, i};
+}
+
+/* False: it is there. (A later moment of the last write allows all that an earlier one does.) Only
+ * where every configuration came in by this function, since configs_clear. */
 static bool
 configs_join(struct configs *configs, struct config config)
 {
-    for (u32 i = 0; i < configs->count; i++) {
-        struct config *at = &configs->all[i];
-        if (at->met != config.met || at->state != config.state) continue;
-        if (at->moved >= config.moved) return false;
-        at->moved = config.moved;
+    if (configs->count >= configs->places_count / 2) places_grow(configs);
+    struct place *place = place_find(configs, &config);
+    if (place->round == configs->round) {
+        struct config *there = &configs->all[place->at];
+        if (there->moved >= config.moved) return false;
+        there->moved = config.moved;
         return true;
     }
+    *place = (struct place){configs->round, configs->count};
     configs_add(configs, config);
     return true;
+}
+
+static void
+configs_free(struct configs *configs)
+{
+    free(configs->all);
+    free(configs->places);
 }
 
 static const struct register_op *
@@ -210,7 +264,8 @@ op_ends(struct judge *judge, u32 index)
 {
     u32 slot = judge->slot_of[index] - 1;
     judge->now_ns = op_at(judge, index)->ended_ns;
-    judge->next.count = judge->seen.count = 0;
+    configs_clear(&judge->next);
+    configs_clear(&judge->seen);
     for (u32 i = 0; i < judge->now.count; i++)
         (void)configs_join(&judge->seen, judge->now.all[i]);
     for (u32 i = 0; i < judge->now.count; i++) { /* it grows meanwhile */
@@ -366,7 +421,7 @@ register_judge(const struct register_history *history, bool again, bool astray,
     free(events);
     free(judge.slot_of);
     free(judge.last_need);
-    free(judge.now.all);
-    free(judge.next.all);
-    free(judge.seen.all);
+    configs_free(&judge.now);
+    configs_free(&judge.next);
+    configs_free(&judge.seen);
 }

@@ -486,6 +486,17 @@ fake_main(void *arg)
         if (fd < 0) continue;
         CHECK(count < FAKE_CLIENTS_MAX);
         server->connections++;
+        if (server->full > 0) {
+            server->full--;
+            static const char refusal[] = "-ERR max number of clients reached\r\n";
+            CHECK(send(fd, refusal, sizeof(refusal) - 1, MSG_NOSIGNAL) == sizeof(refusal) - 1);
+            CHECK(shutdown(fd, SHUT_WR) == 0);
+            u8 rest[4096]; /* what is unread when it is closed would make it a reset */
+            while (recv(fd, rest, sizeof(rest), 0) > 0)
+                continue;
+            close(fd);
+            continue;
+        }
         int small = 64 << 10; /* what is on its way is then not yet here */
         if (server->slow_us > 0)
             CHECK(setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &small, sizeof(small)) == 0);

@@ -47,6 +47,7 @@ struct fake_server {
     atomic_int close_writes;       /* ask for another connection at the next n writes */
     atomic_int silent;             /* answer nothing but HELLO */
     atomic_int mute;               /* not even that */
+    atomic_int full;               /* refuse the next n connections, as above maxclients */
     atomic_int stands;             /* do nothing at all: what comes lies in the sockets */
     atomic_int slow_us;            /* before each 64 KiB that it reads of a connection made since */
     atomic_int hold_replies;    /* keep replies back until n are there, then send them reversed */

@@ -709,6 +709,32 @@ nobody_there_is_told_at_once(void **state)
     distkv_close(other);
 }
 
+/* A server without place for a client says so in RESP before it knows what that client speaks. */
+static void
+a_server_that_is_full_is_told_and_tried_again(void **state)
+{
+    (void)state;
+    distkv *other;
+    char error[DISTKV_ERROR_BYTES];
+    struct distkv_options options;
+    distkv_options_init(&options);
+    options.connect_timeout_ms = 300;
+    server->full = 1000;
+    assert_int_equal(distkv_connect(server->address, &options, &other, error), DISTKV_UNREACHABLE);
+    assert_non_null(strstr(error, "max number of clients reached"));
+    assert_null(strstr(error, "protocol"));
+
+    /* A connection that was lost comes back when there is place again. */
+    server->full = 0;
+    assert_int_equal(put("k", "v"), DISTKV_OK);
+    int before = server->connections;
+    server->full = 2;
+    server->drop_after_writes = 1;
+    assert_int_equal(put("k", "w"), DISTKV_OK);
+    assert_int_equal(server->connections, before + 3);
+    assert_value("k", "w");
+}
+
 static void
 several_connections_share_the_calls(void **state)
 {
@@ -769,6 +795,7 @@ main(void)
         T(a_later_protocol_is_not_taken_for_damage),
         T(a_server_that_returns_is_found_again),
         T(nobody_there_is_told_at_once),
+        T(a_server_that_is_full_is_told_and_tried_again),
         T(several_connections_share_the_calls),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
