@@ -37,8 +37,9 @@ sim: all ## simulated histories of a node: 200 cheap seeds, 50 with every fault:
 marks: all ## which rare branches of src/lsm and src/io the seeds pass; the rest must be argued
 	@tools/run-tests marks
 
-fmt: ## format all C sources
+fmt: ## format all C sources, and list the marks that are new
 	@git ls-files '*.c' '*.h' | xargs clang-format -i
+	@tools/tidy --add-sites
 
 lint: deps ## formatting, shell scripts, layers, forbidden symbols
 	@tools/lint

@@ -175,7 +175,38 @@ crowd_draw(struct knobs *knobs, struct sim_options *sim, u64 seed)
     knobs->weights[ACTION_GET] = (u32)prng_range(&prng, 20, 40);
     knobs->weights[ACTION_PUT] = (u32)prng_range(&prng, 10, 30);
     knobs->weights[ACTION_GROW] = (u32)prng_range(&prng, 5, 20);
-    knobs->weights[ACTION_PUT_IF] = (u32)prng_below(&prng, 10);
+    knobs->weights[ACTION_PUT_IF] = (u32)prng_range(&prng, 10, 30);
+}
+
+/* A kind of lite: many connections with transactions and conditional writes of one or two objects
+ * whose values live for milliseconds, on a node with rare paths. So what was read expires before
+ * what was made of it is written, while others look. From a stream of its own, too. */
+static void
+brief_draw(struct knobs *knobs, struct sim_options *sim, u64 seed)
+{
+    struct prng prng;
+    prng_init(&prng, seed * 7919 + 21);
+    if (!prng_chance(&prng, 1, 8)) return;
+    knobs->ttl_ms_max = (u32)prng_range(&prng, 3, 8);
+    sim->buggify = true;
+    knobs->shards = 1;
+    knobs->resize_part = 0;
+    knobs->durability = LSM_DURABILITY_GROUP;
+    knobs->operates = true;
+    knobs->phases = (u32)prng_range(&prng, 1, 3);
+    knobs->ops = knobs->phases * prng_range(&prng, 400, 600);
+    knobs->resp_clients = (u32)prng_range(&prng, 5, 8);
+    knobs->keyspaces = 1;
+    knobs->singles = 1;
+    knobs->groups = (u32)prng_below(&prng, 2);
+    knobs->open_max = 6;
+    knobs->big_part = 0;
+    memset(knobs->weights, 0, sizeof(knobs->weights));
+    knobs->weights[ACTION_GET] = (u32)prng_range(&prng, 20, 40);
+    knobs->weights[ACTION_PUT] = (u32)prng_range(&prng, 10, 20);
+    knobs->weights[ACTION_PUT_IF] = (u32)prng_range(&prng, 10, 30);
+    knobs->weights[ACTION_GROW] = (u32)prng_below(&prng, 10);
+    knobs->weights[ACTION_EXEC] = (u32)prng_range(&prng, 20, 40);
 }
 
 static void
@@ -208,6 +239,7 @@ knobs_draw(struct knobs *knobs, struct sim_options *sim, const struct run_option
     weights_draw(knobs, &prng);
     if (!lite) faults_draw(knobs, sim, &prng, options->mode == RUN_LIVENESS ? 2 : 4);
     if (lite) crowd_draw(knobs, sim, options->seed);
+    if (lite) brief_draw(knobs, sim, options->seed);
     if (!lite) look_draw(sim, options->seed, options->mode == RUN_LIVENESS ? 2 : 4);
     if (!lite) patience_draw(knobs, sim, options->seed);
     if (options->mode == RUN_BEYOND) damage_draw(sim, &prng);
@@ -245,11 +277,11 @@ knobs_print(const struct knobs *knobs, const struct sim_options *sim)
     fprintf(stderr,
             "clients   resp %u, native %u, hostile %u on %u machines, depth %u, keyspaces %u, "
             "objects %u + %u, open %u, hot %u %%, big %u of 1000, slow %d, cut %u %%, patience %u "
-            "ms\n",
+            "ms, values live %u ms (0: as drawn)\n",
             knobs->resp_clients, knobs->native_clients, knobs->hostile_clients, knobs->machines,
             knobs->depth_max, knobs->keyspaces, knobs->singles, knobs->groups, knobs->open_max,
             knobs->hot_part, knobs->big_part, knobs->slow_readers, knobs->cut_part,
-            knobs->patience_ms);
+            knobs->patience_ms, knobs->ttl_ms_max);
     fprintf(stderr, "actions  ");
     for (u32 i = 0; i < ACTION_COUNT; i++)
         if (knobs->weights[i] > 0) fprintf(stderr, " %s %u", action_names[i], knobs->weights[i]);

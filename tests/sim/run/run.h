@@ -98,6 +98,7 @@ struct knobs {
     bool slow_readers;
     u32 cut_part;    /* of 100 connections: end in the middle */
     u32 patience_ms; /* of native clients, for an answer; 0: as long as others */
+    u32 ttl_ms_max;  /* 0: some values of some objects expire, as is drawn; else most, so soon */
 };
 
 void knobs_draw(struct knobs *knobs, struct sim_options *sim, const struct run_options *options);

@@ -57,6 +57,7 @@ universe_make(void)
             .key_first = run->key_count,
             .key_count = count,
         };
+        object->expires |= knobs->ttl_ms_max != 0;
         model_object_init(&object->model, count);
         for (u32 k = 0; k < count; k++) {
             struct key *key = &run->keys[run->key_count++];

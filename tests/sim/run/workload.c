@@ -108,6 +108,7 @@ ttl_draw(struct client *client, u32 object)
 {
     if (!run->objects[object].expires) return 0;
     struct prng *prng = &client->prng;
+    if (run->knobs.ttl_ms_max != 0) return prng_range(prng, 1, run->knobs.ttl_ms_max);
     return prng_chance(prng, 1, 2) ? prng_range(prng, 1, 60) : prng_range(prng, 60, 20000);
 }
 
@@ -118,7 +119,8 @@ put_draw(struct client *client, u32 object, struct model_step *step, bool condit
 {
     *step = (struct model_step){.kind = MODEL_PUT, .key = key_draw(client, object)};
     step->value = value_draw(client, object);
-    if (prng_chance(&client->prng, 1, 3)) step->ttl_ms = ttl_draw(client, object);
+    u32 thirds = run->knobs.ttl_ms_max != 0 ? 2 : 1;
+    if (prng_chance(&client->prng, thirds, 3)) step->ttl_ms = ttl_draw(client, object);
     if (!conditions) return;
     u64 draw = prng_below(&client->prng, 6);
     if (draw < 2) step->flags = MODEL_IF_ABSENT;
