@@ -186,7 +186,7 @@ def run_as_nobody(place, directory):
 
 
 @pytest.mark.parametrize("mode", [0o000, 0o300, 0o500])
-def test_an_unreadable_directory_is_refused(make_server, place_for_all, mode):
+def test_an_unreadable_directory_is_refused(place_for_all, make_server, mode):
     """A node's own one: not to be entered, entered but not listed, listed but not written."""
     server = make_server(data_dir=str(place_for_all / "data"))
     fill(server, 100)
