@@ -3,6 +3,7 @@
 
 #include <stdio.h>
 
+#include "base/hash.h"
 #include "cluster/cluster.h"
 #include "server/route.h"
 
@@ -30,6 +31,24 @@ cluster_rig_topology(const struct rig *rig, u32 node)
     const struct server *server = rig->nodes[node].server;
     if (server == NULL || !server_ready(server)) return NULL;
     return server->cluster->shards[0]->topology;
+}
+
+void
+cluster_rig_key(const struct rig *rig, u32 node, u32 shard, char *out, size_t size)
+{
+    const struct topology *topology = cluster_rig_topology(rig, 0);
+    u32 self = cluster_member(rig->nodes[node].server->cluster);
+    for (u32 i = 0;; i++) {
+        int length = snprintf(out, size, "k%u", i);
+        u32 partition =
+            token_partition(hash_token(BYTES(out, (size_t)length)), topology->partition_count);
+        struct topology_row row;
+        u32 count;
+        topology_row(topology, 0, partition, &row);
+        if (topology_row_read(&row, &count)[0] == self &&
+            partition_shard(partition, rig->shard_count, topology->partition_count) == shard)
+            return;
+    }
 }
 
 bool

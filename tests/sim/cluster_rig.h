@@ -16,6 +16,8 @@ struct topology;
 void cluster_rig_configure(struct rig *rig, u32 node, struct server_config *config, u32 core_count);
 /* What shard 0 of the node knows; NULL: it does not run, or is not ready. */
 const struct topology *cluster_rig_topology(const struct rig *rig, u32 node);
+/* A key whose first replica is that node, on that shard of it, by what node 0 knows. */
+void cluster_rig_key(const struct rig *rig, u32 node, u32 shard, char *out, size_t size);
 /* Each shard of the node knows so many members, all in their places, and nothing that is under way.
  * (In the server a shard's topology is its own thread's; here all are ours.) */
 bool cluster_rig_knows(const struct rig *rig, u32 node, u32 members);

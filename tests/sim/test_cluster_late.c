@@ -104,29 +104,10 @@ expect_node_has(struct rig *rig, u32 node, const char *key, const char *value)
     rig_disconnect(&client);
 }
 
-/* A key whose first replica is that node, on that shard of it. */
-static void
-key_of_node(struct rig *rig, u32 node, u32 shard, char *out, size_t size)
-{
-    const struct topology *topology = cluster_rig_topology(rig, 0);
-    u32 self = cluster_member(rig->nodes[node].server->cluster);
-    for (u32 i = 0;; i++) {
-        int length = snprintf(out, size, "k%u", i);
-        u32 partition =
-            token_partition(hash_token(BYTES(out, (size_t)length)), topology->partition_count);
-        struct topology_row row;
-        u32 count;
-        topology_row(topology, 0, partition, &row);
-        if (topology_row_read(&row, &count)[0] == self &&
-            partition_shard(partition, rig->shard_count, topology->partition_count) == shard)
-            return;
-    }
-}
-
 static void
 key_of(struct rig *rig, u32 shard, char *out, size_t size)
 {
-    key_of_node(rig, 0, shard, out, size);
+    cluster_rig_key(rig, 0, shard, out, size);
 }
 
 static void
@@ -220,7 +201,7 @@ behind_others_story(struct rig *rig)
     char key[16], other[16];
     cluster_rig_settle(rig, NODES, NODES, WAIT_NS);
     key_of(rig, 1, key, sizeof(key));
-    key_of_node(rig, 1, 1, other, sizeof(other));
+    cluster_rig_key(rig, 1, 1, other, sizeof(other));
     greet(rig, 0, 0, &first);
     greet(rig, 2, 0, &second);
     CHECK(put(&first, 1, 0, key, "before") == NATIVE_ST_OK);
@@ -483,7 +464,7 @@ stopped_early_story(struct rig *rig)
     struct native_reply reply;
     char key[16];
     cluster_rig_settle(rig, NODES, NODES, WAIT_NS);
-    key_of_node(rig, ENTERS, 0, key, sizeof(key));
+    cluster_rig_key(rig, ENTERS, 0, key, sizeof(key));
     struct turn turn = {.hash = exec_key_hash(0, BYTES(key, strlen(key)))};
     /* Else it would leave requests to the others until it may stamp. */
     for (u32 i = 0; i < NODES; i++)

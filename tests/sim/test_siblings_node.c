@@ -349,25 +349,6 @@ connect_to_shard(struct rig *rig, u32 node, u32 shard, u32 keyspace, struct rig_
     EXPECT(client, "+OK\r\n", "SELECT %u", keyspace);
 }
 
-/* A key that shard 1 of the node that is behind is to write first. */
-static void
-key_there(struct rig *rig, char *out, size_t size)
-{
-    const struct topology *topology = cluster_rig_topology(rig, 0);
-    u32 self = cluster_member(rig->nodes[BEHIND].server->cluster);
-    for (u32 i = 0;; i++) {
-        int length = snprintf(out, size, "k%u", i);
-        u32 partition =
-            token_partition(hash_token(BYTES(out, (size_t)length)), topology->partition_count);
-        struct topology_row row;
-        u32 count;
-        topology_row(topology, 0, partition, &row);
-        if (topology_row_read(&row, &count)[0] == self &&
-            partition_shard(partition, rig->shard_count, topology->partition_count) == 1)
-            return;
-    }
-}
-
 static MAY_YIELD void
 expect_late(struct rig_client *client, const char *what, const char *expected)
 {
@@ -384,7 +365,7 @@ late_story(struct rig *rig)
     struct rig_client writer, putter, behind[3];
     char key[16];
     wait_settled(rig, 0);
-    key_there(rig, key, sizeof(key));
+    cluster_rig_key(rig, BEHIND, 1, key, sizeof(key)); /* that shard is to write it first */
     connect_to_shard(rig, 0, 0, 0, &writer);
     connect_to_shard(rig, 0, 0, LATE_SIBLINGS, &putter);
     connect_to_shard(rig, BEHIND, 1, LATE_SCANNED, &behind[0]);
@@ -424,7 +405,7 @@ late_owner_story(struct rig *rig)
     struct rig_client clients[2];
     char key[16];
     wait_settled(rig, 0);
-    key_there(rig, key, sizeof(key));
+    cluster_rig_key(rig, BEHIND, 1, key, sizeof(key)); /* that shard is to write it first */
     for (u32 i = 0; i < ARRAY_COUNT(clients); i++)
         connect_to_shard(rig, BEHIND, 2, LATE_SIBLINGS, &clients[i]);
     sim_node_shard_stall(rig->nodes[BEHIND].machine, 1, STANDS_NS);
