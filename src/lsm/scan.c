@@ -128,6 +128,14 @@ cursors_open_as(struct lsm_scan *scan)
     return ST_OK;
 }
 
+/* Without the memory of reading ahead, for as many bytes as make a scan long. */
+static void
+read_less_ahead(struct lsm_scan *scan)
+{
+    scan->long_scan = false;
+    scan->bytes = 0;
+}
+
 MAY_YIELD static status
 cursors_open(struct lsm_scan *scan)
 {
@@ -135,8 +143,7 @@ cursors_open(struct lsm_scan *scan)
     status st = cursors_open_as(scan);
     if (status_is(st, ST_NO_MEMORY) && scan->long_scan) {
         MARK("lsm.scan.no_memory_to_read_ahead");
-        scan->long_scan = false;
-        scan->bytes = 0;
+        read_less_ahead(scan);
         st = cursors_open_as(scan);
     }
     return st;
@@ -227,8 +234,15 @@ advance(struct lsm_scan *scan, const struct entry **out)
         }
         if (ok(st)) st = resolve(scan, &live, out);
         if (!ok(st)) {
-            MARK("lsm.scan.failed");
             cursors_close(scan); /* dead after an error; a further call tries again */
+            /* At the next table of a run, say: memory that was there at first may be a merge's now.
+             */
+            if (status_is(st, ST_NO_MEMORY) && scan->long_scan) {
+                MARK("lsm.scan.no_memory_ahead");
+                read_less_ahead(scan);
+                continue;
+            }
+            MARK("lsm.scan.failed");
             return st;
         }
         if (live) return ST_OK;

@@ -536,6 +536,49 @@ closing_does_not_wait_for_a_compaction_or_a_count(void **state)
     sim_free(w.sim);
 }
 
+/* ---- a count without memory ---- */
+
+#define COUNT_KEYS 4000u
+/* The scan, its snapshot and where it begins. */
+#define COUNT_OPENS 6u
+
+/* Each allocation of a long scan is refused once, so that all are that it makes on its way, for
+ * each table that it comes to, too: it goes on without reading ahead. */
+static status
+count_refused_body(void *arg)
+{
+    struct world *w = arg;
+    CHECK(ok(open_store(w)));
+    for (u32 i = 0; i < COUNT_KEYS; i++)
+        CHECK(ok(put(w, i, 1000)));
+    CHECK(ok(lsm_flush(w->lsm)));
+    u32 refused = 0, n = 0;
+    for (bool failed = true; failed; n++) {
+        CHECK(ok(put(w, 0, 1000))); /* or the count is known already */
+        u64 count = 0;
+        sim_fail_at(w->sim, SIM_POINT_ALLOC, n, 1, ST_NO_MEMORY);
+        status st = lsm_count_exact(w->lsm, 0, &count);
+        failed = sim_failed(w->sim);
+        sim_faults_clear(w->sim);
+        CHECK(ok(st) ? count == COUNT_KEYS : status_is(st, ST_NO_MEMORY));
+        refused += !ok(st);
+    }
+    CHECK(n > 3 * COUNT_OPENS);
+    CHECK(refused <= COUNT_OPENS);
+    return lsm_close(w->lsm);
+}
+
+static void
+a_count_goes_on_when_memory_runs_short_meanwhile(void **state)
+{
+    (void)state;
+    struct world w;
+    world_init(&w, 8);
+    assert_true(ok(sim_run(w.sim, 1, count_refused_body, &w)));
+    assert_true(sim_mark_count(w.sim, "lsm.scan.no_memory_ahead") > 0);
+    sim_free(w.sim);
+}
+
 /* Who asks while the store closes, at every moment of that. */
 struct late {
     struct world *world;
@@ -1212,6 +1255,7 @@ main(void)
         cmocka_unit_test(replaying_survives_any_refused_allocation),
         cmocka_unit_test(a_power_cut_while_replaying_leaves_whole_batches),
         cmocka_unit_test(closing_does_not_wait_for_a_compaction_or_a_count),
+        cmocka_unit_test(a_count_goes_on_when_memory_runs_short_meanwhile),
         cmocka_unit_test(whoever_asks_while_a_store_closes_is_told),
         cmocka_unit_test(lone_small_writes_do_not_make_a_long_log),
         cmocka_unit_test(a_memtable_is_flushed_once_and_before_it_is_full),
