@@ -449,12 +449,18 @@ was_too_early(const struct request *request, const struct exec *x, const struct 
  * time from when it came, whoever was before it. */
 #define MEMORY_TRIES    100u
 #define MEMORY_RETRY_NS (5 * NS_PER_MS)
+/* What has its memory on all shards cannot see who else has it there: a merge, for one. */
+#define MEMORY_UNSEEN_PATIENCE_NS (5 * NS_PER_S)
 
 /* Whether others have memory here that will come back: requests of this shard and of other ones,
- * and what clients are still owed for those that have ended. */
+ * and what clients are still owed for those that have ended. For a while it is taken for granted of
+ * what needs memory of every shard. */
 static bool
-others_owe_memory(const struct shard *shard, const struct request *request)
+others_owe_memory(const struct shard *shard, const struct request *request, u64 waiting_since_ns)
 {
+    if (request->command->place == PLACE_FIBER &&
+        io_now_ns() - waiting_since_ns < MEMORY_UNSEEN_PATIENCE_NS)
+        return true;
     u32 own = request->part && request->home == shard->index ? 2 : 1; /* the whole is here, too */
     if (shard->request_count + shard->guest_count > own) return true;
     struct io_stats io;
@@ -500,7 +506,7 @@ static MAY_YIELD bool
 run_waiting(struct request *request, struct exec *x, struct resp_writer *w, struct shard *shard)
 {
     bool alone = false;
-    u64 deadline_ns = FIBER_FOREVER;
+    u64 deadline_ns = FIBER_FOREVER, since_ns = 0;
     for (u32 tries = 1;; tries++) {
         run_once(request, x, w, &alone);
         if (was_too_early(request, x, w, shard)) return false;
@@ -509,11 +515,13 @@ run_waiting(struct request *request, struct exec *x, struct resp_writer *w, stru
         bool read_part = (request->parent != NULL || request->part) &&
                          request->command->place == PLACE_SPLIT_ARRAY;
         if (read_part) break; /* request_parts.c sees to it */
-        if (is_over(request, shard) || !others_owe_memory(shard, request)) break;
-        MARK("server.request.memory_awaited");
-        if (tries == 1)
+        if (tries == 1) {
+            since_ns = io_now_ns();
             deadline_ns =
-                MAX(request->start_ns + MEMORY_PATIENCE_NS, io_now_ns() + MEMORY_PATIENCE_MIN_NS);
+                MAX(request->start_ns + MEMORY_PATIENCE_NS, since_ns + MEMORY_PATIENCE_MIN_NS);
+        }
+        if (is_over(request, shard) || !others_owe_memory(shard, request, since_ns)) break;
+        MARK("server.request.memory_awaited");
         if (w->failed) request->long_reply = true;
         exec_deinit(x);
         buf_deinit(&request->reply);

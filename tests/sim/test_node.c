@@ -16,6 +16,7 @@
 #include <cmocka.h>
 
 #include "node_rig.h"
+#include "lsm/lsm_internal.h"
 #include "server/cut.h"
 #include "server/request.h"
 #include "server/session.h"
@@ -1378,6 +1379,75 @@ take_all(struct budget *budget)
     return bytes;
 }
 
+/* A store's memory may be in the hands of a merge, on any shard. */
+struct merge_memory {
+    u64 taken;
+    u64 for_ns; /* 0: for ever */
+};
+
+static void
+merge_takes_all(struct shard *shard, void *arg)
+{
+    struct merge_memory *memory = arg;
+    memory->taken = take_all(&shard->lsm->budget);
+}
+
+static void
+merge_gives_back(struct shard *shard, void *arg)
+{
+    struct merge_memory *memory = arg;
+    budget_give(&shard->lsm->budget, memory->taken);
+}
+
+static MAY_YIELD void
+merge_ends(struct rig *rig, void *arg)
+{
+    const struct merge_memory *memory = arg;
+    fiber_sleep_ns(memory->for_ns);
+    rig_on_shard(rig, rig->shard_count - 1, merge_gives_back, arg);
+}
+
+static MAY_YIELD void
+merge_memory_story(struct rig *rig)
+{
+    static const char *const ASKED[][2] = {
+        {"DBSIZE", ":1\r\n"},
+        {"RANDOMKEY", "$"},
+        {"SCAN 0 COUNT 1000", "*2\r\n$1\r\n0\r\n*1\r\n"},
+        {"KEYS *", "*1\r\n"},
+    };
+    struct merge_memory *memory = rig->arg;
+    struct rig_client client;
+    char key[32];
+    rig_key_of_shard(rig, rig->shard_count - 1, "key", key, sizeof(key));
+    connect_to_first_shard(rig, &client);
+    for (u32 i = 0; i < ARRAY_COUNT(ASKED); i++) {
+        /* A count that is known already takes no memory. */
+        CHECK(rig_is(rig_call(&client, "SET %s %u", key, i), "+OK\r\n"));
+        rig_on_shard(rig, rig->shard_count - 1, merge_takes_all, memory);
+        if (memory->for_ns != 0) rig_spawn(rig, merge_ends, memory);
+        const char *expected = memory->for_ns == 0 ? "-OOM " : ASKED[i][1];
+        struct bytes reply = rig_call(&client, "%s", ASKED[i][0]);
+        CHECK(reply.size >= strlen(expected));
+        CHECK(memcmp(reply.data, expected, strlen(expected)) == 0);
+        if (memory->for_ns == 0) rig_on_shard(rig, rig->shard_count - 1, merge_gives_back, memory);
+        rig_wait_spawned(rig);
+    }
+    rig_disconnect(&client);
+}
+
+static void
+who_asks_all_shards_waits_for_the_memory_of_their_merges(void **state)
+{
+    (void)state;
+    for (u32 i = 0; i < 2; i++) {
+        struct merge_memory memory = {.for_ns = i == 0 ? NS_PER_S : 0};
+        struct rig rig = {.shard_count = 2, .story = merge_memory_story, .arg = &memory};
+        sim_options_default(&rig.options, 11);
+        rig_run(&rig);
+    }
+}
+
 /* Requests have places as long as a quarter of what is in no other hands stays free (has_place in
  * request.c). So others must have so much in hand that a reply does not fit into that quarter. */
 static void
@@ -1889,6 +1959,7 @@ main(int argc, char **argv)
         cmocka_unit_test(a_write_waits_for_every_earlier_read_of_its_key),
         cmocka_unit_test(a_pipeline_of_far_keys_answers_as_one_by_one),
         cmocka_unit_test(who_finds_no_memory_waits_while_others_have_some),
+        cmocka_unit_test(who_asks_all_shards_waits_for_the_memory_of_their_merges),
         cmocka_unit_test(who_finds_too_many_waiting_for_memory_is_refused),
         cmocka_unit_test(who_waits_for_memory_does_not_hold_up_the_end),
         cmocka_unit_test(who_waits_for_memory_does_not_wait_for_the_patience_of_others),
