@@ -228,12 +228,14 @@ MAKE(run_empty, s->runs[1].table_count = 0)
 MAKE(run_missing, s->runs[3].table_count = 3)
 MAKE(keyspaces_unordered, s->runs[2].keyspace = 4; s->metas[4].keyspace = s->metas[5].keyspace = 4)
 MAKE(tiers_unordered, s->runs[0].tier = 9)
+MAKE(two_last_runs, s->runs[1].tier = RUN_TIER_LAST)
 MAKE(tables_overlap, s->metas[1].token_first = 900; s->tables[1].view_first = 994)
 MAKE(table_left, s->runs[3].table_count = 1)
 MAKE(table_foreign, s->metas[4].keyspace = 1)
 MAKE(table_reversed, s->metas[2].token_first = s->metas[2].token_last + 1)
 MAKE(view_empty, s->tables[2].view_first = s->tables[2].view_last + 1)
 MAKE(view_outside, s->tables[2].view_last = 1000)
+MAKE(view_outside_before, s->tables[3].view_first = s->metas[3].token_first - 1)
 MAKE(table_seqs, s->metas[2].seq_min = s->metas[2].seq_max + 1)
 MAKE(table_versions, s->metas[2].version_min = s->metas[2].version_max + 1)
 MAKE(table_new, s->metas[3].seq_max = 1001)
@@ -259,12 +261,14 @@ static const struct contradiction contradictions[] = {
     {"run with missing tables", run_missing},
     {"keyspaces out of order", keyspaces_unordered},
     {"tiers out of order", tiers_unordered},
+    {"tiers out of order", two_last_runs},
     {"tables of a run overlap", tables_overlap},
     {"table without a run", table_left},
     {"table of another keyspace in a run", table_foreign},
     {"table with its tokens reversed", table_reversed},
     {"table with an empty view", view_empty},
     {"table viewed outside its tokens", view_outside},
+    {"table viewed outside its tokens", view_outside_before},
     {"table with its sequence numbers reversed", table_seqs},
     {"table with its versions reversed", table_versions},
     {"table newer than the state", table_new},
