@@ -421,6 +421,32 @@ late_story(struct rig *rig)
         rig_disconnect(&behind[i]);
 }
 
+/* What waits until it is known whether its target was made holds up nobody who writes the same key
+ * in yet another keyspace. */
+static MAY_YIELD void
+late_copy_story(struct rig *rig)
+{
+    struct rig_client copier, writer;
+    char key[16];
+    wait_settled(rig, 0);
+    cluster_rig_key(rig, BEHIND, 1, key, sizeof(key));
+    connect_to_shard(rig, BEHIND, 1, 0, &copier);
+    connect_to_shard(rig, BEHIND, 1, 1, &writer);
+    EXPECT(&copier, "+OK\r\n", "SET %s v", key);
+    EXPECT(&writer, ":1\r\n", "INCR %s", key); /* and the keyspace is known */
+    sim_node_shard_stall(rig->nodes[BEHIND].machine, 0, STANDS_NS);
+    rig_on_node(rig, 0, 0, late_make, NULL);
+    rig_send(&copier, "COPY %s %s DB 2 DB %u", key, key, (u32)LATE_COPIED);
+    fiber_sleep_ns(50 * NS_PER_MS);
+    EXPECT(&writer, ":2\r\n", "INCR %s", key);
+    CHECK(!late_known(rig, BEHIND, 1));
+    expect_late(&copier, "COPY", ":1\r\n");
+    EXPECT(&copier, "+OK\r\n", "SELECT %u", (u32)LATE_COPIED);
+    EXPECT(&copier, "$1\r\nv\r\n", "GET %s", key);
+    rig_disconnect(&copier);
+    rig_disconnect(&writer);
+}
+
 /* How many commands the node's shards have run for other nodes. */
 static u64
 ran_for_others(const struct rig *rig, u32 node)
@@ -528,6 +554,13 @@ a_shard_that_is_behind_does_not_answer_as_if_nothing_were_there(void **state)
 }
 
 static void
+a_copy_that_waits_holds_up_no_other_keyspace(void **state)
+{
+    (void)state;
+    run_late(late_copy_story, 2);
+}
+
+static void
 a_write_that_was_taken_before_its_keyspace_was_known_runs_where_others_do(void **state)
 {
     (void)state;
@@ -549,6 +582,7 @@ main(void)
         cmocka_unit_test(plain_commands_replace_all_siblings),
         cmocka_unit_test(siblings_outlive_power_cuts),
         cmocka_unit_test(a_shard_that_is_behind_does_not_answer_as_if_nothing_were_there),
+        cmocka_unit_test(a_copy_that_waits_holds_up_no_other_keyspace),
         cmocka_unit_test(a_write_that_was_taken_before_its_keyspace_was_known_runs_where_others_do),
         cmocka_unit_test(a_shard_that_does_not_know_the_keyspace_yet_is_waited_for),
     };
