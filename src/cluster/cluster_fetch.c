@@ -53,6 +53,7 @@
 #define PAGE_PAUSE_NS     (500 * NS_PER_US)
 #define PACE_LOOK_NS      (100 * NS_PER_MS)
 #define SERVE_WAIT_NS_MAX (2 * NS_PER_S) /* whoever asks waits PAGE_NS */
+#define SERVE_PAGES       32u            /* may wait so at once, and none is served early */
 #define CLOCK_NS          (10 * NS_PER_S)
 #define CLOCK_LOOK_NS     (50 * NS_PER_MS)
 #define SCAN_NS_MAX       (200 * NS_PER_MS) /* of one page: a long stretch of nothing ends it */
@@ -234,6 +235,16 @@ serve_pace(struct cluster_shard *shard)
     }
 }
 
+/* How much of a page is served at a low rate. */
+static u32
+serve_bytes(const struct cluster_shard *shard, u32 wanted)
+{
+    u64 rate = move_rate(shard);
+    if (rate == 0) return wanted;
+    u64 bytes = rate / SERVE_PAGES * (SERVE_WAIT_NS_MAX / NS_PER_S);
+    return (u32)MIN(wanted, MAX(bytes, PAGE_BYTES_MIN));
+}
+
 static void
 serve_pace_add(struct cluster_shard *shard, u64 bytes)
 {
@@ -257,6 +268,7 @@ serve_page(struct stream *stream, struct lsm_scan *scan)
         shard->streams_resting++;
         serve_pace(shard);
         shard->streams_resting--;
+        stream->page.bytes_max = serve_bytes(shard, stream->page.bytes_max);
     }
     status st = page_fill(scan, &stream->page, &page, &last, &seq);
     /* A client is told only of what is durable; of a key that keeps siblings nobody may know what

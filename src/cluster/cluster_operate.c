@@ -34,7 +34,7 @@ struct member_change {
     bool forced;
     u32 weight;
     const char *node_id;
-    char *reason; /* why fill_member refused; empty: it did not */
+    char *reason; /* group0_change's */
 };
 
 /* Who stays must be as many as the replicas of a key: with fewer each key would have a copy less
@@ -61,7 +61,6 @@ static status
 fill_member(void *arg, const struct topology *present, struct topology_command *command)
 {
     struct member_change *change = arg;
-    change->reason[0] = 0;
     const struct topology_member *member = topology_member_by_id(present, change->node_id);
     if (member == NULL) return change->kind == TOPOLOGY_WEIGHT_SET ? ST_NOT_FOUND : ST_EXISTS;
     if (change->kind == TOPOLOGY_MEMBER_LEAVE && member->state == PLACEMENT_LEAVING)
@@ -84,11 +83,8 @@ change_member(struct cluster_shard *shard, struct member_change *change, u64 dea
         snprintf(reason, TOPOLOGY_REASON_BYTES, "no member has this id");
         return ST_NOT_FOUND;
     }
-    char refused[TOPOLOGY_REASON_BYTES] = "";
-    change->reason = refused;
-    status st = group0_change(shard->group0, fill_member, change, deadline_ns, reason);
-    if (refused[0] != 0) memcpy(reason, refused, sizeof(refused));
-    return status_is(st, ST_EXISTS) ? ST_OK : st;
+    change->reason = reason;
+    return group0_change(shard->group0, fill_member, change, deadline_ns, reason);
 }
 
 MAY_YIELD status
@@ -242,17 +238,13 @@ fill_keyspace(void *arg, const struct topology *present, struct topology_command
 MAY_YIELD status
 cluster_keyspace_set(struct cluster_shard *shard, struct cluster_keyspace *wanted, u64 deadline_ns)
 {
-    wanted->reason[0] = 0;
     if (!name_is_plain(wanted->name)) {
         snprintf(wanted->reason, sizeof(wanted->reason),
                  "names of keyspaces have letters, digits, '.', '_' and '-'");
         return ST_INVALID;
     }
-    char reason[TOPOLOGY_REASON_BYTES] = "";
     u16 asked = wanted->number;
-    status st = group0_change(shard->group0, fill_keyspace, wanted, deadline_ns, reason);
-    if (wanted->reason[0] == 0) memcpy(wanted->reason, reason, sizeof(reason));
-    if (status_is(st, ST_EXISTS)) st = ST_OK;
+    status st = group0_change(shard->group0, fill_keyspace, wanted, deadline_ns, wanted->reason);
     if (!ok(st)) return st;
     u32 there = cluster_keyspace_find(shard->topology, wanted->name);
     /* This member may learn of it a moment later than the leader. */

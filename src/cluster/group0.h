@@ -58,7 +58,8 @@ MAY_YIELD MUST_CHECK status group0_join(struct group0 *group0, const struct topo
 
 /* Makes a command real, whoever leads: state ids are filled in; `fill` is called with the present
  * topology before each attempt and says what to ask for (ST_EXISTS: nothing is to be done any
- * more: ST_OK then). What it says but ST_OK counts when the topology is not older than this call.
+ * more: ST_OK then). What it says but ST_OK counts when the topology is not older than this call;
+ * why it says so it may write to `reason`, which it finds empty.
  * ST_UNKNOWN_OUTCOME when the deadline passed with an attempt under way. */
 MAY_YIELD MUST_CHECK status group0_change(struct group0 *group0,
                                           status (*fill)(void *arg, const struct topology *present,

@@ -259,6 +259,7 @@ change_fill(struct change *change)
     }
     change->made = false;
     change->command = (struct topology_command){0};
+    change->reason[0] = 0;
     status st = change->fill(change->arg, topology, &change->command);
     if (!ok(st)) return st;
     change->unknown = false; /* never done any more, or it would be visible */

@@ -29,6 +29,7 @@
 #include "server/session.h"
 
 #define PAGE_BYTES  (64u << 10)
+#define KEY_HEAD    10u
 #define BATCHES_MAX 16u
 #define BATCH_KEYS  256u
 #define RETRY_NS    (20 * NS_PER_MS)
@@ -43,7 +44,7 @@ struct flush {
     u8 write_level;
     bool full; /* of keys */
     bool no_memory;
-    struct buf keys; /* size (2), bytes */
+    struct buf keys; /* token (8), size (2), bytes */
     u64 patience_ns; /* until then it tries again */
     struct fiber_queue wake;
     struct request *requests[BATCHES_MAX];
@@ -57,13 +58,14 @@ static bool
 each_key(void *arg, const struct cluster_entry *entry)
 {
     struct flush *f = arg;
-    u8 size[2];
+    u8 head[KEY_HEAD];
     if (f->keys.size >= PAGE_BYTES) {
         f->full = true;
         return false;
     }
-    store_u16(size, (u16)entry->key.size);
-    f->no_memory = !buf_append(&f->keys, size, sizeof(size)) ||
+    store_u64(head, entry->token);
+    store_u16(head + 8, (u16)entry->key.size);
+    f->no_memory = !buf_append(&f->keys, head, sizeof(head)) ||
                    !buf_append(&f->keys, entry->key.data, entry->key.size);
     return !f->no_memory;
 }
@@ -110,10 +112,16 @@ find(struct flush *f)
 
 /* ---- deleting ---- */
 
+static u64
+token_at(const struct flush *f, size_t at)
+{
+    return load_u64(f->keys.data + at);
+}
+
 static struct bytes
 key_at(const struct flush *f, size_t at)
 {
-    return BYTES(f->keys.data + at + 2, load_u16(f->keys.data + at));
+    return BYTES(f->keys.data + at + KEY_HEAD, load_u16(f->keys.data + at + 8));
 }
 
 /* How many keys from there on make a batch. */
@@ -121,12 +129,12 @@ static u32
 batch_keys(const struct flush *f, size_t at, size_t *end_out)
 {
     u32 partitions = f->x->shard->server->layout.partition_count;
-    u32 partition = token_partition(hash_token(key_at(f, at)), partitions), count = 0;
+    u32 partition = token_partition(token_at(f, at), partitions), count = 0;
     do {
-        at += 2 + key_at(f, at).size;
+        at += KEY_HEAD + key_at(f, at).size;
         count++;
     } while (at < f->keys.size && count < (f->siblings ? 1 : BATCH_KEYS) &&
-             token_partition(hash_token(key_at(f, at)), partitions) == partition);
+             token_partition(token_at(f, at), partitions) == partition);
     *end_out = at;
     return count;
 }
@@ -137,7 +145,7 @@ start(struct flush *f, size_t at)
 {
     struct exec *x = f->x;
     struct shard *shard = x->shard;
-    u64 token = hash_token(key_at(f, at));
+    u64 token = token_at(f, at);
     size_t end;
     u32 count = batch_keys(f, at, &end);
     shard->args.size = 0;
@@ -146,7 +154,7 @@ start(struct flush *f, size_t at)
     args[0] = BYTES_LITERAL("unlink");
     for (u32 i = 1; i <= count; i++) {
         args[i] = key_at(f, at);
-        at += 2 + args[i].size;
+        at += KEY_HEAD + args[i].size;
     }
     struct request *request = request_new(shard, f->command, args, count + 1, count, 0);
     if (request == NULL) return false;

@@ -23,6 +23,7 @@
 #include "server/multi.h"
 
 #include "server/native.h"
+#include "server/number.h"
 #include "server/route.h"
 
 bool
@@ -384,6 +385,17 @@ cmd_exec(struct exec *x)
     x->keyspace = keyspace;
 }
 
+/* COPY ... DB n writes to another keyspace. What is no number of one it refuses. */
+static void
+copy_each_target(const struct exec *x, void (*each)(void *arg, u64 hash), void *arg)
+{
+    i64 db;
+    for (u32 i = 4; i < x->arg_count; i++)
+        if (text_is(x->args[i - 1], "db") && number_parse_i64(x->args[i], &db) && db >= 0 &&
+            db < LIMIT_KEYSPACES_CLIENT)
+            each(arg, exec_key_hash((u16)db, x->args[2]));
+}
+
 void
 command_for_each_key_hash(struct exec *x, void (*each)(void *arg, u64 hash), void *arg)
 {
@@ -396,11 +408,7 @@ command_for_each_key_hash(struct exec *x, void (*each)(void *arg, u64 hash), voi
         command_key_range(x->command, x->arg_count, &first, &last, &step);
         for (u32 i = first; i <= last && last >= first; i += step)
             each(arg, exec_key_hash(x->keyspace, x->args[i]));
-        if (x->command->handler == cmd_copy && x->arg_count > 3) {
-            /* COPY ... DB n writes to another keyspace; any of them costs only a little waiting. */
-            for (u16 k = 0; k < LIMIT_KEYSPACES_CLIENT; k++)
-                if (k != x->keyspace) each(arg, exec_key_hash(k, x->args[2]));
-        }
+        if (x->command->handler == cmd_copy) copy_each_target(x, each, arg);
         return;
     }
     const struct transaction *tx = x->extra;

@@ -90,6 +90,22 @@ cluster_rig_settle(struct rig *rig, u32 node_count, u32 members, u64 wait_ns)
     CHECK(cluster_rig_is_settled(rig, node_count, members));
 }
 
+MAY_YIELD void
+rig_native_connect(struct rig *rig, u32 node, u32 shard, struct rig_client *client)
+{
+    for (;;) {
+        struct native_request hello = {.header.opcode = NATIVE_HELLO,
+                                       .hello = {.version_min = NATIVE_VERSION,
+                                                 .version_max = NATIVE_VERSION,
+                                                 .features = NATIVE_FEATURE_TOPOLOGY}};
+        rig_connect_to(rig, node, client);
+        struct native_reply reply = rig_native_call(client, &hello);
+        CHECK(reply.header.status == NATIVE_ST_OK);
+        if (reply.hello.shard == shard) return;
+        rig_disconnect(client);
+    }
+}
+
 void
 rig_native_send(struct rig_client *client, struct native_request *request)
 {

@@ -26,6 +26,8 @@ bool cluster_rig_is_settled(const struct rig *rig, u32 node_count, u32 members);
 /* Until they do; after wait_ns the test has failed. */
 MAY_YIELD void cluster_rig_settle(struct rig *rig, u32 node_count, u32 members, u64 wait_ns);
 
+/* To that shard of the node, with HELLO. */
+MAY_YIELD void rig_native_connect(struct rig *rig, u32 node, u32 shard, struct rig_client *client);
 /* Native requests over a client's connection. */
 void rig_native_send(struct rig_client *client, struct native_request *request);
 /* Its bytes lie in the client until the next one. false: the connection has ended. */

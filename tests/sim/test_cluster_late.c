@@ -53,23 +53,6 @@ run_seeds(void (*story)(struct rig *rig), void *arg)
     }
 }
 
-/* To a shard of the node, with HELLO. */
-static MAY_YIELD void
-greet(struct rig *rig, u32 node, u32 shard, struct rig_client *client)
-{
-    for (;;) {
-        struct native_request hello = {.header.opcode = NATIVE_HELLO,
-                                       .hello = {.version_min = NATIVE_VERSION,
-                                                 .version_max = NATIVE_VERSION,
-                                                 .features = NATIVE_FEATURE_TOPOLOGY}};
-        rig_connect_to(rig, node, client);
-        struct native_reply reply = rig_native_call(client, &hello);
-        CHECK(reply.header.status == NATIVE_ST_OK);
-        if (reply.hello.shard == shard) return;
-        rig_disconnect(client);
-    }
-}
-
 static struct native_request
 put_of(u64 id, u32 age_ms, const char *key, const char *value)
 {
@@ -94,7 +77,7 @@ expect_node_has(struct rig *rig, u32 node, const char *key, const char *value)
     struct rig_client client;
     struct native_request request = {.header.opcode = NATIVE_GET,
                                      .get.key = BYTES(key, strlen(key))};
-    greet(rig, node, 0, &client);
+    rig_native_connect(rig, node, 0, &client);
     struct native_reply reply = rig_native_call(&client, &request);
     CHECK(reply.header.status == NATIVE_ST_OK);
     if (!bytes_equal(reply.get.value, BYTES(value, strlen(value))))
@@ -129,8 +112,8 @@ late_story(struct rig *rig)
     char key[16];
     cluster_rig_settle(rig, NODES, NODES, WAIT_NS);
     key_of(rig, 1, key, sizeof(key));
-    greet(rig, place == FORWARDED ? 2 : 0, 0, &first);
-    greet(rig, 1, 0, &second);
+    rig_native_connect(rig, place == FORWARDED ? 2 : 0, 0, &first);
+    rig_native_connect(rig, 1, 0, &second);
     CHECK(put(&first, 1, 0, key, "before") == NATIVE_ST_OK); /* and makes connections */
 
     struct native_request request = put_of(2, 0, key, "old");
@@ -155,7 +138,7 @@ late_story(struct rig *rig)
         CHECK(answered && reply.header.status == NATIVE_ST_CLOSING);
     else if (place == IN_MAIL)
         CHECK(answered && native_status_retryable(reply.header.status));
-    greet(rig, 0, 0, &third);
+    rig_native_connect(rig, 0, 0, &third);
     CHECK(put(&third, 4, 0, key, "newer") == NATIVE_ST_OK);
     for (u32 i = 0; i < NODES; i++)
         expect_node_has(rig, i, key, "newer");
@@ -202,8 +185,8 @@ behind_others_story(struct rig *rig)
     cluster_rig_settle(rig, NODES, NODES, WAIT_NS);
     key_of(rig, 1, key, sizeof(key));
     cluster_rig_key(rig, 1, 1, other, sizeof(other));
-    greet(rig, 0, 0, &first);
-    greet(rig, 2, 0, &second);
+    rig_native_connect(rig, 0, 0, &first);
+    rig_native_connect(rig, 2, 0, &second);
     CHECK(put(&first, 1, 0, key, "before") == NATIVE_ST_OK);
     sim_node_shard_stall(rig->nodes[1].machine, 1, (AHEAD_MS + 1000) * NS_PER_MS);
     for (u32 i = 0; i < SESSION_REQUESTS_MAX; i++) {
@@ -262,7 +245,7 @@ again_story(struct rig *rig)
     cluster_rig_settle(rig, NODES, NODES, WAIT_NS);
     fiber_sleep_ns(5 * NS_PER_S); /* what has changed while they started is older than all below */
     key_of(rig, 1, key, sizeof(key));
-    greet(rig, 2, 0, &first);
+    rig_native_connect(rig, 2, 0, &first);
     u64 sent_ns = io_now_ns();
     CHECK(put_if_absent(&first, 1, 0, key, &flags) == NATIVE_ST_OK); /* and this is lost */
     rig_disconnect(&first);
@@ -271,7 +254,7 @@ again_story(struct rig *rig)
         if (change == RUNNER_IS_ANOTHER_PROCESS) rig_start(rig, 0);
         fiber_sleep_ns(NS_PER_S);
     }
-    greet(rig, 2, 0, &again);
+    rig_native_connect(rig, 2, 0, &again);
     u32 age_ms = (u32)((io_now_ns() - sent_ns) / NS_PER_MS) + 1;
     u32 outcome = put_if_absent(&again, 1, age_ms, key, &flags);
     if (change == NOTHING_CHANGES)
@@ -282,7 +265,7 @@ again_story(struct rig *rig)
     fiber_sleep_ns(NS_PER_S);
     CHECK(put_if_absent(&again, 2, 0, key, &flags) == NATIVE_ST_CONFLICT);
     rig_disconnect(&again);
-    greet(rig, 2, 0, &again);
+    rig_native_connect(rig, 2, 0, &again);
     CHECK(put_if_absent(&again, 3, 5, key, &flags) == NATIVE_ST_CONFLICT);
     rig_disconnect(&again);
     if (change == RUNNER_DIES) rig_start(rig, 0);
@@ -336,8 +319,8 @@ uncertain_story(struct rig *rig)
     cluster_rig_settle(rig, NODES, NODES, WAIT_NS);
     fiber_sleep_ns(5 * NS_PER_S);
     key_of(rig, 1, key, sizeof(key));
-    greet(rig, 0, 0, &first);
-    greet(rig, 0, 0, &again);
+    rig_native_connect(rig, 0, 0, &first);
+    rig_native_connect(rig, 0, 0, &again);
     stand_still(rig, 1, 1); /* its first shard lives, and answers pings */
     struct native_request request = put_of(1, 0, key, "once");
     request.op.condition = NATIVE_IF_ABSENT;
@@ -479,7 +462,7 @@ stopped_early_story(struct rig *rig)
     const struct rig_node *node = &rig->nodes[ENTERS];
     const struct shard *asked = node->server->shards[0];
     struct native_request request = put_of(2, 0, key, "after");
-    greet(rig, 1, 0, &client);
+    rig_native_connect(rig, 1, 0, &client);
     u64 deadline_ns = io_now_ns() + LATE_NS / 2;
     rig_native_send(&client, &request);
     while (asked->request_count == 0 && io_now_ns() < deadline_ns)

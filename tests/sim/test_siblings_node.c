@@ -16,6 +16,7 @@
 #include "base/hash.h"
 #include "cluster/cluster.h"
 #include "cluster_rig.h"
+#include "proto/native.h"
 
 #ifdef __SANITIZE_ADDRESS__
 #define SEED_COUNT 2u
@@ -358,11 +359,30 @@ expect_late(struct rig_client *client, const char *what, const char *expected)
     CHECK(begins(reply, expected));
 }
 
+static void
+find_begin(struct rig_client *client, u32 number)
+{
+    char name[16];
+    int length = snprintf(name, sizeof(name), "late%u", number);
+    struct native_request request = {
+        .header.opcode = NATIVE_CLUSTER,
+        .cluster = {.function = NATIVE_CLUSTER_KEYSPACE_FIND, .name = BYTES(name, (size_t)length)}};
+    rig_native_send(client, &request);
+}
+
+static MAY_YIELD void
+expect_found(struct rig_client *client, u32 number)
+{
+    struct native_reply reply;
+    CHECK(rig_native_reply(client, &reply));
+    CHECK(reply.header.status == NATIVE_ST_OK && reply.cluster.number == number);
+}
+
 /* Keyspaces were made, and hold keys, and the shard that is asked does not know it yet. */
 static MAY_YIELD void
 late_story(struct rig *rig)
 {
-    struct rig_client writer, putter, behind[3];
+    struct rig_client writer, putter, finder, behind[3];
     char key[16];
     wait_settled(rig, 0);
     cluster_rig_key(rig, BEHIND, 1, key, sizeof(key)); /* that shard is to write it first */
@@ -371,6 +391,7 @@ late_story(struct rig *rig)
     connect_to_shard(rig, BEHIND, 1, LATE_SCANNED, &behind[0]);
     connect_to_shard(rig, BEHIND, 1, LATE_FLUSHED, &behind[1]);
     connect_to_shard(rig, BEHIND, 1, 0, &behind[2]);
+    rig_native_connect(rig, BEHIND, 1, &finder);
     EXPECT(&writer, "+OK\r\n", "SET %s v", key);
 
     sim_node_shard_stall(rig->nodes[BEHIND].machine, 0, STANDS_NS);
@@ -384,17 +405,79 @@ late_story(struct rig *rig)
     rig_send(&behind[0], "DBSIZE");
     rig_send(&behind[1], "FLUSHDB");
     rig_send(&behind[2], "COPY %s %s DB %u", key, key, (u32)LATE_COPIED);
+    find_begin(&finder, LATE_SCANNED);
     fiber_sleep_ns(100 * NS_PER_MS);
     CHECK(!late_known(rig, BEHIND, 1)); /* they were asked while it was behind */
     expect_late(&putter, "DISTKV.PUT", "+OK\r\n");
     expect_late(&behind[0], "DBSIZE", ":1\r\n");
     expect_late(&behind[1], "FLUSHDB", "+OK\r\n");
     expect_late(&behind[2], "COPY", ":1\r\n");
+    expect_found(&finder, LATE_SCANNED);
     EXPECT(&writer, "$-1\r\n", "GET full"); /* flushed */
     rig_disconnect(&writer);
     rig_disconnect(&putter);
+    rig_disconnect(&finder);
     for (u32 i = 0; i < ARRAY_COUNT(behind); i++)
         rig_disconnect(&behind[i]);
+}
+
+/* What waits until it is known whether its target was made holds up nobody who writes the same key
+ * in yet another keyspace. */
+static MAY_YIELD void
+late_copy_story(struct rig *rig)
+{
+    struct rig_client copier, writer;
+    char key[16];
+    wait_settled(rig, 0);
+    cluster_rig_key(rig, BEHIND, 1, key, sizeof(key));
+    connect_to_shard(rig, BEHIND, 1, 0, &copier);
+    connect_to_shard(rig, BEHIND, 1, 1, &writer);
+    EXPECT(&copier, "+OK\r\n", "SET %s v", key);
+    EXPECT(&writer, ":1\r\n", "INCR %s", key); /* and the keyspace is known */
+    sim_node_shard_stall(rig->nodes[BEHIND].machine, 0, STANDS_NS);
+    rig_on_node(rig, 0, 0, late_make, NULL);
+    rig_send(&copier, "COPY %s %s DB 2 DB %u", key, key, (u32)LATE_COPIED);
+    fiber_sleep_ns(50 * NS_PER_MS);
+    EXPECT(&writer, ":2\r\n", "INCR %s", key);
+    CHECK(!late_known(rig, BEHIND, 1));
+    expect_late(&copier, "COPY", ":1\r\n");
+    EXPECT(&copier, "+OK\r\n", "SELECT %u", (u32)LATE_COPIED);
+    EXPECT(&copier, "$1\r\nv\r\n", "GET %s", key);
+    rig_disconnect(&copier);
+    rig_disconnect(&writer);
+}
+
+/* How many commands the node's shards have run for other nodes. */
+static u64
+ran_for_others(const struct rig *rig, u32 node)
+{
+    const struct server *server = rig->nodes[node].server;
+    u64 count = 0;
+    for (u32 i = 0; i < server->shard_count; i++)
+        count += server->shards[i]->stats->cluster_forwarded;
+    return count;
+}
+
+/* A plain SET may run on any replica where the last write wins, and not where siblings are kept:
+ * which of the two it is, the shard that takes it does not know yet. */
+static MAY_YIELD void
+late_set_story(struct rig *rig)
+{
+    struct rig_client client;
+    char key[16];
+    wait_settled(rig, 0);
+    cluster_rig_key(rig, 0, 1, key, sizeof(key)); /* that node is to write it */
+    connect_to_shard(rig, BEHIND, 1, LATE_SIBLINGS, &client);
+    sim_node_shard_stall(rig->nodes[BEHIND].machine, 0, STANDS_NS);
+    rig_on_node(rig, 0, 0, late_make, NULL);
+    u64 before = ran_for_others(rig, 0);
+    rig_send(&client, "SET %s v", key);
+    fiber_sleep_ns(100 * NS_PER_MS);
+    CHECK(!late_known(rig, BEHIND, 1) && ran_for_others(rig, 0) == before);
+    expect_late(&client, "SET", "+OK\r\n");
+    CHECK(ran_for_others(rig, 0) == before + 1);
+    EXPECT(&client, "$1\r\nv\r\n", "GET %s", key);
+    rig_disconnect(&client);
 }
 
 /* The shard that has the key is behind the shard that the client speaks to: it has a topology on
@@ -471,6 +554,20 @@ a_shard_that_is_behind_does_not_answer_as_if_nothing_were_there(void **state)
 }
 
 static void
+a_copy_that_waits_holds_up_no_other_keyspace(void **state)
+{
+    (void)state;
+    run_late(late_copy_story, 2);
+}
+
+static void
+a_write_that_was_taken_before_its_keyspace_was_known_runs_where_others_do(void **state)
+{
+    (void)state;
+    run_late(late_set_story, 2);
+}
+
+static void
 a_shard_that_does_not_know_the_keyspace_yet_is_waited_for(void **state)
 {
     (void)state;
@@ -485,6 +582,8 @@ main(void)
         cmocka_unit_test(plain_commands_replace_all_siblings),
         cmocka_unit_test(siblings_outlive_power_cuts),
         cmocka_unit_test(a_shard_that_is_behind_does_not_answer_as_if_nothing_were_there),
+        cmocka_unit_test(a_copy_that_waits_holds_up_no_other_keyspace),
+        cmocka_unit_test(a_write_that_was_taken_before_its_keyspace_was_known_runs_where_others_do),
         cmocka_unit_test(a_shard_that_does_not_know_the_keyspace_yet_is_waited_for),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
