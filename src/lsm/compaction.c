@@ -560,8 +560,8 @@ sweep_begin(struct levels *levels, u16 keyspace, const struct pick *pick, u32 sk
             bytes += last->bytes;
         }
         sweep->whole =
-            tree->force_whole || tree->drop_due || levels_ranges_want_rewrite(levels, keyspace);
-        tree->force_whole = tree->drop_due = false;
+            tree->force_whole || tree->clean_due || levels_ranges_want_rewrite(levels, keyspace);
+        tree->force_whole = tree->clean_due = false;
         if (sweep->whole) tree->rewrite_seq = levels->state.seq_flushed;
     }
     sweep->width = compaction_slice_width(bytes, levels->config.token_first,
@@ -621,15 +621,15 @@ tree_pick(struct levels *levels, u16 keyspace, struct pick *out, u32 *skipped_ou
     struct pick_tree tree;
     struct level_tree *state = &levels->trees[keyspace];
     if (state->broken || run_set_tree_count(levels->current, keyspace) == 0) {
-        state->force_last = state->force_whole = state->drop_due = false;
+        state->force_last = state->force_whole = state->clean_due = false;
         return false;
     }
     levels_pick_tree(levels, keyspace, &tree, runs, sweeps, SWEEP_RUNS_MAX);
     u32 count = run_set_tree_count(levels->current, keyspace);
     *skipped_out = count - tree.run_count - (run_set_last(levels->current, keyspace) != NULL);
-    tree.force_last = state->force_last || state->drop_due;
+    tree.force_last = state->force_last || state->clean_due;
     tree.rewrite_last =
-        state->force_whole || state->drop_due || levels_ranges_want_rewrite(levels, keyspace);
+        state->force_whole || state->clean_due || levels_ranges_want_rewrite(levels, keyspace);
     compaction_pick(&tree, out);
     return out->kind != PICK_NONE;
 }

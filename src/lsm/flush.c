@@ -4,7 +4,9 @@
  *
  * The memtables are frozen and hold every operation up to state->seq_flushed that is not in tables
  * yet, so ranges deleted up to there become persistent with this manifest and may already drop what
- * they cover. Snapshots opened meanwhile lie above all of it.
+ * they cover. So may those behind them that the log surely keeps: a crash brings them back. (A full
+ * disk has no room for what was deleted as a whole since the memtables were frozen.) Snapshots
+ * opened meanwhile lie above all of it.
  *
  * A tombstone is always kept: what it deletes lies below. All keyspaces of one flush are installed
  * by one manifest, because the log before it is given back as a whole.
@@ -36,7 +38,7 @@ write_memtable(struct output *output, struct memtable *memtable)
 /* The run of one keyspace; *out NULL when nothing of the memtable is needed. */
 MAY_YIELD static status
 flush_one(struct levels *levels, const struct levels_flush *input, const struct levels_state *state,
-          struct run **out)
+          u64 ranges_seq, struct run **out)
 {
     *out = NULL;
     struct output_config config = {
@@ -52,7 +54,7 @@ flush_one(struct levels *levels, const struct levels_flush *input, const struct 
     struct output output;
     status st = output_init(&output, &config);
     if (!ok(st)) return st;
-    output.retain.range_seq_limit = state->seq_flushed;
+    output.retain.range_seq_limit = MAX(ranges_seq, state->seq_flushed);
     st = write_memtable(&output, input->memtable);
     if (ok(st) && output.table_count > 0) {
         struct run *run = run_new(levels, input->keyspace, 0, output.table_count);
@@ -87,7 +89,7 @@ levels_state_set(struct levels *levels, const struct levels_state *state)
 
 MAY_YIELD status
 levels_flush(struct levels *levels, const struct levels_flush *inputs, u32 count,
-             const struct levels_state *state)
+             const struct levels_state *state, u64 ranges_seq)
 {
     CHECK(count <= LIMIT_KEYSPACES);
     CHECK(state->seq_flushed >= levels->state.seq_flushed);
@@ -98,7 +100,7 @@ levels_flush(struct levels *levels, const struct levels_flush *inputs, u32 count
     for (u32 i = 0; i < count && ok(st); i++) {
         if (memtable_entry_count(inputs[i].memtable) == 0) continue;
         struct run *run;
-        st = flush_one(levels, &inputs[i], state, &run);
+        st = flush_one(levels, &inputs[i], state, ranges_seq, &run);
         if (ok(st) && run != NULL) changes[made++] = (struct run_change){.replacement = run};
     }
     if (ok(st)) st = levels_commit(levels, changes, made, state);

@@ -699,8 +699,28 @@ levels_drop_set(struct levels *levels, u16 keyspace, const u64 *bits, u32 shift)
 {
     levels->drops[keyspace] =
         (struct drop_bits){.bits = bits, .token_first = levels->config.token_first, .shift = shift};
-    levels->trees[keyspace].drop_due = bits != NULL;
+    levels->trees[keyspace].clean_due = bits != NULL;
     fiber_queue_wake_all(&levels->wake);
+}
+
+void
+levels_clean(struct levels *levels)
+{
+    for (u32 i = 0; i < LIMIT_KEYSPACES; i++)
+        levels->trees[i].clean_due = true;
+    fiber_queue_wake_all(&levels->wake);
+}
+
+bool
+levels_cleaning(const struct levels *levels)
+{
+    for (u32 i = 0; i < LIMIT_KEYSPACES; i++) {
+        const struct level_tree *tree = &levels->trees[i];
+        if (tree->clean_due) return true;
+        for (u32 j = 0; j < PICK_SWEEPS_MAX; j++)
+            if (tree->sweeps[j].active && tree->sweeps[j].into_last) return true;
+    }
+    return false;
 }
 
 void

@@ -110,6 +110,10 @@ MUST_CHECK status levels_range_delete(struct levels *levels, u16 keyspace, u64 t
 void levels_drop_set(struct levels *levels, u16 keyspace, const u64 *bits, u32 shift);
 void levels_purge_allow(struct levels *levels, u16 keyspace, u64 version_below,
                         u64 expire_below_ms);
+/* Merges everything down once, in the background, and what the last level can do without goes. */
+void levels_clean(struct levels *levels);
+/* Whether that, or something like it, is still under way. */
+bool levels_cleaning(const struct levels *levels);
 /* How many there are with higher numbers, needed or not. */
 u32 levels_range_count(const struct levels *levels, u64 seq_above);
 /* Whether an entry is deleted by a range that a reader at seq_max sees. */
@@ -134,9 +138,12 @@ struct levels_flush {
 
 /* Writes the memtables as new runs (values from the blob threshold on go to blob files; what no
  * snapshot needs is dropped), then installs them and the new state with one manifest write. On
- * ok the memtables' content is in the runs. ST_NO_SPACE leaves everything as it was. */
+ * ok the memtables' content is in the runs. ST_NO_SPACE leaves everything as it was. ranges_seq:
+ * the ranges deleted up to there are there after a crash, be it in the log, so what they cover need
+ * not be written. */
 MAY_YIELD MUST_CHECK status levels_flush(struct levels *levels, const struct levels_flush *inputs,
-                                         u32 count, const struct levels_state *state);
+                                         u32 count, const struct levels_state *state,
+                                         u64 ranges_seq);
 /* The state alone. */
 MAY_YIELD MUST_CHECK status levels_state_set(struct levels *levels,
                                              const struct levels_state *state);

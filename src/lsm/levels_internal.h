@@ -71,7 +71,7 @@ struct level_tree {
     u64 rewrite_seq;  /* the newest range when the last level was rewritten last */
     bool force_last;  /* levels_compact_all: everything is to go down */
     bool force_whole; /* ... and the last level is to be cleaned once */
-    bool drop_due;    /* both, for lsm_drop_set: until a sweep begins that does it */
+    bool clean_due;   /* both, once: until a sweep begins that does it */
     /* Of the puts that sweeps have merged into the last level, how many were of keys that it did
      * not have: what levels_count_estimate expects of those that are still above. Both are halved
      * when they are many, so that old times are forgotten. */

@@ -354,11 +354,22 @@ append_check(struct log *log, size_t payload_bytes)
     return ST_OK;
 }
 
+/* Whether no segment can be made, and the record would end in the last part of the last one. */
+static bool
+takes_last_room(const struct log *log, size_t payload_bytes)
+{
+    u64 kept = MAX(log->config.segment_bytes / LOG_FREES_SHARE, LOG_BLOCK_BYTES);
+    return log_no_space(log) && needs_cut(log, sizeof(struct log_record) + payload_bytes + kept);
+}
+
 status
-log_append_check(struct log *log, size_t payload_bytes)
+log_append_check(struct log *log, size_t payload_bytes, bool frees)
 {
     if (log->queued_bytes > 0 && BUGGIFY("lsm.log.buffers_full")) return ST_WOULD_WAIT;
-    return append_check(log, payload_bytes);
+    status st = append_check(log, payload_bytes);
+    if (ok(st) && !frees && UNLIKELY(takes_last_room(log, payload_bytes)))
+        return MARKED("lsm.log.last_room_kept", ST_NO_SPACE);
+    return st;
 }
 
 /* Collects the writes that the record needs beyond fill. */
@@ -502,6 +513,12 @@ u64
 log_durable_seq(const struct log *log)
 {
     return log->durable_seq;
+}
+
+u64
+log_kept_seq(const struct log *log)
+{
+    return log->config.durability == LSM_DURABILITY_PERIODIC ? log->synced_seq : log->durable_seq;
 }
 
 bool

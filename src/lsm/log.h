@@ -21,6 +21,7 @@
 #include "lsm/lsm.h"
 
 #define LOG_WRITES_IN_FLIGHT 4u
+#define LOG_RECYCLE_LEAST    1u /* segments kept for a new life, besides the one that is ready */
 
 struct log;
 
@@ -90,13 +91,16 @@ MUST_CHECK status log_append(struct log *log, const struct log_record *header,
                              struct bytes payload);
 MAY_YIELD void log_wait_room(struct log *log);
 u64 log_durable_seq(const struct log *log);
+/* Of the last operation that a power cut leaves, whatever the durability. */
+u64 log_kept_seq(const struct log *log);
 bool log_failed(const struct log *log);
 /* How long the disk has been at the oldest of its writes; 0: at none. */
 u64 log_busy_ns(const struct log *log);
 /* True while no segment can be made for want of disk space; tried again each second. */
 bool log_no_space(const struct log *log);
-/* What log_append would say now to a record of this many payload bytes. */
-MUST_CHECK status log_append_check(struct log *log, size_t payload_bytes);
+/* What log_append would say now to a record of this many payload bytes. While no segment can be
+ * made for want of space, the end of the last one is for those that give space back (frees). */
+MUST_CHECK status log_append_check(struct log *log, size_t payload_bytes, bool frees);
 /* After ok, log_append of a record of at most this size (less than a block) succeeds if it is the
  * next call, without a yield between. */
 MUST_CHECK status log_reserve(struct log *log, size_t payload_bytes);
@@ -119,8 +123,8 @@ u64 log_segment_started(const struct log *log);
 u64 log_segment_oldest(const struct log *log);
 /* The tables hold everything before segment_first: those segments may be recycled. */
 MAY_YIELD void log_release(struct log *log, u64 segment_first);
-/* Removes segments that wait for a new life, all but one: their room is needed. */
-MAY_YIELD void log_recycled_remove(struct log *log);
+/* Removes segments that wait for a new life, all but so many: their room is needed. */
+MAY_YIELD void log_recycled_remove(struct log *log, u32 kept);
 
 struct log_stats {
     u64 bytes, writes, segments, bytes_to_replay;

@@ -21,7 +21,7 @@
 #define LOG_SEAL_AFTER_NS     NS_PER_MS
 #define LOG_CHANGE_EARLY      8u /* this part of a segment is free when it is to change */
 #define LOG_RETRY_NS          NS_PER_S
-#define LOG_RECYCLE_LEAST     1u /* besides the one that is ready */
+#define LOG_FREES_SHARE       16u /* this part of a segment, at its end: see log_append_check */
 #define LOG_SEGMENT_BYTES_MIN (8u * LOG_BLOCK_BYTES)
 
 struct log_segment {

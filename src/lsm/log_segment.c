@@ -168,9 +168,9 @@ log_segment_retire(struct log *log, struct log_segment *segment)
 }
 
 MAY_YIELD void
-log_recycled_remove(struct log *log)
+log_recycled_remove(struct log *log, u32 kept)
 {
-    while (log->recycle_count > LOG_RECYCLE_LEAST) {
+    while (log->recycle_count > kept) {
         MARK("lsm.log.recycled_removed");
         log->recycle_count--;
         segment_remove(log, list_entry(list_pop_front(&log->recycle), struct log_segment, link));

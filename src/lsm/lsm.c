@@ -9,7 +9,8 @@
  *
  * State has one setter, lsm_state_update:
  *
- *   OK  <-->  NO_SPACE      while a flush, a compaction or the disk reserve wants space
+ *   OK  <-->  NO_SPACE      while a flush, a compaction or the disk reserve wants space; what only
+ *                           deletes is taken all the same, and is merged soon
  *   OK, NO_SPACE --> FAILED the log or the manifest failed; for good. Reads go on.
  *
  * Memory of a store of M bytes: memtables (active, flushing, and held by readers) at most M / 4;
@@ -64,7 +65,22 @@ is_in_memory(const char *dir)
     return strncmp(dir, prefix, sizeof(prefix) - 1) == 0;
 }
 
+bool
+lsm_in_memory(const struct lsm *lsm)
+{
+    return is_in_memory(lsm->dir);
+}
+
 /* ---- state ---- */
+
+/* Ranges that are to set tables free are in the log alone: writes would be in the way of the flush
+ * that makes room for them. */
+static bool
+ranges_come_first(const struct lsm *lsm)
+{
+    return lsm->state == LSM_STATE_NO_SPACE &&
+           levels_range_count(lsm->levels, lsm->seq_flushed) > 0;
+}
 
 void
 lsm_state_update(struct lsm *lsm)
@@ -72,7 +88,8 @@ lsm_state_update(struct lsm *lsm)
     enum lsm_state state = LSM_STATE_OK;
     if (!ok(lsm->failure))
         state = LSM_STATE_FAILED;
-    else if (lsm->no_space_levels || lsm->no_space_disk || lsm->no_space_flush)
+    else if (lsm->no_space_levels || lsm->no_space_disk || lsm->no_space_flush ||
+             ranges_come_first(lsm))
         state = LSM_STATE_NO_SPACE;
     if (state == lsm->state) return;
     CHECK(lsm->state != LSM_STATE_FAILED);
@@ -251,7 +268,7 @@ disk_check(struct lsm *lsm)
     if (disk_free < reserve) {
         MARK("lsm.disk.reserve_reached");
         lsm->no_space_disk = true;
-        if (lsm->log != NULL) log_recycled_remove(lsm->log);
+        if (lsm->log != NULL) log_recycled_remove(lsm->log, LOG_RECYCLE_LEAST);
     }
     if (disk_free >= reserve + reserve / 8) lsm->no_space_disk = false;
     lsm_state_update(lsm);
@@ -277,6 +294,28 @@ log_length_check(struct lsm *lsm)
     lsm_flush_request(lsm);
 }
 
+/* What was deleted on a full disk is to give its room back, though no memtable fills up now and no
+ * tier: it is flushed, and then merged down. One after the other, so that flushes of a few
+ * tombstones each do not become many runs. */
+static void
+deletes_merge(struct lsm *lsm)
+{
+    /* What is flushed sets segments free, and ranges tables. */
+    bool log_is_full = lsm->log != NULL && log_no_space(lsm->log);
+    if ((log_is_full && lsm->seq_last > lsm->seq_flushed) || ranges_come_first(lsm)) {
+        MARK("lsm.state.flushed_for_room");
+        lsm_flush_request(lsm);
+    }
+    if (lsm->deletes_full_seq == 0 || levels_cleaning(lsm->levels)) return;
+    if (lsm->deletes_full_seq > lsm->seq_flushed) {
+        lsm_flush_request(lsm);
+        return;
+    }
+    MARK("lsm.state.deletes_merged");
+    levels_clean(lsm->levels);
+    lsm->deletes_full_seq = 0;
+}
+
 static MAY_YIELD void
 tend_fiber(void *arg)
 {
@@ -288,6 +327,7 @@ tend_fiber(void *arg)
         log_length_check(lsm);
         if (tick % DISK_CHECK_TICKS == 0) {
             disk_check(lsm);
+            deletes_merge(lsm);
             memtable_pages_trim(&lsm->memtable_pages);
         }
     }
@@ -501,6 +541,8 @@ open_once(const struct lsm_place *place, const struct lsm_options *options, stru
     levels_collect_orphans(lsm->levels);
     lsm_caches_balance(lsm);
     disk_check(lsm);
+    /* Perhaps the last process took deletes that were not merged. */
+    if (lsm->state == LSM_STATE_NO_SPACE) lsm->deletes_full_seq = lsm->seq_last;
     levels_start(lsm->levels);
     lsm->flush_wanted = lsm->flushing; /* the log was replayed on a full disk */
     st = fiber_start(lsm, "lsm.flush", flush_fiber);

@@ -6,6 +6,11 @@
  * compaction's pressure, the range list. From the append on nothing fails and nothing yields, so a
  * batch is visible as a whole, its numbers follow each other, and log and memtables agree.
  *
+ * A full disk. A batch that only deletes is taken as long as log and memtables have room: the disk
+ * reserve pays for it, and the log keeps the end of its last segment for it. It is merged soon, and
+ * a range is flushed at once, so that whole tables go. A manifest has room where the copy of the
+ * one before lies (manifest_file.c).
+ *
  * Admission. Memtables full: a flush is under way, wait. Compaction behind: the rate at which bytes
  * may enter falls with its pressure, smoothly from 1 GiB/s at half to 1 MiB/s at the end, where
  * writes are refused. Whoever would wait longer than ADMIT_WAIT_NS is refused at once: an early
@@ -341,6 +346,40 @@ op_again(const u8 *p, struct lsm_op *out)
     return out->value.data + out->value.size;
 }
 
+/* Then it is taken on a full disk, too: it is how there is space again. */
+static bool
+only_deletes(const struct lsm_batch *batch)
+{
+    const u8 *next = batch->ops.data;
+    for (u32 i = 0; i < batch->count; i++) {
+        struct lsm_op op;
+        next = op_again(next, &op);
+        if (op.header.kind != ENTRY_DELETE && op.header.kind != ENTRY_DELETE_RANGE) return false;
+    }
+    return true;
+}
+
+/* *full: the disk is, and the batch only deletes. */
+static status
+admit_log(struct lsm *lsm, const struct lsm_batch *batch, bool *full)
+{
+    if (lsm->log == NULL) return ST_OK;
+    status st = log_append_check(lsm->log, batch->ops.size, *full);
+    if (!status_is(st, ST_NO_SPACE) || *full || !only_deletes(batch)) return st;
+    *full = true;
+    return log_append_check(lsm->log, batch->ops.size, true);
+}
+
+/* What is to become of deletes that were taken on a full disk. A range needs only to be in the
+ * manifest for its tables to go, keys have to be merged: lsm.c. */
+static void
+deletes_taken(struct lsm *lsm, bool range)
+{
+    MARK("lsm.write.deletes_when_full");
+    lsm->deletes_full_seq = lsm->seq_last;
+    if (range) lsm_flush_request(lsm);
+}
+
 /* aims: NULL, or of the keys of all operations. */
 static status
 write_inside(struct lsm *lsm, const struct lsm_batch *batch, const struct lsm_aim *aims,
@@ -354,20 +393,21 @@ write_inside(struct lsm *lsm, const struct lsm_batch *batch, const struct lsm_ai
     if (batch->count > LIMIT_BATCH_OPS || batch->ops.size > LIMIT_BATCH_BYTES)
         return MARKED("lsm.write.batch_too_large", ST_TOO_LARGE);
     status st = admit_state(lsm);
-    if (!ok(st)) return st;
+    bool full = status_is(st, ST_NO_SPACE) && only_deletes(batch);
+    if (!ok(st) && !full) return st;
     if (UNLIKELY(lsm->writes_held > 0)) {
         MARK("lsm.write.held");
         return ST_WOULD_WAIT;
     }
-    if (lsm->log != NULL) {
-        st = log_append_check(lsm->log, batch->ops.size);
-        if (!ok(st)) return st;
-    }
+    st = admit_log(lsm, batch, &full);
+    if (!ok(st)) return st;
     struct batch_shape shape;
     batch_measure(lsm, batch, &shape);
     st = memtables_reserve(lsm, shape.needs);
-    if (!ok(st)) return st;
-    st = admit_pressure(lsm, batch->ops.size);
+    if (full && lsm->no_space_flush && status_is(st, ST_WOULD_WAIT))
+        return MARKED("lsm.write.no_space_to_flush", ST_NO_SPACE);
+    /* A range takes nothing of what pressure is about, and tables with it. */
+    if (ok(st) && !(full && shape.range)) st = admit_pressure(lsm, batch->ops.size);
     if (!ok(st)) return st;
 
     u64 version = batch->version != 0 ? batch->version : clock_next(lsm);
@@ -408,6 +448,7 @@ write_inside(struct lsm *lsm, const struct lsm_batch *batch, const struct lsm_ai
     if (active >= lsm->memtable_limit_bytes - lsm->memtable_limit_bytes / FLUSH_EARLY)
         lsm_flush_request(lsm);
     flush_pace(lsm, active);
+    if (UNLIKELY(full)) deletes_taken(lsm, shape.range);
     *seq_out = lsm->seq_last;
     AUDIT("lsm.write.done", lsm_check(lsm));
     return ST_OK;
@@ -439,7 +480,7 @@ write_wait(struct lsm *lsm, size_t bytes)
         (void)fiber_queue_wait(&lsm->room_wake, now + 10 * NS_PER_MS);
         return;
     }
-    if (lsm->log != NULL && !ok(log_append_check(lsm->log, bytes))) {
+    if (lsm->log != NULL && !ok(log_append_check(lsm->log, bytes, false))) {
         log_wait_room(lsm->log);
         return;
     }
@@ -630,12 +671,22 @@ flush_retry(struct lsm *lsm, u64 after_ns)
     return !lsm->stopping;
 }
 
+/* Ranges deleted up to this are there after a crash, when what they cover is not. Without a log
+ * that is only so for those of the flush itself; memory survives no crash. */
+static u64
+ranges_kept_seq(const struct lsm *lsm)
+{
+    if (lsm_in_memory(lsm)) return lsm->seq_last;
+    return lsm->log == NULL || lsm->replaying ? 0 : log_kept_seq(lsm->log);
+}
+
 static MAY_YIELD status
 levels_flush_retried(struct lsm *lsm, const struct levels_flush *inputs, u32 count,
                      const struct levels_state *state, bool wait)
 {
+    u32 kept = LOG_RECYCLE_LEAST;
     for (;;) {
-        status st = levels_flush(lsm->levels, inputs, count, state);
+        status st = levels_flush(lsm->levels, inputs, count, state, ranges_kept_seq(lsm));
         bool no_space = status_is(st, ST_NO_SPACE);
         bool no_memory = status_is(st, ST_NO_MEMORY);
         lsm->no_space_flush = no_space;
@@ -646,7 +697,8 @@ levels_flush_retried(struct lsm *lsm, const struct levels_flush *inputs, u32 cou
         fiber_queue_wake_all(&lsm->room_wake);
         if (no_space) {
             MARK("lsm.flush.no_space");
-            if (lsm->log != NULL && !lsm->replaying) log_recycled_remove(lsm->log);
+            if (lsm->log != NULL && !lsm->replaying) log_recycled_remove(lsm->log, kept);
+            kept = 0; /* the flush sets others free */
         }
         if (no_memory) {
             MARK("lsm.flush.no_memory");
@@ -684,6 +736,7 @@ lsm_flush_now(struct lsm *lsm, bool wait)
         st = levels_flush_retried(lsm, inputs, count, &lsm->flushing_state, wait);
         if (ok(st)) {
             flushing_done(lsm);
+            lsm_state_update(lsm);
             lsm->stats.flush_bytes += bytes;
         }
     }

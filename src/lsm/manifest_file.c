@@ -10,6 +10,8 @@
  *   4. rename manifest.new to manifest           old or new state
  *   5. sync the directory                        new state
  *
+ * When there is no space for 1, manifest.old goes first.
+ *
  * Up to 3 a failure leaves the old state for certain; after 4 began nobody knows which holds, so
  * the caller must not remove a file that either names.
  */
@@ -123,6 +125,11 @@ manifest_write(const char *dir, const struct manifest *manifest, struct budget *
     DCHECK(manifest_check(manifest, &index) == NULL);
 
     status st = write_new_file(path_new, manifest, budget);
+    if (status_is(st, ST_NO_SPACE)) {
+        /* It has the room where the copy lies, which it needs anyway: this may set tables free. */
+        MARK("lsm.manifest.old_for_new");
+        if (ok(io_file_unlink(path_old))) st = write_new_file(path_new, manifest, budget);
+    }
     if (ok(st)) st = io_dir_sync(dir);
     if (!ok(st)) {
         MARK("lsm.manifest.not_written");

@@ -55,7 +55,7 @@ struct retain {
     const u64 *snapshots;        /* ascending */
     u32 snapshot_count;
     const struct range_list *ranges;
-    u64 range_seq_limit;   /* ranges up to this are persistent */
+    u64 range_seq_limit;   /* ranges up to this survive a crash */
     bool bottom;           /* nothing older lies in a run that is not merged */
     u64 version_outside;   /* the lowest version in newer runs that are not merged, or to come */
     u64 version_elsewhere; /* the former alone */

@@ -445,6 +445,20 @@ cmd_info(struct exec *x)
     buf_deinit(&out);
 }
 
+/* A container's name stands for its subcommands: it does nothing itself. */
+static bool
+histogram_named(const struct exec *x, const struct command *command)
+{
+    for (u32 a = 2; a < x->arg_count; a++) {
+        if (cmd_arg_is(x, a, command->name)) return true;
+        const struct command *container = command_find(x->args[a]);
+        if (container != NULL && command > container &&
+            command <= container + command_sub_count(container))
+            return true;
+    }
+    return false;
+}
+
 /* LATENCY HISTOGRAM [command...]: calls at or below each power of two microseconds. */
 MAY_YIELD void
 cmd_latency_histogram(struct exec *x)
@@ -455,9 +469,7 @@ cmd_latency_histogram(struct exec *x)
     if (chosen == NULL) return;
     u32 count = 0;
     for (u32 i = 0; i < command_table_count(); i++) {
-        bool named = x->arg_count == 2;
-        for (u32 a = 2; a < x->arg_count; a++)
-            if (cmd_arg_is(x, a, command_table[i].name)) named = true;
+        bool named = x->arg_count == 2 || histogram_named(x, &command_table[i]);
         chosen[i] = named && t->commands_by_name[i].calls != 0;
         count += chosen[i];
     }

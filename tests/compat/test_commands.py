@@ -572,6 +572,28 @@ def test_slow_commands_are_kept_as_latency_events(make_server):
             connection.call("LATENCY", "GRAPH", "command")
 
 
+def test_a_container_stands_for_its_subcommands_in_latency_histogram(make_server):
+    server = make_server(":memory:")
+    with server.connect() as connection:
+        connection.call("CONFIG", "GET", "maxmemory")
+        connection.call("CONFIG", "RESETSTAT")
+        connection.call("CONFIG", "GET", "maxmemory")
+        connection.call("CLIENT", "ID")
+        connection.call("CLIENT", "ID")
+        connection.call("CLIENT", "SETNAME", "me")
+
+        def calls(*names):
+            flat = connection.call("LATENCY", "HISTOGRAM", *names)
+            return {name: told[1] for name, told in zip(flat[::2], flat[1::2])}
+
+        assert calls("CLIENT") == {b"client|id": 2, b"client|setname": 1}
+        assert calls("client|id", "get") == {b"client|id": 2}
+        assert calls("config", "config|get")[b"config|get"] == 1
+        assert calls("conf", "configs", "config|", "client|nosuch", "") == {}
+        # As Redis has it: all that was ever called, subcommands by themselves.
+        assert {b"client|id", b"client|setname", b"config|get", b"latency|histogram"} <= calls().keys()
+
+
 def test_hello_has_the_seven_fields(our_port):
     with Resp(our_port) as ours:
         flat = ours.call("HELLO", "2")

@@ -256,3 +256,91 @@ def test_a_full_disk_stops_writes_and_they_resume_when_space_returns(tmp_path):
             assert server.stop() == 0, server.log()
         finally:
             server.kill()
+
+
+def fill(disk, name, left):
+    """All of the disk but left bytes."""
+    fd = os.open(os.path.join(disk.mount_point, name), os.O_CREAT | os.O_WRONLY)
+    try:
+        free = os.statvfs(disk.mount_point)
+        os.posix_fallocate(fd, 0, max(4096, free.f_bavail * free.f_frsize - left))
+    finally:
+        os.close(fd)
+
+
+def set_until_taken(server, seconds=60):
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            return server.call("SET", "after", "v")
+        except Exception as error:
+            assert time.monotonic() < end, f"writes did not resume: {error}"
+            time.sleep(0.1)
+
+
+@pytest.mark.rig
+@pytest.mark.parametrize("kill", [False, True])
+def test_flushall_makes_room_on_a_full_disk(tmp_path, kill):
+    need_rig()
+    (tmp_path / "disk").mkdir()
+    with rig.Disk(tmp_path / "disk", size_mib=256, volatile=False) as disk:
+        server = disk_server(disk, tmp_path, disk_reserve="1MiB")
+        try:
+            with server.connect() as connection:
+                for i in range(20000):
+                    connection.send("SET", f"k{i}", os.urandom(500).hex())
+                for _ in range(20000):
+                    assert connection.read() == "OK"
+            fill(disk, "ballast", 4 << 20)
+            assert "MISCONF" in wait_for_error(server)
+            wait_for(lambda: server.status()["state"] == "no space", "the status to say so")
+            fill(disk, "last", 0)
+            assert server.call("GET", "k1") is not None
+            assert server.call("FLUSHALL") == "OK"
+            if kill:
+                server.kill()
+                server.start()
+            assert server.call("GET", "k1") is None
+            assert set_until_taken(server) == "OK"
+            wait_for(lambda: server.status()["state"] != "no space", "the status to say so")
+            assert server.call("DBSIZE") == 1
+            assert server.stop() == 0, server.log()
+        finally:
+            server.kill()
+
+
+@pytest.mark.rig
+def test_keys_can_be_deleted_on_a_full_disk_and_give_room(tmp_path):
+    need_rig()
+    (tmp_path / "disk").mkdir()
+    with rig.Disk(tmp_path / "disk", size_mib=384, volatile=False) as disk:
+        server = disk_server(disk, tmp_path, disk_reserve="96MiB")
+        count = 60000
+        try:
+            with server.connect() as connection:
+                for i in range(count):
+                    connection.send("SET", f"k{i}", os.urandom(500).hex())
+                    if i % 1000 == 999:
+                        for _ in range(1000):
+                            assert connection.read() == "OK"
+                fill(disk, "ballast", 90 << 20)
+                wait_for(lambda: server.status()["state"] == "no space", "the status to say so")
+                for command in (("SET", "k0", "v"), ("APPEND", "k0", "v"),
+                                ("EXPIRE", "k0", "100"), ("INCR", "n"), ("MSET", "k0", "v")):
+                    with pytest.raises(Exception, match="MISCONF"):
+                        server.call(*command)
+                assert server.call("DEL", "k0", "absent") == 1
+                assert server.call("UNLINK", "k1") == 1
+                assert len(server.call("GETDEL", "k2")) == 1000
+                assert server.call("EXPIRE", "k3", "-1") == 1
+                assert server.call("EXISTS", "k0", "k1", "k2", "k3") == 0
+                assert server.call("EXISTS", "k4") == 1
+                for i in range(4, count, 2):
+                    connection.send("DEL", f"k{i}")
+                for i in range(4, count, 2):
+                    assert connection.read() == 1, i
+            assert set_until_taken(server) == "OK"
+            assert server.call("DBSIZE") == (count - 4) // 2 + 1
+            assert server.stop() == 0, server.log()
+        finally:
+            server.kill()

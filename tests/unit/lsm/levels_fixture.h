@@ -220,7 +220,7 @@ rig_flush(struct rig *rig)
     state.seq_flushed = rig->model.seq_last;
     state.version_max = rig->model.seq_last * 16;
     state.log_segment_first++;
-    status st = levels_flush(rig->levels, &input, 1, &state);
+    status st = levels_flush(rig->levels, &input, 1, &state, 0);
     if (!ok(st)) return st;
     rig->state = state;
     memtable_unref(rig->memtable);

@@ -821,7 +821,7 @@ recycle_many_body(void *arg)
         CHECK(stats.segments <= 8); /* current, ready, six that wait */
     }
     CHECK(stats.segments >= 5);
-    log_recycled_remove(model->log);
+    log_recycled_remove(model->log, LOG_RECYCLE_LEAST);
     log_stats(model->log, &stats);
     CHECK(stats.segments <= 3);
     log_close(model->log);

@@ -11,6 +11,7 @@
 
 #include <cmocka.h>
 
+#include "../../fewer.h"
 #include "base/crc.h"
 #include "base/hash.h"
 #include "io/file.h"
@@ -31,6 +32,8 @@ struct world {
     u32 keys; /* written by the body before */
     u64 seq;
     u64 read_bytes; /* by the disk, while the body looked */
+    u64 kill_after_ns;
+    u32 deleted; /* keys, from the first on */
 };
 
 static void
@@ -261,6 +264,271 @@ a_store_on_a_full_disk_opens_and_reads(void **state)
     sim_disk_capacity_set(w.disk, 1);
     assert_true(ok(sim_run(w.sim, 1, full_reopen, &w)));
     sim_free(w.sim);
+}
+
+/* ---- deletes on a full disk ---- */
+
+static status
+delete_one(struct world *w, u32 index)
+{
+    char text[32];
+    struct bytes key = BYTES(text, key_make(index, text));
+    struct lsm_batch batch;
+    lsm_batch_init(&batch, io_budget());
+    CHECK(lsm_batch_delete(&batch, 0, hash_token(key), key));
+    status st = lsm_write(w->lsm, &batch, &w->seq);
+    lsm_batch_deinit(&batch);
+    return st;
+}
+
+static void
+disk_fill(struct world *w)
+{
+    sim_disk_capacity_set(w->disk, sim_disk_used_bytes(w->disk));
+}
+
+/* Until no write is taken; what was is durable. */
+static void
+write_until_full(struct world *w)
+{
+    for (u32 i = 0; i < 4000; i++) {
+        CHECK(ok(put(w, w->keys, KIB(1))));
+        w->keys++;
+    }
+    CHECK(ok(lsm_wait_durable(w->lsm, w->seq)));
+    fiber_sleep_ns(5 * NS_PER_S); /* what was merged is gone */
+    disk_fill(w);
+    u64 last_ns = io_now_ns();
+    while (io_now_ns() < last_ns + 20 * NS_PER_S) {
+        status st = put(w, w->keys, KIB(1));
+        if (ok(st)) {
+            w->keys++;
+            last_ns = io_now_ns();
+            continue;
+        }
+        CHECK(status_is(st, ST_NO_SPACE));
+        fiber_sleep_ns(NS_PER_S / 2); /* segments that were kept for a new life pay for a flush */
+    }
+    CHECK(ok(lsm_wait_durable(w->lsm, w->seq)));
+}
+
+static void
+writes_resume(struct world *w)
+{
+    u64 end = io_now_ns() + 60 * NS_PER_S;
+    status st = put(w, 0, 10);
+    while (!ok(st) && io_now_ns() < end) {
+        CHECK(status_is(st, ST_NO_SPACE));
+        fiber_sleep_ns(NS_PER_S / 10);
+        st = put(w, 0, 10);
+    }
+    CHECK(ok(st) && ok(get(w, 0, NULL)));
+    struct lsm_stats stats;
+    lsm_stats_get(w->lsm, &stats);
+    CHECK(stats.state == LSM_STATE_OK);
+    fiber_sleep_ns(5 * NS_PER_S); /* and all of the room is there */
+}
+
+static status
+delete_all_when_full_body(void *arg)
+{
+    struct world *w = arg;
+    CHECK(ok(open_store(w)));
+    write_until_full(w);
+    CHECK(status_is(put(w, 0, 10), ST_NO_SPACE));
+    u64 used = sim_disk_used_bytes(w->disk);
+    CHECK(ok(delete_all(w)));
+    CHECK(ok(lsm_wait_durable(w->lsm, w->seq)));
+    CHECK(status_is(get(w, 1, NULL), ST_NOT_FOUND));
+    if (w->kill_after_ns != 0) {
+        fiber_sleep_ns(w->kill_after_ns);
+        sim_crash_at(w->sim, SIM_POINT_EVENT, 0);
+        fiber_sleep_ns(10 * NS_PER_S);
+    }
+    writes_resume(w);
+    struct lsm_stats stats;
+    lsm_stats_get(w->lsm, &stats);
+    CHECK(stats.table_bytes < KIB(64) && sim_disk_used_bytes(w->disk) < used / 2);
+    for (u32 i = 1; i < w->keys; i++)
+        CHECK(status_is(get(w, i, NULL), ST_NOT_FOUND));
+    CHECK(lsm_check(w->lsm));
+    return lsm_close(w->lsm);
+}
+
+static void
+world_init_full(struct world *w, u64 seed)
+{
+    world_init(w, seed);
+    w->options.codec_upper = w->options.codec_last = LSM_CODEC_NONE; /* values are zeros */
+}
+
+static void
+deleting_everything_makes_room_on_a_full_disk(void **state)
+{
+    (void)state;
+    const enum lsm_durability durabilities[] = {LSM_DURABILITY_GROUP, LSM_DURABILITY_PERIODIC};
+    for (u32 i = 0; i < ARRAY_COUNT(durabilities); i++) {
+        struct world w;
+        world_init_full(&w, 40 + i);
+        w.options.durability = durabilities[i];
+        assert_true(ok(sim_run(w.sim, 1, delete_all_when_full_body, &w)));
+        assert_true(sim_mark_count(w.sim, "lsm.write.deletes_when_full") > 0);
+        sim_free(w.sim);
+    }
+}
+
+static status
+all_deleted_body(void *arg)
+{
+    struct world *w = arg;
+    status st = open_store(w);
+    if (!ok(st)) return st;
+    for (u32 i = 0; i < w->keys; i++)
+        CHECK(status_is(get(w, i, NULL), ST_NOT_FOUND));
+    writes_resume(w);
+    for (u32 i = 1; i < w->keys; i++)
+        CHECK(status_is(get(w, i, NULL), ST_NOT_FOUND));
+    return lsm_close(w->lsm);
+}
+
+/* The process is killed at any moment while the room comes back, and the disk stays as full as it
+ * is. */
+static void
+what_was_deleted_on_a_full_disk_stays_deleted(void **state)
+{
+    (void)state;
+    for (u64 seed = 1; seed <= FEWER(24); seed++) {
+        struct world w;
+        world_init_full(&w, 50 + seed);
+        w.kill_after_ns = seed * seed * 5 * NS_PER_MS;
+        (void)ok(sim_run(w.sim, 1, delete_all_when_full_body, &w));
+        assert_true(sim_crashed(w.sim));
+        sim_faults_clear(w.sim);
+        assert_true(ok(sim_run(w.sim, 1, all_deleted_body, &w)));
+        sim_free(w.sim);
+    }
+}
+
+/* Another program takes all but half of the reserve. */
+static status
+delete_keys_when_full_body(void *arg)
+{
+    struct world *w = arg;
+    CHECK(ok(open_store(w)));
+    while (w->keys < 8000) {
+        CHECK(ok(put(w, w->keys, KIB(1))));
+        w->keys++;
+    }
+    CHECK(ok(lsm_compact(w->lsm)));
+    u64 reserve = w->options.disk_reserve_bytes;
+    sim_disk_capacity_set(w->disk, sim_disk_used_bytes(w->disk) + reserve * 3 / 4);
+    fiber_sleep_ns(3 * NS_PER_S);
+    CHECK(status_is(put(w, 0, 10), ST_NO_SPACE));
+    for (u32 i = 0; i < w->keys; i++)
+        if (i % 4 != 0) CHECK(ok(delete_one(w, i)));
+    CHECK(ok(lsm_wait_durable(w->lsm, w->seq)));
+    writes_resume(w);
+    for (u32 i = 0; i < w->keys; i++)
+        CHECK(status_is(get(w, i, NULL), i % 4 != 0 ? ST_NOT_FOUND : ST_OK));
+    CHECK(lsm_check(w->lsm));
+    return lsm_close(w->lsm);
+}
+
+static void
+deleting_keys_makes_room_on_a_full_disk(void **state)
+{
+    (void)state;
+    struct world w;
+    world_init_full(&w, 80);
+    w.options.disk_reserve_bytes = MIB(12);
+    assert_true(ok(sim_run(w.sim, 1, delete_keys_when_full_body, &w)));
+    assert_true(sim_mark_count(w.sim, "lsm.state.deletes_merged") > 0);
+    sim_free(w.sim);
+}
+
+/* The log ends before a memtable is full: what does not free leaves its end alone. */
+static status
+log_end_body(void *arg)
+{
+    struct world *w = arg;
+    CHECK(ok(open_store(w)));
+    fiber_sleep_ns(NS_PER_S);
+    disk_fill(w);
+    status st = ST_OK;
+    while (ok(st) && w->keys < 20000) {
+        st = put(w, w->keys, KIB(1));
+        if (ok(st)) w->keys++;
+    }
+    CHECK(status_is(st, ST_NO_SPACE) && w->lsm->state == LSM_STATE_OK);
+    CHECK(ok(delete_one(w, 0)));
+    CHECK(ok(lsm_wait_durable(w->lsm, w->seq)));
+    CHECK(status_is(get(w, 0, NULL), ST_NOT_FOUND) && ok(get(w, 1, NULL)));
+    sim_disk_capacity_set(w->disk, GIB(1));
+    fiber_sleep_ns(3 * NS_PER_S);
+    CHECK(ok(put(w, 0, 10)));
+    return lsm_close(w->lsm);
+}
+
+static void
+the_log_keeps_its_end_for_deletes(void **state)
+{
+    (void)state;
+    struct world w;
+    world_init_full(&w, 81);
+    w.options.memtable_bytes = MIB(4);
+    assert_true(ok(sim_run(w.sim, 1, log_end_body, &w)));
+    assert_true(sim_mark_count(w.sim, "lsm.log.last_room_kept") > 0);
+    sim_free(w.sim);
+}
+
+/* Nothing is left for a flush: deletes are taken as far as log and memtable go, then refused, and
+ * all that was said holds after a power cut. */
+static status
+delete_too_much_body(void *arg)
+{
+    struct world *w = arg;
+    CHECK(ok(open_store(w)));
+    write_until_full(w);
+    status st = ST_OK;
+    while (ok(st) && w->deleted < w->keys) {
+        st = delete_one(w, w->deleted);
+        if (ok(st)) w->deleted++;
+        if (w->deleted % 16 == 0) CHECK(ok(lsm_wait_durable(w->lsm, w->seq)));
+    }
+    CHECK(ok(st) || status_is(st, ST_NO_SPACE));
+    CHECK(w->deleted > 0);
+    CHECK(ok(lsm_wait_durable(w->lsm, w->seq)));
+    sim_crash_at(w->sim, SIM_POINT_EVENT, 0);
+    fiber_sleep_ns(10 * NS_PER_S);
+    return ST_OK;
+}
+
+static status
+deleted_so_far_body(void *arg)
+{
+    struct world *w = arg;
+    status st = open_store(w);
+    if (!ok(st)) return st;
+    for (u32 i = 0; i < w->keys; i++)
+        CHECK(status_is(get(w, i, NULL), i < w->deleted ? ST_NOT_FOUND : ST_OK));
+    return lsm_close(w->lsm);
+}
+
+static void
+deletes_are_refused_when_nothing_is_left_for_them(void **state)
+{
+    (void)state;
+    for (u64 seed = 1; seed <= FEWER(6); seed++) {
+        struct world w;
+        world_init_full(&w, 90 + seed);
+        (void)ok(sim_run(w.sim, 1, delete_too_much_body, &w));
+        assert_true(sim_crashed(w.sim));
+        sim_faults_clear(w.sim);
+        (void)ok(sim_run(w.sim, 1, deleted_so_far_body, &w)); /* it closes with a full disk */
+        sim_disk_capacity_set(w.disk, GIB(1));
+        assert_true(ok(sim_run(w.sim, 1, deleted_so_far_body, &w)));
+        sim_free(w.sim);
+    }
 }
 
 /* ---- failures while the log is replayed ---- */
@@ -1250,6 +1518,11 @@ main(void)
         cmocka_unit_test(everything_can_be_deleted_again_and_again),
         cmocka_unit_test(what_a_range_deletes_answers_with_its_number),
         cmocka_unit_test(a_store_on_a_full_disk_opens_and_reads),
+        cmocka_unit_test(deleting_everything_makes_room_on_a_full_disk),
+        cmocka_unit_test(what_was_deleted_on_a_full_disk_stays_deleted),
+        cmocka_unit_test(deleting_keys_makes_room_on_a_full_disk),
+        cmocka_unit_test(the_log_keeps_its_end_for_deletes),
+        cmocka_unit_test(deletes_are_refused_when_nothing_is_left_for_them),
         cmocka_unit_test(an_opening_goes_by_one_of_what_a_failed_write_shows),
         cmocka_unit_test(replaying_survives_any_failed_sync),
         cmocka_unit_test(replaying_survives_any_refused_allocation),
