@@ -481,6 +481,42 @@ the_log_keeps_its_end_for_deletes(void **state)
     sim_free(w.sim);
 }
 
+/* What fills the disk is the log itself, and it ends before a memtable is full. */
+static status
+log_is_all_body(void *arg)
+{
+    struct world *w = arg;
+    CHECK(ok(open_store(w)));
+    for (; w->keys < 1000; w->keys++)
+        CHECK(ok(put(w, w->keys, KIB(1))));
+    CHECK(w->lsm->stats.flushes == 0);
+    /* Room for the tables, whose values are all alike, and not for a segment. */
+    sim_disk_capacity_set(w->disk, sim_disk_used_bytes(w->disk) + w->options.log_segment_bytes / 2);
+    status st = ST_OK;
+    for (; ok(st) && w->keys < 4000; w->keys += ok(st))
+        st = put(w, w->keys, KIB(1));
+    CHECK(status_is(st, ST_NO_SPACE));
+    fiber_sleep_ns(5 * NS_PER_S);
+    CHECK(w->lsm->stats.flushes > 0);
+    CHECK(ok(put(w, w->keys, KIB(1))));
+    for (u32 i = 0; i <= w->keys; i++)
+        CHECK(ok(get(w, i, NULL)));
+    return lsm_close(w->lsm);
+}
+
+static void
+a_log_that_fills_the_disk_is_flushed(void **state)
+{
+    (void)state;
+    struct world w;
+    world_init(&w, 82);
+    w.options.memtable_bytes = MIB(8);
+    w.options.codec_upper = LSM_CODEC_LZ4;
+    assert_true(ok(sim_run(w.sim, 1, log_is_all_body, &w)));
+    assert_true(sim_mark_count(w.sim, "lsm.state.flushed_for_room") > 0);
+    sim_free(w.sim);
+}
+
 /* Nothing is left for a flush: deletes are taken as far as log and memtable go, then refused, and
  * all that was said holds after a power cut. */
 static status
@@ -1522,6 +1558,7 @@ main(void)
         cmocka_unit_test(what_was_deleted_on_a_full_disk_stays_deleted),
         cmocka_unit_test(deleting_keys_makes_room_on_a_full_disk),
         cmocka_unit_test(the_log_keeps_its_end_for_deletes),
+        cmocka_unit_test(a_log_that_fills_the_disk_is_flushed),
         cmocka_unit_test(deletes_are_refused_when_nothing_is_left_for_them),
         cmocka_unit_test(an_opening_goes_by_one_of_what_a_failed_write_shows),
         cmocka_unit_test(replaying_survives_any_failed_sync),
