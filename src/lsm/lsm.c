@@ -28,9 +28,12 @@
 #define OPEN_TRIES           8u /* each finds a page more gone */
 #define LOG_TO_REPLAY_FACTOR 4u
 /* Bytes of segments kept for a new life per byte of memtable. */
-#define LOG_KEPT_FACTOR    2u
-#define TEND_INTERVAL_NS   (100 * NS_PER_MS)
-#define DISK_CHECK_TICKS   10u /* of the above */
+#define LOG_KEPT_FACTOR  2u
+#define TEND_INTERVAL_NS (100 * NS_PER_MS)
+#define DISK_CHECK_TICKS 10u /* of the above */
+/* A disk takes less in a second. With no more free above the reserve each tick looks, or what is
+ * left of the reserve by then would not pay for what makes room. */
+#define DISK_NEAR_BYTES    GIB(4)
 #define MEMTABLE_BYTES_MIN KIB(128)
 #define MEMTABLE_BYTES_MAX MIB(128)
 #define SEGMENT_BYTES_MIN  MIB(16)
@@ -53,7 +56,7 @@ lsm_options_default(struct lsm_options *options)
         .codec_last = LSM_CODEC_LZ4,
         .blob_threshold_bytes = 4096,
         .scrub_bytes_per_s = MIB(4),
-        .disk_reserve_bytes = MIB(64),
+        .disk_reserve_bytes = MIB(256),
     };
 }
 
@@ -271,6 +274,7 @@ disk_check(struct lsm *lsm)
         if (lsm->log != NULL) log_recycled_remove(lsm->log, LOG_RECYCLE_LEAST);
     }
     if (disk_free >= reserve + reserve / 8) lsm->no_space_disk = false;
+    lsm->disk_near = disk_free < reserve + DISK_NEAR_BYTES;
     lsm_state_update(lsm);
 }
 
@@ -325,8 +329,9 @@ tend_fiber(void *arg)
         if (lsm->stopping) break;
         lsm_caches_balance(lsm);
         log_length_check(lsm);
-        if (tick % DISK_CHECK_TICKS == 0) {
-            disk_check(lsm);
+        bool second = tick % DISK_CHECK_TICKS == 0;
+        if (second || lsm->disk_near) disk_check(lsm);
+        if (second) {
             deletes_merge(lsm);
             memtable_pages_trim(&lsm->memtable_pages);
         }

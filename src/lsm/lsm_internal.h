@@ -127,6 +127,7 @@ struct lsm {
     status failure;
     char failure_text[160];
     bool no_space_levels, no_space_disk, no_space_flush; /* why state is NO_SPACE */
+    bool disk_near;                                      /* the disk is nearly at its reserve */
     u64 deletes_full_seq; /* the newest delete that was taken on a full disk, until it is merged */
     bool no_memory_flush; /* a flush found no memory for its tables: writes wait for it */
     void (*durable_fn)(void *arg, u64 durable_seq, bool failed);

@@ -279,7 +279,7 @@ static const struct option options[] = {
      .help = "Speed at which a node fetches what it gains, and at which it serves what others gain, "
              "when nodes join, leave or are rebuilt; 0 is as fast as it can, at the expense of "
              "requests."},
-    {.name = "disk-reserve", .kind = OPTION_BYTES, FIELD(disk_reserve_bytes), .fallback = "64MiB",
+    {.name = "disk-reserve", .kind = OPTION_BYTES, FIELD(disk_reserve_bytes), .fallback = "256MiB",
      .max = GIB(1024),
      .help = "Writes are refused while less is free on the disk; reads go on."},
 
