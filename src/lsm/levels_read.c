@@ -30,8 +30,12 @@ collect(const struct levels_get *get, const struct run_set *set, u32 *run,
         const struct table_meta *meta = &slot->file->table->meta;
         if (meta->seq_min > get->seq_max) continue;
         if (get->has_floor && meta->version_max <= get->floor) continue;
-        candidates[count++] = slot->file->table;
+        struct table *table = slot->file->table;
+        table_prefetch_filter(table, get->key_hash);
+        candidates[count++] = table;
     }
+    /* The oldest run has nearly all of the keys that are cold enough to come here. */
+    if (count != 0) table_prefetch_index(candidates[count - 1], get->token);
     /* All filters first: their cache misses overlap. */
     u32 kept = 0;
     for (u32 i = 0; i < count; i++) {
@@ -72,6 +76,30 @@ take(struct levels_get *get, const struct table *table, status st, const struct 
     return ST_OK;
 }
 
+/* Nothing was found before candidates[0], and the block of that is not in the cache. */
+static void
+waited_note(struct levels_get *get, const struct run_set *set, struct table *const *candidates,
+            u32 count)
+{
+    struct levels_waited *waited = &get->levels->waited;
+    waited->set = NULL;
+    if (get->has_floor || count > LEVELS_READ_CANDIDATES) return;
+    waited->set = set;
+    waited->token = get->token;
+    waited->key_hash = get->key_hash;
+    waited->keyspace = get->keyspace;
+    waited->count = count;
+    memcpy(waited->candidates, candidates, count * sizeof(candidates[0]));
+}
+
+static bool
+waited_fits(const struct levels_get *get, const struct run_set *set)
+{
+    const struct levels_waited *waited = &get->levels->waited;
+    return waited->set == set && waited->token == get->token && waited->key_hash == get->key_hash &&
+           waited->keyspace == get->keyspace;
+}
+
 MAY_YIELD static status
 get_from(struct levels_get *get, struct run_set *set, bool wait)
 {
@@ -91,6 +119,8 @@ get_from(struct levels_get *get, struct run_set *set, bool wait)
                              : table_get_try(candidates[i], cache, get->token, get->key,
                                              get->seq_max, &entry, &pin);
             st = take(get, candidates[i], st, &entry, pin);
+            if (!wait && status_is(st, ST_WOULD_WAIT) && run == end)
+                waited_note(get, set, &candidates[i], count - i);
             if (!ok(st)) return st;
         }
     }
@@ -233,16 +263,26 @@ levels_read_start(struct levels *levels, struct levels_read *read, u16 keyspace,
                                     .key = key,
                                     .key_hash = key_hash,
                                     .seq_max = UINT64_MAX};
-    u32 run = set->tree_first[keyspace], end = set->tree_first[keyspace + 1];
     read->set = set;
-    read->next = 0;
-    read->count = collect(&read->get, set, &run, candidates);
-    if (run < end || read->count > LEVELS_READ_CANDIDATES)
-        return MARKED("lsm.levels.read_many_runs", false);
-    if (read->count != 0) memcpy(read->candidates, candidates, read->count * sizeof(candidates[0]));
     read->table_read.done = read_arrived;
-    run_set_ref(set);
-    status st = read_on(read);
+    status st = ST_WOULD_WAIT;
+    if (waited_fits(&read->get, set)) {
+        const struct levels_waited *waited = &levels->waited;
+        read->count = waited->count;
+        read->next = 1;
+        memcpy(read->candidates, waited->candidates, waited->count * sizeof(candidates[0]));
+        run_set_ref(set);
+    } else {
+        u32 run = set->tree_first[keyspace], end = set->tree_first[keyspace + 1];
+        read->next = 0;
+        read->count = collect(&read->get, set, &run, candidates);
+        if (run < end || read->count > LEVELS_READ_CANDIDATES)
+            return MARKED("lsm.levels.read_many_runs", false);
+        if (read->count != 0)
+            memcpy(read->candidates, candidates, read->count * sizeof(candidates[0]));
+        run_set_ref(set);
+        st = read_on(read);
+    }
     if (status_is(st, ST_WOULD_WAIT) &&
         table_read_start(&read->table_read, read->candidates[read->next - 1],
                          levels->config.block_cache, token, key))

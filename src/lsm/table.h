@@ -104,6 +104,9 @@ void table_ref(struct table *table);
 /* The last one closes; on a background fiber when called from a callback. */
 void table_unref(struct table *table);
 
+/* Hints for table_may_contain, and for the table_get after it. */
+void table_prefetch_filter(const struct table *table, u64 key_hash);
+void table_prefetch_index(const struct table *table, u64 token);
 /* False: the key is surely not in it. key_hash is hash_key(key, 0). */
 bool table_may_contain(struct table *table, u64 token, u64 key_hash);
 /* The newest version with seq <= seq_max. *pin keeps out's bytes (block_cache_unpin releases).

@@ -385,6 +385,21 @@ table_block_fetch(struct table *table, struct block_cache *cache, enum io_class 
 
 /* ---- point reads ---- */
 
+void
+table_prefetch_filter(const struct table *table, u64 key_hash)
+{
+    const struct table_filter *filter = table->filter;
+    if (filter != NULL) bloom_prefetch(filter->lines, filter->line_count, key_hash);
+}
+
+void
+table_prefetch_index(const struct table *table, u64 token)
+{
+    const struct table_meta *meta = &table->meta;
+    if (token < meta->token_first || token > meta->token_last) return;
+    table_index_prefetch(table->index, meta->token_first, meta->token_last, token);
+}
+
 bool
 table_may_contain(struct table *table, u64 token, u64 key_hash)
 {

@@ -247,6 +247,49 @@ a_second_table_is_left_to_fibers(void **state)
     run(1, versions_body, &w);
 }
 
+/* A try in front of it has looked already; the read begins where that had to stop, unless the runs
+ * are others by then. */
+static status
+tried_body(void *arg)
+{
+    struct world *w = arg;
+    struct reading reading;
+    open_cold(w);
+    for (u32 i = 0; i < 20; i++) {
+        char text[32], value[32];
+        struct bytes key = key_make(KEY, text);
+        struct lsm_value out = {0};
+        u64 before = table_reads(w);
+        status st = lsm_get_try(w->lsm, 0, hash_token(key), key, &out);
+        CHECK(status_is(st, ST_WOULD_WAIT) && table_reads(w) == before);
+        snprintf(value, sizeof(value), i == 0 ? "old" : "new %u", i);
+        if (i % 2 == 0) {
+            CHECK(start(w, KEY, &reading));
+            finish(&reading);
+            CHECK(has_read(&reading, value) && table_reads(w) == before + 1);
+        }
+        snprintf(value, sizeof(value), "new %u", i + 1);
+        put(w, KEY, value);
+        CHECK(ok(lsm_flush(w->lsm)));
+        if (i % 4 == 1) CHECK(ok(lsm_compact(w->lsm)));
+        if (i % 2 == 0) continue;
+        CHECK(start(w, KEY, &reading)); /* what was found out in front of that is of no use */
+        finish(&reading);
+        CHECK(has_read(&reading, value));
+        put(w, KEY, value);
+        CHECK(ok(lsm_flush(w->lsm)));
+    }
+    return lsm_close(w->lsm);
+}
+
+static void
+what_a_try_has_found_out_counts_for_the_same_runs_only(void **state)
+{
+    (void)state;
+    struct world w;
+    run(1, tried_body, &w);
+}
+
 /* ---- what happens meanwhile ---- */
 
 static status
@@ -435,6 +478,7 @@ main(int argc, char **argv)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(one_block_is_read_and_more_is_left_to_fibers),
         cmocka_unit_test(a_second_table_is_left_to_fibers),
+        cmocka_unit_test(what_a_try_has_found_out_counts_for_the_same_runs_only),
         cmocka_unit_test(what_happens_to_a_key_while_it_is_read_is_seen_by_later_reads),
         cmocka_unit_test(the_end_of_a_store_waits_for_reads),
         cmocka_unit_test(a_block_that_cannot_be_read_or_is_damaged_is_never_an_answer),
