@@ -1931,6 +1931,51 @@ block_reads_story(struct rig *rig)
     rig_disconnect(&client);
 }
 
+static MAY_YIELD void
+hold_writes(struct shard *shard, void *arg)
+{
+    (void)arg;
+    lsm_writes_hold(shard->lsm);
+}
+
+static MAY_YIELD void
+release_writes(struct shard *shard, void *arg)
+{
+    (void)arg;
+    lsm_writes_release(shard->lsm);
+}
+
+/* A SET and a GET that waits for the disk come at once, and the SET is taken back: it is the one in
+ * front that goes on, and as what it is. */
+static MAY_YIELD void
+set_before_cold_get_story(struct rig *rig)
+{
+    char keys[2][64];
+    struct rig_client client;
+    rig_connect(rig, &client);
+    keys_cold(rig, &client, keys, 2);
+    rig_on_shard(rig, 0, hold_writes, NULL);
+    rig_send(&client, "SET %s new", keys[0]);
+    rig_send(&client, "GET %s", keys[1]);
+    fiber_sleep_ns(NS_PER_S);
+    CHECK(sim_mark_count(rig->sim, "server.express.taken_back") != 0);
+    rig_on_shard(rig, 0, release_writes, NULL);
+    CHECK(rig_is(rig_read(&client), "+OK\r\n"));
+    CHECK(rig_is(rig_read(&client), "$3\r\nold\r\n"));
+    CHECK(rig_is(rig_call(&client, "GET %s", keys[0]), "$3\r\nnew\r\n"));
+    rig_disconnect(&client);
+}
+
+static void
+a_set_that_is_taken_back_in_front_of_a_cold_get_stays_a_set(void **state)
+{
+    (void)state;
+    struct rig rig = {.shard_count = 1, .story = set_before_cold_get_story};
+    sim_options_default(&rig.options, 1);
+    rig.options.net.split_ppm = 0; /* both arrive at once */
+    rig_run(&rig);
+}
+
 static void
 gets_wait_for_blocks_in_order_and_without_a_fiber(void **state)
 {
@@ -1972,6 +2017,7 @@ main(int argc, char **argv)
         cmocka_unit_test(long_replies_about_the_node_close_nobody),
         cmocka_unit_test(who_is_cut_off_while_waiting_for_a_place_waits_for_nothing),
         cmocka_unit_test(gets_wait_for_blocks_in_order_and_without_a_fiber),
+        cmocka_unit_test(a_set_that_is_taken_back_in_front_of_a_cold_get_stays_a_set),
     };
     cmocka_set_test_filter(argc > 1 ? argv[1] : NULL); /* run one by its name */
     return cmocka_run_group_tests(tests, NULL, NULL);
