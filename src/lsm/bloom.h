@@ -54,6 +54,12 @@ bloom_add(u8 *lines, u64 line_count, u32 probes, u64 key_hash)
     }
 }
 
+static inline void
+bloom_prefetch(const u8 *lines, u64 line_count, u64 key_hash)
+{
+    __builtin_prefetch(bloom_line(lines, line_count, bloom_mix(key_hash)));
+}
+
 /* False: surely not added. */
 static inline bool
 bloom_may_contain(const u8 *lines, u64 line_count, u32 probes, u64 key_hash)

@@ -84,6 +84,42 @@ MAY_YIELD MUST_CHECK status levels_get(struct levels *levels, u16 keyspace, u64 
                                        u64 version_floor, struct entry *out,
                                        struct levels_pin *pin);
 void levels_unpin(struct levels_pin *pin);
+
+/* A look at the runs that is under way; private. */
+struct levels_get {
+    struct levels *levels;
+    u16 keyspace;
+    u64 token;
+    struct bytes key;
+    u64 key_hash;
+    u64 seq_max;
+    bool found;
+    bool has_floor;
+    u64 floor; /* entries must have a higher version */
+    struct entry best;
+    struct block *pin;
+};
+
+/* levels_get of the newest version, without a fiber: one block is read. The caller's; stays in
+ * place, as the key's bytes do, until done. */
+#define LEVELS_READ_CANDIDATES 6u
+struct levels_read {
+    void (*done)(struct levels_read *read); /* set by the caller; a callback */
+    /* The outcome, in done: as of levels_get. ST_WOULD_WAIT: one more block has to be read. */
+    status result;
+    struct entry entry;
+    struct levels_pin pin;
+
+    /* private */
+    struct levels_get get;
+    struct run_set *set;
+    struct table *candidates[LEVELS_READ_CANDIDATES]; /* that may hold the key: newest first */
+    u32 count, next;
+    struct table_read table_read;
+};
+/* For a key that no memtable has. false: it is not begun; levels_get it is. */
+MUST_CHECK bool levels_read_start(struct levels *levels, struct levels_read *read, u16 keyspace,
+                                  u64 token, struct bytes key, u64 key_hash);
 /* Keeps the set of runs as it is now, and with it every deleted range that covers something in it
  * (or in memtables that are flushed meanwhile). For whoever reads memtables and runs over yields.
  */

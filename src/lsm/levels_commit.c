@@ -82,6 +82,7 @@ levels_install_first(struct levels *levels, struct run_set *set)
     for (u32 i = 0; i < set->run_count; i++)
         run_enters(levels, set->runs[i]);
     levels->current = set;
+    levels->waited.set = NULL;
     levels_shape_update(levels);
 }
 
@@ -243,6 +244,7 @@ levels_commit(struct levels *levels, const struct run_change *changes, u32 count
         if (changes[i].old != NULL) run_leaves(levels, changes[i].old);
     }
     levels->current = next;
+    levels->waited.set = NULL;
     /* A reader of an older set still meets what a merge has dropped: it needs the range. */
     if (levels->sets_alive == 2 && before->ref_count == 1) {
         u32 snapshot_count;

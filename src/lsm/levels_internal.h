@@ -78,6 +78,16 @@ struct level_tree {
     u64 merged_puts, merged_new;
 };
 
+/* What the last levels_get_try that had to wait has found out of a token and a hash: the read that
+ * follows begins there. */
+struct levels_waited {
+    const struct run_set *set; /* the current one, or NULL: nothing is known */
+    u64 token, key_hash;
+    u16 keyspace;
+    u32 count;
+    struct table *candidates[LEVELS_READ_CANDIDATES]; /* from that on whose block is to be read */
+};
+
 struct levels {
     /* configuration, fixed by levels_open */
     struct levels_config config;
@@ -90,7 +100,8 @@ struct levels {
 
     /* state */
     struct run_set *current;
-    u32 sets_alive;            /* current, and older ones that readers still look at */
+    u32 sets_alive; /* current, and older ones that readers still look at */
+    struct levels_waited waited;
     struct levels_state state; /* of the durable manifest */
     u64 generation;            /* of the durable manifest */
     u64 file_id_next;

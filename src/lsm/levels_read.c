@@ -18,22 +18,9 @@
  * refused long before; what would not fit is looked at in further rounds. */
 #define GET_CANDIDATES 64u
 
-struct get {
-    struct levels *levels;
-    u16 keyspace;
-    u64 token;
-    struct bytes key;
-    u64 key_hash;
-    u64 seq_max;
-    bool found;
-    bool has_floor;
-    u64 floor; /* entries must have a higher version */
-    struct entry best;
-    struct block *pin;
-};
-
 static u32
-collect(const struct get *get, const struct run_set *set, u32 *run, struct table **candidates)
+collect(const struct levels_get *get, const struct run_set *set, u32 *run,
+        struct table **candidates)
 {
     u32 count = 0;
     u32 end = set->tree_first[get->keyspace + 1];
@@ -43,8 +30,12 @@ collect(const struct get *get, const struct run_set *set, u32 *run, struct table
         const struct table_meta *meta = &slot->file->table->meta;
         if (meta->seq_min > get->seq_max) continue;
         if (get->has_floor && meta->version_max <= get->floor) continue;
-        candidates[count++] = slot->file->table;
+        struct table *table = slot->file->table;
+        table_prefetch_filter(table, get->key_hash);
+        candidates[count++] = table;
     }
+    /* The oldest run has nearly all of the keys that are cold enough to come here. */
+    if (count != 0) table_prefetch_index(candidates[count - 1], get->token);
     /* All filters first: their cache misses overlap. */
     u32 kept = 0;
     for (u32 i = 0; i < count; i++) {
@@ -54,8 +45,63 @@ collect(const struct get *get, const struct run_set *set, u32 *run, struct table
     return kept;
 }
 
+/* Older runs that cannot hold a newer version are not read. */
+static bool
+is_below(const struct levels_get *get, const struct table *table)
+{
+    return get->has_floor && table->meta.version_max <= get->floor;
+}
+
+/* st: of looking for the key in this table. */
+static status
+take(struct levels_get *get, const struct table *table, status st, const struct entry *entry,
+     struct block *pin)
+{
+    if (status_is(st, ST_NOT_FOUND)) return ST_OK;
+    if (!ok(st)) {
+        if (status_is(st, ST_CORRUPT))
+            levels_report_corrupt(get->levels, "reading", table->meta.file_id);
+        return st;
+    }
+    if (get->has_floor && entry->version <= get->floor) {
+        if (pin != NULL) block_cache_unpin(pin);
+        return ST_OK;
+    }
+    if (get->pin != NULL) block_cache_unpin(get->pin);
+    get->pin = pin;
+    get->best = *entry;
+    get->found = true;
+    get->has_floor = true;
+    get->floor = entry->version;
+    return ST_OK;
+}
+
+/* Nothing was found before candidates[0], and the block of that is not in the cache. */
+static void
+waited_note(struct levels_get *get, const struct run_set *set, struct table *const *candidates,
+            u32 count)
+{
+    struct levels_waited *waited = &get->levels->waited;
+    waited->set = NULL;
+    if (get->has_floor || count > LEVELS_READ_CANDIDATES) return;
+    waited->set = set;
+    waited->token = get->token;
+    waited->key_hash = get->key_hash;
+    waited->keyspace = get->keyspace;
+    waited->count = count;
+    memcpy(waited->candidates, candidates, count * sizeof(candidates[0]));
+}
+
+static bool
+waited_fits(const struct levels_get *get, const struct run_set *set)
+{
+    const struct levels_waited *waited = &get->levels->waited;
+    return waited->set == set && waited->token == get->token && waited->key_hash == get->key_hash &&
+           waited->keyspace == get->keyspace;
+}
+
 MAY_YIELD static status
-get_from(struct get *get, struct run_set *set, bool wait)
+get_from(struct levels_get *get, struct run_set *set, bool wait)
 {
     struct table *candidates[GET_CANDIDATES];
     struct block_cache *cache = get->levels->config.block_cache;
@@ -64,8 +110,7 @@ get_from(struct get *get, struct run_set *set, bool wait)
     while (run < end) {
         u32 count = collect(get, set, &run, candidates);
         for (u32 i = 0; i < count; i++) {
-            /* Older runs that cannot hold a newer version are not read. */
-            if (get->has_floor && candidates[i]->meta.version_max <= get->floor) continue;
+            if (is_below(get, candidates[i])) continue;
             struct entry entry;
             struct block *pin = NULL;
             if (!wait && BUGGIFY("lsm.levels.get_waits")) return ST_WOULD_WAIT;
@@ -73,22 +118,10 @@ get_from(struct get *get, struct run_set *set, bool wait)
                                          true, &entry, &pin)
                              : table_get_try(candidates[i], cache, get->token, get->key,
                                              get->seq_max, &entry, &pin);
-            if (status_is(st, ST_NOT_FOUND)) continue;
-            if (!ok(st)) {
-                if (status_is(st, ST_CORRUPT))
-                    levels_report_corrupt(get->levels, "reading", candidates[i]->meta.file_id);
-                return st;
-            }
-            if (get->has_floor && entry.version <= get->floor) {
-                if (pin != NULL) block_cache_unpin(pin);
-                continue;
-            }
-            if (get->pin != NULL) block_cache_unpin(get->pin);
-            get->pin = pin;
-            get->best = entry;
-            get->found = true;
-            get->has_floor = true;
-            get->floor = entry.version;
+            st = take(get, candidates[i], st, &entry, pin);
+            if (!wait && status_is(st, ST_WOULD_WAIT) && run == end)
+                waited_note(get, set, &candidates[i], count - i);
+            if (!ok(st)) return st;
         }
     }
     return ST_OK;
@@ -110,18 +143,12 @@ levels_may_hold_above(const struct levels *levels, u16 keyspace, u64 version)
     return levels_runs_hold_above(levels, keyspace, version) || levels->ranges.active_count != 0;
 }
 
-MAY_YIELD static status
-levels_get_any(struct get *get, u64 version_floor, bool wait, struct entry *out,
-               struct levels_pin *pin)
+/* The end of a look at set: what it has found, with the ranges that are deleted by now. */
+static status
+get_finish(struct levels_get *get, struct run_set *set, status st, struct entry *out,
+           struct levels_pin *pin)
 {
-    struct levels *levels = get->levels;
-    CHECK(get->keyspace < LIMIT_KEYSPACES);
-    get->has_floor = version_floor != 0;
-    get->floor = version_floor;
-    struct run_set *set = levels->current;
-    if (run_set_tree_count(set, get->keyspace) == 0) return ST_NOT_FOUND;
-    run_set_ref(set);
-    status st = get_from(get, set, wait);
+    const struct levels *levels = get->levels;
     if (ok(st) && !get->found) st = ST_NOT_FOUND;
     if (!ok(st)) {
         if (get->pin != NULL) block_cache_unpin(get->pin);
@@ -147,16 +174,31 @@ levels_get_any(struct get *get, u64 version_floor, bool wait, struct entry *out,
     return ST_OK;
 }
 
+MAY_YIELD static status
+levels_get_any(struct levels_get *get, u64 version_floor, bool wait, struct entry *out,
+               struct levels_pin *pin)
+{
+    struct levels *levels = get->levels;
+    CHECK(get->keyspace < LIMIT_KEYSPACES);
+    get->has_floor = version_floor != 0;
+    get->floor = version_floor;
+    struct run_set *set = levels->current;
+    if (run_set_tree_count(set, get->keyspace) == 0) return ST_NOT_FOUND;
+    run_set_ref(set);
+    status st = get_from(get, set, wait);
+    return get_finish(get, set, st, out, pin);
+}
+
 status
 levels_get_try(struct levels *levels, u16 keyspace, u64 token, struct bytes key, u64 key_hash,
                u64 seq_max, u64 version_floor, struct entry *out, struct levels_pin *pin)
 {
-    struct get get = {.levels = levels,
-                      .keyspace = keyspace,
-                      .token = token,
-                      .key = key,
-                      .key_hash = key_hash,
-                      .seq_max = seq_max};
+    struct levels_get get = {.levels = levels,
+                             .keyspace = keyspace,
+                             .token = token,
+                             .key = key,
+                             .key_hash = key_hash,
+                             .seq_max = seq_max};
     /* no yield: asked not to wait, it gives up before the first read of a file. */
     return levels_get_any(&get, version_floor, false, out, pin);
 }
@@ -165,13 +207,89 @@ MAY_YIELD status
 levels_get(struct levels *levels, u16 keyspace, u64 token, struct bytes key, u64 key_hash,
            u64 seq_max, u64 version_floor, struct entry *out, struct levels_pin *pin)
 {
-    struct get get = {.levels = levels,
-                      .keyspace = keyspace,
-                      .token = token,
-                      .key = key,
-                      .key_hash = key_hash,
-                      .seq_max = seq_max};
+    struct levels_get get = {.levels = levels,
+                             .keyspace = keyspace,
+                             .token = token,
+                             .key = key,
+                             .key_hash = key_hash,
+                             .seq_max = seq_max};
     return levels_get_any(&get, version_floor, true, out, pin);
+}
+
+/* ---- without a fiber ---- */
+
+/* Looks into tables until one has to be read; that is next - 1 then. */
+static status
+read_on(struct levels_read *read)
+{
+    struct levels_get *get = &read->get;
+    struct block_cache *cache = get->levels->config.block_cache;
+    while (read->next < read->count) {
+        struct table *table = read->candidates[read->next++];
+        if (is_below(get, table)) continue;
+        struct entry entry;
+        struct block *pin = NULL;
+        status st = table_get_try(table, cache, get->token, get->key, get->seq_max, &entry, &pin);
+        st = take(get, table, st, &entry, pin);
+        if (!ok(st)) return st;
+    }
+    return ST_OK;
+}
+
+static void
+read_arrived(struct table_read *table_read)
+{
+    struct levels_read *read = CONTAINER_OF(table_read, struct levels_read, table_read);
+    struct levels_get *get = &read->get;
+    struct entry entry;
+    struct block *pin = NULL;
+    status st = table_read_take(table_read, get->token, get->key, &entry, &pin);
+    st = take(get, read->candidates[read->next - 1], st, &entry, pin);
+    if (ok(st)) st = read_on(read);
+    if (status_is(st, ST_WOULD_WAIT)) MARK("lsm.levels.read_second");
+    read->result = get_finish(get, read->set, st, &read->entry, &read->pin);
+    read->done(read);
+}
+
+bool
+levels_read_start(struct levels *levels, struct levels_read *read, u16 keyspace, u64 token,
+                  struct bytes key, u64 key_hash)
+{
+    struct run_set *set = levels->current;
+    struct table *candidates[GET_CANDIDATES];
+    read->get = (struct levels_get){.levels = levels,
+                                    .keyspace = keyspace,
+                                    .token = token,
+                                    .key = key,
+                                    .key_hash = key_hash,
+                                    .seq_max = UINT64_MAX};
+    read->set = set;
+    read->table_read.done = read_arrived;
+    status st = ST_WOULD_WAIT;
+    if (waited_fits(&read->get, set)) {
+        const struct levels_waited *waited = &levels->waited;
+        read->count = waited->count;
+        read->next = 1;
+        memcpy(read->candidates, waited->candidates, waited->count * sizeof(candidates[0]));
+        run_set_ref(set);
+    } else {
+        u32 run = set->tree_first[keyspace], end = set->tree_first[keyspace + 1];
+        read->next = 0;
+        read->count = collect(&read->get, set, &run, candidates);
+        if (run < end || read->count > LEVELS_READ_CANDIDATES)
+            return MARKED("lsm.levels.read_many_runs", false);
+        if (read->count != 0)
+            memcpy(read->candidates, candidates, read->count * sizeof(candidates[0]));
+        run_set_ref(set);
+        st = read_on(read);
+    }
+    if (status_is(st, ST_WOULD_WAIT) &&
+        table_read_start(&read->table_read, read->candidates[read->next - 1],
+                         levels->config.block_cache, token, key))
+        return true;
+    if (read->get.pin != NULL) block_cache_unpin(read->get.pin);
+    run_set_unref(set);
+    return false;
 }
 
 void

@@ -181,6 +181,14 @@ MUST_CHECK status lsm_write_aimed(struct lsm *lsm, const struct lsm_batch *batch
 MAY_YIELD MUST_CHECK status lsm_get(struct lsm *lsm, const struct lsm_snapshot *snapshot,
                                     u16 keyspace, u64 token, struct bytes key,
                                     struct lsm_value *out);
+/* lsm_get of the newest, without a fiber, where one block has to be read and nothing else: what a
+ * get by its own usually waits for. False: it is something else, or there is no memory: lsm_get.
+ * Else done is called later, as a callback, with what lsm_get would return and a value that is its
+ * own to release. ST_WOULD_WAIT and ST_NO_MEMORY: it is more after all: lsm_get, which finds the
+ * block in the cache. The key's bytes stay until then. */
+MUST_CHECK bool lsm_read_start(struct lsm *lsm, u16 keyspace, u64 token, struct bytes key,
+                               void (*done)(void *arg, status st, struct lsm_value *value),
+                               void *arg);
 /* The newest, and what has expired is found, too, as long as it is stored. For whoever brings it to
  * another store, where it must be what it is here: that one's clock is another. */
 MAY_YIELD MUST_CHECK status lsm_get_whole(struct lsm *lsm, u16 keyspace, u64 token,

@@ -411,6 +411,30 @@ value_from_table(struct lsm *lsm, const struct entry *entry, struct levels_pin *
     return ST_OK;
 }
 
+/* What tells whether a key may have been written since. */
+struct write_marks {
+    u32 key, ranges;
+};
+
+static struct write_marks
+write_marks_of(const struct lsm *lsm, u64 key_hash)
+{
+    return (struct write_marks){.key = lsm->write_marks[key_hash % LSM_WRITE_MARKS],
+                                .ranges = lsm->range_marks};
+}
+
+/* The newest of a key when the marks were taken goes to the row cache if it still is. */
+static void
+row_keep(struct lsm *lsm, const struct write_marks *marks, u16 keyspace, u64 key_hash,
+         const struct entry *entry)
+{
+    struct write_marks now = write_marks_of(lsm, key_hash);
+    if (marks->key == now.key && marks->ranges == now.ranges)
+        row_cache_put(lsm->row_cache, keyspace, key_hash, entry);
+    else
+        MARK("lsm.get.written_meanwhile");
+}
+
 static MAY_YIELD status
 get_inside(struct lsm *lsm, u64 seq_max, bool whole, u16 keyspace, u64 token, struct bytes key,
            struct lsm_value *out)
@@ -431,8 +455,7 @@ get_inside(struct lsm *lsm, u64 seq_max, bool whole, u16 keyspace, u64 token, st
         memtable_ref(memtable); /* levels_get may wait */
     }
 
-    u32 marks = lsm->write_marks[key_hash % LSM_WRITE_MARKS];
-    u32 range_marks = lsm->range_marks;
+    struct write_marks marks = write_marks_of(lsm, key_hash);
     struct entry table_entry;
     struct levels_pin pin = {0};
     status st = levels_get(lsm->levels, keyspace, token, key, key_hash, seq_max,
@@ -444,13 +467,7 @@ get_inside(struct lsm *lsm, u64 seq_max, bool whole, u16 keyspace, u64 token, st
     }
     bool from_table = ok(st);
     if (from_table) entry = table_entry;
-    if (newest && (from_table || !found)) {
-        if (marks == lsm->write_marks[key_hash % LSM_WRITE_MARKS] &&
-            range_marks == lsm->range_marks)
-            row_cache_put(lsm->row_cache, keyspace, key_hash, &entry);
-        else
-            MARK("lsm.get.written_meanwhile");
-    }
+    if (newest && (from_table || !found)) row_keep(lsm, &marks, keyspace, key_hash, &entry);
     if (!entry_is_shown(&entry, whole)) {
         st = not_found(lsm, &entry, out);
         if (from_table) levels_unpin(&pin);
@@ -491,4 +508,87 @@ MAY_YIELD status
 lsm_get_whole(struct lsm *lsm, u16 keyspace, u64 token, struct bytes key, struct lsm_value *out)
 {
     return get(lsm, UINT64_MAX, true, keyspace, token, key, out);
+}
+
+/* ---- without a fiber ---- */
+
+struct lsm_read {
+    struct lsm *lsm;
+    void (*done)(void *arg, status st, struct lsm_value *value);
+    void *arg;
+    struct write_marks marks;
+    struct levels_read levels;
+};
+
+/* What the runs have becomes what lsm_get returns. */
+static status
+read_answer(struct lsm_read *read, struct lsm_value *out)
+{
+    struct lsm *lsm = read->lsm;
+    struct levels_read *levels = &read->levels;
+    const struct levels_get *get = &levels->get;
+    status st = levels->result;
+    bool from_table = ok(st);
+    if (!from_table && !status_is(st, ST_NOT_FOUND)) return MARKED("lsm.read.failed", st);
+    struct entry entry = {.token = get->token, .key = get->key, .kind = ENTRY_DELETE};
+    if (from_table) entry = levels->entry;
+    bool live = entry_is_live(&entry);
+    if (live && entry.flags & ENTRY_BLOB) {
+        levels_unpin(&levels->pin);
+        return MARKED("lsm.read.value_apart", ST_WOULD_WAIT);
+    }
+    lsm->stats.gets++;
+    row_keep(lsm, &read->marks, get->keyspace, get->key_hash, &entry);
+    if (!live) {
+        st = not_found(lsm, &entry, out);
+        if (from_table) levels_unpin(&levels->pin);
+        return st;
+    }
+    value_describe(out, &entry);
+    out->value = entry.value;
+    out->pin[0] = levels->pin.block;
+    out->pin[1] = levels->pin.runs;
+    return ST_OK;
+}
+
+static void
+read_done(struct levels_read *levels)
+{
+    struct lsm_read *read = CONTAINER_OF(levels, struct lsm_read, levels);
+    struct lsm *lsm = read->lsm;
+    struct lsm_value value = {.seq = 0};
+    status st = read_answer(read, &value);
+    void (*done)(void *arg, status st, struct lsm_value *value) = read->done;
+    void *arg = read->arg;
+    mem_free(&lsm->budget, read, sizeof(*read));
+    done(arg, st, &value);
+    fiber_gate_leave(&lsm->gate);
+}
+
+bool
+lsm_read_start(struct lsm *lsm, u16 keyspace, u64 token, struct bytes key,
+               void (*done)(void *arg, status st, struct lsm_value *value), void *arg)
+{
+    CHECK(keyspace < LIMIT_KEYSPACES);
+    if (BUGGIFY("lsm.read.not_started")) return false;
+    u64 key_hash = hash_key(key, 0);
+    struct entry entry;
+    struct memtable *memtable;
+    if (memory_get(lsm, keyspace, token, key, UINT64_MAX, &entry, &memtable) ||
+        row_cache_get(lsm->row_cache, keyspace, key_hash, key, &entry))
+        return MARKED("lsm.read.in_memory", false);
+    if (!fiber_gate_enter(&lsm->gate)) return MARKED("lsm.read.closed", false);
+    struct lsm_read *read = mem_alloc(&lsm->budget, sizeof(*read));
+    if (read != NULL) {
+        read->lsm = lsm;
+        read->done = done;
+        read->arg = arg;
+        read->marks = write_marks_of(lsm, key_hash);
+        read->levels.done = read_done;
+        if (levels_read_start(lsm->levels, &read->levels, keyspace, token, key, key_hash))
+            return true;
+    }
+    mem_free(&lsm->budget, read, sizeof(*read));
+    fiber_gate_leave(&lsm->gate);
+    return MARKED("lsm.read.no_start", false);
 }

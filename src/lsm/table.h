@@ -104,6 +104,9 @@ void table_ref(struct table *table);
 /* The last one closes; on a background fiber when called from a callback. */
 void table_unref(struct table *table);
 
+/* Hints for table_may_contain, and for the table_get after it. */
+void table_prefetch_filter(const struct table *table, u64 key_hash);
+void table_prefetch_index(const struct table *table, u64 token);
 /* False: the key is surely not in it. key_hash is hash_key(key, 0). */
 bool table_may_contain(struct table *table, u64 token, u64 key_hash);
 /* The newest version with seq <= seq_max. *pin keeps out's bytes (block_cache_unpin releases).
@@ -115,6 +118,34 @@ MUST_CHECK status table_get_try(struct table *table, struct block_cache *cache, 
 MAY_YIELD MUST_CHECK status table_get(struct table *table, struct block_cache *cache, u64 token,
                                       struct bytes key, u64 seq_max, bool fill_cache,
                                       struct entry *out, struct block **pin);
+
+/* ---- a point read without a fiber ---- */
+
+/* The caller's; stays in place, as the table does, from start to take. */
+struct table_read {
+    void (*done)(struct table_read *read); /* set by the caller; a callback */
+
+    /* private */
+    struct table *table;
+    struct block_cache *cache;
+    u8 *buffer;
+    struct block *block;
+    u32 index;
+    status result;
+    struct io_op op;
+};
+
+/* A larger block is for who can wait for it in pieces. */
+#define TABLE_READ_BYTES_MAX (64u << 10)
+
+/* For a key that lies within the table's tokens, and whose block the cache does not have: begins to
+ * read that. done comes later. false: no memory, or it is large. */
+MUST_CHECK bool table_read_start(struct table_read *read, struct table *table,
+                                 struct block_cache *cache, u64 token, struct bytes key);
+/* Once, in done or after it: as table_get of the key's newest version. */
+MUST_CHECK status table_read_take(struct table_read *read, u64 token, struct bytes key,
+                                  struct entry *out, struct block **pin);
+
 /* Sequential reading past the cache by large overlapped reads, every block verified. Refs the
  * table. token_last: nobody wants what comes later, so nothing of it is read but for what shares a
  * block with what is wanted; the cursor may show that, and ends there. read_ahead_bytes: 0 reads

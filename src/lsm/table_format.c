@@ -315,6 +315,39 @@ table_index_pack(const struct table_index *index, u8 *packed, struct table_index
 #define INTERPOLATION_ROUNDS 6u
 #define INTERPOLATION_MIN    32u
 
+/* Where among width + 1 tokens from first to last this one is, were they evenly spaced. */
+static u32
+interpolate(u64 first, u64 last, u32 width, u64 token)
+{
+    u64 span = last - first; /* > 0 */
+    u32 shift = 64u - (u32)__builtin_clzll(span);
+    shift = shift > 31 ? shift - 31 : 0; /* the product below fits in 63 bits */
+    u32 guess = (u32)(((token - first) >> shift) * width / MAX(span >> shift, 1));
+    return MIN(guess, width);
+}
+
+/* How far off that usually is: a power of two. */
+static u32
+interpolation_gap(u32 width)
+{
+    return 1u << ((32u - (u32)__builtin_clz(width)) / 2);
+}
+
+void
+table_index_prefetch(const struct table_index *index, u64 token_first, u64 token_last, u64 token)
+{
+    const u64 *tokens = index->tokens;
+    u32 count = index->block_count;
+    if (count <= INTERPOLATION_MIN || token_first >= token_last) return;
+    u32 guess = interpolate(token_first, token_last, count - 1, token);
+    u32 gap = interpolation_gap(count - 1);
+    __builtin_prefetch(&tokens[0]);
+    __builtin_prefetch(&tokens[count - 1]);
+    __builtin_prefetch(&tokens[guess]);
+    __builtin_prefetch(&tokens[guess > gap ? guess - gap : 0]);
+    __builtin_prefetch(&tokens[MIN(guess + gap, count - 1)]);
+}
+
 u32
 table_index_upper_bound(const struct table_index *index, u64 token)
 {
@@ -324,13 +357,9 @@ table_index_upper_bound(const struct table_index *index, u64 token)
         u64 first = tokens[lo], last = tokens[hi - 1];
         if (token < first) return lo;
         if (token >= last) return hi;
-        u64 span = last - first; /* > 0 */
-        u32 shift = 64u - (u32)__builtin_clzll(span);
-        shift = shift > 31 ? shift - 31 : 0; /* the product below fits in 63 bits */
         u32 width = hi - 1 - lo;
-        u32 guess = lo + (u32)(((token - first) >> shift) * width / MAX(span >> shift, 1));
-        guess = MIN(guess, hi - 1);
-        u32 gap = 1u << ((32u - (u32)__builtin_clz(width)) / 2);
+        u32 guess = lo + interpolate(first, last, width, token);
+        u32 gap = interpolation_gap(width);
         if (tokens[guess] <= token) {
             lo = guess + 1;
             if (gap < hi - lo && tokens[lo + gap] > token) hi = lo + gap;

@@ -185,6 +185,10 @@ MUST_CHECK status table_index_decode(struct bytes section, u64 block_bytes,
 u32 table_index_find(const struct table_index *index, u64 token, struct bytes key);
 /* The number of first tokens that are <= token: no block from there on has it, or less. */
 u32 table_index_upper_bound(const struct table_index *index, u64 token);
+/* Asks for the memory that these will look at first. The token lies between the two others, which
+ * the table has. */
+void table_index_prefetch(const struct table_index *index, u64 token_first, u64 token_last,
+                          u64 token);
 
 /* ---- footer ---- */
 

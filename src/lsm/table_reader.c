@@ -277,30 +277,46 @@ table_block_unpack(const struct table_block_header *header, const u8 *payload,
     return table_block_open(BYTES(target, header->raw_size), out);
 }
 
-MAY_YIELD static status
-block_read(struct table *table, enum io_class io_class, u64 offset, u32 size, struct block **out)
+/* Where a block lies in what is read from the disk, which knows units only. */
+struct block_span {
+    u64 offset; /* of the block */
+    u64 first;
+    u32 size; /* of the block */
+    u32 bytes;
+};
+
+static struct block_span
+block_span_of(const struct table *table, u32 index)
 {
+    u64 offset = table_index_offset(table->index, index);
+    u64 size = table_index_offset(table->index, index + 1) - offset; /* bounded by decode */
     u32 unit = io_file_read_unit(table->file);
     u64 first = align_down(offset, unit);
-    u32 span = (u32)(align_up(offset + size, unit) - first);
-    u8 *buffer = mem_alloc_aligned(table->budget, span, IO_ALIGNMENT);
-    if (buffer == NULL) return MARKED("lsm.table.block_no_memory", ST_NO_MEMORY);
-    status st = ST_OK;
-    for (u32 done = 0; ok(st) && done < span;) {
-        u32 part = MIN(span - done, LIMIT_IO_BYTES);
-        st = io_file_read(table->file, io_class, buffer + done, part, first + done);
-        done += part;
-    }
+    return (struct block_span){
+        .offset = offset,
+        .first = first,
+        .size = (u32)size,
+        .bytes = (u32)(align_up(offset + size, unit) - first),
+    };
+}
+
+/* What was read, or why it was not, becomes a checked block; the buffer is freed. */
+static status
+block_finish(struct table *table, const struct block_span *span, u8 *buffer, status st,
+             struct block **out)
+{
+    u64 offset = span->offset;
     if (table->stats != NULL) {
         table->stats->reads++;
-        table->stats->read_bytes += span;
+        table->stats->read_bytes += span->bytes;
     }
     if (status_is(st, ST_END))
         st = MARKED("lsm.table.block_cut_off", table_corrupt(table, offset, "file is cut off"));
     struct block *block = NULL;
     struct table_block_header header;
-    const u8 *stored = buffer + (offset - first);
-    if (ok(st) && !ok(table_block_check(BYTES(stored, size), table->meta.file_id, offset, &header)))
+    const u8 *stored = buffer + (offset - span->first);
+    if (ok(st) &&
+        !ok(table_block_check(BYTES(stored, span->size), table->meta.file_id, offset, &header)))
         st = MARKED("lsm.table.block_checksum", table_corrupt(table, offset, "block checksum"));
     if (ok(st)) {
         block = block_new(table->budget, table->meta.file_id, offset, header.raw_size);
@@ -313,13 +329,35 @@ block_read(struct table *table, enum io_class io_class, u64 offset, u32 size, st
         if (status_is(st, ST_CORRUPT))
             st = MARKED("lsm.table.block_content", table_corrupt(table, offset, "block content"));
     }
-    mem_free(table->budget, buffer, span);
+    mem_free(table->budget, buffer, span->bytes);
     if (!ok(st)) {
         block_cache_unpin(block);
         return st;
     }
     *out = block;
     return ST_OK;
+}
+
+MAY_YIELD static status
+block_read(struct table *table, enum io_class io_class, u32 index, struct block **out)
+{
+    struct block_span span = block_span_of(table, index);
+    u8 *buffer = mem_alloc_aligned(table->budget, span.bytes, IO_ALIGNMENT);
+    if (buffer == NULL) return MARKED("lsm.table.block_no_memory", ST_NO_MEMORY);
+    status st = ST_OK;
+    for (u32 done = 0; ok(st) && done < span.bytes;) {
+        u32 part = MIN(span.bytes - done, LIMIT_IO_BYTES);
+        st = io_file_read(table->file, io_class, buffer + done, part, span.first + done);
+        done += part;
+    }
+    return block_finish(table, &span, buffer, st, out);
+}
+
+/* A table that leaves the tree was dropped from the cache already. */
+static void
+block_keep(const struct table *table, struct block_cache *cache, struct block *block)
+{
+    if (cache != NULL && !table->unlink_on_close) block_cache_insert(cache, block);
 }
 
 static struct block *
@@ -338,18 +376,29 @@ table_block_fetch(struct table *table, struct block_cache *cache, enum io_class 
         *out = block;
         return ST_OK;
     }
-    u64 offset = table_index_offset(table->index, index);
-    u64 size = table_index_offset(table->index, index + 1) - offset; /* bounded by decode */
     table_ref(table); /* a compaction may drop it meanwhile */
-    status st = block_read(table, io_class, offset, (u32)size, out);
-    /* A table that leaves the tree was dropped from the cache already. */
-    if (ok(st) && fill_cache && cache != NULL && !table->unlink_on_close)
-        block_cache_insert(cache, *out);
+    status st = block_read(table, io_class, index, out);
+    if (ok(st) && fill_cache) block_keep(table, cache, *out);
     table_unref(table);
     return st;
 }
 
 /* ---- point reads ---- */
+
+void
+table_prefetch_filter(const struct table *table, u64 key_hash)
+{
+    const struct table_filter *filter = table->filter;
+    if (filter != NULL) bloom_prefetch(filter->lines, filter->line_count, key_hash);
+}
+
+void
+table_prefetch_index(const struct table *table, u64 token)
+{
+    const struct table_meta *meta = &table->meta;
+    if (token < meta->token_first || token > meta->token_last) return;
+    table_index_prefetch(table->index, meta->token_first, meta->token_last, token);
+}
 
 bool
 table_may_contain(struct table *table, u64 token, u64 key_hash)
@@ -467,6 +516,59 @@ table_get(struct table *table, struct block_cache *cache, u64 token, struct byte
         }
         block_cache_unpin(block);
     }
+    table_unref(table);
+    return st;
+}
+
+/* ---- the same without a fiber ---- */
+
+static void
+read_done(struct io_op *op)
+{
+    struct table_read *read = CONTAINER_OF(op, struct table_read, op);
+    struct table *table = read->table;
+    struct block_span span = block_span_of(table, read->index);
+    struct block *block = NULL;
+    read->result = block_finish(table, &span, read->buffer, op->result, &block);
+    if (ok(read->result)) block_keep(table, read->cache, block);
+    read->block = block;
+    read->done(read);
+}
+
+bool
+table_read_start(struct table_read *read, struct table *table, struct block_cache *cache, u64 token,
+                 struct bytes key)
+{
+    read->index = table_index_find(table->index, token, key);
+    struct block_span span = block_span_of(table, read->index);
+    if (span.bytes > TABLE_READ_BYTES_MAX) return MARKED("lsm.table.read_large", false);
+    read->buffer = mem_alloc_aligned(table->budget, span.bytes, IO_ALIGNMENT);
+    if (read->buffer == NULL) return MARKED("lsm.table.read_no_memory", false);
+    table_ref(table); /* a compaction may drop it meanwhile */
+    read->table = table;
+    read->cache = cache;
+    read->op.done = read_done;
+    io_file_read_start(table->file, &read->op, IO_CLASS_READ, read->buffer, span.bytes, span.first);
+    return true;
+}
+
+status
+table_read_take(struct table_read *read, u64 token, struct bytes key, struct entry *out,
+                struct block **pin)
+{
+    struct table *table = read->table;
+    status st = read->result;
+    if (ok(st)) {
+        /* Of the newest the first that is there is the one: no need to look into another block. */
+        enum search found = block_search(read->block, true, token, key, UINT64_MAX, out);
+        CHECK(search_ends(table, found, read->index, &st));
+        if (ok(st))
+            *pin = read->block;
+        else
+            block_cache_unpin(read->block);
+    }
+    read->block = NULL;
+    read->table = NULL;
     table_unref(table);
     return st;
 }

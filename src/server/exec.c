@@ -338,9 +338,11 @@ exec_get_in(struct exec *x, u16 keyspace, struct bytes key, bool count, struct e
     if (!exec_turn(x)) return EXEC_STOP;
     if (x->shard->cluster != NULL) return get_replicated(x, keyspace, token, key, count, out);
     struct lsm *lsm = x->shard->lsm;
-    memset(&x->value, 0, sizeof(x->value));
     status st = ST_OK;
-    if (!x->waits)
+    if (x->given == NULL) memset(&x->value, 0, sizeof(x->value));
+    if (x->given != NULL)
+        st = *x->given;
+    else if (!x->waits)
         st = lsm_get_try(lsm, keyspace, token, key, &x->value);
     else if (!exec_ahead_take(x, keyspace, key, &x->value, &st))
         st = lsm_get(lsm, NULL, keyspace, token, key, &x->value);
@@ -611,6 +613,22 @@ exec_try(struct exec *x, void (*handler)(struct exec *x))
         clear(x);
         return false;
     }
+    finish(x, reply_start);
+    return true;
+}
+
+bool
+exec_given(struct exec *x, void (*handler)(struct exec *x), status st, struct lsm_value *value)
+{
+    size_t reply_start = x->reply->out->size;
+    if (status_is(st, ST_WOULD_WAIT) || status_is(st, ST_NO_MEMORY)) return false;
+    x->waits = false;
+    x->now_ms = io_wall_ms();
+    x->given = &st;
+    x->value = *value;
+    handler(x);
+    x->given = NULL;
+    CHECK(x->op_count == 0);
     finish(x, reply_start);
     return true;
 }

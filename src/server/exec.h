@@ -10,6 +10,9 @@
  *   exec_wait  on a fiber: the keys of a writing command are locked, reads may go to the disk,
  *              the write may wait for room.
  *
+ * A GET that only has to wait for a block of a table is finished by exec_given instead, in the
+ * callback that has read it (request.c).
+ *
  * So a handler may run twice and must have no effect but its reply and its writes. Writes are kept
  * aside and become one batch at the end: all of a command, or of a transaction, or nothing. Reads
  * see the command's own writes.
@@ -87,6 +90,7 @@ struct exec {
     struct buf context;       /* encoded; empty: it has seen nothing */
     const char *refusal;      /* instead of the failure's own words */
     struct exec_ahead *ahead; /* NULL: reads as it is asked */
+    const status *given;      /* what the first read has brought, in value; NULL: nothing has */
     u64 hits, misses;
 };
 
@@ -107,6 +111,10 @@ void exec_deinit(struct exec *x);
 
 /* false: it would have to wait; reply and writes are as they were before. */
 MUST_CHECK bool exec_try(struct exec *x, void (*handler)(struct exec *x));
+/* A plain read whose key was read before (lsm_read_start): st and value, which is taken over.
+ * false: it has to wait once more; nothing is written to the reply. */
+MUST_CHECK bool exec_given(struct exec *x, void (*handler)(struct exec *x), status st,
+                           struct lsm_value *value);
 MAY_YIELD void exec_wait(struct exec *x, void (*handler)(struct exec *x));
 
 /* ---- for handlers ---- */

@@ -78,6 +78,8 @@ static const struct metric metrics[] = {
     C("keyspace_misses", keyspace_misses, 1, "Reads that did not find their key."),
     C("requests_inline", tried_inline, 1, "Requests answered in the receive path."),
     C("requests_fiber", requests_fiber, 1, "Requests that had to wait and took a fiber."),
+    C("requests_block", requests_block, 1,
+      "Reads that waited for a block of a table and took no fiber."),
     C("requests_heavy", requests_heavy, 1,
       "Requests that queued as heavy: many keys, scans, deep in a pipeline."),
     G("requests_queued_light", work_queued_light, 1, "Light requests that wait for a worker."),

@@ -10,6 +10,10 @@
 #include "server/route.h"
 #include "server/session.h"
 
+/* So many GETs at once read a block without a fiber: as many reads as the disk takes. Completions
+ * are all handled in one turn. */
+#define BLOCK_READS_MAX LIMIT_IO_IN_FLIGHT
+
 /* ---- places ---- */
 
 u32
@@ -606,6 +610,62 @@ go_on_fiber(struct request *request, struct shard *shard)
     if (!work_start(&shard->workers, &request->work)) no_fiber(request, shard);
 }
 
+/* ---- a GET that waits for one block of a table, and for nothing else: without a fiber ---- */
+
+static bool
+is_plain_read(const struct request *request)
+{
+    return request->command->handler == cmd_get && request->parent == NULL && !request->part &&
+           request->route == NULL;
+}
+
+/* What is unusual goes on as it would have gone without: on a fiber, which finds the block in the
+ * cache. */
+static void
+block_came(void *arg, status st, struct lsm_value *value)
+{
+    struct request *request = arg;
+    struct shard *shard = shard_self();
+    struct exec x;
+    struct resp_writer w;
+    shard->block_reads--;
+    exec_of_request(&x, request, &w, shard);
+    bool done = exec_given(&x, request->command->handler, st, value);
+    bool early = done && was_too_early(request, &x, &w, shard);
+    bool memory = !w.failed && !status_is(x.failure, ST_NO_MEMORY);
+    if (done && !early && memory) {
+        keep_outcome(request, &x, &w);
+        exec_deinit(&x);
+        ran(request, shard);
+        order_run_ready(shard);
+        return;
+    }
+    exec_deinit(&x);
+    if (early) {
+        put_off(request);
+        return;
+    }
+    request->reply.size = 0;
+    go_on_fiber(request, shard);
+    order_run_ready(shard);
+}
+
+/* false: it needs a fiber. Work that is heavy, or waits for its turn, keeps its order. */
+static bool
+read_block(struct request *request, struct shard *shard)
+{
+    if (!is_plain_read(request) || request->work.class != WORK_LIGHT ||
+        shard->server->cluster != NULL || shard->block_reads >= BLOCK_READS_MAX ||
+        !work_has_room(&shard->workers, WORK_LIGHT) || is_too_early(request, shard))
+        return false;
+    struct bytes key = request->args[1];
+    if (!lsm_read_start(shard->lsm, request->keyspace, hash_token(key), key, block_came, request))
+        return false;
+    shard->block_reads++;
+    shard->stats->requests_block++;
+    return true;
+}
+
 static void
 run_here(struct request *request, struct shard *shard)
 {
@@ -632,7 +692,7 @@ run_here(struct request *request, struct shard *shard)
     order_enter(shard, request);
     if (early)
         put_off(request);
-    else
+    else if (!read_block(request, shard))
         go_on_fiber(request, shard);
 }
 
@@ -681,13 +741,6 @@ read_aimed(struct request *request, const struct lsm_aim *aim, struct shard *sha
     request->seq = value.seq;
     ran(request, shard);
     return true;
-}
-
-static bool
-is_plain_read(const struct request *request)
-{
-    return request->command->handler == cmd_get && request->parent == NULL && !request->part &&
-           request->route == NULL;
 }
 
 /* Takes the plain reads at the front of a train that need not wait for others, and runs them.
@@ -810,6 +863,7 @@ request_start(struct request *request)
     request->work.run = run_on_fiber;
     request->work.calls = request->at_home || request->in_stretches || /* asks the owners */
                           (request->writes && request->command->place == PLACE_FIBER);
+    if (read_block(request, shard)) return;
     shard->stats->requests_heavy += request->work.class == WORK_HEAVY;
     if (work_start(&shard->workers, &request->work)) return;
     request->mail.deliver = deliver_no_fiber; /* done is never called from inside start */

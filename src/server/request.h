@@ -6,6 +6,7 @@
  *   home (the connection's shard)                 owner (of the key)
  *   request_new: arguments are copied
  *   request_start  -- mail ------------------->   exec_try, else a worker fiber: exec_wait
+ *                                                 (or, for a GET, one block: exec_given)
  *                                                 the reply waits for the log (durable_wait)
  *   request_done   <------------------- mail --   small replies inside, large ones lent
  *   reply to the connection, in order

@@ -112,6 +112,7 @@ struct shard_stats {
     u64 requests_pending; /* now: on fibers, on other shards, waiting for their turn */
     u64 requests_limit;
     u64 requests_fiber;                       /* requests that needed one */
+    u64 requests_block;                       /* that read a block of a table without one */
     u64 requests_heavy;                       /* of these: many keys, scans, deep in a pipeline */
     u64 work_queued_light, work_queued_heavy; /* now: waiting for a worker */
     u64 requests_forwarded;                   /* sent to another shard */

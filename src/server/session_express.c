@@ -13,7 +13,8 @@
  *
  * Whatever is unusual ends the lane in front of it, and the long way (session_resp.c) takes it from
  * there: another command or form, a key of another shard, a key that is locked, what would wait,
- * replies under way, transactions, monitors, a slow log that wants everything.
+ * replies under way, transactions, monitors, a slow log that wants everything. Only a GET in front
+ * that has to wait for the disk becomes a request right here, as it would there.
  *
  *   E1  No key is written twice, or read after it was written, in one go. Told by some bits of the
  *       keys' hashes: a false alarm only ends the go.
@@ -168,6 +169,7 @@ commit(struct express *e, struct resp_writer *w)
         w->out->size = e->set_at;
         e->done = e->first_set;
         e->sets = 0;
+        e->waits = false; /* that GET is not the one in front */
         e->found &= (u32)((1ull << e->done) - 1);
         if (e->held_at >= e->set_at) e->seq = 0; /* GETs behind it are taken back, too */
         return;
@@ -216,6 +218,31 @@ account(const struct express *e, u64 ns)
     s->last_command = e->requests[e->done - 1].set ? set : get;
 }
 
+/* The GET in front goes on as a request. 0: there is no place for it. */
+static size_t
+wait_for_disk(const struct express *e, u64 *clock_ns)
+{
+    struct session *s = e->s;
+    const struct resp_plain *first = &e->requests[0];
+    CHECK(!first->set);
+    const struct command *get = command_find(BYTES("get", 3));
+    const struct bytes args[2] = {BYTES("GET", 3), first->key};
+    struct request *request = request_new(s->shard, get, args, 2, 1, 0);
+    if (request == NULL) return 0;
+    request->session = s;
+    request->key_hash = exec_key_hash(s->keyspace, first->key) | 1; /* as run_on_keys */
+    request->keyspace = s->keyspace;
+    request->level = s->level;
+    request->resp = s->resp;
+    request->start_ns = *clock_ns;
+    s->last_command = get;
+    list_push_back(&s->pending, &request->link);
+    s->pending_count++;
+    request_start(request);
+    *clock_ns = io_clock_ns();
+    return first->size;
+}
+
 size_t
 session_express(struct session *s, struct bytes data, u64 *clock_ns, bool *waits)
 {
@@ -235,6 +262,7 @@ session_express(struct session *s, struct bytes data, u64 *clock_ns, bool *waits
     run(&e, &w);
     if (e.sets != 0) commit(&e, &w);
     *waits = e.done == 0 && e.waits;
+    if (*waits) return wait_for_disk(&e, clock_ns);
     if (e.done == 0) return 0;
 
     size_t size = 0;

@@ -137,6 +137,7 @@ struct shard {
     /* work */
     struct workers workers;
     u32 request_count, heavy_count, large_count;
+    u32 block_reads; /* of these: wait for a block of a table, without a fiber */
     u32 guest_count; /* requests of other shards that run here, or have replies in memory of here */
     struct list starved[WORK_CLASSES]; /* sessions that wait for a place for a request */
     /* Large requests that were short of memory, one at a time; by work->calls, since of those that

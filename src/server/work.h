@@ -122,6 +122,13 @@ void workers_init(struct workers *workers, u64 heavy_bytes);
 
 /* Runs work->run on a worker fiber when it has its turn. false: no fiber could be had. */
 MUST_CHECK bool work_start(struct workers *workers, struct work *work);
+/* Whether one more unit of the class would not have to wait for its turn. */
+static inline bool
+work_has_room(const struct workers *workers, enum work_class class)
+{
+    const struct work_line *line = &workers->lines[class];
+    return line->units + line->queued < line->units_max;
+}
 /* K3: the running work gives its units back; with_memory: it keeps something in hand. false: too
  * many have left, it keeps them. */
 MUST_CHECK bool work_leave(struct workers *workers, struct work *work, bool with_memory);

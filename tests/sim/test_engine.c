@@ -201,6 +201,38 @@ value_id(u32 key, const struct lsm_value *value)
 
 /* ---- reading ---- */
 
+/* A read without a fiber, and the fiber that waits for it here. */
+struct fiberless {
+    bool done;
+    status st;
+    struct lsm_value *value;
+    struct fiber_queue queue;
+};
+
+static void
+fiberless_done(void *arg, status st, struct lsm_value *value)
+{
+    struct fiberless *read = arg;
+    read->st = st;
+    read->done = true;
+    *read->value = *value;
+    fiber_queue_wake_all(&read->queue);
+}
+
+/* ST_WOULD_WAIT: it is more than a block. */
+static MAY_YIELD status
+fiberless_read(struct shard *shard, u32 key, struct bytes name, struct lsm_value *value)
+{
+    struct fiberless read = {.value = value};
+    fiber_queue_init(&read.queue);
+    if (!lsm_read_start(shard->lsm, model_keyspace(key), model.token[key], name, fiberless_done,
+                        &read))
+        return ST_WOULD_WAIT;
+    while (!read.done)
+        (void)fiber_queue_wait(&read.queue, FIBER_FOREVER);
+    return status_is(read.st, ST_NO_MEMORY) ? ST_WOULD_WAIT : read.st;
+}
+
 /* What a key has. Not ok: it could not be read. */
 static MAY_YIELD status
 key_read(struct shard *shard, const struct lsm_snapshot *snapshot, u32 key, struct model_found *out)
@@ -213,6 +245,8 @@ key_read(struct shard *shard, const struct lsm_snapshot *snapshot, u32 key, stru
     status st = ST_WOULD_WAIT;
     if (snapshot == NULL && !shard->closing && prng_chance(&shard->prng, 1, 2))
         st = lsm_get_try(shard->lsm, model_keyspace(key), model.token[key], name, &value);
+    if (status_is(st, ST_WOULD_WAIT) && snapshot == NULL && prng_chance(&shard->prng, 1, 2))
+        st = fiberless_read(shard, key, name, &value);
     if (status_is(st, ST_WOULD_WAIT))
         st = lsm_get(shard->lsm, snapshot, model_keyspace(key), model.token[key], name, &value);
     out->to_ms = io_wall_ms();

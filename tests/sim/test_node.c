@@ -1936,6 +1936,126 @@ who_is_cut_off_while_waiting_for_a_place_waits_for_nothing(void **state)
     rig_run(&rig);
 }
 
+/* ---- GETs that wait for a block of a table, without a fiber ---- */
+
+static MAY_YIELD void
+count_block_reads(struct shard *shard, void *arg)
+{
+    *(u64 *)arg = shard->stats->requests_block;
+    CHECK(shard->block_reads == 0 && shard->request_count == 0);
+}
+
+/* All of keys are on the disk only. */
+static MAY_YIELD void
+keys_cold(struct rig *rig, struct rig_client *client, char (*keys)[64], u32 count)
+{
+    for (u32 i = 0; i < count; i++) {
+        char name[16];
+        snprintf(name, sizeof(name), "cold%u", i);
+        rig_key_of_shard(rig, i % rig->shard_count, name, keys[i], sizeof(keys[i]));
+        CHECK(rig_is(rig_call(client, "SET %s old", keys[i]), "+OK\r\n"));
+    }
+    for (u32 shard = 0; shard < rig->shard_count; shard++)
+        rig_on_shard(rig, shard, flush_store, NULL);
+}
+
+static MAY_YIELD void
+block_reads_story(struct rig *rig)
+{
+    static const char old[] = "$3\r\nold\r\n";
+    char keys[4][64];
+    struct rig_client client, gone;
+    rig_connect(rig, &client);
+    keys_cold(rig, &client, keys, 4);
+
+    for (u32 i = 0; i < 2; i++) { /* on each shard: in order, and each key in its own */
+        rig_send(&client, "GET %s", keys[i]);
+        rig_send(&client, "GET %s", keys[1 - i]);
+        rig_send(&client, "SET %s new", keys[i]);
+        rig_send(&client, "GET %s", keys[i]);
+        CHECK(rig_is(rig_read(&client), old));
+        CHECK(rig_is(rig_read(&client), i == 0 ? old : "$3\r\nnew\r\n"));
+        CHECK(rig_is(rig_read(&client), "+OK\r\n"));
+        CHECK(rig_is(rig_read(&client), "$3\r\nnew\r\n"));
+    }
+
+    keys_cold(rig, &client, keys, 4);
+    for (u32 i = 2; i < 4; i++) { /* whoever asked is gone when the block comes */
+        rig_connect(rig, &gone);
+        rig_send(&gone, "GET %s", keys[i]);
+        fiber_sleep_ns(10 * NS_PER_MS);
+        rig_disconnect(&gone);
+        CHECK(rig_is(rig_call(&client, "GET %s", keys[i]), old));
+    }
+    fiber_sleep_ns(NS_PER_S);
+    for (u32 shard = 0; shard < rig->shard_count; shard++) {
+        u64 reads = 0;
+        rig_on_shard(rig, shard, count_block_reads, &reads);
+        CHECK(reads >= 2); /* of one small table, whose only block is read each time */
+    }
+
+    keys_cold(rig, &client, keys, 4);
+    for (u32 i = 0; i < 4; i++) /* and the node stops */
+        rig_send(&client, "GET %s", keys[i]);
+    fiber_sleep_ns(10 * NS_PER_MS);
+    rig_disconnect(&client);
+}
+
+static MAY_YIELD void
+hold_writes(struct shard *shard, void *arg)
+{
+    (void)arg;
+    lsm_writes_hold(shard->lsm);
+}
+
+static MAY_YIELD void
+release_writes(struct shard *shard, void *arg)
+{
+    (void)arg;
+    lsm_writes_release(shard->lsm);
+}
+
+/* A SET and a GET that waits for the disk come at once, and the SET is taken back: it is the one in
+ * front that goes on, and as what it is. */
+static MAY_YIELD void
+set_before_cold_get_story(struct rig *rig)
+{
+    char keys[2][64];
+    struct rig_client client;
+    rig_connect(rig, &client);
+    keys_cold(rig, &client, keys, 2);
+    rig_on_shard(rig, 0, hold_writes, NULL);
+    rig_send(&client, "SET %s new", keys[0]);
+    rig_send(&client, "GET %s", keys[1]);
+    fiber_sleep_ns(NS_PER_S);
+    CHECK(sim_mark_count(rig->sim, "server.express.taken_back") != 0);
+    rig_on_shard(rig, 0, release_writes, NULL);
+    CHECK(rig_is(rig_read(&client), "+OK\r\n"));
+    CHECK(rig_is(rig_read(&client), "$3\r\nold\r\n"));
+    CHECK(rig_is(rig_call(&client, "GET %s", keys[0]), "$3\r\nnew\r\n"));
+    rig_disconnect(&client);
+}
+
+static void
+a_set_that_is_taken_back_in_front_of_a_cold_get_stays_a_set(void **state)
+{
+    (void)state;
+    struct rig rig = {.shard_count = 1, .story = set_before_cold_get_story};
+    sim_options_default(&rig.options, 1);
+    rig.options.net.split_ppm = 0; /* both arrive at once */
+    rig_run(&rig);
+}
+
+static void
+gets_wait_for_blocks_in_order_and_without_a_fiber(void **state)
+{
+    (void)state;
+    struct rig rig = {.shard_count = 2, .story = block_reads_story};
+    sim_options_default(&rig.options, 1);
+    rig.options.disk.latency_ns_min = rig.options.disk.latency_ns_max = 50 * NS_PER_MS;
+    rig_run(&rig);
+}
+
 int
 main(int argc, char **argv)
 {
@@ -1967,6 +2087,8 @@ main(int argc, char **argv)
         cmocka_unit_test(who_has_no_room_for_the_words_is_refused_for_want_of_memory),
         cmocka_unit_test(long_replies_about_the_node_close_nobody),
         cmocka_unit_test(who_is_cut_off_while_waiting_for_a_place_waits_for_nothing),
+        cmocka_unit_test(gets_wait_for_blocks_in_order_and_without_a_fiber),
+        cmocka_unit_test(a_set_that_is_taken_back_in_front_of_a_cold_get_stays_a_set),
     };
     cmocka_set_test_filter(argc > 1 ? argv[1] : NULL); /* run one by its name */
     return cmocka_run_group_tests(tests, NULL, NULL);
