@@ -7,10 +7,13 @@
  * heartbeat is old are not asked at all, so a hung shard cannot hang the others' figures.
  *
  * Bounds: connections at once (option admin-connections), 5 s without progress, 16 KiB of headers,
- * and no request body is read.
+ * and no request body is read. When a quarter of the places is all that is left, whoever comes ends
+ * the oldest connection: a supervisor that asks for /livez is not kept out by those that take their
+ * time, a byte now and then, on purpose or not.
  */
 #include "server/host_admin.h"
 
+#include "base/list.h"
 #include "base/log.h"
 #include "io/ring_log.h"
 #include "server/host_metrics.h"
@@ -37,7 +40,15 @@ struct host_admin {
     u32 shard_count;
     struct shard_stats *shards;
     bool known[LIMIT_SHARDS];
-    u64 collected_ns; /* 0: never */
+    u64 collected_ns;   /* 0: never */
+    struct list guests; /* of the daemon's thread: oldest first */
+    u32 guest_count, guests_max;
+};
+
+/* A connection. */
+struct guest {
+    struct list link; /* to itself once it was ended */
+    int fd;
 };
 
 /* ---- figures ---- */
@@ -183,6 +194,53 @@ answer(void *arg, struct MHD_Connection *connection, const char *url, const char
                       "there are /metrics, /status, /livez and /readyz\n");
 }
 
+/* ---- who comes and goes ---- */
+
+static void
+guest_comes(struct host_admin *admin, struct MHD_Connection *connection, void **context)
+{
+    const union MHD_ConnectionInfo *info =
+        MHD_get_connection_info(connection, MHD_CONNECTION_INFO_CONNECTION_FD);
+    struct guest *guest = calloc(1, sizeof(*guest));
+    *context = guest;
+    if (guest == NULL || info == NULL) {
+        free(guest);
+        *context = NULL;
+        return; /* its 5 seconds bound it */
+    }
+    guest->fd = info->connect_fd;
+    if (admin->guest_count >= admin->guests_max) {
+        struct guest *oldest = CONTAINER_OF(list_pop_front(&admin->guests), struct guest, link);
+        list_init(&oldest->link);
+        admin->guest_count--;
+        shutdown(oldest->fd, SHUT_RDWR); /* the library closes it */
+    }
+    list_push_back(&admin->guests, &guest->link);
+    admin->guest_count++;
+}
+
+static void
+guest_goes(struct host_admin *admin, struct guest *guest)
+{
+    if (guest == NULL) return;
+    if (list_linked(&guest->link)) {
+        list_del(&guest->link);
+        admin->guest_count--;
+    }
+    free(guest);
+}
+
+static void
+notice_guest(void *arg, struct MHD_Connection *connection, void **context,
+             enum MHD_ConnectionNotificationCode what)
+{
+    struct host_admin *admin = arg;
+    if (what == MHD_CONNECTION_NOTIFY_STARTED)
+        guest_comes(admin, connection, context);
+    else
+        guest_goes(admin, *context);
+}
+
 /* The library's messages go to the log. */
 static void PRINTF_LIKE(2, 0) library_message(void *arg, const char *format, va_list args)
 {
@@ -238,6 +296,9 @@ host_admin_start(const struct host_admin_config *config, struct host_admin **out
     if (admin == NULL) goto no_memory;
     admin->config = *config;
     admin->shard_count = config->config->core_count;
+    list_init(&admin->guests);
+    u32 places = (u32)config->config->admin_connections;
+    admin->guests_max = MAX(places - MAX(places / 4, 1u), 1u);
     admin->shards = calloc(admin->shard_count, sizeof(*admin->shards));
     if (admin->shards == NULL) goto no_memory;
     admin->listen_fd = listen_on(endpoint);
@@ -252,7 +313,7 @@ host_admin_start(const struct host_admin_config *config, struct host_admin **out
         MHD_OPTION_LISTEN_SOCKET, admin->listen_fd, MHD_OPTION_CONNECTION_LIMIT,
         (unsigned)config->config->admin_connections, MHD_OPTION_CONNECTION_TIMEOUT,
         CONNECTION_SECONDS, MHD_OPTION_CONNECTION_MEMORY_LIMIT, (size_t)CONNECTION_BYTES,
-        MHD_OPTION_END);
+        MHD_OPTION_NOTIFY_CONNECTION, notice_guest, admin, MHD_OPTION_END);
     if (admin->daemon == NULL) {
         snprintf(error, error_size, "admin-address %s:%u: the HTTP server does not start",
                  endpoint->host, endpoint->port);

@@ -761,6 +761,29 @@ def test_admin_survives_garbage_and_idle_connections(make_server):
     assert server.call("PING") == "PONG"
 
 
+def test_slow_connections_do_not_keep_others_from_the_admin_address(make_server):
+    server = make_server(admin_connections=8)
+    slow = []
+    try:
+        for _ in range(8):
+            slow.append(socket.create_connection(("127.0.0.1", server.admin_port)))
+        for beat in range(8):
+            for connection in slow:
+                try:
+                    connection.sendall(b"G" if beat == 0 else b"E")
+                except OSError:
+                    pass
+            start = time.monotonic()
+            for _ in range(3):
+                assert server.get("/livez") == (200, "ok\n")
+            assert time.monotonic() - start < 1
+            slow.append(socket.create_connection(("127.0.0.1", server.admin_port)))
+            time.sleep(0.2)
+    finally:
+        for connection in slow:
+            connection.close()
+
+
 def test_the_pid_file_is_written_and_removed(make_server, tmp_path):
     file = tmp_path / "pid"
     server = make_server(pid_file=file)
