@@ -257,9 +257,13 @@ prepare_watch(struct session *s, const struct bytes *args, u32 arg_count, struct
         if (there) continue;
         size_t memory = sizeof(struct watch) + args[i].size;
         struct watch *watch = NULL;
-        if (tx->watch_count < MULTI_WATCHES_MAX) watch = mem_alloc(&s->shard->kept_budget, memory);
+        bool many = tx->watch_count >= MULTI_WATCHES_MAX;
+        if (!many) watch = mem_alloc(&s->shard->kept_budget, memory);
         if (watch == NULL) {
-            exec_error_reply(w, ST_NO_MEMORY);
+            if (many)
+                resp_error(w, "ERR too many keys are watched: a connection has at most 4096");
+            else
+                exec_error_reply(w, ST_NO_MEMORY);
             session_exec_done(s, command);
             return false;
         }

@@ -86,6 +86,15 @@ def test_random_garbage_harms_nobody(server):
     polite(server)
 
 
+def test_more_watched_keys_than_there_may_be_are_refused_as_such(server):
+    with server.connect() as connection:
+        assert connection.call("WATCH", *[f"{{w}}{i}" for i in range(4096)]) == "OK"
+        connection.send("WATCH", "{w}more")
+        assert str(connection.read()).startswith("ERR too many keys are watched")
+        assert connection.call("UNWATCH") == "OK"
+        assert connection.call("WATCH", "{w}more") == "OK"
+
+
 def test_a_key_or_value_over_its_limit_is_refused_exactly(server):
     with server.connect() as connection:
         assert connection.call("SET", b"k" * 1024, "v") == "OK"
@@ -319,7 +328,7 @@ def test_a_promise_of_much_takes_no_memory_before_it_comes(server):
     assert grown < 128 << 20, f"{grown >> 20} MiB for 200 promises of 1 MB"
 
 
-def test_a_client_that_never_reads_is_cut_off_and_nobody_else_waits(make_server):
+def test_a_client_that_never_reads_is_held_back_and_nobody_else_waits(make_server):
     server = make_server(client_output_limit="1MiB")
     with server.connect() as connection:
         connection.call("SET", "big", b"v" * 100000)

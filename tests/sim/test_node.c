@@ -1936,6 +1936,59 @@ who_is_cut_off_while_waiting_for_a_place_waits_for_nothing(void **state)
     rig_run(&rig);
 }
 
+/* ---- a client that never reads ---- */
+
+struct crowd {
+    u32 sessions;
+    u64 owed; /* bytes in memory for clients */
+};
+
+static void
+crowd_look(struct shard *shard, void *arg)
+{
+    struct crowd *crowd = arg;
+    struct io_stats io;
+    io_stats_get(&io);
+    *crowd = (struct crowd){.owed = io.output_bytes};
+    list_for_each (node, &shard->sessions)
+        crowd->sessions++;
+}
+
+static MAY_YIELD void
+never_reads_story(struct rig *rig)
+{
+    struct crowd crowd;
+    struct rig_client greedy, polite;
+    rig_connect(rig, &greedy);
+    rig_connect(rig, &polite);
+    CHECK(rig_is(rig_call(&polite, "SETRANGE long 299999 x"), ":300000\r\n"));
+    io_conn_pause(greedy.conn);
+    for (u32 i = 0; i < 64; i++)
+        rig_send(&greedy, "GET long");
+    for (u32 second = 0; second < 50; second++) { /* it has a minute */
+        fiber_sleep_ns(NS_PER_S);
+        CHECK(rig_is(rig_call(&polite, "PING"), "+PONG\r\n"));
+    }
+    rig_on_shard(rig, 0, crowd_look, &crowd);
+    CHECK(crowd.sessions == 2 && crowd.owed > 0);
+    fiber_sleep_ns(90 * NS_PER_S);
+    rig_on_shard(rig, 0, crowd_look, &crowd);
+    CHECK(crowd.sessions == 1 && crowd.owed == 0);
+    CHECK(rig_is(rig_call(&polite, "PING"), "+PONG\r\n"));
+    io_conn_resume(greedy.conn);
+    rig_disconnect(&greedy);
+    rig_disconnect(&polite);
+}
+
+static void
+a_client_that_never_reads_is_cut_off_after_a_minute(void **state)
+{
+    (void)state;
+    struct rig rig = {.shard_count = 1, .story = never_reads_story};
+    sim_options_default(&rig.options, 12);
+    rig_run(&rig);
+}
+
 /* ---- GETs that wait for a block of a table, without a fiber ---- */
 
 static MAY_YIELD void
@@ -2087,6 +2140,7 @@ main(int argc, char **argv)
         cmocka_unit_test(who_has_no_room_for_the_words_is_refused_for_want_of_memory),
         cmocka_unit_test(long_replies_about_the_node_close_nobody),
         cmocka_unit_test(who_is_cut_off_while_waiting_for_a_place_waits_for_nothing),
+        cmocka_unit_test(a_client_that_never_reads_is_cut_off_after_a_minute),
         cmocka_unit_test(gets_wait_for_blocks_in_order_and_without_a_fiber),
         cmocka_unit_test(a_set_that_is_taken_back_in_front_of_a_cold_get_stays_a_set),
     };
