@@ -146,6 +146,18 @@ members_with(const json_t *cluster, const char *field)
     return count;
 }
 
+/* Those of which the figure is known, and not 0. */
+static long long
+members_with_number(const json_t *cluster, const char *field)
+{
+    long long count = 0;
+    size_t index;
+    json_t *member;
+    json_t *members = json_object_get(cluster, "members");
+    json_array_foreach(members, index, member) count += number_of(member, field) != 0;
+    return count;
+}
+
 /* Ill alone says that a node was late; where a machine is short of processors all of them are, now
  * and then. */
 static const char *
@@ -154,6 +166,7 @@ health_of(const json_t *cluster)
     if (number_of(cluster, "partitions_unavailable") != 0) return "unavailable";
     if (number_of(cluster, "members_alive") < number_of(cluster, "members_count") ||
         members_with(cluster, "stuck") != 0 || members_with(cluster, "clock_ahead") != 0 ||
+        members_with_number(cluster, "fetch_failed_from") != 0 ||
         number_of(cluster, "partitions_degraded") != 0)
         return "degraded";
     return "healthy";
@@ -213,6 +226,14 @@ show_ills(const json_t *cluster)
         if (is_true(member, "clock_ahead"))
             printf("clock   %s is ahead of most others, which refuse its writes: set its clock\n",
                    text_of(member, "node_id"));
+        if (number_of(member, "corruptions") != 0)
+            printf("damage  %s has met damaged blocks %lld times: its log names the files\n",
+                   text_of(member, "node_id"), number_of(member, "corruptions"));
+        if (number_of(member, "fetch_failed_from") != 0)
+            printf("move    %s gets nothing from %s: its log says why\n",
+                   text_of(member, "node_id"),
+                   text_of(member_by_number(cluster, number_of(member, "fetch_failed_from")),
+                           "node_id"));
     }
 }
 

@@ -128,6 +128,7 @@ struct cluster {
     /* Of the plan that is fetched by now, or was last: of how many partitions (a keyspace's each),
      * and how many are here. */
     _Atomic u64 fetch_session, fetch_began_ns, fetch_began_bytes, fetch_partitions, fetch_done;
+    _Atomic u32 fetch_failed_from;      /* who did not serve last; 0: nobody, or it goes on */
     _Atomic u64 shards_stuck;           /* a bit each: lsm_is_stuck */
     _Atomic u8 ill;                     /* enum cluster_ill, of us */
     _Atomic u64 clock_ahead_ms;         /* with CLUSTER_ILL_CLOCK, else 0 */
@@ -156,6 +157,17 @@ struct cluster_ping {
     bool shard_ports;
 };
 
+/* Who has not served something that is to be fetched. */
+#define CLUSTER_SOURCES 8u
+struct cluster_source {
+    u32 member;      /* 0: none */
+    u32 failures;    /* in a row */
+    bool is_damaged; /* its store has met damage there */
+    bool is_told;    /* that it is damaged, and what it could read was taken */
+    status told;     /* the reason that is in the log */
+    u64 told_ns;     /* of log_seldom */
+};
+
 /* A shard's. */
 struct cluster_shard {
     struct cluster *cluster;
@@ -181,7 +193,11 @@ struct cluster_shard {
     u64 fetched_of, fetched_seq;
     u64 fetching;    /* session of the plan for which something is fetched; 0: nothing is */
     u32 fetch_avoid; /* who has refused to serve; 0: nobody */
-    u64 fetch_at_ns; /* before this, no other page is asked for: cluster_move_rate_set */
+    struct cluster_source fetch_sources[CLUSTER_SOURCES]; /* who has failed by that plan */
+    u32 fetch_source_next;                                /* the next of them to be forgotten */
+    u64 fetch_failures;                                   /* ranges, since the start */
+    u64 fetch_incomplete; /* and those fetched without what lies in damaged blocks of a source */
+    u64 fetch_at_ns;      /* before this, no other page is asked for: cluster_move_rate_set */
     u8 doubts[CLUSTER_ALIVE_SLOTS]; /* cluster->doubts and doubt_count, when last looked at */
     u64 doubt_count;
     /* shard 0 */
@@ -389,6 +405,7 @@ struct cluster_page {
     u32 bytes_max;
     u16 keyspace;
     bool keys_only;
+    bool passes; /* over damage, and says so */
     u8 patience; /* for the next page the scan is kept 100 ms << patience */
     struct bytes behind;
 };

@@ -24,11 +24,19 @@
  * either, to all who gain together. What was fetched is not fetched again when an attempt fails
  * half-way; the next one does without whoever has refused, where others are enough.
  *
+ * Damage. A source whose store meets a damaged block refuses, and is then asked only for what those
+ * without damage are too few for, and to pass over it (lsm_scan_pass_damage): so one bad block does
+ * not hold up the rest. What lay there comes from the other sources of the quorum; a write that
+ * only the damaged one and a lost one had acknowledged is lost by the two together. Where the read
+ * quorum is one there is no other, and damage would pass for absence: such a source is not asked
+ * so, and the fetch waits.
+ *
  * PEER_STREAM, little-endian: last token (8), session (8; 0: a scan of clients), token to begin at
- * (8), bytes wanted (4), flags (1; bit 0: no values), size of a key (2) and the key: begin behind
- * it; without a key with the token's first.
- * The answer: more (1), then entries: kind (1: value, 2: tombstone), version (8), expiry (8), size
- * of the key (2), of the value (4), the two. Without values the size is that of the value.
+ * (8), bytes wanted (4), flags (1; bit 0: no values, 1: pass over damage; from 4 on: patience),
+ * size of a key (2) and the key: begin behind it; without a key with the token's first. The answer:
+ * bits (1; 0: there is more, 1: damage was passed over), then entries: kind (1: value, 2:
+ * tombstone), version (8), expiry (8), size of the key (2), of the value (4), the two. Without
+ * values the size is that of the value.
  */
 #include "cluster/cluster.h"
 
@@ -58,11 +66,19 @@
 #define CLOCK_LOOK_NS     (50 * NS_PER_MS)
 #define SCAN_NS_MAX       (200 * NS_PER_MS) /* of one page: a long stretch of nothing ends it */
 #define FLAG_KEYS_ONLY    1u
+#define FLAG_PASSES       2u
 #define PATIENCE_SHIFT    4u /* in the byte of the flags */
 #define PATIENCE_MAX      5u /* a kept scan holds back what merges would free: 3.2 s */
 
 static_assert(PAGE_BYTES_PACED >= PAGE_BYTES_LONG && PAGE_BYTES >= PAGE_BYTES_LONG,
               "a move reads far ahead, however slowly it goes (scan_open)");
+
+/* In the first byte of a page. */
+enum page_bit { PAGE_MORE = 1, PAGE_DAMAGE = 2 };
+
+#define FAILURES_QUIET                                                                             \
+    8u /* in a row, of one source, are no news: it may not be as far as we are                     \
+        */
 
 enum stream_kind { STREAM_VALUE = 1, STREAM_TOMBSTONE = 2, STREAM_KEY = 3 };
 
@@ -75,7 +91,8 @@ cluster_page_encode(const struct cluster_page *page, u64 session, u8 out[CLUSTER
     store_u64(out + 8, session);
     store_u64(out + 16, page->token);
     store_u32(out + 24, page->bytes_max);
-    out[28] = (u8)((page->keys_only ? FLAG_KEYS_ONLY : 0) | page->patience << PATIENCE_SHIFT);
+    out[28] = (u8)((page->keys_only ? FLAG_KEYS_ONLY : 0) | (page->passes ? FLAG_PASSES : 0) |
+                   page->patience << PATIENCE_SHIFT);
     store_u16(out + 29, (u16)page->behind.size);
 }
 
@@ -114,6 +131,7 @@ scan_open(struct cluster_shard *shard, const struct cluster_page *page, struct l
                               page->token_last, out);
     if (!ok(st)) return st;
     lsm_scan_whole(*out);
+    if (page->passes) lsm_scan_pass_damage(*out);
     if (page->bytes_max >= PAGE_BYTES_LONG) lsm_scan_much(*out);
     return ST_OK;
 }
@@ -124,7 +142,7 @@ MAY_YIELD static status
 page_fill(struct lsm_scan *scan, const struct cluster_page *page, struct buf *out, size_t *last_out,
           u64 *seq_out)
 {
-    u8 more = 1;
+    u8 more = PAGE_MORE;
     size_t start = out->size;
     status st = ST_OK;
     *seq_out = 0;
@@ -153,6 +171,7 @@ page_fill(struct lsm_scan *scan, const struct cluster_page *page, struct buf *ou
         out->data[start] = 0;
         st = ST_OK;
     }
+    if (lsm_scan_damage(scan) != 0) out->data[start] |= PAGE_DAMAGE;
     return st;
 }
 
@@ -276,7 +295,7 @@ serve_page(struct stream *stream, struct lsm_scan *scan)
     bool siblings = replicate_siblings(shard->replicator, stream->page.keyspace);
     if (ok(st) && (stream->session == 0 || siblings))
         st = lsm_wait_durable(shard->lsm, siblings ? lsm_seq_last(shard->lsm) : seq);
-    bool more = ok(st) && page.data[0] != 0;
+    bool more = ok(st) && (page.data[0] & PAGE_MORE) != 0;
     if (more) {
         struct bytes key = BYTES(page.data + last + ENTRY_BYTES, load_u16(page.data + last + 17));
         stream_place_set(stream, hash_token(key), key);
@@ -344,7 +363,7 @@ stream_of(struct cluster_shard *shard, u32 member, u64 session, const struct clu
         if (stream->member == member && stream->session == session &&
             at->keyspace == page->keyspace && at->token == page->token &&
             at->token_last == page->token_last && at->keys_only == page->keys_only &&
-            bytes_equal(at->behind, page->behind))
+            at->passes == page->passes && bytes_equal(at->behind, page->behind))
             return stream;
     }
     return NULL;
@@ -385,6 +404,7 @@ asked(void *arg, struct peer_request *request, const struct peer_identity *from,
         .bytes_max = CLAMP(load_u32(body.data + 24), PAGE_BYTES_MIN, PAGE_BYTES_MAX),
         .keyspace = header->keyspace,
         .keys_only = (body.data[28] & FLAG_KEYS_ONLY) != 0,
+        .passes = (body.data[28] & FLAG_PASSES) != 0,
         .patience = (u8)MIN((u32)body.data[28] >> PATIENCE_SHIFT, PATIENCE_MAX),
         .behind = BYTES(body.data + CLUSTER_PAGE_HEAD_BYTES, key_size)};
     if (!may_serve(shard, session, page.token, header->epoch)) {
@@ -477,7 +497,24 @@ done_of(const struct fetch *fetch, u32 keyspace, u32 partition)
     return &fetch->shard->fetched[(size_t)keyspace * fetch->topology->partition_count + partition];
 }
 
-/* Whether the partition is to be fetched from the member; *enough: whether a read quorum lives. */
+/* What is known of a source that has failed; NULL: it has not. */
+static struct cluster_source *
+source_find(struct cluster_shard *shard, u32 member)
+{
+    for (u32 i = 0; i < CLUSTER_SOURCES; i++)
+        if (shard->fetch_sources[i].member == member) return &shard->fetch_sources[i];
+    return NULL;
+}
+
+static bool
+is_damaged(const struct fetch *fetch, u32 member)
+{
+    const struct cluster_source *source = source_find(fetch->shard, member);
+    return source != NULL && source->is_damaged;
+}
+
+/* Whether the partition is to be fetched from the member; *enough: whether a read quorum lives.
+ * Those without damage come first. */
 static bool
 is_source(const struct fetch *fetch, u32 keyspace, u32 partition, u32 member, bool *enough)
 {
@@ -488,11 +525,12 @@ is_source(const struct fetch *fetch, u32 keyspace, u32 partition, u32 member, bo
     bool found = false;
     for (u32 i = 0; i < row.count; i++) /* what is here already */
         if (row.write[i] == fetch->self || (done & 1u << i) != 0) have++;
-    for (u32 i = 0; i < row.count && have < row.read_quorum; i++) {
-        if (row.write[i] == fetch->self || (done & 1u << i) != 0) continue;
-        if (!is_alive(fetch, row.write[i])) continue;
+    for (u32 i = 0; i < 2 * row.count && have < row.read_quorum; i++) {
+        u32 at = i % row.count, from = row.write[at];
+        if (from == fetch->self || (done & 1u << at) != 0) continue;
+        if (!is_alive(fetch, from) || is_damaged(fetch, from) != (i >= row.count)) continue;
         have++;
-        if (row.write[i] == member) found = true;
+        if (from == member) found = true;
     }
     *enough = have >= row.read_quorum;
     return found;
@@ -626,6 +664,113 @@ pace(struct fetch *fetch, u64 bytes)
     }
 }
 
+/* ---- sources that fail ---- */
+
+/* One that is not known yet takes the place of the one that became known longest ago. */
+static struct cluster_source *
+source_note(struct cluster_shard *shard, u32 member)
+{
+    struct cluster_source *source = source_find(shard, member);
+    if (source != NULL) return source;
+    source = &shard->fetch_sources[shard->fetch_source_next++ % CLUSTER_SOURCES];
+    *source = (struct cluster_source){.member = member, .told = ST_OK};
+    return source;
+}
+
+static const char *
+name_of(const struct fetch *fetch, u32 number)
+{
+    const struct topology_member *member = topology_member(fetch->topology, number);
+    return member == NULL ? "?" : member->node_id;
+}
+
+/* Once for each reason, then seldom. That a source is not as far as we are is no news at first. */
+static void
+note_failure(struct fetch *fetch, const struct range *range, status st)
+{
+    struct cluster_shard *shard = fetch->shard;
+    if (status_is(st, ST_CANCELED)) return;
+    struct cluster_source *source = source_note(shard, range->member);
+    shard->fetch_failures++;
+    source->failures++;
+    if (source->failures < FAILURES_QUIET && !status_is(st, ST_CORRUPT)) {
+        log_debug("cluster", "fetch failed from=%s keyspace=%u: %s", name_of(fetch, range->member),
+                  range->keyspace, status_text(st));
+        return;
+    }
+    atomic_store(&shard->cluster->fetch_failed_from, range->member);
+    if (!status_is(st, source->told)) source->told_ns = 0;
+    source->told = st;
+    if (log_seldom(&source->told_ns, io_now_ns()))
+        log_warning("cluster",
+                    "a source does not serve what we gain from=%s keyspace=%u partitions=%u-%u "
+                    "times=%u reason=\"%s\"",
+                    name_of(fetch, range->member), range->keyspace, range->first, range->end - 1,
+                    source->failures, status_text(st));
+}
+
+static void
+note_success(struct fetch *fetch, const struct range *range)
+{
+    struct cluster_source *source = source_find(fetch->shard, range->member);
+    if (source == NULL) return;
+    source->failures = 0;
+    u32 failed = range->member;
+    (void)atomic_compare_exchange_strong(&fetch->shard->cluster->fetch_failed_from, &failed, 0);
+}
+
+/* All that the source can read of the range is here. */
+static void
+note_incomplete(struct fetch *fetch, const struct range *range)
+{
+    struct cluster_source *source = source_note(fetch->shard, range->member);
+    MARK("cluster.fetch.passed_damage");
+    fetch->shard->fetch_incomplete++;
+    if (source->is_told) return;
+    source->is_told = true;
+    log_warning("cluster",
+                "a source has damaged blocks: what lies in them comes from the other sources, and "
+                "what only it has is missing from=%s keyspace=%u partitions=%u-%u",
+                name_of(fetch, range->member), range->keyspace, range->first, range->end - 1);
+}
+
+/* Whether the source may leave out what is damaged. What one source is enough for has no other. */
+static bool
+may_pass_damage(const struct fetch *fetch, const struct range *range)
+{
+    if (!is_damaged(fetch, range->member)) return false;
+    for (u32 partition = range->first; partition < range->end; partition++) {
+        struct topology_row row;
+        topology_row(fetch->topology, range->keyspace, partition, &row);
+        if (row.read_quorum < 2) return false;
+    }
+    return true;
+}
+
+/* ---- ranges ---- */
+
+MAY_YIELD static status
+page_ask(struct fetch *fetch, const struct range *range, const struct cluster_page *page,
+         struct buf *out)
+{
+    struct cluster_shard *shard = fetch->shard;
+    u8 head[CLUSTER_PAGE_HEAD_BYTES];
+    cluster_page_encode(page, fetch->topology->session, head);
+    struct bytes parts[2] = {BYTES(head, sizeof(head)), page->behind};
+    struct native_header header = {
+        .opcode = PEER_STREAM, .epoch = fetch->topology->epoch, .keyspace = page->keyspace};
+    struct native_header answer;
+    bool maybe_sent;
+    out->size = 0;
+    status st = peer_call_wait(shard->peers, range->member, range->there, &header, parts, 2,
+                               io_now_ns() + PAGE_NS, &answer, out, &maybe_sent);
+    if (!ok(st)) return st;
+    if (answer.status == NATIVE_ST_DAMAGED) source_note(shard, range->member)->is_damaged = true;
+    if (answer.status != NATIVE_ST_OK) return native_status_to_base(answer.status);
+    if (out->size == 0 || ((out->data[0] & PAGE_MORE) != 0 && out->size == 1)) return ST_CORRUPT;
+    return ST_OK;
+}
+
 MAY_YIELD static status
 fetch_range(struct fetch *fetch, const struct range *range)
 {
@@ -642,35 +787,27 @@ fetch_range(struct fetch *fetch, const struct range *range)
                                 .bytes_max = BUGGIFY("cluster.fetch.small_pages") ? PAGE_BYTES_MIN
                                              : move_rate(shard) == 0              ? PAGE_BYTES
                                                                      : PAGE_BYTES_PACED,
-                                .keyspace = (u16)range->keyspace};
-    bool more = true;
+                                .keyspace = (u16)range->keyspace,
+                                .passes = may_pass_damage(fetch, range)};
+    bool more = true, incomplete = false;
     status st = ST_OK;
     while (more && ok(st)) {
         if (is_over(fetch)) {
             st = ST_CANCELED;
             break;
         }
-        u8 head[CLUSTER_PAGE_HEAD_BYTES];
         page.patience = patience_of(move_rate(shard));
-        cluster_page_encode(&page, fetch->topology->session, head);
-        struct bytes parts[2] = {BYTES(head, sizeof(head)), page.behind};
-        struct native_header header = {
-            .opcode = PEER_STREAM, .epoch = fetch->topology->epoch, .keyspace = page.keyspace};
-        struct native_header answer;
-        bool maybe_sent;
-        bytes.size = 0;
-        st = peer_call_wait(shard->peers, range->member, range->there, &header, parts, 2,
-                            io_now_ns() + PAGE_NS, &answer, &bytes, &maybe_sent);
-        if (ok(st) && answer.status != NATIVE_ST_OK) st = native_status_to_base(answer.status);
-        if (ok(st) && (bytes.size == 0 || (bytes.data[0] != 0 && bytes.size == 1))) st = ST_CORRUPT;
+        st = page_ask(fetch, range, &page, &bytes);
         if (!ok(st)) break;
-        more = bytes.data[0] != 0;
+        more = (bytes.data[0] & PAGE_MORE) != 0;
+        incomplete |= (bytes.data[0] & PAGE_DAMAGE) != 0;
         atomic_fetch_add_explicit(&shard->cluster->fetched_bytes, bytes.size, memory_order_relaxed);
         st = take_page(fetch, range->member, &page, buf_bytes(&bytes), token_first, &key);
         if (ok(st)) pace(fetch, bytes.size);
     }
     buf_deinit(&key);
     buf_deinit(&bytes);
+    if (ok(st) && incomplete) note_incomplete(fetch, range);
     return st;
 }
 
@@ -728,13 +865,14 @@ fetch_ranges(void *arg)
         status st = fetch_range(fetch, &range);
         if (ok(st)) {
             note_done(fetch, &range);
+            note_success(fetch, &range);
             atomic_fetch_add(&fetch->shard->cluster->fetch_done, range.end - range.first);
             continue;
         }
-        log_debug("cluster", "fetch failed from=%u keyspace=%u: %s", range.member, range.keyspace,
-                  status_text(st));
+        note_failure(fetch, &range, st);
         if (ok(fetch->st)) fetch->st = st;
-        fetch->shard->fetch_avoid = range.member; /* somebody else may serve */
+        /* Somebody else may serve. One with damage comes last anyway. */
+        if (!is_damaged(fetch, range.member)) fetch->shard->fetch_avoid = range.member;
     }
     fetch->running--;
     fiber_queue_wake_all(&fetch->ended);
@@ -828,6 +966,7 @@ fetched_keep(struct cluster_shard *shard, const struct topology *topology)
     shard->fetched_size = bytes;
     shard->fetched_of = of;
     shard->fetched_seq = 0;
+    memset(shard->fetch_sources, 0, sizeof(shard->fetch_sources));
     return true;
 }
 

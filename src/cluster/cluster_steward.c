@@ -128,6 +128,7 @@ fetch_all(void *arg)
     u64 bytes = atomic_load(&cluster->fetched_bytes);
     bool done = false;
     atomic_store(&cluster->fetch_done, 0);
+    atomic_store(&cluster->fetch_failed_from, 0);
     atomic_store(&cluster->fetch_partitions, cluster_fetch_size(shard));
     atomic_store(&cluster->fetch_began_ns, began_ns);
     atomic_store(&cluster->fetch_began_bytes, bytes);
@@ -157,6 +158,7 @@ fetch_all(void *arg)
         if (ok(st) || status_is(st, ST_EXISTS)) break;
         fiber_sleep_ns(FETCH_PAUSE_NS);
     }
+    atomic_store(&cluster->fetch_failed_from, 0);
     shard->fetch_runs = false;
     fiber_queue_wake_all(&shard->changed);
 }

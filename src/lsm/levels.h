@@ -130,10 +130,10 @@ MAY_YIELD MUST_CHECK status levels_blob_read(struct levels *levels, const struct
                                              struct bytes *value_out);
 /* Cursors over every run of the keyspace, up to token_last, to be merged with those of the
  * memtables. They hold the run set. count_out at most max. long_scan: read ahead, past the cache.
- */
+ * gaps: where to write which damage they have passed over; NULL: damage is an error. */
 MAY_YIELD MUST_CHECK status levels_cursors_open(struct levels *levels, u16 keyspace, u64 token_last,
-                                                bool long_scan, struct cursor **cursors, u32 max,
-                                                u32 *count_out);
+                                                bool long_scan, struct gap_list *gaps,
+                                                struct cursor **cursors, u32 max, u32 *count_out);
 
 /* ---- deleted token ranges ---- */
 

@@ -332,7 +332,7 @@ levels_blob_read(struct levels *levels, const struct entry *entry, void **buffer
 
 MAY_YIELD status
 levels_cursors_open(struct levels *levels, u16 keyspace, u64 token_last, bool long_scan,
-                    struct cursor **cursors, u32 max, u32 *count_out)
+                    struct gap_list *gaps, struct cursor **cursors, u32 max, u32 *count_out)
 {
     struct run_set *set = levels->current;
     u32 count = run_set_tree_count(set, keyspace);
@@ -342,6 +342,7 @@ levels_cursors_open(struct levels *levels, u16 keyspace, u64 token_last, bool lo
             levels, set, run_set_tree_run(set, keyspace, i), levels->config.token_first,
             MIN(token_last, levels->config.token_last), long_scan ? IO_CLASS_STREAM : IO_CLASS_READ,
             long_scan ? COMPACTION_READ_AHEAD_BYTES : 0);
+        if (cursors[i] != NULL && gaps != NULL) run_cursor_pass_damage(cursors[i], gaps);
         if (cursors[i] != NULL) continue;
         MARK("lsm.levels.cursors_dropped");
         while (i-- > 0)

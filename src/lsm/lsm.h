@@ -248,6 +248,11 @@ void lsm_scan_whole(struct lsm_scan *scan);
 /* The same: most of what there is up to token_last will be read, so it is read ahead from the first
  * call on, past the cache. For whoever wants 64 KiB or more. */
 void lsm_scan_much(struct lsm_scan *scan);
+/* The same: damage does not end it. What lies in damaged blocks is left out, and so is whatever
+ * else there is of their tokens, since it may be older. For whoever has other copies to ask. */
+void lsm_scan_pass_damage(struct lsm_scan *scan);
+/* How many damaged blocks and values the scan has passed over so far. */
+u64 lsm_scan_damage(const struct lsm_scan *scan);
 /* Whether what the last call of lsm_scan_next returned is a tombstone. */
 bool lsm_scan_deleted(const struct lsm_scan *scan);
 /* ST_END after the last one. The bytes stay valid until the next call. want_value false: value.size

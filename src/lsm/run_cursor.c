@@ -18,8 +18,9 @@ struct run_cursor {
     u64 token_first, token_last;
     enum io_class io_class;
     u32 read_ahead_bytes;
-    u32 slot;             /* of table */
-    struct cursor *table; /* NULL: none open */
+    struct gap_list *gaps; /* NULL: damage is an error */
+    u32 slot;              /* of table */
+    struct cursor *table;  /* NULL: none open */
 };
 
 static void
@@ -28,6 +29,19 @@ table_close(struct run_cursor *cursor)
     if (cursor->table == NULL) return;
     cursor->table->ops->close(cursor->table);
     cursor->table = NULL;
+}
+
+/* table_cursor's seek (from given) or next (NULL), with a report of what it has passed over. */
+MAY_YIELD static status
+table_move(struct run_cursor *cursor, u64 token, const struct bytes *from)
+{
+    struct cursor *table = cursor->table;
+    u64 met = cursor->gaps == NULL ? 0 : cursor->gaps->met;
+    status st = from != NULL ? table->ops->seek(table, token, *from) : table->ops->next(table);
+    if (cursor->gaps != NULL && cursor->gaps->met != met)
+        levels_report_corrupt(cursor->levels, "scanning",
+                              cursor->run->slots[cursor->slot].file->table->meta.file_id);
+    return st;
 }
 
 /* From slot on, the first entry at or after (token, key) and inside a view and the range. */
@@ -49,9 +63,10 @@ advance_to(struct run_cursor *cursor, u32 slot, u64 token, struct bytes key)
                 return st;
             }
             cursor->slot = slot;
+            if (cursor->gaps != NULL) table_cursor_pass_damage(cursor->table, cursor->gaps);
         }
         struct bytes from = at->token_first > token ? BYTES(NULL, 0) : key;
-        status st = cursor->table->ops->seek(cursor->table, MAX(token, at->token_first), from);
+        status st = table_move(cursor, MAX(token, at->token_first), &from);
         if (!ok(st)) return st;
         if (cursor->table->valid &&
             cursor->table->entry.token <= MIN(at->token_last, cursor->token_last)) {
@@ -80,7 +95,7 @@ run_cursor_next(struct cursor *base)
     struct run_cursor *cursor = CONTAINER_OF(base, struct run_cursor, base);
     CHECK(cursor->base.valid);
     cursor->base.valid = false;
-    status st = cursor->table->ops->next(cursor->table);
+    status st = table_move(cursor, 0, NULL);
     if (!ok(st)) return st;
     const struct run_slot *slot = &cursor->run->slots[cursor->slot];
     if (cursor->table->valid &&
@@ -100,6 +115,12 @@ run_cursor_close(struct cursor *base)
     table_close(cursor);
     if (cursor->set != NULL) run_set_unref(cursor->set);
     mem_free(levels->budget, cursor, sizeof(*cursor));
+}
+
+void
+run_cursor_pass_damage(struct cursor *base, struct gap_list *gaps)
+{
+    CONTAINER_OF(base, struct run_cursor, base)->gaps = gaps;
 }
 
 static const struct cursor_ops run_cursor_ops = {

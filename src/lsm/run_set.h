@@ -147,5 +147,7 @@ bool run_set_check(const struct run_set *set);
 MUST_CHECK struct cursor *run_cursor_open(struct levels *levels, struct run_set *set,
                                           const struct run *run, u64 token_first, u64 token_last,
                                           enum io_class io_class, u32 read_ahead_bytes);
+/* Before its first seek: as table_cursor_pass_damage, and reported. */
+void run_cursor_pass_damage(struct cursor *cursor, struct gap_list *gaps);
 
 #endif

@@ -14,6 +14,9 @@
  * Short and long. A scan begins block by block through the cache; after SCAN_LONG_BYTES, or at once
  * when it is told so, it reads ahead past the cache in large pieces, to the end of its tokens and
  * not beyond. Long stretches without a live key yield.
+ *
+ * Damage ends a scan, unless it was told to pass over it: then a damaged block is a gap (see
+ * gap_list.h), and a value kept apart that is damaged is left out with its key.
  */
 #include "io/io.h"
 #include "lsm/lsm_internal.h"
@@ -30,6 +33,7 @@ struct lsm_scan {
     bool own_snapshot;
     bool frozen_clock; /* expiry by the snapshot's moment */
     bool whole;        /* tombstones and what has expired, too */
+    bool passes;       /* over damage */
     u16 keyspace;
     u64 token_last;
 
@@ -43,6 +47,7 @@ struct lsm_scan {
     u64 place_token;
     u32 place_key_size;
     u8 place_key[LIMIT_KEY_BYTES];
+    struct gap_list gaps;
 
     /* what the last call returned */
     bool deleted;
@@ -89,7 +94,8 @@ sources_open(struct lsm_scan *scan, struct cursor **sources, u32 *count)
     u32 runs = 0;
     if (ok(st))
         st = levels_cursors_open(lsm->levels, scan->keyspace, scan->token_last, scan->long_scan,
-                                 sources + *count, MERGE_SOURCES_MAX - *count, &runs);
+                                 scan->passes ? &scan->gaps : NULL, sources + *count,
+                                 MERGE_SOURCES_MAX - *count, &runs);
     if (!ok(st)) {
         MARK("lsm.scan.sources_dropped");
         while (*count > 0) {
@@ -176,6 +182,7 @@ resolve(struct lsm_scan *scan, bool *live_out, const struct entry **out)
     u64 wall_ms = scan->frozen_clock ? scan->snapshot->wall_ms : io_wall_ms();
     *live_out = false;
     place_set(scan, &merge->entry);
+    gap_list_forget(&scan->gaps, scan->place_token);
     scan->place_done = true;
     while (merge->valid && at_place(scan)) {
         const struct entry *entry = &merge->entry;
@@ -192,7 +199,7 @@ resolve(struct lsm_scan *scan, bool *live_out, const struct entry **out)
             continue;
         }
         bool shown = entry->kind == ENTRY_PUT && !entry_expired(entry, wall_ms);
-        *live_out = (shown || scan->whole) &&
+        *live_out = (shown || scan->whole) && !gap_list_has(&scan->gaps, scan->place_token) &&
                     !levels_range_covers(scan->lsm->levels, scan->keyspace, entry->token,
                                          entry->version, entry->seq, seq);
         *out = entry;
@@ -303,6 +310,18 @@ lsm_scan_much(struct lsm_scan *scan)
     scan->long_scan = true;
 }
 
+void
+lsm_scan_pass_damage(struct lsm_scan *scan)
+{
+    scan->passes = true;
+}
+
+u64
+lsm_scan_damage(const struct lsm_scan *scan)
+{
+    return scan->gaps.met;
+}
+
 bool
 lsm_scan_deleted(const struct lsm_scan *scan)
 {
@@ -342,6 +361,27 @@ value_out(struct lsm_scan *scan, const struct entry *entry, bool want_value,
     return ST_OK;
 }
 
+/* The next entry that can be shown; the key is at the place. */
+MAY_YIELD static status
+next_out(struct lsm_scan *scan, bool want_value, struct lsm_value *value)
+{
+    for (;;) {
+        const struct entry *entry;
+        status st = advance(scan, &entry);
+        if (!ok(st)) return st;
+        st = value_out(scan, entry, want_value, value);
+        if (ok(st)) return st;
+        if (!scan->passes || !status_is(st, ST_CORRUPT)) {
+            MARK("lsm.scan.same_again");
+            scan->place_done = false; /* the same entry again, next time */
+            cursors_close(scan);
+            return st;
+        }
+        MARK("lsm.scan.value_passed_over");
+        scan->gaps.met++;
+    }
+}
+
 MAY_YIELD status
 lsm_scan_next(struct lsm_scan *scan, bool want_value, u64 *token_out, struct bytes *key_out,
               struct lsm_value *value_out_arg)
@@ -351,18 +391,10 @@ lsm_scan_next(struct lsm_scan *scan, bool want_value, u64 *token_out, struct byt
     if (!fiber_gate_enter(&lsm->gate)) return MARKED("lsm.scan.closed", ST_CLOSED);
     scan->in_call = true;
     blob_release(scan);
-    const struct entry *entry;
-    status st = advance(scan, &entry);
+    status st = next_out(scan, want_value, value_out_arg);
     if (ok(st)) {
-        st = value_out(scan, entry, want_value, value_out_arg);
-        if (ok(st)) {
-            *token_out = scan->place_token;
-            *key_out = BYTES(scan->place_key, scan->place_key_size);
-        } else {
-            MARK("lsm.scan.same_again");
-            scan->place_done = false; /* the same entry again, next time */
-            cursors_close(scan);
-        }
+        *token_out = scan->place_token;
+        *key_out = BYTES(scan->place_key, scan->place_key_size);
     }
     scan->in_call = false;
     if (BUGGIFY("lsm.scan.detached_early")) scan->detach_wanted = true;

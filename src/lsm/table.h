@@ -11,6 +11,7 @@
 #include "io/file.h"
 #include "lsm/cache.h"
 #include "lsm/entry.h"
+#include "lsm/gap_list.h"
 #include "lsm/lsm.h"
 
 /* How many bytes of one blob file the entries of a table point to: whole records, with header, key
@@ -153,6 +154,8 @@ MUST_CHECK status table_read_take(struct table_read *read, u64 token, struct byt
 MUST_CHECK status table_cursor_open(struct table *table, struct block_cache *cache, u64 token_last,
                                     enum io_class io_class, u32 read_ahead_bytes,
                                     struct budget *budget, struct cursor **out);
+/* Before its first seek: it goes on behind damaged blocks, and adds them to the list. */
+void table_cursor_pass_damage(struct cursor *cursor, struct gap_list *gaps);
 /* Reads the whole file and checks every byte against its checksums and meta. *offset_out and
  * *what_out say where and what on ST_CORRUPT. Yields between pieces; at most bytes_per_s (0: no
  * limit). ST_CANCELED when the node stops. */

@@ -6,7 +6,8 @@
  * piece_reader: large reads, two windows, the next one always on its way; an uncompressed block is
  * used where it lies in the window. Short scans fetch block by block through the cache. In both,
  * every block is verified before its first entry is seen, and its first token is compared with the
- * index, so that a block cannot stand for another one.
+ * index, so that a block cannot stand for another one. A damaged block ends the cursor, or, where
+ * there is a list of gaps, is written there and passed over.
  */
 #include "lsm/table_internal.h"
 
@@ -21,6 +22,7 @@ struct table_cursor {
     u32 read_ahead_bytes; /* 0: through the cache */
     u32 block_end;        /* from here on nothing is wanted */
     struct budget *budget;
+    struct gap_list *gaps; /* NULL: damage is an error */
 
     struct piece_reader *reader; /* from the first block that is looked at */
     struct block *pinned;        /* through the cache: what view points into */
@@ -123,25 +125,56 @@ load(struct table_cursor *self, u32 index)
     return ST_OK;
 }
 
+/* Goes on behind the block. Damage is an error, unless there is a list of gaps. */
+static status
+pass_over(struct table_cursor *self, u32 index, status st)
+{
+    if (self->gaps == NULL || !status_is(st, ST_CORRUPT)) return st;
+    const struct table_index *blocks = self->table->index;
+    u64 last =
+        index + 1 < blocks->block_count ? blocks->tokens[index + 1] : self->table->meta.token_last;
+    MARK("lsm.table_cursor.passed_over");
+    gap_list_add(self->gaps, blocks->tokens[index], last);
+    return ST_OK;
+}
+
+/* The first block from this one on that can be read. Ok, and not loaded: none is left. */
+MAY_YIELD static status
+load_from(struct table_cursor *self, u32 index)
+{
+    for (; index < self->block_end; index++) {
+        status st = load(self, index);
+        if (ok(st)) return st;
+        st = pass_over(self, index, st);
+        if (!ok(st)) return st;
+    }
+    return ST_OK;
+}
+
 /* Sets the entry at (block, at), going to the next block when this one is used up. */
 MAY_YIELD static status
 settle(struct table_cursor *self)
 {
     self->cursor.valid = false;
-    if (self->at == self->view.count) {
-        if (self->block + 1 >= self->block_end) return ST_OK;
-        status st = load(self, self->block + 1);
+    for (;;) {
+        if (self->at == self->view.count) {
+            if (self->block + 1 >= self->block_end) return ST_OK;
+            status st = load_from(self, self->block + 1);
+            if (!ok(st) || !self->loaded) return st;
+            self->at = 0;
+        }
+        struct entry entry;
+        if (ok(table_block_entry(&self->view, self->at, &entry, NULL))) {
+            self->cursor.entry = entry;
+            self->cursor.valid = true;
+            return ST_OK;
+        }
+        u64 offset = table_index_offset(self->table->index, self->block);
+        status st = MARKED("lsm.table_cursor.record", table_corrupt(self->table, offset, "record"));
+        st = pass_over(self, self->block, st);
         if (!ok(st)) return st;
-        self->at = 0;
+        self->at = self->view.count;
     }
-    struct entry entry;
-    if (!ok(table_block_entry(&self->view, self->at, &entry, NULL)))
-        return MARKED("lsm.table_cursor.record",
-                      table_corrupt(self->table,
-                                    table_index_offset(self->table->index, self->block), "record"));
-    self->cursor.entry = entry;
-    self->cursor.valid = true;
-    return ST_OK;
 }
 
 MAY_YIELD static status
@@ -159,13 +192,19 @@ cursor_seek(struct cursor *cursor, u64 token, struct bytes key)
         return ST_OK;
     }
     if (!self->loaded || self->block != index) {
-        status st = load(self, index);
-        if (!ok(st)) return st;
+        status st = load_from(self, index);
+        if (!ok(st) || !self->loaded) return st;
     }
-    if (!ok(table_block_seek(&self->view, token, key, &self->at)))
-        return MARKED(
-            "lsm.table_cursor.seek_record",
-            table_corrupt(self->table, table_index_offset(self->table->index, index), "record"));
+    if (self->block != index) {
+        self->at = 0; /* behind damage */
+    } else if (!ok(table_block_seek(&self->view, token, key, &self->at))) {
+        u64 offset = table_index_offset(self->table->index, index);
+        status st =
+            MARKED("lsm.table_cursor.seek_record", table_corrupt(self->table, offset, "record"));
+        st = pass_over(self, index, st);
+        if (!ok(st)) return st;
+        self->at = self->view.count;
+    }
     return settle(self);
 }
 
@@ -187,6 +226,12 @@ cursor_close(struct cursor *cursor)
     if (self->reader != NULL) piece_reader_close(self->reader);
     table_unref(self->table); /* a read may be under way: closing the file waits for it */
     mem_free(self->budget, self, sizeof(*self));
+}
+
+void
+table_cursor_pass_damage(struct cursor *cursor, struct gap_list *gaps)
+{
+    cursor_of(cursor)->gaps = gaps;
 }
 
 static const struct cursor_ops table_cursor_ops = {

@@ -44,11 +44,13 @@ enum peer_admin_function {
     X(hints_bytes)                                                                                 \
     X(hints_oldest_ms) /* age; 0: none wait */                                                     \
     X(hints_given_up)                                                                              \
+    X(corruptions)      /* damaged blocks met since the start */                                   \
     X(fetch_session)    /* of the plan that it fetches by, or did last; 0: none */                 \
     X(fetch_partitions) /* to be fetched, a keyspace's each */                                     \
     X(fetch_done)                                                                                  \
     X(fetch_bytes)                                                                                 \
     X(fetch_ms)          /* since the fetch began */                                               \
+    X(fetch_failed_from) /* the member that does not serve what this one gains; 0: none */         \
     X(repair_partitions) /* of the repair that runs, or ran last */                                \
     X(repair_done)                                                                                 \
     X(repair_running)                                                                              \

@@ -75,6 +75,7 @@ figures_add(struct figures_sum *sum, const struct shard_stats *s)
     out->hints_waiting += s->hints.waiting;
     out->hints_bytes += s->hints.waiting_bytes;
     out->hints_oldest_ms = MAX(out->hints_oldest_ms, s->hints_oldest_ms);
+    out->corruptions += s->lsm.corruptions;
     out->hints_given_up += s->hints.dropped + s->hints.expired;
     for (u32 i = 0; i < command_table_count(); i++) {
         const struct command_stats *row = &s->commands[i];
@@ -114,6 +115,7 @@ figures_take(struct server *server, struct peer_figures *out)
         out->fetch_session = atomic_load(&cluster->fetch_session);
         out->fetch_partitions = atomic_load(&cluster->fetch_partitions);
         out->fetch_done = atomic_load(&cluster->fetch_done);
+        out->fetch_failed_from = atomic_load(&cluster->fetch_failed_from);
         out->fetch_bytes =
             atomic_load(&cluster->fetched_bytes) - atomic_load(&cluster->fetch_began_bytes);
         u64 began_ns = atomic_load(&cluster->fetch_began_ns);

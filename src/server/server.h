@@ -119,8 +119,10 @@ struct shard_stats {
     u64 requests_refused;                     /* no place, no memory */
     u64 cluster_forwards, cluster_forwarded;  /* to other nodes; from them */
     u64 cluster_maps;                         /* of slots, made for cluster clients */
-    u64 durable_waits;                        /* now: replies held until the log is safe */
-    u64 keys_locked;                          /* now */
+    u64 cluster_fetch_failures;               /* cluster_shard.fetch_failures and so on */
+    u64 cluster_fetch_incomplete;
+    u64 durable_waits; /* now: replies held until the log is safe */
+    u64 keys_locked;   /* now */
     u64 lock_waits;
     u64 memory_used, memory_peak, memory_limit;
     u64 memory_connections; /* of it: sessions, requests, replies */

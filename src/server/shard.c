@@ -251,6 +251,8 @@ collect_cluster(const struct shard *shard, struct shard_stats *out)
             out->trees_round_age_ms = out->trees.round_age_ms;
     }
     peers_stats_get(shard->cluster->peers, &out->peers);
+    out->cluster_fetch_failures = shard->cluster->fetch_failures;
+    out->cluster_fetch_incomplete = shard->cluster->fetch_incomplete;
     if (topology == NULL) return;
     if (shard->index == 0) {
         u8 ill = atomic_load(&shard->server->cluster->ill);

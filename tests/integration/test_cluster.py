@@ -692,6 +692,38 @@ def test_who_is_drained_or_takes_no_writes_says_so_and_is_shown(cluster):
     wait_for(lambda: "unavailable" in client(first, "cluster", "health").stdout, "health to say so")
 
 
+def test_a_move_that_damage_holds_up_is_shown(cluster):
+    first = cluster.add()
+    with first.connect() as connection:
+        for start in range(0, 20000, 500):
+            for i in range(start, start + 500):
+                connection.send("SET", f"k{i}", f"k{i}:" + "v" * 400)
+            for _ in range(500):
+                assert connection.read() == "OK"
+    assert first.stop() == 0
+    tables = [os.path.join(folder, name) for folder, _, files in os.walk(first.data_dir)
+              for name in files if name[0] == "t" and len(name) == 17]
+    victim = max(tables, key=os.path.getsize)
+    with open(victim, "r+b") as file:
+        file.seek(4096 + 100)
+        byte = file.read(1)
+        file.seek(4096 + 100)
+        file.write(bytes([byte[0] ^ 0x10]))
+    first.start()
+    second = cluster.add(wait=False)  # it gets a copy, and there is no other one
+
+    def said():
+        health = client(first, "cluster", "health")
+        return (health.returncode != 0 and "degraded" in health.stdout and
+                "n2 gets nothing from n1" in health.stdout and
+                "n1 has met damaged blocks" in client(first, "cluster", "status").stdout)
+
+    wait_for(said, "health and status to say so", 60)
+    assert "a source does not serve what we gain" in second.log()
+    second.wait_metric("distkv_cluster_fetch_failures_total", lambda value: value > 0)
+    assert first.metric("distkv_cluster_fetch_failures_total") == 0
+
+
 def test_a_stranger_is_refused(cluster):
     cluster.add()
     other = cluster.write_secret("other", "another secret of the tests")

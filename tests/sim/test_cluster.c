@@ -1348,6 +1348,198 @@ who_joins_with_a_clock_that_is_behind_loses_nothing(void **state)
     }
 }
 
+/* ---- damage ---- */
+
+#define DAMAGE_KEYS 1500u
+#define DAMAGE_LAST (NODES - 1)
+
+static MAY_YIELD void
+flush_shard(struct shard *shard, void *arg)
+{
+    (void)arg;
+    status st = lsm_flush(shard->lsm);
+    CHECK(ok(st));
+}
+
+static MAY_YIELD void
+damage_fill(struct rig *rig, u32 node)
+{
+    static char filler[200];
+    memset(filler, 'x', sizeof(filler) - 1);
+    struct rig_client client;
+    rig_connect_to(rig, 0, &client);
+    for (u32 i = 0; i < DAMAGE_KEYS; i++)
+        CHECK(rig_is(rig_call(&client, "SET d%u %s%u", i, filler, i), "+OK\r\n"));
+    rig_disconnect(&client);
+    fiber_sleep_ns(2 * NS_PER_S); /* the third replica has it all, too */
+    for (u32 shard = 0; shard < rig->nodes[node].config->core_count; shard++)
+        rig_on_node(rig, node, shard, flush_shard, NULL);
+}
+
+struct largest {
+    const struct sim_disk *disk;
+    u64 size;
+    char path[600];
+};
+
+static void
+largest_table(void *arg, const char *path)
+{
+    struct largest *largest = arg;
+    u64 size;
+    if (strrchr(path, '/')[1] != 't' || !ok(sim_disk_file_size(largest->disk, path, &size))) return;
+    if (size <= largest->size) return;
+    largest->size = size;
+    snprintf(largest->path, sizeof(largest->path), "%s", path);
+}
+
+/* One bit flips in the node's largest table, a third from the beginning. */
+static void
+damage_table(struct rig *rig, u32 node)
+{
+    struct sim_disk *disk = sim_node_disk(rig->nodes[node].machine);
+    struct largest largest = {.disk = disk};
+    sim_disk_each_file(disk, largest_table, &largest);
+    CHECK(largest.size > KIB(16));
+    status st = sim_disk_flip(disk, largest.path, largest.size / 3, 1);
+    CHECK(ok(st));
+}
+
+static MAY_YIELD void
+expect_filled(struct rig *rig, u32 node, const char *level)
+{
+    char key[32], value[256];
+    struct rig_client client;
+    memset(value, 'x', 199);
+    rig_connect_to(rig, node, &client);
+    CHECK(rig_is(rig_call(&client, "DISTKV.CONSISTENCY %s", level), "+OK\r\n"));
+    for (u32 i = 0; i < DAMAGE_KEYS; i++) {
+        snprintf(key, sizeof(key), "d%u", i);
+        snprintf(value + 199, sizeof(value) - 199, "%u", i);
+        expect_key(&client, key, value);
+    }
+    rig_disconnect(&client);
+}
+
+static u64
+incomplete_of(const struct rig *rig, u32 node)
+{
+    const struct server *server = rig->nodes[node].server;
+    u64 count = 0;
+    for (u32 i = 0; i < server->shard_count; i++)
+        count += server->cluster->shards[i]->fetch_incomplete;
+    return count;
+}
+
+/* The second one is lost with its disk, and comes back with an empty one. */
+static MAY_YIELD void
+rebuild_second(struct rig *rig)
+{
+    struct server_config *config = rig->nodes[1].config;
+    rig_crash(rig, 1);
+    snprintf(config->data_dir, sizeof(config->data_dir), "/empty");
+    rig_start(rig, 1);
+    wait_settled(rig, NODES);
+    expect_filled(rig, 1, "DEFAULT");
+    expect_filled(rig, 1, "ONE");
+}
+
+/* The last one has a damaged block. It is one of two sources: what lies in the block comes from the
+ * other one. */
+static MAY_YIELD void
+damaged_source_story(struct rig *rig)
+{
+    wait_settled(rig, NODES);
+    damage_fill(rig, DAMAGE_LAST);
+    damage_table(rig, DAMAGE_LAST);
+    rebuild_second(rig);
+    for (u32 i = 0; i < NODES; i++)
+        expect_filled(rig, i, "DEFAULT");
+    CHECK(incomplete_of(rig, 1) != 0);
+    CHECK(sim_log_contains(rig->sim, "a source has damaged blocks"));
+    CHECK(atomic_load(&rig->nodes[1].server->cluster->fetch_failed_from) == 0);
+}
+
+static void
+a_damaged_block_of_a_source_does_not_hold_up_a_rebuild(void **state)
+{
+    for (u64 seed = 1; seed <= SEED_COUNT; seed++) {
+        struct rig rig = rig_of(seed, damaged_source_story);
+        rig.on_all_nodes = true;
+        rig_run(&rig);
+    }
+}
+
+/* One source is enough: it is one without damage. */
+static void
+configure_read_one(struct rig *rig, u32 node, struct server_config *config)
+{
+    configure(rig, node, config);
+    config->write_quorum = NODES;
+    config->read_quorum = 1;
+}
+
+static MAY_YIELD void
+other_source_story(struct rig *rig)
+{
+    wait_settled(rig, NODES);
+    damage_fill(rig, DAMAGE_LAST);
+    damage_table(rig, DAMAGE_LAST);
+    rebuild_second(rig);
+    CHECK(incomplete_of(rig, 1) == 0);
+}
+
+static void
+who_is_rebuilt_asks_first_those_without_damage(void **state)
+{
+    for (u64 seed = 1; seed <= SEED_COUNT; seed++) {
+        struct rig rig = rig_of(seed, other_source_story);
+        rig.configure = configure_read_one;
+        rig.on_all_nodes = true;
+        rig_run(&rig);
+    }
+}
+
+/* Where there is no other copy, nobody takes the partition without what is damaged, as if it were
+ * not there: the move waits, and says for whom. */
+static MAY_YIELD void
+only_source_story(struct rig *rig)
+{
+    wait_settled(rig, 1);
+    damage_fill(rig, 0);
+    damage_table(rig, 0);
+    rig_start(rig, 1);
+    fiber_sleep_ns(20 * NS_PER_S);
+    const struct cluster *cluster = rig->nodes[1].server->cluster;
+    CHECK(!cluster_rig_is_settled(rig, 2, 2));
+    CHECK(atomic_load(&cluster->fetch_failed_from) == cluster_member(rig->server->cluster));
+    CHECK(incomplete_of(rig, 1) == 0);
+    CHECK(sim_log_contains(rig->sim, "a source does not serve what we gain from=n1"));
+    struct rig_client client;
+    u32 refused = 0;
+    rig_connect_to(rig, 1, &client);
+    for (u32 i = 0; i < DAMAGE_KEYS; i++) {
+        struct bytes reply = rig_call(&client, "GET d%u", i);
+        CHECK(!rig_is(reply, "$-1\r\n"));
+        refused += reply.data[0] == '-';
+    }
+    CHECK(refused > 0 && refused < DAMAGE_KEYS / 2);
+    rig_disconnect(&client);
+}
+
+static void
+what_is_damaged_in_the_only_copy_does_not_become_absent(void **state)
+{
+    for (u64 seed = 1; seed <= SEED_COUNT; seed++) {
+        struct rig rig = rig_of(seed, only_source_story);
+        rig.configure = configure_alone;
+        rig.node_count = 2;
+        rig.late_count = 1;
+        rig.on_all_nodes = true;
+        rig_run(&rig);
+    }
+}
+
 int
 main(void)
 {
@@ -1361,6 +1553,9 @@ main(void)
         cmocka_unit_test(two_join_under_load_and_nobody_notices),
         cmocka_unit_test(who_joins_gets_all_pages_of_what_is_written_meanwhile),
         cmocka_unit_test(who_joins_with_a_clock_that_is_behind_loses_nothing),
+        cmocka_unit_test(a_damaged_block_of_a_source_does_not_hold_up_a_rebuild),
+        cmocka_unit_test(who_is_rebuilt_asks_first_those_without_damage),
+        cmocka_unit_test(what_is_damaged_in_the_only_copy_does_not_become_absent),
         cmocka_unit_test(what_moves_keeps_to_its_rate),
         cmocka_unit_test(who_serves_many_keeps_to_the_rate_of_one),
         cmocka_unit_test(who_serves_many_keeps_to_a_low_rate),

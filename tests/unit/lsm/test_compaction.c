@@ -557,7 +557,7 @@ reader_outlives_compaction(void *arg)
     }
     struct cursor *cursors[16];
     u32 count;
-    EXPECT(ok(levels_cursors_open(rig.levels, 0, UINT64_MAX, true, cursors, 16, &count)));
+    EXPECT(ok(levels_cursors_open(rig.levels, 0, UINT64_MAX, true, NULL, cursors, 16, &count)));
     EXPECT(count == 3);
     struct cursor *merge;
     EXPECT(ok(merge_cursor_open(cursors, count, io_budget(), &merge)));
@@ -652,7 +652,7 @@ count_entries(const char *dir, u64 first, u64 last, u64 *key_sum)
     struct cursor *cursor;
     u32 count;
     u64 entries = 0;
-    EXPECT(ok(levels_cursors_open(levels, 0, UINT64_MAX, false, &cursor, 1, &count)));
+    EXPECT(ok(levels_cursors_open(levels, 0, UINT64_MAX, false, NULL, &cursor, 1, &count)));
     if (count == 1) {
         EXPECT(ok(cursor->ops->seek(cursor, 0, BYTES(NULL, 0))));
         while (cursor->valid) {

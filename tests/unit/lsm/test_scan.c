@@ -332,6 +332,131 @@ a_whole_scan_shows_tombstones_and_what_has_expired(void **state)
     assert_true(ok(sim_run_main(1, 1, whole_scan, NULL)));
 }
 
+/* ---- over damage ---- */
+
+#define MANY 4000u
+
+struct damage {
+    struct sim_disk *disk;
+    char kind;      /* of the file: 't' or 'b' */
+    char path[600]; /* the newest one */
+    u32 per_mille;  /* of it: where a bit flips */
+};
+
+static void
+newest_each(void *arg, const char *path)
+{
+    struct damage *damage = arg;
+    if (strrchr(path, '/')[1] == damage->kind && strcmp(path, damage->path) > 0)
+        snprintf(damage->path, sizeof(damage->path), "%s", path);
+}
+
+/* One bit flips in the newest file of the kind. */
+static void
+damage_newest(struct damage *damage)
+{
+    u64 size;
+    sim_disk_each_file(damage->disk, newest_each, damage);
+    EXPECT(ok(sim_disk_file_size(damage->disk, damage->path, &size)));
+    EXPECT(ok(sim_disk_flip(damage->disk, damage->path, size * damage->per_mille / 1000, 1)));
+}
+
+struct seen {
+    u32 live, deleted;
+    u64 damage;
+};
+
+/* Each third key was deleted. */
+static status
+look(bool passes, bool much, struct seen *seen)
+{
+    *seen = (struct seen){0};
+    struct lsm_scan *scan = scan_all(NULL);
+    lsm_scan_whole(scan);
+    if (passes) lsm_scan_pass_damage(scan);
+    if (much) lsm_scan_much(scan);
+    u64 token;
+    struct bytes key;
+    struct lsm_value value;
+    status st;
+    while (ok(st = lsm_scan_next(scan, true, &token, &key, &value))) {
+        u32 i = 0;
+        for (size_t at = 4; at < key.size; at++)
+            if (key.data[at] >= '0' && key.data[at] <= '9') i = i * 10 + key.data[at] - '0';
+        EXPECT(lsm_scan_deleted(scan) == (i % 3 == 0));
+        seen->live += !lsm_scan_deleted(scan);
+        seen->deleted += lsm_scan_deleted(scan);
+        /* The cursors are opened anew, also just before a gap. */
+        if ((seen->live + seen->deleted) % 5 == 0) lsm_scan_detach(scan);
+    }
+    seen->damage = lsm_scan_damage(scan);
+    lsm_scan_close(scan);
+    return st;
+}
+
+/* All are in one run, a third is deleted in a newer one: where a block of that is lost, a key that
+ * was deleted is not to be alive again. */
+static status
+damaged_body(void *arg)
+{
+    struct damage *damage = arg;
+    struct seen seen, before;
+    EXPECT(ok(io_dir_make("/store")));
+    open_store(MIB(4));
+    for (u32 i = 0; i < MANY; i++)
+        write_one(i, i == 8 ? 9000 : 60, 0, false);
+    EXPECT(ok(lsm_flush(lsm)));
+    for (u32 i = 0; i < MANY; i += 3)
+        write_one(i, 0, 0, true);
+    EXPECT(ok(lsm_flush(lsm)));
+    EXPECT(status_is(look(true, true, &before), ST_END));
+    EXPECT(before.live + before.deleted == MANY && before.damage == 0);
+
+    damage_newest(damage);
+    if (damage->kind == 'b') {
+        EXPECT(status_is(look(false, false, &seen), ST_CORRUPT));
+        EXPECT(status_is(look(true, false, &seen), ST_END));
+        EXPECT(seen.damage == 1 && seen.live == before.live - 1 && seen.deleted == before.deleted);
+        EXPECT(ok(lsm_close(lsm)));
+        return ST_OK;
+    }
+    for (u32 much = 0; much < 2; much++) {
+        EXPECT(status_is(look(false, much, &seen), ST_CORRUPT));
+        struct lsm_stats stats;
+        lsm_stats_get(lsm, &stats);
+        u64 met = stats.corruptions;
+        EXPECT(status_is(look(true, much, &seen), ST_END));
+        EXPECT(seen.damage == 1);
+        EXPECT(seen.live < before.live && seen.deleted < before.deleted);
+        EXPECT(seen.live + seen.deleted > MANY / 2);
+        lsm_stats_get(lsm, &stats);
+        EXPECT(stats.corruptions > met);
+    }
+    EXPECT(ok(lsm_close(lsm)));
+    return ST_OK;
+}
+
+static void
+run_damaged(char kind, u32 per_mille)
+{
+    struct sim_options options;
+    sim_options_default(&options, 1);
+    struct sim *sim = sim_new(&options);
+    struct damage damage = {
+        .disk = sim_node_disk(sim_node_new(sim, "10.0.0.1")), .kind = kind, .per_mille = per_mille};
+    assert_true(ok(sim_run(sim, 1, damaged_body, &damage)));
+    sim_free(sim);
+}
+
+static void
+a_scan_over_damage_shows_the_rest_and_nothing_that_was_deleted(void **state)
+{
+    static const u32 places[] = {5, 100, 333, 500, 600}; /* from the first block on */
+    for (u32 i = 0; i < ARRAY_COUNT(places); i++)
+        run_damaged('t', places[i]);
+    run_damaged('b', 500);
+}
+
 int
 main(void)
 {
@@ -341,6 +466,7 @@ main(void)
         cmocka_unit_test(scans_begin_and_end_where_they_are_told),
         cmocka_unit_test(a_frozen_clock_shows_what_lived_at_the_snapshot),
         cmocka_unit_test(a_whole_scan_shows_tombstones_and_what_has_expired),
+        cmocka_unit_test(a_scan_over_damage_shows_the_rest_and_nothing_that_was_deleted),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
