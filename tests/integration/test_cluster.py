@@ -718,6 +718,8 @@ def test_a_stranger_is_refused(cluster):
     node = cluster.add(wait=False, cluster_secret_file=other)
     wait_for(lambda: "not in the cluster yet" in node.log() or not node.running(), "a refusal")
     assert node.get("/readyz")[0] != 200
+    cluster.nodes[0].wait_metric("distkv_peer_refused_total", lambda value: value >= 1)
+    assert "does not take our proof of the secret" in cluster.nodes[0].log()
     wait_for(lambda: len(cluster.field(0, "members") or []) == 1, "the one member")
 
 
