@@ -24,7 +24,8 @@
 #define REST_TIMES       9u
 #define REST_TIMES_ASKED 1u
 #define REST_NS_MAX      (2 * NS_PER_S)
-/* Who is asked for a repair tries again where a replica was busy for a moment. */
+/* Who is asked for a repair tries again where a replica was busy for a moment; one that does not
+ * answer at all keeps it long enough. */
 #define TRIES_ASKED 3u
 #define TRY_NS      (500 * NS_PER_MS)
 
@@ -189,9 +190,10 @@ round_step(struct trees *t, u32 first, u32 count, bool asked)
             if (trees_is_ending(t) || !trees_follow(t)) break;
         }
         bool mended = done.mended;
+        u64 began_ns = io_now_ns();
         trees_exchange(t, first, count, asked, &done);
         done.mended = done.mended || mended;
-        if (done.failed == 0 || done.over) break;
+        if (done.failed == 0 || done.over || io_now_ns() - began_ns >= TREES_CALL_NS) break;
     }
     return done;
 }
