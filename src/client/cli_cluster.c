@@ -22,6 +22,8 @@
 
 #define LOOK_NS   (250 * NS_PER_MS)
 #define BAR_WIDTH 30
+/* Of a member that lives and does not tell its figures: 10 s. */
+#define SILENT_LOOKS 40u
 
 /* ---- JSON ---- */
 
@@ -750,20 +752,52 @@ run_rebalance(struct cli *cli, int count, char **words)
 
 struct repair_wait {
     const char *node; /* NULL: all */
+    json_t *absent;   /* names of members that hold replicas and were away at some moment of it */
+    long long missed; /* comparisons that did not take place, or not to the end */
+    u32 silent;       /* looks in a row at which a member that lives has not told how far it is */
 };
 
+static void
+repair_note_absent(struct repair_wait *wanted, const json_t *member)
+{
+    const char *name = text_of(member, "node_id");
+    size_t index;
+    json_t *known;
+    json_array_foreach(wanted->absent, index, known)
+    {
+        if (strcmp(json_string_value(known), name) == 0) return;
+    }
+    (void)json_array_append_new(wanted->absent, json_string(name));
+}
+
+/* A member that was started anew meanwhile knows of no repair. */
 static bool
 is_repaired(const json_t *cluster, void *arg)
 {
-    const struct repair_wait *wanted = arg;
+    struct repair_wait *wanted = arg;
+    bool running = false, silent = false;
     size_t index;
     json_t *member;
+    wanted->missed = 0;
     json_array_foreach(json_object_get(cluster, "members"), index, member)
     {
-        if (wanted->node != NULL && strcmp(text_of(member, "node_id"), wanted->node) != 0) continue;
-        if (number_of(member, "repair_running") != 0) return false;
+        bool holds = number_of(member, "partitions") != 0;
+        bool asked = wanted->node == NULL || strcmp(text_of(member, "node_id"), wanted->node) == 0;
+        bool told = has(member, "version");
+        if (!is_true(member, "alive")) {
+            if (holds || asked) repair_note_absent(wanted, member);
+        } else if (asked && !told) {
+            silent = true;
+            if (wanted->silent >= SILENT_LOOKS) repair_note_absent(wanted, member);
+        } else if (asked) {
+            running = running || number_of(member, "repair_running") != 0;
+            wanted->missed += number_of(member, "repair_missed");
+            if (holds && number_of(member, "repair_partitions") == 0)
+                repair_note_absent(wanted, member);
+        }
     }
-    return true;
+    wanted->silent = silent ? wanted->silent + 1 : 0;
+    return !running && (!silent || wanted->silent > SILENT_LOOKS);
 }
 
 static void
@@ -784,18 +818,51 @@ draw_repair(struct wait *wait, const json_t *cluster, void *arg)
               keys);
 }
 
+/* Of a repair that has ended. */
+static int
+repair_result(struct cli *cli, const struct repair_wait *wanted)
+{
+    char away[512] = "", missed[96] = "";
+    size_t index, used = 0;
+    json_t *name;
+    json_array_foreach(wanted->absent, index, name)
+    {
+        int n = snprintf(away + used, sizeof(away) - used, "%s%s", index == 0 ? "" : ", ",
+                         json_string_value(name));
+        used = MIN(used + (size_t)n, sizeof(away) - 1);
+    }
+    if (wanted->missed != 0)
+        snprintf(missed, sizeof(missed), "%s%lld comparisons did not take place or failed",
+                 used == 0 ? "" : "; ", wanted->missed);
+    bool whole = used == 0 && wanted->missed == 0;
+    if (cli->set.json) {
+        json_t *out = json_pack("{s:b,s:O,s:I}", "ok", whole, "absent", wanted->absent, "missed",
+                                (json_int_t)wanted->missed);
+        print_json(out);
+        json_decref(out);
+    } else if (whole) {
+        puts("replicas were compared and mended");
+    }
+    if (whole) return EXIT_OK;
+    cli_error(cli, "not all replicas were compared: %s%s%s; run it again when all are up", away,
+              used == 0 ? "" : " did not take part", missed);
+    return EXIT_UNHEALTHY;
+}
+
 static int
 run_repair(struct cli *cli, const char *name)
 {
-    struct repair_wait wanted = {.node = name};
     const struct distkv_cluster_request request = {.function = DISTKV_CLUSTER_REPAIR, .node = name};
     int exit_code = propose(cli, &request, "repair");
-    if (exit_code == EXIT_OK && !cli->set.no_wait)
-        exit_code = wait_until(cli, is_repaired, &wanted, draw_repair);
-    if (exit_code == EXIT_OK)
-        puts(cli->set.json      ? "{\"ok\":true}"
-             : cli->set.no_wait ? "begun"
-                                : "replicas were compared and mended");
+    if (exit_code != EXIT_OK) return exit_code;
+    if (cli->set.no_wait) {
+        puts(cli->set.json ? "{\"ok\":true}" : "begun");
+        return EXIT_OK;
+    }
+    struct repair_wait wanted = {.node = name, .absent = json_array()};
+    exit_code = wait_until(cli, is_repaired, &wanted, draw_repair);
+    if (exit_code == EXIT_OK) exit_code = repair_result(cli, &wanted);
+    json_decref(wanted.absent);
     return exit_code;
 }
 

@@ -4,7 +4,8 @@
  *
  *   distkv-client [OPTION]... COMMAND [OPTION]... [WORD]...
  *
- * Options of the program may stand before and behind the command; those of a command behind it.
+ * Options of the program may stand before and behind the command; those of a command behind it, and
+ * a few that belong to a request (OPTIONS_BEFORE) before it, too.
  * Values come from a flag, else from DISTKV_<NAME>, else from the default. Results go to standard
  * output, everything else to standard error. "--" ends the options.
  */
@@ -156,6 +157,13 @@ static const char *const FORMATS[] = {"auto", "json", "tsv", NULL};
     }
 
 static const struct option OPTIONS_GLOBAL[] = {GLOBAL_OPTIONS};
+/* What may stand before the command: the others' names are no options of all commands. */
+static const struct option OPTIONS_BEFORE[] = {
+    GLOBAL_OPTIONS,
+    OPTION_CONSISTENCY,
+    FLAG("siblings", siblings, ""),
+    OPTION_CONTEXT(""),
+};
 static const struct option OPTIONS_PUT[] = {
     GLOBAL_OPTIONS,
     OPTION_TTL("The key expires after this time; 0: never."),
@@ -676,6 +684,32 @@ read_options(struct cli *cli, const struct option_table *table, struct cli_setti
     return words;
 }
 
+static bool
+option_is_set(const struct option *option, const struct cli_settings *values)
+{
+    const char *at = (const char *)values + option->offset;
+    return option->kind == OPTION_STRING ? at[0] != '\0' : *(const u64 *)(const void *)at != 0;
+}
+
+/* What was set before the command, by flags and variables, is set for it. False, after a message:
+ * it takes no such option. */
+static bool
+take_before(struct cli *cli, const struct option_table *table)
+{
+    for (u32 i = 0; i < ARRAY_COUNT(OPTIONS_BEFORE); i++) {
+        const struct option *option = &OPTIONS_BEFORE[i];
+        if ((option->flags & OPTION_COMMAND) != 0) continue;
+        if (option_find(table, option->name, strlen(option->name)) != NULL) {
+            memcpy((char *)&cli->set + option->offset, (const char *)&cli->global + option->offset,
+                   option->kind == OPTION_STRING ? option->size : sizeof(u64));
+        } else if (option_is_set(option, &cli->global)) {
+            (void)cli_usage(cli, "%s takes no --%s", table->program, option->name);
+            return false;
+        }
+    }
+    return true;
+}
+
 int
 cli_run(struct cli *cli, int argc, char **argv)
 {
@@ -686,14 +720,7 @@ cli_run(struct cli *cli, int argc, char **argv)
     char program[64];
     struct option_table table = table_of(command, program, sizeof(program));
     option_set_defaults(&table, &cli->set);
-    /* What every command has was set before, by flags and variables. */
-    memcpy(cli->set.server, cli->global.server, sizeof(cli->set.server));
-    cli->set.timeout_ms = cli->global.timeout_ms;
-    memcpy(cli->set.keyspace, cli->global.keyspace, sizeof(cli->set.keyspace));
-    cli->set.json = cli->global.json;
-    memcpy(cli->set.user, cli->global.user, sizeof(cli->set.user));
-    memcpy(cli->set.password, cli->global.password, sizeof(cli->set.password));
-    memcpy(cli->set.password_file, cli->global.password_file, sizeof(cli->set.password_file));
+    if (!take_before(cli, &table)) return EXIT_USAGE;
     cli->in_command = true;
     int index = 0;
     int words = read_options(cli, &table, &cli->set, argc - 1, argv + 1, false, &index);
@@ -744,6 +771,8 @@ main(int argc, char **argv)
     cli.color_error = colors && isatty(STDERR_FILENO);
     char program[64];
     struct option_table table = table_of(NULL, program, sizeof(program));
+    table.options = OPTIONS_BEFORE;
+    table.count = ARRAY_COUNT(OPTIONS_BEFORE);
     option_set_defaults(&table, &cli.global);
     if (!read_environment(&cli)) return EXIT_USAGE;
     if (argc == 2 && strcmp(argv[1], "--help-man") == 0) {
@@ -764,6 +793,8 @@ main(int argc, char **argv)
     int code;
     if (index + 1 < argc)
         code = cli_run(&cli, argc - index - 1, argv + index + 1);
+    else if (cli.global.consistency != 0 || cli.global.siblings || cli.global.context[0] != '\0')
+        code = cli_usage(&cli, "--consistency, --siblings and --context want a command");
     else
         code = cli_prompt(&cli);
     distkv_close(cli.kv);

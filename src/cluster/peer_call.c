@@ -571,6 +571,17 @@ link_refuse(struct peer_link *link, const char *why)
     link_close(link, ST_DENIED, IO_CLOSE_ABORT);
 }
 
+/* The same, and the other end learns why, so that its operator does: by a PROOF without a proof. */
+static void
+link_refuse_secret(struct peer_link *link)
+{
+    struct native_header header = {.opcode = PEER_PROOF, .request_id = 2};
+    bool told = peer_frame_send(link->peers, link->conn, &header, NULL, 0);
+    peers_refused(link->peers, link->conn, "does not know the secret");
+    link_delay(link, true);
+    link_close(link, ST_DENIED, told ? IO_CLOSE_FLUSH : IO_CLOSE_ABORT);
+}
+
 /* What is said for a status of the handshake's replies; NULL: a fault of the bytes. */
 static const char *
 refusal_text(u16 native_status)
@@ -617,7 +628,7 @@ link_greeted(struct peer_link *link, const struct native_header *header, struct 
     struct bytes answer = BYTES(body.data, size);
     peer_proof(peers_secret(peers), PEER_LISTENS, hello, answer, proof);
     if (!hmac_equal(proof, body.data + size)) {
-        link_refuse(link, "does not know the secret");
+        link_refuse_secret(link);
         return;
     }
     if (peer_version_choose(&ours, &theirs) == 0) {

@@ -287,6 +287,10 @@ static void
 guest_proves(struct peer_guest *guest, const struct native_header *header, struct bytes body)
 {
     struct peers *peers = guest->peers;
+    if (header->opcode == PEER_PROOF && body.size == 0) {
+        guest_fault(guest, "does not take our proof of the secret");
+        return;
+    }
     if (header->opcode != PEER_PROOF || body.size != HMAC_BYTES) {
         guest_fault(guest, "does not speak as a node");
         return;

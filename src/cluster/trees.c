@@ -24,6 +24,10 @@
 #define REST_TIMES       9u
 #define REST_TIMES_ASKED 1u
 #define REST_NS_MAX      (2 * NS_PER_S)
+/* Who is asked for a repair tries again where a replica was busy for a moment; one that does not
+ * answer at all keeps it long enough. */
+#define TRIES_ASKED 3u
+#define TRY_NS      (500 * NS_PER_MS)
 
 /* ---- topology ---- */
 
@@ -175,11 +179,30 @@ rest(struct trees *t, u64 took_ns, bool asked)
     if (ns == 0) fiber_yield();
 }
 
+MAY_YIELD static struct trees_exchanged
+round_step(struct trees *t, u32 first, u32 count, bool asked)
+{
+    struct trees_exchanged done = {0};
+    for (u32 tries = 0; tries < (asked ? TRIES_ASKED : 1); tries++) {
+        if (tries != 0) {
+            MARK("cluster.trees.tried_again");
+            (void)!ok(fiber_queue_wait(&t->wake, io_now_ns() + TRY_NS));
+            if (trees_is_ending(t) || !trees_follow(t)) break;
+        }
+        bool mended = done.mended;
+        u64 began_ns = io_now_ns();
+        trees_exchange(t, first, count, asked, &done);
+        done.mended = done.mended || mended;
+        if (done.failed == 0 || done.over || io_now_ns() - began_ns >= TREES_CALL_NS) break;
+    }
+    return done;
+}
+
 /* False: broken off. */
 MAY_YIELD static bool
 round_go(struct trees *t, bool asked, bool *mended_out)
 {
-    u64 stage_epoch = t->shard->topology->stage_epoch;
+    u64 stage_epoch = t->shard->topology->stage_epoch, missed = 0;
     *mended_out = false;
     for (u32 at = 0; at < t->count; at += TREES_BATCH) {
         if (trees_is_ending(t) || !trees_follow(t) || t->shard->topology->stage != STAGE_NONE ||
@@ -187,12 +210,14 @@ round_go(struct trees *t, bool asked, bool *mended_out)
             return false;
         u64 began_ns = io_now_ns();
         u32 count = MIN(TREES_BATCH, t->count - at);
-        bool mended = false;
-        trees_exchange(t, t->first + at, count, asked, &mended);
-        *mended_out = *mended_out || mended;
+        struct trees_exchanged done = round_step(t, t->first + at, count, asked);
+        if (done.over) return false;
+        *mended_out = *mended_out || done.mended;
+        missed += done.failed + done.not_tried;
         if (asked) trees_count(&trees_node(t)->repair_done, count);
         rest(t, io_now_ns() - began_ns, asked);
     }
+    if (asked) trees_count(&trees_node(t)->repair_missed, missed);
     trees_count(&trees_node(t)->rounds, 1);
     atomic_store(&trees_node(t)->round_ended_ns[t->shard->index], io_now_ns());
     return true;
@@ -302,6 +327,7 @@ trees_repair_start(struct cluster_shard *shard)
     const struct topology *topology = shard->topology;
     if (is_repairing(cluster) || topology == NULL) return;
     atomic_store(&cluster->trees.repair_done, 0);
+    atomic_store(&cluster->trees.repair_missed, 0);
     atomic_store(&cluster->trees.repair_total, topology->partition_count);
     atomic_fetch_add(&cluster->trees.repair_asked, 1);
     if (shard->trees != NULL) fiber_queue_wake_all(&shard->trees->wake);
@@ -316,6 +342,7 @@ trees_stats_get(const struct cluster_shard *shard, struct trees_stats *out)
         .repairing = is_repairing(cluster),
         .repair_done = MIN(atomic_load(&node->repair_done), atomic_load(&node->repair_total)),
         .repair_total = atomic_load(&node->repair_total),
+        .repair_missed = atomic_load(&node->repair_missed),
         .settled_version = UINT64_MAX,
         .rounds = atomic_load(&node->rounds),
         .exchanges = atomic_load(&node->exchanges),

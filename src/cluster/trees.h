@@ -49,6 +49,8 @@ struct trees_stats {
     bool repairing;      /* a repair that was asked for is under way */
     u64 repair_done;     /* of it, or of the last one: partitions of the ring gone */
     u64 repair_total;    /* through, and to go through; 0: none since the start */
+    u64 repair_missed;   /* comparisons with a replica that it owes: dead, or did not answer in time
+                          */
     u64 round_age_ms;    /* since a round ended on the shard where that is longest ago; UINT64_MAX:
                           * not yet on all */
     u64 settled_version; /* all that this node holds is settled up to it; 0: not known */
@@ -69,9 +71,10 @@ u64 trees_settled_age_ms(const struct trees_stats *stats);
 
 /* The node's: part of struct cluster. */
 struct trees_node {
-    _Atomic u64 repair_asked;                 /* how often */
-    _Atomic u64 repair_ended[LIMIT_SHARDS];   /* which of those each shard has done last */
-    _Atomic u64 repair_done, repair_total;    /* partitions */
+    _Atomic u64 repair_asked;               /* how often */
+    _Atomic u64 repair_ended[LIMIT_SHARDS]; /* which of those each shard has done last */
+    _Atomic u64 repair_done, repair_total;  /* partitions */
+    _Atomic u64 repair_missed;
     _Atomic u64 round_ended_ns[LIMIT_SHARDS]; /* 0: none yet */
     _Atomic u64 settled[LIMIT_SHARDS];        /* trees_stats.settled_version */
     _Atomic u64 rounds, exchanges, failures, leaves_differing;

@@ -49,7 +49,7 @@ struct batch {
     u64 oldest;      /* of all members, when it began */
     u64 stage_epoch; /* it is over when that changes */
     u64 seq;         /* of the last write here */
-    bool mended;
+    struct trees_exchanged out;
 
     /* of each partition */
     u32 repairs[TREES_BATCH]; /* replicator_repairs, when it began */
@@ -214,7 +214,7 @@ push_key(struct batch *b, const struct cluster_entry *entry)
                         ARRAY_COUNT(parts), io_now_ns() + TREES_CALL_NS);
         trees_count(&trees_node(t)->entries_sent, 1);
         trees_count(&trees_node(t)->bytes_sent, batch.ops.size);
-        b->mended = true;
+        b->out.mended = true;
     }
     u64 bytes = batch.ops.size;
     lsm_batch_deinit(&batch);
@@ -243,7 +243,7 @@ store(struct batch *b, const struct cluster_page_entry *found)
                     : ST_NO_MEMORY;
     lsm_batch_deinit(&batch);
     b->seq = MAX(b->seq, seq); /* a set that says nothing new is in an older one */
-    if (ok(st)) b->mended = true;
+    if (ok(st)) b->out.mended = true;
     return st;
 }
 
@@ -434,6 +434,7 @@ static void
 failed(struct batch *b, u32 partition, const char *what, status st)
 {
     b->bad[partition - b->first] = true;
+    b->out.failed++;
     trees_count(&trees_node(b->t)->failures, 1);
     log_debug("cluster", "trees: %s keyspace=%u partition=%u member=%u: %s", what, b->keyspace,
               partition, b->member, status_text(st));
@@ -555,8 +556,10 @@ compare_living(struct batch *b, const bool wanted[TREES_BATCH])
         compare_there(b, wanted);
         return;
     }
-    for (u32 i = 0; i < b->count; i++)
+    for (u32 i = 0; i < b->count; i++) {
+        b->out.not_tried += wanted[i];
         if (wanted[i]) b->bad[i] = true;
+    }
 }
 
 MAY_YIELD static void
@@ -658,12 +661,15 @@ exchange(struct batch *b)
         b->keyspace = k;
         exchange_keyspace(b);
     }
-    if (b->seq != 0 && !ok(lsm_wait_durable(t->shard->lsm, b->seq))) return;
+    if (b->seq != 0 && !ok(lsm_wait_durable(t->shard->lsm, b->seq))) {
+        b->out.failed++;
+        return;
+    }
     if (!is_over(b)) settle(b);
 }
 
 MAY_YIELD void
-trees_exchange(struct trees *t, u32 first, u32 count, bool all, bool *mended_out)
+trees_exchange(struct trees *t, u32 first, u32 count, bool all, struct trees_exchanged *out)
 {
     CHECK(count <= TREES_BATCH);
     struct batch *b = mem_alloc_zero(&t->budget, sizeof(*b));
@@ -682,10 +688,12 @@ trees_exchange(struct trees *t, u32 first, u32 count, bool all, bool *mended_out
         buf_deinit(&b->ours.page);
         buf_deinit(&b->theirs.page);
         buf_deinit(&b->wanted);
-        *mended_out = b->mended;
+        b->out.over = is_over(b);
+        *out = b->out;
     } else {
         MARK("cluster.trees.no_batch");
         trees_count(&trees_node(t)->failures, 1);
+        *out = (struct trees_exchanged){.failed = 1};
     }
     mem_free(&t->budget, views, TREES_BATCH * sizeof(*views));
     mem_free(&t->budget, b, sizeof(*b));

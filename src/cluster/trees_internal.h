@@ -133,8 +133,15 @@ void trees_resolve_close(struct trees *t);
 
 /* Compares partitions [first, first + count) of this shard, at most TREES_BATCH, with all their
  * replicas, if this member is the first living one of them (all: wherever it is one of them), and
- * mends what differs. *mended_out: whether anything did. */
-MAY_YIELD void trees_exchange(struct trees *t, u32 first, u32 count, bool all, bool *mended_out);
+ * mends what differs. */
+struct trees_exchanged {
+    bool mended;   /* something differed */
+    bool over;     /* broken off: the stage has changed, or the node stops */
+    u32 failed;    /* comparisons with living replicas that did not come to an end */
+    u32 not_tried; /* with those that are dead */
+};
+MAY_YIELD void trees_exchange(struct trees *t, u32 first, u32 count, bool all,
+                              struct trees_exchanged *out);
 
 /* ---- trees_serve.c ---- */
 

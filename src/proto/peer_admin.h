@@ -53,6 +53,7 @@ enum peer_admin_function {
     X(fetch_failed_from) /* the member that does not serve what this one gains; 0: none */         \
     X(repair_partitions) /* of the repair that runs, or ran last */                                \
     X(repair_done)                                                                                 \
+    X(repair_missed) /* comparisons with a replica that did not take place, or not to the end */   \
     X(repair_running)                                                                              \
     X(repair_differing) /* leaves of trees that differed, since the start */                       \
     X(repair_keys)      /* sent and received */                                                    \

@@ -130,6 +130,7 @@ figures_take(struct server *server, struct peer_figures *out)
             trees_stats_get(cluster->shards[0], &trees);
             out->repair_partitions = trees.repair_total;
             out->repair_done = trees.repair_done;
+            out->repair_missed = trees.repair_missed;
             out->repair_running = trees.repairing;
             out->repair_differing = trees.leaves_differing;
             out->repair_keys = trees.entries_sent + trees.entries_received;

@@ -89,6 +89,19 @@ def test_dashes_end_the_options_before_and_behind_the_command(client):
     client("get", "-x", code=2)
 
 
+def test_what_belongs_to_a_request_may_stand_before_the_command(client):
+    client("--consistency", "one", "put", "k", "v")
+    assert client("--consistency=all", "get", "k").strip() == b"v"
+    client("--consistency", "two", "get", "k", code=2)
+    client("--consistency", "one", "scan", code=2)  # which has no such option
+    client("--consistency", "one", data=b"get k\n", code=2)  # nor has the prompt
+    # --siblings and --context: test_cluster_siblings.py; a node by itself keeps none.
+    client("--siblings", "put", "k", "v", code=1)
+    client("--siblings", "delete", "k", code=2)
+    client("--context", "00", "get", "k", code=2)
+    assert client("--no-routing", "get", "k").strip() == b"v"
+
+
 def test_help_begins_with_title_and_usage(client):
     text = client("--help").decode()
     places = [text.index(part) for part in ("distkv-client -- ", "Usage:", "Commands:", "--server")]

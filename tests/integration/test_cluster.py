@@ -527,6 +527,26 @@ def test_replicas_are_compared_on_request(three):
     wait_for(moved_nothing, "a repair that moves nothing", 120)
 
 
+def test_a_repair_says_who_did_not_take_part(three):
+    for i in range(50):
+        three.nodes[0].call("SET", f"k{i}", "v")
+    three.nodes[2].kill()
+    three.wait_alive(2, 0, 1)
+    assert "n3 did not take part" in cli(three, "cluster", "repair", code=5)
+    assert "n3 did not take part" in cli(three, "cluster", "repair", "n1", code=5)
+    done = client(three.nodes[0], "--json", "cluster", "repair")
+    told = json.loads(done.stdout)
+    assert done.returncode == 5 and told["ok"] is False and told["absent"] == ["n3"]
+    assert told["missed"] > 0
+    assert "did not take part" in json.loads(done.stderr)["error"]["message"]
+    assert cli(three, "cluster", "repair", "n3", code=1)  # it cannot even be asked
+    three.nodes[2].start()
+    three.wait_settled(3)
+    assert "compared and mended" in cli(three, "cluster", "repair")
+    assert json.loads(cli(three, "--json", "cluster", "repair")) == {
+        "ok": True, "absent": [], "missed": 0}
+
+
 def test_nodes_leave_and_are_forgotten(three):
     fourth = three.add()
     three.wait_settled(4)
@@ -730,6 +750,8 @@ def test_a_stranger_is_refused(cluster):
     node = cluster.add(wait=False, cluster_secret_file=other)
     wait_for(lambda: "not in the cluster yet" in node.log() or not node.running(), "a refusal")
     assert node.get("/readyz")[0] != 200
+    cluster.nodes[0].wait_metric("distkv_peer_refused_total", lambda value: value >= 1)
+    assert "does not take our proof of the secret" in cluster.nodes[0].log()
     wait_for(lambda: len(cluster.field(0, "members") or []) == 1, "the one member")
 
 

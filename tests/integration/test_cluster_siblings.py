@@ -57,6 +57,16 @@ def test_contexts_go_through_every_node_and_client(three):
         assert connection.call("DISTKV.DEL", "cart:7", context) == "OK"
         assert connection.call("DISTKV.GET", "cart:7")[1] == []
         assert connection.call("GET", "cart:7") is None
+    # Before the command these options mean the same.
+    for value in ("plums", "cherries"):
+        assert client(nodes[0], *words, "--siblings", "put", "cart:8", value).returncode == 0
+    shown = client(nodes[1], "--siblings", *words, "get", "cart:8").stdout.splitlines()
+    assert sorted(shown[1:]) == ["cherries", "plums"]
+    assert client(nodes[2], *words, "--context", shown[0], "put", "cart:8", "both").returncode == 0
+    context, values = siblings(nodes[0], number, "cart:8")
+    assert values == ["both"]
+    assert client(nodes[2], *words, "--context", context, "delete", "cart:8").returncode == 0
+    assert siblings(nodes[0], number, "cart:8")[1] == []
     # A file may hold the context; errors say what is wrong.
     seen = three.tmp_path / "seen"
     seen.write_text(siblings(nodes[0], number, "cart:7")[0] + "\n")

@@ -16,6 +16,8 @@
 #include "cluster/cluster.h"
 #include "cluster/group0_internal.h"
 #include "cluster_rig.h"
+#include "hold.h"
+#include "proto/peer.h"
 #include "server/route.h"
 
 /* Of each story. */
@@ -692,6 +694,158 @@ static void
 a_rate_of_before_is_not_waited_for(void **state)
 {
     run_paced(raised_story, 1);
+}
+
+/* ---- what a source serves to who gains ---- */
+
+#define SOURCE 0u
+#define ASKER  1u /* and what holds the plan up; the third node joins, and gains */
+
+/* A request under way, which barriers wait for. */
+struct held {
+    struct hold *hold;
+    u8 stage;    /* begins when the shard learns of this */
+    bool before; /* is from before it */
+};
+
+static MAY_YIELD void
+held_begin(struct shard *shard, void *arg)
+{
+    struct held *held = arg;
+    u64 deadline_ns = io_now_ns() + WAIT_NS;
+    const struct topology *topology;
+    while ((topology = shard->cluster->topology)->stage != held->stage) {
+        CHECK(io_now_ns() < deadline_ns);
+        fiber_sleep_ns(50 * NS_PER_US);
+    }
+    held->hold =
+        hold_begin(shard->cluster->replicator, topology->stage_epoch - (held->before ? 1 : 0));
+}
+
+static void
+held_end(struct shard *shard, void *arg)
+{
+    (void)shard;
+    hold_end(((struct held *)arg)->hold);
+}
+
+struct stream_ask {
+    u32 member;
+    u64 session, epoch;
+    status st;
+    u16 answered;
+};
+
+static MAY_YIELD void
+stream_ask(struct shard *shard, void *arg)
+{
+    struct stream_ask *ask = arg;
+    struct cluster_page page = {.bytes_max = KIB(1)}; /* of the first token */
+    u8 head[CLUSTER_PAGE_HEAD_BYTES];
+    cluster_page_encode(&page, ask->session, head);
+    struct bytes part = BYTES(head, sizeof(head));
+    struct native_header header = {.opcode = PEER_STREAM, .epoch = ask->epoch}, answer = {0};
+    struct buf out;
+    bool maybe_sent;
+    buf_init(&out, &shard->budget);
+    ask->st = peer_call_wait(shard->cluster->peers, ask->member, 0, &header, &part, 1,
+                             io_now_ns() + WAIT_NS, &answer, &out, &maybe_sent);
+    ask->answered = answer.status;
+    buf_deinit(&out);
+}
+
+static MAY_YIELD bool
+source_serves(struct rig *rig, u64 session, u64 epoch)
+{
+    struct stream_ask ask = {.member = cluster_member(rig->nodes[SOURCE].server->cluster),
+                             .session = session,
+                             .epoch = epoch};
+    rig_on_node(rig, ASKER, 0, stream_ask, &ask);
+    CHECK(ok(ask.st));
+    CHECK(ask.answered == NATIVE_ST_OK || ask.answered == NATIVE_ST_WRONG_EPOCH);
+    return ask.answered == NATIVE_ST_OK;
+}
+
+/* Waits until the source has that, with nothing from before the stage under way in it, or with. */
+static MAY_YIELD const struct topology *
+source_awaits(struct rig *rig, u8 stage, bool fenced, bool behind)
+{
+    const struct cluster *cluster = rig->nodes[SOURCE].server->cluster;
+    u64 deadline_ns = io_now_ns() + WAIT_NS;
+    for (;;) {
+        const struct topology *topology = cluster->shards[0]->topology;
+        if (topology->stage == stage && topology_fenced(topology) == fenced &&
+            (cluster_own_epoch(cluster) < topology->stage_epoch) == behind)
+            return topology;
+        CHECK(io_now_ns() < deadline_ns);
+        fiber_sleep_ns(NS_PER_MS);
+    }
+}
+
+/* Who has not fetched what the source takes alone, or asks by a plan that is over, would take the
+ * places of who has it, without all of it. */
+static MAY_YIELD void
+source_story(struct rig *rig)
+{
+    static char filler[2000];
+    memset(filler, 'x', sizeof(filler) - 1);
+    wait_settled(rig, 2);
+    struct rig_client client;
+    rig_connect_to(rig, 0, &client);
+    for (u32 i = 0; i < PACED_KEYS; i++)
+        CHECK(rig_is(rig_call(&client, "SET p%u %s", i, filler), "+OK\r\n"));
+    rig_disconnect(&client);
+    rig_start_begin(rig, 2);
+
+    struct held held = {.stage = STAGE_WRITE_BOTH, .before = true};
+    rig_on_node(rig, ASKER, 0, held_begin, &held);
+    const struct topology *topology = source_awaits(rig, STAGE_WRITE_BOTH, false, false);
+    u64 session = topology->session, stage_epoch = topology->stage_epoch;
+    for (u32 i = 0; i < 20; i++) { /* nor later, while the fence is not there */
+        CHECK(!source_serves(rig, session, stage_epoch));
+        fiber_sleep_ns(50 * NS_PER_MS);
+    }
+    CHECK(source_awaits(rig, STAGE_WRITE_BOTH, false, false)->session == session);
+    rig_on_node(rig, ASKER, 0, held_end, &held);
+
+    u64 epoch = source_awaits(rig, STAGE_WRITE_BOTH, true, false)->epoch;
+    CHECK(source_serves(rig, session, epoch));
+    CHECK(!source_serves(rig, session + 1, epoch));       /* another plan's */
+    CHECK(!source_serves(rig, session, stage_epoch - 1)); /* who does not know the stage */
+    CHECK(source_serves(rig, session, epoch));
+    /* Something from before the stage goes on in the source. */
+    rig_on_node(rig, SOURCE, 0, held_begin, &held);
+    (void)source_awaits(rig, STAGE_WRITE_BOTH, true, true);
+    CHECK(!source_serves(rig, session, epoch));
+    rig_on_node(rig, SOURCE, 0, held_end, &held);
+    (void)source_awaits(rig, STAGE_WRITE_BOTH, true, false);
+    CHECK(source_serves(rig, session, epoch));
+
+    /* All have fetched: what comes in the next stage is not for who begins only then. */
+    held = (struct held){.stage = STAGE_READ_NEXT};
+    rig_on_node(rig, ASKER, 0, held_begin, &held);
+    topology = source_awaits(rig, STAGE_READ_NEXT, true, false);
+    CHECK(topology->session == session);
+    CHECK(!source_serves(rig, session, topology->epoch));
+    CHECK(source_awaits(rig, STAGE_READ_NEXT, true, false)->session == session);
+    rig_on_node(rig, ASKER, 0, held_end, &held);
+    wait_settled(rig, 3);
+    CHECK(!source_serves(rig, session, cluster_rig_topology(rig, SOURCE)->epoch));
+}
+
+static void
+a_source_serves_who_gains_by_the_present_plan_behind_its_fence(void **state)
+{
+    (void)state;
+    u64 rate = PACED_RATE;
+    for (u64 seed = 1; seed <= SEED_COUNT; seed++) {
+        struct rig rig = rig_of(seed, source_story);
+        rig.configure = configure_paced;
+        rig.arg = &rate;
+        rig.late_count = 1;
+        rig.on_all_nodes = true;
+        rig_run(&rig);
+    }
 }
 
 /* A node comes back with another number of shards, and the others' topology tells of the old one
@@ -1561,6 +1715,7 @@ main(void)
         cmocka_unit_test(who_serves_many_keeps_to_a_low_rate),
         cmocka_unit_test(scans_do_not_wait_for_what_moves_slowly),
         cmocka_unit_test(the_rate_of_moves_is_changed_while_they_go_on),
+        cmocka_unit_test(a_source_serves_who_gains_by_the_present_plan_behind_its_fence),
         cmocka_unit_test(a_rate_of_before_is_not_waited_for),
         cmocka_unit_test(all_keys_are_found_while_a_node_changes_its_shards),
         cmocka_unit_test(scans_and_counts_follow_the_level),

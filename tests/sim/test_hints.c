@@ -778,6 +778,45 @@ a_hint_below_what_was_collected_is_refused(void **state)
     cluster_close();
 }
 
+static bool
+fewer_wait(void *arg)
+{
+    return figures(0).waiting < *(const u64 *)arg;
+}
+
+/* The power fails whenever a hint has just ceased to count: it does not come back, for by then what
+ * hides it may be collected, and a replica that is started anew does not know any more what it has
+ * collected. */
+static void
+a_hint_counts_until_no_power_cut_brings_it_back(void **state)
+{
+    (void)state;
+    story_begin(3, 3, 1);
+    world.rig.options.disk.latency_ns_min = MS(5); /* so long a deletion may be lost */
+    world.rig.options.disk.latency_ns_max = MS(10);
+    world.replay_bytes_per_s = KIB(40); /* and the next ones are answered meanwhile */
+    story_go();
+    sim_crash_keeps_all_set(world.rig.sim, false);
+    away(2);
+    write_keys(0, 0, 60, 1000);
+    u64 waiting = figures(0).waiting;
+    assert_int_equal(waiting, 60);
+    back(2);
+    u32 cuts = 0;
+    for (; waiting > 0; cuts++) {
+        assert_true(peer_rig_run_until(&world.rig, fewer_wait, &waiting, SECONDS(20)));
+        waiting = figures(0).waiting;
+        crash(0, false);
+        peer_rig_start(&world.rig, 0);
+        world.down[0] = false;
+        assert_true(peer_rig_run_until(&world.rig, all_loaded, NULL, SECONDS(20)));
+        assert_true(figures(0).waiting <= waiting);
+        waiting = figures(0).waiting;
+    }
+    assert_true(cuts > 2);
+    cluster_close();
+}
+
 static void
 hold_run(struct peer_rig_node *node, void *arg)
 {
@@ -1242,6 +1281,7 @@ main(void)
         cmocka_unit_test(after_its_window_a_hint_goes_and_repair_is_due),
         cmocka_unit_test(what_was_deleted_stays_so_though_an_older_hint_comes_later),
         cmocka_unit_test(a_hint_below_what_was_collected_is_refused),
+        cmocka_unit_test(a_hint_counts_until_no_power_cut_brings_it_back),
         cmocka_unit_test(a_hint_for_the_own_store_from_before_a_restart_moves_the_clock),
         cmocka_unit_test(the_largest_batch_arrives_as_one),
         cmocka_unit_test(replay_brings_twenty_megabytes_a_second),

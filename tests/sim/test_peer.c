@@ -964,6 +964,31 @@ strangers_are_refused_counted_and_logged_at_a_limited_rate(void **state)
     }
 }
 
+/* Whoever dials is the first to see that the secrets differ. Nobody dials back here. */
+static void
+who_is_dialed_with_another_secret_counts_and_logs_it(void **state)
+{
+    (void)state;
+    struct peer_rig rig;
+    rig_init(&rig, 12, 2, 1);
+    rig.started_by_test = true;
+    peer_rig_open(&rig);
+    rig.nodes[1].secret[31] ^= 1;
+    peer_rig_start(&rig, 0);
+    peer_rig_start(&rig, 1);
+    for (u32 i = 0; i < 5; i++) {
+        struct asked in = {.member = 1, .wait_ns = SECONDS(5)};
+        ask_and_wait(&rig, 1, 0, &in);
+        assert_true(status_is(in.st, ST_DENIED) && !in.call.maybe_sent);
+        peer_rig_run(&rig, SECONDS(2)); /* it dials again */
+    }
+    assert_int_equal(stats_of(&rig, 0, 0).refused, 5);
+    assert_int_equal(stats_of(&rig, 0, 0).connections, 0);
+    assert_int_equal(apps[0][0].writes, 0);
+    assert_true(sim_log_contains(rig.sim, "it does not take our proof of the secret"));
+    peer_rig_close(&rig);
+}
+
 /* A connection by hand. */
 struct raw {
     struct io_conn *conn;
@@ -1598,6 +1623,7 @@ main(void)
         cmocka_unit_test(a_seed_is_let_go_after_ten_idle_seconds),
         cmocka_unit_test(a_member_that_moves_or_goes_ends_its_calls),
         cmocka_unit_test(strangers_are_refused_counted_and_logged_at_a_limited_rate),
+        cmocka_unit_test(who_is_dialed_with_another_secret_counts_and_logs_it),
         cmocka_unit_test(strange_bytes_end_the_connection_and_nothing_else),
         cmocka_unit_test(not_too_many_strangers_at_once),
         cmocka_unit_test(who_answers_strangely_is_told_nothing),

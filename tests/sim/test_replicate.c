@@ -1580,6 +1580,72 @@ what_a_read_found_is_not_brought_here_once_what_hides_it_was_collected(void **st
     cluster_close();
 }
 
+/* A repair by trees is taken however old it is, as one that who asked has just compared for. */
+struct tree_write {
+    u64 version;
+    u32 session;
+    u16 answered;
+};
+
+static void
+session_run(struct peer_rig_node *node, void *arg)
+{
+    struct tree_write *write = arg;
+    write->session = replicator_session(world.apps[node->index][io_shard_index()].replicator);
+}
+
+static void
+tree_write_run(struct peer_rig_node *node, void *arg)
+{
+    struct tree_write *asked = arg;
+    struct bytes key = key_of(1);
+    struct lsm_batch batch;
+    u8 head[PEER_REPLICA_HEAD_BYTES];
+    lsm_batch_init(&batch, io_budget());
+    CHECK(lsm_batch_put(&batch, 0, hash_token(key), key, BYTES_LITERAL("value"), 0));
+    struct peer_write write = {.version = asked->version,
+                               .partition = partition_of(1),
+                               .count = 1,
+                               .flags = PEER_WRITE_REPAIR | PEER_WRITE_TREE,
+                               .session = asked->session};
+    struct bytes parts[] = {BYTES(head, peer_write_head(&write, head)), buf_bytes(&batch.ops)};
+    struct native_header header = {.opcode = PEER_WRITE, .epoch = 99}, answer;
+    struct buf out;
+    bool maybe_sent;
+    buf_init(&out, io_budget());
+    status st =
+        peer_call_wait(peer_rig_peers(node), 1, shard_of(1), &header, parts, ARRAY_COUNT(parts),
+                       io_now_ns() + SECONDS(2), &answer, &out, &maybe_sent);
+    CHECK(ok(st));
+    asked->answered = answer.status;
+    buf_deinit(&out);
+    lsm_batch_deinit(&batch);
+}
+
+/* What was on its way to a replica for so long may have been deleted meanwhile, and the tombstone
+ * collected. */
+static void
+what_was_compared_long_ago_is_not_brought_here_once_what_hides_it_was_collected(void **state)
+{
+    (void)state;
+    story_begin();
+    struct tree_write write = {
+        .version = hlc_version_at(sim_node_wall_ns(world.rig.nodes[1].machine) / NS_PER_MS)};
+    u64 below = write.version + 2;
+    peer_rig_run(&world.rig, SECONDS(1));
+    assert_true(peer_rig_do(&world.rig, 0, shard_of(1), allow_run, &below));
+    assert_true(peer_rig_do(&world.rig, 0, shard_of(1), session_run, &write));
+    peer_rig_run(&world.rig, 2 * SESSION_NS);
+    assert_true(peer_rig_do(&world.rig, 1, 0, tree_write_run, &write));
+    assert_int_equal(write.answered, NATIVE_ST_CONFLICT);
+    assert_int_equal(look_at(0, 1).version, 0);
+    assert_true(peer_rig_do(&world.rig, 0, shard_of(1), session_run, &write));
+    assert_true(peer_rig_do(&world.rig, 1, 0, tree_write_run, &write));
+    assert_int_equal(write.answered, NATIVE_ST_OK);
+    assert_int_equal(look_at(0, 1).version, write.version);
+    cluster_close();
+}
+
 /* Whatever a peer sends to a replica is answered, and harms nobody. */
 static void
 hostile_run(struct peer_rig_node *node, void *arg)
@@ -1667,6 +1733,8 @@ main(void)
         cmocka_unit_test(a_keyspace_that_is_not_known_here_yet_is_waited_for),
         cmocka_unit_test(a_write_without_room_is_not_done_when_its_time_is_over),
         cmocka_unit_test(what_a_read_found_is_not_brought_here_once_what_hides_it_was_collected),
+        cmocka_unit_test(
+            what_was_compared_long_ago_is_not_brought_here_once_what_hides_it_was_collected),
         cmocka_unit_test(levels_ask_for_so_many),
         cmocka_unit_test(hostile_bytes_are_refused),
     };

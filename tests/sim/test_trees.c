@@ -436,6 +436,51 @@ power_failures_while_comparing_lose_nothing(void **state)
     }
 }
 
+/* ---- what a repair could not compare ---- */
+
+static MAY_YIELD u64
+repair_missed(struct rig *rig, u32 node)
+{
+    struct trees_stats stats;
+    repair(rig, node);
+    stats_of(rig, node, &stats);
+    return stats.repair_missed;
+}
+
+/* A replica that is dead, and one that is believed alive and does not answer. */
+static MAY_YIELD void
+absent_story(struct rig *rig)
+{
+    wait_settled(rig, NODES);
+    write_some(rig, 0, 0, KEYS, "a");
+    CHECK(repair_missed(rig, 0) == 0);
+    crash(rig, 2);
+    await_alive(rig, 0, NODES - 1);
+    CHECK(repair_missed(rig, 0) != 0);
+    rig_start(rig, 2);
+    wait_settled(rig, NODES);
+    CHECK(repair_missed(rig, 0) == 0);
+    sim_link_cut(rig->sim, rig->nodes[0].machine, rig->nodes[2].machine);
+    struct trees_stats before, after;
+    stats_of(rig, 0, &before);
+    CHECK(repair_missed(rig, 0) != 0);
+    stats_of(rig, 0, &after);
+    CHECK(after.failures > before.failures);
+    sim_link_heal(rig->sim, rig->nodes[0].machine, rig->nodes[2].machine);
+    wait_settled(rig, NODES);
+    CHECK(repair_missed(rig, 0) == 0);
+}
+
+static void
+a_repair_says_what_it_could_not_compare(void **state)
+{
+    (void)state;
+    for (u64 seed = 1; seed <= SEED_COUNT; seed++) {
+        struct rig rig = rig_of(seed, absent_story);
+        rig_run(&rig);
+    }
+}
+
 /* ---- collecting ---- */
 
 static void
@@ -672,7 +717,9 @@ read_begins(struct shard *shard, void *arg)
 static MAY_YIELD void
 compare_main(void *arg)
 {
-    trees_exchange(arg, waiting.partition, 1, true, &waiting.mended);
+    struct trees_exchanged done;
+    trees_exchange(arg, waiting.partition, 1, true, &done);
+    waiting.mended = done.mended;
     waiting.compared = true;
 }
 
@@ -821,6 +868,7 @@ main(void)
         cmocka_unit_test(what_has_expired_by_one_clock_is_brought_as_it_is),
         cmocka_unit_test(sets_that_differ_are_united_by_trees),
         cmocka_unit_test(power_failures_while_comparing_lose_nothing),
+        cmocka_unit_test(a_repair_says_what_it_could_not_compare),
         cmocka_unit_test(a_replica_that_was_away_for_long_brings_nothing_back),
         cmocka_unit_test(what_is_brought_while_replicas_are_compared_settles_nothing),
         cmocka_unit_test(losers_are_empty_after_a_move),

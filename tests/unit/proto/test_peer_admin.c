@@ -36,7 +36,7 @@ figures_come_back_as_they_went_in(void **state)
     out.data[2] = 1; /* reserved */
     assert_false(ok(peer_figures_decode(buf_bytes(&out), &back)));
     out.data[2] = 0;
-    out.data[0] = 1;
+    out.data[0] = 1; /* another version */
     assert_false(ok(peer_figures_decode(buf_bytes(&out), &back)));
     out.data[0] = 2;
     out.data[out.size - 1] = '"'; /* it is shown in JSON */
