@@ -14,7 +14,10 @@
 #define LOOK_NS       (5 * NS_PER_MS)
 #define JOIN_NS       (5 * NS_PER_S)
 #define JOIN_PAUSE_NS (500 * NS_PER_MS)
-#define UPGRADE       "members of a later version have written it: upgrade this node"
+#define ROLLED_BACK                                                                                \
+    "other members know of a later start than this directory does: it was put back from an older " \
+    "copy; empty it and start this node again"
+#define UPGRADE "members of a later version have written it: upgrade this node"
 
 void
 cluster_secret_make(struct bytes text, u8 out[PEER_SECRET_BYTES])
@@ -115,6 +118,8 @@ adopt(struct cluster_shard *shard, struct topology *taken)
     cluster_runners_change(shard->cluster);
     shard->topology = taken;
     follow_addresses(shard, before);
+    /* Not before: who answers pings is asked for what it holds. */
+    if (shard->index == 0 && before == NULL) cluster_pings_open(shard);
     replicator_topology_set(shard->replicator, taken, cluster_member(shard->cluster));
     note_epoch(shard);
     topology_release(before);
@@ -186,6 +191,7 @@ changed(void *arg, struct topology *topology)
     if (cluster_member(shard->cluster) == 0 || atomic_load(&shard->cluster->refusing)) return;
     topology_hold(topology);
     adopt(shard, topology);
+    atomic_store(&shard->cluster->proving, false);
     send_topologies(shard->cluster);
 }
 
@@ -234,6 +240,24 @@ stop_if_outdated(struct cluster_shard *shard)
     io_stop();
 }
 
+static status
+rolled_back(struct cluster *cluster)
+{
+    snprintf(cluster->reason, sizeof(cluster->reason), "%s", ROLLED_BACK);
+    return ST_DENIED;
+}
+
+/* Only those know of the later start who came when this node was serving already. */
+static void
+stop_if_rolled_back(struct cluster_shard *shard)
+{
+    struct cluster *cluster = shard->cluster;
+    if (!group0_is_rolled_back(shard->group0) || atomic_load(&cluster->rolled_back)) return;
+    (void)!ok(rolled_back(cluster));
+    atomic_store(&cluster->rolled_back, true);
+    io_stop();
+}
+
 /* A node takes part before it may stamp: its store is as good as any. What would have to wait for
  * its stamps is better done by others, who can. That it may is said by shard 0 just before a ping:
  * as long as the others do not know, two run what reads before it writes. */
@@ -272,7 +296,7 @@ stop_if_taken_out(struct cluster_shard *shard)
     const struct topology_member *self =
         shard->topology == NULL ? NULL : topology_member(shard->topology, cluster_member(cluster));
     if (self != NULL) shard->leaves = self->state == PLACEMENT_LEAVING;
-    bool out = shard->topology != NULL && (self == NULL || peers_taken_out(shard->peers));
+    bool out = (shard->topology != NULL && self == NULL) || peers_taken_out(shard->peers);
     if (!out || shard->is_out) return;
     shard->is_out = true;
     if (shard->leaves) {
@@ -301,6 +325,7 @@ tick_fired(struct io_timer *timer)
         atomic_fetch_and(&shard->cluster->shards_stuck, ~bit);
     if (shard->index == 0) {
         stop_if_outdated(shard);
+        stop_if_rolled_back(shard);
         stop_if_taken_out(shard);
         send_topologies(shard->cluster);
         cluster_pings_send(shard);
@@ -450,6 +475,7 @@ join(struct cluster_shard *shard)
             snprintf(reason, sizeof(shard->cluster->reason), "%s", UPGRADE);
             return ST_UNSUPPORTED;
         }
+        if (group0_is_rolled_back(shard->group0)) return rolled_back(shard->cluster);
         /* ST_CONFLICT: it was taken in, and taken out before it heard of it. */
         if (status_is(st, ST_CONFLICT) || peers_taken_out(shard->peers))
             return taken_out(shard->cluster);
@@ -479,6 +505,8 @@ enter(struct cluster_shard *shard, bool empty)
         .arg = shard,
     };
     status st = group0_open(&options, &shard->group0);
+    if (status_is(st, ST_DENIED)) return rolled_back(cluster);
+    if (status_is(st, ST_NOT_FOUND)) return taken_out(cluster);
     if (!ok(st)) {
         snprintf(cluster->reason, sizeof(cluster->reason), "the record of the cluster: %s",
                  status_is(st, ST_UNSUPPORTED) ? UPGRADE : status_text(st));
@@ -510,7 +538,10 @@ enter(struct cluster_shard *shard, bool empty)
     cluster->identity.incarnation = member->incarnation;
     peers_identity_set(shard->peers, &cluster->identity);
     atomic_store(&cluster->alive[self % CLUSTER_ALIVE_SLOTS], CLUSTER_IS_ALIVE);
+    bool proving = group0_is_proving(shard->group0);
+    atomic_store(&cluster->proving, proving);
     atomic_store(&cluster->member, self);
+    if (proving) return ST_OK; /* `changed` brings it */
     topology_hold(topology);
     adopt(shard, topology);
     return ST_OK;
@@ -556,7 +587,6 @@ cluster_start(struct cluster *cluster, struct lsm *lsm, bool empty, struct clust
     }
     if (ok(st)) st = enter(shard, empty);
     if (ok(st)) {
-        cluster_pings_open(shard);
         shard->steward_runs = true;
         st = fiber_spawn(FIBER_BACKGROUND, "cluster steward", cluster_steward, shard);
         if (!ok(st)) shard->steward_runs = false;
@@ -594,7 +624,7 @@ cluster_shard_open(struct cluster *cluster, struct lsm *lsm, struct cluster_shar
     }
     atomic_fetch_add(&cluster->open_shards, 1);
     cluster->shards[shard->index] = shard; /* the next tick of shard 0 brings the topology */
-    while (shard->topology == NULL && !io_stopping())
+    while (shard->topology == NULL && !atomic_load(&cluster->proving) && !io_stopping())
         fiber_sleep_ns(LOOK_NS);
     io_timer_arm(&shard->tick, io_now_ns());
     *out = shard;

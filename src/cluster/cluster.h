@@ -104,6 +104,8 @@ struct cluster {
     _Atomic bool refusing;         /* nothing more is begun */
     _Atomic bool outdated;         /* group0_is_outdated: the node stops */
     _Atomic bool taken_out;        /* it is no member any more, and did not leave: it stops */
+    _Atomic bool rolled_back;      /* group0_is_rolled_back: it stops */
+    _Atomic bool proving;          /* group0_is_proving: the shards open without a topology */
     _Atomic u32 open_shards;       /* but shard 0 */
     struct peer_identity identity; /* once member is set */
     /* By number modulo CLUSTER_ALIVE_SLOTS. Two of a thousand members whose numbers are 4,096 apart

@@ -79,6 +79,7 @@ MAY_YIELD static status
 change_member(struct cluster_shard *shard, struct member_change *change, u64 deadline_ns,
               char reason[TOPOLOGY_REASON_BYTES])
 {
+    if (shard->topology == NULL) return ST_UNAVAILABLE;
     if (topology_member_by_id(shard->topology, change->node_id) == NULL) {
         snprintf(reason, TOPOLOGY_REASON_BYTES, "no member has this id");
         return ST_NOT_FOUND;
@@ -243,6 +244,7 @@ cluster_keyspace_set(struct cluster_shard *shard, struct cluster_keyspace *wante
                  "names of keyspaces have letters, digits, '.', '_' and '-'");
         return ST_INVALID;
     }
+    if (shard->topology == NULL) return ST_UNAVAILABLE;
     u16 asked = wanted->number;
     status st = group0_change(shard->group0, fill_keyspace, wanted, deadline_ns, wanted->reason);
     if (!ok(st)) return st;
@@ -257,6 +259,7 @@ cluster_keyspace_need(struct cluster_shard *shard, u32 number, u64 deadline_ns)
 {
     struct cluster_keyspace wanted = {.create = true, .number = (u16)number};
     snprintf(wanted.name, sizeof(wanted.name), "%u", number);
+    if (shard->topology == NULL) return ST_UNAVAILABLE;
     if (shard->topology->keyspaces[number].used) return ST_OK;
     status st = cluster_keyspace_set(shard, &wanted, deadline_ns);
     if (!ok(st) && !shard->topology->keyspaces[number].used)

@@ -182,9 +182,11 @@ cluster_steward(void *arg)
 {
     struct cluster_shard *shard = arg;
     while (!is_ending(shard)) {
-        keep_record(shard);
-        if (is_ending(shard)) break;
-        fetch_start(shard);
+        if (shard->topology != NULL) {
+            keep_record(shard);
+            if (is_ending(shard)) break;
+            fetch_start(shard);
+        }
         (void)!ok(fiber_queue_wait(&shard->changed, io_now_ns() + LOOK_NS));
     }
     shard->steward_runs = false;

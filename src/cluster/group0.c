@@ -130,6 +130,7 @@ group0_fail(struct group0 *group0, status st, const char *what)
     fiber_queue_wake_all(&group0->apply_queue);
     fiber_queue_wake_all(&group0->applied_queue);
     fiber_queue_wake_all(&group0->lead_queue);
+    fiber_queue_wake_all(&group0->starts_queue);
 }
 
 void
@@ -247,7 +248,8 @@ fibers_start(struct group0 *group0)
         void (*fn)(void *arg);
     } fibers[] = {{"group0-write", group0_writer_main},
                   {"group0-apply", group0_applier_main},
-                  {"group0-lead", group0_lead_main}};
+                  {"group0-lead", group0_lead_main},
+                  {"group0-starts", group0_starts_main}};
     for (u32 i = 0; i < ARRAY_COUNT(fibers); i++) {
         bool entered = fiber_gate_enter(&group0->gate);
         CHECK(entered);
@@ -321,8 +323,19 @@ restore(struct group0 *group0)
     }
     if (group0->identity.member == 0) return ST_OK;
     group0_identity_tell(group0);
-    if (group0->topology != NULL) group0_addresses_update(group0, group0->topology);
-    return group0_raft_start(group0, hard);
+    group0->restored = hard;
+    group0_starts_open(group0, true);
+    /* We are not in it yet, as far as this is known here, or not any more: who takes us in says who
+     * the members are (group0_change.c: become). */
+    if (group0_member(group0) == 0) return ST_OK;
+    group0_addresses_update(group0, group0->topology);
+    st = group0_starts_check(group0, group0->topology, io_now_ns() + GROUP0_STARTS_OPEN_NS);
+    if (status_is(st, ST_TIMED_OUT)) {
+        group0->proving = true;
+        fiber_queue_wake_all(&group0->starts_queue);
+        return ST_OK;
+    }
+    return ok(st) ? group0_raft_start(group0, group0->restored) : st;
 }
 
 static void
@@ -339,8 +352,8 @@ init(struct group0 *group0, const struct group0_options *options)
     for (u32 i = 0; i < GROUP0_SENDS_MAX; i++)
         buf_init(&group0->sends[i].config, options->budget);
     struct fiber_queue *queues[] = {&group0->writer_queue, &group0->written_queue,
-                                    &group0->apply_queue, &group0->applied_queue,
-                                    &group0->lead_queue};
+                                    &group0->apply_queue,  &group0->applied_queue,
+                                    &group0->lead_queue,   &group0->starts_queue};
     for (u32 i = 0; i < ARRAY_COUNT(queues); i++)
         fiber_queue_init(queues[i]);
     lsm_batch_init(&group0->next, options->budget);
@@ -373,7 +386,9 @@ group0_open(const struct group0_options *options, struct group0 **out)
         return st;
     }
     group0_handlers_set(group0, true);
-    if (group0->topology != NULL) options->changed(options->arg, group0->topology);
+    group0_starts_open(group0, true);
+    if (group0->topology != NULL && !group0->proving)
+        options->changed(options->arg, group0->topology);
     *out = group0;
     return ST_OK;
 }
@@ -384,11 +399,12 @@ group0_close(struct group0 *group0)
     struct budget *budget = group0->options.budget;
     group0->closing = true;
     group0_handlers_set(group0, false);
+    group0_starts_open(group0, false);
     io_timer_cancel(&group0->tick);
     group0_proposals_fail(group0, GROUP0_UNKNOWN);
     struct fiber_queue *queues[] = {&group0->writer_queue, &group0->written_queue,
-                                    &group0->apply_queue, &group0->applied_queue,
-                                    &group0->lead_queue};
+                                    &group0->apply_queue,  &group0->applied_queue,
+                                    &group0->lead_queue,   &group0->starts_queue};
     for (u32 i = 0; i < ARRAY_COUNT(queues); i++)
         fiber_queue_wake_all(queues[i]);
     list_for_each (link, &group0->readers)
@@ -397,6 +413,7 @@ group0_close(struct group0 *group0)
 
     group0_held_drop(group0);
     group0_log_clear(group0);
+    group0_starts_free(group0);
     mem_free(budget, group0->items, group0->item_capacity * sizeof(*group0->items));
     group0_blob_release(group0, group0->base_blob);
     arrays_free(group0);

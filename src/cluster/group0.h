@@ -38,7 +38,9 @@ struct group0_options {
 
 /* Loads what is there. When group0_member is 0 then: either group0_found, or group0_join. The
  * number and the addresses of members are told to `peers` here (of this shard; others are the
- * caller's). */
+ * caller's). A member's topology is shown (changed) when half of the other members have said that
+ * this directory is none from an older copy; ST_DENIED: it is one. ST_NOT_FOUND: they have taken us
+ * out. */
 MAY_YIELD MUST_CHECK status group0_open(const struct group0_options *options, struct group0 **out);
 MAY_YIELD void group0_close(struct group0 *group0);
 /* Our number; 0 while we belong to no cluster: to none ever, or not yet (joined, and stopped before
@@ -74,6 +76,12 @@ struct topology *group0_topology(const struct group0 *group0);
 /* The others have decided something that this program does not know, and the topology here is no
  * longer theirs: this node has to stop, and to be upgraded. */
 bool group0_is_outdated(const struct group0 *group0);
+
+/* Other members know of a later start of this member than its directory does: that was put back
+ * from an older copy. Nothing of it is to be shown; this node has to stop. */
+bool group0_is_rolled_back(const struct group0 *group0);
+/* Too few other members have answered yet to know that it is none. Nothing is to be shown. */
+bool group0_is_proving(const struct group0 *group0);
 
 /* Gives the leadership to another voter that is alive and has kept up. False: we do not lead, or
  * there is nobody; to be repeated until we do not lead. */

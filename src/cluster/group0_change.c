@@ -607,7 +607,8 @@ become(struct group0 *group0, const struct group0_welcome *welcome)
     if (ok(st)) {
         group0_identity_tell(group0);
         group0_addresses_update(group0, topology);
-        if (!group0->running) st = group0_raft_start(group0, (struct raft_hard_state){0});
+        if (!group0->running) st = group0_starts_check(group0, topology, FIBER_FOREVER);
+        if (ok(st) && !group0->running) st = group0_raft_start(group0, group0->restored);
         if (!ok(st)) group0_fail(group0, st, "joining");
     }
     topology_release(topology);

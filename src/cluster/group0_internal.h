@@ -11,6 +11,7 @@
  *   group0_change.c  commands: proposing, retrying; barriers; joining
  *   group0_lead.c    what the leader sees to: voters, learners, plans
  *   group0_voters.c  who should vote; pure
+ *   group0_starts.c  a directory from an older copy is noticed before anything of it counts
  *
  * Invariants
  *   G1  What raft wants written goes into the batch `next` in the same callback, entries already in
@@ -27,6 +28,7 @@
 
 #include "base/list.h"
 #include "cluster/group0.h"
+#include "cluster/starts.h"
 #include "io/timer.h"
 #include "raft/raft.h"
 
@@ -61,6 +63,13 @@
 #define GROUP0_LEAD_NS   (200 * NS_PER_MS)
 #define GROUP0_VOTERS_NS (1 * NS_PER_S)
 #define GROUP0_HEARD     2048u
+/* The others are told of our start, and asked whether they know a later one: again so often, and
+ * one question for so long. */
+#define GROUP0_STARTS_NS          (1 * NS_PER_S)
+#define GROUP0_STARTS_CALL_NS     (400 * NS_PER_MS)
+#define GROUP0_STRANGERS_MAX      RAFT_VOTERS_MAX
+#define GROUP0_STARTS_PATIENCE_NS (200 * NS_PER_MS) /* once enough have answered */
+#define GROUP0_STARTS_OPEN_NS     (1 * NS_PER_S)    /* group0_open waits no longer */
 static_assert(GROUP0_HEARD >= 2 * RAFT_MEMBERS_MAX, "numbers of present members seldom meet");
 
 static_assert(RAFT_MEMBERS_MAX >= LIMIT_PLACEMENT_NODES, "every member takes part");
@@ -76,6 +85,7 @@ static_assert(GROUP0_BATCH_BYTES_MAX + GROUP0_MESSAGE_BYTES + GROUP0_ENTRIES_IN 
 
 enum group0_key_kind {
     GROUP0_KEY_IDENTITY = 'i',
+    GROUP0_KEY_STARTS = 'n', /* | member : u32, big-endian; 0: our own */
     GROUP0_KEY_HARD = 'h',
     GROUP0_KEY_COMMIT = 'c',
     GROUP0_KEY_BASE = 'b',
@@ -237,6 +247,12 @@ struct group0_send {
     struct buf config;
 };
 
+struct group0_starts { /* what we were told of another member */
+    u32 member;
+    struct starts newest; /* alone */
+    u64 batch;            /* with which it is durable */
+};
+
 struct group0_held { /* a message that waits for the disk */
     struct list link;
     u64 to, after;
@@ -250,7 +266,19 @@ struct group0 {
     bool forgetful; /* the store's log is not synced: nothing is believed after a start */
 
     struct group0_identity identity;
-    bool running; /* raft is */
+    struct starts own_starts;
+    struct starts next_starts; /* next_starts_batch != 0: being written */
+    u64 next_starts_batch;
+    bool start_made;              /* in this life: own_starts ends with it */
+    struct group0_starts *starts; /* starts_count, one for each member that has told us */
+    u32 starts_count, starts_capacity;
+    struct fiber_queue starts_queue;
+    u32 strangers[GROUP0_STRANGERS_MAX]; /* members since our topology; before raft runs */
+    u32 stranger_count;
+    bool proving; /* whether this directory may be believed is not known yet: raft does not run */
+    bool rolled_back;
+    struct raft_hard_state restored; /* what raft starts with */
+    bool running;                    /* raft is */
     bool closing;
     status failed; /* G4 */
     struct fiber_gate gate;
@@ -409,6 +437,21 @@ void group0_held_drop(struct group0 *group0);
 void group0_handlers_set(struct group0 *group0, bool there);
 /* Snapshots that could not be sent are tried again. */
 void group0_sends_check(struct group0 *group0);
+
+/* group0_starts.c */
+/* A stored value. */
+MUST_CHECK status group0_starts_load(struct group0 *group0, u32 member, struct bytes value);
+void group0_starts_free(struct group0 *group0);
+/* Before raft runs. ST_DENIED: this directory is an older copy. ST_NOT_FOUND: the others have taken
+ * this member out. ST_CANCELED, ST_CLOSED, ST_TIMED_OUT: it was not found out. The topology stays
+ * what it is meanwhile. */
+MAY_YIELD MUST_CHECK status group0_starts_check(struct group0 *group0,
+                                                const struct topology *topology, u64 deadline_ns);
+/* A member has said where it is. */
+void group0_starts_heard(struct group0 *group0, u32 member);
+MAY_YIELD void group0_starts_main(void *arg);
+/* Others are answered. */
+void group0_starts_open(struct group0 *group0, bool there);
 
 /* group0_change.c */
 /* done is called later, if it returns true; else outcome_out says what it was. */

@@ -226,7 +226,7 @@ corrupt(const char *what, u64 index)
     return ST_CORRUPT;
 }
 
-/* Keys come in the order of their kinds: base, commit, hard, identity, log, chunks. */
+/* Keys come in the order of their kinds: base, commit, hard, identity, log, starts, chunks. */
 static status
 load_log(struct loading *loading, u64 index, struct bytes value)
 {
@@ -280,6 +280,10 @@ load_one(struct loading *loading, struct bytes key, struct bytes value)
     case GROUP0_KEY_IDENTITY:
         return ok(group0_identity_decode(value, &group0->identity)) ? ST_OK
                                                                     : corrupt("identity", 0);
+    case GROUP0_KEY_STARTS: {
+        status st = group0_starts_load(group0, number, value);
+        return status_is(st, ST_CORRUPT) ? corrupt("starts", number) : st;
+    }
     case GROUP0_KEY_HARD:
         return ok(group0_hard_decode(value, &loading->hard)) ? ST_OK : corrupt("hard state", 0);
     case GROUP0_KEY_COMMIT:

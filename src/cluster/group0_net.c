@@ -217,10 +217,11 @@ raft_came(void *arg, struct peer_request *request, const struct peer_identity *f
         peer_reply(request, NATIVE_ST_INVALID, epoch_of(group0), NULL, 0);
         return;
     }
-    if (!group0_input_begin(group0)) return;
     if (!ok(group0_envelope_decode(body, &address, &bytes))) return;
-    group0_member_heard(group0, from->member, io_now_ns());
     group0_address_heard(group0, from->member, header->epoch, &address);
+    group0_starts_heard(group0, from->member);
+    if (!group0_input_begin(group0)) return;
+    group0_member_heard(group0, from->member, io_now_ns());
     status st = raft_message_decode(bytes, group0->entries_in, GROUP0_ENTRIES_IN, &message);
     /* Its own number, and nothing that comes in parts. */
     if (!ok(st) || message.from != from->member || message.type == RAFT_SNAPSHOT) return;

@@ -30,7 +30,11 @@ load_big(const u8 *data, u32 bytes)
 static u32
 key_bytes(u8 kind)
 {
-    return (u32)TAG_BYTES + 1 + (kind == GROUP0_KEY_CHUNK ? 12 : kind == GROUP0_KEY_LOG ? 8 : 0);
+    return (u32)TAG_BYTES + 1 +
+           (kind == GROUP0_KEY_CHUNK    ? 12
+            : kind == GROUP0_KEY_LOG    ? 8
+            : kind == GROUP0_KEY_STARTS ? 4
+                                        : 0);
 }
 
 struct group0_key
@@ -42,6 +46,7 @@ group0_key(enum group0_key_kind kind, u64 index, u32 number)
     if (kind == GROUP0_KEY_LOG || kind == GROUP0_KEY_CHUNK)
         store_big(key.bytes + TAG_BYTES + 1, index, 8);
     if (kind == GROUP0_KEY_CHUNK) store_big(key.bytes + TAG_BYTES + 9, number, 4);
+    if (kind == GROUP0_KEY_STARTS) store_big(key.bytes + TAG_BYTES + 1, number, 4);
     return key;
 }
 
@@ -54,6 +59,7 @@ group0_key_parse(struct bytes key, u8 *kind, u64 *index, u32 *number)
     *number = 0;
     if (key.size != key_bytes(*kind)) return false;
     if (key.size >= TAG_BYTES + 9) *index = load_big(key.data + TAG_BYTES + 1, 8);
+    if (*kind == GROUP0_KEY_STARTS) *number = (u32)load_big(key.data + TAG_BYTES + 1, 4);
     if (key.size >= TAG_BYTES + 13) *number = (u32)load_big(key.data + TAG_BYTES + 9, 4);
     return true;
 }

@@ -253,6 +253,11 @@ bool sim_node_running(const struct sim_node *node);
 /* What the last process ended with; ST_CANCELED after a crash. */
 status sim_node_result(const struct sim_node *node);
 struct sim_disk *sim_node_disk(struct sim_node *node);
+/* What is on the disk of a machine whose process does not run: freed by sim_disk_copy_free, before
+ * the simulation is. Put back, it is all that the disk has, and durable. */
+struct sim_disk *sim_disk_copy_new(const struct sim_disk *disk);
+void sim_disk_copy_put(const struct sim_disk *copy, struct sim_disk *disk);
+void sim_disk_copy_free(struct sim_disk *copy);
 /* The wall clock of node jumps by this much / from now on runs fast by this many millionths. */
 void sim_node_clock_step(struct sim_node *node, i64 ms);
 u64 sim_node_wall_ns(const struct sim_node *node);

@@ -831,6 +831,47 @@ sim_disk_free(struct sim_disk *disk)
     free(disk);
 }
 
+/* ---- copies ---- */
+
+struct sim_inode *
+sim_inode_copy(const struct sim_inode *from, struct sim_disk *to)
+{
+    CHECK(list_empty(&from->writes));
+    struct sim_inode *inode = sim_inode_new(to);
+    sim_pages_reserve(inode, from->page_count * SIM_PAGE_BYTES);
+    for (u64 i = page_next(from, 0); i < from->page_count; i = page_next(from, i + 1)) {
+        const struct sim_page *old = sim_page_find(from, i);
+        if (old->durable == NULL && old->newest == NULL) continue;
+        struct sim_page *page = sim_page_make(inode, i);
+        page->durable = page_copy(sim_page_current(old));
+        page->durable_spoiled = sim_page_spoiled(old);
+    }
+    for (u64 i = 0; i < sim_piece_count(from); i++)
+        inode->allocated[i] = from->allocated[i];
+    inode->size = inode->durable_size = from->size;
+    return inode;
+}
+
+struct sim_disk *
+sim_disk_copy_new(const struct sim_disk *disk)
+{
+    struct sim_disk *copy = sim_disk_new(&disk->options, disk->seed);
+    sim_names_copy(disk, copy);
+    return copy;
+}
+
+void
+sim_disk_copy_put(const struct sim_disk *copy, struct sim_disk *disk)
+{
+    sim_names_copy(copy, disk);
+}
+
+void
+sim_disk_copy_free(struct sim_disk *copy)
+{
+    sim_disk_free(copy);
+}
+
 /* ---- from outside ---- */
 
 void

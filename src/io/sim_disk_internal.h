@@ -126,6 +126,10 @@ void sim_damages_free(struct sim_disk *disk);
 
 void sim_names_init(struct sim_disk *disk);
 void sim_names_deinit(struct sim_disk *disk);
+/* The names that everybody sees become all names of the other disk, durably. */
+void sim_names_copy(const struct sim_disk *from, struct sim_disk *to);
+/* Its content, of the other disk. */
+struct sim_inode *sim_inode_copy(const struct sim_inode *from, struct sim_disk *to);
 /* The durable map with any subset of the operations becomes the current one. */
 void sim_names_crash(struct sim_disk *disk);
 void sim_names_unlock_all(struct sim_disk *disk);

@@ -530,6 +530,33 @@ sim_names_unlock_all(struct sim_disk *disk)
         lock_free(list_entry(list_first(&disk->locks), struct dir_lock, link));
 }
 
+/* ---- copies ---- */
+
+/* A file of several names is one file there, too. */
+static struct sim_inode *
+inode_copied(const struct sim_disk *from, struct sim_disk *to, u32 at)
+{
+    const struct sim_inode *inode = from->current.names[at].inode;
+    if (inode == NULL) return NULL;
+    for (u32 i = 0; i < at; i++)
+        if (from->current.names[i].inode == inode)
+            return map_find(&to->current, from->current.names[i].path)->inode;
+    return sim_inode_copy(inode, to);
+}
+
+void
+sim_names_copy(const struct sim_disk *from, struct sim_disk *to)
+{
+    CHECK(list_empty(&to->locks));
+    sim_names_deinit(to);
+    for (u32 i = 0; i < from->current.count; i++) {
+        const char *path = from->current.names[i].path;
+        struct sim_inode *inode = inode_copied(from, to, i);
+        map_set(&to->current, path, inode, true);
+        map_set(&to->durable, path, inode, false);
+    }
+}
+
 /* ---- life ---- */
 
 void

@@ -50,7 +50,8 @@
     X(FORWARD, 73)                                                                                 \
     X(STREAM, 74)                                                                                  \
     X(TREE, 75)                                                                                    \
-    X(ADMIN, 78)
+    X(ADMIN, 78)                                                                                   \
+    X(STARTED, 79)
 
 enum peer_opcode {
 #define X(name, number) PEER_##name = number,

@@ -588,7 +588,7 @@ why_stopped(struct shard *shard)
 {
     struct server *server = shard->server;
     if (server->cluster == NULL || shard->index != 0) return ST_OK;
-    if (atomic_load(&server->cluster->taken_out)) {
+    if (atomic_load(&server->cluster->taken_out) || atomic_load(&server->cluster->rolled_back)) {
         fail(server, "%s (%s)", server->cluster->reason, ST_DENIED);
         return ST_DENIED;
     }

@@ -454,7 +454,10 @@ go(struct route *route)
     struct shard *shard = shard_self();
     const struct topology *topology = cluster_topology(shard->cluster);
     if (topology == NULL) {
-        again_later(route);
+        if (atomic_load(&shard->server->cluster->proving))
+            end_later(route, ST_UNAVAILABLE);
+        else
+            again_later(route);
         return;
     }
     if (UNLIKELY(!topology->keyspaces[request->keyspace].used)) {

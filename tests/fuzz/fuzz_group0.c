@@ -65,6 +65,25 @@ bodies(u8 which, struct bytes bytes, struct buf *buf)
     }
 }
 
+static void
+starts_of(u8 which, struct bytes bytes)
+{
+    struct starts starts;
+    struct starts_told told;
+    enum starts_verdict verdict;
+    size_t size;
+    u8 out[STARTS_TOLD_BYTES_MAX];
+    if (which == 9 && ok(starts_decode(bytes, &starts, &size))) {
+        same(BYTES(out, starts_encode(&starts, out)), BYTES(bytes.data, size));
+    } else if (which == 10 && ok(starts_told_decode(bytes, &told))) {
+        same(BYTES(out, starts_told_encode(&told, out)), bytes);
+        (void)starts_judge(&told.yours, &told.own);
+    } else if (which == 11 && ok(starts_answer_decode(bytes, &verdict))) {
+        starts_answer_encode(verdict, out);
+        same(BYTES(out, STARTS_ANSWER_BYTES), bytes);
+    }
+}
+
 int
 LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
@@ -76,6 +95,7 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     buf_init(&buf, &budget);
     values(data[0], bytes, &buf);
     bodies(data[0], bytes, &buf);
+    starts_of(data[0], bytes);
     u8 kind;
     u64 index;
     u32 number;

@@ -594,6 +594,66 @@ def test_a_wiped_disk_comes_back_as_a_new_member_with_the_data(three):
             assert connection.call("GET", f"k{i}") == f"v{i}".encode()
 
 
+def test_a_directory_that_is_put_back_is_not_believed(three):
+    """n2 and n3 acknowledge a write while n1 is away; then n3 has an older copy of its directory, and
+    n2 is away: neither of those who are there has the write."""
+    first, second, third = three.nodes
+    older = three.tmp_path / "older"
+    first.call("SET", "k", "v1")
+    time.sleep(1.0)  # all three have it
+    third.kill()
+    shutil.copytree(third.data_dir, older)
+    third.start()
+    three.wait_settled(3)
+    first.kill()
+    three.wait_alive(2, 1, 2)
+    wait_for(lambda: written(second, "k", "v2"), "a write of two")
+    assert third.stop() == 0, third.log()
+    shutil.rmtree(third.data_dir)
+    shutil.copytree(older, third.data_dir)
+    assert second.stop() == 0, second.log()
+    first.start()  # ready, though it is alone: who starts one after the other waits for that
+    third.start(wait=False)
+    quorums = ("QUORUM", "DEFAULT")  # n1 has missed the write, and may say so by ONE
+    wait_for(lambda: never_old(first, *quorums) and never_old(third, "ONE", *quorums)
+             and not third.running(), "the one that was put back to end")
+    assert "an older copy" in third.log()
+    second.start()
+    three.wait_alive(2, 0, 1)
+    for node in (first, second):
+        wait_for(lambda node=node: read(node, "k") is not None, "a quorum")
+        assert read(node, "k") == b"v2"
+    third.start(wait=False)  # and so each time
+    wait_for(lambda: not third.running(), "it to end again")
+    shutil.rmtree(third.data_dir)
+    third.start()
+    three.wait_settled(3)
+    assert third.call("GET", "k") == b"v2"
+
+
+def written(node, key, value):
+    try:
+        return node.call("SET", key, value) == "OK"
+    except (ReplyError, OSError, ConnectionError):
+        return False
+
+
+def read(node, key, level="DEFAULT"):
+    """None: an error."""
+    try:
+        with node.connect() as connection:
+            connection.call("DISTKV.CONSISTENCY", level)
+            return connection.call("GET", key)
+    except (ReplyError, OSError, ConnectionError):
+        return None
+
+
+def never_old(node, *levels):
+    for level in levels:
+        assert read(node, "k", level) != b"v1", level
+    return True
+
+
 def cli(cluster, *words, code=0):
     """distkv-client cluster ... against the first two nodes; its standard output."""
     servers = ",".join(f"127.0.0.1:{node.port}" for node in cluster.nodes[:2])

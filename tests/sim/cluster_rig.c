@@ -58,6 +58,7 @@ cluster_rig_knows(const struct rig *rig, u32 node, u32 members)
     if (server == NULL || !server_ready(server)) return false;
     for (u32 shard = 0; shard < server->shard_count; shard++) {
         const struct topology *topology = server->cluster->shards[shard]->topology;
+        if (topology == NULL) return false;
         if (topology->stage != STAGE_NONE || topology->member_count != members) return false;
         for (u32 j = 0; j < members; j++)
             if (topology->members[j].state != PLACEMENT_NORMAL) return false;

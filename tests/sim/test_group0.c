@@ -301,6 +301,7 @@ node_main(struct peer_rig_node *node)
     st = peers_open(&options, &shard->peers);
     CHECK(ok(st));
     st = app_open(app, shard->peers);
+    if (status_is(st, ST_CANCELED) && io_stopping()) st = ST_OK; /* it waited for the others */
     if (ok(st))
         peer_rig_serve(node);
     else if (!errors_now)
@@ -432,6 +433,13 @@ heal_all(void)
     for (u32 a = 0; a < rig.node_count; a++)
         for (u32 b = 0; b < a; b++)
             cut_set(a, b, false);
+}
+
+static bool
+is_proven(void *arg)
+{
+    struct app *app = arg;
+    return !group0_is_proving(app->group0);
 }
 
 static void
@@ -828,11 +836,57 @@ a_node_that_starts_again_begins_with_what_it_showed(void **state)
     u64 epoch = group0_topology(apps[1].group0)->epoch;
     for (u32 i = 0; i < 3; i++)
         crash(i, false);
-    start(1); /* alone: nobody tells it anything */
+    start(1);
+    assert_false(is_proven(&apps[1])); /* nobody says that its disk is the one that it had */
+    assert_false(apps[1].group0->running);
+    start(0);
+    assert_true(peer_rig_run_until(&rig, is_proven, &apps[1], SECONDS(1)));
     assert_int_equal(group0_member(apps[1].group0), number);
     assert_true(group0_topology(apps[1].group0)->epoch >= epoch);
-    start(0);
     start(2);
+    expect_well();
+    story_ends();
+}
+
+static void
+forgets_starts(struct peer_rig_node *node, void *arg)
+{
+    (void)arg;
+    peers_handler_set(node->shards[0].peers, PEER_STARTED, NULL, NULL);
+}
+
+static void
+a_member_of_an_earlier_version_has_nothing_against_a_start(void **state)
+{
+    story_begins(2);
+    all_start();
+    assert_true(peer_rig_do(&rig, 0, 0, forgets_starts, NULL));
+    peer_rig_stop(&rig, 1);
+    start(1);
+    assert_true(is_proven(&apps[1]));
+    change_on(1);
+    story_ends();
+}
+
+/* Too far behind to tell what came in between, it keeps what a majority has found fine. */
+static void
+who_was_away_for_many_starts_learns_of_the_newest(void **state)
+{
+    story_begins(3);
+    all_start();
+    peer_rig_stop(&rig, 2);
+    for (u32 i = 0; i < STARTS_IDS_MAX + 4; i++) {
+        crash(1, false);
+        start(1);
+        assert_true(peer_rig_run_until(&rig, is_proven, &apps[1], SECONDS(2)));
+    }
+    start(2);
+    peer_rig_run(&rig, SECONDS(3));
+    crash(0, false);
+    crash(1, false);
+    start(1); /* and only that one is there */
+    assert_true(peer_rig_run_until(&rig, is_proven, &apps[1], SECONDS(2)));
+    start(0);
     expect_well();
     story_ends();
 }
@@ -1418,6 +1472,8 @@ main(void)
         cmocka_unit_test(a_wiped_node_comes_back_as_a_new_member),
         cmocka_unit_test(whoever_starts_without_a_synced_log_is_a_new_member),
         cmocka_unit_test(a_node_that_starts_again_begins_with_what_it_showed),
+        cmocka_unit_test(a_member_of_an_earlier_version_has_nothing_against_a_start),
+        cmocka_unit_test(who_was_away_for_many_starts_learns_of_the_newest),
         cmocka_unit_test(who_lags_learns_where_a_new_leader_is),
         cmocka_unit_test(what_a_dead_joiner_was_to_get_is_given_up),
         cmocka_unit_test(who_is_silent_for_a_moment_is_waited_for),

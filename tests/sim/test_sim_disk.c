@@ -689,6 +689,41 @@ the_nth_request_fails_and_only_that_one(void **state)
     }
 }
 
+static void
+what_is_put_back_is_what_was_copied_whatever_came_since(void **state)
+{
+    struct sim_disk *disk = disk_new(1);
+    struct sim_inode *inode = create(disk, "/d/a"), *other;
+    put(inode, ones, SIM_PAGE_BYTES, true);
+    dir_sync(disk, "/d");
+    dir_sync(disk, "/");
+    sim_disk_close(disk, inode);
+    assert_true(ok(sim_disk_link(disk, "/d/a", "/d/b")));
+    struct sim_disk *copy = sim_disk_copy_new(disk);
+
+    assert_true(ok(sim_disk_open(disk, "/d/a", 0, &inode)));
+    put(inode, twos, SIM_PAGE_BYTES, true);
+    sim_disk_close(disk, inode);
+    sim_disk_close(disk, create(disk, "/d/c"));
+    assert_true(ok(sim_disk_unlink(disk, "/d/b")));
+    for (u32 i = 0; i < 2; i++) { /* as often as one likes */
+        sim_disk_copy_put(copy, disk);
+        sim_disk_crash(disk); /* all of it is durable */
+        assert_true(ok(sim_disk_open(disk, "/d/a", 0, &inode)));
+        assert_true(ok(sim_disk_open(disk, "/d/b", 0, &other)));
+        assert_ptr_equal(inode, other);
+        assert_int_equal(sim_inode_size(inode), 2 * SIM_PAGE_BYTES);
+        assert_true(ok(sim_inode_read(inode, page, SIM_PAGE_BYTES, SIM_PAGE_BYTES)));
+        assert_memory_equal(page, ones, SIM_PAGE_BYTES);
+        put(inode, twos, 0, true);
+        sim_disk_close(disk, inode);
+        sim_disk_close(disk, other);
+        assert_false(ok(sim_disk_open(disk, "/d/c", 0, &other)));
+    }
+    sim_disk_copy_free(copy);
+    sim_disk_free(disk);
+}
+
 int
 main(void)
 {
@@ -715,6 +750,7 @@ main(void)
         cmocka_unit_test(a_lock_holds_until_the_process_ends),
         cmocka_unit_test(damage_shows_in_reads_and_outlives_a_crash),
         cmocka_unit_test(the_nth_request_fails_and_only_that_one),
+        cmocka_unit_test(what_is_put_back_is_what_was_copied_whatever_came_since),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
