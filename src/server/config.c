@@ -357,7 +357,8 @@ static const struct option options[] = {
      .help = "Least important messages that are logged."},
     {.name = "admin-connections", .kind = OPTION_NUMBER, FIELD(admin_connections),
      .fallback = "32", .min = 1, .max = 1024,
-     .help = "Most connections to the admin address at once."},
+     .help = "Most connections to the admin address at once; with three quarters of them taken a new "
+             "one ends the oldest."},
     {.name = "shutdown-timeout", .kind = OPTION_DURATION, .unit = NS_PER_MS,
      FIELD(shutdown_timeout_ms), .fallback = "5s", .min = 100, .max = 3600000,
      .help = "After SIGTERM or SIGINT the node drains and writes out what is in memory, so that "
