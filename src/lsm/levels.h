@@ -75,9 +75,10 @@ struct levels_pin { /* keeps an entry's bytes */
 /* The newest version with seq <= seq_max in all runs. version_floor: the caller has a version (from
  * a memtable) already; runs that cannot hold a higher one are not looked at, and an entry that is
  * not higher is not returned. Range deletes are applied: a covered entry comes back as kind
- * ENTRY_DELETE. ST_NOT_FOUND when there is nothing. try: ST_WOULD_WAIT. */
+ * ENTRY_DELETE. ST_NOT_FOUND when there is nothing. try: the newest of all, or ST_WOULD_WAIT;
+ * levels_read_start begins where that had to stop. */
 MUST_CHECK status levels_get_try(struct levels *levels, u16 keyspace, u64 token, struct bytes key,
-                                 u64 key_hash, u64 seq_max, u64 version_floor, struct entry *out,
+                                 u64 key_hash, u64 version_floor, struct entry *out,
                                  struct levels_pin *pin);
 MAY_YIELD MUST_CHECK status levels_get(struct levels *levels, u16 keyspace, u64 token,
                                        struct bytes key, u64 key_hash, u64 seq_max,

@@ -189,16 +189,22 @@ levels_get_any(struct levels_get *get, u64 version_floor, bool wait, struct entr
     return get_finish(get, set, st, out, pin);
 }
 
+static struct levels_get
+get_of(struct levels *levels, u16 keyspace, u64 token, struct bytes key, u64 key_hash, u64 seq_max)
+{
+    return (struct levels_get){.levels = levels,
+                               .keyspace = keyspace,
+                               .token = token,
+                               .key = key,
+                               .key_hash = key_hash,
+                               .seq_max = seq_max};
+}
+
 status
 levels_get_try(struct levels *levels, u16 keyspace, u64 token, struct bytes key, u64 key_hash,
-               u64 seq_max, u64 version_floor, struct entry *out, struct levels_pin *pin)
+               u64 version_floor, struct entry *out, struct levels_pin *pin)
 {
-    struct levels_get get = {.levels = levels,
-                             .keyspace = keyspace,
-                             .token = token,
-                             .key = key,
-                             .key_hash = key_hash,
-                             .seq_max = seq_max};
+    struct levels_get get = get_of(levels, keyspace, token, key, key_hash, UINT64_MAX);
     /* no yield: asked not to wait, it gives up before the first read of a file. */
     return levels_get_any(&get, version_floor, false, out, pin);
 }
@@ -207,12 +213,7 @@ MAY_YIELD status
 levels_get(struct levels *levels, u16 keyspace, u64 token, struct bytes key, u64 key_hash,
            u64 seq_max, u64 version_floor, struct entry *out, struct levels_pin *pin)
 {
-    struct levels_get get = {.levels = levels,
-                             .keyspace = keyspace,
-                             .token = token,
-                             .key = key,
-                             .key_hash = key_hash,
-                             .seq_max = seq_max};
+    struct levels_get get = get_of(levels, keyspace, token, key, key_hash, seq_max);
     return levels_get_any(&get, version_floor, true, out, pin);
 }
 
@@ -257,12 +258,7 @@ levels_read_start(struct levels *levels, struct levels_read *read, u16 keyspace,
 {
     struct run_set *set = levels->current;
     struct table *candidates[GET_CANDIDATES];
-    read->get = (struct levels_get){.levels = levels,
-                                    .keyspace = keyspace,
-                                    .token = token,
-                                    .key = key,
-                                    .key_hash = key_hash,
-                                    .seq_max = UINT64_MAX};
+    read->get = get_of(levels, keyspace, token, key, key_hash, UINT64_MAX);
     read->set = set;
     read->table_read.done = read_arrived;
     status st = ST_WOULD_WAIT;

@@ -186,8 +186,8 @@ get_try(struct lsm *lsm, u16 keyspace, u64 token, u64 key_hash, struct bytes key
 
     struct entry table_entry;
     struct levels_pin pin = {0};
-    st = levels_get_try(lsm->levels, keyspace, token, key, key_hash, UINT64_MAX,
-                        found ? entry.version : 0, &table_entry, &pin);
+    st = levels_get_try(lsm->levels, keyspace, token, key, key_hash, found ? entry.version : 0,
+                        &table_entry, &pin);
     if (!ok(st) && !status_is(st, ST_NOT_FOUND)) return st;
     bool from_table = ok(st);
     if (from_table) entry = table_entry;
@@ -319,8 +319,8 @@ lsm_newest_try(struct lsm *lsm, u16 keyspace, u64 token, struct bytes key, u64 f
     if (!memory_newest(lsm, keyspace, token, key_hash, key, &newest)) {
         struct entry entry;
         struct levels_pin pin = {0};
-        status st = levels_get_try(lsm->levels, keyspace, token, key, key_hash, UINT64_MAX,
-                                   newest.version, &entry, &pin);
+        status st = levels_get_try(lsm->levels, keyspace, token, key, key_hash, newest.version,
+                                   &entry, &pin);
         if (!ok(st) && !status_is(st, ST_NOT_FOUND)) return st;
         if (ok(st)) newest_raise(&newest, entry.version, entry.seq);
         if (ok(st)) levels_unpin(&pin);
