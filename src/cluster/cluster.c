@@ -14,10 +14,7 @@
 #define LOOK_NS       (5 * NS_PER_MS)
 #define JOIN_NS       (5 * NS_PER_S)
 #define JOIN_PAUSE_NS (500 * NS_PER_MS)
-#define ROLLED_BACK                                                                                \
-    "other members know of a later start than this directory does: it was put back from an older " \
-    "copy; empty it and start this node again"
-#define UPGRADE "members of a later version have written it: upgrade this node"
+#define UPGRADE       "members of a later version have written it: upgrade this node"
 
 void
 cluster_secret_make(struct bytes text, u8 out[PEER_SECRET_BYTES])
@@ -243,7 +240,7 @@ stop_if_outdated(struct cluster_shard *shard)
 static status
 rolled_back(struct cluster *cluster)
 {
-    snprintf(cluster->reason, sizeof(cluster->reason), "%s", ROLLED_BACK);
+    snprintf(cluster->reason, sizeof(cluster->reason), "%s", GROUP0_ROLLED_BACK);
     return ST_DENIED;
 }
 

@@ -76,9 +76,8 @@ static_assert(PAGE_BYTES_PACED >= PAGE_BYTES_LONG && PAGE_BYTES >= PAGE_BYTES_LO
 /* In the first byte of a page. */
 enum page_bit { PAGE_MORE = 1, PAGE_DAMAGE = 2 };
 
-#define FAILURES_QUIET                                                                             \
-    8u /* in a row, of one source, are no news: it may not be as far as we are                     \
-        */
+/* In a row, of one source, they are no news: it may not be as far as we are. */
+#define FAILURES_QUIET 8u
 
 enum stream_kind { STREAM_VALUE = 1, STREAM_TOMBSTONE = 2, STREAM_KEY = 3 };
 

@@ -80,6 +80,9 @@ bool group0_is_outdated(const struct group0 *group0);
 /* Other members know of a later start of this member than its directory does: that was put back
  * from an older copy. Nothing of it is to be shown; this node has to stop. */
 bool group0_is_rolled_back(const struct group0 *group0);
+#define GROUP0_ROLLED_BACK                                                                         \
+    "other members know of a later start than this directory does: it was put back from an older " \
+    "copy; empty it and start this node again"
 /* Too few other members have answered yet to know that it is none. Nothing is to be shown. */
 bool group0_is_proving(const struct group0 *group0);
 

@@ -125,9 +125,7 @@ rolled_back(struct group0 *group0)
     if (group0->rolled_back) return;
     MARK("cluster.group0.rolled_back");
     group0->rolled_back = true;
-    group0_fail(group0, ST_DENIED,
-                "other members know of a later start than this directory does: it was put back "
-                "from an older copy. Empty it, and start this node again");
+    group0_fail(group0, ST_DENIED, GROUP0_ROLLED_BACK);
 }
 
 bool
