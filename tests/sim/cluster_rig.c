@@ -51,6 +51,16 @@ cluster_rig_key(const struct rig *rig, u32 node, u32 shard, char *out, size_t si
     }
 }
 
+u64
+cluster_rig_forwarded(const struct rig *rig, u32 node)
+{
+    const struct server *server = rig->nodes[node].server;
+    u64 count = 0;
+    for (u32 i = 0; i < server->shard_count; i++)
+        count += server->shards[i]->stats->cluster_forwarded;
+    return count;
+}
+
 bool
 cluster_rig_knows(const struct rig *rig, u32 node, u32 members)
 {

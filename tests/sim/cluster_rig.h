@@ -18,6 +18,8 @@ void cluster_rig_configure(struct rig *rig, u32 node, struct server_config *conf
 const struct topology *cluster_rig_topology(const struct rig *rig, u32 node);
 /* A key whose first replica is that node, on that shard of it, by what node 0 knows. */
 void cluster_rig_key(const struct rig *rig, u32 node, u32 shard, char *out, size_t size);
+/* How many commands the node's shards have run for other nodes. */
+u64 cluster_rig_forwarded(const struct rig *rig, u32 node);
 /* Each shard of the node knows so many members, all in their places, and nothing that is under way.
  * (In the server a shard's topology is its own thread's; here all are ours.) */
 bool cluster_rig_knows(const struct rig *rig, u32 node, u32 members);

@@ -365,16 +365,6 @@ leader_of(const struct rig *rig)
     return NODES;
 }
 
-static u64
-forwarded_to(const struct rig *rig, u32 node)
-{
-    const struct server *server = rig->nodes[node].server;
-    u64 count = 0;
-    for (u32 i = 0; i < server->shard_count; i++)
-        count += server->shards[i]->stats->cluster_forwarded;
-    return count;
-}
-
 /* Increments from all nodes go on while one after the other is drained: none is lost, none refused,
  * and in the end nobody needs the drained one. */
 static MAY_YIELD void
@@ -408,9 +398,9 @@ drain_story(struct rig *rig)
     CHECK(atomic_load(&cluster->drain) == CLUSTER_DRAIN_DONE);
     CHECK(leader_of(rig) != drained && leader_of(rig) != NODES);
     fiber_sleep_ns(500 * NS_PER_MS); /* pings have told everybody */
-    u64 before = forwarded_to(rig, drained);
+    u64 before = cluster_rig_forwarded(rig, drained);
     fiber_sleep_ns(300 * NS_PER_MS);
-    CHECK(forwarded_to(rig, drained) == before);
+    CHECK(cluster_rig_forwarded(rig, drained) == before);
     struct native_reply reply =
         ask(&client, (struct native_cluster){.function = NATIVE_CLUSTER_STATUS});
     CHECK(says(reply, "\"drained\":true"));

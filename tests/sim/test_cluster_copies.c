@@ -60,6 +60,14 @@ put_back(const struct rig *rig, u32 node, struct sim_disk *copy)
     sim_disk_copy_put(copy, sim_node_disk(rig->nodes[node].machine));
 }
 
+/* For the last time. */
+static void
+put_back_last(const struct rig *rig, u32 node, struct sim_disk *copy)
+{
+    put_back(rig, node, copy);
+    sim_disk_copy_free(copy);
+}
+
 /* Until it is done: whoever is dead may be asked once more. */
 static MAY_YIELD void
 write_value(struct rig *rig, u32 node, const char *value)
@@ -162,8 +170,7 @@ put_back_story(struct rig *rig)
     rig_crash(rig, 0);
     write_value(rig, 1, "new");
     rig_crash(rig, LAST);
-    put_back(rig, LAST, copy);
-    sim_disk_copy_free(copy);
+    put_back_last(rig, LAST, copy);
     rig_crash(rig, 1);
     rig_start_begin(rig, 0);
     rig_start_begin(rig, LAST);
@@ -199,8 +206,7 @@ one_run_story(struct rig *rig)
     for (u32 i = 0; i < 3; i++) {
         rig_crash(rig, LAST);
         struct sim_disk *same = copy_of(rig, LAST);
-        put_back(rig, LAST, same);
-        sim_disk_copy_free(same);
+        put_back_last(rig, LAST, same);
         rig_start(rig, LAST);
         cluster_rig_settle(rig, NODES, NODES, WAIT_NS);
         CHECK(member_of(rig, LAST) == number);
@@ -209,8 +215,7 @@ one_run_story(struct rig *rig)
     struct sim_disk *copy = copy_of(rig, LAST);
     rig_start(rig, LAST);
     rig_crash(rig, LAST);
-    put_back(rig, LAST, copy);
-    sim_disk_copy_free(copy);
+    put_back_last(rig, LAST, copy);
     write_value(rig, 0, "new");
     rig_start_begin(rig, LAST);
     expect_refused(rig, LAST, 5 * NS_PER_S);
@@ -236,8 +241,7 @@ late_story(struct rig *rig)
     rig_start(rig, LAST);
     write_value(rig, 1, "new");
     rig_crash(rig, LAST);
-    put_back(rig, LAST, copy);
-    sim_disk_copy_free(copy);
+    put_back_last(rig, LAST, copy);
     rig_crash(rig, 1);
     rig_start_begin(rig, 0);
     rig_start(rig, LAST);
@@ -274,8 +278,7 @@ before_story(struct rig *rig)
     u32 number = member_of(rig, LAST);
     write_value(rig, 0, "new");
     rig_crash(rig, LAST);
-    put_back(rig, LAST, copy);
-    sim_disk_copy_free(copy);
+    put_back_last(rig, LAST, copy);
     rig_start_begin(rig, LAST);
     expect_refused(rig, LAST, 10 * NS_PER_S);
     rebuild(rig, empty, number);
@@ -314,8 +317,7 @@ full_story(struct rig *rig)
     cluster_rig_settle(rig, NODES, NODES, WAIT_NS);
     write_value(rig, 0, "new");
     rig_crash(rig, LAST);
-    put_back(rig, LAST, copy);
-    sim_disk_copy_free(copy);
+    put_back_last(rig, LAST, copy);
     rig_start_begin(rig, LAST);
     expect_refused(rig, LAST, 5 * NS_PER_S);
     rebuild(rig, empty, number);

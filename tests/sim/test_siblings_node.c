@@ -447,17 +447,6 @@ late_copy_story(struct rig *rig)
     rig_disconnect(&writer);
 }
 
-/* How many commands the node's shards have run for other nodes. */
-static u64
-ran_for_others(const struct rig *rig, u32 node)
-{
-    const struct server *server = rig->nodes[node].server;
-    u64 count = 0;
-    for (u32 i = 0; i < server->shard_count; i++)
-        count += server->shards[i]->stats->cluster_forwarded;
-    return count;
-}
-
 /* A plain SET may run on any replica where the last write wins, and not where siblings are kept:
  * which of the two it is, the shard that takes it does not know yet. */
 static MAY_YIELD void
@@ -470,12 +459,12 @@ late_set_story(struct rig *rig)
     connect_to_shard(rig, BEHIND, 1, LATE_SIBLINGS, &client);
     sim_node_shard_stall(rig->nodes[BEHIND].machine, 0, STANDS_NS);
     rig_on_node(rig, 0, 0, late_make, NULL);
-    u64 before = ran_for_others(rig, 0);
+    u64 before = cluster_rig_forwarded(rig, 0);
     rig_send(&client, "SET %s v", key);
     fiber_sleep_ns(100 * NS_PER_MS);
-    CHECK(!late_known(rig, BEHIND, 1) && ran_for_others(rig, 0) == before);
+    CHECK(!late_known(rig, BEHIND, 1) && cluster_rig_forwarded(rig, 0) == before);
     expect_late(&client, "SET", "+OK\r\n");
-    CHECK(ran_for_others(rig, 0) == before + 1);
+    CHECK(cluster_rig_forwarded(rig, 0) == before + 1);
     EXPECT(&client, "$1\r\nv\r\n", "GET %s", key);
     rig_disconnect(&client);
 }
