@@ -464,12 +464,20 @@ class Ledger:
         windows = self.report["windows"][int(begin_ms // width):int(end_ms // width)]
         return sum(count for window in windows for node in window for _, count in node)
 
+    def unsent(self, begin_ms, end_ms):
+        """Of what was due then, for which no node's connection was free: each waited for an older
+        request."""
+        width = self.report["window_ms"]
+        return sum(count for window, count in self.report["unsent_windows"]
+                   if int(begin_ms // width) <= window < int(end_ms // width))
+
     def slow_until(self, event_ms, limit_ms, end_ms, step_ms=500, nodes=None):
-        """When, after the event, p99 over half a second was last above the limit: milliseconds."""
+        """When, after the event, p99 over half a second was last above the limit, or something
+        could not even be sent: milliseconds."""
         worst, at = 0, event_ms
         while at + step_ms <= end_ms:
             p99 = self.percentile(at, at + step_ms, nodes=nodes)
-            if p99 is not None and p99 > limit_ms:
+            if (p99 is not None and p99 > limit_ms) or self.unsent(at, at + step_ms):
                 worst = at + step_ms - event_ms
             at += 50
         return worst

@@ -132,6 +132,7 @@ static int epoll_fd;
 static uint64_t random_state = 88172645463325252u;
 
 static uint32_t (*windows)[NODES_MAX][BUCKETS]; /* [WINDOWS_MAX] */
+static uint32_t *windows_unsent;                /* [WINDOWS_MAX] */
 static uint32_t window_last;
 static char kinds[KINDS_MAX][24];
 static uint32_t kind_count;
@@ -190,13 +191,19 @@ bucket_of(uint64_t us)
     return bucket < BUCKETS ? bucket : BUCKETS - 1;
 }
 
+static uint32_t
+window_of(uint64_t due_ns)
+{
+    uint64_t window = (due_ns - begin_ns) / (WINDOW_MS * 1000000ull);
+    if (window >= WINDOWS_MAX) die("too long a load");
+    if (window > window_last) window_last = (uint32_t)window;
+    return (uint32_t)window;
+}
+
 static void
 count_done(const struct node *node, const struct flying *f)
 {
-    uint64_t window = (f->due_ns - begin_ns) / (WINDOW_MS * 1000000ull);
-    if (window >= WINDOWS_MAX) die("too long a load");
-    if (window > window_last) window_last = (uint32_t)window;
-    windows[window][node - nodes][bucket_of((now_ns() - f->due_ns) / 1000)]++;
+    windows[window_of(f->due_ns)][node - nodes][bucket_of((now_ns() - f->due_ns) / 1000)]++;
     done[f->op]++;
 }
 
@@ -669,11 +676,18 @@ issue_read(struct connection *c, uint32_t key, uint64_t due_ns)
 }
 
 static void
+count_unsent(uint64_t due_ns)
+{
+    windows_unsent[window_of(due_ns)]++;
+    unsent++;
+}
+
+static void
 issue(uint64_t due_ns, uint64_t now)
 {
     struct connection *c = choose(now);
     if (c == NULL) {
-        unsent++;
+        count_unsent(due_ns);
         return;
     }
     uint32_t draw = (uint32_t)(random_next() % (mix[OP_SET] + mix[OP_GET] + mix[OP_DEL]));
@@ -684,7 +698,7 @@ issue(uint64_t due_ns, uint64_t now)
     }
     for (uint32_t tries = 0; !may_write(&entries[key]); tries++) {
         if (tries == 100) {
-            unsent++;
+            count_unsent(due_ns);
             return;
         }
         key = (key + 1) % key_count;
@@ -881,6 +895,13 @@ report(const char *path)
         fprintf(file, "%s[%u, %u, \"%s\", \"%s\", %u, %u]", i == 0 ? "" : ",\n", f->ms, f->node,
                 op_names[f->op], kinds[f->kind], f->latency_ms, f->key);
     }
+    fprintf(file, "],\n\"unsent_windows\": [");
+    bool first = true;
+    for (uint32_t w = 0; w <= window_last; w++) {
+        if (windows_unsent[w] == 0) continue;
+        fprintf(file, "%s[%u, %u]", first ? "" : ", ", w, windows_unsent[w]);
+        first = false;
+    }
     fprintf(file, "],\n\"windows\": [");
     for (uint32_t w = 0; w <= window_last; w++) {
         fprintf(file, "%s[", w == 0 ? "" : ",\n");
@@ -1034,6 +1055,7 @@ main(int argc, char **argv)
         die("out of range");
     entries = need(calloc(key_count, sizeof(*entries)));
     windows = need(calloc(WINDOWS_MAX, sizeof(*windows)));
+    windows_unsent = need(calloc(WINDOWS_MAX, sizeof(*windows_unsent)));
     epoll_fd = epoll_create1(EPOLL_CLOEXEC);
     begin_ns = now_ns();
     for (uint32_t i = 0; i < named; i++)

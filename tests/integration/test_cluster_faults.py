@@ -63,7 +63,8 @@ class Away:
         return node == self.node and self.begin_ms - FLIGHT_MS * SLOW <= ms <= self.end_ms
 
     def near(self, ms):
-        """Others may not know yet that something was lost."""
+        """Others may not know yet that something was lost: a DEL of it waits, and what was sent
+        after it on its connection."""
         moments = [self.begin_ms] if self.healed_ms is None else [self.begin_ms, self.healed_ms]
         return any(at - 2000 <= ms <= at + DETECT_MS * SLOW for at in moments)
 
@@ -121,7 +122,10 @@ class Run:
         assert report["violations"] == 0, report["violation_texts"]
         assert not unexcused, ([vars(away) for away in lost], unexcused[:20])
         if self.scale.long:
-            assert report["unsent"] == 0 and sets_per_s >= SETS_PER_S
+            width = report["window_ms"]
+            late = [window * width for window, _ in report["unsent_windows"]
+                    if not any(away.near(window * width) for away in lost)]
+            assert not late and sets_per_s >= SETS_PER_S, (late[:20], sets_per_s)
         # What was acknowledged is there, whomever one asks.
         seconds = cluster.wait_hints()
         assert ledger.check()["violations"] == 0, ledger.read_report()["violation_texts"]
