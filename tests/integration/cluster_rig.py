@@ -18,9 +18,11 @@ Without a Network the nodes share the machine's loopback; links cannot be cut th
 
 import contextlib
 import ctypes
+import datetime
 import json
 import os
 import random
+import re
 import select
 import shutil
 import signal
@@ -190,6 +192,17 @@ class Node(Server):
 
     def go_on(self):
         self.process.send_signal(signal.SIGCONT)
+
+    def knew(self, begin, words=("suspect", "dead")):
+        """Seconds from then (of time.time()) until its log first says that of a member, or None."""
+        for line in self.log().splitlines():
+            found = re.match(r"time=(\S+)Z .*msg=\"member (\w+)\"", line)
+            if found is None or found[2] not in words:
+                continue
+            at = datetime.datetime.fromisoformat(found[1] + "+00:00").timestamp()
+            if at >= begin:
+                return at - begin
+        return None
 
     def cpu_seconds(self):
         with open(f"/proc/{self.process.pid}/stat", encoding="ascii") as stat:
@@ -471,9 +484,9 @@ class Ledger:
         return sum(count for window, count in self.report["unsent_windows"]
                    if int(begin_ms // width) <= window < int(end_ms // width))
 
-    def slow_until(self, event_ms, limit_ms, end_ms, step_ms=500, nodes=None):
-        """When, after the event, p99 over half a second was last above the limit, or something
-        could not even be sent: milliseconds."""
+    def slow_until(self, event_ms, limit_ms, end_ms, step_ms=250, nodes=None):
+        """When, after the event, p99 over a quarter of a second was last above the limit, or
+        something could not even be sent: milliseconds."""
         worst, at = 0, event_ms
         while at + step_ms <= end_ms:
             p99 = self.percentile(at, at + step_ms, nodes=nodes)

@@ -60,7 +60,7 @@
 #define WINDOWS_MAX     24000u
 #define BUCKETS         400u /* of latencies: 16 to a power of two, in microseconds */
 #define KINDS_MAX       32u
-#define FAILURES_MAX    20000u
+#define FAILURES_MAX    400000u
 #define VIOLATIONS_MAX  50u
 #define SLOW_MS         250u
 #define RECONNECT_MS    50u

@@ -78,6 +78,7 @@ class Run:
         self.ledger = None
         self.filled = 0
         self.begin_ms = self.event_ms = self.end_ms = 0
+        self.event_time = 0.0
 
     @property
     def nodes(self):
@@ -93,6 +94,15 @@ class Run:
         self.begin_ms = self.ledger.start()
         time.sleep(self.scale.before_s)
         self.event_ms = self.ledger.now()
+        self.event_time = time.time()
+
+    def judge_detection(self, nodes):
+        """Those who are left are soon told by nobody but their own pings."""
+        seconds = [self.nodes[index].knew(self.event_time) for index in sorted(nodes)]
+        print(f"the others knew after {seconds} s")
+        assert None not in seconds
+        if self.scale.long:
+            assert max(seconds) * 1000 <= DETECT_MS
 
     def end(self, members=3):
         """Of the load, once all is well again and has been for a while."""
@@ -114,11 +124,14 @@ class Run:
         ledger, cluster = self.ledger, self.cluster
         report = ledger.report
         failures = ledger.failures()
+        assert len(failures) == report["failures"], "more than the ledger tells"
         unexcused = [failure for failure in failures if not self.excused(failure, lost)]
-        sets_per_s = (report["set"][0] - self.filled) * 1000 / (self.end_ms - self.begin_ms)
+        load_s = (self.end_ms - self.begin_ms) / 1000
+        acknowledged = (report["set"][0] - self.filled) / load_s
+        sets_per_s = acknowledged + report["set"][1] / load_s
         print(f"requests {sum(node['done'] for node in report['nodes'])} failed {len(failures)}, "
               f"not excused {len(unexcused)}, not sent {report['unsent']}; "
-              f"{sets_per_s:.0f} SETs acknowledged a second")
+              f"{sets_per_s:.0f} SETs a second, {acknowledged:.0f} acknowledged")
         assert report["violations"] == 0, report["violation_texts"]
         assert not unexcused, ([vars(away) for away in lost], unexcused[:20])
         if self.scale.long:
@@ -209,6 +222,7 @@ def test_a_killed_node_costs_what_was_with_it_and_comes_back(run):
     lost.start()
     ready_ms = run.ledger.now()
     run.end()
+    run.judge_detection({0, 1})
     run.judge_times(run.event_ms, "killed", back_ms, nodes={0, 1})
     run.judge([Away(2, run.event_ms, ready_ms)])
 
@@ -251,6 +265,7 @@ def test_a_stopped_node_is_left_out_and_does_nothing_that_is_too_late(run):
     run.cluster.wait_settled(3)
     again_ms = run.ledger.now()
     run.end()
+    run.judge_detection({0, 1})
     run.judge_times(run.event_ms, "stopped", back_ms, nodes={0, 1})
     run.judge([Away(2, run.event_ms, again_ms)])
 
@@ -281,6 +296,7 @@ def test_links_are_cut_and_healed(run, cut):
     run.cluster.wait_settled(3)
     again_ms = run.ledger.now()
     run.end()
+    run.judge_detection({0, 1} if suffer else {0})
     run.judge_times(run.event_ms, cut, back_ms, nodes={0, 1, 2} - suffer)
     # A cut link is lost to both of its ends; and as it heals, what the kernel has kept arrives, and
     # then both find that they have given the connection up.
