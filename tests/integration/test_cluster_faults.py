@@ -168,6 +168,9 @@ class Run:
         after = ledger.percentile(event_ms + 1000, until_ms, nodes=nodes)
         print(f"{what}: p99 {before:.1f} ms before, {during} in the first second, {after} then; "
               f"above {limit:.0f} ms for {slow_ms:.0f} ms")
+        if slow_ms > P99_BACK_MS:
+            print("slow:", [(at - event_ms, p99) for at in range(int(event_ms), int(until_ms), 50)
+                            if (p99 := ledger.percentile(at, at + 50, nodes=nodes) or 0) > limit])
         if self.scale.long:
             assert slow_ms <= P99_BACK_MS, f"{what}: p99 was above {limit} ms for {slow_ms} ms"
 
@@ -358,6 +361,7 @@ def test_two_nodes_join_at_once_and_leave_again(run):
         lost.append(Away(first + number, run.ledger.now()))
         node.kill()
     run.end()
+    print(f"gone after {[away.begin_ms - leave_ms for away in lost]} ms")
     print(f"two joined within {joined_ms - run.event_ms} ms")
     stay = set(range(first))
     run.judge_times(run.event_ms, "joined", joined_ms, nodes=stay)
