@@ -15,6 +15,7 @@
 #define JOIN_NS       (5 * NS_PER_S)
 #define JOIN_PAUSE_NS (500 * NS_PER_MS)
 #define UPGRADE       "members of a later version have written it: upgrade this node"
+#define WIPE_IT       "wipe this node and replace it"
 
 void
 cluster_secret_make(struct bytes text, u8 out[PEER_SECRET_BYTES])
@@ -506,7 +507,9 @@ enter(struct cluster_shard *shard, bool empty)
     if (status_is(st, ST_NOT_FOUND)) return taken_out(cluster);
     if (!ok(st)) {
         snprintf(cluster->reason, sizeof(cluster->reason), "the record of the cluster: %s",
-                 status_is(st, ST_UNSUPPORTED) ? UPGRADE : status_text(st));
+                 status_is(st, ST_UNSUPPORTED) ? UPGRADE
+                 : status_is(st, ST_CORRUPT)   ? "damaged; " WIPE_IT
+                                               : status_text(st));
         return st;
     }
     if (group0_member(shard->group0) == 0) {
@@ -526,7 +529,8 @@ enter(struct cluster_shard *shard, bool empty)
     const struct topology_member *member =
         topology == NULL ? NULL : topology_member(topology, self);
     if (topology == NULL) {
-        snprintf(cluster->reason, sizeof(cluster->reason), "the record of the cluster is empty");
+        snprintf(cluster->reason, sizeof(cluster->reason),
+                 "the record of the cluster is empty; " WIPE_IT);
         return ST_CORRUPT;
     }
     if (member == NULL) return taken_out(cluster);

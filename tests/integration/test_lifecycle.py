@@ -573,6 +573,46 @@ def test_damage_is_reported_and_never_served(make_server):
     server.wait_metric("distkv_corruptions_total", lambda value: value > 0)
 
 
+def flip(path, offset):
+    with open(path, "r+b") as file:
+        file.seek(offset)
+        byte = file.read(1)
+        file.seek(offset)
+        file.write(bytes([byte[0] ^ 0x10]))
+
+
+@pytest.mark.parametrize("name, harm, offset", [
+    ("p*/t*", os.remove, False),
+    ("p*/t*", lambda path: os.truncate(path, 4096), False),
+    ("p*/t*", lambda path: flip(path, os.path.getsize(path) - 4096), True),
+    ("p*/b*", os.remove, False),
+    ("p*/b*", lambda path: flip(path, 10), True),
+    ("p*/manifest", os.remove, False),
+    ("p*/manifest", lambda path: flip(path, 100), True),
+    ("p*/l0*", os.remove, False),
+    ("p*/l0*", lambda path: flip(path, 10), True),
+    ("NODE", os.remove, False),
+    ("NODE", lambda path: flip(path, 100), False),
+    ("NODE", lambda path: os.truncate(path, 100), False),
+])
+def test_a_start_on_damage_names_the_file_and_says_what_to_do(make_server, name, harm, offset):
+    """Of each kind of file."""
+    server = make_server(cores="0")
+    server.call("SET", "long", "v" * 20000)
+    if "l0" in name:
+        server.kill()  # or nothing in it is needed
+    else:
+        assert server.stop() == 0
+    victim = min(glob.glob(os.path.join(server.data_dir, name)))
+    harm(victim)
+    done = run_server(*server.command()[1:])
+    assert done.returncode == 1, done.stderr
+    assert os.path.basename(victim) in done.stderr, done.stderr
+    assert not offset or re.search(r"offset=\d", done.stderr), done.stderr
+    assert re.search(r"restore .* from a copy|restore from a replica", done.stderr), done.stderr
+    assert os.path.dirname(victim) in done.stderr, done.stderr
+
+
 def test_the_scrub_finds_damage_on_a_live_node(make_server):
     # Off until the damage is done: a pass over so little is over at once, the next one later.
     server = make_server(cores="0", scrub_rate="0")
