@@ -4,6 +4,7 @@
 import json
 import os
 import random
+import re
 import shutil
 import socket
 import subprocess
@@ -824,6 +825,24 @@ def test_a_node_with_data_of_its_own_does_not_join(cluster, make_server, tmp_pat
     node.process.wait(timeout=60 * SLOW)
     assert node.process.returncode == 1
     assert "holds data" in node.log()
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
+@pytest.mark.parametrize("what", ["peers of shard 0", "peers of shard 1", "clients of shard 1"])
+def test_a_port_that_is_taken_is_the_one_cause_that_is_told(cluster, what):
+    """Whichever of a node's ports it is."""
+    port, peer_port = data_port(3), free_ports(2)
+    taken = {"peers of shard 0": peer_port, "peers of shard 1": peer_port + 1,
+             "clients of shard 1": port + 2}[what]
+    cores = ",".join(str(core) for core in sorted(os.sched_getaffinity(0))[:2])
+    with socket.create_server(("127.0.0.1", taken)):
+        node = cluster.add(wait=False, cores=cores, port=port, resp_cluster="cores",
+                           peer_address=f"127.0.0.1:{peer_port}")
+        assert node.process.wait(timeout=60 * SLOW) == 1
+    errors = [line for line in node.log().splitlines() if "level=error" in line]
+    assert len(errors) == 1, node.log()
+    assert f"cannot listen on 127.0.0.1:{taken}" in errors[0], errors
+    assert re.search(r"in use by another process\W*$", errors[0]), errors
 
 
 def test_a_node_by_itself_knows_no_cluster(server):
