@@ -390,8 +390,10 @@ leave_cluster(struct shard *shard)
 static void
 fail_to_enter(struct server *server, const char *reason, status st)
 {
-    bool told = reason[0] != '\0' && status_is(st, ST_EXISTS); /* a port that is taken */
-    if (told)
+    /* A port that is taken, and what the cluster decided: the reason is all that there is to say,
+     * and "permission denied" behind it would send people to look at the files. */
+    bool told = status_is(st, ST_EXISTS) || status_is(st, ST_INVALID) || status_is(st, ST_DENIED);
+    if (told && reason[0] != '\0')
         fail(server, "cannot enter the cluster: %s", reason, st);
     else
         fail(server, "cannot enter the cluster: %s (%s)", reason, st);
@@ -599,7 +601,7 @@ why_stopped(struct shard *shard)
     struct server *server = shard->server;
     if (server->cluster == NULL || shard->index != 0) return ST_OK;
     if (atomic_load(&server->cluster->taken_out) || atomic_load(&server->cluster->rolled_back)) {
-        fail(server, "%s (%s)", server->cluster->reason, ST_DENIED);
+        fail(server, "%s", server->cluster->reason, ST_DENIED);
         return ST_DENIED;
     }
     if (!atomic_load(&server->cluster->outdated)) return ST_OK;
