@@ -3,7 +3,6 @@
 
 import json
 import os
-import random
 import re
 import shutil
 import socket
@@ -12,40 +11,9 @@ import threading
 import time
 
 import pytest
-from conftest import BUILD, SLOW, ReplyError, free_port, wait_for
+from conftest import BUILD, SLOW, ReplyError, data_port, free_ports, wait_for
 
 SECRET = "a secret of the tests"
-
-
-def free_ports(count):
-    """The first of so many free ports in a row, below those that connections are given."""
-    for _ in range(200):
-        first = random.randrange(11000, 31000)
-        held = []
-        try:
-            for port in range(first, first + count):
-                held.append(socket.socket())
-                held[-1].bind(("127.0.0.1", port))
-            return first
-        except OSError:
-            pass
-        finally:
-            for one in held:
-                one.close()
-    raise RuntimeError("no free ports in a row")
-
-
-def data_port(count):
-    """The first of so many, for a node whose shards have ports; 1000 above it is free as well."""
-    for _ in range(50):
-        port = free_ports(count)
-        with socket.socket() as probe:
-            try:
-                probe.bind(("127.0.0.1", port + 1000))
-                return port
-            except OSError:
-                pass
-    raise RuntimeError("no free ports")
 
 
 class Cluster:
@@ -853,4 +821,3 @@ def test_a_node_by_itself_knows_no_cluster(server):
     assert server.call("CLUSTER", "INFO").startswith(b"cluster_state:ok")
     done = client(server, "cluster", "status")
     assert done.returncode == 1 and "not one of a cluster" in done.stderr
-    assert free_port() > 0

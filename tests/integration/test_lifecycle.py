@@ -13,13 +13,14 @@ import signal
 import socket
 import stat
 import subprocess
+import sys
 import tempfile
 import threading
 import time
 
 import pytest
 
-from conftest import SANITIZED, SERVER, SLOW, Resp, free_port, wait_for
+from conftest import SANITIZED, SERVER, SLOW, Resp, free_port, take_ports, wait_for
 
 
 def run_server(*words, env=None, timeout=20, binary=SERVER, **popen):
@@ -145,6 +146,20 @@ def test_a_port_in_use_is_named(make_server, tmp_path):
     done = run_server("--address", f"127.0.0.1:{server.port}", "--data-dir", str(tmp_path / "d2"))
     assert done.returncode == 1
     assert f"127.0.0.1:{server.port}" in done.stderr and "in use" in done.stderr
+
+
+def test_no_two_tests_are_given_one_port():
+    """Of one process or of several: a server binds its port later than it was found free."""
+    few = 31100, 31300
+    mine = {take_ports((0,), *few) for _ in range(30)}
+    assert len(mine) == 30
+    script = ("import sys; sys.path.insert(0, sys.argv[1]); from conftest import take_ports; "
+              "print(*[take_ports((0,), 31100, 31300) for _ in range(30)])")
+    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    done = subprocess.run([sys.executable, "-c", script, root], capture_output=True, text=True,
+                          check=True, timeout=60)
+    theirs = {int(port) for port in done.stdout.split()}
+    assert len(theirs) == 30 and not mine & theirs
 
 
 def test_a_foreign_directory_is_refused_and_left_alone(tmp_path):
