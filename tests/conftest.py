@@ -5,6 +5,8 @@ of its own, ended by its process id, and a small RESP client that shows every by
     DISTKV_TEST_BUILD=build-asan pytest tests/integration     tests another build
 """
 
+import collections
+import fcntl
 import http.client
 import json
 import os
@@ -15,6 +17,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -57,19 +60,76 @@ def pytest_configure(config):
     config.addinivalue_line("markers", "rig: needs root, loop devices and FUSE")
 
 
-def free_port():
-    """A free port whose port + 1000 is free as well. Nothing holds it until the server takes it, nor
-    between its lives: so it is below those that connections are given."""
-    for _ in range(200):
-        port = random.randrange(10000, 31000)
-        with socket.socket() as first, socket.socket() as second:
-            try:
-                first.bind(("127.0.0.1", port))
-                second.bind(("127.0.0.1", port + 1000))
-            except OSError:
-                continue
-            return port
+# ---- ports ----
+#
+# A server binds its ports some time after they were found free, and once more in each of its lives.
+# So they are below those that the kernel gives to connections, and a byte of a file that all tests of
+# this machine share is locked for each: a process holds those that it gave last. The kernel ends the
+# locks with the process.
+
+PORT_FIRST, PORT_LAST = 11000, 31000
+PORTS_HELD = 4000
+_held = collections.OrderedDict()  # port -> None, oldest first; locks tell processes apart, this tells
+                                   # the tests of one
+_lock_file = []
+
+
+def _lock(port, how):
+    if not _lock_file:
+        path = os.path.join(tempfile.gettempdir(), f"distkv-test-ports.{os.getuid()}")
+        _lock_file.append(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    fcntl.lockf(_lock_file[0], how | fcntl.LOCK_NB, 1, port)
+
+
+def _hold(port):
+    """False: somebody else holds it, or listens there."""
+    if port in _held:
+        return False
+    with socket.socket() as probe:
+        try:
+            probe.bind(("127.0.0.1", port))
+            _lock(port, fcntl.LOCK_EX)
+        except OSError:
+            return False
+    _held[port] = None
+    return True
+
+
+def _let_go(port):
+    del _held[port]
+    _lock(port, fcntl.LOCK_UN)
+
+
+def take_ports(offsets, first=PORT_FIRST, last=PORT_LAST):
+    """A port P such that P + offset is ours for each of the offsets."""
+    for _ in range(500):
+        base, taken = random.randrange(first, last), []
+        for offset in offsets:
+            if not _hold(base + offset):
+                break
+            taken.append(base + offset)
+        if len(taken) == len(offsets):
+            while len(_held) > PORTS_HELD:
+                _let_go(next(iter(_held)))
+            return base
+        for port in taken:
+            _let_go(port)
     raise RuntimeError("no free ports")
+
+
+def free_port():
+    """A port for clients; the admin address is 1000 above it."""
+    return take_ports((0, 1000))
+
+
+def free_ports(count):
+    """The first of so many in a row."""
+    return take_ports(range(count))
+
+
+def data_port(count):
+    """The first of so many in a row, for a node whose shards have ports; with an admin address."""
+    return take_ports((*range(count), 1000))
 
 
 def wait_for(condition, what, seconds=60, more=lambda: "", every=0.05):

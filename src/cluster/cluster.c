@@ -8,6 +8,7 @@
 
 #include "base/log.h"
 #include "io/io.h"
+#include "io/net.h"
 
 /* Of a shard's memory: what peers are sent and have sent, topologies, pages of streams. */
 #define SHARE_BUDGET  16u
@@ -15,6 +16,7 @@
 #define JOIN_NS       (5 * NS_PER_S)
 #define JOIN_PAUSE_NS (500 * NS_PER_MS)
 #define UPGRADE       "members of a later version have written it: upgrade this node"
+#define WIPE_IT       "wipe this node and replace it"
 
 void
 cluster_secret_make(struct bytes text, u8 out[PEER_SECRET_BYTES])
@@ -331,7 +333,7 @@ tick_fired(struct io_timer *timer)
 }
 
 MAY_YIELD static status
-open_peers(struct cluster_shard *shard)
+open_peers(struct cluster_shard *shard, char reason[TOPOLOGY_REASON_BYTES])
 {
     const struct cluster_options *options = &shard->cluster->options;
     struct peers_options peers = {
@@ -343,7 +345,11 @@ open_peers(struct cluster_shard *shard)
     };
     memcpy(peers.secret, options->secret, sizeof(peers.secret));
     memcpy(peers.listen.host, options->host, sizeof(peers.listen.host));
-    return peers_open(&peers, &shard->peers);
+    status st = peers_open(&peers, &shard->peers);
+    if (!ok(st))
+        snprintf(reason, TOPOLOGY_REASON_BYTES, "cannot listen on %s:%u for peers: %s",
+                 options->host, options->peer_port + shard->index, io_listen_why(st));
+    return st;
 }
 
 static bool
@@ -506,7 +512,9 @@ enter(struct cluster_shard *shard, bool empty)
     if (status_is(st, ST_NOT_FOUND)) return taken_out(cluster);
     if (!ok(st)) {
         snprintf(cluster->reason, sizeof(cluster->reason), "the record of the cluster: %s",
-                 status_is(st, ST_UNSUPPORTED) ? UPGRADE : status_text(st));
+                 status_is(st, ST_UNSUPPORTED) ? UPGRADE
+                 : status_is(st, ST_CORRUPT)   ? "damaged; " WIPE_IT
+                                               : status_text(st));
         return st;
     }
     if (group0_member(shard->group0) == 0) {
@@ -526,7 +534,8 @@ enter(struct cluster_shard *shard, bool empty)
     const struct topology_member *member =
         topology == NULL ? NULL : topology_member(topology, self);
     if (topology == NULL) {
-        snprintf(cluster->reason, sizeof(cluster->reason), "the record of the cluster is empty");
+        snprintf(cluster->reason, sizeof(cluster->reason),
+                 "the record of the cluster is empty; " WIPE_IT);
         return ST_CORRUPT;
     }
     if (member == NULL) return taken_out(cluster);
@@ -574,10 +583,7 @@ cluster_start(struct cluster *cluster, struct lsm *lsm, bool empty, struct clust
         return ST_NO_MEMORY;
     }
     memcpy(cluster->identity.node_id, cluster->options.node_id, sizeof(cluster->identity.node_id));
-    status st = open_peers(shard);
-    if (!ok(st))
-        snprintf(cluster->reason, sizeof(cluster->reason), "cannot listen on %s:%u for peers: %s",
-                 cluster->options.host, cluster->options.peer_port, status_text(st));
+    status st = open_peers(shard, cluster->reason);
     if (ok(st)) {
         cluster->shards[0] = shard;
         st = open_replicator(shard);
@@ -603,8 +609,10 @@ cluster_start(struct cluster *cluster, struct lsm *lsm, bool empty, struct clust
 }
 
 MAY_YIELD status
-cluster_shard_open(struct cluster *cluster, struct lsm *lsm, struct cluster_shard **out)
+cluster_shard_open(struct cluster *cluster, struct lsm *lsm, struct cluster_shard **out,
+                   char reason[TOPOLOGY_REASON_BYTES])
 {
+    reason[0] = '\0';
     /* A control path that runs once: looking now and then is plainer than one more mail. */
     while (atomic_load(&cluster->member) == 0) { /* before it the rest was written */
         if (atomic_load(&cluster->failed) || io_stopping()) return ST_CANCELED;
@@ -612,7 +620,7 @@ cluster_shard_open(struct cluster *cluster, struct lsm *lsm, struct cluster_shar
     }
     struct cluster_shard *shard = shard_new(cluster, lsm);
     if (shard == NULL) return ST_NO_MEMORY;
-    status st = open_peers(shard);
+    status st = open_peers(shard, reason);
     if (ok(st)) st = open_replicator(shard);
     if (!ok(st)) {
         undo_start(shard);

@@ -227,9 +227,11 @@ void cluster_move_rate_set(struct cluster *cluster, u64 bytes_per_s);
  * begin so. On failure cluster->reason says why. */
 MAY_YIELD MUST_CHECK status cluster_start(struct cluster *cluster, struct lsm *lsm, bool empty,
                                           struct cluster_shard **out);
-/* On the others: waits for that. ST_CANCELED: it failed, or the node stops. */
+/* On the others: waits for that. ST_CANCELED: it failed, or the node stops. reason: why it failed
+ * here, or empty. */
 MAY_YIELD MUST_CHECK status cluster_shard_open(struct cluster *cluster, struct lsm *lsm,
-                                               struct cluster_shard **out);
+                                               struct cluster_shard **out,
+                                               char reason[TOPOLOGY_REASON_BYTES]);
 /* On shard 0, before the node stops serving: ends what it coordinates, gives the lead of group0
  * away, and tells the others to coordinate what it would. Returns when all of it is done, or after
  * CLUSTER_HAND_OVER_NS. */

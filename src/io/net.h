@@ -108,6 +108,13 @@ struct io_listener;
  * host: an IPv4 or IPv6 address. port 0 picks one. */
 MUST_CHECK status io_listen(const char *host, u16 port, const struct io_conn_events *events,
                             void *arg, struct io_listener **out);
+/* Why io_listen failed, for people. */
+static inline const char *
+io_listen_why(status st)
+{
+    if (status_is(st, ST_EXISTS)) return "in use by another process";
+    return status_is(st, ST_INVALID) ? "not an address of this machine" : status_text(st);
+}
 u16 io_listener_port(const struct io_listener *listener);
 /* Stops accepting; connections live on. */
 MAY_YIELD void io_listener_close(struct io_listener *listener);

@@ -312,7 +312,9 @@ io_listen(const char *host, u16 port, const struct io_conn_events *events, void 
     int fd = listener_bind(shard->host, &address, length, port != 0, &shared);
     if (fd < 0) {
         MARK("io.ring_listen.failed");
-        log_error("io", "cannot listen host=%s port=%u error=%s", host, port, strerror(-fd));
+        /* What the first two say the caller tells, who perhaps tries again first. */
+        if (fd != -EADDRINUSE && fd != -EADDRNOTAVAIL)
+            log_error("io", "cannot listen host=%s port=%u error=%s", host, port, strerror(-fd));
         return fd == -EADDRINUSE ? ST_EXISTS : fd == -EADDRNOTAVAIL ? ST_INVALID : ST_IO_ERROR;
     }
     struct io_listener *listener = mem_alloc_zero(&shard->core.budget, sizeof(*listener));

@@ -338,8 +338,12 @@ open_table(struct levels *levels, const struct table_meta *meta, struct opened *
 {
     struct level_table **place = opened_place(opened, meta->file_id);
     if (*place != NULL) {
-        if ((*place)->table->meta.file_hash != meta->file_hash)
-            return MARKED("lsm.levels.table_differs", ST_CORRUPT);
+        if ((*place)->table->meta.file_hash != meta->file_hash) {
+            MARK("lsm.levels.table_differs");
+            log_error("lsm", "manifest names two tables by one number dir=%s file=t%016llx",
+                      levels->dir, (unsigned long long)meta->file_id);
+            return ST_CORRUPT;
+        }
         *out = *place;
         return ST_OK;
     }

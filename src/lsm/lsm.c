@@ -563,7 +563,9 @@ open_once(const struct lsm_place *place, const struct lsm_options *options, stru
 
 fail:
     MARK("lsm.open.failed");
-    log_error("lsm", "store cannot be opened dir=%s error=\"%s\"", lsm->dir, status_text(st));
+    /* What is damaged was named by who met it; what to do about it is the same for all. */
+    log_error("lsm", "store cannot be opened dir=%s error=\"%s\"%s", lsm->dir, status_text(st),
+              status_is(st, ST_CORRUPT) ? " do=\"" LSM_DAMAGE_ADVICE "\"" : "");
     lsm_free(lsm);
     return st;
 }

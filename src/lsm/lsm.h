@@ -76,8 +76,14 @@ struct lsm_place {
     u64 token_last; /* included */
 };
 
+/* What to do about ST_CORRUPT from lsm_open. */
+#define LSM_DAMAGE_ADVICE                                                                          \
+    "restore what the log names from a copy of the directory, or in a cluster wipe this node and " \
+    "replace it"
+
 /* Recovers what the directory holds, or makes a new store in an empty one. ST_CORRUPT: damage that
- * cannot be an unacknowledged tail; the log message names file, offset and what to do. */
+ * cannot be an unacknowledged tail; the log names the file, the offset unless all of it is missing,
+ * and what to do. */
 MAY_YIELD MUST_CHECK status lsm_open(const struct lsm_place *place,
                                      const struct lsm_options *options, struct lsm **out);
 /* Waits for users, flushes so that nothing is left to replay, and frees. A failed store is closed

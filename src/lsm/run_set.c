@@ -5,6 +5,7 @@
 #include "lsm/levels_internal.h"
 
 #include "base/fault.h"
+#include "base/log.h"
 
 /* ---- blob files ---- */
 
@@ -108,6 +109,10 @@ level_table_new(struct levels *levels, struct table *table, struct level_table *
         struct level_blob *blob = level_blob_find(levels, table->meta.blob_refs[i].file_id);
         if (blob == NULL) {
             MARK("lsm.run_set.blob_lost");
+            log_error("lsm",
+                      "table refers to a blob file that the manifest does not name dir=%s "
+                      "file=t%016llx",
+                      levels->dir, (unsigned long long)table->meta.file_id);
             file->blob_count = i;
             for (u32 j = 0; j < i; j++)
                 level_blob_unref(file->blobs[j]);

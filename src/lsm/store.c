@@ -81,6 +81,8 @@ struct work {
 
 /* ---- small things ---- */
 
+#define NODE_ADVICE "restore it from a copy, it says how the directories beside it belong together"
+
 #define WORK_FAIL(work, st, ...) (snprintf((work)->error, (work)->error_size, __VA_ARGS__), (st))
 
 static struct work *
@@ -247,8 +249,8 @@ node_read(struct work *work)
                        : io_file_size(file, &size);
     if (ok(st) && size != NODE_BYTES) {
         MARK("lsm.store.node_size");
-        st = WORK_FAIL(work, ST_CORRUPT, "%s has %llu bytes instead of %u", work->path,
-                       (unsigned long long)size, NODE_BYTES);
+        st = WORK_FAIL(work, ST_CORRUPT, "%s has %llu bytes instead of %u; " NODE_ADVICE,
+                       work->path, (unsigned long long)size, NODE_BYTES);
     } else if (ok(st)) {
         st = io_file_read(file, IO_CLASS_READ, block, NODE_BYTES, 0);
         if (!ok(st)) {
@@ -268,17 +270,14 @@ node_read(struct work *work)
                        work->path);
     } else if (crc32c(0, block, NODE_BYTES) != h->crc) {
         MARK("lsm.store.node_damaged");
-        st = WORK_FAIL(work, ST_CORRUPT,
-                       "%s is damaged (checksum); restore it from a copy, it says how the "
-                       "directories beside it belong together",
-                       work->path);
+        st = WORK_FAIL(work, ST_CORRUPT, "%s is damaged (checksum); " NODE_ADVICE, work->path);
     } else if (h->format != NODE_FORMAT) {
         MARK("lsm.store.node_format");
         st = WORK_FAIL(work, ST_INVALID, "%s has format %u, this version knows %u", work->path,
                        h->format, NODE_FORMAT);
     } else if (!node_is_sound(&work->node)) {
         MARK("lsm.store.node_contradicts");
-        st = WORK_FAIL(work, ST_CORRUPT, "%s contradicts itself", work->path);
+        st = WORK_FAIL(work, ST_CORRUPT, "%s contradicts itself; " NODE_ADVICE, work->path);
     }
 out:
     mem_free(io_budget(), block, NODE_BYTES);
@@ -504,7 +503,8 @@ store_make(struct work *work, const struct node_store *target, u32 source_count)
                       partition_token_last(target->partition_last, partitions));
     if (!ok(st))
         return MARKED("lsm.store.not_split",
-                      WORK_FAIL(work, st, "cannot fill %s: %s", work->other, status_text(st)));
+                      WORK_FAIL(work, st, "cannot fill %s: %s%s", work->other, status_text(st),
+                                status_is(st, ST_CORRUPT) ? "; " LSM_DAMAGE_ADVICE : ""));
     return ST_OK;
 }
 
@@ -526,9 +526,7 @@ stores_create(struct work *work, const char *node_id, u32 shard_count)
     if (orphaned) {
         MARK("lsm.store.node_lost");
         return WORK_FAIL(work, ST_CORRUPT,
-                         "%s holds stores but no NODE, which was lost; restore it from a copy, it "
-                         "says how they belong together",
-                         work->dir);
+                         "%s holds stores but no NODE, which was lost; " NODE_ADVICE, work->dir);
     }
     work->node = (struct node){0};
     st = dirs_clean(work);

@@ -334,7 +334,71 @@ cmd_config_get(struct exec *x)
     buf_deinit(&reply.pairs);
 }
 
-/* All or nothing: everything is checked before anything is set. */
+static void
+config_set_failed(struct exec *x, struct bytes name, const char *why)
+{
+    resp_error(x->reply, "ERR CONFIG SET failed (possibly related to argument '%.*s') - %s",
+               (int)MIN(name.size, 128u), (const char *)name.data, why);
+}
+
+/* Tells the first of the names that is unknown, cannot change, or stands there twice. */
+static bool
+config_set_names(struct exec *x, char *text)
+{
+    const char *seen[2 * CONFIG_OPTIONS_MAX];
+    u32 seen_count = 0;
+    for (u32 i = 2; i < x->arg_count; i += 2) {
+        char error[OPTION_ERROR_BYTES];
+        status st = ST_NOT_FOUND;
+        if (arg_text(x, i, text, CONFIG_TEXT_BYTES))
+            st = config_set_check_name(text, error, sizeof(error));
+        if (status_is(st, ST_NOT_FOUND)) {
+            resp_error(x->reply,
+                       "ERR Unknown option or number of arguments for CONFIG SET - '%.*s'",
+                       (int)MIN(x->args[i].size, 128u), (const char *)x->args[i].data);
+            return false;
+        }
+        if (!ok(st)) {
+            config_set_failed(x, x->args[i], error);
+            return false;
+        }
+        const char *name = config_name(text);
+        for (u32 j = 0; j < seen_count; j++) {
+            if (seen[j] != name) continue;
+            config_set_failed(x, x->args[i], "duplicate parameter");
+            return false;
+        }
+        CHECK(seen_count < ARRAY_COUNT(seen)); /* there are not so many names */
+        seen[seen_count++] = name;
+    }
+    return true;
+}
+
+/* Checks or sets all values; the names are good. */
+static bool
+config_set_values(struct exec *x, char *text, char *value, bool set)
+{
+    struct server_config *config = x->shard->config;
+    for (u32 i = 2; i < x->arg_count; i += 2) {
+        char error[OPTION_ERROR_BYTES];
+        bool there = arg_text(x, i, text, CONFIG_TEXT_BYTES);
+        CHECK(there);
+        const char *name = config_name(text);
+        status st = ST_INVALID;
+        if (!arg_text(x, i + 1, value, CONFIG_TEXT_BYTES))
+            snprintf(error, sizeof(error), "argument is too long or has a zero byte");
+        else if (set)
+            st = config_set(config, name, value, error, sizeof(error));
+        else
+            st = config_set_check(config, name, value, error, sizeof(error));
+        if (ok(st)) continue;
+        config_set_failed(x, BYTES(name, strlen(name)), error);
+        return false;
+    }
+    return true;
+}
+
+/* All or nothing, as in Redis: all names are checked first, then all values, then they are set. */
 void
 cmd_config_set(struct exec *x)
 {
@@ -345,41 +409,9 @@ cmd_config_set(struct exec *x)
     char *name = (char *)exec_alloc(x, 2 * CONFIG_TEXT_BYTES);
     if (name == NULL) return;
     char *value = name + CONFIG_TEXT_BYTES;
-    char error[OPTION_ERROR_BYTES];
-    for (u32 pass = 0; pass < 2; pass++) {
-        for (u32 i = 2; i < x->arg_count; i += 2) {
-            int shown_size = (int)MIN(x->args[i].size, 128u);
-            bool texts = arg_text(x, i, name, CONFIG_TEXT_BYTES);
-            status st = texts ? ST_OK : ST_NOT_FOUND;
-            error[0] = '\0';
-            if (texts && !arg_text(x, i + 1, value, CONFIG_TEXT_BYTES)) {
-                st = ST_INVALID;
-                snprintf(error, sizeof(error), "argument is too long or has a zero byte");
-            }
-            for (u32 j = 2; ok(st) && pass == 0 && j < i; j += 2) {
-                if (x->args[j].size != x->args[i].size || !text_is(x->args[j], name)) continue;
-                resp_error(x->reply,
-                           "ERR CONFIG SET failed (possibly related to argument '%.*s') - "
-                           "duplicate parameter",
-                           shown_size, (const char *)x->args[i].data);
-                return;
-            }
-            if (ok(st) && pass == 0)
-                st = config_set_check(x->shard->config, name, value, error, sizeof(error));
-            else if (ok(st))
-                st = config_set(x->shard->config, name, value, error, sizeof(error));
-            if (ok(st)) continue;
-            if (status_is(st, ST_NOT_FOUND))
-                resp_error(x->reply,
-                           "ERR Unknown option or number of arguments for CONFIG SET - '%.*s'",
-                           shown_size, (const char *)x->args[i].data);
-            else
-                resp_error(x->reply,
-                           "ERR CONFIG SET failed (possibly related to argument '%.*s') - %s",
-                           shown_size, (const char *)x->args[i].data, error);
-            return;
-        }
-    }
+    if (!config_set_names(x, name)) return;
+    if (!config_set_values(x, name, value, false)) return;
+    if (!config_set_values(x, name, value, true)) return;
     if (x->shard->lsm != NULL)
         lsm_scrub_rate_set(x->shard->lsm, x->shard->config->scrub_rate_bytes /
                                               MAX(x->shard->server->shard_count, 1u));

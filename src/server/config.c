@@ -11,6 +11,7 @@
 #include "base/log.h"
 #include "lsm/lsm.h"
 #include "server/glob.h"
+#include "server/number.h"
 
 #include <stdio.h>
 
@@ -239,7 +240,7 @@ static const struct option options[] = {
      .fallback = "10000", .min = 1, .max = 1000000,
      .help = "Most client connections at once; more are refused with an error."},
     {.name = "timeout", .kind = OPTION_NUMBER, .flags = OPTION_RUNTIME, FIELD(timeout_s),
-     .fallback = "0", .max = 1000000, .value_name = "SECONDS",
+     .fallback = "0", .max = INT32_MAX, .value_name = "SECONDS",
      .help = "Closes connections that were idle for so many seconds; 0 never does."},
     {.name = "request-timeout", .kind = OPTION_DURATION, .unit = NS_PER_MS,
      .flags = OPTION_RUNTIME, FIELD(request_timeout_ms), .fallback = "1m", .max = 3600000,
@@ -713,63 +714,98 @@ config_get(const struct server_config *config, const char *name, char *out, size
     return true;
 }
 
-/* Finds what may be set; for one of Redis' constants *option_out is NULL and the value is the one
- * it has. */
-static status
-settable(const struct server_config *config, const char *name, const char *value,
-         const struct option **option_out, char *error, size_t error_size)
+const char *
+config_name(const char *name)
 {
     const struct option *option = option_find(&config_table, name, strlen(name));
-    if (option != NULL && (option->flags & OPTION_COMMAND) == 0) {
-        if ((option->flags & OPTION_RUNTIME) == 0) {
-            snprintf(error, error_size, "can't set immutable config");
-            return ST_UNSUPPORTED;
-        }
-        *option_out = option;
-        return ST_OK;
-    }
+    if (option != NULL && (option->flags & OPTION_COMMAND) == 0) return option->name;
     u32 redis = redis_name_find(name);
-    if (redis == redis_name_none) {
-        snprintf(error, error_size,
-                 "Unknown option or number of arguments for CONFIG SET - '%.64s'", name);
-        return ST_NOT_FOUND;
-    }
-    char current[OPTION_TEXT_BYTES];
-    redis_value_text(config, redis, current, sizeof(current));
-    if (strcmp(current, value) != 0) {
-        snprintf(error, error_size, "can't set immutable config");
-        return ST_UNSUPPORTED;
-    }
-    *option_out = NULL;
-    return ST_OK;
+    return redis == redis_name_none ? NULL : redis_names[redis].name;
 }
 
 status
-config_set(struct server_config *config, const char *name, const char *value, char *error,
-           size_t error_size)
+config_set_check_name(const char *name, char *error, size_t error_size)
 {
-    const struct option *option;
-    status st = settable(config, name, value, &option, error, error_size);
-    if (!ok(st) || option == NULL) return st;
-    st = option_set(option, config, value, error, error_size);
-    if (!ok(st)) return st;
-    config->generation++;
-    return ST_OK;
+    const struct option *option = option_find(&config_table, name, strlen(name));
+    if (option != NULL && (option->flags & OPTION_COMMAND) == 0) {
+        if ((option->flags & OPTION_RUNTIME) != 0) return ST_OK;
+        snprintf(error, error_size, "can't set immutable config");
+        return ST_UNSUPPORTED;
+    }
+    return redis_name_find(name) == redis_name_none ? ST_NOT_FOUND : ST_OK;
+}
+
+/* A value of one of Redis' constants: it may only be set to what it is. */
+static status
+check_constant(const struct server_config *config, const char *name, const char *value, char *error,
+               size_t error_size)
+{
+    char current[OPTION_TEXT_BYTES];
+    redis_value_text(config, redis_name_find(name), current, sizeof(current));
+    if (strcmp(current, value) == 0) return ST_OK;
+    snprintf(error, error_size, "can't set immutable config");
+    return ST_UNSUPPORTED;
+}
+
+static status
+check_number(const struct option *option, const char *value, char *error, size_t error_size)
+{
+    i64 number;
+    if (!number_parse_i64(BYTES(value, strlen(value)), &number)) {
+        snprintf(error, error_size, "argument couldn't be parsed into an integer");
+        return ST_INVALID;
+    }
+    if (number >= (i64)option->min && number <= (i64)option->max) return ST_OK;
+    snprintf(error, error_size, "argument must be between %lld and %lld inclusive",
+             (long long)option->min, (long long)option->max);
+    return ST_INVALID;
+}
+
+static status
+check_choice(const struct option *option, const char *value, char *error, size_t error_size)
+{
+    for (u32 i = 0; option->choices[i] != NULL; i++)
+        if (is_name(value, option->choices[i])) return ST_OK;
+    int used = snprintf(error, error_size, "argument(s) must be one of the following: ");
+    for (u32 i = 0; option->choices[i] != NULL; i++) {
+        CHECK(used >= 0 && (size_t)used < error_size);
+        used += snprintf(error + used, error_size - (size_t)used, "%s%s", i == 0 ? "" : ", ",
+                         option->choices[i]);
+    }
+    return ST_INVALID;
 }
 
 status
 config_set_check(const struct server_config *config, const char *name, const char *value,
                  char *error, size_t error_size)
 {
-    const struct option *option;
-    status st = settable(config, name, value, &option, error, error_size);
-    if (!ok(st) || option == NULL) return st;
+    status st = config_set_check_name(name, error, error_size);
+    if (!ok(st)) return st;
+    const struct option *option = option_find(&config_table, name, strlen(name));
+    if (option == NULL) return check_constant(config, name, value, error, error_size);
+    /* Kinds that Redis has, too, are refused in its words. */
+    if (option->kind == OPTION_NUMBER || option->kind == OPTION_SIGNED)
+        return check_number(option, value, error, error_size);
+    if (option->kind == OPTION_CHOICE) return check_choice(option, value, error, error_size);
     /* The longest value of the table is a text; it lands here instead of in the config. */
     struct option_text scratch;
     memset(&scratch, 0, sizeof(scratch));
     struct option trial = *option;
     trial.offset = 0;
     return option_set(&trial, &scratch, value, error, error_size);
+}
+
+status
+config_set(struct server_config *config, const char *name, const char *value, char *error,
+           size_t error_size)
+{
+    status st = config_set_check(config, name, value, error, error_size);
+    const struct option *option = option_find(&config_table, name, strlen(name));
+    if (!ok(st) || option == NULL) return st;
+    st = option_set(option, config, value, error, error_size);
+    if (!ok(st)) return st;
+    config->generation++;
+    return ST_OK;
 }
 
 bool

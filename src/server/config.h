@@ -161,11 +161,16 @@ void config_list(const struct server_config *config, const char *pattern,
 /* False when there is no such name. */
 MUST_CHECK bool config_get(const struct server_config *config, const char *name, char *out,
                            size_t size);
-/* error: the text behind "ERR CONFIG SET failed - "; ST_NOT_FOUND, ST_INVALID, or
- * ST_UNSUPPORTED for what cannot change while the node runs. */
+/* As the table spells the name, one pointer for all spellings; NULL when there is no such name. */
+const char *config_name(const char *name);
+/* error: the text behind "ERR CONFIG SET failed (...) - ", in Redis' words where Redis has such a
+ * mistake; ST_NOT_FOUND (without a text), ST_INVALID, or ST_UNSUPPORTED for what cannot change
+ * while the node runs. */
 MUST_CHECK status config_set(struct server_config *config, const char *name, const char *value,
                              char *error, size_t error_size);
-/* Checks as config_set does but changes nothing: CONFIG SET of several is all or nothing. */
+/* Checks as config_set does but changes nothing: CONFIG SET of several is all or nothing. The first
+ * looks at the name alone. */
+MUST_CHECK status config_set_check_name(const char *name, char *error, size_t error_size);
 MUST_CHECK status config_set_check(const struct server_config *config, const char *name,
                                    const char *value, char *error, size_t error_size);
 

@@ -7,8 +7,8 @@ pkg_check_modules(INIH REQUIRED IMPORTED_TARGET inih)
 pkg_check_modules(SYSTEMD REQUIRED IMPORTED_TARGET libsystemd)
 
 # Options alone, for their tests and the fuzzer: needs nothing of the server.
-add_library(distkv_host_config STATIC config.c glob.c host_config.c)
-target_link_libraries(distkv_host_config PUBLIC distkv_base PRIVATE PkgConfig::INIH)
+add_library(distkv_host_config STATIC config.c glob.c host_config.c number.c)
+target_link_libraries(distkv_host_config PUBLIC distkv_base m PRIVATE PkgConfig::INIH)
 
 add_library(distkv_host STATIC host_admin.c host_metrics.c host_notify.c)
 target_link_libraries(distkv_host PUBLIC distkv_server

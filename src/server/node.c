@@ -165,6 +165,7 @@ server_shutdown_wanted(const struct server *server)
     return server->shutdown_wanted;
 }
 
+/* format: of text, and of st's own where text does not say it already. */
 static void
 fail(struct server *server, const char *format, const char *text, status st)
 {
@@ -386,6 +387,18 @@ leave_cluster(struct shard *shard)
     shard->cluster = NULL;
 }
 
+static void
+fail_to_enter(struct server *server, const char *reason, status st)
+{
+    /* A port that is taken, and what the cluster decided: the reason is all that there is to say,
+     * and "permission denied" behind it would send people to look at the files. */
+    bool told = status_is(st, ST_EXISTS) || status_is(st, ST_INVALID) || status_is(st, ST_DENIED);
+    if (told && reason[0] != '\0')
+        fail(server, "cannot enter the cluster: %s", reason, st);
+    else
+        fail(server, "cannot enter the cluster: %s (%s)", reason, st);
+}
+
 /* Returns when this shard can serve as one of a cluster's. */
 MAY_YIELD static status
 enter_cluster(struct shard *shard)
@@ -393,18 +406,17 @@ enter_cluster(struct shard *shard)
     struct server *server = shard->server;
     if (server->cluster == NULL) return ST_OK;
     if (shard->index != 0) {
-        status st = cluster_shard_open(server->cluster, shard->lsm, &shard->cluster);
+        char reason[TOPOLOGY_REASON_BYTES];
+        status st = cluster_shard_open(server->cluster, shard->lsm, &shard->cluster, reason);
         if (ok(st)) cluster_open_here(shard);
-        if (!ok(st) && !status_is(st, ST_CANCELED))
-            fail(server, "shard of a cluster: %s: %s", "cannot be opened", st);
+        if (!ok(st) && !status_is(st, ST_CANCELED)) fail_to_enter(server, reason, st);
         return st;
     }
     bool empty = !server->has_keys;
     status st = cluster_start(server->cluster, shard->lsm, empty, &shard->cluster);
     if (ok(st)) cluster_open_here(shard);
     bool stopped = status_is(st, ST_CANCELED) && io_stopping();
-    if (!ok(st) && !stopped)
-        fail(server, "cannot enter the cluster: %s (%s)", server->cluster->reason, st);
+    if (!ok(st) && !stopped) fail_to_enter(server, server->cluster->reason, st);
     return st;
 }
 
@@ -473,9 +485,9 @@ listen_at(struct shard *shard, u16 port, struct io_listener **out)
         fiber_sleep_ns(LISTEN_RETRY_NS);
     }
     if (!ok(st)) {
-        char text[CONFIG_HOST_BYTES + 16];
-        snprintf(text, sizeof(text), "%s:%u", host, port);
-        fail(server, "cannot listen on %s: %s", text, st);
+        char text[CONFIG_HOST_BYTES + 64];
+        snprintf(text, sizeof(text), "%s:%u: %s", host, port, io_listen_why(st));
+        fail(server, "cannot listen on %s", text, st);
     }
     return st;
 }
@@ -589,7 +601,7 @@ why_stopped(struct shard *shard)
     struct server *server = shard->server;
     if (server->cluster == NULL || shard->index != 0) return ST_OK;
     if (atomic_load(&server->cluster->taken_out) || atomic_load(&server->cluster->rolled_back)) {
-        fail(server, "%s (%s)", server->cluster->reason, ST_DENIED);
+        fail(server, "%s", server->cluster->reason, ST_DENIED);
         return ST_DENIED;
     }
     if (!atomic_load(&server->cluster->outdated)) return ST_OK;

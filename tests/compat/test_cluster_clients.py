@@ -7,10 +7,10 @@ import time
 import pytest
 import redis
 import test_clients
-from conftest import ReplyError, Resp, need, wait_for
+from conftest import ReplyError, Resp, data_port, need, wait_for
 from redis.cluster import ClusterNode, RedisCluster
 from test_clients import cli, run
-from test_cluster import Cluster, data_port
+from test_cluster import Cluster
 from test_smart import at_rest
 
 node_modules = test_clients.node_modules  # a fixture

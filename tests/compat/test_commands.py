@@ -265,6 +265,34 @@ SCRIPTS = {
         ("SHUTDOWN", "NOSAVE", "SAVE"), ("SHUTDOWN", "NOSAVE", "ABORT"), ("SHUTDOWN", "ABORT", "NOW"), ("DISCARD",), ("EXEC",),
     ],
 }
+# Sets nothing: the next connection finds the node as it was.
+SCRIPTS["config set"] = [
+    ("CONFIG", "SET", name, value)
+    for name in ("maxclients", "timeout", "slowlog-max-len", "slowlog-log-slower-than",
+                 "latency-monitor-threshold")
+    for value in ("abc", "", " 1", "1 ", "+1", "01", "0x10", "1.5", "1mb", BIG + "0")
+] + [
+    ("CONFIG", "SET", "timeout", "-1"), ("CONFIG", "SET", "timeout", "2147483648"),
+    ("CONFIG", "SET", "slowlog-log-slower-than", "-2"),
+    # ours have other ends
+    ("CONFIG", "SET", "maxclients", "0", OURS(ReplyError(
+        "ERR CONFIG SET failed (possibly related to argument 'maxclients') - "
+        "argument must be between 1 and 1000000 inclusive"))),
+    ("CONFIG", "SET", "slowlog-max-len", "-1", OURS(ReplyError(
+        "ERR CONFIG SET failed (possibly related to argument 'slowlog-max-len') - "
+        "argument must be between 0 and 1024 inclusive"))),
+    ("CONFIG", "SET", "log-level", "loud", OURS(ReplyError(
+        "ERR CONFIG SET failed (possibly related to argument 'log-level') - "
+        "argument(s) must be one of the following: error, warning, info, debug"))),
+    # all names are looked at before any value; a value's error has the name as the table has it
+    ("CONFIG", "SET", "MaxClients", "abc"), ("CONFIG", "SET", "maxclients", "abc", "nosuch", "1"),
+    ("CONFIG", "SET", "nosuch", "1", "maxclients", "abc"), ("CONFIG", "SET", "maxclients\0", "1"),
+    ("CONFIG", "SET", "maxclients", "abc", "MAXCLIENTS", "9"),
+    ("CONFIG", "SET", "maxclients", "abc", "Cores", "3", OURS(ReplyError(
+        "ERR CONFIG SET failed (possibly related to argument 'Cores') - can't set immutable config"))),
+    ("CONFIG", "SET", "timeout", "7", "MaxClients", "abc"), ("CONFIG", "GET", "timeout"),
+    ("CONFIG", "SET", "maxclients", "9", "timeout", "abc"), ("CONFIG", "GET", "maxclients"),
+]
 # What COMMAND INFO must say exactly as Redis does.
 INFO_OF = """get set mget mset msetnx setnx setex psetex getset getdel getex append strlen getrange
 setrange incr decr incrby decrby incrbyfloat del unlink exists type touch rename renamenx copy expire

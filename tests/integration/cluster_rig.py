@@ -21,7 +21,6 @@ import ctypes
 import datetime
 import json
 import os
-import random
 import re
 import select
 import shutil
@@ -29,7 +28,7 @@ import signal
 import socket
 import subprocess
 
-from conftest import BUILD, CLIENT, SLOW, ReplyError, Resp, Server, wait_for
+from conftest import BUILD, CLIENT, SLOW, ReplyError, Resp, Server, take_ports, wait_for
 
 SECRET = "a secret of the tests"
 LEDGER = os.path.join(BUILD, "bin", "ledger")
@@ -252,24 +251,11 @@ class Cluster:
         assert not problems, "\n".join(problems)
 
     def free_ports(self):
-        """A port for clients, the one 1000 above it, and one for peers, below those that
-        connections are given."""
+        """A port for clients and one for peers."""
         if self.network:
             return 8080, 18080
-        for _ in range(200):
-            first = random.randrange(11000, 30000)
-            held = []
-            try:
-                for port in (first, first + 1000, first + 1):
-                    held.append(socket.socket())
-                    held[-1].bind(("127.0.0.1", port))
-                return first, first + 1
-            except OSError:
-                pass
-            finally:
-                for one in held:
-                    one.close()
-        raise RuntimeError("no free ports")
+        first = take_ports((0, 1000, 1))
+        return first, first + 1
 
     def add(self, wait=True, **options):
         number = len(self.nodes) + 1

@@ -3,7 +3,7 @@
 
 import json
 import os
-import random
+import re
 import shutil
 import socket
 import subprocess
@@ -11,40 +11,9 @@ import threading
 import time
 
 import pytest
-from conftest import BUILD, SLOW, ReplyError, free_port, wait_for
+from conftest import BUILD, SLOW, ReplyError, data_port, free_ports, wait_for
 
 SECRET = "a secret of the tests"
-
-
-def free_ports(count):
-    """The first of so many free ports in a row, below those that connections are given."""
-    for _ in range(200):
-        first = random.randrange(11000, 31000)
-        held = []
-        try:
-            for port in range(first, first + count):
-                held.append(socket.socket())
-                held[-1].bind(("127.0.0.1", port))
-            return first
-        except OSError:
-            pass
-        finally:
-            for one in held:
-                one.close()
-    raise RuntimeError("no free ports in a row")
-
-
-def data_port(count):
-    """The first of so many, for a node whose shards have ports; 1000 above it is free as well."""
-    for _ in range(50):
-        port = free_ports(count)
-        with socket.socket() as probe:
-            try:
-                probe.bind(("127.0.0.1", port + 1000))
-                return port
-            except OSError:
-                pass
-    raise RuntimeError("no free ports")
 
 
 class Cluster:
@@ -617,7 +586,8 @@ def test_a_directory_that_is_put_back_is_not_believed(three):
     quorums = ("QUORUM", "DEFAULT")  # n1 has missed the write, and may say so by ONE
     wait_for(lambda: never_old(first, *quorums) and never_old(third, "ONE", *quorums)
              and not third.running(), "the one that was put back to end")
-    assert "an older copy" in third.log()
+    assert "an older copy; empty it and start this node again" in third.log()
+    assert "permission denied" not in third.log()
     second.start()
     three.wait_alive(2, 0, 1)
     for node in (first, second):
@@ -826,6 +796,24 @@ def test_a_node_with_data_of_its_own_does_not_join(cluster, make_server, tmp_pat
     assert "holds data" in node.log()
 
 
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
+@pytest.mark.parametrize("what", ["peers of shard 0", "peers of shard 1", "clients of shard 1"])
+def test_a_port_that_is_taken_is_the_one_cause_that_is_told(cluster, what):
+    """Whichever of a node's ports it is."""
+    port, peer_port = data_port(3), free_ports(2)
+    taken = {"peers of shard 0": peer_port, "peers of shard 1": peer_port + 1,
+             "clients of shard 1": port + 2}[what]
+    cores = ",".join(str(core) for core in sorted(os.sched_getaffinity(0))[:2])
+    with socket.create_server(("127.0.0.1", taken)):
+        node = cluster.add(wait=False, cores=cores, port=port, resp_cluster="cores",
+                           peer_address=f"127.0.0.1:{peer_port}")
+        assert node.process.wait(timeout=60 * SLOW) == 1
+    errors = [line for line in node.log().splitlines() if "level=error" in line]
+    assert len(errors) == 1, node.log()
+    assert f"cannot listen on 127.0.0.1:{taken}" in errors[0], errors
+    assert re.search(r"in use by another process\W*$", errors[0]), errors
+
+
 def test_a_node_by_itself_knows_no_cluster(server):
     with pytest.raises(ReplyError, match="not one of a cluster"):
         server.call("DISTKV.REPAIR")
@@ -833,4 +821,3 @@ def test_a_node_by_itself_knows_no_cluster(server):
     assert server.call("CLUSTER", "INFO").startswith(b"cluster_state:ok")
     done = client(server, "cluster", "status")
     assert done.returncode == 1 and "not one of a cluster" in done.stderr
-    assert free_port() > 0

@@ -13,13 +13,14 @@ import signal
 import socket
 import stat
 import subprocess
+import sys
 import tempfile
 import threading
 import time
 
 import pytest
 
-from conftest import SANITIZED, SERVER, SLOW, Resp, free_port, wait_for
+from conftest import SANITIZED, SERVER, SLOW, Resp, free_port, take_ports, wait_for
 
 
 def run_server(*words, env=None, timeout=20, binary=SERVER, **popen):
@@ -145,6 +146,20 @@ def test_a_port_in_use_is_named(make_server, tmp_path):
     done = run_server("--address", f"127.0.0.1:{server.port}", "--data-dir", str(tmp_path / "d2"))
     assert done.returncode == 1
     assert f"127.0.0.1:{server.port}" in done.stderr and "in use" in done.stderr
+
+
+def test_no_two_tests_are_given_one_port():
+    """Of one process or of several: a server binds its port later than it was found free."""
+    few = 31100, 31300
+    mine = {take_ports((0,), *few) for _ in range(30)}
+    assert len(mine) == 30
+    script = ("import sys; sys.path.insert(0, sys.argv[1]); from conftest import take_ports; "
+              "print(*[take_ports((0,), 31100, 31300) for _ in range(30)])")
+    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    done = subprocess.run([sys.executable, "-c", script, root], capture_output=True, text=True,
+                          check=True, timeout=60)
+    theirs = {int(port) for port in done.stdout.split()}
+    assert len(theirs) == 30 and not mine & theirs
 
 
 def test_a_foreign_directory_is_refused_and_left_alone(tmp_path):
@@ -309,36 +324,82 @@ def test_sigterm_drains_within_5_s_and_leaves_nothing_to_replay(make_server):
     pytest.fail("thrice it took longer, or left something to replay")
 
 
-def test_sigterm_under_load_keeps_what_was_acknowledged(make_server):
-    server = make_server()
-    connection = server.connect()
+def write_until_closed(connection, name, begun):
+    """Pipelined, a hundred at a time. How many the server has acknowledged: every reply until the end
+    is an OK, or refuses what comes behind the end."""
     acknowledged = 0
-    server.process.send_signal(signal.SIGCONT)
     try:
-        for i in range(200000):
-            connection.send("SET", f"k{i}", f"k{i}:" + "v" * 100)
-            if i == 5000:
-                server.process.send_signal(signal.SIGTERM)
-            if i >= 100:
-                if connection.read() != "OK":
-                    break
-                acknowledged += 1
-    except OSError:
+        for i in range(10_000_000):
+            connection.send("SET", f"{name}:{i}", f"{i}:" + "v" * 100)
+            if i < 100:
+                continue
+            if connection.read() != "OK":
+                break
+            acknowledged += 1
+            if acknowledged == 1000:
+                begun.set()
+    except OSError:  # ConnectionError, too: of what was sent after the end
         pass
-    connection.close()
+    return acknowledged
+
+
+def test_sigterm_under_load_keeps_what_was_acknowledged(make_server):
+    server = make_server(log_format="logfmt")
+    idle = server.connect()
+    names, begun, acknowledged = ("a", "b", "c"), [threading.Event() for _ in range(3)], {}
+    connections = [server.connect() for _ in names]
+
+    def run(name, connection, event):
+        acknowledged[name] = write_until_closed(connection, name, event)
+
+    threads = [threading.Thread(target=run, args=args) for args in zip(names, connections, begun)]
+    for thread in threads:
+        thread.start()
+    for event in begun:
+        assert event.wait(60 * SLOW)
+    asked = time.monotonic()
+    server.process.send_signal(signal.SIGTERM)
     assert server.process.wait(timeout=10 * SLOW) == 0, server.log()
-    assert acknowledged > 4000
+    assert time.monotonic() - asked < 6 * SLOW  # or it would not be 0: see shutdown-timeout
+    for thread in threads:
+        thread.join(timeout=30 * SLOW)
+    assert idle.sock.recv(1) == b""  # an end, and no reset
+    for connection in (idle, *connections):
+        connection.close()
+    log = server.log()
+    assert "msg=stopping why=SIGTERM" in log, log
+    assert int(re.search(r"msg=stopped ms=(\d+)", log).group(1)) <= 5000 * SLOW, log
+
     server.start()
-    check(server, acknowledged)
+    with server.connect() as connection:
+        for name in names:
+            assert acknowledged[name] >= 1000
+            for i in range(acknowledged[name]):
+                connection.send("GET", f"{name}:{i}")
+                if i % 500 == 499 or i == acknowledged[name] - 1:
+                    for j in range(i - i % 500, i + 1):
+                        assert connection.read() == b"%d:" % j + b"v" * 100, f"{name}:{j}"
 
 
-def test_a_second_signal_ends_at_once(make_server):
+@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_ends_at_once(make_server, second):
+    """It drains for seconds, for the sake of somebody who does not read."""
     server = make_server(shutdown_timeout="60s")
     fill(server, 100)
-    server.process.send_signal(signal.SIGTERM)
-    server.process.send_signal(signal.SIGINT)
-    code = server.process.wait(timeout=10 * SLOW)
-    assert code in (0, 128 + signal.SIGINT, 128 + signal.SIGTERM)
+    with server.connect() as deaf:
+        deaf.call("SET", "large", "v" * 1000000)
+        for _ in range(20):
+            deaf.send("GET", "large")
+        wait_for(lambda: deaf.sock.recv(1, socket.MSG_PEEK), "the first of it")
+        server.process.send_signal(signal.SIGTERM)
+        wait_for(lambda: "stopping" in server.log(), "it to hear of the first")
+        time.sleep(0.2)
+        assert server.running(), server.log()
+        begun = time.monotonic()
+        server.process.send_signal(second)
+        assert server.process.wait(timeout=10 * SLOW) == 128 + second
+        assert time.monotonic() - begun < 1 * SLOW
+    assert "ending at once" in server.log() and second.name in server.log()
     server.start()
     check(server, 100)
 
@@ -571,6 +632,46 @@ def test_damage_is_reported_and_never_served(make_server):
                 errors += 1
     assert errors > 0
     server.wait_metric("distkv_corruptions_total", lambda value: value > 0)
+
+
+def flip(path, offset):
+    with open(path, "r+b") as file:
+        file.seek(offset)
+        byte = file.read(1)
+        file.seek(offset)
+        file.write(bytes([byte[0] ^ 0x10]))
+
+
+@pytest.mark.parametrize("name, harm, offset", [
+    ("p*/t*", os.remove, False),
+    ("p*/t*", lambda path: os.truncate(path, 4096), False),
+    ("p*/t*", lambda path: flip(path, os.path.getsize(path) - 4096), True),
+    ("p*/b*", os.remove, False),
+    ("p*/b*", lambda path: flip(path, 10), True),
+    ("p*/manifest", os.remove, False),
+    ("p*/manifest", lambda path: flip(path, 100), True),
+    ("p*/l0*", os.remove, False),
+    ("p*/l0*", lambda path: flip(path, 10), True),
+    ("NODE", os.remove, False),
+    ("NODE", lambda path: flip(path, 100), False),
+    ("NODE", lambda path: os.truncate(path, 100), False),
+])
+def test_a_start_on_damage_names_the_file_and_says_what_to_do(make_server, name, harm, offset):
+    """Of each kind of file."""
+    server = make_server(cores="0")
+    server.call("SET", "long", "v" * 20000)
+    if "l0" in name:
+        server.kill()  # or nothing in it is needed
+    else:
+        assert server.stop() == 0
+    victim = min(glob.glob(os.path.join(server.data_dir, name)))
+    harm(victim)
+    done = run_server(*server.command()[1:])
+    assert done.returncode == 1, done.stderr
+    assert os.path.basename(victim) in done.stderr, done.stderr
+    assert not offset or re.search(r"offset=\d", done.stderr), done.stderr
+    assert re.search(r"restore .* from a copy|restore from a replica", done.stderr), done.stderr
+    assert os.path.dirname(victim) in done.stderr, done.stderr
 
 
 def test_the_scrub_finds_damage_on_a_live_node(make_server):

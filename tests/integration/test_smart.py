@@ -10,8 +10,7 @@ import time
 
 import pytest
 import test_cluster
-from conftest import BUILD, SLOW, wait_for
-from test_cluster import data_port
+from conftest import BUILD, SLOW, data_port, wait_for
 
 cluster = test_cluster.cluster  # fixtures
 three = test_cluster.three

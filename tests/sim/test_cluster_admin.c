@@ -811,6 +811,7 @@ expect_taken_out(struct rig *rig, u32 node)
         fiber_sleep_ns(10 * NS_PER_MS);
     CHECK(!sim_node_running(rig->nodes[node].machine));
     CHECK(strstr(server_failure(rig->nodes[node].server), "was taken out of the cluster") != NULL);
+    CHECK(strstr(server_failure(rig->nodes[node].server), status_text(ST_DENIED)) == NULL);
     rig_crash(rig, node); /* what it has ended with is no failure of the test */
 }
 

@@ -8,6 +8,7 @@
 #include <unistd.h>
 #include <cmocka.h>
 
+#include "base/log.h"
 #include "server/host_config.h"
 
 static struct server_config config;
@@ -222,6 +223,45 @@ config_set_changes_what_may_change_and_nothing_else(void **state)
 }
 
 static void
+a_bad_value_is_refused_in_the_words_of_redis(void **state)
+{
+    static const struct {
+        const char *name, *value, *error;
+    } cases[] = {
+        {"maxclients", "abc", "argument couldn't be parsed into an integer"},
+        {"maxclients", "010", "argument couldn't be parsed into an integer"},
+        {"maxclients", "0", "argument must be between 1 and 1000000 inclusive"},
+        {"maxclients", "-9", "argument must be between 1 and 1000000 inclusive"},
+        {"maxclients", "1000001", "argument must be between 1 and 1000000 inclusive"},
+        {"timeout", "2147483648", "argument must be between 0 and 2147483647 inclusive"},
+        {"slowlog-log-slower-than", "-2",
+         "argument must be between -1 and 9223372036854775807 inclusive"},
+        {"log-level", "loud",
+         "argument(s) must be one of the following: error, warning, info, debug"},
+        {"scrub-rate", "x", "scrub-rate: 'x' is not a size such as 4096, 64KiB or 2GiB"},
+        {"appendonly", "no", "can't set immutable config"},
+        {"cores", "0", "can't set immutable config"},
+    };
+    config_init_for_test(&config, ":memory:", 1);
+    u64 generation = config_generation(&config);
+    for (u32 i = 0; i < ARRAY_COUNT(cases); i++) {
+        assert_false(
+            ok(config_set_check(&config, cases[i].name, cases[i].value, error, sizeof(error))));
+        assert_string_equal(error, cases[i].error);
+        assert_false(ok(config_set(&config, cases[i].name, cases[i].value, error, sizeof(error))));
+        assert_string_equal(error, cases[i].error);
+    }
+    assert_true(config_generation(&config) == generation);
+    assert_int_equal(config.maxclients, 10000);
+    assert_true(ok(config_set(&config, "LOG-LEVEL", "DEBUG", error, sizeof(error))));
+    assert_int_equal(config.log_level, LOG_LEVEL_DEBUG);
+    assert_string_equal(config_name("Slowlog_Max-Len"), "slowlog-max-len");
+    assert_string_equal(config_name("DIR"), "dir");
+    assert_null(config_name("nope"));
+    assert_null(config_name("help"));
+}
+
+static void
 the_password_is_compared_whole(void **state)
 {
     config_init_for_test(&config, ":memory:", 1);
@@ -307,6 +347,7 @@ main(void)
         cmocka_unit_test(too_little_memory_for_the_cores_is_refused),
         cmocka_unit_test(config_get_knows_our_names_and_those_of_redis),
         cmocka_unit_test(config_set_changes_what_may_change_and_nothing_else),
+        cmocka_unit_test(a_bad_value_is_refused_in_the_words_of_redis),
         cmocka_unit_test(the_password_is_compared_whole),
         cmocka_unit_test(a_node_with_a_secret_is_one_of_a_cluster),
         cmocka_unit_test(clients_and_scrapers_have_addresses_of_their_own),
