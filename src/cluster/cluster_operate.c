@@ -408,10 +408,12 @@ cluster_hand_over(struct cluster_shard *shard)
     atomic_store(&cluster->passing, CLUSTER_PASSING_STOPS);
     (void)drain_tell(cluster, false); /* to others: they take it */
     u64 since_ns = io_now_ns();
-    bool gave = false;
+    bool gave = false, given = false;
     while (io_now_ns() < until_ns) {
-        bool leads = group0_give_lead(shard->group0);
+        /* Once: who got it may stop, too, and give it back. */
+        bool leads = !given && group0_give_lead(shard->group0);
         if (leads && !gave) log_info("cluster", "gives the lead of group0 away");
+        given = gave && !leads;
         gave |= leads;
         if (!leads && all_were_told(shard, since_ns)) break;
         fiber_sleep_ns(HAND_LOOK_NS);

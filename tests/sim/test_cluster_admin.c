@@ -577,6 +577,49 @@ who_stops_gives_the_lead_away_whatever_goes_on(void **state)
     run_seeds(slow_stop_story, NODES, 0);
 }
 
+static u64
+term_of(struct rig *rig)
+{
+    u64 term = 0;
+    for (u32 i = 0; i < NODES; i++) {
+        struct group0_stats stats;
+        if (!sim_node_running(rig->nodes[i].machine)) continue;
+        group0_stats_get(rig->nodes[i].server->cluster->shards[0]->group0, &stats);
+        term = MAX(term, stats.term);
+    }
+    return term;
+}
+
+/* Who gets the lead from one that stops, and stops too, gives it to somebody else: once each, not
+ * to and fro until the last is gone. */
+static MAY_YIELD void
+stops_story(struct rig *rig)
+{
+    cluster_rig_settle(rig, NODES, NODES, WAIT_NS);
+    while (leader_of(rig) == NODES)
+        fiber_sleep_ns(50 * NS_PER_MS);
+    u64 before = term_of(rig);
+    for (u32 i = 0; i < NODES; i++)
+        sim_node_stop(rig->nodes[i].machine);
+    for (u32 i = 0; i < NODES; i++)
+        while (sim_node_running(rig->nodes[i].machine))
+            fiber_sleep_ns(NS_PER_MS);
+    for (u32 i = 0; i < NODES; i++) {
+        rig_crash(rig, i); /* what a stopped process leaves is durable */
+        rig_start(rig, i);
+    }
+    cluster_rig_settle(rig, NODES, NODES, WAIT_NS);
+    /* One for each handing over, and the elections of those who start. */
+    CHECK(term_of(rig) <= before + NODES + 3);
+}
+
+static void
+nodes_that_stop_together_give_the_lead_away_once(void **state)
+{
+    (void)state;
+    run_seeds(stops_story, NODES, 0);
+}
+
 /* Of INCRs that are sent on and on, whatever becomes of them. */
 struct tolerant {
     struct counting counting;
@@ -885,6 +928,7 @@ main(void)
         cmocka_unit_test(a_drained_node_is_missed_by_nobody_and_loses_no_increment),
         cmocka_unit_test(a_restart_in_order_holds_nobody_up),
         cmocka_unit_test(who_stops_gives_the_lead_away_whatever_goes_on),
+        cmocka_unit_test(nodes_that_stop_together_give_the_lead_away_once),
         cmocka_unit_test(no_increment_is_lost_when_all_nodes_start_again),
         cmocka_unit_test(nodes_are_weighed_and_removed_by_any_other),
         cmocka_unit_test(who_is_removed_while_it_joins_says_so_and_stops),
