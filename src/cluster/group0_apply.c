@@ -39,9 +39,16 @@ group0_blob_release(struct group0 *group0, struct group0_blob *blob)
 
 /* ---- entries ---- */
 
-/* The outcome of one command; *next_out: the new topology, or NULL. ST_UNSUPPORTED: see above. */
-static status
-command_apply(struct group0 *group0, struct bytes data, struct topology **next_out,
+void
+group0_pause(void)
+{
+    if (fiber_should_yield()) fiber_yield();
+}
+
+/* The outcome of one command; *next_out: the new topology, or NULL. ST_UNSUPPORTED: see above. Who
+ * serves already (show) is not held up by a plan. */
+static MAY_YIELD status
+command_apply(struct group0 *group0, struct bytes data, bool show, struct topology **next_out,
               struct group0_outcome *outcome)
 {
     struct topology_command command;
@@ -53,7 +60,10 @@ command_apply(struct group0 *group0, struct bytes data, struct topology **next_o
         group0_outdated(group0);
         return ST_UNSUPPORTED;
     }
-    st = topology_apply(group0->topology, &command, next_out, outcome->reason);
+    const struct topology *present = group0->topology;
+    st = topology_apply_pausing(present, &command, show ? group0_pause : NULL, next_out,
+                                outcome->reason);
+    CHECK(group0->topology == present); /* nobody changes it but this fiber */
     if (status_is(st, ST_NO_MEMORY)) return st;
     if (ok(st) || status_is(st, ST_EXISTS))
         outcome->result = GROUP0_DONE;
@@ -63,7 +73,7 @@ command_apply(struct group0 *group0, struct bytes data, struct topology **next_o
 }
 
 /* The entry behind `applied`. ST_NO_MEMORY, ST_UNSUPPORTED: nothing has changed. */
-static status
+static MAY_YIELD status
 entry_apply(struct group0 *group0, bool show)
 {
     u64 index = group0->applied + 1;
@@ -77,7 +87,7 @@ entry_apply(struct group0 *group0, bool show)
         group0->applied_config.size = 0;
         if (!buf_append(&group0->applied_config, item->data, item->size)) return ST_NO_MEMORY;
     } else if (item->kind == RAFT_ENTRY_DATA && group0->topology != NULL) {
-        status st = command_apply(group0, BYTES(item->data, item->size), &next, &outcome);
+        status st = command_apply(group0, BYTES(item->data, item->size), show, &next, &outcome);
         if (!ok(st)) return st;
         outcome.index = index;
     }

@@ -427,6 +427,8 @@ MAY_YIELD void group0_writer_main(void *arg);
 MAY_YIELD void group0_applier_main(void *arg);
 /* What the log holds up to the commit mark, before raft starts. */
 MAY_YIELD MUST_CHECK status group0_apply_stored(struct group0 *group0);
+/* Lets others run when it is time. */
+MAY_YIELD void group0_pause(void);
 struct group0_blob *group0_blob_new(struct group0 *group0, u64 size);
 void group0_blob_release(struct group0 *group0, struct group0_blob *blob);
 

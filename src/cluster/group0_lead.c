@@ -248,16 +248,20 @@ joiners_are_here(struct group0 *group0)
 }
 
 /* What the plan would make, here and now, so that not everybody has to find out. */
-static status
+static MAY_YIELD status
 plan_try(struct group0 *group0, u64 session, struct topology **next_out)
 {
+    struct topology *present = group0->topology;
     struct topology_command command = {.kind = TOPOLOGY_PLAN,
                                        .session = session,
-                                       .state_before = group0->topology->state_id,
-                                       .state_after = group0->topology->state_id ^ 1};
+                                       .state_before = present->state_id,
+                                       .state_after = present->state_id ^ 1};
     char reason[TOPOLOGY_REASON_BYTES];
     if (command.state_after == 0) command.state_after = UINT64_MAX;
-    return topology_apply(group0->topology, &command, next_out, reason);
+    topology_hold(present); /* another may come meanwhile */
+    status st = topology_apply_pausing(present, &command, group0_pause, next_out, reason);
+    topology_release(present);
+    return st;
 }
 
 /* Somebody who gains by the plan, has not fetched, and is silent for as long or longer; 0: nobody.
@@ -287,6 +291,7 @@ plan_begin(struct group0 *group0)
     if (status_is(st, ST_INVALID)) group0->plan_nothing_epoch = epoch;
     u32 silent = ok(st) ? gainer_silent(group0, next, 0) : 0;
     topology_release(next);
+    if (group0->topology->epoch != epoch) return; /* of another one */
     if (silent != 0 && group0->plan_waits_for != silent)
         log_info("group0", "a plan waits for a member that does not answer member=%u", silent);
     group0->plan_waits_for = silent;

@@ -129,7 +129,8 @@ deal_init(struct deal *deal, const struct placement_input *input, u16 datacenter
     *deal = (struct deal){.partition_count = input->partition_count,
                           .scattered = input->scattered,
                           .replicas = MIN(input->replicas, count),
-                          .node_count = count};
+                          .node_count = count,
+                          .pause = input->pause};
     deal->nodes = mem_alloc_zero(budget, count * sizeof(*deal->nodes));
     deal->racks = mem_alloc_zero(budget, count * sizeof(*deal->racks));
     deal->rows = mem_alloc(budget, deal_rows_bytes(deal));
@@ -268,8 +269,10 @@ placement_next(const struct placement_input *input, const struct placement *pres
     status st = next.ids != NULL ? ST_OK : ST_NO_MEMORY;
     for (u32 d = 0; d < count && ok(st); d++)
         st = datacenter_next(input, present, datacenters[d], d * input->replicas, budget, &next);
-    for (u32 p = 0; p < next.partition_count && ok(st); p++)
+    for (u32 p = 0; p < next.partition_count && ok(st); p++) {
+        if (p % DEAL_PAUSE_LOOKS == 0 && input->pause != NULL) input->pause();
         if (!moves_of_row(input, present, &next, p, &moves)) st = ST_NO_MEMORY;
+    }
     if (!ok(st)) {
         placement_deinit(&next);
         placement_moves_deinit(&moves);

@@ -285,6 +285,7 @@ sink_take(struct deal *deal, u32 node, u32 grain, u64 *least)
     struct choice best = {.cost = UINT64_MAX};
     for (u32 at = 0; at < deal->partition_count && best.cost > *least; at++) {
         if (deal->costs[at] >= best.cost) continue;
+        deal_look(deal);
         struct choice choice = row_look(deal, &known, at, node, grain);
         if (grow) deal->costs[at] = choice.cost;
         if (choice.cost < best.cost) best = choice;
@@ -296,6 +297,7 @@ sink_take(struct deal *deal, u32 node, u32 grain, u64 *least)
         u32 at = (best.at + i) & (deal->partition_count - 1);
         struct choice choice = {.cost = deal->costs[at]};
         if (choice.cost <= best.cost) {
+            deal_look(deal);
             choice = row_look(deal, &known, at, node, grain);
             if (grow) deal->costs[at] = choice.cost;
         }
@@ -351,6 +353,7 @@ sink_chain(struct deal *deal, u32 sink, bool any)
         for (u32 at = 0; at < deal->partition_count; at++) {
             u32 p = deal_walk(deal, at);
             const u16 *row = deal_row(deal, p);
+            deal_look(deal);
             if (deal_row_has(deal, row, node) || on_path(deal, node, sink, p)) continue;
             struct racks racks;
             u32 before = racks_of(deal, row, &racks);
@@ -386,6 +389,7 @@ holes_fill(struct deal *deal)
         u16 *row = deal_row(deal, p);
         for (u32 k = 0; k < deal->replicas; k++) {
             if (row[k] != DEAL_HOLE) continue;
+            deal_look(deal);
             struct racks racks;
             racks_of(deal, row, &racks);
             u32 best = DEAL_HOLE, best_violation = 0;
@@ -418,6 +422,7 @@ row_swap(struct deal *deal, u32 partition)
         for (u32 at = 0; at < deal->partition_count; at++) {
             u32 q = deal_walk(deal, at);
             u16 *other = deal_row(deal, q);
+            deal_look(deal);
             if (q == partition || deal_row_has(deal, other, row[k])) continue;
             u32 other_before = racks_of(deal, other, &others);
             for (u32 j = 0; j < deal->replicas; j++) {
@@ -445,6 +450,7 @@ row_displace(struct deal *deal, u32 partition)
     u32 before = racks_of(deal, row, &racks);
     for (u32 k = 0; k < deal->replicas; k++) {
         for (u32 i = 0; i < deal->node_count; i++) {
+            deal_look(deal);
             if (deal_row_has(deal, row, i) || racks_with(deal, &racks, k, i) >= before) continue;
             u32 old = row[k];
             deal_place(deal, partition, k, i);

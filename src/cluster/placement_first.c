@@ -64,6 +64,7 @@ first_chain(struct deal *deal, const struct stretch *stretch, u32 start, bool gi
         for (u32 at = stretch->from; at < stretch->to; at++) {
             u32 p = stretch_partition(deal, stretch, at);
             const u16 *row = deal_row(deal, p);
+            deal_look(deal);
             if (give ? row[0] != node : !deal_row_has(deal, row, node)) continue;
             for (u32 k = give ? 1 : 0; k < (give ? deal->replicas : 1); k++) {
                 struct deal_node *other = &deal->nodes[row[k]];
@@ -104,6 +105,7 @@ first_pass(struct deal *deal, const struct stretch *block, bool relieve)
     u32 best = 0, best_partition = 0, best_node = 0;
     for (u32 p = block->from; p < block->to; p++) {
         const u16 *row = deal_row(deal, p);
+        deal_look(deal);
         const struct deal_node *giver = &deal->nodes[row[0]];
         if (giver->first <= (relieve ? giver->first_high : giver->first_low)) continue;
         u32 alone = 2 - led_beside(deal, block, p, row[0]);
@@ -129,6 +131,7 @@ block_bounds(struct deal *deal, const struct stretch *block)
         for (u32 k = 0; k < deal->replicas; k++)
             deal->nodes[deal_row(deal, p)[k]].first = 0;
     for (u32 p = block->from; p < block->to; p++) {
+        deal_look(deal);
         for (u32 k = 0; k < deal->replicas; k++)
             deal->nodes[deal_row(deal, p)[k]].held_before++;
         deal->nodes[deal_row(deal, p)[0]].first++;
@@ -177,6 +180,7 @@ rows_settle(struct deal *deal)
     for (u32 at = 0; at < deal->partition_count; at++) {
         u32 p = deal_walk(deal, at);
         const u16 *row = deal_row(deal, p);
+        deal_look(deal);
         const struct deal_node *best = &deal->nodes[row[0]];
         if (best->first <= best->first_high) continue;
         for (u32 k = 1; k < deal->replicas; k++) {

@@ -66,7 +66,18 @@ struct deal {
     u64 *costs;                        /* by deal_walk: no place of the row costs a sink less */
     u16 *queue;                        /* node_count, of searches; behind the costs */
     u8 blocks[1u << DEAL_BLOCKS_BITS]; /* see deal_walk: in which order they come */
+    void (*pause)(void);               /* see placement_input */
+    u32 looks;
 };
+
+#define DEAL_PAUSE_LOOKS 64u
+
+/* For each row that is looked at. */
+static inline void
+deal_look(struct deal *deal)
+{
+    if (++deal->looks % DEAL_PAUSE_LOOKS == 0 && deal->pause != NULL) deal->pause();
+}
 
 static inline u16 *
 deal_row(const struct deal *deal, u32 partition)

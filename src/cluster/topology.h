@@ -266,6 +266,12 @@ MUST_CHECK status topology_command_decode(struct bytes bytes, struct topology_co
 MUST_CHECK status topology_apply(const struct topology *topology,
                                  const struct topology_command *command, struct topology **next_out,
                                  char reason[TOPOLOGY_REASON_BYTES]);
+/* The same, for who is to serve others meanwhile: plans among many members take long. pause is
+ * called again and again; topology and command stay until this returns. */
+MUST_CHECK status topology_apply_pausing(const struct topology *topology,
+                                         const struct topology_command *command,
+                                         void (*pause)(void), struct topology **next_out,
+                                         char reason[TOPOLOGY_REASON_BYTES]);
 
 /* ---- bytes of a whole one ---- */
 

@@ -22,6 +22,7 @@ struct apply {
     struct topology *next; /* being changed */
     const struct topology_command *command;
     char *reason;
+    void (*pause)(void); /* see placement_input */
     bool stage_changed;
 };
 
@@ -116,9 +117,10 @@ replacements_take(const struct topology *topology, struct placement *present)
 
 /* The placement that the members' states ask for. present: NULL at the foundation; is changed. */
 static status
-placement_compute(struct topology *topology, struct placement *present, bool scattered,
+placement_compute(struct apply *apply, struct placement *present, bool scattered,
                   struct placement *out)
 {
+    struct topology *topology = apply->next;
     size_t bytes = topology->member_count * sizeof(struct placement_node);
     struct placement_node *nodes = mem_alloc(&topology->own, bytes);
     if (nodes == NULL) return ST_NO_MEMORY;
@@ -128,7 +130,8 @@ placement_compute(struct topology *topology, struct placement *present, bool sca
                                         .node_count = topology->member_count,
                                         .partition_count = topology->partition_count,
                                         .replicas = topology->replicas,
-                                        .scattered = scattered};
+                                        .scattered = scattered,
+                                        .pause = apply->pause};
         struct placement_moves moves;
         if (present != NULL) replacements_take(topology, present);
         st = placement_next(&input, present, &topology->own, out, &moves);
@@ -355,7 +358,7 @@ apply_found(struct apply *apply)
     if (!ok(st)) return st;
     member_append(next, &command->member, PLACEMENT_NORMAL, 0);
     apply->stage_changed = true;
-    return placement_compute(next, NULL, false, &next->current); /* one member: all the same */
+    return placement_compute(apply, NULL, false, &next->current); /* one member: all the same */
 }
 
 /* Who is to be replaced goes, and is named as the one whose places are to be taken. */
@@ -549,7 +552,7 @@ apply_plan(struct apply *apply)
     struct placement present, planned;
     if (!topology_placement_init(next, next->current.width, &present)) return ST_NO_MEMORY;
     memcpy(present.ids, next->current.ids, topology_ids_bytes(&present));
-    status st = placement_compute(next, &present, apply->command->kind == TOPOLOGY_PLAN, &planned);
+    status st = placement_compute(apply, &present, apply->command->kind == TOPOLOGY_PLAN, &planned);
     placement_deinit(&present);
     if (status_is(st, ST_INVALID)) return refuse(apply, "nobody is left to hold anything");
     if (!ok(st)) return st;
@@ -674,7 +677,15 @@ status
 topology_apply(const struct topology *topology, const struct topology_command *command,
                struct topology **next_out, char reason[TOPOLOGY_REASON_BYTES])
 {
-    struct apply apply = {.command = command, .reason = reason};
+    return topology_apply_pausing(topology, command, NULL, next_out, reason);
+}
+
+status
+topology_apply_pausing(const struct topology *topology, const struct topology_command *command,
+                       void (*pause)(void), struct topology **next_out,
+                       char reason[TOPOLOGY_REASON_BYTES])
+{
+    struct apply apply = {.command = command, .reason = reason, .pause = pause};
     *next_out = NULL;
     reason[0] = 0;
     if (command->state_after == 0 || command->state_after == command->state_before)

@@ -975,6 +975,45 @@ the_result_is_the_same_everywhere(void **state)
     assert_true(hash_of_some(false) == 0x27d2f55eb8eda1f1ull);
 }
 
+static u32 pauses;
+
+static void
+pause_count(void)
+{
+    pauses++;
+}
+
+/* With many nodes it takes long: who serves others as well gets a turn again and again, and the
+ * result is the same. */
+static void
+others_get_a_turn_meanwhile(void **state)
+{
+    static struct world world;
+    world_init(&world, 4096, 3);
+    for (u32 i = 0; i < 60; i++)
+        world_add(&world, 150, (u16)(i % 3), 0)->state = PLACEMENT_NORMAL;
+    step(&world);
+    world.nodes[world.count - 1].state = PLACEMENT_LEAVING;
+    struct placement_input input = {.nodes = world.nodes,
+                                    .node_count = world.count,
+                                    .partition_count = world.partitions,
+                                    .replicas = world.replicas,
+                                    .scattered = true};
+    struct placement at_once, with_pauses;
+    struct placement_moves moves;
+    assert_true(ok(placement_next(&input, &world.placement, &budget, &at_once, &moves)));
+    placement_moves_deinit(&moves);
+    pauses = 0;
+    input.pause = pause_count;
+    assert_true(ok(placement_next(&input, &world.placement, &budget, &with_pauses, &moves)));
+    assert_true(pauses > 1000);
+    assert_int_equal(placement_hash(&with_pauses), placement_hash(&at_once));
+    placement_moves_deinit(&moves);
+    placement_deinit(&with_pauses);
+    placement_deinit(&at_once);
+    world_deinit(&world);
+}
+
 static void
 twenty_nodes(void **state)
 {
@@ -1024,6 +1063,7 @@ main(void)
         cmocka_unit_test(tiny_clusters_move_as_little_as_can_be),
         cmocka_unit_test(the_result_is_the_same_everywhere),
         cmocka_unit_test(grown_one_by_one),
+        cmocka_unit_test(others_get_a_turn_meanwhile),
         cmocka_unit_test(twenty_nodes),
         cmocka_unit_test(a_hundred_nodes),
         cmocka_unit_test(three_hundred_nodes),
