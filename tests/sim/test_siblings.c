@@ -707,6 +707,47 @@ a_damaged_set_at_the_coordinator_loses_nothing(void **state)
     cluster_close();
 }
 
+/* The clock of one is an hour ahead, or behind, for a while: it is refused, or not; what anybody
+ * was told is there, is there all the time and when the clock is right again. */
+static void
+a_clock_that_is_an_hour_off_loses_no_sibling(void **state)
+{
+    (void)state;
+    static struct op read;
+    for (u32 ahead = 0; ahead < 2; ahead++) {
+        i64 step_ms = (ahead != 0 ? 1 : -1) * 3600 * 1000;
+        u64 taken[16] = {0};
+        u32 count = 0;
+        story_begin();
+        for (u64 id = 10; id < 25; id++) {
+            if (id == 13) sim_node_clock_step(world.rig.nodes[0].machine, step_ms);
+            if (id == 20) sim_node_clock_step(world.rig.nodes[0].machine, -step_ms);
+            u32 node = (u32)(id % 3);
+            if (put(node, 1, id, NULL))
+                taken[count++] = id;
+            else
+                assert_true(node == 0 && id >= 13); /* others write on */
+            get(1, 1, &read);
+            for (u32 i = 0; i < count; i++)
+                assert_true(returned(&read, taken[i]));
+        }
+        peer_rig_run(&world.rig, SECONDS(5));
+        for (u32 node = 0; node < 3; node++) {
+            /* With the stamp of a write that nobody took, it can bring nobody up to date. */
+            read = (struct op){.kind = OP_READ, .node = node, .key = 1};
+            if (!op_do(&read)) assert_true(node == 0 && ahead != 0);
+            if (!ok(read.st)) continue;
+            for (u32 i = 0; i < count; i++)
+                assert_true(returned(&read, taken[i]));
+        }
+        get(1, 1, &read);
+        assert_true(put(1, 1, 40, &read));
+        get(2, 1, &read);
+        assert_int_equal(read.value_count, 1);
+        cluster_close();
+    }
+}
+
 /* A member that has not fetched what it gains makes no dots there: of an earlier tenure it may have
  * left some, that only others have now. */
 static void
@@ -1359,6 +1400,7 @@ main(void)
         cmocka_unit_test(a_write_replaces_what_its_writer_saw_and_nothing_else),
         cmocka_unit_test(a_wiped_node_writes_under_a_new_name),
         cmocka_unit_test(an_old_tombstone_does_not_swallow_a_new_write),
+        cmocka_unit_test(a_clock_that_is_an_hour_off_loses_no_sibling),
         cmocka_unit_test(a_damaged_set_at_the_coordinator_loses_nothing),
         cmocka_unit_test(counters_grow_over_crashes_even_when_the_clock_is_set_back),
         cmocka_unit_test(who_has_forgotten_own_dots_goes_on_under_another_name),
