@@ -10,6 +10,8 @@
  *   W answers (of each set)                  acknowledged; calls go on, what fails then is missed
  *   a replica has a newer version            given up; another attempt, stamped above it
  *   a replica has a newer topology           given up; another attempt when we have it, too
+ *   too many have failed, and we have a      given up; another attempt by the rows of that
+ *   newer topology than the attempt
  *   too many have failed, or the deadline    unknown, if it may have been done anywhere
  *
  * Several attempts of one request may be under way: the older ones are lost in the order of
@@ -367,6 +369,12 @@ write_attempt(struct write *w, u64 *version_out, u64 *epoch_out, bool *newer_top
         st = ST_OK;
     } else if (attempt->wrong_epoch && quorum_state(&attempt->quorum) == QUORUM_LOST) {
         st = ST_WOULD_WAIT; /* a replica that is behind us: soon it is not */
+    } else if (quorum_state(&attempt->quorum) == QUORUM_LOST &&
+               r->topology->epoch > attempt->epoch) {
+        /* Two of a row may have left by the end of a plan, and nobody asks that row any more. */
+        MARK("cluster.replicate.row_is_over");
+        *at_once = true;
+        st = ST_WOULD_WAIT;
     } else {
         st = ST_UNAVAILABLE;
     }

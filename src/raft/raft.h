@@ -212,8 +212,8 @@ struct raft_options {
     const struct raft_storage *storage;
     void *storage_context;
     u64 seed;              /* of election timeouts */
-    u64 lease_ns;          /* 0: no leases. Less than the time that election_ticks - 1 ticks take on
-                            * any replica's clock, however fast it runs */
+    u64 lease_ns;          /* 0: no leases. By this replica's clock, however slow it runs, less than
+                            * election_ticks - 1 ticks take on any other's, however fast */
     u32 election_ticks;    /* timeouts are 1 to 2 times as long */
     u32 heartbeat_ticks;   /* less than election_ticks */
     u32 peers_max;         /* members, this one included */

@@ -25,7 +25,7 @@
 #include "server/shard.h"
 
 #define RIG_SPAWNS_MAX 16u
-#define RIG_NODES_MAX  7u
+#define RIG_NODES_MAX  11u
 #define RIG_NODE_PORT  7000u
 
 struct rig;

@@ -66,6 +66,8 @@ struct app {
     enum lsm_durability durability;
     bool disk_failed;     /* in this life */
     bool fetches_nothing; /* what it gains: no plan that gives it anything ends */
+    bool is_damaged;      /* it does not open; what it says then is in opened */
+    status opened;
     /* its requests, one at a time of each kind */
     struct peer_rig_job change_job, barrier_job;
     bool changing, reading;
@@ -302,7 +304,8 @@ node_main(struct peer_rig_node *node)
     CHECK(ok(st));
     st = app_open(app, shard->peers);
     if (status_is(st, ST_CANCELED) && io_stopping()) st = ST_OK; /* it waited for the others */
-    if (ok(st))
+    app->opened = st;
+    if (ok(st) || app->is_damaged)
         peer_rig_serve(node);
     else if (!errors_now)
         violated("n%u does not open: %s", node->index, status_text(st));
@@ -325,7 +328,8 @@ node_main(struct peer_rig_node *node)
     store_release(dir);
     if (rig.options.alloc_ppm > 0 && status_is(closed, ST_NO_MEMORY)) closed = ST_OK;
     /* What a failed disk did to it is not this test's question. */
-    return app->disk_failed || (ok(st) && ok(closed)) ? ST_OK : ok(st) ? closed : st;
+    bool excused = app->disk_failed || app->is_damaged;
+    return excused || (ok(st) && ok(closed)) ? ST_OK : ok(st) ? closed : st;
 }
 
 /* ---- what is asked of a node ---- */
@@ -1372,6 +1376,344 @@ who_sees_its_change_done_does_not_say_that_it_was_not(void **state)
     }
 }
 
+/* ---- the log in memory and the log on the disk ---- */
+
+static MAY_YIELD void
+expect_disk_as_memory(struct app *app)
+{
+    struct group0 *group0 = app->group0;
+    struct lsm_scan *scan;
+    u64 token;
+    u32 found = 0;
+    while (group0->next.count > 0 || group0->written + 1 < group0->next_number)
+        fiber_sleep_ns(MS(1));
+    status st = lsm_scan_open(app->lsm, NULL, KEYSPACE_SYSTEM, group0->token,
+                              BYTES_LITERAL(GROUP0_TAG), group0->token, &scan);
+    CHECK(ok(st));
+    for (;;) {
+        struct bytes key, data;
+        struct lsm_value value;
+        u64 index, term;
+        u32 number;
+        u8 kind;
+        st = lsm_scan_next(scan, true, &token, &key, &value);
+        if (!ok(st)) break;
+        if (!group0_key_parse(key, &kind, &index, &number) || kind != GROUP0_KEY_LOG) continue;
+        const struct group0_item *item = group0_log_at(group0, index);
+        CHECK(item != NULL && ok(group0_log_decode(value.value, &term, &kind, &data)));
+        CHECK(term == item->term && kind == item->kind);
+        CHECK(bytes_equal(data, BYTES(item->data, item->size)));
+        found++;
+    }
+    CHECK(status_is(st, ST_END));
+    lsm_scan_close(scan);
+    CHECK(found == group0->item_count);
+}
+
+/* Entries behind `index`, as a leader of the term would send them. Commands of no state that there
+ * ever was: whoever applies them changes nothing. */
+static MAY_YIELD status
+take_entries(struct app *app, u64 term, u64 index, u32 count, u64 free_bytes)
+{
+    struct group0 *group0 = app->group0;
+    struct raft_entry entries[8];
+    struct buf data[8];
+    CHECK(count <= ARRAY_COUNT(entries));
+    for (u32 i = 0; i < count; i++) {
+        struct topology_command command = {
+            .kind = TOPOLOGY_FENCE, .state_before = 0xdead, .state_after = term * 100 + i + 1};
+        buf_init(&data[i], io_budget());
+        CHECK(topology_command_encode(&command, &data[i]));
+        entries[i] = (struct raft_entry){.index = index + 1 + i,
+                                         .term = term,
+                                         .kind = RAFT_ENTRY_DATA,
+                                         .data = buf_bytes(&data[i])};
+    }
+    u64 log_term;
+    CHECK(ok(group0_storage.term(group0, index, &log_term)));
+    struct raft_message message = {.type = RAFT_APPEND,
+                                   .from = group0_member(apps[leader_index()].group0),
+                                   .to = group0_member(group0),
+                                   .term = term,
+                                   .index = index,
+                                   .log_term = log_term,
+                                   .entries = entries,
+                                   .entry_count = count};
+    bool begun = group0_input_begin(group0);
+    CHECK(begun);
+    u64 limit = app->budget.limit_bytes;
+    app->budget.limit_bytes = app->budget.used_bytes + free_bytes;
+    status st = raft_step(&group0->raft, &message, io_now_ns(), &group0->ready);
+    app->budget.limit_bytes = limit;
+    group0_input_end(group0);
+    for (u32 i = 0; i < count; i++)
+        buf_deinit(&data[i]);
+    return st;
+}
+
+/* Refused at each allocation that it makes, one after the other, until it is taken. */
+static MAY_YIELD void
+appends_run_short(struct peer_rig_node *node, void *arg)
+{
+    struct app *app = &apps[node->index];
+    struct group0 *group0 = app->group0;
+    u64 index = group0_log_last(group0);
+    u32 *refused = arg;
+    for (u32 round = 0; round < 2; round++) {
+        /* First new ones, then fewer in place of the last ones of these. */
+        u64 behind = index + round * 2, term = group0->raft.term + round;
+        u32 count = round == 0 ? 5 : 2;
+        for (u64 free_bytes = 0;; free_bytes += 8) {
+            u64 last = group0_log_last(group0), last_term = group0->raft.last_term;
+            status st = take_entries(app, term, behind, count, free_bytes);
+            expect_disk_as_memory(app);
+            if (ok(st)) break;
+            CHECK(status_is(st, ST_NO_MEMORY));
+            CHECK(group0_log_last(group0) == last && group0->raft.last_index == last);
+            CHECK(group0->raft.last_term == last_term);
+            (*refused)++;
+        }
+        CHECK(group0_log_last(group0) == behind + count && group0->raft.last_term == term);
+        CHECK(group0->raft.persisted == behind + count);
+    }
+}
+
+static void
+a_refused_append_leaves_memory_and_disk_equal(void **state)
+{
+    (void)state;
+    u32 refused = 0;
+    story_begins(3);
+    all_start();
+    u32 short_one = (leader_index() + 1) % 3;
+    alone_set(short_one, true);
+    peer_rig_run(&rig, MS(200)); /* what was on its way is there */
+    assert_true(peer_rig_do(&rig, short_one, 0, appends_run_short, &refused));
+    assert_true(refused > 20);
+    heal_all();
+    expect_well();
+    story_ends();
+}
+
+enum log_damage { LOG_GARBLED, LOG_GAP, LOG_SHORT, LOG_DAMAGE_COUNT };
+
+/* In the store of a member, behind its back. */
+static MAY_YIELD void
+log_is_damaged(struct peer_rig_node *node, void *arg)
+{
+    struct app *app = &apps[node->index];
+    struct group0 *group0 = app->group0;
+    struct lsm_batch batch;
+    u64 first = group0->base_index + 1, last = group0->commit_mark, seq;
+    CHECK(last > first + 2);
+    u8 garbled[GROUP0_LOG_HEADER] = {0xff};
+    struct group0_key middle = group0_key(GROUP0_KEY_LOG, (first + last) / 2, 0);
+    struct group0_key end = group0_key(GROUP0_KEY_LOG, last, 0);
+    struct bytes key = BYTES(middle.bytes, middle.size);
+    lsm_batch_init(&batch, io_budget());
+    bool fits;
+    switch (*(const enum log_damage *)arg) {
+    case LOG_GARBLED:
+        fits = lsm_batch_put(&batch, KEYSPACE_SYSTEM, group0->token, key,
+                             BYTES(garbled, sizeof(garbled)), 0);
+        break;
+    case LOG_GAP:
+        fits = lsm_batch_delete(&batch, KEYSPACE_SYSTEM, group0->token, key);
+        break;
+    default: /* what was decided is missing at the end */
+        CHECK(last == group0_log_last(group0));
+        fits = lsm_batch_delete(&batch, KEYSPACE_SYSTEM, group0->token, BYTES(end.bytes, end.size));
+        break;
+    }
+    CHECK(fits);
+    status st = lsm_write(app->lsm, &batch, &seq);
+    if (ok(st)) st = lsm_wait_durable(app->lsm, seq);
+    CHECK(ok(st));
+    lsm_batch_deinit(&batch);
+}
+
+/* Damage within the log is not cut off with all that comes behind it: the member does not open, now
+ * or later, the others go on, and emptied it has all again from them. */
+static void
+who_has_a_damaged_log_takes_no_part_and_is_rebuilt(void **state)
+{
+    (void)state;
+    for (enum log_damage damage = 0; damage < LOG_DAMAGE_COUNT; damage++) {
+        story_begins(3);
+        all_start();
+        for (u32 i = 0; i < 4; i++)
+            change_on(i % 3);
+        expect_well();
+        u32 ill = (leader_index() + 1) % 3, other = (ill + 1) % 3;
+        u32 number = group0_member(apps[ill].group0);
+        apps[ill].is_damaged = true;
+        assert_true(peer_rig_do(&rig, ill, 0, log_is_damaged, &damage));
+        for (u32 i = 0; i < 2; i++) {
+            peer_rig_stop(&rig, ill);
+            start(ill);
+            assert_true(status_is(apps[ill].opened, ST_CORRUPT));
+            assert_null(apps[ill].group0);
+            change_on(other);
+        }
+        assert_non_null(topology_member(group0_topology(apps[other].group0), number));
+        peer_rig_stop(&rig, ill);
+        apps[ill].is_damaged = false;
+        apps[ill].wipes++;
+        apps[ill].shown = 0; /* another member */
+        apps[ill].value = 0;
+        start(ill);
+        expect_well();
+        assert_true(group0_member(apps[ill].group0) > number);
+        change_on(ill);
+        story_ends();
+    }
+}
+
+static MAY_YIELD void
+writes_stop(struct peer_rig_node *node, void *arg)
+{
+    lsm_writes_hold(apps[node->index].lsm);
+}
+
+static MAY_YIELD void
+writes_go_on(struct peer_rig_node *node, void *arg)
+{
+    lsm_writes_release(apps[node->index].lsm);
+}
+
+/* Whose disk stands still does not keep the lead, nor says that anything is done that others may
+ * see otherwise; with its disk it is a member like any other. */
+static void
+a_leader_whose_disk_stands_still_is_followed_by_another(void **state)
+{
+    (void)state;
+    story_begins(3);
+    all_start();
+    u32 stalled = leader_index(), other = (stalled + 1) % 3;
+    u64 done = changes_done;
+    assert_true(peer_rig_do(&rig, stalled, 0, writes_stop, NULL));
+    ask(stalled, SECONDS(2));
+    peer_rig_run(&rig, SECONDS(5));
+    assert_true(peer_rig_job_over(&apps[stalled].change_job));
+    assert_true(status_is(apps[stalled].result, ST_UNKNOWN_OUTCOME));
+    assert_int_equal(changes_done, done);
+    assert_int_not_equal(apps[stalled].group0->raft.role, RAFT_LEADER);
+    u32 next = leader_index();
+    assert_int_not_equal(next, stalled);
+    u64 term = apps[next].group0->raft.term, shown = apps[stalled].shown;
+    change_on(other);
+    change_on(3 - stalled - other);
+    peer_rig_run(&rig, SECONDS(5));
+    assert_int_equal(apps[next].group0->raft.term, term); /* nobody disturbs */
+    assert_int_equal(apps[stalled].shown, shown);         /* nothing that is not durable here */
+    assert_true(apps[next].shown > shown);
+    assert_true(peer_rig_do(&rig, stalled, 0, writes_go_on, NULL));
+    expect_well();
+    change_on(stalled);
+    story_ends();
+}
+
+/* ---- who leads dies ---- */
+
+struct moment {
+    u64 epoch;    /* as soon as one shows this epoch; */
+    bool earlier; /* or as soon as the entry that makes it is in the leader's log, undecided */
+};
+
+static bool
+is_at_moment(void *arg)
+{
+    const struct moment *moment = arg;
+    if (!moment->earlier) return chain_last >= moment->epoch;
+    if (chain_last + 1 < moment->epoch) return false;
+    for (u32 i = 0; i < rig.node_count; i++) {
+        if (!serves(i) || !apps[i].group0->running) continue;
+        struct raft *raft = &apps[i].group0->raft;
+        if (raft->role == RAFT_LEADER && raft->last_index > raft->commit) return true;
+    }
+    return false;
+}
+
+static bool
+plan_is_over(void *arg)
+{
+    for (u32 i = 0; i < rig.node_count; i++) {
+        const struct topology *topology = serves(i) ? group0_topology(apps[i].group0) : NULL;
+        if (topology == NULL || topology->state_id != chain[chain_last].state_id) continue;
+        if (topology->stage != STAGE_NONE || (unwanted != 0 && topology_member(topology, unwanted)))
+            return false;
+        for (u32 k = 0; k < topology->member_count; k++)
+            if (topology->members[k].state != PLACEMENT_NORMAL) return false;
+        return true;
+    }
+    return false;
+}
+
+/* The leader dies as its k-th step of a plan is done, or just before that is decided, and comes
+ * back at once or when the others have gone on without it. false: there is no such step. */
+static bool
+leader_dies_in_a_plan(u8 kind, u32 step, bool earlier, bool process_only, u64 away_ns)
+{
+    struct peer_rig_job job;
+    story_begins(4);
+    unwanted = 0;
+    for (u32 i = 0; i < (kind == TOPOLOGY_MEMBER_LEAVE ? 4u : 3u); i++)
+        start(i);
+    if (kind == TOPOLOGY_MEMBER_LEAVE)
+        expect_well();
+    else
+        peer_rig_run(&rig, SECONDS(10));
+    struct moment moment = {.epoch = chain_last + step, .earlier = earlier};
+    u32 leaving = (leader_index() + 1) % 4;
+    if (kind == TOPOLOGY_MEMBER_LEAVE) {
+        unwanted = group0_member(apps[leaving].group0);
+        peer_rig_give(&rig, leaving, 0, &job, unwanted_main, &kind);
+    } else {
+        start(3);
+    }
+    bool reached = peer_rig_run_until(&rig, is_at_moment, &moment, SECONDS(20));
+    if (reached) {
+        u32 leader = leader_index();
+        crash(leader, process_only);
+        peer_rig_run(&rig, away_ns);
+        start(leader);
+    }
+    if (kind == TOPOLOGY_MEMBER_LEAVE) {
+        if (!peer_rig_run_until(&rig, plan_is_over, NULL, SECONDS(120))) violated("not over");
+        peer_rig_run(&rig, SECONDS(12));
+        if (!unwanted_is_out(NULL)) violated("who leaves is in the group");
+    } else if (!peer_rig_run_until(&rig, is_well, NULL, SECONDS(120))) {
+        violated("not well");
+    }
+    if (violation[0] == 0 && kind != TOPOLOGY_MEMBER_LEAVE) judge_chain();
+    if (violation[0] != 0) {
+        tell_where_all_stand();
+        fail_msg("step %u%s: %s", step, earlier ? ", undecided" : "", violation);
+    }
+    change_on(leader_index());
+    story_ends();
+    return reached;
+}
+
+static void
+whoever_leads_may_die_at_each_step_of_a_plan(void **state)
+{
+    (void)state;
+    static const u8 kinds[] = {TOPOLOGY_MEMBER_ADD, TOPOLOGY_MEMBER_LEAVE};
+    for (u32 i = 0; i < ARRAY_COUNT(kinds); i++) {
+        u32 step = 0, reached = 4;
+        while (reached > 0) {
+            step++;
+            reached = 0;
+            for (u32 k = 0; k < 4; k++)
+                reached += leader_dies_in_a_plan(kinds[i], step, k & 1, (step + k / 2) % 2,
+                                                 k & 2 ? SECONDS(15) : SECONDS(1));
+        }
+        /* The member is added or told to leave, PLAN, FENCE, FETCHED, ADVANCE, FENCE, ADVANCE. */
+        assert_in_range(step, 8, 40);
+    }
+}
+
 static MAY_YIELD void
 nothing_main(struct peer_rig_node *node, void *arg)
 {
@@ -1474,6 +1816,10 @@ main(void)
         cmocka_unit_test(a_node_that_starts_again_begins_with_what_it_showed),
         cmocka_unit_test(a_member_of_an_earlier_version_has_nothing_against_a_start),
         cmocka_unit_test(who_was_away_for_many_starts_learns_of_the_newest),
+        cmocka_unit_test(a_refused_append_leaves_memory_and_disk_equal),
+        cmocka_unit_test(who_has_a_damaged_log_takes_no_part_and_is_rebuilt),
+        cmocka_unit_test(a_leader_whose_disk_stands_still_is_followed_by_another),
+        cmocka_unit_test(whoever_leads_may_die_at_each_step_of_a_plan),
         cmocka_unit_test(who_lags_learns_where_a_new_leader_is),
         cmocka_unit_test(what_a_dead_joiner_was_to_get_is_given_up),
         cmocka_unit_test(who_is_silent_for_a_moment_is_waited_for),

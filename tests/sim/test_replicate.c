@@ -1580,6 +1580,56 @@ what_a_read_found_is_not_brought_here_once_what_hides_it_was_collected(void **st
     cluster_close();
 }
 
+/* A read finds an old value at one replica and brings it to the others, while somebody deletes it:
+ * at whatever moment of the read that comes, the tombstone wins on each of them. */
+#define RACE_STEP_NS (NS_PER_MS / 20)
+
+static bool
+read_races_with_delete(u64 offset_ns, u32 *overlapped)
+{
+    story_begin();
+    away(0);
+    away(2);
+    struct op put = {.kind = OP_WRITE, .key = 1, .node = 1, .id = 5, .level = REPLICATE_ONE};
+    assert_true(op_do(&put));
+    back(0);
+    back(2);
+    struct op read = {.kind = OP_READ, .key = 1, .node = 1, .deadline_ns = SECONDS(5)};
+    struct op gone = {.kind = OP_DELETE, .key = 1, .node = 2, .deadline_ns = SECONDS(5)};
+    struct peer_rig_job read_job, delete_job;
+    read.begun_ns = sim_now_ns(world.rig.sim);
+    peer_rig_give(&world.rig, 1, shard_of(1), &read_job, op_run, &read);
+    peer_rig_run(&world.rig, offset_ns);
+    bool read_was_over = read.ended;
+    gone.begun_ns = sim_now_ns(world.rig.sim);
+    peer_rig_give(&world.rig, 2, shard_of(1), &delete_job, op_run, &gone);
+    assert_true(peer_rig_run_until(&world.rig, op_ended, &gone, SECONDS(10)) && ok(gone.st));
+    assert_true(peer_rig_run_until(&world.rig, op_ended, &read, SECONDS(10)) && ok(read.st));
+    if (!read_was_over && read.id == 5) (*overlapped)++;
+    peer_rig_run(&world.rig, SECONDS(1));
+    assert_true(gone.version > put.version);
+    for (u32 node = 0; node < 3; node++) {
+        struct op after = {.kind = OP_READ, .key = 1, .node = node};
+        assert_true(op_do(&after));
+        assert_int_equal(after.id, 0);
+        assert_int_equal(after.version, gone.version);
+        assert_int_equal(look_at(node, 1).version, gone.version);
+        assert_int_equal(look_at(node, 1).id, 0);
+    }
+    cluster_close();
+    return read_was_over;
+}
+
+static void
+what_a_read_brings_does_not_undo_a_delete_that_comes_meanwhile(void **state)
+{
+    (void)state;
+    u32 overlapped = 0, steps = 0;
+    while (!read_races_with_delete(steps * RACE_STEP_NS, &overlapped))
+        assert_true(++steps < 1000);
+    assert_true(steps > 10 && overlapped > steps / 2);
+}
+
 /* A repair by trees is taken however old it is, as one that who asked has just compared for. */
 struct tree_write {
     u64 version;
@@ -1735,6 +1785,7 @@ main(void)
         cmocka_unit_test(what_a_read_found_is_not_brought_here_once_what_hides_it_was_collected),
         cmocka_unit_test(
             what_was_compared_long_ago_is_not_brought_here_once_what_hides_it_was_collected),
+        cmocka_unit_test(what_a_read_brings_does_not_undo_a_delete_that_comes_meanwhile),
         cmocka_unit_test(levels_ask_for_so_many),
         cmocka_unit_test(hostile_bytes_are_refused),
     };

@@ -607,6 +607,147 @@ who_has_forgotten_own_dots_goes_on_under_another_name(void **state)
     cluster_close();
 }
 
+/* A key is deleted, and whoever deleted it forgets all of that, or is set back: what it writes
+ * afterwards counts from anew, or from before, and others still have the tombstone. That does not
+ * cover the new write. */
+static void
+an_old_tombstone_does_not_swallow_a_new_write(void **state)
+{
+    (void)state;
+    static struct op read;
+    for (u32 wiped = 0; wiped < 2; wiped++) {
+        story_begin();
+        for (u64 id = 10; id < 15; id++) {
+            assert_true(put(0, 1, id, NULL));
+            get(0, 1, &read);
+            struct op gone = {.kind = OP_DELETE, .node = 0, .key = 1, .saw = &read};
+            assert_true(op_do(&gone));
+        }
+        peer_rig_run(&world.rig, SECONDS(1));
+        peer_rig_crash(&world.rig, 0, false);
+        if (wiped != 0)
+            disk_lose(0);
+        else
+            sim_node_clock_step(world.rig.nodes[0].machine, -150);
+        peer_rig_start(&world.rig, 0);
+        peer_rig_run(&world.rig, SECONDS(2));
+        away(2); /* with the tombstone */
+        assert_true(put(0, 1, 20, NULL));
+        back(2);
+        for (u32 node = 3; node-- > 0;) {
+            get(node, 1, &read);
+            assert_int_equal(read.value_count, 1);
+            assert_true(returned(&read, 20));
+        }
+        cluster_close();
+    }
+}
+
+static void
+flush_run(struct peer_rig_node *node, void *arg)
+{
+    (void)arg;
+    status st = lsm_flush(world.apps[node->index].lsm);
+    CHECK(ok(st));
+}
+
+struct largest {
+    struct sim_disk *disk;
+    u64 size;
+    char path[64];
+};
+
+/* The sets; leases lie in a table of another keyspace. */
+static void
+find_largest_table(void *arg, const char *path)
+{
+    struct largest *largest = arg;
+    u64 size;
+    if (strrchr(path, '/')[1] != 't' || !ok(sim_disk_file_size(largest->disk, path, &size)) ||
+        size <= largest->size)
+        return;
+    largest->size = size;
+    snprintf(largest->path, sizeof(largest->path), "%s", path);
+}
+
+/* The coordinator cannot read what it has of a key: it does not take that for nothing, to which it
+ * would add a dot that covers what others have. */
+static void
+a_damaged_set_at_the_coordinator_loses_nothing(void **state)
+{
+    (void)state;
+    static struct op read;
+    u32 refused = 0;
+    story_begin();
+    for (u32 key = 1; key <= 30; key++) {
+        assert_true(put(0, key, 100 + key, NULL));
+        assert_true(put(0, key, 200 + key, NULL));
+    }
+    peer_rig_run(&world.rig, SECONDS(1));
+    assert_true(peer_rig_do(&world.rig, 0, 0, flush_run, NULL));
+    peer_rig_crash(&world.rig, 0, false); /* nothing is in memory any more */
+    peer_rig_start(&world.rig, 0);
+    peer_rig_run(&world.rig, SECONDS(2));
+    struct largest sets = {.disk = sim_node_disk(world.rig.nodes[0].machine)};
+    sim_disk_each_file(sets.disk, find_largest_table, &sets);
+    for (u64 at = 100; at < sets.size / 2; at += 500) {
+        status st = sim_disk_flip(sets.disk, sets.path, at, 1);
+        CHECK(ok(st));
+    }
+    for (u32 key = 1; key <= 30; key++) {
+        bool taken = put(0, key, 300 + key, NULL);
+        refused += !taken;
+        for (u32 node = 3; node-- > 0;) {
+            get(node, key, &read);
+            assert_true(returned(&read, 100 + key) && returned(&read, 200 + key));
+            assert_true(!taken || returned(&read, 300 + key));
+        }
+    }
+    assert_true(refused > 0);
+    cluster_close();
+}
+
+/* The clock of one is an hour ahead, or behind, for a while: it is refused, or not; what anybody
+ * was told is there, is there all the time and when the clock is right again. */
+static void
+a_clock_that_is_an_hour_off_loses_no_sibling(void **state)
+{
+    (void)state;
+    static struct op read;
+    for (u32 ahead = 0; ahead < 2; ahead++) {
+        i64 step_ms = (ahead != 0 ? 1 : -1) * 3600 * 1000;
+        u64 taken[16] = {0};
+        u32 count = 0;
+        story_begin();
+        for (u64 id = 10; id < 25; id++) {
+            if (id == 13) sim_node_clock_step(world.rig.nodes[0].machine, step_ms);
+            if (id == 20) sim_node_clock_step(world.rig.nodes[0].machine, -step_ms);
+            u32 node = (u32)(id % 3);
+            if (put(node, 1, id, NULL))
+                taken[count++] = id;
+            else
+                assert_true(node == 0 && id >= 13); /* others write on */
+            get(1, 1, &read);
+            for (u32 i = 0; i < count; i++)
+                assert_true(returned(&read, taken[i]));
+        }
+        peer_rig_run(&world.rig, SECONDS(5));
+        for (u32 node = 0; node < 3; node++) {
+            /* With the stamp of a write that nobody took, it can bring nobody up to date. */
+            read = (struct op){.kind = OP_READ, .node = node, .key = 1};
+            if (!op_do(&read)) assert_true(node == 0 && ahead != 0);
+            if (!ok(read.st)) continue;
+            for (u32 i = 0; i < count; i++)
+                assert_true(returned(&read, taken[i]));
+        }
+        get(1, 1, &read);
+        assert_true(put(1, 1, 40, &read));
+        get(2, 1, &read);
+        assert_int_equal(read.value_count, 1);
+        cluster_close();
+    }
+}
+
 /* A member that has not fetched what it gains makes no dots there: of an earlier tenure it may have
  * left some, that only others have now. */
 static void
@@ -1258,6 +1399,9 @@ main(void)
         cmocka_unit_test(writes_on_both_sides_of_a_cut_are_kept),
         cmocka_unit_test(a_write_replaces_what_its_writer_saw_and_nothing_else),
         cmocka_unit_test(a_wiped_node_writes_under_a_new_name),
+        cmocka_unit_test(an_old_tombstone_does_not_swallow_a_new_write),
+        cmocka_unit_test(a_clock_that_is_an_hour_off_loses_no_sibling),
+        cmocka_unit_test(a_damaged_set_at_the_coordinator_loses_nothing),
         cmocka_unit_test(counters_grow_over_crashes_even_when_the_clock_is_set_back),
         cmocka_unit_test(who_has_forgotten_own_dots_goes_on_under_another_name),
         cmocka_unit_test(who_gains_a_partition_writes_there_when_it_has_fetched),

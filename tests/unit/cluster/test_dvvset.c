@@ -8,8 +8,11 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
+#include <string.h>
 #include <cmocka.h>
 
+#include "../../fewer.h"
 #include "base/prng.h"
 #include "cluster/dvvset.h"
 
@@ -75,7 +78,98 @@ set_equal(const struct dvvset *a, const struct dvvset *b)
     return equal;
 }
 
+/* As the reference writes it: actors with their counters, and of each what is alive, newest first.
+ */
+static const char *
+told(const struct dvvset *set)
+{
+    static char text[256];
+    size_t size = 0;
+    text[0] = 0;
+    for (u32 i = 0; i < set->seen.count; i++) {
+        const struct dvv_entry *entry = &set->seen.entries[i];
+        size += (size_t)snprintf(text + size, sizeof(text) - size, "%s%c%u[", i > 0 ? " " : "",
+                                 (char)entry->actor.incarnation, (u32)entry->counter);
+        for (u32 k = set->count, before = 0; k-- > 0;) {
+            const struct dvv_value *v = &set->values[k];
+            if (v->actor.incarnation != entry->actor.incarnation) continue;
+            size += (size_t)snprintf(text + size, sizeof(text) - size, "%s%.*s",
+                                     before++ > 0 ? " " : "", (int)v->data.size, v->data.data);
+        }
+        size += (size_t)snprintf(text + size, sizeof(text) - size, "]");
+    }
+    return text;
+}
+
+/* A copy of set, to which somebody who saw context has written. */
+static void
+written(const struct dvvset *set, const struct dvvset *context, char actor, u64 counter,
+        const char *text, struct dvvset *out)
+{
+    set_copy(set, out);
+    update(out, context != NULL ? dvvset_context(context) : NULL,
+           value((u64)actor, counter, 1, text));
+}
+
+static const char *
+told_together(const struct dvvset *a, const struct dvvset *b)
+{
+    static char text[256];
+    struct dvvset there, back;
+    set_copy(a, &there);
+    sync_into(&there, b);
+    set_copy(b, &back);
+    sync_into(&back, a);
+    assert_true(set_equal(&there, &back));
+    snprintf(text, sizeof(text), "%s", told(&there));
+    dvvset_deinit(&there);
+    dvvset_deinit(&back);
+    return text;
+}
+
 /* ---- single steps ---- */
+
+/* What the authors' own implementation in Erlang makes of its test cases (update, sync, and both in
+ * turn). There a counter is the next one of its actor in the set, as in all of these. */
+static void
+the_cases_of_the_reference_come_out_alike(void **state)
+{
+    (void)state;
+    struct dvvset none, a0, a1, a2, a3, a4, b0, c3, b3, beside, seen, peter;
+    dvvset_init(&none, &budget);
+    written(&none, NULL, 'a', 1, "v1", &a0);
+    written(&a0, &a0, 'a', 2, "v2", &a1);
+    written(&a1, &a1, 'b', 1, "v3", &a2);
+    written(&a1, &a0, 'b', 1, "v4", &a3);
+    written(&a1, &a0, 'a', 3, "v5", &a4);
+    assert_string_equal(told(&a0), "a1[v1]");
+    assert_string_equal(told(&a1), "a2[v2]");
+    assert_string_equal(told(&a2), "a2[] b1[v3]");
+    assert_string_equal(told(&a3), "a2[v2] b1[v4]");
+    assert_string_equal(told(&a4), "a3[v5 v2]");
+
+    written(&none, NULL, 'b', 1, "v2", &b0);
+    written(&a1, &a1, 'b', 1, "v3", &b3);
+    written(&a1, &a1, 'c', 1, "v3", &c3);
+    written(&a0, NULL, 'a', 2, "v2", &beside);
+    set_copy(&a0, &seen); /* of a, the first was replaced by what nothing is left of */
+    seen.count = 0;
+    assert_string_equal(told(&seen), "a1[]");
+    assert_string_equal(told(&beside), "a2[v2 v1]");
+    assert_string_equal(told_together(&seen, &beside), "a2[v2]");
+    assert_string_equal(told_together(&a0, &a1), "a2[v2]");
+    assert_string_equal(told_together(&c3, &b3), "a2[] b1[v3] c1[v3]");
+    assert_string_equal(told_together(&a0, &b0), "a1[v1] b1[v2]");
+    assert_string_equal(told_together(&seen, &b0), "a1[] b1[v2]");
+
+    /* One reads v1, v2 comes beside it, and who has read replaces v1 alone. */
+    written(&beside, &a0, 'a', 3, "v3", &peter);
+    assert_string_equal(told(&peter), "a3[v3 v2]");
+    struct dvvset *all[] = {&none, &a0, &a1, &a2, &a3, &a4, &b0, &b3, &c3, &beside, &seen, &peter};
+    for (u32 i = 0; i < ARRAY_COUNT(all); i++)
+        dvvset_deinit(all[i]);
+    assert_int_equal(budget.used_bytes, 0);
+}
 
 static void
 a_write_with_its_context_replaces_and_without_stands_beside(void **state)
@@ -578,6 +672,67 @@ there_are_never_more_siblings_than_writers(void **state)
     }
 }
 
+/* What a reader of these two is told: the union of both. */
+static void
+read_two(const struct dvvset *replicas, u32 a, u32 b, struct dvvset *out)
+{
+    dvvset_init(out, &budget);
+    assert_true(ok(dvvset_sync(&replicas[a], &replicas[b], out)));
+}
+
+/* Two clients read and write one key through whoever answers, a million times: a quorum of two of
+ * three replicas is read, and later, when the other one may have written any number of times, what
+ * was read is replaced at one of them and brought to a second. The third lags for as long as chance
+ * wants. However they interleave, nobody ever sees more than the last write of each. */
+static void
+two_writers_interleaved_a_million_times_leave_two_siblings_at_most(void **state)
+{
+    (void)state;
+    enum { OPERATIONS = FEWER(1000000) };
+    struct prng prng;
+    struct dvvset replicas[3], seen;
+    struct dvv_vector contexts[2];
+    u64 counters[3] = {0}, writes[2] = {0}, concurrent = 0;
+    bool has_read[2] = {false};
+    prng_init(&prng, 2);
+    for (u32 i = 0; i < 3; i++)
+        dvvset_init(&replicas[i], &budget);
+    for (u32 w = 0; w < 2; w++)
+        dvv_vector_init(&contexts[w], &budget);
+    for (u32 i = 0; i < OPERATIONS; i++) {
+        u32 w = (u32)prng_below(&prng, 2), r = (u32)prng_below(&prng, 3);
+        u32 second = (r + 1 + (u32)prng_below(&prng, 2)) % 3;
+        if (!has_read[w]) {
+            read_two(replicas, r, second, &seen);
+            assert_in_range(seen.count, i > 2, 2);
+            concurrent += seen.count == 2;
+            dvv_vector_deinit(&contexts[w]);
+            contexts[w] = seen.seen; /* moved */
+            seen.seen = (struct dvv_vector){.budget = &budget};
+            dvvset_deinit(&seen);
+        } else {
+            struct dvv_value v = value(r + 1, ++counters[r], i, w == 0 ? "x" : "y");
+            assert_true(ok(dvvset_update(&replicas[r], &contexts[w], &v)));
+            sync_into(&replicas[second], &replicas[r]);
+            assert_in_range(replicas[second].count, 1, 2);
+            writes[w]++;
+        }
+        has_read[w] = !has_read[w];
+    }
+    assert_true(concurrent > OPERATIONS / 10);
+    assert_true(writes[0] > OPERATIONS / 5 && writes[1] > OPERATIONS / 5);
+    /* In the end, when each has read and written alone, one value is left. */
+    for (u32 r = 1; r < 3; r++)
+        sync_into(&replicas[0], &replicas[r]);
+    update(&replicas[0], dvvset_context(&replicas[0]), value(1, ++counters[0], OPERATIONS, "z"));
+    assert_int_equal(replicas[0].count, 1);
+    for (u32 i = 0; i < 3; i++)
+        dvvset_deinit(&replicas[i]);
+    for (u32 w = 0; w < 2; w++)
+        dvv_vector_deinit(&contexts[w]);
+    assert_int_equal(budget.used_bytes, 0);
+}
+
 /* A delete that stands for nothing: what its writer saw goes everywhere, what came meanwhile stays.
  */
 static void
@@ -616,6 +771,7 @@ main(void)
 {
     budget_init(&budget, "test", MIB(64), NULL);
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(the_cases_of_the_reference_come_out_alike),
         cmocka_unit_test(a_write_with_its_context_replaces_and_without_stands_beside),
         cmocka_unit_test(two_writers_through_one_server_are_siblings),
         cmocka_unit_test(a_sync_drops_what_the_other_side_saw_replaced),
@@ -628,6 +784,7 @@ main(void)
         cmocka_unit_test(every_byte_is_checked),
         cmocka_unit_test(random_histories_agree_with_causal_histories),
         cmocka_unit_test(there_are_never_more_siblings_than_writers),
+        cmocka_unit_test(two_writers_interleaved_a_million_times_leave_two_siblings_at_most),
         cmocka_unit_test(buried_tombstones_replace_what_they_saw),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -594,6 +594,143 @@ a_reader_keeps_the_files_that_it_reads(void **state)
     assert_true(ok(sim_run_main(1, 1, reader_outlives_compaction, NULL)));
 }
 
+/* ---- files and their readers ---- */
+
+struct named {
+    u32 tables, blobs;
+};
+
+static void
+count_file(void *arg, const char *name)
+{
+    struct named *named = arg;
+    named->tables += name[0] == 't';
+    named->blobs += name[0] == 'b';
+}
+
+/* In the directory is what the run set uses: all of that, and nothing else. */
+static void
+expect_files_as_named(void)
+{
+    struct named named = {0};
+    EXPECT(ok(io_dir_list(STORE_DIR, count_file, &named)));
+    EXPECT(named.tables == rig.levels->tables && named.blobs == rig.levels->blob_count);
+    EXPECT(levels_check(rig.levels));
+}
+
+struct reader {
+    struct cursor *merge;
+    u32 entries;
+};
+
+static void
+reader_open(struct reader *reader)
+{
+    struct cursor *cursors[16];
+    u32 count;
+    EXPECT(ok(levels_cursors_open(rig.levels, 0, UINT64_MAX, true, NULL, cursors, 16, &count)));
+    EXPECT(ok(merge_cursor_open(cursors, count, io_budget(), &reader->merge)));
+    EXPECT(ok(reader->merge->ops->seek(reader->merge, 0, BYTES(NULL, 0))));
+    reader->entries = 0;
+}
+
+/* Up to so many more; the values that lie in blob files, too. */
+static void
+reader_read(struct reader *reader, u32 most)
+{
+    for (; most > 0 && reader->merge->valid; most--, reader->entries++) {
+        struct entry entry = reader->merge->entry;
+        if (entry.flags & ENTRY_BLOB) {
+            void *buffer;
+            size_t size;
+            struct bytes value;
+            EXPECT(ok(levels_blob_read(rig.levels, &entry, &buffer, &size, &value)));
+            mem_free(io_budget(), buffer, size);
+        }
+        EXPECT(ok(reader->merge->ops->next(reader->merge)));
+    }
+}
+
+static void
+write_all_and_flush(u32 size)
+{
+    for (u32 key = 0; key < MODEL_KEYS; key++)
+        rig_write(&rig, key, size, 0, false);
+    EXPECT(ok(rig_flush(&rig)));
+    acked_seq = rig.model.seq_last;
+}
+
+/* Tables and blob files are replaced and deleted while somebody reads them, and go with the last
+ * one. */
+static status
+readers_until_cut(void *arg)
+{
+    struct reader first, second;
+    EXPECT(ok(lesson_open()));
+    EXPECT(ok(io_dir_sync("/")));
+    sim_crash_at(world, SIM_POINT_IO, *(u64 *)arg);
+    for (u32 round = 0; round < 3; round++)
+        write_all_and_flush(600);
+    reader_open(&first);
+    reader_read(&first, MODEL_KEYS);
+    EXPECT(ok(levels_compact_all(rig.levels)));
+    write_all_and_flush(200);
+    reader_open(&second);
+    rig_range(&rig, 0, UINT64_MAX / 2);
+    EXPECT(ok(rig_flush(&rig)));
+    acked_seq = rig.model.seq_last;
+    EXPECT(ok(levels_compact_all(rig.levels)));
+    reader_read(&first, UINT32_MAX);
+    EXPECT(first.entries == 3 * MODEL_KEYS);
+    first.merge->ops->close(first.merge);
+    write_all_and_flush(500);
+    EXPECT(ok(levels_compact_all(rig.levels)));
+    reader_read(&second, UINT32_MAX);
+    EXPECT(second.entries == 2 * MODEL_KEYS);
+    second.merge->ops->close(second.merge);
+    fiber_sleep_ns(NS_PER_S); /* what nobody uses is closed, and removed */
+    expect_files_as_named();
+    rig_close(&rig);
+    return ST_OK;
+}
+
+static status
+files_after_cut(void *arg)
+{
+    rig.levels = NULL;
+    EXPECT(ok(rig_open(&rig)));
+    EXPECT(rig.state.seq_flushed >= acked_seq);
+    model_cut(&rig.model, rig.state.seq_flushed);
+    rig_compare(&rig);
+    levels_collect_orphans(rig.levels);
+    expect_files_as_named();
+    rig_compare(&rig);
+    rig_close(&rig);
+    reopen_and_compare();
+    return ST_OK;
+}
+
+static void
+files_go_with_their_last_reader_and_power_may_be_lost_at_any_request(void **state)
+{
+    for (u64 n = 0;; n++) {
+        struct sim_options options;
+        sim_options_default(&options, 2000 + n);
+        world = sim_new(&options);
+        rig_reset(9, 300);
+        status st = sim_run(world, 1, readers_until_cut, &n);
+        bool cut = sim_crashed(world);
+        sim_faults_clear(world);
+        assert_true(cut ? status_is(st, ST_CANCELED) : ok(st));
+        assert_true(ok(sim_run(world, 1, files_after_cut, NULL)));
+        sim_free(world);
+        if (cut) continue;
+        print_message("%llu places\n", (unsigned long long)n);
+        assert_true(n > 100);
+        break;
+    }
+}
+
 /* Space comes back slice by slice, and values of blob files with it. */
 static status
 overwritten_for_long(void *arg)
@@ -949,6 +1086,7 @@ main(void)
         cmocka_unit_test(a_range_delete_spares_newer_writes_and_snapshots),
         cmocka_unit_test(expired_tables_do_not_uncover_what_lies_beneath),
         cmocka_unit_test(a_reader_keeps_the_files_that_it_reads),
+        cmocka_unit_test(files_go_with_their_last_reader_and_power_may_be_lost_at_any_request),
         cmocka_unit_test(space_stays_bounded_under_overwrites),
         cmocka_unit_test(stores_are_split_and_joined_without_copying),
         cmocka_unit_test(stores_that_do_not_go_together_are_not_joined),

@@ -56,6 +56,25 @@ item_hash(const struct item *item)
     return hash;
 }
 
+/* A clock is as fast as its ticks. */
+static u64
+clock_of(const struct node *node)
+{
+    return node->rig->now * UNIT_TICK / node->tick_units;
+}
+
+u64
+rig_clock(const struct rig *rig, u64 id)
+{
+    return clock_of(&rig->nodes[id]);
+}
+
+static bool
+runs(const struct node *node)
+{
+    return node->up && node->stopped_until <= node->rig->now;
+}
+
 /* ---- the log of a replica ---- */
 
 static u64
@@ -291,6 +310,7 @@ apply(struct node *node, u64 index)
     if (index >= LOG_MAX * 2) return;
     if (rig->applied[index].term == 0) {
         rig->applied[index].term = item->term;
+        rig->applied[index].decided = node->raft.term;
         rig->applied[index].hash = node->machine.hash;
         rig->applied_max = MAX(rig->applied_max, index);
     } else if (rig->applied[index].hash != node->machine.hash) {
@@ -299,6 +319,8 @@ apply(struct node *node, u64 index)
     }
 }
 
+/* Who stood still may come to lead late, by votes of long ago: what a later leader has committed
+ * meanwhile, of whatever term, it need not have. */
 static void
 judge_leader(struct node *node)
 {
@@ -313,7 +335,7 @@ judge_leader(struct node *node)
         *leader = node->id;
     }
     for (u64 index = node->memory.first; index <= rig->applied_max; index++)
-        if (rig->applied[index].term < raft->term &&
+        if (rig->applied[index].decided < raft->term &&
             log_term(&node->memory, index) != rig->applied[index].term)
             rig_fail(rig, "completeness: n%llu leads term %llu without %llu",
                      (unsigned long long)node->id, (unsigned long long)raft->term,
@@ -515,7 +537,17 @@ rig_crash(struct rig *rig, u64 id, u64 down_units)
         if (!whole) break;
     }
     node->up = false;
+    node->stopped_until = 0;
     node->up_at = rig->now + down_units;
+}
+
+void
+rig_stop(struct rig *rig, u64 id, u64 units)
+{
+    struct node *node = &rig->nodes[id];
+    if (!runs(node)) return;
+    rig->stops++;
+    node->stopped_until = rig->now + units;
 }
 
 void
@@ -571,7 +603,7 @@ rig_propose(struct rig *rig, u64 id)
     struct outcome outcome;
     u64 value = ++rig->next_value;
     struct raft_entry entry = {.kind = RAFT_ENTRY_DATA, .data = BYTES(&value, sizeof(value))};
-    if (!node->up) return ST_CLOSED;
+    if (!runs(node)) return ST_CLOSED;
     outcome_init(&outcome);
     status st = raft_propose(&node->raft, &entry, 1, &outcome.ready);
     if (ok(st)) take(node, &outcome);
@@ -583,7 +615,7 @@ rig_changes(struct rig *rig, u64 id, const struct raft_change *changes, u32 coun
 {
     struct node *node = &rig->nodes[id];
     struct outcome outcome;
-    if (!node->up) return ST_CLOSED;
+    if (!runs(node)) return ST_CLOSED;
     outcome_init(&outcome);
     status st = raft_propose_config(&node->raft, changes, count, &outcome.ready);
     if (!ok(st)) return st;
@@ -604,14 +636,14 @@ rig_read(struct rig *rig, u64 id)
 {
     struct node *node = &rig->nodes[id];
     struct outcome outcome;
-    if (!node->up) return ST_CLOSED;
+    if (!runs(node)) return ST_CLOSED;
     for (u32 i = 0; i < ARRAY_COUNT(node->reads); i++) {
         struct waiting_read *read = &node->reads[i];
         if (read->used && rig->now - read->since < 300) continue;
         *read = (struct waiting_read){
             .used = true, .id = ++rig->next_read, .floor = rig->applied_max, .since = rig->now};
         outcome_init(&outcome);
-        status st = raft_read(&node->raft, read->id, rig->now, &outcome.ready);
+        status st = raft_read(&node->raft, read->id, clock_of(node), &outcome.ready);
         if (ok(st))
             take(node, &outcome);
         else
@@ -625,7 +657,7 @@ void
 rig_lease_read(struct rig *rig, u64 id)
 {
     struct node *node = &rig->nodes[id];
-    if (!node->up || !raft_lease_valid(&node->raft, rig->now)) return;
+    if (!runs(node) || !raft_lease_valid(&node->raft, clock_of(node))) return;
     if (node->raft.commit < rig->applied_max)
         rig_fail(rig, "lease: n%llu has %llu, applied elsewhere is %llu", (unsigned long long)id,
                  (unsigned long long)node->raft.commit, (unsigned long long)rig->applied_max);
@@ -637,7 +669,7 @@ rig_transfer(struct rig *rig, u64 id, u64 target)
 {
     struct node *node = &rig->nodes[id];
     struct outcome outcome;
-    if (!node->up) return ST_CLOSED;
+    if (!runs(node)) return ST_CLOSED;
     outcome_init(&outcome);
     status st = raft_transfer(&node->raft, target, &outcome.ready);
     if (!ok(st)) return st;
@@ -650,7 +682,7 @@ void
 rig_quiesce(struct rig *rig, u64 id)
 {
     struct outcome outcome;
-    if (!rig->nodes[id].up) return;
+    if (!runs(&rig->nodes[id])) return;
     outcome_init(&outcome);
     if (raft_quiesce(&rig->nodes[id].raft, &outcome.ready)) take(&rig->nodes[id], &outcome);
 }
@@ -659,7 +691,7 @@ void
 rig_wake(struct rig *rig, u64 id, bool leader_dead)
 {
     struct outcome outcome;
-    if (!rig->nodes[id].up) return;
+    if (!runs(&rig->nodes[id])) return;
     outcome_init(&outcome);
     raft_wake(&rig->nodes[id].raft, leader_dead, &outcome.ready);
     take(&rig->nodes[id], &outcome);
@@ -691,7 +723,7 @@ deliver(struct rig *rig, struct parcel *parcel)
         outcome_init(&outcome);
         parcel_fix(parcel);
         node->taking = parcel;
-        status st = raft_step(&node->raft, message, rig->now, &outcome.ready);
+        status st = raft_step(&node->raft, message, clock_of(node), &outcome.ready);
         if (status_is(st, ST_CORRUPT) || status_is(st, ST_INVALID))
             rig_fail(rig, "step: n%llu finds %s of n%llu %s", (unsigned long long)node->id,
                      message_name(message->type), (unsigned long long)message->from,
@@ -705,15 +737,30 @@ deliver(struct rig *rig, struct parcel *parcel)
     }
 }
 
+/* Whoever stood still goes on where it was, before it hears of anything: a read, say, for which it
+ * had found that its lease is valid. Its timer fires once. */
+static void
+go_on(struct rig *rig)
+{
+    for (u64 id = 1; id <= NODES; id++) {
+        struct node *node = &rig->nodes[id];
+        if (!node->up || node->stopped_until != rig->now) continue;
+        node->tick_at = MAX(node->tick_at, rig->now);
+        rig_lease_read(rig, id);
+    }
+}
+
 void
 rig_run(struct rig *rig, u64 units)
 {
     static struct parcel parcel; /* too large for the stack; one rig at a time */
     for (u64 end = rig->now + units; rig->now < end && rig->failure[0] == 0;) {
         rig->now++;
+        go_on(rig);
         for (u32 i = 0; i < rig->wire_count;) {
             u16 slot = rig->wire_order[i];
-            if (rig->wire[slot].due > rig->now) {
+            struct node *target = &rig->nodes[rig->wire[slot].message.to];
+            if (rig->wire[slot].due > rig->now || target->stopped_until > rig->now) {
                 i++;
                 continue;
             }
@@ -730,13 +777,14 @@ rig_run(struct rig *rig, u64 units)
                 if (node->up_at != 0 && node->up_at <= rig->now) node_start(node);
                 continue;
             }
+            if (!runs(node)) continue;
             while (node->op_count > 0 && node->ops[0].due <= rig->now)
                 op_done(node);
             if (node->tick_at <= rig->now) {
                 struct outcome outcome;
                 outcome_init(&outcome);
                 node->tick_at += node->tick_units;
-                raft_tick(&node->raft, rig->now, &outcome.ready);
+                raft_tick(&node->raft, clock_of(node), &outcome.ready);
                 take(node, &outcome);
                 while (node->op_count > 0 && node->ops[0].due <= rig->now)
                     op_done(node);
@@ -757,8 +805,9 @@ rig_init(struct rig *rig, u64 seed)
     rig->uncommitted_bytes = 1024;
     rig->message_bytes = 64;
     rig->inflight_max = 4;
-    /* Nine of a follower's ticks, if its clock runs 10 % too fast. */
-    rig->lease_units = (TICKS_VOTE - 1) * (UNIT_TICK - 1) - 1;
+    /* Nine of a follower's ticks, if its clock runs 10 % too fast, and the leader's 10 % too slow.
+     */
+    rig->lease_units = (TICKS_VOTE - 1) * (UNIT_TICK - 1) * UNIT_TICK / (UNIT_TICK + 1) - 1;
 }
 
 void
@@ -780,6 +829,7 @@ rig_start(struct rig *rig, u32 voters)
         node->id = id;
         node->life = 0;
         node->up_at = 0;
+        node->stopped_until = 0;
         node->tick_units = UNIT_TICK;
         struct disk *disk = &node->durable;
         disk->first = 1;
@@ -821,6 +871,7 @@ rig_calm(struct rig *rig)
     memset(rig->blocked, 0, sizeof(rig->blocked));
     for (u64 id = 1; id <= NODES; id++) {
         if (!rig->nodes[id].up) rig->nodes[id].up_at = rig->now + 1;
+        if (!runs(&rig->nodes[id])) rig->nodes[id].stopped_until = rig->now;
         rig_wake(rig, id, false);
     }
     /* Some elections' worth of time for all of it: a leader, an acknowledged write, a read. */

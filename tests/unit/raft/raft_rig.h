@@ -4,12 +4,14 @@
  * rules that must hold whatever these do. test_raft.c tells small stories with it, test_raft_sim.c
  * lets chance decide.
  *
- * Time is counted in units; a replica ticks every 10 of them (its clock may be 10 % off). A disk is
- * a queue of writes that are done in order: a crash loses what is queued, but for a part of it at
- * chance. Rules, checked as soon as something happens:
+ * Time is counted in units; a replica ticks every 10 of them. Its clock may be 10 % off: then it
+ * ticks every 9 or 11, and reads its leases' clock as fast. A replica may stand still (SIGSTOP, a
+ * machine that is suspended): it does nothing, what is sent to it waits, and its clock goes on. A
+ * disk is a queue of writes that are done in order: a crash loses what is queued, but for a part of
+ * it at chance. Rules, checked as soon as something happens:
  *   election      two leaders in one term
  *   matching      two entries of one index and term that differ, or whose predecessors do
- *   completeness  a leader lacks an entry that was applied in an earlier term
+ *   completeness  a leader lacks an entry that was committed in an earlier term
  *   machine       two replicas apply different entries at one index, or one skips or repeats
  *   read          a read that does not see what had been applied anywhere when it began
  *   lease         the same for a read by lease
@@ -89,6 +91,7 @@ struct node {
     u64 id, life;
     bool up;
     u64 up_at, tick_at, tick_units;
+    u64 stopped_until; /* it stands still */
     struct raft raft;
     struct disk memory, durable; /* of memory only the log counts; hard is the raft's */
     struct machine machine;
@@ -116,17 +119,19 @@ struct rig {
     /* chances of 1,000 */
     u32 loss, twice, refuse, wait, torn;
     u32 delay_most, disk_most; /* units */
-    u64 lease_units;
+    u64 lease_units;           /* of the leader's clock */
     u32 uncommitted_bytes, message_bytes, inflight_max;
 
     /* the judge */
     u64 leader_of[TERMS_MAX];
     struct {
         u64 term, hash;
+        u64 decided; /* the term of who was the first to apply it: it was committed by then */
     } applied[LOG_MAX * 2];
     u64 applied_max;
     u64 next_value, next_read;
     u64 reads_done, leases_done, elections, snapshots_done, changes_done, transfers_done, crashes;
+    u64 stops;
     char failure[256]; /* "" while all is well */
 
     /* the story */
@@ -140,7 +145,9 @@ void rig_init(struct rig *rig, u64 seed);
 void rig_start(struct rig *rig, u32 voters);
 void rig_run(struct rig *rig, u64 units);
 void rig_crash(struct rig *rig, u64 id, u64 down_units);
-struct node *rig_leader(struct rig *rig); /* of the newest term; NULL */
+void rig_stop(struct rig *rig, u64 id, u64 units);
+u64 rig_clock(const struct rig *rig, u64 id); /* what the replica's clock shows */
+struct node *rig_leader(struct rig *rig);     /* of the newest term; NULL */
 status rig_propose(struct rig *rig, u64 id);
 status rig_change(struct rig *rig, u64 id, enum raft_change_kind kind, u64 member);
 status rig_changes(struct rig *rig, u64 id, const struct raft_change *changes, u32 count);

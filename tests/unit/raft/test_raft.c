@@ -204,6 +204,64 @@ a_read_that_waits_when_leadership_changes_is_to_be_asked_anew(void **state)
     expect_status(ready.reads[0].result, ST_CONFLICT);
 }
 
+/* 31: between the question whether its lease is valid and the answer a leader stands still. */
+static void
+a_leader_that_stood_still_is_told_so_when_it_asks_again(void **state)
+{
+    (void)state;
+    struct node *old = &rig.nodes[group_of(0xe)];
+    assert_true(raft_lease_valid(&old->raft, rig_clock(&rig, old->id)));
+    u64 leases = rig.leases_done, seen = old->machine.index;
+    rig_stop(&rig, old->id, 40 * TICKS_VOTE * UNIT_TICK);
+    struct node *next = old;
+    while (next == old && rig.now < 10000) {
+        rig_run(&rig, 1);
+        for (u64 id = 1; id <= 3; id++)
+            if (id != old->id && rig.nodes[id].raft.role == RAFT_LEADER) next = &rig.nodes[id];
+    }
+    assert_true(next != old);
+    expect_ok(rig_propose(&rig, next->id));
+    rig_run(&rig, old->stopped_until - rig.now - 1);
+    assert_true(next->machine.index > seen);
+    /* It goes on: nothing has told it of the other one, and what it would answer is old. */
+    old->stopped_until = 0;
+    assert_int_equal(old->raft.role, RAFT_LEADER);
+    assert_int_equal(old->machine.index, seen);
+    assert_false(raft_lease_valid(&old->raft, rig_clock(&rig, old->id)));
+    assert_int_equal(rig.leases_done, leases);
+    rig_run(&rig, 20 * UNIT_TICK);
+    assert_int_equal(old->machine.index, next->machine.index);
+    expect_well();
+}
+
+/* 32: the leader's clock is as slow as may be, all others' as fast. Its lease is over before one of
+ * them leads, whenever it is cut off, for how long they ever have heard it. */
+static void
+a_slow_clock_keeps_no_lease_beyond_an_election_of_fast_ones(void **state)
+{
+    (void)state;
+    u64 leases = 0;
+    for (u64 phase = 0; phase < 3 * UNIT_TICK; phase++) {
+        u64 leader = group_of(0xe);
+        for (u64 id = 1; id <= 3; id++)
+            rig.nodes[id].tick_units = id == leader ? UNIT_TICK + 1 : UNIT_TICK - 1;
+        rig_run(&rig, 50 * UNIT_TICK + phase);
+        assert_int_equal(rig_leader(&rig)->id, leader);
+        u64 before = rig.leases_done, term = rig.nodes[leader].raft.term;
+        for (u64 id = 1; id <= 3; id++)
+            rig_cut_both(&rig, leader, id, true);
+        while (rig_leader(&rig) == NULL || rig_leader(&rig)->raft.term == term) {
+            rig_run(&rig, 1);
+            rig_lease_read(&rig, leader);
+            assert_true(rig.now < 10000);
+        }
+        assert_false(raft_lease_valid(&rig.nodes[leader].raft, rig_clock(&rig, leader)));
+        leases += rig.leases_done - before;
+        expect_well();
+    }
+    assert_true(leases > 30 * UNIT_TICK * TICKS_VOTE / 2);
+}
+
 /* 31, 32 */
 static void
 a_lease_ends_by_the_clock_though_no_tick_came(void **state)
@@ -212,7 +270,7 @@ a_lease_ends_by_the_clock_though_no_tick_came(void **state)
     u64 leader = group_of(0xe);
     struct raft *raft = &rig.nodes[leader].raft;
     assert_true(raft_lease_valid(raft, rig.now));
-    /* Stopped and resumed: no tick, no message, only the clock tells. */
+    /* Suspended and resumed: no tick, no message, only the clock tells, which went on. */
     assert_false(raft_lease_valid(raft, rig.now + rig.lease_units + 1));
 }
 
@@ -303,6 +361,77 @@ a_removed_member_disturbs_nobody(void **state)
     struct raft_member members[PEERS_MAX];
     assert_int_equal(raft_members(&rig.nodes[leader].raft, members), 3);
     expect_well();
+}
+
+/* 33: two of three voters are replaced at once. At any moment of that somebody loses its power, or
+ * all do, or a part is cut off from the rest while both are asked to write. The group is well
+ * again, and has the old voters or the new ones. */
+struct trouble {
+    const char *name;
+    u8 crash; /* a bit for each: the leader, the two that were voters, the two that come */
+    u8 cut;
+};
+
+static const struct trouble troubles[] = {
+    {"the leader crashes", 1, 0},
+    {"one that goes crashes", 2, 0},
+    {"the one that stays crashes", 4, 0},
+    {"one that comes crashes", 8, 0},
+    {"the other that comes crashes", 16, 0},
+    {"all crash", 31, 0},
+    {"the leader and who comes are alone", 0, 1 + 8 + 16},
+    {"the leader and one that comes are alone", 0, 1 + 8},
+    {"the leader is alone and crashes", 1, 1},
+    {"the old ones are alone, and the one that stays crashes", 4, 1 + 2},
+};
+
+static void
+change_of_voters_in_trouble(const struct trouble *trouble, u64 moment)
+{
+    u64 leader = group_of(0xe), other = another(leader);
+    u64 ids[] = {leader, other, third(leader, other), 4, 5};
+    for (u64 id = 4; id <= 5; id++) {
+        expect_ok(rig_change(&rig, leader, RAFT_ADD_LEARNER, id));
+        rig_run(&rig, 5 * UNIT_TICK);
+    }
+    struct raft_change changes[] = {
+        {RAFT_PROMOTE, 4}, {RAFT_PROMOTE, 5}, {RAFT_REMOVE, other}, {RAFT_REMOVE, leader}};
+    if (moment % 2) rig_run(&rig, 1 + moment / 2 % UNIT_TICK); /* heartbeats lie elsewhere */
+    expect_ok(rig_changes(&rig, leader, changes, ARRAY_COUNT(changes)));
+    expect_ok(rig_propose(&rig, leader));
+    if (moment > 0) rig_run(&rig, moment - 1);
+    for (u32 i = 0; i < ARRAY_COUNT(ids); i++) {
+        for (u32 k = 0; k < ARRAY_COUNT(ids); k++)
+            if ((trouble->cut >> i & 1) != (trouble->cut >> k & 1))
+                rig_cut(&rig, ids[i], ids[k], true);
+        if (trouble->crash >> i & 1) rig_crash(&rig, ids[i], 1 + moment * 37 % 200);
+    }
+    for (u32 i = 0; i < 40 && rig.failure[0] == 0; i++) {
+        rig_run(&rig, UNIT_TICK);
+        for (u64 id = 1; id <= 5; id++) {
+            status st = rig_propose(&rig, id);
+            (void)st; /* only leaders take it, of both sides */
+        }
+    }
+    if (rig.failure[0] == 0) rig_calm(&rig);
+    if (rig.failure[0] != 0)
+        fail_msg("%s at %llu: %s", trouble->name, (unsigned long long)moment, rig.failure);
+    struct raft_member members[PEERS_MAX];
+    struct raft *raft = &rig_leader(&rig)->raft;
+    u32 count = raft_members(raft, members), voters = 0;
+    for (u32 i = 0; i < count; i++)
+        if (members[i].roles == RAFT_VOTER) voters |= 1u << members[i].id;
+    assert_false(raft_config_is_joint(raft));
+    assert_true(voters == 0xe || voters == (0x3e & ~(1u << leader | 1u << other)));
+}
+
+static void
+a_change_of_voters_survives_any_trouble_at_any_moment(void **state)
+{
+    (void)state;
+    for (u32 i = 0; i < ARRAY_COUNT(troubles); i++)
+        for (u64 moment = 0; moment < 30; moment++)
+            change_of_voters_in_trouble(&troubles[i], moment);
 }
 
 static void
@@ -563,13 +692,29 @@ static void
 a_leader_whose_disk_stalls_steps_down(void **state)
 {
     (void)state;
-    u64 leader = group_of(0xe);
-    rig.nodes[leader].disk_free_at = rig.now + 100000;
+    u64 leader = group_of(0xe), other = another(leader), began = rig.now;
+    struct node *stalled = &rig.nodes[leader];
+    stalled->disk_free_at = rig.now + 100000;
     expect_ok(rig_propose(&rig, leader));
-    rig_run(&rig, 60 * UNIT_TICK);
+    rig_run(&rig, 3);
+    assert_int_equal(rig.nodes[other].raft.last_index, stalled->raft.last_index);
+    u64 index = stalled->raft.last_index, applied = stalled->machine.index;
+    while (stalled->raft.role == RAFT_LEADER && rig.now < began + 100 * UNIT_TICK)
+        rig_run(&rig, 1);
+    assert_in_range(rig.now - began, TICKS_VOTE * UNIT_TICK, (2 * TICKS_VOTE + 2) * UNIT_TICK);
+    /* From then on it answers nothing by itself. */
+    assert_false(raft_lease_valid(&stalled->raft, rig_clock(&rig, leader)));
+    expect_status(rig_propose(&rig, leader), ST_CONFLICT);
+    assert_true(stalled->raft.persisted < index);
+    assert_int_equal(stalled->machine.index, applied);
+    rig_run(&rig, 40 * UNIT_TICK);
     assert_non_null(rig_leader(&rig));
     assert_int_not_equal(rig_leader(&rig)->id, leader);
-    assert_int_not_equal(rig.nodes[leader].raft.role, RAFT_LEADER);
+    assert_int_not_equal(stalled->raft.role, RAFT_LEADER);
+    /* What it had sent before is decided, and others go on. */
+    expect_ok(rig_propose(&rig, rig_leader(&rig)->id));
+    rig_run(&rig, 5 * UNIT_TICK);
+    assert_true(rig_leader(&rig)->machine.index > index);
     expect_well();
 }
 
@@ -786,11 +931,14 @@ main(void)
         cmocka_unit_test(a_new_member_learns_then_votes),
         cmocka_unit_test(no_read_before_the_leader_has_committed_in_its_term),
         cmocka_unit_test(a_read_that_waits_when_leadership_changes_is_to_be_asked_anew),
+        cmocka_unit_test(a_leader_that_stood_still_is_told_so_when_it_asks_again),
+        cmocka_unit_test(a_slow_clock_keeps_no_lease_beyond_an_election_of_fast_ones),
         cmocka_unit_test(a_lease_ends_by_the_clock_though_no_tick_came),
         cmocka_unit_test(a_lease_is_given_up_for_good_when_somebody_was_told_to_campaign),
         cmocka_unit_test(who_has_restarted_votes_for_nobody_while_a_lease_may_run),
         cmocka_unit_test(who_hears_a_leader_votes_for_nobody_else),
         cmocka_unit_test(a_removed_member_disturbs_nobody),
+        cmocka_unit_test(a_change_of_voters_survives_any_trouble_at_any_moment),
         cmocka_unit_test(a_leader_that_removes_itself_leads_until_that_is_committed),
         cmocka_unit_test(a_learner_never_counts),
         cmocka_unit_test(a_vote_is_durable_before_it_is_told),

@@ -5,9 +5,9 @@
  *     SIM_SEEDS=50000 build/bin/test_raft_sim      more seeds;  SIM_SEED=17: one, with its trace
  *
  * A seed draws how many voters there are, how bad network and disks are, and how often somebody
- * crashes, is cut off in one direction or both, compacts, joins, is promoted, demoted, removed,
- * is handed the lead, reads, writes. raft_rig.h has the rules. Then all faults end, and the group
- * must be well again.
+ * crashes, stands still, is cut off in one direction or both, compacts, joins, is promoted,
+ * demoted, removed, is handed the lead, reads, writes; clocks run up to 10 % fast or slow.
+ * raft_rig.h has the rules. Then all faults end, and the group must be well again.
  *
  * Mistakes that it notices are patches: tests/sim/mutants/raft_*.patch, run by `make mutants`;
  * those that only a story of test_raft.c notices say so. Others were made by hand, when the first
@@ -135,7 +135,7 @@ history(u64 seed, bool telling)
     u64 crash = pick(3) == 0 ? 0 : 3 + pick(20), cut = pick(3) == 0 ? 0 : 3 + pick(15);
     u64 change = pick(2) == 0 ? 0 : 10 + pick(60), compact = pick(3) == 0 ? 0 : 2 + pick(30);
     u64 transfer = pick(2) == 0 ? 0 : 2 + pick(20), quiesce = pick(4) == 0 ? 30 : 0;
-    u64 hunt = pick(4) == 0 ? 10 : 0;
+    u64 hunt = pick(4) == 0 ? 10 : 0, stop = pick(3) == 0 ? 2 + pick(10) : 0;
     rig_start(&rig, voters);
     for (u64 id = 1; id <= NODES; id++)
         rig.nodes[id].tick_units = UNIT_TICK - 1 + pick(3);
@@ -156,6 +156,7 @@ history(u64 seed, bool telling)
             if (k != lead && rig.nodes[k].raft.role == RAFT_LEADER) st = rig_read(&rig, k);
         }
         if (pick(200) < crash) rig_crash(&rig, pick(3) ? id : lead, 1 + pick(300));
+        if (pick(200) < stop) rig_stop(&rig, pick(3) ? lead : id, 1 + pick(300));
         if (pick(200) < cut) cut_somebody();
         if (pick(200) < 10) memset(rig.blocked, 0, sizeof(rig.blocked));
         if (pick(200) < hunt && leader != NULL) hunt_lease(lead);
@@ -174,12 +175,13 @@ whatever_happens_the_rules_hold(void **state)
 {
     (void)state;
     struct seeds seeds = seeds_chosen(SEEDS_DEFAULT);
-    u64 failed = 0, most = seeds_number("SIM_FAILURES", 10), sums[8] = {0};
+    u64 failed = 0, most = seeds_number("SIM_FAILURES", 10), sums[9] = {0};
     for (u64 seed = seeds.first; seed <= seeds.last; seed++) {
         history(seed, seeds_is_one());
-        u64 counts[8] = {rig.elections,      rig.applied_max,  rig.reads_done, rig.leases_done,
-                         rig.snapshots_done, rig.changes_done, rig.crashes,    rig.transfers_done};
-        for (u32 i = 0; i < 8; i++)
+        u64 counts[9] = {rig.elections,   rig.applied_max,    rig.reads_done,
+                         rig.leases_done, rig.snapshots_done, rig.changes_done,
+                         rig.crashes,     rig.transfers_done, rig.stops};
+        for (u32 i = 0; i < 9; i++)
             sums[i] += counts[i];
         if (rig.failure[0] == 0) continue;
         printf("seed %llu at %llu: %s\n    SIM_SEED=%llu build/bin/test_raft_sim\n",
@@ -190,13 +192,13 @@ whatever_happens_the_rules_hold(void **state)
         if (++failed == most) break;
     }
     printf("elections %llu, applied %llu, reads %llu, lease reads %llu, snapshots %llu, changes "
-           "%llu, crashes %llu, transfers %llu\n",
+           "%llu, crashes %llu, transfers %llu, stops %llu\n",
            (unsigned long long)sums[0], (unsigned long long)sums[1], (unsigned long long)sums[2],
            (unsigned long long)sums[3], (unsigned long long)sums[4], (unsigned long long)sums[5],
-           (unsigned long long)sums[6], (unsigned long long)sums[7]);
+           (unsigned long long)sums[6], (unsigned long long)sums[7], (unsigned long long)sums[8]);
     assert_int_equal(failed, 0);
     /* A sweep in which nothing happens proves nothing. */
-    for (u32 i = 0; i < 8 && seeds_count(&seeds) > 1000; i++)
+    for (u32 i = 0; i < 9 && seeds_count(&seeds) > 1000; i++)
         assert_true(sums[i] > seeds_count(&seeds) / 2);
 }
 
