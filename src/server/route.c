@@ -359,6 +359,7 @@ called(struct peer_call *call, status st, const struct native_header *header, st
     struct request *request = route->request;
     route->calling = false;
     io_timer_cancel(&route->timer);
+    if (!ok(st)) cluster_waits_for(shard_self()->server->cluster, route->asked);
     if (ok(st) && header->status == NATIVE_ST_OK) {
         take_reply(request, body);
         request_finish(request);
@@ -430,6 +431,7 @@ look_after(struct route *route)
     struct shard *shard = shard_self();
     struct request *request = route->request;
     if (cluster_alive(shard->server->cluster, route->asked)) {
+        cluster_waits_for(shard->server->cluster, route->asked);
         io_timer_arm(&route->timer, io_now_ns() + LOOK_NS);
         return;
     }
