@@ -27,6 +27,7 @@
 #include <stdatomic.h>
 
 #include "base/hmac.h"
+#include "base/retry.h"
 #include "cluster/group0.h"
 #include "cluster/liveness.h"
 #include "cluster/replicate.h"
@@ -191,9 +192,10 @@ struct cluster_shard {
     u32 streams_idle_count; /* of these, between two pages */
     u32 streams_resting;    /* and until the rate lets them have one */
     struct list streams_idle;
-    bool closing;             /* this node is about to be drained: nothing more is coordinated */
-    u32 coordinating;         /* requests that run on this node: the server counts them */
-    struct fiber_queue ended; /* woken when one of those ends */
+    struct retry_budget retries; /* of what is forwarded to other nodes */
+    bool closing;                /* this node is about to be drained: nothing more is coordinated */
+    u32 coordinating;            /* requests that run on this node: the server counts them */
+    struct fiber_queue ended;    /* woken when one of those ends */
     /* what was fetched for the plan that fetched_of names: cluster_fetch.c */
     u8 *fetched;
     size_t fetched_size;
