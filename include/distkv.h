@@ -61,15 +61,16 @@ enum distkv_code {
     DISTKV_UNREACHABLE = 6,     /* no server could be reached; nothing was sent */
     DISTKV_TIMED_OUT = 7,       /* the deadline passed; nothing was written */
     DISTKV_UNKNOWN_OUTCOME = 8, /* the write may have been done, or may yet be */
-    DISTKV_OVERLOADED = 9,      /* refused until the deadline; nothing was written */
-    DISTKV_NO_SPACE = 10,       /* the server's disk is full */
-    DISTKV_READ_ONLY = 11,      /* the server has stopped taking writes */
-    DISTKV_SERVER_ERROR = 12,   /* the server failed; the text says how */
-    DISTKV_NO_MEMORY = 13,      /* over the handle's memory_bytes_max */
-    DISTKV_CROSS_SLOT = 14,     /* an atomic batch over several slots */
-    DISTKV_CANCELED = 15,       /* the handle was closed, or a snapshot's lease ran out */
-    DISTKV_DENIED = 16,         /* not authenticated */
-    DISTKV_END = 17             /* no more entries */
+    /* Refused until the deadline, or once too many were: docs/client.md; nothing was written. */
+    DISTKV_OVERLOADED = 9,
+    DISTKV_NO_SPACE = 10,     /* the server's disk is full */
+    DISTKV_READ_ONLY = 11,    /* the server has stopped taking writes */
+    DISTKV_SERVER_ERROR = 12, /* the server failed; the text says how */
+    DISTKV_NO_MEMORY = 13,    /* over the handle's memory_bytes_max */
+    DISTKV_CROSS_SLOT = 14,   /* an atomic batch over several slots */
+    DISTKV_CANCELED = 15,     /* the handle was closed, or a snapshot's lease ran out */
+    DISTKV_DENIED = 16,       /* not authenticated */
+    DISTKV_END = 17           /* no more entries */
 };
 
 /* The name of a code, for example "NOT_FOUND"; and a sentence for it. Static storage. */

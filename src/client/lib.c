@@ -361,6 +361,7 @@ lib_create(const char *servers, const struct distkv_options *options, struct dis
     if (getrandom(&seed, sizeof(seed), 0) != (ssize_t)sizeof(seed))
         seed = lib_now_ns() ^ ((u64)getpid() << 32);
     prng_init(&kv->prng, seed);
+    retry_init(&kv->retries);
     kv->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
     kv->timer_fd = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC);
     struct epoll_event event = {.events = EPOLLIN, .data.ptr = NULL};

@@ -23,6 +23,7 @@
 #include "base/heap.h"
 #include "base/list.h"
 #include "base/prng.h"
+#include "base/retry.h"
 #include "client/lib_map.h"
 #include "proto/native.h"
 
@@ -163,6 +164,7 @@ struct distkv {
     char password[NATIVE_NAME_BYTES_MAX + 1];
     struct budget budget;
     struct prng prng;
+    struct retry_budget retries; /* of requests that were refused */
     int epoll_fd;
     int timer_fd;
     u64 timer_armed_ns;     /* 0: not armed */

@@ -215,6 +215,7 @@ static void
 request_send(struct distkv *kv, struct request *request, struct connection *connection, u64 now)
 {
     u64 left_ms = (request->deadline_ns - now) / NS_PER_MS;
+    if (request->attempts == 0 && !request->own) retry_earn(&kv->retries);
     request->attempts++;
     if (!request->ambiguous) { /* earlier attempts were refused: nothing was done */
         request->first_sent_ns = now;
@@ -355,6 +356,16 @@ request_delay(struct distkv *kv, struct request *request, u64 hint_ms)
     return true;
 }
 
+/* What is overloaded, or has lost too much to serve, does not get a multiple of the load. Who
+ * stops, starts or is behind the topology sends to others, or to itself in a moment; and what was
+ * lost with its connection goes once for each connection, and between these there are pauses. */
+static bool
+repeat_affordable(struct distkv *kv, u16 native_status)
+{
+    bool counts = native_status == NATIVE_ST_OVERLOADED || native_status == NATIVE_ST_UNAVAILABLE;
+    return !counts || retry_take(&kv->retries);
+}
+
 void
 request_on_reply(struct distkv *kv, struct request *request, const struct native_reply *reply)
 {
@@ -370,7 +381,7 @@ request_on_reply(struct distkv *kv, struct request *request, const struct native
                  (const char *)reply->error.text.data);
     if (native_status == NATIVE_ST_CLOSING) connection_leave(request->connection);
     if (!request->own && native_status_retryable(native_status) &&
-        request_delay(kv, request, reply->error.detail))
+        repeat_affordable(kv, native_status) && request_delay(kv, request, reply->error.detail))
         return;
     if (code != DISTKV_OK && code != DISTKV_CONFLICT && code != DISTKV_UNKNOWN_OUTCOME &&
         request->ambiguous)

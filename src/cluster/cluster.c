@@ -405,6 +405,7 @@ shard_new(struct cluster *cluster, struct lsm *lsm)
     shard->lsm = lsm;
     budget_init(&shard->budget, "cluster", io_budget()->limit_bytes / SHARE_BUDGET, io_budget());
     list_init(&shard->pings);
+    retry_init(&shard->retries);
     liveness_init(&shard->liveness, &shard->budget, io_now_ns());
     io_timer_init(&shard->tick, tick_fired);
     fiber_queue_init(&shard->ended);

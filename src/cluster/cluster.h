@@ -12,10 +12,10 @@
  * The topology comes from group0 on shard 0 and goes to each shard by mail; each holds its own
  * reference. A shard works with the newest that it has; requests under way go on with theirs.
  *
- * Who lives. Shard 0 pings shard 0 of every other member each CLUSTER_PING_MS: all with all, which
- * is right for some tens of nodes (n nodes send 10 n pings a second each; at 50 that is a percent
- * or two of a core). A ping carries the oldest epoch that any shard of the sender still works with,
- * which the barriers between two stages of a move wait for.
+ * Who lives. Shard 0 pings shard 0 of every other member: of those whose silence is waited for
+ * (near ones: who shares a partition with us, above all) each CLUSTER_PING_MS, of the others once a
+ * second (cluster_ping.c). A ping carries the oldest epoch that any shard of the sender still works
+ * with, which the barriers between two stages of a move wait for.
  *
  * Moves. Whoever leads group0 plans when members join or leave, and takes the plan from stage to
  * stage (group0_lead.c). Who gains partitions fetches them from a read quorum of those who have
@@ -27,6 +27,7 @@
 #include <stdatomic.h>
 
 #include "base/hmac.h"
+#include "base/retry.h"
 #include "cluster/group0.h"
 #include "cluster/liveness.h"
 #include "cluster/replicate.h"
@@ -115,6 +116,7 @@ struct cluster {
      * cut. doubt_count counts all, when that of its member is to be seen. */
     _Atomic u8 doubts[CLUSTER_ALIVE_SLOTS];
     _Atomic u64 doubt_count;
+    _Atomic bool waited_for[CLUSTER_ALIVE_SLOTS]; /* cluster_waits_for, until shard 0 has seen it */
     /* On io_now_ns: when it last changed, on any shard, which member this node has a request run
      * by. Before the change is to be seen. */
     _Atomic u64 runners_changed_ns;
@@ -148,8 +150,12 @@ struct cluster_ping {
     u32 member;
     u32 refusals; /* connections, in a row */
     bool calling;
-    u64 heard_ns; /* when it answered last; 0: never */
+    bool near;     /* as liveness was told */
+    bool partner;  /* holds a partition that we hold, or one of us is about to */
+    u64 waited_ns; /* until then it is near, because a request waits for it */
+    u64 heard_ns;  /* when it answered last; 0: never */
     u64 began_ns;
+    u64 told_ns; /* when the last ping that it answered began */
     u64 rtt_ns;
     u64 epoch;    /* the oldest that it works with; 0: not known */
     u64 oldest;   /* no write of a lower version will come from there; 0: not known */
@@ -186,9 +192,10 @@ struct cluster_shard {
     u32 streams_idle_count; /* of these, between two pages */
     u32 streams_resting;    /* and until the rate lets them have one */
     struct list streams_idle;
-    bool closing;             /* this node is about to be drained: nothing more is coordinated */
-    u32 coordinating;         /* requests that run on this node: the server counts them */
-    struct fiber_queue ended; /* woken when one of those ends */
+    struct retry_budget retries; /* of what is forwarded to other nodes */
+    bool closing;                /* this node is about to be drained: nothing more is coordinated */
+    u32 coordinating;            /* requests that run on this node: the server counts them */
+    struct fiber_queue ended;    /* woken when one of those ends */
     /* what was fetched for the plan that fetched_of names: cluster_fetch.c */
     u8 *fetched;
     size_t fetched_size;
@@ -205,7 +212,11 @@ struct cluster_shard {
     /* shard 0 */
     struct group0 *group0;
     struct list pings;
+    struct cluster_ping **pings_sorted; /* by number */
+    u32 ping_count, ping_capacity;
     struct liveness liveness;
+    bool said_drained;  /* by the last pings */
+    u64 said_ns;        /* since when they say so */
     bool majority_seen; /* since the start */
     bool leaves;        /* when it was a member last, it was about to leave */
     bool is_out;        /* it is none any more */
@@ -271,6 +282,14 @@ cluster_may_stamp(const struct cluster *cluster, u32 shard)
 {
     return (atomic_load_explicit(&cluster->shards_stamping, memory_order_relaxed) >> shard & 1) !=
            0;
+}
+/* A request of ours waits for its answer, or got none: whoever it is, it is pinged at each tick for
+ * a while. From any shard. */
+static inline void
+cluster_waits_for(struct cluster *cluster, u32 member)
+{
+    atomic_store_explicit(&cluster->waited_for[member % CLUSTER_ALIVE_SLOTS], true,
+                          memory_order_relaxed);
 }
 /* Requests go to others from now on. */
 static inline void

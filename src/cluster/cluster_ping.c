@@ -1,6 +1,20 @@
 /* SPDX-License-Identifier: MIT
  *
- * cluster_ping.c -- who lives: each member's shard 0 is asked every CLUSTER_PING_MS.
+ * cluster_ping.c -- who lives: each member's shard 0 is asked, near ones at every tick
+ * (CLUSTER_PING_MS), the others at every tenth (liveness.h). So what a ping carries is up to a
+ * second old, of a far member. Whoever must not wait for so long makes members near (is_near):
+ *
+ *   partners             who holds, or is about to hold, a partition that we do: what we coordinate
+ *                        goes to them, and we agree with them who runs a command
+ *   whom a request waits for   what goes to others is forwarded; one that is not answered at once
+ *                        shows whom to look after. (Not all to whom requests go: with clients that
+ *                        know no slots, these are all.)
+ *   who must be told     that we are drained, or not any more, until they have answered
+ *   who is behind        the present epoch, where we lead group0 or fetch: a barrier waits for it
+ *   who comes or goes    where we lead group0: plans depend on them
+ *   voters               where we lead group0: one of them takes the lead when we stop
+ *
+ * With fewer than about twenty members all of them are partners.
  *
  * The body of PEER_PING and of its answer, 32 bytes: the oldest epoch that the sender works with
  * (8), its wall clock in milliseconds (8), flags (1; bit 0: it is ill; bit 1: it is drained, or
@@ -23,6 +37,8 @@
 #define PING_BYTES      32u
 #define PING_TIMEOUT_NS (400 * NS_PER_MS)
 #define SILENT_NS       NS_PER_S
+#define SILENT_FAR_NS   LIVENESS_FAR_SUSPECT_NS
+#define WAITED_NS       (3 * NS_PER_S)
 #define REFUSALS_MAX    2u
 #define FLAG_ILL        1u
 #define FLAG_DRAINED    2u
@@ -31,14 +47,27 @@
 #define ILL_TOLD        (CLUSTER_ILL_STUCK | CLUSTER_ILL_CLOCK)
 #define CLOCK_MS_MAX    250
 
+/* Where the number stands, or would. */
+static u32
+place_of(const struct cluster_shard *shard, u32 member)
+{
+    u32 first = 0, last = shard->ping_count;
+    while (first < last) {
+        u32 middle = (first + last) / 2;
+        if (shard->pings_sorted[middle]->member < member)
+            first = middle + 1;
+        else
+            last = middle;
+    }
+    return first;
+}
+
 static struct cluster_ping *
 find(const struct cluster_shard *shard, u32 member)
 {
-    list_for_each (node, &shard->pings) {
-        struct cluster_ping *ping = list_entry(node, struct cluster_ping, link);
-        if (ping->member == member) return ping;
-    }
-    return NULL;
+    u32 at = place_of(shard, member);
+    bool found = at < shard->ping_count && shard->pings_sorted[at]->member == member;
+    return found ? shard->pings_sorted[at] : NULL;
 }
 
 const struct cluster_ping *
@@ -133,6 +162,7 @@ answered(struct peer_call *call, status st, const struct native_header *header, 
     ping->calling = false;
     if (ok(st) && header->status == NATIVE_ST_OK && body.size >= PING_BYTES) {
         ping->rtt_ns = io_now_ns() - ping->began_ns;
+        ping->told_ns = ping->began_ns;
         ping->epoch = load_u64(body.data);
         heard(ping, body);
         return;
@@ -183,7 +213,7 @@ asked(void *arg, struct peer_request *request, const struct peer_identity *from,
 }
 
 /* Not known while one is silent, or works with an earlier stage: it may hold what others do not
- * know of. */
+ * know of. (What a member has said stays true of it, so that a far one's is old does no harm.) */
 static void
 publish_oldest(struct cluster_shard *shard)
 {
@@ -194,7 +224,8 @@ publish_oldest(struct cluster_shard *shard)
     u64 oldest = behind ? 0 : cluster_own_oldest(shard->cluster);
     list_for_each (node, &shard->pings) {
         const struct cluster_ping *ping = list_entry(node, struct cluster_ping, link);
-        bool silent = ping->heard_ns == 0 || now - ping->heard_ns > SILENT_NS || !is_alive(ping);
+        u64 silent_ns = ping->partner ? SILENT_NS : SILENT_FAR_NS;
+        bool silent = ping->heard_ns == 0 || now - ping->heard_ns > silent_ns || !is_alive(ping);
         oldest = MIN(oldest, silent || ping->epoch < stage ? 0 : ping->oldest);
     }
     for (u32 i = 0; i < topology->member_count; i++) {
@@ -280,12 +311,100 @@ ill_look(struct cluster_shard *shard)
         log_info("cluster", "this node's clock is not ahead any more");
 }
 
+/* ---- who is near ---- */
+
+/* What does not depend on the member, looked at once in a tick. */
+struct nearness {
+    u64 now_ns;
+    bool leads, fetches;
+    u32 voters[GROUP0_VOTERS_BOTH];
+    u32 voter_count; /* 0: we do not lead */
+};
+
+static struct nearness
+nearness_of(const struct cluster_shard *shard, u64 now_ns)
+{
+    struct nearness out = {
+        .now_ns = now_ns, .leads = group0_leads(shard->group0), .fetches = shard->fetch_runs};
+    if (out.leads) out.voter_count = group0_voters(shard->group0, out.voters);
+    return out;
+}
+
+static bool
+is_near(struct cluster_ping *ping, const struct nearness *of)
+{
+    const struct cluster_shard *shard = ping->shard;
+    if (ping->partner || of->now_ns < ping->waited_ns || ping->told_ns < shard->said_ns)
+        return true;
+    if ((of->leads || of->fetches) && ping->epoch < shard->topology->epoch) return true;
+    for (u32 i = 0; i < of->voter_count; i++)
+        if (of->voters[i] == ping->member) return true;
+    if (!of->leads) return false;
+    const struct topology_member *member = topology_member(shard->topology, ping->member);
+    return member != NULL && member->state != PLACEMENT_NORMAL;
+}
+
+static void
+near_look(struct cluster_shard *shard, u64 now_ns)
+{
+    struct cluster *cluster = shard->cluster;
+    bool drained = cluster_drained(cluster, cluster_member(cluster));
+    if (drained != shard->said_drained) {
+        shard->said_drained = drained;
+        shard->said_ns = now_ns;
+    }
+    if (shard->topology == NULL) return;
+    struct nearness of = nearness_of(shard, now_ns);
+    list_for_each (node, &shard->pings) {
+        struct cluster_ping *ping = list_entry(node, struct cluster_ping, link);
+        _Atomic bool *waited_for = &cluster->waited_for[ping->member % CLUSTER_ALIVE_SLOTS];
+        if (atomic_load_explicit(waited_for, memory_order_relaxed)) {
+            atomic_store_explicit(waited_for, false, memory_order_relaxed);
+            ping->waited_ns = now_ns + WAITED_NS;
+        }
+        bool near = is_near(ping, &of);
+        if (near == ping->near) continue;
+        ping->near = near;
+        liveness_near_set(&shard->liveness, ping->member, near, now_ns);
+    }
+}
+
+/* In either placement; keyspaces with fewer replicas use a part of the row. */
+static void
+partners_mark(struct cluster_shard *shard, const struct placement *placement)
+{
+    u32 self = cluster_member(shard->cluster);
+    for (u32 partition = 0; placement->ids != NULL && partition < placement->partition_count;
+         partition++) {
+        const u32 *row = placement_row(placement, partition);
+        bool ours = false;
+        for (u32 i = 0; i < placement->width; i++)
+            ours = ours || row[i] == self;
+        for (u32 i = 0; i < placement->width && ours; i++) {
+            struct cluster_ping *ping = find(shard, row[i]);
+            if (ping != NULL) ping->partner = true;
+        }
+    }
+}
+
+static void
+partners_look(struct cluster_shard *shard)
+{
+    list_for_each (node, &shard->pings)
+        list_entry(node, struct cluster_ping, link)->partner = false;
+    partners_mark(shard, &shard->topology->current);
+    partners_mark(shard, &shard->topology->next);
+}
+
+/* ---- asking ---- */
+
 void
 cluster_pings_send(struct cluster_shard *shard)
 {
     u64 now = io_now_ns();
     publish_oldest(shard);
     ill_look(shard);
+    near_look(shard, now);
     if (atomic_load(&shard->cluster->shards_stuck) != 0)
         liveness_self_stalled(&shard->liveness, now);
     liveness_tick(&shard->liveness, now);
@@ -307,6 +426,51 @@ cluster_pings_send(struct cluster_shard *shard)
     }
 }
 
+/* False: no memory. */
+static bool
+ping_add(struct cluster_shard *shard, u32 member)
+{
+    if (shard->ping_count == shard->ping_capacity) {
+        u32 capacity = MAX(8u, shard->ping_capacity * 2);
+        void *more = mem_realloc(&shard->budget, shard->pings_sorted,
+                                 shard->ping_capacity * sizeof(*shard->pings_sorted),
+                                 capacity * sizeof(*shard->pings_sorted));
+        if (more == NULL) return false;
+        shard->pings_sorted = more;
+        shard->ping_capacity = capacity;
+    }
+    struct cluster_ping *ping = mem_alloc_zero(&shard->budget, sizeof(*ping));
+    if (ping == NULL) return false;
+    if (!liveness_add(&shard->liveness, member, io_now_ns())) {
+        mem_free(&shard->budget, ping, sizeof(*ping));
+        return false;
+    }
+    ping->shard = shard;
+    ping->member = member;
+    ping->near = true;
+    u32 at = place_of(shard, member);
+    memmove(&shard->pings_sorted[at + 1], &shard->pings_sorted[at],
+            (shard->ping_count - at) * sizeof(struct cluster_ping *));
+    shard->pings_sorted[at] = ping;
+    shard->ping_count++;
+    list_push_back(&shard->pings, &ping->link);
+    publish(ping);
+    return true;
+}
+
+static void
+ping_free(struct cluster_ping *ping)
+{
+    struct cluster_shard *shard = ping->shard;
+    if (ping->calling) peer_call_cancel(shard->peers, &ping->call);
+    u32 at = place_of(shard, ping->member);
+    shard->ping_count--;
+    memmove(&shard->pings_sorted[at], &shard->pings_sorted[at + 1],
+            (shard->ping_count - at) * sizeof(struct cluster_ping *));
+    list_del(&ping->link);
+    mem_free(&shard->budget, ping, sizeof(*ping));
+}
+
 void
 cluster_pings_follow(struct cluster_shard *shard)
 {
@@ -315,26 +479,16 @@ cluster_pings_follow(struct cluster_shard *shard)
     list_for_each_safe (node, &shard->pings) {
         struct cluster_ping *ping = list_entry(node, struct cluster_ping, link);
         if (topology_member(topology, ping->member) != NULL) continue;
-        if (ping->calling) peer_call_cancel(shard->peers, &ping->call);
         liveness_remove(&shard->liveness, ping->member);
         publish(ping);
-        list_del(&ping->link);
-        mem_free(&shard->budget, ping, sizeof(*ping));
+        ping_free(ping);
     }
     for (u32 i = 0; i < topology->member_count; i++) {
         u32 member = topology->members[i].number;
         if (member == self || find(shard, member) != NULL) continue;
-        struct cluster_ping *ping = mem_alloc_zero(&shard->budget, sizeof(*ping));
-        if (ping == NULL) continue; /* the next topology tries again */
-        if (!liveness_add(&shard->liveness, member, io_now_ns())) {
-            mem_free(&shard->budget, ping, sizeof(*ping));
-            continue;
-        }
-        ping->shard = shard;
-        ping->member = member;
-        list_push_back(&shard->pings, &ping->link);
-        publish(ping);
+        (void)ping_add(shard, member); /* else the next topology tries again */
     }
+    partners_look(shard);
 }
 
 void
@@ -348,10 +502,12 @@ cluster_pings_close(struct cluster_shard *shard)
 {
     list_for_each_safe (node, &shard->pings) {
         struct cluster_ping *ping = list_entry(node, struct cluster_ping, link);
-        if (ping->calling) peer_call_cancel(shard->peers, &ping->call);
-        list_del(&ping->link);
-        mem_free(&shard->budget, ping, sizeof(*ping));
+        ping_free(ping);
     }
+    mem_free(&shard->budget, shard->pings_sorted,
+             shard->ping_capacity * sizeof(*shard->pings_sorted));
+    shard->pings_sorted = NULL;
+    shard->ping_capacity = 0;
 }
 
 bool

@@ -188,6 +188,7 @@ ask(struct pass *pass, struct source *source)
         bool maybe_sent;
         st = peer_call_wait(shard->peers, source->member, source->there, &header, parts, 2,
                             pass->scan->deadline_ns, &answer, &source->page, &maybe_sent);
+        if (!ok(st)) cluster_waits_for(shard->cluster, source->member);
         if (ok(st) && answer.status != NATIVE_ST_OK) st = native_status_to_base(answer.status);
         if (!ok(st)) st = ST_UNAVAILABLE;
     }

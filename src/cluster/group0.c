@@ -662,6 +662,24 @@ group0_topology(const struct group0 *group0)
     return group0->topology;
 }
 
+bool
+group0_leads(const struct group0 *group0)
+{
+    return group0->running && group0->raft.role == RAFT_LEADER;
+}
+
+u32
+group0_voters(const struct group0 *group0, u32 out[GROUP0_VOTERS_BOTH])
+{
+    const struct raft *raft = &group0->raft;
+    u32 count = 0;
+    for (u32 i = 0; group0->running && i < raft->peer_count; i++)
+        if ((raft->peers[i].roles & (RAFT_VOTER | RAFT_VOTER_OLD)) != 0 &&
+            count < GROUP0_VOTERS_BOTH)
+            out[count++] = (u32)raft->peers[i].id;
+    return count;
+}
+
 void
 group0_stats_get(const struct group0 *group0, struct group0_stats *out)
 {

@@ -90,6 +90,11 @@ bool group0_is_proving(const struct group0 *group0);
  * there is nobody; to be repeated until we do not lead. */
 bool group0_give_lead(struct group0 *group0);
 
+bool group0_leads(const struct group0 *group0);
+/* Who votes, of both sets while they change. How many. */
+#define GROUP0_VOTERS_BOTH 18u
+u32 group0_voters(const struct group0 *group0, u32 out[GROUP0_VOTERS_BOTH]);
+
 struct group0_stats {
     u64 term, commit, applied, log_entries, snapshots;
     u32 leader; /* 0: none known */

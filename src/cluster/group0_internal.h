@@ -192,6 +192,7 @@ MUST_CHECK status group0_chunk_decode(struct bytes bytes, struct group0_chunk *o
 /* ---- voters ---- */
 
 #define GROUP0_VOTERS_MAX 7u
+static_assert(GROUP0_VOTERS_BOTH >= 2 * RAFT_VOTERS_MAX, "of a joint configuration");
 static_assert(GROUP0_VOTERS_MAX <= RAFT_VOTERS_MAX, "raft allows them");
 
 struct group0_candidate {

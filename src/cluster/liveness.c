@@ -7,6 +7,7 @@
  *   L2  unreported counts those whose state is not what was reported.
  *   L3  Nobody has been silent since a time that is yet to come, as seen from the last event. (Kept
  *       where silences are shifted; times are compared as they were passed in.)
+ *   L4  phases counts the members of each phase.
  */
 #include "cluster/liveness.h"
 
@@ -57,10 +58,13 @@ state_set(struct liveness *liveness, struct liveness_member *member, enum livene
 
 /* ---- members ---- */
 
+/* Members add each other in one order, and so give each other the same phases. The clocks of their
+ * machines began at different times: so they do not all ping the same one at the same tick. */
 void
 liveness_init(struct liveness *liveness, struct budget *budget, u64 now_ns)
 {
-    *liveness = (struct liveness){.budget = budget, .tick_ns = now_ns};
+    *liveness = (struct liveness){
+        .budget = budget, .tick_ns = now_ns, .tick_count = now_ns / LIVENESS_PING_NS};
 }
 
 void
@@ -68,6 +72,17 @@ liveness_deinit(struct liveness *liveness)
 {
     mem_free(liveness->budget, liveness->members, liveness->capacity * sizeof(*liveness->members));
     *liveness = (struct liveness){.budget = liveness->budget};
+}
+
+/* That of the fewest. */
+static u8
+phase_take(struct liveness *liveness)
+{
+    u8 best = 0;
+    for (u8 phase = 1; phase < LIVENESS_FAR_TICKS; phase++)
+        if (liveness->phases[phase] < liveness->phases[best]) best = phase;
+    liveness->phases[best]++;
+    return best;
 }
 
 bool
@@ -86,9 +101,22 @@ liveness_add(struct liveness *liveness, u32 number, u64 now_ns)
     }
     memmove(&liveness->members[at + 1], &liveness->members[at],
             (liveness->count - at) * sizeof(*liveness->members));
-    liveness->members[at] = (struct liveness_member){.number = number, .silent_since_ns = now_ns};
+    liveness->members[at] = (struct liveness_member){.number = number,
+                                                     .near = true,
+                                                     .phase = phase_take(liveness),
+                                                     .silent_since_ns = now_ns,
+                                                     .near_since_ns = now_ns};
     liveness->count++;
     return true;
+}
+
+void
+liveness_near_set(struct liveness *liveness, u32 number, bool near, u64 now_ns)
+{
+    struct liveness_member *member = member_of(liveness, number);
+    if (member == NULL || member->near == near) return;
+    member->near = near;
+    member->near_since_ns = now_ns;
 }
 
 void
@@ -97,6 +125,7 @@ liveness_remove(struct liveness *liveness, u32 number)
     struct liveness_member *member = member_of(liveness, number);
     if (member == NULL) return;
     liveness->unreported -= member->state != member->reported;
+    liveness->phases[member->phase]--;
     u32 at = (u32)(member - liveness->members);
     liveness->count--;
     memmove(member, member + 1, (liveness->count - at) * sizeof(*member));
@@ -130,33 +159,45 @@ pause_take(struct liveness *liveness, u64 pause_ns, u64 now_ns)
     for (u32 i = 0; i < liveness->count; i++) {
         struct liveness_member *member = &liveness->members[i];
         member->silent_since_ns = MIN(now_ns, member->silent_since_ns + pause_ns);
+        member->near_since_ns = MIN(now_ns, member->near_since_ns + pause_ns);
     }
     liveness->stats.pauses++;
     liveness->stats.paused_ns += pause_ns;
     liveness_self_stalled(liveness, now_ns);
 }
 
+static u64
+since(u64 from_ns, u64 now_ns)
+{
+    return now_ns - MIN(now_ns, from_ns);
+}
+
 static void
 silence_judge(struct liveness *liveness, struct liveness_member *member, u64 now_ns)
 {
-    u64 silence_ns = now_ns - MIN(now_ns, member->silent_since_ns);
-    if (silence_ns < LIVENESS_SUSPECT_PINGS * LIVENESS_PING_NS) return;
+    u64 silence_ns = since(member->silent_since_ns, now_ns);
+    /* While it was far, nobody asked it so often. */
+    u64 asked_ns = since(MAX(member->silent_since_ns, member->near_since_ns), now_ns);
+    bool missed = member->near && asked_ns >= LIVENESS_SUSPECT_PINGS * LIVENESS_PING_NS;
+    if (!missed && silence_ns < LIVENESS_FAR_SUSPECT_NS) return;
     if (member->state == LIVENESS_ALIVE) state_set(liveness, member, LIVENESS_SUSPECT);
-    if (silence_ns >= LIVENESS_DEAD_NS) state_set(liveness, member, LIVENESS_DEAD);
+    u64 dead_ns = member->near ? LIVENESS_DEAD_NS : LIVENESS_FAR_DEAD_NS;
+    if (silence_ns >= dead_ns) state_set(liveness, member, LIVENESS_DEAD);
 }
 
 void
 liveness_tick(struct liveness *liveness, u64 now_ns)
 {
-    u64 gap_ns = now_ns - MIN(now_ns, liveness->tick_ns);
+    u64 gap_ns = since(liveness->tick_ns, now_ns);
     liveness->tick_ns = MAX(now_ns, liveness->tick_ns);
     liveness->tick_count++;
     if (gap_ns >= 2 * LIVENESS_PING_NS) pause_take(liveness, gap_ns - LIVENESS_PING_NS, now_ns);
-    bool dead_too = liveness->tick_count % LIVENESS_DEAD_TICKS == 0;
+    u8 phase = (u8)(liveness->tick_count % LIVENESS_FAR_TICKS);
     for (u32 i = 0; i < liveness->count; i++) {
         struct liveness_member *member = &liveness->members[i];
         silence_judge(liveness, member, now_ns);
-        member->ping = member->state != LIVENESS_DEAD || dead_too;
+        bool each_tick = member->near && member->state != LIVENESS_DEAD;
+        member->ping = each_tick || member->phase == phase;
     }
     liveness->ping_at = 0;
     AUDIT("cluster.liveness.ticked", liveness_check(liveness));
@@ -227,6 +268,7 @@ liveness_stats_get(const struct liveness *liveness, struct liveness_stats *out)
         stats.alive += state == LIVENESS_ALIVE;
         stats.suspect += state == LIVENESS_SUSPECT;
         stats.dead += state == LIVENESS_DEAD;
+        stats.near += liveness->members[i].near;
     }
     *out = stats;
 }
@@ -234,12 +276,15 @@ liveness_stats_get(const struct liveness *liveness, struct liveness_stats *out)
 bool
 liveness_check(const struct liveness *liveness)
 {
-    u32 unreported = 0;
+    u32 unreported = 0, phases[LIVENESS_FAR_TICKS] = {0};
     for (u32 i = 0; i < liveness->count; i++) {
         const struct liveness_member *member = &liveness->members[i];
+        if (member->phase >= LIVENESS_FAR_TICKS) return false;
+        phases[member->phase]++;
         if (i > 0 && member->number <= member[-1].number) return false;
         if (member->state > LIVENESS_DEAD || member->reported > LIVENESS_DEAD) return false;
         unreported += member->state != member->reported;
     }
-    return unreported == liveness->unreported;
+    return unreported == liveness->unreported &&
+           memcmp(phases, liveness->phases, sizeof(phases)) == 0;
 }

@@ -4,8 +4,13 @@
  * states come out. One of each node, on shard 0; whom requests go to follows it within a turn.
  *
  *   ALIVE --5 pings without an answer--> SUSPECT --5 s of silence--> DEAD
- *     ^                                     |                          |
+ *     ^                                     |        far: 10 s         |
  *     +------------- an answer -------------+--------------------------+
+ *
+ * Near members are those whose silence somebody waits for; the caller says who they are, and may
+ * say otherwise at any time. They are pinged at each tick. Far ones, and the dead, are pinged once
+ * in LIVENESS_FAR_TICKS, a tenth of them at each tick. Whoever becomes near has five pings' time to
+ * answer first, but no more than a far one has: so to be called near and far in turns hides nobody.
  *
  * Only answers count. A ping that comes in shows that a member can send to us; an answer shows that
  * we reach it, too. So a link that is broken in one direction is seen from both ends, and neither
@@ -23,11 +28,16 @@
 
 #include "base/mem.h"
 
-#define LIVENESS_PING_NS       100000000ull  /* a tick each; one ping to each member */
-#define LIVENESS_SUSPECT_PINGS 5u            /* 500 to 600 ms, for ticks come once in a ping */
-#define LIVENESS_DEAD_NS       5000000000ull /* 5 s */
-#define LIVENESS_DEAD_TICKS    10u           /* the dead are pinged once in so many ticks */
-#define LIVENESS_ILL_NS        1000000000ull /* how long after a pause we say that we are ill */
+#define LIVENESS_PING_NS        100000000ull /* a tick each; one ping to each near member */
+#define LIVENESS_FAR_TICKS      10u          /* so often to the far, and to the dead */
+#define LIVENESS_SUSPECT_PINGS  5u           /* near: 500 to 600 ms, as ticks come once in a ping */
+#define LIVENESS_FAR_SUSPECT_NS 5000000000ull  /* far: five of its pings */
+#define LIVENESS_DEAD_NS        5000000000ull  /* near */
+#define LIVENESS_FAR_DEAD_NS    10000000000ull /* far */
+#define LIVENESS_ILL_NS         1000000000ull  /* how long after a pause we say that we are ill */
+static_assert(LIVENESS_FAR_SUSPECT_NS ==
+                  LIVENESS_SUSPECT_PINGS * LIVENESS_FAR_TICKS * LIVENESS_PING_NS,
+              "as many pings as of the near");
 
 enum liveness_state { LIVENESS_ALIVE, LIVENESS_SUSPECT, LIVENESS_DEAD };
 
@@ -37,7 +47,10 @@ struct liveness_member {
     u8 reported; /* what liveness_change said last */
     bool ill;    /* says of itself that its loop or its disk stalls */
     bool ping;   /* is to be pinged */
+    bool near;
+    u8 phase; /* far or dead: at which of LIVENESS_FAR_TICKS ticks it is pinged */
     u64 silent_since_ns;
+    u64 near_since_ns;
 };
 
 struct liveness_stats {
@@ -45,6 +58,7 @@ struct liveness_stats {
     u64 pauses, paused_ns;          /* of our own */
     u64 pings;
     u32 alive, suspect, dead; /* members now */
+    u32 near;                 /* of all */
 };
 
 /* Owned by shard 0. */
@@ -54,9 +68,10 @@ struct liveness {
     u32 count, capacity;
     u64 tick_ns; /* when the last one came */
     u64 tick_count;
-    u64 ill_until_ns;       /* ourselves */
-    u32 unreported;         /* members whose state is not the reported one */
-    u32 change_at, ping_at; /* where the search goes on */
+    u32 phases[LIVENESS_FAR_TICKS]; /* members of each */
+    u64 ill_until_ns;               /* ourselves */
+    u32 unreported;                 /* members whose state is not the reported one */
+    u32 change_at, ping_at;         /* where the search goes on */
     struct liveness_stats stats;
 };
 
@@ -68,9 +83,11 @@ struct liveness_change {
 void liveness_init(struct liveness *liveness, struct budget *budget, u64 now_ns);
 void liveness_deinit(struct liveness *liveness);
 
-/* ALIVE until it has been silent for long enough; it is pinged at the next tick. A member that is
- * there stays as it is. False: no memory. */
+/* ALIVE until it has been silent for long enough, and near; it is pinged at the next tick. A member
+ * that is there stays as it is. False: no memory. */
 MUST_CHECK bool liveness_add(struct liveness *liveness, u32 number, u64 now_ns);
+/* Whether its silence is waited for. Not a member: nothing. */
+void liveness_near_set(struct liveness *liveness, u32 number, bool near, u64 now_ns);
 /* Without a change reported: whoever removes it knows. */
 void liveness_remove(struct liveness *liveness, u32 number);
 

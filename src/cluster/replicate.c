@@ -78,6 +78,7 @@ replicator_open(const struct replicator_options *options, struct replicator **ou
     fiber_queue_init(&r->hold_freed);
     fiber_queue_init(&r->lease_done);
     r->hedge_ns = HEDGE_NS_START;
+    retry_init(&r->retries);
     io_entropy(&r->session_secret, sizeof(r->session_secret));
     status st = fiber_spawn(FIBER_FOREGROUND, "replica-log", watcher_main, r);
     if (!ok(st)) {
@@ -326,4 +327,5 @@ void
 replicate_stats_get(const struct replicator *r, struct replicate_stats *out)
 {
     *out = r->stats;
+    out->retries_refused = r->retries.refused;
 }

@@ -193,10 +193,11 @@ struct replicate_stats {
     u64 reads, reads_local, digests, digest_mismatches, repairs;
     u64 writes, restamped, unknown, unavailable;
     u64 replica_reads, replica_writes, wrong_epoch;
-    u64 hedged;         /* reads that asked one more because an answer was late */
-    u64 missed;         /* replicas that did not get a write that went to others */
-    u64 unions;         /* states that neither the own store nor another one had */
-    u64 clocks_refused; /* versions too far ahead of the wall clock */
+    u64 hedged;          /* reads that asked one more because an answer was late */
+    u64 retries_refused; /* others that were not asked: too many were already (base/retry.h) */
+    u64 missed;          /* replicas that did not get a write that went to others */
+    u64 unions;          /* states that neither the own store nor another one had */
+    u64 clocks_refused;  /* versions too far ahead of the wall clock */
 };
 void replicate_stats_get(const struct replicator *replicator, struct replicate_stats *out);
 

@@ -24,6 +24,7 @@
 
 #include "base/histogram.h"
 #include "base/list.h"
+#include "base/retry.h"
 #include "cluster/quorum.h"
 #include "cluster/replicate.h"
 #include "proto/peer.h"
@@ -104,7 +105,8 @@ struct replicator {
     /* statistics */
     struct histogram answer_ns; /* of digests */
     u64 hedge_ns;
-    u64 clock_log_ns; /* when a refused clock was logged last */
+    struct retry_budget retries; /* of reads: earned by those who are asked first */
+    u64 clock_log_ns;            /* when a refused clock was logged last */
     struct replicate_stats stats;
 };
 

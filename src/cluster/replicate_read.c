@@ -61,6 +61,7 @@ struct read {
     u64 versions[LIMIT_PLACEMENT_REPLICAS]; /* of who said yes */
     bool asked[LIMIT_PLACEMENT_REPLICAS];
     bool wrong_epoch;
+    u32 overloaded; /* answers that said so, and in whose place nobody was asked yet */
     u64 epoch_seen;
     struct own_read own; /* when self said yes */
     bool own_held;
@@ -149,6 +150,7 @@ digest_done(struct peer_call *peer_call, status st, const struct native_header *
     *load_of(r, member) -= 1;
     struct peer_found found;
     bool yes = ok(st) && answer_decode(read, header, body, &found);
+    read->overloaded += ok(st) && header->status == NATIVE_ST_OVERLOADED;
     /* A version from a clock that runs ahead must not win over everything for so long: whoever
      * says it counts as one that has failed. */
     if (yes && found.version != 0) yes = version_observe(r, found.version, "read", member);
@@ -240,6 +242,30 @@ own_durable(struct durable_wait *wait, bool durable)
     fiber_queue_wake_all(&read->wake);
 }
 
+/* One of them does not answer any more. */
+static bool
+waits_for_dead(const struct read *read)
+{
+    for (u32 i = 0; i < read->quorum.count; i++)
+        if (read->calls[i].under_way && !is_alive(read->r, read->quorum.members[i])) return true;
+    return false;
+}
+
+/* One more, beside those under way or for one that was overloaded: what adds to the load of those
+ * who work. Who takes the place of a dead one does not. False: nobody is left, or too many reads
+ * have asked more than they needed. */
+static bool
+ask_one_more(struct read *read)
+{
+    struct replicator *r = read->r;
+    bool left = false;
+    for (u32 i = 0; i < read->quorum.count; i++)
+        left = left ||
+               (!read->asked[i] && !is_self(read, i) && read->quorum.answers[i] == QUORUM_PENDING);
+    if (!left || (!waits_for_dead(read) && !retry_take(&r->retries))) return false;
+    return ask_one(read);
+}
+
 static MAY_YIELD void
 ask_self(struct read *read)
 {
@@ -270,14 +296,17 @@ gather(struct read *read)
     for (;;) {
         u32 yes = quorum_count(&read->quorum, QUORUM_YES);
         if (yes >= read->need) return ST_OK;
-        while (yes + pending(read) < read->need && ask_one(read)) {
+        while (yes + pending(read) < read->need) {
+            bool overloaded = read->overloaded != 0;
+            if (!(overloaded ? ask_one_more(read) : ask_one(read))) break;
+            read->overloaded -= overloaded;
         }
         if (yes + pending(read) < read->need) return ST_UNAVAILABLE;
         u64 now = io_now_ns();
         if (read->r->closing) return ST_CLOSED;
         if (now >= read->deadline_ns) return ST_UNAVAILABLE;
         if (now >= hedge_ns) {
-            if (ask_one(read)) read->r->stats.hedged++;
+            if (ask_one_more(read)) read->r->stats.hedged++;
             hedge_ns = now + read->r->hedge_ns;
         }
         (void)fiber_queue_wait(&read->wake, MIN(hedge_ns, read->deadline_ns));
@@ -604,6 +633,7 @@ read_attempt(struct read *read, struct replicate_value *out)
     memset(read->versions, 0, sizeof(read->versions));
     memset(read->calls, 0, sizeof(read->calls));
     read->wrong_epoch = false;
+    read->overloaded = 0;
     read->epoch_seen = 0;
     read->siblings = keyspace->conflict == CONFLICT_SIBLINGS;
     for (u32 i = 0; i < read->quorum.count; i++)
@@ -613,8 +643,8 @@ read_attempt(struct read *read, struct replicate_value *out)
     read->self = quorum_find(&read->quorum, r->self);
     bool own = read->self != QUORUM_MEMBERS_MAX;
     /* No yield from the look at the topology to these calls. */
-    for (u32 asked = own; asked < read->need && ask_one(read); asked++) {
-    }
+    for (u32 asked = own; asked < read->need && ask_one(read); asked++)
+        retry_earn(&r->retries);
     if (own) ask_self(read);
     status st = gather(read);
     if (ok(st) && own && read->need == 1) r->stats.reads_local++;

@@ -94,6 +94,8 @@ static const struct metric metrics[] = {
     G("cluster_clock_ahead_seconds", cluster_clock_ahead_ms, 1e-3,
       "How far the node's clock is ahead of most others', when these refuse its writes; else 0."),
     C("cluster_forwards", cluster_forwards, 1, "Requests of clients sent to another node."),
+    C("cluster_retries_refused", cluster_retries_refused, 1,
+      "Reads and forwarded requests that no further replica was asked for: too many were repeated."),
     C("cluster_forwarded", cluster_forwarded, 1, "Requests that came from another node."),
     C("cluster_fetch_failures", cluster_fetch_failures, 1,
       "Ranges of partitions that a source did not serve; repeated."),

@@ -40,6 +40,7 @@ struct route {
     u32 tried_count;
     u32 tried[LIMIT_PLACEMENT_REPLICAS];
     bool calling;
+    bool forwarded; /* once at least */
     bool anywhere;  /* any replica may run it */
     bool too_few;   /* one of those that were tried reaches too few replicas */
     status outcome; /* what the timer ends it with; ok: try again */
@@ -359,6 +360,7 @@ called(struct peer_call *call, status st, const struct native_header *header, st
     struct request *request = route->request;
     route->calling = false;
     io_timer_cancel(&route->timer);
+    if (!ok(st)) cluster_waits_for(shard_self()->server->cluster, route->asked);
     if (ok(st) && header->status == NATIVE_ST_OK) {
         take_reply(request, body);
         request_finish(request);
@@ -380,6 +382,13 @@ called(struct peer_call *call, status st, const struct native_header *header, st
     }
     if (io_now_ns() >= request->begin_ns) {
         end_with(request, ST_UNAVAILABLE);
+        request_finish(request);
+        return;
+    }
+    if (ok(st) && header->status == NATIVE_ST_OVERLOADED &&
+        !retry_take(&shard_self()->cluster->retries)) {
+        MARK("server.route.not_repeated");
+        end_with(request, ST_OVERLOADED); /* its own outcome: nothing was done */
         request_finish(request);
         return;
     }
@@ -414,6 +423,8 @@ forward(struct route *route, struct shard *shard, const struct topology *topolog
     route->asked = member;
     route->calling = true;
     shard->stats->cluster_forwards++;
+    if (!route->forwarded) retry_earn(&shard->cluster->retries);
+    route->forwarded = true;
     request->owner = shard->index;
     peer_call_init(&route->call, called);
     peer_call_start(shard->cluster->peers, &route->call, member, there, &header, &part, 1,
@@ -430,6 +441,7 @@ look_after(struct route *route)
     struct shard *shard = shard_self();
     struct request *request = route->request;
     if (cluster_alive(shard->server->cluster, route->asked)) {
+        cluster_waits_for(shard->server->cluster, route->asked);
         io_timer_arm(&route->timer, io_now_ns() + LOOK_NS);
         return;
     }

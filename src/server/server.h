@@ -118,6 +118,7 @@ struct shard_stats {
     u64 requests_forwarded;                   /* sent to another shard */
     u64 requests_refused;                     /* no place, no memory */
     u64 cluster_forwards, cluster_forwarded;  /* to other nodes; from them */
+    u64 cluster_retries_refused;              /* base/retry.h */
     u64 cluster_maps;                         /* of slots, made for cluster clients */
     u64 cluster_fetch_failures;               /* cluster_shard.fetch_failures and so on */
     u64 cluster_fetch_incomplete;

@@ -240,6 +240,7 @@ collect_cluster(const struct shard *shard, struct shard_stats *out)
 {
     const struct topology *topology = cluster_topology(shard->cluster);
     replicate_stats_get(shard->cluster->replicator, &out->replicate);
+    out->cluster_retries_refused = out->replicate.retries_refused + shard->cluster->retries.refused;
     hints_stats_get(shard->cluster->hints, &out->hints);
     u64 oldest = out->hints.version_oldest, now = io_wall_ms();
     out->hints_oldest_ms = oldest == 0 ? 0 : now - MIN(now, hlc_wall_ms(oldest));

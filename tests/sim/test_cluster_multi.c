@@ -745,7 +745,7 @@ without_memory_an_unknown_outcome_is_not_a_refusal(void **state)
     struct unsure unsure = {0};
     struct rig rig = {
         .shard_count = 1, .node_count = NODES, .configure = configure, .arg = &unsure};
-    sim_options_default(&rig.options, 3);
+    sim_options_default(&rig.options, 1);
     rig.story = unsure_story;
     rig_run(&rig);
     assert_true(unsure.unknown > 0 && unsure.closed > 0);

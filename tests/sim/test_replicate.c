@@ -27,6 +27,7 @@
 
 #include <cmocka.h>
 
+#include "base/retry.h"
 #include "../seeds.h"
 #include "base/hash.h"
 #include "cluster/replicate_internal.h"
@@ -1264,6 +1265,73 @@ who_dies_while_it_is_mended_is_replaced_by_another(void **state)
     cluster_close();
 }
 
+/* The replica that each read asks first takes long to answer. Others are asked
+ * in its place as long as there is a budget (base/retry.h); then those who work are not asked more
+ * than a tenth beyond what is needed, and reads wait for the slow one. */
+static void
+who_does_not_answer_costs_the_others_no_more_than_a_tenth(void **state)
+{
+    (void)state;
+    const u32 reads = RETRY_BURST + 300;
+    struct replicate_stats before = reached;
+    story_begin();
+    struct op write = {.kind = OP_WRITE, .key = 1, .id = 5, .level = REPLICATE_ALL};
+    assert_true(op_do(&write));
+    struct topology_row row;
+    topology_row(world.stages[0], 0, partition_of(1), &row);
+    u32 first = row.write[0] == 1 ? row.write[1] - 1 : row.write[0] - 1;
+    sim_link_slow_set(world.rig.sim, world.rig.nodes[0].machine, world.rig.nodes[first].machine,
+                      MS(300));
+    u32 late = 0;
+    for (u32 i = 0; i < reads; i++) {
+        struct op read = {.kind = OP_READ, .key = 1, .deadline_ns = SECONDS(8)};
+        assert_true(op_do(&read));
+        assert_int_equal(read.id, 5);
+        late += sim_now_ns(world.rig.sim) - read.begun_ns >= MS(500);
+        /* The burst is enough for a failover: nobody waits. */
+        if (i < RETRY_BURST) assert_int_equal(late, 0);
+    }
+    cluster_close();
+    u64 asked = reached.digests - before.digests, hedged = reached.hedged - before.hedged;
+    assert_true(hedged >= RETRY_BURST && hedged <= RETRY_BURST + reads / RETRY_SHARE);
+    assert_true(asked <= reads + reads / RETRY_SHARE + RETRY_BURST);
+    assert_true(late > 100 && reached.retries_refused > before.retries_refused);
+}
+
+/* Who is dead is known to be, in a while: others take its place, whatever was repeated before. */
+static void
+a_dead_replica_is_replaced_without_a_budget(void **state)
+{
+    (void)state;
+    struct replicate_stats before = reached;
+    story_begin();
+    struct op write = {.kind = OP_WRITE, .key = 1, .id = 5, .level = REPLICATE_ALL};
+    assert_true(op_do(&write));
+    struct topology_row row;
+    topology_row(world.stages[0], 0, partition_of(1), &row);
+    u32 first = row.write[0] == 1 ? row.write[1] - 1 : row.write[0] - 1;
+    sim_link_slow_set(world.rig.sim, world.rig.nodes[0].machine, world.rig.nodes[first].machine,
+                      MS(300));
+    for (bool late = false; !late;) {
+        struct op read = {.kind = OP_READ, .key = 1, .deadline_ns = SECONDS(8)};
+        assert_true(op_do(&read));
+        late = sim_now_ns(world.rig.sim) - read.begun_ns >= MS(500);
+    }
+    struct op read = {.kind = OP_READ,
+                      .key = 1,
+                      .deadline_ns = SECONDS(8),
+                      .begun_ns = sim_now_ns(world.rig.sim)};
+    struct peer_rig_job job;
+    peer_rig_give(&world.rig, 0, shard_of(1), &job, op_run, &read);
+    peer_rig_run(&world.rig, MS(1));
+    assert_false(read.ended);
+    world.down[first] = true;
+    assert_true(peer_rig_run_until(&world.rig, op_ended, &read, MS(400)));
+    assert_true(ok(read.st) && read.id == 5);
+    cluster_close();
+    assert_true(reached.retries_refused > before.retries_refused); /* there was none left */
+}
+
 /* What a clock that runs ahead takes for expired is a value yet, and the others' clocks say so. */
 static void
 what_has_expired_by_one_clock_is_brought_as_it_is(void **state)
@@ -1776,6 +1844,8 @@ main(void)
         cmocka_unit_test(a_majority_that_differs_is_answered_where_reads_ask_one),
         cmocka_unit_test(fewer_than_a_majority_are_answered_as_they_are),
         cmocka_unit_test(who_dies_while_it_is_mended_is_replaced_by_another),
+        cmocka_unit_test(who_does_not_answer_costs_the_others_no_more_than_a_tenth),
+        cmocka_unit_test(a_dead_replica_is_replaced_without_a_budget),
         cmocka_unit_test(what_has_expired_by_one_clock_is_brought_as_it_is),
         cmocka_unit_test(what_expires_while_it_is_brought_to_others_is_told),
         cmocka_unit_test(what_has_expired_is_read_as_absent_though_others_have_collected_it),

@@ -20,6 +20,7 @@
 #include "base/list.h"
 #include "base/mem.h"
 #include "base/prng.h"
+#include "base/retry.h"
 #include "base/status.h"
 
 /* ---- status ---- */
@@ -415,6 +416,28 @@ histogram_percentiles_are_within_a_step(void **state)
     assert_in_range(below, 4000, 4194);
 }
 
+static void
+a_tenth_of_all_is_repeated_and_one_burst(void **state)
+{
+    (void)state;
+    struct retry_budget budget;
+    retry_init(&budget);
+    for (u32 i = 0; i < 5000; i++)
+        retry_earn(&budget); /* no more than a burst is kept */
+    for (u32 i = 0; i < RETRY_BURST; i++)
+        assert_true(retry_take(&budget));
+    assert_false(retry_take(&budget));
+    u32 repeated = 0;
+    for (u32 i = 0; i < 10000; i++) { /* each would be repeated, twice */
+        retry_earn(&budget);
+        repeated += retry_take(&budget);
+        repeated += retry_take(&budget);
+    }
+    assert_int_equal(repeated, 10000 / RETRY_SHARE);
+    assert_int_equal(budget.taken, RETRY_BURST + repeated);
+    assert_int_equal(budget.refused, 1 + 20000 - repeated);
+}
+
 int
 main(void)
 {
@@ -436,6 +459,7 @@ main(void)
         cmocka_unit_test(a_buffer_grows_keeps_and_refuses),
         cmocka_unit_test(lists_push_pop_splice_and_forget),
         cmocka_unit_test(a_heap_agrees_with_a_naive_model),
+        cmocka_unit_test(a_tenth_of_all_is_repeated_and_one_burst),
         cmocka_unit_test(histogram_buckets_are_tight_and_in_order),
         cmocka_unit_test(histogram_percentiles_are_within_a_step),
     };

@@ -2,6 +2,7 @@
  *
  * test_lib.c -- libdistkv against a server that answers, is late, lies, breaks off and comes back.
  */
+#include "base/retry.h"
 #include "distkv.h"
 #include "fake_server.h"
 
@@ -583,6 +584,25 @@ refusals_are_repeated_until_the_deadline(void **state)
     assert_value("k", "v");
 }
 
+/* Each request would be sent three times and more. */
+static void
+who_is_overloaded_gets_no_multiple_of_the_load(void **state)
+{
+    (void)state;
+    const u32 calls = 1000;
+    int before = server->requests;
+    server->overload = 1000000;
+    distkv_set_timeout(kv, 12);
+    for (u32 i = 0; i < calls; i++) {
+        assert_int_not_equal(put("k", "v"), DISTKV_OK); /* refused, or out of time */
+    }
+    u32 asked = (u32)(server->requests - before);
+    assert_in_range(asked, calls + RETRY_BURST / 2, calls + calls / RETRY_SHARE + RETRY_BURST);
+    server->overload = 0;
+    distkv_set_timeout(kv, 5000);
+    assert_int_equal(put("k", "v"), DISTKV_OK);
+}
+
 static void
 a_connection_that_the_server_does_not_want_is_left_when_all_is_answered(void **state)
 {
@@ -788,6 +808,7 @@ main(void)
         T(a_condition_is_not_repeated_to_a_server_that_has_forgotten),
         T(without_retry_a_lost_reply_is_told_at_once),
         T(refusals_are_repeated_until_the_deadline),
+        T(who_is_overloaded_gets_no_multiple_of_the_load),
         T(a_connection_that_the_server_does_not_want_is_left_when_all_is_answered),
         T(an_age_counts_from_the_attempt_that_may_have_been_done),
         T(a_silent_server_costs_the_deadline_and_no_more),

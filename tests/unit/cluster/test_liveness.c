@@ -104,7 +104,7 @@ silence_is_suspected_after_five_pings_and_death_after_five_seconds(void **state)
 }
 
 static void
-all_are_pinged_at_each_tick_and_the_dead_at_each_tenth(void **state)
+the_near_are_pinged_at_each_tick_and_the_dead_at_each_tenth(void **state)
 {
     (void)state;
     struct liveness liveness;
@@ -119,7 +119,8 @@ all_are_pinged_at_each_tick_and_the_dead_at_each_tenth(void **state)
         for (u32 i = 2; i <= 20; i++)
             liveness_heard(&liveness, i, false, ms * MS);
     }
-    assert_int_equal(pings[1], 49 + 6); /* the tick at 5,000 ms is a tenth one */
+    assert_int_equal(pings[1],
+                     49 + 5); /* at each tick before 5,000 ms, then at those that end in 9 */
     for (u32 i = 2; i <= 20; i++)
         assert_int_equal(pings[i], 100);
 
@@ -183,6 +184,161 @@ too_little_memory_is_a_refusal(void **state)
     liveness_init(&liveness, &none, 0);
     assert_false(liveness_add(&liveness, 1, 0));
     assert_true(liveness_check(&liveness));
+    liveness_deinit(&liveness);
+}
+
+/* ---- many ---- */
+
+enum { MANY = 1000, STEP_MS = 100 };
+
+/* Members 1 to MANY, of whom every eighth is near. */
+static void
+many_init(struct liveness *liveness)
+{
+    liveness_init(liveness, &budget, 0);
+    for (u32 number = 1; number <= MANY; number++) {
+        assert_true(liveness_add(liveness, number, 0));
+        liveness_near_set(liveness, number, number % 8 == 0, 0);
+    }
+}
+
+/* A tick; whom it pings answers at once, but for one (0: nobody). How many were pinged. */
+static u32
+many_tick(struct liveness *liveness, u64 ms, u32 silent, u32 *pings)
+{
+    u32 number, count = 0;
+    liveness_tick(liveness, ms * MS);
+    while (liveness_ping(liveness, &number)) {
+        count++;
+        if (pings != NULL) pings[number]++;
+        if (number != silent) liveness_heard(liveness, number, false, ms * MS);
+    }
+    return count;
+}
+
+/* 125 near ones at each tick, and a tenth of the 875 far ones. */
+static void
+the_far_are_pinged_once_a_second_and_as_many_at_each_tick(void **state)
+{
+    (void)state;
+    struct liveness liveness;
+    struct liveness_stats stats;
+    u32 pings[MANY + 1] = {0};
+    many_init(&liveness);
+    liveness_stats_get(&liveness, &stats);
+    assert_int_equal(stats.near, MANY / 8);
+    for (u64 ms = 100; ms <= 10000; ms += STEP_MS)
+        assert_in_range(many_tick(&liveness, ms, 0, pings), 125 + 75, 125 + 100);
+    for (u32 i = 1; i <= MANY; i++)
+        assert_int_equal(pings[i], i % 8 == 0 ? 100 : 10);
+    expect_no_change(&liveness);
+    /* Half of them go, others come: still nobody is left out, and no tick has many more. */
+    for (u32 number = 1; number <= MANY; number += 2)
+        liveness_remove(&liveness, number);
+    for (u32 number = MANY + 1; number <= MANY + 400; number++) {
+        assert_true(liveness_add(&liveness, number, 10000 * MS));
+        liveness_near_set(&liveness, number, false, 10000 * MS);
+    }
+    assert_true(liveness_check(&liveness));
+    for (u64 ms = 10100; ms <= 12000; ms += STEP_MS)
+        assert_in_range(many_tick(&liveness, ms, 0, NULL), 125 + 40, 125 + 120);
+    liveness_stats_get(&liveness, &stats);
+    assert_int_equal(stats.alive, 900);
+    liveness_deinit(&liveness);
+}
+
+/* When the member, which was heard of last at 2,000 ms, is in the state. */
+static u64
+found_at(struct liveness *liveness, u32 silent, enum liveness_state wanted)
+{
+    u64 ms = 100;
+    for (; ms <= 2000; ms += STEP_MS)
+        (void)many_tick(liveness, ms, 0, NULL);
+    liveness_heard(liveness, silent, false, 2000 * MS);
+    for (; liveness_state(liveness, silent) != wanted; ms += STEP_MS) {
+        assert_true(ms < 20000);
+        (void)many_tick(liveness, ms, silent, NULL);
+    }
+    struct liveness_stats stats;
+    liveness_stats_get(liveness, &stats);
+    assert_int_equal(stats.alive, MANY - 1);
+    return ms - STEP_MS - 2000;
+}
+
+static void
+the_silence_of_the_far_is_found_after_five_of_their_pings(void **state)
+{
+    (void)state;
+    static const struct {
+        u32 number;
+        enum liveness_state state;
+        u64 ms;
+    } cases[] = {{800, LIVENESS_SUSPECT, 500},
+                 {801, LIVENESS_SUSPECT, 5000},
+                 {800, LIVENESS_DEAD, 5000},
+                 {801, LIVENESS_DEAD, 10000}};
+    for (u32 i = 0; i < ARRAY_COUNT(cases); i++) {
+        struct liveness liveness;
+        many_init(&liveness);
+        assert_int_equal(found_at(&liveness, cases[i].number, cases[i].state), cases[i].ms);
+        liveness_deinit(&liveness);
+    }
+}
+
+static void
+who_becomes_near_is_asked_before_it_is_suspected(void **state)
+{
+    (void)state;
+    struct liveness liveness;
+    liveness_init(&liveness, &budget, 0);
+    assert_true(liveness_add(&liveness, 1, 0));
+    liveness_near_set(&liveness, 1, false, 0);
+    liveness_near_set(&liveness, 2, true, 0); /* nobody */
+    ticks(&liveness, 100, 900);
+    expect_no_change(&liveness);
+    liveness_near_set(&liveness, 1, true, 900 * MS);
+    ticks(&liveness, 1000, 1300);
+    expect_no_change(&liveness);
+    ticks(&liveness, 1400, 1400);
+    expect_change(&liveness, 1, LIVENESS_ALIVE, LIVENESS_SUSPECT);
+    /* Who becomes far stays what it is until it answers. */
+    liveness_near_set(&liveness, 1, false, 1400 * MS);
+    ticks(&liveness, 1500, 2000);
+    expect_no_change(&liveness);
+    liveness_heard(&liveness, 1, false, 2000 * MS);
+    expect_change(&liveness, 1, LIVENESS_SUSPECT, LIVENESS_ALIVE);
+    /* Called near and far in turns, it is found as a far one is. */
+    for (u64 ms = 2100; ms < 7000; ms += STEP_MS) {
+        liveness_near_set(&liveness, 1, ms / STEP_MS % 4 != 0, ms * MS);
+        liveness_tick(&liveness, ms * MS);
+        expect_no_change(&liveness);
+    }
+    liveness_near_set(&liveness, 1, false, 7000 * MS);
+    ticks(&liveness, 7000, 7000);
+    expect_change(&liveness, 1, LIVENESS_ALIVE, LIVENESS_SUSPECT);
+    liveness_deinit(&liveness);
+}
+
+/* Nor when it becomes near in the pause, or just before. */
+static void
+a_pause_of_our_own_condemns_nobody_near_or_far(void **state)
+{
+    (void)state;
+    struct liveness liveness;
+    many_init(&liveness);
+    u64 ms = 100;
+    for (; ms <= 2000; ms += STEP_MS)
+        (void)many_tick(&liveness, ms, 0, NULL);
+    liveness_near_set(&liveness, 1, true, 2000 * MS);
+    ms += 30000; /* we stand still */
+    liveness_near_set(&liveness, 2, true, ms * MS);
+    for (u64 end = ms + 6000; ms < end; ms += STEP_MS)
+        (void)many_tick(&liveness, ms, 0, NULL);
+    expect_no_change(&liveness);
+    struct liveness_stats stats;
+    liveness_stats_get(&liveness, &stats);
+    assert_int_equal(stats.pauses, 1);
+    assert_int_equal(stats.suspected, 0);
     liveness_deinit(&liveness);
 }
 
@@ -433,8 +589,12 @@ main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(silence_is_suspected_after_five_pings_and_death_after_five_seconds),
-        cmocka_unit_test(all_are_pinged_at_each_tick_and_the_dead_at_each_tenth),
+        cmocka_unit_test(the_near_are_pinged_at_each_tick_and_the_dead_at_each_tenth),
         cmocka_unit_test(a_pause_of_our_own_condemns_nobody),
+        cmocka_unit_test(the_far_are_pinged_once_a_second_and_as_many_at_each_tick),
+        cmocka_unit_test(the_silence_of_the_far_is_found_after_five_of_their_pings),
+        cmocka_unit_test(who_becomes_near_is_asked_before_it_is_suspected),
+        cmocka_unit_test(a_pause_of_our_own_condemns_nobody_near_or_far),
         cmocka_unit_test(too_little_memory_is_a_refusal),
         cmocka_unit_test(whoever_stalls_suspects_nobody_for_it),
         cmocka_unit_test(a_dead_node_is_found_in_time_by_all),
