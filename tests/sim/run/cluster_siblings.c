@@ -3,10 +3,10 @@
  * cluster_siblings.c -- the keyspace of a cluster's run that keeps siblings, its clients, and what
  * is made of their answers.
  *
- * They read with a context and write with it, with the one of an earlier read, or with none; by
- * RESP and in native frames; and plain commands are mixed in, which replace what they read. What is
- * told is judged by causal.c. Nobody writes without having read when a key has many siblings: a
- * write beyond the limit is refused, and in the calm nothing may be.
+ * They read with a context and write with it, with the one of an earlier read, or with none, here
+ * or at another node; by RESP and in native frames; and plain commands are mixed in, which replace
+ * what they read. What is told is judged by causal.c. Nobody writes without having read when a key
+ * has many siblings: a write beyond the limit is refused, and in the calm nothing may be.
  */
 #include "cluster.h"
 
@@ -130,6 +130,15 @@ plain(struct cluster_client *client, struct cluster_key *key)
     (void)ask(client, &request, 0);
 }
 
+/* To another node, which may not have what the one that was read from had. */
+static MAY_YIELD void
+move(struct cluster_client *client)
+{
+    u32 node;
+    cluster_disconnect(client);
+    if (cluster_node_draw(&client->prng, &node)) (void)cluster_connect(client, node);
+}
+
 static MAY_YIELD void
 read_and_write(struct cluster_client *client, struct cluster_key *key, struct known *known)
 {
@@ -141,6 +150,7 @@ read_and_write(struct cluster_client *client, struct cluster_key *key, struct kn
     if (fresh && !read_key(client, key, REPLICATE_DEFAULT, known)) return;
     if (prng_chance(prng, knobs->read_part, 200)) return;
     if (fresh && prng_chance(prng, 1, 2)) pause_a_while(client);
+    if (prng_chance(prng, 1, 4)) move(client);
     if (client->conn == NULL || run->stop) return;
     bool blind = known->seen.count < MANY_SIBLINGS && prng_chance(prng, knobs->blind_part, 100);
     struct cluster_request request = {.kind = CLUSTER_SIBLINGS_PUT};
