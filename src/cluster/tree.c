@@ -27,8 +27,11 @@ tree_leaf_add(struct tree_leaf *leaf, u32 bound, struct bytes key, u64 version, 
 {
     u32 gone = tree_gone(version, deleted, expire_ms);
     if (gone < bound) return;
-    /* A sum, so that the order does not matter; a key is there once, so nothing cancels out. */
-    leaf->hash += hash_key(key, version);
+    /* A sum, so that the order does not matter; a key is there once, so nothing cancels out. The
+     * version is no seed: of a short key the seed is only combined with its bytes, so that two
+     * versions of several keys, written at once, may just exchange their hashes. */
+    const u64 parts[] = {hash_key(key, 0), version};
+    leaf->hash += hash_bytes(parts, sizeof(parts), 0);
     leaf->gone_min = MIN(leaf->gone_min, gone);
 }
 

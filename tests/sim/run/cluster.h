@@ -8,8 +8,9 @@
  *   cluster_trouble.c   what goes wrong, and when; the fault budget
  *   cluster_client.c    clients: connections, RESP and native frames, what was asked and answered
  *   cluster_work.c      keys, and what clients do with them
+ *   cluster_siblings.c  the same of keys that keep siblings
  *   cluster_inspect.c   what the stores of all nodes hold, past all protocols; convergence
- *   register.c          the judge of a key
+ *   register.c          the judge of a key; causal.c: of one that keeps siblings
  *
  * Position 0 of everything that names a node is the founder; numbers of members are group0's.
  */
@@ -17,8 +18,11 @@
 #define DISTKV_TESTS_SIM_RUN_CLUSTER_H
 
 #include "calm.h"
+#include "causal.h"
 #include "cluster/cluster.h"
+#include "cluster/dvvset.h"
 #include "io/net.h"
+#include "proto/native.h"
 #include "register.h"
 #include "run.h"
 
@@ -72,6 +76,12 @@ struct cluster_knobs {
     /* Of 100 power cuts and kills: at an event of the node; of 100 starts: cut at one. */
     u32 event_part, recovery_cut_part;
     u64 after; /* requests after the heal */
+    /* Keys of a keyspace that keeps siblings; 0: there is none. */
+    u32 sibling_keys, sibling_clients;
+    u32 blind_part, stale_part, plain_part; /* of 100 writes there: without a context, with that of
+                                               an earlier read, by a plain command */
+    bool looks;   /* trees and contents are looked at during the trouble, too */
+    bool repairs; /* replicas converge by comparing their trees, and not by reads */
 };
 
 void cluster_knobs_draw(struct cluster_knobs *knobs, struct sim_options *sim,
@@ -96,6 +106,7 @@ struct cluster_node {
     u64 topologies_bytes;           /* of its process, at the last look: cluster_nodes.c */
     i64 skew_ms;                    /* what its clock was set wrong by */
     bool look_wanted[LIMIT_SHARDS]; /* cluster_inspect.c */
+    bool repair_wanted;
 };
 
 /* ---- keys: cluster_work.c ---- */
@@ -106,7 +117,10 @@ enum cluster_key_kind {
     KEY_FIXED,    /* written once, in the beginning; always there */
     KEY_COUNTER,  /* INCR */
     KEY_LOOSE,    /* levels ONE, QUORUM and ALL mixed: only what was ever written is told */
+    KEY_SIBLINGS, /* of CLUSTER_SIBLINGS: judged by causal.h */
 };
+
+#define CLUSTER_SIBLINGS 1u /* the number of the keyspace that keeps siblings */
 
 struct cluster_key {
     enum cluster_key_kind kind;
@@ -115,6 +129,7 @@ struct cluster_key {
     u32 size;
     u64 token;
     struct register_history history; /* of a loose one: its writes, and what ONE has told */
+    struct causal_history siblings;
     u64 increments_done, increments_begun;
     bool filled;   /* FIXED: it is known to be there */
     u32 under_way; /* requests that may change it */
@@ -124,6 +139,10 @@ struct cluster_key {
 struct cluster_copy {
     bool there, deleted;
     u64 version, expire_ms, hash;
+    bool tree_told; /* that of its partition */
+    bool tree;      /* ... and nothing was written meanwhile */
+    u32 tree_bound;
+    u64 tree_root;
 };
 
 /* ---- clients: cluster_client.c ---- */
@@ -138,6 +157,18 @@ enum cluster_request_kind {
     CLUSTER_INCREMENT,
     CLUSTER_SCAN, /* one page */
     CLUSTER_REMOVE,
+    CLUSTER_KEYSPACE, /* native: makes the one that keeps siblings */
+    CLUSTER_SIBLINGS_GET,
+    CLUSTER_SIBLINGS_PUT,
+    CLUSTER_SIBLINGS_DELETE,
+};
+
+/* What a read has told of a key that keeps siblings. */
+struct cluster_seen {
+    u32 count;
+    u64 numbers[LIMIT_DVV_SIBLINGS];
+    u32 context_size;
+    u8 context[2 * NATIVE_CONTEXT_BYTES_MAX]; /* as the client's protocol has it */
 };
 
 struct cluster_part {
@@ -161,7 +192,8 @@ struct cluster_request {
     u64 cursor;                                 /* SCAN: of this page, then of the next one */
     bool (*found)(void *arg, struct bytes key); /* SCAN */
     void *arg;
-    char text[64]; /* REMOVE: the arguments */
+    struct cluster_seen *seen; /* SIBLINGS: what is told; of a write: what its writer saw */
+    char text[64];             /* REMOVE: the arguments */
     char error[96];
 };
 
@@ -174,6 +206,7 @@ struct cluster_client {
     struct buf in;
     u32 node;
     u32 level;
+    u32 keyspace, selected; /* for its requests; by RESP, of this connection */
     u64 connected_ns;
     bool closing; /* the last native answer was CLOSING: what is asked is to go over another one */
     u64 request_id;
@@ -228,6 +261,8 @@ struct cluster_run {
     /* checks at the end */
     bool audit_wanted, audit_ended;
     u64 happened[TROUBLE_COUNT];
+    u64 look_ns; /* stores are looked at again */
+    u64 trees_compared, trees_equal;
     u64 judged, gave_up; /* keys */
     u32 failed_key;      /* + 1 */
     u32 failed_op;
@@ -279,17 +314,36 @@ const char *cluster_members_unsettled(bool plan);
 /* cluster_work.c */
 void cluster_keys_make(void);
 void cluster_keys_free(void);
+bool cluster_node_draw(struct prng *prng, u32 *out);
+/* Takes note of an answer, whatever it is of. */
+MAY_YIELD void cluster_answered(struct cluster_client *client,
+                                const struct cluster_request *request, u64 begun_ns,
+                                enum cluster_answer answer);
 MAY_YIELD status cluster_clients_main(void *arg); /* shard_main of the clients' machine */
 void cluster_judge(void);
 void cluster_key_print(u32 key, u32 op);
 
+/* cluster_siblings.c */
+/* Of the auditor: makes the keyspace; reads every key there. */
+MAY_YIELD void cluster_siblings_make(void);
+MAY_YIELD void cluster_siblings_audit(void);
+MAY_YIELD void cluster_siblings_main(void *arg); /* a client */
+void cluster_siblings_judge(void);
+void cluster_siblings_print(const struct cluster_key *key, u32 failed);
+
 /* cluster_inspect.c */
+void cluster_inspect_init(void);
 /* What replicas hold is compared; equal: true, or *key_out says which is not. Outside of all nodes;
  * turns the world. */
 bool cluster_stores_equal(char *why, size_t size);
 MAY_YIELD void cluster_inspect_main(void *arg); /* on each shard of each node */
+/* Now and then, in the trouble. */
+void cluster_inspect_step(void);
 /* Nothing waits for anybody any more. */
 bool cluster_hints_drained(void);
+/* Every node is asked to compare its trees; then whether all have. */
+void cluster_repairs_begin(void);
+bool cluster_repairs_done(void);
 
 /* cluster_history.c */
 bool cluster_step(void);

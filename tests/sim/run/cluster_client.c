@@ -81,6 +81,7 @@ cluster_connect(struct cluster_client *client, u32 node)
 {
     client->node = node;
     client->level = REPLICATE_DEFAULT;
+    client->selected = 0;
     client->in.size = 0;
     client->connected_ns = cluster_now_ns();
     run->stats.connections++;
@@ -220,6 +221,29 @@ resp_words_of(struct resp_writer *w, const char *text)
     resp_words(w, count, words);
 }
 
+static struct bytes
+context_of(const struct cluster_request *request)
+{
+    if (request->seen == NULL) return BYTES(NULL, 0);
+    return BYTES(request->seen->context, request->seen->context_size);
+}
+
+static void
+context_take(struct cluster_seen *seen, struct bytes context)
+{
+    CHECK(context.size <= sizeof(seen->context));
+    memcpy(seen->context, context.data, context.size);
+    seen->context_size = (u32)context.size;
+}
+
+/* A value that stands there; 0 and a violation: of no write. */
+static void
+sibling_take(struct cluster_seen *seen, const struct cluster_key *key, struct bytes content)
+{
+    CHECK(seen->count < ARRAY_COUNT(seen->numbers));
+    seen->numbers[seen->count++] = value_number(key, content);
+}
+
 static void
 resp_encode_request(struct buf *out, const struct cluster_client *client,
                     const struct cluster_request *request)
@@ -263,6 +287,24 @@ resp_encode_request(struct buf *out, const struct cluster_client *client,
         break;
     case CLUSTER_REMOVE:
         resp_words_of(&w, request->text);
+        break;
+    case CLUSTER_KEYSPACE:
+        CHECK(!"a native request");
+        break;
+    case CLUSTER_SIBLINGS_GET:
+        resp_words(&w, 2, (const char *[]){"DISTKV.GET", request->parts[0].key->name});
+        break;
+    case CLUSTER_SIBLINGS_PUT:
+        resp_array(&w, request->seen != NULL ? 4 : 3);
+        resp_bulk_text(&w, "DISTKV.PUT");
+        resp_put(&w, client, &request->parts[0]);
+        if (request->seen != NULL) resp_bulk(&w, context_of(request));
+        break;
+    case CLUSTER_SIBLINGS_DELETE:
+        resp_array(&w, 3);
+        resp_bulk_text(&w, "DISTKV.DEL");
+        resp_bulk_text(&w, request->parts[0].key->name);
+        resp_bulk(&w, context_of(request));
         break;
     case CLUSTER_BATCH:
         if (request->watches)
@@ -351,6 +393,31 @@ resp_exec(struct cluster_request *request, struct bytes data)
     return request->aborted ? ANSWER_REFUSED : ANSWER_OK;
 }
 
+/* [context, [value, ...]] */
+static enum cluster_answer
+resp_siblings(struct cluster_request *request, struct bytes data)
+{
+    struct resp_reply reply;
+    size_t at = 0, consumed;
+    status st = resp_read(data, &reply, &consumed);
+    CHECK(ok(st) && reply.kind == RESP_REPLY_ARRAY && reply.integer == 2);
+    at += consumed;
+    st = resp_read(BYTES(data.data + at, data.size - at), &reply, &consumed);
+    CHECK(ok(st) && reply.kind == RESP_REPLY_BULK);
+    context_take(request->seen, reply.text);
+    at += consumed;
+    st = resp_read(BYTES(data.data + at, data.size - at), &reply, &consumed);
+    CHECK(ok(st) && reply.kind == RESP_REPLY_ARRAY);
+    request->seen->count = 0;
+    for (i64 left = reply.integer; left > 0; left--) {
+        at += consumed;
+        st = resp_read(BYTES(data.data + at, data.size - at), &reply, &consumed);
+        CHECK(ok(st) && reply.kind == RESP_REPLY_BULK);
+        sibling_take(request->seen, request->parts[0].key, reply.text);
+    }
+    return ANSWER_OK;
+}
+
 static enum cluster_answer
 resp_decode(struct cluster_request *request, struct bytes data)
 {
@@ -363,6 +430,7 @@ resp_decode(struct cluster_request *request, struct bytes data)
     request->integer = reply.integer;
     if (request->kind == CLUSTER_GET) resp_found(&request->parts[0], &reply);
     if (request->kind == CLUSTER_SCAN) return resp_page(request, data, consumed, reply.integer);
+    if (request->kind == CLUSTER_SIBLINGS_GET) return resp_siblings(request, data);
     if (request->kind != CLUSTER_MGET) return ANSWER_OK;
     size_t at = consumed;
     CHECK(reply.kind == RESP_REPLY_ARRAY && reply.integer == (i64)request->count);
@@ -383,7 +451,8 @@ native_op_of(const struct cluster_client *client, const struct cluster_request *
     const struct cluster_part *from = &request->parts[part];
     struct native_op op = {.kind = NATIVE_OP_DELETE,
                            .key = BYTES(from->key->name, from->key->size)};
-    if (request->kind == CLUSTER_DELETE || from->deletes) return op;
+    bool deletes = request->kind == CLUSTER_DELETE || request->kind == CLUSTER_SIBLINGS_DELETE;
+    if (deletes || from->deletes) return op;
     value_fill(value, client, from);
     op.kind = NATIVE_OP_PUT;
     op.value = BYTES(value, from->size);
@@ -402,6 +471,7 @@ native_encode_request(struct buf *out, struct cluster_client *client,
     memset(&frame, 0, sizeof(frame));
     buf_init(&ops, io_budget());
     frame.header.request_id = ++client->request_id;
+    frame.header.keyspace = (u16)client->keyspace;
     switch (request->kind) {
     case CLUSTER_GET:
         frame.header.opcode = NATIVE_GET;
@@ -422,6 +492,28 @@ native_encode_request(struct buf *out, struct cluster_client *client,
         frame.batch.count = request->count;
         frame.batch.ops = buf_bytes(&ops);
         break;
+    case CLUSTER_KEYSPACE:
+        frame.header.opcode = NATIVE_CLUSTER;
+        frame.cluster = (struct native_cluster){.function = NATIVE_CLUSTER_KEYSPACE_SET,
+                                                .flags = NATIVE_CLUSTER_CREATE,
+                                                .keyspace = CLUSTER_SIBLINGS,
+                                                .conflict = CONFLICT_SIBLINGS,
+                                                .name = BYTES_LITERAL("siblings")};
+        break;
+    case CLUSTER_SIBLINGS_GET:
+        frame.header.opcode = NATIVE_GET_SIBLINGS;
+        frame.get.key = BYTES(request->parts[0].key->name, request->parts[0].key->size);
+        break;
+    case CLUSTER_SIBLINGS_PUT:
+    case CLUSTER_SIBLINGS_DELETE: {
+        struct native_op op = native_op_of(client, request, 0, value);
+        frame.header.opcode = NATIVE_PUT_SIBLINGS;
+        frame.siblings.kind = op.kind;
+        frame.siblings.key = op.key;
+        frame.siblings.value = op.value;
+        frame.siblings.context = context_of(request);
+        break;
+    }
     case CLUSTER_MGET:
     case CLUSTER_MSET:
     case CLUSTER_INCREMENT:
@@ -459,7 +551,14 @@ native_decode(struct cluster_client *client, struct cluster_request *request, st
         part->told = true;
         part->found = absent ? 0 : value_number(part->key, reply.get.value);
         client->version = absent ? 0 : reply.get.version;
-    } else {
+    } else if (request->kind == CLUSTER_SIBLINGS_GET) {
+        struct bytes values = reply.siblings.values;
+        struct native_sibling sibling;
+        context_take(request->seen, reply.siblings.context);
+        request->seen->count = 0;
+        while (native_sibling_next(&values, &sibling))
+            sibling_take(request->seen, request->parts[0].key, sibling.value);
+    } else if (request->kind != CLUSTER_KEYSPACE) {
         client->version = reply.written.version;
     }
     return ANSWER_OK;
@@ -489,10 +588,31 @@ level_set(struct cluster_client *client, u32 level)
     return set && client->conn != NULL;
 }
 
+/* Likewise. */
+static MAY_YIELD bool
+keyspace_select(struct cluster_client *client)
+{
+    if (client->native || client->selected == client->keyspace) return client->conn != NULL;
+    char text[32];
+    snprintf(text, sizeof(text), "SELECT %u", client->keyspace);
+    struct buf out;
+    buf_init(&out, io_budget());
+    struct resp_writer w = {.out = &out, .version = 2};
+    resp_words_of(&w, text);
+    CHECK(!w.failed);
+    if (!out_send(client, &out)) return false;
+    struct bytes answer = answer_wait(client, 1);
+    if (answer.size == 0) return false;
+    if (answer.data[0] == '+') client->selected = client->keyspace;
+    buf_consume(&client->in, answer.size);
+    return client->selected == client->keyspace && client->conn != NULL;
+}
+
 MAY_YIELD enum cluster_answer
 cluster_ask(struct cluster_client *client, struct cluster_request *request)
 {
-    if (!level_set(client, request->level)) return ANSWER_REFUSED; /* it was never sent */
+    if (!keyspace_select(client)) return ANSWER_REFUSED;           /* it was never sent */
+    if (!level_set(client, request->level)) return ANSWER_REFUSED; /* likewise */
     struct buf out;
     buf_init(&out, io_budget());
     if (client->native)

@@ -12,9 +12,9 @@
  *   stop       every node ends in order and leaves no memory
  *   judge      what clients were told of each key is what a register shows
  *
- * Convergence. Until replicas compare what they hold by themselves, what no hint has kept is mended
- * by reading: `converge` reads everything at ALL first. With comparison it waits for that instead,
- * and the reads go.
+ * Convergence. What no hint has kept is mended by reading, or where replicas compare their trees.
+ * They do that by themselves in minutes, so `converge` reads everything at ALL; or, as the seed
+ * draws, asks every node to compare, and the stores are the same before anybody reads.
  */
 #include "cluster.h"
 
@@ -31,6 +31,8 @@
 #define WORK_NS_MAX     (120 * NS_PER_S)
 #define AUDIT_NS_MAX    (600 * NS_PER_S)
 #define STOP_NS_MAX     (300 * NS_PER_S)
+#define REPAIR_NS_MAX   (600 * NS_PER_S)
+#define FRESH_NS        (6 * NS_PER_S) /* what is younger may be on its way: trees leave it alone */
 #define CONVERGE_ROUNDS 5u
 #define TEND_NS         (20 * NS_PER_MS)
 #define EVENTS_MAX      60000000ull
@@ -57,6 +59,7 @@ cluster_step(void)
         *tend_ns = cluster_now_ns() + TEND_NS;
         cluster_nodes_tend();
         if (!run_over()) cluster_trouble_step();
+        if (!run_over()) cluster_inspect_step();
     }
     return !run_over();
 }
@@ -234,11 +237,28 @@ audited(void)
     return run->cluster->audit_ended;
 }
 
+/* By their trees alone: nobody reads before all is equal. */
+static void
+repair(void)
+{
+    char why[256] = "";
+    (void)cluster_run_until(never, FRESH_NS);
+    for (u32 round = 0; round < CONVERGE_ROUNDS && !run_over(); round++) {
+        cluster_repairs_begin();
+        if (!cluster_run_until(cluster_repairs_done, REPAIR_NS_MAX) && !run_over())
+            violated("repair", "trees are not compared in %llu s",
+                     (unsigned long long)(REPAIR_NS_MAX / NS_PER_S));
+        if (!run_over() && cluster_stores_equal(why, sizeof(why))) return;
+    }
+    if (!run_over()) violated("convergence", "by trees: %s", why);
+}
+
 static void
 converge(void)
 {
     struct cluster_run *c = run->cluster;
     char why[256] = "";
+    if (c->knobs.repairs) repair();
     for (u32 round = 0; round < CONVERGE_ROUNDS && !run_over(); round++) {
         c->audit_ended = false;
         c->audit_wanted = true;
@@ -292,6 +312,7 @@ cluster_history_run(void)
     chances_set(false);
     cluster_nodes_init();
     cluster_trouble_init();
+    cluster_inspect_init();
     cluster_keys_make();
     found();
     if (!run_over()) clients_start();
@@ -324,7 +345,8 @@ cluster_report(void)
         if (c->happened[i] > 0)
             fprintf(stderr, " %s %llu", cluster_trouble_names[i],
                     (unsigned long long)c->happened[i]);
-    fprintf(stderr, "\n");
+    fprintf(stderr, "\ntrees     of two replicas compared %llu times, and equal %llu times\n",
+            (unsigned long long)c->trees_compared, (unsigned long long)c->trees_equal);
     for (u32 i = 0; i < c->node_count; i++) {
         const struct cluster_node *node = &c->nodes[i];
         const struct topology *topology = cluster_topology_of(node);

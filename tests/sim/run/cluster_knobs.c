@@ -80,6 +80,30 @@ cuts_draw(struct cluster_knobs *knobs, u64 seed)
     knobs->recovery_cut_part = prng_chance(&prng, 1, 2) ? (u32)prng_below(&prng, 50) : 0;
 }
 
+/* Likewise. */
+static void
+siblings_draw(struct cluster_knobs *knobs, u64 seed)
+{
+    struct prng prng;
+    prng_init(&prng, seed * 7919 + 25);
+    if (!prng_chance(&prng, 1, 2)) return;
+    knobs->sibling_keys = (u32)prng_range(&prng, 1, knobs->lite ? 3 : 8);
+    knobs->sibling_clients = (u32)prng_range(&prng, 2, knobs->lite ? 3 : 5);
+    knobs->blind_part = (u32)prng_below(&prng, 40);
+    knobs->stale_part = (u32)prng_below(&prng, 30);
+    knobs->plain_part = (u32)prng_below(&prng, 30);
+}
+
+/* Likewise. */
+static void
+trees_draw(struct cluster_knobs *knobs, u64 seed)
+{
+    struct prng prng;
+    prng_init(&prng, seed * 7919 + 26);
+    knobs->looks = prng_chance(&prng, 1, 2);
+    knobs->repairs = prng_chance(&prng, 1, 3);
+}
+
 void
 cluster_knobs_draw(struct cluster_knobs *knobs, struct sim_options *sim,
                    const struct run_options *options)
@@ -128,6 +152,8 @@ cluster_knobs_draw(struct cluster_knobs *knobs, struct sim_options *sim,
     knobs->after = lite ? 40 : 200;
     troubles_draw(knobs, &prng);
     cuts_draw(knobs, options->seed);
+    siblings_draw(knobs, options->seed);
+    trees_draw(knobs, options->seed);
     if (options->ops != 0) knobs->trouble_ns = options->ops * 10 * NS_PER_MS;
     sim->print_log = options->log;
     sim->faults_off = options->off;
@@ -153,6 +179,10 @@ cluster_knobs_print(const struct cluster_knobs *knobs)
             knobs->hot_part, (unsigned long long)(knobs->pause_ns / NS_PER_MS), knobs->read_part,
             knobs->delete_part, knobs->expire_part, knobs->batch_part, knobs->loose_part,
             knobs->value_bytes_max);
+    fprintf(stderr, "siblings  %u keys, %u clients, of 100 writes %u blind, %u stale, %u plain\n",
+            knobs->sibling_keys, knobs->sibling_clients, knobs->blind_part, knobs->stale_part,
+            knobs->plain_part);
+    fprintf(stderr, "trees     looks %d, repairs %d\n", knobs->looks, knobs->repairs);
     fprintf(stderr, "cuts      of 100 crashes %u at an event, of 100 starts %u\n",
             knobs->event_part, knobs->recovery_cut_part);
     fprintf(stderr, "trouble   for %llu ms, one in %llu ms, to %llu ms each:",

@@ -141,6 +141,7 @@ process_forget(struct cluster_node *node)
 {
     if (run->cluster->cut == node->index + 1) cluster_nodes_cut_end();
     memset(node->look_wanted, 0, sizeof(node->look_wanted));
+    node->repair_wanted = false;
     server_free(node->server);
     node->server = NULL;
     if (node->state == NODE_RUNS) node->state = NODE_DOWN;

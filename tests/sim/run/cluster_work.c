@@ -22,6 +22,8 @@
 /* Writes of one key that are under way at once. */
 #define UNDER_WAY_MAX 6u
 #define TRIES_MAX     400u
+/* Their ids; 90 and 91 are the remover's and the auditor's, 92 the auditor's in that keyspace. */
+#define SIBLING_CLIENTS_FIRST 40u
 
 /* ---- keys ---- */
 
@@ -40,7 +42,7 @@ key_add(enum cluster_key_kind kind, u32 group)
 static void
 key_name(struct cluster_key *key, u32 number)
 {
-    static const char *const letters[] = {"r", "g", "f", "c", "l"};
+    static const char *const letters[] = {"r", "g", "f", "c", "l", "s"};
     if (key->kind == KEY_GROUP)
         snprintf(key->name, sizeof(key->name), "{g%u}%u", key->group, number);
     else
@@ -69,14 +71,18 @@ cluster_keys_make(void)
         key_name(key_add(KEY_COUNTER, 0), i);
     for (u32 i = 0; knobs->loose_part > 0 && i < 4; i++)
         key_name(key_add(KEY_LOOSE, 0), i);
+    for (u32 i = 0; i < knobs->sibling_keys; i++)
+        key_name(key_add(KEY_SIBLINGS, 0), i);
 }
 
 void
 cluster_keys_free(void)
 {
     struct cluster_run *c = run->cluster;
-    for (u32 i = 0; i < c->key_count; i++)
+    for (u32 i = 0; i < c->key_count; i++) {
         register_history_free(&c->keys[i].history);
+        causal_history_free(&c->keys[i].siblings);
+    }
     free(c->keys);
 }
 
@@ -161,17 +167,10 @@ part_ends(const struct cluster_request *request, struct cluster_part *part,
     }
 }
 
-static MAY_YIELD enum cluster_answer
-ask(struct cluster_client *client, struct cluster_request *request)
+MAY_YIELD void
+cluster_answered(struct cluster_client *client, const struct cluster_request *request, u64 begun_ns,
+                 enum cluster_answer answer)
 {
-    for (u32 i = 0; i < request->count; i++)
-        part_begins(client, request, &request->parts[i]);
-    u64 begun_ns = cluster_now_ns();
-    enum cluster_answer answer = cluster_ask(client, request);
-    /* One that knows no number of deletes: by a native request a blind one always is one. */
-    if (client->native && request->kind == CLUSTER_DELETE) request->integer = 1;
-    for (u32 i = 0; i < request->count; i++)
-        part_ends(request, &request->parts[i], answer);
     struct cluster_run *c = run->cluster;
     if (answer == ANSWER_OK) c->answered++;
     struct request_seen seen = {.answer = answer,
@@ -192,6 +191,20 @@ ask(struct cluster_client *client, struct cluster_request *request)
                 request->count > 0 ? (unsigned long long)request->parts[0].number : 0ull, answer,
                 request->error,
                 request->count > 0 ? (unsigned long long)request->parts[0].found : 0ull);
+}
+
+static MAY_YIELD enum cluster_answer
+ask(struct cluster_client *client, struct cluster_request *request)
+{
+    for (u32 i = 0; i < request->count; i++)
+        part_begins(client, request, &request->parts[i]);
+    u64 begun_ns = cluster_now_ns();
+    enum cluster_answer answer = cluster_ask(client, request);
+    /* One that knows no number of deletes: by a native request a blind one always is one. */
+    if (client->native && request->kind == CLUSTER_DELETE) request->integer = 1;
+    for (u32 i = 0; i < request->count; i++)
+        part_ends(request, &request->parts[i], answer);
+    cluster_answered(client, request, begun_ns, answer);
     return answer;
 }
 
@@ -337,7 +350,9 @@ scan_found(void *arg, struct bytes name)
     struct scan_look *look = arg;
     struct cluster_run *c = run->cluster;
     for (u32 i = 0; i < c->key_count; i++) {
-        if (!bytes_equal(name, BYTES(c->keys[i].name, c->keys[i].size))) continue;
+        if (c->keys[i].kind == KEY_SIBLINGS ||
+            !bytes_equal(name, BYTES(c->keys[i].name, c->keys[i].size)))
+            continue;
         look->seen[i] = 1;
         return true;
     }
@@ -370,8 +385,8 @@ scan_whole(struct cluster_client *client)
 
 /* ---- fibers ---- */
 
-static bool
-node_draw(struct prng *prng, u32 *out)
+bool
+cluster_node_draw(struct prng *prng, u32 *out)
 {
     struct cluster_run *c = run->cluster;
     for (u32 tries = 0; tries < 16; tries++) {
@@ -413,7 +428,7 @@ client_main(void *arg)
     cluster_client_init(&client, id, id % 3 == 2);
     while (!run->stop && !run_over()) {
         u32 node;
-        if (!c->works || !node_draw(&client.prng, &node)) {
+        if (!c->works || !cluster_node_draw(&client.prng, &node)) {
             fiber_sleep_ns(50 * NS_PER_MS);
             continue;
         }
@@ -432,7 +447,8 @@ ask_until_done(struct cluster_client *client, struct cluster_request *request, b
     for (u32 tries = 0; tries < TRIES_MAX && !run_over() && !run->stop; tries++) {
         u32 node;
         bool there = client->conn != NULL;
-        if (!there && node_draw(&client->prng, &node)) there = cluster_connect(client, node);
+        if (!there && cluster_node_draw(&client->prng, &node))
+            there = cluster_connect(client, node);
         struct cluster_request again = *request;
         /* What was refused must never be seen, so each attempt is a write of its own. */
         if (again.kind == CLUSTER_PUT) again.parts[0].number = ++run->cluster->numbers;
@@ -469,7 +485,7 @@ audit(struct cluster_client *client)
     struct cluster_run *c = run->cluster;
     for (u32 round = 0; round < 2; round++) {
         for (u32 i = 0; i < c->key_count && !run_over(); i++) {
-            if (c->keys[i].kind == KEY_COUNTER) continue;
+            if (c->keys[i].kind == KEY_COUNTER || c->keys[i].kind == KEY_SIBLINGS) continue;
             struct cluster_request request = {.kind = CLUSTER_GET, .count = 1};
             request.parts[0] = (struct cluster_part){.key = &c->keys[i]};
             request.level = round == 0 ? REPLICATE_ALL : REPLICATE_DEFAULT;
@@ -495,7 +511,8 @@ count_calmly(struct cluster_client *client)
             request.parts[0] = (struct cluster_part){.key = key};
             u32 node;
             cluster_disconnect(client);
-            if (!node_draw(&client->prng, &node) || !cluster_connect(client, node)) continue;
+            if (!cluster_node_draw(&client->prng, &node) || !cluster_connect(client, node))
+                continue;
             if (cluster_ask(client, &request) != ANSWER_OK) {
                 violated("counter_calm", "%s is not incremented, and nothing fails: %s", key->name,
                          request.error);
@@ -547,13 +564,15 @@ auditor_main(void *arg)
     cluster_client_init(&client, (u32)(uintptr_t)arg, false);
     fill(&client);
     cluster_disconnect(&client);
+    if (c->knobs.sibling_keys > 0) cluster_siblings_make();
     c->audit_ended = true;
     while (!run->stop && !run_over()) {
         if (c->audit_wanted) {
             count_calmly(&client);
             audit(&client);
+            if (c->knobs.sibling_keys > 0) cluster_siblings_audit();
             u32 node;
-            if (node_draw(&client.prng, &node) && cluster_connect(&client, node))
+            if (cluster_node_draw(&client.prng, &node) && cluster_connect(&client, node))
                 scan_whole(&client);
             cluster_disconnect(&client);
             c->audit_wanted = false;
@@ -570,10 +589,13 @@ cluster_clients_main(void *arg)
 {
     struct cluster_run *c = run->cluster;
     (void)arg;
-    c->clients_running = c->knobs.clients + 2;
+    c->clients_running = c->knobs.clients + c->knobs.sibling_clients + 2;
     status st = ST_OK;
     for (u32 i = 0; i < c->knobs.clients && ok(st); i++)
         st = fiber_spawn(FIBER_BACKGROUND, "client", client_main, (void *)(uintptr_t)i);
+    for (u32 i = 0; i < c->knobs.sibling_clients && ok(st); i++)
+        st = fiber_spawn(FIBER_BACKGROUND, "siblings", cluster_siblings_main,
+                         (void *)(uintptr_t)(SIBLING_CLIENTS_FIRST + i));
     if (ok(st)) st = fiber_spawn(FIBER_BACKGROUND, "remover", remover_main, (void *)(uintptr_t)90);
     if (ok(st)) st = fiber_spawn(FIBER_BACKGROUND, "auditor", auditor_main, (void *)(uintptr_t)91);
     CHECK(ok(st));
@@ -605,6 +627,7 @@ cluster_judge(void)
     for (u32 i = 0; i < c->key_count && !run_over(); i++) {
         struct cluster_key *key = &c->keys[i];
         struct register_verdict verdict;
+        if (key->kind == KEY_SIBLINGS) continue;
         clocks_allow(&key->history);
         if (key->kind == KEY_LOOSE)
             register_check_told(&key->history, &verdict);
@@ -622,12 +645,17 @@ cluster_judge(void)
                  key->name, op->client, op->node + 1, (unsigned long long)(op->ended_ns / 1000),
                  (unsigned long long)op->value);
     }
+    if (!run_over()) cluster_siblings_judge();
 }
 
 void
 cluster_key_print(u32 index, u32 failed)
 {
     const struct cluster_key *key = &run->cluster->keys[index];
+    if (key->kind == KEY_SIBLINGS) {
+        cluster_siblings_print(key, failed);
+        return;
+    }
     static const char *const kinds[] = {"put", "delete", "read"};
     static const char *const outcomes[] = {"unknown", "done", "refused"};
     fprintf(stderr, "the history of %s, partition %u:\n", key->name,

@@ -8,6 +8,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <cmocka.h>
 
 #include "base/prng.h"
@@ -57,6 +58,36 @@ nothing_has_the_root_0(void **state)
     tree_init(&tree, 0);
     resolve(&tree, NULL, 0, UINT32_MAX);
     assert_int_equal(tree_root(&tree), 0);
+}
+
+static int
+numbers_order(const void *a, const void *b)
+{
+    u64 one = *(const u64 *)a, two = *(const u64 *)b;
+    return (one > two) - (one < two);
+}
+
+/* Names that differ in a digit, written at once again and again: a leaf must not be the same sum
+ * with the hashes of its keys exchanged, whatever their lengths and the milliseconds are. */
+static void
+keys_that_are_written_at_once_never_look_as_at_another_time(void **state)
+{
+    static u64 sums[32768]; /* milliseconds */
+    for (u32 length = 1; length <= 20; length++) {
+        for (u32 i = 0; i < ARRAY_COUNT(sums); i++) {
+            struct tree_leaf leaf;
+            tree_leaf_init(&leaf);
+            for (u32 k = 0; k < 4; k++) {
+                char key[24] = "{group of several}keys";
+                key[length - 1] = (char)('0' + k);
+                tree_leaf_add(&leaf, 0, BYTES(key, length), hlc_version_at(T0 + i), false, 0);
+            }
+            sums[i] = leaf.hash;
+        }
+        qsort(sums, ARRAY_COUNT(sums), sizeof(sums[0]), numbers_order);
+        for (u32 i = 1; i < ARRAY_COUNT(sums); i++)
+            assert_true(sums[i] != sums[i - 1]);
+    }
 }
 
 static void
@@ -164,6 +195,7 @@ main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(nothing_has_the_root_0),
+        cmocka_unit_test(keys_that_are_written_at_once_never_look_as_at_another_time),
         cmocka_unit_test(equal_content_in_any_order_is_equal_and_one_difference_shows_in_its_leaf),
         cmocka_unit_test(what_is_gone_below_the_bound_does_not_count),
         cmocka_unit_test(a_bound_makes_only_those_leaves_unknown_from_which_something_falls),
