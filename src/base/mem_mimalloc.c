@@ -13,7 +13,9 @@
 #include "base/mem.h"
 
 #include <mimalloc.h>
+#include <stdalign.h>
 #include <stdatomic.h>
+#include <stddef.h>
 #include <sys/mman.h>
 
 static struct {
@@ -34,6 +36,8 @@ static __thread bool is_short;
 void *
 mem_raw_alloc(size_t size, size_t alignment)
 {
+    /* What any block has by itself costs less than when it is asked for. */
+    if (alignment <= alignof(max_align_t) && size >= alignof(max_align_t)) return mi_malloc(size);
     return mi_malloc_aligned(size, alignment);
 }
 

@@ -49,7 +49,9 @@ enum op_kind { OP_READ, OP_WRITE, OP_WRITE_SYNC, OP_WRITE_CACHED };
 #define READ_SMALL_BYTES (64u << 10)
 
 /* So many reads do not wait for the end of the turn, which may be half a millisecond away: the disk
- * would have nothing to do meanwhile, and then everything at once. */
+ * would have nothing to do meanwhile, and then everything at once. Fewer when it has little to do:
+ * as many as are under way. A disk that answers all of a batch together has nothing under way then,
+ * so the first read leaves alone, and the disk is at work again while the rest is made ready. */
 #define READS_AT_ONCE 8u
 #define READ_UNIT_MIN 512u
 
@@ -432,6 +434,12 @@ cached_start(struct io_op *op)
 
 /* ---- starting ---- */
 
+static bool
+reads_leave(const struct ring_shard *shard)
+{
+    return shard->disk_queued >= CLAMP(shard->disk_in_flight, 1u, READS_AT_ONCE);
+}
+
 static void
 op_start(struct io_file *file, struct io_op *op, enum op_kind kind, enum io_class class,
          void *buffer, u32 size, u64 offset, bool durable)
@@ -466,7 +474,7 @@ op_start(struct io_file *file, struct io_op *op, enum op_kind kind, enum io_clas
     op_enqueue(file->shard, op, false);
     /* All writers wait for the log: not behind the fibers of this turn, nor its replies. */
     bool at_once = class == IO_CLASS_LOG && kind != OP_READ;
-    if (at_once || (kind == OP_READ && file->shard->disk_queued >= READS_AT_ONCE)) {
+    if (at_once || (kind == OP_READ && reads_leave(file->shard))) {
         ring_file_dispatch(file->shard);
         ring_submit_early(file->shard);
     }

@@ -335,6 +335,42 @@ many_requests_stay_under_the_limit_and_all_finish(void **state)
     ring_run_main(1, main_many, NULL);
 }
 
+/* Reads of one turn. The disk has the first at once, and each further batch that is as large as
+ * what it has already, eight at most. */
+static status
+main_leaving(void *arg)
+{
+    static const u32 in_flight[] = {1, 2, 2, 4, 4, 4, 4, 8, 8, 8, 8, 8, 8, 8, 8, 16, 16};
+    enum { COUNT = ARRAY_COUNT(in_flight) };
+    struct io_file *file;
+    EXPECT(ok(io_file_open(path_of("leaving"), IO_OPEN_WRITE | IO_OPEN_CREATE, &file)));
+    EXPECT(ok(io_file_fill(file, BLOCKS * BLOCK)));
+    struct io_op *ops = mem_alloc_zero(io_budget(), COUNT * sizeof(*ops));
+    u8 *block = block_new(BLOCK, 5);
+    many_done = 0;
+    for (u32 i = 0; i < COUNT; i++) {
+        ops[i].done = many_finished;
+        io_file_read_start(file, &ops[i], IO_CLASS_READ, block, BLOCK, (u64)i % BLOCKS * BLOCK);
+        struct io_stats stats;
+        io_stats_get(&stats);
+        EXPECT(stats.io_in_flight == in_flight[i]);
+        EXPECT(stats.io_queued == i + 1 - in_flight[i]);
+    }
+    while (many_done < COUNT)
+        fiber_yield();
+    io_file_close(file);
+    mem_free(io_budget(), ops, COUNT * sizeof(*ops));
+    mem_free(io_budget(), block, BLOCK);
+    EXPECT(ok(io_file_unlink(path_of("leaving"))));
+    return ST_OK;
+}
+
+static void
+a_disk_with_little_to_do_does_not_wait_for_the_turns_end(void **state)
+{
+    ring_run_main(1, main_leaving, NULL);
+}
+
 static struct io_file *bulk_file;
 static struct io_op *bulk_ops;
 static u8 *bulk_block;
@@ -914,6 +950,7 @@ main(void)
         cmocka_unit_test(what_the_kernel_left_over_is_asked_for_again),
         cmocka_unit_test(transfers_that_stop_short_go_on_where_they_stopped),
         cmocka_unit_test(many_requests_stay_under_the_limit_and_all_finish),
+        cmocka_unit_test(a_disk_with_little_to_do_does_not_wait_for_the_turns_end),
         cmocka_unit_test(a_small_read_does_not_wait_behind_bulk),
         cmocka_unit_test(a_removed_file_goes_little_by_little),
         cmocka_unit_test(names_are_made_moved_listed_and_removed),
