@@ -18,7 +18,8 @@
  *       window has passed (then N1's repair is due), not before. A crash of either side repeats
  *       it at worst; it has its version, so that changes nothing.
  *   N3  A target that does not hold the partition any more gets nothing; all that do are sent the
- *       write instead. A target that left needs no repair.
+ *       write instead. A target that left needs no repair, nor one for a member (a stand-in) that
+ *       does not hold the partition itself: those who do compare what they have.
  *   N4  hints_oldest_version tells of every write that a hint here may yet bring, and of every one
  *       that was dropped and not repaired: nobody may collect what hides them (lsm_purge_allow).
  *       Should somebody all the same, the replica refuses the hint (PEER_WRITE_HINT).

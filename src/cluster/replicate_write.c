@@ -363,7 +363,8 @@ stood_in(const struct write *w, u32 partition, struct quorum *quorum, struct sta
         w->level == REPLICATE_QUORUM || w->level == REPLICATE_ALL || w->level == REPLICATE_HOMES;
     if (!topology->keyspaces[w->keyspace].sloppy || strict) return false;
     stand_ins_choose(topology, partition, lives, w->r, quorum, out);
-    return quorum_state(quorum) != QUORUM_LOST;
+    if (quorum_state(quorum) == QUORUM_LOST) return false;
+    return MARKED("cluster.replicate.stood_in", true);
 }
 
 /* ST_WOULD_WAIT: another attempt may do better; *newer_topology: when somebody's topology has come

@@ -68,6 +68,7 @@ struct cluster_knobs {
     u32 value_bytes_max;
     u32 expire_part, delete_part, read_part, batch_part, loose_part; /* of 100 */
     bool racks;
+    bool sloppy;   /* the keyspace is: what reads promise then is less */
     bool operates; /* stores are flushed and merged now and then */
     /* Of 100 power cuts and kills: at an event of the node; of 100 starts: cut at one. */
     u32 event_part, recovery_cut_part;
@@ -199,12 +200,13 @@ struct cluster_run {
     u32 key_count;
     u64 numbers; /* of values */
     u32 clients_running;
-    bool founded;  /* there is a cluster; who starts without data joins it */
-    bool works;    /* clients go on */
-    bool calm;     /* nothing goes wrong any more */
-    bool troubles; /* now */
-    bool skewed;   /* clocks were apart by more than is allowed */
-    u64 calm_ns;   /* since then */
+    bool sloppy_wanted; /* the keyspace is to be made so */
+    bool founded;       /* there is a cluster; who starts without data joins it */
+    bool works;         /* clients go on */
+    bool calm;          /* nothing goes wrong any more */
+    bool troubles;      /* now */
+    bool skewed;        /* clocks were apart by more than is allowed */
+    u64 calm_ns;        /* since then */
     u64 settled_ns;
     u64 tend_ns;  /* when nodes and troubles are looked at again */
     u64 answered; /* requests that were done since then */
@@ -227,6 +229,7 @@ struct cluster_run {
 
     /* checks at the end */
     bool audit_wanted, audit_ended;
+    u64 audited_from; /* the position where the last audit began */
     u64 happened[TROUBLE_COUNT];
     u64 judged, gave_up; /* keys */
     u32 failed_key;      /* + 1 */
@@ -288,6 +291,8 @@ void cluster_key_print(u32 key, u32 op);
  * turns the world. */
 bool cluster_stores_equal(char *why, size_t size);
 MAY_YIELD void cluster_inspect_main(void *arg); /* on each shard of each node */
+/* Has the keyspace made sloppy, and waits until all know. */
+void cluster_make_sloppy(void);
 /* Nothing waits for anybody any more. */
 bool cluster_hints_drained(void);
 
