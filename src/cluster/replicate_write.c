@@ -57,13 +57,20 @@ missed(const struct write_attempt *attempt, u32 member, const struct lsm_batch *
     if (!attempt->repair && r->options.hints != NULL) hints_add(r->options.hints, member, batch);
 }
 
+/* Who is in somebody's place has missed nothing himself; of whom he is for attempt_decide has taken
+ * note. */
+static bool
+stands_in(const struct write_attempt *attempt, u32 member)
+{
+    return attempt->calls[quorum_find(&attempt->quorum, member)].target != 0;
+}
+
 static void
 attempt_answer(struct write_attempt *attempt, u32 member, enum quorum_answer answer)
 {
     if (!quorum_answer(&attempt->quorum, member, answer)) return;
-    u32 at = quorum_find(&attempt->quorum, member);
     if (answer == QUORUM_NO && attempt->decided && !attempt->given_up &&
-        attempt->calls[at].target == 0)
+        !stands_in(attempt, member))
         missed(attempt, member, attempt->batch);
     fiber_queue_wake_all(&attempt->wake);
 }

@@ -680,6 +680,65 @@ what_comes_to_a_stand_in_too_late_is_refused(void **state)
     cluster_close();
 }
 
+/* ---- strangers' bytes ---- */
+
+/* What is asked of a stand-in, with some bits turned. */
+static void
+hostile_run(struct peer_rig_node *node, void *arg)
+{
+    u32 *statuses = arg;
+    struct prng prng;
+    prng_init(&prng, 5);
+    for (u32 i = 0; i < 2000; i++) {
+        u8 body[256];
+        struct bytes key = key_of(3);
+        struct lsm_batch batch;
+        lsm_batch_init(&batch, io_budget());
+        CHECK(lsm_batch_put(&batch, 0, hash_token(key), key, BYTES_LITERAL("value"), 0));
+        /* Each of a version of its own, as coordinators have it. */
+        struct peer_write write = {.version = hlc_version_at(io_wall_ms()) + 2 * i,
+                                   .partition = token_partition(hash_token(key), PARTITIONS),
+                                   .count = 1,
+                                   .flags = PEER_WRITE_STAND_IN,
+                                   .session = home(3, 1) + 1};
+        size_t size = peer_write_head(&write, body);
+        memcpy(body + size, batch.ops.data, batch.ops.size);
+        size += batch.ops.size;
+        lsm_batch_deinit(&batch);
+        for (u64 bits = i % 7 == 0 ? 0 : prng_range(&prng, 1, 2); bits > 0; bits--)
+            body[prng_range(&prng, 8, size - 1)] ^= (u8)(1u << prng_below(&prng, 8));
+        struct native_header header = {.opcode = PEER_WRITE,
+                                       .epoch = prng_chance(&prng, 1, 9) ? 1 : 99,
+                                       .keyspace = (u16)(prng_chance(&prng, 1, 9) ? 9 : 0)};
+        struct native_header answer;
+        struct bytes part = BYTES(body, size);
+        struct buf out;
+        buf_init(&out, io_budget());
+        bool maybe_sent;
+        status st = peer_call_wait(peer_rig_peers(node), other(3, 0) + 1, 0, &header, &part, 1,
+                                   io_now_ns() + SECONDS(2), &answer, &out, &maybe_sent);
+        CHECK(ok(st) && answer.status <= NATIVE_ST_MAX);
+        statuses[answer.status]++;
+        buf_deinit(&out);
+    }
+}
+
+static void
+a_stand_in_believes_nobody(void **state)
+{
+    (void)state;
+    story_begin(5, 2);
+    u32 statuses[NATIVE_ST_MAX + 1] = {0};
+    assert_true(peer_rig_do(&world.rig, home(3, 0), 0, hostile_run, statuses));
+    assert_true(statuses[NATIVE_ST_OK] > 100 && statuses[NATIVE_ST_INVALID] > 300);
+    assert_true(statuses[NATIVE_ST_WRONG_EPOCH] > 100);
+    assert_true(peer_rig_run_until(&world.rig, all_delivered, NULL, SECONDS(30)));
+    for (u32 key = 0; key < KEYS_MAX; key++) /* of others nothing came in */
+        for (u32 i = 0; i < HOMES && key != 3; i++)
+            assert_int_equal(look_at(home(key, i), key).version, 0);
+    cluster_close();
+}
+
 /* ---- seeds ---- */
 
 static struct op ops[OPS_MAX];
@@ -836,6 +895,7 @@ main(void)
         cmocka_unit_test(after_its_window_a_stand_in_is_rid_of_it),
         cmocka_unit_test(what_was_deleted_stays_so_though_a_stand_in_is_late),
         cmocka_unit_test(what_comes_to_a_stand_in_too_late_is_refused),
+        cmocka_unit_test(a_stand_in_believes_nobody),
     };
     const struct CMUnitTest seeds[] = {
         cmocka_unit_test(what_was_acknowledged_comes_home_whoever_crashes),
