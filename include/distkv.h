@@ -260,6 +260,7 @@ struct distkv_cluster_request {
     uint32_t replicas, write_quorum, read_quorum;
     int siblings; /* create: concurrent writes are kept as siblings */
     int force;    /* REMOVE: though fewer nodes are left than a key has replicas */
+    int sloppy; /* KEYSPACE_SET: other nodes stand in for replicas that are gone; -1: they do not */
 };
 
 /* json_out (may be NULL): one object, free with distkv_free. number_out (may be NULL): of the

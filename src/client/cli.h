@@ -63,6 +63,7 @@ struct cli_settings {
     char with[OPTION_TEXT_BYTES];
     u64 replicas, write_quorum, read_quorum;
     u64 conflict; /* 0 lww, 1 siblings */
+    u64 sloppy;   /* 0 same, 1 on, 2 off */
     u64 number;
 };
 

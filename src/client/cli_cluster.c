@@ -946,16 +946,16 @@ list_keyspaces(struct cli *cli)
         json_decref(root);
         return EXIT_OK;
     }
-    printf("%-4s %-24s %8s %12s %11s  %s\n", "NO", "NAME", "REPLICAS", "WRITE-QUORUM",
-           "READ-QUORUM", "CONFLICT");
+    printf("%-4s %-24s %8s %12s %11s  %-8s  %s\n", "NO", "NAME", "REPLICAS", "WRITE-QUORUM",
+           "READ-QUORUM", "CONFLICT", "SLOPPY");
     size_t index;
     json_t *keyspace;
     json_array_foreach(json_object_get(root, "keyspaces"), index, keyspace)
     {
-        printf("%-4lld %-24s %8lld %12lld %11lld  %s\n", number_of(keyspace, "number"),
+        printf("%-4lld %-24s %8lld %12lld %11lld  %-8s  %s\n", number_of(keyspace, "number"),
                text_of(keyspace, "name"), number_of(keyspace, "replicas"),
                number_of(keyspace, "write_quorum"), number_of(keyspace, "read_quorum"),
-               text_of(keyspace, "conflict"));
+               text_of(keyspace, "conflict"), is_true(keyspace, "sloppy") ? "on" : "off");
     }
     json_decref(root);
     return EXIT_OK;
@@ -979,6 +979,7 @@ run_keyspaces(struct cli *cli, int count, char **words)
         .write_quorum = (u32)cli->set.write_quorum,
         .read_quorum = (u32)cli->set.read_quorum,
         .siblings = cli->set.conflict != 0,
+        .sloppy = cli->set.sloppy == 2 ? -1 : (int)cli->set.sloppy,
     };
     uint64_t number = 0;
     int code = distkv_cluster(cli->kv, &request, NULL, &number);

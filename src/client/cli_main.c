@@ -227,6 +227,7 @@ static const struct option OPTIONS_BENCH[] = {
     OPTION_CONNECTIONS,
 };
 static const char *const CONFLICTS[] = {"lww", "siblings", NULL};
+static const char *const SLOPPY[] = {"same", "on", "off", NULL};
 static const struct option OPTIONS_CLUSTER[] = {
     GLOBAL_OPTIONS,
     FLAG("no-wait", no_wait, "Begin it, and do not wait for its end."),
@@ -262,6 +263,16 @@ static const struct option OPTIONS_CLUSTER[] = {
      .value_name = "KIND",
      SECTION,
      .help = "keyspaces create: of concurrent writes the last one wins, or all are kept."},
+    {.name = "sloppy",
+     .kind = OPTION_CHOICE,
+     FIELD(sloppy),
+     .choices = SLOPPY,
+     .fallback = "same",
+     .value_name = "KIND",
+     SECTION,
+     .help =
+         "keyspaces: where replicas are gone other nodes take part in writes, and hand on later "
+         "what they got."},
     {.name = "number",
      .kind = OPTION_NUMBER,
      FIELD(number),

@@ -405,19 +405,23 @@ distkv_cluster(distkv *kv, const struct distkv_cluster_request *request, char **
         request->replicas > 255 || request->write_quorum > 255 || request->read_quorum > 255 ||
         request->keyspace > DISTKV_KEYSPACE_ANY)
         return lib_fail(kv, DISTKV_INVALID, "a number is out of range");
-    *cluster = (struct native_cluster){.function = (u8)request->function,
-                                       .flags = (u8)((request->dead ? NATIVE_CLUSTER_DEAD : 0) |
-                                                     (request->create ? NATIVE_CLUSTER_CREATE : 0) |
-                                                     (request->undo ? NATIVE_CLUSTER_UNDO : 0) |
-                                                     (request->force ? NATIVE_CLUSTER_FORCE : 0)),
-                                       .conflict = request->siblings ? 1 : 0,
-                                       .replicas = (u8)request->replicas,
-                                       .write_quorum = (u8)request->write_quorum,
-                                       .read_quorum = (u8)request->read_quorum,
-                                       .keyspace = (u16)request->keyspace,
-                                       .weight = request->weight,
-                                       .node = BYTES(node, strlen(node)),
-                                       .name = BYTES(name, strlen(name))};
+    int sloppy = request->sloppy > 0   ? NATIVE_CLUSTER_SLOPPY
+                 : request->sloppy < 0 ? NATIVE_CLUSTER_NOT_SLOPPY
+                                       : 0;
+    *cluster =
+        (struct native_cluster){.function = (u8)request->function,
+                                .flags = (u8)((request->dead ? NATIVE_CLUSTER_DEAD : 0) |
+                                              (request->create ? NATIVE_CLUSTER_CREATE : 0) |
+                                              (request->undo ? NATIVE_CLUSTER_UNDO : 0) |
+                                              (request->force ? NATIVE_CLUSTER_FORCE : 0) | sloppy),
+                                .conflict = request->siblings ? 1 : 0,
+                                .replicas = (u8)request->replicas,
+                                .write_quorum = (u8)request->write_quorum,
+                                .read_quorum = (u8)request->read_quorum,
+                                .keyspace = (u16)request->keyspace,
+                                .weight = request->weight,
+                                .node = BYTES(node, strlen(node)),
+                                .name = BYTES(name, strlen(name))};
     const char *error = "";
     if (!ok(native_cluster_check(cluster, &error)))
         return lib_fail(kv, DISTKV_INVALID, "%s", error);

@@ -383,6 +383,7 @@ struct cluster_keyspace {
     u16 number; /* of a new one, CLUSTER_KEYSPACE_ANY: whichever is free; out: its number */
     u8 conflict;
     u8 replicas, write_quorum, read_quorum; /* 0: as it is, or as keyspace 0 is */
+    bool sloppy_on, sloppy_off;             /* neither: the same */
     char name[TOPOLOGY_NAME_BYTES];
     char reason[TOPOLOGY_REASON_BYTES]; /* out: why not */
 };

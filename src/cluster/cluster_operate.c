@@ -144,6 +144,8 @@ keyspace_new(const struct topology *topology, const struct cluster_keyspace *wan
     made.read_quorum = wanted->read_quorum != 0 ? wanted->read_quorum
                        : as_first               ? first->read_quorum
                                                 : majority;
+    bool lww = made.conflict == CONFLICT_LWW;
+    made.sloppy = wanted->sloppy_on || (!wanted->sloppy_off && first->sloppy && lww);
     snprintf(made.name, sizeof(made.name), "%s", wanted->name);
     return made;
 }
@@ -153,7 +155,7 @@ keyspace_same(const struct topology_keyspace *a, const struct topology_keyspace 
 {
     return a->conflict == b->conflict && a->replicas == b->replicas &&
            a->write_quorum == b->write_quorum && a->read_quorum == b->read_quorum &&
-           strcmp(a->name, b->name) == 0;
+           a->sloppy == b->sloppy && strcmp(a->name, b->name) == 0;
 }
 
 /* The number for a new one: what is asked for, or the highest that is free; low ones are what
@@ -233,6 +235,7 @@ fill_keyspace(void *arg, const struct topology *present, struct topology_command
     if (wanted->replicas != 0) command->options.replicas = wanted->replicas;
     if (wanted->write_quorum != 0) command->options.write_quorum = wanted->write_quorum;
     if (wanted->read_quorum != 0) command->options.read_quorum = wanted->read_quorum;
+    if (wanted->sloppy_on || wanted->sloppy_off) command->options.sloppy = wanted->sloppy_on;
     return keyspace_same(&present->keyspaces[there], &command->options) ? ST_EXISTS : ST_OK;
 }
 

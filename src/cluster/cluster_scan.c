@@ -60,6 +60,7 @@ need_of(const struct topology *topology, const struct topology_row *row, u16 key
     case REPLICATE_QUORUM:
         return topology_quorum(replicas / 2 + 1, replicas, places, count);
     case REPLICATE_DEFAULT:
+    case REPLICATE_HOMES:
     case REPLICATE_COUNT_BASE:
         break;
     }

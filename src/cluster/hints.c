@@ -323,17 +323,17 @@ hint_queue(struct hints *h, struct hint_run *run, const struct hint_key *key, st
 
 /* ---- adding ---- */
 
+/* As one batch, or not at all. */
 static status
 hint_store_try(struct hints *h, const struct hint_run *run, const struct hint_key *key,
-               struct bytes ops)
+               struct bytes ops, u64 *seq_out)
 {
     struct hint_key parts = *key;
     struct lsm_batch batch;
     lsm_batch_init(&batch, h->options.budget);
-    u64 seq;
-    status st = parts_put(h, run->partition, &parts, ops, &batch)
-                    ? lsm_write_try(h->options.lsm, &batch, &seq)
-                    : ST_NO_MEMORY;
+    status st = parts_put(h, run->partition, &parts, ops, &batch) ? ST_OK : ST_NO_MEMORY;
+    if (ok(st) && parts.part < parts.parts) st = ST_TOO_LARGE;
+    if (ok(st)) st = lsm_write_try(h->options.lsm, &batch, seq_out);
     lsm_batch_deinit(&batch);
     return st;
 }
@@ -346,7 +346,8 @@ hint_keep(struct hints *h, struct hint_run *run, const struct hint_key *key, str
         return MARKED("cluster.hints.full", ST_NO_SPACE);
     /* In the order of arrival, and the largest not in somebody's callback. */
     status st = ST_WOULD_WAIT;
-    if (list_empty(&h->queue) && key->parts == 1) st = hint_store_try(h, run, key, ops);
+    u64 seq;
+    if (list_empty(&h->queue) && key->parts == 1) st = hint_store_try(h, run, key, ops, &seq);
     if (status_is(st, ST_WOULD_WAIT) || status_is(st, ST_OVERLOADED))
         st = hint_queue(h, run, key, ops);
     if (!ok(st)) return st;
@@ -354,8 +355,8 @@ hint_keep(struct hints *h, struct hint_run *run, const struct hint_key *key, str
     return ST_OK;
 }
 
-void
-hints_add(struct hints *h, u32 member, const struct lsm_batch *batch)
+static struct hint_key
+hint_key_of(const struct hints *h, u32 member, const struct lsm_batch *batch, u32 *partition_out)
 {
     struct bytes rest = buf_bytes(&batch->ops);
     struct lsm_op op;
@@ -363,14 +364,22 @@ hints_add(struct hints *h, u32 member, const struct lsm_batch *batch)
     CHECK(member != 0 && batch->version != 0 && lsm_op_next(&rest, &op, &bad));
     u32 partition = token_partition(op.header.token, PARTITION_COUNT_DEFAULT);
     CHECK(hints_own_partition(h, partition));
+    *partition_out = partition;
+    return (struct hint_key){.target = member,
+                             .kind = HINT_KIND_WRITE,
+                             .version = batch->version,
+                             .keyspace = op.header.keyspace,
+                             .count = batch->count,
+                             .parts = (u16)hint_parts(batch->ops.size)};
+}
+
+void
+hints_add(struct hints *h, u32 member, const struct lsm_batch *batch)
+{
+    u32 partition;
+    struct hint_key key = hint_key_of(h, member, batch, &partition);
     h->stats.added++;
     struct hint_run *run = hint_run_get(h, partition, member);
-    struct hint_key key = {.target = member,
-                           .kind = HINT_KIND_WRITE,
-                           .version = batch->version,
-                           .keyspace = op.header.keyspace,
-                           .count = batch->count,
-                           .parts = (u16)hint_parts(batch->ops.size)};
     status st = run == NULL ? ST_NO_MEMORY : hint_keep(h, run, &key, buf_bytes(&batch->ops));
     if (!ok(st)) {
         h->stats.dropped++;
@@ -378,6 +387,24 @@ hints_add(struct hints *h, u32 member, const struct lsm_batch *batch)
         return;
     }
     if (h->waiting == 1) fiber_queue_wake_all(&h->wake);
+}
+
+status
+hints_keep(struct hints *h, u32 member, const struct lsm_batch *batch, u64 *seq_out)
+{
+    u32 partition;
+    struct hint_key key = hint_key_of(h, member, batch, &partition);
+    u64 bytes = hint_bytes(batch->ops.size);
+    if (h->waiting_bytes + bytes > h->options.disk_bytes_max)
+        return MARKED("cluster.hints.keep_full", ST_NO_SPACE);
+    struct hint_run *run = hint_run_get(h, partition, member);
+    if (run == NULL) return ST_NO_MEMORY;
+    status st = hint_store_try(h, run, &key, buf_bytes(&batch->ops), seq_out);
+    if (!ok(st)) return st; /* a run of nothing is pruned */
+    hint_run_count(h, run, key.version, bytes);
+    h->stats.kept++;
+    fiber_queue_wake_all(&h->wake);
+    return ST_OK;
 }
 
 /* ---- opening and closing ---- */

@@ -18,10 +18,14 @@
  *       window has passed (then N1's repair is due), not before. A crash of either side repeats
  *       it at worst; it has its version, so that changes nothing.
  *   N3  A target that does not hold the partition any more gets nothing; all that do are sent the
- *       write instead. A target that left needs no repair.
+ *       write instead. A target that left needs no repair, nor one for a member (a stand-in) that
+ *       does not hold the partition itself: those who do compare what they have.
  *   N4  hints_oldest_version tells of every write that a hint here may yet bring, and of every one
  *       that was dropped and not repaired: nobody may collect what hides them (lsm_purge_allow).
  *       Should somebody all the same, the replica refuses the hint (PEER_WRITE_HINT).
+ *
+ * A stand-in (stand_in.h) keeps a write that another member coordinates, and counts as one of W by
+ * that: hints_keep, which says whether it is in the store. From there on it is a hint as any other.
  *
  * What is not promised: a write that was acknowledged a moment before this node lost power may have
  * no hint yet. Hash trees find it.
@@ -88,6 +92,12 @@ u64 hints_epoch(const struct hints *hints);
 /* The batch (its version filled in; puts and deletes of one partition and keyspace) did not get to
  * the target. Copies it. Also as a callback. */
 void hints_add(struct hints *hints, u32 target, const struct lsm_batch *batch);
+/* The same, of one that counts only if it is kept: in the store (*seq_out is to be durable), or
+ * refused, and then nothing is known of it here. All operations lie in one partition (of
+ * PARTITION_COUNT_DEFAULT). ST_WOULD_WAIT, ST_OVERLOADED: no room in memory now; ST_NO_SPACE:
+ * disk_bytes_max; ST_TOO_LARGE: with its name it is larger than a batch. Never waits. */
+MUST_CHECK status hints_keep(struct hints *hints, u32 target, const struct lsm_batch *batch,
+                             u64 *seq_out);
 
 /* No hint here is, and none that was dropped for a member who still needs it was, of a lower
  * version; UINT64_MAX: there are none; 0: not known yet. (Of what is being written now the
@@ -118,6 +128,7 @@ struct hints_stats {
     bool loaded;     /* what an earlier life left is counted */
     /* since the opening */
     u64 added;
+    u64 kept; /* by hints_keep */
     u64 replayed, replayed_bytes;
     u64 rerouted; /* of these: to others, since the target does not hold the partition */
     u64 failed;   /* attempts that were not acknowledged; they are repeated */

@@ -390,20 +390,26 @@ route_find(const struct hints *h, u32 target, u16 keyspace, u32 partition, struc
     return true;
 }
 
-/* Whether a pass has anything to do in the run: who is dead and holds it, waits. */
+/* Whether the member holds any of the run's partition. */
 static bool
-run_wanted(const struct hints *h, const struct hint_run *run, bool alive)
+run_held(const struct hints *h, const struct hint_run *run, u32 member)
 {
-    if (run->waiting == 0) return false;
-    if (alive) return true;
     u32 count = h->topology->partition_count;
     u32 first =
         token_partition(partition_token_first(run->partition, PARTITION_COUNT_DEFAULT), count);
     u32 last =
         token_partition(partition_token_last(run->partition, PARTITION_COUNT_DEFAULT), count);
     for (u32 i = first; i <= last; i++)
-        if (topology_holds(h->topology, run->target->member, i)) return false;
-    return true;
+        if (topology_holds(h->topology, member, i)) return true;
+    return false;
+}
+
+/* Whether a pass has anything to do in the run: who is dead and holds it, waits. */
+static bool
+run_wanted(const struct hints *h, const struct hint_run *run, bool alive)
+{
+    if (run->waiting == 0) return false;
+    return alive || !run_held(h, run, run->target->member);
 }
 
 /* ---- one hint ---- */
@@ -804,14 +810,16 @@ expire(struct hints *h)
     }
 }
 
-/* Who has left needs no repair: whoever came in its place has fetched what a quorum has. */
+/* Who has left needs no repair: whoever came in its place has fetched what a quorum has. And who
+ * holds no replica himself, as a stand-in, compares nothing, and never learns that it is mended. */
 static void
 leavers_forget(struct hints *h)
 {
     if (h->topology == NULL) return;
     for (u32 i = 0; i < h->partition_count; i++)
         for (struct hint_run *run = h->runs[i]; run != NULL; run = run->next)
-            if (run->repair && topology_member(h->topology, run->target->member) == NULL) {
+            if (run->repair && (topology_member(h->topology, run->target->member) == NULL ||
+                                !run_held(h, run, h->self))) {
                 run->repair = false;
                 h->markers_due = true;
             }

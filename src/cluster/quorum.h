@@ -4,9 +4,9 @@
  *
  * A request goes to the home replicas of a key. While a plan is under way they are two sets (rows
  * of the present and of the next placement), which mostly have members in common; each set has its
- * own need, and a member's one answer counts in each set that it belongs to. Nobody else counts,
- * nobody counts twice, and one set's answers are never added to the other's: three answers that
- * meet 2 of 3 in the union may be 1 of 3 in each.
+ * own need, and a member's one answer counts in each set that it belongs to. Nobody else counts
+ * (but who has a member's place: stand_in.h), nobody counts twice, and one set's answers are never
+ * added to the other's: three answers that meet 2 of 3 in the union may be 1 of 3 in each.
  *
  *   OPEN    neither of the below yet
  *   MET     every set has as many successes as it needs. Stays so: successes are not taken back.

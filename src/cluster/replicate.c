@@ -151,6 +151,18 @@ replicator_epoch(const struct replicator *r)
     return epoch;
 }
 
+/* What is told of this shard. Whom others ask to stand in gets what was stamped a moment ago: that
+ * must not be below it (R4). */
+static u64
+promise(struct replicator *r, u64 oldest)
+{
+    u64 wall_ms = io_wall_ms();
+    u64 late = hlc_version_at(wall_ms - MIN(wall_ms, KEEP_LATE_MS));
+    oldest = MIN(oldest, MAX(late, r->promised));
+    r->promised = MAX(r->promised, oldest);
+    return oldest;
+}
+
 u64
 replicator_oldest_version(struct replicator *r)
 {
@@ -160,7 +172,7 @@ replicator_oldest_version(struct replicator *r)
     if (r->options.hints != NULL) oldest = MIN(oldest, hints_oldest_version(r->options.hints));
     list_for_each (pos, &r->attempts)
         oldest = MIN(oldest, list_entry(pos, struct write_attempt, link)->version);
-    return oldest;
+    return promise(r, oldest);
 }
 
 u64
@@ -171,7 +183,7 @@ replicator_oldest_to_come(struct replicator *r)
     if (r->options.hints != NULL) oldest = MIN(oldest, hints_oldest_waiting(r->options.hints));
     list_for_each (pos, &r->attempts)
         oldest = MIN(oldest, list_entry(pos, struct write_attempt, link)->version);
-    return oldest;
+    return promise(r, oldest);
 }
 
 static u32
@@ -270,6 +282,7 @@ replicate_need(enum replicate_level level, u32 wanted, u32 replicas, u32 places,
 {
     switch (level) {
     case REPLICATE_DEFAULT:
+    case REPLICATE_HOMES:
         return topology_quorum(wanted, replicas, places, count);
     case REPLICATE_ONE:
         return 1;

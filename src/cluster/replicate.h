@@ -24,6 +24,10 @@
  * others the whole set once that is durable here; whoever receives one writes the union of it and
  * its own. A read is of R whole sets, and its answer the union.
  *
+ * In a sloppy keyspace other members stand in for home replicas that are gone, where fewer than W
+ * live (stand_in.h). They keep the write as a hint, and count once that is durable. Reads go to
+ * home replicas all the same: what is acknowledged so they show when the hint has come.
+ *
  * Outcomes of writes. ST_OK: durable (as the store's durability says) on W replicas of each set.
  * ST_UNAVAILABLE: too few replicas are alive; nothing was sent, nothing was done.
  * ST_UNKNOWN_OUTCOME: sent, and too few have answered in time: it may become visible, and once it
@@ -117,6 +121,7 @@ enum replicate_level {
     REPLICATE_ONE,
     REPLICATE_QUORUM,
     REPLICATE_ALL,
+    REPLICATE_HOMES,           /* as DEFAULT, and nobody stands in for a home replica */
     REPLICATE_COUNT_BASE = 16, /* + n: n replicas, or all if there are fewer */
 };
 
@@ -196,6 +201,7 @@ struct replicate_stats {
     u64 hedged;          /* reads that asked one more because an answer was late */
     u64 retries_refused; /* others that were not asked: too many were already (base/retry.h) */
     u64 missed;          /* replicas that did not get a write that went to others */
+    u64 stood_in;        /* of the writes: acknowledged, and fewer than W by home replicas */
     u64 unions;          /* states that neither the own store nor another one had */
     u64 clocks_refused;  /* versions too far ahead of the wall clock */
 };

@@ -101,6 +101,7 @@ clock_open(struct replicator *r)
     r->open_ns = io_now_ns();
     fiber_queue_init(&r->clock_wake);
     r->clock_marked = floor; /* an opening again would begin above it */
+    r->promised = floor;     /* no more was told before */
     if (floor != 0) floor += (u64)REPLICATE_FLOOR_MS << HLC_MS_SHIFT;
     hlc_init(&r->hlc, floor, 0);
     /* Without it less is told of this shard, and so nothing is collected for long. */

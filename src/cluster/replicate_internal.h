@@ -8,6 +8,7 @@
  *   replicate_read.c   coordinating reads
  *   replicate_serve.c  the replica: requests of coordinators on other nodes
  *   replicate_siblings.c  all that writes keys which keep siblings
+ *   replicate_stand_in.c  keeping what a home replica that is gone should have got
  *
  * Invariants
  *   R1  A write counts here when lsm_durable_seq has reached its number, not when it is visible; a
@@ -18,6 +19,8 @@
  *       is stamped here is higher than anything here, and own keys are never asked for it.
  *   R3  What is acknowledged was counted in one attempt, with one version, by one topology. Answers
  *       to an attempt that was given up (another version, another row) count for nothing.
+ *   R4  Nothing is kept here for others of a version below what was told to be the oldest that may
+ *       come from here (promised): a hint counts there from its first moment on.
  */
 #ifndef DISTKV_CLUSTER_REPLICATE_INTERNAL_H
 #define DISTKV_CLUSTER_REPLICATE_INTERNAL_H
@@ -39,6 +42,9 @@
 #define SESSION_NS   (30 * NS_PER_S)
 /* Between two attempts that may find another topology, when nobody tells of one. */
 #define AGAIN_NS (10 * NS_PER_MS)
+/* By how much what is told of versions to come lags behind the clock: longer than a write is on its
+ * way to a stand-in while nothing fails, and clocks differ. */
+#define KEEP_LATE_MS 2000u
 /* While the own store has no room for a write. */
 #define ROOM_NS NS_PER_MS
 
@@ -79,6 +85,7 @@ struct replicator {
     u32 self;
     struct hlc hlc;
     u64 clock_marked; /* durable: whatever is stamped after another opening is above it */
+    u64 promised;     /* R4 */
     bool clock_runs;
     struct fiber_queue clock_wake;
     bool closing, watcher_ended;
@@ -184,6 +191,7 @@ struct write_call {
     struct peer_call call;
     struct write_attempt *attempt;
     u32 member;
+    u32 target; /* whom it stands in for; 0: nobody */
     bool under_way;
 };
 
@@ -262,6 +270,16 @@ MAY_YIELD MUST_CHECK status siblings_merge_op(struct replicator *r, const struct
 MAY_YIELD MUST_CHECK status siblings_merge_hint(void *arg, const struct lsm_batch *batch,
                                                 u64 deadline_ns);
 void siblings_close(struct replicator *r);
+
+/* ---- replicate_stand_in.c ---- */
+
+/* What is asked of a stand-in; nothing of it is believed. */
+enum native_status keep_judge(struct replicator *r, u32 from, u16 keyspace, u64 epoch,
+                              const struct peer_write *write);
+/* Of one that is judged to be fine: in the store, as hints_keep says. ST_CONFLICT: too late. */
+status keep_try(struct replicator *r, const struct peer_write *write, u64 *seq_out);
+MAY_YIELD status keep_until(struct replicator *r, const struct peer_write *write, u64 deadline_ns,
+                            u64 *seq_out);
 
 /* ---- replicate_serve.c ---- */
 

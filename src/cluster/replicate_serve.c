@@ -38,6 +38,7 @@ struct serve {
     struct coordinated pin; /* while it is on a fiber: barriers wait for it */
     u64 newer;
     bool merges; /* the key keeps siblings */
+    bool keeps;  /* for another member, as a stand-in */
     /* a digest that waits for the log */
     struct peer_found found;
 };
@@ -147,6 +148,8 @@ write_judge(struct serve *serve, const struct native_header *header, struct peer
     struct replicator *r = serve->r;
     if (!ok(peer_write_decode(serve->body, out)) || serve->keyspace >= LIMIT_KEYSPACES_CLIENT)
         return NATIVE_ST_INVALID;
+    if (out->flags & PEER_WRITE_STAND_IN)
+        return keep_judge(r, serve->from, serve->keyspace, header->epoch, out);
     enum native_status judged = epoch_judge(r, header->epoch, serve->keyspace, out->partition);
     if (judged != NATIVE_ST_OK) return judged;
     serve->merges = (out->flags & PEER_WRITE_MERGE) != 0 || replicate_siblings(r, serve->keyspace);
@@ -203,6 +206,23 @@ newest_wait(struct serve *serve, const struct peer_write *write)
         if (fiber_should_yield()) fiber_yield();
     }
     return ST_OK;
+}
+
+/* In place of a home replica that is gone: as a hint for it. */
+static MAY_YIELD void
+keep_on_fiber(struct serve *serve)
+{
+    struct replicator *r = serve->r;
+    struct peer_write write;
+    u64 seq;
+    status st = peer_write_decode(serve->body, &write);
+    if (ok(st)) st = keep_until(r, &write, peer_request_deadline_ns(serve->request), &seq);
+    if (ok(st)) {
+        durable_await(r, &serve->wait, seq);
+        return;
+    }
+    refuse(r, serve->request, native_status_of(st));
+    serve_free(serve);
 }
 
 /* On a fiber: first what is newer, then the write. Between the two others may write; those are
@@ -365,7 +385,9 @@ serve_main(void *arg)
 {
     struct serve *serve = arg;
     struct replicator *r = serve->r;
-    if (serve->opcode == PEER_WRITE)
+    if (serve->keeps)
+        keep_on_fiber(serve);
+    else if (serve->opcode == PEER_WRITE)
         write_on_fiber(serve);
     else
         read_on_fiber(serve);
@@ -395,6 +417,23 @@ serve_later(struct serve *serve)
     MARK("cluster.serve.refused");
     refuse(r, serve->request, why);
     serve_free(serve);
+}
+
+static void
+keep(struct serve *serve, const struct peer_write *write)
+{
+    struct replicator *r = serve->r;
+    u64 seq;
+    status st = keep_try(r, write, &seq);
+    if (ok(st)) {
+        durable_await(r, &serve->wait, seq);
+    } else if (status_is(st, ST_WOULD_WAIT)) {
+        serve->keeps = true;
+        serve_later(serve);
+    } else {
+        refuse(r, serve->request, native_status_of(st));
+        serve_free(serve);
+    }
 }
 
 static struct serve *
@@ -437,6 +476,10 @@ on_write(void *arg, struct peer_request *request, const struct peer_identity *fr
     if (judged != NATIVE_ST_OK) {
         refuse(r, request, judged);
         serve_free(serve);
+        return;
+    }
+    if (write.flags & PEER_WRITE_STAND_IN) {
+        keep(serve, &write);
         return;
     }
     bool look = !(write.flags & PEER_WRITE_REPAIR);

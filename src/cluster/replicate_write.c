@@ -14,12 +14,16 @@
  *   newer topology than the attempt
  *   too many have failed, or the deadline    unknown, if it may have been done anywhere
  *
+ * In a sloppy keyspace others have the places of home replicas that are gone, where too few live
+ * (stand_in.h). Who is gone has missed the write all the same, and this node keeps it, too.
+ *
  * Several attempts of one request may be under way: the older ones are lost in the order of
  * versions, whenever they arrive. An attempt that was given up counts for nothing, so that what is
  * acknowledged was the newest on W replicas when they answered.
  */
 #include "base/fault.h"
 #include "cluster/replicate_internal.h"
+#include "cluster/stand_in.h"
 #include "io/io.h"
 #include "lsm/batch.h"
 #include "lsm/entry.h"
@@ -53,11 +57,20 @@ missed(const struct write_attempt *attempt, u32 member, const struct lsm_batch *
     if (!attempt->repair && r->options.hints != NULL) hints_add(r->options.hints, member, batch);
 }
 
+/* Who is in somebody's place has missed nothing himself; of whom he is for attempt_decide has taken
+ * note. */
+static bool
+stands_in(const struct write_attempt *attempt, u32 member)
+{
+    return attempt->calls[quorum_find(&attempt->quorum, member)].target != 0;
+}
+
 static void
 attempt_answer(struct write_attempt *attempt, u32 member, enum quorum_answer answer)
 {
     if (!quorum_answer(&attempt->quorum, member, answer)) return;
-    if (answer == QUORUM_NO && attempt->decided && !attempt->given_up)
+    if (answer == QUORUM_NO && attempt->decided && !attempt->given_up &&
+        !stands_in(attempt, member))
         missed(attempt, member, attempt->batch);
     fiber_queue_wake_all(&attempt->wake);
 }
@@ -134,8 +147,8 @@ attempt_cancel(struct write_attempt *attempt)
 }
 
 static struct write_attempt *
-attempt_new(struct replicator *r, const struct quorum *quorum, const struct lsm_batch *batch,
-            u64 version, u64 epoch, u64 deadline_ns)
+attempt_new(struct replicator *r, const struct quorum *quorum, const struct stand_ins *stand_ins,
+            const struct lsm_batch *batch, u64 version, u64 epoch, u64 deadline_ns)
 {
     struct write_attempt *attempt = mem_alloc_zero(r->options.budget, attempt_bytes(quorum->count));
     if (attempt == NULL) return MARKED("cluster.replicate.no_memory", NULL);
@@ -147,6 +160,9 @@ attempt_new(struct replicator *r, const struct quorum *quorum, const struct lsm_
     attempt->quorum = *quorum;
     attempt->batch = batch;
     attempt->call_count = quorum->count; /* some of them stay unused */
+    if (stand_ins != NULL)
+        for (u32 i = 0; i < quorum->count; i++)
+            attempt->calls[i].target = stand_ins->targets[i];
     fiber_queue_init(&attempt->wake);
     list_init(&attempt->own.link);
     lsm_batch_init(&attempt->taken, r->options.budget);
@@ -173,6 +189,9 @@ attempt_send(struct write_attempt *attempt, const struct topology *topology, u16
                             buf_bytes(&attempt->batch->ops)};
     struct native_header header = {
         .opcode = PEER_WRITE, .epoch = attempt->epoch, .keyspace = keyspace};
+    /* The same with the name of whom it is kept for. */
+    u8 keep_head[PEER_REPLICA_HEAD_BYTES];
+    struct bytes keep_parts[] = {BYTES(keep_head, sizeof(keep_head)), parts[1]};
     u64 until = MAX(attempt->deadline_ns, io_now_ns() + WRITE_CALL_NS_MIN);
     for (u32 i = 0; i < attempt->quorum.count; i++) {
         u32 member = attempt->quorum.members[i];
@@ -183,12 +202,19 @@ attempt_send(struct write_attempt *attempt, const struct topology *topology, u16
             continue;
         }
         struct write_call *call = &attempt->calls[i];
-        *call = (struct write_call){.attempt = attempt, .member = member, .under_way = true};
+        u32 target = call->target;
+        *call = (struct write_call){
+            .attempt = attempt, .member = member, .target = target, .under_way = true};
         attempt->references++;
         *load_of(r, member) += 1;
+        if (UNLIKELY(target != 0)) {
+            write.flags = PEER_WRITE_STAND_IN;
+            write.session = target;
+            keep_parts[0].size = peer_write_head(&write, keep_head);
+        }
         peer_call_init(&call->call, call_done);
-        peer_call_start(r->options.peers, &call->call, member, shard, &header, parts,
-                        ARRAY_COUNT(parts), until);
+        peer_call_start(r->options.peers, &call->call, member, shard, &header,
+                        target != 0 ? keep_parts : parts, ARRAY_COUNT(parts), until);
     }
 }
 
@@ -273,9 +299,11 @@ attempt_decide(struct write_attempt *attempt, struct lsm_batch *batch)
 {
     if (!attempt->maybe_done && quorum_count(&attempt->quorum, QUORUM_PENDING) == 0)
         attempt->given_up = true;
-    for (u32 i = 0; !attempt->given_up && i < attempt->quorum.count; i++)
-        if (attempt->quorum.answers[i] == QUORUM_NO)
-            missed(attempt, attempt->quorum.members[i], batch);
+    for (u32 i = 0; !attempt->given_up && i < attempt->quorum.count; i++) {
+        u32 target = attempt->calls[i].target;
+        if (target != 0 || attempt->quorum.answers[i] == QUORUM_NO)
+            missed(attempt, target != 0 ? target : attempt->quorum.members[i], batch);
+    }
     attempt->decided = true;
     if (quorum_count(&attempt->quorum, QUORUM_PENDING) == 0) return;
     attempt->taken = *batch;
@@ -327,6 +355,25 @@ write_quorum(const struct write *w, const struct topology_row *row, struct quoru
         if (!is_alive(w->r, out->members[i])) out->answers[i] = QUORUM_NO;
 }
 
+static bool
+lives(const void *arg, u32 member)
+{
+    return is_alive(arg, member);
+}
+
+/* Too few live. In a sloppy keyspace others may do. */
+static bool
+stood_in(const struct write *w, u32 partition, struct quorum *quorum, struct stand_ins *out)
+{
+    const struct topology *topology = w->r->topology;
+    bool strict =
+        w->level == REPLICATE_QUORUM || w->level == REPLICATE_ALL || w->level == REPLICATE_HOMES;
+    if (!topology->keyspaces[w->keyspace].sloppy || strict) return false;
+    stand_ins_choose(topology, partition, lives, w->r, quorum, out);
+    if (quorum_state(quorum) == QUORUM_LOST) return false;
+    return MARKED("cluster.replicate.stood_in", true);
+}
+
 /* ST_WOULD_WAIT: another attempt may do better; *newer_topology: when somebody's topology has come
  * to us, too. */
 static MAY_YIELD status
@@ -341,14 +388,19 @@ write_attempt(struct write *w, u64 *version_out, u64 *epoch_out, bool *newer_top
     if (!replicate_row(r, w->keyspace, w->token, &partition, &row)) return ST_CANCELED;
     if (!w->spreads && !topology_holds(r->topology, r->self, partition)) return ST_CANCELED;
     struct quorum quorum;
+    struct stand_ins others;
+    const struct stand_ins *stand_ins = NULL;
     write_quorum(w, &row, &quorum);
-    if (quorum_state(&quorum) == QUORUM_LOST) return ST_UNAVAILABLE;
+    if (quorum_state(&quorum) == QUORUM_LOST) {
+        if (!stood_in(w, partition, &quorum, &others)) return ST_UNAVAILABLE;
+        stand_ins = &others;
+    }
 
     /* No yield from the look at the topology to the calls. */
     u64 version = w->spreads ? w->batch->version : hlc_next(&r->hlc, io_wall_ms());
     w->batch->version = version;
     struct write_attempt *attempt =
-        attempt_new(r, &quorum, w->batch, version, r->topology->epoch, w->deadline_ns);
+        attempt_new(r, &quorum, stand_ins, w->batch, version, r->topology->epoch, w->deadline_ns);
     if (attempt == NULL) return ST_NO_MEMORY;
     attempt->merges = w->spreads;
     if (w->spreads) (void)quorum_answer(&attempt->quorum, r->self, QUORUM_YES);
@@ -366,6 +418,7 @@ write_attempt(struct write *w, u64 *version_out, u64 *epoch_out, bool *newer_top
         st = ST_WOULD_WAIT;
     } else if (quorum_state(&attempt->quorum) == QUORUM_MET) {
         *version_out = version;
+        r->stats.stood_in += stand_ins != NULL;
         st = ST_OK;
     } else if (attempt->wrong_epoch && quorum_state(&attempt->quorum) == QUORUM_LOST) {
         st = ST_WOULD_WAIT; /* a replica that is behind us: soon it is not */
@@ -539,7 +592,7 @@ mend_attempt(struct replicator *r, const struct topology_row *row, u32 partition
     struct quorum quorum;
     mend_quorum(r, row, mend, all, &quorum);
     struct write_attempt *attempt =
-        added ? attempt_new(r, &quorum, &batch, mend->version, epoch, deadline_ns) : NULL;
+        added ? attempt_new(r, &quorum, NULL, &batch, mend->version, epoch, deadline_ns) : NULL;
     if (attempt == NULL) {
         lsm_batch_deinit(&batch);
         return ST_NO_MEMORY;

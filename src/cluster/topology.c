@@ -164,6 +164,8 @@ topology_keyspace_fault(const struct topology_keyspace *keyspace, u32 replicas_m
     if (!topology_name_ok(keyspace->name) || keyspace->name[0] == 0)
         return "the name of a keyspace has 1 to 63 printable characters";
     if (keyspace->conflict > CONFLICT_SIBLINGS) return "there is no such way to resolve conflicts";
+    if (keyspace->sloppy && keyspace->conflict == CONFLICT_SIBLINGS)
+        return "a keyspace that keeps siblings cannot be sloppy";
     if (keyspace->replicas == 0 || keyspace->replicas > replicas_max)
         return "a keyspace has at least one replica, and at most as many as the cluster keeps";
     if (keyspace->write_quorum == 0 || keyspace->write_quorum > keyspace->replicas)

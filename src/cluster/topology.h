@@ -97,6 +97,7 @@ struct topology_keyspace {
     u8 conflict; /* enum topology_conflict */
     u8 replicas; /* N, at most topology.replicas: the first N of each data center's in a row */
     u8 write_quorum, read_quorum;
+    bool sloppy; /* lww only: nodes that hold no replica may stand in for some of W (stand_in.h) */
     char name[TOPOLOGY_NAME_BYTES];
 };
 
@@ -227,7 +228,8 @@ enum topology_command_kind {
     /* Makes or changes one. (The others are made when they are first used, with the values of
      * keyspace 0, or by an operator with others before that.) Of one that is there conflict and N
      * cannot change, nor may W and R change so that the old and the new ones do not overlap: raise
-     * R, repair, then lower the other. The leader sees to it that no others are in use then. */
+     * R, repair, then lower the other. The leader sees to it that no others are in use then.
+     * Whether it is sloppy may change at any time. */
     TOPOLOGY_KEYSPACE_SET,
     /* As PLAN, with partitions dealt in their order: as plans were made at first. For logs that
      * have one; nobody proposes it any more. Each member computes a plan by itself, so another way

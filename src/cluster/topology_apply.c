@@ -537,7 +537,7 @@ apply_keyspace_set(struct apply *apply)
                              "repair, then lower the other");
     if (keyspace->used && strcmp(changed.name, keyspace->name) == 0 &&
         changed.write_quorum == keyspace->write_quorum &&
-        changed.read_quorum == keyspace->read_quorum)
+        changed.read_quorum == keyspace->read_quorum && changed.sloppy == keyspace->sloppy)
         return refuse(apply, "nothing changes");
     *keyspace = changed;
     return ST_OK;

@@ -7,7 +7,7 @@
  *     member     | number 4 | stamp 2 | state 1 | fetched 1 | weight 4 | incarnation 8
  *                | client port 2 | peer port 2 | shards 4 | replaces 4
  *                | node_id | host | rack | datacenter |
- *     keyspace   | used 1 | conflict 1 | N 1 | W 1 | R 1 | name |
+ *     keyspace   | used 1 | conflict 1 | N 1 | W 1 | R 1 | in format 2: sloppy 1 | name |
  *
  *   topology   | format 1 | stage 1 | next stamp 2 | cluster 8 | state 8 | epoch 8
  *              | stage epoch 8 | the one before 8 | session 8 | partitions 4 | replicas 4
@@ -17,11 +17,14 @@
  *
  * Another format is refused as such (ST_UNSUPPORTED), so that nobody takes what a later version
  * wrote for damage; whoever raises it reads both until no member writes the old one.
+ *
+ * Format 2 is written where a keyspace is sloppy, and only there. So versions that know no such
+ * keyspaces go on with the others as long as nobody makes one, and stop when somebody does.
  */
 #include "cluster/topology.h"
 #include "cluster/topology_internal.h"
 
-enum { FORMAT = 1 };
+enum { FORMAT = 1, FORMAT_SLOPPY = 2 };
 
 /* ---- what a kind of command carries, in this order ---- */
 
@@ -64,6 +67,7 @@ parts_of(u8 kind)
 
 struct writer {
     struct buf *out;
+    u8 format;
     bool failed; /* what comes after is left out */
 };
 
@@ -136,6 +140,7 @@ put_options(struct writer *writer, const struct topology_keyspace *keyspace)
     put_u8(writer, keyspace->replicas);
     put_u8(writer, keyspace->write_quorum);
     put_u8(writer, keyspace->read_quorum);
+    if (writer->format == FORMAT_SLOPPY) put_u8(writer, keyspace->sloppy);
     put_name(writer, keyspace->name);
 }
 
@@ -160,7 +165,9 @@ topology_command_encode(const struct topology_command *command, struct buf *out)
     size_t size = out->size;
     u32 parts = parts_of(command->kind);
     if (parts == 0) return false;
-    put_u8(&writer, FORMAT);
+    bool sloppy = (parts & HAS_OPTIONS) != 0 && command->options.sloppy;
+    writer.format = sloppy ? FORMAT_SLOPPY : FORMAT;
+    put_u8(&writer, writer.format);
     put_u8(&writer, command->kind);
     put_u64(&writer, command->state_before);
     put_u64(&writer, command->state_after);
@@ -176,12 +183,20 @@ topology_command_encode(const struct topology_command *command, struct buf *out)
     return finish(&writer, size);
 }
 
+static bool
+any_sloppy(const struct topology *topology)
+{
+    for (u32 k = 0; k < LIMIT_KEYSPACES_CLIENT; k++)
+        if (topology->keyspaces[k].used && topology->keyspaces[k].sloppy) return true;
+    return false;
+}
+
 bool
 topology_encode(const struct topology *topology, struct buf *out)
 {
-    struct writer writer = {.out = out};
+    struct writer writer = {.out = out, .format = any_sloppy(topology) ? FORMAT_SLOPPY : FORMAT};
     size_t size = out->size;
-    put_u8(&writer, FORMAT);
+    put_u8(&writer, writer.format);
     put_u8(&writer, topology->stage);
     put_u16(&writer, topology->next_stamp);
     put_u64(&writer, topology->cluster_id);
@@ -211,6 +226,7 @@ topology_encode(const struct topology *topology, struct buf *out)
 
 struct reader {
     struct bytes rest;
+    u8 format;
     bool failed; /* what comes after is zero */
 };
 
@@ -309,6 +325,7 @@ take_options(struct reader *reader, struct topology_keyspace *out)
     out->replicas = take_u8(reader);
     out->write_quorum = take_u8(reader);
     out->read_quorum = take_u8(reader);
+    out->sloppy = reader->format == FORMAT_SLOPPY && take_bool(reader);
     take_name(reader, out->name);
 }
 
@@ -317,7 +334,8 @@ topology_command_decode(struct bytes bytes, struct topology_command *out)
 {
     struct reader reader = {.rest = bytes};
     struct topology_command command = {0};
-    if (take_u8(&reader) != FORMAT) return ST_CORRUPT;
+    reader.format = take_u8(&reader);
+    if (reader.format != FORMAT && reader.format != FORMAT_SLOPPY) return ST_CORRUPT;
     command.kind = take_u8(&reader);
     command.state_before = take_u64(&reader);
     command.state_after = take_u64(&reader);
@@ -335,7 +353,9 @@ topology_command_decode(struct bytes bytes, struct topology_command *out)
         command.options.used = take_bool(&reader);
         take_options(&reader, &command.options);
     }
-    if (reader.failed || reader.rest.size > 0) return ST_CORRUPT;
+    bool sloppy = reader.format == FORMAT_SLOPPY;
+    if (reader.failed || reader.rest.size > 0 || sloppy != command.options.sloppy)
+        return ST_CORRUPT;
     *out = command;
     return ST_OK;
 }
@@ -374,9 +394,9 @@ take_placement(struct reader *reader, struct topology *topology, struct placemen
 static status
 take_topology(struct reader *reader, struct topology *out)
 {
-    u8 format = take_u8(reader);
+    u8 format = reader->format = take_u8(reader);
     if (reader->failed || format == 0) return ST_CORRUPT;
-    if (format != FORMAT) return ST_UNSUPPORTED;
+    if (format > FORMAT_SLOPPY) return ST_UNSUPPORTED;
     out->stage = take_u8(reader);
     out->next_stamp = take_u16(reader);
     out->cluster_id = take_u64(reader);
@@ -396,7 +416,8 @@ take_topology(struct reader *reader, struct topology *out)
     if (ok(st) && out->cluster_id != 0) st = take_placement(reader, out, &out->current);
     if (ok(st) && out->stage != STAGE_NONE) st = take_placement(reader, out, &out->next);
     if (!ok(st)) return st;
-    if (reader->failed || reader->rest.size > 0) return ST_CORRUPT;
+    if (reader->failed || reader->rest.size > 0 || any_sloppy(out) != (format == FORMAT_SLOPPY))
+        return ST_CORRUPT;
     return topology_check(out) ? ST_OK : ST_CORRUPT;
 }
 

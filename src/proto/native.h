@@ -271,6 +271,9 @@ enum native_cluster_flags {
     NATIVE_CLUSTER_CREATE = 1 << 1, /* KEYSPACE_SET: there is none of this name yet */
     NATIVE_CLUSTER_UNDO = 1 << 2,   /* DRAIN */
     NATIVE_CLUSTER_FORCE = 1 << 3,  /* REMOVE: though fewer are left than a key has replicas */
+    /* KEYSPACE_SET; not both; neither: as it is, or as keyspace 0 is */
+    NATIVE_CLUSTER_SLOPPY = 1 << 4,
+    NATIVE_CLUSTER_NOT_SLOPPY = 1 << 5,
 };
 #define NATIVE_CLUSTER_NAME_BYTES_MAX 63u
 #define NATIVE_CLUSTER_KEYSPACE_ANY   UINT16_MAX

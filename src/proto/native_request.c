@@ -151,7 +151,8 @@ native_cluster_check(const struct native_cluster *cluster, const char **error)
         [NATIVE_CLUSTER_WEIGHT] = {.node = 2, .weight = true},
         [NATIVE_CLUSTER_REPAIR] = {.node = 1},
         [NATIVE_CLUSTER_KEYSPACES] = {0},
-        [NATIVE_CLUSTER_KEYSPACE_SET] = {.flags = NATIVE_CLUSTER_CREATE,
+        [NATIVE_CLUSTER_KEYSPACE_SET] = {.flags = NATIVE_CLUSTER_CREATE | NATIVE_CLUSTER_SLOPPY |
+                                                  NATIVE_CLUSTER_NOT_SLOPPY,
                                          .name = 2,
                                          .options = true},
         [NATIVE_CLUSTER_KEYSPACE_FIND] = {.name = 2},
@@ -174,6 +175,9 @@ native_cluster_check(const struct native_cluster *cluster, const char **error)
         (cluster->name.size != 0 && takes[f].name == 0) || (options && !takes[f].options) ||
         (cluster->weight != 0 && !takes[f].weight))
         return refuse(error, ST_INVALID, "the function does not take that");
+    const u8 either = NATIVE_CLUSTER_SLOPPY | NATIVE_CLUSTER_NOT_SLOPPY;
+    if ((cluster->flags & either) == either)
+        return refuse(error, ST_INVALID, "a keyspace is sloppy or not");
     if (cluster->conflict > 1) return refuse(error, ST_INVALID, "unknown kind of conflict");
     return ST_OK;
 }

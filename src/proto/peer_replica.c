@@ -55,8 +55,10 @@ peer_write_decode(struct bytes body, struct peer_write *out)
     read_zeros(&r, 3);
     write.session = read_u32(&r);
     write.ops = read_rest(&r);
-    bool tree = write.flags & PEER_WRITE_TREE;
-    if (!reader_done(&r) || tree != (write.session != 0) || write.version == 0 ||
+    bool stands_in = write.flags & PEER_WRITE_STAND_IN;
+    bool names = stands_in || (write.flags & PEER_WRITE_TREE);
+    if (!reader_done(&r) || names != (write.session != 0) ||
+        (stands_in && write.flags != PEER_WRITE_STAND_IN) || write.version == 0 ||
         write.count == 0 || write.count > LIMIT_BATCH_OPS ||
         (write.flags & ~PEER_WRITE_FLAGS_KNOWN) != 0 || write.partition >= SLOT_COUNT ||
         write.ops.size == 0 || write.ops.size > LIMIT_BATCH_BYTES)

@@ -40,16 +40,19 @@ enum peer_write_flags {
     /* The only operation is a state of a key that keeps siblings: the union of it and what is there
      * is written. (Also without the flag where the receiver's topology says that it does.) */
     PEER_WRITE_MERGE = 1 << 3,
+    /* The receiver is no home replica: it is to keep a hint for the member that the field of the
+     * session names, and to answer when that is durable. Alone. */
+    PEER_WRITE_STAND_IN = 1 << 4,
 };
 #define PEER_WRITE_FLAGS_KNOWN                                                                     \
-    (PEER_WRITE_REPAIR | PEER_WRITE_HINT | PEER_WRITE_TREE | PEER_WRITE_MERGE)
+    (PEER_WRITE_REPAIR | PEER_WRITE_HINT | PEER_WRITE_TREE | PEER_WRITE_MERGE | PEER_WRITE_STAND_IN)
 
 struct peer_write {
     u64 version;   /* not 0 */
     u32 partition; /* of the topology's count; all operations lie in it */
     u32 count;     /* 1 to LIMIT_BATCH_OPS */
     u8 flags;      /* enum peer_write_flags */
-    u32 session;   /* with TREE, and 0 without */
+    u32 session;   /* with TREE; the target with STAND_IN; 0 without */
     struct bytes ops;
 };
 

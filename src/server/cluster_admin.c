@@ -406,9 +406,10 @@ json_keyspaces(struct buf *out, const struct topology *topology)
         if (!keyspace->used) continue;
         cmd_text(out,
                  "%s{\"number\":%u,\"name\":\"%s\",\"replicas\":%u,\"write_quorum\":%u,"
-                 "\"read_quorum\":%u,\"conflict\":\"%s\"}",
+                 "\"read_quorum\":%u,\"conflict\":\"%s\",\"sloppy\":%s}",
                  first ? "" : ",", k, keyspace->name, keyspace->replicas, keyspace->write_quorum,
-                 keyspace->read_quorum, cluster_conflict_names[keyspace->conflict % 2]);
+                 keyspace->read_quorum, cluster_conflict_names[keyspace->conflict % 2],
+                 keyspace->sloppy ? "true" : "false");
         first = false;
     }
     cmd_text(out, "]");
@@ -606,7 +607,9 @@ propose(struct exec *x, const struct native_request *request)
                                   .conflict = wanted->conflict,
                                   .replicas = wanted->replicas,
                                   .write_quorum = wanted->write_quorum,
-                                  .read_quorum = wanted->read_quorum};
+                                  .read_quorum = wanted->read_quorum,
+                                  .sloppy_on = (wanted->flags & NATIVE_CLUSTER_SLOPPY) != 0,
+                                  .sloppy_off = (wanted->flags & NATIVE_CLUSTER_NOT_SLOPPY) != 0};
     memcpy(proposal->keyspace.name, wanted->name.data, wanted->name.size);
     u64 ms = x->shard->config->cluster_timeout_ms;
     if (request->header.timeout_ms != 0) ms = MIN(ms, request->header.timeout_ms);

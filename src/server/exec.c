@@ -80,6 +80,7 @@ clear(struct exec *x)
     x->context_from = EXEC_CONTEXT_NONE;
     x->context.size = 0;
     x->seq = 0;
+    x->has_read = false;
     x->read_until_ms = UINT64_MAX;
     x->hits = 0;
     x->misses = 0;
@@ -306,7 +307,7 @@ get_replicated(struct exec *x, u16 keyspace, u64 token, struct bytes key, bool c
     struct replicate_value *value = &x->replicated;
     status st = replicate_read(x->shard->cluster->replicator, (enum replicate_level)x->level,
                                keyspace, token, key, x->deadline_ns, value);
-    x->replicated_held = true;
+    x->replicated_held = x->has_read = true;
     if (!ok(st)) {
         exec_fail(x, st);
         return EXEC_STOP;
@@ -667,8 +668,12 @@ write_replicated(struct exec *x, struct lsm_batch *batch)
 {
     if (x->shard->cluster == NULL) return ST_WOULD_WAIT; /* not yet, or not any more */
     if (io_wall_ms() >= x->read_until_ms) return ST_CONFLICT;
-    return replicate_write(x->shard->cluster->replicator, (enum replicate_level)x->level, batch,
-                           x->begin_ns, x->deadline_ns, &x->version);
+    /* What others read and write next must meet it, and what is flushed is flushed: nobody stands
+     * in for a replica. */
+    enum replicate_level level = (enum replicate_level)x->level;
+    if (level == REPLICATE_DEFAULT && (x->has_read || x->blind)) level = REPLICATE_HOMES;
+    return replicate_write(x->shard->cluster->replicator, level, batch, x->begin_ns, x->deadline_ns,
+                           &x->version);
 }
 
 /* One attempt, under the locks. True: a value that was read has expired before the writes were

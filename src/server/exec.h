@@ -66,6 +66,7 @@ struct exec {
     u32 steps;           /* reads and writes of this run: long ones make room for others */
     u64 seq;             /* see above */
     u64 now_ms;          /* wall clock of this run */
+    bool has_read;       /* in a cluster: what it writes is made of what it has read */
     u64 read_until_ms;   /* when the first of the values that were read expires; UINT64_MAX: none */
     struct buf ops;      /* struct exec_op[op_count] */
     struct buf op_index; /* u32[], a hash table over ops, once there are many */

@@ -1145,7 +1145,7 @@ snapshots_later(struct shard *shard, void *arg)
     (void)arg;
     struct group0 *group0 = shard->cluster->group0;
     CHECK(group0->base_blob != NULL && group0->base_blob->data[0] == 1);
-    group0->base_blob->data[0] = 2;
+    group0->base_blob->data[0] = 3;
     group0->options.snapshot_entries = UINT32_MAX;
 }
 

@@ -254,7 +254,17 @@ keyspaces_story(struct rig *rig)
                                                  .name = BYTES_LITERAL("5")});
     CHECK(reply.header.status == NATIVE_ST_OK && reply.cluster.number == 5);
     CHECK(says(reply, "{\"number\":5,\"name\":\"5\",\"replicas\":3,\"write_quorum\":2,"
-                      "\"read_quorum\":2,\"conflict\":\"lww\"}"));
+                      "\"read_quorum\":2,\"conflict\":\"lww\",\"sloppy\":false}"));
+    struct native_cluster sloppy = {.function = NATIVE_CLUSTER_KEYSPACE_SET,
+                                    .flags = NATIVE_CLUSTER_SLOPPY,
+                                    .name = BYTES_LITERAL("5")};
+    for (u32 i = 0; i < 2; i++) {
+        CHECK(ask(&client, sloppy).header.status == NATIVE_ST_OK);
+        reply = ask(&client, (struct native_cluster){.function = NATIVE_CLUSTER_KEYSPACES});
+        CHECK(says(reply, i == 0 ? "\"sloppy\":true" : "\"sloppy\":false"));
+        CHECK(says(reply, "\"sloppy\":true") == (i == 0));
+        sloppy.flags = NATIVE_CLUSTER_NOT_SLOPPY;
+    }
     struct native_cluster set = {.function = NATIVE_CLUSTER_KEYSPACE_SET,
                                  .flags = NATIVE_CLUSTER_CREATE,
                                  .replicas = 2,

@@ -72,6 +72,7 @@ struct cluster_knobs {
     u32 value_bytes_max;
     u32 expire_part, delete_part, read_part, batch_part, loose_part; /* of 100 */
     bool racks;
+    bool sloppy;   /* the keyspace is: what reads promise then is less */
     bool operates; /* stores are flushed and merged now and then */
     /* Of 100 power cuts and kills: at an event of the node; of 100 starts: cut at one. */
     u32 event_part, recovery_cut_part;
@@ -232,12 +233,13 @@ struct cluster_run {
     u32 key_count;
     u64 numbers; /* of values */
     u32 clients_running;
-    bool founded;  /* there is a cluster; who starts without data joins it */
-    bool works;    /* clients go on */
-    bool calm;     /* nothing goes wrong any more */
-    bool troubles; /* now */
-    bool skewed;   /* clocks were apart by more than is allowed */
-    u64 calm_ns;   /* since then */
+    bool sloppy_wanted; /* the keyspace is to be made so */
+    bool founded;       /* there is a cluster; who starts without data joins it */
+    bool works;         /* clients go on */
+    bool calm;          /* nothing goes wrong any more */
+    bool troubles;      /* now */
+    bool skewed;        /* clocks were apart by more than is allowed */
+    u64 calm_ns;        /* since then */
     u64 settled_ns;
     u64 tend_ns;  /* when nodes and troubles are looked at again */
     u64 answered; /* requests that were done since then */
@@ -260,6 +262,7 @@ struct cluster_run {
 
     /* checks at the end */
     bool audit_wanted, audit_ended;
+    u64 audited_from; /* the position where the last audit began */
     u64 happened[TROUBLE_COUNT];
     u64 look_ns; /* stores are looked at again */
     u64 trees_compared, trees_equal;
@@ -339,6 +342,8 @@ bool cluster_stores_equal(char *why, size_t size);
 MAY_YIELD void cluster_inspect_main(void *arg); /* on each shard of each node */
 /* Now and then, in the trouble. */
 void cluster_inspect_step(void);
+/* Has the keyspace made sloppy, and waits until all know. */
+void cluster_make_sloppy(void);
 /* Nothing waits for anybody any more. */
 bool cluster_hints_drained(void);
 /* Every node is asked to compare its trees; then whether all have. */

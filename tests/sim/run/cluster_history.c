@@ -10,7 +10,8 @@
  *   converge   counters count, every key is read at level ALL, and then the stores of the replicas
  *              hold the same
  *   stop       every node ends in order and leaves no memory
- *   judge      what clients were told of each key is what a register shows
+ *   judge      what clients were told of each key is what a register shows; in a sloppy keyspace it
+ *              was written, and what is there in the end is the last of what was acknowledged
  *
  * Convergence. What no hint has kept is mended by reading, or where replicas compare their trees.
  * They do that by themselves in minutes, so `converge` reads everything at ALL; or, as the seed
@@ -104,6 +105,7 @@ found(void)
         violated("not_founded", "after %llu s: %s", (unsigned long long)(FOUND_NS_MAX / NS_PER_S),
                  cluster_why_unsettled());
     c->founded = true;
+    if (c->knobs.sloppy && !run_over()) cluster_make_sloppy();
 }
 
 static void

@@ -156,17 +156,47 @@ look(const struct cluster_node *node, const struct shard *shard)
     return st;
 }
 
+MAY_YIELD static void
+sloppy_set(struct shard *shard)
+{
+    if (shard == NULL || shard->cluster == NULL) return;
+    struct cluster_keyspace wanted = {.sloppy_on = true, .name = "0"};
+    status st = cluster_keyspace_set(shard->cluster, &wanted, io_now_ns() + NS_PER_S);
+    run->cluster->sloppy_wanted = !ok(st) && !status_is(st, ST_EXISTS);
+}
+
+static bool
+is_sloppy(void)
+{
+    const struct cluster_run *c = run->cluster;
+    for (u32 i = 0; i < c->node_count; i++) {
+        const struct topology *topology = cluster_topology_of(&c->nodes[i]);
+        if (topology == NULL || !topology->keyspaces[0].sloppy) return false;
+    }
+    return true;
+}
+
+void
+cluster_make_sloppy(void)
+{
+    run->cluster->sloppy_wanted = true;
+    if (!cluster_run_until(is_sloppy, LOOKS_NS_MAX) && !run_over())
+        violated("not_sloppy", "the keyspace cannot be changed");
+    run->cluster->sloppy_wanted = false;
+}
+
 MAY_YIELD void
 cluster_inspect_main(void *arg)
 {
     struct cluster_node *node = arg;
     u32 index = io_shard_index();
     while (!io_stopping()) {
-        const struct shard *shard = shard_self();
+        struct shard *shard = shard_self();
         if (index == 0 && node->repair_wanted && shard != NULL && shard->cluster != NULL) {
             node->repair_wanted = false;
             trees_repair_start(shard->cluster);
         }
+        if (run->cluster->sloppy_wanted && index == 0 && node->index == 0) sloppy_set(shard);
         if (node->look_wanted[index] && shard != NULL && shard->lsm != NULL &&
             ok(look(node, shard)))
             node->look_wanted[index] = false;

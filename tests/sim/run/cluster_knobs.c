@@ -104,6 +104,15 @@ trees_draw(struct cluster_knobs *knobs, u64 seed)
     knobs->repairs = prng_chance(&prng, 1, 3);
 }
 
+/* Likewise. Only where there are others to stand in. */
+static void
+sloppy_draw(struct cluster_knobs *knobs, u64 seed)
+{
+    struct prng prng;
+    prng_init(&prng, seed * 7919 + 27);
+    knobs->sloppy = prng_chance(&prng, 1, 2) && knobs->nodes > knobs->replicas;
+}
+
 void
 cluster_knobs_draw(struct cluster_knobs *knobs, struct sim_options *sim,
                    const struct run_options *options)
@@ -154,6 +163,7 @@ cluster_knobs_draw(struct cluster_knobs *knobs, struct sim_options *sim,
     cuts_draw(knobs, options->seed);
     siblings_draw(knobs, options->seed);
     trees_draw(knobs, options->seed);
+    sloppy_draw(knobs, options->seed);
     if (options->ops != 0) knobs->trouble_ns = options->ops * 10 * NS_PER_MS;
     sim->print_log = options->log;
     sim->faults_off = options->off;
@@ -166,11 +176,11 @@ void
 cluster_knobs_print(const struct cluster_knobs *knobs)
 {
     fprintf(stderr,
-            "cluster   nodes %u, shards to %u, N %u W %u R %u, timeout %llu ms, racks %d, "
+            "cluster   nodes %u, shards to %u, N %u W %u R %u%s, timeout %llu ms, racks %d, "
             "operator %d\n",
             knobs->nodes, knobs->shards_max, knobs->replicas, knobs->write_quorum,
-            knobs->read_quorum, (unsigned long long)knobs->timeout_ms, knobs->racks,
-            knobs->operates);
+            knobs->read_quorum, knobs->sloppy ? " sloppy" : "",
+            (unsigned long long)knobs->timeout_ms, knobs->racks, knobs->operates);
     fprintf(stderr,
             "clients   %u, keys %u + %u groups + %u fixed + %u counters, hot %u %%, pause to %llu "
             "ms, reads %u %%, deletes %u %%, expire %u %%, batches %u %%, loose %u %%, values to "

@@ -323,6 +323,55 @@ register_check_told(const struct register_history *history, struct register_verd
     }
 }
 
+/* Whether a write that was done is surely later than this one, by any clock. */
+static bool
+is_replaced(const struct register_history *history, const struct register_op *write, u64 apart_ns,
+            u64 late_ns)
+{
+    u64 last_ns = write->outcome == REGISTER_DONE ? write->ended_ns : write->begun_ns + late_ns;
+    for (u32 i = 0; i < history->count; i++) {
+        const struct register_op *other = &history->ops[i];
+        if (other->kind != REGISTER_READ && other->outcome == REGISTER_DONE &&
+            other->begun_ns > last_ns + apart_ns)
+            return true;
+    }
+    return false;
+}
+
+/* What may have left what is told: that write, or nothing at all when none was ever done. */
+static bool
+may_be_last(const struct register_history *history, const struct register_op *read, u64 apart_ns,
+            u64 late_ns)
+{
+    bool written = false;
+    for (u32 i = 0; i < history->count; i++) {
+        const struct register_op *op = &history->ops[i];
+        if (op->kind == REGISTER_READ || op->outcome == REGISTER_REFUSED || op->begun > read->ended)
+            continue;
+        written = written || op->outcome == REGISTER_DONE;
+        bool gone = op->kind == REGISTER_DELETE ||
+                    (op->gone_first_ns != 0 && op->gone_first_ns <= read->ended_ns);
+        bool tells = read->value == 0 ? gone : op->kind == REGISTER_PUT && op->value == read->value;
+        if (tells && !is_replaced(history, op, apart_ns, late_ns)) return true;
+    }
+    return !written && read->value == 0;
+}
+
+void
+register_check_last(const struct register_history *history, u64 position, u64 apart_ns, u64 late_ns,
+                    struct register_verdict *out)
+{
+    *out = (struct register_verdict){0};
+    for (u32 i = 0; i < history->count && out->rule == NULL; i++) {
+        const struct register_op *read = &history->ops[i];
+        if (read->kind != REGISTER_READ || read->outcome != REGISTER_DONE ||
+            read->begun < position || may_be_last(history, read, apart_ns, late_ns))
+            continue;
+        out->rule = "lost";
+        out->op = i;
+    }
+}
+
 /* Which writes of unknown outcome matter, and until when. */
 static void
 needs_find(struct judge *judge)

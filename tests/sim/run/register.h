@@ -56,6 +56,13 @@ struct register_verdict {
 
 /* Only: each read tells what was written, not before, not when it was refused, not expired. */
 void register_check_told(const struct register_history *history, struct register_verdict *out);
+/* What stands at the end of the history, when all replicas have all: each read that began at
+ * `position` or later tells what no other write that was done has replaced. Writes are in the order
+ * of clocks, which differ by less than apart_ns; one of unknown outcome may be done until late_ns
+ * after it began. For histories whose other reads need not see what was written before (what they
+ * may tell is register_check_told's). */
+void register_check_last(const struct register_history *history, u64 position, u64 apart_ns,
+                         u64 late_ns, struct register_verdict *out);
 /* astray: clocks were further apart than is allowed. Then what a write of unknown outcome has left
  * may be told by one node, and not by the others until its time has come: reads that tell of such
  * writes count for nothing. */

@@ -260,6 +260,47 @@ small_histories_are_judged_as_by_brute_force(void **state)
     begin();
 }
 
+static const char *
+last(u64 from)
+{
+    struct register_verdict verdict;
+    register_check_last(&history, from, 10 * NS_PER_MS, 100 * NS_PER_MS, &verdict);
+    return verdict.rule;
+}
+
+static void
+what_stands_in_the_end_is_the_last_by_some_clock(void **state)
+{
+    (void)state;
+    begin();
+    op(REGISTER_READ, 1, 2, 0);
+    assert_null(last(0)); /* nothing was ever there */
+    op(REGISTER_PUT, 3, 4, 1);
+    op(REGISTER_READ, 5, 6, 0); /* of which nothing is demanded */
+    op(REGISTER_READ, 1001, 1002, 0);
+    assert_string_equal(last(1000), "lost");
+    begin();
+    op(REGISTER_PUT, 3, 4, 1);
+    op(REGISTER_PUT, 10, 12, 2); /* clocks may differ */
+    op(REGISTER_READ, 1001, 1002, 1);
+    assert_null(last(1000));
+    op(REGISTER_READ, 1003, 1004, 2);
+    assert_null(last(1000));
+    op(REGISTER_DELETE, 30, 31, 0);
+    assert_string_equal(last(1000), "lost");
+    op(REGISTER_READ, 1005, 1006, 0);
+    assert_null(last(1005));
+    op(REGISTER_PUT, 35, 0, 3); /* nobody knows until when it may be done */
+    op(REGISTER_READ, 1007, 1008, 3);
+    assert_null(last(1005));
+    op(REGISTER_PUT, 140, 141, 4);
+    assert_null(last(1007));
+    assert_string_equal(last(1005), "lost"); /* the read of nothing */
+    op(REGISTER_PUT, 150, 151, 5);
+    assert_string_equal(last(1007), "lost");
+    begin();
+}
+
 int
 main(void)
 {
@@ -272,6 +313,7 @@ main(void)
         cmocka_unit_test(what_nobody_knows_may_come_and_go_while_clocks_are_wrong),
         cmocka_unit_test(what_was_refused_or_never_written_is_told_by_nobody),
         cmocka_unit_test(a_value_that_expires_is_there_then_perhaps_and_then_gone),
+        cmocka_unit_test(what_stands_in_the_end_is_the_last_by_some_clock),
         cmocka_unit_test(small_histories_are_judged_as_by_brute_force),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

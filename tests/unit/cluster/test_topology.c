@@ -915,14 +915,66 @@ what_a_later_version_wrote_is_told_from_damage(void **state)
         if (format == 1) continue;
         bytes.data[0] = (u8)format;
         status st = topology_decode(buf_bytes(&bytes), &budget, &copy);
-        assert_true(status_is(st, format == 0 ? ST_CORRUPT : ST_UNSUPPORTED));
+        assert_true(status_is(st, format <= 2 ? ST_CORRUPT : ST_UNSUPPORTED));
         assert_null(copy);
         assert_int_equal(budget.used_bytes, used);
     }
     /* Whatever stands behind it. */
-    bytes.data[0] = 2;
+    bytes.data[0] = 3;
     assert_true(status_is(topology_decode(BYTES(bytes.data, 1), &budget, &copy), ST_UNSUPPORTED));
     buf_deinit(&bytes);
+    world_deinit(&world);
+}
+
+/* So nodes that do not know sloppy keyspaces can be there until one is made, and again when none
+ * is.
+ */
+static void
+only_what_is_sloppy_is_of_the_later_format(void **state)
+{
+    (void)state;
+    struct world world;
+    world_grow(&world, 3, 16, 3);
+    struct topology_command set = {.kind = TOPOLOGY_KEYSPACE_SET, .keyspace = 5};
+    set.options = world.now->keyspaces[0];
+    snprintf(set.options.name, sizeof(set.options.name), "5");
+    struct buf bytes;
+    for (u32 sloppy = 0; sloppy < 4; sloppy++) {
+        set.options.sloppy = sloppy % 2 == 1;
+        buf_init(&bytes, &budget);
+        assert_true(topology_command_encode(&set, &bytes));
+        assert_int_equal(bytes.data[0], set.options.sloppy ? 2 : 1);
+        struct topology_command same;
+        assert_true(ok(topology_command_decode(buf_bytes(&bytes), &same)));
+        assert_int_equal(same.options.sloppy, set.options.sloppy);
+        buf_deinit(&bytes);
+        apply_ok(&world, set);
+        assert_int_equal(world.now->keyspaces[5].sloppy, set.options.sloppy);
+        bytes_of(world.now, &bytes);
+        assert_int_equal(bytes.data[0], set.options.sloppy ? 2 : 1);
+        struct topology *copy = NULL;
+        assert_true(ok(topology_decode(buf_bytes(&bytes), &budget, &copy)));
+        assert_same(copy, world.now);
+        topology_release(copy);
+        buf_deinit(&bytes);
+    }
+    apply_refused(&world, set, "nothing changes");
+    world_deinit(&world);
+}
+
+/* Who makes dots of its own must have what was acknowledged of them before. */
+static void
+what_keeps_siblings_is_not_sloppy(void **state)
+{
+    (void)state;
+    struct world world;
+    world_grow(&world, 3, 16, 3);
+    struct topology_command set = {.kind = TOPOLOGY_KEYSPACE_SET, .keyspace = 5};
+    set.options = world.now->keyspaces[0];
+    set.options.conflict = CONFLICT_SIBLINGS;
+    set.options.sloppy = true;
+    snprintf(set.options.name, sizeof(set.options.name), "5");
+    apply_refused(&world, set, "a keyspace that keeps siblings cannot be sloppy");
     world_deinit(&world);
 }
 
@@ -1507,6 +1559,8 @@ main(void)
         cmocka_unit_test(a_thousand_members_and_no_more),
         cmocka_unit_test(too_little_memory_is_a_refusal),
         cmocka_unit_test(what_a_later_version_wrote_is_told_from_damage),
+        cmocka_unit_test(only_what_is_sloppy_is_of_the_later_format),
+        cmocka_unit_test(what_keeps_siblings_is_not_sloppy),
         cmocka_unit_test(every_byte_is_checked),
         cmocka_unit_test(invariants_are_seen_broken),
         cmocka_unit_test(acknowledged_writes_are_seen_through_random_histories),

@@ -122,7 +122,7 @@ encode_all_requests(void)
                         .context = BYTES_LITERAL("seen"),
                         .value = BYTES_LITERAL("v7")});
     ENCODE(NATIVE_CLUSTER, .cluster = {.function = NATIVE_CLUSTER_KEYSPACE_SET,
-                                       .flags = NATIVE_CLUSTER_CREATE,
+                                       .flags = NATIVE_CLUSTER_CREATE | NATIVE_CLUSTER_NOT_SLOPPY,
                                        .conflict = 1,
                                        .replicas = 2,
                                        .keyspace = NATIVE_CLUSTER_KEYSPACE_ANY,

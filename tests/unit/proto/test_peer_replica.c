@@ -40,6 +40,21 @@ what_is_encoded_decodes_to_the_same(void **state)
     assert_true(ok(peer_write_decode(bytes, &write_out)));
     assert_int_equal(write_out.session, 12345);
     assert_true(bytes_equal(write_out.ops, rest));
+    write.flags = PEER_WRITE_STAND_IN;
+    write.session = 7;
+    bytes = body_of(body, peer_write_head(&write, body), rest);
+    assert_true(ok(peer_write_decode(bytes, &write_out)));
+    assert_int_equal(write_out.session, 7);
+    /* For somebody, and nothing else. */
+    write.session = 0;
+    bytes = body_of(body, peer_write_head(&write, body), rest);
+    assert_false(ok(peer_write_decode(bytes, &write_out)));
+    write.session = 7;
+    for (u32 flag = 1; flag < PEER_WRITE_STAND_IN; flag *= 2) {
+        write.flags = (u8)(PEER_WRITE_STAND_IN | flag);
+        bytes = body_of(body, peer_write_head(&write, body), rest);
+        assert_false(ok(peer_write_decode(bytes, &write_out)));
+    }
 
     struct peer_wrote wrote = {.newer = 99}, wrote_out;
     bytes = body_of(body, peer_wrote_encode(&wrote, body), BYTES(NULL, 0));
