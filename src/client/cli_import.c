@@ -9,6 +9,9 @@
  *
  * Two lines of one key that are under way together would race. The later one waits until the
  * earlier has ended: the last line wins, as in the file.
+ *
+ * Progress goes to stderr when that is a terminal, and not with --quiet: a bar when the size of the
+ * input is known, else (a pipe) records, bytes and their rate (report).
  */
 #include "client/cli.h"
 

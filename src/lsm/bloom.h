@@ -8,6 +8,11 @@
  * exactly two neighbouring lines onto one, which is how a filter that was sized for more keys than
  * came is folded (bloom_fold) without knowing the keys.
  *
+ * Who chooses the size: bits per key come from who makes the table (FILTER_BITS_* in
+ * levels_internal.h: flush.c, compaction.c), and so does the most keys that it may have;
+ * table_writer.c takes the lines for these (filter_reserve; fewer when memory is short) and folds
+ * them to the keys that came (filter_write).
+ *
  * The input is hash_key(key, 0). It is remixed, because the keys of one table share the top bits of
  * their tokens, and a token is made of the same hash.
  */

@@ -10,11 +10,12 @@
  *   C1  All work happens under compact_mutex, so between the picking of a step and its commit only
  *       flushes change the current set, and they only insert in front.
  *   C2  The runs of a sweep carry its number as their owner; nobody else replaces them (checked
- * when they are looked up and again at the commit). C3  A sweep's inputs are neighbours in age and
- * its output stands right behind them, so S1 holds for every token whether it was swept yet or not.
+ *       when they are looked up and again at the commit).
+ *   C3  A sweep's inputs are neighbours in age and its output stands right behind them, so S1 holds
+ *       for every token whether it was swept yet or not.
  *   C4  A step that fails leaves the set as it was and removes what it wrote. The sweep is tried
- * again later, except when an input was damaged: then its tree is not merged any more, the owner is
- *       told, and reads go on.
+ *       again later, except when an input was damaged: then its tree is not merged any more, the
+ *       owner is told, and reads go on.
  *
  * Sweeps live in memory only. After a restart the views in the manifest tell what was consumed, and
  * picking starts afresh; that is correct whatever it picks, by C3.

@@ -12,6 +12,10 @@
  * Tables end between two tokens, never inside one, because runs tell tables apart by token. One
  * hash tag with very many keys therefore makes one long table; the values of it are kept within
  * the limit of blob files by writing them again.
+ *
+ * The size of a table's filter is not chosen here: bits per key and the expected number of keys are
+ * in output_config, from flush.c and compaction.c, and table_writer.c sizes and folds by them
+ * (bloom.h says how).
  */
 #include "lsm/levels_internal.h"
 

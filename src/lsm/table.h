@@ -53,7 +53,7 @@ struct table_writer_options {
     u64 file_id;
     u16 keyspace;
     enum lsm_codec codec;
-    u32 filter_bits;     /* per key: about 14 on young runs, 10 at the last level */
+    u32 filter_bits;     /* per key: FILTER_BITS_* */
     u64 entry_count_max; /* sizes the filter; more are allowed, the filter gets worse */
     enum io_class io_class;
     struct budget *budget;

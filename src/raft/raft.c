@@ -117,7 +117,7 @@ raft_init(struct raft *raft, const struct raft_options *options, void *memory,
     raft->last_term = raft_term_of(raft, raft->last_index);
     if (raft->last_index > 0 && raft->last_term == 0) return ST_CORRUPT;
     /* A log of a later term than the hard state: it was written first, and that is a lie (S1). */
-    if (raft->term < raft->last_term) return ST_CORRUPT;
+    if (raft->term < raft->last_term || raft->term > RAFT_NUMBER_MAX) return ST_CORRUPT;
     if (restored->applied > raft->last_index || restored->applied < restored->snapshot.index)
         return ST_CORRUPT;
     raft->persisted = raft->last_index;
@@ -294,7 +294,8 @@ message_check(const struct raft *raft, const struct raft_message *message)
     if (message->to != raft->options.id || message->from == 0) return ST_INVALID;
     if (message->from == raft->options.id) return ST_INVALID;
     if (message->type < RAFT_PRE_VOTE || message->type > RAFT_READ_REPLY) return ST_CORRUPT;
-    if (message->term == 0) return ST_CORRUPT;
+    if (message->term == 0 || message->term > RAFT_NUMBER_MAX) return ST_CORRUPT;
+    if (message->index > RAFT_NUMBER_MAX) return ST_CORRUPT;
     if (message->type == RAFT_APPEND && (message->log_term == 0) != (message->index == 0))
         return ST_CORRUPT;
     u64 term = message->log_term;
@@ -475,7 +476,7 @@ raft_check(const struct raft *raft)
 {
     if (raft->commit > raft->last_index || raft->persisted > raft->last_index) return false;
     if (raft->applying > raft->commit) return false;
-    if (raft->last_term > raft->term) return false;
+    if (raft->last_term > raft->term || raft->term > RAFT_NUMBER_MAX) return false;
     if (raft->config_index > raft->last_index || raft->previous_index > raft->config_index)
         return false;
     if (raft->sequence_persisted > raft->sequence) return false;

@@ -50,6 +50,8 @@
 /* Voters of one of the two sets of a joint configuration; and members altogether. */
 #define RAFT_VOTERS_MAX  9u
 #define RAFT_MEMBERS_MAX 1024u
+/* Of terms and of indexes. Nobody counts so far; what claims to have, is damaged or lies. */
+#define RAFT_NUMBER_MAX (UINT64_MAX / 2)
 /* Rounds of heartbeats whose moment is remembered: a lease is extended by answers that are no more
  * than so many rounds late. */
 #define RAFT_ROUNDS 4u

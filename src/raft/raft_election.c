@@ -50,12 +50,13 @@ was_voter(const struct raft *raft)
 }
 
 /* A log whose end is not durable is none to campaign with, and a snapshot that is being installed
- * is about to replace it. */
+ * is about to replace it. Behind the last term there is none. */
 bool
 raft_may_campaign(const struct raft *raft)
 {
     return (raft_is_voter(raft) || was_voter(raft)) && raft->persisted == raft->last_index &&
-           raft->sequence == raft->sequence_persisted && !raft->installing;
+           raft->sequence == raft->sequence_persisted && !raft->installing &&
+           raft->term < RAFT_NUMBER_MAX;
 }
 
 static void

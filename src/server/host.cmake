@@ -10,7 +10,7 @@ pkg_check_modules(SYSTEMD REQUIRED IMPORTED_TARGET libsystemd)
 add_library(distkv_host_config STATIC config.c glob.c host_config.c number.c)
 target_link_libraries(distkv_host_config PUBLIC distkv_base m PRIVATE PkgConfig::INIH)
 
-add_library(distkv_host STATIC host_admin.c host_metrics.c host_notify.c)
+add_library(distkv_host STATIC host_admin.c host_banner.c host_metrics.c host_notify.c)
 target_link_libraries(distkv_host PUBLIC distkv_server
   PRIVATE PkgConfig::MICROHTTPD PkgConfig::JANSSON PkgConfig::SYSTEMD)
 

@@ -3,7 +3,8 @@
  * host_main.c -- the program distkv-server: reads the configuration, starts the shards, watches
  * over them, and ends them.
  *
- *   main thread      everything in this file: signals, systemd, the banner, the watchdog
+ *   main thread      everything in this file: signals, systemd, the banner (host_banner.c), the
+ *                    watchdog
  *   shard threads    one a core, started by io_node_start
  *   admin thread     host_admin.c
  *   log thread       src/io/ring_log.c
@@ -20,6 +21,7 @@
 #include "io/ring_log.h"
 #include "lsm/store.h"
 #include "server/host_admin.h"
+#include "server/host_banner.h"
 #include "server/host_config.h"
 #include "server/host_notify.h"
 #include "server/server.h"
@@ -289,25 +291,15 @@ announce(struct host *host)
              : config->durability == LSM_DURABILITY_PERIODIC ? "periodic"
                                                              : "none",
              (int)getpid(), (unsigned long long)ms);
-    if (isatty(STDERR_FILENO)) {
-        bool usual = strcmp(name, "127.0.0.1") == 0 || strcmp(name, "0.0.0.0") == 0;
-        fprintf(stderr,
-                "\n"
-                "  DistKV %s   node %s\n"
-                "  clients    %s   (Redis protocol and native)\n"
-                "  admin      %s%s\n"
-                "  data       %s\n"
-                "  shards     %u on cores %s, memory %s\n"
-                "  ready in %llu ms\n"
-                "\n"
-                "  Try:  redis-cli %s%s%s-p %u set hello world\n"
-                "        distkv-client --server %s\n"
-                "  Stop with Ctrl-C.\n\n",
-                DISTKV_VERSION, server_node_id(host->server), address,
-                strcmp(config->admin_address, "off") == 0 ? "" : "http://", config->admin_address,
-                config->data_dir, config->core_count, config->cores, memory, (unsigned long long)ms,
-                usual ? "" : "-h ", usual ? "" : name, usual ? "" : " ", port, address);
-    }
+    struct host_banner banner = {
+        .config = config,
+        .node_id = server_node_id(host->server),
+        .address = address,
+        .memory = memory,
+        .port = port,
+        .ready_ms = ms,
+    };
+    host_banner_print(&banner);
     write_pid_file(config);
     host_notify_ready(line);
 }

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Start, stop, restart, cores, configuration, logs: what an operator sees."""
 
+import contextlib
 import glob
 import json
 import os
@@ -20,7 +21,7 @@ import time
 
 import pytest
 
-from conftest import SANITIZED, SERVER, SLOW, Resp, free_port, take_ports, wait_for
+from conftest import CLIENT, SANITIZED, SERVER, SLOW, Resp, free_port, take_ports, wait_for
 
 
 def run_server(*words, env=None, timeout=20, binary=SERVER, **popen):
@@ -112,24 +113,61 @@ def test_no_argument_at_all_works(tmp_path):
     assert os.path.exists(tmp_path / "distkv-data" / "NODE")
 
 
-def test_on_a_terminal_it_says_what_to_try_next(tmp_path):
+@contextlib.contextmanager
+def banner(tmp_path, program, path):
+    """What a server says on a terminal, and its port; it runs meanwhile."""
     port = free_port()
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
-        [SERVER, "--address", f"127.0.0.1:{port}", "--data-dir", ":memory:", "--memory", "64MiB"],
-        cwd=tmp_path, stdin=subprocess.DEVNULL, stdout=theirs, stderr=theirs)
+        [program, "--address", f"127.0.0.1:{port}", "--data-dir", ":memory:", "--memory", "64MiB"],
+        cwd=tmp_path, env={**os.environ, "PATH": path}, stdin=subprocess.DEVNULL, stdout=theirs,
+        stderr=theirs)
     os.close(theirs)
     try:
         text = b""
         end = time.monotonic() + 20 * SLOW
-        while b"redis-cli -p %d set hello world" % port not in text:
+        while b"Stop with Ctrl-C" not in text:
             assert time.monotonic() < end and process.poll() is None, text
             if select.select([ours], [], [], 1)[0]:
                 text += os.read(ours, 4096)
+        yield text.decode(), port
     finally:
         process.terminate()
         assert process.wait(timeout=20 * SLOW) == 0
         os.close(ours)
+
+
+def test_on_a_terminal_it_says_what_to_try_next(tmp_path):
+    with banner(tmp_path, SERVER, os.environ["PATH"]) as (text, port):
+        assert f"redis-cli -p {port} set hello world" in text
+
+
+def test_the_client_that_it_says_to_try_is_there(tmp_path):
+    """Pasted into a shell elsewhere it runs: by its name where that finds it, else by its path."""
+    programs = tmp_path / "a build's" / "bin"
+    programs.mkdir(parents=True)
+    for source in SERVER, CLIENT:
+        shutil.copy(source, programs)
+    another = tmp_path / "another"
+    another.mkdir()
+    (another / "distkv-client").write_text("#!/bin/sh\nexit 9\n")
+    (another / "distkv-client").chmod(0o755)
+    system = "/usr/bin:/bin"
+    installed = f"{programs}:{system}"
+    for path, name_alone in (installed, True), (system, False), (f"{another}:{installed}", False):
+        with banner(tmp_path, str(programs / "distkv-server"), path) as (text, port):
+            line = re.search(r"^ *(.*distkv-client\S* --server .*?)\r?$", text, re.M).group(1)
+            assert (line == f"distkv-client --server 127.0.0.1:{port}") == name_alone
+            done = subprocess.run(["sh", "-c", f"{line} put k v && {line} get k"], cwd="/",
+                                  env={**os.environ, "PATH": path}, capture_output=True, text=True,
+                                  timeout=20 * SLOW, check=False)
+            assert (done.returncode, done.stdout.splitlines()[-1:]) == (0, ["v"]), (line, done)
+
+
+def test_a_server_without_the_client_beside_it_names_the_client(tmp_path):
+    shutil.copy(SERVER, tmp_path)
+    with banner(tmp_path, str(tmp_path / "distkv-server"), "/usr/bin:/bin") as (text, port):
+        assert f" distkv-client --server 127.0.0.1:{port}" in text
 
 
 def test_a_second_server_on_the_same_directory_is_refused(make_server, tmp_path):

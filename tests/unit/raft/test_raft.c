@@ -844,6 +844,16 @@ what_no_right_peer_sends_is_refused_and_changes_nothing(void **state)
     entry.kind = RAFT_ENTRY_CONFIG; /* a configuration of nothing */
     expect_status(raft_step(raft, &message, 0, fresh()), ST_CORRUPT);
     assert_int_equal(raft->last_index, last);
+    /* Numbers that nobody counts up to: the next one would be zero. */
+    message = from_to(RAFT_HEARTBEAT, leader, other, UINT64_MAX);
+    expect_status(raft_step(raft, &message, 0, fresh()), ST_CORRUPT);
+    message.term = RAFT_NUMBER_MAX + 1;
+    expect_status(raft_step(raft, &message, 0, fresh()), ST_CORRUPT);
+    assert_int_equal(raft->term, term);
+    message = from_to(RAFT_APPEND, leader, other, term);
+    message.index = UINT64_MAX;
+    message.log_term = term;
+    expect_status(raft_step(raft, &message, 0, fresh()), ST_CORRUPT);
     /* What is committed stays, whatever a leader says. */
     struct raft_entry other_entry = {raft->commit, term + 1, RAFT_ENTRY_DATA, BYTES(NULL, 0)};
     message = from_to(RAFT_APPEND, leader, other, term + 1);
