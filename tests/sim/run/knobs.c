@@ -277,6 +277,7 @@ knobs_draw(struct knobs *knobs, struct sim_options *sim, const struct run_option
     sim->faults_off = options->off;
     sim->faults_skip = options->skips;
     sim->faults_skip_count = options->skip_count;
+    sim->faults_max = options->faults_max;
     sim->time_ns_max = 100ull * 24 * 3600 * NS_PER_S; /* the history has its own limits */
 }
 
