@@ -133,6 +133,7 @@ struct sim_options {
     u64 faults_off; /* bit per enum sim_fault: never injected, whatever the chances say */
     const struct sim_fault_id *faults_skip; /* these are left out; sorted; the caller's, kept */
     u32 faults_skip_count;
+    u64 faults_max; /* those behind the first so many are left out; 0: none is */
     struct sim_disk_options disk;
     struct sim_net_options net;
 };

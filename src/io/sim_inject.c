@@ -134,6 +134,8 @@ fault_hit(struct sim *sim, enum sim_fault family, const char *format, va_list ar
     if (fault_off(sim, family)) return false;
     struct sim_fault_id id = {.family = family, .number = faults->numbers[family]++};
     if (fault_skipped(&sim->options, id)) return false;
+    u64 most = sim->options.faults_max;
+    if (most != 0 && faults->record_count >= most) return false;
     faults->injected[family]++;
     if (faults->record_count == faults->record_capacity) {
         faults->record_capacity = MAX(64u, faults->record_capacity * 2);

@@ -218,6 +218,20 @@ a_full_budget_is_a_full_disk_and_room_comes_back(void **state)
 }
 
 static void
+a_file_that_finds_no_memory_is_not_made(void **state)
+{
+    struct fixture *f = *state;
+    u64 rest = f->root.limit_bytes - f->root.used_bytes;
+    assert_true(budget_take(&f->root, rest));
+    struct memfs_file *file;
+    u32 flags = IO_OPEN_WRITE | IO_OPEN_CREATE;
+    assert_true(status_is(memfs_open(&f->fs, ":memory:/a", flags, &file), ST_NO_SPACE));
+    budget_give(&f->root, rest);
+    assert_true(status_is(memfs_open(&f->fs, ":memory:/a", 0, &file), ST_NOT_FOUND));
+    memfs_close(create(f, ":memory:/a"));
+}
+
+static void
 every_function_refuses(struct fixture *f, const char *path)
 {
     struct memfs_file *file;
@@ -299,6 +313,7 @@ main(void)
         FS_TEST(rename_replaces_what_stands_there),
         FS_TEST(a_directory_lists_its_own_entries_in_order),
         FS_TEST(a_full_budget_is_a_full_disk_and_room_comes_back),
+        FS_TEST(a_file_that_finds_no_memory_is_not_made),
         FS_TEST(paths_that_are_too_long_or_foreign_are_refused),
         cmocka_unit_test(shards_do_not_see_each_others_names),
     };

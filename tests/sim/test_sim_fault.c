@@ -162,6 +162,20 @@ one_fault_can_be_left_out_and_the_rest_keeps_its_numbers(void **state)
 }
 
 static void
+faults_behind_the_first_few_can_be_left_out(void **state)
+{
+    (void)state;
+    struct sim_options options = failing_options(3);
+    struct listed listed, first;
+    (void)writes_run(&options, &listed);
+    assert_true(listed.count > 5);
+    options.faults_max = 5;
+    (void)writes_run(&options, &first);
+    assert_int_equal(first.count, 5);
+    assert_memory_equal(first.ids, listed.ids, 5 * sizeof(first.ids[0]));
+}
+
+static void
 what_the_test_does_itself_is_numbered_too(void **state)
 {
     (void)state;
@@ -868,6 +882,7 @@ main(void)
         cmocka_unit_test(faults_are_numbered_by_family_in_the_order_of_their_time),
         cmocka_unit_test(a_family_that_is_off_does_not_move_the_others),
         cmocka_unit_test(one_fault_can_be_left_out_and_the_rest_keeps_its_numbers),
+        cmocka_unit_test(faults_behind_the_first_few_can_be_left_out),
         cmocka_unit_test(what_the_test_does_itself_is_numbered_too),
         cmocka_unit_test(every_family_has_a_name_of_its_own),
         cmocka_unit_test(seeds_draw_honest_faults_and_no_damage_unless_asked),

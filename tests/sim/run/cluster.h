@@ -55,6 +55,9 @@ enum cluster_trouble {
 };
 extern const char *const cluster_trouble_names[];
 
+/* How much longer the trouble lasts for each of --ops. */
+#define CLUSTER_NS_PER_OP (10 * NS_PER_MS)
+
 struct cluster_knobs {
     bool lite;
     u32 nodes, shards_max;

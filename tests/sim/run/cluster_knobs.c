@@ -164,11 +164,12 @@ cluster_knobs_draw(struct cluster_knobs *knobs, struct sim_options *sim,
     siblings_draw(knobs, options->seed);
     trees_draw(knobs, options->seed);
     sloppy_draw(knobs, options->seed);
-    if (options->ops != 0) knobs->trouble_ns = options->ops * 10 * NS_PER_MS;
+    if (options->ops != 0) knobs->trouble_ns = options->ops * CLUSTER_NS_PER_OP;
     sim->print_log = options->log;
     sim->faults_off = options->off;
     sim->faults_skip = options->skips;
     sim->faults_skip_count = options->skip_count;
+    sim->faults_max = options->faults_max;
     sim->time_ns_max = 100ull * 24 * 3600 * NS_PER_S;
 }
 

@@ -145,6 +145,33 @@ patience_draw(struct knobs *knobs, struct sim_options *sim, u64 seed)
     sim->net.stall_ns_max = prng_range(&prng, 100, 1000) * NS_PER_MS;
 }
 
+/* Native clients with little but conditional puts and deletes of one or two keys, who soon give a
+ * connection up while its bytes stand still. So a retry is answered by what the keys hold just
+ * then, and its first attempt comes when they hold something else. A kind of its own, from a stream
+ * of its own: other seeds stay what they were. */
+static void
+late_draw(struct knobs *knobs, struct sim_options *sim, u64 seed)
+{
+    struct prng prng;
+    prng_init(&prng, seed * 7919 + 26);
+    if (!prng_chance(&prng, 1, 12)) return;
+    knobs->patience_ms = 1u << prng_range(&prng, 0, 4);
+    sim->net.stall_ppm = (u32)prng_range(&prng, 50000, 200000);
+    sim->net.stall_ns_max = prng_range(&prng, 20, 200) * NS_PER_MS;
+    knobs->resp_clients = (u32)prng_range(&prng, 1, 2);
+    knobs->native_clients = (u32)prng_range(&prng, 3, 6);
+    knobs->keyspaces = 1;
+    knobs->singles = (u32)prng_range(&prng, 1, 2);
+    knobs->groups = 0;
+    knobs->big_part = 0;
+    for (u32 i = 0; i < ACTION_COUNT; i++)
+        knobs->weights[i] = prng_chance(&prng, 1, 8) ? knobs->weights[i] : 0;
+    knobs->weights[ACTION_GET] = (u32)prng_range(&prng, 10, 30);
+    knobs->weights[ACTION_PUT] = (u32)prng_below(&prng, 10);
+    knobs->weights[ACTION_PUT_IF] = (u32)prng_range(&prng, 20, 40);
+    knobs->weights[ACTION_DELETE] = (u32)prng_range(&prng, 10, 30);
+}
+
 /* A kind of lite: many connections with little but plain GETs, SETs and read-modify-writes of the
  * same few keys, on a disk as slow as spinning ones, and a power cut again and again. So what is
  * not durable yet is read by others just before it is lost, and what waits for the disk with its
@@ -242,12 +269,15 @@ knobs_draw(struct knobs *knobs, struct sim_options *sim, const struct run_option
     if (lite) brief_draw(knobs, sim, options->seed);
     if (!lite) look_draw(sim, options->seed, options->mode == RUN_LIVENESS ? 2 : 4);
     if (!lite) patience_draw(knobs, sim, options->seed);
+    if (options->mode == RUN_SWARM || options->mode == RUN_LIVENESS)
+        late_draw(knobs, sim, options->seed);
     if (options->mode == RUN_BEYOND) damage_draw(sim, &prng);
     if (options->ops != 0) knobs->ops = options->ops;
     sim->print_log = options->log;
     sim->faults_off = options->off;
     sim->faults_skip = options->skips;
     sim->faults_skip_count = options->skip_count;
+    sim->faults_max = options->faults_max;
     sim->time_ns_max = 100ull * 24 * 3600 * NS_PER_S; /* the history has its own limits */
 }
 

@@ -38,7 +38,7 @@ struct arguments {
 };
 
 static const char usage[] =
-    "usage: distkv-sim --seed N | --seeds A..B [--ops N]\n"
+    "usage: distkv-sim --seed N | --seeds A..B [--ops N] [--faults N]\n"
     "                  [--mode lite|swarm|liveness|beyond|cluster|cluster-swarm]\n"
     "                  [--off FAMILY,...] [--skip FAMILY:NUMBER,...] [--flaw NAME]\n"
     "                  [--trace] [--log] [--verify-determinism] [--shrink]\n"
@@ -71,9 +71,10 @@ print_help(void)
 
 #define SEEDS_WANTED "seeds are numbers from 1 to 18446744073709551614"
 /* So many that no run ends. */
-#define OPS_MAX     1000000000u
-#define OPS_WANTED  "--ops wants a number from 1 to 1000000000"
-#define SKIP_WANTED "--skip wants FAMILY:NUMBER,... with numbers from 0 to 4294967295"
+#define OPS_MAX       1000000000u
+#define FAULTS_WANTED "--faults wants a number from 1 to 1000000000"
+#define OPS_WANTED    "--ops wants a number from 1 to 1000000000"
+#define SKIP_WANTED   "--skip wants FAMILY:NUMBER,... with numbers from 0 to 4294967295"
 
 /* All of text must be digits; refused says what is wanted, for a number outside of the range, too.
  */
@@ -218,6 +219,8 @@ arguments_read(struct arguments *arguments, int argc, char **argv)
             options->mode = (enum run_mode)name_of(value, strlen(value), run_mode_names, RUN_MODES);
         } else if (strcmp(name, "--ops") == 0) {
             options->ops = number_of(BYTES(value, strlen(value)), 1, OPS_MAX, OPS_WANTED);
+        } else if (strcmp(name, "--faults") == 0) {
+            options->faults_max = number_of(BYTES(value, strlen(value)), 1, OPS_MAX, FAULTS_WANTED);
         } else if (strcmp(name, "--off") == 0) {
             off_read(options, value);
         } else if (strcmp(name, "--skip") == 0) {

@@ -54,6 +54,8 @@ report_replay_command(const struct run_options *options, FILE *out)
     fprintf(out, "%s --seed %llu --mode %s", program, (unsigned long long)options->seed,
             run_mode_names[options->mode]);
     if (options->ops != 0) fprintf(out, " --ops %llu", (unsigned long long)options->ops);
+    if (options->faults_max != 0)
+        fprintf(out, " --faults %llu", (unsigned long long)options->faults_max);
     if (options->flaw != RUN_FLAW_NONE) fprintf(out, " --flaw %s", run_flaw_names[options->flaw]);
     const char *before = " --off ";
     for (u32 i = 0; i < SIM_FAULT_COUNT; i++) {

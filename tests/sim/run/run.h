@@ -61,6 +61,7 @@ struct run_options {
     u64 off; /* bit per enum sim_fault */
     struct sim_fault_id skips[RUN_SKIPS_MAX];
     u32 skip_count;
+    u64 faults_max; /* 0: as many as come */
     enum run_flaw flaw;
     bool trace, log;
 };

@@ -2,8 +2,10 @@
  *
  * shrink.c -- less of the same failure (after Zeller's delta debugging).
  *
- * What can be taken away without changing the rest: a family of faults, the requests behind the
- * last that matters, single faults. A candidate runs in a process of its own, because it may crash
+ * What can be taken away: a family of faults, requests, faults behind the last that matters, parts
+ * of the others, down to single ones; again, until nothing can be missed. What comes after what was
+ * taken away is another run: it may be longer, or have more faults. Such a candidate is not taken,
+ * so that neither number ever grows. A candidate runs in a process of its own, because it may crash
  * or hang, and is kept when it violates the same rule; a crash, when it is by the same signal with
  * the same words of a failed check. What became of it lies in memory that both processes share: one
  * that crashes writes it, too, from the signal's handler.
@@ -15,6 +17,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "cluster.h"
+
 #define RULE_BYTES        32u
 #define CHECK_BYTES       256u
 #define CANDIDATE_SECONDS 60u
@@ -24,14 +28,16 @@ struct outcome {
     char rule[RULE_BYTES];   /* "": nothing was violated */
     i32 signal;              /* of a crash; else 0 */
     char check[CHECK_BYTES]; /* what a failed check said; else "" */
+    u64 ops;                 /* as --ops would have it, of what was drawn, too */
     u64 requests;
-    u32 fault_count;
+    u32 fault_count; /* all; kept are the first */
     struct sim_fault_id faults[RUN_SKIPS_MAX];
 };
 
 static u32 candidates;
 static struct outcome *told; /* by the candidate that runs */
 static int said;             /* its stderr: a file */
+static struct outcome left;  /* of the least run until now */
 
 static void
 fault_keep(void *arg, struct sim_fault_id id, u64 time_ns, const char *detail)
@@ -39,7 +45,8 @@ fault_keep(void *arg, struct sim_fault_id id, u64 time_ns, const char *detail)
     struct outcome *outcome = arg;
     (void)time_ns;
     (void)detail;
-    if (outcome->fault_count < RUN_SKIPS_MAX) outcome->faults[outcome->fault_count++] = id;
+    if (outcome->fault_count < RUN_SKIPS_MAX) outcome->faults[outcome->fault_count] = id;
+    outcome->fault_count++;
 }
 
 /* In the candidate's process, at its end, whatever that is. */
@@ -49,6 +56,9 @@ outcome_tell(i32 signal)
     told->signal = signal;
     if (run->rule != NULL) snprintf(told->rule, sizeof(told->rule), "%s", run->rule);
     told->requests = run->stats.requests;
+    told->ops = run->options->ops != 0 ? run->options->ops
+                : run->cluster != NULL ? run->cluster->knobs.trouble_ns / CLUSTER_NS_PER_OP
+                                       : run->knobs.ops;
     if (run->sim != NULL) sim_fault_each(run->sim, fault_keep, told);
 }
 
@@ -101,56 +111,82 @@ try_options(const struct run_options *options)
     return &outcome;
 }
 
+/* Which of the rules about replies it is depends on what the client is waiting for when one comes
+ * that is not its own: they are one. */
+static bool
+same_rule(const char *a, const char *b)
+{
+    static const char reply[] = "reply";
+    size_t size = sizeof(reply) - 1;
+    return strcmp(a, b) == 0 || (strncmp(a, reply, size) == 0 && strncmp(b, reply, size) == 0);
+}
+
 static bool
 fails_as(const struct outcome *a, const struct outcome *b)
 {
-    return strcmp(a->rule, b->rule) == 0 && a->signal == b->signal &&
-           strcmp(a->check, b->check) == 0;
+    return same_rule(a->rule, b->rule) && a->signal == b->signal && strcmp(a->check, b->check) == 0;
 }
 
-/* With no more requests than that; then it is less. */
+/* Whether it still fails so, with no more requests and no more faults than what is left; strictly:
+ * and less of one. Then it is what is left. */
 static bool
-still_fails(const struct run_options *options, const struct outcome *first, u64 *requests)
+take_smaller(const struct run_options *candidate, bool strictly)
 {
     if (candidates >= CANDIDATES_MAX) return false;
-    const struct outcome *outcome = try_options(options);
-    if (!fails_as(outcome, first) || outcome->requests > *requests) return false;
-    *requests = outcome->requests;
+    const struct outcome *outcome = try_options(candidate);
+    if (!fails_as(outcome, &left)) return false;
+    if (outcome->requests > left.requests || outcome->fault_count > left.fault_count) return false;
+    bool less = outcome->requests < left.requests || outcome->fault_count < left.fault_count;
+    if (strictly && !less) return false;
+    left = *outcome;
     return true;
 }
 
-/* A run that goes on for longer without a fault is no smaller. Returns the requests of what is
- * left. */
-static u64
-families_off(struct run_options *options, const struct outcome *first, u64 requests)
+static void
+families_off(struct run_options *options)
 {
     for (u32 i = 0; i < SIM_FAULT_COUNT; i++) {
+        if (options->off >> i & 1) continue;
         options->off |= 1ull << i;
-        const struct outcome *outcome = try_options(options);
-        if (fails_as(outcome, first) && outcome->requests <= requests)
-            requests = outcome->requests;
-        else
-            options->off &= ~(1ull << i);
+        if (!take_smaller(options, false)) options->off &= ~(1ull << i);
     }
-    return requests;
 }
 
-/* The least number of requests, as far as halving finds it. */
+/* A small number for --ops. How many there are decides what is under way when a fault comes, so a
+ * half that passes tells nothing of a quarter: from few to more, then between. */
 static void
-requests_fewer(struct run_options *options, const struct outcome *first, u64 requests)
+requests_fewer(struct run_options *options)
 {
-    u64 low = 0, high = requests; /* high fails; as an option it counts for each life */
-    struct run_options candidate = *options;
-    candidate.ops = high;
-    if (!still_fails(&candidate, first, &requests)) return;
-    while (high - low > MAX(high / 16, 1u)) {
-        candidate.ops = low + (high - low) / 2;
-        if (still_fails(&candidate, first, &requests))
-            high = candidate.ops;
+    u64 before = options->ops, high = left.ops, low = 0; /* high fails */
+    for (options->ops = 1; options->ops < high; options->ops += (options->ops + 1) / 2) {
+        if (take_smaller(options, true))
+            high = before = options->ops;
         else
-            low = candidate.ops;
+            low = options->ops;
     }
-    options->ops = high;
+    while (high - low > MAX(high / 16, 1u)) {
+        options->ops = low + (high - low) / 2;
+        if (take_smaller(options, true))
+            high = before = options->ops;
+        else
+            low = options->ops;
+    }
+    options->ops = before;
+}
+
+/* Only the first so many faults: until the last of these the run is the same, to the byte. */
+static void
+faults_first(struct run_options *options)
+{
+    u64 before = options->faults_max, high = left.fault_count, low = 0; /* high fails */
+    while (high - low > 1) {
+        options->faults_max = low + (high - low) / 2;
+        if (take_smaller(options, true))
+            high = before = options->faults_max;
+        else
+            low = options->faults_max;
+    }
+    options->faults_max = before;
 }
 
 static int
@@ -161,42 +197,42 @@ id_order(const void *a, const void *b)
     return x->number < y->number ? -1 : x->number > y->number;
 }
 
-/* Skips halves, quarters, ... of the faults, as many as can be missed. */
-static void
-faults_fewer(struct run_options *options, const struct outcome *first)
+/* Without size of the faults that are left, and without as many others that would come instead. */
+static bool
+faults_skip(struct run_options *options, u32 from, u32 size)
 {
-    static struct sim_fault_id faults[RUN_SKIPS_MAX];
-    const struct outcome *outcome = try_options(options);
-    u64 requests = outcome->requests;
-    u32 count = outcome->fault_count;
-    memcpy(faults, outcome->faults, count * sizeof(faults[0]));
-    for (u32 part = (count + 1) / 2; part > 0; part = part == 1 ? 0 : (part + 1) / 2) {
-        for (u32 from = 0; from < count;) {
-            static struct run_options candidate;
-            u32 size = MIN(part, count - from);
-            candidate = *options;
-            if (candidate.skip_count + size > RUN_SKIPS_MAX) return;
-            memcpy(&candidate.skips[candidate.skip_count], &faults[from], size * sizeof(faults[0]));
-            candidate.skip_count += size;
-            qsort(candidate.skips, candidate.skip_count, sizeof(faults[0]), id_order);
-            const struct outcome *left = try_options(&candidate);
-            if (fails_as(left, first) && left->requests <= requests) {
-                *options = candidate;
-                requests = left->requests;
-                memmove(&faults[from], &faults[from + size],
-                        (count - from - size) * sizeof(faults[0]));
-                count -= size;
-            } else {
-                from += size;
-            }
+    static struct run_options candidate;
+    candidate = *options;
+    if (candidate.skip_count + size > RUN_SKIPS_MAX) return false;
+    memcpy(&candidate.skips[candidate.skip_count], &left.faults[from],
+           size * sizeof(left.faults[0]));
+    candidate.skip_count += size;
+    if (size < left.fault_count) candidate.faults_max = left.fault_count - size;
+    qsort(candidate.skips, candidate.skip_count, sizeof(left.faults[0]), id_order);
+    if (!take_smaller(&candidate, true)) return false;
+    *options = candidate;
+    return true;
+}
+
+/* Skips all faults, halves, quarters, ... as many as can be missed. What comes behind a fault that
+ * is skipped is another run, with other faults: the next part is taken from those. */
+static void
+faults_fewer(struct run_options *options)
+{
+    u32 part = MIN(left.fault_count, RUN_SKIPS_MAX);
+    while (part > 0) {
+        for (u32 from = 0; from < MIN(left.fault_count, RUN_SKIPS_MAX);) {
+            u32 size = MIN(part, MIN(left.fault_count, RUN_SKIPS_MAX) - from);
+            if (candidates >= CANDIDATES_MAX) return;
+            if (!faults_skip(options, from, size)) from += size;
         }
+        part = part == 1 ? 0 : (part + 1) / 2;
     }
 }
 
 int
 shrink_main(struct run_options *options)
 {
-    static struct outcome first;
     told = mmap(NULL, sizeof(*told), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     said = memfd_create("said", MFD_CLOEXEC);
     if (told == MAP_FAILED || said < 0) {
@@ -204,21 +240,28 @@ shrink_main(struct run_options *options)
         return 2;
     }
     options->trace = options->log = false;
-    first = *try_options(options);
-    if (first.rule[0] == '\0') {
+    left = *try_options(options);
+    if (left.rule[0] == '\0') {
         printf("seed %llu violates nothing\n", (unsigned long long)options->seed);
         return 0;
     }
-    printf("rule %s, %llu requests, %u faults\n", first.rule, (unsigned long long)first.requests,
-           first.fault_count);
-    if (first.signal != 0) printf("signal %d %s\n", first.signal, first.check);
+    printf("rule %s, %llu requests, %u faults\n", left.rule, (unsigned long long)left.requests,
+           left.fault_count);
+    if (left.signal != 0) printf("signal %d %s\n", left.signal, left.check);
     fflush(stdout);
-    u64 requests = families_off(options, &first, first.requests);
-    requests_fewer(options, &first, MAX(requests, 1u));
-    faults_fewer(options, &first);
-    const struct outcome *last = try_options(options);
-    printf("after %u runs: %llu requests, %u faults\n", candidates,
-           (unsigned long long)last->requests, last->fault_count);
+    u64 requests;
+    u32 faults;
+    do { /* what could not be missed before may be now */
+        requests = left.requests;
+        faults = left.fault_count;
+        faults_first(options);
+        families_off(options);
+        requests_fewer(options);
+        faults_fewer(options);
+    } while (candidates < CANDIDATES_MAX &&
+             (left.requests < requests || left.fault_count < faults));
+    printf("after %u runs: %llu requests, %u faults, rule %s\n", candidates,
+           (unsigned long long)left.requests, left.fault_count, left.rule);
     report_replay_command(options, stdout);
     return 1;
 }

@@ -863,6 +863,47 @@ shards_connect_over_ipv4_and_ipv6(void **state)
         print_message("IPv6 left out: no ::1 here\n");
 }
 
+/* A listener of loopback whose queue is full answers nobody. */
+static status
+main_connects_in_vain(void *arg)
+{
+    (void)arg;
+    struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr = {htonl(INADDR_LOOPBACK)}};
+    socklen_t length = sizeof(address);
+    int listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    EXPECT(listener >= 0 && bind(listener, (struct sockaddr *)&address, length) == 0);
+    EXPECT(getsockname(listener, (struct sockaddr *)&address, &length) == 0);
+    EXPECT(listen(listener, 0) == 0);
+    int waiting[4];
+    for (u32 i = 0; i < ARRAY_COUNT(waiting); i++) {
+        waiting[i] = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+        (void)connect(waiting[i], (struct sockaddr *)&address, length);
+    }
+    u16 at = ntohs(address.sin_port);
+    u64 begun_ns = io_now_ns(), deadline_ns = begun_ns + 100 * NS_PER_MS;
+    status st = io_connect("127.0.0.1", at, &outgoing_events, answer, deadline_ns, &outgoing);
+    EXPECT(status_is(st, ST_TIMED_OUT));
+    EXPECT(io_now_ns() >= deadline_ns);
+    for (u32 i = 0; i < ARRAY_COUNT(waiting); i++)
+        close(waiting[i]);
+    close(listener);
+
+    struct rlimit limit, none;
+    EXPECT(getrlimit(RLIMIT_NOFILE, &limit) == 0);
+    none = (struct rlimit){.rlim_cur = 0, .rlim_max = limit.rlim_max};
+    EXPECT(setrlimit(RLIMIT_NOFILE, &none) == 0);
+    st = io_connect("127.0.0.1", at, &outgoing_events, answer, FIBER_FOREVER, &outgoing);
+    EXPECT(setrlimit(RLIMIT_NOFILE, &limit) == 0);
+    EXPECT(status_is(st, ST_IO_ERROR));
+    return ST_OK;
+}
+
+static void
+who_gets_no_answer_or_has_no_descriptor_is_told(void **state)
+{
+    ring_run_main(1, main_connects_in_vain, NULL);
+}
+
 int
 main(void)
 {
@@ -885,6 +926,7 @@ main(void)
         cmocka_unit_test(who_finds_no_buffer_to_receive_into_waits_for_one),
         cmocka_unit_test(out_of_descriptors_the_listener_waits_and_goes_on),
         cmocka_unit_test(shards_connect_over_ipv4_and_ipv6),
+        cmocka_unit_test(who_gets_no_answer_or_has_no_descriptor_is_told),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
