@@ -54,11 +54,6 @@
 
 /* ---- the cluster ---- */
 
-struct app {
-    struct lsm *lsm;
-    struct replicator *replicator;
-};
-
 struct world {
     struct peer_rig rig;
     struct prng prng;
@@ -73,7 +68,7 @@ struct world {
     u32 spread;                    /* one of so many turns brings a stage to a node */
     u64 memtable_bytes;
     u32 read_quorum; /* 0: as ever */
-    struct app apps[PEER_RIG_NODES_MAX][PEER_RIG_SHARDS_MAX];
+    struct replica_app apps[PEER_RIG_NODES_MAX][PEER_RIG_SHARDS_MAX];
     bool acknowledged; /* a write was, and now is a good moment for a power cut */
     char violation[512];
 };
@@ -115,33 +110,17 @@ static MAY_YIELD status
 node_main(struct peer_rig_node *node)
 {
     u32 shard = io_shard_index();
-    struct app *app = &world.apps[node->index][shard];
-    *app = (struct app){0};
+    struct replica_app *app = &world.apps[node->index][shard];
     char dir[32];
     snprintf(dir, sizeof(dir), "/store%u", shard);
-    status st =
-        replica_rig_store_open(dir, shard, node->rig->shard_count, world.memtable_bytes, &app->lsm);
+    struct replicator_options options = {.alive = node_alive, .clock_is_ahead = clock_is_ahead};
+    status st = replica_rig_app_open(node, dir, world.memtable_bytes, NULL, &options, app);
     if (!ok(st)) return st;
-    struct peers *peers;
-    st = peer_rig_peers_open(node, &peers);
-    if (!ok(st)) return st;
-    struct replicator_options options = {.lsm = app->lsm,
-                                         .peers = peers,
-                                         .budget = io_budget(),
-                                         .shard = shard,
-                                         .alive = node_alive,
-                                         .clock_is_ahead = clock_is_ahead};
-    /* A fiber may be refused by chance. */
-    while (!ok(st = replicator_open(&options, &app->replicator)))
-        fiber_sleep_ns(NS_PER_MS);
     replicator_topology_set(app->replicator, world.stages[world.stage[node->index]],
                             node->index + 1);
     peer_rig_serve(node);
     stats_add(app->replicator);
-    replicator_close(app->replicator);
-    app->replicator = NULL;
-    peers_close(peers);
-    return lsm_close(app->lsm);
+    return replica_rig_app_close(app);
 }
 
 /* ---- topologies ---- */
@@ -294,7 +273,7 @@ struct op {
 };
 
 static void
-op_write(struct op *op, struct app *app)
+op_write(struct op *op, struct replica_app *app)
 {
     static u8 bytes[VALUE_MAX];
     struct bytes key = key_of(op->key);
@@ -312,7 +291,7 @@ op_write(struct op *op, struct app *app)
 }
 
 static void
-op_read(struct op *op, struct app *app)
+op_read(struct op *op, struct replica_app *app)
 {
     struct bytes key = key_of(op->key);
     struct replicate_value value;
@@ -330,7 +309,7 @@ static void
 op_run(struct peer_rig_node *node, void *arg)
 {
     struct op *op = arg;
-    struct app *app = &world.apps[node->index][io_shard_index()];
+    struct replica_app *app = &world.apps[node->index][io_shard_index()];
     if (op->kind == OP_READ)
         op_read(op, app);
     else
@@ -366,7 +345,7 @@ static void
 look_run(struct peer_rig_node *node, void *arg)
 {
     struct look *look = arg;
-    struct app *app = &world.apps[node->index][io_shard_index()];
+    struct replica_app *app = &world.apps[node->index][io_shard_index()];
     struct bytes key = key_of(look->key);
     struct own_read own;
     status st = own_read(app->replicator, 0, hash_token(key), key, &own);
@@ -590,7 +569,7 @@ static void
 topology_take(struct peer_rig_node *node, void *arg)
 {
     (void)arg;
-    struct app *app = &world.apps[node->index][io_shard_index()];
+    struct replica_app *app = &world.apps[node->index][io_shard_index()];
     replicator_topology_set(app->replicator, world.stages[world.stage[node->index]],
                             node->index + 1);
 }
@@ -637,7 +616,7 @@ fetch_store(struct peer_rig_node *node, void *arg)
 {
     static u8 bytes[VALUE_MAX];
     struct fetch_job *fetch = arg;
-    struct app *app = &world.apps[node->index][io_shard_index()];
+    struct replica_app *app = &world.apps[node->index][io_shard_index()];
     struct bytes key = key_of(fetch->key);
     struct lsm_batch batch;
     lsm_batch_init(&batch, io_budget());
@@ -1469,7 +1448,7 @@ static void
 batch_run(struct peer_rig_node *node, void *arg)
 {
     struct batch_op *op = arg;
-    struct app *app = &world.apps[node->index][io_shard_index()];
+    struct replica_app *app = &world.apps[node->index][io_shard_index()];
     struct lsm_batch batch;
     lsm_batch_init(&batch, io_budget());
     u32 partition = partition_of(1);
