@@ -1213,15 +1213,22 @@ fewer_than_a_majority_are_answered_as_they_are(void **state)
     cluster_close();
 }
 
+/* Which of the others node 0 asks first for key 1. */
+static u32
+asked_first(void)
+{
+    struct topology_row row;
+    topology_row(world.stages[0], 0, partition_of(1), &row);
+    return row.write[0] == 1 ? row.write[1] - 1 : row.write[0] - 1;
+}
+
 /* Who was to be brought the value dies: the other one is brought it. */
 static void
 who_dies_while_it_is_mended_is_replaced_by_another(void **state)
 {
     (void)state;
     story_of_one_ahead(0);
-    struct topology_row row;
-    topology_row(world.stages[0], 0, partition_of(1), &row);
-    u32 first = row.write[0] == 1 ? row.write[1] - 1 : row.write[0] - 1; /* it is asked */
+    u32 first = asked_first();
     for (u32 node = 1; node < 3; node++)
         sim_link_slow_set(world.rig.sim, world.rig.nodes[0].machine, world.rig.nodes[node].machine,
                           MS(100));
@@ -1244,6 +1251,19 @@ who_dies_while_it_is_mended_is_replaced_by_another(void **state)
     cluster_close();
 }
 
+/* All have key 1; whom node 0 asks first for it takes long to answer. Who that is. */
+static u32
+story_of_one_slow(void)
+{
+    story_begin();
+    struct op write = {.kind = OP_WRITE, .key = 1, .id = 5, .level = REPLICATE_ALL};
+    assert_true(op_do(&write));
+    u32 first = asked_first();
+    sim_link_slow_set(world.rig.sim, world.rig.nodes[0].machine, world.rig.nodes[first].machine,
+                      MS(300));
+    return first;
+}
+
 /* The replica that each read asks first takes long to answer. Others are asked
  * in its place as long as there is a budget (base/retry.h); then those who work are not asked more
  * than a tenth beyond what is needed, and reads wait for the slow one. */
@@ -1253,14 +1273,7 @@ who_does_not_answer_costs_the_others_no_more_than_a_tenth(void **state)
     (void)state;
     const u32 reads = RETRY_BURST + 300;
     struct replicate_stats before = reached;
-    story_begin();
-    struct op write = {.kind = OP_WRITE, .key = 1, .id = 5, .level = REPLICATE_ALL};
-    assert_true(op_do(&write));
-    struct topology_row row;
-    topology_row(world.stages[0], 0, partition_of(1), &row);
-    u32 first = row.write[0] == 1 ? row.write[1] - 1 : row.write[0] - 1;
-    sim_link_slow_set(world.rig.sim, world.rig.nodes[0].machine, world.rig.nodes[first].machine,
-                      MS(300));
+    (void)story_of_one_slow();
     u32 late = 0;
     for (u32 i = 0; i < reads; i++) {
         struct op read = {.kind = OP_READ, .key = 1, .deadline_ns = SECONDS(8)};
@@ -1283,14 +1296,7 @@ a_dead_replica_is_replaced_without_a_budget(void **state)
 {
     (void)state;
     struct replicate_stats before = reached;
-    story_begin();
-    struct op write = {.kind = OP_WRITE, .key = 1, .id = 5, .level = REPLICATE_ALL};
-    assert_true(op_do(&write));
-    struct topology_row row;
-    topology_row(world.stages[0], 0, partition_of(1), &row);
-    u32 first = row.write[0] == 1 ? row.write[1] - 1 : row.write[0] - 1;
-    sim_link_slow_set(world.rig.sim, world.rig.nodes[0].machine, world.rig.nodes[first].machine,
-                      MS(300));
+    u32 first = story_of_one_slow();
     for (bool late = false; !late;) {
         struct op read = {.kind = OP_READ, .key = 1, .deadline_ns = SECONDS(8)};
         assert_true(op_do(&read));
