@@ -77,6 +77,21 @@ replica_rig_app_close(struct replica_app *app)
     return lsm_close(app->lsm);
 }
 
+MAY_YIELD u16
+replica_rig_ask(struct peer_rig_node *node, u32 member, u32 shard,
+                const struct native_header *header, const struct bytes *parts, u32 part_count)
+{
+    struct native_header answer;
+    struct buf out;
+    buf_init(&out, io_budget());
+    bool maybe_sent;
+    status st = peer_call_wait(peer_rig_peers(node), member, shard, header, parts, part_count,
+                               io_now_ns() + NS_PER_S * 2, &answer, &out, &maybe_sent);
+    CHECK(ok(st) && answer.status <= NATIVE_ST_MAX);
+    buf_deinit(&out);
+    return answer.status;
+}
+
 struct topology *
 replica_rig_apply(struct topology *from, struct topology_command command)
 {

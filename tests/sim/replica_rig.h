@@ -38,6 +38,11 @@ MAY_YIELD MUST_CHECK status replica_rig_app_open(struct peer_rig_node *node, con
                                                  struct replica_app *app);
 MAY_YIELD MUST_CHECK status replica_rig_app_close(struct replica_app *app);
 
+/* Asks that member's shard, which must answer: NATIVE_ST_* of it. */
+MAY_YIELD u16 replica_rig_ask(struct peer_rig_node *node, u32 member, u32 shard,
+                              const struct native_header *header, const struct bytes *parts,
+                              u32 part_count);
+
 /* What comes of the command, which must be allowed; `from` stays. */
 struct topology *replica_rig_apply(struct topology *from, struct topology_command command);
 /* The same, and lets go of `from`. */

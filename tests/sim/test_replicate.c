@@ -1712,16 +1712,8 @@ tree_write_run(struct peer_rig_node *node, void *arg)
                                .flags = PEER_WRITE_REPAIR | PEER_WRITE_TREE,
                                .session = asked->session};
     struct bytes parts[] = {BYTES(head, peer_write_head(&write, head)), buf_bytes(&batch.ops)};
-    struct native_header header = {.opcode = PEER_WRITE, .epoch = 99}, answer;
-    struct buf out;
-    bool maybe_sent;
-    buf_init(&out, io_budget());
-    status st =
-        peer_call_wait(peer_rig_peers(node), 1, shard_of(1), &header, parts, ARRAY_COUNT(parts),
-                       io_now_ns() + SECONDS(2), &answer, &out, &maybe_sent);
-    CHECK(ok(st));
-    asked->answered = answer.status;
-    buf_deinit(&out);
+    struct native_header header = {.opcode = PEER_WRITE, .epoch = 99};
+    asked->answered = replica_rig_ask(node, 1, shard_of(1), &header, parts, ARRAY_COUNT(parts));
     lsm_batch_deinit(&batch);
 }
 
@@ -1775,16 +1767,8 @@ hostile_run(struct peer_rig_node *node, void *arg)
                                        .epoch =
                                            prng_chance(&prng, 1, 9) ? prng_below(&prng, 9) : 99,
                                        .keyspace = (u16)(prng_chance(&prng, 1, 9) ? 40 : 0)};
-        struct native_header answer;
         struct bytes part = BYTES(body, size);
-        struct buf out;
-        buf_init(&out, io_budget());
-        bool maybe_sent;
-        status st = peer_call_wait(peer_rig_peers(node), 1, 0, &header, &part, 1,
-                                   io_now_ns() + SECONDS(2), &answer, &out, &maybe_sent);
-        CHECK(ok(st) && answer.status <= NATIVE_ST_MAX);
-        statuses[answer.status]++;
-        buf_deinit(&out);
+        statuses[replica_rig_ask(node, 1, 0, &header, &part, 1)]++;
     }
 }
 

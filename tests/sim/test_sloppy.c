@@ -445,16 +445,8 @@ hostile_run(struct peer_rig_node *node, void *arg)
         struct native_header header = {.opcode = PEER_WRITE,
                                        .epoch = prng_chance(&prng, 1, 9) ? 1 : 99,
                                        .keyspace = (u16)(prng_chance(&prng, 1, 9) ? 9 : 0)};
-        struct native_header answer;
         struct bytes part = BYTES(body, size);
-        struct buf out;
-        buf_init(&out, io_budget());
-        bool maybe_sent;
-        status st = peer_call_wait(peer_rig_peers(node), other(3, 0) + 1, 0, &header, &part, 1,
-                                   io_now_ns() + SECONDS(2), &answer, &out, &maybe_sent);
-        CHECK(ok(st) && answer.status <= NATIVE_ST_MAX);
-        statuses[answer.status]++;
-        buf_deinit(&out);
+        statuses[replica_rig_ask(node, other(3, 0) + 1, 0, &header, &part, 1)]++;
     }
 }
 
