@@ -81,6 +81,15 @@ other(u32 key, u32 at)
     return 0;
 }
 
+/* Of the key's homes; that one is returned. */
+static u32
+crash_all_but_first(u32 key)
+{
+    for (u32 i = 1; i < HOMES; i++)
+        world_crash(home(key, i));
+    return home(key, 0);
+}
+
 /* By the keyspace's R, through that node. */
 struct reading {
     u32 key;
@@ -182,8 +191,7 @@ reads_are_of_home_replicas(void **state)
     (void)state;
     story_begin(5, 2);
     const u32 key = 5;
-    world_crash(home(key, 1));
-    world_crash(home(key, 2));
+    (void)crash_all_but_first(key);
     struct world_op write = {.node = home(key, 0), .key = key, .id = 3};
     assert_true(ok(world_write(&write)));
     struct reading reading = read_at(home(key, 0), key, REPLICATE_DEFAULT);
@@ -202,9 +210,7 @@ nobody_stands_in_where_it_was_not_allowed(void **state)
     (void)state;
     story_begin(5, 2);
     const u32 key = 3;
-    u32 first = home(key, 0);
-    world_crash(home(key, 1));
-    world_crash(home(key, 2));
+    u32 first = crash_all_but_first(key);
     struct world_op strict = {.node = first, .key = key, .id = 2, .keyspace = STRICT};
     assert_true(status_is(world_write(&strict), ST_UNAVAILABLE));
     const enum replicate_level levels[] = {REPLICATE_QUORUM, REPLICATE_ALL, REPLICATE_HOMES};
@@ -234,9 +240,7 @@ a_node_counts_once_however_many_are_gone(void **state)
     (void)state;
     story_begin(4, 3);
     const u32 key = 3;
-    u32 first = home(key, 0);
-    world_crash(home(key, 1));
-    world_crash(home(key, 2));
+    u32 first = crash_all_but_first(key);
     struct world_op three = {.node = first, .key = key, .id = 2};
     assert_true(status_is(world_write(&three), ST_UNAVAILABLE));
     assert_int_equal(world_hints_of(other(key, 0)).kept, 0);
@@ -248,8 +252,7 @@ a_node_counts_once_however_many_are_gone(void **state)
 
     /* Nor does it count for another stand-in, which does not answer. */
     story_begin(5, 3);
-    world_crash(home(key, 1));
-    world_crash(home(key, 2));
+    (void)crash_all_but_first(key);
     peer_rig_isolate(&world.rig, other(key, 1)); /* nobody knows */
     struct world_op silent = {.node = home(key, 0), .key = key, .id = 2};
     assert_true(status_is(world_write(&silent), ST_UNKNOWN_OUTCOME));
@@ -266,9 +269,7 @@ a_stand_in_without_room_does_not_count(void **state)
     world.disk_bytes_max[other(key, 1)] = 10;
     peer_rig_open(&world.rig);
     peer_rig_run(&world.rig, SECONDS(2));
-    u32 first = home(key, 0);
-    world_crash(home(key, 1));
-    world_crash(home(key, 2));
+    u32 first = crash_all_but_first(key);
     struct world_op three = {.node = first, .key = key, .id = 2};
     assert_true(status_is(world_write(&three), ST_UNKNOWN_OUTCOME));
     struct hints_stats full = world_hints_of(other(key, 1));
@@ -290,8 +291,7 @@ all_lose_their_power_just_after_the_answer(u64 seed)
     peer_rig_run(&world.rig, SECONDS(3));
     const u32 key = 3;
     u32 first = home(key, 0), others[] = {other(key, 0), other(key, 1)};
-    world_crash(home(key, 1));
-    world_crash(home(key, 2));
+    (void)crash_all_but_first(key);
     struct world_op write = {.node = first, .key = key, .id = 2};
     assert_true(ok(world_write(&write)));
     world_crash(others[0]);
@@ -327,9 +327,7 @@ after_its_window_a_stand_in_is_rid_of_it(void **state)
     peer_rig_open(&world.rig);
     peer_rig_run(&world.rig, SECONDS(2));
     const u32 key = 3;
-    u32 first = home(key, 0);
-    world_crash(home(key, 1));
-    world_crash(home(key, 2));
+    u32 first = crash_all_but_first(key);
     struct world_op write = {.node = first, .key = key, .id = 2};
     assert_true(ok(world_write(&write)));
     peer_rig_run(&world.rig, SECONDS(40));
@@ -352,9 +350,7 @@ what_was_deleted_stays_so_though_a_stand_in_is_late(void **state)
     (void)state;
     story_begin(5, 2);
     const u32 key = 3;
-    u32 first = home(key, 0);
-    world_crash(home(key, 1));
-    world_crash(home(key, 2));
+    u32 first = crash_all_but_first(key);
     struct world_op put = {.node = first, .key = key, .id = 2};
     assert_true(ok(world_write(&put)));
     peer_rig_run(&world.rig, UNKNOWN_NS);
@@ -393,8 +389,7 @@ what_comes_to_a_stand_in_too_late_is_refused(void **state)
     story_begin(5, 2);
     const u32 key = 3;
     u32 first = home(key, 0), stand_in = other(key, 0);
-    world_crash(home(key, 1));
-    world_crash(home(key, 2));
+    (void)crash_all_but_first(key);
     world.down[other(key, 1)] = true;
     sim_node_clock_step(world.rig.nodes[first].machine, -150 * 1000);
     peer_rig_run(&world.rig, SECONDS(120));
