@@ -35,6 +35,63 @@ replica_rig_store_open(const char *dir, u32 shard, u32 shard_count, u64 memtable
     return lsm_open(&place, &options, out);
 }
 
+MAY_YIELD status
+replica_rig_app_open(struct peer_rig_node *node, const char *dir, u64 memtable_bytes,
+                     struct hints_options *kept, struct replicator_options *options,
+                     struct replica_app *app)
+{
+    u32 shard = io_shard_index();
+    *app = (struct replica_app){0};
+    status st =
+        replica_rig_store_open(dir, shard, node->rig->shard_count, memtable_bytes, &app->lsm);
+    if (!ok(st)) return st;
+    st = peer_rig_peers_open(node, &app->peers);
+    if (!ok(st)) return st;
+    /* A fiber may be refused by chance. */
+    if (kept != NULL) {
+        kept->lsm = app->lsm;
+        kept->peers = app->peers;
+        kept->budget = io_budget();
+        kept->shard = shard;
+        while (!ok(hints_open(kept, &app->hints)))
+            fiber_sleep_ns(NS_PER_MS);
+    }
+    options->lsm = app->lsm;
+    options->peers = app->peers;
+    options->budget = io_budget();
+    options->shard = shard;
+    options->hints = app->hints;
+    while (!ok(replicator_open(options, &app->replicator)))
+        fiber_sleep_ns(NS_PER_MS);
+    return ST_OK;
+}
+
+MAY_YIELD status
+replica_rig_app_close(struct replica_app *app)
+{
+    replicator_close(app->replicator);
+    if (app->hints != NULL) hints_close(app->hints);
+    app->replicator = NULL;
+    app->hints = NULL;
+    peers_close(app->peers);
+    return lsm_close(app->lsm);
+}
+
+MAY_YIELD u16
+replica_rig_ask(struct peer_rig_node *node, u32 member, u32 shard,
+                const struct native_header *header, const struct bytes *parts, u32 part_count)
+{
+    struct native_header answer;
+    struct buf out;
+    buf_init(&out, io_budget());
+    bool maybe_sent;
+    status st = peer_call_wait(peer_rig_peers(node), member, shard, header, parts, part_count,
+                               io_now_ns() + NS_PER_S * 2, &answer, &out, &maybe_sent);
+    CHECK(ok(st) && answer.status <= NATIVE_ST_MAX);
+    buf_deinit(&out);
+    return answer.status;
+}
+
 struct topology *
 replica_rig_apply(struct topology *from, struct topology_command command)
 {

@@ -54,11 +54,6 @@
 
 /* ---- the cluster ---- */
 
-struct app {
-    struct lsm *lsm;
-    struct replicator *replicator;
-};
-
 struct world {
     struct peer_rig rig;
     struct prng prng;
@@ -73,7 +68,7 @@ struct world {
     u32 spread;                    /* one of so many turns brings a stage to a node */
     u64 memtable_bytes;
     u32 read_quorum; /* 0: as ever */
-    struct app apps[PEER_RIG_NODES_MAX][PEER_RIG_SHARDS_MAX];
+    struct replica_app apps[PEER_RIG_NODES_MAX][PEER_RIG_SHARDS_MAX];
     bool acknowledged; /* a write was, and now is a good moment for a power cut */
     char violation[512];
 };
@@ -115,33 +110,17 @@ static MAY_YIELD status
 node_main(struct peer_rig_node *node)
 {
     u32 shard = io_shard_index();
-    struct app *app = &world.apps[node->index][shard];
-    *app = (struct app){0};
+    struct replica_app *app = &world.apps[node->index][shard];
     char dir[32];
     snprintf(dir, sizeof(dir), "/store%u", shard);
-    status st =
-        replica_rig_store_open(dir, shard, node->rig->shard_count, world.memtable_bytes, &app->lsm);
+    struct replicator_options options = {.alive = node_alive, .clock_is_ahead = clock_is_ahead};
+    status st = replica_rig_app_open(node, dir, world.memtable_bytes, NULL, &options, app);
     if (!ok(st)) return st;
-    struct peers *peers;
-    st = peer_rig_peers_open(node, &peers);
-    if (!ok(st)) return st;
-    struct replicator_options options = {.lsm = app->lsm,
-                                         .peers = peers,
-                                         .budget = io_budget(),
-                                         .shard = shard,
-                                         .alive = node_alive,
-                                         .clock_is_ahead = clock_is_ahead};
-    /* A fiber may be refused by chance. */
-    while (!ok(st = replicator_open(&options, &app->replicator)))
-        fiber_sleep_ns(NS_PER_MS);
     replicator_topology_set(app->replicator, world.stages[world.stage[node->index]],
                             node->index + 1);
     peer_rig_serve(node);
     stats_add(app->replicator);
-    replicator_close(app->replicator);
-    app->replicator = NULL;
-    peers_close(peers);
-    return lsm_close(app->lsm);
+    return replica_rig_app_close(app);
 }
 
 /* ---- topologies ---- */
@@ -294,7 +273,7 @@ struct op {
 };
 
 static void
-op_write(struct op *op, struct app *app)
+op_write(struct op *op, struct replica_app *app)
 {
     static u8 bytes[VALUE_MAX];
     struct bytes key = key_of(op->key);
@@ -312,7 +291,7 @@ op_write(struct op *op, struct app *app)
 }
 
 static void
-op_read(struct op *op, struct app *app)
+op_read(struct op *op, struct replica_app *app)
 {
     struct bytes key = key_of(op->key);
     struct replicate_value value;
@@ -330,7 +309,7 @@ static void
 op_run(struct peer_rig_node *node, void *arg)
 {
     struct op *op = arg;
-    struct app *app = &world.apps[node->index][io_shard_index()];
+    struct replica_app *app = &world.apps[node->index][io_shard_index()];
     if (op->kind == OP_READ)
         op_read(op, app);
     else
@@ -366,7 +345,7 @@ static void
 look_run(struct peer_rig_node *node, void *arg)
 {
     struct look *look = arg;
-    struct app *app = &world.apps[node->index][io_shard_index()];
+    struct replica_app *app = &world.apps[node->index][io_shard_index()];
     struct bytes key = key_of(look->key);
     struct own_read own;
     status st = own_read(app->replicator, 0, hash_token(key), key, &own);
@@ -590,7 +569,7 @@ static void
 topology_take(struct peer_rig_node *node, void *arg)
 {
     (void)arg;
-    struct app *app = &world.apps[node->index][io_shard_index()];
+    struct replica_app *app = &world.apps[node->index][io_shard_index()];
     replicator_topology_set(app->replicator, world.stages[world.stage[node->index]],
                             node->index + 1);
 }
@@ -637,7 +616,7 @@ fetch_store(struct peer_rig_node *node, void *arg)
 {
     static u8 bytes[VALUE_MAX];
     struct fetch_job *fetch = arg;
-    struct app *app = &world.apps[node->index][io_shard_index()];
+    struct replica_app *app = &world.apps[node->index][io_shard_index()];
     struct bytes key = key_of(fetch->key);
     struct lsm_batch batch;
     lsm_batch_init(&batch, io_budget());
@@ -1234,15 +1213,22 @@ fewer_than_a_majority_are_answered_as_they_are(void **state)
     cluster_close();
 }
 
+/* Which of the others node 0 asks first for key 1. */
+static u32
+asked_first(void)
+{
+    struct topology_row row;
+    topology_row(world.stages[0], 0, partition_of(1), &row);
+    return row.write[0] == 1 ? row.write[1] - 1 : row.write[0] - 1;
+}
+
 /* Who was to be brought the value dies: the other one is brought it. */
 static void
 who_dies_while_it_is_mended_is_replaced_by_another(void **state)
 {
     (void)state;
     story_of_one_ahead(0);
-    struct topology_row row;
-    topology_row(world.stages[0], 0, partition_of(1), &row);
-    u32 first = row.write[0] == 1 ? row.write[1] - 1 : row.write[0] - 1; /* it is asked */
+    u32 first = asked_first();
     for (u32 node = 1; node < 3; node++)
         sim_link_slow_set(world.rig.sim, world.rig.nodes[0].machine, world.rig.nodes[node].machine,
                           MS(100));
@@ -1265,6 +1251,19 @@ who_dies_while_it_is_mended_is_replaced_by_another(void **state)
     cluster_close();
 }
 
+/* All have key 1; whom node 0 asks first for it takes long to answer. Who that is. */
+static u32
+story_of_one_slow(void)
+{
+    story_begin();
+    struct op write = {.kind = OP_WRITE, .key = 1, .id = 5, .level = REPLICATE_ALL};
+    assert_true(op_do(&write));
+    u32 first = asked_first();
+    sim_link_slow_set(world.rig.sim, world.rig.nodes[0].machine, world.rig.nodes[first].machine,
+                      MS(300));
+    return first;
+}
+
 /* The replica that each read asks first takes long to answer. Others are asked
  * in its place as long as there is a budget (base/retry.h); then those who work are not asked more
  * than a tenth beyond what is needed, and reads wait for the slow one. */
@@ -1274,14 +1273,7 @@ who_does_not_answer_costs_the_others_no_more_than_a_tenth(void **state)
     (void)state;
     const u32 reads = RETRY_BURST + 300;
     struct replicate_stats before = reached;
-    story_begin();
-    struct op write = {.kind = OP_WRITE, .key = 1, .id = 5, .level = REPLICATE_ALL};
-    assert_true(op_do(&write));
-    struct topology_row row;
-    topology_row(world.stages[0], 0, partition_of(1), &row);
-    u32 first = row.write[0] == 1 ? row.write[1] - 1 : row.write[0] - 1;
-    sim_link_slow_set(world.rig.sim, world.rig.nodes[0].machine, world.rig.nodes[first].machine,
-                      MS(300));
+    (void)story_of_one_slow();
     u32 late = 0;
     for (u32 i = 0; i < reads; i++) {
         struct op read = {.kind = OP_READ, .key = 1, .deadline_ns = SECONDS(8)};
@@ -1304,14 +1296,7 @@ a_dead_replica_is_replaced_without_a_budget(void **state)
 {
     (void)state;
     struct replicate_stats before = reached;
-    story_begin();
-    struct op write = {.kind = OP_WRITE, .key = 1, .id = 5, .level = REPLICATE_ALL};
-    assert_true(op_do(&write));
-    struct topology_row row;
-    topology_row(world.stages[0], 0, partition_of(1), &row);
-    u32 first = row.write[0] == 1 ? row.write[1] - 1 : row.write[0] - 1;
-    sim_link_slow_set(world.rig.sim, world.rig.nodes[0].machine, world.rig.nodes[first].machine,
-                      MS(300));
+    u32 first = story_of_one_slow();
     for (bool late = false; !late;) {
         struct op read = {.kind = OP_READ, .key = 1, .deadline_ns = SECONDS(8)};
         assert_true(op_do(&read));
@@ -1469,7 +1454,7 @@ static void
 batch_run(struct peer_rig_node *node, void *arg)
 {
     struct batch_op *op = arg;
-    struct app *app = &world.apps[node->index][io_shard_index()];
+    struct replica_app *app = &world.apps[node->index][io_shard_index()];
     struct lsm_batch batch;
     lsm_batch_init(&batch, io_budget());
     u32 partition = partition_of(1);
@@ -1727,16 +1712,8 @@ tree_write_run(struct peer_rig_node *node, void *arg)
                                .flags = PEER_WRITE_REPAIR | PEER_WRITE_TREE,
                                .session = asked->session};
     struct bytes parts[] = {BYTES(head, peer_write_head(&write, head)), buf_bytes(&batch.ops)};
-    struct native_header header = {.opcode = PEER_WRITE, .epoch = 99}, answer;
-    struct buf out;
-    bool maybe_sent;
-    buf_init(&out, io_budget());
-    status st =
-        peer_call_wait(peer_rig_peers(node), 1, shard_of(1), &header, parts, ARRAY_COUNT(parts),
-                       io_now_ns() + SECONDS(2), &answer, &out, &maybe_sent);
-    CHECK(ok(st));
-    asked->answered = answer.status;
-    buf_deinit(&out);
+    struct native_header header = {.opcode = PEER_WRITE, .epoch = 99};
+    asked->answered = replica_rig_ask(node, 1, shard_of(1), &header, parts, ARRAY_COUNT(parts));
     lsm_batch_deinit(&batch);
 }
 
@@ -1790,16 +1767,8 @@ hostile_run(struct peer_rig_node *node, void *arg)
                                        .epoch =
                                            prng_chance(&prng, 1, 9) ? prng_below(&prng, 9) : 99,
                                        .keyspace = (u16)(prng_chance(&prng, 1, 9) ? 40 : 0)};
-        struct native_header answer;
         struct bytes part = BYTES(body, size);
-        struct buf out;
-        buf_init(&out, io_budget());
-        bool maybe_sent;
-        status st = peer_call_wait(peer_rig_peers(node), 1, 0, &header, &part, 1,
-                                   io_now_ns() + SECONDS(2), &answer, &out, &maybe_sent);
-        CHECK(ok(st) && answer.status <= NATIVE_ST_MAX);
-        statuses[answer.status]++;
-        buf_deinit(&out);
+        statuses[replica_rig_ask(node, 1, 0, &header, &part, 1)]++;
     }
 }
 

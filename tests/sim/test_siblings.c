@@ -53,12 +53,6 @@
 
 /* ---- the cluster ---- */
 
-struct app {
-    struct lsm *lsm;
-    struct hints *hints;
-    struct replicator *replicator;
-};
-
 struct world {
     struct peer_rig rig;
     struct prng prng;
@@ -69,7 +63,7 @@ struct world {
     u32 old_count;
     bool down[PEER_RIG_NODES_MAX]; /* as far as anybody knows */
     u32 disks[PEER_RIG_NODES_MAX]; /* how many a node has lost */
-    struct app apps[PEER_RIG_NODES_MAX];
+    struct replica_app apps[PEER_RIG_NODES_MAX];
     bool acknowledged;
     char violation[512];
 };
@@ -96,39 +90,20 @@ node_alive(void *arg, u32 member)
 static MAY_YIELD status
 node_main(struct peer_rig_node *node)
 {
-    struct app *app = &world.apps[node->index];
-    *app = (struct app){0};
+    struct replica_app *app = &world.apps[node->index];
     char dir[32];
     snprintf(dir, sizeof(dir), "/store%u", world.disks[node->index]);
-    status st = replica_rig_store_open(dir, 0, 1, MIB(1), &app->lsm);
+    struct hints_options kept = {.alive = node_alive, .disk_bytes_max = MIB(16)};
+    struct replicator_options options = {.alive = node_alive};
+    status st = replica_rig_app_open(node, dir, MIB(1), &kept, &options, app);
     if (!ok(st)) return st;
-    struct peers *peers;
-    st = peer_rig_peers_open(node, &peers);
-    if (!ok(st)) return st;
-    struct hints_options kept = {.lsm = app->lsm,
-                                 .peers = peers,
-                                 .budget = io_budget(),
-                                 .alive = node_alive,
-                                 .disk_bytes_max = MIB(16)};
-    while (!ok(st = hints_open(&kept, &app->hints))) /* a fiber may be refused by chance */
-        fiber_sleep_ns(NS_PER_MS);
-    struct replicator_options options = {.lsm = app->lsm,
-                                         .peers = peers,
-                                         .budget = io_budget(),
-                                         .alive = node_alive,
-                                         .hints = app->hints};
-    while (!ok(st = replicator_open(&options, &app->replicator)))
-        fiber_sleep_ns(NS_PER_MS);
     replicator_topology_set(app->replicator, world.topology, node->index + 1);
     peer_rig_serve(node);
     reached.unions += app->replicator->stats.unions;
-    replicator_close(app->replicator);
     struct hints_stats stats;
     hints_stats_get(app->hints, &stats);
     reached.hints += stats.replayed;
-    hints_close(app->hints);
-    peers_close(peers);
-    return lsm_close(app->lsm);
+    return replica_rig_app_close(app);
 }
 
 /* ---- topologies ---- */
@@ -247,7 +222,7 @@ struct op {
 static u8 filler[LIMIT_VALUE_BYTES];
 
 static void
-op_write(struct op *op, struct app *app)
+op_write(struct op *op, struct replica_app *app)
 {
     struct dvv_vector context;
     dvv_vector_init(&context, io_budget());
@@ -286,7 +261,7 @@ op_take(struct op *op, struct bytes bytes)
 }
 
 static void
-op_read(struct op *op, struct app *app)
+op_read(struct op *op, struct replica_app *app)
 {
     struct replicate_value value;
     op->st = replicate_read(app->replicator, op->level, KEYSPACE, token_of(op->key),
@@ -302,7 +277,7 @@ static void
 op_run(struct peer_rig_node *node, void *arg)
 {
     struct op *op = arg;
-    struct app *app = &world.apps[node->index];
+    struct replica_app *app = &world.apps[node->index];
     if (op->kind == OP_READ)
         op_read(op, app);
     else
