@@ -43,8 +43,7 @@ stand_ins_choose(const struct topology *topology, u32 partition,
         u32 target = quorum->members[i];
         u32 member = choose(topology, partition, alive, arg, quorum, target);
         if (member == 0) continue;
-        quorum->members[i] = member;
-        quorum->answers[i] = QUORUM_PENDING;
+        quorum_stand_in(quorum, i, member);
         out->targets[i] = target;
         out->count++;
     }

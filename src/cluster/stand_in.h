@@ -11,7 +11,8 @@
  *
  * Each home replica that does not answer has one stand-in, as far as there are nodes, and each node
  * stands in for one: so W confirmations are those of W nodes. It has the place of whom it stands in
- * for in the quorum: in both sets of a move, where that one is in both.
+ * for in the quorum: in both sets of a move, where that one is in both. One home replica (of each
+ * set) must confirm it, too: hints do not last, and what only stand-ins had would be nowhere then.
  *
  * Who it is. Members that are in their places and live, and are no home replica of the partition
  * (of neither set), in the order of their numbers, in a circle that begins elsewhere for each

@@ -874,6 +874,57 @@ what_was_acknowledged_comes_home_whoever_crashes(void **state)
     assert_true(stood_in > 20); /* not left out by all seeds */
 }
 
+/* ---- who counts ---- */
+
+/* Nothing fits into the store any more. */
+static void
+fill_run(struct peer_rig_node *node, void *arg)
+{
+    (void)arg;
+    struct app *app = &world.apps[node->index][io_shard_index()];
+    static u8 value[60000];
+    struct bytes key = key_of(KEYS_MAX - 1);
+    status st = ST_OK;
+    for (u32 i = 0; ok(st) && i < 600; i++) {
+        struct lsm_batch batch;
+        lsm_batch_init(&batch, io_budget());
+        CHECK(
+            lsm_batch_put(&batch, STRICT, hash_token(key), key, BYTES(value, sizeof(value)), 0));
+        batch.version = hlc_next(&app->replicator->hlc, io_wall_ms());
+        u64 seq;
+        st = lsm_write(app->lsm, &batch, &seq);
+        lsm_batch_deinit(&batch);
+    }
+    CHECK(!ok(st));
+}
+
+/* What only stand-ins have is on no replica, and is nowhere once their hints are too old. */
+static void
+stand_ins_alone_acknowledge_nothing(void **state)
+{
+    (void)state;
+    story_begin(5, 2);
+    const u32 key = 3;
+    u32 first = home(key, 0);
+    struct op before = {.node = first, .key = key, .id = 1};
+    assert_true(ok(op_do(&before)));
+    peer_rig_run(&world.rig, MS(200));
+    struct sim_disk *disk = sim_node_disk(world.rig.nodes[first].machine);
+    sim_disk_capacity_set(disk, sim_disk_used_bytes(disk));
+    CHECK(peer_rig_do(&world.rig, first, 0, fill_run, NULL));
+    crash(home(key, 1));
+    crash(home(key, 2));
+    struct op write = {.node = first, .key = key, .id = 2};
+    assert_true(status_is(op_do(&write), ST_UNKNOWN_OUTCOME));
+    assert_int_equal(figures_of(first).stood_in, 0);
+    assert_int_equal(look_at(first, key).id, 1);
+    peer_rig_run(&world.rig, MS(200));
+    for (u32 i = 0; i < 2; i++)
+        assert_int_equal(hints_of(other(key, i)).kept, 1);
+    sim_disk_capacity_set(disk, GIB(64));
+    cluster_close();
+}
+
 static void
 on_abort(int number)
 {
@@ -896,6 +947,7 @@ main(void)
         cmocka_unit_test(what_was_deleted_stays_so_though_a_stand_in_is_late),
         cmocka_unit_test(what_comes_to_a_stand_in_too_late_is_refused),
         cmocka_unit_test(a_stand_in_believes_nobody),
+        cmocka_unit_test(stand_ins_alone_acknowledge_nothing),
     };
     const struct CMUnitTest seeds[] = {
         cmocka_unit_test(what_was_acknowledged_comes_home_whoever_crashes),
