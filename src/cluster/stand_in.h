@@ -17,7 +17,8 @@
  * Who it is. Members that are in their places and live, and are no home replica of the partition
  * (of neither set), in the order of their numbers, in a circle that begins elsewhere for each
  * partition. Of these the first in the rack of whom it stands in for; if there is none, the first
- * in its data center; else the first.
+ * in its data center; else the first. The coordinator, which need not be a home replica where a
+ * keyspace has fewer of them, is none of them: it would write to its own store what is no hint.
  *
  * Nobody stands in while W home replicas live: reads by R meet all that is acknowledged then.
  */

@@ -888,8 +888,7 @@ fill_run(struct peer_rig_node *node, void *arg)
     for (u32 i = 0; ok(st) && i < 600; i++) {
         struct lsm_batch batch;
         lsm_batch_init(&batch, io_budget());
-        CHECK(
-            lsm_batch_put(&batch, STRICT, hash_token(key), key, BYTES(value, sizeof(value)), 0));
+        CHECK(lsm_batch_put(&batch, STRICT, hash_token(key), key, BYTES(value, sizeof(value)), 0));
         batch.version = hlc_next(&app->replicator->hlc, io_wall_ms());
         u64 seq;
         st = lsm_write(app->lsm, &batch, &seq);
@@ -925,6 +924,61 @@ stand_ins_alone_acknowledge_nothing(void **state)
     cluster_close();
 }
 
+#define FEW 3u /* a keyspace of two replicas */
+
+/* A key of FEW whose third holder, no replica of it, would be the first to stand in. */
+static u32
+key_of_a_third_holder(void)
+{
+    for (u32 key = 0; key < KEYS_MAX; key++) {
+        u32 partition = token_partition(hash_token(key_of(key)), PARTITIONS);
+        struct topology_row row;
+        topology_row(world.topology, FEW, partition, &row);
+        u32 third = home(key, 2) + 1, chosen = 0;
+        for (u32 i = 0; chosen == 0 && i < NODES; i++) {
+            chosen = world.topology->members[(partition + i) % NODES].number;
+            if (chosen == row.write[0] || chosen == row.write[1]) chosen = 0;
+        }
+        if (chosen == third) return key;
+    }
+    CHECK(false);
+    return 0;
+}
+
+/* Whoever holds the partition may coordinate; a replica of the keyspace it need not be. What it has
+ * in its own store is no hint then, and nobody reads it there. */
+static void
+the_coordinator_stands_in_for_nobody(void **state)
+{
+    (void)state;
+    cluster_open(1, 5, 2);
+    struct topology_command set = {.kind = TOPOLOGY_KEYSPACE_SET, .keyspace = FEW};
+    set.options = world.topology->keyspaces[0];
+    set.options.replicas = set.options.write_quorum = 2;
+    set.options.read_quorum = 1;
+    snprintf(set.options.name, sizeof(set.options.name), "%u", FEW);
+    world.topology = replica_rig_apply_on(world.topology, set);
+    peer_rig_open(&world.rig);
+    peer_rig_run(&world.rig, SECONDS(2));
+    const u32 key = key_of_a_third_holder();
+    u32 third = home(key, 2);
+    struct topology_row row;
+    topology_row(world.topology, FEW, token_partition(hash_token(key_of(key)), PARTITIONS), &row);
+    crash(row.write[0] - 1);
+    struct op one = {.node = third, .key = key, .id = 2, .keyspace = FEW};
+    assert_true(ok(op_do(&one)));
+    peer_rig_run(&world.rig, MS(200));
+    u64 kept = 0;
+    for (u32 i = 0; i < NODES; i++)
+        kept += runs(i) ? hints_of(i).kept : 0;
+    assert_int_equal(kept, 1);
+    assert_int_equal(hints_of(third).kept, 0);
+    crash(row.write[1] - 1);
+    struct op two = {.node = third, .key = key, .id = 3, .keyspace = FEW};
+    assert_true(status_is(op_do(&two), ST_UNAVAILABLE));
+    cluster_close();
+}
+
 static void
 on_abort(int number)
 {
@@ -948,6 +1002,7 @@ main(void)
         cmocka_unit_test(what_comes_to_a_stand_in_too_late_is_refused),
         cmocka_unit_test(a_stand_in_believes_nobody),
         cmocka_unit_test(stand_ins_alone_acknowledge_nothing),
+        cmocka_unit_test(the_coordinator_stands_in_for_nobody),
     };
     const struct CMUnitTest seeds[] = {
         cmocka_unit_test(what_was_acknowledged_comes_home_whoever_crashes),
