@@ -980,6 +980,39 @@ the_coordinator_stands_in_for_nobody(void **state)
 }
 
 static void
+topology_run(struct peer_rig_node *node, void *arg)
+{
+    struct app *app = &world.apps[node->index][io_shard_index()];
+    replicator_topology_set(app->replicator, arg, node->index + 1);
+}
+
+/* A coordinator that has not heard of it has no writes acknowledged by stand-ins that have. */
+static void
+nobody_stands_in_once_it_is_not_allowed_any_more(void **state)
+{
+    (void)state;
+    story_begin(5, 2);
+    const u32 key = 3;
+    u32 first = home(key, 0);
+    crash(home(key, 1));
+    crash(home(key, 2));
+    struct topology_command set = {.kind = TOPOLOGY_KEYSPACE_SET, .keyspace = 0};
+    set.options = world.topology->keyspaces[0];
+    set.options.sloppy = false;
+    world.topology = replica_rig_apply_on(world.topology, set);
+    for (u32 i = 0; i < 2; i++)
+        CHECK(peer_rig_do(&world.rig, other(key, i), 0, topology_run, world.topology));
+    struct op behind = {.node = first, .key = key, .id = 2};
+    assert_true(status_is(op_do(&behind), ST_UNKNOWN_OUTCOME)); /* it is in its own store */
+    for (u32 i = 0; i < 2; i++)
+        assert_int_equal(hints_of(other(key, i)).kept, 0);
+    CHECK(peer_rig_do(&world.rig, first, 0, topology_run, world.topology));
+    struct op after = {.node = first, .key = key, .id = 3};
+    assert_true(status_is(op_do(&after), ST_UNAVAILABLE));
+    cluster_close();
+}
+
+static void
 on_abort(int number)
 {
     (void)number;
@@ -1003,6 +1036,7 @@ main(void)
         cmocka_unit_test(a_stand_in_believes_nobody),
         cmocka_unit_test(stand_ins_alone_acknowledge_nothing),
         cmocka_unit_test(the_coordinator_stands_in_for_nobody),
+        cmocka_unit_test(nobody_stands_in_once_it_is_not_allowed_any_more),
     };
     const struct CMUnitTest seeds[] = {
         cmocka_unit_test(what_was_acknowledged_comes_home_whoever_crashes),
