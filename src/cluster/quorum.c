@@ -54,11 +54,23 @@ count_in_set(const struct quorum *quorum, u32 set, enum quorum_answer answer)
     return count;
 }
 
+u32
+quorum_sets_lost(const struct quorum *quorum)
+{
+    u32 lost = 0;
+    for (u32 set = 0; set < quorum->set_count; set++)
+        if (count_in_set(quorum, set, QUORUM_YES) + count_in_set(quorum, set, QUORUM_PENDING) <
+            quorum->need[set])
+            lost |= 1u << set;
+    return lost;
+}
+
 void
-quorum_stand_in(struct quorum *quorum, u32 index, u32 member)
+quorum_stand_in(struct quorum *quorum, u32 index, u32 member, u32 sets)
 {
     CHECK(index < quorum->count);
     quorum->members[index] = member;
+    quorum->sets[index] &= (u8)sets;
     quorum->answers[index] = QUORUM_PENDING;
     quorum->stand_ins |= 1u << index;
 }
