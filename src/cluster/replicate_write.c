@@ -210,6 +210,7 @@ attempt_send(struct write_attempt *attempt, const struct topology *topology, u16
         if (UNLIKELY(target != 0)) {
             write.flags = PEER_WRITE_STAND_IN;
             write.session = target;
+            if (r->options.waits_for != NULL) r->options.waits_for(r->options.arg, member);
             keep_parts[0].size = peer_write_head(&write, keep_head);
         }
         peer_call_init(&call->call, call_done);

@@ -1012,6 +1012,36 @@ nobody_stands_in_once_it_is_not_allowed_any_more(void **state)
     cluster_close();
 }
 
+static u32 waited_for;
+
+static void
+note_who_is_waited_for(void *arg, u32 member)
+{
+    (void)arg;
+    waited_for |= 1u << member;
+}
+
+/* A node that is no partner may be dead for seconds before it is known. */
+static void
+of_stand_ins_it_is_asked_whether_they_live(void **state)
+{
+    (void)state;
+    story_begin(5, 2);
+    const u32 key = 3;
+    u32 first = home(key, 0);
+    waited_for = 0;
+    world.apps[first][0].replicator->options.waits_for = note_who_is_waited_for;
+    crash(home(key, 1));
+    struct op one = {.node = first, .key = key, .id = 1};
+    assert_true(ok(op_do(&one)));
+    assert_int_equal(waited_for, 0); /* partners are pinged anyway */
+    crash(home(key, 2));
+    struct op two = {.node = first, .key = key, .id = 2};
+    assert_true(ok(op_do(&two)));
+    assert_int_equal(waited_for, 2u << other(key, 0) | 2u << other(key, 1));
+    cluster_close();
+}
+
 static void
 on_abort(int number)
 {
@@ -1037,6 +1067,7 @@ main(void)
         cmocka_unit_test(stand_ins_alone_acknowledge_nothing),
         cmocka_unit_test(the_coordinator_stands_in_for_nobody),
         cmocka_unit_test(nobody_stands_in_once_it_is_not_allowed_any_more),
+        cmocka_unit_test(of_stand_ins_it_is_asked_whether_they_live),
     };
     const struct CMUnitTest seeds[] = {
         cmocka_unit_test(what_was_acknowledged_comes_home_whoever_crashes),
