@@ -50,7 +50,8 @@ bool quorum_answer(struct quorum *quorum, u32 member, enum quorum_answer answer)
 enum quorum_state quorum_state(const struct quorum *quorum);
 /* The sets that cannot get there: a bit each. */
 u32 quorum_sets_lost(const struct quorum *quorum);
-/* Another one has the place at the index from now on, in these of its sets alone, and is pending. */
+/* Another one has the place at the index from now on, in these of its sets alone, and is pending.
+ */
 void quorum_stand_in(struct quorum *quorum, u32 index, u32 member, u32 sets);
 /* Everybody is pending again. */
 void quorum_reset(struct quorum *quorum);
