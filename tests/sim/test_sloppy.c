@@ -999,6 +999,8 @@ nobody_stands_in_once_it_is_not_allowed_any_more(void **state)
     struct topology_command set = {.kind = TOPOLOGY_KEYSPACE_SET, .keyspace = 0};
     set.options = world.topology->keyspaces[0];
     set.options.sloppy = false;
+    struct topology *before = world.topology; /* those that crashed have it */
+    topology_hold(before);
     world.topology = replica_rig_apply_on(world.topology, set);
     for (u32 i = 0; i < 2; i++)
         CHECK(peer_rig_do(&world.rig, other(key, i), 0, topology_run, world.topology));
@@ -1010,6 +1012,7 @@ nobody_stands_in_once_it_is_not_allowed_any_more(void **state)
     struct op after = {.node = first, .key = key, .id = 3};
     assert_true(status_is(op_do(&after), ST_UNAVAILABLE));
     cluster_close();
+    replica_rig_free(before);
 }
 
 static u32 waited_for;
