@@ -358,6 +358,12 @@ alive_for_replicator(void *arg, u32 member)
     return cluster_alive(arg, member);
 }
 
+static void
+waits_for(void *arg, u32 member)
+{
+    cluster_waits_for(arg, member);
+}
+
 static bool
 clock_is_ahead(void *arg)
 {
@@ -385,6 +391,7 @@ open_replicator(struct cluster_shard *shard)
         .budget = &shard->budget,
         .shard = shard->index,
         .alive = alive_for_replicator,
+        .waits_for = waits_for,
         .clock_is_ahead = clock_is_ahead,
         .arg = shard->cluster,
         .hints = shard->hints,

@@ -403,7 +403,7 @@ hints_keep(struct hints *h, u32 member, const struct lsm_batch *batch, u64 *seq_
     if (!ok(st)) return st; /* a run of nothing is pruned */
     hint_run_count(h, run, key.version, bytes);
     h->stats.kept++;
-    fiber_queue_wake_all(&h->wake);
+    if (h->waiting == 1) fiber_queue_wake_all(&h->wake); /* else it looks by itself */
     return ST_OK;
 }
 

@@ -186,6 +186,7 @@ struct hints {
     struct hint_target *passing;         /* whose */
     struct hint_run *passing_run;        /* only this one, if any */
     bool passing_alive;                  /* when it began */
+    bool passed_over;                    /* some run waits for others than the target */
     struct list flying, ended, deleting; /* struct hint_sent; those that fly: by epoch */
     u32 in_flight, outstanding;
     u64 in_flight_bytes;

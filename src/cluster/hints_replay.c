@@ -9,7 +9,8 @@
  *   delete   ended -> a batch of deletions -> durable -> no longer counted (I2)
  *
  * A pass is given up when the target dies, refuses or does not answer, and tried again after a time
- * that doubles from 100 ms to 5 s. What was sent then stays as it is.
+ * that doubles from 100 ms to 5 s. What was sent then stays as it is. A run that is for others,
+ * too, of whom one is dead, is passed over, and waits for that time.
  *
  * Whom a hint is for is decided when it is sent, by the topology of then: the target if it is in
  * the row, else all of the row, of which none may miss it; while a plan is under way all of the
@@ -447,15 +448,15 @@ sent_new(struct hints *h, const struct hint_read *read, u32 calls, enum hint_fat
     return sent;
 }
 
-/* Gone without a word to anybody, but repair. False: no memory. */
-static bool
-give_up(struct hints *h, const struct hint_read *read, enum hint_fate fate)
+/* Gone without a word to anybody, but repair. ST_CANCELED: no memory. */
+static status
+given_up(struct hints *h, const struct hint_read *read, enum hint_fate fate)
 {
     struct hint_sent *sent = sent_new(h, read, 0, fate);
-    if (sent == NULL) return false;
+    if (sent == NULL) return ST_CANCELED;
     if (fate != HINT_ORPHANED) hint_run_lost(h, read->run, read->key.version);
     list_push_back(&h->ended, &sent->link);
-    return true;
+    return ST_OK;
 }
 
 /* False: no memory. */
@@ -482,12 +483,22 @@ hint_send(struct hints *h, const struct hint_read *read, u32 partition, const st
     return true;
 }
 
-/* False: the pass is to be given up. */
 static bool
+all_live(const struct hints *h, const struct route *to)
+{
+    bool live = to->count > 0;
+    for (u32 i = 0; i < to->count; i++)
+        live = live && is_alive(h, to->members[i]);
+    return live;
+}
+
+/* Sent, or gone. ST_CANCELED: the pass is to be given up; ST_WOULD_WAIT: the run is to be passed
+ * over. */
+static status
 deliver(struct hints *h, const struct hint_read *read)
 {
     const struct hint_key *key = &read->key;
-    if (key->version < expired_below(h)) return give_up(h, read, HINT_EXPIRED);
+    if (key->version < expired_below(h)) return given_up(h, read, HINT_EXPIRED);
     u64 first = partition_token_first(read->run->partition, PARTITION_COUNT_DEFAULT);
     u64 last = partition_token_last(read->run->partition, PARTITION_COUNT_DEFAULT);
     struct bytes rest = read->ops;
@@ -497,20 +508,19 @@ deliver(struct hints *h, const struct hint_read *read)
         !ok(lsm_ops_check(read->ops, key->count, key->keyspace, first, last)) ||
         !lsm_op_next(&rest, &op, &bad)) {
         MARK("cluster.hints.damaged");
-        return give_up(h, read, HINT_DAMAGED);
+        return given_up(h, read, HINT_DAMAGED);
     }
     u32 partition = token_partition(op.header.token, h->topology->partition_count);
     struct route to;
     if (!route_find(h, key->target, key->keyspace, partition, &to))
-        return give_up(h, read, HINT_ORPHANED);
-    bool all_live = to.count > 0;
-    for (u32 i = 0; i < to.count; i++)
-        all_live = all_live && is_alive(h, to.members[i]);
-    if (!all_live) {
+        return given_up(h, read, HINT_ORPHANED);
+    if (all_live(h, &to)) return hint_send(h, read, partition, &to) ? ST_OK : ST_CANCELED;
+    if (!to.rerouted && !is_alive(h, key->target)) {
         read->run->target->failed = true;
-        return false;
+        return ST_CANCELED;
     }
-    return hint_send(h, read, partition, &to);
+    h->passed_over = true;
+    return MARKED("cluster.hints.passed_over", ST_WOULD_WAIT);
 }
 
 /* ---- a pass ---- */
@@ -645,7 +655,7 @@ parts_read(struct hints *h, struct lsm_scan *scan, const struct hint_tag *tag,
 }
 
 /* A hint of which an entry was read. *behind: the scan is to begin anew behind it. ST_CANCELED: the
- * pass is given up. */
+ * pass is given up; ST_WOULD_WAIT: the run is passed over. */
 static MAY_YIELD status
 pass_hint(struct hints *h, struct lsm_scan *scan, struct hint_read *read, bool *behind)
 {
@@ -657,20 +667,18 @@ pass_hint(struct hints *h, struct lsm_scan *scan, struct hint_read *read, bool *
         if (!ok(st) && !status_is(st, ST_END)) return st;
     }
     *behind = !ok(st);
-    bool done;
     if (ok(st)) {
-        done = deliver(h, read);
+        st = deliver(h, read);
     } else {
         MARK("cluster.hints.torn");
         read->key.part = read->key.parts; /* whatever is there of it */
-        done = give_up(h, read, HINT_DAMAGED);
+        st = given_up(h, read, HINT_DAMAGED);
     }
-    if (done) {
+    if (ok(st))
         paced(h, read->bytes);
-        return ST_OK;
-    }
-    read->run->pass_oldest = MIN(read->run->pass_oldest, read->key.version);
-    return ST_CANCELED;
+    else /* the oldest of what is left of the run */
+        read->run->pass_oldest = MIN(read->run->pass_oldest, read->key.version);
+    return st;
 }
 
 /* One scan of a pass, from the run at *at on. ST_OK: it is to begin anew, at *at, or behind *after
@@ -707,6 +715,10 @@ pass_scan(struct hints *h, struct lsm_scan *scan, u32 *at, struct hint_key *afte
         *after = read.key;
         after->part = HINT_PARTS_MAX;
         st = pass_hint(h, scan, &read, behind);
+        if (status_is(st, ST_WOULD_WAIT)) {
+            *at = pass_next(h, *at + 1);
+            return ST_OK;
+        }
         if (!ok(st) || *behind) return st;
     }
 }
@@ -746,7 +758,7 @@ pass(struct hints *h, struct hint_target *target, struct hint_run *only)
     h->passing = target;
     h->passing_run = only;
     h->passing_alive = is_alive(h, target->member);
-    target->failed = false;
+    target->failed = h->passed_over = false;
     for (u32 i = 0; i < h->partition_count; i++) {
         struct hint_run *run = hint_run_find(h, h->partition_first + i, target->member);
         if (run != NULL) run->pass_oldest = hint_queue_oldest(h, run);
@@ -764,7 +776,7 @@ pass(struct hints *h, struct hint_target *target, struct hint_run *only)
     }
     h->passing = NULL;
     if (only != NULL) return;
-    if (whole && !target->failed && h->stats.failed == failed)
+    if (whole && !target->failed && !h->passed_over && h->stats.failed == failed)
         target->backoff_ns = 0;
     else if (h->stats.replayed > replayed)
         target->backoff_ns = HINTS_TICK_NS;

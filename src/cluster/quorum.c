@@ -54,6 +54,39 @@ count_in_set(const struct quorum *quorum, u32 set, enum quorum_answer answer)
     return count;
 }
 
+u32
+quorum_sets_lost(const struct quorum *quorum)
+{
+    u32 lost = 0;
+    for (u32 set = 0; set < quorum->set_count; set++)
+        if (count_in_set(quorum, set, QUORUM_YES) + count_in_set(quorum, set, QUORUM_PENDING) <
+            quorum->need[set])
+            lost |= 1u << set;
+    return lost;
+}
+
+void
+quorum_stand_in(struct quorum *quorum, u32 index, u32 member, u32 sets)
+{
+    CHECK(index < quorum->count);
+    quorum->members[index] = member;
+    quorum->sets[index] &= (u8)sets;
+    quorum->answers[index] = QUORUM_PENDING;
+    quorum->stand_ins |= 1u << index;
+}
+
+/* Of those who have places of their own. */
+static u32
+count_at_home(const struct quorum *quorum, u32 set, enum quorum_answer answer)
+{
+    u32 count = 0;
+    for (u32 i = 0; i < quorum->count; i++)
+        if ((quorum->stand_ins >> i & 1) == 0 && quorum->sets[i] & 1u << set &&
+            quorum->answers[i] == answer)
+            count++;
+    return count;
+}
+
 enum quorum_state
 quorum_state(const struct quorum *quorum)
 {
@@ -63,6 +96,10 @@ quorum_state(const struct quorum *quorum)
         u32 pending = count_in_set(quorum, set, QUORUM_PENDING);
         if (yes + pending < quorum->need[set]) return QUORUM_LOST;
         met = met && yes >= quorum->need[set];
+        if (LIKELY(quorum->stand_ins == 0)) continue;
+        u32 yes_at_home = count_at_home(quorum, set, QUORUM_YES);
+        if (yes_at_home + count_at_home(quorum, set, QUORUM_PENDING) == 0) return QUORUM_LOST;
+        met = met && yes_at_home > 0;
     }
     return met ? QUORUM_MET : QUORUM_OPEN;
 }

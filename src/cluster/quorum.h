@@ -6,7 +6,8 @@
  * of the present and of the next placement), which mostly have members in common; each set has its
  * own need, and a member's one answer counts in each set that it belongs to. Nobody else counts
  * (but who has a member's place: stand_in.h), nobody counts twice, and one set's answers are never
- * added to the other's: three answers that meet 2 of 3 in the union may be 1 of 3 in each.
+ * added to the other's: three answers that meet 2 of 3 in the union may be 1 of 3 in each. Of each
+ * set one at least who has a place of its own must succeed, however many have others' places.
  *
  *   OPEN    neither of the below yet
  *   MET     every set has as many successes as it needs. Stays so: successes are not taken back.
@@ -35,7 +36,9 @@ struct quorum {
     u32 members[QUORUM_MEMBERS_MAX];
     u8 sets[QUORUM_MEMBERS_MAX];    /* of which the member is: a bit each */
     u8 answers[QUORUM_MEMBERS_MAX]; /* enum quorum_answer */
+    u32 stand_ins;                  /* who has another's place: a bit each */
 };
+static_assert(QUORUM_MEMBERS_MAX <= 32, "a bit each");
 
 void quorum_init(struct quorum *quorum);
 /* At most QUORUM_SETS. members: distinct; need: 1 to count, or it is LOST from the beginning. */
@@ -45,6 +48,11 @@ u32 quorum_find(const struct quorum *quorum, u32 member);
 /* The first answer counts; false: it was no member's, or came again. */
 bool quorum_answer(struct quorum *quorum, u32 member, enum quorum_answer answer);
 enum quorum_state quorum_state(const struct quorum *quorum);
+/* The sets that cannot get there: a bit each. */
+u32 quorum_sets_lost(const struct quorum *quorum);
+/* Another one has the place at the index from now on, in these of its sets alone, and is pending.
+ */
+void quorum_stand_in(struct quorum *quorum, u32 index, u32 member, u32 sets);
 /* Everybody is pending again. */
 void quorum_reset(struct quorum *quorum);
 /* How many have answered so, of all sets. */

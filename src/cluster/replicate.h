@@ -63,6 +63,9 @@ struct replicator_options {
     u32 shard;
     /* Whether calls to the member are worth an attempt. May change at any time. */
     bool (*alive)(void *arg, u32 member);
+    /* A write waits for the member, which may be one of whom little is heard: whether it is alive
+     * is to be known soon. NULL: nothing is done. */
+    void (*waits_for)(void *arg, u32 member);
     /* Whether others say that this node's wall clock is ahead: what it shows then is not kept over
      * a restart, which may come with the right one. NULL: never. */
     bool (*clock_is_ahead)(void *arg);

@@ -19,9 +19,10 @@ enum native_status
 keep_judge(struct replicator *r, u32 from, u16 keyspace, u64 epoch, const struct peer_write *write)
 {
     const struct topology *topology = r->topology;
-    /* A keyspace or a member that is not known here yet: whoever asks has a newer topology. */
+    /* A keyspace or a member that is not known here yet: whoever asks has a newer topology. If the
+     * keyspace is not sloppy here, one of us is behind. */
     if (topology == NULL || epoch < topology->stage_epoch_before || !replicate_knows(r, keyspace) ||
-        write->session >= topology->next_number)
+        !topology->keyspaces[keyspace].sloppy || write->session >= topology->next_number)
         return NATIVE_ST_WRONG_EPOCH;
     if (write->partition >= topology->partition_count || write->session == r->self ||
         topology->keyspaces[keyspace].conflict != CONFLICT_LWW)

@@ -210,6 +210,7 @@ attempt_send(struct write_attempt *attempt, const struct topology *topology, u16
         if (UNLIKELY(target != 0)) {
             write.flags = PEER_WRITE_STAND_IN;
             write.session = target;
+            if (r->options.waits_for != NULL) r->options.waits_for(r->options.arg, member);
             keep_parts[0].size = peer_write_head(&write, keep_head);
         }
         peer_call_init(&call->call, call_done);
@@ -355,10 +356,13 @@ write_quorum(const struct write *w, const struct topology_row *row, struct quoru
         if (!is_alive(w->r, out->members[i])) out->answers[i] = QUORUM_NO;
 }
 
+/* Not we: what is written here is no hint for anybody, though we hold no replica of the keyspace.
+ */
 static bool
-lives(const void *arg, u32 member)
+may_stand_in(const void *arg, u32 member)
 {
-    return is_alive(arg, member);
+    const struct replicator *r = arg;
+    return member != r->self && is_alive(r, member);
 }
 
 /* Too few live. In a sloppy keyspace others may do. */
@@ -369,7 +373,7 @@ stood_in(const struct write *w, u32 partition, struct quorum *quorum, struct sta
     bool strict =
         w->level == REPLICATE_QUORUM || w->level == REPLICATE_ALL || w->level == REPLICATE_HOMES;
     if (!topology->keyspaces[w->keyspace].sloppy || strict) return false;
-    stand_ins_choose(topology, partition, lives, w->r, quorum, out);
+    stand_ins_choose(topology, partition, may_stand_in, w->r, quorum, out);
     if (quorum_state(quorum) == QUORUM_LOST) return false;
     return MARKED("cluster.replicate.stood_in", true);
 }

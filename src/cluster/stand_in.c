@@ -38,13 +38,13 @@ stand_ins_choose(const struct topology *topology, u32 partition,
                  struct stand_ins *out)
 {
     *out = (struct stand_ins){0};
+    u32 lost = quorum_sets_lost(quorum);
     for (u32 i = 0; i < quorum->count; i++) {
-        if (quorum->answers[i] != QUORUM_NO) continue;
+        if (quorum->answers[i] != QUORUM_NO || (quorum->sets[i] & lost) == 0) continue;
         u32 target = quorum->members[i];
         u32 member = choose(topology, partition, alive, arg, quorum, target);
         if (member == 0) continue;
-        quorum->members[i] = member;
-        quorum->answers[i] = QUORUM_PENDING;
+        quorum_stand_in(quorum, i, member, lost);
         out->targets[i] = target;
         out->count++;
     }

@@ -302,6 +302,52 @@ a_hint_for_who_has_left_goes_to_who_holds_the_key(void **state)
     world_close();
 }
 
+/* Of who has left: what goes to replicas of which one is dead waits, and nothing else does. */
+static void
+a_hint_for_dead_replicas_stands_in_nobodys_way(void **state)
+{
+    (void)state;
+    world_open(1, 5, 5, 1);
+    story_go();
+    away(2);
+    bool written[100] = {false};
+    for (u32 key = 0; key < 100; key++) {
+        struct topology_row row;
+        world_row(key, &row);
+        struct world_op op = {.key = key, .id = 1000 + key};
+        for (u32 i = 0; i < row.count; i++) {
+            if (row.write[i] == 3) written[key] = true;
+            if (row.write[i] == 1 || row.write[i] > 3) op.node = row.write[i] - 1;
+        }
+        if (written[key]) assert_true(ok(world_write(&op)));
+    }
+    world_topology_keep();
+    world_apply((struct topology_command){.kind = TOPOLOGY_MEMBER_FORGET, .member = {.number = 3}});
+    world.topology = replica_rig_plan(world.topology, 2);
+    peer_rig_crash(&world.rig, 2, false);
+    away(1);
+    world_topology_tell();
+    peer_rig_run(&world.rig, SECONDS(20));
+    u32 waiting = 0, delivered = 0;
+    for (u32 key = 0; key < 100; key++) {
+        struct topology_row row;
+        world_row(key, &row);
+        bool dead = false;
+        for (u32 i = 0; i < row.count; i++)
+            dead = dead || row.write[i] == 2;
+        waiting += written[key] && dead;
+        if (!written[key] || dead) continue;
+        assert_int_equal(unlike(key, 1), 0);
+        delivered++;
+    }
+    assert_true(waiting > 5 && delivered > 5);
+    assert_int_equal(world_hints().waiting, waiting);
+    back(1);
+    assert_true(peer_rig_run_until(&world.rig, world_delivered, NULL, SECONDS(20)));
+    assert_int_equal(world_hints().rerouted, waiting + delivered);
+    world_close();
+}
+
 /* What too few had must not be complete in the present row before it is in the next one, for which
  * it was fetched already. */
 static void
@@ -883,6 +929,7 @@ main(void)
         cmocka_unit_test(replay_goes_on_after_a_crash_of_either_side),
         cmocka_unit_test(what_does_not_fit_is_known_to_need_repair),
         cmocka_unit_test(a_hint_for_who_has_left_goes_to_who_holds_the_key),
+        cmocka_unit_test(a_hint_for_dead_replicas_stands_in_nobodys_way),
         cmocka_unit_test(while_a_plan_is_under_way_the_next_row_comes_first),
         cmocka_unit_test(after_its_window_a_hint_goes_and_repair_is_due),
         cmocka_unit_test(what_was_deleted_stays_so_though_an_older_hint_comes_later),

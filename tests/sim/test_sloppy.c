@@ -550,6 +550,176 @@ what_was_acknowledged_comes_home_whoever_crashes(void **state)
     assert_true(stood_in > 20); /* not left out by all seeds */
 }
 
+/* ---- who counts ---- */
+
+/* Nothing fits into the store any more. */
+static void
+fill_run(struct peer_rig_node *node, void *arg)
+{
+    (void)arg;
+    struct replica_app *app = world_app(node);
+    static u8 value[60000];
+    struct bytes key = world_key(WORLD_KEYS_MAX - 1);
+    status st = ST_OK;
+    for (u32 i = 0; ok(st) && i < 600; i++) {
+        struct lsm_batch batch;
+        lsm_batch_init(&batch, io_budget());
+        CHECK(lsm_batch_put(&batch, STRICT, hash_token(key), key, BYTES(value, sizeof(value)), 0));
+        batch.version = hlc_next(&app->replicator->hlc, io_wall_ms());
+        u64 seq;
+        st = lsm_write(app->lsm, &batch, &seq);
+        lsm_batch_deinit(&batch);
+    }
+    CHECK(!ok(st));
+}
+
+/* What only stand-ins have is on no replica, and is nowhere once their hints are too old. */
+static void
+stand_ins_alone_acknowledge_nothing(void **state)
+{
+    (void)state;
+    story_begin(5, 2);
+    const u32 key = 3;
+    u32 first = home(key, 0);
+    struct world_op before = {.node = first, .key = key, .id = 1};
+    assert_true(ok(world_write(&before)));
+    peer_rig_run(&world.rig, MS(200));
+    struct sim_disk *disk = sim_node_disk(world.rig.nodes[first].machine);
+    sim_disk_capacity_set(disk, sim_disk_used_bytes(disk));
+    CHECK(peer_rig_do(&world.rig, first, 0, fill_run, NULL));
+    world_crash(home(key, 1));
+    world_crash(home(key, 2));
+    struct world_op write = {.node = first, .key = key, .id = 2};
+    assert_true(status_is(world_write(&write), ST_UNKNOWN_OUTCOME));
+    assert_int_equal(figures_of(first).stood_in, 0);
+    assert_int_equal(world_look_at(first, key).id, 1);
+    peer_rig_run(&world.rig, MS(200));
+    for (u32 i = 0; i < 2; i++)
+        assert_int_equal(world_hints_of(other(key, i)).kept, 1);
+    sim_disk_capacity_set(disk, GIB(64));
+    world_close();
+}
+
+#define FEW 3u /* a keyspace of two replicas */
+
+/* A key of FEW whose third holder, no replica of it, would be the first to stand in. */
+static u32
+key_of_a_third_holder(void)
+{
+    for (u32 key = 0; key < WORLD_KEYS_MAX; key++) {
+        u32 partition = token_partition(hash_token(world_key(key)), WORLD_PARTITIONS);
+        struct topology_row row;
+        topology_row(world.topology, FEW, partition, &row);
+        u32 third = home(key, 2) + 1, chosen = 0;
+        for (u32 i = 0; chosen == 0 && i < NODES; i++) {
+            chosen = world.topology->members[(partition + i) % NODES].number;
+            if (chosen == row.write[0] || chosen == row.write[1]) chosen = 0;
+        }
+        if (chosen == third) return key;
+    }
+    CHECK(false);
+    return 0;
+}
+
+/* Whoever holds the partition may coordinate; a replica of the keyspace it need not be. What it has
+ * in its own store is no hint then, and nobody reads it there. */
+static void
+the_coordinator_stands_in_for_nobody(void **state)
+{
+    (void)state;
+    cluster_open(1, 5, 2);
+    struct topology_command set = {.kind = TOPOLOGY_KEYSPACE_SET, .keyspace = FEW};
+    set.options = world.topology->keyspaces[0];
+    set.options.replicas = set.options.write_quorum = 2;
+    set.options.read_quorum = 1;
+    snprintf(set.options.name, sizeof(set.options.name), "%u", FEW);
+    world_apply(set);
+    peer_rig_open(&world.rig);
+    peer_rig_run(&world.rig, SECONDS(2));
+    const u32 key = key_of_a_third_holder();
+    u32 third = home(key, 2);
+    struct topology_row row;
+    topology_row(world.topology, FEW, token_partition(hash_token(world_key(key)), WORLD_PARTITIONS),
+                 &row);
+    world_crash(row.write[0] - 1);
+    struct world_op one = {.node = third, .key = key, .id = 2, .keyspace = FEW};
+    assert_true(ok(world_write(&one)));
+    peer_rig_run(&world.rig, MS(200));
+    u64 kept = 0;
+    for (u32 i = 0; i < NODES; i++)
+        kept += world_runs(i) ? world_hints_of(i).kept : 0;
+    assert_int_equal(kept, 1);
+    assert_int_equal(world_hints_of(third).kept, 0);
+    world_crash(row.write[1] - 1);
+    struct world_op two = {.node = third, .key = key, .id = 3, .keyspace = FEW};
+    assert_true(status_is(world_write(&two), ST_UNAVAILABLE));
+    world_close();
+}
+
+static void
+topology_run(struct peer_rig_node *node, void *arg)
+{
+    struct replica_app *app = world_app(node);
+    replicator_topology_set(app->replicator, arg, node->index + 1);
+}
+
+/* A coordinator that has not heard of it has no writes acknowledged by stand-ins that have. */
+static void
+nobody_stands_in_once_it_is_not_allowed_any_more(void **state)
+{
+    (void)state;
+    story_begin(5, 2);
+    const u32 key = 3;
+    u32 first = home(key, 0);
+    world_crash(home(key, 1));
+    world_crash(home(key, 2));
+    struct topology_command set = {.kind = TOPOLOGY_KEYSPACE_SET, .keyspace = 0};
+    set.options = world.topology->keyspaces[0];
+    set.options.sloppy = false;
+    world_topology_keep();
+    world_apply(set);
+    for (u32 i = 0; i < 2; i++)
+        CHECK(peer_rig_do(&world.rig, other(key, i), 0, topology_run, world.topology));
+    struct world_op behind = {.node = first, .key = key, .id = 2};
+    assert_true(status_is(world_write(&behind), ST_UNKNOWN_OUTCOME)); /* it is in its own store */
+    for (u32 i = 0; i < 2; i++)
+        assert_int_equal(world_hints_of(other(key, i)).kept, 0);
+    CHECK(peer_rig_do(&world.rig, first, 0, topology_run, world.topology));
+    struct world_op after = {.node = first, .key = key, .id = 3};
+    assert_true(status_is(world_write(&after), ST_UNAVAILABLE));
+    world_close();
+}
+
+static u32 waited_for;
+
+static void
+note_who_is_waited_for(void *arg, u32 member)
+{
+    (void)arg;
+    waited_for |= 1u << member;
+}
+
+/* A node that is no partner may be dead for seconds before it is known. */
+static void
+of_stand_ins_it_is_asked_whether_they_live(void **state)
+{
+    (void)state;
+    story_begin(5, 2);
+    const u32 key = 3;
+    u32 first = home(key, 0);
+    waited_for = 0;
+    world.apps[first][0].replicator->options.waits_for = note_who_is_waited_for;
+    world_crash(home(key, 1));
+    struct world_op one = {.node = first, .key = key, .id = 1};
+    assert_true(ok(world_write(&one)));
+    assert_int_equal(waited_for, 0); /* partners are pinged anyway */
+    world_crash(home(key, 2));
+    struct world_op two = {.node = first, .key = key, .id = 2};
+    assert_true(ok(world_write(&two)));
+    assert_int_equal(waited_for, 2u << other(key, 0) | 2u << other(key, 1));
+    world_close();
+}
+
 int
 main(void)
 {
@@ -565,6 +735,10 @@ main(void)
         cmocka_unit_test(what_was_deleted_stays_so_though_a_stand_in_is_late),
         cmocka_unit_test(what_comes_to_a_stand_in_too_late_is_refused),
         cmocka_unit_test(a_stand_in_believes_nobody),
+        cmocka_unit_test(stand_ins_alone_acknowledge_nothing),
+        cmocka_unit_test(the_coordinator_stands_in_for_nobody),
+        cmocka_unit_test(nobody_stands_in_once_it_is_not_allowed_any_more),
+        cmocka_unit_test(of_stand_ins_it_is_asked_whether_they_live),
     };
     const struct CMUnitTest seeds[] = {
         cmocka_unit_test(what_was_acknowledged_comes_home_whoever_crashes),
