@@ -163,6 +163,7 @@ struct cluster_ping {
     u8 ill;       /* enum cluster_ill, without ALONE */
     bool drained; /* wants others to do what it did */
     bool shard_ports;
+    bool knows_sloppy; /* sloppy keyspaces; false: not, or it was never heard */
 };
 
 /* Who has not served something that is to be fetched. */

@@ -19,8 +19,9 @@
  * The body of PEER_PING and of its answer, 32 bytes: the oldest epoch that the sender works with
  * (8), its wall clock in milliseconds (8), flags (1; bit 0: it is ill; bit 1: it is drained, or
  * passes on what it would coordinate;
- * bit 2: its shards have ports for clients; bits 3 and 4: CLUSTER_ILL_STUCK and _CLOCK), 0 (7), and
- * the lowest version that it may yet send to anybody (8; 0: not known).
+ * bit 2: its shards have ports for clients; bits 3 and 4: CLUSTER_ILL_STUCK and _CLOCK; bit 5: it
+ * knows sloppy keyspaces, format 2 of a topology; the others are 0, and ignored), 0 (7), and the
+ * lowest version that it may yet send to anybody (8; 0: not known).
  *
  * What is wrong with ourselves is found out here, too (ill_look): operators are told, load
  * balancers by /readyz, and the other members, who show it.
@@ -44,6 +45,7 @@
 #define FLAG_DRAINED    2u
 #define FLAG_PORTS      4u
 #define FLAG_ILL_SHIFT  3u /* CLUSTER_ILL_STUCK and _CLOCK */
+#define FLAG_SLOPPY     32u
 #define ILL_TOLD        (CLUSTER_ILL_STUCK | CLUSTER_ILL_CLOCK)
 #define CLOCK_MS_MAX    250
 
@@ -126,6 +128,7 @@ flags_take(struct cluster_ping *ping, u8 flags)
 {
     ping->drained = (flags & FLAG_DRAINED) != 0;
     ping->shard_ports = (flags & FLAG_PORTS) != 0;
+    ping->knows_sloppy = (flags & FLAG_SLOPPY) != 0;
     u8 ill = flags >> FLAG_ILL_SHIFT & ILL_TOLD;
     if ((ill & ~ping->ill & CLUSTER_ILL_STUCK) != 0)
         log_warning("cluster", "a member takes no writes member=%u", ping->member);
@@ -184,6 +187,7 @@ fill(const struct cluster_shard *shard, u8 body[PING_BYTES])
     store_u64(body, epoch);
     store_u64(body + 8, io_wall_ms());
     body[16] = liveness_self_ill(&shard->liveness, io_now_ns()) ? FLAG_ILL : 0;
+    body[16] |= FLAG_SLOPPY;
     if (cluster_drained(shard->cluster, cluster_member(shard->cluster))) body[16] |= FLAG_DRAINED;
     if (shard->cluster->options.shard_ports) body[16] |= FLAG_PORTS;
     body[16] |= (u8)((atomic_load(&shard->cluster->ill) & ILL_TOLD) << FLAG_ILL_SHIFT);

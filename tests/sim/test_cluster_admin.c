@@ -310,6 +310,54 @@ keyspaces_are_made_by_their_first_use_or_by_an_operator(void **state)
     run_seeds(keyspaces_story, NODES, 0);
 }
 
+/* Nobody makes one where a member may be of a version that stops when it meets it. */
+static MAY_YIELD void
+sloppy_story(struct rig *rig)
+{
+    cluster_rig_settle(rig, NODES, NODES, WAIT_NS);
+    struct rig_client client;
+    rig_crash(rig, 2);
+    rig_crash(rig, 0);
+    rig_start(rig, 0);
+    rig_connect_to(rig, 0, &client); /* which has not heard of the third one in this life */
+    const char *refusal = "n3 has not shown that it knows sloppy keyspaces: upgrade it, start it "
+                          "if it is down, and ask again";
+    struct native_cluster set = {.function = NATIVE_CLUSTER_KEYSPACE_SET,
+                                 .flags = NATIVE_CLUSTER_SLOPPY,
+                                 .name = BYTES_LITERAL("0")};
+    struct native_cluster made = {.function = NATIVE_CLUSTER_KEYSPACE_SET,
+                                  .flags = NATIVE_CLUSTER_SLOPPY | NATIVE_CLUSTER_CREATE,
+                                  .keyspace = NATIVE_CLUSTER_KEYSPACE_ANY,
+                                  .name = BYTES_LITERAL("events")};
+    expect_refused(ask(&client, set), NATIVE_ST_INVALID, refusal);
+    expect_refused(ask(&client, made), NATIVE_ST_INVALID, refusal);
+    struct native_reply reply =
+        ask(&client, (struct native_cluster){.function = NATIVE_CLUSTER_KEYSPACES});
+    CHECK(!says(reply, "\"sloppy\":true"));
+    CHECK(keyspace_make(&client, "strict", 3, 2, 2) == 15);
+
+    rig_start(rig, 2);
+    cluster_rig_settle(rig, NODES, NODES, WAIT_NS);
+    CHECK(ask(&client, set).header.status == NATIVE_ST_OK);
+    rig_disconnect(&client);
+
+    /* Where there is one, all know it: what is first used while somebody is down is made. */
+    rig_crash(rig, 2);
+    rig_crash(rig, 0);
+    rig_start(rig, 0);
+    rig_connect_to(rig, 0, &client);
+    CHECK(rig_is(rig_call(&client, "SELECT 5"), "+OK\r\n"));
+    rig_disconnect(&client);
+    rig_start(rig, 2);
+}
+
+static void
+nothing_is_made_sloppy_before_all_have_shown_that_they_know_it(void **state)
+{
+    (void)state;
+    run_seeds(sloppy_story, NODES, 0);
+}
+
 /* ---- levels ---- */
 
 static MAY_YIELD void
@@ -934,6 +982,7 @@ main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(keyspaces_have_their_own_replicas_and_quorums),
         cmocka_unit_test(keyspaces_are_made_by_their_first_use_or_by_an_operator),
+        cmocka_unit_test(nothing_is_made_sloppy_before_all_have_shown_that_they_know_it),
         cmocka_unit_test(a_frame_says_how_many_replicas_it_waits_for),
         cmocka_unit_test(a_drained_node_is_missed_by_nobody_and_loses_no_increment),
         cmocka_unit_test(a_restart_in_order_holds_nobody_up),
