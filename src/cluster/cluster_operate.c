@@ -99,6 +99,12 @@ cluster_remove(struct cluster_shard *shard, const char *node_id, enum cluster_re
     return change_member(shard, &change, deadline_ns, reason);
 }
 
+void
+cluster_leave_at_once(struct cluster *cluster)
+{
+    atomic_store(&cluster->leaves_at_once, true);
+}
+
 MAY_YIELD status
 cluster_weight_set(struct cluster_shard *shard, const char *node_id, u32 weight, u64 deadline_ns,
                    char reason[TOPOLOGY_REASON_BYTES])
