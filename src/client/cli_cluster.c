@@ -239,15 +239,28 @@ show_ills(const json_t *cluster)
     }
 }
 
+/* Whom a plan waits for, and why; "": nobody. */
+static void
+waits_for_of(const json_t *cluster, char *out, size_t size)
+{
+    long long number = number_of(cluster, "plan_waits_for");
+    const json_t *member = member_by_number(cluster, number);
+    out[0] = 0;
+    if (number == 0) return;
+    if (strcmp(text_of(member, "state"), "leaving") == 0 && is_true(member, "alive"))
+        snprintf(out, size, "waits for %s, which has %lld hints for others to deliver first",
+                 text_of(member, "node_id"), number_of(member, "hints_waiting"));
+    else
+        snprintf(out, size, "waits for %s, which does not answer", text_of(member, "node_id"));
+}
+
 static void
 show_move(const json_t *cluster)
 {
     const json_t *move = json_object_get(cluster, "move");
-    long long waits_for = number_of(cluster, "plan_waits_for");
-    if (waits_for != 0) {
-        const json_t *member = member_by_number(cluster, waits_for);
-        printf("move    waits for %s, which does not answer\n", text_of(member, "node_id"));
-    }
+    char waits_for[160];
+    waits_for_of(cluster, waits_for, sizeof(waits_for));
+    if (waits_for[0] != 0) printf("move    %s\n", waits_for);
     if (!json_is_object(move)) return;
     char bytes[32], left[32] = "?";
     human_bytes((double)number_of(move, "bytes"), bytes, sizeof(bytes));
@@ -496,10 +509,10 @@ static void
 wait_draw_move(struct wait *wait, const json_t *cluster)
 {
     const json_t *move = json_object_get(cluster, "move");
-    long long waits_for = number_of(cluster, "plan_waits_for");
-    if (!json_is_object(move) && waits_for != 0) {
-        wait_draw(wait, 0, 0, "waits for %s, which does not answer",
-                  text_of(member_by_number(cluster, waits_for), "node_id"));
+    char waits_for[160];
+    waits_for_of(cluster, waits_for, sizeof(waits_for));
+    if (waits_for[0] != 0) {
+        wait_draw(wait, 0, 0, "%s", waits_for);
         return;
     }
     if (!json_is_object(move)) {

@@ -242,8 +242,8 @@ static const struct option OPTIONS_CLUSTER[] = {
      .help = "Wait no longer than this; 0: as long as it takes."},
     FLAG("dead", dead, "remove-node: it is gone for good, and others take over from its replicas."),
     FLAG("force", force,
-         "remove-node: though fewer nodes are left than a key has replicas; each key has a copy "
-         "less."),
+         "remove-node: though fewer nodes are left than a key has replicas (each key has a copy "
+         "less), and though it has hints for others to deliver."),
     {.name = "with",
      .kind = OPTION_STRING,
      TEXT_FIELD(with),

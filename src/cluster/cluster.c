@@ -69,6 +69,16 @@ cluster_own_oldest(const struct cluster *cluster)
 }
 
 static void
+note_keeping(const struct cluster_shard *shard)
+{
+    _Atomic u64 *keeping = &shard->cluster->shards_keeping;
+    u64 bit = (u64)1 << shard->index;
+    bool before = (atomic_load(keeping) & bit) != 0, keeps = hints_wait_for_others(shard->hints);
+    if (keeps && !before) atomic_fetch_or(keeping, bit);
+    if (!keeps && before) atomic_fetch_and(keeping, ~bit);
+}
+
+static void
 note_epoch(struct cluster_shard *shard)
 {
     u64 epoch = 0;
@@ -78,6 +88,7 @@ note_epoch(struct cluster_shard *shard)
     u64 oldest = trees_are_clean(shard) ? replicator_oldest_to_come(shard->replicator) : 0;
     atomic_store_explicit(&shard->cluster->shard_oldest[shard->index], oldest,
                           memory_order_relaxed);
+    note_keeping(shard);
     atomic_store_explicit(&shard->cluster->shard_epochs[shard->index], epoch, memory_order_release);
 }
 
@@ -513,6 +524,7 @@ enter(struct cluster_shard *shard, bool empty)
         .changed = changed,
         .alive = cluster_is_alive,
         .epoch_of = cluster_epoch_of,
+        .keeps = cluster_keeps,
         .arg = shard,
     };
     status st = group0_open(&options, &shard->group0);

@@ -134,6 +134,8 @@ struct cluster {
     _Atomic u64 fetch_session, fetch_began_ns, fetch_began_bytes, fetch_partitions, fetch_done;
     _Atomic u32 fetch_failed_from;      /* who did not serve last; 0: nobody, or it goes on */
     _Atomic u64 shards_stuck;           /* a bit each: lsm_is_stuck */
+    _Atomic u64 shards_keeping;         /* a bit each: hints_wait_for_others */
+    _Atomic bool leaves_at_once;        /* cluster_leave_at_once */
     _Atomic u8 ill;                     /* enum cluster_ill, of us */
     _Atomic u64 clock_ahead_ms;         /* with CLUSTER_ILL_CLOCK, else 0 */
     _Atomic u8 drain;                   /* enum cluster_drain; the server heeds it */
@@ -163,6 +165,8 @@ struct cluster_ping {
     u8 ill;       /* enum cluster_ill, without ALONE */
     bool drained; /* wants others to do what it did */
     bool shard_ports;
+    bool keeps;        /* for others what it has not delivered yet: who leaves is waited for */
+    bool knows_sloppy; /* sloppy keyspaces; false: not, or it was never heard */
 };
 
 /* Who has not served something that is to be fetched. */
@@ -365,13 +369,16 @@ bool cluster_ping_is_alive(const struct cluster_ping *ping);
 enum cluster_removal {
     CLUSTER_LEAVE,        /* it lives and gives its data away; refused where fewer members would be
                            * left (in its data center) than a key has replicas */
-    CLUSTER_LEAVE_FORCED, /* not refused for that */
+    CLUSTER_LEAVE_FORCED, /* not refused for that; cluster_leave_at_once is to be said to it, too */
     CLUSTER_FORGET,       /* it is dead: its data is lost anyway */
 };
 /* Takes a member out. */
 MAY_YIELD MUST_CHECK status cluster_remove(struct cluster_shard *shard, const char *node_id,
                                            enum cluster_removal how, u64 deadline_ns,
                                            char reason[TOPOLOGY_REASON_BYTES]);
+/* What this node keeps for others is not waited for when it leaves (cluster_keeps), until it starts
+ * again. */
+void cluster_leave_at_once(struct cluster *cluster);
 /* Its virtual nodes, from the next plan on. */
 MAY_YIELD MUST_CHECK status cluster_weight_set(struct cluster_shard *shard, const char *node_id,
                                                u32 weight, u64 deadline_ns,
@@ -417,6 +424,10 @@ void cluster_pings_close(struct cluster_shard *shard);
 void cluster_pings_follow(struct cluster_shard *shard);
 bool cluster_is_alive(void *arg, u32 member); /* arg: shard 0 */
 u64 cluster_epoch_of(void *arg, u32 member);
+/* Whether it keeps hints for others, of writes that it may have acknowledged as a stand-in: when it
+ * answered last. Right where cluster_epoch_of says that nothing of before is under way there, since
+ * nobody has a member that leaves stand in. */
+bool cluster_keeps(void *arg, u32 member);
 
 MAY_YIELD void cluster_steward(void *arg); /* struct cluster_shard *: of shard 0 */
 

@@ -99,6 +99,12 @@ cluster_remove(struct cluster_shard *shard, const char *node_id, enum cluster_re
     return change_member(shard, &change, deadline_ns, reason);
 }
 
+void
+cluster_leave_at_once(struct cluster *cluster)
+{
+    atomic_store(&cluster->leaves_at_once, true);
+}
+
 MAY_YIELD status
 cluster_weight_set(struct cluster_shard *shard, const char *node_id, u32 weight, u64 deadline_ns,
                    char reason[TOPOLOGY_REASON_BYTES])
@@ -202,10 +208,37 @@ name_is_plain(const char *name)
     return name[0] != 0;
 }
 
-static status
-fill_keyspace(void *arg, const struct topology *present, struct topology_command *command)
+/* A member that does not know sloppy keyspaces stops when it meets the first one, and does not
+ * start any more. Where there is one already, all who are here know them. False: not all are known
+ * to, for the reason. */
+static bool
+all_know_sloppy(const struct cluster_shard *shard, const struct topology *topology, char *reason)
 {
-    struct cluster_keyspace *wanted = arg;
+    for (u32 k = 0; k < LIMIT_KEYSPACES_CLIENT; k++)
+        if (topology->keyspaces[k].used && topology->keyspaces[k].sloppy) return true;
+    for (u32 i = 0; i < topology->member_count; i++) {
+        const struct topology_member *member = &topology->members[i];
+        if (member->number == cluster_member(shard->cluster)) continue;
+        const struct cluster_ping *ping = cluster_ping_of(shard, member->number);
+        if (ping != NULL && ping->knows_sloppy) continue;
+        snprintf(reason, TOPOLOGY_REASON_BYTES,
+                 "%s has not shown that it knows sloppy keyspaces: upgrade it, start it if it is "
+                 "down, and ask again",
+                 member->node_id);
+        return false;
+    }
+    return true;
+}
+
+struct keyspace_change {
+    const struct cluster_shard *shard;
+    struct cluster_keyspace *wanted;
+};
+
+static status
+fill_wanted(struct cluster_keyspace *wanted, const struct topology *present,
+            struct topology_command *command)
+{
     u32 there = cluster_keyspace_find(present, wanted->name);
     bool is_there = there < LIMIT_KEYSPACES_CLIENT;
     command->kind = TOPOLOGY_KEYSPACE_SET;
@@ -239,6 +272,17 @@ fill_keyspace(void *arg, const struct topology *present, struct topology_command
     return keyspace_same(&present->keyspaces[there], &command->options) ? ST_EXISTS : ST_OK;
 }
 
+static status
+fill_keyspace(void *arg, const struct topology *present, struct topology_command *command)
+{
+    const struct keyspace_change *change = arg;
+    status st = fill_wanted(change->wanted, present, command);
+    if (ok(st) && command->options.sloppy &&
+        !all_know_sloppy(change->shard, present, change->wanted->reason))
+        return ST_INVALID;
+    return st;
+}
+
 MAY_YIELD status
 cluster_keyspace_set(struct cluster_shard *shard, struct cluster_keyspace *wanted, u64 deadline_ns)
 {
@@ -249,7 +293,8 @@ cluster_keyspace_set(struct cluster_shard *shard, struct cluster_keyspace *wante
     }
     if (shard->topology == NULL) return ST_UNAVAILABLE;
     u16 asked = wanted->number;
-    status st = group0_change(shard->group0, fill_keyspace, wanted, deadline_ns, wanted->reason);
+    struct keyspace_change change = {shard, wanted};
+    status st = group0_change(shard->group0, fill_keyspace, &change, deadline_ns, wanted->reason);
     if (!ok(st)) return st;
     u32 there = cluster_keyspace_find(shard->topology, wanted->name);
     /* This member may learn of it a moment later than the leader. */

@@ -19,8 +19,10 @@
  * The body of PEER_PING and of its answer, 32 bytes: the oldest epoch that the sender works with
  * (8), its wall clock in milliseconds (8), flags (1; bit 0: it is ill; bit 1: it is drained, or
  * passes on what it would coordinate;
- * bit 2: its shards have ports for clients; bits 3 and 4: CLUSTER_ILL_STUCK and _CLOCK), 0 (7), and
- * the lowest version that it may yet send to anybody (8; 0: not known).
+ * bit 2: its shards have ports for clients; bits 3 and 4: CLUSTER_ILL_STUCK and _CLOCK; bit 5: it
+ * knows sloppy keyspaces, format 2 of a topology; bit 6: it keeps hints for others, and is to be
+ * waited for when it leaves; bit 7 is 0, and ignored), 0 (7), and the lowest version that it may
+ * yet send to anybody (8; 0: not known).
  *
  * What is wrong with ourselves is found out here, too (ill_look): operators are told, load
  * balancers by /readyz, and the other members, who show it.
@@ -44,6 +46,8 @@
 #define FLAG_DRAINED    2u
 #define FLAG_PORTS      4u
 #define FLAG_ILL_SHIFT  3u /* CLUSTER_ILL_STUCK and _CLOCK */
+#define FLAG_SLOPPY     32u
+#define FLAG_KEEPS      64u
 #define ILL_TOLD        (CLUSTER_ILL_STUCK | CLUSTER_ILL_CLOCK)
 #define CLOCK_MS_MAX    250
 
@@ -126,6 +130,8 @@ flags_take(struct cluster_ping *ping, u8 flags)
 {
     ping->drained = (flags & FLAG_DRAINED) != 0;
     ping->shard_ports = (flags & FLAG_PORTS) != 0;
+    ping->keeps = (flags & FLAG_KEEPS) != 0;
+    ping->knows_sloppy = (flags & FLAG_SLOPPY) != 0;
     u8 ill = flags >> FLAG_ILL_SHIFT & ILL_TOLD;
     if ((ill & ~ping->ill & CLUSTER_ILL_STUCK) != 0)
         log_warning("cluster", "a member takes no writes member=%u", ping->member);
@@ -176,6 +182,12 @@ answered(struct peer_call *call, status st, const struct native_header *header, 
     publish(ping);
 }
 
+static bool
+own_keeps(const struct cluster *cluster)
+{
+    return atomic_load(&cluster->shards_keeping) != 0 && !atomic_load(&cluster->leaves_at_once);
+}
+
 static void
 fill(const struct cluster_shard *shard, u8 body[PING_BYTES])
 {
@@ -184,6 +196,8 @@ fill(const struct cluster_shard *shard, u8 body[PING_BYTES])
     store_u64(body, epoch);
     store_u64(body + 8, io_wall_ms());
     body[16] = liveness_self_ill(&shard->liveness, io_now_ns()) ? FLAG_ILL : 0;
+    body[16] |= FLAG_SLOPPY;
+    if (own_keeps(shard->cluster)) body[16] |= FLAG_KEEPS; /* of the epoch, or later */
     if (cluster_drained(shard->cluster, cluster_member(shard->cluster))) body[16] |= FLAG_DRAINED;
     if (shard->cluster->options.shard_ports) body[16] |= FLAG_PORTS;
     body[16] |= (u8)((atomic_load(&shard->cluster->ill) & ILL_TOLD) << FLAG_ILL_SHIFT);
@@ -532,4 +546,13 @@ cluster_epoch_of(void *arg, u32 member)
     if (member == cluster_member(shard->cluster)) return cluster_own_epoch(shard->cluster);
     const struct cluster_ping *ping = find(shard, member);
     return ping == NULL ? 0 : ping->epoch;
+}
+
+bool
+cluster_keeps(void *arg, u32 member)
+{
+    const struct cluster_shard *shard = arg;
+    if (member == cluster_member(shard->cluster)) return own_keeps(shard->cluster);
+    const struct cluster_ping *ping = find(shard, member);
+    return ping != NULL && ping->keeps;
 }

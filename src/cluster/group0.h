@@ -32,7 +32,11 @@ struct group0_options {
     /* The oldest epoch that any shard of that member still works with, as far as it is known here;
      * 0: not known. */
     u64 (*epoch_of)(void *arg, u32 member);
+    /* Whether a member that leaves has something to hand on to others before it goes, when it was
+     * heard last; NULL: nobody has. */
+    bool (*keeps)(void *arg, u32 member);
     void *arg;
+    u64 keeps_ns;         /* it is waited for so long at most; 0: HINTS_WINDOW_MS */
     u32 snapshot_entries; /* a snapshot is taken behind so many; 0: 256 */
 };
 
@@ -99,9 +103,11 @@ struct group0_stats {
     u64 term, commit, applied, log_entries, snapshots;
     u32 leader; /* 0: none known */
     bool leads, votes;
-    bool plan_settled;  /* leads: there is no plan, and nothing to plan */
-    u32 plan_waits_for; /* leads: no plan is begun while this member does not answer; 0: none */
-    bool failed;        /* the store's log is: this member takes no part until it starts again */
+    bool plan_settled; /* leads: there is no plan, and nothing to plan */
+    /* leads: no plan is begun while this member does not answer, or none ends, where it leaves,
+     * before it has handed on what it keeps; 0: none */
+    u32 plan_waits_for;
+    bool failed; /* the store's log is: this member takes no part until it starts again */
 };
 void group0_stats_get(const struct group0 *group0, struct group0_stats *out);
 

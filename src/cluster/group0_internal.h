@@ -348,8 +348,10 @@ struct group0 {
     u64 plan_at_ns;         /* not before */
     u64 plan_epoch;         /* of the newest topology that was looked at */
     u64 plan_nothing_epoch; /* where a plan moves nothing and is refused */
-    u32 plan_waits_for;     /* a member that would gain, and does not answer; 0: none */
-    u32 known_count;        /* addresses that were told to peers */
+    u32 plan_waits_for;     /* group0_stats */
+    u32 keeps_member;       /* who leaves and was waited for last, and since when */
+    u64 keeps_since_ns;
+    u32 known_count; /* addresses that were told to peers */
     u32 known[RAFT_MEMBERS_MAX];
     u64 leads_since_ns;
     struct group0_heard {

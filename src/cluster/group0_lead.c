@@ -14,7 +14,9 @@
  * refused once the stage before is fenced. So a barrier goes on without it only after ABSENT_NS,
  * and a plan that gives it something is given up before that, after GIVE_UP_NS: writes need its
  * half of the quorum as long as the plan lasts. Nobody begins a plan that gives something to
- * somebody who does not answer at that moment.
+ * somebody who does not answer at that moment. Who leaves is not let go while it keeps hints for
+ * others, which it may have acknowledged as a stand-in: so long as it lives, and no longer than
+ * hints are kept (leaver_keeping).
  *
  * Each step is a compare-and-append command or a configuration that raft serialises: two leaders
  * that overlap, or one that repeats itself, do no harm. A step that is refused is looked at again.
@@ -22,6 +24,7 @@
 #include "cluster/group0_internal.h"
 
 #include "base/log.h"
+#include "cluster/hints.h"
 #include "io/io.h"
 
 /* So long somebody is silent before another one gets the vote. */
@@ -278,6 +281,33 @@ gainer_silent(const struct group0 *group0, const struct topology *topology, u64 
     return 0;
 }
 
+/* A member that leaves, lives, and has not handed on yet what it keeps for others; 0: none, or it
+ * was waited for so long that all it had then is of no use any more. (Nobody has it stand in since
+ * then, so the time counts on whatever happens.) */
+static u32
+leaver_keeping(struct group0 *group0)
+{
+    const struct topology *topology = group0->topology;
+    u64 limit_ns = group0->options.keeps_ns, now = io_now_ns();
+    if (limit_ns == 0) limit_ns = HINTS_WINDOW_MS * NS_PER_MS;
+    u32 keeping = 0;
+    for (u32 i = 0; i < topology->member_count && keeping == 0; i++) {
+        u32 number = topology->members[i].number;
+        if (topology->members[i].state != PLACEMENT_LEAVING || group0->options.keeps == NULL ||
+            silent_ns(group0, number) >= ABSENT_NS)
+            continue;
+        if (group0->options.keeps(group0->options.arg, number)) keeping = number;
+    }
+    if (keeping != 0 && keeping != group0->keeps_member) {
+        group0->keeps_member = keeping;
+        group0->keeps_since_ns = now;
+        log_info("group0", "who leaves has hints to hand on first member=%u", keeping);
+    }
+    if (keeping != 0 && now - group0->keeps_since_ns >= limit_ns) keeping = 0;
+    group0->plan_waits_for = keeping;
+    return keeping;
+}
+
 static MAY_YIELD void
 plan_begin(struct group0 *group0)
 {
@@ -290,8 +320,13 @@ plan_begin(struct group0 *group0)
     status st = plan_try(group0, session, &next);
     if (status_is(st, ST_INVALID)) group0->plan_nothing_epoch = epoch;
     u32 silent = ok(st) ? gainer_silent(group0, next, 0) : 0;
+    bool ends = ok(st) && next->stage == STAGE_NONE; /* nothing is to move */
     topology_release(next);
     if (group0->topology->epoch != epoch) return; /* of another one */
+    if (ends && leaver_keeping(group0) != 0) {
+        group0->plan_at_ns = io_now_ns() + PLAN_DELAY_NS;
+        return;
+    }
     if (silent != 0 && group0->plan_waits_for != silent)
         log_info("group0", "a plan waits for a member that does not answer member=%u", silent);
     group0->plan_waits_for = silent;
@@ -338,7 +373,8 @@ plan_drive(struct group0 *group0)
     if (fenced && topology->stage == STAGE_WRITE_BOTH && topology_unfetched(topology) != 0) return;
     if (!barrier_is_passed(group0, ABSENT_NS)) return;
     if (fenced && topology->stage == STAGE_READ_NEXT &&
-        !topology_may_leave_behind(topology, knows_present, group0))
+        (!topology_may_leave_behind(topology, knows_present, group0) ||
+         leaver_keeping(group0) != 0))
         return;
     u8 stage = topology->stage;
     status st =

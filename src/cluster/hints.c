@@ -578,6 +578,17 @@ hints_repaired(struct hints *h, u32 partition, u32 target, u64 version)
     fiber_queue_wake_all(&h->wake);
 }
 
+bool
+hints_wait_for_others(const struct hints *h)
+{
+    if (!h->loaded) return true;
+    list_for_each (pos, &h->targets) {
+        const struct hint_target *target = list_entry(pos, struct hint_target, link);
+        if (target->member != h->self && target->waiting > 0) return true;
+    }
+    return false;
+}
+
 void
 hints_stats_get(const struct hints *h, struct hints_stats *out)
 {

@@ -119,6 +119,10 @@ bool hints_repair_next(const struct hints *hints, u64 *cursor, struct hints_repa
 /* The target has all of the partition up to this version: what was dropped before is mended. */
 void hints_repaired(struct hints *hints, u32 partition, u32 target, u64 version);
 
+/* Whether any wait for somebody else, or what an earlier life left is not counted yet. What waits
+ * is delivered, or its window passes. */
+bool hints_wait_for_others(const struct hints *hints);
+
 struct hints_stats {
     /* now */
     u64 waiting, waiting_bytes; /* on disk and in the queue */

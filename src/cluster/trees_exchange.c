@@ -307,6 +307,7 @@ side_fill(struct batch *b, struct side *side)
         st = ask(b, PEER_STREAM, parts, ARRAY_COUNT(parts), TREES_PAGE_NS, &side->page);
     }
     if (!ok(st)) return st;
+    trees_pace(b->t, side->page.size); /* where trees differ in all leaves, this is all the work */
     if (side->page.size == 0) return ST_CORRUPT;
     side->more = side->page.data[0] != 0;
     /* Each page goes on, or somebody could keep us here for ever. */

@@ -22,7 +22,7 @@ peer_admin_decode(struct bytes body, enum peer_admin_function *out)
     u8 function = read_u8(&r);
     read_zeros(&r, 7);
     if (!reader_done(&r) || function == 0) return ST_INVALID;
-    if (function > PEER_ADMIN_DRAIN_UNDO) return ST_UNSUPPORTED;
+    if (function > PEER_ADMIN_LEAVE) return ST_UNSUPPORTED;
     *out = (enum peer_admin_function)function;
     return ST_OK;
 }

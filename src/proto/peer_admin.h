@@ -20,6 +20,7 @@ enum peer_admin_function {
     PEER_ADMIN_REPAIR = 2, /* begins one, of what this node holds */
     PEER_ADMIN_DRAIN = 3,
     PEER_ADMIN_DRAIN_UNDO = 4,
+    PEER_ADMIN_LEAVE = 5, /* though this node keeps what it has not handed on: it leaves by force */
 };
 
 /* Of all shards of the node together. */

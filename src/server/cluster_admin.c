@@ -23,8 +23,9 @@
 #include "server/command_table.h"
 #include "server/native.h"
 
-#define ASK_NS      (500 * NS_PER_MS)
-#define ANSWERS_MAX 4u /* at once, to others */
+#define ASK_NS         (500 * NS_PER_MS)
+#define LEAVE_AGAIN_NS (100 * NS_PER_MS)
+#define ANSWERS_MAX    4u /* at once, to others */
 
 /* ---- the own figures ---- */
 
@@ -160,6 +161,9 @@ function_run(struct server *server, enum peer_admin_function function)
         return cluster_drain(shard, false);
     case PEER_ADMIN_DRAIN_UNDO:
         return cluster_drain(shard, true);
+    case PEER_ADMIN_LEAVE:
+        cluster_leave_at_once(server->cluster);
+        return ST_OK;
     }
     return ST_UNSUPPORTED;
 }
@@ -270,6 +274,41 @@ ask(struct server *server, u32 member, enum peer_admin_function function, struct
     }
     buf_deinit(&in);
     return st;
+}
+
+/* Whether it is still a member, and one who is waited for. */
+static bool
+still_leaves(const struct server *server, u32 member)
+{
+    const struct cluster_shard *shard = server->cluster->shards[0];
+    return shard != NULL && topology_member(shard->topology, member) != NULL &&
+           cluster_alive(server->cluster, member);
+}
+
+MAY_YIELD status
+cluster_admin_remove(struct server *server, const char *node_id, enum cluster_removal how,
+                     u64 deadline_ns, char reason[TOPOLOGY_REASON_BYTES])
+{
+    struct cluster_shard *shard = server->cluster->shards[0];
+    if (shard == NULL) return ST_CLOSED;
+    const struct topology_member *leaver =
+        shard->topology == NULL ? NULL : topology_member_by_id(shard->topology, node_id);
+    u32 member = leaver == NULL ? 0 : leaver->number;
+    status st = cluster_remove(shard, node_id, how, deadline_ns, reason);
+    if (!ok(st) || how != CLUSTER_LEAVE_FORCED) return st;
+    struct told told;
+    while (still_leaves(server, member)) {
+        st = ask(server, member, PEER_ADMIN_LEAVE, &told);
+        if (ok(st) || status_is(st, ST_UNSUPPORTED))
+            break; /* of a version that waits for nothing */
+        if (io_now_ns() >= deadline_ns) {
+            snprintf(reason, TOPOLOGY_REASON_BYTES,
+                     "it leaves, but does not answer that it goes at once: ask again");
+            return ST_UNAVAILABLE;
+        }
+        fiber_sleep_ns(LEAVE_AGAIN_NS);
+    }
+    return ST_OK;
 }
 
 struct asking {
@@ -580,8 +619,8 @@ propose_here(void *arg)
                                : (flags & NATIVE_CLUSTER_FORCE) != 0 ? CLUSTER_LEAVE_FORCED
                                                                      : CLUSTER_LEAVE;
     if (proposal->asked->function == NATIVE_CLUSTER_REMOVE)
-        proposal->st =
-            cluster_remove(shard, proposal->node_id, how, proposal->deadline_ns, proposal->reason);
+        proposal->st = cluster_admin_remove(proposal->server, proposal->node_id, how,
+                                            proposal->deadline_ns, proposal->reason);
     if (proposal->asked->function == NATIVE_CLUSTER_WEIGHT)
         proposal->st = cluster_weight_set(shard, proposal->node_id, proposal->asked->weight,
                                           proposal->deadline_ns, proposal->reason);

@@ -6,6 +6,7 @@
 
 #include <stdio.h>
 
+#include "server/cluster_admin.h"
 #include "server/cmd.h"
 #include "server/command_table.h"
 
@@ -327,10 +328,8 @@ MAY_YIELD static void
 remove_here(void *arg)
 {
     struct remove_call *call = arg;
-    struct cluster_shard *shard = call->server->cluster->shards[0];
-    call->st = ST_CLOSED;
-    if (shard == NULL) return;
-    call->st = cluster_remove(shard, call->node_id, call->how, call->deadline_ns, call->reason);
+    call->st = cluster_admin_remove(call->server, call->node_id, call->how, call->deadline_ns,
+                                    call->reason);
 }
 
 bool

@@ -310,6 +310,54 @@ keyspaces_are_made_by_their_first_use_or_by_an_operator(void **state)
     run_seeds(keyspaces_story, NODES, 0);
 }
 
+/* Nobody makes one where a member may be of a version that stops when it meets it. */
+static MAY_YIELD void
+sloppy_story(struct rig *rig)
+{
+    cluster_rig_settle(rig, NODES, NODES, WAIT_NS);
+    struct rig_client client;
+    rig_crash(rig, 2);
+    rig_crash(rig, 0);
+    rig_start(rig, 0);
+    rig_connect_to(rig, 0, &client); /* which has not heard of the third one in this life */
+    const char *refusal = "n3 has not shown that it knows sloppy keyspaces: upgrade it, start it "
+                          "if it is down, and ask again";
+    struct native_cluster set = {.function = NATIVE_CLUSTER_KEYSPACE_SET,
+                                 .flags = NATIVE_CLUSTER_SLOPPY,
+                                 .name = BYTES_LITERAL("0")};
+    struct native_cluster made = {.function = NATIVE_CLUSTER_KEYSPACE_SET,
+                                  .flags = NATIVE_CLUSTER_SLOPPY | NATIVE_CLUSTER_CREATE,
+                                  .keyspace = NATIVE_CLUSTER_KEYSPACE_ANY,
+                                  .name = BYTES_LITERAL("events")};
+    expect_refused(ask(&client, set), NATIVE_ST_INVALID, refusal);
+    expect_refused(ask(&client, made), NATIVE_ST_INVALID, refusal);
+    struct native_reply reply =
+        ask(&client, (struct native_cluster){.function = NATIVE_CLUSTER_KEYSPACES});
+    CHECK(!says(reply, "\"sloppy\":true"));
+    CHECK(keyspace_make(&client, "strict", 3, 2, 2) == 15);
+
+    rig_start(rig, 2);
+    cluster_rig_settle(rig, NODES, NODES, WAIT_NS);
+    CHECK(ask(&client, set).header.status == NATIVE_ST_OK);
+    rig_disconnect(&client);
+
+    /* Where there is one, all know it: what is first used while somebody is down is made. */
+    rig_crash(rig, 2);
+    rig_crash(rig, 0);
+    rig_start(rig, 0);
+    rig_connect_to(rig, 0, &client);
+    CHECK(rig_is(rig_call(&client, "SELECT 5"), "+OK\r\n"));
+    rig_disconnect(&client);
+    rig_start(rig, 2);
+}
+
+static void
+nothing_is_made_sloppy_before_all_have_shown_that_they_know_it(void **state)
+{
+    (void)state;
+    run_seeds(sloppy_story, NODES, 0);
+}
+
 /* ---- levels ---- */
 
 static MAY_YIELD void
@@ -801,6 +849,135 @@ nodes_are_weighed_and_removed_by_any_other(void **state)
     run_seeds(members_story, NODES + 1, 1);
 }
 
+/* ---- who leaves, and keeps what was written for others ---- */
+
+#define LEAVER 4u /* of five; two of the others were away */
+
+enum leave_end { LEAVE_DELIVERS, LEAVE_FORCED, LEAVE_DIES, LEAVE_ENDS };
+
+static u64
+hints_of(const struct rig *rig, u32 node)
+{
+    const struct server *server = rig->nodes[node].server;
+    u64 waiting = 0;
+    for (u32 s = 0; s < server->shard_count; s++) {
+        struct hints_stats stats;
+        hints_stats_get(server->cluster->shards[s]->hints, &stats);
+        waiting += stats.waiting;
+    }
+    return waiting;
+}
+
+static void
+lead_away(struct shard *shard, void *arg)
+{
+    (void)arg;
+    (void)group0_give_lead(shard->cluster->group0);
+}
+
+/* Whoever leads is one that was never away, and reaches all. */
+static MAY_YIELD void
+lead_by_the_first_two(struct rig *rig)
+{
+    u64 deadline_ns = io_now_ns() + WAIT_NS;
+    for (;;) {
+        bool led = false;
+        for (u32 i = 0; i < 2; i++)
+            led = led || group0_leads(rig->nodes[i].server->cluster->shards[0]->group0);
+        if (led) break;
+        CHECK(io_now_ns() < deadline_ns);
+        for (u32 i = 2; i <= LEAVER; i++)
+            rig_on_node(rig, i, 0, lead_away, NULL);
+        fiber_sleep_ns(100 * NS_PER_MS);
+    }
+}
+
+static MAY_YIELD bool
+is_member(struct rig *rig, const char *node_id)
+{
+    return topology_member_by_id(cluster_rig_topology(rig, 0), node_id) != NULL;
+}
+
+/* It stands in for two that are away, leaves, and does not reach them when they are back. */
+static MAY_YIELD void
+leaver_story(struct rig *rig)
+{
+    enum leave_end end = *(const enum leave_end *)rig->arg;
+    cluster_rig_settle(rig, LEAVER + 1, LEAVER + 1, WAIT_NS);
+    struct rig_client client;
+    char key[16], waits[32];
+    rig_connect_to(rig, 0, &client);
+    struct native_cluster set = {.function = NATIVE_CLUSTER_KEYSPACE_SET,
+                                 .flags = NATIVE_CLUSTER_SLOPPY,
+                                 .name = BYTES_LITERAL("0")};
+    CHECK(ask(&client, set).header.status == NATIVE_ST_OK);
+    lead_by_the_first_two(rig);
+    for (u32 i = 2; i < LEAVER; i++)
+        rig_crash(rig, i);
+    fiber_sleep_ns(2 * NS_PER_S);
+    bool written[KEYS] = {0};
+    for (u32 i = 0; i < KEYS; i++) {
+        snprintf(key, sizeof(key), "k%u", i);
+        written[i] = key_op(&client, NATIVE_PUT, 0, 0, key, key) == NATIVE_ST_OK;
+    }
+    CHECK(hints_of(rig, LEAVER) > 0);
+    for (u32 i = 2; i < LEAVER; i++) {
+        sim_link_cut(rig->sim, rig->nodes[i].machine, rig->nodes[LEAVER].machine);
+        rig_start(rig, i);
+    }
+
+    struct native_cluster removal = {.function = NATIVE_CLUSTER_REMOVE,
+                                     .node = BYTES_LITERAL("n5")};
+    CHECK(ask(&client, removal).header.status == NATIVE_ST_OK);
+    u32 number = topology_member_by_id(cluster_rig_topology(rig, 0), "n5")->number;
+    snprintf(waits, sizeof(waits), "\"plan_waits_for\":%u,", number);
+    struct native_reply reply;
+    u64 deadline_ns = io_now_ns() + WAIT_NS;
+    do {
+        fiber_sleep_ns(100 * NS_PER_MS);
+        reply = ask(&client, (struct native_cluster){.function = NATIVE_CLUSTER_STATUS});
+    } while ((!says(reply, waits) || !says(reply, "\"stage\":\"read_next\"")) &&
+             io_now_ns() < deadline_ns);
+    CHECK(says(reply, waits) && says(reply, "\"state\":\"leaving\""));
+    fiber_sleep_ns(20 * NS_PER_S);
+    CHECK(is_member(rig, "n5") && hints_of(rig, LEAVER) > 0);
+
+    removal.flags = NATIVE_CLUSTER_FORCE;
+    if (end == LEAVE_FORCED) CHECK(ask(&client, removal).header.status == NATIVE_ST_OK);
+    if (end == LEAVE_DIES) rig_crash(rig, LEAVER);
+    for (u32 i = 2; i < LEAVER && end == LEAVE_DELIVERS; i++)
+        sim_link_heal(rig->sim, rig->nodes[i].machine, rig->nodes[LEAVER].machine);
+    deadline_ns = io_now_ns() + WAIT_NS;
+    while (is_member(rig, "n5") && io_now_ns() < deadline_ns)
+        fiber_sleep_ns(10 * NS_PER_MS);
+    CHECK(!is_member(rig, "n5"));
+    if (end != LEAVE_DIES) CHECK((hints_of(rig, LEAVER) == 0) == (end == LEAVE_DELIVERS));
+    cluster_rig_settle(rig, LEAVER, LEAVER, WAIT_NS);
+    for (u32 i = 0; i < KEYS; i++) {
+        snprintf(key, sizeof(key), "k%u", i);
+        if (written[i]) CHECK(key_op(&client, NATIVE_GET, 0, 0, key, key) == NATIVE_ST_OK);
+    }
+    rig_disconnect(&client);
+}
+
+static void
+who_leaves_delivers_what_it_keeps_for_others_first(void **state)
+{
+    (void)state;
+    for (u64 seed = 1; seed <= SEED_COUNT; seed++)
+        for (u32 end = 0; end < LEAVE_ENDS; end++) {
+            enum leave_end how = (enum leave_end)end;
+            struct rig rig = {.shard_count = (u32)(seed % 2) + 1,
+                              .node_count = LEAVER + 1,
+                              .configure = configure,
+                              .on_all_nodes = true,
+                              .arg = &how};
+            sim_options_default(&rig.options, seed);
+            rig.story = leaver_story;
+            rig_run(&rig);
+        }
+}
+
 /* A key has three replicas. */
 static MAY_YIELD void
 few_story(struct rig *rig)
@@ -934,6 +1111,7 @@ main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(keyspaces_have_their_own_replicas_and_quorums),
         cmocka_unit_test(keyspaces_are_made_by_their_first_use_or_by_an_operator),
+        cmocka_unit_test(nothing_is_made_sloppy_before_all_have_shown_that_they_know_it),
         cmocka_unit_test(a_frame_says_how_many_replicas_it_waits_for),
         cmocka_unit_test(a_drained_node_is_missed_by_nobody_and_loses_no_increment),
         cmocka_unit_test(a_restart_in_order_holds_nobody_up),
@@ -941,6 +1119,7 @@ main(void)
         cmocka_unit_test(nodes_that_stop_together_give_the_lead_away_once),
         cmocka_unit_test(no_increment_is_lost_when_all_nodes_start_again),
         cmocka_unit_test(nodes_are_weighed_and_removed_by_any_other),
+        cmocka_unit_test(who_leaves_delivers_what_it_keeps_for_others_first),
         cmocka_unit_test(who_is_removed_while_it_joins_says_so_and_stops),
         cmocka_unit_test(who_is_back_after_it_was_called_dead_says_so_and_stops),
         cmocka_unit_test(fewer_nodes_than_replicas_are_left_by_force_or_for_a_dead_one_only),

@@ -44,6 +44,7 @@
 #endif
 #define MS(n)       ((u64)(n)*NS_PER_MS)
 #define SECONDS(n)  ((u64)(n)*NS_PER_S)
+#define KEEPS_NS    SECONDS(60)
 #define NODES       5u
 #define CHAIN_MAX   8192u
 #define NUMBERS_MAX 256u
@@ -152,6 +153,15 @@ app_alive(void *arg, u32 member)
     return app_of_member(member) != NULL;
 }
 
+static u32 keeper; /* a member that always has something to hand on; 0: none */
+
+static bool
+app_keeps(void *arg, u32 member)
+{
+    (void)arg;
+    return member == keeper;
+}
+
 static u64
 app_epoch_of(void *arg, u32 member)
 {
@@ -246,6 +256,8 @@ app_open(struct app *app, struct peers *peers)
                                      .changed = app_changed,
                                      .alive = app_alive,
                                      .epoch_of = app_epoch_of,
+                                     .keeps = app_keeps,
+                                     .keeps_ns = KEEPS_NS,
                                      .arg = app,
                                      .snapshot_entries = snapshot_entries};
     struct group0 *group0;
@@ -687,6 +699,7 @@ history(u64 seed, bool telling)
     chain_last = acknowledged_epoch = 0;
     violation[0] = 0;
     seed_now = seed;
+    keeper = 0;
     rig = (struct peer_rig){.node_count = 1 + (u32)prng_below(&prng, NODES),
                             .shard_count = 1,
                             .shard_main = node_main,
@@ -732,6 +745,7 @@ story_begins(u32 nodes)
     chain_last = acknowledged_epoch = 0;
     violation[0] = 0;
     seed_now = 7;
+    keeper = 0;
     snapshot_entries = 0;
     disks_fail = errors_now = false;
     rig = (struct peer_rig){.node_count = nodes,
@@ -1252,6 +1266,34 @@ who_leaves_is_taken_out_and_hears_of_it(void **state)
     assert_null(topology_member(group0_topology(apps[leaving].group0), unwanted));
     change_on(leader_index());
     story_ends();
+}
+
+/* It hands on nothing: it is waited for, and named, but not for ever, and not once it is dead. Who
+ * only stays keeps what it likes. */
+static void
+who_leaves_and_keeps_something_is_waited_for(void **state)
+{
+    u8 kind = TOPOLOGY_MEMBER_LEAVE;
+    for (u32 i = 0; i < 3; i++) {
+        bool dies = i == 1, stays = i == 2;
+        story_begins(5);
+        all_start();
+        u32 leader = leader_index(), leaving = (leader + 1) % 5;
+        unwanted = group0_member(apps[leaving].group0);
+        keeper = stays ? group0_member(apps[(leader + 2) % 5].group0) : unwanted;
+        peer_rig_give(&rig, leaving, 0, &apps[leaving].change_job, unwanted_main, &kind);
+        if (!stays) {
+            peer_rig_run(&rig, KEEPS_NS - SECONDS(5));
+            assert_false(unwanted_is_out(NULL));
+            struct group0_stats stats;
+            group0_stats_get(apps[leader_index()].group0, &stats);
+            assert_int_equal(stats.plan_waits_for, unwanted);
+        }
+        if (dies) crash(leaving, false);
+        assert_true(peer_rig_run_until(&rig, unwanted_is_out, NULL, SECONDS(25)));
+        change_on(leader_index());
+        story_ends();
+    }
 }
 
 static status
@@ -1824,6 +1866,7 @@ main(void)
         cmocka_unit_test(what_a_dead_joiner_was_to_get_is_given_up),
         cmocka_unit_test(who_is_silent_for_a_moment_is_waited_for),
         cmocka_unit_test(a_forgotten_voter_leaves_the_group),
+        cmocka_unit_test(who_leaves_and_keeps_something_is_waited_for),
         cmocka_unit_test(who_leaves_is_taken_out_and_hears_of_it),
         cmocka_unit_test(who_is_cut_off_does_not_say_that_there_is_nothing_to_do),
         cmocka_unit_test(quorums_change_again_only_when_all_know_the_last_change),

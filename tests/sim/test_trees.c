@@ -240,6 +240,67 @@ missed_story(struct rig *rig)
     CHECK(contents_are_equal(rig, NODES));
 }
 
+#define LONG_KEYS      4000u
+#define LONG_KEY_BYTES 900u
+
+static MAY_YIELD void
+write_long(struct rig *rig, u32 from, u32 to)
+{
+    struct rig_client client;
+    static char filling[LONG_KEY_BYTES + 1];
+    memset(filling, 'x', LONG_KEY_BYTES);
+    rig_connect_to(rig, 0, &client);
+    for (u32 i = from; i < to; i++)
+        CHECK(rig_is(rig_call(&client, "SET {one}%s%u v", filling, i), "+OK\r\n"));
+    rig_disconnect(&client);
+}
+
+static MAY_YIELD u64
+repair_time(struct rig *rig)
+{
+    u64 began_ns = io_now_ns();
+    repair(rig, 0);
+    return io_now_ns() - began_ns;
+}
+
+/* One key of a leaf differs. To find it both sides list the leaf, at the rate of all comparing. */
+static MAY_YIELD void
+paced_story(struct rig *rig)
+{
+    wait_settled(rig, NODES);
+    hints_off(rig, 0);
+    hints_off(rig, 1);
+    write_long(rig, 0, LONG_KEYS);
+    crash(rig, 2);
+    write_long(rig, LONG_KEYS, LONG_KEYS + 1);
+    rig_start(rig, 2);
+    wait_settled(rig, NODES);
+    fiber_sleep_ns(6 * NS_PER_S); /* what is young is left to its writers */
+    u64 lists_ns = repair_time(rig);
+    struct trees_stats stats;
+    stats_of(rig, 0, &stats);
+    CHECK(stats.leaves_differing == 1 && stats.entries_sent == 1);
+    /* The same leaf was written to again, but does not differ. */
+    write_long(rig, LONG_KEYS + 1, LONG_KEYS + 2);
+    fiber_sleep_ns(6 * NS_PER_S);
+    u64 reads_ns = repair_time(rig);
+    stats_of(rig, 0, &stats);
+    CHECK(stats.leaves_differing == 1);
+    /* Two lists, and a rest as long: who is asked to compare rests half of its time. */
+    u64 list_ns = (u64)LONG_KEYS * LONG_KEY_BYTES * NS_PER_S / TREES_BYTES_PER_S;
+    CHECK(lists_ns - reads_ns > 4 * list_ns);
+}
+
+static void
+leaves_are_listed_at_the_rate_of_comparing(void **state)
+{
+    (void)state;
+    for (u64 seed = 1; seed <= SEED_COUNT; seed++) {
+        struct rig rig = rig_of(seed, paced_story);
+        rig_run(&rig);
+    }
+}
+
 /* What a clock that runs ahead takes for expired is brought, and asked for, as the value that it
  * is. */
 static MAY_YIELD void
@@ -867,6 +928,7 @@ main(void)
         cmocka_unit_test(what_a_replica_missed_without_hints_is_brought_by_trees),
         cmocka_unit_test(what_has_expired_by_one_clock_is_brought_as_it_is),
         cmocka_unit_test(sets_that_differ_are_united_by_trees),
+        cmocka_unit_test(leaves_are_listed_at_the_rate_of_comparing),
         cmocka_unit_test(power_failures_while_comparing_lose_nothing),
         cmocka_unit_test(a_repair_says_what_it_could_not_compare),
         cmocka_unit_test(a_replica_that_was_away_for_long_brings_nothing_back),

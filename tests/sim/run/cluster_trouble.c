@@ -125,8 +125,6 @@ leave(void)
         members[i].told = node->leaving;
     }
     if (!one_more_may_leave(members, c->node_count) || c->lost != 0) return false;
-    /* As the operator of a sloppy keyspace is told: a node takes along what it keeps for others. */
-    if (c->knobs.sloppy && !cluster_hints_drained()) return false;
     now.leaver = running_draw();
     now.leaver_told = (struct leaver){.asked = false};
     return now.leaver != NULL;

@@ -54,7 +54,7 @@ functions_that_nobody_knows_are_unsupported(void **state)
     peer_admin_encode(PEER_ADMIN_DRAIN, body);
     assert_true(ok(peer_admin_decode(BYTES(body, sizeof(body)), &function)));
     assert_int_equal(function, PEER_ADMIN_DRAIN);
-    body[0] = PEER_ADMIN_DRAIN_UNDO + 1;
+    body[0] = PEER_ADMIN_LEAVE + 1;
     assert_true(status_is(peer_admin_decode(BYTES(body, sizeof(body)), &function), ST_UNSUPPORTED));
     body[0] = 0;
     assert_true(status_is(peer_admin_decode(BYTES(body, sizeof(body)), &function), ST_INVALID));
