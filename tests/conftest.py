@@ -78,7 +78,7 @@ def _lock(port, how):
     if not _lock_file:
         path = os.path.join(tempfile.gettempdir(), f"distkv-test-ports.{os.getuid()}")
         _lock_file.append(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-    fcntl.lockf(_lock_file[0], how | fcntl.LOCK_NB, 1, port)
+    fcntl.lockf(_lock_file[0], how, 1, port)
 
 
 def _hold(port):
@@ -88,7 +88,7 @@ def _hold(port):
     with socket.socket() as probe:
         try:
             probe.bind(("127.0.0.1", port))
-            _lock(port, fcntl.LOCK_EX)
+            _lock(port, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             return False
     _held[port] = None

@@ -200,6 +200,17 @@ def test_no_two_tests_are_given_one_port():
     assert len(theirs) == 30 and not mine & theirs
 
 
+def test_ports_of_which_one_is_taken_are_let_go():
+    """The first of two is free, the second is somebody's."""
+    few = 31310, 31340
+    with contextlib.ExitStack() as sockets:
+        for port in range(few[0] + 1, few[1] + 1, 2):
+            sockets.enter_context(socket.socket()).bind(("127.0.0.1", port))
+        with pytest.raises(RuntimeError):
+            take_ports((0, 1), *few)
+    assert take_ports((0, 1), *few) in range(*few)
+
+
 def test_a_foreign_directory_is_refused_and_left_alone(tmp_path):
     foreign = tmp_path / "foreign"
     foreign.mkdir()
