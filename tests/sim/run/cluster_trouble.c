@@ -153,8 +153,12 @@ remove_step(void)
     }
     if (now.leaver == NULL) return;
     const struct topology *newest = cluster_topology_newest();
-    bool member = newest == NULL || topology_member_by_id(newest, now.leaver->id) != NULL;
-    enum leaver_state leaver = leaver_answered(&now.leaver_told, c->remove_answer, member);
+    const struct topology_member *found =
+        newest != NULL ? topology_member_by_id(newest, now.leaver->id) : NULL;
+    enum leaver_state leaver =
+        leaver_answered(&now.leaver_told, c->remove_answer, newest == NULL || found != NULL);
+    /* It may take long to go, and whoever asks again meanwhile is refused. */
+    if (found != NULL && found->state == PLACEMENT_LEAVING) leaver = LEAVER_GOES;
     if (leaver == LEAVER_GOES) now.leaver->leaving = true;
     if (now.leaver->leaving || leaver == LEAVER_STAYS) {
         now.leaver = NULL;
