@@ -22,12 +22,13 @@ choose(const struct topology *topology, u32 partition, bool (*alive)(const void 
     for (u32 i = 0; home != NULL && i < topology->member_count; i++) {
         u32 at = (partition + i) % topology->member_count;
         const struct topology_member *member = &topology->members[at];
-        if (nearness(home, member) <= best_nearness) continue;
+        u32 near = nearness(home, member);
+        if (near <= best_nearness) continue;
         if (member->state != PLACEMENT_NORMAL || !alive(arg, member->number) ||
             quorum_find(quorum, member->number) != QUORUM_MEMBERS_MAX)
             continue;
         best = member->number;
-        best_nearness = nearness(home, member);
+        best_nearness = near;
     }
     return best;
 }
