@@ -4,8 +4,8 @@
  * or half of them gone, all requests are late or refused at once; if each were then repeated, those
  * who still work would get a multiple of the load. So whoever repeats holds a budget:
  *
- *     retry_earn(&budget)      each request that is sent for the first time: a tenth of a
- * repetition retry_take(&budget)      before one is sent once more; false: the first outcome stands
+ *     retry_earn(&budget)   each request that is sent for the first time: a part of a repetition
+ *     retry_take(&budget)   before one is sent once more; false: the first outcome stands
  *
  * Of n requests no more than n / RETRY_SHARE + RETRY_BURST are repeated.
  *

@@ -28,10 +28,11 @@
  *   rate N              requests a second from now on
  *   time                milliseconds since the start of the program
  *   fill                writes every key once, through all nodes
- *   check LEVEL         reads every key through every node (LEVEL of DISTKV.CONSISTENCY, or
- * DEFAULT) and judges; tells how many keys different nodes answer differently keys FILE writes the
- * keys that are certainly there, and those that may be report FILE         windows, failures and
- * sums, as JSON quit
+ *   check LEVEL         reads every key through every node and judges (LEVEL: of
+ *                       DISTKV.CONSISTENCY, or DEFAULT); tells how many keys are told differently
+ *   keys FILE           writes the keys that are certainly there, and those that may be
+ *   report FILE         windows, failures and sums, as JSON
+ *   quit
  */
 #include <errno.h>
 #include <fcntl.h>
