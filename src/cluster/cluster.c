@@ -422,7 +422,6 @@ shard_new(struct cluster *cluster, struct lsm *lsm)
     shard->index = io_shard_index();
     shard->lsm = lsm;
     budget_init(&shard->budget, "cluster", io_budget()->limit_bytes / SHARE_BUDGET, io_budget());
-    list_init(&shard->pings);
     retry_init(&shard->retries);
     liveness_init(&shard->liveness, &shard->budget, io_now_ns());
     io_timer_init(&shard->tick, tick_fired);

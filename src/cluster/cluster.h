@@ -144,10 +144,9 @@ struct cluster {
     char reason[TOPOLOGY_REASON_BYTES]; /* why it failed */
 };
 
-/* What another member is known to be; on shard 0. */
+/* What another member is known to be; on shard 0, with its member of liveness. */
 struct cluster_ping {
     struct peer_call call;
-    struct list link; /* cluster_shard->pings */
     struct cluster_shard *shard;
     u32 member;
     u32 refusals; /* connections, in a row */
@@ -215,9 +214,7 @@ struct cluster_shard {
     u64 doubt_count;
     /* shard 0 */
     struct group0 *group0;
-    struct list pings;
-    struct cluster_ping **pings_sorted; /* by number */
-    u32 ping_count, ping_capacity;
+    /* of each other member a struct cluster_ping: cluster_ping_at */
     struct liveness liveness;
     bool said_drained;  /* by the last pings */
     u64 said_ns;        /* since when they say so */
@@ -363,6 +360,12 @@ MAY_YIELD MUST_CHECK status cluster_scan_page(struct cluster_shard *shard,
 
 /* ---- for operators: on shard 0 ---- */
 
+/* All that are known: at, below liveness.count, by number. */
+static inline struct cluster_ping *
+cluster_ping_at(const struct cluster_shard *shard, u32 at)
+{
+    return shard->liveness.members[at].arg;
+}
 /* NULL: not known here (ourselves, or a stranger). */
 const struct cluster_ping *cluster_ping_of(const struct cluster_shard *shard, u32 member);
 bool cluster_ping_is_alive(const struct cluster_ping *ping);

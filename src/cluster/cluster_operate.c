@@ -436,8 +436,8 @@ cluster_drain(struct cluster_shard *shard, bool undo)
 static bool
 all_were_told(const struct cluster_shard *shard, u64 since_ns)
 {
-    list_for_each (node, &shard->pings) {
-        const struct cluster_ping *ping = list_entry(node, struct cluster_ping, link);
+    for (u32 i = 0; i < shard->liveness.count; i++) {
+        const struct cluster_ping *ping = cluster_ping_at(shard, i);
         if (!cluster_ping_is_alive(ping)) continue;
         if (ping->began_ns <= since_ns || ping->calling) return false;
     }

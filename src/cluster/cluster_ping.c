@@ -51,27 +51,10 @@
 #define ILL_TOLD        (CLUSTER_ILL_STUCK | CLUSTER_ILL_CLOCK)
 #define CLOCK_MS_MAX    250
 
-/* Where the number stands, or would. */
-static u32
-place_of(const struct cluster_shard *shard, u32 member)
-{
-    u32 first = 0, last = shard->ping_count;
-    while (first < last) {
-        u32 middle = (first + last) / 2;
-        if (shard->pings_sorted[middle]->member < member)
-            first = middle + 1;
-        else
-            last = middle;
-    }
-    return first;
-}
-
 static struct cluster_ping *
 find(const struct cluster_shard *shard, u32 member)
 {
-    u32 at = place_of(shard, member);
-    bool found = at < shard->ping_count && shard->pings_sorted[at]->member == member;
-    return found ? shard->pings_sorted[at] : NULL;
+    return liveness_arg(&shard->liveness, member);
 }
 
 const struct cluster_ping *
@@ -236,8 +219,8 @@ publish_oldest(struct cluster_shard *shard)
     u64 now = io_now_ns(), stage = topology->stage_epoch;
     bool behind = cluster_own_epoch(shard->cluster) < stage;
     u64 oldest = behind ? 0 : cluster_own_oldest(shard->cluster);
-    list_for_each (node, &shard->pings) {
-        const struct cluster_ping *ping = list_entry(node, struct cluster_ping, link);
+    for (u32 i = 0; i < shard->liveness.count; i++) {
+        const struct cluster_ping *ping = cluster_ping_at(shard, i);
         u64 silent_ns = ping->partner ? SILENT_NS : SILENT_FAR_NS;
         bool silent = ping->heard_ns == 0 || now - ping->heard_ns > silent_ns || !is_alive(ping);
         oldest = MIN(oldest, silent || ping->epoch < stage ? 0 : ping->oldest);
@@ -272,8 +255,8 @@ clock_ahead_ms(const struct cluster_shard *shard)
     u32 others = 0, refuse = 0;
     for (u32 i = 0; i < shard->cluster->options.shard_count; i++)
         own = MAX(own, (i64)atomic_load(&shard->cluster->shard_ahead_ms[i]));
-    list_for_each (node, &shard->pings) {
-        const struct cluster_ping *ping = list_entry(node, struct cluster_ping, link);
+    for (u32 i = 0; i < shard->liveness.count; i++) {
+        const struct cluster_ping *ping = cluster_ping_at(shard, i);
         if (ping->heard_ns == 0 || !is_alive(ping)) continue;
         others++;
         i64 ahead = own - ping->clock_ms;
@@ -296,8 +279,8 @@ ill_look(struct cluster_shard *shard)
 {
     struct cluster *cluster = shard->cluster;
     u32 alive = 1, heard = 1, count = shard->topology == NULL ? 1 : shard->topology->member_count;
-    list_for_each (node, &shard->pings) {
-        const struct cluster_ping *ping = list_entry(node, struct cluster_ping, link);
+    for (u32 i = 0; i < shard->liveness.count; i++) {
+        const struct cluster_ping *ping = cluster_ping_at(shard, i);
         alive += is_alive(ping);
         heard += is_alive(ping) && ping->heard_ns != 0;
     }
@@ -369,8 +352,8 @@ near_look(struct cluster_shard *shard, u64 now_ns)
     }
     if (shard->topology == NULL) return;
     struct nearness of = nearness_of(shard, now_ns);
-    list_for_each (node, &shard->pings) {
-        struct cluster_ping *ping = list_entry(node, struct cluster_ping, link);
+    for (u32 i = 0; i < shard->liveness.count; i++) {
+        struct cluster_ping *ping = cluster_ping_at(shard, i);
         _Atomic bool *waited_for = &cluster->waited_for[ping->member % CLUSTER_ALIVE_SLOTS];
         if (atomic_load_explicit(waited_for, memory_order_relaxed)) {
             atomic_store_explicit(waited_for, false, memory_order_relaxed);
@@ -404,8 +387,8 @@ partners_mark(struct cluster_shard *shard, const struct placement *placement)
 static void
 partners_look(struct cluster_shard *shard)
 {
-    list_for_each (node, &shard->pings)
-        list_entry(node, struct cluster_ping, link)->partner = false;
+    for (u32 i = 0; i < shard->liveness.count; i++)
+        cluster_ping_at(shard, i)->partner = false;
     partners_mark(shard, &shard->topology->current);
     partners_mark(shard, &shard->topology->next);
 }
@@ -444,44 +427,25 @@ cluster_pings_send(struct cluster_shard *shard)
 static bool
 ping_add(struct cluster_shard *shard, u32 member)
 {
-    if (shard->ping_count == shard->ping_capacity) {
-        u32 capacity = MAX(8u, shard->ping_capacity * 2);
-        void *more = mem_realloc(&shard->budget, shard->pings_sorted,
-                                 shard->ping_capacity * sizeof(*shard->pings_sorted),
-                                 capacity * sizeof(*shard->pings_sorted));
-        if (more == NULL) return false;
-        shard->pings_sorted = more;
-        shard->ping_capacity = capacity;
-    }
     struct cluster_ping *ping = mem_alloc_zero(&shard->budget, sizeof(*ping));
     if (ping == NULL) return false;
-    if (!liveness_add(&shard->liveness, member, io_now_ns())) {
+    if (!liveness_add(&shard->liveness, member, ping, io_now_ns())) {
         mem_free(&shard->budget, ping, sizeof(*ping));
         return false;
     }
     ping->shard = shard;
     ping->member = member;
     ping->near = true;
-    u32 at = place_of(shard, member);
-    memmove(&shard->pings_sorted[at + 1], &shard->pings_sorted[at],
-            (shard->ping_count - at) * sizeof(struct cluster_ping *));
-    shard->pings_sorted[at] = ping;
-    shard->ping_count++;
-    list_push_back(&shard->pings, &ping->link);
     publish(ping);
     return true;
 }
 
+/* Of one that liveness does not know any more. */
 static void
 ping_free(struct cluster_ping *ping)
 {
     struct cluster_shard *shard = ping->shard;
     if (ping->calling) peer_call_cancel(shard->peers, &ping->call);
-    u32 at = place_of(shard, ping->member);
-    shard->ping_count--;
-    memmove(&shard->pings_sorted[at], &shard->pings_sorted[at + 1],
-            (shard->ping_count - at) * sizeof(struct cluster_ping *));
-    list_del(&ping->link);
     mem_free(&shard->budget, ping, sizeof(*ping));
 }
 
@@ -490,9 +454,12 @@ cluster_pings_follow(struct cluster_shard *shard)
 {
     const struct topology *topology = shard->topology;
     u32 self = cluster_member(shard->cluster);
-    list_for_each_safe (node, &shard->pings) {
-        struct cluster_ping *ping = list_entry(node, struct cluster_ping, link);
-        if (topology_member(topology, ping->member) != NULL) continue;
+    for (u32 i = 0; i < shard->liveness.count;) {
+        struct cluster_ping *ping = cluster_ping_at(shard, i);
+        if (topology_member(topology, ping->member) != NULL) {
+            i++;
+            continue;
+        }
         liveness_remove(&shard->liveness, ping->member);
         publish(ping);
         ping_free(ping);
@@ -514,14 +481,11 @@ cluster_pings_open(struct cluster_shard *shard)
 void
 cluster_pings_close(struct cluster_shard *shard)
 {
-    list_for_each_safe (node, &shard->pings) {
-        struct cluster_ping *ping = list_entry(node, struct cluster_ping, link);
+    while (shard->liveness.count > 0) {
+        struct cluster_ping *ping = cluster_ping_at(shard, shard->liveness.count - 1);
+        liveness_remove(&shard->liveness, ping->member);
         ping_free(ping);
     }
-    mem_free(&shard->budget, shard->pings_sorted,
-             shard->ping_capacity * sizeof(*shard->pings_sorted));
-    shard->pings_sorted = NULL;
-    shard->ping_capacity = 0;
 }
 
 bool

@@ -86,7 +86,7 @@ phase_take(struct liveness *liveness)
 }
 
 bool
-liveness_add(struct liveness *liveness, u32 number, u64 now_ns)
+liveness_add(struct liveness *liveness, u32 number, void *arg, u64 now_ns)
 {
     u32 at = find(liveness, number);
     if (at < liveness->count && liveness->members[at].number == number) return true;
@@ -102,6 +102,7 @@ liveness_add(struct liveness *liveness, u32 number, u64 now_ns)
     memmove(&liveness->members[at + 1], &liveness->members[at],
             (liveness->count - at) * sizeof(*liveness->members));
     liveness->members[at] = (struct liveness_member){.number = number,
+                                                     .arg = arg,
                                                      .near = true,
                                                      .phase = phase_take(liveness),
                                                      .silent_since_ns = now_ns,
@@ -238,6 +239,13 @@ liveness_ping(struct liveness *liveness, u32 *number_out)
 }
 
 /* ---- questions ---- */
+
+void *
+liveness_arg(const struct liveness *liveness, u32 number)
+{
+    const struct liveness_member *member = member_of(liveness, number);
+    return member != NULL ? member->arg : NULL;
+}
 
 enum liveness_state
 liveness_state(const struct liveness *liveness, u32 number)

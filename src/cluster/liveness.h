@@ -48,7 +48,8 @@ struct liveness_member {
     bool ill;    /* says of itself that its loop or its disk stalls */
     bool ping;   /* is to be pinged */
     bool near;
-    u8 phase; /* far or dead: at which of LIVENESS_FAR_TICKS ticks it is pinged */
+    u8 phase;  /* far or dead: at which of LIVENESS_FAR_TICKS ticks it is pinged */
+    void *arg; /* liveness_add's */
     u64 silent_since_ns;
     u64 near_since_ns;
 };
@@ -83,9 +84,10 @@ struct liveness_change {
 void liveness_init(struct liveness *liveness, struct budget *budget, u64 now_ns);
 void liveness_deinit(struct liveness *liveness);
 
-/* ALIVE until it has been silent for long enough, and near; it is pinged at the next tick. A member
- * that is there stays as it is. False: no memory. */
-MUST_CHECK bool liveness_add(struct liveness *liveness, u32 number, u64 now_ns);
+/* ALIVE until it has been silent for long enough, and near; it is pinged at the next tick. arg:
+ * what the caller knows of it, for him alone. A member that is there stays as it is. False: no
+ * memory. */
+MUST_CHECK bool liveness_add(struct liveness *liveness, u32 number, void *arg, u64 now_ns);
 /* Whether its silence is waited for. Not a member: nothing. */
 void liveness_near_set(struct liveness *liveness, u32 number, bool near, u64 now_ns);
 /* Without a change reported: whoever removes it knows. */
@@ -109,6 +111,8 @@ bool liveness_ping(struct liveness *liveness, u32 *number_out);
 
 /* ---- questions ---- */
 
+/* NULL: nobody of that number. */
+void *liveness_arg(const struct liveness *liveness, u32 number);
 /* DEAD: nobody of that number. */
 enum liveness_state liveness_state(const struct liveness *liveness, u32 number);
 bool liveness_ill(const struct liveness *liveness, u32 number);

@@ -64,9 +64,13 @@ silence_is_suspected_after_five_pings_and_death_after_five_seconds(void **state)
     (void)state;
     struct liveness liveness;
     liveness_init(&liveness, &budget, 0);
-    assert_true(liveness_add(&liveness, 7, 0));
-    assert_true(liveness_add(&liveness, 3, 0));
-    assert_true(liveness_add(&liveness, 7, 400 * MS)); /* is there: no news of it */
+    int seven, three, other;
+    assert_true(liveness_add(&liveness, 7, &seven, 0));
+    assert_true(liveness_add(&liveness, 3, &three, 0));
+    assert_true(liveness_add(&liveness, 7, &other, 400 * MS)); /* is there: no news of it */
+    assert_ptr_equal(liveness_arg(&liveness, 7), &seven);
+    assert_ptr_equal(liveness_arg(&liveness, 3), &three);
+    assert_null(liveness_arg(&liveness, 5));
     ticks(&liveness, 100, 300);
     liveness_heard(&liveness, 3, false, 350 * MS);
     ticks(&liveness, 400, 400);
@@ -110,7 +114,7 @@ the_near_are_pinged_at_each_tick_and_the_dead_at_each_tenth(void **state)
     struct liveness liveness;
     liveness_init(&liveness, &budget, 0);
     for (u32 number = 20; number > 0; number--)
-        assert_true(liveness_add(&liveness, number, 0));
+        assert_true(liveness_add(&liveness, number, NULL, 0));
     u32 pings[21] = {0}, number;
     for (u64 ms = 100; ms <= 10000; ms += 100) {
         liveness_tick(&liveness, ms * MS);
@@ -144,8 +148,8 @@ a_pause_of_our_own_condemns_nobody(void **state)
     for (u32 order = 0; order < 2; order++) {
         struct liveness liveness;
         liveness_init(&liveness, &budget, 0);
-        assert_true(liveness_add(&liveness, 1, 0));
-        assert_true(liveness_add(&liveness, 2, 0));
+        assert_true(liveness_add(&liveness, 1, NULL, 0));
+        assert_true(liveness_add(&liveness, 2, NULL, 0));
         ticks(&liveness, 100, 300);
         liveness_heard(&liveness, 1, false, 290 * MS);
         assert_false(liveness_self_ill(&liveness, 300 * MS));
@@ -182,7 +186,7 @@ too_little_memory_is_a_refusal(void **state)
     budget_init(&none, "none", 0, NULL);
     struct liveness liveness;
     liveness_init(&liveness, &none, 0);
-    assert_false(liveness_add(&liveness, 1, 0));
+    assert_false(liveness_add(&liveness, 1, NULL, 0));
     assert_true(liveness_check(&liveness));
     liveness_deinit(&liveness);
 }
@@ -197,7 +201,7 @@ many_init(struct liveness *liveness)
 {
     liveness_init(liveness, &budget, 0);
     for (u32 number = 1; number <= MANY; number++) {
-        assert_true(liveness_add(liveness, number, 0));
+        assert_true(liveness_add(liveness, number, NULL, 0));
         liveness_near_set(liveness, number, number % 8 == 0, 0);
     }
 }
@@ -236,7 +240,7 @@ the_far_are_pinged_once_a_second_and_as_many_at_each_tick(void **state)
     for (u32 number = 1; number <= MANY; number += 2)
         liveness_remove(&liveness, number);
     for (u32 number = MANY + 1; number <= MANY + 400; number++) {
-        assert_true(liveness_add(&liveness, number, 10000 * MS));
+        assert_true(liveness_add(&liveness, number, NULL, 10000 * MS));
         liveness_near_set(&liveness, number, false, 10000 * MS);
     }
     assert_true(liveness_check(&liveness));
@@ -291,7 +295,7 @@ who_becomes_near_is_asked_before_it_is_suspected(void **state)
     (void)state;
     struct liveness liveness;
     liveness_init(&liveness, &budget, 0);
-    assert_true(liveness_add(&liveness, 1, 0));
+    assert_true(liveness_add(&liveness, 1, NULL, 0));
     liveness_near_set(&liveness, 1, false, 0);
     liveness_near_set(&liveness, 2, true, 0); /* nobody */
     ticks(&liveness, 100, 900);
@@ -376,7 +380,7 @@ net_init(struct net *net, u64 seed)
         liveness_init(&net->nodes[i], &budget, net->now_ms * MS);
         net->tick_at_ms[i] = net->now_ms + prng_below(&net->prng, 100);
         for (u32 j = 0; j < NODES; j++)
-            if (i != j) assert_true(liveness_add(&net->nodes[i], j + 1, net->now_ms * MS));
+            if (i != j) assert_true(liveness_add(&net->nodes[i], j + 1, NULL, net->now_ms * MS));
     }
 }
 
