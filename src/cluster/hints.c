@@ -36,16 +36,25 @@ hint_run_find(const struct hints *h, u32 partition, u32 target)
 }
 
 static struct hint_target *
-target_get(struct hints *h, u32 member)
+target_find(const struct hints *h, u32 member)
 {
     list_for_each (pos, &h->targets) {
         struct hint_target *target = list_entry(pos, struct hint_target, link);
         if (target->member == member) return target;
     }
-    struct hint_target *target = mem_alloc_zero(h->options.budget, sizeof(*target));
+    return NULL;
+}
+
+static struct hint_target *
+target_get(struct hints *h, u32 member)
+{
+    struct hint_target *target = target_find(h, member);
+    if (target != NULL) return target;
+    target = mem_alloc_zero(h->options.budget, sizeof(*target));
     if (target == NULL) return MARKED("cluster.hints.target_no_memory", NULL);
     target->member = member;
     list_push_back(&h->targets, &target->link);
+    if (member == h->self) h->to_self = target;
     return target;
 }
 
@@ -53,6 +62,7 @@ static void
 target_free(struct hints *h, struct hint_target *target)
 {
     if (target->run_count > 0) return;
+    if (h->to_self == target) h->to_self = NULL;
     list_del(&target->link);
     mem_free(h->options.budget, target, sizeof(*target));
 }
@@ -500,6 +510,7 @@ hints_topology_set(struct hints *h, struct topology *topology, u32 self)
     topology_hold(topology);
     if (h->topology != NULL) topology_release(h->topology);
     h->topology = topology;
+    if (self != h->self) h->to_self = target_find(h, self);
     h->self = self;
     fiber_queue_wake_all(&h->wake);
 }
@@ -581,12 +592,8 @@ hints_repaired(struct hints *h, u32 partition, u32 target, u64 version)
 bool
 hints_wait_for_others(const struct hints *h)
 {
-    if (!h->loaded) return true;
-    list_for_each (pos, &h->targets) {
-        const struct hint_target *target = list_entry(pos, struct hint_target, link);
-        if (target->member != h->self && target->waiting > 0) return true;
-    }
-    return false;
+    u64 for_self = h->to_self == NULL ? 0 : h->to_self->waiting;
+    return !h->loaded || h->waiting > for_self;
 }
 
 void

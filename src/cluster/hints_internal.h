@@ -173,9 +173,10 @@ struct hints {
     bool unreadable;        /* something that we could not count */
     struct hint_run **runs; /* by partition */
     struct list targets;
-    struct hint_run all; /* of whom nothing is known any more: any partition, any member */
-    u64 waiting, waiting_bytes;
-    struct list queue; /* struct hint_queued */
+    struct hint_target *to_self; /* the one that is ourselves; NULL: there is none */
+    struct hint_run all;         /* of whom nothing is known any more: any partition, any member */
+    u64 waiting, waiting_bytes;  /* of all targets */
+    struct list queue;           /* struct hint_queued */
     u64 queue_bytes;
     struct hints_own own;    /* zero: no replicator is there */
     u32 merging;             /* states on their way into our own store */

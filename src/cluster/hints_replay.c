@@ -868,11 +868,7 @@ load_entry(struct hints *h, u32 partition, struct bytes name, const struct lsm_v
     if (run == NULL) return false;
     u64 bytes = value->value.size + HINT_ENTRY_BYTES;
     hint_run_count(h, run, key.version, bytes);
-    if (*last_partition == partition && same_write(last, &key)) {
-        h->waiting--;
-        run->waiting--;
-        run->target->waiting--;
-    }
+    if (*last_partition == partition && same_write(last, &key)) hint_run_uncount(h, run, 0);
     *last = key;
     *last_partition = partition;
     return true;

@@ -574,6 +574,53 @@ a_hint_for_the_own_store_from_before_a_restart_moves_the_clock(void **state)
     world_close();
 }
 
+static void
+write_held(u32 key)
+{
+    bool held = true;
+    assert_true(peer_rig_do(&world.rig, 0, 0, hold_run, &held));
+    struct world_op put = {.key = key, .id = 7, .level = REPLICATE_ONE};
+    assert_true(ok(world_write(&put)));
+    held = false;
+    assert_true(peer_rig_do(&world.rig, 0, 0, hold_run, &held));
+    peer_rig_run(&world.rig, SECONDS(1));
+}
+
+static void
+self_run(struct peer_rig_node *node, void *arg)
+{
+    struct hints *hints = world_app(node)->hints;
+    hints_topology_set(hints, hints->topology, *(const u32 *)arg);
+}
+
+/* What an earlier life left may be counted before it is known who we are. */
+static void
+what_waits_for_the_own_store_waits_for_nobody_else(void **state)
+{
+    (void)state;
+    world_open(1, 3, 3, 1);
+    world.replay_bytes_per_s = 10; /* the first one that is sent is all for half a minute */
+    story_go();
+    away(1);
+    write_keys(0, 2, 1, 1000);
+    assert_true(hints_wait_for_others(world.apps[0][0].hints));
+    back(1);
+    peer_rig_run(&world.rig, SECONDS(60));
+    assert_int_equal(world_hints_of(0).waiting, 0);
+    assert_false(hints_wait_for_others(world.apps[0][0].hints));
+
+    write_held(1);
+    write_held(3);
+    assert_true(world_hints_of(0).waiting > 0);
+    assert_false(hints_wait_for_others(world.apps[0][0].hints));
+    u32 other = 2, own = 1;
+    assert_true(peer_rig_do(&world.rig, 0, 0, self_run, &other));
+    assert_true(hints_wait_for_others(world.apps[0][0].hints));
+    assert_true(peer_rig_do(&world.rig, 0, 0, self_run, &own));
+    assert_false(hints_wait_for_others(world.apps[0][0].hints));
+    world_close();
+}
+
 #define LARGE_OPS 8u
 
 static struct bytes
@@ -936,6 +983,7 @@ main(void)
         cmocka_unit_test(a_hint_below_what_was_collected_is_refused),
         cmocka_unit_test(a_hint_counts_until_no_power_cut_brings_it_back),
         cmocka_unit_test(a_hint_for_the_own_store_from_before_a_restart_moves_the_clock),
+        cmocka_unit_test(what_waits_for_the_own_store_waits_for_nobody_else),
         cmocka_unit_test(the_largest_batch_arrives_as_one),
         cmocka_unit_test(replay_brings_twenty_megabytes_a_second),
     };
