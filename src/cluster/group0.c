@@ -528,22 +528,12 @@ group0_identity_tell(struct group0 *group0)
     peers_identity_set(group0->options.peers, &self);
 }
 
-static bool
-is_known(const struct group0 *group0, u32 member)
-{
-    for (u32 i = 0; i < group0->known_count; i++)
-        if (group0->known[i] == member) return true;
-    return false;
-}
-
 /* Who has left is told so as long as raft still counts on it. */
 static bool
 is_still_needed(const struct group0 *group0, const struct topology *topology, u32 member)
 {
-    if (topology_member(topology, member) != NULL) return true;
-    for (u32 i = 0; group0->running && i < group0->raft.peer_count; i++)
-        if (group0->raft.peers[i].id == member) return true;
-    return false;
+    return topology_member(topology, member) != NULL ||
+           (group0->running && raft_peer_find(&group0->raft, member) != NULL);
 }
 
 /* False: no memory; the next message or topology tries again. */
@@ -581,10 +571,25 @@ address_of(const struct topology_member *member)
     return address;
 }
 
+/* From *at on, which moves: who is added comes by ascending number, as the known stand. */
+static void
+known_add(struct group0 *group0, u32 member, u32 *at)
+{
+    u32 count = group0->known_count;
+    while (*at < count && group0->known[*at] < member)
+        (*at)++;
+    bool known = *at < count && group0->known[*at] == member;
+    if (known || count == RAFT_MEMBERS_MAX) return;
+    memmove(&group0->known[*at + 1], &group0->known[*at], (count - *at) * sizeof(u32));
+    group0->known[*at] = member;
+    group0->known_count++;
+}
+
 void
 group0_addresses_update(struct group0 *group0, const struct topology *topology)
 {
     struct peers *peers = group0->options.peers;
+    u32 at = 0, kept = 0;
     for (u32 i = 0; i < topology->member_count; i++) {
         const struct topology_member *member = &topology->members[i];
         struct peer_address address = address_of(member);
@@ -592,18 +597,16 @@ group0_addresses_update(struct group0 *group0, const struct topology *topology)
             group0->envelope_size = group0_envelope_encode(&address, group0->envelope);
             continue;
         }
-        if (!address_set(group0, member->number, &address)) continue;
-        if (!is_known(group0, member->number) && group0->known_count < RAFT_MEMBERS_MAX)
-            group0->known[group0->known_count++] = member->number;
+        if (address_set(group0, member->number, &address)) known_add(group0, member->number, &at);
     }
-    for (u32 i = 0; i < group0->known_count;) {
-        if (is_still_needed(group0, topology, group0->known[i])) {
-            i++;
-            continue;
-        }
-        peers_member_remove(peers, group0->known[i]);
-        group0->known[i] = group0->known[--group0->known_count];
+    for (u32 i = 0; i < group0->known_count; i++) {
+        u32 member = group0->known[i];
+        if (is_still_needed(group0, topology, member))
+            group0->known[kept++] = member;
+        else
+            peers_member_remove(peers, member);
     }
+    group0->known_count = kept;
 }
 
 void

@@ -270,8 +270,9 @@ struct group0 {
     struct starts own_starts;
     struct starts next_starts; /* next_starts_batch != 0: being written */
     u64 next_starts_batch;
-    bool start_made;              /* in this life: own_starts ends with it */
-    struct group0_starts *starts; /* starts_count, one for each member that has told us */
+    bool start_made; /* in this life: own_starts ends with it */
+    struct group0_starts
+        *starts; /* starts_count, one for each member that has told us, by number */
     u32 starts_count, starts_capacity;
     struct fiber_queue starts_queue;
     u32 strangers[GROUP0_STRANGERS_MAX]; /* members since our topology; before raft runs */
@@ -351,8 +352,8 @@ struct group0 {
     u32 plan_waits_for;     /* group0_stats */
     u32 keeps_member;       /* who leaves and was waited for last, and since when */
     u64 keeps_since_ns;
-    u32 known_count; /* addresses that were told to peers */
-    u32 known[RAFT_MEMBERS_MAX];
+    u32 known_count;             /* whose addresses were told to peers */
+    u32 known[RAFT_MEMBERS_MAX]; /* by number */
     u64 leads_since_ns;
     struct group0_heard {
         u32 member;

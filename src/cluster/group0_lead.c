@@ -76,14 +76,6 @@ config_propose(struct group0 *group0, const struct raft_change *changes, u32 cou
     return ok(st);
 }
 
-static const struct raft_peer *
-peer_find(const struct group0 *group0, u32 member)
-{
-    for (u32 i = 0; i < group0->raft.peer_count; i++)
-        if (group0->raft.peers[i].id == member) return &group0->raft.peers[i];
-    return NULL;
-}
-
 /* Somebody who has left hears of it before nobody tells him anything any more. */
 static bool
 knows_that_it_left(const struct group0 *group0, const struct raft_peer *peer)
@@ -100,7 +92,7 @@ members_adjust(struct group0 *group0)
     const struct topology *topology = group0->topology;
     u32 count = 0;
     for (u32 i = 0; i < topology->member_count && count < CHANGES_MAX; i++)
-        if (peer_find(group0, topology->members[i].number) == NULL)
+        if (raft_peer_find(&group0->raft, topology->members[i].number) == NULL)
             changes[count++] = (struct raft_change){RAFT_ADD_LEARNER, topology->members[i].number};
     if (config_propose(group0, changes, count)) return true;
     count = 0;
@@ -130,7 +122,7 @@ candidates_make(struct group0 *group0, struct group0_candidate *candidates)
     const struct topology *topology = group0->topology;
     for (u32 i = 0; i < topology->member_count; i++) {
         const struct topology_member *member = &topology->members[i];
-        const struct raft_peer *peer = peer_find(group0, member->number);
+        const struct raft_peer *peer = raft_peer_find(&group0->raft, member->number);
         bool voter = peer != NULL && (peer->roles & RAFT_VOTER) != 0;
         candidates[i] = (struct group0_candidate){
             .number = member->number,
@@ -241,7 +233,7 @@ joiners_are_here(struct group0 *group0)
             group0->plan_waits_for = member->number;
             return false;
         }
-        const struct raft_peer *peer = peer_find(group0, member->number);
+        const struct raft_peer *peer = raft_peer_find(&group0->raft, member->number);
         if (peer == NULL) return false;
         if (member->number != group0->identity.member &&
             peer->match + BEHIND_MAX < group0->raft.last_index)

@@ -32,12 +32,27 @@
 
 /* ---- what is known ---- */
 
+/* Where it stands, or would. */
+static u32
+known_place(const struct group0 *group0, u32 member)
+{
+    u32 first = 0, last = group0->starts_count;
+    while (first < last) {
+        u32 middle = (first + last) / 2;
+        if (group0->starts[middle].member < member)
+            first = middle + 1;
+        else
+            last = middle;
+    }
+    return first;
+}
+
 static struct group0_starts *
 known_find(const struct group0 *group0, u32 member)
 {
-    for (u32 i = 0; i < group0->starts_count; i++)
-        if (group0->starts[i].member == member) return &group0->starts[i];
-    return NULL;
+    u32 at = known_place(group0, member);
+    bool found = at < group0->starts_count && group0->starts[at].member == member;
+    return found ? &group0->starts[at] : NULL;
 }
 
 static struct starts
@@ -60,7 +75,9 @@ known_add(struct group0 *group0, u32 member)
         group0->starts = grown;
         group0->starts_capacity = capacity;
     }
-    struct group0_starts *known = &group0->starts[group0->starts_count++];
+    u32 at = known_place(group0, member);
+    struct group0_starts *known = &group0->starts[at];
+    memmove(known + 1, known, (group0->starts_count++ - at) * sizeof(*known));
     *known = (struct group0_starts){.member = member};
     return known;
 }
@@ -105,16 +122,17 @@ static void
 forget_the_gone(struct group0 *group0)
 {
     const struct topology *topology = group0->topology;
-    for (u32 i = 0; topology != NULL && i < group0->starts_count;) {
+    u32 kept = 0;
+    if (topology == NULL) return;
+    for (u32 i = 0; i < group0->starts_count; i++) {
         u32 member = group0->starts[i].member;
         bool gone = member < topology->next_number && topology_member(topology, member) == NULL;
-        if (gone && group0_delete(group0, group0_key(GROUP0_KEY_STARTS, 0, member))) {
-            group0->starts[i] = group0->starts[--group0->starts_count];
+        if (gone && group0_delete(group0, group0_key(GROUP0_KEY_STARTS, 0, member)))
             (void)group0_write_post(group0);
-        } else {
-            i++;
-        }
+        else
+            group0->starts[kept++] = group0->starts[i];
     }
+    group0->starts_count = kept;
 }
 
 /* ---- being told ---- */
@@ -332,6 +350,7 @@ ask(struct group0 *group0, const struct topology *topology, bool remember, bool 
         if (member == group0->identity.member) continue;
         if (living && !group0->options.alive(group0->options.arg, member)) continue;
         tell(round, &round->tellings[i], member, remember);
+        if (fiber_should_yield()) fiber_yield(); /* they may be a thousand */
     }
     u64 until_ns = FIBER_FOREVER; /* calls have a deadline */
     for (;;) {

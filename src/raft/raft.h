@@ -381,6 +381,8 @@ void raft_wake(struct raft *raft, bool leader_dead, struct raft_ready *out);
 bool raft_lease_valid(const struct raft *raft, u64 now_ns);
 /* The configuration in force; members: options.peers_max. */
 u32 raft_members(const struct raft *raft, struct raft_member *members);
+/* By its number; NULL: not in the configuration. Until the next input. */
+struct raft_peer *raft_peer_find(const struct raft *raft, u64 id);
 bool raft_is_voter(const struct raft *raft);
 bool raft_config_is_joint(const struct raft *raft);
 const char *raft_role_name(enum raft_role role);

@@ -23,7 +23,6 @@ void raft_commit_to(struct raft *raft, u64 index);
 void raft_set_hard(struct raft *raft, u64 term, u64 vote);
 
 /* raft_config.c */
-struct raft_peer *raft_peer_find(const struct raft *raft, u64 id);
 /* The present one becomes `previous`. members may be raft->scratch. */
 void raft_config_adopt(struct raft *raft, const struct raft_member *members, u32 count, u64 index);
 /* Entries from index on are gone. */

@@ -683,7 +683,8 @@ without_memory_a_transaction_is_whole_or_refused(void **state)
 }
 
 /* The outcome is unknown, and there is no memory to say so: then nothing is said, and not that
- * nothing was done. Any allocation may be the one that is refused meanwhile. */
+ * nothing was done. Any allocation may be the one that is refused meanwhile; every fourth time it
+ * is one of the last before the answer, else hardly any would be the answer's. */
 #define UNSURE_REFUSALS 160u
 
 struct unsure {
@@ -710,6 +711,7 @@ unsure_story(struct rig *rig)
     static const char *const lines[] = {"DISTKV.CONSISTENCY ALL", "MULTI", NULL, "ECHO x", "EXEC"};
     struct unsure *unsure = rig->arg;
     wait_settled(rig);
+    u64 took_ns = 0;
     u32 first = first_node_of(rig, "{r}a"), other = (first + 1) % NODES;
     for (u32 n = 0; n < UNSURE_REFUSALS; n++) {
         i32 before = count_of(rig);
@@ -724,9 +726,12 @@ unsure_story(struct rig *rig)
             if (i + 1 < ARRAY_COUNT(lines)) (void)rig_read(&client);
         }
         CHECK(buf_reserve(&client.in, KIB(16)));
-        fiber_sleep_ns(200 * NS_PER_MS);
-        sim_fail_at(rig->sim, SIM_POINT_ALLOC, n, 1, ST_NO_MEMORY);
+        u64 began_ns = io_now_ns();
+        bool late = n % 4 == 3;
+        fiber_sleep_ns(late ? took_ns - 10 * NS_PER_MS : 200 * NS_PER_MS);
+        sim_fail_at(rig->sim, SIM_POINT_ALLOC, late ? n / 4 % 8 : n, 1, ST_NO_MEMORY);
         struct bytes reply = rig_read(&client);
+        took_ns = io_now_ns() - began_ns;
         sim_faults_clear(rig->sim);
         bool refused = reply.size > 0 && memcmp(reply.data, "-OOM", 4) == 0;
         unsure->unknown += reply.size > 0 && memcmp(reply.data, "-UNKNOWN", 8) == 0;
