@@ -473,7 +473,7 @@ found(struct group0 *group0, const struct topology_command *command)
     real.state_before = empty->state_id;
     real.state_after = io_entropy_id(real.state_before);
     real.member.incarnation = group0->identity.incarnation;
-    status st = topology_apply(empty, &real, &first, reason);
+    status st = topology_apply(empty, &real, NULL, &first, reason);
     topology_release(empty);
     if (!ok(st)) {
         log_error("group0", "no cluster can be founded why=%s", reason);

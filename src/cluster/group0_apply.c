@@ -61,8 +61,7 @@ command_apply(struct group0 *group0, struct bytes data, bool show, struct topolo
         return ST_UNSUPPORTED;
     }
     const struct topology *present = group0->topology;
-    st = topology_apply_pausing(present, &command, show ? group0_pause : NULL, next_out,
-                                outcome->reason);
+    st = topology_apply(present, &command, show ? group0_pause : NULL, next_out, outcome->reason);
     CHECK(group0->topology == present); /* nobody changes it but this fiber */
     if (status_is(st, ST_NO_MEMORY)) return st;
     if (ok(st) || status_is(st, ST_EXISTS))

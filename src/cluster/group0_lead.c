@@ -254,7 +254,7 @@ plan_try(struct group0 *group0, u64 session, struct topology **next_out)
     char reason[TOPOLOGY_REASON_BYTES];
     if (command.state_after == 0) command.state_after = UINT64_MAX;
     topology_hold(present); /* another may come meanwhile */
-    status st = topology_apply_pausing(present, &command, group0_pause, next_out, reason);
+    status st = topology_apply(present, &command, group0_pause, next_out, reason);
     topology_release(present);
     return st;
 }

@@ -264,16 +264,12 @@ MUST_CHECK bool topology_command_encode(const struct topology_command *command, 
 MUST_CHECK status topology_command_decode(struct bytes bytes, struct topology_command *out);
 
 /* A new topology, with one reference. ST_CONFLICT, ST_EXISTS: see above. ST_INVALID: refused, for
- * the reason; *next_out is then NULL but the refusal is the same on every member. ST_NO_MEMORY. */
+ * the reason; *next_out is then NULL but the refusal is the same on every member. ST_NO_MEMORY.
+ * pause: called again and again, for who is to serve others meanwhile, as plans among many members
+ * take long; topology and command stay until this returns. NULL: never. */
 MUST_CHECK status topology_apply(const struct topology *topology,
-                                 const struct topology_command *command, struct topology **next_out,
-                                 char reason[TOPOLOGY_REASON_BYTES]);
-/* The same, for who is to serve others meanwhile: plans among many members take long. pause is
- * called again and again; topology and command stay until this returns. */
-MUST_CHECK status topology_apply_pausing(const struct topology *topology,
-                                         const struct topology_command *command,
-                                         void (*pause)(void), struct topology **next_out,
-                                         char reason[TOPOLOGY_REASON_BYTES]);
+                                 const struct topology_command *command, void (*pause)(void),
+                                 struct topology **next_out, char reason[TOPOLOGY_REASON_BYTES]);
 
 /* ---- bytes of a whole one ---- */
 

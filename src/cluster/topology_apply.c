@@ -675,15 +675,7 @@ apply_kind(struct apply *apply)
 
 status
 topology_apply(const struct topology *topology, const struct topology_command *command,
-               struct topology **next_out, char reason[TOPOLOGY_REASON_BYTES])
-{
-    return topology_apply_pausing(topology, command, NULL, next_out, reason);
-}
-
-status
-topology_apply_pausing(const struct topology *topology, const struct topology_command *command,
-                       void (*pause)(void), struct topology **next_out,
-                       char reason[TOPOLOGY_REASON_BYTES])
+               void (*pause)(void), struct topology **next_out, char reason[TOPOLOGY_REASON_BYTES])
 {
     struct apply apply = {.command = command, .reason = reason, .pause = pause};
     *next_out = NULL;

@@ -24,7 +24,7 @@ then(struct topology *topology, struct topology_command command)
     char reason[TOPOLOGY_REASON_BYTES];
     command.state_before = topology->state_id;
     command.state_after = topology->state_id + 1;
-    status st = topology_apply(topology, &command, &next, reason);
+    status st = topology_apply(topology, &command, NULL, &next, reason);
     CHECK(ok(st) == (next != NULL));
     if (!ok(st)) {
         CHECK(status_is(st, ST_INVALID) && reason[0] != 0);

@@ -100,7 +100,7 @@ replica_rig_apply(struct topology *from, struct topology_command command)
     command.state_after = ++state + 1000000;
     struct topology *next;
     char reason[TOPOLOGY_REASON_BYTES];
-    status st = topology_apply(from, &command, &next, reason);
+    status st = topology_apply(from, &command, NULL, &next, reason);
     if (!ok(st)) fprintf(stderr, "topology: %s\n", reason);
     CHECK(ok(st));
     return next;

@@ -105,8 +105,8 @@ world_apply(struct world *world, struct topology_command command)
     struct topology_command other = through_bytes(&command);
     char reason[TOPOLOGY_REASON_BYTES];
     struct topology *next, *next_of_copy;
-    status st = topology_apply(world->now, &command, &next, world->reason);
-    assert_true(status_is(topology_apply(copy, &other, &next_of_copy, reason), st));
+    status st = topology_apply(world->now, &command, NULL, &next, world->reason);
+    assert_true(status_is(topology_apply(copy, &other, NULL, &next_of_copy, reason), st));
     assert_string_equal(reason, world->reason);
     assert_same(copy, world->now);
     assert_true(ok(st) || status_is(st, ST_INVALID));
@@ -117,10 +117,10 @@ world_apply(struct world *world, struct topology_command command)
         assert_same(next, next_of_copy);
         assert_int_equal(next->epoch, world->now->epoch + 1);
         struct topology *never;
-        assert_true(status_is(topology_apply(next, &command, &never, reason), ST_EXISTS));
+        assert_true(status_is(topology_apply(next, &command, NULL, &never, reason), ST_EXISTS));
         assert_null(never);
         command.state_after = UINT64_MAX;
-        assert_true(status_is(topology_apply(next, &command, &never, reason), ST_CONFLICT));
+        assert_true(status_is(topology_apply(next, &command, NULL, &never, reason), ST_CONFLICT));
         assert_null(never);
         topology_release(world->now);
         topology_release(next_of_copy);
@@ -840,7 +840,7 @@ a_thousand_members_and_no_more(void **state)
         snprintf(command.member.host, sizeof(command.member.host), "h%u", i);
         snprintf(command.member.rack, sizeof(command.member.rack), "r%u", i % 50);
         command.member.incarnation = i;
-        status st = topology_apply(now, &command, &next, reason);
+        status st = topology_apply(now, &command, NULL, &next, reason);
         command.kind = TOPOLOGY_MEMBER_ADD;
         if (i > LIMIT_PLACEMENT_NODES) {
             assert_true(status_is(st, ST_INVALID));
@@ -872,7 +872,7 @@ too_little_memory_is_a_refusal(void **state)
     struct topology *next = NULL;
     char reason[TOPOLOGY_REASON_BYTES];
     for (budget.limit_bytes = 0;; budget.limit_bytes += 64) {
-        status st = topology_apply(world.now, &command, &next, reason);
+        status st = topology_apply(world.now, &command, NULL, &next, reason);
         if (ok(st)) break;
         assert_true(status_is(st, ST_NO_MEMORY));
         refused++;
