@@ -2,9 +2,9 @@
  *
  * cli.h -- distkv-client: what its files share.
  *
- * cli_main.c reads flags and runs a command; cli_commands.c, cli_cluster.c, cli_doctor.c,
- * cli_import.c and cli_export.c are the commands; cli_prompt.c is the prompt; cli_text.c knows how
- * bytes are written as text; cli_man.c writes the man page.
+ * cli_main.c reads flags and runs a command; cli_commands.c, cli_cluster.c with
+ * cli_cluster_change.c, cli_doctor.c, cli_import.c and cli_export.c are the commands; cli_prompt.c
+ * is the prompt; cli_text.c knows how bytes are written as text; cli_man.c writes the man page.
  */
 #ifndef DISTKV_CLIENT_CLI_H
 #define DISTKV_CLIENT_CLI_H

@@ -1,0 +1,522 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * cli_cluster_change.c -- what takes long: members that come and go, weights, repair, drain. Each
+ * is begun at the server, and waited for until all is in its place, with a bar, unless --no-wait.
+ *
+ * To wait is to look at the status again and again: so it can be broken off and begun again at any
+ * time, and nothing that was begun depends on it.
+ */
+#include "client/cli_cluster.h"
+
+#include <stdarg.h>
+#include <time.h>
+#include <unistd.h>
+
+#define LOOK_NS   (250 * NS_PER_MS)
+#define BAR_WIDTH 30
+/* Of a member that lives and does not tell its figures: 10 s. */
+#define SILENT_LOOKS 40u
+
+/* ---- waiting ---- */
+
+struct wait {
+    struct cli *cli;
+    bool bar; /* standard error takes one */
+    bool drawn;
+    u64 until_ns; /* 0: as long as it takes */
+    u64 began_ns;
+};
+
+static struct wait
+wait_begin(struct cli *cli)
+{
+    u64 now = cli_now_ns();
+    return (struct wait){.cli = cli,
+                         .bar = isatty(STDERR_FILENO) && !cli->set.quiet,
+                         .until_ns = cli->set.wait_ms == 0 ? 0 : now + cli->set.wait_ms * NS_PER_MS,
+                         .began_ns = now};
+}
+
+static void
+wait_clear(struct wait *wait)
+{
+    if (wait->drawn) fputs("\r\033[K", stderr);
+    wait->drawn = false;
+}
+
+/* done of total; total 0: not known, only the text. */
+static void PRINTF_LIKE(4, 5)
+    wait_draw(struct wait *wait, long long done, long long total, const char *format, ...)
+{
+    if (!wait->bar) return;
+    fputs("\r\033[K", stderr);
+    if (total > 0) {
+        int full = (int)(done * BAR_WIDTH / total);
+        fputc('[', stderr);
+        for (int i = 0; i < BAR_WIDTH; i++)
+            fputc(i < full ? '#' : '.', stderr);
+        fprintf(stderr, "] %3lld %%  ", done * 100 / total);
+    }
+    va_list args;
+    va_start(args, format);
+    vfprintf(stderr, format, args);
+    va_end(args);
+    fflush(stderr);
+    wait->drawn = true;
+}
+
+/* false: it has taken too long, after a message. */
+static bool
+wait_pause(struct wait *wait)
+{
+    if (wait->until_ns != 0 && cli_now_ns() >= wait->until_ns) {
+        wait_clear(wait);
+        cli_error(wait->cli, "not done yet; it goes on, and \"cluster status\" shows it");
+        return false;
+    }
+    struct timespec pause = {.tv_nsec = LOOK_NS};
+    nanosleep(&pause, NULL);
+    return true;
+}
+
+static void
+wait_draw_move(struct wait *wait, const json_t *cluster)
+{
+    const json_t *move = json_object_get(cluster, "move");
+    char waits_for[160];
+    cli_cluster_waits_for(cluster, waits_for, sizeof(waits_for));
+    if (waits_for[0] != 0) {
+        wait_draw(wait, 0, 0, "%s", waits_for);
+        return;
+    }
+    if (!json_is_object(move)) {
+        wait_draw(wait, 0, 0, "waits for a plan");
+        return;
+    }
+    char bytes[32], left[48] = "";
+    cli_cluster_bytes_text((double)number_of(move, "bytes"), bytes, sizeof(bytes));
+    if (has(move, "left_ms")) {
+        char time[32];
+        cli_cluster_ms_text((double)number_of(move, "left_ms"), time, sizeof(time));
+        snprintf(left, sizeof(left), ", %s left", time);
+    }
+    wait_draw(wait, number_of(move, "partitions_done"), number_of(move, "partitions"),
+              "%s: %lld of %lld partitions, %s%s", text_of(move, "stage"),
+              number_of(move, "partitions_done"), number_of(move, "partitions"), bytes, left);
+}
+
+/* Looks at the status until `done` says so, or a plan has come to rest without it: 1, which is no
+ * failure of the server. draws: NULL for the move. A node that is asked may be gone for a moment,
+ * and the library finds another one. */
+static int
+wait_until(struct cli *cli, bool (*done)(const json_t *cluster, void *arg), void *arg,
+           void (*draws)(struct wait *wait, const json_t *cluster, void *arg))
+{
+    struct wait wait = wait_begin(cli);
+    for (;;) {
+        int exit_code = EXIT_OK;
+        json_t *cluster = cli_cluster_ask_status(cli, &exit_code);
+        if (cluster == NULL) {
+            wait_clear(&wait);
+            return exit_code;
+        }
+        bool is_done = done(cluster, arg);
+        if (!is_done && draws == NULL) wait_draw_move(&wait, cluster);
+        if (!is_done && draws != NULL) draws(&wait, cluster, arg);
+        json_decref(cluster);
+        if (is_done) break;
+        if (!wait_pause(&wait)) return EXIT_SERVER;
+    }
+    wait_clear(&wait);
+    return EXIT_OK;
+}
+
+/* ---- members ---- */
+
+static int
+say(struct cli *cli, const char *json_field, const char *node, const char *text)
+{
+    if (cli->set.json)
+        printf("{\"ok\":true,\"%s\":\"%s\"}\n", json_field, node);
+    else
+        printf("%s %s\n", node, text);
+    return EXIT_OK;
+}
+
+struct node_wait {
+    const char *name; /* id, or host:port */
+    bool is_address;
+};
+
+static const json_t *
+find_node(const json_t *cluster, const struct node_wait *wanted)
+{
+    if (!wanted->is_address) return cli_cluster_member(cluster, "node_id", wanted->name);
+    size_t index;
+    json_t *member;
+    json_array_foreach(json_object_get(cluster, "members"), index, member)
+    {
+        char address[128];
+        snprintf(address, sizeof(address), "%s:%lld", text_of(member, "host"),
+                 number_of(member, "port"));
+        if (strcmp(address, wanted->name) == 0) return member;
+    }
+    return NULL;
+}
+
+static bool
+node_is_in(const json_t *cluster, void *arg)
+{
+    const json_t *member = find_node(cluster, arg);
+    return member != NULL && strcmp(text_of(member, "state"), "normal") == 0 &&
+           is_true(member, "alive") && is_true(cluster, "settled");
+}
+
+static bool
+node_is_out(const json_t *cluster, void *arg)
+{
+    return find_node(cluster, arg) == NULL && !json_is_object(json_object_get(cluster, "move"));
+}
+
+static bool
+all_is_settled(const json_t *cluster, void *arg)
+{
+    (void)arg;
+    return is_true(cluster, "settled");
+}
+
+static void
+draw_join(struct wait *wait, const json_t *cluster, void *arg)
+{
+    const struct node_wait *wanted = arg;
+    if (find_node(cluster, wanted) == NULL)
+        wait_draw(wait, 0, 0, "waits for %s to join", wanted->name);
+    else
+        wait_draw_move(wait, cluster);
+}
+
+/* Where a node that joins finds the others. */
+static void
+print_seeds(FILE *out, const json_t *cluster)
+{
+    size_t index, shown = 0;
+    json_t *member;
+    json_array_foreach(json_object_get(cluster, "members"), index, member)
+    {
+        if (!is_true(member, "alive") || shown == 3) continue;
+        fprintf(out, "%s%s:%lld", shown++ == 0 ? "" : ",", text_of(member, "host"),
+                number_of(member, "port"));
+    }
+}
+
+static void
+print_command(const json_t *cluster, const char *node_id, const char *address, long long replaces)
+{
+    fprintf(stderr, "On the machine of the new node, with an empty directory:\n\n");
+    fprintf(stderr,
+            "    distkv-server --node-id %s --address %s --data-dir DIRECTORY \\\n"
+            "        --cluster-secret-file FILE --seed-nodes ",
+            node_id, address);
+    print_seeds(stderr, cluster);
+    if (replaces != 0) fprintf(stderr, " --replaces %lld", replaces);
+    fprintf(stderr, "\n\n");
+}
+
+/* A node joins by itself, since it must know the secret: what to run is said, and waited for. */
+int
+cli_cluster_add_node(struct cli *cli, const char *name)
+{
+    struct node_wait wanted = {.name = name, .is_address = strchr(name, ':') != NULL};
+    int exit_code = EXIT_OK;
+    json_t *cluster = cli_cluster_ask_status(cli, &exit_code);
+    if (cluster == NULL) return exit_code;
+    if (find_node(cluster, &wanted) == NULL)
+        print_command(cluster, wanted.is_address ? "NAME" : name,
+                      wanted.is_address ? name : "HOST:PORT", 0);
+    json_decref(cluster);
+    if (cli->set.no_wait) return EXIT_OK;
+    exit_code = wait_until(cli, node_is_in, &wanted, draw_join);
+    return exit_code != EXIT_OK ? exit_code : say(cli, "added", name, "is in, with its data");
+}
+
+static int
+propose(struct cli *cli, const struct distkv_cluster_request *request, const char *what)
+{
+    int code = distkv_cluster(cli->kv, request, NULL, NULL);
+    return code == DISTKV_OK ? EXIT_OK : cli_fail(cli, code, what);
+}
+
+int
+cli_cluster_remove_node(struct cli *cli, const char *name)
+{
+    struct node_wait wanted = {.name = name};
+    const struct distkv_cluster_request request = {.function = DISTKV_CLUSTER_REMOVE,
+                                                   .node = name,
+                                                   .dead = cli->set.dead != 0,
+                                                   .force = cli->set.force != 0};
+    int exit_code = propose(cli, &request, "remove-node");
+    if (exit_code != EXIT_OK) return exit_code;
+    if (!cli->set.no_wait) exit_code = wait_until(cli, node_is_out, &wanted, NULL);
+    if (exit_code != EXIT_OK) return exit_code;
+    if (cli->set.no_wait) return say(cli, "removed", name, "gives its data away");
+    json_t *cluster = cli_cluster_ask_status(cli, &exit_code);
+    if (cluster == NULL) return exit_code;
+    size_t left = json_array_size(json_object_get(cluster, "members"));
+    bool few = (long long)left < number_of(cluster, "replicas");
+    if (few)
+        cli_warn(cli, "nodes left: %zu, replicas a key should have: %lld; add a node", left,
+                 number_of(cluster, "replicas"));
+    json_decref(cluster);
+    const char *dead = few ? "is out" : "is out, its places were taken over";
+    return say(cli, "removed", name, cli->set.dead ? dead : "is out: it can be stopped");
+}
+
+int
+cli_cluster_replace_node(struct cli *cli, const char *name)
+{
+    const char *with = cli->set.with[0] != 0 ? cli->set.with : name;
+    struct node_wait wanted = {.name = with};
+    int exit_code = EXIT_OK;
+    json_t *cluster = cli_cluster_ask_status(cli, &exit_code);
+    if (cluster == NULL) return exit_code;
+    const json_t *old = cli_cluster_member(cluster, "node_id", name);
+    const json_t *new =
+        strcmp(with, name) == 0 ? NULL : cli_cluster_member(cluster, "node_id", with);
+    if (old == NULL) {
+        cli_error(cli, "replace-node: no member is called %s", name);
+        exit_code = EXIT_SERVER;
+    } else if (is_true(old, "alive")) {
+        cli_error(cli, "replace-node: %s is alive; stop it first, or use add-node and remove-node",
+                  name);
+        exit_code = EXIT_SERVER;
+    } else if (new != NULL) {
+        /* It has its share already: others, and it, take over the rest. */
+        const struct distkv_cluster_request request = {
+            .function = DISTKV_CLUSTER_REMOVE, .node = name, .dead = 1};
+        exit_code = propose(cli, &request, "replace-node");
+    } else {
+        print_command(cluster, with, "HOST:PORT",
+                      strcmp(with, name) == 0 ? 0 : number_of(old, "number"));
+    }
+    json_decref(cluster);
+    if (exit_code != EXIT_OK || cli->set.no_wait) return exit_code;
+    exit_code = wait_until(cli, node_is_in, &wanted, draw_join);
+    return exit_code != EXIT_OK ? exit_code : say(cli, "replaced", with, "has taken the place");
+}
+
+/* NODE=N. */
+static int
+set_weight(struct cli *cli, char *word)
+{
+    char *equals = strrchr(word, '=');
+    u64 weight = 0;
+    if (equals == NULL || equals == word || !option_parse_number(equals + 1, &weight) ||
+        weight == 0 || weight > UINT16_MAX)
+        return cli_usage(cli, "rebalance: %s is not NODE=VIRTUAL-NODES", word);
+    *equals = 0;
+    const struct distkv_cluster_request request = {
+        .function = DISTKV_CLUSTER_WEIGHT, .node = word, .weight = (u32)weight};
+    return propose(cli, &request, "rebalance");
+}
+
+/* A plan is made by whoever leads as soon as there is something to move: to rebalance is to change
+ * weights, and to see the data get there. */
+int
+cli_cluster_rebalance(struct cli *cli, int count, char **words)
+{
+    int exit_code = EXIT_OK;
+    for (int i = 0; i < count && exit_code == EXIT_OK; i++)
+        exit_code = set_weight(cli, words[i]);
+    if (exit_code == EXIT_OK && !cli->set.no_wait)
+        exit_code = wait_until(cli, all_is_settled, NULL, NULL);
+    if (exit_code == EXIT_OK)
+        puts(cli->set.json      ? "{\"ok\":true}"
+             : cli->set.no_wait ? "begun"
+                                : "everything is in its place");
+    return exit_code;
+}
+
+/* ---- repair ---- */
+
+struct repair_wait {
+    const char *node; /* NULL: all */
+    json_t *absent;   /* names of members that hold replicas and were away at some moment of it */
+    long long missed; /* comparisons that did not take place, or not to the end */
+    u32 silent;       /* looks in a row at which a member that lives has not told how far it is */
+};
+
+static void
+repair_note_absent(struct repair_wait *wanted, const json_t *member)
+{
+    const char *name = text_of(member, "node_id");
+    size_t index;
+    json_t *known;
+    json_array_foreach(wanted->absent, index, known)
+    {
+        if (strcmp(json_string_value(known), name) == 0) return;
+    }
+    (void)json_array_append_new(wanted->absent, json_string(name));
+}
+
+/* A member that was started anew meanwhile knows of no repair. */
+static bool
+is_repaired(const json_t *cluster, void *arg)
+{
+    struct repair_wait *wanted = arg;
+    bool running = false, silent = false;
+    size_t index;
+    json_t *member;
+    wanted->missed = 0;
+    json_array_foreach(json_object_get(cluster, "members"), index, member)
+    {
+        bool holds = number_of(member, "partitions") != 0;
+        bool asked = wanted->node == NULL || strcmp(text_of(member, "node_id"), wanted->node) == 0;
+        bool told = has(member, "version");
+        if (!is_true(member, "alive")) {
+            if (holds || asked) repair_note_absent(wanted, member);
+        } else if (asked && !told) {
+            silent = true;
+            if (wanted->silent >= SILENT_LOOKS) repair_note_absent(wanted, member);
+        } else if (asked) {
+            running = running || number_of(member, "repair_running") != 0;
+            wanted->missed += number_of(member, "repair_missed");
+            if (holds && number_of(member, "repair_partitions") == 0)
+                repair_note_absent(wanted, member);
+        }
+    }
+    wanted->silent = silent ? wanted->silent + 1 : 0;
+    return !running && (!silent || wanted->silent > SILENT_LOOKS);
+}
+
+static void
+draw_repair(struct wait *wait, const json_t *cluster, void *arg)
+{
+    long long done = 0, total = 0, keys = 0;
+    size_t index;
+    json_t *member;
+    (void)arg;
+    json_array_foreach(json_object_get(cluster, "members"), index, member)
+    {
+        if (number_of(member, "repair_running") == 0) continue;
+        done += number_of(member, "repair_done");
+        total += number_of(member, "repair_partitions");
+        keys += number_of(member, "repair_keys");
+    }
+    wait_draw(wait, done, total, "%lld of %lld partitions compared, %lld keys brought", done, total,
+              keys);
+}
+
+/* Of a repair that has ended. */
+static int
+repair_result(struct cli *cli, const struct repair_wait *wanted)
+{
+    char away[512] = "", missed[96] = "";
+    size_t index, used = 0;
+    json_t *name;
+    json_array_foreach(wanted->absent, index, name)
+    {
+        int n = snprintf(away + used, sizeof(away) - used, "%s%s", index == 0 ? "" : ", ",
+                         json_string_value(name));
+        used = MIN(used + (size_t)n, sizeof(away) - 1);
+    }
+    if (wanted->missed != 0)
+        snprintf(missed, sizeof(missed), "%s%lld comparisons did not take place or failed",
+                 used == 0 ? "" : "; ", wanted->missed);
+    bool whole = used == 0 && wanted->missed == 0;
+    if (cli->set.json) {
+        json_t *out = json_pack("{s:b,s:O,s:I}", "ok", whole, "absent", wanted->absent, "missed",
+                                (json_int_t)wanted->missed);
+        cli_cluster_print(out);
+        json_decref(out);
+    } else if (whole) {
+        puts("replicas were compared and mended");
+    }
+    if (whole) return EXIT_OK;
+    cli_error(cli, "not all replicas were compared: %s%s%s; run it again when all are up", away,
+              used == 0 ? "" : " did not take part", missed);
+    return EXIT_UNHEALTHY;
+}
+
+int
+cli_cluster_repair(struct cli *cli, const char *name)
+{
+    const struct distkv_cluster_request request = {.function = DISTKV_CLUSTER_REPAIR, .node = name};
+    int exit_code = propose(cli, &request, "repair");
+    if (exit_code != EXIT_OK) return exit_code;
+    if (cli->set.no_wait) {
+        puts(cli->set.json ? "{\"ok\":true}" : "begun");
+        return EXIT_OK;
+    }
+    struct repair_wait wanted = {.node = name, .absent = json_array()};
+    exit_code = wait_until(cli, is_repaired, &wanted, draw_repair);
+    if (exit_code == EXIT_OK) exit_code = repair_result(cli, &wanted);
+    json_decref(wanted.absent);
+    return exit_code;
+}
+
+/* ---- drain ---- */
+
+/* Why it is not safe to stop the node yet; "": it is. */
+static void
+unsafe_of(const json_t *cluster, const char *name, char *out, size_t size)
+{
+    const json_t *member = cli_cluster_member(cluster, "node_id", name);
+    out[0] = 0;
+    if (member == NULL)
+        snprintf(out, size, "no member is called %s", name);
+    else if (!is_true(member, "alive"))
+        snprintf(out, size, "it does not answer");
+    else if (!is_true(member, "drained"))
+        snprintf(out, size, "requests end");
+    else if (number_of(cluster, "leader") == number_of(member, "number"))
+        snprintf(out, size, "gives the lead away");
+    else if (json_is_object(json_object_get(cluster, "move")))
+        snprintf(out, size, "a move is under way");
+    else if (number_of(member, "hints_waiting") != 0 &&
+             number_of(cluster, "members_alive") == number_of(cluster, "members_count"))
+        snprintf(out, size, "%lld hints are handed on", number_of(member, "hints_waiting"));
+}
+
+struct drain_wait {
+    const char *node;
+    long long at_risk; /* out */
+};
+
+static bool
+is_drained(const json_t *cluster, void *arg)
+{
+    struct drain_wait *wanted = arg;
+    char why[128];
+    unsafe_of(cluster, wanted->node, why, sizeof(why));
+    wanted->at_risk =
+        number_of(cli_cluster_member(cluster, "node_id", wanted->node), "partitions_at_risk");
+    return why[0] == 0;
+}
+
+static void
+draw_drain(struct wait *wait, const json_t *cluster, void *arg)
+{
+    const struct drain_wait *wanted = arg;
+    char why[128];
+    unsafe_of(cluster, wanted->node, why, sizeof(why));
+    wait_draw(wait, 0, 0, "%s: %s", wanted->node, why);
+}
+
+int
+cli_cluster_drain(struct cli *cli, const char *name)
+{
+    const struct distkv_cluster_request request = {
+        .function = DISTKV_CLUSTER_DRAIN, .node = name, .undo = cli->set.undo != 0};
+    struct drain_wait wanted = {.node = name};
+    int exit_code = propose(cli, &request, "drain");
+    if (exit_code != EXIT_OK) return exit_code;
+    if (cli->set.undo) return say(cli, "undone", name, "takes requests again");
+    if (cli->set.no_wait) return say(cli, "draining", name, "hands over what it does");
+    exit_code = wait_until(cli, is_drained, &wanted, draw_drain);
+    if (exit_code != EXIT_OK) return exit_code;
+    if (wanted.at_risk == 0) return say(cli, "safe", name, "can be stopped: nothing waits for it");
+    /* No waiting helps: others have to come back first, or the keyspace has no replica to spare. */
+    cli_error(cli, "%s is drained, but %lld partitions would have no quorum without it", name,
+              wanted.at_risk);
+    return EXIT_UNHEALTHY;
+}
