@@ -8,7 +8,7 @@
  *     answer  | session: 4 | 0: 4 |, and for each item
  *             | partition: 4 | bound: 4 | state: 1 | 0: 7 | leaves: 64 * 8, where they DIFFER |
  *   ENTRIES   item    | size: 2 | key |
- *     answer  as a page of PEER_STREAM (src/cluster/cluster_fetch.c); more: not all fitted
+ *     answer  as a page of PEER_STREAM (src/cluster/cluster_stream.c); more: not all fitted
  *   SETTLED   item    | partition: 4 |        version: all replicas have all below it
  *     answer  nothing
  *
