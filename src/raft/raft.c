@@ -481,12 +481,16 @@ raft_check(const struct raft *raft)
         return false;
     if (raft->sequence_persisted > raft->sequence) return false;
     if (raft->role == RAFT_LEADER && raft->leader != raft->options.id) return false;
+    u32 voters = 0;
     for (u32 i = 0; i < raft->peer_count; i++) {
         const struct raft_peer *peer = &raft->peers[i];
         if (i > 0 && raft->peers[i - 1].id >= peer->id) return false;
+        if ((peer->roles & (RAFT_VOTER | RAFT_VOTER_OLD)) != 0 &&
+            (voters >= raft->voter_count || raft->voters[voters++] != i))
+            return false;
         if (raft->role != RAFT_LEADER) continue;
         if (peer->match > raft->last_index || peer->next <= peer->match) return false;
         if (peer->next > raft->last_index + 1 || peer->round > raft->round) return false;
     }
-    return true;
+    return voters == raft->voter_count;
 }

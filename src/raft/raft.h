@@ -299,6 +299,8 @@ struct raft {
     struct raft_peer *peers; /* by id; the own one too while a member */
     struct raft_peer *peers_spare;
     u32 peer_count;
+    u32 voter_count;
+    u16 voters[2 * RAFT_VOTERS_MAX]; /* places of those who vote in either set, among peers */
     u64 config_index;
     struct raft_member *previous;
     u32 previous_count;

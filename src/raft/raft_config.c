@@ -102,9 +102,21 @@ raft_is_voter(const struct raft *raft)
 bool
 raft_config_is_joint(const struct raft *raft)
 {
-    for (u32 i = 0; i < raft->peer_count; i++)
-        if (raft->peers[i].roles & RAFT_VOTER_OLD) return true;
+    for (u32 i = 0; i < raft->voter_count; i++)
+        if (raft->peers[raft->voters[i]].roles & RAFT_VOTER_OLD) return true;
     return false;
+}
+
+/* Answers of learners, who may be many, do not have all of them looked over. */
+static void
+voters_note(struct raft *raft)
+{
+    raft->voter_count = 0;
+    for (u32 i = 0; i < raft->peer_count; i++) {
+        if (!(raft->peers[i].roles & (RAFT_VOTER | RAFT_VOTER_OLD))) continue;
+        CHECK(raft->voter_count < ARRAY_COUNT(raft->voters));
+        raft->voters[raft->voter_count++] = (u16)i;
+    }
 }
 
 /* Peers that stay keep what is known of them. Each of the peers_max slots owns a ring for messages
@@ -134,6 +146,7 @@ set_members(struct raft *raft, const struct raft_member *members, u32 count)
     raft->peers = new;
     raft->peers_spare = old;
     raft->peer_count = count;
+    voters_note(raft);
     if (raft->transfer_target != 0) {
         const struct raft_peer *target = raft_peer_find(raft, raft->transfer_target);
         if (target == NULL || !(target->roles & RAFT_VOTER)) raft->transfer_target = 0;
@@ -165,8 +178,8 @@ majority_of(const struct raft *raft, u8 role, enum raft_quorum_field field)
 {
     u64 values[RAFT_VOTERS_MAX];
     u32 count = 0;
-    for (u32 i = 0; i < raft->peer_count; i++) {
-        const struct raft_peer *peer = &raft->peers[i];
+    for (u32 i = 0; i < raft->voter_count; i++) {
+        const struct raft_peer *peer = &raft->peers[raft->voters[i]];
         if (!(peer->roles & role)) continue;
         u64 value = field == RAFT_QUORUM_MATCH ? peer->match : peer->round;
         if (peer->id == raft->options.id)
@@ -195,8 +208,8 @@ static struct tally
 tally_of(const struct raft *raft, u8 role, bool of_votes)
 {
     struct tally tally = {0};
-    for (u32 i = 0; i < raft->peer_count; i++) {
-        const struct raft_peer *peer = &raft->peers[i];
+    for (u32 i = 0; i < raft->voter_count; i++) {
+        const struct raft_peer *peer = &raft->peers[raft->voters[i]];
         if (!(peer->roles & role)) continue;
         bool self = peer->id == raft->options.id;
         tally.voters++;
