@@ -191,6 +191,14 @@ u64 core_next_deadline_ns(const struct io_shard *shard);
 /* Runs the task in a later part of the loop. Posting it again before it ran is a bug. */
 void core_task_post(struct io_shard *shard, struct io_task *task);
 
+/* ---- of a file's operation ---- */
+
+struct io_op;
+/* A request for the rest of op has moved so many bytes of it, perhaps not all. The next one begins
+ * at a multiple of unit (a power of two), so what stopped within one begins with it once more.
+ * False: nothing was gained, and another request would gain nothing, either. */
+bool core_op_advance(struct io_op *op, u32 moved, u32 unit);
+
 /* ---- for code of src/io that makes fibers wait on its own ---- */
 
 /* Suspends the running fiber until fiber_resume. */

@@ -315,19 +315,12 @@ op_error(const struct io_op *op, int error)
     return status_is(st, ST_NO_SPACE) || status_is(st, ST_NO_MEMORY) ? st : ST_IO_ERROR;
 }
 
-/* Counts the bytes that moved; a direct transfer that stopped between blocks repeats the last. */
-static bool
-op_advance(struct io_op *op, u32 moved)
+/* What the next request of the operation has to begin at a multiple of. */
+static u32
+op_unit(const struct io_op *op)
 {
-    u32 before = op->transferred;
-    op->transferred += moved;
-    if (op->transferred < op->size && op->file->direct) {
-        u32 unit = op->kind == OP_READ ? op->file->read_unit : IO_ALIGNMENT;
-        if (moved % unit != 0) MARK("io.ring_file.block_again");
-        op->transferred = (u32)align_down(op->transferred, unit);
-    }
-    if (op->transferred < op->size && op->transferred > before) MARK("io.ring_file.part");
-    return op->transferred > before;
+    if (!op->file->direct) return 1;
+    return op->kind == OP_READ ? op->file->read_unit : (u32)IO_ALIGNMENT;
 }
 
 /* Half of what was moved: up to the end of a block, or its first byte more, or its last one less.
@@ -367,7 +360,7 @@ ring_file_complete(struct ring_shard *shard, struct io_op *op, i32 result)
         op_finish(op, ST_OK);
         return;
     }
-    if (!op_advance(op, (u32)result)) {
+    if (!core_op_advance(op, (u32)result, op_unit(op))) {
         if (op->kind == OP_READ)
             op_finish(op, MARKED("io.ring_file.read_past_end", ST_END));
         else

@@ -75,6 +75,7 @@ enum sim_fault {
     SIM_FAULT_MEMBERS,      /* a machine comes or goes that nobody has lost */
     /* disk again */
     SIM_FAULT_NAME_ERROR, /* one request of SIM_POINT_NAME fails: not done, or done all the same */
+    SIM_FAULT_SHORT,      /* a read or a write moves a part of its bytes only, without an error */
     SIM_FAULT_COUNT,
 };
 
@@ -94,6 +95,7 @@ struct sim_disk_options {
     u32 read_error_ppm, write_error_ppm, sync_error_ppm;
     u32 look_error_ppm; /* listings, sizes of files, free space */
     u32 name_error_ppm; /* opening, making, renaming, linking, removing, changing a size */
+    u32 short_ppm;      /* reads and writes of more than one block that stop short */
     u32 evict_chance;   /* of 64: that a read, or the next process, finds a page gone that a failed
                            sync lost */
     u32 no_space_ppm; /* writes and allocations before which the capacity shrinks to what is used */

@@ -438,6 +438,13 @@ sim_inode_write_end(struct sim_write *write, bool durable)
     sim_inode_write_close(write, true, durable);
 }
 
+void
+sim_inode_write_cut(struct sim_write *write, u32 size)
+{
+    CHECK(size > 0 && size % SIM_PAGE_BYTES == 0 && size <= write->size);
+    write->size = size;
+}
+
 /* A page that holds for each sector the new data or what was there. Returns the sectors that were.
  */
 static u8

@@ -65,6 +65,8 @@ MUST_CHECK status sim_inode_read(struct sim_inode *inode, void *buffer, u32 size
 MUST_CHECK status sim_inode_write_begin(struct sim_inode *inode, struct sim_write *write,
                                         const void *buffer, u32 size, u64 offset);
 void sim_inode_write_end(struct sim_write *write, bool durable);
+/* Only its first bytes: the disk was not told of the others. size is of whole pages, and not 0. */
+void sim_inode_write_cut(struct sim_write *write, u32 size);
 /* The size grows as by the write; frees it. */
 void sim_inode_write_close(struct sim_write *write, bool extend, bool durable);
 /* Of the page that begins at done. */

@@ -9,9 +9,8 @@
  *
  * At most LIMIT_IO_IN_FLIGHT requests of a node are between begin and effect.
  *
- * There are no short reads and writes here: file.h does not show them, the ring continues them
- * (test_ring_file.c: transfers_that_stop_short_go_on_where_they_stopped). A transfer of many pages
- * is one request all the same, so a crash finds any part of it done.
+ * A transfer that the disk stops short begins again with what is left of it, as in the ring: that
+ * may fail, find the disk full or meet a crash, while its first part is done and durable.
  */
 #include "io/sim_internal.h"
 
@@ -65,6 +64,7 @@ struct sim_request {
     struct fiber *waiter; /* the others */
     status result;
     status injected;
+    u32 moved;        /* READ and WRITE of a file on the disk: bytes, as the disk says */
     bool done_though; /* of a request that fails: NAME_ERROR */
     const char *path, *path_to;
     u64 size;
@@ -119,6 +119,25 @@ static const struct {
     [REQUEST_DIR_REMOVE] = {"dir-remove", "dir-remove", "failed dir-remove"},
 };
 
+/* Of a READ or a WRITE: what is left of the operation. */
+static u64
+request_offset(const struct sim_request *request)
+{
+    return request->op->offset + request->op->transferred;
+}
+
+static u32
+request_size(const struct sim_request *request)
+{
+    return request->op->size - request->op->transferred;
+}
+
+static void *
+request_buffer(const struct sim_request *request)
+{
+    return (u8 *)request->op->buffer + request->op->transferred;
+}
+
 /* Where a request goes, for a person. */
 static void
 request_place(const struct sim_request *request, char text[static PLACE_BYTES])
@@ -128,7 +147,7 @@ request_place(const struct sim_request *request, char text[static PLACE_BYTES])
     if (request->file != NULL) path = sim_inode_path(request->file->inode);
     if (request->op != NULL)
         (void)snprintf(text, PLACE_BYTES, "%s %s at %llu, %u bytes", host, path,
-                       (unsigned long long)request->op->offset, request->op->size);
+                       (unsigned long long)request_offset(request), request_size(request));
     else
         (void)snprintf(text, PLACE_BYTES, "%s %s %s", host, request_texts[request->kind].name,
                        path);
@@ -232,12 +251,12 @@ static status
 request_disk_begin(struct sim_request *request)
 {
     struct sim_disk *disk = request->shard->node->disk;
-    struct io_op *op = request->op;
     switch (request->kind) {
     case REQUEST_WRITE:
         return sim_inode_write_begin(request->file->inode, &request->write,
-                                     op->buffer == fill_zeros ? NULL : op->buffer, op->size,
-                                     op->offset);
+                                     request->op->buffer == fill_zeros ? NULL
+                                                                       : request_buffer(request),
+                                     request_size(request), request_offset(request));
     case REQUEST_SYNC:
         request->sync = sim_inode_sync_begin(request->file->inode);
         return ST_OK;
@@ -321,7 +340,7 @@ static u64
 name_place(const struct sim_request *request, char text[static PLACE_BYTES])
 {
     request_place(request, text);
-    return request->op->offset;
+    return request_offset(request);
 }
 
 /* What the read finds may have gone bad since it was written. */
@@ -331,12 +350,12 @@ read_spoil(struct sim_request *request)
     struct sim *sim = request->shard->node->sim;
     const struct sim_disk_options *disk = &sim->options.disk;
     struct sim_inode *inode = request->file->inode;
-    const struct io_op *op = request->op;
-    if (op->offset + op->size > sim_inode_size(inode)) return;
+    u32 size = request_size(request);
+    if (request_offset(request) + size > sim_inode_size(inode)) return;
     char place[PLACE_BYTES];
     if (sim_fault_chance(sim, SIM_FAULT_BIT_ROT, disk->bit_rot_ppm)) {
         struct prng prng = sim_fault_prng(sim, SIM_FAULT_BIT_ROT);
-        u64 at = name_place(request, place) + prng_below(&prng, op->size);
+        u64 at = name_place(request, place) + prng_below(&prng, size);
         u8 mask = (u8)(1u << prng_below(&prng, 8));
         if (sim_fault_take(sim, SIM_FAULT_BIT_ROT, "%s: bit %#x of byte %llu", place, mask,
                            (unsigned long long)at))
@@ -344,24 +363,57 @@ read_spoil(struct sim_request *request)
     }
     if (sim_fault_chance(sim, SIM_FAULT_LATENT, disk->latent_ppm)) {
         struct prng prng = sim_fault_prng(sim, SIM_FAULT_LATENT);
-        u64 at = name_place(request, place) + prng_below(&prng, op->size);
+        u64 at = name_place(request, place) + prng_below(&prng, size);
         if (sim_fault_take(sim, SIM_FAULT_LATENT, "%s: sector of byte %llu", place,
                            (unsigned long long)at))
             sim_inode_latent_add(inode, at, sim_fault_last(sim));
     }
 }
 
+/* What the next request of an operation begins at a multiple of. */
+static u32
+request_unit(const struct sim_request *request)
+{
+    return request->kind == REQUEST_READ ? request->file->read_unit : (u32)IO_ALIGNMENT;
+}
+
+/* How much the disk moves of what it was asked for: all, or less by chance, but a block. */
+static u32
+request_moves(struct sim_request *request)
+{
+    struct sim *sim = request->shard->node->sim;
+    u32 asked = request_size(request);
+    u32 block = (u32)IO_ALIGNMENT;
+    if (asked <= block || !sim_fault_chance(sim, SIM_FAULT_SHORT, sim->options.disk.short_ppm))
+        return asked;
+    struct prng prng = sim_fault_prng(sim, SIM_FAULT_SHORT);
+    u32 moved = (u32)prng_range(&prng, block, asked - 1);
+    if (prng_chance(&prng, 1, 2)) moved -= moved % block;
+    char place[PLACE_BYTES];
+    request_place(request, place);
+    return sim_fault_take(sim, SIM_FAULT_SHORT, "%s: %u", place, moved) ? moved : asked;
+}
+
 static status
 request_read(struct sim_request *request)
 {
-    struct io_op *op = request->op;
     struct sim_inode *inode = request->file->inode;
+    u8 *buffer = request_buffer(request);
+    u64 offset = request_offset(request);
+    u32 size = request_size(request);
     status st = request->injected;
     read_spoil(request);
-    if (ok(st) && sim_inode_latent(inode, op->offset, op->size)) st = ST_IO_ERROR;
-    if (ok(st)) return sim_inode_read(inode, op->buffer, op->size, op->offset);
-    memset(op->buffer, 0xEE, SIM_SECTOR_BYTES); /* nobody may use what a failed read left */
-    return st;
+    if (ok(st) && sim_inode_latent(inode, offset, size)) st = ST_IO_ERROR;
+    if (!ok(st)) {
+        memset(buffer, 0xEE, SIM_SECTOR_BYTES); /* nobody may use what a failed read left */
+        return st;
+    }
+    st = sim_inode_read(inode, buffer, size, offset);
+    if (!ok(st)) return st;
+    request->moved = request_moves(request);
+    /* What was not moved must not be there already. */
+    memset(buffer + request->moved, 0xA5, size - request->moved);
+    return ST_OK;
 }
 
 /* Whether the write, which says ok, went wrong; then it has ended. */
@@ -371,14 +423,14 @@ write_goes_wrong(struct sim_request *request)
     struct sim *sim = request->shard->node->sim;
     const struct sim_disk_options *disk = &sim->options.disk;
     struct sim_write *write = &request->write;
-    const struct io_op *op = request->op;
+    bool durable = request->op->durable;
     char place[PLACE_BYTES];
     if (sim_fault_chance(sim, SIM_FAULT_LOST_WRITE, disk->lost_write_ppm)) {
         struct prng prng = sim_fault_prng(sim, SIM_FAULT_LOST_WRITE);
         bool cached = prng_chance(&prng, 1, 2);
         request_place(request, place);
         if (sim_fault_take(sim, SIM_FAULT_LOST_WRITE, "%s%s", place, cached ? ", cached" : "")) {
-            sim_inode_write_lose(write, op->durable, cached, sim_fault_last(sim));
+            sim_inode_write_lose(write, durable, cached, sim_fault_last(sim));
             return true;
         }
     }
@@ -386,14 +438,32 @@ write_goes_wrong(struct sim_request *request)
     struct prng prng = sim_fault_prng(sim, SIM_FAULT_MISDIRECTED);
     struct sim_inode *other;
     u64 offset;
-    if (!sim_inode_elsewhere(request->file->inode, op->offset, op->size, &prng, &other, &offset))
+    if (!sim_inode_elsewhere(request->file->inode, write->offset, write->size, &prng, &other,
+                             &offset))
         return false;
     request_place(request, place);
     if (!sim_fault_take(sim, SIM_FAULT_MISDIRECTED, "%s: to %s at %llu", place,
                         sim_inode_path(other), (unsigned long long)offset))
         return false;
-    sim_inode_write_misdirect(write, op->durable, other, offset, sim_fault_last(sim));
+    sim_inode_write_misdirect(write, durable, other, offset, sim_fault_last(sim));
     return true;
+}
+
+static status
+request_write(struct sim_request *request)
+{
+    bool durable = request->op->durable;
+    struct sim_write *write = &request->write;
+    if (!ok(request->injected)) {
+        sim_inode_write_fail(write, durable);
+        return request->injected;
+    }
+    request->moved = request_moves(request);
+    /* Of a block that was moved in part, as much as of one that failed is known: it comes again. */
+    if (request->moved < write->size)
+        sim_inode_write_cut(write, (u32)align_down(request->moved, IO_ALIGNMENT));
+    if (!write_goes_wrong(request)) sim_inode_write_end(write, durable);
+    return ST_OK;
 }
 
 /* Of a request of SIM_POINT_NAME. */
@@ -436,7 +506,6 @@ static status
 request_effect(struct sim_request *request)
 {
     struct sim_disk *disk = request->shard->node->disk;
-    struct io_op *op = request->op;
     if (request_in_memory(request)) return request_transfer_memory(request);
     if (!ok(request->result)) return request->result; /* it never began */
     bool fails = !ok(request->injected);
@@ -444,12 +513,7 @@ request_effect(struct sim_request *request)
     case REQUEST_READ:
         return request_read(request);
     case REQUEST_WRITE:
-        if (fails) {
-            sim_inode_write_fail(&request->write, op->durable);
-        } else if (!write_goes_wrong(request)) {
-            sim_inode_write_end(&request->write, op->durable);
-        }
-        return request->injected;
+        return request_write(request);
     case REQUEST_SYNC:
         if (fails) {
             sim_inode_sync_fail(request->file->inode, request->sync);
@@ -490,16 +554,39 @@ request_trace(const struct sim_request *request)
                    : 0;
     u64 parts[6] = {(u64)request->kind, (u64)(i64)request->result.code, file, 0, 0, 0};
     if (op != NULL) {
-        parts[3] = op->offset;
-        parts[4] = op->size;
+        parts[3] = request_offset(request);
+        parts[4] = request_size(request);
         if (request->kind == REQUEST_WRITE && op->buffer != fill_zeros)
-            parts[5] = crc32c(0, op->buffer, op->size);
+            parts[5] = crc32c(0, request_buffer(request), request_size(request));
     }
     sim_trace(request->shard->node->sim, request->shard, SIM_KIND_DISK,
               hash_bytes(parts, sizeof(parts), 0),
               ok(request->result) ? request_texts[request->kind].done
                                   : request_texts[request->kind].failed,
               file, parts[3], parts[4]);
+}
+
+static void
+request_left(struct sim_node *node)
+{
+    node->io_in_flight--;
+    struct list *next = list_pop_front(&node->io_queue);
+    if (next != NULL) request_begin(list_entry(next, struct sim_request, link));
+}
+
+/* Whether something is left to do of a transfer that stopped short; it is under way then. */
+static bool
+request_goes_on(struct sim_request *request)
+{
+    struct sim_node *node = request->shard->node;
+    struct io_op *op = request->op;
+    if (op == NULL || !ok(request->result) || request_in_memory(request)) return false;
+    CHECK(core_op_advance(op, request->moved, request_unit(request)));
+    if (op->transferred == op->size) return false;
+    list_del(&request->link);
+    list_push_front(&node->io_queue, &request->link);
+    request_left(node);
+    return true;
 }
 
 static void
@@ -515,11 +602,9 @@ request_fires(struct sim_event *event)
     sim_mem_domain_set(domain);
 
     request_trace(request);
+    if (request_goes_on(request)) return;
     sim_arrive(shard, &request->arrival);
-    if (!disk) return;
-    node->io_in_flight--;
-    struct list *next = list_pop_front(&node->io_queue);
-    if (next != NULL) request_begin(list_entry(next, struct sim_request, link));
+    if (disk) request_left(node);
 }
 
 /* ---- arrival ---- */
@@ -560,7 +645,6 @@ request_run(struct sim_arrival *arrival)
     struct io_file *file = request->file;
     op_count(&shard->core, request);
     op->result = request->result;
-    op->transferred = ok(request->result) ? op->size : 0;
     op->finished = true;
     request_free(request);
     if (--file->in_flight == 0) fiber_queue_wake_all(&file->idle);

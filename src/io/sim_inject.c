@@ -70,6 +70,8 @@ sim_fault_name(enum sim_fault family)
         return "machine-lost";
     case SIM_FAULT_NAME_ERROR:
         return "name-error";
+    case SIM_FAULT_SHORT:
+        return "short";
     case SIM_FAULT_MEMBERS:
         return "members";
     case SIM_FAULT_COUNT:
@@ -232,6 +234,7 @@ sim_faults_end(struct sim *sim)
     options->disk.sync_error_ppm = 0;
     options->disk.look_error_ppm = 0;
     options->disk.name_error_ppm = 0;
+    options->disk.short_ppm = 0;
     options->disk.no_space_ppm = 0;
     options->disk.bit_rot_ppm = 0;
     options->disk.latent_ppm = 0;

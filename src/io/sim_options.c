@@ -57,6 +57,7 @@ swarm_more(struct sim_options *options, u64 seed)
     }
     if (swarm_draw(&prng, seed, "swarm look", 10))
         disk->look_error_ppm = (u32)prng_below(&prng, 10000);
+    if (swarm_draw(&prng, seed, "swarm short", 4)) disk->short_ppm = (u32)prng_below(&prng, 200000);
     if (swarm_draw(&prng, seed, "swarm alloc", 8)) options->alloc_ppm = (u32)prng_below(&prng, 300);
     if (swarm_draw(&prng, seed, "swarm shard-stall", 8)) {
         options->shard_stall_ppm = (u32)prng_below(&prng, 300);

@@ -563,13 +563,134 @@ names_are_not_made_renamed_or_removed_by_chance_or_are_though_it_was_refused(voi
     }
 }
 
+/* ---- transfers that stop short ---- */
+
+#define SHORT_BYTES (64u << 10)
+
+static status
+short_main(void *arg)
+{
+    u32 *refused = arg;
+    struct io_file *file;
+    status st = io_file_open("/a", IO_OPEN_WRITE | IO_OPEN_CREATE, &file);
+    if (!ok(st)) return st;
+    u8 *in = mem_alloc_aligned(io_budget(), SHORT_BYTES, IO_ALIGNMENT);
+    u8 *out = mem_alloc_aligned(io_budget(), SHORT_BYTES, IO_ALIGNMENT);
+    CHECK(in != NULL && out != NULL);
+    for (u32 i = 0; i < 200; i++) {
+        for (u32 k = 0; k < SHORT_BYTES; k++)
+            in[k] = (u8)(k * 7 + k / 253 + i);
+        st = io_file_write(file, IO_CLASS_LOG, in, SHORT_BYTES, 0, i % 2 == 0);
+        if (!ok(st)) {
+            refused[0]++;
+            continue;
+        }
+        memset(out, 0, SHORT_BYTES);
+        st = io_file_read(file, IO_CLASS_READ, out, SHORT_BYTES, 0);
+        if (!ok(st))
+            refused[1]++;
+        else
+            CHECK(memcmp(in, out, SHORT_BYTES) == 0);
+    }
+    /* What ends within the file, and what does not. */
+    CHECK(status_is(io_file_read(file, IO_CLASS_READ, out, SHORT_BYTES, 4096), ST_END));
+    mem_free(io_budget(), in, SHORT_BYTES);
+    mem_free(io_budget(), out, SHORT_BYTES);
+    io_file_close(file);
+    return ST_OK;
+}
+
+static void
+transfers_stop_short_by_chance_and_go_on_where_they_stopped(void **state)
+{
+    (void)state;
+    struct sim_options options;
+    for (u64 seed = 4; seed < 6; seed++) { /* reads of whole pages, and of sectors */
+        sim_options_default(&options, seed);
+        options.disk.short_ppm = 500000;
+        u32 refused[2] = {0};
+        struct sim *sim = sim_new(&options);
+        assert_true(ok(sim_run(sim, 1, short_main, refused)));
+        assert_int_equal(refused[0] + refused[1], 0);
+        assert_true(sim_fault_count(sim, SIM_FAULT_SHORT) > 200);
+        assert_true(sim_mark_count(sim, "io.core_op.part") > 200);
+        assert_true(sim_mark_count(sim, "io.core_op.block_again") > 50);
+        sim_free(sim);
+    }
+
+    /* The rest may fail: more often than a request that is done at once. */
+    options.disk.read_error_ppm = options.disk.write_error_ppm = 20000;
+    u32 some[2] = {0}, whole[2] = {0};
+    struct sim *sim = sim_new(&options);
+    assert_true(ok(sim_run(sim, 1, short_main, some)));
+    sim_free(sim);
+    options.faults_off = (u64)1 << SIM_FAULT_SHORT;
+    sim = sim_new(&options);
+    assert_true(ok(sim_run(sim, 1, short_main, whole)));
+    assert_int_equal(sim_fault_count(sim, SIM_FAULT_SHORT), 0);
+    sim_free(sim);
+    assert_true(whole[0] > 0 && whole[1] > 0);
+    assert_true(some[0] > whole[0] && some[1] > whole[1]);
+}
+
+/* One write of many blocks; or a look at what is there. */
+static status
+short_write_main(void *arg)
+{
+    u8 *data = arg;
+    struct io_file *file;
+    status st = io_file_open("/a", IO_OPEN_WRITE, &file);
+    if (status_is(st, ST_NOT_FOUND)) st = io_file_open("/a", IO_OPEN_WRITE | IO_OPEN_CREATE, &file);
+    if (ok(st)) st = io_dir_sync("/");
+    CHECK(ok(st));
+    CHECK(ok(io_file_write(file, IO_CLASS_LOG, data, SHORT_BYTES, 0, true)));
+    io_file_close(file);
+    return ST_OK;
+}
+
+static status
+short_read_main(void *arg)
+{
+    struct io_file *file;
+    CHECK(ok(io_file_open("/a", IO_OPEN_READ, &file)));
+    CHECK(ok(io_file_read(file, IO_CLASS_READ, arg, SHORT_BYTES, 0)));
+    io_file_close(file);
+    return ST_OK;
+}
+
+static void
+a_power_cut_between_the_parts_of_a_write_leaves_the_first(void **state)
+{
+    (void)state;
+    static ALIGNED(IO_ALIGNMENT) u8 data[SHORT_BYTES];
+    u32 part = 0;
+    for (u64 seed = 1; seed <= 60; seed++) {
+        struct sim_options options;
+        sim_options_default(&options, seed);
+        options.disk.short_ppm = 1000000;
+        struct sim *sim = sim_new(&options);
+        memset(data, 1, SHORT_BYTES);
+        assert_true(ok(sim_run(sim, 1, short_write_main, data)));
+        memset(data, 2, SHORT_BYTES);
+        sim_crash_at(sim, SIM_POINT_WRITE, 1); /* when the second part begins */
+        assert_false(ok(sim_run(sim, 1, short_write_main, data)));
+        sim_faults_end(sim);
+        assert_true(ok(sim_run(sim, 1, short_read_main, data)));
+        sim_free(sim);
+        for (u32 i = 0; i < SHORT_BYTES; i++)
+            assert_true(i < IO_ALIGNMENT ? data[i] == 2 : data[i] == 1 || data[i] == 2);
+        if (memchr(data, 1, SHORT_BYTES) != NULL) part++;
+    }
+    assert_true(part > 30);
+}
+
 /* ---- what seeds draw ---- */
 
 static void
 seeds_draw_honest_faults_and_no_damage_unless_asked(void **state)
 {
     (void)state;
-    u32 space = 0, alloc = 0, stall = 0, half_open = 0, single = 0, damage = 0;
+    u32 space = 0, alloc = 0, stall = 0, half_open = 0, single = 0, shorts = 0, damage = 0;
     for (u64 seed = 1; seed <= 1000; seed++) {
         struct sim_options options;
         sim_options_swarm(&options, seed);
@@ -581,6 +702,7 @@ seeds_draw_honest_faults_and_no_damage_unless_asked(void **state)
         stall += options.shard_stall_ppm > 0;
         half_open += options.net.half_open_ppm > 0;
         single += options.net.single_bytes;
+        shorts += disk->short_ppm > 0;
         sim_options_beyond(&options, seed);
         u32 families = (disk->bit_rot_ppm > 0) + (disk->latent_ppm > 0) +
                        (disk->misdirected_ppm > 0) + (disk->lost_write_ppm > 0);
@@ -588,6 +710,7 @@ seeds_draw_honest_faults_and_no_damage_unless_asked(void **state)
         damage += families;
     }
     assert_true(space > 50 && alloc > 50 && stall > 50 && half_open > 50 && single > 5);
+    assert_in_range(shorts, 200, 300);
     assert_in_range(damage, 1500, 2500);
 }
 
@@ -885,6 +1008,8 @@ main(void)
         cmocka_unit_test(faults_behind_the_first_few_can_be_left_out),
         cmocka_unit_test(what_the_test_does_itself_is_numbered_too),
         cmocka_unit_test(every_family_has_a_name_of_its_own),
+        cmocka_unit_test(transfers_stop_short_by_chance_and_go_on_where_they_stopped),
+        cmocka_unit_test(a_power_cut_between_the_parts_of_a_write_leaves_the_first),
         cmocka_unit_test(seeds_draw_honest_faults_and_no_damage_unless_asked),
         cmocka_unit_test(some_requests_stall_for_seconds),
         cmocka_unit_test(space_runs_out_by_chance_and_comes_back),

@@ -317,15 +317,14 @@ knobs_print(const struct knobs *knobs, const struct sim_options *sim)
         if (knobs->weights[i] > 0) fprintf(stderr, " %s %u", action_names[i], knobs->weights[i]);
     fprintf(stderr,
             "\ndisk      latency %llu..%llu us, errors read %u write %u sync %u look %u name %u, "
-            "stalls %u "
-            "of %llu "
-            "s, full %u, torn %u, rot %u, latent %u, misdirected %u, lost %u (ppm)\n",
+            "short %u, stalls %u of %llu s, full %u, torn %u, rot %u, latent %u, misdirected %u, "
+            "lost %u (ppm)\n",
             (unsigned long long)(disk->latency_ns_min / 1000),
             (unsigned long long)(disk->latency_ns_max / 1000), disk->read_error_ppm,
             disk->write_error_ppm, disk->sync_error_ppm, disk->look_error_ppm, disk->name_error_ppm,
-            disk->stall_ppm, (unsigned long long)(disk->stall_ns / NS_PER_S), disk->no_space_ppm,
-            disk->torn_ppm, disk->bit_rot_ppm, disk->latent_ppm, disk->misdirected_ppm,
-            disk->lost_write_ppm);
+            disk->short_ppm, disk->stall_ppm, (unsigned long long)(disk->stall_ns / NS_PER_S),
+            disk->no_space_ppm, disk->torn_ppm, disk->bit_rot_ppm, disk->latent_ppm,
+            disk->misdirected_ppm, disk->lost_write_ppm);
     fprintf(
         stderr,
         "network   latency %llu..%llu us, pipe %u, split %u, refuse %u, reset %u, half open %u, "

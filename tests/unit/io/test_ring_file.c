@@ -260,12 +260,12 @@ transfers_that_stop_short_go_on_where_they_stopped(void **state)
     static bool buffered;
     for (u32 i = 0; i < 2; i++) {
         u64 stops = fault_count("io.ring_file.stopped_short");
-        u64 parts = fault_count("io.ring_file.part");
-        u64 again = fault_count("io.ring_file.block_again");
+        u64 parts = fault_count("io.core_op.part");
+        u64 again = fault_count("io.core_op.block_again");
         ring_run_main(1, main_stopped, i == 0 ? NULL : &buffered);
         stops = fault_count("io.ring_file.stopped_short") - stops;
-        parts = fault_count("io.ring_file.part") - parts;
-        again = fault_count("io.ring_file.block_again") - again;
+        parts = fault_count("io.core_op.part") - parts;
+        again = fault_count("io.core_op.block_again") - again;
         assert_true(stops > 10);
         /* Of a direct file's transfers some stopped within a block, some between two. */
         if (i == 0 && large_is_direct) assert_true(again > 3 && again + 3 < parts);
