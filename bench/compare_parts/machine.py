@@ -66,6 +66,8 @@ def versions(server):
     for program in ("redis-server", "valkey-server"):
         if shutil.which(program):
             out[program] = word(r"v=(\S+)", _first_line(program, "--version"))
+    if shutil.which("etcd"):
+        out["etcd"] = word(r"(\d+\.\d+\.\d+)", _first_line("etcd", "--version"))
     if shutil.which("fio"):
         out["fio"] = _first_line("fio", "--version").removeprefix("fio-")
     return out

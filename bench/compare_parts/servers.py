@@ -245,11 +245,15 @@ def read_reply(env, file, read_bytes, value_bytes):
                                       str(read_bytes), str(value_bytes)], {env.server_core})
 
 
+def bench_command(env, server, *options):
+    return [env.program("distkv-bench"), "--server", f"127.0.0.1:{server.port}", "--server-pid",
+            str(server.process.pid), "--format", "json", "--interval", "0",
+            *[str(option) for option in options]]
+
+
 def bench(env, server, *options):
     """One run of distkv-bench against a server; its result, and the command."""
-    command = [env.program("distkv-bench"), "--server", f"127.0.0.1:{server.port}", "--server-pid",
-               str(server.process.pid), "--cores", str(env.client_core), "--format", "json",
-               "--interval", "0", *[str(option) for option in options]]
+    command = bench_command(env, server, "--cores", env.client_core, *options)
     code, out, err = env.children.run(command, {env.client_core})
     if code != 0:
         raise Failed(f"distkv-bench ended with {code}: {err.strip()[-500:] or out[-500:]}")

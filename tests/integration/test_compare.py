@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
-"""bench/compare: what is pure of it, and its command line. What it measures is not judged here."""
+"""bench/compare and bench/compare-clusters: what is pure of them, and their command lines. What they
+measure is not judged here."""
 
 import json
 import os
@@ -15,9 +16,10 @@ from conftest import BUILD, ROOT, SLOW
 
 sys.path.insert(0, os.path.join(ROOT, "bench"))
 
-from compare_parts import figures, hops, plots, report, rows, stages  # noqa: E402
+from compare_parts import clusters, figures, hops, plots, report, rows, stages  # noqa: E402
 
 COMPARE = os.path.join(ROOT, "bench", "compare")
+COMPARE_CLUSTERS = os.path.join(ROOT, "bench", "compare-clusters")
 
 
 def result_of(measured):
@@ -210,3 +212,42 @@ def test_an_earlier_result_is_shown_again(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "1 reached, 0 missed, 0 not run" in done.stdout
     assert (tmp_path / "one.md").exists() and (tmp_path / "one-set-1.svg").exists()
+
+
+def test_what_is_sent_to_etcd_is_what_it_reads():
+    # PutRequest{key: "k", value: 300 times "v"} of rpc.proto, as protoc encodes it.
+    message = clusters.proto_bytes(1, b"k") + clusters.proto_bytes(2, b"v" * 300)
+    assert message == b"\x0a\x01k" + b"\x12\xac\x02" + b"v" * 300
+    assert clusters.grpc(message) == b"\x00\x00\x00\x01\x32" + message
+
+
+def test_what_h2load_says_counts_only_if_all_succeeded():
+    told = ("finished in 2.00s, 1280.00 req/s, 100KB/s\n"
+            "requests: 2560 total, 2816 started, 2560 done, 2560 succeeded, {} failed, 0 errored, "
+            "0 timeout\n")
+    assert clusters.h2load_done(told.format(0)) == 2560
+    for text in (told.format(1), "could not connect", told.replace("2560 succ", "0 succ").format(0)):
+        with pytest.raises(clusters.Failed):
+            clusters.h2load_done(text)
+
+
+def test_clusters_are_measured_and_nothing_is_left_behind(tmp_path):
+    data = tmp_path / "data"
+    done = subprocess.run(
+        [COMPARE_CLUSTERS, "--rounds", "1", "--seconds", "1", "--rate", "300", "--sides", "distkv,one",
+         "--build", os.path.basename(BUILD), "--dir", data, "--out", tmp_path / "result"],
+        capture_output=True, text=True, check=False, timeout=180 * SLOW)
+    if done.returncode == 2:
+        pytest.skip(done.stderr.strip())
+    assert done.returncode == 0, done.stderr
+    assert sorted(os.listdir(tmp_path)) == ["result.json", "result.md"]
+    assert processes_of(str(data)) == []
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert sorted(result["rows"]) == ["get@0", "get@300", "put@0", "put@300"]
+    for row in result["rows"].values():
+        for side in ("distkv", "one"):
+            assert row[side]["rate"][0] > 0 and row[side]["cpu_us"][0] > 0
+    assert "DistKV, three nodes" in (tmp_path / "result.md").read_text()
+    wrong = subprocess.run([COMPARE_CLUSTERS, "--sides", "two"], capture_output=True, text=True,
+                           check=False, timeout=60)
+    assert wrong.returncode == 2 and "two" in wrong.stderr
