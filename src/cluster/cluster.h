@@ -76,7 +76,7 @@ enum cluster_ill {
 void cluster_secret_make(struct bytes text, u8 out[PEER_SECRET_BYTES]);
 
 /* Others coordinate what this node would: it may not stamp yet (replicator_may_stamp), or it stops
- * (cluster_hand_over). */
+ * (cluster_hand_over). (Also while its clock is ahead: CLUSTER_ILL_CLOCK.) */
 enum cluster_passing { CLUSTER_PASSING_NOTHING, CLUSTER_PASSING_STARTS, CLUSTER_PASSING_STOPS };
 
 /* cluster_operate.c */
@@ -138,6 +138,7 @@ struct cluster {
     _Atomic bool leaves_at_once;        /* cluster_leave_at_once */
     _Atomic u8 ill;                     /* enum cluster_ill, of us */
     _Atomic u64 clock_ahead_ms;         /* with CLUSTER_ILL_CLOCK, else 0 */
+    _Atomic i64 clock_off_ms;           /* cluster_wall_ms */
     _Atomic u8 drain;                   /* enum cluster_drain; the server heeds it */
     _Atomic u8 passing;                 /* enum cluster_passing */
     _Atomic u64 shards_stamping;        /* a bit each: it may (replicator_may_stamp) */
@@ -160,7 +161,7 @@ struct cluster_ping {
     u64 rtt_ns;
     u64 epoch;    /* the oldest that it works with; 0: not known */
     u64 oldest;   /* no write of a lower version will come from there; 0: not known */
-    i64 clock_ms; /* its wall clock before ours */
+    i64 clock_ms; /* its wall clock before ours, by at least so much */
     u8 ill;       /* enum cluster_ill, without ALONE */
     bool drained; /* wants others to do what it did */
     bool shard_ports;
@@ -271,10 +272,19 @@ cluster_drained(const struct cluster *cluster, u32 member)
     if (member == cluster_member(cluster))
         return atomic_load_explicit(&cluster->drain, memory_order_relaxed) == CLUSTER_DRAIN_DONE ||
                atomic_load_explicit(&cluster->passing, memory_order_relaxed) !=
-                   CLUSTER_PASSING_NOTHING;
+                   CLUSTER_PASSING_NOTHING ||
+               (atomic_load_explicit(&cluster->ill, memory_order_relaxed) & CLUSTER_ILL_CLOCK) != 0;
     return (atomic_load_explicit(&cluster->alive[member % CLUSTER_ALIVE_SLOTS],
                                  memory_order_relaxed) &
             CLUSTER_IS_DRAINED) != 0;
+}
+/* The wall clock, by most others' where ours is more than 250 ms off: for times that go along with
+ * requests. From any shard. */
+static inline u64
+cluster_wall_ms(const struct cluster *cluster)
+{
+    i64 off = atomic_load_explicit(&cluster->clock_off_ms, memory_order_relaxed);
+    return (u64)((i64)io_wall_ms() - off);
 }
 /* Whether what reads before it writes may begin on this shard: not while its write would wait, and
  * others, who may stamp before, would have run more by then. */

@@ -124,10 +124,22 @@ flags_take(struct cluster_ping *ping, u8 flags)
     ping->ill = ill;
 }
 
+/* By how much another clock is ahead of ours, which it was told by one of its at a moment between
+ * began_ns and now: the least that this can mean, since answers may be under way for long, and wait
+ * in a loop that stands still. Negative: behind. */
+static i64
+clock_before_ours_ms(u64 told_ms, u64 began_ns)
+{
+    i64 least = (i64)(told_ms - io_wall_ms());
+    i64 most = least + (i64)((io_now_ns() - began_ns) / NS_PER_MS);
+    if (least > 0) return least;
+    return MIN(most, 0);
+}
+
 static void
 heard(struct cluster_ping *ping, struct bytes body)
 {
-    i64 clock_ms = (i64)(load_u64(body.data + 8) - io_wall_ms());
+    i64 clock_ms = clock_before_ours_ms(load_u64(body.data + 8), ping->began_ns);
     bool off = clock_ms > CLOCK_MS_MAX || clock_ms < -CLOCK_MS_MAX;
     bool was_off = ping->clock_ms > CLOCK_MS_MAX || ping->clock_ms < -CLOCK_MS_MAX;
     if (off && !was_off)
@@ -267,6 +279,28 @@ clock_ahead_ms(const struct cluster_shard *shard)
     return refuse * 2 > others ? (u64)least : 0;
 }
 
+/* How far our wall clock is ahead of most others' (behind: negative), 0 when less than 250 ms. */
+static i64
+clock_off_ms(const struct cluster_shard *shard)
+{
+    u32 others = 0, before = 0, behind = 0;
+    i64 least_before = INT64_MAX, least_behind = INT64_MAX;
+    for (u32 i = 0; i < shard->liveness.count; i++) {
+        const struct cluster_ping *ping = cluster_ping_at(shard, i);
+        if (ping->heard_ns == 0 || !is_alive(ping)) continue;
+        others++;
+        if (ping->clock_ms > CLOCK_MS_MAX) {
+            before++;
+            least_before = MIN(least_before, ping->clock_ms);
+        } else if (ping->clock_ms < -CLOCK_MS_MAX) {
+            behind++;
+            least_behind = MIN(least_behind, -ping->clock_ms);
+        }
+    }
+    if (before * 2 > others) return -least_before;
+    return behind * 2 > others ? least_behind : 0;
+}
+
 static void
 ill_log(u8 now, u8 before, u8 bit, const char *begins, const char *ends)
 {
@@ -292,7 +326,9 @@ ill_look(struct cluster_shard *shard)
     if (ahead != 0) ill |= CLUSTER_ILL_CLOCK;
     if (!majority && shard->majority_seen) ill |= CLUSTER_ILL_ALONE;
     atomic_store(&cluster->clock_ahead_ms, ahead);
+    atomic_store(&cluster->clock_off_ms, clock_off_ms(shard));
     if (ill == before) return;
+    if (((ill ^ before) & CLUSTER_ILL_CLOCK) != 0) cluster_runners_change(cluster);
     atomic_store(&cluster->ill, ill);
     if ((ill & ~before & CLUSTER_ILL_CLOCK) != 0)
         log_warning(

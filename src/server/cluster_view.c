@@ -56,7 +56,8 @@ look_here(void *arg)
             member->ill = liveness_self_ill(&shard->liveness, now);
             member->why =
                 atomic_load(&look->server->cluster->ill) & (CLUSTER_ILL_STUCK | CLUSTER_ILL_CLOCK);
-            member->drained = cluster_drained(look->server->cluster, member->number);
+            member->drained = cluster_drained(look->server->cluster, member->number) &&
+                              (member->why & CLUSTER_ILL_CLOCK) == 0;
             member->epoch = cluster_own_epoch(look->server->cluster);
             continue;
         }
@@ -64,7 +65,8 @@ look_here(void *arg)
         member->seen_ms = UINT64_MAX;
         if (ping == NULL) continue;
         member->alive = cluster_ping_is_alive(ping);
-        member->drained = ping->drained;
+        /* For its clock, then, and says so. */
+        member->drained = ping->drained && (ping->ill & CLUSTER_ILL_CLOCK) == 0;
         member->ill = liveness_ill(&shard->liveness, member->number);
         member->why = member->alive ? ping->ill : 0;
         member->rtt_us = ping->rtt_ns / NS_PER_US;

@@ -320,7 +320,7 @@ encode(struct buf *out, const struct request *request)
         .resp = native ? 0 : request->resp,
         .level = request->level,
         .age_ms = (u32)MIN((now - MIN(now, request->connected_ns)) / NS_PER_MS, UINT32_MAX),
-        .until_ms = io_wall_ms() + left_ms,
+        .until_ms = cluster_wall_ms(shard_self()->server->cluster) + left_ms,
         .moved = request->moved,
         .arg_count = request->arg_count,
     };
@@ -820,7 +820,7 @@ asked(void *arg, struct peer_request *peer, const struct peer_identity *from,
         refuse(shard, peer, NATIVE_ST_INVALID);
         return;
     }
-    u64 wall_ms = io_wall_ms();
+    u64 wall_ms = cluster_wall_ms(shard->server->cluster);
     if (forward.until_ms < UINT64_MAX - FORWARD_CLOCK_MS &&
         wall_ms > forward.until_ms + FORWARD_CLOCK_MS) {
         MARK("server.route.came_too_late");
