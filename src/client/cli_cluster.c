@@ -128,7 +128,7 @@ health_of(const json_t *cluster)
 {
     if (number_of(cluster, "partitions_unavailable") != 0) return "unavailable";
     if (number_of(cluster, "members_alive") < number_of(cluster, "members_count") ||
-        members_with(cluster, "stuck") != 0 || members_with(cluster, "clock_ahead") != 0 ||
+        members_with(cluster, "stuck") != 0 || members_with(cluster, "clock_wrong") != 0 ||
         members_with_number(cluster, "fetch_failed_from") != 0 ||
         number_of(cluster, "partitions_degraded") != 0)
         return "degraded";
@@ -140,7 +140,7 @@ state_of(const json_t *member)
 {
     if (!is_true(member, "alive")) return "dead";
     if (is_true(member, "stuck")) return "stuck";
-    if (is_true(member, "clock_ahead")) return "clock";
+    if (is_true(member, "clock_wrong")) return "clock";
     if (is_true(member, "drained")) return "drained";
     return is_true(member, "ill") ? "ill" : "alive";
 }
@@ -166,7 +166,7 @@ show_member(struct cli *cli, const json_t *member, long long self)
     printf("%-4lld %-16s %-21s %-8s ", number_of(member, "number"), text_of(member, "node_id"),
            address, text_of(member, "state"));
     bool good =
-        is_true(member, "alive") && !is_true(member, "stuck") && !is_true(member, "clock_ahead");
+        is_true(member, "alive") && !is_true(member, "stuck") && !is_true(member, "clock_wrong");
     if (cli->color) printf("\033[%sm", good ? "32" : "31");
     printf("%-7s", state_of(member));
     if (cli->color) printf("\033[0m");
@@ -186,8 +186,8 @@ show_ills(const json_t *cluster)
         if (is_true(member, "stuck"))
             printf("stuck   %s takes no writes: its disk is full, slow, or has failed\n",
                    text_of(member, "node_id"));
-        if (is_true(member, "clock_ahead"))
-            printf("clock   %s is ahead of most others, which refuse its writes: set its clock\n",
+        if (is_true(member, "clock_wrong"))
+            printf("clock   that of %s differs from most others' by more than 250 ms: set it\n",
                    text_of(member, "node_id"));
         if (number_of(member, "corruptions") != 0)
             printf("damage  %s has met damaged blocks %lld times: its log names the files\n",
@@ -324,10 +324,10 @@ run_health(struct cli *cli, const char *name)
     if (cluster == NULL) return exit_code;
     if (cli->set.json)
         printf("{\"health\":\"%s\",\"members_alive\":%lld,\"members_count\":%lld,"
-               "\"members_ill\":%lld,\"members_stuck\":%lld,\"members_clock_ahead\":%lld}\n",
+               "\"members_ill\":%lld,\"members_stuck\":%lld,\"members_clock_wrong\":%lld}\n",
                health_of(cluster), number_of(cluster, "members_alive"),
                number_of(cluster, "members_count"), members_with(cluster, "ill"),
-               members_with(cluster, "stuck"), members_with(cluster, "clock_ahead"));
+               members_with(cluster, "stuck"), members_with(cluster, "clock_wrong"));
     else
         printf("%s: %lld of %lld nodes alive, %lld partitions unavailable\n", health_of(cluster),
                number_of(cluster, "members_alive"), number_of(cluster, "members_count"),

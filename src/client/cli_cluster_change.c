@@ -16,6 +16,8 @@
 #define BAR_WIDTH 30
 /* Of a member that lives and does not tell its figures: 10 s. */
 #define SILENT_LOOKS 40u
+/* For so long no status at all is waited through. */
+#define SILENT_NS (30 * NS_PER_S)
 
 /* ---- waiting ---- */
 
@@ -105,21 +107,43 @@ wait_draw_move(struct wait *wait, const json_t *cluster)
               number_of(move, "partitions_done"), number_of(move, "partitions"), bytes, left);
 }
 
-/* Looks at the status until `done` says so, or a plan has come to rest without it: 1, which is no
- * failure of the server. draws: NULL for the move. A node that is asked may be gone for a moment,
- * and the library finds another one. */
+static json_t *
+status_or_null(struct cli *cli)
+{
+    const struct distkv_cluster_request request = {.function = DISTKV_CLUSTER_STATUS};
+    char *text;
+    if (distkv_cluster(cli->kv, &request, &text, NULL) != DISTKV_OK) return NULL;
+    json_t *root = json_loads(text, 0, NULL);
+    distkv_free(text);
+    if (json_is_object(root)) return root;
+    json_decref(root);
+    return NULL;
+}
+
+/* Looks at the status until `done` says so. draws: NULL for the move. A node that is asked may be
+ * gone for a moment, and the library finds another one; or none answers in time, as when nodes are
+ * busy with what is waited for: that is given up after a while, and goes on all the same. */
 static int
 wait_until(struct cli *cli, bool (*done)(const json_t *cluster, void *arg), void *arg,
            void (*draws)(struct wait *wait, const json_t *cluster, void *arg))
 {
     struct wait wait = wait_begin(cli);
+    u64 answered_ns = wait.began_ns;
     for (;;) {
         int exit_code = EXIT_OK;
-        json_t *cluster = cli_cluster_ask_status(cli, &exit_code);
-        if (cluster == NULL) {
+        bool last = cli_now_ns() - answered_ns > SILENT_NS;
+        json_t *cluster = last ? cli_cluster_ask_status(cli, &exit_code) : status_or_null(cli);
+        if (cluster == NULL && last) {
             wait_clear(&wait);
+            cli_warn(cli, "what was begun goes on; \"cluster status\" shows it");
             return exit_code;
         }
+        if (cluster == NULL) {
+            wait_draw(&wait, 0, 0, "no node answers");
+            if (!wait_pause(&wait)) return EXIT_SERVER;
+            continue;
+        }
+        answered_ns = cli_now_ns();
         bool is_done = done(cluster, arg);
         if (!is_done && draws == NULL) wait_draw_move(&wait, cluster);
         if (!is_done && draws != NULL) draws(&wait, cluster, arg);
@@ -230,9 +254,12 @@ cli_cluster_add_node(struct cli *cli, const char *name)
     int exit_code = EXIT_OK;
     json_t *cluster = cli_cluster_ask_status(cli, &exit_code);
     if (cluster == NULL) return exit_code;
-    if (find_node(cluster, &wanted) == NULL)
+    const json_t *member = find_node(cluster, &wanted);
+    if (member == NULL)
         print_command(cluster, wanted.is_address ? "NAME" : name,
                       wanted.is_address ? name : "HOST:PORT", 0);
+    else if (!is_true(member, "alive"))
+        cli_warn(cli, "%s is a member, and does not answer: start it again, or replace-node", name);
     json_decref(cluster);
     if (cli->set.no_wait) return EXIT_OK;
     exit_code = wait_until(cli, node_is_in, &wanted, draw_join);
@@ -244,6 +271,22 @@ propose(struct cli *cli, const struct distkv_cluster_request *request, const cha
 {
     int code = distkv_cluster(cli->kv, request, NULL, NULL);
     return code == DISTKV_OK ? EXIT_OK : cli_fail(cli, code, what);
+}
+
+/* Whether fewer nodes are left than replicas are wanted; that is said, too. */
+static int
+warn_of_few(struct cli *cli, bool *few)
+{
+    int exit_code = EXIT_OK;
+    json_t *cluster = cli_cluster_ask_status(cli, &exit_code);
+    if (cluster == NULL) return exit_code;
+    size_t left = json_array_size(json_object_get(cluster, "members"));
+    *few = (long long)left < number_of(cluster, "replicas");
+    if (*few)
+        cli_warn(cli, "nodes left: %zu, replicas a key should have: %lld; add a node", left,
+                 number_of(cluster, "replicas"));
+    json_decref(cluster);
+    return EXIT_OK;
 }
 
 int
@@ -259,14 +302,9 @@ cli_cluster_remove_node(struct cli *cli, const char *name)
     if (!cli->set.no_wait) exit_code = wait_until(cli, node_is_out, &wanted, NULL);
     if (exit_code != EXIT_OK) return exit_code;
     if (cli->set.no_wait) return say(cli, "removed", name, "gives its data away");
-    json_t *cluster = cli_cluster_ask_status(cli, &exit_code);
-    if (cluster == NULL) return exit_code;
-    size_t left = json_array_size(json_object_get(cluster, "members"));
-    bool few = (long long)left < number_of(cluster, "replicas");
-    if (few)
-        cli_warn(cli, "nodes left: %zu, replicas a key should have: %lld; add a node", left,
-                 number_of(cluster, "replicas"));
-    json_decref(cluster);
+    bool few;
+    exit_code = warn_of_few(cli, &few);
+    if (exit_code != EXIT_OK) return exit_code;
     const char *dead = few ? "is out" : "is out, its places were taken over";
     return say(cli, "removed", name, cli->set.dead ? dead : "is out: it can be stopped");
 }
@@ -298,24 +336,36 @@ cli_cluster_replace_node(struct cli *cli, const char *name)
         print_command(cluster, with, "HOST:PORT",
                       strcmp(with, name) == 0 ? 0 : number_of(old, "number"));
     }
+    bool was_in = new != NULL, few = false;
     json_decref(cluster);
     if (exit_code != EXIT_OK || cli->set.no_wait) return exit_code;
     exit_code = wait_until(cli, node_is_in, &wanted, draw_join);
-    return exit_code != EXIT_OK ? exit_code : say(cli, "replaced", with, "has taken the place");
+    if (exit_code == EXIT_OK && was_in) exit_code = warn_of_few(cli, &few);
+    if (exit_code != EXIT_OK) return exit_code;
+    return say(cli, "replaced", with, few ? "goes on without it" : "has taken the place");
 }
 
 /* NODE=N. */
-static int
-set_weight(struct cli *cli, char *word)
+static bool
+weight_parse(const char *word, u32 *weight_out)
 {
-    char *equals = strrchr(word, '=');
+    const char *equals = strrchr(word, '=');
     u64 weight = 0;
     if (equals == NULL || equals == word || !option_parse_number(equals + 1, &weight) ||
         weight == 0 || weight > UINT16_MAX)
-        return cli_usage(cli, "rebalance: %s is not NODE=VIRTUAL-NODES", word);
-    *equals = 0;
+        return false;
+    *weight_out = (u32)weight;
+    return true;
+}
+
+static int
+set_weight(struct cli *cli, char *word)
+{
+    u32 weight = 0;
+    CHECK(weight_parse(word, &weight));
+    *strrchr(word, '=') = 0;
     const struct distkv_cluster_request request = {
-        .function = DISTKV_CLUSTER_WEIGHT, .node = word, .weight = (u32)weight};
+        .function = DISTKV_CLUSTER_WEIGHT, .node = word, .weight = weight};
     return propose(cli, &request, "rebalance");
 }
 
@@ -325,6 +375,10 @@ int
 cli_cluster_rebalance(struct cli *cli, int count, char **words)
 {
     int exit_code = EXIT_OK;
+    u32 weight;
+    for (int i = 0; i < count; i++) /* all, before anything is done */
+        if (!weight_parse(words[i], &weight))
+            return cli_usage(cli, "rebalance: %s is not NODE=VIRTUAL-NODES", words[i]);
     for (int i = 0; i < count && exit_code == EXIT_OK; i++)
         exit_code = set_weight(cli, words[i]);
     if (exit_code == EXIT_OK && !cli->set.no_wait)

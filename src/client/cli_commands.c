@@ -71,7 +71,8 @@ hex_digit(int c)
     return -1;
 }
 
-/* The text behind --context, of its file if it names one. NULL: after a message. */
+/* The text behind --context, or the first line of the file that it names: what get --siblings
+ * printed, or the context of it. NULL: after a message. */
 static char *
 context_text(struct cli *cli)
 {
@@ -86,8 +87,9 @@ context_text(struct cli *cli)
         free(text);
         return NULL;
     }
-    while (text != NULL && size > 0 && (text[size - 1] == '\n' || text[size - 1] == '\r'))
-        text[--size] = 0;
+    if (text == NULL) return NULL;
+    text[size] = 0;
+    text[strcspn(text, "\r\n")] = 0;
     return text;
 }
 

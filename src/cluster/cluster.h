@@ -67,7 +67,8 @@ struct cluster_options {
 /* What is wrong with a member, by its own account. */
 enum cluster_ill {
     CLUSTER_ILL_STUCK = 1, /* the store of a shard takes no writes: full, failed, or a slow disk */
-    /* Its clock is so far ahead of most others' that these refuse what it stamps. */
+    /* Its clock is so far ahead of most others' that these refuse what it stamps, or so far behind
+     * that it refuses what they do. */
     CLUSTER_ILL_CLOCK = 2,
     CLUSTER_ILL_ALONE = 4, /* most members, which it has seen before, do not answer */
 };
@@ -76,7 +77,7 @@ enum cluster_ill {
 void cluster_secret_make(struct bytes text, u8 out[PEER_SECRET_BYTES]);
 
 /* Others coordinate what this node would: it may not stamp yet (replicator_may_stamp), or it stops
- * (cluster_hand_over). (Also while its clock is ahead: CLUSTER_ILL_CLOCK.) */
+ * (cluster_hand_over). (Also while its clock is wrong: CLUSTER_ILL_CLOCK.) */
 enum cluster_passing { CLUSTER_PASSING_NOTHING, CLUSTER_PASSING_STARTS, CLUSTER_PASSING_STOPS };
 
 /* cluster_operate.c */
@@ -137,8 +138,8 @@ struct cluster {
     _Atomic u64 shards_keeping;         /* a bit each: hints_wait_for_others */
     _Atomic bool leaves_at_once;        /* cluster_leave_at_once */
     _Atomic u8 ill;                     /* enum cluster_ill, of us */
-    _Atomic u64 clock_ahead_ms;         /* with CLUSTER_ILL_CLOCK, else 0 */
-    _Atomic i64 clock_off_ms;           /* cluster_wall_ms */
+    _Atomic u64 clock_ahead_ms;         /* of what any shard stamps; else 0 */
+    _Atomic i64 clock_off_ms;           /* of the wall clock, negative: behind; else 0 */
     _Atomic u8 drain;                   /* enum cluster_drain; the server heeds it */
     _Atomic u8 passing;                 /* enum cluster_passing */
     _Atomic u64 shards_stamping;        /* a bit each: it may (replicator_may_stamp) */
@@ -285,6 +286,12 @@ cluster_wall_ms(const struct cluster *cluster)
 {
     i64 off = atomic_load_explicit(&cluster->clock_off_ms, memory_order_relaxed);
     return (u64)((i64)io_wall_ms() - off);
+}
+static inline u64
+cluster_clock_behind_ms(const struct cluster *cluster)
+{
+    i64 off = atomic_load_explicit(&cluster->clock_off_ms, memory_order_relaxed);
+    return off < 0 ? (u64)-off : 0;
 }
 /* Whether what reads before it writes may begin on this shard: not while its write would wait, and
  * others, who may stamp before, would have run more by then. */

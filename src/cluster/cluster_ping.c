@@ -119,8 +119,7 @@ flags_take(struct cluster_ping *ping, u8 flags)
     if ((ill & ~ping->ill & CLUSTER_ILL_STUCK) != 0)
         log_warning("cluster", "a member takes no writes member=%u", ping->member);
     if ((ill & ~ping->ill & CLUSTER_ILL_CLOCK) != 0)
-        log_warning("cluster", "the clock of a member is ahead: its writes are refused member=%u",
-                    ping->member);
+        log_warning("cluster", "the clock of a member is wrong member=%u", ping->member);
     ping->ill = ill;
 }
 
@@ -279,7 +278,8 @@ clock_ahead_ms(const struct cluster_shard *shard)
     return refuse * 2 > others ? (u64)least : 0;
 }
 
-/* How far our wall clock is ahead of most others' (behind: negative), 0 when less than 250 ms. */
+/* How far our wall clock is ahead of most others' (behind: negative), 0 when less than 250 ms. Of
+ * two nobody knows who is behind, and whoever is ahead says so: then the other one has to go on. */
 static i64
 clock_off_ms(const struct cluster_shard *shard)
 {
@@ -297,8 +297,25 @@ clock_off_ms(const struct cluster_shard *shard)
             least_behind = MIN(least_behind, -ping->clock_ms);
         }
     }
-    if (before * 2 > others) return -least_before;
+    if (others > 1 && before * 2 > others) return -least_before;
     return behind * 2 > others ? least_behind : 0;
+}
+
+static void
+clock_log(u64 ahead_ms, i64 off_ms)
+{
+    if (ahead_ms != 0)
+        log_warning("cluster",
+                    "this node's clock is ahead of most others': they refuse its writes, and "
+                    "coordinate what it would ahead_ms=%llu",
+                    (unsigned long long)ahead_ms);
+    else if (off_ms < 0)
+        log_warning("cluster",
+                    "this node's clock is behind most others': it refuses their writes, and they "
+                    "coordinate what it would behind_ms=%lld",
+                    (long long)-off_ms);
+    else
+        log_info("cluster", "this node's clock agrees with the others' again");
 }
 
 static void
@@ -323,25 +340,20 @@ ill_look(struct cluster_shard *shard)
     u64 ahead = clock_ahead_ms(shard);
     u8 ill = 0, before = atomic_load(&cluster->ill);
     if (atomic_load(&cluster->shards_stuck) != 0) ill |= CLUSTER_ILL_STUCK;
-    if (ahead != 0) ill |= CLUSTER_ILL_CLOCK;
+    i64 off = clock_off_ms(shard);
+    if (ahead != 0 || off < 0) ill |= CLUSTER_ILL_CLOCK;
     if (!majority && shard->majority_seen) ill |= CLUSTER_ILL_ALONE;
     atomic_store(&cluster->clock_ahead_ms, ahead);
-    atomic_store(&cluster->clock_off_ms, clock_off_ms(shard));
+    atomic_store(&cluster->clock_off_ms, off);
     if (ill == before) return;
     if (((ill ^ before) & CLUSTER_ILL_CLOCK) != 0) cluster_runners_change(cluster);
     atomic_store(&cluster->ill, ill);
-    if ((ill & ~before & CLUSTER_ILL_CLOCK) != 0)
-        log_warning(
-            "cluster",
-            "this node's clock is ahead of most others': they refuse its writes ahead_ms=%llu",
-            (unsigned long long)ahead);
+    if (((ill ^ before) & CLUSTER_ILL_CLOCK) != 0) clock_log(ahead, off);
     ill_log(ill, before, CLUSTER_ILL_STUCK,
             "this node takes no writes: its disk is full, slow, or has failed",
             "this node takes writes again");
     ill_log(ill, before, CLUSTER_ILL_ALONE, "most members do not answer this node",
             "most members answer this node again");
-    if ((before & ~ill & CLUSTER_ILL_CLOCK) != 0)
-        log_info("cluster", "this node's clock is not ahead any more");
 }
 
 /* ---- who is near ---- */

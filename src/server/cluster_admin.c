@@ -689,6 +689,8 @@ have_done(struct exec *x, const struct native_request *request)
     const struct topology_member *failed = topology_member(topology, asking.failed);
     if (status_is(asking.st, ST_NOT_FOUND))
         snprintf(reason, sizeof(reason), "no member has this id");
+    else if (failed != NULL && status_is(asking.st, ST_UNAVAILABLE))
+        snprintf(reason, sizeof(reason), "%s does not answer", failed->node_id);
     else if (failed != NULL)
         snprintf(reason, sizeof(reason), "%s: %s", failed->node_id, status_text(asking.st));
     if (ok(asking.st))

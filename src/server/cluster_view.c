@@ -112,7 +112,8 @@ count_partitions(const struct topology *topology, struct cluster_view *view)
     }
 }
 
-/* Who would be the last of a quorum of some row. Keyspaces of one N, W and R are looked at once. */
+/* Who would be the last of a quorum of some row, once those who are drained are stopped. Keyspaces
+ * of one N, W and R are looked at once. */
 static void
 count_risks(const struct topology *topology, struct cluster_view *view)
 {
@@ -126,19 +127,22 @@ count_risks(const struct topology *topology, struct cluster_view *view)
                    topology->keyspaces[j].read_quorum == keyspace->read_quorum;
         for (u32 partition = 0; partition < topology->partition_count && !seen; partition++) {
             struct topology_row row;
-            u32 count, alive = 0;
+            u32 count, alive = 0, staying = 0;
             topology_row(topology, k, partition, &row);
             const u32 *members = topology_row_read(&row, &count);
             for (u32 i = 0; i < count; i++) {
                 const struct cluster_view_member *member = find(view, members[i]);
-                alive += member != NULL && writes(member);
+                if (member == NULL || !writes(member)) continue;
+                alive++;
+                staying += !member->drained;
             }
             u32 need =
                 MAX(row.read_quorum, row.read_next ? row.write_next_quorum : row.write_quorum);
-            if (alive != need) continue;
+            if (alive < need) continue; /* nobody makes it worse */
             for (u32 i = 0; i < count; i++) {
                 struct cluster_view_member *member = find(view, members[i]);
-                if (member != NULL && writes(member)) member->at_risk++;
+                if (member == NULL || !writes(member)) continue;
+                if (staying - !member->drained < need) member->at_risk++;
             }
         }
     }
@@ -200,7 +204,7 @@ json_member(struct buf *out, const struct topology_member *member,
              member->datacenter, member->weight);
     cmd_text(out,
              ",\"state\":\"%s\",\"alive\":%s,\"ill\":%s,\"partitions\":%u,\"first_of\":%u,"
-             "\"epoch\":%llu,\"fetched\":%s,\"stuck\":%s,\"clock_ahead\":%s",
+             "\"epoch\":%llu,\"fetched\":%s,\"stuck\":%s,\"clock_wrong\":%s",
              state_names[member->state % 3], seen->alive ? "true" : "false",
              seen->ill ? "true" : "false", seen->held, seen->first, (unsigned long long)seen->epoch,
              member->fetched ? "true" : "false",
@@ -307,12 +311,14 @@ cluster_info_lines(const struct shard *shard, struct buf *out)
         "distkv_cluster_id:%016llx\r\ndistkv_cluster_member:%u\r\ndistkv_cluster_members:%u\r\n"
         "distkv_cluster_members_alive:%u\r\ndistkv_cluster_epoch:%llu\r\n"
         "distkv_cluster_stage:%s\r\ndistkv_cluster_takes_writes:%s\r\n"
-        "distkv_cluster_alone:%s\r\ndistkv_cluster_clock_ahead_ms:%llu\r\n",
+        "distkv_cluster_alone:%s\r\ndistkv_cluster_clock_ahead_ms:%llu\r\n"
+        "distkv_cluster_clock_behind_ms:%llu\r\n",
         (unsigned long long)topology->cluster_id, cluster_member(cluster), topology->member_count,
         alive, (unsigned long long)topology->epoch, cluster_stage_names[topology->stage % 3],
         (ill & CLUSTER_ILL_STUCK) != 0 ? "no" : "yes",
         (ill & CLUSTER_ILL_ALONE) != 0 ? "yes" : "no",
-        (unsigned long long)atomic_load(&cluster->clock_ahead_ms));
+        (unsigned long long)atomic_load(&cluster->clock_ahead_ms),
+        (unsigned long long)cluster_clock_behind_ms(cluster));
 }
 
 /* ---- taking a member out ---- */

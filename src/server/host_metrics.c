@@ -93,6 +93,8 @@ static const struct metric metrics[] = {
     G("cluster_alone", cluster_alone, 1, "Whether most members do not answer the node."),
     G("cluster_clock_ahead_seconds", cluster_clock_ahead_ms, 1e-3,
       "How far the node's clock is ahead of most others', when these refuse its writes; else 0."),
+    G("cluster_clock_behind_seconds", cluster_clock_behind_ms, 1e-3,
+      "How far the node's clock is behind most others', when it refuses their writes; else 0."),
     C("cluster_forwards", cluster_forwards, 1, "Requests of clients sent to another node."),
     C("cluster_retries_refused", cluster_retries_refused, 1,
       "Reads and forwarded requests that no further replica was asked for: too many were repeated."),

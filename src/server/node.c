@@ -108,7 +108,7 @@ server_not_ready(const struct server *server)
     static const char *const reasons[NOT_COUNT] = {
         [NOT_DRAINED] = "drained",
         [NOT_STUCK] = "takes no writes: its disk is full, slow, or has failed",
-        [NOT_CLOCK] = "its clock is ahead of the others', which refuse its writes",
+        [NOT_CLOCK] = "its clock differs from most others' by more than 250 ms",
         [NOT_ALONE] = "most nodes of its cluster do not answer it",
     };
     if (!server->ready) return "starting or stopping";

@@ -134,7 +134,8 @@ struct shard_stats {
     struct lsm_stats lsm;
     /* in a cluster, else 0 */
     u64 cluster_epoch, cluster_members, cluster_members_alive;
-    u64 cluster_stuck, cluster_alone, cluster_clock_ahead_ms; /* the node's: on shard 0 */
+    /* the node's: on shard 0 */
+    u64 cluster_stuck, cluster_alone, cluster_clock_ahead_ms, cluster_clock_behind_ms;
     struct replicate_stats replicate;
     struct hints_stats hints;
     u64 hints_oldest_ms;      /* age */

@@ -260,6 +260,7 @@ collect_cluster(const struct shard *shard, struct shard_stats *out)
         out->cluster_stuck = (ill & CLUSTER_ILL_STUCK) != 0;
         out->cluster_alone = (ill & CLUSTER_ILL_ALONE) != 0;
         out->cluster_clock_ahead_ms = atomic_load(&shard->server->cluster->clock_ahead_ms);
+        out->cluster_clock_behind_ms = cluster_clock_behind_ms(shard->server->cluster);
     }
     out->cluster_epoch = topology->epoch;
     out->cluster_members = topology->member_count;

@@ -689,7 +689,15 @@ def test_operators_add_weigh_drain_and_remove(three):
         all_know(cluster, f'"{name}_quorum":{quorum}', "--json", "cluster", "keyspaces")
     assert "can be stopped" in cli(cluster, "cluster", "drain", "n3")
     assert cli(cluster, "get", "k") == "v"
+    # Two at once are one too many: those who are drained are as good as gone.
+    assert "no quorum without it" in cli(cluster, "cluster", "drain", "n2", code=5)
+    cli(cluster, "cluster", "drain", "n2", "--undo")
     cli(cluster, "cluster", "drain", "n3", "--undo")
+
+    before = json.loads(cli(cluster, "--json", "cluster", "status"))["members"]
+    assert "bad" in cli(cluster, "cluster", "rebalance", "n1=10", "bad", code=2)
+    after = json.loads(cli(cluster, "--json", "cluster", "status"))["members"]
+    assert [m["virtual_nodes"] for m in after] == [m["virtual_nodes"] for m in before]
 
     assert "stop it first" in cli(cluster, "cluster", "remove-node", "n4", "--dead", code=2)
     assert "can be stopped" in cli(cluster, "cluster", "remove-node", "n4")

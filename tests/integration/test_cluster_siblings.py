@@ -67,9 +67,9 @@ def test_contexts_go_through_every_node_and_client(three):
     assert values == ["both"]
     assert client(nodes[2], *words, "--context", context, "delete", "cart:8").returncode == 0
     assert siblings(nodes[0], number, "cart:8")[1] == []
-    # A file may hold the context; errors say what is wrong.
+    # A file may hold the context, or all that get --siblings printed; errors say what is wrong.
     seen = three.tmp_path / "seen"
-    seen.write_text(siblings(nodes[0], number, "cart:7")[0] + "\n")
+    seen.write_text(client(nodes[0], *words, "get", "--siblings", "cart:7").stdout)
     assert client(nodes[0], *words, "put", "--context", f"@{seen}", "cart:7", "new").returncode == 0
     assert siblings(nodes[1], number, "cart:7")[1] == ["new"]
     assert client(nodes[0], *words, "put", "--context", "xyz", "cart:7", "v").returncode == 2

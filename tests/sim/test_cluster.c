@@ -1320,6 +1320,22 @@ wait_reason(const struct rig *rig, u32 node, const char *word)
     }
 }
 
+/* Each node is the first replica of some, and is asked for all. */
+static MAY_YIELD void
+expect_all_served(struct rig *rig, const char *round)
+{
+    for (u32 i = 0; i < NODES; i++) {
+        struct rig_client client;
+        rig_connect_to(rig, i, &client);
+        for (u32 k = 0; k < 30; k++) {
+            CHECK(rig_is(rig_call(&client, "SET k%u v", k), "+OK\r\n"));
+            CHECK(rig_is(rig_call(&client, "GET k%u", k), "$1\r\nv\r\n"));
+            CHECK(rig_is(rig_call(&client, "INCR %s%u-%u", round, i, k), ":1\r\n"));
+        }
+        rig_disconnect(&client);
+    }
+}
+
 /* The last node's clock is set ahead: its writes would be refused, and it and all others say so,
  * until it is right again. Meanwhile others coordinate what it would, asked through it or through
  * themselves, so that no request fails. Then the others are gone: it says that it can do nothing,
@@ -1338,19 +1354,21 @@ wrong_story(struct rig *rig)
     fiber_sleep_ns(300 * NS_PER_MS);
     CHECK(told_of_last(rig) == CLUSTER_ILL_CLOCK);
     CHECK(server_not_ready(rig->nodes[0].server) == NULL);
-    for (u32 i = 0; i < NODES; i++) {
-        struct rig_client client;
-        rig_connect_to(rig, i, &client);
-        for (u32 k = 0; k < 30; k++) { /* each node is the first replica of some */
-            CHECK(rig_is(rig_call(&client, "SET k%u v", k), "+OK\r\n"));
-            CHECK(rig_is(rig_call(&client, "GET k%u", k), "$1\r\nv\r\n"));
-            CHECK(rig_is(rig_call(&client, "INCR n%u-%u", i, k), ":1\r\n"));
-        }
-        rig_disconnect(&client);
-    }
+    expect_all_served(rig, "ahead");
     sim_node_clock_step(rig->nodes[last].machine, -2000);
     wait_reason(rig, last, NULL); /* what it stamps goes on from where it was, for two seconds */
     CHECK(atomic_load(&cluster->clock_ahead_ms) == 0);
+    fiber_sleep_ns(300 * NS_PER_MS);
+    CHECK(told_of_last(rig) == 0);
+
+    sim_node_clock_step(rig->nodes[last].machine, -3600 * 1000);
+    wait_reason(rig, last, "clock");
+    fiber_sleep_ns(300 * NS_PER_MS);
+    CHECK(cluster_clock_behind_ms(cluster) > 3000 * 1000);
+    CHECK(told_of_last(rig) == CLUSTER_ILL_CLOCK);
+    expect_all_served(rig, "behind");
+    sim_node_clock_step(rig->nodes[last].machine, 3600 * 1000);
+    wait_reason(rig, last, NULL);
     fiber_sleep_ns(300 * NS_PER_MS);
     CHECK(told_of_last(rig) == 0);
 
