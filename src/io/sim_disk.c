@@ -9,6 +9,10 @@
  * ended before it began; a durable write makes its own durable. When a version becomes durable,
  * older ones of the page are gone: they can no longer surface. NULL stands for a page of zeros.
  *
+ * Most of what is written is zeros, to new files that are to be written in place later. Where they
+ * cover a whole piece that has nothing, one version, a fill, stands for those of all its pages
+ * until something else than a read or a sync meets one of them.
+ *
  * A crash picks for every sector of every page with versions one of them or the durable one. To
  * give runs a character, each file first draws how (enum crash_mode). The size of the file is drawn
  * apart from its content.
@@ -19,6 +23,7 @@
  *       outside it (after a failed sync or durable write) are read, but never become durable by a
  * sync. D3  disk->used_pages counts the allocated pages of files that have a current name or are
  * open.
+ *   D4  A piece with a fill has no pages, and its fill is in inode->dirty.
  */
 #include "io/sim_disk_internal.h"
 
@@ -156,19 +161,78 @@ sim_pages_reserve(struct sim_inode *inode, u64 size)
     u64 after = sim_piece_count(inode);
     if (after == before) return;
     inode->pieces = array_grow(inode->pieces, before, after, sizeof(*inode->pieces));
+    inode->fills = array_grow(inode->fills, before, after, sizeof(*inode->fills));
     inode->allocated = array_grow(inode->allocated, before, after, sizeof(*inode->allocated));
+}
+
+static struct sim_version *
+version_new(u64 page, u64 order)
+{
+    struct sim_version *version = block_alloc(&free_versions, sizeof(*version));
+    *version = (struct sim_version){.page = page, .order = order};
+    return version;
+}
+
+/* The piece's pages get the versions that its fill stands for, where it is among the dirty ones. */
+static void
+fill_part(struct sim_inode *inode, struct sim_piece *piece, u64 index)
+{
+    struct sim_version *fill = inode->fills[index];
+    inode->fills[index] = NULL;
+    for (u32 i = 0; i < SIM_PIECE_PAGES; i++) {
+        struct sim_version *version = version_new(fill->page + i, fill->order + i);
+        list_push_back(&fill->dirty_link, &version->dirty_link);
+        piece->pages[i].newest = version;
+    }
+    version_free(fill);
+}
+
+static struct sim_piece *
+piece_make(struct sim_inode *inode, u64 index)
+{
+    struct sim_piece **piece = &inode->pieces[index];
+    if (*piece != NULL) return *piece;
+    *piece = block_alloc(&free_pieces, sizeof(**piece));
+    **piece = (struct sim_piece){0};
+    if (inode->fills[index] != NULL) fill_part(inode, *piece, index);
+    return *piece;
+}
+
+/* Before versions are looked at one by one. */
+static void
+inode_fills_part(struct sim_inode *inode)
+{
+    for (u64 i = 0; i < sim_piece_count(inode); i++)
+        if (inode->fills[i] != NULL) (void)piece_make(inode, i);
+}
+
+/* Zeros are written to all pages of a piece. False: to these one by one. */
+static bool
+fill_push(struct sim_inode *inode, u64 page)
+{
+    u64 index = page / SIM_PIECE_PAGES;
+    if (inode->pieces[index] != NULL || inode->fills[index] != NULL) return false;
+    struct sim_version *fill = version_new(page, inode->disk->order + 1);
+    fill->fill = true;
+    inode->disk->order += SIM_PIECE_PAGES;
+    inode->fills[index] = fill;
+    list_push_back(&inode->dirty, &fill->dirty_link);
+    return true;
+}
+
+/* Its zeros reach the platter, which has nothing else. */
+static void
+fill_make_durable(struct sim_inode *inode, struct sim_version *fill)
+{
+    inode->fills[fill->page / SIM_PIECE_PAGES] = NULL;
+    version_free(fill);
 }
 
 struct sim_page *
 sim_page_make(struct sim_inode *inode, u64 page)
 {
     CHECK(page < inode->page_count);
-    struct sim_piece **piece = &inode->pieces[page / SIM_PIECE_PAGES];
-    if (*piece == NULL) {
-        *piece = block_alloc(&free_pieces, sizeof(**piece));
-        **piece = (struct sim_piece){0};
-    }
-    return &(*piece)->pages[page % SIM_PIECE_PAGES];
+    return &piece_make(inode, page / SIM_PIECE_PAGES)->pages[page % SIM_PIECE_PAGES];
 }
 
 /* The first page at or behind this one that may have something; page_count: none has. */
@@ -213,10 +277,7 @@ pages_give_back(struct sim_inode *inode, u64 first)
 struct sim_version *
 sim_page_push(struct sim_inode *inode, u64 page, const u8 *data)
 {
-    struct sim_version *version = block_alloc(&free_versions, sizeof(*version));
-    *version = (struct sim_version){0};
-    version->order = ++inode->disk->order;
-    version->page = page;
+    struct sim_version *version = version_new(page, ++inode->disk->order);
     version->data = page_copy(data);
     struct sim_page *of = sim_page_make(inode, page);
     version->older = of->newest;
@@ -295,12 +356,15 @@ sim_inode_unref(struct sim_inode *inode)
         page_drop_versions(page);
         page_free(page->durable);
     }
-    for (u64 i = 0; i < sim_piece_count(inode); i++)
+    for (u64 i = 0; i < sim_piece_count(inode); i++) {
         if (inode->pieces[i] != NULL) block_free(&free_pieces, inode->pieces[i]);
+        if (inode->fills[i] != NULL) version_free(inode->fills[i]);
+    }
     CHECK(list_empty(&inode->writes));
     sim_latent_clear(inode, 0, UINT64_MAX);
     list_del(&inode->link);
     free(inode->pieces);
+    free(inode->fills);
     free(inode->allocated);
     free(inode);
 }
@@ -429,8 +493,14 @@ sim_inode_write_end(struct sim_write *write, bool durable)
 {
     struct sim_inode *inode = write->inode;
     sim_pages_reserve(inode, write->offset + write->size); /* a truncate may have come between */
+    bool fills = write->buffer == NULL && !durable;
     for (u64 done = 0; done < write->size; done += SIM_PAGE_BYTES) {
         u64 page = (write->offset + done) / SIM_PAGE_BYTES;
+        if (fills && page % SIM_PIECE_PAGES == 0 &&
+            write->size - done >= SIM_PIECE_PAGES * SIM_PAGE_BYTES && fill_push(inode, page)) {
+            done += (SIM_PIECE_PAGES - 1) * SIM_PAGE_BYTES;
+            continue;
+        }
         struct sim_version *version = sim_page_push(inode, page, sim_write_data(write, done));
         if (durable) sim_page_make_durable(sim_page_find(inode, page), version);
     }
@@ -487,6 +557,7 @@ sim_inode_write_fail(struct sim_write *write, bool durable)
     u64 before = inode->disk->order;
     inode->disk->failed = true;
     sim_inode_write_end(write, false);
+    inode_fills_part(inode);
     list_for_each_safe (pos, &inode->dirty) {
         struct sim_version *version = list_entry(pos, struct sim_version, dirty_link);
         if (version->order > before) list_del(&version->dirty_link); /* D2 */
@@ -506,7 +577,10 @@ sim_inode_sync_end(struct sim_inode *inode, struct sim_sync sync)
         struct sim_version *version =
             list_entry(list_first(&inode->dirty), struct sim_version, dirty_link);
         if (version->order > sync.order) break; /* D2 */
-        sim_page_make_durable(sim_page_find(inode, version->page), version);
+        if (version->fill)
+            fill_make_durable(inode, version);
+        else
+            sim_page_make_durable(sim_page_find(inode, version->page), version);
     }
     /* A durable write that ended after this sync began may have made it longer. */
     bool later = inode->durable_order > sync.order;
@@ -517,6 +591,7 @@ void
 sim_inode_sync_fail(struct sim_inode *inode, struct sim_sync sync)
 {
     inode->disk->failed = true;
+    inode_fills_part(inode);
     list_for_each_safe (pos, &inode->dirty) {
         struct sim_version *version = list_entry(pos, struct sim_version, dirty_link);
         if (version->order > sync.order) break;
@@ -707,6 +782,7 @@ inode_crash(struct sim_disk *disk, struct sim_inode *inode, u64 cut)
     };
     prng_init(&crash.torn,
               sim_seed(disk->seed, "torn", (u64)disk->crash_count << 32 | inode->number));
+    inode_fills_part(inode);
     for (u64 i = page_next(inode, 0); i < inode->page_count; i = page_next(inode, i + 1))
         page_crash(&crash, sim_page_find(inode, i));
     CHECK(list_empty(&inode->dirty));

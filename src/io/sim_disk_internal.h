@@ -7,13 +7,15 @@
 
 #include "io/sim_disk.h"
 
-/* One page's content after one write, not durable yet. */
+/* One page's content after one write, not durable yet; or a fill: that of all pages of a piece that
+ * had nothing, after a write of zeros. */
 struct sim_version {
     struct list dirty_link; /* sim_inode.dirty, in order */
     struct sim_version *older;
-    u64 order;
-    u64 page;
+    u64 order;    /* a fill: of the first page; the others have the next ones */
+    u64 page;     /* a fill: the first one */
     u8 *data;     /* NULL: zeros */
+    bool fill;    /* sim_inode.fills has it, and not a page */
     bool phantom; /* only the disk's cache has it: a power cut takes it for sure */
     u8 spoiled;   /* sectors that are damage, a bit each */
 };
@@ -35,8 +37,9 @@ struct sim_inode {
     struct list link; /* sim_disk.inodes, oldest first */
     struct sim_disk *disk;
     u64 number;
-    struct sim_piece **pieces; /* NULL: nothing was ever written there */
-    u64 *allocated;            /* by piece, a bit each page: it has its place on the disk */
+    struct sim_piece **pieces;  /* NULL: nothing was ever written there, or a fill */
+    struct sim_version **fills; /* by piece; NULL: none (D4) */
+    u64 *allocated;             /* by piece, a bit each page: it has its place on the disk */
     u64 page_count;
     u64 size;
     u64 durable_size;

@@ -724,6 +724,126 @@ what_is_put_back_is_what_was_copied_whatever_came_since(void **state)
     sim_disk_free(disk);
 }
 
+/* ---- zeros ---- */
+
+#define FILL_PAGES 64u /* of which one version of the disk may stand for all */
+
+/* In one write, or page by page. */
+static void
+zeros_put(struct sim_inode *inode, u64 first, bool whole)
+{
+    u32 pages = whole ? FILL_PAGES : 1;
+    for (u64 i = first; i < first + FILL_PAGES; i += pages) {
+        struct sim_write write;
+        assert_true(ok(sim_inode_write_begin(inode, &write, NULL, pages * SIM_PAGE_BYTES,
+                                             i * SIM_PAGE_BYTES)));
+        sim_inode_write_end(&write, false);
+    }
+}
+
+struct zeros {
+    struct sim_disk *disk;
+    struct sim_inode *inode;
+    struct sim_sync sync; /* under way */
+    bool whole;
+};
+
+static struct zeros
+zeros_new(u64 seed, bool whole)
+{
+    struct zeros z = {.disk = disk_new(seed), .whole = whole};
+    sim_disk_capacity_set(z.disk, 4ull * FILL_PAGES * SIM_PAGE_BYTES);
+    dir_sync(z.disk, "/");
+    z.inode = create(z.disk, "/d/a");
+    dir_sync(z.disk, "/d");
+    z.sync = sim_inode_sync_begin(z.inode);
+    return z;
+}
+
+static void
+zeros_crash(struct zeros *z)
+{
+    sim_disk_crash(z->disk);
+    assert_true(ok(sim_disk_open(z->disk, "/d/a", IO_OPEN_READ | IO_OPEN_WRITE, &z->inode)));
+    z->sync = sim_inode_sync_begin(z->inode);
+}
+
+static void
+zeros_step(struct zeros *z, struct prng prng)
+{
+    u64 pages = prng_below(&prng, 2 * FILL_PAGES), at = pages * SIM_PAGE_BYTES;
+    switch (prng_below(&prng, 16)) {
+    case 0:
+    case 1:
+    case 2:
+        zeros_put(z->inode, pages / FILL_PAGES * FILL_PAGES, z->whole);
+        break;
+    case 3:
+        zeros_put(z->inode, pages / 2, z->whole);
+        break;
+    case 4:
+        put(z->inode, ones, at, true);
+        break;
+    case 5:
+        sim_inode_sync_fail(z->inode, z->sync);
+        z->sync = sim_inode_sync_begin(z->inode);
+        break;
+    case 6:
+    case 7:
+        sim_inode_sync_end(z->inode, z->sync);
+        z->sync = sim_inode_sync_begin(z->inode);
+        break;
+    case 8:
+        (void)ok(sim_disk_flip(z->disk, "/d/a", at, 1));
+        break;
+    case 9:
+        assert_true(ok(sim_inode_truncate(z->inode, at + prng_below(&prng, SIM_PAGE_BYTES))));
+        break;
+    case 10:
+        zeros_crash(z);
+        break;
+    default:
+        put(z->inode, ones, at, false);
+    }
+}
+
+/* What a step leaves: a hash of the content, whose pages are counted that are not zero. */
+static u64
+content_of(struct sim_disk *disk, struct sim_inode *inode, u32 *written)
+{
+    u64 hash = sim_inode_size(inode) * 31 + sim_disk_used_bytes(disk);
+    for (u64 at = 0; at + SIM_PAGE_BYTES <= sim_inode_size(inode); at += SIM_PAGE_BYTES) {
+        assert_true(ok(sim_inode_read(inode, page, SIM_PAGE_BYTES, at)));
+        for (u32 i = 0; i < SIM_PAGE_BYTES; i += SIM_SECTOR_BYTES)
+            hash = hash * 31 + page[i] + page[i + 1];
+        *written += page[0] != 0;
+    }
+    return hash;
+}
+
+static void
+zeros_of_many_pages_are_as_those_of_each(void **state)
+{
+    (void)state;
+    u32 written = 0;
+    for (u64 seed = 0; seed < 500; seed++) {
+        struct zeros whole = zeros_new(seed, true), each = zeros_new(seed, false);
+        struct prng prng;
+        prng_init(&prng, seed);
+        for (u32 step = 0; step < 30; step++) {
+            struct prng draws;
+            prng_init(&draws, prng_u64(&prng));
+            zeros_step(&whole, draws);
+            zeros_step(&each, draws);
+            assert_int_equal(content_of(whole.disk, whole.inode, &written),
+                             content_of(each.disk, each.inode, &written));
+        }
+        sim_disk_free(whole.disk);
+        sim_disk_free(each.disk);
+    }
+    assert_in_range(written, 10000, 1000000);
+}
+
 int
 main(void)
 {
@@ -751,6 +871,7 @@ main(void)
         cmocka_unit_test(damage_shows_in_reads_and_outlives_a_crash),
         cmocka_unit_test(the_nth_request_fails_and_only_that_one),
         cmocka_unit_test(what_is_put_back_is_what_was_copied_whatever_came_since),
+        cmocka_unit_test(zeros_of_many_pages_are_as_those_of_each),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
