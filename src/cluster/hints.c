@@ -575,18 +575,23 @@ hints_repair_next(const struct hints *h, u64 *cursor, struct hints_repair *out)
     return true;
 }
 
-void
-hints_repaired(struct hints *h, u32 partition, u32 target, u64 version)
+static void
+run_repaired(struct hints *h, struct hint_run *run, u64 version)
 {
-    struct hint_run *run = NULL;
-    if (target == HINTS_EVERY && partition == HINTS_EVERY)
-        run = &h->all;
-    else if (hints_own_partition(h, partition))
-        run = hint_run_find(h, partition, target);
-    if (run == NULL || !run->repair || run->repair_newest > version) return;
+    if (!run->repair || run->repair_newest > version) return;
     run->repair = false;
     h->markers_due = true;
     fiber_queue_wake_all(&h->wake);
+}
+
+void
+hints_repaired(struct hints *h, u32 partition, u32 target, u64 version)
+{
+    if (target == HINTS_EVERY && partition == HINTS_EVERY) run_repaired(h, &h->all, version);
+    if (!hints_own_partition(h, partition)) return;
+    for (struct hint_run *run = h->runs[partition - h->partition_first]; run != NULL;
+         run = run->next)
+        if (target == HINTS_EVERY || run->target->member == target) run_repaired(h, run, version);
 }
 
 bool

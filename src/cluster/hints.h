@@ -116,7 +116,8 @@ struct hints_repair {
 #define HINTS_EVERY UINT32_MAX
 /* In some order that stays; *cursor: 0 at first. False: no more. */
 bool hints_repair_next(const struct hints *hints, u64 *cursor, struct hints_repair *out);
-/* The target has all of the partition up to this version: what was dropped before is mended. */
+/* The target has all of the partition up to this version: what was dropped before is mended. As
+ * hints_repair_next tells them; a partition with HINTS_EVERY: all of its targets. */
 void hints_repaired(struct hints *hints, u32 partition, u32 target, u64 version);
 
 /* Whether any wait for somebody else, or what an earlier life left is not counted yet. What waits

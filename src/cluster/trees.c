@@ -89,19 +89,6 @@ settled_ripen(struct settled *s)
     s->next_ns = io_now_ns();
 }
 
-/* What was dropped of hints for replicas of the partition is mended now. */
-static void
-hints_mended(struct trees *t, u32 partition, u64 version)
-{
-    if (t->partition_count != PARTITION_COUNT_DEFAULT) return;
-    struct hints *hints = t->shard->hints;
-    struct hints_repair due;
-    u64 cursor = 0;
-    while (hints_repair_next(hints, &cursor, &due))
-        if (due.partition == partition && due.target != HINTS_EVERY)
-            hints_repaired(hints, partition, due.target, version);
-}
-
 void
 trees_settle(struct trees *t, u32 partition, u64 version)
 {
@@ -113,7 +100,9 @@ trees_settle(struct trees *t, u32 partition, u64 version)
         s->next = version;
         s->next_ns = io_now_ns();
     }
-    hints_mended(t, partition, version);
+    /* What was dropped of hints for replicas of the partition is mended now. */
+    if (t->partition_count == PARTITION_COUNT_DEFAULT)
+        hints_repaired(t->shard->hints, partition, HINTS_EVERY, version);
 }
 
 /* The least of all partitions that this member holds; 0: one is not known. */
