@@ -75,9 +75,22 @@ deal_pairs_bytes(const struct deal *deal)
 }
 
 static size_t
+deal_costs_bytes(const struct deal *deal)
+{
+    return deal->partition_count * sizeof(*deal->costs);
+}
+
+static size_t
+deal_kinds_bytes(const struct deal *deal)
+{
+    return align_up(sizeof(*deal->kinds) + deal->partition_count, sizeof(u64));
+}
+
+static size_t
 deal_searches_bytes(const struct deal *deal)
 {
-    return deal->partition_count * sizeof(*deal->costs) + deal->node_count * sizeof(*deal->queue);
+    return deal_costs_bytes(deal) + deal_kinds_bytes(deal) +
+           deal->node_count * sizeof(*deal->queue);
 }
 
 static void
@@ -142,7 +155,8 @@ deal_init(struct deal *deal, const struct placement_input *input, u16 datacenter
         deal_deinit(deal, budget);
         return ST_NO_MEMORY;
     }
-    deal->queue = (u16 *)(deal->costs + deal->partition_count);
+    deal->kinds = (struct deal_kinds *)(deal->costs + deal->partition_count);
+    deal->queue = (u16 *)((u8 *)deal->kinds + deal_kinds_bytes(deal));
     deal_walk_init(deal);
     deal->node_count = 0;
     for (u32 i = 0; i < input->node_count; i++)

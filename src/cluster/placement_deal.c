@@ -232,46 +232,61 @@ costs_only_grow(const struct deal *deal)
     return deal->node_count <= DEAL_PARTNERS_FREE + 1;
 }
 
-/* Rows of the same nodes are as good until the next place is taken, and where nodes are few most
- * rows are alike: what was found out is kept by the row's nodes, where these fit a number. */
-#define KNOWN_ROWS_BITS 4u
-#define KNOWN_PLACES    4u
+/* ---- kinds of rows ---- */
 
-struct known_row {
-    u64 nodes;
-    u32 taken; /* how many places had been then, + 1; 0: empty */
-    struct choice choice;
-};
+static u8
+kind_of(struct deal_kinds *kinds, const u16 *row, u32 replicas)
+{
+    u64 nodes = 0;
+    for (u32 k = 0; k < replicas; k++)
+        nodes = nodes << 16 | row[k];
+    u32 slot = (u32)(nodes * 0x9e3779b97f4a7c15u >> (64 - DEAL_KINDS_BITS));
+    for (; kinds->slots[slot] != DEAL_KIND_NONE; slot = (slot + 1) % ARRAY_COUNT(kinds->slots))
+        if (kinds->kinds[kinds->slots[slot]].nodes == nodes) return kinds->slots[slot];
+    if (kinds->count == DEAL_KINDS_MAX) return DEAL_KIND_NONE;
+    kinds->slots[slot] = (u8)kinds->count++;
+    kinds->kinds[kinds->slots[slot]] = (struct deal_kind){.nodes = nodes};
+    return kinds->slots[slot];
+}
 
-struct known_rows {
-    u32 taken;
-    struct known_row rows[1u << KNOWN_ROWS_BITS];
-};
+/* For a sink: kinds of all rows, of which nothing is known yet. */
+static void
+kinds_begin(struct deal *deal)
+{
+    struct deal_kinds *kinds = deal->kinds;
+    kinds->count = 0;
+    kinds->taken = 1;
+    memset(kinds->slots, DEAL_KIND_NONE, sizeof(kinds->slots));
+    memset(kinds->rows, DEAL_KIND_NONE, deal->partition_count);
+    for (u32 at = 0; deal->replicas <= DEAL_KIND_PLACES && at < deal->partition_count; at++)
+        kinds->rows[at] = kind_of(kinds, deal_row(deal, deal_walk(deal, at)), deal->replicas);
+}
 
 static struct choice
-row_look(struct deal *deal, struct known_rows *known, u32 at, u32 node, u32 grain)
+row_look(struct deal *deal, u32 at, u32 node, u32 grain)
 {
-    if (deal->replicas > KNOWN_PLACES) return row_choice(deal, at, node, grain);
-    const u16 *row = deal_row(deal, deal_walk(deal, at));
-    u64 nodes = 0;
-    for (u32 k = 0; k < deal->replicas; k++)
-        nodes = nodes << 16 | row[k];
-    struct known_row *entry = &known->rows[nodes * 0x9e3779b97f4a7c15u >> (64 - KNOWN_ROWS_BITS)];
-    if (entry->nodes != nodes || entry->taken != known->taken + 1) {
-        entry->nodes = nodes;
-        entry->taken = known->taken + 1;
-        entry->choice = row_choice(deal, at, node, grain);
+    struct deal_kinds *kinds = deal->kinds;
+    u8 number = kinds->rows[at];
+    if (number == DEAL_KIND_NONE) return row_choice(deal, at, node, grain);
+    struct deal_kind *kind = &kinds->kinds[number];
+    if (kind->taken != kinds->taken) {
+        struct choice choice = row_choice(deal, at, node, grain);
+        kind->taken = kinds->taken;
+        kind->cost = choice.cost;
+        kind->place = choice.place;
     }
-    struct choice choice = entry->choice;
-    choice.at = at;
-    return choice;
+    return (struct choice){.cost = kind->cost, .at = at, .place = kind->place};
 }
 
 static void
-sink_place(struct deal *deal, struct known_rows *known, struct choice choice, u32 node)
+sink_place(struct deal *deal, struct choice choice, u32 node)
 {
-    deal_place(deal, deal_walk(deal, choice.at), choice.place, node);
-    known->taken++;
+    struct deal_kinds *kinds = deal->kinds;
+    u32 partition = deal_walk(deal, choice.at);
+    deal_place(deal, partition, choice.place, node);
+    kinds->taken++;
+    if (deal->replicas <= DEAL_KIND_PLACES)
+        kinds->rows[choice.at] = kind_of(kinds, deal_row(deal, partition), deal->replicas);
 }
 
 /* Takes the best place there is, then in one pass all that are as good. Rows shared are counted in
@@ -280,29 +295,28 @@ sink_place(struct deal *deal, struct known_rows *known, struct choice choice, u3
 static bool
 sink_take(struct deal *deal, u32 node, u32 grain, u64 *least)
 {
-    struct known_rows known = {0};
     bool grow = costs_only_grow(deal);
     struct choice best = {.cost = UINT64_MAX};
     for (u32 at = 0; at < deal->partition_count && best.cost > *least; at++) {
         if (deal->costs[at] >= best.cost) continue;
         deal_look(deal);
-        struct choice choice = row_look(deal, &known, at, node, grain);
+        struct choice choice = row_look(deal, at, node, grain);
         if (grow) deal->costs[at] = choice.cost;
         if (choice.cost < best.cost) best = choice;
     }
     if (best.cost == UINT64_MAX) return false;
-    sink_place(deal, &known, best, node);
+    sink_place(deal, best, node);
     u64 left = UINT64_MAX;
     for (u32 i = 1; i < deal->partition_count && wants(deal, node); i++) {
         u32 at = (best.at + i) & (deal->partition_count - 1);
         struct choice choice = {.cost = deal->costs[at]};
         if (choice.cost <= best.cost) {
             deal_look(deal);
-            choice = row_look(deal, &known, at, node, grain);
+            choice = row_look(deal, at, node, grain);
             if (grow) deal->costs[at] = choice.cost;
         }
         if (choice.cost <= best.cost)
-            sink_place(deal, &known, choice, node);
+            sink_place(deal, choice, node);
         else
             left = MIN(left, choice.cost);
     }
@@ -488,6 +502,7 @@ deal_places(struct deal *deal)
         u32 grain = 1 + (deal->nodes[sink].quota - deal->nodes[sink].held) / 32;
         u64 least = 0;
         memset(deal->costs, 0, deal->partition_count * sizeof(*deal->costs));
+        kinds_begin(deal);
         while (wants(deal, sink) && sink_take(deal, sink, grain, &least)) {
         }
         deal->nodes[sink].seen = true;

@@ -48,6 +48,29 @@ struct deal_rack {
     u64 quota;   /* sum of its nodes' */
 };
 
+/* Rows of the same nodes are as good for a sink until the next place is taken, and where nodes are
+ * few most rows are alike. So rows are of kinds, by their nodes where these fit a number, and what
+ * was found out is kept by kind. Rows for which there is no number left are looked at each time. */
+#define DEAL_KIND_PLACES 4u
+#define DEAL_KINDS_BITS  8u
+#define DEAL_KINDS_MAX   (1u << (DEAL_KINDS_BITS - 1)) /* half of the slots stay empty */
+#define DEAL_KIND_NONE   0xffu
+
+struct deal_kind {
+    u64 nodes;
+    u64 cost;  /* of the best place ... */
+    u32 place; /* ... this one ... */
+    u32 taken; /* ... when so many places had been taken; 0: not known */
+};
+
+struct deal_kinds {
+    u32 count;
+    u32 taken; /* places by the sink, + 1 */
+    u8 slots[1u << DEAL_KINDS_BITS];
+    struct deal_kind kinds[DEAL_KINDS_MAX];
+    u8 rows[]; /* by deal_walk: the row's kind */
+};
+
 /* Blocks that partitions are gone through in: 128 at most, for up to 64 shards. */
 #define DEAL_BLOCKS_BITS 7u
 
@@ -64,7 +87,8 @@ struct deal {
     u16 *origin;                       /* rows as they were given */
     u16 *pairs;                        /* node_count^2: rows that two nodes share */
     u64 *costs;                        /* by deal_walk: no place of the row costs a sink less */
-    u16 *queue;                        /* node_count, of searches; behind the costs */
+    struct deal_kinds *kinds;          /* behind the costs */
+    u16 *queue;                        /* node_count, of searches; behind the kinds */
     u8 blocks[1u << DEAL_BLOCKS_BITS]; /* see deal_walk: in which order they come */
     void (*pause)(void);               /* see placement_input */
     u32 looks;
