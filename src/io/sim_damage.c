@@ -114,13 +114,6 @@ sim_damages_free(struct sim_disk *disk)
 
 /* ---- bits that flip ---- */
 
-static void
-stored_flip(u8 **data, u64 at, u8 mask)
-{
-    if (*data == NULL) *data = sim_page_zero();
-    (*data)[at] ^= mask;
-}
-
 /* The bit of the sector in its page. */
 static u8
 sector_of(u64 offset)
@@ -134,10 +127,10 @@ inode_flip(struct sim_inode *inode, u64 offset, u8 mask)
     sim_pages_reserve(inode, offset + 1);
     struct sim_page *page = sim_page_make(inode, offset / SIM_PAGE_BYTES);
     u8 sector = sector_of(offset);
-    stored_flip(&page->durable, offset % SIM_PAGE_BYTES, mask);
+    sim_content_whole(&page->durable)[offset % SIM_PAGE_BYTES] ^= mask;
     page->durable_spoiled |= sector;
     for (struct sim_version *v = page->newest; v != NULL; v = v->older) {
-        stored_flip(&v->data, offset % SIM_PAGE_BYTES, mask);
+        sim_content_whole(&v->content)[offset % SIM_PAGE_BYTES] ^= mask;
         v->spoiled |= sector;
     }
 }
@@ -204,7 +197,7 @@ page_stored(const struct sim_inode *inode, u64 page)
 {
     const struct sim_page *at = sim_page_find(inode, page);
     if (at == NULL || page * SIM_PAGE_BYTES >= inode->size) return false;
-    return (at->newest != NULL ? at->newest->data : at->durable) != NULL;
+    return sim_page_current(at) != NULL;
 }
 
 /* A place in one of the pages of a file that have something, by the same chance each. */
@@ -259,7 +252,8 @@ damage_stale(const struct sim_write *write, struct sim_fault_id id)
     for (u32 i = 0; i < record->page_count; i++) {
         struct sim_page *page = sim_page_make(inode, write->offset / SIM_PAGE_BYTES + i);
         const u8 *missed = sim_write_data(write, (u64)i * SIM_PAGE_BYTES);
-        record->pages[i] = pages_differ(sim_page_current(page), missed);
+        u8 there[SIM_PAGE_BYTES];
+        record->pages[i] = pages_differ(sim_page_bytes(page, there), missed);
         /* What is as it was to be is damage no more. */
         if (page->newest != NULL)
             page->newest->spoiled = record->pages[i];
@@ -321,7 +315,8 @@ sim_inode_write_misdirect(struct sim_write *write, bool durable, struct sim_inod
         u64 page = other_offset / SIM_PAGE_BYTES + i;
         const u8 *from = sim_write_data(write, (u64)i * SIM_PAGE_BYTES);
         const struct sim_page *before = sim_page_find(other, page);
-        record->pages[i] = pages_differ(sim_page_current(before), from);
+        u8 there[SIM_PAGE_BYTES];
+        record->pages[i] = pages_differ(sim_page_bytes(before, there), from);
         u8 spoiled = sim_page_spoiled(before) | record->pages[i];
         struct sim_version *version = sim_page_push(other, page, from);
         version->spoiled = spoiled;

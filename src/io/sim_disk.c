@@ -51,7 +51,8 @@ sim_alloc(size_t size)
 struct free_block {
     struct free_block *next;
 };
-static struct free_block *free_pages, *free_versions, *free_pieces;
+static struct free_block *free_contents[SIM_PAGE_SECTORS + 1]; /* by sectors */
+static struct free_block *free_versions, *free_pieces;
 static u8 *slab; /* what is left of it */
 static size_t slab_left;
 
@@ -88,41 +89,95 @@ block_free(struct free_block **blocks, void *data)
     *blocks = block;
 }
 
-static u8 *
-page_alloc(void)
+/* ---- contents ---- */
+
+static size_t
+content_bytes(u32 sectors)
 {
-    return block_alloc(&free_pages, SIM_PAGE_BYTES);
+    return sizeof(struct sim_content) + sectors * SIM_SECTOR_BYTES;
+}
+
+static struct sim_content *
+content_alloc(u32 sectors)
+{
+    struct sim_content *content = block_alloc(&free_contents[sectors], content_bytes(sectors));
+    content->sectors = sectors;
+    return content;
 }
 
 static void
-page_free(u8 *data)
+content_free(struct sim_content *content)
 {
-    if (data != NULL) block_free(&free_pages, data);
+    if (content != NULL) block_free(&free_contents[content->sectors], content);
+}
+
+static bool
+sector_zero(const u8 *data)
+{
+    u64 any = 0, word;
+    for (u32 i = 0; i < SIM_SECTOR_BYTES; i += sizeof(word)) {
+        memcpy(&word, data + i, sizeof(word));
+        any |= word;
+    }
+    return any == 0;
+}
+
+static struct sim_content *
+content_new(const u8 *data)
+{
+    u32 sectors = data == zero_page ? 0 : SIM_PAGE_SECTORS;
+    while (sectors > 0 && sector_zero(data + (sectors - 1) * SIM_SECTOR_BYTES))
+        sectors--;
+    if (sectors == 0) return NULL;
+    struct sim_content *content = content_alloc(sectors);
+    memcpy(content->data, data, sectors * SIM_SECTOR_BYTES);
+    return content;
+}
+
+/* size bytes of it, which all lie in the page. */
+static void
+content_read(const struct sim_content *content, u64 skip, u8 *target, u64 size)
+{
+    u64 stored = content != NULL ? content->sectors * SIM_SECTOR_BYTES : 0;
+    u64 part = skip < stored ? MIN(size, stored - skip) : 0;
+    if (part > 0) memcpy(target, content->data + skip, part);
+    memset(target + part, 0, size - part);
+}
+
+static const u8 *
+content_sector(const struct sim_content *content, u32 sector)
+{
+    if (content == NULL || sector >= content->sectors) return zero_page;
+    return content->data + sector * SIM_SECTOR_BYTES;
 }
 
 u8 *
-sim_page_zero(void)
+sim_content_whole(struct sim_content **content)
 {
-    u8 *data = page_alloc();
-    memset(data, 0, SIM_PAGE_BYTES);
-    return data;
+    if (*content == NULL || (*content)->sectors < SIM_PAGE_SECTORS) {
+        struct sim_content *whole = content_alloc(SIM_PAGE_SECTORS);
+        content_read(*content, 0, whole->data, SIM_PAGE_BYTES);
+        content_free(*content);
+        *content = whole;
+    }
+    return (*content)->data;
 }
 
-static u8 *
-page_copy(const u8 *data)
+const struct sim_content *
+sim_page_current(const struct sim_page *page)
 {
-    if (data == zero_page || memcmp(data, zero_page, SIM_PAGE_BYTES) == 0) return NULL;
-    u8 *copy = page_alloc();
-    memcpy(copy, data, SIM_PAGE_BYTES);
-    return copy;
+    if (page == NULL) return NULL;
+    return page->newest != NULL ? page->newest->content : page->durable;
 }
 
 const u8 *
-sim_page_current(const struct sim_page *page)
+sim_page_bytes(const struct sim_page *page, u8 buffer[static SIM_PAGE_BYTES])
 {
-    if (page == NULL) return zero_page;
-    const u8 *data = page->newest != NULL ? page->newest->data : page->durable;
-    return data != NULL ? data : zero_page;
+    const struct sim_content *content = sim_page_current(page);
+    if (content == NULL) return zero_page;
+    if (content->sectors == SIM_PAGE_SECTORS) return content->data;
+    content_read(content, 0, buffer, SIM_PAGE_BYTES);
+    return buffer;
 }
 
 u8
@@ -136,7 +191,7 @@ static void
 version_free(struct sim_version *version)
 {
     list_del(&version->dirty_link);
-    page_free(version->data);
+    content_free(version->content);
     block_free(&free_versions, version);
 }
 
@@ -278,7 +333,7 @@ struct sim_version *
 sim_page_push(struct sim_inode *inode, u64 page, const u8 *data)
 {
     struct sim_version *version = version_new(page, ++inode->disk->order);
-    version->data = page_copy(data);
+    version->content = content_new(data);
     struct sim_page *of = sim_page_make(inode, page);
     version->older = of->newest;
     of->newest = version;
@@ -294,10 +349,10 @@ sim_page_make_durable(struct sim_page *page, struct sim_version *version)
     while (*at != version)
         at = &(*at)->older;
     *at = NULL;
-    page_free(page->durable);
-    page->durable = version->data;
+    content_free(page->durable);
+    page->durable = version->content;
     page->durable_spoiled = version->spoiled;
-    version->data = NULL;
+    version->content = NULL;
     while (version != NULL) {
         struct sim_version *older = version->older;
         version_free(version);
@@ -354,7 +409,7 @@ sim_inode_unref(struct sim_inode *inode)
     for (u64 i = page_next(inode, 0); i < inode->page_count; i = page_next(inode, i + 1)) {
         struct sim_page *page = sim_page_find(inode, i);
         page_drop_versions(page);
-        page_free(page->durable);
+        content_free(page->durable);
     }
     for (u64 i = 0; i < sim_piece_count(inode); i++) {
         if (inode->pieces[i] != NULL) block_free(&free_pieces, inode->pieces[i]);
@@ -427,12 +482,7 @@ sim_inode_read(struct sim_inode *inode, void *buffer, u32 size, u64 offset)
         u64 skip = at % SIM_PAGE_BYTES, part = MIN(SIM_PAGE_BYTES - skip, end - at);
         struct sim_page *page = sim_page_find(inode, at / SIM_PAGE_BYTES);
         if (inode->disk->failed) page_evict_maybe(inode->disk, page);
-        const u8 *data = sim_page_current(page);
-        if (data == zero_page) {
-            memset(target, 0, part);
-        } else {
-            memcpy(target, data + skip, part);
-        }
+        content_read(sim_page_current(page), skip, target, part);
         target += part;
         at += part;
     }
@@ -534,12 +584,13 @@ static void
 write_apply_some(struct sim_write *write)
 {
     struct sim_inode *inode = write->inode;
-    u8 mixed[SIM_PAGE_BYTES];
+    u8 mixed[SIM_PAGE_BYTES], before[SIM_PAGE_BYTES];
     sim_pages_reserve(inode, write->offset + write->size);
     for (u64 done = 0; done < write->size; done += SIM_PAGE_BYTES) {
         u64 page = (write->offset + done) / SIM_PAGE_BYTES;
         const struct sim_page *old = sim_page_find(inode, page);
-        u8 kept = page_mix(inode->disk, sim_write_data(write, done), sim_page_current(old), mixed);
+        u8 kept =
+            page_mix(inode->disk, sim_write_data(write, done), sim_page_bytes(old, before), mixed);
         u8 spoiled = kept & sim_page_spoiled(old);
         sim_page_push(inode, page, mixed)->spoiled = spoiled;
     }
@@ -624,15 +675,14 @@ sim_inode_truncate(struct sim_inode *inode, u64 size)
     u64 kept = align_up(size, SIM_PAGE_BYTES) / SIM_PAGE_BYTES;
     if (size % SIM_PAGE_BYTES != 0 && size < inode->size && kept <= inode->page_count) {
         u8 part[SIM_PAGE_BYTES];
-        memcpy(part, sim_page_current(sim_page_find(inode, kept - 1)), SIM_PAGE_BYTES);
+        content_read(sim_page_current(sim_page_find(inode, kept - 1)), 0, part, SIM_PAGE_BYTES);
         memset(part + size % SIM_PAGE_BYTES, 0, SIM_PAGE_BYTES - size % SIM_PAGE_BYTES);
         u8 spoiled = sim_page_spoiled(sim_page_find(inode, kept - 1));
         u64 left = align_up(size % SIM_PAGE_BYTES, SIM_SECTOR_BYTES) / SIM_SECTOR_BYTES;
         sim_page_push(inode, kept - 1, part)->spoiled = spoiled & (u8)((1u << left) - 1);
     }
     for (u64 i = page_next(inode, kept); i < inode->page_count; i = page_next(inode, i + 1))
-        if (sim_page_current(sim_page_find(inode, i)) != zero_page)
-            sim_page_push(inode, i, zero_page);
+        if (sim_page_current(sim_page_find(inode, i)) != NULL) sim_page_push(inode, i, zero_page);
     inode->disk->used_pages -= pages_give_back(inode, kept);
     inode->size = size;
     return ST_OK;
@@ -670,19 +720,19 @@ struct crash {
 };
 
 /* The depth-th candidate: 0 is the durable content, 1 the oldest version. */
-static const u8 *
+static const struct sim_content *
 page_candidate(const struct sim_page *page, u32 version_count, u32 depth, u8 *spoiled_out)
 {
-    const u8 *data = page->durable;
+    const struct sim_content *content = page->durable;
     *spoiled_out = page->durable_spoiled;
     if (depth > 0) {
         const struct sim_version *version = page->newest;
         for (u32 i = version_count; i > depth; i--)
             version = version->older;
-        data = version->data;
+        content = version->content;
         *spoiled_out = version->spoiled;
     }
-    return data != NULL ? data : zero_page;
+    return content;
 }
 
 /* Whether the sector is garbage. All torn sectors of a file in a crash are one fault. */
@@ -756,8 +806,8 @@ page_crash(struct crash *crash, struct sim_page *page)
         bool in_prefix = s / SIM_SECTOR_BYTES < prefix;
         u32 depth = sector_depth(crash, version_count, page_depth, in_prefix, cut_depth);
         u8 spoiled;
-        const u8 *candidate = page_candidate(page, version_count, depth, &spoiled);
-        memcpy(result + s, candidate + s, SIM_SECTOR_BYTES);
+        const struct sim_content *candidate = page_candidate(page, version_count, depth, &spoiled);
+        memcpy(result + s, content_sector(candidate, s / SIM_SECTOR_BYTES), SIM_SECTOR_BYTES);
         if (!sector_torn(crash)) {
             result_spoiled |= spoiled & (u8)(1u << s / SIM_SECTOR_BYTES);
             continue;
@@ -766,8 +816,8 @@ page_crash(struct crash *crash, struct sim_page *page)
             store_u64(result + s + i, prng_u64(&crash->torn));
     }
     page_drop_versions(page);
-    page_free(page->durable);
-    page->durable = page_copy(result);
+    content_free(page->durable);
+    page->durable = content_new(result);
     page->durable_spoiled = result_spoiled;
 }
 
@@ -806,7 +856,7 @@ inode_crash(struct sim_disk *disk, struct sim_inode *inode, u64 cut)
         u64 kept = align_up(size, SIM_PAGE_BYTES) / SIM_PAGE_BYTES;
         for (u64 i = page_next(inode, kept); i < inode->page_count; i = page_next(inode, i + 1)) {
             struct sim_page *page = sim_page_find(inode, i);
-            page_free(page->durable);
+            content_free(page->durable);
             page->durable = NULL;
             page->durable_spoiled = 0;
         }
@@ -925,8 +975,9 @@ sim_inode_copy(const struct sim_inode *from, struct sim_disk *to)
     for (u64 i = page_next(from, 0); i < from->page_count; i = page_next(from, i + 1)) {
         const struct sim_page *old = sim_page_find(from, i);
         if (old->durable == NULL && old->newest == NULL) continue;
+        u8 bytes[SIM_PAGE_BYTES];
         struct sim_page *page = sim_page_make(inode, i);
-        page->durable = page_copy(sim_page_current(old));
+        page->durable = content_new(sim_page_bytes(old, bytes));
         page->durable_spoiled = sim_page_spoiled(old);
     }
     for (u64 i = 0; i < sim_piece_count(from); i++)

@@ -7,21 +7,28 @@
 
 #include "io/sim_disk.h"
 
+/* A page's sectors up to the last that is not all zeros: most pages of logs are short groups. NULL:
+ * zeros. */
+struct sim_content {
+    u32 sectors;
+    u8 data[];
+};
+
 /* One page's content after one write, not durable yet; or a fill: that of all pages of a piece that
  * had nothing, after a write of zeros. */
 struct sim_version {
     struct list dirty_link; /* sim_inode.dirty, in order */
     struct sim_version *older;
-    u64 order;    /* a fill: of the first page; the others have the next ones */
-    u64 page;     /* a fill: the first one */
-    u8 *data;     /* NULL: zeros */
+    u64 order; /* a fill: of the first page; the others have the next ones */
+    u64 page;  /* a fill: the first one */
+    struct sim_content *content;
     bool fill;    /* sim_inode.fills has it, and not a page */
     bool phantom; /* only the disk's cache has it: a power cut takes it for sure */
     u8 spoiled;   /* sectors that are damage, a bit each */
 };
 
 struct sim_page {
-    u8 *durable; /* NULL: zeros */
+    struct sim_content *durable;
     struct sim_version *newest;
     u8 durable_spoiled; /* as a version's */
 };
@@ -88,8 +95,8 @@ struct sim_disk {
 /* Zeroed; never fails. */
 void *sim_alloc(size_t size);
 
-/* A page of zeros; belongs to the version or page that it is put in. */
-u8 *sim_page_zero(void);
+/* All sectors of it, to be changed. */
+u8 *sim_content_whole(struct sim_content **content);
 
 struct sim_inode *sim_inode_new(struct sim_disk *disk);
 void sim_inode_ref(struct sim_inode *inode);
@@ -115,7 +122,9 @@ sim_page_find(const struct sim_inode *inode, u64 page)
 /* One of those that sim_pages_reserve has made room for. */
 struct sim_page *sim_page_make(struct sim_inode *inode, u64 page);
 /* What a read of the page returns. page: NULL for one that is not there. */
-const u8 *sim_page_current(const struct sim_page *page);
+const struct sim_content *sim_page_current(const struct sim_page *page);
+/* As bytes: in the buffer, or where they are. */
+const u8 *sim_page_bytes(const struct sim_page *page, u8 buffer[static SIM_PAGE_BYTES]);
 /* Which sectors of that are damage. */
 u8 sim_page_spoiled(const struct sim_page *page);
 /* Data of one page after a write, not durable yet. */

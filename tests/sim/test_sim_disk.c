@@ -844,6 +844,39 @@ zeros_of_many_pages_are_as_those_of_each(void **state)
     assert_in_range(written, 10000, 1000000);
 }
 
+static void
+a_page_that_ends_with_zeros_reads_as_it_was_written(void **state)
+{
+    (void)state;
+    for (u32 seed = 0; seed < 64; seed++) {
+        struct sim_disk *disk = disk_new(seed);
+        dir_sync(disk, "/");
+        struct sim_inode *a = create(disk, "/d/a");
+        dir_sync(disk, "/d");
+        u8 expected[SIM_PAGE_BYTES] = {0}, part[SIM_PAGE_BYTES];
+        u32 written = seed % 9 * SIM_SECTOR_BYTES;
+        memset(expected, 1, written);
+        put(a, expected, 0, seed % 2 == 0);
+        for (u32 from = 0; from < SIM_PAGE_BYTES; from += SIM_SECTOR_BYTES) {
+            for (u32 to = from + SIM_SECTOR_BYTES; to <= SIM_PAGE_BYTES; to += SIM_SECTOR_BYTES) {
+                memset(part, 2, sizeof(part));
+                assert_true(ok(sim_inode_read(a, part, to - from, from)));
+                assert_memory_equal(part, expected + from, to - from);
+            }
+        }
+        file_sync(a);
+        /* A bit within what was written, or behind it. */
+        u32 at = seed * 61;
+        assert_true(ok(sim_disk_flip(disk, "/d/a", at, 4)));
+        expected[at] ^= 4;
+        sim_disk_crash(disk);
+        assert_true(ok(sim_disk_open(disk, "/d/a", IO_OPEN_READ | IO_OPEN_WRITE, &a)));
+        assert_true(ok(sim_inode_read(a, part, SIM_PAGE_BYTES, 0)));
+        assert_memory_equal(part, expected, SIM_PAGE_BYTES);
+        sim_disk_free(disk);
+    }
+}
+
 int
 main(void)
 {
@@ -872,6 +905,7 @@ main(void)
         cmocka_unit_test(the_nth_request_fails_and_only_that_one),
         cmocka_unit_test(what_is_put_back_is_what_was_copied_whatever_came_since),
         cmocka_unit_test(zeros_of_many_pages_are_as_those_of_each),
+        cmocka_unit_test(a_page_that_ends_with_zeros_reads_as_it_was_written),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
