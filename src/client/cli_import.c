@@ -224,9 +224,9 @@ parse_json(const char *line, size_t size, struct parsed *out, json_t **object, v
         *why = why_buffer;
         return false;
     }
-    *why = "needs one string of key and key_b64";
+    *why = "needs one string of key and key_b64 (base64)";
     if (!json_bytes(*object, "key", "key_b64", &out->key, &out->key_size, &owned[0])) return false;
-    *why = "needs one string of value and value_b64";
+    *why = "needs one string of value and value_b64 (base64)";
     if (!json_bytes(*object, "value", "value_b64", &out->value, &out->value_size, &owned[1]))
         return false;
     return json_expiry(*object, &out->write, why);

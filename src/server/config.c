@@ -235,7 +235,8 @@ static const struct option options[] = {
     {.name = "memory", .kind = OPTION_BYTES, FIELD(memory_bytes),
      .derived = "half of the machine's or the control group's memory, at most 1GiB",
      .min = CONFIG_MEMORY_MIN, .max = GIB(1) * 16384,
-     .help = "Bound of the process: memtables, caches, connections and everything else share it."},
+     .help = "Bound of the process: memtables, caches, connections and everything else share it. "
+             "At least 32 MiB a core."},
     {.name = "maxclients", .kind = OPTION_NUMBER, .flags = OPTION_RUNTIME, FIELD(maxclients),
      .fallback = "10000", .min = 1, .max = 1000000,
      .help = "Most client connections at once; more are refused with an error."},

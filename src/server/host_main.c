@@ -11,7 +11,7 @@
  *
  * Signals are blocked in all threads and read from a descriptor by the main thread:
  *
- *   SIGTERM, SIGINT   drain and stop; the second one ends the process at once
+ *   SIGTERM, SIGINT   drain and stop; another one, not just behind it, ends the process at once
  *   SIGHUP            reads the config file again and applies what may change while running
  *
  * What must not be done by halves is written to the data directory by the shards themselves; this
@@ -336,7 +336,6 @@ reload(struct host *host)
     u32 changed = 0;
     for (u32 i = 0; i < config_table.count; i++) {
         const struct option *option = &config_table.options[i];
-        if ((option->flags & OPTION_RUNTIME) == 0) continue;
         if (fresh->origins[i] != CONFIG_ORIGIN_FILE) continue;
         if (host->config.origins[i] > CONFIG_ORIGIN_FILE &&
             host->config.origins[i] != CONFIG_ORIGIN_DERIVED) {
@@ -344,6 +343,13 @@ reload(struct host *host)
         }
         char value[OPTION_TEXT_BYTES];
         option_get(option, fresh, value, sizeof(value));
+        if ((option->flags & OPTION_RUNTIME) == 0) {
+            char now[OPTION_TEXT_BYTES];
+            option_get(option, &host->config, now, sizeof(now));
+            if (strcmp(now, value) != 0)
+                log_warning("host", "needs a restart to change option=%s", option->name);
+            continue;
+        }
         st = config_set(&host->config, option->name, value, error, sizeof(error));
         if (!ok(st)) {
             log_error("host", "config not reloaded option=%s: %s", option->name, error);
@@ -355,6 +361,9 @@ reload(struct host *host)
     log_info("host", "config reloaded options=%u", changed);
 }
 
+/* Who asks a process and its group, as timeout(1) does, asks twice, and means it once. */
+#define STOP_TWICE_NS (300 * NS_PER_MS)
+
 static void
 read_signals(struct host *host)
 {
@@ -365,6 +374,8 @@ read_signals(struct host *host)
             continue;
         }
         const char *name = info.ssi_signo == SIGINT ? "SIGINT" : "SIGTERM";
+        if (host->stop_asked_ns != 0 && host_now_ns() - host->stop_asked_ns < STOP_TWICE_NS)
+            continue;
         if (host->stop_asked_ns != 0) {
             log_warning("host", "ending at once why=%s; the log is replayed at the next start",
                         name);

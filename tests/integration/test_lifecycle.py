@@ -442,7 +442,7 @@ def test_a_second_signal_ends_at_once(make_server, second):
         wait_for(lambda: deaf.sock.recv(1, socket.MSG_PEEK), "the first of it")
         server.process.send_signal(signal.SIGTERM)
         wait_for(lambda: "stopping" in server.log(), "it to hear of the first")
-        time.sleep(0.2)
+        time.sleep(0.5)
         assert server.running(), server.log()
         begun = time.monotonic()
         server.process.send_signal(second)
@@ -451,6 +451,18 @@ def test_a_second_signal_ends_at_once(make_server, second):
     assert "ending at once" in server.log() and second.name in server.log()
     server.start()
     check(server, 100)
+
+
+def test_two_signals_at_once_are_one(make_server):
+    """As timeout(1) sends them, to the process and to its group."""
+    server = make_server()
+    fill(server, 1000)
+    server.process.send_signal(signal.SIGTERM)
+    wait_for(lambda: "stopping" in server.log(), "it to hear of the first", every=0.001)
+    if server.running():
+        server.process.send_signal(signal.SIGTERM)
+    assert server.process.wait(timeout=10 * SLOW) == 0
+    assert "ending at once" not in server.log()
 
 
 def test_shutdown_command_stops_the_node(make_server):
@@ -562,6 +574,13 @@ def test_sighup_reloads_what_may_change(make_server, tmp_path):
     server.process.send_signal(signal.SIGHUP)
     wait_for(lambda: "not reloaded" in server.log(), "a refusal")
     assert server.call("CONFIG", "GET", "slowlog-max-len") == [b"slowlog-max-len", b"9"]
+    assert "needs a restart" not in server.log()
+    file.write_text("slowlog-max-len = 11\nvirtual-nodes = 99\n")
+    server.process.send_signal(signal.SIGHUP)
+    wait_for(lambda: "option=virtual-nodes" in server.log(), "that to be said")
+    assert "needs a restart" in server.log()
+    wait_for(lambda: server.call("CONFIG", "GET", "slowlog-max-len") == [b"slowlog-max-len", b"11"],
+             "the new value")
 
 
 # ---- verify ----
