@@ -481,8 +481,21 @@ struct cluster_page_entry {
 };
 /* From *at, which moves. ST_END; ST_CORRUPT. */
 MUST_CHECK status cluster_page_next(struct bytes page, size_t *at, struct cluster_page_entry *out);
-/* Everything that this shard gains by the present plan. ST_OK: it is here, and durable. */
-MAY_YIELD MUST_CHECK status cluster_fetch(struct cluster_shard *shard);
+/* What is not fetched, of all shards together. */
+#define CLUSTER_FETCH_WAITS 8u
+struct cluster_fetch_left {
+    /* By keyspace: partitions that no member has any more. */
+    u32 lost[LIMIT_KEYSPACES_CLIENT];
+    /* And those that too few have without this one, which does not answer. */
+    struct cluster_fetch_wait {
+        u32 keyspace, member, partitions;
+    } waits[CLUSTER_FETCH_WAITS]; /* the first ones */
+    u32 wait_count;
+};
+/* Everything that this shard gains by the present plan. ST_OK: it is here, and durable; what nobody
+ * has any more is added to left->lost. ST_UNAVAILABLE: so is what the others have; left->waits. */
+MAY_YIELD MUST_CHECK status cluster_fetch(struct cluster_shard *shard,
+                                          struct cluster_fetch_left *left);
 /* What fetch_done of the node is when all its shards have done so. */
 MAY_YIELD u64 cluster_fetch_size(struct cluster_shard *shard);
 void cluster_fetched_free(struct cluster_shard *shard);

@@ -19,6 +19,10 @@
  * when an attempt fails half-way; the next one does without whoever has refused, where others are
  * enough.
  *
+ * A partition of which too few live waits for them, and no other one does. Who was given up
+ * (TOPOLOGY_GONE) is not waited for: a read quorum of those who are left is asked, and what nobody
+ * is left of begins empty.
+ *
  * Damage. A source whose store meets a damaged block refuses, and is then asked only for what those
  * without damage are too few for, and to pass over it: so one bad block does not hold up the rest.
  * What lay there comes from the other sources of the quorum; a write that only the damaged one and
@@ -97,7 +101,8 @@ is_damaged(const struct fetch *fetch, u32 member)
 }
 
 /* Whether the partition is to be fetched from the member; *enough: whether a read quorum lives.
- * Those without damage come first. */
+ * Those without damage come first. What no member has any more is lost: there is nothing to fetch,
+ * and nobody to wait for. */
 static bool
 is_source(const struct fetch *fetch, u32 keyspace, u32 partition, u32 member, bool *enough)
 {
@@ -106,6 +111,8 @@ is_source(const struct fetch *fetch, u32 keyspace, u32 partition, u32 member, bo
     u32 have = 0;
     u8 done = *done_of(fetch, keyspace, partition);
     bool found = false;
+    *enough = row.count == 0;
+    if (*enough) return false;
     for (u32 i = 0; i < row.count; i++) /* what is here already */
         if (row.write[i] == fetch->self || (done & 1u << i) != 0) have++;
     for (u32 i = 0; i < 2 * row.count && have < row.read_quorum; i++) {
@@ -387,16 +394,23 @@ fetch_range(struct fetch *fetch, const struct range *range)
     return st;
 }
 
-/* Whether the partition lies on this shard, is gained, and is to be fetched from the member. */
+/* Whether the partition lies on this shard, and is gained. */
+static bool
+is_gained(const struct fetch *fetch, u32 keyspace, u32 partition)
+{
+    const struct topology *topology = fetch->topology;
+    return partition_shard(partition, fetch->shard->cluster->options.shard_count,
+                           topology->partition_count) == fetch->shard->index &&
+           topology_gains(topology, fetch->self, keyspace, partition);
+}
+
+/* And whether it is to be fetched from the member. */
 static bool
 is_wanted(const struct fetch *fetch, u32 keyspace, const struct topology_member *member,
           u32 partition)
 {
-    const struct topology *topology = fetch->topology;
     bool enough;
-    return partition_shard(partition, fetch->shard->cluster->options.shard_count,
-                           topology->partition_count) == fetch->shard->index &&
-           topology_gains(topology, fetch->self, keyspace, partition) &&
+    return is_gained(fetch, keyspace, partition) &&
            is_source(fetch, keyspace, partition, member->number, &enough);
 }
 
@@ -454,57 +468,112 @@ fetch_ranges(void *arg)
     fiber_queue_wake_all(&fetch->ended);
 }
 
-/* Whether each partition has sources enough. */
-static bool
-have_sources(const struct fetch *fetch, u32 keyspace)
+static void
+wait_add(struct cluster_fetch_left *left, u32 keyspace, u32 member)
 {
-    const struct topology *topology = fetch->topology;
-    u32 shards = fetch->shard->cluster->options.shard_count;
-    for (u32 partition = 0; partition < topology->partition_count; partition++) {
-        bool enough = true;
-        if (partition_shard(partition, shards, topology->partition_count) != fetch->shard->index ||
-            !topology_gains(topology, fetch->self, keyspace, partition))
-            continue;
-        (void)is_source(fetch, keyspace, partition, 0, &enough);
-        if (!enough) return false;
+    u32 i = 0;
+    while (i < left->wait_count &&
+           (left->waits[i].keyspace != keyspace || left->waits[i].member != member))
+        i++;
+    if (i == CLUSTER_FETCH_WAITS) return;
+    if (i == left->wait_count)
+        left->waits[left->wait_count++] =
+            (struct cluster_fetch_wait){.keyspace = keyspace, .member = member};
+    left->waits[i].partitions++;
+}
+
+/* Whom the partition, of which too few live, waits for. */
+static void
+waits_note(const struct fetch *fetch, u32 keyspace, u32 partition, struct cluster_fetch_left *left)
+{
+    struct topology_row row;
+    topology_row(fetch->topology, keyspace, partition, &row);
+    for (u32 i = 0; i < row.count; i++)
+        if (row.write[i] != fetch->self && !cluster_alive(fetch->shard->cluster, row.write[i]) &&
+            (*done_of(fetch, keyspace, partition) & 1u << i) == 0)
+            wait_add(left, keyspace, row.write[i]);
+}
+
+/* How many partitions have too few sources; left may be NULL. */
+MAY_YIELD static u32
+count_lacking(const struct fetch *fetch, struct cluster_fetch_left *left)
+{
+    u32 lacking = 0;
+    for (u32 keyspace = 0; keyspace < LIMIT_KEYSPACES_CLIENT; keyspace++) {
+        if (!fetch->topology->keyspaces[keyspace].used) continue;
+        for (u32 partition = 0; partition < fetch->topology->partition_count; partition++) {
+            if (fiber_should_yield()) fiber_yield();
+            bool enough = true;
+            if (!is_gained(fetch, keyspace, partition)) continue;
+            (void)is_source(fetch, keyspace, partition, 0, &enough);
+            lacking += !enough;
+            if (!enough && left != NULL) waits_note(fetch, keyspace, partition, left);
+        }
     }
-    return true;
+    return lacking;
 }
 
-static bool
-have_all_sources(const struct fetch *fetch)
+/* Whether anything can be fetched now: to find the next range takes a walk that does not yield, and
+ * who waits for somebody looks again every second. */
+MAY_YIELD static bool
+have_some(const struct fetch *fetch)
 {
-    for (u32 keyspace = 0; keyspace < LIMIT_KEYSPACES_CLIENT; keyspace++)
-        if (fetch->topology->keyspaces[keyspace].used && !have_sources(fetch, keyspace))
-            return false;
-    return true;
+    for (u32 keyspace = 0; keyspace < LIMIT_KEYSPACES_CLIENT; keyspace++) {
+        if (!fetch->topology->keyspaces[keyspace].used) continue;
+        for (u32 partition = 0; partition < fetch->topology->partition_count; partition++) {
+            if (fiber_should_yield()) fiber_yield();
+            if (!is_gained(fetch, keyspace, partition)) continue;
+            struct topology_row row;
+            bool enough;
+            topology_row(fetch->topology, keyspace, partition, &row);
+            for (u32 i = 0; i < row.count; i++)
+                if (is_source(fetch, keyspace, partition, row.write[i], &enough)) return true;
+        }
+    }
+    return false;
 }
 
-/* Whom to ask: who lives, but for the one who has just refused, if it goes without. */
-static status
-choose_sources(struct fetch *fetch)
+MAY_YIELD static void
+count_lost(const struct fetch *fetch, struct cluster_fetch_left *left)
+{
+    for (u32 keyspace = 0; keyspace < LIMIT_KEYSPACES_CLIENT; keyspace++) {
+        if (!fetch->topology->keyspaces[keyspace].used) continue;
+        for (u32 partition = 0; partition < fetch->topology->partition_count; partition++) {
+            if (fiber_should_yield()) fiber_yield();
+            struct topology_row row;
+            topology_row(fetch->topology, keyspace, partition, &row);
+            left->lost[keyspace] += row.count == 0 && is_gained(fetch, keyspace, partition);
+        }
+    }
+}
+
+static void
+choose_all_but(struct fetch *fetch, u32 avoid)
 {
     const struct topology *topology = fetch->topology;
-    u32 avoid = fetch->shard->fetch_avoid;
-    fetch->shard->fetch_avoid = 0;
     for (u32 i = 0; i < topology->member_count; i++) {
         u32 number = topology->members[i].number;
         fetch->alive[i] = number != avoid && cluster_alive(fetch->shard->cluster, number);
     }
-    if (have_all_sources(fetch)) return ST_OK;
-    if (avoid == 0) return ST_UNAVAILABLE;
-    for (u32 i = 0; i < topology->member_count; i++) {
-        u32 number = topology->members[i].number;
-        fetch->alive[i] = cluster_alive(fetch->shard->cluster, number);
-    }
-    return have_all_sources(fetch) ? ST_OK : ST_UNAVAILABLE;
 }
 
-MAY_YIELD static status
-fetch_all(struct fetch *fetch)
+/* Whom to ask: who lives, but for the one who has just refused, if it goes without. */
+MAY_YIELD static void
+choose_sources(struct fetch *fetch)
 {
-    status st = choose_sources(fetch);
-    if (!ok(st)) return st;
+    u32 avoid = fetch->shard->fetch_avoid;
+    fetch->shard->fetch_avoid = 0;
+    choose_all_but(fetch, avoid);
+    if (avoid == 0) return;
+    u32 lacking = count_lacking(fetch, NULL);
+    if (lacking == 0) return;
+    choose_all_but(fetch, 0);
+    if (count_lacking(fetch, NULL) == lacking) choose_all_but(fetch, avoid);
+}
+
+MAY_YIELD static void
+fetch_some(struct fetch *fetch)
+{
     fiber_queue_init(&fetch->ended);
     fetch->running = 1;
     for (u32 i = 1; i < FETCHES; i++) {
@@ -514,7 +583,18 @@ fetch_all(struct fetch *fetch)
     fetch_ranges(fetch);
     while (fetch->running > 0)
         (void)!ok(fiber_queue_wait(&fetch->ended, FIBER_FOREVER));
-    return fetch->st;
+}
+
+MAY_YIELD static status
+fetch_all(struct fetch *fetch, struct cluster_fetch_left *left)
+{
+    choose_sources(fetch);
+    if (have_some(fetch)) fetch_some(fetch);
+    /* What has too few sources holds up nothing that has. */
+    u32 lacking = count_lacking(fetch, left);
+    if (!ok(fetch->st) || lacking != 0) return ok(fetch->st) ? ST_UNAVAILABLE : fetch->st;
+    count_lost(fetch, left);
+    return ST_OK;
 }
 
 void
@@ -560,7 +640,7 @@ cluster_fetch_size(struct cluster_shard *shard)
             if (!topology_gains(topology, self, keyspace, partition)) continue;
             struct topology_row row;
             topology_row(topology, keyspace, partition, &row);
-            u32 sources = row.read_quorum;
+            u32 sources = row.count == 0 ? 0 : row.read_quorum;
             for (u32 i = 0; i < row.count && sources != 0; i++)
                 if (row.write[i] == self) sources--;
             size += sources;
@@ -571,7 +651,7 @@ cluster_fetch_size(struct cluster_shard *shard)
 }
 
 MAY_YIELD status
-cluster_fetch(struct cluster_shard *shard)
+cluster_fetch(struct cluster_shard *shard, struct cluster_fetch_left *left)
 {
     if (shard->topology == NULL) return ST_CANCELED;
     struct fetch fetch = {
@@ -584,7 +664,7 @@ cluster_fetch(struct cluster_shard *shard)
     u32 count = fetch.topology->member_count;
     fetch.alive = mem_alloc_zero(&shard->budget, count);
     bool room = fetch.alive != NULL && fetched_keep(shard, fetch.topology);
-    status st = room ? fetch_all(&fetch) : ST_NO_MEMORY;
+    status st = room ? fetch_all(&fetch, left) : ST_NO_MEMORY;
     if (ok(st) && shard->fetched_seq != 0) st = lsm_wait_durable(shard->lsm, shard->fetched_seq);
     if (ok(st)) cluster_fetched_free(shard);
     mem_free(&shard->budget, fetch.alive, count);

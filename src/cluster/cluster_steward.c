@@ -10,12 +10,14 @@
 
 #include "cluster/cluster.h"
 
+#include "base/hash.h"
 #include "base/log.h"
 #include "io/io.h"
 
 #define LOOK_NS        (100 * NS_PER_MS)
 #define CHANGE_NS      (5 * NS_PER_S)
 #define FETCH_PAUSE_NS (300 * NS_PER_MS)
+#define FETCH_WAIT_NS  NS_PER_S /* for who does not answer */
 
 static bool
 is_ending(const struct cluster_shard *shard)
@@ -98,6 +100,7 @@ fill_fetched(void *arg, const struct topology *present, struct topology_command 
 
 struct fetch_call {
     struct cluster *cluster;
+    struct cluster_fetch_left *left;
     status st;
 };
 
@@ -106,7 +109,7 @@ fetch_here(void *arg)
 {
     struct fetch_call *call = arg;
     struct cluster_shard *shard = call->cluster->shards[io_shard_index()];
-    call->st = shard == NULL ? ST_CANCELED : cluster_fetch(shard);
+    call->st = shard == NULL ? ST_CANCELED : cluster_fetch(shard, call->left);
 }
 
 /* Whether the present plan is still the one of the session, and wants us to fetch. */
@@ -118,6 +121,60 @@ fetch_is_wanted(const struct cluster_shard *shard, u64 session)
     return topology->stage == STAGE_WRITE_BOTH && topology_fenced(topology) &&
            topology->session == session && self != NULL && !self->fetched && !is_ending(shard);
 }
+
+struct fetch_told {
+    u64 waits; /* a hash */
+    u64 ns;
+};
+
+/* Whom it waits for, when that changes, and then seldom. */
+static void
+tell_waits(const struct cluster_shard *shard, const struct cluster_fetch_left *left,
+           struct fetch_told *told)
+{
+    const struct topology *topology = shard->topology;
+    u64 waits = left->wait_count == 0
+                    ? 0
+                    : hash_bytes(left->waits, left->wait_count * sizeof(left->waits[0]), 1);
+    if (waits != told->waits) told->ns = 0;
+    told->waits = waits;
+    if (waits == 0 || !log_seldom(&told->ns, io_now_ns())) return;
+    for (u32 i = 0; i < left->wait_count; i++) {
+        const struct cluster_fetch_wait *wait = &left->waits[i];
+        const struct topology_member *member = topology_member(topology, wait->member);
+        log_warning("cluster",
+                    "what it gains waits for a node that does not answer: bring it back, or remove "
+                    "it as dead keyspace=%u name=%s partitions=%u from=%s",
+                    wait->keyspace, topology->keyspaces[wait->keyspace].name, wait->partitions,
+                    member == NULL ? "?" : member->node_id);
+    }
+}
+
+static void
+tell_lost(const struct topology *topology, const struct cluster_fetch_left *left)
+{
+    for (u32 k = 0; k < LIMIT_KEYSPACES_CLIENT; k++)
+        if (left->lost[k] != 0)
+            log_warning("cluster",
+                        "every node that had it was given up: it begins empty keyspace=%u name=%s "
+                        "partitions=%u",
+                        k, topology->keyspaces[k].name, left->lost[k]);
+}
+
+/* One round of all shards but those that have everything (a bit each). */
+MAY_YIELD static u64
+fetch_round(struct cluster *cluster, u64 have, struct cluster_fetch_left *left)
+{
+    left->wait_count = 0;
+    for (u32 i = 0; i < cluster->options.shard_count; i++) {
+        if ((have >> i & 1) != 0) continue;
+        struct fetch_call call = {.cluster = cluster, .left = left};
+        status st = io_shard_call(i, FIBER_BULK, fetch_here, &call);
+        if (ok(st) && ok(call.st)) have |= (u64)1 << i;
+    }
+    return have;
+}
+static_assert(LIMIT_SHARDS <= 64, "a bit for each shard");
 
 MAY_YIELD static void
 fetch_all(void *arg)
@@ -136,15 +193,16 @@ fetch_all(void *arg)
     /* What was begun before the fence may be written to the old places alone. */
     while (fetch_is_wanted(shard, session) && !barrier_passed(shard, shard->topology->epoch))
         fiber_sleep_ns(LOOK_NS / 4);
+    struct cluster_fetch_left left = {0};
+    struct fetch_told told = {0};
+    u64 all = UINT64_MAX >> (64 - cluster->options.shard_count), have = 0;
     while (fetch_is_wanted(shard, session) && !done) {
-        done = true;
-        for (u32 i = 0; i < cluster->options.shard_count && done; i++) {
-            struct fetch_call call = {.cluster = cluster};
-            status st = io_shard_call(i, FIBER_BULK, fetch_here, &call);
-            done = ok(st) && ok(call.st);
-        }
-        if (!done) fiber_sleep_ns(FETCH_PAUSE_NS);
+        have = fetch_round(cluster, have, &left);
+        done = have == all;
+        tell_waits(shard, &left, &told);
+        if (!done) fiber_sleep_ns(left.wait_count != 0 ? FETCH_WAIT_NS : FETCH_PAUSE_NS);
     }
+    if (done) tell_lost(shard->topology, &left);
     if (done)
         log_info("cluster", "fetched session=%016llx bytes=%llu ms=%llu",
                  (unsigned long long)session,
