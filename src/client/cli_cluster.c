@@ -175,11 +175,46 @@ show_member(struct cli *cli, const json_t *member, long long self)
            known ? text_of(member, "version") : "?");
 }
 
+/* Its name, or its number where it is no member any more. */
+static const char *
+name_of(const json_t *cluster, long long number, char out[32])
+{
+    const json_t *member = cli_cluster_member_by_number(cluster, number);
+    if (member != NULL) return text_of(member, "node_id");
+    snprintf(out, 32, "member %lld", number);
+    return out;
+}
+
+/* Partitions of keyspaces that cannot be used, and for want of whom. */
+static void
+show_keyspaces_ills(const json_t *cluster)
+{
+    size_t index, at;
+    json_t *keyspace, *missing;
+    char name[32];
+    json_array_foreach(json_object_get(cluster, "keyspaces"), index, keyspace)
+    {
+        if (number_of(keyspace, "partitions_unavailable") == 0) continue;
+        printf("data    keyspace %s (%lld): %lld of %lld partitions unavailable",
+               text_of(keyspace, "name"), number_of(keyspace, "number"),
+               number_of(keyspace, "partitions_unavailable"),
+               number_of(cluster, "partition_count"));
+        json_array_foreach(json_object_get(keyspace, "missing"), at, missing) printf(
+            "%s %s (%lld)", at == 0 ? ", for want of" : ",",
+            name_of(cluster, number_of(missing, "node"), name), number_of(missing, "partitions"));
+        if (number_of(keyspace, "partitions_lost") != 0)
+            printf(", %lld lost with who was given up: they begin empty when the move ends",
+                   number_of(keyspace, "partitions_lost"));
+        printf("\n");
+    }
+}
+
 /* What an operator has to do something about. */
 static void
 show_ills(const json_t *cluster)
 {
     size_t index;
+    char name[32];
     json_t *member;
     json_array_foreach(json_object_get(cluster, "members"), index, member)
     {
@@ -195,10 +230,9 @@ show_ills(const json_t *cluster)
         if (number_of(member, "fetch_failed_from") != 0)
             printf("move    %s gets nothing from %s: its log says why\n",
                    text_of(member, "node_id"),
-                   text_of(cli_cluster_member_by_number(cluster,
-                                                        number_of(member, "fetch_failed_from")),
-                           "node_id"));
+                   name_of(cluster, number_of(member, "fetch_failed_from"), name));
     }
+    show_keyspaces_ills(cluster);
 }
 
 void
@@ -206,13 +240,30 @@ cli_cluster_waits_for(const json_t *cluster, char *out, size_t size)
 {
     long long number = number_of(cluster, "plan_waits_for");
     const json_t *member = cli_cluster_member_by_number(cluster, number);
+    char name[32];
     out[0] = 0;
     if (number == 0) return;
-    if (strcmp(text_of(member, "state"), "leaving") == 0 && is_true(member, "alive"))
+    if (member == NULL)
+        snprintf(out, size, "waits for %s", name_of(cluster, number, name));
+    else if (strcmp(text_of(member, "state"), "leaving") == 0 && is_true(member, "alive"))
         snprintf(out, size, "waits for %s, which has %lld hints for others to deliver first",
                  text_of(member, "node_id"), number_of(member, "hints_waiting"));
     else
         snprintf(out, size, "waits for %s, which does not answer", text_of(member, "node_id"));
+}
+
+/* What cannot be fetched from anybody who answers. */
+static void
+show_waits(const json_t *cluster, const json_t *move)
+{
+    size_t index;
+    json_t *wait;
+    char name[32];
+    json_array_foreach(json_object_get(move, "waits"), index, wait)
+        printf("move    waits for %s, which does not answer: %lld partitions of keyspace %s (%lld) "
+               "cannot be fetched without it; bring it back, or remove it as dead\n",
+               name_of(cluster, number_of(wait, "node"), name), number_of(wait, "partitions"),
+               text_of(wait, "name"), number_of(wait, "keyspace"));
 }
 
 static void
@@ -224,6 +275,7 @@ show_move(const json_t *cluster)
     if (waits_for[0] != 0) printf("move    %s\n", waits_for);
     if (!json_is_object(move)) return;
     char bytes[32], left[32] = "?";
+    show_waits(cluster, move);
     cli_cluster_bytes_text((double)number_of(move, "bytes"), bytes, sizeof(bytes));
     if (has(move, "left_ms"))
         cli_cluster_ms_text((double)number_of(move, "left_ms"), left, sizeof(left));

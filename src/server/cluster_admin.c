@@ -389,6 +389,23 @@ reply_failed(struct exec *x, const struct native_request *request, status st, co
     native_error(x, request, native_status_of(st), 0, reason[0] != 0 ? reason : status_text(st));
 }
 
+/* Of which members, who do not answer, somebody who gains waits for what. */
+static void
+json_waits(struct buf *out, const struct topology *topology, const struct cluster_view *view)
+{
+    bool first = true;
+    cmd_text(out, ",\"waits\":[");
+    for (u32 k = 0; k < LIMIT_KEYSPACES_CLIENT; k++)
+        for (u32 i = 0; i < view->count && topology->keyspaces[k].used; i++) {
+            if (view->members[i].waited[k] == 0) continue;
+            cmd_text(out, "%s{\"keyspace\":%u,\"name\":\"%s\",\"node\":%u,\"partitions\":%u}",
+                     first ? "" : ",", k, topology->keyspaces[k].name, view->members[i].number,
+                     view->members[i].waited[k]);
+            first = false;
+        }
+    cmd_text(out, "]");
+}
+
 /* "move": how far those are who gain by the plan; null: there is none. */
 static void
 json_move(struct buf *out, const struct topology *topology, const struct cluster_view *view)
@@ -429,14 +446,36 @@ json_move(struct buf *out, const struct topology *topology, const struct cluster
              cluster_stage_names[topology->stage % 3], (unsigned long long)topology->session,
              topology_fenced(topology) ? "true" : "false", gainers, ready,
              (unsigned long long)total, (unsigned long long)done, (unsigned long long)bytes);
+    json_waits(out, topology, view);
     if (known && (done != 0 || topology->stage == STAGE_READ_NEXT))
         cmd_text(out, ",\"left_ms\":%llu}", (unsigned long long)left_ms);
     else
         cmd_text(out, ",\"left_ms\":null}");
 }
 
+/* Of one keyspace. "missing": the members that do not answer for want of whom partitions of it
+ * cannot be read. */
 static void
-json_keyspaces(struct buf *out, const struct topology *topology)
+json_counts(struct buf *out, const struct cluster_view *view, u32 keyspace)
+{
+    const struct cluster_view_counts *counts = &view->keyspaces[keyspace];
+    bool first = true;
+    cmd_text(out,
+             ",\"partitions_unavailable\":%u,\"partitions_degraded\":%u,\"partitions_lost\":%u,"
+             "\"missing\":[",
+             counts->unavailable, counts->degraded, counts->lost);
+    for (u32 i = 0; i < view->count; i++) {
+        if (view->members[i].missed[keyspace] == 0) continue;
+        cmd_text(out, "%s{\"node\":%u,\"partitions\":%u}", first ? "" : ",",
+                 view->members[i].number, view->members[i].missed[keyspace]);
+        first = false;
+    }
+    cmd_text(out, "]");
+}
+
+/* view: NULL for the options alone. */
+static void
+json_keyspaces(struct buf *out, const struct topology *topology, const struct cluster_view *view)
 {
     cmd_text(out, "\"keyspaces\":[");
     bool first = true;
@@ -445,10 +484,12 @@ json_keyspaces(struct buf *out, const struct topology *topology)
         if (!keyspace->used) continue;
         cmd_text(out,
                  "%s{\"number\":%u,\"name\":\"%s\",\"replicas\":%u,\"write_quorum\":%u,"
-                 "\"read_quorum\":%u,\"conflict\":\"%s\",\"sloppy\":%s}",
+                 "\"read_quorum\":%u,\"conflict\":\"%s\",\"sloppy\":%s",
                  first ? "" : ",", k, keyspace->name, keyspace->replicas, keyspace->write_quorum,
                  keyspace->read_quorum, cluster_conflict_names[keyspace->conflict % 2],
                  keyspace->sloppy ? "true" : "false");
+        if (view != NULL) json_counts(out, view, k);
+        cmd_text(out, "}");
         first = false;
     }
     cmd_text(out, "]");
@@ -466,7 +507,7 @@ show_status(struct exec *x, const struct native_request *request)
     cluster_view_json(x, topology, view, &out);
     json_move(&out, topology, view);
     cmd_text(&out, ",");
-    json_keyspaces(&out, topology);
+    json_keyspaces(&out, topology, view);
     if (buf_append(&out, "}", 1))
         reply_json(x, request, topology->epoch, &out);
     else
@@ -587,7 +628,7 @@ show_keyspaces(struct exec *x, const struct native_request *request)
     struct buf out;
     buf_init(&out, &x->shard->budget);
     cmd_text(&out, "{");
-    json_keyspaces(&out, topology);
+    json_keyspaces(&out, topology, NULL);
     if (buf_append(&out, "}", 1))
         reply_json(x, request, number, &out);
     else

@@ -91,24 +91,119 @@ writes(const struct cluster_view_member *member)
     return member->alive && (member->why & CLUSTER_ILL_STUCK) == 0;
 }
 
+/* The first keyspace of the same N, W and R, which has the same counts. */
+static u32
+twin_of(const struct topology *topology, u32 number)
+{
+    const struct topology_keyspace *keyspace = &topology->keyspaces[number];
+    for (u32 k = 0; k < number; k++)
+        if (topology->keyspaces[k].used && topology->keyspaces[k].replicas == keyspace->replicas &&
+            topology->keyspaces[k].write_quorum == keyspace->write_quorum &&
+            topology->keyspaces[k].read_quorum == keyspace->read_quorum)
+            return k;
+    return number;
+}
+
+static void
+count_held(const struct topology_row *row, struct cluster_view *view)
+{
+    u32 count;
+    const u32 *members = topology_row_read(row, &count);
+    for (u32 i = 0; i < count; i++) {
+        struct cluster_view_member *member = find(view, members[i]);
+        if (member == NULL) continue;
+        member->held++;
+        member->first += i == 0;
+    }
+}
+
+static void
+count_row(struct cluster_view *view, const u32 *members, u32 count, u32 *alive, u32 *writing)
+{
+    *alive = *writing = 0;
+    for (u32 i = 0; i < count; i++) {
+        const struct cluster_view_member *member = find(view, members[i]);
+        *alive += member != NULL && member->alive;
+        *writing += member != NULL && writes(member);
+    }
+}
+
+/* Whether somebody is to fetch it before the plan goes on. */
+static bool
+is_awaited(const struct topology *topology, u32 keyspace, u32 partition,
+           const struct topology_row *row)
+{
+    if (topology->stage != STAGE_WRITE_BOTH) return false;
+    for (u32 i = 0; i < row->next_count; i++)
+        if (topology_gains(topology, row->write_next[i], keyspace, partition) &&
+            !topology_member(topology, row->write_next[i])->fetched)
+            return true;
+    return false;
+}
+
+static struct cluster_view_counts
+count_partition(const struct topology *topology, u32 keyspace, u32 partition,
+                struct cluster_view *view)
+{
+    struct topology_row row;
+    u32 count, alive, writing, next_alive, next_writing;
+    topology_row(topology, keyspace, partition, &row);
+    if (keyspace == 0) count_held(&row, view);
+    const u32 *members = topology_row_read(&row, &count);
+    count_row(view, row.write_next, row.next_count, &next_alive, &next_writing);
+    count_row(view, row.write, row.count, &alive, &writing);
+    bool writable = writing >= row.write_quorum &&
+                    (row.next_count == 0 || next_writing >= row.write_next_quorum);
+    if (row.read_next) {
+        alive = next_alive;
+        writing = next_writing;
+    }
+    bool readable = alive >= row.read_quorum;
+    bool awaited = !readable && is_awaited(topology, keyspace, partition, &row);
+    for (u32 i = 0; i < count && !readable; i++) {
+        struct cluster_view_member *member = find(view, members[i]);
+        if (member == NULL || member->alive) continue;
+        member->missed[keyspace]++;
+        member->waited[keyspace] += awaited;
+    }
+    return (struct cluster_view_counts){.unavailable = !readable || !writable,
+                                        .degraded = writing < count ||
+                                                    count < topology->keyspaces[keyspace].replicas,
+                                        .lost = count == 0};
+}
+
+static void
+counts_add(struct cluster_view_counts *to, const struct cluster_view_counts *counts)
+{
+    to->unavailable += counts->unavailable;
+    to->degraded += counts->degraded;
+    to->lost += counts->lost;
+}
+
 static void
 count_partitions(const struct topology *topology, struct cluster_view *view)
 {
+    u32 twins[LIMIT_KEYSPACES_CLIENT];
+    for (u32 k = 0; k < LIMIT_KEYSPACES_CLIENT; k++)
+        twins[k] = twin_of(topology, k);
     for (u32 partition = 0; partition < topology->partition_count; partition++) {
-        struct topology_row row;
-        u32 count, alive = 0, writing = 0;
-        topology_row(topology, 0, partition, &row);
-        const u32 *members = topology_row_read(&row, &count);
-        for (u32 i = 0; i < count; i++) {
-            struct cluster_view_member *member = find(view, members[i]);
-            if (member == NULL) continue;
-            member->held++;
-            member->first += i == 0;
-            alive += member->alive;
-            writing += writes(member);
+        struct cluster_view_counts any = {0};
+        for (u32 k = 0; k < LIMIT_KEYSPACES_CLIENT; k++) {
+            if (!topology->keyspaces[k].used || twins[k] != k) continue;
+            struct cluster_view_counts counts = count_partition(topology, k, partition, view);
+            counts_add(&view->keyspaces[k], &counts);
+            any.unavailable |= counts.unavailable;
+            any.degraded |= counts.degraded;
+            any.lost |= counts.lost;
         }
-        if (alive < row.read_quorum || writing < row.write_quorum) view->unavailable++;
-        if (writing < count || count < topology->replicas) view->degraded++;
+        counts_add(&view->any, &any);
+    }
+    for (u32 k = 0; k < LIMIT_KEYSPACES_CLIENT; k++) {
+        view->keyspaces[k] = view->keyspaces[twins[k]];
+        for (u32 i = 0; i < view->count; i++) {
+            view->members[i].missed[k] = view->members[i].missed[twins[k]];
+            view->members[i].waited[k] = view->members[i].waited[twins[k]];
+        }
     }
 }
 
@@ -118,13 +213,7 @@ static void
 count_risks(const struct topology *topology, struct cluster_view *view)
 {
     for (u32 k = 0; k < LIMIT_KEYSPACES_CLIENT; k++) {
-        const struct topology_keyspace *keyspace = &topology->keyspaces[k];
-        bool seen = !keyspace->used;
-        for (u32 j = 0; j < k && !seen; j++)
-            seen = topology->keyspaces[j].used &&
-                   topology->keyspaces[j].replicas == keyspace->replicas &&
-                   topology->keyspaces[j].write_quorum == keyspace->write_quorum &&
-                   topology->keyspaces[j].read_quorum == keyspace->read_quorum;
+        bool seen = !topology->keyspaces[k].used || twin_of(topology, k) != k;
         for (u32 partition = 0; partition < topology->partition_count && !seen; partition++) {
             struct topology_row row;
             u32 count, alive = 0, staying = 0;
@@ -272,8 +361,8 @@ cluster_view_json(const struct exec *x, const struct topology *topology,
     cmd_text(out,
              ",\"partition_count\":%u,\"partitions_unavailable\":%u,\"partitions_degraded\":%u,"
              "\"members_alive\":%u,\"members_count\":%u,\"fetched_bytes\":%llu,\"members\":[",
-             topology->partition_count, view->unavailable, view->degraded, alive, view->count,
-             (unsigned long long)atomic_load(&cluster->fetched_bytes));
+             topology->partition_count, view->any.unavailable, view->any.degraded, alive,
+             view->count, (unsigned long long)atomic_load(&cluster->fetched_bytes));
     for (u32 i = 0; i < view->count; i++) {
         if (i != 0) cmd_text(out, ",");
         json_member(out, &topology->members[i], &view->members[i]);

@@ -20,14 +20,24 @@ struct cluster_view_member {
     i64 clock_ms;
     u32 held, first; /* partitions that it holds; those that it is the first of */
     u32 at_risk;     /* that have a quorum, and had none without it; of all keyspaces */
+    /* By keyspace: partitions that it has and too few others have who live, as it does not; and
+     * those of them that somebody waits for who gains them. */
+    u16 missed[LIMIT_KEYSPACES_CLIENT], waited[LIMIT_KEYSPACES_CLIENT];
     bool drained;
     const struct peer_figures *figures; /* NULL: not asked, or it did not answer */
 };
 
+/* Partitions. */
+struct cluster_view_counts {
+    u32 unavailable; /* with fewer living members than a quorum */
+    u32 degraded;    /* with fewer than all */
+    u32 lost;        /* with no member at all: they begin empty when the next move ends */
+};
+
 struct cluster_view {
     struct group0_stats group0;
-    u32 unavailable; /* partitions of keyspace 0 with fewer living members than a quorum */
-    u32 degraded;    /* with fewer than all */
+    struct cluster_view_counts any; /* of any keyspace */
+    struct cluster_view_counts keyspaces[LIMIT_KEYSPACES_CLIENT];
     u32 count;
     struct cluster_view_member members[]; /* by ascending number */
 };

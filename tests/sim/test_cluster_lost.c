@@ -22,6 +22,8 @@
 #define SEED_COUNT 2u
 #endif
 #define WAIT_NS (90 * NS_PER_S)
+/* In the status: of no keyspace a partition is unavailable. */
+#define WHOLE "\"partition_count\":4096,\"partitions_unavailable\":0,\"partitions_degraded\":0,"
 
 /* ---- the cluster ---- */
 
@@ -190,6 +192,21 @@ remove_dead(struct rig *rig, const char *id)
     rig_disconnect(&client);
 }
 
+static MAY_YIELD bool
+status_says(struct rig *rig, u32 node, const char *text)
+{
+    struct rig_client client;
+    struct native_request request = {.header.opcode = NATIVE_CLUSTER,
+                                     .cluster.function = NATIVE_CLUSTER_STATUS};
+    rig_native_connect(rig, node, 0, &client);
+    struct native_reply reply = rig_native_call(&client, &request);
+    struct bytes json = reply.cluster.json;
+    bool says = reply.header.status == NATIVE_ST_OK &&
+                memmem(json.data, json.size, text, strlen(text)) != NULL;
+    rig_disconnect(&client);
+    return says;
+}
+
 /* Of the keyspace, what the gainer is to fetch and only the lost one has. */
 static u32
 waiting_of(const struct topology *topology, u32 keyspace, u32 gainer, u32 lost)
@@ -266,6 +283,10 @@ expect_waits(struct rig *rig, u32 lost)
     char text[160];
     snprintf(text, sizeof(text), "keyspace=12 name=one partitions=%u from=n3", count);
     CHECK(sim_log_contains(rig->sim, text));
+    snprintf(text, sizeof(text), "{\"keyspace\":12,\"name\":\"one\",\"node\":%u,\"partitions\":%u}",
+             lost, total);
+    CHECK(status_says(rig, 1, text));
+    CHECK(!status_says(rig, 1, WHOLE));
 }
 
 static MAY_YIELD void
@@ -316,22 +337,28 @@ loss_story(struct rig *rig)
         rig_start(rig, LAST_NODE);
         settle(rig, all, 4);
     }
+    CHECK(status_says(rig, 1, WHOLE) && status_says(rig, 0, "\"missing\":[]"));
     sim_disk_copy_free(empty);
+}
+
+static void
+run(u64 seed, void (*story)(struct rig *rig), u32 node_count, void *arg)
+{
+    struct rig rig = {.shard_count = (u32)(seed % 2) + 1,
+                      .node_count = node_count,
+                      .late_count = 1,
+                      .configure = configure,
+                      .story = story,
+                      .arg = arg};
+    sim_options_default(&rig.options, seed);
+    rig_run(&rig);
 }
 
 static void
 loss_run(enum loss_end end)
 {
-    for (u64 seed = 1; seed <= SEED_COUNT; seed++) {
-        struct rig rig = {.shard_count = (u32)(seed % 2) + 1,
-                          .node_count = 5,
-                          .late_count = 1,
-                          .configure = configure,
-                          .story = loss_story,
-                          .arg = &end};
-        sim_options_default(&rig.options, seed);
-        rig_run(&rig);
-    }
+    for (u64 seed = 1; seed <= SEED_COUNT; seed++)
+        run(seed, loss_story, 5, &end);
 }
 
 static void
