@@ -697,7 +697,9 @@ group0_stats_get(const struct group0 *group0, struct group0_stats *out)
     out->leads = raft->role == RAFT_LEADER;
     out->votes = raft_is_voter(raft);
     if (!out->leads || group0->topology == NULL) return;
-    out->plan_waits_for = group0->plan_waits_for;
+    /* Who was taken out is waited for by none, though the next look may be some time off. */
+    bool member = topology_member(group0->topology, group0->plan_waits_for) != NULL;
+    out->plan_waits_for = member ? group0->plan_waits_for : 0;
     out->plan_settled = group0->topology->stage == STAGE_NONE &&
                         group0->plan_nothing_epoch == group0->topology->epoch;
 }

@@ -378,12 +378,59 @@ what_only_a_dead_node_has_waits_for_it_alone_and_is_named(void **state)
     loss_run(LOSS_REMOVED_LATE);
 }
 
+/* ---- who was taken out is waited for by nobody ---- */
+
+/* The one that leads. */
+static struct group0_stats
+lead_stats(const struct rig *rig)
+{
+    struct group0_stats stats = {0};
+    for (u32 node = 0; node < 3 && !stats.leads; node++)
+        group0_stats_get(rig->nodes[node].server->cluster->shards[0]->group0, &stats);
+    return stats;
+}
+
+static MAY_YIELD void
+joiner_removed_story(struct rig *rig)
+{
+    u64 deadline_ns = io_now_ns() + WAIT_NS;
+    settle(rig, 7, 3);
+    rig_start_begin(rig, 3);
+    while (topology_member_by_id(cluster_rig_topology(rig, 0), "n4") == NULL) {
+        CHECK(io_now_ns() < deadline_ns);
+        fiber_sleep_ns(NS_PER_MS / 4);
+    }
+    u32 number = topology_member_by_id(cluster_rig_topology(rig, 0), "n4")->number;
+    rig_crash(rig, 3);
+    while (lead_stats(rig).plan_waits_for != number) {
+        CHECK(io_now_ns() < deadline_ns);
+        fiber_sleep_ns(10 * NS_PER_MS);
+    }
+    remove_dead(rig, "n4");
+    for (u32 i = 0; i < 100; i++) {
+        bool gone = topology_member_by_id(cluster_rig_topology(rig, 0), "n4") == NULL;
+        CHECK(!gone || lead_stats(rig).plan_waits_for == 0);
+        fiber_sleep_ns(10 * NS_PER_MS);
+    }
+    settle(rig, 7, 3);
+    CHECK(status_says(rig, 1, "\"plan_waits_for\":0"));
+}
+
+static void
+nobody_waits_for_a_joiner_that_was_taken_out(void **state)
+{
+    (void)state;
+    for (u64 seed = 1; seed <= SEED_COUNT; seed++)
+        run(seed, joiner_removed_story, 4, NULL);
+}
+
 int
 main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(what_only_a_lost_node_had_begins_empty_and_moves_go_on),
         cmocka_unit_test(what_only_a_dead_node_has_waits_for_it_alone_and_is_named),
+        cmocka_unit_test(nobody_waits_for_a_joiner_that_was_taken_out),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
