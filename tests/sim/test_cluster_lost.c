@@ -207,26 +207,32 @@ status_says(struct rig *rig, u32 node, const char *text)
     return says;
 }
 
-/* Of the keyspace, what the gainer is to fetch and only the lost one has. */
+/* Of the keyspace, what the gainer is to fetch and cannot while one is dead: of each partition as
+ * many as a read quorum lacks. */
 static u32
-waiting_of(const struct topology *topology, u32 keyspace, u32 gainer, u32 lost)
+missing_of(const struct topology *topology, u32 keyspace, u32 gainer, u32 dead)
 {
     u32 count = 0;
     for (u32 p = 0; p < topology->partition_count; p++) {
+        if (!topology_gains(topology, gainer, keyspace, p)) continue;
         struct topology_row row;
+        u32 have = 0;
         topology_row(topology, keyspace, p, &row);
-        bool alone = row.count == 1 && row.write[0] == lost;
-        count += alone && topology_gains(topology, gainer, keyspace, p);
+        for (u32 i = 0; i < row.count; i++)
+            have += row.write[i] != dead;
+        count += row.read_quorum - MIN(have, row.read_quorum);
     }
     return count;
 }
 
 /* Until nodes fetch by a plan. */
-static MAY_YIELD const struct topology *
+static MAY_YIELD struct topology *
 plan_of(struct rig *rig, u64 deadline_ns)
 {
     for (;;) {
-        const struct topology *topology = cluster_rig_topology(rig, LAST_NODE);
+        const struct server *server = rig->nodes[LAST_NODE].server;
+        bool ready = server != NULL && server_ready(server);
+        struct topology *topology = ready ? server->cluster->shards[0]->topology : NULL;
         if (topology != NULL && topology->stage == STAGE_WRITE_BOTH && topology_fenced(topology))
             return topology;
         CHECK(io_now_ns() < deadline_ns);
@@ -234,17 +240,17 @@ plan_of(struct rig *rig, u64 deadline_ns)
     }
 }
 
-/* Whoever waits most, and in *total what all wait for, of a keyspace. */
+/* Whoever misses most of the keyspace; *total: what all miss. */
 static u32
-waiter_find(const struct rig *rig, const struct topology *topology, u32 lost, u32 *total)
+waiter_find(const struct rig *rig, const struct topology *topology, u32 keyspace, u32 dead,
+            u32 *total)
 {
     u32 best = LOST_NODE, most = 0;
     *total = 0;
     for (u32 node = 0; node < rig->node_count; node++) {
         if (node == LOST_NODE) continue;
         u32 number = cluster_member(rig->nodes[node].server->cluster);
-        u32 count = waiting_of(topology, 12, number, lost);
-        CHECK(waiting_of(topology, 15, number, lost) == count);
+        u32 count = missing_of(topology, keyspace, number, dead);
         *total += count;
         if (count > most) best = node;
         most = MAX(most, count);
@@ -262,30 +268,44 @@ has_all_but(const struct cluster *cluster, u64 session, u32 count)
            atomic_load(&cluster->fetch_done) + count == partitions;
 }
 
-/* Who gains has everything but what only the lost one has; and it is said. */
+/* Who misses most of the keyspace has everything else that it gains; and it is said. */
 static MAY_YIELD void
-expect_waits(struct rig *rig, u32 lost)
+expect_waits_of(struct rig *rig, const struct topology *topology, u32 keyspace, u32 dead)
 {
-    u64 deadline_ns = io_now_ns() + WAIT_NS;
-    const struct topology *topology = plan_of(rig, deadline_ns);
-    u64 session = topology->session;
-    u32 total, waiter = waiter_find(rig, topology, lost, &total);
+    u64 deadline_ns = io_now_ns() + WAIT_NS, session = topology->session;
+    const char *name = topology->keyspaces[keyspace].name;
+    u32 total, all = 0, waiter = waiter_find(rig, topology, keyspace, dead, &total);
     const struct cluster *cluster = rig->nodes[waiter].server->cluster;
-    u32 count = waiting_of(topology, 12, cluster_member(cluster), lost);
-    while (!has_all_but(cluster, session, 2 * count)) {
+    u32 count = missing_of(topology, keyspace, cluster_member(cluster), dead);
+    for (u32 k = 0; k < LIMIT_KEYSPACES_CLIENT; k++)
+        if (topology->keyspaces[k].used)
+            all += missing_of(topology, k, cluster_member(cluster), dead);
+    while (!has_all_but(cluster, session, all)) {
         if (io_now_ns() > deadline_ns) sim_log_dump(rig->sim);
         CHECK(io_now_ns() < deadline_ns);
         fiber_sleep_ns(10 * NS_PER_MS);
     }
     fiber_sleep_ns(3 * NS_PER_S); /* it tries again, and fetches nothing twice */
-    CHECK(has_all_but(cluster, session, 2 * count));
+    CHECK(has_all_but(cluster, session, all));
     CHECK(cluster_rig_topology(rig, LAST_NODE)->stage == STAGE_WRITE_BOTH);
     char text[160];
-    snprintf(text, sizeof(text), "keyspace=12 name=one partitions=%u from=n3", count);
+    snprintf(text, sizeof(text), "keyspace=%u name=%s partitions=%u from=n3", keyspace, name,
+             count);
     CHECK(sim_log_contains(rig->sim, text));
-    snprintf(text, sizeof(text), "{\"keyspace\":12,\"name\":\"one\",\"node\":%u,\"partitions\":%u}",
-             lost, total);
+    snprintf(text, sizeof(text), "{\"keyspace\":%u,\"name\":\"%s\",\"node\":%u,\"partitions\":%u}",
+             keyspace, name, dead, total);
     CHECK(status_says(rig, 1, text));
+}
+
+static MAY_YIELD void
+expect_waits(struct rig *rig, u32 dead)
+{
+    struct topology *topology = plan_of(rig, io_now_ns() + WAIT_NS);
+    topology_hold(topology);
+    expect_waits_of(rig, topology, 12, dead); /* N = 1 */
+    expect_waits_of(rig, topology, 14, dead); /* N = R = 3 */
+    expect_waits_of(rig, topology, 15, dead); /* siblings */
+    topology_release(topology);
     CHECK(!status_says(rig, 1, WHOLE));
 }
 
