@@ -389,8 +389,8 @@ reply_failed(struct exec *x, const struct native_request *request, status st, co
     native_error(x, request, native_status_of(st), 0, reason[0] != 0 ? reason : status_text(st));
 }
 
-/* Of which members, who do not answer, somebody who gains waits for what. */
-static void
+/* Of which members, who do not answer, somebody who gains waits for what. False: of none. */
+static bool
 json_waits(struct buf *out, const struct topology *topology, const struct cluster_view *view)
 {
     bool first = true;
@@ -404,6 +404,7 @@ json_waits(struct buf *out, const struct topology *topology, const struct cluste
             first = false;
         }
     cmd_text(out, "]");
+    return !first;
 }
 
 /* "move": how far those are who gain by the plan; null: there is none. */
@@ -446,8 +447,8 @@ json_move(struct buf *out, const struct topology *topology, const struct cluster
              cluster_stage_names[topology->stage % 3], (unsigned long long)topology->session,
              topology_fenced(topology) ? "true" : "false", gainers, ready,
              (unsigned long long)total, (unsigned long long)done, (unsigned long long)bytes);
-    json_waits(out, topology, view);
-    if (known && (done != 0 || topology->stage == STAGE_READ_NEXT))
+    bool waits = json_waits(out, topology, view);
+    if (known && !waits && (done != 0 || topology->stage == STAGE_READ_NEXT))
         cmd_text(out, ",\"left_ms\":%llu}", (unsigned long long)left_ms);
     else
         cmd_text(out, ",\"left_ms\":null}");

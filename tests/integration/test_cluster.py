@@ -641,6 +641,29 @@ def all_know(cluster, sign, *words):
              f"{sign} of both", every=0.2)
 
 
+def test_what_only_a_dead_node_has_is_named_until_it_is_given_up(three):
+    cluster = three
+    for name, replicas in (("once", 1), ("two", 2)):
+        cli(cluster, "cluster", "keyspaces", "create", name, "--replicas", str(replicas),
+            "--write-quorum", "1", "--read-quorum", "1")
+    all_know(cluster, "once", "cluster", "keyspaces")
+    cluster.nodes[2].kill()
+    cluster.wait_alive(2, 0, 1)
+    health = client(cluster.nodes[0], "cluster", "health")
+    assert health.returncode == 5 and health.stdout.startswith("unavailable"), health.stdout
+    assert "keyspace once (15): 1" in health.stdout and "for want of n3 (" in health.stdout
+    assert "keyspace two" not in health.stdout  # one of two is enough for it
+    cluster.add(wait=False)
+    # Either n3 would gain by that, or has what n4 does: it follows from the members' numbers.
+    all_know(cluster, "waits for n3, which does not answer", "cluster", "status")
+    cli(cluster, "cluster", "remove-node", "n3", "--dead")
+    cluster.wait_settled(3)
+    all_know(cluster, "healthy", "cluster", "health")
+    lost = [line for node in cluster.nodes for line in node.log().splitlines()
+            if "begins empty" in line]
+    assert lost and all("name=once" in line for line in lost), lost
+
+
 def test_operators_add_weigh_drain_and_remove(three):
     """Each function of distkv-client cluster, in one story: nodes are slow to start."""
     cluster = three
