@@ -376,10 +376,13 @@ run_health(struct cli *cli, const char *name)
     if (cluster == NULL) return exit_code;
     if (cli->set.json)
         printf("{\"health\":\"%s\",\"members_alive\":%lld,\"members_count\":%lld,"
-               "\"members_ill\":%lld,\"members_stuck\":%lld,\"members_clock_wrong\":%lld}\n",
+               "\"members_ill\":%lld,\"members_stuck\":%lld,\"members_clock_wrong\":%lld,"
+               "\"partitions_unavailable\":%lld,\"partitions_degraded\":%lld}\n",
                health_of(cluster), number_of(cluster, "members_alive"),
                number_of(cluster, "members_count"), members_with(cluster, "ill"),
-               members_with(cluster, "stuck"), members_with(cluster, "clock_wrong"));
+               members_with(cluster, "stuck"), members_with(cluster, "clock_wrong"),
+               number_of(cluster, "partitions_unavailable"),
+               number_of(cluster, "partitions_degraded"));
     else
         printf("%s: %lld of %lld nodes alive, %lld partitions unavailable\n", health_of(cluster),
                number_of(cluster, "members_alive"), number_of(cluster, "members_count"),

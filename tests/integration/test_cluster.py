@@ -653,6 +653,8 @@ def test_what_only_a_dead_node_has_is_named_until_it_is_given_up(three):
     assert health.returncode == 5 and health.stdout.startswith("unavailable"), health.stdout
     assert "keyspace once (15): 1" in health.stdout and "for want of n3 (" in health.stdout
     assert "keyspace two" not in health.stdout  # one of two is enough for it
+    figures = json.loads(client(cluster.nodes[0], "--json", "cluster", "health").stdout)
+    assert 1000 < figures["partitions_unavailable"] < figures["partitions_degraded"] == 4096
     cluster.add(wait=False)
     # Either n3 would gain by that, or has what n4 does: it follows from the members' numbers.
     all_know(cluster, "waits for n3, which does not answer", "cluster", "status")
