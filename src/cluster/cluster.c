@@ -99,7 +99,8 @@ follow_addresses(struct cluster_shard *shard, const struct topology *before)
 {
     const struct topology *topology = shard->topology;
     u32 self = cluster_member(shard->cluster);
-    for (u32 i = 0; i < topology->member_count; i++) {
+    /* Shard 0 has them from group0, which knows more of those that have moved. */
+    for (u32 i = 0; shard->index != 0 && i < topology->member_count; i++) {
         const struct topology_member *member = &topology->members[i];
         if (member->number == self) continue;
         struct peer_address address = {.port = member->peer_port,
@@ -516,7 +517,7 @@ MAY_YIELD static status
 enter(struct cluster_shard *shard, bool empty)
 {
     struct cluster *cluster = shard->cluster;
-    const struct group0_options options = {
+    struct group0_options options = {
         .lsm = shard->lsm,
         .peers = shard->peers,
         .budget = &shard->budget,
@@ -525,7 +526,12 @@ enter(struct cluster_shard *shard, bool empty)
         .epoch_of = cluster_epoch_of,
         .keeps = cluster_keeps,
         .arg = shard,
+        .address = {.port = cluster->options.peer_port,
+                    .shard_count = cluster->options.shard_count},
+        .seeds = cluster->options.seeds,
+        .seed_count = cluster->options.seed_count,
     };
+    memcpy(options.address.host, cluster->options.host, sizeof(options.address.host));
     status st = group0_open(&options, &shard->group0);
     if (status_is(st, ST_DENIED)) return rolled_back(cluster);
     if (status_is(st, ST_NOT_FOUND)) return taken_out(cluster);

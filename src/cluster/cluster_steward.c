@@ -59,8 +59,9 @@ keep_record(struct cluster_shard *shard)
     char reason[TOPOLOGY_REASON_BYTES] = "";
     status st = group0_change(shard->group0, fill_record, shard, io_now_ns() + CHANGE_NS, reason);
     if (!ok(st) && !status_is(st, ST_EXISTS))
-        log_warning("cluster", "the cluster does not know our new address yet: %s (%s)",
-                    status_text(st), reason);
+        log_warning("cluster", "the cluster does not know yet what has changed about us: %s (%s)",
+                    status_text(st),
+                    reason[0] != '\0' ? reason : "it waits for a member that leads");
 }
 
 /* ---- what it fetches ---- */

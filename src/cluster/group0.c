@@ -131,6 +131,7 @@ group0_fail(struct group0 *group0, status st, const char *what)
     fiber_queue_wake_all(&group0->applied_queue);
     fiber_queue_wake_all(&group0->lead_queue);
     fiber_queue_wake_all(&group0->starts_queue);
+    fiber_queue_wake_all(&group0->address_queue);
 }
 
 void
@@ -249,7 +250,8 @@ fibers_start(struct group0 *group0)
     } fibers[] = {{"group0-write", group0_writer_main},
                   {"group0-apply", group0_applier_main},
                   {"group0-lead", group0_lead_main},
-                  {"group0-starts", group0_starts_main}};
+                  {"group0-starts", group0_starts_main},
+                  {"group0-address", group0_address_main}};
     for (u32 i = 0; i < ARRAY_COUNT(fibers); i++) {
         bool entered = fiber_gate_enter(&group0->gate);
         CHECK(entered);
@@ -325,10 +327,16 @@ restore(struct group0 *group0)
     group0_identity_tell(group0);
     group0->restored = hard;
     group0_starts_open(group0, true);
+    group0_address_open(group0, true);
     /* We are not in it yet, as far as this is known here, or not any more: who takes us in says who
      * the members are (group0_change.c: become). */
     if (group0_member(group0) == 0) return ST_OK;
     group0_addresses_update(group0, group0->topology);
+    if (group0_address_is_new(group0)) {
+        log_info("group0", "this node is elsewhere than before: the others are told address=%s:%u",
+                 group0->options.address.host, group0->options.address.port);
+        fiber_queue_wake_all(&group0->address_queue);
+    }
     st = group0_starts_check(group0, group0->topology, io_now_ns() + GROUP0_STARTS_OPEN_NS);
     if (status_is(st, ST_TIMED_OUT)) {
         group0->proving = true;
@@ -353,7 +361,8 @@ init(struct group0 *group0, const struct group0_options *options)
         buf_init(&group0->sends[i].config, options->budget);
     struct fiber_queue *queues[] = {&group0->writer_queue, &group0->written_queue,
                                     &group0->apply_queue,  &group0->applied_queue,
-                                    &group0->lead_queue,   &group0->starts_queue};
+                                    &group0->lead_queue,   &group0->starts_queue,
+                                    &group0->address_queue};
     for (u32 i = 0; i < ARRAY_COUNT(queues); i++)
         fiber_queue_init(queues[i]);
     lsm_batch_init(&group0->next, options->budget);
@@ -387,6 +396,7 @@ group0_open(const struct group0_options *options, struct group0 **out)
     }
     group0_handlers_set(group0, true);
     group0_starts_open(group0, true);
+    group0_address_open(group0, true);
     if (group0->topology != NULL && !group0->proving)
         options->changed(options->arg, group0->topology);
     *out = group0;
@@ -400,11 +410,13 @@ group0_close(struct group0 *group0)
     group0->closing = true;
     group0_handlers_set(group0, false);
     group0_starts_open(group0, false);
+    group0_address_open(group0, false);
     io_timer_cancel(&group0->tick);
     group0_proposals_fail(group0, GROUP0_UNKNOWN);
     struct fiber_queue *queues[] = {&group0->writer_queue, &group0->written_queue,
                                     &group0->apply_queue,  &group0->applied_queue,
-                                    &group0->lead_queue,   &group0->starts_queue};
+                                    &group0->lead_queue,   &group0->starts_queue,
+                                    &group0->address_queue};
     for (u32 i = 0; i < ARRAY_COUNT(queues); i++)
         fiber_queue_wake_all(queues[i]);
     list_for_each (link, &group0->readers)
@@ -414,6 +426,7 @@ group0_close(struct group0 *group0)
     group0_held_drop(group0);
     group0_log_clear(group0);
     group0_starts_free(group0);
+    group0_addresses_free(group0);
     mem_free(budget, group0->items, group0->item_capacity * sizeof(*group0->items));
     group0_blob_release(group0, group0->base_blob);
     arrays_free(group0);
@@ -536,18 +549,6 @@ is_still_needed(const struct group0 *group0, const struct topology *topology, u3
            (group0->running && raft_peer_find(&group0->raft, member) != NULL);
 }
 
-/* False: no memory; the next message or topology tries again. */
-static bool
-address_set(struct group0 *group0, u32 member, const struct peer_address *address)
-{
-    struct peers *peers = group0->options.peers;
-    const struct peer_address *present = peers_member_address(peers, member);
-    bool same = present != NULL && present->port == address->port &&
-                present->shard_count == address->shard_count &&
-                strcmp(present->host, address->host) == 0;
-    return same || peers_member_set(peers, member, address);
-}
-
 /* A member of the cluster says where it is. Believed as long as the topology says nothing of it, or
  * is older than what it knows. */
 void
@@ -558,17 +559,8 @@ group0_address_heard(struct group0 *group0, u32 member, u64 epoch,
     if (address->port == 0 || member == 0 || member == group0->identity.member) return;
     if (topology != NULL && epoch <= topology->epoch && topology_member(topology, member) != NULL)
         return;
-    if (!address_set(group0, member, address))
+    if (!group0_address_set(group0, member, address))
         log_debug("group0", "no memory for an address member=%u", member);
-}
-
-static struct peer_address
-address_of(const struct topology_member *member)
-{
-    struct peer_address address = {.port = member->peer_port, .shard_count = member->shard_count};
-    static_assert(sizeof(address.host) == sizeof(member->host), "the same names");
-    memcpy(address.host, member->host, sizeof(address.host));
-    return address;
 }
 
 /* From *at on, which moves: who is added comes by ascending number, as the known stand. */
@@ -592,12 +584,15 @@ group0_addresses_update(struct group0 *group0, const struct topology *topology)
     u32 at = 0, kept = 0;
     for (u32 i = 0; i < topology->member_count; i++) {
         const struct topology_member *member = &topology->members[i];
-        struct peer_address address = address_of(member);
         if (member->number == group0->identity.member) {
-            group0->envelope_size = group0_envelope_encode(&address, group0->envelope);
+            struct peer_address own = group0->options.address;
+            if (own.port == 0) own = group0_address_of(member);
+            group0->envelope_size = group0_envelope_encode(&own, group0->envelope);
             continue;
         }
-        if (address_set(group0, member->number, &address)) known_add(group0, member->number, &at);
+        struct peer_address address = group0_address_present(group0, member);
+        if (group0_address_set(group0, member->number, &address))
+            known_add(group0, member->number, &at);
     }
     for (u32 i = 0; i < group0->known_count; i++) {
         u32 member = group0->known[i];

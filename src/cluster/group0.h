@@ -36,6 +36,11 @@ struct group0_options {
      * heard last; NULL: nobody has. */
     bool (*keeps)(void *arg, u32 member);
     void *arg;
+    /* Where the others reach this node, and seeds, which may know them; valid as long as group0 is
+     * open. Port 0: the topology is right about it. */
+    struct peer_address address;
+    const struct peer_address *seeds;
+    u32 seed_count;
     u64 keeps_ns;         /* it is waited for so long at most; 0: HINTS_WINDOW_MS */
     u32 snapshot_entries; /* a snapshot is taken behind so many; 0: 256 */
 };

@@ -12,6 +12,7 @@
  *   group0_lead.c    what the leader sees to: voters, learners, plans
  *   group0_voters.c  who should vote; pure
  *   group0_starts.c  a directory from an older copy is noticed before anything of it counts
+ *   group0_address.c members that come back under another address
  *
  * Invariants
  *   G1  What raft wants written goes into the batch `next` in the same callback, entries already in
@@ -70,6 +71,13 @@
 #define GROUP0_STRANGERS_MAX      RAFT_VOTERS_MAX
 #define GROUP0_STARTS_PATIENCE_NS (200 * NS_PER_MS) /* once enough have answered */
 #define GROUP0_STARTS_OPEN_NS     (1 * NS_PER_S)    /* group0_open waits no longer */
+/* A member that is elsewhere than the topology says tells the others, and is believed so long. */
+#define GROUP0_ADDRESS_NS      (500 * NS_PER_MS)
+#define GROUP0_ADDRESS_CALL_NS (1 * NS_PER_S)
+#define GROUP0_MOVED_NS        (10 * NS_PER_S)
+#define GROUP0_ADDRESS_ASKED   3u   /* members that are asked for the others, in a round */
+#define GROUP0_ADDRESS_LOOKS   16u  /* places where others may be, in a round */
+#define GROUP0_ADDRESS_WARN    100u /* rounds without an answer: once in so many it is said */
 static_assert(GROUP0_HEARD >= 2 * RAFT_MEMBERS_MAX, "numbers of present members seldom meet");
 
 static_assert(RAFT_MEMBERS_MAX >= LIMIT_PLACEMENT_NODES, "every member takes part");
@@ -163,6 +171,24 @@ u32 group0_envelope_encode(const struct peer_address *address, u8 out[GROUP0_ENV
 MUST_CHECK status group0_envelope_decode(struct bytes bytes, struct peer_address *address_out,
                                          struct bytes *message_out);
 
+/* PEER_ADDRESS and its answer: who says so, and where it is. */
+struct group0_told {
+    u32 member;
+    bool asks; /* for the others' places */
+    struct peer_address address;
+    struct starts own;
+    struct bytes others; /* of an answer: struct group0_place, one behind the other */
+};
+struct group0_place {
+    u32 member;
+    struct peer_address address;
+};
+MUST_CHECK bool group0_told_encode(const struct group0_told *told, struct buf *out);
+MUST_CHECK status group0_told_decode(struct bytes bytes, struct group0_told *out);
+MUST_CHECK bool group0_place_put(const struct group0_place *place, struct buf *out);
+/* The first one, which *bytes begins behind then; ST_NOT_FOUND: there is none. */
+MUST_CHECK status group0_place_take(struct bytes *bytes, struct group0_place *out);
+
 /* Answer to PEER_PROPOSE. */
 MUST_CHECK bool group0_outcome_encode(const struct group0_outcome *outcome, struct buf *out);
 MUST_CHECK status group0_outcome_decode(struct bytes bytes, struct group0_outcome *out);
@@ -254,6 +280,12 @@ struct group0_starts { /* what we were told of another member */
     u64 batch;            /* with which it is durable */
 };
 
+struct group0_moved { /* says that it is elsewhere than the topology has it */
+    u32 member;
+    u64 until_ns; /* if it does not say so again */
+    struct peer_address record, present;
+};
+
 struct group0_held { /* a message that waits for the disk */
     struct list link;
     u64 to, after;
@@ -275,6 +307,10 @@ struct group0 {
         *starts; /* starts_count, one for each member that has told us, by number */
     u32 starts_count, starts_capacity;
     struct fiber_queue starts_queue;
+    struct group0_moved *moved; /* moved_count */
+    u32 moved_count, moved_capacity;
+    u32 address_turn; /* of `known`: who is asked for the others next */
+    struct fiber_queue address_queue;
     u32 strangers[GROUP0_STRANGERS_MAX]; /* members since our topology; before raft runs */
     u32 stranger_count;
     bool proving; /* whether this directory may be believed is not known yet: raft does not run */
@@ -458,6 +494,24 @@ void group0_starts_heard(struct group0 *group0, u32 member);
 MAY_YIELD void group0_starts_main(void *arg);
 /* Others are answered. */
 void group0_starts_open(struct group0 *group0, bool there);
+/* What the member has told last; count 0: nothing. */
+struct starts group0_starts_of(const struct group0 *group0, u32 member);
+
+/* group0_address.c */
+/* What the topology says. */
+struct peer_address group0_address_of(const struct topology_member *member);
+/* Where the member is to be called: there, or where it says that it is. */
+struct peer_address group0_address_present(struct group0 *group0,
+                                           const struct topology_member *member);
+/* False: no memory; the next message or topology tries again. */
+MUST_CHECK bool group0_address_set(struct group0 *group0, u32 member,
+                                   const struct peer_address *address);
+/* Whether the topology has us elsewhere. */
+bool group0_address_is_new(const struct group0 *group0);
+void group0_addresses_free(struct group0 *group0);
+MAY_YIELD void group0_address_main(void *arg);
+/* Others are answered. */
+void group0_address_open(struct group0 *group0, bool there);
 
 /* group0_change.c */
 /* done is called later, if it returns true; else outcome_out says what it was. */

@@ -55,8 +55,8 @@ known_find(const struct group0 *group0, u32 member)
     return found ? &group0->starts[at] : NULL;
 }
 
-static struct starts
-known_of(const struct group0 *group0, u32 member)
+struct starts
+group0_starts_of(const struct group0 *group0, u32 member)
 {
     const struct group0_starts *known = known_find(group0, member);
     return known != NULL ? known->newest : (struct starts){0};
@@ -258,7 +258,7 @@ started_came(void *arg, struct peer_request *request, const struct peer_identity
         refuse(group0, request, NATIVE_ST_UNAVAILABLE);
         return;
     }
-    struct starts known = known_of(group0, from->member);
+    struct starts known = group0_starts_of(group0, from->member);
     enum starts_verdict verdict = starts_judge(&known, &told.own);
     if (verdict == STARTS_ROLLED_BACK)
         log_warning("group0",
@@ -320,7 +320,7 @@ tell(struct round *round, struct telling *telling, u32 member, bool remember)
 {
     struct group0 *group0 = round->group0;
     struct starts_told told = {
-        .remember = remember, .yours = known_of(group0, member), .own = group0->own_starts};
+        .remember = remember, .yours = group0_starts_of(group0, member), .own = group0->own_starts};
     u8 bytes[STARTS_TOLD_BYTES_MAX];
     struct bytes part = BYTES(bytes, starts_told_encode(&told, bytes));
     struct native_header header = {.opcode = PEER_STARTED,

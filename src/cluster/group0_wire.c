@@ -244,6 +244,68 @@ group0_envelope_decode(struct bytes bytes, struct peer_address *address_out,
     return ST_OK;
 }
 
+static MUST_CHECK bool
+address_put(const struct peer_address *address, struct buf *out)
+{
+    u8 bytes[GROUP0_ENVELOPE_BYTES_MAX];
+    return buf_append(out, bytes, group0_envelope_encode(address, bytes));
+}
+
+/* version, asks : u8 each, zero x 2 | member : u32 | address, as an envelope | starts; then places
+ */
+#define TOLD_HEADER 8u
+
+bool
+group0_told_encode(const struct group0_told *told, struct buf *out)
+{
+    u8 header[TOLD_HEADER] = {VERSION, told->asks}, starts[STARTS_BYTES_MAX];
+    store_u32(header + 4, told->member);
+    return buf_append(out, header, sizeof(header)) && address_put(&told->address, out) &&
+           buf_append(out, starts, starts_encode(&told->own, starts));
+}
+
+status
+group0_told_decode(struct bytes bytes, struct group0_told *out)
+{
+    if (bytes.size < TOLD_HEADER || bytes.data[0] != VERSION || bytes.data[1] > 1 ||
+        load_u16(bytes.data + 2) != 0)
+        return ST_CORRUPT;
+    struct group0_told told = {.asks = bytes.data[1] != 0, .member = load_u32(bytes.data + 4)};
+    struct bytes rest = BYTES(bytes.data + TOLD_HEADER, bytes.size - TOLD_HEADER);
+    size_t size;
+    status st = group0_envelope_decode(rest, &told.address, &rest);
+    if (ok(st)) st = starts_decode(rest, &told.own, &size);
+    if (!ok(st)) return st;
+    if (told.member == 0 || told.address.port == 0) return ST_CORRUPT;
+    told.others = BYTES(rest.data + size, rest.size - size);
+    *out = told;
+    return ST_OK;
+}
+
+/* member : u32 | address, as an envelope */
+bool
+group0_place_put(const struct group0_place *place, struct buf *out)
+{
+    u8 member[4];
+    store_u32(member, place->member);
+    return buf_append(out, member, sizeof(member)) && address_put(&place->address, out);
+}
+
+status
+group0_place_take(struct bytes *bytes, struct group0_place *out)
+{
+    if (bytes->size == 0) return ST_NOT_FOUND;
+    if (bytes->size < 4) return ST_CORRUPT;
+    struct group0_place place = {.member = load_u32(bytes->data)};
+    struct bytes rest = BYTES(bytes->data + 4, bytes->size - 4);
+    status st = group0_envelope_decode(rest, &place.address, &rest);
+    if (!ok(st)) return st;
+    if (place.member == 0 || place.address.port == 0) return ST_CORRUPT;
+    *bytes = rest;
+    *out = place;
+    return ST_OK;
+}
+
 /* version, zero x 3 | result : u8, zero x 3 | leader : u32 | reason's size : u32 | index : u64 |
  * reason */
 #define OUTCOME_HEADER 24u

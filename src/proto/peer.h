@@ -51,7 +51,8 @@
     X(STREAM, 74)                                                                                  \
     X(TREE, 75)                                                                                    \
     X(ADMIN, 78)                                                                                   \
-    X(STARTED, 79)
+    X(STARTED, 79)                                                                                 \
+    X(ADDRESS, 80)
 
 enum peer_opcode {
 #define X(name, number) PEER_##name = number,

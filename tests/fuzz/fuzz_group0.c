@@ -84,6 +84,22 @@ starts_of(u8 which, struct bytes bytes)
     }
 }
 
+static void
+addresses(u8 which, struct bytes bytes, struct buf *buf)
+{
+    struct group0_told told;
+    struct group0_place place;
+    if (which == 12 && ok(group0_told_decode(bytes, &told))) {
+        CHECK(group0_told_encode(&told, buf));
+        same(buf_bytes(buf), BYTES(bytes.data, bytes.size - told.others.size));
+    } else if (which == 13) {
+        struct bytes rest = bytes;
+        while (ok(group0_place_take(&rest, &place)))
+            CHECK(group0_place_put(&place, buf));
+        same(buf_bytes(buf), BYTES(bytes.data, bytes.size - rest.size));
+    }
+}
+
 int
 LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
@@ -96,6 +112,7 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     values(data[0], bytes, &buf);
     bodies(data[0], bytes, &buf);
     starts_of(data[0], bytes);
+    addresses(data[0], bytes, &buf);
     u8 kind;
     u64 index;
     u32 number;

@@ -11,7 +11,7 @@ import threading
 import time
 
 import pytest
-from conftest import BUILD, SLOW, ReplyError, data_port, free_ports, wait_for
+from conftest import BUILD, SLOW, ReplyError, data_port, free_port, free_ports, wait_for
 
 SECRET = "a secret of the tests"
 
@@ -49,6 +49,15 @@ class Cluster:
         self.nodes.append(node)
         self.peer_ports.append(peer_port)
         return node
+
+    def readdress(self, index, **options):
+        """A node that does not run: it is to start with other ports."""
+        node = self.nodes[index]
+        node.port, self.peer_ports[index] = free_port(), free_ports(4)
+        node.admin_port = node.port + 1000
+        node.options["address"] = f"127.0.0.1:{node.port}"
+        node.options["peer-address"] = f"127.0.0.1:{self.peer_ports[index]}"
+        node.options.update({name.replace("_", "-"): value for name, value in options.items()})
 
     def view(self, index):
         """The cluster as the node sees it, or None while it does not answer."""
@@ -446,6 +455,58 @@ def test_a_whole_cluster_comes_back_with_its_data(three):
     three.wait_settled(3)
     for i in range(50):
         assert three.nodes[(i + 1) % 3].call("GET", f"k{i}") == f"v{i}".encode()
+
+
+def has_moved(cluster, keys):
+    """Everybody sees everybody, at their new addresses, and each node has all data."""
+    cluster.wait_settled(3)
+
+    def known():
+        peers = [{member["peer_port"] for member in cluster.field(index, "members") or []}
+                 for index in range(3)]
+        return all(ports == set(cluster.peer_ports) for ports in peers)
+
+    wait_for(known, "all to know the new addresses", every=0.2)
+    assert all(client(node, "cluster", "health").returncode == 0 for node in cluster.nodes)
+    for node in cluster.nodes:
+        with node.connect() as connection:
+            for i in range(keys):
+                assert connection.call("GET", f"k{i}") == f"v{i}".encode()
+
+
+def test_members_come_back_under_other_addresses(three):
+    for i in range(50):
+        three.nodes[i % 3].call("SET", f"k{i}", f"v{i}")
+    # One after the other, whoever leads; without a word of it to the others.
+    for index in range(3):
+        three.nodes[index].stop() if index != 1 else three.nodes[index].kill()
+        three.readdress(index)
+        begun = time.monotonic()
+        three.nodes[index].start()
+        has_moved(three, 50)
+        print(f"node {index} was there after {time.monotonic() - begun:.1f} s")
+        assert time.monotonic() - begun < 15 * SLOW
+    # Two at once.
+    for index in (0, 2):
+        three.nodes[index].kill()
+        three.readdress(index)
+    for index in (0, 2):
+        three.nodes[index].start()
+    has_moved(three, 50)
+
+
+def test_a_whole_cluster_comes_back_under_other_addresses(three):
+    for i in range(50):
+        three.nodes[i % 3].call("SET", f"k{i}", f"v{i}")
+    for node in three.nodes:
+        assert node.stop() == 0, node.log()
+    for index in range(3):
+        three.readdress(index)
+    for index, node in enumerate(three.nodes):
+        if index != 0:
+            node.options["seed-nodes"] = f"127.0.0.1:{three.nodes[0].port}@{three.peer_ports[0]}"
+        node.start()
+    has_moved(three, 50)
 
 
 def test_who_joins_later_gets_the_data_and_the_deletes(cluster):

@@ -413,6 +413,125 @@ a_cluster_survives_a_blackout(void **state)
     }
 }
 
+/* What changes of a node that does not run. */
+static void
+readdress(struct rig *rig, u32 node)
+{
+    rig->nodes[node].config->peer_endpoint.port += 100;
+}
+
+/* All shards of all nodes know where everybody is. */
+static bool
+addresses_are_known(const struct rig *rig)
+{
+    for (u32 i = 0; i < NODES; i++) {
+        const struct server *server = rig->nodes[i].server;
+        for (u32 shard = 0; shard < server->shard_count; shard++) {
+            const struct topology *topology = server->cluster->shards[shard]->topology;
+            for (u32 j = 0; j < NODES; j++) {
+                const struct topology_member *member =
+                    topology_member_by_id(topology, rig->nodes[j].config->node_id);
+                if (member == NULL || member->peer_port != rig->nodes[j].config->peer_endpoint.port)
+                    return false;
+            }
+        }
+    }
+    return true;
+}
+
+static MAY_YIELD void
+wait_readdressed(struct rig *rig)
+{
+    wait_settled(rig, NODES);
+    u64 deadline_ns = io_now_ns() + WAIT_NS;
+    while (!addresses_are_known(rig) && io_now_ns() < deadline_ns)
+        fiber_sleep_ns(10 * NS_PER_MS);
+    CHECK(addresses_are_known(rig));
+    wait_settled(rig, NODES);
+}
+
+/* Any that the others do not expect. */
+static MAY_YIELD void
+moves_story(struct rig *rig)
+{
+    wait_settled(rig, NODES);
+    struct rig_client client;
+    rig_connect_to(rig, 0, &client);
+    for (u32 i = 0; i < KEYS; i++)
+        CHECK(rig_is(rig_call(&client, "SET k%u v%u", i, i), "+OK\r\n"));
+    for (u32 i = 0; i < NODES; i++) { /* the leader among them */
+        rig_crash(rig, i);
+        readdress(rig, i);
+        rig_start(rig, i);
+        u64 begin_ns = io_now_ns();
+        wait_readdressed(rig);
+        CHECK(io_now_ns() - begin_ns < 15 * NS_PER_S);
+    }
+    for (u32 i = 1; i < NODES; i++) { /* a majority at once */
+        rig_crash(rig, i);
+        readdress(rig, i);
+    }
+    for (u32 i = 1; i < NODES; i++)
+        rig_start_begin(rig, i);
+    wait_readdressed(rig);
+    rig_disconnect(&client);
+    rig_connect_to(rig, 2, &client);
+    for (u32 i = 0; i < KEYS; i++) {
+        char key[32], value[32];
+        snprintf(key, sizeof(key), "k%u", i);
+        snprintf(value, sizeof(value), "v%u", i);
+        expect_key(&client, key, value);
+    }
+    rig_disconnect(&client);
+}
+
+static void
+members_come_back_under_other_addresses(void **state)
+{
+    for (u64 seed = 1; seed <= SEED_COUNT; seed++) {
+        struct rig rig = rig_of(seed, moves_story);
+        rig_run(&rig);
+    }
+}
+
+/* Nobody is where anybody knows him, and all but one know where that one is. */
+static MAY_YIELD void
+all_move_story(struct rig *rig)
+{
+    wait_settled(rig, NODES);
+    struct rig_client client;
+    rig_connect_to(rig, 0, &client);
+    for (u32 i = 0; i < KEYS; i++)
+        CHECK(rig_is(rig_call(&client, "SET k%u v%u", i, i), "+OK\r\n"));
+    for (u32 i = 0; i < NODES; i++)
+        rig_crash(rig, i);
+    for (u32 i = 0; i < NODES; i++) {
+        readdress(rig, i);
+        if (i != 0) rig->nodes[i].config->seeds[0].peer_port += 100;
+    }
+    for (u32 i = 0; i < NODES; i++)
+        rig_start_begin(rig, i);
+    wait_readdressed(rig);
+    rig_disconnect(&client);
+    rig_connect_to(rig, 1, &client);
+    for (u32 i = 0; i < KEYS; i++) {
+        char key[32], value[32];
+        snprintf(key, sizeof(key), "k%u", i);
+        snprintf(value, sizeof(value), "v%u", i);
+        expect_key(&client, key, value);
+    }
+    rig_disconnect(&client);
+}
+
+static void
+a_cluster_comes_back_under_other_addresses(void **state)
+{
+    for (u64 seed = 1; seed <= SEED_COUNT; seed++) {
+        struct rig rig = rig_of(seed, all_move_story);
+        rig_run(&rig);
+    }
+}
+
 /* Two nodes join under load, at once: not one request fails, and all data is where it should be. */
 static MAY_YIELD void
 two_join_story(struct rig *rig)
@@ -1793,6 +1912,8 @@ main(void)
         cmocka_unit_test(a_clock_that_is_wrong_for_one_shard_is_wrong),
         cmocka_unit_test(a_disk_that_stalls_is_told),
         cmocka_unit_test(a_scan_over_slow_links_answers_in_time),
+        cmocka_unit_test(members_come_back_under_other_addresses),
+        cmocka_unit_test(a_cluster_comes_back_under_other_addresses),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
