@@ -126,6 +126,7 @@ members_with_number(const json_t *cluster, const char *field)
 static const char *
 health_of(const json_t *cluster)
 {
+    if (is_true(cluster, "left")) return "left";
     if (number_of(cluster, "partitions_unavailable") != 0) return "unavailable";
     if (number_of(cluster, "members_alive") < number_of(cluster, "members_count") ||
         members_with(cluster, "stuck") != 0 || members_with(cluster, "clock_wrong") != 0 ||
@@ -216,6 +217,13 @@ show_ills(const json_t *cluster)
     size_t index;
     char name[32];
     json_t *member;
+    if (is_true(cluster, "left"))
+        printf("left    this node is no member of the cluster any more, and hears nothing of it: "
+               "ask another one, and stop this one\n");
+    else if (is_true(cluster, "proving"))
+        printf("waits   until %lld of the other nodes answer this one: before, nobody says whether "
+               "its directory is the one that it had, and it serves nothing\n",
+               number_of(cluster, "members_count") / 2);
     json_array_foreach(json_object_get(cluster, "members"), index, member)
     {
         if (is_true(member, "stuck"))

@@ -25,6 +25,8 @@
  */
 #include "cluster/group0_internal.h"
 
+#include <stdio.h>
+
 #include "base/fault.h"
 #include "base/log.h"
 #include "io/io.h"
@@ -447,14 +449,27 @@ group0_starts_check(struct group0 *group0, const struct topology *topology, u64 
 static MAY_YIELD void
 prove(struct group0 *group0)
 {
-    log_warning("group0", "nothing of this node's directory is shown before half of the other "
-                          "members say that it is none from an older copy: they do not answer yet");
+    const struct topology *topology = group0->topology;
+    char names[256] = "";
+    size_t size = 0;
+    for (u32 i = 0; i < topology->member_count && size < sizeof(names); i++) {
+        const struct topology_member *member = &topology->members[i];
+        const struct peer_address *at = peers_member_address(group0->options.peers, member->number);
+        if (at == NULL || member->number == group0->identity.member) continue;
+        size += (size_t)snprintf(names + size, sizeof(names) - size, "%s%s (%s:%u)",
+                                 size == 0 ? "" : ", ", member->node_id, at->host, at->port);
+    }
+    log_warning("group0",
+                "this node serves nothing before %u of the others say that its directory is none "
+                "from an older copy; it asks %s",
+                topology->member_count / 2, names);
     status st = group0_starts_check(group0, group0->topology, FIBER_FOREVER);
     if (ok(st)) st = group0_raft_start(group0, group0->restored);
     bool ends = group0->closing || io_stopping() || peers_taken_out(group0->options.peers);
     if (!ok(st) && !ends) group0_fail(group0, st, "starting");
     if (!ok(st)) return;
     group0->proving = false;
+    log_info("group0", "enough of the others have answered: this node serves");
     group0->options.changed(group0->options.arg, group0->topology);
 }
 

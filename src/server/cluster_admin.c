@@ -617,14 +617,15 @@ find_keyspace(struct exec *x, const struct native_request *request, u64 *number_
 MAY_YIELD static void
 show_keyspaces(struct exec *x, const struct native_request *request)
 {
-    if (cluster_topology(x->shard->cluster) == NULL) {
+    u64 number = 0;
+    bool finds = request->cluster.function == NATIVE_CLUSTER_KEYSPACE_FIND;
+    if (finds && cluster_topology(x->shard->cluster) == NULL) {
         exec_fail(x, ST_UNAVAILABLE);
         return;
     }
-    u64 number = 0;
-    bool finds = request->cluster.function == NATIVE_CLUSTER_KEYSPACE_FIND;
     if (finds && !find_keyspace(x, request, &number)) return;
-    const struct topology *topology = cluster_topology(x->shard->cluster);
+    struct topology *topology = cluster_view_topology(x);
+    if (topology == NULL) return;
     if (!finds) number = topology->epoch;
     struct buf out;
     buf_init(&out, &x->shard->budget);
@@ -635,6 +636,7 @@ show_keyspaces(struct exec *x, const struct native_request *request)
     else
         exec_fail(x, ST_NO_MEMORY);
     buf_deinit(&out);
+    topology_release(topology);
 }
 
 /* ---- proposals ---- */
@@ -717,6 +719,10 @@ have_done(struct exec *x, const struct native_request *request)
 {
     const struct native_cluster *wanted = &request->cluster;
     enum peer_admin_function function = PEER_ADMIN_REPAIR;
+    if (cluster_topology(x->shard->cluster) == NULL) {
+        exec_fail(x, ST_UNAVAILABLE);
+        return;
+    }
     if (wanted->function == NATIVE_CLUSTER_DRAIN)
         function =
             (wanted->flags & NATIVE_CLUSTER_UNDO) != 0 ? PEER_ADMIN_DRAIN_UNDO : PEER_ADMIN_DRAIN;

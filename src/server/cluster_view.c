@@ -6,6 +6,7 @@
 
 #include <stdio.h>
 
+#include "base/log.h"
 #include "server/cluster_admin.h"
 #include "server/cmd.h"
 #include "server/command_table.h"
@@ -48,6 +49,8 @@ look_here(void *arg)
     const struct cluster_shard *shard = look->server->cluster->shards[0];
     if (shard == NULL) return;
     group0_stats_get(shard->group0, &look->view->group0);
+    look->view->proving = group0_is_proving(shard->group0);
+    look->view->left = shard->is_out;
     u64 now = io_now_ns();
     for (u32 i = 0; i < look->view->count; i++) {
         struct cluster_view_member *member = &look->view->members[i];
@@ -237,23 +240,71 @@ count_risks(const struct topology *topology, struct cluster_view *view)
     }
 }
 
+struct unproven { /* a topology that no shard works with yet, as bytes of shard 0 */
+    struct cluster *cluster;
+    struct buf bytes;
+    bool taken; /* bytes is to be freed there */
+    status st;
+};
+
+static void
+unproven_take(void *arg)
+{
+    struct unproven *unproven = arg;
+    struct cluster_shard *shard = unproven->cluster->shards[0];
+    unproven->st = ST_UNAVAILABLE;
+    if (shard == NULL || shard->group0 == NULL || group0_topology(shard->group0) == NULL) return;
+    buf_init(&unproven->bytes, &shard->budget);
+    unproven->taken = true;
+    unproven->st =
+        topology_encode(group0_topology(shard->group0), &unproven->bytes) ? ST_OK : ST_NO_MEMORY;
+}
+
+static void
+unproven_free(void *arg)
+{
+    struct unproven *unproven = arg;
+    buf_deinit(&unproven->bytes);
+}
+
+MAY_YIELD struct topology *
+cluster_view_topology(struct exec *x)
+{
+    struct topology *topology = cluster_topology(x->shard->cluster);
+    if (topology != NULL) {
+        topology_hold(topology);
+        return topology;
+    }
+    /* References are counted by the shard that has it, so this one gets its own. */
+    struct unproven unproven = {.cluster = x->shard->server->cluster, .st = ST_UNAVAILABLE};
+    status st = ST_UNAVAILABLE;
+    if (atomic_load(&unproven.cluster->proving))
+        st = io_shard_call(0, FIBER_FOREGROUND, unproven_take, &unproven);
+    if (ok(st)) st = unproven.st;
+    if (ok(st)) st = topology_decode(buf_bytes(&unproven.bytes), &x->shard->budget, &topology);
+    if (unproven.taken && !ok(io_shard_call(0, FIBER_FOREGROUND, unproven_free, &unproven)))
+        log_debug("cluster", "a copy of the topology goes with its shard");
+    if (ok(st)) return topology;
+    exec_fail(x, st);
+    return NULL;
+}
+
 MAY_YIELD struct cluster_view *
 cluster_view_take(struct exec *x, struct topology **topology_out)
 {
-    struct topology *topology = cluster_topology(x->shard->cluster);
-    if (topology == NULL) {
-        exec_fail(x, ST_UNAVAILABLE);
-        return NULL;
-    }
+    struct topology *topology = cluster_view_topology(x);
+    if (topology == NULL) return NULL;
     size_t bytes =
         sizeof(struct cluster_view) + topology->member_count * sizeof(struct cluster_view_member);
     struct cluster_view *view = (struct cluster_view *)(void *)exec_alloc(x, bytes);
-    if (view == NULL) return NULL;
+    if (view == NULL) {
+        topology_release(topology);
+        return NULL;
+    }
     memset(view, 0, bytes);
     view->count = topology->member_count;
     for (u32 i = 0; i < view->count; i++)
         view->members[i].number = topology->members[i].number;
-    topology_hold(topology);
     struct look look = {.server = x->shard->server, .view = view};
     status st = io_shard_call(0, FIBER_FOREGROUND, look_here, &look);
     if (!ok(st)) {
@@ -262,6 +313,12 @@ cluster_view_take(struct exec *x, struct topology **topology_out)
         return NULL;
     }
     count_partitions(topology, view);
+    if (view->proving) { /* also those of one replica */
+        view->any.unavailable = topology->partition_count;
+        for (u32 k = 0; k < LIMIT_KEYSPACES_CLIENT; k++)
+            if (topology->keyspaces[k].used)
+                view->keyspaces[k].unavailable = topology->partition_count;
+    }
     count_risks(topology, view);
     *topology_out = topology;
     return view;
@@ -353,11 +410,13 @@ cluster_view_json(const struct exec *x, const struct topology *topology,
         alive += view->members[i].alive;
     cmd_text(out,
              "{\"cluster_id\":\"%016llx\",\"epoch\":%llu,\"stage\":\"%s\",\"self\":%u,"
-             "\"leader\":%u,\"term\":%llu,\"replicas\":%u,\"write_quorum\":%u,\"read_quorum\":%u",
+             "\"leader\":%u,\"term\":%llu,\"replicas\":%u,\"write_quorum\":%u,\"read_quorum\":%u,"
+             "\"proving\":%s,\"left\":%s",
              (unsigned long long)topology->cluster_id, (unsigned long long)topology->epoch,
              cluster_stage_names[topology->stage % 3], cluster_member(cluster), view->group0.leader,
              (unsigned long long)view->group0.term, topology->keyspaces[0].replicas,
-             topology->keyspaces[0].write_quorum, topology->keyspaces[0].read_quorum);
+             topology->keyspaces[0].write_quorum, topology->keyspaces[0].read_quorum,
+             view->proving ? "true" : "false", view->left ? "true" : "false");
     cmd_text(out,
              ",\"partition_count\":%u,\"partitions_unavailable\":%u,\"partitions_degraded\":%u,"
              "\"members_alive\":%u,\"members_count\":%u,\"fetched_bytes\":%llu,\"members\":[",

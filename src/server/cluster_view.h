@@ -38,6 +38,8 @@ struct cluster_view {
     struct group0_stats group0;
     struct cluster_view_counts any; /* of any keyspace */
     struct cluster_view_counts keyspaces[LIMIT_KEYSPACES_CLIENT];
+    bool proving; /* this node does not know yet whether it may believe its directory */
+    bool left;    /* it is no member any more */
     u32 count;
     struct cluster_view_member members[]; /* by ascending number */
 };
@@ -48,6 +50,10 @@ extern const char *const cluster_conflict_names[2];
 /* Whether the member of this id lives, as far as is known here. One that does is not called dead by
  * mistake: it would lose what only it has. */
 bool cluster_named_alive(const struct cluster_shard *shard, const char *node_id);
+
+/* What a shard that serves nothing yet shows of its cluster, too: who the members are, as far as
+ * its directory says, to be released. NULL: the run has failed. */
+MAY_YIELD struct topology *cluster_view_topology(struct exec *x);
 
 /* On a fiber of any shard: asks shard 0. The memory is the run's; NULL: it has failed. topology:
  * what it is about, to be released. */

@@ -457,6 +457,33 @@ def test_a_whole_cluster_comes_back_with_its_data(three):
         assert three.nodes[(i + 1) % 3].call("GET", f"k{i}") == f"v{i}".encode()
 
 
+def test_a_node_that_finds_nobody_shows_what_it_waits_for(three):
+    first, second, third = three.nodes
+    first.call("SET", "k", "v")
+    for node in three.nodes:
+        assert node.stop() == 0, node.log()
+    first.start()  # ready, though it is alone
+    wait_for(lambda: three.view(0) is not None, "an answer")
+    view = three.view(0)
+    assert view["proving"] is True and view["members_alive"] == 1
+    assert [member["node_id"] for member in view["members"]] == ["n1", "n2", "n3"]
+    assert view["partitions_unavailable"] == view["partition_count"]
+    assert "until 1 of the other nodes answer" in cli(three, "cluster", "status")
+    done = client(first, "cluster", "health")
+    assert done.returncode == 5 and "unavailable: 1 of 3" in done.stdout
+    assert len(json.loads(cli(three, "--json", "cluster", "keyspaces"))) == 1
+    assert len(json.loads(cli(three, "--json", "cluster", "ring"))["members"]) == 3
+    assert read(first, "k", "ONE") is None
+    sign = "it asks " + ", ".join(f"n{index + 1} (127.0.0.1:{three.peer_ports[index]})"
+                                  for index in (1, 2))
+    wait_for(lambda: sign in first.log(), "the log to say whom it asks")
+    second.start()
+    wait_for(lambda: read(first, "k") == b"v", "a quorum")
+    assert three.field(0, "proving") is False
+    third.start()
+    three.wait_settled(3)
+
+
 def has_moved(cluster, keys):
     """Everybody sees everybody, at their new addresses, and each node has all data."""
     cluster.wait_settled(3)
@@ -584,6 +611,10 @@ def test_nodes_leave_and_are_forgotten(three):
         three.nodes[i % 4].call("SET", f"k{i}", f"v{i}")
     assert three.nodes[0].call("DISTKV.REMOVE", "n4") == "OK"
     wait_for(lambda: len(three.field(0, "members") or []) == 3, "the fourth to be gone", 120)
+    wait_for(lambda: (three.view(3) or {"left": False})["left"], "the fourth to know")
+    assert "no member of the cluster any more" in client(fourth, "cluster", "status").stdout
+    done = client(fourth, "cluster", "health")
+    assert done.returncode == 5 and done.stdout.startswith("left")
     fourth.kill()
     three.wait_settled(3)
     with pytest.raises(ReplyError, match="answers"):
