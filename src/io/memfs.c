@@ -2,10 +2,10 @@
  *
  * memfs.c -- files in a shard's memory.
  *
- *   names (sorted by path)      file                        chunks of 64 KiB
+ *   names (sorted by path)      file                        chunks of 16 KiB
  *   ":memory:"        dir       size, links, openings  -->  [ * ][ - ][ * ]
  *   ":memory:/log"    dir                                     |         |
- *   ":memory:/log/1"  ------------^                          64 KiB    64 KiB
+ *   ":memory:/log/1"  ------------^                          16 KiB    16 KiB
  *
  * A name without a file is a directory. A file lives as long as it has a name or is open. A chunk
  * that is NULL reads as zeros.

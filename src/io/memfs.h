@@ -18,7 +18,7 @@
 #include "base/status.h"
 
 /* Content is kept in chunks of this size; a chunk that was never written costs nothing. */
-#define MEMFS_CHUNK_BYTES (64u << 10)
+#define MEMFS_CHUNK_BYTES (16u << 10)
 /* Longest canonical path, with its end. */
 #define MEMFS_PATH_BYTES 512u
 

@@ -40,6 +40,8 @@
 #define CREDIT_PRESSURE 25u /* that much of it is one more */
 /* From this pressure on compaction does not wait for credit. */
 #define PRESSURE_UNPACED 500u
+/* Where space is short: tiers of this part of the last level are merged into it. */
+#define SPACE_RATIO 8u
 
 /* ---- pacing ---- */
 
@@ -78,7 +80,7 @@ pace(struct levels *levels, u64 bytes)
     levels->credit_bytes = MAX(levels->credit_bytes - (i64)bytes, -CREDIT_BEHIND_BYTES);
     earn_idle_credit(levels);
     while (levels->credit_bytes < 0 && levels->forced == 0 && !levels->stopping &&
-           levels->pressure < PRESSURE_UNPACED) {
+           levels_pressure(levels) < PRESSURE_UNPACED) {
         u64 deficit = (u64)-levels->credit_bytes;
         u64 wait_ns = deficit * NS_PER_US / (COMPACTION_IDLE_BYTES_PER_S / NS_PER_MS);
         (void)!ok(fiber_queue_wait(&levels->wake,
@@ -229,11 +231,13 @@ report_space(struct levels *levels, bool full)
 }
 
 /* A slice is only begun when its output surely fits: a full disk in the middle costs work, and the
- * space that it would have given back is needed most then. */
+ * space that it would have given back is needed most then. In memory a try costs little, and most
+ * of what is merged may be what is deleted. */
 static bool
 step_has_space(struct levels *levels, u64 input_bytes)
 {
     u64 disk_free, disk_total;
+    if (levels->config.in_memory) return true;
     if (!ok(io_disk_free(levels->dir, &disk_free, &disk_total)))
         return MARKED("lsm.compaction.free_unknown", true);
     return disk_free > input_bytes + MIB(1);
@@ -466,6 +470,7 @@ run_step(struct step *step)
         .entry_count_max = entries,
         .blob_span_max = into_last && span < UINT64_MAX / 2 ? 2 * span + 1 : UINT64_MAX,
         .collect_blobs = into_last,
+        .table_bytes_max = levels->table_bytes_max,
     };
     struct output output;
     status st = output_init(&output, &config);
@@ -560,8 +565,8 @@ sweep_begin(struct levels *levels, u16 keyspace, const struct pick *pick, u32 sk
             last->owner = (u8)(index + 1);
             bytes += last->bytes;
         }
-        sweep->whole =
-            tree->force_whole || tree->clean_due || levels_ranges_want_rewrite(levels, keyspace);
+        sweep->whole = tree->force_whole || tree->clean_due || levels->space_pressure > 0 ||
+                       levels_ranges_want_rewrite(levels, keyspace);
         tree->force_whole = tree->clean_due = false;
         if (sweep->whole) tree->rewrite_seq = levels->state.seq_flushed;
     }
@@ -614,6 +619,27 @@ sweep_step(struct levels *levels, u16 keyspace, u32 index)
 
 /* ---- work ---- */
 
+/* Whether space is so short that the tiers go down, though the shape would let them grow. Not for a
+ * few bytes each time, unless nothing else is left to do. */
+static bool
+space_wants_last(const struct levels *levels, const struct pick_tree *tree)
+{
+    if (levels->space_pressure < LEVELS_SPACE_NEAR || tree->run_count == 0) return false;
+    u64 bytes = 0;
+    for (u32 i = 0; i < tree->run_count; i++)
+        bytes += tree->runs[i].bytes;
+    return levels->space_pressure >= LEVELS_SPACE_FULL || bytes >= tree->last_bytes / SPACE_RATIO;
+}
+
+/* ... and then what the last level holds of values apart that nothing points to any more. */
+static bool
+space_wants_rewrite(const struct levels *levels, u16 keyspace)
+{
+    const struct run *last = run_set_last(levels->current, keyspace);
+    return levels->space_pressure >= LEVELS_SPACE_FULL && last != NULL &&
+           levels_run_has_garbage(last);
+}
+
 static bool
 tree_pick(struct levels *levels, u16 keyspace, struct pick *out, u32 *skipped_out)
 {
@@ -628,9 +654,10 @@ tree_pick(struct levels *levels, u16 keyspace, struct pick *out, u32 *skipped_ou
     levels_pick_tree(levels, keyspace, &tree, runs, sweeps, SWEEP_RUNS_MAX);
     u32 count = run_set_tree_count(levels->current, keyspace);
     *skipped_out = count - tree.run_count - (run_set_last(levels->current, keyspace) != NULL);
-    tree.force_last = state->force_last || state->clean_due;
-    tree.rewrite_last =
-        state->force_whole || state->clean_due || levels_ranges_want_rewrite(levels, keyspace);
+    tree.force_last = state->force_last || state->clean_due || space_wants_last(levels, &tree);
+    tree.rewrite_last = state->force_whole || state->clean_due ||
+                        levels_ranges_want_rewrite(levels, keyspace) ||
+                        space_wants_rewrite(levels, keyspace);
     compaction_pick(&tree, out);
     return out->kind != PICK_NONE;
 }

@@ -49,6 +49,7 @@ flush_one(struct levels *levels, const struct levels_flush *input, const struct 
         .io_class = IO_CLASS_COMPACTION,
         .entry_count_max = memtable_entry_count(input->memtable),
         .blob_span_max = UINT64_MAX,
+        .table_bytes_max = levels->table_bytes_max,
     };
     if (BUGGIFY("lsm.flush.many_tables")) config.table_bytes_max = KIB(8);
     struct output output;

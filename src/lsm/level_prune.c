@@ -213,6 +213,17 @@ levels_ranges_want_rewrite(struct levels *levels, u16 keyspace)
 }
 
 bool
+levels_run_has_garbage(const struct run *run)
+{
+    for (u32 i = 0; i < run->count; i++) {
+        const struct level_table *file = run->slots[i].file;
+        for (u32 j = 0; j < file->blob_count; j++)
+            if (level_blob_is_garbage(file->blobs[j])) return true;
+    }
+    return false;
+}
+
+bool
 levels_wants_rewrite(struct levels *levels, const struct run_slot *slot)
 {
     const struct table_meta *meta = &slot->file->table->meta;

@@ -530,6 +530,11 @@ configure(struct levels *levels, const struct levels_config *config)
     levels->tier_bytes = memtable;
     /* Tests with tiny memtables get tiny slices, so that small data has the shape of large. */
     if (memtable < MIB(4)) levels->slice_bytes = MAX(memtable * 4, KIB(64));
+    if (config->in_memory) {
+        levels->slice_bytes =
+            CLAMP(memtable / MEMORY_SLICES_IN_MEMTABLE, MEMORY_SLICE_BYTES_MIN, LEVELS_SLICE_BYTES);
+        levels->table_bytes_max = levels->slice_bytes / MEMORY_TABLES_IN_SLICE;
+    }
     if (BUGGIFY("lsm.levels.tiny_slices")) levels->slice_bytes = KIB(16);
     if (BUGGIFY("lsm.levels.early_compaction")) levels->fanout = 2;
     levels->scrub_bytes_per_s = config->options.scrub_bytes_per_s;
@@ -766,7 +771,35 @@ levels_range_find(const struct levels *levels, u16 keyspace, u64 token, u64 *ver
 u32
 levels_pressure(const struct levels *levels)
 {
-    return levels->pressure;
+    return MAX(levels->pressure, levels->space_pressure);
+}
+
+void
+levels_space_set(struct levels *levels, u32 pressure)
+{
+    CHECK(pressure <= LEVELS_SPACE_FULL);
+    bool rises = pressure > levels->space_pressure;
+    levels->space_pressure = pressure;
+    if (rises) fiber_queue_wake_all(&levels->wake);
+}
+
+bool
+levels_merges_ahead(const struct levels *levels)
+{
+    if (levels->failed || io_now_ns() < levels->retry_ns) return false;
+    const struct run_set *set = levels->current;
+    for (u32 i = 0; i < set->run_count; i++) {
+        const struct run *run = set->runs[i];
+        if (levels->trees[run->keyspace].broken) continue;
+        if (run->tier != RUN_TIER_LAST || levels_run_has_garbage(run)) return true;
+    }
+    return false;
+}
+
+u64
+levels_merge_bytes(const struct levels *levels)
+{
+    return levels->slice_bytes + MEMORY_SWEEP_TABLES * levels->table_bytes_max + MIB(1);
 }
 
 void

@@ -30,6 +30,7 @@ struct levels_config {
     u64 token_first, token_last;
     struct lsm_options options;
     struct budget *budget; /* indexes, filters, buffers */
+    bool in_memory;        /* files, too, take from the shard's budget */
     struct row_cache *row_cache;
     struct block_cache *block_cache;
     /* The sequence numbers of all open snapshots, ascending; *count_out of them. The pointer stays
@@ -190,6 +191,16 @@ MAY_YIELD MUST_CHECK status levels_compact_all(struct levels *levels);
 /* How much compaction lags, 0 to 1000: 0 nothing to do, 1000 writes must be refused. Writers slow
  * down smoothly in between (lsm.c turns it into an admission rate). */
 u32 levels_pressure(const struct levels *levels);
+/* How near the end of the space is, for who measures it (lsm.c, of files in memory): 0 far, from
+ * LEVELS_SPACE_NEAR on everything is merged down without waiting for credit and counts as pressure,
+ * at LEVELS_SPACE_FULL however little it may give. */
+#define LEVELS_SPACE_NEAR 500u
+#define LEVELS_SPACE_FULL 800u
+void levels_space_set(struct levels *levels, u32 pressure);
+/* Whether merging what is there may yet give room. */
+bool levels_merges_ahead(const struct levels *levels);
+/* Of files in memory: the room that a merge takes for a while. */
+u64 levels_merge_bytes(const struct levels *levels);
 /* Bytes the user wrote: earns compaction its beats. */
 void levels_user_bytes(struct levels *levels, u64 bytes);
 

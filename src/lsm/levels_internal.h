@@ -28,6 +28,13 @@
 
 /* What a slice of the last level holds, about; also a table's size. */
 #define LEVELS_SLICE_BYTES MIB(64)
+/* Where files lie in memory, tables are small: one gives its room back when the last token of it
+ * was merged, so a sweep needs room for a slice and for a part of each of its inputs, not for all.
+ */
+#define MEMORY_SLICES_IN_MEMTABLE 4u
+#define MEMORY_TABLES_IN_SLICE    4u
+#define MEMORY_SLICE_BYTES_MIN    KIB(64)
+#define MEMORY_SWEEP_TABLES       8u /* of which a sweep has merged a part, about */
 /* Of one sweep; older ones first when there are more. Below MERGE_SOURCES_MAX. */
 #define SWEEP_RUNS_MAX 128u
 /* A file is collected when less than this of it is still pointed to. */
@@ -93,8 +100,9 @@ struct levels {
     struct levels_config config;
     char dir[LSM_PATH_BYTES];
     struct budget *budget;
-    u32 id_prefix;   /* of file ids: generation and first slot, see levels.c */
-    u64 slice_bytes; /* LEVELS_SLICE_BYTES, less in tests */
+    u32 id_prefix;       /* of file ids: generation and first slot, see levels.c */
+    u64 slice_bytes;     /* LEVELS_SLICE_BYTES, less in tests */
+    u64 table_bytes_max; /* 0: tables end with their slices only */
     u32 fanout;
     u64 tier_bytes; /* see struct pick_tree */
 
@@ -137,6 +145,7 @@ struct levels {
     u64 prune_ns;               /* when to look for tables to drop again */
     u64 prune_generation;       /* of the manifest when that was done last */
     u32 pressure;               /* 0..1000, kept by levels_commit */
+    u32 space_pressure;         /* see levels_space_set */
     u64 debt_bytes;
     u64 scrub_bytes_per_s;
     u64 retry_ns; /* no compaction before this: the last one failed */
@@ -270,6 +279,8 @@ MAY_YIELD MUST_CHECK status levels_prune(struct levels *levels);
 bool levels_ranges_want_rewrite(struct levels *levels, u16 keyspace);
 /* Whether the range may still hide an entry of a run. */
 bool levels_range_may_cover(void *levels, const struct range_delete *range);
+/* Whether some blob file of it is to be collected. */
+bool levels_run_has_garbage(const struct run *run);
 /* Whether a table of the last level should be written anew though nothing is merged into it. */
 bool levels_wants_rewrite(struct levels *levels, const struct run_slot *slot);
 

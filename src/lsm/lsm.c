@@ -10,7 +10,8 @@
  * State has one setter, lsm_state_update:
  *
  *   OK  <-->  NO_SPACE      while a flush, a compaction or the disk reserve wants space; what only
- *                           deletes is taken all the same, and is merged soon
+ *                           deletes is taken all the same, and is merged soon. In memory writes
+ *                           wait before that for what is still to be merged
  *   OK, NO_SPACE --> FAILED the log or the manifest failed; for good. Reads go on.
  *
  * Memory of a store of M bytes: memtables (active, flushing, and held by readers) at most M / 4;
@@ -33,17 +34,21 @@
 #define DISK_CHECK_TICKS 10u /* of the above */
 /* A disk takes less in a second. With no more free above the reserve each tick looks, or what is
  * left of the reserve by then would not pay for what makes room. */
-#define DISK_NEAR_BYTES    GIB(4)
-#define MEMTABLE_BYTES_MIN KIB(128)
-#define MEMTABLE_BYTES_MAX MIB(128)
-#define SEGMENT_BYTES_MIN  MIB(16)
-#define SEGMENT_BYTES_MAX  MIB(64)
-#define CACHE_SHARE_WHOLE  1024u
-#define CACHE_SHARE_START  768u
-#define CACHE_SHARE_STEP   16u
-#define CACHE_SHARE_MIN    128u
-#define CACHE_SHARE_MAX    960u
-#define CACHE_BYTES_MIN    KIB(64)
+#define DISK_NEAR_BYTES GIB(4)
+/* Of a store's memory, for its files in memory: what comes and goes, and how near the end merges
+ * begin to go by the space. */
+#define MEMORY_PASSING_PART 16u
+#define MEMORY_NEAR_PART    8u
+#define MEMTABLE_BYTES_MIN  KIB(128)
+#define MEMTABLE_BYTES_MAX  MIB(128)
+#define SEGMENT_BYTES_MIN   MIB(16)
+#define SEGMENT_BYTES_MAX   MIB(64)
+#define CACHE_SHARE_WHOLE   1024u
+#define CACHE_SHARE_START   768u
+#define CACHE_SHARE_STEP    16u
+#define CACHE_SHARE_MIN     128u
+#define CACHE_SHARE_MAX     960u
+#define CACHE_BYTES_MIN     KIB(64)
 
 void
 lsm_options_default(struct lsm_options *options)
@@ -60,7 +65,7 @@ lsm_options_default(struct lsm_options *options)
     };
 }
 
-/* Files of such a directory live in the shard's memory: no log, no disk to fill up. */
+/* Files of such a directory live in the shard's memory: no log, and the memory fills up. */
 static bool
 is_in_memory(const char *dir)
 {
@@ -241,7 +246,10 @@ lsm_caches_balance(struct lsm *lsm)
     cache_share_update(lsm, &rows, &blocks);
 
     /* When the shard's other users leave less than the store's own limit, caches give way. */
-    u64 limit = lsm->budget.used_bytes + budget_available(&lsm->budget);
+    u64 rest = budget_available(&lsm->budget);
+    u64 shard_rest = budget_available(io_budget());
+    rest = MIN(rest, shard_rest - MIN(shard_rest, lsm->memory_reserve));
+    u64 limit = lsm->budget.used_bytes + rest;
     u64 others = lsm->budget.used_bytes - MIN(lsm->budget.used_bytes, rows.bytes + blocks.bytes);
     u64 memtables = lsm->memtable_budget.limit_bytes - lsm->memtable_budget.used_bytes;
     u64 kept = others + memtables + limit / 8;
@@ -254,13 +262,71 @@ lsm_caches_balance(struct lsm *lsm)
     block_cache_limit_set(lsm->block_cache, MAX(left - MIN(left, row_limit), CACHE_BYTES_MIN));
 }
 
+/* ---- room for files in memory ---- */
+
+/* What such files may not take, so that there is always room for what brings room back: the flush
+ * of a memtable, a merge, and passing needs. */
+static void
+memory_reserve_set(struct lsm *lsm)
+{
+    lsm->memory_reserve = lsm->memtable_limit_bytes + levels_merge_bytes(lsm->levels) +
+                          lsm->options.memory_bytes / MEMORY_PASSING_PART;
+}
+
+/* What is left to the shard when its caches have given way and memtables are full. */
+static u64
+memory_spare(const struct lsm *lsm)
+{
+    struct cache_stats rows, blocks;
+    row_cache_stats(lsm->row_cache, &rows);
+    block_cache_stats(lsm->block_cache, &blocks);
+    u64 spare = budget_available(io_budget()) + rows.bytes + blocks.bytes;
+    u64 memtables = lsm->memtable_budget.limit_bytes - lsm->memtable_budget.used_bytes;
+    return spare - MIN(spare, memtables);
+}
+
+/* Before writes are refused they wait for merges, and before that they are slowed down by them: of
+ * what is written again and again a merge leaves one version. Only where nothing is left to be
+ * merged, the store is full. */
+void
+lsm_memory_check(struct lsm *lsm)
+{
+    u64 spare = memory_spare(lsm), reserve = lsm->memory_reserve;
+    u64 near = lsm->options.memory_bytes / MEMORY_NEAR_PART;
+    u32 pressure = 0;
+    if (spare < reserve + near) {
+        u64 lacking = MIN(reserve + near - spare, near);
+        pressure =
+            LEVELS_SPACE_NEAR + (u32)((LEVELS_SPACE_FULL - LEVELS_SPACE_NEAR) * lacking / near);
+    }
+    levels_space_set(lsm->levels, pressure);
+    /* A little hysteresis, as on disks. */
+    bool full = spare < reserve + (lsm->no_space_disk ? reserve / 8 : 0);
+    bool awaited = full && !lsm->no_space_disk && levels_merges_ahead(lsm->levels);
+    if (awaited) MARK("lsm.memory.merge_awaited");
+    bool come = lsm->merge_awaited && !awaited;
+    lsm->merge_awaited = awaited;
+    if (full && !awaited && !lsm->no_space_disk) {
+        MARK("lsm.memory.full");
+        /* Perhaps there are deletes in the memtables that would bring room. */
+        lsm->deletes_full_seq = lsm->seq_last;
+    }
+    lsm->no_space_disk = full && !awaited;
+    lsm_state_update(lsm);
+    if (come) fiber_queue_wake_all(&lsm->room_wake);
+}
+
 /* ---- the tending fiber ---- */
 
 static MAY_YIELD void
 disk_check(struct lsm *lsm)
 {
     u64 disk_free, total;
-    if (lsm->options.disk_reserve_bytes == 0 || is_in_memory(lsm->dir)) return;
+    if (is_in_memory(lsm->dir)) {
+        lsm_memory_check(lsm);
+        return;
+    }
+    if (lsm->options.disk_reserve_bytes == 0) return;
     status st = io_disk_free(lsm->dir, &disk_free, &total);
     if (!ok(st)) {
         MARK("lsm.disk.free_unknown"); /* writing will tell */
@@ -330,7 +396,7 @@ tend_fiber(void *arg)
         lsm_caches_balance(lsm);
         log_length_check(lsm);
         bool second = tick % DISK_CHECK_TICKS == 0;
-        if (second || lsm->disk_near) disk_check(lsm);
+        if (second || lsm->disk_near || is_in_memory(lsm->dir)) disk_check(lsm);
         if (second) {
             deletes_merge(lsm);
             memtable_pages_trim(&lsm->memtable_pages);
@@ -440,6 +506,7 @@ parts_open(struct lsm *lsm)
         .token_last = lsm->token_last,
         .options = lsm->options,
         .budget = &lsm->budget,
+        .in_memory = is_in_memory(lsm->dir),
         .row_cache = lsm->row_cache,
         .block_cache = lsm->block_cache,
         .snapshots = lsm_snapshot_seqs,
@@ -448,6 +515,7 @@ parts_open(struct lsm *lsm)
     };
     status st = levels_open(&config, &lsm->levels, &lsm->flush_state);
     if (!ok(st)) return st;
+    if (config.in_memory) memory_reserve_set(lsm);
     lsm->seq_last = lsm->seq_flushed = lsm->flush_state.seq_flushed;
     lsm->version_last = lsm->flush_state.version_max;
     return ST_OK;

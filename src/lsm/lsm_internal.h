@@ -75,6 +75,7 @@ struct lsm {
     struct budget budget;
     struct budget memtable_budget; /* child of budget: all memtables, flushed and held ones, too */
     struct memtable_pages memtable_pages;
+    u64 memory_reserve; /* of the shard's: see lsm_memory_check; 0: files are not in memory */
 
     /* parts */
     struct log *log; /* NULL: no durability, or in memory */
@@ -128,6 +129,7 @@ struct lsm {
     char failure_text[160];
     bool no_space_levels, no_space_disk, no_space_flush; /* why state is NO_SPACE */
     bool disk_near;                                      /* the disk is nearly at its reserve */
+    bool merge_awaited;   /* files in memory have to be merged before they may become more */
     u64 deletes_full_seq; /* the newest delete that was taken on a full disk, until it is merged */
     bool no_memory_flush; /* a flush found no memory for its tables: writes wait for it */
     void (*durable_fn)(void *arg, u64 durable_seq, bool failed);
@@ -143,6 +145,8 @@ struct lsm {
 
 /* Whether its directory is one that ends with the process; lsm.c. */
 bool lsm_in_memory(const struct lsm *lsm);
+/* Looks at the room that files in memory have left; lsm.c. */
+void lsm_memory_check(struct lsm *lsm);
 /* Wakes the flush fiber; lsm_write.c. */
 void lsm_flush_request(struct lsm *lsm);
 

@@ -392,6 +392,10 @@ write_inside(struct lsm *lsm, const struct lsm_batch *batch, const struct lsm_ai
     if (UNLIKELY(batch->until_ms != 0) && io_wall_ms() >= batch->until_ms) return ST_CONFLICT;
     if (batch->count > LIMIT_BATCH_OPS || batch->ops.size > LIMIT_BATCH_BYTES)
         return MARKED("lsm.write.batch_too_large", ST_TOO_LARGE);
+    if (UNLIKELY(lsm->merge_awaited)) {
+        lsm_memory_check(lsm);
+        if (lsm->merge_awaited) return MARKED("lsm.write.merge_awaited", ST_WOULD_WAIT);
+    }
     status st = admit_state(lsm);
     bool full = status_is(st, ST_NO_SPACE) && only_deletes(batch);
     if (!ok(st) && !full) return st;
@@ -738,6 +742,7 @@ lsm_flush_now(struct lsm *lsm, bool wait)
             flushing_done(lsm);
             lsm_state_update(lsm);
             lsm->stats.flush_bytes += bytes;
+            if (lsm_in_memory(lsm)) lsm_memory_check(lsm);
         }
     }
     lsm->flush_running = false;
