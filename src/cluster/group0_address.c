@@ -339,12 +339,12 @@ places_take(struct round *round, const struct asking *asking)
         place_look(round, &place);
 }
 
-/* Those from `first` on; until all have answered, or not. */
+/* Those from `first` on; until all have answered, or not. Whoever stops waits for nobody. */
 static MAY_YIELD void
 await(struct round *round, u32 first)
 {
-    while (round->pending != 0)
-        (void)!ok(fiber_queue_wait(&round->queue, FIBER_FOREVER)); /* calls have a deadline */
+    while (round->pending != 0 && !round->group0->closing)
+        (void)!ok(fiber_queue_wait(&round->queue, io_now_ns() + GROUP0_RETRY_NS));
     u32 count = round->count;
     for (u32 i = first; i < count; i++)
         answer_take(round, &round->askings[i]);
@@ -376,7 +376,7 @@ ask_all(struct round *round)
     }
     group0->address_turn += GROUP0_ADDRESS_ASKED;
     await(round, 0);
-    for (u32 i = first; i < round->count; i++)
+    for (u32 i = first; i < round->count && !group0->closing; i++)
         call(round, &round->askings[i], false, false);
     await(round, first);
 }
@@ -393,8 +393,11 @@ tell(struct group0 *group0)
     round.askings = mem_alloc_zero(group0->options.budget, bytes);
     if (round.askings == NULL) return 0; /* in the next round */
     ask_all(&round);
-    for (u32 i = 0; i < round.count; i++)
-        buf_deinit(&round.askings[i].answer);
+    for (u32 i = 0; i < round.count; i++) {
+        struct asking *asking = &round.askings[i];
+        if (asking->called) peer_call_cancel(group0->options.peers, &asking->call);
+        buf_deinit(&asking->answer);
+    }
     mem_free(group0->options.budget, round.askings, bytes);
     return round.answers;
 }
