@@ -95,6 +95,11 @@ wait_draw_move(struct wait *wait, const json_t *cluster)
         wait_draw(wait, 0, 0, "waits for a plan");
         return;
     }
+    const json_t *missing = json_array_get(json_object_get(move, "waits"), 0);
+    if (missing != NULL) {
+        wait_draw(wait, 0, 0, "waits for a node that does not answer: see \"cluster status\"");
+        return;
+    }
     char bytes[32], left[48] = "";
     cli_cluster_bytes_text((double)number_of(move, "bytes"), bytes, sizeof(bytes));
     if (has(move, "left_ms")) {
