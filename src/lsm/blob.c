@@ -141,14 +141,17 @@ struct blob_open {
     struct file_closer *closer;
 };
 
+/* Told now and then: a reader may meet it a thousand times a second. */
 static status
-blob_corrupt(const char *dir, u64 file_id, u64 offset, const char *what)
+blob_corrupt(struct blob_file *blob, u64 offset, const char *what)
 {
     char path[LSM_PATH_BYTES];
-    blob_path(path, dir, file_id);
+    blob_path(path, blob->dir, blob->file_id);
     MARK("lsm.blob.corrupt");
-    log_error("lsm", "blob file is damaged file=%s offset=%llu what=\"%s\"", path,
-              (unsigned long long)offset, what);
+    blob->damage_met++;
+    if (log_seldom(&blob->damage_told_ns, io_now_ns()))
+        log_error("lsm", "blob file is damaged file=%s offset=%llu what=\"%s\" met=%llu", path,
+                  (unsigned long long)offset, what, (unsigned long long)blob->damage_met);
     return ST_CORRUPT;
 }
 
@@ -201,7 +204,7 @@ blob_open(const char *dir, u64 file_id, u64 file_bytes, struct budget *budget,
         u64 offset;
         const char *what;
         st = frame_read(blob->file, file_id, file_bytes, budget, &footer, &offset, &what);
-        if (status_is(st, ST_CORRUPT)) st = blob_corrupt(dir, file_id, offset, what);
+        if (status_is(st, ST_CORRUPT)) st = blob_corrupt(blob, offset, what);
     }
     if (!ok(st)) {
         MARK("lsm.blob.open_failed");
@@ -298,8 +301,7 @@ blob_read(struct blob_file *blob, enum io_class io_class, const struct blob_poin
         pointer->offset % BLOB_ALIGNMENT != 0 || pointer->offset < blob_header_bytes() ||
         pointer->offset > records_end || size > records_end - pointer->offset)
         return MARKED("lsm.blob.pointer_bad",
-                      blob_corrupt(blob->dir, blob->file_id, pointer->offset,
-                                   "pointer does not lead to a record"));
+                      blob_corrupt(blob, pointer->offset, "pointer does not lead to a record"));
     u64 first = align_down(pointer->offset, IO_ALIGNMENT);
     u32 span = (u32)(align_up(pointer->offset + size, IO_ALIGNMENT) - first);
     u8 *buffer = mem_alloc_aligned(budget, span, IO_ALIGNMENT);
@@ -314,8 +316,7 @@ blob_read(struct blob_file *blob, enum io_class io_class, const struct blob_poin
     if (ok(st))
         st = record_verify(BYTES(buffer + (pointer->offset - first), size), blob, pointer, token,
                            key, value_out, &what);
-    if (status_is(st, ST_CORRUPT))
-        st = blob_corrupt(blob->dir, blob->file_id, pointer->offset, what);
+    if (status_is(st, ST_CORRUPT)) st = blob_corrupt(blob, pointer->offset, what);
     blob_unref(blob);
     if (!ok(st)) {
         mem_free(budget, buffer, span);

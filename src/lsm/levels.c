@@ -72,8 +72,9 @@ levels_report_corrupt(struct levels *levels, const char *where, u64 file_id)
 {
     levels->corruptions++;
     MARK("lsm.levels.corrupt_file");
-    log_error("lsm", "damaged file met dir=%s file=%016llx while=%s", levels->dir,
-              (unsigned long long)file_id, where);
+    if (log_seldom(&levels->corrupt_told_ns, io_now_ns()))
+        log_error("lsm", "damaged file met dir=%s file=%016llx while=%s times=%llu", levels->dir,
+                  (unsigned long long)file_id, where, (unsigned long long)levels->corruptions);
 }
 
 bool
@@ -874,6 +875,8 @@ levels_stats(const struct levels *levels, struct lsm_stats *out)
     out->scrub_bytes = levels->scrub_bytes;
     out->scrub_passes = levels->scrub_passes;
     out->corruptions = levels->corruptions;
+    out->damaged_files = levels->table_stats.damaged + levels->damaged_blobs;
+    out->damage_left_out = levels->table_stats.left_out;
 }
 
 bool

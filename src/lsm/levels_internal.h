@@ -10,7 +10,7 @@
  *   flush.c compaction.c       where changes come from
  *   level_prune.c   dropping whole tables, forgetting ranges
  *   compaction_pick.c retain.c range_list.c manifest.c     pure
- *   scrub.c level_verify.c level_split.c
+ *   scrub.c level_verify.c level_split.c level_damage.c
  *
  * Who changes what. The current set is replaced under commit_mutex by levels_commit, after the new
  * manifest is durable. Flushes and compaction run at the same time; all compaction (the background
@@ -74,7 +74,7 @@ struct sweep {
 
 struct level_tree {
     struct sweep sweeps[PICK_SWEEPS_MAX];
-    bool broken;      /* met a corrupt table: no more merging until reopened */
+    bool broken;      /* met a corrupt table: no more merging until reopened, or mended */
     u64 rewrite_seq;  /* the newest range when the last level was rewritten last */
     bool force_last;  /* levels_compact_all: everything is to go down */
     bool force_whole; /* ... and the last level is to be cleaned once */
@@ -157,7 +157,9 @@ struct levels {
     u64 compactions, compaction_read_bytes, compaction_written_bytes;
     u64 dropped[RETAIN_ANSWER_COUNT];
     u64 blob_reads;
-    u64 corruptions;
+    u64 corruptions, corrupt_told_ns;
+    u64 damaged_blobs; /* files that are known to be */
+    u32 mends;         /* keyspaces: levels_mends_set */
     u64 scrub_bytes, scrub_passes;
 };
 
@@ -190,7 +192,7 @@ levels_note_dropped(struct levels *levels, u32 mark, u64 seq)
 /* The clock by which expired values may be dropped; whoever asks takes the snapshots at the same
  * moment. */
 u64 levels_expiry_clock(struct levels *levels);
-/* A corrupt file was met: log and count. */
+/* A corrupt file was met: count, and log now and then. */
 void levels_report_corrupt(struct levels *levels, const char *where, u64 file_id);
 /* "t0000000000000012" and so on. False: some other file. */
 bool levels_parse_name(const char *name, bool *is_blob_out, u64 *file_id_out);

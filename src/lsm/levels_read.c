@@ -321,7 +321,10 @@ levels_blob_read(struct levels *levels, const struct entry *entry, void **buffer
     blob->ref_count++; /* the caller's pin holds it, too; this one does not depend on that */
     status st = blob_read(blob->file, IO_CLASS_READ, &pointer, entry->token, entry->key,
                           levels->budget, buffer_out, buffer_size_out, value_out);
-    if (status_is(st, ST_CORRUPT)) levels_report_corrupt(levels, "reading", pointer.file_id);
+    if (status_is(st, ST_CORRUPT)) {
+        level_blob_damaged(blob);
+        levels_report_corrupt(levels, "reading", pointer.file_id);
+    }
     level_blob_unref(blob);
     return st;
 }

@@ -79,8 +79,18 @@ level_blob_unref(struct level_blob *blob)
     memmove(levels->blobs + at, levels->blobs + at + 1,
             (levels->blob_count - at - 1) * sizeof(*levels->blobs));
     levels->blob_count--;
+    if (blob->damaged) levels->damaged_blobs--;
     blob_unref(blob->file);
     mem_free(levels->budget, blob, sizeof(*blob));
+}
+
+void
+level_blob_damaged(struct level_blob *blob)
+{
+    if (blob->damaged) return;
+    MARK("lsm.run_set.blob_damaged");
+    blob->damaged = true;
+    blob->levels->damaged_blobs++;
 }
 
 /* ---- tables ---- */

@@ -39,6 +39,7 @@ struct level_blob {
     u64 mark;                    /* scratch of whoever walks a set */
     u32 live_tables;
     u32 ref_count; /* level_tables, and a writer that has not finished */
+    bool damaged;  /* known to be: level_blob_damaged */
 };
 
 struct level_table {
@@ -83,6 +84,8 @@ MUST_CHECK struct level_blob *level_blob_new(struct levels *levels, struct blob_
                                              u64 token_first, u64 token_last);
 struct level_blob *level_blob_find(struct levels *levels, u64 file_id);
 void level_blob_unref(struct level_blob *blob);
+/* A record of it fails its check: from now on the file counts as damaged. */
+void level_blob_damaged(struct level_blob *blob);
 /* Takes over the opened table; refs the blobs that its meta names, which must be known (else
  * ST_CORRUPT). The table is unreferenced on failure. */
 MUST_CHECK status level_table_new(struct levels *levels, struct table *table,
@@ -149,5 +152,7 @@ MUST_CHECK struct cursor *run_cursor_open(struct levels *levels, struct run_set 
                                           enum io_class io_class, u32 read_ahead_bytes);
 /* Before its first seek: as table_cursor_pass_damage, and reported. */
 void run_cursor_pass_damage(struct cursor *cursor, struct gap_list *gaps);
+/* As table_cursor_leave_out. */
+void run_cursor_leave_out(struct cursor *cursor);
 
 #endif

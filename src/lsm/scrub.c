@@ -65,6 +65,10 @@ scrub_file(struct levels *levels, const struct target *target)
     if (status_is(st, ST_CORRUPT)) {
         MARK("lsm.scrub.damage_found");
         levels->corruptions++;
+        if (target->table != NULL)
+            (void)table_damaged(target->table->table, offset);
+        else
+            level_blob_damaged(target->blob);
         log_error("lsm", "scrub found damage dir=%s file=%c%016llx offset=%llu what=%s",
                   levels->dir, target->table != NULL ? 't' : 'b',
                   (unsigned long long)target->file_id, (unsigned long long)offset, what);

@@ -418,7 +418,7 @@ damaged_body(void *arg)
     CHECK(status_is(reading.st, ST_CORRUPT));
     struct lsm_stats stats;
     lsm_stats_get(w->lsm, &stats);
-    CHECK(stats.corruptions == 1);
+    CHECK(stats.corruptions == 1 && stats.damaged_files == 1);
     return lsm_close(w->lsm);
 }
 
