@@ -131,6 +131,7 @@ health_of(const json_t *cluster)
     if (number_of(cluster, "members_alive") < number_of(cluster, "members_count") ||
         members_with(cluster, "stuck") != 0 || members_with(cluster, "clock_wrong") != 0 ||
         members_with_number(cluster, "fetch_failed_from") != 0 ||
+        members_with_number(cluster, "damaged_files") != 0 ||
         number_of(cluster, "partitions_degraded") != 0)
         return "degraded";
     return "healthy";
@@ -232,9 +233,9 @@ show_ills(const json_t *cluster)
         if (is_true(member, "clock_wrong"))
             printf("clock   that of %s differs from most others' by more than 250 ms: set it\n",
                    text_of(member, "node_id"));
-        if (number_of(member, "corruptions") != 0)
-            printf("damage  %s has met damaged blocks %lld times: its log names the files\n",
-                   text_of(member, "node_id"), number_of(member, "corruptions"));
+        if (number_of(member, "damaged_files") != 0)
+            printf("damage  %s has met damaged blocks in %lld of its files: its log names them\n",
+                   text_of(member, "node_id"), number_of(member, "damaged_files"));
         if (number_of(member, "fetch_failed_from") != 0)
             printf("move    %s gets nothing from %s: its log says why\n",
                    text_of(member, "node_id"),
@@ -385,10 +386,12 @@ run_health(struct cli *cli, const char *name)
     if (cli->set.json)
         printf("{\"health\":\"%s\",\"members_alive\":%lld,\"members_count\":%lld,"
                "\"members_ill\":%lld,\"members_stuck\":%lld,\"members_clock_wrong\":%lld,"
-               "\"partitions_unavailable\":%lld,\"partitions_degraded\":%lld}\n",
+               "\"members_damaged\":%lld,\"partitions_unavailable\":%lld,"
+               "\"partitions_degraded\":%lld}\n",
                health_of(cluster), number_of(cluster, "members_alive"),
                number_of(cluster, "members_count"), members_with(cluster, "ill"),
                members_with(cluster, "stuck"), members_with(cluster, "clock_wrong"),
+               members_with_number(cluster, "damaged_files"),
                number_of(cluster, "partitions_unavailable"),
                number_of(cluster, "partitions_degraded"));
     else

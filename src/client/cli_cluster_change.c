@@ -398,23 +398,45 @@ cli_cluster_rebalance(struct cli *cli, int count, char **words)
 /* ---- repair ---- */
 
 struct repair_wait {
-    const char *node; /* NULL: all */
-    json_t *absent;   /* names of members that hold replicas and were away at some moment of it */
-    long long missed; /* comparisons that did not take place, or not to the end */
-    u32 silent;       /* looks in a row at which a member that lives has not told how far it is */
+    const char *node;  /* NULL: all */
+    json_t *absent;    /* names of members that hold replicas and were away at some moment of it */
+    long long missed;  /* comparisons that did not take place, or not to the end */
+    long long damaged; /* ... and those that damage of a node prevents */
+    json_t *harmed;    /* names of members that have it */
+    u32 silent;        /* looks in a row at which a member that lives has not told how far it is */
 };
 
 static void
-repair_note_absent(struct repair_wait *wanted, const json_t *member)
+note_name(json_t *names, const json_t *member)
 {
     const char *name = text_of(member, "node_id");
     size_t index;
     json_t *known;
-    json_array_foreach(wanted->absent, index, known)
+    json_array_foreach(names, index, known)
     {
         if (strcmp(json_string_value(known), name) == 0) return;
     }
-    (void)json_array_append_new(wanted->absent, json_string(name));
+    (void)json_array_append_new(names, json_string(name));
+}
+
+static void
+repair_note_absent(struct repair_wait *wanted, const json_t *member)
+{
+    note_name(wanted->absent, member);
+}
+
+static void
+names_text(const json_t *names, char *out, size_t size)
+{
+    size_t index, used = 0;
+    json_t *name;
+    out[0] = 0;
+    json_array_foreach(names, index, name)
+    {
+        int n = snprintf(out + used, size - used, "%s%s", index == 0 ? "" : ", ",
+                         json_string_value(name));
+        used = MIN(used + (size_t)n, size - 1);
+    }
 }
 
 /* A member that was started anew meanwhile knows of no repair. */
@@ -425,12 +447,13 @@ is_repaired(const json_t *cluster, void *arg)
     bool running = false, silent = false;
     size_t index;
     json_t *member;
-    wanted->missed = 0;
+    wanted->missed = wanted->damaged = 0;
     json_array_foreach(json_object_get(cluster, "members"), index, member)
     {
         bool holds = number_of(member, "partitions") != 0;
         bool asked = wanted->node == NULL || strcmp(text_of(member, "node_id"), wanted->node) == 0;
         bool told = has(member, "version");
+        if (number_of(member, "damaged_files") != 0) note_name(wanted->harmed, member);
         if (!is_true(member, "alive")) {
             if (holds || asked) repair_note_absent(wanted, member);
         } else if (asked && !told) {
@@ -439,6 +462,7 @@ is_repaired(const json_t *cluster, void *arg)
         } else if (asked) {
             running = running || number_of(member, "repair_running") != 0;
             wanted->missed += number_of(member, "repair_missed");
+            wanted->damaged += number_of(member, "repair_damaged");
             if (holds && number_of(member, "repair_partitions") == 0)
                 repair_note_absent(wanted, member);
         }
@@ -469,30 +493,31 @@ draw_repair(struct wait *wait, const json_t *cluster, void *arg)
 static int
 repair_result(struct cli *cli, const struct repair_wait *wanted)
 {
-    char away[512] = "", missed[96] = "";
-    size_t index, used = 0;
-    json_t *name;
-    json_array_foreach(wanted->absent, index, name)
-    {
-        int n = snprintf(away + used, sizeof(away) - used, "%s%s", index == 0 ? "" : ", ",
-                         json_string_value(name));
-        used = MIN(used + (size_t)n, sizeof(away) - 1);
-    }
+    char away[512], harmed[512], missed[96] = "";
+    names_text(wanted->absent, away, sizeof(away));
+    names_text(wanted->harmed, harmed, sizeof(harmed));
     if (wanted->missed != 0)
         snprintf(missed, sizeof(missed), "%s%lld comparisons did not take place or failed",
-                 used == 0 ? "" : "; ", wanted->missed);
-    bool whole = used == 0 && wanted->missed == 0;
+                 away[0] == 0 ? "" : "; ", wanted->missed);
+    bool complete = away[0] == 0 && wanted->missed == 0, whole = complete && wanted->damaged == 0;
     if (cli->set.json) {
-        json_t *out = json_pack("{s:b,s:O,s:I}", "ok", whole, "absent", wanted->absent, "missed",
-                                (json_int_t)wanted->missed);
+        json_t *out = json_pack("{s:b,s:O,s:I,s:I,s:O}", "ok", whole, "absent", wanted->absent,
+                                "missed", (json_int_t)wanted->missed, "damaged",
+                                (json_int_t)wanted->damaged, "damaged_nodes", wanted->harmed);
         cli_cluster_print(out);
         json_decref(out);
     } else if (whole) {
         puts("replicas were compared and mended");
     }
     if (whole) return EXIT_OK;
-    cli_error(cli, "not all replicas were compared: %s%s%s; run it again when all are up", away,
-              used == 0 ? "" : " did not take part", missed);
+    if (wanted->damaged != 0)
+        cli_error(cli,
+                  "damaged blocks (of %s) prevent %lld comparisons of partitions: nothing of them "
+                  "is settled until the damage is gone; all else was compared",
+                  harmed[0] == 0 ? "a node, whose log names the file" : harmed, wanted->damaged);
+    if (!complete)
+        cli_error(cli, "not all replicas were compared: %s%s%s; run it again when all are up", away,
+                  away[0] == 0 ? "" : " did not take part", missed);
     return EXIT_UNHEALTHY;
 }
 
@@ -506,10 +531,11 @@ cli_cluster_repair(struct cli *cli, const char *name)
         puts(cli->set.json ? "{\"ok\":true}" : "begun");
         return EXIT_OK;
     }
-    struct repair_wait wanted = {.node = name, .absent = json_array()};
+    struct repair_wait wanted = {.node = name, .absent = json_array(), .harmed = json_array()};
     exit_code = wait_until(cli, is_repaired, &wanted, draw_repair);
     if (exit_code == EXIT_OK) exit_code = repair_result(cli, &wanted);
     json_decref(wanted.absent);
+    json_decref(wanted.harmed);
     return exit_code;
 }
 

@@ -191,7 +191,7 @@ round_step(struct trees *t, u32 first, u32 count, bool asked)
 MAY_YIELD static bool
 round_go(struct trees *t, bool asked, bool *mended_out)
 {
-    u64 stage_epoch = t->shard->topology->stage_epoch, missed = 0;
+    u64 stage_epoch = t->shard->topology->stage_epoch, missed = 0, damaged = 0;
     *mended_out = false;
     for (u32 at = 0; at < t->count; at += TREES_BATCH) {
         if (trees_is_ending(t) || !trees_follow(t) || t->shard->topology->stage != STAGE_NONE ||
@@ -203,10 +203,12 @@ round_go(struct trees *t, bool asked, bool *mended_out)
         if (done.over) return false;
         *mended_out = *mended_out || done.mended;
         missed += done.failed + done.not_tried;
+        damaged += done.damaged;
         if (asked) trees_count(&trees_node(t)->repair_done, count);
         rest(t, io_now_ns() - began_ns, asked);
     }
     if (asked) trees_count(&trees_node(t)->repair_missed, missed);
+    if (asked) trees_count(&trees_node(t)->repair_damaged, damaged);
     trees_count(&trees_node(t)->rounds, 1);
     atomic_store(&trees_node(t)->round_ended_ns[t->shard->index], io_now_ns());
     return true;
@@ -317,6 +319,7 @@ trees_repair_start(struct cluster_shard *shard)
     if (is_repairing(cluster) || topology == NULL) return;
     atomic_store(&cluster->trees.repair_done, 0);
     atomic_store(&cluster->trees.repair_missed, 0);
+    atomic_store(&cluster->trees.repair_damaged, 0);
     atomic_store(&cluster->trees.repair_total, topology->partition_count);
     atomic_fetch_add(&cluster->trees.repair_asked, 1);
     if (shard->trees != NULL) fiber_queue_wake_all(&shard->trees->wake);
@@ -332,6 +335,7 @@ trees_stats_get(const struct cluster_shard *shard, struct trees_stats *out)
         .repair_done = MIN(atomic_load(&node->repair_done), atomic_load(&node->repair_total)),
         .repair_total = atomic_load(&node->repair_total),
         .repair_missed = atomic_load(&node->repair_missed),
+        .repair_damaged = atomic_load(&node->repair_damaged),
         .settled_version = UINT64_MAX,
         .rounds = atomic_load(&node->rounds),
         .exchanges = atomic_load(&node->exchanges),

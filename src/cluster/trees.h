@@ -51,6 +51,7 @@ struct trees_stats {
     u64 repair_total;    /* through, and to go through; 0: none since the start */
     u64 repair_missed;   /* comparisons with a replica that it owes: dead, or did not answer in time
                           */
+    u64 repair_damaged;  /* ... and those that damage, here or there, prevents until it is mended */
     u64 round_age_ms;    /* since a round ended on the shard where that is longest ago; UINT64_MAX:
                           * not yet on all */
     u64 settled_version; /* all that this node holds is settled up to it; 0: not known */
@@ -74,7 +75,7 @@ struct trees_node {
     _Atomic u64 repair_asked;               /* how often */
     _Atomic u64 repair_ended[LIMIT_SHARDS]; /* which of those each shard has done last */
     _Atomic u64 repair_done, repair_total;  /* partitions */
-    _Atomic u64 repair_missed;
+    _Atomic u64 repair_missed, repair_damaged;
     _Atomic u64 round_ended_ns[LIMIT_SHARDS]; /* 0: none yet */
     _Atomic u64 settled[LIMIT_SHARDS];        /* trees_stats.settled_version */
     _Atomic u64 rounds, exchanges, failures, leaves_differing;

@@ -63,6 +63,7 @@ struct batch {
 
     /* one leaf */
     u32 partition, bound;
+    bool met_damage; /* here or there */
     struct side ours, theirs;
     struct buf wanted;
     u32 wanted_count;
@@ -149,8 +150,9 @@ ask(struct batch *b, u8 opcode, const struct bytes *parts, u32 part_count, u64 p
     for (u32 i = 0; i < 2 && status_is(st, ST_CLOSED) && !is_over(b); i++)
         st = peer_call_wait(b->t->shard->peers, b->member, b->there, &header, parts, part_count,
                             io_now_ns() + patience_ns, &answered, answer, &maybe_sent);
-    if (ok(st) && answered.status != NATIVE_ST_OK) st = native_status_to_base(answered.status);
-    return st;
+    if (!ok(st)) return st;
+    if (answered.status == NATIVE_ST_DAMAGED) b->met_damage = true;
+    return answered.status == NATIVE_ST_OK ? ST_OK : native_status_to_base(answered.status);
 }
 
 /* ---- what is newer here ---- */
@@ -181,6 +183,7 @@ push_key(struct batch *b, const struct cluster_entry *entry)
     pushes_await(b, PUSHES_MAX - 1);
     struct own_read own;
     status st = own_read(t->shard->replicator, b->keyspace, entry->token, entry->key, &own);
+    if (status_is(st, ST_CORRUPT)) b->met_damage = true;
     if (!ok(st)) return st;
     st = lsm_wait_durable(t->shard->lsm, own.seq); /* nobody gets what a power cut may take back */
     struct lsm_batch batch;
@@ -300,6 +303,7 @@ side_fill(struct batch *b, struct side *side)
     status st;
     if (side == &b->ours) {
         st = cluster_page_read(b->t->shard, &side->from, &side->page);
+        if (status_is(st, ST_CORRUPT)) b->met_damage = true;
     } else {
         u8 head[CLUSTER_PAGE_HEAD_BYTES];
         cluster_page_encode(&side->from, 0, head);
@@ -412,7 +416,7 @@ compare_leaves(struct batch *b, const struct tree_view *view, const u8 *leaves)
     b->bound = view->bound;
     buf_clear(&b->wanted, b->wanted.capacity);
     b->wanted_count = 0;
-    b->push_failed = false;
+    b->push_failed = b->met_damage = false;
     status st = ST_OK;
     for (; ok(st) && differing != 0; differing &= differing - 1)
         st = compare_leaf(b, (u32)__builtin_ctzll(differing));
@@ -432,10 +436,11 @@ view_of(const struct batch *b, u32 partition)
 }
 
 static void
-failed(struct batch *b, u32 partition, const char *what, status st)
+failed(struct batch *b, u32 partition, bool damaged, const char *what, status st)
 {
     b->bad[partition - b->first] = true;
-    b->out.failed++;
+    if (damaged) MARK("cluster.trees.damaged");
+    *(damaged ? &b->out.damaged : &b->out.failed) += 1;
     trees_count(&trees_node(b->t)->failures, 1);
     log_debug("cluster", "trees: %s keyspace=%u partition=%u member=%u: %s", what, b->keyspace,
               partition, b->member, status_text(st));
@@ -491,12 +496,13 @@ compare_there(struct batch *b, const bool wanted[TREES_BATCH])
             left[view - b->views] = false;
             trees_count(&trees_node(t)->exchanges, 1);
             status compared = ST_OK;
+            b->met_damage = side.state == PEER_TREE_DAMAGED;
             if (side.state == PEER_TREE_DIFFER)
                 compared =
                     side.bound == view->bound ? compare_leaves(b, view, side.leaves) : ST_CORRUPT;
             else if (side.state != PEER_TREE_SAME)
                 compared = ST_UNAVAILABLE;
-            if (!ok(compared)) failed(b, side.partition, "not compared", compared);
+            if (!ok(compared)) failed(b, side.partition, b->met_damage, "not compared", compared);
             if (is_over(b)) break;
         }
         buf_deinit(&request);
@@ -507,7 +513,7 @@ compare_there(struct batch *b, const bool wanted[TREES_BATCH])
         trees_view(t, b->keyspace, b->views, b->count);
     }
     for (u32 i = 0; i < b->count; i++)
-        if (left[i]) failed(b, b->views[i].partition, "no answer", why);
+        if (left[i]) failed(b, b->views[i].partition, b->views[i].damaged, "no answer", why);
 }
 
 /* ---- one keyspace ---- */
@@ -673,8 +679,9 @@ MAY_YIELD void
 trees_exchange(struct trees *t, u32 first, u32 count, bool all, struct trees_exchanged *out)
 {
     CHECK(count <= TREES_BATCH);
-    struct batch *b = mem_alloc_zero(&t->budget, sizeof(*b));
-    struct tree_view *views = mem_alloc(&t->budget, TREES_BATCH * sizeof(*views));
+    /* Not of the trees' memory, of which they may have taken all. */
+    struct batch *b = mem_alloc_zero(&t->shard->budget, sizeof(*b));
+    struct tree_view *views = mem_alloc(&t->shard->budget, TREES_BATCH * sizeof(*views));
     if (b != NULL && views != NULL) {
         b->t = t;
         b->first = first;
@@ -696,6 +703,6 @@ trees_exchange(struct trees *t, u32 first, u32 count, bool all, struct trees_exc
         trees_count(&trees_node(t)->failures, 1);
         *out = (struct trees_exchanged){.failed = 1};
     }
-    mem_free(&t->budget, views, TREES_BATCH * sizeof(*views));
-    mem_free(&t->budget, b, sizeof(*b));
+    mem_free(&t->shard->budget, views, TREES_BATCH * sizeof(*views));
+    mem_free(&t->shard->budget, b, sizeof(*b));
 }

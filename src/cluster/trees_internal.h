@@ -83,6 +83,7 @@ struct trees {
 struct tree_view {
     u32 partition, bound;
     bool failed;
+    bool damaged; /* that is why: it will fail again */
     u64 root;
     u64 leaves[TREE_LEAVES];
 };
@@ -139,6 +140,7 @@ struct trees_exchanged {
     bool over;     /* broken off: the stage has changed, or the node stops */
     u32 failed;    /* comparisons with living replicas that did not come to an end */
     u32 not_tried; /* with those that are dead */
+    u32 damaged;   /* that damage prevents; to try again is of no use */
 };
 MAY_YIELD void trees_exchange(struct trees *t, u32 first, u32 count, bool all,
                               struct trees_exchanged *out);

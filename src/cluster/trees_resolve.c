@@ -294,12 +294,14 @@ view_one(struct trees *t, u16 keyspace, struct tree_view *view)
     u32 at = view->partition - t->first;
     u32 bound = MAX(view->bound, bound_least(t, keyspace));
     if (set->trees[at] != NULL) tree_bound_raise(set->trees[at], bound);
-    if (!ok(resolve(t, keyspace, at, 1))) return false;
+    status st = resolve(t, keyspace, at, 1);
     /* One that has come to be by this has the least bound. */
-    if (set->trees[at] != NULL && set->trees[at]->bound < bound) {
+    if (ok(st) && set->trees[at] != NULL && set->trees[at]->bound < bound) {
         tree_bound_raise(set->trees[at], bound);
-        if (!ok(resolve(t, keyspace, at, 1))) return false;
+        st = resolve(t, keyspace, at, 1);
     }
+    view->damaged = status_is(st, ST_CORRUPT);
+    if (!ok(st)) return false;
     u64 known = set->trees[at] != NULL ? set->trees[at]->known : set->known[at];
     if (known != UINT64_MAX) return false;
     view_fill(t, keyspace, view);
@@ -313,7 +315,7 @@ trees_view(struct trees *t, u16 keyspace, struct tree_view *views, u32 count)
     bool empty = keyspace_is_empty(t, keyspace);
     bool open = empty || set_open(t, keyspace);
     for (u32 i = 0; i < count; i++) {
-        views[i].failed = false;
+        views[i].failed = views[i].damaged = false;
         if (empty) {
             view_fill(t, keyspace, &views[i]);
             continue;

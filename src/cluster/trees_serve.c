@@ -43,7 +43,7 @@ side_add(struct buf *out, const struct tree_view *view, const struct peer_tree_r
 {
     struct peer_tree_side side = {.partition = asked->partition, .bound = asked->bound};
     if (view == NULL || view->failed) {
-        side.state = PEER_TREE_UNKNOWN;
+        side.state = view != NULL && view->damaged ? PEER_TREE_DAMAGED : PEER_TREE_UNKNOWN;
     } else {
         side.bound = view->bound;
         side.state = view->bound != asked->bound ? PEER_TREE_BOUND
@@ -69,7 +69,7 @@ serve_roots(struct served *served, const struct peer_tree *asked)
     u8 head[PEER_TREE_ROOTS_BYTES] = {0};
     store_u32(head, replicator_session(t->shard->replicator));
     if (!buf_append(&served->answer, head, sizeof(head))) return ST_NO_MEMORY;
-    struct tree_view *views = mem_alloc(&t->budget, TREES_BATCH * sizeof(*views));
+    struct tree_view *views = mem_alloc(&t->shard->budget, TREES_BATCH * sizeof(*views));
     if (views == NULL) return ST_NO_MEMORY;
     struct bytes rest = asked->items, again;
     status st = ST_OK;
@@ -90,7 +90,7 @@ serve_roots(struct served *served, const struct peer_tree *asked)
             next += known;
         }
     }
-    mem_free(&t->budget, views, TREES_BATCH * sizeof(*views));
+    mem_free(&t->shard->budget, views, TREES_BATCH * sizeof(*views));
     return ok(st) ? lsm_wait_durable(t->shard->lsm, lsm_seq_last(t->shard->lsm)) : st;
 }
 
@@ -164,7 +164,7 @@ serve(void *arg)
                ok(st) ? 1 : 0);
     buf_deinit(&served->body);
     buf_deinit(&served->answer);
-    mem_free(&t->budget, served, sizeof(*served));
+    mem_free(&t->shard->budget, served, sizeof(*served));
     t->serving--;
     fiber_queue_wake_all(&t->idle);
 }
@@ -186,7 +186,7 @@ asked(void *arg, struct peer_request *request, const struct peer_identity *from,
     else if (trees_is_ending(t) || t->serving >= TREES_SERVED_MAX)
         refused = NATIVE_ST_OVERLOADED;
     struct served *served =
-        refused == NATIVE_ST_OK ? mem_alloc_zero(&t->budget, sizeof(*served)) : NULL;
+        refused == NATIVE_ST_OK ? mem_alloc_zero(&t->shard->budget, sizeof(*served)) : NULL;
     if (served == NULL) {
         peer_reply(request, refused == NATIVE_ST_OK ? NATIVE_ST_NO_MEMORY : refused, own_epoch(t),
                    NULL, 0);
@@ -203,7 +203,7 @@ asked(void *arg, struct peer_request *request, const struct peer_identity *from,
     MARK("cluster.trees.refused");
     t->serving--;
     buf_deinit(&served->body);
-    mem_free(&t->budget, served, sizeof(*served));
+    mem_free(&t->shard->budget, served, sizeof(*served));
     peer_reply(request, NATIVE_ST_NO_MEMORY, own_epoch(t), NULL, 0);
 }
 

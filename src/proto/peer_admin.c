@@ -6,7 +6,7 @@
 
 #include "proto/native_codec.h"
 
-#define FIGURES_VERSION 2u
+#define FIGURES_VERSION 3u
 
 void
 peer_admin_encode(enum peer_admin_function function, u8 out[PEER_ADMIN_BYTES])

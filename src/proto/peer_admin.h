@@ -46,6 +46,7 @@ enum peer_admin_function {
     X(hints_oldest_ms) /* age; 0: none wait */                                                     \
     X(hints_given_up)                                                                              \
     X(corruptions)      /* damaged blocks met since the start */                                   \
+    X(damaged_files)    /* in which they were, as long as they are there */                        \
     X(fetch_session)    /* of the plan that it fetches by, or did last; 0: none */                 \
     X(fetch_partitions) /* to be fetched, a keyspace's each */                                     \
     X(fetch_done)                                                                                  \
@@ -54,7 +55,8 @@ enum peer_admin_function {
     X(fetch_failed_from) /* the member that does not serve what this one gains; 0: none */         \
     X(repair_partitions) /* of the repair that runs, or ran last */                                \
     X(repair_done)                                                                                 \
-    X(repair_missed) /* comparisons with a replica that did not take place, or not to the end */   \
+    X(repair_missed)  /* comparisons with a replica that did not take place, or not to the end */  \
+    X(repair_damaged) /* ... and those that a damaged block of this node or of another prevents */ \
     X(repair_running)                                                                              \
     X(repair_differing) /* leaves of trees that differed, since the start */                       \
     X(repair_keys)      /* sent and received */                                                    \

@@ -131,7 +131,7 @@ peer_tree_side_next(struct bytes *rest, struct peer_tree_side *out)
     side.bound = read_u32(&r);
     side.state = read_u8(&r);
     read_zeros(&r, 7);
-    if (side.state > PEER_TREE_UNKNOWN || side.partition >= SLOT_COUNT) return ST_INVALID;
+    if (side.state > PEER_TREE_DAMAGED || side.partition >= SLOT_COUNT) return ST_INVALID;
     if (side.state == PEER_TREE_DIFFER) side.leaves = read_bytes(&r, PEER_TREE_LEAVES * 8).data;
     if (r.failed) return ST_INVALID;
     *rest = read_rest(&r);

@@ -32,8 +32,14 @@
 enum peer_tree_kind { PEER_TREE_ROOTS = 1, PEER_TREE_ENTRIES = 2, PEER_TREE_SETTLED = 3 };
 
 /* SAME and DIFFER: for the bound that was asked for. BOUND: ours is higher; ask again with it.
- * UNKNOWN: not to be told now. */
-enum peer_tree_state { PEER_TREE_SAME, PEER_TREE_DIFFER, PEER_TREE_BOUND, PEER_TREE_UNKNOWN };
+ * UNKNOWN: not to be told now. DAMAGED: nor later, for a block of the store is damaged. */
+enum peer_tree_state {
+    PEER_TREE_SAME,
+    PEER_TREE_DIFFER,
+    PEER_TREE_BOUND,
+    PEER_TREE_UNKNOWN,
+    PEER_TREE_DAMAGED,
+};
 
 struct peer_tree {
     u8 kind;     /* enum peer_tree_kind */

@@ -77,6 +77,7 @@ figures_add(struct figures_sum *sum, const struct shard_stats *s)
     out->hints_bytes += s->hints.waiting_bytes;
     out->hints_oldest_ms = MAX(out->hints_oldest_ms, s->hints_oldest_ms);
     out->corruptions += s->lsm.corruptions;
+    out->damaged_files += s->lsm.damaged_files;
     out->hints_given_up += s->hints.dropped + s->hints.expired;
     for (u32 i = 0; i < command_table_count(); i++) {
         const struct command_stats *row = &s->commands[i];
@@ -132,6 +133,7 @@ figures_take(struct server *server, struct peer_figures *out)
             out->repair_partitions = trees.repair_total;
             out->repair_done = trees.repair_done;
             out->repair_missed = trees.repair_missed;
+            out->repair_damaged = trees.repair_damaged;
             out->repair_running = trees.repairing;
             out->repair_differing = trees.leaves_differing;
             out->repair_keys = trees.entries_sent + trees.entries_received;

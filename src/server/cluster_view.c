@@ -381,9 +381,10 @@ json_trees(struct buf *out, const struct cluster_shard *shard)
     trees_stats_get(shard, &trees);
     cmd_text(out,
              ",\"trees\":{\"repairing\":%s,\"repair_done\":%llu,\"repair_total\":%llu,"
-             "\"repair_missed\":%llu",
+             "\"repair_missed\":%llu,\"repair_damaged\":%llu",
              trees.repairing ? "true" : "false", (unsigned long long)trees.repair_done,
-             (unsigned long long)trees.repair_total, (unsigned long long)trees.repair_missed);
+             (unsigned long long)trees.repair_total, (unsigned long long)trees.repair_missed,
+             (unsigned long long)trees.repair_damaged);
     if (trees.round_age_ms == UINT64_MAX)
         cmd_text(out, ",\"round_age_ms\":null");
     else

@@ -252,6 +252,7 @@ static const struct metric metrics[] = {
     C("scrubbed_bytes", lsm.scrub_bytes, 1, "Bytes verified by the scrub."),
     C("scrub_passes", lsm.scrub_passes, 1, "Times that everything was verified."),
     C("corruptions", lsm.corruptions, 1, "Damaged blocks found."),
+    G("damaged_files", lsm.damaged_files, 1, "Files with damaged blocks, as far as they were met."),
     G("store_memory_bytes", lsm.memory_bytes, 1, "Memory of the engine."),
     G("store_memory_limit_bytes", lsm.memory_limit_bytes, 1, "The engine's memory budget."),
     G("recovery_seconds", lsm.recovery_ns, NS, "Time that recovery took at the start."),

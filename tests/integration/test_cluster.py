@@ -601,7 +601,7 @@ def test_a_repair_says_who_did_not_take_part(three):
     three.wait_settled(3)
     assert "compared and mended" in cli(three, "cluster", "repair")
     assert json.loads(cli(three, "--json", "cluster", "repair")) == {
-        "ok": True, "absent": [], "missed": 0}
+        "ok": True, "absent": [], "missed": 0, "damaged": 0, "damaged_nodes": []}
 
 
 def test_nodes_leave_and_are_forgotten(three):
@@ -867,16 +867,18 @@ def test_who_is_drained_or_takes_no_writes_says_so_and_is_shown(cluster):
     wait_for(lambda: "unavailable" in client(first, "cluster", "health").stdout, "health to say so")
 
 
-def test_a_move_that_damage_holds_up_is_shown(cluster):
-    first = cluster.add()
-    with first.connect() as connection:
+def fill_for_damage(node):
+    with node.connect() as connection:
         for start in range(0, 20000, 500):
             for i in range(start, start + 500):
                 connection.send("SET", f"k{i}", f"k{i}:" + "v" * 400)
             for _ in range(500):
                 assert connection.read() == "OK"
-    assert first.stop() == 0
-    tables = [os.path.join(folder, name) for folder, _, files in os.walk(first.data_dir)
+
+
+def damage_largest_table(node):
+    """Of a node that is stopped: a bit of its second block flips. Returns the file."""
+    tables = [os.path.join(folder, name) for folder, _, files in os.walk(node.data_dir)
               for name in files if name[0] == "t" and len(name) == 17]
     victim = max(tables, key=os.path.getsize)
     with open(victim, "r+b") as file:
@@ -884,6 +886,56 @@ def test_a_move_that_damage_holds_up_is_shown(cluster):
         byte = file.read(1)
         file.seek(4096 + 100)
         file.write(bytes([byte[0] ^ 0x10]))
+    return victim
+
+
+def test_damage_is_named_by_health_and_by_repair(cluster):
+    """It is told plainly, and once in a while."""
+    first, second = cluster.add(replicas=2), cluster.add(replicas=2)
+    cluster.wait_settled(2)
+    assert client(first, "cluster", "health").returncode == 0
+    fill_for_damage(first)
+    assert second.stop() == 0
+    victim = os.path.basename(damage_largest_table(second))
+    second.start()
+    cluster.wait_settled(2)
+    began = time.monotonic()
+    told = client(first, "cluster", "repair")
+    assert time.monotonic() - began < 60 * SLOW
+    assert told.returncode == 5, told.stderr
+    assert "damaged blocks (of n2) prevent" in told.stderr, told.stderr
+    assert "run it again when all are up" not in told.stderr, told.stderr
+    told = json.loads(client(first, "--json", "cluster", "repair").stdout)
+    assert (told["ok"], told["missed"], told["damaged_nodes"]) == (False, 0, ["n2"])
+    assert told["damaged"] > 0
+
+    def said():
+        health = client(first, "cluster", "health")
+        return (health.returncode == 5 and "degraded" in health.stdout and
+                "n2 has met damaged blocks" in health.stdout)
+
+    wait_for(said, "health to say so")
+    assert json.loads(client(first, "--json", "cluster", "health").stdout)["members_damaged"] == 1
+    assert second.metric("distkv_damaged_files") == 1
+    # Whoever reads meets it again and again; the log says so once in a while.
+    met = second.metric("distkv_corruptions_total")
+    with second.connect() as connection:
+        connection.call("DISTKV.CONSISTENCY", "ONE")
+        for start in range(0, 20000, 500):
+            for i in range(start, start + 500):
+                connection.send("GET", f"k{i}")
+            for _ in range(500):
+                connection.read()
+    second.wait_metric("distkv_corruptions_total", lambda value: value > met)
+    lines = [line for line in second.log().splitlines() if "damage" in line]
+    assert 1 <= len(lines) <= 60 and any(victim in line for line in lines), lines
+
+
+def test_a_move_that_damage_holds_up_is_shown(cluster):
+    first = cluster.add()
+    fill_for_damage(first)
+    assert first.stop() == 0
+    damage_largest_table(first)
     first.start()
     second = cluster.add(wait=False)  # it gets a copy, and there is no other one
 

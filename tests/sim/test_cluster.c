@@ -1876,6 +1876,61 @@ what_is_damaged_in_the_only_copy_does_not_become_absent(void **state)
     }
 }
 
+/* What the node's stores know of damage, and how many blocks they have merged away. */
+static MAY_YIELD u64
+damaged_files(struct rig *rig, u32 node, u64 *left_out)
+{
+    u64 files = 0;
+    struct lsm_stats stats;
+    *left_out = 0;
+    for (u32 i = 0; i < rig->nodes[node].server->shard_count; i++) {
+        lsm_stats_get(rig->nodes[node].server->cluster->shards[i]->lsm, &stats);
+        files += stats.damaged_files;
+        *left_out += stats.damage_left_out;
+    }
+    return files;
+}
+
+/* Two copies, and one has a damaged block: comparing tells, and does not try again and again what
+ * cannot come to an end. All else is compared. */
+static MAY_YIELD void
+compared_damage_story(struct rig *rig)
+{
+    wait_settled(rig, 2);
+    damage_fill(rig, 1);
+    damage_table(rig, 1);
+    for (u32 node = 0; node < 2; node++) {
+        const struct cluster_shard *shard = rig->nodes[node].server->cluster->shards[0];
+        struct rig_client client;
+        struct trees_stats trees;
+        u64 began_ns = io_now_ns();
+        rig_connect_to(rig, node, &client);
+        CHECK(rig_is(rig_call(&client, "DISTKV.REPAIR"), "+OK\r\n"));
+        rig_disconnect(&client);
+        do {
+            fiber_sleep_ns(100 * NS_PER_MS);
+            trees_stats_get(shard, &trees);
+        } while (trees.repairing && io_now_ns() - began_ns < 60 * NS_PER_S);
+        CHECK(!trees.repairing && trees.repair_done == trees.repair_total);
+        CHECK(io_now_ns() - began_ns < 20 * NS_PER_S);
+        CHECK(trees.repair_missed == 0 && trees.repair_damaged != 0);
+        CHECK(trees.repair_damaged < trees.repair_total / 2);
+    }
+    u64 left_out;
+    CHECK(damaged_files(rig, 1, &left_out) == 1 && left_out == 0);
+}
+
+static void
+what_damage_prevents_comparing_is_told_at_once(void **state)
+{
+    for (u64 seed = 1; seed <= SEED_COUNT; seed++) {
+        struct rig rig = rig_of(seed, compared_damage_story);
+        rig.node_count = 2;
+        rig.on_all_nodes = true;
+        rig_run(&rig);
+    }
+}
+
 int
 main(void)
 {
@@ -1892,6 +1947,7 @@ main(void)
         cmocka_unit_test(a_damaged_block_of_a_source_does_not_hold_up_a_rebuild),
         cmocka_unit_test(who_is_rebuilt_asks_first_those_without_damage),
         cmocka_unit_test(what_is_damaged_in_the_only_copy_does_not_become_absent),
+        cmocka_unit_test(what_damage_prevents_comparing_is_told_at_once),
         cmocka_unit_test(what_moves_keeps_to_its_rate),
         cmocka_unit_test(who_serves_many_keeps_to_the_rate_of_one),
         cmocka_unit_test(who_serves_many_keeps_to_a_low_rate),
