@@ -26,8 +26,6 @@
 
 #define START_NS      NS_PER_S
 #define WALL_START_MS 1790000000000ull /* in September 2026 */
-/* Mails under way from one shard to another; more wait in the sender's outbox. */
-#define MAILS_UNDER_WAY 256u
 
 struct sim *sim_current;
 
@@ -297,7 +295,7 @@ backend_mail_push(struct io_shard *core, u32 target, struct io_mail *mail)
     struct sim_shard *shard = sim_shard_of(core);
     struct sim_node *node = shard->node;
     struct sim *sim = node->sim;
-    if (shard->mail_counts[target] >= MAILS_UNDER_WAY) return false;
+    if (shard->mail_counts[target] >= sim->options.mails_max) return false;
     if (prng_chance(&sim->prng_schedule, 1, 64)) return false; /* as if the ring were full */
 
     struct sim_mail *sim_mail = calloc(1, sizeof(*sim_mail));

@@ -127,10 +127,12 @@ struct sim_options {
     u64 turn_ns_min, turn_ns_max; /* virtual time that a turn of a shard takes */
     u32 turn_long_ppm;            /* turns that take 1 to 100 ms instead */
     u64 mail_ns_min, mail_ns_max; /* between shards */
-    u64 time_ns_max;              /* sim_run gives up (a CHECK) after this much virtual time */
-    u32 alloc_ppm;                /* allocations of nodes that are refused, once started up: see
-                                   * sim_node_started_set */
-    u32 shard_stall_ppm;          /* turns after which the shard stalls for up to ... */
+    u32 mails_max;       /* under way from one shard to another; more wait, as behind a full
+                          * ring */
+    u64 time_ns_max;     /* sim_run gives up (a CHECK) after this much virtual time */
+    u32 alloc_ppm;       /* allocations of nodes that are refused, once started up: see
+                          * sim_node_started_set */
+    u32 shard_stall_ppm; /* turns after which the shard stalls for up to ... */
     u64 shard_stall_ns_max;
     u64 faults_off; /* bit per enum sim_fault: never injected, whatever the chances say */
     const struct sim_fault_id *faults_skip; /* these are left out; sorted; the caller's, kept */
@@ -147,6 +149,8 @@ void sim_options_default(struct sim_options *options, u64 seed);
  * do.
  */
 void sim_options_swarm(struct sim_options *options, u64 seed);
+/* Part of it, for others: in a quarter of the runs ways between shards are narrow and long. */
+void sim_options_full_ways(struct sim_options *options, u64 seed);
 /* On top of either: draws damage beyond the promise, at least one family. The code under test may
  * refuse then, but never serve it. */
 void sim_options_beyond(struct sim_options *options, u64 seed);

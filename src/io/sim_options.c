@@ -14,6 +14,7 @@ sim_options_default(struct sim_options *options, u64 seed)
         .turn_ns_max = 20 * NS_PER_US,
         .mail_ns_min = 200,
         .mail_ns_max = 20 * NS_PER_US,
+        .mails_max = 256,
         .time_ns_max = 24 * 3600 * NS_PER_S,
         .disk =
             {
@@ -39,6 +40,18 @@ swarm_draw(struct prng *prng, u64 seed, const char *purpose, u64 in)
 {
     prng_init(prng, sim_seed(seed, purpose, 0));
     return prng_chance(prng, 1, in);
+}
+
+/* Ways between shards that are full as soon as one to three mails are under way, which take longer:
+ * so outboxes hold several, and their order matters. */
+void
+sim_options_full_ways(struct sim_options *options, u64 seed)
+{
+    struct prng prng;
+    if (!swarm_draw(&prng, seed, "full ways", 4)) return;
+    options->mails_max = (u32)prng_range(&prng, 1, 3);
+    options->mail_ns_max =
+        MAX(options->mail_ns_max, prng_range(&prng, 20 * NS_PER_US, 400 * NS_PER_US));
 }
 
 static void
@@ -70,6 +83,7 @@ swarm_more(struct sim_options *options, u64 seed)
         net->stall_ns_max = prng_range(&prng, NS_PER_MS, 20 * NS_PER_S);
     }
     net->single_bytes = swarm_draw(&prng, seed, "swarm single-bytes", 40);
+    sim_options_full_ways(options, seed);
 }
 
 void

@@ -956,6 +956,27 @@ mails_arrive_in_order_and_none_is_lost(void **state)
     }
 }
 
+static void
+mails_that_wait_behind_a_full_way_keep_their_order(void **state)
+{
+    (void)state;
+    static struct mail_world world;
+    for (u64 seed = 1; seed <= 9; seed++) {
+        memset(&world, 0, sizeof(world));
+        mails = &world;
+        struct sim_options options;
+        sim_options_default(&options, seed);
+        options.mails_max = 1 + seed % 3;
+        struct sim *sim = sim_new(&options);
+        assert_true(ok(sim_run(sim, 2, mail_main, NULL)));
+        /* What waits has met a way that was still full. */
+        assert_true(sim_mark_count(sim, "io.mailbox.outbox_stays") > MAIL_COUNT / 10);
+        assert_int_equal(world.returned, MAIL_COUNT);
+        assert_int_equal(world.disorder, 0);
+        sim_free(sim);
+    }
+}
+
 int
 main(void)
 {
@@ -985,6 +1006,7 @@ main(void)
         cmocka_unit_test(a_machine_may_lose_power_in_the_middle_of_its_connections),
         cmocka_unit_test(a_node_crashes_at_each_of_its_events_and_no_other_node_does),
         cmocka_unit_test(mails_arrive_in_order_and_none_is_lost),
+        cmocka_unit_test(mails_that_wait_behind_a_full_way_keep_their_order),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

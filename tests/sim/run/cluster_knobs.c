@@ -124,6 +124,7 @@ cluster_knobs_draw(struct cluster_knobs *knobs, struct sim_options *sim,
     knobs->lite = lite;
     if (lite) {
         sim_options_default(sim, options->seed);
+        sim_options_full_ways(sim, options->seed);
         sim->buggify = prng_chance(&prng, 1, 2);
     } else {
         sim_options_swarm(sim, options->seed);

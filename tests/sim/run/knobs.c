@@ -256,6 +256,7 @@ knobs_draw(struct knobs *knobs, struct sim_options *sim, const struct run_option
     memset(knobs, 0, sizeof(*knobs));
     if (lite) {
         sim_options_default(sim, options->seed);
+        sim_options_full_ways(sim, options->seed);
         sim->buggify = prng_chance(&prng, 1, 2);
     } else {
         sim_options_swarm(sim, options->seed);
@@ -333,12 +334,12 @@ knobs_print(const struct knobs *knobs, const struct sim_options *sim)
         (unsigned long long)(net->latency_ns_max / 1000), net->pipe_bytes, net->split_ppm,
         net->refuse_ppm, net->reset_ppm, net->half_open_ppm, net->stall_ppm,
         (unsigned long long)(net->stall_ns_max / NS_PER_MS));
-    fprintf(
-        stderr,
-        "process   turns %llu..%llu us, long %u, mails to %llu us, alloc %u, shard stalls %u to "
-        "%llu ms (ppm)\n",
-        (unsigned long long)(sim->turn_ns_min / 1000),
-        (unsigned long long)(sim->turn_ns_max / 1000), sim->turn_long_ppm,
-        (unsigned long long)(sim->mail_ns_max / 1000), sim->alloc_ppm, sim->shard_stall_ppm,
-        (unsigned long long)(sim->shard_stall_ns_max / NS_PER_MS));
+    fprintf(stderr,
+            "process   turns %llu..%llu us, long %u, mails to %llu us, at most %u, alloc %u, shard "
+            "stalls %u to "
+            "%llu ms (ppm)\n",
+            (unsigned long long)(sim->turn_ns_min / 1000),
+            (unsigned long long)(sim->turn_ns_max / 1000), sim->turn_long_ppm,
+            (unsigned long long)(sim->mail_ns_max / 1000), sim->mails_max, sim->alloc_ppm,
+            sim->shard_stall_ppm, (unsigned long long)(sim->shard_stall_ns_max / NS_PER_MS));
 }
