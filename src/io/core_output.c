@@ -116,7 +116,9 @@ core_output_reserve(struct core_output *output, size_t size)
         const struct budget *budget = output->budget;
         if (bytes > CHUNK_FIRST_BYTES && budget->used_bytes + bytes > budget->limit_bytes / 8 * 7)
             return MARKED("io.output.kept_for_small", NULL);
-        chunk = chunk_alloc(output, bytes);
+        /* One more than the first is rarely asked for, and so rarely refused. */
+        bool refused = chunk != NULL && BUGGIFY("io.output.no_second");
+        chunk = refused ? NULL : chunk_alloc(output, bytes);
         if (chunk == NULL) return MARKED("io.output.no_memory", NULL);
         list_push_back(&output->chunks, &chunk->link);
     }

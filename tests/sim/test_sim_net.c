@@ -406,6 +406,44 @@ the_last_of_the_memory_is_kept_for_small_output(void **state)
     sim_free(sim);
 }
 
+/* Of what does not fit into the last chunk nothing is written when there is no memory for the rest:
+ * who tries again must not send a part of it twice. */
+static status
+second_main(void *arg)
+{
+    struct world *world = arg;
+    world->frame_bytes = 7000;
+    status st = frames_connect(world);
+    if (!ok(st)) return st;
+    u8 frame[7000];
+    memset(frame, 7, sizeof(frame));
+    store_u64(frame, sizeof(frame));
+    io_conn_send_until(world->client, 0);
+    CHECK(io_conn_write(world->client, frame, 3000));
+    struct budget *budget = world->client->output.budget;
+    u64 taken = budget->limit_bytes - budget->used_bytes;
+    CHECK(budget_take(budget, taken));
+    CHECK(!io_conn_write(world->client, frame + 3000, 4000));
+    CHECK(io_conn_written(world->client) == 3000);
+    budget_give(budget, taken);
+    CHECK(io_conn_write(world->client, frame + 3000, 4000));
+    CHECK(io_conn_written(world->client) == 7000);
+    io_conn_send_until(world->client, UINT64_MAX);
+    while (world->frames_whole == 0)
+        (void)!ok(fiber_queue_wait(&world->queue, FIBER_FOREVER));
+    io_conn_close(world->client, IO_CLOSE_ABORT);
+    return ST_OK;
+}
+
+static void
+what_finds_no_memory_for_its_rest_is_not_written_in_part(void **state)
+{
+    (void)state;
+    struct world world = {0};
+    assert_true(ok(sim_run_main(1, 1, second_main, &world)));
+    assert_int_equal(world.frames_whole, 1);
+}
+
 /* ---- two machines ---- */
 
 static status
@@ -989,6 +1027,7 @@ main(void)
         cmocka_unit_test(a_port_without_listener_refuses),
         cmocka_unit_test(a_wanted_frame_is_given_whole_and_held_output_waits),
         cmocka_unit_test(the_last_of_the_memory_is_kept_for_small_output),
+        cmocka_unit_test(what_finds_no_memory_for_its_rest_is_not_written_in_part),
         cmocka_unit_test(a_cut_link_stalls_and_heals),
         cmocka_unit_test(a_link_may_be_cut_in_one_direction),
         cmocka_unit_test(a_slow_link_takes_longer),
