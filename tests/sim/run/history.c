@@ -259,7 +259,8 @@ process_try(bool *cut_before)
     enum moment moment = prng_chance(&run->prng, 1, 2) ? MOMENT_EVENT : MOMENT_IO;
     u64 n_max = prng_chance(&run->prng, 1, 2) ? 20 : 200;
     u64 n = prng_below(&run->prng, moment == MOMENT_EVENT ? 5 * n_max : n_max);
-    if (cut && crash_allowed(power)) crash_arm(power, moment, n);
+    cut = cut && crash_allowed(power);
+    if (cut) crash_arm(power, moment, n);
     u64 refused = sim_fault_count(run->sim, SIM_FAULT_ALLOC);
     bool begun = process_begin();
     u64 deadline_ns = sim_now_ns(run->sim) + START_NS_MAX;
@@ -279,7 +280,7 @@ process_try(bool *cut_before)
         sim_faults_clear(run->sim);
         return true;
     }
-    if (sim_crashed(run->sim) && cut) {
+    if (cut && sim_crashed(run->sim)) { /* else it tells of an earlier crash */
         run->stats.recoveries_cut++;
         run->stats.recoveries_cut_at_events += moment == MOMENT_EVENT;
         run->stats.recoveries_cut_again += *cut_before;
