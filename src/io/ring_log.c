@@ -427,7 +427,7 @@ ring_log_start(enum ring_log_format format, enum log_level level)
     pthread_sigmask(SIG_SETMASK, &old, NULL);
     if (error != 0) {
         sem_destroy(&logger.wake);
-        return MARKED("io.ring_log.no_thread", ST_NO_MEMORY);
+        return MARKED("io.ring_log.no_thread", ST_OVERLOADED);
     }
     atomic_store_explicit(&logger.running, true, memory_order_release);
     return ST_OK;

@@ -355,8 +355,10 @@ io_node_start(const struct io_node_config *config, struct io_node **out)
     u32 started = 0;
     for (; started < node->count; started++) {
         struct ring_shard *shard = node->shards[started];
-        if (thread_create_quiet(&shard->thread, shard_thread, shard) != 0) {
-            st = MARKED("io.ring_node.no_thread", ST_NO_MEMORY);
+        int error = thread_create_quiet(&shard->thread, shard_thread, shard);
+        if (error != 0) {
+            log_error("io", "no thread for shard %u: %s", started, strerror(error));
+            st = MARKED("io.ring_node.no_thread", ST_OVERLOADED);
             break;
         }
         shard->thread_started = true;

@@ -197,7 +197,10 @@ ring_monitor_start(struct io_node *node)
     pthread_sigmask(SIG_SETMASK, &all, &old);
     int error = pthread_create(&node->monitor, NULL, monitor_thread, node);
     pthread_sigmask(SIG_SETMASK, &old, NULL);
-    if (error != 0) return MARKED("io.ring_stall.no_thread", ST_NO_MEMORY);
+    if (error != 0) {
+        log_error("io", "no thread for the monitor of stalls: %s", strerror(error));
+        return MARKED("io.ring_stall.no_thread", ST_OVERLOADED);
+    }
     node->monitor_started = true;
     return ST_OK;
 }

@@ -253,7 +253,9 @@ start_log(const struct server_config *config)
         [CONFIG_LOG_JOURNAL] = RING_LOG_JOURNAL,
     };
     status st = ring_log_start(formats[config->log_format], (enum log_level)config->log_level);
-    if (!ok(st)) fprintf(stderr, "distkv-server: no thread for the log: %s\n", status_text(st));
+    if (!ok(st))
+        fprintf(stderr, "distkv-server: no thread for the log; is the number of threads limited "
+                        "(ulimit -u, TasksMax)?\n");
 }
 
 /* ---- while it runs ---- */

@@ -9,6 +9,7 @@ import pathlib
 import pty
 import random
 import re
+import resource
 import select
 import shutil
 import signal
@@ -283,6 +284,25 @@ def test_a_directory_of_another_user_is_refused_as_such(place_for_all):
         assert "permission denied" in done.stderr.lower(), done.stderr
         assert str(place_for_all / name) in done.stderr
         assert os.listdir(place_for_all / name) == []
+
+
+@pytest.mark.parametrize("threads, what", [(1, "the log"), (2, "shard 0"), (3, "the monitor")])
+def test_who_may_make_no_more_threads_ends_and_says_so(place_for_all, threads, what):
+    """Not that memory was exhausted. The limit counts what its user runs, so it is somebody who
+    runs nothing else, and not root, whom it does not hold up."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root, to become somebody else")
+    (place_for_all / "parent").mkdir()
+    (place_for_all / "parent").chmod(0o777)
+    done = run_server(
+        "--data-dir", str(place_for_all / "parent/new"), "--cores", "0",
+        "--address", f"127.0.0.1:{free_port()}", binary=place_for_all / os.path.basename(SERVER),
+        user=65321, group=65321, extra_groups=[],
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NPROC, (threads, threads)))
+    assert done.returncode == 1
+    assert f"no thread for {what}" in done.stderr, done.stderr
+    assert "memory" not in done.stderr, done.stderr
+    assert "the shards do not start: overloaded" in done.stderr, done.stderr
 
 
 def test_a_read_only_file_system_is_refused_as_such(make_server):
