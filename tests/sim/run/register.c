@@ -16,8 +16,6 @@
 
 #include <stdlib.h>
 
-#include "base/hash.h"
-
 #define SLOTS       64u
 #define CONFIGS_MAX 20000u
 
@@ -63,9 +61,10 @@ struct judge {
     const struct register_history *history;
     bool again, astray;
     struct register_verdict *out;
-    u32 slots[SLOTS]; /* index of the operation + 1; 0: free */
-    u32 *slot_of;     /* by operation, + 1; 0: none, it does not matter */
-    u64 *last_need;   /* by operation: until when somebody may tell of it */
+    u32 slots[SLOTS];  /* index of the operation + 1; 0: free */
+    u64 reads, writes; /* bit a slot: such an operation has it */
+    u32 *slot_of;      /* by operation, + 1; 0: none, it does not matter */
+    u64 *last_need;    /* by operation: until when somebody may tell of it */
     u64 position, now_ns;
     struct configs now, next, seen;
 };
@@ -92,9 +91,9 @@ configs_clear(struct configs *configs)
 static struct place *
 place_find(const struct configs *configs, const struct config *config)
 {
-    const u64 key[] = {config->met, config->state};
     u32 mask = configs->places_count - 1;
-    u32 i = (u32)hash_bytes(key, sizeof(key), 0) & mask;
+    u64 mixed = (config->met ^ config->state * 0x9e3779b97f4a7c15ull) * 0xd6e8feb86659fd93ull;
+    u32 i = (u32)(mixed >> 32) & mask;
     for (;; i = (i + 1) & mask) {
         struct place *place = &configs->places[i];
         if (place->round != configs->round) return place;
@@ -156,13 +155,21 @@ fits(const struct judge *judge, u32 state, const struct register_op *read)
     return put->gone_first_ns != 0 && judge->now_ns >= put->gone_first_ns;
 }
 
+/* The first of a set that is not empty, which it leaves. */
+static u32
+slot_pop(u64 *slots)
+{
+    u32 slot = (u32)__builtin_ctzll(*slots);
+    *slots &= *slots - 1;
+    return slot;
+}
+
 static void
 reads_meet(const struct judge *judge, struct config *config)
 {
-    for (u32 slot = 0; slot < SLOTS; slot++) {
-        if (judge->slots[slot] == 0 || (config->met >> slot & 1)) continue;
-        const struct register_op *op = op_at(judge, judge->slots[slot] - 1);
-        if (op->kind == REGISTER_READ && fits(judge, config->state, op))
+    for (u64 left = judge->reads & ~config->met; left != 0;) {
+        u32 slot = slot_pop(&left);
+        if (fits(judge, config->state, op_at(judge, judge->slots[slot] - 1)))
             config->met |= 1ull << slot;
     }
 }
@@ -171,10 +178,9 @@ reads_meet(const struct judge *judge, struct config *config)
 static bool
 is_waited_for(const struct judge *judge, const struct config *config, u32 state)
 {
-    for (u32 slot = 0; slot < SLOTS; slot++) {
-        if (judge->slots[slot] == 0 || (config->met >> slot & 1)) continue;
-        const struct register_op *op = op_at(judge, judge->slots[slot] - 1);
-        if (op->kind == REGISTER_READ && fits(judge, state, op)) return true;
+    for (u64 left = judge->reads & ~config->met; left != 0;) {
+        u32 slot = slot_pop(&left);
+        if (fits(judge, state, op_at(judge, judge->slots[slot] - 1))) return true;
     }
     return false;
 }
@@ -201,14 +207,14 @@ follow(struct judge *judge, struct config from, u32 ending)
         struct config hidden = from; /* just before the last write */
         (void)configs_join(&judge->next, hidden);
     }
-    for (u32 slot = 0; slot < SLOTS; slot++) {
-        if (judge->slots[slot] == 0) continue;
+    u64 writes = judge->again ? judge->writes : judge->writes & ~from.met;
+    while (writes != 0) {
+        u32 slot = slot_pop(&writes);
         u32 index = judge->slots[slot] - 1;
         const struct register_op *op = op_at(judge, index);
-        if (op->kind == REGISTER_READ) continue;
         u32 state = op->kind == REGISTER_PUT ? index + 1 : 0;
         bool was_done = (from.met >> slot & 1) != 0;
-        if (was_done && (!judge->again || state == from.state)) continue;
+        if (was_done && state == from.state) continue;
         if (slot != ending && !is_waited_for(judge, &from, state)) continue;
         struct config to = from;
         to.state = state;
@@ -223,13 +229,22 @@ follow(struct judge *judge, struct config from, u32 ending)
 static bool
 slot_take(struct judge *judge, u32 index)
 {
-    for (u32 slot = 0; slot < SLOTS; slot++) {
-        if (judge->slots[slot] != 0) continue;
-        judge->slots[slot] = index + 1;
-        judge->slot_of[index] = slot + 1;
-        return true;
-    }
-    return false;
+    u64 unused = ~(judge->reads | judge->writes);
+    if (unused == 0) return false;
+    u32 slot = slot_pop(&unused);
+    judge->slots[slot] = index + 1;
+    judge->slot_of[index] = slot + 1;
+    bool reads = op_at(judge, index)->kind == REGISTER_READ;
+    *(reads ? &judge->reads : &judge->writes) |= 1ull << slot;
+    return true;
+}
+
+static void
+slot_give(struct judge *judge, u32 slot)
+{
+    judge->slots[slot] = 0;
+    judge->reads &= ~(1ull << slot);
+    judge->writes &= ~(1ull << slot);
 }
 
 static bool
@@ -247,12 +262,12 @@ op_begins(struct judge *judge, u32 index)
 static void
 slots_release(struct judge *judge)
 {
-    for (u32 slot = 0; slot < SLOTS; slot++) {
-        if (judge->slots[slot] == 0) continue;
+    for (u64 left = judge->writes; left != 0;) {
+        u32 slot = slot_pop(&left);
         u32 index = judge->slots[slot] - 1;
         const struct register_op *op = op_at(judge, index);
         if (op->outcome != REGISTER_UNKNOWN || judge->last_need[index] > judge->position) continue;
-        judge->slots[slot] = 0;
+        slot_give(judge, slot);
         for (u32 i = 0; i < judge->now.count; i++)
             judge->now.all[i].met &= ~(1ull << slot);
     }
@@ -273,7 +288,7 @@ op_ends(struct judge *judge, u32 index)
         judge->out->gave_up = true;
         return false;
     }
-    judge->slots[slot] = 0;
+    slot_give(judge, slot);
     struct configs swap = judge->now;
     judge->now = judge->next;
     judge->next = swap;
