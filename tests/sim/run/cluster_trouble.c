@@ -20,6 +20,7 @@
 
 #define REMOVE_AFTER_NS (2 * NS_PER_S)
 #define NODES_MAX       7u
+#define LITE_NODES_MAX  5u
 
 static struct {
     u64 next_ns;
@@ -104,7 +105,7 @@ lose(bool wipe)
 static bool
 join(void)
 {
-    if (cluster_running() >= NODES_MAX) return false;
+    if (cluster_running() >= (run->cluster->knobs.lite ? LITE_NODES_MAX : NODES_MAX)) return false;
     struct cluster_node *node = cluster_node_new();
     if (node == NULL) return false;
     node->back_ns = cluster_now_ns();
