@@ -47,7 +47,8 @@ def missing(node, number, first):
 
 
 def test_writes_go_on_while_two_of_five_are_gone(tmp_path):
-    with Cluster(tmp_path, memory="128MiB") as cluster:
+    # A write waits for a disk that stands still, as shared ones do for seconds.
+    with Cluster(tmp_path, memory="128MiB", cluster_timeout="30s") as cluster:
         for _ in range(5):
             cluster.add()
         cluster.wait_settled(5, seconds=120)
