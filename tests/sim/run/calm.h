@@ -36,6 +36,30 @@ patience_of(const struct patience_rule *rule, u64 sent_ns, u64 now_ns)
     return waited_ns > rule->patience_ns ? PATIENCE_GIVES_UP : PATIENCE_WAITS;
 }
 
+/* ---- the work of a node's clients ---- */
+
+/* Asked for in vain so often, nobody will answer: the chance that every client goes in the middle
+ * of a pipeline that holds a whole round is below 0.6 a round. */
+#define WORK_ROUNDS_MAX 20u
+
+enum work_state {
+    WORK_WAITS,
+    WORK_DONE,
+    WORK_AGAIN, /* another round is asked for */
+    WORK_UNANSWERED,
+};
+
+/* Once the clients have asked for all of their round-th round. Pipelines may hold the whole of it
+ * before the first packet has arrived, so who waits is waited for; and who goes in the middle has
+ * left the answers behind. answered: anything, in any round. */
+static inline enum work_state
+work_state_of(u32 round, bool waiting, bool answered)
+{
+    if (waiting) return WORK_WAITS;
+    if (answered) return WORK_DONE;
+    return round < WORK_ROUNDS_MAX ? WORK_AGAIN : WORK_UNANSWERED;
+}
+
 enum cluster_answer {
     ANSWER_NONE,    /* the connection has ended, or nobody waits any more */
     ANSWER_OK,      /* done */

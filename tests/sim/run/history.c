@@ -11,6 +11,7 @@
  *
  * All of this runs outside of the simulated machines, between two events.
  */
+#include "calm.h"
 #include "client.h"
 #include "cluster.h"
 #include "clock.h"
@@ -487,24 +488,40 @@ all_answered(void)
     return true;
 }
 
+/* Nobody asks for more now; what was asked must be answered, too, not only most of it. */
+static enum work_state
+answers_awaited(u32 round, u64 answers_before, const char *when)
+{
+    u64 deadline_ns = sim_now_ns(run->sim) + CALM_NS_MAX;
+    for (;;) {
+        bool answered = run->stats.answers != answers_before;
+        enum work_state state = work_state_of(round, !all_answered(), answered);
+        if (state != WORK_WAITS || run_over() || !server_alive() || !step()) return state;
+        if (sim_now_ns(run->sim) > deadline_ns) violated("no_answer", "%s a client waits", when);
+    }
+}
+
 static void
 work_must_be_done(u64 requests, const char *when)
 {
     u64 answers = run->stats.answers;
-    work(requests, CALM_NS_MAX);
-    if (run_over()) return;
-    if (!server_alive()) {
-        violated("ended", "the node has ended by itself %s: %s", when, server_failure(run->server));
-    } else if (run->stats.requests < run->ops_goal || run->stats.answers == answers) {
-        violated("no_progress", "%llu s %s, and the clients have not done their work",
-                 (unsigned long long)(CALM_NS_MAX / NS_PER_S), when);
+    enum work_state state = WORK_AGAIN;
+    for (u32 round = 1; state == WORK_AGAIN && !run_over(); round++) {
+        work(requests, CALM_NS_MAX);
+        if (run_over()) return;
+        bool asked = run->stats.requests >= run->ops_goal;
+        if (asked && server_alive()) state = answers_awaited(round, answers, when);
+        if (run_over()) return;
+        if (!server_alive())
+            violated("ended", "the node has ended by itself %s: %s", when,
+                     server_failure(run->server));
+        else if (!asked)
+            violated("no_progress", "%llu s %s, and the clients have not asked for their work",
+                     (unsigned long long)(CALM_NS_MAX / NS_PER_S), when);
     }
-    /* Nobody asks for more now; what was asked must be answered, too, not only most of it. */
-    u64 deadline_ns = sim_now_ns(run->sim) + CALM_NS_MAX;
-    while (!run_over() && server_alive() && !all_answered()) {
-        if (!step()) return;
-        if (sim_now_ns(run->sim) > deadline_ns) violated("no_answer", "%s a client waits", when);
-    }
+    if (state == WORK_UNANSWERED)
+        violated("no_progress", "%s clients have asked %u times for %llu, and got no answer", when,
+                 WORK_ROUNDS_MAX, (unsigned long long)requests);
 }
 
 static bool

@@ -41,6 +41,24 @@ what_is_sent_in_the_calm_must_be_answered(void **state)
     assert_int_equal(patience_of(&rule, 12 * S, 72 * S + 1), PATIENCE_WRONGED);
 }
 
+/* Of a node: swarm 6000182. */
+static void
+work_is_not_judged_by_its_answers_while_they_are_on_their_way(void **state)
+{
+    (void)state;
+    assert_int_equal(work_state_of(1, true, false), WORK_WAITS);
+    assert_int_equal(work_state_of(1, true, true), WORK_WAITS); /* for every answer */
+    assert_int_equal(work_state_of(1, false, true), WORK_DONE);
+    /* All went in the middle of their pipelines. */
+    assert_int_equal(work_state_of(1, false, false), WORK_AGAIN);
+    assert_int_equal(work_state_of(2, true, false), WORK_WAITS);
+    assert_int_equal(work_state_of(2, false, true), WORK_DONE);
+    /* Not for ever: a node that ends all connections answers nothing either. */
+    assert_int_equal(work_state_of(WORK_ROUNDS_MAX, true, false), WORK_WAITS);
+    assert_int_equal(work_state_of(WORK_ROUNDS_MAX, false, false), WORK_UNANSWERED);
+    assert_int_equal(work_state_of(WORK_ROUNDS_MAX, false, true), WORK_DONE);
+}
+
 /* Of a cluster: cluster 578. */
 static void
 a_cluster_is_settled_when_it_stays_so_and_not_for_a_moment(void **state)
@@ -184,6 +202,7 @@ main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(what_was_sent_before_the_calm_is_given_up_and_not_waited_for),
         cmocka_unit_test(what_is_sent_in_the_calm_must_be_answered),
+        cmocka_unit_test(work_is_not_judged_by_its_answers_while_they_are_on_their_way),
         cmocka_unit_test(a_cluster_is_settled_when_it_stays_so_and_not_for_a_moment),
         cmocka_unit_test(stamps_ahead_of_the_clocks_are_waited_for),
         cmocka_unit_test(who_is_to_come_back_is_waited_for_and_whoever_runs_is_stopped),
