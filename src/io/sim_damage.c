@@ -320,6 +320,8 @@ sim_inode_write_misdirect(struct sim_write *write, bool durable, struct sim_inod
         u8 spoiled = sim_page_spoiled(before) | record->pages[i];
         struct sim_version *version = sim_page_push(other, page, from);
         version->spoiled = spoiled;
+        version->astray = true;
+        record->pages[i] = UINT8_MAX; /* a power cut may tear any of them */
         if (durable) sim_page_make_durable(sim_page_find(other, page), version);
     }
     sim_latent_clear(other, other_offset, write->size);

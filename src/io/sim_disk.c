@@ -793,9 +793,11 @@ page_crash(struct crash *crash, struct sim_page *page)
     struct sim_disk *disk = crash->disk;
     page_drop_phantoms(page);
     u32 version_count = 0, cut_depth = 0;
+    bool astray = false;
     for (const struct sim_version *v = page->newest; v != NULL; v = v->older) {
         version_count++;
         cut_depth += v->order <= crash->cut;
+        astray |= v->astray;
     }
     if (version_count == 0) return;
 
@@ -808,10 +810,12 @@ page_crash(struct crash *crash, struct sim_page *page)
         u8 spoiled;
         const struct sim_content *candidate = page_candidate(page, version_count, depth, &spoiled);
         memcpy(result + s, content_sector(candidate, s / SIM_SECTOR_BYTES), SIM_SECTOR_BYTES);
+        u8 sector = (u8)(1u << s / SIM_SECTOR_BYTES);
         if (!sector_torn(crash)) {
-            result_spoiled |= spoiled & (u8)(1u << s / SIM_SECTOR_BYTES);
+            result_spoiled |= spoiled & sector;
             continue;
         }
+        if (astray) result_spoiled |= sector;
         for (u32 i = 0; i < SIM_SECTOR_BYTES; i += 8)
             store_u64(result + s + i, prng_u64(&crash->torn));
     }

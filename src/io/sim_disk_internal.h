@@ -25,6 +25,7 @@ struct sim_version {
     bool fill;    /* sim_inode.fills has it, and not a page */
     bool phantom; /* only the disk's cache has it: a power cut takes it for sure */
     u8 spoiled;   /* sectors that are damage, a bit each */
+    bool astray;  /* nobody wrote it here: a torn sector of it is damage, too */
 };
 
 struct sim_page {

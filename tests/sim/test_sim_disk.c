@@ -21,6 +21,8 @@
 
 static u8 ones[SIM_PAGE_BYTES], twos[SIM_PAGE_BYTES], page[SIM_PAGE_BYTES];
 
+static u32 torn_ppm;
+
 static struct sim_disk *
 disk_new(u64 seed)
 {
@@ -28,6 +30,7 @@ disk_new(u64 seed)
     sim_options_default(&options, seed);
     options.disk.capacity_bytes = 64 * SIM_PAGE_BYTES;
     options.disk.evict_chance = seed % 2 * 16;
+    options.disk.torn_ppm = torn_ppm;
     memset(ones, 1, sizeof(ones));
     memset(twos, 2, sizeof(twos));
     struct sim_disk *disk = sim_disk_new(&options.disk, seed);
@@ -473,6 +476,32 @@ half_of_a_page_that_went_astray_is_damage_yet(void **state)
     assert_true(halves > 10);
 }
 
+/* Beyond 6000066: a sector of it that the power cut tears is no better. */
+static void
+what_is_torn_of_a_page_that_went_astray_is_damage_yet(void **state)
+{
+    (void)state;
+    u32 garbage = 0;
+    torn_ppm = 300000;
+    for (u64 seed = 0; seed < 100; seed++) {
+        struct sim_inode *a, *b;
+        struct sim_disk *disk = disk_with_a_and_b(seed, &a, &b);
+        struct sim_write write;
+        assert_true(ok(sim_inode_write_begin(a, &write, twos, SIM_PAGE_BYTES, 0)));
+        sim_inode_write_misdirect(&write, false, b, 0,
+                                  (struct sim_fault_id){SIM_FAULT_MISDIRECTED, 0});
+        sim_disk_crash(disk);
+        bool none = holds(disk, "/d/b", 1), torn = false;
+        for (u32 i = 0; i < SIM_PAGE_BYTES; i++)
+            torn |= page[i] != 1 && page[i] != 2;
+        garbage += torn;
+        assert_int_equal(damages_of(disk).last.there, !none);
+        sim_disk_free(disk);
+    }
+    torn_ppm = 0;
+    assert_true(garbage > 30);
+}
+
 /* Its second half, the flush, is like a sync. */
 static void
 a_failed_durable_write_may_be_read_and_lost_all_the_same(void **state)
@@ -896,6 +925,7 @@ main(void)
         cmocka_unit_test(a_lost_write_says_ok_and_shows_the_old_at_once_or_after_the_power_cut),
         cmocka_unit_test(a_misdirected_write_spoils_another_place_and_leaves_its_own_stale),
         cmocka_unit_test(half_of_a_page_that_went_astray_is_damage_yet),
+        cmocka_unit_test(what_is_torn_of_a_page_that_went_astray_is_damage_yet),
         cmocka_unit_test(names_need_a_sync_of_their_directory_and_renames_are_atomic),
         cmocka_unit_test(a_lost_directory_takes_its_files_with_it),
         cmocka_unit_test(the_size_of_a_file_may_be_lost_but_not_below_a_durable_write),
