@@ -163,7 +163,6 @@ rest(struct trees *t, u64 took_ns, bool asked)
 {
     u64 ns = MIN(took_ns * (asked ? REST_TIMES_ASKED : REST_TIMES), REST_NS_MAX);
     u64 until_ns = io_now_ns() + ns;
-    trees_mend(t);
     while (!trees_is_ending(t) && io_now_ns() < until_ns)
         (void)!ok(fiber_queue_wait(&t->wake, until_ns));
     if (ns == 0) fiber_yield();
@@ -243,7 +242,6 @@ trees_main(void *arg)
         if (trees_is_ending(t)) break;
         if (trees_follow(t)) trees_clean(t);
         if (trees_is_ending(t)) break;
-        if (trees_follow(t)) trees_mend(t);
         if (trees_follow(t) && io_now_ns() >= purge_ns) {
             purge_ns = io_now_ns() + PURGE_NS;
             purge(t);
@@ -285,9 +283,8 @@ trees_close(struct cluster_shard *shard)
     t->closing = true;
     trees_serve_close(t);
     fiber_queue_wake_all(&t->wake);
-    while (!t->ended || t->mending || t->serving > 0)
+    while (!t->ended || t->serving > 0)
         (void)!ok(fiber_queue_wait(&t->idle, io_now_ns() + LOOK_NS));
-    lsm_mends_set(shard->lsm, 0);
     trees_resolve_close(t);
     trees_clean_close(t);
     mem_free(&t->budget, t->settled, t->count * sizeof(*t->settled));

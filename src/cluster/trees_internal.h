@@ -6,7 +6,6 @@
  * figures trees_resolve.c   the trees of this shard: scanning what was written, forgetting when
  * memory is short trees_exchange.c  comparing some partitions with all their replicas trees_serve.c
  * being compared with trees_clean.c     removing what this member does not hold any more
- *   trees_mend.c      bringing what lies in damaged blocks
  *
  * Invariants
  *   A1  A leaf is known and not marked only if its hash is that of a state that the store had after
@@ -69,13 +68,11 @@ struct trees {
     struct fiber_mutex resolving;
     u32 forget; /* where memory is looked for next */
     struct settled *settled;
-    u64 settled_epoch;                       /* the stage that it belongs to */
-    u64 *drops[LIMIT_KEYSPACES_CLIENT];      /* bits of partitions that this member does not hold */
-    u64 clean_epoch;                         /* nothing of such is here, since this stage */
-    u64 clean_ns;                            /* when it is looked at next */
-    u64 stage_epoch, stage_ns;               /* the present one, and since when it is that */
-    u64 mend_ns, mend_wait_ns, mend_told_ns; /* when to look for damage again */
-    bool mending;
+    u64 settled_epoch;                  /* the stage that it belongs to */
+    u64 *drops[LIMIT_KEYSPACES_CLIENT]; /* bits of partitions that this member does not hold */
+    u64 clean_epoch;                    /* nothing of such is here, since this stage */
+    u64 clean_ns;                       /* when it is looked at next */
+    u64 stage_epoch, stage_ns;          /* the present one, and since when it is that */
     bool closing, ended;
     u32 serving;
     struct fiber_queue wake, idle;
@@ -147,11 +144,6 @@ struct trees_exchanged {
 };
 MAY_YIELD void trees_exchange(struct trees *t, u32 first, u32 count, bool all,
                               struct trees_exchanged *out);
-
-/* ---- trees_mend.c ---- */
-
-/* Now and then: begins to bring what lies in damaged blocks, if there are some. */
-void trees_mend(struct trees *t);
 
 /* ---- trees_serve.c ---- */
 

@@ -252,8 +252,6 @@ static const struct metric metrics[] = {
     C("scrubbed_bytes", lsm.scrub_bytes, 1, "Bytes verified by the scrub."),
     C("scrub_passes", lsm.scrub_passes, 1, "Times that everything was verified."),
     C("corruptions", lsm.corruptions, 1, "Damaged blocks found."),
-    C("damaged_blocks_mended", lsm.damage_left_out, 1,
-      "Damaged blocks that were merged away, once their content had come from replicas."),
     G("damaged_files", lsm.damaged_files, 1, "Files with damaged blocks, as far as they were met."),
     G("store_memory_bytes", lsm.memory_bytes, 1, "Memory of the engine."),
     G("store_memory_limit_bytes", lsm.memory_limit_bytes, 1, "The engine's memory budget."),

@@ -15,7 +15,6 @@
 #include "base/hash.h"
 #include "cluster/cluster.h"
 #include "cluster/group0_internal.h"
-#include "cluster/trees_internal.h"
 #include "cluster_rig.h"
 #include "hold.h"
 #include "proto/peer.h"
@@ -1917,172 +1916,8 @@ compared_damage_story(struct rig *rig)
         CHECK(trees.repair_missed == 0 && trees.repair_damaged != 0);
         CHECK(trees.repair_damaged < trees.repair_total / 2);
     }
-    fiber_sleep_ns(20 * NS_PER_S); /* one other copy is no read quorum: nothing is left out */
     u64 left_out;
     CHECK(damaged_files(rig, 1, &left_out) == 1 && left_out == 0);
-}
-
-/* Somebody reads all of it from the node itself, which refuses what is damaged. */
-static MAY_YIELD void
-meet_damage(struct rig *rig, u32 node)
-{
-    struct rig_client client;
-    rig_connect_to(rig, node, &client);
-    CHECK(rig_is(rig_call(&client, "DISTKV.CONSISTENCY ONE"), "+OK\r\n"));
-    for (u32 i = 0; i < DAMAGE_KEYS; i++)
-        CHECK(!rig_is(rig_call(&client, "GET d%u", i), "$-1\r\n"));
-    rig_disconnect(&client);
-}
-
-/* Three copies, and one has a damaged block: it comes back from the others, the table goes, and the
- * node has all that it had, also when it is asked alone. */
-static MAY_YIELD void
-mended_story(struct rig *rig)
-{
-    wait_settled(rig, NODES);
-    damage_fill(rig, DAMAGE_LAST);
-    damage_table(rig, DAMAGE_LAST);
-    u64 left_out, until_ns = io_now_ns() + WAIT_NS;
-    do {
-        meet_damage(rig, DAMAGE_LAST);
-        (void)damaged_files(rig, DAMAGE_LAST, &left_out);
-    } while (left_out == 0 && io_now_ns() < until_ns);
-    CHECK(left_out == 1);
-    CHECK(damaged_files(rig, DAMAGE_LAST, &left_out) == 0);
-    CHECK(sim_log_contains(rig->sim, "what lay in damaged blocks came from replicas"));
-    rig_crash(rig, DAMAGE_LAST); /* what was brought is durable */
-    rig_start(rig, DAMAGE_LAST);
-    wait_settled(rig, NODES);
-    expect_filled(rig, DAMAGE_LAST, "ONE");
-    struct trees_stats trees;
-    struct rig_client client;
-    rig_connect_to(rig, DAMAGE_LAST, &client);
-    CHECK(rig_is(rig_call(&client, "DISTKV.REPAIR"), "+OK\r\n"));
-    rig_disconnect(&client);
-    do {
-        fiber_sleep_ns(100 * NS_PER_MS);
-        trees_stats_get(rig->nodes[DAMAGE_LAST].server->cluster->shards[0], &trees);
-    } while (trees.repairing);
-    CHECK(trees.repair_missed == 0 && trees.repair_damaged == 0);
-    CHECK(damaged_files(rig, DAMAGE_LAST, &left_out) == 0);
-}
-
-static void
-a_damaged_block_is_mended_from_replicas(void **state)
-{
-    for (u64 seed = 1; seed <= SEED_COUNT; seed++) {
-        struct rig rig = rig_of(seed, mended_story);
-        rig.on_all_nodes = true;
-        rig_run(&rig);
-    }
-}
-
-/* Values of old that only one store has, as if a tombstone that hid them had been in the damaged
- * block, and collected by the others. */
-#define HIDDEN_KEYS 1500u
-#define HIDDEN_SEQ  4096u
-
-struct hidden {
-    bool settled;
-    u32 live;
-};
-
-static void
-hidden_write(struct shard *shard, void *arg)
-{
-    const struct hidden *hidden = arg;
-    struct cluster_shard *cluster = shard->cluster;
-    u64 first, last, seq;
-    lsm_tokens(cluster->lsm, &first, &last);
-    for (u32 i = 0; i < HIDDEN_KEYS; i++) {
-        char name[16];
-        struct bytes key = BYTES(name, (size_t)snprintf(name, sizeof(name), "h%u", i));
-        u64 token = hash_token(key);
-        if (token < first || token > last) continue;
-        struct lsm_batch batch;
-        lsm_batch_init(&batch, &cluster->budget);
-        batch.version = HIDDEN_SEQ + i;
-        CHECK(lsm_batch_put(&batch, 0, token, key, BYTES("old", 3), 0));
-        status st = lsm_write(cluster->lsm, &batch, &seq);
-        CHECK(ok(st));
-        lsm_batch_deinit(&batch);
-    }
-    struct trees *trees = cluster->trees;
-    CHECK(trees_follow(trees));
-    for (u32 i = 0; i < trees->count; i++)
-        trees->settled[i].last = hidden->settled ? HIDDEN_SEQ + HIDDEN_KEYS : 0;
-}
-
-static void
-hidden_count(struct shard *shard, void *arg)
-{
-    struct hidden *hidden = arg;
-    struct lsm_scan *scan;
-    status st = lsm_scan_open(shard->lsm, NULL, 0, 0, BYTES(NULL, 0), UINT64_MAX, &scan);
-    CHECK(ok(st));
-    u64 token;
-    struct bytes key;
-    struct lsm_value value;
-    while (ok(lsm_scan_next(scan, true, &token, &key, &value)))
-        hidden->live += key.data[0] == 'h';
-    lsm_scan_close(scan);
-}
-
-static MAY_YIELD void
-hidden_story(struct rig *rig, bool settled)
-{
-    struct hidden hidden = {.settled = settled};
-    wait_settled(rig, NODES);
-    damage_fill(rig, DAMAGE_LAST);
-    for (u32 shard = 0; shard < rig->nodes[DAMAGE_LAST].config->core_count; shard++)
-        rig_on_node(rig, DAMAGE_LAST, shard, hidden_write, &hidden);
-    damage_table(rig, DAMAGE_LAST);
-    u64 left_out;
-    for (u32 i = 0; i < 3; i++) {
-        meet_damage(rig, DAMAGE_LAST);
-        fiber_sleep_ns(5 * NS_PER_S);
-    }
-    u64 files = damaged_files(rig, DAMAGE_LAST, &left_out);
-    CHECK(settled ? files == 0 && left_out == 1 : files == 1 && left_out == 0);
-    if (!settled) {
-        CHECK(sim_log_contains(rig->sim, "damaged blocks cannot be mended from replicas now"));
-        return;
-    }
-    for (u32 shard = 0; shard < rig->nodes[DAMAGE_LAST].config->core_count; shard++)
-        rig_on_node(rig, DAMAGE_LAST, shard, hidden_count, &hidden);
-    CHECK(hidden.live > HIDDEN_KEYS / 2 && hidden.live < HIDDEN_KEYS);
-}
-
-static MAY_YIELD void
-hidden_settled_story(struct rig *rig)
-{
-    hidden_story(rig, true);
-}
-
-static MAY_YIELD void
-hidden_in_doubt_story(struct rig *rig)
-{
-    hidden_story(rig, false);
-}
-
-static void
-what_a_damaged_block_may_have_hidden_does_not_come_back(void **state)
-{
-    for (u64 seed = 1; seed <= SEED_COUNT; seed++) {
-        struct rig rig = rig_of(seed, hidden_settled_story);
-        rig.on_all_nodes = true;
-        rig_run(&rig);
-    }
-}
-
-static void
-what_may_have_been_acknowledged_is_not_left_out_with_damage(void **state)
-{
-    for (u64 seed = 1; seed <= SEED_COUNT; seed++) {
-        struct rig rig = rig_of(seed, hidden_in_doubt_story);
-        rig.on_all_nodes = true;
-        rig_run(&rig);
-    }
 }
 
 static void
@@ -2113,9 +1948,6 @@ main(void)
         cmocka_unit_test(who_is_rebuilt_asks_first_those_without_damage),
         cmocka_unit_test(what_is_damaged_in_the_only_copy_does_not_become_absent),
         cmocka_unit_test(what_damage_prevents_comparing_is_told_at_once),
-        cmocka_unit_test(a_damaged_block_is_mended_from_replicas),
-        cmocka_unit_test(what_a_damaged_block_may_have_hidden_does_not_come_back),
-        cmocka_unit_test(what_may_have_been_acknowledged_is_not_left_out_with_damage),
         cmocka_unit_test(what_moves_keeps_to_its_rate),
         cmocka_unit_test(who_serves_many_keeps_to_the_rate_of_one),
         cmocka_unit_test(who_serves_many_keeps_to_a_low_rate),
