@@ -551,7 +551,7 @@ unsafe_of(const json_t *cluster, const char *name, char *out, size_t size)
         snprintf(out, size, "no member is called %s", name);
     else if (!is_true(member, "alive"))
         snprintf(out, size, "it does not answer");
-    else if (!is_true(member, "drained"))
+    else if (!is_true(member, "drained") && !is_true(member, "clock_wrong"))
         snprintf(out, size, "requests end");
     else if (number_of(cluster, "leader") == number_of(member, "number"))
         snprintf(out, size, "gives the lead away");

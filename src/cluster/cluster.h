@@ -218,11 +218,13 @@ struct cluster_shard {
     struct group0 *group0;
     /* of each other member a struct cluster_ping: cluster_ping_at */
     struct liveness liveness;
-    bool said_drained;  /* by the last pings */
-    u64 said_ns;        /* since when they say so */
-    bool majority_seen; /* since the start */
-    bool leaves;        /* when it was a member last, it was about to leave */
-    bool is_out;        /* it is none any more */
+    bool said_drained;                   /* by the last pings */
+    u64 said_ns;                         /* since when they say so */
+    bool majority_seen;                  /* since the start */
+    u64 clock_wrong_ns;                  /* when our clock was last seen to be */
+    u64 record_again_ns, record_told_ns; /* keep_record */
+    bool leaves;                         /* when it was a member last, it was about to leave */
+    bool is_out;                         /* it is none any more */
     bool steward_runs;
     bool fetch_runs, drain_runs;
     u64 fetch_session;          /* what is fetched now, or was last */

@@ -50,6 +50,9 @@
 #define FLAG_KEEPS      64u
 #define ILL_TOLD        (CLUSTER_ILL_STUCK | CLUSTER_ILL_CLOCK)
 #define CLOCK_MS_MAX    250
+/* A clock that was wrong is right again when it has been no further off for so long. */
+#define CLOCK_MS_RIGHT 200
+#define CLOCK_RIGHT_NS (1 * NS_PER_S)
 
 static struct cluster_ping *
 find(const struct cluster_shard *shard, u32 member)
@@ -260,7 +263,7 @@ cluster_oldest(const struct cluster *cluster, u64 stage_epoch)
  * refuse it; else 0. Others who are as far ahead take it: so two halves with different clocks may
  * both go on. */
 static u64
-clock_ahead_ms(const struct cluster_shard *shard)
+clock_ahead_ms(const struct cluster_shard *shard, i64 limit_ms)
 {
     i64 own = 0, least = INT64_MAX;
     u32 others = 0, refuse = 0;
@@ -271,17 +274,18 @@ clock_ahead_ms(const struct cluster_shard *shard)
         if (ping->heard_ns == 0 || !is_alive(ping)) continue;
         others++;
         i64 ahead = own - ping->clock_ms;
-        if (ahead <= CLOCK_MS_MAX) continue;
+        if (ahead <= limit_ms) continue;
         refuse++;
         least = MIN(least, ahead);
     }
     return refuse * 2 > others ? (u64)least : 0;
 }
 
-/* How far our wall clock is ahead of most others' (behind: negative), 0 when less than 250 ms. Of
- * two nobody knows who is behind, and whoever is ahead says so: then the other one has to go on. */
+/* How far our wall clock is ahead of most others' (behind: negative), 0 when less than the limit.
+ * Where half are ahead of the other half nobody knows who is right: those who are ahead step back,
+ * as it is their stamps that are refused, and the others have to go on. */
 static i64
-clock_off_ms(const struct cluster_shard *shard)
+clock_off_ms(const struct cluster_shard *shard, i64 limit_ms)
 {
     u32 others = 0, before = 0, behind = 0;
     i64 least_before = INT64_MAX, least_behind = INT64_MAX;
@@ -289,15 +293,15 @@ clock_off_ms(const struct cluster_shard *shard)
         const struct cluster_ping *ping = cluster_ping_at(shard, i);
         if (ping->heard_ns == 0 || !is_alive(ping)) continue;
         others++;
-        if (ping->clock_ms > CLOCK_MS_MAX) {
+        if (ping->clock_ms > limit_ms) {
             before++;
             least_before = MIN(least_before, ping->clock_ms);
-        } else if (ping->clock_ms < -CLOCK_MS_MAX) {
+        } else if (ping->clock_ms < -limit_ms) {
             behind++;
             least_behind = MIN(least_behind, -ping->clock_ms);
         }
     }
-    if (others > 1 && before * 2 > others) return -least_before;
+    if (before * 2 > others + 1) return -least_before;
     return behind * 2 > others ? least_behind : 0;
 }
 
@@ -337,11 +341,17 @@ ill_look(struct cluster_shard *shard)
     }
     bool majority = alive * 2 > count;
     shard->majority_seen |= heard * 2 > count;
-    u64 ahead = clock_ahead_ms(shard);
+    /* One that is just at the limit does not come and go. */
+    u64 now = io_now_ns();
+    bool was_wrong = (atomic_load(&cluster->ill) & CLUSTER_ILL_CLOCK) != 0;
+    i64 limit_ms = was_wrong ? CLOCK_MS_RIGHT : CLOCK_MS_MAX;
+    u64 ahead = clock_ahead_ms(shard, limit_ms);
     u8 ill = 0, before = atomic_load(&cluster->ill);
     if (atomic_load(&cluster->shards_stuck) != 0) ill |= CLUSTER_ILL_STUCK;
-    i64 off = clock_off_ms(shard);
-    if (ahead != 0 || off < 0) ill |= CLUSTER_ILL_CLOCK;
+    i64 off = clock_off_ms(shard, limit_ms);
+    if (ahead != 0 || off < 0) shard->clock_wrong_ns = now;
+    if (ahead != 0 || off < 0 || (was_wrong && now - shard->clock_wrong_ns < CLOCK_RIGHT_NS))
+        ill |= CLUSTER_ILL_CLOCK;
     if (!majority && shard->majority_seen) ill |= CLUSTER_ILL_ALONE;
     atomic_store(&cluster->clock_ahead_ms, ahead);
     atomic_store(&cluster->clock_off_ms, off);

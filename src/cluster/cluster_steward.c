@@ -14,10 +14,12 @@
 #include "base/log.h"
 #include "io/io.h"
 
-#define LOOK_NS        (100 * NS_PER_MS)
-#define CHANGE_NS      (5 * NS_PER_S)
-#define FETCH_PAUSE_NS (300 * NS_PER_MS)
-#define FETCH_WAIT_NS  NS_PER_S /* for who does not answer */
+#define LOOK_NS   (100 * NS_PER_MS)
+#define CHANGE_NS (5 * NS_PER_S)
+/* What was refused is asked for again after this: each time costs an entry of the log. */
+#define RECORD_AGAIN_NS (500 * NS_PER_MS)
+#define FETCH_PAUSE_NS  (300 * NS_PER_MS)
+#define FETCH_WAIT_NS   NS_PER_S /* for who does not answer */
 
 static bool
 is_ending(const struct cluster_shard *shard)
@@ -37,16 +39,34 @@ record_is_right(const struct topology_member *member, const struct cluster_optio
            strcmp(right.rack, member->rack) == 0;
 }
 
+struct record_change {
+    const struct cluster_shard *shard;
+    char taken_by[TOPOLOGY_NAME_BYTES]; /* out: who has our place, by its record */
+};
+
+/* Two that have changed places each find the other one's record in the way. So who has left its own
+ * place gives that up first, by a record without a port. */
 static status
 fill_record(void *arg, const struct topology *present, struct topology_command *command)
 {
-    const struct cluster_shard *shard = arg;
+    struct record_change *change = arg;
+    const struct cluster_shard *shard = change->shard;
     const struct cluster_options *options = &shard->cluster->options;
     const struct topology_member *member = topology_member(present, cluster_member(shard->cluster));
     if (member == NULL || record_is_right(member, options)) return ST_EXISTS;
     command->kind = TOPOLOGY_MEMBER_SET;
     command->member = *member;
     cluster_describe(options, &command->member);
+    change->taken_by[0] = 0;
+    for (u32 i = 0; i < present->member_count; i++) {
+        const struct topology_member *other = &present->members[i];
+        if (other->number == member->number || !topology_ports_clash(&command->member, other))
+            continue;
+        snprintf(change->taken_by, sizeof(change->taken_by), "%s", other->node_id);
+        bool left = member->peer_port != 0 && !topology_ports_clash(&command->member, member);
+        command->member.peer_port = 0;
+        return left ? ST_OK : ST_DENIED;
+    }
     return ST_OK;
 }
 
@@ -56,9 +76,19 @@ keep_record(struct cluster_shard *shard)
     const struct topology_member *member =
         topology_member(shard->topology, cluster_member(shard->cluster));
     if (member == NULL || record_is_right(member, &shard->cluster->options)) return;
+    if (io_now_ns() < shard->record_again_ns) return;
     char reason[TOPOLOGY_REASON_BYTES] = "";
-    status st = group0_change(shard->group0, fill_record, shard, io_now_ns() + CHANGE_NS, reason);
-    if (!ok(st) && !status_is(st, ST_EXISTS))
+    struct record_change change = {.shard = shard};
+    status st = group0_change(shard->group0, fill_record, &change, io_now_ns() + CHANGE_NS, reason);
+    if (ok(st) || status_is(st, ST_EXISTS)) return;
+    shard->record_again_ns = io_now_ns() + RECORD_AGAIN_NS;
+    if (!log_seldom(&shard->record_told_ns, io_now_ns())) return;
+    if (status_is(st, ST_DENIED) && change.taken_by[0] != 0)
+        log_warning("cluster",
+                    "another member has the address of this node: start it elsewhere, or remove it "
+                    "node_id=%s",
+                    change.taken_by);
+    else
         log_warning("cluster", "the cluster does not know yet what has changed about us: %s (%s)",
                     status_text(st),
                     reason[0] != '\0' ? reason : "it waits for a member that leads");

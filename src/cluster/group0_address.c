@@ -95,7 +95,8 @@ group0_address_present(struct group0 *group0, const struct topology_member *memb
         present.shard_count = record.shard_count;
         return present;
     }
-    moved_drop(group0, moved); /* the record is newer than what was said */
+    if (record.port == 0) return moved->present; /* it gives its old place up: cluster_steward.c */
+    moved_drop(group0, moved);                   /* the record is newer than what was said */
     return record;
 }
 

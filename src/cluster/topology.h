@@ -141,6 +141,8 @@ void topology_release(struct topology *topology);
 
 /* NULL: no such member. */
 const struct topology_member *topology_member(const struct topology *topology, u32 number);
+/* Whether both would listen at one port of one machine, for other members. */
+bool topology_ports_clash(const struct topology_member *a, const struct topology_member *b);
 const struct topology_member *topology_member_by_id(const struct topology *topology,
                                                     const char *node_id);
 

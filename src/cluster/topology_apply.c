@@ -197,8 +197,8 @@ stamp_take(struct topology *topology)
 static_assert(LIMIT_PLACEMENT_NODES <= TOPOLOGY_STAMPS, "a stamp for each member");
 
 /* Two nodes cannot listen at one port of one machine; 0 says that it is not known. */
-static bool
-ports_clash(const struct topology_member *a, const struct topology_member *b)
+bool
+topology_ports_clash(const struct topology_member *a, const struct topology_member *b)
 {
     if (a->peer_port == 0 || b->peer_port == 0 || strcmp(a->host, b->host) != 0) return false;
     return a->peer_port < b->peer_port + b->shard_count &&
@@ -212,7 +212,7 @@ beside_others(struct apply *apply, const struct topology_member *member, u32 sel
     for (u32 i = 0; i < apply->next->member_count; i++) {
         const struct topology_member *other = &apply->next->members[i];
         if (i == self) continue;
-        if (ports_clash(member, other))
+        if (topology_ports_clash(member, other))
             return refuse(apply, "member %u, '%s', listens at these ports", other->number,
                           other->node_id);
         if (member->incarnation != 0 && member->incarnation == other->incarnation)

@@ -59,6 +59,17 @@ class Cluster:
         node.options["peer-address"] = f"127.0.0.1:{self.peer_ports[index]}"
         node.options.update({name.replace("_", "-"): value for name, value in options.items()})
 
+    def change_places(self, one, other):
+        """Of two that do not run."""
+        a, b = self.nodes[one], self.nodes[other]
+        a.port, b.port = b.port, a.port
+        ports = self.peer_ports
+        ports[one], ports[other] = ports[other], ports[one]
+        for index, node in ((one, a), (other, b)):
+            node.admin_port = node.port + 1000
+            node.options["address"] = f"127.0.0.1:{node.port}"
+            node.options["peer-address"] = f"127.0.0.1:{ports[index]}"
+
     def view(self, index):
         """The cluster as the node sees it, or None while it does not answer."""
         done = client(self.nodes[index], "--json", "cluster", "status")
@@ -489,9 +500,10 @@ def has_moved(cluster, keys):
     cluster.wait_settled(3)
 
     def known():
-        peers = [{member["peer_port"] for member in cluster.field(index, "members") or []}
-                 for index in range(3)]
-        return all(ports == set(cluster.peer_ports) for ports in peers)
+        right = {f"n{index + 1}": port for index, port in enumerate(cluster.peer_ports)}
+        return all(right == {member["node_id"]: member["peer_port"]
+                             for member in cluster.field(index, "members") or []}
+                   for index in range(3))
 
     wait_for(known, "all to know the new addresses", every=0.2)
     assert all(client(node, "cluster", "health").returncode == 0 for node in cluster.nodes)
@@ -520,6 +532,30 @@ def test_members_come_back_under_other_addresses(three):
     for index in (0, 2):
         three.nodes[index].start()
     has_moved(three, 50)
+
+
+def test_members_change_places(three):
+    """Each of three comes back where another one was: all records are in the way of each other."""
+    for i in range(50):
+        three.nodes[i % 3].call("SET", f"k{i}", f"v{i}")
+    for node in three.nodes[1:]:
+        assert node.stop() == 0, node.log()
+    three.change_places(1, 2)
+    for node in three.nodes[1:]:
+        node.start()
+    has_moved(three, 50)
+    for node in three.nodes:
+        assert node.stop() == 0, node.log()
+    three.change_places(0, 1)
+    three.change_places(1, 2)
+    for index, node in enumerate(three.nodes):
+        if index != 0:
+            node.options["seed-nodes"] = f"127.0.0.1:{three.nodes[0].port}@{three.peer_ports[0]}"
+        node.start()
+    has_moved(three, 50)
+    for node in three.nodes:
+        for i in range(30):
+            assert node.call("SET", f"w{i}", "v") == "OK"
 
 
 def test_a_whole_cluster_comes_back_under_other_addresses(three):

@@ -1512,6 +1512,42 @@ what_is_wrong_with_a_node_is_known(void **state)
     }
 }
 
+/* Two of four are ahead of the other two, and nobody can tell who is right: those who are ahead
+ * step back, and not all. One at the limit does not come and go. */
+static MAY_YIELD void
+split_story(struct rig *rig)
+{
+    wait_settled(rig, 4);
+    for (u32 i = 2; i < 4; i++)
+        sim_node_clock_step(rig->nodes[i].machine, 2000);
+    for (u32 i = 2; i < 4; i++)
+        wait_reason(rig, i, "clock");
+    fiber_sleep_ns(500 * NS_PER_MS);
+    for (u32 i = 0; i < 2; i++)
+        CHECK(server_not_ready(rig->nodes[i].server) == NULL);
+    expect_all_served(rig, "split");
+    for (u32 i = 2; i < 4; i++)
+        sim_node_clock_step(rig->nodes[i].machine, -1775);
+    fiber_sleep_ns(4 * NS_PER_S); /* stamps, too: 225 ms are more than 200 */
+    for (u32 i = 2; i < 4; i++) {
+        const char *reason = server_not_ready(rig->nodes[i].server);
+        CHECK(reason != NULL && strstr(reason, "clock") != NULL);
+        sim_node_clock_step(rig->nodes[i].machine, -225);
+    }
+    for (u32 i = 2; i < 4; i++)
+        wait_reason(rig, i, NULL);
+}
+
+static void
+of_two_halves_those_whose_clocks_are_ahead_step_back(void **state)
+{
+    for (u64 seed = 1; seed <= 2; seed++) {
+        struct rig rig = rig_of(seed, split_story);
+        rig.node_count = 4;
+        rig_run(&rig);
+    }
+}
+
 /* How long an answer is under way is not taken for a clock: 120 ms and 150 are not 270. */
 static MAY_YIELD void
 slow_answers_story(struct rig *rig)
@@ -1964,6 +2000,7 @@ main(void)
         cmocka_unit_test(a_node_that_cannot_read_the_topology_does_not_join),
         cmocka_unit_test(nothing_is_acknowledged_by_a_shard_that_is_not_in_the_cluster_yet),
         cmocka_unit_test(what_is_wrong_with_a_node_is_known),
+        cmocka_unit_test(of_two_halves_those_whose_clocks_are_ahead_step_back),
         cmocka_unit_test(answers_that_are_slow_say_nothing_of_clocks),
         cmocka_unit_test(a_clock_that_is_wrong_for_one_shard_is_wrong),
         cmocka_unit_test(a_disk_that_stalls_is_told),
