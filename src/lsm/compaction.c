@@ -15,8 +15,7 @@
  *       for every token whether it was swept yet or not.
  *   C4  A step that fails leaves the set as it was and removes what it wrote. The sweep is tried
  *       again later, except when an input was damaged: then its tree is not merged any more, the
- *       owner is told, and reads go on. Unless what was damaged is brought from elsewhere
- *       (levels_damage_brought): then merging goes on, without those blocks.
+ *       owner is told, and reads go on.
  *
  * Sweeps live in memory only. After a restart the views in the manifest tell what was consumed, and
  * picking starts afresh; that is correct whatever it picks, by C3.
@@ -308,7 +307,6 @@ merge_slice(struct step *step, struct output *output)
                 sources[count]->ops->close(sources[count]);
             return ST_NO_MEMORY;
         }
-        run_cursor_leave_out(sources[count]);
         count++;
     }
     struct cursor *merge;
@@ -408,7 +406,6 @@ trivial_move(const struct step *step)
     if (meta->file_bytes > 2 * step->levels->slice_bytes) return NULL;
     if (only->token_first != meta->token_first || only->token_last != meta->token_last) return NULL;
     if (meta->delete_count > 0 || meta->expiring_count > 0) return NULL;
-    if (only->file->table->is_brought) return NULL; /* its damage is to go */
     if (range_list_count(&step->levels->ranges) > 0) return NULL;
     for (u32 i = 0; i < only->file->blob_count; i++) {
         const struct level_blob *blob = only->file->blobs[i];
@@ -487,18 +484,9 @@ run_step(struct step *step)
         MIN(output.retain.version_elsewhere, levels->purge_below[step->keyspace]);
     u64 known;
     bool is_known = entries_known(step, &known);
-    u64 left_out = levels->table_stats.left_out;
     st = merge_slice(step, &output);
-    left_out = levels->table_stats.left_out - left_out;
-    if (ok(st) && left_out != 0) {
-        MARK("lsm.compaction.left_out_damage");
-        log_warning("lsm",
-                    "damaged blocks left out of a merge, their content was brought dir=%s "
-                    "keyspace=%u blocks=%llu",
-                    levels->dir, step->keyspace, (unsigned long long)left_out);
-    }
     /* What was not read is not replaced. */
-    if (ok(st) && is_known && left_out == 0 && output.entries_in != known) {
+    if (ok(st) && is_known && output.entries_in != known) {
         MARK("lsm.compaction.entries_missing");
         log_error("lsm", "merged tables hold %llu entries, %llu were read dir=%s",
                   (unsigned long long)known, (unsigned long long)output.entries_in, levels->dir);
@@ -598,12 +586,6 @@ tree_break(struct levels *levels, u16 keyspace)
     MARK("lsm.compaction.corrupt_input");
     char text[160];
     snprintf(text, sizeof(text), "damaged table met while compacting keyspace %u", keyspace);
-    if ((levels->mends >> keyspace & 1) != 0) {
-        MARK("lsm.compaction.waits_for_mending");
-        log_error("lsm", "%s dir=%s: its runs stay as they are until it is mended", text,
-                  levels->dir);
-        return;
-    }
     log_error("lsm", "%s dir=%s: its runs stay as they are; run --verify", text, levels->dir);
     if (levels->config.failed != NULL) levels->config.failed(levels->config.arg, ST_CORRUPT, text);
 }

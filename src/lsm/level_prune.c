@@ -228,7 +228,7 @@ levels_wants_rewrite(struct levels *levels, const struct run_slot *slot)
 {
     const struct table_meta *meta = &slot->file->table->meta;
     if (slot->token_first != meta->token_first || slot->token_last != meta->token_last) return true;
-    if (meta->delete_count > 0 || slot->file->table->is_brought) return true;
+    if (meta->delete_count > 0) return true;
     if (meta->expiring_count > 0 && meta->expire_min_ms <= io_wall_ms()) return true;
     const struct drop_bits *drop = &levels->drops[meta->keyspace];
     if (drop->bits != NULL) {

@@ -876,7 +876,6 @@ levels_stats(const struct levels *levels, struct lsm_stats *out)
     out->scrub_passes = levels->scrub_passes;
     out->corruptions = levels->corruptions;
     out->damaged_files = levels->table_stats.damaged + levels->damaged_blobs;
-    out->damage_left_out = levels->table_stats.left_out;
 }
 
 bool

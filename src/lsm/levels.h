@@ -152,10 +152,6 @@ void levels_purge_allow(struct levels *levels, u16 keyspace, u64 version_below,
 void levels_clean(struct levels *levels);
 /* Whether that, or something like it, is still under way. */
 bool levels_cleaning(const struct levels *levels);
-/* See lsm_mends_set, lsm_damage_next, lsm_damage_brought. */
-void levels_mends_set(struct levels *levels, u32 keyspaces);
-bool levels_damage_next(const struct levels *levels, u64 *cursor, struct lsm_damage *out);
-void levels_damage_brought(struct levels *levels, const struct lsm_damage *damage);
 /* How many there are with higher numbers, needed or not. */
 u32 levels_range_count(const struct levels *levels, u64 seq_above);
 /* Whether an entry is deleted by a range that a reader at seq_max sees. */

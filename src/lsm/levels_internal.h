@@ -10,7 +10,7 @@
  *   flush.c compaction.c       where changes come from
  *   level_prune.c   dropping whole tables, forgetting ranges
  *   compaction_pick.c retain.c range_list.c manifest.c     pure
- *   scrub.c level_verify.c level_split.c level_damage.c
+ *   scrub.c level_verify.c level_split.c
  *
  * Who changes what. The current set is replaced under commit_mutex by levels_commit, after the new
  * manifest is durable. Flushes and compaction run at the same time; all compaction (the background
@@ -74,7 +74,7 @@ struct sweep {
 
 struct level_tree {
     struct sweep sweeps[PICK_SWEEPS_MAX];
-    bool broken;      /* met a corrupt table: no more merging until reopened, or mended */
+    bool broken;      /* met a corrupt table: no more merging until reopened */
     u64 rewrite_seq;  /* the newest range when the last level was rewritten last */
     bool force_last;  /* levels_compact_all: everything is to go down */
     bool force_whole; /* ... and the last level is to be cleaned once */
@@ -159,7 +159,6 @@ struct levels {
     u64 blob_reads;
     u64 corruptions, corrupt_told_ns;
     u64 damaged_blobs; /* files that are known to be */
-    u32 mends;         /* keyspaces: levels_mends_set */
     u64 scrub_bytes, scrub_passes;
 };
 

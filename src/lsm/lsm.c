@@ -172,36 +172,6 @@ log_durable(void *arg, u64 durable_seq, bool failed)
         lsm->durable_fn(lsm->durable_arg, MAX(durable_seq, lsm->seq_flushed), failed);
 }
 
-/* ---- damage ---- */
-
-void
-lsm_mends_set(struct lsm *lsm, u32 keyspaces)
-{
-    levels_mends_set(lsm->levels, keyspaces);
-}
-
-bool
-lsm_damage_next(const struct lsm *lsm, u64 *cursor, struct lsm_damage *out)
-{
-    return levels_damage_next(lsm->levels, cursor, out);
-}
-
-MAY_YIELD status
-lsm_damage_brought(struct lsm *lsm, const struct lsm_damage *damage, u64 seq)
-{
-    if (!damage->is_brought) {
-        /* In tables, or a crash might lose it when the block is gone. */
-        status st = lsm_flush(lsm);
-        if (!ok(st)) return st;
-        /* Those that are opened from now on are newer. */
-        u32 count;
-        const u64 *seqs = lsm_snapshot_seqs(lsm, &count);
-        if (count > 0 && seqs[0] < seq) return MARKED("lsm.damage.older_snapshot", ST_WOULD_WAIT);
-    }
-    levels_damage_brought(lsm->levels, damage);
-    return ST_OK;
-}
-
 /* ---- durability ---- */
 
 enum lsm_durability

@@ -36,7 +36,6 @@
 #include "base/histogram.h"
 #include "base/limits.h"
 #include "io/fiber.h"
-#include "lsm/gap_list.h"
 
 struct lsm;
 struct lsm_snapshot;
@@ -258,9 +257,6 @@ void lsm_scan_much(struct lsm_scan *scan);
 /* The same: damage does not end it. What lies in damaged blocks is left out, and so is whatever
  * else there is of their tokens, since it may be older. For whoever has other copies to ask. */
 void lsm_scan_pass_damage(struct lsm_scan *scan);
-/* The same, but it shows what else there is of their tokens: what may be older than what is lost.
- * For whoever brings that. */
-void lsm_scan_over_damage(struct lsm_scan *scan);
 /* How many damaged blocks and values the scan has passed over so far. */
 u64 lsm_scan_damage(const struct lsm_scan *scan);
 /* Whether what the last call of lsm_scan_next returned is a tombstone. */
@@ -296,29 +292,6 @@ void lsm_purge_forget(struct lsm *lsm);
 u64 lsm_purge_below(const struct lsm *lsm, u16 keyspace);
 void lsm_scrub_rate_set(struct lsm *lsm, u64 bytes_per_s);
 
-/* ---- damage that has other copies elsewhere ---- */
-
-/* Blocks of one table that were met and fail their check: what they held, lies in these tokens. */
-struct lsm_damage {
-    u64 file_id;
-    u16 keyspace;
-    bool is_brought; /* lsm_damage_brought has been told so; a merge is to come */
-    struct gap_list tokens;
-};
-
-/* Of which keyspaces the owner brings it, a bit each: a merge that meets damage there waits for
- * that, and the store goes on; else it takes no more writes. */
-void lsm_mends_set(struct lsm *lsm, u32 keyspaces);
-/* One table after the other, from *cursor on, which begins as 0. False: there are no more. */
-bool lsm_damage_next(const struct lsm *lsm, u64 *cursor, struct lsm_damage *out);
-/* All that the damaged blocks may have held and that is to be there yet, is in newer writes up to
- * seq; what is older than any of it and was hidden by it, is hidden by such writes, too. The table
- * is merged with all others of its keyspace, without those blocks, when that is so of all damaged
- * ones (tell again while is_brought and it is there). ST_WOULD_WAIT: a snapshot of before seq is
- * open, which would not see what was brought. */
-MAY_YIELD MUST_CHECK status lsm_damage_brought(struct lsm *lsm, const struct lsm_damage *damage,
-                                               u64 seq);
-
 enum lsm_state { LSM_STATE_OK, LSM_STATE_NO_SPACE, LSM_STATE_FAILED };
 
 struct lsm_stats {
@@ -344,9 +317,8 @@ struct lsm_stats {
     u64 compaction_dropped_overwritten, compaction_dropped_deleted, compaction_dropped_expired;
     u64 snapshots_open;
     u64 scrub_bytes, scrub_passes;
-    u64 corruptions;     /* damaged blocks and records met, since the opening */
-    u64 damaged_files;   /* open ones in which they were: as long as they are there */
-    u64 damage_left_out; /* blocks, by merges: lsm_damage_brought */
+    u64 corruptions;   /* damaged blocks and records met, since the opening */
+    u64 damaged_files; /* open ones in which they were: as long as they are there */
     u64 memory_bytes, memory_limit_bytes;
     u64 recovery_ns, recovery_records, recovery_bytes;
 };

@@ -19,7 +19,6 @@ struct run_cursor {
     enum io_class io_class;
     u32 read_ahead_bytes;
     struct gap_list *gaps; /* NULL: damage is an error */
-    bool leaves_out;       /* ... but where the content was brought */
     u32 slot;              /* of table */
     struct cursor *table;  /* NULL: none open */
 };
@@ -65,7 +64,6 @@ advance_to(struct run_cursor *cursor, u32 slot, u64 token, struct bytes key)
             }
             cursor->slot = slot;
             if (cursor->gaps != NULL) table_cursor_pass_damage(cursor->table, cursor->gaps);
-            if (cursor->leaves_out) table_cursor_leave_out(cursor->table);
         }
         struct bytes from = at->token_first > token ? BYTES(NULL, 0) : key;
         status st = table_move(cursor, MAX(token, at->token_first), &from);
@@ -123,12 +121,6 @@ void
 run_cursor_pass_damage(struct cursor *base, struct gap_list *gaps)
 {
     CONTAINER_OF(base, struct run_cursor, base)->gaps = gaps;
-}
-
-void
-run_cursor_leave_out(struct cursor *base)
-{
-    CONTAINER_OF(base, struct run_cursor, base)->leaves_out = true;
 }
 
 static const struct cursor_ops run_cursor_ops = {

@@ -34,7 +34,6 @@ struct lsm_scan {
     bool frozen_clock; /* expiry by the snapshot's moment */
     bool whole;        /* tombstones and what has expired, too */
     bool passes;       /* over damage */
-    bool shows_all;    /* ... and what else there is of the tokens */
     u16 keyspace;
     u64 token_last;
 
@@ -200,8 +199,7 @@ resolve(struct lsm_scan *scan, bool *live_out, const struct entry **out)
             continue;
         }
         bool shown = entry->kind == ENTRY_PUT && !entry_expired(entry, wall_ms);
-        bool known = scan->shows_all || !gap_list_has(&scan->gaps, scan->place_token);
-        *live_out = (shown || scan->whole) && known &&
+        *live_out = (shown || scan->whole) && !gap_list_has(&scan->gaps, scan->place_token) &&
                     !levels_range_covers(scan->lsm->levels, scan->keyspace, entry->token,
                                          entry->version, entry->seq, seq);
         *out = entry;
@@ -316,12 +314,6 @@ void
 lsm_scan_pass_damage(struct lsm_scan *scan)
 {
     scan->passes = true;
-}
-
-void
-lsm_scan_over_damage(struct lsm_scan *scan)
-{
-    scan->passes = scan->shows_all = true;
 }
 
 u64

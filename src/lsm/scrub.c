@@ -66,7 +66,7 @@ scrub_file(struct levels *levels, const struct target *target)
         MARK("lsm.scrub.damage_found");
         levels->corruptions++;
         if (target->table != NULL)
-            (void)table_damaged(target->table->table, offset);
+            (void)table_damaged(target->table->table);
         else
             level_blob_damaged(target->blob);
         log_error("lsm", "scrub found damage dir=%s file=%c%016llx offset=%llu what=%s",

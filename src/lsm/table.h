@@ -92,16 +92,12 @@ struct table {
     struct table_stats *stats;   /* of the store; counts reads, probes, false positives */
     u64 damage_met;              /* how often; table_damaged */
     u64 damage_told_ns;
-    struct gap_list damaged; /* what the blocks may have held in which it was */
-    struct gap_list brought; /* ... and has been written anew since, from elsewhere */
-    bool is_brought;         /* all that was damaged is there: to be merged away */
 };
 
 struct table_stats {
     u64 reads, read_bytes, filter_probes, filter_negatives, filter_false_positives, corruptions;
     u64 index_bytes, filter_bytes;
-    u64 damaged;  /* open tables that are known to be */
-    u64 left_out; /* damaged blocks, by merges; table_cursor_leave_out */
+    u64 damaged; /* open tables that are known to be */
 };
 
 /* Reads and checks footer, index and filter. */
@@ -111,9 +107,9 @@ MAY_YIELD MUST_CHECK status table_open(const char *dir, const struct table_meta 
 void table_ref(struct table *table);
 /* The last one closes; on a background fiber when called from a callback. */
 void table_unref(struct table *table);
-/* What lies at the offset fails its check: from now on the table counts as damaged. True: time to
- * tell (a reader may meet it a thousand times a second). */
-bool table_damaged(struct table *table, u64 offset);
+/* Something in it fails its check: from now on the table counts as damaged. True: time to tell (a
+ * reader may meet it a thousand times a second). */
+bool table_damaged(struct table *table);
 
 /* Hints for table_may_contain, and for the table_get after it. */
 void table_prefetch_filter(const struct table *table, u64 key_hash);
@@ -166,8 +162,6 @@ MUST_CHECK status table_cursor_open(struct table *table, struct block_cache *cac
                                     struct budget *budget, struct cursor **out);
 /* Before its first seek: it goes on behind damaged blocks, and adds them to the list. */
 void table_cursor_pass_damage(struct cursor *cursor, struct gap_list *gaps);
-/* The same: behind those only of which the content was brought, and counts them. */
-void table_cursor_leave_out(struct cursor *cursor);
 /* Reads the whole file and checks every byte against its checksums and meta. *offset_out and
  * *what_out say where and what on ST_CORRUPT. Yields between pieces; at most bytes_per_s (0: no
  * limit). ST_CANCELED when the node stops. */

@@ -7,8 +7,7 @@
  * used where it lies in the window. Short scans fetch block by block through the cache. In both,
  * every block is verified before its first entry is seen, and its first token is compared with the
  * index, so that a block cannot stand for another one. A damaged block ends the cursor, or, where
- * there is a list of gaps, is written there and passed over; a merge leaves out those whose content
- * was brought (levels_damage_brought).
+ * there is a list of gaps, is written there and passed over.
  */
 #include "lsm/table_internal.h"
 
@@ -24,7 +23,6 @@ struct table_cursor {
     u32 block_end;        /* from here on nothing is wanted */
     struct budget *budget;
     struct gap_list *gaps; /* NULL: damage is an error */
-    bool leaves_out;       /* ... but where the content was brought */
 
     struct piece_reader *reader; /* from the first block that is looked at */
     struct block *pinned;        /* through the cache: what view points into */
@@ -127,33 +125,16 @@ load(struct table_cursor *self, u32 index)
     return ST_OK;
 }
 
-static bool
-is_brought(const struct table *table, u64 first, u64 last)
-{
-    if (!table->is_brought) return false;
-    for (u32 i = 0; i < table->brought.count; i++)
-        if (table->brought.gaps[i].token_first <= first &&
-            last <= table->brought.gaps[i].token_last)
-            return true;
-    return false;
-}
-
-/* Goes on behind the block. Damage is an error, unless there is a list of gaps, or what lay there
- * is in newer tables. */
+/* Goes on behind the block. Damage is an error, unless there is a list of gaps. */
 static status
 pass_over(struct table_cursor *self, u32 index, status st)
 {
-    if (!status_is(st, ST_CORRUPT)) return st;
-    u64 first = self->table->index->tokens[index];
-    u64 last = table_block_token_last(self->table, index);
-    if (self->gaps != NULL) {
-        MARK("lsm.table_cursor.passed_over");
-        gap_list_add(self->gaps, first, last);
-        return ST_OK;
-    }
-    if (!self->leaves_out || !is_brought(self->table, first, last)) return st;
-    MARK("lsm.table_cursor.left_out");
-    if (self->table->stats != NULL) self->table->stats->left_out++;
+    if (self->gaps == NULL || !status_is(st, ST_CORRUPT)) return st;
+    const struct table_index *blocks = self->table->index;
+    u64 last =
+        index + 1 < blocks->block_count ? blocks->tokens[index + 1] : self->table->meta.token_last;
+    MARK("lsm.table_cursor.passed_over");
+    gap_list_add(self->gaps, blocks->tokens[index], last);
     return ST_OK;
 }
 
@@ -251,12 +232,6 @@ void
 table_cursor_pass_damage(struct cursor *cursor, struct gap_list *gaps)
 {
     cursor_of(cursor)->gaps = gaps;
-}
-
-void
-table_cursor_leave_out(struct cursor *cursor)
-{
-    cursor_of(cursor)->leaves_out = true;
 }
 
 static const struct cursor_ops table_cursor_ops = {

@@ -26,29 +26,9 @@ struct table_open {
     struct file_closer *closer;
 };
 
-/* The block at the offset; block_count: that is none. */
-static u32
-block_at(const struct table_index *index, u64 offset)
-{
-    if (offset >= index->block_bytes) return index->block_count;
-    u32 low = 0, high = index->block_count;
-    while (high - low > 1) {
-        u32 middle = low + (high - low) / 2;
-        if (table_index_offset(index, middle) <= offset)
-            low = middle;
-        else
-            high = middle;
-    }
-    return low;
-}
-
 bool
-table_damaged(struct table *table, u64 offset)
+table_damaged(struct table *table)
 {
-    const struct table_index *index = table->index;
-    u32 block = index == NULL ? 0 : block_at(index, offset);
-    if (index != NULL && block < index->block_count)
-        gap_list_add(&table->damaged, index->tokens[block], table_block_token_last(table, block));
     if (table->damage_met++ == 0 && table->stats != NULL) table->stats->damaged++;
     return log_seldom(&table->damage_told_ns, io_now_ns());
 }
@@ -60,7 +40,7 @@ table_corrupt(struct table *table, u64 offset, const char *what)
     table_path(path, table->dir, table->meta.file_id);
     MARK("lsm.table.corrupt");
     if (table->stats != NULL) table->stats->corruptions++;
-    if (table_damaged(table, offset))
+    if (table_damaged(table))
         log_error("lsm", "table is damaged file=%s offset=%llu what=\"%s\" met=%llu", path,
                   (unsigned long long)offset, what, (unsigned long long)table->damage_met);
     return ST_CORRUPT;

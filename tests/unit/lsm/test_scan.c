@@ -448,84 +448,6 @@ run_damaged(char kind, u32 per_mille)
     sim_free(sim);
 }
 
-/* As its owner does: what the damaged blocks may have held is written again. */
-static void
-bring(const struct lsm_damage *damage)
-{
-    for (u32 i = 0; i < MANY; i += 3) {
-        char name[32];
-        if (gap_list_has(&damage->tokens, hash_token(key_of(i, name)))) write_one(i, 0, 0, true);
-    }
-}
-
-static struct lsm_damage
-the_damage(u32 blocks)
-{
-    struct lsm_damage damage, more;
-    u64 cursor = 0;
-    EXPECT(lsm_damage_next(lsm, &cursor, &damage) && !lsm_damage_next(lsm, &cursor, &more));
-    EXPECT(!damage.is_brought && damage.tokens.count == blocks);
-    return damage;
-}
-
-/* Two blocks are damaged, of which the second is met when the first was brought. */
-static status
-mended_body(void *arg)
-{
-    struct damage *damaged = arg;
-    struct seen seen, before;
-    EXPECT(ok(io_dir_make("/store")));
-    open_store(MIB(4));
-    lsm_mends_set(lsm, 1);
-    for (u32 i = 0; i < MANY; i++)
-        write_one(i, 60, 0, false);
-    EXPECT(ok(lsm_flush(lsm)));
-    for (u32 i = 0; i < MANY; i += 3)
-        write_one(i, 0, 0, true);
-    EXPECT(ok(lsm_flush(lsm)));
-    EXPECT(status_is(look(false, false, &before), ST_END));
-    damage_newest(damaged);
-    damaged->per_mille *= 5;
-    damage_newest(damaged);
-    EXPECT(status_is(lsm_compact(lsm), ST_CORRUPT));
-    struct lsm_damage damage = the_damage(1);
-    bring(&damage);
-    struct lsm_snapshot *snapshot = lsm_snapshot_open(lsm);
-    EXPECT(snapshot != NULL);
-    u64 seq = lsm_seq_last(lsm);
-    EXPECT(status_is(lsm_damage_brought(lsm, &damage, seq + 1), ST_WOULD_WAIT));
-    EXPECT(status_is(lsm_compact(lsm), ST_CORRUPT));
-    lsm_snapshot_close(snapshot);
-    EXPECT(ok(lsm_damage_brought(lsm, &damage, seq)));
-    EXPECT(status_is(lsm_compact(lsm), ST_CORRUPT));
-    damage = the_damage(2);
-    bring(&damage);
-    EXPECT(ok(lsm_damage_brought(lsm, &damage, lsm_seq_last(lsm))));
-    EXPECT(ok(lsm_compact(lsm)));
-    EXPECT(status_is(look(false, false, &seen), ST_END));
-    EXPECT(seen.live == before.live);
-    struct lsm_stats stats;
-    lsm_stats_get(lsm, &stats);
-    EXPECT(stats.state == LSM_STATE_OK && stats.damaged_files == 0 && stats.damage_left_out >= 2);
-    EXPECT(lsm_dropped_seq(lsm, 0, BYTES("any", 3)) > 0);
-    EXPECT(ok(lsm_close(lsm)));
-    u64 files, bytes;
-    EXPECT(ok(lsm_verify("/store", NULL, NULL, &files, &bytes)));
-    return ST_OK;
-}
-
-static void
-a_merge_leaves_out_damage_of_which_the_content_was_brought(void **state)
-{
-    struct sim_options options;
-    sim_options_default(&options, 1);
-    struct sim *sim = sim_new(&options);
-    struct damage damage = {
-        .disk = sim_node_disk(sim_node_new(sim, "10.0.0.1")), .kind = 't', .per_mille = 100};
-    assert_true(ok(sim_run(sim, 1, mended_body, &damage)));
-    sim_free(sim);
-}
-
 static void
 a_scan_over_damage_shows_the_rest_and_nothing_that_was_deleted(void **state)
 {
@@ -545,7 +467,6 @@ main(void)
         cmocka_unit_test(a_frozen_clock_shows_what_lived_at_the_snapshot),
         cmocka_unit_test(a_whole_scan_shows_tombstones_and_what_has_expired),
         cmocka_unit_test(a_scan_over_damage_shows_the_rest_and_nothing_that_was_deleted),
-        cmocka_unit_test(a_merge_leaves_out_damage_of_which_the_content_was_brought),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
