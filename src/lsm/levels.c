@@ -68,13 +68,14 @@ levels_expired_ms(const struct levels *levels)
 }
 
 void
-levels_report_corrupt(struct levels *levels, const char *where, u64 file_id)
+levels_report_corrupt(struct levels *levels, const char *where, char letter, u64 file_id)
 {
     levels->corruptions++;
     MARK("lsm.levels.corrupt_file");
     if (log_seldom(&levels->corrupt_told_ns, io_now_ns()))
-        log_error("lsm", "damaged file met dir=%s file=%016llx while=%s times=%llu", levels->dir,
-                  (unsigned long long)file_id, where, (unsigned long long)levels->corruptions);
+        log_error("lsm", "damaged file met dir=%s file=%c%016llx while=%s times=%llu", levels->dir,
+                  letter, (unsigned long long)file_id, where,
+                  (unsigned long long)levels->corruptions);
 }
 
 bool

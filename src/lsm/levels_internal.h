@@ -191,8 +191,8 @@ levels_note_dropped(struct levels *levels, u32 mark, u64 seq)
 /* The clock by which expired values may be dropped; whoever asks takes the snapshots at the same
  * moment. */
 u64 levels_expiry_clock(struct levels *levels);
-/* A corrupt file was met: count, and log now and then. */
-void levels_report_corrupt(struct levels *levels, const char *where, u64 file_id);
+/* A corrupt file was met, a table ('t') or a blob file ('b'): count, and log now and then. */
+void levels_report_corrupt(struct levels *levels, const char *where, char letter, u64 file_id);
 /* "t0000000000000012" and so on. False: some other file. */
 bool levels_parse_name(const char *name, bool *is_blob_out, u64 *file_id_out);
 /* Recomputes runs_max, pressure and debt. */

@@ -60,7 +60,7 @@ take(struct levels_get *get, const struct table *table, status st, const struct 
     if (status_is(st, ST_NOT_FOUND)) return ST_OK;
     if (!ok(st)) {
         if (status_is(st, ST_CORRUPT))
-            levels_report_corrupt(get->levels, "reading", table->meta.file_id);
+            levels_report_corrupt(get->levels, "reading", 't', table->meta.file_id);
         return st;
     }
     if (get->has_floor && entry->version <= get->floor) {
@@ -314,7 +314,7 @@ levels_blob_read(struct levels *levels, const struct entry *entry, void **buffer
     struct level_blob *blob = level_blob_find(levels, pointer.file_id);
     if (blob == NULL) {
         MARK("lsm.levels.pointer_lost");
-        levels_report_corrupt(levels, "following a pointer", pointer.file_id);
+        levels_report_corrupt(levels, "following a pointer", 'b', pointer.file_id);
         return ST_CORRUPT;
     }
     levels->blob_reads++;
@@ -323,7 +323,7 @@ levels_blob_read(struct levels *levels, const struct entry *entry, void **buffer
                           levels->budget, buffer_out, buffer_size_out, value_out);
     if (status_is(st, ST_CORRUPT)) {
         level_blob_damaged(blob);
-        levels_report_corrupt(levels, "reading", pointer.file_id);
+        levels_report_corrupt(levels, "reading", 'b', pointer.file_id);
     }
     level_blob_unref(blob);
     return st;

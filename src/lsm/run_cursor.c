@@ -39,7 +39,7 @@ table_move(struct run_cursor *cursor, u64 token, const struct bytes *from)
     u64 met = cursor->gaps == NULL ? 0 : cursor->gaps->met;
     status st = from != NULL ? table->ops->seek(table, token, *from) : table->ops->next(table);
     if (cursor->gaps != NULL && cursor->gaps->met != met)
-        levels_report_corrupt(cursor->levels, "scanning",
+        levels_report_corrupt(cursor->levels, "scanning", 't',
                               cursor->run->slots[cursor->slot].file->table->meta.file_id);
     return st;
 }

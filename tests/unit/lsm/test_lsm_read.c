@@ -13,6 +13,7 @@
 #include <cmocka.h>
 
 #include "base/hash.h"
+#include "base/log.h"
 #include "io/file.h"
 #include "io/io.h"
 #include "io/sim.h"
@@ -391,15 +392,21 @@ the_end_of_a_store_waits_for_reads(void **state)
 
 /* ---- what fails ---- */
 
+/* A flip in each sector from 100 on, of files whose names begin so. */
 static void
-spoil(void *arg, const char *path)
+spoil_kind(struct world *w, const char *path, const char *kind)
 {
-    struct world *w = arg;
     u64 size;
-    if (strncmp(path, DIR "/t", sizeof(DIR "/t") - 1) != 0) return;
+    if (strncmp(path, kind, strlen(kind)) != 0) return;
     CHECK(ok(sim_disk_file_size(w->disk, path, &size)));
     for (u64 at = 100; at < KIB(8) && at < size / 2; at += 512)
         CHECK(ok(sim_disk_flip(w->disk, path, at, 1)));
+}
+
+static void
+spoil(void *arg, const char *path)
+{
+    spoil_kind(arg, path, DIR "/t");
 }
 
 static status
@@ -428,6 +435,77 @@ a_block_that_cannot_be_read_or_is_damaged_is_never_an_answer(void **state)
     (void)state;
     struct world w;
     run(1, damaged_body, &w);
+}
+
+/* What it is called in the directory; there is one. */
+static char spoiled_blob[64];
+
+static void
+spoil_blob(void *arg, const char *path)
+{
+    spoil_kind(arg, path, DIR "/b");
+    if (strncmp(path, DIR "/b", sizeof(DIR "/b") - 1) == 0)
+        (void)snprintf(spoiled_blob, sizeof(spoiled_blob), "%s", path + sizeof(DIR "/") - 1);
+}
+
+/* By the file, and by the store that met it. */
+static bool
+is_told(const struct world *w, u32 times)
+{
+    char line[160];
+    (void)snprintf(line, sizeof(line),
+                   "damaged file met dir=" DIR " file=%s while=reading times=%u", spoiled_blob,
+                   times);
+    bool by_store = sim_log_contains(w->sim, line);
+    (void)snprintf(line, sizeof(line), "\" met=%u", times);
+    CHECK(by_store == sim_log_contains(w->sim, line));
+    return by_store;
+}
+
+static void
+check_blob_is_refused(struct world *w)
+{
+    char text[32];
+    struct bytes key = key_make(KEY, text);
+    struct lsm_value out = {0};
+    CHECK(status_is(lsm_get(w->lsm, NULL, 0, hash_token(key), key, &out), ST_CORRUPT));
+}
+
+static status
+damaged_blob_body(void *arg)
+{
+    struct world *w = arg;
+    static const u8 large[KIB(6)];
+    open_store(w);
+    write_value(w, KEY, large, sizeof(large), 0);
+    CHECK(ok(lsm_close(w->lsm)));
+    open_store(w);
+    spoiled_blob[0] = '\0';
+    sim_disk_each_file(w->disk, spoil_blob, w);
+    CHECK(spoiled_blob[0] == 'b');
+    for (u32 i = 0; i < 25; i++)
+        check_blob_is_refused(w);
+    char named[128];
+    (void)snprintf(named, sizeof(named),
+                   "blob file is damaged file=" DIR "/%s offset=", spoiled_blob);
+    CHECK(is_told(w, 1) && sim_log_contains(w->sim, named));
+    for (u32 i = 2; i <= 25; i++)
+        CHECK(!is_told(w, i));
+    fiber_sleep_ns(LOG_SELDOM_NS);
+    check_blob_is_refused(w);
+    CHECK(is_told(w, 26));
+    struct lsm_stats stats;
+    lsm_stats_get(w->lsm, &stats);
+    CHECK(stats.corruptions == 26 && stats.damaged_files == 1);
+    return lsm_close(w->lsm);
+}
+
+static void
+a_damaged_value_that_is_read_often_is_told_now_and_then_by_the_name_of_its_file(void **state)
+{
+    (void)state;
+    struct world w;
+    run(1, damaged_blob_body, &w);
 }
 
 /* Each allocation of a read is refused in turn. */
@@ -482,6 +560,8 @@ main(int argc, char **argv)
         cmocka_unit_test(what_happens_to_a_key_while_it_is_read_is_seen_by_later_reads),
         cmocka_unit_test(the_end_of_a_store_waits_for_reads),
         cmocka_unit_test(a_block_that_cannot_be_read_or_is_damaged_is_never_an_answer),
+        cmocka_unit_test(
+            a_damaged_value_that_is_read_often_is_told_now_and_then_by_the_name_of_its_file),
         cmocka_unit_test(whatever_allocation_of_a_read_is_refused_nothing_is_lost),
     };
     cmocka_set_test_filter(argc > 1 ? argv[1] : NULL); /* run one by its name */
