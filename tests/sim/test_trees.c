@@ -396,15 +396,37 @@ put_siblings_alone(struct rig *rig, u32 node, const char *value)
     wait_settled(rig, NODES);
 }
 
-/* One node has one value of each key, another one another, the third has none. */
 static MAY_YIELD void
-siblings_story(struct rig *rig)
+siblings_begin(struct rig *rig)
 {
     wait_settled(rig, NODES);
     rig_on_node(rig, 0, 0, siblings_make, NULL);
     u64 deadline_ns = io_now_ns() + WAIT_NS;
     while (!siblings_known(rig) && io_now_ns() < deadline_ns)
         fiber_sleep_ns(10 * NS_PER_MS);
+}
+
+/* Of each key, as one replica has them. */
+static MAY_YIELD void
+expect_siblings(struct rig *rig, u32 node, const char *const *values, u32 count)
+{
+    struct rig_client client;
+    rig_connect_to(rig, node, &client);
+    CHECK(rig_is(rig_call(&client, "SELECT %u", SIBLINGS_KEYSPACE), "+OK\r\n"));
+    CHECK(rig_is(rig_call(&client, "DISTKV.CONSISTENCY ONE"), "+OK\r\n"));
+    for (u32 i = 0; i < SIBLINGS_KEYS; i++) {
+        struct bytes reply = rig_call(&client, "DISTKV.GET k%u", i);
+        for (u32 at = 0; at < count; at++)
+            CHECK(memmem(reply.data, reply.size, values[at], strlen(values[at])) != NULL);
+    }
+    rig_disconnect(&client);
+}
+
+/* One node has one value of each key, another one another, the third has none. */
+static MAY_YIELD void
+siblings_story(struct rig *rig)
+{
+    siblings_begin(rig);
     put_siblings_alone(rig, 2, "apples");
     put_siblings_alone(rig, 0, "pears");
     CHECK(content_of(rig, 0).live_count == SIBLINGS_KEYS);
@@ -419,16 +441,8 @@ siblings_story(struct rig *rig)
         repair(rig, asks);
     }
     CHECK(contents_are_equal(rig, NODES));
-    struct rig_client client;
-    rig_connect_to(rig, 1, &client);
-    CHECK(rig_is(rig_call(&client, "SELECT %u", SIBLINGS_KEYSPACE), "+OK\r\n"));
-    CHECK(rig_is(rig_call(&client, "DISTKV.CONSISTENCY ONE"), "+OK\r\n"));
-    for (u32 i = 0; i < SIBLINGS_KEYS; i++) {
-        struct bytes reply = rig_call(&client, "DISTKV.GET k%u", i);
-        CHECK(memmem(reply.data, reply.size, "apples", 6) != NULL);
-        CHECK(memmem(reply.data, reply.size, "pears", 5) != NULL);
-    }
-    rig_disconnect(&client);
+    static const char *const values[] = {"apples", "pears"};
+    expect_siblings(rig, 1, values, ARRAY_COUNT(values));
 }
 
 static void
@@ -437,6 +451,57 @@ sets_that_differ_are_united_by_trees(void **state)
     (void)state;
     for (u64 seed = 1; seed <= 2; seed++) { /* one for each direction */
         struct rig rig = rig_of(seed, siblings_story);
+        rig_run(&rig);
+    }
+}
+
+static MAY_YIELD void
+repair_all(struct rig *rig)
+{
+    for (u32 i = 0; i < NODES; i++)
+        repair(rig, i);
+}
+
+static MAY_YIELD u64
+live_of_all(struct rig *rig)
+{
+    u64 live = 0;
+    for (u32 i = 0; i < NODES; i++)
+        live = live * 31 + content_of(rig, i).live;
+    return live;
+}
+
+/* Each node has a value that no other has. What two have united is as young as what a client
+ * writes: whoever compares before it no longer is brings nothing. N replicas need N rounds. */
+static MAY_YIELD void
+siblings_steps_story(struct rig *rig)
+{
+    static const char *const values[NODES] = {"apples", "pears", "plums"};
+    siblings_begin(rig);
+    for (u32 i = 0; i < NODES; i++)
+        put_siblings_alone(rig, i, values[i]);
+    fiber_sleep_ns(6 * NS_PER_S);
+    u64 began_ns = io_now_ns();
+    repair_all(rig);
+    u64 live = live_of_all(rig);
+    repair(rig, 0);
+    CHECK(io_now_ns() - began_ns < TREES_FRESH_MS * NS_PER_MS);
+    CHECK(live_of_all(rig) == live && !contents_are_equal(rig, NODES));
+    for (u32 round = 1; round < NODES; round++) {
+        fiber_sleep_ns(6 * NS_PER_S);
+        repair_all(rig);
+    }
+    CHECK(contents_are_equal(rig, NODES));
+    for (u32 i = 0; i < NODES; i++)
+        expect_siblings(rig, i, values, NODES);
+}
+
+static void
+sets_of_three_replicas_are_united_step_by_step(void **state)
+{
+    (void)state;
+    for (u64 seed = 1; seed <= SEED_COUNT; seed++) {
+        struct rig rig = rig_of(seed, siblings_steps_story);
         rig_run(&rig);
     }
 }
@@ -928,6 +993,7 @@ main(void)
         cmocka_unit_test(what_a_replica_missed_without_hints_is_brought_by_trees),
         cmocka_unit_test(what_has_expired_by_one_clock_is_brought_as_it_is),
         cmocka_unit_test(sets_that_differ_are_united_by_trees),
+        cmocka_unit_test(sets_of_three_replicas_are_united_step_by_step),
         cmocka_unit_test(leaves_are_listed_at_the_rate_of_comparing),
         cmocka_unit_test(power_failures_while_comparing_lose_nothing),
         cmocka_unit_test(a_repair_says_what_it_could_not_compare),
