@@ -221,7 +221,6 @@ struct cluster_shard {
     bool said_drained;                   /* by the last pings */
     u64 said_ns;                         /* since when they say so */
     bool majority_seen;                  /* since the start */
-    u64 clock_wrong_ns;                  /* when our clock was last seen to be */
     u64 record_again_ns, record_told_ns; /* keep_record */
     bool leaves;                         /* when it was a member last, it was about to leave */
     bool is_out;                         /* it is none any more */

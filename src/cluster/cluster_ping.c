@@ -50,9 +50,8 @@
 #define FLAG_KEEPS      64u
 #define ILL_TOLD        (CLUSTER_ILL_STUCK | CLUSTER_ILL_CLOCK)
 #define CLOCK_MS_MAX    250
-/* A clock that was wrong is right again when it has been no further off for so long. */
+/* A clock that was wrong is right again when it is no further off. */
 #define CLOCK_MS_RIGHT 200
-#define CLOCK_RIGHT_NS (1 * NS_PER_S)
 
 static struct cluster_ping *
 find(const struct cluster_shard *shard, u32 member)
@@ -342,16 +341,13 @@ ill_look(struct cluster_shard *shard)
     bool majority = alive * 2 > count;
     shard->majority_seen |= heard * 2 > count;
     /* One that is just at the limit does not come and go. */
-    u64 now = io_now_ns();
     bool was_wrong = (atomic_load(&cluster->ill) & CLUSTER_ILL_CLOCK) != 0;
     i64 limit_ms = was_wrong ? CLOCK_MS_RIGHT : CLOCK_MS_MAX;
     u64 ahead = clock_ahead_ms(shard, limit_ms);
     u8 ill = 0, before = atomic_load(&cluster->ill);
     if (atomic_load(&cluster->shards_stuck) != 0) ill |= CLUSTER_ILL_STUCK;
     i64 off = clock_off_ms(shard, limit_ms);
-    if (ahead != 0 || off < 0) shard->clock_wrong_ns = now;
-    if (ahead != 0 || off < 0 || (was_wrong && now - shard->clock_wrong_ns < CLOCK_RIGHT_NS))
-        ill |= CLUSTER_ILL_CLOCK;
+    if (ahead != 0 || off < 0) ill |= CLUSTER_ILL_CLOCK;
     if (!majority && shard->majority_seen) ill |= CLUSTER_ILL_ALONE;
     atomic_store(&cluster->clock_ahead_ms, ahead);
     atomic_store(&cluster->clock_off_ms, off);
