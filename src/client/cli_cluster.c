@@ -38,23 +38,45 @@ cli_cluster_member_by_number(const json_t *cluster, long long number)
     return NULL;
 }
 
+/* *root_out: NULL unless the reply is an object. */
+static int
+ask(struct cli *cli, const struct distkv_cluster_request *request, json_t **root_out)
+{
+    char *text;
+    *root_out = NULL;
+    int code = distkv_cluster(cli->kv, request, &text, NULL);
+    if (code != DISTKV_OK) return code;
+    json_t *root = json_loads(text, 0, NULL);
+    distkv_free(text);
+    if (json_is_object(root))
+        *root_out = root;
+    else
+        json_decref(root);
+    return DISTKV_OK;
+}
+
 json_t *
 cli_cluster_ask(struct cli *cli, const struct distkv_cluster_request *request, const char *what,
                 int *exit_out)
 {
-    char *text;
-    int code = distkv_cluster(cli->kv, request, &text, NULL);
-    if (code != DISTKV_OK) {
-        *exit_out = cli_fail(cli, code, what);
-        return NULL;
-    }
-    json_t *root = json_loads(text, 0, NULL);
-    distkv_free(text);
-    if (json_is_object(root)) return root;
-    json_decref(root);
-    cli_error(cli, "%s: the reply cannot be read", what);
+    json_t *root;
+    int code = ask(cli, request, &root);
+    if (root != NULL) return root;
     *exit_out = EXIT_SERVER;
+    if (code != DISTKV_OK)
+        *exit_out = cli_fail(cli, code, what);
+    else
+        cli_error(cli, "%s: the reply cannot be read", what);
     return NULL;
+}
+
+json_t *
+cli_cluster_try_status(struct cli *cli)
+{
+    const struct distkv_cluster_request request = {.function = DISTKV_CLUSTER_STATUS};
+    json_t *root;
+    (void)ask(cli, &request, &root);
+    return root;
 }
 
 json_t *

@@ -45,6 +45,8 @@ is_true(const json_t *object, const char *name)
 json_t *cli_cluster_ask(struct cli *cli, const struct distkv_cluster_request *request,
                         const char *what, int *exit_out);
 json_t *cli_cluster_ask_status(struct cli *cli, int *exit_out);
+/* NULL without a word. */
+json_t *cli_cluster_try_status(struct cli *cli);
 /* Of what that says. NULL: there is none. */
 const json_t *cli_cluster_member(const json_t *cluster, const char *field, const char *text);
 const json_t *cli_cluster_member_by_number(const json_t *cluster, long long number);

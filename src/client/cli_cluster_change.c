@@ -112,19 +112,6 @@ wait_draw_move(struct wait *wait, const json_t *cluster)
               number_of(move, "partitions_done"), number_of(move, "partitions"), bytes, left);
 }
 
-static json_t *
-status_or_null(struct cli *cli)
-{
-    const struct distkv_cluster_request request = {.function = DISTKV_CLUSTER_STATUS};
-    char *text;
-    if (distkv_cluster(cli->kv, &request, &text, NULL) != DISTKV_OK) return NULL;
-    json_t *root = json_loads(text, 0, NULL);
-    distkv_free(text);
-    if (json_is_object(root)) return root;
-    json_decref(root);
-    return NULL;
-}
-
 /* Looks at the status until `done` says so. draws: NULL for the move. A node that is asked may be
  * gone for a moment, and the library finds another one; or none answers in time, as when nodes are
  * busy with what is waited for: that is given up after a while, and goes on all the same. */
@@ -137,7 +124,8 @@ wait_until(struct cli *cli, bool (*done)(const json_t *cluster, void *arg), void
     for (;;) {
         int exit_code = EXIT_OK;
         bool last = cli_now_ns() - answered_ns > SILENT_NS;
-        json_t *cluster = last ? cli_cluster_ask_status(cli, &exit_code) : status_or_null(cli);
+        json_t *cluster =
+            last ? cli_cluster_ask_status(cli, &exit_code) : cli_cluster_try_status(cli);
         if (cluster == NULL && last) {
             wait_clear(&wait);
             cli_warn(cli, "what was begun goes on; \"cluster status\" shows it");
