@@ -68,6 +68,17 @@ expect_key(struct rig_client *client, const char *key, const char *value)
 }
 
 static MAY_YIELD void
+expect_all_keys(struct rig_client *client)
+{
+    for (u32 i = 0; i < KEYS; i++) {
+        char key[32], value[32];
+        snprintf(key, sizeof(key), "k%u", i);
+        snprintf(value, sizeof(value), "v%u", i);
+        expect_key(client, key, value);
+    }
+}
+
+static MAY_YIELD void
 any_node_story(struct rig *rig)
 {
     wait_settled(rig, NODES);
@@ -395,12 +406,7 @@ blackout_story(struct rig *rig)
     wait_settled(rig, NODES);
     rig_disconnect(&client);
     rig_connect_to(rig, 2, &client);
-    for (u32 i = 0; i < KEYS; i++) {
-        char key[32], value[32];
-        snprintf(key, sizeof(key), "k%u", i);
-        snprintf(value, sizeof(value), "v%u", i);
-        expect_key(&client, key, value);
-    }
+    expect_all_keys(&client);
     rig_disconnect(&client);
 }
 
@@ -476,12 +482,7 @@ moves_story(struct rig *rig)
     wait_readdressed(rig);
     rig_disconnect(&client);
     rig_connect_to(rig, 2, &client);
-    for (u32 i = 0; i < KEYS; i++) {
-        char key[32], value[32];
-        snprintf(key, sizeof(key), "k%u", i);
-        snprintf(value, sizeof(value), "v%u", i);
-        expect_key(&client, key, value);
-    }
+    expect_all_keys(&client);
     rig_disconnect(&client);
 }
 
@@ -514,12 +515,7 @@ all_move_story(struct rig *rig)
     wait_readdressed(rig);
     rig_disconnect(&client);
     rig_connect_to(rig, 1, &client);
-    for (u32 i = 0; i < KEYS; i++) {
-        char key[32], value[32];
-        snprintf(key, sizeof(key), "k%u", i);
-        snprintf(value, sizeof(value), "v%u", i);
-        expect_key(&client, key, value);
-    }
+    expect_all_keys(&client);
     rig_disconnect(&client);
 }
 
