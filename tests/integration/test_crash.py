@@ -279,6 +279,32 @@ def set_until_taken(server, seconds=60):
 
 
 @pytest.mark.rig
+def test_a_full_disk_is_no_failure_of_a_stop(tmp_path):
+    need_rig()
+    (tmp_path / "disk").mkdir()
+    with rig.Disk(tmp_path / "disk", size_mib=256, volatile=False) as disk:
+        server = disk_server(disk, tmp_path, disk_reserve="1MiB")
+        try:
+            with server.connect() as connection:
+                for i in range(10000):
+                    connection.send("SET", f"k{i}", os.urandom(500).hex())
+                for _ in range(10000):
+                    assert connection.read() == "OK"
+            fill(disk, "ballast", 0)
+            with open(os.path.join(disk.mount_point, "last"), "wb", buffering=0) as last:
+                with pytest.raises(OSError):
+                    while True:
+                        last.write(bytes(1 << 16))
+            assert server.stop() == 0, server.log()
+            assert "the log is replayed at the next start" in server.log()
+            os.unlink(os.path.join(disk.mount_point, "ballast"))
+            server.start()
+            assert server.call("DBSIZE") == 10000
+        finally:
+            server.kill()
+
+
+@pytest.mark.rig
 @pytest.mark.parametrize("kill", [False, True])
 def test_flushall_makes_room_on_a_full_disk(tmp_path, kill):
     need_rig()
