@@ -20,7 +20,7 @@
     X(INCOMPLETE, "more bytes are needed")                                                         \
     X(CORRUPT, "bad checksum or format")                                                           \
     X(IO_ERROR, "input or output failed")                                                          \
-    X(NO_SPACE, "no space left on the disk")                                                       \
+    X(NO_SPACE, "no space left")                                                                   \
     X(NO_MEMORY, "memory budget exhausted")                                                        \
     X(OVERLOADED, "overloaded, try again later")                                                   \
     X(TIMED_OUT, "deadline passed")                                                                \

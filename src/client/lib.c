@@ -34,7 +34,7 @@ static const struct {
     [DISTKV_TIMED_OUT] = {"TIMED_OUT", "the deadline passed, nothing was written"},
     [DISTKV_UNKNOWN_OUTCOME] = {"UNKNOWN_OUTCOME", "it is not known whether the write took effect"},
     [DISTKV_OVERLOADED] = {"OVERLOADED", "the server is overloaded, nothing was written"},
-    [DISTKV_NO_SPACE] = {"NO_SPACE", "no space is left on the server's disk"},
+    [DISTKV_NO_SPACE] = {"NO_SPACE", "no space is left on the server"},
     [DISTKV_READ_ONLY] = {"READ_ONLY", "the server has stopped taking writes"},
     [DISTKV_SERVER_ERROR] = {"SERVER_ERROR", "the server failed"},
     [DISTKV_NO_MEMORY] = {"NO_MEMORY", "the handle's memory limit is reached"},

@@ -772,8 +772,8 @@ exec_error_reply(struct resp_writer *reply, status why)
     switch ((enum status_code)why.code) {
     case SC_NO_SPACE:
         resp_error(reply,
-                   "MISCONF No space left on the disk of this node: writes are refused until "
-                   "space returns, reads go on");
+                   "MISCONF No space left on this node: writes are refused until space returns, "
+                   "reads go on");
         return;
     case SC_READ_ONLY:
         resp_error(reply, "MISCONF Errors writing to the log: this node takes no more writes until "
