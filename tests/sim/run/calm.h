@@ -67,6 +67,15 @@ enum cluster_answer {
     ANSWER_UNKNOWN,
 };
 
+/* Whether an answer tells a client that there is no place for it. A node that has no memory for a
+ * session says so in RESP, and closes, before it knows what that client speaks; no frame begins so.
+ */
+static inline bool
+place_is_refused(bool native, struct bytes answer)
+{
+    return native && answer.size > 0 && answer.data[0] == '-';
+}
+
 /* Of a request to a cluster: whether it counts as one that the calm should have answered. Who only
  * listens hears nothing of a power cut: what was asked before counts not. Nor does what a node that
  * stood still takes no more over a connection of before: another one is made. */
@@ -126,17 +135,25 @@ enum leaver_state {
     LEAVER_STAYS,
 };
 
+/* Of who is asked, by the newest topology that anybody has who runs. */
+enum leaver_standing {
+    STANDING_MEMBER,
+    STANDING_LEAVES, /* which may take long */
+    STANDING_NONE,
+};
+
 /* answer: the last one, if it was asked. When one of the times may have been done, a refusal may
- * mean just that: it is no member any more, and cannot be asked. */
+ * mean just that: it leaves, or is no member any more, and cannot be asked. */
 static inline enum leaver_state
-leaver_answered(struct leaver *leaver, enum cluster_answer answer, bool member)
+leaver_answered(struct leaver *leaver, enum cluster_answer answer, enum leaver_standing standing)
 {
+    if (standing == STANDING_LEAVES) return LEAVER_GOES;
     if (leaver->asked) {
         if (answer == ANSWER_OK) return LEAVER_GOES;
         leaver->doubtful |= answer == ANSWER_UNKNOWN || answer == ANSWER_NONE;
         leaver->refusals += answer == ANSWER_REFUSED;
     }
-    if (leaver->doubtful && !member) return LEAVER_GOES;
+    if (leaver->doubtful && standing == STANDING_NONE) return LEAVER_GOES;
     bool refused = leaver->asked && answer == ANSWER_REFUSED;
     bool believed = !leaver->doubtful || leaver->refusals > LEAVER_REFUSALS_MAX;
     return refused && believed ? LEAVER_STAYS : LEAVER_TO_ASK;
@@ -172,6 +189,23 @@ members_unsettled(bool plan, bool lost, bool leaver)
 {
     if (plan) return "a plan is under way";
     return lost || leaver ? "somebody is to go yet, or to be replaced" : NULL;
+}
+
+/* ---- replicas that become equal by their trees alone ---- */
+
+/* What is younger may be on its way: trees leave it alone. */
+#define REPAIR_FRESH_NS (6 * NS_PER_S)
+/* Of N replicas that have each something of a set, trees make the same one in N rounds. */
+#define REPAIR_REPLICAS_MAX 5u
+#define REPAIR_UNANSWERED   2u /* rounds more, for who did not answer */
+
+/* Whether they compare for the round-th time, from 0, and how long nothing is done before: what
+ * the round before has united is young again. */
+static inline bool
+repair_round(u32 round, u64 *pause_ns)
+{
+    *pause_ns = REPAIR_FRESH_NS;
+    return round < REPAIR_REPLICAS_MAX + REPAIR_UNANSWERED;
 }
 
 enum cluster_state {

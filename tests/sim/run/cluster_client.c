@@ -147,7 +147,7 @@ answer_wait(struct cluster_client *client, u32 count)
     u64 limit_ns = run->cluster->knobs.timeout_ms * NS_PER_MS + PATIENCE_NS;
     for (;;) {
         struct bytes in = buf_bytes(&client->in);
-        if (client->native && in.size != 0 && in.data[0] == '-') {
+        if (place_is_refused(client->native, in)) {
             client->in.size = 0;
             if (client->conn != NULL) io_conn_close(client->conn, IO_CLOSE_ABORT);
             return BYTES(NULL, 0);

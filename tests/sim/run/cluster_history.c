@@ -33,13 +33,9 @@
 #define AUDIT_NS_MAX    (600 * NS_PER_S)
 #define STOP_NS_MAX     (300 * NS_PER_S)
 #define REPAIR_NS_MAX   (600 * NS_PER_S)
-#define FRESH_NS        (6 * NS_PER_S) /* what is younger may be on its way: trees leave it alone */
 #define CONVERGE_ROUNDS 5u
-/* Of N replicas that have each something of a set, trees make the same one in N rounds: what a
- * round has united is young for the next. Up to five replicas, and two for who did not answer. */
-#define REPAIR_ROUNDS 7u
-#define TEND_NS       (20 * NS_PER_MS)
-#define EVENTS_MAX    60000000ull
+#define TEND_NS         (20 * NS_PER_MS)
+#define EVENTS_MAX      60000000ull
 /* Of the trouble of a lite run: clients that hardly pause, or moves between many nodes, would make
  * a few seeds four times as dear as most. */
 #define LITE_EVENTS_MAX 150000u
@@ -251,14 +247,14 @@ audited(void)
     return run->cluster->audit_ended;
 }
 
-/* By their trees alone: nobody reads before all is equal. Each round begins when nothing is young,
- * also of what the one before has united. */
+/* By their trees alone: nobody reads before all is equal. */
 static void
 repair(void)
 {
     char why[256] = "";
-    for (u32 round = 0; round < REPAIR_ROUNDS && !run_over(); round++) {
-        (void)cluster_run_until(never, FRESH_NS);
+    u64 pause_ns;
+    for (u32 round = 0; repair_round(round, &pause_ns) && !run_over(); round++) {
+        (void)cluster_run_until(never, pause_ns);
         cluster_repairs_begin();
         if (!cluster_run_until(cluster_repairs_done, REPAIR_NS_MAX) && !run_over())
             violated("repair", "trees are not compared in %llu s",

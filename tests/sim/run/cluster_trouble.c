@@ -156,10 +156,10 @@ remove_step(void)
     const struct topology *newest = cluster_topology_newest();
     const struct topology_member *found =
         newest != NULL ? topology_member_by_id(newest, now.leaver->id) : NULL;
-    enum leaver_state leaver =
-        leaver_answered(&now.leaver_told, c->remove_answer, newest == NULL || found != NULL);
-    /* It may take long to go, and whoever asks again meanwhile is refused. */
-    if (found != NULL && found->state == PLACEMENT_LEAVING) leaver = LEAVER_GOES;
+    enum leaver_standing standing = STANDING_MEMBER;
+    if (newest != NULL && found == NULL) standing = STANDING_NONE;
+    if (found != NULL && found->state == PLACEMENT_LEAVING) standing = STANDING_LEAVES;
+    enum leaver_state leaver = leaver_answered(&now.leaver_told, c->remove_answer, standing);
     if (leaver == LEAVER_GOES) now.leaver->leaving = true;
     if (now.leaver->leaving || leaver == LEAVER_STAYS) {
         now.leaver = NULL;

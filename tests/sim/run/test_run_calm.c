@@ -11,6 +11,7 @@
 #include <cmocka.h>
 
 #include "calm.h"
+#include "cluster/trees_internal.h"
 
 #define S NS_PER_S
 
@@ -135,23 +136,38 @@ who_may_have_been_told_to_leave_is_asked_until_it_has_gone(void **state)
     const enum cluster_answer lost[] = {ANSWER_NONE, ANSWER_UNKNOWN};
     for (u32 i = 0; i < ARRAY_COUNT(lost); i++) {
         struct leaver leaver = {.asked = false};
-        assert_int_equal(leaver_answered(&leaver, ANSWER_REFUSED, true), LEAVER_TO_ASK);
+        assert_int_equal(leaver_answered(&leaver, ANSWER_REFUSED, STANDING_MEMBER), LEAVER_TO_ASK);
         leaver.asked = true;
-        assert_int_equal(leaver_answered(&leaver, lost[i], true), LEAVER_TO_ASK);
-        assert_int_equal(leaver_answered(&leaver, ANSWER_REFUSED, true), LEAVER_TO_ASK);
-        assert_int_equal(leaver_answered(&leaver, ANSWER_REFUSED, false), LEAVER_GOES);
+        assert_int_equal(leaver_answered(&leaver, lost[i], STANDING_MEMBER), LEAVER_TO_ASK);
+        assert_int_equal(leaver_answered(&leaver, ANSWER_REFUSED, STANDING_MEMBER), LEAVER_TO_ASK);
+        assert_int_equal(leaver_answered(&leaver, ANSWER_REFUSED, STANDING_NONE), LEAVER_GOES);
     }
     /* Nothing was in doubt: a refusal is one, and an OK, too, though it is a member yet. */
     struct leaver leaver = {.asked = true};
-    assert_int_equal(leaver_answered(&leaver, ANSWER_REFUSED, true), LEAVER_STAYS);
+    assert_int_equal(leaver_answered(&leaver, ANSWER_REFUSED, STANDING_MEMBER), LEAVER_STAYS);
     leaver = (struct leaver){.asked = true};
-    assert_int_equal(leaver_answered(&leaver, ANSWER_OK, true), LEAVER_GOES);
+    assert_int_equal(leaver_answered(&leaver, ANSWER_OK, STANDING_MEMBER), LEAVER_GOES);
     /* Not for ever: the first time was not done after all. */
     leaver = (struct leaver){.asked = true};
-    assert_int_equal(leaver_answered(&leaver, ANSWER_NONE, true), LEAVER_TO_ASK);
+    assert_int_equal(leaver_answered(&leaver, ANSWER_NONE, STANDING_MEMBER), LEAVER_TO_ASK);
     for (u32 i = 0; i < LEAVER_REFUSALS_MAX; i++)
-        assert_int_equal(leaver_answered(&leaver, ANSWER_REFUSED, true), LEAVER_TO_ASK);
-    assert_int_equal(leaver_answered(&leaver, ANSWER_REFUSED, true), LEAVER_STAYS);
+        assert_int_equal(leaver_answered(&leaver, ANSWER_REFUSED, STANDING_MEMBER), LEAVER_TO_ASK);
+    assert_int_equal(leaver_answered(&leaver, ANSWER_REFUSED, STANDING_MEMBER), LEAVER_STAYS);
+}
+
+/* cluster-swarm 3000141: the first time was done, its answer unknown, and it takes long to go. */
+static void
+who_is_leaving_already_does_not_stay_whatever_refuses_it(void **state)
+{
+    (void)state;
+    struct leaver leaver = {.asked = true};
+    assert_int_equal(leaver_answered(&leaver, ANSWER_UNKNOWN, STANDING_MEMBER), LEAVER_TO_ASK);
+    for (u32 i = 0; i < LEAVER_REFUSALS_MAX; i++)
+        assert_int_equal(leaver_answered(&leaver, ANSWER_REFUSED, STANDING_MEMBER), LEAVER_TO_ASK);
+    assert_int_equal(leaver_answered(&leaver, ANSWER_REFUSED, STANDING_LEAVES), LEAVER_GOES);
+    /* Also where nothing was in doubt: somebody else has asked it. */
+    leaver = (struct leaver){.asked = true};
+    assert_int_equal(leaver_answered(&leaver, ANSWER_REFUSED, STANDING_LEAVES), LEAVER_GOES);
 }
 
 /* cluster-swarm 776. */
@@ -196,6 +212,55 @@ a_level_of_consistency_may_be_refused_like_anything(void **state)
     assert_false(level_is_taken(BYTES(NULL, 0))); /* the connection has ended */
 }
 
+/* cluster-swarm 300365. */
+static void
+who_finds_no_place_is_told_so_in_resp_whatever_it_speaks(void **state)
+{
+    (void)state;
+    assert_true(place_is_refused(true, BYTES("-OOM no memory\r\n", 16)));
+    assert_false(place_is_refused(true, BYTES(NULL, 0))); /* nothing has come yet */
+    /* To who speaks RESP it is an answer as any other, and frames begin otherwise. */
+    assert_false(place_is_refused(false, BYTES("-OOM no memory\r\n", 16)));
+    assert_false(place_is_refused(true, BYTES("\xd5\x44\x4b\x56", 4)));
+}
+
+/* Replicas that each have a part of a set which no other has, as trees go about them: a round is a
+ * step of as many as there are replicas, unless what the one before has united is young yet. */
+static bool
+trees_make_equal(u32 replicas, u32 unanswered, u64 round_ns)
+{
+    u64 now_ns = 100 * S, united_ns = now_ns, pause_ns;
+    u32 steps = 0;
+    for (u32 round = 0; repair_round(round, &pause_ns); round++) {
+        now_ns += pause_ns;
+        bool young = now_ns < united_ns + TREES_FRESH_MS * NS_PER_MS;
+        if (!young && round >= unanswered) {
+            united_ns = now_ns;
+            if (++steps == replicas) return true;
+        }
+        now_ns += round_ns;
+    }
+    return false;
+}
+
+/* cluster 7009525: three replicas, and rounds of about a second. */
+static void
+each_round_of_comparing_waits_for_what_the_one_before_has_united(void **state)
+{
+    (void)state;
+    assert_true(trees_make_equal(3, 0, 1250 * NS_PER_MS));
+    for (u32 replicas = 2; replicas <= 5; replicas++)
+        for (u32 unanswered = 0; unanswered <= 2; unanswered++)
+            for (u64 round_ns = 0; round_ns <= 10 * S; round_ns += S / 4)
+                assert_true(trees_make_equal(replicas, unanswered, round_ns));
+    /* Not for ever. */
+    u64 pause_ns;
+    u32 rounds = 0;
+    while (rounds < 100 && repair_round(rounds, &pause_ns))
+        rounds++;
+    assert_true(rounds < 100);
+}
+
 int
 main(void)
 {
@@ -211,6 +276,9 @@ main(void)
         cmocka_unit_test(between_a_plan_and_who_replaces_a_lost_member_nothing_is_settled),
         cmocka_unit_test(who_was_told_that_it_may_go_does_not_count_among_those_that_stay),
         cmocka_unit_test(a_level_of_consistency_may_be_refused_like_anything),
+        cmocka_unit_test(who_is_leaving_already_does_not_stay_whatever_refuses_it),
+        cmocka_unit_test(who_finds_no_place_is_told_so_in_resp_whatever_it_speaks),
+        cmocka_unit_test(each_round_of_comparing_waits_for_what_the_one_before_has_united),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
