@@ -15,9 +15,9 @@
 
 #include "base/hash.h"
 #include "cluster/hints_internal.h"
-#include "cluster/trees_internal.h"
 #include "cluster_rig.h"
 #include "server/route.h"
+#include "trees_look.h"
 
 /* Of each story. */
 #ifdef __SANITIZE_ADDRESS__
@@ -562,6 +562,64 @@ power_failures_while_comparing_lose_nothing(void **state)
     }
 }
 
+/* ---- a look of a test's own ---- */
+
+struct look {
+    struct cluster_shard *shard;
+    bool looked, ended, closed;
+};
+
+static void
+looker_main(void *arg)
+{
+    struct look *look = arg;
+    struct tree_view view = {.partition = look->shard->trees->first};
+    look->looked = trees_look(look->shard->trees, 0, &view);
+    look->ended = true;
+}
+
+static void
+closer_main(void *arg)
+{
+    struct look *look = arg;
+    trees_close(look->shard);
+    look->closed = true;
+}
+
+/* Somebody is looking, and waits, as for a scan, when the node closes its trees. */
+static MAY_YIELD void
+look_and_close(struct shard *shard, void *arg)
+{
+    (void)arg;
+    struct look look = {.shard = shard->cluster};
+    struct trees *t = look.shard->trees;
+    fiber_mutex_lock(&t->resolving);
+    CHECK(ok(fiber_spawn(FIBER_BACKGROUND, "looker", looker_main, &look)));
+    fiber_sleep_ns(NS_PER_MS);
+    CHECK(ok(fiber_spawn(FIBER_BACKGROUND, "closer", closer_main, &look)));
+    fiber_sleep_ns(10 * NS_PER_S);
+    CHECK(!look.ended && !look.closed);
+    fiber_mutex_unlock(&t->resolving);
+    while (!look.ended || !look.closed)
+        fiber_sleep_ns(NS_PER_MS);
+    CHECK(look.looked && look.shard->trees == NULL);
+}
+
+static MAY_YIELD void
+look_story(struct rig *rig)
+{
+    wait_settled(rig, NODES);
+    rig_on_node(rig, 1, 0, look_and_close, NULL);
+}
+
+static void
+trees_are_not_closed_while_somebody_looks(void **state)
+{
+    (void)state;
+    struct rig rig = rig_of(1, look_story);
+    rig_run(&rig);
+}
+
 /* ---- what a repair could not compare ---- */
 
 static MAY_YIELD u64
@@ -996,6 +1054,7 @@ main(void)
         cmocka_unit_test(sets_of_three_replicas_are_united_step_by_step),
         cmocka_unit_test(leaves_are_listed_at_the_rate_of_comparing),
         cmocka_unit_test(power_failures_while_comparing_lose_nothing),
+        cmocka_unit_test(trees_are_not_closed_while_somebody_looks),
         cmocka_unit_test(a_repair_says_what_it_could_not_compare),
         cmocka_unit_test(a_replica_that_was_away_for_long_brings_nothing_back),
         cmocka_unit_test(what_is_brought_while_replicas_are_compared_settles_nothing),

@@ -13,8 +13,8 @@
 
 #include <stdio.h>
 
+#include "../trees_look.h"
 #include "base/hash.h"
-#include "cluster/trees_internal.h"
 #include "lsm/lsm.h"
 #include "server/shard.h"
 
@@ -62,14 +62,11 @@ look_at_trees(const struct cluster_node *node, struct cluster_shard *shard)
     for (u32 i = 0; i < c->key_count; i++) {
         const struct cluster_key *key = &c->keys[i];
         struct cluster_copy *copy = &copies[node->index][i];
-        if (shard->trees != t || t->closing) return;
+        if (shard->trees != t) return;
         if (shard->topology == NULL || t->partition_count == 0) return;
         struct tree_view view = {.partition = token_partition(key->token, t->partition_count)};
         if (view.partition < t->first || view.partition >= t->first + t->count) continue;
-        t->serving++; /* it is closed when nobody looks any more */
-        trees_view(t, keyspace_of(key), &view, 1);
-        t->serving--;
-        fiber_queue_wake_all(&t->idle);
+        if (!trees_look(t, keyspace_of(key), &view)) return;
         copy->tree_told = !view.failed;
         copy->tree_bound = view.bound;
         copy->tree_root = view.root;
