@@ -931,6 +931,39 @@ judge_key(u32 key)
     }
 }
 
+/* A value is gone everywhere, of which only a deletion can tell whose outcome nobody knows. */
+static void
+a_deletion_of_unknown_outcome_may_be_collected_without_a_trace(void **state)
+{
+    (void)state;
+    world_open(1, 3, 3, 1);
+    story_go();
+    struct world_op *put = &world.ops[0], *deletion = &world.ops[1];
+    *put = (struct world_op){.node = 0, .key = 1, .id = 1};
+    *deletion = (struct world_op){.node = 1, .key = 1};
+    assert_true(ok(world_write(put)));
+    assert_true(ok(world_write(deletion)));
+    peer_rig_run(&world.rig, MS(100));
+    for (u32 node = 0; node < 3; node++) {
+        world_collect(node, world_look_at(node, 1).version + 1);
+        assert_int_equal(world_look_at(node, 1).version, 0);
+    }
+    world.op_count = 2;
+    deletion->st = ST_TIMED_OUT;
+    judge_key(1);
+    assert_string_equal(world.violation, "");
+    /* It counts as long as it may be done. */
+    deletion->deadline_ns = 0;
+    deletion->begun_ns = put->begun_ns - 1;
+    judge_key(1);
+    assert_string_not_equal(world.violation, "");
+    world.violation[0] = 0;
+    world.op_count = 1;
+    judge_key(1);
+    assert_string_not_equal(world.violation, "");
+    world_close();
+}
+
 static bool
 seed_run(u64 seed)
 {
@@ -1005,6 +1038,7 @@ main(void)
         cmocka_unit_test(what_waits_for_the_own_store_waits_for_nobody_else),
         cmocka_unit_test(the_largest_batch_arrives_as_one),
         cmocka_unit_test(replay_brings_twenty_megabytes_a_second),
+        cmocka_unit_test(a_deletion_of_unknown_outcome_may_be_collected_without_a_trace),
     };
     const struct CMUnitTest seeds[] = {
         cmocka_unit_test(replicas_become_equal_without_a_read_whatever_fails),
