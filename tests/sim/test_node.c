@@ -12,10 +12,11 @@
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include <cmocka.h>
 
-#include "node_rig.h"
+#include "cluster_rig.h"
 #include "lsm/lsm_internal.h"
 #include "server/cut.h"
 #include "server/request.h"
@@ -839,6 +840,60 @@ replies_stay_in_step_whatever_allocation_is_refused(void **state)
         }
     }
     assert_true(closed > 20 && refused > 20);
+}
+
+/* ---- a native request of another shard, without memory even to say so ---- */
+
+struct unsaid {
+    u64 n, count;
+    bool happened;
+    u32 closed;
+};
+
+static MAY_YIELD void
+unsaid_story(struct rig *rig)
+{
+    struct unsaid *unsaid = rig->arg;
+    char key[32];
+    struct rig_client client;
+    rig_key_of_shard(rig, 1, "k", key, sizeof(key));
+    rig_connect(rig, &client);
+    CHECK(rig_is(rig_call(&client, "SET %s value", key), "+OK\r\n"));
+    rig_disconnect(&client);
+    rig_native_connect(rig, 0, 0, &client);
+    struct native_request get = {.header.opcode = NATIVE_GET, .get.key = BYTES(key, strlen(key))};
+    CHECK(buf_reserve(&client.in, KIB(16)));
+    rig_native_send(&client, &get);
+    sim_fail_at(rig->sim, SIM_POINT_ALLOC, unsaid->n, unsaid->count, ST_NO_MEMORY);
+    struct native_reply reply;
+    if (rig_native_reply(&client, &reply))
+        CHECK(reply.header.opcode == NATIVE_GET &&
+              (reply.header.status != NATIVE_ST_OK || reply.get.value.size == 5));
+    else
+        unsaid->closed++;
+    unsaid->happened = sim_failed(rig->sim);
+    sim_faults_clear(rig->sim);
+    rig_disconnect(&client);
+}
+
+/* What goes back to the shard of its connection has no byte and no buffer; the connection ends, for
+ * the next reply would answer this request. */
+static void
+a_native_request_without_memory_even_to_say_so_ends_the_connection(void **state)
+{
+    (void)state;
+    u32 closed = 0;
+    for (u64 count = 1; count <= 8; count *= 2) {
+        struct unsaid unsaid = {.happened = true};
+        for (u64 n = 0; unsaid.happened; n++) {
+            unsaid = (struct unsaid){.n = n, .count = count};
+            struct rig rig = {.shard_count = 2, .story = unsaid_story, .arg = &unsaid};
+            sim_options_default(&rig.options, 1);
+            rig_run(&rig);
+            closed += unsaid.closed;
+        }
+    }
+    assert_true(closed > 0);
 }
 
 /* ---- a start, when there is no memory ---- */
@@ -2124,6 +2179,7 @@ main(int argc, char **argv)
         cmocka_unit_test(a_transaction_does_not_read_what_expires_before_it_takes_effect),
         cmocka_unit_test(scans_and_counts_tell_only_what_is_durable),
         cmocka_unit_test(replies_stay_in_step_whatever_allocation_is_refused),
+        cmocka_unit_test(a_native_request_without_memory_even_to_say_so_ends_the_connection),
         cmocka_unit_test(a_start_is_done_or_ends_with_a_reason_whatever_allocation_is_refused),
         cmocka_unit_test(plain_requests_are_done_and_counted_once_whatever_allocation_is_refused),
         cmocka_unit_test(a_flush_is_done_or_refused_whatever_allocation_is_refused),
