@@ -434,6 +434,47 @@ a_change_of_voters_survives_any_trouble_at_any_moment(void **state)
             change_of_voters_in_trouble(&troubles[i], moment);
 }
 
+/* Two of three voters are replaced. The leader is the only one that has the configuration without
+ * itself when it loses its power, and so does the other one that goes. Those who are to decide need
+ * the vote of one of these two, and their logs are shorter. */
+static void
+who_alone_has_the_configuration_that_takes_it_out_campaigns(void **state)
+{
+    (void)state;
+    u32 met = 0;
+    for (u64 moment = 0; moment < 3 * UNIT_TICK; moment++) {
+        u64 leader = group_of(0xe), other = another(leader);
+        u64 stay[] = {third(leader, other), 4, 5};
+        for (u64 id = 4; id <= 5; id++) {
+            expect_ok(rig_change(&rig, leader, RAFT_ADD_LEARNER, id));
+            rig_run(&rig, 5 * UNIT_TICK);
+        }
+        struct raft_change changes[] = {
+            {RAFT_PROMOTE, 4}, {RAFT_PROMOTE, 5}, {RAFT_REMOVE, other}, {RAFT_REMOVE, leader}};
+        expect_ok(rig_changes(&rig, leader, changes, ARRAY_COUNT(changes)));
+        rig_run(&rig, moment);
+        for (u64 id = 1; id <= 5; id++)
+            if (id != leader) rig_cut_both(&rig, leader, id, true);
+        rig_run(&rig, UNIT_TICK); /* what it has appended is durable */
+        bool alone = !raft_config_is_joint(&rig.nodes[leader].raft);
+        for (u32 i = 0; i < ARRAY_COUNT(stay); i++)
+            alone = alone && raft_config_is_joint(&rig.nodes[stay[i]].raft);
+        if (!alone) continue;
+        met++;
+        rig_crash(&rig, other, 1000 * UNIT_TICK);
+        rig_crash(&rig, leader, UNIT_TICK);
+        for (u64 id = 1; id <= 5; id++)
+            if (id != leader) rig_cut_both(&rig, leader, id, false);
+        rig_run(&rig, 200 * UNIT_TICK);
+        expect_well();
+        assert_non_null(rig_leader(&rig));
+        struct raft *raft = &rig_leader(&rig)->raft;
+        assert_false(raft_config_is_joint(raft));
+        assert_true(raft->config_index <= raft->commit && raft_is_voter(raft));
+    }
+    assert_true(met > 0);
+}
+
 static void
 a_leader_that_removes_itself_leads_until_that_is_committed(void **state)
 {
@@ -949,6 +990,7 @@ main(void)
         cmocka_unit_test(who_hears_a_leader_votes_for_nobody_else),
         cmocka_unit_test(a_removed_member_disturbs_nobody),
         cmocka_unit_test(a_change_of_voters_survives_any_trouble_at_any_moment),
+        cmocka_unit_test(who_alone_has_the_configuration_that_takes_it_out_campaigns),
         cmocka_unit_test(a_leader_that_removes_itself_leads_until_that_is_committed),
         cmocka_unit_test(a_learner_never_counts),
         cmocka_unit_test(a_vote_is_durable_before_it_is_told),
