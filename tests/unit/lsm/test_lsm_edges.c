@@ -18,6 +18,7 @@
 #include "io/io.h"
 #include "io/sim.h"
 #include "lsm/log_format.h"
+#include "lsm/levels_internal.h"
 #include "lsm/lsm_internal.h"
 #include "lsm/piece_io.h"
 #include "lsm/range_list.h"
@@ -211,6 +212,54 @@ what_a_range_deletes_answers_with_its_number(void **state)
     struct world w;
     world_init(&w, 3);
     assert_true(ok(sim_run(w.sim, 1, number_body, &w)));
+    sim_free(w.sim);
+}
+
+/* A merge drops what a range has deleted, and the range with it, while a scan goes on that began
+ * before: it still reads the tables of then, and what they hold stays deleted. */
+static status
+range_under_a_scan_body(void *arg)
+{
+    struct world *w = arg;
+    CHECK(ok(open_store(w)));
+    for (u32 i = 0; i < 200; i++)
+        CHECK(ok(put(w, i, KIB(2))));
+    CHECK(ok(lsm_flush(w->lsm)));
+    struct lsm_batch batch;
+    lsm_batch_init(&batch, io_budget());
+    CHECK(lsm_batch_delete_range(&batch, 0, UINT64_MAX / 2 + 1, UINT64_MAX));
+    CHECK(ok(lsm_write(w->lsm, &batch, &w->seq)));
+    lsm_batch_deinit(&batch);
+    CHECK(ok(put(w, 200, KIB(2)))); /* or there was nothing to flush */
+    CHECK(ok(lsm_flush(w->lsm)));
+    struct lsm_scan *scan;
+    CHECK(ok(lsm_scan_open(w->lsm, NULL, 0, 0, BYTES(NULL, 0), UINT64_MAX, &scan)));
+    lsm_scan_much(scan); /* or it opens the tables of now when it has become long */
+    u64 token = 0;
+    struct bytes key;
+    struct lsm_value value;
+    CHECK(ok(lsm_scan_next(scan, true, &token, &key, &value)));
+    CHECK(w->lsm->levels->table_entries == 201);
+    CHECK(ok(lsm_compact(w->lsm)));
+    CHECK(w->lsm->levels->table_entries < 150);
+    status st;
+    u32 found = 1;
+    while (ok(st = lsm_scan_next(scan, true, &token, &key, &value))) {
+        CHECK(token <= UINT64_MAX / 2 || (key.size == 7 && memcmp(key.data, "key-200", 7) == 0));
+        found++;
+    }
+    CHECK(status_is(st, ST_END) && found == w->lsm->levels->table_entries);
+    lsm_scan_close(scan);
+    return lsm_close(w->lsm);
+}
+
+static void
+what_a_range_has_deleted_stays_so_for_who_scans_while_it_is_merged_away(void **state)
+{
+    (void)state;
+    struct world w;
+    world_init(&w, 1);
+    assert_true(ok(sim_run(w.sim, 1, range_under_a_scan_body, &w)));
     sim_free(w.sim);
 }
 
@@ -1551,6 +1600,7 @@ main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(as_many_ranges_as_were_accepted_are_recovered),
+        cmocka_unit_test(what_a_range_has_deleted_stays_so_for_who_scans_while_it_is_merged_away),
         cmocka_unit_test(everything_can_be_deleted_again_and_again),
         cmocka_unit_test(what_a_range_deletes_answers_with_its_number),
         cmocka_unit_test(a_store_on_a_full_disk_opens_and_reads),
