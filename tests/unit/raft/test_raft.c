@@ -204,6 +204,44 @@ a_read_that_waits_when_leadership_changes_is_to_be_asked_anew(void **state)
     expect_status(ready.reads[0].result, ST_CONFLICT);
 }
 
+/* Of the judge: votes of long ago make a leader, which need not have what a later term has
+ * committed, though it is an entry of a term before its own. */
+static void
+who_comes_to_lead_by_votes_of_long_ago_may_lack_what_was_committed_since(void **state)
+{
+    (void)state;
+    u64 leader = group_of(0xe), voter = another(leader), late = third(leader, voter);
+    rig_cut_both(&rig, leader, voter, true);
+    rig_cut_both(&rig, leader, late, true);
+    expect_ok(rig_propose(&rig, leader)); /* nobody else has it */
+    for (u32 i = 0; i < 200 * UNIT_TICK; i++) {
+        rig_run(&rig, 1);
+        if (rig.nodes[late].raft.role == RAFT_CANDIDATE && rig.nodes[voter].raft.vote == late)
+            break;
+        if (rig.nodes[voter].raft.role == RAFT_CANDIDATE) {
+            u64 swap = voter;
+            voter = late;
+            late = swap;
+        }
+    }
+    assert_int_equal(rig.nodes[voter].raft.vote, late);
+    u64 term = rig.nodes[late].raft.term;
+    rig_stop(&rig, late, 400 * UNIT_TICK); /* the vote is on its way */
+    rig_cut_both(&rig, leader, voter, false);
+    rig_run(&rig, 300 * UNIT_TICK);
+    assert_non_null(rig_leader(&rig));
+    assert_int_equal(rig_leader(&rig)->id, leader);
+    assert_true(rig.nodes[leader].raft.term > term);
+    assert_true(rig.nodes[leader].raft.commit > rig.nodes[late].raft.last_index);
+    u32 led = 0;
+    for (u32 i = 0; i < 200 * UNIT_TICK; i++) {
+        rig_run(&rig, 1);
+        led += rig.nodes[late].raft.role == RAFT_LEADER && rig.nodes[late].raft.term == term;
+    }
+    assert_true(led > 0);
+    expect_well();
+}
+
 /* 31: between the question whether its lease is valid and the answer a leader stands still. */
 static void
 a_leader_that_stood_still_is_told_so_when_it_asks_again(void **state)
@@ -982,6 +1020,7 @@ main(void)
         cmocka_unit_test(a_new_member_learns_then_votes),
         cmocka_unit_test(no_read_before_the_leader_has_committed_in_its_term),
         cmocka_unit_test(a_read_that_waits_when_leadership_changes_is_to_be_asked_anew),
+        cmocka_unit_test(who_comes_to_lead_by_votes_of_long_ago_may_lack_what_was_committed_since),
         cmocka_unit_test(a_leader_that_stood_still_is_told_so_when_it_asks_again),
         cmocka_unit_test(a_slow_clock_keeps_no_lease_beyond_an_election_of_fast_ones),
         cmocka_unit_test(a_lease_ends_by_the_clock_though_no_tick_came),
