@@ -669,9 +669,10 @@ server_shard_main(void *arg)
     leave_cluster(shard);
     if (shard->lsm != NULL) {
         native_snapshots_sweep(shard, true);
+        bool synced = lsm_durability(shard->lsm) == LSM_DURABILITY_GROUP;
         status closed = lsm_close(shard->lsm);
         shard->lsm = NULL;
-        if (status_is(closed, ST_NO_SPACE)) {
+        if (status_is(closed, ST_NO_SPACE) && synced) {
             /* A full disk is no failure of this stop: what was acknowledged is in the log. */
             log_warning("shard", "no space to write out what is in memory; the log is replayed at "
                                  "the next start");
