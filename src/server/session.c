@@ -821,9 +821,10 @@ static void
 closed(struct io_conn *conn, status why)
 {
     struct session *s = io_conn_user(conn);
-    atomic_fetch_sub(&shard_self()->server->clients, 1);
+    /* Who was refused is not waited for when the node stops, and may outlast the shard. */
+    struct shard *shard = shard_self();
+    if (shard != NULL) atomic_fetch_sub(&shard->server->clients, 1);
     if (s == NULL) return;
-    struct shard *shard = s->shard;
     if (s->protocol == SESSION_NATIVE) shard->stats->clients_native--;
     if (s->protocol == SESSION_RESP) shard->stats->clients_resp--;
     s->conn = NULL;

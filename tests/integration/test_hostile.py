@@ -496,6 +496,18 @@ def test_connections_above_maxclients_are_refused_with_an_error(make_server):
             time.sleep(0.05)
 
 
+def test_who_was_refused_and_stays_does_not_hold_up_or_end_a_stop(make_server):
+    server = make_server(maxclients=1)
+    first = socket.create_connection(("127.0.0.1", server.port))
+    first.sendall(b"PING\r\n")
+    assert first.recv(7) == b"+PONG\r\n"
+    extra = socket.create_connection(("127.0.0.1", server.port), timeout=20 * SLOW)
+    assert extra.recv(100).startswith(b"-ERR max number of clients reached")
+    first.close()
+    assert server.stop() == 0, server.log()
+    extra.close()
+
+
 def crowd(server, count, data):
     """That many connections, each of which sends this; they stay."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
