@@ -544,8 +544,8 @@ run_keyspaces(struct cli *cli, int count, char **words)
         .sloppy = cli->set.sloppy == 2 ? -1 : (int)cli->set.sloppy,
     };
     uint64_t number = 0;
-    int code = distkv_cluster(cli->kv, &request, NULL, &number);
-    if (code != DISTKV_OK) return cli_fail(cli, code, "keyspaces");
+    int exit_code = cli_cluster_change(cli, &request, "keyspaces", &number);
+    if (exit_code != EXIT_OK) return exit_code;
     if (cli->set.json)
         printf("{\"ok\":true,\"number\":%" PRIu64 "}\n", number);
     else

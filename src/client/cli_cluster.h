@@ -59,6 +59,10 @@ void cli_cluster_ms_text(double ms, char *out, size_t size);
 
 /* ---- cli_cluster_change.c: each an exit code ---- */
 
+/* Has the cluster changed. When it does not become known whether that was done, or nobody leads for
+ * the moment, it is asked for again, for up to 30 s (--wait: no longer than that). */
+int cli_cluster_change(struct cli *cli, const struct distkv_cluster_request *request,
+                       const char *what, uint64_t *number_out);
 int cli_cluster_add_node(struct cli *cli, const char *name);
 int cli_cluster_remove_node(struct cli *cli, const char *name);
 int cli_cluster_replace_node(struct cli *cli, const char *name);

@@ -18,6 +18,83 @@
 #define SILENT_LOOKS 40u
 /* For so long no status at all is waited through. */
 #define SILENT_NS (30 * NS_PER_S)
+/* For so long a change is asked for again. */
+#define CHANGE_NS (30 * NS_PER_S)
+
+/* ---- changes ---- */
+
+/* Whom a change takes out: the only one that cannot be asked for twice without more ado, as who is
+ * out is no member that could be, and under its name there may be another one by then. */
+struct leaver {
+    const char *name;
+    long long number; /* 0: not known */
+    long long epoch;  /* at which it was a member */
+};
+
+static struct leaver
+leaver_find(struct cli *cli, const struct distkv_cluster_request *request)
+{
+    struct leaver leaver = {.name = request->node};
+    if (request->function != DISTKV_CLUSTER_REMOVE) return leaver;
+    json_t *cluster = cli_cluster_try_status(cli);
+    leaver.number = number_of(cli_cluster_member(cluster, "node_id", leaver.name), "number");
+    leaver.epoch = number_of(cluster, "epoch");
+    json_decref(cluster);
+    return leaver;
+}
+
+/* A node that knows less than was seen before has no say. */
+static bool
+leaver_is_out(struct cli *cli, const struct leaver *leaver)
+{
+    if (leaver->number == 0) return false;
+    json_t *cluster = cli_cluster_try_status(cli);
+    bool out = cluster != NULL && number_of(cluster, "epoch") > leaver->epoch &&
+               cli_cluster_member_by_number(cluster, leaver->number) == NULL;
+    json_decref(cluster);
+    return out;
+}
+
+/* Whether it may be done, or can be in a moment: nobody led, or who did was late. again: it was
+ * asked for before. */
+static bool
+is_passing(int code, const struct leaver *leaver, bool again)
+{
+    switch (code) {
+    case DISTKV_UNKNOWN_OUTCOME:
+    case DISTKV_TIMED_OUT:
+    case DISTKV_OVERLOADED:
+        return true;
+    case DISTKV_UNREACHABLE:
+        return again; /* others are tried, and it may come back */
+    case DISTKV_NOT_FOUND:
+        return again && leaver->number != 0; /* it is out: the status is about to say so */
+    default:
+        return false;
+    }
+}
+
+/* What is there already is no refusal: the node that is asked looks at the newest state, and says
+ * that it is done. So whatever became of the earlier attempts, the answer to the last one is true.
+ */
+int
+cli_cluster_change(struct cli *cli, const struct distkv_cluster_request *request, const char *what,
+                   uint64_t *number_out)
+{
+    u64 wait_ns = cli->set.wait_ms == 0 ? CHANGE_NS : cli->set.wait_ms * NS_PER_MS;
+    u64 until_ns = cli_now_ns() + MIN(wait_ns, CHANGE_NS);
+    const struct leaver leaver = leaver_find(cli, request);
+    for (bool again = false;; again = true) {
+        if (again && leaver_is_out(cli, &leaver)) return EXIT_OK;
+        int code = distkv_cluster(cli->kv, request, NULL, number_out);
+        if (code == DISTKV_OK) return EXIT_OK;
+        if (!is_passing(code, &leaver, again) || cli_now_ns() >= until_ns)
+            return cli_fail(cli, code, what);
+        if (!again) cli_warn(cli, "%s: %s; it is asked for again", what, distkv_error(cli->kv));
+        struct timespec pause = {.tv_nsec = LOOK_NS};
+        nanosleep(&pause, NULL);
+    }
+}
 
 /* ---- waiting ---- */
 
@@ -259,13 +336,6 @@ cli_cluster_add_node(struct cli *cli, const char *name)
     return exit_code != EXIT_OK ? exit_code : say(cli, "added", name, "is in, with its data");
 }
 
-static int
-propose(struct cli *cli, const struct distkv_cluster_request *request, const char *what)
-{
-    int code = distkv_cluster(cli->kv, request, NULL, NULL);
-    return code == DISTKV_OK ? EXIT_OK : cli_fail(cli, code, what);
-}
-
 /* Whether fewer nodes are left than replicas are wanted; that is said, too. */
 static int
 warn_of_few(struct cli *cli, bool *few)
@@ -290,7 +360,7 @@ cli_cluster_remove_node(struct cli *cli, const char *name)
                                                    .node = name,
                                                    .dead = cli->set.dead != 0,
                                                    .force = cli->set.force != 0};
-    int exit_code = propose(cli, &request, "remove-node");
+    int exit_code = cli_cluster_change(cli, &request, "remove-node", NULL);
     if (exit_code != EXIT_OK) return exit_code;
     if (!cli->set.no_wait) exit_code = wait_until(cli, node_is_out, &wanted, NULL);
     if (exit_code != EXIT_OK) return exit_code;
@@ -324,7 +394,7 @@ cli_cluster_replace_node(struct cli *cli, const char *name)
         /* It has its share already: others, and it, take over the rest. */
         const struct distkv_cluster_request request = {
             .function = DISTKV_CLUSTER_REMOVE, .node = name, .dead = 1};
-        exit_code = propose(cli, &request, "replace-node");
+        exit_code = cli_cluster_change(cli, &request, "replace-node", NULL);
     } else {
         print_command(cluster, with, "HOST:PORT",
                       strcmp(with, name) == 0 ? 0 : number_of(old, "number"));
@@ -359,7 +429,7 @@ set_weight(struct cli *cli, char *word)
     *strrchr(word, '=') = 0;
     const struct distkv_cluster_request request = {
         .function = DISTKV_CLUSTER_WEIGHT, .node = word, .weight = weight};
-    return propose(cli, &request, "rebalance");
+    return cli_cluster_change(cli, &request, "rebalance", NULL);
 }
 
 /* A plan is made by whoever leads as soon as there is something to move: to rebalance is to change
@@ -384,6 +454,15 @@ cli_cluster_rebalance(struct cli *cli, int count, char **words)
 }
 
 /* ---- repair ---- */
+
+/* Of what nodes do, not the cluster: who does not answer is named, and that is no matter of
+ * waiting. */
+static int
+have_done(struct cli *cli, const struct distkv_cluster_request *request, const char *what)
+{
+    int code = distkv_cluster(cli->kv, request, NULL, NULL);
+    return code == DISTKV_OK ? EXIT_OK : cli_fail(cli, code, what);
+}
 
 struct repair_wait {
     const char *node;  /* NULL: all */
@@ -513,7 +592,7 @@ int
 cli_cluster_repair(struct cli *cli, const char *name)
 {
     const struct distkv_cluster_request request = {.function = DISTKV_CLUSTER_REPAIR, .node = name};
-    int exit_code = propose(cli, &request, "repair");
+    int exit_code = have_done(cli, &request, "repair");
     if (exit_code != EXIT_OK) return exit_code;
     if (cli->set.no_wait) {
         puts(cli->set.json ? "{\"ok\":true}" : "begun");
@@ -581,7 +660,7 @@ cli_cluster_drain(struct cli *cli, const char *name)
     const struct distkv_cluster_request request = {
         .function = DISTKV_CLUSTER_DRAIN, .node = name, .undo = cli->set.undo != 0};
     struct drain_wait wanted = {.node = name};
-    int exit_code = propose(cli, &request, "drain");
+    int exit_code = have_done(cli, &request, "drain");
     if (exit_code != EXIT_OK) return exit_code;
     if (cli->set.undo) return say(cli, "undone", name, "takes requests again");
     if (cli->set.no_wait) return say(cli, "draining", name, "hands over what it does");

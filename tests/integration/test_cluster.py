@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import threading
@@ -861,6 +862,110 @@ def test_operators_add_weigh_drain_and_remove(three):
     assert cli(cluster, "get", "k") == "v" and cli(cluster, "--keyspace", "orders", "get", "k") == "w"
     assert "usage" in cli(cluster, "cluster", code=2)
     assert "help cluster" in cli(cluster, "cluster", "nothing", code=2)
+
+
+def change_while_nobody_leads(cluster, *words):
+    """A change that is asked for while two of three are stopped; they go on once its first request
+    has ended without an outcome."""
+    node, *others = cluster.nodes
+    command = [os.path.join(BUILD, "bin", "distkv-client"), "--server", f"127.0.0.1:{node.port}",
+               "--timeout", "1s", "cluster", *words]
+    for other in others:
+        other.process.send_signal(signal.SIGSTOP)
+    try:
+        change = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        first = change.stderr.readline()
+    finally:
+        for other in others:
+            other.process.send_signal(signal.SIGCONT)
+    out, rest = change.communicate(timeout=60 * SLOW)
+    assert "asked for again" in first, first + rest
+    assert change.returncode == 0, first + rest
+    return out
+
+
+def test_a_change_is_asked_for_again_while_nobody_leads(three):
+    cluster = three
+    assert "in its place" in change_while_nobody_leads(cluster, "rebalance", "n1=300")
+    ring = json.loads(cli(cluster, "--json", "cluster", "ring"))
+    assert [m["virtual_nodes"] for m in ring["members"] if m["node_id"] == "n1"] == [300]
+    assert "orders is keyspace 15" in change_while_nobody_leads(cluster, "keyspaces", "create", "orders")
+    all_know(cluster, "orders", "cluster", "keyspaces")
+
+    # Not for ever, and what it says in the end is what the last answer was.
+    for node in cluster.nodes[1:]:
+        node.process.send_signal(signal.SIGSTOP)
+    try:
+        begin = time.monotonic()
+        done = client(cluster.nodes[0], "--timeout", "500ms", "cluster", "rebalance", "n1=400",
+                      "--wait", "2s")
+        assert time.monotonic() - begin >= 2
+    finally:
+        for node in cluster.nodes[1:]:
+            node.process.send_signal(signal.SIGCONT)
+    assert done.returncode == 1 and done.stdout == "", done.stdout
+    lines = done.stderr.splitlines()
+    assert len(lines) == 2 and "warning" in lines[0] and "error: rebalance" in lines[1], lines
+
+
+class LosesReplies:
+    """Passes on what a client and a node say, and of the first CLUSTER REMOVE only the request."""
+
+    REMOVE = 3
+
+    def __init__(self, node):
+        self.node_port = node.port
+        self.lost = threading.Event()
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self.listener.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.listener.close()
+
+    def _accept(self):
+        while True:
+            try:
+                client_end = self.listener.accept()[0]
+            except OSError:
+                return
+            node_end = socket.create_connection(("127.0.0.1", self.node_port))
+            mute = threading.Event()
+            for source, target, is_client in ((client_end, node_end, True),
+                                              (node_end, client_end, False)):
+                threading.Thread(target=self._pump, args=(source, target, is_client, mute),
+                                 daemon=True).start()
+
+    def _pump(self, source, target, is_client, mute):
+        with source, target:
+            try:
+                while data := source.recv(65536):
+                    # A request is one frame, and is written as one.
+                    removes = data[5:6] == b"\x10" and data[48:49] == bytes([self.REMOVE])
+                    if is_client and removes and not self.lost.is_set():
+                        self.lost.set()
+                        mute.set()
+                    if is_client or not mute.is_set():
+                        target.sendall(data)
+            except OSError:
+                pass
+
+
+def test_a_removal_whose_reply_is_lost_is_found_done(three):
+    cluster = three
+    cluster.nodes[2].kill()
+    cluster.wait_alive(2, 0, 1)
+    with LosesReplies(cluster.nodes[0]) as between:
+        done = client(between, "--timeout", "2s", "--no-routing", "cluster", "remove-node", "n3",
+                      "--dead")
+        assert between.lost.is_set()
+    assert done.returncode == 0 and "n3 is out" in done.stdout, done.stderr
+    assert "asked for again" in done.stderr
+    # Who never was a member has not been removed.
+    assert "no member" in cli(cluster, "cluster", "remove-node", "n3", code=1)
 
 
 def test_who_is_drained_or_takes_no_writes_says_so_and_is_shown(cluster):
