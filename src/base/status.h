@@ -26,7 +26,7 @@
     X(TIMED_OUT, "deadline passed")                                                                \
     X(CANCELED, "canceled")                                                                        \
     X(CLOSED, "closed")                                                                            \
-    X(READ_ONLY, "stopped taking writes after a failed log write")                                 \
+    X(READ_ONLY, "the store has failed and takes no more writes")                                  \
     X(EXISTS, "already exists")                                                                    \
     X(CONFLICT, "condition not met")                                                               \
     X(INVALID, "invalid argument")                                                                 \

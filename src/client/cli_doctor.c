@@ -131,9 +131,10 @@ static void
 check_shard(struct doctor *doctor, const json_t *shard, size_t index)
 {
     const char *state = text_of(shard, "state");
+    const char *failure = text_of(shard, "failure");
     if (state[0] != '\0' && strcmp(state, "ok") != 0)
-        find(doctor, FINDING_FAILURE, "shard", "shard %zu: %s %s", index, state,
-             text_of(shard, "failure"));
+        find(doctor, FINDING_FAILURE, "shard", "shard %zu: %s%s%s", index, state,
+             failure[0] == '\0' ? "" : ": ", failure);
     u64 used = number_of(shard, "memory_bytes");
     u64 limit = number_of(shard, "memory_limit_bytes");
     if (limit > 0 && used > limit)

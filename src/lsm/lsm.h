@@ -25,9 +25,9 @@
  * then done nothing. Its twin may yield and always answers.
  *
  * Errors of writes: ST_NO_SPACE (disk full; taken again when space returns; batches that only
- * delete are taken as long as there is room for them), ST_READ_ONLY (the log failed; no more
- * writes), ST_OVERLOADED (compaction cannot follow; retry), ST_NO_MEMORY, ST_TOO_LARGE,
- * ST_WOULD_WAIT (memtable or log buffers are full for now).
+ * delete are taken as long as there is room for them), ST_READ_ONLY (the store has failed,
+ * lsm_stats says why; no more writes), ST_OVERLOADED (compaction cannot follow; retry),
+ * ST_NO_MEMORY, ST_TOO_LARGE, ST_WOULD_WAIT (memtable or log buffers are full for now).
  */
 #ifndef DISTKV_LSM_LSM_H
 #define DISTKV_LSM_LSM_H

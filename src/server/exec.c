@@ -776,8 +776,9 @@ exec_error_reply(struct resp_writer *reply, status why)
                    "reads go on");
         return;
     case SC_READ_ONLY:
-        resp_error(reply, "MISCONF Errors writing to the log: this node takes no more writes until "
-                          "it is restarted, reads go on");
+        resp_error(reply,
+                   "MISCONF The store has failed: this node takes no more writes until it is "
+                   "restarted, its log says why; reads go on");
         return;
     case SC_OVERLOADED:
     case SC_WOULD_WAIT:

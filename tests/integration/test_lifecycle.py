@@ -840,6 +840,32 @@ def test_the_scrub_finds_damage_on_a_live_node(make_server):
     wait_for(lambda: os.path.basename(victim) in server.log(), "the log to say so")
 
 
+def test_a_merge_that_meets_damage_is_told_as_such(make_server):
+    """Not as a failure of the log. What is damaged is an old run, and newer ones are merged into it."""
+    server = make_server(cores="0", scrub_rate="0")
+    fill(server, 20000, size=400)
+    server.restart()
+    flip(largest_table(server.data_dir), 4096 + 100)
+    end = time.monotonic() + 60 * SLOW
+    why = ""
+    while not why and time.monotonic() < end:
+        server.restart()  # memtables are flushed
+        with server.connect() as connection:
+            replies = pipelined(connection, [("SET", f"k{i}", "w" * 400) for i in range(20000)])
+        refused = [str(reply) for reply in replies if reply != "OK"]
+        why = refused[0] if refused else ""
+    assert why.startswith("MISCONF The store has failed"), why
+    assert "damaged table met" in server.status()["shards"][0]["failure"]
+    done = subprocess.run([CLIENT, "--server", f"127.0.0.1:{server.port}", "doctor"],
+                          capture_output=True, text=True, check=False, timeout=60 * SLOW)
+    assert done.returncode == 5, done.stdout
+    found = {line.split()[1]: line for line in done.stdout.splitlines() if line.startswith("failure")}
+    assert "failed" in found["state"], done.stdout
+    assert "damaged table met while compacting keyspace 0" in found["shard"], done.stdout
+    assert "the store has failed" in found["write"], done.stdout
+    assert "log write" not in done.stdout
+
+
 # ---- logs ----
 
 
