@@ -36,6 +36,7 @@
     X(UNKNOWN_OUTCOME, "it is not known whether the write took effect")                            \
     X(DENIED, "permission denied")                                                                 \
     X(MOUNTED_READ_ONLY, "the file system is mounted read-only")                                   \
+    X(NOT_DIRECTORY, "a part of the path is no directory")                                         \
     X(UNAVAILABLE, "too few replicas can be reached")
 
 enum status_code {

@@ -12,8 +12,8 @@
  * functions, no durability, gone with the process.
  *
  * Errors: ST_NO_SPACE, ST_NOT_FOUND, ST_EXISTS, ST_IO_ERROR, ST_DENIED, ST_MOUNTED_READ_ONLY,
- * ST_NO_MEMORY, ST_INVALID (a foreign kind of file). EINTR and EAGAIN are retried inside, short
- * transfers are continued.
+ * ST_NO_MEMORY, ST_INVALID (a foreign kind of file), of the kernel's files ST_NOT_DIRECTORY. EINTR
+ * and EAGAIN are retried inside, short transfers are continued.
  */
 #ifndef DISTKV_IO_FILE_H
 #define DISTKV_IO_FILE_H

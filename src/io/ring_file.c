@@ -93,9 +93,10 @@ ring_errno_status(int error)
         return ST_DENIED;
     case EROFS:
         return ST_MOUNTED_READ_ONLY;
+    case ENOTDIR:
+        return ST_NOT_DIRECTORY;
     case EINVAL:
     case EISDIR:
-    case ENOTDIR:
     case ELOOP:
     case ENAMETOOLONG:
     case EXDEV:
@@ -616,7 +617,7 @@ file_open_disk(struct io_file *file, u32 flags)
     if (fd < 0) {
         MARK("io.ring_file.not_opened");
         status st = ring_errno_status(-fd);
-        if (status_is_io(st) || status_is(st, ST_INVALID))
+        if (status_is_io(st) || status_is(st, ST_INVALID) || status_is(st, ST_NOT_DIRECTORY))
             log_error("io", "open failed path=%s error=%s", file->path, strerror(-fd));
         return st;
     }

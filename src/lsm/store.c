@@ -642,6 +642,9 @@ place_judge(struct work *work)
         io_file_close(file);
         return ST_OK;
     }
+    if (status_is(st, ST_NOT_DIRECTORY))
+        return MARKED("lsm.store.no_directory",
+                      WORK_FAIL(work, st, "%s is no directory", work->dir));
     if (!status_is(st, ST_NOT_FOUND))
         return MARKED("lsm.store.node_not_asked_for",
                       WORK_FAIL(work, st, "cannot open %s: %s", work->path, status_text(st)));

@@ -145,6 +145,7 @@ native_status_of(status st)
     case SC_IO_ERROR:
     case SC_DENIED:
     case SC_MOUNTED_READ_ONLY:
+    case SC_NOT_DIRECTORY:
     case STATUS_CODE_COUNT:
         break;
     }

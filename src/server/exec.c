@@ -796,6 +796,7 @@ exec_error_reply(struct resp_writer *reply, status why)
     case SC_IO_ERROR:
     case SC_DENIED:
     case SC_MOUNTED_READ_ONLY:
+    case SC_NOT_DIRECTORY:
         resp_error(reply, "ERR reading from the disk failed, see the log of this node");
         return;
     case SC_TOO_LARGE:

@@ -223,13 +223,15 @@ def test_a_foreign_directory_is_refused_and_left_alone(tmp_path):
     assert os.listdir(foreign) == ["letters.txt"]
 
 
-def test_a_file_in_place_of_the_directory_is_refused(tmp_path):
+@pytest.mark.parametrize("target", ["file", "file/data"])
+def test_a_file_in_place_of_the_directory_is_refused(tmp_path, target):
     (tmp_path / "file").write_text("x")
-    done = run_server("--data-dir", str(tmp_path / "file"), "--address",
+    done = run_server("--data-dir", str(tmp_path / target), "--address",
                       f"127.0.0.1:{free_port()}")
     assert done.returncode == 1
-    assert str(tmp_path / "file") in done.stderr
-    assert (tmp_path / "file").read_text() == "x"
+    assert re.search(re.escape(str(tmp_path / target)) + r"\b.* is no directory", done.stderr), done.stderr
+    assert "invalid argument" not in done.stderr, done.stderr
+    assert (tmp_path / "file").read_text() == "x" and os.listdir(tmp_path) == ["file"]
 
 
 @pytest.fixture
