@@ -307,6 +307,11 @@ plan_begin(struct group0 *group0)
     char reason[TOPOLOGY_REASON_BYTES];
     /* Not the epoch that a plan was refused in: it would be again. */
     if (epoch == group0->plan_nothing_epoch || io_now_ns() < group0->plan_at_ns) return;
+    u32 mending = topology_mending(group0->topology);
+    if (mending != 0) { /* says so when it is done: another epoch */
+        group0->plan_waits_for = is_alive(group0, mending) ? 0 : mending;
+        return;
+    }
     if (!joiners_are_here(group0) || !barrier_is_passed(group0, ABSENT_NS)) return;
     struct topology *next = NULL;
     status st = plan_try(group0, session, &next);

@@ -6,13 +6,15 @@
  *   I1  Members stand by ascending number, below next_number. No two share a stamp, a node_id, or
  *       (unless it is 0) an incarnation. One is NORMAL.
  *   I2  A row has, in the places of each data center, first members and those who are gone, each at
- *       most once, then empty places. Who is gone is no member, and its number was given out.
+ *       most once, then empty places. Who is gone has a number that was given out, and is no
+ *       member; or, in current, one that lost its copy.
  *   I3  Who is JOINING holds nothing in current.
  *   I4  There are a session and a next exactly while there is a plan; only then has anybody
  *       fetched.
  *   I5  A row has at most LIMIT_PLACEMENT_REPLICAS places.
  *   I6  The last change of a stage was not before the one before it, nor after the epoch. Nobody
  *       has fetched before STAGE_WRITE_BOTH is fenced.
+ *   I7  Nobody is mending while there is a plan, nor while it is JOINING.
  */
 #include "cluster/topology.h"
 
@@ -293,6 +295,32 @@ topology_holds(const struct topology *topology, u32 number, u32 partition)
            placement_has(&topology->next, number, partition);
 }
 
+/* ---- who lost a part ---- */
+
+bool
+topology_may_lose(const struct topology *topology, u32 number, u32 partition)
+{
+    for (u32 k = 0; k < LIMIT_KEYSPACES_CLIENT; k++) {
+        const struct topology_keyspace *options = &topology->keyspaces[k];
+        if (!options->used) continue;
+        u32 ids[LIMIT_PLACEMENT_REPLICAS], count;
+        u32 places =
+            row_take(topology, &topology->current, options->replicas, partition, ids, &count);
+        if (!ids_have(ids, count, number)) continue;
+        u32 writes = topology_quorum(options->write_quorum, options->replicas, places, places);
+        if (count - 1 < places - writes + 1) return false;
+    }
+    return true;
+}
+
+u32
+topology_mending(const struct topology *topology)
+{
+    for (u32 i = 0; i < topology->member_count; i++)
+        if (topology->members[i].mending) return topology->members[i].number;
+    return 0;
+}
+
 /* ---- who gains ---- */
 
 /* Those who gain the partition in keyspaces of so many replicas (T3). */
@@ -463,6 +491,9 @@ check_member(const struct topology *topology, u32 index)
     if (member->fetched && topology->stage == STAGE_NONE) return false; /* I4 */
     if (member->fetched && topology->stage == STAGE_WRITE_BOTH && !topology_fenced(topology))
         return false; /* I6 */
+    if (member->mending &&
+        (member->state == PLACEMENT_JOINING || topology->stage != STAGE_NONE)) /* I7 */
+        return false;
     if (member->replaces != 0 &&
         (member->state == PLACEMENT_NORMAL || member->replaces >= member->number))
         return false;
@@ -497,7 +528,8 @@ check_row(const struct topology *topology, const u32 *row, u32 width, bool curre
         u32 number = row[k] & ~TOPOLOGY_GONE;
         const struct topology_member *member = topology_member(topology, number);
         if (number == 0 || number >= topology->next_number) return false;
-        if ((member == NULL) != (number != row[k])) return false;
+        bool is_gone = number != row[k]; /* of a member: it lost its copy */
+        if (member == NULL ? !is_gone : is_gone && !current) return false;
         if (current && member != NULL && member->state == PLACEMENT_JOINING) return false;
         for (u32 j = 0; j < k; j++)
             if ((row[j] & ~TOPOLOGY_GONE) == number) return false;

@@ -54,6 +54,14 @@
  *       shorter everybody is a gainer (topology_gains).
  *   T4  Quorums that overlap (W + R > N) overlap in every row: topology_quorum.
  *
+ * Who lost a part. A member whose store has met damage gives up its copy of the partitions that
+ * the damaged block may have held (LOST): its places there are marked as those of somebody gone,
+ * so nobody asks it, and it holds nothing there. It is `mending` until its store has removed all
+ * that it had of them (MENDED); no plan is made before that, since what damage has left of a
+ * partition may lack what hides the rest. The next plan gives the places to somebody, to itself as
+ * a rule, who fetches as anybody does who gains. It is refused where those who are left could lack
+ * what was acknowledged (topology_may_lose).
+ *
  * A topology that was published is never changed: apply makes a copy.
  */
 #ifndef DISTKV_CLUSTER_TOPOLOGY_H
@@ -80,6 +88,7 @@ struct topology_member {
     u16 stamp;       /* 0 to 1,023: what its versions end in (hlc.h); no two members share one */
     u8 state;        /* enum placement_state */
     bool fetched;    /* has everything that the present plan gives it */
+    bool mending;    /* has to remove what it had of what it lost; no plan before */
     u32 weight;      /* virtual nodes */
     u64 incarnation; /* random; another one after any loss of state */
     char node_id[TOPOLOGY_NAME_BYTES];
@@ -190,6 +199,13 @@ topology_quorum(u32 wanted, u32 replicas, u32 places, u32 count)
 /* Whether the member holds (or is about to hold) the partition, in any keyspace: whether it may be
  * asked for it. One row of each placement is looked at. */
 bool topology_holds(const struct topology *topology, u32 number, u32 partition);
+/* Whether all that was acknowledged of the partition is there without the member's copy, in each
+ * keyspace: of the W that took a write one is among those who are left. (Until the next plan all
+ * who are left are a quorum, if they are fewer than one. So W - 1 losses are survived as ever,
+ * with this one among them.) True where it holds none. Of current. */
+bool topology_may_lose(const struct topology *topology, u32 number, u32 partition);
+/* The first member that is mending; 0: none. */
+u32 topology_mending(const struct topology *topology);
 /* Whether the member must fetch the partition of the keyspace before the present plan goes on
  * (T3): it is new among the N, or the row gets shorter. */
 bool topology_gains(const struct topology *topology, u32 number, u32 keyspace, u32 partition);
@@ -244,7 +260,13 @@ enum topology_command_kind {
     TOPOLOGY_FENCE,   /* the stages before are refused from now on. Once in each stage of a plan,
                        * behind its barrier */
     TOPOLOGY_PLAN,    /* computes next from the members' states: STAGE_WRITE_BOTH. Nothing to
-                       * move: members' states become final at once, if any does */
+                       * move: members' states become final at once, if any does. Not while
+                       * somebody is mending */
+    /* The member has no copy any more of partitions [partition_first, + partition_count), as far as
+     * it had one: see above. STAGE_NONE only; a change of the stage, so that members look after
+     * what they do not hold. Refused if any of them cannot be spared. */
+    TOPOLOGY_LOST,
+    TOPOLOGY_MENDED, /* it has nothing left of what it lost */
 };
 
 struct topology_command {
@@ -254,7 +276,9 @@ struct topology_command {
     struct topology_member member; /* FOUND, MEMBER_*: by node_id or number; WEIGHT_SET; FETCHED */
     u64 cluster_id;                /* FOUND */
     u64 session; /* PLANs: the new one, not 0; FETCHED, ADVANCE, ABANDON, FENCE: the present */
-    u32 partition_count, replicas; /* FOUND */
+    u32 partition_first;           /* LOST */
+    u32 partition_count;           /* FOUND, LOST */
+    u32 replicas;                  /* FOUND */
     u32 keyspace;                  /* KEYSPACE_SET */
     struct topology_keyspace options;
 };

@@ -7,6 +7,8 @@
  *      |                 |                  |
  *      +---- forgotten --+------------------+-> gone: its places are marked, until a plan ends
  *
+ * (Who lost its copy of a partition has its place there marked likewise, and stays what it is.)
+ *
  * Racks and data centers are names here and numbers in placements: their positions among the sorted
  * names of the members. A data center that joins may so change the numbers of others, and the order
  * in which they stand in rows, but nobody's place within its own.
@@ -549,6 +551,8 @@ apply_plan(struct apply *apply)
     struct topology *next = apply->next;
     if (next->stage != STAGE_NONE) return refuse(apply, "there is a plan already");
     if (apply->command->session == 0) return refuse(apply, "a plan has a session");
+    u32 mending = topology_mending(next);
+    if (mending != 0) return refuse(apply, "member %u removes what was damaged", mending);
     struct placement present, planned;
     if (!topology_placement_init(next, next->current.width, &present)) return ST_NO_MEMORY;
     memcpy(present.ids, next->current.ids, topology_ids_bytes(&present));
@@ -640,6 +644,46 @@ apply_fence(struct apply *apply)
     return ST_OK;
 }
 
+/* Places of somebody who is there as of somebody gone: in current alone, as there is no plan. */
+static status
+apply_lost(struct apply *apply)
+{
+    struct topology *next = apply->next;
+    u32 index;
+    status st = named(apply, &index);
+    if (!ok(st)) return st;
+    if (next->stage != STAGE_NONE) return refuse(apply, "a plan is under way");
+    u32 first = apply->command->partition_first, count = apply->command->partition_count;
+    if (first >= next->partition_count || count > next->partition_count - first)
+        return refuse(apply, "there are %u partitions", next->partition_count);
+    u32 number = next->members[index].number, lost = 0;
+    for (u32 p = first; p < first + count; p++) {
+        if (!topology_holds(next, number, p)) continue;
+        if (!topology_may_lose(next, number, p))
+            return refuse(apply, "too few others have partition %u", p);
+        u32 *row = next->current.ids + (size_t)p * next->current.width;
+        for (u32 k = 0; k < next->current.width; k++)
+            if (row[k] == number) row[k] |= TOPOLOGY_GONE;
+        lost++;
+    }
+    if (lost == 0) return refuse(apply, "member %u holds none of these", number);
+    next->members[index].mending = true;
+    apply->stage_changed = true;
+    return ST_OK;
+}
+
+static status
+apply_mended(struct apply *apply)
+{
+    u32 index;
+    status st = named(apply, &index);
+    if (!ok(st)) return st;
+    struct topology_member *member = &apply->next->members[index];
+    if (!member->mending) return refuse(apply, "member %u has lost nothing", member->number);
+    member->mending = false;
+    return ST_OK;
+}
+
 static status
 apply_kind(struct apply *apply)
 {
@@ -669,6 +713,10 @@ apply_kind(struct apply *apply)
         return apply_abandon(apply);
     case TOPOLOGY_FENCE:
         return apply_fence(apply);
+    case TOPOLOGY_LOST:
+        return apply_lost(apply);
+    case TOPOLOGY_MENDED:
+        return apply_mended(apply);
     }
     return refuse(apply, "there is no such command");
 }

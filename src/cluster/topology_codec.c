@@ -7,7 +7,9 @@
  *     member     | number 4 | stamp 2 | state 1 | fetched 1 | weight 4 | incarnation 8
  *                | client port 2 | peer port 2 | shards 4 | replaces 4
  *                | node_id | host | rack | datacenter |
- *     keyspace   | used 1 | conflict 1 | N 1 | W 1 | R 1 | in format 2: sloppy 1 | name |
+ *                in a topology of format 3: mending 1, behind fetched
+ *     keyspace   | used 1 | conflict 1 | N 1 | W 1 | R 1 | from format 2 on: sloppy 1 | name |
+ *     partitions | first 4 | count 4 |
  *
  *   topology   | format 1 | stage 1 | next stamp 2 | cluster 8 | state 8 | epoch 8
  *              | stage epoch 8 | the one before 8 | session 8 | partitions 4 | replicas 4
@@ -19,12 +21,13 @@
  * wrote for damage; whoever raises it reads both until no member writes the old one.
  *
  * Format 2 is written where a keyspace is sloppy, and only there. So versions that know no such
- * keyspaces go on with the others as long as nobody makes one, and stop when somebody does.
+ * keyspaces go on with the others as long as nobody makes one, and stop when somebody does. So it
+ * is with format 3: where a member is mending, or there, and marked as gone in a row.
  */
 #include "cluster/topology.h"
 #include "cluster/topology_internal.h"
 
-enum { FORMAT = 1, FORMAT_SLOPPY = 2 };
+enum { FORMAT = 1, FORMAT_SLOPPY = 2, FORMAT_LOST = 3 };
 
 /* ---- what a kind of command carries, in this order ---- */
 
@@ -34,6 +37,7 @@ enum {
     HAS_SESSION = 4,
     HAS_KEYSPACE = 8, /* its number */
     HAS_OPTIONS = 16,
+    HAS_PARTITIONS = 32,
 };
 
 /* 0: there is no such kind. */
@@ -48,7 +52,10 @@ parts_of(u8 kind)
     case TOPOLOGY_MEMBER_LEAVE:
     case TOPOLOGY_MEMBER_FORGET:
     case TOPOLOGY_WEIGHT_SET:
+    case TOPOLOGY_MENDED:
         return HAS_MEMBER;
+    case TOPOLOGY_LOST:
+        return HAS_MEMBER | HAS_PARTITIONS;
     case TOPOLOGY_KEYSPACE_SET:
         return HAS_KEYSPACE | HAS_OPTIONS;
     case TOPOLOGY_FETCHED:
@@ -120,6 +127,7 @@ put_member(struct writer *writer, const struct topology_member *member)
     put_u16(writer, member->stamp);
     put_u8(writer, member->state);
     put_u8(writer, member->fetched);
+    if (writer->format == FORMAT_LOST) put_u8(writer, member->mending);
     put_u32(writer, member->weight);
     put_u64(writer, member->incarnation);
     put_u16(writer, member->client_port);
@@ -140,7 +148,7 @@ put_options(struct writer *writer, const struct topology_keyspace *keyspace)
     put_u8(writer, keyspace->replicas);
     put_u8(writer, keyspace->write_quorum);
     put_u8(writer, keyspace->read_quorum);
-    if (writer->format == FORMAT_SLOPPY) put_u8(writer, keyspace->sloppy);
+    if (writer->format >= FORMAT_SLOPPY) put_u8(writer, keyspace->sloppy);
     put_name(writer, keyspace->name);
 }
 
@@ -180,6 +188,10 @@ topology_command_encode(const struct topology_command *command, struct buf *out)
     if ((parts & HAS_SESSION) != 0) put_u64(&writer, command->session);
     if ((parts & HAS_KEYSPACE) != 0) put_u32(&writer, command->keyspace);
     if ((parts & HAS_OPTIONS) != 0) put_options(&writer, &command->options);
+    if ((parts & HAS_PARTITIONS) != 0) {
+        put_u32(&writer, command->partition_first);
+        put_u32(&writer, command->partition_count);
+    }
     return finish(&writer, size);
 }
 
@@ -191,10 +203,31 @@ any_sloppy(const struct topology *topology)
     return false;
 }
 
+static bool
+any_lost(const struct topology *topology)
+{
+    if (topology_mending(topology) != 0) return true;
+    const struct placement *current = &topology->current;
+    if (current->ids == NULL) return false;
+    size_t count = (size_t)current->partition_count * current->width;
+    for (size_t i = 0; i < count; i++)
+        if ((current->ids[i] & TOPOLOGY_GONE) != 0 &&
+            topology_member(topology, current->ids[i] & ~TOPOLOGY_GONE) != NULL)
+            return true;
+    return false;
+}
+
+static u8
+format_of(const struct topology *topology)
+{
+    if (any_lost(topology)) return FORMAT_LOST;
+    return any_sloppy(topology) ? FORMAT_SLOPPY : FORMAT;
+}
+
 bool
 topology_encode(const struct topology *topology, struct buf *out)
 {
-    struct writer writer = {.out = out, .format = any_sloppy(topology) ? FORMAT_SLOPPY : FORMAT};
+    struct writer writer = {.out = out, .format = format_of(topology)};
     size_t size = out->size;
     put_u8(&writer, writer.format);
     put_u8(&writer, topology->stage);
@@ -306,6 +339,7 @@ take_member(struct reader *reader, struct topology_member *out)
     out->stamp = take_u16(reader);
     out->state = take_u8(reader);
     out->fetched = take_bool(reader);
+    out->mending = reader->format == FORMAT_LOST && take_bool(reader);
     out->weight = take_u32(reader);
     out->incarnation = take_u64(reader);
     out->client_port = take_u16(reader);
@@ -325,7 +359,7 @@ take_options(struct reader *reader, struct topology_keyspace *out)
     out->replicas = take_u8(reader);
     out->write_quorum = take_u8(reader);
     out->read_quorum = take_u8(reader);
-    out->sloppy = reader->format == FORMAT_SLOPPY && take_bool(reader);
+    out->sloppy = reader->format >= FORMAT_SLOPPY && take_bool(reader);
     take_name(reader, out->name);
 }
 
@@ -352,6 +386,10 @@ topology_command_decode(struct bytes bytes, struct topology_command *out)
     if ((parts & HAS_OPTIONS) != 0) {
         command.options.used = take_bool(&reader);
         take_options(&reader, &command.options);
+    }
+    if ((parts & HAS_PARTITIONS) != 0) {
+        command.partition_first = take_u32(&reader);
+        command.partition_count = take_u32(&reader);
     }
     bool sloppy = reader.format == FORMAT_SLOPPY;
     if (reader.failed || reader.rest.size > 0 || sloppy != command.options.sloppy)
@@ -396,7 +434,7 @@ take_topology(struct reader *reader, struct topology *out)
 {
     u8 format = reader->format = take_u8(reader);
     if (reader->failed || format == 0) return ST_CORRUPT;
-    if (format > FORMAT_SLOPPY) return ST_UNSUPPORTED;
+    if (format > FORMAT_LOST) return ST_UNSUPPORTED;
     out->stage = take_u8(reader);
     out->next_stamp = take_u16(reader);
     out->cluster_id = take_u64(reader);
@@ -416,9 +454,8 @@ take_topology(struct reader *reader, struct topology *out)
     if (ok(st) && out->cluster_id != 0) st = take_placement(reader, out, &out->current);
     if (ok(st) && out->stage != STAGE_NONE) st = take_placement(reader, out, &out->next);
     if (!ok(st)) return st;
-    if (reader->failed || reader->rest.size > 0 || any_sloppy(out) != (format == FORMAT_SLOPPY))
-        return ST_CORRUPT;
-    return topology_check(out) ? ST_OK : ST_CORRUPT;
+    if (reader->failed || reader->rest.size > 0) return ST_CORRUPT;
+    return topology_check(out) && format_of(out) == format ? ST_OK : ST_CORRUPT;
 }
 
 status

@@ -623,6 +623,118 @@ the_places_of_a_forgotten_one_count_until_they_are_given_away(void **state)
     world_deinit(&world);
 }
 
+static struct topology_command
+lost(u32 number, u32 first, u32 count)
+{
+    return (struct topology_command){.kind = TOPOLOGY_LOST,
+                                     .member = {.number = number},
+                                     .partition_first = first,
+                                     .partition_count = count};
+}
+
+static void
+who_lost_a_part_holds_it_again_after_the_next_plan(void **state)
+{
+    (void)state;
+    struct world world;
+    world_grow(&world, 3, 16, 3);
+    apply_refused(&world, lost(2, 15, 2), "there are 16 partitions");
+    apply_refused(&world, of(TOPOLOGY_MENDED, 2), "member 2 has lost nothing");
+    u64 stage_epoch = world.now->stage_epoch;
+    apply_ok(&world, lost(2, 4, 2));
+    assert_true(world.now->stage_epoch > stage_epoch);
+    assert_int_equal(world.now->stage_epoch_before, stage_epoch);
+    assert_int_equal(topology_mending(world.now), 2);
+    apply_refused(&world, lost(2, 4, 2), "member 2 holds none of these");
+    assert_true(topology_holds(world.now, 2, 3));
+    assert_false(topology_holds(world.now, 2, 4));
+    assert_false(topology_holds(world.now, 2, 5));
+    assert_true(topology_holds(world.now, 2, 6));
+    struct topology_row row;
+    topology_row(world.now, 0, 4, &row);
+    assert_int_equal(row.count, 2);
+    assert_int_equal(row.places, 3);
+    assert_int_equal(row.write_quorum, 2); /* one of the two alone may not have what 2 had */
+    assert_int_equal(row.read_quorum, 2);
+    /* Nothing is planned before what damage has left is removed. */
+    apply_refused(&world, step(TOPOLOGY_PLAN, 5), "member 2 removes what was damaged");
+    apply_ok(&world, lost(2, 4, 3)); /* more of it */
+    apply_ok(&world, of(TOPOLOGY_MENDED, 2));
+    begin_stage(&world, TOPOLOGY_PLAN, 5);
+    apply_refused(&world, lost(2, 1, 1), "a plan is under way");
+    for (u32 p = 0; p < 16; p++) {
+        assert_int_equal(topology_gains(world.now, 2, 0, p), p >= 4 && p <= 6);
+        assert_false(topology_gains(world.now, 1, 0, p));
+        assert_false(topology_gains(world.now, 3, 0, p));
+    }
+    apply_refused(&world, step(TOPOLOGY_ADVANCE, 5), "member 2 has not fetched everything");
+    fetch_all(&world);
+    begin_stage(&world, TOPOLOGY_ADVANCE, 5);
+    apply_ok(&world, step(TOPOLOGY_ADVANCE, 5));
+    topology_row(world.now, 0, 4, &row);
+    assert_int_equal(row.count, 3);
+    world_deinit(&world);
+}
+
+static void
+nobody_loses_what_the_others_may_lack(void **state)
+{
+    (void)state;
+    struct world world;
+    world_grow(&world, 3, 16, 3);
+    struct topology_row row;
+    topology_row(world.now, 0, 7, &row);
+    /* Two of three have each write: one of the three can be spared, no second one. */
+    apply_ok(&world, lost(row.write[1], 7, 1));
+    apply_refused(&world, lost(row.write[0], 7, 1), "too few others have partition 7");
+    apply_refused(&world, lost(row.write[0], 6, 3), "too few others have partition 7");
+    assert_true(topology_holds(world.now, row.write[0], 6)); /* all or nothing */
+    apply_ok(&world, of(TOPOLOGY_MENDED, row.write[1]));
+    plan_through(&world, 5);
+    /* A keyspace of one copy: that one stays; W = 1 of three: all do. */
+    struct topology_command set = {
+        .kind = TOPOLOGY_KEYSPACE_SET,
+        .keyspace = 1,
+        .options = {.replicas = 1, .write_quorum = 1, .read_quorum = 1, .name = "one"}};
+    apply_ok(&world, set);
+    topology_row(world.now, 0, 7, &row);
+    apply_refused(&world, lost(row.write[0], 7, 1), "too few others have partition 7");
+    assert_true(topology_may_lose(world.now, row.write[2], 7));
+    set.keyspace = 2;
+    set.options = (struct topology_keyspace){
+        .replicas = 3, .write_quorum = 1, .read_quorum = 3, .name = "fast"};
+    apply_ok(&world, set);
+    assert_false(topology_may_lose(world.now, row.write[2], 7));
+    world_deinit(&world);
+}
+
+/* Whoever is forgotten meanwhile is gone, and its replacement takes the places that it lost, too. */
+static void
+who_lost_a_part_may_be_forgotten_and_replaced(void **state)
+{
+    (void)state;
+    struct world world;
+    world_grow(&world, 4, 16, 3);
+    u32 held = 0;
+    for (u32 p = 0; p < 16; p++)
+        held += topology_holds(world.now, 2, p);
+    u32 p = 0;
+    while (!topology_holds(world.now, 2, p))
+        p++;
+    apply_ok(&world, lost(2, p, 1));
+    struct topology_member wiped = node("n2", 99, "", "");
+    wiped.replaces = 2;
+    apply_ok(&world, add(wiped));
+    assert_int_equal(topology_mending(world.now), 0);
+    plan_through(&world, 5);
+    u32 taken = 0;
+    for (u32 i = 0; i < 16; i++)
+        taken += topology_holds(world.now, 5, i);
+    assert_int_equal(taken, held);
+    assert_true(topology_holds(world.now, 5, p));
+    world_deinit(&world);
+}
+
 /* Wiped, it comes back under its node id: as another member, in the same places. */
 static void
 a_wiped_disk_comes_back_as_a_replacement(void **state)
@@ -915,14 +1027,33 @@ what_a_later_version_wrote_is_told_from_damage(void **state)
         if (format == 1) continue;
         bytes.data[0] = (u8)format;
         status st = topology_decode(buf_bytes(&bytes), &budget, &copy);
-        assert_true(status_is(st, format <= 2 ? ST_CORRUPT : ST_UNSUPPORTED));
+        assert_true(status_is(st, format <= 3 ? ST_CORRUPT : ST_UNSUPPORTED));
         assert_null(copy);
         assert_int_equal(budget.used_bytes, used);
     }
     /* Whatever stands behind it. */
-    bytes.data[0] = 3;
+    bytes.data[0] = 4;
     assert_true(status_is(topology_decode(BYTES(bytes.data, 1), &budget, &copy), ST_UNSUPPORTED));
     buf_deinit(&bytes);
+    world_deinit(&world);
+}
+
+static void
+only_who_lost_a_part_makes_the_latest_format(void **state)
+{
+    (void)state;
+    struct world world;
+    world_grow(&world, 3, 16, 3);
+    struct buf bytes;
+    u8 formats[] = {1, 3, 3, 1};
+    for (u32 i = 0; i < ARRAY_COUNT(formats); i++) {
+        if (i == 1) apply_ok(&world, lost(2, 4, 1));
+        if (i == 2) apply_ok(&world, of(TOPOLOGY_MENDED, 2));
+        if (i == 3) plan_through(&world, 5);
+        bytes_of(world.now, &bytes);
+        assert_int_equal(bytes.data[0], formats[i]);
+        buf_deinit(&bytes);
+    }
     world_deinit(&world);
 }
 
@@ -1066,6 +1197,11 @@ break_gone_member(struct topology *t)
     t->next.ids[0] |= TOPOLOGY_GONE;
 }
 static void
+break_mending(struct topology *t)
+{
+    t->members[0].mending = true; /* there is a plan */
+}
+static void
 break_twice(struct topology *t)
 {
     t->next.ids[1] = t->next.ids[0];
@@ -1115,7 +1251,7 @@ invariants_are_seen_broken(void **state)
         break_order,         break_stamp,      break_node_id,  break_incarnation, break_normal,
         break_joining,       break_hole,       break_stranger, break_twice,       break_gone_member,
         break_session,       break_stage,      break_epoch,    break_fence,       break_keyspace,
-        break_keyspace_name, break_datacenters};
+        break_keyspace_name, break_datacenters, break_mending};
     struct world world;
     world_grow(&world, 3, 4, 3);
     apply_ok(&world, add(node("n4", 4, "", "")));
@@ -1146,6 +1282,7 @@ struct history {
     u64 writes[PARTITIONS_MAX][WRITES_MAX];
     u32 write_count[PARTITIONS_MAX];
     u64 alive;
+    bool majorities; /* in all keyspaces: else nobody can be spared, and nothing is lost */
     u64 session_next;
     u32 steps[16]; /* that did something, by kind */
     u32 refused;
@@ -1348,6 +1485,8 @@ step_is_due(struct history *history, const struct topology_command *command)
 {
     const struct topology *now = history->world.now;
     if (command->kind == TOPOLOGY_FETCHED) return may_fetch(history, command->member.number);
+    if (command->kind == TOPOLOGY_LOST || command->kind == TOPOLOGY_MENDED)
+        return is_not_cut(history, command->member.number); /* it asks itself */
     if (command->kind == TOPOLOGY_ADVANCE && now->stage == STAGE_READ_NEXT)
         return topology_may_leave_behind(now, is_not_cut, history);
     return true;
@@ -1378,7 +1517,7 @@ history_command(struct history *history)
 {
     struct prng *prng = &history->prng;
     const struct topology *now = history->world.now;
-    struct topology_command command = {.kind = (u8)prng_range(prng, 1, TOPOLOGY_PLAN)};
+    struct topology_command command = {.kind = (u8)prng_range(prng, 1, TOPOLOGY_MENDED)};
     if (now->stage != STAGE_NONE && prng_chance(prng, 1, 3))
         command.kind = prng_chance(prng, 1, 2) ? TOPOLOGY_FETCHED : TOPOLOGY_ADVANCE;
     if (now->stage != STAGE_NONE && !topology_fenced(now) && prng_chance(prng, 1, 3))
@@ -1388,16 +1527,27 @@ history_command(struct history *history)
     if (prng_chance(prng, 1, 20)) command.session ^= 1;
     command.partition_count = PARTITIONS_MAX;
     command.replicas = 3;
+    if (history->majorities && now->cluster_id != 0 && now->member_count < 4 &&
+        prng_chance(prng, 1, 3))
+        command.kind = TOPOLOGY_MEMBER_ADD;
+    if (history->majorities && now->stage == STAGE_NONE && now->member_count > 2 &&
+        prng_chance(prng, 1, 4))
+        command.kind = TOPOLOGY_LOST;
+    if (command.kind == TOPOLOGY_LOST) {
+        command.partition_first = (u32)prng_below(prng, PARTITIONS_MAX);
+        command.partition_count = (u32)prng_range(prng, 1, 3);
+    }
     command.keyspace = (u32)prng_below(prng, 18);
     command.options = now->keyspaces[command.keyspace % LIMIT_KEYSPACES_CLIENT];
     if (!command.options.used && now->cluster_id != 0) {
-        command.options.replicas = (u8)prng_range(prng, 1, 3);
-        command.options.write_quorum = (u8)prng_range(prng, 1, command.options.replicas);
+        command.options.replicas = history->majorities ? 3 : (u8)prng_range(prng, 1, 3);
+        command.options.write_quorum =
+            history->majorities ? 2 : (u8)prng_range(prng, 1, command.options.replicas);
         snprintf(command.options.name, sizeof(command.options.name), "%u", command.keyspace);
     }
     /* Keyspace 0 keeps the quorums that it was founded with: they overlap. */
     if (command.keyspace > 0 && now->cluster_id != 0)
-        command.options.read_quorum = (u8)prng_below(prng, 4);
+        command.options.read_quorum = history->majorities ? 2 : (u8)prng_below(prng, 4);
     char name[16], rack[4];
     snprintf(name, sizeof(name), "n%u", (u32)prng_range(prng, 1, 12));
     snprintf(rack, sizeof(rack), "r%u", (u32)prng_below(prng, 3));
@@ -1405,6 +1555,14 @@ history_command(struct history *history)
         now->member_count > 0 ? now->members[prng_below(prng, now->member_count)].number : 1;
     if (command.kind == TOPOLOGY_FETCHED && topology_unfetched(now) != 0)
         number = topology_unfetched(now);
+    if (topology_mending(now) != 0 && prng_chance(prng, 1, 4)) command.kind = TOPOLOGY_MENDED;
+    if (command.kind == TOPOLOGY_MENDED && topology_mending(now) != 0)
+        number = topology_mending(now);
+    while (command.kind == TOPOLOGY_LOST &&
+           command.partition_first + command.partition_count < now->partition_count &&
+           (!topology_holds(now, number, command.partition_first) ||
+            !topology_may_lose(now, number, command.partition_first)))
+        command.partition_first++; /* one that may be lost, if there is one */
     const struct topology_member *member = topology_member(now, number);
     if (command.kind == TOPOLOGY_MEMBER_ADD || member == NULL) {
         command.member = node(name, prng_u64(prng), rack, "");
@@ -1440,6 +1598,10 @@ history_step(struct history *history)
     history_cut(history);
     /* The leader changes a stage only when all that it reaches have the one before. */
     history_barrier(history);
+    /* Who lost something knows it by now, and removes it; before it says that it has. */
+    if (topology_mending(now) != 0 &&
+        (command.kind == TOPOLOGY_MENDED || prng_chance(&history->prng, 1, 2)))
+        history_clean(history);
     if (!step_is_due(history, &command)) {
         history->held_up++;
         return;
@@ -1501,6 +1663,7 @@ acknowledged_writes_are_seen_through_random_histories(void **state)
     for (u64 seed = seeds.first; seed <= seeds.last && failed < 5; seed++) {
         struct history *history = test_calloc(1, sizeof(*history));
         prng_init(&history->prng, seed);
+        history->majorities = seed % 2 == 0;
         world_init(&history->world);
         for (u32 i = 0;
              i < 250 && history->world.now->next_number < NUMBERS_MAX && history->violation[0] == 0;
@@ -1524,8 +1687,8 @@ acknowledged_writes_are_seen_through_random_histories(void **state)
     }
     assert_int_equal(failed, 0);
     if (seeds_count(&seeds) < HISTORIES) return;
-    for (u32 kind = TOPOLOGY_FOUND; kind <= TOPOLOGY_PLAN; kind++)
-        assert_true(steps[kind] >= 100);
+    for (u32 kind = TOPOLOGY_FOUND; kind <= TOPOLOGY_MENDED; kind++)
+        if (steps[kind] < 100) fail_msg("command %u did something %u times", kind, steps[kind]);
     assert_true(refused > 1000 && cut_writes > 1000 && cut_reads > 1000 && held_up > 100);
 }
 
@@ -1550,6 +1713,9 @@ main(void)
         cmocka_unit_test(readers_of_the_old_places_hold_up_the_end),
         cmocka_unit_test(readers_by_a_majority_hold_up_the_end_where_all_are_asked),
         cmocka_unit_test(the_places_of_a_forgotten_one_count_until_they_are_given_away),
+        cmocka_unit_test(who_lost_a_part_holds_it_again_after_the_next_plan),
+        cmocka_unit_test(nobody_loses_what_the_others_may_lack),
+        cmocka_unit_test(who_lost_a_part_may_be_forgotten_and_replaced),
         cmocka_unit_test(a_wiped_disk_comes_back_as_a_replacement),
         cmocka_unit_test(a_plan_ends_when_a_gainer_is_forgotten),
         cmocka_unit_test(stamps_come_back_as_late_as_can_be),
@@ -1560,6 +1726,7 @@ main(void)
         cmocka_unit_test(too_little_memory_is_a_refusal),
         cmocka_unit_test(what_a_later_version_wrote_is_told_from_damage),
         cmocka_unit_test(only_what_is_sloppy_is_of_the_later_format),
+        cmocka_unit_test(only_who_lost_a_part_makes_the_latest_format),
         cmocka_unit_test(what_keeps_siblings_is_not_sloppy),
         cmocka_unit_test(every_byte_is_checked),
         cmocka_unit_test(invariants_are_seen_broken),
