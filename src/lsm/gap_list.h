@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * gap_list.h -- which tokens a scan that goes on behind damage cannot tell of.
+ * gap_list.h -- which tokens a scan that goes on behind damage cannot tell of; also, which tokens
+ * what is damaged in a file may have held.
  *
  * What lies in a damaged block is not known: it may have been a newer version, or the tombstone, of
  * a key of which an older version lies elsewhere. So of all keys whose tokens the block may have
@@ -40,6 +41,17 @@ gap_list_add(struct gap_list *list, u64 token_first, u64 token_last)
     struct gap *last = &list->gaps[GAPS_MAX - 1];
     last->token_first = MIN(last->token_first, token_first);
     last->token_last = MAX(last->token_last, token_last);
+}
+
+/* For who remembers what is damaged. False: all of it was known. */
+static inline bool
+gap_list_note(struct gap_list *list, u64 token_first, u64 token_last)
+{
+    for (u32 i = 0; i < list->count; i++)
+        if (list->gaps[i].token_first <= token_first && token_last <= list->gaps[i].token_last)
+            return false;
+    gap_list_add(list, token_first, token_last);
+    return true;
 }
 
 /* The scan is at this token: what ends before it matters no more. */

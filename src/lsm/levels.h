@@ -210,6 +210,10 @@ void levels_stats(const struct levels *levels, struct lsm_stats *out); /* fills 
 u64 levels_count_estimate(const struct levels *levels, u16 keyspace);
 /* Of so many newer puts, how many are probably of keys that are not in the last level. */
 u64 levels_count_new(const struct levels *levels, u16 keyspace, u64 puts);
+/* See lsm_damage_next. */
+bool levels_damage_next(const struct levels *levels, u16 keyspace, u64 token, u64 *first_out,
+                        u64 *last_out);
+u64 levels_damage_epoch(const struct levels *levels);
 void levels_scrub_rate_set(struct levels *levels, u64 bytes_per_s);
 /* Disjointness, order, seq intervals, references. */
 bool levels_check(const struct levels *levels);

@@ -9,6 +9,7 @@
  *   output.c        writing tables and blob files, dropping what nobody needs
  *   flush.c compaction.c       where changes come from
  *   level_prune.c   dropping whole tables, forgetting ranges
+ *   level_damage.c  what is known of damage
  *   compaction_pick.c retain.c range_list.c manifest.c     pure
  *   scrub.c level_verify.c level_split.c
  *

@@ -322,7 +322,7 @@ levels_blob_read(struct levels *levels, const struct entry *entry, void **buffer
     status st = blob_read(blob->file, IO_CLASS_READ, &pointer, entry->token, entry->key,
                           levels->budget, buffer_out, buffer_size_out, value_out);
     if (status_is(st, ST_CORRUPT)) {
-        level_blob_damaged(blob);
+        level_blob_damaged(blob, entry->token, entry->token);
         levels_report_corrupt(levels, "reading", 'b', pointer.file_id);
     }
     level_blob_unref(blob);

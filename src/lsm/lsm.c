@@ -701,6 +701,19 @@ lsm_compact(struct lsm *lsm)
     return st;
 }
 
+bool
+lsm_damage_next(const struct lsm *lsm, u16 keyspace, u64 token, u64 *first_out, u64 *last_out)
+{
+    CHECK(keyspace < LIMIT_KEYSPACES);
+    return levels_damage_next(lsm->levels, keyspace, token, first_out, last_out);
+}
+
+u64
+lsm_damage_epoch(const struct lsm *lsm)
+{
+    return levels_damage_epoch(lsm->levels);
+}
+
 void
 lsm_scrub_rate_set(struct lsm *lsm, u64 bytes_per_s)
 {

@@ -291,6 +291,14 @@ void lsm_purge_forget(struct lsm *lsm);
 /* What was allowed last, since the opening; 0: nothing. */
 u64 lsm_purge_below(const struct lsm *lsm, u16 keyspace);
 void lsm_scrub_rate_set(struct lsm *lsm, u64 bytes_per_s);
+/* The first stretch of tokens that ends at or after token and of which a damaged block, or a
+ * damaged value that is kept apart, may hold something, of files that the keyspace has now:
+ * whatever met it, since the opening. False: there is none. A value that a reader met stands for
+ * its token; what else fails its check in a file, for all that the file may hold. More than a few
+ * of a file may become one. */
+bool lsm_damage_next(const struct lsm *lsm, u16 keyspace, u64 token, u64 *first_out, u64 *last_out);
+/* Grows when a stretch is met that was not known. */
+u64 lsm_damage_epoch(const struct lsm *lsm);
 
 enum lsm_state { LSM_STATE_OK, LSM_STATE_NO_SPACE, LSM_STATE_FAILED };
 

@@ -280,6 +280,7 @@ write_entry(struct output *output, const struct entry *entry)
     /* The inputs of the merge hold the blob file. */
     st = blob_read(blob->file, output->config.io_class, &pointer, entry->token, entry->key,
                    levels->budget, &buffer, &buffer_size, &whole.value);
+    if (status_is(st, ST_CORRUPT)) level_blob_damaged(blob, entry->token, entry->token);
     if (!ok(st)) return st;
     st = write_inline_or_apart(output, &whole);
     mem_free(levels->budget, buffer, buffer_size);

@@ -79,18 +79,19 @@ level_blob_unref(struct level_blob *blob)
     memmove(levels->blobs + at, levels->blobs + at + 1,
             (levels->blob_count - at - 1) * sizeof(*levels->blobs));
     levels->blob_count--;
-    if (blob->damaged) levels->damaged_blobs--;
+    if (blob->damaged.count > 0) levels->damaged_blobs--;
     blob_unref(blob->file);
     mem_free(levels->budget, blob, sizeof(*blob));
 }
 
 void
-level_blob_damaged(struct level_blob *blob)
+level_blob_damaged(struct level_blob *blob, u64 token_first, u64 token_last)
 {
-    if (blob->damaged) return;
+    bool is_first = blob->damaged.count == 0;
+    if (!gap_list_note(&blob->damaged, token_first, token_last)) return;
     MARK("lsm.run_set.blob_damaged");
-    blob->damaged = true;
-    blob->levels->damaged_blobs++;
+    blob->levels->table_stats.damage_epoch++;
+    blob->levels->damaged_blobs += is_first;
 }
 
 /* ---- tables ---- */

@@ -38,8 +38,8 @@ struct level_blob {
     u64 live_bytes;              /* values that tables of the current set point to */
     u64 mark;                    /* scratch of whoever walks a set */
     u32 live_tables;
-    u32 ref_count; /* level_tables, and a writer that has not finished */
-    bool damaged;  /* known to be: level_blob_damaged */
+    u32 ref_count;           /* level_tables, and a writer that has not finished */
+    struct gap_list damaged; /* by tokens: level_blob_damaged */
 };
 
 struct level_table {
@@ -84,8 +84,8 @@ MUST_CHECK struct level_blob *level_blob_new(struct levels *levels, struct blob_
                                              u64 token_first, u64 token_last);
 struct level_blob *level_blob_find(struct levels *levels, u64 file_id);
 void level_blob_unref(struct level_blob *blob);
-/* A record of it fails its check: from now on the file counts as damaged. */
-void level_blob_damaged(struct level_blob *blob);
+/* A record of such a token fails its check: from now on the file counts as damaged. */
+void level_blob_damaged(struct level_blob *blob, u64 token_first, u64 token_last);
 /* Takes over the opened table; refs the blobs that its meta names, which must be known (else
  * ST_CORRUPT). The table is unreferenced on failure. */
 MUST_CHECK status level_table_new(struct levels *levels, struct table *table,

@@ -66,9 +66,9 @@ scrub_file(struct levels *levels, const struct target *target)
         MARK("lsm.scrub.damage_found");
         levels->corruptions++;
         if (target->table != NULL)
-            (void)table_damaged(target->table->table);
-        else
-            level_blob_damaged(target->blob);
+            (void)table_damaged(target->table->table, offset);
+        else /* whose record it is is not known */
+            level_blob_damaged(target->blob, target->blob->token_first, target->blob->token_last);
         log_error("lsm", "scrub found damage dir=%s file=%c%016llx offset=%llu what=%s",
                   levels->dir, target->table != NULL ? 't' : 'b',
                   (unsigned long long)target->file_id, (unsigned long long)offset, what);

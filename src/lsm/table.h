@@ -92,12 +92,14 @@ struct table {
     struct table_stats *stats;   /* of the store; counts reads, probes, false positives */
     u64 damage_met;              /* how often; table_damaged */
     u64 damage_told_ns;
+    struct gap_list damaged; /* the tokens that what is damaged may hold */
 };
 
 struct table_stats {
     u64 reads, read_bytes, filter_probes, filter_negatives, filter_false_positives, corruptions;
     u64 index_bytes, filter_bytes;
-    u64 damaged; /* open tables that are known to be */
+    u64 damaged;      /* open tables that are known to be */
+    u64 damage_epoch; /* how often one had damage that was not known; of blob files, too */
 };
 
 /* Reads and checks footer, index and filter. */
@@ -107,9 +109,10 @@ MAY_YIELD MUST_CHECK status table_open(const char *dir, const struct table_meta 
 void table_ref(struct table *table);
 /* The last one closes; on a background fiber when called from a callback. */
 void table_unref(struct table *table);
-/* Something in it fails its check: from now on the table counts as damaged. True: time to tell (a
- * reader may meet it a thousand times a second). */
-bool table_damaged(struct table *table);
+/* What lies at the offset fails its check: from now on the table counts as damaged, by the tokens
+ * of that block, or all of its own where that is no block. True: time to tell (a reader may meet it
+ * a thousand times a second). */
+bool table_damaged(struct table *table, u64 offset);
 
 /* Hints for table_may_contain, and for the table_get after it. */
 void table_prefetch_filter(const struct table *table, u64 key_hash);

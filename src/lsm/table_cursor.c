@@ -130,11 +130,9 @@ static status
 pass_over(struct table_cursor *self, u32 index, status st)
 {
     if (self->gaps == NULL || !status_is(st, ST_CORRUPT)) return st;
-    const struct table_index *blocks = self->table->index;
-    u64 last =
-        index + 1 < blocks->block_count ? blocks->tokens[index + 1] : self->table->meta.token_last;
     MARK("lsm.table_cursor.passed_over");
-    gap_list_add(self->gaps, blocks->tokens[index], last);
+    gap_list_add(self->gaps, self->table->index->tokens[index],
+                 table_block_token_last(self->table, index));
     return ST_OK;
 }
 

@@ -30,6 +30,14 @@ void table_filter_free(struct table_filter *filter, struct budget *budget);
 /* Counts damage found in a table, and logs it now and then. Returns ST_CORRUPT. */
 status table_corrupt(struct table *table, u64 offset, const char *what);
 
+/* The last token that the block may hold: the next one may go on with it. */
+static inline u64
+table_block_token_last(const struct table *table, u32 block)
+{
+    const struct table_index *index = table->index;
+    return block + 1 < index->block_count ? index->tokens[block + 1] : table->meta.token_last;
+}
+
 /* A checked, decompressed, pinned block; cache may be NULL. */
 MAY_YIELD MUST_CHECK status table_block_fetch(struct table *table, struct block_cache *cache,
                                               enum io_class io_class, u32 index, bool fill_cache,

@@ -26,10 +26,37 @@ struct table_open {
     struct file_closer *closer;
 };
 
-bool
-table_damaged(struct table *table)
+/* The block in which the offset is, which lies before the end of the last one. */
+static u32
+block_at(const struct table_index *index, u64 offset)
 {
-    if (table->damage_met++ == 0 && table->stats != NULL) table->stats->damaged++;
+    u32 low = 0, high = index->block_count;
+    while (high - low > 1) {
+        u32 middle = low + (high - low) / 2;
+        if (table_index_offset(index, middle) <= offset)
+            low = middle;
+        else
+            high = middle;
+    }
+    return low;
+}
+
+bool
+table_damaged(struct table *table, u64 offset)
+{
+    const struct table_index *index = table->index;
+    u64 first = table->meta.token_first, last = table->meta.token_last;
+    if (index != NULL && offset < index->block_bytes) {
+        u32 block = block_at(index, offset);
+        first = index->tokens[block];
+        last = table_block_token_last(table, block);
+    }
+    bool is_new = gap_list_note(&table->damaged, first, last);
+    if (table->stats != NULL) {
+        table->stats->damaged += table->damage_met == 0;
+        table->stats->damage_epoch += is_new;
+    }
+    table->damage_met++;
     return log_seldom(&table->damage_told_ns, io_now_ns());
 }
 
@@ -40,7 +67,7 @@ table_corrupt(struct table *table, u64 offset, const char *what)
     table_path(path, table->dir, table->meta.file_id);
     MARK("lsm.table.corrupt");
     if (table->stats != NULL) table->stats->corruptions++;
-    if (table_damaged(table))
+    if (table_damaged(table, offset))
         log_error("lsm", "table is damaged file=%s offset=%llu what=\"%s\" met=%llu", path,
                   (unsigned long long)offset, what, (unsigned long long)table->damage_met);
     return ST_CORRUPT;

@@ -205,7 +205,7 @@ counts_verify(struct verify *v)
         counted->expire_max_ms != meta->expire_max_ms)
         return MARKED("lsm.table_verify.ranges", bad(v, offset, "ranges of the entries"));
     if (piece_hash_value(v->hash) != meta->file_hash)
-        return MARKED("lsm.table_verify.hash", bad(v, 0, "hash of the file"));
+        return MARKED("lsm.table_verify.hash", bad(v, offset, "hash of the file"));
     return ST_OK;
 }
 
