@@ -15,7 +15,9 @@
  *       for every token whether it was swept yet or not.
  *   C4  A step that fails leaves the set as it was and removes what it wrote. The sweep is tried
  *       again later, except when an input was damaged: then its tree is not merged any more, the
- *       owner is told, and reads go on.
+ *       owner is told, and reads go on. One whose owner mends it waits instead (level_damage.c).
+ *   C5  What a merge leaves out unread because it is damaged was to go, with all that any run has
+ *       of its tokens.
  *
  * Sweeps live in memory only. After a restart the views in the manifest tell what was consumed, and
  * picking starts afresh; that is correct whatever it picks, by C3.
@@ -104,6 +106,9 @@ struct step {
     struct run *last;   /* of a sweep into the last level; NULL: there is none yet */
     struct run *target; /* the output so far: last, or the sweep's own run; NULL: none yet */
     struct run *oldest; /* input */
+    bool leaves_out;    /* damage, where it drops */
+    struct leave_out left_out;
+    bool again; /* what is to be dropped has changed meanwhile: nothing is done */
 };
 
 /* What the sweep still has, from the current set (C2). */
@@ -243,9 +248,10 @@ step_has_space(struct levels *levels, u64 input_bytes)
     return disk_free > input_bytes + MIB(1);
 }
 
-/* The oldest version that might lie in a run that is not merged and newer. */
+/* The oldest version that might lie in a run that is not merged and newer, in a table that has
+ * something up to seq. */
 static u64
-version_elsewhere(const struct step *step)
+version_elsewhere(const struct step *step, u64 seq)
 {
     const struct run_set *set = step->levels->current;
     u64 version = UINT64_MAX;
@@ -254,7 +260,24 @@ version_elsewhere(const struct step *step)
         if (run->owner == step->owner) continue;
         for (u32 j = run_slot_from(run, step->token_first); j < run->count; j++) {
             if (run->slots[j].token_first > step->token_last) break;
-            version = MIN(version, run->slots[j].file->table->meta.version_min);
+            const struct table_meta *meta = &run->slots[j].file->table->meta;
+            if (meta->seq_min <= seq) version = MIN(version, meta->version_min);
+        }
+    }
+    return version;
+}
+
+/* The highest version that the slice's inputs may hold. */
+static u64
+version_inside(const struct step *step)
+{
+    u64 version = 0;
+    for (u32 i = 0; i <= step->input_count; i++) {
+        const struct run *run = i < step->input_count ? step->inputs[i] : step->last;
+        if (run == NULL) continue;
+        for (u32 j = run_slot_from(run, step->token_first); j < run->count; j++) {
+            if (run->slots[j].token_first > step->token_last) break;
+            version = MAX(version, run->slots[j].file->table->meta.version_max);
         }
     }
     return version;
@@ -307,6 +330,7 @@ merge_slice(struct step *step, struct output *output)
                 sources[count]->ops->close(sources[count]);
             return ST_NO_MEMORY;
         }
+        if (step->leaves_out) run_cursor_leave_out(sources[count], &step->left_out);
         count++;
     }
     struct cursor *merge;
@@ -392,6 +416,7 @@ trivial_move(const struct step *step)
 {
     const struct run_slot *only = NULL;
     u64 first = step->token_first, last = step->token_last;
+    if (step->sweep->drops) return NULL; /* it is to be looked into */
     for (u32 i = 0; i < step->input_count; i++) {
         const struct run *run = step->inputs[i];
         for (u32 j = run_slot_from(run, first); j < run->count; j++) {
@@ -432,6 +457,53 @@ note_merged(struct step *step, u64 entries, u64 entries_last, u64 puts_out)
     tree->merged_new += MIN(more, puts);
 }
 
+/* What the merge may drop, besides what its snapshots allow. */
+static void
+retain_complete(struct step *step, struct retain *retain)
+{
+    struct levels *levels = step->levels;
+    struct sweep *sweep = step->sweep;
+    retain->range_seq_limit = levels->state.seq_flushed;
+    retain->bottom = at_bottom(step);
+    /* Or come later. (Memtables hold higher versions than runs when the store stamps; else see
+     * lsm_purge_allow.) */
+    retain->version_elsewhere = version_elsewhere(step, UINT64_MAX);
+    retain->version_outside = MIN(retain->version_elsewhere, levels->purge_below[step->keyspace]);
+    if (!sweep->drops) return;
+    retain->version_elsewhere = version_elsewhere(step, levels->drop_seq[step->keyspace]);
+    step->leaves_out = retain->bottom && version_inside(step) < retain->version_elsewhere;
+    step->left_out.drop = retain->drop;
+    sweep->held_back = !step->leaves_out;
+    if (sweep->held_back) MARK("lsm.compaction.held_back");
+}
+
+/* What was not read is not replaced, unless it was left out. */
+static status
+entries_check(const struct step *step, bool is_known, u64 known, u64 read)
+{
+    if (!is_known || read == known || (step->left_out.blocks > 0 && read < known)) return ST_OK;
+    MARK("lsm.compaction.entries_missing");
+    log_error("lsm", "merged tables hold %llu entries, %llu were read dir=%s",
+              (unsigned long long)known, (unsigned long long)read, step->levels->dir);
+    return ST_CORRUPT;
+}
+
+/* Before what was left out is gone for readers: it may have been the last trace of a key. */
+static void
+note_left_out(const struct step *step)
+{
+    struct levels *levels = step->levels;
+    const struct leave_out *left_out = &step->left_out;
+    if (left_out->blocks == 0) return;
+    MARK("lsm.compaction.damage_left_out");
+    u64 *dropped_seq = &levels->dropped_seq_tables[step->keyspace];
+    *dropped_seq = MAX(*dropped_seq, left_out->seq_max);
+    log_warning("lsm",
+                "damaged blocks go unread with all that was kept of their tokens dir=%s "
+                "keyspace=%u blocks=%llu",
+                levels->dir, step->keyspace, (unsigned long long)left_out->blocks);
+}
+
 MAY_YIELD static status
 run_step(struct step *step)
 {
@@ -470,27 +542,22 @@ run_step(struct step *step)
         .entry_count_max = entries,
         .blob_span_max = into_last && span < UINT64_MAX / 2 ? 2 * span + 1 : UINT64_MAX,
         .collect_blobs = into_last,
+        .leave_damaged = step->sweep->drops,
         .table_bytes_max = levels->table_bytes_max,
     };
     struct output output;
     status st = output_init(&output, &config);
     if (!ok(st)) return st;
-    output.retain.range_seq_limit = levels->state.seq_flushed;
-    output.retain.bottom = at_bottom(step);
-    /* Or come later. (Memtables hold higher versions than runs when the store stamps; else see
-     * lsm_purge_allow.) */
-    output.retain.version_elsewhere = version_elsewhere(step);
-    output.retain.version_outside =
-        MIN(output.retain.version_elsewhere, levels->purge_below[step->keyspace]);
-    u64 known;
+    retain_complete(step, &output.retain);
+    u64 known, drop_calls = levels->drop_calls[step->keyspace];
     bool is_known = entries_known(step, &known);
     st = merge_slice(step, &output);
-    /* What was not read is not replaced. */
-    if (ok(st) && is_known && output.entries_in != known) {
-        MARK("lsm.compaction.entries_missing");
-        log_error("lsm", "merged tables hold %llu entries, %llu were read dir=%s",
-                  (unsigned long long)known, (unsigned long long)output.entries_in, levels->dir);
-        st = ST_CORRUPT;
+    if (ok(st)) st = entries_check(step, is_known, known, output.entries_in);
+    if (ok(st) && step->left_out.blocks > 0 && levels->drop_calls[step->keyspace] != drop_calls) {
+        MARK("lsm.compaction.drop_changed");
+        step->again = true;
+        output_deinit(&output);
+        return ST_OK;
     }
     struct run_slot *slots = NULL;
     u32 count = output.table_count;
@@ -507,6 +574,7 @@ run_step(struct step *step)
         }
     }
     if (BUGGIFY("lsm.compaction.late_commit")) fiber_sleep_ns(20 * NS_PER_MS);
+    if (ok(st)) note_left_out(step);
     if (ok(st)) st = commit_slice(step, slots, count);
     mem_free(levels->budget, slots, count * sizeof(*slots));
     if (ok(st)) {
@@ -565,9 +633,10 @@ sweep_begin(struct levels *levels, u16 keyspace, const struct pick *pick, u32 sk
             last->owner = (u8)(index + 1);
             bytes += last->bytes;
         }
-        sweep->whole = tree->force_whole || tree->clean_due || levels->space_pressure > 0 ||
-                       levels_ranges_want_rewrite(levels, keyspace);
-        tree->force_whole = tree->clean_due = false;
+        sweep->whole = tree->force_whole || tree->clean_due || tree->drop_due ||
+                       levels->space_pressure > 0 || levels_ranges_want_rewrite(levels, keyspace);
+        sweep->drops = tree->drop_due && levels->mends[keyspace];
+        tree->force_whole = tree->clean_due = tree->drop_due = false;
         if (sweep->whole) tree->rewrite_seq = levels->state.seq_flushed;
     }
     sweep->width = compaction_slice_width(bytes, levels->config.token_first,
@@ -576,18 +645,23 @@ sweep_begin(struct levels *levels, u16 keyspace, const struct pick *pick, u32 sk
 }
 
 static void
-tree_break(struct levels *levels, u16 keyspace)
+sweeps_end(struct levels *levels, u16 keyspace)
 {
-    levels->trees[keyspace].broken = true;
-    for (u32 i = 0; i < PICK_SWEEPS_MAX; i++) {
+    for (u32 i = 0; i < PICK_SWEEPS_MAX; i++)
         if (levels->trees[keyspace].sweeps[i].active) sweep_end(levels, keyspace, i);
+}
+
+/* The sweep has met damage. */
+static void
+tree_break(struct levels *levels, u16 keyspace, u32 index)
+{
+    bool again = false;
+    for (u32 i = 0; i < PICK_SWEEPS_MAX; i++) {
+        const struct sweep *sweep = &levels->trees[keyspace].sweeps[i];
+        again = again || (sweep->drops && (i != index || sweep->held_back));
     }
-    levels->corruptions++;
-    MARK("lsm.compaction.corrupt_input");
-    char text[160];
-    snprintf(text, sizeof(text), "damaged table met while compacting keyspace %u", keyspace);
-    log_error("lsm", "%s dir=%s: its runs stay as they are; run --verify", text, levels->dir);
-    if (levels->config.failed != NULL) levels->config.failed(levels->config.arg, ST_CORRUPT, text);
+    sweeps_end(levels, keyspace);
+    levels_tree_break(levels, keyspace, again);
 }
 
 /* The next slice of a sweep. */
@@ -608,9 +682,10 @@ sweep_step(struct levels *levels, u16 keyspace, u32 index)
         levels_shape_update(levels);
     } else {
         st = run_step(step);
-        if (ok(st) && step->token_last == UINT64_MAX)
+        bool done = ok(st) && !step->again;
+        if (done && step->token_last == UINT64_MAX)
             step->sweep->token_next = UINT64_MAX; /* the last token was taken: nothing is left */
-        else if (ok(st))
+        else if (done)
             step->sweep->token_next = step->token_last + 1;
     }
     mem_free(levels->budget, step, sizeof(*step));
@@ -647,16 +722,19 @@ tree_pick(struct levels *levels, u16 keyspace, struct pick *out, u32 *skipped_ou
     struct pick_sweep sweeps[PICK_SWEEPS_MAX];
     struct pick_tree tree;
     struct level_tree *state = &levels->trees[keyspace];
-    if (state->broken || run_set_tree_count(levels->current, keyspace) == 0) {
-        state->force_last = state->force_whole = state->clean_due = false;
+    if (!levels_tree_merges(levels, keyspace) ||
+        run_set_tree_count(levels->current, keyspace) == 0) {
+        if (state->broken) sweeps_end(levels, keyspace);
+        state->force_last = state->force_whole = state->clean_due = state->drop_due = false;
         return false;
     }
     levels_pick_tree(levels, keyspace, &tree, runs, sweeps, SWEEP_RUNS_MAX);
     u32 count = run_set_tree_count(levels->current, keyspace);
     *skipped_out = count - tree.run_count - (run_set_last(levels->current, keyspace) != NULL);
-    tree.force_last = state->force_last || state->clean_due || space_wants_last(levels, &tree);
-    tree.rewrite_last = state->force_whole || state->clean_due ||
-                        levels_ranges_want_rewrite(levels, keyspace) ||
+    bool due = state->clean_due || state->drop_due;
+    /* One that waits has no merge of tiers. */
+    tree.force_last = state->force_last || due || state->broken || space_wants_last(levels, &tree);
+    tree.rewrite_last = state->force_whole || due || levels_ranges_want_rewrite(levels, keyspace) ||
                         space_wants_rewrite(levels, keyspace);
     compaction_pick(&tree, out);
     return out->kind != PICK_NONE;
@@ -700,7 +778,7 @@ work(struct levels *levels, bool *worked_out)
         return ST_OK;
     }
     if (status_is(st, ST_CORRUPT)) {
-        tree_break(levels, keyspace);
+        tree_break(levels, keyspace, index);
     } else if (status_is(st, ST_NO_SPACE)) {
         MARK("lsm.compaction.no_space");
         report_space(levels, true);

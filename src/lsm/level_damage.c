@@ -1,11 +1,36 @@
 /* SPDX-License-Identifier: MIT
  *
- * level_damage.c -- which tokens the damage that is known of may hold.
+ * level_damage.c -- which tokens the damage that is known of may hold, and what becomes of a tree
+ * whose merge meets some.
  *
  * Whoever meets damage notes its tokens with the table or the blob file in which it is, where they
  * stay as long as the file is open; here they are looked up through the views of the current set:
  * what a merge has taken from a damaged table already is not damaged any more.
+ *
+ * A tree whose merge meets damage is broken: it is not merged any more, and the store has failed.
+ * Unless its owner mends it (lsm_mends_set), which lets go of all that the damage may hold: then it
+ * waits.
+ *
+ *   waits       no merge; reads, writes and flushes go on
+ *   drop due    levels_drop_set: one sweep of everything into the last level, which leaves out
+ *               damaged blocks of which all that it takes goes anyhow, and writes what stays of
+ *               damaged blob files anew; nothing else is merged meanwhile
+ *   goes on     when nothing is damaged any more that is known of
+ *
+ * Why nothing older shows. Where a block is left out, every version that any run of the merge has
+ * of its tokens goes with the same commit: all inputs have lower versions than whatever runs there
+ * are beside them (sweep.held_back: else they wait), so retain.h drops each key whole; and the bits
+ * are the same from the first key to the last (levels.drop_calls: else the slice is merged anew).
+ * Of runs beside the inputs only those count that have something from before the last call of
+ * levels_drop_set: what came later is not of tokens that nobody wants.
+ *
+ * Whole tables that go unread (level_prune.c) go by what the manifest says of them, damaged or not.
  */
+#include <stdio.h>
+
+#include "base/fault.h"
+#include "base/log.h"
+#include "io/io.h"
 #include "lsm/levels_internal.h"
 
 struct search {
@@ -22,7 +47,8 @@ search_in(struct search *search, const struct gap_list *damaged, const struct ru
         u64 first = MAX(damaged->gaps[i].token_first, view->token_first);
         u64 last = MIN(damaged->gaps[i].token_last, view->token_last);
         if (first > last || last < search->token) continue;
-        if (search->found && search->first <= first) continue;
+        bool before = first < search->first || (first == search->first && last > search->last);
+        if (search->found && !before) continue;
         *search = (struct search){search->token, true, first, last};
     }
 }
@@ -52,4 +78,74 @@ u64
 levels_damage_epoch(const struct levels *levels)
 {
     return levels->table_stats.damage_epoch;
+}
+
+static bool
+damage_is_known(const struct levels *levels, u16 keyspace)
+{
+    u64 first, last;
+    return levels_damage_next(levels, keyspace, 0, &first, &last);
+}
+
+/* ---- trees ---- */
+
+static void
+tree_fail(struct levels *levels, u16 keyspace)
+{
+    MARK("lsm.compaction.damage_fails");
+    char text[160];
+    snprintf(text, sizeof(text), "damaged table met while compacting keyspace %u", keyspace);
+    log_error("lsm", "%s dir=%s: its runs stay as they are; run --verify", text, levels->dir);
+    if (levels->config.failed != NULL) levels->config.failed(levels->config.arg, ST_CORRUPT, text);
+}
+
+void
+levels_tree_break(struct levels *levels, u16 keyspace, bool again)
+{
+    struct level_tree *tree = &levels->trees[keyspace];
+    bool told = tree->broken && !tree->waits;
+    levels->corruptions++;
+    MARK("lsm.compaction.corrupt_input");
+    tree->broken = true;
+    /* What is not known where it is cannot be let go of. */
+    tree->waits = levels->mends[keyspace] && damage_is_known(levels, keyspace);
+    if (tree->waits) {
+        MARK("lsm.compaction.waits");
+        tree->drop_due = tree->drop_due || again;
+        if (log_seldom(&levels->waits_told_ns, io_now_ns()))
+            log_error("lsm",
+                      "damage met while compacting keyspace %u dir=%s: its runs stay as they are "
+                      "until it is mended",
+                      keyspace, levels->dir);
+        return;
+    }
+    if (!told) tree_fail(levels, keyspace);
+}
+
+bool
+levels_tree_merges(struct levels *levels, u16 keyspace)
+{
+    struct level_tree *tree = &levels->trees[keyspace];
+    if (tree->waits && !damage_is_known(levels, keyspace)) {
+        MARK("lsm.compaction.mended");
+        log_info("lsm", "keyspace %u is compacted again dir=%s", keyspace, levels->dir);
+        tree->broken = tree->waits = false;
+    }
+    if (!tree->broken) return true;
+    bool drops = tree->drop_due;
+    for (u32 i = 0; i < PICK_SWEEPS_MAX; i++)
+        drops = drops || tree->sweeps[i].active;
+    return tree->waits && drops;
+}
+
+void
+levels_mends_set(struct levels *levels, u16 keyspace, bool mends)
+{
+    struct level_tree *tree = &levels->trees[keyspace];
+    levels->mends[keyspace] = mends;
+    if (mends || !tree->waits) return;
+    MARK("lsm.compaction.waited_in_vain");
+    tree->waits = false;
+    tree_fail(levels, keyspace);
+    fiber_queue_wake_all(&levels->wake);
 }

@@ -706,11 +706,13 @@ levels_range_delete(struct levels *levels, u16 keyspace, u64 token_first, u64 to
 }
 
 void
-levels_drop_set(struct levels *levels, u16 keyspace, const u64 *bits, u32 shift)
+levels_drop_set(struct levels *levels, u16 keyspace, const u64 *bits, u32 shift, u64 seq_last)
 {
     levels->drops[keyspace] =
         (struct drop_bits){.bits = bits, .token_first = levels->config.token_first, .shift = shift};
-    levels->trees[keyspace].clean_due = bits != NULL;
+    levels->drop_calls[keyspace]++;
+    levels->drop_seq[keyspace] = seq_last;
+    levels->trees[keyspace].clean_due = levels->trees[keyspace].drop_due = bits != NULL;
     fiber_queue_wake_all(&levels->wake);
 }
 

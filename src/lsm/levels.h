@@ -145,7 +145,8 @@ MUST_CHECK status levels_range_delete(struct levels *levels, u16 keyspace, u64 t
                                       u64 token_last, u64 version, u64 seq);
 /* Nothing below this version will come any more, and what came is in runs: see lsm_purge_allow. */
 /* See lsm_drop_set. */
-void levels_drop_set(struct levels *levels, u16 keyspace, const u64 *bits, u32 shift);
+void levels_drop_set(struct levels *levels, u16 keyspace, const u64 *bits, u32 shift, u64 seq_last);
+void levels_mends_set(struct levels *levels, u16 keyspace, bool mends);
 void levels_purge_allow(struct levels *levels, u16 keyspace, u64 version_below,
                         u64 expire_below_ms);
 /* Merges everything down once, in the background, and what the last level can do without goes. */

@@ -64,8 +64,10 @@
 struct sweep {
     bool active;
     bool into_last;
-    bool whole; /* rewrites what needs it in the last level, too */
-    u64 width;  /* of its slices */
+    bool whole;     /* rewrites what needs it in the last level, too */
+    bool drops;     /* whole, for levels_drop_set, and its owner mends: it leaves out damage */
+    bool held_back; /* ... but not from its last slice: newer runs may hold older versions */
+    u64 width;      /* of its slices */
     u8 tier_in, tier_out;
     u64 token_next;    /* everything before is merged */
     u64 output_run_id; /* 0: not begun, or the last level */
@@ -76,6 +78,8 @@ struct sweep {
 struct level_tree {
     struct sweep sweeps[PICK_SWEEPS_MAX];
     bool broken;      /* met a corrupt table: no more merging until reopened */
+    bool waits;       /* ... or for its owner: then sweeps that drop go on, see level_damage.c */
+    bool drop_due;    /* levels_drop_set: until a sweep begins that drops */
     u64 rewrite_seq;  /* the newest range when the last level was rewritten last */
     bool force_last;  /* levels_compact_all: everything is to go down */
     bool force_whole; /* ... and the last level is to be cleaned once */
@@ -120,7 +124,10 @@ struct levels {
     /* What hides versions from here on stays, and what expires from then on: lsm_purge_allow. */
     u64 purge_below[LIMIT_KEYSPACES], expire_below_ms[LIMIT_KEYSPACES];
     struct drop_bits drops[LIMIT_KEYSPACES];
-    u64 expired_ms; /* see levels_expired_ms */
+    u64 drop_calls[LIMIT_KEYSPACES]; /* of levels_drop_set */
+    u64 drop_seq[LIMIT_KEYSPACES];   /* the store's number at the last of them */
+    bool mends[LIMIT_KEYSPACES];     /* lsm_mends_set */
+    u64 expired_ms;                  /* see levels_expired_ms */
     /* The highest number of what was dropped so that perhaps no trace of its key is left, by the
      * key's hash; of tables that were dropped as a whole. Raised before the drop is visible. */
     u64 dropped_seqs[LEVELS_DROP_MARKS];
@@ -158,7 +165,7 @@ struct levels {
     u64 compactions, compaction_read_bytes, compaction_written_bytes;
     u64 dropped[RETAIN_ANSWER_COUNT];
     u64 blob_reads;
-    u64 corruptions, corrupt_told_ns;
+    u64 corruptions, corrupt_told_ns, waits_told_ns;
     u64 damaged_blobs; /* files that are known to be */
     u64 scrub_bytes, scrub_passes;
 };
@@ -228,6 +235,7 @@ struct output_config {
     u64 entry_count_max; /* an estimate, of one table */
     u64 blob_span_max;   /* files whose values span more tokens are rewritten; UINT64_MAX: none */
     bool collect_blobs;  /* rewrite the values of blob files that are mostly garbage */
+    bool leave_damaged;  /* ... and of those that are damaged, so that they go */
 };
 
 /* Entries in, tables and blob files out. */
@@ -268,6 +276,14 @@ MAY_YIELD MUST_CHECK status output_add(struct output *output, const struct entry
 MAY_YIELD MUST_CHECK status output_finish(struct output *output);
 /* Frees; the caller's references are gone, so tables that no run refs any more are discarded. */
 MAY_YIELD void output_deinit(struct output *output);
+
+/* ---- level_damage.c ---- */
+
+/* A merge of the tree met damage, its sweeps are ended. again: one that drops was among them, and
+ * may come further the next time. */
+void levels_tree_break(struct levels *levels, u16 keyspace, bool again);
+/* Whether the tree may be merged at all; one that waits goes on when its damage is gone. */
+bool levels_tree_merges(struct levels *levels, u16 keyspace);
 
 /* ---- compaction.c, level_prune.c, scrub.c ---- */
 

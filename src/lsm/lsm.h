@@ -217,8 +217,16 @@ void lsm_marks_set(struct lsm *lsm, u16 keyspace, u64 *marks, u32 shift);
  * has been flushed goes, in the background, by one merge that begins after each call; all of a key
  * or nothing. Reads, of snapshots too, may find it until then. The bits are read until a call with
  * NULL, and change right before a call only. What is written to a stretch after its bit was cleared
- * stays. */
+ * stays; while it is set nobody writes there. */
 void lsm_drop_set(struct lsm *lsm, u16 keyspace, const u64 *bits, u32 shift);
+/* Whether the owner mends what is damaged in the keyspace: it lets go of all that the damage may
+ * hold (lsm_damage_next), by lsm_drop_set, and brings it from elsewhere when nothing is found there
+ * any more. Then a merge that meets damage does not fail the store: the keyspace is not merged
+ * until lsm_drop_set is called for it anew, while reads, writes and flushes go on; and that merge
+ * goes on behind damaged blocks and values of which all is dropped, and waits again at others. When
+ * nothing is damaged any more it is merged as ever. False at the opening; where it becomes false
+ * while the keyspace waits, the store fails. */
+void lsm_mends_set(struct lsm *lsm, u16 keyspace, bool mends);
 /* What the store holds: lsm_place. */
 void lsm_tokens(const struct lsm *lsm, u64 *first_out, u64 *last_out);
 /* No entry has a higher version. */
@@ -228,8 +236,8 @@ u64 lsm_version_last(const struct lsm *lsm);
 u64 lsm_seq_last(const struct lsm *lsm);
 /* A key that was written and went again (deleted, expired) may be absent without a trace: seq 0,
  * once a merge has dropped its tombstone. Then the write's number is at most this. It may be that
- * of another key whose hash falls into the same of 1,024 places, or of a table that was dropped as
- * a whole. For whoever must know that nobody has written an absent key: ask after the get. */
+ * of another key whose hash falls into the same of 1,024 places, or of a table that was dropped
+ * unread. For whoever must know that nobody has written an absent key: ask after the get. */
 u64 lsm_dropped_seq(const struct lsm *lsm, u16 keyspace, struct bytes key);
 
 /* A frozen view of the whole store. Holding one keeps old data on disk: be brief. NULL: no memory,

@@ -645,10 +645,17 @@ void
 lsm_drop_set(struct lsm *lsm, u16 keyspace, const u64 *bits, u32 shift)
 {
     CHECK(keyspace < LIMIT_KEYSPACES && shift < 64);
-    levels_drop_set(lsm->levels, keyspace, bits, shift);
+    levels_drop_set(lsm->levels, keyspace, bits, shift, lsm->seq_last);
     /* What goes without a trace must not come back from a cache, nor get there late. */
     lsm->range_marks++;
     row_cache_clear(lsm->row_cache);
+}
+
+void
+lsm_mends_set(struct lsm *lsm, u16 keyspace, bool mends)
+{
+    CHECK(keyspace < LIMIT_KEYSPACES);
+    levels_mends_set(lsm->levels, keyspace, mends);
 }
 
 void

@@ -74,6 +74,8 @@ rewrite_wanted(const struct output *output, const struct level_blob *blob)
 {
     if (blob->token_last - blob->token_first > output->config.blob_span_max)
         return MARKED("lsm.output.blob_too_wide", true);
+    if (output->config.leave_damaged && blob->damaged.count > 0)
+        return MARKED("lsm.output.blob_damaged", true);
     if (output->config.collect_blobs && level_blob_is_garbage(blob)) {
         MARK("lsm.output.blob_collected");
         return true;
@@ -280,7 +282,10 @@ write_entry(struct output *output, const struct entry *entry)
     /* The inputs of the merge hold the blob file. */
     st = blob_read(blob->file, output->config.io_class, &pointer, entry->token, entry->key,
                    levels->budget, &buffer, &buffer_size, &whole.value);
-    if (status_is(st, ST_CORRUPT)) level_blob_damaged(blob, entry->token, entry->token);
+    if (status_is(st, ST_CORRUPT)) {
+        MARK("lsm.output.value_damaged");
+        level_blob_damaged(blob, entry->token, entry->token);
+    }
     if (!ok(st)) return st;
     st = write_inline_or_apart(output, &whole);
     mem_free(levels->budget, buffer, buffer_size);

@@ -38,6 +38,18 @@ drop_bits_has(const struct drop_bits *drop, u64 token)
     return drop->bits[place / 64] >> place % 64 & 1;
 }
 
+/* Of each token from first to last; of none, when first is higher. */
+static inline bool
+drop_bits_has_all(const struct drop_bits *drop, u64 first, u64 last)
+{
+    if (first > last) return true;
+    if (drop->bits == NULL) return false;
+    u64 end = (last - drop->token_first) >> drop->shift;
+    for (u64 at = (first - drop->token_first) >> drop->shift; at <= end; at++)
+        if (!(drop->bits[at / 64] >> at % 64 & 1)) return false;
+    return true;
+}
+
 enum retain_answer {
     RETAIN_KEEP,
     RETAIN_PEND, /* hold a copy until the next answer; see retain_next */

@@ -19,8 +19,9 @@ struct run_cursor {
     enum io_class io_class;
     u32 read_ahead_bytes;
     struct gap_list *gaps; /* NULL: damage is an error */
-    u32 slot;              /* of table */
-    struct cursor *table;  /* NULL: none open */
+    struct leave_out *leave_out;
+    u32 slot;             /* of table */
+    struct cursor *table; /* NULL: none open */
 };
 
 static void
@@ -64,6 +65,10 @@ advance_to(struct run_cursor *cursor, u32 slot, u64 token, struct bytes key)
             }
             cursor->slot = slot;
             if (cursor->gaps != NULL) table_cursor_pass_damage(cursor->table, cursor->gaps);
+            if (cursor->leave_out != NULL)
+                table_cursor_leave_out(cursor->table, cursor->leave_out,
+                                       MAX(at->token_first, cursor->token_first),
+                                       MIN(at->token_last, cursor->token_last));
         }
         struct bytes from = at->token_first > token ? BYTES(NULL, 0) : key;
         status st = table_move(cursor, MAX(token, at->token_first), &from);
@@ -121,6 +126,12 @@ void
 run_cursor_pass_damage(struct cursor *base, struct gap_list *gaps)
 {
     CONTAINER_OF(base, struct run_cursor, base)->gaps = gaps;
+}
+
+void
+run_cursor_leave_out(struct cursor *base, struct leave_out *leave_out)
+{
+    CONTAINER_OF(base, struct run_cursor, base)->leave_out = leave_out;
 }
 
 static const struct cursor_ops run_cursor_ops = {

@@ -152,5 +152,7 @@ MUST_CHECK struct cursor *run_cursor_open(struct levels *levels, struct run_set 
                                           enum io_class io_class, u32 read_ahead_bytes);
 /* Before its first seek: as table_cursor_pass_damage, and reported. */
 void run_cursor_pass_damage(struct cursor *cursor, struct gap_list *gaps);
+/* As table_cursor_leave_out, within its own tokens. */
+void run_cursor_leave_out(struct cursor *cursor, struct leave_out *leave_out);
 
 #endif

@@ -165,6 +165,17 @@ MUST_CHECK status table_cursor_open(struct table *table, struct block_cache *cac
                                     struct budget *budget, struct cursor **out);
 /* Before its first seek: it goes on behind damaged blocks, and adds them to the list. */
 void table_cursor_pass_damage(struct cursor *cursor, struct gap_list *gaps);
+/* Which damaged blocks a merge leaves out: those that hold nothing of what it takes but tokens that
+ * nobody wants. */
+struct leave_out {
+    const struct drop_bits *drop;
+    u64 blocks;  /* so far */
+    u64 seq_max; /* the highest of their tables */
+};
+/* Before its first seek, and instead: it goes on behind those. What it takes: [first, last], within
+ * the store's tokens. */
+void table_cursor_leave_out(struct cursor *cursor, struct leave_out *leave_out, u64 token_first,
+                            u64 token_last);
 /* Reads the whole file and checks every byte against its checksums and meta. *offset_out and
  * *what_out say where and what on ST_CORRUPT. Yields between pieces; at most bytes_per_s (0: no
  * limit). ST_CANCELED when the node stops. */

@@ -7,12 +7,14 @@
  * used where it lies in the window. Short scans fetch block by block through the cache. In both,
  * every block is verified before its first entry is seen, and its first token is compared with the
  * index, so that a block cannot stand for another one. A damaged block ends the cursor, or, where
- * there is a list of gaps, is written there and passed over.
+ * there is a list of gaps, is written there and passed over. A merge that drops what nobody wants
+ * (lsm_drop_set) leaves it out where it can only have held such.
  */
 #include "lsm/table_internal.h"
 
 #include "base/fault.h"
 #include "lsm/piece_io.h"
+#include "lsm/retain.h"
 
 struct table_cursor {
     struct cursor cursor; /* first */
@@ -23,6 +25,8 @@ struct table_cursor {
     u32 block_end;        /* from here on nothing is wanted */
     struct budget *budget;
     struct gap_list *gaps; /* NULL: damage is an error */
+    struct leave_out *leave_out;
+    u64 taken_first, taken_last; /* of leave_out */
 
     struct piece_reader *reader; /* from the first block that is looked at */
     struct block *pinned;        /* through the cache: what view points into */
@@ -125,14 +129,26 @@ load(struct table_cursor *self, u32 index)
     return ST_OK;
 }
 
-/* Goes on behind the block. Damage is an error, unless there is a list of gaps. */
+/* Goes on behind the block. Damage is an error, unless there is a list of gaps, or what lay there
+ * goes anyhow. */
 static status
 pass_over(struct table_cursor *self, u32 index, status st)
 {
-    if (self->gaps == NULL || !status_is(st, ST_CORRUPT)) return st;
-    MARK("lsm.table_cursor.passed_over");
-    gap_list_add(self->gaps, self->table->index->tokens[index],
-                 table_block_token_last(self->table, index));
+    if (!status_is(st, ST_CORRUPT)) return st;
+    u64 first = self->table->index->tokens[index];
+    u64 last = table_block_token_last(self->table, index);
+    if (self->gaps != NULL) {
+        MARK("lsm.table_cursor.passed_over");
+        gap_list_add(self->gaps, first, last);
+        return ST_OK;
+    }
+    struct leave_out *leave_out = self->leave_out;
+    if (leave_out == NULL || !drop_bits_has_all(leave_out->drop, MAX(first, self->taken_first),
+                                                MIN(last, self->taken_last)))
+        return st;
+    MARK("lsm.table_cursor.left_out");
+    leave_out->blocks++;
+    leave_out->seq_max = MAX(leave_out->seq_max, self->table->meta.seq_max);
     return ST_OK;
 }
 
@@ -230,6 +246,16 @@ void
 table_cursor_pass_damage(struct cursor *cursor, struct gap_list *gaps)
 {
     cursor_of(cursor)->gaps = gaps;
+}
+
+void
+table_cursor_leave_out(struct cursor *cursor, struct leave_out *leave_out, u64 token_first,
+                       u64 token_last)
+{
+    struct table_cursor *self = cursor_of(cursor);
+    self->leave_out = leave_out;
+    self->taken_first = token_first;
+    self->taken_last = token_last;
 }
 
 static const struct cursor_ops table_cursor_ops = {
