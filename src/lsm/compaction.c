@@ -549,11 +549,11 @@ run_step(struct step *step)
     status st = output_init(&output, &config);
     if (!ok(st)) return st;
     retain_complete(step, &output.retain);
-    u64 known, drop_calls = levels->drop_calls[step->keyspace];
+    u64 known, drop_hash = levels->drop_hashes[step->keyspace];
     bool is_known = entries_known(step, &known);
     st = merge_slice(step, &output);
     if (ok(st)) st = entries_check(step, is_known, known, output.entries_in);
-    if (ok(st) && step->left_out.blocks > 0 && levels->drop_calls[step->keyspace] != drop_calls) {
+    if (ok(st) && step->left_out.blocks > 0 && levels->drop_hashes[step->keyspace] != drop_hash) {
         MARK("lsm.compaction.drop_changed");
         step->again = true;
         output_deinit(&output);

@@ -20,7 +20,7 @@
  * Why nothing older shows. Where a block is left out, every version that any run of the merge has
  * of its tokens goes with the same commit: all inputs have lower versions than whatever runs there
  * are beside them (sweep.held_back: else they wait), so retain.h drops each key whole; and the bits
- * are the same from the first key to the last (levels.drop_calls: else the slice is merged anew).
+ * are the same from the first key to the last (levels.drop_hashes: else the slice is merged anew).
  * Of runs beside the inputs only those count that have something from before the last call of
  * levels_drop_set: what came later is not of tokens that nobody wants.
  *

@@ -124,10 +124,10 @@ struct levels {
     /* What hides versions from here on stays, and what expires from then on: lsm_purge_allow. */
     u64 purge_below[LIMIT_KEYSPACES], expire_below_ms[LIMIT_KEYSPACES];
     struct drop_bits drops[LIMIT_KEYSPACES];
-    u64 drop_calls[LIMIT_KEYSPACES]; /* of levels_drop_set */
-    u64 drop_seq[LIMIT_KEYSPACES];   /* the store's number at the last of them */
-    bool mends[LIMIT_KEYSPACES];     /* lsm_mends_set */
-    u64 expired_ms;                  /* see levels_expired_ms */
+    u64 drop_hashes[LIMIT_KEYSPACES]; /* of the bits at the last levels_drop_set */
+    u64 drop_seq[LIMIT_KEYSPACES];    /* the store's number at the last of them */
+    bool mends[LIMIT_KEYSPACES];      /* lsm_mends_set */
+    u64 expired_ms;                   /* see levels_expired_ms */
     /* The highest number of what was dropped so that perhaps no trace of its key is left, by the
      * key's hash; of tables that were dropped as a whole. Raised before the drop is visible. */
     u64 dropped_seqs[LEVELS_DROP_MARKS];

@@ -616,6 +616,8 @@ open_once(const struct lsm_place *place, const struct lsm_options *options, stru
     disk_check(lsm);
     /* Perhaps the last process took deletes that were not merged. */
     if (lsm->state == LSM_STATE_NO_SPACE) lsm->deletes_full_seq = lsm->seq_last;
+    for (u16 keyspace = 0; keyspace < LIMIT_KEYSPACES_CLIENT; keyspace++)
+        levels_mends_set(lsm->levels, keyspace, options->mends);
     levels_start(lsm->levels);
     lsm->flush_wanted = lsm->flushing; /* the log was replayed on a full disk */
     st = fiber_start(lsm, "lsm.flush", flush_fiber);

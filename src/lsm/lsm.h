@@ -65,6 +65,7 @@ struct lsm_options {
      * hides older ones is then kept until lsm_purge_allow. A store that was ever written so must
      * always be opened so. */
     bool outside_versions;
+    bool mends; /* lsm_mends_set of the clients' keyspaces, until it is called */
 };
 
 void lsm_options_default(struct lsm_options *options);
@@ -224,8 +225,8 @@ void lsm_drop_set(struct lsm *lsm, u16 keyspace, const u64 *bits, u32 shift);
  * any more. Then a merge that meets damage does not fail the store: the keyspace is not merged
  * until lsm_drop_set is called for it anew, while reads, writes and flushes go on; and that merge
  * goes on behind damaged blocks and values of which all is dropped, and waits again at others. When
- * nothing is damaged any more it is merged as ever. False at the opening; where it becomes false
- * while the keyspace waits, the store fails. */
+ * nothing is damaged any more it is merged as ever. lsm_options.mends at the opening; where it
+ * becomes false while the keyspace waits, the store fails. */
 void lsm_mends_set(struct lsm *lsm, u16 keyspace, bool mends);
 /* What the store holds: lsm_place. */
 void lsm_tokens(const struct lsm *lsm, u64 *first_out, u64 *last_out);
