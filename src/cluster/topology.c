@@ -298,6 +298,16 @@ topology_holds(const struct topology *topology, u32 number, u32 partition)
 /* ---- who lost a part ---- */
 
 bool
+topology_may_spare(const struct topology_keyspace *options, u32 places, u32 count)
+{
+    u32 writes = topology_quorum(options->write_quorum, options->replicas, places, places);
+    u32 reads = topology_quorum(options->read_quorum, options->replicas, places, places);
+    if (count - 1 < places - writes + 1) return false;
+    /* Whoever does not know it yet reads as before, the member itself, say. */
+    return writes + reads <= places || MIN(writes, count - 1) + reads > places;
+}
+
+bool
 topology_may_lose(const struct topology *topology, u32 number, u32 partition)
 {
     for (u32 k = 0; k < LIMIT_KEYSPACES_CLIENT; k++) {
@@ -307,8 +317,7 @@ topology_may_lose(const struct topology *topology, u32 number, u32 partition)
         u32 places =
             row_take(topology, &topology->current, options->replicas, partition, ids, &count);
         if (!ids_have(ids, count, number)) continue;
-        u32 writes = topology_quorum(options->write_quorum, options->replicas, places, places);
-        if (count - 1 < places - writes + 1) return false;
+        if (!topology_may_spare(options, places, count)) return false;
     }
     return true;
 }
@@ -318,6 +327,20 @@ topology_mending(const struct topology *topology)
 {
     for (u32 i = 0; i < topology->member_count; i++)
         if (topology->members[i].mending) return topology->members[i].number;
+    return 0;
+}
+
+u32
+topology_mending_beside(const struct topology *topology, u32 number)
+{
+    for (u32 i = 0; i < topology->member_count; i++)
+        if (topology->members[i].mending && topology->members[i].number != number)
+            return topology->members[i].number;
+    size_t places = (size_t)topology->current.partition_count * topology->current.width;
+    for (size_t i = 0; i < places; i++) {
+        u32 id = topology->current.ids[i], lost = id & ~TOPOLOGY_GONE;
+        if (id != lost && lost != number && topology_member(topology, lost) != NULL) return lost;
+    }
     return 0;
 }
 

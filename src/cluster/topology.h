@@ -57,8 +57,8 @@
  * Who lost a part. A member whose store has met damage gives up its copy of the partitions that
  * the damaged block may have held (LOST): its places there are marked as those of somebody gone,
  * so nobody asks it, and it holds nothing there. It is `mending` until its store has removed all
- * that it had of them (MENDED); no plan is made before that, since what damage has left of a
- * partition may lack what hides the rest. The next plan gives the places to somebody, to itself as
+ * that it had of them (MENDED); no plan is made before that, as damage goes only while nothing of
+ * the partition is wanted. The next plan gives the places to somebody, to itself as
  * a rule, who fetches as anybody does who gains. It is refused where those who are left could lack
  * what was acknowledged (topology_may_lose).
  *
@@ -200,12 +200,18 @@ topology_quorum(u32 wanted, u32 replicas, u32 places, u32 count)
  * asked for it. One row of each placement is looked at. */
 bool topology_holds(const struct topology *topology, u32 number, u32 partition);
 /* Whether all that was acknowledged of the partition is there without the member's copy, in each
- * keyspace: of the W that took a write one is among those who are left. (Until the next plan all
- * who are left are a quorum, if they are fewer than one. So W - 1 losses are survived as ever,
+ * keyspace: of the W that took a write one is among those who are left; and what is acknowledged by
+ * these alone is seen by whoever still asks the member, where quorums overlap. (Until the next plan
+ * all who are left are a quorum, if they are fewer than one. So W - 1 losses are survived as ever,
  * with this one among them.) True where it holds none. Of current. */
 bool topology_may_lose(const struct topology *topology, u32 number, u32 partition);
+/* The same for a row of so many places, count of them members, of which it is one. */
+bool topology_may_spare(const struct topology_keyspace *options, u32 places, u32 count);
 /* The first member that is mending; 0: none. */
 u32 topology_mending(const struct topology *topology);
+/* The first other member that is mending, or has not got back all that it lost; 0: none. Looks at
+ * all rows. */
+u32 topology_mending_beside(const struct topology *topology, u32 number);
 /* Whether the member must fetch the partition of the keyspace before the present plan goes on
  * (T3): it is new among the N, or the row gets shorter. */
 bool topology_gains(const struct topology *topology, u32 number, u32 keyspace, u32 partition);
@@ -264,7 +270,8 @@ enum topology_command_kind {
                        * somebody is mending */
     /* The member has no copy any more of partitions [partition_first, + partition_count), as far as
      * it had one: see above. STAGE_NONE only; a change of the stage, so that members look after
-     * what they do not hold. Refused if any of them cannot be spared. */
+     * what they do not hold. Refused if any of them cannot be spared, and while another one has
+     * not got back what it lost: of two who wait for each other neither would. */
     TOPOLOGY_LOST,
     TOPOLOGY_MENDED, /* it has nothing left of what it lost */
 };
@@ -276,10 +283,10 @@ struct topology_command {
     struct topology_member member; /* FOUND, MEMBER_*: by node_id or number; WEIGHT_SET; FETCHED */
     u64 cluster_id;                /* FOUND */
     u64 session; /* PLANs: the new one, not 0; FETCHED, ADVANCE, ABANDON, FENCE: the present */
-    u32 partition_first;           /* LOST */
-    u32 partition_count;           /* FOUND, LOST */
-    u32 replicas;                  /* FOUND */
-    u32 keyspace;                  /* KEYSPACE_SET */
+    u32 partition_first; /* LOST */
+    u32 partition_count; /* FOUND, LOST */
+    u32 replicas;        /* FOUND */
+    u32 keyspace;        /* KEYSPACE_SET */
     struct topology_keyspace options;
 };
 

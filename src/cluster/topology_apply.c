@@ -657,6 +657,8 @@ apply_lost(struct apply *apply)
     if (first >= next->partition_count || count > next->partition_count - first)
         return refuse(apply, "there are %u partitions", next->partition_count);
     u32 number = next->members[index].number, lost = 0;
+    u32 other = topology_mending_beside(next, number);
+    if (other != 0) return refuse(apply, "member %u is mended first", other);
     for (u32 p = first; p < first + count; p++) {
         if (!topology_holds(next, number, p)) continue;
         if (!topology_may_lose(next, number, p))

@@ -684,12 +684,13 @@ nobody_loses_what_the_others_may_lack(void **state)
     world_grow(&world, 3, 16, 3);
     struct topology_row row;
     topology_row(world.now, 0, 7, &row);
-    /* Two of three have each write: one of the three can be spared, no second one. */
+    /* One after the other, whatever they lost. */
+    char reason[64];
+    snprintf(reason, sizeof(reason), "member %u is mended first", row.write[1]);
     apply_ok(&world, lost(row.write[1], 7, 1));
-    apply_refused(&world, lost(row.write[0], 7, 1), "too few others have partition 7");
-    apply_refused(&world, lost(row.write[0], 6, 3), "too few others have partition 7");
-    assert_true(topology_holds(world.now, row.write[0], 6)); /* all or nothing */
+    apply_refused(&world, lost(row.write[0], 6, 1), reason);
     apply_ok(&world, of(TOPOLOGY_MENDED, row.write[1]));
+    apply_refused(&world, lost(row.write[0], 6, 1), reason);
     plan_through(&world, 5);
     /* A keyspace of one copy: that one stays; W = 1 of three: all do. */
     struct topology_command set = {
@@ -706,9 +707,40 @@ nobody_loses_what_the_others_may_lack(void **state)
     apply_ok(&world, set);
     assert_false(topology_may_lose(world.now, row.write[2], 7));
     world_deinit(&world);
+
+    /* Two of three have each write: of two who are left none can be spared. All or nothing. */
+    world_grow(&world, 4, 16, 3);
+    apply_ok(&world, of(TOPOLOGY_MEMBER_FORGET, 2));
+    u32 spared = 0, short_of = 0;
+    for (u32 p = 0; p < 16; p++) {
+        topology_row(world.now, 0, p, &row);
+        if (row.count == 3)
+            spared = p;
+        else
+            short_of = p;
+    }
+    topology_row(world.now, 0, short_of, &row);
+    assert_false(topology_may_lose(world.now, row.write[0], short_of));
+    u32 first = MIN(spared, short_of), last = MAX(spared, short_of);
+    assert_true(
+        status_is(world_apply(&world, lost(row.write[0], first, last - first + 1)), ST_INVALID));
+    assert_int_equal(topology_mending(world.now), 0);
+    world_deinit(&world);
+
+    /* W = N, R = 1: who still asks the member alone would miss what the others alone have. */
+    struct topology_keyspace all = {.replicas = 3, .write_quorum = 3, .read_quorum = 1};
+    assert_false(topology_may_spare(&all, 3, 3));
+    all.read_quorum = 2;
+    assert_true(topology_may_spare(&all, 3, 3));
+    all.write_quorum = 2;
+    assert_true(topology_may_spare(&all, 3, 3));
+    assert_true(topology_may_spare(&all, 2, 2));
+    assert_false(topology_may_spare(&all, 3, 2));
+    assert_false(topology_may_spare(&all, 1, 1));
 }
 
-/* Whoever is forgotten meanwhile is gone, and its replacement takes the places that it lost, too. */
+/* Whoever is forgotten meanwhile is gone, and its replacement takes the places that it lost, too.
+ */
 static void
 who_lost_a_part_may_be_forgotten_and_replaced(void **state)
 {
@@ -1248,10 +1280,11 @@ invariants_are_seen_broken(void **state)
 {
     (void)state;
     void (*const breaks[])(struct topology * t) = {
-        break_order,         break_stamp,      break_node_id,  break_incarnation, break_normal,
-        break_joining,       break_hole,       break_stranger, break_twice,       break_gone_member,
-        break_session,       break_stage,      break_epoch,    break_fence,       break_keyspace,
-        break_keyspace_name, break_datacenters, break_mending};
+        break_order,       break_stamp,       break_node_id,  break_incarnation,
+        break_normal,      break_joining,     break_hole,     break_stranger,
+        break_twice,       break_gone_member, break_session,  break_stage,
+        break_epoch,       break_fence,       break_keyspace, break_keyspace_name,
+        break_datacenters, break_mending};
     struct world world;
     world_grow(&world, 3, 4, 3);
     apply_ok(&world, add(node("n4", 4, "", "")));
@@ -1283,6 +1316,7 @@ struct history {
     u32 write_count[PARTITIONS_MAX];
     u64 alive;
     bool majorities; /* in all keyspaces: else nobody can be spared, and nothing is lost */
+    bool all_write;  /* W = N, R = 1 */
     u64 session_next;
     u32 steps[16]; /* that did something, by kind */
     u32 refused;
@@ -1503,9 +1537,10 @@ may_die(const struct topology *now, u32 number)
             in_next = row_bits(row.write_next, row.next_count);
         u32 gone = row.places - row.count + ((in_row & bit(number)) != 0);
         u32 gone_next = row.next_places - row.next_count + ((in_next & bit(number)) != 0);
-        if (gone >= topology_quorum(2, 3, row.places, row.places)) return false;
+        u32 wanted = now->keyspaces[0].write_quorum;
+        if (gone >= topology_quorum(wanted, 3, row.places, row.places)) return false;
         if (row.next_places > 0 &&
-            gone_next >= topology_quorum(2, 3, row.next_places, row.next_places))
+            gone_next >= topology_quorum(wanted, 3, row.next_places, row.next_places))
             return false;
     }
     return true;
@@ -1539,6 +1574,8 @@ history_command(struct history *history)
     }
     command.keyspace = (u32)prng_below(prng, 18);
     command.options = now->keyspaces[command.keyspace % LIMIT_KEYSPACES_CLIENT];
+    if (now->cluster_id == 0 && history->all_write)
+        command.options = (struct topology_keyspace){.write_quorum = 3, .read_quorum = 1};
     if (!command.options.used && now->cluster_id != 0) {
         command.options.replicas = history->majorities ? 3 : (u8)prng_range(prng, 1, 3);
         command.options.write_quorum =
@@ -1664,6 +1701,7 @@ acknowledged_writes_are_seen_through_random_histories(void **state)
         struct history *history = test_calloc(1, sizeof(*history));
         prng_init(&history->prng, seed);
         history->majorities = seed % 2 == 0;
+        history->all_write = seed % 8 == 0;
         world_init(&history->world);
         for (u32 i = 0;
              i < 250 && history->world.now->next_number < NUMBERS_MAX && history->violation[0] == 0;
