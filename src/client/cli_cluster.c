@@ -258,6 +258,10 @@ show_ills(const json_t *cluster)
         if (number_of(member, "damaged_files") != 0)
             printf("damage  %s has met damaged blocks in %lld of its files: its log names them\n",
                    text_of(member, "node_id"), number_of(member, "damaged_files"));
+        if (number_of(member, "mending") != 0)
+            printf("damage  %s has given up %lld damaged partitions, to fetch them from the other "
+                   "nodes\n",
+                   text_of(member, "node_id"), number_of(member, "mending"));
         if (number_of(member, "fetch_failed_from") != 0)
             printf("move    %s gets nothing from %s: its log says why\n",
                    text_of(member, "node_id"),
@@ -276,6 +280,9 @@ cli_cluster_waits_for(const json_t *cluster, char *out, size_t size)
     if (number == 0) return;
     if (member == NULL)
         snprintf(out, size, "waits for %s", name_of(cluster, number, name));
+    else if (number_of(member, "mending") != 0 && is_true(member, "alive"))
+        snprintf(out, size, "waits for %s, which removes partitions that were damaged",
+                 text_of(member, "node_id"));
     else if (strcmp(text_of(member, "state"), "leaving") == 0 && is_true(member, "alive"))
         snprintf(out, size, "waits for %s, which has %lld hints for others to deliver first",
                  text_of(member, "node_id"), number_of(member, "hints_waiting"));

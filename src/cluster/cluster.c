@@ -667,6 +667,8 @@ cluster_shard_close(struct cluster_shard *shard)
     struct cluster *cluster = shard->cluster;
     atomic_store(&cluster->refusing, true);
     io_timer_cancel(&shard->tick);
+    while (shard->mends)
+        (void)!ok(fiber_queue_wait(&shard->ended, io_now_ns() + LOOK_NS));
     trees_close(shard);
     if (shard->index == 0) {
         /* The others' topologies come from here, and group0 ends with its peers. */
@@ -674,7 +676,7 @@ cluster_shard_close(struct cluster_shard *shard)
             fiber_sleep_ns(LOOK_NS);
         cluster_pings_close(shard);
         fiber_queue_wake_all(&shard->changed);
-        while (shard->steward_runs || shard->fetch_runs || shard->drain_runs)
+        while (shard->steward_runs || shard->fetch_runs || shard->drain_runs || shard->mend_runs)
             (void)!ok(fiber_queue_wait(&shard->changed, io_now_ns() + LOOK_NS));
         group0_close(shard->group0);
         await_mails(cluster);

@@ -166,8 +166,9 @@ struct cluster_ping {
     u8 ill;       /* enum cluster_ill, without ALONE */
     bool drained; /* wants others to do what it did */
     bool shard_ports;
-    bool keeps;        /* for others what it has not delivered yet: who leaves is waited for */
-    bool knows_sloppy; /* sloppy keyspaces; false: not, or it was never heard */
+    bool keeps; /* for others what it has not delivered yet: who leaves is waited for */
+    /* sloppy keyspaces, members that lost a part; false: not, or it was never heard */
+    bool knows_sloppy, knows_lost;
 };
 
 /* Who has not served something that is to be fetched. */
@@ -211,6 +212,7 @@ struct cluster_shard {
     u32 fetch_source_next;                                /* the next of them to be forgotten */
     u64 fetch_failures;                                   /* ranges, since the start */
     u64 fetch_incomplete; /* and those fetched without what lies in damaged blocks of a source */
+    bool mends;           /* cluster_mend.c looks at its store */
     u64 fetch_at_ns;      /* before this, no other page is asked for: cluster_move_rate_set */
     u8 doubts[CLUSTER_ALIVE_SLOTS]; /* cluster->doubts and doubt_count, when last looked at */
     u64 doubt_count;
@@ -222,13 +224,26 @@ struct cluster_shard {
     u64 said_ns;                         /* since when they say so */
     bool majority_seen;                  /* since the start */
     u64 record_again_ns, record_told_ns; /* keep_record */
+    u64 mend_at_ns, mend_told_ns;        /* cluster_mend */
+    u64 mend_seen[LIMIT_SHARDS];         /* lsm_damage_epoch of each shard, all told of */
+    u64 mend_seen_epoch;                 /* of the stage in which that is so */
+    u64 mend_stage_epoch, mend_since_ns; /* the present one, since when */
+    u64 mend_pause_ns;                   /* the last one after it was in vain */
     bool leaves;                         /* when it was a member last, it was about to leave */
     bool is_out;                         /* it is none any more */
     bool steward_runs;
-    bool fetch_runs, drain_runs;
+    bool fetch_runs, drain_runs, mend_runs;
     u64 fetch_session;          /* what is fetched now, or was last */
     struct fiber_queue changed; /* woken with each topology, and at the end */
 };
+
+/* ---- cluster_mend.c ---- */
+
+/* Whether damage in one member's store can be mended by the others, as keyspaces are. */
+bool cluster_mends(const struct topology *topology);
+/* Now and then, by the steward: has a fiber look for damage, give up the partitions that it lies
+ * in, and say when they are removed. */
+void cluster_mend(struct cluster_shard *shard);
 
 /* options are copied. NULL: no memory. Both on shard 0. */
 MUST_CHECK struct cluster *cluster_new(const struct cluster_options *options);

@@ -21,8 +21,8 @@
  * passes on what it would coordinate;
  * bit 2: its shards have ports for clients; bits 3 and 4: CLUSTER_ILL_STUCK and _CLOCK; bit 5: it
  * knows sloppy keyspaces, format 2 of a topology; bit 6: it keeps hints for others, and is to be
- * waited for when it leaves; bit 7 is 0, and ignored), 0 (7), and the lowest version that it may
- * yet send to anybody (8; 0: not known).
+ * waited for when it leaves; bit 7: it knows members that lost a part, format 3), 0 (7), and the
+ * lowest version that it may yet send to anybody (8; 0: not known).
  *
  * What is wrong with ourselves is found out here, too (ill_look): operators are told, load
  * balancers by /readyz, and the other members, who show it.
@@ -48,6 +48,7 @@
 #define FLAG_ILL_SHIFT  3u /* CLUSTER_ILL_STUCK and _CLOCK */
 #define FLAG_SLOPPY     32u
 #define FLAG_KEEPS      64u
+#define FLAG_LOST       128u
 #define ILL_TOLD        (CLUSTER_ILL_STUCK | CLUSTER_ILL_CLOCK)
 #define CLOCK_MS_MAX    250
 /* A clock that was wrong is right again when it is no further off. */
@@ -117,6 +118,7 @@ flags_take(struct cluster_ping *ping, u8 flags)
     ping->shard_ports = (flags & FLAG_PORTS) != 0;
     ping->keeps = (flags & FLAG_KEEPS) != 0;
     ping->knows_sloppy = (flags & FLAG_SLOPPY) != 0;
+    ping->knows_lost = (flags & FLAG_LOST) != 0;
     u8 ill = flags >> FLAG_ILL_SHIFT & ILL_TOLD;
     if ((ill & ~ping->ill & CLUSTER_ILL_STUCK) != 0)
         log_warning("cluster", "a member takes no writes member=%u", ping->member);
@@ -192,7 +194,7 @@ fill(const struct cluster_shard *shard, u8 body[PING_BYTES])
     store_u64(body, epoch);
     store_u64(body + 8, io_wall_ms());
     body[16] = liveness_self_ill(&shard->liveness, io_now_ns()) ? FLAG_ILL : 0;
-    body[16] |= FLAG_SLOPPY;
+    body[16] |= FLAG_SLOPPY | FLAG_LOST;
     if (own_keeps(shard->cluster)) body[16] |= FLAG_KEEPS; /* of the epoch, or later */
     if (cluster_drained(shard->cluster, cluster_member(shard->cluster))) body[16] |= FLAG_DRAINED;
     if (shard->cluster->options.shard_ports) body[16] |= FLAG_PORTS;

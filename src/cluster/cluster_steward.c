@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT
  *
  * cluster_steward.c -- what a member does for the cluster beside requests, on a fiber of shard 0:
- * it keeps its own record in the topology right, and fetches what the present plan gives it. (Plans
+ * it keeps its own record in the topology right, fetches what the present plan gives it, and gives
+ * up what damage has made unreadable (cluster_mend.c). (Plans
  * are made, and taken from stage to stage, by whoever leads group0: group0_lead.c.)
  *
  * Nobody fetches before every living member works with the fence of the stage (topology.h).
@@ -275,6 +276,7 @@ cluster_steward(void *arg)
             keep_record(shard);
             if (is_ending(shard)) break;
             fetch_start(shard);
+            cluster_mend(shard);
         }
         (void)!ok(fiber_queue_wait(&shard->changed, io_now_ns() + LOOK_NS));
     }

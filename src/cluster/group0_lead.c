@@ -309,7 +309,7 @@ plan_begin(struct group0 *group0)
     if (epoch == group0->plan_nothing_epoch || io_now_ns() < group0->plan_at_ns) return;
     u32 mending = topology_mending(group0->topology);
     if (mending != 0) { /* says so when it is done: another epoch */
-        group0->plan_waits_for = is_alive(group0, mending) ? 0 : mending;
+        group0->plan_waits_for = mending;
         return;
     }
     if (!joiners_are_here(group0) || !barrier_is_passed(group0, ABSENT_NS)) return;

@@ -69,6 +69,9 @@ trees_topology_comes(struct cluster_shard *shard, const struct topology *before,
 {
     if (shard->trees != NULL && shard->trees->partition_count != 0)
         trees_clean_follow(shard->trees, topology);
+    bool mends = cluster_mends(topology);
+    for (u16 keyspace = 0; keyspace < LIMIT_KEYSPACES_CLIENT; keyspace++)
+        lsm_mends_set(shard->lsm, keyspace, mends);
     if (topology->stage == STAGE_NONE || (before != NULL && before->session == topology->session) ||
         !topology_gainer(topology, cluster_member(shard->cluster)))
         return;
@@ -158,11 +161,19 @@ trees_pace(struct trees *t, u64 bytes)
     fiber_sleep_ns(MIN(owed_ns, NS_PER_S));
 }
 
+/* For cluster_mend. */
+static void
+damage_tell(const struct trees *t)
+{
+    atomic_store(&trees_node(t)->damage[t->shard->index], lsm_damage_epoch(t->shard->lsm));
+}
+
 MAY_YIELD static void
 rest(struct trees *t, u64 took_ns, bool asked)
 {
     u64 ns = MIN(took_ns * (asked ? REST_TIMES_ASKED : REST_TIMES), REST_NS_MAX);
     u64 until_ns = io_now_ns() + ns;
+    damage_tell(t);
     while (!trees_is_ending(t) && io_now_ns() < until_ns)
         (void)!ok(fiber_queue_wait(&t->wake, until_ns));
     if (ns == 0) fiber_yield();
@@ -240,6 +251,7 @@ trees_main(void *arg)
             purge_ns = 0;
         }
         if (trees_is_ending(t)) break;
+        damage_tell(t);
         if (trees_follow(t)) trees_clean(t);
         if (trees_is_ending(t)) break;
         if (trees_follow(t) && io_now_ns() >= purge_ns) {
@@ -295,9 +307,13 @@ trees_close(struct cluster_shard *shard)
 bool
 trees_are_clean(const struct cluster_shard *shard)
 {
-    const struct trees *t = shard->trees;
-    return t != NULL && shard->topology != NULL && t->clean_epoch != 0 &&
-           t->clean_epoch == shard->topology->stage_epoch;
+    return shard->topology != NULL && trees_are_clean_since(shard, shard->topology->stage_epoch);
+}
+
+bool
+trees_are_clean_since(const struct cluster_shard *shard, u64 stage_epoch)
+{
+    return shard->trees != NULL && stage_epoch != 0 && shard->trees->clean_epoch == stage_epoch;
 }
 
 /* ---- on request, and figures ---- */

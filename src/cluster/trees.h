@@ -78,6 +78,7 @@ struct trees_node {
     _Atomic u64 repair_missed, repair_damaged;
     _Atomic u64 round_ended_ns[LIMIT_SHARDS]; /* 0: none yet */
     _Atomic u64 settled[LIMIT_SHARDS];        /* trees_stats.settled_version */
+    _Atomic u64 damage[LIMIT_SHARDS];         /* lsm_damage_epoch */
     _Atomic u64 rounds, exchanges, failures, leaves_differing;
     _Atomic u64 entries_sent, entries_received, bytes_sent, bytes_received;
     _Atomic u64 leaves_scanned, entries_scanned;
@@ -88,6 +89,8 @@ MUST_CHECK status trees_open(struct cluster_shard *shard);
 MAY_YIELD void trees_close(struct cluster_shard *shard);
 /* Whether nothing is here of what this member does not hold (A4); false: not known yet. */
 bool trees_are_clean(const struct cluster_shard *shard);
+/* The same, for the stage with this epoch. */
+bool trees_are_clean_since(const struct cluster_shard *shard, u64 stage_epoch);
 /* A topology is about to become the shard's. before: NULL, or the one that it has. */
 void trees_topology_comes(struct cluster_shard *shard, const struct topology *before,
                           const struct topology *topology);

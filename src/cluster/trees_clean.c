@@ -12,7 +12,8 @@
  *
  *   a stage has gone on     wait until no request of a stage before is under way, no reader, and
  *                           nothing that was fetched for a plan before
- *   something is here       flush, and let the store merge it away: lsm_drop_set; look again
+ *   something is here       flush, and let the store merge it away: lsm_drop_set; look again.
+ *                           Damage there goes, too: nothing of it is needed
  *   nothing is              clean, until the stage changes
  *
  * What is removed is decided by bits which change before a topology becomes the shard's: before
@@ -37,6 +38,14 @@ holds(const struct topology *topology, u32 self, u32 keyspace, u32 partition)
     for (u32 i = 0; i < row.next_count; i++)
         if (row.write_next[i] == self) return true;
     return false;
+}
+
+static bool
+is_mending(const struct trees *t)
+{
+    const struct topology_member *self =
+        topology_member(t->shard->topology, cluster_member(t->shard->cluster));
+    return self != NULL && self->mending;
 }
 
 void
@@ -83,6 +92,7 @@ find_foreign(struct trees *t, u16 keyspace, u64 stage_epoch)
 {
     u32 self = cluster_member(t->shard->cluster);
     status st = find_entry(t, keyspace, t->first, t->first + t->count - 1);
+    if (status_is(st, ST_CORRUPT)) st = ST_OK; /* perhaps in what is ours */
     u32 at = 0;
     while (ok(st) && at < t->count) {
         if (trees_is_ending(t) || t->shard->topology->stage_epoch != stage_epoch)
@@ -96,8 +106,11 @@ find_foreign(struct trees *t, u16 keyspace, u64 stage_epoch)
             continue;
         }
         st = find_entry(t, keyspace, t->first + at, t->first + at + run - 1);
-        if (ok(st)) return ST_OK;
-        if (!status_is(st, ST_END)) return st;
+        if (status_is(st, ST_CORRUPT)) {
+            MARK("cluster.trees.foreign_damaged");
+            return ST_OK;
+        }
+        if (!status_is(st, ST_END)) return st; /* ok: something is */
         st = ST_OK;
         at += run;
         if (fiber_should_yield()) fiber_yield();
@@ -114,9 +127,12 @@ drop(struct trees *t, u16 keyspace)
     if (t->drops[keyspace] == NULL) t->drops[keyspace] = mem_alloc_zero(&t->budget, bytes);
     u64 *bits = t->drops[keyspace];
     if (bits == NULL) return ST_NO_MEMORY;
-    for (u32 i = 0; i < t->count; i++)
-        if (!holds(t->shard->topology, self, keyspace, t->first + i))
-            bits[i / 64] |= (u64)1 << i % 64;
+    for (u32 i = 0; i < t->count; i++) {
+        if (holds(t->shard->topology, self, keyspace, t->first + i)) continue;
+        bits[i / 64] |= (u64)1 << i % 64;
+        /* What its tree knows is of what goes. */
+        if (t->sets[keyspace].marks != NULL) t->sets[keyspace].marks[i] = UINT64_MAX;
+    }
     MARK("cluster.trees.cleaning");
     lsm_drop_set(t->shard->lsm, keyspace, bits, 64 - (u32)__builtin_ctz(t->partition_count));
     return ST_OK;
@@ -131,6 +147,7 @@ trees_clean(struct trees *t)
         t->stage_epoch = epoch;
         t->stage_ns = now;
         t->clean_ns = now + READERS_NS;
+        t->drop_ns = 0;
     }
     if (t->clean_epoch == epoch || now < t->clean_ns ||
         replicator_epoch(t->shard->replicator) < epoch)
@@ -138,22 +155,25 @@ trees_clean(struct trees *t)
     t->clean_ns = now + LOOK_NS_MIN;
     u64 fetching = t->shard->fetching;
     if (fetching != 0 && fetching != topology->session) return; /* it ends soon, with a last page */
-    bool clean = true;
+    bool clean = true, dropped = false;
     for (u16 keyspace = 0; keyspace < LIMIT_KEYSPACES_CLIENT; keyspace++) {
         status st = find_foreign(t, keyspace, epoch);
         if (status_is(st, ST_END)) continue;
         clean = false;
         /* While a plan is under way what it takes from us is needed yet, and what an earlier one
          * has left can wait. */
-        if (!ok(st) || t->shard->topology->stage != STAGE_NONE) continue;
+        if (!ok(st) || t->shard->topology->stage != STAGE_NONE || now < t->drop_ns) continue;
         st = lsm_flush(t->shard->lsm);
         if (trees_is_ending(t) || t->shard->topology->stage_epoch != epoch) return;
         if (ok(st)) st = drop(t, keyspace);
         if (!ok(st))
             log_warning("cluster", "what this node does not hold any more stays for now: %s",
                         status_text(st));
-        t->clean_ns = io_now_ns() + LOOK_NS;
+        dropped = true;
     }
+    if (dropped) t->drop_ns = io_now_ns() + LOOK_NS;
+    /* A plan waits for who mends. */
+    if (dropped && !is_mending(t)) t->clean_ns = t->drop_ns;
     if (!clean || t->shard->topology->stage_epoch != epoch) return;
     t->clean_epoch = epoch;
     log_debug("cluster", "clean shard=%u epoch=%llu", t->shard->index, (unsigned long long)epoch);

@@ -48,6 +48,7 @@ struct batch {
     bool all;
     u64 oldest;      /* of all members, when it began */
     u64 stage_epoch; /* it is over when that changes */
+    bool hands_over; /* trees_hand_over */
     u64 seq;         /* of the last write here */
     struct trees_exchanged out;
 
@@ -203,7 +204,8 @@ push_key(struct batch *b, const struct cluster_entry *entry)
         struct peer_write write = {.version = own.version,
                                    .partition = b->partition,
                                    .count = 1,
-                                   .flags = PEER_WRITE_REPAIR | PEER_WRITE_TREE |
+                                   .flags = PEER_WRITE_REPAIR |
+                                            (b->hands_over ? 0 : PEER_WRITE_TREE) |
                                             (siblings ? PEER_WRITE_MERGE : 0),
                                    .session = b->session};
         struct bytes parts[] = {BYTES(head, peer_write_head(&write, head)), buf_bytes(&batch.ops)};
@@ -313,7 +315,7 @@ side_fill(struct batch *b, struct side *side)
     if (!ok(st)) return st;
     trees_pace(b->t, side->page.size); /* where trees differ in all leaves, this is all the work */
     if (side->page.size == 0) return ST_CORRUPT;
-    side->more = side->page.data[0] != 0;
+    side->more = (side->page.data[0] & 1) != 0; /* bit 1: damage was passed over */
     /* Each page goes on, or somebody could keep us here for ever. */
     return side->more && side->page.size == 1 ? ST_CORRUPT : ST_OK;
 }
@@ -350,7 +352,8 @@ side_open(struct batch *b, struct side *side, u64 first, u64 last)
                                        .token_last = last,
                                        .bytes_max = TREES_PAGE_BYTES,
                                        .keyspace = b->keyspace,
-                                       .keys_only = true};
+                                       .keys_only = !b->hands_over || side == &b->ours,
+                                       .passes = b->hands_over && side == &b->ours};
     side->valid = false;
     side->more = true;
     status st = side_fill(b, side);
@@ -369,6 +372,11 @@ judge(struct batch *b, const struct cluster_page_entry *ours,
     u32 gone = tree_gone(newer->entry.version, newer->deleted, newer->entry.expire_ms);
     /* One has collected it; the other has not yet. */
     if ((ours == NULL || theirs == NULL) && gone < b->bound) return ST_OK;
+    if (b->hands_over) {
+        if (newer != ours) return ST_OK;
+        b->partition = token_partition(ours->entry.token, b->t->partition_count);
+        return push_key(b, &ours->entry);
+    }
     if (newer->entry.version < b->oldest) b->bad[b->partition - b->first] = true;
     u64 fresh = hlc_version_at(io_wall_ms() - TREES_FRESH_MS);
     if (newer->entry.version >= MAX(fresh, b->oldest)) return ST_OK; /* it is on its way */
@@ -383,12 +391,8 @@ compare(const struct cluster_entry *a, const struct cluster_entry *b)
 }
 
 MAY_YIELD static status
-compare_leaf(struct batch *b, u32 leaf)
+compare_stretch(struct batch *b, u64 first, u64 last)
 {
-    u32 count = b->t->partition_count;
-    u64 first = tree_leaf_first(b->partition, count, leaf);
-    u64 last = tree_leaf_last(b->partition, count, leaf);
-    trees_count(&trees_node(b->t)->leaves_differing, 1);
     status st = side_open(b, &b->ours, first, last);
     if (ok(st)) st = side_open(b, &b->theirs, first, last);
     while (ok(st) && (b->ours.valid || b->theirs.valid)) {
@@ -403,6 +407,15 @@ compare_leaf(struct batch *b, u32 leaf)
     }
     if (ok(st)) st = fetch_wanted(b);
     return st;
+}
+
+MAY_YIELD static status
+compare_leaf(struct batch *b, u32 leaf)
+{
+    u32 count = b->t->partition_count;
+    trees_count(&trees_node(b->t)->leaves_differing, 1);
+    return compare_stretch(b, tree_leaf_first(b->partition, count, leaf),
+                           tree_leaf_last(b->partition, count, leaf));
 }
 
 MAY_YIELD static status
@@ -675,27 +688,42 @@ exchange(struct batch *b)
     if (!is_over(b)) settle(b);
 }
 
+static struct batch *
+batch_new(struct trees *t, u32 first, u32 count)
+{
+    /* Not of the trees' memory, of which they may have taken all. */
+    struct batch *b = mem_alloc_zero(&t->shard->budget, sizeof(*b));
+    if (b == NULL) return NULL;
+    b->t = t;
+    b->first = first;
+    b->count = count;
+    buf_init(&b->ours.page, &t->shard->budget);
+    buf_init(&b->theirs.page, &t->shard->budget);
+    buf_init(&b->wanted, &t->shard->budget);
+    fiber_queue_init(&b->wake);
+    return b;
+}
+
+static void
+batch_free(struct batch *b)
+{
+    if (b == NULL) return;
+    buf_deinit(&b->ours.page);
+    buf_deinit(&b->theirs.page);
+    buf_deinit(&b->wanted);
+    mem_free(&b->t->shard->budget, b, sizeof(*b));
+}
+
 MAY_YIELD void
 trees_exchange(struct trees *t, u32 first, u32 count, bool all, struct trees_exchanged *out)
 {
     CHECK(count <= TREES_BATCH);
-    /* Not of the trees' memory, of which they may have taken all. */
-    struct batch *b = mem_alloc_zero(&t->shard->budget, sizeof(*b));
+    struct batch *b = batch_new(t, first, count);
     struct tree_view *views = mem_alloc(&t->shard->budget, TREES_BATCH * sizeof(*views));
     if (b != NULL && views != NULL) {
-        b->t = t;
-        b->first = first;
-        b->count = count;
         b->all = all;
         b->views = views;
-        buf_init(&b->ours.page, &t->shard->budget);
-        buf_init(&b->theirs.page, &t->shard->budget);
-        buf_init(&b->wanted, &t->shard->budget);
-        fiber_queue_init(&b->wake);
         exchange(b);
-        buf_deinit(&b->ours.page);
-        buf_deinit(&b->theirs.page);
-        buf_deinit(&b->wanted);
         b->out.over = is_over(b);
         *out = b->out;
     } else {
@@ -704,5 +732,26 @@ trees_exchange(struct trees *t, u32 first, u32 count, bool all, struct trees_exc
         *out = (struct trees_exchanged){.failed = 1};
     }
     mem_free(&t->shard->budget, views, TREES_BATCH * sizeof(*views));
-    mem_free(&t->shard->budget, b, sizeof(*b));
+    batch_free(b);
+}
+
+MAY_YIELD status
+trees_hand_over(struct trees *t, u64 stage_epoch, u16 keyspace, u32 member, u32 there, u32 first,
+                u32 end)
+{
+    struct batch *b = batch_new(t, first, end - first);
+    if (b == NULL) return ST_NO_MEMORY;
+    b->hands_over = true;
+    b->stage_epoch = stage_epoch;
+    b->keyspace = keyspace;
+    b->member = member;
+    b->there = there;
+    b->bound = tree_bound_of(lsm_purge_below(t->shard->lsm, keyspace));
+    status st = compare_stretch(b, partition_token_first(first, t->partition_count),
+                                partition_token_last(end - 1, t->partition_count));
+    pushes_await(b, 0);
+    if (ok(st) && b->push_failed) st = ST_UNAVAILABLE;
+    if (b->out.mended) MARK("cluster.trees.handed_over");
+    batch_free(b);
+    return st;
 }

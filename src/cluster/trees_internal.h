@@ -71,7 +71,7 @@ struct trees {
     u64 settled_epoch;                  /* the stage that it belongs to */
     u64 *drops[LIMIT_KEYSPACES_CLIENT]; /* bits of partitions that this member does not hold */
     u64 clean_epoch;                    /* nothing of such is here, since this stage */
-    u64 clean_ns;                       /* when it is looked at next */
+    u64 clean_ns, drop_ns;              /* when it is looked at next, and dropped again */
     u64 stage_epoch, stage_ns;          /* the present one, and since when it is that */
     bool closing, ended;
     u32 serving;
@@ -144,6 +144,13 @@ struct trees_exchanged {
 };
 MAY_YIELD void trees_exchange(struct trees *t, u32 first, u32 count, bool all,
                               struct trees_exchanged *out);
+
+/* For who is to give up its copy: reads all that the member's shard `there` has of partitions
+ * [first, end) of the keyspace, values too, and sends it what it lacks of what can be read here.
+ * ST_OK: it has all of that, durably. ST_CORRUPT: it has
+ * damage there. ST_CANCELED: the stage is another one. */
+MAY_YIELD MUST_CHECK status trees_hand_over(struct trees *t, u64 stage_epoch, u16 keyspace,
+                                            u32 member, u32 there, u32 first, u32 end);
 
 /* ---- trees_serve.c ---- */
 

@@ -121,6 +121,17 @@ count_held(const struct topology_row *row, struct cluster_view *view)
 }
 
 static void
+count_mending(const struct topology *topology, u32 partition, struct cluster_view *view)
+{
+    const u32 *row = placement_row(&topology->current, partition);
+    for (u32 k = 0; k < topology->current.width; k++) {
+        if ((row[k] & TOPOLOGY_GONE) == 0) continue;
+        struct cluster_view_member *member = find(view, row[k] & ~TOPOLOGY_GONE);
+        if (member != NULL) member->mending++;
+    }
+}
+
+static void
 count_row(struct cluster_view *view, const u32 *members, u32 count, u32 *alive, u32 *writing)
 {
     *alive = *writing = 0;
@@ -200,6 +211,7 @@ count_partitions(const struct topology *topology, struct cluster_view *view)
             any.lost |= counts.lost;
         }
         counts_add(&view->any, &any);
+        count_mending(topology, partition, view);
     }
     for (u32 k = 0; k < LIMIT_KEYSPACES_CLIENT; k++) {
         view->keyspaces[k] = view->keyspaces[twins[k]];
@@ -350,12 +362,12 @@ json_member(struct buf *out, const struct topology_member *member,
              member->datacenter, member->weight);
     cmd_text(out,
              ",\"state\":\"%s\",\"alive\":%s,\"ill\":%s,\"partitions\":%u,\"first_of\":%u,"
-             "\"epoch\":%llu,\"fetched\":%s,\"stuck\":%s,\"clock_wrong\":%s",
+             "\"epoch\":%llu,\"fetched\":%s,\"stuck\":%s,\"clock_wrong\":%s,\"mending\":%u",
              state_names[member->state % 3], seen->alive ? "true" : "false",
              seen->ill ? "true" : "false", seen->held, seen->first, (unsigned long long)seen->epoch,
              member->fetched ? "true" : "false",
              (seen->why & CLUSTER_ILL_STUCK) != 0 ? "true" : "false",
-             (seen->why & CLUSTER_ILL_CLOCK) != 0 ? "true" : "false");
+             (seen->why & CLUSTER_ILL_CLOCK) != 0 ? "true" : "false", seen->mending);
     if (seen->seen_ms == UINT64_MAX)
         cmd_text(out, ",\"last_seen_ms\":null");
     else

@@ -19,6 +19,7 @@ struct cluster_view_member {
     u64 epoch;
     i64 clock_ms;
     u32 held, first; /* partitions that it holds; those that it is the first of */
+    u32 mending;     /* that it lost by damage, and has not got back */
     u32 at_risk;     /* that have a quorum, and had none without it; of all keyspaces */
     /* By keyspace: partitions that it has and too few others have who live, as it does not; and
      * those of them that somebody waits for who gains them. */

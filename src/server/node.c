@@ -258,6 +258,7 @@ store_options(const struct server *server, struct lsm_options *out)
     out->scrub_bytes_per_s = config->scrub_rate_bytes / MAX(server->shard_count, 1u);
     out->disk_reserve_bytes = config->disk_reserve_bytes;
     out->outside_versions = config->clustered;
+    out->mends = config->clustered; /* until there is a topology that says whether it does */
     out->memory_bytes = io_budget()->limit_bytes / SHARE_STORE_DEN * SHARE_STORE_NUM;
 }
 

@@ -17,6 +17,9 @@
 #include "cluster/group0_internal.h"
 #include "cluster_rig.h"
 #include "hold.h"
+#include "lsm/levels_internal.h"
+#include "lsm/lsm_internal.h"
+#include "lsm/table_format.h"
 #include "proto/peer.h"
 #include "server/route.h"
 
@@ -1260,7 +1263,7 @@ snapshots_later(struct shard *shard, void *arg)
     (void)arg;
     struct group0 *group0 = shard->cluster->group0;
     CHECK(group0->base_blob != NULL && group0->base_blob->data[0] == 1);
-    group0->base_blob->data[0] = 3;
+    group0->base_blob->data[0] = 4;
     group0->options.snapshot_entries = UINT32_MAX;
 }
 
@@ -1921,6 +1924,15 @@ damaged_files(struct rig *rig, u32 node)
     return files;
 }
 
+/* A write may be on one node alone, so nobody is spared, and nothing is mended. */
+static void
+configure_write_one(struct rig *rig, u32 node, struct server_config *config)
+{
+    configure(rig, node, config);
+    config->write_quorum = 1;
+    config->read_quorum = NODES;
+}
+
 /* Two copies, and one has a damaged block: comparing tells, and does not try again and again what
  * cannot come to an end. All else is compared. */
 static MAY_YIELD void
@@ -1946,7 +1958,9 @@ compared_damage_story(struct rig *rig)
         CHECK(trees.repair_missed == 0 && trees.repair_damaged != 0);
         CHECK(trees.repair_damaged < trees.repair_total / 2);
     }
+    fiber_sleep_ns(30 * NS_PER_S);
     CHECK(damaged_files(rig, 1) == 1);
+    CHECK(!sim_log_contains(rig->sim, "these partitions are given up"));
 }
 
 static void
@@ -1954,7 +1968,529 @@ what_damage_prevents_comparing_is_told_at_once(void **state)
 {
     for (u64 seed = 1; seed <= SEED_COUNT; seed++) {
         struct rig rig = rig_of(seed, compared_damage_story);
+        rig.configure = configure_write_one;
         rig.node_count = 2;
+        rig.on_all_nodes = true;
+        rig_run(&rig);
+    }
+}
+
+/* ---- what is mended ---- */
+
+static bool
+is_mended(struct rig *rig)
+{
+    for (u32 i = 0; i < rig->node_count; i++) {
+        const struct topology *topology = rig->nodes[i].server->cluster->shards[0]->topology;
+        if (topology == NULL || topology->stage != STAGE_NONE || topology_mending(topology) != 0)
+            return false;
+        for (u32 p = 0; p < topology->partition_count; p++)
+            for (u32 k = 0; k < topology->current.width; k++)
+                if ((placement_row(&topology->current, p)[k] & TOPOLOGY_GONE) != 0) return false;
+    }
+    return true;
+}
+
+/* Somebody reads all of it from the node itself, which refuses what is damaged. */
+static MAY_YIELD u32
+meet_damage(struct rig *rig, u32 node)
+{
+    struct rig_client client;
+    u32 refused = 0;
+    rig_connect_to(rig, node, &client);
+    CHECK(rig_is(rig_call(&client, "DISTKV.CONSISTENCY ONE"), "+OK\r\n"));
+    for (u32 i = 0; i < DAMAGE_KEYS; i++) {
+        struct bytes reply = rig_call(&client, "GET d%u", i);
+        CHECK(!rig_is(reply, "$-1\r\n"));
+        refused += reply.data[0] == '-';
+    }
+    rig_disconnect(&client);
+    return refused;
+}
+
+/* The node forgets what damage lies in, and has it again from the others. */
+static MAY_YIELD void
+expect_mended(struct rig *rig, u32 node)
+{
+    u64 until_ns = io_now_ns() + WAIT_NS;
+    while (!sim_log_contains(rig->sim, "these partitions are given up")) {
+        CHECK(io_now_ns() < until_ns);
+        (void)meet_damage(rig, node);
+        fiber_sleep_ns(100 * NS_PER_MS);
+    }
+    while (!is_mended(rig) || damaged_files(rig, node) != 0) {
+        CHECK(io_now_ns() < until_ns);
+        fiber_sleep_ns(100 * NS_PER_MS);
+    }
+    CHECK(meet_damage(rig, node) == 0);
+    expect_filled(rig, node, "ONE");
+}
+
+static MAY_YIELD void
+mended_story(struct rig *rig)
+{
+    wait_settled(rig, NODES);
+    damage_fill(rig, DAMAGE_LAST);
+    damage_table(rig, DAMAGE_LAST);
+    expect_mended(rig, DAMAGE_LAST);
+    rig_crash(rig, DAMAGE_LAST); /* what was brought is durable */
+    rig_start(rig, DAMAGE_LAST);
+    wait_settled(rig, NODES);
+    expect_filled(rig, DAMAGE_LAST, "ONE");
+    for (u32 i = 0; i < NODES; i++)
+        expect_filled(rig, i, "DEFAULT");
+}
+
+static void
+a_damaged_block_is_mended_from_replicas(void **state)
+{
+    for (u64 seed = 1; seed <= SEED_COUNT; seed++) {
+        struct rig rig = rig_of(seed, mended_story);
+        rig.on_all_nodes = true;
+        rig_run(&rig);
+    }
+}
+
+/* It has given up what it had, and has not removed it, or not fetched it yet. */
+static MAY_YIELD void
+mended_over_crashes_story(struct rig *rig)
+{
+    wait_settled(rig, NODES);
+    damage_fill(rig, DAMAGE_LAST);
+    damage_table(rig, DAMAGE_LAST);
+    while (!sim_log_contains(rig->sim, "these partitions are given up"))
+        (void)meet_damage(rig, DAMAGE_LAST);
+    for (u32 i = 0; i < 3; i++) {
+        fiber_sleep_ns(io_random() % (4 * NS_PER_S));
+        rig_crash(rig, i == 1 ? 0 : DAMAGE_LAST);
+        rig_start(rig, i == 1 ? 0 : DAMAGE_LAST);
+    }
+    u64 until_ns = io_now_ns() + WAIT_NS;
+    while (!is_mended(rig)) {
+        CHECK(io_now_ns() < until_ns);
+        fiber_sleep_ns(100 * NS_PER_MS);
+    }
+    expect_mended(rig, DAMAGE_LAST);
+}
+
+static void
+who_mends_may_crash_at_any_step(void **state)
+{
+    for (u64 seed = 1; seed <= SEED_COUNT; seed++) {
+        struct rig rig = rig_of(seed, mended_over_crashes_story);
+        rig.on_all_nodes = true;
+        rig_run(&rig);
+    }
+}
+
+static MAY_YIELD void
+compact_shard(struct shard *shard, void *arg)
+{
+    status *st = arg;
+    *st = lsm_compact(shard->lsm);
+}
+
+static MAY_YIELD void
+compact_all(struct rig *rig, u32 node, status expected)
+{
+    for (u32 shard = 0; shard < rig->nodes[node].config->core_count; shard++) {
+        status st = ST_OK;
+        rig_on_node(rig, node, shard, compact_shard, &st);
+        CHECK(ok(st) || status_is(st, expected));
+    }
+}
+
+/* A merge meets the damage while nobody has a topology yet, and the store does not fail. */
+static MAY_YIELD void
+mended_from_the_start_story(struct rig *rig)
+{
+    wait_settled(rig, NODES);
+    damage_fill(rig, DAMAGE_LAST);
+    compact_all(rig, DAMAGE_LAST, ST_OK);
+    damage_fill(rig, DAMAGE_LAST);
+    for (u32 i = 0; i < NODES; i++)
+        rig_crash(rig, i);
+    damage_table(rig, DAMAGE_LAST);
+    rig_start_begin(rig, DAMAGE_LAST);
+    fiber_sleep_ns(5 * NS_PER_S);
+    compact_all(rig, DAMAGE_LAST, ST_CORRUPT);
+    rig_start_begin(rig, 0);
+    rig_start_begin(rig, 1);
+    wait_settled(rig, NODES);
+    expect_mended(rig, DAMAGE_LAST);
+}
+
+static void
+damage_that_is_met_before_there_is_a_topology_is_mended(void **state)
+{
+    for (u64 seed = 1; seed <= SEED_COUNT; seed++) {
+        struct rig rig = rig_of(seed, mended_from_the_start_story);
+        rig.on_all_nodes = true;
+        rig_run(&rig);
+    }
+}
+
+#define TAG_KEYS      600u
+#define TAG_PARTITION 1234u
+
+/* Keys of one partition, and of many tokens: what one of them is called. */
+static u32
+tag_number(u32 index)
+{
+    static u32 numbers[TAG_KEYS];
+    char name[16];
+    for (u32 n = 0, found = 0; numbers[TAG_KEYS - 1] == 0; n++) {
+        struct bytes key = BYTES(name, (size_t)snprintf(name, sizeof(name), "e%u", n));
+        if (token_partition(hash_token(key), PARTITION_COUNT_DEFAULT) == TAG_PARTITION)
+            numbers[found++] = n;
+    }
+    return numbers[index];
+}
+
+/* As two of three have acknowledged them. */
+static MAY_YIELD void
+tag_write(struct shard *shard, void *arg)
+{
+    (void)arg;
+    static char filler[200];
+    memset(filler, 'e', sizeof(filler));
+    u64 first, last, seq;
+    lsm_tokens(shard->lsm, &first, &last);
+    for (u32 i = 0; i < TAG_KEYS; i++) {
+        char name[16];
+        struct bytes key = BYTES(name, (size_t)snprintf(name, sizeof(name), "e%u", tag_number(i)));
+        u64 token = hash_token(key);
+        if (token < first || token > last) continue;
+        struct lsm_batch batch;
+        lsm_batch_init(&batch, io_budget());
+        batch.version = 4096 + i;
+        CHECK(lsm_batch_put(&batch, 0, token, key, BYTES(filler, sizeof(filler)), 0));
+        status st = lsm_write(shard->lsm, &batch, &seq);
+        CHECK(ok(st));
+        lsm_batch_deinit(&batch);
+    }
+    flush_shard(shard, NULL);
+}
+
+static MAY_YIELD u32
+tag_found(struct rig *rig, u32 node, const char *level)
+{
+    struct rig_client client;
+    u32 found = 0;
+    rig_connect_to(rig, node, &client);
+    CHECK(rig_is(rig_call(&client, "DISTKV.CONSISTENCY %s", level), "+OK\r\n"));
+    for (u32 i = 0; i < TAG_KEYS; i++) {
+        struct bytes reply = rig_call(&client, "GET e%u", tag_number(i));
+        found += reply.data[0] == '$' && reply.data[1] != '-';
+    }
+    rig_disconnect(&client);
+    return found;
+}
+
+/* The node itself meets what is damaged of them. */
+static MAY_YIELD void
+tag_scan(struct shard *shard, void *arg)
+{
+    u32 *damaged = arg;
+    struct lsm_scan *scan;
+    status st = lsm_scan_open(shard->lsm, NULL, 0, 0, BYTES(NULL, 0), UINT64_MAX, &scan);
+    CHECK(ok(st));
+    u64 token;
+    struct bytes key;
+    struct lsm_value value;
+    while (ok(st))
+        st = lsm_scan_next(scan, true, &token, &key, &value);
+    *damaged += status_is(st, ST_CORRUPT);
+    lsm_scan_close(scan);
+}
+
+static MAY_YIELD void
+tag_meet(struct rig *rig, u32 node)
+{
+    u32 damaged = 0;
+    for (u32 shard = 0; shard < rig->nodes[node].config->core_count; shard++)
+        rig_on_node(rig, node, shard, tag_scan, &damaged);
+    CHECK(damaged == 1);
+}
+
+static void
+damage_fifth(struct rig *rig, u32 node, u32 fifth)
+{
+    struct sim_disk *disk = sim_node_disk(rig->nodes[node].machine);
+    struct largest largest = {.disk = disk};
+    sim_disk_each_file(disk, largest_table, &largest);
+    CHECK(largest.size > KIB(16));
+    status st = sim_disk_flip(disk, largest.path, largest.size * fifth / 5, 1);
+    CHECK(ok(st));
+}
+
+/* Two of three have each key, and each of these has one damaged block, with other keys of the
+ * partition: whoever gave up all of it would give up the only copy of what the other one lost. */
+static MAY_YIELD void
+both_damaged_story(struct rig *rig)
+{
+    wait_settled(rig, NODES);
+    for (u32 node = 1; node < NODES; node++)
+        for (u32 shard = 0; shard < rig->nodes[node].config->core_count; shard++)
+            rig_on_node(rig, node, shard, tag_write, NULL);
+    damage_fifth(rig, 1, 4);
+    damage_fifth(rig, 2, 1);
+    tag_meet(rig, 2);
+    u64 until_ns = io_now_ns() + 60 * NS_PER_S;
+    while (!sim_log_contains(rig->sim, "damage is not mended from other nodes yet")) {
+        CHECK(io_now_ns() < until_ns);
+        fiber_sleep_ns(100 * NS_PER_MS);
+    }
+    fiber_sleep_ns(30 * NS_PER_S);
+    CHECK(!sim_log_contains(rig->sim, "these partitions are given up"));
+    for (u32 node = 0; node < NODES; node++)
+        CHECK(tag_found(rig, node, "QUORUM") == TAG_KEYS);
+}
+
+static void
+nothing_is_given_up_that_others_cannot_read(void **state)
+{
+    for (u64 seed = 1; seed <= SEED_COUNT; seed++) {
+        struct rig rig = rig_of(seed, both_damaged_story);
+        rig.on_all_nodes = true;
+        rig_run(&rig);
+    }
+}
+
+/* What the third one lacked it has before anything is given up: so if the disk of another one is
+ * lost just then, nothing is lost with it but what lay in the damaged block. */
+static MAY_YIELD void
+handed_over_story(struct rig *rig)
+{
+    wait_settled(rig, NODES);
+    for (u32 node = 1; node < NODES; node++)
+        for (u32 shard = 0; shard < rig->nodes[node].config->core_count; shard++)
+            rig_on_node(rig, node, shard, tag_write, NULL);
+    damage_fifth(rig, 2, 1);
+    tag_meet(rig, 2);
+    u64 until_ns = io_now_ns() + WAIT_NS;
+    while (!sim_log_contains(rig->sim, "these partitions are given up")) {
+        CHECK(io_now_ns() < until_ns);
+        fiber_sleep_ns(10 * NS_PER_MS);
+    }
+    struct server_config *config = rig->nodes[1].config;
+    rig_crash(rig, 1);
+    snprintf(config->data_dir, sizeof(config->data_dir), "/empty");
+    rig_start(rig, 1);
+    wait_settled(rig, NODES);
+    while (!is_mended(rig)) {
+        CHECK(io_now_ns() < until_ns);
+        fiber_sleep_ns(100 * NS_PER_MS);
+    }
+    for (u32 node = 0; node < NODES; node++) {
+        u32 found = tag_found(rig, node, "QUORUM");
+        CHECK(found > TAG_KEYS * 3 / 4); /* a block has some sixty */
+    }
+}
+
+static void
+others_have_what_can_be_read_before_it_is_given_up(void **state)
+{
+    for (u64 seed = 1; seed <= SEED_COUNT; seed++) {
+        struct rig rig = rig_of(seed, handed_over_story);
+        rig.on_all_nodes = true;
+        rig_run(&rig);
+    }
+}
+
+struct block_of {
+    struct rig *rig;
+    u32 node, partition;
+    u32 flipped;
+};
+
+/* A bit of each block of the largest run in which something of the partition lies, and something
+ * of the next one. */
+static void
+block_flip(struct shard *shard, void *arg)
+{
+    struct block_of *of = arg;
+    const struct run_set *set = shard->lsm->levels->current;
+    for (u32 i = 0; i < run_set_tree_count(set, 0); i++) {
+        const struct run *run = run_set_tree_run(set, 0, i);
+        for (u32 j = 0; j < run->count; j++) {
+            const struct table *table = run->slots[j].file->table;
+            const struct table_index *index = table->index;
+            for (u32 block = 0; block + 1 < index->block_count; block++) {
+                if (token_partition(index->tokens[block], PARTITION_COUNT_DEFAULT) >
+                        of->partition ||
+                    token_partition(index->tokens[block + 1], PARTITION_COUNT_DEFAULT) <=
+                        of->partition)
+                    continue;
+                char path[LSM_PATH_BYTES];
+                table_path(path, table->dir, table->meta.file_id);
+                status st = sim_disk_flip(sim_node_disk(of->rig->nodes[of->node].machine), path,
+                                          table_index_offset(index, block) + 40, 1);
+                CHECK(ok(st));
+                of->flipped++;
+            }
+        }
+    }
+}
+
+static MAY_YIELD void
+damage_partition(struct rig *rig, u32 node, u32 partition)
+{
+    struct block_of of = {.rig = rig, .node = node, .partition = partition};
+    for (u32 shard = 0; shard < rig->nodes[node].config->core_count; shard++)
+        rig_on_node(rig, node, shard, block_flip, &of);
+    CHECK(of.flipped != 0);
+}
+
+/* The last partition that the member lost; topology as node 0 has it. */
+static u32
+last_lost(const struct rig *rig, u32 node)
+{
+    const struct topology *topology = rig->nodes[0].server->cluster->shards[0]->topology;
+    u32 id = TOPOLOGY_GONE | cluster_member(rig->nodes[node].server->cluster), last = 0;
+    for (u32 p = 0; p < topology->partition_count; p++)
+        for (u32 k = 0; k < topology->current.width; k++)
+            if (placement_row(&topology->current, p)[k] == id) last = p;
+    return last;
+}
+
+/* While it mends, the next block rots, which begins in what it lost and goes on in what it holds;
+ * another one cannot read that either. Neither can be removed, and nobody waits for that for ever.
+ */
+static MAY_YIELD void
+mending_in_vain_story(struct rig *rig)
+{
+    wait_settled(rig, NODES);
+    damage_fill(rig, DAMAGE_LAST);
+    for (u32 shard = 0; shard < rig->nodes[1].config->core_count; shard++)
+        rig_on_node(rig, 1, shard, flush_shard, NULL);
+    damage_table(rig, DAMAGE_LAST);
+    while (!sim_log_contains(rig->sim, "these partitions are given up"))
+        (void)meet_damage(rig, DAMAGE_LAST);
+    while (last_lost(rig, DAMAGE_LAST) == 0)
+        fiber_sleep_ns(NS_PER_MS);
+    u32 last = last_lost(rig, DAMAGE_LAST);
+    damage_partition(rig, DAMAGE_LAST, last);
+    damage_partition(rig, 1, last + 1);
+    rig_crash(rig, 1); /* no cache has it */
+    rig_start(rig, 1);
+    u64 until_ns = io_now_ns() + 300 * NS_PER_S;
+    while (!is_mended(rig)) {
+        CHECK(io_now_ns() < until_ns);
+        fiber_sleep_ns(NS_PER_S);
+    }
+    CHECK(sim_log_contains(rig->sim, "what was given up is taken back"));
+    for (u32 i = 0; i < NODES; i++) {
+        struct rig_client client;
+        rig_connect_to(rig, i, &client);
+        for (u32 key = 0; key < DAMAGE_KEYS; key++)
+            CHECK(!rig_is(rig_call(&client, "GET d%u", key), "$-1\r\n"));
+        rig_disconnect(&client);
+    }
+}
+
+static void
+who_mends_in_vain_holds_up_nobody_for_ever(void **state)
+{
+    for (u64 seed = 1; seed <= SEED_COUNT; seed++) {
+        struct rig rig = rig_of(seed, mending_in_vain_story);
+        rig.on_all_nodes = true;
+        rig_run(&rig);
+    }
+}
+
+/* What only the damaged store has yet: values of old below, and above them tombstones, which the
+ * others have collected both. Whatever block is damaged, none of the values comes back. */
+#define HIDDEN_KEYS    1500u
+#define HIDDEN_VERSION 4096u
+
+struct hidden {
+    bool deletes;
+    u32 live;
+};
+
+static MAY_YIELD void
+hidden_write(struct shard *shard, void *arg)
+{
+    const struct hidden *hidden = arg;
+    static char filler[200];
+    memset(filler, 'o', sizeof(filler));
+    struct cluster_shard *cluster = shard->cluster;
+    u64 first, last, seq;
+    lsm_tokens(cluster->lsm, &first, &last);
+    for (u32 i = 0; i < HIDDEN_KEYS; i++) {
+        char name[16];
+        struct bytes key = BYTES(name, (size_t)snprintf(name, sizeof(name), "h%u", i));
+        u64 token = hash_token(key);
+        if (token < first || token > last) continue;
+        struct lsm_batch batch;
+        lsm_batch_init(&batch, &cluster->budget);
+        batch.version = HIDDEN_VERSION + i + (hidden->deletes ? HIDDEN_KEYS : 0);
+        CHECK(hidden->deletes
+                  ? lsm_batch_delete(&batch, 0, token, key)
+                  : lsm_batch_put(&batch, 0, token, key, BYTES(filler, sizeof(filler)), 0));
+        status st = lsm_write(cluster->lsm, &batch, &seq);
+        CHECK(ok(st));
+        lsm_batch_deinit(&batch);
+    }
+    flush_shard(shard, NULL);
+}
+
+static MAY_YIELD void
+hidden_count(struct shard *shard, void *arg)
+{
+    struct hidden *hidden = arg;
+    struct lsm_scan *scan;
+    status st = lsm_scan_open(shard->lsm, NULL, 0, 0, BYTES(NULL, 0), UINT64_MAX, &scan);
+    CHECK(ok(st));
+    u64 token;
+    struct bytes key;
+    struct lsm_value value;
+    while (ok(st = lsm_scan_next(scan, true, &token, &key, &value)))
+        hidden->live += key.data[0] == 'h';
+    lsm_scan_close(scan);
+}
+
+static MAY_YIELD void
+hidden_on_all(struct rig *rig, void (*what)(struct shard *shard, void *arg), struct hidden *hidden)
+{
+    for (u32 shard = 0; shard < rig->nodes[DAMAGE_LAST].config->core_count; shard++)
+        rig_on_node(rig, DAMAGE_LAST, shard, what, hidden);
+}
+
+static MAY_YIELD void
+hidden_story(struct rig *rig)
+{
+    struct hidden hidden = {0};
+    wait_settled(rig, NODES);
+    hidden_on_all(rig, hidden_write, &hidden);
+    hidden.deletes = true;
+    hidden_on_all(rig, hidden_write, &hidden);
+    damage_fill(rig, DAMAGE_LAST);
+    hidden_on_all(rig, hidden_count, &hidden); /* and so the cache has the block, as it was */
+    CHECK(hidden.live == 0);
+    damage_table(rig, DAMAGE_LAST);
+    u64 until_ns = io_now_ns() + WAIT_NS;
+    while (!sim_log_contains(rig->sim, "these partitions are given up") && io_now_ns() < until_ns) {
+        (void)meet_damage(rig, DAMAGE_LAST);
+        hidden_on_all(rig, hidden_count, &hidden);
+        CHECK(hidden.live == 0);
+        fiber_sleep_ns(NS_PER_S);
+    }
+    while (!is_mended(rig) || damaged_files(rig, DAMAGE_LAST) != 0) {
+        CHECK(io_now_ns() < until_ns);
+        fiber_sleep_ns(100 * NS_PER_MS);
+    }
+    hidden_on_all(rig, hidden_count, &hidden);
+    CHECK(hidden.live == 0);
+    expect_filled(rig, DAMAGE_LAST, "ONE");
+}
+
+static void
+what_a_damaged_block_hid_does_not_come_back(void **state)
+{
+    for (u64 seed = 1; seed <= SEED_COUNT; seed++) {
+        struct rig rig = rig_of(seed, hidden_story);
         rig.on_all_nodes = true;
         rig_run(&rig);
     }
@@ -1977,6 +2513,13 @@ main(void)
         cmocka_unit_test(who_is_rebuilt_asks_first_those_without_damage),
         cmocka_unit_test(what_is_damaged_in_the_only_copy_does_not_become_absent),
         cmocka_unit_test(what_damage_prevents_comparing_is_told_at_once),
+        cmocka_unit_test(a_damaged_block_is_mended_from_replicas),
+        cmocka_unit_test(who_mends_may_crash_at_any_step),
+        cmocka_unit_test(who_mends_in_vain_holds_up_nobody_for_ever),
+        cmocka_unit_test(nothing_is_given_up_that_others_cannot_read),
+        cmocka_unit_test(others_have_what_can_be_read_before_it_is_given_up),
+        cmocka_unit_test(damage_that_is_met_before_there_is_a_topology_is_mended),
+        cmocka_unit_test(what_a_damaged_block_hid_does_not_come_back),
         cmocka_unit_test(what_moves_keeps_to_its_rate),
         cmocka_unit_test(who_serves_many_keeps_to_the_rate_of_one),
         cmocka_unit_test(who_serves_many_keeps_to_a_low_rate),

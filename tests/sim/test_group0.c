@@ -1110,7 +1110,7 @@ whoever_gets_a_snapshot_of_a_later_format_takes_no_part(void **state)
     struct group0 *first = apps[0].group0;
     assert_non_null(first->base_blob);
     assert_int_equal(first->base_blob->data[0], 1);
-    first->base_blob->data[0] = 3;
+    first->base_blob->data[0] = 4;
     first->options.snapshot_entries = UINT32_MAX; /* no newer one, of our format */
     start(1);
     assert_true(peer_rig_run_until(&rig, takes_no_part, &apps[1], SECONDS(20)));
