@@ -22,6 +22,7 @@
 #include "cluster/cluster.h"
 #include "cluster/dvvset.h"
 #include "io/net.h"
+#include "lsm/table.h"
 #include "proto/native.h"
 #include "register.h"
 #include "run.h"
@@ -51,6 +52,7 @@ enum cluster_trouble {
     TROUBLE_PAUSE,    /* a process stands still */
     TROUBLE_SKEW,     /* a clock is wrong by less than is allowed */
     TROUBLE_STEP,     /* ... by more */
+    TROUBLE_ROT,      /* a block of a table rots, and is to come back from the others */
     TROUBLE_COUNT,
 };
 extern const char *const cluster_trouble_names[];
@@ -111,6 +113,8 @@ struct cluster_node {
     i64 skew_ms;                    /* what its clock was set wrong by */
     bool look_wanted[LIMIT_SHARDS]; /* cluster_inspect.c */
     bool repair_wanted;
+    u32 rot_wanted; /* of a shard, + 1 */
+    bool scrub_wanted[LIMIT_SHARDS];
 };
 
 /* ---- keys: cluster_work.c ---- */
@@ -267,7 +271,11 @@ struct cluster_run {
     bool audit_wanted, audit_ended;
     u64 audited_from; /* the position where the last audit began */
     u64 happened[TROUBLE_COUNT];
-    u64 look_ns; /* stores are looked at again */
+    /* the file that has rotted; the path is empty when none has, or it was found to be gone */
+    char rot_path[LSM_PATH_BYTES];
+    u32 rot_node, rot_disks; /* index; which of the disks that it has had */
+    u64 scrub_ns;            /* when it is looked for next */
+    u64 look_ns;             /* stores are looked at again */
     u64 trees_compared, trees_equal;
     u64 judged, gave_up; /* keys */
     u32 failed_key;      /* + 1 */
@@ -310,6 +318,10 @@ u32 cluster_running(void);
 void cluster_nodes_free(void);
 
 /* cluster_trouble.c */
+/* Whether what has rotted lies on a member's disk yet. */
+bool cluster_rot_is_there(void);
+/* Between two requests of a client, besides: so that runs that only wait for that are no longer. */
+u64 cluster_rot_pause_ns(void);
 void cluster_trouble_init(void);
 void cluster_trouble_begin(void);
 void cluster_trouble_step(void); /* now and then */

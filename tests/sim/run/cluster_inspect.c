@@ -16,6 +16,7 @@
 #include "../trees_look.h"
 #include "base/hash.h"
 #include "lsm/lsm.h"
+#include "rot.h"
 #include "server/shard.h"
 
 #define LOOK_NS      (250 * NS_PER_MS)
@@ -186,6 +187,19 @@ cluster_make_sloppy(void)
     run->cluster->sloppy_wanted = false;
 }
 
+/* Few have anything in tables by themselves. */
+static MAY_YIELD void
+rot_here(const struct cluster_node *node, struct shard *shard)
+{
+    struct cluster_run *c = run->cluster;
+    status st = lsm_flush(shard->lsm);
+    if (!ok(st) || io_stopping() ||
+        !rot_table(shard->lsm, sim_node_disk(node->machine), &run->prng, c->rot_path))
+        return;
+    c->rot_node = node->index;
+    c->rot_disks = node->disks;
+}
+
 MAY_YIELD void
 cluster_inspect_main(void *arg)
 {
@@ -198,6 +212,15 @@ cluster_inspect_main(void *arg)
             trees_repair_start(shard->cluster);
         }
         if (run->cluster->sloppy_wanted && index == 0 && node->index == 0) sloppy_set(shard);
+        bool has_store = shard != NULL && shard->lsm != NULL;
+        if (node->rot_wanted == index + 1 && has_store) {
+            rot_here(node, shard);
+            node->rot_wanted = 0;
+        }
+        if (node->scrub_wanted[index] && has_store) {
+            node->scrub_wanted[index] = false;
+            lsm_scrub_rate_set(shard->lsm, MIB(64));
+        }
         if (node->look_wanted[index] && shard != NULL && shard->lsm != NULL &&
             ok(look(node, shard)))
             node->look_wanted[index] = false;

@@ -14,7 +14,7 @@
 
 const char *const cluster_trouble_names[] = {
     "power",  "kill",   "restart", "blackout", "wipe", "lose",  "join", "leave", "isolate",
-    "halves", "bridge", "one-way", "pair",     "slow", "pause", "skew", "step",
+    "halves", "bridge", "one-way", "pair",     "slow", "pause", "skew", "step",  "rot",
 };
 static_assert(ARRAY_COUNT(cluster_trouble_names) == TROUBLE_COUNT, "a name each");
 
@@ -29,16 +29,17 @@ quorums_draw(struct cluster_knobs *knobs, struct prng *prng)
     knobs->read_quorum = quorums[at][2];
 }
 
+/* Not TROUBLE_ROT: rot_draw. */
 static void
 troubles_draw(struct cluster_knobs *knobs, struct prng *prng)
 {
-    for (u32 i = 0; i < TROUBLE_COUNT; i++)
+    for (u32 i = 0; i < TROUBLE_ROT; i++)
         knobs->weights[i] = prng_chance(prng, 2, 5) ? (u32)prng_range(prng, 1, 10) : 0;
     if (knobs->weights[TROUBLE_BLACKOUT] > 2) knobs->weights[TROUBLE_BLACKOUT] = 2;
     /* A quarter has nothing but one kind. */
     if (!prng_chance(prng, 1, 4)) return;
-    u64 only = prng_below(prng, TROUBLE_COUNT);
-    for (u32 i = 0; i < TROUBLE_COUNT; i++)
+    u64 only = prng_below(prng, TROUBLE_ROT);
+    for (u32 i = 0; i < TROUBLE_ROT; i++)
         knobs->weights[i] = i == only ? 5 : 0;
 }
 
@@ -104,6 +105,15 @@ trees_draw(struct cluster_knobs *knobs, u64 seed)
     knobs->repairs = prng_chance(&prng, 1, 3);
 }
 
+/* Likewise. */
+static void
+rot_draw(struct cluster_knobs *knobs, u64 seed)
+{
+    struct prng prng;
+    prng_init(&prng, seed * 7919 + 28);
+    if (prng_chance(&prng, 1, 4)) knobs->weights[TROUBLE_ROT] = (u32)prng_range(&prng, 1, 10);
+}
+
 /* Likewise. Only where there are others to stand in. */
 static void
 sloppy_draw(struct cluster_knobs *knobs, u64 seed)
@@ -165,6 +175,7 @@ cluster_knobs_draw(struct cluster_knobs *knobs, struct sim_options *sim,
     siblings_draw(knobs, options->seed);
     trees_draw(knobs, options->seed);
     sloppy_draw(knobs, options->seed);
+    rot_draw(knobs, options->seed);
     if (options->ops != 0) knobs->trouble_ns = options->ops * CLUSTER_NS_PER_OP;
     sim->print_log = options->log;
     sim->faults_off = options->off;

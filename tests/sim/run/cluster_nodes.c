@@ -142,6 +142,8 @@ process_forget(struct cluster_node *node)
     if (run->cluster->cut == node->index + 1) cluster_nodes_cut_end();
     memset(node->look_wanted, 0, sizeof(node->look_wanted));
     node->repair_wanted = false;
+    node->rot_wanted = 0;
+    memset(node->scrub_wanted, 0, sizeof(node->scrub_wanted));
     server_free(node->server);
     node->server = NULL;
     if (node->state == NODE_RUNS) node->state = NODE_DOWN;
@@ -415,6 +417,8 @@ cluster_why_unsettled(void)
     size_t places = (size_t)newest->current.partition_count * newest->current.width;
     for (size_t i = 0; i < places; i++)
         if (newest->current.ids[i] & TOPOLOGY_GONE) return "places of somebody who is gone";
+    if (topology_mending(newest) != 0) return "a member that mends";
+    if (cluster_rot_is_there()) return "damage that nobody has mended";
     for (u32 i = 0; i < newest->member_count; i++) {
         const char *why = member_unsettled(newest, &newest->members[i]);
         if (why != NULL) return why;

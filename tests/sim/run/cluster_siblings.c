@@ -115,7 +115,8 @@ read_key(struct cluster_client *client, struct cluster_key *key, u32 level, stru
 static MAY_YIELD void
 pause_a_while(struct cluster_client *client)
 {
-    fiber_sleep_ns(prng_below(&client->prng, MAX(run->cluster->knobs.pause_ns, PAUSE_NS_MIN)));
+    fiber_sleep_ns(prng_below(&client->prng, MAX(run->cluster->knobs.pause_ns, PAUSE_NS_MIN)) +
+                   cluster_rot_pause_ns());
 }
 
 static MAY_YIELD void

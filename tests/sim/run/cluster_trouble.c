@@ -9,6 +9,7 @@
  *   what a majority of group0's voters survives. The next one is lost when the cluster has got over
  *   the last: no plan is under way, nobody who was lost is in a row, group0 has three voters again.
  *   A cluster keeps three members at least.
+ *   What rots counts as a lost disk, until it was found and is mended.
  *
  * Links fail between nodes only: clients reach everybody who runs. One partition lasts at a time;
  * one slow link besides. Each trouble is numbered in its family (sim_fault_inject), so that --off
@@ -44,7 +45,7 @@ static const enum sim_fault family_of[] = {
     [TROUBLE_BRIDGE] = SIM_FAULT_LINK_CUT,   [TROUBLE_ONE_WAY] = SIM_FAULT_LINK_CUT,
     [TROUBLE_PAIR] = SIM_FAULT_LINK_CUT,     [TROUBLE_SLOW] = SIM_FAULT_LINK_SLOW,
     [TROUBLE_PAUSE] = SIM_FAULT_SHARD_STALL, [TROUBLE_SKEW] = SIM_FAULT_CLOCK_STEP,
-    [TROUBLE_STEP] = SIM_FAULT_CLOCK_STEP,
+    [TROUBLE_STEP] = SIM_FAULT_CLOCK_STEP,   [TROUBLE_ROT] = SIM_FAULT_BIT_ROT,
 };
 static_assert(ARRAY_COUNT(family_of) == TROUBLE_COUNT, "a family each");
 
@@ -99,6 +100,53 @@ lose(bool wipe)
     now.lost = node;
     now.forget_ns = cluster_now_ns() + REMOVE_AFTER_NS + prng_below(&run->prng, 3 * NS_PER_S);
     now.replace = prng_chance(&run->prng, 2, 3) || cluster_running() < MAX(3u, c->knobs.replicas);
+    return true;
+}
+
+bool
+cluster_rot_is_there(void)
+{
+    struct cluster_run *c = run->cluster;
+    for (u32 i = 0; i < c->node_count; i++)
+        if (c->nodes[i].rot_wanted != 0) return true; /* any moment */
+    if (c->rot_path[0] == 0) return false;
+    struct cluster_node *node = &c->nodes[c->rot_node];
+    const struct topology *newest = cluster_topology_newest();
+    u64 size;
+    bool there = node->disks == c->rot_disks && node->state != NODE_LOST &&
+                 node->state != NODE_GONE &&
+                 (newest == NULL || topology_member_by_id(newest, node->id) != NULL) &&
+                 ok(sim_disk_file_size(sim_node_disk(node->machine), c->rot_path, &size));
+    if (!there) c->rot_path[0] = 0;
+    return there;
+}
+
+u64
+cluster_rot_pause_ns(void)
+{
+    const struct cluster_run *c = run->cluster;
+    return !c->troubles && !c->calm && c->rot_path[0] != 0 ? 100 * NS_PER_MS : 0;
+}
+
+/* Where nobody reads it, the scrub is to find it before the run ends. */
+static void
+rot_look(void)
+{
+    struct cluster_run *c = run->cluster;
+    if (cluster_now_ns() < c->scrub_ns || !cluster_rot_is_there()) return;
+    c->scrub_ns = cluster_now_ns() + 5 * NS_PER_S;
+    memset(c->nodes[c->rot_node].scrub_wanted, 1, sizeof(c->nodes[0].scrub_wanted));
+}
+
+static bool
+rot(void)
+{
+    struct cluster_run *c = run->cluster;
+    if (!loss_allowed() || !cluster_mends(cluster_topology_newest())) return false;
+    struct cluster_node *node = running_draw();
+    if (node == NULL || node->leaving) return false;
+    node->rot_wanted = 1 + (u32)prng_below(&run->prng, node->config->core_count);
+    c->lost = node->index + 1;
     return true;
 }
 
@@ -356,6 +404,8 @@ trouble_make(enum cluster_trouble trouble)
     case TROUBLE_SKEW:
     case TROUBLE_STEP:
         return clock_wrong(trouble == TROUBLE_STEP);
+    case TROUBLE_ROT:
+        return rot();
     case TROUBLE_COUNT:
         break;
     }
@@ -409,6 +459,7 @@ cluster_trouble_step(void)
 {
     u64 ns = cluster_now_ns();
     remove_step();
+    if (!run->cluster->troubles) rot_look();
     if (now.heal_ns != 0 && ns >= now.heal_ns) links_heal();
     if (now.slow_ns != 0 && ns >= now.slow_ns) slow_heal();
     if (now.clocks_ns != 0 && ns >= now.clocks_ns) clocks_right();

@@ -416,7 +416,7 @@ client_visit(struct cluster_client *client)
             else
                 (void)ask(client, &request);
         }
-        u64 pause_ns = prng_below(&client->prng, 1 + c->knobs.pause_ns);
+        u64 pause_ns = prng_below(&client->prng, 1 + c->knobs.pause_ns) + cluster_rot_pause_ns();
         if (pause_ns > 100000) fiber_sleep_ns(pause_ns);
     }
 }
