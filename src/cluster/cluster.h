@@ -225,6 +225,7 @@ struct cluster_shard {
     bool majority_seen;                  /* since the start */
     u64 record_again_ns, record_told_ns; /* keep_record */
     u64 mend_at_ns, mend_told_ns;        /* cluster_mend */
+    status mend_told;                    /* why not, last */
     u64 mend_seen[LIMIT_SHARDS];         /* lsm_damage_epoch of each shard, all told of */
     u64 mend_seen_epoch;                 /* of the stage in which that is so */
     u64 mend_stage_epoch, mend_since_ns; /* the present one, since when */

@@ -315,7 +315,7 @@ tell(struct cluster_shard *shard, struct change *change)
                     "damage: these partitions are given up, to be fetched from other nodes "
                     "first=%u count=%u",
                     change->partition, change->count);
-    } else if (log_seldom(&shard->mend_told_ns, io_now_ns())) {
+    } else {
         MARK("cluster.mend.refused");
         log_error("cluster", "damage is not mended from other nodes yet: %s (%s) first=%u count=%u",
                   status_text(st), reason[0] != 0 ? reason : "it waits for a member that leads",
@@ -341,10 +341,13 @@ tell_why_not(struct cluster_shard *shard, const struct look *look)
         pause(shard);
     else
         shard->mend_at_ns = io_now_ns() + LOOK_AGAIN_NS;
-    if (!log_seldom(&shard->mend_told_ns, io_now_ns())) return;
-    MARK("cluster.mend.not_yet");
-    const struct topology_member *member = topology_member(shard->topology, look->member);
     status st = look->st;
+    bool again = status_is(st, shard->mend_told);
+    if (again && io_now_ns() < shard->mend_told_ns + AGAIN_NS_MAX) return;
+    MARK("cluster.mend.not_yet");
+    shard->mend_told = st;
+    shard->mend_told_ns = io_now_ns();
+    const struct topology_member *member = topology_member(shard->topology, look->member);
     log_error(
         "cluster",
         "damage is not mended from other nodes yet: %s first=%u count=%u node_id=%s why=\"%s\"",
