@@ -10,6 +10,7 @@
  * take 2 MiB. */
 #define BUF_DOUBLED_MAX (64u << 10)
 #define BUF_CAPACITY_OF 4096u
+#define BUF_SPARE_BYTES 1024u
 
 void
 buf_init(struct buf *buf, struct budget *budget)
@@ -24,6 +25,16 @@ buf_deinit(struct buf *buf)
     buf_init(buf, buf->budget);
 }
 
+static bool
+buf_resize(struct buf *buf, size_t capacity)
+{
+    u8 *data = mem_realloc(buf->budget, buf->data, buf->capacity, capacity);
+    if (data == NULL) return false;
+    buf->data = data;
+    buf->capacity = capacity;
+    return true;
+}
+
 bool
 buf_reserve(struct buf *buf, size_t extra)
 {
@@ -34,11 +45,24 @@ buf_reserve(struct buf *buf, size_t extra)
     while (capacity < need && capacity < BUF_DOUBLED_MAX)
         capacity *= 2;
     if (capacity < need) capacity = (size_t)align_up(need + need / 4, BUF_CAPACITY_OF);
-    u8 *data = mem_realloc(buf->budget, buf->data, buf->capacity, capacity);
-    if (data == NULL) return false;
-    buf->data = data;
-    buf->capacity = capacity;
-    return true;
+    return buf_resize(buf, capacity);
+}
+
+bool
+buf_reserve_close(struct buf *buf, size_t extra)
+{
+    if (extra <= buf->capacity - buf->size) return true;
+    if (extra > SIZE_MAX / 4 - buf->size) return false;
+    size_t need = buf->size + extra + BUF_SPARE_BYTES;
+    return buf_resize(buf, (size_t)align_up(need, BUF_CAPACITY_OF));
+}
+
+void
+buf_trim(struct buf *buf, size_t extra)
+{
+    size_t capacity = (size_t)align_up(buf->size + extra + BUF_SPARE_BYTES, BUF_CAPACITY_OF);
+    /* Who finds no memory for less keeps it as it is. */
+    if (capacity <= buf->capacity / 2) (void)!buf_resize(buf, capacity);
 }
 
 bool

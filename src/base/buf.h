@@ -20,6 +20,10 @@ void buf_init(struct buf *buf, struct budget *budget);
 void buf_deinit(struct buf *buf);
 /* Makes room for extra more bytes; false when the budget refuses. */
 MUST_CHECK bool buf_reserve(struct buf *buf, size_t extra);
+/* The same, with no more to spare than the next few bytes want: for what has its size. */
+MUST_CHECK bool buf_reserve_close(struct buf *buf, size_t extra);
+/* Gives back what is above the content and extra bytes more, if that is much of it. */
+void buf_trim(struct buf *buf, size_t extra);
 MUST_CHECK bool buf_append(struct buf *buf, const void *data, size_t size);
 /* Drops the first count bytes. */
 void buf_consume(struct buf *buf, size_t count);

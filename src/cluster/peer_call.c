@@ -843,6 +843,7 @@ const struct io_conn_events peer_link_events = {
     .received = link_received,
     .drained = link_drained,
     .closed = link_closed,
+    .first = true,
 };
 
 /* ---- keepalive ---- */
@@ -855,7 +856,7 @@ link_ping(struct peer_link *link)
     link->pinged = peer_frame_send(link->peers, link->conn, &header, NULL, 0);
 }
 
-/* A part of something large has come, or gone: the peer's machine is there. */
+/* A part of something large has come, or gone, or waits here: the peer's machine is there. */
 static bool
 link_moved(struct peer_link *link)
 {
@@ -867,7 +868,7 @@ link_moved(struct peer_link *link)
     link->sent = sent;
     /* What goes out at once may only have gone into a buffer of this machine. */
     link->was_behind = pending > 0;
-    return moved;
+    return moved || io_conn_waits_for_room(link->conn);
 }
 
 static void

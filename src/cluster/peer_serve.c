@@ -393,4 +393,5 @@ const struct io_conn_events peer_guest_events = {
     .received = guest_received,
     .drained = guest_drained,
     .closed = guest_closed,
+    .first = true,
 };

@@ -21,6 +21,7 @@ core_net_init(struct core_net *net, struct io_shard *shard)
 {
     net->shard = shard;
     list_init(&net->conns);
+    core_room_init(net);
     core_output_spares_init(&net->output_spares);
     struct budget *budget = &shard->budget;
     u64 input_bytes = MAX(budget->limit_bytes / CONN_INPUT_SHARE, CONN_INPUT_BYTES_MIN);
@@ -49,8 +50,7 @@ conn_backlog_max(const struct core_net *net)
 static void
 conn_starve(struct io_conn *conn)
 {
-    MARK("io.conn.starved");
-    conn->net->shard->stats.connections_starved++;
+    core_room_starved(conn);
     core_conn_shut(conn, ST_NO_MEMORY);
 }
 
@@ -59,7 +59,7 @@ core_conn_receives(const struct io_conn *conn)
 {
     if (conn->peer_ended) return false;
     if (conn->state != CONN_OPEN) return conn->state == CONN_LINGERING;
-    if (conn->paused) return false;
+    if (conn->paused != 0) return false;
     /* A session that works off a backlog turn by turn gets no more on top: a fast sender would
      * otherwise add a pool of buffers in every turn. conn_again_run asks again. */
     return !conn->again_posted || conn->input.size <= conn_backlog_max(conn->net);
@@ -80,17 +80,6 @@ core_conn_wants_direct(const struct io_conn *conn)
            conn->want_bytes - conn->input.size > CONN_PIECE_BYTES;
 }
 
-bool
-core_conn_direct_reserve(struct io_conn *conn)
-{
-    /* The last eighth is for the ends of small requests. */
-    const struct budget *budget = &conn->net->input_budget;
-    bool room = budget->used_bytes + conn->want_bytes <= budget->limit_bytes / 8 * 7;
-    if (room && buf_reserve(&conn->input, conn->want_bytes - conn->input.size)) return true;
-    conn_starve(conn);
-    return false;
-}
-
 /* The session has its turn; returns what it consumed. */
 static size_t
 conn_give(struct io_conn *conn, struct bytes data)
@@ -102,20 +91,44 @@ conn_give(struct io_conn *conn, struct bytes data)
 }
 
 static void
+conn_input_free(struct io_conn *conn)
+{
+    if (conn->input.capacity == 0) return;
+    buf_clear(&conn->input, 0);
+    if (conn->room_had) core_room_done(conn);
+    core_room_freed(conn);
+}
+
+/* Nobody will read it any more. */
+static void
+conn_input_drop(struct io_conn *conn)
+{
+    if (!conn->giving && !backend_conn_input_busy(conn)) conn_input_free(conn);
+}
+
+static void
 conn_give_input(struct io_conn *conn)
 {
     /* The kernel is writing behind the bytes; they are given when it has finished. */
     if (backend_conn_input_busy(conn)) return;
+    conn->giving = true;
     size_t consumed = conn_give(conn, buf_bytes(&conn->input));
+    conn->giving = false;
     buf_consume(&conn->input, consumed);
-    if (conn->input.size == 0) buf_clear(&conn->input, 0);
+    if (consumed > 0 && conn->room_had) core_room_done(conn);
+    if (conn->state != CONN_OPEN || conn->input.size == 0) {
+        conn_input_free(conn);
+    } else if (consumed > 0 && conn->net->shard->stats.connections_waiting > 0) {
+        buf_trim(&conn->input, conn->want_bytes - MIN(conn->want_bytes, conn->input.size));
+        core_room_freed(conn);
+    }
 }
 
 /* Whether the session is not to be called now: it has asked for a pause or for its next turn. */
 static bool
 conn_holds_back(const struct io_conn *conn)
 {
-    return conn->paused || conn->again_posted;
+    return conn->paused != 0 || conn->again_posted;
 }
 
 void
@@ -135,6 +148,7 @@ core_conn_arrived(struct io_conn *conn, struct bytes data)
         conn_starve(conn);
         return;
     }
+    if (data.size > 0) core_room_hold(conn);
     if (!given && conn_holds_back(conn)) {
         if (conn->input.size > conn_backlog_max(conn->net)) {
             MARK("io.conn.backlog_full");
@@ -153,8 +167,11 @@ core_conn_arrived(struct io_conn *conn, struct bytes data)
 void
 core_conn_input_grown(struct io_conn *conn)
 {
-    if (conn->state == CONN_OPEN && !conn_holds_back(conn) && conn->input.size > 0 &&
-        conn->input.size >= conn->want_bytes)
+    if (conn->state != CONN_OPEN) {
+        conn_input_drop(conn);
+        return;
+    }
+    if (!conn_holds_back(conn) && conn->input.size > 0 && conn->input.size >= conn->want_bytes)
         conn_give_input(conn);
 }
 
@@ -188,7 +205,7 @@ conn_again_run(struct io_task *task)
 {
     struct io_conn *conn = CONTAINER_OF(task, struct io_conn, again_task);
     conn->again_posted = false;
-    if (conn->state != CONN_OPEN || conn->paused) return;
+    if (conn->state != CONN_OPEN || conn->paused != 0) return;
     if (conn->input.size > 0 && conn->input.size >= conn->want_bytes) conn_give_input(conn);
     conn_end_tell(conn);
     core_conn_receive_later(conn);
@@ -212,16 +229,17 @@ io_conn_again(struct io_conn *conn)
 void
 io_conn_pause(struct io_conn *conn)
 {
-    if (conn->paused) return;
-    conn->paused = true;
+    if (conn->paused & CONN_PAUSED_SESSION) return;
+    core_room_leave(conn); /* and asks anew once it goes on */
+    conn->paused |= CONN_PAUSED_SESSION;
     backend_conn_receive_stop(conn);
 }
 
 void
 io_conn_resume(struct io_conn *conn)
 {
-    if (!conn->paused) return;
-    conn->paused = false;
+    if (!(conn->paused & CONN_PAUSED_SESSION)) return;
+    conn->paused &= (u8)~CONN_PAUSED_SESSION;
     io_conn_again(conn);
 }
 
@@ -344,7 +362,9 @@ core_conn_shut(struct io_conn *conn, status why)
     conn->state = CONN_SHUT;
     if (ok(conn->why)) conn->why = why;
     io_timer_cancel(&conn->timer);
+    core_room_leave(conn);
     backend_conn_shut(conn);
+    conn_input_drop(conn);
     core_conn_shut_check(conn);
 }
 
@@ -366,7 +386,9 @@ io_conn_close(struct io_conn *conn, enum io_close_mode mode)
     }
     if (conn->state != CONN_OPEN) return;
     conn->state = CONN_FLUSHING;
+    core_room_leave(conn);
     backend_conn_receive_stop(conn);
+    conn_input_drop(conn);
     io_timer_arm(&conn->timer, io_now_ns() + CONN_FLUSH_NS_MAX);
     conn_send_later(conn);
     conn_flushed_check(conn);
@@ -393,6 +415,8 @@ core_conn_init(struct io_conn *conn, struct core_net *net, const struct io_conn_
     conn->again_task.run = conn_again_run;
     conn->close_task.run = conn_close_run;
     io_timer_init(&conn->timer, conn_timer_fire);
+    list_init(&conn->hold_link);
+    list_init(&conn->room_link);
     buf_init(&conn->input, &net->input_budget);
     core_output_init(&conn->output, net->shard, &net->output_budget, &net->output_spares);
     list_push_back(&net->conns, &conn->link);
@@ -403,7 +427,7 @@ void
 core_conn_deinit(struct io_conn *conn)
 {
     core_output_deinit(&conn->output);
-    buf_deinit(&conn->input);
+    conn_input_free(conn);
     list_del(&conn->link);
     struct core_net *net = conn->net;
     net->shard->stats.connections--;

@@ -16,6 +16,8 @@
  *   LINGERING  wanted, thrown away none              the peer's end, timer -> SHUT
  *   SHUT       stopped            stopped            both ended -> closed() and freed, by a task
  *
+ * An OPEN connection that waits for room for a large frame (core_room.c) is not received from.
+ *
  * Lingering: closing a socket that has unread bytes sends a reset, which may destroy the last reply
  * on its way. So after the last byte we only shut the sending side, and wait a moment for the peer.
  *
@@ -36,6 +38,23 @@
 
 enum conn_state { CONN_OPEN, CONN_FLUSHING, CONN_LINGERING, CONN_SHUT };
 
+/* Who waits for room comes in this order. Those that grow have had room for less of the same frame:
+ * the sooner they are done, the sooner there is more. */
+enum room_class { ROOM_FIRST, ROOM_GROWS, ROOM_NEW, ROOM_CLASSES };
+
+struct core_room {
+    struct list waiting[ROOM_CLASSES]; /* struct io_conn.room_link */
+    struct list holders;               /* struct io_conn.hold_link: who has input, longest first */
+    struct io_timer timer;             /* armed while anybody waits */
+    struct io_task task;
+    bool posted;
+    u32 count; /* connections with room_had */
+};
+
+/* Bits of io_conn.paused. */
+#define CONN_PAUSED_SESSION 1u
+#define CONN_PAUSED_ROOM    2u
+
 /* The connections of one shard. What clients send in parts and what they do not read may take no
  * more than these shares, both children of the shard's budget, so that they never starve the store.
  */
@@ -45,6 +64,7 @@ struct core_net {
     struct budget input_budget, output_budget;
     struct core_output_spares output_spares;
     u64 conn_id_last;
+    struct core_room room;
 };
 
 struct io_conn {
@@ -55,7 +75,9 @@ struct io_conn {
     u64 id;
     enum conn_state state;
     bool opened;
-    bool paused;
+    u8 paused;     /* CONN_PAUSED_* */
+    bool giving;   /* input is before the session */
+    bool room_had; /* for a part of the frame at the front */
     bool peer_ended;
     bool end_told;   /* to the session */
     bool flush_held; /* the peer closed its sending side: it may still read held replies */
@@ -65,6 +87,9 @@ struct io_conn {
     struct buf input;  /* left over by the session */
     size_t want_bytes; /* the frame at the front, 0: not known */
     u64 received;      /* bytes of all that came; see io_conn_arrived */
+    struct list hold_link, room_link;
+    u64 room_ns;      /* since when it waits; or of the last look whether more came, 0: none */
+    u64 room_arrived; /* io_conn_arrived then */
     struct core_output output;
     struct io_timer timer; /* of flushing and lingering */
     struct io_task again_task;
@@ -91,14 +116,29 @@ bool core_conn_receives(const struct io_conn *conn);
 void core_conn_receive_later(struct io_conn *conn);
 /* The rest of a large frame is wanted: it should go straight into the input. */
 bool core_conn_wants_direct(const struct io_conn *conn);
-/* Makes room for it. False: there is no memory, and conn is shut. */
+/* Makes room for it. False: there is none now, and core_conn_receives comes true when there is. */
 MUST_CHECK bool core_conn_direct_reserve(struct io_conn *conn);
 /* Bytes that lie anywhere. */
 void core_conn_arrived(struct io_conn *conn, struct bytes data);
-/* Bytes that were put behind the input, or could not be given while more might be. */
+/* A receive into the input has ended: bytes were put behind it, or could not be given while more
+ * might be. */
 void core_conn_input_grown(struct io_conn *conn);
 /* The peer has closed its sending side. */
 void core_conn_peer_ended(struct io_conn *conn);
+
+/* ---- core_room.c ---- */
+
+void core_room_init(struct core_net *net);
+/* input has memory: conn is among the holders. */
+void core_room_hold(struct io_conn *conn);
+/* Its memory, or some of it, was given back. */
+void core_room_freed(struct io_conn *conn);
+/* The frame that it had room for is taken. */
+void core_room_done(struct io_conn *conn);
+/* Waits no longer. */
+void core_room_leave(struct io_conn *conn);
+/* No memory for what conn sends: counts it. */
+void core_room_starved(struct io_conn *conn);
 
 /* ---- sending, the end ---- */
 

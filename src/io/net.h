@@ -16,6 +16,9 @@
  *       0 ......... sent ......... send_until ......... written
  *                        may go               held
  *
+ * Room. Large frames of all connections share a part of the shard's memory. Who finds no room for
+ * one is not read until there is, in the order of coming (core_room.c).
+ *
  * Back-pressure. Output counts against the shard's memory, a part of which only small writes may
  * take; io_conn_pending tells how much there is. Above its own limit the session pauses reading
  * (io_conn_pause); `drained` is called when the output has fallen under CONN_OUTPUT_LOW_BYTES after
@@ -34,6 +37,17 @@
 
 struct io_conn; /* owned by src/io; valid from opened until closed has returned */
 
+/* What `crowded` tells. */
+enum io_crowd {
+    /* The connection begins to wait, unread, for room for its frame. */
+    IO_CROWD_WAITS,
+    /* It has a part of a frame, and nothing, or far too little, has come for a second; or it is
+     * paused. Others wait for the room. Who is to blame for it is closed. */
+    IO_CROWD_HOLDS_UP,
+    /* It has waited too long: the last words, then it is to be closed. */
+    IO_CROWD_GIVES_UP,
+};
+
 struct io_conn_events {
     /* First call. arg is the listener's (or io_connect's); a status that is not ok closes. */
     status (*opened)(struct io_conn *conn, void *arg);
@@ -47,6 +61,10 @@ struct io_conn_events {
     /* Last call, also after io_conn_close. why: ST_OK at the peer's orderly end or our own close,
      * else the error. Not called when opened failed. */
     void (*closed)(struct io_conn *conn, status why);
+    /* See there. input: what has come of the frame, valid during the call. NULL: it is closed. */
+    void (*crowded)(struct io_conn *conn, enum io_crowd what, struct bytes input);
+    /* Its frames find room before those of the others: what clients send does not hold it up. */
+    bool first;
     /* The last words to a peer for whom there is no memory (opened returned ST_NO_MEMORY, or could
      * not be called): sent past the output if the kernel takes them at once, else not at all. */
     struct bytes refusal;
@@ -86,6 +104,8 @@ void io_conn_want(struct io_conn *conn, size_t frame_bytes);
 /* How many bytes the peer has got here, those that `received` was not given yet included, also the
  * part of a large frame that is still being received. Asks the kernel: not for each request. */
 u64 io_conn_arrived(const struct io_conn *conn);
+/* Whether it waits for room, so that what is silent is not the peer. */
+bool io_conn_waits_for_room(const struct io_conn *conn);
 void io_conn_again(struct io_conn *conn);
 void io_conn_pause(struct io_conn *conn);
 /* Gives what was left over first. */

@@ -185,7 +185,7 @@ conn_receive_arm(struct ring_conn *conn)
     struct ring_shard *shard = conn_shard(conn);
     struct buf *input = &conn->core.input;
     bool direct = core_conn_wants_direct(&conn->core);
-    if (direct && !core_conn_direct_reserve(&conn->core)) return;
+    if (direct && !core_conn_direct_reserve(&conn->core)) return; /* it waits for room */
     struct io_uring_sqe *sqe = ring_sqe(shard);
     conn->receiving_direct = direct;
     if (direct) {

@@ -203,6 +203,8 @@ static const struct metric metrics[] = {
     C("receive_stalls", io.receive_stalls, 1, "Times that receive buffers ran out."),
     C("connections_starved", io.connections_starved, 1,
       "Connections closed because there was no memory for the request they were sending."),
+    G("connections_waiting_for_room", io.connections_waiting, 1,
+      "Connections that are not read until there is memory for their large request."),
     C("ring_overflows", io.cq_overflows, 1, "Completion queue overflows; not 0 is a fault."),
     C("ring_enters", io.ring_enters, 1, "Calls into the kernel for the ring."),
 

@@ -548,6 +548,11 @@ sweep_one(struct session *s, u64 now_ns, u64 timeout_ns, u64 request_ns)
     }
     if (s->piecewise && owed == 0) go_on(s); /* it was the memory */
     if (s->pending_count != 0 || s->stall != SESSION_RUNS || s->closing) return;
+    if (io_conn_waits_for_room(s->conn)) { /* that is our time, not the client's */
+        s->active_ns = s->unfinished_ns = now_ns;
+        s->unfinished_seen = false;
+        return;
+    }
     if (s->unfinished_wanted != 0 && request_ns != 0) {
         /* It is not idle, but has no more time than if it were. */
         sweep_unfinished(s, now_ns, timeout_ns != 0 ? MIN(timeout_ns, request_ns) : request_ns);
@@ -817,6 +822,46 @@ ended(struct io_conn *conn)
     if (s->pending_count == 0) session_close(s);
 }
 
+/* Others wait for the memory of what has come from it. Who is at work for it, or waits for others,
+ * is not to blame. */
+static void
+holds_up(struct session *s)
+{
+    u64 now_ns = io_now_ns();
+    if (s->stall == SESSION_WAITS_OUTPUT || s->client_wait_ns != 0) {
+        u64 since_ns = s->client_wait_ns != 0 ? s->client_wait_ns : s->active_ns;
+        if (now_ns - MIN(now_ns, since_ns) <= STREAM_CROWDED_NS) return;
+        s->shard->stats->clients_output_closed++;
+        session_abort(s);
+    } else if (s->stall == SESSION_RUNS && s->pending_count == 0) {
+        s->shard->stats->clients_request_timed_out++;
+        session_close(s);
+    }
+}
+
+static void
+crowded(struct io_conn *conn, enum io_crowd what, struct bytes input)
+{
+    struct session *s = io_conn_user(conn);
+    if (s == NULL || s->closing) return;
+    switch (what) {
+    case IO_CROWD_WAITS:
+        session_native_waits(s);
+        break;
+    case IO_CROWD_HOLDS_UP:
+        holds_up(s);
+        break;
+    case IO_CROWD_GIVES_UP:
+        if (s->pending_count != 0) /* whose answers come first */
+            session_close(s);
+        else if (s->protocol == SESSION_NATIVE)
+            session_native_no_memory(s, input);
+        else
+            session_resp_no_memory(s);
+        break;
+    }
+}
+
 static void
 closed(struct io_conn *conn, status why)
 {
@@ -842,5 +887,6 @@ const struct io_conn_events session_events = {
     .drained = drained,
     .ended = ended,
     .closed = closed,
+    .crowded = crowded,
     .refusal = {(const u8 *)refusal, sizeof(refusal) - 1},
 };

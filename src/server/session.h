@@ -167,6 +167,8 @@ size_t session_describe(const struct session *s, char *out, size_t size);
 
 /* session_resp.c */
 size_t session_resp_received(struct session *s, struct bytes data);
+/* Says so, counts it and closes. */
+void session_resp_no_memory(struct session *s);
 /* session_express.c: whether the lane is open at all, and what it takes of the front of data; 0:
  * nothing, and *waits says whether because a GET in front has to wait for the disk. *clock_ns: of
  * the last look at the clock. */
@@ -174,6 +176,8 @@ bool session_may_express(const struct session *s);
 size_t session_express(struct session *s, struct bytes data, u64 *clock_ns, bool *waits);
 /* session_native.c */
 size_t session_native_received(struct session *s, struct bytes data);
+/* The same as session_resp_no_memory; input: the beginning of the frame. */
+void session_native_no_memory(struct session *s, struct bytes input);
 /* It stops reading: what comes from now on waits. */
 void session_native_waits(struct session *s);
 bool native_state_init(struct shard *shard);

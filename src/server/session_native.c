@@ -85,6 +85,17 @@ start(struct session *s, const struct command *command, const struct bytes *fram
     return true;
 }
 
+void
+session_native_no_memory(struct session *s, struct bytes input)
+{
+    struct native_header header;
+    if (!ok(native_header_decode(input, &header))) memset(&header, 0, sizeof(header));
+    s->shard->stats->requests_refused++;
+    session_refusal_log(s->shard, "no memory for a request");
+    refuse(s, &header, NATIVE_ST_OVERLOADED, 0, "no memory for one more request, come back later");
+    session_close(s);
+}
+
 /* ---- what has waited (native.h, "Elsewhere") ---- */
 
 static void

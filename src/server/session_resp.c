@@ -608,8 +608,8 @@ protocol_error(struct session *s, const char *text)
 /* No memory to read even the head of a request: one who is told can come back, one whose
  * connection just ends looks for the mistake in the network. Takes nothing from the budget that
  * is used up. */
-static void
-no_memory(struct session *s)
+void
+session_resp_no_memory(struct session *s)
 {
     static const char text[] = "-OOM this node has no memory for one more request, come back "
                                "later or give it more (memory)\r\n";
@@ -673,7 +673,7 @@ session_resp_received(struct session *s, struct bytes data)
             const struct budget *budget = &s->shard->budget;
             if (s->parser.args.capacity > PARSER_SMALL_BYTES &&
                 budget->used_bytes > budget->limit_bytes / 2) {
-                no_memory(s);
+                session_resp_no_memory(s);
                 return data.size;
             }
             io_conn_want(s->conn, wanted);
@@ -689,13 +689,13 @@ session_resp_received(struct session *s, struct bytes data)
             if (result == RESP_ERROR)
                 protocol_error(s, s->parser.error);
             else
-                no_memory(s);
+                session_resp_no_memory(s);
             return data.size;
         }
         if (s->parser.arg_count != 0) {
             const struct bytes *args = spread_args(s, rest);
             if (args == NULL) {
-                no_memory(s);
+                session_resp_no_memory(s);
                 return data.size;
             }
             if (is_http(args)) {

@@ -6,6 +6,7 @@ import pathlib
 import resource
 import socket
 import subprocess
+import threading
 import time
 
 import pytest
@@ -164,6 +165,63 @@ def test_half_a_request_then_silence_holds_up_nobody(server, halves):
             sock.close()
         polite(server)
     assert server.call("STRLEN", "half") == 100_000
+
+
+def large_sets(port, count, each, size):
+    """That many clients at once, each of which writes so many values: all answers."""
+    request = Resp.encode("SET", "k", b"v" * size)
+    answers = []
+
+    def client():
+        try:
+            with Resp(port, 60 * SLOW) as connection:
+                for _ in range(each):
+                    connection.send_raw(request)
+                    answers.append(connection.read())
+        except (OSError, ReplyError) as error:
+            answers.append(repr(error))
+
+    threads = [threading.Thread(target=client) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return answers
+
+
+def test_large_requests_that_find_no_memory_wait_for_it(make_server):
+    """Thirty clients write values of 1 MB where a dozen of them fit at once: nobody is refused,
+    and nobody loses the connection."""
+    server = make_server(memory="64MiB", cores="0,1")
+    answers = large_sets(server.port, 30, 10, 1_000_000)
+    assert answers == ["OK"] * 300, [answer for answer in answers if answer != "OK"][:3]
+    assert server.metric("distkv_connections_starved_total") == 0
+    assert server.metric("distkv_clients_request_timed_out_total") == 0
+    server.wait_metric("distkv_connections_waiting_for_room", lambda value: value == 0)
+
+
+@pytest.mark.parametrize("protocol", ["resp", "native"])
+def test_half_large_requests_cost_others_a_moment(make_server, protocol):
+    """They hold the memory for large requests, and are closed as soon as others need it."""
+    server = make_server(memory="64MiB", cores="0,1")
+    whole = {"resp": Resp.encode("SET", "half", b"v" * 1_000_000),
+             "native": test_native.put(b"half", b"v" * 1_000_000, 7)}[protocol]
+    halves = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(60)]
+    for sock in halves:
+        sock.setblocking(False)
+        sock.send(whole[:500_000])
+    time.sleep(0.5)
+    for size in (100, 20_000, 200_000, 1_000_000):
+        begin = time.monotonic()
+        answers = large_sets(server.port, 10, 3, size)
+        assert answers == ["OK"] * 30, [answer for answer in answers if answer != "OK"][:3]
+        assert time.monotonic() - begin < 15 * SLOW
+    assert server.metric("distkv_connections_starved_total") == 0
+    assert server.metric("distkv_clients_request_timed_out_total") > 0
+    for sock in halves:
+        sock.close()
+    assert server.call("EXISTS", "half") == 0
+    polite(server)
 
 
 def test_idle_connections_are_closed_after_the_timeout(make_server):
@@ -377,8 +435,6 @@ def test_a_million_tiny_pipelined_requests(server):
     count = 1_000_000 // (20 if SANITIZED else 1)
     request = b"*2\r\n$4\r\nINCR\r\n$1\r\nn\r\n"
     sock = socket.create_connection(("127.0.0.1", server.port), timeout=120)
-    import threading
-
     def send():
         for _ in range(count // 1000):
             sock.sendall(request * 1000)
@@ -688,8 +744,6 @@ def large_values(port, stop_at, kind):
 @pytest.mark.parametrize("mib, cores", [(32, "0"), (64, "0,1")])
 def test_memory_stays_within_its_bound_under_large_values(make_server, mib, cores):
     """At the least memory that there may be; the allocator must not keep what was freed."""
-    import threading
-
     server = make_server(memory=f"{mib}MiB", cores=cores)
     stop_at = time.monotonic() + 6
     kinds = ["big", "big", "small", "small", "mget", "half", "slow", "slow", "slow"]

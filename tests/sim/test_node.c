@@ -17,6 +17,7 @@
 #include <cmocka.h>
 
 #include "cluster_rig.h"
+#include "io/sim_internal.h"
 #include "lsm/lsm_internal.h"
 #include "server/cut.h"
 #include "server/request.h"
@@ -2044,6 +2045,126 @@ a_client_that_never_reads_is_cut_off_after_a_minute(void **state)
     rig_run(&rig);
 }
 
+/* ---- large requests for which there is no room ---- */
+
+#define ROOM_VALUE_BYTES 300000u
+
+struct no_room {
+    bool native;
+    u64 taken;
+    u64 waiting, starved;
+    u64 timed_out, refused;
+};
+
+static MAY_YIELD void
+no_room_take(struct shard *shard, void *arg)
+{
+    (void)shard;
+    struct no_room *room = arg;
+    struct budget *budget = &sim_shard_current()->net.input_budget;
+    room->taken = budget->limit_bytes / 8 * 7 - ROOM_VALUE_BYTES / 2;
+    bool fits = budget_take(budget, room->taken);
+    CHECK(fits);
+}
+
+static MAY_YIELD void
+no_room_give(struct shard *shard, void *arg)
+{
+    (void)shard;
+    struct no_room *room = arg;
+    budget_give(&sim_shard_current()->net.input_budget, room->taken);
+}
+
+static MAY_YIELD void
+no_room_look(struct shard *shard, void *arg)
+{
+    struct no_room *room = arg;
+    struct io_stats io;
+    io_stats_get(&io);
+    room->waiting = io.connections_waiting;
+    room->starved = io.connections_starved;
+    room->timed_out = shard->stats->clients_request_timed_out + shard->stats->clients_timed_out;
+    room->refused = shard->stats->requests_refused;
+}
+
+static void
+no_room_send(struct rig_client *client, const u8 *value)
+{
+    static const char head[] = "*3\r\n$3\r\nSET\r\n$1\r\nk\r\n$300000\r\n";
+    CHECK(io_conn_write(client->conn, head, sizeof(head) - 1));
+    CHECK(io_conn_write(client->conn, value, ROOM_VALUE_BYTES));
+    CHECK(io_conn_write(client->conn, "\r\n", 2));
+}
+
+/* Whether its answer is the one that it should be. */
+static MAY_YIELD bool
+no_room_answered(const struct no_room *room, struct rig_client *client, bool refused)
+{
+    if (!room->native) {
+        struct bytes reply = rig_read(client);
+        if (!refused) return rig_is(reply, "+OK\r\n");
+        return reply.size > 14 && memcmp(reply.data, "-OOM this node", 14) == 0;
+    }
+    struct native_reply reply;
+    if (!rig_native_reply(client, &reply) || reply.header.request_id != 7) return false;
+    return reply.header.status == (refused ? NATIVE_ST_OVERLOADED : NATIVE_ST_OK);
+}
+
+/* Twice: once there is room in time, once there is none. */
+static MAY_YIELD void
+no_room_story(struct rig *rig)
+{
+    static u8 value[ROOM_VALUE_BYTES];
+    struct native_request put = {
+        .header.opcode = NATIVE_PUT,
+        .op = {.kind = NATIVE_OP_PUT, .key = BYTES("n", 1), .value = BYTES(value, sizeof(value))}};
+    struct no_room *room = rig->arg;
+    struct rig_client polite, client;
+    rig_connect(rig, &polite);
+    if (room->native)
+        rig_native_connect(rig, 0, 0, &client);
+    else
+        rig_connect(rig, &client);
+    CHECK(rig_is(rig_call(&polite, "CONFIG SET request-timeout 5s timeout 20"), "+OK\r\n"));
+    for (u32 round = 0; round < 2; round++) {
+        rig_on_shard(rig, 0, no_room_take, room);
+        if (room->native)
+            rig_native_send(&client, &put);
+        else
+            no_room_send(&client, value);
+        for (u32 second = 0; second < 25; second++) {
+            fiber_sleep_ns(NS_PER_S);
+            CHECK(rig_is(rig_call(&polite, "PING"), "+PONG\r\n"));
+        }
+        rig_on_shard(rig, 0, no_room_look, room);
+        CHECK(room->waiting == 1 && room->starved + room->timed_out + room->refused == 0);
+        if (round == 0) rig_on_shard(rig, 0, no_room_give, room);
+        CHECK(no_room_answered(room, &client, round == 1));
+        if (round == 1) rig_on_shard(rig, 0, no_room_give, room);
+    }
+    fiber_sleep_ns(NS_PER_S);
+    CHECK(client.conn == NULL);
+    rig_on_shard(rig, 0, no_room_look, room);
+    rig_disconnect(&client);
+    rig_disconnect(&polite);
+}
+
+static void
+a_large_request_waits_for_room_and_is_refused_after_half_a_minute(void **state)
+{
+    (void)state;
+    for (u32 native = 0; native < 2; native++) {
+        struct no_room room = {.native = native};
+        struct rig rig = {.shard_count = 1, .story = no_room_story, .arg = &room};
+        sim_options_default(&rig.options, 3);
+        rig_run(&rig);
+        assert_int_equal(room.waiting, 0);
+        assert_int_equal(room.timed_out, 0);
+        assert_int_equal(room.starved, 1);
+        assert_int_equal(room.refused, 1);
+    }
+}
+
 /* ---- GETs that wait for a block of a table, without a fiber ---- */
 
 static MAY_YIELD void
@@ -2197,6 +2318,7 @@ main(int argc, char **argv)
         cmocka_unit_test(long_replies_about_the_node_close_nobody),
         cmocka_unit_test(who_is_cut_off_while_waiting_for_a_place_waits_for_nothing),
         cmocka_unit_test(a_client_that_never_reads_is_cut_off_after_a_minute),
+        cmocka_unit_test(a_large_request_waits_for_room_and_is_refused_after_half_a_minute),
         cmocka_unit_test(gets_wait_for_blocks_in_order_and_without_a_fiber),
         cmocka_unit_test(a_set_that_is_taken_back_in_front_of_a_cold_get_stays_a_set),
     };

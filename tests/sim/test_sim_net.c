@@ -368,6 +368,411 @@ a_wanted_frame_is_given_whole_and_held_output_waits(void **state)
     }
 }
 
+/* ---- room for large frames ---- */
+
+#define ROOM_BYTES  450000u
+#define ROOM_CONNS  3u
+#define FRAME_BYTES 300000u
+
+/* Frames tell their size in two words: what the first part needs, and all. */
+struct room_world {
+    bool told; /* the server's end is told of crowds */
+    bool first_class;
+    bool small; /* the frame of the last one, so that it would fit beside any other */
+    struct io_conn *clients[ROOM_CONNS];
+    struct budget *budget;
+    u64 taken;
+    /* in the order in which they happened, by the number that a frame ends with */
+    u8 whole[ROOM_CONNS];
+    u32 whole_count;
+    u32 waits, holds_up, gives_up;
+    u32 closed, no_memory, timed_out; /* of the server's ends */
+    u64 waiting;
+    u64 at_ns; /* of the first of these */
+};
+
+static size_t
+room_received(struct io_conn *conn, struct bytes data)
+{
+    struct room_world *room = io_conn_user(conn);
+    if (data.size < 16) {
+        io_conn_want(conn, 16);
+        return 0;
+    }
+    u64 first = load_u64(data.data), all = load_u64(data.data + 8);
+    if (data.size < all) {
+        io_conn_want(conn, data.size < first ? first : all);
+        return 0;
+    }
+    room->whole[room->whole_count++] = data.data[all - 1];
+    if (room->at_ns == 0) room->at_ns = io_now_ns();
+    return all;
+}
+
+static void
+room_closed(struct io_conn *conn, status why)
+{
+    struct room_world *room = io_conn_user(conn);
+    room->closed++;
+    room->no_memory += status_is(why, ST_NO_MEMORY);
+    room->timed_out += status_is(why, ST_TIMED_OUT);
+    if (room->at_ns == 0) room->at_ns = io_now_ns();
+}
+
+static void
+room_crowded(struct io_conn *conn, enum io_crowd what, struct bytes input)
+{
+    struct room_world *room = io_conn_user(conn);
+    CHECK(input.size >= 16 && load_u64(input.data + 8) <= FRAME_BYTES);
+    room->waits += what == IO_CROWD_WAITS;
+    room->holds_up += what == IO_CROWD_HOLDS_UP;
+    room->gives_up += what == IO_CROWD_GIVES_UP;
+    if (what != IO_CROWD_WAITS) io_conn_close(conn, IO_CLOSE_FLUSH);
+}
+
+static status
+room_opened(struct io_conn *conn, void *arg)
+{
+    io_conn_user_set(conn, arg);
+    return ST_OK;
+}
+
+static const struct io_conn_events room_events = {
+    .opened = room_opened,
+    .received = room_received,
+    .drained = no_drained,
+    .closed = room_closed,
+};
+
+static const struct io_conn_events room_told_events = {
+    .opened = room_opened,
+    .received = room_received,
+    .drained = no_drained,
+    .closed = room_closed,
+    .crowded = room_crowded,
+};
+
+static const struct io_conn_events room_first_events = {
+    .opened = room_opened,
+    .received = room_received,
+    .drained = no_drained,
+    .closed = room_closed,
+    .first = true,
+};
+
+/* The clients' ends know where they are kept, and send only. */
+static status
+room_client_opened(struct io_conn *conn, void *arg)
+{
+    io_conn_user_set(conn, arg);
+    return ST_OK;
+}
+
+static size_t
+room_client_received(struct io_conn *conn, struct bytes data)
+{
+    (void)conn;
+    return data.size;
+}
+
+static void
+room_client_closed(struct io_conn *conn, status why)
+{
+    (void)why;
+    struct io_conn **client = io_conn_user(conn);
+    *client = NULL;
+}
+
+static const struct io_conn_events room_client_events = {
+    .opened = room_client_opened,
+    .received = room_client_received,
+    .drained = no_drained,
+    .closed = room_client_closed,
+};
+
+/* Leaves ROOM_BYTES of the memory for input. */
+static MAY_YIELD status
+room_begin(struct room_world *room)
+{
+    struct io_listener *listener;
+    const struct io_conn_events *events = room->told ? &room_told_events : &room_events;
+    status st = io_listen("127.0.0.1", PORT, events, room, &listener);
+    if (ok(st)) st = io_listen("127.0.0.1", PORT + 1, &room_first_events, room, &listener);
+    for (u32 i = 0; ok(st) && i < ROOM_CONNS; i++) {
+        u16 port = PORT + (room->first_class && i == ROOM_CONNS - 1);
+        st = io_connect("127.0.0.1", port, &room_client_events, &room->clients[i], FIBER_FOREVER,
+                        &room->clients[i]);
+    }
+    if (!ok(st)) return st;
+    room->budget = &room->clients[0]->net->input_budget;
+    room->taken = room->budget->limit_bytes / 8 * 7 - ROOM_BYTES;
+    return budget_take(room->budget, room->taken) ? ST_OK : ST_NO_MEMORY;
+}
+
+/* Bytes from..to of the frame of client i. */
+static void
+room_send(struct room_world *room, u32 i, u64 first, u64 from, u64 to)
+{
+    static u8 frame[FRAME_BYTES];
+    u64 all = room->small && i == ROOM_CONNS - 1 ? FRAME_BYTES / 3 : FRAME_BYTES;
+    first = MIN(first, all);
+    to = MIN(to, all);
+    memset(frame, 7, sizeof(frame));
+    store_u64(frame, first);
+    store_u64(frame + 8, all);
+    frame[all - 1] = (u8)i;
+    CHECK(io_conn_write(room->clients[i], frame + from, to - from));
+}
+
+static u64
+room_waiting(void)
+{
+    struct io_stats stats;
+    io_stats_get(&stats);
+    return stats.connections_waiting;
+}
+
+static MAY_YIELD void
+room_end(struct room_world *room)
+{
+    room->waiting = room_waiting();
+    for (u32 i = 0; i < ROOM_CONNS; i++) {
+        if (room->clients[i] != NULL) io_conn_close(room->clients[i], IO_CLOSE_ABORT);
+    }
+    fiber_sleep_ns(NS_PER_S);
+    budget_give(room->budget, room->taken);
+    CHECK(room->budget->used_bytes == 0 && room_waiting() == 0);
+}
+
+/* The first half of one frame; two whole ones wait in order. */
+static status
+room_order_main(void *arg)
+{
+    struct room_world *room = arg;
+    status st = room_begin(room);
+    if (!ok(st)) return st;
+    room_send(room, 0, FRAME_BYTES, 0, FRAME_BYTES / 2);
+    fiber_sleep_ns(50 * NS_PER_MS);
+    for (u32 i = 1; i < ROOM_CONNS; i++) {
+        room_send(room, i, FRAME_BYTES, 0, FRAME_BYTES);
+        fiber_sleep_ns(50 * NS_PER_MS);
+    }
+    CHECK(room_waiting() == 2 && room->whole_count == 0);
+    room_send(room, 0, FRAME_BYTES, FRAME_BYTES / 2, FRAME_BYTES);
+    fiber_sleep_ns(NS_PER_S);
+    room_end(room);
+    return ST_OK;
+}
+
+static void
+who_finds_no_room_for_a_large_frame_waits_for_it_in_order(void **state)
+{
+    (void)state;
+    for (u64 seed = 1; seed <= FEWER(20); seed++) {
+        struct room_world room = {.told = seed % 4 < 2, .small = seed % 2 == 0};
+        assert_true(ok(sim_run_main(seed, 1, room_order_main, &room)));
+        assert_int_equal(room.whole_count, 3);
+        /* What fits beside it once it is its turn may be whole before. */
+        assert_int_equal(room.whole[0], 0);
+        if (!room.small) assert_memory_equal(room.whole, "\0\1\2", 3);
+        assert_int_equal(room.waits, room.told ? 2 : 0);
+        assert_int_equal(room.holds_up + room.gives_up + (u32)room.waiting, 0);
+    }
+}
+
+static void
+frames_of_the_first_class_find_room_before_the_others(void **state)
+{
+    (void)state;
+    struct room_world room = {.first_class = true};
+    assert_true(ok(sim_run_main(1, 1, room_order_main, &room)));
+    assert_int_equal(room.whole_count, 3);
+    assert_memory_equal(room.whole, "\0\2\1", 3);
+}
+
+/* Half of a frame, and nothing more. */
+static status
+room_half_main(void *arg)
+{
+    struct room_world *room = arg;
+    status st = room_begin(room);
+    if (!ok(st)) return st;
+    room_send(room, 0, FRAME_BYTES, 0, FRAME_BYTES / 2);
+    fiber_sleep_ns(20 * NS_PER_S);
+    CHECK(room->holds_up == 0 && room->closed == 0); /* nobody waits */
+    u64 begin_ns = io_now_ns();
+    room_send(room, 1, FRAME_BYTES, 0, FRAME_BYTES);
+    fiber_sleep_ns(5 * NS_PER_S);
+    room->at_ns -= begin_ns;
+    room_end(room);
+    return ST_OK;
+}
+
+static void
+who_holds_room_that_others_wait_for_has_to_go_on(void **state)
+{
+    (void)state;
+    for (u32 told = 0; told < 2; told++) {
+        struct room_world room = {.told = told};
+        struct sim_options options;
+        sim_options_default(&options, 1);
+        struct sim *sim = sim_new(&options);
+        sim_audits_set(sim, 1);
+        assert_true(ok(sim_run(sim, 1, room_half_main, &room)));
+        assert_int_equal(room.holds_up, told);
+        assert_int_equal(room.timed_out, !told);
+        assert_int_equal(room.whole_count, 1);
+        assert_int_equal(room.whole[0], 1);
+        assert_true(room.at_ns <= 5 * NS_PER_S / 2);
+        assert_int_equal(sim_mark_count(sim, "io.room.held_up"), 1);
+        sim_free(sim);
+    }
+}
+
+/* A sixteenth of the frame a second is enough. */
+static status
+room_slow_main(void *arg)
+{
+    struct room_world *room = arg;
+    status st = room_begin(room);
+    if (!ok(st)) return st;
+    for (u32 i = 0; i < 15; i++) {
+        room_send(room, 0, FRAME_BYTES, i * 20000, (i + 1) * 20000);
+        if (i == 1) room_send(room, 1, FRAME_BYTES, 0, FRAME_BYTES);
+        fiber_sleep_ns(900 * NS_PER_MS);
+    }
+    fiber_sleep_ns(NS_PER_S);
+    room_end(room);
+    return ST_OK;
+}
+
+static void
+who_is_slow_but_goes_on_keeps_its_room(void **state)
+{
+    (void)state;
+    struct room_world room = {.told = true};
+    assert_true(ok(sim_run_main(1, 1, room_slow_main, &room)));
+    assert_int_equal(room.holds_up, 0);
+    assert_int_equal(room.whole_count, 2);
+    assert_memory_equal(room.whole, "\0\1", 2);
+}
+
+/* The memory is somebody else's and does not come back. */
+static status
+room_none_main(void *arg)
+{
+    struct room_world *room = arg;
+    status st = room_begin(room);
+    if (!ok(st)) return st;
+    CHECK(budget_take(room->budget, ROOM_BYTES / 2));
+    u64 begin_ns = io_now_ns();
+    room_send(room, 0, FRAME_BYTES, 0, FRAME_BYTES);
+    fiber_sleep_ns(60 * NS_PER_S);
+    room->at_ns -= begin_ns;
+    budget_give(room->budget, ROOM_BYTES / 2);
+    room_end(room);
+    return ST_OK;
+}
+
+static void
+who_waits_for_room_in_vain_is_told_and_closed(void **state)
+{
+    (void)state;
+    for (u32 told = 0; told < 2; told++) {
+        struct room_world room = {.told = told};
+        struct sim_options options;
+        sim_options_default(&options, 1);
+        struct sim *sim = sim_new(&options);
+        assert_true(ok(sim_run(sim, 1, room_none_main, &room)));
+        assert_int_equal(room.gives_up, told);
+        assert_int_equal(room.no_memory, !told);
+        assert_true(room.at_ns >= 30 * NS_PER_S && room.at_ns < 35 * NS_PER_S);
+        assert_int_equal(sim_mark_count(sim, "io.room.waited_too_long"), 1);
+        assert_int_equal(sim_mark_count(sim, "io.conn.starved"), 1);
+        sim_free(sim);
+    }
+}
+
+/* Three frames that say 120 KB at first and are longer than that: each has room for its first
+ * part, and none for more. */
+static status
+room_grows_main(void *arg)
+{
+    struct room_world *room = arg;
+    status st = room_begin(room);
+    if (!ok(st)) return st;
+    u32 first = 120000;
+    for (u32 i = 0; i < ROOM_CONNS; i++)
+        room_send(room, i, first, 0, first / 2);
+    fiber_sleep_ns(50 * NS_PER_MS);
+    CHECK(room_waiting() == 0);
+    for (u32 i = 0; i < ROOM_CONNS; i++)
+        room_send(room, i, first, first / 2, FRAME_BYTES);
+    fiber_sleep_ns(3 * NS_PER_S);
+    room_end(room);
+    return ST_OK;
+}
+
+static void
+of_those_that_all_wait_for_more_the_last_gives_way(void **state)
+{
+    (void)state;
+    struct room_world room = {.told = true};
+    struct sim_options options;
+    sim_options_default(&options, 1);
+    struct sim *sim = sim_new(&options);
+    assert_true(ok(sim_run(sim, 1, room_grows_main, &room)));
+    assert_int_equal(room.waits, 3);
+    assert_int_equal(room.gives_up, 1);
+    assert_int_equal(room.whole_count, 2);
+    assert_int_equal(room.holds_up, 0);
+    assert_int_equal(sim_mark_count(sim, "io.room.all_wait"), 1);
+    sim_free(sim);
+}
+
+/* Whoever waits is aborted, or its session pauses and goes on. */
+static status
+room_leave_main(void *arg)
+{
+    struct room_world *room = arg;
+    status st = room_begin(room);
+    if (!ok(st)) return st;
+    room_send(room, 0, FRAME_BYTES, 0, FRAME_BYTES / 2);
+    fiber_sleep_ns(50 * NS_PER_MS);
+    for (u32 i = 1; i < ROOM_CONNS; i++)
+        room_send(room, i, FRAME_BYTES, 0, FRAME_BYTES);
+    fiber_sleep_ns(50 * NS_PER_MS);
+    CHECK(room_waiting() == 2);
+    struct io_conn *waits[2];
+    u32 count = 0;
+    list_for_each (link, &room->clients[0]->net->conns) {
+        struct io_conn *conn = list_entry(link, struct io_conn, link);
+        if (io_conn_waits_for_room(conn)) waits[count++] = conn;
+    }
+    CHECK(count == 2);
+    io_conn_pause(waits[0]);
+    CHECK(room_waiting() == 1 && !io_conn_waits_for_room(waits[0]));
+    io_conn_resume(waits[0]);
+    fiber_sleep_ns(50 * NS_PER_MS);
+    CHECK(room_waiting() == 2 && io_conn_waits_for_room(waits[0]));
+    io_conn_close(waits[1], prng_chance(&io_current->prng, 1, 2) ? IO_CLOSE_ABORT : IO_CLOSE_FLUSH);
+    CHECK(room_waiting() == 1);
+    room_end(room);
+    return ST_OK;
+}
+
+static void
+who_waits_for_room_may_pause_or_end(void **state)
+{
+    (void)state;
+    for (u64 seed = 1; seed <= FEWER(20); seed++) {
+        struct room_world room = {.told = true};
+        assert_true(ok(sim_run_main(seed, 1, room_leave_main, &room)));
+        assert_int_equal(room.closed, 3);
+        assert_int_equal(room.whole_count, 0);
+    }
+}
+
 /* The last eighth of the memory is for small replies. */
 static status
 small_main(void *arg)
@@ -1026,6 +1431,13 @@ main(void)
         cmocka_unit_test(the_same_seed_gives_the_same_trace),
         cmocka_unit_test(a_port_without_listener_refuses),
         cmocka_unit_test(a_wanted_frame_is_given_whole_and_held_output_waits),
+        cmocka_unit_test(who_finds_no_room_for_a_large_frame_waits_for_it_in_order),
+        cmocka_unit_test(frames_of_the_first_class_find_room_before_the_others),
+        cmocka_unit_test(who_holds_room_that_others_wait_for_has_to_go_on),
+        cmocka_unit_test(who_is_slow_but_goes_on_keeps_its_room),
+        cmocka_unit_test(who_waits_for_room_in_vain_is_told_and_closed),
+        cmocka_unit_test(of_those_that_all_wait_for_more_the_last_gives_way),
+        cmocka_unit_test(who_waits_for_room_may_pause_or_end),
         cmocka_unit_test(the_last_of_the_memory_is_kept_for_small_output),
         cmocka_unit_test(what_finds_no_memory_for_its_rest_is_not_written_in_part),
         cmocka_unit_test(a_cut_link_stalls_and_heals),

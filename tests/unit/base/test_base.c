@@ -297,6 +297,33 @@ a_buffer_grows_keeps_and_refuses(void **state)
     buf_deinit(&buf);
 }
 
+static void
+a_buffer_of_known_size_has_little_to_spare_and_gives_back_what_it_has(void **state)
+{
+    (void)state;
+    struct budget budget;
+    budget_init(&budget, "test", 1000000 + 8192, NULL);
+    struct buf buf;
+    buf_init(&buf, &budget);
+    assert_true(buf_append(&buf, "xyz", 3));
+    assert_false(buf_reserve(&buf, 1000000)); /* a quarter more */
+    assert_true(buf_reserve_close(&buf, 1000000));
+    assert_in_range(buf.capacity, 1000003, 1000003 + 8192);
+    assert_int_equal(buf.capacity, budget.used_bytes);
+    size_t before = buf.capacity;
+    assert_true(buf_reserve_close(&buf, 1000000));
+    assert_false(buf_reserve_close(&buf, 1100000));
+    assert_false(buf_reserve_close(&buf, SIZE_MAX));
+    buf_trim(&buf, 900000);
+    assert_int_equal(buf.capacity, before);
+    buf_trim(&buf, 10000);
+    assert_in_range(buf.capacity, 10003, 10003 + 8192);
+    assert_int_equal(buf.capacity, budget.used_bytes);
+    assert_memory_equal(buf.data, "xyz", 3);
+    buf_deinit(&buf);
+    assert_int_equal(budget.used_bytes, 0);
+}
+
 /* ---- list ---- */
 
 struct item {
@@ -457,6 +484,7 @@ main(void)
         cmocka_unit_test(a_refused_allocation_leaves_everything_as_it_was),
         cmocka_unit_test(an_arena_aligns_and_ends),
         cmocka_unit_test(a_buffer_grows_keeps_and_refuses),
+        cmocka_unit_test(a_buffer_of_known_size_has_little_to_spare_and_gives_back_what_it_has),
         cmocka_unit_test(lists_push_pop_splice_and_forget),
         cmocka_unit_test(a_heap_agrees_with_a_naive_model),
         cmocka_unit_test(a_tenth_of_all_is_repeated_and_one_burst),

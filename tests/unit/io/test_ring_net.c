@@ -616,6 +616,105 @@ who_finds_no_memory_is_told_so_and_closed(void **state)
     server_stop(node);
 }
 
+/* ---- room for large frames ---- */
+
+#define ROOM_FRAME (12u << 20) /* a second one finds no room beside it */
+
+static u64 waiting_seen;
+
+static void
+waiting_look(void *arg)
+{
+    (void)arg;
+    struct io_stats stats;
+    io_stats_get(&stats);
+    waiting_seen = stats.connections_waiting;
+}
+
+static void
+waiting_expect(struct io_node *node, u64 count)
+{
+    for (u32 i = 0; i < 5000; i++) {
+        assert_true(ok(io_node_ask(node, 0, waiting_look, NULL)));
+        if (waiting_seen == count) return;
+        usleep(1000);
+    }
+    assert_int_equal(waiting_seen, count);
+}
+
+/* The line that asks for so many bytes, and some of them. */
+static void
+frame_begin(int fd, u32 size, u32 part)
+{
+    static const u8 ones[ROOM_FRAME] = {0};
+    char line[32];
+    client_send(fd, line, (size_t)snprintf(line, sizeof(line), "w%u\n", size));
+    client_send(fd, ones, part);
+}
+
+static void
+who_finds_no_room_for_a_large_frame_waits_for_it(void **state)
+{
+    struct io_node *node = server_start("127.0.0.1");
+    int fds[4];
+    for (u32 i = 0; i < 4; i++)
+        fds[i] = client_connect();
+    frame_begin(fds[0], ROOM_FRAME, ROOM_FRAME - 1000);
+    frame_begin(fds[1], ROOM_FRAME, 20000);
+    waiting_expect(node, 1);
+    frame_begin(fds[2], 100000, 20000); /* would fit, but is not the first */
+    waiting_expect(node, 2);
+    client_send(fds[3], "esmall\n", 7);
+    client_expect(fds[3], "esmall\n");
+    u8 rest[1000] = {0};
+    client_send(fds[0], rest, sizeof(rest));
+    client_expect(fds[0], "0\n");
+    static const u8 more[ROOM_FRAME - 20000] = {0};
+    client_send(fds[1], more, sizeof(more));
+    client_send(fds[2], more, 80000);
+    client_expect(fds[1], "0\n");
+    client_expect(fds[2], "0\n");
+    waiting_expect(node, 0);
+    for (u32 i = 0; i < 4; i++)
+        close(fds[i]);
+    wait_closed(4);
+    server_stop(node);
+    assert_true(atomic_load(&budget_used_max) < MIB(30));
+}
+
+static void
+who_holds_room_that_others_wait_for_is_cut_off(void **state)
+{
+    struct io_node *node = server_start("127.0.0.1");
+    int half = client_connect(), gone = client_connect(), fd = client_connect();
+    frame_begin(half, ROOM_FRAME, ROOM_FRAME / 2);
+    usleep(2500 * 1000);
+    assert_int_equal(atomic_load(&closed_sessions), 0); /* nobody waits */
+    frame_begin(gone, ROOM_FRAME, 20000);
+    waiting_expect(node, 1);
+    close(gone); /* and is served first */
+    frame_begin(fd, ROOM_FRAME, ROOM_FRAME);
+    client_expect(fd, "0\n");
+    wait_closed(2);
+    close(half);
+    close(fd);
+    wait_closed(3);
+    server_stop(node);
+}
+
+static void
+who_waits_for_room_ends_with_the_node(void **state)
+{
+    struct io_node *node = server_start("127.0.0.1");
+    int half = client_connect(), fd = client_connect();
+    frame_begin(half, ROOM_FRAME, ROOM_FRAME / 2);
+    frame_begin(fd, ROOM_FRAME, 20000);
+    waiting_expect(node, 1);
+    server_stop(node);
+    close(half);
+    close(fd);
+}
+
 #define IDLE_CONNS 1000u
 
 static void
@@ -921,6 +1020,9 @@ main(void)
         cmocka_unit_test(a_reset_is_told),
         cmocka_unit_test(a_session_that_refuses_is_never_told_closed),
         cmocka_unit_test(who_finds_no_memory_is_told_so_and_closed),
+        cmocka_unit_test(who_finds_no_room_for_a_large_frame_waits_for_it),
+        cmocka_unit_test(who_holds_room_that_others_wait_for_is_cut_off),
+        cmocka_unit_test(who_waits_for_room_ends_with_the_node),
         cmocka_unit_test(idle_connections_cost_little),
         cmocka_unit_test(a_fast_sender_does_not_pile_up_input),
         cmocka_unit_test(who_finds_no_buffer_to_receive_into_waits_for_one),

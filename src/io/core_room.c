@@ -1,0 +1,348 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * core_room.c -- room for large frames: who has it, who waits for it, and what ends both.
+ *
+ * A frame of which more than a piece is to come is received into one buffer of its size, which is
+ * taken from the budget for input before it is read. Where there is no room, the connection is not
+ * read; the peer's sends come to a stop, and that is all it notices. Those that wait stand in a
+ * queue for each class, and nobody is served before one of its class or of an earlier one: a large
+ * frame is not starved by small ones. The queue is looked at when input was given back, in a task,
+ * and by a timer, since the memory above this budget is others', who tell nobody.
+ *
+ * Room comes back when a frame is whole and its session has taken it. So as long as somebody waits,
+ * each holder has to go on: a sixteenth of its frame a second, or the session is told that it holds
+ * up others. That ends who sends half a request and then nothing within two seconds, and who sends
+ * as little as is enough within sixteen.
+ *
+ * A frame may turn out to be longer than its first part said (RESP tells the size of an argument
+ * when it comes), and those that wait hold the pieces that had come before. So all that hold room
+ * may wait for more. Then the last of them is refused and gives up what it has, until the first has
+ * room: any single frame that is allowed fits when all others are gone.
+ */
+#include "base/fault.h"
+#include "io/core_conn.h"
+
+#define ROOM_TICK_NS   (100 * NS_PER_MS)
+#define ROOM_LOOK_NS   NS_PER_S
+#define ROOM_LOOK_PART 16u /* of the frame must come between two looks */
+#define ROOM_WAIT_NS   (30 * NS_PER_S)
+/* Of the shard's memory one such part is left when there are others. */
+#define ROOM_SHARD_PARTS 8u
+/* Who has less is not asked for it. */
+#define ROOM_HELD_MIN 4096u
+
+static void room_run(struct io_task *task);
+static void room_tick(struct io_timer *timer);
+
+void
+core_room_init(struct core_net *net)
+{
+    struct core_room *room = &net->room;
+    for (u32 class = 0; class < ROOM_CLASSES; class ++)
+        list_init(&room->waiting[class]);
+    list_init(&room->holders);
+    room->task.run = room_run;
+    room->posted = false;
+    room->count = 0;
+    io_timer_init(&room->timer, room_tick);
+}
+
+static struct io_conn *
+room_conn(struct list *link)
+{
+    return list_entry(link, struct io_conn, room_link);
+}
+
+static bool
+room_anybody_waits(const struct core_net *net)
+{
+    return net->shard->stats.connections_waiting > 0;
+}
+
+/* ---- having room ---- */
+
+void
+core_room_hold(struct io_conn *conn)
+{
+    if (list_linked(&conn->hold_link)) return;
+    conn->room_ns = 0;
+    list_push_back(&conn->net->room.holders, &conn->hold_link);
+}
+
+void
+core_room_freed(struct io_conn *conn)
+{
+    struct core_net *net = conn->net;
+    if (conn->input.capacity == 0) list_del(&conn->hold_link);
+    if (!room_anybody_waits(net) || net->room.posted) return;
+    net->room.posted = true;
+    core_task_post(net->shard, &net->room.task);
+}
+
+void
+core_room_done(struct io_conn *conn)
+{
+    conn->room_had = false;
+    conn->net->room.count--;
+}
+
+void
+core_room_starved(struct io_conn *conn)
+{
+    MARK("io.conn.starved");
+    conn->net->shard->stats.connections_starved++;
+}
+
+static u64
+room_needed(const struct io_conn *conn)
+{
+    return conn->want_bytes - MIN(conn->want_bytes, conn->input.capacity);
+}
+
+/* Of the budget for input the last eighth is for the ends of small requests, and of the memory of
+ * the shard some is for the requests themselves and for what others send; but one always goes on.
+ */
+static bool
+room_fits(const struct io_conn *conn)
+{
+    const struct budget *budget = &conn->net->input_budget;
+    u64 needed = room_needed(conn);
+    if (budget->used_bytes + needed > budget->limit_bytes / 8 * 7) return false;
+    const struct budget *all = budget->parent;
+    bool alone = conn->net->room.count == conn->room_had;
+    return alone ||
+           all->used_bytes + needed <= all->limit_bytes / ROOM_SHARD_PARTS * (ROOM_SHARD_PARTS - 1);
+}
+
+static bool
+room_take(struct io_conn *conn)
+{
+    if (!room_fits(conn)) return false;
+    const struct budget *budget = &conn->net->input_budget;
+    size_t extra = conn->want_bytes - conn->input.size;
+    /* A frame that grows is copied less often with some to spare; where there is less, more of them
+     * find room without. */
+    bool roomy = budget->used_bytes + conn->want_bytes <= budget->limit_bytes / 2;
+    if (!roomy || !buf_reserve(&conn->input, extra)) {
+        if (!buf_reserve_close(&conn->input, extra)) return false;
+    }
+    if (!conn->room_had) conn->net->room.count++;
+    conn->room_had = true;
+    core_room_hold(conn);
+    return true;
+}
+
+/* ---- waiting for it ---- */
+
+static enum room_class
+room_class(const struct io_conn *conn)
+{
+    if (conn->events->first) return ROOM_FIRST;
+    return conn->room_had ? ROOM_GROWS : ROOM_NEW;
+}
+
+/* Whether somebody stands in the queue before one who comes now. */
+static bool
+room_behind_others(struct core_room *room, enum room_class class)
+{
+    for (u32 i = 0; i <= class; i++) {
+        if (!list_empty(&room->waiting[i])) return true;
+    }
+    return false;
+}
+
+static void
+room_wait(struct io_conn *conn, enum room_class class)
+{
+    MARK("io.room.waits");
+    struct core_net *net = conn->net;
+    if (!room_anybody_waits(net)) io_timer_arm(&net->room.timer, io_now_ns() + ROOM_TICK_NS);
+    net->shard->stats.connections_waiting++;
+    list_push_back(&net->room.waiting[class], &conn->room_link);
+    conn->paused |= CONN_PAUSED_ROOM;
+    conn->room_ns = io_now_ns();
+    if (conn->events->crowded != NULL)
+        conn->events->crowded(conn, IO_CROWD_WAITS, buf_bytes(&conn->input));
+}
+
+void
+core_room_leave(struct io_conn *conn)
+{
+    if (!list_linked(&conn->room_link)) return;
+    struct core_net *net = conn->net;
+    list_del(&conn->room_link);
+    conn->paused &= (u8)~CONN_PAUSED_ROOM;
+    conn->room_ns = 0;
+    net->shard->stats.connections_waiting--;
+    if (!room_anybody_waits(net)) io_timer_cancel(&net->room.timer);
+    core_room_freed(conn); /* of its place */
+}
+
+bool
+core_conn_direct_reserve(struct io_conn *conn)
+{
+    if (conn->want_bytes <= conn->input.capacity) return true;
+    if (list_linked(&conn->room_link)) return false;
+    enum room_class class = room_class(conn);
+    if (!room_behind_others(&conn->net->room, class) && room_take(conn)) return true;
+    /* What still came to a session that has said stop waits where it lies. */
+    if (conn->paused == 0) room_wait(conn, class);
+    return false;
+}
+
+bool
+io_conn_waits_for_room(const struct io_conn *conn)
+{
+    return list_linked(&conn->room_link);
+}
+
+static struct io_conn *
+room_front(struct core_room *room)
+{
+    for (u32 class = 0; class < ROOM_CLASSES; class ++) {
+        struct list *link = list_first(&room->waiting[class]);
+        if (link != NULL) return room_conn(link);
+    }
+    return NULL;
+}
+
+/* Who gives way to front: the last of those that have room, or of all. */
+static struct io_conn *
+room_last(struct core_room *room, const struct io_conn *front)
+{
+    static const enum room_class order[ROOM_CLASSES] = {ROOM_GROWS, ROOM_NEW, ROOM_FIRST};
+    for (u32 i = 0; i < ROOM_CLASSES; i++) {
+        struct list *waiting = &room->waiting[order[i]];
+        if (!list_empty(waiting) && room_conn(waiting->prev) != front)
+            return room_conn(waiting->prev);
+    }
+    return NULL;
+}
+
+static void
+room_serve(struct core_net *net)
+{
+    struct io_conn *conn;
+    while ((conn = room_front(&net->room)) != NULL && room_take(conn)) {
+        core_room_leave(conn);
+        io_conn_again(conn);
+    }
+}
+
+static void
+room_run(struct io_task *task)
+{
+    struct core_net *net = CONTAINER_OF(task, struct core_net, room.task);
+    net->room.posted = false;
+    room_serve(net);
+}
+
+/* ---- what ends it ---- */
+
+static void
+room_refuse(struct io_conn *conn)
+{
+    core_room_starved(conn);
+    if (conn->events->crowded != NULL)
+        conn->events->crowded(conn, IO_CROWD_GIVES_UP, buf_bytes(&conn->input));
+    if (list_linked(&conn->room_link)) core_conn_shut(conn, ST_NO_MEMORY);
+}
+
+static void
+room_expire(struct core_room *room)
+{
+    for (u32 class = 0; class < ROOM_CLASSES; class ++) {
+        struct list *link;
+        while ((link = list_first(&room->waiting[class])) != NULL) {
+            struct io_conn *conn = room_conn(link);
+            if (io_now_ns() - conn->room_ns <= ROOM_WAIT_NS) break;
+            MARK("io.room.waited_too_long");
+            room_refuse(conn);
+        }
+    }
+}
+
+/* Whether a holder does nothing for its frame. The kernel is asked: it is received in one piece.
+ * What lies here unread is not the peer's fault. */
+static bool
+room_holds_up(struct io_conn *conn)
+{
+    u64 now_ns = io_now_ns();
+    if (conn->room_ns != 0 && now_ns - conn->room_ns < ROOM_LOOK_NS) return false;
+    u64 arrived = io_conn_arrived(conn);
+    u64 enough = MAX(conn->want_bytes / ROOM_LOOK_PART, 1u);
+    bool here = arrived >= conn->received - conn->input.size + conn->want_bytes;
+    bool late = conn->room_ns != 0 && arrived - conn->room_arrived < enough && !here;
+    conn->room_ns = now_ns;
+    conn->room_arrived = arrived;
+    return late;
+}
+
+static void
+room_holder_end(struct io_conn *conn)
+{
+    MARK("io.room.held_up");
+    if (conn->events->crowded != NULL)
+        conn->events->crowded(conn, IO_CROWD_HOLDS_UP, buf_bytes(&conn->input));
+    else if (conn->paused == 0)
+        core_conn_shut(conn, ST_TIMED_OUT);
+}
+
+/* Ends holders, who has it longest first, until there would be room for needed bytes. False:
+ * everybody who has room waits for more. */
+static bool
+room_call_in(struct core_net *net, u64 needed)
+{
+    u64 freed = 0;
+    bool others = false;
+    list_for_each_safe (link, &net->room.holders) {
+        struct io_conn *conn = list_entry(link, struct io_conn, hold_link);
+        if (list_linked(&conn->room_link)) continue;
+        others = true;
+        u64 held = conn->input.capacity;
+        bool whole = conn->paused == 0 && conn->input.size >= conn->want_bytes;
+        if (conn->state != CONN_OPEN || whole || held < ROOM_HELD_MIN) continue;
+        if (!room_holds_up(conn)) continue;
+        room_holder_end(conn);
+        if (conn->state != CONN_OPEN) freed += held;
+        if (freed >= needed) break;
+    }
+    return others;
+}
+
+static bool
+room_check(struct core_net *net)
+{
+    u64 waiting = 0, held = 0;
+    for (u32 class = 0; class < ROOM_CLASSES; class ++) {
+        list_for_each (link, &net->room.waiting[class]) {
+            const struct io_conn *conn = room_conn(link);
+            if (conn->state != CONN_OPEN || conn->paused != CONN_PAUSED_ROOM) return false;
+            waiting++;
+        }
+    }
+    list_for_each (link, &net->room.holders)
+        held += list_entry(link, struct io_conn, hold_link)->input.capacity;
+    return waiting == net->shard->stats.connections_waiting &&
+           held <= net->input_budget.used_bytes && (waiting != 0) == net->room.timer.armed;
+}
+
+static void
+room_tick(struct io_timer *timer)
+{
+    struct core_net *net = CONTAINER_OF(timer, struct core_net, room.timer);
+    struct core_room *room = &net->room;
+    io_timer_arm(timer, io_now_ns() + ROOM_TICK_NS);
+    room_serve(net);
+    room_expire(room);
+    struct io_conn *front = room_front(room);
+    if (front != NULL && !room_call_in(net, room_needed(front))) {
+        struct io_conn *last;
+        while (!room_fits(front) && (last = room_last(room, front)) != NULL) {
+            MARK("io.room.all_wait");
+            room_refuse(last);
+        }
+    }
+    if (!room_anybody_waits(net)) io_timer_cancel(timer);
+    AUDIT("io.room.checked", room_check(net));
+}
