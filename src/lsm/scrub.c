@@ -45,6 +45,24 @@ find_next(struct levels *levels, u64 id, struct target *out)
     return out->file_id != UINT64_MAX;
 }
 
+static void
+note_table(struct levels *levels, struct table *table, u64 offset)
+{
+    (void)table_damaged(table, offset);
+    const struct gap_list *damaged = &table->damaged;
+    for (u32 i = 0; i < damaged->count; i++)
+        if (damaged->gaps[i].token_first <= levels->config.token_last &&
+            damaged->gaps[i].token_last >= levels->config.token_first)
+            return;
+    if (damaged->count == 0) return;
+    /* The file is another store's, too, since the number of cores changed, and what is damaged is
+     * that one's alone: ours is written anew, and the file goes. */
+    MARK("lsm.scrub.damage_elsewhere");
+    struct level_tree *tree = &levels->trees[table->meta.keyspace];
+    tree->force_last = tree->force_whole = true;
+    fiber_queue_wake_all(&levels->wake);
+}
+
 MAY_YIELD static void
 scrub_file(struct levels *levels, const struct target *target)
 {
@@ -66,7 +84,7 @@ scrub_file(struct levels *levels, const struct target *target)
         MARK("lsm.scrub.damage_found");
         levels->corruptions++;
         if (target->table != NULL)
-            (void)table_damaged(target->table->table, offset);
+            note_table(levels, target->table->table, offset);
         else /* whose record it is is not known */
             level_blob_damaged(target->blob, target->blob->token_first, target->blob->token_last);
         log_error("lsm", "scrub found damage dir=%s file=%c%016llx offset=%llu what=%s",

@@ -1082,6 +1082,46 @@ shared_body(void *arg)
     return lsm_close(lsm);
 }
 
+/* What is damaged lies in the other store's part. */
+static status
+elsewhere_body(void *arg)
+{
+    (void)arg;
+    fill_new();
+    u32 near = 2; /* any of the last level but in the last block of its table */
+    while (place_of(0, 1, near).last == place_of(0, 1, near).table->meta.token_last)
+        near += 3;
+    struct place place = place_of(0, 1, near);
+    const u64 middle = place.last + 1;
+    damage(&place);
+    EXPECT(ok(lsm_close(lsm)));
+    EXPECT(ok(io_dir_make("/half")));
+    const char *source = DIR;
+    EXPECT(ok(levels_split(&source, 1, "/half", middle, UINT64_MAX)));
+    struct lsm_options options;
+    lsm_options_default(&options);
+    options.memory_bytes = MIB(64);
+    options.memtable_bytes = MIB(4);
+    options.scrub_bytes_per_s = MIB(64);
+    struct lsm_place half = {.dir = "/half", .token_first = middle, .token_last = UINT64_MAX};
+    EXPECT(ok(lsm_open(&half, &options, &lsm)));
+    u64 until_ns = io_now_ns() + 60 * NS_PER_S;
+    while (stats()->corruptions == 0 || stats()->damaged_files != 0) {
+        EXPECT(io_now_ns() < until_ns);
+        fiber_sleep_ns(NS_PER_MS);
+    }
+    for (u32 i = 0; i < KEYS; i++)
+        EXPECT(token_of(i) < middle || is_deleted(i) || ok(get(i)));
+    return lsm_close(lsm);
+}
+
+static void
+what_is_damaged_of_another_store_is_let_go_of(void **state)
+{
+    (void)state;
+    run(elsewhere_body, NULL);
+}
+
 static void
 of_a_table_that_two_stores_have_each_knows_and_loses_its_own_tokens(void **state)
 {
@@ -1180,6 +1220,7 @@ int
 main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(what_is_damaged_of_another_store_is_let_go_of),
         cmocka_unit_test(who_asks_again_for_the_same_does_not_hold_up_what_is_under_way),
         cmocka_unit_test(damage_is_told_by_its_tokens_whoever_met_it),
         cmocka_unit_test(damage_of_values_and_of_what_is_no_block_is_told_and_no_list_is_too_short),
