@@ -51,7 +51,7 @@ static void
 conn_starve(struct io_conn *conn)
 {
     core_room_starved(conn);
-    core_conn_shut(conn, ST_NO_MEMORY);
+    if (conn->state == CONN_OPEN) core_conn_shut(conn, ST_NO_MEMORY);
 }
 
 bool

@@ -10,9 +10,10 @@
  * and by a timer, since the memory above this budget is others', who tell nobody.
  *
  * Room comes back when a frame is whole and its session has taken it. So as long as somebody waits,
- * each holder has to go on: a sixteenth of its frame a second, or the session is told that it holds
- * up others. That ends who sends half a request and then nothing within two seconds, and who sends
- * as little as is enough within sixteen.
+ * each client that holds some has to go on: a sixteenth of its frame in three seconds, or its
+ * session is told that it holds up others. That ends who sends half a request and then nothing
+ * within six seconds, and who sends as little as is enough within fifty; a mebibyte may come at 22
+ * KiB/s. Peers are not asked: they have deadlines of their own.
  *
  * A frame may turn out to be longer than its first part said (RESP tells the size of an argument
  * when it comes), and those that wait hold the pieces that had come before. So all that hold room
@@ -23,13 +24,13 @@
 #include "io/core_conn.h"
 
 #define ROOM_TICK_NS   (100 * NS_PER_MS)
-#define ROOM_LOOK_NS   NS_PER_S
+#define ROOM_LOOK_NS   (3 * NS_PER_S)
 #define ROOM_LOOK_PART 16u /* of the frame must come between two looks */
 #define ROOM_WAIT_NS   (30 * NS_PER_S)
 /* Of the shard's memory one such part is left when there are others. */
 #define ROOM_SHARD_PARTS 8u
 /* Who has less is not asked for it. */
-#define ROOM_HELD_MIN 4096u
+#define ROOM_HELD_MIN (16u << 10)
 
 static void room_run(struct io_task *task);
 static void room_tick(struct io_timer *timer);
@@ -91,6 +92,8 @@ core_room_starved(struct io_conn *conn)
 {
     MARK("io.conn.starved");
     conn->net->shard->stats.connections_starved++;
+    if (conn->state == CONN_OPEN && conn->events->crowded != NULL)
+        conn->events->crowded(conn, IO_CROWD_GIVES_UP, buf_bytes(&conn->input));
 }
 
 static u64
@@ -99,15 +102,17 @@ room_needed(const struct io_conn *conn)
     return conn->want_bytes - MIN(conn->want_bytes, conn->input.capacity);
 }
 
-/* Of the budget for input the last eighth is for the ends of small requests, and of the memory of
- * the shard some is for the requests themselves and for what others send; but one always goes on.
+/* Of the budget for input the last eighth is for the ends of small requests, and for peers; and of
+ * the memory of the shard some is for the requests themselves and for what others send; but one
+ * always goes on.
  */
 static bool
 room_fits(const struct io_conn *conn)
 {
     const struct budget *budget = &conn->net->input_budget;
     u64 needed = room_needed(conn);
-    if (budget->used_bytes + needed > budget->limit_bytes / 8 * 7) return false;
+    u64 limit = conn->events->first ? budget->limit_bytes : budget->limit_bytes / 8 * 7;
+    if (budget->used_bytes + needed > limit) return false;
     const struct budget *all = budget->parent;
     bool alone = conn->net->room.count == conn->room_had;
     return alone ||
@@ -239,12 +244,11 @@ room_run(struct io_task *task)
 
 /* ---- what ends it ---- */
 
+/* Its session has the last word. */
 static void
 room_refuse(struct io_conn *conn)
 {
     core_room_starved(conn);
-    if (conn->events->crowded != NULL)
-        conn->events->crowded(conn, IO_CROWD_GIVES_UP, buf_bytes(&conn->input));
     if (list_linked(&conn->room_link)) core_conn_shut(conn, ST_NO_MEMORY);
 }
 
@@ -262,8 +266,8 @@ room_expire(struct core_room *room)
     }
 }
 
-/* Whether a holder does nothing for its frame. The kernel is asked: it is received in one piece.
- * What lies here unread is not the peer's fault. */
+/* Whether a holder does nothing for its frame. The kernel is asked, which may have more than came
+ * here. What lies here unread is not the peer's fault. */
 static bool
 room_holds_up(struct io_conn *conn)
 {
@@ -272,7 +276,8 @@ room_holds_up(struct io_conn *conn)
     u64 arrived = io_conn_arrived(conn);
     u64 enough = MAX(conn->want_bytes / ROOM_LOOK_PART, 1u);
     bool here = arrived >= conn->received - conn->input.size + conn->want_bytes;
-    bool late = conn->room_ns != 0 && arrived - conn->room_arrived < enough && !here;
+    bool unread = arrived > conn->received;
+    bool late = conn->room_ns != 0 && arrived - conn->room_arrived < enough && !here && !unread;
     conn->room_ns = now_ns;
     conn->room_arrived = arrived;
     return late;
@@ -282,10 +287,7 @@ static void
 room_holder_end(struct io_conn *conn)
 {
     MARK("io.room.held_up");
-    if (conn->events->crowded != NULL)
-        conn->events->crowded(conn, IO_CROWD_HOLDS_UP, buf_bytes(&conn->input));
-    else if (conn->paused == 0)
-        core_conn_shut(conn, ST_TIMED_OUT);
+    conn->events->crowded(conn, IO_CROWD_HOLDS_UP, buf_bytes(&conn->input));
 }
 
 /* Ends holders, who has it longest first, until there would be room for needed bytes. False:
@@ -302,6 +304,7 @@ room_call_in(struct core_net *net, u64 needed)
         u64 held = conn->input.capacity;
         bool whole = conn->paused == 0 && conn->input.size >= conn->want_bytes;
         if (conn->state != CONN_OPEN || whole || held < ROOM_HELD_MIN) continue;
+        if (conn->events->crowded == NULL) continue;
         if (!room_holds_up(conn)) continue;
         room_holder_end(conn);
         if (conn->state != CONN_OPEN) freed += held;

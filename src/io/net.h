@@ -41,10 +41,11 @@ struct io_conn; /* owned by src/io; valid from opened until closed has returned 
 enum io_crowd {
     /* The connection begins to wait, unread, for room for its frame. */
     IO_CROWD_WAITS,
-    /* It has a part of a frame, and nothing, or far too little, has come for a second; or it is
-     * paused. Others wait for the room. Who is to blame for it is closed. */
+    /* It has a part of a frame, and nothing, or far too little, has come for three seconds; or it
+     * is paused. Others wait for the room. Who is to blame for it is closed. */
     IO_CROWD_HOLDS_UP,
-    /* It has waited too long: the last words, then it is to be closed. */
+    /* It has waited too long, or there is no memory for a piece of what it sends: the last words,
+     * then it is to be closed. */
     IO_CROWD_GIVES_UP,
 };
 
@@ -61,7 +62,8 @@ struct io_conn_events {
     /* Last call, also after io_conn_close. why: ST_OK at the peer's orderly end or our own close,
      * else the error. Not called when opened failed. */
     void (*closed)(struct io_conn *conn, status why);
-    /* See there. input: what has come of the frame, valid during the call. NULL: it is closed. */
+    /* See there. input: what has come of the frame, valid during the call. NULL: it is
+     * never held to go on, and closed when it has waited too long. */
     void (*crowded)(struct io_conn *conn, enum io_crowd what, struct bytes input);
     /* Its frames find room before those of the others: what clients send does not hold it up. */
     bool first;

@@ -189,8 +189,10 @@ conn_receive_arm(struct ring_conn *conn)
     struct io_uring_sqe *sqe = ring_sqe(shard);
     conn->receiving_direct = direct;
     if (direct) {
+        /* Not MSG_WAITALL: of who sends in small pieces the kernel polls so often, and then a
+         * worker waits, of which there are few. */
         io_uring_prep_recv(sqe, conn->fd, input->data + input->size,
-                           conn->core.want_bytes - input->size, MSG_WAITALL);
+                           conn->core.want_bytes - input->size, 0);
     } else {
         /* One arming brings up to 32 buffers before anybody can say that it is enough: when memory
          * is short, one at a time. */

@@ -557,7 +557,9 @@ room_order_main(void *arg)
         room_send(room, i, FRAME_BYTES, 0, FRAME_BYTES);
         fiber_sleep_ns(50 * NS_PER_MS);
     }
-    CHECK(room_waiting() == 2 && room->whole_count == 0);
+    /* The last eighth is for the first class, too. */
+    u32 served = room->first_class;
+    CHECK(room_waiting() == 2 - served && room->whole_count == served);
     room_send(room, 0, FRAME_BYTES, FRAME_BYTES / 2, FRAME_BYTES);
     fiber_sleep_ns(NS_PER_S);
     room_end(room);
@@ -587,7 +589,7 @@ frames_of_the_first_class_find_room_before_the_others(void **state)
     struct room_world room = {.first_class = true};
     assert_true(ok(sim_run_main(1, 1, room_order_main, &room)));
     assert_int_equal(room.whole_count, 3);
-    assert_memory_equal(room.whole, "\0\2\1", 3);
+    assert_memory_equal(room.whole, "\2\0\1", 3);
 }
 
 /* Half of a frame, and nothing more. */
@@ -602,12 +604,13 @@ room_half_main(void *arg)
     CHECK(room->holds_up == 0 && room->closed == 0); /* nobody waits */
     u64 begin_ns = io_now_ns();
     room_send(room, 1, FRAME_BYTES, 0, FRAME_BYTES);
-    fiber_sleep_ns(5 * NS_PER_S);
+    fiber_sleep_ns(12 * NS_PER_S);
     room->at_ns -= begin_ns;
     room_end(room);
     return ST_OK;
 }
 
+/* A client is; a peer has deadlines of its own, and is not cut because of others. */
 static void
 who_holds_room_that_others_wait_for_has_to_go_on(void **state)
 {
@@ -620,16 +623,16 @@ who_holds_room_that_others_wait_for_has_to_go_on(void **state)
         sim_audits_set(sim, 1);
         assert_true(ok(sim_run(sim, 1, room_half_main, &room)));
         assert_int_equal(room.holds_up, told);
-        assert_int_equal(room.timed_out, !told);
-        assert_int_equal(room.whole_count, 1);
-        assert_int_equal(room.whole[0], 1);
-        assert_true(room.at_ns <= 5 * NS_PER_S / 2);
-        assert_int_equal(sim_mark_count(sim, "io.room.held_up"), 1);
+        assert_int_equal(room.timed_out, 0);
+        assert_int_equal(room.whole_count, told);
+        if (told) assert_int_equal(room.whole[0], 1);
+        if (told) assert_true(room.at_ns <= 13 * NS_PER_S / 2);
+        assert_int_equal(sim_mark_count(sim, "io.room.held_up"), told);
         sim_free(sim);
     }
 }
 
-/* A sixteenth of the frame a second is enough. */
+/* A sixteenth of the frame in three seconds is enough. */
 static status
 room_slow_main(void *arg)
 {

@@ -206,10 +206,18 @@ session_received(struct io_conn *conn, struct bytes data)
     return consumed;
 }
 
+static void
+session_crowded(struct io_conn *conn, enum io_crowd what, struct bytes input)
+{
+    (void)input;
+    if (what == IO_CROWD_HOLDS_UP) io_conn_close(conn, IO_CLOSE_ABORT);
+}
+
 static const struct io_conn_events events = {.opened = session_opened,
                                              .received = session_received,
                                              .drained = session_drained,
                                              .closed = session_closed,
+                                             .crowded = session_crowded,
                                              .refusal = BYTES("full\n", 5)};
 
 static status
