@@ -21,6 +21,9 @@
 #include "io/io.h"
 #include "lsm/levels_internal.h"
 
+/* Writes are slow then, and never refused. */
+#define WAITING_PRESSURE_MAX 800u
+
 /* ---- small things ---- */
 
 u64
@@ -135,7 +138,10 @@ levels_shape_update(struct levels *levels)
         runs_max = MAX(runs_max, count);
         struct pick_tree tree;
         levels_pick_tree(levels, keyspace, &tree, runs, sweeps, SWEEP_RUNS_MAX);
-        pressure = MAX(pressure, compaction_pressure(&tree));
+        u32 of_tree = compaction_pressure(&tree);
+        /* Whoever mends it has to write in this store before it can be merged again. */
+        if (levels->trees[keyspace].waits) of_tree = MIN(of_tree, WAITING_PRESSURE_MAX);
+        pressure = MAX(pressure, of_tree);
         debt += compaction_debt(&tree);
     }
     if (BUGGIFY("lsm.levels.pressure")) pressure = MAX(pressure, 900u);
