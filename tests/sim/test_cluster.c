@@ -1977,6 +1977,16 @@ what_damage_prevents_comparing_is_told_at_once(void **state)
 
 /* ---- what is mended ---- */
 
+static void
+run_on_all_nodes(void (*story)(struct rig *rig))
+{
+    for (u64 seed = 1; seed <= SEED_COUNT; seed++) {
+        struct rig rig = rig_of(seed, story);
+        rig.on_all_nodes = true;
+        rig_run(&rig);
+    }
+}
+
 static bool
 is_mended(struct rig *rig)
 {
@@ -2044,11 +2054,7 @@ mended_story(struct rig *rig)
 static void
 a_damaged_block_is_mended_from_replicas(void **state)
 {
-    for (u64 seed = 1; seed <= SEED_COUNT; seed++) {
-        struct rig rig = rig_of(seed, mended_story);
-        rig.on_all_nodes = true;
-        rig_run(&rig);
-    }
+    run_on_all_nodes(mended_story);
 }
 
 /* It has given up what it had, and has not removed it, or not fetched it yet. */
@@ -2076,11 +2082,7 @@ mended_over_crashes_story(struct rig *rig)
 static void
 who_mends_may_crash_at_any_step(void **state)
 {
-    for (u64 seed = 1; seed <= SEED_COUNT; seed++) {
-        struct rig rig = rig_of(seed, mended_over_crashes_story);
-        rig.on_all_nodes = true;
-        rig_run(&rig);
-    }
+    run_on_all_nodes(mended_over_crashes_story);
 }
 
 static MAY_YIELD void
@@ -2123,11 +2125,7 @@ mended_from_the_start_story(struct rig *rig)
 static void
 damage_that_is_met_before_there_is_a_topology_is_mended(void **state)
 {
-    for (u64 seed = 1; seed <= SEED_COUNT; seed++) {
-        struct rig rig = rig_of(seed, mended_from_the_start_story);
-        rig.on_all_nodes = true;
-        rig_run(&rig);
-    }
+    run_on_all_nodes(mended_from_the_start_story);
 }
 
 #define TAG_KEYS      600u
@@ -2250,11 +2248,7 @@ both_damaged_story(struct rig *rig)
 static void
 nothing_is_given_up_that_others_cannot_read(void **state)
 {
-    for (u64 seed = 1; seed <= SEED_COUNT; seed++) {
-        struct rig rig = rig_of(seed, both_damaged_story);
-        rig.on_all_nodes = true;
-        rig_run(&rig);
-    }
+    run_on_all_nodes(both_damaged_story);
 }
 
 /* What the third one lacked it has before anything is given up: so if the disk of another one is
@@ -2291,11 +2285,7 @@ handed_over_story(struct rig *rig)
 static void
 others_have_what_can_be_read_before_it_is_given_up(void **state)
 {
-    for (u64 seed = 1; seed <= SEED_COUNT; seed++) {
-        struct rig rig = rig_of(seed, handed_over_story);
-        rig.on_all_nodes = true;
-        rig_run(&rig);
-    }
+    run_on_all_nodes(handed_over_story);
 }
 
 struct block_of {
@@ -2392,11 +2382,7 @@ mending_in_vain_story(struct rig *rig)
 static void
 who_mends_in_vain_holds_up_nobody_for_ever(void **state)
 {
-    for (u64 seed = 1; seed <= SEED_COUNT; seed++) {
-        struct rig rig = rig_of(seed, mending_in_vain_story);
-        rig.on_all_nodes = true;
-        rig_run(&rig);
-    }
+    run_on_all_nodes(mending_in_vain_story);
 }
 
 /* What only the damaged store has yet: values of old below, and above them tombstones, which the
@@ -2489,11 +2475,7 @@ hidden_story(struct rig *rig)
 static void
 what_a_damaged_block_hid_does_not_come_back(void **state)
 {
-    for (u64 seed = 1; seed <= SEED_COUNT; seed++) {
-        struct rig rig = rig_of(seed, hidden_story);
-        rig.on_all_nodes = true;
-        rig_run(&rig);
-    }
+    run_on_all_nodes(hidden_story);
 }
 
 int
