@@ -82,6 +82,15 @@ buf_consume(struct buf *buf, size_t count)
     if (buf->size > 0 && count > 0) memmove(buf->data, buf->data + count, buf->size);
 }
 
+bool
+buf_move(struct buf *buf, struct budget *child)
+{
+    CHECK(child->parent == buf->budget);
+    if (!budget_take_over(child, buf->capacity)) return false;
+    buf->budget = child;
+    return true;
+}
+
 void
 buf_clear(struct buf *buf, size_t keep_bytes)
 {

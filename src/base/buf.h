@@ -27,6 +27,8 @@ void buf_trim(struct buf *buf, size_t extra);
 MUST_CHECK bool buf_append(struct buf *buf, const void *data, size_t size);
 /* Drops the first count bytes. */
 void buf_consume(struct buf *buf, size_t count);
+/* What it holds counts against a child of its budget from now on; false: that refuses. */
+MUST_CHECK bool buf_move(struct buf *buf, struct budget *child);
 /* Keeps the memory if it is at most keep_bytes, else frees it. */
 void buf_clear(struct buf *buf, size_t keep_bytes);
 

@@ -27,6 +27,17 @@ budget_take(struct budget *budget, u64 size)
     return true;
 }
 
+bool
+budget_take_over(struct budget *budget, u64 size)
+{
+    u64 left = budget->limit_bytes - MIN(budget->limit_bytes, budget->used_bytes);
+    if (size > left) return false;
+    budget->used_bytes += size;
+    budget->used_bytes_max = MAX(budget->used_bytes_max, budget->used_bytes);
+    CHECK(budget->parent->used_bytes >= budget->used_bytes);
+    return true;
+}
+
 void
 budget_give(struct budget *budget, u64 size)
 {

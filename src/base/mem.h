@@ -28,6 +28,9 @@ void budget_init(struct budget *budget, const char *name, u64 limit_bytes, struc
 /* Counts size in budget and all ancestors, or changes nothing and returns false. */
 MUST_CHECK bool budget_take(struct budget *budget, u64 size);
 void budget_give(struct budget *budget, u64 size);
+/* Counts in budget, too, what its parent counts already, and all above that; or changes nothing and
+ * returns false. budget_give(budget, size) then gives it back to all. */
+MUST_CHECK bool budget_take_over(struct budget *budget, u64 size);
 /* What could be taken now: the least that is left on the path to the root. */
 u64 budget_available(const struct budget *budget);
 

@@ -17,7 +17,7 @@ cmd_ping(struct exec *x)
     if (x->arg_count > 2)
         resp_error(x->reply, "ERR wrong number of arguments for 'ping' command");
     else if (x->arg_count == 2)
-        resp_bulk(x->reply, x->args[1]);
+        cmd_echo(x);
     else
         resp_simple(x->reply, "PONG");
 }
@@ -26,6 +26,7 @@ void
 cmd_echo(struct exec *x)
 {
     resp_bulk(x->reply, x->args[1]);
+    if (x->reply->failed) exec_fail(x, ST_NO_MEMORY);
 }
 
 void

@@ -48,7 +48,7 @@ request_may_fit_later(const struct shard *shard, size_t bytes, bool large)
 {
     /* What needs most of the memory might wait for ever. */
     const struct budget *budget = large ? &shard->large_budget : &shard->budget;
-    return shard->request_count != 0 && bytes <= budget->limit_bytes / 4;
+    return shard->request_count + shard->guest_count != 0 && bytes <= budget->limit_bytes / 4;
 }
 
 static struct request *
@@ -192,6 +192,7 @@ guest_leaves(const struct request *request, struct shard *shard)
     if (request->home == shard->index) return;
     CHECK(shard->guest_count > 0);
     shard->guest_count--;
+    session_place_free(shard); /* the memory of its reply may be enough for one */
 }
 
 static void
@@ -436,14 +437,35 @@ is_too_early(const struct request *request, const struct shard *shard)
            (request_memory_scarce(shard) || BUGGIFY("server.request.memory_scarce"));
 }
 
+bool
+request_reply_may_wait(const struct shard *shard, size_t bytes)
+{
+    const struct budget *large = &shard->large_budget;
+    return bytes <= REQUEST_REPLY_SHORT_BYTES ||
+           large->used_bytes + bytes <= large->limit_bytes / 2;
+}
+
+bool
+request_reply_settle(struct request *request, struct shard *shard)
+{
+    struct buf *reply = &request->reply;
+    if (reply->size <= REQUEST_REPLY_SHORT_BYTES || reply->budget == &shard->large_budget)
+        return true;
+    if (!buf_move(reply, &shard->large_budget)) return MARKED("server.request.unsettled", false);
+    return true;
+}
+
 /* After it ran: what has changed something cannot run again. */
 static bool
-was_too_early(const struct request *request, const struct exec *x, const struct resp_writer *w,
-              const struct shard *shard)
+was_too_early(struct request *request, const struct exec *x, const struct resp_writer *w,
+              struct shard *shard)
 {
     if (!request->early || x->wrote) return false;
     if (w->failed || status_is(x->failure, ST_NO_MEMORY)) return true;
-    return request->reply.size > REQUEST_INLINE_REPLY && request_memory_scarce(shard);
+    if (request->reply.size <= REQUEST_INLINE_REPLY) return false;
+    bool kept =
+        request_reply_may_wait(shard, request->reply.size) && request_reply_settle(request, shard);
+    return !kept || request_memory_scarce(shard);
 }
 
 /* Memory for a batch or a reply comes back as others end. Only what has changed nothing runs again;
@@ -514,7 +536,8 @@ run_waiting(struct request *request, struct exec *x, struct resp_writer *w, stru
     for (u32 tries = 1;; tries++) {
         run_once(request, x, w, &alone);
         if (was_too_early(request, x, w, shard)) return false;
-        bool short_of_memory = w->failed || status_is(x->failure, ST_NO_MEMORY);
+        bool settled = request_reply_settle(request, shard);
+        bool short_of_memory = !settled || w->failed || status_is(x->failure, ST_NO_MEMORY);
         if (!short_of_memory || x->wrote || io_now_ns() >= deadline_ns) break;
         bool read_part = (request->parent != NULL || request->part) &&
                          request->command->place == PLACE_SPLIT_ARRAY;
@@ -526,7 +549,7 @@ run_waiting(struct request *request, struct exec *x, struct resp_writer *w, stru
         }
         if (is_over(request, shard) || !others_owe_memory(shard, request, since_ns)) break;
         MARK("server.request.memory_awaited");
-        if (w->failed) request->long_reply = true;
+        if (w->failed || !settled) request->long_reply = true;
         exec_deinit(x);
         buf_deinit(&request->reply);
         buf_init(&request->reply, request_budget(request, shard));
@@ -633,7 +656,7 @@ block_came(void *arg, status st, struct lsm_value *value)
     bool done = exec_given(&x, request->command->handler, st, value);
     bool early = done && was_too_early(request, &x, &w, shard);
     bool memory = !w.failed && !status_is(x.failure, ST_NO_MEMORY);
-    if (done && !early && memory) {
+    if (done && !early && memory && request_reply_settle(request, shard)) {
         keep_outcome(request, &x, &w);
         exec_deinit(&x);
         ran(request, shard);
@@ -678,6 +701,7 @@ run_here(struct request *request, struct shard *shard)
         !(request->large && fiber_should_yield()) && exec_try(&x, request->command->handler);
     bool early = done && was_too_early(request, &x, &w, shard);
     bool memory = !w.failed && !status_is(x.failure, ST_NO_MEMORY);
+    if (done && !early) memory = request_reply_settle(request, shard) && memory;
     if (done && !early && !memory && !x.wrote) { /* a fiber can wait for it */
         done = false;
         w.failed = false;

@@ -47,6 +47,9 @@
 #include "server/shard.h"
 
 #define REQUEST_INLINE_REPLY 256u
+/* A longer reply draws on what is for large requests: how long it stays is for its client to say,
+ * and many that read slowly are not to take from the small requests of others. */
+#define REQUEST_REPLY_SHORT_BYTES (16u << 10)
 /* Keys that a connection may have under way as light work. */
 #define REQUEST_KEYS_LIGHT 4u
 /* MGET of more goes in stretches, see request_parts.c; other commands that are split, of more than
@@ -170,6 +173,11 @@ request_budget(const struct request *request, struct shard *shard)
 }
 /* Refuses it for want of memory, where there is not even some for the words. */
 void request_refuse_without_memory(struct request *request);
+/* Whether a reply of so many bytes may stand behind others that are to be sent first: a long one
+ * only as long as half of the memory for such ones is free for those. */
+bool request_reply_may_wait(const struct shard *shard, size_t bytes);
+/* A long reply is put where it belongs. false: there is no memory; it stays where it is. */
+MUST_CHECK bool request_reply_settle(struct request *request, struct shard *shard);
 /* Copies a reply into a request of this shard that never runs; false: no memory. */
 MUST_CHECK bool request_reply_set(struct request *request, struct bytes reply);
 

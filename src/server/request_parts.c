@@ -188,7 +188,7 @@ request_parts_done(struct request *request)
     status why = failed == NULL ? ST_OK : failed->failure;
     if (failed != NULL && failed->unknown) {
         request->unknown = true;
-    } else if (failed == NULL && !gather(request, &w)) {
+    } else if (failed == NULL && (!gather(request, &w) || !request_reply_settle(request, shard))) {
         why = ST_NO_MEMORY;
     } else if (failed != NULL && !too_much(why)) {
         struct bytes reply = request_reply(failed);

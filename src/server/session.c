@@ -244,6 +244,7 @@ session_stall_for_place(struct session *s, size_t bytes, u32 keys)
     bool large = keys > REQUEST_KEYS_LIGHT;
     if (!request_may_fit_later(shard, bytes, large)) return false;
     CHECK(!list_linked(&s->starved_link));
+    if (s->starved_ns == 0) s->starved_ns = io_now_ns();
     list_push_back(&shard->starved[large ? WORK_HEAVY : WORK_LIGHT], &s->starved_link);
     session_stall(s, SESSION_WAITS_PLACE);
     return true;
@@ -254,6 +255,8 @@ run_on(struct session *s)
 {
     if (s->stall == SESSION_RUNS) return;
     list_del(&s->starved_link);
+    if (s->wants_memory) atomic_fetch_sub(&s->shard->server->memory_wanted, 1);
+    s->wants_memory = false;
     s->stall = SESSION_RUNS;
     s->shard->stats->clients_paused--;
     if (s->conn != NULL && !s->closing && !s->shard->draining) io_conn_resume(s->conn);
@@ -262,7 +265,7 @@ run_on(struct session *s)
 void
 session_place_free(struct shard *shard)
 {
-    /* With the last request goes the last one who would wake the others. */
+    /* With the last one goes who would wake the others. */
     bool more;
     do {
         more = false;
@@ -272,7 +275,7 @@ session_place_free(struct shard *shard)
             run_on(list_entry(node, struct session, starved_link));
             more = true;
         }
-    } while (more && shard->request_count == 0);
+    } while (more && shard->request_count + shard->guest_count == 0);
 }
 
 static void
@@ -308,6 +311,7 @@ session_all_check(const struct shard *shard)
         }
         if (pending != s->pending_count || s->hold_count > SESSION_HOLDS) return false;
         if (list_linked(&s->starved_link) != (s->stall == SESSION_WAITS_PLACE)) return false;
+        if (s->wants_memory && s->stall != SESSION_WAITS_PLACE) return false;
         sessions++;
         requests += pending;
     }
@@ -519,10 +523,22 @@ sweep_unfinished(struct session *s, u64 now_ns, u64 limit_ns)
     session_close(s);
 }
 
+/* Who has found no place for so long waits for what clients that read slowly hold. */
+static void
+sweep_starved(struct session *s, u64 now_ns)
+{
+    if (s->stall != SESSION_WAITS_PLACE || s->wants_memory) return;
+    if (now_ns - MIN(now_ns, s->starved_ns) <= STREAM_CROWDED_NS) return;
+    MARK("server.session.starved_long");
+    s->wants_memory = true;
+    atomic_fetch_add(&s->shard->server->memory_wanted, 1);
+}
+
 static void
 sweep_one(struct session *s, u64 now_ns, u64 timeout_ns, u64 request_ns)
 {
     if (s->conn == NULL) return;
+    sweep_starved(s, now_ns);
     size_t owed = io_conn_pending(s->conn);
     bool small = owed <= CONN_OUTPUT_HIGH_BYTES && s->stall != SESSION_WAITS_OUTPUT;
     if (owed < s->pending_bytes || small) {
@@ -785,6 +801,10 @@ received(struct io_conn *conn, struct bytes data)
     size_t consumed = s->protocol == SESSION_NATIVE ? session_native_received(s, data)
                                                     : session_resp_received(s, data);
     request_trains_send(s->shard);
+    if (UNLIKELY(s->starved_ns != 0)) {
+        bool starved = s->stall == SESSION_WAITS_PLACE;
+        if (!starved || consumed != 0) s->starved_ns = starved ? io_now_ns() : 0;
+    }
     if (s->unfinished_wanted != 0 && (!unfinished || consumed != 0)) {
         s->unfinished_ns = io_now_ns();
         s->unfinished_seen = false;

@@ -85,6 +85,8 @@ struct session {
     enum session_stall stall;
     bool paused;
     struct list starved_link;
+    u64 starved_ns;             /* since when nothing of it found a place; 0: it is not so */
+    bool wants_memory;          /* it is so for long: counted in server->memory_wanted */
     struct fiber_queue drained; /* a streaming reply waits for the client */
     bool piecewise;             /* the first of pending is a long reply, of which a part is sent */
     u64 client_wait_ns;         /* since when a long reply waits for the client; 0: none does */
@@ -130,7 +132,7 @@ void session_deliver(struct session *s);
 void session_request_done(struct request *request);
 /* The same: it is to run again once its reply is the next. */
 void session_request_put_off(struct request *request);
-/* A request has ended: somebody who waits for a place may go on. */
+/* A request has ended, or left from here: somebody who waits for a place may go on. */
 void session_place_free(struct shard *shard);
 /* Stops reading until there may be a place for a request of this size. false: others that end do
  * not make it; it is to be refused. */

@@ -6,6 +6,8 @@
  * leave that path: not complete (ask for more), not now (S1 to S3 of session.h: stall), not here
  * or not without waiting (a struct request).
  */
+#include "base/fault.h"
+
 #include "server/number.h"
 #include "server/route.h"
 #include "server/session.h"
@@ -60,7 +62,9 @@ static void
 answer_later(struct call *call, struct request *slot, struct resp_writer *w, bool wrote, u64 seq)
 {
     struct session *s = call->s;
-    if (w->failed || !request_reply_set(slot, buf_bytes(w->out))) {
+    bool kept = !w->failed && request_reply_set(slot, buf_bytes(w->out));
+    if (kept && !request_reply_settle(slot, s->shard)) MARK("server.session.unsettled");
+    if (!kept) {
         w->out->size = 0;
         exec_error_reply(w, ST_NO_MEMORY);
         if (wrote || (call->command->flags & COMMAND_WRITE) || w->failed ||
@@ -257,8 +261,8 @@ run_on_owner(struct call *call, struct resp_writer *w, u32 owner, u64 key_hash, 
         exec_deinit(&x);
         bool roomy = memory && (slot != NULL || session_has_room(s, w->out->size));
         /* Those before it need the memory: it is put off (request.h). */
-        bool early =
-            slot != NULL && w->out->size > REQUEST_INLINE_REPLY && request_memory_scarce(shard);
+        bool early = slot != NULL && w->out->size > REQUEST_INLINE_REPLY &&
+                     (request_memory_scarce(shard) || !request_reply_may_wait(shard, w->out->size));
         if (in_pieces || (done && !x.wrote && (!roomy || early))) {
             w->failed = false;
             w->out->size = 0;

@@ -57,7 +57,8 @@ struct server {
     _Atomic u32 shutdown_wanted;
     _Atomic u64 resident_bytes; /* the host's last look; 0: never */
     _Atomic u32 clients;        /* of all shards: maxclients is the node's */
-    _Atomic u32 memory_wanted;  /* large requests of all shards that wait for memory */
+    _Atomic u32 memory_wanted;  /* requests of all shards that wait for memory, and clients
+                                 * that have long found no place for one */
     struct cluster *cluster;    /* NULL: a node by itself */
     _Atomic u32 not_ready;      /* why, node.c; by shard 0; 0: it is */
 };

@@ -431,6 +431,81 @@ def test_a_slow_reader_gets_everything_in_the_end(server):
     slow.close()
 
 
+def ordinary_pipelines(port, patience_s):
+    """Clients that each send 200 small requests at once and read all replies; how long each took, or
+    what it met instead. They are spread over the cores as the kernel likes."""
+    pipelines = [[("SET", f"o{i}", "y" * 1000) for i in range(200)],
+                 [("GET", f"o{i}") for i in range(200)],
+                 [("SET", f"o{i}", "y" * 1000) if i % 3 else ("GET", f"o{i}") for i in range(200)],
+                 [("SET", f"o{i}", "y" * 1000) if i % 3 else ("GET", f"o{i}") for i in range(10)]]
+    took = []
+
+    def run(words):
+        begin = time.monotonic()
+        try:
+            with Resp(port, timeout=patience_s) as connection:
+                connection.send_raw(b"".join(Resp.encode(*command) for command in words))
+                answers = [connection.read() for _ in words]
+            refused = [answer for answer in answers if isinstance(answer, ReplyError)]
+            took.append(refused[0] if refused else time.monotonic() - begin)
+        except OSError as error:
+            took.append(error)
+
+    threads = [threading.Thread(target=run, args=(words,)) for words in pipelines * 3]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return took
+
+
+def readers_that_stop(port, count, request):
+    """Clients that ask, and take nothing of what they are sent."""
+    sockets = []
+    for _ in range(count):
+        sock = socket.create_connection(("127.0.0.1", port))
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        sock.setblocking(False)
+        sock.send(request)
+        sockets.append(sock)
+    return sockets
+
+
+def test_who_does_not_read_long_replies_costs_others_nothing(make_server):
+    """Their values of 200 KB fill what memory there is for long replies; small requests have
+    another share."""
+    server = make_server(memory="64MiB", cores="0,1")
+    with server.connect() as connection:
+        for i in range(20):
+            connection.call("SET", f"m{i}", os.urandom(200_000))
+    sockets = []
+    for n in range(40):
+        request = b"".join(Resp.encode("GET", f"m{(n + i) % 20}") for i in range(200))
+        sockets += readers_that_stop(server.port, 1, request)
+    time.sleep(1)
+    took = ordinary_pipelines(server.port, 20)
+    assert all(isinstance(s, float) and s < 3 * SLOW for s in took), took
+    for sock in sockets:
+        sock.close()
+    polite(server)
+
+
+def test_who_does_not_read_short_replies_makes_way_for_others(make_server):
+    """So many of them leave no place for a request: they are given a second then."""
+    server = make_server(memory="64MiB", cores="0,1")
+    with server.connect() as connection:
+        for i in range(20):
+            connection.call("SET", f"s{i}", "v" * 15_000)
+    request = b"".join(Resp.encode("GET", f"s{i % 20}") for i in range(200))
+    sockets = readers_that_stop(server.port, 800, request)
+    time.sleep(1)
+    took = ordinary_pipelines(server.port, 20)
+    assert all(isinstance(s, float) and s < 10 * SLOW for s in took), took
+    for sock in sockets:
+        sock.close()
+    polite(server)
+
+
 def test_a_million_tiny_pipelined_requests(server):
     count = 1_000_000 // (20 if SANITIZED else 1)
     request = b"*2\r\n$4\r\nINCR\r\n$1\r\nn\r\n"
@@ -611,6 +686,16 @@ def test_the_longest_value_is_exchanged_at_the_least_memory(make_server):
         assert connection.call("GETSET", "k", other) == value
         assert connection.call("SET", "k", value, "GET") == other
         assert connection.call("GET", "k") == value
+
+
+def test_an_echo_for_which_there_is_no_memory_is_refused(make_server):
+    """It has changed nothing, so its connection goes on."""
+    server = make_server(memory="64MiB", cores="0,1")
+    with server.connect() as connection:
+        for word in ("ECHO", "PING"):
+            with pytest.raises(ReplyError, match="OOM "):
+                connection.call(word, "x" * (14 << 20))
+        assert connection.call("ECHO", "x") == b"x"
 
 
 def test_who_finds_no_memory_for_a_request_is_told_so(make_server):
