@@ -13,28 +13,36 @@ budget_init(struct budget *budget, const char *name, u64 limit_bytes, struct bud
     *budget = (struct budget){.parent = parent, .limit_bytes = limit_bytes, .name = name};
 }
 
-bool
-budget_take(struct budget *budget, u64 size)
+/* What of size, on top of what is used, the parent has not counted as reserved. */
+static u64
+above_reserve(const struct budget *budget, u64 used, u64 size)
 {
-    for (struct budget *b = budget; b != NULL; b = b->parent) {
-        u64 left = b->limit_bytes > b->used_bytes ? b->limit_bytes - b->used_bytes : 0;
-        if (size > left) return false;
-    }
-    for (struct budget *b = budget; b != NULL; b = b->parent) {
-        b->used_bytes += size;
-        b->used_bytes_max = MAX(b->used_bytes_max, b->used_bytes);
-    }
-    return true;
+    u64 reserved = budget->reserved_bytes > used ? budget->reserved_bytes - used : 0;
+    return size > reserved ? size - reserved : 0;
+}
+
+static u64
+left_in(const struct budget *budget)
+{
+    return budget->limit_bytes - MIN(budget->limit_bytes, budget->used_bytes);
 }
 
 bool
-budget_take_over(struct budget *budget, u64 size)
+budget_take(struct budget *budget, u64 size)
 {
-    u64 left = budget->limit_bytes - MIN(budget->limit_bytes, budget->used_bytes);
-    if (size > left) return false;
-    budget->used_bytes += size;
-    budget->used_bytes_max = MAX(budget->used_bytes_max, budget->used_bytes);
-    CHECK(budget->parent->used_bytes >= budget->used_bytes);
+    u64 rest = size;
+    for (const struct budget *b = budget; b != NULL; b = b->parent) {
+        if (rest > left_in(b)) return false;
+        rest = above_reserve(b, b->used_bytes, rest);
+    }
+    rest = size;
+    for (struct budget *b = budget; b != NULL; b = b->parent) {
+        u64 above = above_reserve(b, b->used_bytes, rest);
+        b->used_bytes += rest;
+        b->used_bytes_max = MAX(b->used_bytes_max, b->used_bytes);
+        if (b->parent != NULL) b->parent->spare_bytes -= rest - above;
+        rest = above;
+    }
     return true;
 }
 
@@ -44,18 +52,50 @@ budget_give(struct budget *budget, u64 size)
     for (struct budget *b = budget; b != NULL; b = b->parent) {
         CHECK(b->used_bytes >= size);
         b->used_bytes -= size;
+        u64 above = above_reserve(b, b->used_bytes, size);
+        if (b->parent != NULL) b->parent->spare_bytes += size - above;
+        size = above;
     }
+}
+
+bool
+budget_reserve(struct budget *budget, u64 size)
+{
+    CHECK(budget->used_bytes == 0 && budget->reserved_bytes == 0 && size <= budget->limit_bytes);
+    if (!budget_take(budget->parent, size)) return false;
+    budget->parent->spare_bytes += size;
+    budget->reserved_bytes = size;
+    return true;
+}
+
+void
+budget_unreserve(struct budget *budget)
+{
+    CHECK(budget->used_bytes == 0);
+    if (budget->reserved_bytes == 0) return;
+    budget->parent->spare_bytes -= budget->reserved_bytes;
+    budget_give(budget->parent, budget->reserved_bytes);
+    budget->reserved_bytes = 0;
+}
+
+bool
+budget_take_over(struct budget *budget, u64 size)
+{
+    CHECK(budget->reserved_bytes == 0);
+    if (size > left_in(budget)) return false;
+    budget->used_bytes += size;
+    budget->used_bytes_max = MAX(budget->used_bytes_max, budget->used_bytes);
+    CHECK(budget->parent->used_bytes >= budget->used_bytes);
+    return true;
 }
 
 u64
 budget_available(const struct budget *budget)
 {
-    u64 available = UINT64_MAX;
-    for (const struct budget *b = budget; b != NULL; b = b->parent) {
-        u64 left = b->limit_bytes > b->used_bytes ? b->limit_bytes - b->used_bytes : 0;
-        available = MIN(available, left);
-    }
-    return available;
+    if (budget == NULL) return UINT64_MAX;
+    u64 reserved = budget->reserved_bytes - MIN(budget->reserved_bytes, budget->used_bytes);
+    u64 above = budget_available(budget->parent);
+    return MIN(left_in(budget), above > UINT64_MAX - reserved ? UINT64_MAX : above + reserved);
 }
 
 void *

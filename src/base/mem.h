@@ -20,11 +20,18 @@ struct budget {
     struct budget *parent; /* NULL at the root */
     u64 limit_bytes;
     u64 used_bytes;
+    u64 reserved_bytes; /* counted in the parent, used or not */
+    u64 spare_bytes;    /* of used_bytes: reserved by children that do not use it */
     u64 used_bytes_max; /* high-water mark */
     const char *name;   /* static, for metrics and errors */
 };
 
 void budget_init(struct budget *budget, const char *name, u64 limit_bytes, struct budget *parent);
+/* Takes size from the parent for good, so that it is there however much others take. Once, before
+ * anything is used; false: the parent has not so much. */
+MUST_CHECK bool budget_reserve(struct budget *budget, u64 size);
+/* Nothing may be in use any more. */
+void budget_unreserve(struct budget *budget);
 /* Counts size in budget and all ancestors, or changes nothing and returns false. */
 MUST_CHECK bool budget_take(struct budget *budget, u64 size);
 void budget_give(struct budget *budget, u64 size);

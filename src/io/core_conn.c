@@ -9,6 +9,9 @@
 /* Of the shard's memory: unfinished requests, and unread replies. */
 #define CONN_INPUT_SHARE  8u
 #define CONN_OUTPUT_SHARE 8u
+/* Of the shard's memory, for small input and for output each: theirs as soon as there is a
+ * connection. */
+#define CONN_RESERVE_SHARE 32u
 /* One frame of any size that is allowed always fits. */
 #define CONN_INPUT_BYTES_MIN (CONN_INPUT_MAX_BYTES / 4 * 5)
 #define CONN_FLUSH_NS_MAX    (3 * NS_PER_S)
@@ -26,6 +29,7 @@ core_net_init(struct core_net *net, struct io_shard *shard)
     struct budget *budget = &shard->budget;
     u64 input_bytes = MAX(budget->limit_bytes / CONN_INPUT_SHARE, CONN_INPUT_BYTES_MIN);
     budget_init(&net->input_budget, "input", input_bytes, budget);
+    budget_init(&net->frame_budget, "large frames", input_bytes, budget);
     budget_init(&net->output_budget, "output", budget->limit_bytes / CONN_OUTPUT_SHARE, budget);
 }
 
@@ -94,7 +98,8 @@ static void
 conn_input_free(struct io_conn *conn)
 {
     if (conn->input.capacity == 0) return;
-    buf_clear(&conn->input, 0);
+    buf_deinit(&conn->input);
+    buf_init(&conn->input, &conn->net->input_budget);
     if (conn->room_had) core_room_done(conn);
     core_room_freed(conn);
 }
@@ -405,6 +410,23 @@ conn_close_run(struct io_task *task)
 
 /* ---- the beginning ---- */
 
+/* As long as there are connections. Who finds no memory for it does without. */
+static void
+conn_reserve(struct core_net *net)
+{
+    u64 share = net->shard->budget.limit_bytes / CONN_RESERVE_SHARE;
+    (void)!budget_reserve(&net->input_budget, share);
+    (void)!budget_reserve(&net->output_budget, share);
+}
+
+static void
+conn_unreserve(struct core_net *net)
+{
+    core_output_spares_free(&net->output_spares, &net->output_budget);
+    budget_unreserve(&net->input_budget);
+    budget_unreserve(&net->output_budget);
+}
+
 void
 core_conn_init(struct io_conn *conn, struct core_net *net, const struct io_conn_events *events)
 {
@@ -419,6 +441,7 @@ core_conn_init(struct io_conn *conn, struct core_net *net, const struct io_conn_
     list_init(&conn->room_link);
     buf_init(&conn->input, &net->input_budget);
     core_output_init(&conn->output, net->shard, &net->output_budget, &net->output_spares);
+    if (list_empty(&net->conns)) conn_reserve(net);
     list_push_back(&net->conns, &conn->link);
     net->shard->stats.connections++;
 }
@@ -431,7 +454,7 @@ core_conn_deinit(struct io_conn *conn)
     list_del(&conn->link);
     struct core_net *net = conn->net;
     net->shard->stats.connections--;
-    if (list_empty(&net->conns)) core_output_spares_free(&net->output_spares, &net->output_budget);
+    if (list_empty(&net->conns)) conn_unreserve(net);
 }
 
 status

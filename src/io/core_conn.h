@@ -56,12 +56,14 @@ struct core_room {
 #define CONN_PAUSED_ROOM    2u
 
 /* The connections of one shard. What clients send in parts and what they do not read may take no
- * more than these shares, both children of the shard's budget, so that they never starve the store.
+ * more than these shares, children of the shard's budget, so that they never starve the store.
  */
 struct core_net {
     struct io_shard *shard;
     struct list conns; /* struct io_conn.link */
-    struct budget input_budget, output_budget;
+    /* Large frames have a budget of their own; the shares of small input and of output are there
+     * whatever those take (budget_reserve). */
+    struct budget input_budget, frame_budget, output_budget;
     struct core_output_spares output_spares;
     u64 conn_id_last;
     struct core_room room;
@@ -131,6 +133,8 @@ void core_conn_peer_ended(struct io_conn *conn);
 void core_room_init(struct core_net *net);
 /* input has memory: conn is among the holders. */
 void core_room_hold(struct io_conn *conn);
+/* Bytes that are held of what came, of small and of large frames. */
+u64 core_room_input(const struct core_net *net);
 /* Its memory, or some of it, was given back. */
 void core_room_freed(struct io_conn *conn);
 /* The frame that it had room for is taken. */

@@ -10,7 +10,8 @@
  * and by a timer, since the memory above this budget is others', who tell nobody.
  *
  * Room comes back when a frame is whole and its session has taken it. So as long as somebody waits,
- * each client that holds some has to go on: a sixteenth of its frame in three seconds, or its
+ * or others of the shard need what large frames have taken (the last eighth of its memory is in
+ * use), each client that holds some has to go on: a sixteenth of its frame in three seconds, or its
  * session is told that it holds up others. That ends who sends half a request and then nothing
  * within six seconds, and who sends as little as is enough within fifty; a mebibyte may come at 22
  * KiB/s. Peers are not asked: they have deadlines of their own.
@@ -60,7 +61,39 @@ room_anybody_waits(const struct core_net *net)
     return net->shard->stats.connections_waiting > 0;
 }
 
+/* Of the memory of the shard, so much may be in use when another frame finds room. */
+static u64
+room_shard_bytes(const struct core_net *net)
+{
+    return net->shard->budget.limit_bytes / ROOM_SHARD_PARTS * (ROOM_SHARD_PARTS - 1);
+}
+
+/* The timer runs while there is somebody to look after: who waits, and who has room. */
+static bool
+room_wants_watch(const struct core_net *net)
+{
+    return room_anybody_waits(net) || net->room.count != 0;
+}
+
+static void
+room_watch(struct core_net *net)
+{
+    if (!net->room.timer.armed) io_timer_arm(&net->room.timer, io_now_ns() + ROOM_TICK_NS);
+}
+
+static void
+room_unwatch(struct core_net *net)
+{
+    if (!room_wants_watch(net)) io_timer_cancel(&net->room.timer);
+}
+
 /* ---- having room ---- */
+
+u64
+core_room_input(const struct core_net *net)
+{
+    return net->input_budget.used_bytes + net->frame_budget.used_bytes;
+}
 
 void
 core_room_hold(struct io_conn *conn)
@@ -85,6 +118,7 @@ core_room_done(struct io_conn *conn)
 {
     conn->room_had = false;
     conn->net->room.count--;
+    room_unwatch(conn->net);
 }
 
 void
@@ -109,30 +143,47 @@ room_needed(const struct io_conn *conn)
 static bool
 room_fits(const struct io_conn *conn)
 {
-    const struct budget *budget = &conn->net->input_budget;
-    u64 needed = room_needed(conn);
-    u64 limit = conn->events->first ? budget->limit_bytes : budget->limit_bytes / 8 * 7;
-    if (budget->used_bytes + needed > limit) return false;
-    const struct budget *all = budget->parent;
-    bool alone = conn->net->room.count == conn->room_had;
-    return alone ||
-           all->used_bytes + needed <= all->limit_bytes / ROOM_SHARD_PARTS * (ROOM_SHARD_PARTS - 1);
+    const struct core_net *net = conn->net;
+    u64 needed = room_needed(conn), limit = net->frame_budget.limit_bytes;
+    if (!conn->events->first) limit = limit / 8 * 7;
+    if (core_room_input(net) + needed > limit) return false;
+    bool alone = net->room.count == conn->room_had;
+    return alone || net->shard->budget.used_bytes + needed <= room_shard_bytes(net);
+}
+
+/* What came before is moved to the memory of large frames. */
+static bool
+room_reserve(struct io_conn *conn, bool roomy)
+{
+    struct buf *input = &conn->input;
+    size_t extra = conn->want_bytes - input->size;
+    if (input->budget == &conn->net->frame_budget)
+        return (roomy && buf_reserve(input, extra)) || buf_reserve_close(input, extra);
+    struct buf frame;
+    buf_init(&frame, &conn->net->frame_budget);
+    if (!(roomy && buf_reserve(&frame, conn->want_bytes)) &&
+        !buf_reserve_close(&frame, conn->want_bytes))
+        return false;
+    bool moved = buf_append(&frame, input->data, input->size);
+    CHECK(moved);
+    buf_deinit(input);
+    *input = frame;
+    return true;
 }
 
 static bool
 room_take(struct io_conn *conn)
 {
     if (!room_fits(conn)) return false;
-    const struct budget *budget = &conn->net->input_budget;
-    size_t extra = conn->want_bytes - conn->input.size;
+    struct core_net *net = conn->net;
     /* A frame that grows is copied less often with some to spare; where there is less, more of them
      * find room without. */
-    bool roomy = budget->used_bytes + conn->want_bytes <= budget->limit_bytes / 2;
-    if (!roomy || !buf_reserve(&conn->input, extra)) {
-        if (!buf_reserve_close(&conn->input, extra)) return false;
-    }
-    if (!conn->room_had) conn->net->room.count++;
+    if (!room_reserve(conn,
+                      core_room_input(net) + conn->want_bytes <= net->frame_budget.limit_bytes / 2))
+        return false;
+    if (!conn->room_had) net->room.count++;
     conn->room_had = true;
+    room_watch(net);
     core_room_hold(conn);
     return true;
 }
@@ -161,8 +212,8 @@ room_wait(struct io_conn *conn, enum room_class class)
 {
     MARK("io.room.waits");
     struct core_net *net = conn->net;
-    if (!room_anybody_waits(net)) io_timer_arm(&net->room.timer, io_now_ns() + ROOM_TICK_NS);
     net->shard->stats.connections_waiting++;
+    room_watch(net);
     list_push_back(&net->room.waiting[class], &conn->room_link);
     conn->paused |= CONN_PAUSED_ROOM;
     conn->room_ns = io_now_ns();
@@ -179,7 +230,7 @@ core_room_leave(struct io_conn *conn)
     conn->paused &= (u8)~CONN_PAUSED_ROOM;
     conn->room_ns = 0;
     net->shard->stats.connections_waiting--;
-    if (!room_anybody_waits(net)) io_timer_cancel(&net->room.timer);
+    room_unwatch(net);
     core_room_freed(conn); /* of its place */
 }
 
@@ -326,8 +377,8 @@ room_check(struct core_net *net)
     }
     list_for_each (link, &net->room.holders)
         held += list_entry(link, struct io_conn, hold_link)->input.capacity;
-    return waiting == net->shard->stats.connections_waiting &&
-           held <= net->input_budget.used_bytes && (waiting != 0) == net->room.timer.armed;
+    return waiting == net->shard->stats.connections_waiting && held <= core_room_input(net) &&
+           room_wants_watch(net) == net->room.timer.armed;
 }
 
 static void
@@ -339,6 +390,8 @@ room_tick(struct io_timer *timer)
     room_serve(net);
     room_expire(room);
     struct io_conn *front = room_front(room);
+    u64 used = net->shard->budget.used_bytes, most = room_shard_bytes(net);
+    if (front == NULL && used > most) (void)!room_call_in(net, used - most);
     if (front != NULL && !room_call_in(net, room_needed(front))) {
         struct io_conn *last;
         while (!room_fits(front) && (last = room_last(room, front)) != NULL) {
@@ -346,6 +399,6 @@ room_tick(struct io_timer *timer)
             room_refuse(last);
         }
     }
-    if (!room_anybody_waits(net)) io_timer_cancel(timer);
+    room_unwatch(net);
     AUDIT("io.room.checked", room_check(net));
 }

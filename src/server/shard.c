@@ -288,7 +288,7 @@ server_collect(void *arg)
     out->work_queued_heavy = shard->workers.lines[WORK_HEAVY].queued;
     out->keys_locked = shard->locks.held;
     const struct budget *root = io_budget();
-    out->memory_used = root->used_bytes;
+    out->memory_used = root->used_bytes - root->spare_bytes;
     out->memory_peak = root->used_bytes_max;
     out->memory_limit = root->limit_bytes;
     out->memory_connections = shard->budget.used_bytes;

@@ -3,6 +3,7 @@
 
 import os
 import pathlib
+import random
 import resource
 import socket
 import subprocess
@@ -221,6 +222,46 @@ def test_half_large_requests_cost_others_a_moment(make_server, protocol):
     for sock in halves:
         sock.close()
     assert server.call("EXISTS", "half") == 0
+    polite(server)
+
+
+def test_pipelines_go_on_beside_half_large_requests(make_server):
+    """What is for small requests is not there for large ones; and these are closed when the memory
+    that they hold is short, though no other large one waits for it."""
+    server = make_server(memory="64MiB", cores="0,1")
+    head = b"*3\r\n$3\r\nSET\r\n$1\r\nh\r\n$1048576\r\n"
+    halves = []
+    for _ in range(30):
+        sock = socket.create_connection(("127.0.0.1", server.port))
+        sock.setblocking(False)
+        sock.send(head + b"x" * 1_000_000)
+        halves.append(sock)
+    end = time.monotonic() + 8
+    met = []
+
+    def write(n):
+        value = os.urandom(1000)
+        keys = random.Random(n)
+        try:
+            with server.connect() as connection:
+                while time.monotonic() < end:
+                    connection.send_raw(b"".join(
+                        Resp.encode("SET", f"a{keys.randrange(20_000)}", value)
+                        for _ in range(200)))
+                    met.extend(answer for answer in [connection.read() for _ in range(200)]
+                               if answer != "OK")
+        except OSError as error:
+            met.append(error)
+
+    threads = [threading.Thread(target=write, args=(n,)) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not met, met[:3]
+    assert server.metric("distkv_connections_starved_total") == 0
+    for sock in halves:
+        sock.close()
     polite(server)
 
 

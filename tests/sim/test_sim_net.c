@@ -504,7 +504,7 @@ room_begin(struct room_world *room)
                         &room->clients[i]);
     }
     if (!ok(st)) return st;
-    room->budget = &room->clients[0]->net->input_budget;
+    room->budget = &room->clients[0]->net->frame_budget;
     room->taken = room->budget->limit_bytes / 8 * 7 - ROOM_BYTES;
     return budget_take(room->budget, room->taken) ? ST_OK : ST_NO_MEMORY;
 }
@@ -630,6 +630,39 @@ who_holds_room_that_others_wait_for_has_to_go_on(void **state)
         assert_int_equal(sim_mark_count(sim, "io.room.held_up"), told);
         sim_free(sim);
     }
+}
+
+/* Nobody waits for room; but others need the memory of the shard. */
+static status
+room_short_main(void *arg)
+{
+    struct room_world *room = arg;
+    status st = room_begin(room);
+    if (!ok(st)) return st;
+    room_send(room, 0, FRAME_BYTES, 0, FRAME_BYTES / 2);
+    room_send(room, 1, FRAME_BYTES, 0, 15 * 20000);
+    fiber_sleep_ns(20 * NS_PER_S);
+    CHECK(room->holds_up == 0 && room->closed == 0 && room->whole_count == 1);
+    struct budget *all = io_budget();
+    u64 rest = all->limit_bytes / 16 * 15 - all->used_bytes;
+    CHECK(budget_take(all, rest));
+    u64 begin_ns = io_now_ns();
+    room->at_ns = 0;
+    fiber_sleep_ns(12 * NS_PER_S);
+    budget_give(all, rest);
+    room->at_ns -= begin_ns;
+    room_end(room);
+    return ST_OK;
+}
+
+static void
+who_holds_memory_that_the_shard_needs_has_to_go_on(void **state)
+{
+    (void)state;
+    struct room_world room = {.told = true};
+    assert_true(ok(sim_run_main(1, 1, room_short_main, &room)));
+    assert_int_equal(room.holds_up, 1);
+    assert_true(room.at_ns <= 13 * NS_PER_S / 2);
 }
 
 /* A sixteenth of the frame in three seconds is enough. */
@@ -1437,6 +1470,7 @@ main(void)
         cmocka_unit_test(who_finds_no_room_for_a_large_frame_waits_for_it_in_order),
         cmocka_unit_test(frames_of_the_first_class_find_room_before_the_others),
         cmocka_unit_test(who_holds_room_that_others_wait_for_has_to_go_on),
+        cmocka_unit_test(who_holds_memory_that_the_shard_needs_has_to_go_on),
         cmocka_unit_test(who_is_slow_but_goes_on_keeps_its_room),
         cmocka_unit_test(who_waits_for_room_in_vain_is_told_and_closed),
         cmocka_unit_test(of_those_that_all_wait_for_more_the_last_gives_way),

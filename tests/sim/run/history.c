@@ -390,16 +390,16 @@ meddle(void)
     }
 }
 
-/* Budgets count stacks of fibers, too, which are not among the bytes of a process; and taking never
- * passes a limit, so limits need no look. */
+/* Budgets count stacks of fibers, too, which are not among the bytes of a process, and what is
+ * reserved and not in use; and taking never passes a limit, so limits need no look. */
 i64
 memory_uncounted(const struct sim_node *node)
 {
     u64 counted = 0;
     for (u32 i = 0; i < node->shard_count; i++) {
         const struct io_shard *shard = &node->shards[i].core;
-        counted +=
-            shard->budget.used_bytes - (u64)shard->fiber_stacks_used * FIBER_STACK_CHARGE_BYTES;
+        counted += shard->budget.used_bytes - shard->budget.spare_bytes -
+                   (u64)shard->fiber_stacks_used * FIBER_STACK_CHARGE_BYTES;
     }
     return (i64)(sim_node_memory_bytes(node) - counted);
 }

@@ -225,6 +225,71 @@ a_taking_counts_in_every_ancestor_or_nowhere(void **state)
 }
 
 static void
+what_is_reserved_is_there_whatever_others_take(void **state)
+{
+    (void)state;
+    struct budget root, child, leaf, other;
+    budget_init(&root, "root", 100, NULL);
+    budget_init(&child, "child", 60, &root);
+    budget_init(&leaf, "leaf", 40, &child);
+    budget_init(&other, "other", 100, &root);
+    assert_true(budget_reserve(&child, 30));
+    assert_int_equal(root.used_bytes, 30);
+    assert_int_equal(root.spare_bytes, 30);
+    assert_false(budget_take(&other, 71));
+    assert_true(budget_take(&other, 70));
+    assert_int_equal(budget_available(&leaf), 30);
+    assert_true(budget_take(&leaf, 30));
+    assert_int_equal(root.used_bytes, 100);
+    assert_int_equal(root.spare_bytes, 0);
+    assert_false(budget_take(&leaf, 1));
+    /* Above it all take from the same. */
+    budget_give(&other, 20);
+    assert_true(budget_take(&leaf, 10));
+    assert_int_equal(root.used_bytes, 90);
+    assert_false(budget_take(&other, 11));
+    budget_give(&leaf, 25);
+    assert_int_equal(child.used_bytes, 15);
+    assert_int_equal(root.used_bytes, 80);
+    assert_int_equal(root.spare_bytes, 15);
+    assert_int_equal(budget_available(&leaf), 25); /* its own limit */
+    assert_int_equal(budget_available(&child), 35);
+    budget_give(&leaf, 15);
+    budget_unreserve(&child);
+    assert_int_equal(root.used_bytes, 50);
+    assert_int_equal(root.spare_bytes, 0);
+    assert_false(budget_reserve(&child, 51));
+    assert_true(budget_take(&child, 50));
+    assert_int_equal(root.used_bytes, 100);
+}
+
+static void
+what_a_parent_counts_is_taken_over_by_its_child(void **state)
+{
+    (void)state;
+    struct budget root, child;
+    budget_init(&root, "root", 2000, NULL);
+    budget_init(&child, "child", 1000, &root);
+    struct buf buf;
+    buf_init(&buf, &root);
+    assert_true(buf_append(&buf, "abc", 3));
+    size_t capacity = buf.capacity;
+    u64 used = root.used_bytes;
+    assert_true(buf_move(&buf, &child));
+    assert_int_equal(child.used_bytes, capacity);
+    assert_int_equal(root.used_bytes, used);
+    struct buf second;
+    buf_init(&second, &root);
+    assert_true(buf_reserve(&second, 1000));
+    assert_false(buf_move(&second, &child));
+    assert_ptr_equal(second.budget, &root);
+    buf_deinit(&second);
+    buf_deinit(&buf);
+    assert_int_equal(child.used_bytes, 0);
+    assert_int_equal(root.used_bytes, 0);
+}
+
+static void
 a_refused_allocation_leaves_everything_as_it_was(void **state)
 {
     (void)state;
@@ -481,6 +546,8 @@ main(void)
         cmocka_unit_test(a_seed_gives_one_stream_for_ever),
         cmocka_unit_test(bounded_draws_stay_in_bounds_and_reach_them),
         cmocka_unit_test(a_taking_counts_in_every_ancestor_or_nowhere),
+        cmocka_unit_test(what_is_reserved_is_there_whatever_others_take),
+        cmocka_unit_test(what_a_parent_counts_is_taken_over_by_its_child),
         cmocka_unit_test(a_refused_allocation_leaves_everything_as_it_was),
         cmocka_unit_test(an_arena_aligns_and_ends),
         cmocka_unit_test(a_buffer_grows_keeps_and_refuses),

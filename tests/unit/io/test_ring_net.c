@@ -232,7 +232,7 @@ main_serves(void *arg)
     io_stats_get(&stats);
     EXPECT(stats.cq_overflows == 0);
     atomic_store(&receive_stalls, stats.receive_stalls);
-    atomic_store(&budget_used, io_budget()->used_bytes);
+    atomic_store(&budget_used, io_budget()->used_bytes - io_budget()->spare_bytes);
     atomic_store(&budget_used_max, io_budget()->used_bytes_max);
     io_listener_close(listener);
     return ST_OK;
