@@ -376,8 +376,23 @@ class Server:
         self.start()
 
 
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item, call):
+    outcome = yield
+    if call.excinfo is not None and outcome.get_result().failed:
+        item.keeps_files = True
+
+
 @pytest.fixture
-def make_server(tmp_path):
+def tmp_path(request, tmp_path):
+    """What a test leaves is removed when it passed: all stores together fill a disk."""
+    yield tmp_path
+    if not getattr(request.node, "keeps_files", False):
+        shutil.rmtree(tmp_path, ignore_errors=True)
+
+
+@pytest.fixture
+def make_server(request, tmp_path):
     """make_server(**options): a ready server; the same data directory unless data_dir is given."""
     if not os.path.exists(SERVER):
         pytest.fail(f"{SERVER} is not there: build first")
@@ -404,6 +419,7 @@ def make_server(tmp_path):
                      "LeakSanitizer", "check failed"):
             if sign in text:
                 problems.append(text[max(0, text.index(sign) - 200) : text.index(sign) + 4000])
+    request.node.keeps_files = problems or getattr(request.node, "keeps_files", False)
     assert not problems, "\n".join(problems)
 
 

@@ -188,15 +188,18 @@ def network_reason():
 
 
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory, network_reason):
+def shared(request, tmp_path_factory, network_reason):
     """The small cluster: in a network of its own where there may be one."""
     directory = tmp_path_factory.mktemp("cluster")
+    failed = request.session.testsfailed
     if network_reason is not None:
         with start(directory, SHORT, None) as cluster:
             yield cluster
-        return
-    with Network() as network, start(directory, SHORT, network) as cluster:
-        yield cluster
+    else:
+        with Network() as network, start(directory, SHORT, network) as cluster:
+            yield cluster
+    if request.session.testsfailed == failed:
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 @pytest.fixture(params=["short", pytest.param("long", marks=pytest.mark.soak)])
