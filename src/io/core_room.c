@@ -240,7 +240,8 @@ core_conn_direct_reserve(struct io_conn *conn)
     if (conn->want_bytes <= conn->input.capacity) return true;
     if (list_linked(&conn->room_link)) return false;
     enum room_class class = room_class(conn);
-    if (!room_behind_others(&conn->net->room, class) && room_take(conn)) return true;
+    bool waits = room_behind_others(&conn->net->room, class) || BUGGIFY("io.room.full");
+    if (!waits && room_take(conn)) return true;
     /* What still came to a session that has said stop waits where it lies. */
     if (conn->paused == 0) room_wait(conn, class);
     return false;
