@@ -9,9 +9,10 @@
 /* Of the shard's memory: unfinished requests, and unread replies. */
 #define CONN_INPUT_SHARE  8u
 #define CONN_OUTPUT_SHARE 8u
-/* Of the shard's memory, for small input and for output each: theirs as soon as there is a
- * connection. */
-#define CONN_RESERVE_SHARE 32u
+/* Of the shard's memory, for small input and for output: theirs as soon as there is a connection.
+ */
+#define CONN_INPUT_RESERVE_SHARE  16u
+#define CONN_OUTPUT_RESERVE_SHARE 32u
 /* One frame of any size that is allowed always fits. */
 #define CONN_INPUT_BYTES_MIN (CONN_INPUT_MAX_BYTES / 4 * 5)
 #define CONN_FLUSH_NS_MAX    (3 * NS_PER_S)
@@ -98,8 +99,7 @@ static void
 conn_input_free(struct io_conn *conn)
 {
     if (conn->input.capacity == 0) return;
-    buf_deinit(&conn->input);
-    buf_init(&conn->input, &conn->net->input_budget);
+    core_room_input_free(conn);
     if (conn->room_had) core_room_done(conn);
     core_room_freed(conn);
 }
@@ -149,11 +149,10 @@ core_conn_arrived(struct io_conn *conn, struct bytes data)
         if (conn->state != CONN_OPEN) return;
         data = BYTES(data.data + consumed, data.size - consumed);
     }
-    if (data.size > 0 && !buf_append(&conn->input, data.data, data.size)) {
+    if (data.size > 0 && !core_room_keep(conn, data)) {
         conn_starve(conn);
         return;
     }
-    if (data.size > 0) core_room_hold(conn);
     if (!given && conn_holds_back(conn)) {
         if (conn->input.size > conn_backlog_max(conn->net)) {
             MARK("io.conn.backlog_full");
@@ -414,9 +413,9 @@ conn_close_run(struct io_task *task)
 static void
 conn_reserve(struct core_net *net)
 {
-    u64 share = net->shard->budget.limit_bytes / CONN_RESERVE_SHARE;
-    (void)!budget_reserve(&net->input_budget, share);
-    (void)!budget_reserve(&net->output_budget, share);
+    u64 bytes = net->shard->budget.limit_bytes;
+    (void)!budget_reserve(&net->input_budget, bytes / CONN_INPUT_RESERVE_SHARE);
+    (void)!budget_reserve(&net->output_budget, bytes / CONN_OUTPUT_RESERVE_SHARE);
 }
 
 static void

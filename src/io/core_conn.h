@@ -45,10 +45,11 @@ enum room_class { ROOM_FIRST, ROOM_GROWS, ROOM_NEW, ROOM_CLASSES };
 struct core_room {
     struct list waiting[ROOM_CLASSES]; /* struct io_conn.room_link */
     struct list holders;               /* struct io_conn.hold_link: who has input, longest first */
-    struct io_timer timer;             /* armed while anybody waits */
+    struct io_timer timer;             /* armed while anybody waits, or frames != 0 */
     struct io_task task;
     bool posted;
-    u32 count; /* connections with room_had */
+    u32 count;  /* connections with room_had */
+    u32 frames; /* and with input in frame_budget */
 };
 
 /* Bits of io_conn.paused. */
@@ -131,10 +132,12 @@ void core_conn_peer_ended(struct io_conn *conn);
 /* ---- core_room.c ---- */
 
 void core_room_init(struct core_net *net);
-/* input has memory: conn is among the holders. */
-void core_room_hold(struct io_conn *conn);
-/* Bytes that are held of what came, of small and of large frames. */
-u64 core_room_input(const struct core_net *net);
+/* Puts what came behind what is held of its input. false: no memory. */
+MUST_CHECK bool core_room_keep(struct io_conn *conn, struct bytes data);
+/* Frees what is held of its input. */
+void core_room_input_free(struct io_conn *conn);
+/* Whether what comes may come in many pieces at once. */
+bool core_room_is_ample(const struct core_net *net);
 /* Its memory, or some of it, was given back. */
 void core_room_freed(struct io_conn *conn);
 /* The frame that it had room for is taken. */

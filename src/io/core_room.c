@@ -3,8 +3,8 @@
  * core_room.c -- room for large frames: who has it, who waits for it, and what ends both.
  *
  * A frame of which more than a piece is to come is received into one buffer of its size, which is
- * taken from the budget for input before it is read. Where there is no room, the connection is not
- * read; the peer's sends come to a stop, and that is all it notices. Those that wait stand in a
+ * taken from a budget of such frames before it is read. Where there is no room, the connection is
+ * not read; the peer's sends come to a stop, and that is all it notices. Those that wait stand in a
  * queue for each class, and nobody is served before one of its class or of an earlier one: a large
  * frame is not starved by small ones. The queue is looked at when input was given back, in a task,
  * and by a timer, since the memory above this budget is others', who tell nobody.
@@ -32,6 +32,9 @@
 #define ROOM_SHARD_PARTS 8u
 /* Who has less is not asked for it. */
 #define ROOM_HELD_MIN (16u << 10)
+/* So much of a connection's input is that of small requests: a session that does not come round to
+ * them is given no more. */
+#define ROOM_SMALL_MAX (64u << 10)
 
 static void room_run(struct io_task *task);
 static void room_tick(struct io_timer *timer);
@@ -45,7 +48,7 @@ core_room_init(struct core_net *net)
     list_init(&room->holders);
     room->task.run = room_run;
     room->posted = false;
-    room->count = 0;
+    room->count = room->frames = 0;
     io_timer_init(&room->timer, room_tick);
 }
 
@@ -68,11 +71,26 @@ room_shard_bytes(const struct core_net *net)
     return net->shard->budget.limit_bytes / ROOM_SHARD_PARTS * (ROOM_SHARD_PARTS - 1);
 }
 
-/* The timer runs while there is somebody to look after: who waits, and who has room. */
+/* Bytes that are held of what came, of small and of large frames. */
+static u64
+room_input(const struct core_net *net)
+{
+    return net->input_budget.used_bytes + net->frame_budget.used_bytes;
+}
+
+bool
+core_room_is_ample(const struct core_net *net)
+{
+    return room_input(net) <= net->input_budget.limit_bytes / 4 &&
+           net->shard->budget.used_bytes <= room_shard_bytes(net);
+}
+
+/* The timer runs while there is somebody to look after: who waits, and who has memory of large
+ * frames. */
 static bool
 room_wants_watch(const struct core_net *net)
 {
-    return room_anybody_waits(net) || net->room.count != 0;
+    return room_anybody_waits(net) || net->room.frames != 0;
 }
 
 static void
@@ -89,18 +107,62 @@ room_unwatch(struct core_net *net)
 
 /* ---- having room ---- */
 
-u64
-core_room_input(const struct core_net *net)
+static bool
+room_has_frame(const struct io_conn *conn)
 {
-    return net->input_budget.used_bytes + net->frame_budget.used_bytes;
+    return conn->input.budget == &conn->net->frame_budget;
+}
+
+static void
+room_frame_begin(struct io_conn *conn, struct buf frame)
+{
+    conn->input = frame;
+    conn->net->room.frames++;
+    room_watch(conn->net);
 }
 
 void
-core_room_hold(struct io_conn *conn)
+core_room_input_free(struct io_conn *conn)
+{
+    bool had = room_has_frame(conn);
+    buf_deinit(&conn->input);
+    buf_init(&conn->input, &conn->net->input_budget);
+    if (!had) return;
+    conn->net->room.frames--;
+    room_unwatch(conn->net);
+}
+
+/* It has memory: conn is among the holders. */
+static void
+room_hold(struct io_conn *conn)
 {
     if (list_linked(&conn->hold_link)) return;
     conn->room_ns = 0;
     list_push_back(&conn->net->room.holders, &conn->hold_link);
+}
+
+/* What is held is many pieces, which are not to be of the memory for small requests. */
+static void
+room_set_aside(struct io_conn *conn)
+{
+    struct buf *input = &conn->input;
+    if (room_has_frame(conn) || input->capacity == 0) return;
+    if (!budget_take(&conn->net->frame_budget, input->capacity)) return;
+    budget_give(input->budget, input->capacity);
+    struct buf frame = *input;
+    frame.budget = &conn->net->frame_budget;
+    room_frame_begin(conn, frame);
+}
+
+bool
+core_room_keep(struct io_conn *conn, struct bytes data)
+{
+    if (conn->input.size + data.size > ROOM_SMALL_MAX) room_set_aside(conn);
+    if (!buf_append(&conn->input, data.data, data.size)) return false;
+    room_hold(conn);
+    /* Where memory is short, the next comes piece by piece. */
+    if (!core_room_is_ample(conn->net)) backend_conn_receive_cut(conn);
+    return true;
 }
 
 void
@@ -118,7 +180,6 @@ core_room_done(struct io_conn *conn)
 {
     conn->room_had = false;
     conn->net->room.count--;
-    room_unwatch(conn->net);
 }
 
 void
@@ -146,7 +207,7 @@ room_fits(const struct io_conn *conn)
     const struct core_net *net = conn->net;
     u64 needed = room_needed(conn), limit = net->frame_budget.limit_bytes;
     if (!conn->events->first) limit = limit / 8 * 7;
-    if (core_room_input(net) + needed > limit) return false;
+    if (room_input(net) + needed > limit) return false;
     bool alone = net->room.count == conn->room_had;
     return alone || net->shard->budget.used_bytes + needed <= room_shard_bytes(net);
 }
@@ -157,7 +218,7 @@ room_reserve(struct io_conn *conn, bool roomy)
 {
     struct buf *input = &conn->input;
     size_t extra = conn->want_bytes - input->size;
-    if (input->budget == &conn->net->frame_budget)
+    if (room_has_frame(conn))
         return (roomy && buf_reserve(input, extra)) || buf_reserve_close(input, extra);
     struct buf frame;
     buf_init(&frame, &conn->net->frame_budget);
@@ -167,7 +228,7 @@ room_reserve(struct io_conn *conn, bool roomy)
     bool moved = buf_append(&frame, input->data, input->size);
     CHECK(moved);
     buf_deinit(input);
-    *input = frame;
+    room_frame_begin(conn, frame);
     return true;
 }
 
@@ -179,12 +240,11 @@ room_take(struct io_conn *conn)
     /* A frame that grows is copied less often with some to spare; where there is less, more of them
      * find room without. */
     if (!room_reserve(conn,
-                      core_room_input(net) + conn->want_bytes <= net->frame_budget.limit_bytes / 2))
+                      room_input(net) + conn->want_bytes <= net->frame_budget.limit_bytes / 2))
         return false;
     if (!conn->room_had) net->room.count++;
     conn->room_had = true;
-    room_watch(net);
-    core_room_hold(conn);
+    room_hold(conn);
     return true;
 }
 
@@ -216,6 +276,7 @@ room_wait(struct io_conn *conn, enum room_class class)
     room_watch(net);
     list_push_back(&net->room.waiting[class], &conn->room_link);
     conn->paused |= CONN_PAUSED_ROOM;
+    room_set_aside(conn);
     conn->room_ns = io_now_ns();
     if (conn->events->crowded != NULL)
         conn->events->crowded(conn, IO_CROWD_WAITS, buf_bytes(&conn->input));
@@ -237,7 +298,12 @@ core_room_leave(struct io_conn *conn)
 bool
 core_conn_direct_reserve(struct io_conn *conn)
 {
-    if (conn->want_bytes <= conn->input.capacity) return true;
+    if (conn->want_bytes <= conn->input.capacity) {
+        /* What came at once has it whole, or the frame before has left it. */
+        conn->net->room.count += !conn->room_had && room_has_frame(conn);
+        conn->room_had |= room_has_frame(conn);
+        return true;
+    }
     if (list_linked(&conn->room_link)) return false;
     enum room_class class = room_class(conn);
     bool waits = room_behind_others(&conn->net->room, class) || BUGGIFY("io.room.full");
@@ -342,6 +408,16 @@ room_holder_end(struct io_conn *conn)
     conn->events->crowded(conn, IO_CROWD_HOLDS_UP, buf_bytes(&conn->input));
 }
 
+/* What a frame that was taken has left: a few bytes of the next one in all of its memory. */
+static u64
+room_trim(struct io_conn *conn)
+{
+    u64 before = conn->input.capacity;
+    if (backend_conn_input_busy(conn) || conn->giving) return 0;
+    buf_trim(&conn->input, conn->want_bytes - MIN(conn->want_bytes, conn->input.size));
+    return before - conn->input.capacity;
+}
+
 /* Ends holders, who has it longest first, until there would be room for needed bytes. False:
  * everybody who has room waits for more. */
 static bool
@@ -353,6 +429,7 @@ room_call_in(struct core_net *net, u64 needed)
         struct io_conn *conn = list_entry(link, struct io_conn, hold_link);
         if (list_linked(&conn->room_link)) continue;
         others = true;
+        freed += room_trim(conn);
         u64 held = conn->input.capacity;
         bool whole = conn->paused == 0 && conn->input.size >= conn->want_bytes;
         if (conn->state != CONN_OPEN || whole || held < ROOM_HELD_MIN) continue;
@@ -378,7 +455,7 @@ room_check(struct core_net *net)
     }
     list_for_each (link, &net->room.holders)
         held += list_entry(link, struct io_conn, hold_link)->input.capacity;
-    return waiting == net->shard->stats.connections_waiting && held <= core_room_input(net) &&
+    return waiting == net->shard->stats.connections_waiting && held <= room_input(net) &&
            room_wants_watch(net) == net->room.timer.armed;
 }
 

@@ -196,8 +196,7 @@ conn_receive_arm(struct ring_conn *conn)
     } else {
         /* One arming brings up to 32 buffers before anybody can say that it is enough: when memory
          * is short, one at a time. */
-        const struct core_net *net = &shard->net;
-        if (core_room_input(net) <= net->input_budget.limit_bytes / 4)
+        if (core_room_is_ample(&shard->net))
             io_uring_prep_recv_multishot(sqe, conn->fd, NULL, 0, 0);
         else
             io_uring_prep_recv(sqe, conn->fd, NULL, 0, 0);

@@ -248,7 +248,8 @@ static const struct option options[] = {
      .help = "Closes connections that leave a request unfinished: in each such time enough of it "
              "must come, at a rate of a sixteenth of the request, or 1 KiB, a minute. 0 never "
              "does. Connections that send nothing between requests are none of these. Time "
-             "that a large request waits for memory does not count. While others wait for it, who "
+             "that a large request waits for memory does not count. While others wait for it, "
+             "or an eighth of a core's memory is all that is left, who "
              "has memory for one must send a sixteenth of it in 3 s, whatever this says."},
     {.name = "client-output-limit", .kind = OPTION_BYTES, .flags = OPTION_RUNTIME,
      FIELD(client_output_limit_bytes), .fallback = "32MiB", .min = MIB(1), .max = GIB(4),

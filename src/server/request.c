@@ -25,6 +25,13 @@ request_keys(const struct command *command, u32 arg_count)
     return last < first ? 1 : (last - first) / step + 1;
 }
 
+/* What is not for small requests. */
+static u64
+others_have(const struct shard *shard)
+{
+    return shard->large_budget.used_bytes + shard->kept_budget.used_bytes;
+}
+
 /* Whether it may be taken in beside what is there. Of the memory that is not in other hands a
  * quarter is for the replies of those that are under way; of that for large ones half. */
 static bool
@@ -37,10 +44,9 @@ has_place(const struct shard *shard, enum work_class class, bool large, u64 byte
         shard->large_budget.used_bytes + bytes > shard->large_budget.limit_bytes / 2)
         return false;
     if (large || shard->request_count == 0) return true;
-    u64 others = shard->large_budget.used_bytes + shard->kept_budget.used_bytes;
-    u64 room = shard->budget.limit_bytes - others;
+    u64 room = shard->budget.limit_bytes - others_have(shard);
     u64 limit = class == WORK_LIGHT ? room / 4 * 3 : room / 2;
-    return shard->budget.used_bytes - others + bytes <= limit;
+    return shard->budget.used_bytes - others_have(shard) + bytes <= limit;
 }
 
 bool
@@ -408,9 +414,8 @@ keep_outcome(struct request *request, struct exec *x, struct resp_writer *w)
 bool
 request_memory_scarce(const struct shard *shard)
 {
-    u64 others = shard->large_budget.used_bytes + shard->kept_budget.used_bytes;
     u64 shares = shard->large_budget.limit_bytes + shard->kept_budget.limit_bytes;
-    return shard->budget.used_bytes - others > shard->budget.limit_bytes - shares;
+    return shard->budget.used_bytes - others_have(shard) > shard->budget.limit_bytes - shares;
 }
 
 static void
@@ -437,12 +442,20 @@ is_too_early(const struct request *request, const struct shard *shard)
            (request_memory_scarce(shard) || BUGGIFY("server.request.memory_scarce"));
 }
 
+/* What a reply of so many bytes takes, as a buffer grows (buf.h). */
+static u64
+reply_room(u64 bytes)
+{
+    return bytes + bytes / 4 + KIB(8);
+}
+
 bool
 request_reply_may_wait(const struct shard *shard, size_t bytes)
 {
+    if (bytes <= REQUEST_REPLY_SHORT_BYTES) return true;
     const struct budget *large = &shard->large_budget;
-    return bytes <= REQUEST_REPLY_SHORT_BYTES ||
-           large->used_bytes + bytes <= large->limit_bytes / 2;
+    u64 left = large->limit_bytes - MIN(large->limit_bytes, large->used_bytes);
+    return reply_room(bytes) + reply_room(LIMIT_VALUE_BYTES) <= left;
 }
 
 bool
@@ -451,8 +464,11 @@ request_reply_settle(struct request *request, struct shard *shard)
     struct buf *reply = &request->reply;
     if (reply->size <= REQUEST_REPLY_SHORT_BYTES || reply->budget == &shard->large_budget)
         return true;
-    if (!buf_move(reply, &shard->large_budget)) return MARKED("server.request.unsettled", false);
-    return true;
+    if (buf_move(reply, &shard->large_budget)) return true;
+    /* Where it was, as long as half of what small requests may have is left to them. */
+    u64 room = shard->budget.limit_bytes - others_have(shard);
+    if (shard->budget.used_bytes - others_have(shard) <= room / 4) return true;
+    return MARKED("server.request.unsettled", false);
 }
 
 /* After it ran: what has changed something cannot run again. */

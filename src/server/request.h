@@ -174,7 +174,8 @@ request_budget(const struct request *request, struct shard *shard)
 /* Refuses it for want of memory, where there is not even some for the words. */
 void request_refuse_without_memory(struct request *request);
 /* Whether a reply of so many bytes may stand behind others that are to be sent first: a long one
- * only as long as half of the memory for such ones is free for those. */
+ * only if the longest of those would find memory beside it. Else two connections, each with early
+ * replies on a shard where the other's first one is due, would wait for one another. */
 bool request_reply_may_wait(const struct shard *shard, size_t bytes);
 /* A long reply is put where it belongs. false: there is no memory; it stays where it is. */
 MUST_CHECK bool request_reply_settle(struct request *request, struct shard *shard);

@@ -350,7 +350,10 @@ take_reply(struct request *request, struct bytes body)
         }
         body = BYTES_LITERAL("+OK\r\n");
     }
-    if (!request_reply_set(request, body)) request->unknown = true;
+    if (!request_reply_set(request, body))
+        request->unknown = true;
+    else if (!request_reply_settle(request, shard_self()))
+        MARK("server.route.unsettled");
 }
 
 static void
