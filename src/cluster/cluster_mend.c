@@ -160,14 +160,9 @@ run_length(const struct cluster_shard *shard, const struct look *look,
     u32 there = partition_shard(partition, member->shard_count, partitions), length = 0;
     for (u32 p = MAX(partition, look->partition + 1) - 1; p < look->partition + look->count; p++) {
         struct topology_row row;
-        bool self_has = false, member_has = false;
         topology_row(shard->topology, look->keyspace, p, &row);
-        for (u32 i = 0; i < row.count; i++) {
-            self_has = self_has || row.write[i] == self;
-            member_has = member_has || row.write[i] == member->number;
-        }
-        bool goes_on =
-            self_has && member_has && partition_shard(p, member->shard_count, partitions) == there;
+        bool goes_on = topology_row_has(&row, self) && topology_row_has(&row, member->number) &&
+                       partition_shard(p, member->shard_count, partitions) == there;
         if (p < partition && goes_on) return 0;
         if (p >= partition && !goes_on) break;
         length += p >= partition;

@@ -78,11 +78,7 @@ holds(const struct replicator *r, u16 keyspace, u32 partition)
         return true;
     struct topology_row row;
     topology_row(topology, keyspace, partition, &row);
-    for (u32 i = 0; i < row.count; i++)
-        if (row.write[i] == r->self) return true;
-    for (u32 i = 0; i < row.next_count; i++)
-        if (row.write_next[i] == r->self) return true;
-    return false;
+    return topology_row_has_or_will(&row, r->self);
 }
 
 /* Whether what was asked for is ours to answer. */

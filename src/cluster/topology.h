@@ -170,6 +170,21 @@ struct topology_row {
 /* By index, no search. Count 0 for a keyspace or a partition that does not exist. */
 void topology_row(const struct topology *topology, u32 keyspace, u32 partition,
                   struct topology_row *out);
+/* Whether the member holds a copy by the current placement; and whether by that or the next. */
+static inline bool
+topology_row_has(const struct topology_row *row, u32 member)
+{
+    for (u32 i = 0; i < row->count; i++)
+        if (row->write[i] == member) return true;
+    return false;
+}
+static inline bool
+topology_row_has_or_will(const struct topology_row *row, u32 member)
+{
+    for (u32 i = 0; i < row->next_count; i++)
+        if (row->write_next[i] == member) return true;
+    return topology_row_has(row, member);
+}
 static inline const u32 *
 topology_row_read(const struct topology_row *row, u32 *count_out)
 {

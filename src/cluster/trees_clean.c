@@ -33,11 +33,7 @@ holds(const struct topology *topology, u32 self, u32 keyspace, u32 partition)
 {
     struct topology_row row;
     topology_row(topology, keyspace, partition, &row);
-    for (u32 i = 0; i < row.count; i++)
-        if (row.write[i] == self) return true;
-    for (u32 i = 0; i < row.next_count; i++)
-        if (row.write_next[i] == self) return true;
-    return false;
+    return topology_row_has_or_will(&row, self);
 }
 
 static bool

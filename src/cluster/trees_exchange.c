@@ -91,21 +91,13 @@ is_over(const struct batch *b)
 /* ---- who ---- */
 
 static bool
-in_row(const struct topology_row *row, u32 member)
-{
-    for (u32 i = 0; i < row->count; i++)
-        if (row->write[i] == member) return true;
-    return false;
-}
-
-static bool
 is_mine(const struct batch *b, u32 keyspace, u32 partition)
 {
     struct cluster *cluster = b->t->shard->cluster;
     u32 self = cluster_member(cluster);
     struct topology_row row;
     topology_row(topology_of(b), keyspace, partition, &row);
-    if (b->all) return in_row(&row, self);
+    if (b->all) return topology_row_has(&row, self);
     for (u32 i = 0; i < row.count; i++)
         if (row.write[i] == self || cluster_alive(cluster, row.write[i]))
             return row.write[i] == self;
@@ -548,8 +540,8 @@ each_replica(struct batch *b, void (*fn)(struct batch *b, const bool wanted[TREE
                 struct topology_row row;
                 topology_row(topology, b->keyspace, b->first + i, &row);
                 wanted[i] =
-                    b->mine[i] && in_row(&row, b->member) &&
-                    in_row(&row, cluster_member(t->shard->cluster)) &&
+                    b->mine[i] && topology_row_has(&row, b->member) &&
+                    topology_row_has(&row, cluster_member(t->shard->cluster)) &&
                     partition_shard(b->first + i, member->shard_count, t->partition_count) == there;
                 any = any || wanted[i];
             }
@@ -593,7 +585,7 @@ exchange_keyspace(struct batch *b)
         struct topology_row row;
         topology_row(topology_of(b), b->keyspace, b->first + i, &row);
         /* Others have it who are not compared by us. */
-        bool foreign = row.count > 1 && !in_row(&row, cluster_member(t->shard->cluster));
+        bool foreign = row.count > 1 && !topology_row_has(&row, cluster_member(t->shard->cluster));
         if (b->mine[i] && (b->views[i].failed || foreign)) b->bad[i] = true;
     }
     each_replica(b, compare_living);
