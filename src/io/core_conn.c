@@ -11,8 +11,8 @@
 #define CONN_OUTPUT_SHARE 8u
 /* Of the shard's memory, for small input and for output: theirs as soon as there is a connection.
  */
-#define CONN_INPUT_RESERVE_SHARE  16u
-#define CONN_OUTPUT_RESERVE_SHARE 32u
+#define CONN_INPUT_RESERVE_SHARE  32u
+#define CONN_OUTPUT_RESERVE_SHARE 64u
 /* One frame of any size that is allowed always fits. */
 #define CONN_INPUT_BYTES_MIN (CONN_INPUT_MAX_BYTES / 4 * 5)
 #define CONN_FLUSH_NS_MAX    (3 * NS_PER_S)

@@ -45,11 +45,10 @@ enum room_class { ROOM_FIRST, ROOM_GROWS, ROOM_NEW, ROOM_CLASSES };
 struct core_room {
     struct list waiting[ROOM_CLASSES]; /* struct io_conn.room_link */
     struct list holders;               /* struct io_conn.hold_link: who has input, longest first */
-    struct io_timer timer;             /* armed while anybody waits, or frames != 0 */
+    struct io_timer timer;             /* armed while anybody waits or has memory of frames */
     struct io_task task;
     bool posted;
-    u32 count;  /* connections with room_had */
-    u32 frames; /* and with input in frame_budget */
+    u32 count; /* connections with room_had */
 };
 
 /* Bits of io_conn.paused. */

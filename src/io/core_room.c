@@ -48,7 +48,7 @@ core_room_init(struct core_net *net)
     list_init(&room->holders);
     room->task.run = room_run;
     room->posted = false;
-    room->count = room->frames = 0;
+    room->count = 0;
     io_timer_init(&room->timer, room_tick);
 }
 
@@ -90,7 +90,7 @@ core_room_is_ample(const struct core_net *net)
 static bool
 room_wants_watch(const struct core_net *net)
 {
-    return room_anybody_waits(net) || net->room.frames != 0;
+    return room_anybody_waits(net) || net->shard->stats.connections_frames != 0;
 }
 
 static void
@@ -117,7 +117,7 @@ static void
 room_frame_begin(struct io_conn *conn, struct buf frame)
 {
     conn->input = frame;
-    conn->net->room.frames++;
+    conn->net->shard->stats.connections_frames++;
     room_watch(conn->net);
 }
 
@@ -128,7 +128,7 @@ core_room_input_free(struct io_conn *conn)
     buf_deinit(&conn->input);
     buf_init(&conn->input, &conn->net->input_budget);
     if (!had) return;
-    conn->net->room.frames--;
+    conn->net->shard->stats.connections_frames--;
     room_unwatch(conn->net);
 }
 

@@ -113,6 +113,7 @@ struct io_stats {
     u64 receive_stalls;      /* times the provided buffers ran out */
     u64 connections_starved; /* closed: no memory for what they were sending */
     u64 connections_waiting; /* now: for room for a large frame */
+    u64 connections_frames;  /* now: with memory of large frames */
     u64 cq_overflows;        /* a bug when not 0 */
     u64 ring_enters;
 };

@@ -44,6 +44,7 @@ struct ring_conn {
     int fd;
     i32 slot;
     bool receiving_direct; /* the active receive goes into input */
+    bool sends_small;      /* the last receive did not; false: there was none */
     struct ring_req recv_req;
     struct ring_req send_req;
     struct iovec vectors[CONN_VECTORS];
@@ -187,16 +188,19 @@ conn_receive_arm(struct ring_conn *conn)
     bool direct = core_conn_wants_direct(&conn->core);
     if (direct && !core_conn_direct_reserve(&conn->core)) return; /* it waits for room */
     struct io_uring_sqe *sqe = ring_sqe(shard);
+    bool many = conn->sends_small && core_room_is_ample(&shard->net);
     conn->receiving_direct = direct;
+    conn->sends_small = !direct;
     if (direct) {
         /* Not MSG_WAITALL: of who sends in small pieces the kernel polls so often, and then a
          * worker waits, of which there are few. */
         io_uring_prep_recv(sqe, conn->fd, input->data + input->size,
                            conn->core.want_bytes - input->size, 0);
     } else {
-        /* One arming brings up to 32 buffers before anybody can say that it is enough: when memory
-         * is short, one at a time. */
-        if (core_room_is_ample(&shard->net))
+        /* One arming brings up to 32 buffers before anybody can say that it is enough: so one at a
+         * time when memory is short, and where a large frame may begin, of which the rest is to
+         * come without a copy. */
+        if (many)
             io_uring_prep_recv_multishot(sqe, conn->fd, NULL, 0, 0);
         else
             io_uring_prep_recv(sqe, conn->fd, NULL, 0, 0);

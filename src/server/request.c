@@ -54,7 +54,12 @@ request_may_fit_later(const struct shard *shard, size_t bytes, bool large)
 {
     /* What needs most of the memory might wait for ever. */
     const struct budget *budget = large ? &shard->large_budget : &shard->budget;
-    return shard->request_count + shard->guest_count != 0 && bytes <= budget->limit_bytes / 4;
+    if (bytes > budget->limit_bytes / 4) return false;
+    if (shard->request_count + shard->guest_count != 0) return true;
+    /* Large frames of others, of which one may be its own. */
+    struct io_stats io;
+    io_stats_get(&io);
+    return io.connections_frames > 1;
 }
 
 static struct request *
@@ -495,8 +500,8 @@ was_too_early(struct request *request, const struct exec *x, const struct resp_w
 #define MEMORY_UNSEEN_PATIENCE_NS (5 * NS_PER_S)
 
 /* Whether others have memory here that will come back: requests of this shard and of other ones,
- * and what clients are still owed for those that have ended. For a while it is taken for granted of
- * what needs memory of every shard. */
+ * what clients are still owed for those that have ended, and large ones that are being sent. For a
+ * while it is taken for granted of what needs memory of every shard. */
 static bool
 others_owe_memory(const struct shard *shard, const struct request *request, u64 waiting_since_ns)
 {
@@ -507,7 +512,7 @@ others_owe_memory(const struct shard *shard, const struct request *request, u64 
     if (shard->request_count + shard->guest_count > own) return true;
     struct io_stats io;
     io_stats_get(&io);
-    return io.output_bytes != 0;
+    return io.output_bytes != 0 || io.connections_frames != 0;
 }
 
 /* The node stops, which is to take less time than others may need; or a command that asks all

@@ -132,8 +132,8 @@ MUST_CHECK struct request *request_new(struct shard *shard, const struct command
  * arguments' bytes and stays until it is done. NULL: no memory. */
 MUST_CHECK struct request *request_new_part(struct request *whole, u32 owner, u32 arg_count,
                                             u32 keys);
-/* A large request that found no place may be given one when others end: those that are there must
- * leave it room. */
+/* A request that found no place may be given one when others end: those that are there must leave
+ * it room. Or when those that are being sent are whole, or are cut off: that nobody tells. */
 bool request_may_fit_later(const struct shard *shard, size_t bytes, bool large);
 /* Starts it on request->owner (PLACE_FIBER: here). request_done is called later, never from
  * inside. */

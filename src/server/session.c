@@ -243,6 +243,9 @@ session_stall_for_place(struct session *s, size_t bytes, u32 keys)
     }
     bool large = keys > REQUEST_KEYS_LIGHT;
     if (!request_may_fit_later(shard, bytes, large)) return false;
+    bool told = shard->request_count + shard->guest_count != 0; /* when there is a place */
+    if (!told && s->starved_ns != 0 && io_now_ns() - s->starved_ns > MEMORY_PATIENCE_NS)
+        return false;
     CHECK(!list_linked(&s->starved_link));
     if (s->starved_ns == 0) s->starved_ns = io_now_ns();
     list_push_back(&shard->starved[large ? WORK_HEAVY : WORK_LIGHT], &s->starved_link);
@@ -642,6 +645,7 @@ sweep(struct io_timer *timer)
         shard->sweep_next = node->next;
         sweep_one(list_entry(node, struct session, link), now_ns, timeout_ns, request_ns);
     }
+    if (shard->request_count + shard->guest_count == 0) session_place_free(shard);
     native_snapshots_sweep(shard, false);
     if (shard->index == 0) server_not_ready_look(shard->server);
     if (!shard->draining) io_timer_arm(timer, now_ns + SWEEP_PERIOD_NS);

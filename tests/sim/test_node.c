@@ -2045,6 +2045,82 @@ a_client_that_never_reads_is_cut_off_after_a_minute(void **state)
     rig_run(&rig);
 }
 
+/* ---- and leaves no place for a request ---- */
+
+struct no_place {
+    u64 taken;
+    u32 wanted, paused;
+};
+
+/* Who has the greedy one's reply, has as much of the memory as light requests leave to replies. */
+static void
+no_place_take(struct shard *shard, void *arg)
+{
+    struct no_place *place = arg;
+    u64 others = shard->large_budget.used_bytes + shard->kept_budget.used_bytes;
+    u64 most = (shard->budget.limit_bytes - others) / 4 * 3;
+    place->taken = most - (shard->budget.used_bytes - others);
+    CHECK(budget_take(&shard->budget, place->taken));
+    CHECK(shard->request_count == 1);
+}
+
+static void
+no_place_look(struct shard *shard, void *arg)
+{
+    struct no_place *place = arg;
+    place->wanted = atomic_load(&shard->server->memory_wanted);
+    place->paused = (u32)shard->stats->clients_paused;
+}
+
+static void
+no_place_give(struct shard *shard, void *arg)
+{
+    struct no_place *place = arg;
+    budget_give(&shard->budget, place->taken);
+}
+
+static MAY_YIELD void
+no_place_story(struct rig *rig)
+{
+    struct no_place place;
+    struct crowd crowd;
+    struct rig_client greedy, polite;
+    sim_audits_set(rig->sim, 1);
+    rig_connect(rig, &greedy);
+    rig_connect(rig, &polite);
+    CHECK(rig_is(rig_call(&polite, "SETRANGE long 299999 x"), ":300000\r\n"));
+    io_conn_pause(greedy.conn);
+    rig_send(&greedy,
+             "MGET long long long long long long long long long long long long long long long "
+             "long long long long long long long long long long long long long long long");
+    fiber_sleep_ns(20 * NS_PER_S);
+    rig_on_shard(rig, 0, no_place_take, &place);
+    rig_send(&polite, "RANDOMKEY");
+    u64 begin_ns = io_now_ns();
+    fiber_sleep_ns(500 * NS_PER_MS);
+    rig_on_shard(rig, 0, no_place_look, &place);
+    CHECK(place.paused == 1 && place.wanted == 0);
+    CHECK(rig_is(rig_read(&polite), "$4\r\nlong\r\n"));
+    CHECK(io_now_ns() - begin_ns < 2 * NS_PER_S);
+    rig_on_shard(rig, 0, no_place_look, &place);
+    CHECK(place.paused == 0 && place.wanted == 0);
+    rig_on_shard(rig, 0, crowd_look, &crowd);
+    CHECK(crowd.sessions == 1);
+    rig_on_shard(rig, 0, no_place_give, &place);
+    io_conn_resume(greedy.conn);
+    rig_disconnect(&greedy);
+    rig_disconnect(&polite);
+}
+
+static void
+who_does_not_read_has_a_second_when_another_finds_no_place(void **state)
+{
+    (void)state;
+    struct rig rig = {.shard_count = 1, .story = no_place_story};
+    sim_options_default(&rig.options, 12);
+    rig_run(&rig);
+}
+
 /* ---- large requests for which there is no room ---- */
 
 #define ROOM_VALUE_BYTES 300000u
@@ -2318,6 +2394,7 @@ main(int argc, char **argv)
         cmocka_unit_test(long_replies_about_the_node_close_nobody),
         cmocka_unit_test(who_is_cut_off_while_waiting_for_a_place_waits_for_nothing),
         cmocka_unit_test(a_client_that_never_reads_is_cut_off_after_a_minute),
+        cmocka_unit_test(who_does_not_read_has_a_second_when_another_finds_no_place),
         cmocka_unit_test(a_large_request_waits_for_room_and_is_refused_after_half_a_minute),
         cmocka_unit_test(gets_wait_for_blocks_in_order_and_without_a_fiber),
         cmocka_unit_test(a_set_that_is_taken_back_in_front_of_a_cold_get_stays_a_set),
