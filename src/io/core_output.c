@@ -91,7 +91,7 @@ output_limit(const struct core_output *output)
 {
     u64 limit = output->budget->limit_bytes, used = output->budget->used_bytes;
     if (used <= limit / 4) return CONN_OUTPUT_HIGH_BYTES;
-    u64 share = limit / 4 / MAX(output->shard->stats.connections, 1u);
+    u64 share = limit / 8 / MAX(output->shard->stats.connections, 1u);
     return (size_t)CLAMP(share, CHUNK_FIRST_BYTES, CONN_OUTPUT_HIGH_BYTES);
 }
 

@@ -130,6 +130,19 @@ output_full(const struct session *s)
     return s->conn != NULL && io_conn_output_full(s->conn);
 }
 
+/* It has waited for memory that clients that read slowly hold for long, or does so no longer: they
+ * are given less time then. */
+static void
+want_memory(struct session *s, bool wants)
+{
+    if (s->wants_memory == wants) return;
+    s->wants_memory = wants;
+    if (wants)
+        atomic_fetch_add(&s->shard->server->memory_wanted, 1);
+    else
+        atomic_fetch_sub(&s->shard->server->memory_wanted, 1);
+}
+
 /* Whether nothing more is to be read from it for now. Native replies are written as they come, but
  * not into one of which a part has gone. */
 static bool
@@ -174,9 +187,13 @@ session_stream_bytes(struct exec *x, struct bytes bytes)
     struct workers *workers = &s->shard->workers;
     size_t written = CONTAINER_OF(x->work, struct request, work)->silent ? bytes.size : 0;
     bool left = x->work->away;
+    u64 no_room_ns = 0;
     while (!write_pieces(s, bytes, &written, x->seq)) {
         note_client_wait(s);
         bool of_client = io_conn_pending(s->conn) != 0;
+        if (of_client) no_room_ns = 0;
+        if (!of_client && no_room_ns == 0) no_room_ns = io_now_ns();
+        want_memory(s, no_room_ns != 0 && io_now_ns() - no_room_ns > STREAM_CROWDED_NS);
         if (!left) left = work_leave(workers, x->work, true);
         u64 deadline_ns = FIBER_FOREVER;
         if (!of_client) deadline_ns = io_now_ns() + STREAM_RETRY_NS;
@@ -187,6 +204,7 @@ session_stream_bytes(struct exec *x, struct bytes bytes)
             session_abort(s);
         }
     }
+    want_memory(s, false);
     return s->conn != NULL && !s->closing;
 }
 
@@ -258,8 +276,7 @@ run_on(struct session *s)
 {
     if (s->stall == SESSION_RUNS) return;
     list_del(&s->starved_link);
-    if (s->wants_memory) atomic_fetch_sub(&s->shard->server->memory_wanted, 1);
-    s->wants_memory = false;
+    want_memory(s, false);
     s->stall = SESSION_RUNS;
     s->shard->stats->clients_paused--;
     if (s->conn != NULL && !s->closing && !s->shard->draining) io_conn_resume(s->conn);
@@ -314,7 +331,8 @@ session_all_check(const struct shard *shard)
         }
         if (pending != s->pending_count || s->hold_count > SESSION_HOLDS) return false;
         if (list_linked(&s->starved_link) != (s->stall == SESSION_WAITS_PLACE)) return false;
-        if (s->wants_memory && s->stall != SESSION_WAITS_PLACE) return false;
+        if (s->wants_memory && s->stall != SESSION_WAITS_PLACE && s->pending_count == 0)
+            return false;
         sessions++;
         requests += pending;
     }
@@ -363,6 +381,8 @@ deliver_done(struct session *s)
         s->pending_count--;
         request_free(request);
     }
+    s->no_room_ns = 0;
+    if (s->stall != SESSION_WAITS_PLACE) want_memory(s, false);
     AUDIT("server.session.delivered", session_all_check(s->shard));
     if (s->close_after) session_close(s);
 }
@@ -526,22 +546,25 @@ sweep_unfinished(struct session *s, u64 now_ns, u64 limit_ns)
     session_close(s);
 }
 
-/* Who has found no place for so long waits for what clients that read slowly hold. */
+/* Waits for a place for a request, or with a reply for which there is no memory for output, though
+ * its client has taken all that came before. */
 static void
-sweep_starved(struct session *s, u64 now_ns)
+sweep_waiting(struct session *s, u64 now_ns)
 {
-    if (s->stall != SESSION_WAITS_PLACE || s->wants_memory) return;
-    if (now_ns - MIN(now_ns, s->starved_ns) <= STREAM_CROWDED_NS) return;
+    bool no_place = s->stall == SESSION_WAITS_PLACE;
+    bool no_room = s->piecewise && io_conn_pending(s->conn) == 0;
+    if (no_room && s->no_room_ns == 0) s->no_room_ns = now_ns;
+    if (!no_room) s->no_room_ns = 0;
+    u64 since_ns = no_place ? s->starved_ns : s->no_room_ns;
+    if (since_ns == 0 || now_ns - MIN(now_ns, since_ns) <= STREAM_CROWDED_NS) return;
     MARK("server.session.starved_long");
-    s->wants_memory = true;
-    atomic_fetch_add(&s->shard->server->memory_wanted, 1);
+    want_memory(s, true);
 }
 
 static void
 sweep_one(struct session *s, u64 now_ns, u64 timeout_ns, u64 request_ns)
 {
     if (s->conn == NULL) return;
-    sweep_starved(s, now_ns);
     size_t owed = io_conn_pending(s->conn);
     bool small = owed <= CONN_OUTPUT_HIGH_BYTES && s->stall != SESSION_WAITS_OUTPUT;
     if (owed < s->pending_bytes || small) {
@@ -566,6 +589,8 @@ sweep_one(struct session *s, u64 now_ns, u64 timeout_ns, u64 request_ns)
         return;
     }
     if (s->piecewise && owed == 0) go_on(s); /* it was the memory */
+    if (s->conn == NULL) return;
+    sweep_waiting(s, now_ns);
     if (s->pending_count != 0 || s->stall != SESSION_RUNS || s->closing) return;
     if (io_conn_waits_for_room(s->conn)) { /* that is our time, not the client's */
         s->active_ns = s->unfinished_ns = now_ns;

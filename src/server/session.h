@@ -85,8 +85,9 @@ struct session {
     enum session_stall stall;
     bool paused;
     struct list starved_link;
-    u64 starved_ns;             /* since when nothing of it found a place; 0: it is not so */
-    bool wants_memory;          /* it is so for long: counted in server->memory_wanted */
+    u64 starved_ns;    /* since when nothing of it found a place; 0: it is not so */
+    u64 no_room_ns;    /* since when the sweep has seen a reply wait for others' output; or 0 */
+    bool wants_memory; /* one of these for long: counted in server->memory_wanted */
     struct fiber_queue drained; /* a streaming reply waits for the client */
     bool piecewise;             /* the first of pending is a long reply, of which a part is sent */
     u64 client_wait_ns;         /* since when a long reply waits for the client; 0: none does */
