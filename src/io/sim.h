@@ -346,6 +346,12 @@ bool sim_log_contains(const struct sim *sim, const char *text);
  * must find. ST_NOT_FOUND, ST_END. */
 MUST_CHECK status sim_disk_flip(struct sim_disk *disk, const char *path, u64 offset, u8 mask);
 MUST_CHECK status sim_disk_file_size(const struct sim_disk *disk, const char *path, u64 *size_out);
+/* Tells the file apart from all others that were ever made on the disk, whatever it is called
+ * later; never 0. ST_NOT_FOUND. */
+MUST_CHECK status sim_disk_file_number(const struct sim_disk *disk, const char *path,
+                                       u64 *number_out);
+/* Whether the file has any name, as far as the running system sees. */
+bool sim_disk_file_named(const struct sim_disk *disk, u64 number);
 void sim_disk_capacity_set(struct sim_disk *disk, u64 bytes);
 u64 sim_disk_used_bytes(const struct sim_disk *disk);
 /* Calls each for every file, in byte order of the paths. */

@@ -1058,3 +1058,22 @@ sim_disk_file_size(const struct sim_disk *disk, const char *path, u64 *size_out)
     *size_out = inode->size;
     return ST_OK;
 }
+
+status
+sim_disk_file_number(const struct sim_disk *disk, const char *path, u64 *number_out)
+{
+    const struct sim_inode *inode = sim_names_find(disk, path);
+    if (inode == NULL) return ST_NOT_FOUND;
+    *number_out = sim_inode_number(inode);
+    return ST_OK;
+}
+
+bool
+sim_disk_file_named(const struct sim_disk *disk, u64 number)
+{
+    list_for_each (pos, &disk->inodes) {
+        const struct sim_inode *inode = list_entry(pos, struct sim_inode, link);
+        if (sim_inode_number(inode) == number) return !sim_inode_nameless(inode);
+    }
+    return false;
+}

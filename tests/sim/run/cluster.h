@@ -25,6 +25,7 @@
 #include "lsm/table.h"
 #include "proto/native.h"
 #include "register.h"
+#include "rot.h"
 #include "run.h"
 
 #define CLUSTER_NODES_MAX   16u /* machines, with those that come later */
@@ -271,8 +272,7 @@ struct cluster_run {
     bool audit_wanted, audit_ended;
     u64 audited_from; /* the position where the last audit began */
     u64 happened[TROUBLE_COUNT];
-    /* the file that has rotted; the path is empty when none has, or it was found to be gone */
-    char rot_path[LSM_PATH_BYTES];
+    struct rot rot;          /* of no file when none has rotted, or it was found to be gone */
     u32 rot_node, rot_disks; /* index; which of the disks that it has had */
     u64 scrub_ns;            /* when it is looked for next */
     u64 look_ns;             /* stores are looked at again */

@@ -16,7 +16,6 @@
 #include "../trees_look.h"
 #include "base/hash.h"
 #include "lsm/lsm.h"
-#include "rot.h"
 #include "server/shard.h"
 
 #define LOOK_NS      (250 * NS_PER_MS)
@@ -194,7 +193,7 @@ rot_here(const struct cluster_node *node, struct shard *shard)
     struct cluster_run *c = run->cluster;
     status st = lsm_flush(shard->lsm);
     if (!ok(st) || io_stopping() ||
-        !rot_table(shard->lsm, sim_node_disk(node->machine), &run->prng, c->rot_path))
+        !rot_table(shard->lsm, sim_node_disk(node->machine), &run->prng, &c->rot))
         return;
     c->rot_node = node->index;
     c->rot_disks = node->disks;

@@ -109,15 +109,14 @@ cluster_rot_is_there(void)
     struct cluster_run *c = run->cluster;
     for (u32 i = 0; i < c->node_count; i++)
         if (c->nodes[i].rot_wanted != 0) return true; /* any moment */
-    if (c->rot_path[0] == 0) return false;
+    if (c->rot.file == 0) return false;
     struct cluster_node *node = &c->nodes[c->rot_node];
     const struct topology *newest = cluster_topology_newest();
-    u64 size;
     bool there = node->disks == c->rot_disks && node->state != NODE_LOST &&
                  node->state != NODE_GONE &&
                  (newest == NULL || topology_member_by_id(newest, node->id) != NULL) &&
-                 ok(sim_disk_file_size(sim_node_disk(node->machine), c->rot_path, &size));
-    if (!there) c->rot_path[0] = 0;
+                 rot_is_there(&c->rot);
+    if (!there) c->rot.file = 0;
     return there;
 }
 
@@ -125,7 +124,7 @@ u64
 cluster_rot_pause_ns(void)
 {
     const struct cluster_run *c = run->cluster;
-    return !c->troubles && !c->calm && c->rot_path[0] != 0 ? 100 * NS_PER_MS : 0;
+    return !c->troubles && !c->calm && c->rot.file != 0 ? 100 * NS_PER_MS : 0;
 }
 
 /* Where nobody reads it, the scrub is to find it before the run ends. */

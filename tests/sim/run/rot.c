@@ -5,14 +5,12 @@
  */
 #include "rot.h"
 
-#include <stdio.h>
-
 #include "lsm/levels_internal.h"
 #include "lsm/lsm_internal.h"
 #include "lsm/table_format.h"
 
 bool
-rot_table(struct lsm *lsm, struct sim_disk *disk, struct prng *prng, char path_out[LSM_PATH_BYTES])
+rot_table(struct lsm *lsm, struct sim_disk *disk, struct prng *prng, struct rot *out)
 {
     const struct run_set *set = lsm->levels->current;
     const struct table *table = NULL;
@@ -27,6 +25,14 @@ rot_table(struct lsm *lsm, struct sim_disk *disk, struct prng *prng, char path_o
     table_path(path, table->dir, table->meta.file_id);
     u64 offset = prng_below(prng, table->index->block_bytes);
     if (!ok(sim_disk_flip(disk, path, offset, (u8)(1u << prng_below(prng, 8))))) return false;
-    snprintf(path_out, LSM_PATH_BYTES, "%s", path);
+    out->disk = disk;
+    status st = sim_disk_file_number(disk, path, &out->file);
+    CHECK(ok(st));
     return true;
+}
+
+bool
+rot_is_there(const struct rot *rot)
+{
+    return rot->file != 0 && sim_disk_file_named(rot->disk, rot->file);
 }
