@@ -9,6 +9,7 @@
 
 #include "base/types.h"
 #include "cluster/hlc.h"
+#include "proto/native.h"
 
 /* ---- who waits for an answer ---- */
 
@@ -67,13 +68,17 @@ enum cluster_answer {
     ANSWER_UNKNOWN,
 };
 
-/* Whether an answer tells a client that there is no place for it. A node that has no memory for a
- * session says so in RESP, and closes, before it knows what that client speaks; no frame begins so.
- */
+/* Whether an answer tells a client that there is no place for it, and is the last one. A node that
+ * has no memory for a session says so in RESP, and closes, before it knows what that client speaks;
+ * no frame begins so. One that has none for a frame whose header has not come says so with id 0. */
 static inline bool
 place_is_refused(bool native, struct bytes answer)
 {
-    return native && answer.size > 0 && answer.data[0] == '-';
+    if (!native || answer.size == 0) return false;
+    if (answer.data[0] == '-') return true;
+    struct native_header header;
+    return ok(native_header_decode(answer, &header)) && header.request_id == 0 &&
+           header.status == NATIVE_ST_OVERLOADED;
 }
 
 /* Of a request to a cluster: whether it counts as one that the calm should have answered. Who only

@@ -10,8 +10,8 @@
  *            UNKNOWN_OUTCOME    nobody knows
  *            any other status   nothing was done
  *
- * A connection that ends before the answer: nobody knows. A node without place for a client says so
- * in RESP and closes, before it knows what that client speaks.
+ * A connection that ends before the answer: nobody knows. A node without place for a client, or for
+ * what it sends, says so and closes (place_is_refused): likewise.
  */
 #include "cluster.h"
 

@@ -224,6 +224,32 @@ who_finds_no_place_is_told_so_in_resp_whatever_it_speaks(void **state)
     assert_false(place_is_refused(true, BYTES("\xd5\x44\x4b\x56", 4)));
 }
 
+/* cluster-swarm 40000718. */
+static void
+a_frame_that_found_no_memory_is_refused_without_its_id(void **state)
+{
+    (void)state;
+    struct budget budget;
+    budget_init(&budget, "test", UINT64_MAX, NULL);
+    struct buf out;
+    buf_init(&out, &budget);
+    struct native_header header = {.opcode = NATIVE_GET};
+    assert_true(native_reply_error(&out, &header, NATIVE_ST_OVERLOADED, 0, 0, "no memory"));
+    assert_true(place_is_refused(true, buf_bytes(&out)));
+    assert_false(place_is_refused(false, buf_bytes(&out)));
+    assert_false(place_is_refused(true, BYTES(out.data, NATIVE_HEADER_BYTES - 1))); /* not yet */
+    /* To a request it is an answer as any other; and no frame of such a client is a bad one. */
+    buf_clear(&out, 0);
+    header.request_id = 1;
+    assert_true(native_reply_error(&out, &header, NATIVE_ST_OVERLOADED, 0, 0, "no memory"));
+    assert_false(place_is_refused(true, buf_bytes(&out)));
+    buf_clear(&out, 0);
+    header.request_id = 0;
+    assert_true(native_reply_error(&out, &header, NATIVE_ST_BAD_FRAME, 0, 0, "no frame"));
+    assert_false(place_is_refused(true, buf_bytes(&out)));
+    buf_deinit(&out);
+}
+
 /* Replicas that each have a part of a set which no other has, as trees go about them: a round is a
  * step of as many as there are replicas, unless what the one before has united is young yet. */
 static bool
@@ -278,6 +304,7 @@ main(void)
         cmocka_unit_test(a_level_of_consistency_may_be_refused_like_anything),
         cmocka_unit_test(who_is_leaving_already_does_not_stay_whatever_refuses_it),
         cmocka_unit_test(who_finds_no_place_is_told_so_in_resp_whatever_it_speaks),
+        cmocka_unit_test(a_frame_that_found_no_memory_is_refused_without_its_id),
         cmocka_unit_test(each_round_of_comparing_waits_for_what_the_one_before_has_united),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
