@@ -522,7 +522,8 @@ on_frame(struct connection *connection, const struct native_header *header, stru
         return false;
     }
     if (header->request_id == 0) {
-        *why = "the server refused a frame as damaged";
+        *why = header->status == NATIVE_ST_OVERLOADED ? "the server had no memory for a frame"
+                                                      : "the server refused a frame as damaged";
         return false;
     }
     connection->kv->epoch = MAX(connection->kv->epoch, header->epoch);
