@@ -328,6 +328,19 @@ is_wanted(const struct cluster_shard *shard, const struct topology_member *self)
     return self->mending;
 }
 
+static const char *
+why_not(const struct look *look)
+{
+    status st = look->st;
+    if (look->was_read && look->member == 0) return "what is here of it cannot be read now";
+    if (look->was_read) return "one of them does not say that it has it";
+    return status_is(st, ST_DENIED)        ? "those who are left might lack what was acknowledged"
+           : status_is(st, ST_UNSUPPORTED) ? "not all nodes have shown that they know how"
+           : status_is(st, ST_READ_ONLY)   ? "this node takes no writes"
+           : status_is(st, ST_OVERLOADED)  ? "another node is mended first"
+                                           : "one of them is not reached";
+}
+
 /* Nothing is given up. */
 static void
 tell_why_not(struct cluster_shard *shard, const struct look *look)
@@ -346,12 +359,8 @@ tell_why_not(struct cluster_shard *shard, const struct look *look)
     log_error(
         "cluster",
         "damage is not mended from other nodes yet: %s first=%u count=%u node_id=%s why=\"%s\"",
-        status_is(st, ST_DENIED)        ? "those who are left might lack what was acknowledged"
-        : status_is(st, ST_UNSUPPORTED) ? "not all nodes have shown that they know how"
-        : status_is(st, ST_READ_ONLY)   ? "this node takes no writes"
-        : status_is(st, ST_OVERLOADED)  ? "another node is mended first"
-                                        : "one of them does not say that it has it",
-        look->partition, look->count, member == NULL ? "" : member->node_id, status_text(st));
+        why_not(look), look->partition, look->count, member == NULL ? "" : member->node_id,
+        status_text(st));
 }
 
 /* It waits for somebody else who does not have what this one cannot remove without it, and the

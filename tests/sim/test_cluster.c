@@ -2235,7 +2235,9 @@ both_damaged_story(struct rig *rig)
     damage_fifth(rig, 2, 1);
     tag_meet(rig, 2);
     u64 until_ns = io_now_ns() + 60 * NS_PER_S;
-    while (!sim_log_contains(rig->sim, "damage is not mended from other nodes yet")) {
+    while (!sim_log_contains(rig->sim,
+                             "damage is not mended from other nodes yet: one of them does "
+                             "not say that it has it")) {
         CHECK(io_now_ns() < until_ns);
         fiber_sleep_ns(100 * NS_PER_MS);
     }
