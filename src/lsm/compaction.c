@@ -15,7 +15,8 @@
  *       for every token whether it was swept yet or not.
  *   C4  A step that fails leaves the set as it was and removes what it wrote. The sweep is tried
  *       again later, except when an input was damaged: then its tree is not merged any more, the
- *       owner is told, and reads go on. One whose owner mends it waits instead (level_damage.c).
+ *       owner is told, and reads go on. One whose owner mends it waits instead, and only what is
+ *       not damaged is merged (level_damage.c).
  *   C5  What a merge leaves out unread because it is damaged was to go, with all that any run has
  *       of its tokens.
  *
@@ -651,17 +652,29 @@ sweeps_end(struct levels *levels, u16 keyspace)
         if (levels->trees[keyspace].sweeps[i].active) sweep_end(levels, keyspace, i);
 }
 
+/* Whether damage is known in one of its inputs. */
+static bool
+sweep_is_damaged(const struct levels *levels, u16 keyspace, u32 index)
+{
+    const struct run_set *set = levels->current;
+    for (u32 i = 0; i < run_set_tree_count(set, keyspace); i++) {
+        const struct run *run = run_set_tree_run(set, keyspace, i);
+        if (run->owner == index + 1 && levels_run_is_damaged(levels, run)) return true;
+    }
+    return false;
+}
+
 /* The sweep has met damage. */
 static void
 tree_break(struct levels *levels, u16 keyspace, u32 index)
 {
-    bool again = false;
+    bool again = false, located = sweep_is_damaged(levels, keyspace, index);
     for (u32 i = 0; i < PICK_SWEEPS_MAX; i++) {
         const struct sweep *sweep = &levels->trees[keyspace].sweeps[i];
         again = again || (sweep->drops && (i != index || sweep->held_back));
     }
     sweeps_end(levels, keyspace);
-    levels_tree_break(levels, keyspace, again);
+    levels_tree_break(levels, keyspace, again, located);
 }
 
 /* The next slice of a sweep. */
@@ -715,6 +728,31 @@ space_wants_rewrite(const struct levels *levels, u16 keyspace)
            levels_run_has_garbage(last);
 }
 
+/* Of a tree that waits, and of which nothing is to be dropped: around what is damaged. */
+static void
+waiting_pick(struct levels *levels, u16 keyspace, struct pick_tree *tree, struct pick_run *runs,
+             u32 skipped, struct pick *out)
+{
+    struct level_tree *state = &levels->trees[keyspace];
+    state->force_last = state->force_whole = state->clean_due = false;
+    for (u32 i = 0; i < tree->run_count; i++)
+        runs[i].damaged =
+            levels_run_is_damaged(levels, run_set_tree_run(levels->current, keyspace, skipped + i));
+    tree->waits = true;
+    compaction_pick(tree, out);
+    if (out->kind == PICK_TIER) MARK("lsm.compaction.beside_damage");
+}
+
+/* Nothing else is merged meanwhile: what drops is to take all that there is. */
+static void
+end_others_than_drops(struct levels *levels, u16 keyspace)
+{
+    for (u32 i = 0; i < PICK_SWEEPS_MAX; i++) {
+        const struct sweep *sweep = &levels->trees[keyspace].sweeps[i];
+        if (sweep->active && !sweep->drops) sweep_end(levels, keyspace, i);
+    }
+}
+
 static bool
 tree_pick(struct levels *levels, u16 keyspace, struct pick *out, u32 *skipped_out)
 {
@@ -728,11 +766,17 @@ tree_pick(struct levels *levels, u16 keyspace, struct pick *out, u32 *skipped_ou
         state->force_last = state->force_whole = state->clean_due = state->drop_due = false;
         return false;
     }
+    bool drops = levels_tree_drops(levels, keyspace);
+    if (state->broken && drops) end_others_than_drops(levels, keyspace);
     levels_pick_tree(levels, keyspace, &tree, runs, sweeps, SWEEP_RUNS_MAX);
     u32 count = run_set_tree_count(levels->current, keyspace);
     *skipped_out = count - tree.run_count - (run_set_last(levels->current, keyspace) != NULL);
+    if (state->broken && !drops) {
+        waiting_pick(levels, keyspace, &tree, runs, *skipped_out, out);
+        return out->kind != PICK_NONE;
+    }
     bool due = state->clean_due || state->drop_due;
-    /* One that waits has no merge of tiers. */
+    /* One that waits has no merge of tiers then. */
     tree.force_last = state->force_last || due || state->broken || space_wants_last(levels, &tree);
     tree.rewrite_last = state->force_whole || due || levels_ranges_want_rewrite(levels, keyspace) ||
                         space_wants_rewrite(levels, keyspace);

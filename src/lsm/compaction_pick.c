@@ -15,6 +15,7 @@
 /* Runs that a read should have to look at, at most, and where writers are refused. */
 #define PICK_RUNS_SOFT 24u
 #define PICK_RUNS_HARD 72u
+#define PICK_TIER_MAX  14u
 
 static u64
 tiers_bytes(const struct pick_tree *tree)
@@ -87,35 +88,62 @@ offer_continues(const struct pick_tree *tree, struct pick *best)
         for (u32 j = 0; j < tree->run_count; j++)
             runs += tree->runs[j].tier == sweep->tier;
         u32 urgency = sweep->into_last ? last_urgency(tree) : scaled(runs, tree->fanout);
+        /* Runs of all sizes may be of its tier then (rank_of): small merges are not to wait. */
+        if (tree->waits) urgency = 0;
         struct pick pick = {.kind = PICK_CONTINUE, .sweep = i, .urgency = MAX(urgency, 1001u)};
         offer(best, &pick);
     }
 }
 
+/* From how many bytes on a run made of runs of this tier belongs to the next one. */
+static u64
+tier_due(const struct pick_tree *tree, u8 tier)
+{
+    u64 due = tree->tier_bytes;
+    for (u32 t = 0; t < tier && due < UINT64_MAX / PICK_FANOUT; t++)
+        due *= tree->fanout;
+    return due;
+}
+
+/* Runs of one rank are merged with each other: those of a tier. But before a damaged run all are of
+ * its tier at most, whatever their size, and a large one is not to be written again with each few
+ * small ones: in a tree that waits size counts, too, from half of what a merge of full ones makes.
+ * Ranks, as tiers, never fall with age; before: of the run that is next newer. */
+static u8
+rank_of(const struct pick_tree *tree, u32 index, u8 before)
+{
+    const struct pick_run *run = &tree->runs[index];
+    if (!tree->waits) return run->tier;
+    u8 rank = MAX(before, run->tier);
+    while (rank < PICK_TIER_MAX && run->bytes / MAX(2u, tree->fanout / 2) >= tier_due(tree, rank))
+        rank++;
+    return rank;
+}
+
 static void
 offer_tiers(const struct pick_tree *tree, struct pick *best)
 {
+    u8 rank = 0;
     for (u32 first = 0; first < tree->run_count;) {
-        u8 tier = tree->runs[first].tier;
+        rank = rank_of(tree, first, rank);
         u32 end = first;
         u64 bytes = 0;
-        while (end < tree->run_count && tree->runs[end].tier == tier && tree->runs[end].owner == 0)
+        while (end < tree->run_count && rank_of(tree, end, rank) == rank &&
+               tree->runs[end].owner == 0 && !tree->runs[end].damaged)
             bytes += tree->runs[end++].bytes;
         u32 count = end - first;
         if (count >= tree->fanout) {
             /* Small runs are merged among themselves until they are worth a place in the next
              * tier: this is what makes many tiny flushes cheap. */
-            u64 due = tree->tier_bytes;
-            for (u32 t = 0; t < tier && due < UINT64_MAX / PICK_FANOUT; t++)
-                due *= tree->fanout;
-            u8 up = tier < 14 ? (u8)(tier + 1) : tier;
-            /* Tiers ascend with age, and the output stands before older runs of this tier that
-             * another sweep has taken: it may not be of a higher one. */
-            if (end < tree->run_count && tree->runs[end].tier == tier) up = tier;
+            u8 out = rank;
+            if (bytes >= tier_due(tree, rank) && rank < PICK_TIER_MAX) out++;
+            /* Tiers ascend with age, and the output stands before older runs that another sweep
+             * has taken, or that stay: it may not be of a higher one. */
+            if (end < tree->run_count) out = MIN(out, tree->runs[end].tier);
             struct pick pick = {.kind = PICK_TIER,
                                 .first = first,
                                 .count = count,
-                                .tier_out = bytes >= due ? up : tier,
+                                .tier_out = out,
                                 .urgency = scaled(count, tree->fanout)};
             offer(best, &pick);
         }
@@ -149,7 +177,7 @@ compaction_pick(const struct pick_tree *tree, struct pick *out)
     if (free_sweep(tree)) {
         /* When everything goes down anyway, a tier merge before it would only write twice. */
         if (!tree->force_last) offer_tiers(tree, &best);
-        offer_last(tree, &best);
+        if (!tree->waits) offer_last(tree, &best);
     }
     if (best.urgency < 1000) best = (struct pick){.kind = PICK_NONE};
     *out = best;

@@ -9,6 +9,10 @@
  * A merge is a *sweep* over the tokens, slice by slice, and gives its inputs' space back as it
  * goes. Several sweeps of one tree may be under way, on different runs; the runs of a sweep are
  * *owned* by it and no other may take them.
+ *
+ * While a tree waits to be mended nothing goes into its last level, and its damaged runs stay where
+ * they are. The others are merged among themselves, each stretch of neighbours for itself, so that
+ * however long it waits there are a few runs of each size in each stretch.
  */
 #ifndef DISTKV_LSM_COMPACTION_PICK_H
 #define DISTKV_LSM_COMPACTION_PICK_H
@@ -24,7 +28,8 @@
 struct pick_run {
     u64 bytes; /* still to be merged: consumed slices are gone from it */
     u8 tier;
-    u8 owner; /* 0: free, else 1 + index of its sweep */
+    u8 owner;     /* 0: free, else 1 + index of its sweep */
+    bool damaged; /* of a tree that waits: it stays as it is */
 };
 
 struct pick_sweep {
@@ -42,6 +47,7 @@ struct pick_tree {
     u64 tier_bytes;                  /* what a run of tier 1 has at least: about a memtable */
     bool force_last;                 /* everything is to go to the last level */
     bool rewrite_last;               /* the last level has tables to rewrite on their own */
+    bool waits;                      /* to be mended: only tiers are merged, around damaged runs */
 };
 
 enum pick_kind {

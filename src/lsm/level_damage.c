@@ -11,7 +11,14 @@
  * Unless its owner mends it (lsm_mends_set), which lets go of all that the damage may hold: then it
  * waits.
  *
- *   waits       no merge; reads, writes and flushes go on
+ *   waits       nothing is merged into the last level; reads, writes and flushes go on, and so that
+ *               flushes do not make ever more runs, those that are not damaged are merged as tiers,
+ *               each stretch of neighbours for itself (compaction_pick.h). A merge of tiers reads
+ *               and replaces its inputs only, drops what they hide of each other, and keeps what
+ *               may hide something in an older run, damaged or not (compaction.c: at_bottom), by
+ *               what the manifest says of that; so it is right beside damage as it is elsewhere.
+ *               One that meets more damage makes that known, and the next goes around it; where
+ *               that is not known, nothing more is merged (level_tree.stuck)
  *   drop due    levels_drop_set: one sweep of everything into the last level, which leaves out
  *               damaged blocks of which all that it takes goes anyhow, and writes what stays of
  *               damaged blob files anew; nothing else is merged meanwhile
@@ -81,6 +88,29 @@ levels_damage_epoch(const struct levels *levels)
 }
 
 static bool
+gaps_meet(const struct gap_list *damaged, const struct run_slot *view)
+{
+    for (u32 i = 0; i < damaged->count; i++)
+        if (damaged->gaps[i].token_first <= view->token_last &&
+            damaged->gaps[i].token_last >= view->token_first)
+            return true;
+    return false;
+}
+
+bool
+levels_run_is_damaged(const struct levels *levels, const struct run *run)
+{
+    if (levels->table_stats.damaged + levels->damaged_blobs == 0) return false;
+    for (u32 i = 0; i < run->count; i++) {
+        const struct level_table *file = run->slots[i].file;
+        if (gaps_meet(&file->table->damaged, &run->slots[i])) return true;
+        for (u32 j = 0; j < file->blob_count; j++)
+            if (gaps_meet(&file->blobs[j]->damaged, &run->slots[i])) return true;
+    }
+    return false;
+}
+
+static bool
 damage_is_known(const struct levels *levels, u16 keyspace)
 {
     u64 first, last;
@@ -100,22 +130,24 @@ tree_fail(struct levels *levels, u16 keyspace)
 }
 
 void
-levels_tree_break(struct levels *levels, u16 keyspace, bool again)
+levels_tree_break(struct levels *levels, u16 keyspace, bool again, bool located)
 {
     struct level_tree *tree = &levels->trees[keyspace];
     bool told = tree->broken && !tree->waits;
     levels->corruptions++;
     MARK("lsm.compaction.corrupt_input");
     tree->broken = true;
+    tree->stuck = !located;
     /* What is not known where it is cannot be let go of. */
     tree->waits = levels->mends[keyspace] && damage_is_known(levels, keyspace);
+    levels_shape_update(levels); /* perhaps nothing is written until it presses less */
     if (tree->waits) {
         MARK("lsm.compaction.waits");
         tree->drop_due = tree->drop_due || again;
         if (log_seldom(&levels->waits_told_ns, io_now_ns()))
             log_error("lsm",
-                      "damage met while compacting keyspace %u dir=%s: its runs stay as they are "
-                      "until it is mended",
+                      "damage met while compacting keyspace %u dir=%s: what is damaged stays as it "
+                      "is until it is mended",
                       keyspace, levels->dir);
         return;
     }
@@ -129,13 +161,20 @@ levels_tree_merges(struct levels *levels, u16 keyspace)
     if (tree->waits && !damage_is_known(levels, keyspace)) {
         MARK("lsm.compaction.mended");
         log_info("lsm", "keyspace %u is compacted again dir=%s", keyspace, levels->dir);
-        tree->broken = tree->waits = false;
+        tree->broken = tree->waits = tree->stuck = false;
     }
     if (!tree->broken) return true;
+    return tree->waits && (!tree->stuck || levels_tree_drops(levels, keyspace));
+}
+
+bool
+levels_tree_drops(const struct levels *levels, u16 keyspace)
+{
+    const struct level_tree *tree = &levels->trees[keyspace];
     bool drops = tree->drop_due;
     for (u32 i = 0; i < PICK_SWEEPS_MAX; i++)
-        drops = drops || tree->sweeps[i].active;
-    return tree->waits && drops;
+        drops = drops || (tree->sweeps[i].active && tree->sweeps[i].drops);
+    return drops;
 }
 
 void

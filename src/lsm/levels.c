@@ -21,7 +21,7 @@
 #include "io/io.h"
 #include "lsm/levels_internal.h"
 
-/* Writes are slow then, and never refused. */
+/* Writes are slow then; refused are only those to itself, at LEVELS_RUNS_MAX. */
 #define WAITING_PRESSURE_MAX 800u
 
 /* ---- small things ---- */
@@ -117,7 +117,8 @@ levels_pick_tree(struct levels *levels, u16 keyspace, struct pick_tree *tree, st
     if (count > runs_max) skip = count - runs_max; /* the newest wait */
     for (u32 i = skip; i < count; i++) {
         const struct run *run = run_set_tree_run(set, keyspace, i);
-        runs[tree->run_count++] = (struct pick_run){run->bytes, run->tier, run->owner};
+        runs[tree->run_count++] =
+            (struct pick_run){.bytes = run->bytes, .tier = run->tier, .owner = run->owner};
     }
     for (u32 i = 0; i < PICK_SWEEPS_MAX; i++) {
         const struct sweep *sweep = &levels->trees[keyspace].sweeps[i];
@@ -130,12 +131,13 @@ levels_shape_update(struct levels *levels)
 {
     struct pick_run runs[SWEEP_RUNS_MAX];
     struct pick_sweep sweeps[PICK_SWEEPS_MAX];
-    u32 pressure = 0;
+    u32 pressure = 0, full = 0;
     u64 debt = 0, runs_max = 0;
     for (u16 keyspace = 0; keyspace < LIMIT_KEYSPACES; keyspace++) {
         u32 count = run_set_tree_count(levels->current, keyspace);
         if (count == 0) continue;
         runs_max = MAX(runs_max, count);
+        if (count >= LEVELS_RUNS_MAX) full |= 1u << keyspace;
         struct pick_tree tree;
         levels_pick_tree(levels, keyspace, &tree, runs, sweeps, SWEEP_RUNS_MAX);
         u32 of_tree = compaction_pressure(&tree);
@@ -147,6 +149,7 @@ levels_shape_update(struct levels *levels)
     if (BUGGIFY("lsm.levels.pressure")) pressure = MAX(pressure, 900u);
     levels->runs_max = runs_max;
     levels->pressure = pressure;
+    levels->full = full;
     levels->debt_bytes = debt;
 }
 
@@ -784,6 +787,12 @@ u32
 levels_pressure(const struct levels *levels)
 {
     return MAX(levels->pressure, levels->space_pressure);
+}
+
+u32
+levels_full(const struct levels *levels)
+{
+    return levels->full;
 }
 
 void

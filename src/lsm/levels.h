@@ -192,6 +192,8 @@ MAY_YIELD MUST_CHECK status levels_compact_all(struct levels *levels);
 /* How much compaction lags, 0 to 1000: 0 nothing to do, 1000 writes must be refused. Writers slow
  * down smoothly in between (lsm.c turns it into an admission rate). */
 u32 levels_pressure(const struct levels *levels);
+/* The keyspaces, a bit each, to which nothing can be written: scans could not merge more runs. */
+u32 levels_full(const struct levels *levels);
 /* How near the end of the space is, for who measures it (lsm.c, of files in memory): 0 far, from
  * LEVELS_SPACE_NEAR on everything is merged down without waiting for credit and counts as pressure,
  * at LEVELS_SPACE_FULL however little it may give. */

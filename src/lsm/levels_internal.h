@@ -42,6 +42,10 @@
 #define BLOB_LIVE_PERCENT 80u
 /* Blob files that one table refers to, leaving room for its own. */
 #define OUTPUT_BLOB_REFS_MAX (TABLE_BLOB_REFS_MAX - 2u)
+/* From so many runs on nothing is written to a keyspace: scans merge all of them, and memtables.
+ * Others are slow or refused long before; one that waits to be mended comes there only when its
+ * merges fail. */
+#define LEVELS_RUNS_MAX 200u
 /* Ids beyond the counter that a manifest reserves. */
 #define FILE_ID_SLACK        4096u
 #define FILE_ID_COUNTER_BITS 32u
@@ -78,7 +82,8 @@ struct sweep {
 struct level_tree {
     struct sweep sweeps[PICK_SWEEPS_MAX];
     bool broken;      /* met a corrupt table: no more merging until reopened */
-    bool waits;       /* ... or for its owner: then sweeps that drop go on, see level_damage.c */
+    bool waits;       /* ... or for its owner: then some go on, see level_damage.c */
+    bool stuck;       /* ... but only those that drop: it is not known where what one met lies */
     bool drop_due;    /* levels_drop_set: until a sweep begins that drops */
     u64 rewrite_seq;  /* the newest range when the last level was rewritten last */
     bool force_last;  /* levels_compact_all: everything is to go down */
@@ -153,6 +158,7 @@ struct levels {
     u64 prune_ns;               /* when to look for tables to drop again */
     u64 prune_generation;       /* of the manifest when that was done last */
     u32 pressure;               /* 0..1000, kept by levels_commit */
+    u32 full;                   /* keyspaces with LEVELS_RUNS_MAX, a bit each; kept there, too */
     u32 space_pressure;         /* see levels_space_set */
     u64 debt_bytes;
     u64 scrub_bytes_per_s;
@@ -280,10 +286,14 @@ MAY_YIELD void output_deinit(struct output *output);
 /* ---- level_damage.c ---- */
 
 /* A merge of the tree met damage, its sweeps are ended. again: one that drops was among them, and
- * may come further the next time. */
-void levels_tree_break(struct levels *levels, u16 keyspace, bool again);
+ * may come further the next time. located: it is known to lie in an input. */
+void levels_tree_break(struct levels *levels, u16 keyspace, bool again, bool located);
 /* Whether the tree may be merged at all; one that waits goes on when its damage is gone. */
 bool levels_tree_merges(struct levels *levels, u16 keyspace);
+/* Whether a merge that drops is under way or due. */
+bool levels_tree_drops(const struct levels *levels, u16 keyspace);
+/* Whether a part of it that is in view is known to be damaged. */
+bool levels_run_is_damaged(const struct levels *levels, const struct run *run);
 
 /* ---- compaction.c, level_prune.c, scrub.c ---- */
 

@@ -222,9 +222,11 @@ void lsm_marks_set(struct lsm *lsm, u16 keyspace, u64 *marks, u32 shift);
 void lsm_drop_set(struct lsm *lsm, u16 keyspace, const u64 *bits, u32 shift);
 /* Whether the owner mends what is damaged in the keyspace: it lets go of all that the damage may
  * hold (lsm_damage_next), by lsm_drop_set, and brings it from elsewhere when nothing is found there
- * any more. Then a merge that meets damage does not fail the store: the keyspace is not merged
- * until lsm_drop_set is called for it anew, while reads, writes and flushes go on; and that merge
- * goes on behind damaged blocks and values of which all is dropped, and waits again at others. When
+ * any more. Then a merge that meets damage does not fail the store: of the keyspace only what is
+ * not damaged is merged, and nothing into the last level, until lsm_drop_set is called for it anew,
+ * while reads, writes and flushes go on (writes to it are refused, ST_OVERLOADED, when it has so
+ * many runs all the same that a scan could not merge more); and the merge that drops goes on behind
+ * damaged blocks and values of which all is dropped, and waits again at others. When
  * nothing is damaged any more it is merged as ever. lsm_options.mends at the opening; where it
  * becomes false while the keyspace waits, the store fails. */
 void lsm_mends_set(struct lsm *lsm, u16 keyspace, bool mends);

@@ -14,7 +14,9 @@
  * Admission. Memtables full: a flush is under way, wait. Compaction behind: the rate at which bytes
  * may enter falls with its pressure, smoothly from 1 GiB/s at half to 1 MiB/s at the end, where
  * writes are refused. Whoever would wait longer than ADMIT_WAIT_NS is refused at once: an early
- * answer is worth more to a client than a late one.
+ * answer is worth more to a client than a late one. Of a keyspace that waits to be mended they are
+ * never refused for that, since who mends it has to write to others of the store; only to the
+ * keyspace itself, when its runs could not be scanned any more.
  *
  * Holding. lsm_writes_hold makes write_inside say ST_WOULD_WAIT before anything else. It is asked
  * anew after each wait, so what waited for room when the hold began does not slip through it.
@@ -380,6 +382,16 @@ deletes_taken(struct lsm *lsm, bool range)
     if (range) lsm_flush_request(lsm);
 }
 
+static status
+admit_runs(const struct lsm *lsm, const struct need *needs)
+{
+    u32 full = levels_full(lsm->levels);
+    for (u32 i = 0; full != 0 && i < LIMIT_KEYSPACES; i++)
+        if (full >> i & 1 && needs[i].count > 0)
+            return MARKED("lsm.write.too_many_runs", ST_OVERLOADED);
+    return ST_OK;
+}
+
 /* aims: NULL, or of the keys of all operations. */
 static status
 write_inside(struct lsm *lsm, const struct lsm_batch *batch, const struct lsm_aim *aims,
@@ -411,6 +423,7 @@ write_inside(struct lsm *lsm, const struct lsm_batch *batch, const struct lsm_ai
     if (full && lsm->no_space_flush && status_is(st, ST_WOULD_WAIT))
         return MARKED("lsm.write.no_space_to_flush", ST_NO_SPACE);
     /* A range takes nothing of what pressure is about, and tables with it. */
+    if (ok(st)) st = admit_runs(lsm, shape.needs);
     if (ok(st) && !(full && shape.range)) st = admit_pressure(lsm, batch->ops.size);
     if (!ok(st)) return st;
 

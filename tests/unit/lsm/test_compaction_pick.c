@@ -3,7 +3,7 @@
  * test_compaction_pick.c -- pictures of a tree in, decisions out, both as text; then a year of
  * flushes in a model of the whole tree, to see that shape, debt and pressure stay in bounds.
  *
- *   runs, newest first:  "0:10 0:12 1:90* last:1000"   tier:bytes, * owned by sweep 0
+ *   runs, newest first:  "0:10 0:12 1:90* last:1000"   tier:bytes, * owned by sweep 0, ! damaged
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -36,6 +36,8 @@ picture_of(const char *text, struct picture *p)
             p->tree.force_last = true;
         } else if (strcmp(word, "rewrite") == 0) {
             p->tree.rewrite_last = true;
+        } else if (strcmp(word, "waits") == 0) {
+            p->tree.waits = true;
         } else if (strncmp(word, "last:", 5) == 0) {
             p->tree.last_bytes = strtoull(word + 5, NULL, 10);
         } else {
@@ -43,6 +45,7 @@ picture_of(const char *text, struct picture *p)
             run->tier = (u8)strtoul(word, &word, 10);
             run->bytes = strtoull(word + 1, &word, 10);
             run->owner = *word == '*';
+            run->damaged = *word == '!';
             if (run->owner) p->sweeps[0] = (struct pick_sweep){true, run->tier == 9, run->tier};
         }
     }
@@ -128,6 +131,83 @@ tiers_ascend_with_age(void **state)
     p.sweeps[0].into_last = true;
     decision(&p.tree, text, sizeof(text));
     assert_string_equal(text, "runs 0+6 to tier 0");
+}
+
+/* What is not damaged is merged among its neighbours, and nothing goes to the last level. */
+static void
+a_tree_that_waits_is_merged_around_what_is_damaged(void **state)
+{
+    static const struct {
+        const char *tree, *decision;
+    } cases[] = {
+        {"waits 0:10 0:10 0:10 0:10 last:1000", "runs 0+4 to tier 1"},
+        {"waits 0:1 0:1 0:1 0:1 last:1000", "runs 0+4 to tier 0"},
+        {"waits 0:10 0:10 0:10! 0:10 last:1000", "nothing"},
+        {"waits 0:10 0:10 1:40 1:40 1:40 1:40 1:40!", "runs 2+4 to tier 1"},
+        {"waits 0:10! 0:10 0:10 0:10 0:10 0:10! last:1000", "runs 1+4 to tier 0"},
+        {"waits 0:10! 0:10 0:10 0:10 0:10 2:10! last:1000", "runs 1+4 to tier 1"},
+        {"waits 0:10! 1:40 1:40 1:40 1:40", "runs 1+4 to tier 2"},
+        /* Before a damaged run of their tier, size tells what is merged with what. */
+        {"waits 0:1 0:1 0:1 0:40 0:1!", "nothing"},
+        {"waits 0:1 0:1 0:1 0:1 0:40 0:1!", "runs 0+4 to tier 0"},
+        {"waits 0:1 0:40 0:40 0:40 0:40 0:1!", "runs 1+4 to tier 0"},
+        {"waits 0:1 0:1 0:1 0:1 0:1 0:40* 0:40* 0:40* 0:40* 0:1!", "runs 0+5 to tier 0"},
+        /* However much there is, and whoever asks. */
+        {"waits 2:900 last:10", "nothing"},
+        {"waits rewrite last:1000", "nothing"},
+        {"waits 0:1 0:1 0:1 0:1! rewrite last:10", "nothing"},
+    };
+    (void)state;
+    for (u32 i = 0; i < ARRAY_COUNT(cases); i++) {
+        struct picture p;
+        char text[64];
+        picture_of(cases[i].tree, &p);
+        decision(&p.tree, text, sizeof(text));
+        if (strcmp(text, cases[i].decision) != 0) print_message("tree: %s\n", cases[i].tree);
+        assert_string_equal(text, cases[i].decision);
+    }
+}
+
+/* A year of flushes before a damaged run of the lowest tier, or of a higher one. */
+static void
+however_long_a_tree_waits_its_runs_are_few(void **state)
+{
+    (void)state;
+    for (u8 tier = 0; tier <= 3; tier++) {
+        struct picture p;
+        picture_of("waits 0:10!", &p);
+        p.runs[0].tier = tier;
+        p.tree.fanout = PICK_FANOUT;
+        u64 flushed = 0, written = 0;
+        u32 runs_max = 0;
+        for (u32 flush = 0; flush < 20000; flush++) {
+            memmove(p.runs + 1, p.runs, p.tree.run_count * sizeof(p.runs[0]));
+            p.runs[0] = (struct pick_run){.bytes = 10};
+            p.tree.run_count++;
+            flushed += 10;
+            written += 10;
+            struct pick pick;
+            for (compaction_pick(&p.tree, &pick); pick.kind != PICK_NONE;
+                 compaction_pick(&p.tree, &pick)) {
+                assert_int_equal(pick.kind, PICK_TIER);
+                assert_true(pick.first + pick.count < p.tree.run_count);
+                u64 bytes = 0;
+                for (u32 i = 0; i < pick.count; i++)
+                    bytes += p.runs[pick.first + i].bytes;
+                written += bytes;
+                p.runs[pick.first] = (struct pick_run){.bytes = bytes, .tier = pick.tier_out};
+                memmove(p.runs + pick.first + 1, p.runs + pick.first + pick.count,
+                        (p.tree.run_count - pick.first - pick.count) * sizeof(p.runs[0]));
+                p.tree.run_count -= pick.count - 1;
+            }
+            runs_max = MAX(runs_max, p.tree.run_count);
+            for (u32 i = 0; i + 1 < p.tree.run_count; i++)
+                assert_true(p.runs[i].tier <= p.runs[i + 1].tier);
+        }
+        assert_true(p.runs[p.tree.run_count - 1].damaged);
+        assert_true(written < flushed * 8);
+        assert_true(runs_max <= 40);
+    }
 }
 
 /* Flush after flush with merges carried out at once: the shape of the design. */
@@ -218,6 +298,8 @@ main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(decisions),
         cmocka_unit_test(tiers_ascend_with_age),
+        cmocka_unit_test(a_tree_that_waits_is_merged_around_what_is_damaged),
+        cmocka_unit_test(however_long_a_tree_waits_its_runs_are_few),
         cmocka_unit_test(shape_and_write_amplification_stay_in_bounds),
         cmocka_unit_test(pressure_and_debt_rise_without_a_step),
         cmocka_unit_test(slices_hold_about_their_target),

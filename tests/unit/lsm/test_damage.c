@@ -532,6 +532,17 @@ damage_of_values_and_of_what_is_no_block_is_told_and_no_list_is_too_short(void *
 
 /* ---- waiting ---- */
 
+/* A merge in one slice, of which nothing is done. */
+static void
+wait_for_mending(void)
+{
+    u64 slice_bytes = lsm->levels->slice_bytes;
+    lsm->levels->slice_bytes = MIB(64);
+    EXPECT(status_is(lsm_compact(lsm), ST_CORRUPT));
+    EXPECT(lsm->levels->trees[0].waits);
+    lsm->levels->slice_bytes = slice_bytes;
+}
+
 static status
 waits_body(void *arg)
 {
@@ -547,14 +558,10 @@ waits_body(void *arg)
     if (!mends) return lsm_close(lsm), ST_OK;
     expect_stretch(0, place.first, place.last);
 
+    /* Both hold damage, or might: nothing is merged, whoever asks. */
     u64 merges = stats()->compactions, read = stats()->compaction_read_bytes;
-    for (u32 n = 0; n < 100; n++) { /* many runs: a merge of tiers would be due, and writes go on */
-        write_in(0, KEYS + n, false, 0);
-        EXPECT(ok(lsm_flush(lsm)));
-        EXPECT(ok(get(KEYS + n)));
-    }
     fiber_sleep_ns(30 * NS_PER_S);
-    EXPECT(run_set_tree_count(lsm->levels->current, 0) == 102);
+    EXPECT(run_set_tree_count(lsm->levels->current, 0) == 2);
     EXPECT(status_is(lsm_compact(lsm), ST_CORRUPT));
     EXPECT(stats()->compactions == merges && stats()->compaction_read_bytes == read);
     EXPECT(stats()->compactions_active == 0 && !levels_cleaning(lsm->levels));
@@ -580,6 +587,353 @@ a_merge_that_meets_damage_waits_for_who_mends_and_fails_the_store_else(void **st
         run(waits_body, &mends);
         if (mends) break;
     }
+}
+
+/* ---- merging while it waits ---- */
+
+#define WAITING_FLUSHES 300u
+
+struct waiting {
+    bool outside; /* outside_versions */
+    u32 run;      /* where the damage is */
+    u64 crash;    /* after so many requests; 0: none */
+};
+
+/* What was written: whether a key is deleted, and whether that has not been flushed yet. */
+static struct model {
+    bool gone[KEYS], unsure[KEYS];
+    struct place place;
+    struct prng prng;
+    u64 version;
+} model;
+
+static bool
+is_known_damaged(u64 token)
+{
+    u64 first, last;
+    return lsm_damage_next(lsm, 0, token, &first, &last) && first <= token;
+}
+
+/* stretch: its keys only; STRETCHES: any. */
+static void
+model_flush_in(u64 stretch)
+{
+    u32 written[20];
+    for (u32 j = 0; j < ARRAY_COUNT(written); j++) {
+        u32 i;
+        do
+            i = written[j] = prng_u64(&model.prng) % KEYS;
+        while (stretch != STRETCHES && token_of(i) >> SHIFT != stretch);
+        bool gone = prng_u64(&model.prng) % 2;
+        model.unsure[i] = true;
+        write_in(0, i, gone, outside_versions ? model.version++ : 0);
+        model.gone[i] = gone;
+    }
+    EXPECT(ok(lsm_flush(lsm)));
+    for (u32 j = 0; j < ARRAY_COUNT(written); j++)
+        model.unsure[written[j]] = false;
+}
+
+static void
+model_flush(void)
+{
+    model_flush_in(STRETCHES);
+}
+
+/* A stretch without the damage. */
+static void
+model_delete_range(void)
+{
+    u64 stretch = (model.place.first >> SHIFT) + 2;
+    EXPECT(stretch < STRETCHES || stretch - 4 < STRETCHES);
+    if (stretch >= STRETCHES) stretch -= 4;
+    struct lsm_batch batch;
+    lsm_batch_init(&batch, io_budget());
+    if (outside_versions) batch.version = model.version++;
+    EXPECT(lsm_batch_delete_range(&batch, 0, stretch << SHIFT,
+                                  (stretch << SHIFT) + (((u64)1 << SHIFT) - 1)));
+    u64 seq;
+    EXPECT(ok(lsm_write(lsm, &batch, &seq)));
+    lsm_batch_deinit(&batch);
+    for (u32 i = 0; i < KEYS; i++)
+        model.gone[i] = model.gone[i] || token_of(i) >> SHIFT == stretch;
+}
+
+/* Nothing is wrong; what lies with the damage may be refused, be it. */
+static void
+expect_model(struct lsm_snapshot *snapshot, const bool *gone, bool damaged)
+{
+    for (u32 i = 0; i < KEYS; i++) {
+        struct lsm_value value;
+        if (model.unsure[i]) continue;
+        status st = lsm_get(lsm, snapshot, 0, token_of(i), key_of(i), &value);
+        if (ok(st)) {
+            EXPECT(bytes_equal(value.value, value_of(i)));
+            lsm_value_release(&value);
+        }
+        if (damaged && status_is(st, ST_CORRUPT) && is_known_damaged(token_of(i))) continue;
+        bool there = !gone[i] && !is_dropped(token_of(i));
+        EXPECT(there ? ok(st) : status_is(st, ST_NOT_FOUND));
+    }
+}
+
+static void
+model_begin(const struct waiting *waiting)
+{
+    outside_versions = waiting->outside;
+    fill_new();
+    lsm_mends_set(lsm, 0, true);
+    model = (struct model){.version = 1000000};
+    prng_init(&model.prng, 1 + waiting->crash);
+    for (u32 i = 0; i < KEYS; i++)
+        model.gone[i] = is_deleted(i);
+    model.place = place_of(0, waiting->run, key_in_block_of(waiting->run, 1, waiting->run == 0));
+    damage(&model.place);
+    wait_for_mending();
+}
+
+static void
+model_mended(void)
+{
+    drop_damage(0);
+    u64 until_ns = io_now_ns() + 60 * NS_PER_S;
+    while (lsm->levels->trees[0].broken || is_damaged(0) || levels_cleaning(lsm->levels)) {
+        for (u32 i = 0; i < KEYS; i += 37)
+            EXPECT(!model.gone[i] || model.unsure[i] || !ok(get(i)));
+        EXPECT(io_now_ns() < until_ns);
+        fiber_sleep_ns(NS_PER_MS);
+    }
+    expect_model(NULL, model.gone, false);
+    EXPECT(entries_dropped(0) == 0);
+}
+
+static status
+waiting_body(void *arg)
+{
+    const struct waiting *waiting = arg;
+    static bool seen[KEYS];
+    model_begin(waiting);
+    u64 merges = stats()->compactions;
+    struct lsm_snapshot *snapshot = NULL;
+    u32 runs_max = 0;
+    for (u32 n = 0; n < WAITING_FLUSHES; n++) {
+        if (n == 100) model_delete_range();
+        if (n == 150) {
+            snapshot = lsm_snapshot_open(lsm);
+            EXPECT(snapshot != NULL);
+            memcpy(seen, model.gone, sizeof(seen));
+        }
+        model_flush();
+        runs_max = MAX(runs_max, run_set_tree_count(lsm->levels->current, 0));
+        if (n % 50 == 49) expect_model(NULL, model.gone, true);
+    }
+    EXPECT(lsm->levels->trees[0].waits && is_damaged(0));
+    EXPECT(runs_max < 40 && stats()->compactions > merges + 30);
+    expect_model(snapshot, seen, true);
+    lsm_snapshot_close(snapshot);
+    fiber_sleep_ns(30 * NS_PER_S);
+    EXPECT(run_set_tree_count(lsm->levels->current, 0) < 24);
+    EXPECT(entries_of(0, 0, UINT64_MAX) > 0);
+    expect_model(NULL, model.gone, true);
+    EXPECT(status_is(lsm_compact(lsm), ST_CORRUPT) && lsm_check(lsm));
+    expect_stretch(0, model.place.first, model.place.last); /* where it was, as it was */
+
+    model_mended();
+    EXPECT(ok(lsm_compact(lsm)));
+    EXPECT(run_set_tree_count(lsm->levels->current, 0) == 1);
+    expect_model(NULL, model.gone, false);
+    lsm_drop_set(lsm, 0, NULL, 0);
+    close_whole();
+    return ST_OK;
+}
+
+static void
+however_long_a_keyspace_waits_it_has_few_runs_and_reads_right(void **state)
+{
+    (void)state;
+    for (u32 i = 0; i < 4; i++) {
+        struct waiting waiting = {.outside = i & 1, .run = i >> 1};
+        run(waiting_body, &waiting);
+    }
+}
+
+/* Power fails in the middle. */
+static status
+waiting_crash_body(void *arg)
+{
+    const struct waiting *waiting = arg;
+    model_begin(waiting);
+    lsm->levels->fanout = 3;
+    EXPECT(ok(io_dir_sync("/")));
+    sim_crash_at(sim, SIM_POINT_IO, waiting->crash);
+    for (u32 n = 0; n < 40; n++)
+        model_flush();
+    return lsm_close(lsm);
+}
+
+static status
+waiting_again_body(void *arg)
+{
+    (void)arg;
+    open_store();
+    EXPECT(lsm_check(lsm));
+    lsm_mends_set(lsm, 0, true);
+    expect_model(NULL, model.gone, true);
+    (void)entries_of(0, 0, UINT64_MAX);
+    EXPECT(is_damaged(0));
+    for (u32 n = 0; n < 20; n++)
+        model_flush();
+    expect_model(NULL, model.gone, true);
+    model_mended();
+    lsm_drop_set(lsm, 0, NULL, 0);
+    close_whole();
+    return ST_OK;
+}
+
+static void
+a_crash_while_it_waits_changes_nothing(void **state)
+{
+    (void)state;
+    u32 crashes = 0;
+    for (u64 n = 1; n < 700; n += 23) {
+        struct waiting waiting = {.outside = n & 1, .run = n / 2 & 1, .crash = n};
+        struct sim_options options;
+        sim_options_default(&options, n);
+        bits = 0;
+        sim = sim_new(&options);
+        disk = sim_node_disk(sim_node_new(sim, "10.0.0.1"));
+        (void)!ok(sim_run(sim, 1, waiting_crash_body, &waiting));
+        crashes += sim_crashed(sim);
+        sim_faults_clear(sim);
+        assert_true(ok(sim_run(sim, 1, waiting_again_body, NULL)));
+        sim_free(sim);
+    }
+    outside_versions = false;
+    assert_true(crashes > 20);
+}
+
+static status
+write_status(u16 keyspace, u32 i)
+{
+    struct bytes key = key_of(i);
+    struct lsm_batch batch;
+    u64 seq;
+    lsm_batch_init(&batch, io_budget());
+    EXPECT(lsm_batch_put(&batch, keyspace, hash_token(key), key, value_of(i), 0));
+    status st = lsm_write(lsm, &batch, &seq);
+    lsm_batch_deinit(&batch);
+    return st;
+}
+
+/* A merge of tiers fails by something of which it is not known where it lies. */
+static status
+stuck_body(void *arg)
+{
+    (void)arg;
+    struct waiting waiting = {.run = 0};
+    model_begin(&waiting);
+    model_flush();
+    struct table *table = place_of(0, 0, 0).table;
+    table->meta.entry_count++;
+    lsm->levels->table_entries++;
+    u64 failures = stats()->corruptions;
+    u32 count = 0;
+    while (ok(write_status(0, 1))) {
+        EXPECT(++count < 2 * LEVELS_RUNS_MAX);
+        EXPECT(ok(lsm_flush(lsm)));
+    }
+    EXPECT(stats()->corruptions == failures + 1 && lsm->levels->trees[0].stuck);
+    EXPECT(run_set_tree_count(lsm->levels->current, 0) == LEVELS_RUNS_MAX);
+    /* Others are written to, and it can be read, so it can be mended. */
+    EXPECT(status_is(write_status(0, 1), ST_OVERLOADED));
+    EXPECT(ok(write_status(16, 1)) && ok(lsm_flush(lsm)));
+    EXPECT(stats()->state == LSM_STATE_OK);
+    EXPECT(entries_of(0, 0, UINT64_MAX) > 0);
+    model.gone[1] = false;
+    expect_model(NULL, model.gone, true);
+
+    table->meta.entry_count--;
+    lsm->levels->table_entries--;
+    model_mended();
+    fiber_sleep_ns(30 * NS_PER_S);
+    EXPECT(run_set_tree_count(lsm->levels->current, 0) < 24 && !lsm->levels->trees[0].stuck);
+    EXPECT(ok(write_status(0, 1)));
+    lsm_drop_set(lsm, 0, NULL, 0);
+    close_whole();
+    return ST_OK;
+}
+
+/* So many runs when it begins to wait that nothing was written any more. */
+static status
+late_body(void *arg)
+{
+    (void)arg;
+    fill_new();
+    lsm_mends_set(lsm, 0, true);
+    u32 key = key_in_block_of(1, 1, false);
+    struct place place = place_of(0, 1, key);
+    damage(&place);
+    EXPECT(!ok(get(key)) && is_damaged(0));
+    struct table *table = place_of(0, 0, 0).table;
+    table->meta.entry_count++;
+    lsm->levels->table_entries++;
+    fiber_mutex_lock(&lsm->levels->compact_mutex);
+    while (ok(write_status(0, KEYS)))
+        EXPECT(ok(lsm_flush(lsm)));
+    EXPECT(status_is(write_status(16, 1), ST_OVERLOADED));
+    u64 merges = stats()->compactions;
+    lsm->levels->fanout = 1000; /* only all of it is merged, or nothing */
+    lsm->levels->slice_bytes = MIB(64);
+    fiber_mutex_unlock(&lsm->levels->compact_mutex);
+    EXPECT(status_is(levels_compact_all(lsm->levels), ST_CORRUPT)); /* nothing is flushed */
+    EXPECT(lsm->levels->trees[0].waits && stats()->compactions == merges);
+    EXPECT(ok(write_status(16, 1)) && ok(write_status(0, KEYS)));
+    table->meta.entry_count--;
+    lsm->levels->table_entries--;
+    return lsm_close(lsm);
+}
+
+static void
+a_keyspace_that_waits_and_cannot_be_merged_refuses_writes_and_no_scan(void **state)
+{
+    (void)state;
+    run(stuck_body, NULL);
+    run(late_body, NULL);
+}
+
+/* More damage is met meanwhile: it is known from then on, and what is not damaged goes on. */
+static status
+more_damage_body(void *arg)
+{
+    (void)arg;
+    struct waiting waiting = {.run = 1};
+    model_begin(&waiting);
+    model_flush();
+    model_flush_in(model.place.first >> SHIFT);
+    u64 epoch = lsm_damage_epoch(lsm);
+    struct table *table = run_set_tree_run(lsm->levels->current, 0, 0)->slots[0].file->table;
+    struct place second = {.table = table};
+    damage(&second);
+    u64 id = run_set_tree_run(lsm->levels->current, 0, 0)->id;
+    for (u32 n = 0; n < 100; n++)
+        model_flush();
+    fiber_sleep_ns(30 * NS_PER_S);
+    EXPECT(lsm_damage_epoch(lsm) > epoch && !lsm->levels->trees[0].stuck);
+    EXPECT(run_set_find(lsm->levels->current, id) != NULL);
+    EXPECT(run_set_tree_count(lsm->levels->current, 0) < 24);
+    expect_model(NULL, model.gone, true);
+    EXPECT(stats()->state == LSM_STATE_OK && stats()->damaged_files == 2);
+    model_mended();
+    lsm_drop_set(lsm, 0, NULL, 0);
+    close_whole();
+    return ST_OK;
+}
+
+static void
+damage_that_a_keyspace_meets_while_it_waits_is_gone_around(void **state)
+{
+    (void)state;
+    run(more_damage_body, NULL);
 }
 
 /* ---- letting go ---- */
@@ -898,17 +1252,6 @@ what_is_wanted_again_meanwhile_is_gone_whole_or_damaged_as_before(void **state)
         run(wanted_body, &waits);
 }
 
-/* A merge in one slice, of which nothing is done. */
-static void
-wait_for_mending(void)
-{
-    u64 slice_bytes = lsm->levels->slice_bytes;
-    lsm->levels->slice_bytes = MIB(64);
-    EXPECT(status_is(lsm_compact(lsm), ST_CORRUPT));
-    EXPECT(lsm->levels->trees[0].waits);
-    lsm->levels->slice_bytes = slice_bytes;
-}
-
 /* A merge that drops has begun and holds still; the key is in a later slice. */
 static struct level_tree *
 hold_while_dropping(u32 key)
@@ -1225,6 +1568,10 @@ main(int argc, char **argv)
         cmocka_unit_test(damage_is_told_by_its_tokens_whoever_met_it),
         cmocka_unit_test(damage_of_values_and_of_what_is_no_block_is_told_and_no_list_is_too_short),
         cmocka_unit_test(a_merge_that_meets_damage_waits_for_who_mends_and_fails_the_store_else),
+        cmocka_unit_test(however_long_a_keyspace_waits_it_has_few_runs_and_reads_right),
+        cmocka_unit_test(a_crash_while_it_waits_changes_nothing),
+        cmocka_unit_test(a_keyspace_that_waits_and_cannot_be_merged_refuses_writes_and_no_scan),
+        cmocka_unit_test(damage_that_a_keyspace_meets_while_it_waits_is_gone_around),
         cmocka_unit_test(what_is_damaged_goes_with_all_of_its_tokens_and_nothing_older_shows),
         cmocka_unit_test(damage_of_which_a_part_is_kept_waits_again),
         cmocka_unit_test(a_damaged_value_goes_with_its_file_and_the_others_of_it_stay),
