@@ -720,9 +720,13 @@ levels_drop_set(struct levels *levels, u16 keyspace, const u64 *bits, u32 shift,
     levels->drops[keyspace] =
         (struct drop_bits){.bits = bits, .token_first = levels->config.token_first, .shift = shift};
     u64 span = levels->config.token_last - levels->config.token_first;
-    levels->drop_hashes[keyspace] =
+    u64 hash =
         bits == NULL ? 0 : hash_bytes(bits, ((span >> shift) / 64 + 1) * sizeof(*bits), shift);
-    levels->drop_seq[keyspace] = seq_last;
+    /* Who asks again for the same has written nothing of it since: what came meanwhile is of other
+     * tokens, and its versions hold up nothing. */
+    if (bits == NULL || hash != levels->drop_hashes[keyspace])
+        levels->drop_seq[keyspace] = seq_last;
+    levels->drop_hashes[keyspace] = hash;
     levels->trees[keyspace].clean_due = levels->trees[keyspace].drop_due = bits != NULL;
     fiber_queue_wake_all(&levels->wake);
 }

@@ -130,7 +130,7 @@ struct levels {
     u64 purge_below[LIMIT_KEYSPACES], expire_below_ms[LIMIT_KEYSPACES];
     struct drop_bits drops[LIMIT_KEYSPACES];
     u64 drop_hashes[LIMIT_KEYSPACES]; /* of the bits at the last levels_drop_set */
-    u64 drop_seq[LIMIT_KEYSPACES];    /* the store's number at the last of them */
+    u64 drop_seq[LIMIT_KEYSPACES];    /* the store's number when they became so */
     bool mends[LIMIT_KEYSPACES];      /* lsm_mends_set */
     u64 expired_ms;                   /* see levels_expired_ms */
     /* The highest number of what was dropped so that perhaps no trace of its key is left, by the
