@@ -64,12 +64,20 @@ gap_list_forget(struct gap_list *list, u64 token)
     list->count = kept;
 }
 
+/* Whether any of them lies in [token_first, token_last]. */
+static inline bool
+gap_list_meets(const struct gap_list *list, u64 token_first, u64 token_last)
+{
+    for (u32 i = 0; i < list->count; i++)
+        if (list->gaps[i].token_first <= token_last && token_first <= list->gaps[i].token_last)
+            return true;
+    return false;
+}
+
 static inline bool
 gap_list_has(const struct gap_list *list, u64 token)
 {
-    for (u32 i = 0; i < list->count; i++)
-        if (list->gaps[i].token_first <= token && token <= list->gaps[i].token_last) return true;
-    return false;
+    return gap_list_meets(list, token, token);
 }
 
 #endif

@@ -87,25 +87,17 @@ levels_damage_epoch(const struct levels *levels)
     return levels->table_stats.damage_epoch;
 }
 
-static bool
-gaps_meet(const struct gap_list *damaged, const struct run_slot *view)
-{
-    for (u32 i = 0; i < damaged->count; i++)
-        if (damaged->gaps[i].token_first <= view->token_last &&
-            damaged->gaps[i].token_last >= view->token_first)
-            return true;
-    return false;
-}
-
 bool
 levels_run_is_damaged(const struct levels *levels, const struct run *run)
 {
     if (levels->table_stats.damaged + levels->damaged_blobs == 0) return false;
     for (u32 i = 0; i < run->count; i++) {
-        const struct level_table *file = run->slots[i].file;
-        if (gaps_meet(&file->table->damaged, &run->slots[i])) return true;
+        const struct run_slot *view = &run->slots[i];
+        const struct level_table *file = view->file;
+        if (gap_list_meets(&file->table->damaged, view->token_first, view->token_last)) return true;
         for (u32 j = 0; j < file->blob_count; j++)
-            if (gaps_meet(&file->blobs[j]->damaged, &run->slots[i])) return true;
+            if (gap_list_meets(&file->blobs[j]->damaged, view->token_first, view->token_last))
+                return true;
     }
     return false;
 }

@@ -50,11 +50,9 @@ note_table(struct levels *levels, struct table *table, u64 offset)
 {
     (void)table_damaged(table, offset);
     const struct gap_list *damaged = &table->damaged;
-    for (u32 i = 0; i < damaged->count; i++)
-        if (damaged->gaps[i].token_first <= levels->config.token_last &&
-            damaged->gaps[i].token_last >= levels->config.token_first)
-            return;
-    if (damaged->count == 0) return;
+    if (damaged->count == 0 ||
+        gap_list_meets(damaged, levels->config.token_first, levels->config.token_last))
+        return;
     /* The file is another store's, too, since the number of cores changed, and what is damaged is
      * that one's alone: ours is written anew, and the file goes. */
     MARK("lsm.scrub.damage_elsewhere");
