@@ -124,7 +124,7 @@ conn_give_input(struct io_conn *conn)
     if (conn->state != CONN_OPEN || conn->input.size == 0) {
         conn_input_free(conn);
     } else if (consumed > 0 && conn->net->shard->stats.connections_waiting > 0) {
-        buf_trim(&conn->input, conn->want_bytes - MIN(conn->want_bytes, conn->input.size));
+        (void)core_room_trim(conn);
         core_room_freed(conn);
     }
 }

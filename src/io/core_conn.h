@@ -137,6 +137,9 @@ MUST_CHECK bool core_room_keep(struct io_conn *conn, struct bytes data);
 void core_room_input_free(struct io_conn *conn);
 /* Whether what comes may come in many pieces at once. */
 bool core_room_is_ample(const struct core_net *net);
+/* What a frame that was taken has left, a few bytes of the next one in all of its memory, is cut to
+ * what the next one wants. Returns the bytes given back. */
+u64 core_room_trim(struct io_conn *conn);
 /* Its memory, or some of it, was given back. */
 void core_room_freed(struct io_conn *conn);
 /* The frame that it had room for is taken. */

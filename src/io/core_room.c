@@ -175,6 +175,22 @@ core_room_freed(struct io_conn *conn)
     core_task_post(net->shard, &net->room.task);
 }
 
+u64
+core_room_trim(struct io_conn *conn)
+{
+    u64 before = conn->input.capacity;
+    buf_trim(&conn->input, conn->want_bytes - MIN(conn->want_bytes, conn->input.size));
+    return before - conn->input.capacity;
+}
+
+/* It has room for the frame at the front. */
+static void
+room_had(struct io_conn *conn)
+{
+    if (!conn->room_had) conn->net->room.count++;
+    conn->room_had = true;
+}
+
 void
 core_room_done(struct io_conn *conn)
 {
@@ -242,8 +258,7 @@ room_take(struct io_conn *conn)
     if (!room_reserve(conn,
                       room_input(net) + conn->want_bytes <= net->frame_budget.limit_bytes / 2))
         return false;
-    if (!conn->room_had) net->room.count++;
-    conn->room_had = true;
+    room_had(conn);
     room_hold(conn);
     return true;
 }
@@ -300,8 +315,7 @@ core_conn_direct_reserve(struct io_conn *conn)
 {
     if (conn->want_bytes <= conn->input.capacity) {
         /* What came at once has it whole, or the frame before has left it. */
-        conn->net->room.count += !conn->room_had && room_has_frame(conn);
-        conn->room_had |= room_has_frame(conn);
+        if (room_has_frame(conn)) room_had(conn);
         return true;
     }
     if (list_linked(&conn->room_link)) return false;
@@ -408,16 +422,6 @@ room_holder_end(struct io_conn *conn)
     conn->events->crowded(conn, IO_CROWD_HOLDS_UP, buf_bytes(&conn->input));
 }
 
-/* What a frame that was taken has left: a few bytes of the next one in all of its memory. */
-static u64
-room_trim(struct io_conn *conn)
-{
-    u64 before = conn->input.capacity;
-    if (backend_conn_input_busy(conn) || conn->giving) return 0;
-    buf_trim(&conn->input, conn->want_bytes - MIN(conn->want_bytes, conn->input.size));
-    return before - conn->input.capacity;
-}
-
 /* Ends holders, who has it longest first, until there would be room for needed bytes. False:
  * everybody who has room waits for more. */
 static bool
@@ -429,7 +433,7 @@ room_call_in(struct core_net *net, u64 needed)
         struct io_conn *conn = list_entry(link, struct io_conn, hold_link);
         if (list_linked(&conn->room_link)) continue;
         others = true;
-        freed += room_trim(conn);
+        if (!backend_conn_input_busy(conn) && !conn->giving) freed += core_room_trim(conn);
         u64 held = conn->input.capacity;
         bool whole = conn->paused == 0 && conn->input.size >= conn->want_bytes;
         if (conn->state != CONN_OPEN || whole || held < ROOM_HELD_MIN) continue;
