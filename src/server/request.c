@@ -32,6 +32,13 @@ others_have(const struct shard *shard)
     return shard->large_budget.used_bytes + shard->kept_budget.used_bytes;
 }
 
+/* What is. */
+static u64
+small_have(const struct shard *shard)
+{
+    return shard->budget.used_bytes - others_have(shard);
+}
+
 /* Whether it may be taken in beside what is there. Of the memory that is not in other hands a
  * quarter is for the replies of those that are under way; of that for large ones half. */
 static bool
@@ -46,7 +53,7 @@ has_place(const struct shard *shard, enum work_class class, bool large, u64 byte
     if (large || shard->request_count == 0) return true;
     u64 room = shard->budget.limit_bytes - others_have(shard);
     u64 limit = class == WORK_LIGHT ? room / 4 * 3 : room / 2;
-    return shard->budget.used_bytes - others_have(shard) + bytes <= limit;
+    return small_have(shard) + bytes <= limit;
 }
 
 bool
@@ -420,7 +427,7 @@ bool
 request_memory_scarce(const struct shard *shard)
 {
     u64 shares = shard->large_budget.limit_bytes + shard->kept_budget.limit_bytes;
-    return shard->budget.used_bytes - others_have(shard) > shard->budget.limit_bytes - shares;
+    return small_have(shard) > shard->budget.limit_bytes - shares;
 }
 
 static void
@@ -472,7 +479,7 @@ request_reply_settle(struct request *request, struct shard *shard)
     if (buf_move(reply, &shard->large_budget)) return true;
     /* Where it was, as long as half of what small requests may have is left to them. */
     u64 room = shard->budget.limit_bytes - others_have(shard);
-    if (shard->budget.used_bytes - others_have(shard) <= room / 4) return true;
+    if (small_have(shard) <= room / 4) return true;
     return MARKED("server.request.unsettled", false);
 }
 

@@ -901,7 +901,7 @@ crowded(struct io_conn *conn, enum io_crowd what, struct bytes input)
         holds_up(s);
         break;
     case IO_CROWD_GIVES_UP:
-        if (s->pending_count != 0) /* whose answers come first */
+        if (s->pending_count != 0) /* no word may go before the answers of those */
             session_close(s);
         else if (s->protocol == SESSION_NATIVE)
             session_native_no_memory(s, input);
