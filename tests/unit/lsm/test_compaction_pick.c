@@ -72,12 +72,27 @@ decision(const struct pick_tree *tree, char *text, size_t size)
     }
 }
 
+struct decided {
+    const char *tree, *decision;
+};
+
+static void
+expect_decisions(const struct decided *cases, u32 count)
+{
+    for (u32 i = 0; i < count; i++) {
+        struct picture p;
+        char text[64];
+        picture_of(cases[i].tree, &p);
+        decision(&p.tree, text, sizeof(text));
+        if (strcmp(text, cases[i].decision) != 0) print_message("tree: %s\n", cases[i].tree);
+        assert_string_equal(text, cases[i].decision);
+    }
+}
+
 static void
 decisions(void **state)
 {
-    static const struct {
-        const char *tree, *decision;
-    } cases[] = {
+    static const struct decided cases[] = {
         {"", "nothing"},
         {"0:10", "nothing"},
         {"0:10 0:10 0:10 last:1000", "nothing"},
@@ -110,14 +125,7 @@ decisions(void **state)
         {"rewrite", "nothing"},
         {"force last:1000", "nothing"},
     };
-    for (u32 i = 0; i < ARRAY_COUNT(cases); i++) {
-        struct picture p;
-        char text[64];
-        picture_of(cases[i].tree, &p);
-        decision(&p.tree, text, sizeof(text));
-        if (strcmp(text, cases[i].decision) != 0) print_message("tree: %s\n", cases[i].tree);
-        assert_string_equal(text, cases[i].decision);
-    }
+    expect_decisions(cases, ARRAY_COUNT(cases));
 }
 
 /* The output stands before older runs of its tier that are on their way into the last level. */
@@ -137,9 +145,7 @@ tiers_ascend_with_age(void **state)
 static void
 a_tree_that_waits_is_merged_around_what_is_damaged(void **state)
 {
-    static const struct {
-        const char *tree, *decision;
-    } cases[] = {
+    static const struct decided cases[] = {
         {"waits 0:10 0:10 0:10 0:10 last:1000", "runs 0+4 to tier 1"},
         {"waits 0:1 0:1 0:1 0:1 last:1000", "runs 0+4 to tier 0"},
         {"waits 0:10 0:10 0:10! 0:10 last:1000", "nothing"},
@@ -158,14 +164,7 @@ a_tree_that_waits_is_merged_around_what_is_damaged(void **state)
         {"waits 0:1 0:1 0:1 0:1! rewrite last:10", "nothing"},
     };
     (void)state;
-    for (u32 i = 0; i < ARRAY_COUNT(cases); i++) {
-        struct picture p;
-        char text[64];
-        picture_of(cases[i].tree, &p);
-        decision(&p.tree, text, sizeof(text));
-        if (strcmp(text, cases[i].decision) != 0) print_message("tree: %s\n", cases[i].tree);
-        assert_string_equal(text, cases[i].decision);
-    }
+    expect_decisions(cases, ARRAY_COUNT(cases));
 }
 
 /* A year of flushes before a damaged run of the lowest tier, or of a higher one. */
