@@ -42,14 +42,26 @@ core_net_shut(struct core_net *net)
     }
 }
 
+void
+core_net_stats(const struct core_net *net, struct io_stats *out)
+{
+    out->input_bytes = net->input_budget.used_bytes;
+    out->frame_bytes = net->frame_budget.used_bytes;
+}
+
 /* ---- receiving ---- */
 
-/* What may lie before a session that does not come round to it. */
+/* What may lie before a session that does not come round to it. Where others have the rest, all
+ * connections together have half of what is kept for small input: the other half is for the ends of
+ * requests. */
 static size_t
 conn_backlog_max(const struct core_net *net)
 {
-    u64 share = net->input_budget.limit_bytes / 4 / MAX(net->shard->stats.connections, 1u);
-    return (size_t)CLAMP(share, CONN_PIECE_BYTES, CONN_INPUT_BACKLOG_MAX);
+    const struct budget *input = &net->input_budget;
+    u64 count = MAX(net->shard->stats.connections, 1u);
+    if (!core_room_is_ample(net))
+        return (size_t)MIN(input->reserved_bytes / 2 / count, CONN_INPUT_BACKLOG_MAX);
+    return (size_t)CLAMP(input->limit_bytes / 4 / count, CONN_PIECE_BYTES, CONN_INPUT_BACKLOG_MAX);
 }
 
 static void

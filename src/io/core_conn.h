@@ -49,6 +49,7 @@ struct core_room {
     struct io_task task;
     bool posted;
     u32 count; /* connections with room_had */
+    u32 ended; /* of the holders, since others wait or need the memory */
 };
 
 /* Bits of io_conn.paused. */
@@ -101,6 +102,8 @@ struct io_conn {
 void core_net_init(struct core_net *net, struct io_shard *shard);
 /* The shard ends: aborts every connection. */
 void core_net_shut(struct core_net *net);
+/* The figures that its budgets know. */
+void core_net_stats(const struct core_net *net, struct io_stats *out);
 
 /* conn is the backend's, zeroed. */
 void core_conn_init(struct io_conn *conn, struct core_net *net,

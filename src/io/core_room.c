@@ -13,8 +13,8 @@
  * or others of the shard need what large frames have taken (the last eighth of its memory is in
  * use), each client that holds some has to go on: a sixteenth of its frame in three seconds, or its
  * session is told that it holds up others. That ends who sends half a request and then nothing
- * within six seconds, and who sends as little as is enough within fifty; a mebibyte may come at 22
- * KiB/s. Peers are not asked: they have deadlines of their own.
+ * within six seconds, one of many within one or two, and who sends as little as is enough within
+ * fifty; a mebibyte may come at 22 KiB/s. Peers are not asked: they have deadlines of their own.
  *
  * A frame may turn out to be longer than its first part said (RESP tells the size of an argument
  * when it comes), and those that wait hold the pieces that had come before. So all that hold room
@@ -27,9 +27,16 @@
 #define ROOM_TICK_NS   (100 * NS_PER_MS)
 #define ROOM_LOOK_NS   (3 * NS_PER_S)
 #define ROOM_LOOK_PART 16u /* of the frame must come between two looks */
-#define ROOM_WAIT_NS   (30 * NS_PER_S)
+/* When so many were ended already, there are more that do nothing than there is room for, and who
+ * goes on waits for all of them: the others have a third of the time, for a third of the bytes. */
+#define ROOM_ENDED_MANY 4u
+#define ROOM_WAIT_NS    (30 * NS_PER_S)
 /* Of the shard's memory one such part is left when there are others. */
 #define ROOM_SHARD_PARTS 8u
+/* All frames together have one such part of it at most, but for one that is alone: it may be as
+ * large as any. Where memory is little, the budget of frames is large enough for that one, and
+ * would leave nothing to the store if many shared it. */
+#define ROOM_FRAMES_PARTS 4u
 /* Who has less is not asked for it. */
 #define ROOM_HELD_MIN (16u << 10)
 /* So much of a connection's input is that of small requests: a session that does not come round to
@@ -49,6 +56,7 @@ core_room_init(struct core_net *net)
     room->task.run = room_run;
     room->posted = false;
     room->count = 0;
+    room->ended = 0;
     io_timer_init(&room->timer, room_tick);
 }
 
@@ -102,7 +110,9 @@ room_watch(struct core_net *net)
 static void
 room_unwatch(struct core_net *net)
 {
-    if (!room_wants_watch(net)) io_timer_cancel(&net->room.timer);
+    if (room_wants_watch(net)) return;
+    io_timer_cancel(&net->room.timer);
+    net->room.ended = 0;
 }
 
 /* ---- having room ---- */
@@ -224,8 +234,10 @@ room_fits(const struct io_conn *conn)
     u64 needed = room_needed(conn), limit = net->frame_budget.limit_bytes;
     if (!conn->events->first) limit = limit / 8 * 7;
     if (room_input(net) + needed > limit) return false;
-    bool alone = net->room.count == conn->room_had;
-    return alone || net->shard->budget.used_bytes + needed <= room_shard_bytes(net);
+    if (net->room.count == conn->room_had) return true; /* alone */
+    if (net->shard->budget.used_bytes + needed > room_shard_bytes(net)) return false;
+    u64 frames = net->shard->budget.limit_bytes / ROOM_FRAMES_PARTS;
+    return conn->events->first || net->frame_budget.used_bytes + needed <= frames;
 }
 
 /* What came before is moved to the memory of large frames. */
@@ -398,15 +410,21 @@ room_expire(struct core_room *room)
     }
 }
 
+static bool
+room_many_ended(const struct io_conn *conn)
+{
+    return conn->net->room.ended >= ROOM_ENDED_MANY;
+}
+
 /* Whether a holder does nothing for its frame. The kernel is asked, which may have more than came
  * here. What lies here unread is not the peer's fault. */
 static bool
 room_holds_up(struct io_conn *conn)
 {
-    u64 now_ns = io_now_ns();
-    if (conn->room_ns != 0 && now_ns - conn->room_ns < ROOM_LOOK_NS) return false;
+    u64 now_ns = io_now_ns(), parts = room_many_ended(conn) ? 3 : 1;
+    if (conn->room_ns != 0 && now_ns - conn->room_ns < ROOM_LOOK_NS / parts) return false;
     u64 arrived = io_conn_arrived(conn);
-    u64 enough = MAX(conn->want_bytes / ROOM_LOOK_PART, 1u);
+    u64 enough = MAX(conn->want_bytes / (ROOM_LOOK_PART * parts), 1u);
     bool here = arrived >= conn->received - conn->input.size + conn->want_bytes;
     bool unread = arrived > conn->received;
     bool late = conn->room_ns != 0 && arrived - conn->room_arrived < enough && !here && !unread;
@@ -419,6 +437,7 @@ static void
 room_holder_end(struct io_conn *conn)
 {
     MARK("io.room.held_up");
+    conn->net->room.ended++;
     conn->events->crowded(conn, IO_CROWD_HOLDS_UP, buf_bytes(&conn->input));
 }
 
@@ -473,6 +492,7 @@ room_tick(struct io_timer *timer)
     room_expire(room);
     struct io_conn *front = room_front(room);
     u64 used = net->shard->budget.used_bytes, most = room_shard_bytes(net);
+    if (front == NULL && used <= most) room->ended = 0;
     if (front == NULL && used > most) (void)!room_call_in(net, used - most);
     if (front != NULL && !room_call_in(net, room_needed(front))) {
         struct io_conn *last;

@@ -109,6 +109,8 @@ struct io_stats {
     u64 connections_accepted;
     u64 connections_refused; /* no memory, no descriptors */
     u64 received_bytes, sent_bytes;
+    u64 input_bytes;         /* memory of what came and nobody has taken */
+    u64 frame_bytes;         /* memory of large frames that come */
     u64 output_bytes;        /* memory of what clients have not taken yet */
     u64 receive_stalls;      /* times the provided buffers ran out */
     u64 connections_starved; /* closed: no memory for what they were sending */

@@ -678,4 +678,5 @@ backend_stats(struct io_shard *core, struct io_stats *out)
     struct ring_shard *shard = (struct ring_shard *)core;
     out->io_in_flight = shard->disk_in_flight;
     out->io_queued = shard->disk_queued;
+    core_net_stats(&shard->net, out);
 }

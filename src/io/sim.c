@@ -320,7 +320,9 @@ backend_mail_push(struct io_shard *core, u32 target, struct io_mail *mail)
 void
 backend_stats(struct io_shard *core, struct io_stats *out)
 {
-    out->io_in_flight = sim_shard_of(core)->io_in_flight;
+    struct sim_shard *shard = sim_shard_of(core);
+    out->io_in_flight = shard->io_in_flight;
+    core_net_stats(&shard->net, out);
 }
 
 /* ---- faults at a chosen moment ---- */

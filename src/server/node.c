@@ -32,6 +32,7 @@
 #define SHARE_CONNECTIONS 8u /* an eighth, and at least CONNECTIONS_BYTES_MIN */
 #define SHARE_STORE_NUM   11u
 #define SHARE_STORE_DEN   16u
+#define SHARE_STACKS      16u /* of workers for light requests */
 /* Of the former, in eighths: see struct shard. */
 #define SHARE_LARGE 4u
 #define SHARE_KEPT  2u
@@ -445,8 +446,9 @@ init(struct shard *shard, struct server *server)
     budget_init(&shard->budget, "connections", bytes, io_budget());
     budget_init(&shard->large_budget, "large requests", bytes / 8 * SHARE_LARGE, &shard->budget);
     budget_init(&shard->kept_budget, "kept for clients", bytes / 8 * SHARE_KEPT, &shard->budget);
-    /* Half of it is for what waits, see request.c. */
-    workers_init(&shard->workers, shard->large_budget.limit_bytes / 2);
+    /* Half of the latter is for what waits, see request.c. */
+    workers_init(&shard->workers, io_budget()->limit_bytes / SHARE_STACKS,
+                 shard->large_budget.limit_bytes / 2);
     lsm_batch_init(&shard->batch, &shard->budget);
     buf_init(&shard->reply, &shard->budget);
     buf_init(&shard->args, &shard->budget);

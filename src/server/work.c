@@ -24,19 +24,19 @@ work_init(struct work *work)
 }
 
 void
-workers_init(struct workers *workers, u64 heavy_bytes)
+workers_init(struct workers *workers, u64 light_bytes, u64 heavy_bytes)
 {
     memset(workers, 0, sizeof(*workers));
     fiber_queue_init(&workers->idle);
     workers->away_max = (u32)CLAMP(heavy_bytes / WORK_AWAY_BYTES, WORK_AWAY_MIN, WORK_AWAY_MAX);
-    u64 heavy_units = heavy_bytes / WORK_UNIT_BYTES;
+    u64 light_units = light_bytes / WORK_LIGHT_BYTES, heavy_units = heavy_bytes / WORK_UNIT_BYTES;
     for (u32 class = 0; class < WORK_CLASSES; class ++) {
         struct work_line *line = &workers->lines[class];
         line->workers = workers;
         line->fiber_class = class == WORK_LIGHT ? FIBER_FOREGROUND : FIBER_BULK;
-        line->units_max = class == WORK_LIGHT
-                              ? WORK_LIGHT_UNITS
-                              : (u32)CLAMP(heavy_units, WORK_HEAVY_UNITS_MIN, WORK_HEAVY_UNITS);
+        line->units_max =
+            (u32)(class == WORK_LIGHT ? CLAMP(light_units, WORK_LIGHT_UNITS_MIN, WORK_LIGHT_UNITS)
+                                      : CLAMP(heavy_units, WORK_HEAVY_UNITS_MIN, WORK_HEAVY_UNITS));
         for (u32 calls = 0; calls < 2; calls++) {
             list_init(&line->returning[calls]);
             list_init(&line->queues[calls].flows);

@@ -51,7 +51,10 @@
 
 enum work_class { WORK_LIGHT, WORK_HEAVY, WORK_CLASSES };
 
-#define WORK_LIGHT_UNITS 512u
+/* Each has a stack; less where memory is short. */
+#define WORK_LIGHT_UNITS     512u
+#define WORK_LIGHT_UNITS_MIN 64u
+#define WORK_LIGHT_BYTES     (16u << 10)
 /* As many reads as the disk takes of a class at once; less where memory is short: a heavy work has
  * about so much in hand for each of its units. */
 #define WORK_HEAVY_UNITS 64u
@@ -116,9 +119,9 @@ struct workers {
     struct fiber_queue idle; /* woken when the last fiber ends */
 };
 
-/* heavy_bytes: what heavy work may have in hand; so long as that is little, the bounds above are
- * lower. */
-void workers_init(struct workers *workers, u64 heavy_bytes);
+/* light_bytes: of the stacks of light work; heavy_bytes: what heavy work may have in hand. So long
+ * as these are little, the bounds above are lower. */
+void workers_init(struct workers *workers, u64 light_bytes, u64 heavy_bytes);
 
 /* Runs work->run on a worker fiber when it has its turn. false: no fiber could be had. */
 MUST_CHECK bool work_start(struct workers *workers, struct work *work);

@@ -37,11 +37,11 @@ def command(port, options):
 
 
 def bench(port, code=0, cwd=None, **options):
-    """Runs it; the JSON that it wrote."""
+    """Runs it; the JSON that it wrote. code None: whatever it ends with."""
     options = {"duration": "500ms", "warmup": "50ms", "keys": 2000, "format": "json", **options}
     done = subprocess.run(command(port, options), capture_output=True, text=True, check=False,
                           timeout=120 * SLOW, cwd=cwd)
-    assert done.returncode == code, done.stdout[:2000] + done.stderr
+    assert code in (None, done.returncode), done.stdout[:2000] + done.stderr
     return json.loads(done.stdout)
 
 

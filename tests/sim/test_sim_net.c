@@ -370,9 +370,10 @@ a_wanted_frame_is_given_whole_and_held_output_waits(void **state)
 
 /* ---- room for large frames ---- */
 
-#define ROOM_BYTES  450000u
-#define ROOM_CONNS  3u
-#define FRAME_BYTES 300000u
+#define ROOM_BYTES      450000u
+#define ROOM_CONNS      3u
+#define ROOM_CONNS_MANY 8u
+#define FRAME_BYTES     300000u
 
 /* Frames tell their size in two words: what the first part needs, and all. */
 struct room_world {
@@ -380,7 +381,7 @@ struct room_world {
     bool first_class;
     bool tail;  /* the first frame comes whole, and with its end the begin of another */
     bool small; /* the frame of the last one, so that it would fit beside any other */
-    struct io_conn *clients[ROOM_CONNS];
+    struct io_conn *clients[ROOM_CONNS_MANY];
     struct budget *budget;
     u64 taken;
     /* in the order in which they happened, by the number that a frame ends with */
@@ -637,6 +638,48 @@ who_holds_room_that_others_wait_for_has_to_go_on(void **state)
         assert_int_equal(sim_mark_count(sim, "io.room.held_up"), told);
         sim_free(sim);
     }
+}
+
+/* The halves of six, one behind the other, and then a whole one. */
+static status
+room_many_main(void *arg)
+{
+    struct room_world *room = arg;
+    status st = room_begin(room);
+    for (u32 i = ROOM_CONNS; ok(st) && i < ROOM_CONNS_MANY; i++)
+        st = io_connect("127.0.0.1", PORT, &room_client_events, &room->clients[i], FIBER_FOREVER,
+                        &room->clients[i]);
+    if (!ok(st)) return st;
+    for (u32 i = 0; i < ROOM_CONNS_MANY; i++) {
+        if (i != 1 && i != 2) room_send(room, i, FRAME_BYTES, 0, FRAME_BYTES / 2);
+        fiber_sleep_ns(10 * NS_PER_MS);
+    }
+    room_send(room, 1, FRAME_BYTES, 0, FRAME_BYTES);
+    fiber_sleep_ns(16 * NS_PER_S); /* six times three would be more */
+    CHECK(room->whole_count == 1 && room->whole[0] == 1);
+    CHECK(room->holds_up == 6 && room->gives_up == 0);
+    for (u32 i = ROOM_CONNS; i < ROOM_CONNS_MANY; i++)
+        CHECK(room->clients[i] == NULL);
+    /* It is over: who is slow has all of the time again. */
+    room_send(room, 2, FRAME_BYTES, 0, FRAME_BYTES / 2);
+    fiber_sleep_ns(10 * NS_PER_MS);
+    room_send(room, 1, FRAME_BYTES, 0, FRAME_BYTES);
+    fiber_sleep_ns(5 * NS_PER_S / 2);
+    CHECK(room->holds_up == 6);
+    room_send(room, 2, FRAME_BYTES, FRAME_BYTES / 2, FRAME_BYTES);
+    fiber_sleep_ns(NS_PER_S);
+    room_end(room);
+    return ST_OK;
+}
+
+static void
+many_that_hold_room_and_do_nothing_are_ended_sooner(void **state)
+{
+    (void)state;
+    struct room_world room = {.told = true};
+    assert_true(ok(sim_run_main(1, 1, room_many_main, &room)));
+    assert_int_equal(room.whole_count, 3);
+    assert_int_equal(room.holds_up, 6);
 }
 
 /* Nobody waits for room; but others need the memory of the shard. */
@@ -1485,6 +1528,7 @@ main(void)
         cmocka_unit_test(who_finds_no_room_for_a_large_frame_waits_for_it_in_order),
         cmocka_unit_test(frames_of_the_first_class_find_room_before_the_others),
         cmocka_unit_test(who_holds_room_that_others_wait_for_has_to_go_on),
+        cmocka_unit_test(many_that_hold_room_and_do_nothing_are_ended_sooner),
         cmocka_unit_test(who_holds_memory_that_the_shard_needs_has_to_go_on),
         cmocka_unit_test(who_is_slow_but_goes_on_keeps_its_room),
         cmocka_unit_test(who_waits_for_room_in_vain_is_told_and_closed),

@@ -71,7 +71,8 @@ job_init(u32 index, u64 flow, enum work_class class, u32 units)
 static void
 begin(u32 heavy_units)
 {
-    workers_init(&workers, (u64)heavy_units * WORK_UNIT_BYTES);
+    workers_init(&workers, (u64)WORK_LIGHT_UNITS * WORK_LIGHT_BYTES,
+                 (u64)heavy_units * WORK_UNIT_BYTES);
     fiber_queue_init(&gate);
     gate_open = false;
     trace[0] = 0;
@@ -172,6 +173,29 @@ light_work_does_not_wait_for_heavy(void **state)
 }
 
 static status
+main_short(void *arg)
+{
+    begin(WORK_HEAVY_UNITS_MIN);
+    workers_init(&workers, 0, 0);
+    for (u32 i = 0; i <= WORK_LIGHT_UNITS_MIN; i++) {
+        struct job *job = job_init(i, i, WORK_LIGHT, 1);
+        job->waits_at_gate = true;
+        EXPECT(work_start(&workers, &job->work));
+    }
+    await_jobs(WORK_LIGHT_UNITS_MIN, 0);
+    EXPECT(workers.lines[WORK_LIGHT].queued == 1);
+    open_gate();
+    finish(WORK_LIGHT_UNITS_MIN + 1);
+    return ST_OK;
+}
+
+static void
+fewer_work_at_once_where_memory_is_short(void **state)
+{
+    ring_run_main(1, main_short, NULL);
+}
+
+static status
 main_callers(void *arg)
 {
     begin(WORK_HEAVY_UNITS_MIN);
@@ -267,6 +291,7 @@ main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(flows_take_turns),
         cmocka_unit_test(light_work_does_not_wait_for_heavy),
+        cmocka_unit_test(fewer_work_at_once_where_memory_is_short),
         cmocka_unit_test(those_that_wait_for_others_leave_room_for_them),
         cmocka_unit_test(who_waits_for_a_client_is_in_nobodys_way),
         cmocka_unit_test(any_mixture_comes_to_its_end),
