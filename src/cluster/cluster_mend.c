@@ -5,13 +5,16 @@
  *
  *   a block fails its check   the store refuses what it may hold, so other replicas answer, and
  *                             tells which tokens that is (lsm_damage_next)
- *   the others are given      what they lack of those partitions and can be read here, and asked
- * for all that they have, values too: only if each of them answers, and can read it, the member
- * gives up what it can read itself LOST                      the topology says that the member has
- * those partitions no more: nobody asks it for them, nor writes them there (topology.h) it forgets
- * as any loser: trees_clean.c lets the store drop them, the damaged blocks unread, and looks until
- * nothing is found there MENDED                    the next plan gives the places back, and the
- * member fetches from a read quorum of the others, as anybody does who gains
+ *   handing over              the others are given what they lack of those partitions and can be
+ *                             read here, and asked for all that they have, values too: only if
+ *                             each of them answers, and can read it, does the member give up what
+ *                             it can read itself
+ *   LOST                      the topology says that the member has those partitions no more:
+ *                             nobody asks it for them, nor writes them there (topology.h)
+ *   cleaning                  it forgets as any loser: trees_clean.c lets the store drop them, the
+ *                             damaged blocks unread, and looks until nothing is found there
+ *   MENDED                    the next plan gives the places back, and the member fetches from a
+ *                             read quorum of the others, as anybody does who gains
  *
  * Why whole. A damaged block may have held the tombstone, or the newer version, of a key of which
  * an older one lies elsewhere in the same store, and which the others may have collected

@@ -42,7 +42,7 @@
  *       class is going to come for it by itself: one that neither calls nor is away. Else it is
  *       refused.
  *   K6  Fibers of other shards' scans and of control paths (io_shard_call) are no workers: they
- * hold no units, and nothing that they do waits for any.
+ *       hold no units, and nothing that they do waits for any.
  */
 #ifndef DISTKV_SERVER_WORK_H
 #define DISTKV_SERVER_WORK_H
