@@ -2,9 +2,9 @@
  *
  * lib_internal.h -- the insides of libdistkv.
  *
- *   call -> request -> [waiting] -> connection: [unsent] -> [sent] -> reply -> completed ->
- * callback ^                        |          |
- *                         +------ delayed <--------+----------+   refused, or the connection broke
+ *   call -> request -> [waiting] -> connection: [unsent] -> [sent] -> reply -> completed -> callback
+ *                          ^                        |          |
+ *                          +------ delayed <--------+----------+   refused, or the connection broke
  *
  * A request owns its encoded frame for as long as it lives: sending it again is handing the same
  * bytes to another connection, and sending many is one writev over their frames. It is on exactly

@@ -29,15 +29,16 @@
  *
  * What callers owe
  *   C1  An actor never uses a counter twice. After any loss of state (a wiped or rolled back disk,
- * a lost lease) a node takes a new incarnation. dvvset_update refuses a counter that is not above
- * what the set and the context have seen of the actor (ST_CONFLICT): it is a sign of such a loss,
- * to be answered with a new incarnation. C2  A context from a client is believed. One that was made
- * up can hide values of that key, and makes actors look further than they are (C1). Who does not
- * trust clients seals contexts. C3  dvvset_prune forgets what was seen of actors. That is safe only
- * for an actor that will never write again, when every replica of the partition has synced with
- * every other since it stopped, no hint with a value of its is left, and none of its values lives
- * (kept by the function itself): the conditions of collecting a tombstone. Else a value that was
- * replaced may come back from the replica that still has it. A context from before is harmless: it
+ *       a lost lease) a node takes a new incarnation. dvvset_update refuses a counter that is not
+ *       above what the set and the context have seen of the actor (ST_CONFLICT): it is a sign of
+ *       such a loss, to be answered with a new incarnation.
+ *   C2  A context from a client is believed. One that was made up can hide values of that key, and
+ *       makes actors look further than they are (C1). Who does not trust clients seals contexts.
+ *   C3  dvvset_prune forgets what was seen of actors. That is safe only for an actor that will
+ *       never write again, when every replica of the partition has synced with every other since it
+ *       stopped, no hint with a value of its is left, and none of its values lives (kept by the
+ *       function itself): the conditions of collecting a tombstone. Else a value that was replaced
+ *       may come back from the replica that still has it. A context from before is harmless: it
  *       brings the actor back into the vector until the next prune.
  *
  * Memory: the arrays of a set come from its budget; bytes of values are borrowed, from the caller

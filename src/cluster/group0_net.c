@@ -3,10 +3,11 @@
  * group0_net.c -- what group0 says and hears.
  *
  *   PEER_RAFT           posted: a message (raft/raft_codec.h) behind an envelope. May be lost; raft
- * asks again PEER_RAFT_SNAPSHOT  called, a part after the other: the topology behind which the log
- * begins. The answer to the last part says that the other side has taken it PEER_PROPOSE called: a
- * command for the leader. Answer: struct group0_outcome PEER_JOIN           called, at any member:
- * group0_change.c
+ *                       asks again
+ *   PEER_RAFT_SNAPSHOT  called, a part after the other: the topology behind which the log begins.
+ *                       The answer to the last part says that the other side has taken it
+ *   PEER_PROPOSE        called: a command for the leader. Answer: struct group0_outcome
+ *   PEER_JOIN           called, at any member: group0_change.c
  *
  * A message that depends on a write is encoded at once and held until the write is durable.
  */

@@ -9,8 +9,8 @@
  * Invariants
  *   L1  A call is under way on one link (owner set, in one slot), or its end is due (in `ended`),
  *       or it is the caller's alone. Whoever takes it from one to the next does so whole.
- *   L2  A slot is taken from the start of a call until its answer is here or the connection is
- * gone, also when nobody waits for the answer any more: so no more requests are under way at the
+ *   L2  A slot is taken from the start of a call until its answer is here or the connection is gone,
+ *       also when nobody waits for the answer any more: so no more requests are under way at the
  *       peer than it allows, and an answer never meets another call.
  *   L3  Frames of calls lie in `waiting` exactly while the link is not OPEN; no call on it has
  *       maybe_sent set then.

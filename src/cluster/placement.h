@@ -25,14 +25,14 @@
  *       figures; an oracle that tries everything found at most one move too many.
  *   P6  Partner sets are small. Partners are nodes that share a partition; no partition is picked
  *       that brings new pairs while another brings fewer, beyond DEAL_PARTNERS_FREE partners a
- * node. P3 and P5 set a floor: whoever takes over from a leaver becomes a partner of the leaver's
- *       partners, and by P3 everybody takes over something. With n nodes and N = 3, grown by joins,
- *       a node has at most 4 sqrt(n) + 2 partners, and after any mixture of joins and leaves 4
- *       sqrt(n) in the mean; single nodes may have more for a while after a leave, and joins take
- * it back. A node never has more than (N - 1) times the partitions that it holds. P7  Time: for
- * each node that gains, a few passes over all rows for every 32nd of its gain: O(gainers * 64 *
- * partitions * N^2), and a search over nodes and rows for each first place that its own row cannot
- * settle. Nothing depends on how long the cluster has lived.
+ *       node. P3 and P5 set a floor: whoever takes over from a leaver becomes a partner of the
+ *       leaver's partners, and by P3 everybody takes over something. With n nodes and N = 3, grown
+ *       by joins, a node has at most 4 sqrt(n) + 2 partners, and after any mixture of joins and
+ *       leaves 4 sqrt(n) in the mean; single nodes may have more for a while after a leave, and
+ *       joins take it back. A node never has more than (N - 1) times the partitions that it holds.
+ *   P7  Time: for each node that gains, a few passes over all rows for every 32nd of its gain:
+ *       O(gainers * 64 * partitions * N^2), and a search over nodes and rows for each first place
+ *       that its own row cannot settle. Nothing depends on how long the cluster has lived.
  *   P8  Shards of a node have contiguous parts of the partitions, and each is to have its part of
  *       what the node holds and of what it is first of; so both are dealt from all over, in blocks
  *       of a few partitions (few runs with one leader make the maps of clients short). How far that

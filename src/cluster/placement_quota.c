@@ -6,8 +6,8 @@
  *    which all racks together, min(c, nodes of the rack) each, have room for N. Where R < N it has
  *    at least `low` = min(N / R, its nodes), so that no rack is left out (P2).
  * 2. Shares. All places are shared out to racks by weight; who is beyond a bound is frozen there
- * and the rest is shared out again, the side that is further off first, as space is given to
- * flexible boxes. In a rack the same, with the bound that a node holds at most everything.
+ *    and the rest is shared out again, the side that is further off first, as space is given to
+ *    flexible boxes. In a rack the same, with the bound that a node holds at most everything.
  * 3. Quotas are whole numbers near the shares. They start from what a node holds, so that no
  *    partition moves for the sake of rounding; then racks are brought into their bounds, then the
  *    sum is made right by giving to who is furthest below its share, or taking from who is furthest

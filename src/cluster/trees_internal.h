@@ -2,10 +2,12 @@
  *
  * trees_internal.h -- what the parts of the trees share:
  *
- *   trees.c           opening, the fiber with its rounds, what is settled and may be purged,
- * figures trees_resolve.c   the trees of this shard: scanning what was written, forgetting when
- * memory is short trees_exchange.c  comparing some partitions with all their replicas trees_serve.c
- * being compared with trees_clean.c     removing what this member does not hold any more
+ *   trees.c           opening, the fiber with its rounds, what is settled and may be purged, figures
+ *   trees_resolve.c   the trees of this shard: scanning what was written, forgetting when memory is
+ *                     short
+ *   trees_exchange.c  comparing some partitions with all their replicas
+ *   trees_serve.c     being compared with
+ *   trees_clean.c     removing what this member does not hold any more
  *
  * Invariants
  *   A1  A leaf is known and not marked only if its hash is that of a state that the store had after

@@ -23,8 +23,8 @@
  * Invariants
  *   C1  A callback never runs inside the function that started its operation: completions go
  *       through a list that a later part of the loop empties.
- *   C2  A fiber is on exactly one of: a ready list, the waiters of one queue, no list while it
- * runs. C3  io_current never changes while a fiber or callback runs.
+ *   C2  A fiber is on exactly one of: a ready list, the waiters of one queue, no list while it runs.
+ *   C3  io_current never changes while a fiber or callback runs.
  */
 #ifndef DISTKV_IO_CORE_H
 #define DISTKV_IO_CORE_H

@@ -2,8 +2,9 @@
  *
  * ring_cached.c -- writes that go to the kernel's cache, of files that are otherwise direct.
  *
- *   write -> copied: survives the process -> pushed: on its way to the disk -> io_file_sync:
- * durable, and dropped from the cache
+ *   write -> copied: survives the process
+ *         -> pushed: on its way to the disk
+ *         -> io_file_sync: durable, and dropped from the cache
  *
  * A log that is synced at intervals promises that much and no more, and a copy takes microseconds
  * where a disk takes a hundred of them, or ten thousand while it is busy with something else. The

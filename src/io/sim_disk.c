@@ -21,8 +21,8 @@
  *   D1  Versions of a page are in the order in which their writes ended.
  *   D2  inode->dirty holds exactly the versions that the next sync covers, in that order. Versions
  *       outside it (after a failed sync or durable write) are read, but never become durable by a
- * sync. D3  disk->used_pages counts the allocated pages of files that have a current name or are
- * open.
+ *       sync.
+ *   D3  disk->used_pages counts the allocated pages of files that have a current name or are open.
  *   D4  A piece with a fill has no pages, and its fill is in inode->dirty.
  */
 #include "io/sim_disk_internal.h"

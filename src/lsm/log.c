@@ -3,8 +3,8 @@
  * log.c -- appending records and getting them to the disk. (Requests and their blocks: log_write.c;
  * one segment after the other: log_change.c.)
  *
- *   log_append -> fill (blocks being laid out) -> queued -> in_flight (up to 4) -> durable, in
- * order
+ *   log_append -> fill (blocks being laid out) -> queued -> in_flight (up to 4)
+ *              -> durable, in order
  *
  * What one turn of the loop brings is a group (pump_task), and no timer holds anybody up: it leaves
  * at once when nothing is under way. Beside others, at most LOG_WRITES_IN_FLIGHT in all, it leaves

@@ -14,8 +14,8 @@
  * slots with disjoint views.
  *
  * Invariants
- *   S1  A tree lists its runs newest first: for every token, an entry of an earlier run has a
- * higher seq than one of a later run. Tiers never fall along the list; the last level comes last.
+ *   S1  A tree lists its runs newest first: for every token, an entry of an earlier run has a higher
+ *       seq than one of a later run. Tiers never fall along the list; the last level comes last.
  *   S2  Slots of a run are disjoint and ascending by view.
  *   S3  slot_count of a level_table is how many slots of the *current* set use it; when that falls
  *       to 0 and the manifest without it is durable, the file goes with its last reference.

@@ -5,9 +5,10 @@
  * array and sent in front of operations, key or value as they lie, so these are copied once, into
  * the connection's output.
  *
- *   PEER_WRITE  | version: 8 | partition: 4 | count: 4 | flags: 1 | 0: 3 | session: 4 | operations
- * | answer    | newer: 8 | PEER_READ   | partition: 4 | want: 1 | 0: 3 | key | answer    | version:
- * 8 | expire_ms: 8 | found: 1 | 0: 7 | value, if it was wanted and found |
+ *   PEER_WRITE  | version: 8 | partition: 4 | count: 4 | flags: 1 | 0: 3 | session: 4 | operations |
+ *     answer    | newer: 8 |
+ *   PEER_READ   | partition: 4 | want: 1 | 0: 3 | key |
+ *     answer    | version: 8 | expire_ms: 8 | found: 1 | 0: 7 | value, if it was wanted and found |
  *
  * What has expired is found, with its expiry: whoever asks goes by a clock of its own.
  *

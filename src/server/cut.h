@@ -12,8 +12,7 @@
  *   cut_open -mail->  a round, for all cuts
  *                     that wait by then:  -- mail ->  hold its writes (lsm_writes_hold)
  *                                         <- mail --
- *                     all of them hold:   -- mail ->  take a snapshot for each cut, let writes go
- * on
+ *                     all of them hold:   -- mail ->  take a snapshot for each cut, let writes go on
  *                                         <- mail --
  *            <-mail-  done
  *   then from shard to shard: wait until what the snapshot shows is durable; writes go on meanwhile

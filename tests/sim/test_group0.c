@@ -14,9 +14,10 @@
  * Checked
  *   agreement   all that members show as epoch n is one state; a member shows later epochs only,
  *               after a power cut too
- *   kept        a change that was acknowledged is in the state that the member who asked shows
- * then, and in all later ones, up to the last once        no change is applied twice, though it was
- * sent again barrier     behind it everything is seen that had been acknowledged when it began
+ *   kept        a change that was acknowledged is in the state that the member who asked shows then,
+ *               and in all later ones, up to the last
+ *   once        no change is applied twice, though it was sent again
+ *   barrier     behind it everything is seen that had been acknowledged when it began
  *   progress    soon after the faults end every node is a member, all show one state, plans have
  *               ended, voters are as many as they should be, and each member can change something
  */

@@ -4,9 +4,8 @@
  * some of the troubles and not a little of all.
  *
  * What is not drawn, because it is not promised:
- *   W or R of half the replicas or less. What is acknowledged last is the newest only when two
- * write quorums overlap; what one read has told later ones tell, too, only when two read quorums
- * do.
+ *   W or R of half the replicas or less. What is acknowledged last is the newest only when two write
+ *   quorums overlap; what one read has told later ones tell, too, only when two read quorums do.
  */
 #include "cluster.h"
 
