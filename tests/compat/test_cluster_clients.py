@@ -27,7 +27,8 @@ def alone(make_server):
 def members(make_server, tmp_path, kind):
     cluster = Cluster(make_server, tmp_path)
     for _ in range(3):
-        cluster.add(cores=CORES, port=data_port(1 + SHARDS), resp_cluster=kind)
+        cluster.add(cores=CORES, port=data_port(1 + SHARDS), resp_cluster=kind,
+                    cluster_timeout="30s")  # a busy machine is not what is tested here
     cluster.wait_settled(3)
     return cluster
 
