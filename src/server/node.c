@@ -38,7 +38,7 @@
 #define SHARE_KEPT  2u
 /* GETSET of a long value holds three at once: the one that came or its copy, the one to be
  * answered, and the batch. Buffers have a quarter to spare. */
-#define CONNECTIONS_BYTES_MIN (4u * (u64)LIMIT_VALUE_BYTES)
+#define CONNECTIONS_BYTES_MIN (4u * (u64)(LIMIT_VALUE_BYTES + LIMIT_KEY_BYTES + 4096u))
 
 #define DRAIN_NS        (4 * NS_PER_S) /* the host's limit is 5 s for everything */
 #define LISTEN_TRIES    20u

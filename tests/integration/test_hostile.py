@@ -191,11 +191,12 @@ def large_sets(port, count, each, size):
     return answers
 
 
-def test_large_requests_that_find_no_memory_wait_for_it(make_server):
+@pytest.mark.parametrize("size", [1_000_000, 1 << 20])  # the latter is the largest there may be
+def test_large_requests_that_find_no_memory_wait_for_it(make_server, size):
     """Thirty clients write values of 1 MB where a dozen of them fit at once: nobody is refused,
     and nobody loses the connection."""
     server = make_server(memory="64MiB", cores="0,1")
-    answers = large_sets(server.port, 30, 10, 1_000_000)
+    answers = large_sets(server.port, 30, 10, size)
     assert answers == ["OK"] * 300, [answer for answer in answers if answer != "OK"][:3]
     assert server.metric("distkv_connections_starved_total") == 0
     assert server.metric("distkv_clients_request_timed_out_total") == 0
