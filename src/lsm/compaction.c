@@ -9,8 +9,8 @@
  * Invariants
  *   C1  All work happens under compact_mutex, so between the picking of a step and its commit only
  *       flushes change the current set, and they only insert in front.
- *   C2  The runs of a sweep carry its number as their owner; nobody else replaces them (checked
- *       when they are looked up and again at the commit).
+ *   C2  The runs of a sweep are those that carry its number as their owner; nobody else replaces
+ *       them (checked at the commit).
  *   C3  A sweep's inputs are neighbours in age and its output stands right behind them, so S1 holds
  *       for every token whether it was swept yet or not.
  *   C4  A step that fails leaves the set as it was and removes what it wrote. The sweep is tried
@@ -120,10 +120,11 @@ step_inputs(struct step *step)
     struct sweep *sweep = step->sweep;
     step->input_count = 0;
     step->oldest = NULL;
-    for (u32 i = 0; i < sweep->run_count; i++) {
-        struct run *run = run_set_find(set, sweep->run_ids[i]);
-        if (run == NULL) continue; /* consumed, or dropped as a whole */
-        CHECK(run->owner == step->owner && run->keyspace == step->keyspace);
+    for (u32 i = 0; i < run_set_tree_count(set, step->keyspace); i++) {
+        struct run *run = run_set_tree_run(set, step->keyspace, i);
+        bool is_output = run->tier == RUN_TIER_LAST || run->id == sweep->output_run_id;
+        if (run->owner != step->owner || is_output) continue;
+        CHECK(step->input_count < SWEEP_RUNS_MAX);
         step->inputs[step->input_count++] = run;
         step->oldest = run;
     }
@@ -623,7 +624,6 @@ sweep_begin(struct levels *levels, u16 keyspace, const struct pick *pick, u32 sk
         struct run *run = run_set_tree_run(set, keyspace, skipped + pick->first + i);
         CHECK(run->owner == 0);
         run->owner = (u8)(index + 1);
-        sweep->run_ids[sweep->run_count++] = run->id;
         sweep->tier_in = run->tier;
         bytes += run->bytes;
     }

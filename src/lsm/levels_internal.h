@@ -36,8 +36,6 @@
 #define MEMORY_TABLES_IN_SLICE    4u
 #define MEMORY_SLICE_BYTES_MIN    KIB(64)
 #define MEMORY_SWEEP_TABLES       8u /* of which a sweep has merged a part, about */
-/* Of one sweep; older ones first when there are more. Below MERGE_SOURCES_MAX. */
-#define SWEEP_RUNS_MAX 128u
 /* A file is collected when less than this of it is still pointed to. */
 #define BLOB_LIVE_PERCENT 80u
 /* Blob files that one table refers to, leaving room for its own. */
@@ -46,6 +44,9 @@
  * Others are slow or refused long before; one that waits to be mended comes there only when its
  * merges fail. */
 #define LEVELS_RUNS_MAX 200u
+/* Of one sweep: all that there are, with what is flushed and being written when LEVELS_RUNS_MAX is
+ * reached, as one that drops what is damaged is to take all. Below MERGE_SOURCES_MAX. */
+#define SWEEP_RUNS_MAX (LEVELS_RUNS_MAX + 24u)
 /* Ids beyond the counter that a manifest reserves. */
 #define FILE_ID_SLACK        4096u
 #define FILE_ID_COUNTER_BITS 32u
@@ -75,8 +76,6 @@ struct sweep {
     u8 tier_in, tier_out;
     u64 token_next;    /* everything before is merged */
     u64 output_run_id; /* 0: not begun, or the last level */
-    u32 run_count;
-    u64 run_ids[SWEEP_RUNS_MAX];
 };
 
 struct level_tree {

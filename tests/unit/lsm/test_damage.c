@@ -1339,6 +1339,43 @@ damage_is_not_left_out_beside_a_run_that_may_hold_older_versions(void **state)
     assert_int_equal(again.failures, 0);
 }
 
+/* When all is to be dropped that the damage may hold there are as many runs as a keyspace can have,
+ * and an older version of what is damaged lies in the newest. */
+static status
+outgrown_body(void *arg)
+{
+    (void)arg;
+    outside_versions = true;
+    fill_new();
+    lsm_mends_set(lsm, 0, true);
+    u32 key = late_deleted();
+    struct place place = place_of(0, 0, key);
+    damage(&place);
+    wait_for_mending();
+    fiber_mutex_lock(&lsm->levels->compact_mutex);
+    for (u32 n = KEYS; run_set_tree_count(lsm->levels->current, 0) < LEVELS_RUNS_MAX - 1; n++) {
+        if (token_of(n) <= place.last) continue; /* a merge does not come as far */
+        write_in(0, n, false, 50);
+        EXPECT(ok(lsm_flush(lsm)));
+    }
+    write_in(0, key, false, 50);
+    drop_damage(0);
+    EXPECT(run_set_tree_count(lsm->levels->current, 0) == LEVELS_RUNS_MAX);
+    fiber_mutex_unlock(&lsm->levels->compact_mutex);
+    wait_mended(0);
+    expect_rest(0);
+    lsm_drop_set(lsm, 0, NULL, 0);
+    close_whole();
+    return ST_OK;
+}
+
+static void
+however_many_runs_there_are_one_merge_drops_of_all(void **state)
+{
+    (void)state;
+    run(outgrown_body, NULL);
+}
+
 /* So many runs come meanwhile that tiers would be merged. */
 static status
 only_body(void *arg)
@@ -1585,6 +1622,7 @@ main(int argc, char **argv)
         cmocka_unit_test(a_restart_forgets_what_is_damaged_until_it_is_met_again),
         cmocka_unit_test(what_is_wanted_again_meanwhile_is_gone_whole_or_damaged_as_before),
         cmocka_unit_test(damage_is_not_left_out_beside_a_run_that_may_hold_older_versions),
+        cmocka_unit_test(however_many_runs_there_are_one_merge_drops_of_all),
         cmocka_unit_test(nothing_else_is_merged_until_the_damage_is_gone),
         cmocka_unit_test(of_a_table_that_two_stores_have_each_knows_and_loses_its_own_tokens),
         cmocka_unit_test(snapshots_see_what_was_not_let_go_of),
