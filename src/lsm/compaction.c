@@ -760,9 +760,9 @@ tree_pick(struct levels *levels, u16 keyspace, struct pick *out, u32 *skipped_ou
     struct pick_sweep sweeps[PICK_SWEEPS_MAX];
     struct pick_tree tree;
     struct level_tree *state = &levels->trees[keyspace];
-    if (!levels_tree_merges(levels, keyspace) ||
-        run_set_tree_count(levels->current, keyspace) == 0) {
-        if (state->broken) sweeps_end(levels, keyspace);
+    bool empty = run_set_tree_count(levels->current, keyspace) == 0;
+    if (!levels_tree_merges(levels, keyspace) || empty) {
+        if (state->broken || empty) sweeps_end(levels, keyspace);
         state->force_last = state->force_whole = state->clean_due = state->drop_due = false;
         return false;
     }
@@ -881,7 +881,8 @@ unmerged(const struct levels *levels, u64 seq)
     for (u16 keyspace = 0; keyspace < LIMIT_KEYSPACES; keyspace++) {
         const struct level_tree *tree = &levels->trees[keyspace];
         if (tree->force_whole) return true;
-        /* A deleted range took every table from under its sweeps: they end with the next run. */
+        /* Nothing was left, or a deleted range took it: its sweeps end when a merge is looked for.
+         */
         if (run_set_tree_count(set, keyspace) == 0) continue;
         for (u32 i = 0; i < PICK_SWEEPS_MAX; i++) {
             if (tree->sweeps[i].active && tree->sweeps[i].into_last) return true;

@@ -209,6 +209,55 @@ lesson_open(void)
     return rig_open(&rig);
 }
 
+/* All that there is is deleted: by keys, in the middle of which a range takes what is left. */
+static status
+emptied_body(void *arg)
+{
+    bool by_range = *(bool *)arg;
+    EXPECT(ok(lesson_open()));
+    rig.levels->slice_bytes = KIB(16);
+    for (u32 round = 0; round < 2; round++) {
+        for (u32 key = 0; key < MODEL_KEYS; key++)
+            rig_write(&rig, key, 2000, 0, round == 1 && !by_range);
+        EXPECT(ok(rig_flush(&rig)));
+        if (round == 0) EXPECT(ok(levels_compact_all(rig.levels)));
+    }
+    levels_start(rig.levels);
+    levels_clean(rig.levels);
+    u64 until_ns = io_now_ns() + 20 * NS_PER_S;
+    for (bool begun = false; by_range && !begun;) {
+        fiber_mutex_lock(&rig.levels->compact_mutex);
+        begun = rig.levels->trees[0].sweeps[0].active;
+        if (begun) {
+            rig_range(&rig, 0, UINT64_MAX);
+            EXPECT(ok(rig_flush(&rig)));
+        }
+        fiber_mutex_unlock(&rig.levels->compact_mutex);
+        fiber_sleep_ns(10 * NS_PER_US);
+        EXPECT(io_now_ns() < until_ns);
+    }
+    while (levels_cleaning(rig.levels)) {
+        EXPECT(io_now_ns() < until_ns);
+        fiber_sleep_ns(NS_PER_MS);
+    }
+    EXPECT(run_set_tree_count(rig.levels->current, 0) == 0);
+    rig_compare(&rig);
+    levels_stop(rig.levels);
+    rig_close(&rig);
+    return ST_OK;
+}
+
+static void
+a_merge_that_empties_a_keyspace_ends(void **state)
+{
+    (void)state;
+    for (bool by_range = false;; by_range = true) {
+        rig_reset(1, 0);
+        assert_true(ok(sim_run_main(1, 1, emptied_body, &by_range)));
+        if (by_range) break;
+    }
+}
+
 /* ScyllaDB #1745 and others: a tombstone must stay while an older run has what it deletes. */
 static status
 tombstone_over_older_run(void *arg)
@@ -1083,6 +1132,7 @@ main(void)
         cmocka_unit_test(a_merge_that_has_not_read_everything_replaces_nothing),
         cmocka_unit_test(a_merge_takes_no_number_that_nobody_has_given),
         cmocka_unit_test(a_merge_takes_no_token_outside_of_its_slice),
+        cmocka_unit_test(a_merge_that_empties_a_keyspace_ends),
         cmocka_unit_test(a_range_delete_spares_newer_writes_and_snapshots),
         cmocka_unit_test(expired_tables_do_not_uncover_what_lies_beneath),
         cmocka_unit_test(a_reader_keeps_the_files_that_it_reads),
