@@ -64,11 +64,12 @@ advance_to(struct run_cursor *cursor, u32 slot, u64 token, struct bytes key)
                 return st;
             }
             cursor->slot = slot;
-            if (cursor->gaps != NULL) table_cursor_pass_damage(cursor->table, cursor->gaps);
+            u64 first = MAX(at->token_first, cursor->token_first);
+            u64 last = MIN(at->token_last, cursor->token_last);
+            if (cursor->gaps != NULL)
+                table_cursor_pass_damage(cursor->table, cursor->gaps, first, last);
             if (cursor->leave_out != NULL)
-                table_cursor_leave_out(cursor->table, cursor->leave_out,
-                                       MAX(at->token_first, cursor->token_first),
-                                       MIN(at->token_last, cursor->token_last));
+                table_cursor_leave_out(cursor->table, cursor->leave_out, first, last);
         }
         struct bytes from = at->token_first > token ? BYTES(NULL, 0) : key;
         status st = table_move(cursor, MAX(token, at->token_first), &from);

@@ -163,8 +163,10 @@ MUST_CHECK status table_read_take(struct table_read *read, u64 token, struct byt
 MUST_CHECK status table_cursor_open(struct table *table, struct block_cache *cache, u64 token_last,
                                     enum io_class io_class, u32 read_ahead_bytes,
                                     struct budget *budget, struct cursor **out);
-/* Before its first seek: it goes on behind damaged blocks, and adds them to the list. */
-void table_cursor_pass_damage(struct cursor *cursor, struct gap_list *gaps);
+/* Before its first seek: it goes on behind damaged blocks, and adds to the list what they may hold
+ * of [first, last], which is all that is wanted. */
+void table_cursor_pass_damage(struct cursor *cursor, struct gap_list *gaps, u64 token_first,
+                              u64 token_last);
 /* Which damaged blocks a merge leaves out: those that hold nothing of what it takes but tokens that
  * nobody wants. */
 struct leave_out {

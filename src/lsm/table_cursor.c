@@ -26,7 +26,7 @@ struct table_cursor {
     struct budget *budget;
     struct gap_list *gaps; /* NULL: damage is an error */
     struct leave_out *leave_out;
-    u64 taken_first, taken_last; /* of leave_out */
+    u64 taken_first, taken_last; /* of gaps and leave_out */
 
     struct piece_reader *reader; /* from the first block that is looked at */
     struct block *pinned;        /* through the cache: what view points into */
@@ -135,17 +135,15 @@ static status
 pass_over(struct table_cursor *self, u32 index, status st)
 {
     if (!status_is(st, ST_CORRUPT)) return st;
-    u64 first = self->table->index->tokens[index];
-    u64 last = table_block_token_last(self->table, index);
+    u64 first = MAX(self->table->index->tokens[index], self->taken_first);
+    u64 last = MIN(table_block_token_last(self->table, index), self->taken_last);
     if (self->gaps != NULL) {
         MARK("lsm.table_cursor.passed_over");
-        gap_list_add(self->gaps, first, last);
+        if (first <= last) gap_list_add(self->gaps, first, last);
         return ST_OK;
     }
     struct leave_out *leave_out = self->leave_out;
-    if (leave_out == NULL || !drop_bits_has_all(leave_out->drop, MAX(first, self->taken_first),
-                                                MIN(last, self->taken_last)))
-        return st;
+    if (leave_out == NULL || !drop_bits_has_all(leave_out->drop, first, last)) return st;
     MARK("lsm.table_cursor.left_out");
     leave_out->blocks++;
     leave_out->seq_max = MAX(leave_out->seq_max, self->table->meta.seq_max);
@@ -243,9 +241,13 @@ cursor_close(struct cursor *cursor)
 }
 
 void
-table_cursor_pass_damage(struct cursor *cursor, struct gap_list *gaps)
+table_cursor_pass_damage(struct cursor *cursor, struct gap_list *gaps, u64 token_first,
+                         u64 token_last)
 {
-    cursor_of(cursor)->gaps = gaps;
+    struct table_cursor *self = cursor_of(cursor);
+    self->gaps = gaps;
+    self->taken_first = token_first;
+    self->taken_last = token_last;
 }
 
 void

@@ -1055,6 +1055,43 @@ damage_of_which_a_part_is_kept_waits_again(void **state)
     }
 }
 
+/* The part of the block that was dropped is written again, while the other one waits. */
+static status
+view_body(void *arg)
+{
+    (void)arg;
+    fill_new();
+    lsm_mends_set(lsm, 0, true);
+    struct place place = place_of(0, 0, key_in_block_of(0, 2, true));
+    u64 border = place.last >> SHIFT << SHIFT;
+    damage(&place);
+    EXPECT(status_is(lsm_compact(lsm), ST_CORRUPT));
+    bits = (u64)1 << (place.first >> SHIFT);
+    lsm_drop_set(lsm, 0, &bits, SHIFT);
+    fiber_sleep_ns(20 * NS_PER_S);
+    EXPECT(lsm->levels->trees[0].waits);
+    expect_stretch(0, border, place.last);
+    bits = 0;
+    lsm_drop_set(lsm, 0, &bits, SHIFT);
+    u32 written = 0;
+    for (u32 i = 0; i < KEYS; i++) {
+        if (token_of(i) < place.first || token_of(i) >= border) continue;
+        write_in(0, i, false, 0);
+        written++;
+    }
+    u32 behind = entries_of(0, place.last + 1, UINT64_MAX);
+    EXPECT(written > 0 && entries_of(0, place.first, UINT64_MAX) == written + behind);
+    lsm_drop_set(lsm, 0, NULL, 0);
+    return lsm_close(lsm);
+}
+
+static void
+a_scan_leaves_out_no_more_than_damage_may_hold_where_it_is_in_view(void **state)
+{
+    (void)state;
+    run(view_body, NULL);
+}
+
 /* ---- the same, with values apart ---- */
 
 static status
@@ -1617,6 +1654,7 @@ main(int argc, char **argv)
         cmocka_unit_test(damage_that_a_keyspace_meets_while_it_waits_is_gone_around),
         cmocka_unit_test(what_is_damaged_goes_with_all_of_its_tokens_and_nothing_older_shows),
         cmocka_unit_test(damage_of_which_a_part_is_kept_waits_again),
+        cmocka_unit_test(a_scan_leaves_out_no_more_than_damage_may_hold_where_it_is_in_view),
         cmocka_unit_test(a_damaged_value_goes_with_its_file_and_the_others_of_it_stay),
         cmocka_unit_test(each_keyspace_is_mended_by_itself),
         cmocka_unit_test(a_restart_forgets_what_is_damaged_until_it_is_met_again),
