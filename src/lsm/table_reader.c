@@ -487,7 +487,7 @@ not_found(struct table *table, bool absent)
 
 /* index: of the block that was searched. True: *st is the answer. */
 static bool
-search_ends(struct table *table, enum search result, u32 index, status *st)
+search_ends(struct table *table, enum search result, u32 index, u64 token, status *st)
 {
     switch (result) {
     case SEARCH_FOUND:
@@ -503,7 +503,7 @@ search_ends(struct table *table, enum search result, u32 index, status *st)
         return true;
     case SEARCH_NEXT_BLOCK:
         *st = ST_NOT_FOUND;
-        return index + 1 == table->index->block_count;
+        return index + 1 == table->index->block_count || table->index->tokens[index + 1] != token;
     }
     return true;
 }
@@ -519,7 +519,7 @@ table_get_try(struct table *table, struct block_cache *cache, u64 token, struct 
         if (block == NULL) return ST_WOULD_WAIT;
         status st;
         if (search_ends(table, block_search(block, index == first, token, key, seq_max, out), index,
-                        &st)) {
+                        token, &st)) {
             if (ok(st))
                 *pin = block;
             else
@@ -543,7 +543,7 @@ table_get(struct table *table, struct block_cache *cache, u64 token, struct byte
         st = table_block_fetch(table, cache, IO_CLASS_READ, index, fill_cache, &block);
         if (!ok(st)) break;
         if (search_ends(table, block_search(block, index == first, token, key, seq_max, out), index,
-                        &st)) {
+                        token, &st)) {
             if (ok(st))
                 *pin = block;
             else
@@ -597,7 +597,7 @@ table_read_take(struct table_read *read, u64 token, struct bytes key, struct ent
     if (ok(st)) {
         /* Of the newest the first that is there is the one: no need to look into another block. */
         enum search found = block_search(read->block, true, token, key, UINT64_MAX, out);
-        CHECK(search_ends(table, found, read->index, &st));
+        CHECK(search_ends(table, found, read->index, token, &st));
         if (ok(st))
             *pin = read->block;
         else

@@ -1585,6 +1585,57 @@ snapshot_body(void *arg)
     return lsm_close(lsm);
 }
 
+/* The first key of the table behind that one, in the order of the table; KEYS: there is none. */
+static u32
+next_in_table(u32 i)
+{
+    u32 next = KEYS;
+    for (u32 j = 0; j < KEYS; j++)
+        if (j % 3 != 2 && token_of(j) > token_of(i) &&
+            (next == KEYS || token_of(j) < token_of(next)))
+            next = j;
+    return next;
+}
+
+/* The key's only version in the table is the last one in its block, and newer than the snapshot;
+ * the next block, of other keys, is damaged. */
+static status
+next_block_body(void *arg)
+{
+    (void)arg;
+    EXPECT(ok(io_dir_make(DIR)));
+    open_store();
+    fill_last(0);
+    struct lsm_snapshot *snapshot = NULL;
+    for (u32 rest = 0; rest < 2; rest++) {
+        for (u32 i = rest; i < KEYS; i += 3)
+            write_in(0, i, false, 0);
+        if (rest == 0) snapshot = lsm_snapshot_open(lsm);
+    }
+    EXPECT(snapshot != NULL && ok(lsm_flush(lsm)));
+    u32 key = 1, next = next_in_table(1);
+    while (next == KEYS || place_of(0, 0, key).block == place_of(0, 0, next).block) {
+        key += 3;
+        EXPECT(key < KEYS);
+        next = next_in_table(key);
+    }
+    struct place place = place_of(0, 0, next);
+    damage(&place);
+    struct lsm_value value;
+    EXPECT(ok(lsm_get(lsm, snapshot, 0, token_of(key), key_of(key), &value)));
+    lsm_value_release(&value);
+    EXPECT(!is_damaged(0) && status_is(get(next), ST_CORRUPT));
+    lsm_snapshot_close(snapshot);
+    return lsm_close(lsm);
+}
+
+static void
+a_snapshot_reads_beside_a_damaged_block_of_others(void **state)
+{
+    (void)state;
+    run(next_block_body, NULL);
+}
+
 static void
 snapshots_see_what_was_not_let_go_of(void **state)
 {
@@ -1663,6 +1714,7 @@ main(int argc, char **argv)
         cmocka_unit_test(however_many_runs_there_are_one_merge_drops_of_all),
         cmocka_unit_test(nothing_else_is_merged_until_the_damage_is_gone),
         cmocka_unit_test(of_a_table_that_two_stores_have_each_knows_and_loses_its_own_tokens),
+        cmocka_unit_test(a_snapshot_reads_beside_a_damaged_block_of_others),
         cmocka_unit_test(snapshots_see_what_was_not_let_go_of),
     };
     cmocka_set_test_filter(argc > 1 ? argv[1] : NULL); /* run one by its name */
