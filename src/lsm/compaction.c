@@ -728,13 +728,15 @@ space_wants_rewrite(const struct levels *levels, u16 keyspace)
            levels_run_has_garbage(last);
 }
 
-/* Of a tree that waits, and of which nothing is to be dropped: around what is damaged. */
+/* Of a tree that waits, and of which nothing is to be dropped, or that is under way: around what is
+ * damaged, and what the merge that drops has taken. */
 static void
 waiting_pick(struct levels *levels, u16 keyspace, struct pick_tree *tree, struct pick_run *runs,
              u32 skipped, struct pick *out)
 {
     struct level_tree *state = &levels->trees[keyspace];
-    state->force_last = state->force_whole = state->clean_due = false;
+    if (!levels_tree_drops(levels, keyspace))
+        state->force_last = state->force_whole = state->clean_due = false;
     for (u32 i = 0; i < tree->run_count; i++)
         runs[i].damaged =
             levels_run_is_damaged(levels, run_set_tree_run(levels->current, keyspace, skipped + i));
@@ -743,14 +745,17 @@ waiting_pick(struct levels *levels, u16 keyspace, struct pick_tree *tree, struct
     if (out->kind == PICK_TIER) MARK("lsm.compaction.beside_damage");
 }
 
-/* Nothing else is merged meanwhile: what drops is to take all that there is. */
-static void
-end_others_than_drops(struct levels *levels, u16 keyspace)
+/* Whether a merge that drops is to begin in a tree that waits. It is to take all that there is, so
+ * the others end. */
+static bool
+drop_begins(struct levels *levels, u16 keyspace)
 {
-    for (u32 i = 0; i < PICK_SWEEPS_MAX; i++) {
-        const struct sweep *sweep = &levels->trees[keyspace].sweeps[i];
-        if (sweep->active && !sweep->drops) sweep_end(levels, keyspace, i);
-    }
+    const struct level_tree *tree = &levels->trees[keyspace];
+    bool begins = tree->broken && tree->drop_due;
+    for (u32 i = 0; i < PICK_SWEEPS_MAX; i++)
+        begins = begins && !(tree->sweeps[i].active && tree->sweeps[i].drops);
+    if (begins) sweeps_end(levels, keyspace);
+    return begins;
 }
 
 static bool
@@ -766,17 +771,16 @@ tree_pick(struct levels *levels, u16 keyspace, struct pick *out, u32 *skipped_ou
         state->force_last = state->force_whole = state->clean_due = state->drop_due = false;
         return false;
     }
-    bool drops = levels_tree_drops(levels, keyspace);
-    if (state->broken && drops) end_others_than_drops(levels, keyspace);
+    bool begins = drop_begins(levels, keyspace);
     levels_pick_tree(levels, keyspace, &tree, runs, sweeps, SWEEP_RUNS_MAX);
     u32 count = run_set_tree_count(levels->current, keyspace);
     *skipped_out = count - tree.run_count - (run_set_last(levels->current, keyspace) != NULL);
-    if (state->broken && !drops) {
+    if (state->broken && !begins && !state->stuck) {
         waiting_pick(levels, keyspace, &tree, runs, *skipped_out, out);
         return out->kind != PICK_NONE;
     }
     bool due = state->clean_due || state->drop_due;
-    /* One that waits has no merge of tiers then. */
+    /* One that waits has no merge of tiers then. (Nor has one that is stuck while it drops.) */
     tree.force_last = state->force_last || due || state->broken || space_wants_last(levels, &tree);
     tree.rewrite_last = state->force_whole || due || levels_ranges_want_rewrite(levels, keyspace) ||
                         space_wants_rewrite(levels, keyspace);

@@ -78,6 +78,25 @@ offer(struct pick *best, const struct pick *candidate)
     if (candidate->urgency > best->urgency) *best = *candidate;
 }
 
+/* A tree that waits is mended by its sweep into the last level: what came since that began is not
+ * merged before it is much. Then in one go, and without a break, so that the sweep has its turn
+ * again, for long. */
+static bool
+mending_comes_first(const struct pick_tree *tree)
+{
+    bool mends = false, busy = false;
+    u32 beside = tree->run_count;
+    for (u32 i = 0; tree->waits && i < PICK_SWEEPS_MAX; i++) {
+        if (!tree->sweeps[i].active) continue;
+        busy = busy || !tree->sweeps[i].into_last;
+        if (!tree->sweeps[i].into_last) continue;
+        mends = true;
+        for (u32 j = 0; j < tree->run_count; j++)
+            beside -= tree->runs[j].owner == i + 1;
+    }
+    return mends && (busy || beside < PICK_RUNS_HARD);
+}
+
 static void
 offer_continues(const struct pick_tree *tree, struct pick *best)
 {
@@ -89,7 +108,7 @@ offer_continues(const struct pick_tree *tree, struct pick *best)
             runs += tree->runs[j].tier == sweep->tier;
         u32 urgency = sweep->into_last ? last_urgency(tree) : scaled(runs, tree->fanout);
         /* Runs of all sizes may be of its tier then (rank_of): small merges are not to wait. */
-        if (tree->waits) urgency = 0;
+        if (tree->waits) urgency = sweep->into_last ? 1001 : 1002;
         struct pick pick = {.kind = PICK_CONTINUE, .sweep = i, .urgency = MAX(urgency, 1001u)};
         offer(best, &pick);
     }
@@ -176,7 +195,7 @@ compaction_pick(const struct pick_tree *tree, struct pick *out)
     offer_continues(tree, &best);
     if (free_sweep(tree)) {
         /* When everything goes down anyway, a tier merge before it would only write twice. */
-        if (!tree->force_last) offer_tiers(tree, &best);
+        if (!tree->force_last && !mending_comes_first(tree)) offer_tiers(tree, &best);
         if (!tree->waits) offer_last(tree, &best);
     }
     if (best.urgency < 1000) best = (struct pick){.kind = PICK_NONE};

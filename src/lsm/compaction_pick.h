@@ -10,9 +10,11 @@
  * goes. Several sweeps of one tree may be under way, on different runs; the runs of a sweep are
  * *owned* by it and no other may take them.
  *
- * While a tree waits to be mended nothing goes into its last level, and its damaged runs stay where
- * they are. The others are merged among themselves, each stretch of neighbours for itself, so that
- * however long it waits there are a few runs of each size in each stretch.
+ * While a tree waits to be mended nothing goes into its last level but by a sweep that drops what
+ * is damaged, which is begun for it, and its damaged runs stay where they are. The others are
+ * merged among themselves, each stretch of neighbours for itself, so that however long it waits
+ * there are a few runs of each size in each stretch, and however long that sweep takes, not too
+ * many.
  */
 #ifndef DISTKV_LSM_COMPACTION_PICK_H
 #define DISTKV_LSM_COMPACTION_PICK_H

@@ -21,7 +21,8 @@
  *               that is not known, nothing more is merged (level_tree.stuck)
  *   drop due    levels_drop_set: one sweep of everything into the last level, which leaves out
  *               damaged blocks of which all that it takes goes anyhow, and writes what stays of
- *               damaged blob files anew; nothing else is merged meanwhile
+ *               damaged blob files anew; nothing else is merged when it begins, and meanwhile only
+ *               what was flushed since, as a tier, when it has become many runs
  *   goes on     when nothing is damaged any more that is known of
  *
  * Why nothing older shows. Where a block is left out, every version that any run of the merge has

@@ -158,6 +158,8 @@ a_tree_that_waits_is_merged_around_what_is_damaged(void **state)
         {"waits 0:1 0:1 0:1 0:1 0:40 0:1!", "runs 0+4 to tier 0"},
         {"waits 0:1 0:40 0:40 0:40 0:40 0:1!", "runs 1+4 to tier 0"},
         {"waits 0:1 0:1 0:1 0:1 0:1 0:40* 0:40* 0:40* 0:40* 0:1!", "runs 0+5 to tier 0"},
+        /* Beside a sweep that mends it nothing begins yet. */
+        {"waits 0:1 0:1 0:1 0:1 0:1 0:1 0:1 0:1 0:1 9:40* last:1000", "continue 0"},
         /* However much there is, and whoever asks. */
         {"waits 2:900 last:10", "nothing"},
         {"waits rewrite last:1000", "nothing"},
@@ -165,6 +167,38 @@ a_tree_that_waits_is_merged_around_what_is_damaged(void **state)
     };
     (void)state;
     expect_decisions(cases, ARRAY_COUNT(cases));
+}
+
+/* The first sweep mends, and what is flushed since is merged when it is much, without a break. */
+static void
+a_tree_that_is_mended_has_not_too_many_runs(void **state)
+{
+    (void)state;
+    struct picture p;
+    char text[64];
+    picture_of("waits 0:1 9:40* last:1000", &p);
+    p.tree.run_count = 72;
+    p.runs[71] = p.runs[1];
+    for (u32 i = 0; i < 71; i++)
+        p.runs[i] = (struct pick_run){.bytes = 1};
+    decision(&p.tree, text, sizeof(text));
+    assert_string_equal(text, "continue 0");
+    p.tree.run_count = 73;
+    p.runs[72] = p.runs[71];
+    p.runs[71] = p.runs[0];
+    decision(&p.tree, text, sizeof(text));
+    assert_string_equal(text, "runs 0+72 to tier 1");
+    p.sweeps[1] = (struct pick_sweep){.active = true};
+    for (u32 i = 20; i < 72; i++)
+        p.runs[i].owner = 2;
+    p.tree.run_count = 40;
+    p.runs[39] = p.runs[72];
+    decision(&p.tree, text, sizeof(text));
+    assert_string_equal(text, "continue 1");
+    p.tree.run_count = 73;
+    p.runs[39].owner = 2;
+    decision(&p.tree, text, sizeof(text));
+    assert_string_equal(text, "continue 1");
 }
 
 /* A year of flushes before a damaged run of the lowest tier, or of a higher one. */
@@ -298,6 +332,7 @@ main(void)
         cmocka_unit_test(decisions),
         cmocka_unit_test(tiers_ascend_with_age),
         cmocka_unit_test(a_tree_that_waits_is_merged_around_what_is_damaged),
+        cmocka_unit_test(a_tree_that_is_mended_has_not_too_many_runs),
         cmocka_unit_test(however_long_a_tree_waits_its_runs_are_few),
         cmocka_unit_test(shape_and_write_amplification_stay_in_bounds),
         cmocka_unit_test(pressure_and_debt_rise_without_a_step),

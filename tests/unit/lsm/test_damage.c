@@ -1413,7 +1413,56 @@ however_many_runs_there_are_one_merge_drops_of_all(void **state)
     run(outgrown_body, NULL);
 }
 
-/* So many runs come meanwhile that tiers would be merged. */
+/* The merge that drops has a long way to go, and with each of its slices something is flushed. */
+static status
+long_body(void *arg)
+{
+    (void)arg;
+    EXPECT(ok(io_dir_make(DIR)));
+    open_store();
+    lsm->levels->slice_bytes = 512;
+    fill_last(0);
+    fill_above(0);
+    lsm_mends_set(lsm, 0, true);
+    u32 key = late_deleted();
+    struct place place = place_of(0, 0, key);
+    damage(&place);
+    wait_for_mending();
+    drop_damage(0);
+    struct level_tree *tree = hold_while_dropping(key);
+    lsm->levels->slice_bytes = KIB(64); /* of other merges */
+    u64 failures = stats()->corruptions;
+    u32 runs_max = 0, flushes = 0;
+    for (u32 n = KEYS; tree->broken; n++) {
+        if (is_dropped(token_of(n))) continue;
+        write_in(0, n, false, 0);
+        fiber_mutex_unlock(&lsm->levels->compact_mutex);
+        EXPECT(ok(lsm_flush(lsm)));
+        status st = get(key);
+        EXPECT(!ok(st));
+        failures += status_is(st, ST_CORRUPT);
+        fiber_mutex_lock(&lsm->levels->compact_mutex);
+        runs_max = MAX(runs_max, run_set_tree_count(lsm->levels->current, 0));
+        flushes++;
+    }
+    EXPECT(flushes > LEVELS_RUNS_MAX && runs_max < LEVELS_RUNS_MAX / 2);
+    EXPECT(stats()->corruptions == failures); /* at once */
+    fiber_mutex_unlock(&lsm->levels->compact_mutex);
+    wait_mended(0);
+    expect_rest(0);
+    lsm_drop_set(lsm, 0, NULL, 0);
+    close_whole();
+    return ST_OK;
+}
+
+static void
+what_is_flushed_while_the_damage_goes_becomes_few_runs(void **state)
+{
+    (void)state;
+    run(long_body, NULL);
+}
+
+/* So many runs come meanwhile that tiers would be merged in any other tree. */
 static status
 only_body(void *arg)
 {
@@ -1447,7 +1496,7 @@ only_body(void *arg)
 }
 
 static void
-nothing_else_is_merged_until_the_damage_is_gone(void **state)
+a_few_runs_do_not_hold_up_the_merge_that_drops(void **state)
 {
     (void)state;
     run(only_body, NULL);
@@ -1712,7 +1761,8 @@ main(int argc, char **argv)
         cmocka_unit_test(what_is_wanted_again_meanwhile_is_gone_whole_or_damaged_as_before),
         cmocka_unit_test(damage_is_not_left_out_beside_a_run_that_may_hold_older_versions),
         cmocka_unit_test(however_many_runs_there_are_one_merge_drops_of_all),
-        cmocka_unit_test(nothing_else_is_merged_until_the_damage_is_gone),
+        cmocka_unit_test(what_is_flushed_while_the_damage_goes_becomes_few_runs),
+        cmocka_unit_test(a_few_runs_do_not_hold_up_the_merge_that_drops),
         cmocka_unit_test(of_a_table_that_two_stores_have_each_knows_and_loses_its_own_tokens),
         cmocka_unit_test(a_snapshot_reads_beside_a_damaged_block_of_others),
         cmocka_unit_test(snapshots_see_what_was_not_let_go_of),
