@@ -410,18 +410,12 @@ room_expire(struct core_room *room)
     }
 }
 
-static bool
-room_many_ended(const struct io_conn *conn)
-{
-    return conn->net->room.ended >= ROOM_ENDED_MANY;
-}
-
 /* Whether a holder does nothing for its frame. The kernel is asked, which may have more than came
  * here. What lies here unread is not the peer's fault. */
 static bool
 room_holds_up(struct io_conn *conn)
 {
-    u64 now_ns = io_now_ns(), parts = room_many_ended(conn) ? 3 : 1;
+    u64 now_ns = io_now_ns(), parts = conn->net->room.ended >= ROOM_ENDED_MANY ? 3 : 1;
     if (conn->room_ns != 0 && now_ns - conn->room_ns < ROOM_LOOK_NS / parts) return false;
     u64 arrived = io_conn_arrived(conn);
     u64 enough = MAX(conn->want_bytes / (ROOM_LOOK_PART * parts), 1u);
