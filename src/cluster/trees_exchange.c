@@ -731,6 +731,8 @@ MAY_YIELD status
 trees_hand_over(struct trees *t, u64 stage_epoch, u16 keyspace, u32 member, u32 there, u32 first,
                 u32 end)
 {
+    /* The topology may have come a moment ago, and its own fiber not have met it. */
+    if (!trees_follow(t)) return ST_CANCELED;
     struct batch *b = batch_new(t, first, end - first);
     if (b == NULL) return ST_NO_MEMORY;
     b->hands_over = true;

@@ -15,6 +15,7 @@
 #include "base/hash.h"
 #include "cluster/cluster.h"
 #include "cluster/group0_internal.h"
+#include "cluster/trees_internal.h"
 #include "cluster_rig.h"
 #include "hold.h"
 #include "lsm/levels_internal.h"
@@ -2128,6 +2129,48 @@ damage_that_is_met_before_there_is_a_topology_is_mended(void **state)
     run_on_all_nodes(mended_from_the_start_story);
 }
 
+static MAY_YIELD void
+trees_bound(struct shard *shard, void *arg)
+{
+    struct trees *trees = shard->cluster->trees;
+    u64 *limit = arg, before = trees->budget.limit_bytes;
+    trees->budget.limit_bytes = *limit;
+    *limit = before;
+}
+
+/* What compares follows the topology later than what mends. */
+static MAY_YIELD void
+mended_without_trees_story(struct rig *rig)
+{
+    wait_settled(rig, NODES);
+    damage_fill(rig, DAMAGE_LAST);
+    for (u32 i = 0; i < NODES; i++)
+        rig_crash(rig, i);
+    damage_table(rig, DAMAGE_LAST);
+    rig_start_begin(rig, DAMAGE_LAST);
+    fiber_sleep_ns(5 * NS_PER_S);
+    compact_all(rig, DAMAGE_LAST, ST_CORRUPT);
+    u64 limits[4] = {0};
+    u32 shards = rig->nodes[DAMAGE_LAST].config->core_count;
+    CHECK(shards <= ARRAY_COUNT(limits));
+    for (u32 shard = 0; shard < shards; shard++)
+        rig_on_node(rig, DAMAGE_LAST, shard, trees_bound, &limits[shard]);
+    rig_start_begin(rig, 0);
+    rig_start_begin(rig, 1);
+    wait_settled(rig, NODES);
+    fiber_sleep_ns(10 * NS_PER_S);
+    CHECK(damaged_files(rig, DAMAGE_LAST) != 0);
+    for (u32 shard = 0; shard < shards; shard++)
+        rig_on_node(rig, DAMAGE_LAST, shard, trees_bound, &limits[shard]);
+    expect_mended(rig, DAMAGE_LAST);
+}
+
+static void
+who_mends_waits_for_what_compares(void **state)
+{
+    run_on_all_nodes(mended_without_trees_story);
+}
+
 #define TAG_KEYS      600u
 #define TAG_PARTITION 1234u
 
@@ -2503,6 +2546,7 @@ main(void)
         cmocka_unit_test(nothing_is_given_up_that_others_cannot_read),
         cmocka_unit_test(others_have_what_can_be_read_before_it_is_given_up),
         cmocka_unit_test(damage_that_is_met_before_there_is_a_topology_is_mended),
+        cmocka_unit_test(who_mends_waits_for_what_compares),
         cmocka_unit_test(what_a_damaged_block_hid_does_not_come_back),
         cmocka_unit_test(what_moves_keeps_to_its_rate),
         cmocka_unit_test(who_serves_many_keeps_to_the_rate_of_one),
