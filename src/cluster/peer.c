@@ -308,6 +308,7 @@ peers_open(const struct peers_options *options, struct peers **out)
     io_timer_init(&peers->tick_timer, peers_tick);
     io_task_init(&peers->ended_task, peer_calls_ended_run);
     fiber_queue_init(&peers->gone);
+    fiber_queue_init(&peers->room);
     u16 port = options->listen.port;
     if (port != 0) port = (u16)(port + io_shard_index());
     status st = io_listen(options->listen.host, port, &peer_guest_events, peers, &peers->listener);

@@ -128,6 +128,11 @@ peer_call_init(struct peer_call *call,
 void peer_call_start(struct peers *peers, struct peer_call *call, u32 member, u32 shard,
                      const struct native_header *header, const struct bytes *parts, u32 part_count,
                      u64 deadline_ns);
+/* Whether a call would be refused now, as ST_OVERLOADED, for what lies before the peer already. */
+bool peer_calls_full(struct peers *peers, u32 member, u32 shard);
+/* Waits until there may be room before some peer again, for PEER_ROOM_NS at most: to be asked again. */
+#define PEER_ROOM_NS (5 * NS_PER_MS)
+MAY_YIELD void peer_room_await(struct peers *peers, u64 until_ns);
 /* The same to an address that is no member (a seed), always a connection of its own that is closed
  * when it has been idle for 10 s. */
 void peer_call_start_at(struct peers *peers, struct peer_call *call,

@@ -409,6 +409,22 @@ call_put(struct peers *peers, struct peer_link *link, struct peer_call *call,
     return ST_OK;
 }
 
+bool
+peer_calls_full(struct peers *peers, u32 member, u32 shard)
+{
+    struct peer_link *link;
+    if (peers->closing || !ok(link_of_member(peers, member, shard, &link))) return false;
+    if (link->slots_used >= MIN(link->requests_max, PEER_SLOTS_MAX)) return true;
+    return link->state == LINK_OPEN ? io_conn_output_full(link->conn)
+                                    : link->waiting.size > PEER_WAITING_BYTES;
+}
+
+MAY_YIELD void
+peer_room_await(struct peers *peers, u64 until_ns)
+{
+    (void)!ok(fiber_queue_wait(&peers->room, MIN(until_ns, io_now_ns() + PEER_ROOM_NS)));
+}
+
 static void
 call_start(struct peers *peers, struct peer_link *link, status st, struct peer_call *call,
            const struct native_header *header, const struct bytes *parts, u32 part_count,
@@ -813,7 +829,8 @@ link_received(struct io_conn *conn, struct bytes data)
 static void
 link_drained(struct io_conn *conn)
 {
-    (void)conn; /* who calls too fast was told so */
+    struct peer_link *link = io_conn_user(conn);
+    fiber_queue_wake_all(&link->peers->room);
 }
 
 static void
@@ -834,6 +851,7 @@ link_closed(struct io_conn *conn, status why)
     link->opened_ns = 0;
     if (link->retry_at_ns <= now_ns) link_delay(link, false);
     link->state = LINK_IDLE;
+    fiber_queue_wake_all(&link->peers->room);
     if (link->slots_used > 0) link_begin(link);
     link_check_end(link);
 }

@@ -167,6 +167,7 @@ struct peers {
     struct list running; /* those of them that this run of the task has taken */
     struct io_timer tick_timer;
     struct fiber_queue gone; /* peers_close waits for the last */
+    struct fiber_queue room; /* peer_room_await */
     struct list spare_requests;
     u32 spare_count;
     u32 requests_alive; /* not answered yet; they outlive peers_close */

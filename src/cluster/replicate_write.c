@@ -17,6 +17,10 @@
  * In a sloppy keyspace others have the places of home replicas that are gone, where too few live
  * (stand_in.h). Who is gone has missed the write all the same, and this node keeps it, too.
  *
+ * An attempt does not begin while the peers have more to take than they do: a client that writes
+ * faster than they take it is slowed down, and nothing of what waits was done yet. For a few of them,
+ * without whom there are W, it is not waited long.
+ *
  * Several attempts of one request may be under way: the older ones are lost in the order of
  * versions, whenever they arrive. An attempt that was given up counts for nothing, so that what is
  * acknowledged was the newest on W replicas when they answered.
@@ -27,6 +31,9 @@
 #include "io/io.h"
 #include "lsm/batch.h"
 #include "lsm/entry.h"
+
+/* For so long a write waits for room before a replica without which there are enough. */
+#define ROOM_NS (50 * NS_PER_MS)
 
 /* ---- the life of an attempt ---- */
 
@@ -456,12 +463,51 @@ ended(const struct write *w)
     return io_now_ns() < w->deadline_ns ? ST_UNAVAILABLE : ST_TIMED_OUT;
 }
 
+/* Whether some of those who would be called can take no more, and W cannot be met without them. */
+static bool
+room_lacks(struct write *w, bool *few_out)
+{
+    struct replicator *r = w->r;
+    struct topology_row row;
+    struct quorum quorum;
+    u32 partition;
+    *few_out = false;
+    if (r->closing || !replicate_row(r, w->keyspace, w->token, &partition, &row)) return false;
+    write_quorum(w, &row, &quorum);
+    if (quorum_state(&quorum) == QUORUM_LOST) return false;
+    bool lacks = false;
+    for (u32 i = 0; i < quorum.count; i++) {
+        u32 member = quorum.members[i], shard;
+        if (member == r->self || quorum.answers[i] != QUORUM_PENDING) continue;
+        if (!replicate_shard(r->topology, member, w->token, &shard)) continue;
+        if (!peer_calls_full(r->options.peers, member, shard)) continue;
+        (void)quorum_answer(&quorum, member, QUORUM_NO);
+        lacks = true;
+    }
+    *few_out = lacks && quorum_state(&quorum) == QUORUM_LOST;
+    return lacks;
+}
+
+static MAY_YIELD void
+room_await(struct write *w)
+{
+    u64 few_until_ns = io_now_ns() + ROOM_NS;
+    bool few;
+    while (room_lacks(w, &few)) {
+        u64 until_ns = few ? w->begin_ns : MIN(few_until_ns, w->begin_ns);
+        if (io_now_ns() >= until_ns) return;
+        peer_room_await(w->r->options.peers, until_ns);
+    }
+}
+
 static MAY_YIELD status
 write_until(struct write *w, struct coordinated *c, u64 *version_out)
 {
     struct replicator *r = w->r;
     for (;;) {
         if (!stamp_await(r, w->begin_ns)) return ended(w);
+        room_await(w);
+        if (r->closing) return ended(w);
         /* Who asked has given up, and may have seen others' writes since: no stamp above those. */
         if (io_now_ns() >= w->begin_ns) return MARKED("cluster.replicate.too_late", ended(w));
         coordinated_end(c);

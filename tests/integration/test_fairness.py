@@ -133,7 +133,7 @@ def short(measure, median, longest):
 @pytest.mark.smoke
 def test_a_small_request_does_not_wait_for_large_ones(make_server):
     """Without a line of its own it waits for seconds, and is closed when they take the memory."""
-    keys = 150_000 // SLOW
+    keys = 80_000 // SLOW
     server = make_server(memory="64MiB", cores="0,1")
     load(server, keys, 400)
     for kind, connections, per in (("mget", 100, 1000), ("keys", 20, 0), ("pipeline", 100, 200)):

@@ -196,8 +196,8 @@ def test_large_requests_that_find_no_memory_wait_for_it(make_server, size):
     """Thirty clients write values of 1 MB where a dozen of them fit at once: nobody is refused,
     and nobody loses the connection."""
     server = make_server(memory="64MiB", cores="0,1")
-    answers = large_sets(server.port, 30, 10, size)
-    assert answers == ["OK"] * 300, [answer for answer in answers if answer != "OK"][:3]
+    answers = large_sets(server.port, 30, 4, size)
+    assert answers == ["OK"] * 120, [answer for answer in answers if answer != "OK"][:3]
     assert server.metric("distkv_connections_starved_total") == 0
     assert server.metric("distkv_clients_request_timed_out_total") == 0
     server.wait_metric("distkv_connections_waiting_for_room", lambda value: value == 0)
@@ -245,7 +245,7 @@ def test_pipelines_go_on_beside_half_large_requests(make_server, count, size, se
         except OSError:
             pass  # it waits for room
     run = run_of(bench(server.port, None, workload="set", keys=20_000, value_size=1000, pipeline=64,
-                       connections=clients, duration=f"{4 * SLOW}s"))
+                       connections=clients, duration=f"{2 * SLOW}s"))
     assert run["requests"] > 0
     assert [error for error in run["errors"] if error["kind"] != "BUSY"] == []
     assert server.metric("distkv_connections_starved_total") == 0
@@ -871,7 +871,7 @@ def large_values(port, stop_at, kind):
 def test_memory_stays_within_its_bound_under_large_values(make_server, mib, cores):
     """At the least memory that there may be; the allocator must not keep what was freed."""
     server = make_server(memory=f"{mib}MiB", cores=cores)
-    stop_at = time.monotonic() + 6
+    stop_at = time.monotonic() + 4
     kinds = ["big", "big", "small", "small", "mget", "half", "slow", "slow", "slow"]
     threads = [threading.Thread(target=large_values, args=(server.port, stop_at, kind), daemon=True)
                for kind in kinds]

@@ -410,7 +410,7 @@ def test_a_node_in_memory_takes_what_it_can_hold_again_and_again(make_server):
         return pool[start : start + size]
 
     with server.connect(timeout=60) as connection:
-        for _ in range(60_000 // 100 // (4 if SANITIZED else 1)):
+        for _ in range(40_000 // 100 // (4 if SANITIZED else 1)):
             replies = pipelined(
                 connection, [("SET", f"k{chance.randrange(12_000)}", value_of()) for _ in range(100)]
             )

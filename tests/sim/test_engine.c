@@ -43,13 +43,13 @@
 #define VALUE_BYTES_MAX 40000u
 #define ROUNDS          5u /* processes of a seed; the last one is whole */
 #ifdef __SANITIZE_ADDRESS__
-#define SEED_COUNT   25u /* ten times as slow */
-#define OTHERS_COUNT 6u
+#define SEED_COUNT   15u /* ten times as slow */
+#define OTHERS_COUNT 4u
 #else
-#define SEED_COUNT   1000u /* make soak: 3,000 */
-#define OTHERS_COUNT 150u
+#define SEED_COUNT   300u /* make soak: 3,000 */
+#define OTHERS_COUNT 50u
 #endif
-#define SEED_COUNT_WHOLE 1000u /* so many pass everything that can happen */
+#define SEED_COUNT_WHOLE 300u /* so many pass everything that can happen */
 #define READERS          2u
 
 enum flaw { FLAW_NONE, FLAW_CLAIM_EARLY };
@@ -1693,7 +1693,17 @@ unsynced_seed_run(u64 seed)
     (void)seed_run(seed, LIFE_UNSYNCED, FLAW_NONE);
 }
 
-/* How many were run; 0: another kind is wanted. */
+/* Beyond the first of each kind: they pass marks of src that those do not (marks.txt). */
+static const struct {
+    const char *kind;
+    u64 seed;
+} rare[] = {
+    {"lives", 449},  {"lives", 524},   {"lives", 537},   {"lives", 545},  {"lives", 632},
+    {"lives", 835},  {"lives", 841},   {"damage", 261},  {"damage", 281}, {"forged", 582},
+    {"forged", 654}, {"forged", 1346}, {"forged", 1444}, {"memory", 100},
+};
+
+/* How many were run, but for the rare ones; 0: another kind is wanted. */
 static u64
 seeds_of(const char *kind, u64 count, void (*run)(u64 seed))
 {
@@ -1702,6 +1712,13 @@ seeds_of(const char *kind, u64 count, void (*run)(u64 seed))
     u32 failed = 0;
     for (u64 seed = first; seed <= last && failed < 10; seed++) {
         run(seed);
+        failed += model.violation[0] != '\0';
+    }
+    bool chosen =
+        getenv("SIM_SEED") != NULL || getenv("SIM_FIRST") != NULL || getenv("SIM_SEEDS") != NULL;
+    for (u32 i = 0; !chosen && i < ARRAY_COUNT(rare) && EVERY(2) == 1; i++) {
+        if (strcmp(rare[i].kind, kind) != 0) continue;
+        run(rare[i].seed);
         failed += model.violation[0] != '\0';
     }
     assert_int_equal(failed, 0);

@@ -32,7 +32,7 @@
 
 #define KEYS_ALL_OVER 100u /* the first so many keys: fewer lie in none of some partitions */
 #ifdef __SANITIZE_ADDRESS__
-#define SEED_COUNT 15u
+#define SEED_COUNT 10u
 #else
 #define SEED_COUNT 60u
 #endif

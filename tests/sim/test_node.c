@@ -16,6 +16,7 @@
 
 #include <cmocka.h>
 
+#include "../fewer.h"
 #include "cluster_rig.h"
 #include "io/sim_internal.h"
 #include "lsm/lsm_internal.h"
@@ -1417,7 +1418,7 @@ who_finds_no_memory_waits_while_others_have_some(void **state)
 
 /* One has the turn, the others wait for it. */
 #define QUEUE_CLIENTS (1 + WORK_WAITING_MAX)
-#define QUEUE_SEEDS   4u
+#define QUEUE_SEEDS   FEWER(4u)
 #define QUEUE_STAY    32u /* of these; the clients of the others go away */
 #define QUEUE_LONG    LIMIT_VALUE_BYTES
 /* So much is left for the requests themselves. */

@@ -407,7 +407,7 @@ history_run(u64 seed, struct totals *totals)
 }
 
 #ifdef __SANITIZE_ADDRESS__
-#define SEED_COUNT 12u /* four times as slow */
+#define SEED_COUNT 5u /* four times as slow */
 #else
 #define SEED_COUNT 100u
 #endif

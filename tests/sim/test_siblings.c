@@ -46,7 +46,7 @@
 #define VALUES_MAX  LIMIT_DVV_SIBLINGS
 #define CONTEXT_MAX 2048u
 #ifdef __SANITIZE_ADDRESS__
-#define SEED_COUNT 15u
+#define SEED_COUNT 8u
 #else
 #define SEED_COUNT 100u
 #endif

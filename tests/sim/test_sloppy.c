@@ -32,7 +32,7 @@
 #define HOMES  WORLD_REPLICAS
 #define STRICT 1u /* the keyspace that is not sloppy; 0 is */
 #ifdef __SANITIZE_ADDRESS__
-#define SEED_COUNT 10u
+#define SEED_COUNT 4u
 #else
 #define SEED_COUNT 40u
 #endif

@@ -5,6 +5,7 @@
  */
 #include "levels_fixture.h"
 
+#include "../../fewer.h"
 #include "base/crc.h"
 #include "base/fault.h"
 #include "lsm/table_format.h"
@@ -762,7 +763,7 @@ files_after_cut(void *arg)
 static void
 files_go_with_their_last_reader_and_power_may_be_lost_at_any_request(void **state)
 {
-    for (u64 n = 0;; n++) {
+    for (u64 n = 0;; n += EVERY(5)) {
         struct sim_options options;
         sim_options_default(&options, 2000 + n);
         world = sim_new(&options);

@@ -12,6 +12,7 @@
 #include <string.h>
 #include <cmocka.h>
 
+#include "../../fewer.h"
 #include "base/hash.h"
 #include "base/prng.h"
 #include "io/file.h"
@@ -795,7 +796,7 @@ a_crash_while_it_waits_changes_nothing(void **state)
 {
     (void)state;
     u32 crashes = 0;
-    for (u64 n = 1; n < 700; n += 23) {
+    for (u64 n = 1; n < 700; n += 23 * EVERY(3)) {
         struct waiting waiting = {.outside = n & 1, .run = n / 2 & 1, .crash = n};
         struct sim_options options;
         sim_options_default(&options, n);
@@ -809,7 +810,7 @@ a_crash_while_it_waits_changes_nothing(void **state)
         sim_free(sim);
     }
     outside_versions = false;
-    assert_true(crashes > 20);
+    assert_true(crashes > 20 / EVERY(3));
 }
 
 static status
@@ -1285,7 +1286,7 @@ static void
 what_is_wanted_again_meanwhile_is_gone_whole_or_damaged_as_before(void **state)
 {
     (void)state;
-    for (u32 waits = 0; waits < 120; waits++)
+    for (u32 waits = 0; waits < 120; waits += EVERY(7))
         run(wanted_body, &waits);
 }
 
@@ -1420,7 +1421,7 @@ long_body(void *arg)
     (void)arg;
     EXPECT(ok(io_dir_make(DIR)));
     open_store();
-    lsm->levels->slice_bytes = 512;
+    lsm->levels->slice_bytes = 1536; /* several times as many flushes as there may be runs */
     fill_last(0);
     fill_above(0);
     lsm_mends_set(lsm, 0, true);

@@ -156,7 +156,7 @@ overwrite_body(void *arg)
     struct world *w = arg;
     open_store(w);
     u32 keys = w->held;
-    u32 rounds = 30;
+    u32 rounds = FEWER(32);
     for (u64 i = 0; i < (u64)rounds * MEMORY_BYTES / 4 / w->value_bytes; i++) {
         status st = put(w, i < keys ? (u32)i : (u32)prng_below(&w->prng, keys));
         CHECK(ok(st));

@@ -32,7 +32,7 @@
 #ifdef __SANITIZE_ADDRESS__
 #define SEEDS_DEFAULT 150 /* four times as slow */
 #else
-#define SEEDS_DEFAULT 2000
+#define SEEDS_DEFAULT 1000
 #endif
 
 static struct rig rig;
