@@ -102,16 +102,29 @@ peers_admits(struct peers *peers, const struct peer_hello *hello, struct peer_id
     return ST_OK;
 }
 
-void
-peers_refused(struct peers *peers, const struct io_conn *conn, const char *why)
+static void
+refused(struct peers *peers, const struct io_conn *conn, const char *why, u64 *log_at_ns,
+        u64 pause_ns)
 {
     peers->stats.refused++;
-    if (io_now_ns() < peers->log_at_ns) return;
-    peers->log_at_ns = io_now_ns() + PEER_LOG_NS;
+    if (io_now_ns() < *log_at_ns) return;
+    *log_at_ns = io_now_ns() + pause_ns;
     char name[96];
     io_conn_peer_name(conn, name, sizeof(name));
     log_warning("peer", "refused a node: it %s address=%s refused=%llu", why, name,
                 (unsigned long long)peers->stats.refused);
+}
+
+void
+peers_refused(struct peers *peers, const struct io_conn *conn, const char *why)
+{
+    refused(peers, conn, why, &peers->log_at_ns, PEER_LOG_NS);
+}
+
+void
+peers_refused_new(struct peers *peers, const struct io_conn *conn)
+{
+    refused(peers, conn, "has no cluster yet", &peers->log_new_at_ns, PEER_LOG_NEW_NS);
 }
 
 bool

@@ -580,11 +580,17 @@ link_opened(struct io_conn *conn, void *arg)
 
 /* No connection to who this is. */
 static void
+link_give_up(struct peer_link *link)
+{
+    link_delay(link, true);
+    link_close(link, ST_DENIED, IO_CLOSE_ABORT);
+}
+
+static void
 link_refuse(struct peer_link *link, const char *why)
 {
     peers_refused(link->peers, link->conn, why);
-    link_delay(link, true);
-    link_close(link, ST_DENIED, IO_CLOSE_ABORT);
+    link_give_up(link);
 }
 
 /* The same, and the other end learns why, so that its operator does: by a PROOF without a proof. */
@@ -649,6 +655,11 @@ link_greeted(struct peer_link *link, const struct native_header *header, struct 
     }
     if (peer_version_choose(&ours, &theirs) == 0) {
         link_refuse(link, refusal_text(NATIVE_ST_UNSUPPORTED));
+        return;
+    }
+    if (ours.cluster_id != 0 && theirs.cluster_id == 0) {
+        peers_refused_new(peers, link->conn);
+        link_give_up(link);
         return;
     }
     bool other = ours.cluster_id != 0 && theirs.cluster_id != ours.cluster_id;

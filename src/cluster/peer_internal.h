@@ -47,6 +47,8 @@ static_assert(PEER_HANDSHAKE_BYTES_MAX <= PEER_HANDSHAKE_SPAN, "who is let in ge
 #define PEER_DELAY_NS_MIN (50 * NS_PER_MS)
 #define PEER_DELAY_NS_MAX NS_PER_S
 #define PEER_LOG_NS       NS_PER_S
+/* A member that does not know yet that it is one is called again and again until it does. */
+#define PEER_LOG_NEW_NS (60 * NS_PER_S)
 
 /* Time without a word is counted in ticks, not on the clock: a shard that was itself stopped for a
  * while has had one tick then, and what came meanwhile is still to be given to it. */
@@ -174,6 +176,7 @@ struct peers {
     bool closed;
     bool taken_out; /* peers_taken_out */
     u64 log_at_ns;
+    u64 log_new_at_ns; /* of those that have no cluster yet */
     struct peers_stats stats;
 };
 
@@ -185,6 +188,8 @@ u32 peers_hello(struct peers *peers, u32 shard, u32 requests_max, u8 out[PEER_HE
 void peers_tick_arm(struct peers *peers);
 /* Counts a refusal and says so, at most once a second. */
 void peers_refused(struct peers *peers, const struct io_conn *conn, const char *why);
+/* The same of a node that has no cluster yet: at most once a minute. */
+void peers_refused_new(struct peers *peers, const struct io_conn *conn);
 /* Something ended: peers_close may go on. */
 void peers_ended(struct peers *peers);
 void peers_check_free(struct peers *peers);

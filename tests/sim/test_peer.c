@@ -964,6 +964,36 @@ strangers_are_refused_counted_and_logged_at_a_limited_rate(void **state)
     }
 }
 
+/* It was taken in, perhaps, and does not know it yet: it is called until it does. */
+static void
+who_has_no_cluster_yet_is_said_to_have_none_and_seldom(void **state)
+{
+    (void)state;
+    struct peer_rig rig;
+    rig_init(&rig, 13, 2, 1);
+    rig.started_by_test = true;
+    peer_rig_open(&rig);
+    rig.nodes[1].identity.cluster_id = 0;
+    rig.nodes[1].identity.member = 0;
+    peer_rig_start(&rig, 0);
+    peer_rig_start(&rig, 1);
+    for (u32 i = 0; i < 5; i++) {
+        struct asked out = {.member = 2, .wait_ns = SECONDS(5)};
+        ask_and_wait(&rig, 0, 0, &out);
+        assert_true(status_is(out.st, ST_DENIED) && !out.call.maybe_sent);
+        peer_rig_run(&rig, SECONDS(2)); /* it dials again */
+    }
+    assert_int_equal(stats_of(&rig, 0, 0).refused, 5);
+    assert_true(sim_log_contains(rig.sim, "it has no cluster yet address=10.0.0.2:7100 refused=1"));
+    assert_false(sim_log_contains(rig.sim, "refused=2"));
+    assert_false(sim_log_contains(rig.sim, "is of another cluster"));
+    peer_rig_run(&rig, SECONDS(60));
+    struct asked again = {.member = 2, .wait_ns = SECONDS(5)};
+    ask_and_wait(&rig, 0, 0, &again);
+    assert_true(sim_log_contains(rig.sim, "refused=6"));
+    peer_rig_close(&rig);
+}
+
 /* Whoever dials is the first to see that the secrets differ. Nobody dials back here. */
 static void
 who_is_dialed_with_another_secret_counts_and_logs_it(void **state)
@@ -1623,6 +1653,7 @@ main(void)
         cmocka_unit_test(a_seed_is_let_go_after_ten_idle_seconds),
         cmocka_unit_test(a_member_that_moves_or_goes_ends_its_calls),
         cmocka_unit_test(strangers_are_refused_counted_and_logged_at_a_limited_rate),
+        cmocka_unit_test(who_has_no_cluster_yet_is_said_to_have_none_and_seldom),
         cmocka_unit_test(who_is_dialed_with_another_secret_counts_and_logs_it),
         cmocka_unit_test(strange_bytes_end_the_connection_and_nothing_else),
         cmocka_unit_test(not_too_many_strangers_at_once),
