@@ -655,7 +655,7 @@ join(struct group0 *group0, const struct topology_member *self, const struct pee
      u32 seed_count, u64 deadline_ns, char reason[TOPOLOGY_REASON_BYTES])
 {
     bool taken_in = false;
-    for (u32 i = 0; group0_member(group0) == 0; i++) {
+    while (group0_member(group0) == 0) {
         if (group0->closing || !ok(group0->failed)) return ST_CLOSED;
         if (io_now_ns() >= deadline_ns) return ST_TIMED_OUT;
         if (taken_in) {
@@ -663,7 +663,9 @@ join(struct group0 *group0, const struct topology_member *self, const struct pee
                                    MIN(deadline_ns, io_now_ns() + GROUP0_ATTEMPT_NS));
             continue;
         }
-        status st = seed_ask(group0, self, &seeds[i % seed_count], deadline_ns, reason);
+        /* Not from the first one on at each call: those before may take all the time there is. */
+        const struct peer_address *seed = &seeds[group0->seed_turn++ % seed_count];
+        status st = seed_ask(group0, self, seed, deadline_ns, reason);
         if (status_is(st, ST_CONFLICT)) return st;
         taken_in = ok(st);
         if (!taken_in) fiber_sleep_ns(4 * GROUP0_RETRY_NS);

@@ -378,6 +378,7 @@ struct group0 {
     struct list readers;
     u64 read_id;
     u32 joins;
+    u32 seed_turn; /* who is asked to take us in next */
 
     /* leading */
     struct fiber_queue lead_queue;

@@ -1420,6 +1420,36 @@ who_sees_its_change_done_does_not_say_that_it_was_not(void **state)
     }
 }
 
+static bool
+all_but_one_are_members(void *arg)
+{
+    const u32 *lost = arg;
+    for (u32 i = 0; i < rig.node_count; i++) {
+        if (i == *lost) continue;
+        if (!serves(i) || !is_proven(&apps[i]) || group0_member(apps[i].group0) == 0) return false;
+    }
+    return true;
+}
+
+/* Who is cut off from those who lead lets it wait for as long as it asks. */
+static void
+who_joins_asks_all_seeds_whatever_the_first_one_does(void **state)
+{
+    (void)state;
+    story_begins(4);
+    for (u32 i = 0; i < 3; i++)
+        start(i);
+    peer_rig_run(&rig, SECONDS(10));
+    cut_set(0, 1, true);
+    cut_set(0, 2, true);
+    start(3);
+    u32 lonely = 0;
+    assert_true(peer_rig_run_until(&rig, all_but_one_are_members, &lonely, SECONDS(20)));
+    heal_all();
+    expect_well();
+    story_ends();
+}
+
 /* ---- the log in memory and the log on the disk ---- */
 
 static MAY_YIELD void
@@ -1873,6 +1903,7 @@ main(void)
         cmocka_unit_test(who_is_cut_off_does_not_say_that_there_is_nothing_to_do),
         cmocka_unit_test(quorums_change_again_only_when_all_know_the_last_change),
         cmocka_unit_test(who_sees_its_change_done_does_not_say_that_it_was_not),
+        cmocka_unit_test(who_joins_asks_all_seeds_whatever_the_first_one_does),
         cmocka_unit_test(a_second_node_of_one_id_is_refused),
         cmocka_unit_test(a_term_is_kept_though_its_entries_found_no_memory),
         cmocka_unit_test(whatever_happens_all_agree),
