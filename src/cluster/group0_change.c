@@ -482,14 +482,28 @@ join_answer(struct join *join, status st)
     buf_deinit(&body);
 }
 
+static bool
+is_known(const struct group0 *group0, const struct topology_member *member)
+{
+    return group0->topology != NULL &&
+           member_of_incarnation(group0->topology, member->incarnation) != NULL;
+}
+
+/* It was taken in, and lost its power before it heard of it. That was decided, so it hears of it
+ * though nobody leads, and though this member waits for others itself (group0_starts.c): it may be
+ * the one that is waited for, and says nothing before it knows its number. But first the leader is
+ * asked: it may have been taken out since. If nobody knows that here, the others say so when it
+ * comes to them, as they do to a member that was away. */
 static MAY_YIELD void
 join_main(void *arg)
 {
     struct join *join = arg;
     struct group0 *group0 = join->group0;
     char reason[TOPOLOGY_REASON_BYTES];
-    u64 deadline_ns = MIN(peer_request_deadline_ns(join->request), io_now_ns() + 10 * NS_PER_S);
+    u64 wait_ns = is_known(group0, &join->member) ? GROUP0_KNOWN_NS : 10 * NS_PER_S;
+    u64 deadline_ns = MIN(peer_request_deadline_ns(join->request), io_now_ns() + wait_ns);
     status st = group0_change(group0, join_fill, join, deadline_ns, reason);
+    if (status_is(st, ST_TIMED_OUT) && is_known(group0, &join->member)) st = ST_OK;
     if (join->reason[0] == 0) memcpy(join->reason, reason, sizeof(reason));
     join_answer(join, st);
     group0->joins--;
@@ -516,6 +530,15 @@ join_start(struct group0 *group0, struct peer_request *request, u32 was,
     return false;
 }
 
+/* Whether this member can answer, or may find one who can. */
+static bool
+may_take_in(const struct group0 *group0, const struct topology_member *member)
+{
+    if (group0->topology == NULL) return false;
+    bool waits = group0->proving && !group0->closing && ok(group0->failed);
+    return group0_works(group0) || (waits && is_known(group0, member));
+}
+
 void
 group0_join_asked(struct group0 *group0, struct peer_request *request,
                   const struct peer_identity *from, struct bytes body)
@@ -528,7 +551,7 @@ group0_join_asked(struct group0 *group0, struct peer_request *request,
                  strcmp(command.member.node_id, from->node_id) == 0;
     if (!right)
         peer_reply(request, NATIVE_ST_INVALID, epoch, NULL, 0);
-    else if (!group0_works(group0) || group0->topology == NULL)
+    else if (!may_take_in(group0, &command.member))
         peer_reply(request, NATIVE_ST_UNAVAILABLE, epoch, NULL, 0);
     else if (!join_start(group0, request, from->member, &command.member))
         peer_reply(request, NATIVE_ST_OVERLOADED, epoch, NULL, 0);

@@ -60,6 +60,9 @@
 /* One attempt at the leader. */
 #define GROUP0_ATTEMPT_NS (3 * NS_PER_S)
 #define GROUP0_RETRY_NS   (50 * NS_PER_MS)
+/* Who joins and is a member here already is told so when the leader has not been found by then. */
+#define GROUP0_KNOWN_NS (1 * NS_PER_S)
+static_assert(GROUP0_KNOWN_NS < GROUP0_ATTEMPT_NS, "who asks waits so long, and hears the answer");
 /* Between two looks at what the leader sees to. */
 #define GROUP0_LEAD_NS   (200 * NS_PER_MS)
 #define GROUP0_VOTERS_NS (1 * NS_PER_S)

@@ -16,6 +16,11 @@
  * member tells what it knows of the other one, so that it does not matter who calls whom. Those who
  * came when it was away are asked as well, once they have called.
  *
+ * Who has lost its power while it was taken in does not know yet that it is a member, and says
+ * nothing. Whoever has it in its topology tells it its number when it asks to be taken in, though
+ * nobody leads, and though it waits here itself (group0_change.c): or they would wait for each other.
+ * It is known by its incarnation: one whose disk was emptied is another one, and vouches for nobody.
+ *
  * A store that is stuck (a full disk) still answers reads. So it is not waited for: the start is
  * made as soon as there is room, and what others tell is kept in memory until then.
  *

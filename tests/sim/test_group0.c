@@ -1450,6 +1450,132 @@ who_joins_asks_all_seeds_whatever_the_first_one_does(void **state)
     story_ends();
 }
 
+/* ---- who was taken in and does not know it ---- */
+
+static bool
+is_taken_in(void *arg)
+{
+    const u32 *joining = arg;
+    for (u32 i = 0; i < *joining; i++) {
+        const struct topology *topology = serves(i) ? group0_topology(apps[i].group0) : NULL;
+        if (topology != NULL && topology->member_count == *joining + 1) return true;
+    }
+    return false;
+}
+
+/* The last one of the rig loses its power as the first of the others shows it as a member. */
+static void
+loses_its_power_as_it_is_taken_in(void)
+{
+    u32 joining = rig.node_count - 1;
+    for (u32 i = 0; i < joining; i++)
+        start(i);
+    peer_rig_run(&rig, SECONDS(10));
+    start(joining);
+    assert_true(peer_rig_run_until(&rig, is_taken_in, &joining, SECONDS(5)));
+    assert_int_equal(apps[joining].group0->identity.member, 0);
+    crash(joining, false);
+}
+
+/* One is lost for good, and one or both of the other two start again. Each of these needs half of
+ * the three others: so it needs the one that joined, which has to hear that it is a member, though
+ * nobody leads who could take it in. */
+static void
+who_was_taken_in_hears_of_it_though_nobody_leads(void **state)
+{
+    (void)state;
+    for (u32 again = 1; again <= 2; again++) {
+        story_begins(4);
+        loses_its_power_as_it_is_taken_in();
+        peer_rig_run(&rig, SECONDS(1)); /* all three know */
+        u64 incarnation = topology_member(group0_topology(apps[0].group0), 4)->incarnation;
+        u32 lost = leader_index();
+        crash(lost, false);
+        for (u32 i = 1; i <= again; i++)
+            crash((lost + i) % 3, false);
+        for (u32 i = 1; i <= again; i++)
+            start((lost + i) % 3);
+        assert_false(is_proven(&apps[(lost + 1) % 3]));
+        start(3);
+        assert_true(peer_rig_run_until(&rig, all_but_one_are_members, &lost, SECONDS(20)));
+        assert_int_equal(group0_member(apps[3].group0), 4);
+        assert_true(group0_incarnation(apps[3].group0) == incarnation);
+        change_on((lost + 1) % 3);
+        start(lost);
+        expect_well();
+        story_ends();
+    }
+}
+
+/* No machine is lost: the only member has taken in a second one, whom alone it may ask. */
+static void
+the_second_member_hears_of_it_from_a_first_one_that_waits_for_it(void **state)
+{
+    (void)state;
+    story_begins(2);
+    loses_its_power_as_it_is_taken_in();
+    crash(0, false);
+    start(0);
+    assert_false(is_proven(&apps[0]));
+    start(1);
+    expect_well();
+    assert_int_equal(group0_member(apps[1].group0), 2);
+    story_ends();
+}
+
+/* One that has an empty disk is another one: nobody has taken that in, and it vouches for nobody. */
+static void
+who_was_taken_in_and_is_wiped_says_nothing_for_those_who_wait(void **state)
+{
+    (void)state;
+    story_begins(4);
+    loses_its_power_as_it_is_taken_in();
+    peer_rig_run(&rig, SECONDS(1));
+    apps[3].wipes++;
+    u32 lost = leader_index(), waiting = (lost + 1) % 3;
+    crash(lost, false);
+    crash(waiting, false);
+    start(waiting);
+    start(3);
+    peer_rig_run(&rig, SECONDS(20));
+    assert_false(is_proven(&apps[waiting]));
+    assert_int_equal(apps[3].group0->identity.member, 0);
+    start(lost);
+    expect_well();
+    assert_int_equal(group0_member(apps[3].group0), 5);
+    story_ends();
+}
+
+/* What a member that lags knows is not said before the leader was asked: who was taken out
+ * meanwhile is taken in again, as another one. */
+static void
+who_was_taken_in_hears_what_the_leader_knows(void **state)
+{
+    (void)state;
+    u8 kind = TOPOLOGY_MEMBER_FORGET;
+    story_begins(4);
+    loses_its_power_as_it_is_taken_in();
+    peer_rig_run(&rig, SECONDS(1));
+    u32 leader = leader_index(), lagging = (leader + 1) % 3, third = (leader + 2) % 3;
+    cut_set(lagging, leader, true);
+    cut_set(lagging, third, true);
+    unwanted = 4;
+    assert_true(peer_rig_do(&rig, leader, 0, unwanted_main, &kind));
+    assert_true(peer_rig_run_until(&rig, unwanted_is_out, NULL, SECONDS(30)));
+    assert_non_null(topology_member(group0_topology(apps[lagging].group0), 4));
+    for (u32 i = 0; i < 3; i++)
+        cut_set(3, i, i != lagging);
+    start(3);
+    peer_rig_run(&rig, MS(600)); /* it has asked */
+    cut_set(lagging, leader, false);
+    cut_set(lagging, third, false);
+    peer_rig_run(&rig, SECONDS(5));
+    heal_all();
+    expect_well();
+    assert_int_equal(group0_member(apps[3].group0), 5);
+    story_ends();
+}
+
 /* ---- the log in memory and the log on the disk ---- */
 
 static MAY_YIELD void
@@ -1904,6 +2030,10 @@ main(void)
         cmocka_unit_test(quorums_change_again_only_when_all_know_the_last_change),
         cmocka_unit_test(who_sees_its_change_done_does_not_say_that_it_was_not),
         cmocka_unit_test(who_joins_asks_all_seeds_whatever_the_first_one_does),
+        cmocka_unit_test(who_was_taken_in_hears_of_it_though_nobody_leads),
+        cmocka_unit_test(the_second_member_hears_of_it_from_a_first_one_that_waits_for_it),
+        cmocka_unit_test(who_was_taken_in_and_is_wiped_says_nothing_for_those_who_wait),
+        cmocka_unit_test(who_was_taken_in_hears_what_the_leader_knows),
         cmocka_unit_test(a_second_node_of_one_id_is_refused),
         cmocka_unit_test(a_term_is_kept_though_its_entries_found_no_memory),
         cmocka_unit_test(whatever_happens_all_agree),
