@@ -11,6 +11,10 @@
  * the living before the dead, those who vote already before others, then by number. A dead voter is
  * thus given up only for somebody alive who is not needed elsewhere, and never without a
  * replacement.
+ *
+ * Of those who have no vote the silent do not count: it would not be they who get one, and where two
+ * of three vote, one of them may be the next who is silent. Who was taken in and never came back
+ * would so cost a founder its majority.
  */
 #include "cluster/group0_internal.h"
 
@@ -54,7 +58,7 @@ group0_voters_choose(struct group0_candidate *candidates, u32 count)
     u32 staying = 0, voters = 0;
     for (u32 i = 0; i < count; i++) {
         candidates[i].chosen = false;
-        staying += !candidates[i].leaving;
+        staying += !candidates[i].leaving && (candidates[i].alive || candidates[i].voter);
         voters += candidates[i].voter;
     }
     for (u32 wanted = wanted_of(staying, voters); wanted > 0; wanted--) {
@@ -63,6 +67,7 @@ group0_voters_choose(struct group0_candidate *candidates, u32 count)
         for (u32 i = 0; i < count; i++) {
             struct group0_candidate *candidate = &candidates[i];
             if (candidate->chosen || candidate->leaving) continue;
+            if (!candidate->alive && !candidate->voter) continue;
             u32 in_rack = chosen_in(&places, candidate->place);
             if (best != NULL && !better(candidate, in_rack, best, best_in_rack)) continue;
             best = candidate;

@@ -67,6 +67,18 @@ the_dead_give_way_to_the_living_only(void **state)
     expect_chosen("rrrx", "vvvx", "abc");
 }
 
+/* Nor is one of two made a voter beside one who is not there. */
+static void
+who_is_silent_and_has_no_vote_does_not_count(void **state)
+{
+    expect_chosen("rr", "vx", "a");
+    expect_chosen("rrr", "vx.", "a");
+    expect_chosen("rrr", "vxx", "a");
+    expect_chosen("rrrr", "vx..", "acd");
+    expect_chosen("rrr", "vvx", "ab");
+    expect_chosen("rrrrr", "vXvx.", "ace");
+}
+
 static void
 who_leaves_votes_no_more(void **state)
 {
@@ -90,7 +102,7 @@ whatever_is_given_the_rules_hold(void **state)
                                              .alive = prng_chance(&prng, 3, 4),
                                              .leaving = prng_chance(&prng, 1, 6),
                                              .place = (u32)prng_below(&prng, racks)};
-            staying += !c[i].leaving;
+            staying += !c[i].leaving && (c[i].alive || c[i].voter);
             voters += c[i].voter;
         }
         group0_voters_choose(c, count);
@@ -124,6 +136,7 @@ main(void)
         cmocka_unit_test(an_odd_number_up_to_seven),
         cmocka_unit_test(racks_are_served_evenly),
         cmocka_unit_test(the_dead_give_way_to_the_living_only),
+        cmocka_unit_test(who_is_silent_and_has_no_vote_does_not_count),
         cmocka_unit_test(who_leaves_votes_no_more),
         cmocka_unit_test(whatever_is_given_the_rules_hold),
     };
