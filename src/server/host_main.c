@@ -187,8 +187,9 @@ raise_descriptors(struct server_config *config)
 /* Shards listen with SO_REUSEPORT, with which a second server of the same user would share the
  * port silently. A plain socket tells whether somebody is there. */
 static bool
-port_is_free(const struct config_endpoint *endpoint)
+port_is_free(const char *option, const struct config_endpoint *endpoint)
 {
+    if (endpoint->port == 0) return true;
     union {
         struct sockaddr any;
         struct sockaddr_in v4;
@@ -205,7 +206,8 @@ port_is_free(const struct config_endpoint *endpoint)
         address.v6.sin6_port = htons(endpoint->port);
         size = sizeof(address.v6);
     } else {
-        log_error("host", "address: '%s' is neither an IPv4 nor an IPv6 address", endpoint->host);
+        log_error("host", "%s: '%s' is neither an IPv4 nor an IPv6 address", option,
+                  endpoint->host);
         return false;
     }
     int fd = socket(address.any.sa_family, SOCK_STREAM | SOCK_CLOEXEC, 0);
@@ -223,7 +225,7 @@ port_is_free(const struct config_endpoint *endpoint)
         free_port = bind(fd, &address.any, size) == 0;
     }
     if (!free_port) {
-        log_error("host", "address %s:%u: %s", endpoint->host, endpoint->port,
+        log_error("host", "%s %s:%u: %s", option, endpoint->host, endpoint->port,
                   errno == EADDRINUSE ? "in use by another process" : strerror(errno));
     }
     close(fd);
@@ -460,7 +462,10 @@ run_server(struct host *host)
 {
     struct server_config *config = &host->config;
     raise_descriptors(config);
-    if (config->endpoint.port != 0 && !port_is_free(&config->endpoint)) return EXIT_SERVER_ERROR;
+    /* Before the shards start: one that is to end at once would be taken into a cluster. */
+    if (!port_is_free("address", &config->endpoint) ||
+        !port_is_free("admin-address", &config->admin_endpoint))
+        return EXIT_SERVER_ERROR;
 
     host->server = server_new(config, (u32)getpid());
     if (host->server == NULL) {

@@ -1174,6 +1174,17 @@ def test_a_port_that_is_taken_is_the_one_cause_that_is_told(cluster, what):
     assert re.search(r"in use by another process\W*$", errors[0]), errors
 
 
+def test_a_start_that_fails_joins_nothing(cluster):
+    """A node whose admin port is taken would be a member that never comes back."""
+    first = cluster.add()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        node = cluster.add(wait=False, admin_address=address)
+        assert node.process.wait(timeout=60 * SLOW) == 1
+    assert f"admin-address {address}: in use by another process" in node.log()
+    assert len(first.call("CLUSTER", "NODES").strip().splitlines()) == 1
+
+
 def test_a_node_by_itself_knows_no_cluster(server):
     with pytest.raises(ReplyError, match="not one of a cluster"):
         server.call("DISTKV.REPAIR")
