@@ -1513,9 +1513,9 @@ burst_run(void)
 {
     static struct op burst[BURST];
     static struct peer_rig_job jobs[BURST];
-    for (u32 i = 0, key = 1; i < BURST; i++, key++) {
+    for (u32 i = 0, key = 0; i < BURST; i++, key = (key + 1) % KEYS) {
         while (shard_of(key) != 0)
-            key++;
+            key = (key + 1) % KEYS;
         burst[i] = (struct op){.kind = OP_WRITE,
                                .key = key,
                                .id = i + 1,
