@@ -22,7 +22,7 @@ dev-cluster: all ## three nodes on this machine: 127.0.0.1:8080, 8081, 8082; dat
 stop-cluster: ## end them
 	@tools/dev-cluster stop
 
-test: deps ## everything that must hold: 7 to 10 minutes on 2 cores
+test: deps ## everything that must hold: 8 to 15 minutes on 2 cores
 	@tools/run-tests all
 
 quick: deps ## unit tests and checks of the source only: about a minute
