@@ -33,7 +33,7 @@
 #include "lsm/entry.h"
 
 /* For so long a write waits for room before a replica without which there are enough. */
-#define ROOM_NS (50 * NS_PER_MS)
+#define FEW_FULL_NS (50 * NS_PER_MS)
 
 /* ---- the life of an attempt ---- */
 
@@ -491,7 +491,7 @@ room_lacks(struct write *w, bool *few_out)
 static MAY_YIELD void
 room_await(struct write *w)
 {
-    u64 few_until_ns = io_now_ns() + ROOM_NS;
+    u64 few_until_ns = io_now_ns() + FEW_FULL_NS;
     bool few;
     while (room_lacks(w, &few)) {
         u64 until_ns = few ? w->begin_ns : MIN(few_until_ns, w->begin_ns);
