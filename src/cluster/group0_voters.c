@@ -51,6 +51,12 @@ wanted_of(u32 staying, u32 voters)
     return wanted % 2 == 0 && wanted > 0 ? wanted - 1 : wanted;
 }
 
+static bool
+counts(const struct group0_candidate *candidate)
+{
+    return !candidate->leaving && (candidate->alive || candidate->voter);
+}
+
 void
 group0_voters_choose(struct group0_candidate *candidates, u32 count)
 {
@@ -58,7 +64,7 @@ group0_voters_choose(struct group0_candidate *candidates, u32 count)
     u32 staying = 0, voters = 0;
     for (u32 i = 0; i < count; i++) {
         candidates[i].chosen = false;
-        staying += !candidates[i].leaving && (candidates[i].alive || candidates[i].voter);
+        staying += counts(&candidates[i]);
         voters += candidates[i].voter;
     }
     for (u32 wanted = wanted_of(staying, voters); wanted > 0; wanted--) {
@@ -66,8 +72,7 @@ group0_voters_choose(struct group0_candidate *candidates, u32 count)
         u32 best_in_rack = 0;
         for (u32 i = 0; i < count; i++) {
             struct group0_candidate *candidate = &candidates[i];
-            if (candidate->chosen || candidate->leaving) continue;
-            if (!candidate->alive && !candidate->voter) continue;
+            if (candidate->chosen || !counts(candidate)) continue;
             u32 in_rack = chosen_in(&places, candidate->place);
             if (best != NULL && !better(candidate, in_rack, best, best_in_rack)) continue;
             best = candidate;

@@ -364,6 +364,14 @@ timeout_ms(u64 deadline_ns)
     return (u32)MIN(ms, (u64)UINT32_MAX);
 }
 
+/* Whether what goes out, or will, has no room for another frame. */
+static bool
+link_is_full(const struct peer_link *link)
+{
+    return link->state == LINK_OPEN ? io_conn_output_full(link->conn)
+                                    : link->waiting.size > PEER_WAITING_BYTES;
+}
+
 /* Puts the frame where it goes out, or will. */
 static status
 link_put(struct peer_link *link, struct peer_call *call, const struct native_header *header,
@@ -374,14 +382,13 @@ link_put(struct peer_link *link, struct peer_call *call, const struct native_hea
     sent.status = NATIVE_ST_OK;
     sent.request_id = call->request_id;
     sent.timeout_ms = timeout_ms(call->deadline_ns);
+    if (link_is_full(link)) return ST_OVERLOADED;
     if (link->state == LINK_OPEN) {
-        if (io_conn_output_full(link->conn)) return ST_OVERLOADED;
         if (!peer_frame_send(link->peers, link->conn, &sent, parts, part_count))
             return ST_OVERLOADED;
         call->maybe_sent = true;
         return ST_OK;
     }
-    if (link->waiting.size > PEER_WAITING_BYTES) return ST_OVERLOADED;
     size_t size = link->waiting.size;
     if (peer_frame_append(&link->waiting, &sent, parts, part_count)) return ST_OK;
     link->waiting.size = size;
@@ -414,9 +421,7 @@ peer_calls_full(struct peers *peers, u32 member, u32 shard)
 {
     struct peer_link *link;
     if (peers->closing || !ok(link_of_member(peers, member, shard, &link))) return false;
-    if (link->slots_used >= MIN(link->requests_max, PEER_SLOTS_MAX)) return true;
-    return link->state == LINK_OPEN ? io_conn_output_full(link->conn)
-                                    : link->waiting.size > PEER_WAITING_BYTES;
+    return link->slots_used >= link->requests_max || link_is_full(link);
 }
 
 MAY_YIELD void

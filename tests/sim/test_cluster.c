@@ -2103,6 +2103,18 @@ compact_all(struct rig *rig, u32 node, status expected)
     }
 }
 
+/* The others are down, and the one that has the damage has met it. */
+static MAY_YIELD void
+damage_alone(struct rig *rig)
+{
+    for (u32 i = 0; i < NODES; i++)
+        rig_crash(rig, i);
+    damage_table(rig, DAMAGE_LAST);
+    rig_start_begin(rig, DAMAGE_LAST);
+    fiber_sleep_ns(5 * NS_PER_S);
+    compact_all(rig, DAMAGE_LAST, ST_CORRUPT);
+}
+
 /* A merge meets the damage while nobody has a topology yet, and the store does not fail. */
 static MAY_YIELD void
 mended_from_the_start_story(struct rig *rig)
@@ -2111,12 +2123,7 @@ mended_from_the_start_story(struct rig *rig)
     damage_fill(rig, DAMAGE_LAST);
     compact_all(rig, DAMAGE_LAST, ST_OK);
     damage_fill(rig, DAMAGE_LAST);
-    for (u32 i = 0; i < NODES; i++)
-        rig_crash(rig, i);
-    damage_table(rig, DAMAGE_LAST);
-    rig_start_begin(rig, DAMAGE_LAST);
-    fiber_sleep_ns(5 * NS_PER_S);
-    compact_all(rig, DAMAGE_LAST, ST_CORRUPT);
+    damage_alone(rig);
     rig_start_begin(rig, 0);
     rig_start_begin(rig, 1);
     wait_settled(rig, NODES);
@@ -2144,12 +2151,7 @@ mended_without_trees_story(struct rig *rig)
 {
     wait_settled(rig, NODES);
     damage_fill(rig, DAMAGE_LAST);
-    for (u32 i = 0; i < NODES; i++)
-        rig_crash(rig, i);
-    damage_table(rig, DAMAGE_LAST);
-    rig_start_begin(rig, DAMAGE_LAST);
-    fiber_sleep_ns(5 * NS_PER_S);
-    compact_all(rig, DAMAGE_LAST, ST_CORRUPT);
+    damage_alone(rig);
     u64 limits[4] = {0};
     u32 shards = rig->nodes[DAMAGE_LAST].config->core_count;
     CHECK(shards <= ARRAY_COUNT(limits));
