@@ -6,6 +6,7 @@ Ctrl-C reaches this program only; it then ends what it started, in the reverse o
 
 import json
 import os
+import random
 import re
 import signal
 import socket
@@ -21,17 +22,27 @@ class Failed(Exception):
     """Something that was started did not do what it should."""
 
 
+_given = set()
+
+
 def free_port():
-    """A free port whose port + 1000 is free as well. Nothing holds it until the server takes it."""
-    for _ in range(100):
+    """A free port whose port + 1000 is free as well. Nothing holds it until the server takes it: so it is
+    above those that the kernel gives to connections, where it leaves any, and none that was given before."""
+    with open("/proc/sys/net/ipv4/ip_local_port_range", encoding="ascii") as file:
+        highest = int(file.read().split()[1])
+    for _ in range(1000):
+        port = random.randrange(highest + 1 if highest < 64000 else 5000, 64536)
+        both = {port, port + 1000}
+        if both & _given:
+            continue
         with socket.socket() as first, socket.socket() as second:
-            first.bind(("127.0.0.1", 0))
-            port = first.getsockname()[1]
             try:
+                first.bind(("127.0.0.1", port))
                 second.bind(("127.0.0.1", port + 1000))
-            except (OSError, OverflowError):
+            except OSError:
                 continue
-            return port
+        _given.update(both)
+        return port
     raise Failed("no free ports")
 
 
