@@ -46,10 +46,10 @@
 #define SEED_COUNT   15u /* ten times as slow */
 #define OTHERS_COUNT 4u
 #else
-#define SEED_COUNT   300u /* make soak: 3,000 */
+#define SEED_COUNT   150u /* make soak: 3,000 */
 #define OTHERS_COUNT 50u
 #endif
-#define SEED_COUNT_WHOLE 300u /* so many pass everything that can happen */
+#define SEED_COUNT_WHOLE 150u /* so many pass everything that can happen */
 #define READERS          2u
 
 enum flaw { FLAW_NONE, FLAW_CLAIM_EARLY };
@@ -1698,9 +1698,11 @@ static const struct {
     const char *kind;
     u64 seed;
 } rare[] = {
-    {"lives", 449},  {"lives", 524},   {"lives", 537},   {"lives", 545},  {"lives", 632},
-    {"lives", 835},  {"lives", 841},   {"damage", 261},  {"damage", 281}, {"forged", 582},
-    {"forged", 654}, {"forged", 1346}, {"forged", 1444}, {"memory", 100},
+    {"lives", 199},   {"lives", 231},   {"lives", 259},  {"lives", 449},  {"lives", 524},
+    {"lives", 537},   {"lives", 545},   {"lives", 632},  {"lives", 835},  {"lives", 841},
+    {"damage", 261},  {"damage", 281},  {"forged", 223}, {"forged", 256}, {"forged", 281},
+    {"forged", 297},  {"forged", 410},  {"forged", 490}, {"forged", 582}, {"forged", 654},
+    {"forged", 1346}, {"forged", 1444}, {"memory", 100},
 };
 
 /* How many were run, but for the rare ones; 0: another kind is wanted. */
@@ -1767,7 +1769,7 @@ static void
 forgeries_do_no_harm(void **state)
 {
     (void)state;
-    if (seeds_of("forged", 10 * OTHERS_COUNT, forged_seed_run) == 0) skip();
+    if (seeds_of("forged", 4 * OTHERS_COUNT, forged_seed_run) == 0) skip();
 }
 
 static void
