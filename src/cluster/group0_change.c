@@ -84,6 +84,30 @@ quorums_are_known(struct group0 *group0, const struct topology_command *command,
     return true;
 }
 
+/* Who is to be taken out, or replaced, has died as the last one that held everything before the
+ * present plan. That is refused as long as the plan lasts, though others have fetched everything by
+ * now; and the plan waits for it, since by itself it is a read quorum of the row before, and may
+ * only be cut off. But whoever asks gives it up. So the plan ends first, without it. (To take it out
+ * at once would be another rule of topology_apply, which members of a version before this do not
+ * know.) True: not now. */
+static bool
+is_given_up(struct group0 *group0, const struct topology_command *command,
+            struct group0_outcome *outcome)
+{
+    const struct topology *topology = group0->topology;
+    u32 number = command->kind == TOPOLOGY_MEMBER_FORGET ? command->member.number
+                 : command->kind == TOPOLOGY_MEMBER_ADD  ? command->member.replaces
+                                                         : 0;
+    if (topology == NULL || !topology_last_is_followed(topology, number)) return false;
+    if (number == group0->identity.member || group0->options.alive(group0->options.arg, number))
+        return false;
+    MARK("cluster.group0.last_given_up");
+    group0->given_up_member = number;
+    group0->given_up_session = topology->session;
+    outcome_set(outcome, group0, GROUP0_BUSY);
+    return true;
+}
+
 bool
 group0_propose(struct group0 *group0, const struct topology_command *command, struct bytes bytes,
                struct group0_proposal *proposal, struct group0_outcome *outcome_out)
@@ -95,6 +119,7 @@ group0_propose(struct group0 *group0, const struct topology_command *command, st
     }
     if (answer_now(group0, command, outcome_out)) return false;
     if (!quorums_are_known(group0, command, outcome_out)) return false;
+    if (is_given_up(group0, command, outcome_out)) return false;
     outcome_set(outcome_out, group0, GROUP0_BUSY);
     if (group0->proposal_count == GROUP0_PROPOSALS_MAX || !group0_input_begin(group0)) return false;
     struct raft_entry entry = {.kind = RAFT_ENTRY_DATA, .data = bytes};

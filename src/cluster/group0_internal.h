@@ -390,7 +390,9 @@ struct group0 {
     u64 plan_epoch;         /* of the newest topology that was looked at */
     u64 plan_nothing_epoch; /* where a plan moves nothing and is refused */
     u32 plan_waits_for;     /* group0_stats */
-    u32 keeps_member;       /* who leaves and was waited for last, and since when */
+    u32 given_up_member;    /* that the plan of this session does not wait for (group0_propose) */
+    u64 given_up_session;
+    u32 keeps_member; /* who leaves and was waited for last, and since when */
     u64 keeps_since_ns;
     u32 known_count;             /* whose addresses were told to peers */
     u32 known[RAFT_MEMBERS_MAX]; /* by number */

@@ -214,10 +214,14 @@ barrier_is_passed(const struct group0 *group0, u64 absent_ns)
     return true;
 }
 
+/* Or was given up by whoever knows that it is gone. */
 static bool
 knows_present(void *arg, u32 member)
 {
     const struct group0 *group0 = arg;
+    if (member == group0->given_up_member &&
+        group0->topology->session == group0->given_up_session && !is_alive(group0, member))
+        return true;
     return group0->options.epoch_of(group0->options.arg, member) >= group0->topology->epoch;
 }
 
@@ -300,6 +304,15 @@ leaver_keeping(struct group0 *group0)
     return keeping;
 }
 
+/* silent: 0: nobody. */
+static void
+plan_waits_for_set(struct group0 *group0, u32 silent)
+{
+    if (silent != 0 && group0->plan_waits_for != silent)
+        log_info("group0", "a plan waits for a member that does not answer member=%u", silent);
+    group0->plan_waits_for = silent;
+}
+
 static MAY_YIELD void
 plan_begin(struct group0 *group0)
 {
@@ -324,9 +337,7 @@ plan_begin(struct group0 *group0)
         group0->plan_at_ns = io_now_ns() + PLAN_DELAY_NS;
         return;
     }
-    if (silent != 0 && group0->plan_waits_for != silent)
-        log_info("group0", "a plan waits for a member that does not answer member=%u", silent);
-    group0->plan_waits_for = silent;
+    plan_waits_for_set(group0, silent);
     if (silent != 0 || status_is(st, ST_NO_MEMORY))
         group0->plan_at_ns = io_now_ns() + PLAN_DELAY_NS;
     if (!ok(st) || silent != 0) return;
@@ -350,6 +361,21 @@ plan_give_up(struct group0 *group0)
     return true;
 }
 
+/* True: some are silent who may only be cut off, and would go on reading what the next stage does
+ * not write any more. */
+static bool
+plan_waits_for_old_readers(struct group0 *group0)
+{
+    const struct topology *topology = group0->topology;
+    if (topology_may_leave_behind(topology, knows_present, group0)) return false;
+    u32 silent = 0;
+    for (u32 i = 0; i < topology->member_count && silent == 0; i++)
+        if (!knows_present(group0, topology->members[i].number))
+            silent = topology->members[i].number;
+    plan_waits_for_set(group0, silent);
+    return true;
+}
+
 static MAY_YIELD void
 plan_drive(struct group0 *group0)
 {
@@ -370,8 +396,7 @@ plan_drive(struct group0 *group0)
     if (fenced && topology->stage == STAGE_WRITE_BOTH && topology_unfetched(topology) != 0) return;
     if (!barrier_is_passed(group0, ABSENT_NS)) return;
     if (fenced && topology->stage == STAGE_READ_NEXT &&
-        (!topology_may_leave_behind(topology, knows_present, group0) ||
-         leaver_keeping(group0) != 0))
+        (plan_waits_for_old_readers(group0) || leaver_keeping(group0) != 0))
         return;
     u8 stage = topology->stage;
     status st =

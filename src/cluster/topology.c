@@ -418,6 +418,30 @@ topology_unfetched(const struct topology *topology)
 
 /* ---- who is left behind ---- */
 
+bool
+topology_last_normal(const struct topology *topology, u32 number)
+{
+    bool is_normal = false;
+    for (u32 i = 0; i < topology->member_count; i++) {
+        const struct topology_member *member = &topology->members[i];
+        if (member->state != PLACEMENT_NORMAL) continue;
+        if (member->number != number) return false;
+        is_normal = true;
+    }
+    return is_normal;
+}
+
+bool
+topology_last_is_followed(const struct topology *topology, u32 number)
+{
+    if (topology->stage != STAGE_READ_NEXT || !topology_last_normal(topology, number)) return false;
+    for (u32 i = 0; i < topology->member_count; i++) {
+        const struct topology_member *member = &topology->members[i];
+        if (member->state == PLACEMENT_JOINING && member->fetched) return true;
+    }
+    return false;
+}
+
 static u32
 count_unknowing(const u32 *ids, u32 count, bool (*knows)(void *arg, u32 number), void *arg)
 {

@@ -240,6 +240,10 @@ topology_fenced(const struct topology *topology)
 {
     return topology->stage_epoch_before == topology->stage_epoch;
 }
+/* Whether it is the only one that is NORMAL, so that it cannot be taken out; and whether it will not
+ * be any more when the plan ends: reads use what others have fetched, who join. */
+bool topology_last_normal(const struct topology *topology, u32 number);
+bool topology_last_is_followed(const struct topology *topology, u32 number);
 /* Whether STAGE_READ_NEXT may end though some members do not know its fence: in no row of current
  * that changes are they a read quorum. Looks at all rows, unless all know. */
 bool topology_may_leave_behind(const struct topology *topology,

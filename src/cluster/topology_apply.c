@@ -164,15 +164,6 @@ named(struct apply *apply, u32 *index_out)
     return ST_OK;
 }
 
-static bool
-last_normal(const struct topology *topology, u32 index)
-{
-    if (topology->members[index].state != PLACEMENT_NORMAL) return false;
-    for (u32 i = 0; i < topology->member_count; i++)
-        if (i != index && topology->members[i].state == PLACEMENT_NORMAL) return false;
-    return true;
-}
-
 static void
 member_remove(struct topology *topology, u32 index)
 {
@@ -376,7 +367,7 @@ replaced_forget(struct apply *apply, u32 *replaces)
                           *replaces);
     u32 index = topology_find(next, *replaces);
     if (index == next->member_count) return ST_OK; /* was forgotten before */
-    if (last_normal(next, index))
+    if (topology_last_normal(next, *replaces))
         return refuse(apply,
                       "member %u is the last one that holds everything: its data would be "
                       "lost",
@@ -465,7 +456,7 @@ apply_member_leave(struct apply *apply)
     struct topology_member *member = &next->members[index];
     if (member->state == PLACEMENT_LEAVING)
         return refuse(apply, "member %u is leaving already", member->number);
-    if (last_normal(next, index))
+    if (topology_last_normal(next, member->number))
         return refuse(apply, "member %u is the last one that holds everything", member->number);
     if (member->state == PLACEMENT_JOINING && !holds_any(&next->next, member->number))
         member_remove(next, index);
@@ -480,11 +471,12 @@ apply_member_forget(struct apply *apply)
     u32 index;
     status st = named(apply, &index);
     if (!ok(st)) return st;
-    if (last_normal(apply->next, index))
+    u32 number = apply->next->members[index].number;
+    if (topology_last_normal(apply->next, number))
         return refuse(apply,
                       "member %u is the last one that holds everything: its data would be "
                       "lost",
-                      apply->next->members[index].number);
+                      number);
     forget(apply, index);
     return ST_OK;
 }

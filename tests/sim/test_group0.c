@@ -1270,6 +1270,90 @@ who_leaves_is_taken_out_and_hears_of_it(void **state)
     story_ends();
 }
 
+static u32
+voters_of(u32 i)
+{
+    const struct raft *raft = &apps[i].group0->raft;
+    u32 voters = 0;
+    for (u32 k = 0; k < raft->peer_count; k++)
+        voters += raft->peers[k].roles == RAFT_VOTER;
+    return voters;
+}
+
+static bool
+all_show_stage(void *arg)
+{
+    for (u32 i = 0; i < rig.node_count; i++) {
+        const struct topology *topology = group0_topology(apps[i].group0);
+        if (topology == NULL || topology->stage != *(const u8 *)arg) return false;
+    }
+    return true;
+}
+
+static MAY_YIELD void
+forget_main(struct peer_rig_node *node, void *arg)
+{
+    u8 kind = TOPOLOGY_MEMBER_FORGET;
+    char reason[TOPOLOGY_REASON_BYTES];
+    *(status *)arg = group0_change(apps[node->index].group0, unwanted_fill, &kind,
+                                   io_now_ns() + SECONDS(20), reason);
+}
+
+static MAY_YIELD void
+lead_main(struct peer_rig_node *node, void *arg)
+{
+    (void)arg;
+    if (!group0_give_lead(apps[node->index].group0)) violated("nobody to lead");
+}
+
+/* A founder whom two have joined, just as reads have come to use what these have fetched: alone it
+ * is a read quorum of the places before. Its disk is lost. The plan does not end without it by
+ * itself, for it may only be cut off, but once it is given up, as is done with any that is lost. */
+static void
+a_founder_that_is_lost_as_reads_move_on_is_given_up(void **state)
+{
+    (void)state;
+    u8 both = STAGE_WRITE_BOTH, next = STAGE_READ_NEXT;
+    for (u32 wiped = 0; wiped < 2; wiped++) {
+        story_begins(3);
+        apps[1].fetches_nothing = apps[2].fetches_nothing = true;
+        for (u32 i = 0; i < 3; i++)
+            start(i);
+        assert_true(peer_rig_run_until(&rig, all_show_stage, &both, SECONDS(10)));
+        peer_rig_run(&rig, SECONDS(3));
+        assert_int_equal(voters_of(0), 3);
+        if (wiped) { /* whoever leads is asked about another one then */
+            assert_true(peer_rig_do(&rig, 0, 0, lead_main, NULL));
+            peer_rig_run(&rig, SECONDS(1));
+            assert_int_not_equal(leader_index(), 0);
+        }
+        apps[1].fetches_nothing = apps[2].fetches_nothing = false;
+        assert_true(peer_rig_run_until(&rig, all_show_stage, &next, SECONDS(5)));
+        unwanted = group0_member(apps[0].group0);
+        status st = ST_OK;
+        assert_true(peer_rig_do(&rig, 1, 0, forget_main, &st));
+        assert_true(status_is(st, ST_INVALID)); /* it lives */
+        assert_true(all_show_stage(&next));
+        wipe(0);
+        assert_false(serves(0));
+        peer_rig_run(&rig, SECONDS(20));
+        assert_true(is_planned(&next));
+        struct group0_stats stats;
+        group0_stats_get(apps[leader_index()].group0, &stats);
+        assert_int_equal(stats.plan_waits_for, unwanted);
+        if (wiped)
+            start(0);
+        else
+            assert_true(peer_rig_do(&rig, 1, 0, forget_main, &st) && ok(st));
+        assert_true(peer_rig_run_until(&rig, unwanted_is_out, NULL, SECONDS(30)));
+        if (!wiped) start(0);
+        expect_well();
+        assert_true(group0_member(apps[0].group0) > unwanted);
+        change_on(0);
+        story_ends();
+    }
+}
+
 /* It hands on nothing: it is waited for, and named, but not for ever, and not once it is dead. Who
  * only stays keeps what it likes. */
 static void
@@ -2024,6 +2108,7 @@ main(void)
         cmocka_unit_test(what_a_dead_joiner_was_to_get_is_given_up),
         cmocka_unit_test(who_is_silent_for_a_moment_is_waited_for),
         cmocka_unit_test(a_forgotten_voter_leaves_the_group),
+        cmocka_unit_test(a_founder_that_is_lost_as_reads_move_on_is_given_up),
         cmocka_unit_test(who_leaves_and_keeps_something_is_waited_for),
         cmocka_unit_test(who_leaves_is_taken_out_and_hears_of_it),
         cmocka_unit_test(who_is_cut_off_does_not_say_that_there_is_nothing_to_do),

@@ -495,6 +495,46 @@ the_last_one_that_holds_everything_stays(void **state)
     world_deinit(&world);
 }
 
+/* Refused as before, but the end of the plan makes it one of several: where others join for it, and
+ * have fetched. */
+static void
+the_last_one_is_followed_by_who_has_fetched(void **state)
+{
+    (void)state;
+    struct world world;
+    world_grow(&world, 1, 16, 3);
+    assert_true(topology_last_normal(world.now, 1));
+    apply_ok(&world, add(node("n2", 2, "", "")));
+    assert_false(topology_last_normal(world.now, 2));
+    begin_stage(&world, TOPOLOGY_PLAN, 5);
+    fetch_all(&world);
+    assert_false(topology_last_is_followed(world.now, 1));
+    apply_ok(&world, step(TOPOLOGY_ADVANCE, 5));
+    apply_ok(&world, add(node("n3", 3, "", ""))); /* not of this plan */
+    assert_true(topology_last_is_followed(world.now, 1));
+    assert_false(topology_last_is_followed(world.now, 2));
+    assert_false(topology_last_is_followed(world.now, 0));
+    apply_refused(&world, of(TOPOLOGY_MEMBER_FORGET, 1),
+                  "member 1 is the last one that holds everything: its data would be lost");
+    apply_ok(&world, step(TOPOLOGY_FENCE, 5));
+    apply_ok(&world, step(TOPOLOGY_ADVANCE, 5));
+    assert_false(topology_last_normal(world.now, 1));
+    apply_ok(&world, of(TOPOLOGY_MEMBER_FORGET, 1));
+    assert_true(topology_last_normal(world.now, 2));
+    world_deinit(&world);
+
+    world_grow(&world, 2, 16, 3);
+    apply_ok(&world, of(TOPOLOGY_MEMBER_LEAVE, 2)); /* and what it has goes with it */
+    apply_ok(&world, add(node("n3", 3, "", "")));
+    apply_ok(&world, of(TOPOLOGY_MEMBER_LEAVE, 3));
+    begin_stage(&world, TOPOLOGY_PLAN, 5);
+    fetch_all(&world);
+    begin_stage(&world, TOPOLOGY_ADVANCE, 5);
+    assert_true(topology_last_normal(world.now, 1));
+    assert_false(topology_last_is_followed(world.now, 1));
+    world_deinit(&world);
+}
+
 /* With W = 2 of three, {n2, n3} may have a write that n1 does not have. */
 static void
 in_a_row_that_gets_shorter_everybody_fetches(void **state)
@@ -1746,6 +1786,7 @@ main(void)
         cmocka_unit_test(two_nodes_join_one_at_once),
         cmocka_unit_test(one_joins_while_another_leaves),
         cmocka_unit_test(the_last_one_that_holds_everything_stays),
+        cmocka_unit_test(the_last_one_is_followed_by_who_has_fetched),
         cmocka_unit_test(in_a_row_that_gets_shorter_everybody_fetches),
         cmocka_unit_test(abandoned_plans_leave_nothing_behind),
         cmocka_unit_test(readers_of_the_old_places_hold_up_the_end),
