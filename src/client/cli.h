@@ -73,9 +73,10 @@ struct cli {
     distkv *kv;                 /* NULL until cli_connect */
     bool color;                 /* standard output takes colours */
     bool color_error;
-    bool options_ended; /* "--" came before the command: only words follow */
-    bool prompt;        /* commands come from the prompt */
-    bool in_command;    /* set holds what is meant, and not global alone */
+    bool options_ended;   /* "--" came before the command: only words follow */
+    bool prompt;          /* commands come from the prompt */
+    bool ends_by_sigpipe; /* who called us does not ignore the signal */
+    bool in_command;      /* set holds what is meant, and not global alone */
 };
 
 struct cli_command {
@@ -154,7 +155,8 @@ int cmd_help(struct cli *cli, int count, char **words);
 /* Functions of cluster, for completion; NULL behind the last. */
 const char *cli_cluster_function(u32 index);
 u64 cli_now_ns(void);
-/* stdout: flushed and checked; EXIT_SERVER with a message when it cannot be written. */
+/* stdout: flushed and checked; EXIT_SERVER with a message when it cannot be written. Where whoever
+ * reads it has gone, as head does, the process ends by SIGPIPE. */
 int cli_finish_output(struct cli *cli, int code);
 
 #endif

@@ -12,6 +12,7 @@
 #include "client/cli.h"
 
 #include <errno.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdlib.h>
@@ -476,10 +477,22 @@ cli_now_ns(void)
     return (u64)now.tv_sec * NS_PER_S + (u64)now.tv_nsec;
 }
 
+static bool
+reader_is_gone(void)
+{
+    struct pollfd look = {.fd = STDOUT_FILENO, .events = POLLOUT};
+    return poll(&look, 1, 0) == 1 && (look.revents & POLLERR) != 0;
+}
+
 int
 cli_finish_output(struct cli *cli, int code)
 {
     if (fflush(stdout) == 0 && !ferror(stdout)) return code;
+    /* It has read as much as it wanted: no error, and nobody is left to tell. */
+    if (cli->ends_by_sigpipe && reader_is_gone()) {
+        signal(SIGPIPE, SIG_DFL);
+        raise(SIGPIPE);
+    }
     clearerr(stdout);
     cli_error(cli, "cannot write the output");
     return code == EXIT_OK ? EXIT_SERVER : code;
@@ -774,8 +787,7 @@ read_environment(struct cli *cli)
 int
 main(int argc, char **argv)
 {
-    struct cli cli = {0};
-    signal(SIGPIPE, SIG_IGN);
+    struct cli cli = {.ends_by_sigpipe = signal(SIGPIPE, SIG_IGN) != SIG_IGN};
     const char *no_color = getenv("NO_COLOR");
     bool colors = no_color == NULL || no_color[0] == '\0';
     cli.color = colors && isatty(STDOUT_FILENO);

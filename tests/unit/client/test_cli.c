@@ -7,6 +7,7 @@
 
 #include <fcntl.h>
 #include <setjmp.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -109,6 +110,25 @@ conditions_and_times_can_be_given(void **state)
     assert_output("kv expire k never; kv ttl --json k", "ok\n{\"ttl_ms\":null}\n");
     assert_output("kv put --ttl 1500ms k v; kv ttl k", "ok\n1.500 s\n");
     assert_says("kv expire k soon", 2, "duration");
+}
+
+/* As other tools do; but where its caller ignores the signal it is an error. */
+static void
+whoever_reads_no_more_ends_it_without_a_word(void **state)
+{
+    (void)state;
+    int ends[2];
+    assert_int_equal(pipe(ends), 0);
+    assert_int_equal(dup2(ends[1], 9), 9);
+    close(ends[0]);
+    close(ends[1]);
+    void (*before)(int) = signal(SIGPIPE, SIG_DFL);
+    assert_output("kv put k v; kv get k >&9; echo $?; kv scan >&9; echo $?; kv export >&9; echo $?",
+                  "ok\n141\n141\n141\n");
+    assert_says("trap '' PIPE; kv get k >&9", 1, "cannot write the output");
+    assert_says("kv get k >/dev/full", 1, "cannot write the output");
+    signal(SIGPIPE, before);
+    close(9);
 }
 
 static void
@@ -433,6 +453,7 @@ main(void)
     const struct CMUnitTest tests[] = {
         T(values_are_put_got_and_deleted),
         T(conditions_and_times_can_be_given),
+        T(whoever_reads_no_more_ends_it_without_a_word),
         T(usage_errors_end_with_2),
         T(errors_are_json_where_results_are),
         T(a_password_can_be_given_in_each_way),
