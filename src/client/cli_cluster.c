@@ -12,6 +12,8 @@
 #include <inttypes.h>
 #include <stdlib.h>
 
+#define NAME_BYTES_MAX 63u
+
 /* ---- what the server says ---- */
 
 const json_t *
@@ -55,6 +57,23 @@ ask(struct cli *cli, const struct distkv_cluster_request *request, json_t **root
     return DISTKV_OK;
 }
 
+/* An id of a node or a name of a keyspace, or none. */
+static bool
+name_fits(const char *name)
+{
+    return name == NULL || (name[0] != 0 && strlen(name) <= NAME_BYTES_MAX);
+}
+
+/* What the library does not even send is wrong usage; what else is found invalid was refused. */
+int
+cli_cluster_fail(struct cli *cli, const struct distkv_cluster_request *request, int code,
+                 const char *what)
+{
+    int exit_code = cli_fail(cli, code, what);
+    bool is_sent = name_fits(request->node) && name_fits(request->name);
+    return exit_code == EXIT_USAGE && is_sent ? EXIT_SERVER : exit_code;
+}
+
 json_t *
 cli_cluster_ask(struct cli *cli, const struct distkv_cluster_request *request, const char *what,
                 int *exit_out)
@@ -64,7 +83,7 @@ cli_cluster_ask(struct cli *cli, const struct distkv_cluster_request *request, c
     if (root != NULL) return root;
     *exit_out = EXIT_SERVER;
     if (code != DISTKV_OK)
-        *exit_out = cli_fail(cli, code, what);
+        *exit_out = cli_cluster_fail(cli, request, code, what);
     else
         cli_error(cli, "%s: the reply cannot be read", what);
     return NULL;

@@ -41,6 +41,9 @@ is_true(const json_t *object, const char *name)
 
 /* ---- cli_cluster.c ---- */
 
+/* A message; the exit code for a code of distkv_cluster. */
+int cli_cluster_fail(struct cli *cli, const struct distkv_cluster_request *request, int code,
+                     const char *what);
 /* The reply to a request as an object, to be given back; NULL after a message, with *exit_out. */
 json_t *cli_cluster_ask(struct cli *cli, const struct distkv_cluster_request *request,
                         const char *what, int *exit_out);

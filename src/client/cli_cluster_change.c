@@ -89,7 +89,7 @@ cli_cluster_change(struct cli *cli, const struct distkv_cluster_request *request
         int code = distkv_cluster(cli->kv, request, NULL, number_out);
         if (code == DISTKV_OK) return EXIT_OK;
         if (!is_passing(code, &leaver, again) || cli_now_ns() >= until_ns)
-            return cli_fail(cli, code, what);
+            return cli_cluster_fail(cli, request, code, what);
         if (!again) cli_warn(cli, "%s: %s; it is asked for again", what, distkv_error(cli->kv));
         struct timespec pause = {.tv_nsec = LOOK_NS};
         nanosleep(&pause, NULL);
@@ -461,7 +461,7 @@ static int
 have_done(struct cli *cli, const struct distkv_cluster_request *request, const char *what)
 {
     int code = distkv_cluster(cli->kv, request, NULL, NULL);
-    return code == DISTKV_OK ? EXIT_OK : cli_fail(cli, code, what);
+    return code == DISTKV_OK ? EXIT_OK : cli_cluster_fail(cli, request, code, what);
 }
 
 struct repair_wait {

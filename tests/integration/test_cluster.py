@@ -853,12 +853,17 @@ def test_operators_add_weigh_drain_and_remove(three):
     after = json.loads(cli(cluster, "--json", "cluster", "status"))["members"]
     assert [m["virtual_nodes"] for m in after] == [m["virtual_nodes"] for m in before]
 
-    assert "stop it first" in cli(cluster, "cluster", "remove-node", "n4", "--dead", code=2)
+    # What the cluster refuses is no wrong usage.
+    assert "stop it first" in cli(cluster, "cluster", "remove-node", "n4", "--dead", code=1)
     assert "can be stopped" in cli(cluster, "cluster", "remove-node", "n4")
     wait_for(lambda: all("n4" not in client(node, "cluster", "status").stdout
                          for node in cluster.nodes[:2]), "n4 to be gone")
     assert "no member" in cli(cluster, "cluster", "remove-node", "n4", code=1)
-    assert "2 nodes would be left" in cli(cluster, "cluster", "remove-node", "n3", code=2)
+    assert "2 nodes would be left" in cli(cluster, "cluster", "remove-node", "n3", code=1)
+    assert "cannot change" in cli(cluster, "cluster", "keyspaces", "set", "orders", "--replicas", "3",
+                                  code=1)
+    for words in (("remove-node", ""), ("drain", "n" * 64), ("keyspaces", "create", "k" * 64)):
+        assert re.search("id or a name is missing|at most 63", cli(cluster, "cluster", *words, code=2))
     assert cli(cluster, "get", "k") == "v" and cli(cluster, "--keyspace", "orders", "get", "k") == "w"
     assert "usage" in cli(cluster, "cluster", code=2)
     assert "help cluster" in cli(cluster, "cluster", "nothing", code=2)
