@@ -222,34 +222,41 @@ count_partitions(const struct topology *topology, struct cluster_view *view)
     }
 }
 
-/* Who would be the last of a quorum of some row, once those who are drained are stopped. Keyspaces
- * of one N, W and R are looked at once. */
+/* Who would be the last of a quorum of the row, once those who are drained are stopped. */
+static void
+count_risk(const struct topology *topology, u32 keyspace, u32 partition, struct cluster_view *view)
+{
+    struct topology_row row;
+    u32 count, alive = 0, staying = 0;
+    topology_row(topology, keyspace, partition, &row);
+    const u32 *members = topology_row_read(&row, &count);
+    for (u32 i = 0; i < count; i++) {
+        const struct cluster_view_member *member = find(view, members[i]);
+        if (member == NULL || !writes(member)) continue;
+        alive++;
+        staying += !member->drained;
+    }
+    u32 need = MAX(row.read_quorum, row.read_next ? row.write_next_quorum : row.write_quorum);
+    if (alive < need) return; /* nobody makes it worse */
+    for (u32 i = 0; i < count; i++) {
+        struct cluster_view_member *member = find(view, members[i]);
+        if (member == NULL || !writes(member)) continue;
+        if (staying - !member->drained >= need) continue;
+        member->at_risk += member->at_risk_seen != partition + 1; /* once, of all keyspaces */
+        member->at_risk_seen = partition + 1;
+    }
+}
+
+/* Keyspaces of one N, W and R are looked at once. */
 static void
 count_risks(const struct topology *topology, struct cluster_view *view)
 {
-    for (u32 k = 0; k < LIMIT_KEYSPACES_CLIENT; k++) {
-        bool seen = !topology->keyspaces[k].used || twin_of(topology, k) != k;
-        for (u32 partition = 0; partition < topology->partition_count && !seen; partition++) {
-            struct topology_row row;
-            u32 count, alive = 0, staying = 0;
-            topology_row(topology, k, partition, &row);
-            const u32 *members = topology_row_read(&row, &count);
-            for (u32 i = 0; i < count; i++) {
-                const struct cluster_view_member *member = find(view, members[i]);
-                if (member == NULL || !writes(member)) continue;
-                alive++;
-                staying += !member->drained;
-            }
-            u32 need =
-                MAX(row.read_quorum, row.read_next ? row.write_next_quorum : row.write_quorum);
-            if (alive < need) continue; /* nobody makes it worse */
-            for (u32 i = 0; i < count; i++) {
-                struct cluster_view_member *member = find(view, members[i]);
-                if (member == NULL || !writes(member)) continue;
-                if (staying - !member->drained < need) member->at_risk++;
-            }
-        }
-    }
+    bool looked_at[LIMIT_KEYSPACES_CLIENT];
+    for (u32 k = 0; k < LIMIT_KEYSPACES_CLIENT; k++)
+        looked_at[k] = topology->keyspaces[k].used && twin_of(topology, k) == k;
+    for (u32 partition = 0; partition < topology->partition_count; partition++)
+        for (u32 k = 0; k < LIMIT_KEYSPACES_CLIENT; k++)
+            if (looked_at[k]) count_risk(topology, k, partition, view);
 }
 
 struct unproven { /* a topology that no shard works with yet, as bytes of shard 0 */

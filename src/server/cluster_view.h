@@ -18,9 +18,10 @@ struct cluster_view_member {
     u64 rtt_us;
     u64 epoch;
     i64 clock_ms;
-    u32 held, first; /* partitions that it holds; those that it is the first of */
-    u32 mending;     /* that it lost by damage, and has not got back */
-    u32 at_risk;     /* that have a quorum, and had none without it; of all keyspaces */
+    u32 held, first;  /* partitions that it holds; those that it is the first of */
+    u32 mending;      /* that it lost by damage, and has not got back */
+    u32 at_risk;      /* that have a quorum, and had none without it, in any keyspace */
+    u32 at_risk_seen; /* the last of them, plus 1: 0 is none */
     /* By keyspace: partitions that it has and too few others have who live, as it does not; and
      * those of them that somebody waits for who gains them. */
     u16 missed[LIMIT_KEYSPACES_CLIENT], waited[LIMIT_KEYSPACES_CLIENT];

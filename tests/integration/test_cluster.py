@@ -868,6 +868,13 @@ def test_operators_add_weigh_drain_and_remove(three):
     assert "usage" in cli(cluster, "cluster", code=2)
     assert "help cluster" in cli(cluster, "cluster", "nothing", code=2)
 
+    # A partition that is at risk in two keyspaces is one.
+    for name, quorum in (("whole", 1), ("most", 2)):
+        cli(cluster, "cluster", "keyspaces", "create", name, "--write-quorum", "3",
+            "--read-quorum", str(quorum))
+        all_know(cluster, name, "cluster", "keyspaces")
+    assert " 4096 partitions " in cli(cluster, "cluster", "drain", "n3", code=5)
+
 
 def change_while_nobody_leads(cluster, *words):
     """A change that is asked for while two of three are stopped; they go on once its first request
