@@ -340,6 +340,8 @@ node_main(struct peer_rig_node *node)
     if (stats.state == LSM_STATE_FAILED) app->disk_failed = true;
     status closed = lsm_close(app->lsm);
     store_release(dir);
+    if (errors_now && status_is(closed, ST_IO_ERROR))
+        app->disk_failed = true; /* by the last flush */
     if (rig.options.alloc_ppm > 0 && status_is(closed, ST_NO_MEMORY)) closed = ST_OK;
     /* What a failed disk did to it is not this test's question. */
     bool excused = app->disk_failed || app->is_damaged;
