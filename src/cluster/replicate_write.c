@@ -329,8 +329,17 @@ struct write {
     u64 begin_ns, deadline_ns;
     u16 keyspace;
     u64 token;
-    bool maybe_done; /* by an attempt that was given up */
-    bool spreads;    /* the batch has its version, and is durable here: write_spread */
+    bool maybe_done;   /* by an attempt that was given up */
+    bool spreads;      /* the batch has its version, and is durable here: write_spread */
+    u64 full_until_ns; /* so long for room before those without whom W is met; 0: none lacks it */
+};
+
+/* When another attempt may do better. */
+enum again {
+    AGAIN_AT_ONCE,
+    AGAIN_WITH_ROOM,  /* before those who are called */
+    AGAIN_WITH_NEWER, /* when somebody's topology has come to us */
+    AGAIN_LATER,      /* ... or they have got ours */
 };
 
 /* All operations in one partition of one shard and keyspace: what the caller promised. */
@@ -385,16 +394,40 @@ stood_in(const struct write *w, u32 partition, struct quorum *quorum, struct sta
     return MARKED("cluster.replicate.stood_in", true);
 }
 
-/* ST_WOULD_WAIT: another attempt may do better; *newer_topology: when somebody's topology has come
- * to us, too. */
+static bool
+takes_no_more(const struct write *w, const struct quorum *quorum, u32 index)
+{
+    u32 member = quorum->members[index], shard;
+    return member != w->r->self && quorum->answers[index] == QUORUM_PENDING &&
+           replicate_shard(w->r->topology, member, w->token, &shard) &&
+           peer_calls_full(w->r->options.peers, member, shard);
+}
+
+/* Whether some of those who would be called can take no more, and are to be waited for: W cannot be
+ * met without them, or not for long yet. */
+static bool
+lacks_room(struct write *w, const struct quorum *quorum)
+{
+    bool lacks = false;
+    for (u32 i = 0; i < quorum->count; i++)
+        lacks = lacks || takes_no_more(w, quorum, i);
+    if (LIKELY(!lacks)) return false;
+    struct quorum others = *quorum;
+    for (u32 i = 0; i < quorum->count; i++)
+        if (takes_no_more(w, quorum, i)) others.answers[i] = QUORUM_NO;
+    if (quorum_state(&others) == QUORUM_LOST) return true;
+    if (w->full_until_ns == 0) w->full_until_ns = io_now_ns() + FEW_FULL_NS;
+    return io_now_ns() < w->full_until_ns;
+}
+
+/* ST_WOULD_WAIT: another attempt may do better, and when. */
 static MAY_YIELD status
-write_attempt(struct write *w, u64 *version_out, u64 *epoch_out, bool *newer_topology,
-              bool *at_once)
+write_attempt(struct write *w, u64 *version_out, u64 *epoch_out, enum again *again_out)
 {
     struct replicator *r = w->r;
     struct topology_row row;
     u32 partition;
-    *newer_topology = *at_once = false;
+    *again_out = AGAIN_LATER;
     *epoch_out = r->topology == NULL ? 0 : r->topology->epoch;
     if (!replicate_row(r, w->keyspace, w->token, &partition, &row)) return ST_CANCELED;
     if (!w->spreads && !topology_holds(r->topology, r->self, partition)) return ST_CANCELED;
@@ -405,7 +438,11 @@ write_attempt(struct write *w, u64 *version_out, u64 *epoch_out, bool *newer_top
     if (quorum_state(&quorum) == QUORUM_LOST) {
         if (!stood_in(w, partition, &quorum, &others)) return ST_UNAVAILABLE;
         stand_ins = &others;
+    } else if (lacks_room(w, &quorum)) {
+        *again_out = AGAIN_WITH_ROOM;
+        return ST_WOULD_WAIT;
     }
+    w->full_until_ns = 0;
 
     /* No yield from the look at the topology to the calls. */
     u64 version = w->spreads ? w->batch->version : hlc_next(&r->hlc, io_wall_ms());
@@ -422,10 +459,10 @@ write_attempt(struct write *w, u64 *version_out, u64 *epoch_out, bool *newer_top
     status st;
     if (attempt->newer != 0) {
         r->stats.restamped++;
-        *at_once = true;
+        *again_out = AGAIN_AT_ONCE;
         st = ST_WOULD_WAIT;
     } else if (attempt->epoch_seen > attempt->epoch) {
-        *newer_topology = true;
+        *again_out = AGAIN_WITH_NEWER;
         st = ST_WOULD_WAIT;
     } else if (quorum_state(&attempt->quorum) == QUORUM_MET) {
         *version_out = version;
@@ -437,7 +474,7 @@ write_attempt(struct write *w, u64 *version_out, u64 *epoch_out, bool *newer_top
                r->topology->epoch > attempt->epoch) {
         /* Two of a row may have left by the end of a plan, and nobody asks that row any more. */
         MARK("cluster.replicate.row_is_over");
-        *at_once = true;
+        *again_out = AGAIN_AT_ONCE;
         st = ST_WOULD_WAIT;
     } else {
         st = ST_UNAVAILABLE;
@@ -463,61 +500,27 @@ ended(const struct write *w)
     return io_now_ns() < w->deadline_ns ? ST_UNAVAILABLE : ST_TIMED_OUT;
 }
 
-/* Whether some of those who would be called can take no more, and W cannot be met without them. */
-static bool
-room_lacks(struct write *w, bool *few_out)
-{
-    struct replicator *r = w->r;
-    struct topology_row row;
-    struct quorum quorum;
-    u32 partition;
-    *few_out = false;
-    if (r->closing || !replicate_row(r, w->keyspace, w->token, &partition, &row)) return false;
-    write_quorum(w, &row, &quorum);
-    if (quorum_state(&quorum) == QUORUM_LOST) return false;
-    bool lacks = false;
-    for (u32 i = 0; i < quorum.count; i++) {
-        u32 member = quorum.members[i], shard;
-        if (member == r->self || quorum.answers[i] != QUORUM_PENDING) continue;
-        if (!replicate_shard(r->topology, member, w->token, &shard)) continue;
-        if (!peer_calls_full(r->options.peers, member, shard)) continue;
-        (void)quorum_answer(&quorum, member, QUORUM_NO);
-        lacks = true;
-    }
-    *few_out = lacks && quorum_state(&quorum) == QUORUM_LOST;
-    return lacks;
-}
-
-static MAY_YIELD void
-room_await(struct write *w)
-{
-    u64 few_until_ns = io_now_ns() + FEW_FULL_NS;
-    bool few;
-    while (room_lacks(w, &few)) {
-        u64 until_ns = few ? w->begin_ns : MIN(few_until_ns, w->begin_ns);
-        if (io_now_ns() >= until_ns) return;
-        peer_room_await(w->r->options.peers, until_ns);
-    }
-}
-
 static MAY_YIELD status
 write_until(struct write *w, struct coordinated *c, u64 *version_out)
 {
     struct replicator *r = w->r;
     for (;;) {
         if (!stamp_await(r, w->begin_ns)) return ended(w);
-        room_await(w);
         if (r->closing) return ended(w);
         /* Who asked has given up, and may have seen others' writes since: no stamp above those. */
         if (io_now_ns() >= w->begin_ns) return MARKED("cluster.replicate.too_late", ended(w));
         coordinated_end(c);
         coordinated_begin(r, c);
         u64 epoch;
-        bool newer_topology, at_once;
-        status st = write_attempt(w, version_out, &epoch, &newer_topology, &at_once);
+        enum again again;
+        status st = write_attempt(w, version_out, &epoch, &again);
         if (!status_is(st, ST_WOULD_WAIT)) return st;
         if (r->closing || io_now_ns() >= w->begin_ns) return ended(w);
-        if (!at_once && !topology_await(r, epoch, newer_topology, w->begin_ns)) return ended(w);
+        if (again == AGAIN_AT_ONCE) continue;
+        if (again == AGAIN_WITH_ROOM)
+            peer_room_await(r->options.peers, w->begin_ns);
+        else if (!topology_await(r, epoch, again == AGAIN_WITH_NEWER, w->begin_ns))
+            return ended(w);
     }
 }
 
