@@ -168,7 +168,7 @@ struct cluster_ping {
     bool shard_ports;
     bool keeps; /* for others what it has not delivered yet: who leaves is waited for */
     /* sloppy keyspaces, members that lost a part; false: not, or it was never heard */
-    bool knows_sloppy, knows_lost;
+    bool knows_sloppy, knows_lost, knows_plan;
 };
 
 /* Who has not served something that is to be fetched. */
@@ -465,6 +465,8 @@ u64 cluster_epoch_of(void *arg, u32 member);
  * answered last. Right where cluster_epoch_of says that nothing of before is under way there, since
  * nobody has a member that leaves stand in. */
 bool cluster_keeps(void *arg, u32 member);
+/* Whether it has shown that it knows TOPOLOGY_PLAN. */
+bool cluster_knows_plan(void *arg, u32 member);
 
 MAY_YIELD void cluster_steward(void *arg); /* struct cluster_shard *: of shard 0 */
 

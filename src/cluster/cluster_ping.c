@@ -21,8 +21,9 @@
  * passes on what it would coordinate;
  * bit 2: its shards have ports for clients; bits 3 and 4: CLUSTER_ILL_STUCK and _CLOCK; bit 5: it
  * knows sloppy keyspaces, format 2 of a topology; bit 6: it keeps hints for others, and is to be
- * waited for when it leaves; bit 7: it knows members that lost a part, format 3), 0 (7), and the
- * lowest version that it may yet send to anybody (8; 0: not known).
+ * waited for when it leaves; bit 7: it knows members that lost a part, format 3), what
+ * else it knows (1; bit 0: TOPOLOGY_PLAN), 0 (6), and the lowest version that it may yet send to
+ * anybody (8; 0: not known).
  *
  * What is wrong with ourselves is found out here, too (ill_look): operators are told, load
  * balancers by /readyz, and the other members, who show it.
@@ -49,6 +50,7 @@
 #define FLAG_SLOPPY     32u
 #define FLAG_KEEPS      64u
 #define FLAG_LOST       128u
+#define KNOWS_PLAN      1u
 #define ILL_TOLD        (CLUSTER_ILL_STUCK | CLUSTER_ILL_CLOCK)
 #define CLOCK_MS_MAX    250
 /* A clock that was wrong is right again when it is no further off. */
@@ -151,6 +153,7 @@ heard(struct cluster_ping *ping, struct bytes body)
     ping->clock_ms = clock_ms;
     ping->refusals = 0;
     flags_take(ping, body.data[16]);
+    ping->knows_plan = (body.data[17] & KNOWS_PLAN) != 0;
     ping->oldest = load_u64(body.data + 24);
     ping->heard_ns = io_now_ns();
     liveness_heard(&ping->shard->liveness, ping->member, (body.data[16] & FLAG_ILL) != 0,
@@ -199,6 +202,7 @@ fill(const struct cluster_shard *shard, u8 body[PING_BYTES])
     if (cluster_drained(shard->cluster, cluster_member(shard->cluster))) body[16] |= FLAG_DRAINED;
     if (shard->cluster->options.shard_ports) body[16] |= FLAG_PORTS;
     body[16] |= (u8)((atomic_load(&shard->cluster->ill) & ILL_TOLD) << FLAG_ILL_SHIFT);
+    body[17] = KNOWS_PLAN;
     store_u64(body + 24, cluster_own_oldest(shard->cluster));
 }
 
@@ -213,6 +217,7 @@ asked(void *arg, struct peer_request *request, const struct peer_identity *from,
     if (ping != NULL && body.size >= PING_BYTES) {
         ping->epoch = load_u64(body.data);
         flags_take(ping, body.data[16]);
+        ping->knows_plan = (body.data[17] & KNOWS_PLAN) != 0;
         publish(ping);
         ping->oldest = load_u64(body.data + 24);
     }
@@ -575,4 +580,13 @@ cluster_keeps(void *arg, u32 member)
     if (member == cluster_member(shard->cluster)) return own_keeps(shard->cluster);
     const struct cluster_ping *ping = find(shard, member);
     return ping != NULL && ping->keeps;
+}
+
+bool
+cluster_knows_plan(void *arg, u32 member)
+{
+    const struct cluster_shard *shard = arg;
+    if (member == cluster_member(shard->cluster)) return true;
+    const struct cluster_ping *ping = find(shard, member);
+    return ping != NULL && ping->knows_plan;
 }

@@ -35,6 +35,9 @@ struct group0_options {
     /* Whether a member that leaves has something to hand on to others before it goes, when it was
      * heard last; NULL: nobody has. */
     bool (*keeps)(void *arg, u32 member);
+    /* Whether the member is known to know TOPOLOGY_PLAN: one that does not would stop at it. NULL:
+     * all do. */
+    bool (*knows_plan)(void *arg, u32 member);
     void *arg;
     /* Where the others reach this node, and seeds, which may know them; valid as long as group0 is
      * open. Port 0: the topology is right about it. */

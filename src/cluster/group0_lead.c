@@ -246,12 +246,22 @@ joiners_are_here(struct group0 *group0)
     return true;
 }
 
+static u8
+plan_kind(const struct group0 *group0)
+{
+    const struct topology *topology = group0->topology;
+    for (u32 i = 0; group0->options.knows_plan != NULL && i < topology->member_count; i++)
+        if (!group0->options.knows_plan(group0->options.arg, topology->members[i].number))
+            return TOPOLOGY_PLAN_SCATTERED;
+    return TOPOLOGY_PLAN;
+}
+
 /* What the plan would make, here and now, so that not everybody has to find out. */
 static MAY_YIELD status
-plan_try(struct group0 *group0, u64 session, struct topology **next_out)
+plan_try(struct group0 *group0, u8 kind, u64 session, struct topology **next_out)
 {
     struct topology *present = group0->topology;
-    struct topology_command command = {.kind = TOPOLOGY_PLAN,
+    struct topology_command command = {.kind = kind,
                                        .session = session,
                                        .state_before = present->state_id,
                                        .state_after = present->state_id ^ 1};
@@ -327,7 +337,8 @@ plan_begin(struct group0 *group0)
     }
     if (!joiners_are_here(group0) || !barrier_is_passed(group0, ABSENT_NS)) return;
     struct topology *next = NULL;
-    status st = plan_try(group0, session, &next);
+    u8 kind = plan_kind(group0);
+    status st = plan_try(group0, kind, session, &next);
     if (status_is(st, ST_INVALID)) group0->plan_nothing_epoch = epoch;
     u32 silent = ok(st) ? gainer_silent(group0, next, 0) : 0;
     bool ends = ok(st) && next->stage == STAGE_NONE; /* nothing is to move */
@@ -341,7 +352,7 @@ plan_begin(struct group0 *group0)
     if (silent != 0 || status_is(st, ST_NO_MEMORY))
         group0->plan_at_ns = io_now_ns() + PLAN_DELAY_NS;
     if (!ok(st) || silent != 0) return;
-    st = plan_command(group0, TOPOLOGY_PLAN, session, reason);
+    st = plan_command(group0, kind, session, reason);
     if (ok(st)) log_info("group0", "plan begun epoch=%llu", (unsigned long long)epoch);
 }
 

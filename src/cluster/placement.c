@@ -16,6 +16,7 @@ input_valid(const struct placement_input *input, const struct placement *present
     if (!is_power_of_two(input->partition_count) || input->partition_count > SLOT_COUNT)
         return false;
     if (input->replicas == 0 || input->replicas > LIMIT_PLACEMENT_REPLICAS) return false;
+    if (input->dealing > PLACEMENT_EVEN) return false;
     for (u32 i = 0; i < input->node_count; i++) {
         const struct placement_node *node = &input->nodes[i];
         if (node->id == PLACEMENT_NONE || (i > 0 && node->id <= node[-1].id)) return false;
@@ -140,7 +141,8 @@ deal_init(struct deal *deal, const struct placement_input *input, u16 datacenter
         count +=
             input->nodes[i].datacenter == datacenter && input->nodes[i].state != PLACEMENT_LEAVING;
     *deal = (struct deal){.partition_count = input->partition_count,
-                          .scattered = input->scattered,
+                          .scattered = input->dealing != PLACEMENT_IN_ORDER,
+                          .even = input->dealing == PLACEMENT_EVEN,
                           .replicas = MIN(input->replicas, count),
                           .node_count = count,
                           .pause = input->pause};
@@ -254,6 +256,7 @@ datacenter_next(const struct placement_input *input, const struct placement *pre
     deal_quotas(&deal);
     deal_places(&deal);
     deal_firsts(&deal);
+    if (deal.even) deal_order(&deal, present, input->replicas);
     for (u32 p = 0; p < next->partition_count; p++) {
         const u16 *row = deal_row(&deal, p);
         u32 *ids = next->ids + (size_t)p * next->width + column;

@@ -37,6 +37,12 @@
  *       what the node holds and of what it is first of; so both are dealt from all over, in blocks
  *       of a few partitions (few runs with one leader make the maps of clients short). How far that
  *       is off is in docs/testing.md. It is no reason to move anything.
+ *   P9  Each prefix of a row's places is dealt evenly, too: keyspaces of fewer replicas are on it.
+ *       It lies on as many racks as it can, and as evenly. With one rack, or N of them or more,
+ *       nodes of one share differ by one partition at most; others are less than three off their
+ *       part of what they hold. With 2 to N - 1 racks that is so as far as racks leave a choice.
+ *       What moves there beyond what nodes gain comes from first places that P8 passes on:
+ *       docs/testing.md has the figures.
  */
 #ifndef DISTKV_CLUSTER_PLACEMENT_H
 #define DISTKV_CLUSTER_PLACEMENT_H
@@ -67,14 +73,20 @@ struct placement_node {
     u8 state; /* enum placement_state */
 };
 
+/* Ways to deal, as plans came to know them. A log that has a plan of a way before is applied as it
+ * was, so what each does never changes. */
+enum placement_dealing {
+    PLACEMENT_IN_ORDER,  /* partitions are gone through in their order: no P8, and no P9 */
+    PLACEMENT_SCATTERED, /* no P9 */
+    PLACEMENT_EVEN,
+};
+
 struct placement_input {
     const struct placement_node *nodes; /* by ascending id */
     u32 node_count;
     u32 partition_count; /* a power of two up to SLOT_COUNT; never changes */
     u32 replicas;        /* N */
-    /* How partitions are gone through (P8). false: in order, as plans did at first; a log that has
-     * such a plan is applied as it was. */
-    bool scattered;
+    u8 dealing;          /* enum placement_dealing */
     /* Called every few dozen rows that are looked at, or NULL: with 60 nodes it takes a third of a
      * second, and others are to be served meanwhile. What is pointed to stays as it is. */
     void (*pause)(void);

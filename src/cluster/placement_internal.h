@@ -2,7 +2,8 @@
  *
  * placement_internal.h -- one data center while it is dealt to. placement.c fills it from the
  * present placement and reads the result; placement_quota.c decides how many partitions each node
- * shall hold; placement_deal.c decides which, placement_first.c who is first.
+ * shall hold; placement_deal.c decides which, placement_first.c who is first, and placement_order.c
+ * who comes next.
  */
 #ifndef DISTKV_CLUSTER_PLACEMENT_INTERNAL_H
 #define DISTKV_CLUSTER_PLACEMENT_INTERNAL_H
@@ -26,10 +27,12 @@ struct deal_node {
     u32 quota;    /* partitions it shall hold */
     u32 held;     /* places in rows, now */
     u32 partners; /* nodes that it shares a row with */
-    /* of deal_firsts */
-    u32 first; /* rows whose first place it has, of the stretch that is looked at */
+    /* of deal_firsts, and of deal_order */
+    u32 first; /* rows whose first place (one of whose first places) it has, of those looked at */
     u32 first_low, first_high;
     u32 held_before, first_before; /* in blocks that are done */
+    u64 due, likes_due;            /* in parts of rows; its likes together */
+    u32 likes;
     /* of searches */
     bool seen;
     u16 parent;
@@ -77,6 +80,7 @@ struct deal_kinds {
 struct deal {
     u32 partition_count;
     bool scattered; /* see deal_walk */
+    bool even;      /* with deal_order */
     u32 replicas;   /* N, or fewer where there are fewer nodes */
     u32 node_count;
     u32 rack_count;
@@ -154,5 +158,7 @@ void deal_quotas(struct deal *deal);
 /* Moves places until held is quota, then corrects racks. No hole is left. */
 void deal_places(struct deal *deal);
 void deal_firsts(struct deal *deal);
+/* The other places. present: of which width are the places of a data center; NULL: none. */
+void deal_order(struct deal *deal, const struct placement *present, u32 width);
 
 #endif

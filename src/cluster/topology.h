@@ -284,15 +284,17 @@ enum topology_command_kind {
                        * before it is fetched again: it may hold what was deleted since */
     TOPOLOGY_FENCE,   /* the stages before are refused from now on. Once in each stage of a plan,
                        * behind its barrier */
-    TOPOLOGY_PLAN,    /* computes next from the members' states: STAGE_WRITE_BOTH. Nothing to
-                       * move: members' states become final at once, if any does. Not while
-                       * somebody is mending */
+    TOPOLOGY_PLAN_SCATTERED, /* as PLAN, with no order of places behind the first: for logs, and
+                              * proposed while not all members are known to know PLAN */
     /* The member has no copy any more of partitions [partition_first, + partition_count), as far as
      * it had one: see above. STAGE_NONE only; a change of the stage, so that members look after
      * what they do not hold. Refused if any of them cannot be spared, and while another one has
      * not got back what it lost: of two who wait for each other neither would. */
     TOPOLOGY_LOST,
     TOPOLOGY_MENDED, /* it has nothing left of what it lost */
+    TOPOLOGY_PLAN,   /* computes next from the members' states: STAGE_WRITE_BOTH. Nothing to
+                      * move: members' states become final at once, if any does. Not while
+                      * somebody is mending */
 };
 
 struct topology_command {

@@ -119,8 +119,7 @@ replacements_take(const struct topology *topology, struct placement *present)
 
 /* The placement that the members' states ask for. present: NULL at the foundation; is changed. */
 static status
-placement_compute(struct apply *apply, struct placement *present, bool scattered,
-                  struct placement *out)
+placement_compute(struct apply *apply, struct placement *present, u8 dealing, struct placement *out)
 {
     struct topology *topology = apply->next;
     size_t bytes = topology->member_count * sizeof(struct placement_node);
@@ -132,7 +131,7 @@ placement_compute(struct apply *apply, struct placement *present, bool scattered
                                         .node_count = topology->member_count,
                                         .partition_count = topology->partition_count,
                                         .replicas = topology->replicas,
-                                        .scattered = scattered,
+                                        .dealing = dealing,
                                         .pause = apply->pause};
         struct placement_moves moves;
         if (present != NULL) replacements_take(topology, present);
@@ -351,7 +350,8 @@ apply_found(struct apply *apply)
     if (!ok(st)) return st;
     member_append(next, &command->member, PLACEMENT_NORMAL, 0);
     apply->stage_changed = true;
-    return placement_compute(apply, NULL, false, &next->current); /* one member: all the same */
+    return placement_compute(apply, NULL, PLACEMENT_IN_ORDER,
+                             &next->current); /* one member: all the same */
 }
 
 /* Who is to be replaced goes, and is named as the one whose places are to be taken. */
@@ -537,6 +537,13 @@ apply_keyspace_set(struct apply *apply)
     return ST_OK;
 }
 
+static u8
+dealing_of(u8 kind)
+{
+    if (kind == TOPOLOGY_PLAN_IN_ORDER) return PLACEMENT_IN_ORDER;
+    return kind == TOPOLOGY_PLAN_SCATTERED ? PLACEMENT_SCATTERED : PLACEMENT_EVEN;
+}
+
 static status
 apply_plan(struct apply *apply)
 {
@@ -548,7 +555,7 @@ apply_plan(struct apply *apply)
     struct placement present, planned;
     if (!topology_placement_init(next, next->current.width, &present)) return ST_NO_MEMORY;
     memcpy(present.ids, next->current.ids, topology_ids_bytes(&present));
-    status st = placement_compute(apply, &present, apply->command->kind == TOPOLOGY_PLAN, &planned);
+    status st = placement_compute(apply, &present, dealing_of(apply->command->kind), &planned);
     placement_deinit(&present);
     if (status_is(st, ST_INVALID)) return refuse(apply, "nobody is left to hold anything");
     if (!ok(st)) return st;
@@ -697,6 +704,7 @@ apply_kind(struct apply *apply)
     case TOPOLOGY_KEYSPACE_SET:
         return apply_keyspace_set(apply);
     case TOPOLOGY_PLAN_IN_ORDER:
+    case TOPOLOGY_PLAN_SCATTERED:
     case TOPOLOGY_PLAN:
         return apply_plan(apply);
     case TOPOLOGY_FETCHED:

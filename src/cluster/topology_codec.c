@@ -61,6 +61,7 @@ parts_of(u8 kind)
     case TOPOLOGY_FETCHED:
         return HAS_MEMBER | HAS_SESSION;
     case TOPOLOGY_PLAN_IN_ORDER:
+    case TOPOLOGY_PLAN_SCATTERED:
     case TOPOLOGY_PLAN:
     case TOPOLOGY_ADVANCE:
     case TOPOLOGY_ABANDON:

@@ -164,6 +164,15 @@ app_keeps(void *arg, u32 member)
     return member == keeper;
 }
 
+static u32 unaware; /* a member of a version before, which does not know TOPOLOGY_PLAN; 0: none */
+
+static bool
+app_knows_plan(void *arg, u32 member)
+{
+    (void)arg;
+    return member != unaware;
+}
+
 static u64
 app_epoch_of(void *arg, u32 member)
 {
@@ -260,6 +269,7 @@ app_open(struct app *app, struct peers *peers)
                                      .epoch_of = app_epoch_of,
                                      .keeps = app_keeps,
                                      .keeps_ns = KEEPS_NS,
+                                     .knows_plan = app_knows_plan,
                                      .arg = app,
                                      .snapshot_entries = snapshot_entries};
     struct group0 *group0;
@@ -1201,6 +1211,44 @@ who_is_silent_for_a_moment_is_waited_for(void **state)
     story_ends();
 }
 
+/* How far nodes differ in the first two places of rows. */
+static u32
+two_places_differ(void)
+{
+    const struct topology *topology = group0_topology(apps[leader_index()].group0);
+    u32 most = 0, least = UINT32_MAX;
+    for (u32 i = 0; i < topology->member_count; i++) {
+        u32 count = 0;
+        for (u32 p = 0; p < topology->partition_count; p++)
+            for (u32 k = 0; k < 2; k++)
+                count += placement_row(&topology->current, p)[k] == topology->members[i].number;
+        most = MAX(most, count);
+        least = MIN(least, count);
+    }
+    return most - least;
+}
+
+/* Who does not know the present kind of plan would stop at it. */
+static void
+plans_are_of_a_kind_that_all_members_know(void **state)
+{
+    u8 none = STAGE_NONE;
+    story_begins(3);
+    unaware = 2;
+    for (u32 i = 0; i < 3; i++)
+        start(i);
+    peer_rig_run(&rig, SECONDS(10));
+    assert_true(is_planned(&none));
+    assert_true(two_places_differ() > 1);
+    unaware = 0; /* it is upgraded; then something changes */
+    change_on(0);
+    peer_rig_run(&rig, SECONDS(10));
+    assert_true(is_planned(&none));
+    assert_true(two_places_differ() <= 1);
+    expect_well();
+    story_ends();
+}
+
 static u32 unwanted;
 
 static status
@@ -2108,6 +2156,7 @@ main(void)
         cmocka_unit_test(whoever_leads_may_die_at_each_step_of_a_plan),
         cmocka_unit_test(who_lags_learns_where_a_new_leader_is),
         cmocka_unit_test(what_a_dead_joiner_was_to_get_is_given_up),
+        cmocka_unit_test(plans_are_of_a_kind_that_all_members_know),
         cmocka_unit_test(who_is_silent_for_a_moment_is_waited_for),
         cmocka_unit_test(a_forgotten_voter_leaves_the_group),
         cmocka_unit_test(a_founder_that_is_lost_as_reads_move_on_is_given_up),

@@ -975,6 +975,79 @@ a_plan_of_before_is_dealt_as_it_was(void **state)
     }
 }
 
+/* Partitions of a keyspace that a member holds. */
+static u32
+holds_of_keyspace(const struct topology *now, u32 keyspace, u32 number)
+{
+    u32 count = 0;
+    for (u32 p = 0; p < now->partition_count; p++) {
+        struct topology_row row;
+        topology_row(now, keyspace, p, &row);
+        count += topology_row_has(&row, number);
+    }
+    return count;
+}
+
+/* A keyspace of fewer replicas is on the first places of rows. Where only their order changes its
+ * data moves as any does, and that of the others stays. */
+static void
+an_order_that_changes_is_a_move_for_fewer_replicas(void **state)
+{
+    (void)state;
+    struct world world;
+    world_init(&world);
+    apply_ok(&world, found(node("n1", 1, "", ""), 64, 3));
+    apply_ok(&world, add(node("n2", 2, "", "")));
+    apply_ok(&world, add(node("n3", 3, "", "")));
+    begin_stage(&world, TOPOLOGY_PLAN_SCATTERED, 1);
+    fetch_all(&world);
+    begin_stage(&world, TOPOLOGY_ADVANCE, 1);
+    apply_ok(&world, step(TOPOLOGY_ADVANCE, 1));
+    apply_refused(&world, step(TOPOLOGY_PLAN_SCATTERED, 2), "there is nothing to plan");
+    apply_ok(&world,
+             (struct topology_command){
+                 .kind = TOPOLOGY_KEYSPACE_SET,
+                 .keyspace = 1,
+                 .options = {.replicas = 2, .write_quorum = 2, .read_quorum = 1, .name = "two"}});
+    u32 before[4], most = 0, least = 64;
+    for (u32 n = 1; n <= 3; n++) {
+        before[n] = holds_of_keyspace(world.now, 1, n);
+        most = MAX(most, before[n]);
+        least = MIN(least, before[n]);
+    }
+    assert_true(most - least > 10);
+
+    begin_stage(&world, TOPOLOGY_PLAN, 2);
+    u32 gained = 0;
+    for (u32 p = 0; p < 64; p++) {
+        struct topology_row row;
+        topology_row(world.now, 1, p, &row);
+        assert_true(row.count == 2 && row.next_count == 2 && row.write_next_quorum == 2);
+        for (u32 n = 1; n <= 3; n++) {
+            bool gains = topology_gains(world.now, n, 1, p);
+            assert_int_equal(gains,
+                             topology_row_has_or_will(&row, n) && !topology_row_has(&row, n));
+            assert_false(topology_gains(world.now, n, 0, p));
+            gained += gains;
+        }
+    }
+    assert_in_range(gained, most - 43, most - 42 + 2);
+    char reason[TOPOLOGY_REASON_BYTES];
+    u32 number = topology_unfetched(world.now);
+    assert_true(number != 0);
+    snprintf(reason, sizeof(reason), "member %u has not fetched everything", number);
+    apply_refused(&world, step(TOPOLOGY_ADVANCE, 2), reason);
+    fetch_all(&world);
+    begin_stage(&world, TOPOLOGY_ADVANCE, 2);
+    apply_ok(&world, step(TOPOLOGY_ADVANCE, 2));
+    for (u32 n = 1; n <= 3; n++) {
+        assert_in_range(holds_of_keyspace(world.now, 1, n), 42, 43);
+        assert_int_equal(holds_of_keyspace(world.now, 0, n), 64);
+    }
+    apply_refused(&world, step(TOPOLOGY_PLAN, 3), "there is nothing to plan");
+    world_deinit(&world);
+}
+
 /* Whatever the order in which they came, and though a name may come before others. */
 static void
 data_centers_and_racks_are_kept_apart_by_their_names(void **state)
@@ -1592,7 +1665,7 @@ history_command(struct history *history)
 {
     struct prng *prng = &history->prng;
     const struct topology *now = history->world.now;
-    struct topology_command command = {.kind = (u8)prng_range(prng, 1, TOPOLOGY_MENDED)};
+    struct topology_command command = {.kind = (u8)prng_range(prng, 1, TOPOLOGY_PLAN)};
     if (now->stage != STAGE_NONE && prng_chance(prng, 1, 3))
         command.kind = prng_chance(prng, 1, 2) ? TOPOLOGY_FETCHED : TOPOLOGY_ADVANCE;
     if (now->stage != STAGE_NONE && !topology_fenced(now) && prng_chance(prng, 1, 3))
@@ -1765,7 +1838,7 @@ acknowledged_writes_are_seen_through_random_histories(void **state)
     }
     assert_int_equal(failed, 0);
     if (seeds_count(&seeds) < HISTORIES) return;
-    for (u32 kind = TOPOLOGY_FOUND; kind <= TOPOLOGY_MENDED; kind++)
+    for (u32 kind = TOPOLOGY_FOUND; kind <= TOPOLOGY_PLAN; kind++)
         if (steps[kind] < 100) fail_msg("command %u did something %u times", kind, steps[kind]);
     assert_true(refused > 1000 && cut_writes > 1000 && cut_reads > 1000 && held_up > 100);
 }
@@ -1800,6 +1873,7 @@ main(void)
         cmocka_unit_test(stamps_come_back_as_late_as_can_be),
         cmocka_unit_test(members_change_their_address_but_not_who_they_are),
         cmocka_unit_test(a_plan_of_before_is_dealt_as_it_was),
+        cmocka_unit_test(an_order_that_changes_is_a_move_for_fewer_replicas),
         cmocka_unit_test(data_centers_and_racks_are_kept_apart_by_their_names),
         cmocka_unit_test(a_thousand_members_and_no_more),
         cmocka_unit_test(too_little_memory_is_a_refusal),
