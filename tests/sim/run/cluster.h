@@ -85,6 +85,7 @@ struct cluster_knobs {
     u64 after; /* requests after the heal */
     /* Keys of a keyspace that keeps siblings; 0: there is none. */
     u32 sibling_keys, sibling_clients;
+    bool sibling_fewer;                     /* it has two replicas: the first of each row */
     u32 blind_part, stale_part, plain_part; /* of 100 writes there: without a context, with that of
                                                an earlier read, by a plain command */
     bool looks;   /* trees and contents are looked at during the trouble, too */

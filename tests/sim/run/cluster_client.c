@@ -499,6 +499,11 @@ native_encode_request(struct buf *out, struct cluster_client *client,
                                                 .keyspace = CLUSTER_SIBLINGS,
                                                 .conflict = CONFLICT_SIBLINGS,
                                                 .name = BYTES_LITERAL("siblings")};
+        if (run->cluster->knobs.sibling_fewer) {
+            frame.cluster.replicas = 2;
+            frame.cluster.write_quorum = 2;
+            frame.cluster.read_quorum = 2;
+        }
         break;
     case CLUSTER_SIBLINGS_GET:
         frame.header.opcode = NATIVE_GET_SIBLINGS;

@@ -92,6 +92,7 @@ siblings_draw(struct cluster_knobs *knobs, u64 seed)
     knobs->blind_part = (u32)prng_below(&prng, 40);
     knobs->stale_part = (u32)prng_below(&prng, 30);
     knobs->plain_part = (u32)prng_below(&prng, 30);
+    knobs->sibling_fewer = prng_chance(&prng, 1, 2);
 }
 
 /* Likewise. */
@@ -201,9 +202,9 @@ cluster_knobs_print(const struct cluster_knobs *knobs)
             knobs->hot_part, (unsigned long long)(knobs->pause_ns / NS_PER_MS), knobs->read_part,
             knobs->delete_part, knobs->expire_part, knobs->batch_part, knobs->loose_part,
             knobs->value_bytes_max);
-    fprintf(stderr, "siblings  %u keys, %u clients, of 100 writes %u blind, %u stale, %u plain\n",
+    fprintf(stderr, "siblings  %u keys, %u clients, of 100 writes %u blind, %u stale, %u plain%s\n",
             knobs->sibling_keys, knobs->sibling_clients, knobs->blind_part, knobs->stale_part,
-            knobs->plain_part);
+            knobs->plain_part, knobs->sibling_fewer ? "; two replicas" : "");
     fprintf(stderr, "trees     looks %d, repairs %d\n", knobs->looks, knobs->repairs);
     fprintf(stderr, "cuts      of 100 crashes %u at an event, of 100 starts %u\n",
             knobs->event_part, knobs->recovery_cut_part);
