@@ -23,6 +23,10 @@
 #include "base/retry.h"
 #include "base/status.h"
 
+#ifdef __x86_64__
+#include <cpuid.h>
+#endif
+
 /* ---- status ---- */
 
 static void
@@ -85,6 +89,37 @@ crc32c_continues_over_pieces(void **state)
     u32 whole = crc32c(7, data, sizeof(data));
     for (size_t cut = 0; cut <= sizeof(data); cut += 37)
         assert_int_equal(crc32c(crc32c(7, data, cut), data + cut, sizeof(data) - cut), whole);
+}
+
+#ifdef __x86_64__
+/* Which parts of the registers are not as a process begins with (XGETBV with 1). */
+static u64
+registers_in_use(void)
+{
+    u32 low, high;
+    __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(1));
+    return (u64)high << 32 | low;
+}
+#endif
+
+/* What comes behind a checksum took several times as long. */
+static void
+crc32c_leaves_no_wide_register_in_use(void **state)
+{
+    (void)state;
+#ifdef __x86_64__
+    u32 a = 0, b, c, d;
+    bool told = __builtin_cpu_supports("avx") && __get_cpuid_count(13, 1, &a, &b, &c, &d) &&
+                (a & 1u << 2) != 0;
+    if (!told) skip();
+    static u8 data[4096];
+    u32 crc = crc32c(0, data, sizeof(data));
+    u64 used = registers_in_use();
+    assert_int_not_equal(crc, 0);
+    assert_int_equal(used & 1u << 2, 0);
+#else
+    skip();
+#endif
 }
 
 static void
@@ -538,6 +573,7 @@ main(void)
         cmocka_unit_test(bytes_compare_as_unsigned_and_shorter_first),
         cmocka_unit_test(crc32c_matches_the_published_vectors),
         cmocka_unit_test(crc32c_continues_over_pieces),
+        cmocka_unit_test(crc32c_leaves_no_wide_register_in_use),
         cmocka_unit_test(crc16_matches_the_cluster_specification),
         cmocka_unit_test(slots_are_those_of_redis_cluster),
         cmocka_unit_test(hash_tags_follow_the_first_braces),
