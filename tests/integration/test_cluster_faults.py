@@ -40,8 +40,8 @@ SHORT = Scale(False, 700, 1000, 0.3, 0.9, 4.0, 1.5, 0.4, "1500ms", 1000, 1500)
 LONG = Scale(True, 9500, 20000, 4.0, 8.0, 10.0, 30.0, 4.0, "5s", 2000, 6000)
 # Of LONG, 55 % of whose requests are SETs.
 SETS_PER_S = 5000
-# When the first second is over, p99 is to be back within so many times what it was. A p99 below the
-# floor is as good: it is the disk's, and moves by itself.
+# When the first second is over, p99 is to be back within so many times what it was: of all the rest, and
+# of each quarter of a second, where a p99 below the floor is as good (it is the disk's, and moves by itself).
 P99_FACTOR, P99_FLOOR_MS, P99_BACK_MS = 3, 20, 1000
 # What is known to fail is over when the others know that a node does not answer.
 DETECT_MS = 1000
@@ -157,8 +157,9 @@ class Run:
               f"differed then; {len(sure)} keys, {len(maybe)} of them unsure")
         ledger.close()
 
-    def judge_times(self, event_ms, what, until_ms=None, nodes=None):
-        """p99 of what the nodes that are left coordinate is soon what it was."""
+    def judge_times(self, event_ms, what, until_ms=None, nodes=None, floor_ms=0):
+        """p99 of what the nodes that are left coordinate is soon what it was. floor_ms: what is as good
+        for the rest as a whole."""
         ledger = self.ledger
         until_ms = until_ms or self.end_ms
         before = ledger.percentile(self.begin_ms, self.event_ms)
@@ -173,6 +174,7 @@ class Run:
                             if (p99 := ledger.percentile(at, at + 50, nodes=nodes) or 0) > limit])
         if self.scale.long:
             assert slow_ms <= P99_BACK_MS, f"{what}: p99 was above {limit} ms for {slow_ms} ms"
+            assert after <= P99_FACTOR * max(before, floor_ms), f"{what}: p99 is {after} ms"
 
 
 def start(directory, scale, network):
@@ -368,6 +370,7 @@ def test_two_nodes_join_at_once_and_leave_again(run):
     print(f"two joined within {joined_ms - run.event_ms} ms")
     stay = set(range(first))
     run.judge_times(run.event_ms, "joined", joined_ms, nodes=stay)
-    run.judge_times(leave_ms, "left", nodes=stay)
+    # Five nodes on these cores, and all that two of them had is written to the other three.
+    run.judge_times(leave_ms, "left", nodes=stay, floor_ms=P99_FLOOR_MS)
     run.judge(lost)
     del run.nodes[first:]
