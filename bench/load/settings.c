@@ -235,7 +235,7 @@ static const struct option OPTIONS[] = {
              "order; incr is RESP's alone."},
     TEXT("reads", reads, "50%", "PERCENT", check_percent,
          "Of the workload mixed: this part is GET, the rest SET."),
-    BOOL("load", load, "First write each key once."),
+    BOOL("load", load, "First write each key once; with incr a number, not --value-size bytes."),
     NUMBER("keys", key_count, 1, KEY_COUNT_MAX, "1000000", "How many keys there are."),
     TEXT("key-prefix", key_prefix, "key:", "TEXT", NULL,
          "What stands before the twelve digits of a key."),

@@ -66,7 +66,10 @@ wire_init(struct wire *wire, const struct settings *settings, const struct value
     const char *set = wire->ttl_ms > 0 ? "*5\r\n$3\r\nSET" : "*3\r\n$3\r\nSET";
     head_init(wire, OP_SET, set);
     head_init(wire, OP_INSERT, set);
-    if (values->size_min == values->size_max)
+    wire->numbers = settings_has(settings, OP_INCR);
+    if (wire->numbers)
+        text_print(&wire->set_middle, "\r\n$1\r\n%llu", 0);
+    else if (values->size_min == values->size_max)
         text_print(&wire->set_middle, "\r\n$%llu\r\n", values->size_min);
     text_add(&wire->set_end, "\r\n", 2);
     if (wire->ttl_ms > 0) {
@@ -150,6 +153,7 @@ resp_request(const struct wire *wire, const struct request *request, u8 *out)
         out = put_text(out, &wire->set_middle);
     else
         out += snprintf((char *)out, NUMBER_BYTES, "\r\n$%u\r\n", request->value_size);
+    if (wire->numbers) return put_text(out, &wire->set_end);
     value_write(wire->values, request->key, request->version, out, request->value_size);
     return put_text(out + request->value_size, &wire->set_end);
 }

@@ -29,6 +29,7 @@ struct wire {
     char prefix[KEY_PREFIX_MAX];
     struct text heads[OP_COUNT]; /* RESP: all up to the key's digits */
     struct text set_middle;      /* RESP, values of one size: between digits and value */
+    bool numbers;                /* RESP: values are numbers, which set_middle holds as well */
     struct text set_end;         /* RESP: behind the value */
     u8 *scratch;                 /* native: one value */
 };

@@ -67,8 +67,10 @@ def how_to_verify(workload):
 
 def all_workloads(port, protocol, workloads):
     for workload in workloads:
-        if workload in ("incr", "ping"):
-            options = {"key_prefix": "counter:"}
+        if workload == "ping":
+            options = {}
+        elif workload == "incr":  # others' values of the same keys cannot be counted up
+            options = {"load": True, "key_prefix": "counter:"}
         else:
             options = {"load": True, "verify": how_to_verify(workload), "connections": 8}
         run = run_of(bench(port, workload=workload, protocol=protocol, pipeline=4,

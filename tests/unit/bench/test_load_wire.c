@@ -4,6 +4,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
+#include <string.h>
 #include <cmocka.h>
 
 #include "base/hash.h"
@@ -15,12 +16,16 @@ static struct settings settings;
 static struct values values;
 static struct wire wire;
 static u8 scratch[4096], out[8192];
+static const char *workload = "mixed";
 
 static void
 set_up(const char *size, u64 protocol, u64 ttl_ms)
 {
     char error[OPTION_ERROR_BYTES];
     settings_defaults(&settings);
+    settings.workload = 0;
+    while (strcmp(workload_names[settings.workload], workload) != 0)
+        settings.workload++;
     snprintf(settings.value_size, sizeof(settings.value_size), "%s", size);
     settings.protocol = protocol;
     settings.ttl_ms = ttl_ms;
@@ -83,6 +88,23 @@ resp_requests_are_commands(void **state)
     resp_words(OP_DELETE, (const char *const[]){"DEL", key}, 2);
     resp_words(OP_INCR, (const char *const[]){"INCR", key}, 2);
     resp_words(OP_PING, (const char *const[]){"PING"}, 1);
+}
+
+/* What --load writes there can be counted up. */
+static void
+incr_fills_with_numbers(void **state)
+{
+    static const char *const key = "key:000001234567";
+    static const char *const sizes[] = {"100", "8-999"};
+    for (u32 i = 0; i < ARRAY_COUNT(sizes); i++) {
+        workload = "incr";
+        set_up(sizes[i], PROTOCOL_RESP, 0);
+        resp_words(OP_SET, (const char *const[]){"SET", key, "0"}, 3);
+        resp_words(OP_INCR, (const char *const[]){"INCR", key}, 2);
+        set_up(sizes[i], PROTOCOL_RESP, 60000);
+        resp_words(OP_SET, (const char *const[]){"SET", key, "0", "PX", "60000"}, 5);
+        workload = "mixed";
+    }
 }
 
 static void
@@ -265,6 +287,7 @@ main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(resp_requests_are_commands),
+        cmocka_unit_test(incr_fills_with_numbers),
         cmocka_unit_test(keys_are_numbers_behind_a_prefix),
         cmocka_unit_test(native_requests_are_frames),
         cmocka_unit_test(resp_replies_are_read_at_every_cut),
