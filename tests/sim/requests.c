@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
  * requests.c -- a node of one shard that serves so many GETs or SETs of keys in memory, sixteen
- * pipelined: what tools/count-instructions runs under callgrind. The simulated link does the same
+ * pipelined: what tests/sim/count_instructions runs under callgrind. The simulated link does the same
  * each time, so the count is the same each time.
  *
  *     sim_requests get|set COUNT
