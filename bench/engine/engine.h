@@ -12,12 +12,13 @@
 enum codec { CODEC_NONE, CODEC_LZ4 };
 
 struct engine_config {
-    char dir[512];    /* exists and is empty, or holds what the same engine left there */
-    u64 memory_bytes; /* caches and memtables together */
-    u64 value_bytes;  /* the largest */
-    u64 codec;        /* enum codec */
-    u64 log;          /* bool; never synced for each write */
-    u64 buffered;     /* bool; RocksDB: through the kernel's page cache */
+    char dir[512];      /* exists and is empty, or holds what the same engine left there */
+    u64 memory_bytes;   /* caches and memtables together */
+    u64 value_bytes;    /* the largest */
+    u64 codec;          /* enum codec */
+    u64 log;            /* bool; never synced for each write */
+    u64 buffered;       /* bool; RocksDB: through the kernel's page cache */
+    u64 dynamic_levels; /* bool; RocksDB: level sizes follow from that of the last */
     u64 workers;
 };
 
@@ -26,7 +27,7 @@ struct engine_figures {
     u64 resident;   /* index and filter bytes in memory */
     u64 runs;       /* most sorted runs that a get may meet */
     bool settled;   /* nothing is left for the background */
-    char more[256]; /* anything worth printing */
+    char more[384]; /* anything worth printing */
 };
 
 struct engine {

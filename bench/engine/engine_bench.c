@@ -53,7 +53,7 @@ struct options {
     u64 engine, format, codec;
     char dir[512], phases[512], output[512];
     u64 keys, value_bytes, memory_bytes, hot_keys, overwrite, workers, core, seconds, seed;
-    u64 log, buffered, keep, compressible;
+    u64 log, buffered, dynamic_levels, keep, compressible;
 };
 
 enum { ENGINE_BOTH, ENGINE_DISTKV, ENGINE_ROCKSDB };
@@ -173,6 +173,11 @@ static const struct option option_list[] = {
      AT(buffered),
      .fallback = "no",
      .help = "RocksDB reads and writes through the page cache, on top of its memory."},
+    {.name = "dynamic-levels",
+     .kind = OPTION_BOOL,
+     AT(dynamic_levels),
+     .fallback = "no",
+     .help = "RocksDB's level_compaction_dynamic_level_bytes: its default is no before 8.4."},
     {.name = "dir",
      .kind = OPTION_STRING,
      TEXT(dir),
@@ -596,6 +601,7 @@ run_engine(const struct engine *e)
                                     .codec = opt.codec,
                                     .log = opt.log,
                                     .buffered = opt.buffered,
+                                    .dynamic_levels = opt.dynamic_levels,
                                     .workers = opt.workers};
     if (snprintf(config.dir, sizeof(config.dir), "%s/%s", opt.dir, e->name) >=
         (int)sizeof(config.dir))

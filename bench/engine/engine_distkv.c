@@ -209,10 +209,13 @@ figures(struct engine_figures *out)
         s.compactions_active == 0 && s.flush_bytes + s.compaction_written_bytes == written;
     written = s.flush_bytes + s.compaction_written_bytes;
     snprintf(out->more, sizeof(out->more),
-             "tables %llu, %llu MB; blobs %llu MB; log %llu MB; written by flush %llu MB, "
+             "tables %llu, %llu MB; blobs %llu MB, %llu MB of it live; "
+             "log %llu MB in %llu writes; written by flush %llu MB, "
              "compaction %llu MB; row cache %llu MB, block cache %llu MB",
              (unsigned long long)s.tables, (unsigned long long)s.table_bytes / 1000000,
-             (unsigned long long)s.blob_bytes / 1000000, (unsigned long long)s.log_bytes / 1000000,
+             (unsigned long long)s.blob_bytes / 1000000,
+             (unsigned long long)s.blob_live_bytes / 1000000,
+             (unsigned long long)s.log_bytes / 1000000, (unsigned long long)s.log_writes,
              (unsigned long long)s.flush_bytes / 1000000,
              (unsigned long long)s.compaction_written_bytes / 1000000,
              (unsigned long long)s.row_cache_bytes / 1000000,

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: MIT
  *
- * engine_rocksdb.c -- RocksDB through its C API; each worker is a thread. Leveled compaction with
- * dynamic level sizes (the default since RocksDB 8.4), Bloom filters of 10 bits a key, everything
- * else as it comes. Its memory is the same as ours: two memtables and a block cache; index and
- * filter blocks lie beside them, as is its default.
+ * engine_rocksdb.c -- RocksDB through its C API; each worker is a thread. Leveled compaction, Bloom
+ * filters of 10 bits a key, direct I/O, everything else as it comes, but what --dynamic-levels says.
+ * Its memory is the same as ours: two memtables and a block cache; index and filter blocks lie
+ * beside them, as is its default.
  */
 #include "engine.h"
 
@@ -37,7 +37,7 @@ run(const struct engine_config *c, void (*fn)(void *arg), void *arg)
     rocksdb_options_set_create_if_missing(options, 1);
     u64 memtable = MIN(c->memory_bytes / 4, MIB(64));
     rocksdb_options_set_write_buffer_size(options, memtable);
-    rocksdb_options_set_level_compaction_dynamic_level_bytes(options, 1);
+    rocksdb_options_set_level_compaction_dynamic_level_bytes(options, c->dynamic_levels != 0);
     rocksdb_options_set_use_direct_reads(options, c->buffered == 0);
     rocksdb_options_set_use_direct_io_for_flush_and_compaction(options, c->buffered == 0);
     rocksdb_options_set_compression(options, c->codec == CODEC_LZ4 ? rocksdb_lz4_compression
