@@ -164,14 +164,16 @@ def plots_of(result):
         figures = measured["figures"]
         if row.bars:
             sides = []
+            wanted = row.bars.split()
             for side, values in figures.items():
-                key = row.bars if row.bars in values else "rate"
-                if values.get(key):
-                    each = values[key]
-                    sides.append((SIDES.get(side, side), median(each), min(each), max(each)))
+                for key in wanted:
+                    label = SIDES.get(side, side) + (f", {key}" if len(wanted) > 1 else "")
+                    each = values.get(key) or (values.get("rate") if len(wanted) == 1 else None)
+                    if each:
+                        sides.append((label, median(each), min(each), max(each)))
             if sides:
-                unit = "MB/s" if row.bars == "mb_s" else "/s"
-                out[f"{row.name}.svg"] = plots.bars(f"{row.asks} ({row.bars})", unit, sides)
+                title = f"{row.asks} ({', '.join(wanted)})"
+                out[f"{row.name}.svg"] = plots.bars(title, row.bars_unit, sides)
         for name, chart in measured["charts"].items():
             out[f"{row.name}-{name}.svg"] = plots.lines(chart["title"], chart["x"], chart["y"],
                                                         chart["names"], chart["series"])

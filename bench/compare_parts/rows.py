@@ -25,7 +25,8 @@ class Row:
     stage: str
     targets: list
     quick: str = ""
-    bars: str = ""  # the figure that is plotted for all sides
+    bars: str = ""  # the figures that are plotted for all sides, with blanks between
+    bars_unit: str = "/s"
 
 
 def _rate(times, peer, text):
@@ -102,26 +103,27 @@ ROWS = [
                    "ours.written_8k"),
             Target("values of 8 KB: space at most 1.5", "ours.space_8k <= 1.5", "ours.space_8k"),
         ], quick="0.05 to 0.1 GB of data instead of 2 GB; space is that of tables and blobs, without "
-                 "the log's segments, which outweigh small data"),
+                 "the log's segments, which outweigh small data",
+        bars="written_100 written_1k written_8k", bars_unit=""),
     Row("space", "bytes on disk a byte of data, steady, values below 4 KB", "amplification", [
         Target("values of 100 B: at most 1.25", "ours.space_100 <= 1.25", "ours.space_100",
                "rocksdb.space_100"),
         Target("values of 1 KB: at most 1.25", "ours.space_1k <= 1.25", "ours.space_1k",
                "rocksdb.space_1k"),
     ], quick="0.05 to 0.1 GB of data instead of 2 GB; tables only, without the log's segments, "
-             "which outweigh small data"),
+             "which outweigh small data", bars="space_100 space_1k", bars_unit=""),
     Row("scan", "full scan, 1 KB values", "scan", [
         Target("at least 80 % of fio's sequential reads", "ours.mb_s / fio.mb_s >= 0.8",
                "ours.mb_s", "fio.mb_s", "MB/s"),
-    ], quick="0.3 GB instead of 4 GB", bars="mb_s"),
+    ], quick="0.3 GB instead of 4 GB", bars="mb_s", bars_unit="MB/s"),
     Row("replay", "restart after kill -9: log replay, 1 KB values", "replay", [
         Target("at least 0.5 GB/s of a core's time", "ours.gb_s_of_core >= 0.5",
                "ours.gb_s_of_core", "", "GB/s"),
-    ]),
+    ], bars="gb_s_of_core", bars_unit="GB/s"),
     Row("restart", "restart of a closed directory of 10 GB", "big", [
         Target("first request answered within 1 s", "ours.first_answer_s <= 1",
                "ours.first_answer_s", "", "s"),
-    ], quick="1 GB instead of 10 GB"),
+    ], quick="1 GB instead of 10 GB", bars="first_answer_s", bars_unit="s"),
     Row("shards", "two shards against one, GET, server CPU per request", "shards", [
         Target("straight to the right shard: at most 1.15x",
                "straight.cpu_us_1 / one.cpu_us_1 <= 1.15", "straight.cpu_us_1", "one.cpu_us_1",
@@ -133,10 +135,10 @@ ROWS = [
                "us"),
         Target("every request hops, pipeline 16: at most 1.6x",
                "hop.cpu_us_16 / one.cpu_us_16 <= 1.6", "hop.cpu_us_16", "one.cpu_us_16", "us"),
-    ]),
+    ], bars="cpu_us_1 cpu_us_16", bars_unit="us"),
     Row("index", "index and filters in memory, 1 KB values", "big", [
         Target("at most 0.6 % of the data", "ours.percent <= 0.6", "ours.percent", "", "%"),
-    ], quick="1 GB instead of 10 GB"),
+    ], quick="1 GB instead of 10 GB", bars="percent", bars_unit="%"),
 ]
 
 SIDES = {

@@ -142,6 +142,21 @@ def test_plots_are_well_formed():
     assert set(report.plots_of(result)) == {"get-1.svg", "get-1-time.svg"}
 
 
+def test_every_row_has_a_plot_of_what_its_targets_are_about():
+    for row in rows.ROWS:
+        # "mixed" is lines, which its stage makes.
+        assert bool(row.bars) == (row.name != "mixed")
+        named = " ".join(target.holds for target in row.targets)
+        assert all(f".{figure} " in f"{named} " for figure in row.bars.split()), row.name
+    result = result_of({"shards": {"one": {"cpu_us_1": [2.0], "cpu_us_16": [1.0]},
+                                   "hop": {"cpu_us_1": [4.0], "cpu_us_16": [3.0]}},
+                        "index": {"ours": {"percent": [0.5]}}})
+    drawn = report.plots_of(result)
+    assert set(drawn) == {"shards.svg", "index.svg"}
+    assert "two shards, all hop, cpu_us_16" in drawn["shards.svg"] and "3.00 us" in drawn["shards.svg"]
+    assert "0.5 %" in drawn["index.svg"]
+
+
 def test_the_bars_are_as_long_as_the_figures():
     svg = plots.bars("t", "/s", [("a", 50.0, 50.0, 50.0), ("b", 100.0, 100.0, 100.0)])
     root = xml.etree.ElementTree.fromstring(svg)
