@@ -47,7 +47,7 @@ struct rig_spawn {
 struct rig_node {
     struct rig *rig;
     u32 index;
-    char host[16];
+    char host[24];
     struct sim_node *machine;
     struct server_config *config;
     struct server *server; /* NULL: not started */
