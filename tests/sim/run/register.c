@@ -281,8 +281,10 @@ op_ends(struct judge *judge, u32 index)
     judge->now_ns = op_at(judge, index)->ended_ns;
     configs_clear(&judge->next);
     configs_clear(&judge->seen);
-    for (u32 i = 0; i < judge->now.count; i++)
+    for (u32 i = 0; i < judge->now.count; i++) {
+        reads_meet(judge, &judge->now.all[i]); /* what has expired since the last event */
         (void)configs_join(&judge->seen, judge->now.all[i]);
+    }
     for (u32 i = 0; i < judge->now.count; i++) { /* it grows meanwhile */
         if (follow(judge, judge->now.all[i], slot)) continue;
         judge->out->gave_up = true;
