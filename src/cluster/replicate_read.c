@@ -7,8 +7,9 @@
  *   agree?    all have the same version: the own value is the answer
  *   fetch     else the value of the highest version, from somebody who has it, if we do not
  *   confirm   (while a plan is under way) do those of the other set have it, too?
- *   mend      until so many have it that every read by a quorum meets it: what was read once is
- *             read again. Those who were behind and are not needed for that are sent it, too
+ *   mend      until so many have it that every read by a quorum meets it, and two at least where W
+ *             is: what was read once is read again, though a disk is lost. Those who were behind and
+ *             are not needed for that are sent it, too
  *
  * A version names one write (hlc.h), so two answers with the same version are the same value and a
  * digest needs no more than that. What has expired is read and brought as the value that it is, for

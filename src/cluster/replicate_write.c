@@ -579,12 +579,16 @@ write_spread(struct replicator *r, enum replicate_level level, struct lsm_batch 
 /* How many of the row must have a value so that every read by a majority meets it, and so every one
  * by the keyspace's R where that is as many. Reads by fewer are promised nothing of what others
  * have read: for them all replicas would have to have it, and one that is dead would end all reads.
- */
+ * Of two places one would do for every read, but not when its disk is lost: where what is
+ * acknowledged survives that, what was read does, too. Of those who are asked this costs nothing
+ * more; of the other set it would be a dead or slow gainer who ends, or delays, all reads. */
 static u32
-hold_need(const struct topology_keyspace *keyspace, u32 places, u32 count)
+hold_need(const struct topology_keyspace *keyspace, u32 places, u32 count, bool asked)
 {
     u32 read = topology_quorum(keyspace->replicas / 2 + 1u, keyspace->replicas, places, count);
-    return CLAMP(places + 1 - MIN(read, places), 1u, MAX(count, 1u));
+    u32 write = topology_quorum(keyspace->write_quorum, keyspace->replicas, places, count);
+    u32 need = MAX(places + 1 - MIN(read, places), asked ? MIN(write, 2u) : 1u);
+    return CLAMP(need, 1u, MAX(count, 1u));
 }
 
 /* Who has it, in both sets while a plan is under way. */
@@ -594,10 +598,11 @@ hold_quorum(const struct replicator *r, const struct topology_row *row, const st
 {
     const struct topology_keyspace *keyspace = &r->topology->keyspaces[mend->keyspace];
     quorum_init(out);
-    quorum_set_add(out, row->write, row->count, hold_need(keyspace, row->places, row->count));
+    quorum_set_add(out, row->write, row->count,
+                   hold_need(keyspace, row->places, row->count, !row->read_next));
     if (row->next_count > 0)
         quorum_set_add(out, row->write_next, row->next_count,
-                       hold_need(keyspace, row->next_places, row->next_count));
+                       hold_need(keyspace, row->next_places, row->next_count, row->read_next));
     for (u32 i = 0; i < mend->have_count; i++)
         (void)quorum_answer(out, mend->have[i], QUORUM_YES);
 }

@@ -1112,6 +1112,71 @@ what_was_read_where_all_are_asked_a_majority_reads_too(void **state)
     }
 }
 
+/* Each of the two is a read's quorum with the other only, so one copy would do for every read. But
+ * a disk may be lost, as with more replicas; unless that loses what is acknowledged, too. */
+static void
+what_was_read_of_two_replicas_both_have(void **state)
+{
+    (void)state;
+    for (u32 write_quorum = 1; write_quorum <= 2; write_quorum++) {
+        lagging = 0;
+        cluster_open_as(1, 2, 1, false, 0);
+        topologies_free();
+        topologies_make(2, 2, 1, false);
+        struct topology_command set = {.kind = TOPOLOGY_KEYSPACE_SET,
+                                       .options = world.stages[0]->keyspaces[0]};
+        set.options.write_quorum = (u8)write_quorum;
+        if (write_quorum == 1) world.stages[0] = replica_rig_apply_on(world.stages[0], set);
+        world.memtable_bytes = MIB(4);
+        peer_rig_open(&world.rig);
+        peer_rig_run(&world.rig, SECONDS(1));
+        struct op first = {.kind = OP_WRITE, .key = 1, .id = 5, .level = REPLICATE_ALL};
+        assert_true(op_do(&first));
+        world.down[1] = true; /* as far as anybody knows */
+        struct op write = {.kind = OP_WRITE, .key = 1, .id = 6, .level = REPLICATE_ONE};
+        assert_true(op_do(&write));
+        world.down[1] = false;
+        assert_int_equal(look_at(1, 1).id, 5);
+        sim_link_slow_set(world.rig.sim, world.rig.nodes[0].machine, world.rig.nodes[1].machine,
+                          MS(100));
+        struct op read = {.kind = OP_READ, .key = 1, .deadline_ns = SECONDS(2)};
+        assert_true(op_do(&read));
+        assert_int_equal(read.id, 6);
+        assert_int_equal(look_at(1, 1).id, write_quorum == 2 ? 6 : 5);
+        peer_rig_run(&world.rig, SECONDS(1));
+        assert_int_equal(look_at(1, 1).id, 6);
+        cluster_close();
+    }
+}
+
+/* A third one gains places of the two: while reads do not ask it, it ends none. */
+static void
+reads_of_two_replicas_do_not_need_who_gains(void **state)
+{
+    (void)state;
+    lagging = 0;
+    cluster_open_as(1, 3, 1, false, 0);
+    topologies_free();
+    topologies_make(2, 2, 1, true);
+    for (u32 i = 0; i < 3; i++)
+        world.stage[i] = 2;
+    world.memtable_bytes = MIB(4);
+    peer_rig_open(&world.rig);
+    peer_rig_run(&world.rig, SECONDS(1));
+    u32 key = 0;
+    struct topology_row row;
+    do
+        topology_row(world.stages[2], 0, partition_of(++key), &row);
+    while (row.write_next[0] != 3 && row.write_next[1] != 3);
+    struct op write = {.kind = OP_WRITE, .key = key, .id = 5};
+    assert_true(op_do(&write));
+    away(2);
+    struct op read = {.kind = OP_READ, .key = key};
+    assert_true(op_do(&read));
+    assert_int_equal(read.id, 5);
+    cluster_close();
+}
+
 /* Node 1 has the write durably, node 0 in memory only, and then loses power. Node 1 asked both and
  * told of it: a majority has to have it yet, without node 1. */
 static void
@@ -1861,6 +1926,8 @@ main(void)
         cmocka_unit_test(a_clock_that_others_find_ahead_is_not_kept_over_a_restart),
         cmocka_unit_test(what_was_deleted_or_has_expired_stays_so),
         cmocka_unit_test(what_was_read_where_all_are_asked_a_majority_reads_too),
+        cmocka_unit_test(what_was_read_of_two_replicas_both_have),
+        cmocka_unit_test(reads_of_two_replicas_do_not_need_who_gains),
         cmocka_unit_test(what_a_digest_tells_of_is_read_after_a_power_cut),
         cmocka_unit_test(a_majority_that_differs_is_answered_where_reads_ask_one),
         cmocka_unit_test(fewer_than_a_majority_are_answered_as_they_are),
