@@ -6,7 +6,7 @@
  * bound of the row "cold" of bench/compare, as bench_fixed_reply is that of "get-1". Expected: less
  * than fio at as many reads under way, because some of the requests are always in the network or
  * wait for a turn instead of in the device (2 cores of AMD EPYC, virtual: 0.54 to 0.78 of fio with
- * 64 connections, from run to run).
+ * 64 connections, from run to run; about 1 while something kept the processors from sleeping).
  *
  *     bench_read_reply PORT FILE [bytes of a read] [bytes of a GET's value]
  *     distkv-bench --server 127.0.0.1:PORT --workload get --connections 64 --cores 1
