@@ -114,13 +114,15 @@ report_changes(struct cluster_shard *shard)
 }
 
 static void
-flags_take(struct cluster_ping *ping, u8 flags)
+flags_take(struct cluster_ping *ping, struct bytes body)
 {
+    u8 flags = body.data[16];
     ping->drained = (flags & FLAG_DRAINED) != 0;
     ping->shard_ports = (flags & FLAG_PORTS) != 0;
     ping->keeps = (flags & FLAG_KEEPS) != 0;
     ping->knows_sloppy = (flags & FLAG_SLOPPY) != 0;
     ping->knows_lost = (flags & FLAG_LOST) != 0;
+    ping->knows_plan = (body.data[17] & KNOWS_PLAN) != 0;
     u8 ill = flags >> FLAG_ILL_SHIFT & ILL_TOLD;
     if ((ill & ~ping->ill & CLUSTER_ILL_STUCK) != 0)
         log_warning("cluster", "a member takes no writes member=%u", ping->member);
@@ -152,8 +154,7 @@ heard(struct cluster_ping *ping, struct bytes body)
                     (long long)clock_ms);
     ping->clock_ms = clock_ms;
     ping->refusals = 0;
-    flags_take(ping, body.data[16]);
-    ping->knows_plan = (body.data[17] & KNOWS_PLAN) != 0;
+    flags_take(ping, body);
     ping->oldest = load_u64(body.data + 24);
     ping->heard_ns = io_now_ns();
     liveness_heard(&ping->shard->liveness, ping->member, (body.data[16] & FLAG_ILL) != 0,
@@ -216,8 +217,7 @@ asked(void *arg, struct peer_request *request, const struct peer_identity *from,
     /* Its epoch counts whoever hears of it; that we reach it, only an answer shows. */
     if (ping != NULL && body.size >= PING_BYTES) {
         ping->epoch = load_u64(body.data);
-        flags_take(ping, body.data[16]);
-        ping->knows_plan = (body.data[17] & KNOWS_PLAN) != 0;
+        flags_take(ping, body);
         publish(ping);
         ping->oldest = load_u64(body.data + 24);
     }

@@ -91,8 +91,8 @@ quorums_are_known(struct group0 *group0, const struct topology_command *command,
  * at once would be another rule of topology_apply, which members of a version before this do not
  * know.) True: not now. */
 static bool
-is_given_up(struct group0 *group0, const struct topology_command *command,
-            struct group0_outcome *outcome)
+last_give_up(struct group0 *group0, const struct topology_command *command,
+             struct group0_outcome *outcome)
 {
     const struct topology *topology = group0->topology;
     u32 number = command->kind == TOPOLOGY_MEMBER_FORGET ? command->member.number
@@ -119,7 +119,7 @@ group0_propose(struct group0 *group0, const struct topology_command *command, st
     }
     if (answer_now(group0, command, outcome_out)) return false;
     if (!quorums_are_known(group0, command, outcome_out)) return false;
-    if (is_given_up(group0, command, outcome_out)) return false;
+    if (last_give_up(group0, command, outcome_out)) return false;
     outcome_set(outcome_out, group0, GROUP0_BUSY);
     if (group0->proposal_count == GROUP0_PROPOSALS_MAX || !group0_input_begin(group0)) return false;
     struct raft_entry entry = {.kind = RAFT_ENTRY_DATA, .data = bytes};
