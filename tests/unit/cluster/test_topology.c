@@ -1431,7 +1431,7 @@ struct history {
     bool majorities; /* in all keyspaces: else nobody can be spared, and nothing is lost */
     bool all_write;  /* W = N, R = 1 */
     u64 session_next;
-    u32 steps[16]; /* that did something, by kind */
+    u32 steps[TOPOLOGY_PLAN + 1]; /* that did something, by kind */
     u32 refused;
     u32 cut_writes, cut_reads; /* that a quorum took or could have answered */
     u32 held_up;               /* steps that waited for who is cut off */
@@ -1808,7 +1808,8 @@ static void
 acknowledged_writes_are_seen_through_random_histories(void **state)
 {
     (void)state;
-    u32 steps[16] = {0}, refused = 0, cut_writes = 0, cut_reads = 0, held_up = 0, failed = 0;
+    u32 steps[TOPOLOGY_PLAN + 1] = {0};
+    u32 refused = 0, cut_writes = 0, cut_reads = 0, held_up = 0, failed = 0;
     struct seeds seeds = seeds_chosen(FEWER(HISTORIES));
     for (u64 seed = seeds.first; seed <= seeds.last && failed < 5; seed++) {
         struct history *history = test_calloc(1, sizeof(*history));
@@ -1822,7 +1823,7 @@ acknowledged_writes_are_seen_through_random_histories(void **state)
             history_step(history);
             next_is_valid(history->world.now);
         }
-        for (u32 kind = 0; kind < 16; kind++)
+        for (u32 kind = 0; kind <= TOPOLOGY_PLAN; kind++)
             steps[kind] += history->steps[kind];
         refused += history->refused;
         cut_writes += history->cut_writes;
