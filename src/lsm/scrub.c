@@ -56,8 +56,7 @@ note_table(struct levels *levels, struct table *table, u64 offset)
     /* The file is another store's, too, since the number of cores changed, and what is damaged is
      * that one's alone: ours is written anew, and the file goes. */
     MARK("lsm.scrub.damage_elsewhere");
-    struct level_tree *tree = &levels->trees[table->meta.keyspace];
-    tree->force_last = tree->force_whole = true;
+    levels->trees[table->meta.keyspace].clean_due = true;
     fiber_queue_wake_all(&levels->wake);
 }
 
