@@ -87,6 +87,8 @@ ring_errno_status(int error)
     case EFBIG:
         return ST_NO_SPACE;
     case ENOMEM:
+    case EMFILE: /* descriptors, too, come back when others are done with them: no fault of the disk */
+    case ENFILE:
         return ST_NO_MEMORY;
     case EACCES:
     case EPERM:
@@ -617,7 +619,8 @@ file_open_disk(struct io_file *file, u32 flags)
     if (fd < 0) {
         MARK("io.ring_file.not_opened");
         status st = ring_errno_status(-fd);
-        if (status_is_io(st) || status_is(st, ST_INVALID) || status_is(st, ST_NOT_DIRECTORY))
+        if (status_is_io(st) || status_is(st, ST_INVALID) || status_is(st, ST_NOT_DIRECTORY) ||
+            status_is(st, ST_NO_MEMORY))
             log_error("io", "open failed path=%s error=%s", file->path, strerror(-fd));
         return st;
     }

@@ -236,6 +236,32 @@ what_the_kernel_left_over_is_asked_for_again(void **state)
     signal(SIGXFSZ, SIG_DFL);
 }
 
+/* No descriptor is left: that passes, and is not the disk's fault. */
+static status
+main_descriptors(void *arg)
+{
+    const struct rlimit *before = arg;
+    struct io_file *file;
+    struct rlimit limit = {.rlim_cur = 3, .rlim_max = before->rlim_max};
+    EXPECT(setrlimit(RLIMIT_NOFILE, &limit) == 0);
+    status opened = io_file_open(path_of("many"), IO_OPEN_WRITE | IO_OPEN_CREATE, &file);
+    status synced = io_dir_sync(root);
+    EXPECT(setrlimit(RLIMIT_NOFILE, before) == 0);
+    EXPECT(status_is(opened, ST_NO_MEMORY) && status_is(synced, ST_NO_MEMORY));
+    EXPECT(ok(io_file_open(path_of("many"), IO_OPEN_WRITE | IO_OPEN_CREATE, &file)));
+    io_file_close(file);
+    EXPECT(ok(io_file_unlink(path_of("many"))));
+    return ST_OK;
+}
+
+static void
+without_a_descriptor_there_is_no_memory_for_a_file(void **state)
+{
+    struct rlimit before;
+    assert_int_equal(getrlimit(RLIMIT_NOFILE, &before), 0);
+    ring_run_main(1, main_descriptors, &before);
+}
+
 static bool large_is_direct;
 
 /* As main_large, with a kernel that stops short of what it was asked for, between two blocks and
@@ -948,6 +974,7 @@ main(void)
         cmocka_unit_test(reads_of_units_that_stop_short_go_on),
         cmocka_unit_test(a_large_request_is_cut_and_put_together),
         cmocka_unit_test(what_the_kernel_left_over_is_asked_for_again),
+        cmocka_unit_test(without_a_descriptor_there_is_no_memory_for_a_file),
         cmocka_unit_test(transfers_that_stop_short_go_on_where_they_stopped),
         cmocka_unit_test(many_requests_stay_under_the_limit_and_all_finish),
         cmocka_unit_test(a_disk_with_little_to_do_does_not_wait_for_the_turns_end),
