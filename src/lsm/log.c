@@ -354,6 +354,13 @@ append_check(struct log *log, size_t payload_bytes)
     return ST_OK;
 }
 
+bool
+log_queue_is_short(const struct log *log, size_t payload_bytes)
+{
+    return payload_bytes > log->queue_bytes_max / 4 && log->queued_bytes > 0 &&
+           log->queued_bytes + sizeof(struct log_record) + payload_bytes > log->queue_bytes_max;
+}
+
 /* Whether no segment can be made, and the record would end in the last part of the last one. */
 static bool
 takes_last_room(const struct log *log, size_t payload_bytes)

@@ -101,6 +101,9 @@ bool log_no_space(const struct log *log);
 /* What log_append would say now to a record of this many payload bytes. While no segment can be
  * made for want of space, the end of the last one is for those that give space back (frees). */
 MUST_CHECK status log_append_check(struct log *log, size_t payload_bytes, bool frees);
+/* Whether the buffers have too little room for a record that needs much of them: while small ones
+ * go on to fill what becomes free, it may never have enough. */
+bool log_queue_is_short(const struct log *log, size_t payload_bytes);
 /* After ok, log_append of a record of at most this size (less than a block) succeeds if it is the
  * next call, without a yield between. */
 MUST_CHECK status log_reserve(struct log *log, size_t payload_bytes);

@@ -123,6 +123,9 @@ struct lsm {
 
     /* state */
     enum lsm_state state;
+    /* Whose turn it is at the log's buffers, of those that need much of them; others wait for it.
+     * NULL: nobody's. */
+    const struct lsm_batch *large;
     u32 writes_held;    /* holds that were not released: nothing becomes visible */
     u64 writes_held_ns; /* since when */
     status failure;

@@ -415,6 +415,8 @@ write_inside(struct lsm *lsm, const struct lsm_batch *batch, const struct lsm_ai
         MARK("lsm.write.held");
         return ST_WOULD_WAIT;
     }
+    if (UNLIKELY(lsm->large != NULL && lsm->large != batch))
+        return MARKED("lsm.write.large_first", ST_WOULD_WAIT);
     st = admit_log(lsm, batch, &full);
     if (!ok(st)) return st;
     struct batch_shape shape;
@@ -508,6 +510,27 @@ write_wait(struct lsm *lsm, size_t bytes)
     (void)fiber_queue_wait(&lsm->room_wake, now + 10 * NS_PER_MS);
 }
 
+static void
+turn_leave(struct lsm *lsm, const struct lsm_batch *batch)
+{
+    if (lsm->large != batch) return;
+    lsm->large = NULL;
+    fiber_queue_wake_all(&lsm->room_wake);
+}
+
+/* A batch that needs much of the log's buffers has nobody go past it until it has them, for as long
+ * as what is under way takes; else it would wait for as long as others write. */
+static void
+turn_take(struct lsm *lsm, const struct lsm_batch *batch)
+{
+    if (lsm->log == NULL || !log_queue_is_short(lsm->log, batch->ops.size)) {
+        turn_leave(lsm, batch);
+    } else if (lsm->large == NULL) {
+        MARK("lsm.write.large_in_turn");
+        lsm->large = batch;
+    }
+}
+
 MAY_YIELD status
 lsm_write_until(struct lsm *lsm, const struct lsm_batch *batch, u64 deadline_ns, u64 *seq_out)
 {
@@ -524,9 +547,11 @@ lsm_write_until(struct lsm *lsm, const struct lsm_batch *batch, u64 deadline_ns,
             st = ST_TIMED_OUT;
             break;
         }
+        turn_take(lsm, batch);
         write_wait(lsm, batch->ops.size);
         st = io_now_ns() < deadline_ns ? write_inside(lsm, batch, NULL, seq_out) : st;
     }
+    turn_leave(lsm, batch);
     if (!ok(st)) lsm->stats.writes_refused++;
     fiber_gate_leave(&lsm->gate);
     return st;

@@ -1143,6 +1143,94 @@ held_writes_show_nothing_until_all_are_released(void **state)
     sim_free(w.sim);
 }
 
+/* ---- a record that the log's buffers take only when they are empty ---- */
+
+struct crowd {
+    struct world *w;
+    bool ends;
+    u32 writing;
+    u64 longest_ns; /* a small write */
+};
+
+static void
+crowd_main(void *arg)
+{
+    struct crowd *crowd = arg;
+    for (u32 i = 0; !crowd->ends; i++) {
+        u64 begun_ns = io_now_ns();
+        CHECK(ok(put(crowd->w, i % 1000, KIB(1))));
+        crowd->longest_ns = MAX(crowd->longest_ns, io_now_ns() - begun_ns);
+        if (i % 8 == 7) fiber_yield();
+    }
+    crowd->writing--;
+}
+
+static status
+large_write(struct world *w, u32 values, u64 deadline_ns)
+{
+    static u8 value[KIB(4)];
+    struct lsm_batch batch;
+    lsm_batch_init(&batch, io_budget());
+    for (u32 i = 0; i < values; i++) {
+        char text[32];
+        struct bytes key = BYTES(text, key_make(5000 + i, text));
+        CHECK(lsm_batch_put(&batch, 0, hash_token(key), key, BYTES(value, KIB(4)), 0));
+    }
+    u64 seq;
+    status st = lsm_write_until(w->lsm, &batch, deadline_ns, &seq);
+    lsm_batch_deinit(&batch);
+    return st;
+}
+
+static void
+large_main(void *arg)
+{
+    struct crowd *crowd = arg;
+    CHECK(ok(large_write(crowd->w, 200, FIBER_FOREVER)));
+    crowd->writing--;
+}
+
+static status
+crowd_body(void *arg)
+{
+    struct world *w = arg;
+    CHECK(ok(open_store(w)));
+    struct crowd crowd = {.w = w};
+    while (crowd.writing++ < 8)
+        CHECK(ok(fiber_spawn(FIBER_FOREGROUND, "small", crowd_main, &crowd)));
+    crowd.writing--;
+    fiber_sleep_ns(10 * NS_PER_MS);
+    /* One; then three that go in turn, and one that has no time. */
+    u64 begun_ns = io_now_ns();
+    CHECK(ok(large_write(w, 200, begun_ns + NS_PER_S)));
+    for (u32 i = 0; i < 3; i++, crowd.writing++)
+        CHECK(ok(fiber_spawn(FIBER_FOREGROUND, "large", large_main, &crowd)));
+    CHECK(status_is(large_write(w, 200, io_now_ns() + 1), ST_TIMED_OUT));
+    begun_ns = io_now_ns();
+    while (crowd.writing > 8) {
+        CHECK(io_now_ns() - begun_ns < 2 * NS_PER_S);
+        fiber_sleep_ns(NS_PER_MS);
+    }
+    crowd.ends = true;
+    while (crowd.writing > 0)
+        fiber_sleep_ns(NS_PER_MS);
+    CHECK(crowd.longest_ns < NS_PER_S);
+    CHECK(sim_mark_count(w->sim, "lsm.write.large_in_turn") > 0);
+    return lsm_close(w->lsm);
+}
+
+static void
+a_large_write_has_its_turn_beside_small_ones(void **state)
+{
+    (void)state;
+    struct world w;
+    world_init(&w, 7);
+    w.options.memtable_bytes = MIB(4);
+    w.options.log_segment_bytes = MIB(2);
+    assert_true(ok(sim_run(w.sim, 1, crowd_body, &w)));
+    sim_free(w.sim);
+}
+
 static status
 open_and_close_body(void *arg)
 {
@@ -1620,6 +1708,7 @@ main(void)
         cmocka_unit_test(lone_small_writes_do_not_make_a_long_log),
         cmocka_unit_test(a_memtable_is_flushed_once_and_before_it_is_full),
         cmocka_unit_test(held_writes_show_nothing_until_all_are_released),
+        cmocka_unit_test(a_large_write_has_its_turn_beside_small_ones),
         cmocka_unit_test(a_log_behind_missing_numbers_is_refused),
         cmocka_unit_test(a_store_whose_log_was_removed_is_refused),
         cmocka_unit_test(a_record_for_another_store_is_damage),
