@@ -601,6 +601,14 @@ read_unit_of(int fd)
     return IO_ALIGNMENT;
 }
 
+/* Its caller knows what to make of it, and says so. */
+static bool
+open_failure_is_usual(status st)
+{
+    return !status_is_io(st) && !status_is(st, ST_INVALID) && !status_is(st, ST_NOT_DIRECTORY) &&
+           !status_is(st, ST_NO_MEMORY);
+}
+
 MAY_YIELD static status
 file_open_disk(struct io_file *file, u32 flags)
 {
@@ -619,8 +627,7 @@ file_open_disk(struct io_file *file, u32 flags)
     if (fd < 0) {
         MARK("io.ring_file.not_opened");
         status st = ring_errno_status(-fd);
-        if (status_is_io(st) || status_is(st, ST_INVALID) || status_is(st, ST_NOT_DIRECTORY) ||
-            status_is(st, ST_NO_MEMORY))
+        if (!open_failure_is_usual(st))
             log_error("io", "open failed path=%s error=%s", file->path, strerror(-fd));
         return st;
     }

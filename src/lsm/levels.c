@@ -22,7 +22,8 @@
 #include "lsm/levels_internal.h"
 
 /* Writes are slow then; refused are only those to itself, at LEVELS_RUNS_MAX. */
-#define WAITING_PRESSURE_MAX 800u
+#define WAITING_PRESSURE_MAX  800u
+#define TABLES_OPENED_AT_ONCE 4u
 
 /* ---- small things ---- */
 
@@ -343,9 +344,9 @@ opened_place(struct opened *opened, u64 file_id)
     return &opened->places[at];
 }
 
+/* The table is in `opened` afterwards. Others may open tables meanwhile, this one, too. */
 MAY_YIELD static status
-open_table(struct levels *levels, const struct table_meta *meta, struct opened *opened,
-           struct level_table **out)
+open_table(struct levels *levels, const struct table_meta *meta, struct opened *opened)
 {
     struct level_table **place = opened_place(opened, meta->file_id);
     if (*place != NULL) {
@@ -355,7 +356,6 @@ open_table(struct levels *levels, const struct table_meta *meta, struct opened *
                       levels->dir, (unsigned long long)meta->file_id);
             return ST_CORRUPT;
         }
-        *out = *place;
         return ST_OK;
     }
     struct table *table;
@@ -367,18 +367,75 @@ open_table(struct levels *levels, const struct table_meta *meta, struct opened *
         if (!status_is(st, ST_NOT_FOUND)) return st;
         return MARKED("lsm.levels.table_missing", ST_CORRUPT);
     }
+    place = opened_place(opened, meta->file_id);
+    if (*place != NULL) {
+        MARK("lsm.levels.table_opened_twice");
+        table_unref(table);
+        return open_table(levels, meta, opened);
+    }
     st = level_table_new(levels, table, place);
     if (!ok(st)) {
         MARK("lsm.levels.table_not_listed");
         *place = NULL;
-        return st;
     }
-    *out = *place;
-    return ST_OK;
+    return st;
 }
 
-/* One run of the manifest, clipped to the store. *out NULL: nothing of it lies here. */
+static bool
+in_store(const struct levels *levels, const struct manifest_table *slot)
+{
+    return slot->view_first <= levels->config.token_last &&
+           slot->view_last >= levels->config.token_first;
+}
+
+/* Each table takes some reads of the disk one after the other, so a few are opened at a time: a node
+ * with thousands of tables is to answer soon after its start. */
+struct opening {
+    struct levels *levels;
+    const struct manifest *manifest;
+    struct opened *opened;
+    u32 next; /* table of the manifest */
+    u32 working;
+    status st; /* the first failure */
+    struct fiber_queue idle;
+};
+
+MAY_YIELD static void
+opening_main(void *arg)
+{
+    struct opening *opening = arg;
+    while (ok(opening->st) && opening->next < opening->manifest->table_count) {
+        const struct manifest_table *slot = &opening->manifest->tables[opening->next++];
+        if (!in_store(opening->levels, slot)) continue;
+        status st = open_table(opening->levels, slot->meta, opening->opened);
+        if (!ok(st) && ok(opening->st)) opening->st = st; /* and all of them end */
+    }
+    if (--opening->working == 0) fiber_queue_wake_all(&opening->idle);
+}
+
 MAY_YIELD static status
+open_tables(struct levels *levels, const struct manifest *manifest, struct opened *opened)
+{
+    struct opening opening = {
+        .levels = levels,
+        .manifest = manifest,
+        .opened = opened,
+        .working = 1,
+        .st = ST_OK,
+    };
+    fiber_queue_init(&opening.idle);
+    while (opening.working < MIN(TABLES_OPENED_AT_ONCE, manifest->table_count) &&
+           ok(fiber_spawn(FIBER_FOREGROUND, "open", opening_main, &opening)))
+        opening.working++;
+    opening_main(&opening);
+    while (opening.working > 0)
+        (void)fiber_queue_wait(&opening.idle, FIBER_FOREVER);
+    return opening.st;
+}
+
+/* One run of the manifest, clipped to the store; its tables were opened. *out NULL: nothing of it
+ * lies here. */
+static status
 open_run(struct levels *levels, const struct manifest_run *named,
          const struct manifest_table *slots, struct opened *opened, struct run **out)
 {
@@ -386,24 +443,14 @@ open_run(struct levels *levels, const struct manifest_run *named,
     u32 count = 0;
     *out = NULL;
     for (u32 i = 0; i < named->table_count; i++)
-        count += slots[i].view_first <= last && slots[i].view_last >= first;
+        count += in_store(levels, &slots[i]);
     if (count == 0) return ST_OK;
     struct run *run = run_new(levels, named->keyspace, named->tier, count);
     if (run == NULL) return ST_NO_MEMORY;
     for (u32 i = 0; i < named->table_count; i++) {
-        if (slots[i].view_first > last || slots[i].view_last < first) continue;
-        struct level_table *file;
-        status st = open_table(levels, slots[i].meta, opened, &file);
-        if (!ok(st)) {
-            MARK("lsm.levels.run_dropped");
-            /* Freed by the size of its slots: fill up what is missing is not possible, so give
-             * back by hand. */
-            for (u32 j = 0; j < run->count; j++)
-                level_table_unref(run->slots[j].file);
-            mem_free(levels->budget, run, sizeof(*run) + count * sizeof(struct run_slot));
-            return st;
-        }
-        run_add(run, file, MAX(first, slots[i].view_first), MIN(last, slots[i].view_last));
+        if (!in_store(levels, &slots[i])) continue;
+        run_add(run, *opened_place(opened, slots[i].meta->file_id), MAX(first, slots[i].view_first),
+                MIN(last, slots[i].view_last));
     }
     *out = run;
     return ST_OK;
@@ -430,6 +477,7 @@ open_trees(struct levels *levels, const struct manifest *manifest)
             st = ST_NO_MEMORY;
         }
     }
+    if (ok(st)) st = open_tables(levels, manifest, &opened);
     u32 table = 0, runs = 0;
     for (u32 i = 0; i < manifest->run_count && ok(st); i++) {
         struct run *run;
