@@ -45,7 +45,8 @@
  * again.
  *
  * Snapshots. SNAPSHOT_OPEN takes one of every shard, of one instant (cut.h), under one number; each
- * shard drops its own when it was not used for the lease.
+ * shard drops its own when no shard's was used for the lease (struct native_lease). The lease is
+ * free for another snapshot when the last shard has dropped its own.
  */
 #ifndef DISTKV_SERVER_NATIVE_H
 #define DISTKV_SERVER_NATIVE_H
@@ -53,12 +54,11 @@
 #include "proto/native.h"
 #include "server/exec.h"
 
-#define NATIVE_IDS           8192u
-#define NATIVE_ID_BUCKETS    4096u
-#define NATIVE_ID_LIFE_MS    (10u * 60u * 1000u)
-#define NATIVE_BEGIN_NS      (1250 * NS_PER_MS)
-#define NATIVE_SNAPSHOTS_MAX 16u /* a node */
-#define NATIVE_LEASE_MS_MAX  (5u * 60u * 1000u)
+#define NATIVE_IDS          8192u
+#define NATIVE_ID_BUCKETS   4096u
+#define NATIVE_ID_LIFE_MS   (10u * 60u * 1000u)
+#define NATIVE_BEGIN_NS     (1250 * NS_PER_MS)
+#define NATIVE_LEASE_MS_MAX (5u * 60u * 1000u)
 
 struct native_done {
     struct native_id id; /* none: free */
@@ -71,12 +71,12 @@ struct native_done {
     bool existed;
 };
 
+/* The shard's part of one; its lease has the same index. */
 struct native_snapshot {
     u64 id; /* 0: free */
     struct lsm_snapshot *snapshot;
-    u64 used_ns;
-    u64 lease_ns;
-    u32 users; /* scans that read it now */
+    u64 lease_ns; /* 0: closed */
+    u32 users;    /* scans that read it here now */
 };
 
 struct native_state {

@@ -239,27 +239,62 @@ find_snapshot(struct shard *shard, u64 id)
     return NULL;
 }
 
+/* For who opens it, who gives it back as each shard does. NATIVE_SNAPSHOTS_MAX: none is free. */
+static u32
+lease_take(struct server *server, u64 id)
+{
+    u32 i = 0;
+    for (; i < NATIVE_SNAPSHOTS_MAX; i++) {
+        u64 nobody = 0;
+        if (atomic_compare_exchange_strong(&server->leases[i].id, &nobody, id)) break;
+    }
+    if (i < NATIVE_SNAPSHOTS_MAX) atomic_store(&server->leases[i].holders, 1);
+    return i;
+}
+
 static void
-drop_snapshot(struct native_snapshot *entry)
+lease_give_back(struct native_lease *lease)
+{
+    if (atomic_fetch_sub(&lease->holders, 1) == 1) atomic_store(&lease->id, 0);
+}
+
+static struct native_lease *
+lease_of(struct shard *shard, const struct native_snapshot *entry)
+{
+    return &shard->server->leases[entry - shard->native->snapshots];
+}
+
+static void
+drop_snapshot(struct shard *shard, struct native_snapshot *entry)
 {
     CHECK(entry->users == 0);
     lsm_snapshot_close(entry->snapshot);
     memset(entry, 0, sizeof(*entry));
+    lease_give_back(lease_of(shard, entry));
+}
+
+static bool
+lease_is_over(const struct native_lease *lease, u64 lease_ns)
+{
+    if (atomic_load(&lease->readers) != 0) return false;
+    u64 now = io_now_ns(), used_ns = atomic_load(&lease->used_ns);
+    return now - MIN(now, used_ns) > lease_ns;
 }
 
 void
 native_snapshots_sweep(struct shard *shard, bool all)
 {
-    u64 now = io_now_ns();
     for (u32 i = 0; i < NATIVE_SNAPSHOTS_MAX; i++) {
         struct native_snapshot *entry = &shard->native->snapshots[i];
         if (entry->id == 0 || entry->users != 0) continue;
-        if (all || now - MIN(now, entry->used_ns) > entry->lease_ns) drop_snapshot(entry);
+        if (all || lease_is_over(lease_of(shard, entry), entry->lease_ns))
+            drop_snapshot(shard, entry);
     }
 }
 
 struct snapshot_call {
     u64 id;
+    u32 index;
     u64 lease_ns;
     struct cut *cut;
     status st;
@@ -271,31 +306,28 @@ adopt_here(void *arg)
 {
     struct snapshot_call *call = arg;
     struct shard *shard = shard_self();
-    if (!ok(call->st)) return;
-    native_snapshots_sweep(shard, false);
-    struct native_snapshot *entry = find_snapshot(shard, 0);
-    if (entry == NULL) {
-        call->st = ST_OVERLOADED;
-        return;
-    }
-    *entry = (struct native_snapshot){.id = call->id,
-                                      .snapshot = call->cut->snapshots[shard->index],
-                                      .used_ns = io_now_ns(),
-                                      .lease_ns = call->lease_ns};
+    struct native_snapshot *entry = &shard->native->snapshots[call->index];
+    CHECK(entry->id == 0); /* or its lease would not be free */
+    *entry = (struct native_snapshot){
+        .id = call->id, .snapshot = call->cut->snapshots[shard->index], .lease_ns = call->lease_ns};
     call->cut->snapshots[shard->index] = NULL;
+    struct native_lease *lease = lease_of(shard, entry);
+    atomic_fetch_add(&lease->holders, 1);
+    atomic_store(&lease->used_ns, io_now_ns());
 }
 
 static void
 close_here(void *arg)
 {
     struct snapshot_call *call = arg;
-    struct native_snapshot *entry = find_snapshot(shard_self(), call->id);
+    struct shard *shard = shard_self();
+    struct native_snapshot *entry = find_snapshot(shard, call->id);
     if (entry == NULL) {
         call->st = ST_CANCELED;
         return;
     }
     entry->lease_ns = 0; /* a scan that reads it now finishes its page; then it goes */
-    if (entry->users == 0) drop_snapshot(entry);
+    if (entry->users == 0) drop_snapshot(shard, entry);
 }
 
 MAY_YIELD void
@@ -304,26 +336,27 @@ native_snapshot_open(struct exec *x)
     struct native_request request;
     if (!native_decode(x, &request)) return;
     u32 lease_ms = CLAMP(request.snapshot_open.lease_ms, 1000u, NATIVE_LEASE_MS_MAX);
-    /* All shards have the same ones: whoever asks in vain shall not hold anybody's writes. */
-    native_snapshots_sweep(x->shard, false);
-    if (find_snapshot(x->shard, 0) == NULL) {
+    struct server *server = x->shard->server;
+    struct cut cut;
+    struct snapshot_call call = {
+        .id = io_random() | 1, .lease_ns = lease_ms * NS_PER_MS, .cut = &cut};
+    /* First of all: whoever asks in vain shall not hold anybody's writes. */
+    call.index = lease_take(server, call.id);
+    if (call.index == NATIVE_SNAPSHOTS_MAX) {
         exec_fail(x, ST_OVERLOADED);
         return;
     }
-    struct cut cut;
     u64 time_ms = io_wall_ms();
     status st = cut_open(x->shard, &cut);
-    if (!ok(st)) {
-        exec_fail(x, st);
-        return;
+    if (ok(st)) {
+        st = shard_for_all(x->shard, adopt_here, &call);
+        if (!ok(st)) {
+            shard_for_all_possible(x->shard, close_here, &call);
+            cut_close(&cut);
+        }
     }
-    struct snapshot_call call = {
-        .id = io_random() | 1, .lease_ns = lease_ms * NS_PER_MS, .cut = &cut};
-    st = shard_for_all(x->shard, adopt_here, &call);
-    if (!ok(call.st)) st = call.st;
+    lease_give_back(&server->leases[call.index]);
     if (!ok(st)) {
-        shard_for_all_possible(x->shard, close_here, &call);
-        cut_close(&cut);
         exec_fail(x, st);
         return;
     }
@@ -400,6 +433,7 @@ scan_here(void *arg)
     const struct native_request *request = call->request;
     bool keys_only = (request->scan.flags & NATIVE_SCAN_KEYS_ONLY) != 0;
     struct native_snapshot *held = NULL;
+    struct native_lease *lease = NULL;
     if (request->scan.snapshot != 0) {
         held = find_snapshot(shard, request->scan.snapshot);
         if (held == NULL || held->lease_ns == 0) {
@@ -407,7 +441,8 @@ scan_here(void *arg)
             return;
         }
         held->users++;
-        held->used_ns = io_now_ns();
+        lease = lease_of(shard, held);
+        atomic_fetch_add(&lease->readers, 1);
     }
     u64 from_token = request->scan.token_first;
     struct bytes from_key = BYTES(NULL, 0);
@@ -468,7 +503,8 @@ scan_here(void *arg)
     if (scan != NULL) lsm_scan_close(scan);
     if (held == NULL && ok(call->st)) call->st = durable_wait_scanned(shard, seen, shown);
     if (held != NULL) {
-        held->used_ns = io_now_ns();
+        atomic_store(&lease->used_ns, io_now_ns());
+        atomic_fetch_sub(&lease->readers, 1);
         held->users--;
     }
     CHECK(entries.size <= call->room);

@@ -34,6 +34,16 @@
 /* A whole request's bytes: see CONN_INPUT_MAX_BYTES. */
 #define REQUEST_BYTES_MAX (CONN_INPUT_MAX_BYTES - 4096u)
 
+/* How long a native snapshot is kept (native.h). All shards count together: a scan reads one shard
+ * after another, and the others' parts are in use as well. */
+#define NATIVE_SNAPSHOTS_MAX 16u /* a node */
+struct native_lease {
+    _Atomic u64 id;      /* the snapshot's; 0: free */
+    _Atomic u64 used_ns; /* by any shard */
+    _Atomic u32 readers; /* pages that are being read now */
+    _Atomic u32 holders; /* shards that have their part, and who opens it */
+};
+
 /* The node. Filled by server_new and by shard 0 before the others go on; then read-only. */
 struct server {
     struct server_config *config; /* the host's; its changeable fields are atomic */
@@ -61,6 +71,7 @@ struct server {
                                  * that have long found no place for one */
     struct cluster *cluster;    /* NULL: a node by itself */
     _Atomic u32 not_ready;      /* why, node.c; by shard 0; 0: it is */
+    struct native_lease leases[NATIVE_SNAPSHOTS_MAX];
 };
 
 /* Somebody who waits until seq is durable, without a fiber. */

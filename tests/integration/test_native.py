@@ -19,9 +19,10 @@ for index in range(256):
     CRC_TABLE.append(crc)
 
 HELLO, PING, GET, PUT, SCAN, STATUS, TOPOLOGY = 1, 2, 3, 4, 7, 13, 17
+SNAPSHOT_OPEN, SNAPSHOT_CLOSE = 8, 9
 OK, NOT_FOUND, CONFLICT, TOO_LARGE, UNSUPPORTED, BAD_FRAME = 0, 1, 2, 4, 5, 6
 BODY_BYTES_MAX = 16_773_072
-UNKNOWN_OUTCOME, CLOSING, SNAPSHOT_GONE, UNAUTHENTICATED = 14, 16, 17, 18
+OVERLOADED, UNKNOWN_OUTCOME, CLOSING, SNAPSHOT_GONE, UNAUTHENTICATED = 7, 14, 16, 17, 18
 IF_PRESENT = 2
 FLAG_REPLY, FLAG_REPLAYED = 1, 2
 
@@ -252,6 +253,66 @@ def test_errors_of_the_native_protocol_are_counted(make_server):
         assert native.call(frame(SCAN, scan))[0] == SNAPSHOT_GONE
     server.wait_metric("distkv_errors_total", lambda value: value > 0)
     assert server.metric("distkv_errors_total") == 1
+
+
+TOKENS = 1 << 64
+SNAPSHOTS_MAX = 16
+
+
+def page(native, snapshot, token=0):
+    """The status of a page that begins there."""
+    body = struct.pack("<QQQIIBBBBHHQ", snapshot, token, TOKENS - 1, 10, 1000, 0, 0, 0, 0, 0, 0, 0)
+    return native.call(frame(SCAN, body))[0]
+
+
+def snapshot_open(native, lease_ms):
+    """(status, snapshot)"""
+    status, _, _, body = native.call(frame(SNAPSHOT_OPEN, struct.pack("<I", lease_ms)))
+    return status, struct.unpack("<Q", body[:8])[0]
+
+
+@pytest.mark.smoke
+def test_a_snapshot_is_kept_on_all_shards_while_one_is_read(make_server):
+    """As an export reads it: all of the first shard, and only then anything of the second."""
+    server = make_server(cores="0,1")
+    lease = 1.0 * SLOW
+    with Native(server) as native:
+        status, snapshot = snapshot_open(native, int(lease * 1000))
+        assert status == OK
+        begun = time.monotonic()
+        while time.monotonic() < begun + 2.5 * lease:
+            assert page(native, snapshot, 0) == OK
+            time.sleep(lease / 4)
+        assert page(native, snapshot, TOKENS // 2) == OK
+        # And the first one while the second one is.
+        begun = time.monotonic()
+        while time.monotonic() < begun + 2.5 * lease:
+            assert page(native, snapshot, TOKENS // 2) == OK
+            time.sleep(lease / 4)
+        assert page(native, snapshot, 0) == OK
+        # Used by nobody it is dropped, on both.
+        server.wait_metric("distkv_snapshots_open", lambda value: value == 2)
+        server.wait_metric("distkv_snapshots_open", lambda value: value == 0)
+        assert page(native, snapshot, 0) == SNAPSHOT_GONE
+        assert page(native, snapshot, TOKENS // 2) == SNAPSHOT_GONE
+
+
+@pytest.mark.smoke
+def test_a_place_for_a_snapshot_is_free_again_when_one_has_ended(make_server):
+    server = make_server(cores="0,1")
+    with Native(server) as native:
+        for lease_ms in (60_000, int(3000 * SLOW), 60_000):  # closed; run out
+            opened = [snapshot_open(native, lease_ms) for _ in range(SNAPSHOTS_MAX + 1)]
+            assert [status for status, _ in opened] == [OK] * SNAPSHOTS_MAX + [OVERLOADED]
+            if lease_ms == 60_000:
+                for _, snapshot in opened[:-1]:
+                    body = struct.pack("<Q", snapshot)
+                    assert native.call(frame(SNAPSHOT_CLOSE, body))[0] == OK
+                    assert native.call(frame(SNAPSHOT_CLOSE, body))[0] == SNAPSHOT_GONE
+            else:
+                server.wait_metric("distkv_snapshots_open",
+                                   lambda value: value == 2 * SNAPSHOTS_MAX)
+                server.wait_metric("distkv_snapshots_open", lambda value: value == 0)
 
 
 def hello(native, features):
