@@ -25,7 +25,9 @@
  * sees it that the client talks to. That node also remembers when this last changed; a retry whose
  * first attempt is older carries a mark (request.moved), and where its id is not known then, nobody
  * knows what became of the first attempt. The same when the process that runs it is younger. Of
- * writes with a condition only: the others may be done twice.
+ * writes with a condition only: the others may be done twice. What is sent on may have been under
+ * way between the nodes as well: to the one that runs it the connection is older by that time, and
+ * by what clocks may differ (connected_of, route.c).
  *
  * Elsewhere. In a cluster a client has a write without a condition done by another node, too, when
  * the first does not answer; not within NATIVE_ELSEWHERE_MS after it was sent (libdistkv keeps to

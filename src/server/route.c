@@ -795,6 +795,20 @@ begin_of(const struct peer_forward *forward, u64 wall_ms, u64 deadline_ns)
                                                                         : now + left_ms * NS_PER_MS;
 }
 
+/* Since when, by our clock, the connection is there that the client's request came over. The way
+ * here counts, too, or a write that comes again would be younger than it is (native_write.c). It
+ * was sent on no sooner than NATIVE_BEGIN_NS before until_ms, by a clock that is as wrong as ours
+ * at the most. */
+static u64
+connected_of(const struct peer_forward *forward, u64 wall_ms)
+{
+    u64 now = io_now_ns();
+    u64 latest_ms = wall_ms + NATIVE_BEGIN_NS / NS_PER_MS + 2 * FORWARD_CLOCK_MS;
+    u64 under_way_ms = latest_ms - MIN(latest_ms, forward->until_ms);
+    u64 since_ms = forward->age_ms + 1 + under_way_ms;
+    return now - MIN(now, since_ms * NS_PER_MS);
+}
+
 static void
 asked(void *arg, struct peer_request *peer, const struct peer_identity *from,
       const struct native_header *header, struct bytes body)
@@ -869,12 +883,11 @@ asked(void *arg, struct peer_request *peer, const struct peer_identity *from,
     bool begun = coordinates_begin(request);
     CHECK(begun);
     shard->stats->cluster_forwarded++;
-    u64 now = io_now_ns(), age = forward.age_ms * NS_PER_MS;
     request->peer = peer;
     request->owner = owner;
     request->resp = forward.resp == 0 ? 3 : forward.resp;
     request->level = forward.level;
-    request->connected_ns = now - MIN(now, age);
+    request->connected_ns = connected_of(&forward, wall_ms);
     request->moved = forward.moved;
     request->deadline_ns = peer_request_deadline_ns(peer);
     request->begin_ns = begin_of(&forward, wall_ms, request->deadline_ns);

@@ -20,6 +20,7 @@
 #include "cluster_rig.h"
 #include "proto/native.h"
 #include "server/exec.h"
+#include "server/native.h"
 
 #ifdef __SANITIZE_ADDRESS__
 #define SEED_COUNT 1u
@@ -295,6 +296,83 @@ a_retry_that_another_process_would_judge_is_unknown(void **state)
     run_again(RUNNER_IS_ANOTHER_PROCESS);
 }
 
+/* ---- a write that comes again and is on its way to another node for long ---- */
+
+/* Longer than all that happens before it, so that it looks younger than what was forgotten. */
+#define HELD_NS (300 * NS_PER_MS)
+
+/* The next outcome takes the place of the oldest: as if the ring were full. */
+static MAY_YIELD void
+ring_begins(struct shard *shard, void *arg)
+{
+    (void)arg;
+    shard->native->next = 0;
+}
+
+static MAY_YIELD void
+held_story(struct rig *rig)
+{
+    bool forgotten = *(bool *)rig->arg;
+    struct rig_client first, again;
+    char key[16];
+    u16 flags;
+    cluster_rig_settle(rig, NODES, NODES, WAIT_NS);
+    fiber_sleep_ns(5 * NS_PER_S);
+    key_of(rig, 1, key, sizeof(key));
+    rig_native_connect(rig, 2, 0, &first);
+    rig_on_node(rig, 0, 1, ring_begins, NULL);
+    u64 sent_ns = io_now_ns();
+    CHECK(put_if_absent(&first, 1, 0, key, &flags) == NATIVE_ST_OK); /* and this is lost */
+    if (forgotten) rig_on_node(rig, 0, 1, ring_begins, NULL);
+    CHECK(put(&first, 2, 0, key, "newer") == NATIVE_ST_OK);
+    rig_disconnect(&first);
+
+    rig_native_connect(rig, 2, 0, &again);
+    u32 age_ms = (u32)((io_now_ns() - sent_ns) / NS_PER_MS) + 1;
+    CHECK(age_ms < HELD_NS / NS_PER_MS / 2);
+    sim_node_shard_stall(rig->nodes[0].machine, 1, HELD_NS);
+    u32 outcome = put_if_absent(&again, 1, age_ms, key, &flags);
+    if (forgotten)
+        CHECK(outcome == NATIVE_ST_UNKNOWN_OUTCOME);
+    else
+        CHECK(outcome == NATIVE_ST_OK && (flags & NATIVE_FLAG_REPLAYED) != 0);
+    expect_node_has(rig, 2, key, "newer");
+    rig_disconnect(&again);
+
+    /* What was first sent since is judged as ever. */
+    fiber_sleep_ns(NS_PER_S);
+    rig_native_connect(rig, 2, 0, &again);
+    CHECK(put_if_absent(&again, 3, 5, key, &flags) == NATIVE_ST_CONFLICT);
+    rig_disconnect(&again);
+}
+
+static void
+run_held(bool forgotten)
+{
+    for (u64 seed = 1; seed <= SEED_COUNT; seed++) {
+        struct rig rig = {.shard_count = 2,
+                          .node_count = NODES,
+                          .configure = configure,
+                          .on_all_nodes = true,
+                          .story = held_story,
+                          .arg = &forgotten};
+        sim_options_default(&rig.options, seed);
+        rig_run(&rig);
+    }
+}
+
+static void
+a_retry_that_was_on_its_way_for_long_is_not_younger(void **state)
+{
+    run_held(true);
+}
+
+static void
+a_retry_that_was_on_its_way_for_long_is_answered_where_it_is_known(void **state)
+{
+    run_held(false);
+}
+
 /* ---- a write that comes again of which nobody knows whether it is done ---- */
 
 #define TIMEOUT_MS 1500u
@@ -503,6 +581,8 @@ main(void)
         cmocka_unit_test(a_retry_is_answered_from_where_the_write_was_done),
         cmocka_unit_test(a_retry_that_another_node_would_judge_is_unknown),
         cmocka_unit_test(a_retry_that_another_process_would_judge_is_unknown),
+        cmocka_unit_test(a_retry_that_was_on_its_way_for_long_is_not_younger),
+        cmocka_unit_test(a_retry_that_was_on_its_way_for_long_is_answered_where_it_is_known),
         cmocka_unit_test(a_retry_of_what_may_be_done_is_no_conflict),
         cmocka_unit_test(a_retry_that_waits_for_what_may_be_done_is_no_conflict),
         cmocka_unit_test(a_node_that_is_stopped_while_it_enters_ends_what_was_sent_on_to_it),
