@@ -412,6 +412,42 @@ a_callback_may_start_calls_but_not_block(void **state)
     assert_int_equal(seen.calls, 6);
 }
 
+/* A write of which nobody knows whether it was done: its caller goes and looks. */
+static void
+look_for_it(void *arg, const struct distkv_result *result)
+{
+    struct call *call = arg;
+    note(arg, result);
+    assert_int_equal(distkv_get_async(kv, "k", 1, note, call), DISTKV_OK);
+}
+
+/* What ends without a reply is told last of all, when the requests at hand have been sent. No timer
+ * is to wake anybody meanwhile. */
+static void
+what_a_callback_starts_is_sent_in_the_same_turn(void **state)
+{
+    (void)state;
+    distkv_close(kv);
+    struct distkv_options options;
+    distkv_options_init(&options);
+    options.timeout_ms = options.connect_timeout_ms = 60000;
+    connect_with(&options);
+    static struct seen seen;
+    static struct call call = {&seen, 0};
+    struct distkv_write absent = {.condition = DISTKV_IF_ABSENT};
+    server->run_id = 2; /* told to the next connection */
+    server->drop_after_writes = 1;
+    assert_int_equal(distkv_put_async(kv, "k", 1, "v", 1, &absent, look_for_it, &call), DISTKV_OK);
+    distkv_flush(kv);
+    while (distkv_pending(kv) > 0) {
+        struct pollfd fd = {.fd = distkv_fd(kv), .events = POLLIN};
+        assert_true(poll(&fd, 1, 10000) == 1);
+        assert_true(distkv_process(kv, 0) >= 0);
+    }
+    assert_int_equal(seen.codes[DISTKV_UNKNOWN_OUTCOME], 1);
+    assert_int_equal(seen.codes[DISTKV_OK], 1);
+}
+
 static void
 keep_result(void *arg, const struct distkv_result *result)
 {
@@ -801,6 +837,7 @@ main(void)
         T(thousands_of_calls_are_pipelined),
         T(the_descriptor_tells_when_to_process),
         T(a_callback_may_start_calls_but_not_block),
+        T(what_a_callback_starts_is_sent_in_the_same_turn),
         T(every_call_has_an_asynchronous_form),
         T(closing_ends_what_is_pending),
         T(memory_is_bounded),
