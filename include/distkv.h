@@ -264,7 +264,8 @@ struct distkv_cluster_request {
 };
 
 /* json_out (may be NULL): one object, free with distkv_free. number_out (may be NULL): of the
- * keyspace (KEYSPACE_SET, _FIND), else the epoch of the topology. */
+ * keyspace (KEYSPACE_SET, _FIND), else the epoch of the topology. A change whose reply is lost is
+ * not sent again: DISTKV_UNKNOWN_OUTCOME. */
 DISTKV_API int distkv_cluster(distkv *kv, const struct distkv_cluster_request *request,
                               char **json_out, uint64_t *number_out);
 

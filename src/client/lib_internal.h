@@ -74,7 +74,7 @@ struct request {
     u8 opcode;
     bool own;        /* the library's: HELLO, PING, TOPOLOGY. It has no deadline */
     bool repeatable; /* may be done twice without harm */
-    bool ambiguous;  /* a write that may have been done by an attempt whose reply was lost */
+    bool ambiguous;  /* a change that may have been done by an attempt whose reply was lost */
     u32 slot;
     u32 attempts;
     u64 id;

@@ -89,6 +89,20 @@ takes_level(u8 opcode)
     return native_opcode_writes(opcode) || opcode == NATIVE_GET || opcode == NATIVE_TTL;
 }
 
+/* By which a server knows it again. */
+static bool
+has_id(const struct request *request)
+{
+    return native_opcode_writes(request->opcode);
+}
+
+/* Writes, and changes of the cluster, which have no id. */
+static bool
+changes_something(const struct request *request)
+{
+    return has_id(request) || !request->repeatable;
+}
+
 struct request *
 request_new(struct distkv *kv, struct native_request *native, u32 slot, bool repeatable)
 {
@@ -109,7 +123,7 @@ request_new(struct distkv *kv, struct native_request *native, u32 slot, bool rep
     native->header.keyspace = (u16)kv->options.keyspace;
     if (takes_level(request->opcode))
         native->header.flags |= (u16)(kv->options.consistency << NATIVE_LEVEL_SHIFT);
-    if (native_opcode_writes(request->opcode)) {
+    if (has_id(request)) {
         native->id.word[0] = prng_u64(&kv->prng);
         native->id.word[1] = prng_u64(&kv->prng) | 1; /* never all zero, which means none */
     }
@@ -280,7 +294,6 @@ requests_dispatch(struct distkv *kv)
 void
 request_on_lost(struct distkv *kv, struct request *request, bool begun, const char *why)
 {
-    bool write = native_opcode_writes(request->opcode);
     u32 idempotency_ms = request->connection->idempotency_ms;
     request->connection = NULL; /* the connection has emptied its lists and its count */
     if (request->own) {
@@ -288,9 +301,10 @@ request_on_lost(struct distkv *kv, struct request *request, bool begun, const ch
         request_free(kv, request);
         return;
     }
-    if (begun && write) {
+    if (begun && changes_something(request)) {
+        bool known_again = has_id(request) && idempotency_ms != 0;
         request->ambiguous = true;
-        if (kv->options.no_write_retry || (!request->repeatable && idempotency_ms == 0)) {
+        if (kv->options.no_write_retry || (!request->repeatable && !known_again)) {
             request_end(kv, request, DISTKV_UNKNOWN_OUTCOME, "%s", why);
             return;
         }
@@ -326,8 +340,7 @@ request_on_timer(struct distkv *kv, struct request *request)
         connection = NULL;
     }
     bool silent = request->state == REQUEST_SENT && connection->received_ns < request->sent_ns;
-    if (request->state == REQUEST_SENT && native_opcode_writes(request->opcode))
-        request->ambiguous = true;
+    if (request->state == REQUEST_SENT && changes_something(request)) request->ambiguous = true;
     if (request->attempts == 0 && kv->connect_error[0] != '\0' && route_choose(kv, request) == NULL)
         request_end(kv, request, DISTKV_UNREACHABLE, "%s", kv->connect_error);
     else
@@ -400,7 +413,7 @@ requests_cancel_all(struct distkv *kv)
             if (request->own || request->state == REQUEST_COMPLETED) continue;
             bool out = request->state == REQUEST_SENT ||
                        (request->state == REQUEST_UNSENT && request->connection->unsent_offset > 0);
-            if (out && native_opcode_writes(request->opcode)) request->ambiguous = true;
+            if (out && changes_something(request)) request->ambiguous = true;
             request_end(kv, request, unanswered(request, DISTKV_CANCELED), "the handle was closed");
         }
     }

@@ -265,6 +265,15 @@ welcome(struct fake_server *server, const struct native_request *request)
     return bytes_equal(request->hello.password, BYTES(password, strlen(password)));
 }
 
+static bool
+drops_reply(struct fake_server *server, struct client *client)
+{
+    if (server->drop_after_writes == 0) return false;
+    server->drop_after_writes--;
+    client->closing = true;
+    return true;
+}
+
 static void
 handle(struct fake_server *server, struct client *client, const struct native_request *request,
        struct buf *out)
@@ -339,11 +348,7 @@ handle(struct fake_server *server, struct client *client, const struct native_re
     case NATIVE_BATCH:
     case NATIVE_EXPIRE:
         do_write(server, request, &reply);
-        if (server->drop_after_writes > 0) {
-            server->drop_after_writes--;
-            client->closing = true;
-            return;
-        }
+        if (drops_reply(server, client)) return;
         break;
     case NATIVE_SCAN:
         do_scan(server, request, &reply, &a);
@@ -372,6 +377,10 @@ handle(struct fake_server *server, struct client *client, const struct native_re
         reply_topology(server, request, &reply, &a, &b);
         break;
     case NATIVE_CLUSTER:
+        if (request->cluster.function == NATIVE_CLUSTER_REMOVE) {
+            server->cluster_changes++;
+            if (drops_reply(server, client)) return;
+        }
         reply.cluster.number = request->cluster.function == NATIVE_CLUSTER_KEYSPACE_FIND ? 9 : 3;
         reply.cluster.json = BYTES_LITERAL("{}");
         break;

@@ -42,7 +42,8 @@ struct fake_server {
     char address[32]; /* "127.0.0.1:port" */
     /* how it is to misbehave; set at any time */
     atomic_int drop_before_writes; /* close instead of doing the next n writes */
-    atomic_int drop_after_writes;  /* do the next n writes, then close without a reply */
+    atomic_int drop_after_writes;  /* do the next n writes, then close without a reply; changes of
+                                    * the cluster are some */
     atomic_int overload;           /* refuse the next n requests */
     atomic_int close_writes;       /* ask for another connection at the next n writes */
     atomic_int silent;             /* answer nothing but HELLO */
@@ -65,7 +66,7 @@ struct fake_server {
     /* what it has seen */
     atomic_int topologies, keyed, elsewhere; /* elsewhere: whose key another one is first of */
     atomic_int ended;                        /* connections, by their clients or by it */
-    atomic_int connections, hellos, writes_done, writes_replayed, requests;
+    atomic_int connections, hellos, writes_done, writes_replayed, cluster_changes, requests;
     atomic_uint last_timeout_ms, last_write_age_ms;
     /* the thread's own */
     struct fake_entry entries[FAKE_ENTRIES_MAX];

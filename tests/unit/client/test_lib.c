@@ -602,6 +602,32 @@ without_retry_a_lost_reply_is_told_at_once(void **state)
     assert_value("k", "v");
 }
 
+static int
+remove_node(void)
+{
+    struct distkv_cluster_request request = {
+        .function = DISTKV_CLUSTER_REMOVE, .node = "n3", .dead = 1};
+    return distkv_cluster(kv, &request, NULL, NULL);
+}
+
+/* It has no id by which the server would know it again. */
+static void
+a_change_of_the_cluster_is_sent_once(void **state)
+{
+    (void)state;
+    assert_int_equal(remove_node(), DISTKV_OK);
+    server->drop_after_writes = 1;
+    assert_int_equal(remove_node(), DISTKV_UNKNOWN_OUTCOME);
+    assert_int_equal(server->cluster_changes, 2);
+    assert_int_equal(remove_node(), DISTKV_OK);
+    server->silent = 1;
+    distkv_set_timeout(kv, 400);
+    assert_int_equal(remove_node(), DISTKV_UNKNOWN_OUTCOME);
+    struct distkv_cluster_request look = {.function = DISTKV_CLUSTER_STATUS};
+    assert_int_equal(distkv_cluster(kv, &look, NULL, NULL), DISTKV_TIMED_OUT);
+    server->silent = 0;
+}
+
 static void
 refusals_are_repeated_until_the_deadline(void **state)
 {
@@ -844,6 +870,7 @@ main(void)
         T(a_lost_reply_is_repeated_and_done_once),
         T(a_condition_is_not_repeated_to_a_server_that_has_forgotten),
         T(without_retry_a_lost_reply_is_told_at_once),
+        T(a_change_of_the_cluster_is_sent_once),
         T(refusals_are_repeated_until_the_deadline),
         T(who_is_overloaded_gets_no_multiple_of_the_load),
         T(a_connection_that_the_server_does_not_want_is_left_when_all_is_answered),
