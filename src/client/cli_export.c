@@ -30,12 +30,21 @@ struct export
     u64 start_ns, report_ns;
 };
 
+/* What begins with { import takes for JSON lines. */
+static void
+write_tsv_key(FILE *out, const u8 *key, size_t size)
+{
+    bool brace = size > 0 && key[0] == '{';
+    if (brace) fputs("\\x7b", out);
+    text_write_escaped(out, key + brace, size - brace);
+}
+
 static void
 export_entry(struct export *export, const struct distkv_entry *entry)
 {
     FILE *out = export->out;
     if (export->tsv) {
-        text_write_escaped(out, entry->key, entry->key_size);
+        write_tsv_key(out, entry->key, entry->key_size);
         putc('\t', out);
         text_write_escaped(out, entry->value, entry->value_size);
         if (entry->expire_ms != 0) fprintf(out, "\t%" PRIu64, entry->expire_ms);

@@ -139,6 +139,13 @@ def test_import_is_the_inverse_of_export(client, tmp_path):
         assert client.server.call("DBSIZE") == 501
     assert 0 < client.server.call("TTL", "expires") <= 1000
     assert client.server.call("GET", b"\x00\xfe7\t\n") == b"\xff\x007\\\"" * 8
+    # The first line alone says which format it is, and hash tags begin as JSON lines do.
+    client.server.call("FLUSHALL")
+    client.server.call("SET", "{user7}name", "Ann")
+    client("export", str(tmp_path / "tagged.tsv"))
+    client.server.call("FLUSHALL")
+    client("import", str(tmp_path / "tagged.tsv"))
+    assert client.server.call("GET", "{user7}name") == b"Ann"
     client("import", "--if-absent", str(tmp_path / "all.json"))
     client("import", data=b'{"key": "ok", "value": "1"}\n{"key": \n', code=1)
     assert client.server.call("GET", "ok") == b"1"

@@ -297,6 +297,11 @@ what_is_exported_imports_the_same(void **state)
         assert_int_equal(server->count, before);
     }
     assert_run("test ! -e second.json.part", 0);
+    /* The first line alone says which format it is, and hash tags begin as JSON lines do. */
+    assert_run("kv delete plain empty timed; kv delete --escapes 'k\\x00\\xff' 'tab\\tnl\\n'", 0);
+    assert_run("kv put '{t}k' '{v}'; kv export --quiet tagged.tsv; kv delete '{t}k'", 0);
+    assert_output("cat tagged.tsv", "\\x7bt}k\t{v}\n");
+    assert_says("kv import tagged.tsv && kv get '{t}k'", 0, "{v}");
 }
 
 static void
