@@ -41,7 +41,7 @@ struct cli_settings {
     /* of commands */
     u64 ttl_ms;
     u64 if_absent, if_present;
-    u64 if_version;
+    u64 if_version; /* 0: not given */
     u64 escapes;
     u64 siblings;
     char context[OPTION_TEXT_BYTES]; /* hexadecimal, or @FILE */

@@ -98,8 +98,8 @@
     FLAG("escapes", escapes, "Read \\t \\n \\r \\\\ and \\xHH in keys and values.")
 #define OPTION_VERSION_IS                                                                          \
     {                                                                                              \
-        .name = "if-version", .kind = OPTION_NUMBER, FIELD(if_version), .max = UINT64_MAX,         \
-        .fallback = "0", .value_name = "N", SECTION, .help = "Only if the key has this version."   \
+        .name = "if-version", .kind = OPTION_NUMBER, FIELD(if_version), .min = 1,                  \
+        .max = UINT64_MAX, .value_name = "N", SECTION, .help = "Only if the key has this version." \
     }
 #define OPTION_CONTEXT(text)                                                                       \
     {                                                                                              \

@@ -104,6 +104,10 @@ conditions_and_times_can_be_given(void **state)
     assert_run("kv put --if-version=1 k w", 0);
     assert_run("kv put --if-version 1 k w", 1);
     assert_says("kv put --if-absent --if-present k w", 2, "only one");
+    /* No key has it: who has none of a version at hand does not write without a condition. */
+    assert_says("kv put k x --if-version 0", 2, "if-version");
+    assert_says("kv delete k --if-version 0", 2, "if-version");
+    assert_output("kv get k", "w");
     assert_output("kv ttl k", "never expires\n");
     assert_output("kv expire k 5s; kv ttl k", "ok\n5.000 s\n");
     assert_output("kv ttl k --json", "{\"ttl_ms\":5000}\n");
