@@ -101,6 +101,18 @@ waiter_done(struct request *request, int code, const char *error, const struct n
         waiter->reply.siblings.context = BYTES(waiter->body.data + span.size, next.size);
 }
 
+/* A caller's. One that keeps the handle full does not keep it from connecting again. */
+static struct request *
+call_new(struct distkv *kv, struct native_request *native, u32 slot, bool repeatable)
+{
+    if (kv->table_used >= LIB_PENDING_MAX) return NULL;
+    struct request *request = request_new(kv, native, slot, repeatable);
+    if (request == NULL || kv->pending == 0 || budget_available(&kv->budget) >= LIB_OWN_BYTES)
+        return request;
+    request_free(kv, request);
+    return NULL;
+}
+
 void
 waiter_deinit(struct waiter *waiter)
 {
@@ -113,7 +125,7 @@ lib_call_start(struct distkv *kv, struct native_request *native, u32 slot, bool 
 {
     *waiter = (struct waiter){.kv = kv};
     buf_init(&waiter->body, &kv->budget);
-    struct request *request = request_new(kv, native, slot, repeatable);
+    struct request *request = call_new(kv, native, slot, repeatable);
     if (request == NULL)
         return lib_fail(kv, DISTKV_NO_MEMORY, "%s", distkv_code_text(DISTKV_NO_MEMORY));
     request_start(kv, request, waiter_done, waiter);
@@ -521,7 +533,7 @@ lib_start_async(struct distkv *kv, struct native_request *native, u32 slot, bool
 {
     if (callback == NULL) return lib_fail(kv, DISTKV_INVALID, "no callback");
     if (kv->closing) return lib_fail(kv, DISTKV_CANCELED, "the handle is being closed");
-    struct request *request = request_new(kv, native, slot, repeatable);
+    struct request *request = call_new(kv, native, slot, repeatable);
     if (request == NULL)
         return lib_fail(kv, DISTKV_NO_MEMORY, "%s", distkv_code_text(DISTKV_NO_MEMORY));
     request->callback = callback;

@@ -195,7 +195,9 @@ connection_break(struct connection *connection, const char *format, ...)
     connection->state = CONNECTION_CLOSED;
     connection->writable_wanted = connection->leaving = connection->silent = false;
     lib_timer_stop(kv, &connection->timer);
-    buf_clear(&connection->in, 0);
+    /* Kept for the next one: callers would have taken it by then. */
+    connection->in.size = 0;
+    buf_trim(&connection->in, CONNECTION_READ_BYTES);
 
     struct list unsent, sent;
     list_init(&unsent);

@@ -39,6 +39,8 @@ static_assert(LIMIT_SHARDS <= LIB_CONNECTIONS_MAX, "each shard of a server may h
 #define LIB_RETRY_MAX_MS 500u
 /* A handle holds no more calls than this; with it the hash table stays small. */
 #define LIB_PENDING_MAX (1u << 20)
+/* Memory that calls leave to the library: what a connection begins with, and a map that is new. */
+#define LIB_OWN_BYTES KIB(128)
 
 enum request_state {
     REQUEST_WAITING,   /* kv->waiting: for a connection with room */

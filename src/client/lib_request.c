@@ -106,7 +106,6 @@ changes_something(const struct request *request)
 struct request *
 request_new(struct distkv *kv, struct native_request *native, u32 slot, bool repeatable)
 {
-    if (kv->table_used >= LIB_PENDING_MAX) return NULL;
     struct request *request = mem_alloc_zero(&kv->budget, sizeof(*request));
     if (request == NULL) return NULL;
     list_init(&request->link);

@@ -542,6 +542,35 @@ memory_is_bounded(void **state)
     assert_int_equal(seen.codes[DISTKV_OK], started);
 }
 
+/* Without waiting, so that the caller's calls always come first. */
+static void
+a_handle_that_is_kept_full_connects_again(void **state)
+{
+    (void)state;
+    distkv_close(kv);
+    struct distkv_options options;
+    distkv_options_init(&options);
+    options.memory_bytes_max = MIB(4);
+    connect_with(&options);
+    static const char value[1000];
+    static struct seen seen;
+    static struct call call = {&seen, 0};
+    int before = server->connections, enough = 0;
+    server->drop_before_writes = 1;
+    while (enough == 0 || seen.calls < enough) {
+        while (distkv_put_async(kv, "k", 1, value, sizeof(value), NULL, note, &call) == DISTKV_OK)
+            assert_in_range(distkv_pending(kv), 1, 5000);
+        if (enough == 0) enough = 2 * (int)distkv_pending(kv);
+        distkv_flush(kv);
+        struct pollfd fd = {.fd = distkv_fd(kv), .events = POLLIN};
+        assert_true(poll(&fd, 1, 10000) == 1);
+        assert_true(distkv_process(kv, 0) >= 0);
+    }
+    settle();
+    assert_int_equal(seen.codes[DISTKV_OK], seen.calls);
+    assert_int_equal(server->connections, before + 1);
+}
+
 /* ---- failures ---- */
 
 static void
@@ -867,6 +896,7 @@ main(void)
         T(every_call_has_an_asynchronous_form),
         T(closing_ends_what_is_pending),
         T(memory_is_bounded),
+        T(a_handle_that_is_kept_full_connects_again),
         T(a_lost_reply_is_repeated_and_done_once),
         T(a_condition_is_not_repeated_to_a_server_that_has_forgotten),
         T(without_retry_a_lost_reply_is_told_at_once),
