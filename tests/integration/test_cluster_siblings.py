@@ -77,6 +77,10 @@ def test_contexts_go_through_every_node_and_client(three):
     assert client(nodes[0], *words, "put", "--ttl", "1s", "a", "v").returncode == 1
     done = client(nodes[0], "put", "--siblings", "a", "v")  # keyspace 0 keeps none
     assert done.returncode == 1 and "keeps no siblings" in done.stderr, done.stderr
+    # Though nothing expires there.
+    done = client(nodes[0], *words, "doctor", "--count", "5")
+    assert done.returncode == 0 and "a durable write took" in done.stdout, done.stdout
+    assert client(nodes[0], *words, "count", "--exact").stdout.split()[-1] == "1"  # cart:7
 
 
 def test_writes_without_each_other_are_kept_over_kills_and_other_cores(three):
