@@ -532,7 +532,7 @@ void group0_join_asked(struct group0 *group0, struct peer_request *request,
                        const struct peer_identity *from, struct bytes body);
 
 /* group0_lead.c */
-/* A message of a member has come. */
+/* A member has answered what we sent it as leader: so it is reached, too. */
 static inline void
 group0_member_heard(struct group0 *group0, u32 member, u64 now_ns)
 {

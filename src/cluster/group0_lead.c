@@ -54,7 +54,7 @@ is_alive(const struct group0 *group0, u32 member)
     return member == group0->identity.member || group0->options.alive(group0->options.arg, member);
 }
 
-/* Since when nothing was heard of it: of raft here, or of anything elsewhere (alive). Who has just
+/* Since when it has answered nothing: of raft here, or of anything elsewhere (alive). Who has just
  * begun to lead has not had the time to hear of anybody. */
 static u64
 silent_ns(const struct group0 *group0, u32 member)

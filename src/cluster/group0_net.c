@@ -222,10 +222,12 @@ raft_came(void *arg, struct peer_request *request, const struct peer_identity *f
     group0_address_heard(group0, from->member, header->epoch, &address);
     group0_starts_heard(group0, from->member);
     if (!group0_input_begin(group0)) return;
-    group0_member_heard(group0, from->member, io_now_ns());
     status st = raft_message_decode(bytes, group0->entries_in, GROUP0_ENTRIES_IN, &message);
     /* Its own number, and nothing that comes in parts. */
     if (!ok(st) || message.from != from->member || message.type == RAFT_SNAPSHOT) return;
+    /* That it speaks is not enough: whom nothing reaches asks for votes for ever. */
+    if (message.type == RAFT_APPEND_REPLY || message.type == RAFT_HEARTBEAT_REPLY)
+        group0_member_heard(group0, from->member, io_now_ns());
     (void)step(group0, &message); /* the peer tries again */
 }
 

@@ -149,10 +149,12 @@ app_of_member(u32 number)
     return NULL;
 }
 
+static u32 deaf; /* a member that nothing of raft's reaches; 0: none */
+
 static bool
 app_alive(void *arg, u32 member)
 {
-    return app_of_member(member) != NULL;
+    return member != deaf && app_of_member(member) != NULL;
 }
 
 static u32 keeper; /* a member that always has something to hand on; 0: none */
@@ -713,7 +715,7 @@ history(u64 seed, bool telling)
     chain_last = acknowledged_epoch = 0;
     violation[0] = 0;
     seed_now = seed;
-    keeper = 0;
+    keeper = deaf = 0;
     rig = (struct peer_rig){.node_count = 1 + (u32)prng_below(&prng, NODES),
                             .shard_count = 1,
                             .shard_main = node_main,
@@ -759,7 +761,7 @@ story_begins(u32 nodes)
     chain_last = acknowledged_epoch = 0;
     violation[0] = 0;
     seed_now = 7;
-    keeper = 0;
+    keeper = deaf = 0;
     snapshot_entries = 0;
     disks_fail = errors_now = false;
     rig = (struct peer_rig){.node_count = nodes,
@@ -1207,6 +1209,88 @@ who_is_silent_for_a_moment_is_waited_for(void **state)
     assert_true(peer_rig_run_until(&rig, is_planned, &none, SECONDS(6)));
     assert_true(sim_now_ns(rig.sim) - began >= SECONDS(5));
     start(silent);
+    expect_well();
+    story_ends();
+}
+
+static void
+raft_ignored(void *arg, struct peer_request *request, const struct peer_identity *from,
+             const struct native_header *header, struct bytes body)
+{
+    if (request != NULL) peer_reply(request, NATIVE_ST_UNAVAILABLE, 0, NULL, 0);
+}
+
+static void
+goes_deaf(struct peer_rig_node *node, void *arg)
+{
+    (void)arg;
+    struct peers *peers = node->shards[0].peers;
+    deaf = group0_member(apps[node->index].group0);
+    peers_handler_set(peers, PEER_RAFT, raft_ignored, NULL);
+    peers_handler_set(peers, PEER_RAFT_SNAPSHOT, raft_ignored, NULL);
+}
+
+static bool
+votes(u32 number)
+{
+    const struct raft_peer *peer = raft_peer_find(&apps[leader_index()].group0->raft, number);
+    return peer != NULL && (peer->roles & RAFT_VOTER) != 0;
+}
+
+/* Its ports are blocked, say, and it calls others as before: so it asks for votes all the time. It
+ * is waited for no longer than who is silent. */
+static void
+who_speaks_and_is_not_reached_is_not_waited_for(void **state)
+{
+    u8 both = STAGE_WRITE_BOTH, none = STAGE_NONE;
+    story_begins(5);
+    for (u32 i = 0; i < 4; i++)
+        start(i);
+    peer_rig_run(&rig, SECONDS(10));
+    u32 first = leader_index(), one = first;
+    do /* of those who vote */
+        one = (one + 1) % 4;
+    while (!votes(group0_member(apps[one].group0)));
+    apps[4].fetches_nothing = true;
+    start(4);
+    assert_true(peer_rig_run_until(&rig, is_planned, &both, SECONDS(20)));
+    peer_rig_run(&rig, SECONDS(1)); /* fenced */
+    assert_true(peer_rig_do(&rig, one, 0, goes_deaf, NULL));
+    apps[4].fetches_nothing = false;
+    peer_rig_run(&rig, SECONDS(4));
+    assert_true(is_planned(&both));
+    assert_true(peer_rig_run_until(&rig, is_planned, &none, SECONDS(6)));
+    assert_int_equal(leader_index(), first);
+    assert_int_equal(apps[one].group0->raft.leader, 0); /* it looks for one */
+    peer_rig_stop(&rig, one);
+    deaf = 0;
+    start(one);
+    expect_well();
+    story_ends();
+}
+
+static void
+who_speaks_and_is_not_reached_loses_its_vote(void **state)
+{
+    story_begins(4);
+    for (u32 i = 0; i < 4; i++)
+        start(i);
+    peer_rig_run(&rig, SECONDS(10));
+    u32 one = leader_index(), spare = 0;
+    do
+        one = (one + 1) % 4;
+    while (!votes(group0_member(apps[one].group0)));
+    while (votes(group0_member(apps[spare].group0)))
+        spare++;
+    assert_true(peer_rig_do(&rig, one, 0, goes_deaf, NULL));
+    peer_rig_run(&rig, SECONDS(8));
+    assert_true(votes(deaf));
+    peer_rig_run(&rig, SECONDS(7));
+    assert_false(votes(deaf));
+    assert_true(votes(group0_member(apps[spare].group0)));
+    peer_rig_stop(&rig, one);
+    deaf = 0;
+    start(one);
     expect_well();
     story_ends();
 }
@@ -2158,6 +2242,8 @@ main(void)
         cmocka_unit_test(what_a_dead_joiner_was_to_get_is_given_up),
         cmocka_unit_test(plans_are_of_a_kind_that_all_members_know),
         cmocka_unit_test(who_is_silent_for_a_moment_is_waited_for),
+        cmocka_unit_test(who_speaks_and_is_not_reached_is_not_waited_for),
+        cmocka_unit_test(who_speaks_and_is_not_reached_loses_its_vote),
         cmocka_unit_test(a_forgotten_voter_leaves_the_group),
         cmocka_unit_test(a_founder_that_is_lost_as_reads_move_on_is_given_up),
         cmocka_unit_test(who_leaves_and_keeps_something_is_waited_for),
