@@ -18,8 +18,8 @@
  * with, which the barriers between two stages of a move wait for.
  *
  * Moves. Whoever leads group0 plans when members join or leave, and takes the plan from stage to
- * stage (group0_lead.c). Who gains partitions fetches them from a read quorum of those who have
- * them (cluster_fetch.c; the sources: cluster_stream.c).
+ * stage (group0_lead.c). Who gains partitions fetches them from as many of those who have them
+ * as meet every write quorum (cluster_fetch.c; the sources: cluster_stream.c).
  */
 #ifndef DISTKV_CLUSTER_CLUSTER_H
 #define DISTKV_CLUSTER_CLUSTER_H

@@ -9,9 +9,9 @@
  *
  * This is the gainer; what a source does is in cluster_stream.c.
  *
- * Each partition is fetched from as many members as its read quorum demands: so what was
- * acknowledged by a write quorum is among it, whoever was away when it was written. Sources answer
- * behind the fence of the stage alone. Versions decide in the gainer's store as everywhere, so
+ * Each partition is fetched from so many members that one of any write quorum is among them
+ * (topology_fetch_quorum): so what was acknowledged is, too, whoever was away when it was written.
+ * Where W + R > N that is a read quorum. Sources answer behind the fence of the stage alone. Versions decide in the gainer's store as everywhere, so
  * pages may come twice, and in any order with writes.
  *
  * Neighbouring partitions that lie on one shard of the same source are one range, FETCHES of which
@@ -20,14 +20,14 @@
  * enough.
  *
  * A partition of which too few live waits for them, and no other one does. Who was given up
- * (TOPOLOGY_GONE) is not waited for: a read quorum of those who are left is asked, and what nobody
- * is left of begins empty.
+ * (TOPOLOGY_GONE) is not waited for: so many of those who are left are asked, and what nobody is
+ * left of begins empty.
  *
  * Damage. A source whose store meets a damaged block refuses, and is then asked only for what those
  * without damage are too few for, and to pass over it: so one bad block does not hold up the rest.
- * What lay there comes from the other sources of the quorum; a write that only the damaged one and
- * a lost one had acknowledged is lost by the two together. Where the read quorum is one there is no
- * other, and damage would pass for absence: such a source is not asked so, and the fetch waits.
+ * What lay there comes from the other sources; a write that only the damaged one and a lost one had
+ * acknowledged is lost by the two together. Where one source is enough there is no other, and
+ * damage would pass for absence: such a source is not asked so, and the fetch waits.
  */
 #include "cluster/cluster_stream.h"
 
@@ -100,7 +100,7 @@ is_damaged(const struct fetch *fetch, u32 member)
     return source != NULL && source->is_damaged;
 }
 
-/* Whether the partition is to be fetched from the member; *enough: whether a read quorum lives.
+/* Whether the partition is to be fetched from the member; *enough: whether enough of them live.
  * Those without damage come first. What no member has any more is lost: there is nothing to fetch,
  * and nobody to wait for. */
 static bool
@@ -108,21 +108,19 @@ is_source(const struct fetch *fetch, u32 keyspace, u32 partition, u32 member, bo
 {
     struct topology_row row;
     topology_row(fetch->topology, keyspace, partition, &row);
-    u32 have = 0;
+    u32 have = 0, wanted = topology_fetch_quorum(fetch->topology, keyspace, &row);
     u8 done = *done_of(fetch, keyspace, partition);
     bool found = false;
-    *enough = row.count == 0;
-    if (*enough) return false;
     for (u32 i = 0; i < row.count; i++) /* what is here already */
         if (row.write[i] == fetch->self || (done & 1u << i) != 0) have++;
-    for (u32 i = 0; i < 2 * row.count && have < row.read_quorum; i++) {
+    for (u32 i = 0; i < 2 * row.count && have < wanted; i++) {
         u32 at = i % row.count, from = row.write[at];
         if (from == fetch->self || (done & 1u << at) != 0) continue;
         if (!is_alive(fetch, from) || is_damaged(fetch, from) != (i >= row.count)) continue;
         have++;
         if (from == member) found = true;
     }
-    *enough = have >= row.read_quorum;
+    *enough = have >= wanted;
     return found;
 }
 
@@ -325,7 +323,7 @@ may_pass_damage(const struct fetch *fetch, const struct range *range)
     for (u32 partition = range->first; partition < range->end; partition++) {
         struct topology_row row;
         topology_row(fetch->topology, range->keyspace, partition, &row);
-        if (row.read_quorum < 2) return false;
+        if (topology_fetch_quorum(fetch->topology, range->keyspace, &row) < 2) return false;
     }
     return true;
 }
@@ -640,7 +638,7 @@ cluster_fetch_size(struct cluster_shard *shard)
             if (!topology_gains(topology, self, keyspace, partition)) continue;
             struct topology_row row;
             topology_row(topology, keyspace, partition, &row);
-            u32 sources = row.count == 0 ? 0 : row.read_quorum;
+            u32 sources = topology_fetch_quorum(topology, keyspace, &row);
             for (u32 i = 0; i < row.count && sources != 0; i++)
                 if (row.write[i] == self) sources--;
             size += sources;

@@ -13,8 +13,8 @@
  *                             nobody asks it for them, nor writes them there (topology.h)
  *   cleaning                  it forgets as any loser: trees_clean.c lets the store drop them, the
  *                             damaged blocks unread, and looks until nothing is found there
- *   MENDED                    the next plan gives the places back, and the member fetches from a
- *                             read quorum of the others, as anybody does who gains
+ *   MENDED                    the next plan gives the places back, and the member fetches from
+ *                             the others, as anybody does who gains
  *
  * Why whole. A damaged block may have held the tombstone, or the newer version, of a key of which
  * an older one lies elsewhere in the same store, and which the others may have collected

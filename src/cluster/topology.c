@@ -371,6 +371,17 @@ topology_gains(const struct topology *topology, u32 number, u32 keyspace, u32 pa
     return ids_have(gainers, count, number);
 }
 
+u32
+topology_fetch_quorum(const struct topology *topology, u32 keyspace, const struct topology_row *row)
+{
+    const struct topology_keyspace *options = keyspace_of(topology, keyspace);
+    u32 places = row->places;
+    u32 writes = topology_quorum(options->write_quorum, options->replicas, places, places);
+    u32 reads = topology_quorum(options->read_quorum, options->replicas, places, row->count);
+    /* Where W + R > N the first is never less than the second. */
+    return MIN(row->count, MAX(reads, places - writes + 1));
+}
+
 /* Keyspaces of one N have the same gainers: one bit for each N that there is. */
 static u32
 replicas_set(const struct topology *topology)

@@ -33,7 +33,7 @@
  *
  * (STAGE_NONE needs no fence: who is a stage behind it reads where it reads, and writes there,
  * too.) Whoever gains fetches only from sources that know the fence: what was acknowledged by a
- * member left behind was taken by a write quorum before they knew, so a read quorum of them has it.
+ * member left behind was taken by a write quorum before they knew, so some of them have it.
  * STAGE_READ_NEXT comes when all gainers have said that they are done (`fetched`). It ends when,
  * besides, those who do not know its fence are nowhere a read quorum of the current row, nor a
  * majority: they would go on reading there (topology_may_leave_behind).
@@ -49,9 +49,10 @@
  *   T1  Numbers are never used again; stamps as late as can be (they are given out in a circle).
  *   T2  Commands are refused alike everywhere: by what the state says, never by memory or order.
  *   T3  A write that W replicas of a row acknowledged lies on as many of the next row when a plan
- *       ends, as far as its holders live: gainers fetch from a read quorum of the current row (or
- *       from all of it that are still members, when these are fewer), and in a row that gets
- *       shorter everybody is a gainer (topology_gains).
+ *       ends, as far as its holders live: gainers fetch from so many of the current row that one
+ *       of any W is among them (or from all of it that are still members, when these are fewer:
+ *       topology_fetch_quorum), and in a row that gets shorter everybody is a gainer
+ *       (topology_gains).
  *   T4  Quorums that overlap (W + R > N) overlap in every row: topology_quorum.
  *
  * Who lost a part. A member whose store has met damage gives up its copy of the partitions that
@@ -230,6 +231,11 @@ u32 topology_mending_beside(const struct topology *topology, u32 number);
 /* Whether the member must fetch the partition of the keyspace before the present plan goes on
  * (T3): it is new among the N, or the row gets shorter. */
 bool topology_gains(const struct topology *topology, u32 number, u32 keyspace, u32 partition);
+/* How many members of a row (of current) whoever gains the partition asks: a read quorum of it,
+ * and where that does not meet every write quorum, so many as do; those who are left, when these
+ * are fewer. 0: nobody is left. */
+u32 topology_fetch_quorum(const struct topology *topology, u32 keyspace,
+                          const struct topology_row *row);
 /* Whether it gains anything at all: who does is to say TOPOLOGY_FETCHED. Looks at all rows. */
 bool topology_gainer(const struct topology *topology, u32 number);
 /* The first that gains and has not fetched; 0: none. Looks at all rows. */

@@ -1842,6 +1842,26 @@ a_damaged_block_of_a_source_does_not_hold_up_a_rebuild(void **state)
     }
 }
 
+/* Reads ask one, but not every write is on it: so whoever gains asks two, as above. */
+static void
+configure_write_two(struct rig *rig, u32 node, struct server_config *config)
+{
+    configure(rig, node, config);
+    config->write_quorum = 2;
+    config->read_quorum = 1;
+}
+
+static void
+a_damaged_block_does_not_hold_up_a_rebuild_where_reads_ask_one(void **state)
+{
+    for (u64 seed = 1; seed <= SEED_COUNT; seed++) {
+        struct rig rig = rig_of(seed, damaged_source_story);
+        rig.configure = configure_write_two;
+        rig.on_all_nodes = true;
+        rig_run(&rig);
+    }
+}
+
 /* One source is enough: it is one without damage. */
 static void
 configure_read_one(struct rig *rig, u32 node, struct server_config *config)
@@ -2539,6 +2559,7 @@ main(void)
         cmocka_unit_test(who_joins_gets_all_pages_of_what_is_written_meanwhile),
         cmocka_unit_test(who_joins_with_a_clock_that_is_behind_loses_nothing),
         cmocka_unit_test(a_damaged_block_of_a_source_does_not_hold_up_a_rebuild),
+        cmocka_unit_test(a_damaged_block_does_not_hold_up_a_rebuild_where_reads_ask_one),
         cmocka_unit_test(who_is_rebuilt_asks_first_those_without_damage),
         cmocka_unit_test(what_is_damaged_in_the_only_copy_does_not_become_absent),
         cmocka_unit_test(what_damage_prevents_comparing_is_told_at_once),

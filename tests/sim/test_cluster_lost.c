@@ -208,7 +208,7 @@ status_says(struct rig *rig, u32 node, const char *text)
 }
 
 /* Of the keyspace, what the gainer is to fetch and cannot while one is dead: of each partition as
- * many as a read quorum lacks. */
+ * many as are to be asked besides. */
 static u32
 missing_of(const struct topology *topology, u32 keyspace, u32 gainer, u32 dead)
 {
@@ -218,9 +218,10 @@ missing_of(const struct topology *topology, u32 keyspace, u32 gainer, u32 dead)
         struct topology_row row;
         u32 have = 0;
         topology_row(topology, keyspace, p, &row);
+        u32 wanted = topology_fetch_quorum(topology, keyspace, &row);
         for (u32 i = 0; i < row.count; i++)
             have += row.write[i] != dead;
-        count += row.read_quorum - MIN(have, row.read_quorum);
+        count += wanted - MIN(have, wanted);
     }
     return count;
 }

@@ -1389,6 +1389,43 @@ break_datacenters(struct topology *t)
 }
 
 static void
+who_gains_asks_one_of_any_write_quorum(void **state)
+{
+    (void)state;
+    static struct topology topology;
+    struct topology_keyspace *options = &topology.keyspaces[0];
+    options->used = true;
+    for (u32 n = 1; n <= LIMIT_PLACEMENT_REPLICAS; n++)
+        for (u32 w = 1; w <= n; w++)
+            for (u32 r = 1; r <= n; r++)
+                for (u32 places = 1; places <= 3 * n; places++)
+                    for (u32 count = 1; count <= places; count++) {
+                        options->replicas = (u8)n;
+                        options->write_quorum = (u8)w;
+                        options->read_quorum = (u8)r;
+                        struct topology_row row = {.places = places, .count = count};
+                        u32 asked = topology_fetch_quorum(&topology, 0, &row);
+                        u32 read = topology_quorum(r, n, places, count), gone = places - count;
+                        u32 full = topology_quorum(w, n, places, places);
+                        assert_in_range(asked, read, count);
+                        if (w + r > n) assert_int_equal(asked, read);
+                        /* Fewer are gone than have a write: one of those is asked. */
+                        if (full > gone) assert_true(full - gone + asked > count);
+                    }
+    *options = (struct topology_keyspace){
+        .used = true, .replicas = 3, .write_quorum = 2, .read_quorum = 1};
+    struct topology_row row = {.places = 3, .count = 3};
+    assert_int_equal(topology_fetch_quorum(&topology, 0, &row), 2);
+    row.count = 1; /* the others were given up */
+    assert_int_equal(topology_fetch_quorum(&topology, 0, &row), 1);
+    row.count = 0;
+    assert_int_equal(topology_fetch_quorum(&topology, 0, &row), 0);
+    options->write_quorum = 1;
+    row.count = 3;
+    assert_int_equal(topology_fetch_quorum(&topology, 0, &row), 3);
+}
+
+static void
 invariants_are_seen_broken(void **state)
 {
     (void)state;
@@ -1430,6 +1467,7 @@ struct history {
     u64 alive;
     bool majorities; /* in all keyspaces: else nobody can be spared, and nothing is lost */
     bool all_write;  /* W = N, R = 1 */
+    bool weak;       /* W + R = N: reads may miss a write, whoever gains may not (T3) */
     u64 session_next;
     u32 steps[TOPOLOGY_PLAN + 1]; /* that did something, by kind */
     u32 refused;
@@ -1524,7 +1562,7 @@ reads_see_all(struct history *history, const struct topology *as)
         readable += (u32)__builtin_popcountll(asked) >= row.read_quorum;
         for (u32 i = 0; i < history->write_count[p]; i++) {
             u32 without = (u32)__builtin_popcountll(asked & ~history->writes[p][i]);
-            if (without >= row.read_quorum && history->violation[0] == 0)
+            if (without >= row.read_quorum && !history->weak && history->violation[0] == 0)
                 snprintf(history->violation, sizeof(history->violation),
                          "partition %u: a read quorum of %u does not see a write, epoch %llu of "
                          "%llu",
@@ -1552,13 +1590,15 @@ may_fetch(const struct history *history, u32 number)
         struct topology_row row;
         topology_row(now, 0, p, &row);
         if (topology_gains(now, number, 0, p) &&
-            (u32)__builtin_popcountll(sources_of(history, &row)) < row.read_quorum)
+            (u32)__builtin_popcountll(sources_of(history, &row)) <
+                topology_fetch_quorum(now, 0, &row))
             return false;
     }
     return true;
 }
 
-/* From a read quorum of the current row for each write apart: the worst that can happen. */
+/* From other members of the current row for each write apart: the worst that can happen. Each has
+ * one that lives, and so whoever gains has it then. */
 static void
 history_fetch(struct history *history, const struct topology *as, u32 number)
 {
@@ -1567,8 +1607,14 @@ history_fetch(struct history *history, const struct topology *as, u32 number)
         struct topology_row row;
         topology_row(as, 0, p, &row);
         for (u32 i = 0; i < history->write_count[p]; i++) {
-            u64 asked = some_of(&history->prng, sources_of(history, &row), row.read_quorum);
-            if ((asked & history->writes[p][i]) != 0) history->writes[p][i] |= bit(number);
+            u64 asked = some_of(&history->prng, sources_of(history, &row),
+                                topology_fetch_quorum(as, 0, &row));
+            if ((asked & history->writes[p][i]) != 0)
+                history->writes[p][i] |= bit(number);
+            else if (row.count != 0 && history->violation[0] == 0)
+                snprintf(history->violation, sizeof(history->violation),
+                         "partition %u: %u gains it and does not get a write, epoch %llu", p,
+                         number, (unsigned long long)as->epoch);
         }
     }
 }
@@ -1689,13 +1735,15 @@ history_command(struct history *history)
     command.options = now->keyspaces[command.keyspace % LIMIT_KEYSPACES_CLIENT];
     if (now->cluster_id == 0 && history->all_write)
         command.options = (struct topology_keyspace){.write_quorum = 3, .read_quorum = 1};
+    if (now->cluster_id == 0 && history->weak)
+        command.options = (struct topology_keyspace){.write_quorum = 2, .read_quorum = 1};
     if (!command.options.used && now->cluster_id != 0) {
         command.options.replicas = history->majorities ? 3 : (u8)prng_range(prng, 1, 3);
         command.options.write_quorum =
             history->majorities ? 2 : (u8)prng_range(prng, 1, command.options.replicas);
         snprintf(command.options.name, sizeof(command.options.name), "%u", command.keyspace);
     }
-    /* Keyspace 0 keeps the quorums that it was founded with: they overlap. */
+    /* Keyspace 0 keeps the quorums that it was founded with. */
     if (command.keyspace > 0 && now->cluster_id != 0)
         command.options.read_quorum = history->majorities ? 2 : (u8)prng_below(prng, 4);
     char name[16], rack[4];
@@ -1816,6 +1864,7 @@ acknowledged_writes_are_seen_through_random_histories(void **state)
         prng_init(&history->prng, seed);
         history->majorities = seed % 2 == 0;
         history->all_write = seed % 8 == 0;
+        history->weak = seed % 8 == 4;
         world_init(&history->world);
         for (u32 i = 0;
              i < 250 && history->world.now->next_number < NUMBERS_MAX && history->violation[0] == 0;
@@ -1856,6 +1905,7 @@ main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(the_first_member_holds_everything_at_once),
         cmocka_unit_test(quorums_that_overlap_do_so_in_every_row),
+        cmocka_unit_test(who_gains_asks_one_of_any_write_quorum),
         cmocka_unit_test(quorums_change_only_so_that_old_and_new_overlap),
         cmocka_unit_test(two_nodes_join_one_at_once),
         cmocka_unit_test(one_joins_while_another_leaves),
