@@ -305,6 +305,10 @@ cli_cluster_waits_for(const json_t *cluster, char *out, size_t size)
     else if (strcmp(text_of(member, "state"), "leaving") == 0 && is_true(member, "alive"))
         snprintf(out, size, "waits for %s, which has %lld hints for others to deliver first",
                  text_of(member, "node_id"), number_of(member, "hints_waiting"));
+    else if (is_true(member, "stuck") && is_true(member, "alive"))
+        snprintf(out, size, "waits for %s, which takes no writes", text_of(member, "node_id"));
+    else if (is_true(member, "alive"))
+        snprintf(out, size, "waits for %s, which has yet to follow", text_of(member, "node_id"));
     else
         snprintf(out, size, "waits for %s, which does not answer", text_of(member, "node_id"));
 }

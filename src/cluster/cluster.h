@@ -41,6 +41,7 @@
 #define CLUSTER_IS_ALIVE    1u
 #define CLUSTER_IS_DRAINED  2u
 #define CLUSTER_HAS_PORTS   4u
+#define CLUSTER_IS_STUCK    8u
 #define CLUSTER_PING_MS     100u
 static_assert(CLUSTER_PING_MS * NS_PER_MS == LIVENESS_PING_NS, "a tick is a ping");
 /* Of the 5 s that a node has to stop. */
@@ -283,6 +284,14 @@ cluster_alive(const struct cluster *cluster, u32 member)
                                  memory_order_relaxed) &
             CLUSTER_IS_ALIVE) != 0;
 }
+/* Whether another one said, when it was heard last, that it takes no writes. From any shard. */
+static inline bool
+cluster_is_stuck(const struct cluster *cluster, u32 member)
+{
+    return (atomic_load_explicit(&cluster->alive[member % CLUSTER_ALIVE_SLOTS],
+                                 memory_order_relaxed) &
+            CLUSTER_IS_STUCK) != 0;
+}
 /* Whether others are to coordinate what it would, if there are any. */
 static inline bool
 cluster_drained(const struct cluster *cluster, u32 member)
@@ -465,6 +474,8 @@ u64 cluster_epoch_of(void *arg, u32 member);
  * answered last. Right where cluster_epoch_of says that nothing of before is under way there, since
  * nobody has a member that leaves stand in. */
 bool cluster_keeps(void *arg, u32 member);
+/* Whether it said when it answered last (or it is us, and so it is) that it takes no writes. */
+bool cluster_stuck(void *arg, u32 member);
 /* Whether it has shown that it knows TOPOLOGY_PLAN. */
 bool cluster_knows_plan(void *arg, u32 member);
 

@@ -91,11 +91,12 @@ publish(const struct cluster_ping *ping)
 {
     const struct cluster_shard *shard = ping->shard;
     u8 state = (is_alive(ping) ? CLUSTER_IS_ALIVE : 0) | (ping->drained ? CLUSTER_IS_DRAINED : 0) |
-               (ping->shard_ports ? CLUSTER_HAS_PORTS : 0);
+               (ping->shard_ports ? CLUSTER_HAS_PORTS : 0) |
+               ((ping->ill & CLUSTER_ILL_STUCK) != 0 ? CLUSTER_IS_STUCK : 0);
     _Atomic u8 *known = &shard->cluster->alive[ping->member % CLUSTER_ALIVE_SLOTS];
     u8 before = atomic_load(known);
     if (before == state) return;
-    cluster_runners_change(shard->cluster);
+    if (((before ^ state) & ~CLUSTER_IS_STUCK) != 0) cluster_runners_change(shard->cluster);
     atomic_store(known, state);
     if ((before & ~state & CLUSTER_IS_ALIVE) != 0) doubt(ping);
 }
@@ -580,6 +581,15 @@ cluster_keeps(void *arg, u32 member)
     if (member == cluster_member(shard->cluster)) return own_keeps(shard->cluster);
     const struct cluster_ping *ping = find(shard, member);
     return ping != NULL && ping->keeps;
+}
+
+bool
+cluster_stuck(void *arg, u32 member)
+{
+    const struct cluster *cluster = ((const struct cluster_shard *)arg)->cluster;
+    if (member == cluster_member(cluster))
+        return (atomic_load(&cluster->ill) & CLUSTER_ILL_STUCK) != 0;
+    return cluster_is_stuck(cluster, member);
 }
 
 bool

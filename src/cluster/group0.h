@@ -35,6 +35,8 @@ struct group0_options {
     /* Whether a member that leaves has something to hand on to others before it goes, when it was
      * heard last; NULL: nobody has. */
     bool (*keeps)(void *arg, u32 member);
+    /* Whether the member said, when it was heard last, that it takes no writes; NULL: nobody does. */
+    bool (*stuck)(void *arg, u32 member);
     /* Whether the member is known to know TOPOLOGY_PLAN: one that does not would stop at it. NULL:
      * all do. */
     bool (*knows_plan)(void *arg, u32 member);
@@ -113,7 +115,8 @@ struct group0_stats {
     bool leads, votes;
     bool plan_settled; /* leads: there is no plan, and nothing to plan */
     /* leads: no plan is begun while this member does not answer, or none ends, where it leaves,
-     * before it has handed on what it keeps; 0: none */
+     * before it has handed on what it keeps; or none goes on before it has followed, which one that
+     * lives and takes no writes may not; 0: none */
     u32 plan_waits_for;
     bool failed; /* the store's log is: this member takes no part until it starts again */
 };

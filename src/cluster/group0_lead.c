@@ -14,9 +14,9 @@
  * refused once the stage before is fenced. So a barrier goes on without it only after ABSENT_NS,
  * and a plan that gives it something is given up before that, after GIVE_UP_NS: writes need its
  * half of the quorum as long as the plan lasts. Nobody begins a plan that gives something to
- * somebody who does not answer at that moment. Who leaves is not let go while it keeps hints for
- * others, which it may have acknowledged as a stand-in: so long as it lives, and no longer than
- * hints are kept (leaver_keeping).
+ * somebody who does not answer at that moment, or takes no writes. Who leaves is not let go while
+ * it keeps hints for others, which it may have acknowledged as a stand-in: so long as it lives, and
+ * no longer than hints are kept (leaver_keeping).
  *
  * Each step is a compare-and-append command or a configuration that raft serialises: two leaders
  * that overlap, or one that repeats itself, do no harm. A step that is refused is looked at again.
@@ -52,6 +52,12 @@ static bool
 is_alive(const struct group0 *group0, u32 member)
 {
     return member == group0->identity.member || group0->options.alive(group0->options.arg, member);
+}
+
+static bool
+is_stuck(const struct group0 *group0, u32 member)
+{
+    return group0->options.stuck != NULL && group0->options.stuck(group0->options.arg, member);
 }
 
 /* Since when it has answered nothing: of raft here, or of anything elsewhere (alive). Who has just
@@ -200,16 +206,31 @@ plan_command(struct group0 *group0, u8 kind, u64 session, char reason[TOPOLOGY_R
     return group0_change(group0, plan_fill, &command, io_now_ns() + GROUP0_ATTEMPT_NS, reason);
 }
 
+/* member: 0: nobody. */
+static void
+plan_waits_for_set(struct group0 *group0, u32 member)
+{
+    if (member != 0 && group0->plan_waits_for != member)
+        log_info("group0", "a plan waits for a member that %s member=%u",
+                 !is_alive(group0, member)  ? "does not answer"
+                 : is_stuck(group0, member) ? "takes no writes"
+                                            : "has yet to follow",
+                 member);
+    group0->plan_waits_for = member;
+}
+
 /* Every member has the present epoch, on all its shards, but for those who are silent for so long.
- */
+ * Who has not is named when it takes longer than it should: it may live, and take no writes. */
 static bool
-barrier_is_passed(const struct group0 *group0, u64 absent_ns)
+barrier_is_passed(struct group0 *group0, u64 absent_ns)
 {
     const struct topology *topology = group0->topology;
     for (u32 i = 0; i < topology->member_count; i++) {
         u32 number = topology->members[i].number;
         if (silent_ns(group0, number) >= absent_ns) continue;
-        if (group0->options.epoch_of(group0->options.arg, number) < topology->epoch) return false;
+        if (group0->options.epoch_of(group0->options.arg, number) >= topology->epoch) continue;
+        if (io_now_ns() >= group0->plan_at_ns) plan_waits_for_set(group0, number);
+        return false;
     }
     return true;
 }
@@ -287,6 +308,18 @@ gainer_silent(const struct group0 *group0, const struct topology *topology, u64 
     return 0;
 }
 
+/* Somebody who gains by the plan, has not fetched, and takes no writes; 0: nobody. */
+static u32
+gainer_stuck(const struct group0 *group0, const struct topology *topology)
+{
+    for (u32 i = 0; i < topology->member_count; i++) {
+        const struct topology_member *member = &topology->members[i];
+        if (member->fetched || !is_stuck(group0, member->number)) continue;
+        if (topology_gainer(topology, member->number)) return member->number;
+    }
+    return 0;
+}
+
 /* A member that leaves, lives, and has not handed on yet what it keeps for others; 0: none, or it
  * was waited for so long that all it had then is of no use any more. (Nobody has it stand in since
  * then, so the time counts on whatever happens.) */
@@ -314,15 +347,6 @@ leaver_keeping(struct group0 *group0)
     return keeping;
 }
 
-/* silent: 0: nobody. */
-static void
-plan_waits_for_set(struct group0 *group0, u32 silent)
-{
-    if (silent != 0 && group0->plan_waits_for != silent)
-        log_info("group0", "a plan waits for a member that does not answer member=%u", silent);
-    group0->plan_waits_for = silent;
-}
-
 static MAY_YIELD void
 plan_begin(struct group0 *group0)
 {
@@ -340,7 +364,8 @@ plan_begin(struct group0 *group0)
     u8 kind = plan_kind(group0);
     status st = plan_try(group0, kind, session, &next);
     if (status_is(st, ST_INVALID)) group0->plan_nothing_epoch = epoch;
-    u32 silent = ok(st) ? gainer_silent(group0, next, 0) : 0;
+    u32 missing = ok(st) ? gainer_silent(group0, next, 0) : 0;
+    if (ok(st) && missing == 0) missing = gainer_stuck(group0, next);
     bool ends = ok(st) && next->stage == STAGE_NONE; /* nothing is to move */
     topology_release(next);
     if (group0->topology->epoch != epoch) return; /* of another one */
@@ -348,10 +373,10 @@ plan_begin(struct group0 *group0)
         group0->plan_at_ns = io_now_ns() + PLAN_DELAY_NS;
         return;
     }
-    plan_waits_for_set(group0, silent);
-    if (silent != 0 || status_is(st, ST_NO_MEMORY))
+    plan_waits_for_set(group0, missing);
+    if (missing != 0 || status_is(st, ST_NO_MEMORY))
         group0->plan_at_ns = io_now_ns() + PLAN_DELAY_NS;
-    if (!ok(st) || silent != 0) return;
+    if (!ok(st) || missing != 0) return;
     st = plan_command(group0, kind, session, reason);
     if (ok(st)) log_info("group0", "plan begun epoch=%llu", (unsigned long long)epoch);
 }
@@ -404,7 +429,10 @@ plan_drive(struct group0 *group0)
     if (plan_give_up(group0)) return;
     topology = group0->topology; /* as it was: nothing was proposed */
     bool fenced = topology_fenced(topology);
-    if (fenced && topology->stage == STAGE_WRITE_BOTH && topology_unfetched(topology) != 0) return;
+    if (fenced && topology->stage == STAGE_WRITE_BOTH && topology_unfetched(topology) != 0) {
+        plan_waits_for_set(group0, gainer_stuck(group0, topology));
+        return;
+    }
     if (!barrier_is_passed(group0, ABSENT_NS)) return;
     if (fenced && topology->stage == STAGE_READ_NEXT &&
         (plan_waits_for_old_readers(group0) || leaver_keeping(group0) != 0))

@@ -182,7 +182,7 @@ write_await(struct group0 *group0, u64 batch, u64 deadline_ns)
     while (group0->written < batch) {
         if (!ok(group0->failed)) return group0->failed;
         if (group0->closing) return ST_CLOSED;
-        if (lsm_is_stuck(group0->options.lsm)) return ST_NO_SPACE;
+        if (lsm_reserve_is_stuck(group0->options.lsm)) return ST_NO_SPACE;
         if (io_now_ns() >= deadline_ns) return ST_TIMED_OUT;
         (void)!ok(fiber_queue_wait(&group0->written_queue, io_now_ns() + GROUP0_RETRY_NS));
     }
@@ -242,7 +242,7 @@ keep(struct group0 *group0, struct peer_request *request, u32 member, const stru
         known->newest = newest;
         known->batch = group0_write_post(group0);
     }
-    if (known->batch <= group0->written || lsm_is_stuck(group0->options.lsm))
+    if (known->batch <= group0->written || lsm_reserve_is_stuck(group0->options.lsm))
         answer(group0, request, STARTS_FINE);
     else if (!answer_when_durable(group0, request, known->batch))
         refuse(group0, request, NATIVE_ST_OVERLOADED);

@@ -47,9 +47,9 @@ group0_write_wait(struct group0 *group0, u64 number)
     return ok(group0->failed) ? ST_CLOSED : group0->failed;
 }
 
-/* Refusals that pass: a full disk, compaction that cannot follow, no memory for a memtable (which
- * is called too large a batch when there is no other one; ours are never too large). Raft's own
- * rules see to it that a leader which cannot write for long is one no more. */
+/* Refusals that pass: a disk that is really full, compaction that cannot follow, no memory for a
+ * memtable (which is called too large a batch when there is no other one; ours are never too
+ * large). Raft's own rules see to it that a leader which cannot write for long is one no more. */
 static bool
 passes(status st)
 {
@@ -58,10 +58,13 @@ passes(status st)
            status_is(st, ST_TOO_LARGE);
 }
 
+/* A full disk does not keep a member from following the log (lsm.h): it would hold up every plan,
+ * also the one that makes room there. */
 static MAY_YIELD status
-write_until_done(struct group0 *group0, const struct lsm_batch *batch)
+write_until_done(struct group0 *group0, struct lsm_batch *batch)
 {
     u64 seq = 0;
+    batch->of_reserve = true;
     for (;;) {
         status st = lsm_write(group0->options.lsm, batch, &seq);
         if (ok(st)) return lsm_wait_durable(group0->options.lsm, seq);

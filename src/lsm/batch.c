@@ -14,6 +14,7 @@ lsm_batch_init(struct lsm_batch *batch, struct budget *budget)
     batch->count = 0;
     batch->until_ms = 0;
     batch->version = 0;
+    batch->of_reserve = false;
 }
 
 void
@@ -32,6 +33,7 @@ lsm_batch_clear(struct lsm_batch *batch)
     batch->count = 0;
     batch->until_ms = 0;
     batch->version = 0;
+    batch->of_reserve = false;
 }
 
 static bool

@@ -10,8 +10,9 @@
  * State has one setter, lsm_state_update:
  *
  *   OK  <-->  NO_SPACE      while a flush, a compaction or the disk reserve wants space; what only
- *                           deletes is taken all the same, and is merged soon. In memory writes
- *                           wait before that for what is still to be merged
+ *                           deletes is taken all the same, and is merged soon, and some of what is
+ *                           of the reserve (lsm_write.c). In memory writes wait before that for
+ *                           what is still to be merged
  *   OK, NO_SPACE --> FAILED the log or the manifest failed; for good. Reads go on.
  *
  * Memory of a store of M bytes: memtables (active, flushing, and held by readers) at most M / 4;
@@ -751,11 +752,22 @@ log_figures(const struct lsm *lsm, struct lsm_stats *out)
     out->log_write_ns = log.write_ns;
 }
 
+static bool
+log_is_slow(const struct lsm *lsm)
+{
+    return lsm->log != NULL && log_busy_ns(lsm->log) > LSM_STUCK_NS;
+}
+
 bool
 lsm_is_stuck(const struct lsm *lsm)
 {
-    if (lsm->state != LSM_STATE_OK) return true;
-    return lsm->log != NULL && log_busy_ns(lsm->log) > LSM_STUCK_NS;
+    return lsm->state != LSM_STATE_OK || log_is_slow(lsm);
+}
+
+bool
+lsm_reserve_is_stuck(const struct lsm *lsm)
+{
+    return (lsm->state != LSM_STATE_OK && !lsm_gives_reserve(lsm)) || log_is_slow(lsm);
 }
 
 void

@@ -25,7 +25,8 @@
  * then done nothing. Its twin may yield and always answers.
  *
  * Errors of writes: ST_NO_SPACE (disk full; taken again when space returns; batches that only
- * delete are taken as long as there is room for them), ST_READ_ONLY (the store has failed,
+ * delete are taken as long as there is room for them, those of the reserve as long as the disk is
+ * not really full), ST_READ_ONLY (the store has failed,
  * lsm_stats says why; no more writes), ST_OVERLOADED (compaction cannot follow; retry),
  * ST_NO_MEMORY, ST_TOO_LARGE, ST_WOULD_WAIT (memtable or log buffers are full for now).
  */
@@ -104,6 +105,9 @@ struct lsm_batch {
     /* 0: the store stamps it. Else from another clock, and it may be below what is there already:
      * then nobody sees it. */
     u64 version;
+    /* Is also taken below the disk reserve, while nothing else is in the way (lsm_write.c). For what
+     * is little, and others wait for. */
+    bool of_reserve;
 };
 
 void lsm_batch_init(struct lsm_batch *batch, struct budget *budget);
@@ -346,6 +350,8 @@ void lsm_stats_get(const struct lsm *lsm, struct lsm_stats *out);
 /* Writes are refused, or the disk has been at one of the log for LSM_STUCK_NS. */
 #define LSM_STUCK_NS NS_PER_S
 bool lsm_is_stuck(const struct lsm *lsm);
+/* So are those of the disk reserve (lsm_batch.of_reserve). */
+bool lsm_reserve_is_stuck(const struct lsm *lsm);
 
 /* Checks every file of a closed store directory. Each damage is reported (offset: of the first bad
  * byte's block) and counted; returns ST_CORRUPT when there was any. */

@@ -133,6 +133,7 @@ struct lsm {
     bool no_space_levels, no_space_disk, no_space_flush; /* why state is NO_SPACE */
     bool disk_near;                                      /* the disk is nearly at its reserve */
     bool merge_awaited;   /* files in memory have to be merged before they may become more */
+    u64 reserve_taken;    /* by batches of the reserve, since the memtables were switched */
     u64 deletes_full_seq; /* the newest delete that was taken on a full disk, until it is merged */
     bool no_memory_flush; /* a flush found no memory for its tables: writes wait for it */
     void (*durable_fn)(void *arg, u64 durable_seq, bool failed);
@@ -150,6 +151,8 @@ struct lsm {
 bool lsm_in_memory(const struct lsm *lsm);
 /* Looks at the room that files in memory have left; lsm.c. */
 void lsm_memory_check(struct lsm *lsm);
+/* NO_SPACE, and yet there is room for what is of the reserve; lsm_write.c. */
+bool lsm_gives_reserve(const struct lsm *lsm);
 /* Wakes the flush fiber; lsm_write.c. */
 void lsm_flush_request(struct lsm *lsm);
 

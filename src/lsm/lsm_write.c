@@ -11,6 +11,16 @@
  * a range is flushed at once, so that whole tables go. A manifest has room where the copy of the
  * one before lies (manifest_file.c).
  *
+ * Of the reserve. What is little and others wait for (lsm_batch.of_reserve: Raft's log) is taken,
+ * too, but only while nothing has really failed to find room: a member that does not follow that
+ * log holds up every plan, also the one that would take data away from here. Each takes a block of
+ * the log or two, whatever it holds. When they have taken RESERVE_PART of the reserve they wait for
+ * a flush, which sets those segments free again; the first half of that asks for it. So with those
+ * that come while it runs they never have more than a quarter of the reserve, in whole segments,
+ * and the rest is for deletes and merges. (In memory, where there is no log: a quarter of what is
+ * set aside there.) Nothing else of KEYSPACE_SYSTEM is taken: a mark of the clock each half minute
+ * and leases for what clients write bring a full member no further, and there is no end to them.
+ *
  * Admission. Memtables full: a flush is under way, wait. Compaction behind: the rate at which bytes
  * may enter falls with its pressure, smoothly from 1 GiB/s at half to 1 MiB/s at the end, where
  * writes are refused. Whoever would wait longer than ADMIT_WAIT_NS is refused at once: an early
@@ -44,6 +54,7 @@
 #define FLUSH_SHARE     800u /* of the shard's time, at most, beyond what background work has */
 #define FLUSH_RETRY_NS  NS_PER_S
 #define MEMORY_RETRY_NS (20 * NS_PER_MS)
+#define RESERVE_PART    8u /* of the disk reserve, between two flushes */
 
 /* ---- admission ---- */
 
@@ -361,6 +372,29 @@ only_deletes(const struct lsm_batch *batch)
     return true;
 }
 
+static u64
+reserve_part(const struct lsm *lsm)
+{
+    u64 reserve = lsm_in_memory(lsm) ? lsm->memory_reserve : lsm->options.disk_reserve_bytes;
+    return reserve / RESERVE_PART;
+}
+
+bool
+lsm_gives_reserve(const struct lsm *lsm)
+{
+    bool no_room =
+        lsm->no_space_levels || lsm->no_space_flush || (lsm->log != NULL && log_no_space(lsm->log));
+    return lsm->state == LSM_STATE_NO_SPACE && !no_room && lsm->reserve_taken < reserve_part(lsm);
+}
+
+static void
+reserve_take(struct lsm *lsm, u64 bytes)
+{
+    MARK("lsm.write.of_reserve");
+    lsm->reserve_taken += bytes + 2 * IO_ALIGNMENT; /* both blocks in part, at most */
+    if (lsm->reserve_taken >= reserve_part(lsm) / 2) lsm_flush_request(lsm);
+}
+
 /* *full: the disk is, and the batch only deletes. */
 static status
 admit_log(struct lsm *lsm, const struct lsm_batch *batch, bool *full)
@@ -410,7 +444,9 @@ write_inside(struct lsm *lsm, const struct lsm_batch *batch, const struct lsm_ai
     }
     status st = admit_state(lsm);
     bool full = status_is(st, ST_NO_SPACE) && only_deletes(batch);
-    if (!ok(st) && !full) return st;
+    bool of_reserve =
+        status_is(st, ST_NO_SPACE) && !full && batch->of_reserve && lsm_gives_reserve(lsm);
+    if (!ok(st) && !full && !of_reserve) return st;
     if (UNLIKELY(lsm->writes_held > 0)) {
         MARK("lsm.write.held");
         return ST_WOULD_WAIT;
@@ -468,6 +504,7 @@ write_inside(struct lsm *lsm, const struct lsm_batch *batch, const struct lsm_ai
         lsm_flush_request(lsm);
     flush_pace(lsm, active);
     if (UNLIKELY(full)) deletes_taken(lsm, shape.range);
+    if (UNLIKELY(of_reserve)) reserve_take(lsm, batch->ops.size);
     *seq_out = lsm->seq_last;
     AUDIT("lsm.write.done", lsm_check(lsm));
     return ST_OK;
@@ -607,6 +644,7 @@ memtables_switch(struct lsm *lsm, u64 log_segment_first)
     }
     lsm->flushing = true;
     lsm->flush_wanted = false; /* whoever asked until now gets this one */
+    lsm->reserve_taken = 0;
     lsm->flushing_state = (struct levels_state){
         .log_segment_first = log_segment_first,
         .seq_flushed = lsm->seq_last,

@@ -1105,6 +1105,70 @@ who_is_back_after_it_was_called_dead_says_so_and_stops(void **state)
     run_seeds(unreached_story, NODES, 0);
 }
 
+static MAY_YIELD bool
+status_has(struct rig_client *client, const char *text)
+{
+    return says(ask(client, (struct native_cluster){.function = NATIVE_CLUSTER_STATUS}), text);
+}
+
+static MAY_YIELD void
+remove_wait(struct rig *rig, const char *node_id)
+{
+    u64 deadline_ns = io_now_ns() + 30 * NS_PER_S;
+    while (is_member(rig, node_id) && io_now_ns() < deadline_ns)
+        fiber_sleep_ns(10 * NS_PER_MS);
+    CHECK(!is_member(rig, node_id));
+}
+
+/* A member that takes no writes, for want of room alone, follows the cluster all the same: it gives
+ * to who joins, which is how it gets room, and may leave. Only what would give something to it
+ * waits, and says so. */
+static MAY_YIELD void
+full_member_story(struct rig *rig)
+{
+    bool gains = *(const bool *)rig->arg;
+    struct server_config *config = rig->nodes[2].config;
+    u64 reserve = config->disk_reserve_bytes;
+    cluster_rig_settle(rig, NODES, NODES, WAIT_NS);
+    rig_crash(rig, 2);
+    config->disk_reserve_bytes = GIB(1024);
+    rig_start(rig, 2);
+    cluster_rig_settle(rig, NODES, NODES, WAIT_NS);
+    fiber_sleep_ns(2 * NS_PER_S);
+    struct rig_client client;
+    rig_connect_to(rig, 0, &client);
+    CHECK(status_has(&client, "\"stuck\":true"));
+    rig_start(rig, 3);
+    cluster_rig_settle(rig, NODES + 1, NODES + 1, 30 * NS_PER_S);
+    CHECK(status_has(&client, "\"stuck\":true"));
+    struct native_cluster removal = {.function = NATIVE_CLUSTER_REMOVE,
+                                     .node = gains ? BYTES_LITERAL("n2") : BYTES_LITERAL("n3")};
+    u32 number = topology_member_by_id(cluster_rig_topology(rig, 0), "n3")->number;
+    CHECK(ask(&client, removal).header.status == NATIVE_ST_OK);
+    if (gains) {
+        char waits[32];
+        snprintf(waits, sizeof(waits), "\"plan_waits_for\":%u,", number);
+        fiber_sleep_ns(10 * NS_PER_S);
+        CHECK(is_member(rig, "n2") && cluster_rig_topology(rig, 0)->stage == STAGE_NONE);
+        CHECK(status_has(&client, waits));
+        rig_crash(rig, 2);
+        config->disk_reserve_bytes = reserve;
+        rig_start(rig, 2);
+    }
+    remove_wait(rig, gains ? "n2" : "n3");
+    rig_disconnect(&client);
+}
+
+static void
+a_member_that_takes_no_writes_holds_up_no_plan_but_to_give_it_more(void **state)
+{
+    (void)state;
+    for (u32 i = 0; i < 2; i++) {
+        bool gains = i == 1;
+        run_seeds_of(full_member_story, NODES + 1, 1, &gains);
+    }
+}
+
 int
 main(void)
 {
@@ -1122,6 +1186,7 @@ main(void)
         cmocka_unit_test(who_leaves_delivers_what_it_keeps_for_others_first),
         cmocka_unit_test(who_is_removed_while_it_joins_says_so_and_stops),
         cmocka_unit_test(who_is_back_after_it_was_called_dead_says_so_and_stops),
+        cmocka_unit_test(a_member_that_takes_no_writes_holds_up_no_plan_but_to_give_it_more),
         cmocka_unit_test(fewer_nodes_than_replicas_are_left_by_force_or_for_a_dead_one_only),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -293,6 +293,16 @@ a_copy_from_before_it_was_a_member_is_noticed_when_it_joins(void **state)
     run_seeds(before_story);
 }
 
+static MAY_YIELD void
+expect_old_at_one(struct rig *rig, u32 node)
+{
+    struct rig_client client;
+    rig_connect_to(rig, node, &client);
+    CHECK(rig_is(rig_call(&client, "DISTKV.CONSISTENCY ONE"), "+OK\r\n"));
+    CHECK(rig_is(rig_call(&client, "GET k"), "$3\r\nold\r\n"));
+    rig_disconnect(&client);
+}
+
 /* A node whose disk is full counts for reads, and so it does when it starts: its start is made when
  * there is room. */
 static MAY_YIELD void
@@ -300,21 +310,15 @@ full_story(struct rig *rig)
 {
     struct sim_disk *empty = begin(rig);
     u32 number = member_of(rig, LAST);
-    struct server_config *config = rig->nodes[LAST].config;
-    u64 reserve = config->disk_reserve_bytes;
     rig_crash(rig, LAST);
     struct sim_disk *copy = copy_of(rig, LAST);
-    config->disk_reserve_bytes = GIB(1024);
+    sim_disk_capacity_set(sim_node_disk(rig->nodes[LAST].machine), 1);
     rig_start(rig, LAST);
     cluster_rig_settle(rig, NODES, NODES, WAIT_NS);
-    struct rig_client client;
-    rig_connect_to(rig, LAST, &client);
-    CHECK(rig_is(rig_call(&client, "DISTKV.CONSISTENCY ONE"), "+OK\r\n"));
-    CHECK(rig_is(rig_call(&client, "GET k"), "$3\r\nold\r\n"));
-    rig_disconnect(&client);
+    expect_old_at_one(rig, LAST);
     /* Nothing of that run is anywhere: the same disk as before, and not too old. */
     rig_crash(rig, LAST);
-    config->disk_reserve_bytes = reserve;
+    sim_disk_capacity_set(sim_node_disk(rig->nodes[LAST].machine), GIB(16));
     put_back(rig, LAST, copy);
     rig_start(rig, LAST);
     cluster_rig_settle(rig, NODES, NODES, WAIT_NS);
@@ -330,6 +334,35 @@ static void
 a_full_disk_does_not_keep_a_node_from_being_read(void **state)
 {
     run_seeds(full_story);
+}
+
+/* Below its reserve it makes its start at once, as that is of the reserve. */
+static MAY_YIELD void
+reserve_story(struct rig *rig)
+{
+    struct sim_disk *empty = begin(rig);
+    u32 number = member_of(rig, LAST);
+    struct server_config *config = rig->nodes[LAST].config;
+    u64 reserve = config->disk_reserve_bytes;
+    rig_crash(rig, LAST);
+    struct sim_disk *copy = copy_of(rig, LAST);
+    config->disk_reserve_bytes = GIB(1024);
+    rig_start(rig, LAST);
+    cluster_rig_settle(rig, NODES, NODES, WAIT_NS);
+    expect_old_at_one(rig, LAST);
+    write_value(rig, 0, "new");
+    rig_crash(rig, LAST);
+    config->disk_reserve_bytes = reserve;
+    put_back_last(rig, LAST, copy);
+    rig_start_begin(rig, LAST);
+    expect_refused(rig, LAST, 5 * NS_PER_S);
+    rebuild(rig, empty, number);
+}
+
+static void
+a_disk_below_its_reserve_that_is_put_back_is_not_believed(void **state)
+{
+    run_seeds(reserve_story);
 }
 
 /* The whole cluster loses its power again and again, also while its nodes start: what was made
@@ -374,6 +407,7 @@ main(void)
         cmocka_unit_test(who_knows_of_a_later_start_ends_it_when_it_comes),
         cmocka_unit_test(a_copy_from_before_it_was_a_member_is_noticed_when_it_joins),
         cmocka_unit_test(a_full_disk_does_not_keep_a_node_from_being_read),
+        cmocka_unit_test(a_disk_below_its_reserve_that_is_put_back_is_not_believed),
         cmocka_unit_test(a_cluster_without_power_comes_back),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

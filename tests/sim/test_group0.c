@@ -2031,6 +2031,41 @@ a_leader_whose_disk_stands_still_is_followed_by_another(void **state)
     story_ends();
 }
 
+/* It answers, and does not follow: nothing goes on without it, and it is named, before a plan and
+ * during one, as long as that is so. */
+static void
+who_lives_and_writes_nothing_is_waited_for_and_named(void **state)
+{
+    (void)state;
+    for (u32 during = 0; during < 2; during++) {
+        u8 both = STAGE_WRITE_BOTH, none = STAGE_NONE;
+        story_begins(4);
+        for (u32 i = 0; i < 3; i++)
+            start(i);
+        peer_rig_run(&rig, SECONDS(10));
+        u32 stalled = leader_index() == 2 ? 1 : 2;
+        if (!during) assert_true(peer_rig_do(&rig, stalled, 0, writes_stop, NULL));
+        apps[3].fetches_nothing = during;
+        start(3);
+        if (during) {
+            assert_true(peer_rig_run_until(&rig, is_planned, &both, SECONDS(20)));
+            assert_true(peer_rig_do(&rig, stalled, 0, writes_stop, NULL));
+            apps[3].fetches_nothing = false;
+        }
+        peer_rig_run(&rig, SECONDS(20));
+        struct group0_stats stats;
+        group0_stats_get(apps[leader_index()].group0, &stats);
+        assert_int_equal(stats.plan_waits_for, group0_member(apps[stalled].group0));
+        assert_int_equal(is_planned(&none), !during);
+        assert_true(peer_rig_do(&rig, stalled, 0, writes_go_on, NULL));
+        expect_well();
+        group0_stats_get(apps[leader_index()].group0, &stats);
+        assert_int_equal(stats.plan_waits_for, 0);
+        change_on(stalled);
+        story_ends();
+    }
+}
+
 /* ---- who leads dies ---- */
 
 struct moment {
@@ -2237,6 +2272,7 @@ main(void)
         cmocka_unit_test(a_refused_append_leaves_memory_and_disk_equal),
         cmocka_unit_test(who_has_a_damaged_log_takes_no_part_and_is_rebuilt),
         cmocka_unit_test(a_leader_whose_disk_stands_still_is_followed_by_another),
+        cmocka_unit_test(who_lives_and_writes_nothing_is_waited_for_and_named),
         cmocka_unit_test(whoever_leads_may_die_at_each_step_of_a_plan),
         cmocka_unit_test(who_lags_learns_where_a_new_leader_is),
         cmocka_unit_test(what_a_dead_joiner_was_to_get_is_given_up),

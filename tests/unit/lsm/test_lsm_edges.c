@@ -495,6 +495,104 @@ deleting_keys_makes_room_on_a_full_disk(void **state)
     sim_free(w.sim);
 }
 
+/* As Raft's log does: a few keys, again and again. */
+static status
+put_of_reserve(struct world *w, u32 index)
+{
+    char text[32];
+    struct bytes key = BYTES(text, key_make(index % 16, text));
+    struct lsm_batch batch;
+    lsm_batch_init(&batch, io_budget());
+    CHECK(lsm_batch_put(&batch, KEYSPACE_SYSTEM, hash_token(key), key, key, 0));
+    batch.of_reserve = true;
+    status st = lsm_write(w->lsm, &batch, &w->seq);
+    lsm_batch_deinit(&batch);
+    return ok(st) ? lsm_wait_durable(w->lsm, w->seq) : st;
+}
+
+/* However much of it comes, it leaves to deletes and merges what they need. */
+static status
+reserve_body(void *arg)
+{
+    struct world *w = arg;
+    CHECK(ok(open_store(w)));
+    while (w->keys < 16000) {
+        CHECK(ok(put(w, w->keys, KIB(1))));
+        w->keys++;
+    }
+    CHECK(ok(lsm_compact(w->lsm)));
+    u64 reserve = w->options.disk_reserve_bytes;
+    /* Segments that were kept for a new life go at first. */
+    for (u32 i = 0; i < 10 && !status_is(put(w, 0, 10), ST_NO_SPACE); i++) {
+        sim_disk_capacity_set(w->disk, sim_disk_used_bytes(w->disk) + reserve * 3 / 4);
+        fiber_sleep_ns(3 * NS_PER_S);
+    }
+    u64 used = sim_disk_used_bytes(w->disk), most = used, flushes = w->lsm->stats.flushes;
+    for (u32 i = 0; i < 2000; i++) {
+        CHECK(status_is(put(w, 0, 10), ST_NO_SPACE));
+        status st = put_of_reserve(w, i);
+        for (u32 tries = 0; status_is(st, ST_NO_SPACE) && tries < 500; tries++) {
+            fiber_sleep_ns(10 * NS_PER_MS);
+            st = put_of_reserve(w, i);
+        }
+        CHECK(ok(st));
+        most = MAX(most, sim_disk_used_bytes(w->disk));
+    }
+    CHECK(lsm_is_stuck(w->lsm) && !lsm_reserve_is_stuck(w->lsm));
+    CHECK(most <= used + reserve / 4 + 2 * w->options.log_segment_bytes);
+    CHECK(w->lsm->stats.flushes > flushes + 5);
+    for (u32 i = 0; i < w->keys; i++)
+        if (i % 4 != 0) CHECK(ok(delete_one(w, i)));
+    writes_resume(w);
+    CHECK(lsm_check(w->lsm));
+    return lsm_close(w->lsm);
+}
+
+/* Where nothing has room any more, that has none either. */
+static status
+no_reserve_body(void *arg)
+{
+    struct world *w = arg;
+    CHECK(ok(open_store(w)));
+    fiber_sleep_ns(NS_PER_S);
+    disk_fill(w);
+    fiber_sleep_ns(2 * NS_PER_S);
+    status st = ST_OK;
+    u32 taken = 0;
+    for (; ok(st) && taken < 20000; taken++)
+        st = put_of_reserve(w, taken);
+    CHECK(status_is(st, ST_NO_SPACE) && lsm_reserve_is_stuck(w->lsm));
+    fiber_sleep_ns(5 * NS_PER_S);
+    CHECK(ok(delete_one(w, 0)));
+    CHECK(ok(lsm_wait_durable(w->lsm, w->seq)));
+    sim_disk_capacity_set(w->disk, GIB(1));
+    fiber_sleep_ns(3 * NS_PER_S);
+    CHECK(ok(put_of_reserve(w, 0)) && ok(put(w, 0, 10)));
+    return lsm_close(w->lsm);
+}
+
+static void
+what_is_of_the_reserve_leaves_most_of_it(void **state)
+{
+    (void)state;
+    const enum lsm_durability durabilities[] = {LSM_DURABILITY_GROUP, LSM_DURABILITY_PERIODIC};
+    for (u32 i = 0; i < ARRAY_COUNT(durabilities); i++) {
+        struct world w;
+        world_init_full(&w, 84 + i);
+        w.options.durability = durabilities[i];
+        w.options.disk_reserve_bytes = MIB(12);
+        w.options.memtable_bytes = MIB(1); /* the log asks late for a flush */
+        assert_true(ok(sim_run(w.sim, 1, reserve_body, &w)));
+        assert_true(sim_mark_count(w.sim, "lsm.write.of_reserve") > 0);
+        sim_free(w.sim);
+        world_init_full(&w, 86 + i);
+        w.options.durability = durabilities[i];
+        w.options.disk_reserve_bytes = MIB(12);
+        assert_true(ok(sim_run(w.sim, 1, no_reserve_body, &w)));
+        sim_free(w.sim);
+    }
+}
+
 /* The log ends before a memtable is full: what does not free leaves its end alone. */
 static status
 log_end_body(void *arg)
@@ -1695,6 +1793,7 @@ main(void)
         cmocka_unit_test(deleting_everything_makes_room_on_a_full_disk),
         cmocka_unit_test(what_was_deleted_on_a_full_disk_stays_deleted),
         cmocka_unit_test(deleting_keys_makes_room_on_a_full_disk),
+        cmocka_unit_test(what_is_of_the_reserve_leaves_most_of_it),
         cmocka_unit_test(the_log_keeps_its_end_for_deletes),
         cmocka_unit_test(a_log_that_fills_the_disk_is_flushed),
         cmocka_unit_test(deletes_are_refused_when_nothing_is_left_for_them),
