@@ -21,6 +21,9 @@
  * meanwhile: so to bring what they have, and to leave out the block, may bring back what was
  * deleted. Where nothing is left that it could have hidden, nothing comes back.
  *
+ * Nor is anything given up while another holder takes no writes (its disk is full): with what is
+ * left there might be no write quorum any more.
+ *
  * Why that loses nothing: LOST is refused where those who are left could lack an acknowledged write
  * (topology_may_lose). So two copies with W = 1, or keyspaces of one copy, are not mended: there
  * the store refuses, and an operator decides.
@@ -219,6 +222,8 @@ may_begin(struct cluster_shard *shard, struct look *look)
             if (topology_member(topology, row[k]) == NULL || row[k] == self) continue;
             look->member = row[k];
             if (!cluster_alive(look->cluster, row[k])) return ST_UNAVAILABLE;
+            /* It would be no part of a write quorum of those who are left. */
+            if (cluster_is_stuck(look->cluster, row[k])) return ST_NO_SPACE;
         }
     }
     look->member = 0;
@@ -341,6 +346,7 @@ why_not(const struct look *look)
            : status_is(st, ST_UNSUPPORTED) ? "not all nodes have shown that they know how"
            : status_is(st, ST_READ_ONLY)   ? "this node takes no writes"
            : status_is(st, ST_OVERLOADED)  ? "another node is mended first"
+           : status_is(st, ST_NO_SPACE)    ? "one of them takes no writes"
                                            : "one of them is not reached";
 }
 

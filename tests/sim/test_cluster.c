@@ -2318,6 +2318,55 @@ nothing_is_given_up_that_others_cannot_read(void **state)
     run_on_all_nodes(both_damaged_story);
 }
 
+/* Of three that hold them one takes no writes: without the damaged one there would be no write
+ * quorum. What can be done is done when it takes writes again. */
+static MAY_YIELD void
+damaged_beside_full_story(struct rig *rig)
+{
+    wait_settled(rig, NODES);
+    for (u32 node = 0; node < NODES; node++)
+        for (u32 shard = 0; shard < rig->nodes[node].config->core_count; shard++)
+            rig_on_node(rig, node, shard, tag_write, NULL);
+    struct server_config *config = rig->nodes[2].config;
+    u64 reserve = config->disk_reserve_bytes;
+    rig_crash(rig, 2);
+    config->disk_reserve_bytes = GIB(1024);
+    rig_start(rig, 2);
+    wait_settled(rig, NODES);
+    fiber_sleep_ns(2 * NS_PER_S); /* its pings tell */
+    damage_fifth(rig, 1, 1);
+    tag_meet(rig, 1);
+    u64 until_ns = io_now_ns() + 60 * NS_PER_S;
+    while (!sim_log_contains(rig->sim, "damage is not mended from other nodes yet: one of them "
+                                       "takes no writes")) {
+        CHECK(io_now_ns() < until_ns);
+        fiber_sleep_ns(100 * NS_PER_MS);
+    }
+    fiber_sleep_ns(10 * NS_PER_S);
+    CHECK(!sim_log_contains(rig->sim, "these partitions are given up"));
+    struct rig_client client;
+    rig_connect_to(rig, 0, &client);
+    for (u32 i = 0; i < TAG_KEYS; i++)
+        CHECK(rig_is(rig_call(&client, "SET e%u new", tag_number(i)), "+OK\r\n"));
+    rig_disconnect(&client);
+    rig_crash(rig, 2);
+    config->disk_reserve_bytes = reserve;
+    rig_start(rig, 2);
+    until_ns = io_now_ns() + WAIT_NS;
+    while (!sim_log_contains(rig->sim, "these partitions are given up") || !is_mended(rig)) {
+        CHECK(io_now_ns() < until_ns);
+        fiber_sleep_ns(100 * NS_PER_MS);
+    }
+    for (u32 node = 0; node < NODES; node++)
+        CHECK(tag_found(rig, node, "QUORUM") == TAG_KEYS);
+}
+
+static void
+nothing_is_given_up_beside_a_holder_that_takes_no_writes(void **state)
+{
+    run_on_all_nodes(damaged_beside_full_story);
+}
+
 /* What the third one lacked it has before anything is given up: so if the disk of another one is
  * lost just then, nothing is lost with it but what lay in the damaged block. */
 static MAY_YIELD void
@@ -2567,6 +2616,7 @@ main(void)
         cmocka_unit_test(who_mends_may_crash_at_any_step),
         cmocka_unit_test(who_mends_in_vain_holds_up_nobody_for_ever),
         cmocka_unit_test(nothing_is_given_up_that_others_cannot_read),
+        cmocka_unit_test(nothing_is_given_up_beside_a_holder_that_takes_no_writes),
         cmocka_unit_test(others_have_what_can_be_read_before_it_is_given_up),
         cmocka_unit_test(damage_that_is_met_before_there_is_a_topology_is_mended),
         cmocka_unit_test(who_mends_waits_for_what_compares),
