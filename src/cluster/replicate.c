@@ -299,18 +299,34 @@ replicate_need(enum replicate_level level, u32 wanted, u32 replicas, u32 places,
 
 /* ---- the own store ---- */
 
-MAY_YIELD status
-own_read(struct replicator *r, u16 keyspace, u64 token, struct bytes key, struct own_read *out)
+static MAY_YIELD status
+whole(struct lsm *lsm, bool waits, u16 keyspace, u64 token, struct bytes key, struct lsm_value *out)
+{
+    return waits ? lsm_get_whole(lsm, keyspace, token, key, out)
+                 : lsm_get_whole_try(lsm, keyspace, token, key, out);
+}
+
+static MAY_YIELD status
+newest_above(struct lsm *lsm, bool waits, u16 keyspace, u64 token, struct bytes key, u64 floor,
+             u64 *version_out, u64 *seq_out)
+{
+    return waits ? lsm_newest(lsm, keyspace, token, key, floor, version_out, seq_out)
+                 : lsm_newest_try(lsm, keyspace, token, key, floor, version_out, seq_out);
+}
+
+static MAY_YIELD status
+read_own(struct replicator *r, bool waits, u16 keyspace, u64 token, struct bytes key,
+         struct own_read *out)
 {
     struct lsm *lsm = r->options.lsm;
     struct own_read read = {0};
-    status st = lsm_get_whole(lsm, keyspace, token, key, &read.value);
+    status st = whole(lsm, waits, keyspace, token, key, &read.value);
     if (status_is(st, ST_NOT_FOUND)) {
         /* A range that deletes everything has a version, too, and get does not tell it of a key
          * that never was. Asked first and read then: what is found later may be newer, never
          * older than what is told. */
         u64 newest = 0, seq = 0;
-        st = lsm_newest(lsm, keyspace, token, key, read.value.version, &newest, &seq);
+        st = newest_above(lsm, waits, keyspace, token, key, read.value.version, &newest, &seq);
         if (status_is(st, ST_NOT_FOUND)) {
             read.version = read.value.version;
             read.seq = read.value.seq;
@@ -319,7 +335,7 @@ own_read(struct replicator *r, u16 keyspace, u64 token, struct bytes key, struct
         }
         if (!ok(st)) return st;
         read.value = (struct lsm_value){0};
-        st = lsm_get_whole(lsm, keyspace, token, key, &read.value);
+        st = whole(lsm, waits, keyspace, token, key, &read.value);
         if (status_is(st, ST_NOT_FOUND)) {
             read.version = MAX(newest, read.value.version);
             read.seq = MAX(seq, read.value.seq);
@@ -334,6 +350,19 @@ own_read(struct replicator *r, u16 keyspace, u64 token, struct bytes key, struct
     read.expire_ms = read.value.expire_ms;
     *out = read;
     return ST_OK;
+}
+
+MAY_YIELD status
+own_read(struct replicator *r, u16 keyspace, u64 token, struct bytes key, struct own_read *out)
+{
+    return read_own(r, true, keyspace, token, key, out);
+}
+
+status
+own_read_try(struct replicator *r, u16 keyspace, u64 token, struct bytes key, struct own_read *out)
+{
+    /* no yield: nothing of it waits. */
+    return read_own(r, false, keyspace, token, key, out);
 }
 
 void

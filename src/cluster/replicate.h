@@ -11,7 +11,8 @@
  *           -> acknowledged by W, counted in `current`, and in `next` while a plan is under way
  *   read    own store and R - 1 others, which send a digest (version, kind, expiry)
  *           -> all agree: the own value. Not so: the newest is fetched, the others are mended
- *              before the answer (read repair), so that what was read once is read again
+ *              before the answer (read repair), so that what was read once is read again.
+ *              Who is late is not waited for, be it the own disk: one more is asked
  *
  * In keyspaces with `conflict = lww`: versions are unique: two members have different stamps, and a
  * member stamps upwards. The highest wins everywhere, so replicas agree whatever order they saw.

@@ -59,6 +59,14 @@
 #define HEDGE_NS_START (10 * NS_PER_MS) /* before enough answers were seen */
 #define HEDGE_SAMPLES  128u
 
+/* So long after the disk has answered nothing of what it was asked it counts as one that does not
+ * answer: others are asked in its place at once, and without a budget. As long as a near member's
+ * silence takes to be seen, nearly (liveness.h). */
+#define DISK_STANDS_NS (500 * NS_PER_MS)
+/* Own reads that nobody waits for any more, and their fibers. With so many the disk is asked
+ * nothing. */
+#define DISK_READS_LEFT_MAX 256u
+
 /* Something that waits for the own log; in replicator->durable, ascending by seq. */
 struct durable_wait {
     struct list link; /* or to itself */
@@ -110,10 +118,14 @@ struct replicator {
     struct fiber_queue lease_done;
 
     /* statistics */
-    struct histogram answer_ns; /* of digests */
+    struct histogram answer_ns; /* of digests, and of own reads of the disk */
     u64 hedge_ns;
     struct retry_budget retries; /* of reads: earned by those who are asked first */
-    u64 clock_log_ns;            /* when a refused clock was logged last */
+    /* own reads that wait for the disk (replicate_read.c) */
+    u32 disk_reads;
+    u32 disk_reads_left; /* of these: whoever wanted them has gone on without */
+    u64 disk_moved_ns;   /* when one has ended last, or the first of them has begun */
+    u64 clock_log_ns;    /* when a refused clock was logged last */
     struct replicate_stats stats;
 };
 
@@ -184,6 +196,9 @@ struct own_read {
 };
 MAY_YIELD MUST_CHECK status own_read(struct replicator *r, u16 keyspace, u64 token,
                                      struct bytes key, struct own_read *out);
+/* The same from memory; ST_WOULD_WAIT: it takes the disk. */
+MUST_CHECK status own_read_try(struct replicator *r, u16 keyspace, u64 token, struct bytes key,
+                               struct own_read *out);
 
 /* ---- replicate_write.c ---- */
 

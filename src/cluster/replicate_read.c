@@ -17,6 +17,13 @@
  *
  * Calls live on the fiber's stack: what is under way at the end is canceled, for nobody misses a
  * read.
+ *
+ * The own store is one of those who are asked. What it has in memory is there at once. What it has
+ * to read from the disk is read on a fiber of its own, so that a disk that is late, or hangs, is
+ * hedged as a replica is, and ends no deadline. Such a read cannot be canceled: its state (struct
+ * disk_read) is on the heap, and the fiber's. It ends when the disk answers, and until then closing
+ * waits for it, as the store's does. Nobody is told what it finds, so it holds no topology: what
+ * waits for those who coordinate (replicator_epoch) need not wait for it.
  */
 #include "base/fault.h"
 #include "base/hash.h"
@@ -32,6 +39,17 @@
 #define CONFIRM_NS_MIN (20 * NS_PER_MS)
 
 struct read;
+
+/* What the own store has on the disk. Made by a read, freed by its fiber. */
+struct disk_read {
+    struct replicator *r;
+    struct read *read; /* NULL: it has gone on without */
+    u64 start_ns;
+    u64 token;
+    u16 keyspace;
+    u32 key_size;
+    u8 key[];
+};
 
 struct read_call {
     struct peer_call call;
@@ -66,6 +84,7 @@ struct read {
     u64 epoch_seen;
     struct own_read own; /* when self said yes */
     bool own_held;
+    struct disk_read *disk_read;  /* that self waits for; or NULL */
     struct durable_wait own_wait; /* for what it has to be durable */
     u32 self;                     /* index in the quorum */
     struct fiber_queue wake;
@@ -100,7 +119,7 @@ pending(const struct read *read)
     u32 count = 0;
     for (u32 i = 0; i < read->quorum.count; i++)
         count += read->calls[i].under_way;
-    return count + list_linked(&read->own_wait.link);
+    return count + list_linked(&read->own_wait.link) + (read->disk_read != NULL);
 }
 
 /* ---- digests ---- */
@@ -235,18 +254,17 @@ ask_one(struct read *read)
     return true;
 }
 
-static void
-own_durable(struct durable_wait *wait, bool durable)
+static bool
+disk_stands(const struct replicator *r)
 {
-    struct read *read = CONTAINER_OF(wait, struct read, own_wait);
-    (void)quorum_answer(&read->quorum, read->r->self, durable ? QUORUM_YES : QUORUM_NO);
-    fiber_queue_wake_all(&read->wake);
+    return r->disk_reads > 0 && io_now_ns() - r->disk_moved_ns >= DISK_STANDS_NS;
 }
 
 /* One of them does not answer any more. */
 static bool
 waits_for_dead(const struct read *read)
 {
+    if (read->disk_read != NULL && disk_stands(read->r)) return true;
     for (u32 i = 0; i < read->quorum.count; i++)
         if (read->calls[i].under_way && !is_alive(read->r, read->quorum.members[i])) return true;
     return false;
@@ -267,11 +285,20 @@ ask_one_more(struct read *read)
     return ask_one(read);
 }
 
-static MAY_YIELD void
-ask_self(struct read *read)
+/* ---- the own store ---- */
+
+static void
+own_durable(struct durable_wait *wait, bool durable)
 {
-    read->asked[read->self] = true;
-    status st = own_read(read->r, read->keyspace, read->token, read->key, &read->own);
+    struct read *read = CONTAINER_OF(wait, struct read, own_wait);
+    (void)quorum_answer(&read->quorum, read->r->self, durable ? QUORUM_YES : QUORUM_NO);
+    fiber_queue_wake_all(&read->wake);
+}
+
+/* What came of reading it; read->own. */
+static void
+own_answer(struct read *read, status st)
+{
     if (!ok(st)) {
         (void)quorum_answer(&read->quorum, read->r->self, QUORUM_NO);
         return;
@@ -287,6 +314,96 @@ ask_self(struct read *read)
     }
     read->own_wait.done = own_durable;
     durable_await(read->r, &read->own_wait, read->own.seq); /* R1 */
+}
+
+static size_t
+disk_read_bytes(u32 key_size)
+{
+    return sizeof(struct disk_read) + key_size;
+}
+
+static MAY_YIELD void
+disk_read_main(void *arg)
+{
+    struct disk_read *disk_read = arg;
+    struct replicator *r = disk_read->r;
+    struct own_read own;
+    status st = own_read(r, disk_read->keyspace, disk_read->token,
+                         BYTES(disk_read->key, disk_read->key_size), &own);
+    r->disk_reads--;
+    r->disk_moved_ns = io_now_ns();
+    struct read *read = disk_read->read;
+    if (read == NULL) {
+        r->disk_reads_left--;
+        if (ok(st) && own.found) lsm_value_release(&own.value);
+    } else {
+        read->disk_read = NULL;
+        if (ok(st)) {
+            answer_time(r, r->disk_moved_ns - disk_read->start_ns);
+            read->own = own;
+        }
+        own_answer(read, st);
+        fiber_queue_wake_all(&read->wake);
+    }
+    mem_free(r->options.budget, disk_read, disk_read_bytes(disk_read->key_size));
+    fiber_gate_leave(&r->gate);
+}
+
+static status
+disk_read_start(struct read *read)
+{
+    struct replicator *r = read->r;
+    if (r->disk_reads_left >= DISK_READS_LEFT_MAX)
+        return MARKED("cluster.replicate.disk_left_alone", ST_OVERLOADED);
+    if (!fiber_gate_enter(&r->gate)) return ST_CLOSED;
+    u32 key_size = (u32)read->key.size;
+    struct disk_read *disk_read = mem_alloc(r->options.budget, disk_read_bytes(key_size));
+    status st = ST_NO_MEMORY;
+    if (disk_read != NULL) {
+        *disk_read = (struct disk_read){.r = r,
+                                        .read = read,
+                                        .start_ns = io_now_ns(),
+                                        .token = read->token,
+                                        .keyspace = read->keyspace,
+                                        .key_size = key_size};
+        memcpy(disk_read->key, read->key.data, key_size);
+        st = fiber_spawn(fiber_class_self(), "disk-read", disk_read_main, disk_read);
+    }
+    if (!ok(st)) {
+        MARK("cluster.replicate.disk_read_refused");
+        if (disk_read != NULL) mem_free(r->options.budget, disk_read, disk_read_bytes(key_size));
+        fiber_gate_leave(&r->gate);
+        return st;
+    }
+    if (r->disk_reads++ == 0) r->disk_moved_ns = disk_read->start_ns;
+    read->disk_read = disk_read;
+    return ST_OK;
+}
+
+/* Whether the others are enough. */
+static bool
+others_do(const struct read *read)
+{
+    struct quorum others = read->quorum;
+    (void)quorum_answer(&others, read->r->self, QUORUM_NO);
+    return quorum_state(&others) != QUORUM_LOST;
+}
+
+/* No yield. */
+static void
+ask_self(struct read *read)
+{
+    struct replicator *r = read->r;
+    read->asked[read->self] = true;
+    status st = own_read_try(r, read->keyspace, read->token, read->key, &read->own);
+    if (status_is(st, ST_WOULD_WAIT)) {
+        if (disk_stands(r) && others_do(read))
+            st = MARKED("cluster.replicate.disk_stands", ST_TIMED_OUT);
+        else
+            st = disk_read_start(read);
+        if (ok(st)) return;
+    }
+    own_answer(read, st);
 }
 
 /* Until enough have answered, or cannot. */
@@ -648,7 +765,8 @@ read_attempt(struct read *read, struct replicate_value *out)
         retry_earn(&r->retries);
     if (own) ask_self(read);
     status st = gather(read);
-    if (ok(st) && own && read->need == 1) r->stats.reads_local++;
+    if (ok(st) && own && read->need == 1 && read->quorum.answers[read->self] == QUORUM_YES)
+        r->stats.reads_local++;
     if (ok(st)) st = read->siblings ? resolve_siblings(read, out) : resolve(read, out);
     return st;
 }
@@ -663,6 +781,12 @@ attempt_end(struct read *read)
         call_cancel(read, &read->confirms[i]);
     read->confirm_count = 0;
     call_cancel(read, &read->fetch);
+    if (read->disk_read != NULL) {
+        MARK("cluster.replicate.disk_read_left");
+        read->disk_read->read = NULL;
+        read->disk_read = NULL;
+        read->r->disk_reads_left++;
+    }
     if (list_linked(&read->own_wait.link)) list_del(&read->own_wait.link);
     if (read->own_held) lsm_value_release(&read->own.value);
     read->own_held = false;

@@ -677,6 +677,13 @@ sim_node_shard_stall(struct sim_node *node, u32 shard_index, u64 ns)
 }
 
 void
+sim_node_disk_slow_set(struct sim_node *node, enum sim_point point, u64 ns)
+{
+    CHECK(point < SIM_POINT_COUNT);
+    node->io_slow_ns[point] = ns;
+}
+
+void
 sim_shard_hurry(struct sim_shard *shard)
 {
     if (shard->stall_until_ns <= shard->node->sim->now_ns) return;

@@ -284,6 +284,9 @@ void sim_node_memory_each(const struct sim_node *node,
                           void (*look)(void *arg, const void *data, u64 size), void *arg);
 /* Budgeted memory of a shard in use now, and its highest; zero when the process has ended. */
 void sim_node_shard_memory(const struct sim_node *node, u32 shard, u64 *used_out, u64 *peak_out);
+/* Requests of the kind (SIM_POINT_READ, WRITE, SYNC or NAME) that its disk gets from now on take so
+ * much longer; 0: not any more. */
+void sim_node_disk_slow_set(struct sim_node *node, enum sim_point point, u64 ns);
 /* Closes only the sending side of a connection, behind what was written: a client that still reads.
  * On the shard of conn. */
 void sim_conn_shut_send(struct io_conn *conn);

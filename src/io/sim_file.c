@@ -304,7 +304,7 @@ request_begin(struct sim_request *request)
         } else {
             request->result = request_disk_begin(request);
         }
-        latency_ns += request_stall_ns(request);
+        latency_ns += request_stall_ns(request) + node->io_slow_ns[request_point(request->kind)];
         node->io_in_flight++;
     }
     list_push_back(&node->io_requests, &request->link);

@@ -247,6 +247,7 @@ sim_faults_end(struct sim *sim)
     list_for_each (pos, &sim->nodes) {
         struct sim_node *node = list_entry(pos, struct sim_node, link);
         sim_disk_faults_end(node->disk);
+        memset(node->io_slow_ns, 0, sizeof(node->io_slow_ns));
         sim_event_cancel(sim, &node->space_returns);
         sim_files_hurry(node);
         for (u32 i = 0; i < node->shard_count; i++)

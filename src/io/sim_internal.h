@@ -108,6 +108,7 @@ struct sim_node {
     u32 io_in_flight;
     struct list io_queue;    /* struct sim_request.link: waiting for a place */
     struct list io_requests; /* struct sim_request.link: under way */
+    u64 io_slow_ns[SIM_POINT_COUNT];
     struct sim_event space_returns;
     struct list mails;    /* struct sim_mail.link: between shards, under way */
     struct list connects; /* sim_conn.c: under way from here */

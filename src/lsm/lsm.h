@@ -153,7 +153,8 @@ void lsm_on_durable(struct lsm *lsm, void (*fn)(void *arg, u64 durable_seq, bool
 /* ---- reading ---- */
 
 /* A live (not deleted, not expired) value. value.data stays valid until lsm_value_release for the
- * yielding functions; for *_try until the next yield or engine call (release is a no-op then). */
+ * yielding functions; for *_try (but lsm_get_whole_try) until the next yield or engine call (release
+ * is a no-op then). */
 struct lsm_value {
     struct bytes value;
     u64 version;
@@ -204,6 +205,10 @@ MUST_CHECK bool lsm_read_start(struct lsm *lsm, u16 keyspace, u64 token, struct 
  * another store, where it must be what it is here: that one's clock is another. */
 MAY_YIELD MUST_CHECK status lsm_get_whole(struct lsm *lsm, u16 keyspace, u64 token,
                                           struct bytes key, struct lsm_value *out);
+/* The same where nothing has to be read from a file; else ST_WOULD_WAIT. Unlike that of another try
+ * the value stays until it is released. */
+MUST_CHECK status lsm_get_whole_try(struct lsm *lsm, u16 keyspace, u64 token, struct bytes key,
+                                    struct lsm_value *out);
 void lsm_value_release(struct lsm_value *value);
 
 /* Is there a higher version of the key than floor? ST_OK: the highest, be it of a tombstone, of

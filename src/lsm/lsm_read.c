@@ -435,11 +435,26 @@ row_keep(struct lsm *lsm, const struct write_marks *marks, u16 keyspace, u64 key
         MARK("lsm.get.written_meanwhile");
 }
 
-static MAY_YIELD status
-get_inside(struct lsm *lsm, u64 seq_max, bool whole, u16 keyspace, u64 token, struct bytes key,
-           struct lsm_value *out)
+enum get_how {
+    GET_LIVE,
+    GET_WHOLE,     /* as it is stored, whatever the clock says */
+    GET_WHOLE_TRY, /* ST_WOULD_WAIT where a file has to be read; of the newest only */
+};
+
+/* What needs a file was not done. */
+static status
+get_would_wait(struct lsm *lsm, struct memtable *memtable)
 {
-    bool newest = seq_max == UINT64_MAX;
+    lsm->stats.gets--;
+    if (memtable != NULL) memtable_unref(memtable);
+    return ST_WOULD_WAIT;
+}
+
+static MAY_YIELD status
+get_inside(struct lsm *lsm, u64 seq_max, enum get_how how, u16 keyspace, u64 token,
+           struct bytes key, struct lsm_value *out)
+{
+    bool newest = seq_max == UINT64_MAX, whole = how != GET_LIVE, wait = how != GET_WHOLE_TRY;
     u64 key_hash = hash_key(key, 0);
     struct entry entry = {.token = token, .key = key, .kind = ENTRY_DELETE};
     struct memtable *memtable = NULL;
@@ -458,8 +473,12 @@ get_inside(struct lsm *lsm, u64 seq_max, bool whole, u16 keyspace, u64 token, st
     struct write_marks marks = write_marks_of(lsm, key_hash);
     struct entry table_entry;
     struct levels_pin pin = {0};
-    status st = levels_get(lsm->levels, keyspace, token, key, key_hash, seq_max,
-                           found ? entry.version : 0, &table_entry, &pin);
+    u64 floor = found ? entry.version : 0;
+    status st = wait ? levels_get(lsm->levels, keyspace, token, key, key_hash, seq_max, floor,
+                                  &table_entry, &pin)
+                     : levels_get_try(lsm->levels, keyspace, token, key, key_hash, floor,
+                                      &table_entry, &pin);
+    if (!wait && status_is(st, ST_WOULD_WAIT)) return get_would_wait(lsm, memtable);
     if (!ok(st) && !status_is(st, ST_NOT_FOUND)) {
         MARK("lsm.get.failed");
         if (found) memtable_unref(memtable);
@@ -467,6 +486,10 @@ get_inside(struct lsm *lsm, u64 seq_max, bool whole, u16 keyspace, u64 token, st
     }
     bool from_table = ok(st);
     if (from_table) entry = table_entry;
+    if (!wait && from_table && entry.kind == ENTRY_PUT && entry.flags & ENTRY_BLOB) {
+        levels_unpin(&pin);
+        return get_would_wait(lsm, memtable);
+    }
     if (newest && (from_table || !found)) row_keep(lsm, &marks, keyspace, key_hash, &entry);
     if (!entry_is_shown(&entry, whole)) {
         st = not_found(lsm, &entry, out);
@@ -486,12 +509,12 @@ get_inside(struct lsm *lsm, u64 seq_max, bool whole, u16 keyspace, u64 token, st
 }
 
 static MAY_YIELD status
-get(struct lsm *lsm, u64 seq_max, bool whole, u16 keyspace, u64 token, struct bytes key,
+get(struct lsm *lsm, u64 seq_max, enum get_how how, u16 keyspace, u64 token, struct bytes key,
     struct lsm_value *out)
 {
     CHECK(keyspace < LIMIT_KEYSPACES);
     if (!fiber_gate_enter(&lsm->gate)) return MARKED("lsm.get.closed", ST_CLOSED);
-    status st = get_inside(lsm, seq_max, whole, keyspace, token, key, out);
+    status st = get_inside(lsm, seq_max, how, keyspace, token, key, out);
     fiber_gate_leave(&lsm->gate);
     return st;
 }
@@ -500,14 +523,21 @@ MAY_YIELD status
 lsm_get(struct lsm *lsm, const struct lsm_snapshot *snapshot, u16 keyspace, u64 token,
         struct bytes key, struct lsm_value *out)
 {
-    return get(lsm, snapshot != NULL ? snapshot->seq : UINT64_MAX, false, keyspace, token, key,
+    return get(lsm, snapshot != NULL ? snapshot->seq : UINT64_MAX, GET_LIVE, keyspace, token, key,
                out);
 }
 
 MAY_YIELD status
 lsm_get_whole(struct lsm *lsm, u16 keyspace, u64 token, struct bytes key, struct lsm_value *out)
 {
-    return get(lsm, UINT64_MAX, true, keyspace, token, key, out);
+    return get(lsm, UINT64_MAX, GET_WHOLE, keyspace, token, key, out);
+}
+
+status
+lsm_get_whole_try(struct lsm *lsm, u16 keyspace, u64 token, struct bytes key, struct lsm_value *out)
+{
+    /* no yield: it gives up before the first read of a file. */
+    return get(lsm, UINT64_MAX, GET_WHOLE_TRY, keyspace, token, key, out);
 }
 
 /* ---- without a fiber ---- */

@@ -82,6 +82,7 @@ static struct world world; /* large */
     } while (0)
 
 static struct replicate_stats reached; /* of all seeds */
+static u64 disk_reads_left;            /* of all seeds */
 
 static bool
 clock_is_ahead(void *arg)
@@ -563,6 +564,25 @@ links_turn(void)
                              MS(prng_range(prng, 1, 60)));
 }
 
+static void
+flush_run(struct peer_rig_node *node, void *arg)
+{
+    (void)arg;
+    (void)!ok(lsm_flush(world.apps[node->index][io_shard_index()].lsm));
+}
+
+/* What was written lately goes to the disk now and then, and some disks take long to read. */
+static void
+disks_turn(struct prng *prng)
+{
+    if (!prng_chance(prng, 1, 10)) return;
+    u32 node = (u32)prng_below(prng, world.rig.node_count);
+    u32 shard = (u32)prng_below(prng, world.rig.shard_count);
+    if (runs(node)) (void)peer_rig_do(&world.rig, node, shard, flush_run, NULL);
+    sim_node_disk_slow_set(world.rig.nodes[node].machine, SIM_POINT_READ,
+                           prng_chance(prng, 1, 3) ? 0 : MS(prng_range(prng, 1, 80)));
+}
+
 /* ---- a member joins ---- */
 
 static void
@@ -681,6 +701,7 @@ heal(void)
         world.down[i] = false;
         sim_node_clock_step(world.rig.nodes[i].machine, -clock_off_ms[i]);
         clock_off_ms[i] = 0;
+        sim_node_disk_slow_set(world.rig.nodes[i].machine, SIM_POINT_READ, 0);
     }
 }
 
@@ -765,7 +786,9 @@ seed_run(u64 seed)
     world.rig.options.disk.latency_ns_max = MS(prng_range(prng, 1, 6));
     world.rig.options.net.latency_ns_max = prng_range(prng, 200, 4000) * NS_PER_US;
     world.spread = prng_chance(prng, 1, 2) ? 4 : 20;
-    bool calm = prng_chance(prng, 1, 6);
+    bool calm = prng_chance(prng, 1, 6), slow_disks = seed % 7 == 0;
+    struct prng disks;
+    prng_init(&disks, seed);
     op_count = 0;
     memset(clients, 0, sizeof(clients));
     memset(restart_ns, 0, sizeof(restart_ns));
@@ -790,6 +813,7 @@ seed_run(u64 seed)
         clients_turn(true);
         if (!calm) nodes_turn();
         if (!calm) links_turn();
+        if (slow_disks) disks_turn(&disks);
         if (joins) join_turn(&stage, &fetched);
         world_turn(calm);
     }
@@ -819,6 +843,7 @@ seed_run(u64 seed)
         print_error("seed %llu: %s\n", (unsigned long long)seed, world.violation);
     }
     bool failed = world.violation[0] != '\0';
+    disk_reads_left += sim_mark_count(world.rig.sim, "cluster.replicate.disk_read_left");
     cluster_close();
     return !failed;
 }
@@ -848,6 +873,7 @@ acknowledged_writes_are_read_whatever_fails(void **state)
     assert_true(reached.restamped > 10 && reached.repairs > 10 && reached.digest_mismatches > 10);
     assert_true(reached.unknown > 10 && reached.unavailable > 10 && reached.wrong_epoch > 0);
     assert_true(reached.hedged > 0 && reached.missed > 10 && reached.clocks_refused > 0);
+    assert_true(disk_reads_left > 0);
 }
 
 /* ---- small stories ---- */
@@ -1380,6 +1406,118 @@ a_dead_replica_is_replaced_without_a_budget(void **state)
     assert_true(ok(read.st) && read.id == 5);
     cluster_close();
     assert_true(reached.retries_refused > before.retries_refused); /* there was none left */
+}
+
+/* All have key 1, node 0 on its disk only, where whatever is read takes so much longer. */
+static struct replicator *
+story_of_a_slow_disk(u64 ns)
+{
+    story_begin();
+    struct op write = {.kind = OP_WRITE, .key = 1, .id = 5, .level = REPLICATE_ALL};
+    assert_true(op_do(&write));
+    peer_rig_stop(&world.rig, 0);
+    peer_rig_start(&world.rig, 0);
+    peer_rig_run(&world.rig, SECONDS(2));
+    sim_node_disk_slow_set(world.rig.nodes[0].machine, SIM_POINT_READ, ns);
+    return world.apps[0][0].replicator;
+}
+
+/* How long it took; UINT64_MAX: it did not find it. */
+static u64
+read_takes_ns(enum replicate_level level)
+{
+    struct op read = {.kind = OP_READ, .key = 1, .level = level};
+    if (!op_do(&read) || read.id != 5) return UINT64_MAX;
+    return read.ended_ns - read.begun_ns;
+}
+
+/* The disk of who coordinates is hedged as a replica is. What it was asked goes on, and is in
+ * nobody's way; and who has nobody else to ask ends in time. */
+static void
+a_read_does_not_wait_for_the_own_disk(void **state)
+{
+    (void)state;
+    struct replicator *r = story_of_a_slow_disk(SECONDS(10));
+    const enum replicate_level levels[] = {REPLICATE_DEFAULT, REPLICATE_ONE, REPLICATE_QUORUM};
+    for (u32 i = 0; i < 3; i++) {
+        assert_true(read_takes_ns(levels[i]) < HEDGE_NS_START + MS(10));
+        assert_int_equal(r->disk_reads_left, i + 1);
+        assert_true(list_empty(&r->coordinated));
+    }
+    peer_rig_isolate(&world.rig, 0); /* and nobody knows */
+    for (u32 i = 0; i < 3; i++) {
+        struct op read = {.kind = OP_READ, .key = 1, .level = levels[i], .deadline_ns = MS(200)};
+        assert_false(op_do(&read));
+        assert_true(status_is(read.st, ST_UNAVAILABLE));
+        u64 took_ns = read.ended_ns - read.begun_ns;
+        assert_true(took_ns >= MS(200) && took_ns < MS(210));
+    }
+    peer_rig_rejoin(&world.rig, 0);
+    peer_rig_run(&world.rig, SECONDS(2));
+    struct op all = {.kind = OP_READ, .key = 1, .level = REPLICATE_ALL, .deadline_ns = MS(200)};
+    assert_false(op_do(&all));
+    assert_true(status_is(all.st, ST_UNAVAILABLE));
+
+    sim_node_disk_slow_set(world.rig.nodes[0].machine, SIM_POINT_READ, 0);
+    peer_rig_run(&world.rig, SECONDS(10));
+    assert_int_equal(r->disk_reads + r->disk_reads_left, 0);
+    u64 local = r->stats.reads_local, digests = r->stats.digests;
+    assert_true(read_takes_ns(REPLICATE_ONE) < MS(5));
+    assert_true(r->stats.reads_local == local + 1 && r->stats.digests == digests);
+    cluster_close();
+}
+
+/* One that is late only is waited for as long as others would be, and has answered then. */
+static void
+a_read_waits_for_a_disk_that_is_in_time(void **state)
+{
+    (void)state;
+    struct replicator *r = story_of_a_slow_disk(MS(5));
+    u64 took_ns = read_takes_ns(REPLICATE_ONE);
+    assert_true(took_ns >= MS(5) && took_ns < HEDGE_NS_START);
+    assert_true(r->stats.reads_local == 1 && r->stats.digests == 0 && r->stats.hedged == 0);
+    assert_int_equal(r->disk_reads + r->disk_reads_left, 0);
+    cluster_close();
+}
+
+/* Soon others are asked in its place at once, whatever was repeated before. */
+static void
+a_disk_that_hangs_is_replaced_without_a_budget(void **state)
+{
+    (void)state;
+    struct replicator *r = story_of_a_slow_disk(SECONDS(10));
+    r->retries.parts = 0;
+    u64 took_ns = read_takes_ns(REPLICATE_DEFAULT);
+    assert_true(took_ns >= MS(400) && took_ns < MS(550));
+    assert_true(r->retries.refused > 0);
+    r->retries.parts = 0;
+    u64 hedged = r->stats.hedged;
+    assert_true(read_takes_ns(REPLICATE_DEFAULT) < MS(5));
+    assert_true(read_takes_ns(REPLICATE_ONE) < MS(5));
+    assert_int_equal(r->stats.hedged, hedged);
+    assert_int_equal(r->disk_reads, 1);
+    cluster_close();
+}
+
+/* What is left of them has a bound; and who stops waits for the disk. */
+static void
+a_disk_that_hangs_keeps_no_more_than_so_many_fibers(void **state)
+{
+    (void)state;
+    struct replicator *r = story_of_a_slow_disk(SECONDS(30));
+    world.down[1] = world.down[2] = true; /* as far as anybody knows */
+    struct op read;
+    for (u32 i = 0; i < DISK_READS_LEFT_MAX + 20; i++) {
+        read =
+            (struct op){.kind = OP_READ, .key = 1, .level = REPLICATE_ONE, .deadline_ns = MS(20)};
+        assert_false(op_do(&read));
+        assert_true(status_is(read.st, ST_UNAVAILABLE));
+    }
+    assert_true(read.ended_ns - read.begun_ns < MS(5));
+    assert_int_equal(r->disk_reads_left, DISK_READS_LEFT_MAX);
+    world.down[1] = world.down[2] = false;
+    assert_true(read_takes_ns(REPLICATE_DEFAULT) < MS(5));
+    cluster_close();
 }
 
 /* What a clock that runs ahead takes for expired is a value yet, and the others' clocks say so. */
@@ -1934,6 +2072,10 @@ main(void)
         cmocka_unit_test(who_dies_while_it_is_mended_is_replaced_by_another),
         cmocka_unit_test(who_does_not_answer_costs_the_others_no_more_than_a_tenth),
         cmocka_unit_test(a_dead_replica_is_replaced_without_a_budget),
+        cmocka_unit_test(a_read_does_not_wait_for_the_own_disk),
+        cmocka_unit_test(a_read_waits_for_a_disk_that_is_in_time),
+        cmocka_unit_test(a_disk_that_hangs_is_replaced_without_a_budget),
+        cmocka_unit_test(a_disk_that_hangs_keeps_no_more_than_so_many_fibers),
         cmocka_unit_test(what_has_expired_by_one_clock_is_brought_as_it_is),
         cmocka_unit_test(what_expires_while_it_is_brought_to_others_is_told),
         cmocka_unit_test(what_has_expired_is_read_as_absent_though_others_have_collected_it),
