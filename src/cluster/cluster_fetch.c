@@ -148,7 +148,8 @@ observe(const struct fetch *fetch, u64 version, u32 member)
     return ST_OK;
 }
 
-/* A state of a key that keeps siblings joins what is here. */
+/* A state of a key that keeps siblings joins what is here. It waits for room, as lsm_write does:
+ * that there is none is no failure of the source. */
 MAY_YIELD static status
 take_state(struct fetch *fetch, u16 keyspace, const struct cluster_page_entry *found, u64 *seq_out)
 {
@@ -158,7 +159,7 @@ take_state(struct fetch *fetch, u16 keyspace, const struct cluster_page_entry *f
                                     .found = !found->deleted,
                                     .version = found->entry.version,
                                     .value = found->entry.value};
-    return replicate_merge(fetch->shard->replicator, &state, io_now_ns() + STREAM_PAGE_NS, seq_out);
+    return replicate_merge(fetch->shard->replicator, &state, FIBER_FOREVER, seq_out);
 }
 
 static void

@@ -193,7 +193,8 @@ struct replicate_state {
     struct bytes value;
     u32 from; /* the member, or 0; for the log */
 };
-/* Into this store: the union with what it has. *seq_out: when it is durable here. */
+/* Into this store: the union with what it has. *seq_out: when it is durable here. ST_TIMED_OUT: by
+ * the deadline there was no room for it, and nothing was done. */
 MAY_YIELD MUST_CHECK status replicate_merge(struct replicator *replicator,
                                             const struct replicate_state *state, u64 deadline_ns,
                                             u64 *seq_out);

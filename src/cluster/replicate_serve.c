@@ -20,7 +20,8 @@
 /* Less than WRITE_CALL_NS_MIN, by what clocks differ at the most (HLC_AHEAD_MS_MAX) and more. */
 #define LATE_MS 1000u
 static_assert(LATE_MS + HLC_AHEAD_MS_MAX < WRITE_CALL_NS_MIN / NS_PER_MS, "a call waits longer");
-/* How long a set that is pulled may wait for the clock to have room for another stamp. */
+/* How long a set that is pulled may wait for the clock to have room for another stamp, and for room
+ * in the store. */
 #define STORE_NS (10 * NS_PER_S)
 
 /* A request that is not answered yet. */

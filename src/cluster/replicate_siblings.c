@@ -77,13 +77,17 @@ is_held(struct replicator *r, u64 hash)
     return false;
 }
 
-static MAY_YIELD void
-hold(struct replicator *r, struct key_hold *hold, u16 keyspace, struct bytes key)
+/* Whoever holds it waits for its own store, which may take until its own deadline. */
+static MAY_YIELD status
+hold(struct replicator *r, struct key_hold *hold, u16 keyspace, struct bytes key, u64 deadline_ns)
 {
     hold->hash = hash_key(key, keyspace + 1u);
-    while (is_held(r, hold->hash)) /* whoever holds it ends: it waits for its own store only */
-        (void)fiber_queue_wait(&r->hold_freed, FIBER_FOREVER);
+    while (is_held(r, hold->hash)) {
+        if (io_now_ns() >= deadline_ns) return MARKED("cluster.siblings.held", ST_TIMED_OUT);
+        (void)fiber_queue_wait(&r->hold_freed, deadline_ns);
+    }
     list_push_back(hold_bucket(r, hold->hash), &hold->link);
+    return ST_OK;
 }
 
 static void
@@ -170,7 +174,8 @@ lease_load(struct replicator *r, u32 partition, struct actor_lease *lease)
 }
 
 static MAY_YIELD status
-lease_store(struct replicator *r, u32 partition, u64 incarnation, u32 generation, u64 end)
+lease_store(struct replicator *r, u32 partition, u64 incarnation, u32 generation, u64 end,
+            u64 deadline_ns)
 {
     u8 key[LEASE_KEY_BYTES], value[LEASE_BYTES] = {LEASE_VERSION};
     struct bytes name = BYTES(key, lease_key(partition, key));
@@ -183,18 +188,21 @@ lease_store(struct replicator *r, u32 partition, u64 incarnation, u32 generation
     status st = ST_NO_MEMORY;
     if (lsm_batch_put(&batch, KEYSPACE_SYSTEM, hash_token(name), name, BYTES(value, sizeof(value)),
                       0))
-        st = lsm_write(r->options.lsm, &batch, &seq);
+        st = lsm_write_until(r->options.lsm, &batch, deadline_ns, &seq);
     lsm_batch_deinit(&batch);
-    return ok(st) ? lsm_wait_durable(r->options.lsm, seq) : st;
+    return ok(st) ? lsm_wait_durable_until(r->options.lsm, seq, deadline_ns) : st;
 }
 
-/* One at a time, so that what is stored last is the highest. generation: at least this one. */
+/* One at a time, so that what is stored last is the highest that anything was given under.
+ * generation: at least this one. ST_TIMED_OUT: it may be stored, and nothing is given under it. */
 static MAY_YIELD status
 lease_extend(struct replicator *r, u32 partition, struct actor_lease *lease, u64 incarnation,
-             u64 counter, u32 generation)
+             u64 counter, u32 generation, u64 deadline_ns)
 {
-    while (r->leasing)
-        (void)fiber_queue_wait(&r->lease_done, FIBER_FOREVER);
+    while (r->leasing) {
+        if (io_now_ns() >= deadline_ns) return MARKED("cluster.siblings.leasing", ST_TIMED_OUT);
+        (void)fiber_queue_wait(&r->lease_done, deadline_ns);
+    }
     r->leasing = true;
     status st = lease->loaded ? ST_OK : lease_load(r, partition, lease);
     counter = MAX(counter, lease->next);
@@ -204,7 +212,7 @@ lease_extend(struct replicator *r, u32 partition, struct actor_lease *lease, u64
         u64 end = counter < UINT64_MAX - length ? counter + length : counter;
         if (end == counter) st = ST_CORRUPT; /* no clock comes there */
         end = MAX(end, lease->end);
-        if (ok(st)) st = lease_store(r, partition, incarnation, generation, end);
+        if (ok(st)) st = lease_store(r, partition, incarnation, generation, end, deadline_ns);
         if (ok(st)) lease->end = end;
         if (ok(st)) lease->generation = generation;
     }
@@ -223,7 +231,7 @@ own_incarnation(const struct replicator *r)
 /* B5. With the hold of the key that own and other are of. */
 static MAY_YIELD status
 actor_renew(struct replicator *r, u64 token, const struct dvv_vector *own,
-            const struct dvv_vector *other)
+            const struct dvv_vector *other, u64 deadline_ns)
 {
     u64 incarnation = own_incarnation(r);
     u32 generation, partition = siblings_partition(token);
@@ -233,13 +241,13 @@ actor_renew(struct replicator *r, u64 token, const struct dvv_vector *own,
     MARK("cluster.siblings.forgot");
     if (!leases_make(r)) return ST_NO_MEMORY;
     return lease_extend(r, partition, &r->leases[partition - r->lease_first], incarnation, 0,
-                        generation + 1);
+                        generation + 1, deadline_ns);
 }
 
 /* A dot for a write of this moment. The stamp is one that was just given, so counters of a key
  * are in the order of their writes. */
 static MAY_YIELD status
-dot_next(struct replicator *r, u64 token, u64 stamp, struct dvv_value *out)
+dot_next(struct replicator *r, u64 token, u64 stamp, u64 deadline_ns, struct dvv_value *out)
 {
     if (!leases_make(r)) return ST_NO_MEMORY;
     u64 incarnation = own_incarnation(r);
@@ -247,7 +255,7 @@ dot_next(struct replicator *r, u64 token, u64 stamp, struct dvv_value *out)
     u32 partition = siblings_partition(token);
     struct actor_lease *lease = &r->leases[partition - r->lease_first];
     while (!lease->loaded || MAX(stamp, lease->next) > lease->end) {
-        status st = lease_extend(r, partition, lease, incarnation, stamp, 0);
+        status st = lease_extend(r, partition, lease, incarnation, stamp, 0, deadline_ns);
         if (!ok(st)) return st;
     }
     out->counter = MAX(stamp, lease->next);
@@ -282,28 +290,28 @@ own_set_read(struct replicator *r, u16 keyspace, u64 token, struct bytes key, st
 
 static MAY_YIELD status
 own_set_write(struct replicator *r, u16 keyspace, u64 token, struct bytes key, struct bytes bytes,
-              u64 version, u64 *seq_out)
+              u64 version, u64 deadline_ns, u64 *seq_out)
 {
     struct lsm_batch batch;
     lsm_batch_init(&batch, r->options.budget);
     batch.version = version;
     status st = ST_NO_MEMORY;
     if (lsm_batch_put(&batch, keyspace, token, key, bytes, 0))
-        st = lsm_write(r->options.lsm, &batch, seq_out);
+        st = lsm_write_until(r->options.lsm, &batch, deadline_ns, seq_out);
     lsm_batch_deinit(&batch);
     return st;
 }
 
 /* B5, of encoded sets. */
 static MAY_YIELD status
-actor_check(struct replicator *r, u64 token, struct bytes own, struct bytes other)
+actor_check(struct replicator *r, u64 token, struct bytes own, struct bytes other, u64 deadline_ns)
 {
     struct dvvset a, b;
     dvvset_init(&a, r->options.budget);
     dvvset_init(&b, r->options.budget);
     status st = dvvset_decode(own, &a);
     if (ok(st)) st = dvvset_decode(other, &b);
-    if (ok(st)) st = actor_renew(r, token, &a.seen, &b.seen);
+    if (ok(st)) st = actor_renew(r, token, &a.seen, &b.seen, deadline_ns);
     dvvset_deinit(&b);
     dvvset_deinit(&a);
     return st;
@@ -312,7 +320,7 @@ actor_check(struct replicator *r, u64 token, struct bytes own, struct bytes othe
 /* With the hold. */
 static MAY_YIELD status
 merge_held(struct replicator *r, const struct replicate_state *state, struct bytes other,
-           u64 *seq_out)
+           u64 deadline_ns, u64 *seq_out)
 {
     struct own_set own;
     struct buf both;
@@ -335,10 +343,11 @@ merge_held(struct replicator *r, const struct replicate_state *state, struct byt
             version = hlc_next(&r->hlc, io_wall_ms());
             break;
         }
-        if (version != 0) st = actor_check(r, state->token, buf_bytes(&own.bytes), other);
+        if (version != 0)
+            st = actor_check(r, state->token, buf_bytes(&own.bytes), other, deadline_ns);
         if (version != 0 && ok(st))
             st = own_set_write(r, state->keyspace, state->token, state->key, buf_bytes(&both),
-                               version, seq_out);
+                               version, deadline_ns, seq_out);
     }
     buf_deinit(&both);
     buf_deinit(&own.bytes);
@@ -359,9 +368,11 @@ merge(struct replicator *r, const struct replicate_state *state, u64 deadline_ns
     *seq_out = 0;
     if (ok(st) && !siblings_empty(buf_bytes(&other))) {
         struct key_hold held;
-        hold(r, &held, state->keyspace, state->key);
-        st = merge_held(r, state, buf_bytes(&other), seq_out);
-        let_go(r, &held);
+        st = hold(r, &held, state->keyspace, state->key, deadline_ns);
+        if (ok(st)) {
+            st = merge_held(r, state, buf_bytes(&other), deadline_ns, seq_out);
+            let_go(r, &held);
+        }
     }
     buf_deinit(&other);
     return st;
@@ -402,7 +413,7 @@ siblings_merge_hint(void *arg, const struct lsm_batch *batch, u64 deadline_ns)
     u64 seq;
     if (!fiber_gate_enter(&r->gate)) return ST_CLOSED;
     status st = siblings_merge_op(r, batch, r->self, deadline_ns, &seq);
-    if (ok(st)) st = lsm_wait_durable(r->options.lsm, seq);
+    if (ok(st)) st = lsm_wait_durable_until(r->options.lsm, seq, deadline_ns);
     fiber_gate_leave(&r->gate);
     return st;
 }
@@ -441,8 +452,8 @@ context_check(const struct replicator *r, const struct replicate_put *put,
 
 /* With the hold: the key's next state, in the own store and in *batch. */
 static MAY_YIELD status
-put_held(struct replicator *r, const struct replicate_put *put, struct lsm_batch *batch,
-         u64 *seq_out)
+put_held(struct replicator *r, const struct replicate_put *put, u64 deadline_ns,
+         struct lsm_batch *batch, u64 *seq_out)
 {
     struct own_set own;
     struct dvvset set;
@@ -456,7 +467,7 @@ put_held(struct replicator *r, const struct replicate_put *put, struct lsm_batch
     status st = own_set_read(r, put->keyspace, put->token, put->key, &own);
     if (ok(st)) st = dvvset_decode(buf_bytes(&own.bytes), &set);
     if (ok(st)) st = context_check(r, put, &set.seen);
-    if (ok(st)) st = dot_next(r, put->token, value.version, &value);
+    if (ok(st)) st = dot_next(r, put->token, value.version, deadline_ns, &value);
     if (ok(st)) st = dvvset_update(&set, put->context, &value);
     if (status_is(st, ST_CONFLICT)) st = ST_INVALID; /* the same, of a counter that is far ahead */
     if (ok(st)) dvvset_bury(&set);
@@ -467,7 +478,7 @@ put_held(struct replicator *r, const struct replicate_put *put, struct lsm_batch
     batch->version = hlc_next(&r->hlc, io_wall_ms());
     if (ok(st) && !lsm_batch_put(batch, put->keyspace, put->token, put->key, buf_bytes(&bytes), 0))
         st = ST_NO_MEMORY;
-    if (ok(st)) st = lsm_write(r->options.lsm, batch, seq_out);
+    if (ok(st)) st = lsm_write_until(r->options.lsm, batch, deadline_ns, seq_out);
     dvvset_deinit(&set);
     buf_deinit(&bytes);
     buf_deinit(&own.bytes);
@@ -484,12 +495,13 @@ put_here(struct replicator *r, enum replicate_level level, const struct replicat
     if (!ok(st)) return st;
     struct key_hold held;
     u64 seq;
-    hold(r, &held, put->keyspace, put->key);
-    st = io_now_ns() >= deadline_ns ? ST_TIMED_OUT : put_held(r, put, batch, &seq);
+    st = hold(r, &held, put->keyspace, put->key, deadline_ns);
+    if (!ok(st)) return st;
+    st = io_now_ns() >= deadline_ns ? ST_TIMED_OUT : put_held(r, put, deadline_ns, batch, &seq);
     let_go(r, &held);
     if (!ok(st)) return st;
     *maybe_done = true;
-    return lsm_wait_durable(r->options.lsm, seq); /* B1 */
+    return lsm_wait_durable_until(r->options.lsm, seq, deadline_ns); /* B1 */
 }
 
 MAY_YIELD status

@@ -684,6 +684,13 @@ sim_node_disk_slow_set(struct sim_node *node, enum sim_point point, u64 ns)
 }
 
 void
+sim_node_disk_stall(struct sim_node *node, enum sim_point point, u64 ns)
+{
+    CHECK(point >= SIM_POINT_READ && point <= SIM_POINT_NAME);
+    node->io_stall_until_ns[point] = MAX(node->io_stall_until_ns[point], node->sim->now_ns + ns);
+}
+
+void
 sim_shard_hurry(struct sim_shard *shard)
 {
     if (shard->stall_until_ns <= shard->node->sim->now_ns) return;

@@ -271,6 +271,9 @@ u64 sim_node_wall_ns(const struct sim_node *node);
 void sim_node_clock_drift_set(struct sim_node *node, i32 ppm);
 /* The shard learns of nothing before the time has passed. */
 void sim_node_shard_stall(struct sim_node *node, u32 shard, u64 ns);
+/* Disk requests of the kind that begin before the time has passed end when it has; nothing else
+ * waits for them, and no fault is counted. */
+void sim_node_disk_stall(struct sim_node *node, enum sim_point point, u64 ns);
 /* The process has started up: from here to its end alloc_ppm counts. Comes by itself once every
  * shard listens on a port. */
 void sim_node_started_set(struct sim_node *node);

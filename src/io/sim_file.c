@@ -305,6 +305,8 @@ request_begin(struct sim_request *request)
             request->result = request_disk_begin(request);
         }
         latency_ns += request_stall_ns(request) + node->io_slow_ns[request_point(request->kind)];
+        u64 until_ns = node->io_stall_until_ns[request_point(request->kind)];
+        latency_ns += until_ns - MIN(until_ns, sim->now_ns);
         node->io_in_flight++;
     }
     list_push_back(&node->io_requests, &request->link);

@@ -249,6 +249,7 @@ sim_faults_end(struct sim *sim)
         sim_disk_faults_end(node->disk);
         memset(node->io_slow_ns, 0, sizeof(node->io_slow_ns));
         sim_event_cancel(sim, &node->space_returns);
+        memset(node->io_stall_until_ns, 0, sizeof(node->io_stall_until_ns));
         sim_files_hurry(node);
         for (u32 i = 0; i < node->shard_count; i++)
             sim_shard_hurry(&node->shards[i]);

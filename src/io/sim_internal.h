@@ -109,6 +109,7 @@ struct sim_node {
     struct list io_queue;    /* struct sim_request.link: waiting for a place */
     struct list io_requests; /* struct sim_request.link: under way */
     u64 io_slow_ns[SIM_POINT_COUNT];
+    u64 io_stall_until_ns[SIM_POINT_COUNT];
     struct sim_event space_returns;
     struct list mails;    /* struct sim_mail.link: between shards, under way */
     struct list connects; /* sim_conn.c: under way from here */

@@ -189,16 +189,23 @@ lsm_durable_seq(const struct lsm *lsm)
 }
 
 MAY_YIELD status
-lsm_wait_durable(struct lsm *lsm, u64 seq)
+lsm_wait_durable_until(struct lsm *lsm, u64 seq, u64 deadline_ns)
 {
     CHECK(seq <= lsm->seq_last);
     while (lsm_durable_seq(lsm) < seq) {
         if (log_failed(lsm->log)) return MARKED("lsm.durable.unknown", ST_UNKNOWN_OUTCOME);
+        if (io_now_ns() >= deadline_ns) return MARKED("lsm.durable.too_late", ST_TIMED_OUT);
         if (!fiber_gate_enter(&lsm->gate)) return MARKED("lsm.durable.closing", ST_UNKNOWN_OUTCOME);
-        (void)fiber_queue_wait(&lsm->durable_wake, FIBER_FOREVER);
+        (void)fiber_queue_wait(&lsm->durable_wake, deadline_ns);
         fiber_gate_leave(&lsm->gate);
     }
     return ST_OK;
+}
+
+MAY_YIELD status
+lsm_wait_durable(struct lsm *lsm, u64 seq)
+{
+    return lsm_wait_durable_until(lsm, seq, FIBER_FOREVER);
 }
 
 void

@@ -145,6 +145,8 @@ enum lsm_durability lsm_durability(const struct lsm *lsm);
 u64 lsm_durable_seq(const struct lsm *lsm);
 /* ST_UNKNOWN_OUTCOME when the log failed before seq was durable. */
 MAY_YIELD MUST_CHECK status lsm_wait_durable(struct lsm *lsm, u64 seq);
+/* ST_TIMED_OUT: it was not before the deadline, and may be later. */
+MAY_YIELD MUST_CHECK status lsm_wait_durable_until(struct lsm *lsm, u64 seq, u64 deadline_ns);
 /* Called (as a callback) whenever lsm_durable_seq has grown, and once with failed = true when the
  * log failed: what is not durable then never will be known to be. One listener. */
 void lsm_on_durable(struct lsm *lsm, void (*fn)(void *arg, u64 durable_seq, bool failed),

@@ -860,6 +860,119 @@ a_context_that_names_writes_that_never_were_is_refused(void **state)
     cluster_close();
 }
 
+/* ---- a disk that stands still ---- */
+
+/* No write of the node's log, or of its tables, ends before the time has passed. */
+static void
+disk_stall(u32 node, u64 ns)
+{
+    sim_node_disk_stall(world.rig.nodes[node].machine, SIM_POINT_WRITE, ns);
+}
+
+/* Whether it was over by its deadline, but for what a turn takes. */
+static bool
+in_time(const struct op *op)
+{
+    return op->ended && op->ended_ns - op->begun_ns <= op->deadline_ns + MS(50);
+}
+
+/* What is put through the node within a second comes to this. */
+static bool
+put_ends(u32 node, u32 key, u64 id, status expected)
+{
+    struct op op = {.kind = OP_PUT, .node = node, .key = key, .id = id, .deadline_ns = SECONDS(1)};
+    return !op_do(&op) && in_time(&op) && status_is(op.st, expected);
+}
+
+static void
+key_read_of_all(u32 key, struct op *out)
+{
+    *out = (struct op){.kind = OP_READ, .key = key, .level = REPLICATE_ALL};
+    assert_true(op_do(out));
+}
+
+/* The coordinator's disk stands still for half a minute. A put is told by its deadline: unknown
+ * where it may be in the own store, not done where it waited for a lease, or for who has the key.
+ * Once the disk goes on nothing is lost, and no dot was given twice. */
+static void
+puts_end_by_their_deadlines_while_the_own_disk_stands_still(void **state)
+{
+    (void)state;
+    static struct op read, slow;
+    static struct peer_rig_job job;
+    story_begin();
+    assert_true(put(0, 1, 10, NULL)); /* its partition has a lease */
+    disk_stall(0, SECONDS(30));
+    assert_true(put_ends(0, 1, 11, ST_UNKNOWN_OUTCOME));
+    assert_true(put_ends(0, 2, 20, ST_TIMED_OUT)); /* that has none */
+    /* One that may wait for long keeps key 3, and the storing of leases. */
+    slow = (struct op){.kind = OP_PUT, .key = 3, .id = 30, .deadline_ns = SECONDS(20)};
+    slow.begun_ns = sim_now_ns(world.rig.sim);
+    peer_rig_give(&world.rig, 0, 0, &job, op_run, &slow);
+    peer_rig_run(&world.rig, MS(10));
+    assert_true(put_ends(0, 3, 31, ST_TIMED_OUT));
+    assert_true(put_ends(0, 4, 40, ST_TIMED_OUT));
+    /* A read that brings what others have here waits no longer, either. */
+    assert_true(put(1, 3, 32, NULL));
+    read = (struct op){.kind = OP_READ, .key = 3, .deadline_ns = SECONDS(1)};
+    (void)op_do(&read);
+    assert_true(in_time(&read));
+    peer_rig_run(&world.rig, SECONDS(8)); /* the lease that was there is over */
+    assert_true(put_ends(0, 1, 12, ST_TIMED_OUT));
+    peer_rig_run(&world.rig, SECONDS(20));
+    assert_true(in_time(&slow) && status_is(slow.st, ST_TIMED_OUT));
+
+    for (u32 key = 1; key <= 4; key++)
+        assert_true(put(0, key, 10 * key + 5, NULL));
+    key_read_of_all(1, &read);
+    assert_int_equal(read.value_count, 3); /* the unknown one was done */
+    assert_true(returned(&read, 10) && returned(&read, 11) && returned(&read, 15));
+    key_read_of_all(2, &read);
+    assert_true(read.value_count == 1 && returned(&read, 25));
+    key_read_of_all(3, &read);
+    assert_int_equal(read.value_count, 2);
+    assert_true(returned(&read, 32) && returned(&read, 35));
+    key_read_of_all(4, &read);
+    assert_true(read.value_count == 1 && returned(&read, 45));
+    cluster_close();
+}
+
+/* The same until the store takes nothing any more. */
+static void
+puts_and_reads_end_by_their_deadlines_without_room(void **state)
+{
+    (void)state;
+    static struct op read;
+    const u32 keys = 40;
+    story_begin();
+    for (u32 key = 0; key < keys; key++)
+        assert_true(put(0, key, 100 + key, NULL));
+    disk_stall(0, SECONDS(30));
+    struct op fill = {.kind = OP_PUT, .size = KIB(100), .deadline_ns = MS(50)};
+    for (fill.key = 0; fill.key < keys; fill.key++) {
+        fill.id = 200 + fill.key;
+        assert_false(op_do(&fill));
+        assert_true(in_time(&fill));
+        if (status_is(fill.st, ST_TIMED_OUT)) break;
+        assert_true(status_is(fill.st, ST_UNKNOWN_OUTCOME));
+    }
+    assert_true(fill.key < keys);
+    u32 key = keys - 1;
+    struct op other = {.kind = OP_PUT, .node = 1, .key = key, .id = 300, .size = KIB(100)};
+    peer_rig_cut(&world.rig, 0, 1); /* only the read brings it, from node 3 */
+    assert_true(op_do(&other));
+    read = (struct op){.kind = OP_READ, .key = key, .deadline_ns = SECONDS(1)};
+    (void)op_do(&read);
+    assert_true(in_time(&read));
+    peer_rig_heal(&world.rig, 0, 1);
+    peer_rig_run(&world.rig, SECONDS(35));
+    for (u32 i = 0; i < keys; i++) {
+        key_read_of_all(i, &read);
+        assert_true(returned(&read, 100 + i) && (i != key || returned(&read, 300)));
+    }
+    cluster_close();
+}
+
 /* ---- replicas get the same states in any order ---- */
 
 /* Some states of a history with three writers that meet now and then. */
@@ -1382,6 +1495,8 @@ main(void)
         cmocka_unit_test(who_gains_a_partition_writes_there_when_it_has_fetched),
         cmocka_unit_test(too_many_siblings_are_refused),
         cmocka_unit_test(a_context_that_names_writes_that_never_were_is_refused),
+        cmocka_unit_test(puts_end_by_their_deadlines_while_the_own_disk_stands_still),
+        cmocka_unit_test(puts_and_reads_end_by_their_deadlines_without_room),
         cmocka_unit_test(states_meet_in_any_order_with_equal_bytes),
         cmocka_unit_test(hints_are_merged),
         cmocka_unit_test(hints_of_who_was_removed_are_merged_by_all),
