@@ -525,7 +525,7 @@ enter(struct cluster_shard *shard, bool empty)
         .alive = cluster_is_alive,
         .epoch_of = cluster_epoch_of,
         .keeps = cluster_keeps,
-        .stuck = cluster_stuck,
+        .stuck = cluster_is_stuck,
         .knows_plan = cluster_knows_plan,
         .arg = shard,
         .address = {.port = cluster->options.peer_port,

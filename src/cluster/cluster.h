@@ -284,14 +284,6 @@ cluster_alive(const struct cluster *cluster, u32 member)
                                  memory_order_relaxed) &
             CLUSTER_IS_ALIVE) != 0;
 }
-/* Whether another one said, when it was heard last, that it takes no writes. From any shard. */
-static inline bool
-cluster_is_stuck(const struct cluster *cluster, u32 member)
-{
-    return (atomic_load_explicit(&cluster->alive[member % CLUSTER_ALIVE_SLOTS],
-                                 memory_order_relaxed) &
-            CLUSTER_IS_STUCK) != 0;
-}
 /* Whether others are to coordinate what it would, if there are any. */
 static inline bool
 cluster_drained(const struct cluster *cluster, u32 member)
@@ -304,6 +296,17 @@ cluster_drained(const struct cluster *cluster, u32 member)
     return (atomic_load_explicit(&cluster->alive[member % CLUSTER_ALIVE_SLOTS],
                                  memory_order_relaxed) &
             CLUSTER_IS_DRAINED) != 0;
+}
+/* Whether a store of its takes no writes: CLUSTER_ILL_STUCK, as it said when it was heard last. From
+ * any shard. */
+static inline bool
+cluster_stuck(const struct cluster *cluster, u32 member)
+{
+    if (member == cluster_member(cluster))
+        return (atomic_load_explicit(&cluster->ill, memory_order_relaxed) & CLUSTER_ILL_STUCK) != 0;
+    return (atomic_load_explicit(&cluster->alive[member % CLUSTER_ALIVE_SLOTS],
+                                 memory_order_relaxed) &
+            CLUSTER_IS_STUCK) != 0;
 }
 /* The wall clock, by most others' where ours is more than 250 ms off: for times that go along with
  * requests. From any shard. */
@@ -474,8 +477,7 @@ u64 cluster_epoch_of(void *arg, u32 member);
  * answered last. Right where cluster_epoch_of says that nothing of before is under way there, since
  * nobody has a member that leaves stand in. */
 bool cluster_keeps(void *arg, u32 member);
-/* Whether it said when it answered last (or it is us, and so it is) that it takes no writes. */
-bool cluster_stuck(void *arg, u32 member);
+bool cluster_is_stuck(void *arg, u32 member);
 /* Whether it has shown that it knows TOPOLOGY_PLAN. */
 bool cluster_knows_plan(void *arg, u32 member);
 

@@ -223,7 +223,7 @@ may_begin(struct cluster_shard *shard, struct look *look)
             look->member = row[k];
             if (!cluster_alive(look->cluster, row[k])) return ST_UNAVAILABLE;
             /* It would be no part of a write quorum of those who are left. */
-            if (cluster_is_stuck(look->cluster, row[k])) return ST_NO_SPACE;
+            if (cluster_stuck(look->cluster, row[k])) return ST_NO_SPACE;
         }
     }
     look->member = 0;

@@ -96,7 +96,7 @@ publish(const struct cluster_ping *ping)
     _Atomic u8 *known = &shard->cluster->alive[ping->member % CLUSTER_ALIVE_SLOTS];
     u8 before = atomic_load(known);
     if (before == state) return;
-    if (((before ^ state) & ~CLUSTER_IS_STUCK) != 0) cluster_runners_change(shard->cluster);
+    cluster_runners_change(shard->cluster);
     atomic_store(known, state);
     if ((before & ~state & CLUSTER_IS_ALIVE) != 0) doubt(ping);
 }
@@ -360,7 +360,7 @@ ill_look(struct cluster_shard *shard)
     atomic_store(&cluster->clock_ahead_ms, ahead);
     atomic_store(&cluster->clock_off_ms, off);
     if (ill == before) return;
-    if (((ill ^ before) & CLUSTER_ILL_CLOCK) != 0) cluster_runners_change(cluster);
+    if (((ill ^ before) & ILL_TOLD) != 0) cluster_runners_change(cluster);
     atomic_store(&cluster->ill, ill);
     if (((ill ^ before) & CLUSTER_ILL_CLOCK) != 0) clock_log(ahead, off);
     ill_log(ill, before, CLUSTER_ILL_STUCK,
@@ -584,12 +584,9 @@ cluster_keeps(void *arg, u32 member)
 }
 
 bool
-cluster_stuck(void *arg, u32 member)
+cluster_is_stuck(void *arg, u32 member)
 {
-    const struct cluster *cluster = ((const struct cluster_shard *)arg)->cluster;
-    if (member == cluster_member(cluster))
-        return (atomic_load(&cluster->ill) & CLUSTER_ILL_STUCK) != 0;
-    return cluster_is_stuck(cluster, member);
+    return cluster_stuck(((const struct cluster_shard *)arg)->cluster, member);
 }
 
 bool

@@ -284,6 +284,21 @@ waits_to_stamp(const struct shard *shard, const struct topology *topology,
     return false;
 }
 
+/* Where siblings are kept, who runs a write stores it before anybody gets it. */
+static bool
+stores_first(const struct shard *shard, u16 keyspace, bool writes)
+{
+    return writes && replicate_siblings(shard->cluster->replicator, keyspace);
+}
+
+/* How much others are to be preferred: not at all; it is drained; its store would refuse. */
+static u32
+unfitness(const struct cluster *cluster, u32 member, bool stores)
+{
+    if (stores && cluster_stuck(cluster, member)) return 2;
+    return cluster_drained(cluster, member) ? 1 : 0;
+}
+
 /* 0: nobody is left. */
 static u32
 choose(const struct route *route, const struct shard *shard, const struct topology *topology,
@@ -298,13 +313,16 @@ choose(const struct route *route, const struct shard *shard, const struct topolo
     for (u32 i = 0; i < count && route->anywhere; i++)
         if (members[i] == self && !was_tried(route, self) && !cluster_drained(cluster, self))
             return self;
-    u32 drained = 0;
-    for (u32 i = 0; i < count; i++) {
+    bool stores = stores_first(shard, route->request->keyspace, route->request->writes);
+    u32 best = 0, best_unfit = UINT32_MAX;
+    for (u32 i = 0; i < count && best_unfit != 0; i++) {
         if (!cluster_alive(cluster, members[i]) || was_tried(route, members[i])) continue;
-        if (!cluster_drained(cluster, members[i])) return members[i];
-        if (drained == 0) drained = members[i];
+        u32 unfit = unfitness(cluster, members[i], stores);
+        if (unfit >= best_unfit) continue;
+        best = members[i];
+        best_unfit = unfit;
     }
-    return drained;
+    return best;
 }
 
 /* ---- sending ---- */
@@ -703,19 +721,23 @@ command_of(const struct bytes *args, u32 arg_count, bool native, u64 *token_out,
     return command;
 }
 
-/* Whether somebody else is to run it: we are drained, and another replica lives. */
+/* Whether somebody else is to run it: we are drained, or cannot store it, and another replica
+ * lives. */
 static bool
-goes_elsewhere(const struct shard *shard, const struct topology *topology, u16 keyspace,
-               u32 partition)
+goes_elsewhere(const struct shard *shard, const struct topology *topology,
+               const struct command *command, u16 keyspace, u32 partition)
 {
     const struct cluster *cluster = shard->server->cluster;
     u32 self = cluster_member(cluster), count;
-    if (LIKELY(!cluster_drained(cluster, self))) return false;
+    bool writes = (command->flags & COMMAND_WRITE) != 0 || command->place == PLACE_EXEC;
+    bool stores = stores_first(shard, keyspace, writes);
+    u32 unfit = unfitness(cluster, self, stores);
+    if (LIKELY(unfit == 0)) return false;
     struct topology_row row;
     topology_row(topology, keyspace, partition, &row);
     const u32 *members = topology_row_read(&row, &count);
     for (u32 i = 0; i < count; i++)
-        if (cluster_alive(cluster, members[i]) && !cluster_drained(cluster, members[i]))
+        if (cluster_alive(cluster, members[i]) && unfitness(cluster, members[i], stores) < unfit)
             return true;
     return false;
 }
@@ -852,7 +874,7 @@ asked(void *arg, struct peer_request *peer, const struct peer_identity *from,
         refuse(shard, peer, NATIVE_ST_WRONG_EPOCH);
         return;
     }
-    if (goes_elsewhere(shard, topology, header->keyspace, partition)) {
+    if (goes_elsewhere(shard, topology, command, header->keyspace, partition)) {
         refuse(shard, peer, NATIVE_ST_CLOSING);
         return;
     }

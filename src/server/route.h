@@ -26,6 +26,10 @@
  * another replica lives. Before it says so it takes nothing on, until what runs there has ended: so
  * two nodes run no command that reads before it writes at once for that.
  *
+ * Where siblings are kept, who runs a write stores it before anybody gets it. So a node that takes
+ * no writes (a full disk) is passed over by those just so, from when it is known to be. Others go on
+ * there: it need not be one of the W.
+ *
  * Keyspaces are made when they are first used: the request waits for it.
  *
  * A transaction goes as a whole: EXEC as what reads before it writes, WATCH as a read

@@ -120,6 +120,28 @@ def test_writes_without_each_other_are_kept_over_kills_and_other_cores(three):
     assert client(nodes[3], "--keyspace", number, "count", "--exact").stdout.split()[-1] == "10"
 
 
+def test_a_node_whose_disk_is_full_keeps_nobody_from_writing(three):
+    number = make_keyspace(three.nodes)
+    third = three.nodes[2]
+    assert third.stop() == 0
+    third.options["disk-reserve"] = "1TiB"  # as if the disk were full
+    third.start(wait=False)
+    wait_for(lambda: "takes no writes" in third.get("/readyz")[1], "the full node to say so")
+
+    def known():
+        view = three.view(0)
+        return view is not None and [member["node_id"] for member in view["members"]
+                                     if member["stuck"]] == ["n3"] and view["members_alive"] == 3
+
+    wait_for(known, "the others to know")
+    for node in (three.nodes[0], third):  # a third of the keys have it as their first replica
+        with node.connect() as connection:
+            assert connection.call("SELECT", number) == "OK"
+            for i in range(100):
+                assert connection.call("DISTKV.PUT", f"k{i}", "v") == "OK"
+                assert connection.call("SET", f"plain{i}", "v") == "OK"
+
+
 def test_a_node_by_itself_keeps_none(make_server):
     server = make_server()
     with server.connect() as connection:

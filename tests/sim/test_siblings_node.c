@@ -299,6 +299,56 @@ crash_story(struct rig *rig)
     end(clients);
 }
 
+/* ---- a full disk ---- */
+
+#define FULL 2u /* the node */
+
+static void
+configure_full(struct rig *rig, u32 node, struct server_config *config)
+{
+    configure(rig, node, config);
+    config->disk_reserve_bytes = MIB(1);
+}
+
+/* Until every node knows that one takes no writes, or does. */
+static MAY_YIELD void
+wait_stuck(struct rig *rig, bool stuck)
+{
+    u32 member = cluster_member(rig->nodes[FULL].server->cluster), known = 0;
+    for (u64 end_ns = io_now_ns() + WAIT_NS; known < NODES && io_now_ns() < end_ns;) {
+        known = 0;
+        for (u32 i = 0; i < NODES; i++)
+            known += cluster_stuck(rig->nodes[i].server->cluster, member) == stuck;
+        if (known < NODES) fiber_sleep_ns(10 * NS_PER_MS);
+    }
+    CHECK(known == NODES);
+}
+
+/* Who makes a dot stores it first. So no node whose disk is full is asked to, though it is the
+ * first replica of a third of the keys, and lives: not by others, and not by its own clients. */
+static MAY_YIELD void
+full_disk_story(struct rig *rig)
+{
+    struct rig_client clients[NODES];
+    struct got got;
+    begin(rig, clients);
+    struct sim_disk *disk = sim_node_disk(rig->nodes[FULL].machine);
+    sim_disk_capacity_set(disk, sim_disk_used_bytes(disk));
+    wait_stuck(rig, true);
+    for (u32 i = 0; i < 30; i++) {
+        for (u32 node = 0; node < NODES; node++)
+            EXPECT(&clients[node], "+OK\r\n", "DISTKV.PUT cart%u v%u", i, node);
+        get_siblings(&clients[i % NODES], "cart0", &got);
+        CHECK(got.count == NODES);
+        EXPECT(&clients[i % NODES], ":1\r\n", "INCR n%u", i);
+    }
+    sim_disk_capacity_set(disk, GIB(64));
+    wait_stuck(rig, false);
+    for (u32 i = 0; i < 30; i++)
+        EXPECT(&clients[i % NODES], ":2\r\n", "INCR n%u", i);
+    end(clients);
+}
+
 /* ---- a shard that is behind ---- */
 
 #define BEHIND    2u /* the node; its shard 1 hears of nothing while shard 0 stands still */
@@ -563,6 +613,17 @@ a_shard_that_does_not_know_the_keyspace_yet_is_waited_for(void **state)
     run_late(late_owner_story, 3);
 }
 
+static void
+a_node_whose_disk_is_full_makes_no_siblings_and_refuses_none(void **state)
+{
+    (void)state;
+    for (u64 seed = 1; seed <= SEED_COUNT; seed++) {
+        struct rig rig = rig_of(seed, full_disk_story);
+        rig.configure = configure_full;
+        rig_run(&rig);
+    }
+}
+
 int
 main(void)
 {
@@ -570,6 +631,7 @@ main(void)
         cmocka_unit_test(contexts_replace_what_was_read),
         cmocka_unit_test(plain_commands_replace_all_siblings),
         cmocka_unit_test(siblings_outlive_power_cuts),
+        cmocka_unit_test(a_node_whose_disk_is_full_makes_no_siblings_and_refuses_none),
         cmocka_unit_test(a_shard_that_is_behind_does_not_answer_as_if_nothing_were_there),
         cmocka_unit_test(a_copy_that_waits_holds_up_no_other_keyspace),
         cmocka_unit_test(a_write_that_was_taken_before_its_keyspace_was_known_runs_where_others_do),
