@@ -351,6 +351,8 @@ bool sim_log_contains(const struct sim *sim, const char *text);
 /* Flips the bits of mask in the stored byte, whatever is cached or not: damage that a checksum
  * must find. ST_NOT_FOUND, ST_END. */
 MUST_CHECK status sim_disk_flip(struct sim_disk *disk, const char *path, u64 offset, u8 mask);
+/* The sector of the byte cannot be read until it is written. ST_NOT_FOUND, ST_END. */
+MUST_CHECK status sim_disk_latent(struct sim_disk *disk, const char *path, u64 offset);
 MUST_CHECK status sim_disk_file_size(const struct sim_disk *disk, const char *path, u64 *size_out);
 /* Tells the file apart from all others that were ever made on the disk, whatever it is called
  * later; never 0. ST_NOT_FOUND. */

@@ -164,6 +164,16 @@ sim_inode_latent_add(struct sim_inode *inode, u64 offset, struct sim_fault_id id
     (void)damage_add(inode, id, latent->offset, SIM_SECTOR_BYTES, 0);
 }
 
+status
+sim_disk_latent(struct sim_disk *disk, const char *path, u64 offset)
+{
+    struct sim_inode *inode = sim_names_find(disk, path);
+    if (inode == NULL) return ST_NOT_FOUND;
+    if (offset >= inode->size) return ST_END;
+    sim_inode_latent_add(inode, offset, (struct sim_fault_id){SIM_FAULT_LATENT, 0});
+    return ST_OK;
+}
+
 static bool
 latent_within(const struct sim_latent *latent, u64 offset, u64 size)
 {

@@ -263,8 +263,9 @@ struct piece_reader {
     u32 window_count_max;
     u32 busy_count;
     struct window windows[PIECE_WINDOWS_MAX];
-    struct window *at; /* read, and the caller looks at it; NULL: none */
-    u8 *joint;         /* ranges that span windows are put together here */
+    struct window *at;          /* read, and the caller looks at it; NULL: none */
+    u64 alone_first, alone_end; /* a window that could not be read: what lies in it is read alone */
+    u8 *joint;                  /* ranges that span windows are put together here */
     u32 joint_bytes;
     struct fiber_queue wake;
     bool closed;
@@ -315,6 +316,8 @@ window_wait(struct window *window)
         (void)!ok(fiber_queue_wait(&window->reader->wake, FIBER_FOREVER));
     if (ok(window->result)) return ST_OK;
     MARK("lsm.piece_reader.read_failed");
+    window->reader->alone_first = window->offset;
+    window->reader->alone_end = window->offset + window->size;
     window->size = 0;
     /* The manifest promised more bytes than there are. */
     if (!status_is(window->result, ST_END)) return window->result;
@@ -446,7 +449,7 @@ joint_reserve(struct piece_reader *reader, u32 size)
 {
     if (size <= reader->joint_bytes) return ST_OK;
     u32 bytes = (u32)align_up(size, IO_ALIGNMENT);
-    u8 *joint = mem_alloc(reader->budget, bytes);
+    u8 *joint = mem_alloc_aligned(reader->budget, bytes, IO_ALIGNMENT);
     if (joint == NULL) return MARKED("lsm.piece_reader.joint_no_memory", ST_NO_MEMORY);
     mem_free(reader->budget, reader->joint, reader->joint_bytes);
     reader->joint = joint;
@@ -454,12 +457,9 @@ joint_reserve(struct piece_reader *reader, u32 size)
     return ST_OK;
 }
 
-MAY_YIELD status
-piece_reader_get(struct piece_reader *reader, u64 offset, u32 size, const u8 **out)
+MAY_YIELD static status
+windows_get(struct piece_reader *reader, u64 offset, u32 size, const u8 **out)
 {
-    CHECK(size > 0);
-    if (offset > reader->file_bytes || size > reader->file_bytes - offset)
-        return MARKED("lsm.piece_reader.outside", ST_CORRUPT);
     struct window *window;
     status st = window_get(reader, offset, &window);
     if (!ok(st)) return st;
@@ -481,6 +481,40 @@ piece_reader_get(struct piece_reader *reader, u64 offset, u32 size, const u8 **o
     }
     *out = reader->joint;
     return ST_OK;
+}
+
+/* No more than what is wanted: one sector that cannot be read is not to take what lies around it
+ * along. Slow, since nothing is read ahead; and the disk may need seconds for each time that it
+ * fails, so who was here once does not try that window again. */
+MAY_YIELD static status
+alone_get(struct piece_reader *reader, u64 offset, u32 size, const u8 **out)
+{
+    u32 unit = io_file_read_unit(reader->file);
+    u64 first = align_down(offset, unit), end = align_up(offset + size, unit);
+    status st = joint_reserve(reader, (u32)(end - first));
+    for (u64 at = first; ok(st) && at < end;) {
+        u32 part = (u32)MIN(end - at, LIMIT_IO_BYTES);
+        st = io_file_read(reader->file, reader->io_class, reader->joint + (at - first), part, at);
+        at += part;
+    }
+    if (status_is(st, ST_END)) return MARKED("lsm.piece_reader.alone_cut_off", ST_CORRUPT);
+    if (!ok(st)) return MARKED("lsm.piece_reader.alone_failed", st);
+    *out = reader->joint + (offset - first);
+    return ST_OK;
+}
+
+MAY_YIELD status
+piece_reader_get(struct piece_reader *reader, u64 offset, u32 size, const u8 **out)
+{
+    CHECK(size > 0);
+    if (offset > reader->file_bytes || size > reader->file_bytes - offset)
+        return MARKED("lsm.piece_reader.outside", ST_CORRUPT);
+    bool alone = offset >= reader->alone_first && offset < reader->alone_end;
+    if (!alone) {
+        status st = windows_get(reader, offset, size, out);
+        if (!status_is(st, ST_IO_ERROR)) return st;
+    }
+    return alone_get(reader, offset, size, out);
 }
 
 /* Counts size in the shard's budget instead of in budget. */

@@ -71,7 +71,9 @@ MUST_CHECK status piece_reader_open(struct io_file *file, u64 file_bytes, enum i
                                     u32 window_bytes, struct budget *budget,
                                     struct piece_reader **out);
 /* *out points to size bytes from offset, until the next call. Going forward is what it is made for;
- * any offset is right. ST_CORRUPT when the range is not inside the file, or the file ends early. */
+ * any offset is right. ST_CORRUPT when the range is not inside the file, or the file ends early.
+ * ST_IO_ERROR: some of these very bytes cannot be read, or of the units of the disk in which they
+ * lie. */
 MAY_YIELD MUST_CHECK status piece_reader_get(struct piece_reader *reader, u64 offset, u32 size,
                                              const u8 **out);
 /* From any context; never waits. */

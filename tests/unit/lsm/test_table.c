@@ -542,6 +542,60 @@ reader_body(void *arg)
     return ST_OK;
 }
 
+/* One sector cannot be read: what does not lie in it can, whatever is read ahead. */
+static status
+lost_sector_body(void *arg)
+{
+    struct sim_disk *disk = arg;
+    const u64 bytes = 100 * IO_ALIGNMENT, lost = 50 * IO_ALIGNMENT + 512;
+    struct piece_writer writer;
+    status st = io_dir_make(FIXTURE_DIR);
+    if (ok(st)) st = piece_writer_open(&writer, FIXTURE_DIR "/x", IO_CLASS_STREAM, &budget);
+    for (u32 i = 0; ok(st) && i < bytes / 4; i++)
+        st = piece_writer_append(&writer, BYTES(&i, sizeof(i)));
+    if (ok(st)) st = piece_writer_finish(&writer);
+    struct io_file *file;
+    if (ok(st)) st = io_file_open(FIXTURE_DIR "/x", IO_OPEN_READ, &file);
+    if (!ok(st)) return st;
+    CHECK(io_file_read_unit(file) == 512);
+    CHECK(ok(sim_disk_latent(disk, FIXTURE_DIR "/x", lost)));
+    for (u32 size = 512; size <= 128 * 512; size *= 2) {
+        struct piece_reader *reader;
+        st = piece_reader_open(file, bytes, IO_CLASS_STREAM, 8 * IO_ALIGNMENT, &budget, &reader);
+        if (!ok(st)) return st;
+        u32 failed = 0;
+        for (u64 offset = 0; offset + size <= bytes; offset += size) {
+            const u8 *data;
+            st = piece_reader_get(reader, offset, size, &data);
+            bool meets = offset <= lost && lost < offset + size;
+            CHECK(meets ? status_is(st, ST_IO_ERROR) : ok(st));
+            failed += meets;
+            for (u32 at = 0; !meets && at < size; at += 4) {
+                u32 word;
+                memcpy(&word, data + at, sizeof(word));
+                CHECK(word == (offset + at) / 4);
+            }
+        }
+        CHECK(failed == 1);
+        piece_reader_close(reader);
+    }
+    io_file_close(file);
+    return ST_OK;
+}
+
+static void
+a_sector_that_cannot_be_read_costs_what_lies_in_it(void **unused)
+{
+    struct sim_options options;
+    sim_options_default(&options, SEED);
+    budget_init(&budget, "test", MIB(256), NULL);
+    struct sim *sim = sim_new(&options);
+    struct sim_disk *disk = sim_node_disk(sim_node_new(sim, "10.0.0.1"));
+    assert_true(ok(sim_run(sim, 1, lost_sector_body, disk)));
+    sim_free(sim);
+    assert_int_equal(budget.used_bytes, 0);
+}
+
 static void
 a_reader_gives_the_bytes_of_the_file(void **unused)
 {
@@ -1213,6 +1267,7 @@ main(void)
         cmocka_unit_test(without_memory_the_filter_goes_first),
         cmocka_unit_test(a_writer_refuses_disorder_and_emptiness),
         cmocka_unit_test(a_reader_gives_the_bytes_of_the_file),
+        cmocka_unit_test(a_sector_that_cannot_be_read_costs_what_lies_in_it),
         cmocka_unit_test(what_lies_outside_of_a_file_is_damage),
         cmocka_unit_test(a_cursor_may_be_closed_while_it_reads),
         cmocka_unit_test(a_flipped_bit_in_any_byte_of_a_table_is_detected),
