@@ -414,9 +414,9 @@ blob_verify(const char *dir, u64 file_id, u64 file_bytes, u64 bytes_per_s, struc
     blob_path(path, dir, file_id);
     status st = io_file_open(path, IO_OPEN_READ, &v->file);
     if (ok(st)) st = blob_verify_run(v, budget);
+    if (!ok(st)) *offset_out = v->offset;
     if (status_is(st, ST_CORRUPT)) {
         MARK("lsm.blob_verify.corrupt");
-        *offset_out = v->offset;
         *what_out = v->what;
     }
     piece_hash_free(v->hash, budget);

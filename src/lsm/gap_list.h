@@ -43,13 +43,21 @@ gap_list_add(struct gap_list *list, u64 token_first, u64 token_last)
     last->token_last = MAX(last->token_last, token_last);
 }
 
+/* Whether one of them holds all of [token_first, token_last]. */
+static inline bool
+gap_list_covers(const struct gap_list *list, u64 token_first, u64 token_last)
+{
+    for (u32 i = 0; i < list->count; i++)
+        if (list->gaps[i].token_first <= token_first && token_last <= list->gaps[i].token_last)
+            return true;
+    return false;
+}
+
 /* For who remembers what is damaged. False: all of it was known. */
 static inline bool
 gap_list_note(struct gap_list *list, u64 token_first, u64 token_last)
 {
-    for (u32 i = 0; i < list->count; i++)
-        if (list->gaps[i].token_first <= token_first && token_last <= list->gaps[i].token_last)
-            return false;
+    if (gap_list_covers(list, token_first, token_last)) return false;
     gap_list_add(list, token_first, token_last);
     return true;
 }

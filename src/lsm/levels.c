@@ -579,6 +579,7 @@ configure(struct levels *levels, const struct levels_config *config)
     CHECK(length > 0 && length < (int)sizeof(levels->dir));
     levels->config.dir = levels->dir;
     levels->budget = config->budget;
+    levels_unreadable_init(levels);
     levels->id_prefix = 1u << SLOT_BITS | token_slot(config->token_first);
     levels->file_id_next = ((u64)levels->id_prefix << FILE_ID_COUNTER_BITS) + 1;
     levels->run_id_next = 1;

@@ -10,6 +10,7 @@
  *   flush.c compaction.c       where changes come from
  *   level_prune.c   dropping whole tables, forgetting ranges
  *   level_damage.c  what is known of damage
+ *   level_unreadable.c         whether what cannot be read is damage
  *   compaction_pick.c retain.c range_list.c manifest.c     pure
  *   scrub.c level_verify.c level_split.c
  *
@@ -104,6 +105,15 @@ struct levels_waited {
     struct table *candidates[LEVELS_READ_CANDIDATES]; /* from that on whose block is to be read */
 };
 
+/* What level_unreadable.c looks at. */
+struct suspect {
+    struct table *table; /* held; or */
+    struct level_blob *blob;
+    u64 offset;        /* of what is wrong */
+    u64 first, bytes;  /* to be read for it */
+    struct gap tokens; /* of the blob: what it may hold */
+};
+
 struct levels {
     /* configuration, fixed by levels_open */
     struct levels_config config;
@@ -162,6 +172,8 @@ struct levels {
     u64 debt_bytes;
     u64 scrub_bytes_per_s;
     u64 retry_ns; /* no compaction before this: the last one failed */
+    bool judges;  /* a fiber looks at the suspect */
+    struct suspect suspect;
 
     /* statistics */
     struct table_stats table_stats;
@@ -294,7 +306,22 @@ bool levels_tree_drops(const struct levels *levels, u16 keyspace);
 /* Whether a part of it that is in view is known to be damaged. */
 bool levels_run_is_damaged(const struct levels *levels, const struct run *run);
 
+/* ---- level_unreadable.c ---- */
+
+/* Opened tables are to tell of what cannot be read: table_stats.unreadable. */
+void levels_unreadable_init(struct levels *levels);
+/* As table_unreadable: what lies there of the blob file, which only such tokens have. */
+MUST_CHECK status level_blob_unreadable(struct level_blob *blob, u64 offset, u64 bytes,
+                                        struct gap tokens);
+/* The same of the record of a value. */
+MUST_CHECK status level_value_unreadable(struct level_blob *blob,
+                                         const struct blob_pointer *pointer,
+                                         const struct entry *entry);
+
 /* ---- compaction.c, level_prune.c, scrub.c ---- */
+
+/* Damage at the offset, found by who reads the file and not for a reader. */
+void levels_note_table(struct levels *levels, struct table *table, u64 offset);
 
 MAY_YIELD void levels_compaction_main(void *arg);
 MAY_YIELD void levels_scrub_main(void *arg);

@@ -321,6 +321,7 @@ levels_blob_read(struct levels *levels, const struct entry *entry, void **buffer
     blob->ref_count++; /* the caller's pin holds it, too; this one does not depend on that */
     status st = blob_read(blob->file, IO_CLASS_READ, &pointer, entry->token, entry->key,
                           levels->budget, buffer_out, buffer_size_out, value_out);
+    if (status_is(st, ST_IO_ERROR)) st = level_value_unreadable(blob, &pointer, entry);
     if (status_is(st, ST_CORRUPT)) {
         level_blob_damaged(blob, entry->token, entry->token);
         levels_report_corrupt(levels, "reading", 'b', pointer.file_id);

@@ -315,7 +315,9 @@ u64 lsm_purge_below(const struct lsm *lsm, u16 keyspace);
 void lsm_scrub_rate_set(struct lsm *lsm, u64 bytes_per_s);
 /* The first stretch of tokens that ends at or after token and of which a damaged block, or a
  * damaged value that is kept apart, may hold something, of files that the keyspace has now:
- * whatever met it, since the opening. False: there is none. A value that a reader met stands for
+ * whatever met it, since the opening. Damaged is also what cannot be read any more: it is
+ * ST_IO_ERROR for a few seconds, until it is sure that the disk reads the rest of the file, and
+ * ST_CORRUPT then. False: there is none. A value that a reader met stands for
  * its token; what else fails its check in a file, for all that the file may hold. More than a few
  * of a file may become one. */
 bool lsm_damage_next(const struct lsm *lsm, u16 keyspace, u64 token, u64 *first_out, u64 *last_out);

@@ -282,6 +282,7 @@ write_entry(struct output *output, const struct entry *entry)
     /* The inputs of the merge hold the blob file. */
     st = blob_read(blob->file, output->config.io_class, &pointer, entry->token, entry->key,
                    levels->budget, &buffer, &buffer_size, &whole.value);
+    if (status_is(st, ST_IO_ERROR)) st = level_value_unreadable(blob, &pointer, entry);
     if (status_is(st, ST_CORRUPT)) {
         MARK("lsm.output.value_damaged");
         level_blob_damaged(blob, entry->token, entry->token);

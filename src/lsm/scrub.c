@@ -45,8 +45,8 @@ find_next(struct levels *levels, u64 id, struct target *out)
     return out->file_id != UINT64_MAX;
 }
 
-static void
-note_table(struct levels *levels, struct table *table, u64 offset)
+void
+levels_note_table(struct levels *levels, struct table *table, u64 offset)
 {
     (void)table_damaged(table, offset);
     const struct gap_list *damaged = &table->damaged;
@@ -58,6 +58,15 @@ note_table(struct levels *levels, struct table *table, u64 offset)
     MARK("lsm.scrub.damage_elsewhere");
     levels->trees[table->meta.keyspace].clean_due = true;
     fiber_queue_wake_all(&levels->wake);
+}
+
+static status
+scrub_unreadable(const struct target *target, u64 offset)
+{
+    if (target->table != NULL) return table_unreadable(target->table->table, offset);
+    struct level_blob *blob = target->blob;
+    return level_blob_unreadable(blob, offset, blob->file_bytes - offset,
+                                 (struct gap){blob->token_first, blob->token_last});
 }
 
 MAY_YIELD static void
@@ -77,11 +86,15 @@ scrub_file(struct levels *levels, const struct target *target)
     }
     levels->scrub_bytes += bytes;
     if (ok(st) || status_is(st, ST_CANCELED)) return;
+    if (status_is(st, ST_IO_ERROR)) {
+        what = "cannot be read";
+        st = scrub_unreadable(target, offset);
+    }
     if (status_is(st, ST_CORRUPT)) {
         MARK("lsm.scrub.damage_found");
         levels->corruptions++;
         if (target->table != NULL)
-            note_table(levels, target->table->table, offset);
+            levels_note_table(levels, target->table->table, offset);
         else /* whose record it is is not known */
             level_blob_damaged(target->blob, target->blob->token_first, target->blob->token_last);
         log_error("lsm", "scrub found damage dir=%s file=%c%016llx offset=%llu what=%s",

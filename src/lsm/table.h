@@ -96,6 +96,10 @@ struct table {
 };
 
 struct table_stats {
+    /* Told of a block that cannot be read, from any context. NULL: nobody. */
+    void (*unreadable)(void *arg, struct table *table, u64 offset);
+    void *arg;
+
     u64 reads, read_bytes, filter_probes, filter_negatives, filter_false_positives, corruptions;
     u64 index_bytes, filter_bytes;
     u64 damaged;      /* open tables that are known to be */
@@ -113,6 +117,11 @@ void table_unref(struct table *table);
  * of that block, or all of its own where that is no block. True: time to tell (a reader may meet it
  * a thousand times a second). */
 bool table_damaged(struct table *table, u64 offset);
+/* What lies at the offset cannot be read. ST_CORRUPT: that is known to be damage. Else ST_IO_ERROR,
+ * and table_stats.unreadable is told. */
+MUST_CHECK status table_unreadable(struct table *table, u64 offset);
+/* What is read for the block at the offset; for what is no block, all from there on. */
+void table_span_at(const struct table *table, u64 offset, u64 *first_out, u64 *bytes_out);
 
 /* Hints for table_may_contain, and for the table_get after it. */
 void table_prefetch_filter(const struct table *table, u64 key_hash);
@@ -179,7 +188,7 @@ struct leave_out {
 void table_cursor_leave_out(struct cursor *cursor, struct leave_out *leave_out, u64 token_first,
                             u64 token_last);
 /* Reads the whole file and checks every byte against its checksums and meta. *offset_out and
- * *what_out say where and what on ST_CORRUPT. Yields between pieces; at most bytes_per_s (0: no
+ * *what_out say where and what on ST_CORRUPT; where on ST_IO_ERROR, too. Yields between pieces; at most bytes_per_s (0: no
  * limit). ST_CANCELED when the node stops. */
 MAY_YIELD MUST_CHECK status table_verify(const char *dir, const struct table_meta *meta,
                                          u64 bytes_per_s, struct budget *budget, u64 *offset_out,
@@ -219,6 +228,7 @@ MAY_YIELD MUST_CHECK status blob_read(struct blob_file *blob, enum io_class io_c
                                       const struct blob_pointer *pointer, u64 token,
                                       struct bytes key, struct budget *budget, void **buffer_out,
                                       size_t *buffer_size_out, struct bytes *value_out);
+/* As table_verify. */
 MAY_YIELD MUST_CHECK status blob_verify(const char *dir, u64 file_id, u64 file_bytes,
                                         u64 bytes_per_s, struct budget *budget, u64 *offset_out,
                                         const char **what_out);

@@ -79,6 +79,7 @@ load_by_reader(struct table_cursor *self, u64 offset, u32 size)
     if (status_is(st, ST_CORRUPT))
         return MARKED("lsm.table_cursor.cut_off",
                       table_corrupt(self->table, offset, "file is cut off"));
+    if (status_is(st, ST_IO_ERROR)) st = table_unreadable(self->table, offset);
     if (!ok(st)) return st;
     struct table_block_header header;
     if (!ok(table_block_check(BYTES(stored, size), self->table->meta.file_id, offset, &header)))

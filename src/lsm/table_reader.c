@@ -41,17 +41,27 @@ block_at(const struct table_index *index, u64 offset)
     return low;
 }
 
+static bool
+is_in_block(const struct table *table, u64 offset)
+{
+    return table->index != NULL && offset < table->index->block_bytes;
+}
+
+/* Of what may lie at the offset: of the block, or of all. */
+static struct gap
+tokens_at(const struct table *table, u64 offset)
+{
+    if (!is_in_block(table, offset))
+        return (struct gap){table->meta.token_first, table->meta.token_last};
+    u32 block = block_at(table->index, offset);
+    return (struct gap){table->index->tokens[block], table_block_token_last(table, block)};
+}
+
 bool
 table_damaged(struct table *table, u64 offset)
 {
-    const struct table_index *index = table->index;
-    u64 first = table->meta.token_first, last = table->meta.token_last;
-    if (index != NULL && offset < index->block_bytes) {
-        u32 block = block_at(index, offset);
-        first = index->tokens[block];
-        last = table_block_token_last(table, block);
-    }
-    bool is_new = gap_list_note(&table->damaged, first, last);
+    struct gap tokens = tokens_at(table, offset);
+    bool is_new = gap_list_note(&table->damaged, tokens.token_first, tokens.token_last);
     if (table->stats != NULL) {
         table->stats->damaged += table->damage_met == 0;
         table->stats->damage_epoch += is_new;
@@ -71,6 +81,17 @@ table_corrupt(struct table *table, u64 offset, const char *what)
         log_error("lsm", "table is damaged file=%s offset=%llu what=\"%s\" met=%llu", path,
                   (unsigned long long)offset, what, (unsigned long long)table->damage_met);
     return ST_CORRUPT;
+}
+
+status
+table_unreadable(struct table *table, u64 offset)
+{
+    struct gap tokens = tokens_at(table, offset);
+    if (gap_list_covers(&table->damaged, tokens.token_first, tokens.token_last))
+        return MARKED("lsm.table.unreadable_known", table_corrupt(table, offset, "cannot be read"));
+    if (table->stats != NULL && table->stats->unreadable != NULL)
+        table->stats->unreadable(table->stats->arg, table, offset);
+    return MARKED("lsm.table.unreadable", ST_IO_ERROR);
 }
 
 /* ---- sections ---- */
@@ -336,6 +357,19 @@ block_span_of(const struct table *table, u32 index)
     };
 }
 
+void
+table_span_at(const struct table *table, u64 offset, u64 *first_out, u64 *bytes_out)
+{
+    if (is_in_block(table, offset)) {
+        struct block_span span = block_span_of(table, block_at(table->index, offset));
+        *first_out = span.first;
+        *bytes_out = span.bytes;
+        return;
+    }
+    *first_out = align_down(offset, io_file_read_unit(table->file));
+    *bytes_out = table->meta.file_bytes - *first_out;
+}
+
 /* What was read, or why it was not, becomes a checked block; the buffer is freed. */
 static status
 block_finish(struct table *table, const struct block_span *span, u8 *buffer, status st,
@@ -348,6 +382,7 @@ block_finish(struct table *table, const struct block_span *span, u8 *buffer, sta
     }
     if (status_is(st, ST_END))
         st = MARKED("lsm.table.block_cut_off", table_corrupt(table, offset, "file is cut off"));
+    if (status_is(st, ST_IO_ERROR)) st = table_unreadable(table, offset);
     struct block *block = NULL;
     struct table_block_header header;
     const u8 *stored = buffer + (offset - span->first);

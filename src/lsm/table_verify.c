@@ -41,7 +41,7 @@ struct verify {
     u8 last_key[LIMIT_KEY_BYTES];
     bool any;
 
-    u64 offset;
+    u64 offset; /* of what is read, or is wrong */
     const char *what;
 };
 
@@ -118,6 +118,7 @@ MAY_YIELD static status
 block_verify(struct verify *v, u64 offset, u32 size)
 {
     const u8 *stored;
+    v->offset = offset;
     status st = piece_reader_get(v->reader, offset, size, &stored);
     if (status_is(st, ST_CORRUPT))
         return MARKED("lsm.table_verify.cut_off", bad(v, offset, "file is cut off"));
@@ -169,6 +170,7 @@ tail_verify(struct verify *v)
     for (u64 at = v->footer.block_bytes; at < v->meta->file_bytes;) {
         u32 part = (u32)MIN(HASH_PIECE_BYTES, v->meta->file_bytes - at);
         const u8 *data;
+        v->offset = at;
         status st = piece_reader_get(v->reader, at, part, &data);
         if (status_is(st, ST_CORRUPT))
             return MARKED("lsm.table_verify.tail_cut_off", bad(v, at, "file is cut off"));
@@ -214,6 +216,7 @@ sections_verify(struct verify *v)
 {
     u64 footer_offset = v->meta->file_bytes - TABLE_FOOTER_BYTES;
     const char *what = "footer";
+    v->offset = footer_offset;
     status st = table_footer_read(v->file, v->meta->file_id, v->meta->file_bytes, v->budget,
                                   &v->footer, &what);
     if (status_is(st, ST_CORRUPT))
@@ -222,10 +225,12 @@ sections_verify(struct verify *v)
     if (!table_footer_matches(&v->footer, v->meta))
         return MARKED("lsm.table_verify.footer_differs",
                       bad(v, footer_offset, "footer does not match the manifest"));
+    v->offset = v->footer.block_bytes;
     st = table_index_read(v->file, &v->footer, v->budget, &v->index);
     if (status_is(st, ST_CORRUPT))
         return MARKED("lsm.table_verify.index", bad(v, v->footer.block_bytes, "index"));
     if (!ok(st) || v->footer.filter_bytes == 0) return st;
+    v->offset = v->footer.block_bytes + v->footer.index_bytes;
     st = table_filter_read(v->file, &v->footer, v->budget, &v->filter);
     if (status_is(st, ST_CORRUPT))
         return MARKED("lsm.table_verify.filter",
@@ -270,9 +275,9 @@ table_verify(const char *dir, const struct table_meta *meta, u64 bytes_per_s, st
     table_path(path, dir, meta->file_id);
     status st = io_file_open(path, IO_OPEN_READ, &v->file);
     if (ok(st)) st = verify_run(v);
+    if (!ok(st)) *offset_out = v->offset;
     if (status_is(st, ST_CORRUPT)) {
         MARK("lsm.table_verify.corrupt");
-        *offset_out = v->offset;
         *what_out = v->what;
     }
     mem_free(budget, v->raw, v->raw_capacity);

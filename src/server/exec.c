@@ -790,8 +790,8 @@ exec_error_reply(struct resp_writer *reply, status why)
         return;
     case SC_CORRUPT:
         resp_error(reply,
-                   "ERR the stored data is damaged: a checksum does not match, see the log of "
-                   "this node");
+                   "ERR the stored data is damaged: a checksum does not match or the disk cannot "
+                   "read it, see the log of this node");
         return;
     case SC_IO_ERROR:
     case SC_DENIED:

@@ -1765,7 +1765,10 @@ largest_table(void *arg, const char *path)
     snprintf(largest->path, sizeof(largest->path), "%s", path);
 }
 
-/* One bit flips in the node's largest table, a third from the beginning. */
+/* One bit flips in the node's largest table, a third from the beginning; or, with `unreadable`, the
+ * disk cannot read the sector any more. */
+static bool unreadable;
+
 static void
 damage_table(struct rig *rig, u32 node)
 {
@@ -1773,7 +1776,8 @@ damage_table(struct rig *rig, u32 node)
     struct largest largest = {.disk = disk};
     sim_disk_each_file(disk, largest_table, &largest);
     CHECK(largest.size > KIB(16));
-    status st = sim_disk_flip(disk, largest.path, largest.size / 3, 1);
+    status st = unreadable ? sim_disk_latent(disk, largest.path, largest.size / 3)
+                           : sim_disk_flip(disk, largest.path, largest.size / 3, 1);
     CHECK(ok(st));
 }
 
@@ -2121,6 +2125,35 @@ compact_all(struct rig *rig, u32 node, status expected)
         rig_on_node(rig, node, shard, compact_shard, &st);
         CHECK(ok(st) || status_is(st, expected));
     }
+}
+
+/* Merges meet it first, which fail until it counts as damage, and go on when it is mended. */
+static MAY_YIELD void
+merges_mended_story(struct rig *rig)
+{
+    wait_settled(rig, NODES);
+    damage_fill(rig, DAMAGE_LAST);
+    compact_all(rig, DAMAGE_LAST, ST_OK);
+    damage_fill(rig, DAMAGE_LAST);
+    damage_table(rig, DAMAGE_LAST);
+    compact_all(rig, DAMAGE_LAST, ST_IO_ERROR);
+    fiber_sleep_ns(5 * NS_PER_S);
+    expect_mended(rig, DAMAGE_LAST);
+    compact_all(rig, DAMAGE_LAST, ST_OK);
+    for (u32 i = 0; i < NODES; i++)
+        expect_filled(rig, i, "DEFAULT");
+}
+
+/* A node that lost its disk is rebuilt, too, while one of the others cannot read a sector. */
+static void
+a_sector_that_cannot_be_read_is_mended_from_replicas(void **state)
+{
+    (void)state;
+    unreadable = true;
+    run_on_all_nodes(mended_story);
+    run_on_all_nodes(merges_mended_story);
+    run_on_all_nodes(damaged_source_story);
+    unreadable = false;
 }
 
 /* The others are down, and the one that has the damage has met it. */
@@ -2613,6 +2646,7 @@ main(void)
         cmocka_unit_test(what_is_damaged_in_the_only_copy_does_not_become_absent),
         cmocka_unit_test(what_damage_prevents_comparing_is_told_at_once),
         cmocka_unit_test(a_damaged_block_is_mended_from_replicas),
+        cmocka_unit_test(a_sector_that_cannot_be_read_is_mended_from_replicas),
         cmocka_unit_test(who_mends_may_crash_at_any_step),
         cmocka_unit_test(who_mends_in_vain_holds_up_nobody_for_ever),
         cmocka_unit_test(nothing_is_given_up_that_others_cannot_read),

@@ -29,6 +29,7 @@
 #define SHIFT        61u
 #define STRETCHES    8u
 #define LARGE_BYTES  6000u /* of a value that is kept apart */
+#define LOST_BYTES   512u  /* the disk's sector */
 
 static struct sim *sim;
 static struct sim_disk *disk;
@@ -171,6 +172,18 @@ damage(const struct place *place)
     flip(path, table_index_offset(place->table->index, place->block) + 40);
 }
 
+/* As damage(), but the disk says that it cannot read it: a sector that has nothing else. */
+static void
+lose(const struct place *place)
+{
+    char path[LSM_PATH_BYTES];
+    table_path(path, DIR, place->table->meta.file_id);
+    EXPECT(io_file_read_unit(place->table->file) == LOST_BYTES);
+    u64 sector = align_up(table_index_offset(place->table->index, place->block), LOST_BYTES);
+    EXPECT(sector + LOST_BYTES <= table_index_offset(place->table->index, place->block + 1));
+    EXPECT(ok(sim_disk_latent(disk, path, sector)));
+}
+
 /* A key whose block there holds tokens of one stretch only, or of two. */
 static u32
 key_in_block_of(u32 run, u32 stretches, bool deleted)
@@ -185,8 +198,8 @@ key_in_block_of(u32 run, u32 stretches, bool deleted)
 }
 
 /* The value's record, where it is kept apart. */
-static u64
-damage_value(u32 i)
+static struct blob_pointer
+pointer_of(u32 i)
 {
     struct entry entry;
     struct levels_pin pin = {0};
@@ -197,6 +210,13 @@ damage_value(u32 i)
     struct blob_pointer pointer;
     memcpy(&pointer, entry.value.data, sizeof(pointer));
     levels_unpin(&pin);
+    return pointer;
+}
+
+static u64
+damage_value(u32 i)
+{
+    struct blob_pointer pointer = pointer_of(i);
     char path[LSM_PATH_BYTES];
     blob_path(path, DIR, pointer.file_id);
     flip(path, pointer.offset + 1000);
@@ -588,6 +608,217 @@ a_merge_that_meets_damage_waits_for_who_mends_and_fails_the_store_else(void **st
         run(waits_body, &mends);
         if (mends) break;
     }
+}
+
+/* ---- what cannot be read ---- */
+
+/* A scan to its end; false: an I/O error ended it. */
+static bool
+scan_ends(bool passes, status expected)
+{
+    struct lsm_scan *scan;
+    EXPECT(ok(lsm_scan_open(lsm, NULL, 0, 0, BYTES(NULL, 0), UINT64_MAX, &scan)));
+    lsm_scan_much(scan);
+    if (passes) lsm_scan_pass_damage(scan);
+    u64 token;
+    struct bytes key;
+    struct lsm_value value;
+    status st;
+    while (ok(st = lsm_scan_next(scan, true, &token, &key, &value)))
+        continue;
+    lsm_scan_close(scan);
+    EXPECT(status_is(st, expected) || status_is(st, ST_IO_ERROR));
+    return status_is(st, expected);
+}
+
+/* It is an I/O error at first. */
+static void
+meet_unreadable(enum met met, u32 i)
+{
+    switch (met) {
+    case MET_GET:
+        EXPECT(status_is(get(i), ST_IO_ERROR));
+        break;
+    case MET_SCAN:
+    case MET_LONG_SCAN:
+        EXPECT(!scan_ends(met == MET_LONG_SCAN, ST_END));
+        break;
+    case MET_SCRUB:
+        scrub();
+        break;
+    case MET_MERGE:
+    case MET_COUNT:
+        EXPECT(status_is(lsm_compact(lsm), ST_IO_ERROR));
+        break;
+    }
+}
+
+static status
+unreadable_body(void *arg)
+{
+    enum met met = *(enum met *)arg;
+    fill_new();
+    lsm->levels->slice_bytes = MIB(64); /* a merge takes all or nothing */
+    lsm_mends_set(lsm, 0, true);
+    u32 key = key_in_block_of(0, 1, true);
+    struct place place = place_of(0, 0, key);
+    lose(&place);
+    u64 met_ns = io_now_ns();
+    meet_unreadable(met, key);
+    EXPECT(met == MET_SCRUB || !is_damaged(0));
+    while (!is_damaged(0)) {
+        EXPECT(io_now_ns() - met_ns < 100 * NS_PER_S);
+        fiber_sleep_ns(100 * NS_PER_MS);
+    }
+    EXPECT(io_now_ns() - met_ns >= 2 * NS_PER_S); /* not on one failure */
+    expect_stretch(0, place.first, place.last);
+    EXPECT(lsm_damage_epoch(lsm) == 1 && stats()->damaged_files == 1);
+    EXPECT(sim_log_contains(sim, "what cannot be read is damage from now on"));
+
+    /* Whoever meets it now meets damage, and nothing else is refused, not even what lies in the
+     * same reads. */
+    EXPECT(status_is(get(key), ST_CORRUPT));
+    for (u32 i = 0; i < KEYS; i++)
+        if (token_of(i) < place.first || token_of(i) > place.last)
+            EXPECT(is_deleted(i) ? status_is(get(i), ST_NOT_FOUND) : ok(get(i)));
+    u32 outside = 0, shown = 0;
+    for (u32 i = 0; i < KEYS; i++)
+        outside += token_of(i) < place.first || token_of(i) > place.last;
+    if (place.first > 0) shown += entries_of(0, 0, place.first - 1);
+    if (place.last < UINT64_MAX) shown += entries_of(0, place.last + 1, UINT64_MAX);
+    EXPECT(shown == outside && entries_of(0, place.first, place.last) == 0);
+    EXPECT(scan_ends(true, ST_END) && scan_ends(false, ST_CORRUPT));
+    EXPECT(lsm_damage_epoch(lsm) == 1);
+
+    /* A merge waits, and the one that drops goes on behind it. */
+    EXPECT(status_is(lsm_compact(lsm), ST_CORRUPT));
+    EXPECT(stats()->state == LSM_STATE_OK);
+    drop_damage(0);
+    wait_mended(0);
+    expect_rest(0);
+    bring_back(0);
+    close_whole();
+    return ST_OK;
+}
+
+static void
+what_cannot_be_read_is_damage_whoever_met_it(void **state)
+{
+    (void)state;
+    for (enum met met = MET_GET; met < MET_COUNT; met++)
+        run(unreadable_body, &met);
+}
+
+/* Where nobody mends, the store says what is wrong, as with a wrong checksum, instead of trying the
+ * same merge until so much is unmerged that all writes are refused. */
+static status
+unreadable_alone_body(void *arg)
+{
+    (void)arg;
+    fill_new();
+    u32 key = key_in_block_of(0, 1, true);
+    struct place place = place_of(0, 0, key);
+    lose(&place);
+    EXPECT(status_is(get(key), ST_IO_ERROR));
+    fiber_sleep_ns(NS_PER_S + NS_PER_S / 2);
+    reopen(); /* while it is looked at */
+    EXPECT(status_is(lsm_compact(lsm), ST_IO_ERROR));
+    EXPECT(stats()->state == LSM_STATE_OK);
+    fiber_sleep_ns(10 * NS_PER_S);
+    EXPECT(stats()->damaged_files == 1);
+    EXPECT(status_is(lsm_compact(lsm), ST_CORRUPT));
+    EXPECT(stats()->state == LSM_STATE_FAILED);
+    return lsm_close(lsm), ST_OK;
+}
+
+static status
+unreadable_value_body(void *arg)
+{
+    bool by_scrub = *(bool *)arg;
+    fill_new();
+    u32 key = 1507;
+    struct blob_pointer pointer = pointer_of(key);
+    char path[LSM_PATH_BYTES];
+    blob_path(path, DIR, pointer.file_id);
+    EXPECT(ok(sim_disk_latent(disk, path, pointer.offset + 3000)));
+    const struct level_blob *blob = level_blob_find(lsm->levels, pointer.file_id);
+    if (by_scrub)
+        scrub();
+    else
+        EXPECT(status_is(get(key), ST_IO_ERROR));
+    fiber_sleep_ns(10 * NS_PER_S);
+    if (by_scrub)
+        expect_stretch(0, blob->token_first, blob->token_last);
+    else
+        expect_stretch(0, token_of(key), token_of(key));
+    EXPECT(status_is(get(key), ST_CORRUPT) && ok(get(3007)));
+    EXPECT(scan_ends(true, ST_END));
+    return lsm_close(lsm);
+}
+
+static void
+what_cannot_be_read_is_told_for_values_too_and_where_nobody_mends(void **state)
+{
+    (void)state;
+    run(unreadable_alone_body, NULL);
+    for (bool by_scrub = false;; by_scrub = true) {
+        run(unreadable_value_body, &by_scrub);
+        if (by_scrub) break;
+    }
+}
+
+/* A disk that fails each read, for a moment or for long, has no damaged tables. */
+static status
+dead_disk_body(void *arg)
+{
+    u64 dead_ns = *(u64 *)arg;
+    fill_new();
+    lsm_mends_set(lsm, 0, true);
+    lsm_scrub_rate_set(lsm, GIB(1));
+    u32 key = key_in_block_of(1, 1, false);
+    sim_error_rates_set(sim, 1000000, 0, 0);
+    u64 until_ns = io_now_ns() + dead_ns;
+    do {
+        EXPECT(status_is(get(key), ST_IO_ERROR));
+        EXPECT(!ok(lsm_compact(lsm)));
+        fiber_sleep_ns(300 * NS_PER_MS);
+    } while (io_now_ns() < until_ns);
+    sim_error_rates_set(sim, 0, 0, 0);
+    fiber_sleep_ns(200 * NS_PER_S);
+    EXPECT(!is_damaged(0) && stats()->corruptions == 0 && stats()->damaged_files == 0);
+    EXPECT(ok(lsm_compact(lsm)));
+    expect_rest(0);
+    close_whole();
+    return ST_OK;
+}
+
+/* Nor is it a file of which nothing can be read. */
+static status
+dead_file_body(void *arg)
+{
+    (void)arg;
+    fill_new();
+    u32 key = key_in_block_of(0, 1, true);
+    struct place place = place_of(0, 0, key);
+    char path[LSM_PATH_BYTES];
+    table_path(path, DIR, place.table->meta.file_id);
+    for (u64 at = 0; at < place.table->meta.file_bytes; at += IO_ALIGNMENT)
+        EXPECT(ok(sim_disk_latent(disk, path, at)));
+    for (u32 i = 0; i < 20; i++) {
+        EXPECT(status_is(get(key), ST_IO_ERROR));
+        fiber_sleep_ns(NS_PER_S);
+    }
+    EXPECT(!is_damaged(0) && stats()->damaged_files == 0);
+    return lsm_close(lsm);
+}
+
+static void
+a_disk_that_reads_nothing_has_no_damaged_tables(void **state)
+{
+    (void)state;
+    for (u64 dead_ns = 0; dead_ns <= 60 * NS_PER_S; dead_ns += 20 * NS_PER_S)
+        run(dead_disk_body, &dead_ns);
+    run(dead_file_body, NULL);
 }
 
 /* ---- merging while it waits ---- */
@@ -1759,6 +1990,9 @@ main(int argc, char **argv)
         cmocka_unit_test(damage_is_told_by_its_tokens_whoever_met_it),
         cmocka_unit_test(damage_of_values_and_of_what_is_no_block_is_told_and_no_list_is_too_short),
         cmocka_unit_test(a_merge_that_meets_damage_waits_for_who_mends_and_fails_the_store_else),
+        cmocka_unit_test(what_cannot_be_read_is_damage_whoever_met_it),
+        cmocka_unit_test(what_cannot_be_read_is_told_for_values_too_and_where_nobody_mends),
+        cmocka_unit_test(a_disk_that_reads_nothing_has_no_damaged_tables),
         cmocka_unit_test(however_long_a_keyspace_waits_it_has_few_runs_and_reads_right),
         cmocka_unit_test(a_crash_while_it_waits_changes_nothing),
         cmocka_unit_test(a_keyspace_that_waits_and_cannot_be_merged_refuses_writes_and_no_scan),
