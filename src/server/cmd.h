@@ -48,7 +48,7 @@ cmd_arg_db(struct exec *x, u32 i, u16 *out)
 }
 
 /* Replies the error and returns false when a value is over the limit. */
-bool cmd_value_fits(struct exec *x, size_t size);
+bool cmd_value_fits(struct resp_writer *w, size_t size);
 
 /* The same for a pattern: what it costs to match a key grows with both, and one match is not
  * interrupted. Enough for a class for every byte of a key. */

@@ -86,7 +86,7 @@ cmd_distkv_put(struct exec *x)
         resp_error(x->reply, CMD_SYNTAX);
         return;
     }
-    if (!cmd_value_fits(x, x->args[2].size)) return;
+    if (!cmd_value_fits(x->reply, x->args[2].size)) return;
     struct bytes context = BYTES(NULL, 0);
     if (x->arg_count == 4 && !arg_context(x, 3, &context)) return;
     if (exec_put_siblings(x, x->keyspace, x->args[1], context, &x->args[2])) resp_ok(x->reply);

@@ -22,10 +22,10 @@ cmd_text(struct buf *out, const char *format, ...)
 }
 
 bool
-cmd_value_fits(struct exec *x, size_t size)
+cmd_value_fits(struct resp_writer *w, size_t size)
 {
     if (size <= LIMIT_VALUE_BYTES) return true;
-    resp_error(x->reply, "ERR value is too large: %zu bytes, a value has at most %u bytes", size,
+    resp_error(w, "ERR value is too large: %zu bytes, a value has at most %u bytes", size,
                LIMIT_VALUE_BYTES);
     return false;
 }
@@ -147,7 +147,7 @@ cmd_set(struct exec *x)
     if (options.expiry_arg != 0 &&
         !cmd_arg_expiry(x, options.expiry_arg, options.expiry_how, true, &expire_ms))
         return;
-    if (!cmd_value_fits(x, x->args[2].size)) return;
+    if (!cmd_value_fits(x->reply, x->args[2].size)) return;
     if (options.nx || options.xx || options.get || options.keep_ttl) {
         struct exec_value old;
         enum exec_found found =
@@ -167,7 +167,7 @@ cmd_set(struct exec *x)
 void
 cmd_setnx(struct exec *x)
 {
-    if (!cmd_value_fits(x, x->args[2].size)) return;
+    if (!cmd_value_fits(x->reply, x->args[2].size)) return;
     struct exec_value old;
     enum exec_found found = exec_look(x, x->args[1], &old);
     if (found == EXEC_STOP) return;
@@ -180,7 +180,7 @@ set_with_expiry(struct exec *x, u32 how)
 {
     u64 expire_ms;
     if (!cmd_arg_expiry(x, 2, how, true, &expire_ms)) return;
-    if (!cmd_value_fits(x, x->args[3].size)) return;
+    if (!cmd_value_fits(x->reply, x->args[3].size)) return;
     if (exec_put(x, x->args[1], x->args[3], expire_ms)) resp_ok(x->reply);
 }
 
@@ -199,7 +199,7 @@ cmd_psetex(struct exec *x)
 void
 cmd_getset(struct exec *x)
 {
-    if (!cmd_value_fits(x, x->args[2].size)) return;
+    if (!cmd_value_fits(x->reply, x->args[2].size)) return;
     struct exec_value old;
     enum exec_found found = exec_get(x, x->args[1], &old);
     if (found == EXEC_STOP) return;
@@ -271,7 +271,7 @@ pairs_fit(struct exec *x)
         return false;
     }
     for (u32 i = 1; i + 1 < x->arg_count; i += 2)
-        if (!cmd_value_fits(x, x->args[i + 1].size)) return false;
+        if (!cmd_value_fits(x->reply, x->args[i + 1].size)) return false;
     return true;
 }
 

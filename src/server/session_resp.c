@@ -8,6 +8,7 @@
  */
 #include "base/fault.h"
 
+#include "server/cmd.h"
 #include "server/number.h"
 #include "server/route.h"
 #include "server/session.h"
@@ -455,9 +456,11 @@ look_up(struct resp_writer *w, const struct bytes *args, u32 arg_count,
     return command;
 }
 
-/* Keys at the door. A queued MSET with half a pair is answered when it runs, as in Redis. */
+/* Keys at the door, and the values of pairs: each shard sees some of them only, and one that refuses
+ * would come too late for the others. A queued MSET with half a pair, or too large a value, is
+ * answered when it runs (half a pair: as in Redis). */
 static bool
-keys_fit(struct resp_writer *w, const struct command *command, const struct bytes *args,
+args_fit(struct resp_writer *w, const struct command *command, const struct bytes *args,
          u32 arg_count, bool queued)
 {
     u32 first, last, step;
@@ -476,6 +479,7 @@ keys_fit(struct resp_writer *w, const struct command *command, const struct byte
                        LIMIT_KEY_BYTES);
             return false;
         }
+        if (!queued && step > 1 && !cmd_value_fits(w, args[i + 1].size)) return false;
     }
     return true;
 }
@@ -535,7 +539,7 @@ dispatch(struct session *s, const struct bytes *args, u32 arg_count, u64 start_n
         resp_error(&w, "NOAUTH Authentication required.");
         refused = true;
     }
-    if (!refused && !keys_fit(&w, command, args, arg_count, session_in_multi(s))) refused = true;
+    if (!refused && !args_fit(&w, command, args, arg_count, session_in_multi(s))) refused = true;
     if (!refused && session_in_multi(s) && command->flags & COMMAND_NO_MULTI) {
         resp_error(&w, "ERR Command not allowed inside a transaction");
         refused = true;

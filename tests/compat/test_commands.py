@@ -688,6 +688,25 @@ def test_keys_of_several_slots(our_port):
         ours.call("DISCARD")
 
 
+def test_a_refused_mset_has_set_nothing(our_port):
+    """Whatever shard, or stretch of a long one, the value is of that is too large."""
+    large = "v" * ((1 << 20) + 1)
+    refusal = "ERR value is too large: 1048577 bytes, a value has at most 1048576 bytes"
+    with Resp(our_port) as ours:
+        ours.call("FLUSHALL")
+        for count in (8, 3000):
+            keys = [f"key{i}" for i in range(count)]
+            for at in (0, 1, count // 2, count - 2, count - 1):
+                words = [word for i, key in enumerate(keys) for word in (key, large if i == at else "v")]
+                assert str(ask(ours, ["MSET", *words])) == refusal
+                assert ours.call("EXISTS", *keys) == 0, (count, at)
+        ours.call("MULTI")
+        assert ours.call("MSET", "{t}a", "1", "{t}b", large) == "QUEUED"
+        assert ours.call("SET", "{t}c", "1") == "QUEUED"
+        assert text_of(ours.call("EXEC")) == ["-" + refusal, "OK"]
+        assert ours.call("EXISTS", "{t}a", "{t}b", "{t}c") == 1
+
+
 def test_replies_of_other_shards_wait_for_their_own_log(redis_port, tmp_path):
     server = Server(tmp_path / "data", tmp_path, cores="0,1")
     with server.connect() as one:
