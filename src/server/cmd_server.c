@@ -436,9 +436,10 @@ cmd_config_resetstat(struct exec *x)
 
 /* ---- SLOWLOG ---- */
 
-/* The newest entries of all shards are merged: each shard gives its i-th newest on request. */
+/* The newest entries of all shards are merged: each shard gives its newest below an id on request.
+ * By a number from the newest it would give some twice, while others are being added. */
 struct slow_call {
-    u32 index;
+    u64 below;
     bool there;
     struct slowlog_entry *entry; /* room for the largest */
     size_t room;
@@ -451,7 +452,7 @@ static void
 slow_here(void *arg)
 {
     struct slow_call *call = arg;
-    const struct slowlog_entry *entry = slowlog_get(&shard_self()->slowlog, call->index);
+    const struct slowlog_entry *entry = slowlog_below(&shard_self()->slowlog, call->below);
     call->there = entry != NULL;
     if (entry == NULL) return;
     CHECK(entry->size <= call->room);
@@ -486,12 +487,19 @@ slow_count_here(void *arg)
     ((struct slow_count *)arg)->count += shard_self()->slowlog.count;
 }
 
-MAY_YIELD void
-cmd_slowlog_len(struct exec *x)
+/* Of all shards as many as one is told to keep. */
+MAY_YIELD static u64
+slow_count(struct exec *x)
 {
     struct slow_count call = {0};
     shard_for_all_possible(x->shard, slow_count_here, &call);
-    resp_integer(x->reply, (i64)call.count);
+    return MIN(call.count, x->shard->config->slowlog_max_len);
+}
+
+MAY_YIELD void
+cmd_slowlog_len(struct exec *x)
+{
+    resp_integer(x->reply, (i64)slow_count(x));
 }
 
 MAY_YIELD void
@@ -512,10 +520,8 @@ cmd_slowlog_get(struct exec *x)
         }
     }
     u32 shards = x->shard->server->shard_count;
-    struct slow_count all = {0};
-    shard_for_all_possible(x->shard, slow_count_here, &all);
-    u64 wanted = limit < 0 ? all.count : MIN((u64)limit, all.count);
-    wanted = MIN(wanted, x->shard->config->slowlog_max_len);
+    u64 wanted = slow_count(x);
+    if (limit >= 0) wanted = MIN((u64)limit, wanted);
 
     struct slow_call *heads = (struct slow_call *)(void *)exec_alloc(
         x, shards * sizeof(*heads) + shards * align_up(SLOW_ENTRY_ROOM, 16));
@@ -523,6 +529,7 @@ cmd_slowlog_get(struct exec *x)
     u8 *room = (u8 *)(heads + shards);
     for (u32 i = 0; i < shards; i++) {
         heads[i] = (struct slow_call){
+            .below = UINT64_MAX,
             .entry = (struct slowlog_entry *)(void *)(room + i * align_up(SLOW_ENTRY_ROOM, 16)),
             .room = SLOW_ENTRY_ROOM};
         status st = io_shard_call(i, FIBER_FOREGROUND, slow_here, &heads[i]);
@@ -544,7 +551,7 @@ cmd_slowlog_get(struct exec *x)
         if (newest == shards) break;
         reply_slow(x, heads[newest].entry);
         count++;
-        heads[newest].index++;
+        heads[newest].below = heads[newest].entry->id;
         status st = io_shard_call(newest, FIBER_FOREGROUND, slow_here, &heads[newest]);
         if (!ok(st)) heads[newest].there = false;
     }

@@ -99,8 +99,10 @@ slowlog_add(struct slowlog *log, u64 limit, u64 time_s, u64 duration_us,
 }
 
 const struct slowlog_entry *
-slowlog_get(const struct slowlog *log, u32 i)
+slowlog_below(const struct slowlog *log, u64 id)
 {
+    u64 i = 0; /* from the newest: ids follow each other in steps, and only the oldest go */
+    if (log->count != 0 && id < log->next) i = (log->next - id + log->step - 1) / log->step;
     if (i >= log->count) return NULL;
     return log->entries[(log->first + log->count - 1 - i) % SLOWLOG_ENTRIES_MAX];
 }

@@ -43,8 +43,8 @@ void slowlog_add(struct slowlog *log, u64 limit, u64 time_s, u64 duration_us,
                  const struct command *command, const struct bytes *args, u32 arg_count,
                  const char *client, struct bytes client_name);
 void slowlog_reset(struct slowlog *log);
-/* The i-th newest. */
-const struct slowlog_entry *slowlog_get(const struct slowlog *log, u32 i);
+/* The newest with an id below this one, or NULL. */
+const struct slowlog_entry *slowlog_below(const struct slowlog *log, u64 id);
 
 #define LATENCY_SAMPLES 160u
 enum latency_event { LATENCY_COMMAND, LATENCY_FAST_COMMAND, LATENCY_EVENTS };

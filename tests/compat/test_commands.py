@@ -6,6 +6,7 @@ asked. Times and ids are compared by shape."""
 import itertools
 import shutil
 import subprocess
+import threading
 import time
 
 import pytest
@@ -863,6 +864,43 @@ def test_slowlog_keeps_slow_commands(our_port):
         assert words[2] == b"x" * 128 + b"... (172 more bytes)"
         assert all(len(entry) == 6 for entry in entries)
         ours.call("SLOWLOG", "RESET")
+
+
+def test_slowlog_shows_each_entry_once_while_others_are_added(our_port):
+    """Most are added while it merges those of the shards."""
+    stop = threading.Event()
+
+    def load():
+        with Resp(our_port) as one:
+            i = 0
+            while not stop.is_set():
+                one.call("INCR", f"count{i % 50}")
+                i += 1
+
+    with Resp(our_port) as ours:
+        ours.call("CONFIG", "SET", "slowlog-log-slower-than", "0", "slowlog-max-len", "256")
+        threads = [threading.Thread(target=load) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        try:
+            for _ in range(500):
+                if ours.call("SLOWLOG", "LEN") == 256:
+                    break
+                time.sleep(0.02)
+            for _ in range(20):
+                ids = [entry[0] for entry in ours.call("SLOWLOG", "GET", "-1")]
+                assert 0 < len(ids) == len(set(ids)) <= 256  # the oldest may go meanwhile
+        finally:
+            stop.set()
+            for thread in threads:
+                thread.join()
+            ours.call("CONFIG", "SET", "slowlog-log-slower-than", "60000000")
+        assert ours.call("SLOWLOG", "LEN") == len(ours.call("SLOWLOG", "GET", "-1")) == 256
+        assert len(ours.call("SLOWLOG", "GET", "100")) == 100
+        ours.call("CONFIG", "SET", "slowlog-max-len", "128")
+        assert ours.call("SLOWLOG", "LEN") == 128
+        ours.call("SLOWLOG", "RESET")
+        assert ours.call("SLOWLOG", "LEN") == 0
 
 
 def test_watch_across_connections(our_port):
