@@ -15,7 +15,7 @@
 #include "base/status.h"
 
 #define RESP_INLINE_BYTES_MAX (64u << 10)
-#define RESP_ARGS_MAX         (1u << 20) /* as Redis' multibulk limit, 1024 * 1024 */
+#define RESP_ARGS_MAX         (1u << 20) /* as Redis up to 6; later ones take INT_MAX */
 /* One argument: a value, with room to say exactly by how much it is too large. */
 #define RESP_BULK_BYTES_MAX (512u << 20)
 /* What Redis allows before authentication; with these the error texts say so. */

@@ -166,7 +166,7 @@ cmd_hello(struct exec *x)
         }
     }
     if (auth != 0 && !authenticate(x, x->args[auth], x->args[auth + 1])) return;
-    if (!s->authenticated) {
+    if (!session_is_let_in(s)) {
         resp_error(x->reply,
                    "NOAUTH HELLO must be called with the client already authenticated, otherwise "
                    "the HELLO <proto> AUTH <user> <pass> option can be used to authenticate the "
@@ -228,12 +228,13 @@ cmd_client_setinfo(struct exec *x)
 {
     struct session *s = x->session;
     bool kept = false;
-    if (cmd_arg_is(x, 2, "lib-name")) {
-        kept = keep_name(x, &s->lib_name, x->args[3],
-                         "ERR lib-name cannot contain spaces, newlines or special characters.");
-    } else if (cmd_arg_is(x, 2, "lib-ver")) {
-        kept = keep_name(x, &s->lib_version, x->args[3],
-                         "ERR lib-ver cannot contain spaces, newlines or special characters.");
+    if (cmd_arg_is(x, 2, "lib-name") || cmd_arg_is(x, 2, "lib-ver")) {
+        char refusal[96]; /* names the option as it was written */
+        snprintf(refusal, sizeof(refusal),
+                 "ERR %.*s cannot contain spaces, newlines or special characters.",
+                 (int)x->args[2].size, (const char *)x->args[2].data);
+        bool name = cmd_arg_is(x, 2, "lib-name");
+        kept = keep_name(x, name ? &s->lib_name : &s->lib_version, x->args[3], refusal);
     } else {
         resp_error(x->reply, "ERR Unrecognized option '%.*s'", (int)MIN(x->args[2].size, 128u),
                    (const char *)x->args[2].data);

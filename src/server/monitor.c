@@ -200,6 +200,7 @@ monitor_stop(struct session *s)
 MAY_YIELD void
 cmd_monitor(struct exec *x)
 {
+    if (x->session->monitor) return; /* no reply, as in Redis */
     resp_ok(x->reply);
     monitor_start(x->session);
 }

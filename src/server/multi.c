@@ -32,6 +32,12 @@ session_in_multi(const struct session *s)
     return s->multi != NULL && s->multi->queueing;
 }
 
+i32
+session_multi_count(const struct session *s)
+{
+    return session_in_multi(s) ? (i32)s->multi->count : -1;
+}
+
 static struct transaction *
 transaction_of(struct session *s)
 {

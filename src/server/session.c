@@ -508,9 +508,10 @@ session_describe(const struct session *s, char *out, size_t size)
         "omem=%zu tot-mem=%zu events=r cmd=%s user=default redir=-1 resp=%u lib-name=%.*s "
         "lib-ver=%.*s",
         (unsigned long long)s->id, peer, local, 8 + (u32)(s->id >> 6) % 60000, (int)s->name.size,
-        (const char *)s->name.data, (unsigned long long)((wall_ms - s->created_ms) / 1000),
+        (const char *)s->name.data,
+        (unsigned long long)((wall_ms - MIN(wall_ms, s->created_ms)) / 1000),
         (unsigned long long)((now - MIN(now, s->active_ns)) / NS_PER_S), flags, s->keyspace,
-        session_in_multi(s) ? 0 : -1, s->conn != NULL ? io_conn_pending(s->conn) : 0,
+        session_multi_count(s), s->conn != NULL ? io_conn_pending(s->conn) : 0,
         sizeof(*s) + (s->conn != NULL ? io_conn_pending(s->conn) : 0),
         s->last_command != NULL ? s->last_command->name : "NULL", s->resp, (int)s->lib_name.size,
         (const char *)s->lib_name.data, (int)s->lib_version.size,

@@ -66,11 +66,11 @@ struct session {
     enum session_protocol protocol;
     u8 resp; /* 2 or 3 */
     u16 keyspace;
-    bool authenticated;
-    bool closing;     /* no further command is read */
-    bool close_after; /* close when the reply at hand has been sent */
-    bool ended;       /* the client sends no more: close when it has all replies */
-    bool close_held;  /* closing, but held output has to go first: io_conn_close would drop it */
+    bool authenticated; /* see session_is_let_in */
+    bool closing;       /* no further command is read */
+    bool close_after;   /* close when the reply at hand has been sent */
+    bool ended;         /* the client sends no more: close when it has all replies */
+    bool close_held;    /* closing, but held output has to go first: io_conn_close would drop it */
     bool reply_off, reply_skip_next, reply_skip;
     u8 level; /* in a cluster: enum replicate_level, see DISTKV.CONSISTENCY */
     bool no_evict;
@@ -189,6 +189,14 @@ void native_state_deinit(struct shard *shard);
 /* multi.c */
 void session_multi_free(struct session *s);
 bool session_in_multi(const struct session *s);
+/* So many commands are queued; -1: not in MULTI. */
+i32 session_multi_count(const struct session *s);
+/* RESP: whether it may run commands: it has said the password, or none is asked for (any more). */
+static inline bool
+session_is_let_in(const struct session *s)
+{
+    return s->authenticated || !config_has_password(s->shard->config);
+}
 /* Queues a command and replies QUEUED. */
 void session_multi_queue(struct session *s, const struct command *command, const struct bytes *args,
                          u32 arg_count, struct resp_writer *w);

@@ -57,10 +57,10 @@ session_may_express(const struct session *s)
 {
     const struct shard *shard = s->shard;
     i64 slower_us = config_slowlog_us(shard->config);
-    return shard->server->cluster == NULL && s->authenticated && s->conn != NULL && !s->closing &&
-           list_empty(&s->pending) && s->stall == SESSION_RUNS && !session_in_multi(s) &&
-           !s->reply_off && !s->reply_skip && !s->reply_skip_next && shard->monitor_shards == 0 &&
-           !shard->store_failed && resp_parser_is_fresh(&s->parser) &&
+    return shard->server->cluster == NULL && session_is_let_in(s) && s->conn != NULL &&
+           !s->closing && list_empty(&s->pending) && s->stall == SESSION_RUNS &&
+           !session_in_multi(s) && !s->reply_off && !s->reply_skip && !s->reply_skip_next &&
+           shard->monitor_shards == 0 && !shard->store_failed && resp_parser_is_fresh(&s->parser) &&
            session_has_room(s, 2 * EXPRESS_BYTES) &&
            (slower_us < 0 || slower_us >= EXPRESS_SLOWLOG_US_MIN) &&
            shard->config->latency_monitor_threshold_ms == 0;

@@ -521,7 +521,7 @@ dispatch(struct session *s, const struct bytes *args, u32 arg_count, u64 start_n
     const struct command *rejected = NULL;
     const struct command *command = look_up(&w, args, arg_count, &rejected);
     bool single_key = command != NULL && command->place <= PLACE_SPLIT_ARRAY &&
-                      !session_in_multi(s) && s->authenticated;
+                      !session_in_multi(s) && session_is_let_in(s);
     if (single_key) {
         u32 first, last, step;
         command_key_range(command, arg_count, &first, &last, &step);
@@ -535,7 +535,7 @@ dispatch(struct session *s, const struct bytes *args, u32 arg_count, u64 start_n
 
     /* What is no command is told so before the password is asked for, as in Redis. */
     bool refused = command == NULL;
-    if (!refused && !s->authenticated && !(command->flags & COMMAND_NO_AUTH)) {
+    if (!refused && !session_is_let_in(s) && !(command->flags & COMMAND_NO_AUTH)) {
         resp_error(&w, "NOAUTH Authentication required.");
         refused = true;
     }
@@ -662,8 +662,9 @@ session_resp_received(struct session *s, struct bytes data)
             if (s->conn != NULL && io_conn_output_full(s->conn)) break;
             if (taken != 0) continue;
         }
-        u32 args_max = s->authenticated ? RESP_ARGS_MAX : RESP_ARGS_MAX_UNAUTHENTICATED;
-        u32 bulk_max = s->authenticated ? REQUEST_BYTES_MAX : RESP_BULK_BYTES_MAX_UNAUTHENTICATED;
+        bool let_in = session_is_let_in(s);
+        u32 args_max = let_in ? RESP_ARGS_MAX : RESP_ARGS_MAX_UNAUTHENTICATED;
+        u32 bulk_max = let_in ? REQUEST_BYTES_MAX : RESP_BULK_BYTES_MAX_UNAUTHENTICATED;
         size_t consumed = 0, wanted = 0;
         enum resp_result result =
             resp_parse(&s->parser, rest, args_max, bulk_max, &consumed, &wanted);

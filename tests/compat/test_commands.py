@@ -230,6 +230,8 @@ SCRIPTS = {
         ("CLIENT", "SETINFO", "bad", "x", OURS(ReplyError("ERR Unrecognized option 'bad'"))),
         ("CLIENT", "SETINFO", "lib-name", "a b",
          OURS(ReplyError("ERR lib-name cannot contain spaces, newlines or special characters."))),
+        ("CLIENT", "SETINFO", "LIB-Ver", "a b",
+         OURS(ReplyError("ERR LIB-Ver cannot contain spaces, newlines or special characters."))),
         ("CLIENT", "MAINT_NOTIFICATIONS", "ON"), ("AUTH", "x"), ("AUTH", "default", "x"),
         ("AUTH", "nobody", "x"), ("AUTH", "a", "b", "c"), ("AUTH",), ("ACL", "WHOAMI"), ("ACL", "BAD"),
         ("HELLO", "x"), ("HELLO", "4"), ("HELLO", "1"), ("HELLO", "2", "BAD"),
@@ -542,6 +544,34 @@ def test_what_is_no_command_is_told_before_the_password(redis_port, make_server)
             admin.call("CONFIG", "SET", "requirepass", "")
 
 
+def test_who_has_said_no_password_is_let_in_when_it_is_taken_away(redis_port, make_server):
+    server = make_server(requirepass="pw")
+    shown = []
+    for port in (server.port, redis_port):
+        with Resp(port) as admin, Resp(port) as one:
+            if port == redis_port:
+                admin.call("CONFIG", "SET", "requirepass", "pw")
+                one.close()
+                one = Resp(port)
+            else:
+                admin.call("AUTH", "pw")
+            got = [text_of(ask(one, ["PING"])), text_of(ask(one, ["HELLO", "3"]))[:20]]
+            admin.call("CONFIG", "SET", "requirepass", "")
+            try:
+                got += [text_of(ask(one, ["PING"])), len(ask(one, ["MGET", *["x" * 100] * 500])),
+                        text_of(ask(one, ["SET", "let", "in"])), text_of(ask(one, ["GET", "let"]))]
+                if port == server.port:  # HELLO, too; Redis still refuses that one
+                    assert isinstance(ask(one, ["HELLO", "2"]), list)
+                admin.call("CONFIG", "SET", "requirepass", "pw")
+                got += [text_of(ask(one, ["PING"])), text_of(ask(one, ["AUTH", "pw"])), text_of(ask(one, ["PING"]))]
+            finally:
+                admin.call("CONFIG", "SET", "requirepass", "")
+            one.close()
+        shown.append(got)
+    assert shown[0] == shown[1]
+    assert shown[0][2] == "PONG"
+
+
 def test_command_docs_name_the_arguments_that_redis_names(our_port, redis_port):
     with Resp(our_port) as ours, Resp(redis_port) as redis:
         for connection in (ours, redis):
@@ -835,6 +865,9 @@ def test_client_list_and_kill(our_port):
         assert one.call("CLIENT", "LIST", "ID", str(number)).decode().count("\n") == 1
         assert "name= " in one.call("CLIENT", "INFO").decode()
         assert "cmd=client|info " in one.call("CLIENT", "INFO").decode()
+        for words, queued in ((["PING"], -1), (["MULTI"], 0), (["PING"], 1), (["GET", "a"], 2), (["DISCARD"], -1)):
+            two.call(*words)
+            assert f" multi={queued} " in one.call("CLIENT", "LIST", "ID", str(number)).decode(), words
         assert one.call("CLIENT", "KILL", "ID", str(number)) == 1
         assert two.closed_by_server()
         assert one.call("PING") == "PONG"
@@ -850,6 +883,21 @@ def test_monitor_shows_commands_of_all_connections(our_port):
         lines = [watcher.read() for _ in range(20)]
         for i, line in enumerate(sorted(lines, key=lambda text: int(text.split('"m')[1].split('"')[0]))):
             assert line.endswith(f'"SET" "m{i}" "a\\"b\\x01"') and "[0 127.0.0.1:" in line
+
+
+def test_a_second_monitor_has_no_reply(our_port, redis_port):
+    for port in (our_port, redis_port):
+        with Resp(port) as watcher, Resp(port) as one:
+            assert watcher.call("MONITOR") == "OK"
+            watcher.send("MONITOR")
+            time.sleep(0.1)
+            one.call("SET", "m", "1")
+            assert '"SET" "m" "1"' in watcher.read(), port
+            one.call("SET", "m", "2")
+            assert '"SET" "m" "2"' in watcher.read(), port
+            if port == our_port:  # Redis takes nothing but QUIT and the like behind a MONITOR
+                watcher.send("RESET")
+                assert watcher.read() == "RESET"
 
 
 def test_slowlog_keeps_slow_commands(our_port):
