@@ -470,8 +470,9 @@ session_account(struct session *s, const struct command *command, const struct b
 
     i64 slower_us = config_slowlog_us(shard->config);
     u64 us = ns / NS_PER_US;
-    if (UNLIKELY(slower_us >= 0 && us >= (u64)slower_us) &&
-        !(command->flags & COMMAND_SKIP_SLOWLOG) && s->protocol == SESSION_RESP)
+    /* EXEC skips it only where its commands are logged one by one, as in Redis. */
+    bool skip = command->flags & COMMAND_SKIP_SLOWLOG && command->place != PLACE_EXEC;
+    if (UNLIKELY(slower_us >= 0 && us >= (u64)slower_us) && !skip && s->protocol == SESSION_RESP)
         session_log_slow(s, command, args, arg_count, us);
     u64 threshold_ms = shard->config->latency_monitor_threshold_ms;
     if (UNLIKELY(threshold_ms != 0 && us / 1000 >= threshold_ms))

@@ -905,11 +905,15 @@ def test_slowlog_keeps_slow_commands(our_port):
         ours.call("CONFIG", "SET", "slowlog-log-slower-than", "0")
         ours.call("SLOWLOG", "RESET")
         ours.call("SET", "slow", "x" * 300)
+        ours.call("MULTI")
+        ours.call("GET", "slow")
+        ours.call("EXEC")
         ours.call("CONFIG", "SET", "slowlog-log-slower-than", "60000000")
         assert ours.call("SLOWLOG", "LEN") >= 1
         entries = ours.call("SLOWLOG", "GET", "100")
         words = [entry[3] for entry in entries if entry[3][0] == b"SET"][0]
         assert words[2] == b"x" * 128 + b"... (172 more bytes)"
+        assert [b"EXEC"] in [entry[3] for entry in entries]  # Redis logs its commands one by one
         assert all(len(entry) == 6 for entry in entries)
         ours.call("SLOWLOG", "RESET")
 
