@@ -2352,6 +2352,26 @@ a_set_that_is_taken_back_in_front_of_a_cold_get_stays_a_set(void **state)
     rig_run(&rig);
 }
 
+static MAY_YIELD void
+clock_step_story(struct rig *rig)
+{
+    struct rig_client client;
+    rig_connect(rig, &client);
+    sim_node_clock_step(rig->nodes[0].machine, -3600 * 1000);
+    struct bytes reply = rig_call(&client, "CLIENT LIST");
+    CHECK(memmem(reply.data, reply.size, " age=0 ", 7) != NULL);
+    rig_disconnect(&client);
+}
+
+static void
+no_connection_is_older_than_time_when_the_clock_steps_back(void **state)
+{
+    (void)state;
+    struct rig rig = {.shard_count = 1, .story = clock_step_story};
+    sim_options_default(&rig.options, 1);
+    rig_run(&rig);
+}
+
 static void
 gets_wait_for_blocks_in_order_and_without_a_fiber(void **state)
 {
@@ -2397,6 +2417,7 @@ main(int argc, char **argv)
         cmocka_unit_test(a_client_that_never_reads_is_cut_off_after_a_minute),
         cmocka_unit_test(who_does_not_read_has_a_second_when_another_finds_no_place),
         cmocka_unit_test(a_large_request_waits_for_room_and_is_refused_after_half_a_minute),
+        cmocka_unit_test(no_connection_is_older_than_time_when_the_clock_steps_back),
         cmocka_unit_test(gets_wait_for_blocks_in_order_and_without_a_fiber),
         cmocka_unit_test(a_set_that_is_taken_back_in_front_of_a_cold_get_stays_a_set),
     };
