@@ -485,10 +485,13 @@ args_fit(struct resp_writer *w, const struct command *command, const struct byte
 }
 
 /* EXEC itself was refused: the transaction is over, if there was one, and the reply says why. A
- * prefix that tells more than ERR belongs to the reason, as in Redis. */
+ * prefix that tells more than ERR belongs to the reason, as in Redis. There may be no memory to say
+ * it. */
 static void
 abort_exec(struct session *s, struct resp_writer *w)
 {
+    session_multi_free(s);
+    if (w->failed) return;
     char reason[128];
     struct bytes text = buf_bytes(w->out);
     size_t skip = memcmp(text.data, "-ERR ", 5) == 0 ? 5 : 1, end = 2; /* "\r\n" */
@@ -497,7 +500,6 @@ abort_exec(struct session *s, struct resp_writer *w)
     reason[size] = '\0';
     w->out->size = 0;
     resp_error(w, "EXECABORT Transaction discarded because of: %s", reason);
-    session_multi_free(s);
 }
 
 /* CLIENT REPLY SKIP counts for what comes next, be it an empty request (as in Redis). */

@@ -2242,6 +2242,65 @@ a_large_request_waits_for_room_and_is_refused_after_half_a_minute(void **state)
     }
 }
 
+/* ---- when there is no memory to say no ---- */
+
+struct spent {
+    u64 taken, left;
+    bool with_words; /* what the shard keeps for the words of a request goes, too */
+};
+
+static void
+spent_take(struct shard *shard, void *arg)
+{
+    struct spent *spent = arg;
+    buf_clear(&shard->reply, 0);
+    if (spent->with_words) buf_clear(&shard->args, 0);
+    spent->taken = budget_available(&shard->budget) - spent->left;
+    CHECK(budget_take(&shard->budget, spent->taken));
+}
+
+static void
+spent_give(struct shard *shard, void *arg)
+{
+    const struct spent *spent = arg;
+    budget_give(&shard->budget, spent->taken);
+}
+
+static MAY_YIELD void
+untold_exec_story(struct rig *rig)
+{
+    static const char head[] = "*2\r\n$4\r\nEXEC\r\n", tail[] = "$1\r\nx\r\n";
+    for (u32 queued = 0; queued < 2; queued++) {
+        struct spent spent = {0};
+        struct rig_client client;
+        rig_connect(rig, &client);
+        CHECK(rig_is(rig_call(&client, "ECHO x"), "$1\r\nx\r\n"));
+        if (queued != 0) {
+            CHECK(rig_is(rig_call(&client, "MULTI"), "+OK\r\n"));
+            CHECK(rig_is(rig_call(&client, "SET key x"), "+QUEUED\r\n"));
+        }
+        CHECK(io_conn_write(client.conn, head, sizeof(head) - 1));
+        fiber_sleep_ns(NS_PER_S);
+        rig_on_shard(rig, 0, spent_take, &spent);
+        CHECK(io_conn_write(client.conn, tail, sizeof(tail) - 1));
+        CHECK(rig_read(&client).size == 0); /* closed, with no word */
+        rig_on_shard(rig, 0, spent_give, &spent);
+        rig_disconnect(&client);
+        rig_connect(rig, &client);
+        CHECK(rig_is(rig_call(&client, "EXISTS key"), ":0\r\n"));
+        rig_disconnect(&client);
+    }
+}
+
+static void
+an_exec_whose_refusal_finds_no_memory_closes_its_connection_only(void **state)
+{
+    (void)state;
+    struct rig rig = {.shard_count = 1, .story = untold_exec_story};
+    sim_options_default(&rig.options, 5);
+    rig_run(&rig);
+}
+
 /* ---- GETs that wait for a block of a table, without a fiber ---- */
 
 static MAY_YIELD void
@@ -2418,6 +2477,7 @@ main(int argc, char **argv)
         cmocka_unit_test(who_does_not_read_has_a_second_when_another_finds_no_place),
         cmocka_unit_test(a_large_request_waits_for_room_and_is_refused_after_half_a_minute),
         cmocka_unit_test(no_connection_is_older_than_time_when_the_clock_steps_back),
+        cmocka_unit_test(an_exec_whose_refusal_finds_no_memory_closes_its_connection_only),
         cmocka_unit_test(gets_wait_for_blocks_in_order_and_without_a_fiber),
         cmocka_unit_test(a_set_that_is_taken_back_in_front_of_a_cold_get_stays_a_set),
     };
