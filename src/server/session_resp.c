@@ -645,6 +645,17 @@ is_http(const struct bytes *args)
     return text_is(args[0], "post") || text_is(args[0], "host:");
 }
 
+/* What is said to a request that could not even be read goes behind the answers of those before
+ * it: would it become theirs, what they have done would count as refused. */
+static bool
+waits_for_answers(struct session *s)
+{
+    if (list_empty(&s->pending)) return false;
+    session_stall(s, SESSION_WAITS_ORDER);
+    resp_parser_reset(&s->parser);
+    return true;
+}
+
 size_t
 session_resp_received(struct session *s, struct bytes data)
 {
@@ -672,11 +683,7 @@ session_resp_received(struct session *s, struct bytes data)
             resp_parse(&s->parser, rest, args_max, bulk_max, &consumed, &wanted);
         if (result == RESP_INCOMPLETE) {
             if (wanted > REQUEST_BYTES_MAX) {
-                if (!list_empty(&s->pending)) {
-                    session_stall(s, SESSION_WAITS_ORDER);
-                    resp_parser_reset(&s->parser);
-                    break;
-                }
+                if (waits_for_answers(s)) break;
                 protocol_error(s, "Protocol error: request is larger than 16 MiB");
                 break;
             }
@@ -684,6 +691,7 @@ session_resp_received(struct session *s, struct bytes data)
             const struct budget *budget = &s->shard->budget;
             if (s->parser.args.capacity > PARSER_SMALL_BYTES &&
                 budget->used_bytes > budget->limit_bytes / 2) {
+                if (waits_for_answers(s)) break;
                 session_resp_no_memory(s);
                 return data.size;
             }
@@ -692,11 +700,7 @@ session_resp_received(struct session *s, struct bytes data)
             break;
         }
         if (result == RESP_ERROR || result == RESP_NO_MEMORY) {
-            if (!list_empty(&s->pending)) {
-                session_stall(s, SESSION_WAITS_ORDER);
-                resp_parser_reset(&s->parser);
-                break;
-            }
+            if (waits_for_answers(s)) break;
             if (result == RESP_ERROR)
                 protocol_error(s, s->parser.error);
             else
@@ -706,6 +710,7 @@ session_resp_received(struct session *s, struct bytes data)
         if (s->parser.arg_count != 0) {
             const struct bytes *args = spread_args(s, rest);
             if (args == NULL) {
+                if (waits_for_answers(s)) break;
                 session_resp_no_memory(s);
                 return data.size;
             }

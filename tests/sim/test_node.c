@@ -2301,6 +2301,54 @@ an_exec_whose_refusal_finds_no_memory_closes_its_connection_only(void **state)
     rig_run(&rig);
 }
 
+/* The refusal says that nothing was done: it must not go to the INCR before it, which the other
+ * shard is still writing. */
+static MAY_YIELD void
+told_in_order_story(struct rig *rig)
+{
+    struct spent *spent = rig->arg;
+    struct rig_client client;
+    char key[64];
+    connect_to_first_shard(rig, &client);
+    CHECK(rig_is(rig_call(&client, "ECHO x"), "$1\r\nx\r\n"));
+    rig_key_of_shard(rig, 1, "count", key, sizeof(key));
+    rig_send(&client, "INCR %s", key);
+    if (spent->with_words) { /* for the words of the next request */
+        fiber_sleep_ns(20 * NS_PER_MS);
+        rig_on_shard(rig, 0, spent_take, spent);
+        rig_send(&client, "ECHO x");
+    } else { /* or for the rest of a long one */
+        rig_on_shard(rig, 0, spent_take, spent);
+        CHECK(io_conn_write(client.conn, "*8001\r\n", 7));
+        for (u32 i = 0; i < 7000; i++)
+            CHECK(io_conn_write(client.conn, "$4\r\nMSET\r\n", 10));
+    }
+    CHECK(rig_is(rig_read(&client), ":1\r\n"));
+    struct bytes reply = rig_read(&client);
+    if (spent->with_words) { /* what the INCR held is enough */
+        CHECK(rig_is(reply, "$1\r\nx\r\n"));
+    } else {
+        CHECK(reply.size > 14 && memcmp(reply.data, "-OOM this node", 14) == 0);
+        CHECK(rig_read(&client).size == 0);
+    }
+    rig_on_shard(rig, 0, spent_give, spent);
+    rig_disconnect(&client);
+}
+
+static void
+who_finds_no_memory_for_a_request_first_reads_what_was_done_before(void **state)
+{
+    (void)state;
+    for (u32 with_words = 0; with_words < 2; with_words++) {
+        struct spent spent = {.with_words = with_words, .left = with_words ? 0 : MIB(1)};
+        struct rig rig = {.shard_count = 2, .story = told_in_order_story, .arg = &spent};
+        sim_options_default(&rig.options, 5);
+        rig.options.disk.latency_ns_min = 200 * NS_PER_MS;
+        rig.options.disk.latency_ns_max = 300 * NS_PER_MS;
+        rig_run(&rig);
+    }
+}
+
 /* ---- GETs that wait for a block of a table, without a fiber ---- */
 
 static MAY_YIELD void
@@ -2478,6 +2526,7 @@ main(int argc, char **argv)
         cmocka_unit_test(a_large_request_waits_for_room_and_is_refused_after_half_a_minute),
         cmocka_unit_test(no_connection_is_older_than_time_when_the_clock_steps_back),
         cmocka_unit_test(an_exec_whose_refusal_finds_no_memory_closes_its_connection_only),
+        cmocka_unit_test(who_finds_no_memory_for_a_request_first_reads_what_was_done_before),
         cmocka_unit_test(gets_wait_for_blocks_in_order_and_without_a_fiber),
         cmocka_unit_test(a_set_that_is_taken_back_in_front_of_a_cold_get_stays_a_set),
     };
