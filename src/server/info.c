@@ -445,18 +445,17 @@ cmd_info(struct exec *x)
     buf_deinit(&out);
 }
 
-/* A container's name stands for its subcommands: it does nothing itself. */
-static bool
-histogram_named(const struct exec *x, const struct command *command)
+/* Up to a million names. A container's stands for its subcommands: it does nothing itself. */
+MAY_YIELD static bool
+histogram_named(struct exec *x, bool *named)
 {
     for (u32 a = 2; a < x->arg_count; a++) {
-        if (cmd_arg_is(x, a, command->name)) return true;
-        const struct command *container = command_find(x->args[a]);
-        if (container != NULL && command > container &&
-            command <= container + command_sub_count(container))
-            return true;
+        if (!exec_turn(x)) return false;
+        for (u32 i = 0; i < command_table_count(); i++)
+            if (cmd_arg_is(x, a, command_table[i].name))
+                memset(named + i, true, 1 + command_sub_count(&command_table[i]));
     }
-    return false;
+    return true;
 }
 
 /* LATENCY HISTOGRAM [command...]: calls at or below each power of two microseconds. */
@@ -467,10 +466,11 @@ cmd_latency_histogram(struct exec *x)
     if (t == NULL) return;
     bool *chosen = (bool *)exec_alloc(x, command_table_count());
     if (chosen == NULL) return;
+    memset(chosen, x->arg_count == 2, command_table_count());
+    if (!histogram_named(x, chosen)) return;
     u32 count = 0;
     for (u32 i = 0; i < command_table_count(); i++) {
-        bool named = x->arg_count == 2 || histogram_named(x, &command_table[i]);
-        chosen[i] = named && t->commands_by_name[i].calls != 0;
+        if (t->commands_by_name[i].calls == 0) chosen[i] = false;
         count += chosen[i];
     }
     resp_map(x->reply, count);

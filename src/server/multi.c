@@ -235,11 +235,26 @@ unchanged(struct exec *x, const struct watch *watch)
            lsm_dropped_seq(x->shard->lsm, watch->keyspace, watch->key) <= watch->mark;
 }
 
+static const struct watch *
+find_watch(const struct transaction *tx, u16 keyspace, struct bytes key)
+{
+    list_for_each (node, &tx->watches) {
+        const struct watch *watch = list_entry(node, struct watch, link);
+        if (watch->keyspace == keyspace && bytes_equal(watch->key, key)) return watch;
+    }
+    return NULL;
+}
+
 static bool
 prepare_watch(struct session *s, const struct bytes *args, u32 arg_count, struct resp_writer *w)
 {
     if (session_in_multi(s)) {
         resp_error(w, "ERR WATCH inside MULTI is not allowed");
+        return false;
+    }
+    static const char too_many[] = "ERR too many keys are watched: a connection has at most 4096";
+    if (arg_count - 1 > MULTI_WATCHES_MAX) { /* though one be named twice: each is looked for */
+        resp_error(w, too_many);
         return false;
     }
     const struct command *command = command_find(BYTES_LITERAL("watch"));
@@ -255,19 +270,14 @@ prepare_watch(struct session *s, const struct bytes *args, u32 arg_count, struct
         return false;
     }
     for (u32 i = 1; i < arg_count; i++) {
-        bool there = false;
-        list_for_each (node, &tx->watches) {
-            const struct watch *watch = list_entry(node, struct watch, link);
-            if (watch->keyspace == s->keyspace && bytes_equal(watch->key, args[i])) there = true;
-        }
-        if (there) continue;
+        if (find_watch(tx, s->keyspace, args[i]) != NULL) continue;
         size_t memory = sizeof(struct watch) + args[i].size;
         struct watch *watch = NULL;
         bool many = tx->watch_count >= MULTI_WATCHES_MAX;
         if (!many) watch = mem_alloc(&s->shard->kept_budget, memory);
         if (watch == NULL) {
             if (many)
-                resp_error(w, "ERR too many keys are watched: a connection has at most 4096");
+                resp_error(w, too_many);
             else
                 exec_error_reply(w, ST_NO_MEMORY);
             session_exec_done(s, command);
@@ -567,6 +577,8 @@ session_exec_on_fiber(struct exec *x, struct request *request)
     tx->queueing = false; /* its commands see a connection outside MULTI */
     resp_array(x->reply, tx->count);
     list_for_each (node, &tx->queue) {
+        if (x->reply->failed) break;
+        if (fiber_should_yield()) fiber_yield(); /* what has keys is done, and its locks are free */
         struct queued *queued = list_entry(node, struct queued, link);
         if (!queued->at_home) {
             if (!buf_append(x->reply->out, data.data + queued->reply_start, queued->reply_size))
