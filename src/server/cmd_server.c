@@ -758,7 +758,8 @@ cmd_role(struct exec *x)
 }
 
 /* There are no replicas to wait for: a reply is only sent when the write is as durable as was
- * asked. With a number of replicas it waits in vain, as long as it was told. */
+ * asked. With a number of replicas it waits in vain, as long as it was told: without a place among
+ * those that work, or not at all. Nor in EXEC, as in Redis. */
 MAY_YIELD void
 cmd_wait(struct exec *x)
 {
@@ -773,11 +774,15 @@ cmd_wait(struct exec *x)
         return;
     }
     u64 deadline = io_now_ns() + (u64)MIN(timeout_ms, (i64)(24 * 3600 * 1000)) * NS_PER_MS;
-    while (replicas > 0 && x->session->conn != NULL && !x->shard->draining &&
+    bool waits =
+        replicas > 0 && x->work != NULL && work_leave(&x->shard->workers, x->work, WORK_AWAY_TIME);
+    while (waits && !x->shard->draining &&
+           io_now_ns() < atomic_load(&x->session->wanted_until_ns) &&
            (timeout_ms == 0 || io_clock_ns() < deadline))
         fiber_sleep_ns(MIN(10 * NS_PER_MS, timeout_ms == 0
                                                ? 10 * NS_PER_MS
                                                : deadline - MIN(deadline, io_clock_ns()) + 1));
+    if (waits) work_return(&x->shard->workers, x->work);
     resp_integer(x->reply, 0);
 }
 

@@ -194,7 +194,7 @@ session_stream_bytes(struct exec *x, struct bytes bytes)
         if (of_client) no_room_ns = 0;
         if (!of_client && no_room_ns == 0) no_room_ns = io_now_ns();
         want_memory(s, no_room_ns != 0 && io_now_ns() - no_room_ns > STREAM_CROWDED_NS);
-        if (!left) left = work_leave(workers, x->work, true);
+        if (!left) left = work_leave(workers, x->work, WORK_AWAY_CLIENT);
         u64 deadline_ns = FIBER_FOREVER;
         if (!of_client) deadline_ns = io_now_ns() + STREAM_RETRY_NS;
         if (of_client && !left) deadline_ns = io_now_ns() + STREAM_CROWDED_NS;

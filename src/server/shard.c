@@ -110,7 +110,7 @@ MAY_YIELD bool
 memory_turn_take(struct shard *shard, struct work *work, const _Atomic u64 *wanted_until_ns,
                  u64 deadline_ns)
 {
-    if (!work_leave(&shard->workers, work, false)) return false;
+    if (!work_leave(&shard->workers, work, WORK_AWAY_MEMORY)) return false;
     atomic_fetch_add(&shard->server->memory_wanted, 1);
     bool taken = turn_wait(shard, &shard->memory_turn[work->calls], wanted_until_ns, deadline_ns);
     if (!taken) {

@@ -28,7 +28,10 @@ workers_init(struct workers *workers, u64 light_bytes, u64 heavy_bytes)
 {
     memset(workers, 0, sizeof(*workers));
     fiber_queue_init(&workers->idle);
-    workers->away_max = (u32)CLAMP(heavy_bytes / WORK_AWAY_BYTES, WORK_AWAY_MIN, WORK_AWAY_MAX);
+    workers->away_max[WORK_AWAY_CLIENT] =
+        (u32)CLAMP(heavy_bytes / WORK_AWAY_BYTES, WORK_AWAY_MIN, WORK_AWAY_MAX);
+    workers->away_max[WORK_AWAY_MEMORY] = WORK_WAITING_MAX;
+    workers->away_max[WORK_AWAY_TIME] = WORK_ASLEEP_MAX;
     u64 light_units = light_bytes / WORK_LIGHT_BYTES, heavy_units = heavy_bytes / WORK_UNIT_BYTES;
     for (u32 class = 0; class < WORK_CLASSES; class ++) {
         struct work_line *line = &workers->lines[class];
@@ -238,15 +241,14 @@ work_start(struct workers *workers, struct work *work)
 }
 
 bool
-work_leave(struct workers *workers, struct work *work, bool with_memory)
+work_leave(struct workers *workers, struct work *work, enum work_away away_for)
 {
     CHECK(!work->away);
-    u32 *count = with_memory ? &workers->away : &workers->waiting;
-    if (*count >= (with_memory ? workers->away_max : WORK_WAITING_MAX)) return false;
+    if (workers->away[away_for] >= workers->away_max[away_for]) return false;
     struct work_line *line = &workers->lines[work->class];
-    (*count)++;
+    workers->away[away_for]++;
     work->away = true;
-    work->away_with_memory = with_memory;
+    work->away_for = (u8)away_for;
     line->held_up += !work->calls;
     give(line, work->units, work->calls);
     if (!go_on(line)) MARK("server.work.leave_no_fiber");
@@ -267,6 +269,6 @@ work_return(struct workers *workers, struct work *work)
         CHECK(ok(st));
     }
     work->away = false;
-    *(work->away_with_memory ? &workers->away : &workers->waiting) -= 1;
+    workers->away[work->away_for]--;
     line->held_up -= !work->calls;
 }

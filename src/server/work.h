@@ -33,8 +33,8 @@
  *       gives its units back (work_leave), and nobody waits for it: it has no lock, no turn at the
  *       memory, and little of it. Whoever cannot leave, because as many have as there is memory
  *       for, waits for a short time only. Who waits for his turn at the memory leaves, too, or is
- *       refused; so whoever has that turn can have units. Who comes back goes before new work of
- *       his kind.
+ *       refused; so whoever has that turn can have units. So does who waits for nothing but the
+ *       time (WAIT), or he does not wait. Who comes back goes before new work of his kind.
  *   K4  Within a class none is passed over for ever: those that call take turns with those that do
  *       not, and what is next by turn and needs more units than are free is waited for. (One that
  *       calls is next only when K2 lets it: those that call may be waiting for what does not.)
@@ -67,10 +67,20 @@ enum work_class { WORK_LIGHT, WORK_HEAVY, WORK_CLASSES };
 #define WORK_AWAY_BYTES (128u << 10)
 /* Those who wait for their turn at the memory; each has a stack. */
 #define WORK_WAITING_MAX 256u
-#define WORK_BUCKETS     128u
+/* Those who wait for the time; each has a stack, and none takes a place of those above. */
+#define WORK_ASLEEP_MAX 64u
+#define WORK_BUCKETS    128u
 /* K2: the largest work runs, too. */
 #define WORK_HEAVY_UNITS_MIN (2 * WORK_UNITS_MAX)
 static_assert(WORK_HEAVY_UNITS_MIN <= WORK_HEAVY_UNITS, "there are as many");
+
+/* K3: what it waits for. */
+enum work_away {
+    WORK_AWAY_CLIENT, /* it keeps something in hand */
+    WORK_AWAY_MEMORY,
+    WORK_AWAY_TIME,
+    WORK_AWAYS,
+};
 
 /* Something to run on a worker fiber. */
 struct work {
@@ -81,10 +91,10 @@ struct work {
     u64 flow;
     void (*run)(struct work *work); /* may yield; afterwards the work may be gone */
     u16 units;
-    u8 class;   /* enum work_class */
-    bool calls; /* K1 */
-    bool away;  /* K3 */
-    bool away_with_memory;
+    u8 class;    /* enum work_class */
+    bool calls;  /* K1 */
+    bool away;   /* K3 */
+    u8 away_for; /* enum work_away */
 };
 
 void work_init(struct work *work);
@@ -113,9 +123,8 @@ struct work_line {
 
 struct workers {
     struct work_line lines[WORK_CLASSES];
-    u32 fibers;              /* of all classes */
-    u32 away, away_max;      /* with memory */
-    u32 waiting;             /* without */
+    u32 fibers; /* of all classes */
+    u32 away[WORK_AWAYS], away_max[WORK_AWAYS];
     struct fiber_queue idle; /* woken when the last fiber ends */
 };
 
@@ -132,9 +141,8 @@ work_has_room(const struct workers *workers, enum work_class class)
     const struct work_line *line = &workers->lines[class];
     return line->units + line->queued < line->units_max;
 }
-/* K3: the running work gives its units back; with_memory: it keeps something in hand. false: too
- * many have left, it keeps them. */
-MUST_CHECK bool work_leave(struct workers *workers, struct work *work, bool with_memory);
+/* K3: the running work gives its units back. false: too many have left, it keeps them. */
+MUST_CHECK bool work_leave(struct workers *workers, struct work *work, enum work_away away_for);
 /* And takes them again. */
 MAY_YIELD void work_return(struct workers *workers, struct work *work);
 

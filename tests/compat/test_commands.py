@@ -206,6 +206,7 @@ SCRIPTS = {
         ("DEL", "{t}l1", "{t}l2"), ("EXISTS", "{t}l1"), ("EXEC",), ("WATCH", "{t}a"), ("DISCARD",),
         ("MULTI",), ("EXEC", "x"), ("EXEC",), ("EXEC", "x"), ("WATCH", "{t}a"), ("SET", "{t}a", "1"),
         ("EXEC", "x"), ("MULTI",), ("PING",), ("EXEC",),
+        ("MULTI",), ("WAIT", "1", "0"), ("EXEC",),
         # half a pair is found when it runs
         ("MULTI",), ("MSET", "{t}a", "1", "{t}b"), ("MSETNX", "{t}n", "1", "{t}m"), ("SET", "{t}c", "3"), ("EXEC",),
         ("MGET", "{t}a", "{t}b", "{t}c", "{t}n"),

@@ -296,6 +296,35 @@ def test_a_command_of_tens_of_thousands_of_words_holds_up_nobody(make_server):
         short(measure, 0.05, 0.2)
 
 
+def test_those_who_wait_for_replicas_hold_up_nobody(make_server):
+    """There are none, so WAIT lasts as long as it was told."""
+    server = make_server(memory="64MiB", cores="0")
+    waiting = [server.connect() for _ in range(600)]
+    try:
+        for connection in waiting:
+            connection.send("WAIT", "1", "0")
+        with server.connect(timeout=20) as connection:
+            begun = time.monotonic()
+            assert b"redis_version" in connection.call("INFO", "server")
+            assert time.monotonic() - begun < 2 * SLOW
+            assert connection.call("MULTI") == "OK"  # nothing waits inside of one, as in Redis
+            assert connection.call("WAIT", "1", "0") == "QUEUED"
+            assert connection.call("EXEC") == [0]
+            begun = time.monotonic()
+            assert connection.call("WAIT", "0", "0") == 0
+            assert time.monotonic() - begun < 2 * SLOW
+    finally:
+        for connection in waiting:
+            connection.close()
+    end, took = time.monotonic() + 20 * SLOW, 0
+    with server.connect() as connection:
+        while took < 0.3:  # as soon as those have gone
+            assert time.monotonic() < end
+            begun = time.monotonic()
+            assert connection.call("WAIT", "1", "300") == 0
+            took = time.monotonic() - begun
+
+
 @pytest.mark.soak
 def test_hundreds_of_heavy_clients_of_every_kind(make_server):
     keys = 600_000

@@ -1541,7 +1541,7 @@ queue_look(struct shard *shard, void *arg)
 {
     struct queue_look *look = arg;
     look->wanted = atomic_load(&shard->server->memory_wanted);
-    look->waiting = shard->workers.waiting;
+    look->waiting = shard->workers.away[WORK_AWAY_MEMORY];
 }
 
 /* One by one: who has just been given the turn counts among those who wait until he goes on, so of

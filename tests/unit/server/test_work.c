@@ -38,7 +38,7 @@ job_run(struct work *work)
     }
     while (job->waits_at_gate && !gate_open)
         (void)fiber_queue_wait(&gate, FIBER_FOREVER);
-    bool left = job->leaves && work_leave(&workers, work, job->naps % 2 == 0);
+    bool left = job->leaves && work_leave(&workers, work, (enum work_away)(job->naps % WORK_AWAYS));
     for (u32 i = 0; i < job->naps; i++)
         fiber_yield();
     if (left) work_return(&workers, work);
@@ -107,7 +107,9 @@ finish(u32 expected)
     EXPECT(done == expected);
     for (u32 i = 0; i < 10 && workers.fibers > 0; i++)
         fiber_sleep_ns(NS_PER_MS);
-    EXPECT(workers.fibers == 0 && workers.away == 0 && workers.waiting == 0);
+    EXPECT(workers.fibers == 0);
+    for (u32 away_for = 0; away_for < WORK_AWAYS; away_for++)
+        EXPECT(workers.away[away_for] == 0);
     for (u32 class = 0; class < WORK_CLASSES; class ++) {
         const struct work_line *line = &workers.lines[class];
         EXPECT(line->units == 0 && line->calling_units == 0 && line->queued == 0);
@@ -226,14 +228,14 @@ main_away(void *arg)
     for (u32 i = 0; i < 2; i++) {
         struct job *job = job_init(i, i, WORK_HEAVY, WORK_UNITS_MAX);
         job->leaves = true;
-        job->naps = 100000; /* a slow client */
+        job->naps = 33333 * WORK_AWAYS; /* WORK_AWAY_CLIENT: a slow one */
         EXPECT(work_start(&workers, &job->work));
     }
     for (u32 i = 2; i < 50; i++)
         EXPECT(work_start(&workers, &job_init(i, i, WORK_HEAVY, WORK_UNITS_MAX)->work));
     while (done < 48)
         fiber_yield();
-    EXPECT(!jobs[0].ended && !jobs[1].ended && workers.away == 2);
+    EXPECT(!jobs[0].ended && !jobs[1].ended && workers.away[WORK_AWAY_CLIENT] == 2);
     jobs[0].naps = jobs[1].naps = 0;
     finish(50);
     return ST_OK;
