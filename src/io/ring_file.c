@@ -627,7 +627,9 @@ file_open_disk(struct io_file *file, u32 flags)
     if (fd < 0) {
         MARK("io.ring_file.not_opened");
         status st = ring_errno_status(-fd);
-        if (!open_failure_is_usual(st))
+        static _Thread_local u64 told_ns; /* who needs a descriptor asks again and again */
+        if (!open_failure_is_usual(st) &&
+            (!status_is(st, ST_NO_MEMORY) || log_seldom(&told_ns, io_now_ns())))
             log_error("io", "open failed path=%s error=%s", file->path, strerror(-fd));
         return st;
     }

@@ -25,13 +25,14 @@
 #include "base/fault.h"
 #include "base/log.h"
 
-#define PROBE_ROUNDS     7u
-#define PROBE_BLOCKS     8u
-#define LOCK_FILE_NAME   "LOCK"
-#define LOCK_RETRY_NS    (20 * NS_PER_MS)
-#define LOCK_PATIENCE_NS NS_PER_S
-#define DIR_READ_BYTES   (32u << 10)
-#define PATH_BYTES_MAX   1024u
+#define PROBE_ROUNDS       7u
+#define PROBE_BLOCKS       8u
+#define LOCK_FILE_NAME     "LOCK"
+#define LOCK_RETRY_NS      (20 * NS_PER_MS)
+#define LOCK_PATIENCE_NS   NS_PER_S
+#define DESCRIPTOR_WAIT_NS (5 * NS_PER_S)
+#define DIR_READ_BYTES     (32u << 10)
+#define PATH_BYTES_MAX     1024u
 
 /* ---- names ---- */
 
@@ -145,7 +146,14 @@ io_dir_sync(const char *path)
 {
     struct ring_shard *shard = ring_current();
     if (memfs_path(path)) return memfs_dir_sync(&shard->memfs, path);
+    /* Behind a rename nobody can try the whole again: where no descriptor is left it waits for one. */
     i32 fd = name_wait(shard, prepare_dir_open, path, NULL);
+    for (u64 until_ns = io_now_ns() + DESCRIPTOR_WAIT_NS;
+         (fd == -EMFILE || fd == -ENFILE) && io_now_ns() < until_ns;) {
+        MARK("io.ring_name.descriptor_awaited");
+        fiber_sleep_ns(10 * NS_PER_MS);
+        fd = name_wait(shard, prepare_dir_open, path, NULL);
+    }
     if (fd < 0) return name_status("open of directory", path, fd);
     struct ring_wait wait;
     i32 result;
