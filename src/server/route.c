@@ -827,7 +827,7 @@ connected_of(const struct peer_forward *forward, u64 wall_ms)
     u64 now = io_now_ns();
     u64 latest_ms = wall_ms + NATIVE_BEGIN_NS / NS_PER_MS + 2 * FORWARD_CLOCK_MS;
     u64 under_way_ms = latest_ms - MIN(latest_ms, forward->until_ms);
-    u64 since_ms = forward->age_ms + 1 + under_way_ms;
+    u64 since_ms = (u64)forward->age_ms + 1 + under_way_ms;
     return now - MIN(now, since_ms * NS_PER_MS);
 }
 
