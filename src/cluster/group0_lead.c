@@ -261,8 +261,10 @@ joiners_are_here(struct group0 *group0)
         const struct raft_peer *peer = raft_peer_find(&group0->raft, member->number);
         if (peer == NULL) return false;
         if (member->number != group0->identity.member &&
-            peer->match + BEHIND_MAX < group0->raft.last_index)
+            peer->match + BEHIND_MAX < group0->raft.last_index) {
+            if (io_now_ns() >= group0->plan_at_ns) plan_waits_for_set(group0, member->number);
             return false;
+        }
     }
     return true;
 }
