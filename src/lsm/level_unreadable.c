@@ -26,6 +26,9 @@
  * (cluster_mend.c), and a file that is no longer there is not asked again.
  *
  * One suspect at a time: others are met again.
+ *
+ * All of that is so where reads are direct. Where the file system knows none, the other page may
+ * come from the kernel's cache, and a disk that dies slowly looks like one that has lost sectors.
  */
 #include "base/fault.h"
 #include "base/log.h"
