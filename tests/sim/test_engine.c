@@ -92,6 +92,7 @@ struct process {
     bool starts_full;    /* there is no space at first */
     bool stops_early;    /* the node is asked to stop while stores are open */
     bool quiet;          /* ends with everything durable, and the log sealed */
+    bool quiet_over;     /* it was decided whether it ends there */
     bool after_damage;   /* the files were damaged since the last process */
     bool damaged;        /* and verification tells so: errors are fine, wrong answers are not */
     bool met_damage;
@@ -873,7 +874,13 @@ fall_quiet(struct shard *shard)
     process.quiet_count++;
     while (process.quiet_count < process.shard_count)
         fiber_sleep_ns(NS_PER_MS);
-    if (shard->index == 0 && prng_chance(&shard->prng, 3, 4)) sim_crash_at(sim, SIM_POINT_EVENT, 0);
+    if (shard->index == 0) {
+        if (prng_chance(&shard->prng, 3, 4)) sim_crash_at(sim, SIM_POINT_EVENT, 0);
+        process.quiet_over = true;
+    }
+    /* Nobody writes before it is decided: where the end comes, nothing is under way. */
+    while (!process.quiet_over)
+        fiber_sleep_ns(NS_PER_MS);
     fiber_sleep_ns(NS_PER_MS);
 }
 
