@@ -1705,11 +1705,12 @@ static const struct {
     const char *kind;
     u64 seed;
 } rare[] = {
-    {"lives", 199},   {"lives", 231},   {"lives", 259},  {"lives", 449},  {"lives", 524},
-    {"lives", 537},   {"lives", 545},   {"lives", 632},  {"lives", 835},  {"lives", 841},
-    {"damage", 261},  {"damage", 281},  {"forged", 223}, {"forged", 256}, {"forged", 281},
-    {"forged", 297},  {"forged", 410},  {"forged", 490}, {"forged", 582}, {"forged", 654},
-    {"forged", 1346}, {"forged", 1444}, {"memory", 100}, {"memory", 148}, {"lives", 210},
+    {"lives", 199},   {"lives", 231},   {"lives", 259},   {"lives", 449},  {"lives", 524},
+    {"lives", 537},   {"lives", 545},   {"lives", 632},   {"lives", 835},  {"lives", 841},
+    {"damage", 261},  {"damage", 281},  {"forged", 223},  {"forged", 256}, {"forged", 281},
+    {"forged", 297},  {"forged", 410},  {"forged", 490},  {"forged", 582}, {"forged", 654},
+    {"forged", 1346}, {"forged", 1444}, {"forged", 1782}, {"memory", 100}, {"memory", 148},
+    {"lives", 210},
 };
 
 /* How many were run, but for the rare ones; 0: another kind is wanted. */
