@@ -601,12 +601,14 @@ read_unit_of(int fd)
     return IO_ALIGNMENT;
 }
 
-/* Its caller knows what to make of it, and says so. */
+/* Of others the caller knows what to make, and says so. */
 static bool
-open_failure_is_usual(status st)
+open_failure_is_told(status st)
 {
-    return !status_is_io(st) && !status_is(st, ST_INVALID) && !status_is(st, ST_NOT_DIRECTORY) &&
-           !status_is(st, ST_NO_MEMORY);
+    static _Thread_local u64 told_ns;
+    if (status_is(st, ST_NO_MEMORY)) /* who needs a descriptor asks again and again */
+        return log_seldom(&told_ns, io_now_ns());
+    return status_is_io(st) || status_is(st, ST_INVALID) || status_is(st, ST_NOT_DIRECTORY);
 }
 
 MAY_YIELD static status
@@ -627,9 +629,7 @@ file_open_disk(struct io_file *file, u32 flags)
     if (fd < 0) {
         MARK("io.ring_file.not_opened");
         status st = ring_errno_status(-fd);
-        static _Thread_local u64 told_ns; /* who needs a descriptor asks again and again */
-        if (!open_failure_is_usual(st) &&
-            (!status_is(st, ST_NO_MEMORY) || log_seldom(&told_ns, io_now_ns())))
+        if (open_failure_is_told(st))
             log_error("io", "open failed path=%s error=%s", file->path, strerror(-fd));
         return st;
     }
