@@ -233,7 +233,7 @@ serve_pace_add(struct cluster_shard *shard, u64 bytes)
 void
 cluster_move_rate_set(struct cluster *cluster, u64 bytes_per_s)
 {
-    atomic_store_explicit(&cluster->move_bytes_per_s, bytes_per_s, memory_order_relaxed);
+    if (atomic_exchange(&cluster->move_bytes_per_s, bytes_per_s) == bytes_per_s) return;
     atomic_store(&cluster->serve_at_ns, 0); /* what was due by the old one is not */
 }
 

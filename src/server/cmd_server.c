@@ -412,11 +412,7 @@ cmd_config_set(struct exec *x)
     if (!config_set_names(x, name)) return;
     if (!config_set_values(x, name, value, false)) return;
     if (!config_set_values(x, name, value, true)) return;
-    if (x->shard->lsm != NULL)
-        lsm_scrub_rate_set(x->shard->lsm, x->shard->config->scrub_rate_bytes /
-                                              MAX(x->shard->server->shard_count, 1u));
-    if (x->shard->server->cluster != NULL)
-        cluster_move_rate_set(x->shard->server->cluster, x->shard->config->move_rate_bytes);
+    shard_config_look(x->shard); /* the others soon */
     resp_ok(x->reply);
 }
 

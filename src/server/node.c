@@ -246,6 +246,13 @@ meet(struct server *server, status mine, void (*deliver)(struct io_mail *mail))
 
 /* ---- opening ---- */
 
+/* A shard's part of it. */
+static u64
+scrub_rate(const struct server *server)
+{
+    return server->config->scrub_rate_bytes / MAX(server->shard_count, 1u);
+}
+
 static void
 store_options(const struct server *server, struct lsm_options *out)
 {
@@ -256,7 +263,7 @@ store_options(const struct server *server, struct lsm_options *out)
     out->codec_upper = (enum lsm_codec)config->codec;
     out->codec_last = (enum lsm_codec)config->codec_last;
     out->blob_threshold_bytes = (u32)config->blob_threshold_bytes;
-    out->scrub_bytes_per_s = config->scrub_rate_bytes / MAX(server->shard_count, 1u);
+    out->scrub_bytes_per_s = scrub_rate(server);
     out->disk_reserve_bytes = config->disk_reserve_bytes;
     out->outside_versions = config->clustered;
     out->mends = config->clustered; /* until there is a topology that says whether it does */
@@ -359,6 +366,7 @@ open_store(struct shard *shard)
     store_options(server, &options);
     shard->token_first = place.token_first;
     shard->token_last = place.token_last;
+    shard->scrub_rate = options.scrub_bytes_per_s;
     status st = lsm_open(&place, &options, &shard->lsm);
     if (!ok(st)) {
         fail(server, "cannot open the store %s: %s; the log of this node says more", place.dir, st);
@@ -367,6 +375,22 @@ open_store(struct shard *shard)
     lsm_on_durable(shard->lsm, shard_durable, shard);
     if (!store_is_empty(shard)) server->has_keys = true;
     return ST_OK;
+}
+
+void
+shard_config_look(struct shard *shard)
+{
+    struct server *server = shard->server;
+    u64 generation = config_generation(server->config); /* before what belongs to it */
+    if (generation == shard->config_generation || shard->lsm == NULL) return;
+    shard->config_generation = generation;
+    u64 rate = scrub_rate(server);
+    if (rate != shard->scrub_rate) { /* a pass begins anew with it */
+        shard->scrub_rate = rate;
+        lsm_scrub_rate_set(shard->lsm, rate);
+    }
+    if (server->cluster != NULL) /* the node's: whichever shard sees it first */
+        cluster_move_rate_set(server->cluster, server->config->move_rate_bytes);
 }
 
 static void

@@ -674,6 +674,7 @@ sweep(struct io_timer *timer)
     }
     if (shard->request_count + shard->guest_count == 0) session_place_free(shard);
     native_snapshots_sweep(shard, false);
+    shard_config_look(shard);
     if (shard->index == 0) server_not_ready_look(shard->server);
     if (!shard->draining) io_timer_arm(timer, now_ns + SWEEP_PERIOD_NS);
 }

@@ -101,6 +101,8 @@ struct shard {
     struct server *server;
     u32 index;
     struct server_config *config;
+    u64 config_generation; /* whose rates are in force here */
+    u64 scrub_rate;        /* of these: this shard's */
 
     /* store */
     struct lsm *lsm;
@@ -177,6 +179,8 @@ struct shard {
     u64 stats_reset_wall_ms;
 };
 
+/* On each shard, now and then: acts on rates that were changed meanwhile, by whomever. */
+void shard_config_look(struct shard *shard);
 /* On shard 0, now and then: see server_not_ready. */
 void server_not_ready_look(struct server *server);
 

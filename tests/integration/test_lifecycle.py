@@ -668,6 +668,33 @@ def test_sighup_reloads_what_may_change(make_server, tmp_path):
              "the new value")
 
 
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
+def test_a_new_scrub_rate_counts_on_every_shard(make_server, tmp_path):
+    """By SIGHUP and by CONFIG SET, which one shard runs."""
+    file = tmp_path / "c.conf"
+    file.write_text("scrub-rate = 0\n")
+    cores = ",".join(str(core) for core in sorted(os.sched_getaffinity(0))[:2])
+    server = make_server(config=file, cores=cores)
+    fill(server, 20000, size=400)
+    server.restart()  # into tables
+
+    def scrubbed():
+        return [int(value) for value in re.findall(r"^distkv_scrubbed_bytes_total\{.*\} (\d+)$",
+                                                   server.get("/metrics")[1], re.M)]
+
+    def wait_growth(before):
+        wait_for(lambda: len(scrubbed()) == 2 and all(map(int.__gt__, scrubbed(), before)),
+                 "each shard", more=lambda: f"{before} {scrubbed()}")
+        return scrubbed()
+
+    file.write_text("scrub-rate = 64MiB\n")
+    server.process.send_signal(signal.SIGHUP)
+    once = wait_growth([0, 0])
+    # A pass over so little is over at once, and the next one comes a minute later, but for this.
+    server.call("CONFIG", "SET", "scrub-rate", "32MiB")
+    wait_growth(once)
+
+
 # ---- verify ----
 
 

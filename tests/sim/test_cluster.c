@@ -757,20 +757,53 @@ scans_do_not_wait_for_what_moves_slowly(void **state)
     run_paced(crowd_story, 6);
 }
 
+/* change: of a node, who gains, and who has it. */
 static MAY_YIELD void
-hurried_story(struct rig *rig)
+hurried_by(struct rig *rig, void (*change)(struct rig *rig, u32 node))
 {
     u64 bytes = paced_begin(rig);
     u64 began_ns = io_now_ns();
     fiber_sleep_ns(2 * NS_PER_S);
-    for (u32 i = 0; i < 2; i++) { /* who gains, and who has it */
-        struct rig_client client;
-        rig_connect_to(rig, i, &client);
-        CHECK(rig_is(rig_call(&client, "CONFIG SET move-rate 0"), "+OK\r\n"));
-        rig_disconnect(&client);
-    }
+    for (u32 i = 0; i < 2; i++)
+        change(rig, i);
     wait_settled(rig, 2);
     CHECK(io_now_ns() - began_ns < bytes * NS_PER_S / PACED_RATE);
+}
+
+static MAY_YIELD void
+change_by_command(struct rig *rig, u32 node)
+{
+    struct rig_client client;
+    rig_connect_to(rig, node, &client);
+    CHECK(rig_is(rig_call(&client, "CONFIG SET move-rate 0"), "+OK\r\n"));
+    rig_disconnect(&client);
+}
+
+static MAY_YIELD void
+hurried_story(struct rig *rig)
+{
+    hurried_by(rig, change_by_command);
+}
+
+/* As the host does when it has read the config file again. */
+static MAY_YIELD void
+change_by_file(struct rig *rig, u32 node)
+{
+    char error[OPTION_ERROR_BYTES];
+    status st = config_set(rig->nodes[node].server->config, "move-rate", "0", error, sizeof(error));
+    CHECK(ok(st));
+}
+
+static MAY_YIELD void
+reloaded_story(struct rig *rig)
+{
+    hurried_by(rig, change_by_file);
+}
+
+static void
+the_rate_of_moves_is_changed_by_the_file_as_well(void **state)
+{
+    run_paced(reloaded_story, 1);
 }
 
 static void
@@ -2660,6 +2693,7 @@ main(void)
         cmocka_unit_test(who_serves_many_keeps_to_a_low_rate),
         cmocka_unit_test(scans_do_not_wait_for_what_moves_slowly),
         cmocka_unit_test(the_rate_of_moves_is_changed_while_they_go_on),
+        cmocka_unit_test(the_rate_of_moves_is_changed_by_the_file_as_well),
         cmocka_unit_test(a_source_serves_who_gains_by_the_present_plan_behind_its_fence),
         cmocka_unit_test(a_rate_of_before_is_not_waited_for),
         cmocka_unit_test(all_keys_are_found_while_a_node_changes_its_shards),
