@@ -4,7 +4,8 @@
  *
  * Shards and host threads put messages into a bounded queue of fixed slots (D. Vyukov's: every slot
  * has a sequence number that says whose turn it is); one writer thread formats and prints. A full
- * queue drops the message and counts it, and the writer says how many are missing. Nobody waits.
+ * queue drops the message and counts it, and the writer says how many are missing. Nobody waits, but
+ * ring_log_stop for a while.
  *
  *   slot.sequence == position             free, for the producer that takes position
  *   slot.sequence == position + 1         filled, for the writer
@@ -28,6 +29,10 @@
 #define LOG_SLOTS      1024u
 #define LOG_LINE_BYTES 4096u /* a message in which every byte is escaped, and its frame */
 
+/* So long who stops waits for whoever reads stderr, and looks so often whether all is written. */
+#define LOG_STOP_NS      (2 * NS_PER_S)
+#define LOG_STOP_LOOK_NS (1 * NS_PER_MS)
+
 static_assert(LOG_LINE_BYTES > LOG_MESSAGE_BYTES * 6 + 256, "an escaped byte takes six");
 
 struct log_slot {
@@ -46,6 +51,7 @@ static struct {
     u64 dropped_told;
     _Atomic bool running;
     _Atomic bool stopping;
+    _Atomic bool unread; /* the writer was left where it stands: stderr takes nothing */
     _Atomic u32 sleeping;
     _Atomic int level;
     enum ring_log_format format;
@@ -251,6 +257,14 @@ wall_ms(void)
     return (u64)now.tv_sec * 1000 + (u64)now.tv_nsec / NS_PER_MS;
 }
 
+static u64
+monotonic_ns(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (u64)now.tv_sec * NS_PER_S + (u64)now.tv_nsec;
+}
+
 static void
 write_all(const char *data, size_t size)
 {
@@ -370,7 +384,7 @@ log_enabled(enum log_level level)
 void
 log_emit(enum log_level level, const char *module, const char *format, ...)
 {
-    if (!log_enabled(level)) return;
+    if (!log_enabled(level) || atomic_load(&logger.unread)) return;
     va_list arguments;
     va_start(arguments, format);
     if (!atomic_load_explicit(&logger.running, memory_order_acquire)) {
@@ -440,7 +454,16 @@ ring_log_stop(void)
     atomic_store(&logger.running, false);
     atomic_store(&logger.stopping, true);
     sem_post(&logger.wake);
-    pthread_join(logger.thread, NULL);
+    u64 began_ns = monotonic_ns();
+    while (pthread_tryjoin_np(logger.thread, NULL) != 0) {
+        if (monotonic_ns() - began_ns > LOG_STOP_NS) {
+            MARK("io.ring_log.not_joined");
+            atomic_store(&logger.unread, true);
+            pthread_detach(logger.thread); /* it uses what is static, and ends with the process */
+            return;
+        }
+        nanosleep(&(struct timespec){.tv_nsec = LOG_STOP_LOOK_NS}, NULL);
+    }
     sem_destroy(&logger.wake);
 }
 

@@ -19,7 +19,9 @@ enum ring_log_format {
 };
 
 MUST_CHECK status ring_log_start(enum ring_log_format format, enum log_level level);
-/* Writes what is waiting, then ends the thread. Safe to call when it was never started. */
+/* Writes what is waiting, then ends the thread. Safe to call when it was never started. When nobody
+ * reads stderr it gives up after two seconds: the thread stays where it is, and there is no log any
+ * more. The process can end. */
 void ring_log_stop(void);
 void ring_log_level_set(enum log_level level);
 /* Messages that found no room since the process began. */

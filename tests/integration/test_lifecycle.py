@@ -2,6 +2,7 @@
 """Start, stop, restart, cores, configuration, logs: what an operator sees."""
 
 import contextlib
+import fcntl
 import glob
 import json
 import os
@@ -548,6 +549,58 @@ def test_two_signals_at_once_are_one(make_server):
         server.process.send_signal(signal.SIGTERM)
     assert server.process.wait(timeout=10 * SLOW) == 0
     assert "ending at once" not in server.log()
+
+
+@contextlib.contextmanager
+def unread_stderr(tmp_path):
+    """A server whose standard error is a pipe that is full and that nobody reads; its port."""
+    ours, theirs = os.pipe()
+    fcntl.fcntl(theirs, fcntl.F_SETPIPE_SZ, 4096)
+    port = free_port()
+    words = [SERVER, "--address", f"127.0.0.1:{port}", "--data-dir", str(tmp_path / "unread"),
+             "--memory", "64MiB", "--cores", "0", "--shutdown-timeout", "2s"]
+    process = None
+    try:
+        os.set_blocking(theirs, False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                os.write(theirs, b"x")
+        os.set_blocking(theirs, True)
+        process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stderr=theirs)
+        begun = time.monotonic()
+        while True:
+            try:
+                with Resp(port) as connection:
+                    assert connection.call("SET", "k", "v") == "OK"
+                break
+            except OSError:
+                assert time.monotonic() - begun < 60 * SLOW and process.poll() is None
+                time.sleep(0.05)
+        yield process, port
+    finally:
+        if process is not None:
+            process.kill()
+            process.wait()
+        os.close(ours)
+        os.close(theirs)
+
+
+def test_a_node_whose_log_nobody_reads_stops_as_asked(tmp_path):
+    with unread_stderr(tmp_path) as (process, _):
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=10 * SLOW) == 0
+
+
+def test_a_node_whose_log_nobody_reads_ends_at_a_second_signal(tmp_path):
+    with unread_stderr(tmp_path) as (process, port), Resp(port) as deaf:
+        deaf.call("SET", "large", "v" * 1000000)
+        for _ in range(20):
+            deaf.send("GET", "large")
+        wait_for(lambda: deaf.sock.recv(1, socket.MSG_PEEK), "the first of it")
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.6)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=10 * SLOW) == 128 + signal.SIGTERM
 
 
 def test_shutdown_command_stops_the_node(make_server):
