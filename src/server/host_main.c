@@ -55,6 +55,9 @@ enum exit_code {
 extern char **environ;
 
 struct host {
+    int argc; /* as the process began, for reload */
+    const char *const *argv;
+    const char *const *environment;
     struct server_config config;
     struct server *server;
     struct io_node *node;
@@ -318,7 +321,30 @@ begin_stop(struct host *host, const char *why)
     io_node_stop(host->node);
 }
 
-/* SIGHUP: the file anew; a mistake in it changes nothing. */
+/* What the file says anew of one option. */
+static void
+reload_option(struct host *host, const struct server_config *fresh, u32 index, u32 *changed)
+{
+    const struct option *option = &config_table.options[index];
+    if (fresh->origins[index] != CONFIG_ORIGIN_FILE) return;
+    char value[OPTION_TEXT_BYTES], now[OPTION_TEXT_BYTES], error[HOST_CONFIG_ERROR_BYTES];
+    option_get(option, fresh, value, sizeof(value));
+    if ((option->flags & OPTION_RUNTIME) == 0) {
+        option_get(option, &host->config, now, sizeof(now));
+        if (strcmp(now, value) != 0)
+            log_warning("host", "needs a restart to change option=%s", option->name);
+        return;
+    }
+    status st = config_set(&host->config, option->name, value, error, sizeof(error));
+    if (!ok(st)) {
+        log_error("host", "config not reloaded option=%s: %s", option->name, error);
+        return;
+    }
+    ++*changed;
+}
+
+/* SIGHUP: all sources anew, of which only the file can be another; a mistake in it changes nothing.
+ * What flags and variables say stays as it is: it is stronger, and options are judged together. */
 static void
 reload(struct host *host)
 {
@@ -328,39 +354,17 @@ reload(struct host *host)
     }
     struct server_config *fresh = calloc(1, sizeof(*fresh));
     if (fresh == NULL) return;
-    const char *argv[] = {"distkv-server", "--config", host->config.config_file, NULL};
-    const char *environment[] = {NULL};
     char error[HOST_CONFIG_ERROR_BYTES];
-    status st = host_config_load(fresh, 3, argv, environment, error, sizeof(error));
+    status st =
+        host_config_load(fresh, host->argc, host->argv, host->environment, error, sizeof(error));
     if (!ok(st)) {
         log_error("host", "config not reloaded: %s", error);
         free(fresh);
         return;
     }
     u32 changed = 0;
-    for (u32 i = 0; i < config_table.count; i++) {
-        const struct option *option = &config_table.options[i];
-        if (fresh->origins[i] != CONFIG_ORIGIN_FILE) continue;
-        if (host->config.origins[i] > CONFIG_ORIGIN_FILE &&
-            host->config.origins[i] != CONFIG_ORIGIN_DERIVED) {
-            continue; /* a flag or variable is stronger */
-        }
-        char value[OPTION_TEXT_BYTES];
-        option_get(option, fresh, value, sizeof(value));
-        if ((option->flags & OPTION_RUNTIME) == 0) {
-            char now[OPTION_TEXT_BYTES];
-            option_get(option, &host->config, now, sizeof(now));
-            if (strcmp(now, value) != 0)
-                log_warning("host", "needs a restart to change option=%s", option->name);
-            continue;
-        }
-        st = config_set(&host->config, option->name, value, error, sizeof(error));
-        if (!ok(st)) {
-            log_error("host", "config not reloaded option=%s: %s", option->name, error);
-        } else {
-            changed++;
-        }
-    }
+    for (u32 i = 0; i < config_table.count; i++)
+        reload_option(host, fresh, i, &changed);
     free(fresh);
     log_info("host", "config reloaded options=%u", changed);
 }
@@ -525,9 +529,12 @@ main(int argc, char **argv)
 {
     static struct host host; /* large */
     host.started_ns = host_now_ns();
+    host.argc = argc;
+    host.argv = (const char *const *)argv;
+    host.environment = (const char *const *)environ;
     char error[HOST_CONFIG_ERROR_BYTES] = "";
-    status st = host_config_load(&host.config, argc, (const char *const *)argv,
-                                 (const char *const *)environ, error, sizeof(error));
+    status st =
+        host_config_load(&host.config, argc, host.argv, host.environment, error, sizeof(error));
     const struct server_config *config = &host.config;
     if (!ok(st)) {
         fprintf(stderr, "distkv-server: %s\nTry 'distkv-server --help'.\n", error);

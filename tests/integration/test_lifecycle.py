@@ -721,6 +721,24 @@ def test_sighup_reloads_what_may_change(make_server, tmp_path):
              "the new value")
 
 
+def test_sighup_judges_the_file_with_the_flags_and_variables_of_the_start(make_server, tmp_path):
+    """By itself the file asks for less memory than two cores need, and for an admin port above all."""
+    file = tmp_path / "c.conf"
+    rest = "memory = 32MiB\naddress = 127.0.0.1:65000\n"
+    file.write_text(f"{rest}slowlog-max-len = 5\nmaxclients = 70\ntimeout = 7\n")
+    port = free_port()
+    server = make_server(config=file, port=port, admin_address=f"127.0.0.1:{port + 1000}", cores="0",
+                         timeout="9", env={"DISTKV_MAXCLIENTS": "80"})
+    file.write_text(f"{rest}slowlog-max-len = 6\nmaxclients = 71\ntimeout = 8\n")
+    server.process.send_signal(signal.SIGHUP)
+    wait_for(lambda: re.search("config (not )?reloaded", server.log()), "it")
+    assert "not reloaded" not in server.log()
+    values = [server.call("CONFIG", "GET", name)[1] for name in ("slowlog-max-len", "maxclients",
+                                                                 "timeout")]
+    assert values == [b"6", b"80", b"9"]
+    assert "needs a restart" not in server.log()
+
+
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
 def test_a_new_scrub_rate_counts_on_every_shard(make_server, tmp_path):
     """By SIGHUP and by CONFIG SET, which one shard runs."""
