@@ -321,12 +321,14 @@ begin_stop(struct host *host, const char *why)
     io_node_stop(host->node);
 }
 
-/* What the file says anew of one option. */
+/* What the file says anew of one option, or no longer says. */
 static void
 reload_option(struct host *host, const struct server_config *fresh, u32 index, u32 *changed)
 {
     const struct option *option = &config_table.options[index];
-    if (fresh->origins[index] != CONFIG_ORIGIN_FILE) return;
+    u8 *origin = &host->config.origins[index];
+    bool said = fresh->origins[index] == CONFIG_ORIGIN_FILE;
+    if (!said && *origin != CONFIG_ORIGIN_FILE) return;
     char value[OPTION_TEXT_BYTES], now[OPTION_TEXT_BYTES], error[HOST_CONFIG_ERROR_BYTES];
     option_get(option, fresh, value, sizeof(value));
     if ((option->flags & OPTION_RUNTIME) == 0) {
@@ -340,6 +342,8 @@ reload_option(struct host *host, const struct server_config *fresh, u32 index, u
         log_error("host", "config not reloaded option=%s: %s", option->name, error);
         return;
     }
+    if (!said) log_info("host", "as if the file had never named it option=%s", option->name);
+    *origin = fresh->origins[index];
     ++*changed;
 }
 

@@ -739,6 +739,27 @@ def test_sighup_judges_the_file_with_the_flags_and_variables_of_the_start(make_s
     assert "needs a restart" not in server.log()
 
 
+def test_sighup_takes_back_what_was_taken_out_of_the_file(make_server, tmp_path):
+    file = tmp_path / "c.conf"
+    file.write_text("requirepass = secret\nmaxclients = 100\nrack = r7\n")
+    server = make_server(config=file)
+    with server.connect() as connection:
+        assert connection.call("AUTH", "secret") == "OK"
+        connection.call("CONFIG", "SET", "timeout", "77")  # the file has never said anything of it
+        file.write_text("# nothing\n")
+        server.process.send_signal(signal.SIGHUP)
+        wait_for(lambda: "config reloaded" in server.log(), "it")
+        with server.connect() as stranger:
+            assert stranger.call("CONFIG", "GET", "maxclients") == [b"maxclients", b"10000"]
+            assert stranger.call("CONFIG", "GET", "timeout") == [b"timeout", b"77"]
+    assert re.search("needs a restart.*option=rack", server.log()), server.log()
+    # What a reload brought is taken back as well.
+    for text, wanted in (("slowlog-max-len = 9\n", b"9"), ("", b"128")):
+        file.write_text(text)
+        server.process.send_signal(signal.SIGHUP)
+        wait_for(lambda: server.call("CONFIG", "GET", "slowlog-max-len")[1] == wanted, "the value")
+
+
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
 def test_a_new_scrub_rate_counts_on_every_shard(make_server, tmp_path):
     """By SIGHUP and by CONFIG SET, which one shard runs."""
