@@ -224,7 +224,8 @@ static const struct option options[] = {
      .help = "Where the data lives; made when it is not there. ':memory:' keeps everything in "
              "memory, for caches and tests."},
     {.name = "config", .kind = OPTION_STRING, TEXT(config_file), .value_name = "FILE",
-     .help = "Reads options from FILE: one 'name = value' a line, '#' or ';' begins a comment."},
+     .help = "Reads options from FILE: one 'name = value' a line; a line that begins with '#' or ';' "
+             "is a comment."},
     {.name = "pid-file", .kind = OPTION_STRING, TEXT(pid_file), .value_name = "FILE",
      .help = "Writes the process id into FILE once the node is ready, and removes it at the end."},
 

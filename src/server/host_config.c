@@ -7,7 +7,9 @@
  * searched for it first.
  *
  * Files are read by inih. It cuts lines at INI_MAX_LINE bytes and would take the rest for another
- * line, so longer ones are refused before it sees them, as are sections and zero bytes.
+ * line, so longer ones are refused before it sees them, as are sections and zero bytes. It also cuts
+ * a value at a blank and ';', a password as well, and takes '#' for a part of it: a comment behind a
+ * value is refused, so that nothing is guessed.
  */
 #include "server/host_config.h"
 
@@ -81,11 +83,42 @@ file_pair(void *user, const char *section, const char *name, const char *value)
     return 0;
 }
 
+static bool
+is_blank(char c)
+{
+    return c == ' ' || (c >= '\t' && c <= '\r');
+}
+
+/* Whether a person may have meant a comment: '#' or ';' as the first character of a value, or behind
+ * a blank. */
+static bool
+holds_comment(const char *value, size_t size)
+{
+    for (size_t i = 0; i < size; i++)
+        if ((value[i] == '#' || value[i] == ';') && (i == 0 || is_blank(value[i - 1]))) return true;
+    return false;
+}
+
+/* Of a line that is no comment itself. */
+static bool
+line_holds_comment(const char *line, size_t size)
+{
+    size_t value = 0;
+    while (value < size && line[value] != '=' && line[value] != ':')
+        value++;
+    if (value < size) value++;
+    return holds_comment(line, value) || holds_comment(line + value, size - value);
+}
+
 /* What inih would pass over or misread. */
 static status
 check_lines(const char *file_name, const char *text, size_t size, char *error, size_t error_size)
 {
     u32 number = 1;
+    if (size >= 3 && memcmp(text, "\xEF\xBB\xBF", 3) == 0) { /* a mark of byte order */
+        text += 3;
+        size -= 3;
+    }
     for (size_t at = 0; at < size; number++) {
         const char *line = text + at;
         const char *newline = memchr(line, '\n', size - at);
@@ -102,6 +135,14 @@ check_lines(const char *file_name, const char *text, size_t size, char *error, s
         size_t blank = 0;
         while (blank < length && (line[blank] == ' ' || line[blank] == '\t'))
             blank++;
+        bool comment = blank < length && (line[blank] == '#' || line[blank] == ';');
+        if (!comment && line_holds_comment(line, length)) {
+            snprintf(error, error_size,
+                     "%s:%u: a comment has a line of its own; a value with '#' or ';' at its start "
+                     "or behind a blank must be given as a flag or a variable",
+                     file_name, number);
+            return ST_INVALID;
+        }
         if (blank < length && line[blank] == '[') {
             snprintf(error, error_size, "%s:%u: there are no sections", file_name, number);
             return ST_INVALID;
@@ -470,15 +511,16 @@ host_config_print(const struct server_config *config)
         option_get(option, config, value, sizeof(value));
         if ((option->flags & OPTION_SECRET) != 0 && value[0] != '\0')
             snprintf(value, sizeof(value), "(not shown)");
-        /* A line of a config file cannot say "empty", nor name the file itself: comments. */
-        bool comment = value[0] == '\0' || (option->flags & OPTION_SECRET) != 0 ||
-                       option->offset == offsetof(struct server_config, config_file);
-        int used = printf("%s%s = %s", comment ? "# " : "", option->name, value);
-        printf("%*s ; ", used < 44 ? 44 - used : 0, "");
         if (config->origins[i] == CONFIG_ORIGIN_FILE) {
-            printf("%s:%u\n", config->config_file, config->origin_lines[i]);
+            printf("# %s:%u\n", config->config_file, config->origin_lines[i]);
         } else {
-            printf("%s\n", origins[config->origins[i]]);
+            printf("# %s\n", origins[config->origins[i]]);
         }
+        /* A line of a config file cannot say "empty", nor what looks like a comment, nor name the
+         * file itself: comments. */
+        bool comment = value[0] == '\0' || holds_comment(value, strlen(value)) ||
+                       (option->flags & OPTION_SECRET) != 0 ||
+                       option->offset == offsetof(struct server_config, config_file);
+        printf("%s%s = %s\n", comment ? "# " : "", option->name, value);
     }
 }

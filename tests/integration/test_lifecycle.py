@@ -623,16 +623,32 @@ def test_print_config_tells_where_values_come_from(tmp_path):
     done = run_server("--config", str(file), "--memory", "64MiB", "--print-config", "--cores=0",
                       env={"DISTKV_STALL": "11ms"})
     assert done.returncode == 0
-    lines = {line.split(" = ")[0]: line for line in done.stdout.splitlines()}
-    assert lines["spin"].endswith(f"; {file}:2")
-    assert lines["stall"].startswith("stall = 11ms") and lines["stall"].endswith("; variable")
-    assert lines["memory"].startswith("memory = 64MiB") and lines["memory"].endswith("; flag")
-    assert lines["durability"].endswith("; default")
+    lines = done.stdout.splitlines()  # where from, what, where from, what...
+    origins = dict(zip(lines[1::2], lines[0::2]))
+    assert origins["spin = 7us"] == f"# {file}:2"
+    assert origins["stall = 11ms"] == "# variable"
+    assert origins["memory = 64MiB"] == "# flag"
+    assert origins["durability = group"] == "# default"
     # What it prints is a config file.
     again = tmp_path / "again.conf"
     again.write_text(done.stdout)
     checked = run_server("--config", str(again), "--check-config")
     assert checked.returncode == 0, checked.stderr
+    # Even if a value is none that a line can say.
+    again.write_text(run_server("--data-dir", "/a #b", "--print-config").stdout)
+    assert "\n# data-dir = /a #b\n" in again.read_text()
+    checked = run_server("--config", str(again), "--check-config")
+    assert checked.returncode == 0, checked.stderr
+
+
+@pytest.mark.parametrize("line", ["requirepass = ;Xy9;abc", "requirepass = secret ; my password",
+                                  "data-dir = ./d1   # my data", "requirepass =#x"])
+def test_a_comment_behind_a_value_is_refused(tmp_path, line):
+    """Else it would cut the value, or be a part of it, and nobody would be told."""
+    file = tmp_path / "c.conf"
+    file.write_text(f"; so it may be ; # written\n{line}\n")
+    done = run_server("--config", str(file), "--check-config")
+    assert done.returncode == 2 and f"{file}:2: a comment has a line of its own" in done.stderr
 
 
 @pytest.mark.parametrize(

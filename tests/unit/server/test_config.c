@@ -89,12 +89,30 @@ static void
 files_may_hold_comments_blank_lines_and_other_line_ends(void **state)
 {
     assert_true(ok(parse("")));
-    assert_true(
-        ok(parse("\xEF\xBB\xBF# mark of byte order\r\nspin = 7us ; why\r\n\r\n; x\nstall=9ms")));
+    assert_true(ok(parse(
+        "\xEF\xBB\xBF# mark of byte order ; x\r\nspin = 7us\r\n\r\n; x ; y\n # z\nstall=9ms")));
     assert_int_equal(config.spin_us, 7);
     assert_int_equal(config.stall_ms, 9);
     assert_true(ok(parse("slowlog_max_len : 5\n")));
     assert_int_equal(config.slowlog_max_len, 5);
+}
+
+/* A value is taken as it stands, or not at all. */
+static void
+what_may_be_a_comment_behind_a_value_is_refused(void **state)
+{
+    static const char *const bad[] = {
+        "spin = 7us ; why\n",   "spin = 7us # why\n", "requirepass = ;a\n",
+        "requirepass=#a\n",     "requirepass:;a\n",   "requirepass = a\t;b\n",
+        "data-dir = /d #1\r\n", "spin ;x = 7us\n",    "\xEF\xBB\xBFspin = 7us ;\n",
+    };
+    for (u32 i = 0; i < ARRAY_COUNT(bad); i++) {
+        if (ok(parse(bad[i])) || strstr(error, "f:1: a comment has a line of its own") == NULL)
+            fail_msg("'%s': %s", bad[i], error);
+    }
+    assert_true(ok(parse("requirepass = a;b#c=;d:#\ndata-dir = /d;e\n")));
+    assert_true(config_password_matches(&config, BYTES_LITERAL("a;b#c=;d:#")));
+    assert_string_equal(config.data_dir, "/d;e");
 }
 
 static void
@@ -341,6 +359,7 @@ main(void)
         cmocka_unit_test(a_flag_wins_over_a_variable_and_that_over_the_file),
         cmocka_unit_test(mistakes_in_the_file_are_named_with_their_line),
         cmocka_unit_test(files_may_hold_comments_blank_lines_and_other_line_ends),
+        cmocka_unit_test(what_may_be_a_comment_behind_a_value_is_refused),
         cmocka_unit_test(unknown_variables_are_refused_but_not_those_of_other_programs),
         cmocka_unit_test(cores_are_lists_and_ranges),
         cmocka_unit_test(addresses_are_host_and_port),
