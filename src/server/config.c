@@ -230,11 +230,14 @@ static const struct option options[] = {
      .help = "Writes the process id into FILE once the node is ready, and removes it at the end."},
 
     {.name = "cores", .kind = OPTION_STRING, TEXT(cores), .section = "Resources",
-     .value_name = "LIST", .check = check_cores, .derived = "all that the process may use",
+     .value_name = "LIST", .check = check_cores,
+     .derived = "all that the process may use; fewer where half of the memory is less than 32 MiB "
+                "for each",
      .help = "Cores to run on, for example 0,1 or 0-3: one shard a core, pinned. Data written "
              "with one number of cores opens with another."},
     {.name = "memory", .kind = OPTION_BYTES, FIELD(memory_bytes),
-     .derived = "half of the machine's or the control group's memory, at most 1GiB",
+     .derived = "half of the machine's or the control group's memory, at most 1GiB, or 32 MiB a "
+                "core where that is more",
      .min = CONFIG_MEMORY_MIN, .max = GIB(1) * 16384,
      .help = "Bound of the process: memtables, caches, connections and everything else share it. "
              "At least 32 MiB a core."},

@@ -115,6 +115,7 @@ struct server_config {
     struct config_endpoint admin_endpoint; /* port 0: off */
     u32 core_list[LIMIT_SHARDS];           /* sorted, each once */
     u32 core_count;                        /* = number of shards */
+    u32 cores_left;                        /* unused, as memory is short and nobody said how many */
     bool in_memory;                        /* data_dir is ":memory:" */
     bool clustered;                        /* there is a secret */
     struct config_endpoint peer_endpoint;  /* of shard 0 */

@@ -305,8 +305,8 @@ host_config_flags(struct server_config *config, int argc, const char *const *arg
 
 /* ---- the machine ---- */
 
-u32
-host_config_machine_cores(u32 *out, u32 capacity)
+static u32
+machine_cores(u32 *out, u32 capacity)
 {
     cpu_set_t set;
     CPU_ZERO(&set);
@@ -360,12 +360,19 @@ control_group_memory(void)
     return least;
 }
 
-u64
-host_config_machine_memory(void)
+static u64
+machine_memory(void)
 {
     long pages = sysconf(_SC_PHYS_PAGES), page = sysconf(_SC_PAGESIZE);
     u64 bytes = pages > 0 && page > 0 ? (u64)pages * (u64)page : GIB(1);
     return MIN(bytes, control_group_memory());
+}
+
+void
+host_config_machine(struct host_machine *machine)
+{
+    machine->core_count = machine_cores(machine->cores, LIMIT_SHARDS);
+    machine->memory_bytes = machine_memory();
 }
 
 static void
@@ -376,26 +383,62 @@ mark_derived(struct server_config *config, size_t offset)
     }
 }
 
-static status
-derive_cores(struct server_config *config, char *error, size_t error_size)
+static void
+derive_cores(struct server_config *config, const struct host_machine *machine)
 {
-    u32 allowed[LIMIT_SHARDS];
-    u32 allowed_count = host_config_machine_cores(allowed, LIMIT_SHARDS);
-    if (config->cores[0] == '\0') {
-        memcpy(config->core_list, allowed, sizeof(allowed));
-        config->core_count = allowed_count;
-        size_t used = 0;
-        for (u32 i = 0; i < allowed_count; i++) {
-            used += (size_t)snprintf(config->cores + used, sizeof(config->cores) - used, "%s%u",
-                                     i == 0 ? "" : ",", allowed[i]);
-        }
-        mark_derived(config, offsetof(struct server_config, cores));
-        return ST_OK;
+    u32 count = machine->core_count;
+    if (config->memory_bytes == 0) {
+        u64 enough = MAX(machine->memory_bytes / 2 / CONFIG_MEMORY_MIN, 1u);
+        count = (u32)MIN(count, enough);
     }
-    if (!config_parse_cores(config->cores, config->core_list, LIMIT_SHARDS, &config->core_count)) {
+    memcpy(config->core_list, machine->cores, count * sizeof(config->core_list[0]));
+    config->core_count = count;
+    config->cores_left = machine->core_count - count;
+    size_t used = 0;
+    for (u32 i = 0; i < count; i++) {
+        used += (size_t)snprintf(config->cores + used, sizeof(config->cores) - used, "%s%u",
+                                 i == 0 ? "" : ",", machine->cores[i]);
+    }
+    mark_derived(config, offsetof(struct server_config, cores));
+}
+
+static status
+derive_memory(struct server_config *config, const struct host_machine *machine, char *error,
+              size_t error_size)
+{
+    u64 bytes = MIN(machine->memory_bytes / 2, GIB(1));
+    bytes = align_down(MAX(bytes, CONFIG_MEMORY_MIN * config->core_count), MIB(1));
+    if (bytes > machine->memory_bytes) {
+        char need[32], has[32];
+        option_format_bytes(bytes, need, sizeof(need));
+        option_format_bytes(align_down(machine->memory_bytes, MIB(1)), has, sizeof(has));
+        snprintf(error, error_size, "cores: %u cores need %s, and this process may use %s",
+                 config->core_count, need, has);
+        return ST_INVALID;
+    }
+    config->memory_bytes = bytes;
+    mark_derived(config, offsetof(struct server_config, memory_bytes));
+    return ST_OK;
+}
+
+status
+host_config_derive(struct server_config *config, const struct host_machine *machine, char *error,
+                   size_t error_size)
+{
+    if (config->cores[0] == '\0') {
+        derive_cores(config, machine);
+    } else if (!config_parse_cores(config->cores, config->core_list, LIMIT_SHARDS,
+                                   &config->core_count)) {
         snprintf(error, error_size, "cores: '%.48s' is not a list of cores", config->cores);
         return ST_INVALID;
     }
+    if (config->memory_bytes != 0) return ST_OK;
+    return derive_memory(config, machine, error, error_size);
+}
+
+static status
+check_affinity(const struct server_config *config, char *error, size_t error_size)
+{
     cpu_set_t set;
     CPU_ZERO(&set);
     if (sched_getaffinity(0, sizeof(set), &set) != 0) return ST_OK;
@@ -406,16 +449,6 @@ derive_cores(struct server_config *config, char *error, size_t error_size)
         return ST_INVALID;
     }
     return ST_OK;
-}
-
-static void
-derive_memory(struct server_config *config)
-{
-    if (config->memory_bytes != 0) return;
-    u64 bytes = MIN(host_config_machine_memory() / 2, GIB(1));
-    bytes = MAX(bytes, CONFIG_MEMORY_MIN * config->core_count);
-    config->memory_bytes = align_down(bytes, MIB(1));
-    mark_derived(config, offsetof(struct server_config, memory_bytes));
 }
 
 static void
@@ -488,9 +521,12 @@ host_config_load(struct server_config *config, int argc, const char *const *argv
         st = host_config_flags(config, argc, argv, error, error_size);
         if (!ok(st)) return st;
     }
-    st = derive_cores(config, error, error_size);
+    struct host_machine machine;
+    host_config_machine(&machine);
+    st = host_config_derive(config, &machine, error, error_size);
     if (!ok(st)) return st;
-    derive_memory(config);
+    st = check_affinity(config, error, error_size);
+    if (!ok(st)) return st;
     st = config_resolve(config, error, error_size);
     if (!ok(st)) return st;
     derive_admin_address(config);

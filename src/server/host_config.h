@@ -25,9 +25,19 @@ MUST_CHECK status host_config_environment(struct server_config *config,
                                           size_t error_size);
 MUST_CHECK status host_config_flags(struct server_config *config, int argc, const char *const *argv,
                                     char *error, size_t error_size);
+
 /* Cores and memory that the machine (and the control group) gives to this process. */
-u32 host_config_machine_cores(u32 *out, u32 capacity);
-u64 host_config_machine_memory(void);
+struct host_machine {
+    u32 cores[LIMIT_SHARDS];
+    u32 core_count;
+    u64 memory_bytes;
+};
+void host_config_machine(struct host_machine *machine);
+/* cores and memory where they are not given. A core needs CONFIG_MEMORY_MIN, and the processor quota
+ * of a control group does not show in its number of cores: half of the memory goes round. */
+MUST_CHECK status host_config_derive(struct server_config *config,
+                                     const struct host_machine *machine, char *error,
+                                     size_t error_size);
 
 /* Prints all options with their values and where each comes from, as a config file. */
 void host_config_print(const struct server_config *config);

@@ -187,6 +187,23 @@ raise_descriptors(struct server_config *config)
     config->maxclients = room;
 }
 
+static void
+warn_of_memory(const struct server_config *config)
+{
+    if (config->cores_left != 0)
+        log_warning("host",
+                    "fewer cores than there are: memory is short; give cores and memory to have "
+                    "others cores=%u unused=%u",
+                    config->core_count, config->cores_left);
+    struct host_machine machine;
+    host_config_machine(&machine);
+    if (config->memory_bytes <= machine.memory_bytes) return;
+    log_warning("host",
+                "memory is more than this process may use, the kernel may kill it bytes=%llu "
+                "limit=%llu",
+                (unsigned long long)config->memory_bytes, (unsigned long long)machine.memory_bytes);
+}
+
 /* Shards listen with SO_REUSEPORT, with which a second server of the same user would share the
  * port silently. A plain socket tells whether somebody is there. */
 static bool
@@ -470,6 +487,7 @@ run_server(struct host *host)
 {
     struct server_config *config = &host->config;
     raise_descriptors(config);
+    warn_of_memory(config);
     /* Before the shards start: one that is to end at once would be taken into a cluster. */
     if (!port_is_free("address", &config->endpoint) ||
         !port_is_free("admin-address", &config->admin_endpoint))

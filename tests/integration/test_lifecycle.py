@@ -641,6 +641,15 @@ def test_print_config_tells_where_values_come_from(tmp_path):
     assert checked.returncode == 0, checked.stderr
 
 
+def test_more_memory_than_there_is_is_told(make_server):
+    """It is a bound, and nothing is taken before it is needed."""
+    twice = 2 * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    server = make_server(data_dir=":memory:", cores="0", memory=twice)
+    wait_for(lambda: "memory is more than this process may use" in server.log(), "a warning")
+    server.restart(memory="64MiB")
+    assert server.log().count("memory is more than this process may use") == 1
+
+
 @pytest.mark.parametrize("line", ["requirepass = ;Xy9;abc", "requirepass = secret ; my password",
                                   "data-dir = ./d1   # my data", "requirepass =#x"])
 def test_a_comment_behind_a_value_is_refused(tmp_path, line):

@@ -177,6 +177,59 @@ too_little_memory_for_the_cores_is_refused(void **state)
     assert_string_equal(error, "memory: 32MiB is too little for 2 cores, they need 64MiB");
 }
 
+static struct host_machine
+machine_of(u32 core_count, u64 memory_bytes)
+{
+    struct host_machine machine = {.core_count = core_count, .memory_bytes = memory_bytes};
+    for (u32 i = 0; i < core_count; i++)
+        machine.cores[i] = i;
+    return machine;
+}
+
+/* 0: refused. */
+static u32
+derived(u32 machine_cores, u64 machine_memory, const char *cores)
+{
+    config_init(&config);
+    snprintf(config.cores, sizeof(config.cores), "%s", cores);
+    struct host_machine machine = machine_of(machine_cores, machine_memory);
+    if (!ok(host_config_derive(&config, &machine, error, sizeof(error)))) return 0;
+    assert_true(ok(config_resolve(&config, error, sizeof(error))));
+    assert_true(config.memory_bytes <= machine_memory);
+    return config.core_count;
+}
+
+static void
+cores_and_memory_of_a_machine_fit_each_other(void **state)
+{
+    assert_int_equal(derived(2, GIB(64), ""), 2);
+    assert_int_equal(config.memory_bytes, GIB(1));
+    assert_int_equal(derived(2, MIB(600), ""), 2);
+    assert_int_equal(config.memory_bytes, MIB(300));
+    assert_int_equal(config.cores_left, 0);
+    assert_int_equal(derived(64, GIB(64), ""), 64);
+    assert_int_equal(config.memory_bytes, GIB(2));
+    /* A container with a share of the processors, on a large host. */
+    assert_int_equal(derived(64, MIB(512), ""), 8);
+    assert_int_equal(config.memory_bytes, MIB(256));
+    assert_string_equal(config.cores, "0,1,2,3,4,5,6,7");
+    assert_int_equal(config.cores_left, 56);
+    assert_int_equal(derived(4, MIB(40), ""), 1);
+    assert_int_equal(config.memory_bytes, MIB(32));
+    /* What is given counts. */
+    assert_int_equal(derived(64, MIB(512), "0-9"), 10);
+    assert_int_equal(config.memory_bytes, MIB(320));
+    assert_int_equal(derived(64, MIB(512), "0-31"), 0);
+    assert_string_equal(error, "cores: 32 cores need 1GiB, and this process may use 512MiB");
+    assert_int_equal(derived(1, MIB(16), ""), 0);
+    config_init(&config);
+    config.memory_bytes = GIB(2);
+    struct host_machine machine = machine_of(64, MIB(512));
+    assert_true(ok(host_config_derive(&config, &machine, error, sizeof(error))));
+    assert_int_equal(config.core_count, 64);
+    assert_int_equal(config.memory_bytes, GIB(2));
+}
+
 static u32 listed;
 
 static void
@@ -364,6 +417,7 @@ main(void)
         cmocka_unit_test(cores_are_lists_and_ranges),
         cmocka_unit_test(addresses_are_host_and_port),
         cmocka_unit_test(too_little_memory_for_the_cores_is_refused),
+        cmocka_unit_test(cores_and_memory_of_a_machine_fit_each_other),
         cmocka_unit_test(config_get_knows_our_names_and_those_of_redis),
         cmocka_unit_test(config_set_changes_what_may_change_and_nothing_else),
         cmocka_unit_test(a_bad_value_is_refused_in_the_words_of_redis),
