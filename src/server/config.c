@@ -76,7 +76,12 @@ check_endpoint(const char *text, char *error, size_t error_size)
 static bool
 check_admin_endpoint(const char *text, char *error, size_t error_size)
 {
-    return strcmp(text, "off") == 0 || check_endpoint(text, error, error_size);
+    struct config_endpoint endpoint;
+    if (strcmp(text, "off") == 0) return true;
+    if (!check_endpoint(text, error, error_size)) return false;
+    if (!config_parse_endpoint(text, &endpoint) || endpoint.port != 0) return true;
+    snprintf(error, error_size, "port 0 would serve nobody: give a port, or 'off'");
+    return false;
 }
 
 /* One of them, ended. */

@@ -670,6 +670,7 @@ def test_a_comment_behind_a_value_is_refused(tmp_path, line):
         (["--durability=maybe"], "is not one of group, periodic, none"),
         (["--cores", "4000"], "may not use core 4000"),
         (["--config", "/nonexistent"], "/nonexistent"),
+        (["--admin-address", "127.0.0.1:0"], "port 0"),
         (["stray"], "unexpected argument 'stray'"),
         (["--timeout"], "needs a value"),
         (["--verify", "--data-dir", ":memory:"], "':memory:' leaves nothing to verify"),
