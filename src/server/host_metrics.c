@@ -8,6 +8,8 @@
  */
 #include "server/host_metrics.h"
 
+#include "base/utf8.h"
+
 #include <jansson.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -535,10 +537,12 @@ state_name(enum lsm_state state)
 static json_t *
 shard_json(const struct server_config *config, const struct shard_stats *s, u32 shard)
 {
+    char failure[4 * sizeof(s->lsm.failure)];
+    utf8_escape(s->lsm.failure, failure, sizeof(failure));
     return json_pack(
         "{s:i, s:i, s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I}", "shard",
         (int)shard, "core", (int)config->core_list[shard], "state", state_name(s->lsm.state),
-        "failure", s->lsm.failure, "keys_estimate", (json_int_t)s->lsm.keys_estimate, "commands",
+        "failure", failure, "keys_estimate", (json_int_t)s->lsm.keys_estimate, "commands",
         (json_int_t)s->commands_total, "connections", (json_int_t)s->io.connections, "memory_bytes",
         (json_int_t)s->memory_used, "memory_limit_bytes", (json_int_t)s->memory_limit,
         "table_bytes", (json_int_t)s->lsm.table_bytes, "blob_bytes", (json_int_t)s->lsm.blob_bytes,
@@ -577,18 +581,19 @@ host_status_json(const struct host_figures *figures, size_t *size_out)
             return NULL;
         }
     }
+    char data_dir[4 * sizeof(config->data_dir)]; /* json_pack takes nothing but UTF-8 */
+    utf8_escape(config->data_dir, data_dir, sizeof(data_dir));
     json_t *root = json_pack(
         "{s:s, s:s, s:s, s:b, s:s, s:s, s:i, s:s, s:f, s:i, s:I, s:I, s:I, s:I, s:I, s:I, s:I, "
         "s:I, s:I, s:I, s:I, s:I, s:o}",
         "version", DISTKV_VERSION, "node_id", figures->node_id, "run_id", figures->run_id, "ready",
         figures->ready, "state", state_name(worst), "address", config->endpoint.host, "port",
-        (int)figures->port, "data_dir", config->data_dir, "uptime_seconds",
-        (double)figures->uptime_ns * NS, "shard_count", (int)figures->shard_count, "keys_estimate",
-        (json_int_t)keys, "commands", (json_int_t)commands, "errors", (json_int_t)errors,
-        "connections", (json_int_t)connections, "corruptions", (json_int_t)corruptions,
-        "data_bytes", (json_int_t)disk, "log_replay_bytes", (json_int_t)replay,
-        "compaction_debt_bytes", (json_int_t)debt, "writes_refused", (json_int_t)refused,
-        "memory_used_bytes", (json_int_t)memory, "memory_limit_bytes",
+        (int)figures->port, "data_dir", data_dir, "uptime_seconds", (double)figures->uptime_ns * NS,
+        "shard_count", (int)figures->shard_count, "keys_estimate", (json_int_t)keys, "commands",
+        (json_int_t)commands, "errors", (json_int_t)errors, "connections", (json_int_t)connections,
+        "corruptions", (json_int_t)corruptions, "data_bytes", (json_int_t)disk, "log_replay_bytes",
+        (json_int_t)replay, "compaction_debt_bytes", (json_int_t)debt, "writes_refused",
+        (json_int_t)refused, "memory_used_bytes", (json_int_t)memory, "memory_limit_bytes",
         (json_int_t)config->memory_bytes, "resident_bytes", (json_int_t)figures->resident_bytes,
         "shards", shards);
     if (root == NULL) return NULL;

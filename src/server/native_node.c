@@ -6,6 +6,7 @@
 #include <stdio.h>
 
 #include "base/fault.h"
+#include "base/utf8.h"
 #include "server/cluster_view.h"
 #include "server/cmd.h"
 #include "server/cut.h"
@@ -796,8 +797,15 @@ static void
 json_string(struct buf *out, const char *text)
 {
     cmd_text(out, "\"");
-    for (; *text != '\0'; text++) {
-        if (*text == '"' || *text == '\\')
+    size_t step;
+    for (size_t left = strlen(text); left > 0; text += step, left -= step) {
+        size_t sequence = utf8_sequence((const u8 *)text, left);
+        step = MAX(sequence, 1u);
+        if (sequence == 0)
+            cmd_text(out, "\\\\x%02x", (u8)*text);
+        else if (sequence > 1)
+            cmd_text(out, "%.*s", (int)sequence, text);
+        else if (*text == '"' || *text == '\\')
             cmd_text(out, "\\%c", *text);
         else if ((u8)*text < 32)
             cmd_text(out, "\\u%04x", (unsigned)(u8)*text);

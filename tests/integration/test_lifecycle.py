@@ -1170,6 +1170,17 @@ def test_admin_answers_health_status_and_refuses_the_rest(make_server):
     assert server.get("/metrics", method="HEAD") == (200, "")
 
 
+def test_the_status_of_a_node_whose_directory_is_no_text(make_server, tmp_path):
+    """Any bytes name a directory; JSON is UTF-8."""
+    server = make_server(data_dir=os.fsdecode(os.fsencode(str(tmp_path)) + b"/d\xff\xc3\xa9\x80"))
+    shown = f"{tmp_path}/d\\xff\u00e9\\x80"
+    assert server.status()["data_dir"] == shown
+    words = [CLIENT, "--server", f"127.0.0.1:{server.port}"]
+    done = subprocess.run([*words, "status", "--json"], capture_output=True, check=True,
+                          timeout=20 * SLOW)
+    assert json.loads(done.stdout.decode())["data_dir"] == shown
+
+
 def test_admin_survives_garbage_and_idle_connections(make_server):
     server = make_server(admin_connections=8)
     idle = [socket.create_connection(("127.0.0.1", server.admin_port)) for _ in range(20)]

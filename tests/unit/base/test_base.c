@@ -22,6 +22,7 @@
 #include "base/prng.h"
 #include "base/retry.h"
 #include "base/status.h"
+#include "base/utf8.h"
 
 #ifdef __x86_64__
 #include <cpuid.h>
@@ -41,6 +42,39 @@ every_status_has_a_name_and_a_text(void **state)
     assert_true(ok(ST_OK));
     assert_false(ok(ST_CORRUPT));
     assert_string_equal(status_name(ST_CORRUPT), "CORRUPT");
+}
+
+/* ---- UTF-8 ---- */
+
+static void
+what_is_no_utf8_is_escaped(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *text, *shown;
+    } cases[] = {
+        {"", ""},
+        {"/a b\n", "/a b\n"},
+        {"\xc3\xa9\xe2\x82\xac\xf0\x9f\x98\x80", "\xc3\xa9\xe2\x82\xac\xf0\x9f\x98\x80"},
+        {"a\xff\xc3", "a\\xff\\xc3"},
+        {"\xc3(", "\\xc3("},
+        {"\xc0\xaf", "\\xc0\\xaf"},                   /* too long a form */
+        {"\xe0\x80\xaf", "\\xe0\\x80\\xaf"},          /* another */
+        {"\xed\xa0\x80", "\\xed\\xa0\\x80"},          /* a surrogate */
+        {"\xf4\x90\x80\x80", "\\xf4\\x90\\x80\\x80"}, /* above the last one */
+    };
+    char out[64];
+    for (u32 i = 0; i < ARRAY_COUNT(cases); i++) {
+        utf8_escape(cases[i].text, out, sizeof(out));
+        assert_string_equal(out, cases[i].shown);
+    }
+    /* Whole sequences, whole escapes, or nothing of them. */
+    utf8_escape("ab\xc3\xa9", out, 4);
+    assert_string_equal(out, "ab");
+    utf8_escape("a\xff", out, 5);
+    assert_string_equal(out, "a");
+    utf8_escape("a\xff", out, 6);
+    assert_string_equal(out, "a\\xff");
 }
 
 /* ---- bytes ---- */
@@ -570,6 +604,7 @@ main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_status_has_a_name_and_a_text),
+        cmocka_unit_test(what_is_no_utf8_is_escaped),
         cmocka_unit_test(bytes_compare_as_unsigned_and_shorter_first),
         cmocka_unit_test(crc32c_matches_the_published_vectors),
         cmocka_unit_test(crc32c_continues_over_pieces),
