@@ -73,6 +73,15 @@ struct host {
 
 /* ---- actions that end at once ---- */
 
+/* Of a program that was to print: what it printed has arrived, or it says so. */
+static int
+printed(int code)
+{
+    if (fflush(stdout) == 0 && !ferror(stdout)) return code;
+    fprintf(stderr, "distkv-server: standard output: %s\n", strerror(errno));
+    return EXIT_SERVER_ERROR;
+}
+
 static int
 print_text(size_t (*write)(const struct option_table *table, char *out, size_t size))
 {
@@ -80,9 +89,9 @@ print_text(size_t (*write)(const struct option_table *table, char *out, size_t s
     char *text = malloc(size + 1);
     if (text == NULL) return EXIT_SERVER_ERROR;
     write(&config_table, text, size + 1);
-    bool written = fputs(text, stdout) >= 0 && fflush(stdout) == 0;
+    (void)fputs(text, stdout);
     free(text);
-    return written ? EXIT_STOPPED : EXIT_SERVER_ERROR;
+    return printed(EXIT_STOPPED);
 }
 
 static size_t
@@ -567,15 +576,15 @@ main(int argc, char **argv)
     if (config->help_man) return print_text(man_page);
     if (config->version) {
         printf("distkv-server %s\n", DISTKV_VERSION);
-        return EXIT_STOPPED;
+        return printed(EXIT_STOPPED);
     }
     if (config->print_config) {
         host_config_print(config);
-        return EXIT_STOPPED;
+        return printed(EXIT_STOPPED);
     }
     if (config->check_config) {
         printf("the configuration is good\n");
-        return EXIT_STOPPED;
+        return printed(EXIT_STOPPED);
     }
 
     /* Threads inherit the mask, so this comes before the first of them. */
@@ -585,7 +594,7 @@ main(int argc, char **argv)
     if (!blocked) {
         log_error("host", "no descriptor for signals: %s", strerror(errno));
     } else if (config->verify) {
-        code = run_verify(config);
+        code = printed(run_verify(config));
     } else {
         host_notify_init(&host.notify);
         code = run_server(&host);

@@ -719,6 +719,19 @@ def test_help_version_and_manual(tmp_path):
     assert run_server("--help-man").stdout.startswith(".TH")
 
 
+@pytest.mark.parametrize("words", [["--version"], ["--help"], ["--print-config"], ["--check-config"],
+                                   ["--verify"]])
+def test_what_cannot_be_printed_is_told(make_server, words):
+    if words == ["--verify"]:
+        server = make_server(cores="0")
+        assert server.stop() == 0
+        words = ["--verify", "--data-dir", server.data_dir]
+    with open("/dev/full", "w", encoding="utf-8") as full:
+        done = subprocess.run([SERVER, *words], stdout=full, stderr=subprocess.PIPE, text=True,
+                              timeout=20 * SLOW, check=False)
+    assert done.returncode == 1 and "No space left on device" in done.stderr, done
+
+
 def test_the_shipped_config_file_is_good(tmp_path):
     root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     done = run_server("--config", os.path.join(root, "deploy/distkv.conf"), "--check-config")
