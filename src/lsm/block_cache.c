@@ -7,23 +7,34 @@
  * dropping a pinned block only takes it out of the index, and its readers never notice.
  *
  * Blocks of one file hang together in one of 256 lists by file id, so that dropping a file looks at
- * a fraction of the cache only.
+ * a fraction of the cache only. Many files may be dropped at once, with all that is cached of them:
+ * only their names are noted then, and each later call frees a few of their blocks, before any that
+ * are of use. Until then they are found by whoever has such a file open still, which is no harm: no
+ * file gets the number of another one.
  *
- * Invariant B1: owner != NULL exactly when the block is in the index, a queue and a file list.
+ * Invariants
+ *   B1  owner != NULL exactly when the block is in the index, a queue and a file list.
+ *   B2  file_counts[] are the lengths of the lists.
  */
 #include "lsm/cache.h"
 
 #include "base/fault.h"
 #include "lsm/s3fifo.h"
 
-#define FILE_LISTS        256u
-#define STEP_BLOCKS       64u
-#define LIMIT_STEP_BLOCKS 4096u
+#define FILE_LISTS  256u
+#define STEP_BLOCKS 64u /* what one call looks at or frees at most of what should be gone */
+#define DROPPED_MIN 16u
 
 struct block_cache {
     struct budget *budget;
     struct s3fifo fifo;
     struct list files[FILE_LISTS];
+    u32 file_counts[FILE_LISTS];
+
+    /* files that are gone, with blocks that are not */
+    u64 *dropped;
+    u32 dropped_count, dropped_room;
+    u32 dropped_left; /* of the last one's list: blocks to look at; 0: not begun */
 };
 
 static u64
@@ -34,10 +45,10 @@ block_hash(u64 file_id, u64 offset)
     return h ^ (h >> 32);
 }
 
-static struct list *
-file_list(struct block_cache *cache, u64 file_id)
+static u32
+file_list(u64 file_id)
 {
-    return &cache->files[(file_id * 0x9e3779b97f4a7c15ull) >> 56];
+    return (u32)((file_id * 0x9e3779b97f4a7c15ull) >> 56);
 }
 
 static struct block *
@@ -57,7 +68,9 @@ block_free(struct block *block)
 static void
 disown(struct block *block)
 {
+    struct block_cache *cache = block->owner;
     list_del(&block->file_link);
+    cache->file_counts[file_list(block->file_id)]--;
     block->owner = NULL;
     if (block->pin_count == 0)
         block_free(block);
@@ -65,17 +78,44 @@ disown(struct block *block)
         MARK("lsm.block_cache.disowned_pinned");
 }
 
+/* Looks at a few blocks of the last dropped file's list: its own are freed, others go to the end. */
 static void
-shrink(struct block_cache *cache, u32 count)
+dropped_step(struct block_cache *cache)
 {
+    u64 file_id = cache->dropped[cache->dropped_count - 1];
+    u32 index = file_list(file_id);
+    struct list *list = &cache->files[index];
+    if (cache->dropped_left == 0) cache->dropped_left = cache->file_counts[index];
+    cache->dropped_left =
+        MIN(cache->dropped_left, cache->file_counts[index]); /* some were evicted */
+    for (u32 i = 0; i < STEP_BLOCKS && cache->dropped_left > 0; i++) {
+        struct block *block = list_entry(list_first(list), struct block, file_link);
+        cache->dropped_left--;
+        if (block->file_id == file_id) {
+            s3fifo_remove(&cache->fifo, &block->node);
+            disown(block);
+        } else {
+            list_del(&block->file_link);
+            list_push_back(list, &block->file_link);
+        }
+    }
+    if (cache->dropped_left == 0) cache->dropped_count--;
+}
+
+/* False: nothing is above the limit any more. */
+static bool
+shrink(struct block_cache *cache)
+{
+    u32 count = STEP_BLOCKS;
     while (count-- > 0 && s3fifo_bytes(&cache->fifo) > cache->fifo.limit_bytes) {
         struct s3fifo_node *node = s3fifo_evict(&cache->fifo);
         if (node == NULL) {
             MARK("lsm.block_cache.nothing_to_evict");
-            return;
+            return false;
         }
         disown(block_of(node));
     }
+    return s3fifo_bytes(&cache->fifo) > cache->fifo.limit_bytes;
 }
 
 struct block_cache *
@@ -108,6 +148,7 @@ block_cache_free(struct block_cache *cache)
         }
     }
     s3fifo_deinit(&cache->fifo);
+    mem_free(cache->budget, cache->dropped, cache->dropped_room * sizeof(*cache->dropped));
     mem_free(cache->budget, cache, sizeof(*cache));
 }
 
@@ -173,8 +214,11 @@ block_cache_insert(struct block_cache *cache, struct block *block)
     }
     if (!s3fifo_insert(&cache->fifo, &block->node)) return; /* stays private */
     block->owner = cache;
-    list_push_back(file_list(cache, block->file_id), &block->file_link);
-    shrink(cache, STEP_BLOCKS);
+    u32 index = file_list(block->file_id);
+    list_push_back(&cache->files[index], &block->file_link);
+    cache->file_counts[index]++;
+    if (cache->dropped_count > 0) dropped_step(cache);
+    (void)shrink(cache);
     AUDIT("lsm.block_cache.inserted", block_cache_check(cache));
 }
 
@@ -187,23 +231,45 @@ block_cache_unpin(struct block *block)
     if (block->pin_count == 0 && block->owner == NULL) block_free(block);
 }
 
+static bool
+dropped_has_room(struct block_cache *cache)
+{
+    if (cache->dropped_count < cache->dropped_room) return true;
+    u32 room = MAX(DROPPED_MIN, 2 * cache->dropped_room);
+    size_t size = sizeof(*cache->dropped);
+    u64 *grown =
+        mem_realloc(cache->budget, cache->dropped, cache->dropped_room * size, room * size);
+    if (grown == NULL) return MARKED("lsm.block_cache.drop_no_memory", false);
+    cache->dropped = grown;
+    cache->dropped_room = room;
+    return true;
+}
+
 void
 block_cache_drop_file(struct block_cache *cache, u64 file_id)
 {
-    list_for_each_safe (pos, file_list(cache, file_id)) {
-        struct block *block = list_entry(pos, struct block, file_link);
-        if (block->file_id != file_id) continue;
-        s3fifo_remove(&cache->fifo, &block->node);
-        disown(block);
-    }
-    AUDIT("lsm.block_cache.file_dropped", block_cache_check(cache));
+    /* Not noted, its blocks are evicted in time, as any that nobody asks for. */
+    if (cache->file_counts[file_list(file_id)] == 0 || !dropped_has_room(cache)) return;
+    cache->dropped[cache->dropped_count++] = file_id;
+    cache->dropped_left = 0;
 }
 
 void
 block_cache_limit_set(struct block_cache *cache, u64 limit_bytes)
 {
     s3fifo_limit_set(&cache->fifo, limit_bytes);
-    shrink(cache, LIMIT_STEP_BLOCKS);
+}
+
+bool
+block_cache_step(struct block_cache *cache)
+{
+    bool more = cache->dropped_count > 0;
+    if (more)
+        dropped_step(cache);
+    else
+        more = shrink(cache);
+    AUDIT("lsm.block_cache.step", block_cache_check(cache));
+    return more;
 }
 
 void
@@ -225,11 +291,14 @@ block_cache_check(const struct block_cache *cache)
     if (!s3fifo_check(&cache->fifo)) return false;
     u64 count = 0;
     for (u32 i = 0; i < FILE_LISTS; i++) {
+        u32 length = 0;
         list_for_each (pos, &cache->files[i]) {
             const struct block *block = list_entry(pos, struct block, file_link);
             if (block->owner != cache || block->node.queue == S3FIFO_NONE) return false; /* B1 */
-            count++;
+            length++;
         }
+        if (length != cache->file_counts[i]) return false; /* B2 */
+        count += length;
     }
     return count == s3fifo_count(&cache->fifo);
 }

@@ -5,7 +5,8 @@
  * a main queue and a ghost of fingerprints, so one scan cannot empty them. They share one budget:
  * what one has no use for is the other's, and when both are full, that with more hits per byte
  * grows. Growth of hash tables is incremental, no
- * resize ever stops the shard. Single-threaded.
+ * resize ever stops the shard, and so is what clears, drops or shrinks: each call that adds frees a
+ * little, and whoever needs the memory goes on with the steps. Single-threaded.
  */
 #ifndef DISTKV_LSM_CACHE_H
 #define DISTKV_LSM_CACHE_H
@@ -36,9 +37,11 @@ bool row_cache_prefetch_row(const struct s3fifo_bucket *bucket, u16 keyspace, u6
 void row_cache_put(struct row_cache *cache, u16 keyspace, u64 key_hash, const struct entry *entry);
 /* After every write of the key: the row must not be seen again. */
 void row_cache_remove(struct row_cache *cache, u16 keyspace, u64 key_hash, struct bytes key);
-/* After a range delete. */
+/* After a range delete: no row is seen again. */
 void row_cache_clear(struct row_cache *cache);
 void row_cache_limit_set(struct row_cache *cache, u64 limit_bytes);
+/* Frees a little of what was cleared or is above the limit. True: there is more. */
+bool row_cache_step(struct row_cache *cache);
 
 /* ---- blocks: decompressed, checked ---- */
 
@@ -67,9 +70,11 @@ MUST_CHECK struct block *block_new(struct budget *budget, u64 file_id, u64 offse
  * stays private. */
 void block_cache_insert(struct block_cache *cache, struct block *block);
 void block_cache_unpin(struct block *block);
-/* The file is gone. */
+/* The file is gone, and no other one will have its number. */
 void block_cache_drop_file(struct block_cache *cache, u64 file_id);
 void block_cache_limit_set(struct block_cache *cache, u64 limit_bytes);
+/* Frees a little of what was dropped or is above the limit. True: there is more. */
+bool block_cache_step(struct block_cache *cache);
 
 struct cache_stats {
     u64 bytes, limit_bytes, entries, hits, misses, evictions;

@@ -270,6 +270,16 @@ lsm_caches_balance(struct lsm *lsm)
     block_cache_limit_set(lsm->block_cache, MAX(left - MIN(left, row_limit), CACHE_BYTES_MIN));
 }
 
+MAY_YIELD void
+lsm_caches_trim(struct lsm *lsm)
+{
+    lsm_caches_balance(lsm);
+    while (row_cache_step(lsm->row_cache) | block_cache_step(lsm->block_cache)) {
+        if (lsm->stopping) return;
+        if (fiber_should_yield()) fiber_yield();
+    }
+}
+
 /* ---- room for files in memory ---- */
 
 /* What such files may not take, so that there is always room for what brings room back: the flush
@@ -401,7 +411,8 @@ tend_fiber(void *arg)
     for (u32 tick = 1; !lsm->stopping; tick++) {
         (void)fiber_queue_wait(&lsm->stop_wake, io_now_ns() + TEND_INTERVAL_NS);
         if (lsm->stopping) break;
-        lsm_caches_balance(lsm);
+        lsm_caches_trim(lsm);
+        if (lsm->stopping) break;
         log_length_check(lsm);
         bool second = tick % DISK_CHECK_TICKS == 0;
         if (second || lsm->disk_near || is_in_memory(lsm->dir)) disk_check(lsm);

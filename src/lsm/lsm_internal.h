@@ -182,8 +182,10 @@ void lsm_memtables_free(struct lsm *lsm);
 /* For log_open: one record into the memtables. */
 MAY_YIELD MUST_CHECK status lsm_replay(void *lsm, const struct log_record *record,
                                        struct bytes payload);
-/* Gives the caches what the rest leaves. */
+/* Gives the caches what the rest leaves: sets their limits. */
 void lsm_caches_balance(struct lsm *lsm);
+/* The same, and they are below them then; with turns for others between. */
+MAY_YIELD void lsm_caches_trim(struct lsm *lsm);
 
 /* ---- invariants ---- */
 

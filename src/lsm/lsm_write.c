@@ -790,7 +790,7 @@ levels_flush_retried(struct lsm *lsm, const struct levels_flush *inputs, u32 cou
         if (no_memory) {
             MARK("lsm.flush.no_memory");
             memtable_pages_drop(&lsm->memtable_pages);
-            lsm_caches_balance(lsm);
+            lsm_caches_trim(lsm);
         }
         if (!wait || !flush_retry(lsm, no_space ? FLUSH_RETRY_NS : MEMORY_RETRY_NS)) return st;
     }

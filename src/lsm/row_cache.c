@@ -5,7 +5,7 @@
  *   a row, one allocation:  | node | token, version, ... | key bytes | value bytes |
  *
  * Clearing must not stop the shard, however many rows there are: it starts a new epoch, rows of an
- * older one are as good as gone, and every later call frees a few of them. Because both queues are
+ * older one are as good as gone, and every later call frees a few of them (a row may be of 16 KiB). Because both queues are
  * first-in first-out and a row only moves back while it is of the current epoch, the old ones
  * always lie together at the fronts. A lowered limit is followed in the same way, in steps.
  *
@@ -20,8 +20,7 @@
 #include "lsm/s3fifo.h"
 
 /* What one call frees at most of what should be gone. */
-#define STEP_ROWS       64u
-#define LIMIT_STEP_ROWS 4096u
+#define STEP_ROWS 64u
 
 #define CACHE_LINE_BYTES 64u
 #define PREFETCH_LINES   4u /* of a row with a value of 100 bytes; a longer one is followed */
@@ -70,11 +69,12 @@ row_free(struct row_cache *cache, struct row *row)
     mem_free(cache->budget, row, row->node.size);
 }
 
-/* Frees rows of older epochs, at most count. */
-static void
-sweep(struct row_cache *cache, u32 count)
+/* Frees rows of older epochs. False: there is no more of them. */
+static bool
+sweep(struct row_cache *cache)
 {
     struct list *queues[] = {&cache->fifo.small, &cache->fifo.main};
+    u32 count = STEP_ROWS;
     for (u32 i = 0; i < ARRAY_COUNT(queues); i++) {
         struct list *first;
         while (count > 0 && (first = list_first(queues[i])) != NULL) {
@@ -85,20 +85,24 @@ sweep(struct row_cache *cache, u32 count)
             count--;
         }
     }
+    return count == 0;
 }
 
-static void
-shrink(struct row_cache *cache, u32 count)
+/* False: there is nothing more that should be gone. */
+static bool
+shrink(struct row_cache *cache)
 {
-    sweep(cache, count);
+    bool more = sweep(cache);
+    u32 count = STEP_ROWS;
     while (count-- > 0 && s3fifo_bytes(&cache->fifo) > cache->fifo.limit_bytes) {
         struct s3fifo_node *node = s3fifo_evict(&cache->fifo);
         if (node == NULL) {
             MARK("lsm.row_cache.nothing_to_evict");
-            return;
+            return false;
         }
         row_free(cache, row_of(node));
     }
+    return more || s3fifo_bytes(&cache->fifo) > cache->fifo.limit_bytes;
 }
 
 static struct row *
@@ -193,7 +197,7 @@ row_cache_prefetch_row(const struct s3fifo_bucket *bucket, u16 keyspace, u64 key
 void
 row_cache_put(struct row_cache *cache, u16 keyspace, u64 key_hash, const struct entry *entry)
 {
-    shrink(cache, STEP_ROWS);
+    (void)shrink(cache);
     if (entry->flags & ENTRY_BLOB) return;
     if (entry->value.size > ROW_CACHE_VALUE_BYTES_MAX) return;
     CHECK(entry->key.size > 0 && entry->key.size <= UINT16_MAX);
@@ -252,7 +256,7 @@ row_cache_put(struct row_cache *cache, u16 keyspace, u64 key_hash, const struct 
         row_free(cache, row);
         return;
     }
-    shrink(cache, STEP_ROWS);
+    (void)shrink(cache);
     AUDIT("lsm.row_cache.put", row_cache_check(cache));
 }
 
@@ -270,14 +274,20 @@ void
 row_cache_clear(struct row_cache *cache)
 {
     cache->epoch++;
-    sweep(cache, LIMIT_STEP_ROWS);
 }
 
 void
 row_cache_limit_set(struct row_cache *cache, u64 limit_bytes)
 {
     s3fifo_limit_set(&cache->fifo, limit_bytes);
-    shrink(cache, LIMIT_STEP_ROWS);
+}
+
+bool
+row_cache_step(struct row_cache *cache)
+{
+    bool more = shrink(cache);
+    AUDIT("lsm.row_cache.step", row_cache_check(cache));
+    return more;
 }
 
 void

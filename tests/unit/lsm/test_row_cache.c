@@ -125,8 +125,48 @@ it_stays_below_its_limit_and_accounts_every_byte(void **unused)
     assert_true(stats.bytes > limit * 9 / 10);
     assert_true(stats.evictions > 40000);
     row_cache_limit_set(cache, 0);
+    while (row_cache_step(cache)) {
+    }
     row_cache_stats(cache, &stats);
     assert_int_equal(stats.entries, 0);
+    row_cache_free(cache);
+    assert_int_equal(budget.used_bytes, 0);
+}
+
+/* However many there are, and of whatever size: nobody is to wait for them. */
+static void
+it_is_cleared_in_steps(void **unused)
+{
+    struct budget budget;
+    budget_init(&budget, "test", MIB(256), NULL);
+    struct row_cache *cache = row_cache_new(&budget, MIB(128));
+    static u8 value[ROW_CACHE_VALUE_BYTES_MAX];
+    char key[32];
+    const u64 rows = 4096;
+    for (u64 i = 0; i < rows; i++) {
+        struct entry entry = entry_make(i, 1, 1, sizeof(value), key, value);
+        row_cache_put(cache, 0, hash_key(entry.key, 0), &entry);
+    }
+    struct cache_stats before, stats;
+    row_cache_stats(cache, &before);
+    assert_true(before.entries == rows);
+    row_cache_clear(cache);
+    row_cache_limit_set(cache, MIB(1));
+    row_cache_stats(cache, &stats);
+    assert_true(before.entries - stats.entries <= 64);
+    for (u64 i = 0; i < rows; i++) {
+        struct entry out, entry = entry_make(i, 1, 1, 0, key, value);
+        assert_false(row_cache_get(cache, 0, hash_key(entry.key, 0), entry.key, &out));
+    }
+    u64 steps = 0;
+    for (bool more = true; more; steps++) {
+        before = stats;
+        more = row_cache_step(cache);
+        row_cache_stats(cache, &stats);
+        assert_true(before.entries - stats.entries <= 128);
+    }
+    assert_int_equal(stats.entries, 0);
+    assert_true(steps >= rows / 128);
     row_cache_free(cache);
     assert_int_equal(budget.used_bytes, 0);
 }
@@ -296,6 +336,7 @@ main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(it_never_returns_what_the_model_does_not_hold),
         cmocka_unit_test(it_stays_below_its_limit_and_accounts_every_byte),
+        cmocka_unit_test(it_is_cleared_in_steps),
         cmocka_unit_test(one_scan_does_not_empty_it),
         cmocka_unit_test(a_round_of_too_many_keys_keeps_what_fits),
         cmocka_unit_test(blobs_and_large_values_stay_outside),
