@@ -418,7 +418,9 @@ trivial_move(const struct step *step)
 {
     const struct run_slot *only = NULL;
     u64 first = step->token_first, last = step->token_last;
-    if (step->sweep->drops) return NULL; /* it is to be looked into */
+    /* It is to be looked into. */
+    if (step->sweep->drops || levels_drops_any(step->levels, step->keyspace, first, last))
+        return NULL;
     for (u32 i = 0; i < step->input_count; i++) {
         const struct run *run = step->inputs[i];
         for (u32 j = run_slot_from(run, first); j < run->count; j++) {

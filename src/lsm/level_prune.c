@@ -122,7 +122,7 @@ prune_run(struct levels *levels, u16 keyspace, u32 index, struct run **out)
     struct run *run = run_set_tree_run(set, keyspace, index);
     u32 snapshot_count;
     const u64 *snapshots = levels_snapshots(levels, &snapshot_count);
-    u64 wall_ms = levels_expiry_clock(levels);
+    u64 wall_ms = io_wall_ms(); /* only what is dropped by it raises levels_expired_ms */
     *out = run;
     if (!run_has_droppable(levels, run, snapshots, snapshot_count, wall_ms)) return ST_OK;
     u32 kept = 0;
@@ -134,6 +134,7 @@ prune_run(struct levels *levels, u16 keyspace, u32 index, struct run **out)
             if (droppable_by_range(levels, keyspace, slot, snapshots, snapshot_count) ||
                 droppable_expired(levels, keyspace, index, slot, snapshots, snapshot_count,
                                   wall_ms)) {
+                levels->expired_ms = MAX(levels->expired_ms, wall_ms);
                 levels->dropped_seq_tables[keyspace] =
                     MAX(levels->dropped_seq_tables[keyspace], slot->file->table->meta.seq_max);
                 continue;
@@ -224,19 +225,25 @@ levels_run_has_garbage(const struct run *run)
 }
 
 bool
+levels_drops_any(const struct levels *levels, u16 keyspace, u64 token_first, u64 token_last)
+{
+    const struct drop_bits *drop = &levels->drops[keyspace];
+    if (drop->bits == NULL) return false;
+    u64 first = MAX(token_first, levels->config.token_first) - drop->token_first;
+    u64 last = MIN(token_last, levels->config.token_last) - drop->token_first;
+    for (u64 at = first >> drop->shift; at <= last >> drop->shift; at++)
+        if (drop->bits[at / 64] >> at % 64 & 1) return true;
+    return false;
+}
+
+bool
 levels_wants_rewrite(struct levels *levels, const struct run_slot *slot)
 {
     const struct table_meta *meta = &slot->file->table->meta;
     if (slot->token_first != meta->token_first || slot->token_last != meta->token_last) return true;
     if (meta->delete_count > 0) return true;
     if (meta->expiring_count > 0 && meta->expire_min_ms <= io_wall_ms()) return true;
-    const struct drop_bits *drop = &levels->drops[meta->keyspace];
-    if (drop->bits != NULL) {
-        u64 first = MAX(slot->token_first, levels->config.token_first) - drop->token_first;
-        u64 last = MIN(slot->token_last, levels->config.token_last) - drop->token_first;
-        for (u64 at = first >> drop->shift; at <= last >> drop->shift; at++)
-            if (drop->bits[at / 64] >> at % 64 & 1) return true;
-    }
+    if (levels_drops_any(levels, meta->keyspace, slot->token_first, slot->token_last)) return true;
     for (u32 i = 0; i < slot->file->blob_count; i++) {
         const struct level_blob *blob = slot->file->blobs[i];
         if (level_blob_is_garbage(blob)) return true;

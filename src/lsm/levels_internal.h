@@ -335,6 +335,8 @@ bool levels_ranges_want_rewrite(struct levels *levels, u16 keyspace);
 bool levels_range_may_cover(void *levels, const struct range_delete *range);
 /* Whether some blob file of it is to be collected. */
 bool levels_run_has_garbage(const struct run *run);
+/* Whether anything from token_first to token_last is to be dropped (levels_drop_set). */
+bool levels_drops_any(const struct levels *levels, u16 keyspace, u64 token_first, u64 token_last);
 /* Whether a table of the last level should be written anew though nothing is merged into it. */
 bool levels_wants_rewrite(struct levels *levels, const struct run_slot *slot);
 

@@ -559,6 +559,37 @@ what_nobody_wants_goes_and_does_not_hide_what_comes_later(void **state)
     sim_free(w.sim);
 }
 
+/* One table, nothing below it, and an owner that does not mend: the one merge that begins after the call
+ * leaves nothing, as lsm_drop_set says. */
+static status
+drop_alone_body(void *arg)
+{
+    struct world *w = arg;
+    CHECK(ok(open_store(w)));
+    lsm_mends_set(w->lsm, 0, false);
+    for (u32 key = 0; key < KEYS; key++)
+        write_cell(w, key, 100, 7, 0);
+    CHECK(ok(lsm_flush(w->lsm)));
+    u64 bits = 3;
+    lsm_drop_set(w->lsm, 0, &bits, 63);
+    u64 until_ns = io_now_ns() + 10 * NS_PER_S;
+    while (entries_in(w, 0, UINT64_MAX) > 0 && io_now_ns() < until_ns)
+        fiber_sleep_ns(NS_PER_MS);
+    CHECK(entries_in(w, 0, UINT64_MAX) == 0);
+    lsm_drop_set(w->lsm, 0, NULL, 0);
+    return lsm_close(w->lsm);
+}
+
+static void
+a_table_of_which_nothing_is_wanted_is_not_moved(void **state)
+{
+    (void)state;
+    struct world w;
+    world_init(&w, 1);
+    assert_true(ok(sim_run(w.sim, 1, drop_alone_body, &w)));
+    sim_free(w.sim);
+}
+
 /* A range at version 50, its neighbour at 120 right after: as one range at 120 they would delete
  * what had version 100 under the first. */
 static status
@@ -643,6 +674,7 @@ main(void)
         cmocka_unit_test(what_may_be_purged_can_be_taken_back),
         cmocka_unit_test(marks_tell_where_was_written),
         cmocka_unit_test(what_nobody_wants_goes_and_does_not_hide_what_comes_later),
+        cmocka_unit_test(a_table_of_which_nothing_is_wanted_is_not_moved),
         cmocka_unit_test(neighbouring_ranges_of_different_versions_stay_two),
         cmocka_unit_test(asking_for_a_higher_version_reads_no_disk_in_the_usual_case),
     };
