@@ -120,7 +120,7 @@ drop(struct trees *t, u16 keyspace)
 {
     size_t bytes = (t->count + 63) / 64 * sizeof(u64);
     u32 self = cluster_member(t->shard->cluster);
-    if (t->drops[keyspace] == NULL) t->drops[keyspace] = mem_alloc_zero(&t->budget, bytes);
+    if (t->drops[keyspace] == NULL) t->drops[keyspace] = mem_alloc_zero(io_budget(), bytes);
     u64 *bits = t->drops[keyspace];
     if (bits == NULL) return ST_NO_MEMORY;
     for (u32 i = 0; i < t->count; i++) {
@@ -181,7 +181,7 @@ trees_clean_close(struct trees *t)
     for (u16 keyspace = 0; keyspace < LIMIT_KEYSPACES_CLIENT; keyspace++) {
         if (t->drops[keyspace] == NULL) continue;
         lsm_drop_set(t->shard->lsm, keyspace, NULL, 0);
-        mem_free(&t->budget, t->drops[keyspace], (t->count + 63) / 64 * sizeof(u64));
+        mem_free(io_budget(), t->drops[keyspace], (t->count + 63) / 64 * sizeof(u64));
         t->drops[keyspace] = NULL;
     }
 }

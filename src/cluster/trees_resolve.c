@@ -6,8 +6,10 @@
  * were never looked at, are scanned at once: after a start that is one scan of all that there is,
  * in pieces, and in an idle keyspace it is none.
  *
- * Memory is bounded by the budget: when it is short, the tree of some other partition is forgotten,
- * which costs a scan of that partition the next time.
+ * Memory of trees is bounded by their budget: when it is short, the tree of some other partition is
+ * forgotten, which costs a scan of that partition the next time. So sooner or later they have all
+ * of it for good. What nobody forgets is not of that budget: the shard's counts it, 24 bytes a
+ * keyspace and partition for the sets.
  */
 #include "base/fault.h"
 #include "cluster/trees_internal.h"
@@ -15,20 +17,27 @@
 
 /* ---- memory ---- */
 
+static void
+set_free(const struct trees *t, struct tree_set *set)
+{
+    mem_free(io_budget(), set->trees, t->count * sizeof(*set->trees));
+    mem_free(io_budget(), set->known, t->count * sizeof(*set->known));
+    mem_free(io_budget(), set->marks, t->count * sizeof(*set->marks));
+    *set = (struct tree_set){0};
+}
+
 static bool
 set_open(struct trees *t, u16 keyspace)
 {
     struct tree_set *set = &t->sets[keyspace];
     if (set->trees != NULL) return true;
     struct tree_set made = {
-        .trees = mem_alloc_zero(&t->budget, t->count * sizeof(*made.trees)),
-        .known = mem_alloc_zero(&t->budget, t->count * sizeof(*made.known)),
-        .marks = mem_alloc_zero(&t->budget, t->count * sizeof(*made.marks)),
+        .trees = mem_alloc_zero(io_budget(), t->count * sizeof(*made.trees)),
+        .known = mem_alloc_zero(io_budget(), t->count * sizeof(*made.known)),
+        .marks = mem_alloc_zero(io_budget(), t->count * sizeof(*made.marks)),
     };
     if (made.trees == NULL || made.known == NULL || made.marks == NULL) {
-        mem_free(&t->budget, made.trees, t->count * sizeof(*made.trees));
-        mem_free(&t->budget, made.known, t->count * sizeof(*made.known));
-        mem_free(&t->budget, made.marks, t->count * sizeof(*made.marks));
+        set_free(t, &made);
         return MARKED("cluster.trees.no_set", false);
     }
     *set = made;
@@ -53,10 +62,7 @@ trees_resolve_close(struct trees *t)
         lsm_marks_set(t->shard->lsm, keyspace, NULL, 0);
         for (u32 i = 0; i < t->count; i++)
             if (set->trees[i] != NULL) tree_forget(t, set, i);
-        mem_free(&t->budget, set->trees, t->count * sizeof(*set->trees));
-        mem_free(&t->budget, set->known, t->count * sizeof(*set->known));
-        mem_free(&t->budget, set->marks, t->count * sizeof(*set->marks));
-        *set = (struct tree_set){0};
+        set_free(t, set);
     }
 }
 

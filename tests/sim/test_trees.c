@@ -665,6 +665,75 @@ a_repair_says_what_it_could_not_compare(void **state)
     }
 }
 
+/* ---- trees that have taken all their memory ---- */
+
+#define FULL_KEYS 3000u /* in more partitions than the least memory holds trees of */
+
+static void
+configure_small(struct rig *rig, u32 node, struct server_config *config)
+{
+    cluster_rig_configure(rig, node, config, 1);
+    config->memory_bytes = MIB(32);
+}
+
+static void
+trees_are_full(struct shard *shard, void *arg)
+{
+    (void)arg;
+    struct budget *budget = &shard->cluster->trees->budget;
+    CHECK(budget_available(budget) < sizeof(struct tree));
+    budget->limit_bytes = budget->used_bytes; /* what is left depends on sizes */
+}
+
+static MAY_YIELD void
+fill_trees(struct rig *rig)
+{
+    wait_settled(rig, NODES);
+    struct rig_client client;
+    rig_connect_to(rig, 0, &client);
+    for (u32 i = 0; i < FULL_KEYS; i++)
+        expect_ok(&client, "SET", i, " v");
+    rig_disconnect(&client);
+    CHECK(repair_missed(rig, 0) == 0);
+    for (u32 i = 0; i < NODES; i++)
+        rig_on_node(rig, i, 0, trees_are_full, NULL);
+}
+
+/* A keyspace that had nothing until then is compared, and the node settled, as before. */
+static MAY_YIELD void
+full_story(struct rig *rig)
+{
+    fill_trees(rig);
+    struct rig_client client;
+    rig_connect_to(rig, 1, &client);
+    CHECK(rig_is(rig_call(&client, "SELECT 1"), "+OK\r\n"));
+    for (u32 i = 0; i < KEYS; i++)
+        expect_ok(&client, "SET", i, " w");
+    rig_disconnect(&client);
+    u64 version = hlc_version_at(io_wall_ms());
+    struct trees_stats stats = {0};
+    for (u32 round = 0; round < 20 && stats.settled_version < version; round++) {
+        fiber_sleep_ns(2 * NS_PER_S);
+        for (u32 i = 0; i < NODES; i++)
+            CHECK(repair_missed(rig, i) == 0);
+        fiber_sleep_ns(NS_PER_S);
+        stats_of(rig, 0, &stats);
+    }
+    CHECK(stats.failures == 0 && stats.settled_version >= version);
+}
+
+static void
+full_trees_leave_room_for_another_keyspace(void **state)
+{
+    (void)state;
+    for (u64 seed = 1; seed <= SEED_COUNT; seed++) {
+        struct rig rig = rig_of(seed, full_story);
+        rig.configure = configure_small;
+        rig.shard_count = 1;
+        rig_run(&rig);
+    }
+}
+
 /* ---- collecting ---- */
 
 static void
@@ -1044,6 +1113,32 @@ losers_are_empty_after_a_move(void **state)
     }
 }
 
+/* The same where trees have taken all their memory. */
+static MAY_YIELD void
+full_moved_story(struct rig *rig)
+{
+    fill_trees(rig);
+    rig_start_begin(rig, NODES);
+    wait_settled(rig, NODES + 1);
+    wait_clean(rig);
+    for (u32 i = 0; i < rig->node_count; i++)
+        CHECK(content_of(rig, i).foreign == 0);
+}
+
+static void
+losers_with_full_trees_are_empty_after_a_move(void **state)
+{
+    (void)state;
+    for (u64 seed = 1; seed <= SEED_COUNT; seed++) {
+        struct rig rig = rig_of(seed, full_moved_story);
+        rig.configure = configure_small;
+        rig.shard_count = 1;
+        rig.node_count = NODES + 1;
+        rig.late_count = 1;
+        rig_run(&rig);
+    }
+}
+
 int
 main(void)
 {
@@ -1056,9 +1151,11 @@ main(void)
         cmocka_unit_test(power_failures_while_comparing_lose_nothing),
         cmocka_unit_test(trees_are_not_closed_while_somebody_looks),
         cmocka_unit_test(a_repair_says_what_it_could_not_compare),
+        cmocka_unit_test(full_trees_leave_room_for_another_keyspace),
         cmocka_unit_test(a_replica_that_was_away_for_long_brings_nothing_back),
         cmocka_unit_test(what_is_brought_while_replicas_are_compared_settles_nothing),
         cmocka_unit_test(losers_are_empty_after_a_move),
+        cmocka_unit_test(losers_with_full_trees_are_empty_after_a_move),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
