@@ -244,32 +244,61 @@ store(struct batch *b, const struct cluster_page_entry *found)
     return st;
 }
 
+/* Cuts off what was asked for up to this key. False: it was not asked for. */
+static bool
+wanted_cut(struct bytes *left, u32 *left_count, struct bytes key)
+{
+    struct bytes asked;
+    while (peer_tree_key_next(left, &asked)) {
+        *left_count -= 1;
+        if (bytes_equal(asked, key)) return true;
+    }
+    return false;
+}
+
+/* One answer. It has entries in the order in which they were asked for, without those that are
+ * absent there, and perhaps not all: what is behind the last one is left then. */
 MAY_YIELD static status
-fetch_wanted(struct batch *b)
+fetch_some(struct batch *b, struct bytes *left, u32 *left_count)
 {
     struct trees *t = b->t;
-    if (b->wanted_count == 0) return ST_OK;
     u8 head[PEER_TREE_HEAD_BYTES];
-    struct peer_tree asked = {.kind = PEER_TREE_ENTRIES, .count = b->wanted_count};
+    struct peer_tree asked = {.kind = PEER_TREE_ENTRIES, .count = *left_count};
     peer_tree_head(&asked, head);
-    struct bytes parts[] = {BYTES(head, sizeof(head)), buf_bytes(&b->wanted)};
+    struct bytes parts[] = {BYTES(head, sizeof(head)), *left};
     struct buf answer;
     buf_init(&answer, &t->shard->budget);
     status st = ask(b, PEER_TREE, parts, ARRAY_COUNT(parts), TREES_PAGE_NS, &answer);
     if (ok(st) && answer.size == 0) st = ST_CORRUPT;
+    bool more = ok(st) && (answer.data[0] & 1) != 0, any = false;
     size_t at = 1;
     struct cluster_page_entry found;
-    while (ok(st) && !is_over(b)) {
-        st = cluster_page_next(buf_bytes(&answer), &at, &found);
+    while (ok(st)) {
+        st = is_over(b) ? ST_CANCELED : cluster_page_next(buf_bytes(&answer), &at, &found);
         if (!ok(st)) break;
-        st = store(b, &found);
+        st = wanted_cut(left, left_count, found.entry.key) ? store(b, &found) : ST_CORRUPT;
+        any = true;
         trees_count(&trees_node(t)->entries_received, 1);
         trees_count(&trees_node(t)->bytes_received, found.entry.key.size + found.entry.value.size);
         if (fiber_should_yield()) fiber_yield();
     }
     if (status_is(st, ST_END)) st = ST_OK;
+    if (!more) *left = BYTES(NULL, 0);
+    /* Each answer goes on, or somebody could keep us here for ever. */
+    if (ok(st) && more && !any) st = ST_CORRUPT;
     trees_pace(t, answer.size);
     buf_deinit(&answer);
+    return st;
+}
+
+MAY_YIELD static status
+fetch_wanted(struct batch *b)
+{
+    struct bytes left = buf_bytes(&b->wanted);
+    u32 left_count = b->wanted_count;
+    status st = ST_OK;
+    while (ok(st) && left.size > 0)
+        st = fetch_some(b, &left, &left_count);
     buf_clear(&b->wanted, b->wanted.capacity);
     b->wanted_count = 0;
     return st;

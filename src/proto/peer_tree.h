@@ -8,7 +8,8 @@
  *     answer  | session: 4 | 0: 4 |, and for each item
  *             | partition: 4 | bound: 4 | state: 1 | 0: 7 | leaves: 64 * 8, where they DIFFER |
  *   ENTRIES   item    | size: 2 | key |
- *     answer  as a page of PEER_STREAM (src/cluster/cluster_stream.c); more: not all fitted
+ *     answer  as a page of PEER_STREAM (src/cluster/cluster_stream.c), in the order of the items;
+ *             more: not all fitted, ask again for what is behind the last one
  *   SETTLED   item    | partition: 4 |        version: all replicas have all below it
  *     answer  nothing
  *

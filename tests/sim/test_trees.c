@@ -68,6 +68,16 @@ repair(struct rig *rig, u32 node)
     CHECK(!stats.repairing && stats.repair_done == stats.repair_total);
 }
 
+/* The same; how many comparisons did not take place, or not to the end. */
+static MAY_YIELD u64
+repair_missed(struct rig *rig, u32 node)
+{
+    struct trees_stats stats;
+    repair(rig, node);
+    stats_of(rig, node, &stats);
+    return stats.repair_missed;
+}
+
 /* ---- what a node holds ---- */
 
 struct content {
@@ -297,6 +307,45 @@ leaves_are_listed_at_the_rate_of_comparing(void **state)
     (void)state;
     for (u64 seed = 1; seed <= SEED_COUNT; seed++) {
         struct rig rig = rig_of(seed, paced_story);
+        rig_run(&rig);
+    }
+}
+
+#define LARGE_KEYS  20u
+#define LARGE_BYTES 262144u
+
+/* An answer to who asks for entries has room for some of these only. */
+static MAY_YIELD void
+large_story(struct rig *rig)
+{
+    wait_settled(rig, NODES);
+    hints_off(rig, 0);
+    hints_off(rig, 1);
+    crash(rig, 2);
+    struct rig_client client;
+    rig_connect_to(rig, 0, &client);
+    for (u32 i = 0; i < LARGE_KEYS; i++) {
+        struct bytes reply = rig_call(&client, "SETRANGE {one}k%u %u x", i, LARGE_BYTES - 1);
+        CHECK(rig_is(reply, ":262144\r\n"));
+    }
+    rig_disconnect(&client);
+    rig_start(rig, 2);
+    wait_settled(rig, NODES);
+    fiber_sleep_ns(6 * NS_PER_S); /* what is young is left to its writers */
+    CHECK(content_of(rig, 2).live_count == 0);
+    CHECK(repair_missed(rig, 2) == 0);
+    CHECK(content_of(rig, 2).live_count == LARGE_KEYS && contents_are_equal(rig, NODES));
+    struct trees_stats stats;
+    stats_of(rig, 2, &stats);
+    CHECK(stats.failures == 0 && stats.entries_received == LARGE_KEYS);
+}
+
+static void
+all_that_a_replica_lacks_is_fetched_however_large(void **state)
+{
+    (void)state;
+    for (u64 seed = 1; seed <= SEED_COUNT; seed++) {
+        struct rig rig = rig_of(seed, large_story);
         rig_run(&rig);
     }
 }
@@ -621,15 +670,6 @@ trees_are_not_closed_while_somebody_looks(void **state)
 }
 
 /* ---- what a repair could not compare ---- */
-
-static MAY_YIELD u64
-repair_missed(struct rig *rig, u32 node)
-{
-    struct trees_stats stats;
-    repair(rig, node);
-    stats_of(rig, node, &stats);
-    return stats.repair_missed;
-}
 
 /* A replica that is dead, and one that is believed alive and does not answer. */
 static MAY_YIELD void
@@ -1144,6 +1184,7 @@ main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(what_a_replica_missed_without_hints_is_brought_by_trees),
+        cmocka_unit_test(all_that_a_replica_lacks_is_fetched_however_large),
         cmocka_unit_test(what_has_expired_by_one_clock_is_brought_as_it_is),
         cmocka_unit_test(sets_that_differ_are_united_by_trees),
         cmocka_unit_test(sets_of_three_replicas_are_united_step_by_step),
