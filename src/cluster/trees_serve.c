@@ -11,8 +11,10 @@
 #include "cluster/trees_internal.h"
 #include "io/io.h"
 
-/* Of an answer to ENTRIES. One of the largest values fits. */
-#define ENTRIES_BYTES_MAX MIB(2)
+/* An answer to ENTRIES that has so much ends. What peers are sent and have sent is 2 MiB of a shard
+ * with the least memory: it has room for the answer there and here, and for one of its values
+ * beside it. */
+#define ENTRIES_BYTES KIB(256)
 
 struct served {
     struct trees *t;
@@ -117,7 +119,7 @@ serve_entries(struct served *served, const struct peer_tree *asked)
         if (own.version != 0 && !cluster_page_add(&served->answer, !own.found, key, &value))
             st = ST_NO_MEMORY;
         if (own.found) lsm_value_release(&own.value);
-        if (served->answer.size >= ENTRIES_BYTES_MAX - LIMIT_VALUE_BYTES - LIMIT_KEY_BYTES) {
+        if (served->answer.size >= ENTRIES_BYTES) {
             served->answer.data[0] = rest.size > 0;
             break;
         }

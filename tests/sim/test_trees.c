@@ -37,6 +37,14 @@ configure(struct rig *rig, u32 node, struct server_config *config)
     cluster_rig_configure(rig, node, config, 1 + (rig->shard_count + node) % 2);
 }
 
+/* The least that a node may have. */
+static void
+configure_small(struct rig *rig, u32 node, struct server_config *config)
+{
+    cluster_rig_configure(rig, node, config, 1);
+    config->memory_bytes = MIB(32);
+}
+
 /* ---- waiting for conditions ---- */
 
 static MAY_YIELD void
@@ -348,6 +356,9 @@ all_that_a_replica_lacks_is_fetched_however_large(void **state)
         struct rig rig = rig_of(seed, large_story);
         rig_run(&rig);
     }
+    struct rig small = rig_of(1, large_story);
+    small.configure = configure_small;
+    rig_run(&small);
 }
 
 /* What a clock that runs ahead takes for expired is brought, and asked for, as the value that it
@@ -708,13 +719,6 @@ a_repair_says_what_it_could_not_compare(void **state)
 /* ---- trees that have taken all their memory ---- */
 
 #define FULL_KEYS 3000u /* in more partitions than the least memory holds trees of */
-
-static void
-configure_small(struct rig *rig, u32 node, struct server_config *config)
-{
-    cluster_rig_configure(rig, node, config, 1);
-    config->memory_bytes = MIB(32);
-}
 
 static void
 trees_are_full(struct shard *shard, void *arg)
