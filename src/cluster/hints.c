@@ -103,6 +103,15 @@ hint_run_count(struct hints *h, struct hint_run *run, u64 version, u64 bytes)
     h->waiting_bytes += bytes;
 }
 
+static void
+bytes_uncount(struct hints *h, struct hint_run *run, u64 bytes)
+{
+    bytes = MIN(bytes, run->waiting_bytes);
+    run->waiting_bytes -= bytes;
+    run->target->waiting_bytes -= bytes;
+    h->waiting_bytes -= bytes;
+}
+
 void
 hint_run_uncount(struct hints *h, struct hint_run *run, u64 bytes)
 {
@@ -110,10 +119,7 @@ hint_run_uncount(struct hints *h, struct hint_run *run, u64 bytes)
     run->waiting--;
     run->target->waiting--;
     h->waiting--;
-    bytes = MIN(bytes, run->waiting_bytes);
-    run->waiting_bytes -= bytes;
-    run->target->waiting_bytes -= bytes;
-    h->waiting_bytes -= bytes;
+    bytes_uncount(h, run, bytes);
 }
 
 void
@@ -258,10 +264,12 @@ parts_put(const struct hints *h, u32 partition, struct hint_key *key, struct byt
     return true;
 }
 
+/* *parts_out: how many are there, of one that is refused. */
 static MAY_YIELD status
-queued_store(struct hints *h, struct hint_queued *queued)
+queued_store(struct hints *h, struct hint_queued *queued, u32 *parts_out)
 {
     struct hint_key key = queued->key;
+    *parts_out = 0;
     struct lsm_batch batch;
     lsm_batch_init(&batch, h->options.budget);
     status st = ST_OK;
@@ -275,9 +283,25 @@ queued_store(struct hints *h, struct hint_queued *queued)
             fiber_sleep_ns(STORE_AGAIN_NS);
             st = lsm_write(h->options.lsm, &batch, &seq);
         }
+        if (ok(st)) *parts_out = key.part;
     }
     lsm_batch_deinit(&batch);
     return st;
+}
+
+/* Some of its parts may be there: they count until a pass finds that the others are not, and has
+ * deleted them. */
+static void
+queued_lose(struct hints *h, struct hint_queued *queued, u32 parts)
+{
+    MARK("cluster.hints.queued_refused");
+    h->stats.dropped++;
+    u64 bytes = hint_bytes(queued->size);
+    if (parts == 0)
+        hint_run_uncount(h, queued->run, bytes);
+    else
+        bytes_uncount(h, queued->run, bytes - parts * (LIMIT_VALUE_BYTES + HINT_ENTRY_BYTES));
+    hint_run_lost(h, queued->run, queued->key.version);
 }
 
 static void
@@ -295,13 +319,8 @@ store_main(void *arg)
     struct list *first;
     while ((first = list_first(&h->queue)) != NULL) {
         struct hint_queued *queued = list_entry(first, struct hint_queued, link);
-        status st = queued_store(h, queued);
-        if (!ok(st)) {
-            MARK("cluster.hints.queued_refused");
-            h->stats.dropped++;
-            hint_run_uncount(h, queued->run, hint_bytes(queued->size));
-            hint_run_lost(h, queued->run, queued->key.version);
-        }
+        u32 parts;
+        if (!ok(queued_store(h, queued, &parts))) queued_lose(h, queued, parts);
         queued_free(h, queued);
     }
     h->storing = false;

@@ -14,8 +14,8 @@
  * numbers big-endian, so a run (the hints of a partition for a target) lies together, the oldest
  * first. A batch that is larger than a value may be is cut into parts by bytes, and is one write
  * again when it is sent: a batch is atomic on each replica, late or not. The parts are stored in
- * one batch, in two where LIMIT_BATCH_BYTES wants it; then a crash may leave the first ones alone,
- * which is noticed (damaged). A marker (kind 2, nothing behind the kind, value: a version) says
+ * one batch, in two where LIMIT_BATCH_BYTES wants it; then a crash, or a store without room, may
+ * leave the first ones alone, which is noticed (damaged). A marker (kind 2, nothing behind the kind, value: a version) says
  * that a run needs repair; target 0: any.
  *
  * No time to live in the store: what expired there would be gone unseen, and nobody would know

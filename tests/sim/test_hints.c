@@ -652,22 +652,28 @@ large_key(u32 i)
 
 /* The last batch that fits LIMIT_BATCH_BYTES: its hint does not, together with its keys. */
 static void
+large_put(struct lsm_batch *batch)
+{
+    u32 size = (u32)(LIMIT_BATCH_BYTES / LARGE_OPS - sizeof(struct log_op) - large_key(0).size);
+    u8 *value = mem_alloc(io_budget(), size);
+    CHECK(value != NULL);
+    for (u32 i = 0; i < LARGE_OPS; i++) {
+        memset(value, (int)i, size);
+        CHECK(
+            lsm_batch_put(batch, 0, hash_token(large_key(i)), large_key(i), BYTES(value, size), 0));
+    }
+    CHECK(batch->ops.size == LIMIT_BATCH_BYTES);
+    mem_free(io_budget(), value, size);
+}
+
+static void
 large_run(struct peer_rig_node *node, void *arg)
 {
     struct world_op *op = arg;
     struct replica_app *app = world_app(node);
     struct lsm_batch batch;
     lsm_batch_init(&batch, io_budget());
-    u32 size = (u32)(LIMIT_BATCH_BYTES / LARGE_OPS - sizeof(struct log_op) - large_key(0).size);
-    u8 *value = mem_alloc(io_budget(), size);
-    CHECK(value != NULL);
-    for (u32 i = 0; i < LARGE_OPS; i++) {
-        memset(value, (int)i, size);
-        CHECK(lsm_batch_put(&batch, 0, hash_token(large_key(i)), large_key(i), BYTES(value, size),
-                            0));
-    }
-    CHECK(batch.ops.size == LIMIT_BATCH_BYTES);
-    mem_free(io_budget(), value, size);
+    large_put(&batch);
     op->st = replicate_write(app->replicator, op->level, &batch, UINT64_MAX,
                              io_now_ns() + SECONDS(5), &op->version);
     lsm_batch_deinit(&batch);
@@ -733,6 +739,84 @@ the_largest_batch_arrives_as_one(void **state)
     assert_false(look.damaged);
     assert_int_equal(unlike(0, 20), 0);
     assert_int_equal(world_hints_of(0).damaged, 0);
+    world_close();
+}
+
+/* A hint of two store batches, while the store takes nothing. */
+static struct hint_run *
+large_queue(struct replica_app *app, struct lsm_batch *batch)
+{
+    lsm_batch_init(batch, io_budget());
+    large_put(batch);
+    batch->version = hlc_version_at(io_wall_ms());
+    lsm_writes_hold(app->lsm);
+    hints_add(app->hints, 3, batch);
+    fiber_sleep_ns(NS_PER_MS);
+    struct hint_run *run = hint_run_find(
+        app->hints, token_partition(hash_token(large_key(0)), PARTITION_COUNT_DEFAULT), 3);
+    CHECK(run != NULL && run->waiting == 1 && !list_empty(&app->hints->queue));
+    return run;
+}
+
+static MAY_YIELD void
+queue_go(struct replica_app *app)
+{
+    lsm_writes_release(app->lsm);
+    while (app->hints->storing || !list_empty(&app->hints->queue))
+        fiber_sleep_ns(NS_PER_MS);
+}
+
+static void
+half_run(struct peer_rig_node *node, void *arg)
+{
+    (void)arg;
+    struct replica_app *app = world_app(node);
+    struct hints *h = app->hints;
+    static struct budget tight;
+    struct budget *budget = h->options.budget;
+    budget_init(&tight, "tight", MIB(64), budget);
+    h->options.budget = &tight;
+    struct lsm_batch batch;
+    struct hint_run *run = large_queue(app, &batch);
+    tight.limit_bytes = 0; /* the second batch finds no memory */
+    queue_go(app);
+    h->options.budget = budget;
+    CHECK(h->stats.dropped == 1 && run->repair);
+    /* One more of the same run, which fits. */
+    lsm_batch_clear(&batch);
+    struct bytes key = large_key(0);
+    CHECK(lsm_batch_put(&batch, 0, hash_token(key), key, BYTES_LITERAL("small"), 0));
+    batch.version = hlc_version_at(io_wall_ms());
+    hints_add(h, 3, &batch);
+    lsm_batch_deinit(&batch);
+}
+
+/* What is there of it counts, so that what comes after it does when that has been found and has
+ * gone. */
+static void
+a_hint_that_was_stored_in_part_takes_no_others_place(void **state)
+{
+    (void)state;
+    world_open(1, 3, 3, 1);
+    world.memtable_bytes = MIB(24);
+    world.rig.memory_bytes = MIB(512);
+    story_go();
+    away(2);
+    CHECK(peer_rig_do(&world.rig, 0, 0, half_run, NULL));
+    struct hints_stats stats = world_hints_of(0);
+    assert_int_equal(stats.waiting, 2);
+    assert_true(stats.waiting_bytes > 7 * LIMIT_VALUE_BYTES);
+    assert_true(stats.waiting_bytes < LIMIT_BATCH_BYTES);
+    back(2);
+    assert_true(peer_rig_run_until(&world.rig, world_delivered, NULL, SECONDS(20)));
+    stats = world_hints_of(0);
+    assert_int_equal(stats.damaged, 1);
+    assert_int_equal(stats.replayed, 1);
+    assert_int_equal(stats.waiting_bytes, 0);
+    world_crash(0);
+    world_start(0);
+    assert_true(peer_rig_run_until(&world.rig, all_loaded, NULL, SECONDS(5)));
+    assert_int_equal(world_hints_of(0).waiting, 0);
     world_close();
 }
 
@@ -1037,6 +1121,7 @@ main(void)
         cmocka_unit_test(a_hint_for_the_own_store_from_before_a_restart_moves_the_clock),
         cmocka_unit_test(what_waits_for_the_own_store_waits_for_nobody_else),
         cmocka_unit_test(the_largest_batch_arrives_as_one),
+        cmocka_unit_test(a_hint_that_was_stored_in_part_takes_no_others_place),
         cmocka_unit_test(replay_brings_twenty_megabytes_a_second),
         cmocka_unit_test(a_deletion_of_unknown_outcome_may_be_collected_without_a_trace),
     };
