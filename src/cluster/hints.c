@@ -130,7 +130,8 @@ hint_runs_prune(struct hints *h)
         while (*at != NULL) {
             struct hint_run *run = *at;
             struct hint_target *target = run->target;
-            if (run->waiting > 0 || run->repair || run->marked || run->marking) {
+            if (run->waiting > 0 || run->repair || run->marked || run->marking ||
+                hint_queue_oldest(h, run) != UINT64_MAX) {
                 at = &run->next;
                 continue;
             }

@@ -213,7 +213,9 @@ struct hint_run *hint_run_find(const struct hints *h, u32 partition, u32 target)
 struct hint_run *hint_run_get(struct hints *h, u32 partition, u32 target);
 void hint_run_count(struct hints *h, struct hint_run *run, u64 version, u64 bytes);
 void hint_run_uncount(struct hints *h, struct hint_run *run, u64 bytes);
-/* Frees what has nothing to tell any more, and its target. On the main fiber, between passes. */
+/* Frees what has nothing to tell any more, and its target. On the main fiber, between passes. What
+ * is queued need not count: where some could not be read, what is read of them later takes away
+ * counts of others. */
 void hint_runs_prune(struct hints *h);
 /* A hint of this version is gone without having been delivered. */
 void hint_run_lost(struct hints *h, struct hint_run *run, u64 version);

@@ -820,6 +820,38 @@ a_hint_that_was_stored_in_part_takes_no_others_place(void **state)
     world_close();
 }
 
+static void
+uncounted_run(struct peer_rig_node *node, void *arg)
+{
+    (void)arg;
+    struct replica_app *app = world_app(node);
+    struct hints *h = app->hints;
+    struct lsm_batch batch;
+    struct hint_run *run = large_queue(app, &batch);
+    u32 partition = run->partition;
+    hint_run_uncount(h, run, 0); /* as by one that could not be read when hints were counted */
+    hint_runs_prune(h);
+    CHECK(hint_run_find(h, partition, 3) == run);
+    queue_go(app);
+    CHECK(h->stats.dropped == 0);
+    hint_runs_prune(h);
+    CHECK(hint_run_find(h, partition, 3) == NULL);
+    lsm_batch_deinit(&batch);
+}
+
+static void
+a_run_stays_while_the_queue_names_it(void **state)
+{
+    (void)state;
+    world_open(1, 3, 3, 1);
+    world.memtable_bytes = MIB(24);
+    world.rig.memory_bytes = MIB(512);
+    story_go();
+    away(2);
+    CHECK(peer_rig_do(&world.rig, 0, 0, uncounted_run, NULL));
+    world_close();
+}
+
 /* As many hints as fast as can be, without the writes that they would be of. */
 #define MANY       8000u
 #define MANY_BYTES 1000u
@@ -1122,6 +1154,7 @@ main(void)
         cmocka_unit_test(what_waits_for_the_own_store_waits_for_nobody_else),
         cmocka_unit_test(the_largest_batch_arrives_as_one),
         cmocka_unit_test(a_hint_that_was_stored_in_part_takes_no_others_place),
+        cmocka_unit_test(a_run_stays_while_the_queue_names_it),
         cmocka_unit_test(replay_brings_twenty_megabytes_a_second),
         cmocka_unit_test(a_deletion_of_unknown_outcome_may_be_collected_without_a_trace),
     };
