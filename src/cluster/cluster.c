@@ -10,8 +10,11 @@
 #include "io/io.h"
 #include "io/net.h"
 
-/* Of a shard's memory: what peers are sent and have sent, topologies, pages of streams. */
+/* Of a shard's memory: what peers are sent and have sent, topologies, pages of streams. At least
+ * what one of the largest values takes: twice, as it comes and as it is written, with what buffers
+ * have to spare, beside a MiB that is taken always. */
 #define SHARE_BUDGET  16u
+#define BUDGET_MIN    (4u * (u64)(LIMIT_VALUE_BYTES + LIMIT_KEY_BYTES + 4096u))
 #define LOOK_NS       (5 * NS_PER_MS)
 #define JOIN_NS       (5 * NS_PER_S)
 #define JOIN_PAUSE_NS (500 * NS_PER_MS)
@@ -422,7 +425,8 @@ shard_new(struct cluster *cluster, struct lsm *lsm)
     shard->cluster = cluster;
     shard->index = io_shard_index();
     shard->lsm = lsm;
-    budget_init(&shard->budget, "cluster", io_budget()->limit_bytes / SHARE_BUDGET, io_budget());
+    u64 bytes = MAX(io_budget()->limit_bytes / SHARE_BUDGET, BUDGET_MIN);
+    budget_init(&shard->budget, "cluster", bytes, io_budget());
     retry_init(&shard->retries);
     liveness_init(&shard->liveness, &shard->budget, io_now_ns());
     io_timer_init(&shard->tick, tick_fired);

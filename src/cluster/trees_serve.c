@@ -11,9 +11,8 @@
 #include "cluster/trees_internal.h"
 #include "io/io.h"
 
-/* An answer to ENTRIES that has so much ends. What peers are sent and have sent is 2 MiB of a shard
- * with the least memory: it has room for the answer there and here, and for one of its values
- * beside it. */
+/* An answer to ENTRIES that has so much ends. A shard with the least memory has room for that and
+ * for one of the largest values, twice (cluster.c). */
 #define ENTRIES_BYTES KIB(256)
 
 struct served {

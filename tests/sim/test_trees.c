@@ -14,6 +14,7 @@
 #include <cmocka.h>
 
 #include "base/hash.h"
+#include "base/limits.h"
 #include "cluster/hints_internal.h"
 #include "cluster_rig.h"
 #include "server/route.h"
@@ -319,46 +320,65 @@ leaves_are_listed_at_the_rate_of_comparing(void **state)
     }
 }
 
-#define LARGE_KEYS  20u
-#define LARGE_BYTES 262144u
+#define LARGE_KEYS 20u
+
+struct large {
+    u32 bytes; /* of a value */
+    u32 asks;  /* the node that lacks them, or one that has them */
+};
 
 /* An answer to who asks for entries has room for some of these only. */
 static MAY_YIELD void
 large_story(struct rig *rig)
 {
+    const struct large *large = rig->arg;
     wait_settled(rig, NODES);
     hints_off(rig, 0);
     hints_off(rig, 1);
     crash(rig, 2);
     struct rig_client client;
     rig_connect_to(rig, 0, &client);
-    for (u32 i = 0; i < LARGE_KEYS; i++) {
-        struct bytes reply = rig_call(&client, "SETRANGE {one}k%u %u x", i, LARGE_BYTES - 1);
-        CHECK(rig_is(reply, ":262144\r\n"));
-    }
+    char size[16];
+    snprintf(size, sizeof(size), ":%u\r\n", large->bytes);
+    for (u32 i = 0; i < LARGE_KEYS; i++)
+        CHECK(rig_is(rig_call(&client, "SETRANGE {one}k%u %u x", i, large->bytes - 1), size));
     rig_disconnect(&client);
     rig_start(rig, 2);
     wait_settled(rig, NODES);
     fiber_sleep_ns(6 * NS_PER_S); /* what is young is left to its writers */
     CHECK(content_of(rig, 2).live_count == 0);
-    CHECK(repair_missed(rig, 2) == 0);
+    CHECK(repair_missed(rig, large->asks) == 0);
     CHECK(content_of(rig, 2).live_count == LARGE_KEYS && contents_are_equal(rig, NODES));
     struct trees_stats stats;
-    stats_of(rig, 2, &stats);
-    CHECK(stats.failures == 0 && stats.entries_received == LARGE_KEYS);
+    stats_of(rig, large->asks, &stats);
+    CHECK(stats.failures == 0 && stats.entries_received + stats.entries_sent == LARGE_KEYS);
 }
 
 static void
 all_that_a_replica_lacks_is_fetched_however_large(void **state)
 {
     (void)state;
-    for (u64 seed = 1; seed <= SEED_COUNT; seed++) {
-        struct rig rig = rig_of(seed, large_story);
+    struct large large = {.bytes = KIB(256), .asks = 2};
+    for (u32 i = 0; i < 2 * SEED_COUNT; i++) {
+        struct rig rig = rig_of(1 + i / 2, large_story);
+        rig.arg = &large;
+        if (i % 2 == 1) rig.configure = configure_small;
         rig_run(&rig);
     }
-    struct rig small = rig_of(1, large_story);
-    small.configure = configure_small;
-    rig_run(&small);
+}
+
+/* Values that are about as large as any. */
+static void
+the_least_memory_is_enough_for_the_largest_values(void **state)
+{
+    (void)state;
+    for (u32 asks = 0; asks < NODES; asks += 2) {
+        struct large large = {.bytes = LIMIT_VALUE_BYTES - 64, .asks = asks};
+        struct rig rig = rig_of(1, large_story);
+        rig.arg = &large;
+        rig.configure = configure_small;
+        rig_run(&rig);
+    }
 }
 
 /* What a clock that runs ahead takes for expired is brought, and asked for, as the value that it
@@ -1189,6 +1209,7 @@ main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(what_a_replica_missed_without_hints_is_brought_by_trees),
         cmocka_unit_test(all_that_a_replica_lacks_is_fetched_however_large),
+        cmocka_unit_test(the_least_memory_is_enough_for_the_largest_values),
         cmocka_unit_test(what_has_expired_by_one_clock_is_brought_as_it_is),
         cmocka_unit_test(sets_that_differ_are_united_by_trees),
         cmocka_unit_test(sets_of_three_replicas_are_united_step_by_step),
