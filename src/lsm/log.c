@@ -652,9 +652,26 @@ tail_adopt(struct log *log, const struct log_recovered *found)
     log->seq_base = MAX(MAX(found->tail_seq, found->seq_base), log->config.seq_flushed);
 }
 
+/* Removes what recovery found to hold nothing (F1 of log_segment.c). */
+static MAY_YIELD status
+unstarted_remove(struct log *log, const struct log_recovered *found, u64 segment_first)
+{
+    for (u32 i = 0; i < found->unstarted_count; i++) {
+        struct log_segment *segment = log_segment_new(log, found->unstarted[i]);
+        if (segment == NULL) return ST_NO_MEMORY;
+        segment->released = segment->number < segment_first;
+        bool released = segment->released;
+        status st = log_segment_remove(log, segment);
+        /* The header of one that was not begun may be under way yet: should it land under its name,
+         * the log would have two ends. */
+        if (!ok(st) && !released) return MARKED("lsm.log.unstarted_stays", st);
+    }
+    return ST_OK;
+}
+
 /* Turns what recovery found into lists of segments. */
 static MAY_YIELD status
-segments_adopt(struct log *log, const struct log_recovered *found)
+segments_adopt(struct log *log, const struct log_recovered *found, u64 segment_first)
 {
     for (u32 i = 0; i < found->segment_count + found->replaced_count; i++) {
         bool replaced = i >= found->segment_count;
@@ -669,11 +686,8 @@ segments_adopt(struct log *log, const struct log_recovered *found)
         list_push_back(&log->old, &segment->link);
         log->started = segment->number;
     }
-    for (u32 i = 0; i < found->unstarted_count; i++) {
-        struct log_segment *segment = log_segment_new(log, found->unstarted[i]);
-        if (segment == NULL) return ST_NO_MEMORY;
-        log_segment_retire(log, segment);
-    }
+    status st = unstarted_remove(log, found, segment_first);
+    if (!ok(st)) return st;
     log->number_next = found->number_max + 1;
     tail_adopt(log, found);
     log->seq_last = log->durable_seq = log->synced_seq = log->seq_base;
@@ -732,7 +746,7 @@ log_open(const struct log_config *config, u64 segment_first,
     struct log_recovered found = {0};
     status st = log_recover(log->dir, segment_first, true, config->budget, replay, config->arg,
                             NULL, &found);
-    if (ok(st)) st = segments_adopt(log, &found);
+    if (ok(st)) st = segments_adopt(log, &found, segment_first);
     log_recovered_deinit(&found, config->budget);
     if (!ok(st)) goto fail;
 

@@ -26,7 +26,7 @@
 
 struct log_segment {
     u64 number;
-    struct io_file *file; /* NULL: not open (an old one that was only read) */
+    struct io_file *file; /* NULL: an opening found it, and it is only read (F1) */
     u64 end;              /* offset behind the last block that was laid out */
     u64 written_offset;   /* everything before this was written (GROUP: and is durable) */
     u64 synced_offset;    /* PERIODIC: everything before this survives power loss */
@@ -171,6 +171,8 @@ MUST_CHECK struct log_segment *log_segment_new(struct log *log, u64 number);
 MAY_YIELD MUST_CHECK status log_segment_make(struct log *log);
 void log_make_fiber(void *arg);
 void log_sync_fiber(void *arg);
+/* The name goes, and the blocks with it or after it; takes the segment. A failure was told. */
+MAY_YIELD MUST_CHECK status log_segment_remove(struct log *log, struct log_segment *segment);
 /* Keeps the file for a new life or removes it; takes the segment. */
 MAY_YIELD void log_segment_retire(struct log *log, struct log_segment *segment);
 /* Lets go of log->replaced, once a segment after them has begun. */
@@ -252,7 +254,7 @@ struct log_recovered {
     u32 segment_count, segment_capacity;
     u64 *ends; /* of each */
     u32 end_count, end_capacity;
-    u64 *unstarted; /* files that hold nothing: free for recycling */
+    u64 *unstarted; /* files that hold nothing, or nothing that is read any more: to be removed */
     u32 unstarted_count, unstarted_capacity;
     u64 *replaced; /* copied to a later segment; to stay until one after that has begun */
     u32 replaced_count, replaced_capacity;

@@ -6,12 +6,22 @@
  *                             ^                                                             |
  *                             +----------------------------- rename to a new number -------+
  *
+ *   what an opening finds --> old or nothing --> removed
+ *
  * Writing into blocks that were never written makes the file system convert extents, at several
  * times the cost of an overwrite, so segments are filled once and then used again and again. That
  * happens ahead of need in a fiber of its own: when the log wants the next segment it is there,
  * under its name, with the directory synced.
  *
  * A recycled file gets a number that was never used, which is what makes its old blocks invalid.
+ *
+ * Invariant
+ *   F1  A process writes only to files that it has made. A write of a killed one that the block
+ *       layer holds (a stalled disk, a command that comes again) keeps neither the process from
+ *       ending nor its lock: it lands when it lands, perhaps in the life of a successor. Its file
+ *       must not hold anything new by then. One without a name is safe: the kernel keeps its
+ *       blocks until the write is done.
+ *
  * The first segment of a process also takes what the last one may have left half safe: log_carry.c.
  */
 #include "base/crc.h"
@@ -95,22 +105,14 @@ log_segment_free(struct log *log, struct log_segment *segment)
     mem_free(log->config.budget, segment, sizeof(*segment));
 }
 
-/* Opens a released file and sees whether it can serve again: it must have the right size. */
+/* Whether the file can serve again: this process has made it (F1), and it has the right size. */
 static MAY_YIELD bool
-segment_reopen(struct log *log, struct log_segment *segment)
+segment_serves_again(struct log *log, struct log_segment *segment)
 {
     u64 size = 0;
-    if (segment->file == NULL) {
-        char path[LSM_PATH_BYTES];
-        log_path(path, log->dir, segment->number);
-        if (!ok(io_file_open(path, IO_OPEN_WRITE, &segment->file))) {
-            MARK("lsm.log.reopen_failed");
-            segment->file = NULL;
-            return false;
-        }
-    }
+    if (segment->file == NULL) return MARKED("lsm.log.found_not_reused", false);
     if (ok(io_file_size(segment->file, &size)) && size == log->config.segment_bytes) return true;
-    return MARKED("lsm.log.reopen_other_size", false);
+    return MARKED("lsm.log.other_size_not_reused", false);
 }
 
 MAY_YIELD static void
@@ -125,8 +127,8 @@ remove_fiber(void *arg)
  * them all keeps the log's writes waiting meanwhile. Only of what recovery does not read any more:
  * a file system without a journal may lose the removal of the name in a power cut, and keep that of
  * blocks; one that was replaced, or not begun, would then come back as one that was cut short. */
-static MAY_YIELD void
-segment_remove(struct log *log, struct log_segment *segment)
+MAY_YIELD status
+log_segment_remove(struct log *log, struct log_segment *segment)
 {
     char path[LSM_PATH_BYTES];
     log_path(path, log->dir, segment->number);
@@ -136,7 +138,8 @@ segment_remove(struct log *log, struct log_segment *segment)
         segment->file = NULL;
     }
     status st = io_file_unlink(path);
-    if (!ok(st) && !status_is(st, ST_NOT_FOUND)) {
+    if (status_is(st, ST_NOT_FOUND)) st = ST_OK;
+    if (!ok(st)) {
         MARK("lsm.log.unlink_failed"); /* removed at the next open: it is below segment_first */
         log_warning("lsm", "old log segment not removed file=%s error=\"%s\"", path,
                     status_text(st));
@@ -150,13 +153,14 @@ segment_remove(struct log *log, struct log_segment *segment)
         }
     }
     log_segment_free(log, segment);
+    return st;
 }
 
 MAY_YIELD void
 log_segment_retire(struct log *log, struct log_segment *segment)
 {
     if (!log->failed && log->recycle_count < log->config.recycle_max &&
-        segment_reopen(log, segment) && log->recycle_count < log->config.recycle_max) {
+        segment_serves_again(log, segment) && log->recycle_count < log->config.recycle_max) {
         segment->end = 0;
         segment->begun = false;
         segment->written_offset = segment->synced_offset = 0;
@@ -164,7 +168,7 @@ log_segment_retire(struct log *log, struct log_segment *segment)
         log->recycle_count++;
         return;
     }
-    segment_remove(log, segment);
+    (void)ok(log_segment_remove(log, segment));
 }
 
 MAY_YIELD void
@@ -173,7 +177,8 @@ log_recycled_remove(struct log *log, u32 kept)
     while (log->recycle_count > kept) {
         MARK("lsm.log.recycled_removed");
         log->recycle_count--;
-        segment_remove(log, list_entry(list_pop_front(&log->recycle), struct log_segment, link));
+        struct list *link = list_pop_front(&log->recycle);
+        (void)ok(log_segment_remove(log, list_entry(link, struct log_segment, link)));
     }
 }
 

@@ -14,6 +14,7 @@
 #include <cmocka.h>
 
 #include "../../fewer.h"
+#include "base/crc.h"
 #include "base/prng.h"
 #include "io/file.h"
 #include "io/io.h"
@@ -846,6 +847,87 @@ several_segments_between_releases_need_no_new_files(void **state)
     /* Their names at once, their blocks little by little. */
     assert_true(sim_mark_count(sim, "io.sim_file.closed_removed") >= 3);
     sim_free(sim);
+}
+
+#define KEPT_MAX 16u
+struct kept {
+    struct model *model;
+    char names[KEPT_MAX][LOG_NAME_BYTES + 1];
+    u32 count;
+    u32 crcs[KEPT_MAX];
+};
+
+static void
+kept_each(void *arg, const char *name)
+{
+    struct kept *kept = arg;
+    u64 number;
+    if (!log_name_parse(name, &number)) return;
+    CHECK(kept->count < KEPT_MAX);
+    memcpy(kept->names[kept->count++], name, LOG_NAME_BYTES + 1);
+}
+
+static u32
+kept_crc(const char *path)
+{
+    struct io_file *file;
+    CHECK(ok(io_file_open(path, IO_OPEN_READ, &file)));
+    u64 size;
+    CHECK(ok(io_file_size(file, &size)));
+    ALIGNED(4096) static u8 block[LOG_BLOCK_BYTES];
+    u32 crc = 0;
+    for (u64 at = 0; at < size; at += LOG_BLOCK_BYTES) {
+        CHECK(ok(io_file_read(file, IO_CLASS_READ, block, LOG_BLOCK_BYTES, at)));
+        crc = crc32c(crc, block, LOG_BLOCK_BYTES);
+    }
+    io_file_close(file);
+    return crc;
+}
+
+/* A second name for each segment, which shows what becomes of the file. */
+static status
+kept_body(void *arg)
+{
+    struct kept *kept = arg;
+    CHECK(ok(io_dir_make("/kept")));
+    CHECK(ok(io_dir_list(DIR, kept_each, kept)));
+    char from[64], to[64];
+    for (u32 i = 0; i < kept->count; i++) {
+        snprintf(from, sizeof(from), DIR "/%s", kept->names[i]);
+        snprintf(to, sizeof(to), "/kept/%s", kept->names[i]);
+        CHECK(ok(io_file_link(from, to)));
+        kept->crcs[i] = kept_crc(to);
+    }
+    status st = recycle_body(kept->model);
+    for (u32 i = 0; i < kept->count; i++) {
+        snprintf(to, sizeof(to), "/kept/%s", kept->names[i]);
+        CHECK(kept_crc(to) == kept->crcs[i]);
+    }
+    kept->count = 0;
+    CHECK(ok(io_dir_list(DIR, kept_each, kept)));
+    return st;
+}
+
+/* A write of a killed process may be on its way to any file that it had: to its last segment, to
+ * the one that was ready, and to one that was released. */
+static void
+what_an_opening_finds_is_never_written_again(void **state)
+{
+    (void)state;
+    for (u32 released = 0; released < 2; released++) {
+        struct sim_options options;
+        sim_options_default(&options, 8);
+        struct sim *sim = sim_new(&options);
+        struct model model = model_make(8, released ? 150 : 60, 2000);
+        if (released) model.config.recycle_max = 3;
+        sim_crash_keeps_all_set(sim, true);
+        assert_true(ok(sim_run(sim, 1, released ? recycle_many_body : writer, &model)));
+        struct kept kept = {.model = &model};
+        assert_true(ok(sim_run(sim, 1, kept_body, &kept)));
+        assert_true(sim_mark_count(sim, "lsm.log.recycled") > 10); /* of its own */
+        assert_in_range(kept.count, 2, 5);                         /* the others went */
+        sim_free(sim);
+    }
 }
 
 /* Recovery reads it, should its name come back: it is not to be found with fewer blocks. */
@@ -1701,6 +1783,7 @@ main(void)
         cmocka_unit_test(verification_names_the_damaged_block),
         cmocka_unit_test(recycled_segments_never_show_their_past),
         cmocka_unit_test(several_segments_between_releases_need_no_new_files),
+        cmocka_unit_test(what_an_opening_finds_is_never_written_again),
         cmocka_unit_test(a_segment_that_was_not_released_is_removed_whole),
         cmocka_unit_test(a_full_disk_refuses_and_goes_on_when_there_is_space),
         cmocka_unit_test(a_full_disk_does_not_keep_a_log_from_opening),
