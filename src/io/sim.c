@@ -453,6 +453,7 @@ sim_node_new(struct sim *sim, const char *host)
     list_init(&node->memory.blocks);
     list_init(&node->io_queue);
     list_init(&node->io_requests);
+    list_init(&node->io_late);
     list_init(&node->mails);
     list_init(&node->connects);
     list_init(&node->accepts);
@@ -572,6 +573,10 @@ sim_node_crash(struct sim_node *node)
 {
     if (!node->running) return;
     CHECK(io_current == NULL);
+    if (node->sim->options.disk.crash_keeps_all)
+        sim_files_outlive(node);
+    else
+        sim_late_drop(node);
     sim_disk_crash(node->disk); /* first: it still takes data from the buffers of writes */
     node_drop(node, !node->sim->options.disk.crash_keeps_all);
 }
@@ -918,6 +923,7 @@ sim_free(struct sim *sim)
         struct sim_node *node = list_entry(list_first(&sim->nodes), struct sim_node, link);
         sim_node_crash(node);
         sim_event_cancel(sim, &node->space_returns);
+        sim_late_drop(node);
         list_del(&node->link);
         sim_disk_free(node->disk);
         free(node);

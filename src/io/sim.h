@@ -76,6 +76,7 @@ enum sim_fault {
     /* disk again */
     SIM_FAULT_NAME_ERROR, /* one request of SIM_POINT_NAME fails: not done, or done all the same */
     SIM_FAULT_SHORT,      /* a read or a write moves a part of its bytes only, without an error */
+    SIM_FAULT_LATE_WRITE, /* one that is under way when its process is killed lands later */
     SIM_FAULT_COUNT,
 };
 
@@ -100,6 +101,9 @@ struct sim_disk_options {
                            sync lost */
     u32 no_space_ppm; /* writes and allocations before which the capacity shrinks to what is used */
     u64 no_space_ns_max; /* ... for 1 ms up to this */
+    u32 late_ppm;    /* of the writes under way when a process is killed (crash_keeps_all): the disk
+                        goes on, and they land ... */
+    u64 late_ns_max; /* ... up to this later, unless the power fails before */
     /* Beyond the promise, in millionths of the requests. */
     u32 bit_rot_ppm; /* of the reads: a bit of what it covers flips for good before it */
     u32 latent_ppm;  /* of the reads: a sector of what it covers is unreadable until rewritten */

@@ -522,6 +522,20 @@ sim_write_data(const struct sim_write *write, u64 done)
 }
 
 void
+sim_inode_write_outlive(struct sim_write *write, struct sim_write *late)
+{
+    list_del(&write->link);
+    *late = *write;
+    list_init(&late->link);
+    if (late->copy == NULL && late->buffer != NULL) {
+        late->copy = malloc(late->size);
+        CHECK(late->copy != NULL);
+        memcpy(late->copy, late->buffer, late->size);
+    }
+    *write = (struct sim_write){0};
+}
+
+void
 sim_inode_write_close(struct sim_write *write, bool extend, bool durable)
 {
     struct sim_inode *inode = write->inode;

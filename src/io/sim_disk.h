@@ -43,7 +43,7 @@ struct sim_disk *sim_disk_new(const struct sim_disk_options *options, u64 seed);
 void sim_disk_books_set(struct sim_disk *disk, struct sim *sim, const char *host);
 void sim_disk_free(struct sim_disk *disk);
 /* Power loss (or, with crash_keeps_all, the end of the process): openings, locks and writes under
- * way are forgotten; the buffers of the writes must still be there. */
+ * way are forgotten, but those that outlive it; the buffers of the writes must still be there. */
 void sim_disk_crash(struct sim_disk *disk);
 void sim_disk_crash_keeps_all_set(struct sim_disk *disk, bool keeps_all);
 /* The capacity shrinks to what is used; and is again what it was, unless it was set meanwhile. */
@@ -69,6 +69,9 @@ void sim_inode_write_end(struct sim_write *write, bool durable);
 void sim_inode_write_cut(struct sim_write *write, u32 size);
 /* The size grows as by the write; frees it. */
 void sim_inode_write_close(struct sim_write *write, bool extend, bool durable);
+/* The process ends, and the write does not: late takes its place, data and all, and is not among
+ * those that may not overlap any more. */
+void sim_inode_write_outlive(struct sim_write *write, struct sim_write *late);
 /* Of the page that begins at done. */
 const u8 *sim_write_data(const struct sim_write *write, u64 done);
 /* Some sectors were written, some not. A durable write may have failed only when the disk was to

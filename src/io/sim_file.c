@@ -689,11 +689,101 @@ request_wait(struct sim_request *request, struct sim_inode **inode_out)
     return st;
 }
 
+/* ---- writes that outlive their process ---- */
+
+/* The block layer holds no process up: what it was asked for it does, whoever is there by then. */
+struct sim_late {
+    struct list link; /* sim_node.io_late */
+    struct sim_event event;
+    struct sim_node *node;
+    struct sim_write write;
+    bool durable;
+};
+
+static void
+late_free(struct sim_late *late)
+{
+    list_del(&late->link);
+    free(late);
+}
+
+static void
+late_fires(struct sim_event *event)
+{
+    struct sim_late *late = CONTAINER_OF(event, struct sim_late, event);
+    struct sim_write *write = &late->write;
+    u64 file = sim_inode_number(write->inode);
+    u64 parts[4] = {file, write->offset, write->size, 0};
+    if (write->copy != NULL) parts[3] = crc32c(0, write->copy, write->size);
+    sim_trace(late->node->sim, NULL, SIM_KIND_DISK, hash_bytes(parts, sizeof(parts), 0),
+              "late write file,offset,bytes", file, write->offset, write->size);
+    sim_inode_write_end(write, late->durable);
+    late_free(late);
+}
+
+/* Whether the write is with the disk, and stays there; how long. */
+static bool
+request_outlives(struct sim_request *request, u64 *ns_out)
+{
+    struct sim *sim = request->shard->node->sim;
+    const struct sim_disk_options *disk = &sim->options.disk;
+    if (request->kind != REQUEST_WRITE || request->write.inode == NULL) return false;
+    if (!ok(request->injected)) return false;
+    if (!sim_fault_chance(sim, SIM_FAULT_LATE_WRITE, disk->late_ppm)) return false;
+    struct prng prng = sim_fault_prng(sim, SIM_FAULT_LATE_WRITE);
+    /* Half of them while the next process starts, or soon after. */
+    u64 most_ns = prng_chance(&prng, 1, 2) ? disk->late_ns_max / 50 : disk->late_ns_max;
+    *ns_out = sim_draw(&prng, 1, most_ns);
+    char place[PLACE_BYTES];
+    request_place(request, place);
+    return sim_fault_take(sim, SIM_FAULT_LATE_WRITE, "%s: by %llu us", place,
+                          (unsigned long long)(*ns_out / NS_PER_US));
+}
+
+void
+sim_files_outlive(struct sim_node *node)
+{
+    struct sim *sim = node->sim;
+    list_for_each (pos, &node->io_requests) {
+        struct sim_request *request = list_entry(pos, struct sim_request, link);
+        u64 ns;
+        if (!request_outlives(request, &ns)) continue;
+        struct sim_late *late = calloc(1, sizeof(*late));
+        CHECK(late != NULL);
+        late->node = node;
+        late->durable = request->op->durable;
+        late->event.kind = SIM_KIND_DISK;
+        late->event.fire = late_fires;
+        sim_inode_write_outlive(&request->write, &late->write);
+        list_push_back(&node->io_late, &late->link);
+        sim_event_schedule(sim, &late->event, sim->now_ns + ns);
+    }
+}
+
+void
+sim_late_drop(struct sim_node *node)
+{
+    while (!list_empty(&node->io_late)) {
+        struct sim_late *late = list_entry(list_first(&node->io_late), struct sim_late, link);
+        sim_event_cancel(node->sim, &late->event);
+        sim_inode_write_close(&late->write, false, false);
+        late_free(late);
+    }
+}
+
+/* ---- a node's requests ---- */
+
 void
 sim_files_hurry(struct sim_node *node)
 {
     struct sim *sim = node->sim;
     u64 latest_ns = sim->now_ns + sim->options.disk.latency_ns_max;
+    list_for_each (pos, &node->io_late) {
+        struct sim_late *late = list_entry(pos, struct sim_late, link);
+        if (late->event.time_ns <= latest_ns) continue;
+        sim_event_cancel(sim, &late->event);
+        sim_event_schedule(sim, &late->event, latest_ns);
+    }
     list_for_each (pos, &node->io_requests) {
         struct sim_request *request = list_entry(pos, struct sim_request, link);
         if (!request->event.scheduled || request->event.time_ns <= latest_ns) continue;

@@ -72,6 +72,8 @@ sim_fault_name(enum sim_fault family)
         return "name-error";
     case SIM_FAULT_SHORT:
         return "short";
+    case SIM_FAULT_LATE_WRITE:
+        return "late-write";
     case SIM_FAULT_MEMBERS:
         return "members";
     case SIM_FAULT_COUNT:
@@ -235,6 +237,7 @@ sim_faults_end(struct sim *sim)
     options->disk.look_error_ppm = 0;
     options->disk.name_error_ppm = 0;
     options->disk.short_ppm = 0;
+    options->disk.late_ppm = 0;
     options->disk.no_space_ppm = 0;
     options->disk.bit_rot_ppm = 0;
     options->disk.latent_ppm = 0;

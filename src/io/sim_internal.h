@@ -108,6 +108,7 @@ struct sim_node {
     u32 io_in_flight;
     struct list io_queue;    /* struct sim_request.link: waiting for a place */
     struct list io_requests; /* struct sim_request.link: under way */
+    struct list io_late;     /* struct sim_late.link: writes of processes that were killed */
     u64 io_slow_ns[SIM_POINT_COUNT];
     u64 io_stall_until_ns[SIM_POINT_COUNT];
     struct sim_event space_returns;
@@ -241,6 +242,10 @@ void sim_net_hurry(struct sim *sim);
 
 /* ---- parts of a node's end ---- */
 
+/* The process is killed: some of its writes stay with the disk. Before the disk's crash. */
+void sim_files_outlive(struct sim_node *node);
+/* These are lost. */
+void sim_late_drop(struct sim_node *node);
 /* Forgets requests, openings, connections. The disk has its crash before, while buffers live. */
 void sim_files_drop(struct sim_node *node);
 void sim_net_drop(struct sim_node *node, bool power);

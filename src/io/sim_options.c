@@ -22,6 +22,8 @@ sim_options_default(struct sim_options *options, u64 seed)
                 .latency_ns_min = 10 * NS_PER_US,
                 .latency_ns_max = 300 * NS_PER_US,
                 .stall_ns = NS_PER_S,
+                .late_ppm = 500000,
+                .late_ns_max = 5 * NS_PER_S,
             },
         .net =
             {

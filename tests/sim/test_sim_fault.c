@@ -684,6 +684,79 @@ a_power_cut_between_the_parts_of_a_write_leaves_the_first(void **state)
     assert_true(part > 30);
 }
 
+/* ---- writes that outlive their process ---- */
+
+/* What is there now, and what is there when the disk has done all. */
+static status
+late_read_main(void *arg)
+{
+    u8 *data = arg;
+    CHECK(ok(short_read_main(data)));
+    fiber_sleep_ns(6 * NS_PER_S);
+    return short_read_main(data + SHORT_BYTES);
+}
+
+static bool
+all_are(const u8 *data, u8 byte)
+{
+    return data[0] == byte && memcmp(data, data + 1, SHORT_BYTES - 1) == 0;
+}
+
+static void
+what_a_killed_process_wrote_may_land_in_the_life_of_the_next(void **state)
+{
+    (void)state;
+    static ALIGNED(IO_ALIGNMENT) u8 data[2 * SHORT_BYTES];
+    enum { LATE, AT_ONCE, CUT, CALM, CASES };
+    for (u64 seed = 1; seed <= 5 * CASES; seed++) {
+        u32 which = (u32)(seed % CASES);
+        struct sim_options options;
+        sim_options_default(&options, seed);
+        options.disk.late_ppm = 1000000;
+        if (which == AT_ONCE) options.faults_off = 1ull << SIM_FAULT_LATE_WRITE;
+        struct sim *sim = sim_new(&options);
+        memset(data, 1, SHORT_BYTES);
+        assert_true(ok(sim_run(sim, 1, short_write_main, data)));
+        memset(data, 2, SHORT_BYTES);
+        sim_crash_keeps_all_set(sim, true);
+        sim_crash_at(sim, SIM_POINT_WRITE, 0);
+        assert_false(ok(sim_run(sim, 1, short_write_main, data)));
+        assert_true(sim_crashed(sim));
+        sim_faults_clear(sim);
+        memset(data, 3, SHORT_BYTES); /* that memory is somebody else's by now */
+        if (which == CUT) {           /* before anything else is read or written */
+            sim_crash_keeps_all_set(sim, false);
+            sim_crash_at(sim, SIM_POINT_EVENT, 0);
+            assert_false(ok(sim_run(sim, 1, late_read_main, data)));
+            sim_faults_clear(sim);
+        }
+        if (which == CALM) {
+            sim_faults_end(sim);
+            sim_run_until_ns(sim, sim_now_ns(sim) + options.disk.latency_ns_max);
+        }
+        assert_true(ok(sim_run(sim, 1, late_read_main, data)));
+        assert_int_equal(sim_fault_count(sim, SIM_FAULT_LATE_WRITE), which != AT_ONCE);
+        sim_free(sim);
+        if (which == AT_ONCE) {
+            assert_true(memchr(data, 1, SHORT_BYTES) != NULL);
+            assert_true(memchr(data, 2, SHORT_BYTES) != NULL);
+            assert_memory_equal(data, data + SHORT_BYTES, SHORT_BYTES);
+        } else {
+            assert_true(all_are(data, which == CALM ? 2 : 1));
+            assert_true(all_are(data + SHORT_BYTES, which == CUT ? 1 : 2));
+        }
+    }
+    /* One that is under way at the end of all is forgotten. */
+    struct sim_options options;
+    sim_options_default(&options, 1);
+    options.disk.late_ppm = 1000000;
+    struct sim *sim = sim_new(&options);
+    sim_crash_keeps_all_set(sim, true);
+    sim_crash_at(sim, SIM_POINT_WRITE, 0);
+    assert_false(ok(sim_run(sim, 1, short_write_main, data)));
+    sim_free(sim);
+}
+
 /* ---- what seeds draw ---- */
 
 static void
@@ -1010,6 +1083,7 @@ main(void)
         cmocka_unit_test(every_family_has_a_name_of_its_own),
         cmocka_unit_test(transfers_stop_short_by_chance_and_go_on_where_they_stopped),
         cmocka_unit_test(a_power_cut_between_the_parts_of_a_write_leaves_the_first),
+        cmocka_unit_test(what_a_killed_process_wrote_may_land_in_the_life_of_the_next),
         cmocka_unit_test(seeds_draw_honest_faults_and_no_damage_unless_asked),
         cmocka_unit_test(some_requests_stall_for_seconds),
         cmocka_unit_test(space_runs_out_by_chance_and_comes_back),
