@@ -123,7 +123,8 @@ MAY_YIELD MUST_CHECK status io_dir_list(const char *path, void (*each)(void *arg
 MUST_CHECK status io_disk_free(const char *path, u64 *free_out, u64 *total_out);
 
 /* Takes the directory for this process (a lock file inside it), so that a second server is
- * refused with ST_LOCKED. Retries for a second: a killed process holds its files a little longer.
+ * refused with ST_LOCKED. Retries for a second: a killed process holds its files a little longer,
+ * and the lock until the disk has done all that the process has asked of it.
  * Released by io_dir_unlock or with the process. Takes effect once per path and node. */
 MAY_YIELD MUST_CHECK status io_dir_lock(const char *path);
 void io_dir_unlock(const char *path);

@@ -615,6 +615,7 @@ MAY_YIELD static status
 file_open_disk(struct io_file *file, u32 flags)
 {
     struct ring_shard *shard = file->shard;
+    ring_dir_locks_hold(shard);
     int mode = O_CLOEXEC | O_NOCTTY; /* not O_NONBLOCK: the ring would answer EAGAIN */
     mode |= flags & IO_OPEN_WRITE ? O_RDWR : O_RDONLY;
     if (flags & IO_OPEN_CREATE) mode |= O_CREAT | O_EXCL;

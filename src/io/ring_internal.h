@@ -50,6 +50,7 @@
 #define RING_BUFFERS_MAX      512u
 #define RING_BUFFER_GROUP     1
 #define RING_STALL_FRAMES_MAX 48
+#define RING_DIR_LOCKS_MAX    16u
 
 struct ring_shard;
 
@@ -139,6 +140,11 @@ struct ring_shard {
     u64 *file_slots;     /* bit set: taken */
     u32 file_slot_count; /* 0: the table could not be registered */
     u32 file_slot_hint;
+    u64 dir_locks_changed; /* as the node's, when the slots below were looked through */
+    struct ring_held_lock {
+        u64 number; /* 0: none */
+        i32 slot;
+    } held_locks[RING_DIR_LOCKS_MAX]; /* ring_dir_locks_hold */
     u64 requests_active; /* ring_req and io_op with a completion still to come, but the event's */
 
     /* files */
@@ -194,6 +200,7 @@ struct ring_dir_lock {
     char *path;
     int fd;
     u32 count;
+    u64 number; /* of this taking, from 1 */
 };
 
 /* A port that some shards of this node listen on. */
@@ -202,9 +209,8 @@ struct ring_port {
     u32 count; /* listeners; 0: not in use */
 };
 
-#define RING_PORTS_MAX     (2u * LIMIT_SHARDS + 8u) /* of each shard for nodes and for clients */
-#define RING_DEVICES_MAX   16u
-#define RING_DIR_LOCKS_MAX 16u
+#define RING_PORTS_MAX   (2u * LIMIT_SHARDS + 8u) /* of each shard for nodes and for clients */
+#define RING_DEVICES_MAX 16u
 
 struct io_node {
     u32 count;
@@ -226,6 +232,8 @@ struct io_node {
     struct ring_device devices[RING_DEVICES_MAX];
     u32 device_count;
     struct ring_dir_lock dir_locks[RING_DIR_LOCKS_MAX];
+    u64 dir_lock_number;           /* of the last one that was taken */
+    _Atomic u64 dir_locks_changed; /* how often one was taken or given back */
     struct ring_port ports[RING_PORTS_MAX];
 
     pthread_barrier_t end_barrier;
@@ -328,6 +336,9 @@ MAY_YIELD bool ring_device_dsync(struct ring_shard *shard, int fd, const char *p
 MAY_YIELD i32 ring_open_wait(struct ring_shard *shard, const char *path, int flags);
 MAY_YIELD void ring_close_wait(struct ring_shard *shard, int fd);
 void ring_dir_locks_release(struct io_node *node);
+/* Before a file is opened: from now on the kernel keeps the directory locks of this process until
+ * all requests of the shard's ring are done, should it be killed. */
+void ring_dir_locks_hold(struct ring_shard *shard);
 
 /* ---- ring_net.c ---- */
 

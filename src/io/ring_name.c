@@ -7,6 +7,12 @@
  * NVMe disk its FUA writes take twice as long as a flush. So at the first open for writing on a
  * device a few of both are timed on a nameless file beside it, by the ring, once in the life of the
  * process. Shards that open files on the same device meanwhile wait for the result.
+ *
+ * The lock of a directory. What a killed process asked the disk for through its rings may be under
+ * way when the process is long gone: a stalled disk, a command that comes again. Its writes must not
+ * meet a successor's. So each ring of the process has the lock file in its registered table: the
+ * kernel lets go of the table, of the open file and so of the lock only when the ring's last request
+ * is done. Where a ring has no table, what log_segment.c says (F1) must do.
  */
 #include "io/ring_internal.h"
 
@@ -336,7 +342,9 @@ dir_lock_try(struct io_node *node, const char *path)
         st = errno == EWOULDBLOCK ? ST_LOCKED : ring_errno_status(errno);
         goto out;
     }
-    *lock = (struct ring_dir_lock){.path = real, .fd = fd, .count = 1};
+    *lock = (struct ring_dir_lock){
+        .path = real, .fd = fd, .count = 1, .number = ++node->dir_lock_number};
+    atomic_fetch_add(&node->dir_locks_changed, 1);
     real = NULL;
     fd = -1;
     st = ST_OK;
@@ -360,11 +368,15 @@ io_dir_lock(const char *path)
     }
 }
 
+/* With the node's mutex, but at its end. */
 static void
-dir_lock_release(struct ring_dir_lock *lock)
+dir_lock_release(struct io_node *node, struct ring_dir_lock *lock)
 {
+    /* Rings may have the file, and go some time after their process: all requests are done. */
+    (void)!flock(lock->fd, LOCK_UN);
     close(lock->fd);
     free(lock->path);
+    atomic_fetch_add(&node->dir_locks_changed, 1);
     *lock = (struct ring_dir_lock){.fd = -1};
 }
 
@@ -377,7 +389,7 @@ io_dir_unlock(const char *path)
     if (real == NULL) return;
     pthread_mutex_lock(&node->mutex);
     struct ring_dir_lock *lock = dir_lock_find(node, real);
-    if (lock != NULL && --lock->count == 0) dir_lock_release(lock);
+    if (lock != NULL && --lock->count == 0) dir_lock_release(node, lock);
     pthread_mutex_unlock(&node->mutex);
     free(real);
 }
@@ -386,7 +398,25 @@ void
 ring_dir_locks_release(struct io_node *node)
 {
     for (u32 i = 0; i < RING_DIR_LOCKS_MAX; i++)
-        if (node->dir_locks[i].fd >= 0) dir_lock_release(&node->dir_locks[i]);
+        if (node->dir_locks[i].fd >= 0) dir_lock_release(node, &node->dir_locks[i]);
+}
+
+void
+ring_dir_locks_hold(struct ring_shard *shard)
+{
+    struct io_node *node = shard->host;
+    if (atomic_load(&node->dir_locks_changed) == shard->dir_locks_changed) return;
+    pthread_mutex_lock(&node->mutex);
+    shard->dir_locks_changed = atomic_load(&node->dir_locks_changed);
+    for (u32 i = 0; i < RING_DIR_LOCKS_MAX; i++) {
+        const struct ring_dir_lock *lock = &node->dir_locks[i];
+        struct ring_held_lock *held = &shard->held_locks[i];
+        if (held->number == lock->number) continue;
+        if (held->number != 0) ring_slot_give(shard, held->slot);
+        *held = (struct ring_held_lock){.number = lock->number, .slot = -1};
+        if (lock->number != 0) held->slot = ring_slot_take(shard, lock->fd);
+    }
+    pthread_mutex_unlock(&node->mutex);
 }
 
 /* ---- the probe ---- */

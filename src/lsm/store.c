@@ -730,7 +730,11 @@ store_prepare(const char *data_dir, const char *node_id, u32 shard_count,
     st = io_dir_lock(data_dir);
     locked = ok(st);
     if (status_is(st, ST_LOCKED))
-        st = MARKED("lsm.store.locked", WORK_FAIL(work, st, "another server runs on %s", data_dir));
+        st = MARKED("lsm.store.locked",
+                    WORK_FAIL(work, st,
+                              "another server runs on %s, or what a killed one has asked of the "
+                              "disk is not done yet",
+                              data_dir));
     else if (!ok(st))
         st = MARKED("lsm.store.lock_failed",
                     WORK_FAIL(work, st, "cannot lock %s: %s", data_dir, status_text(st)));

@@ -184,3 +184,63 @@ class Disk:
 
     def heal(self, kind):
         os.unlink(self.trigger(kind))
+
+
+class HeldWrites:
+    """Holds the writes of some processes back, in the block layer: a stalled disk, for these alone.
+    Use as a context manager, for processes that have `wrapper` before their command. `missing`:
+    why it cannot be done, or None. The group goes at the end, when its processes are gone."""
+
+    def __init__(self, directory):
+        self.missing = None
+        self.group = None
+        device = os.stat(directory).st_dev
+        self.device = f"{os.major(device)}:{os.minor(device)}"
+        name = f"distkv-test-{os.getpid()}"
+        v1 = "/sys/fs/cgroup/blkio"
+        if os.path.exists(f"{v1}/cgroup.procs"):
+            self.group = f"{v1}/{name}"
+            self.file, self.held, self.free = "blkio.throttle.write_bps_device", "1", "0"
+        else:
+            self.group = f"/sys/fs/cgroup/{name}"
+            self.file, self.held, self.free = "io.max", "wbps=1", "wbps=max"
+
+    @property
+    def wrapper(self):
+        return ("sh", "-c", f'echo $$ > {self.group}/cgroup.procs && exec "$@"', "sh")
+
+    def __enter__(self):
+        try:
+            os.mkdir(self.group)
+        except OSError as error:
+            self.missing, self.group = f"no control group: {error}", None
+            return self
+        try:
+            self.let_go()
+        except OSError as error:
+            self.missing = f"no throttling of device {self.device}: {error}"
+        return self
+
+    def __exit__(self, *_):
+        if self.group is None:
+            return
+        if self.missing is None:
+            self.let_go()
+        _wait_for(self._removed, f"the end of {self.group}")
+
+    def _removed(self):
+        try:
+            os.rmdir(self.group)
+        except OSError:
+            return False
+        return True
+
+    def _set(self, value):
+        with open(f"{self.group}/{self.file}", "w", encoding="ascii") as file:
+            file.write(f"{self.device} {value}")
+
+    def hold(self):
+        self._set(self.held)
+
+    def let_go(self):
+        self._set(self.free)

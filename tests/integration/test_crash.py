@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """kill -9, power cuts and disk errors: nothing acknowledged is lost, nothing wrong is served."""
 
+import fcntl
 import os
 import random
 import time
@@ -48,6 +49,69 @@ def test_kill_9_under_periodic_durability_keeps_what_the_kernel_has(make_server)
     server.start()
     problems = load.check(server)
     assert not problems, problems[:5]
+
+
+def lock_is_free(server):
+    with open(os.path.join(server.data_dir, "LOCK"), "rb") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+    return True
+
+
+def test_a_directory_is_free_when_its_server_has_ended(make_server):
+    server = make_server()
+    assert server.call("SET", "a", "1") == "OK"
+    assert server.stop() == 0
+    assert lock_is_free(server), "held after an orderly end"
+    server.start()
+    server.kill()
+    # The kernel takes a moment for the rings; a start waits for a second.
+    wait_for(lambda: lock_is_free(server), "the lock", every=0.001)
+    server.start()
+
+
+def test_a_write_of_a_killed_server_does_not_meet_the_next_one(make_server, tmp_path):
+    """What the disk was asked for may be done long after the process is gone."""
+    with rig.HeldWrites(tmp_path) as writes:
+        if writes.missing:
+            pytest.skip(writes.missing)
+        server = make_server(memory="32MiB", cores="0", scrub_rate="0", wrapper=writes.wrapper)
+        for i in range(40):
+            assert server.call("SET", f"a{i}", "x" * 100) == "OK"
+        writes.hold()
+        connection = server.connect()
+        connection.send("SET", "stuck", "old")
+        server.wait_metric("distkv_disk_requests_in_flight", lambda held: held > 0)
+        time.sleep(0.2)
+        assert server.metric("distkv_disk_requests_in_flight") > 0  # it is the one that is held
+        server.kill()
+        connection.close()
+
+        server.wrapper = []
+        server.start(wait=False)
+        assert server.process.wait(timeout=20 * SLOW) == 1, server.log()
+        assert "in use" in server.log()
+        writes.let_go()
+        wait_for(lambda: lock_is_free(server), "the end of the write")
+        server.start()
+        flushes = server.metric("distkv_flushes_total")
+        count = 0
+        with server.connect() as connection:
+            while server.metric("distkv_flushes_total") < flushes + 3:
+                for i in range(count, count + 200):
+                    connection.send("SET", f"k{i}", f"{i}-" + "y" * 3000)
+                for i in range(200):
+                    assert connection.read() == "OK"
+                count += 200
+        server.kill()
+        server.start()
+        with server.connect() as connection:
+            for i in range(40):
+                assert connection.call("GET", f"a{i}") == b"x" * 100
+            for i in range(count):
+                assert connection.call("GET", f"k{i}").startswith(b"%d-" % i)
 
 
 def cut_rounds(tmp_path, rounds, seed, binary=None, filesystem="ext4"):

@@ -8,6 +8,7 @@
 #include <dirent.h>
 #include <fcntl.h>
 #include <signal.h>
+#include <sys/file.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -704,6 +705,13 @@ main_locks(void *arg)
     EXPECT(ok(io_dir_lock(root)));
     EXPECT(ok(io_dir_lock(root))); /* of the same node */
     io_dir_unlock(root);
+    /* The ring has the lock from here on. */
+    struct io_file *file;
+    char name[16];
+    snprintf(name, sizeof(name), "held%u", io_shard_index());
+    EXPECT(ok(io_file_open(path_of(name), IO_OPEN_WRITE | IO_OPEN_CREATE, &file)));
+    io_file_close(file);
+    EXPECT(ok(io_file_unlink(path_of(name))));
     *(_Atomic u32 *)arg += 1;
     io_wait_stop();
     return ST_OK;
@@ -716,6 +724,42 @@ main_is_refused(void *arg)
     status st = io_dir_lock(root);
     EXPECT(io_now_ns() - start >= 900 * NS_PER_MS);
     return st;
+}
+
+/* Not a moment later, as the kernel takes rings down: who has ended in order has nothing under way.
+ */
+static bool
+lock_is_free(void)
+{
+    int fd = open(path_of("LOCK"), O_RDWR | O_CLOEXEC);
+    assert_true(fd >= 0);
+    bool is_free = flock(fd, LOCK_EX | LOCK_NB) == 0;
+    close(fd);
+    return is_free;
+}
+
+/* Taken and given back again and again: the rings follow. */
+static status
+main_locks_again(void *arg)
+{
+    for (u32 i = 0; i < 5; i++) {
+        struct io_file *file;
+        EXPECT(ok(io_dir_lock(root)));
+        EXPECT(ok(io_file_open(path_of("held"), IO_OPEN_WRITE | IO_OPEN_CREATE, &file)));
+        EXPECT(!lock_is_free());
+        io_dir_unlock(root);
+        EXPECT(lock_is_free()); /* though the file is open */
+        io_file_close(file);
+        EXPECT(ok(io_file_unlink(path_of("held"))));
+    }
+    return ST_OK;
+}
+
+static void
+a_directory_that_is_given_back_is_free_at_once(void **state)
+{
+    ring_run_main(1, main_locks_again, NULL);
+    assert_true(lock_is_free());
 }
 
 static void
@@ -732,6 +776,7 @@ a_directory_belongs_to_one_node_at_a_time(void **state)
     assert_int_equal(st.code, SC_LOCKED);
     io_node_stop(node);
     assert_true(ok(io_node_join(node)));
+    assert_true(lock_is_free());
     atomic_store(&locked, 0);
     assert_true(ok(io_node_start(&config, &node)));
     io_node_stop(node);
@@ -996,6 +1041,7 @@ main(void)
         cmocka_unit_test(without_a_descriptor_the_cache_is_done_without_and_a_lock_is_refused),
         cmocka_unit_test(what_is_not_there_is_told_and_what_is_left_open_is_closed),
         cmocka_unit_test(a_directory_belongs_to_one_node_at_a_time),
+        cmocka_unit_test(a_directory_that_is_given_back_is_free_at_once),
         cmocka_unit_test(writes_inside_the_filled_range_never_go_to_a_worker),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
