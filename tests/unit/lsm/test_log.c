@@ -930,6 +930,25 @@ what_an_opening_finds_is_never_written_again(void **state)
     }
 }
 
+/* The first one has the room that its larger predecessor had (log_carry.c), and goes when it is
+ * released. */
+static void
+a_larger_segment_does_not_stay_when_segments_are_to_be_smaller(void **state)
+{
+    (void)state;
+    struct sim_options options;
+    sim_options_default(&options, 8);
+    struct sim *sim = sim_new(&options);
+    struct model model = model_make(8, 20, 2000);
+    model.config.segment_bytes = 64 * LOG_BLOCK_BYTES;
+    assert_true(ok(sim_run(sim, 1, writer, &model)));
+    assert_int_equal(sim_mark_count(sim, "lsm.log.other_size_not_reused"), 0);
+    model.config.segment_bytes = LOG_SEGMENT_BYTES_MIN;
+    assert_true(ok(sim_run(sim, 1, recycle_body, &model)));
+    assert_int_equal(sim_mark_count(sim, "lsm.log.other_size_not_reused"), 1);
+    sim_free(sim);
+}
+
 /* Recovery reads it, should its name come back: it is not to be found with fewer blocks. */
 static void
 a_segment_that_was_not_released_is_removed_whole(void **state)
@@ -1784,6 +1803,7 @@ main(void)
         cmocka_unit_test(recycled_segments_never_show_their_past),
         cmocka_unit_test(several_segments_between_releases_need_no_new_files),
         cmocka_unit_test(what_an_opening_finds_is_never_written_again),
+        cmocka_unit_test(a_larger_segment_does_not_stay_when_segments_are_to_be_smaller),
         cmocka_unit_test(a_segment_that_was_not_released_is_removed_whole),
         cmocka_unit_test(a_full_disk_refuses_and_goes_on_when_there_is_space),
         cmocka_unit_test(a_full_disk_does_not_keep_a_log_from_opening),
