@@ -7,6 +7,10 @@
  * first twenty of them) and counted; the import goes on. It stops when no server can be reached or
  * when the server takes no more writes, because then every line would fail.
  *
+ * Lines may come slowly, or stop coming, and each write has its deadline from when it was started: so
+ * nothing is read that may not be there yet while writes wait to be sent or answers to be read
+ * (source_fill).
+ *
  * Two lines of one key that are under way together would race. The later one waits until the
  * earlier has ended: the last line wins, as in the file.
  *
@@ -18,8 +22,10 @@
 #include "base/hash.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <inttypes.h>
 #include <jansson.h>
+#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -28,13 +34,17 @@
 /* A value of 1 MiB in which each byte is written \u00XX, its key, and room for the names. */
 #define IMPORT_LINE_MAX     (8u << 20)
 #define IMPORT_FAILURES_MAX 20u
+#define IMPORT_READ_BYTES   (64u << 10)
 #define IMPORT_REPORT_NS    (100 * NS_PER_MS)
 /* Counts of keys under way by hash; a collision costs a needless wait. */
 #define IMPORT_BUSY_BITS 14u
 
 struct import {
     struct cli *cli;
-    FILE *file;
+    int fd;
+    u8 *read; /* what was read of it, IMPORT_READ_BYTES */
+    size_t read_at, read_end;
+    bool ended; /* nothing more is to be read */
     const char *name;
     u64 file_bytes; /* 0: unknown */
     bool tsv;
@@ -75,7 +85,61 @@ line_failed(struct import *import, u64 line, const char *why)
         cli_warn(import->cli, "further lines that fail are counted only");
 }
 
+static void report(struct import *import);
+
 /* ---- reading lines ---- */
+
+/* Returns once the source has something to read, or its end; the writes under way go on meanwhile.
+ * False: the import has stopped, and nothing is to be waited for. */
+static bool
+source_wait(struct import *import)
+{
+    distkv *kv = import->cli->kv;
+    /* A file is always ready, and poll is for the others. */
+    struct pollfd polls[2] = {{.fd = import->fd, .events = POLLIN}, {.fd = -1, .events = POLLIN}};
+    for (;;) {
+        if (kv != NULL) {
+            distkv_flush(kv);
+            polls[1].fd = distkv_fd(kv);
+        }
+        int count = poll(polls, 2, import->progress ? (int)(IMPORT_REPORT_NS / NS_PER_MS) : -1);
+        if (count < 0 && errno != EINTR) return true; /* the read says why, or waits */
+        if (count > 0 && polls[1].revents != 0) distkv_process(kv, 0);
+        if (import->stopped) return false;
+        if (count > 0 && polls[0].revents != 0) return true;
+        report(import);
+    }
+}
+
+/* 1: there are bytes, 0: the end, -1: cannot be read. */
+static int
+source_fill(struct import *import)
+{
+    while (!import->ended) {
+        if (!source_wait(import)) return 0;
+        ssize_t got = read(import->fd, import->read, IMPORT_READ_BYTES);
+        if (got < 0 && (errno == EINTR || errno == EAGAIN)) continue;
+        import->read_at = 0;
+        import->read_end = got > 0 ? (size_t)got : 0;
+        import->ended = got <= 0;
+        return got > 0 ? 1 : (int)got;
+    }
+    return 0;
+}
+
+static bool
+line_reserve(char **buffer, size_t *capacity, size_t size)
+{
+    if (size < *capacity) return true;
+    size_t larger = MAX(*capacity, 4096u);
+    while (larger <= size)
+        larger *= 2;
+    char *grown = realloc(*buffer, larger);
+    if (grown == NULL) return false;
+    *buffer = grown;
+    *capacity = larger;
+    return true;
+}
 
 /* The next line without its end, in a buffer of the reader's. 1: a line, 0: the end, -1: cannot
  * be read, -2: over the limit (and passed over). */
@@ -83,42 +147,36 @@ static int
 read_line(struct import *import, char **buffer, size_t *capacity, size_t *size_out)
 {
     size_t size = 0;
-    bool over = false;
-    int c = EOF;
-    flockfile(import->file);
-    while ((c = getc_unlocked(import->file)) != EOF) {
-        import->bytes++;
-        if (c == '\n') break;
-        if (size == *capacity) {
-            if (*capacity >= IMPORT_LINE_MAX) {
-                over = true;
-                continue;
-            }
-            size_t larger = *capacity == 0 ? 4096 : *capacity * 2;
-            char *grown = realloc(*buffer, larger + 1);
-            if (grown == NULL) {
-                funlockfile(import->file);
-                errno = ENOMEM;
-                return -1;
-            }
-            *buffer = grown;
-            *capacity = larger;
+    bool over = false, begun = false, ended = false;
+    while (!ended) {
+        if (import->read_at == import->read_end) {
+            int got = source_fill(import);
+            if (got < 0) return -1;
+            if (got == 0) break;
         }
-        (*buffer)[size++] = (char)c;
+        const u8 *from = import->read + import->read_at;
+        size_t there = import->read_end - import->read_at;
+        const u8 *newline = memchr(from, '\n', there);
+        size_t part = newline != NULL ? (size_t)(newline - from) : there;
+        size_t taken = part + (newline != NULL);
+        import->read_at += taken;
+        import->bytes += taken;
+        begun = true;
+        ended = newline != NULL;
+        over = over || size + part > IMPORT_LINE_MAX;
+        if (over) continue;
+        if (!line_reserve(buffer, capacity, size + part)) {
+            errno = ENOMEM;
+            return -1;
+        }
+        memcpy(*buffer + size, from, part);
+        size += part;
+        (*buffer)[size] = '\0';
     }
-    funlockfile(import->file);
-    if (ferror(import->file)) return -1;
-    if (c == EOF && size == 0 && !over) return 0;
+    if (!begun || import->stopped) return 0;
     import->lines++;
-    if (over) return -2;
-    if (*buffer == NULL) { /* an empty first line */
-        *buffer = calloc(1, 4097);
-        if (*buffer == NULL) return -1;
-        *capacity = 4096;
-    }
-    (*buffer)[size] = '\0';
     *size_out = size;
-    return 1;
+    return over ? -2 : 1;
 }
 
 /* ---- TSV ---- */
@@ -351,27 +409,26 @@ static int
 import_open(struct import *import, int count, char **words)
 {
     import->name = count == 1 ? words[0] : "-";
-    if (strcmp(import->name, "-") == 0) {
-        import->file = stdin;
-        import->name = "standard input";
-    } else {
-        import->file = fopen(import->name, "rb");
-    }
-    if (import->file == NULL) {
+    bool given = strcmp(import->name, "-") == 0;
+    if (given) import->name = "standard input";
+    import->fd = given ? STDIN_FILENO : open(words[0], O_RDONLY | O_CLOEXEC);
+    struct stat st = {0};
+    if (import->fd < 0 || fstat(import->fd, &st) != 0) {
         cli_error(import->cli, "%s: %s", import->name, strerror(errno));
         return EXIT_USAGE;
     }
-    struct stat st;
-    if (fstat(fileno(import->file), &st) == 0 && S_ISREG(st.st_mode))
-        import->file_bytes = (u64)st.st_size;
-    if (fstat(fileno(import->file), &st) == 0 && S_ISDIR(st.st_mode)) {
+    if (S_ISDIR(st.st_mode)) {
         cli_error(import->cli, "%s: %s", import->name, strerror(EISDIR));
         return EXIT_USAGE;
     }
-    int first = getc(import->file);
-    if (first != EOF) ungetc(first, import->file);
+    if (S_ISREG(st.st_mode)) import->file_bytes = (u64)st.st_size;
+    int got = source_fill(import);
+    if (got < 0) {
+        cli_error(import->cli, "%s: %s", import->name, strerror(errno));
+        return EXIT_SERVER;
+    }
     import->tsv = import->cli->set.format == FORMAT_TSV ||
-                  (import->cli->set.format == FORMAT_AUTO && first != '{');
+                  (import->cli->set.format == FORMAT_AUTO && (got == 0 || import->read[0] != '{'));
     return EXIT_OK;
 }
 
@@ -409,7 +466,9 @@ cmd_import(struct cli *cli, int count, char **words)
     struct import *import = calloc(1, sizeof(*import));
     struct record *records = calloc(cli->set.in_flight, sizeof(*records));
     int exit_code = EXIT_SERVER;
-    if (import == NULL || records == NULL) {
+    if (import != NULL) import->fd = -1;
+    if (import != NULL) import->read = malloc(IMPORT_READ_BYTES);
+    if (import == NULL || import->read == NULL || records == NULL) {
         cli_fail(cli, DISTKV_NO_MEMORY, "import");
     } else {
         import->cli = cli;
@@ -425,7 +484,8 @@ cmd_import(struct cli *cli, int count, char **words)
         import->start_ns = cli_now_ns();
         exit_code = import_run(import);
     }
-    if (import != NULL && import->file != NULL && import->file != stdin) fclose(import->file);
+    if (import != NULL && import->fd > STDIN_FILENO) close(import->fd);
+    if (import != NULL) free(import->read);
     free(records);
     free(import);
     return cli_finish_output(cli, exit_code);

@@ -5,10 +5,11 @@ import json
 import os
 import re
 import subprocess
+import time
 
 import pytest
 
-from conftest import CLIENT, SLOW
+from conftest import CLIENT, SLOW, wait_for
 
 
 @pytest.fixture
@@ -149,6 +150,24 @@ def test_import_is_the_inverse_of_export(client, tmp_path):
     client("import", "--if-absent", str(tmp_path / "all.json"))
     client("import", data=b'{"key": "ok", "value": "1"}\n{"key": \n', code=1)
     assert client.server.call("GET", "ok") == b"1"
+
+
+def test_import_from_a_source_that_pauses(client):
+    """What has come is written though nothing more does, and its answers are read meanwhile."""
+    timeout = SLOW
+    with subprocess.Popen(
+            [CLIENT, "--server", f"127.0.0.1:{client.server.port}", "import", "--timeout",
+             f"{timeout}s", "-"], stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        for part in b"a\t1\nb\t2\nc", b"\t3\nd\t4\n":
+            before = client.server.call("DBSIZE")
+            process.stdin.write(part)
+            process.stdin.flush()
+            wait_for(lambda before=before: client.server.call("DBSIZE") == before + 2, "two keys",
+                     seconds=30)
+            time.sleep(1.2 * timeout)
+        _, told = process.communicate(timeout=60 * SLOW)
+    assert process.returncode == 0 and b"imported 4 records, 0 skipped, 0 failed" in told, told
+    assert client.server.call("MGET", "a", "b", "c", "d") == [b"1", b"2", b"3", b"4"]
 
 
 def on_a_terminal(*words, data=None):
