@@ -51,7 +51,8 @@ struct import {
     struct record *idle; /* free list */
     u16 busy[1u << IMPORT_BUSY_BITS];
     u64 lines, bytes, done, skipped, failed;
-    bool stopped; /* going on makes no sense */
+    bool stopped;     /* going on makes no sense */
+    bool unreachable; /* stopped for want of a server */
     bool progress;
     u64 start_ns, report_ns;
 };
@@ -309,6 +310,7 @@ record_done(void *arg, const struct distkv_result *result)
     case DISTKV_READ_ONLY:
     case DISTKV_NO_SPACE:
         import->stopped = true;
+        import->unreachable |= result->code == DISTKV_UNREACHABLE;
         line_failed(import, record->line, result->error);
         break;
     default:
@@ -457,6 +459,7 @@ import_run(struct import *import)
     if (import->progress) fputs("\r\033[K", stderr);
     summary(import);
     if (import->stopped) cli_error(import->cli, "stopped before the end: %s", "see above");
+    if (import->unreachable) return EXIT_CONNECT;
     return got == -1 || import->failed > 0 || import->stopped ? EXIT_SERVER : EXIT_OK;
 }
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """distkv-client against a real server, command by command."""
 
+import contextlib
 import json
 import os
 import re
@@ -168,6 +169,30 @@ def test_import_from_a_source_that_pauses(client):
         _, told = process.communicate(timeout=60 * SLOW)
     assert process.returncode == 0 and b"imported 4 records, 0 skipped, 0 failed" in told, told
     assert client.server.call("MGET", "a", "b", "c", "d") == [b"1", b"2", b"3", b"4"]
+
+
+def test_import_ends_when_its_server_is_gone(client):
+    """Though its source has not ended."""
+    with subprocess.Popen(
+            [CLIENT, "--server", f"127.0.0.1:{client.server.port}", "import", "--timeout",
+             f"{SLOW}s", "-"], stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdin.write(b"a\t1\n")
+        process.stdin.flush()
+        wait_for(lambda: client.server.call("DBSIZE") == 1, "the first key")
+        client.server.kill()
+
+        # The kernel ends its connections a little later: the first of these may go there.
+        def ended():
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.write(b"b\t2\n")
+                process.stdin.flush()
+            return process.poll() is not None
+
+        wait_for(ended, "the end of the import")
+        told = process.stderr.read()
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.close()
+    assert process.returncode == 3 and b"imported 1 records, 0 skipped" in told, told
 
 
 def on_a_terminal(*words, data=None):
