@@ -1255,6 +1255,38 @@ def test_tuning_reports_and_changes_nothing(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
+def test_tuning_judges_no_disk_that_it_could_not_measure(tmp_path):
+    root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+    def tune(directory, **environment):
+        done = subprocess.run([os.path.join(root, "tuning/distkv-tune"), "--disk", directory],
+                              capture_output=True, text=True, check=False,
+                              env=dict(os.environ, **environment))
+        assert done.returncode == 2 and "verdict" not in done.stdout, done.stdout + done.stderr
+        return done.stderr
+
+    assert "cannot write in /sys: run it as root" in tune("/sys")  # nor can root
+    fio = tmp_path / "bin" / "fio"
+    fio.parent.mkdir()
+    fio.write_text("#!/bin/sh\nexit 1\n")
+    fio.chmod(0o755)
+    (tmp_path / "data").mkdir()
+    told = tune(str(tmp_path / "data"), PATH=f"{fio.parent}:{os.environ['PATH']}")
+    assert "could not be measured" in told, told
+    assert os.listdir(tmp_path / "data") == []
+
+
+def test_tuning_knows_how_much_memory_may_be_locked(tmp_path):
+    """A ring for each core is locked memory of who starts the server."""
+    root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    done = subprocess.run(
+        ["/bin/sh", "-c", "ulimit -l 64; exec \"$0\" \"$1\"",
+         os.path.join(root, "tuning/distkv-tune"), str(tmp_path)],
+        capture_output=True, text=True, check=False)
+    assert done.returncode == 5, done.stdout + done.stderr
+    assert re.search(r"^change +locked memory \(KiB\) +64 -> \d+ ", done.stdout, re.M), done.stdout
+
+
 def test_tuning_sets_what_it_may_when_asked(tmp_path):
     """Against a made-up tree of /proc and /sys."""
     root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
