@@ -6,7 +6,8 @@
  *
  * Options of the program may stand before and behind the command; those of a command behind it, and
  * a few that belong to a request (OPTIONS_BEFORE) before it, too.
- * Values come from a flag, else from DISTKV_<NAME>, else from the default. Results go to standard
+ * Values come from a flag, else from DISTKV_CLIENT_<NAME>, else from DISTKV_<NAME>, else from the
+ * default. Results go to standard
  * output, everything else to standard error. "--" ends the options.
  */
 #include "client/cli.h"
@@ -372,7 +373,8 @@ static const char EPILOGUE[] =
     "failed; 2 wrong usage; 3 no server could be reached; 5 doctor or cluster health found it "
     "unhealthy.\n"
     "\n"
-    "Environment: DISTKV_SERVER, DISTKV_TIMEOUT, DISTKV_KEYSPACE, DISTKV_JSON, DISTKV_USER,\n"
+    "Environment: DISTKV_SERVER, DISTKV_CLIENT_TIMEOUT, DISTKV_KEYSPACE, DISTKV_JSON, "
+    "DISTKV_USER,\n"
     "DISTKV_PASSWORD, DISTKV_PASSWORD_FILE; NO_COLOR.\n";
 
 /* ---- messages ---- */
@@ -765,7 +767,26 @@ cli_run(struct cli *cli, int argc, char **argv)
     return command->run(cli, words, argv + 1);
 }
 
-/* DISTKV_SERVER and the like; false after a message. */
+/* The server reads the variables of its own options, and refuses values that are none for it: so
+ * there is a name for each option that is the client's alone. DISTKV_TIMEOUT is read, too, unless it
+ * is what the server means by it: a number of seconds. */
+static const char *
+variable_of(const struct option *option, char *name, size_t name_size)
+{
+    static const char *const prefixes[] = {"DISTKV_CLIENT_", "DISTKV_"};
+    u64 seconds;
+    for (u32 i = 0; i < ARRAY_COUNT(prefixes); i++) {
+        const struct option_table table = {.variable_prefix = prefixes[i]};
+        option_variable_name(&table, option, name, name_size);
+        const char *value = getenv(name);
+        if (value == NULL || value[0] == '\0') continue;
+        if (strcmp(name, "DISTKV_TIMEOUT") == 0 && option_parse_number(value, &seconds)) continue;
+        return value;
+    }
+    return NULL;
+}
+
+/* False after a message. */
 static bool
 read_environment(struct cli *cli)
 {
@@ -774,9 +795,8 @@ read_environment(struct cli *cli)
     for (u32 i = 0; i < table.count; i++) {
         if (table.options[i].flags & OPTION_COMMAND) continue;
         char name[64], error[OPTION_ERROR_BYTES];
-        option_variable_name(&table, &table.options[i], name, sizeof(name));
-        const char *value = getenv(name);
-        if (value == NULL || value[0] == '\0') continue;
+        const char *value = variable_of(&table.options[i], name, sizeof(name));
+        if (value == NULL) continue;
         if (ok(take_value(&table.options[i], &cli->global, value, error, sizeof(error)))) continue;
         (void)cli_usage(cli, "%s: %s", name, error);
         return false;

@@ -231,8 +231,8 @@ out:
 
 /* Variables of the same prefix that belong to the other programs. */
 static const char *const foreign_variables[] = {
-    "SERVER", "CLIENT", "HISTFILE", "JSON", "BENCH",
-    "TEST",   "BUILD",  "KEYSPACE", "USER", "PASSWORD",
+    "SERVER", "CLIENT",   "HISTFILE", "JSON",     "BENCH",      "TEST",
+    "BUILD",  "KEYSPACE", "USER",     "PASSWORD", "NO_ROUTING",
 };
 
 static bool

@@ -135,6 +135,18 @@ whoever_reads_no_more_ends_it_without_a_word(void **state)
     close(9);
 }
 
+/* A server's variables stop no client; and the other way round: test_config.c. */
+static void
+variables_of_the_server_are_none_of_the_client(void **state)
+{
+    (void)state;
+    assert_says("kv put a 1", 0, "");
+    assert_says("DISTKV_TIMEOUT=300 DISTKV_MEMORY=1GiB kv get a", 0, "1");
+    assert_says("DISTKV_TIMEOUT=0 DISTKV_CLIENT_TIMEOUT=5s kv get a", 0, "1");
+    assert_says("DISTKV_TIMEOUT=x DISTKV_CLIENT_TIMEOUT=5s DISTKV_CLIENT_NO_ROUTING=1 kv get a", 0,
+                "1");
+}
+
 static void
 usage_errors_end_with_2(void **state)
 {
@@ -147,6 +159,7 @@ usage_errors_end_with_2(void **state)
     assert_says("kv get --keyspace 16 a", 2, "keyspace");
     assert_says("kv get --server", 2, "needs a value");
     assert_says("DISTKV_TIMEOUT=x kv get a", 2, "DISTKV_TIMEOUT");
+    assert_says("DISTKV_CLIENT_TIMEOUT=7 kv get a", 2, "DISTKV_CLIENT_TIMEOUT: timeout: '7'");
     assert_says("kv --server 'x:y' get a", 2, "host:port");
     assert_says("kv get ''", 2, "key is empty");
     assert_says("kv get $(printf '%01025d' 0)", 2, "longer than 1024");
@@ -463,6 +476,7 @@ main(void)
         T(values_are_put_got_and_deleted),
         T(conditions_and_times_can_be_given),
         T(whoever_reads_no_more_ends_it_without_a_word),
+        T(variables_of_the_server_are_none_of_the_client),
         T(usage_errors_end_with_2),
         T(errors_are_json_where_results_are),
         T(a_password_can_be_given_in_each_way),

@@ -123,13 +123,10 @@ unknown_variables_are_refused_but_not_those_of_other_programs(void **state)
     assert_false(ok(host_config_environment(&config, bad, error, sizeof(error))));
     assert_string_equal(error,
                         "variable DISTKV_MEMROY: unknown option 'MEMROY', did you mean 'memory'?");
-    const char *other[] = {"DISTKV_SERVER=h:1",
-                           "DISTKV_CLIENT_TIMEOUT=5s",
-                           "DISTKV_KEYSPACE=1",
-                           "DISTKV_USER=u",
-                           "DISTKV_PASSWORD=p",
-                           "DISTKV_PASSWORD_FILE=f",
-                           NULL};
+    const char *other[] = {
+        "DISTKV_SERVER=h:1",   "DISTKV_CLIENT_TIMEOUT=5s", "DISTKV_CLIENT_NO_ROUTING=1",
+        "DISTKV_NO_ROUTING=1", "DISTKV_KEYSPACE=1",        "DISTKV_USER=u",
+        "DISTKV_PASSWORD=p",   "DISTKV_PASSWORD_FILE=f",   NULL};
     assert_true(ok(host_config_environment(&config, other, error, sizeof(error))));
 }
 
