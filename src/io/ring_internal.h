@@ -40,7 +40,7 @@
 #define RING_REAP_ROUNDS_MAX 32u
 /* Threads that the kernel may start a ring for what it cannot do without blocking. */
 #define RING_IOWQ_WORKERS 4u
-/* Slots of the registered file table; files and sockets share them. */
+/* Slots of the registered file table; files and sockets share them (but see ring_slots_init). */
 #define RING_FILES_MAX 32768u
 /* Mails under way per ordered pair of shards. */
 #define RING_MAILBOX_SLOTS 1024u
@@ -134,6 +134,7 @@ struct ring_shard {
     bool uring_open;
     bool ring_fd_registered;
     bool no_iowait;
+    bool sockets_have_slots; /* of the table of registered files: ring_slots_init */
     int event_fd;
     struct ring_req event_req;
     u64 wake_targets;    /* bit a shard: mails were pushed since the last wake */

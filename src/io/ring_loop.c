@@ -18,6 +18,7 @@
 #include "io/ring_internal.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <sys/eventfd.h>
 #include <sys/random.h>
@@ -276,6 +277,43 @@ ring_slot_give(struct ring_shard *shard, i32 slot)
     shard->file_slots[slot / 64] &= ~(1ull << (slot % 64));
 }
 
+/* Whether what leaves the table is let go of while a request on another slot waits: one polls one
+ * end of a pipe, and shall see the other end close. */
+static bool
+ring_slots_close_at_once(struct ring_shard *shard)
+{
+    int ends[2];
+    if (pipe2(ends, O_CLOEXEC | O_NONBLOCK) != 0) return false;
+    i32 waits = ring_slot_take(shard, ends[0]);
+    i32 leaves = ring_slot_take(shard, ends[1]);
+    struct io_uring_sqe *sqe = ring_sqe(shard);
+    io_uring_prep_poll_add(sqe, ends[0], POLLIN);
+    ring_sqe_file(sqe, ends[0], waits);
+    io_uring_sqe_set_data64(sqe, 0);
+    bool armed = waits >= 0 && leaves >= 0 && io_uring_submit(&shard->uring) == 1;
+    ring_slot_give(shard, leaves);
+    close(ends[1]);
+    u8 byte;
+    bool closed = read(ends[0], &byte, 1) == 0; /* else EAGAIN: somebody may still write */
+
+    sqe = ring_sqe(shard);
+    io_uring_prep_cancel64(sqe, 0, 0); /* nothing else is in the ring yet */
+    io_uring_sqe_set_data64(sqe, 0);
+    while (io_uring_cq_ready(&shard->uring) < 2) {
+        int result = io_uring_submit_and_wait(&shard->uring, 2);
+        if (result < 0 && result != -EINTR && result != -EAGAIN)
+            ring_enter_failed("submission", -result);
+    }
+    io_uring_cq_advance(&shard->uring, 2);
+    ring_slot_give(shard, waits);
+    close(ends[0]);
+    return armed && closed;
+}
+
+/* Before Linux 6.13 what leaves the table stays open until all requests have ended that were on any
+ * slot then: one receive of an idle client would keep each connection and each removed file of the
+ * shard that is closed after it (liburing#1192). There requests on sockets, which may wait for
+ * ever, name the descriptor; those on files are short, and keep their slots. */
 static void
 ring_slots_init(struct ring_shard *shard)
 {
@@ -299,6 +337,9 @@ ring_slots_init(struct ring_shard *shard)
         return;
     }
     shard->file_slot_count = count;
+    shard->sockets_have_slots =
+        ring_slots_close_at_once(shard) && !BUGGIFY("io.ring_loop.closes_late");
+    if (!shard->sockets_have_slots) MARK("io.ring_loop.sockets_without_slots");
 }
 
 /* ---- waking ---- */

@@ -377,7 +377,7 @@ ring_conn_open(struct ring_shard *shard, int fd, const struct io_conn_events *ev
     }
     core_conn_init(&conn->core, &shard->net, events);
     conn->fd = fd;
-    conn->slot = ring_slot_take(shard, fd);
+    conn->slot = shard->sockets_have_slots ? ring_slot_take(shard, fd) : -1;
     conn->recv_req.complete = conn_recv_complete;
     conn->send_req.complete = conn_send_complete;
     list_init(&conn->send_link);
