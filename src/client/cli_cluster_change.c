@@ -14,7 +14,7 @@
 
 #define LOOK_NS   (250 * NS_PER_MS)
 #define BAR_WIDTH 30
-/* Of a member that lives and does not tell its figures: 10 s. */
+/* Of a member that does not answer, or lives and does not tell its figures: 10 s. */
 #define SILENT_LOOKS 40u
 /* For so long no status at all is waited through. */
 #define SILENT_NS (30 * NS_PER_S)
@@ -631,6 +631,7 @@ unsafe_of(const json_t *cluster, const char *name, char *out, size_t size)
 
 struct drain_wait {
     const char *node;
+    u32 missed;        /* looks in a row that found it dead, or no member */
     long long at_risk; /* out */
 };
 
@@ -639,10 +640,12 @@ is_drained(const json_t *cluster, void *arg)
 {
     struct drain_wait *wanted = arg;
     char why[128];
+    const json_t *member = cli_cluster_member(cluster, "node_id", wanted->node);
     unsafe_of(cluster, wanted->node, why, sizeof(why));
-    wanted->at_risk =
-        number_of(cli_cluster_member(cluster, "node_id", wanted->node), "partitions_at_risk");
-    return why[0] == 0;
+    wanted->at_risk = number_of(member, "partitions_at_risk");
+    /* Who dies meanwhile, or is taken out, is never safe to stop. */
+    wanted->missed = is_true(member, "alive") ? 0 : wanted->missed + 1;
+    return why[0] == 0 || wanted->missed >= SILENT_LOOKS;
 }
 
 static void
@@ -666,6 +669,11 @@ cli_cluster_drain(struct cli *cli, const char *name)
     if (cli->set.no_wait) return say(cli, "draining", name, "hands over what it does");
     exit_code = wait_until(cli, is_drained, &wanted, draw_drain);
     if (exit_code != EXIT_OK) return exit_code;
+    if (wanted.missed != 0) {
+        cli_error(cli, "%s does not answer any more, or is no member: its drain has not ended",
+                  name);
+        return EXIT_SERVER;
+    }
     if (wanted.at_risk == 0) return say(cli, "safe", name, "can be stopped: nothing waits for it");
     /* No waiting helps: others have to come back first, or the keyspace has no replica to spare. */
     cli_error(cli, "%s is drained, but %lld partitions would have no quorum without it", name,

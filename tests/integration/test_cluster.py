@@ -979,6 +979,28 @@ def test_a_removal_whose_reply_is_lost_is_found_done(three):
     assert "no member" in cli(cluster, "cluster", "remove-node", "n3", code=1)
 
 
+def test_who_dies_while_it_is_drained_is_not_waited_for(cluster):
+    # A move that takes minutes: the drain waits for its end.
+    first, second = (cluster.add(move_rate="32KiB") for _ in range(2))
+    cluster.wait_settled(2)
+    for i in range(100):
+        first.call("SET", f"key:{i}", os.urandom(100_000))
+    cluster.add(move_rate="32KiB")
+    wait_for(lambda: cluster.field(0, "move"), "the move")
+    drain = subprocess.Popen(
+        [os.path.join(BUILD, "bin", "distkv-client"), "--server", f"127.0.0.1:{first.port}",
+         "cluster", "drain", "n2"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        wait_for(lambda: second.get("/readyz")[1] == "drained\n", "the node to be drained")
+        assert drain.poll() is None
+        second.kill()
+        out, told = drain.communicate(timeout=60 * SLOW)
+    finally:
+        drain.kill()
+    assert drain.returncode == 1 and "n2 does not answer any more" in told, out + told
+
+
 def test_who_is_drained_or_takes_no_writes_says_so_and_is_shown(cluster):
     for _ in range(3):
         cluster.add()
