@@ -229,13 +229,13 @@ struct group0_candidate {
     bool voter;   /* now */
     bool ready;   /* a learner that keeps up */
     bool alive;   /* no matter if it was only gone for a moment */
-    bool leaving; /* is to vote no more */
+    bool leaving; /* votes only where those who stay are too few */
     u32 place;    /* number of its rack */
     bool chosen;  /* out */
 };
 /* Marks who should vote: as many as an odd number allows, from 1 to 7, over racks evenly. Who votes
- * goes on voting where nothing speaks against it. */
-void group0_voters_choose(struct group0_candidate *candidates, u32 count);
+ * goes on voting where nothing speaks against it. ends: those who leave may be out at any moment. */
+void group0_voters_choose(struct group0_candidate *candidates, u32 count, bool ends);
 
 /* ---- state ---- */
 

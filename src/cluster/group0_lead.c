@@ -16,7 +16,9 @@
  * half of the quorum as long as the plan lasts. Nobody begins a plan that gives something to
  * somebody who does not answer at that moment, or takes no writes. Who leaves is not let go while
  * it keeps hints for others, which it may have acknowledged as a stand-in: so long as it lives, and
- * no longer than hints are kept (leaver_keeping).
+ * no longer than hints are kept (leaver_keeping). Nor is it let go while it votes and those who stay
+ * and answer are no majority without it: they could decide nothing any more, not even that one of
+ * them is dead (stayers_decide).
  *
  * Each step is a compare-and-append command or a configuration that raft serialises: two leaders
  * that overlap, or one that repeats itself, do no harm. A step that is refused is looked at again.
@@ -183,7 +185,7 @@ voters_adjust(struct group0 *group0)
     if (!buf_reserve(memory, count * sizeof(struct group0_candidate))) return false;
     struct group0_candidate *candidates = (struct group0_candidate *)(void *)memory->data;
     candidates_make(group0, candidates);
-    group0_voters_choose(candidates, count);
+    group0_voters_choose(candidates, count, group0->topology->stage == STAGE_READ_NEXT);
     return config_propose(group0, changes, voter_changes(candidates, count, changes));
 }
 
@@ -414,6 +416,38 @@ plan_waits_for_old_readers(struct group0 *group0)
     return true;
 }
 
+/* Whoever has left may be stopped at once, and is not reached any more: the others must be a
+ * majority of those who vote now, and of those who will then. */
+static bool
+stayers_decide(struct group0 *group0)
+{
+    u32 voters = 0, leaving = 0, living = 0, silent = 0;
+    for (u32 i = 0; i < group0->raft.peer_count; i++) {
+        const struct raft_peer *peer = &group0->raft.peers[i];
+        if ((peer->roles & (RAFT_VOTER | RAFT_VOTER_OLD)) == 0) continue;
+        const struct topology_member *member = topology_member(group0->topology, (u32)peer->id);
+        voters++;
+        if (member == NULL) continue;
+        if (member->state == PLACEMENT_LEAVING)
+            leaving++;
+        else if (is_alive(group0, member->number))
+            living++;
+        else
+            silent = member->number;
+    }
+    if (leaving == 0 || living > voters / 2) return true;
+    plan_waits_for_set(group0, silent);
+    return false;
+}
+
+/* True: the plan ends by another leader, as this one is out then. */
+static bool
+leaver_gives_lead(struct group0 *group0)
+{
+    const struct topology_member *self = topology_member(group0->topology, group0->identity.member);
+    return self != NULL && self->state == PLACEMENT_LEAVING && group0_give_lead(group0);
+}
+
 static MAY_YIELD void
 plan_drive(struct group0 *group0)
 {
@@ -437,7 +471,8 @@ plan_drive(struct group0 *group0)
     }
     if (!barrier_is_passed(group0, ABSENT_NS)) return;
     if (fenced && topology->stage == STAGE_READ_NEXT &&
-        (plan_waits_for_old_readers(group0) || leaver_keeping(group0) != 0))
+        (plan_waits_for_old_readers(group0) || leaver_keeping(group0) != 0 ||
+         !stayers_decide(group0) || leaver_gives_lead(group0)))
         return;
     u8 stage = topology->stage;
     status st =

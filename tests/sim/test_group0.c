@@ -1516,6 +1516,145 @@ who_leaves_and_keeps_something_is_waited_for(void **state)
     }
 }
 
+/* ---- fewer than three stay ---- */
+
+static bool
+somebody_leads(void *arg)
+{
+    for (u32 i = 0; i < rig.node_count; i++)
+        if (serves(i) && apps[i].group0->raft.role == RAFT_LEADER) return true;
+    return false;
+}
+
+static bool
+voters_are(void *arg)
+{
+    return voters_of(leader_index()) == *(const u32 *)arg;
+}
+
+static MAY_YIELD void
+leave_main(struct peer_rig_node *node, void *arg)
+{
+    u8 kind = TOPOLOGY_MEMBER_LEAVE;
+    char reason[TOPOLOGY_REASON_BYTES];
+    *(status *)arg = group0_change(apps[node->index].group0, unwanted_fill, &kind,
+                                   io_now_ns() + SECONDS(20), reason);
+}
+
+static void
+told_to_leave(u32 i)
+{
+    status st;
+    unwanted = group0_member(apps[i].group0);
+    assert_true(peer_rig_do(&rig, leader_index(), 0, leave_main, &st) && ok(st));
+}
+
+/* Three, of which one or two leave, and what they give away takes its time. Whichever is lost
+ * meanwhile: the others decide, and can take it out. */
+static void
+who_is_lost_while_fewer_than_three_stay_is_taken_out(void **state)
+{
+    (void)state;
+    u8 both = STAGE_WRITE_BOTH;
+    for (u32 round = 0; round < 6; round++) {
+        u32 leaving = 1 + round % 2, three = 3;
+        story_begins(3);
+        all_start();
+        for (u32 i = 0; i < 3; i++)
+            apps[i].fetches_nothing = true;
+        u32 leader = leader_index(), lost = round / 2, other = (lost + 1) % 3;
+        for (u32 k = 1; k <= leaving; k++) /* the last: the leader, where two do */
+            told_to_leave((leader + k + (leaving == 2)) % 3);
+        assert_true(peer_rig_run_until(&rig, is_planned, &both, SECONDS(10)));
+        peer_rig_run(&rig, SECONDS(5));
+        assert_true(voters_are(&three));
+        unwanted = group0_member(apps[lost].group0);
+        const struct topology *topology = group0_topology(apps[lost].group0);
+        bool last = topology_last_normal(topology, unwanted);
+        crash(lost, false);
+        peer_rig_run(&rig, SECONDS(8));
+        assert_true(somebody_leads(NULL));
+        if (!last) { /* that one may not be called dead */
+            status st = ST_OK;
+            assert_true(peer_rig_do(&rig, other, 0, forget_main, &st) && ok(st));
+            assert_true(peer_rig_run_until(&rig, unwanted_is_out, NULL, SECONDS(30)));
+            change_on(leader_index());
+        }
+        story_ends();
+    }
+}
+
+/* They are stopped in the moment in which they are out, as whoever asked for it may do. */
+static void
+those_who_stay_decide_without_those_who_have_left(void **state)
+{
+    (void)state;
+    for (u32 round = 0; round < 4; round++) {
+        u32 count = 1 + round % 2, one = 1, two = 2;
+        story_begins(3);
+        all_start();
+        u32 leader = leader_index(), leaving[2], stays = round < 2 ? leader : (leader + 2) % 3;
+        for (u32 k = 0; k < count; k++) { /* with who leads, or without */
+            leaving[k] = (leader + k + (round < 2)) % 3;
+            told_to_leave(leaving[k]);
+        }
+        for (u32 k = 0; k < count; k++) {
+            u64 end = sim_now_ns(rig.sim) + SECONDS(60);
+            while (topology_member(group0_topology(apps[stays].group0), unwanted) != NULL) {
+                assert_true(sim_now_ns(rig.sim) < end);
+                peer_rig_run(&rig, MS(1));
+            }
+            /* The lead was handed on: nobody waits for an election. */
+            assert_int_not_equal(apps[leaving[k]].group0->raft.role, RAFT_LEADER);
+            crash(leaving[k], true);
+        }
+        assert_true(peer_rig_run_until(&rig, somebody_leads, NULL, SECONDS(10)));
+        assert_true(peer_rig_run_until(&rig, unwanted_is_out, NULL, SECONDS(10)));
+        assert_true(peer_rig_run_until(&rig, voters_are, count == 1 ? &two : &one, SECONDS(10)));
+        change_on(leader_index());
+        story_ends();
+    }
+}
+
+/* Reads use the new places already, and one of the two that stay dies. Whoever leaves is not let
+ * go: the other one could not even be told that this one is lost. */
+static void
+who_leaves_is_not_let_go_while_those_who_stay_are_no_majority(void **state)
+{
+    (void)state;
+    u8 next = STAGE_READ_NEXT, none = STAGE_NONE;
+    for (u32 lost = 0; lost < 2; lost++) {
+        story_begins(3);
+        all_start();
+        u32 leader = leader_index(), leaving = (leader + 1) % 3, dies = (leader + 2) % 3;
+        keeper = group0_member(apps[leaving].group0);
+        told_to_leave(leaving);
+        assert_true(peer_rig_run_until(&rig, is_planned, &next, SECONDS(20)));
+        peer_rig_run(&rig, SECONDS(3));
+        u32 dead = group0_member(apps[dies].group0);
+        crash(dies, false);
+        keeper = 0;
+        peer_rig_run(&rig, SECONDS(20));
+        assert_true(is_planned(&next));
+        struct group0_stats stats;
+        group0_stats_get(apps[leader_index()].group0, &stats);
+        assert_int_equal(stats.plan_waits_for, dead);
+        if (lost) {
+            unwanted = dead;
+            status st = ST_OK;
+            assert_true(peer_rig_do(&rig, leaving, 0, forget_main, &st) && ok(st));
+        } else {
+            start(dies);
+        }
+        assert_true(peer_rig_run_until(&rig, is_planned, &none, SECONDS(30)));
+        assert_true(peer_rig_run_until(&rig, unwanted_is_out, NULL, SECONDS(30)));
+        peer_rig_run(&rig, SECONDS(1));
+        assert_int_equal(group0_member(apps[leaving].group0), 0);
+        change_on(leader_index());
+        story_ends();
+    }
+}
+
 static status
 nothing_fill(void *arg, const struct topology *present, struct topology_command *command)
 {
@@ -2284,6 +2423,9 @@ main(void)
         cmocka_unit_test(a_founder_that_is_lost_as_reads_move_on_is_given_up),
         cmocka_unit_test(who_leaves_and_keeps_something_is_waited_for),
         cmocka_unit_test(who_leaves_is_taken_out_and_hears_of_it),
+        cmocka_unit_test(who_is_lost_while_fewer_than_three_stay_is_taken_out),
+        cmocka_unit_test(those_who_stay_decide_without_those_who_have_left),
+        cmocka_unit_test(who_leaves_is_not_let_go_while_those_who_stay_are_no_majority),
         cmocka_unit_test(who_is_cut_off_does_not_say_that_there_is_nothing_to_do),
         cmocka_unit_test(quorums_change_again_only_when_all_know_the_last_change),
         cmocka_unit_test(who_sees_its_change_done_does_not_say_that_it_was_not),
