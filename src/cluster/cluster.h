@@ -382,8 +382,9 @@ struct cluster_entry {
 };
 
 /* Live entries of a keyspace in the order of (token, key), each as the newest of a read quorum of
- * its replicas; what a replica lacks is not mended. With REPLICATE_ONE a node that holds a
- * partition shows what it has itself: so replicas are compared. */
+ * its replicas; what a replica lacks is not mended, and for one that cannot read what it has others
+ * are asked. With REPLICATE_ONE a node that holds a partition shows what it has itself, or fails: so
+ * replicas are compared. */
 struct cluster_scan {
     u16 keyspace;
     u8 level; /* enum replicate_level */

@@ -10,13 +10,16 @@
  *
  * As many replicas are asked as the level demands, by default the read quorum of the row: so the
  * newest acknowledged version of each key is among the answers. A page ends where others have to
- * be asked at the latest.
+ * be asked at the latest. Who cannot read what it has, or refuses, is left out of the page, and
+ * others are asked in its place as long as there are enough; but who is asked by level ONE for what
+ * it has itself answers alone.
  *
  * Of keys that keep siblings the sets of all that have answered are united, and the sibling of the
  * highest clock is shown: what a plain GET would return.
  */
 #include "cluster/cluster.h"
 
+#include "base/fault.h"
 #include "base/hash.h"
 #include "cluster/siblings.h"
 #include "io/io.h"
@@ -42,6 +45,8 @@ struct pass {
     struct dvvset united;
     struct source sources[LIMIT_PLACEMENT_REPLICAS];
     u32 source_count;
+    u32 failed[LIMIT_PLACEMENT_REPLICAS]; /* members that are not asked again */
+    u32 failed_count;
 };
 
 /* ---- asking ---- */
@@ -101,6 +106,14 @@ same_sources(const struct pass *pass, const struct topology *topology, u32 parti
     return true;
 }
 
+static bool
+has_failed(const struct pass *pass, u32 member)
+{
+    for (u32 i = 0; i < pass->failed_count; i++)
+        if (pass->failed[i] == member) return true;
+    return false;
+}
+
 /* The stretch that the same sources have, each on one shard: fills page.token_last. */
 static status
 choose(struct pass *pass, const struct topology *topology)
@@ -114,7 +127,8 @@ choose(struct pass *pass, const struct topology *topology)
     u32 need = need_of(topology, &row, pass->page.keyspace, pass->scan->level, members_count);
     for (u32 round = 0; round < 2; round++) { /* first ourselves: that costs no message */
         for (u32 i = 0; i < members_count && pass->source_count < need; i++) {
-            if ((members[i] == self) != (round == 0) || !cluster_alive(cluster, members[i]))
+            if ((members[i] == self) != (round == 0) || !cluster_alive(cluster, members[i]) ||
+                has_failed(pass, members[i]))
                 continue;
             const struct topology_member *member = topology_member(topology, members[i]);
             if (member == NULL) continue;
@@ -345,6 +359,54 @@ merge(struct pass *pass)
     return ST_OK;
 }
 
+/* ---- a page ---- */
+
+/* Whether others may be asked in its place. */
+static bool
+leave_out(struct pass *pass, u32 member, status st)
+{
+    const struct cluster *cluster = pass->shard->cluster;
+    bool self = member == cluster_member(cluster);
+    bool of_source =
+        status_is(st, ST_CORRUPT) || status_is(st, ST_IO_ERROR) || status_is(st, ST_UNAVAILABLE);
+    if (!of_source || (self && pass->scan->level == REPLICATE_ONE)) return false;
+    if (io_now_ns() >= pass->scan->deadline_ns) return false;
+    if (pass->failed_count == ARRAY_COUNT(pass->failed)) return false;
+    MARK("cluster.scan.source_left_out");
+    pass->failed[pass->failed_count++] = member;
+    return true;
+}
+
+MAY_YIELD static void
+give_all_back(struct pass *pass)
+{
+    for (u32 i = 0; i < pass->source_count; i++)
+        give_back(pass, &pass->sources[i]);
+    memset(pass->sources, 0, sizeof(pass->sources));
+    pass->source_count = 0;
+}
+
+/* A page of each of as many as it takes. What was there before a failure is given back: others may
+ * be the same for another stretch. */
+MAY_YIELD static status
+pages_get(struct pass *pass)
+{
+    status failed = ST_OK;
+    for (;;) {
+        const struct topology *topology = pass->shard->topology; /* as it is now */
+        pass->epoch = topology->epoch;
+        status st = choose(pass, topology);
+        if (!ok(st)) return ok(failed) ? st : failed;
+        u32 i = 0;
+        while (i < pass->source_count && ok(st = ask(pass, &pass->sources[i])))
+            i++;
+        if (ok(st)) return ST_OK;
+        if (!leave_out(pass, pass->sources[i].member, st)) return st;
+        failed = st;
+        give_all_back(pass);
+    }
+}
+
 MAY_YIELD status
 cluster_scan_page(struct cluster_shard *shard, struct cluster_scan *scan)
 {
@@ -370,18 +432,14 @@ cluster_scan_page(struct cluster_shard *shard, struct cluster_scan *scan)
         pass->siblings = replicate_siblings(shard->replicator, scan->keyspace);
         buf_init(&pass->set, &shard->budget);
         dvvset_init(&pass->united, &shard->budget);
-        pass->epoch = topology->epoch;
         pass->page = (struct cluster_page){.token = scan->token,
                                            .bytes_max = scan->bytes_max,
                                            .keyspace = scan->keyspace,
                                            .keys_only = !scan->with_values && !pass->siblings,
                                            .behind = BYTES(behind, scan->key_size)};
-        st = choose(pass, topology);
-        for (u32 i = 0; i < pass->source_count && ok(st); i++)
-            st = ask(pass, &pass->sources[i]);
+        st = pages_get(pass);
         if (ok(st)) st = merge(pass);
-        for (u32 i = 0; i < pass->source_count; i++)
-            give_back(pass, &pass->sources[i]);
+        give_all_back(pass);
         dvvset_deinit(&pass->united);
         buf_deinit(&pass->set);
     }

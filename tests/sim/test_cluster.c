@@ -2076,6 +2076,43 @@ meet_damage(struct rig *rig, u32 node)
     return refused;
 }
 
+/* What goes through all of a keyspace sees what reads see: in place of one replica that is damaged
+ * others are asked, whoever is asked first. */
+static MAY_YIELD void
+scanned_damage_story(struct rig *rig)
+{
+    char all[32];
+    wait_settled(rig, NODES);
+    u32 damaged = (u32)(io_random() % NODES);
+    damage_fill(rig, damaged);
+    damage_table(rig, damaged);
+    snprintf(all, sizeof(all), ":%u\r\n", DAMAGE_KEYS);
+    for (u32 i = 0; i < 2 * NODES; i++) {
+        struct rig_client client;
+        rig_connect_to(rig, i % NODES, &client);
+        CHECK(rig_is(rig_call(&client, "DBSIZE"), all));
+        struct bytes keys = rig_call(&client, "KEYS d1*");
+        CHECK(keys.size > 6 && memcmp(keys.data, "*611\r\n", 6) == 0);
+        rig_disconnect(&client);
+    }
+    struct rig_client client;
+    rig_connect_to(rig, damaged, &client); /* but what it has itself is what it has */
+    CHECK(rig_is(rig_call(&client, "DISTKV.CONSISTENCY ONE"), "+OK\r\n"));
+    if (rig->configure == configure_read_one) CHECK(rig_call(&client, "DBSIZE").data[0] == '-');
+    rig_disconnect(&client);
+}
+
+static void
+all_is_listed_though_a_replica_is_damaged(void **state)
+{
+    for (u64 seed = 1; seed <= 2 * SEED_COUNT; seed++) {
+        struct rig rig = rig_of(seed, scanned_damage_story);
+        if (seed % 2 == 0) rig.configure = configure_read_one; /* no damage is mended */
+        rig.on_all_nodes = true;
+        rig_run(&rig);
+    }
+}
+
 /* The node forgets what damage lies in, and has it again from the others. */
 static MAY_YIELD void
 expect_mended(struct rig *rig, u32 node)
@@ -2678,6 +2715,7 @@ main(void)
         cmocka_unit_test(who_is_rebuilt_asks_first_those_without_damage),
         cmocka_unit_test(what_is_damaged_in_the_only_copy_does_not_become_absent),
         cmocka_unit_test(what_damage_prevents_comparing_is_told_at_once),
+        cmocka_unit_test(all_is_listed_though_a_replica_is_damaged),
         cmocka_unit_test(a_damaged_block_is_mended_from_replicas),
         cmocka_unit_test(a_sector_that_cannot_be_read_is_mended_from_replicas),
         cmocka_unit_test(who_mends_may_crash_at_any_step),
