@@ -272,6 +272,14 @@ node_is_out(const json_t *cluster, void *arg)
     return find_node(cluster, arg) == NULL && !json_is_object(json_object_get(cluster, "move"));
 }
 
+/* A plan is begun only some time after the member is out, and until it has ended there is a copy
+ * less. */
+static bool
+node_is_made_up_for(const json_t *cluster, void *arg)
+{
+    return find_node(cluster, arg) == NULL && is_true(cluster, "settled");
+}
+
 static bool
 all_is_settled(const json_t *cluster, void *arg)
 {
@@ -362,9 +370,11 @@ cli_cluster_remove_node(struct cli *cli, const char *name)
                                                    .force = cli->set.force != 0};
     int exit_code = cli_cluster_change(cli, &request, "remove-node", NULL);
     if (exit_code != EXIT_OK) return exit_code;
-    if (!cli->set.no_wait) exit_code = wait_until(cli, node_is_out, &wanted, NULL);
+    if (cli->set.no_wait)
+        return say(cli, "removed", name,
+                   cli->set.dead ? "is out, the others take over" : "gives its data away");
+    exit_code = wait_until(cli, cli->set.dead ? node_is_made_up_for : node_is_out, &wanted, NULL);
     if (exit_code != EXIT_OK) return exit_code;
-    if (cli->set.no_wait) return say(cli, "removed", name, "gives its data away");
     bool few;
     exit_code = warn_of_few(cli, &few);
     if (exit_code != EXIT_OK) return exit_code;

@@ -795,6 +795,29 @@ def test_what_only_a_dead_node_has_is_named_until_it_is_given_up(three):
     assert lost and all("name=once" in line for line in lost), lost
 
 
+def test_a_removal_of_a_dead_node_ends_when_its_places_are_taken_over(three):
+    cluster = three
+    cluster.add()
+    cluster.wait_settled(4)
+    for at in range(0, 600, 20):
+        with cluster.nodes[0].connect() as conn:
+            pairs = [word for i in range(at, at + 20) for word in (f"k{i}", "v" * 4000)]
+            conn.call("MSET", *pairs)
+    for node in cluster.nodes:  # the move takes some seconds
+        node.call("CONFIG", "SET", "move-rate", "256KiB")
+    cluster.nodes[3].kill()
+    cluster.wait_alive(3, 0, 1, 2)
+    assert "n4 is out, its places were taken over" in cli(cluster, "cluster", "remove-node", "n4",
+                                                          "--dead")
+    status = cluster.view(0)
+    assert status["move"] is None and status["partitions_degraded"] == 0, status
+    assert cluster.settled(3)
+    cluster.nodes[2].kill()
+    cluster.wait_alive(2, 0, 1)
+    assert "n3 is out, the others take over" in cli(cluster, "cluster", "remove-node", "n3", "--dead",
+                                                    "--no-wait")
+
+
 def test_operators_add_weigh_drain_and_remove(three):
     """Each function of distkv-client cluster, in one story: nodes are slow to start."""
     cluster = three
