@@ -168,16 +168,18 @@ count_partition(const struct topology *topology, u32 keyspace, u32 partition,
     count_row(view, row.write, row.count, &alive, &writing);
     bool writable = writing >= row.write_quorum &&
                     (row.next_count == 0 || next_writing >= row.write_next_quorum);
+    /* Whoever gains may have to ask more than a read does: so that one of any W is among them. */
+    bool awaited = alive < topology_fetch_quorum(topology, keyspace, &row) &&
+                   is_awaited(topology, keyspace, partition, &row);
     if (row.read_next) {
         alive = next_alive;
         writing = next_writing;
     }
     bool readable = alive >= row.read_quorum;
-    bool awaited = !readable && is_awaited(topology, keyspace, partition, &row);
-    for (u32 i = 0; i < count && !readable; i++) {
+    for (u32 i = 0; i < count && (!readable || awaited); i++) {
         struct cluster_view_member *member = find(view, members[i]);
         if (member == NULL || member->alive) continue;
-        member->missed[keyspace]++;
+        member->missed[keyspace] += !readable;
         member->waited[keyspace] += awaited;
     }
     return (struct cluster_view_counts){.unavailable = !readable || !writable,

@@ -363,16 +363,23 @@ loss_story(struct rig *rig)
 }
 
 static void
-run(u64 seed, void (*story)(struct rig *rig), u32 node_count, void *arg)
+run_with(u64 seed, void (*story)(struct rig *rig), u32 node_count,
+         void (*configured)(struct rig *rig, u32 node, struct server_config *config), void *arg)
 {
     struct rig rig = {.shard_count = (u32)(seed % 2) + 1,
                       .node_count = node_count,
                       .late_count = 1,
-                      .configure = configure,
+                      .configure = configured,
                       .story = story,
                       .arg = arg};
     sim_options_default(&rig.options, seed);
     rig_run(&rig);
+}
+
+static void
+run(u64 seed, void (*story)(struct rig *rig), u32 node_count, void *arg)
+{
+    run_with(seed, story, node_count, configure, arg);
 }
 
 static void
@@ -397,6 +404,44 @@ what_only_a_dead_node_has_waits_for_it_alone_and_is_named(void **state)
     (void)state;
     loss_run(LOSS_COMES_BACK);
     loss_run(LOSS_REMOVED_LATE);
+}
+
+/* ---- who gains asks more than a read does ---- */
+
+static void
+configure_one_of_each(struct rig *rig, u32 node, struct server_config *config)
+{
+    configure(rig, node, config);
+    config->write_quorum = config->read_quorum = 1;
+}
+
+/* W = R = 1: everything can be read and written without the dead one, but what it alone may have
+ * taken is not there. It is named, and nobody says how long that takes. */
+static MAY_YIELD void
+loose_wait_story(struct rig *rig)
+{
+    settle(rig, 15, 4);
+    u32 number = cluster_member(rig->nodes[LOST_NODE].server->cluster);
+    rig_crash(rig, LOST_NODE);
+    fiber_sleep_ns(2 * NS_PER_S);
+    rig_start_begin(rig, LAST_NODE);
+    struct topology *topology = plan_of(rig, io_now_ns() + WAIT_NS);
+    topology_hold(topology);
+    expect_waits_of(rig, topology, 0, number);
+    topology_release(topology);
+    CHECK(status_says(rig, 1, "\"left_ms\":null"));
+    CHECK(status_says(rig, 1, "\"partitions_unavailable\":0,"));
+    CHECK(status_says(rig, 1, "\"missing\":[]"));
+    rig_start(rig, LOST_NODE);
+    settle(rig, 31, 5);
+}
+
+static void
+who_is_waited_for_is_named_though_everything_can_be_read(void **state)
+{
+    (void)state;
+    for (u64 seed = 1; seed <= SEED_COUNT; seed++)
+        run_with(seed, loose_wait_story, 5, configure_one_of_each, NULL);
 }
 
 /* ---- who was taken out is waited for by nobody ---- */
@@ -451,6 +496,7 @@ main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(what_only_a_lost_node_had_begins_empty_and_moves_go_on),
         cmocka_unit_test(what_only_a_dead_node_has_waits_for_it_alone_and_is_named),
+        cmocka_unit_test(who_is_waited_for_is_named_though_everything_can_be_read),
         cmocka_unit_test(nobody_waits_for_a_joiner_that_was_taken_out),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
