@@ -59,19 +59,35 @@ next_run(const struct topology *topology, u32 *at, struct run *out)
     return true;
 }
 
+static u32
+count_alive(const struct cluster *cluster, const u32 *members, u32 count)
+{
+    u32 alive = 0;
+    for (u32 i = 0; i < count; i++)
+        alive += cluster_alive(cluster, members[i]);
+    return alive;
+}
+
+/* What is about to move is written to both rows, and read from one. */
+static bool
+partition_ok(const struct cluster *cluster, const struct topology *topology, u32 partition)
+{
+    struct topology_row row;
+    topology_row(topology, 0, partition, &row);
+    u32 alive = count_alive(cluster, row.write, row.count);
+    u32 next_alive = count_alive(cluster, row.write_next, row.next_count);
+    if (alive < row.write_quorum) return false;
+    if (row.next_count != 0 && next_alive < row.write_next_quorum) return false;
+    return (row.read_next ? next_alive : alive) >= row.read_quorum;
+}
+
 static void
 members_info(struct exec *x, const struct topology *topology)
 {
     const struct cluster *cluster = x->shard->server->cluster;
-    struct run run;
-    u32 ok_slots = 0, masters = 0, at = 0;
-    while (next_run(topology, &at, &run)) {
-        u32 alive = 0;
-        for (u32 i = 0; i < run.count; i++)
-            alive += cluster_alive(cluster, run.members[i]);
-        if (alive >= run.row.read_quorum && alive >= run.row.write_quorum)
-            ok_slots += run.slot_last - run.slot_first + 1;
-    }
+    u32 ok_slots = 0, masters = 0;
+    for (u32 p = 0; p < topology->partition_count; p++)
+        if (partition_ok(cluster, topology, p)) ok_slots += SLOT_COUNT / topology->partition_count;
     for (u32 i = 0; i < topology->member_count; i++)
         masters += topology->members[i].state != PLACEMENT_JOINING;
     char text[512];
