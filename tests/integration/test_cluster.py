@@ -818,6 +818,18 @@ def test_a_removal_of_a_dead_node_ends_when_its_places_are_taken_over(three):
                                                     "--no-wait")
 
 
+def test_a_member_stays_in_its_data_center_and_says_so(cluster):
+    node = cluster.add(datacenter="east")
+    cluster.wait_settled(1)
+    assert node.stop() == 0
+    node.options.update(datacenter="west", rack="other")
+    node.start()
+    wait_for(lambda: cluster.view(0)["members"][0]["rack"] == "other", "the rack to be told")
+    assert cluster.view(0)["members"][0]["datacenter"] == "east"
+    told = [line for line in node.log().splitlines() if "a member stays in its data center" in line]
+    assert len(told) == 1 and "datacenter=east asked=west" in told[0]
+
+
 def test_operators_add_weigh_drain_and_remove(three):
     """Each function of distkv-client cluster, in one story: nodes are slow to start."""
     cluster = three
