@@ -571,10 +571,11 @@ enter(struct cluster_shard *shard, bool empty)
     }
     if (member == NULL) return taken_out(cluster);
     if (strcmp(member->datacenter, cluster->options.datacenter) != 0)
-        log_warning("cluster",
-                    "a member stays in its data center, whatever it is started with; to move, remove "
-                    "it, and let it join again with an empty directory datacenter=%s asked=%s",
-                    member->datacenter, cluster->options.datacenter);
+        log_warning(
+            "cluster",
+            "a member stays in its data center, whatever it is started with; to move, remove "
+            "it, and let it join again with an empty directory datacenter=%s asked=%s",
+            member->datacenter, cluster->options.datacenter);
     cluster->identity.cluster_id = topology->cluster_id;
     cluster->identity.member = self;
     cluster->identity.incarnation = member->incarnation;

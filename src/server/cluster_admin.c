@@ -278,13 +278,13 @@ ask(struct server *server, u32 member, enum peer_admin_function function, struct
     return st;
 }
 
-/* Whether it is still a member, and one who is waited for. */
+/* Whether it is still a member. One that is silent may be back before it is waited for no more, and
+ * keep what it has: it has not been told. */
 static bool
 still_leaves(const struct server *server, u32 member)
 {
     const struct cluster_shard *shard = server->cluster->shards[0];
-    return shard != NULL && topology_member(shard->topology, member) != NULL &&
-           cluster_alive(server->cluster, member);
+    return shard != NULL && topology_member(shard->topology, member) != NULL;
 }
 
 MAY_YIELD status

@@ -853,7 +853,13 @@ nodes_are_weighed_and_removed_by_any_other(void **state)
 
 #define LEAVER 4u /* of five; two of the others were away */
 
-enum leave_end { LEAVE_DELIVERS, LEAVE_FORCED, LEAVE_DIES, LEAVE_ENDS };
+enum leave_end {
+    LEAVE_DELIVERS,
+    LEAVE_FORCED,
+    LEAVE_FORCED_SILENT, /* it stands still at that moment */
+    LEAVE_DIES,
+    LEAVE_ENDS,
+};
 
 static u64
 hints_of(const struct rig *rig, u32 node)
@@ -943,7 +949,14 @@ leaver_story(struct rig *rig)
     CHECK(is_member(rig, "n5") && hints_of(rig, LEAVER) > 0);
 
     removal.flags = NATIVE_CLUSTER_FORCE;
-    if (end == LEAVE_FORCED) CHECK(ask(&client, removal).header.status == NATIVE_ST_OK);
+    if (end == LEAVE_FORCED_SILENT) {
+        for (u32 i = 0; i < rig->nodes[LEAVER].config->core_count; i++)
+            sim_node_shard_stall(rig->nodes[LEAVER].machine, i, 2 * NS_PER_S);
+        while (cluster_alive(rig->nodes[0].server->cluster, number))
+            fiber_sleep_ns(10 * NS_PER_MS);
+    }
+    if (end == LEAVE_FORCED || end == LEAVE_FORCED_SILENT)
+        CHECK(ask(&client, removal).header.status == NATIVE_ST_OK);
     if (end == LEAVE_DIES) rig_crash(rig, LEAVER);
     for (u32 i = 2; i < LEAVER && end == LEAVE_DELIVERS; i++)
         sim_link_heal(rig->sim, rig->nodes[i].machine, rig->nodes[LEAVER].machine);
