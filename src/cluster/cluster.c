@@ -506,6 +506,8 @@ join(struct cluster_shard *shard)
         if (status_is(st, ST_CONFLICT) || peers_taken_out(shard->peers))
             return taken_out(shard->cluster);
         if (status_is(st, ST_INVALID) || status_is(st, ST_DENIED)) return st;
+        /* It asks nobody any more; whoever supervises the process starts it again. */
+        if (status_is(st, ST_CLOSED)) return st;
         if (strcmp(last, reason) != 0)
             log_warning("cluster", "not in the cluster yet: %s (%s)", status_text(st), reason);
         memcpy(last, reason, sizeof(last));

@@ -704,6 +704,9 @@ join(struct group0 *group0, const struct topology_member *self, const struct pee
 {
     bool taken_in = false;
     while (group0_member(group0) == 0) {
+        if (!ok(group0->failed))
+            snprintf(reason, TOPOLOGY_REASON_BYTES, "the record of the cluster has failed: %s",
+                     status_text(group0->failed));
         if (group0->closing || !ok(group0->failed)) return ST_CLOSED;
         if (io_now_ns() >= deadline_ns) return ST_TIMED_OUT;
         if (taken_in) {

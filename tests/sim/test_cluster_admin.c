@@ -14,6 +14,7 @@
 #include <cmocka.h>
 
 #include "base/hash.h"
+#include "cluster/group0_internal.h"
 #include "cluster_rig.h"
 #include "proto/native.h"
 #include "server/route.h"
@@ -843,6 +844,48 @@ members_story(struct rig *rig)
 }
 
 static void
+record_fails(struct shard *shard, void *arg)
+{
+    struct cluster *cluster = arg; /* of the node; the shard is not open yet */
+    (void)shard;
+    group0_fail(cluster->shards[0]->group0, ST_IO_ERROR, "a write");
+}
+
+/* Its disk fails while it joins: it asks nobody any more, so it ends, and says why. */
+static MAY_YIELD void
+failed_join_story(struct rig *rig)
+{
+    struct rig_node *node = &rig->nodes[NODES];
+    cluster_rig_settle(rig, NODES, NODES, WAIT_NS);
+    for (u32 i = 0; i < NODES; i++)
+        sim_link_cut(rig->sim, rig->nodes[i].machine, node->machine);
+    rig_start_begin(rig, NODES);
+    fiber_sleep_ns(5 * NS_PER_S);
+    CHECK(sim_node_running(node->machine)); /* the others may come yet */
+    rig_on_node(rig, NODES, 0, record_fails, node->server->cluster);
+    fiber_sleep_ns(5 * NS_PER_S);
+    CHECK(!sim_node_running(node->machine));
+    CHECK(strstr(server_failure(node->server), "the record of the cluster has failed") != NULL);
+    rig_crash(rig, NODES); /* what it has ended with is no failure of the test */
+}
+
+static void
+who_fails_while_it_joins_ends(void **state)
+{
+    (void)state;
+    for (u64 seed = 1; seed <= SEED_COUNT; seed++) {
+        struct rig rig = {.shard_count = (u32)(seed % 2) + 1,
+                          .node_count = NODES + 1,
+                          .late_count = 1,
+                          .configure = configure,
+                          .on_all_nodes = true};
+        sim_options_default(&rig.options, seed);
+        rig.story = failed_join_story;
+        rig_run(&rig);
+    }
+}
+
+static void
 nodes_are_weighed_and_removed_by_any_other(void **state)
 {
     (void)state;
@@ -1196,6 +1239,7 @@ main(void)
         cmocka_unit_test(nodes_that_stop_together_give_the_lead_away_once),
         cmocka_unit_test(no_increment_is_lost_when_all_nodes_start_again),
         cmocka_unit_test(nodes_are_weighed_and_removed_by_any_other),
+        cmocka_unit_test(who_fails_while_it_joins_ends),
         cmocka_unit_test(who_leaves_delivers_what_it_keeps_for_others_first),
         cmocka_unit_test(who_is_removed_while_it_joins_says_so_and_stops),
         cmocka_unit_test(who_is_back_after_it_was_called_dead_says_so_and_stops),
