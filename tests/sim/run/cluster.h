@@ -79,6 +79,7 @@ struct cluster_knobs {
     u32 expire_part, delete_part, read_part, batch_part, loose_part; /* of 100 */
     bool racks;
     bool sloppy;   /* the keyspace is: what reads promise then is less */
+    bool shrinks;  /* three members become two, and another one comes; one may be lost meanwhile */
     bool operates; /* stores are flushed and merged now and then */
     /* Of 100 power cuts and kills: at an event of the node; of 100 starts: cut at one. */
     u32 event_part, recovery_cut_part;
@@ -258,6 +259,7 @@ struct cluster_run {
     /* the fault budget */
     u32 lost; /* + 1: whose loss the cluster has not got over yet; 0: none */
     u32 losses;
+    u32 shrink_losses; /* of them, while three became two */
     /* Who is to crash at an event of its own, + 1; 0: nobody. */
     u32 cut;
     bool cut_power;
@@ -316,6 +318,8 @@ bool cluster_is_settled(void);
 const char *cluster_why_unsettled(void);
 struct cluster_node *cluster_node_of(const struct topology *topology, u32 member);
 u32 cluster_running(void);
+/* Of whoever leads; NULL: nobody does. */
+const struct group0 *cluster_group_leader(void);
 void cluster_nodes_free(void);
 
 /* cluster_trouble.c */

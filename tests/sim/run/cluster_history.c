@@ -356,6 +356,7 @@ cluster_report(void)
         if (c->happened[i] > 0)
             fprintf(stderr, " %s %llu", cluster_trouble_names[i],
                     (unsigned long long)c->happened[i]);
+    if (c->shrink_losses > 0) fprintf(stderr, " lost-while-shrinking %u", c->shrink_losses);
     fprintf(stderr, "\ntrees     of two replicas compared %llu times, and equal %llu times\n",
             (unsigned long long)c->trees_compared, (unsigned long long)c->trees_equal);
     for (u32 i = 0; i < c->node_count; i++) {

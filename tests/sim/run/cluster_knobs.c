@@ -123,6 +123,17 @@ sloppy_draw(struct cluster_knobs *knobs, u64 seed)
     knobs->sloppy = prng_chance(&prng, 1, 2) && knobs->nodes > knobs->replicas;
 }
 
+/* Likewise. */
+static void
+shrinks_draw(struct cluster_knobs *knobs, u64 seed)
+{
+    struct prng prng;
+    prng_init(&prng, seed * 7919 + 29);
+    bool quorums = knobs->replicas == 3 && knobs->write_quorum == 2 && knobs->read_quorum == 2;
+    knobs->shrinks = prng_chance(&prng, 1, 4) && quorums;
+    if (knobs->shrinks) knobs->weights[TROUBLE_LEAVE] += (u32)prng_range(&prng, 3, 15);
+}
+
 void
 cluster_knobs_draw(struct cluster_knobs *knobs, struct sim_options *sim,
                    const struct run_options *options)
@@ -176,6 +187,7 @@ cluster_knobs_draw(struct cluster_knobs *knobs, struct sim_options *sim,
     trees_draw(knobs, options->seed);
     sloppy_draw(knobs, options->seed);
     rot_draw(knobs, options->seed);
+    shrinks_draw(knobs, options->seed);
     if (options->ops != 0) knobs->trouble_ns = options->ops * CLUSTER_NS_PER_OP;
     sim->print_log = options->log;
     sim->faults_off = options->off;
@@ -190,10 +202,11 @@ cluster_knobs_print(const struct cluster_knobs *knobs)
 {
     fprintf(stderr,
             "cluster   nodes %u, shards to %u, N %u W %u R %u%s, timeout %llu ms, racks %d, "
-            "operator %d\n",
+            "operator %d%s\n",
             knobs->nodes, knobs->shards_max, knobs->replicas, knobs->write_quorum,
             knobs->read_quorum, knobs->sloppy ? " sloppy" : "",
-            (unsigned long long)knobs->timeout_ms, knobs->racks, knobs->operates);
+            (unsigned long long)knobs->timeout_ms, knobs->racks, knobs->operates,
+            knobs->shrinks ? ", shrinks" : "");
     fprintf(stderr,
             "clients   %u, keys %u + %u groups + %u fixed + %u counters, hot %u %%, pause to %llu "
             "ms, reads %u %%, deletes %u %%, expire %u %%, batches %u %%, loose %u %%, values to "

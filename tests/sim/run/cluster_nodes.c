@@ -380,30 +380,34 @@ member_unsettled(const struct topology *newest, const struct topology_member *me
     return NULL;
 }
 
-/* Of group0 at its leader. */
-static const char *
-group_unsettled(const struct topology *newest)
+const struct group0 *
+cluster_group_leader(void)
 {
     const struct cluster_run *c = run->cluster;
     for (u32 i = 0; i < c->node_count; i++) {
         const struct cluster_shard *shard = shard_zero(&c->nodes[i]);
         if (shard == NULL || shard->group0 == NULL) continue;
-        const struct group0 *group0 = shard->group0;
         struct group0_stats stats;
-        group0_stats_get(group0, &stats);
-        if (!stats.leads) continue;
-        u32 voters = 0;
-        for (u32 p = 0; p < group0->raft.peer_count; p++) {
-            const struct raft_peer *peer = &group0->raft.peers[p];
-            if (topology_member(newest, (u32)peer->id) == NULL) return "who left is in group0";
-            if (peer->roles != RAFT_VOTER && peer->roles != RAFT_LEARNER)
-                return "group0 changes its voters";
-            voters += peer->roles == RAFT_VOTER;
-        }
-        if (voters < MIN(3u, newest->member_count)) return "group0 has too few voters";
-        return NULL;
+        group0_stats_get(shard->group0, &stats);
+        if (stats.leads) return shard->group0;
     }
-    return "nobody leads group0";
+    return NULL;
+}
+
+static const char *
+group_unsettled(const struct topology *newest)
+{
+    const struct group0 *group0 = cluster_group_leader();
+    if (group0 == NULL) return "nobody leads group0";
+    u32 voters = 0;
+    for (u32 p = 0; p < group0->raft.peer_count; p++) {
+        const struct raft_peer *peer = &group0->raft.peers[p];
+        if (topology_member(newest, (u32)peer->id) == NULL) return "who left is in group0";
+        if (peer->roles != RAFT_VOTER && peer->roles != RAFT_LEARNER)
+            return "group0 changes its voters";
+        voters += peer->roles == RAFT_VOTER;
+    }
+    return voters < MIN(3u, newest->member_count) ? "group0 has too few voters" : NULL;
 }
 
 const char *

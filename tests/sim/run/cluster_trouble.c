@@ -8,7 +8,8 @@
  *   One disk at a time is lost (wiped, or with its machine): W - 1 with W = 2, and never more than
  *   what a majority of group0's voters survives. The next one is lost when the cluster has got over
  *   the last: no plan is under way, nobody who was lost is in a row, group0 has three voters again.
- *   A cluster keeps three members at least.
+ *   A cluster keeps three members at least; but where it shrinks, two of three stay for a while. One
+ *   of the three may be lost then as long as all are members: whoever leaves has what it had.
  *   What rots counts as a lost disk, until it was found and is mended.
  *
  * Links fail between nodes only: clients reach everybody who runs. One partition lasts at a time;
@@ -19,7 +20,10 @@
 
 #include <stdio.h>
 
+#include "cluster/group0_internal.h"
+
 #define REMOVE_AFTER_NS (2 * NS_PER_S)
+#define VOTE_KEPT_NS    (9 * NS_PER_S)
 #define NODES_MAX       7u
 #define LITE_NODES_MAX  5u
 
@@ -34,6 +38,7 @@ static struct {
     bool replace;                /* and then another one joins */
     struct cluster_node *leaver; /* is to be asked to go */
     struct leaver leaver_told;
+    u64 shrink_loss_ns; /* when one is lost while another one leaves; 0: none is */
 } now;
 
 static const enum sim_fault family_of[] = {
@@ -81,11 +86,33 @@ loss_allowed(void)
     return c->lost == 0 && newest != NULL && newest->member_count >= 3 && cluster_is_settled();
 }
 
+/* Three members by whoever leads, of which one leaves, and all run and see each other. */
 static bool
-lose(bool wipe)
+shrink_loss_allowed(void)
 {
     struct cluster_run *c = run->cluster;
-    if (!loss_allowed()) return false;
+    const struct group0 *group0 = cluster_group_leader();
+    if (c->lost != 0 || now.heal_ns != 0 || group0 == NULL) return false;
+    const struct topology *topology = group0->topology;
+    u32 leaving = 0, voters = 0, running = 0;
+    if (topology == NULL || topology->member_count != 3) return false;
+    for (u32 i = 0; i < 3; i++)
+        leaving += topology->members[i].state == PLACEMENT_LEAVING;
+    for (u32 i = 0; i < group0->raft.peer_count; i++)
+        voters += group0->raft.peers[i].roles == RAFT_VOTER;
+    for (u32 i = 0; i < c->node_count; i++)
+        running += c->nodes[i].state == NODE_RUNS && !c->nodes[i].stopping &&
+                   topology_member_by_id(topology, c->nodes[i].id) != NULL;
+    /* Who is away for long has no vote, until it is back: not in a short run. */
+    bool votes = voters == 3 || c->knobs.trouble_ns < VOTE_KEPT_NS;
+    return leaving == 1 && votes && running == 3;
+}
+
+static bool
+lose(bool wipe, bool shrinks)
+{
+    struct cluster_run *c = run->cluster;
+    if (shrinks ? !shrink_loss_allowed() : !loss_allowed()) return false;
     struct cluster_node *node = running_draw();
     if (node == NULL || node->leaving) return false;
     cluster_node_crash(node, true);
@@ -159,12 +186,51 @@ join(void)
     return true;
 }
 
+/* Where two are left, one more is to come. */
+static bool
+refill_wanted(void)
+{
+    const struct topology *newest = cluster_topology_newest();
+    return run->cluster->knobs.shrinks && newest != NULL && newest->member_count < 3;
+}
+
+static void
+refill(void)
+{
+    const struct cluster_run *c = run->cluster;
+    if (!refill_wanted() || now.lost != NULL || c->node_count == CLUSTER_NODES_MAX) return;
+    const struct topology *newest = cluster_topology_newest();
+    for (u32 i = 0; i < c->node_count; i++) { /* one that is on its way */
+        const struct cluster_node *node = &c->nodes[i];
+        bool member = topology_member_by_id(newest, node->id) != NULL;
+        if (!member && (node->state == NODE_DOWN || (node->state == NODE_RUNS && !node->leaving)))
+            return;
+    }
+    (void)join();
+}
+
+/* Of three settled ones one may go where the cluster is to shrink. */
+static bool
+may_shrink(const struct topology *newest)
+{
+    return run->cluster->knobs.shrinks && newest->member_count == 3 && loss_allowed() &&
+           run->cluster->node_count + 2 <= CLUSTER_NODES_MAX;
+}
+
 static bool
 leave(void)
 {
     struct cluster_run *c = run->cluster;
     const struct topology *newest = cluster_topology_newest();
-    if (now.leaver != NULL || newest == NULL || newest->member_count <= 3) return false;
+    if (now.leaver != NULL || newest == NULL) return false;
+    if (may_shrink(newest)) {
+        now.leaver = running_draw();
+        now.leaver_told = (struct leaver){.asked = false};
+        if (now.leaver != NULL && prng_chance(&run->prng, 2, 3))
+            now.shrink_loss_ns = cluster_now_ns() + prng_below(&run->prng, 6 * NS_PER_S);
+        return now.leaver != NULL;
+    }
+    if (newest->member_count <= 3) return false;
     struct member_seen members[CLUSTER_NODES_MAX] = {0};
     for (u32 i = 0; i < c->node_count; i++) {
         const struct cluster_node *node = &c->nodes[i];
@@ -385,7 +451,7 @@ trouble_make(enum cluster_trouble trouble)
         return blackout();
     case TROUBLE_WIPE:
     case TROUBLE_LOSE:
-        return lose(trouble == TROUBLE_WIPE);
+        return lose(trouble == TROUBLE_WIPE, false);
     case TROUBLE_JOIN:
         return join();
     case TROUBLE_LEAVE:
@@ -458,6 +524,19 @@ cluster_trouble_step(void)
 {
     u64 ns = cluster_now_ns();
     remove_step();
+    refill();
+    if (now.shrink_loss_ns != 0 && ns >= now.shrink_loss_ns) {
+        bool wipe = prng_chance(&run->prng, 1, 2);
+        if (run->cluster->troubles && lose(wipe, true)) {
+            run->cluster->shrink_losses++;
+            now.shrink_loss_ns = 0;
+            if (run->options->log)
+                fprintf(stderr, "%12llu trouble: %s while three become two\n",
+                        (unsigned long long)(cluster_now_ns() / 1000), wipe ? "wipe" : "lose");
+        } else if (!run->cluster->troubles || ns >= now.shrink_loss_ns + 3 * NS_PER_S) {
+            now.shrink_loss_ns = 0;
+        }
+    }
     if (!run->cluster->troubles) rot_look();
     if (now.heal_ns != 0 && ns >= now.heal_ns) links_heal();
     if (now.slow_ns != 0 && ns >= now.slow_ns) slow_heal();
@@ -470,7 +549,7 @@ cluster_trouble_step(void)
 const char *
 cluster_members_unsettled(bool plan)
 {
-    return members_unsettled(plan, now.lost != NULL, now.leaver != NULL);
+    return members_unsettled(plan, now.lost != NULL || refill_wanted(), now.leaver != NULL);
 }
 
 void
