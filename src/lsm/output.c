@@ -143,8 +143,11 @@ finish_blob(struct output *output, struct level_blob **out)
         (void)!ok(io_file_unlink(path)); /* else an orphan until the next opening */
         return st;
     }
+    file->unlink_on_close = true; /* what is not listed nobody names */
     *out = level_blob_new(levels, file, output->blob_token_first, output->blob_token_last);
-    return *out == NULL ? ST_NO_MEMORY : ST_OK;
+    if (*out == NULL) return ST_NO_MEMORY;
+    file->unlink_on_close = false;
+    return ST_OK;
 }
 
 MAY_YIELD static status

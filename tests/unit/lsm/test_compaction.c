@@ -157,6 +157,52 @@ any_allocation_may_fail(void **state)
     fail_everywhere(SIM_POINT_ALLOC, ST_NO_MEMORY, 1, 7);
 }
 
+static void
+count_data_file(void *arg, const char *name)
+{
+    bool is_blob;
+    u64 id;
+    if (levels_parse_name(name, &is_blob, &id)) (*(u32 *)arg)++;
+}
+
+static status
+flush_without_memory(void *arg)
+{
+    EXPECT(ok(io_dir_make(STORE_DIR)));
+    EXPECT(ok(rig_open(&rig)));
+    rig_write(&rig, 1, 2000, 0, false); /* apart */
+    sim_fail_at(world, SIM_POINT_ALLOC, *(const u64 *)arg, 1, ST_NO_MEMORY);
+    status st = rig_flush(&rig);
+    bool hit = sim_failed(world);
+    sim_faults_clear(world);
+    fiber_sleep_ns(100 * NS_PER_MS); /* files are removed in the background */
+    u32 files = 0;
+    EXPECT(ok(io_dir_list(STORE_DIR, count_data_file, &files)));
+    EXPECT(files == (ok(st) ? 2 : 0));
+    rig_close(&rig);
+    return hit ? ST_OK : ST_END;
+}
+
+/* It is tried again and again, and each try would leave as much. */
+static void
+a_flush_without_memory_leaves_no_files(void **state)
+{
+    (void)state;
+    u64 not_listed = 0;
+    status st = ST_OK;
+    for (u64 n = 0; ok(st); n++) {
+        struct sim_options options;
+        sim_options_default(&options, 7);
+        world = sim_new(&options);
+        rig_reset(7, 300);
+        st = sim_run(world, 1, flush_without_memory, &n);
+        not_listed += sim_mark_count(world, "lsm.run_set.blob_no_memory");
+        sim_free(world);
+    }
+    assert_true(status_is(st, ST_END));
+    assert_true(not_listed > 0);
+}
+
 /* ---- power cuts at every place ---- */
 
 static status
@@ -1151,6 +1197,7 @@ main(void)
         cmocka_unit_test(any_name_operation_may_fail),
         cmocka_unit_test(the_disk_may_fill_at_any_write_and_stay_full),
         cmocka_unit_test(any_allocation_may_fail),
+        cmocka_unit_test(a_flush_without_memory_leaves_no_files),
         cmocka_unit_test(power_may_be_lost_at_any_request),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
