@@ -527,24 +527,23 @@ lsm_write_try(struct lsm *lsm, const struct lsm_batch *batch, u64 *seq_out)
 }
 
 /* Waits for what made the last attempt say ST_WOULD_WAIT. Whatever it was, the next attempt tells;
- * deadlines only guard against a wake-up that belongs to somebody else. */
+ * deadlines only guard against a wake-up that belongs to somebody else. Never for all that others
+ * owe for the pressure of compaction: perhaps this one waits for a memtable. */
 static MAY_YIELD void
-write_wait(struct lsm *lsm, size_t bytes)
+write_wait(struct lsm *lsm, size_t bytes, u64 deadline_ns)
 {
     u64 now = io_now_ns();
+    u64 until = MIN(now + 10 * NS_PER_MS, deadline_ns);
     if (lsm->writes_held > 0) {
-        (void)fiber_queue_wait(&lsm->room_wake, now + 10 * NS_PER_MS);
+        (void)fiber_queue_wait(&lsm->room_wake, until);
         return;
     }
     if (lsm->log != NULL && !ok(log_append_check(lsm->log, bytes, false))) {
         log_wait_room(lsm->log);
         return;
     }
-    if (lsm->admit_ns > now) {
-        fiber_sleep_ns(lsm->admit_ns - now);
-        return;
-    }
-    (void)fiber_queue_wait(&lsm->room_wake, now + 10 * NS_PER_MS);
+    if (lsm->admit_ns > now) until = MIN(until, lsm->admit_ns);
+    (void)fiber_queue_wait(&lsm->room_wake, until);
 }
 
 static void
@@ -585,7 +584,7 @@ lsm_write_until(struct lsm *lsm, const struct lsm_batch *batch, u64 deadline_ns,
             break;
         }
         turn_take(lsm, batch);
-        write_wait(lsm, batch->ops.size);
+        write_wait(lsm, batch->ops.size, deadline_ns);
         st = io_now_ns() < deadline_ns ? write_inside(lsm, batch, NULL, seq_out) : st;
     }
     turn_leave(lsm, batch);

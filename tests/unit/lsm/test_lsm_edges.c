@@ -1329,6 +1329,40 @@ a_large_write_has_its_turn_beside_small_ones(void **state)
     sim_free(w.sim);
 }
 
+/* ---- who waits for a memtable, while others owe their time to compaction ---- */
+
+static status
+indebted_body(void *arg)
+{
+    struct world *w = arg;
+    CHECK(ok(open_store(w)));
+    /* A hold stands for a memtable that is full while its flush runs: either is asked before the
+     * pressure is, and ends when the store says so. */
+    struct lsm *lsm = w->lsm;
+    u64 begun_ns = io_now_ns();
+    lsm->admit_ns = begun_ns + 5 * NS_PER_S;
+    struct lsm_batch large = {0};
+    lsm->large = &large;
+    CHECK(status_is(large_write(w, 1, begun_ns + 50 * NS_PER_MS), ST_TIMED_OUT));
+    CHECK(io_now_ns() - begun_ns < 100 * NS_PER_MS);
+    /* And without a deadline: soon after it could go on. */
+    lsm->large = NULL;
+    begun_ns = io_now_ns();
+    CHECK(ok(put(w, 1, 10)));
+    CHECK(io_now_ns() - begun_ns < 100 * NS_PER_MS);
+    return lsm_close(lsm);
+}
+
+static void
+who_waits_for_room_does_not_wait_for_the_debt_of_others(void **state)
+{
+    (void)state;
+    struct world w;
+    world_init(&w, 8);
+    assert_true(ok(sim_run(w.sim, 1, indebted_body, &w)));
+    sim_free(w.sim);
+}
+
 static status
 open_and_close_body(void *arg)
 {
@@ -1808,6 +1842,7 @@ main(void)
         cmocka_unit_test(a_memtable_is_flushed_once_and_before_it_is_full),
         cmocka_unit_test(held_writes_show_nothing_until_all_are_released),
         cmocka_unit_test(a_large_write_has_its_turn_beside_small_ones),
+        cmocka_unit_test(who_waits_for_room_does_not_wait_for_the_debt_of_others),
         cmocka_unit_test(a_log_behind_missing_numbers_is_refused),
         cmocka_unit_test(a_store_whose_log_was_removed_is_refused),
         cmocka_unit_test(a_record_for_another_store_is_damage),
