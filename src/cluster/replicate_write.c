@@ -267,6 +267,8 @@ attempt_own(struct write_attempt *attempt)
     struct replicator *r = attempt->r;
     u32 at = quorum_find(&attempt->quorum, r->self);
     if (at == QUORUM_MEMBERS_MAX || attempt->quorum.answers[at] != QUORUM_PENDING) return;
+    struct lsm *lsm = r->options.lsm;
+    const struct lsm_batch *batch = attempt->batch;
     u64 seq;
     status st = attempt->merges
                     ? siblings_merge_op(r, attempt->batch, r->self, attempt->deadline_ns, &seq)
@@ -276,9 +278,11 @@ attempt_own(struct write_attempt *attempt)
         if (r->closing || now >= attempt->deadline_ns || attempt->newer != 0 ||
             quorum_state(&attempt->quorum) != QUORUM_OPEN)
             break;
+        lsm_turn_take(lsm, batch);
         (void)fiber_queue_wait(&attempt->wake, MIN(now + ROOM_NS, attempt->deadline_ns));
         st = own_try(attempt, &seq);
     }
+    lsm_turn_leave(lsm, batch);
     if (!ok(st)) {
         attempt_answer(attempt, r->self, QUORUM_NO);
         return;

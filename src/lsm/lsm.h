@@ -131,6 +131,11 @@ MAY_YIELD MUST_CHECK status lsm_write(struct lsm *lsm, const struct lsm_batch *b
 /* ST_TIMED_OUT: there was no room before the deadline, and it is not done. */
 MAY_YIELD MUST_CHECK status lsm_write_until(struct lsm *lsm, const struct lsm_batch *batch,
                                             u64 deadline_ns, u64 *seq_out);
+/* For who tries until there is room and has other things to wait for, too: after ST_WOULD_WAIT, and
+ * when it goes on with nothing of it any more. A batch that needs much of the log's buffers has
+ * nobody go past it between the two. */
+void lsm_turn_take(struct lsm *lsm, const struct lsm_batch *batch);
+void lsm_turn_leave(struct lsm *lsm, const struct lsm_batch *batch);
 
 /* Between the two no write becomes visible: a try says ST_WOULD_WAIT, lsm_write waits. Takes effect
  * at once, because no write is ever half visible, and counts: each hold needs its release, soon.

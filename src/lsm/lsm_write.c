@@ -546,8 +546,8 @@ write_wait(struct lsm *lsm, size_t bytes, u64 deadline_ns)
     (void)fiber_queue_wait(&lsm->room_wake, until);
 }
 
-static void
-turn_leave(struct lsm *lsm, const struct lsm_batch *batch)
+void
+lsm_turn_leave(struct lsm *lsm, const struct lsm_batch *batch)
 {
     if (lsm->large != batch) return;
     lsm->large = NULL;
@@ -556,11 +556,11 @@ turn_leave(struct lsm *lsm, const struct lsm_batch *batch)
 
 /* A batch that needs much of the log's buffers has nobody go past it until it has them, for as long
  * as what is under way takes; else it would wait for as long as others write. */
-static void
-turn_take(struct lsm *lsm, const struct lsm_batch *batch)
+void
+lsm_turn_take(struct lsm *lsm, const struct lsm_batch *batch)
 {
     if (lsm->log == NULL || !log_queue_is_short(lsm->log, batch->ops.size)) {
-        turn_leave(lsm, batch);
+        lsm_turn_leave(lsm, batch);
     } else if (lsm->large == NULL) {
         MARK("lsm.write.large_in_turn");
         lsm->large = batch;
@@ -583,11 +583,11 @@ lsm_write_until(struct lsm *lsm, const struct lsm_batch *batch, u64 deadline_ns,
             st = ST_TIMED_OUT;
             break;
         }
-        turn_take(lsm, batch);
+        lsm_turn_take(lsm, batch);
         write_wait(lsm, batch->ops.size, deadline_ns);
         st = io_now_ns() < deadline_ns ? write_inside(lsm, batch, NULL, seq_out) : st;
     }
-    turn_leave(lsm, batch);
+    lsm_turn_leave(lsm, batch);
     if (!ok(st)) lsm->stats.writes_refused++;
     fiber_gate_leave(&lsm->gate);
     return st;

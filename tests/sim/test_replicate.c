@@ -1852,6 +1852,71 @@ a_write_without_room_is_not_done_when_its_time_is_over(void **state)
     cluster_close();
 }
 
+#define CROWD       64u
+#define CROWD_BYTES KIB(30)
+
+struct crowd {
+    struct lsm *lsm;
+    bool ends;
+    u32 writing;
+};
+
+static struct crowd crowd;
+
+/* What is no client's, again and again, as soon as there is room for it. */
+static void
+crowd_main(void *arg)
+{
+    (void)arg;
+    static const u8 value[CROWD_BYTES];
+    u64 first, last, seq;
+    lsm_tokens(crowd.lsm, &first, &last);
+    struct lsm_batch batch;
+    lsm_batch_init(&batch, io_budget());
+    CHECK(lsm_batch_put(&batch, KEYSPACE_SYSTEM, first, BYTES("crowd", 5),
+                        BYTES(value, sizeof(value)), 0));
+    while (!crowd.ends)
+        CHECK(ok(lsm_write(crowd.lsm, &batch, &seq)));
+    lsm_batch_deinit(&batch);
+    crowd.writing--;
+}
+
+static void
+crowd_run(struct peer_rig_node *node, void *arg)
+{
+    (void)arg;
+    crowd = (struct crowd){.lsm = world.apps[node->index][io_shard_index()].lsm};
+    while (crowd.writing++ < CROWD)
+        CHECK(ok(fiber_spawn(FIBER_FOREGROUND, "crowd", crowd_main, NULL)));
+    crowd.writing--;
+}
+
+/* Its own store is one of those that it needs. */
+static void
+a_large_write_has_its_turn_at_its_coordinator(void **state)
+{
+    (void)state;
+    story_begin();
+    assert_true(peer_rig_do(&world.rig, 0, shard_of(1), crowd_run, NULL));
+    peer_rig_run(&world.rig, MS(20));
+    for (u32 i = 0; i < 5; i++) {
+        struct op put = {.kind = OP_WRITE,
+                         .key = 1,
+                         .id = 5 + i,
+                         .size = LIMIT_VALUE_BYTES,
+                         .level = REPLICATE_ALL,
+                         .deadline_ns = SECONDS(1)};
+        assert_true(op_do(&put));
+        assert_int_equal(look_at(0, 1).version, put.version);
+    }
+    /* The others have no crowd, and nobody else takes turns here. */
+    assert_true(sim_mark_count(world.rig.sim, "lsm.write.large_in_turn") > 0);
+    crowd.ends = true;
+    peer_rig_run(&world.rig, SECONDS(1));
+    assert_int_equal(crowd.writing, 0);
+    cluster_close();
+}
+
 static void
 allow_run(struct peer_rig_node *node, void *arg)
 {
@@ -2084,6 +2149,7 @@ main(void)
         cmocka_unit_test(a_write_without_room_is_not_done_when_its_time_is_over),
         cmocka_unit_test(a_burst_waits_for_room_before_the_replicas),
         cmocka_unit_test(who_takes_nothing_holds_up_no_burst),
+        cmocka_unit_test(a_large_write_has_its_turn_at_its_coordinator),
         cmocka_unit_test(what_a_read_found_is_not_brought_here_once_what_hides_it_was_collected),
         cmocka_unit_test(
             what_was_compared_long_ago_is_not_brought_here_once_what_hides_it_was_collected),
