@@ -543,15 +543,30 @@ stores_create(struct work *work, const char *node_id, u32 shard_count)
     return ok(st) ? node_write(work) : st;
 }
 
+/* What an old store may have: where there are to be more stores than there are, each has less
+ * memory than an old one had, whose indexes may need that. No new one is open yet, and only one old
+ * one at a time, so what all new ones together will have is there. */
+static u64
+settle_bytes(const struct node *node, u32 shard_count, u64 memory_bytes)
+{
+    u32 old = node->header.store_count;
+    u64 bytes = memory_bytes / old * shard_count + memory_bytes % old * shard_count / old;
+    return MAX(bytes, memory_bytes);
+}
+
 /* Recovers each old store and flushes it, so that it is tables and blob files only. */
 static MAY_YIELD status
-stores_settle(struct work *work, const struct lsm_options *options)
+stores_settle(struct work *work, u32 shard_count, const struct lsm_options *options)
 {
     const struct node *node = &work->node;
     /* Closing waits for the scrub to end its file, which takes a minute at its slow pace. */
     struct lsm_options quiet = *options;
     quiet.scrub_bytes_per_s = 0;
-    for (u32 i = 0; i < node->header.store_count; i++) {
+    quiet.memory_bytes = settle_bytes(node, shard_count, options->memory_bytes);
+    u64 lent_bytes = quiet.memory_bytes - options->memory_bytes; /* by the other shards */
+    io_budget()->limit_bytes += lent_bytes;
+    status settled = ST_OK;
+    for (u32 i = 0; ok(settled) && i < node->header.store_count; i++) {
         store_path(work->sources[i], STORE_DIR_BYTES, work->dir, &node->stores[i]);
         struct lsm_place place = {
             .dir = work->sources[i],
@@ -564,11 +579,15 @@ stores_settle(struct work *work, const struct lsm_options *options)
         status st = lsm_open(&place, &quiet, &lsm);
         if (ok(st)) st = lsm_close(lsm);
         if (!ok(st))
-            return MARKED("lsm.store.not_settled",
-                          WORK_FAIL(work, st, "cannot recover %s: %s; the log says more", place.dir,
-                                    status_text(st)));
+            settled =
+                MARKED("lsm.store.not_settled",
+                       WORK_FAIL(work, st, "cannot recover %s: %s; %s", place.dir, status_text(st),
+                                 status_is(st, ST_NO_MEMORY)
+                                     ? "start with more memory, or as many cores as before"
+                                     : "the log says more"));
     }
-    return ST_OK;
+    io_budget()->limit_bytes -= lent_bytes;
+    return settled;
 }
 
 static MAY_YIELD status
@@ -578,7 +597,7 @@ stores_reshard(struct work *work, u32 shard_count, const struct lsm_options *opt
     u32 partitions = node->header.partition_count;
     log_info("lsm", "changing the number of stores dir=%s from=%u to=%u", work->dir,
              node->header.store_count, shard_count);
-    status st = stores_settle(work, options);
+    status st = stores_settle(work, shard_count, options);
     if (!ok(st)) return st;
     char node_id[NODE_ID_BYTES];
     memcpy(node_id, node->header.node_id, sizeof(node_id));

@@ -709,6 +709,114 @@ a_change_of_the_core_count_that_meets_errors_can_be_repeated(void **state)
     assert_int_equal(not_synced, 1);
 }
 
+/* ---- memory ---- */
+
+#define SHARDS_MORE 4u
+
+/* Long keys of a few tokens: much of them is in the indexes. */
+static struct bytes
+long_key(u32 index, u64 *token_out)
+{
+    static char text[1001];
+    u64 state = index % 16;
+    *token_out = splitmix64(&state);
+    return BYTES(text, (size_t)snprintf(text, sizeof(text), "%0*u", 1000, index));
+}
+
+static status
+long_keys(struct lsm *lsm, u64 first, u64 last, u32 count, bool write, u32 *found)
+{
+    struct lsm_batch batch;
+    lsm_batch_init(&batch, io_budget());
+    status st = ST_OK;
+    for (u32 i = 0; ok(st) && i < count; i++) {
+        u64 token, seq;
+        struct bytes key = long_key(i, &token);
+        if (token < first || token > last) continue;
+        if (write) {
+            lsm_batch_clear(&batch);
+            CHECK(lsm_batch_put(&batch, 0, token, key, BYTES("v", 1), 0));
+            st = lsm_write(lsm, &batch, &seq);
+            while (status_is(st, ST_OVERLOADED)) {
+                fiber_sleep_ns(10 * NS_PER_MS);
+                st = lsm_write(lsm, &batch, &seq);
+            }
+        } else if (i % 23 == 0) {
+            struct lsm_value value;
+            st = lsm_get(lsm, NULL, 0, token, key, &value);
+            if (ok(st)) lsm_value_release(&value);
+            *found += ok(st);
+        }
+    }
+    lsm_batch_deinit(&batch);
+    return st;
+}
+
+/* As a node with so many cores, which share its memory. */
+static status
+indexed_body(void *arg)
+{
+    struct job *j = arg;
+    const u32 keys = 14000;
+    if (io_shard_index() != 0) return ST_OK;
+    struct lsm_options options;
+    options_make(&options);
+    options.memtable_bytes = options.log_segment_bytes = 0;
+    options.codec_last = LSM_CODEC_NONE;
+    options.memory_bytes = MIB(12) / j->shards;
+    CHECK(options.memory_bytes < io_budget()->limit_bytes);
+    u64 limit = io_budget()->limit_bytes;
+    j->result =
+        store_prepare(DIR, NULL, j->shards, &options, &j->layout, j->error, sizeof(j->error));
+    CHECK(io_budget()->limit_bytes == limit);
+    if (!ok(j->result)) return ST_OK;
+    u32 found = 0;
+    for (u32 i = 0; i < j->shards; i++) {
+        struct lsm_place place = {.dir = j->layout.shards[i].dir,
+                                  .token_first = j->layout.shards[i].token_first,
+                                  .token_last = j->layout.shards[i].token_last};
+        struct lsm *lsm;
+        status st = lsm_open(&place, &options, &lsm);
+        if (!ok(st)) return st;
+        st = long_keys(lsm, place.token_first, place.token_last, keys, j->write, &found);
+        if (ok(st) && j->write) st = lsm_compact(lsm);
+        struct lsm_stats stats;
+        lsm_stats_get(lsm, &stats);
+        if (j->write) CHECK(stats.index_bytes > MIB(12) / SHARDS_MORE);
+        status closed = lsm_close(lsm);
+        if (!ok(st)) return st;
+        if (!ok(closed)) return closed;
+    }
+    CHECK(j->write || found == (keys + 22) / 23);
+    store_release(DIR);
+    return ST_OK;
+}
+
+/* An old store has more in its indexes than a new one has memory, and all new ones together have
+ * as much as the old one had. */
+static void
+data_opens_with_more_shards_of_less_memory_each(void **state)
+{
+    (void)state;
+    memset(&job, 0, sizeof(job));
+    struct sim_options options;
+    sim_options_default(&options, 1);
+    options.memory_bytes = MIB(20);
+    struct sim *sim = sim_new(&options);
+    (void)sim_node_new(sim, "10.0.0.1");
+    job.shards = 1;
+    job.write = true;
+    assert_true(ok(sim_run(sim, 1, indexed_body, &job)) && ok(job.result));
+    job.write = false;
+    for (u32 round = 0; round < 2; round++) {
+        job.shards = round == 0 ? SHARDS_MORE : 1;
+        assert_true(ok(sim_run(sim, job.shards, indexed_body, &job)));
+        if (!ok(job.result)) print_message("%s\n", job.error);
+        assert_true(ok(job.result));
+    }
+    sim_free(sim);
+}
+
 /* The manifests of both stores change places. */
 static status
 swap_body(void *arg)
@@ -856,6 +964,7 @@ main(void)
         cmocka_unit_test(a_damaged_node_file_is_refused),
         cmocka_unit_test(stores_without_their_node_file_are_kept),
         cmocka_unit_test(manifests_without_node_file_and_tables_are_refused),
+        cmocka_unit_test(data_opens_with_more_shards_of_less_memory_each),
         cmocka_unit_test(a_change_of_the_core_count_that_meets_errors_can_be_repeated),
         cmocka_unit_test(verification_finds_damage_in_every_kind_of_file),
         cmocka_unit_test(more_shards_than_partitions_are_refused),
