@@ -43,6 +43,8 @@
 #define CREDIT_PRESSURE 25u /* that much of it is one more */
 /* From this pressure on compaction does not wait for credit. */
 #define PRESSURE_UNPACED 500u
+/* Tokens are hashes: fewer of them at once than this are no less work. */
+#define SLICE_WIDTH_MIN ((u64)1 << 20)
 /* Where space is short: tiers of this part of the last level are merged into it. */
 #define SPACE_RATIO 8u
 
@@ -679,6 +681,19 @@ tree_break(struct levels *levels, u16 keyspace, u32 index)
     levels_tree_break(levels, keyspace, again, located);
 }
 
+/* There was no memory for a slice: the next try takes less at once. */
+static void
+sweep_narrow(struct levels *levels, struct sweep *sweep)
+{
+    MARK("lsm.compaction.narrower");
+    u64 span = levels->config.token_last - levels->config.token_first;
+    if (sweep->width == 0) sweep->width = (u64)1 << 63;
+    do
+        sweep->width >>= 1;
+    while (sweep->width > SLICE_WIDTH_MIN && sweep->width > span / 2);
+    sweep->width = MAX(sweep->width, SLICE_WIDTH_MIN);
+}
+
 /* The next slice of a sweep. */
 MAY_YIELD static status
 sweep_step(struct levels *levels, u16 keyspace, u32 index)
@@ -834,6 +849,8 @@ work(struct levels *levels, bool *worked_out)
         report_space(levels, true);
     } else if (!status_is(st, ST_CANCELED)) {
         MARK("lsm.compaction.step_failed");
+        struct sweep *sweep = &levels->trees[keyspace].sweeps[index];
+        if (status_is(st, ST_NO_MEMORY) && sweep->active) sweep_narrow(levels, sweep);
         log_warning("lsm", "compaction put off dir=%s why=%s", levels->dir, status_text(st));
     }
     return st;

@@ -20,6 +20,7 @@
 #include "base/prng.h"
 #include "io/io.h"
 #include "lsm/levels_internal.h"
+#include "lsm/table_internal.h"
 
 /* Writes are slow then; refused are only those to itself, at LEVELS_RUNS_MAX. */
 #define WAITING_PRESSURE_MAX  800u
@@ -381,6 +382,17 @@ open_table(struct levels *levels, const struct table_meta *meta, struct opened *
     return st;
 }
 
+MAY_YIELD static status
+load_filter(struct levels *levels, struct level_table *file)
+{
+    status st = table_filter_load(file->table);
+    if (ok(st)) return st;
+    MARK("lsm.levels.filter_unusable");
+    log_error("lsm", "filter of a table cannot be read dir=%s file=t%016llx why=%s", levels->dir,
+              (unsigned long long)file->table->meta.file_id, status_text(st));
+    return st;
+}
+
 static bool
 in_store(const struct levels *levels, const struct manifest_table *slot)
 {
@@ -394,7 +406,8 @@ struct opening {
     struct levels *levels;
     const struct manifest *manifest;
     struct opened *opened;
-    u32 next; /* table of the manifest */
+    bool filters; /* the tables are open, and get theirs */
+    u32 next;     /* table of the manifest */
     u32 working;
     status st; /* the first failure */
     struct fiber_queue idle;
@@ -407,30 +420,83 @@ opening_main(void *arg)
     while (ok(opening->st) && opening->next < opening->manifest->table_count) {
         const struct manifest_table *slot = &opening->manifest->tables[opening->next++];
         if (!in_store(opening->levels, slot)) continue;
-        status st = open_table(opening->levels, slot->meta, opening->opened);
+        status st =
+            opening->filters
+                ? load_filter(opening->levels, *opened_place(opening->opened, slot->meta->file_id))
+                : open_table(opening->levels, slot->meta, opening->opened);
         if (!ok(st) && ok(opening->st)) opening->st = st; /* and all of them end */
     }
     if (--opening->working == 0) fiber_queue_wake_all(&opening->idle);
 }
 
 MAY_YIELD static status
+opening_run(struct opening *opening, u32 fibers)
+{
+    opening->next = 0;
+    opening->working = 1;
+    opening->st = ST_OK;
+    while (opening->working < MIN(fibers, opening->manifest->table_count) &&
+           ok(fiber_spawn(FIBER_FOREGROUND, "open", opening_main, opening)))
+        opening->working++;
+    opening_main(opening);
+    while (opening->working > 0)
+        (void)fiber_queue_wait(&opening->idle, FIBER_FOREVER);
+    return opening->st;
+}
+
+/* How much memory would do. Whoever reads it wants to know that, and not that some table found
+ * none. */
+MAY_YIELD static void
+indexes_tell(struct levels *levels, const struct manifest *manifest)
+{
+    u64 bytes = 0;
+    struct table_footer *footer = mem_alloc(levels->budget, sizeof(*footer));
+    for (u32 i = 0; footer != NULL && i < manifest->table_count; i++) {
+        const struct table_meta *meta = manifest->tables[i].meta;
+        /* One of several slots is enough. */
+        bool again = false;
+        for (u32 j = 0; j < i && !again; j++)
+            again = manifest->tables[j].meta == meta;
+        if (again || !in_store(levels, &manifest->tables[i])) continue;
+        char path[LSM_PATH_BYTES];
+        table_path(path, levels->dir, meta->file_id);
+        struct io_file *file;
+        const char *what;
+        status st = io_file_open(path, IO_OPEN_READ, &file);
+        if (!ok(st)) continue;
+        st =
+            table_footer_read(file, meta->file_id, meta->file_bytes, levels->budget, footer, &what);
+        if (ok(st)) bytes += footer->index_bytes;
+        io_file_close(file);
+    }
+    mem_free(levels->budget, footer, sizeof(*footer));
+    MARK("lsm.levels.indexes_too_large");
+    log_error(
+        "lsm",
+        "the indexes of a store's tables do not fit into its memory dir=%s index_bytes=%llu "
+        "memory_bytes=%llu do=\"start with more memory, %llu times as much takes writes "
+        "again, too; or with fewer cores, which have more each\"",
+        levels->dir, (unsigned long long)bytes, (unsigned long long)levels->budget->limit_bytes,
+        (unsigned long long)(bytes * 8 / LSM_INDEX_EIGHTHS / levels->budget->limit_bytes + 1));
+}
+
+MAY_YIELD static status
 open_tables(struct levels *levels, const struct manifest *manifest, struct opened *opened)
 {
-    struct opening opening = {
-        .levels = levels,
-        .manifest = manifest,
-        .opened = opened,
-        .working = 1,
-        .st = ST_OK,
-    };
+    struct opening opening = {.levels = levels, .manifest = manifest, .opened = opened};
     fiber_queue_init(&opening.idle);
-    while (opening.working < MIN(TABLES_OPENED_AT_ONCE, manifest->table_count) &&
-           ok(fiber_spawn(FIBER_FOREGROUND, "open", opening_main, &opening)))
-        opening.working++;
-    opening_main(&opening);
-    while (opening.working > 0)
-        (void)fiber_queue_wait(&opening.idle, FIBER_FOREVER);
-    return opening.st;
+    /* Indexes have to be there. A filter before them might take what the last one needs. */
+    levels->table_stats.filters_later = true;
+    status st = opening_run(&opening, TABLES_OPENED_AT_ONCE);
+    if (status_is(st, ST_NO_MEMORY)) {
+        MARK("lsm.levels.opened_one_by_one"); /* each needs more than it keeps */
+        st = opening_run(&opening, 1);
+    }
+    levels->table_stats.filters_later = false;
+    if (status_is(st, ST_NO_MEMORY)) indexes_tell(levels, manifest);
+    if (!ok(st)) return st;
+    opening.filters = true;
+    return opening_run(&opening, TABLES_OPENED_AT_ONCE);
 }
 
 /* One run of the manifest, clipped to the store; its tables were opened. *out NULL: nothing of it
@@ -580,6 +646,9 @@ configure(struct levels *levels, const struct levels_config *config)
     levels->config.dir = levels->dir;
     levels->budget = config->budget;
     levels_unreadable_init(levels);
+    u64 memory = levels->budget->limit_bytes;
+    levels->table_stats.filter_limit_bytes = memory / LEVELS_FILTER_PART;
+    levels->index_bytes_max = memory / LEVELS_INDEX_PART;
     levels->id_prefix = 1u << SLOT_BITS | token_slot(config->token_first);
     levels->file_id_next = ((u64)levels->id_prefix << FILE_ID_COUNTER_BITS) + 1;
     levels->run_id_next = 1;
@@ -913,6 +982,28 @@ levels_count_estimate(const struct levels *levels, u16 keyspace)
     }
     u64 puts = last + levels_count_new(levels, keyspace, above);
     return puts > deletes ? puts - deletes : 0;
+}
+
+u64
+levels_index_bytes(const struct levels *levels)
+{
+    return levels->table_stats.index_bytes;
+}
+
+void
+levels_filters_fit(struct levels *levels)
+{
+    const struct table_stats *stats = &levels->table_stats;
+    const struct run_set *set = levels->current;
+    /* The oldest run of a tree is its largest, and its filters are asked last. */
+    for (u32 i = set->run_count; i-- > 0;) {
+        for (u32 j = 0; j < set->runs[i]->count; j++) {
+            bool fit = stats->index_bytes + stats->filter_bytes <= stats->filter_limit_bytes;
+            if (fit || stats->filter_bytes == 0) return;
+            MARK("lsm.levels.filter_dropped");
+            table_filter_drop(set->runs[i]->slots[j].file->table);
+        }
+    }
 }
 
 void

@@ -210,6 +210,10 @@ void levels_user_bytes(struct levels *levels, u64 bytes);
 /* ---- figures and checks ---- */
 
 void levels_stats(const struct levels *levels, struct lsm_stats *out); /* fills its fields */
+/* Of the tables that are open: what cannot be given back as long as they are there. */
+u64 levels_index_bytes(const struct levels *levels);
+/* Filters give way to indexes. */
+void levels_filters_fit(struct levels *levels);
 u64 levels_count_estimate(const struct levels *levels, u16 keyspace);
 /* Of so many newer puts, how many are probably of keys that are not in the last level. */
 u64 levels_count_new(const struct levels *levels, u16 keyspace, u64 puts);

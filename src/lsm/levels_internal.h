@@ -55,6 +55,13 @@
 /* See lsm_dropped_seq. */
 #define LEVELS_DROP_MARKS 1024u
 
+/* Of a store's memory: what indexes and filters together may take before filters go. The rest is
+ * for memtables, the log and what comes and goes. */
+#define LEVELS_FILTER_PART 2u
+/* A table ends when its index takes this part of the store's memory, so that a merge, which has
+ * those of what it reads and of what it writes, can be cut into pieces that there is room for. */
+#define LEVELS_INDEX_PART 32u
+
 #define FILTER_BITS_TIER 16u
 #define FILTER_BITS_LAST 12u
 
@@ -122,6 +129,7 @@ struct levels {
     u32 id_prefix;       /* of file ids: generation and first slot, see levels.c */
     u64 slice_bytes;     /* LEVELS_SLICE_BYTES, less in tests */
     u64 table_bytes_max; /* 0: tables end with their slices only */
+    u64 index_bytes_max; /* of a table, about */
     u32 fanout;
     u64 tier_bytes; /* see struct pick_tree */
 

@@ -18,7 +18,11 @@
  * Memory of a store of M bytes: memtables (active, flushing, and held by readers) at most M / 4;
  * log groups at most M / 16; an eighth is left to what comes and goes (cursors, compaction,
  * flushes); indexes and filters take what they need; the two caches have the rest and shrink when
- * that does.
+ * that does. Indexes have to be there as long as their tables: when they have three
+ * eighths, what would make more of them is refused (lsm_write.c), so that there is always room for
+ * those of what is in memtables, for a flush, which takes some three times what the index of its
+ * table does, and for merges. Filters have what indexes leave of a half, and go when those grow:
+ * reads get slower without them.
  */
 #include "base/fault.h"
 #include "base/log.h"
@@ -44,12 +48,15 @@
 #define MEMTABLE_BYTES_MAX  MIB(128)
 #define SEGMENT_BYTES_MIN   MIB(16)
 #define SEGMENT_BYTES_MAX   MIB(64)
-#define CACHE_SHARE_WHOLE   1024u
-#define CACHE_SHARE_START   768u
-#define CACHE_SHARE_STEP    16u
-#define CACHE_SHARE_MIN     128u
-#define CACHE_SHARE_MAX     960u
-#define CACHE_BYTES_MIN     KIB(64)
+/* Of a store's memory, for indexes, those of tombstones, too. What is left pays for the merge that
+ * makes less of both. */
+#define INDEX_EIGHTHS_DELETES 4u
+#define CACHE_SHARE_WHOLE     1024u
+#define CACHE_SHARE_START     768u
+#define CACHE_SHARE_STEP      16u
+#define CACHE_SHARE_MIN       128u
+#define CACHE_SHARE_MAX       960u
+#define CACHE_BYTES_MIN       KIB(64)
 
 void
 lsm_options_default(struct lsm_options *options)
@@ -245,9 +252,42 @@ cache_share_update(struct lsm *lsm, const struct cache_stats *rows,
         lsm->cache_row_share = MAX(lsm->cache_row_share - CACHE_SHARE_STEP, CACHE_SHARE_MIN);
 }
 
+bool
+lsm_index_is_full(const struct lsm *lsm)
+{
+    return levels_index_bytes(lsm->levels) > lsm->budget.limit_bytes / 8 * LSM_INDEX_EIGHTHS;
+}
+
+bool
+lsm_index_takes_deletes(const struct lsm *lsm)
+{
+    return levels_index_bytes(lsm->levels) <= lsm->budget.limit_bytes / 8 * INDEX_EIGHTHS_DELETES;
+}
+
+static void
+index_tell(struct lsm *lsm)
+{
+    bool full = lsm_index_is_full(lsm);
+    if (full == lsm->index_full_told) return;
+    lsm->index_full_told = full;
+    if (full) {
+        MARK("lsm.state.index_full");
+        log_error("lsm",
+                  "the indexes of tables take three eighths of the store's memory, writes are "
+                  "refused until something is deleted dir=%s index_bytes=%llu memory_bytes=%llu",
+                  lsm->dir, (unsigned long long)levels_index_bytes(lsm->levels),
+                  (unsigned long long)lsm->budget.limit_bytes);
+    } else {
+        MARK("lsm.state.index_returned");
+        log_info("lsm", "indexes have room again dir=%s", lsm->dir);
+    }
+}
+
 void
 lsm_caches_balance(struct lsm *lsm)
 {
+    levels_filters_fit(lsm->levels);
+    index_tell(lsm);
     struct cache_stats rows, blocks;
     row_cache_stats(lsm->row_cache, &rows);
     block_cache_stats(lsm->block_cache, &blocks);
@@ -779,7 +819,7 @@ log_is_slow(const struct lsm *lsm)
 bool
 lsm_is_stuck(const struct lsm *lsm)
 {
-    return lsm->state != LSM_STATE_OK || log_is_slow(lsm);
+    return lsm->state != LSM_STATE_OK || lsm_index_is_full(lsm) || log_is_slow(lsm);
 }
 
 bool

@@ -28,7 +28,9 @@
  * delete are taken as long as there is room for them, those of the reserve as long as the disk is
  * not really full), ST_READ_ONLY (the store has failed,
  * lsm_stats says why; no more writes), ST_OVERLOADED (compaction cannot follow; retry),
- * ST_NO_MEMORY, ST_TOO_LARGE, ST_WOULD_WAIT (memtable or log buffers are full for now).
+ * ST_NO_MEMORY (also when the indexes of tables have a part of the store's memory that leaves
+ * little: as on a full disk, what only deletes is taken, and what is of the reserve), ST_TOO_LARGE,
+ * ST_WOULD_WAIT (memtable or log buffers are full for now).
  */
 #ifndef DISTKV_LSM_LSM_H
 #define DISTKV_LSM_LSM_H
@@ -50,6 +52,9 @@ enum lsm_durability {
 };
 
 enum lsm_codec { LSM_CODEC_NONE, LSM_CODEC_LZ4, LSM_CODEC_DEFLATE, LSM_CODEC_COUNT };
+
+/* Of a store's memory: what the indexes of its tables may take before writes are refused (lsm.c). */
+#define LSM_INDEX_EIGHTHS 3u
 
 struct lsm_options {
     enum lsm_durability durability;

@@ -136,6 +136,7 @@ struct lsm {
     u64 reserve_taken;    /* by batches of the reserve, since the memtables were switched */
     u64 deletes_full_seq; /* the newest delete that was taken on a full disk, until it is merged */
     bool no_memory_flush; /* a flush found no memory for its tables: writes wait for it */
+    bool index_full_told; /* lsm_index_is_full, in the log */
     void (*durable_fn)(void *arg, u64 durable_seq, bool failed);
     void *durable_arg;
 
@@ -149,6 +150,10 @@ struct lsm {
 
 /* Whether its directory is one that ends with the process; lsm.c. */
 bool lsm_in_memory(const struct lsm *lsm);
+/* Whether indexes have what they may have: writes are refused; lsm.c. */
+bool lsm_index_is_full(const struct lsm *lsm);
+/* ... but those that delete keys. */
+bool lsm_index_takes_deletes(const struct lsm *lsm);
 /* Looks at the room that files in memory have left; lsm.c. */
 void lsm_memory_check(struct lsm *lsm);
 /* NO_SPACE, and yet there is room for what is of the reserve; lsm_write.c. */

@@ -11,6 +11,12 @@
  * a range is flushed at once, so that whole tables go. A manifest has room where the copy of the
  * one before lies (manifest_file.c).
  *
+ * Memory. Indexes of tables stay in memory as long as the tables are there. When they have much
+ * of it (lsm.c), or a flush has found none, the same batches are taken as on a full disk, and
+ * merged soon: what gives room back must not need what there is none of. A range needs none in
+ * memtables, and a flush that is tried again goes by it. What is of the reserve is taken as long as
+ * flushes go.
+ *
  * Of the reserve. What is little and others wait for (lsm_batch.of_reserve: Raft's log) is taken,
  * too, but only while nothing has really failed to find room: a member that does not follow that
  * log holds up every plan, also the one that would take data away from here. Each takes a block of
@@ -94,7 +100,8 @@ admit_state(const struct lsm *lsm)
 {
     switch (lsm->state) {
     case LSM_STATE_OK:
-        return lsm->no_memory_flush ? MARKED("lsm.write.flush_no_memory", ST_NO_MEMORY) : ST_OK;
+        if (lsm->no_memory_flush) return MARKED("lsm.write.flush_no_memory", ST_NO_MEMORY);
+        return lsm_index_is_full(lsm) ? MARKED("lsm.write.index_full", ST_NO_MEMORY) : ST_OK;
     case LSM_STATE_NO_SPACE:
         return MARKED("lsm.write.no_space", ST_NO_SPACE);
     case LSM_STATE_FAILED:
@@ -359,7 +366,7 @@ op_again(const u8 *p, struct lsm_op *out)
     return out->value.data + out->value.size;
 }
 
-/* Then it is taken on a full disk, too: it is how there is space again. */
+/* Then it is taken on a full disk, and without memory, too: it is how there is room again. */
 static bool
 only_deletes(const struct lsm_batch *batch)
 {
@@ -406,7 +413,7 @@ admit_log(struct lsm *lsm, const struct lsm_batch *batch, bool *full)
     return log_append_check(lsm->log, batch->ops.size, true);
 }
 
-/* What is to become of deletes that were taken on a full disk. A range needs only to be in the
+/* What is to become of deletes that were taken on a full disk, or without memory. A range needs only to be in the
  * manifest for its tables to go, keys have to be merged: lsm.c. */
 static void
 deletes_taken(struct lsm *lsm, bool range)
@@ -424,6 +431,14 @@ admit_runs(const struct lsm *lsm, const struct need *needs)
         if (full >> i & 1 && needs[i].count > 0)
             return MARKED("lsm.write.too_many_runs", ST_OVERLOADED);
     return ST_OK;
+}
+
+/* Whether deletes of keys are taken though memory is short. st: of memtables_reserve. */
+static bool
+scarce_takes(const struct lsm *lsm, status st)
+{
+    bool waits_for_flush = lsm->no_memory_flush && status_is(st, ST_WOULD_WAIT);
+    return !waits_for_flush && lsm_index_takes_deletes(lsm);
 }
 
 /* aims: NULL, or of the keys of all operations. */
@@ -444,9 +459,11 @@ write_inside(struct lsm *lsm, const struct lsm_batch *batch, const struct lsm_ai
     }
     status st = admit_state(lsm);
     bool full = status_is(st, ST_NO_SPACE) && only_deletes(batch);
+    bool scarce = status_is(st, ST_NO_MEMORY) && only_deletes(batch);
     bool of_reserve =
         status_is(st, ST_NO_SPACE) && !full && batch->of_reserve && lsm_gives_reserve(lsm);
-    if (!ok(st) && !full && !of_reserve) return st;
+    bool little = status_is(st, ST_NO_MEMORY) && batch->of_reserve && !lsm->no_memory_flush;
+    if (!ok(st) && !full && !scarce && !of_reserve && !little) return st;
     if (UNLIKELY(lsm->writes_held > 0)) {
         MARK("lsm.write.held");
         return ST_WOULD_WAIT;
@@ -460,9 +477,11 @@ write_inside(struct lsm *lsm, const struct lsm_batch *batch, const struct lsm_ai
     st = memtables_reserve(lsm, shape.needs);
     if (full && lsm->no_space_flush && status_is(st, ST_WOULD_WAIT))
         return MARKED("lsm.write.no_space_to_flush", ST_NO_SPACE);
+    if (scarce && !shape.range && !scarce_takes(lsm, st))
+        return MARKED("lsm.write.no_memory_to_delete", ST_NO_MEMORY);
     /* A range takes nothing of what pressure is about, and tables with it. */
     if (ok(st)) st = admit_runs(lsm, shape.needs);
-    if (ok(st) && !(full && shape.range)) st = admit_pressure(lsm, batch->ops.size);
+    if (ok(st) && !((full || scarce) && shape.range)) st = admit_pressure(lsm, batch->ops.size);
     if (!ok(st)) return st;
 
     u64 version = batch->version != 0 ? batch->version : clock_next(lsm);
@@ -503,7 +522,7 @@ write_inside(struct lsm *lsm, const struct lsm_batch *batch, const struct lsm_ai
     if (active >= lsm->memtable_limit_bytes - lsm->memtable_limit_bytes / FLUSH_EARLY)
         lsm_flush_request(lsm);
     flush_pace(lsm, active);
-    if (UNLIKELY(full)) deletes_taken(lsm, shape.range);
+    if (UNLIKELY(full || scarce)) deletes_taken(lsm, shape.range);
     if (UNLIKELY(of_reserve)) reserve_take(lsm, batch->ops.size);
     *seq_out = lsm->seq_last;
     AUDIT("lsm.write.done", lsm_check(lsm));
@@ -886,9 +905,11 @@ replay_reserve(struct lsm *lsm, const struct need *needs)
         if (active_is_empty(lsm)) return MARKED("lsm.replay.no_memory", ST_TOO_LARGE);
         MARK("lsm.replay.flush");
         status st = lsm_flush_now(lsm, false);
-        /* A full disk keeps nobody from reading: what is not flushed stays the flushing set, as it
-         * was before the restart, and there is a second memtable. */
-        if (status_is(st, ST_NO_SPACE) && memtables_fit(lsm, needs)) {
+        /* A full disk keeps nobody from reading, nor do indexes that have all memory: what is not
+         * flushed stays the flushing set, as it was before the restart, and there is a second
+         * memtable. */
+        bool no_room = status_is(st, ST_NO_SPACE) || status_is(st, ST_NO_MEMORY);
+        if (no_room && memtables_fit(lsm, needs)) {
             MARK("lsm.replay.no_space");
             break;
         }
@@ -937,7 +958,7 @@ lsm_replay(void *arg, const struct log_record *record, struct bytes payload)
     status st = ST_OK;
     if (seq % 16 == 0 && !active_is_empty(lsm) && BUGGIFY("lsm.replay.early_flush")) {
         st = lsm_flush_now(lsm, false);
-        if (!ok(st) && !status_is(st, ST_NO_SPACE)) return st;
+        if (!ok(st) && !status_is(st, ST_NO_SPACE) && !status_is(st, ST_NO_MEMORY)) return st;
     }
     st = replay_reserve_record(lsm, record, payload);
     bool reserved = ok(st);

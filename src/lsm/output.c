@@ -210,6 +210,8 @@ table_ends(const struct output *output, u64 token)
     if (config->slice_width != 0 &&
         compaction_slice_last(output->token_last, config->slice_width) < token)
         return true;
+    if (table_writer_index_bytes(output->table) >= config->levels->index_bytes_max)
+        return MARKED("lsm.output.large_index", true);
     u64 bytes = table_writer_bytes(output->table);
     if (output->blob != NULL) bytes += blob_writer_bytes(output->blob);
     if (config->table_bytes_max != 0 && bytes >= config->table_bytes_max) return true;

@@ -67,6 +67,7 @@ MAY_YIELD MUST_CHECK status table_writer_open(const struct table_writer_options 
 MAY_YIELD MUST_CHECK status table_writer_add(struct table_writer *writer,
                                              const struct entry *entry);
 u64 table_writer_bytes(const struct table_writer *writer); /* file size so far, about */
+u64 table_writer_index_bytes(const struct table_writer *writer);
 u64 table_writer_count(const struct table_writer *writer);
 bool table_writer_blob_refs_full(const struct table_writer *writer);
 /* Writes index, filter and footer, reads nothing back, syncs the file (not the directory), fills
@@ -79,7 +80,7 @@ MAY_YIELD void table_writer_abort(struct table_writer *writer);
 /* ---- reading ---- */
 
 /* An open table. Counted: a read in flight keeps it, so that compaction may drop it from the tree.
- * The index is resident; the filter is resident while the budget has room for it. */
+ * The index is resident; the filter is while there is room for it. */
 struct table {
     struct table_meta meta;
     u32 ref_count;
@@ -100,6 +101,10 @@ struct table_stats {
     void (*unreadable)(void *arg, struct table *table, u64 offset);
     void *arg;
 
+    /* No filter is loaded beyond this, of indexes and filters together; 0: there is no bound. */
+    u64 filter_limit_bytes;
+    bool filters_later; /* none is loaded by table_open: table_filter_load */
+
     u64 reads, read_bytes, filter_probes, filter_negatives, filter_false_positives, corruptions;
     u64 index_bytes, filter_bytes;
     u64 damaged;      /* open tables that are known to be */
@@ -111,6 +116,10 @@ MAY_YIELD MUST_CHECK status table_open(const char *dir, const struct table_meta 
                                        struct budget *budget, struct table_stats *stats,
                                        struct table **out);
 void table_ref(struct table *table);
+/* For who opened it while table_stats.filters_later. Without room for it the table does without. */
+MAY_YIELD MUST_CHECK status table_filter_load(struct table *table);
+/* Its memory is needed for something else: reads get slower, not wrong. */
+void table_filter_drop(struct table *table);
 /* The last one closes; on a background fiber when called from a callback. */
 void table_unref(struct table *table);
 /* What lies at the offset fails its check: from now on the table counts as damaged, by the tokens

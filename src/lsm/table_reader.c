@@ -18,11 +18,18 @@
 #include "lsm/codec.h"
 #include "lsm/piece_io.h"
 
+/* Where the filter lies in the file. */
+struct filter_place {
+    u64 offset, bytes; /* 0 bytes: there is none */
+    u32 crc, probes;
+};
+
 /* struct table and what nobody else may see. */
 struct table_open {
     struct table table;
     struct table_index index;
     struct table_filter filter;
+    struct filter_place filter_place;
     struct file_closer *closer;
 };
 
@@ -124,13 +131,13 @@ table_footer_read(struct io_file *file, u64 file_id, u64 file_bytes, struct budg
 
 /* A section of its own aligned memory, checked. */
 MAY_YIELD static status
-section_read(struct io_file *file, const struct table_footer *footer, u64 offset, u64 size, u32 crc,
+section_read(struct io_file *file, u64 file_id, u64 file_bytes, u64 offset, u64 size, u32 crc,
              struct budget *budget, u8 **out)
 {
     u8 *section = mem_alloc_aligned(budget, size, 64);
     if (section == NULL) return MARKED("lsm.table.section_no_memory", ST_NO_MEMORY);
-    status st = piece_read(file, footer->file_bytes, IO_CLASS_READ, budget, section, offset, size);
-    if (ok(st) && crc32c(table_place_seed(footer->file_id, offset), section, size) != crc)
+    status st = piece_read(file, file_bytes, IO_CLASS_READ, budget, section, offset, size);
+    if (ok(st) && crc32c(table_place_seed(file_id, offset), section, size) != crc)
         st = MARKED("lsm.table.section_checksum", ST_CORRUPT);
     if (!ok(st)) {
         mem_free(budget, section, size);
@@ -147,8 +154,8 @@ table_index_read(struct io_file *file, const struct table_footer *footer, struct
     if (footer->index_bytes < sizeof(struct table_index_header))
         return MARKED("lsm.table.index_short", ST_CORRUPT);
     u8 *section;
-    status st = section_read(file, footer, footer->block_bytes, footer->index_bytes,
-                             footer->index_crc, budget, &section);
+    status st = section_read(file, footer->file_id, footer->file_bytes, footer->block_bytes,
+                             footer->index_bytes, footer->index_crc, budget, &section);
     if (!ok(st)) return st;
     st = table_index_decode(BYTES(section, footer->index_bytes), footer->block_bytes, out);
     if (ok(st) &&
@@ -170,20 +177,39 @@ table_index_free(struct table_index *index, struct budget *budget)
     index->section = NULL;
 }
 
+static struct filter_place
+filter_place_of(const struct table_footer *footer)
+{
+    return (struct filter_place){
+        .offset = footer->block_bytes + footer->index_bytes,
+        .bytes = footer->filter_bytes,
+        .crc = footer->filter_crc,
+        .probes = footer->filter_probes,
+    };
+}
+
+MAY_YIELD static status
+filter_read(struct io_file *file, u64 file_id, u64 file_bytes, const struct filter_place *place,
+            struct budget *budget, struct table_filter *out)
+{
+    u8 *lines;
+    status st = section_read(file, file_id, file_bytes, place->offset, place->bytes, place->crc,
+                             budget, &lines);
+    if (!ok(st)) return st;
+    *out = (struct table_filter){
+        .lines = lines,
+        .line_count = place->bytes / BLOOM_LINE_BYTES,
+        .probes = place->probes,
+    };
+    return ST_OK;
+}
+
 MAY_YIELD status
 table_filter_read(struct io_file *file, const struct table_footer *footer, struct budget *budget,
                   struct table_filter *out)
 {
-    u8 *lines;
-    status st = section_read(file, footer, footer->block_bytes + footer->index_bytes,
-                             footer->filter_bytes, footer->filter_crc, budget, &lines);
-    if (!ok(st)) return st;
-    *out = (struct table_filter){
-        .lines = lines,
-        .line_count = footer->filter_bytes / BLOOM_LINE_BYTES,
-        .probes = footer->filter_probes,
-    };
-    return ST_OK;
+    struct filter_place place = filter_place_of(footer);
+    return filter_read(file, footer->file_id, footer->file_bytes, &place, budget, out);
 }
 
 void
@@ -215,6 +241,52 @@ index_pack(struct table_open *open)
     open->index = index;
 }
 
+static bool
+filter_has_room(const struct table_open *open)
+{
+    const struct table_stats *stats = open->table.stats;
+    if (stats == NULL || stats->filter_limit_bytes == 0) return true;
+    u64 bytes = stats->index_bytes + stats->filter_bytes + open->filter_place.bytes;
+    return bytes <= stats->filter_limit_bytes;
+}
+
+MAY_YIELD status
+table_filter_load(struct table *table)
+{
+    struct table_open *open = CONTAINER_OF(table, struct table_open, table);
+    const struct filter_place *place = &open->filter_place;
+    if (table->filter != NULL || place->bytes == 0) return ST_OK;
+    /* Reads get slower without it, not wrong. */
+    if (!filter_has_room(open)) return MARKED("lsm.table.filter_no_room", ST_OK);
+    struct table_filter filter;
+    status st = filter_read(table->file, table->meta.file_id, table->meta.file_bytes, place,
+                            table->budget, &filter);
+    if (status_is(st, ST_NO_MEMORY)) return MARKED("lsm.table.filter_no_memory", ST_OK);
+    if (status_is(st, ST_CORRUPT))
+        return MARKED("lsm.table.filter_damaged", table_corrupt(table, place->offset, "filter"));
+    if (!ok(st)) return st;
+    if (table->filter != NULL) { /* by somebody else meanwhile */
+        MARK("lsm.table.filter_loaded_twice");
+        table_filter_free(&filter, table->budget);
+        return ST_OK;
+    }
+    open->filter = filter;
+    table->filter = &open->filter;
+    if (table->stats != NULL) table->stats->filter_bytes += place->bytes;
+    return ST_OK;
+}
+
+void
+table_filter_drop(struct table *table)
+{
+    struct table_open *open = CONTAINER_OF(table, struct table_open, table);
+    if (table->filter == NULL) return;
+    if (table->stats != NULL)
+        table->stats->filter_bytes -= open->filter.line_count * BLOOM_LINE_BYTES;
+    table->filter = NULL;
+    table_filter_free(&open->filter, table->budget);
+}
+
 MAY_YIELD static status
 sections_load(struct table_open *open, struct table_footer *footer)
 {
@@ -237,18 +309,10 @@ sections_load(struct table_open *open, struct table_footer *footer)
     if (!ok(st)) return st;
     index_pack(open);
     table->index = &open->index;
-
-    if (footer->filter_bytes == 0) return ST_OK;
-    st = table_filter_read(table->file, footer, table->budget, &open->filter);
-    if (status_is(st, ST_NO_MEMORY)) {
-        MARK("lsm.table.filter_no_memory"); /* reads get slower, not wrong */
-        return ST_OK;
-    }
-    if (status_is(st, ST_CORRUPT))
-        return MARKED("lsm.table.filter_damaged",
-                      table_corrupt(table, footer->block_bytes + footer->index_bytes, "filter"));
-    if (ok(st)) table->filter = &open->filter;
-    return st;
+    if (table->stats != NULL) table->stats->index_bytes += open->index.section_bytes;
+    open->filter_place = filter_place_of(footer);
+    if (table->stats != NULL && table->stats->filters_later) return ST_OK;
+    return table_filter_load(table);
 }
 
 /* Frees everything but the file. */
@@ -257,8 +321,10 @@ table_memory_free(struct table_open *open)
 {
     struct table *table = &open->table;
     if (table->damage_met != 0 && table->stats != NULL) table->stats->damaged--;
+    table_filter_drop(table);
+    if (table->index != NULL && table->stats != NULL)
+        table->stats->index_bytes -= open->index.section_bytes;
     table_index_free(&open->index, table->budget);
-    table_filter_free(&open->filter, table->budget);
     mem_free(table->budget, open, sizeof(*open));
 }
 
@@ -292,10 +358,6 @@ table_open(const char *dir, const struct table_meta *meta, struct budget *budget
         table_memory_free(open);
         return st;
     }
-    if (stats != NULL) {
-        stats->index_bytes += open->index.section_bytes;
-        stats->filter_bytes += open->filter.line_count * BLOOM_LINE_BYTES;
-    }
     *out = table;
     return ST_OK;
 }
@@ -314,10 +376,6 @@ table_unref(struct table *table)
     CHECK(table->ref_count > 0);
     if (--table->ref_count > 0) return;
     struct table_open *open = CONTAINER_OF(table, struct table_open, table);
-    if (table->stats != NULL) {
-        table->stats->index_bytes -= open->index.section_bytes;
-        table->stats->filter_bytes -= open->filter.line_count * BLOOM_LINE_BYTES;
-    }
     file_closer_close(open->closer, table->file, table->unlink_on_close);
     table_memory_free(open); /* now: the budget may be gone when the file is closed */
 }

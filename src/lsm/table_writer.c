@@ -450,9 +450,15 @@ table_writer_add(struct table_writer *writer, const struct entry *entry)
 }
 
 u64
+table_writer_index_bytes(const struct table_writer *writer)
+{
+    return table_index_bytes(writer->block_count, writer->run_count, writer->separators.size);
+}
+
+u64
 table_writer_bytes(const struct table_writer *writer)
 {
-    u64 index = table_index_bytes(writer->block_count, writer->run_count, writer->separators.size);
+    u64 index = table_writer_index_bytes(writer);
     return piece_writer_offset(&writer->file) + writer->raw_fill + index +
            writer->filter_lines * BLOOM_LINE_BYTES + TABLE_FOOTER_BYTES;
 }

@@ -441,6 +441,35 @@ def test_a_node_in_memory_takes_what_it_can_hold_again_and_again(make_server):
 
 
 @pytest.mark.smoke
+def test_indexes_that_fill_the_memory_leave_deletes_and_restarts(make_server):
+    """Long keys of a few hash tags: a quarter of them is in the indexes, which stay in memory."""
+    server = make_server(memory="32MiB", cores="0", durability="periodic")
+
+    def key(i):
+        return "{%d}%0980d" % (i % 16, i)
+
+    count = 0
+    with server.connect(timeout=60 * SLOW) as connection:
+        replies = []
+        while "OOM" not in [str(reply)[:3] for reply in replies]:
+            assert count < 80_000
+            replies = pipelined(
+                connection, [("SET", key(i), "v") for i in range(count, count + 50)]
+            )
+            count += 50
+            assert all(reply == "OK" or str(reply)[:3] in ("OOM", "BUS") for reply in replies)
+        assert connection.call("GET", key(7)) == b"v"
+        assert connection.call("DEL", key(7)) == 1
+    server.restart()
+    with server.connect(timeout=60 * SLOW) as connection:
+        assert connection.call("GET", key(7)) is None
+        assert connection.call("GET", key(8)) == b"v"
+        assert connection.call("FLUSHALL") == "OK"
+        wait_for(
+            lambda: pipelined(connection, [("SET", "a", "b")]) == ["OK"], "writes are taken again"
+        )
+
+
 def test_sigterm_drains_within_5_s_and_leaves_nothing_to_replay(make_server):
     server = make_server()
     count = 20000 // (4 if SANITIZED else 1)
