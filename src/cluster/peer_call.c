@@ -383,6 +383,8 @@ link_put(struct peer_link *link, struct peer_call *call, const struct native_hea
     sent.request_id = call->request_id;
     sent.timeout_ms = timeout_ms(call->deadline_ns);
     if (link_is_full(link)) return ST_OVERLOADED;
+    /* Not pings: who does not answer those is taken for dead. */
+    if (sent.opcode != PEER_PING && BUGGIFY("cluster.peer.no_room")) return ST_OVERLOADED;
     if (link->state == LINK_OPEN) {
         if (!peer_frame_send(link->peers, link->conn, &sent, parts, part_count))
             return ST_OVERLOADED;

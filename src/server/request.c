@@ -649,6 +649,7 @@ no_fiber(struct request *request, struct shard *shard)
     struct resp_writer w = {.out = &request->reply, .version = request->resp};
     shard->stats->requests_refused++;
     request->failure = ST_OVERLOADED;
+    request->unrun = true;
     refuse(request, &w, ST_OVERLOADED);
     ran(request, shard);
 }

@@ -89,6 +89,7 @@ struct request {
     bool writes;
     bool silent;  /* CLIENT REPLY OFF */
     bool at_home; /* EXEC with commands of the connection: see multi.c */
+    bool unrun;   /* there was no fiber for it */
     /* the owner's, while the request waits there: see request.c */
     struct list order_link;    /* shard->order, in order of arrival */
     struct list followers;     /* of the same connection and key: run after this one */

@@ -2,8 +2,27 @@
  *
  * route.c -- see route.h.
  *
- * The frames are in proto/peer_forward.h. WRONG_EPOCH, OVERLOADED, CLOSING, TIMED_OUT, UNAVAILABLE
- * in an answer: nothing was done.
+ * The frames are in proto/peer_forward.h. WRONG_EPOCH, OVERLOADED, NO_MEMORY, CLOSING, UNSUPPORTED,
+ * TIMED_OUT, UNAVAILABLE in an answer: nothing was done.
+ *
+ * Who may decide. A write that reads before it writes keeps its place: while its runner is there
+ * for others, a second one would decide from what it read at the same time. So what came of a call
+ * that did nothing says what is next:
+ *
+ *   the runner is not there for it:        the next replica. It does not seem to live; no
+ *   it would say so to everybody           connection, or one that breaks (CLOSED, DENIED,
+ *                                          NOT_FOUND); CLOSING: it stops, is drained, cannot store;
+ *                                          UNSUPPORTED: it has just started; UNAVAILABLE: it does
+ *                                          not reach W
+ *   it is busy: it runs others' meanwhile  the same one, later: no room before it (the connection's
+ *                                          output is full, or its requests are as many as may be);
+ *                                          it answers OVERLOADED or NO_MEMORY; TIMED_OUT (it came
+ *                                          late)
+ *   one of us is behind                    later, whoever it is then: WRONG_EPOCH
+ *
+ * Who waits for room stands in shard->forwards, in order, with nothing but its request, which has
+ * been given memory and a place already. Nobody who comes later passes. It ends when it may not be
+ * begun any more, with OVERLOADED.
  *
  * Until when. The frame's timeout counts from its arrival. A node that was stopped finds what
  * arrived meanwhile when it goes on, a link may hold something for seconds: who sent it has long
@@ -27,6 +46,10 @@ static_assert(SESSION_STOOD_NS + NATIVE_BEGIN_NS + 2 * FORWARD_CLOCK_MS * NS_PER
               "not begun once another node may have done it: see native.h");
 #define AGAIN_NS_MIN (20 * NS_PER_MS)
 #define AGAIN_NS_MAX (200 * NS_PER_MS)
+/* How often it is asked whether there is room before others again. */
+#define ROOM_LOOK_NS (2 * NS_PER_MS)
+/* Links that were found full in one look; what is beyond is asked for anew. */
+#define ROOM_FULL_MAX 16u
 /* How often it is asked whether the member that has it still answers. */
 #define LOOK_NS (50 * NS_PER_MS)
 
@@ -36,12 +59,16 @@ struct route {
     struct request *request;
     u64 token;
     u64 again_ns;
-    u32 asked; /* the member that has it now; 0: it runs here, or nobody has it */
+    struct list room;   /* shard->forwards.waiting; to itself when it does not wait for room */
+    u32 asked;          /* the member that has it now; 0: it runs here, or nobody has it */
+    u32 room_of, there; /* while it waits for room: before whom, and which shard of it */
     u32 tried_count;
     u32 tried[LIMIT_PLACEMENT_REPLICAS];
     bool calling;
     bool forwarded; /* once at least */
     bool anywhere;  /* any replica may run it */
+    bool has_turn;  /* it has waited for room, and is next */
+    bool busy;      /* who was asked last was */
     bool too_few;   /* one of those that were tried reaches too few replicas */
     status outcome; /* what the timer ends it with; ok: try again */
     /* of a whole with parts */
@@ -108,9 +135,16 @@ route_free(struct request *request)
 {
     struct route *route = request->route;
     if (route == NULL) return;
-    CHECK(!route->calling && !route->timer.armed);
+    CHECK(!route->calling && !route->timer.armed && !list_linked(&route->room));
     request->route = NULL;
     mem_free(&shard_self()->budget, route, sizeof(*route));
+}
+
+/* One runner decides at a time: see above. */
+static bool
+keeps_place(const struct route *route)
+{
+    return route->request->writes && !route->anywhere;
 }
 
 static struct route *
@@ -120,6 +154,7 @@ route_new(struct request *request)
     struct route *route = mem_alloc_zero(&shard->budget, sizeof(*route));
     if (route == NULL) return NULL;
     route->request = request;
+    list_init(&route->room);
     route->again_ns = AGAIN_NS_MIN;
     request->route = route;
     if (request->deadline_ns == 0)
@@ -145,7 +180,15 @@ end_with(struct request *request, status why)
 }
 
 static void go(struct route *route);
+static void room_leave(struct route *route);
 static void look_after(struct route *route);
+
+/* Why it ends when its time is over. */
+static status
+too_late(const struct route *route)
+{
+    return route->busy ? ST_OVERLOADED : ST_UNAVAILABLE;
+}
 
 static void
 timer_fired(struct io_timer *timer)
@@ -155,6 +198,11 @@ timer_fired(struct io_timer *timer)
     if (route->calling) {
         look_after(route);
         return;
+    }
+    if (list_linked(&route->room)) {
+        MARK("server.route.no_room");
+        room_leave(route);
+        route->outcome = ST_OVERLOADED;
     }
     if (ok(route->outcome)) {
         go(route);
@@ -184,10 +232,93 @@ again_later(struct route *route)
     route->tried_count = 0;
     route->outcome = ST_OK;
     if (at_ns >= route->request->begin_ns) {
-        end_later(route, ST_UNAVAILABLE);
+        end_later(route, too_late(route));
         return;
     }
     io_timer_arm(&route->timer, at_ns);
+}
+
+/* ---- room before others ---- */
+
+static u32 *
+room_count(struct shard *shard, u32 member)
+{
+    return &shard->forwards.of[member % ARRAY_COUNT(shard->forwards.of)];
+}
+
+static void
+room_leave(struct route *route)
+{
+    struct shard *shard = shard_self();
+    list_del(&route->room);
+    *room_count(shard, route->room_of) -= 1;
+    if (list_empty(&shard->forwards.waiting)) io_timer_cancel(&shard->forwards.timer);
+}
+
+/* It keeps its place, and its runner takes no more now. */
+static void
+room_await(struct route *route, struct shard *shard, u32 member, u32 there)
+{
+    if (shard->draining) {
+        end_later(route, ST_CLOSED);
+        return;
+    }
+    MARK("server.route.room_awaited");
+    route->busy = true;
+    route->room_of = member;
+    route->there = there;
+    list_push_back(&shard->forwards.waiting, &route->room);
+    *room_count(shard, member) += 1;
+    io_timer_arm(&route->timer, route->request->begin_ns);
+    if (!shard->forwards.timer.armed)
+        io_timer_arm(&shard->forwards.timer, io_now_ns() + ROOM_LOOK_NS);
+}
+
+struct room_full {
+    u32 members[ROOM_FULL_MAX], shards[ROOM_FULL_MAX];
+    u32 count;
+};
+
+/* Links that are full stay so for the rest of the look: who comes behind does not pass. */
+static bool
+room_is_there(const struct shard *shard, const struct route *route, struct room_full *full)
+{
+    if (!cluster_alive(shard->server->cluster, route->room_of))
+        return true; /* or somebody else is */
+    for (u32 i = 0; i < full->count; i++)
+        if (full->members[i] == route->room_of && full->shards[i] == route->there) return false;
+    if (!peer_calls_full(shard->cluster->peers, route->room_of, route->there)) return true;
+    if (full->count < ROOM_FULL_MAX) {
+        full->members[full->count] = route->room_of;
+        full->shards[full->count++] = route->there;
+    }
+    return false;
+}
+
+static void
+room_look(struct io_timer *timer)
+{
+    struct shard *shard = CONTAINER_OF(timer, struct shard, forwards.timer);
+    struct room_full full = {.count = 0};
+    list_for_each_safe (pos, &shard->forwards.waiting) {
+        struct route *route = list_entry(pos, struct route, room);
+        if (!shard->draining && !room_is_there(shard, route, &full)) continue;
+        room_leave(route);
+        io_timer_cancel(&route->timer);
+        route->has_turn = true;
+        go(route);
+    }
+    if (!list_empty(&shard->forwards.waiting) && !timer->armed)
+        io_timer_arm(timer, io_now_ns() + ROOM_LOOK_NS);
+}
+
+/* Whether it would have to wait before that shard of the member. */
+static bool
+lacks_room(const struct route *route, struct shard *shard, u32 member, u32 there)
+{
+    if (!keeps_place(route)) return false;
+    if (*room_count(shard, member) != 0 && !route->has_turn) return true;
+    return peer_calls_full(shard->cluster->peers, member, there);
 }
 
 /* ---- running here ---- */
@@ -374,6 +505,23 @@ take_reply(struct request *request, struct bytes body)
         MARK("server.route.unsettled");
 }
 
+static bool
+did_nothing(const struct peer_call *call, status st, const struct native_header *header)
+{
+    if (!ok(st)) return !call->maybe_sent;
+    return native_status_retryable(header->status) || header->status == NATIVE_ST_UNSUPPORTED ||
+           header->status == NATIVE_ST_TIMED_OUT;
+}
+
+/* Of what has done nothing: who was asked lives, and runs what others ask for. */
+static bool
+is_busy(status st, const struct native_header *header)
+{
+    if (!ok(st)) return status_is(st, ST_OVERLOADED);
+    return header->status == NATIVE_ST_OVERLOADED || header->status == NATIVE_ST_NO_MEMORY ||
+           header->status == NATIVE_ST_TIMED_OUT;
+}
+
 static void
 called(struct peer_call *call, status st, const struct native_header *header, struct bytes body)
 {
@@ -392,25 +540,27 @@ called(struct peer_call *call, status st, const struct native_header *header, st
         request_finish(request);
         return;
     }
-    /* UNSUPPORTED: it has just started, and takes no commands yet. */
-    bool done_nothing =
-        ok(st) ? native_status_retryable(header->status) || header->status == NATIVE_ST_UNSUPPORTED
-               : !call->maybe_sent;
-    if (!done_nothing && !can_repeat(request)) {
+    if (!did_nothing(call, st, header) && !can_repeat(request)) {
         end_with(request, ST_UNKNOWN_OUTCOME);
         request_finish(request);
         return;
     }
+    route->busy = keeps_place(route) && is_busy(st, header);
     if (io_now_ns() >= request->begin_ns) {
-        end_with(request, ST_UNAVAILABLE);
+        end_with(request, too_late(route));
         request_finish(request);
         return;
     }
-    if (ok(st) && header->status == NATIVE_ST_OVERLOADED &&
-        !retry_take(&shard_self()->cluster->retries)) {
+    bool overloaded = ok(st) && (header->status == NATIVE_ST_OVERLOADED || route->busy);
+    if (overloaded && !retry_take(&shard_self()->cluster->retries)) {
         MARK("server.route.not_repeated");
         end_with(request, ST_OVERLOADED); /* its own outcome: nothing was done */
         request_finish(request);
+        return;
+    }
+    if (route->busy) {
+        MARK("server.route.runner_is_busy");
+        again_later(route);
         return;
     }
     if (ok(st) && header->status == NATIVE_ST_WRONG_EPOCH) { /* one of us is behind */
@@ -429,6 +579,13 @@ forward(struct route *route, struct shard *shard, const struct topology *topolog
 {
     struct request *request = route->request;
     const struct topology_member *to = topology_member(topology, member);
+    u32 there = 0;
+    if (to != NULL) there = partition_shard(partition, to->shard_count, topology->partition_count);
+    if (to != NULL && lacks_room(route, shard, member, there)) {
+        room_await(route, shard, member, there);
+        return;
+    }
+    route->has_turn = false;
     struct buf body;
     buf_init(&body, &shard->budget);
     bool encoded = to != NULL && encode(&body, request);
@@ -437,7 +594,6 @@ forward(struct route *route, struct shard *shard, const struct topology *topolog
         end_later(route, to == NULL ? ST_UNAVAILABLE : encoded ? ST_TOO_LARGE : ST_NO_MEMORY);
         return;
     }
-    u32 there = partition_shard(partition, to->shard_count, topology->partition_count);
     struct native_header header = {
         .opcode = PEER_FORWARD, .epoch = topology->epoch, .keyspace = request->keyspace};
     struct bytes part = buf_bytes(&body);
@@ -476,6 +632,7 @@ look_after(struct route *route)
         return;
     }
     MARK("server.route.read_elsewhere");
+    route->busy = false;
     note_tried(route, route->asked);
     go(route);
 }
@@ -932,6 +1089,9 @@ route_answer(struct request *request)
         code = NATIVE_ST_WRONG_EPOCH;
     else if (status_is(request->failure, ST_UNAVAILABLE))
         code = NATIVE_ST_UNAVAILABLE; /* who asked may reach a replica that reaches more */
+    else if (status_is(request->failure, ST_OVERLOADED) && !request->unrun)
+        code = request->writes && !runs_anywhere(request) ? NATIVE_ST_OVERLOADED /* we decide */
+                                                          : NATIVE_ST_UNAVAILABLE;
     request->peer = NULL;
     bool is_multi = request->command->place > PLACE_SPLIT_ARRAY;
     struct buf watched;
@@ -949,5 +1109,7 @@ route_answer(struct request *request)
 void
 route_open(struct shard *shard)
 {
+    list_init(&shard->forwards.waiting);
+    io_timer_init(&shard->forwards.timer, room_look);
     peers_handler_set(shard->cluster->peers, PEER_FORWARD, asked, shard);
 }

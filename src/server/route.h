@@ -16,8 +16,11 @@
  * once, and then one's effect may be lost.
  *
  * Again. What certainly was not done (no connection, the other one refused it), and what changes
- * nothing, is tried with the next living replica, until the deadline. A write that may have been
- * sent and was not answered has an unknown outcome, and that is what the client is told.
+ * nothing, is tried with the next living replica, until the deadline. Not so a write that reads
+ * before it writes, when who was asked is only busy, or the way there is: that one lives and runs
+ * others' meanwhile, so it is waited for, or the client is told OVERLOADED (route.c has which is
+ * which). A write that may have been sent and was not answered has an unknown outcome, and that is
+ * what the client is told.
  *
  * No loops. A request that came from a peer runs where it came to or is refused with WRONG_EPOCH;
  * it is never sent on.

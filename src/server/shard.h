@@ -97,6 +97,14 @@ struct memory_turn {
     struct list waiting; /* struct turn_waiter of shard.c, in order */
 };
 
+/* What waits for room before the members that are to run it: route.c. */
+struct forwards {
+    struct list waiting; /* struct route.room, in order */
+    struct io_timer timer;
+    u32 of
+        [64]; /* of each member; those who share a number share a place, and wait a little longer */
+};
+
 struct shard {
     struct server *server;
     u32 index;
@@ -168,6 +176,7 @@ struct shard {
     u32 keyspaces_wanted;              /* to be made: a bit each */
     bool keyspaces_made;               /* a fiber is at it */
     u32 admin_answers;                 /* to other nodes' PEER_ADMIN, under way */
+    struct forwards forwards;
 
     struct cuts *cuts; /* cut.c */
 

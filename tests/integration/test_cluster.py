@@ -157,6 +157,46 @@ def test_two_join_the_one_that_founded_and_all_see_the_same_data(three):
         connection.close()
 
 
+def locks_given(node, tag, clients, locks, at_once, size):
+    """How often each lock was given to one of the clients, and what else was answered."""
+    connections = [node.connect() for _ in range(clients)]
+    given, others = [0] * locks, []
+    for first in range(0, locks, at_once):
+        for index, connection in enumerate(connections):
+            connection.send_raw(b"".join(
+                connection.encode("SET", f"{{{tag}}}{lock}", f"{index:02}".ljust(size, "x"), "NX")
+                for lock in range(first, first + at_once)))
+        for connection in connections:
+            for lock in range(first, first + at_once):
+                try:
+                    given[lock] += connection.read() == "OK"
+                except ReplyError as error:
+                    others.append(str(error))
+    for connection in connections:
+        connection.close()
+    return given, others
+
+
+def test_a_lock_is_given_once_however_full_the_links_are(three):
+    """What is forwarded waits for room before the one that runs it: that one lives, and gives the
+    same locks to others. A node that is taken for dead is another matter: such a round does not
+    count."""
+    judged = 0
+    for number, node in enumerate(three.nodes * 3):
+        before = sum(node.log().count("member suspect") for node in three.nodes)
+        many = locks_given(node, f"many{number}", 24, 170, 170, 2)
+        large = locks_given(node, f"large{number}", 32, 6, 1, 100_000)
+        if sum(node.log().count("member suspect") for node in three.nodes) != before:
+            continue
+        judged += 1
+        for given, others in (many, large):
+            assert max(given) == 1, (number, given)
+            assert set(given) == {1} or others
+            assert {error.split()[0] for error in others} <= {"BUSY", "NOREPLICAS"}, others[:3]
+    if judged == 0:
+        pytest.skip("this machine is so busy that nodes take each other for dead")
+
+
 def slots_by_view(connection):
     """{slot range: first node} as CLUSTER SLOTS, SHARDS and NODES tell it."""
     by_slots = {(row[0], row[1]): row[2][2].decode() for row in connection.call("CLUSTER", "SLOTS")}

@@ -15,6 +15,7 @@
 #include "base/hash.h"
 #include "cluster/cluster.h"
 #include "cluster/group0_internal.h"
+#include "cluster/peer_internal.h"
 #include "cluster/trees_internal.h"
 #include "cluster_rig.h"
 #include "hold.h"
@@ -170,6 +171,59 @@ increments_from_all_nodes_are_all_counted(void **state)
 {
     for (u64 seed = 1; seed <= SEED_COUNT; seed++) {
         struct rig rig = rig_of(seed, counting_story);
+        rig_run(&rig);
+    }
+}
+
+/* The same where a connection takes but few requests at a time. Who runs them lives, so nobody else
+ * does in its place. */
+#define NARROW 4u
+
+static void
+links_narrow(struct rig *rig)
+{
+    for (u32 node = 0; node < NODES; node++) {
+        const struct server *server = rig->nodes[node].server;
+        for (u32 shard = 0; shard < server->shard_count; shard++) {
+            struct peers *peers = server->cluster->shards[shard]->peers;
+            list_for_each (pos, &peers->links)
+                list_entry(pos, struct peer_link, link)->requests_max = NARROW;
+        }
+    }
+}
+
+static MAY_YIELD void
+narrow_story(struct rig *rig)
+{
+    wait_settled(rig, NODES);
+    struct rig_client clients[NODES];
+    for (u32 i = 0; i < NODES; i++) { /* all connections that will be needed are there */
+        rig_connect_to(rig, i, &clients[i]);
+        CHECK(rig_call(&clients[i], "INCR {c}0").data[0] == ':');
+        CHECK(rig_call(&clients[i], "INCR {c}1").data[0] == ':');
+    }
+    links_narrow(rig);
+    struct counting countings[RIG_SPAWNS_MAX];
+    for (u32 i = 0; i < ARRAY_COUNT(countings); i++) {
+        countings[i] = (struct counting){.node = i % NODES};
+        rig_spawn(rig, count_up, &countings[i]);
+    }
+    rig_wait_spawned(rig);
+    char expected[32];
+    snprintf(expected, sizeof(expected), "%u", NODES + 25 * (u32)ARRAY_COUNT(countings));
+    expect_key(&clients[1], "{c}0", expected);
+    expect_key(&clients[2], "{c}1", expected);
+    for (u32 i = 0; i < NODES; i++) {
+        CHECK(rig->nodes[i].server->cluster->shards[0]->liveness.stats.suspected == 0);
+        rig_disconnect(&clients[i]);
+    }
+}
+
+static void
+increments_wait_for_who_runs_them(void **state)
+{
+    for (u64 seed = 1; seed <= SEED_COUNT; seed++) {
+        struct rig rig = rig_of(seed, narrow_story);
         rig_run(&rig);
     }
 }
@@ -2703,6 +2757,7 @@ main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(any_node_takes_any_command),
         cmocka_unit_test(increments_from_all_nodes_are_all_counted),
+        cmocka_unit_test(increments_wait_for_who_runs_them),
         cmocka_unit_test(a_node_that_loses_its_power_stops_nobody),
         cmocka_unit_test(a_node_that_is_back_at_once_is_not_asked_over_what_was_before),
         cmocka_unit_test(a_member_left_behind_by_a_join_loses_nothing),

@@ -703,6 +703,7 @@ heal(void)
         clock_off_ms[i] = 0;
         sim_node_disk_slow_set(world.rig.nodes[i].machine, SIM_POINT_READ, 0);
     }
+    sim_buggify_set(world.rig.sim, false); /* there is room before everybody */
 }
 
 static void

@@ -243,6 +243,7 @@ struct cluster_run {
     u32 key_count;
     u64 numbers; /* of values */
     u32 clients_running;
+    u32 counting;       /* count_together */
     bool sloppy_wanted; /* the keyspace is to be made so */
     bool founded;       /* there is a cluster; who starts without data joins it */
     bool works;         /* clients go on */

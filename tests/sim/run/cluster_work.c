@@ -17,6 +17,8 @@
 #include <stdlib.h>
 
 #include "base/hash.h"
+#include "cluster/cluster.h"
+#include "server/shard.h"
 
 #define KEYS_MAX 256u
 /* Writes of one key that are under way at once. */
@@ -24,6 +26,9 @@
 #define TRIES_MAX     400u
 /* Their ids; 90 and 91 are the remover's and the auditor's, 92 the auditor's in that keyspace. */
 #define SIBLING_CLIENTS_FIRST 40u
+#define COUNTING_FIRST        60u
+#define COUNTING              6u
+#define COUNTING_TIMES        8u
 /* Stamps run ahead of the wall clock by up to 250 ms, and clocks differ by 240. */
 #define CLOCKS_APART_NS (500 * NS_PER_MS)
 
@@ -528,6 +533,91 @@ count_calmly(struct cluster_client *client)
     }
 }
 
+/* Several count at once: each increment that is acknowledged has told a number of its own. Nothing
+ * fails but what is short of room now and then (BUGGIFY): whoever runs an increment lives, so nobody
+ * else does at the same time. */
+struct counting {
+    struct cluster_key *key;
+    u32 id;
+    u32 told_count;
+    i64 told[COUNTING_TIMES];
+};
+
+static MAY_YIELD void
+counting_main(void *arg)
+{
+    struct counting *counting = arg;
+    struct cluster_run *c = run->cluster;
+    struct cluster_client client;
+    cluster_client_init(&client, counting->id, false);
+    for (u32 times = 0; times < COUNTING_TIMES && !run_over(); times++) {
+        struct cluster_request request = {.kind = CLUSTER_INCREMENT};
+        request.parts[0] = (struct cluster_part){.key = counting->key};
+        u32 node;
+        if (client.conn == NULL &&
+            (!cluster_node_draw(&client.prng, &node) || !cluster_connect(&client, node)))
+            continue;
+        counting->key->increments_begun++;
+        if (cluster_ask(&client, &request) == ANSWER_OK)
+            counting->told[counting->told_count++] = request.integer;
+    }
+    cluster_disconnect(&client);
+    buf_deinit(&client.in);
+    c->counting--;
+}
+
+/* How often a node that runs has taken another one for dead. */
+static u64
+suspicions(void)
+{
+    const struct cluster_run *c = run->cluster;
+    u64 count = 0;
+    for (u32 i = 0; i < c->node_count; i++) {
+        const struct server *server = c->nodes[i].server;
+        if (server == NULL || server->cluster == NULL || server->cluster->shards[0] == NULL)
+            continue;
+        count += server->cluster->shards[0]->liveness.stats.suspected;
+    }
+    return count;
+}
+
+static void
+counting_judge(const struct counting *all)
+{
+    for (u32 i = 0; i < COUNTING * COUNTING_TIMES; i++) {
+        const struct counting *one = &all[i / COUNTING_TIMES];
+        if (i % COUNTING_TIMES >= one->told_count) continue;
+        i64 told = one->told[i % COUNTING_TIMES];
+        for (u32 j = 0; j < i; j++) {
+            const struct counting *other = &all[j / COUNTING_TIMES];
+            if (j % COUNTING_TIMES < other->told_count && other->told[j % COUNTING_TIMES] == told)
+                violated("counter_calm", "two increments of %s have told %lld, and nothing fails",
+                         one->key->name, (long long)told);
+        }
+    }
+}
+
+static MAY_YIELD void
+count_together(void)
+{
+    struct cluster_run *c = run->cluster;
+    for (u32 i = 0; i < c->key_count && !run_over(); i++) {
+        if (c->keys[i].kind != KEY_COUNTER) continue;
+        struct counting all[COUNTING];
+        u64 before = suspicions();
+        sim_buggify_set(run->sim, run->sim_options.buggify);
+        for (u32 j = 0; j < COUNTING; j++) {
+            all[j] = (struct counting){.key = &c->keys[i], .id = COUNTING_FIRST + j};
+            if (ok(fiber_spawn(FIBER_BACKGROUND, "counting", counting_main, &all[j])))
+                c->counting++;
+        }
+        while (c->counting > 0)
+            fiber_sleep_ns(5 * NS_PER_MS);
+        sim_buggify_set(run->sim, false);
+        if (!run_over() && suspicions() == before) counting_judge(all);
+    }
+}
+
 static MAY_YIELD void
 remove_ask(struct cluster_client *client)
 {
@@ -572,6 +662,8 @@ auditor_main(void *arg)
         if (c->audit_wanted) {
             c->audited_from = run->position;
             count_calmly(&client);
+            cluster_disconnect(&client);
+            count_together();
             audit(&client);
             if (c->knobs.sibling_keys > 0) cluster_siblings_audit();
             u32 node;
