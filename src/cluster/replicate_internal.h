@@ -142,6 +142,25 @@ is_alive(const struct replicator *r, u32 member)
            r->options.alive(r->options.arg, member);
 }
 
+/* A call has done nothing, and who was called lives: it, or the way to it, has too much to do. */
+static inline bool
+is_busy(const struct peer_call *call, status st, const struct native_header *header)
+{
+    if (!ok(st)) return status_is(st, ST_OVERLOADED) && !call->maybe_sent;
+    return header->status == NATIVE_ST_OVERLOADED || header->status == NATIVE_ST_NO_MEMORY;
+}
+
+/* Why a quorum is lost. busy: members that were, a bit each by index. ST_OVERLOADED: without that it
+ * would not be, so whoever asks another coordinator meets the same ones. */
+static inline status
+lost_why(const struct quorum *quorum, u32 busy)
+{
+    struct quorum others = *quorum;
+    for (u32 i = 0; i < others.count; i++)
+        if (busy >> i & 1) others.answers[i] = QUORUM_PENDING;
+    return quorum_state(&others) == QUORUM_LOST ? ST_UNAVAILABLE : ST_OVERLOADED;
+}
+
 /* ---- replicate.c ---- */
 
 static inline void
@@ -222,6 +241,7 @@ struct write_attempt {
     u16 keyspace;
     u32 partition;
     struct quorum quorum;
+    u32 busy;         /* who has refused for that, by index: lost_why */
     u64 newer;        /* the highest version that a replica told of; 0: none */
     u64 epoch_seen;   /* the highest of a replica that refused for its epoch */
     bool wrong_epoch; /* somebody did */

@@ -35,6 +35,8 @@
 #define OTHER_SET_LOAD 1000u
 /* How long one replica may take to send a value before the next is asked. */
 #define FETCH_NS_MIN (100 * NS_PER_MS)
+/* For so long a read waits for room before those whom it has to ask. */
+#define READ_ROOM_NS (50 * NS_PER_MS)
 /* How long others may take to say whether they have it, before it is brought to them. */
 #define CONFIRM_NS_MIN (20 * NS_PER_MS)
 
@@ -80,7 +82,10 @@ struct read {
     u64 versions[LIMIT_PLACEMENT_REPLICAS]; /* of who said yes */
     bool asked[LIMIT_PLACEMENT_REPLICAS];
     bool wrong_epoch;
-    u32 overloaded; /* answers that said so, and in whose place nobody was asked yet */
+    u32 overloaded;    /* answers that said so, and in whose place nobody was asked yet */
+    u32 busy;          /* who has refused for that, by index: lost_why */
+    u32 no_room;       /* of these, to whom it was not even sent */
+    u64 room_until_ns; /* so long it waits for that; 0: not yet */
     u64 epoch_seen;
     struct own_read own; /* when self said yes */
     bool own_held;
@@ -159,6 +164,15 @@ set_keep(struct read *read, u32 index, const struct peer_found *found)
 }
 
 static void
+busy_note(struct read *read, const struct read_call *call, status st,
+          const struct native_header *header)
+{
+    if (!is_busy(&call->call, st, header)) return;
+    read->busy |= 1u << call->index;
+    if (!ok(st)) read->no_room |= 1u << call->index;
+}
+
+static void
 digest_done(struct peer_call *peer_call, status st, const struct native_header *header,
             struct bytes body)
 {
@@ -171,6 +185,7 @@ digest_done(struct peer_call *peer_call, status st, const struct native_header *
     struct peer_found found;
     bool yes = ok(st) && answer_decode(read, header, body, &found);
     read->overloaded += ok(st) && header->status == NATIVE_ST_OVERLOADED;
+    busy_note(read, call, st, header);
     /* A version from a clock that runs ahead must not win over everything for so long: whoever
      * says it counts as one that has failed. */
     if (yes && found.version != 0) yes = version_observe(r, found.version, "read", member);
@@ -406,6 +421,27 @@ ask_self(struct read *read)
     own_answer(read, st);
 }
 
+/* Too few are left, and before some there was no room: they may be asked once more, a little later.
+ * False: it has waited long enough, or nobody is. */
+static MAY_YIELD bool
+room_await(struct read *read)
+{
+    struct replicator *r = read->r;
+    u64 now = io_now_ns();
+    if (read->room_until_ns == 0) read->room_until_ns = MIN(now + READ_ROOM_NS, read->deadline_ns);
+    if (read->no_room == 0 || r->closing || now >= read->room_until_ns) return false;
+    MARK("cluster.replicate.read_awaits_room");
+    peer_room_await(r->options.peers, read->room_until_ns);
+    for (u32 i = 0; i < read->quorum.count; i++) {
+        if ((read->no_room >> i & 1) == 0) continue;
+        read->quorum.answers[i] = QUORUM_PENDING;
+        read->asked[i] = false;
+    }
+    read->busy &= ~read->no_room;
+    read->no_room = 0;
+    return true;
+}
+
 /* Until enough have answered, or cannot. */
 static MAY_YIELD status
 gather(struct read *read)
@@ -419,7 +455,10 @@ gather(struct read *read)
             if (!(overloaded ? ask_one_more(read) : ask_one(read))) break;
             read->overloaded -= overloaded;
         }
-        if (yes + pending(read) < read->need) return ST_UNAVAILABLE;
+        if (yes + pending(read) < read->need) {
+            if (room_await(read)) continue;
+            return lost_why(&read->quorum, read->busy);
+        }
         u64 now = io_now_ns();
         if (read->r->closing) return ST_CLOSED;
         if (now >= read->deadline_ns) return ST_UNAVAILABLE;
@@ -460,6 +499,7 @@ fetch_done(struct peer_call *peer_call, status st, const struct native_header *h
     call->under_way = false;
     *load_of(read->r, member) -= 1;
     struct peer_found found;
+    busy_note(read, call, st, header);
     if (ok(st) && answer_decode(read, header, body, &found) &&
         (found.version == 0 || version_observe(read->r, found.version, "value", member))) {
         buf_clear(&read->copy, 0);
@@ -562,7 +602,8 @@ mend(struct read *read, const struct replicate_value *value)
     status st =
         replicate_mend(read->r, &read->row, read->partition, read->epoch, &mend, read->deadline_ns);
     bool promised = read->need >= read->need_least;
-    return status_is(st, ST_UNAVAILABLE) && !promised && !read->r->closing ? ST_OK : st;
+    bool failed = status_is(st, ST_UNAVAILABLE) || status_is(st, ST_OVERLOADED);
+    return failed && !promised && !read->r->closing ? ST_OK : st;
 }
 
 /* What expires only while others are asked, or brought it, is told: others may have written since
@@ -751,7 +792,8 @@ read_attempt(struct read *read, struct replicate_value *out)
     memset(read->versions, 0, sizeof(read->versions));
     memset(read->calls, 0, sizeof(read->calls));
     read->wrong_epoch = false;
-    read->overloaded = 0;
+    read->overloaded = read->busy = read->no_room = 0;
+    read->room_until_ns = 0;
     read->epoch_seen = 0;
     read->siblings = keyspace->conflict == CONFLICT_SIBLINGS;
     for (u32 i = 0; i < read->quorum.count; i++)
@@ -807,7 +849,8 @@ read_until(struct read *read, struct coordinated *c, struct replicate_value *out
         /* Who was asked by a topology that is over may have left. */
         bool old = r->topology != NULL && r->topology->epoch != read->epoch;
         bool again = status_is(st, ST_WOULD_WAIT) ||
-                     (status_is(st, ST_UNAVAILABLE) && (read->wrong_epoch || old));
+                     ((status_is(st, ST_UNAVAILABLE) || status_is(st, ST_OVERLOADED)) &&
+                      (read->wrong_epoch || old));
         if (!again) return st;
         if (!topology_await(r, read->epoch, behind, read->deadline_ns))
             return r->closing ? ST_CLOSED : ST_UNAVAILABLE;

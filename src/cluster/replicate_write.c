@@ -135,6 +135,7 @@ call_done(struct peer_call *peer_call, status st, const struct native_header *he
         answer = call_judge(attempt, call->member, header, body);
     else if (peer_call->maybe_sent)
         attempt->maybe_done = true;
+    if (is_busy(peer_call, st, header)) attempt->busy |= 1u << (u32)(call - attempt->calls);
     attempt_answer(attempt, call->member, answer);
     attempt_unref(attempt);
 }
@@ -335,6 +336,7 @@ struct write {
     u64 token;
     bool maybe_done;   /* by an attempt that was given up */
     bool spreads;      /* the batch has its version, and is durable here: write_spread */
+    bool full;         /* the last attempt has not begun, for want of room before others */
     u64 full_until_ns; /* so long for room before those without whom W is met; 0: none lacks it */
 };
 
@@ -444,8 +446,10 @@ write_attempt(struct write *w, u64 *version_out, u64 *epoch_out, enum again *aga
         stand_ins = &others;
     } else if (lacks_room(w, &quorum)) {
         *again_out = AGAIN_WITH_ROOM;
+        w->full = true;
         return ST_WOULD_WAIT;
     }
+    w->full = false;
     w->full_until_ns = 0;
 
     /* No yield from the look at the topology to the calls. */
@@ -481,7 +485,7 @@ write_attempt(struct write *w, u64 *version_out, u64 *epoch_out, enum again *aga
         *again_out = AGAIN_AT_ONCE;
         st = ST_WOULD_WAIT;
     } else {
-        st = ST_UNAVAILABLE;
+        st = lost_why(&attempt->quorum, attempt->busy);
     }
     w->maybe_done =
         w->maybe_done || attempt->maybe_done || quorum_count(&attempt->quorum, QUORUM_PENDING) > 0;
@@ -501,6 +505,7 @@ static status
 ended(const struct write *w)
 {
     if (w->r->closing) return ST_CLOSED;
+    if (w->full) return MARKED("cluster.replicate.no_room", ST_OVERLOADED);
     return io_now_ns() < w->deadline_ns ? ST_UNAVAILABLE : ST_TIMED_OUT;
 }
 
@@ -666,11 +671,12 @@ mend_attempt(struct replicator *r, const struct topology_row *row, u32 partition
     attempt_wait(attempt);
     bool met = quorum_state(&attempt->quorum) == QUORUM_MET;
     bool stale = attempt->epoch_seen > attempt->epoch;
+    status why = lost_why(&attempt->quorum, attempt->busy);
     attempt_decide(attempt, &batch);
     attempt_unref(attempt);
     lsm_batch_deinit(&batch);
     if (met && !stale) return ST_OK;
-    return stale ? ST_WOULD_WAIT : ST_UNAVAILABLE;
+    return stale ? ST_WOULD_WAIT : why;
 }
 
 MAY_YIELD status
@@ -680,7 +686,8 @@ replicate_mend(struct replicator *r, const struct topology_row *row, u32 partiti
     status st = mend_attempt(r, row, partition, epoch, mend, false, deadline_ns);
     /* Who was to be mended has failed: others may live. */
     bool over = r->closing || r->topology->epoch != epoch || io_now_ns() >= deadline_ns;
-    if (!status_is(st, ST_UNAVAILABLE) || over) return st;
+    bool failed = status_is(st, ST_UNAVAILABLE) || status_is(st, ST_OVERLOADED);
+    if (!failed || over) return st;
     MARK("cluster.replicate.mend_others");
     return mend_attempt(r, row, partition, epoch, mend, true, deadline_ns);
 }

@@ -1761,6 +1761,63 @@ who_takes_nothing_holds_up_no_burst(void **state)
     cluster_close();
 }
 
+/* Who is to be asked lives, and takes no more: that is said, not that too few live. */
+static void
+replicas_before_whom_there_is_no_room_are_not_gone(void **state)
+{
+    (void)state;
+    static struct op burst[64];
+    static struct peer_rig_job jobs[64], read_job, write_job;
+    story_begin();
+    peer_rig_isolate(&world.rig, 1);
+    peer_rig_isolate(&world.rig, 2);
+    for (u32 i = 0; i < ARRAY_COUNT(burst); i++) {
+        burst[i] = (struct op){
+            .kind = OP_WRITE, .key = 1, .id = i + 1, .size = 16000, .deadline_ns = SECONDS(3)};
+        peer_rig_give(&world.rig, 0, shard_of(1), &jobs[i], op_run, &burst[i]);
+    }
+    peer_rig_run(&world.rig, MS(100));
+    struct op read = {.kind = OP_READ, .key = 1, .deadline_ns = SECONDS(1)};
+    struct op write = {.kind = OP_WRITE, .key = 1, .id = 99, .deadline_ns = SECONDS(1)};
+    read.begun_ns = sim_now_ns(world.rig.sim);
+    peer_rig_give(&world.rig, 0, shard_of(1), &read_job, op_run, &read);
+    peer_rig_give(&world.rig, 0, shard_of(1), &write_job, op_run, &write);
+    peer_rig_run(&world.rig, MS(1500));
+    assert_true(read.ended && status_is(read.st, ST_OVERLOADED));
+    assert_in_range(read.ended_ns - read.begun_ns, MS(50), MS(100)); /* it has waited for room */
+    assert_true(write.ended && status_is(write.st, ST_OVERLOADED));
+    peer_rig_heal_all(&world.rig);
+    peer_rig_run(&world.rig, SECONDS(5));
+    cluster_close();
+}
+
+/* A read waits for room before those whom it needs. */
+static void
+a_read_waits_for_room_before_the_replicas(void **state)
+{
+    (void)state;
+    static struct op reads[3];
+    static struct peer_rig_job jobs[3];
+    story_begin();
+    struct op write = {.kind = OP_WRITE, .key = 1, .id = 5, .level = REPLICATE_ALL};
+    assert_true(op_do(&write));
+    cluster_close();
+    world.rig.nodes[1].requests_max = world.rig.nodes[2].requests_max = 1;
+    story_begin();
+    assert_true(op_do(&write));
+    for (u32 i = 1; i < 3; i++)
+        sim_link_slow_set(world.rig.sim, world.rig.nodes[0].machine, world.rig.nodes[i].machine,
+                          MS(10));
+    for (u32 i = 0; i < 3; i++) {
+        reads[i] = (struct op){.kind = OP_READ, .key = 1, .deadline_ns = SECONDS(2)};
+        peer_rig_give(&world.rig, 0, shard_of(1), &jobs[i], op_run, &reads[i]);
+    }
+    peer_rig_run(&world.rig, SECONDS(1));
+    for (u32 i = 0; i < 3; i++)
+        assert_true(reads[i].ended && ok(reads[i].st) && reads[i].id == 5);
+    cluster_close();
+}
+
 /* Of a key that keeps siblings. */
 static void
 siblings_run(struct peer_rig_node *node, void *arg)
@@ -2151,6 +2208,8 @@ main(void)
         cmocka_unit_test(a_burst_waits_for_room_before_the_replicas),
         cmocka_unit_test(who_takes_nothing_holds_up_no_burst),
         cmocka_unit_test(a_large_write_has_its_turn_at_its_coordinator),
+        cmocka_unit_test(replicas_before_whom_there_is_no_room_are_not_gone),
+        cmocka_unit_test(a_read_waits_for_room_before_the_replicas),
         cmocka_unit_test(what_a_read_found_is_not_brought_here_once_what_hides_it_was_collected),
         cmocka_unit_test(
             what_was_compared_long_ago_is_not_brought_here_once_what_hides_it_was_collected),
