@@ -255,6 +255,30 @@ round_failed(struct connection *connection)
     connection->server->gone = false;
 }
 
+/* Somebody listens at the address, and no handshake comes about: an attempt has failed as well. Then
+ * connection_break, and with true connection_go_on. A server that asks for another password is the
+ * one that is meant: no other is asked. */
+static bool
+handshake_failed(struct connection *connection)
+{
+    connection->unreached = true;
+    connection->address_next++;
+    if (connection->address_next < connection->address_count && !connection->kv->denied)
+        return true;
+    connection->address_next = 0;
+    connection->unreached = false;
+    round_failed(connection);
+    return false;
+}
+
+/* Broken: the next address now, without the pause. */
+static void
+connection_go_on(struct connection *connection, bool more)
+{
+    if (more && !connection->server->retired)
+        lib_timer_set(connection->kv, &connection->timer, lib_now_ns());
+}
+
 /* An attempt has failed: the next address now, or all of them again after a pause. */
 static void
 attempt_failed(struct connection *connection, u32 address_count, const char *what, int error)
@@ -269,8 +293,7 @@ attempt_failed(struct connection *connection, u32 address_count, const char *wha
         connection->unreached = false;
     }
     connection_break(connection, "%s: %s", what, strerror(error));
-    if (more && !connection->server->retired)
-        lib_timer_set(connection->kv, &connection->timer, lib_now_ns());
+    connection_go_on(connection, more);
 }
 
 /* ---- connecting ---- */
@@ -339,11 +362,13 @@ connection_on_timer(struct connection *connection)
     case CONNECTION_CONNECTING:
         attempt_failed(connection, connection->address_count, "cannot connect", ETIMEDOUT);
         break;
-    case CONNECTION_HELLO:
-        round_failed(connection);
+    case CONNECTION_HELLO: {
+        bool more = handshake_failed(connection);
         connection_break(connection, "no answer to the handshake within %u ms",
                          connection->kv->options.connect_timeout_ms);
+        connection_go_on(connection, more);
         break;
+    }
     case CONNECTION_READY:
         route_on_silence(connection);
         break;
@@ -362,7 +387,6 @@ on_hello(struct request *request, int code, const char *error, const struct nati
     struct connection *connection = request->arg;
     struct distkv *kv = connection->kv;
     if (code != DISTKV_OK || reply->hello.version != NATIVE_VERSION) {
-        round_failed(connection);
         if (code == DISTKV_DENIED) kv->denied = true;
         connection->refused =
             true; /* connection_receive breaks it when it is done with the bytes */
@@ -588,7 +612,7 @@ take_frames(struct connection *connection)
         else
             why = why_no_frame(connection, rest, text, sizeof(text));
         if (!fine) {
-            if (connection->state == CONNECTION_HELLO) round_failed(connection);
+            bool more = connection->state == CONNECTION_HELLO && handshake_failed(connection);
             if (connection->refused) {
                 snprintf(text, sizeof(text), "%.127s", connection->kv->connect_error);
                 connection->refused = false;
@@ -596,6 +620,7 @@ take_frames(struct connection *connection)
             } else {
                 connection_break(connection, "%s", why);
             }
+            connection_go_on(connection, more);
             return false;
         }
         taken += consumed;
@@ -616,11 +641,12 @@ connection_receive(struct connection *connection)
         if (got < 0 && errno == EINTR) continue;
         if (got < 0 && errno == EAGAIN) return;
         if (got <= 0) {
-            if (connection->state != CONNECTION_READY) round_failed(connection);
+            bool more = connection->state == CONNECTION_HELLO && handshake_failed(connection);
             if (got == 0)
                 connection_break(connection, "the server closed the connection");
             else
                 connection_break(connection, "cannot receive: %s", strerror(errno));
+            connection_go_on(connection, more);
             return;
         }
         in->size += (size_t)got;

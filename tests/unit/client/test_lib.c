@@ -6,6 +6,9 @@
 #include "distkv.h"
 #include "fake_server.h"
 
+#include <arpa/inet.h>
+#include <dlfcn.h>
+#include <netdb.h>
 #include <poll.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -68,6 +71,51 @@ now_ms(void)
     struct timespec now;
     clock_gettime(CLOCK_MONOTONIC, &now);
     return (u64)now.tv_sec * 1000 + (u64)now.tv_nsec / 1000000;
+}
+
+/* ---- names ---- */
+
+/* "two" has two addresses: 127.0.0.2 first. Everything else is as it is. */
+int
+getaddrinfo(const char *host, const char *port, const struct addrinfo *hints,
+            struct addrinfo **out)
+{
+    int (*real)(const char *, const char *, const struct addrinfo *, struct addrinfo **);
+    *(void **)&real = dlsym(RTLD_NEXT, "getaddrinfo");
+    if (strcmp(host, "two") != 0) return real(host, port, hints, out);
+    int rc = real("127.0.0.2", port, hints, out);
+    return rc != 0 ? rc : real("127.0.0.1", port, hints, &(*out)->ai_next);
+}
+
+/* A socket at 127.0.0.2 and the server's port. */
+static int
+listen_beside(void)
+{
+    int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons((u16)server->port)};
+    inet_pton(AF_INET, "127.0.0.2", &address.sin_addr);
+    assert_int_equal(bind(fd, (struct sockaddr *)&address, sizeof(address)), 0);
+    assert_int_equal(listen(fd, 16), 0);
+    return fd;
+}
+
+/* Somebody hangs, or is no server, at a name's first address: the second one is tried then. */
+static void
+who_does_not_shake_hands_is_passed_over_for_the_next_address(void **state)
+{
+    (void)state;
+    char name[32], error[DISTKV_ERROR_BYTES];
+    snprintf(name, sizeof(name), "two:%d", server->port);
+    struct distkv_options options;
+    distkv_options_init(&options);
+    options.connect_timeout_ms = 300;
+    int fd = listen_beside(); /* the kernel accepts, nobody answers */
+    distkv *other = NULL;
+    int code = distkv_connect(name, &options, &other, error);
+    if (code != DISTKV_OK) fail_msg("%s", error);
+    assert_int_equal(distkv_ping(other), DISTKV_OK);
+    distkv_close(other);
+    close(fd);
 }
 
 /* ---- plain use ---- */
@@ -878,6 +926,7 @@ main(void)
 {
 #define T(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
     const struct CMUnitTest tests[] = {
+        T(who_does_not_shake_hands_is_passed_over_for_the_next_address),
         T(what_is_put_is_got_and_deleted),
         T(binary_keys_and_large_values_are_kept_exactly),
         T(conditions_decide_and_tell_the_version),
