@@ -86,7 +86,8 @@ table_remove(struct distkv *kv, struct request *request)
 static bool
 takes_level(u8 opcode)
 {
-    return native_opcode_writes(opcode) || opcode == NATIVE_GET || opcode == NATIVE_TTL;
+    return native_opcode_writes(opcode) || opcode == NATIVE_GET || opcode == NATIVE_TTL ||
+           opcode == NATIVE_GET_SIBLINGS;
 }
 
 /* By which a server knows it again. */

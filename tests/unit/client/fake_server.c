@@ -284,6 +284,7 @@ handle(struct fake_server *server, struct client *client, const struct native_re
     buf_init(&b, out->budget);
     server->requests++;
     server->last_timeout_ms = request->header.timeout_ms;
+    server->last_level = native_level_of(request->header.flags);
     bool write = native_opcode_writes(request->header.opcode);
     const struct fake_cluster *cluster = server->cluster;
     if (cluster != NULL) reply.header.epoch = MAX(cluster->epoch, server->claims);

@@ -67,7 +67,7 @@ struct fake_server {
     atomic_int topologies, keyed, elsewhere; /* elsewhere: whose key another one is first of */
     atomic_int ended;                        /* connections, by their clients or by it */
     atomic_int connections, hellos, writes_done, writes_replayed, cluster_changes, requests;
-    atomic_uint last_timeout_ms, last_write_age_ms;
+    atomic_uint last_timeout_ms, last_write_age_ms, last_level;
     /* the thread's own */
     struct fake_entry entries[FAKE_ENTRIES_MAX];
     u32 count;

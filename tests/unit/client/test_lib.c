@@ -5,6 +5,7 @@
 #include "base/retry.h"
 #include "distkv.h"
 #include "fake_server.h"
+#include "proto/native.h"
 
 #include <arpa/inet.h>
 #include <dlfcn.h>
@@ -77,8 +78,7 @@ now_ms(void)
 
 /* "two" has two addresses: 127.0.0.2 first. Everything else is as it is. */
 int
-getaddrinfo(const char *host, const char *port, const struct addrinfo *hints,
-            struct addrinfo **out)
+getaddrinfo(const char *host, const char *port, const struct addrinfo *hints, struct addrinfo **out)
 {
     int (*real)(const char *, const char *, const struct addrinfo *, struct addrinfo **);
     *(void **)&real = dlsym(RTLD_NEXT, "getaddrinfo");
@@ -116,6 +116,26 @@ who_does_not_shake_hands_is_passed_over_for_the_next_address(void **state)
     assert_int_equal(distkv_ping(other), DISTKV_OK);
     distkv_close(other);
     close(fd);
+}
+
+static void
+the_level_goes_along_with_whatever_reads_or_writes_a_key(void **state)
+{
+    (void)state;
+    struct distkv_value value;
+    struct distkv_siblings siblings;
+    int64_t remaining_ms;
+    assert_int_equal(distkv_set_consistency(kv, DISTKV_ALL), DISTKV_OK);
+    (void)distkv_get(kv, "k", 1, &value);
+    assert_int_equal(server->last_level, NATIVE_LEVEL_ALL);
+    assert_int_equal(put("k", "v"), DISTKV_OK);
+    assert_int_equal(server->last_level, NATIVE_LEVEL_ALL);
+    (void)distkv_ttl(kv, "k", 1, &remaining_ms);
+    assert_int_equal(server->last_level, NATIVE_LEVEL_ALL);
+    assert_int_equal(distkv_ping(kv), DISTKV_OK);
+    assert_int_equal(server->last_level, NATIVE_LEVEL_DEFAULT);
+    (void)distkv_get_siblings(kv, "k", 1, &siblings);
+    assert_int_equal(server->last_level, NATIVE_LEVEL_ALL);
 }
 
 /* ---- plain use ---- */
@@ -927,6 +947,7 @@ main(void)
 #define T(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
     const struct CMUnitTest tests[] = {
         T(who_does_not_shake_hands_is_passed_over_for_the_next_address),
+        T(the_level_goes_along_with_whatever_reads_or_writes_a_key),
         T(what_is_put_is_got_and_deleted),
         T(binary_keys_and_large_values_are_kept_exactly),
         T(conditions_decide_and_tell_the_version),
