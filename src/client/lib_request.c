@@ -403,17 +403,32 @@ request_on_reply(struct distkv *kv, struct request *request, const struct native
     request_tell(kv, request, code, error, reply);
 }
 
+/* Of what is unsent the first one may have gone out in part, and no other. */
+static void
+half_sent_note(struct distkv *kv)
+{
+    for (u32 s = 0; s < kv->server_count; s++) {
+        for (u32 c = 0; c < kv->servers[s].connection_count; c++) {
+            const struct connection *connection = &kv->servers[s].connections[c];
+            if (connection->unsent_offset == 0 || list_empty(&connection->unsent)) continue;
+            struct request *request =
+                list_entry(list_first(&connection->unsent), struct request, link);
+            if (changes_something(request)) request->ambiguous = true;
+        }
+    }
+}
+
 void
 requests_cancel_all(struct distkv *kv)
 {
     kv->in_process = true;
+    half_sent_note(kv);
     for (u32 i = 0; i < kv->table_size; i++) {
         for (struct request *request = kv->table[i]; request != NULL;
              request = request->hash_next) {
             if (request->own || request->state == REQUEST_COMPLETED) continue;
-            bool out = request->state == REQUEST_SENT ||
-                       (request->state == REQUEST_UNSENT && request->connection->unsent_offset > 0);
-            if (out && changes_something(request)) request->ambiguous = true;
+            if (request->state == REQUEST_SENT && changes_something(request))
+                request->ambiguous = true;
             request_end(kv, request, unanswered(request, DISTKV_CANCELED), "the handle was closed");
         }
     }

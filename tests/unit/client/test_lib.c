@@ -589,6 +589,29 @@ closing_ends_what_is_pending(void **state)
     connect_with(NULL);
 }
 
+/* Of those that wait behind one that is sent in part not a byte has gone out. */
+static void
+closing_tells_what_was_certainly_not_sent(void **state)
+{
+    (void)state;
+    static char value[DISTKV_VALUE_BYTES_MAX];
+    struct seen seen = {0};
+    struct call call = {&seen, 0};
+    const int puts = 40;
+    server->stands = 1;
+    for (int i = 0; i < puts; i++)
+        assert_int_equal(distkv_put_async(kv, "k", 1, value, sizeof(value), NULL, note, &call),
+                         DISTKV_OK);
+    for (int i = 0; i < 20; i++)
+        (void)distkv_process(kv, 10); /* as much as the sockets take */
+    distkv_close(kv);
+    server->stands = 0;
+    assert_int_equal(seen.codes[DISTKV_CANCELED] + seen.codes[DISTKV_UNKNOWN_OUTCOME], puts);
+    assert_true(seen.codes[DISTKV_UNKNOWN_OUTCOME] >= 1);
+    assert_in_range(seen.codes[DISTKV_CANCELED], 10, puts);
+    connect_with(NULL);
+}
+
 static void
 memory_is_bounded(void **state)
 {
@@ -965,6 +988,7 @@ main(void)
         T(what_a_callback_starts_is_sent_in_the_same_turn),
         T(every_call_has_an_asynchronous_form),
         T(closing_ends_what_is_pending),
+        T(closing_tells_what_was_certainly_not_sent),
         T(memory_is_bounded),
         T(a_handle_that_is_kept_full_connects_again),
         T(a_lost_reply_is_repeated_and_done_once),
