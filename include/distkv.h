@@ -328,7 +328,8 @@ DISTKV_API int distkv_scan_open(distkv *kv, const struct distkv_scan_options *op
                                 distkv_scan **out);
 /* DISTKV_END behind the last. The entry's bytes live until the next call. After an error: close. */
 DISTKV_API int distkv_scan_next(distkv_scan *scan, struct distkv_entry *out);
-/* Before distkv_close. */
+/* Before distkv_close. From within a callback it does not wait; a snapshot's lease ends by itself
+ * then. */
 DISTKV_API void distkv_scan_close(distkv_scan *scan);
 
 /* ---- asynchronous calls ---- */

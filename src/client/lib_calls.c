@@ -67,6 +67,10 @@ waiter_done(struct request *request, int code, const char *error, const struct n
 {
     struct waiter *waiter = request->arg;
     waiter->finished = true;
+    if (waiter->left != NULL) {
+        waiter->left(waiter->left_arg);
+        return;
+    }
     waiter->code = code;
     waiter->run_id = waiter->kv->reply_run_id;
     snprintf(waiter->error, sizeof(waiter->error), "%s", error);

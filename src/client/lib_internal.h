@@ -286,6 +286,9 @@ struct waiter {
     struct buf body;
     struct distkv *kv;
     u64 run_id; /* of the server that has answered */
+    /* NULL, or is told in place of who waits that it has ended; frees what the waiter is part of. */
+    void (*left)(void *arg);
+    void *left_arg;
 };
 
 /* Sends and waits; the reply in waiter, whose body is to be freed with waiter_deinit. */

@@ -180,13 +180,27 @@ distkv_scan_next(distkv_scan *scan, struct distkv_entry *out)
     return DISTKV_OK;
 }
 
+static void
+scan_free(void *arg)
+{
+    distkv_scan *scan = arg;
+    waiter_deinit(&scan->pages[0]);
+    waiter_deinit(&scan->pages[1]);
+    free(scan);
+}
+
 void
 distkv_scan_close(distkv_scan *scan)
 {
     if (scan == NULL) return;
-    if (scan->started) lib_call_wait(scan->kv, &scan->pages[scan->page ^ 1]);
-    waiter_deinit(&scan->pages[0]);
-    waiter_deinit(&scan->pages[1]);
+    struct waiter *next = &scan->pages[scan->page ^ 1];
+    if (scan->started && !next->finished && scan->kv->in_process) {
+        /* A callback cannot wait. The page's end frees the scan; the lease ends a snapshot. */
+        next->left = scan_free;
+        next->left_arg = scan;
+        return;
+    }
+    if (scan->started) lib_call_wait(scan->kv, next);
     if (scan->snapshot != 0) {
         struct native_request native = {.header.opcode = NATIVE_SNAPSHOT_CLOSE,
                                         .snapshot_close = {.snapshot = scan->snapshot}};
@@ -197,5 +211,5 @@ distkv_scan_close(distkv_scan *scan)
         (void)code; /* when it fails, the lease ends it */
         waiter_deinit(&waiter);
     }
-    free(scan);
+    scan_free(scan);
 }

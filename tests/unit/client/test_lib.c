@@ -517,6 +517,39 @@ what_a_callback_starts_is_sent_in_the_same_turn(void **state)
 }
 
 static void
+close_scan(void *arg, const struct distkv_result *result)
+{
+    distkv_scan **scan = arg;
+    (void)result;
+    distkv_scan_close(*scan);
+    *scan = NULL;
+}
+
+/* A page is under way, and a callback cannot wait for it. */
+static void
+a_callback_may_close_a_scan(void **state)
+{
+    (void)state;
+    char key[16];
+    for (int i = 0; i < 50; i++) {
+        snprintf(key, sizeof(key), "sc%d", i);
+        assert_int_equal(put(key, "v"), DISTKV_OK);
+    }
+    struct distkv_scan_options options = {.page_entries = 10};
+    distkv_scan *scan;
+    struct distkv_entry entry;
+    assert_int_equal(distkv_scan_open(kv, &options, &scan), DISTKV_OK);
+    assert_int_equal(distkv_scan_next(scan, &entry), DISTKV_OK);
+    alarm(60);
+    assert_int_equal(distkv_ping_async(kv, close_scan, &scan), DISTKV_OK);
+    while (distkv_pending(kv) > 0)
+        assert_true(distkv_process(kv, 1000) >= 0);
+    alarm(0);
+    assert_null(scan);
+    assert_int_equal(distkv_ping(kv), DISTKV_OK);
+}
+
+static void
 keep_result(void *arg, const struct distkv_result *result)
 {
     struct distkv_result *kept = arg;
@@ -988,6 +1021,7 @@ main(void)
         T(what_a_callback_starts_is_sent_in_the_same_turn),
         T(every_call_has_an_asynchronous_form),
         T(closing_ends_what_is_pending),
+        T(a_callback_may_close_a_scan),
         T(closing_tells_what_was_certainly_not_sent),
         T(memory_is_bounded),
         T(a_handle_that_is_kept_full_connects_again),
