@@ -521,7 +521,8 @@ struct cluster_pages {
     const struct native_request *request;
     struct cluster_scan scan;
     struct buf entries;
-    u32 count, looked;
+    u64 count;
+    u32 looked;
     bool stopped; /* the page is full */
     bool no_memory;
 };
@@ -606,7 +607,7 @@ scan_cluster(struct exec *x, const struct native_request *request)
     else
         scan->ended = true;
     if (ok(st)) {
-        reply.scan.count = pages->count;
+        reply.scan.count = (u32)pages->count;
         reply.scan.entries = buf_bytes(&pages->entries);
         reply.scan.more = !scan->ended;
         if (reply.scan.more)
