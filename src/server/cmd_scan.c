@@ -3,36 +3,29 @@
  * cmd_scan.c -- the commands that read whole keyspaces: SCAN, KEYS, RANDOMKEY, DBSIZE. They run on
  * a fiber of the connection's shard and ask the shards one after another.
  *
- * SCAN's cursor. Keys are ordered by token, so a cursor names a token: "every key in front of it
- * has been returned". A call ends only between two buckets of 2^12 tokens (so close together that
- * two keys share one by chance once in 2^52), and a cursor is the first token of a bucket: its
- * low 12 bits are 0. Keys of one hash tag share one token, so a long tag must be left in its
- * middle: the shard then remembers the last key in one of SCAN_POSITIONS places and answers the
- * bucket with the number of the place, 1 to 4095, in the low bits. When the place has been taken
- * by others since, the bucket starts again: keys may come twice, as SCAN allows, and none is left
- * out. 0 is the start and the end.
+ * SCAN's cursor, and which keys a call returns: scan_page.h.
  *
  * KEYS streams from one instant of all shards (cut.h). RESP wants the number of elements first, so
  * the snapshots are read twice: counted, then sent. Both times expiry is judged by that instant, so
  * that a key which expires in between is no gap in the reply.
  *
- * In a cluster the keys come from quorums of replicas (cluster_scan in cluster.h), page by page,
- * and SCAN's positions are kept by the shard of the connection. KEYS, DBSIZE and RANDOMKEY are of
- * no one instant there.
+ * In a cluster the keys come from quorums of replicas (cluster_scan in cluster.h), page by page.
+ * KEYS, DBSIZE and RANDOMKEY are of no one instant there.
  */
 #include "base/fault.h"
 #include "cluster/cluster.h"
 #include "server/cmd.h"
 #include "server/cut.h"
 #include "server/glob.h"
+#include "server/scan_page.h"
 #include "server/session.h"
 
-#define BUCKET_BITS 12u
-#define BUCKET_MASK ((1ull << BUCKET_BITS) - 1)
-/* So many more keys than asked for are returned to reach the end of a bucket. */
-#define BUCKET_SLACK 1024u
 /* Keys looked at in one call, whatever COUNT says. */
 #define SCAN_COUNT_MAX 65536u
+/* For the keys of one rank, of which all but a few are there to be a nuisance. */
+#define SCAN_MEMORY_MAX (256u << 20)
+/* Entries that the shard of a SCAN's keys reads before it asks whether somebody still waits. */
+#define SCAN_STEP 16384u
 /* Keys travel between shards in pieces. */
 #define PIECE_BYTES (64u << 10)
 /* KEYS sends its reply in these. It has the memory for one from the beginning, so that it need not
@@ -43,45 +36,7 @@
 #define PIECE_RETRY_NS    (5 * NS_PER_MS)
 #define PIECE_PATIENCE_NS (60 * NS_PER_S)
 
-/* ---- positions inside a bucket ---- */
-
-static struct scan_position *
-find_position(struct shard *shard, u16 keyspace, u64 cursor)
-{
-    if (shard->positions == NULL || (cursor & BUCKET_MASK) == 0) return NULL;
-    for (u32 i = 0; i < SCAN_POSITIONS; i++) {
-        struct scan_position *position = &shard->positions[i];
-        if (position->cursor == cursor && position->keyspace == keyspace) return position;
-    }
-    return NULL;
-}
-
-/* The cursor that leads back behind key, or to the start of its bucket when memory is out. */
-static u64
-keep_position(struct shard *shard, u16 keyspace, u64 token, struct bytes key)
-{
-    u64 bucket = token & ~BUCKET_MASK;
-    if (shard->positions == NULL) {
-        shard->positions =
-            mem_alloc_zero(&shard->budget, SCAN_POSITIONS * sizeof(*shard->positions));
-        if (shard->positions == NULL) return 0;
-    }
-    u32 oldest = 0;
-    for (u32 i = 1; i < SCAN_POSITIONS; i++)
-        if (shard->positions[i].used < shard->positions[oldest].used) oldest = i;
-    struct scan_position *position = &shard->positions[oldest];
-    position->cursor = bucket | (1 + oldest + SCAN_POSITIONS * (shard->scan_clock % 15));
-    position->token = token;
-    position->keyspace = keyspace;
-    position->key_size = (u16)key.size;
-    memcpy(position->key, key.data, key.size);
-    position->used = ++shard->scan_clock;
-    return position->cursor;
-}
-static_assert(1 + (SCAN_POSITIONS - 1) + SCAN_POSITIONS * 14 <= BUCKET_MASK,
-              "a place and its generation fit into the low bits");
-
-/* ---- pieces of keys ---- */
+/* ---- pieces of keys, for KEYS ---- */
 
 /* In: where to go on. Out: keys as u16 size and bytes, and where to go on next. */
 struct piece {
@@ -91,16 +46,13 @@ struct piece {
     u8 key[LIMIT_KEY_BYTES]; /* behind it, when skip */
     bool skip;
     struct bytes pattern; /* data NULL: all */
-    u32 looked_max;       /* entries to look at, about */
     struct lsm_snapshot *snapshot;
     bool count_only;
     u8 *data;
     u32 size, used;
     u64 matched;
     u32 looked;
-    u64 cursor;  /* of SCAN, when it does not go on to the end of the shard */
-    bool end;    /* of this shard's tokens */
-    bool stream; /* KEYS: may end anywhere, goes on by token and key */
+    bool end; /* of this shard's tokens */
     status st;
 };
 
@@ -128,15 +80,12 @@ read_piece(void *arg)
     piece->used = 0;
     piece->looked = 0;
     piece->end = false;
-    piece->cursor = 0;
     struct bytes from = piece->skip ? BYTES(piece->key, piece->key_size) : BYTES(NULL, 0);
     struct lsm_scan *scan;
     piece->st = lsm_scan_open(shard->lsm, piece->snapshot, piece->keyspace, piece->token, from,
                               shard->token_last, &scan);
     if (!ok(piece->st)) return;
-    if (piece->stream) lsm_scan_freeze_clock(scan); /* the passes must agree */
-    u64 seen = lsm_seq_last(shard->lsm), shown = 0;
-    u64 last_token = 0;
+    lsm_scan_freeze_clock(scan); /* the passes must agree */
     for (;;) {
         u64 token;
         struct bytes key;
@@ -151,22 +100,8 @@ read_piece(void *arg)
         if (piece->skip && token == piece->token &&
             bytes_equal(key, BYTES(piece->key, piece->key_size)))
             continue;
-        bool full = piece->size - piece->used < 2 + key.size;
-        if (piece->stream && !piece->count_only && full) break;
-        if (!piece->stream && piece->looked >= piece->looked_max &&
-            (token & ~BUCKET_MASK) != (last_token & ~BUCKET_MASK)) {
-            piece->cursor = token & ~BUCKET_MASK;
-            break;
-        }
-        if (!piece->stream && (full || piece->looked >= piece->looked_max + BUCKET_SLACK)) {
-            /* piece->token and key: the last one that was returned */
-            piece->cursor = keep_position(shard, piece->keyspace, piece->token,
-                                          BYTES(piece->key, piece->key_size));
-            if (piece->cursor == 0) piece->st = ST_NO_MEMORY;
-            break;
-        }
+        if (!piece->count_only && piece->size - piece->used < 2 + key.size) break;
         piece->looked++;
-        last_token = token;
         if (piece->pattern.data == NULL || glob_match(piece->pattern, key, false)) {
             piece->matched++;
             if (!piece->count_only) {
@@ -175,35 +110,12 @@ read_piece(void *arg)
                 piece->used += 2 + (u32)key.size;
             }
         }
-        shown = MAX(shown, value.seq);
         remember(piece, token, key);
         if (fiber_should_yield()) fiber_yield();
     }
     lsm_scan_close(scan);
-    /* A cut has waited already. */
-    if (ok(piece->st) && piece->snapshot == NULL)
-        piece->st = durable_wait_scanned(shard, seen, shown);
     /* What was found is good, and the next piece goes on behind it. */
-    if (piece->stream && may_pass(piece->st) && piece->looked != 0) piece->st = ST_OK;
-}
-
-static void
-reply_piece(struct exec *x, const struct piece *piece)
-{
-    for (u32 at = 0; at < piece->used;) {
-        u32 size = load_u16(piece->data + at);
-        resp_bulk(x->reply, BYTES(piece->data + at + 2, size));
-        at += 2 + size;
-    }
-}
-
-static u32
-keys_in_piece(const struct piece *piece)
-{
-    u32 count = 0;
-    for (u32 at = 0; at < piece->used; at += 2u + load_u16(piece->data + at))
-        count++;
-    return count;
+    if (may_pass(piece->st) && piece->looked != 0) piece->st = ST_OK;
 }
 
 static struct piece *
@@ -220,10 +132,36 @@ new_piece(struct exec *x)
 
 /* ---- SCAN ---- */
 
-/* found: the keys as replies. */
+/* A call of SCAN, and where it has got to: behind the key of the token, or without a key before the
+ * token's first. */
+struct scan_call {
+    struct scan_page page;
+    u16 keyspace;
+    u16 key_size;
+    u64 token;
+    u8 key[LIMIT_KEY_BYTES];
+    u64 end; /* it has read all of the buckets before this one */
+    bool ended;
+    status st;
+};
+
 static void
-reply_scan(struct exec *x, u64 next, u32 keys, struct bytes found)
+scan_call_begin(struct scan_call *call, u64 cursor, i64 count, struct bytes pattern, bool none,
+                u8 *data, u32 size)
 {
+    scan_page_init(&call->page, cursor, (u64)MIN(count, (i64)SCAN_COUNT_MAX), data, size);
+    call->page.pattern = pattern;
+    call->page.none = none;
+    call->token = scan_page_token(&call->page);
+    call->key_size = 0;
+    call->ended = false;
+}
+
+static void
+reply_scan(struct exec *x, struct scan_call *call)
+{
+    const struct scan_page *page = &call->page;
+    u64 next = scan_page_end(&call->page, call->end);
     char text[24];
     size_t at = sizeof(text);
     do {
@@ -232,38 +170,68 @@ reply_scan(struct exec *x, u64 next, u32 keys, struct bytes found)
     } while (next != 0);
     resp_array(x->reply, 2);
     resp_bulk(x->reply, BYTES(text + at, sizeof(text) - at));
-    resp_array(x->reply, keys);
-    if (found.size != 0 && !buf_append(x->reply->out, found.data, found.size))
-        x->reply->failed = true;
+    resp_array(x->reply, page->keys);
+    for (u32 i = 0; i < page->used;) {
+        u32 size = load_u16(page->data + i);
+        resp_bulk(x->reply, BYTES(page->data + i + 2, size));
+        i += 2 + size;
+    }
 }
 
-struct position_call {
-    struct piece *piece;
-    u64 cursor;
-};
-
-MAY_YIELD static void
-read_from_cursor(void *arg)
+/* The last token that is to be read on this shard without asking anew. In the middle of a bucket
+ * that is its end: most likely the page is full there. */
+static u64
+scan_token_last(const struct scan_call *call, const struct shard *shard)
 {
-    struct position_call *call = arg;
-    struct piece *piece = call->piece;
+    bool within = call->page.from != 0 && scan_bucket(call->token) == call->page.first;
+    return within ? scan_bucket_token(call->page.first + 1) - 1 : shard->token_last;
+}
+
+/* On the shard that owns call->token. */
+MAY_YIELD static void
+scan_step(void *arg)
+{
+    struct scan_call *call = arg;
     struct shard *shard = shard_self();
-    struct scan_position *position = find_position(shard, piece->keyspace, call->cursor);
-    if (position != NULL) {
-        position->used = ++shard->scan_clock;
-        remember(piece, position->token, BYTES(position->key, position->key_size));
-    } else {
-        piece->token = call->cursor & ~BUCKET_MASK;
-        piece->skip = false;
+    u64 token_last = scan_token_last(call, shard);
+    struct bytes behind = BYTES(call->key, call->key_size);
+    struct lsm_scan *scan;
+    call->st =
+        lsm_scan_open(shard->lsm, NULL, call->keyspace, call->token, behind, token_last, &scan);
+    if (!ok(call->st)) return;
+    if (token_last != shard->token_last) lsm_scan_much(scan);
+    u64 seen = lsm_seq_last(shard->lsm), shown = 0;
+    for (u32 step = 0; step < SCAN_STEP; step++) {
+        u64 token;
+        struct bytes key;
+        struct lsm_value value;
+        call->st = lsm_scan_next(scan, false, &token, &key, &value);
+        if (!ok(call->st)) break;
+        if (token == call->token && bytes_equal(key, BYTES(call->key, call->key_size))) continue;
+        if (!scan_page_take(&call->page, token, key)) {
+            call->end = scan_bucket(token);
+            break;
+        }
+        shown = MAX(shown, value.seq);
+        call->token = token;
+        call->key_size = (u16)key.size;
+        memcpy(call->key, key.data, key.size);
+        if (fiber_should_yield()) fiber_yield();
     }
-    read_piece(piece);
+    lsm_scan_close(scan);
+    if (status_is(call->st, ST_END)) {
+        call->st = ST_OK;
+        call->key_size = 0;
+        call->token = token_last + 1;
+        call->ended = token_last == UINT64_MAX;
+        call->end = call->ended ? SCAN_BUCKETS : scan_bucket(call->token);
+    }
+    if (ok(call->st)) call->st = durable_wait_scanned(shard, seen, shown);
 }
 
 /* ---- in a cluster ---- */
 
 #define CLUSTER_PAGE_BYTES (64u << 10)
-/* Of one reply of SCAN; then it ends in the middle of a bucket. */
-#define CLUSTER_REPLY_BYTES (1u << 20)
 /* Somebody has just failed: others are asked once that is known. */
 #define CLUSTER_RETRY_NS    (50 * NS_PER_MS)
 #define CLUSTER_PATIENCE_NS (1500 * NS_PER_MS)
@@ -273,10 +241,9 @@ struct cluster_keys {
     struct cluster_scan scan;
     struct resp_writer found; /* keys that match */
     struct bytes pattern;     /* data NULL: all */
-    u64 matched, looked, looked_max;
-    u64 last_token;
-    u64 next;     /* the bucket that it stopped before; 0: within one */
-    u64 until_ns; /* then it stops with what it has; 0: it goes on to the end */
+    u64 matched;
+    struct scan_call *call; /* SCAN; NULL: something else */
+    u64 until_ns;           /* of SCAN: then it stops with what it has */
     bool stopped;
     bool count_only;
 };
@@ -299,21 +266,30 @@ cluster_keys_new(struct exec *x, bool (*each)(void *arg, const struct cluster_en
     return keys;
 }
 
-/* Until all has been looked at, or each has stopped it, or it has got somewhere and its time is
- * over. false: the run has failed. */
+/* SCAN only: whether it may end where it is now. */
+static bool
+cluster_keys_may_end(const struct cluster_keys *keys)
+{
+    return keys->call != NULL &&
+           scan_page_may_end(&keys->call->page, scan_bucket(keys->scan.token));
+}
+
+/* Until all has been looked at, or each has stopped it, or it may end and its time is over. false:
+ * the run has failed. */
 MAY_YIELD static bool
 cluster_keys_read(struct cluster_keys *keys)
 {
     struct exec *x = keys->x;
     u64 patience_ns = io_now_ns() + CLUSTER_PATIENCE_NS;
-    bool moved = false;
     while (!keys->scan.ended && !keys->stopped) {
+        if (x->session->conn == NULL) return false; /* nobody waits for it any more */
         u64 now = io_now_ns();
         keys->scan.deadline_ns = now + x->shard->config->cluster_timeout_ms * NS_PER_MS;
-        if (moved && keys->until_ns != 0) {
+        if (cluster_keys_may_end(keys)) {
             keys->scan.deadline_ns = keys->until_ns;
             if (now >= keys->until_ns) {
                 MARK("server.scan.time_over");
+                keys->call->end = scan_bucket(keys->scan.token);
                 keys->stopped = true;
                 break;
             }
@@ -322,11 +298,10 @@ cluster_keys_read(struct cluster_keys *keys)
         if (x->stopped) return false;
         if (keys->found.failed) st = ST_NO_MEMORY;
         if (ok(st)) {
-            moved = true;
             patience_ns = io_now_ns() + CLUSTER_PATIENCE_NS;
             continue;
         }
-        bool late = moved && keys->until_ns != 0 && io_now_ns() >= keys->until_ns;
+        bool late = cluster_keys_may_end(keys) && io_now_ns() >= keys->until_ns;
         if (!status_is(st, ST_UNAVAILABLE) || (io_now_ns() >= patience_ns && !late)) {
             exec_fail(x, st);
             return false;
@@ -346,72 +321,29 @@ static bool
 each_scanned(void *arg, const struct cluster_entry *entry)
 {
     struct cluster_keys *keys = arg;
-    bool next_bucket = (entry->token & ~BUCKET_MASK) != (keys->last_token & ~BUCKET_MASK);
-    bool enough = keys->looked >= keys->looked_max && next_bucket;
-    bool too_much = keys->looked >= keys->looked_max + BUCKET_SLACK ||
-                    keys->found.out->size >= CLUSTER_REPLY_BYTES;
-    if (enough || too_much) {
+    struct scan_call *call = keys->call;
+    if (!scan_page_take(&call->page, entry->token, entry->key)) {
+        call->end = scan_bucket(entry->token);
         keys->stopped = true;
-        keys->next = enough ? entry->token & ~BUCKET_MASK : 0;
         return false;
     }
-    keys->looked++;
-    keys->last_token = entry->token;
-    if (key_matches(keys, entry->key)) {
-        keys->matched++;
-        resp_bulk(&keys->found, entry->key);
-    }
+    if (call->page.bucket_seen > SCAN_KEYS_MIN) keys->scan.bytes_max = CLUSTER_PAGE_BYTES;
     return true;
 }
 
-static void
-cluster_scan_begin(struct cluster_keys *keys, u64 cursor)
+/* false: the run has failed. */
+MAY_YIELD static bool
+scan_cluster(struct exec *x, struct scan_call *call)
 {
-    struct shard *shard = keys->x->shard;
-    struct scan_position *position = find_position(shard, keys->scan.keyspace, cursor);
-    keys->scan.token = cursor & ~BUCKET_MASK;
-    if (position == NULL) return;
-    position->used = ++shard->scan_clock;
-    keys->scan.token = position->token;
-    keys->scan.key_size = position->key_size;
-    memcpy(keys->scan.key, position->key, position->key_size);
-}
-
-/* The cursor that leads on from where it has stopped. */
-static bool
-cluster_scan_cursor(struct cluster_keys *keys, u64 *out)
-{
-    const struct cluster_scan *scan = &keys->scan;
-    *out = keys->next;
-    if (*out == 0) /* in the middle of a bucket */
-        *out = keep_position(keys->x->shard, scan->keyspace, scan->token,
-                             BYTES(scan->key, scan->key_size));
-    return *out != 0;
-}
-
-MAY_YIELD static void
-scan_cluster(struct exec *x, u64 cursor, i64 count, struct bytes pattern, bool other_type)
-{
-    struct buf found;
-    buf_init(&found, x->budget);
-    struct cluster_keys *keys = cluster_keys_new(x, each_scanned, &found);
-    u64 next = 0;
-    if (keys != NULL) {
-        keys->pattern = pattern;
-        keys->looked_max = (u64)MIN(count, (i64)SCAN_COUNT_MAX);
-        keys->scan.bytes_max = (u32)MIN(CLUSTER_PAGE_BYTES, 1024 + 64 * keys->looked_max);
-        keys->until_ns = io_now_ns() + x->shard->config->cluster_timeout_ms * NS_PER_MS;
-        cluster_scan_begin(keys, cursor);
-        bool good = cluster_keys_read(keys);
-        if (good && keys->stopped && !cluster_scan_cursor(keys, &next)) {
-            exec_fail(x, ST_NO_MEMORY);
-            good = false;
-        }
-        if (good)
-            reply_scan(x, next, other_type ? 0 : (u32)keys->matched,
-                       other_type ? BYTES(NULL, 0) : buf_bytes(&found));
-    }
-    buf_deinit(&found);
+    struct cluster_keys *keys = cluster_keys_new(x, each_scanned, NULL);
+    if (keys == NULL) return false;
+    keys->call = call;
+    keys->scan.token = call->token;
+    keys->scan.bytes_max = (u32)MIN(CLUSTER_PAGE_BYTES, 1024 + 64 * call->page.looked_max);
+    keys->until_ns = io_now_ns() + x->shard->config->cluster_timeout_ms * NS_PER_MS;
+    if (!cluster_keys_read(keys)) return false;
+    if (!keys->stopped) call->end = SCAN_BUCKETS;
+    return true;
 }
 
 static bool
@@ -482,6 +414,46 @@ randomkey_cluster(struct exec *x)
     if (!keys->stopped) resp_null(x->reply);
 }
 
+/* ---- SCAN, the command ---- */
+
+/* On a node by itself. false: the run has failed. */
+MAY_YIELD static bool
+scan_shards(struct exec *x, struct scan_call *call)
+{
+    const struct scan_page *page = &call->page;
+    do { /* on into the next shard while there is something left to look at */
+        if (x->session->conn == NULL) return false; /* nobody waits for it any more */
+        u32 owner = shard_of_token(x->shard->server, call->token);
+        status st = io_shard_call(owner, fiber_class_self(), scan_step, call);
+        if (ok(st)) st = call->st;
+        if (!ok(st)) {
+            exec_fail(x, st);
+            return false;
+        }
+    } while (!page->stopped && !call->ended && !(call->key_size == 0 && scan_page_is_full(page)));
+    return true;
+}
+
+/* Memory for its keys: as much as is of use, or less when that is not there. */
+static u8 *
+scan_memory(struct exec *x, u32 *size)
+{
+    while (*size > SCAN_PAGE_BYTES_MIN && budget_available(x->budget) / 4 < *size)
+        *size /= 2;
+    return exec_alloc(x, *size);
+}
+
+/* All keys of one rank must fit. Twice as much: the next try begins anew. */
+static u8 *
+scan_memory_more(struct exec *x, u32 *size)
+{
+    MARK("server.scan.rank_too_large");
+    *size *= 2;
+    if (*size <= SCAN_MEMORY_MAX) return exec_alloc(x, *size);
+    exec_fail(x, ST_TOO_LARGE);
+    return NULL;
+}
+
 MAY_YIELD void
 cmd_scan(struct exec *x)
 {
@@ -512,46 +484,21 @@ cmd_scan(struct exec *x)
         }
     }
     if (!cmd_pattern_fits(x, pattern)) return;
-    if (x->shard->cluster != NULL) {
-        scan_cluster(x, cursor, count, pattern, other_type);
-        return;
+    struct scan_call *call = (struct scan_call *)(void *)exec_alloc(x, sizeof(*call));
+    if (call == NULL) return;
+    u32 size = scan_page_size(cursor, (u64)MIN(count, (i64)SCAN_COUNT_MAX));
+    if (BUGGIFY("server.scan.small_page")) size = SCAN_PAGE_BYTES_LEAST;
+    u8 *data = scan_memory(x, &size);
+    while (data != NULL) {
+        scan_call_begin(call, cursor, count, pattern, other_type, data, size);
+        call->keyspace = x->keyspace;
+        bool good = x->shard->cluster != NULL ? scan_cluster(x, call) : scan_shards(x, call);
+        if (!good) return;
+        if (!call->page.too_small) break;
+        data = scan_memory_more(x, &size);
     }
-    struct piece *piece = new_piece(x);
-    if (piece == NULL) return;
-    piece->pattern = pattern;
-    const struct server *server = x->shard->server;
-    struct resp_writer outer = *x->reply;
-    struct buf found; /* the keys as replies, before their number is known */
-    buf_init(&found, &x->shard->budget);
-    x->reply->out = &found;
-    u32 owner = shard_of_token(server, cursor), keys = 0;
-    i64 left = MIN(count, (i64)SCAN_COUNT_MAX);
-    u64 next = 0;
-    status st;
-    for (;; owner++) { /* on into the next shard while there is something left to look at */
-        piece->looked_max = (u32)left;
-        struct position_call call = {.piece = piece, .cursor = cursor};
-        st = io_shard_call(owner, fiber_class_self(), read_from_cursor, &call);
-        if (ok(st)) st = piece->st;
-        if (!ok(st)) break;
-        if (!other_type) {
-            keys += keys_in_piece(piece);
-            reply_piece(x, piece);
-        }
-        next = piece->cursor;
-        left -= piece->looked;
-        if (!piece->end) break;
-        if (owner + 1 == server->shard_count) break;
-        next = cursor = server->layout.shards[owner + 1].token_first;
-        if (left <= 0) break;
-    }
-    outer.failed = x->reply->failed;
-    *x->reply = outer;
-    if (ok(st))
-        reply_scan(x, next, keys, buf_bytes(&found));
-    else
-        exec_fail(x, st);
-    buf_deinit(&found);
+    if (data == NULL) return;
+    reply_scan(x, call);
 }
 
 /* ---- KEYS ---- */
@@ -660,7 +607,6 @@ cmd_keys(struct exec *x)
     if (!ok(st)) goto done;
     exec_memory_had(x); /* from here on it waits for its client (K3 of work.h) */
 
-    keys.piece->stream = true;
     if (!(x->args[1].size == 1 && x->args[1].data[0] == '*')) keys.piece->pattern = x->args[1];
     keys.piece->count_only = true;
     st = read_all(x, &keys, count_piece);

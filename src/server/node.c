@@ -495,8 +495,6 @@ deinit(struct shard *shard)
     lsm_batch_deinit(&shard->batch);
     buf_deinit(&shard->reply);
     buf_deinit(&shard->args);
-    if (shard->positions != NULL)
-        mem_free(&shard->budget, shard->positions, SCAN_POSITIONS * sizeof(*shard->positions));
     mem_free(io_budget(), shard->stats, sizeof(*shard->stats));
 }
 

@@ -81,17 +81,6 @@ struct durable_wait {
     void (*fn)(struct durable_wait *wait, bool failed);
 };
 
-/* A place in the middle of a long run of one token, named by a SCAN cursor (cmd_scan.c). */
-#define SCAN_POSITIONS 256u
-struct scan_position {
-    u64 cursor; /* 0: free */
-    u64 token;
-    u64 used; /* shard->scan_clock when last used */
-    u16 keyspace;
-    u16 key_size;
-    u8 key[LIMIT_KEY_BYTES];
-};
-
 struct memory_turn {
     bool taken;
     struct list waiting; /* struct turn_waiter of shard.c, in order */
@@ -166,9 +155,7 @@ struct shard {
      * call the one whose turn it is needs others of the other kind to run. */
     struct memory_turn memory_turn[2];
 
-    /* scans, snapshots, idempotency (native) */
-    struct scan_position *positions; /* SCAN_POSITIONS, made at first use */
-    u64 scan_clock;
+    /* snapshots, idempotency (native) */
     struct native_state *native;
 
     struct cluster_shard *cluster;     /* NULL: a node by itself, or not yet */

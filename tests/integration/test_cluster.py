@@ -403,6 +403,60 @@ def test_scans_see_the_keys_of_all_nodes(three):
             assert set(scan_all(connection, "COUNT", "1000")) == wanted
 
 
+LONG_TAG = 10_000
+
+
+def fill_long_tag(connection):
+    for start in range(0, LONG_TAG, 500):
+        connection.call("MSET", *[word for i in range(start, start + 500) for word in (f"{{t}}{i:06}", "v")])
+
+
+def step(connection, cursor, *words):
+    """One call of a scan: the cursor that goes on, and its keys."""
+    cursor, keys = connection.call("SCAN", cursor, *words)
+    assert 0 <= int(cursor) < 1 << 53  # what a client that keeps it in a double can send back
+    return cursor, set(keys)
+
+
+def scan_in_turn(connections, *words):
+    """One scan over several connections, as over a pool."""
+    cursor, found, calls = b"0", set(), 0
+    while True:
+        cursor, keys = step(connections[calls % len(connections)], cursor, *words)
+        found |= keys
+        calls += 1
+        if cursor == b"0":
+            return found
+        assert calls < 100
+
+
+@pytest.mark.skipif(os.cpu_count() < 2, reason="needs two cores")
+def test_a_scan_of_a_long_tag_may_go_on_over_any_connection(cluster):
+    cluster.add(cores="0,1", replicas=1, write_quorum=1, read_quorum=1)
+    cluster.add(cores="0,1", replicas=1, write_quorum=1, read_quorum=1)
+    cluster.wait_settled(2)
+    wanted = {b"{t}%06d" % i for i in range(LONG_TAG)}
+    shards = {}
+    for node in cluster.nodes:
+        wait_for(lambda node=node: node.connect().call("PING") == "PONG", "a connection")
+        for _ in range(64):  # one for each of its shards
+            connection = node.connect()
+            shards.setdefault((node.port, connection.call("CLIENT", "ID") & 63), connection)
+    connections = list(shards.values())
+    assert len(connections) >= 3
+    fill_long_tag(connections[0])
+    assert scan_in_turn(connections, "COUNT", "10") == wanted
+    # Whose cursor leads on behind the other's, and over whose connection, is all the same.
+    for mine in connections:
+        for other in connections:
+            cursor, found = step(mine, "0", "COUNT", "10")
+            while cursor != b"0":
+                step(other, "0", "COUNT", "5000")
+                cursor, keys = step(other, cursor, "COUNT", "5000")
+                found |= keys
+            assert found == wanted
+
+
 class Load(threading.Thread):
     """Writes and reads back, one key after the other, through one node; remembers what failed."""
 

@@ -359,6 +359,50 @@ def test_the_number_of_cores_may_change(make_server):
     check(server, 3000)
 
 
+def long_tag(connection):
+    for start in range(0, 10_000, 500):
+        connection.call("MSET", *[word for i in range(start, start + 500) for word in (f"{{t}}{i:06}", "v")])
+    return {b"{t}%06d" % i for i in range(10_000)}
+
+
+def scan_on(connection, cursor, found, *words):
+    """To the end."""
+    for _ in range(1000):
+        cursor, keys = connection.call("SCAN", cursor, *words)
+        found |= set(keys)
+        if cursor == b"0":
+            return found
+    raise AssertionError("a scan without an end")
+
+
+def test_a_scan_goes_on_over_a_restart_with_other_cores(make_server):
+    cores = sorted(os.sched_getaffinity(0))[:2]
+    server = make_server(cores="%d" % cores[0])
+    with server.connect() as connection:
+        wanted = long_tag(connection)
+        cursor, found = connection.call("SCAN", "0", "COUNT", "10")
+        assert cursor != b"0"
+    for count in (1, 2, 1):
+        server.restart(cores=",".join(str(core) for core in cores[:count]))
+        with server.connect() as connection:
+            connection.call("SCAN", "0", "COUNT", "5000")  # somebody else, who gets further
+            assert scan_on(connection, cursor, set(found), "COUNT", "10") == wanted
+
+
+def test_scans_of_others_do_not_lead_a_scan_astray(make_server):
+    """Between two of its calls lie hundreds of theirs."""
+    server = make_server(data_dir=":memory:", cores="0")
+    with server.connect() as connection:
+        wanted = long_tag(connection)
+        cursor, found = connection.call("SCAN", "0", "COUNT", "10")
+        assert cursor != b"0"
+        for steps in [0] * 240 + [7] * 2:
+            other = b"0"
+            for _ in range(1 + steps):
+                other, _ = connection.call("SCAN", other, "COUNT", "10")
+        assert scan_on(connection, cursor, set(found), "COUNT", "10") == wanted
+
+
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
 def test_each_shard_is_pinned_to_its_core(make_server):
     cores = sorted(os.sched_getaffinity(0))[:2]

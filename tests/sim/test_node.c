@@ -22,6 +22,7 @@
 #include "lsm/lsm_internal.h"
 #include "server/cut.h"
 #include "server/request.h"
+#include "server/scan_page.h"
 #include "server/session.h"
 
 #define BUSY "-BUSY This node is overloaded, try again later\r\n"
@@ -39,6 +40,7 @@ static struct {
     u64 looks;          /* that saw a chain in the middle of its life */
     u64 lapsed, shared; /* rounds of cuts */
     u64 overtaken;      /* writes that found an earlier read left */
+    u64 parted;         /* pages of SCAN that were too small for the keys of one rank */
     u64 trains;         /* plain reads done together at another shard */
 } met;
 
@@ -1200,6 +1202,99 @@ a_write_waits_for_every_earlier_read_of_its_key(void **state)
     (void)state;
     if (!each_seed(run_reads)) return;
     assert_true(met.overtaken > 0);
+}
+
+/* ---- SCAN of a tag whose keys do not fit into a page ---- */
+
+#define RANK_KEYS       60u
+#define RANK_KEY_FORMAT "{t}%0600u" /* two of them do not fit into the least page */
+
+static u32
+rank_of(u32 number)
+{
+    char key[640];
+    int size = snprintf(key, sizeof(key), RANK_KEY_FORMAT, number);
+    return scan_rank(BYTES(key, (size_t)size));
+}
+
+/* Two numbers of the same rank. */
+static void
+same_rank(u32 *low, u32 *high)
+{
+    static u32 ranks[8192];
+    for (u32 i = 0; i < ARRAY_COUNT(ranks); i++) {
+        ranks[i] = rank_of(i);
+        for (u32 j = 0; j < i; j++) {
+            if (ranks[j] != ranks[i]) continue;
+            *low = j;
+            *high = i;
+            return;
+        }
+    }
+    CHECK(!"a hash without a collision");
+}
+
+/* The number of keys from the cursor on. */
+static MAY_YIELD u32
+scan_from(struct rig_client *client, u64 cursor)
+{
+    u32 found = 0;
+    char text[32];
+    snprintf(text, sizeof(text), "%llu", (unsigned long long)cursor);
+    for (;;) {
+        struct bytes reply = rig_call(client, "SCAN %s COUNT 10", text);
+        if (reply.size != 0 && reply.data[0] == '-') continue; /* no fiber, no place */
+        int length = 0, keys = 0;
+        CHECK(sscanf((const char *)reply.data, "*2\r\n$%d\r\n%31[0-9]\r\n*%d", &length, text,
+                     &keys) == 3);
+        found += (u32)keys;
+        if (strcmp(text, "0") == 0) return found;
+    }
+}
+
+static MAY_YIELD void
+rank_story(struct rig *rig)
+{
+    u32 low, high;
+    same_rank(&low, &high);
+    struct rig_client client;
+    rig_connect(rig, &client);
+    u32 number = 10000;
+    for (u32 i = 0; i < RANK_KEYS; i++, number++) {
+        while (rank_of(number) < rank_of(low)) /* the two come first */
+            number++;
+        struct bytes reply;
+        do
+            reply = rig_call(&client, "SET " RANK_KEY_FORMAT " v",
+                             i == 0   ? low
+                             : i == 1 ? high
+                                      : number);
+        while (!rig_is(reply, "+OK\r\n"));
+    }
+    u64 bucket = scan_bucket(hash_token(BYTES("{t}", 3)));
+    for (u32 scans = 0; scans < 20; scans++) {
+        CHECK(scan_from(&client, 0) == RANK_KEYS);
+        CHECK(scan_from(&client, bucket << SCAN_RANK_BITS | rank_of(low)) == RANK_KEYS);
+    }
+    met.parted += sim_mark_count(rig->sim, "server.scan.rank_too_large");
+    rig_disconnect(&client);
+}
+
+static void
+run_rank(u64 seed)
+{
+    struct rig rig = {.shard_count = 2, .story = rank_story};
+    sim_options_default(&rig.options, seed);
+    rig.options.buggify = true; /* small pages */
+    rig_run(&rig);
+}
+
+static void
+a_scan_returns_the_keys_of_one_rank_together_whatever_room_there_is(void **state)
+{
+    (void)state;
+    if (!each_seed(run_rank)) return;
+    assert_true(met.parted > 0);
 }
 
 /* ---- pipelines whose keys lie on other shards ---- */
@@ -2511,6 +2606,7 @@ main(int argc, char **argv)
         cmocka_unit_test(
             a_transaction_that_has_written_is_not_refused_for_want_of_room_for_its_reply),
         cmocka_unit_test(a_write_waits_for_every_earlier_read_of_its_key),
+        cmocka_unit_test(a_scan_returns_the_keys_of_one_rank_together_whatever_room_there_is),
         cmocka_unit_test(a_pipeline_of_far_keys_answers_as_one_by_one),
         cmocka_unit_test(who_finds_no_memory_waits_while_others_have_some),
         cmocka_unit_test(who_asks_all_shards_waits_for_the_memory_of_their_merges),
