@@ -106,6 +106,14 @@ void io_conn_want(struct io_conn *conn, size_t frame_bytes);
 /* How many bytes the peer has got here, those that `received` was not given yet included, also the
  * part of a large frame that is still being received. Asks the kernel: not for each request. */
 u64 io_conn_arrived(const struct io_conn *conn);
+/* What has become of the peer, also while nothing is received from it (io_conn_pause). Asks the
+ * kernel: not for each request. */
+enum io_conn_peer {
+    IO_PEER_THERE, /* as far as is known */
+    IO_PEER_ENDED, /* has closed its sending side; what it has sent may not have been received yet */
+    IO_PEER_GONE,  /* has closed all */
+};
+enum io_conn_peer io_conn_peer_look(const struct io_conn *conn);
 /* Whether it waits for room, so that what is silent is not the peer. */
 bool io_conn_waits_for_room(const struct io_conn *conn);
 void io_conn_again(struct io_conn *conn);

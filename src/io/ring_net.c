@@ -22,6 +22,7 @@
 #include <errno.h>
 #include <linux/tcp.h>
 #include <netinet/in.h>
+#include <poll.h>
 #include <stdio.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -255,6 +256,17 @@ io_conn_arrived(const struct io_conn *conn)
     bool told = getsockopt(ring->fd, IPPROTO_TCP, TCP_INFO, &info, &size) == 0 &&
                 size >= offsetof(struct tcp_info, tcpi_bytes_received) + sizeof(u64);
     return MAX(told ? info.tcpi_bytes_received : 0, conn->received);
+}
+
+/* No request of the ring waits for it: sessions pause for microseconds, again and again, and each
+ * time it would have to be made and taken back. */
+enum io_conn_peer
+io_conn_peer_look(const struct io_conn *conn)
+{
+    struct pollfd look = {.fd = ((const struct ring_conn *)conn)->fd, .events = POLLRDHUP};
+    if (poll(&look, 1, 0) <= 0) return IO_PEER_THERE;
+    if (look.revents & (POLLHUP | POLLERR)) return IO_PEER_GONE;
+    return look.revents & POLLRDHUP ? IO_PEER_ENDED : IO_PEER_THERE;
 }
 
 /* ---- sending ---- */

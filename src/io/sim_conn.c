@@ -159,6 +159,19 @@ backend_conn_input_busy(const struct io_conn *core)
     return false;
 }
 
+enum io_conn_peer
+io_conn_peer_look(const struct io_conn *conn)
+{
+    const struct sim_conn *own = (const struct sim_conn *)conn;
+    enum io_conn_peer peer = conn->peer_ended ? IO_PEER_ENDED : IO_PEER_THERE;
+    list_for_each (pos, &own->line->pipes[1 - own->end].arrived) {
+        enum segment_kind kind = list_entry(pos, struct segment, link)->kind;
+        if (kind == SEGMENT_RESET) return IO_PEER_GONE;
+        if (kind == SEGMENT_END) peer = IO_PEER_ENDED;
+    }
+    return peer;
+}
+
 /* ---- sending ---- */
 
 /* The send under way ends: with an error, or with as many bytes as were taken. */

@@ -279,6 +279,10 @@ run_on(struct session *s)
     want_memory(s, false);
     s->stall = SESSION_RUNS;
     s->shard->stats->clients_paused--;
+    if (s->leaving && !s->ended && s->conn != NULL) {
+        s->leaving = false; /* what comes now has its own time */
+        atomic_store(&s->wanted_until_ns, UINT64_MAX);
+    }
     if (s->conn != NULL && !s->closing && !s->shard->draining) io_conn_resume(s->conn);
 }
 
@@ -563,6 +567,27 @@ sweep_waiting(struct session *s, u64 now_ns)
     want_memory(s, true);
 }
 
+/* Who does not read does not see that its client has gone. Of a client that has only closed its
+ * sending side all is still done and answered, but nothing waits for long any more. */
+static void
+sweep_paused(struct session *s)
+{
+    switch (io_conn_peer_look(s->conn)) {
+    case IO_PEER_THERE:
+        return;
+    case IO_PEER_ENDED:
+        if (s->leaving) return;
+        MARK("server.session.leaves_while_paused");
+        s->leaving = true;
+        atomic_store(&s->wanted_until_ns, io_now_ns() + MEMORY_PATIENCE_MIN_NS);
+        return;
+    case IO_PEER_GONE:
+        MARK("server.session.gone_while_paused");
+        session_abort(s);
+        return;
+    }
+}
+
 static void
 sweep_one(struct session *s, u64 now_ns, u64 timeout_ns, u64 request_ns)
 {
@@ -593,6 +618,7 @@ sweep_one(struct session *s, u64 now_ns, u64 timeout_ns, u64 request_ns)
     if (s->piecewise && owed == 0) go_on(s); /* it was the memory */
     if (s->conn == NULL) return;
     sweep_waiting(s, now_ns);
+    if (s->stall != SESSION_RUNS && !s->closing) sweep_paused(s);
     if (s->pending_count != 0 || s->stall != SESSION_RUNS || s->closing) return;
     if (io_conn_waits_for_room(s->conn)) { /* that is our time, not the client's */
         s->active_ns = s->unfinished_ns = now_ns;

@@ -70,6 +70,7 @@ struct session {
     bool closing;       /* no further command is read */
     bool close_after;   /* close when the reply at hand has been sent */
     bool ended;         /* the client sends no more: close when it has all replies */
+    bool leaving;       /* the same was seen while it does not read: sweep_paused */
     bool close_held;    /* closing, but held output has to go first: io_conn_close would drop it */
     bool reply_off, reply_skip_next, reply_skip;
     u8 level; /* in a cluster: enum replicate_level, see DISTKV.CONSISTENCY */

@@ -4,8 +4,10 @@
 import os
 import pathlib
 import random
+import re
 import resource
 import socket
+import struct
 import subprocess
 import threading
 import time
@@ -41,6 +43,46 @@ def raw(server, data, ends):
         except ConnectionError:
             return got, True
         return got.removesuffix(answer), False
+
+
+@pytest.mark.parametrize("reset", [False, True])
+@pytest.mark.parametrize("later", [False, True])
+def test_who_goes_while_nobody_reads_from_it_is_noticed(make_server, reset, later):
+    """Commands that were sent behind one that waits are not read yet."""
+    server = make_server(data_dir=":memory:", cores="0")
+    with server.connect() as asker:
+        socks = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(3)]
+        for sock in socks:
+            sock.sendall(b"WAIT 1 0\r\n" if later else b"WAIT 1 0\r\nPING\r\n")
+
+        def figures():
+            info = asker.call("INFO").decode()
+            return [int(re.search(rf"^{name}:(\d+)", info, re.M).group(1))
+                    for name in ("connected_clients", "requests_pending", "clients_paused")]
+
+        alone = [1, figures()[1] - 3, 0]  # INFO itself counts
+        if later:
+            wait_for(lambda: figures()[1] == alone[1] + 3, "three that wait")
+            for sock in socks:
+                sock.sendall(b"PING\r\n")
+        wait_for(lambda: figures()[2] == 3, "three that are paused")
+        for sock in socks:
+            if reset:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            sock.close()
+        wait_for(lambda: figures() == alone, "nobody but who asks", 20)
+
+
+def test_what_was_sent_before_the_end_is_answered_while_nobody_reads(make_server):
+    server = make_server(data_dir=":memory:", cores="0")
+    with socket.create_connection(("127.0.0.1", server.port), timeout=30 * SLOW) as sock:
+        lines = [b"SET k 0"] + [b"WAIT 1 300", b"INCR k"] * 3 + [b"WAIT 1 0", b"INCR k"]
+        sock.sendall(b"\r\n".join(lines) + b"\r\n")
+        sock.shutdown(socket.SHUT_WR)
+        got = b""
+        while part := sock.recv(1 << 16):
+            got += part
+    assert got == b"+OK\r\n:0\r\n:1\r\n:0\r\n:2\r\n:0\r\n:3\r\n:0\r\n:4\r\n"
 
 
 @pytest.mark.smoke
