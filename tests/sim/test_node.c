@@ -40,6 +40,7 @@ static struct {
     u64 looks;          /* that saw a chain in the middle of its life */
     u64 lapsed, shared; /* rounds of cuts */
     u64 overtaken;      /* writes that found an earlier read left */
+    u64 untold, told;   /* ends of MONITOR that shards were not told of, and that they found out */
     u64 parted;         /* pages of SCAN that were too small for the keys of one rank */
     u64 trains;         /* plain reads done together at another shard */
 } met;
@@ -1202,6 +1203,64 @@ a_write_waits_for_every_earlier_read_of_its_key(void **state)
     (void)state;
     if (!each_seed(run_reads)) return;
     assert_true(met.overtaken > 0);
+}
+
+/* ---- MONITOR ends, and nobody says so ---- */
+
+static void
+count_monitored(struct shard *shard, void *arg)
+{
+    *(u32 *)arg += shard->monitor_shards != 0;
+}
+
+static MAY_YIELD u32
+monitored(struct rig *rig)
+{
+    u32 count = 0;
+    for (u32 i = 0; i < rig->shard_count; i++)
+        rig_on_shard(rig, i, count_monitored, &count);
+    return count;
+}
+
+static MAY_YIELD void
+monitor_story(struct rig *rig)
+{
+    struct rig_client clients[4], monitor;
+    for (u32 i = 0; i < ARRAY_COUNT(clients); i++)
+        rig_connect(rig, &clients[i]);
+    for (u32 round = 0; round < 10; round++) {
+        rig_connect(rig, &monitor);
+        (void)rig_call(&monitor, "MONITOR");
+        rig_disconnect(&monitor);
+        fiber_sleep_ns(NS_PER_S);
+        u32 left = monitored(rig);
+        met.untold += left != 0;
+        /* A command on each shard on which there is anybody. */
+        for (u32 i = 0; i < ARRAY_COUNT(clients); i++)
+            (void)rig_call(&clients[i], "PING");
+        fiber_sleep_ns(100 * NS_PER_MS);
+        CHECK(monitored(rig) <= left);
+        met.told += left != 0 && monitored(rig) < left;
+    }
+    for (u32 i = 0; i < ARRAY_COUNT(clients); i++)
+        rig_disconnect(&clients[i]);
+}
+
+static void
+run_monitor(u64 seed)
+{
+    struct rig rig = {.shard_count = 2, .story = monitor_story};
+    sim_options_default(&rig.options, seed);
+    rig.options.buggify = true; /* the end is not told */
+    rig_run(&rig);
+}
+
+static void
+shards_that_were_not_told_of_the_end_of_monitor_find_out(void **state)
+{
+    (void)state;
+    if (!each_seed(run_monitor)) return;
+    assert_true(met.untold > 0 && met.told > met.untold / 2);
 }
 
 /* ---- SCAN of a tag whose keys do not fit into a page ---- */
@@ -2606,6 +2665,7 @@ main(int argc, char **argv)
         cmocka_unit_test(
             a_transaction_that_has_written_is_not_refused_for_want_of_room_for_its_reply),
         cmocka_unit_test(a_write_waits_for_every_earlier_read_of_its_key),
+        cmocka_unit_test(shards_that_were_not_told_of_the_end_of_monitor_find_out),
         cmocka_unit_test(a_scan_returns_the_keys_of_one_rank_together_whatever_room_there_is),
         cmocka_unit_test(a_pipeline_of_far_keys_answers_as_one_by_one),
         cmocka_unit_test(who_finds_no_memory_waits_while_others_have_some),
