@@ -414,6 +414,8 @@ session_request_done(struct request *request)
     request->done = true;
     if (request->command->place == PLACE_EXEC || request->command->place == PLACE_WATCH)
         session_exec_done(s, request->command);
+    /* CLIENT REPLY SKIP within EXEC counts for what comes behind that. */
+    if (s->reply_skip_next) session_skip_goes_on(s);
     session_account(s, request->command, request->args, request->arg_count, request->start_ns,
                     request_reply(request));
     if (s->protocol == SESSION_NATIVE) {

@@ -171,6 +171,8 @@ size_t session_describe(const struct session *s, char *out, size_t size);
 
 /* session_resp.c */
 size_t session_resp_received(struct session *s, struct bytes data);
+/* CLIENT REPLY SKIP counts for what comes next, be it an empty request (as in Redis). */
+void session_skip_goes_on(struct session *s);
 /* Says so, counts it and closes. */
 void session_resp_no_memory(struct session *s);
 /* session_express.c: whether the lane is open at all, and what it takes of the front of data; 0:

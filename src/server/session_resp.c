@@ -502,9 +502,8 @@ abort_exec(struct session *s, struct resp_writer *w)
     resp_error(w, "EXECABORT Transaction discarded because of: %s", reason);
 }
 
-/* CLIENT REPLY SKIP counts for what comes next, be it an empty request (as in Redis). */
-static void
-skip_goes_on(struct session *s)
+void
+session_skip_goes_on(struct session *s)
 {
     s->reply_skip = s->reply_skip_next;
     s->reply_skip_next = false;
@@ -583,7 +582,7 @@ dispatch(struct session *s, const struct bytes *args, u32 arg_count, u64 start_n
         if (!counted || (result == DISPATCH_DONE && w.out->size != 0))
             session_account(s, command, args, arg_count, start_ns, buf_bytes(w.out));
     }
-    if (result == DISPATCH_DONE) skip_goes_on(s);
+    if (result == DISPATCH_DONE) session_skip_goes_on(s);
     return result;
 }
 
@@ -725,7 +724,7 @@ session_resp_received(struct session *s, struct bytes data)
             }
             clock_ns = io_clock_ns();
         } else {
-            skip_goes_on(s);
+            session_skip_goes_on(s);
         }
         at += consumed;
         if (s->stall != SESSION_RUNS) break;

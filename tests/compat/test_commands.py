@@ -857,6 +857,18 @@ def test_client_reply_skip_is_used_up_by_an_empty_request(our_port, redis_port, 
             assert [connection.read() for _ in range(3)] == [b"1", b"2", b"4"], port
 
 
+@pytest.mark.parametrize("before", [[], [("SET", "a", "9"), ("GET", "a")]])
+def test_client_reply_skip_in_a_transaction_counts_for_what_comes_behind_it(our_port, redis_port, before):
+    words = [("MULTI",), *before, ("CLIENT", "REPLY", "SKIP"), ("EXEC",), ("ECHO", "1"), ("ECHO", "2"), ("ECHO", "3")]
+    for port in (our_port, redis_port):
+        with Resp(port) as connection:
+            connection.send_raw(b"".join(Resp.encode(*each) for each in words))
+            got = b""
+            while b"$1\r\n3\r\n" not in got:
+                got += connection.sock.recv(4096)
+            assert (b"$1\r\n1\r\n" in got, b"$1\r\n2\r\n" in got) == (False, True), (port, got)
+
+
 def test_client_list_and_kill(our_port):
     with Resp(our_port) as one, Resp(our_port) as two:
         two.call("CLIENT", "SETNAME", "victim")
