@@ -330,7 +330,10 @@ resp_parse(struct resp_parser *parser, struct bytes data, u32 args_max, u32 bulk
         enum resp_result head = resp_parse_head(parser, data, args_max, wanted);
         if (head != RESP_COMMAND) return head;
     }
+    u32 first = parser->arg_count, per_call = parser->args_per_call;
     while (parser->arg_count < parser->args_expected) {
+        if (per_call != 0 && parser->arg_count - first == per_call)
+            return resp_incomplete(parser->scanned, wanted);
         enum resp_result bulk = resp_parse_bulk(parser, data, bulk_max, wanted);
         if (bulk != RESP_COMMAND) return bulk;
     }

@@ -37,9 +37,10 @@ struct resp_parser {
     bool started;  /* the array's head has been read */
     bool complete; /* the next call begins a new command by itself */
     u32 args_expected;
-    size_t scanned;  /* bytes of whole elements */
-    size_t searched; /* bytes behind scanned that hold no line end */
-    char error[96];  /* after RESP_ERROR: "Protocol error: ...", to be sent behind "ERR " */
+    u32 args_per_call; /* the caller's; 0: no bound. After so many a call ends, see resp_parse */
+    size_t scanned;    /* bytes of whole elements */
+    size_t searched;   /* bytes behind scanned that hold no line end */
+    char error[96];    /* after RESP_ERROR: "Protocol error: ...", to be sent behind "ERR " */
 };
 
 enum resp_result {
@@ -57,7 +58,8 @@ void resp_parser_reset(struct resp_parser *parser);
 void resp_parser_trim(struct resp_parser *parser);
 /* data begins with the command's first byte and is not empty. args_max, bulk_max: tighter limits
  * before authentication, at most RESP_ARGS_MAX and RESP_BULK_BYTES_MAX. Memory grows with the
- * bytes that have arrived, never with a length that was promised. */
+ * bytes that have arrived, never with a length that was promised. RESP_INCOMPLETE with *wanted not
+ * above data.size: args_per_call have been read, and the next call goes on. */
 enum resp_result resp_parse(struct resp_parser *parser, struct bytes data, u32 args_max,
                             u32 bulk_max, size_t *consumed, size_t *wanted);
 /* True when no half command is remembered: the caller may pass over commands by itself. */

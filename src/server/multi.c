@@ -245,6 +245,13 @@ find_watch(const struct transaction *tx, u16 keyspace, struct bytes key)
     return NULL;
 }
 
+void
+multi_refuse_watches(struct resp_writer *w)
+{
+    static_assert(MULTI_WATCHES_MAX == 4096, "the words below");
+    resp_error(w, "ERR too many keys are watched: a connection has at most 4096");
+}
+
 static bool
 prepare_watch(struct session *s, const struct bytes *args, u32 arg_count, struct resp_writer *w)
 {
@@ -252,9 +259,8 @@ prepare_watch(struct session *s, const struct bytes *args, u32 arg_count, struct
         resp_error(w, "ERR WATCH inside MULTI is not allowed");
         return false;
     }
-    static const char too_many[] = "ERR too many keys are watched: a connection has at most 4096";
     if (arg_count - 1 > MULTI_WATCHES_MAX) { /* though one be named twice: each is looked for */
-        resp_error(w, too_many);
+        multi_refuse_watches(w);
         return false;
     }
     const struct command *command = command_find(BYTES_LITERAL("watch"));
@@ -277,7 +283,7 @@ prepare_watch(struct session *s, const struct bytes *args, u32 arg_count, struct
         if (!many) watch = mem_alloc(&s->shard->kept_budget, memory);
         if (watch == NULL) {
             if (many)
-                resp_error(w, too_many);
+                multi_refuse_watches(w);
             else
                 exec_error_reply(w, ST_NO_MEMORY);
             session_exec_done(s, command);

@@ -16,6 +16,8 @@
 #define MULTI_BYTES_MAX    (LIMIT_BATCH_BYTES + (4u << 20))
 #define MULTI_COMMANDS_MAX LIMIT_BATCH_OPS
 #define MULTI_WATCHES_MAX  4096u
+/* More than that. */
+void multi_refuse_watches(struct resp_writer *w);
 
 struct queued {
     struct list link;

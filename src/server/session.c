@@ -797,6 +797,7 @@ opened(struct io_conn *conn, void *arg)
     s->durable.fn = holds_released;
     fiber_queue_init(&s->drained);
     resp_parser_init(&s->parser, &shard->budget);
+    s->parser.args_per_call = SESSION_TURN_ARGS;
     buf_init(&s->name, &shard->budget);
     buf_init(&s->lib_name, &shard->budget);
     buf_init(&s->lib_version, &shard->budget);

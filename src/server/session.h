@@ -170,6 +170,8 @@ void session_peer(const struct session *s, char *out, size_t size);
 size_t session_describe(const struct session *s, char *out, size_t size);
 
 /* session_resp.c */
+/* Arguments of one command that are read in a turn: some milliseconds. */
+#define SESSION_TURN_ARGS 32768u
 size_t session_resp_received(struct session *s, struct bytes data);
 /* CLIENT REPLY SKIP counts for what comes next, be it an empty request (as in Redis). */
 void session_skip_goes_on(struct session *s);

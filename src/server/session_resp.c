@@ -9,6 +9,7 @@
 #include "base/fault.h"
 
 #include "server/cmd.h"
+#include "server/multi.h"
 #include "server/number.h"
 #include "server/route.h"
 #include "server/session.h"
@@ -22,6 +23,10 @@
 #define HOME_REPLY_BYTES 4000u
 /* The parser's memory for any usual request. */
 #define PARSER_SMALL_BYTES (16u << 10)
+
+/* Arguments that are looked at to refuse a command, whatever it is: its name, that of its part, and
+ * what the words of the refusal show. */
+#define ARGS_HEAD 64u
 
 enum dispatch {
     DISPATCH_DONE,  /* answered, or a request was started */
@@ -413,7 +418,7 @@ refuse_unknown(struct resp_writer *w, const struct bytes *args, u32 arg_count)
     char rest[160];
     size_t used = 0;
     rest[0] = '\0';
-    for (u32 i = 1; i < arg_count && used < 128; i++) {
+    for (u32 i = 1; i < MIN(arg_count, ARGS_HEAD) && used < 128; i++) {
         int room = (int)MIN(128 - used, args[i].size);
         int n =
             snprintf(rest + used, sizeof(rest) - used, "'%.*s' ", room, (const char *)args[i].data);
@@ -450,6 +455,17 @@ look_up(struct resp_writer *w, const struct bytes *args, u32 arg_count,
     }
     if (!command_arity_fits(command, arg_count)) {
         resp_error(w, "ERR wrong number of arguments for '%s' command", command->name);
+        *rejected = command;
+        return NULL;
+    }
+    /* What is refused in any case is refused before it has cost anybody much. */
+    bool watches_too_many = command->place == PLACE_WATCH && arg_count - 1 > MULTI_WATCHES_MAX;
+    bool writes_too_many = command->handler == cmd_msetnx && arg_count / 2 > LIMIT_BATCH_OPS;
+    if (watches_too_many || writes_too_many) {
+        if (watches_too_many)
+            multi_refuse_watches(w);
+        else
+            exec_error_reply(w, ST_TOO_LARGE);
         *rejected = command;
         return NULL;
     }
@@ -588,18 +604,33 @@ dispatch(struct session *s, const struct bytes *args, u32 arg_count, u64 start_n
 
 /* ---- parsing ---- */
 
-/* The arguments as spans, in the shard's scratch. */
+/* The first arguments as spans, in the shard's scratch. */
 static const struct bytes *
-spread_args(struct session *s, struct bytes data)
+spread_first(struct session *s, struct bytes data, u32 count)
 {
     struct buf *args = &s->shard->args;
-    u32 count = s->parser.arg_count;
     args->size = 0;
     if (!buf_reserve(args, count * sizeof(struct bytes))) return NULL;
     struct bytes *spans = (struct bytes *)(void *)args->data;
     for (u32 i = 0; i < count; i++)
         spans[i] = resp_arg(&s->parser, data, i);
     return spans;
+}
+
+/* All of them, but for a command that is refused by how many there are or by its name: a million
+ * spans are some 50 ms. */
+static const struct bytes *
+spread_args(struct session *s, struct bytes data)
+{
+    u32 count = s->parser.arg_count;
+    if (LIKELY(count <= ARGS_HEAD)) return spread_first(s, data, count);
+    const struct bytes *head = spread_first(s, data, ARGS_HEAD);
+    if (head == NULL) return NULL;
+    s->shard->reply.size = 0;
+    struct resp_writer w = {.out = &s->shard->reply, .version = s->resp};
+    const struct command *rejected = NULL;
+    if (look_up(&w, head, count, &rejected) == NULL) return head;
+    return spread_first(s, data, count);
 }
 
 static void
@@ -680,6 +711,10 @@ session_resp_received(struct session *s, struct bytes data)
         size_t consumed = 0, wanted = 0;
         enum resp_result result =
             resp_parse(&s->parser, rest, args_max, bulk_max, &consumed, &wanted);
+        if (result == RESP_INCOMPLETE && wanted <= rest.size) { /* many arguments: others first */
+            io_conn_again(s->conn);
+            break;
+        }
         if (result == RESP_INCOMPLETE) {
             if (wanted > REQUEST_BYTES_MAX) {
                 if (waits_for_answers(s)) break;

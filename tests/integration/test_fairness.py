@@ -345,3 +345,36 @@ def test_hundreds_of_heavy_clients_of_every_kind(make_server):
         limit = 10_000 if kind == "exec" else keys
         short(lambda call=(server, kind, connections, limit, per, 20): beside(*call), 0.25, 2.5)
     assert server.memory_peak() < 128 * 1.1 * (1 << 20)
+
+
+def shard_cpu_ns(server):
+    """Of all threads, of which one is a shard."""
+    total = 0
+    for thread in os.listdir(f"/proc/{server.process.pid}/task"):
+        with open(f"/proc/{server.process.pid}/task/{thread}/schedstat", encoding="ascii") as figures:
+            total += int(figures.read().split()[0])
+    return total
+
+
+def test_a_request_of_very_many_arguments_is_refused_at_little_cost(make_server):
+    """All but its last byte has been read in turns before."""
+    server = make_server(data_dir=":memory:", cores="0", memory="512MiB")
+    count = 1_000_000
+    with server.connect(timeout=60) as connection:
+
+        def cost(name, error):
+            body = b"*%d\r\n$%d\r\n%s\r\n" % (count + 1, len(name), name) + b"$7\r\n{t}0001\r\n" * count
+            connection.send_raw(body[:-1])
+            before, now = -1, shard_cpu_ns(server)
+            while now - before > 20_000_000:  # until it has come round to all of it
+                time.sleep(0.5 * SLOW)
+                before, now = now, shard_cpu_ns(server)
+            connection.send_raw(body[-1:])
+            reply = connection.read()
+            assert (error or "0") in str(reply)
+            return shard_cpu_ns(server) - now
+
+        done = cost(b"DEL", None)
+        for name, error in ((b"WATCH", "too many keys"), (b"NOSUCH", "unknown"), (b"GET", "wrong number"),
+                            (b"MSETNX", "size limit")):
+            assert cost(name, error) < done / 4, name

@@ -412,6 +412,30 @@ the_plain_form_is_taken_and_nothing_else(void **state)
     }
 }
 
+/* Who has other things to do reads a long command in several calls. */
+static void
+so_many_arguments_are_read_in_a_call(void **state)
+{
+    (void)state;
+    static const char text[] = "*5\r\n$1\r\na\r\n$1\r\nb\r\n$1\r\nc\r\n$1\r\nd\r\n$1\r\ne\r\n";
+    struct bytes data = BYTES(text, sizeof(text) - 1);
+    parser.args_per_call = 2;
+    size_t consumed = 0, wanted = 0;
+    for (u32 round = 0; round < 2; round++) { /* the next command as well */
+        for (u32 read = 2; read < 5; read += 2) {
+            assert_int_equal(resp_parse(&parser, data, 100, 100, &consumed, &wanted),
+                             RESP_INCOMPLETE);
+            assert_int_equal(parser.arg_count, read);
+            assert_true(wanted <= data.size);
+        }
+        assert_int_equal(resp_parse(&parser, data, 100, 100, &consumed, &wanted), RESP_COMMAND);
+        assert_int_equal(consumed, data.size);
+        assert_int_equal(parser.arg_count, 5);
+        for (u32 i = 0; i < 5; i++)
+            assert_int_equal(resp_arg(&parser, data, i).data[0], 'a' + (int)i);
+    }
+}
+
 int
 main(void)
 {
@@ -430,6 +454,7 @@ main(void)
         T(a_promised_length_allocates_nothing),
         T(memory_that_runs_out_is_told),
         T(binary_bytes_are_arguments_like_any_other),
+        T(so_many_arguments_are_read_in_a_call),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
