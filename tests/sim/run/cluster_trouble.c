@@ -9,7 +9,8 @@
  *   what a majority of group0's voters survives. The next one is lost when the cluster has got over
  *   the last: no plan is under way, nobody who was lost is in a row, group0 has three voters again.
  *   A cluster keeps three members at least; but where it shrinks, two of three stay for a while. One
- *   of the three may be lost then as long as all are members: whoever leaves has what it had.
+ *   of the three may be lost then as long as all are members: whoever leaves has what it had. (Not
+ *   when only the last step is left: while that is under way they may be two already.)
  *   What rots counts as a lost disk, until it was found and is mended.
  *
  * Links fail between nodes only: clients reach everybody who runs. One partition lasts at a time;
@@ -96,6 +97,7 @@ shrink_loss_allowed(void)
     const struct topology *topology = group0->topology;
     u32 leaving = 0, voters = 0, running = 0;
     if (topology == NULL || topology->member_count != 3) return false;
+    if (topology->stage == STAGE_READ_NEXT && topology_fenced(topology)) return false;
     for (u32 i = 0; i < 3; i++)
         leaving += topology->members[i].state == PLACEMENT_LEAVING;
     for (u32 i = 0; i < group0->raft.peer_count; i++)
