@@ -258,9 +258,10 @@ host_config_environment(struct server_config *config, const char *const *environ
         if (equals == NULL) continue;
         const char *name = entry + prefix;
         size_t size = (size_t)(equals - name);
-        if (is_foreign(name, size)) continue;
         char reason[OPTION_ERROR_BYTES];
         const struct option *option = option_find(&config_table, name, size);
+        /* An option first: client-output-limit begins as the client's variables do. */
+        if (option == NULL && is_foreign(name, size)) continue;
         if (option == NULL || (option->flags & OPTION_COMMAND) != 0) {
             option_unknown(&config_table, name, size, reason, sizeof(reason));
             snprintf(error, error_size, "variable %.*s: %s", (int)MIN(equals - entry, 80), entry,

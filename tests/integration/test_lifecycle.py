@@ -1347,6 +1347,17 @@ def test_tuning_judges_no_disk_that_it_could_not_measure(tmp_path):
     told = tune(str(tmp_path / "data"), PATH=f"{fio.parent}:{os.environ['PATH']}")
     assert "could not be measured" in told, told
     assert os.listdir(tmp_path / "data") == []
+    # Where there is no fio, dd says what it has written: nothing, on a full disk, but soon.
+    without = tmp_path / "without"
+    without.mkdir()
+    for directory in ("/usr/sbin", "/usr/bin", "/sbin", "/bin"):
+        for name in os.listdir(directory):
+            if name not in ("fio", "dd") and not os.path.lexists(without / name):
+                (without / name).symlink_to(os.path.join(directory, name))
+    (without / "dd").write_text("#!/bin/sh\necho '0 bytes copied, 0.0012 s, 0.0 kB/s' >&2\nexit 1\n")
+    (without / "dd").chmod(0o755)
+    told = tune(str(tmp_path / "data"), PATH=str(without))
+    assert "could not be measured" in told, told
 
 
 def test_tuning_knows_how_much_memory_may_be_locked(tmp_path):

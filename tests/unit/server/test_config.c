@@ -128,6 +128,9 @@ unknown_variables_are_refused_but_not_those_of_other_programs(void **state)
         "DISTKV_NO_ROUTING=1", "DISTKV_KEYSPACE=1",        "DISTKV_USER=u",
         "DISTKV_PASSWORD=p",   "DISTKV_PASSWORD_FILE=f",   NULL};
     assert_true(ok(host_config_environment(&config, other, error, sizeof(error))));
+    const char *ours[] = {"DISTKV_CLIENT_OUTPUT_LIMIT=123MiB", NULL}; /* begins as theirs do */
+    assert_true(ok(host_config_environment(&config, ours, error, sizeof(error))));
+    assert_int_equal(config.client_output_limit_bytes, MIB(123));
 }
 
 static void
