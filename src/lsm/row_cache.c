@@ -12,7 +12,8 @@
  * Invariants
  *   R1  the cache holds at most one row of the current epoch for a (keyspace, key).
  *   R2  after a call of row_cache_put bytes <= limit, unless the limit was lowered by more than
- *       what a step evicts.
+ *       what a step evicts, or more was cleared than what a step frees.
+ *   R3  as long as there are rows of an older epoch none is evicted: that would move them.
  */
 #include "lsm/cache.h"
 
@@ -92,7 +93,8 @@ sweep(struct row_cache *cache)
 static bool
 shrink(struct row_cache *cache)
 {
-    bool more = sweep(cache);
+    /* What is of use is evicted only when nothing else is left: R3. */
+    if (sweep(cache)) return true;
     u32 count = STEP_ROWS;
     while (count-- > 0 && s3fifo_bytes(&cache->fifo) > cache->fifo.limit_bytes) {
         struct s3fifo_node *node = s3fifo_evict(&cache->fifo);
@@ -102,7 +104,7 @@ shrink(struct row_cache *cache)
         }
         row_free(cache, row_of(node));
     }
-    return more || s3fifo_bytes(&cache->fifo) > cache->fifo.limit_bytes;
+    return s3fifo_bytes(&cache->fifo) > cache->fifo.limit_bytes;
 }
 
 static struct row *
@@ -224,6 +226,7 @@ row_cache_put(struct row_cache *cache, u16 keyspace, u64 key_hash, const struct 
         row = mem_alloc(cache->budget, size);
         if (row != NULL) break;
         MARK("lsm.row_cache.no_memory"); /* somebody else has it: make do with our own */
+        if (sweep(cache)) continue;      /* R3 */
         struct s3fifo_node *node = s3fifo_evict(&cache->fifo);
         if (node == NULL) {
             MARK("lsm.row_cache.empty_no_memory");

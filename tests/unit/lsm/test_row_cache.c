@@ -171,6 +171,34 @@ it_is_cleared_in_steps(void **unused)
     assert_int_equal(budget.used_bytes, 0);
 }
 
+/* Rows that were asked for, and cleared, beside new ones while there is less room: what is left of the old
+ * ones stays in front (row_cache_check). */
+static void
+new_rows_come_while_old_ones_go(void **unused)
+{
+    struct budget budget;
+    budget_init(&budget, "test", MIB(64), NULL);
+    struct row_cache *cache = row_cache_new(&budget, MIB(4));
+    static u8 value[1000];
+    char key[32];
+    struct entry out;
+    for (u64 i = 0; i < 2000; i++) {
+        struct entry entry = entry_make(i, 1, 1, sizeof(value), key, value);
+        row_cache_put(cache, 0, hash_key(entry.key, 0), &entry);
+        for (u32 hit = 0; hit < 3; hit++)
+            assert_true(row_cache_get(cache, 0, hash_key(entry.key, 0), entry.key, &out));
+    }
+    row_cache_clear(cache);
+    row_cache_limit_set(cache, KIB(512));
+    for (u64 i = 0; i < 3000; i++) {
+        struct entry entry = entry_make(i % 700, 1, 2, sizeof(value), key, value);
+        row_cache_put(cache, 0, hash_key(entry.key, 0), &entry);
+        assert_true(row_cache_check(cache));
+    }
+    row_cache_free(cache);
+    assert_int_equal(budget.used_bytes, 0);
+}
+
 static void
 one_scan_does_not_empty_it(void **unused)
 {
@@ -337,6 +365,7 @@ main(void)
         cmocka_unit_test(it_never_returns_what_the_model_does_not_hold),
         cmocka_unit_test(it_stays_below_its_limit_and_accounts_every_byte),
         cmocka_unit_test(it_is_cleared_in_steps),
+        cmocka_unit_test(new_rows_come_while_old_ones_go),
         cmocka_unit_test(one_scan_does_not_empty_it),
         cmocka_unit_test(a_round_of_too_many_keys_keeps_what_fits),
         cmocka_unit_test(blobs_and_large_values_stay_outside),
