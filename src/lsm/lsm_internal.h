@@ -150,9 +150,7 @@ struct lsm {
 
 /* Whether its directory is one that ends with the process; lsm.c. */
 bool lsm_in_memory(const struct lsm *lsm);
-/* Whether indexes have what they may have: writes are refused; lsm.c. */
-bool lsm_index_is_full(const struct lsm *lsm);
-/* ... but those that delete keys. */
+/* Whether keys may be deleted though lsm_index_is_full; lsm.c. */
 bool lsm_index_takes_deletes(const struct lsm *lsm);
 /* Looks at the room that files in memory have left; lsm.c. */
 void lsm_memory_check(struct lsm *lsm);

@@ -502,6 +502,11 @@ def test_indexes_that_fill_the_memory_leave_deletes_and_restarts(make_server):
             )
             count += 50
             assert all(reply == "OK" or str(reply)[:3] in ("OOM", "BUS") for reply in replies)
+        # Nobody waits for memory that no other request has.
+        begun = time.monotonic()
+        replies = pipelined(connection, [("SET", key(count + i), "v") for i in range(50)])
+        assert {str(reply)[:3] for reply in replies} == {"OOM"}
+        assert time.monotonic() - begun < 5 * SLOW
         assert connection.call("GET", key(7)) == b"v"
         assert connection.call("DEL", key(7)) == 1
     server.restart()
