@@ -12,7 +12,7 @@
 #define RANK_SEED 0x5343414eu
 #define KEY_BYTES 20u /* of a key in data, about */
 
-static_assert(SCAN_BUCKET_BITS + SCAN_RANK_BITS == 53, "a double holds it");
+static_assert(SCAN_BUCKET_BITS + SCAN_RANK_BITS + 1 == 53, "a double holds it");
 static_assert(SCAN_BUCKET_BITS >= SLOT_BITS, "a bucket lies in one slot, so on one shard");
 
 u32
@@ -21,11 +21,21 @@ scan_rank(struct bytes key)
     return (u32)(hash_key(key, RANK_SEED) >> (64 - SCAN_RANK_BITS));
 }
 
+/* The bucket and the rank, as one number. Of a cursor that is none of ours the beginning, which
+ * leaves nothing out. */
+static u64
+place_of(u64 cursor)
+{
+    u64 place = cursor >> 1;
+    bool ours = cursor % 2 == 1 && place >> (SCAN_BUCKET_BITS + SCAN_RANK_BITS) == 0;
+    return ours ? place : 0;
+}
+
 u32
 scan_page_size(u64 cursor, u64 looked_max)
 {
     /* Who is within a bucket has a long one before him. */
-    if (cursor % SCAN_RANKS != 0) return SCAN_PAGE_BYTES_MAX;
+    if (place_of(cursor) % SCAN_RANKS != 0) return SCAN_PAGE_BYTES_MAX;
     return (u32)CLAMP(looked_max * KEY_BYTES, SCAN_PAGE_BYTES_MIN, SCAN_PAGE_BYTES_MAX);
 }
 
@@ -33,14 +43,13 @@ void
 scan_page_init(struct scan_page *page, u64 cursor, u64 looked_max, u8 *data, u32 size)
 {
     CHECK(size >= SCAN_PAGE_BYTES_LEAST);
-    /* None that we have made: from the beginning, which leaves nothing out. */
-    if (cursor >> (SCAN_BUCKET_BITS + SCAN_RANK_BITS) != 0) cursor = 0;
+    u64 place = place_of(cursor);
     *page = (struct scan_page){.data = data,
                                .size = size,
                                .looked_max = looked_max,
-                               .first = cursor >> SCAN_RANK_BITS,
-                               .bucket = cursor >> SCAN_RANK_BITS,
-                               .from = (u32)(cursor % SCAN_RANKS),
+                               .first = place >> SCAN_RANK_BITS,
+                               .bucket = place >> SCAN_RANK_BITS,
+                               .from = (u32)(place % SCAN_RANKS),
                                .till = SCAN_RANKS};
 }
 
@@ -133,12 +142,12 @@ scan_page_end(struct scan_page *page, u64 bucket)
 {
     CHECK(scan_page_may_end(page, bucket));
     if (page->bucket < bucket && page->till < SCAN_RANKS)
-        return page->bucket << SCAN_RANK_BITS | page->till;
+        return scan_cursor(page->bucket, page->till);
     if (page->bucket == bucket) { /* may have been read in part */
         page->used = page->bucket_at;
         page->keys -= page->bucket_keys;
         page->bucket_keys = 0;
         page->till = SCAN_RANKS;
     }
-    return bucket == SCAN_BUCKETS ? 0 : bucket << SCAN_RANK_BITS;
+    return bucket == SCAN_BUCKETS ? 0 : scan_cursor(bucket, 0);
 }

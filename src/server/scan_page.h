@@ -2,7 +2,7 @@
  *
  * scan_page.h -- SCAN's cursor, and the keys that one call returns.
  *
- *   cursor, 53 bits:  | bucket: the first 32 bits of a token | rank: 21 bits of a hash of the key |
+ *   cursor, 53 bits:  | bucket: 32 bits of the token | rank: 20 bits of a hash of the key | 1 |
  *
  * What a cursor means. Every key has a place, its bucket and its rank, which follows from its bytes
  * alone and never changes. A cursor is a place, and says: all keys at earlier places have been
@@ -20,6 +20,10 @@
  * know no others: node-redis 4 keeps them in a double (and asks for ever for what it has rounded),
  * others in 64 bits with a sign.
  *
+ * Why the last bit is 1. Versions before this one made cursors whose last bits are 0, but for those
+ * within a long tag: tokens, which taken for places would lead far beyond where they stand. They
+ * come here when nodes are upgraded one by one under a scan. What has no 1 there begins anew.
+ *
  * A bucket is a stretch of 2^32 tokens and lies in one slot. Of 10^9 keys that are spread by their
  * hashes it has a quarter of one; of 10^12, two hundred. A call ends between two buckets where it
  * can, so that the store is read once and in its order. The keys of one hash tag are all in one
@@ -36,7 +40,7 @@
 #include "base/types.h"
 
 #define SCAN_BUCKET_BITS 32u
-#define SCAN_RANK_BITS   21u
+#define SCAN_RANK_BITS   20u
 #define SCAN_RANKS       (1u << SCAN_RANK_BITS)
 #define SCAN_BUCKETS     (1ull << SCAN_BUCKET_BITS)
 /* So many keys of one bucket a call returns at least, if they fit, before it parts the bucket. */
@@ -82,6 +86,12 @@ scan_bucket_token(u64 bucket)
 }
 
 u32 scan_rank(struct bytes key);
+
+static inline u64
+scan_cursor(u64 bucket, u32 rank)
+{
+    return (bucket << SCAN_RANK_BITS | rank) << 1 | 1;
+}
 
 /* Memory for a page: of a call of this cursor and COUNT, if there is as much. */
 u32 scan_page_size(u64 cursor, u64 looked_max);

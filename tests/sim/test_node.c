@@ -1333,7 +1333,7 @@ rank_story(struct rig *rig)
     u64 bucket = scan_bucket(hash_token(BYTES("{t}", 3)));
     for (u32 scans = 0; scans < 20; scans++) {
         CHECK(scan_from(&client, 0) == RANK_KEYS);
-        CHECK(scan_from(&client, bucket << SCAN_RANK_BITS | rank_of(low)) == RANK_KEYS);
+        CHECK(scan_from(&client, scan_cursor(bucket, rank_of(low))) == RANK_KEYS);
     }
     met.parted += sim_mark_count(rig->sim, "server.scan.rank_too_large");
     rig_disconnect(&client);

@@ -201,7 +201,7 @@ a_page_that_may_end_early_gives_up_what_it_has_of_a_bucket(void **state)
     assert_false(scan_page_may_end(&page, 0));
     u64 bucket = scan_bucket(keys[1000].token);
     assert_true(scan_page_may_end(&page, bucket));
-    assert_int_equal(scan_page_end(&page, bucket), bucket << SCAN_RANK_BITS);
+    assert_int_equal(scan_page_end(&page, bucket), scan_cursor(bucket, 0));
     assert_int_equal(page.keys, 1000);
 }
 
@@ -217,6 +217,23 @@ a_cursor_that_nobody_made_begins_anew(void **state)
     }
 }
 
+/* Its cursors were tokens whose last 12 bits are 0. */
+static void
+a_cursor_of_the_version_before_begins_anew(void **state)
+{
+    static u8 data[SCAN_PAGE_BYTES_MIN];
+    struct scan_page page;
+    for (u32 bit = 12; bit < 64; bit++) {
+        u64 cursor = 0x123456789abcdull << bit & ~0xfffull;
+        scan_page_init(&page, 1ull << bit, 10, data, sizeof(data));
+        assert_int_equal(scan_page_token(&page), 0);
+        scan_page_init(&page, cursor, 10, data, sizeof(data));
+        assert_int_equal(scan_page_token(&page), 0);
+        assert_int_equal(page.from, 0);
+        assert_int_equal(scan_page_size(cursor, 10), scan_page_size(0, 10));
+    }
+}
+
 /* Keys of one rank are returned together, so there must be room for all of them. */
 static void
 the_keys_of_one_rank_must_fit(void **state)
@@ -226,7 +243,7 @@ the_keys_of_one_rank_must_fit(void **state)
     make_keys(0, 1, 2000);
     const struct key *key = &keys[1000];
     struct bytes text = BYTES(key->text, key->size);
-    scan_page_init(&page, scan_bucket(key->token) << SCAN_RANK_BITS | scan_rank(text), 10, data,
+    scan_page_init(&page, scan_cursor(scan_bucket(key->token), scan_rank(text)), 10, data,
                    sizeof(data));
     bool taken = true;
     for (u32 i = 0; i < 200 && taken; i++)
@@ -245,6 +262,7 @@ main(void)
         cmocka_unit_test(a_long_tag_takes_few_calls),
         cmocka_unit_test(a_page_that_may_end_early_gives_up_what_it_has_of_a_bucket),
         cmocka_unit_test(a_cursor_that_nobody_made_begins_anew),
+        cmocka_unit_test(a_cursor_of_the_version_before_begins_anew),
         cmocka_unit_test(the_keys_of_one_rank_must_fit),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
