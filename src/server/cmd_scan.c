@@ -294,10 +294,14 @@ cluster_keys_read(struct cluster_keys *keys)
                 break;
             }
         }
+        u64 bucket = scan_bucket(keys->scan.token);
         status st = cluster_scan_page(x->shard->cluster, &keys->scan);
         if (x->stopped) return false;
         if (keys->found.failed) st = ST_NO_MEMORY;
         if (ok(st)) {
+            /* Within one bucket all is read, however little of it is wanted. */
+            if (keys->call != NULL && scan_bucket(keys->scan.token) == bucket)
+                keys->scan.bytes_max = MIN(2 * keys->scan.bytes_max, CLUSTER_PAGE_BYTES);
             patience_ns = io_now_ns() + CLUSTER_PATIENCE_NS;
             continue;
         }
@@ -327,7 +331,6 @@ each_scanned(void *arg, const struct cluster_entry *entry)
         keys->stopped = true;
         return false;
     }
-    if (call->page.bucket_seen > SCAN_KEYS_MIN) keys->scan.bytes_max = CLUSTER_PAGE_BYTES;
     return true;
 }
 

@@ -457,6 +457,29 @@ def test_a_scan_of_a_long_tag_may_go_on_over_any_connection(cluster):
             assert found == wanted
 
 
+def peer_calls(node):
+    time.sleep(0.6 * SLOW)  # figures are a moment old
+    text = node.get("/metrics")[1]
+    return sum(int(count) for count in re.findall(r"^distkv_peer_calls_total(?:{.*})? (\d+)$", text, re.M))
+
+
+def test_a_scan_reads_a_long_tag_in_few_pages_though_it_wants_little_of_it(cluster):
+    cluster.add(replicas=1, write_quorum=1, read_quorum=1)
+    cluster.add(replicas=1, write_quorum=1, read_quorum=1)
+    cluster.wait_settled(2)
+    connections = [node.connect() for node in cluster.nodes]
+    fill_long_tag(connections[0])
+    cursor, _ = step(connections[0], "0")
+    assert cursor != b"0"  # within the tag
+    for words in (["MATCH", "nothing*"], ["TYPE", "hash"]):
+        calls = []
+        for node, connection in zip(cluster.nodes, connections):  # one of them has to ask the other for each page
+            before = peer_calls(node)
+            assert step(connection, cursor, *words)[1] == set()
+            calls.append(peer_calls(node) - before)
+        assert max(calls) < 100, calls  # some 10, and those of other things; in pages of 1,664 bytes 200
+
+
 class Load(threading.Thread):
     """Writes and reads back, one key after the other, through one node; remembers what failed."""
 
