@@ -252,11 +252,17 @@ multi_refuse_watches(struct resp_writer *w)
     resp_error(w, "ERR too many keys are watched: a connection has at most 4096");
 }
 
+void
+multi_refuse_nested_watch(struct resp_writer *w)
+{
+    resp_error(w, "ERR WATCH inside MULTI is not allowed");
+}
+
 static bool
 prepare_watch(struct session *s, const struct bytes *args, u32 arg_count, struct resp_writer *w)
 {
     if (session_in_multi(s)) {
-        resp_error(w, "ERR WATCH inside MULTI is not allowed");
+        multi_refuse_nested_watch(w);
         return false;
     }
     if (arg_count - 1 > MULTI_WATCHES_MAX) { /* though one be named twice: each is looked for */

@@ -18,6 +18,7 @@
 #define MULTI_WATCHES_MAX  4096u
 /* More than that. */
 void multi_refuse_watches(struct resp_writer *w);
+void multi_refuse_nested_watch(struct resp_writer *w);
 
 struct queued {
     struct list link;

@@ -428,10 +428,16 @@ refuse_unknown(struct resp_writer *w, const struct bytes *args, u32 arg_count)
                (int)MIN(args[0].size, 128u), (const char *)args[0].data, rest);
 }
 
+static bool
+watches_too_many(const struct command *command, u32 arg_count)
+{
+    return command->place == PLACE_WATCH && arg_count - 1 > MULTI_WATCHES_MAX;
+}
+
 /* The command of a call, or an error written to w. *rejected: the command whose arguments are too
  * few or too many. */
 static const struct command *
-look_up(struct resp_writer *w, const struct bytes *args, u32 arg_count,
+look_up(const struct session *s, struct resp_writer *w, const struct bytes *args, u32 arg_count,
         const struct command **rejected)
 {
     const struct command *command = command_find(args[0]);
@@ -459,13 +465,16 @@ look_up(struct resp_writer *w, const struct bytes *args, u32 arg_count,
         return NULL;
     }
     /* What is refused in any case is refused before it has cost anybody much. */
-    bool watches_too_many = command->place == PLACE_WATCH && arg_count - 1 > MULTI_WATCHES_MAX;
-    bool writes_too_many = command->handler == cmd_msetnx && arg_count / 2 > LIMIT_BATCH_OPS;
-    if (watches_too_many || writes_too_many) {
-        if (watches_too_many)
-            multi_refuse_watches(w);
+    if (watches_too_many(command, arg_count)) {
+        if (session_in_multi(s))
+            multi_refuse_nested_watch(w);
         else
-            exec_error_reply(w, ST_TOO_LARGE);
+            multi_refuse_watches(w);
+        *rejected = command;
+        return NULL;
+    }
+    if (command->handler == cmd_msetnx && arg_count / 2 > LIMIT_BATCH_OPS) {
+        exec_error_reply(w, ST_TOO_LARGE);
         *rejected = command;
         return NULL;
     }
@@ -536,7 +545,7 @@ dispatch(struct session *s, const struct bytes *args, u32 arg_count, u64 start_n
         .s = s, .args = args, .arg_count = arg_count, .start_ns = start_ns, .waits = waits};
 
     const struct command *rejected = NULL;
-    const struct command *command = look_up(&w, args, arg_count, &rejected);
+    const struct command *command = look_up(s, &w, args, arg_count, &rejected);
     bool single_key = command != NULL && command->place <= PLACE_SPLIT_ARRAY &&
                       !session_in_multi(s) && session_is_let_in(s);
     if (single_key) {
@@ -569,13 +578,15 @@ dispatch(struct session *s, const struct bytes *args, u32 arg_count, u64 start_n
             session_stall(s, SESSION_WAITS_ORDER);
             return DISPATCH_STALL;
         }
+        if (command != NULL) rejected = command;
+        /* WATCH inside MULTI is refused and spoils nothing, however many keys it names. */
+        bool watch = rejected != NULL && watches_too_many(rejected, arg_count);
         if (text_is(args[0], "exec")) {
             abort_exec(s, &w);
-        } else if (session_in_multi(s)) {
+        } else if (session_in_multi(s) && !watch) {
             session_multi_spoil(s);
         }
         shard_count_error(shard, buf_bytes(w.out));
-        if (command != NULL) rejected = command;
         if (rejected != NULL) shard->stats->commands[command_index(rejected)].rejected++;
         answer_now(&call, &w);
     } else {
@@ -629,7 +640,7 @@ spread_args(struct session *s, struct bytes data)
     s->shard->reply.size = 0;
     struct resp_writer w = {.out = &s->shard->reply, .version = s->resp};
     const struct command *rejected = NULL;
-    if (look_up(&w, head, count, &rejected) == NULL) return head;
+    if (look_up(s, &w, head, count, &rejected) == NULL) return head;
     return spread_first(s, data, count);
 }
 

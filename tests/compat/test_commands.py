@@ -869,6 +869,17 @@ def test_client_reply_skip_in_a_transaction_counts_for_what_comes_behind_it(our_
             assert (b"$1\r\n1\r\n" in got, b"$1\r\n2\r\n" in got) == (False, True), (port, got)
 
 
+@pytest.mark.parametrize("count", [1, 4096, 4097, 100_000])
+def test_watch_in_a_transaction_is_refused_and_spoils_nothing(our_port, redis_port, count):
+    for port in (our_port, redis_port):
+        with Resp(port) as connection:
+            assert connection.call("MULTI") == "OK"
+            connection.send("WATCH", *["{w}a"] * count)
+            assert str(connection.read()) == "ERR WATCH inside MULTI is not allowed", port
+            assert connection.call("SET", "{w}a", "1") == "QUEUED"
+            assert connection.call("EXEC") == ["OK"], port
+
+
 def test_client_list_and_kill(our_port):
     with Resp(our_port) as one, Resp(our_port) as two:
         two.call("CLIENT", "SETNAME", "victim")
