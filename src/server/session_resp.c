@@ -770,6 +770,8 @@ session_resp_received(struct session *s, struct bytes data)
             }
             clock_ns = io_clock_ns();
         } else {
+            /* An EXEC under way may yet find a CLIENT REPLY SKIP, which this uses up. */
+            if (session_in_multi(s) && waits_for_answers(s)) break;
             session_skip_goes_on(s);
         }
         at += consumed;

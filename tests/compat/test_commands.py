@@ -869,6 +869,19 @@ def test_client_reply_skip_in_a_transaction_counts_for_what_comes_behind_it(our_
             assert (b"$1\r\n1\r\n" in got, b"$1\r\n2\r\n" in got) == (False, True), (port, got)
 
 
+@pytest.mark.parametrize("empty", [b"\r\n", b"*0\r\n"])
+def test_client_reply_skip_in_a_transaction_is_used_up_by_an_empty_request_behind_it(our_port, redis_port, empty):
+    words = [("MULTI",), ("SET", "a", "9"), ("GET", "a"), ("CLIENT", "REPLY", "SKIP"), ("EXEC",)]
+    for port in (our_port, redis_port):
+        with Resp(port) as connection:
+            connection.send_raw(b"".join(Resp.encode(*each) for each in words) + empty +
+                                Resp.encode("ECHO", "1") + Resp.encode("ECHO", "2"))
+            got = b""
+            while b"$1\r\n2\r\n" not in got:
+                got += connection.sock.recv(4096)
+            assert b"$1\r\n1\r\n" in got, (port, got)
+
+
 @pytest.mark.parametrize("count", [1, 4096, 4097, 100_000])
 def test_watch_in_a_transaction_is_refused_and_spoils_nothing(our_port, redis_port, count):
     for port in (our_port, redis_port):
