@@ -188,6 +188,11 @@ announce_end(void *arg)
     struct announcement announcement = {.bit = 1ull << shard->index, .on = false};
     if (!list_empty(&shard->monitors)) announcement.on = true;
     shard_for_all_possible(shard, note, &announcement);
+    /* A MONITOR that has begun meanwhile may have been overtaken, where a call was refused. */
+    if (!announcement.on && !list_empty(&shard->monitors)) {
+        announcement.on = true;
+        shard_for_all_possible(shard, note, &announcement);
+    }
     shard->workers.fibers--;
     if (shard->workers.fibers == 0) fiber_queue_wake_all(&shard->workers.idle);
 }

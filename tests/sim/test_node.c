@@ -1373,6 +1373,55 @@ connect_to_first_shard(struct rig *rig, struct rig_client *client)
     }
 }
 
+/* ---- one MONITOR ends while another begins ---- */
+
+static void
+not_monitored(struct shard *shard, void *arg)
+{
+    *(u32 *)arg += (shard->monitor_shards & 1) == 0;
+}
+
+static MAY_YIELD void
+monitors_story(struct rig *rig)
+{
+    struct rig_client old, young;
+    struct prng prng;
+    prng_init(&prng, rig->options.seed);
+    for (u32 round = 0; round < 20; round++) {
+        connect_to_first_shard(rig, &old);
+        connect_to_first_shard(rig, &young);
+        while (!rig_is(rig_call(&old, "MONITOR"), "+OK\r\n"))
+            ;
+        rig_disconnect(&old);
+        fiber_sleep_ns(prng_below(&prng, 3 * NS_PER_MS));
+        while (!rig_is(rig_call(&young, "MONITOR"), "+OK\r\n"))
+            ;
+        fiber_sleep_ns(NS_PER_S);
+        u32 left = 0;
+        for (u32 i = 0; i < rig->shard_count; i++)
+            rig_on_shard(rig, i, not_monitored, &left);
+        CHECK(left == 0);
+        rig_disconnect(&young);
+        fiber_sleep_ns(NS_PER_S);
+    }
+}
+
+static void
+run_monitors(u64 seed)
+{
+    struct rig rig = {.shard_count = 3, .story = monitors_story};
+    sim_options_default(&rig.options, seed);
+    rig.options.buggify = true; /* no fibers */
+    rig_run(&rig);
+}
+
+static void
+a_monitor_that_begins_while_the_last_one_ends_sees_all_shards(void **state)
+{
+    (void)state;
+    (void)each_seed(run_monitors);
+}
+
 /* The client knows what each key holds, as the commands of one connection on one key keep their
  * order. Values of both sizes: those that fit into a request, and those that do not. */
 static MAY_YIELD void
@@ -2666,6 +2715,7 @@ main(int argc, char **argv)
             a_transaction_that_has_written_is_not_refused_for_want_of_room_for_its_reply),
         cmocka_unit_test(a_write_waits_for_every_earlier_read_of_its_key),
         cmocka_unit_test(shards_that_were_not_told_of_the_end_of_monitor_find_out),
+        cmocka_unit_test(a_monitor_that_begins_while_the_last_one_ends_sees_all_shards),
         cmocka_unit_test(a_scan_returns_the_keys_of_one_rank_together_whatever_room_there_is),
         cmocka_unit_test(a_pipeline_of_far_keys_answers_as_one_by_one),
         cmocka_unit_test(who_finds_no_memory_waits_while_others_have_some),
