@@ -49,7 +49,7 @@ trees_follow(struct trees *t)
         u64 token_first, token_last;
         lsm_tokens(t->shard->lsm, &token_first, &token_last);
         if (first == end || partition_token_first(first, count) != token_first) return false;
-        t->settled = mem_alloc_zero(io_budget(), (end - first) * sizeof(*t->settled));
+        t->settled = mem_alloc_zero(&t->budget, (end - first) * sizeof(*t->settled));
         if (t->settled == NULL) return MARKED("cluster.trees.no_settled", false);
         t->partition_count = count;
         t->first = first;
@@ -299,7 +299,7 @@ trees_close(struct cluster_shard *shard)
         (void)!ok(fiber_queue_wait(&t->idle, io_now_ns() + LOOK_NS));
     trees_resolve_close(t);
     trees_clean_close(t);
-    mem_free(io_budget(), t->settled, t->count * sizeof(*t->settled));
+    mem_free(&t->budget, t->settled, t->count * sizeof(*t->settled));
     mem_free(io_budget(), t, sizeof(*t));
     shard->trees = NULL;
 }

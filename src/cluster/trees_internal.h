@@ -60,7 +60,7 @@ struct settled {
 struct trees {
     /* configuration */
     struct cluster_shard *shard;
-    struct budget budget; /* of trees, and of nothing else: they take all of it (trees_resolve.c) */
+    struct budget budget; /* of `settled`, and of trees, which take the rest (trees_resolve.c) */
     u64 token_first;
 
     /* state; partitions as the topology counts them */

@@ -510,6 +510,7 @@ sim_inode_write_begin(struct sim_inode *inode, struct sim_write *write, const vo
         memcpy(write->copy, buffer, size);
     }
     list_push_back(&inode->writes, &write->link);
+    inode->write_count++;
     sim_inode_ref(inode);
     return ST_OK;
 }
@@ -668,6 +669,12 @@ u64
 sim_inode_size(const struct sim_inode *inode)
 {
     return inode->size;
+}
+
+u64
+sim_inode_write_count(const struct sim_inode *inode)
+{
+    return inode->write_count;
 }
 
 u64

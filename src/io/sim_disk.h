@@ -85,6 +85,8 @@ void sim_inode_sync_fail(struct sim_inode *inode, struct sim_sync sync);
 u64 sim_inode_size(const struct sim_inode *inode);
 /* In order of making: tells files apart whatever they are called. */
 u64 sim_inode_number(const struct sim_inode *inode);
+/* How many writes of it have begun. */
+u64 sim_inode_write_count(const struct sim_inode *inode);
 /* One of its names now, or "(no name)"; valid until names change. */
 const char *sim_inode_path(const struct sim_inode *inode);
 u32 sim_inode_name_count(const struct sim_inode *inode);

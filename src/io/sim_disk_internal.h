@@ -55,6 +55,7 @@ struct sim_inode {
     struct list dirty;
     struct list latent; /* struct sim_latent.link */
     struct list writes; /* struct sim_write.link */
+    u64 write_count;    /* writes that have begun */
     u32 ref_count;      /* names of both maps, operations between them, openings, writes */
     u32 use_count;      /* current names and openings */
     u32 open_count;

@@ -691,12 +691,16 @@ request_wait(struct sim_request *request, struct sim_inode **inode_out)
 
 /* ---- writes that outlive their process ---- */
 
-/* The block layer holds no process up: what it was asked for it does, whoever is there by then. */
+/* The block layer holds no process up: what it was asked for it does, whoever is there by then. Only
+ * where the next process has written to the file meanwhile, though. Elsewhere a write of unknown outcome
+ * would show later than the next process believes, which is no harm, is prevented by the directory's
+ * lock, and is nothing that the rules of histories know. */
 struct sim_late {
     struct list link; /* sim_node.io_late */
     struct sim_event event;
     struct sim_node *node;
     struct sim_write write;
+    u64 inode_writes; /* its inode's, at the end of the process */
     bool durable;
 };
 
@@ -712,6 +716,11 @@ late_fires(struct sim_event *event)
 {
     struct sim_late *late = CONTAINER_OF(event, struct sim_late, event);
     struct sim_write *write = &late->write;
+    if (sim_inode_write_count(write->inode) == late->inode_writes) {
+        sim_inode_write_close(write, false, false);
+        late_free(late);
+        return;
+    }
     u64 file = sim_inode_number(write->inode);
     u64 parts[4] = {file, write->offset, write->size, 0};
     if (write->copy != NULL) parts[3] = crc32c(0, write->copy, write->size);
@@ -752,6 +761,7 @@ sim_files_outlive(struct sim_node *node)
         CHECK(late != NULL);
         late->node = node;
         late->durable = request->op->durable;
+        late->inode_writes = sim_inode_write_count(request->write.inode);
         late->event.kind = SIM_KIND_DISK;
         late->event.fire = late_fires;
         sim_inode_write_outlive(&request->write, &late->write);
