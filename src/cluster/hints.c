@@ -198,6 +198,7 @@ hint_markers_write(struct hints *h)
     h->markers_due = false;
     struct lsm_batch batch;
     lsm_batch_init(&batch, h->options.budget);
+    batch.of_reserve = true; /* no hint is deleted before it */
     bool whole = true;
     if (!marker_is_right(&h->all)) whole = marker_put(h, &h->all, &batch);
     for (u32 i = 0; i < h->partition_count && whole; i++)

@@ -59,6 +59,7 @@ mark_write(struct replicator *r, u64 version)
     struct lsm_batch batch;
     lsm_batch_init(&batch, r->options.budget);
     batch.version = version;
+    batch.of_reserve = true; /* nothing deleted is collected anywhere before it */
     u64 seq;
     status st = ST_NO_MEMORY;
     if (lsm_batch_put(&batch, KEYSPACE_SYSTEM, hash_token(name), name, BYTES_LITERAL("\1"), 0))

@@ -17,15 +17,17 @@
  * memtables, and a flush that is tried again goes by it. What is of the reserve is taken as long as
  * flushes go.
  *
- * Of the reserve. What is little and others wait for (lsm_batch.of_reserve: Raft's log) is taken,
- * too, but only while nothing has really failed to find room: a member that does not follow that
- * log holds up every plan, also the one that would take data away from here. Each takes a block of
+ * Of the reserve. What is little and others wait for (lsm_batch.of_reserve) is taken, too, but only
+ * while nothing has really failed to find room. Raft's log: a member that does not follow it holds
+ * up every plan, also the one that would take data away from here. A mark of the clock each half
+ * minute: until then no member collects what was deleted, and tombstones are as many entries as the
+ * keys had. Markers of hints: what was delivered is not deleted before. Each takes a block of
  * the log or two, whatever it holds. When they have taken RESERVE_PART of the reserve they wait for
  * a flush, which sets those segments free again; the first half of that asks for it. So with those
  * that come while it runs they never have more than a quarter of the reserve, in whole segments,
  * and the rest is for deletes and merges. (In memory, where there is no log: a quarter of what is
- * set aside there.) Nothing else of KEYSPACE_SYSTEM is taken: a mark of the clock each half minute
- * and leases for what clients write bring a full member no further, and there is no end to them.
+ * set aside there.) Nothing else of KEYSPACE_SYSTEM is taken: leases for what clients write bring a
+ * full member no further, and there is no end to them.
  *
  * Admission. Memtables full: a flush is under way, wait. Compaction behind: the rate at which bytes
  * may enter falls with its pressure, smoothly from 1 GiB/s at half to 1 MiB/s at the end, where

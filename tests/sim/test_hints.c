@@ -28,6 +28,8 @@
 #include "base/hash.h"
 #include "cluster/hints_internal.h"
 #include "lsm/batch.h"
+#include "lsm/levels_internal.h"
+#include "lsm/lsm_internal.h"
 #include "replica_world.h"
 
 #define KEYS_ALL_OVER 100u /* the first so many keys: fewer lie in none of some partitions */
@@ -852,6 +854,41 @@ a_run_stays_while_the_queue_names_it(void **state)
     world_close();
 }
 
+static void
+full_run(struct peer_rig_node *node, void *arg)
+{
+    (void)arg;
+    struct replica_app *app = world_app(node);
+    struct hints *h = app->hints;
+    u64 more = app->lsm->budget.limit_bytes / 16 * 7; /* as if many tables had come */
+    app->lsm->levels->table_stats.index_bytes += more;
+    CHECK(lsm_index_is_full(app->lsm));
+    u32 lost = 0;
+    for (u32 i = 0; i < h->partition_count; i++)
+        for (struct hint_run *run = h->runs[i]; run != NULL; run = run->next, lost++)
+            hint_run_lost(h, run, run->version_oldest);
+    CHECK(lost > 0);
+    u64 end = io_now_ns() + SECONDS(10);
+    while (h->markers_due && io_now_ns() < end)
+        fiber_sleep_ns(MS(10));
+    CHECK(!h->markers_due);
+    app->lsm->levels->table_stats.index_bytes -= more;
+}
+
+/* Else nothing is deleted of what has been delivered: room would wait for room. */
+static void
+a_store_full_of_indexes_takes_the_markers_of_what_needs_repair(void **state)
+{
+    (void)state;
+    world_open(1, 3, 3, 1);
+    story_go();
+    away(2);
+    write_keys(0, 0, 20, 1000);
+    CHECK(peer_rig_do(&world.rig, 0, 0, full_run, NULL));
+    assert_int_equal(sim_mark_count(world.rig.sim, "cluster.hints.marker_refused"), 0);
+    world_close();
+}
+
 /* As many hints as fast as can be, without the writes that they would be of. */
 #define MANY       8000u
 #define MANY_BYTES 1000u
@@ -1155,6 +1192,7 @@ main(void)
         cmocka_unit_test(the_largest_batch_arrives_as_one),
         cmocka_unit_test(a_hint_that_was_stored_in_part_takes_no_others_place),
         cmocka_unit_test(a_run_stays_while_the_queue_names_it),
+        cmocka_unit_test(a_store_full_of_indexes_takes_the_markers_of_what_needs_repair),
         cmocka_unit_test(replay_brings_twenty_megabytes_a_second),
         cmocka_unit_test(a_deletion_of_unknown_outcome_may_be_collected_without_a_trace),
     };

@@ -32,7 +32,8 @@
 #include "base/hash.h"
 #include "cluster/replicate_internal.h"
 #include "io/file.h"
-#include "lsm/lsm.h"
+#include "lsm/levels_internal.h"
+#include "lsm/lsm_internal.h"
 #include "replica_rig.h"
 
 #define MS(n)      ((u64)(n)*NS_PER_MS)
@@ -1056,6 +1057,39 @@ a_clock_that_was_set_back_over_a_restart_keeps_what_was_said(void **state)
     struct op read = {.kind = OP_READ, .key = 1, .node = 2};
     assert_true(op_do(&read));
     assert_int_equal(read.id, 5);
+    cluster_close();
+}
+
+/* As if tables had come, or gone again: *arg: sixteenths of its memory. */
+static void
+index_grow_run(struct peer_rig_node *node, void *arg)
+{
+    struct lsm *lsm = world.apps[node->index][io_shard_index()].lsm;
+    const i64 *sixteenths = arg;
+    lsm->levels->table_stats.index_bytes +=
+        (u64)(*sixteenths * (i64)(lsm->budget.limit_bytes / 16));
+    CHECK(lsm_index_is_full(lsm) == (*sixteenths > 0));
+}
+
+/* It only takes deletes, which in a cluster are as many entries again: they go, and their indexes
+ * with them, when everybody has said that nothing older comes. */
+static void
+a_store_full_of_indexes_tells_of_its_clock_yet(void **state)
+{
+    (void)state;
+    story_begin();
+    struct op first = {.kind = OP_WRITE, .key = 1, .id = 4};
+    assert_true(op_do(&first));
+    i64 more = 7;
+    assert_true(peer_rig_do(&world.rig, 0, shard_of(1), index_grow_run, &more));
+    struct op gone = {.kind = OP_DELETE, .key = 1};
+    assert_true(op_do(&gone));
+    peer_rig_run(&world.rig, SECONDS(120));
+    u64 said = 0;
+    assert_true(peer_rig_do(&world.rig, 0, shard_of(1), said_run, &said));
+    assert_true(said > gone.version);
+    more = -more;
+    assert_true(peer_rig_do(&world.rig, 0, shard_of(1), index_grow_run, &more));
     cluster_close();
 }
 
@@ -2184,6 +2218,7 @@ main(void)
         cmocka_unit_test(what_may_have_been_done_is_unknown),
         cmocka_unit_test(a_clock_that_runs_ahead_harms_its_own_writes_only),
         cmocka_unit_test(a_clock_that_was_set_back_over_a_restart_keeps_what_was_said),
+        cmocka_unit_test(a_store_full_of_indexes_tells_of_its_clock_yet),
         cmocka_unit_test(a_clock_that_others_find_ahead_is_not_kept_over_a_restart),
         cmocka_unit_test(what_was_deleted_or_has_expired_stays_so),
         cmocka_unit_test(what_was_read_where_all_are_asked_a_majority_reads_too),
