@@ -476,7 +476,8 @@ write_inside(struct lsm *lsm, const struct lsm_batch *batch, const struct lsm_ai
     if (!ok(st)) return st;
     struct batch_shape shape;
     batch_measure(lsm, batch, &shape);
-    st = memtables_reserve(lsm, shape.needs);
+    /* A range needs nothing of them, so a flush that finds no room does not hold it up. */
+    st = shape.range ? ST_OK : memtables_reserve(lsm, shape.needs);
     if (full && lsm->no_space_flush && status_is(st, ST_WOULD_WAIT))
         return MARKED("lsm.write.no_space_to_flush", ST_NO_SPACE);
     if (scarce && !shape.range && !scarce_takes(lsm, st))

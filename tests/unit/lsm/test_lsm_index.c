@@ -257,6 +257,75 @@ a_store_without_memory_for_its_flush_takes_what_deletes_everything(void **state)
     sim_free(w.sim);
 }
 
+/* Until no more are taken. Only they find the memory that somebody has taken, no flush does. */
+static status
+fill_with_deletes(struct world *w, u16 keyspace, u64 *taken)
+{
+    struct budget *budget = &w->lsm->budget;
+    struct lsm_batch batch;
+    lsm_batch_init(&batch, io_budget());
+    for (u32 i = 0; i < BATCH; i++) {
+        u64 token;
+        struct bytes key = key_of(i, &token);
+        CHECK(lsm_batch_delete(&batch, keyspace, token, key));
+    }
+    status st = ST_OK;
+    u64 end = io_now_ns() + WAIT_NS;
+    while (!status_is(st, ST_NO_MEMORY) && io_now_ns() < end) {
+        budget_give(budget, *taken);
+        u64 seq;
+        st = lsm_write_try(w->lsm, &batch, &seq);
+        *taken = budget_available(budget) - KIB(40); /* for readers */
+        CHECK(budget_take(budget, *taken));
+        fiber_sleep_ns(NS_PER_MS);
+    }
+    lsm_batch_deinit(&batch);
+    return st;
+}
+
+/* A flush finds no memory, and deletes have filled the memtable meanwhile. */
+static status
+full_memtable_body(void *arg)
+{
+    struct world *w = arg;
+    CHECK(ok(open_store(w)));
+    for (; w->keys < 10 * BATCH; w->keys += BATCH)
+        CHECK(ok(write_keys(w, w->keys, false)));
+    CHECK(ok(lsm_wait_durable(w->lsm, lsm_seq_last(w->lsm))));
+    struct budget *budget = &w->lsm->budget;
+    u64 taken = budget_available(budget) - KIB(40);
+    CHECK(budget_take(budget, taken));
+    lsm_flush_request(w->lsm);
+    u64 end = io_now_ns() + NS_PER_S;
+    while (!w->lsm->no_memory_flush && io_now_ns() < end)
+        fiber_sleep_ns(NS_PER_MS);
+    CHECK(w->lsm->no_memory_flush);
+
+    /* Those of two keyspaces, so that it is not only the next delete that does not fit. */
+    for (u16 keyspace = 0; keyspace < 2; keyspace++)
+        CHECK(status_is(fill_with_deletes(w, keyspace, &taken), ST_NO_MEMORY));
+    u64 active = 0;
+    for (u32 i = 0; i < 2; i++)
+        active += memtable_used_bytes(w->lsm->keyspaces[i].active);
+    CHECK(active >= w->lsm->memtable_limit_bytes && w->lsm->no_memory_flush);
+    CHECK(ok(delete_all(w, 0)));
+    CHECK(status_is(get(w, BATCH), ST_NOT_FOUND));
+    budget_give(budget, taken);
+    wait_for_room(w);
+    return lsm_close(w->lsm);
+}
+
+static void
+a_full_memtable_keeps_no_range_from_being_deleted(void **state)
+{
+    (void)state;
+    struct world w;
+    world_init(&w, 4, MIB(16));
+    assert_true(ok(sim_run(w.sim, 1, full_memtable_body, &w)));
+    assert_true(sim_mark_count(w.sim, "lsm.write.memtable_full") > 0);
+    sim_free(w.sim);
+}
+
 static status
 reopen_body(void *arg)
 {
@@ -303,6 +372,7 @@ main(int argc, char **argv)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_store_full_of_indexes_refuses_writes_and_takes_deletes),
         cmocka_unit_test(a_store_without_memory_for_its_flush_takes_what_deletes_everything),
+        cmocka_unit_test(a_full_memtable_keeps_no_range_from_being_deleted),
         cmocka_unit_test(a_store_opens_with_hardly_more_memory_than_its_indexes_need),
     };
     cmocka_set_test_filter(argc > 1 ? argv[1] : NULL); /* run one by its name */
