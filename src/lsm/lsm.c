@@ -713,6 +713,16 @@ lsm_open(const struct lsm_place *place, const struct lsm_options *options, struc
     return status_is(st, ST_CONFLICT) ? MARKED("lsm.open.unsteady", ST_CORRUPT) : st;
 }
 
+/* Nobody reads any more. */
+static MAY_YIELD void
+caches_empty(struct lsm *lsm)
+{
+    row_cache_limit_set(lsm->row_cache, 0);
+    block_cache_limit_set(lsm->block_cache, 0);
+    while (row_cache_step(lsm->row_cache) | block_cache_step(lsm->block_cache))
+        if (fiber_should_yield()) fiber_yield();
+}
+
 MAY_YIELD status
 lsm_close(struct lsm *lsm)
 {
@@ -722,8 +732,15 @@ lsm_close(struct lsm *lsm)
     fibers_stop(lsm);
     levels_stop(lsm->levels);
     status st = lsm->failure;
-    while (ok(st) && lsm->seq_flushed < lsm->seq_last)
+    bool emptied = false;
+    while (ok(st) && lsm->seq_flushed < lsm->seq_last) {
         st = lsm_flush_now(lsm, false);
+        if (!status_is(st, ST_NO_MEMORY) || emptied) continue;
+        MARK("lsm.close.caches_emptied");
+        caches_empty(lsm);
+        emptied = true;
+        st = ST_OK;
+    }
     lsm_free(lsm);
     return st;
 }

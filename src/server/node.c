@@ -697,10 +697,13 @@ server_shard_main(void *arg)
         bool synced = lsm_durability(shard->lsm) == LSM_DURABILITY_GROUP;
         status closed = lsm_close(shard->lsm);
         shard->lsm = NULL;
-        if (status_is(closed, ST_NO_SPACE) && synced) {
-            /* A full disk is no failure of this stop: what was acknowledged is in the log. */
-            log_warning("shard", "no space to write out what is in memory; the log is replayed at "
-                                 "the next start");
+        bool no_room = status_is(closed, ST_NO_SPACE) || status_is(closed, ST_NO_MEMORY);
+        if (no_room && synced) {
+            /* Nor is it a failure of this stop: what was acknowledged is in the log. */
+            log_warning("shard",
+                        "no %s to write out what was written last; the log is replayed at the next "
+                        "start",
+                        status_is(closed, ST_NO_SPACE) ? "space" : "memory");
             closed = ST_OK;
         }
         if (ok(st)) st = closed;

@@ -326,6 +326,40 @@ a_full_memtable_keeps_no_range_from_being_deleted(void **state)
     sim_free(w.sim);
 }
 
+/* All memory is with caches, or with somebody else, when it closes. */
+static status
+close_body(void *arg)
+{
+    struct world *w = arg;
+    CHECK(ok(open_store(w)));
+    for (; w->keys < 100 * BATCH; w->keys += BATCH)
+        CHECK(ok(write_keys(w, w->keys, false)));
+    CHECK(ok(lsm_flush(w->lsm)));
+    CHECK(ok(write_keys(w, 0, false)));
+    CHECK(ok(lsm_wait_durable(w->lsm, lsm_seq_last(w->lsm))));
+    for (u32 i = 0; i < w->keys; i++)
+        CHECK(ok(get(w, i)));
+    struct cache_stats blocks;
+    block_cache_stats(w->lsm->block_cache, &blocks);
+    CHECK(blocks.bytes > MIB(1));
+    u64 taken = budget_available(io_budget());
+    CHECK(budget_take(io_budget(), taken));
+    status st = lsm_close(w->lsm);
+    budget_give(io_budget(), taken);
+    return st;
+}
+
+static void
+a_store_that_closes_gives_what_it_caches_to_its_last_flush(void **state)
+{
+    (void)state;
+    struct world w;
+    world_init(&w, 5, MIB(16));
+    assert_true(ok(sim_run(w.sim, 1, close_body, &w)));
+    assert_true(sim_mark_count(w.sim, "lsm.flush.no_memory") > 0);
+    sim_free(w.sim);
+}
+
 static status
 reopen_body(void *arg)
 {
@@ -373,6 +407,7 @@ main(int argc, char **argv)
         cmocka_unit_test(a_store_full_of_indexes_refuses_writes_and_takes_deletes),
         cmocka_unit_test(a_store_without_memory_for_its_flush_takes_what_deletes_everything),
         cmocka_unit_test(a_full_memtable_keeps_no_range_from_being_deleted),
+        cmocka_unit_test(a_store_that_closes_gives_what_it_caches_to_its_last_flush),
         cmocka_unit_test(a_store_opens_with_hardly_more_memory_than_its_indexes_need),
     };
     cmocka_set_test_filter(argc > 1 ? argv[1] : NULL); /* run one by its name */
