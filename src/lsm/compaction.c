@@ -45,6 +45,10 @@
 #define PRESSURE_UNPACED 500u
 /* Tokens are hashes: fewer of them at once than this are no less work. */
 #define SLICE_WIDTH_MIN ((u64)1 << 20)
+/* Without memory for a slice it is halved as often as this at most, and doubled again after so many
+ * steps that went well. */
+#define NARROW_SHIFT_MAX 6u
+#define WIDEN_AFTER      4u
 /* Where space is short: tiers of this part of the last level are merged into it. */
 #define SPACE_RATIO 8u
 
@@ -544,7 +548,7 @@ run_step(struct step *step)
         .codec = into_last ? levels->config.options.codec_last : levels->config.options.codec_upper,
         .filter_bits = into_last ? FILTER_BITS_LAST : FILTER_BITS_TIER,
         .io_class = IO_CLASS_COMPACTION,
-        .slice_width = step->sweep->width,
+        .slice_width = step->sweep->width_full, /* narrower ones make no more tables */
         .entry_count_max = entries,
         .blob_span_max = into_last && span < UINT64_MAX / 2 ? 2 * span + 1 : UINT64_MAX,
         .collect_blobs = into_last,
@@ -644,8 +648,9 @@ sweep_begin(struct levels *levels, u16 keyspace, const struct pick *pick, u32 sk
         tree->force_whole = tree->clean_due = tree->drop_due = false;
         if (sweep->whole) tree->rewrite_seq = levels->state.seq_flushed;
     }
-    sweep->width = compaction_slice_width(bytes, levels->config.token_first,
-                                          levels->config.token_last, levels->slice_bytes);
+    sweep->width_full = compaction_slice_width(bytes, levels->config.token_first,
+                                               levels->config.token_last, levels->slice_bytes);
+    sweep->width = sweep->width_full;
     return index;
 }
 
@@ -681,17 +686,30 @@ tree_break(struct levels *levels, u16 keyspace, u32 index)
     levels_tree_break(levels, keyspace, again, located);
 }
 
-/* There was no memory for a slice: the next try takes less at once. */
+/* There was no memory for a slice: the next try takes less at once. Not ever less: what is lacking
+ * need not be what a slice takes, and each is a commit. */
 static void
 sweep_narrow(struct levels *levels, struct sweep *sweep)
 {
-    MARK("lsm.compaction.narrower");
     u64 span = levels->config.token_last - levels->config.token_first;
-    if (sweep->width == 0) sweep->width = (u64)1 << 63;
-    do
-        sweep->width >>= 1;
-    while (sweep->width > SLICE_WIDTH_MIN && sweep->width > span / 2);
-    sweep->width = MAX(sweep->width, SLICE_WIDTH_MIN);
+    u64 full = sweep->width_full == 0 ? span : MIN(sweep->width_full, span);
+    u64 least = MAX(full >> NARROW_SHIFT_MAX, SLICE_WIDTH_MIN);
+    u64 width = sweep->width == 0 ? (u64)1 << 63 : sweep->width >> 1;
+    while (width > span / 2 && width > least)
+        width >>= 1;
+    sweep->went_well = 0;
+    if (width < least) return;
+    MARK("lsm.compaction.narrower");
+    sweep->width = width;
+}
+
+/* A step went well. One is not enough: where memory stays short each second one would fail. */
+static void
+sweep_widen(struct sweep *sweep)
+{
+    if (sweep->width == sweep->width_full || ++sweep->went_well < WIDEN_AFTER) return;
+    sweep->went_well = 0;
+    sweep->width <<= 1; /* of 2^63 there is nothing left, which is everything */
 }
 
 /* The next slice of a sweep. */
@@ -713,6 +731,7 @@ sweep_step(struct levels *levels, u16 keyspace, u32 index)
     } else {
         st = run_step(step);
         bool done = ok(st) && !step->again;
+        if (done) sweep_widen(step->sweep);
         if (done && step->token_last == UINT64_MAX)
             step->sweep->token_next = UINT64_MAX; /* the last token was taken: nothing is left */
         else if (done)

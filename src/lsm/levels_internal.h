@@ -80,7 +80,9 @@ struct sweep {
     bool whole;     /* rewrites what needs it in the last level, too */
     bool drops;     /* whole, for levels_drop_set, and its owner mends: it leaves out damage */
     bool held_back; /* ... but not from its last slice: newer runs may hold older versions */
-    u64 width;      /* of its slices */
+    u64 width;      /* of its slices, now */
+    u64 width_full; /* ... and when there is memory; 0 of both: everything */
+    u32 went_well;  /* steps of this width, less than the full one */
     u8 tier_in, tier_out;
     u64 token_next;    /* everything before is merged */
     u64 output_run_id; /* 0: not begun, or the last level */

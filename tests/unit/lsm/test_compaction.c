@@ -1143,6 +1143,57 @@ many_runs_are_merged_with_little_memory(void **state)
     sim_free(sim);
 }
 
+/* Of all runs of its keyspace. */
+static u32
+table_count(void)
+{
+    const struct run_set *set = rig.levels->current;
+    u32 count = 0;
+    for (u32 i = 0; i < run_set_tree_count(set, 0); i++)
+        count += run_set_tree_run(set, 0, i)->count;
+    return count;
+}
+
+static status
+short_life(void *arg)
+{
+    EXPECT(ok(lesson_open()));
+    rig.levels->slice_bytes = MIB(4);
+    for (u32 round = 0; round < CROWD_RUNS; round++) {
+        for (u32 key = 0; key < MODEL_KEYS; key++)
+            rig_write(&rig, key, KIB(10), 0, false);
+        EXPECT(ok(rig_flush(&rig)));
+    }
+    /* In a slice of this sweep there is no memory, for as long as it takes to try many times. */
+    u64 taken = budget_available(io_budget()) - KIB(40);
+    EXPECT(budget_take(io_budget(), taken));
+    levels_start(rig.levels);
+    fiber_sleep_ns(60 * NS_PER_S);
+    budget_give(io_budget(), taken);
+    fiber_sleep_ns(120 * NS_PER_S);
+    levels_stop(rig.levels);
+    EXPECT(run_set_tree_count(rig.levels->current, 0) < CROWD_RUNS / 4);
+    EXPECT(table_count() <= MODEL_KEYS / 4);
+    rig_compare(&rig);
+    rig_close(&rig);
+    return ST_OK;
+}
+
+/* Else each key gets a table of its own, or a sweep does not end. */
+static void
+a_merge_that_lacked_memory_for_long_has_its_width_again(void **state)
+{
+    rig_reset(1, MIB(1));
+    struct sim_options options;
+    sim_options_default(&options, 1);
+    options.memory_bytes = MIB(64);
+    world = sim_new(&options);
+    (void)sim_node_new(world, "10.0.0.1");
+    assert_true(ok(sim_run(world, 1, short_life, NULL)));
+    assert_true(sim_mark_count(world, "lsm.compaction.narrower") > 2);
+    sim_free(world);
+}
+
 /* ---- scrubbing ---- */
 
 static status
@@ -1189,6 +1240,7 @@ main(void)
         cmocka_unit_test(stores_that_do_not_go_together_are_not_joined),
         cmocka_unit_test(compaction_does_not_save_up_for_a_burst),
         cmocka_unit_test(a_merge_leaves_the_processor_after_each_beat),
+        cmocka_unit_test(a_merge_that_lacked_memory_for_long_has_its_width_again),
         cmocka_unit_test(many_runs_are_merged_with_little_memory),
         cmocka_unit_test(scrubbing_goes_over_everything_again_and_again),
         cmocka_unit_test(any_read_may_fail),
