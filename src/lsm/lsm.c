@@ -255,7 +255,10 @@ cache_share_update(struct lsm *lsm, const struct cache_stats *rows,
 bool
 lsm_index_is_full(const struct lsm *lsm)
 {
-    return levels_index_bytes(lsm->levels) > lsm->budget.limit_bytes / 8 * LSM_INDEX_EIGHTHS;
+    u64 limit = lsm->budget.limit_bytes / 8 * LSM_INDEX_EIGHTHS;
+    /* A little hysteresis: while it merges a store has the indexes of what goes and what comes. */
+    if (lsm->index_full_told) limit -= limit / 8;
+    return levels_index_bytes(lsm->levels) > limit;
 }
 
 bool

@@ -193,6 +193,39 @@ a_store_full_of_indexes_refuses_writes_and_takes_deletes(void **state)
     sim_free(w.sim);
 }
 
+static status
+border_body(void *arg)
+{
+    struct world *w = arg;
+    CHECK(ok(open_store(w)));
+    u64 *bytes = &w->lsm->levels->table_stats.index_bytes, own = *bytes;
+    u64 limit = w->lsm->budget.limit_bytes / 8 * LSM_INDEX_EIGHTHS;
+    *bytes = limit; /* as if there were tables */
+    CHECK(ok(write_keys(w, 0, false)));
+    *bytes = limit + 1;
+    CHECK(status_is(write_keys(w, 0, false), ST_NO_MEMORY));
+    fiber_sleep_ns(NS_PER_S);
+    *bytes = limit - limit / 16;
+    CHECK(status_is(write_keys(w, 0, false), ST_NO_MEMORY));
+    *bytes = limit - limit / 8;
+    CHECK(ok(write_keys(w, 0, false)));
+    fiber_sleep_ns(NS_PER_S);
+    *bytes = limit;
+    CHECK(ok(write_keys(w, 0, false)));
+    *bytes = own;
+    return lsm_close(w->lsm);
+}
+
+static void
+a_store_is_not_full_of_indexes_and_has_room_by_turns(void **state)
+{
+    (void)state;
+    struct world w;
+    world_init(&w, 6, MIB(16));
+    assert_true(ok(sim_run(w.sim, 1, border_body, &w)));
+    sim_free(w.sim);
+}
+
 /* A store that has more memory than it will have, and something in its log. */
 static status
 rich_body(void *arg)
@@ -405,6 +438,7 @@ main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_store_full_of_indexes_refuses_writes_and_takes_deletes),
+        cmocka_unit_test(a_store_is_not_full_of_indexes_and_has_room_by_turns),
         cmocka_unit_test(a_store_without_memory_for_its_flush_takes_what_deletes_everything),
         cmocka_unit_test(a_full_memtable_keeps_no_range_from_being_deleted),
         cmocka_unit_test(a_store_that_closes_gives_what_it_caches_to_its_last_flush),
