@@ -1961,12 +1961,18 @@ crowd_main(void *arg)
 {
     (void)arg;
     static const u8 value[CROWD_BYTES];
-    u64 first, last, seq;
+    u64 first, last, token, seq;
     lsm_tokens(crowd.lsm, &first, &last);
+    char text[16];
+    struct bytes key;
+    u32 number = 0;
+    do { /* one that is of this store */
+        key = BYTES(text, (size_t)snprintf(text, sizeof(text), "crowd%u", number++));
+        token = hash_token(key);
+    } while (token < first || token > last);
     struct lsm_batch batch;
     lsm_batch_init(&batch, io_budget());
-    CHECK(lsm_batch_put(&batch, KEYSPACE_SYSTEM, first, BYTES("crowd", 5),
-                        BYTES(value, sizeof(value)), 0));
+    CHECK(lsm_batch_put(&batch, KEYSPACE_SYSTEM, token, key, BYTES(value, sizeof(value)), 0));
     while (!crowd.ends)
         CHECK(ok(lsm_write(crowd.lsm, &batch, &seq)));
     lsm_batch_deinit(&batch);

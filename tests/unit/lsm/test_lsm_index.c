@@ -66,9 +66,9 @@ key_of(u32 index, u64 *token_out)
 {
     static char text[KEY_BYTES + 1];
     snprintf(text, sizeof(text), "{%u}%0*u", index % TAGS, (int)(KEY_BYTES - 5), index);
-    u64 tag = index % TAGS;
-    *token_out = hash_token(BYTES(&tag, sizeof(tag)));
-    return BYTES(text, strlen(text));
+    struct bytes key = BYTES(text, strlen(text));
+    *token_out = hash_token(key);
+    return key;
 }
 
 /* BATCH of them from this one on. */

@@ -718,9 +718,10 @@ static struct bytes
 long_key(u32 index, u64 *token_out)
 {
     static char text[1001];
-    u64 state = index % 16;
-    *token_out = splitmix64(&state);
-    return BYTES(text, (size_t)snprintf(text, sizeof(text), "%0*u", 1000, index));
+    int size = snprintf(text, sizeof(text), "{%u}%0*u", index % 16, 990, index);
+    struct bytes key = BYTES(text, (size_t)size);
+    *token_out = hash_token(key);
+    return key;
 }
 
 static status
