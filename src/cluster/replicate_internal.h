@@ -150,6 +150,15 @@ is_busy(const struct peer_call *call, status st, const struct native_header *hea
     return header->status == NATIVE_ST_OVERLOADED || header->status == NATIVE_ST_NO_MEMORY;
 }
 
+/* The same of our own store. Who goes away is to be passed over. */
+static inline bool
+own_is_busy(const struct replicator *r, status st)
+{
+    bool busy =
+        status_is(st, ST_WOULD_WAIT) || status_is(st, ST_OVERLOADED) || status_is(st, ST_NO_MEMORY);
+    return busy && !r->closing;
+}
+
 /* Why a quorum is lost. busy: members that were, a bit each by index. ST_OVERLOADED: without that it
  * would not be, so whoever asks another coordinator meets the same ones. */
 static inline status

@@ -315,6 +315,7 @@ static void
 own_answer(struct read *read, status st)
 {
     if (!ok(st)) {
+        if (own_is_busy(read->r, st)) read->busy |= 1u << read->self;
         (void)quorum_answer(&read->quorum, read->r->self, QUORUM_NO);
         return;
     }

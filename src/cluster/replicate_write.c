@@ -285,6 +285,7 @@ attempt_own(struct write_attempt *attempt)
     }
     lsm_turn_leave(lsm, batch);
     if (!ok(st)) {
+        if (own_is_busy(r, st)) attempt->busy |= 1u << at;
         attempt_answer(attempt, r->self, QUORUM_NO);
         return;
     }
