@@ -68,7 +68,7 @@ enum distkv_code {
     DISTKV_SERVER_ERROR = 12, /* the server failed; the text says how */
     DISTKV_NO_MEMORY = 13,    /* over the handle's memory_bytes_max */
     DISTKV_CROSS_SLOT = 14,   /* an atomic batch over several slots */
-    DISTKV_CANCELED = 15,     /* the handle was closed, or a snapshot's lease ran out */
+    DISTKV_CANCELED = 15,     /* the handle or scan was closed, or a snapshot's lease ran out */
     DISTKV_DENIED = 16,       /* not authenticated */
     DISTKV_END = 17           /* no more entries */
 };
@@ -329,7 +329,7 @@ DISTKV_API int distkv_scan_open(distkv *kv, const struct distkv_scan_options *op
 /* DISTKV_END behind the last. The entry's bytes live until the next call. After an error: close. */
 DISTKV_API int distkv_scan_next(distkv_scan *scan, struct distkv_entry *out);
 /* Before distkv_close. From within a callback it does not wait; a snapshot's lease ends by itself
- * then. */
+ * then. A distkv_scan_next that this callback runs in says DISTKV_CANCELED, and is the last. */
 DISTKV_API void distkv_scan_close(distkv_scan *scan);
 
 /* ---- asynchronous calls ---- */

@@ -30,6 +30,8 @@ struct distkv_scan {
     u32 page;          /* which of the two is at hand */
     bool started;      /* the other one is under way */
     bool ended;        /* nothing comes behind the page at hand */
+    bool taking;       /* distkv_scan_next is on the stack, and waits for a page */
+    bool closed;       /* meanwhile, by a callback */
     struct bytes rest; /* entries of the page at hand */
     int failed;
 };
@@ -116,13 +118,13 @@ page_take(distkv_scan *scan)
     struct waiter *waiter = &scan->pages[scan->page ^ 1];
     int code = lib_call_wait(scan->kv, waiter);
     scan->started = false;
-    if (code == DISTKV_TIMED_OUT) {
+    if (code == DISTKV_TIMED_OUT && !scan->closed) {
         /* Perhaps it was the caller who took longer than the deadline over the last page. */
         code = page_start(scan);
         if (code == DISTKV_OK) code = lib_call_wait(scan->kv, waiter);
         scan->started = false;
     }
-    if (code != DISTKV_OK) return code;
+    if (code != DISTKV_OK || scan->closed) return code;
     scan->page ^= 1;
     const struct native_reply *reply = &waiter->reply;
     scan->rest = reply->scan.entries;
@@ -158,6 +160,19 @@ distkv_scan_open(distkv *kv, const struct distkv_scan_options *options, distkv_s
     return DISTKV_OK;
 }
 
+/* Whoever closed it could not free what we stand on. */
+static int
+page_next(distkv_scan *scan)
+{
+    struct distkv *kv = scan->kv;
+    scan->taking = true;
+    scan->failed = page_take(scan);
+    scan->taking = false;
+    if (!scan->closed) return scan->failed;
+    distkv_scan_close(scan);
+    return lib_fail(kv, DISTKV_CANCELED, "the scan was closed by a callback");
+}
+
 int
 distkv_scan_next(distkv_scan *scan, struct distkv_entry *out)
 {
@@ -168,8 +183,8 @@ distkv_scan_next(distkv_scan *scan, struct distkv_entry *out)
     /* A page may be empty: the server gives one rather than work too long. */
     while (!native_scan_next(&scan->rest, &entry)) {
         if (scan->ended) return DISTKV_END;
-        scan->failed = page_take(scan);
-        if (scan->failed != DISTKV_OK) return scan->failed;
+        int code = page_next(scan);
+        if (code != DISTKV_OK) return code;
     }
     *out = (struct distkv_entry){.key = entry.key.data,
                                  .key_size = entry.key.size,
@@ -193,6 +208,10 @@ void
 distkv_scan_close(distkv_scan *scan)
 {
     if (scan == NULL) return;
+    if (scan->taking) {
+        scan->closed = true;
+        return;
+    }
     struct waiter *next = &scan->pages[scan->page ^ 1];
     if (scan->started && !next->finished && scan->kv->in_process) {
         /* A callback cannot wait. The page's end frees the scan; the lease ends a snapshot. */

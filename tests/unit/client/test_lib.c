@@ -549,6 +549,39 @@ a_callback_may_close_a_scan(void **state)
     assert_int_equal(distkv_ping(kv), DISTKV_OK);
 }
 
+/* The callback runs while scan_next waits for its page: the scan is over, and lives until that has
+ * returned. */
+static void
+a_callback_may_close_the_scan_that_waits(void **state)
+{
+    (void)state;
+    char key[16];
+    for (int i = 0; i < 50; i++) {
+        snprintf(key, sizeof(key), "sw%d", i);
+        assert_int_equal(put(key, "v"), DISTKV_OK);
+    }
+    struct distkv_scan_options options = {.page_entries = 10};
+    /* The callback comes behind the first page, before it, and behind that of a snapshot. */
+    for (int round = 0; round < 3; round++) {
+        distkv_scan *scan;
+        struct distkv_entry entry;
+        options.snapshot = round == 2;
+        if (round == 1) assert_int_equal(distkv_ping_async(kv, close_scan, &scan), DISTKV_OK);
+        assert_int_equal(distkv_scan_open(kv, &options, &scan), DISTKV_OK);
+        if (round != 1) assert_int_equal(distkv_ping_async(kv, close_scan, &scan), DISTKV_OK);
+        distkv_scan *waits = scan;
+        int code = DISTKV_OK;
+        alarm(60);
+        while (code == DISTKV_OK)
+            code = distkv_scan_next(waits, &entry);
+        alarm(0);
+        assert_int_equal(code, DISTKV_CANCELED);
+        assert_null(scan);
+        assert_int_equal(distkv_pending(kv), 0);
+    }
+    assert_int_equal(distkv_ping(kv), DISTKV_OK);
+}
+
 static void
 keep_result(void *arg, const struct distkv_result *result)
 {
@@ -1022,6 +1055,7 @@ main(void)
         T(every_call_has_an_asynchronous_form),
         T(closing_ends_what_is_pending),
         T(a_callback_may_close_a_scan),
+        T(a_callback_may_close_the_scan_that_waits),
         T(closing_tells_what_was_certainly_not_sent),
         T(memory_is_bounded),
         T(a_handle_that_is_kept_full_connects_again),
