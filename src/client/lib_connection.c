@@ -263,8 +263,7 @@ handshake_failed(struct connection *connection)
 {
     connection->unreached = true;
     connection->address_next++;
-    if (connection->address_next < connection->address_count && !connection->kv->denied)
-        return true;
+    if (connection->address_next < connection->address_count && !connection->denied) return true;
     connection->address_next = 0;
     connection->unreached = false;
     round_failed(connection);
@@ -312,6 +311,7 @@ static void
 attempt_start(struct connection *connection)
 {
     struct distkv *kv = connection->kv;
+    connection->denied = false;
     struct addrinfo hints = {.ai_family = AF_UNSPEC, .ai_socktype = SOCK_STREAM};
     struct addrinfo *found = NULL;
     const struct server *server = connection->server;
@@ -387,7 +387,7 @@ on_hello(struct request *request, int code, const char *error, const struct nati
     struct connection *connection = request->arg;
     struct distkv *kv = connection->kv;
     if (code != DISTKV_OK || reply->hello.version != NATIVE_VERSION) {
-        if (code == DISTKV_DENIED) kv->denied = true;
+        if (code == DISTKV_DENIED) kv->denied = connection->denied = true;
         connection->refused =
             true; /* connection_receive breaks it when it is done with the bytes */
         snprintf(kv->connect_error, sizeof(kv->connect_error), "%s", error);

@@ -121,6 +121,7 @@ struct connection {
     u32 address_count;
     bool unreached; /* one of them was not refused: it did not answer */
     bool refused;   /* by the handshake's reply: about to be broken */
+    bool denied;    /* by this attempt's server */
     bool leaving;   /* the server wants another one: ends when nothing is in flight */
     struct list unsent, sent;
     size_t unsent_offset; /* bytes of the first unsent frame that are written */

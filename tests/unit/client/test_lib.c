@@ -118,6 +118,28 @@ who_does_not_shake_hands_is_passed_over_for_the_next_address(void **state)
     close(fd);
 }
 
+/* One server that denies says nothing of another one's addresses. */
+static void
+who_is_denied_by_one_server_tries_all_addresses_of_another(void **state)
+{
+    (void)state;
+    struct fake_server *denies = fake_server_start(0);
+    denies->password = "not ours";
+    char names[64], error[DISTKV_ERROR_BYTES];
+    snprintf(names, sizeof(names), "%s,two:%d", denies->address, server->port);
+    struct distkv_options options;
+    distkv_options_init(&options);
+    options.connect_timeout_ms = 500;
+    int fd = listen_beside(); /* the kernel accepts, nobody answers */
+    distkv *other = NULL;
+    int code = distkv_connect(names, &options, &other, error);
+    if (code != DISTKV_OK) fail_msg("%s", error);
+    assert_int_equal(distkv_ping(other), DISTKV_OK);
+    distkv_close(other);
+    close(fd);
+    fake_server_stop(denies);
+}
+
 static void
 the_level_goes_along_with_whatever_reads_or_writes_a_key(void **state)
 {
@@ -1036,6 +1058,7 @@ main(void)
 #define T(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
     const struct CMUnitTest tests[] = {
         T(who_does_not_shake_hands_is_passed_over_for_the_next_address),
+        T(who_is_denied_by_one_server_tries_all_addresses_of_another),
         T(the_level_goes_along_with_whatever_reads_or_writes_a_key),
         T(what_is_put_is_got_and_deleted),
         T(binary_keys_and_large_values_are_kept_exactly),
