@@ -159,11 +159,13 @@ own_is_busy(const struct replicator *r, status st)
     return busy && !r->closing;
 }
 
-/* Why a quorum is lost. busy: members that were, a bit each by index. ST_OVERLOADED: without that it
- * would not be, so whoever asks another coordinator meets the same ones. */
+/* Why a quorum is lost, or not met in time. busy: members that were, a bit each by index.
+ * ST_OVERLOADED: without that it would not be, so whoever asks another coordinator meets the same
+ * ones. */
 static inline status
 lost_why(const struct quorum *quorum, u32 busy)
 {
+    if (busy == 0) return ST_UNAVAILABLE;
     struct quorum others = *quorum;
     for (u32 i = 0; i < others.count; i++)
         if (busy >> i & 1) others.answers[i] = QUORUM_PENDING;

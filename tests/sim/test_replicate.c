@@ -1744,6 +1744,16 @@ a_write_that_was_taken_counts_until_it_is_in_the_store(void **state)
     topology_release(next);
 }
 
+static void
+hold_run(struct peer_rig_node *node, void *arg)
+{
+    struct lsm *lsm = world.apps[node->index][io_shard_index()].lsm;
+    if (*(const bool *)arg)
+        lsm_writes_hold(lsm);
+    else
+        lsm_writes_release(lsm);
+}
+
 /* So many writes at once, through one node: more than its links take. */
 #define BURST 600u
 
@@ -1823,6 +1833,29 @@ replicas_before_whom_there_is_no_room_are_not_gone(void **state)
     assert_true(write.ended && status_is(write.st, ST_OVERLOADED));
     peer_rig_heal_all(&world.rig);
     peer_rig_run(&world.rig, SECONDS(5));
+    cluster_close();
+}
+
+/* Nobody has refused what a read found and brings to another: there is only no answer in time. */
+static void
+a_mend_without_an_answer_is_not_an_overload(void **state)
+{
+    (void)state;
+    story_begin();
+    away(1);
+    away(2);
+    struct op write = {.kind = OP_WRITE, .key = 1, .id = 5, .level = REPLICATE_ONE};
+    assert_true(op_do(&write));
+    back(1);
+    bool held = true; /* it reads, and a write waits there */
+    assert_true(peer_rig_do(&world.rig, 1, shard_of(1), hold_run, &held));
+    struct op read = {.kind = OP_READ, .key = 1, .deadline_ns = MS(300)};
+    assert_false(op_do(&read));
+    assert_true(status_is(read.st, ST_UNAVAILABLE));
+    held = false;
+    assert_true(peer_rig_do(&world.rig, 1, shard_of(1), hold_run, &held));
+    assert_true(op_do(&read));
+    assert_int_equal(read.id, 5);
     cluster_close();
 }
 
@@ -1913,16 +1946,6 @@ a_keyspace_that_is_not_known_here_yet_is_waited_for(void **state)
     cluster_close();
     next->references = 1;
     topology_release(next);
-}
-
-static void
-hold_run(struct peer_rig_node *node, void *arg)
-{
-    struct lsm *lsm = world.apps[node->index][io_shard_index()].lsm;
-    if (*(const bool *)arg)
-        lsm_writes_hold(lsm);
-    else
-        lsm_writes_release(lsm);
 }
 
 /* What waited for room for longer than anybody waits for it is not done: what hides it may have
@@ -2280,6 +2303,7 @@ main(void)
         cmocka_unit_test(who_takes_nothing_holds_up_no_burst),
         cmocka_unit_test(a_large_write_has_its_turn_at_its_coordinator),
         cmocka_unit_test(replicas_before_whom_there_is_no_room_are_not_gone),
+        cmocka_unit_test(a_mend_without_an_answer_is_not_an_overload),
         cmocka_unit_test(a_read_waits_for_room_before_the_replicas),
         cmocka_unit_test(what_a_read_found_is_not_brought_here_once_what_hides_it_was_collected),
         cmocka_unit_test(
