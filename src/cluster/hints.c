@@ -130,8 +130,7 @@ hint_runs_prune(struct hints *h)
         while (*at != NULL) {
             struct hint_run *run = *at;
             struct hint_target *target = run->target;
-            if (run->waiting > 0 || run->repair || run->marked || run->marking ||
-                hint_queue_oldest(h, run) != UINT64_MAX) {
+            if (run->waiting > 0 || run->repair || run->marked || run->marking || run->queued > 0) {
                 at = &run->next;
                 continue;
             }
@@ -225,6 +224,7 @@ u64
 hint_queue_oldest(const struct hints *h, const struct hint_run *run)
 {
     u64 oldest = UINT64_MAX;
+    if (run->queued == 0) return oldest;
     list_for_each (pos, &h->queue) {
         const struct hint_queued *queued = list_entry(pos, struct hint_queued, link);
         if (queued->run == run) oldest = MIN(oldest, queued->key.version);
@@ -310,6 +310,7 @@ static void
 queued_free(struct hints *h, struct hint_queued *queued)
 {
     list_del(&queued->link);
+    queued->run->queued--;
     h->queue_bytes -= queued->size;
     mem_free(h->options.budget, queued, sizeof(*queued) + queued->size);
 }
@@ -347,6 +348,7 @@ hint_queue(struct hints *h, struct hint_run *run, const struct hint_key *key, st
     *queued = (struct hint_queued){.run = run, .key = *key, .size = ops.size};
     memcpy(queued->ops, ops.data, ops.size);
     list_push_back(&h->queue, &queued->link);
+    run->queued++;
     h->queue_bytes += ops.size;
     hint_store_go_on(h);
     return ST_OK;

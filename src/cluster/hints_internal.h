@@ -109,6 +109,7 @@ struct hint_run {
     struct hint_target *target; /* NULL: hints->all */
     u32 partition;
     u64 waiting, waiting_bytes;
+    u32 queued;         /* of these, in hints->queue; none: nobody walks that */
     u64 version_oldest; /* I1; UINT64_MAX: none waits */
     u64 pass_oldest;    /* during a pass: of what it leaves, and of what is added meanwhile */
     /* repair */

@@ -756,7 +756,7 @@ large_queue(struct replica_app *app, struct lsm_batch *batch)
     fiber_sleep_ns(NS_PER_MS);
     struct hint_run *run = hint_run_find(
         app->hints, token_partition(hash_token(large_key(0)), PARTITION_COUNT_DEFAULT), 3);
-    CHECK(run != NULL && run->waiting == 1 && !list_empty(&app->hints->queue));
+    CHECK(run != NULL && run->waiting == 1 && run->queued == 1 && !list_empty(&app->hints->queue));
     return run;
 }
 
