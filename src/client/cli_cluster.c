@@ -269,7 +269,8 @@ show_ills(const json_t *cluster)
     json_array_foreach(json_object_get(cluster, "members"), index, member)
     {
         if (is_true(member, "stuck"))
-            printf("stuck   %s takes no writes: its disk is full, slow, or has failed\n",
+            printf("stuck   %s takes no writes: its disk is full, slow, or has failed, or its "
+                   "memory is full\n",
                    text_of(member, "node_id"));
         if (is_true(member, "clock_wrong"))
             printf("clock   that of %s differs from most others' by more than 250 ms: set it\n",

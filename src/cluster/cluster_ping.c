@@ -363,9 +363,10 @@ ill_look(struct cluster_shard *shard)
     if (((ill ^ before) & ILL_TOLD) != 0) cluster_runners_change(cluster);
     atomic_store(&cluster->ill, ill);
     if (((ill ^ before) & CLUSTER_ILL_CLOCK) != 0) clock_log(ahead, off);
-    ill_log(ill, before, CLUSTER_ILL_STUCK,
-            "this node takes no writes: its disk is full, slow, or has failed",
-            "this node takes writes again");
+    ill_log(
+        ill, before, CLUSTER_ILL_STUCK,
+        "this node takes no writes: its disk is full, slow, or has failed, or its memory is full",
+        "this node takes writes again");
     ill_log(ill, before, CLUSTER_ILL_ALONE, "most members do not answer this node",
             "most members answer this node again");
 }

@@ -91,7 +91,7 @@ static const struct metric metrics[] = {
     G("cluster_members", cluster_members, 1, "Members of the cluster; 0 for a node by itself."),
     G("cluster_members_alive", cluster_members_alive, 1, "Members that answer this node."),
     G("cluster_stuck", cluster_stuck, 1,
-      "Whether the node takes no writes: its disk is full, slow, or has failed."),
+      "Whether the node takes no writes: its disk is full, slow, or has failed, or its memory is full."),
     G("cluster_alone", cluster_alone, 1, "Whether most members do not answer the node."),
     G("cluster_clock_ahead_seconds", cluster_clock_ahead_ms, 1e-3,
       "How far the node's clock is ahead of most others', when these refuse its writes; else 0."),

@@ -108,7 +108,8 @@ server_not_ready(const struct server *server)
 {
     static const char *const reasons[NOT_COUNT] = {
         [NOT_DRAINED] = "drained",
-        [NOT_STUCK] = "takes no writes: its disk is full, slow, or has failed",
+        [NOT_STUCK] =
+            "takes no writes: its disk is full, slow, or has failed, or its memory is full",
         [NOT_CLOCK] = "its clock differs from most others' by more than 250 ms",
         [NOT_ALONE] = "most nodes of its cluster do not answer it",
     };
