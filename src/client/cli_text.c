@@ -9,22 +9,7 @@
 
 #include <string.h>
 
-/* The length of the UTF-8 sequence at p, or 0: overlong forms, surrogates and code points above
- * U+10FFFF are not UTF-8 (RFC 3629). */
-static size_t
-utf8_sequence(const u8 *p, size_t left)
-{
-    if (p[0] < 0x80) return 1;
-    size_t size = p[0] >= 0xf0 ? 4 : p[0] >= 0xe0 ? 3 : 2;
-    if (p[0] < 0xc2 || p[0] > 0xf4 || size > left) return 0;
-    for (size_t i = 1; i < size; i++)
-        if ((p[i] & 0xc0) != 0x80) return 0;
-    if (p[0] == 0xe0 && p[1] < 0xa0) return 0;
-    if (p[0] == 0xed && p[1] > 0x9f) return 0;
-    if (p[0] == 0xf0 && p[1] < 0x90) return 0;
-    if (p[0] == 0xf4 && p[1] > 0x8f) return 0;
-    return size;
-}
+#include "base/utf8.h"
 
 bool
 text_is_utf8(const void *data, size_t size)
