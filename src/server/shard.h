@@ -90,8 +90,8 @@ struct memory_turn {
 struct forwards {
     struct list waiting; /* struct route.room, in order */
     struct io_timer timer;
-    u32 of
-        [64]; /* of each member; those who share a number share a place, and wait a little longer */
+    /* Of each member; those who share a number share a place, and wait a little longer. */
+    u32 of[64];
 };
 
 struct shard {
