@@ -234,6 +234,16 @@ link_failed(struct peer_link *link, status why)
     link_check_end(link);
 }
 
+/* This node lacks what an attempt takes, so none was made, which tells nothing of the peer: calls
+ * that end as those to somebody who is not there would have others decide beside a peer that lives. */
+static void
+link_lacks(struct peer_link *link)
+{
+    MARK("cluster.peer.no_attempt");
+    link->state = LINK_DELAYED;
+    io_timer_arm(&link->timer, io_now_ns() + PEER_DELAY_NS_MIN);
+}
+
 static MAY_YIELD void
 link_connect(void *arg)
 {
@@ -247,7 +257,11 @@ link_connect(void *arg)
                         io_now_ns() + PEER_CONNECT_NS, &conn);
     peers->connecting--;
     /* After ok the link is the events': it may be gone. */
-    if (!ok(st)) link_failed(link, ST_CLOSED);
+    if (ok(st)) return;
+    if (status_is(st, ST_NO_MEMORY) && !link->retired)
+        link_lacks(link);
+    else
+        link_failed(link, ST_CLOSED);
 }
 
 static void
@@ -259,7 +273,7 @@ link_connect_start(struct peer_link *link)
     status st = fiber_spawn(FIBER_FOREGROUND, "peer connect", link_connect, link);
     if (ok(st)) return;
     link->peers->connecting--;
-    link_failed(link, ST_CLOSED);
+    link_lacks(link);
 }
 
 static void

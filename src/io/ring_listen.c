@@ -401,7 +401,8 @@ io_connect(const char *host, u16 port, const struct io_conn_events *events, void
     int fd = socket(address.ss_family, SOCK_STREAM | SOCK_CLOEXEC, 0);
     if (fd < 0) {
         MARK("io.ring_listen.no_socket");
-        return errno == ENOMEM || errno == ENOBUFS ? ST_NO_MEMORY : ST_IO_ERROR;
+        bool lacks = errno == ENOMEM || errno == ENOBUFS || errno == EMFILE || errno == ENFILE;
+        return lacks ? ST_NO_MEMORY : ST_IO_ERROR;
     }
     (void)option_on(fd, IPPROTO_TCP, TCP_NODELAY); /* slower without, not wrong */
 

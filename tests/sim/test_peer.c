@@ -1559,6 +1559,46 @@ without_memory_calls_are_refused_and_nothing_breaks(void **state)
     }
 }
 
+static MAY_YIELD void
+hold_fiber(void *arg)
+{
+    (void)arg;
+    fiber_sleep_ns(SECONDS(1));
+}
+
+static MAY_YIELD void
+ask_without_fibers(struct peer_rig_node *node, void *arg)
+{
+    while (ok(fiber_spawn(FIBER_FOREGROUND, "hold", hold_fiber, NULL)))
+        continue;
+    ask_many(node, arg);
+    fiber_sleep_ns(SECONDS(1)); /* the last one */
+}
+
+/* Not as if the peer were not there: who believes that asks another one, beside it. */
+static void
+what_needs_a_connection_waits_for_a_fiber(void **state)
+{
+    (void)state;
+    struct peer_rig rig;
+    rig_init(&rig, 16, 2, 1);
+    peer_rig_open(&rig);
+    struct asked asked[2] = {
+        {.member = 2, .wait_ns = SECONDS(3)},
+        {.member = 2, .wait_ns = MS(500)},
+    };
+    struct many many = {.asked = asked, .count = 2};
+    peer_rig_do(&rig, 0, 0, ask_without_fibers, &many);
+    peer_rig_run(&rig, SECONDS(3));
+    assert_int_equal(asked[0].done, 1);
+    assert_true(ok(asked[0].st));
+    assert_in_range(asked[0].took_ns, MS(900), MS(1200));
+    assert_int_equal(asked[1].done, 1);
+    assert_true(status_is(asked[1].st, ST_TIMED_OUT));
+    assert_false(asked[1].call.maybe_sent);
+    peer_rig_close(&rig);
+}
+
 /* ---- the end ---- */
 
 struct chain {
@@ -1662,6 +1702,7 @@ main(void)
         cmocka_unit_test(what_cannot_go_out_is_refused_above_a_bound),
         cmocka_unit_test(who_does_not_read_answers_is_not_read_from),
         cmocka_unit_test(without_memory_calls_are_refused_and_nothing_breaks),
+        cmocka_unit_test(what_needs_a_connection_waits_for_a_fiber),
         cmocka_unit_test(the_end_comes_with_calls_under_way),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
