@@ -642,6 +642,11 @@ go(struct route *route)
 {
     struct request *request = route->request;
     struct shard *shard = shard_self();
+    if (io_now_ns() >= request->begin_ns) { /* whoever waited may have been stopped meanwhile */
+        MARK("server.route.too_late");
+        end_later(route, too_late(route));
+        return;
+    }
     const struct topology *topology = cluster_topology(shard->cluster);
     if (topology == NULL) {
         if (atomic_load(&shard->server->cluster->proving))

@@ -17,6 +17,7 @@
 
 #include "base/hash.h"
 #include "cluster/cluster.h"
+#include "cluster/peer_internal.h"
 #include "cluster_rig.h"
 #include "proto/native.h"
 #include "server/exec.h"
@@ -170,6 +171,61 @@ static void
 what_was_sent_on_to_it_is_not_done(void **state)
 {
     run_late(FORWARDED);
+}
+
+/* It waits for room before its runner, whose link is full, when the node that would send it on
+ * stops. (When its link has room again it is too late.) */
+static void
+link_take(struct rig *rig, u32 node, u32 to, u32 shard, u32 requests_max)
+{
+    const struct server *server = rig->nodes[node].server;
+    struct peers *peers = server->cluster->shards[0]->peers;
+    u32 member = cluster_member(rig->nodes[to].server->cluster), found = 0;
+    list_for_each (pos, &peers->links) {
+        struct peer_link *link = list_entry(pos, struct peer_link, link);
+        if (link->member != member || link->shard != shard) continue;
+        link->requests_max = requests_max;
+        found++;
+    }
+    CHECK(found == 1);
+}
+
+static MAY_YIELD void
+full_link_story(struct rig *rig)
+{
+    struct rig_client first, second;
+    char key[16];
+    cluster_rig_settle(rig, NODES, NODES, WAIT_NS);
+    key_of(rig, 1, key, sizeof(key));
+    rig_native_connect(rig, 2, 0, &first);
+    rig_native_connect(rig, 1, 0, &second);
+    CHECK(put(&first, 1, 0, key, "before") == NATIVE_ST_OK);
+    link_take(rig, 2, 0, 1, 0);
+    struct native_request request = put_of(2, 0, key, "old");
+    request.id = (struct native_id){0};     /* so nobody remembers that it was done, */
+    request.op.expiry = NATIVE_EXPIRY_KEEP; /* and it reads first: one replica runs it */
+    rig_native_send(&first, &request);
+    fiber_sleep_ns(50 * NS_PER_MS);
+    stand_still(rig, 2, 0);
+    stand_still(rig, 2, 1);
+    fiber_sleep_ns(NATIVE_ELSEWHERE_MS * NS_PER_MS);
+    link_take(rig, 2, 0, 1, PEER_REQUESTS_MAX_DEFAULT);
+    CHECK(rig_native_call(&second, &request).header.status == NATIVE_ST_OK);
+    CHECK(put(&second, 3, 0, key, "new") == NATIVE_ST_OK);
+    fiber_sleep_ns(STANDS_NS);
+    struct native_reply reply;
+    bool answered = rig_native_reply(&first, &reply);
+    CHECK(!answered || native_status_retryable(reply.header.status));
+    for (u32 i = 0; i < NODES; i++)
+        expect_node_has(rig, i, key, "new");
+    rig_disconnect(&first);
+    rig_disconnect(&second);
+}
+
+static void
+what_waited_for_room_is_not_sent_on_late(void **state)
+{
+    run_seeds(full_link_story, NULL);
 }
 
 /* ---- what waits for its turn ---- */
@@ -577,6 +633,7 @@ main(void)
         cmocka_unit_test(what_lay_in_the_socket_of_a_node_that_stood_still_is_not_done),
         cmocka_unit_test(what_was_on_its_way_between_shards_is_not_done),
         cmocka_unit_test(what_was_sent_on_to_it_is_not_done),
+        cmocka_unit_test(what_waited_for_room_is_not_sent_on_late),
         cmocka_unit_test(what_has_waited_behind_others_is_not_done),
         cmocka_unit_test(a_retry_is_answered_from_where_the_write_was_done),
         cmocka_unit_test(a_retry_that_another_node_would_judge_is_unknown),
