@@ -89,10 +89,18 @@ slots_grow(struct peer_link *link)
     return true;
 }
 
-static bool
-slot_take(struct peer_link *link, struct peer_call *call)
+/* A peer that is asked for more than it may be is busy, not dead: some places are for pings alone. */
+static u32
+slots_for(const struct peer_link *link, u8 opcode)
 {
-    if (link->slots_used >= link->requests_max) return false;
+    if (opcode == PEER_PING) return link->requests_max;
+    return link->requests_max - link->requests_max / PEER_PINGS_PART;
+}
+
+static bool
+slot_take(struct peer_link *link, struct peer_call *call, u8 opcode)
+{
+    if (link->slots_used >= slots_for(link, opcode)) return false;
     if (link->slot_free == 0 && !slots_grow(link)) return false;
     u32 number = link->slot_free;
     struct peer_slot *slot = &link->slots[number - 1];
@@ -396,9 +404,9 @@ link_put(struct peer_link *link, struct peer_call *call, const struct native_hea
     sent.status = NATIVE_ST_OK;
     sent.request_id = call->request_id;
     sent.timeout_ms = timeout_ms(call->deadline_ns);
-    if (link_is_full(link)) return ST_OVERLOADED;
-    /* Not pings: who does not answer those is taken for dead. */
-    if (sent.opcode != PEER_PING && BUGGIFY("cluster.peer.no_room")) return ST_OVERLOADED;
+    /* Not pings, which are short: who does not answer those is taken for dead. */
+    if (sent.opcode != PEER_PING && (link_is_full(link) || BUGGIFY("cluster.peer.no_room")))
+        return ST_OVERLOADED;
     if (link->state == LINK_OPEN) {
         if (!peer_frame_send(link->peers, link->conn, &sent, parts, part_count))
             return ST_OVERLOADED;
@@ -417,7 +425,7 @@ call_put(struct peers *peers, struct peer_link *link, struct peer_call *call,
 {
     if (peer_parts_bytes(parts, part_count) > PEER_BODY_BYTES_MAX) return ST_TOO_LARGE;
     if (call->deadline_ns <= io_now_ns()) return ST_TIMED_OUT;
-    if (!slot_take(link, call)) return ST_OVERLOADED;
+    if (!slot_take(link, call, header->opcode)) return ST_OVERLOADED;
     status st = link_put(link, call, header, parts, part_count);
     if (!ok(st)) {
         slot_free(link, slot_of(link, call->request_id));
@@ -437,7 +445,7 @@ peer_calls_full(struct peers *peers, u32 member, u32 shard)
 {
     struct peer_link *link;
     if (peers->closing || !ok(link_of_member(peers, member, shard, &link))) return false;
-    return link->slots_used >= link->requests_max || link_is_full(link);
+    return link->slots_used >= slots_for(link, PEER_FORWARD) || link_is_full(link);
 }
 
 MAY_YIELD void

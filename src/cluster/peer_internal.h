@@ -29,6 +29,8 @@
 
 #define PEER_MEMBERS_MAX          1024u
 #define PEER_REQUESTS_MAX_DEFAULT 1024u
+/* Of those that a connection may have under way, the part that is left to pings. */
+#define PEER_PINGS_PART 128u
 /* What a peer says is no more than this to us: of slots on a link. */
 #define PEER_SLOTS_MAX      16384u
 #define PEER_SLOTS_MIN      16u

@@ -1481,6 +1481,48 @@ what_cannot_go_out_is_refused_above_a_bound(void **state)
     peer_rig_close(&rig);
 }
 
+/* Whoever gets no ping out takes the peer for dead, and others decide beside it. */
+static void
+pings_go_out_beside_what_waits(void **state)
+{
+    (void)state;
+    struct peer_rig rig;
+    rig_init(&rig, 17, 2, 1);
+    peer_rig_open(&rig);
+    static struct asked many_asked[1200];
+    for (u32 i = 0; i < ARRAY_COUNT(many_asked); i++)
+        many_asked[i] = (struct asked){.member = 2, .opcode = PEER_PROPOSE, .wait_ns = SECONDS(1)};
+    struct many many = {.asked = many_asked, .count = ARRAY_COUNT(many_asked)};
+    peer_rig_do(&rig, 0, 0, ask_many, &many);
+    peer_rig_run(&rig, MS(100));
+    struct asked write = {.member = 2}, ping = {.member = 2, .opcode = PEER_PING};
+    ask_and_wait(&rig, 0, 0, &write);
+    assert_true(status_is(write.st, ST_OVERLOADED));
+    ask_and_wait(&rig, 0, 0, &ping);
+    assert_true(ok(ping.st) && ping.call.maybe_sent);
+    peer_rig_run(&rig, SECONDS(1));
+    peer_rig_do(&rig, 1, 0, let_go, NULL);
+    peer_rig_run(&rig, MS(50));
+
+    /* And behind bytes that do not go out now. */
+    peer_rig_cut(&rig, 0, 1);
+    static struct asked large[100];
+    for (u32 i = 0; i < ARRAY_COUNT(large); i++)
+        large[i] = (struct asked){.member = 2, .body_size = 20000, .wait_ns = MS(400)};
+    struct many all = {.asked = large, .count = ARRAY_COUNT(large)};
+    peer_rig_do(&rig, 0, 0, ask_many, &all);
+    ping = (struct asked){.member = 2, .opcode = PEER_PING, .wait_ns = MS(400)};
+    peer_rig_do(&rig, 0, 0, ask, &ping);
+    peer_rig_run(&rig, MS(10));
+    assert_true(status_is(large[99].st, ST_OVERLOADED));
+    assert_int_equal(ping.done, 0);
+    peer_rig_heal(&rig, 0, 1);
+    peer_rig_run(&rig, SECONDS(1));
+    assert_int_equal(ping.done, 1);
+    assert_true(ping.call.maybe_sent);
+    peer_rig_close(&rig);
+}
+
 static MAY_YIELD void
 do_not_read(struct peer_rig_node *node, void *arg)
 {
@@ -1700,6 +1742,7 @@ main(void)
         cmocka_unit_test(who_answers_strangely_is_told_nothing),
         cmocka_unit_test(no_more_calls_than_the_peer_allows),
         cmocka_unit_test(what_cannot_go_out_is_refused_above_a_bound),
+        cmocka_unit_test(pings_go_out_beside_what_waits),
         cmocka_unit_test(who_does_not_read_answers_is_not_read_from),
         cmocka_unit_test(without_memory_calls_are_refused_and_nothing_breaks),
         cmocka_unit_test(what_needs_a_connection_waits_for_a_fiber),
