@@ -347,7 +347,7 @@ leaver_keeping(struct group0 *group0)
         log_info("group0", "who leaves has hints to hand on first member=%u", keeping);
     }
     if (keeping != 0 && now - group0->keeps_since_ns >= limit_ns) keeping = 0;
-    group0->plan_waits_for = keeping;
+    if (keeping != 0) group0->plan_waits_for = keeping;
     return keeping;
 }
 
