@@ -102,6 +102,8 @@ follow_addresses(struct cluster_shard *shard, const struct topology *before)
 {
     const struct topology *topology = shard->topology;
     u32 self = cluster_member(shard->cluster);
+    bool lacked = shard->addresses_lacked;
+    shard->addresses_lacked = false;
     /* Shard 0 has them from group0, which knows more of those that have moved. */
     for (u32 i = 0; shard->index != 0 && i < topology->member_count; i++) {
         const struct topology_member *member = &topology->members[i];
@@ -109,7 +111,9 @@ follow_addresses(struct cluster_shard *shard, const struct topology *before)
         struct peer_address address = {.port = member->peer_port,
                                        .shard_count = member->shard_count};
         snprintf(address.host, sizeof(address.host), "%s", member->host);
-        if (!peers_member_set(shard->peers, member->number, &address))
+        if (peers_member_set(shard->peers, member->number, &address)) continue;
+        shard->addresses_lacked = true; /* the tick tries again */
+        if (!lacked)
             log_error("cluster", "no memory for the address of a member member=%u", member->number);
     }
     for (u32 i = 0; before != NULL && i < before->member_count; i++) {
@@ -330,6 +334,7 @@ tick_fired(struct io_timer *timer)
     note_epoch(shard);
     doubt_the_dead(shard);
     note_stamping(shard);
+    if (shard->addresses_lacked) follow_addresses(shard, NULL);
     atomic_store(&shard->cluster->shard_ahead_ms[shard->index],
                  replicator_ahead_ms(shard->replicator, io_wall_ms()));
     u64 bit = (u64)1 << shard->index;

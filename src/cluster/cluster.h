@@ -195,6 +195,7 @@ struct cluster_shard {
     struct trees *trees;
     struct topology *topology; /* held; NULL: none yet */
     struct io_timer tick;
+    bool addresses_lacked;  /* no memory for one: calls to that member end with NOT_FOUND */
     u32 streams;            /* under way for others */
     u32 streams_idle_count; /* of these, between two pages */
     u32 streams_resting;    /* and until the rate lets them have one */

@@ -18,7 +18,8 @@
  *                                          output is full, or its requests are as many as may be);
  *                                          it answers OVERLOADED or NO_MEMORY; TIMED_OUT (it came
  *                                          late)
- *   one of us is behind                    later, whoever it is then: WRONG_EPOCH
+ *   one of us is behind                    later, whoever it is then: WRONG_EPOCH, NOT_FOUND (this
+ *                                          shard has no address of it yet)
  *
  * Who waits for room stands in shard->forwards, in order, with nothing but its request, which has
  * been given memory and a place already. Nobody who comes later passes. It ends when it may not be
@@ -68,7 +69,7 @@ struct route {
     bool forwarded; /* once at least */
     bool anywhere;  /* any replica may run it */
     bool has_turn;  /* it has waited for room, and is next */
-    bool busy;      /* who was asked last was */
+    bool busy;      /* who was asked last was, or had no room before it */
     bool too_few;   /* one of those that were tried reaches too few replicas */
     status outcome; /* what the timer ends it with; ok: try again */
     /* of a whole with parts */
@@ -545,25 +546,27 @@ called(struct peer_call *call, status st, const struct native_header *header, st
         request_finish(request);
         return;
     }
-    route->busy = keeps_place(route) && is_busy(st, header);
+    route->busy = is_busy(st, header);
     if (io_now_ns() >= request->begin_ns) {
         end_with(request, too_late(route));
         request_finish(request);
         return;
     }
-    bool overloaded = ok(st) && (header->status == NATIVE_ST_OVERLOADED || route->busy);
+    bool stays = route->busy && keeps_place(route);
+    bool overloaded = ok(st) && (header->status == NATIVE_ST_OVERLOADED || stays);
     if (overloaded && !retry_take(&shard_self()->cluster->retries)) {
         MARK("server.route.not_repeated");
         end_with(request, ST_OVERLOADED); /* its own outcome: nothing was done */
         request_finish(request);
         return;
     }
-    if (route->busy) {
+    if (stays) {
         MARK("server.route.runner_is_busy");
         again_later(route);
         return;
     }
-    if (ok(st) && header->status == NATIVE_ST_WRONG_EPOCH) { /* one of us is behind */
+    bool no_address = status_is(st, ST_NOT_FOUND) && keeps_place(route);
+    if (no_address || (ok(st) && header->status == NATIVE_ST_WRONG_EPOCH)) { /* one is behind */
         MARK("server.route.wrong_epoch");
         again_later(route);
         return;

@@ -73,6 +73,16 @@ put(struct rig_client *client, u64 id, u32 age_ms, const char *key, const char *
     return rig_native_call(client, &request).header.status;
 }
 
+static MAY_YIELD u32
+put_if_absent(struct rig_client *client, u64 id, u32 age_ms, const char *key, u16 *flags)
+{
+    struct native_request request = put_of(id, age_ms, key, "once");
+    request.op.condition = NATIVE_IF_ABSENT;
+    struct native_reply reply = rig_native_call(client, &request);
+    *flags = reply.header.flags;
+    return reply.header.status;
+}
+
 static MAY_YIELD void
 expect_node_has(struct rig *rig, u32 node, const char *key, const char *value)
 {
@@ -228,6 +238,34 @@ what_waited_for_room_is_not_sent_on_late(void **state)
     run_seeds(full_link_story, NULL);
 }
 
+/* A shard that had no memory for the address of the runner looks for it again; meanwhile no other
+ * replica runs what keeps its place. */
+static MAY_YIELD void
+no_address_story(struct rig *rig)
+{
+    struct rig_client client;
+    char key[16];
+    u16 flags;
+    cluster_rig_settle(rig, NODES, NODES, WAIT_NS);
+    key_of(rig, 1, key, sizeof(key));
+    rig_native_connect(rig, 2, 1, &client);
+    struct cluster_shard *shard = rig->nodes[2].server->cluster->shards[1];
+    peers_member_remove(shard->peers, cluster_member(rig->nodes[0].server->cluster));
+    shard->addresses_lacked = true;
+    u64 first = cluster_rig_forwarded(rig, 0), second = cluster_rig_forwarded(rig, 1);
+    CHECK(put_if_absent(&client, 1, 0, key, &flags) == NATIVE_ST_OK);
+    CHECK(cluster_rig_forwarded(rig, 0) == first + 1);
+    CHECK(cluster_rig_forwarded(rig, 1) == second);
+    CHECK(!shard->addresses_lacked);
+    rig_disconnect(&client);
+}
+
+static void
+a_runner_whose_address_is_lacked_is_waited_for(void **state)
+{
+    run_seeds(no_address_story, NULL);
+}
+
 /* ---- what waits for its turn ---- */
 
 #define AHEAD_MS 5000u
@@ -281,16 +319,6 @@ what_has_waited_behind_others_is_not_done(void **state)
 /* ---- a write that comes again while another node has become the one that runs it ---- */
 
 enum change { NOTHING_CHANGES, RUNNER_DIES, RUNNER_IS_ANOTHER_PROCESS };
-
-static MAY_YIELD u32
-put_if_absent(struct rig_client *client, u64 id, u32 age_ms, const char *key, u16 *flags)
-{
-    struct native_request request = put_of(id, age_ms, key, "once");
-    request.op.condition = NATIVE_IF_ABSENT;
-    struct native_reply reply = rig_native_call(client, &request);
-    *flags = reply.header.flags;
-    return reply.header.status;
-}
 
 static MAY_YIELD void
 again_story(struct rig *rig)
@@ -634,6 +662,7 @@ main(void)
         cmocka_unit_test(what_was_on_its_way_between_shards_is_not_done),
         cmocka_unit_test(what_was_sent_on_to_it_is_not_done),
         cmocka_unit_test(what_waited_for_room_is_not_sent_on_late),
+        cmocka_unit_test(a_runner_whose_address_is_lacked_is_waited_for),
         cmocka_unit_test(what_has_waited_behind_others_is_not_done),
         cmocka_unit_test(a_retry_is_answered_from_where_the_write_was_done),
         cmocka_unit_test(a_retry_that_another_node_would_judge_is_unknown),
