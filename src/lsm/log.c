@@ -338,6 +338,12 @@ append_check(struct log *log, size_t payload_bytes)
     if (log->failed) return MARKED("lsm.log.read_only", ST_READ_ONLY);
     if (payload_bytes > log_payload_bytes_max(log))
         return MARKED("lsm.log.record_too_large", ST_TOO_LARGE);
+    if (log->current == NULL && log->ready != NULL) {
+        /* There was no space before. What was carried may have left it little room, as when an
+         * opening finds space: the record goes to it, or to the next. */
+        status st = log_cut(log);
+        if (!ok(st)) return st;
+    }
     u64 size = sizeof(struct log_record) + payload_bytes;
     if (log->queued_bytes > 0 && log->queued_bytes + size > log->queue_bytes_max) {
         MARK("lsm.log.queue_full");

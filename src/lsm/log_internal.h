@@ -72,7 +72,7 @@ struct log {
     /* segments */
     struct log_segment *current; /* appended to; NULL: none could be made yet */
     struct log_segment *writing; /* the one that requests go to: current or one before it */
-    struct log_segment *ready;   /* named, durable, empty: the next one */
+    struct log_segment *ready;   /* named, durable, empty but for what was carried: the next one */
     struct list old;             /* live ones before current, ascending */
     struct list replaced;        /* go when a segment after them has begun for sure */
     struct list recycle;         /* released ones whose files wait for a new life */

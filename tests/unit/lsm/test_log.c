@@ -1471,6 +1471,64 @@ unsynced_body(void *arg)
     return ST_OK;
 }
 
+/* What is saved may leave its segment little room. Whoever writes first when there is space again
+ * is told what holds: a promise (log_reserve), too, that is kept at once. */
+static status
+space_returns_body(void *arg)
+{
+    struct doubt *doubt = arg;
+    struct model *model = &doubt->model;
+    status st = open_log(model);
+    if (!ok(st)) return st;
+    CHECK(model->recovered == model->appended);
+    fiber_sleep_ns(NS_PER_S / 2);
+    CHECK(log_no_space(model->log));
+    sim_disk_capacity_set(doubt->fills, GIB(1));
+    while (log_no_space(model->log))
+        fiber_sleep_ns(NS_PER_MS);
+    size_t size = model->size_max;
+    bool small = sizeof(struct log_record) + size <= LOG_BLOCK_PAYLOAD_BYTES;
+    while (status_is(st = small ? log_reserve(model->log, size)
+                                : log_append_check(model->log, size, false),
+                     ST_WOULD_WAIT))
+        log_wait_room(model->log);
+    CHECK(ok(st));
+    u64 awaited = sim_mark_count(doubt->sim, "lsm.log.segment_awaited");
+    model->records = 1;
+    st = append_some(model);
+    CHECK(ok(st) && sim_mark_count(doubt->sim, "lsm.log.segment_awaited") == awaited);
+    model->records = 20;
+    st = append_some(model);
+    CHECK(ok(st));
+    log_close(model->log);
+    return ST_OK;
+}
+
+static void
+what_is_saved_when_there_is_space_again_may_leave_no_room(void **state)
+{
+    (void)state;
+    for (u32 n = 1; n <= 40; n++) {
+        struct sim_options options;
+        sim_options_default(&options, n);
+        options.disk.crash_keeps_all = true;
+        struct sim *sim = sim_new(&options);
+        struct sim_node *node = sim_node_new(sim, "10.0.0.1");
+        struct doubt doubt = {.sim = sim, .fills = sim_node_disk(node)};
+        struct model *model = &doubt.model;
+        *model = model_make(n, n / 2, n % 2 == 0 ? 3000 : 12000);
+        model->config.durability = LSM_DURABILITY_PERIODIC;
+        model->config.sync_interval_ms = 3600 * 1000;
+        sim_at(sim, 3 * NS_PER_S, kill_now, node);
+        assert_true(status_is(sim_run(sim, 1, unsynced_body, model), ST_CANCELED));
+        sim_disk_capacity_set(doubt.fills, 1);
+        assert_true(ok(sim_run(sim, 1, space_returns_body, &doubt)));
+        assert_true(ok(sim_run(sim, 1, reader, model)));
+        assert_int_equal(model->recovered, model->appended);
+        sim_free(sim);
+    }
+}
+
 /* A flush that cannot change segments does not wait for a sync: after a power cut tables may hold
  * more than the log does. Numbers go on behind what the tables hold, and what is left of the log
  * in its last, unattested blocks must not stand in one segment with them. */
@@ -1789,6 +1847,7 @@ main(void)
         cmocka_unit_test(what_a_failed_durable_write_lost_is_not_missed_later),
         cmocka_unit_test(what_is_in_doubt_is_saved_when_there_is_space_again),
         cmocka_unit_test(what_is_saved_is_attested_by_nothing_beside_the_header),
+        cmocka_unit_test(what_is_saved_when_there_is_space_again_may_leave_no_room),
         cmocka_unit_test(numbers_go_on_behind_the_tables_when_the_log_lost_its_end),
         cmocka_unit_test(what_tables_hold_is_not_missed_when_the_disk_forgets_it),
         cmocka_unit_test(what_any_failed_request_lost_is_not_missed_later),
