@@ -582,6 +582,15 @@ log_bytes_to_replay(const struct log *log)
     return bytes;
 }
 
+u64
+log_bytes_kept(const struct log *log)
+{
+    u64 bytes = 0;
+    list_for_each (link, &log->old)
+        bytes += log->config.segment_bytes;
+    return bytes;
+}
+
 /* ---- opening and closing ---- */
 
 static void

@@ -137,6 +137,9 @@ struct log_stats {
 void log_stats(const struct log *log, struct log_stats *out);
 /* What the next opening would have to read. */
 u64 log_bytes_to_replay(const struct log *log);
+/* What the segments before the current one take on the disk, about: each is a whole file, however
+ * little it holds. */
+u64 log_bytes_kept(const struct log *log);
 bool log_check(const struct log *log);
 
 /* Reads the segments of a closed store without changing them. */

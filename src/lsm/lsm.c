@@ -413,16 +413,15 @@ fiber_end(struct lsm *lsm)
 }
 
 /* A lone small write fills a whole block of the log, or two, and little of a memtable: the log's
- * length, too, asks for a flush, so that neither the disk nor the next start pays for it. */
-static void
-log_length_check(struct lsm *lsm)
+ * length, too, asks for a flush, so that neither the disk nor the next start pays for it. So do the
+ * files: each start takes a segment of its own, and a process that dies soon leaves it empty. */
+bool
+lsm_log_is_long(const struct lsm *lsm)
 {
-    if (lsm->log == NULL) return;
+    if (lsm->log == NULL) return false;
     u64 limit =
         LOG_TO_REPLAY_FACTOR * MAX(lsm->memtable_limit_bytes, lsm->options.log_segment_bytes);
-    if (log_bytes_to_replay(lsm->log) <= limit) return;
-    MARK("lsm.log.long");
-    lsm_flush_request(lsm);
+    return log_bytes_to_replay(lsm->log) > limit || log_bytes_kept(lsm->log) > limit;
 }
 
 /* What was deleted on a full disk is to give its room back, though no memtable fills up now and no
@@ -456,7 +455,10 @@ tend_fiber(void *arg)
         if (lsm->stopping) break;
         lsm_caches_trim(lsm);
         if (lsm->stopping) break;
-        log_length_check(lsm);
+        if (lsm_log_is_long(lsm)) {
+            MARK("lsm.log.long");
+            lsm_flush_request(lsm);
+        }
         bool second = tick % DISK_CHECK_TICKS == 0;
         if (second || lsm->disk_near || is_in_memory(lsm->dir)) disk_check(lsm);
         if (second) {

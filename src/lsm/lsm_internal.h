@@ -178,6 +178,8 @@ MUST_CHECK bool lsm_value_pin_buffer(struct lsm_value *value, struct budget *bud
 void lsm_fail(struct lsm *lsm, status why, const char *text);
 /* Derives state from the reasons. */
 void lsm_state_update(struct lsm *lsm);
+/* Whether the log's length asks for a flush. */
+bool lsm_log_is_long(const struct lsm *lsm);
 /* Memtables into tables, whatever they hold; once at a time. wait: for space and memory. */
 MAY_YIELD MUST_CHECK status lsm_flush_now(struct lsm *lsm, bool wait);
 void lsm_flush_fiber(void *arg);

@@ -821,7 +821,8 @@ MAY_YIELD status
 lsm_flush_now(struct lsm *lsm, bool wait)
 {
     CHECK(!lsm->flush_running);
-    if (lsm->seq_last == lsm->seq_flushed) return ST_OK;
+    /* With nothing to flush the segments go all the same, once the manifest says that they may. */
+    if (lsm->seq_last == lsm->seq_flushed && !lsm_log_is_long(lsm)) return ST_OK;
     lsm->flush_running = true;
     status st = ST_OK;
     /* A set whose flush was given up for want of space comes first, with the state of its time. */

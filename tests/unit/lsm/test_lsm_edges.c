@@ -1126,6 +1126,63 @@ lone_small_writes_do_not_make_a_long_log(void **state)
     sim_free(w.sim);
 }
 
+struct restart {
+    struct world *w;
+    bool writes;
+    bool last;
+    u64 segments;
+};
+
+static status
+restart_body(void *arg)
+{
+    struct restart *restart = arg;
+    struct world *w = restart->w;
+    CHECK(ok(open_store(w)));
+    for (u32 i = 0; i < w->keys; i++)
+        CHECK(ok(get(w, i, NULL)));
+    if (restart->writes || w->keys == 0) {
+        CHECK(ok(put(w, w->keys, 10)));
+        CHECK(ok(lsm_wait_durable(w->lsm, w->seq)));
+        w->keys++;
+        if (!restart->writes) CHECK(ok(lsm_flush(w->lsm)));
+    }
+    if (restart->last) {
+        fiber_sleep_ns(NS_PER_S);
+        static struct lsm_stats stats;
+        lsm_stats_get(w->lsm, &stats);
+        restart->segments = stats.log_segments;
+        return lsm_close(w->lsm);
+    }
+    sim_crash_at(w->sim, SIM_POINT_EVENT, 0);
+    fiber_sleep_ns(10 * NS_PER_S);
+    return ST_OK;
+}
+
+/* Each start takes a segment of its own. */
+static void
+a_process_that_dies_again_and_again_does_not_leave_a_segment_each(void **state)
+{
+    (void)state;
+    for (u32 writes = 0; writes < 2; writes++) {
+        struct world w;
+        world_init(&w, 6);
+        sim_crash_keeps_all_set(w.sim, true);
+        struct restart restart = {.w = &w, .writes = writes != 0};
+        for (u32 i = 0; i < 12; i++) {
+            (void)ok(sim_run(w.sim, 1, restart_body, &restart));
+            assert_true(sim_crashed(w.sim));
+            sim_faults_clear(w.sim);
+        }
+        restart.last = true;
+        for (u32 i = 0; i < 2; i++) { /* what it has left is enough for the next one */
+            assert_true(ok(sim_run(w.sim, 1, restart_body, &restart)));
+            assert_in_range(restart.segments, 2, 4 + 2); /* four, the current and the next one */
+        }
+        sim_free(w.sim);
+    }
+}
+
 /* ---- when memtables are flushed ---- */
 
 static status
@@ -1839,6 +1896,7 @@ main(void)
         cmocka_unit_test(a_count_goes_on_when_memory_runs_short_meanwhile),
         cmocka_unit_test(whoever_asks_while_a_store_closes_is_told),
         cmocka_unit_test(lone_small_writes_do_not_make_a_long_log),
+        cmocka_unit_test(a_process_that_dies_again_and_again_does_not_leave_a_segment_each),
         cmocka_unit_test(a_memtable_is_flushed_once_and_before_it_is_full),
         cmocka_unit_test(held_writes_show_nothing_until_all_are_released),
         cmocka_unit_test(a_large_write_has_its_turn_beside_small_ones),
