@@ -292,7 +292,8 @@ DISTKV_API size_t distkv_batch_slots(const distkv_batch *batch);
 DISTKV_API int distkv_batch_commit(distkv *kv, const distkv_batch *batch);
 /* One atomic batch for each slot, pipelined: the operations of one slot are done as a whole or not
  * at all. done_out (may be NULL) receives how many operations were done for certain; the code is
- * that of the first part that failed. */
+ * that of the first part that failed. The call has one deadline for all of them: parts that were not
+ * sent by then are not sent any more (DISTKV_TIMED_OUT). */
 DISTKV_API int distkv_batch_commit_parts(distkv *kv, const distkv_batch *batch, size_t *done_out);
 
 /* The Redis Cluster slot of a key, 0 to 16383. */

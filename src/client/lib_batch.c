@@ -185,6 +185,7 @@ compare_entries(const void *a, const void *b)
 }
 
 struct parts {
+    u64 deadline_ns; /* of all of them */
     size_t in_flight;
     size_t done;
     int code;
@@ -215,6 +216,8 @@ static int
 part_start(struct distkv *kv, const distkv_batch *batch, const struct batch_entry *entries,
            u32 count, struct buf *ops, struct parts *parts)
 {
+    if (lib_now_ns() >= parts->deadline_ns)
+        return lib_fail(kv, DISTKV_TIMED_OUT, "not all parts could be sent within the deadline");
     bool repeatable = true;
     ops->size = 0;
     for (u32 i = 0; i < count; i++) {
@@ -227,7 +230,8 @@ part_start(struct distkv *kv, const distkv_batch *batch, const struct batch_entr
     *part = (struct part){.parts = parts, .count = count};
     struct native_request native = {.header.opcode = NATIVE_BATCH,
                                     .batch = {.count = count, .ops = buf_bytes(ops)}};
-    int code = lib_start_async(kv, &native, entries[0].slot, repeatable, part_done, part);
+    int code = lib_start_async_until(kv, &native, entries[0].slot, repeatable, parts->deadline_ns,
+                                     part_done, part);
     if (code != DISTKV_OK)
         free(part);
     else
@@ -249,7 +253,7 @@ distkv_batch_commit_parts(distkv *kv, const distkv_batch *batch, size_t *done_ou
         return lib_fail(kv, DISTKV_NO_MEMORY, "no memory for the batch");
     struct batch_entry *entries = batch_entries(&sorted);
     qsort(entries, batch->count, sizeof(*entries), compare_entries);
-    struct parts parts = {.code = DISTKV_OK};
+    struct parts parts = {.deadline_ns = request_deadline(kv), .code = DISTKV_OK};
     int refused = DISTKV_OK;
     for (u32 first = 0, end; first < batch->count && refused == DISTKV_OK; first = end) {
         end = first + 1;

@@ -132,7 +132,7 @@ lib_call_start(struct distkv *kv, struct native_request *native, u32 slot, bool 
     struct request *request = call_new(kv, native, slot, repeatable);
     if (request == NULL)
         return lib_fail(kv, DISTKV_NO_MEMORY, "%s", distkv_code_text(DISTKV_NO_MEMORY));
-    request_start(kv, request, waiter_done, waiter);
+    request_start(kv, request, request_deadline(kv), waiter_done, waiter);
     return DISTKV_OK;
 }
 
@@ -535,6 +535,13 @@ int
 lib_start_async(struct distkv *kv, struct native_request *native, u32 slot, bool repeatable,
                 distkv_callback callback, void *arg)
 {
+    return lib_start_async_until(kv, native, slot, repeatable, request_deadline(kv), callback, arg);
+}
+
+int
+lib_start_async_until(struct distkv *kv, struct native_request *native, u32 slot, bool repeatable,
+                      u64 deadline_ns, distkv_callback callback, void *arg)
+{
     if (callback == NULL) return lib_fail(kv, DISTKV_INVALID, "no callback");
     if (kv->closing) return lib_fail(kv, DISTKV_CANCELED, "the handle is being closed");
     struct request *request = call_new(kv, native, slot, repeatable);
@@ -542,7 +549,7 @@ lib_start_async(struct distkv *kv, struct native_request *native, u32 slot, bool
         return lib_fail(kv, DISTKV_NO_MEMORY, "%s", distkv_code_text(DISTKV_NO_MEMORY));
     request->callback = callback;
     request->callback_arg = arg;
-    request_start(kv, request, async_done, NULL);
+    request_start(kv, request, deadline_ns, async_done, NULL);
     return DISTKV_OK;
 }
 

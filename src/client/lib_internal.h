@@ -257,7 +257,10 @@ MUST_CHECK struct request *request_new(struct distkv *kv, struct native_request 
                                        bool repeatable);
 void request_free(struct distkv *kv, struct request *request);
 /* From here on done will be called, once. */
-void request_start(struct distkv *kv, struct request *request, request_done done, void *arg);
+void request_start(struct distkv *kv, struct request *request, u64 deadline_ns, request_done done,
+                   void *arg);
+/* Of a call that begins now. */
+u64 request_deadline(const struct distkv *kv);
 void request_assign(struct request *request, struct connection *connection);
 /* The connection of a request that was not written (begun: not even in part) or not answered has
  * gone. */
@@ -303,6 +306,10 @@ int lib_call_wait(struct distkv *kv, struct waiter *waiter);
 
 MUST_CHECK int lib_start_async(struct distkv *kv, struct native_request *native, u32 slot,
                                bool repeatable, distkv_callback callback, void *arg);
+/* For a call of several requests: its deadline is that of each of them. */
+MUST_CHECK int lib_start_async_until(struct distkv *kv, struct native_request *native, u32 slot,
+                                     bool repeatable, u64 deadline_ns, distkv_callback callback,
+                                     void *arg);
 /* One operation from the arguments of the public calls. */
 MUST_CHECK int lib_make_op(struct native_op *op, u8 kind, const void *key, size_t key_size,
                            const void *value, size_t value_size, const struct distkv_write *write,

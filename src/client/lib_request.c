@@ -143,12 +143,19 @@ request_free(struct distkv *kv, struct request *request)
     mem_free(&kv->budget, request, sizeof(*request));
 }
 
+u64
+request_deadline(const struct distkv *kv)
+{
+    return lib_now_ns() + (u64)kv->options.timeout_ms * NS_PER_MS;
+}
+
 void
-request_start(struct distkv *kv, struct request *request, request_done done, void *arg)
+request_start(struct distkv *kv, struct request *request, u64 deadline_ns, request_done done,
+              void *arg)
 {
     request->done = done;
     request->arg = arg;
-    request->deadline_ns = lib_now_ns() + (u64)kv->options.timeout_ms * NS_PER_MS;
+    request->deadline_ns = deadline_ns;
     lib_timer_set(kv, &request->timer, request->deadline_ns);
     list_push_back(&kv->waiting, &request->link);
     kv->pending++;

@@ -321,6 +321,29 @@ a_batch_over_slots_is_refused_or_done_in_parts(void **state)
     distkv_batch_free(batch);
 }
 
+/* However many rounds of parts it takes. */
+static void
+a_batch_in_parts_has_one_deadline(void **state)
+{
+    (void)state;
+    distkv_batch *batch = distkv_batch_new();
+    assert_non_null(batch);
+    char key[16];
+    for (int i = 0; i < 4000; i++) {
+        int size = snprintf(key, sizeof(key), "key%d", i);
+        assert_int_equal(distkv_batch_put(batch, key, (size_t)size, "v", 1, NULL), DISTKV_OK);
+    }
+    server->silent = 1;
+    distkv_set_timeout(kv, 300);
+    size_t done = 1;
+    u64 begin = now_ms();
+    assert_int_equal(distkv_batch_commit_parts(kv, batch, &done), DISTKV_UNKNOWN_OUTCOME);
+    assert_in_range(now_ms() - begin, 299, 2500);
+    assert_int_equal(done, 0);
+    server->silent = 0;
+    distkv_batch_free(batch);
+}
+
 static void
 a_scan_gives_each_key_once_over_many_pages(void **state)
 {
@@ -1068,6 +1091,7 @@ main(void)
         T(the_server_and_its_state_are_told),
         T(a_batch_of_one_hash_tag_is_atomic),
         T(a_batch_over_slots_is_refused_or_done_in_parts),
+        T(a_batch_in_parts_has_one_deadline),
         T(a_scan_gives_each_key_once_over_many_pages),
         T(a_scan_keeps_to_prefix_and_limit),
         T(replies_may_come_in_any_order),
