@@ -8,7 +8,10 @@
  *
  * A name with several addresses (localhost is often ::1 and 127.0.0.1) is tried address by address
  * without a pause; only a whole round that failed counts as a failure and begins a pause, which
- * doubles with each round and is blurred by a quarter so that clients do not return in step.
+ * doubles with each round and is blurred by a quarter so that clients do not return in step. A
+ * handshake alone is no success: there are servers, and what stands before them, that answer it and
+ * close at the next request, each time. Only a connection that has answered a caller, or has stood
+ * for as long as the longest pause, is made anew at once and begins with the shortest pause again.
  *
  * Names are resolved by getaddrinfo, which may wait; give numbers where that matters.
  */
@@ -176,6 +179,13 @@ forget_output(struct connection *connection)
         (void)setsockopt(connection->fd, SOL_SOCKET, SO_LINGER, &at_once, sizeof(at_once));
 }
 
+static bool
+has_worked(const struct connection *connection)
+{
+    u64 longest_ns = (u64)connection->kv->options.reconnect_max_ms * NS_PER_MS;
+    return connection->answered || lib_now_ns() - connection->ready_ns >= longest_ns;
+}
+
 void
 connection_break(struct connection *connection, const char *format, ...)
 {
@@ -189,6 +199,7 @@ connection_break(struct connection *connection, const char *format, ...)
              why);
 
     bool was_ready = connection->state == CONNECTION_READY;
+    bool at_once = was_ready && has_worked(connection);
     if (!list_empty(&connection->sent) || connection->unsent_offset > 0) forget_output(connection);
     if (connection->fd >= 0) close(connection->fd); /* leaves the epoll set by itself */
     connection->fd = -1;
@@ -215,9 +226,9 @@ connection_break(struct connection *connection, const char *format, ...)
     if (was_ready) route_on_broken(kv);
     if (connection->server->retired) {
         kv->retired = true;
-    } else if (was_ready) {
-        connection->address_next = 0;
-        lib_timer_set(kv, &connection->timer, lib_now_ns()); /* the first attempt is at once */
+    } else if (at_once) {
+        connection->backoff_ms = kv->options.reconnect_min_ms;
+        lib_timer_set(kv, &connection->timer, lib_now_ns());
     } else {
         connection_backoff(connection);
     }
@@ -396,7 +407,8 @@ on_hello(struct request *request, int code, const char *error, const struct nati
     const struct native_hello_reply *hello = &reply->hello;
     route_on_hello(connection, hello);
     connection->state = CONNECTION_READY;
-    connection->backoff_ms = kv->options.reconnect_min_ms;
+    connection->answered = false;
+    connection->ready_ns = lib_now_ns();
     connection->address_next = 0;
     connection->run_id = hello->run_id;
     connection->in_flight_max = MIN(hello->in_flight_max, LIB_PENDING_MAX);
@@ -557,6 +569,7 @@ on_frame(struct connection *connection, const struct native_header *header, stru
     if (connection->state == CONNECTION_READY) route_on_epoch(connection, header->epoch);
     /* Not found: it came after the deadline, and its caller has been told. */
     struct request *request = request_find(connection->kv, header->request_id);
+    if (request == NULL || !request->own) connection->answered = true;
     if (request == NULL || request->connection != connection) return true;
     if (request->opcode != header->opcode || request->state != REQUEST_SENT) {
         *why = "a reply to another request than was sent";

@@ -123,6 +123,8 @@ struct connection {
     bool refused;   /* by the handshake's reply: about to be broken */
     bool denied;    /* by this attempt's server */
     bool leaving;   /* the server wants another one: ends when nothing is in flight */
+    bool answered;  /* a request of a caller */
+    u64 ready_ns;   /* when it became READY */
     struct list unsent, sent;
     size_t unsent_offset; /* bytes of the first unsent frame that are written */
     u32 in_flight;        /* requests on both lists */

@@ -378,7 +378,8 @@ request_delay(struct distkv *kv, struct request *request, u64 hint_ms)
 
 /* What is overloaded, or has lost too much to serve, does not get a multiple of the load. Who
  * stops, starts or is behind the topology sends to others, or to itself in a moment; and what was
- * lost with its connection goes once for each connection, and between these there are pauses. */
+ * lost with its connection goes once for each connection, and between those that answer nothing
+ * there are pauses. */
 static bool
 repeat_affordable(struct distkv *kv, u16 native_status)
 {

@@ -301,6 +301,11 @@ handle(struct fake_server *server, struct client *client, const struct native_re
         client->closing = true;
         return;
     }
+    if (request->header.opcode == NATIVE_GET && server->drop_gets > 0) {
+        server->drop_gets--;
+        client->closing = true;
+        return;
+    }
     if (request->header.opcode != NATIVE_HELLO && server->overload > 0) {
         server->overload--;
         CHECK(native_reply_error(out, &request->header, NATIVE_ST_OVERLOADED, 1, 1, "busy"));

@@ -44,6 +44,7 @@ struct fake_server {
     atomic_int drop_before_writes; /* close instead of doing the next n writes */
     atomic_int drop_after_writes;  /* do the next n writes, then close without a reply; changes of
                                     * the cluster are some */
+    atomic_int drop_gets;          /* close instead of answering the next n GETs */
     atomic_int overload;           /* refuse the next n requests */
     atomic_int close_writes;       /* ask for another connection at the next n writes */
     atomic_int silent;             /* answer nothing but HELLO */

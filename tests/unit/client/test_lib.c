@@ -800,6 +800,40 @@ a_lost_reply_is_repeated_and_done_once(void **state)
     assert_value("k2", "v");
 }
 
+/* It shakes hands each time. Pauses that double, to 1 s: some ten in the 2 s. */
+static void
+who_closes_at_each_request_is_not_stormed(void **state)
+{
+    (void)state;
+    struct distkv_value value;
+    int before = server->connections;
+    server->drop_gets = 1000000;
+    distkv_set_timeout(kv, 2000);
+    assert_int_equal(distkv_get(kv, "k", 1, &value), DISTKV_TIMED_OUT);
+    assert_in_range(server->connections - before, 3, 15);
+    server->drop_gets = 0;
+}
+
+static void
+who_has_answered_is_connected_again_at_once(void **state)
+{
+    (void)state;
+    distkv_close(kv);
+    struct distkv_options options;
+    distkv_options_init(&options);
+    options.reconnect_min_ms = options.reconnect_max_ms = 500;
+    connect_with(&options);
+    assert_int_equal(put("k", "v"), DISTKV_OK);
+    int before = server->connections;
+    u64 begin = now_ms();
+    for (int i = 0; i < 20; i++) {
+        server->drop_gets = 1;
+        assert_value("k", "v");
+    }
+    assert_int_equal(server->connections, before + 20);
+    assert_in_range(now_ms() - begin, 0, 4000); /* 20 pauses are 10 s */
+}
+
 static void
 a_condition_is_not_repeated_to_a_server_that_has_forgotten(void **state)
 {
@@ -1107,6 +1141,8 @@ main(void)
         T(memory_is_bounded),
         T(a_handle_that_is_kept_full_connects_again),
         T(a_lost_reply_is_repeated_and_done_once),
+        T(who_closes_at_each_request_is_not_stormed),
+        T(who_has_answered_is_connected_again_at_once),
         T(a_condition_is_not_repeated_to_a_server_that_has_forgotten),
         T(without_retry_a_lost_reply_is_told_at_once),
         T(a_change_of_the_cluster_is_sent_once),
