@@ -222,7 +222,8 @@ part_start(struct distkv *kv, const distkv_batch *batch, const struct batch_entr
     ops->size = 0;
     for (u32 i = 0; i < count; i++) {
         repeatable = repeatable && entries[i].repeatable;
-        if (!buf_append(ops, batch->ops.data + entries[i].offset, entries[i].size))
+        if (!lib_reserve(kv, ops, entries[i].size) ||
+            !buf_append(ops, batch->ops.data + entries[i].offset, entries[i].size))
             return lib_fail(kv, DISTKV_NO_MEMORY, "no memory for the batch");
     }
     struct part *part = malloc(sizeof(*part));
@@ -249,7 +250,8 @@ distkv_batch_commit_parts(distkv *kv, const distkv_batch *batch, size_t *done_ou
     struct buf sorted, ops;
     buf_init(&sorted, &kv->budget);
     buf_init(&ops, &kv->budget);
-    if (!buf_append(&sorted, batch->index.data, batch->index.size))
+    if (!lib_reserve(kv, &sorted, batch->index.size) ||
+        !buf_append(&sorted, batch->index.data, batch->index.size))
         return lib_fail(kv, DISTKV_NO_MEMORY, "no memory for the batch");
     struct batch_entry *entries = batch_entries(&sorted);
     qsort(entries, batch->count, sizeof(*entries), compare_entries);

@@ -88,12 +88,12 @@ waiter_done(struct request *request, int code, const char *error, const struct n
     if (reply->header.opcode == NATIVE_GET_SIBLINGS) target = &waiter->reply.siblings.values;
     if (target == NULL) return;
     span = *target;
-    bool fits = buf_append(&waiter->body, span.data, span.size);
     struct bytes next = BYTES(NULL, 0);
     if (reply->header.opcode == NATIVE_SCAN) next = reply->scan.next.key;
     if (reply->header.opcode == NATIVE_GET_SIBLINGS) next = reply->siblings.context;
-    if (!fits || !buf_append(&waiter->body, next.data, next.size) ||
-        !buf_append(&waiter->body, "", 1)) {
+    if (!lib_reserve(waiter->kv, &waiter->body, span.size + next.size + 1) ||
+        !buf_append(&waiter->body, span.data, span.size) ||
+        !buf_append(&waiter->body, next.data, next.size) || !buf_append(&waiter->body, "", 1)) {
         waiter->code = DISTKV_NO_MEMORY;
         snprintf(waiter->error, sizeof(waiter->error), "no memory for the reply");
         return;
@@ -113,6 +113,7 @@ call_new(struct distkv *kv, struct native_request *native, u32 slot, bool repeat
     struct request *request = request_new(kv, native, slot, repeatable);
     if (request == NULL || kv->pending == 0 || budget_available(&kv->budget) >= LIB_OWN_BYTES)
         return request;
+    if (connections_give_back(kv) && budget_available(&kv->budget) >= LIB_OWN_BYTES) return request;
     request_free(kv, request);
     return NULL;
 }

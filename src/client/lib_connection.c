@@ -36,7 +36,7 @@
 /* Requests that the window allows before the server has named its own limit. */
 #define CONNECTION_READ_BYTES (64u << 10)
 #define CONNECTION_READS_MAX  16u
-/* A receive buffer above this is given back when it is empty. */
+/* A receive buffer above this is given back when it is empty; smaller ones when memory is short. */
 #define CONNECTION_KEEP_BYTES (256u << 10)
 
 /* ---- the list of servers ---- */
@@ -155,6 +155,27 @@ connections_deinit(struct distkv *kv)
         server_deinit(kv, &kv->servers[s]);
     mem_free(&kv->budget, kv->servers, SERVERS_BYTES);
     kv->servers = NULL;
+}
+
+bool
+connections_give_back(struct distkv *kv)
+{
+    bool any = false;
+    for (u32 s = 0; s < kv->server_count; s++) {
+        for (u32 c = 0; c < kv->servers[s].connection_count; c++) {
+            struct buf *in = &kv->servers[s].connections[c].in;
+            if (in->size != 0 || in->capacity == 0) continue; /* a reply in it may be at hand */
+            buf_deinit(in);
+            any = true;
+        }
+    }
+    return any;
+}
+
+bool
+lib_reserve(struct distkv *kv, struct buf *buf, size_t extra)
+{
+    return buf_reserve(buf, extra) || (connections_give_back(kv) && buf_reserve(buf, extra));
 }
 
 /* ---- breaking ---- */
@@ -609,7 +630,7 @@ take_frames(struct connection *connection)
         if (status_is(st, ST_INCOMPLETE)) {
             buf_consume(in, taken);
             if (in->size == 0) buf_clear(in, CONNECTION_KEEP_BYTES);
-            if (wanted > in->size && !buf_reserve(in, wanted - in->size)) {
+            if (wanted > in->size && !lib_reserve(connection->kv, in, wanted - in->size)) {
                 connection_break(connection, "a reply is larger than the memory limit allows");
                 return false;
             }
@@ -645,7 +666,8 @@ connection_receive(struct connection *connection)
 {
     for (u32 i = 0; i < CONNECTION_READS_MAX; i++) {
         struct buf *in = &connection->in;
-        if (!buf_reserve(in, CONNECTION_READ_BYTES) && in->capacity == in->size) {
+        if (!buf_reserve(in, CONNECTION_READ_BYTES) && in->capacity == in->size &&
+            !lib_reserve(connection->kv, in, CONNECTION_READ_BYTES)) {
             connection_break(connection, "no memory for a reply");
             return;
         }

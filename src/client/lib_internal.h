@@ -226,6 +226,10 @@ PRINTF_LIKE(2, 3) void connection_break(struct connection *connection, const cha
 /* A server's connections; they are opened when they are wanted (those of named ones at once). */
 MUST_CHECK bool server_init(struct distkv *kv, struct server *server);
 void server_deinit(struct distkv *kv, struct server *server);
+/* Receive buffers that are empty are the handle's when memory is short. False: there was none. */
+bool connections_give_back(struct distkv *kv);
+/* buf_reserve of the handle's memory, with theirs. */
+MUST_CHECK bool lib_reserve(struct distkv *kv, struct buf *buf, size_t extra);
 /* The server wants another connection: it gets no more requests. */
 void connection_leave(struct connection *connection);
 /* Ends those of which that was said and that have nothing in flight. */

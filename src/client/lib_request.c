@@ -104,8 +104,8 @@ changes_something(const struct request *request)
     return has_id(request) || !request->repeatable;
 }
 
-struct request *
-request_new(struct distkv *kv, struct native_request *native, u32 slot, bool repeatable)
+static struct request *
+request_try(struct distkv *kv, struct native_request *native, u32 slot, bool repeatable)
 {
     struct request *request = mem_alloc_zero(&kv->budget, sizeof(*request));
     if (request == NULL) return NULL;
@@ -116,7 +116,6 @@ request_new(struct distkv *kv, struct native_request *native, u32 slot, bool rep
     request->repeatable = repeatable;
     request->slot = slot;
     request->pinned_run_id = kv->pin_run_id;
-    kv->pin_run_id = 0;
     request->id = kv->id_next++;
     buf_init(&request->frame, &kv->budget);
     native->header.request_id = request->id;
@@ -131,6 +130,16 @@ request_new(struct distkv *kv, struct native_request *native, u32 slot, bool rep
     buf_deinit(&request->frame);
     mem_free(&kv->budget, request, sizeof(*request));
     return NULL;
+}
+
+struct request *
+request_new(struct distkv *kv, struct native_request *native, u32 slot, bool repeatable)
+{
+    struct request *request = request_try(kv, native, slot, repeatable);
+    if (request == NULL && connections_give_back(kv))
+        request = request_try(kv, native, slot, repeatable);
+    kv->pin_run_id = 0;
+    return request;
 }
 
 void

@@ -441,6 +441,7 @@ fetch_done(struct request *request, int code, const char *error, const struct na
     (void)error;
     struct distkv *kv = request->arg;
     kv->fetch = NULL;
+    if (budget_available(&kv->budget) < LIB_OWN_BYTES) (void)connections_give_back(kv);
     bool other =
         kv->map_cluster != 0 && kv->fetch_cluster != 0 && kv->map_cluster != kv->fetch_cluster;
     if (code == DISTKV_OK && reply->topology.node_count > 0 &&

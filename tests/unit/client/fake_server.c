@@ -14,7 +14,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#define FAKE_CLIENTS_MAX 64
+#define FAKE_CLIENTS_MAX 128
 
 struct client {
     int fd;

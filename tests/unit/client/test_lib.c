@@ -744,6 +744,57 @@ memory_is_bounded(void **state)
     assert_int_equal(seen.codes[DISTKV_OK], started);
 }
 
+/* 4 MiB, and as many connections that are there. */
+static void
+connect_many(u32 connections)
+{
+    distkv_close(kv);
+    struct distkv_options options;
+    distkv_options_init(&options);
+    options.memory_bytes_max = MIB(4);
+    options.connections_per_server = connections;
+    int before = server->hellos;
+    connect_with(&options);
+    u64 deadline = now_ms() + 10000;
+    while (server->hellos < before + (int)connections && now_ms() < deadline)
+        distkv_process(kv, 5);
+    distkv_process(kv, 50); /* takes the last replies */
+}
+
+/* Each connection keeps a buffer for what comes next: of those that wait for nothing it is the
+ * handle's when a call wants it. */
+static void
+idle_connections_keep_no_memory_from_calls(void **state)
+{
+    (void)state;
+    static char value[1000000];
+    connect_many(64);
+    assert_int_equal(distkv_put(kv, "k", 1, value, 200000, NULL, NULL), DISTKV_OK);
+    struct seen seen = {0};
+    struct call call = {&seen, 0};
+    char key[16];
+    for (int i = 0; i < 500; i++) {
+        snprintf(key, sizeof(key), "key%d", i);
+        assert_int_equal(distkv_get_async(kv, key, strlen(key), note, &call), DISTKV_OK);
+    }
+    settle();
+    assert_int_equal(seen.codes[DISTKV_NOT_FOUND], 500);
+
+    connect_many(14);
+    for (int i = 0; i < 100; i++) {
+        struct distkv_value got;
+        snprintf(key, sizeof(key), "large%d", i);
+        assert_int_equal(distkv_put(kv, key, strlen(key), value, 200000, NULL, NULL), DISTKV_OK);
+        assert_int_equal(distkv_get(kv, key, strlen(key), &got), DISTKV_OK);
+        distkv_value_free(&got);
+    }
+    assert_int_equal(distkv_put(kv, "k", 1, value, sizeof(value), NULL, NULL), DISTKV_OK);
+    struct distkv_value got;
+    assert_int_equal(distkv_get(kv, "k", 1, &got), DISTKV_OK);
+    assert_int_equal(got.size, sizeof(value));
+    distkv_value_free(&got);
+}
+
 /* Without waiting, so that the caller's calls always come first. */
 static void
 a_handle_that_is_kept_full_connects_again(void **state)
@@ -1139,6 +1190,7 @@ main(void)
         T(a_callback_may_close_the_scan_that_waits),
         T(closing_tells_what_was_certainly_not_sent),
         T(memory_is_bounded),
+        T(idle_connections_keep_no_memory_from_calls),
         T(a_handle_that_is_kept_full_connects_again),
         T(a_lost_reply_is_repeated_and_done_once),
         T(who_closes_at_each_request_is_not_stormed),
