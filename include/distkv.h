@@ -66,7 +66,7 @@ enum distkv_code {
     DISTKV_NO_SPACE = 10,     /* the server's disk is full */
     DISTKV_READ_ONLY = 11,    /* the server has stopped taking writes */
     DISTKV_SERVER_ERROR = 12, /* the server failed; the text says how */
-    DISTKV_NO_MEMORY = 13,    /* over the handle's memory_bytes_max */
+    DISTKV_NO_MEMORY = 13,    /* the call or its reply: over the handle's memory_bytes_max */
     DISTKV_CROSS_SLOT = 14,   /* an atomic batch over several slots */
     DISTKV_CANCELED = 15,     /* the handle or scan was closed, or a snapshot's lease ran out */
     DISTKV_DENIED = 16,       /* not authenticated */

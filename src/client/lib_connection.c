@@ -615,6 +615,21 @@ why_no_frame(const struct connection *connection, struct bytes rest, char *out, 
     return out;
 }
 
+/* Asked again it would be sent again, for nothing: who asked is told. The rest of it is on its way, so
+ * the connection is of no more use. */
+static void
+reply_too_large(struct connection *connection)
+{
+    struct native_header header;
+    struct request *request = NULL;
+    if (ok(native_header_decode(buf_bytes(&connection->in), &header)))
+        request = request_find(connection->kv, header.request_id);
+    if (request != NULL && !request->own && request->connection == connection &&
+        request->state == REQUEST_SENT)
+        request_on_no_memory(connection->kv, request);
+    connection_break(connection, "a reply is larger than the memory limit allows");
+}
+
 /* All whole frames in the buffer. False: the connection is broken. */
 static bool
 take_frames(struct connection *connection)
@@ -631,7 +646,7 @@ take_frames(struct connection *connection)
             buf_consume(in, taken);
             if (in->size == 0) buf_clear(in, CONNECTION_KEEP_BYTES);
             if (wanted > in->size && !lib_reserve(connection->kv, in, wanted - in->size)) {
-                connection_break(connection, "a reply is larger than the memory limit allows");
+                reply_too_large(connection);
                 return false;
             }
             return true;

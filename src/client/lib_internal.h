@@ -272,6 +272,8 @@ void request_assign(struct request *request, struct connection *connection);
  * gone. */
 void request_on_lost(struct distkv *kv, struct request *request, bool begun, const char *why);
 void request_on_reply(struct distkv *kv, struct request *request, const struct native_reply *reply);
+/* Its reply is larger than the memory that is left; it was sent. */
+void request_on_no_memory(struct distkv *kv, struct request *request);
 void request_on_timer(struct distkv *kv, struct request *request);
 PRINTF_LIKE(4, 5)
 void request_end(struct distkv *kv, struct request *request, int code, const char *format, ...);

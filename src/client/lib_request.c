@@ -337,6 +337,14 @@ unanswered(const struct request *request, int code)
 }
 
 void
+request_on_no_memory(struct distkv *kv, struct request *request)
+{
+    if (changes_something(request)) request->ambiguous = true;
+    request_end(kv, request, unanswered(request, DISTKV_NO_MEMORY),
+                "the reply is larger than the memory limit allows");
+}
+
+void
 request_on_timer(struct distkv *kv, struct request *request)
 {
     u64 now = lib_now_ns();

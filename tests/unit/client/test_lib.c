@@ -795,6 +795,35 @@ idle_connections_keep_no_memory_from_calls(void **state)
     distkv_value_free(&got);
 }
 
+/* The puts take all but what a buffer for the reply would need, and end behind it. */
+static void
+a_reply_that_there_is_no_memory_for_is_told_and_not_asked_for_again(void **state)
+{
+    (void)state;
+    static char value[1000000];
+    connect_many(1);
+    assert_int_equal(distkv_put(kv, "large", 5, value, sizeof(value), NULL, NULL), DISTKV_OK);
+    struct seen puts = {0}, gets = {0};
+    struct call put = {&puts, 0}, get = {&gets, 0};
+    int before = server->connections;
+    server->hold_replies = 4; /* the last one is sent first */
+    for (int i = 0; i < 3; i++)
+        assert_int_equal(distkv_put_async(kv, "k", 1, value, sizeof(value), NULL, note, &put),
+                         DISTKV_OK);
+    assert_int_equal(distkv_get_async(kv, "large", 5, note, &get), DISTKV_OK);
+    while (gets.calls == 0)
+        assert_true(distkv_process(kv, 1000) >= 0);
+    server->hold_replies = 0;
+    assert_int_equal(gets.codes[DISTKV_NO_MEMORY], 1);
+    assert_int_equal(gets.attempts, 1);
+    settle();
+    assert_int_equal(puts.codes[DISTKV_OK], 3);
+    assert_int_equal(server->connections, before + 1);
+    struct distkv_value got;
+    assert_int_equal(distkv_get(kv, "large", 5, &got), DISTKV_OK);
+    distkv_value_free(&got);
+}
+
 /* Without waiting, so that the caller's calls always come first. */
 static void
 a_handle_that_is_kept_full_connects_again(void **state)
@@ -1191,6 +1220,7 @@ main(void)
         T(closing_tells_what_was_certainly_not_sent),
         T(memory_is_bounded),
         T(idle_connections_keep_no_memory_from_calls),
+        T(a_reply_that_there_is_no_memory_for_is_told_and_not_asked_for_again),
         T(a_handle_that_is_kept_full_connects_again),
         T(a_lost_reply_is_repeated_and_done_once),
         T(who_closes_at_each_request_is_not_stormed),
