@@ -513,8 +513,9 @@ struct cluster_page_entry {
     bool deleted;
     struct cluster_entry entry;
 };
-/* From *at, which moves. ST_END; ST_CORRUPT. */
-MUST_CHECK status cluster_page_next(struct bytes page, size_t *at, struct cluster_page_entry *out);
+/* From *at, which moves. keys_only: as it was asked for; else each value is there. ST_END; ST_CORRUPT. */
+MUST_CHECK status cluster_page_next(struct bytes page, bool keys_only, size_t *at,
+                                    struct cluster_page_entry *out);
 /* What is not fetched, of all shards together. */
 #define CLUSTER_FETCH_WAITS 8u
 struct cluster_fetch_left {

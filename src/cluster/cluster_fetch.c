@@ -184,7 +184,7 @@ take_page(struct fetch *fetch, u32 member, struct cluster_page *page, struct byt
     struct cluster_page_entry found;
     size_t at = 1;
     status st;
-    while (ok(st = cluster_page_next(bytes, &at, &found))) {
+    while (ok(st = cluster_page_next(bytes, false, &at, &found))) {
         const struct cluster_entry *entry = &found.entry;
         if (entry->token < token_first || entry->token > page->token_last) {
             st = ST_CORRUPT;

@@ -233,7 +233,8 @@ give_back(struct pass *pass, struct source *source)
 static status
 step(const struct pass *pass, struct source *source)
 {
-    status st = cluster_page_next(buf_bytes(&source->page), &source->at, &source->next);
+    status st = cluster_page_next(buf_bytes(&source->page), pass->page.keys_only, &source->at,
+                                  &source->next);
     source->valid = ok(st);
     if (source->valid && (source->next.entry.token < pass->page.token ||
                           source->next.entry.token > pass->page.token_last))

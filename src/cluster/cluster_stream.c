@@ -151,16 +151,16 @@ cluster_page_read(struct cluster_shard *shard, const struct cluster_page *page, 
 }
 
 status
-cluster_page_next(struct bytes page, size_t *at, struct cluster_page_entry *out)
+cluster_page_next(struct bytes page, bool keys_only, size_t *at, struct cluster_page_entry *out)
 {
     if (*at == page.size) return ST_END;
     if (page.size - *at < ENTRY_BYTES) return ST_CORRUPT;
     const u8 *head = page.data + *at;
     u32 key_size = load_u16(head + 17), value_size = load_u32(head + 19);
     u32 sent = head[0] == STREAM_VALUE ? value_size : 0;
-    if (head[0] < STREAM_VALUE || head[0] > STREAM_KEY || key_size == 0 ||
-        key_size > LIMIT_KEY_BYTES || value_size > LIMIT_VALUE_BYTES ||
-        page.size - *at - ENTRY_BYTES < (size_t)key_size + sent)
+    u8 last = keys_only ? STREAM_KEY : STREAM_TOMBSTONE;
+    if (head[0] < STREAM_VALUE || head[0] > last || key_size == 0 || key_size > LIMIT_KEY_BYTES ||
+        value_size > LIMIT_VALUE_BYTES || page.size - *at - ENTRY_BYTES < (size_t)key_size + sent)
         return ST_CORRUPT;
     struct bytes key = BYTES(head + ENTRY_BYTES, key_size);
     *out = (struct cluster_page_entry){

@@ -274,7 +274,7 @@ fetch_some(struct batch *b, struct bytes *left, u32 *left_count)
     size_t at = 1;
     struct cluster_page_entry found;
     while (ok(st)) {
-        st = is_over(b) ? ST_CANCELED : cluster_page_next(buf_bytes(&answer), &at, &found);
+        st = is_over(b) ? ST_CANCELED : cluster_page_next(buf_bytes(&answer), false, &at, &found);
         if (!ok(st)) break;
         st = wanted_cut(left, left_count, found.entry.key) ? store(b, &found) : ST_CORRUPT;
         any = true;
@@ -348,7 +348,8 @@ side_step(struct batch *b, struct side *side)
     u64 before = side->valid ? side->next.entry.token : side->from.token;
     side->valid = false;
     for (;;) {
-        status st = cluster_page_next(buf_bytes(&side->page), &side->at, &side->next);
+        status st =
+            cluster_page_next(buf_bytes(&side->page), side->from.keys_only, &side->at, &side->next);
         if (ok(st)) {
             const struct cluster_entry *entry = &side->next.entry;
             if (entry->token < before || entry->token > side->from.token_last) return ST_CORRUPT;

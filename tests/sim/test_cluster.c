@@ -1154,6 +1154,22 @@ scans_and_counts_follow_the_level(void **state)
     }
 }
 
+/* A peer that answers with keys alone where values were asked for: there is nothing behind them. */
+static void
+a_key_alone_is_no_entry_of_a_page_with_values(void **state)
+{
+    (void)state;
+    u8 page[1 + 23 + 1] = {[1] = 3, [1 + 17] = 1, [1 + 19] = 7, [1 + 23] = 'k'};
+    struct cluster_page_entry entry;
+    size_t at = 1;
+    assert_true(ok(cluster_page_next(BYTES(page, sizeof(page)), true, &at, &entry)));
+    assert_int_equal(entry.entry.value.size, 7);
+    at = 1;
+    assert_true(
+        status_is(cluster_page_next(BYTES(page, sizeof(page)), false, &at, &entry), ST_CORRUPT));
+    assert_int_equal(at, 1);
+}
+
 /* And what a shard does not have is not absent: who is asked for a page that does not lie on the
  * shard says so. (Where all replicas but one are asked as well, nobody would notice.) */
 static MAY_YIELD void
@@ -2755,6 +2771,7 @@ int
 main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(a_key_alone_is_no_entry_of_a_page_with_values),
         cmocka_unit_test(any_node_takes_any_command),
         cmocka_unit_test(increments_from_all_nodes_are_all_counted),
         cmocka_unit_test(increments_wait_for_who_runs_them),
