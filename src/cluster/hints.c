@@ -80,6 +80,7 @@ hint_run_get(struct hints *h, u32 partition, u32 member)
         target_free(h, target);
         return NULL;
     }
+    h->run_bytes += sizeof(*run);
     struct hint_run **first = &h->runs[partition - h->partition_first];
     run->next = *first;
     *first = run;
@@ -136,6 +137,7 @@ hint_runs_prune(struct hints *h)
             }
             *at = run->next;
             mem_free(h->options.budget, run, sizeof(*run));
+            h->run_bytes -= sizeof(*run);
             target->run_count--;
             target_free(h, target);
         }
@@ -306,13 +308,28 @@ queued_lose(struct hints *h, struct hint_queued *queued, u32 parts)
     hint_run_lost(h, queued->run, queued->key.version);
 }
 
+static u64
+queued_bytes(size_t ops_bytes)
+{
+    return sizeof(struct hint_queued) + ops_bytes;
+}
+
+static bool
+queue_has_room(const struct hints *h, u64 bytes)
+{
+    u64 limit = h->options.budget->limit_bytes;
+    if (h->queue_bytes == 0) return bytes <= MIN(limit / 2, (u64)HINTS_QUEUE_BYTES);
+    return h->queue_bytes + bytes <= MIN(limit / 4, (u64)HINTS_QUEUE_BYTES);
+}
+
 static void
 queued_free(struct hints *h, struct hint_queued *queued)
 {
     list_del(&queued->link);
     queued->run->queued--;
-    h->queue_bytes -= queued->size;
-    mem_free(h->options.budget, queued, sizeof(*queued) + queued->size);
+    u64 bytes = queued_bytes(queued->size);
+    h->queue_bytes -= bytes;
+    mem_free(h->options.budget, queued, bytes);
 }
 
 static MAY_YIELD void
@@ -341,15 +358,15 @@ hint_store_go_on(struct hints *h)
 static status
 hint_queue(struct hints *h, struct hint_run *run, const struct hint_key *key, struct bytes ops)
 {
-    if (h->queue_bytes + ops.size > HINTS_QUEUE_BYTES)
-        return MARKED("cluster.hints.queue_full", ST_OVERLOADED);
-    struct hint_queued *queued = mem_alloc(h->options.budget, sizeof(*queued) + ops.size);
+    u64 bytes = queued_bytes(ops.size);
+    if (!queue_has_room(h, bytes)) return MARKED("cluster.hints.queue_full", ST_OVERLOADED);
+    struct hint_queued *queued = mem_alloc(h->options.budget, bytes);
     if (queued == NULL) return MARKED("cluster.hints.queue_no_memory", ST_NO_MEMORY);
     *queued = (struct hint_queued){.run = run, .key = *key, .size = ops.size};
     memcpy(queued->ops, ops.data, ops.size);
     list_push_back(&h->queue, &queued->link);
     run->queued++;
-    h->queue_bytes += ops.size;
+    h->queue_bytes += bytes;
     hint_store_go_on(h);
     return ST_OK;
 }
@@ -406,13 +423,23 @@ hint_key_of(const struct hints *h, u32 member, const struct lsm_batch *batch, u3
                              .parts = (u16)hint_parts(batch->ops.size)};
 }
 
+/* For one more; what an earlier life left is counted though there are too many. */
+static struct hint_run *
+run_for_more(struct hints *h, u32 partition, u32 member)
+{
+    if (hint_run_find(h, partition, member) == NULL &&
+        h->run_bytes + sizeof(struct hint_run) > h->options.budget->limit_bytes / 4)
+        return MARKED("cluster.hints.runs_full", NULL);
+    return hint_run_get(h, partition, member);
+}
+
 void
 hints_add(struct hints *h, u32 member, const struct lsm_batch *batch)
 {
     u32 partition;
     struct hint_key key = hint_key_of(h, member, batch, &partition);
     h->stats.added++;
-    struct hint_run *run = hint_run_get(h, partition, member);
+    struct hint_run *run = run_for_more(h, partition, member);
     status st = run == NULL ? ST_NO_MEMORY : hint_keep(h, run, &key, buf_bytes(&batch->ops));
     if (!ok(st)) {
         h->stats.dropped++;
@@ -430,7 +457,7 @@ hints_keep(struct hints *h, u32 member, const struct lsm_batch *batch, u64 *seq_
     u64 bytes = hint_bytes(batch->ops.size);
     if (h->waiting_bytes + bytes > h->options.disk_bytes_max)
         return MARKED("cluster.hints.keep_full", ST_NO_SPACE);
-    struct hint_run *run = hint_run_get(h, partition, member);
+    struct hint_run *run = run_for_more(h, partition, member);
     if (run == NULL) return ST_NO_MEMORY;
     status st = hint_store_try(h, run, &key, buf_bytes(&batch->ops), seq_out);
     if (!ok(st)) return st; /* a run of nothing is pruned */

@@ -11,7 +11,9 @@
  * becomes, and restarts as everything else in the store does.
  *
  * Promises
- *   N1  hints_add never waits and is bounded: disk_bytes_max on disk, HINTS_QUEUE_BYTES in memory.
+ *   N1  hints_add never waits and is bounded: disk_bytes_max on disk; in memory what waits for room
+ *       in the store (HINTS_QUEUE_BYTES, or a quarter of the budget), and a quarter of the budget
+ *       for what is known of them. What is left is for those who read, compare and stream.
  *       What does not fit is dropped, and then it is known (also after a restart) that the target
  *       needs repair of that partition: hints_repair_next.
  *   N2  A hint goes when every replica that it is for has acknowledged it as durable, or when its
@@ -45,7 +47,8 @@
  * coordinators: at this rate gone in 2.3 s. A disk writes, and a network of 10 Gbit/s carries, many
  * times as much. */
 #define HINTS_REPLAY_BYTES_PER_S MIB(32)
-/* While the store has no room for them at once. One of the largest batches fits. */
+/* While the store has no room for them at once. One of the largest batches fits; where a quarter of
+ * the budget is less than that it may be alone in the queue, with half of the budget. */
 #define HINTS_QUEUE_BYTES MIB(10)
 
 struct hints; /* of one shard */

@@ -178,11 +178,11 @@ struct hints {
     struct hint_run all;         /* of whom nothing is known any more: any partition, any member */
     u64 waiting, waiting_bytes;  /* of all targets */
     struct list queue;           /* struct hint_queued */
-    u64 queue_bytes;
-    struct hints_own own;    /* zero: no replicator is there */
-    u32 merging;             /* states on their way into our own store */
-    struct fiber_queue wake; /* the main fiber */
-    struct fiber_queue idle; /* closing waits here */
+    u64 queue_bytes, run_bytes;  /* in memory */
+    struct hints_own own;        /* zero: no replicator is there */
+    u32 merging;                 /* states on their way into our own store */
+    struct fiber_queue wake;     /* the main fiber */
+    struct fiber_queue idle;     /* closing waits here */
 
     /* a pass */
     struct hint_target *passing;         /* whose */

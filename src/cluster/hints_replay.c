@@ -531,6 +531,13 @@ pass_over(const struct hints *h)
     return h->closing || h->passing->failed;
 }
 
+/* Each has one copy, in what is called. */
+static u64
+in_flight_bytes_max(const struct hints *h)
+{
+    return MIN((u64)HINTS_IN_FLIGHT_BYTES, h->options.budget->limit_bytes / 4);
+}
+
 /* Deletes and accounts; waits until another hint may be on its way. False: give the pass up. */
 static MAY_YIELD bool
 pace(struct hints *h)
@@ -539,7 +546,7 @@ pace(struct hints *h)
         deleted_account(h);
         u64 now = io_now_ns(), until = now + HINTS_TICK_NS;
         if (pass_over(h)) return false;
-        if (h->in_flight < HINTS_IN_FLIGHT && h->in_flight_bytes < HINTS_IN_FLIGHT_BYTES &&
+        if (h->in_flight < HINTS_IN_FLIGHT && h->in_flight_bytes < in_flight_bytes_max(h) &&
             h->outstanding < HINTS_OUTSTANDING) {
             if (now >= h->pace_ns) return true;
             until = h->pace_ns;

@@ -889,6 +889,51 @@ a_store_full_of_indexes_takes_the_markers_of_what_needs_repair(void **state)
     world_close();
 }
 
+/* As much memory as a shard's part of the cluster has on the smallest node; twelve members are away,
+ * and the store takes nothing. */
+static void
+least_run(struct peer_rig_node *node, void *arg)
+{
+    struct replica_app *app = world_app(node);
+    struct hints *h = app->hints;
+    static struct budget tight;
+    struct budget *budget = h->options.budget;
+    budget_init(&tight, "tight", MIB(4), budget);
+    h->options.budget = &tight;
+    struct lsm_batch batch;
+    lsm_batch_init(&batch, io_budget());
+    lsm_writes_hold(app->lsm);
+    static const u8 value[40];
+    for (u32 i = 0; i < 60000; i++) {
+        char name[24];
+        struct bytes key = BYTES(name, snprintf(name, sizeof(name), "least:%u", (unsigned)i));
+        lsm_batch_clear(&batch);
+        CHECK(lsm_batch_put(&batch, 0, hash_token(key), key, BYTES(value, sizeof(value)), 0));
+        batch.version = hlc_version_at(io_wall_ms()) + i * HLC_STAMPS;
+        hints_add(h, 2 + i % 12, &batch);
+    }
+    *(u64 *)arg = tight.used_bytes_max;
+    CHECK(h->stats.dropped > 0 && h->all.repair);
+    queue_go(app);
+    CHECK(h->stats.dropped < h->stats.added);
+    h->options.budget = budget;
+    lsm_batch_deinit(&batch);
+}
+
+/* Reads, comparisons and streams have the rest. */
+static void
+hints_leave_half_of_the_memory_to_others(void **state)
+{
+    (void)state;
+    u64 most = 0;
+    world_open(1, 3, 3, 1);
+    story_go();
+    away(2);
+    CHECK(peer_rig_do(&world.rig, 0, 0, least_run, &most));
+    assert_in_range(most, MIB(1), MIB(2) + KIB(64));
+    world_close();
+}
+
 /* As many hints as fast as can be, without the writes that they would be of. */
 #define MANY       8000u
 #define MANY_BYTES 1000u
@@ -1192,6 +1237,7 @@ main(void)
         cmocka_unit_test(the_largest_batch_arrives_as_one),
         cmocka_unit_test(a_hint_that_was_stored_in_part_takes_no_others_place),
         cmocka_unit_test(a_run_stays_while_the_queue_names_it),
+        cmocka_unit_test(hints_leave_half_of_the_memory_to_others),
         cmocka_unit_test(a_store_full_of_indexes_takes_the_markers_of_what_needs_repair),
         cmocka_unit_test(replay_brings_twenty_megabytes_a_second),
         cmocka_unit_test(a_deletion_of_unknown_outcome_may_be_collected_without_a_trace),
