@@ -389,6 +389,7 @@ struct group0 {
     u64 plan_at_ns;         /* not before */
     u64 plan_epoch;         /* of the newest topology that was looked at */
     u64 plan_nothing_epoch; /* where a plan moves nothing and is refused */
+    u64 plan_ends_epoch;    /* where a plan moves nothing, and lets somebody go at once; 0: none */
     u32 plan_waits_for;     /* group0_stats */
     u32 given_up_member;    /* that the plan of this session does not wait for (group0_propose) */
     u64 given_up_session;

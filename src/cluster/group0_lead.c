@@ -185,7 +185,9 @@ voters_adjust(struct group0 *group0)
     if (!buf_reserve(memory, count * sizeof(struct group0_candidate))) return false;
     struct group0_candidate *candidates = (struct group0_candidate *)(void *)memory->data;
     candidates_make(group0, candidates);
-    group0_voters_choose(candidates, count, group0->topology->stage == STAGE_READ_NEXT);
+    const struct topology *topology = group0->topology;
+    bool ends = topology->stage == STAGE_READ_NEXT || topology->epoch == group0->plan_ends_epoch;
+    group0_voters_choose(candidates, count, ends);
     return config_propose(group0, changes, voter_changes(candidates, count, changes));
 }
 
@@ -351,6 +353,47 @@ leaver_keeping(struct group0 *group0)
     return keeping;
 }
 
+/* Whoever has left may be stopped at once, and is not reached any more: the others must be a
+ * majority of those who vote now, and of those who will then. */
+static bool
+stayers_decide(struct group0 *group0)
+{
+    u32 voters = 0, leaving = 0, living = 0, silent = 0;
+    for (u32 i = 0; i < group0->raft.peer_count; i++) {
+        const struct raft_peer *peer = &group0->raft.peers[i];
+        if ((peer->roles & (RAFT_VOTER | RAFT_VOTER_OLD)) == 0) continue;
+        const struct topology_member *member = topology_member(group0->topology, (u32)peer->id);
+        voters++;
+        if (member == NULL) continue;
+        if (member->state == PLACEMENT_LEAVING)
+            leaving++;
+        else if (is_alive(group0, member->number))
+            living++;
+        else
+            silent = member->number;
+    }
+    if (leaving == 0 || living > voters / 2) return true;
+    plan_waits_for_set(group0, silent);
+    return false;
+}
+
+/* True: the plan ends by another leader, as this one is out then. */
+static bool
+leaver_gives_lead(struct group0 *group0)
+{
+    const struct topology_member *self = topology_member(group0->topology, group0->identity.member);
+    return self != NULL && self->state == PLACEMENT_LEAVING && group0_give_lead(group0);
+}
+
+/* A plan that ends as it begins lets those who leave go as one does whose reads have moved on. That
+ * it would shows before it is made, so the voters are chosen first as for an end: those who help out
+ * while fewer than three stay would never be a minority otherwise. True: not yet. */
+static bool
+end_waits(struct group0 *group0)
+{
+    return leaver_keeping(group0) != 0 || !stayers_decide(group0) || leaver_gives_lead(group0);
+}
+
 static MAY_YIELD void
 plan_begin(struct group0 *group0)
 {
@@ -373,7 +416,8 @@ plan_begin(struct group0 *group0)
     bool ends = ok(st) && next->stage == STAGE_NONE; /* nothing is to move */
     topology_release(next);
     if (group0->topology->epoch != epoch) return; /* of another one */
-    if (ends && leaver_keeping(group0) != 0) {
+    group0->plan_ends_epoch = ends ? epoch : 0;
+    if (ends && end_waits(group0)) {
         group0->plan_at_ns = io_now_ns() + PLAN_DELAY_NS;
         return;
     }
@@ -416,38 +460,6 @@ plan_waits_for_old_readers(struct group0 *group0)
     return true;
 }
 
-/* Whoever has left may be stopped at once, and is not reached any more: the others must be a
- * majority of those who vote now, and of those who will then. */
-static bool
-stayers_decide(struct group0 *group0)
-{
-    u32 voters = 0, leaving = 0, living = 0, silent = 0;
-    for (u32 i = 0; i < group0->raft.peer_count; i++) {
-        const struct raft_peer *peer = &group0->raft.peers[i];
-        if ((peer->roles & (RAFT_VOTER | RAFT_VOTER_OLD)) == 0) continue;
-        const struct topology_member *member = topology_member(group0->topology, (u32)peer->id);
-        voters++;
-        if (member == NULL) continue;
-        if (member->state == PLACEMENT_LEAVING)
-            leaving++;
-        else if (is_alive(group0, member->number))
-            living++;
-        else
-            silent = member->number;
-    }
-    if (leaving == 0 || living > voters / 2) return true;
-    plan_waits_for_set(group0, silent);
-    return false;
-}
-
-/* True: the plan ends by another leader, as this one is out then. */
-static bool
-leaver_gives_lead(struct group0 *group0)
-{
-    const struct topology_member *self = topology_member(group0->topology, group0->identity.member);
-    return self != NULL && self->state == PLACEMENT_LEAVING && group0_give_lead(group0);
-}
-
 static MAY_YIELD void
 plan_drive(struct group0 *group0)
 {
@@ -471,8 +483,7 @@ plan_drive(struct group0 *group0)
     }
     if (!barrier_is_passed(group0, ABSENT_NS)) return;
     if (fenced && topology->stage == STAGE_READ_NEXT &&
-        (plan_waits_for_old_readers(group0) || leaver_keeping(group0) != 0 ||
-         !stayers_decide(group0) || leaver_gives_lead(group0)))
+        (plan_waits_for_old_readers(group0) || end_waits(group0)))
         return;
     u8 stage = topology->stage;
     status st =

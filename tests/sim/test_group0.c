@@ -1669,6 +1669,65 @@ struct quorums_asked {
 };
 
 static status
+static status
+abandon_fill(void *arg, const struct topology *present, struct topology_command *command)
+{
+    (void)arg;
+    if (present->stage == STAGE_NONE) return ST_EXISTS;
+    command->kind = TOPOLOGY_ABANDON;
+    command->session = present->session;
+    return ST_OK;
+}
+
+static MAY_YIELD void
+abandon_main(struct peer_rig_node *node, void *arg)
+{
+    char reason[TOPOLOGY_REASON_BYTES];
+    *(status *)arg = group0_change(apps[node->index].group0, abandon_fill, NULL,
+                                   io_now_ns() + SECONDS(5), reason);
+}
+
+/* They vote, were told to leave as they joined, and have nothing: nothing is to move, and the plan
+ * that lets them go ends as it begins. */
+static void
+those_who_stay_decide_without_those_who_leave_with_nothing(void **state)
+{
+    (void)state;
+    u8 both = STAGE_WRITE_BOTH;
+    for (u32 led = 0; led < 2; led++) {
+        u32 one = 1, three = 3;
+        story_begins(3);
+        for (u32 i = 0; i < 3; i++)
+            apps[i].fetches_nothing = true;
+        for (u32 i = 0; i < 3; i++)
+            start(i);
+        assert_true(peer_rig_run_until(&rig, all_show_stage, &both, SECONDS(10)));
+        assert_true(peer_rig_run_until(&rig, voters_are, &three, SECONDS(10)));
+        if (led) { /* by one of them */
+            assert_true(peer_rig_do(&rig, leader_index(), 0, lead_main, NULL));
+            peer_rig_run(&rig, SECONDS(1));
+            assert_int_not_equal(leader_index(), 0);
+        }
+        told_to_leave(1);
+        told_to_leave(2);
+        status st = ST_OK;
+        assert_true(peer_rig_do(&rig, 0, 0, abandon_main, &st) && ok(st));
+        u64 end = sim_now_ns(rig.sim) + SECONDS(60);
+        for (u32 i = 1; i < 3; i++) {
+            while (group0_topology(apps[0].group0)->member_count > 1) {
+                assert_true(sim_now_ns(rig.sim) < end);
+                peer_rig_run(&rig, MS(1));
+            }
+            assert_int_not_equal(apps[i].group0->raft.role, RAFT_LEADER);
+            crash(i, true);
+        }
+        assert_true(peer_rig_run_until(&rig, somebody_leads, NULL, SECONDS(10)));
+        assert_true(peer_rig_run_until(&rig, voters_are, &one, SECONDS(10)));
+        change_on(0);
+        story_ends();
+    }
+}
+
 quorums_fill(void *arg, const struct topology *present, struct topology_command *command)
 {
     const struct quorums_asked *asked = arg;
@@ -2442,3 +2501,4 @@ main(void)
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
+        cmocka_unit_test(those_who_stay_decide_without_those_who_leave_with_nothing),
