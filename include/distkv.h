@@ -236,7 +236,7 @@ DISTKV_API int distkv_delete_siblings(distkv *kv, const void *key, size_t key_si
 enum distkv_cluster_function {
     DISTKV_CLUSTER_STATUS = 1,
     DISTKV_CLUSTER_RING = 2,
-    DISTKV_CLUSTER_REMOVE = 3, /* node, dead, force */
+    DISTKV_CLUSTER_REMOVE = 3, /* node, dead, force, undo */
     DISTKV_CLUSTER_WEIGHT = 4, /* node, weight */
     DISTKV_CLUSTER_REPAIR = 5, /* node, or NULL for all */
     DISTKV_CLUSTER_KEYSPACES = 6,
@@ -251,7 +251,7 @@ struct distkv_cluster_request {
     int function;     /* enum distkv_cluster_function */
     const char *node; /* id */
     int dead;         /* REMOVE: it is gone for good */
-    int undo;         /* DRAIN */
+    int undo;         /* DRAIN, REMOVE: it is not to leave any more */
     uint32_t weight;
     /* KEYSPACE_SET; zeros: as it is, or as keyspace 0 is */
     const char *name;

@@ -35,7 +35,7 @@ static struct leaver
 leaver_find(struct cli *cli, const struct distkv_cluster_request *request)
 {
     struct leaver leaver = {.name = request->node};
-    if (request->function != DISTKV_CLUSTER_REMOVE) return leaver;
+    if (request->function != DISTKV_CLUSTER_REMOVE || request->undo) return leaver;
     json_t *cluster = cli_cluster_try_status(cli);
     leaver.number = number_of(cli_cluster_member(cluster, "node_id", leaver.name), "number");
     leaver.epoch = number_of(cluster, "epoch");
@@ -367,9 +367,14 @@ cli_cluster_remove_node(struct cli *cli, const char *name)
     const struct distkv_cluster_request request = {.function = DISTKV_CLUSTER_REMOVE,
                                                    .node = name,
                                                    .dead = cli->set.dead != 0,
-                                                   .force = cli->set.force != 0};
+                                                   .force = cli->set.force != 0,
+                                                   .undo = cli->set.undo != 0};
+    if (request.undo && (request.dead || request.force))
+        return cli_usage(cli, "remove-node: --undo takes back that a node leaves as it was asked "
+                              "to, and goes with no other");
     int exit_code = cli_cluster_change(cli, &request, "remove-node", NULL);
     if (exit_code != EXIT_OK) return exit_code;
+    if (request.undo) return say(cli, "undone", name, "stays");
     if (cli->set.no_wait)
         return say(cli, "removed", name,
                    cli->set.dead ? "is out, the others take over" : "gives its data away");

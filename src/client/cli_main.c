@@ -253,7 +253,10 @@ static const struct option OPTIONS_CLUSTER[] = {
      .value_name = "NODE",
      SECTION,
      .help = "replace-node: a node of another name takes the place."},
-    FLAG("undo", undo, "drain: the node takes requests again."),
+    FLAG("undo", undo,
+         "drain: the node takes requests again. remove-node: one that leaves is to stay, while "
+         "reads "
+         "do not use the others' copies yet."),
     OPTION_QUORUM("replicas", replicas, "keyspaces: on how many nodes a key is kept."),
     OPTION_QUORUM("write-quorum", write_quorum, "keyspaces: how many of them a write waits for."),
     OPTION_QUORUM("read-quorum", read_quorum, "keyspaces: how many of them a read asks."),
@@ -321,7 +324,7 @@ static const char EPILOGUE_CLUSTER[] =
     "  health                        one line; exit status 5 when something is wrong\n"
     "  ring                          which node holds which partitions\n"
     "  add-node NODE|HOST:PORT       says what to run there, and waits until it has its data\n"
-    "  remove-node NODE [--dead|--force]\n"
+    "  remove-node NODE [--dead|--force|--undo]\n"
     "                                gives its data to the others\n"
     "  replace-node NODE [--with NEW]\n"
     "                                a dead one's place is taken by an empty one\n"

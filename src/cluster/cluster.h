@@ -168,8 +168,8 @@ struct cluster_ping {
     bool drained; /* wants others to do what it did */
     bool shard_ports;
     bool keeps; /* for others what it has not delivered yet: who leaves is waited for */
-    /* sloppy keyspaces, members that lost a part; false: not, or it was never heard */
-    bool knows_sloppy, knows_lost, knows_plan;
+    /* sloppy keyspaces, members that lost a part, and so on; false: not, or it was never heard */
+    bool knows_sloppy, knows_lost, knows_plan, knows_stay;
 };
 
 /* Who has not served something that is to be fetched. */
@@ -422,8 +422,9 @@ enum cluster_removal {
                            * left (in its data center) than a key has replicas */
     CLUSTER_LEAVE_FORCED, /* not refused for that; cluster_leave_at_once is to be said to it, too */
     CLUSTER_FORGET,       /* it is dead: its data is lost anyway */
+    CLUSTER_STAY,         /* it leaves, and is not to any more; what it holds it keeps */
 };
-/* Takes a member out. */
+/* Takes a member out, or takes that back. */
 MAY_YIELD MUST_CHECK status cluster_remove(struct cluster_shard *shard, const char *node_id,
                                            enum cluster_removal how, u64 deadline_ns,
                                            char reason[TOPOLOGY_REASON_BYTES]);

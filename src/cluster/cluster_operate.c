@@ -30,6 +30,7 @@
 /* ---- members ---- */
 
 struct member_change {
+    const struct cluster_shard *shard;
     u8 kind;
     bool forced;
     u32 weight;
@@ -57,11 +58,49 @@ too_few_stay(const struct topology *topology, const struct topology_member *leav
     return true;
 }
 
+/* A member that does not know STAY stops when it meets one, and wants to be upgraded. So all who
+ * may be there must know it; the dead need not, as one that is lost is why it is asked for. */
+static bool
+all_know_stay(const struct cluster_shard *shard, const struct topology *topology, char *reason)
+{
+    for (u32 i = 0; i < topology->member_count; i++) {
+        const struct topology_member *member = &topology->members[i];
+        if (member->number == cluster_member(shard->cluster)) continue;
+        const struct cluster_ping *ping = cluster_ping_of(shard, member->number);
+        if (ping != NULL &&
+            (ping->knows_stay || liveness_state(&shard->liveness, member->number) == LIVENESS_DEAD))
+            continue;
+        snprintf(
+            reason, TOPOLOGY_REASON_BYTES,
+            "%s has not shown that it knows how a removal is undone: upgrade it, and ask again",
+            member->node_id);
+        return false;
+    }
+    return true;
+}
+
+static status
+fill_stay(struct member_change *change, const struct topology *present,
+          const struct topology_member *member)
+{
+    if (member == NULL) {
+        snprintf(change->reason, TOPOLOGY_REASON_BYTES,
+                 "it has left: let it join again, with an empty directory");
+        return ST_NOT_FOUND;
+    }
+    if (member->state != PLACEMENT_LEAVING) return ST_EXISTS;
+    return all_know_stay(change->shard, present, change->reason) ? ST_OK : ST_INVALID;
+}
+
 static status
 fill_member(void *arg, const struct topology *present, struct topology_command *command)
 {
     struct member_change *change = arg;
     const struct topology_member *member = topology_member_by_id(present, change->node_id);
+    if (change->kind == TOPOLOGY_MEMBER_STAY) {
+        status st = fill_stay(change, present, member);
+        if (!ok(st)) return st;
+    }
     if (member == NULL) return change->kind == TOPOLOGY_WEIGHT_SET ? ST_NOT_FOUND : ST_EXISTS;
     if (change->kind == TOPOLOGY_MEMBER_LEAVE && member->state == PLACEMENT_LEAVING)
         return ST_EXISTS;
@@ -85,6 +124,7 @@ change_member(struct cluster_shard *shard, struct member_change *change, u64 dea
         return ST_NOT_FOUND;
     }
     change->reason = reason;
+    change->shard = shard;
     return group0_change(shard->group0, fill_member, change, deadline_ns, reason);
 }
 
@@ -93,6 +133,7 @@ cluster_remove(struct cluster_shard *shard, const char *node_id, enum cluster_re
                u64 deadline_ns, char reason[TOPOLOGY_REASON_BYTES])
 {
     struct member_change change = {.kind = how == CLUSTER_FORGET ? TOPOLOGY_MEMBER_FORGET
+                                           : how == CLUSTER_STAY ? TOPOLOGY_MEMBER_STAY
                                                                  : TOPOLOGY_MEMBER_LEAVE,
                                    .forced = how == CLUSTER_LEAVE_FORCED,
                                    .node_id = node_id};

@@ -51,6 +51,7 @@
 #define FLAG_KEEPS      64u
 #define FLAG_LOST       128u
 #define KNOWS_PLAN      1u
+#define KNOWS_STAY      2u
 #define ILL_TOLD        (CLUSTER_ILL_STUCK | CLUSTER_ILL_CLOCK)
 #define CLOCK_MS_MAX    250
 /* A clock that was wrong is right again when it is no further off. */
@@ -124,6 +125,7 @@ flags_take(struct cluster_ping *ping, struct bytes body)
     ping->knows_sloppy = (flags & FLAG_SLOPPY) != 0;
     ping->knows_lost = (flags & FLAG_LOST) != 0;
     ping->knows_plan = (body.data[17] & KNOWS_PLAN) != 0;
+    ping->knows_stay = (body.data[17] & KNOWS_STAY) != 0;
     u8 ill = flags >> FLAG_ILL_SHIFT & ILL_TOLD;
     if ((ill & ~ping->ill & CLUSTER_ILL_STUCK) != 0)
         log_warning("cluster", "a member takes no writes member=%u", ping->member);
@@ -204,7 +206,7 @@ fill(const struct cluster_shard *shard, u8 body[PING_BYTES])
     if (cluster_drained(shard->cluster, cluster_member(shard->cluster))) body[16] |= FLAG_DRAINED;
     if (shard->cluster->options.shard_ports) body[16] |= FLAG_PORTS;
     body[16] |= (u8)((atomic_load(&shard->cluster->ill) & ILL_TOLD) << FLAG_ILL_SHIFT);
-    body[17] = KNOWS_PLAN;
+    body[17] = KNOWS_PLAN | KNOWS_STAY;
     store_u64(body + 24, cluster_own_oldest(shard->cluster));
 }
 

@@ -610,6 +610,8 @@ group0_publish(struct group0 *group0, struct topology *topology)
     struct topology *old = group0->topology;
     group0->topology = topology;
     group0_quorums_follow(group0);
+    const struct topology_member *keeper = topology_member(topology, group0->keeps_member);
+    if (keeper == NULL || keeper->state != PLACEMENT_LEAVING) group0->keeps_member = 0;
     group0_addresses_update(group0, topology);
     group0->options.changed(group0->options.arg, topology);
     if (old != NULL) topology_release(old);

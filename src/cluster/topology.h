@@ -301,6 +301,10 @@ enum topology_command_kind {
     TOPOLOGY_PLAN,   /* computes next from the members' states: STAGE_WRITE_BOTH. Nothing to
                       * move: members' states become final at once, if any does. Not while
                       * somebody is mending */
+    /* Takes a LEAVE back: what it was before, NORMAL, or JOINING where it holds nothing yet. Ends a
+     * plan that takes its places in STAGE_WRITE_BOTH, as FORGET does; in STAGE_READ_NEXT refused: reads
+     * use the others' copies, and what comes back would have to be fenced as what goes on is. */
+    TOPOLOGY_MEMBER_STAY,
 };
 
 struct topology_command {

@@ -4,7 +4,7 @@
  * refusal drops the copy; so nothing half done is ever seen.
  *
  *   JOINING --plan--> NORMAL --leave--> LEAVING --plan--> removed
- *      |                 |                  |
+ *      |                 |  <---stay-----   |
  *      +---- forgotten --+------------------+-> gone: its places are marked, until a plan ends
  *
  * (Who lost its copy of a partition has its place there marked likewise, and stays what it is.)
@@ -354,6 +354,22 @@ apply_found(struct apply *apply)
                              &next->current); /* one member: all the same */
 }
 
+/* Whoever leaves may have it all, too, and be told to stay: then it is not the last one. */
+static status
+refuse_last(struct apply *apply, u32 number)
+{
+    const struct topology *next = apply->next;
+    for (u32 i = 0; i < next->member_count; i++)
+        if (next->members[i].state == PLACEMENT_LEAVING &&
+            holds_any(&next->current, next->members[i].number))
+            return refuse(apply,
+                          "member %u is the last one that holds everything: its data would be "
+                          "lost; first take back that '%.40s' leaves",
+                          number, next->members[i].node_id);
+    return refuse(apply, "member %u is the last one that holds everything: its data would be lost",
+                  number);
+}
+
 /* Who is to be replaced goes, and is named as the one whose places are to be taken. */
 static status
 replaced_forget(struct apply *apply, u32 *replaces)
@@ -367,11 +383,7 @@ replaced_forget(struct apply *apply, u32 *replaces)
                           *replaces);
     u32 index = topology_find(next, *replaces);
     if (index == next->member_count) return ST_OK; /* was forgotten before */
-    if (topology_last_normal(next, *replaces))
-        return refuse(apply,
-                      "member %u is the last one that holds everything: its data would be "
-                      "lost",
-                      *replaces);
+    if (topology_last_normal(next, *replaces)) return refuse_last(apply, *replaces);
     /* It never got what it was to take over: its own replacement is to have that. */
     const struct topology_member *member = &next->members[index];
     u32 before = member->state == PLACEMENT_JOINING ? member->replaces : 0;
@@ -465,6 +477,40 @@ apply_member_leave(struct apply *apply)
     return ST_OK;
 }
 
+/* Whether it has a place in a row, or had one whose copy it has lost. */
+static bool
+placed_any(const struct placement *placement, u32 number)
+{
+    size_t count = (size_t)placement->partition_count * placement->width;
+    for (size_t k = 0; k < count; k++)
+        if ((placement->ids[k] & ~TOPOLOGY_GONE) == number) return true;
+    return false;
+}
+
+static status
+apply_member_stay(struct apply *apply)
+{
+    u32 index;
+    status st = named(apply, &index);
+    if (!ok(st)) return st;
+    struct topology *next = apply->next;
+    struct topology_member *member = &next->members[index];
+    if (member->state != PLACEMENT_LEAVING)
+        return refuse(apply, "member %u is not leaving", member->number);
+    bool placed = placed_any(&next->current, member->number);
+    bool taken = placed && next->stage != STAGE_NONE && !holds_any(&next->next, member->number);
+    if (taken && next->stage == STAGE_READ_NEXT)
+        return refuse(apply,
+                      "reads use the places of others already: member %u goes; let it join again "
+                      "when it has left, with an empty directory",
+                      member->number);
+    /* It was told to leave as it joined, and has nothing yet. */
+    member->state = placed ? PLACEMENT_NORMAL : PLACEMENT_JOINING;
+    if (placed) member->replaces = 0;
+    if (taken) plan_end(apply);
+    return ST_OK;
+}
+
 static status
 apply_member_forget(struct apply *apply)
 {
@@ -472,11 +518,7 @@ apply_member_forget(struct apply *apply)
     status st = named(apply, &index);
     if (!ok(st)) return st;
     u32 number = apply->next->members[index].number;
-    if (topology_last_normal(apply->next, number))
-        return refuse(apply,
-                      "member %u is the last one that holds everything: its data would be "
-                      "lost",
-                      number);
+    if (topology_last_normal(apply->next, number)) return refuse_last(apply, number);
     forget(apply, index);
     return ST_OK;
 }
@@ -697,6 +739,8 @@ apply_kind(struct apply *apply)
         return apply_member_set(apply);
     case TOPOLOGY_MEMBER_LEAVE:
         return apply_member_leave(apply);
+    case TOPOLOGY_MEMBER_STAY:
+        return apply_member_stay(apply);
     case TOPOLOGY_MEMBER_FORGET:
         return apply_member_forget(apply);
     case TOPOLOGY_WEIGHT_SET:

@@ -258,7 +258,7 @@ enum native_features {
 enum native_cluster_function {
     NATIVE_CLUSTER_STATUS = 1,
     NATIVE_CLUSTER_RING = 2,          /* who holds which partition */
-    NATIVE_CLUSTER_REMOVE = 3,        /* node; DEAD, FORCE */
+    NATIVE_CLUSTER_REMOVE = 3,        /* node; DEAD, FORCE; or UNDO */
     NATIVE_CLUSTER_WEIGHT = 4,        /* node, weight */
     NATIVE_CLUSTER_REPAIR = 5,        /* node, or all */
     NATIVE_CLUSTER_KEYSPACES = 6,     /* lists them */
@@ -269,7 +269,7 @@ enum native_cluster_function {
 enum native_cluster_flags {
     NATIVE_CLUSTER_DEAD = 1 << 0, /* REMOVE: it is gone for good, and does not give its data away */
     NATIVE_CLUSTER_CREATE = 1 << 1, /* KEYSPACE_SET: there is none of this name yet */
-    NATIVE_CLUSTER_UNDO = 1 << 2,   /* DRAIN */
+    NATIVE_CLUSTER_UNDO = 1 << 2,   /* DRAIN; REMOVE, without others: it is not to leave any more */
     NATIVE_CLUSTER_FORCE = 1 << 3,  /* REMOVE: though fewer are left than a key has replicas */
     /* KEYSPACE_SET; not both; neither: as it is, or as keyspace 0 is */
     NATIVE_CLUSTER_SLOPPY = 1 << 4,

@@ -147,7 +147,9 @@ native_cluster_check(const struct native_cluster *cluster, const char **error)
     } takes[] = {
         [NATIVE_CLUSTER_STATUS] = {0},
         [NATIVE_CLUSTER_RING] = {0},
-        [NATIVE_CLUSTER_REMOVE] = {.flags = NATIVE_CLUSTER_DEAD | NATIVE_CLUSTER_FORCE, .node = 2},
+        [NATIVE_CLUSTER_REMOVE] = {.flags = NATIVE_CLUSTER_DEAD | NATIVE_CLUSTER_FORCE |
+                                            NATIVE_CLUSTER_UNDO,
+                                   .node = 2},
         [NATIVE_CLUSTER_WEIGHT] = {.node = 2, .weight = true},
         [NATIVE_CLUSTER_REPAIR] = {.node = 1},
         [NATIVE_CLUSTER_KEYSPACES] = {0},
@@ -178,6 +180,8 @@ native_cluster_check(const struct native_cluster *cluster, const char **error)
     const u8 either = NATIVE_CLUSTER_SLOPPY | NATIVE_CLUSTER_NOT_SLOPPY;
     if ((cluster->flags & either) == either)
         return refuse(error, ST_INVALID, "a keyspace is sloppy or not");
+    if ((cluster->flags & NATIVE_CLUSTER_UNDO) != 0 && cluster->flags != NATIVE_CLUSTER_UNDO)
+        return refuse(error, ST_INVALID, "a node is removed, or that is undone");
     if (cluster->conflict > 1) return refuse(error, ST_INVALID, "unknown kind of conflict");
     return ST_OK;
 }

@@ -662,6 +662,7 @@ propose_here(void *arg)
     if (shard == NULL) return;
     u8 flags = proposal->asked->flags;
     enum cluster_removal how = (flags & NATIVE_CLUSTER_DEAD) != 0    ? CLUSTER_FORGET
+                               : (flags & NATIVE_CLUSTER_UNDO) != 0  ? CLUSTER_STAY
                                : (flags & NATIVE_CLUSTER_FORCE) != 0 ? CLUSTER_LEAVE_FORCED
                                                                      : CLUSTER_LEAVE;
     if (proposal->asked->function == NATIVE_CLUSTER_REMOVE)

@@ -529,6 +529,7 @@ cmd_distkv_remove(struct exec *x)
     enum cluster_removal how = CLUSTER_LEAVE;
     if (x->arg_count == 3 && cmd_arg_is(x, 2, "dead")) how = CLUSTER_FORGET;
     if (x->arg_count == 3 && cmd_arg_is(x, 2, "force")) how = CLUSTER_LEAVE_FORCED;
+    if (x->arg_count == 3 && cmd_arg_is(x, 2, "undo")) how = CLUSTER_STAY;
     struct bytes id = x->args[1];
     if (x->arg_count > 3 || (x->arg_count == 3 && how == CLUSTER_LEAVE) ||
         id.size >= TOPOLOGY_NAME_BYTES) {
@@ -551,7 +552,8 @@ cmd_distkv_remove(struct exec *x)
     if (ok(st))
         resp_ok(x->reply);
     else if (status_is(st, ST_INVALID) || status_is(st, ST_NOT_FOUND))
-        resp_error(x->reply, "ERR not removed: %s", call->reason);
+        resp_error(x->reply, "ERR not %s: %s", how == CLUSTER_STAY ? "undone" : "removed",
+                   call->reason);
     else
         exec_fail(x, st);
 }

@@ -935,6 +935,28 @@ def test_a_removal_of_a_dead_node_ends_when_its_places_are_taken_over(three):
                                                     "--no-wait")
 
 
+def test_a_removal_is_taken_back_while_data_moves(three):
+    cluster = three
+    cluster.add()
+    cluster.wait_settled(4)
+    for at in range(0, 600, 20):
+        with cluster.nodes[0].connect() as conn:
+            conn.call("MSET", *[word for i in range(at, at + 20) for word in (f"k{i}", "v" * 4000)])
+    for node in cluster.nodes:  # the move takes half a minute
+        node.call("CONFIG", "SET", "move-rate", "16KiB")
+    assert "goes with no other" in cli(cluster, "cluster", "remove-node", "n4", "--undo", "--force",
+                                       code=2)
+    assert "n4 stays" in cli(cluster, "cluster", "remove-node", "n4", "--undo")  # it always did
+    cli(cluster, "cluster", "remove-node", "n4", "--no-wait")
+    wait_for(lambda: cluster.view(0)["move"] is not None, "the move to begin", every=0.2)
+    assert "n4 stays" in cli(cluster, "cluster", "remove-node", "n4", "--undo")
+    cluster.wait_settled(4)
+    all_know(cluster, "healthy", "cluster", "health")
+    assert cluster.nodes[3].call("DISTKV.REMOVE", "n4", "UNDO") == "OK"
+    for i in range(0, 600, 50):
+        assert cli(cluster, "get", f"k{i}", "--consistency", "all") == "v" * 4000
+
+
 def test_a_member_stays_in_its_data_center_and_says_so(cluster):
     node = cluster.add(datacenter="east")
     cluster.wait_settled(1)

@@ -1088,6 +1088,75 @@ fewer_nodes_than_replicas_are_left_by_force_or_for_a_dead_one_only(void **state)
     run_seeds(few_story, NODES, 0);
 }
 
+static bool
+refused_with(struct native_reply reply, const char *begin)
+{
+    size_t size = strlen(begin);
+    return reply.header.status == NATIVE_ST_INVALID && reply.error.text.size >= size &&
+           memcmp(reply.error.text.data, begin, size) == 0;
+}
+
+/* All but the first are asked to leave, and the first is lost before they have. */
+static MAY_YIELD void
+stay_story(struct rig *rig)
+{
+    cluster_rig_settle(rig, NODES, NODES, WAIT_NS);
+    struct rig_client client;
+    char key[16];
+    rig_connect_to(rig, 1, &client);
+    for (u32 i = 0; i < 100; i++) {
+        snprintf(key, sizeof(key), "k%u", i);
+        CHECK(key_op(&client, NATIVE_PUT, 0, 0, key, key) == NATIVE_ST_OK);
+    }
+    struct native_cluster removal = {.function = NATIVE_CLUSTER_REMOVE,
+                                     .flags = NATIVE_CLUSTER_FORCE,
+                                     .node = BYTES_LITERAL("n2")};
+    CHECK(ask(&client, removal).header.status == NATIVE_ST_OK);
+    removal.node = BYTES_LITERAL("n3");
+    CHECK(ask(&client, removal).header.status == NATIVE_ST_OK);
+    rig_crash(rig, 0);
+
+    /* n2 or n3, whichever came first. */
+    const char *refusal = "member 1 is the last one that holds everything: its data would be lost; "
+                          "first take back that 'n";
+    struct native_cluster dead = {.function = NATIVE_CLUSTER_REMOVE,
+                                  .flags = NATIVE_CLUSTER_DEAD,
+                                  .node = BYTES_LITERAL("n1")};
+    u64 deadline_ns = io_now_ns() + WAIT_NS;
+    struct native_reply reply;
+    do {
+        fiber_sleep_ns(100 * NS_PER_MS);
+        reply = ask(&client, dead);
+    } while (!refused_with(reply, refusal) && io_now_ns() < deadline_ns);
+    CHECK(refused_with(reply, refusal));
+
+    removal.flags = NATIVE_CLUSTER_UNDO;
+    removal.node = BYTES_LITERAL("nobody");
+    expect_refused(ask(&client, removal), NATIVE_ST_NOT_FOUND, "no member has this id");
+    removal.node = BYTES_LITERAL("n2");
+    CHECK(ask(&client, removal).header.status == NATIVE_ST_OK);
+    CHECK(ask(&client, removal).header.status == NATIVE_ST_OK); /* is there already */
+    CHECK(ask(&client, dead).header.status == NATIVE_ST_OK);
+    while (!cluster_rig_knows(rig, 1, 1) && io_now_ns() < deadline_ns)
+        fiber_sleep_ns(100 * NS_PER_MS);
+    const struct topology *topology = cluster_rig_topology(rig, 1);
+    CHECK(topology->member_count == 1 && topology->members[0].state == PLACEMENT_NORMAL);
+    CHECK(!atomic_load(&rig->nodes[1].server->cluster->leaves_at_once));
+    for (u32 i = 0; i < 100; i++) {
+        snprintf(key, sizeof(key), "k%u", i);
+        CHECK(key_op(&client, NATIVE_GET, 0, 0, key, key) == NATIVE_ST_OK);
+        CHECK(key_op(&client, NATIVE_PUT, 0, 0, key, "new") == NATIVE_ST_OK);
+    }
+    rig_disconnect(&client);
+}
+
+static void
+who_leaves_stays_instead_of_one_that_is_lost(void **state)
+{
+    (void)state;
+    run_seeds(stay_story, NODES, 0);
+}
+
 /* Ends by itself, with a word of why, and is asked for nothing more. */
 static MAY_YIELD void
 expect_taken_out(struct rig *rig, u32 node)
@@ -1245,6 +1314,7 @@ main(void)
         cmocka_unit_test(who_is_back_after_it_was_called_dead_says_so_and_stops),
         cmocka_unit_test(a_member_that_takes_no_writes_holds_up_no_plan_but_to_give_it_more),
         cmocka_unit_test(fewer_nodes_than_replicas_are_left_by_force_or_for_a_dead_one_only),
+        cmocka_unit_test(who_leaves_stays_instead_of_one_that_is_lost),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1584,6 +1584,59 @@ who_is_lost_while_fewer_than_three_stay_is_taken_out(void **state)
     }
 }
 
+static MAY_YIELD void
+stay_main(struct peer_rig_node *node, void *arg)
+{
+    u8 kind = TOPOLOGY_MEMBER_STAY;
+    char reason[TOPOLOGY_REASON_BYTES];
+    *(status *)arg = group0_change(apps[node->index].group0, unwanted_fill, &kind,
+                                   io_now_ns() + SECONDS(20), reason);
+}
+
+/* Of three two leave, and the third is lost: whatever it was to take over it never says that it has,
+ * and as the last one that stays it cannot be called dead. One of the others stays, and it can. */
+static void
+the_only_one_that_stays_is_lost_and_another_one_stays_instead(void **state)
+{
+    (void)state;
+    u8 both = STAGE_WRITE_BOTH, none = STAGE_NONE;
+    for (u32 round = 0; round < 4; round++) {
+        bool begun = round % 2 == 1, leads = round < 2;
+        story_begins(3);
+        all_start();
+        for (u32 i = 0; i < 3; i++)
+            apps[i].fetches_nothing = true;
+        u32 leader = leader_index(), lost = leads ? leader : (leader + 1) % 3;
+        u32 stays = (lost + 1) % 3, leaves = (lost + 2) % 3;
+        told_to_leave(stays);
+        told_to_leave(leaves);
+        if (begun) assert_true(peer_rig_run_until(&rig, is_planned, &both, SECONDS(10)));
+        u32 dead = group0_member(apps[lost].group0), kept = group0_member(apps[stays].group0);
+        crash(lost, false);
+        assert_true(peer_rig_run_until(&rig, somebody_leads, NULL, SECONDS(20)));
+        for (u32 i = 0; i < 3; i++)
+            apps[i].fetches_nothing = false;
+        peer_rig_run(&rig, SECONDS(20));
+        assert_true(is_planned(&none)); /* given up, and none is begun */
+        status st = ST_OK;
+        unwanted = dead;
+        assert_true(peer_rig_do(&rig, leaves, 0, forget_main, &st));
+        assert_true(status_is(st, ST_INVALID));
+        unwanted = kept;
+        assert_true(peer_rig_do(&rig, leaves, 0, stay_main, &st) && ok(st));
+        unwanted = dead;
+        assert_true(peer_rig_do(&rig, leaves, 0, forget_main, &st) && ok(st));
+        assert_true(peer_rig_run_until(&rig, unwanted_is_out, NULL, SECONDS(30)));
+        peer_rig_run(&rig, SECONDS(30));
+        const struct topology *topology = group0_topology(apps[stays].group0);
+        assert_int_equal(topology->member_count, 1);
+        assert_int_equal(topology->members[0].number, kept);
+        assert_int_equal(topology->members[0].state, PLACEMENT_NORMAL);
+        change_on(stays);
+        story_ends();
+    }
+}
+
 /* They are stopped in the moment in which they are out, as whoever asked for it may do. */
 static void
 those_who_stay_decide_without_those_who_have_left(void **state)
@@ -1616,59 +1669,6 @@ those_who_stay_decide_without_those_who_have_left(void **state)
     }
 }
 
-/* Reads use the new places already, and one of the two that stay dies. Whoever leaves is not let
- * go: the other one could not even be told that this one is lost. */
-static void
-who_leaves_is_not_let_go_while_those_who_stay_are_no_majority(void **state)
-{
-    (void)state;
-    u8 next = STAGE_READ_NEXT, none = STAGE_NONE;
-    for (u32 lost = 0; lost < 2; lost++) {
-        story_begins(3);
-        all_start();
-        u32 leader = leader_index(), leaving = (leader + 1) % 3, dies = (leader + 2) % 3;
-        keeper = group0_member(apps[leaving].group0);
-        told_to_leave(leaving);
-        assert_true(peer_rig_run_until(&rig, is_planned, &next, SECONDS(20)));
-        peer_rig_run(&rig, SECONDS(3));
-        u32 dead = group0_member(apps[dies].group0);
-        crash(dies, false);
-        keeper = 0;
-        peer_rig_run(&rig, SECONDS(20));
-        assert_true(is_planned(&next));
-        struct group0_stats stats;
-        group0_stats_get(apps[leader_index()].group0, &stats);
-        assert_int_equal(stats.plan_waits_for, dead);
-        if (lost) {
-            unwanted = dead;
-            status st = ST_OK;
-            assert_true(peer_rig_do(&rig, leaving, 0, forget_main, &st) && ok(st));
-        } else {
-            start(dies);
-        }
-        assert_true(peer_rig_run_until(&rig, is_planned, &none, SECONDS(30)));
-        assert_true(peer_rig_run_until(&rig, unwanted_is_out, NULL, SECONDS(30)));
-        peer_rig_run(&rig, SECONDS(1));
-        assert_int_equal(group0_member(apps[leaving].group0), 0);
-        change_on(leader_index());
-        story_ends();
-    }
-}
-
-static status
-nothing_fill(void *arg, const struct topology *present, struct topology_command *command)
-{
-    return ST_EXISTS; /* as far as it can see */
-}
-
-/* W and R of the first keyspace. */
-struct quorums_asked {
-    u8 write, read;
-    status st;
-    char reason[TOPOLOGY_REASON_BYTES];
-};
-
-static status
 static status
 abandon_fill(void *arg, const struct topology *present, struct topology_command *command)
 {
@@ -1728,6 +1728,59 @@ those_who_stay_decide_without_those_who_leave_with_nothing(void **state)
     }
 }
 
+/* Reads use the new places already, and one of the two that stay dies. Whoever leaves is not let
+ * go: the other one could not even be told that this one is lost. */
+static void
+who_leaves_is_not_let_go_while_those_who_stay_are_no_majority(void **state)
+{
+    (void)state;
+    u8 next = STAGE_READ_NEXT, none = STAGE_NONE;
+    for (u32 lost = 0; lost < 2; lost++) {
+        story_begins(3);
+        all_start();
+        u32 leader = leader_index(), leaving = (leader + 1) % 3, dies = (leader + 2) % 3;
+        keeper = group0_member(apps[leaving].group0);
+        told_to_leave(leaving);
+        assert_true(peer_rig_run_until(&rig, is_planned, &next, SECONDS(20)));
+        peer_rig_run(&rig, SECONDS(3));
+        u32 dead = group0_member(apps[dies].group0);
+        crash(dies, false);
+        keeper = 0;
+        peer_rig_run(&rig, SECONDS(20));
+        assert_true(is_planned(&next));
+        struct group0_stats stats;
+        group0_stats_get(apps[leader_index()].group0, &stats);
+        assert_int_equal(stats.plan_waits_for, dead);
+        if (lost) {
+            unwanted = dead;
+            status st = ST_OK;
+            assert_true(peer_rig_do(&rig, leaving, 0, forget_main, &st) && ok(st));
+        } else {
+            start(dies);
+        }
+        assert_true(peer_rig_run_until(&rig, is_planned, &none, SECONDS(30)));
+        assert_true(peer_rig_run_until(&rig, unwanted_is_out, NULL, SECONDS(30)));
+        peer_rig_run(&rig, SECONDS(1));
+        assert_int_equal(group0_member(apps[leaving].group0), 0);
+        change_on(leader_index());
+        story_ends();
+    }
+}
+
+static status
+nothing_fill(void *arg, const struct topology *present, struct topology_command *command)
+{
+    return ST_EXISTS; /* as far as it can see */
+}
+
+/* W and R of the first keyspace. */
+struct quorums_asked {
+    u8 write, read;
+    status st;
+    char reason[TOPOLOGY_REASON_BYTES];
+};
+
+static status
 quorums_fill(void *arg, const struct topology *present, struct topology_command *command)
 {
     const struct quorums_asked *asked = arg;
@@ -2483,7 +2536,9 @@ main(void)
         cmocka_unit_test(who_leaves_and_keeps_something_is_waited_for),
         cmocka_unit_test(who_leaves_is_taken_out_and_hears_of_it),
         cmocka_unit_test(who_is_lost_while_fewer_than_three_stay_is_taken_out),
+        cmocka_unit_test(the_only_one_that_stays_is_lost_and_another_one_stays_instead),
         cmocka_unit_test(those_who_stay_decide_without_those_who_have_left),
+        cmocka_unit_test(those_who_stay_decide_without_those_who_leave_with_nothing),
         cmocka_unit_test(who_leaves_is_not_let_go_while_those_who_stay_are_no_majority),
         cmocka_unit_test(who_is_cut_off_does_not_say_that_there_is_nothing_to_do),
         cmocka_unit_test(quorums_change_again_only_when_all_know_the_last_change),
@@ -2501,4 +2556,3 @@ main(void)
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
-        cmocka_unit_test(those_who_stay_decide_without_those_who_leave_with_nothing),

@@ -578,6 +578,130 @@ abandoned_plans_leave_nothing_behind(void **state)
     world_deinit(&world);
 }
 
+static u8
+state_of(const struct world *world, u32 number)
+{
+    return topology_member(world->now, number)->state;
+}
+
+/* Before a plan, while one takes what it has, and while one does not. */
+static void
+a_leave_is_taken_back(void **state)
+{
+    (void)state;
+    struct world world;
+    world_grow(&world, 3, 16, 3);
+    apply_refused(&world, of(TOPOLOGY_MEMBER_STAY, 2), "member 2 is not leaving");
+    apply_refused(&world, of(TOPOLOGY_MEMBER_STAY, 9), "there is no member 9");
+    apply_ok(&world, of(TOPOLOGY_MEMBER_LEAVE, 2));
+    u64 stage_epoch = world.now->stage_epoch;
+    apply_ok(&world, of(TOPOLOGY_MEMBER_STAY, 2));
+    assert_int_equal(state_of(&world, 2), PLACEMENT_NORMAL);
+    assert_int_equal(world.now->stage_epoch, stage_epoch); /* there is no plan */
+    apply_refused(&world, step(TOPOLOGY_PLAN, 5), "there is nothing to plan");
+
+    apply_ok(&world, of(TOPOLOGY_MEMBER_LEAVE, 2));
+    apply_ok(&world, of(TOPOLOGY_MEMBER_LEAVE, 3));
+    begin_stage(&world, TOPOLOGY_PLAN, 5);
+    apply_ok(&world, fetched(1, 5));
+    apply_ok(&world, of(TOPOLOGY_MEMBER_STAY, 3));
+    assert_int_equal(world.now->stage, STAGE_NONE); /* it would have had no place */
+    assert_int_equal(world.now->stage_epoch, world.now->epoch);
+    assert_false(topology_member(world.now, 1)->fetched);
+    assert_int_equal(state_of(&world, 2), PLACEMENT_LEAVING);
+    assert_int_equal(state_of(&world, 3), PLACEMENT_NORMAL);
+    plan_through(&world, 6);
+    assert_null(topology_member(world.now, 2));
+    assert_true(topology_holds(world.now, 3, 0));
+
+    apply_ok(&world, add(node("n4", 4, "", "")));
+    begin_stage(&world, TOPOLOGY_PLAN, 7);
+    apply_ok(&world, of(TOPOLOGY_MEMBER_LEAVE, 3)); /* for the next plan */
+    apply_ok(&world, of(TOPOLOGY_MEMBER_STAY, 3));
+    assert_int_equal(world.now->stage, STAGE_WRITE_BOTH);
+    world_deinit(&world);
+}
+
+static void
+a_leave_is_not_taken_back_once_reads_use_the_places_of_others(void **state)
+{
+    (void)state;
+    struct world world;
+    world_grow(&world, 4, 16, 3);
+    apply_ok(&world, of(TOPOLOGY_MEMBER_LEAVE, 4));
+    begin_stage(&world, TOPOLOGY_PLAN, 5);
+    fetch_all(&world);
+    begin_stage(&world, TOPOLOGY_ADVANCE, 5);
+    apply_refused(&world, of(TOPOLOGY_MEMBER_STAY, 4),
+                  "reads use the places of others already: member 4 goes; let it join again when "
+                  "it has left, with an empty directory");
+    apply_ok(&world, of(TOPOLOGY_MEMBER_LEAVE, 3)); /* for the next plan */
+    apply_ok(&world, of(TOPOLOGY_MEMBER_STAY, 3));
+    assert_int_equal(state_of(&world, 3), PLACEMENT_NORMAL);
+    apply_ok(&world, step(TOPOLOGY_ADVANCE, 5));
+    assert_null(topology_member(world.now, 4));
+    world_deinit(&world);
+}
+
+/* Who was told to leave as it joined joins again, for whom it did; who lost its copies has its
+ * places. */
+static void
+a_leave_that_is_taken_back_leads_to_what_was_before(void **state)
+{
+    (void)state;
+    struct world world;
+    world_grow(&world, 3, 16, 3);
+    struct topology_member other = node("n4", 4, "", "");
+    other.replaces = 3;
+    apply_ok(&world, add(other));
+    begin_stage(&world, TOPOLOGY_PLAN, 5);
+    apply_ok(&world, of(TOPOLOGY_MEMBER_LEAVE, 4));
+    apply_ok(&world, of(TOPOLOGY_MEMBER_STAY, 4));
+    assert_int_equal(state_of(&world, 4), PLACEMENT_JOINING);
+    assert_int_equal(world.now->stage, STAGE_WRITE_BOTH);
+    apply_ok(&world, of(TOPOLOGY_MEMBER_LEAVE, 4));
+    apply_ok(&world, step(TOPOLOGY_ABANDON, 5));
+    apply_ok(&world, of(TOPOLOGY_MEMBER_STAY, 4));
+    assert_int_equal(state_of(&world, 4), PLACEMENT_JOINING);
+    assert_int_equal(topology_member(world.now, 4)->replaces, 3);
+    plan_through(&world, 6);
+    assert_int_equal(state_of(&world, 4), PLACEMENT_NORMAL);
+
+    struct topology_command lost = of(TOPOLOGY_LOST, 2);
+    lost.partition_count = 16;
+    apply_ok(&world, lost);
+    apply_ok(&world, of(TOPOLOGY_MEMBER_LEAVE, 2));
+    apply_ok(&world, of(TOPOLOGY_MEMBER_STAY, 2));
+    assert_int_equal(state_of(&world, 2), PLACEMENT_NORMAL);
+    world_deinit(&world);
+}
+
+/* The only one that stays is lost: no plan gets on without it, and it cannot be called dead. */
+static void
+the_last_one_is_given_up_once_another_one_stays(void **state)
+{
+    (void)state;
+    struct world world;
+    world_grow(&world, 3, 16, 3);
+    apply_ok(&world, of(TOPOLOGY_MEMBER_LEAVE, 2));
+    apply_ok(&world, of(TOPOLOGY_MEMBER_LEAVE, 3));
+    apply_refused(&world, of(TOPOLOGY_MEMBER_FORGET, 1),
+                  "member 1 is the last one that holds everything: its data would be lost; "
+                  "first take back that 'n2' leaves");
+    struct topology_member other = node("n1", 9, "", "");
+    other.replaces = 1;
+    apply_refused(&world, add(other),
+                  "member 1 is the last one that holds everything: its data would be lost; "
+                  "first take back that 'n2' leaves");
+    apply_ok(&world, of(TOPOLOGY_MEMBER_STAY, 2));
+    apply_ok(&world, of(TOPOLOGY_MEMBER_FORGET, 1));
+    plan_through(&world, 5);
+    assert_int_equal(world.now->member_count, 1);
+    assert_int_equal(state_of(&world, 2), PLACEMENT_NORMAL);
+    assert_true(topology_holds(world.now, 2, 0));
+    world_deinit(&world);
+}
+
 static bool
 is_in(void *arg, u32 number)
 {
@@ -1469,7 +1593,7 @@ struct history {
     bool all_write;  /* W = N, R = 1 */
     bool weak;       /* W + R = N: reads may miss a write, whoever gains may not (T3) */
     u64 session_next;
-    u32 steps[TOPOLOGY_PLAN + 1]; /* that did something, by kind */
+    u32 steps[TOPOLOGY_MEMBER_STAY + 1]; /* that did something, by kind */
     u32 refused;
     u32 cut_writes, cut_reads; /* that a quorum took or could have answered */
     u32 held_up;               /* steps that waited for who is cut off */
@@ -1711,7 +1835,7 @@ history_command(struct history *history)
 {
     struct prng *prng = &history->prng;
     const struct topology *now = history->world.now;
-    struct topology_command command = {.kind = (u8)prng_range(prng, 1, TOPOLOGY_PLAN)};
+    struct topology_command command = {.kind = (u8)prng_range(prng, 1, TOPOLOGY_MEMBER_STAY)};
     if (now->stage != STAGE_NONE && prng_chance(prng, 1, 3))
         command.kind = prng_chance(prng, 1, 2) ? TOPOLOGY_FETCHED : TOPOLOGY_ADVANCE;
     if (now->stage != STAGE_NONE && !topology_fenced(now) && prng_chance(prng, 1, 3))
@@ -1856,7 +1980,7 @@ static void
 acknowledged_writes_are_seen_through_random_histories(void **state)
 {
     (void)state;
-    u32 steps[TOPOLOGY_PLAN + 1] = {0};
+    u32 steps[TOPOLOGY_MEMBER_STAY + 1] = {0};
     u32 refused = 0, cut_writes = 0, cut_reads = 0, held_up = 0, failed = 0;
     struct seeds seeds = seeds_chosen(FEWER(HISTORIES));
     for (u64 seed = seeds.first; seed <= seeds.last && failed < 5; seed++) {
@@ -1872,7 +1996,7 @@ acknowledged_writes_are_seen_through_random_histories(void **state)
             history_step(history);
             next_is_valid(history->world.now);
         }
-        for (u32 kind = 0; kind <= TOPOLOGY_PLAN; kind++)
+        for (u32 kind = 0; kind <= TOPOLOGY_MEMBER_STAY; kind++)
             steps[kind] += history->steps[kind];
         refused += history->refused;
         cut_writes += history->cut_writes;
@@ -1888,7 +2012,7 @@ acknowledged_writes_are_seen_through_random_histories(void **state)
     }
     assert_int_equal(failed, 0);
     if (seeds_count(&seeds) < HISTORIES) return;
-    for (u32 kind = TOPOLOGY_FOUND; kind <= TOPOLOGY_PLAN; kind++)
+    for (u32 kind = TOPOLOGY_FOUND; kind <= TOPOLOGY_MEMBER_STAY; kind++)
         if (steps[kind] < 100) fail_msg("command %u did something %u times", kind, steps[kind]);
     assert_true(refused > 1000 && cut_writes > 1000 && cut_reads > 1000 && held_up > 100);
 }
@@ -1913,6 +2037,10 @@ main(void)
         cmocka_unit_test(the_last_one_is_followed_by_who_has_fetched),
         cmocka_unit_test(in_a_row_that_gets_shorter_everybody_fetches),
         cmocka_unit_test(abandoned_plans_leave_nothing_behind),
+        cmocka_unit_test(a_leave_is_taken_back),
+        cmocka_unit_test(a_leave_is_not_taken_back_once_reads_use_the_places_of_others),
+        cmocka_unit_test(a_leave_that_is_taken_back_leads_to_what_was_before),
+        cmocka_unit_test(the_last_one_is_given_up_once_another_one_stays),
         cmocka_unit_test(readers_of_the_old_places_hold_up_the_end),
         cmocka_unit_test(readers_by_a_majority_hold_up_the_end_where_all_are_asked),
         cmocka_unit_test(the_places_of_a_forgotten_one_count_until_they_are_given_away),
