@@ -137,8 +137,14 @@ run_lines(struct cli *cli)
     char *line = NULL;
     size_t capacity = 0;
     int exit_code = EXIT_OK;
-    while (getline(&line, &capacity, stdin) >= 0)
-        if (!run_line(cli, line, &exit_code)) break;
+    ssize_t size;
+    while ((size = getline(&line, &capacity, stdin)) >= 0) {
+        if (memchr(line, '\0', (size_t)size) != NULL)
+            exit_code =
+                cli_usage(cli, "a line holds a zero byte: give --escapes and write \\\\x00");
+        else if (!run_line(cli, line, &exit_code))
+            break;
+    }
     if (ferror(stdin)) {
         cli_error(cli, "cannot read standard input");
         exit_code = EXIT_SERVER;

@@ -56,6 +56,13 @@ def test_time_to_live(client):
     client("ttl", "nobody", code=1)
 
 
+def test_a_line_with_a_zero_byte_is_refused_whole(client):
+    client("put", "k", "v")
+    client(data=b"put k w\0 --if-absent\nput other x\n", code=2)
+    assert client("get", "k") == b"v"
+    assert client("get", "other") == b"x"
+
+
 def test_batches(client):
     client("batch", "--atomic", "put {a}1 x", "put {a}2 'y y'", "delete {a}3")
     assert client.server.call("MGET", "{a}1", "{a}2") == [b"x", b"y y"]
