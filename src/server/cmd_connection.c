@@ -120,14 +120,20 @@ printable(struct bytes name)
     return true;
 }
 
+/* Replies the error itself. */
+static bool
+name_is_fit(struct exec *x, struct bytes name, const char *refusal)
+{
+    if (printable(name) && name.size <= CLIENT_NAME_BYTES_MAX) return true;
+    resp_error(x->reply, "%s", refusal);
+    return false;
+}
+
 /* Keeps a name; replies the error itself. */
 static bool
 keep_name(struct exec *x, struct buf *target, struct bytes name, const char *refusal)
 {
-    if (!printable(name) || name.size > CLIENT_NAME_BYTES_MAX) {
-        resp_error(x->reply, "%s", refusal);
-        return false;
-    }
+    if (!name_is_fit(x, name, refusal)) return false;
     buf_clear(target, CLIENT_NAME_BYTES_MAX);
     if (buf_append(target, name.data, name.size)) return true;
     exec_fail(x, ST_NO_MEMORY);
@@ -165,6 +171,8 @@ cmd_hello(struct exec *x)
             return;
         }
     }
+    /* Before it is let in: what is refused has done nothing. */
+    if (name != 0 && !name_is_fit(x, x->args[name], BAD_CLIENT_NAME)) return;
     if (auth != 0 && !authenticate(x, x->args[auth], x->args[auth + 1])) return;
     if (!session_is_let_in(s)) {
         resp_error(x->reply,

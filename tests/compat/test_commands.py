@@ -487,6 +487,7 @@ PASSWORDS = [
     ("AUTH", "bad"), ("AUTH", "user", "bad"), ("AUTH", "pw1"), ("AUTH", "default", "pw1"),
     ("HELLO", "2", "AUTH", "default", "pw1", "SETNAME", "auth"),
     ("HELLO", "2", "SETNAME", "auth", "AUTH", "default", "pw1"),
+    ("HELLO", "2", "SETNAME", "a b", "AUTH", "default", "pw1"), ("GET", "a"),
     ("HELLO", "2", "AUTH", "default", "bad"), ("HELLO", "2", "SETNAME", "auth"), ("MULTI",), ("AUTH", "pw1"), ("EXEC",),
     ("CONFIG", "SET", "requirepass", "pw1"), ("CONFIG", "SET", "timeout", "0", "RequirePass", "pw1"),
     ("CONFIG", "SET", "timeout", "0", "maxclients", "1000"), ("PING", "requirepass"),
