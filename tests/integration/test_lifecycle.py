@@ -594,9 +594,20 @@ def test_sigterm_under_load_keeps_what_was_acknowledged(make_server):
                         assert connection.read() == b"%d:" % j + b"v" * 100, f"{name}:{j}"
 
 
+def ended_by_another(process, second):
+    """Sends another signal again and again until it ends, and returns its exit status. One that is heard
+    just behind the first counts as one with it, and when that was heard only the node knows."""
+    begun = time.monotonic()
+    while process.poll() is None:
+        assert time.monotonic() - begun < 60 * SLOW, "it goes on"
+        process.send_signal(second)
+        time.sleep(0.1)
+    return process.returncode
+
+
 @pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
 def test_a_second_signal_ends_at_once(make_server, second):
-    """It drains for seconds, for the sake of somebody who does not read."""
+    """It drains for seconds, for the sake of somebody who does not read, and would end with 0."""
     server = make_server(shutdown_timeout="60s")
     fill(server, 100)
     with server.connect() as deaf:
@@ -606,26 +617,22 @@ def test_a_second_signal_ends_at_once(make_server, second):
         wait_for(lambda: deaf.sock.recv(1, socket.MSG_PEEK), "the first of it")
         server.process.send_signal(signal.SIGTERM)
         wait_for(lambda: "stopping" in server.log(), "it to hear of the first")
-        time.sleep(0.5)
-        assert server.running(), server.log()
-        begun = time.monotonic()
-        server.process.send_signal(second)
-        assert server.process.wait(timeout=10 * SLOW) == 128 + second
-        assert time.monotonic() - begun < 1 * SLOW
+        assert ended_by_another(server.process, second) == 128 + second, server.log()
     assert "ending at once" in server.log() and second.name in server.log()
     server.start()
     check(server, 100)
 
 
 def test_two_signals_at_once_are_one(make_server):
-    """As timeout(1) sends them, to the process and to its group."""
+    """As timeout(1) sends them, to the process and to its group. It stands still meanwhile, so that
+    it hears both at once; two of a kind would be one to the kernel."""
     server = make_server()
     fill(server, 1000)
+    server.process.send_signal(signal.SIGSTOP)
     server.process.send_signal(signal.SIGTERM)
-    wait_for(lambda: "stopping" in server.log(), "it to hear of the first", every=0.001)
-    if server.running():
-        server.process.send_signal(signal.SIGTERM)
-    assert server.process.wait(timeout=10 * SLOW) == 0
+    server.process.send_signal(signal.SIGINT)
+    server.process.send_signal(signal.SIGCONT)
+    assert server.process.wait(timeout=60 * SLOW) == 0, server.log()
     assert "ending at once" not in server.log()
 
 
@@ -636,7 +643,7 @@ def unread_stderr(tmp_path):
     fcntl.fcntl(theirs, fcntl.F_SETPIPE_SZ, 4096)
     port = free_port()
     words = [SERVER, "--address", f"127.0.0.1:{port}", "--data-dir", str(tmp_path / "unread"),
-             "--memory", "64MiB", "--cores", "0", "--shutdown-timeout", "2s"]
+             "--memory", "64MiB", "--cores", "0", "--shutdown-timeout", "60s"]
     process = None
     try:
         os.set_blocking(theirs, False)
@@ -666,7 +673,7 @@ def unread_stderr(tmp_path):
 def test_a_node_whose_log_nobody_reads_stops_as_asked(tmp_path):
     with unread_stderr(tmp_path) as (process, _):
         process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=10 * SLOW) == 0
+        assert process.wait(timeout=60 * SLOW) == 0
 
 
 def test_a_node_whose_log_nobody_reads_ends_at_a_second_signal(tmp_path):
@@ -676,9 +683,7 @@ def test_a_node_whose_log_nobody_reads_ends_at_a_second_signal(tmp_path):
             deaf.send("GET", "large")
         wait_for(lambda: deaf.sock.recv(1, socket.MSG_PEEK), "the first of it")
         process.send_signal(signal.SIGTERM)
-        time.sleep(0.6)
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=10 * SLOW) == 128 + signal.SIGTERM
+        assert ended_by_another(process, signal.SIGTERM) == 128 + signal.SIGTERM
 
 
 def test_shutdown_command_stops_the_node(make_server):
