@@ -150,7 +150,7 @@ class ReplyError(Exception):
 class Resp:
     """A connection that speaks RESP2 (RESP3 after HELLO 3)."""
 
-    def __init__(self, port, timeout=20.0):
+    def __init__(self, port, timeout=60.0):
         self.sock = socket.create_connection(("127.0.0.1", port), timeout=timeout * SLOW)
         self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.buffer = b""
@@ -240,7 +240,7 @@ class Resp:
             raise reply
         return reply
 
-    def closed_by_server(self, seconds=10.0):
+    def closed_by_server(self, seconds=60.0):
         """Reads on until the server closes; False when it does not."""
         self.sock.settimeout(seconds * SLOW)
         try:
@@ -271,6 +271,9 @@ class Server:
             "memory": "256MiB",
             "log-level": "info",
             "disk-reserve": "8MiB",
+            # A disk that is busy with others' work may not take all that is in memory within the 5 s
+            # that are the default; what is not drained in time is a failure.
+            "shutdown-timeout": "60s",
         }
         self.options.update({name.replace("_", "-"): value for name, value in options.items()})
         self.binary = binary or SERVER
@@ -309,7 +312,7 @@ class Server:
         with open(self.log_path, encoding="utf-8", errors="replace") as log:
             return log.read()
 
-    def connect(self, timeout=20.0):
+    def connect(self, timeout=60.0):
         return Resp(self.port, timeout)
 
     def call(self, *words):
@@ -321,7 +324,7 @@ class Server:
         url = f"http://127.0.0.1:{self.admin_port}{path}"
         try:
             request = urllib.request.Request(url, method=method)
-            with urllib.request.urlopen(request, timeout=10 * SLOW) as reply:
+            with urllib.request.urlopen(request, timeout=60 * SLOW) as reply:
                 return reply.status, reply.read().decode()
         except urllib.error.HTTPError as error:
             return error.code, error.read().decode()
@@ -354,7 +357,7 @@ class Server:
     def running(self):
         return self.process is not None and self.process.poll() is None
 
-    def stop(self, seconds=15.0):
+    def stop(self, seconds=90.0):
         """SIGTERM; returns the exit status."""
         if self.running():
             self.process.send_signal(signal.SIGTERM)
@@ -410,7 +413,7 @@ def make_server(request, tmp_path):
             server.process.terminate()
     for server in servers:
         try:
-            server.process.wait(timeout=20 * SLOW)
+            server.process.wait(timeout=90 * SLOW)
         except subprocess.TimeoutExpired:
             server.kill()
             problems.append("did not end after SIGTERM")

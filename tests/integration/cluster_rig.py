@@ -174,7 +174,7 @@ class Node(Server):
     def there(self, place):
         return self.network.inside(place) if self.network else contextlib.nullcontext()
 
-    def connect(self, timeout=20.0):
+    def connect(self, timeout=60.0):
         with self.there("clients"):
             connection = object.__new__(Resp)
             connection.sock = socket.create_connection((self.host, self.port), timeout * SLOW)
@@ -234,7 +234,7 @@ class Cluster:
         problems = []
         for node in self.nodes:
             try:
-                node.process.wait(timeout=20 * SLOW)
+                node.process.wait(timeout=90 * SLOW)
             except subprocess.TimeoutExpired:
                 node.kill()
                 problems.append("did not end after SIGTERM")
@@ -293,7 +293,7 @@ class Cluster:
         wrapper = self.network.wrapper("clients") if self.network else []
         return subprocess.run(
             wrapper + [CLIENT, "--server", f"{node.host}:{node.port}", *words],
-            capture_output=True, text=True, check=False, timeout=60)
+            capture_output=True, text=True, check=False, timeout=60 * SLOW)
 
     def view(self, node):
         """The cluster as the node sees it, or None while it does not answer."""

@@ -49,7 +49,7 @@ def _run(*command, check=True):
     return done.stdout.strip()
 
 
-def _wait_for(condition, what, seconds=10.0):
+def _wait_for(condition, what, seconds=60.0):
     end = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > end:
@@ -139,7 +139,7 @@ class Disk:
     def detach(self):
         """Takes the stack down whatever state it is in. Processes that use the mount must be gone."""
         if self.mounted:
-            end = time.monotonic() + 10
+            end = time.monotonic() + 60
             while True:
                 done = subprocess.run(
                     ["umount", self.mount_point], capture_output=True, check=False
