@@ -160,9 +160,9 @@ def test_import_is_the_inverse_of_export(client, tmp_path):
     assert client.server.call("GET", "ok") == b"1"
 
 
-def test_import_from_a_source_that_pauses(client):
-    """What has come is written though nothing more does, and its answers are read meanwhile."""
-    timeout = SLOW
+def import_with_pauses(client, timeout):
+    """How it ended."""
+    client.server.call("FLUSHALL")
     with subprocess.Popen(
             [CLIENT, "--server", f"127.0.0.1:{client.server.port}", "import", "--timeout",
              f"{timeout}s", "-"], stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:
@@ -174,12 +174,23 @@ def test_import_from_a_source_that_pauses(client):
                      seconds=30)
             time.sleep(1.2 * timeout)
         _, told = process.communicate(timeout=60 * SLOW)
-    assert process.returncode == 0 and b"imported 4 records, 0 skipped, 0 failed" in told, told
+    return process.returncode, told
+
+
+def test_import_from_a_source_that_pauses(client):
+    """What has come is written though nothing more does, and its answers are read meanwhile. Again with
+    more time for each when it failed: a busy machine may have needed it, a client that counts the
+    pauses fails each time."""
+    for timeout in SLOW, 4 * SLOW, 12 * SLOW:
+        code, told = import_with_pauses(client, timeout)
+        if code == 0:
+            break
+    assert code == 0 and b"imported 4 records, 0 skipped, 0 failed" in told, told
     assert client.server.call("MGET", "a", "b", "c", "d") == [b"1", b"2", b"3", b"4"]
 
 
-def test_import_ends_when_its_server_is_gone(client):
-    """Though its source has not ended."""
+def import_whose_server_goes(client):
+    """How it ended."""
     with subprocess.Popen(
             [CLIENT, "--server", f"127.0.0.1:{client.server.port}", "import", "--timeout",
              f"{SLOW}s", "-"], stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:
@@ -199,7 +210,19 @@ def test_import_ends_when_its_server_is_gone(client):
         told = process.stderr.read()
         with contextlib.suppress(BrokenPipeError):
             process.stdin.close()
-    assert process.returncode == 3 and b"imported 1 records, 0 skipped" in told, told
+    return process.returncode, told
+
+
+def test_import_ends_when_its_server_is_gone(client):
+    """Though its source has not ended. That the first key is stored is seen by us a moment before the
+    import, and on a busy machine its server may be gone by then: again."""
+    for _ in range(3):
+        code, told = import_whose_server_goes(client)
+        if b"imported 1 records" in told:
+            break
+        client.server.start()
+        client.server.call("FLUSHALL")
+    assert code == 3 and b"imported 1 records, 0 skipped" in told, told
 
 
 def on_a_terminal(*words, data=None):
