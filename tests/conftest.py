@@ -434,7 +434,7 @@ def server(make_server):
 @pytest.fixture(autouse=True)
 def limit(request):
     """A test that hangs fails, with the place where it does; generous, for busy machines."""
-    seconds = 3600 if request.node.get_closest_marker("soak") else 240 * SLOW
+    seconds = 3600 if request.node.get_closest_marker("soak") else 480 * SLOW
 
     def over(_signal, _frame):
         raise TimeoutError(f"the test took more than {seconds} s")

@@ -203,6 +203,24 @@ class Node(Server):
                 return at - begin
         return None
 
+    def not_alive(self):
+        """When it took other members for suspect or dead, in any of its lives: (number of the member,
+        begin, end), of time.time()."""
+        found, since = [], {}
+        for line in self.log().splitlines():
+            at = re.match(r"time=(\S+)Z ", line)
+            if at is None:
+                continue
+            now = datetime.datetime.fromisoformat(at[1] + "+00:00").timestamp()
+            told = re.search(r'msg="member (alive|suspect|dead)" member=(\d+)', line)
+            begins_anew = "durable writes probed" in line
+            for number in [*since] if begins_anew else [int(told[2])] if told else []:
+                if number in since and (begins_anew or told[1] == "alive"):
+                    found.append((number, since.pop(number), now))
+                elif number not in since and told[1] != "alive":
+                    since[number] = now
+        return found + [(number, begin, float("inf")) for number, begin in since.items()]
+
     def cpu_seconds(self):
         with open(f"/proc/{self.process.pid}/stat", encoding="ascii") as stat:
             fields = stat.read().rsplit(")", 1)[1].split()
@@ -316,7 +334,7 @@ class Cluster:
                 return False
         return True
 
-    def wait_settled(self, members, seconds=60):
+    def wait_settled(self, members, seconds=120):
         return wait_for(lambda: self.settled(members), f"{members} members", seconds,
                         lambda: "\n".join(node.log()[-3000:] for node in self.nodes))
 
@@ -326,7 +344,7 @@ class Cluster:
     def hints_waiting(self):
         return sum(node.metric("distkv_cluster_hints_waiting") for node in self.running())
 
-    def wait_hints(self, seconds=60):
+    def wait_hints(self, seconds=120):
         """Returns how long it took."""
         return wait_for(lambda: self.hints_waiting() == 0, "the hints to be delivered", seconds)
 

@@ -7,7 +7,9 @@ it during the load or after it; no request fails but those that were with the lo
 away; in the end each node's own store holds the same.
 
 The short variants share one small cluster, one after the other, with a light load: what is asked
-of times is left out there, for others use the machine, too. The long ones (marked soak) put more
+of times is left out there, for others use the machine, too; and where members take one for dead that
+is there, as they do on a machine that leaves it without the processor for half a second, a request
+may fail as if it were lost. The long ones (marked soak) put more
 than 5,000 SETs of 1 KB a second on a cluster of their own, and ask for that rate and for times as
 well.
 """
@@ -110,12 +112,35 @@ class Run:
         time.sleep(self.scale.after_s)
         self.end_ms = self.ledger.stop()
 
+    def mistaken(self, lost):
+        """When members were taken for dead that were not away: (begin, end) in milliseconds. What
+        lasts from when one was away is a mistake from when it is back."""
+        if self.scale.long:
+            return []
+        view = self.cluster.view(self.nodes[0]) or {"members": []}
+        indexes = {member["number"]: self.cluster.index(member["node_id"])
+                   for member in view["members"]}
+        found = []
+        for node in self.cluster.running():
+            for number, begin, end in node.not_alive():
+                begin_ms, end_ms = (self.event_ms + (at - self.event_time) * 1000
+                                    for at in (begin, end))
+                for away in lost:
+                    if away.node in (None, indexes.get(number)) and \
+                            away.begin_ms <= end_ms and begin_ms <= away.end_ms:
+                        begin_ms = away.end_ms
+                if number in indexes and begin_ms < end_ms:
+                    found.append((begin_ms - FLIGHT_MS, end_ms + DETECT_MS))
+        return found
+
     @staticmethod
-    def excused(failure, lost):
+    def excused(failure, lost, mistaken=()):
         """Those that were with the lost node: asked of it while it was away, or sent on to it by
-        another one, which says that the outcome is unknown."""
+        another one, which says that the outcome is unknown; or with one that was taken for lost."""
         ms, node, request, kind, _, _ = failure
         if any(away.took(ms, node) for away in lost):
+            return True
+        if kind in ("UNKNOWN", "NOREPLICAS") and any(begin <= ms <= end for begin, end in mistaken):
             return True
         return request == "del" and kind == "UNKNOWN" and any(away.near(ms) for away in lost)
 
@@ -125,15 +150,18 @@ class Run:
         report = ledger.report
         failures = ledger.failures()
         assert len(failures) == report["failures"], "more than the ledger tells"
-        unexcused = [failure for failure in failures if not self.excused(failure, lost)]
+        mistaken = self.mistaken(lost)
+        unexcused = [failure for failure in failures
+                     if not self.excused(failure, lost, mistaken)]
         load_s = (self.end_ms - self.begin_ms) / 1000
         acknowledged = (report["set"][0] - self.filled) / load_s
         sets_per_s = acknowledged + report["set"][1] / load_s
         print(f"requests {sum(node['done'] for node in report['nodes'])} failed {len(failures)}, "
-              f"not excused {len(unexcused)}, not sent {report['unsent']}; "
+              f"not excused {len(unexcused)}, not sent {report['unsent']}, "
+              f"members mistaken for dead {len(mistaken)} times; "
               f"{sets_per_s:.0f} SETs a second, {acknowledged:.0f} acknowledged")
         assert report["violations"] == 0, report["violation_texts"]
-        assert not unexcused, ([vars(away) for away in lost], unexcused[:20])
+        assert not unexcused, ([vars(away) for away in lost], mistaken, unexcused[:20])
         if self.scale.long:
             width = report["window_ms"]
             late = [window * width for window, _ in report["unsent_windows"]
@@ -147,7 +175,7 @@ class Run:
         if first["different"] or first["violations"]:
             if not cluster.repair():
                 ledger.check("ALL")
-            wait_for(lambda: ledger.check("ONE")["different"] == 0, "replicas to be equal", 60)
+            wait_for(lambda: ledger.check("ONE")["different"] == 0, "replicas to be equal", 120)
         sure, maybe = ledger.keys()
         for node in cluster.running():
             found = cluster.own_keys(node)
@@ -362,7 +390,7 @@ def test_two_nodes_join_at_once_and_leave_again(run):
             assert connection.call("DISTKV.REMOVE", node.place) == "OK"
         left = 4 - number
         wait_for(lambda left=left: len((cluster.view(run.nodes[0]) or {"members": []})["members"])
-                 == left, "the node to be gone", 60)
+                 == left, "the node to be gone", 150)
         lost.append(Away(first + number, run.ledger.now()))
         node.kill()
     run.end()
