@@ -34,7 +34,7 @@ main(int argc, char **argv)
 
 
 def run(*command, **more):
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, **more)
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, **more)
 
 
 @pytest.mark.skipif(bool(SANITIZED), reason="the release build's")

@@ -20,7 +20,7 @@ def test_the_machines_own_packages_survive_restart_and_kill(limit):
     assert os.path.exists(CLIENT), "distkv-client was not built"
     script = os.path.join(os.path.dirname(os.path.abspath(__file__)), "debian_packages")
     done = subprocess.run([sys.executable, script, "--build", BUILD, "--limit", str(limit)],
-                          capture_output=True, text=True, check=False, timeout=300)
+                          capture_output=True, text=True, check=False, timeout=450)
     print(done.stdout)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "byte for byte" in done.stdout
