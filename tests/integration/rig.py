@@ -127,7 +127,10 @@ class Disk:
         self.loop = _run("losetup", "-f", "--show", "--direct-io=on", self.fuse_file)
 
     def mount(self):
-        _run("mount", "-t", self.filesystem, self.loop, self.mount_point)
+        # Whoever made a mount namespace of its own meanwhile (each `ip netns exec` does) has the mount
+        # of before the power cut in it still, and XFS mounts no second one with the same UUID.
+        options = ("-o", "nouuid") if self.filesystem == "xfs" else ()
+        _run("mount", "-t", self.filesystem, *options, self.loop, self.mount_point)
         self.mounted = True
 
     def power_cut(self):
