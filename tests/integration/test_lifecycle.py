@@ -631,22 +631,33 @@ def ended_by_another(process, second):
     return process.returncode
 
 
+def ask_and_not_read(connection):
+    """For 20 MB; what is not asked of the store yet when the node stops is not waited for."""
+    connection.call("SET", "large", "v" * 1000000)
+    for _ in range(20):
+        connection.send("GET", "large")
+    wait_for(lambda: connection.sock.recv(1, socket.MSG_PEEK), "the first of it")
+    time.sleep(0.5)
+
+
 @pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
 def test_a_second_signal_ends_at_once(make_server, second):
-    """It drains for seconds, for the sake of somebody who does not read, and would end with 0."""
+    """It drains for seconds, for the sake of somebody who does not read, and would end with 0. Of five
+    times once: where all is slow that one has little to come yet, and the drain ends before."""
     server = make_server(shutdown_timeout="60s")
     fill(server, 100)
-    with server.connect() as deaf:
-        deaf.call("SET", "large", "v" * 1000000)
-        for _ in range(20):
-            deaf.send("GET", "large")
-        wait_for(lambda: deaf.sock.recv(1, socket.MSG_PEEK), "the first of it")
-        server.process.send_signal(signal.SIGTERM)
-        wait_for(lambda: "stopping" in server.log(), "it to hear of the first")
-        assert ended_by_another(server.process, second) == 128 + second, server.log()
+    for _ in range(5):
+        with server.connect() as deaf:
+            ask_and_not_read(deaf)
+            server.process.send_signal(signal.SIGTERM)
+            wait_for(lambda: "stopping" in server.log(), "it to hear of the first")
+            code = ended_by_another(server.process, second)
+        server.start()
+        check(server, 100)
+        if code != 0:
+            break
+    assert code == 128 + second, server.log()
     assert "ending at once" in server.log() and second.name in server.log()
-    server.start()
-    check(server, 100)
 
 
 def test_two_signals_at_once_are_one(make_server):
@@ -703,13 +714,15 @@ def test_a_node_whose_log_nobody_reads_stops_as_asked(tmp_path):
 
 
 def test_a_node_whose_log_nobody_reads_ends_at_a_second_signal(tmp_path):
-    with unread_stderr(tmp_path) as (process, port), Resp(port) as deaf:
-        deaf.call("SET", "large", "v" * 1000000)
-        for _ in range(20):
-            deaf.send("GET", "large")
-        wait_for(lambda: deaf.sock.recv(1, socket.MSG_PEEK), "the first of it")
-        process.send_signal(signal.SIGTERM)
-        assert ended_by_another(process, signal.SIGTERM) == 128 + signal.SIGTERM
+    """As above, five times at most."""
+    for _ in range(5):
+        with unread_stderr(tmp_path) as (process, port), Resp(port) as deaf:
+            ask_and_not_read(deaf)
+            process.send_signal(signal.SIGTERM)
+            code = ended_by_another(process, signal.SIGTERM)
+        if code != 0:
+            break
+    assert code == 128 + signal.SIGTERM
 
 
 def test_shutdown_command_stops_the_node(make_server):
