@@ -418,10 +418,10 @@ fiber_end(struct lsm *lsm)
 bool
 lsm_log_is_long(const struct lsm *lsm)
 {
-    if (lsm->log == NULL) return false;
     u64 limit =
         LOG_TO_REPLAY_FACTOR * MAX(lsm->memtable_limit_bytes, lsm->options.log_segment_bytes);
-    return log_bytes_to_replay(lsm->log) > limit || log_bytes_kept(lsm->log) > limit;
+    return lsm->log != NULL &&
+           (log_bytes_to_replay(lsm->log) > limit || log_bytes_kept(lsm->log) > limit);
 }
 
 /* What was deleted on a full disk is to give its room back, though no memtable fills up now and no
