@@ -982,6 +982,30 @@ def test_a_removal_is_taken_back_while_data_moves(three):
         assert cli(cluster, "get", f"k{i}", "--consistency", "all") == "v" * 4000
 
 
+def test_the_only_node_that_stays_is_lost_and_another_one_stays(three):
+    cluster = three
+    for at in range(0, 300, 20):
+        with cluster.nodes[0].connect() as conn:
+            conn.call("MSET", *[word for i in range(at, at + 20) for word in (f"k{i}", "v" * 4000)])
+    for node in cluster.nodes:  # the first one, which is to have everything, fetches for long
+        node.call("CONFIG", "SET", "move-rate", "16KiB")
+    for name in ("n2", "n3"):
+        cli(cluster, "cluster", "remove-node", name, "--force", "--no-wait")
+    cluster.nodes[0].kill()
+    cluster.wait_alive(2, 1, 2)
+    answer = cli(cluster, "cluster", "remove-node", "n1", "--dead", code=1)
+    left = re.search("first take back that '(n[23])' leaves", answer).group(1)
+    assert f"{left} stays" in cli(cluster, "cluster", "remove-node", left, "--undo")
+    cli(cluster, "cluster", "remove-node", "n1", "--dead", "--no-wait")
+    node = cluster.nodes[int(left[1]) - 1]
+    for other in cluster.nodes[1:]:
+        other.call("CONFIG", "SET", "move-rate", "0")
+    wait_for(lambda: [m["node_id"] for m in json.loads(
+        client(node, "--json", "cluster", "status").stdout)["members"]] == [left],
+        "it to be the only one", every=0.2)
+    assert node.call("DBSIZE") == 300 and node.call("GET", "k299") == b"v" * 4000
+
+
 def test_a_member_stays_in_its_data_center_and_says_so(cluster):
     node = cluster.add(datacenter="east")
     cluster.wait_settled(1)
