@@ -37,7 +37,8 @@
     X(DENIED, "permission denied")                                                                 \
     X(MOUNTED_READ_ONLY, "the file system is mounted read-only")                                   \
     X(NOT_DIRECTORY, "a part of the path is no directory")                                         \
-    X(UNAVAILABLE, "too few replicas can be reached")
+    X(UNAVAILABLE, "too few replicas can be reached")                                              \
+    X(PAUSED, "not at the end yet, and may go on")
 
 enum status_code {
 #define X(name, text) SC_##name,

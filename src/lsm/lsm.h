@@ -293,8 +293,14 @@ void lsm_scan_pass_damage(struct lsm_scan *scan);
 u64 lsm_scan_damage(const struct lsm_scan *scan);
 /* Whether what the last call of lsm_scan_next returned is a tombstone. */
 bool lsm_scan_deleted(const struct lsm_scan *scan);
-/* ST_END after the last one. The bytes stay valid until the next call. want_value false: value.size
- * is right but a large value is not fetched (data is NULL then). */
+/* From now on lsm_scan_next passes over about so many entries, and answers ST_PAUSED when none of
+ * them is left to be shown; 0, as at first: over all there are. For whoever is waited for. */
+void lsm_scan_step(struct lsm_scan *scan, u64 entries);
+/* ST_END after the last one. ST_PAUSED: of what there is up to the token and key, and of the key
+ * itself, nothing more is shown; value is not set. A further call goes on behind it, and so does
+ * another scan that is opened there, whose first key that may be. The bytes stay valid until the
+ * next call. want_value false: value.size is right but a large value is not fetched (data is NULL
+ * then). */
 MAY_YIELD MUST_CHECK status lsm_scan_next(struct lsm_scan *scan, bool want_value, u64 *token_out,
                                           struct bytes *key_out, struct lsm_value *value_out);
 void lsm_scan_close(struct lsm_scan *scan);
@@ -302,10 +308,11 @@ void lsm_scan_close(struct lsm_scan *scan);
 /* Live keys: exact by merging everything (reads the keyspace unless it is known), and a guess. */
 MAY_YIELD MUST_CHECK status lsm_count_exact(struct lsm *lsm, u16 keyspace, u64 *count_out);
 u64 lsm_count_estimate(const struct lsm *lsm, u16 keyspace);
-/* A live key near a random token; ST_NOT_FOUND when the keyspace is empty. key_out holds
- * LIMIT_KEY_BYTES. *seq_out: its number; see "Sequence numbers". */
-MAY_YIELD MUST_CHECK status lsm_random_key(struct lsm *lsm, u16 keyspace, u64 random, u8 *key_out,
-                                           size_t *key_size_out, u64 *seq_out);
+/* A live key near a random token; ST_NOT_FOUND when the keyspace is empty; ST_PAUSED when it has
+ * passed over so many entries (see lsm_scan_step) and there was none: another token may do. key_out
+ * holds LIMIT_KEY_BYTES. *seq_out: its number; see "Sequence numbers". */
+MAY_YIELD MUST_CHECK status lsm_random_key(struct lsm *lsm, u16 keyspace, u64 random, u64 entries,
+                                           u8 *key_out, size_t *key_size_out, u64 *seq_out);
 
 /* ---- operating ---- */
 

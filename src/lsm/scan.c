@@ -15,6 +15,10 @@
  * when it is told so, it reads ahead past the cache in large pieces, to the end of its tokens and
  * not beyond. Long stretches without a live key yield.
  *
+ * Dead keys. There may be any number of them between two live ones. A call that is bounded answers
+ * ST_PAUSED at the last one that it has passed over; that is a place like any other. It has decided
+ * on two keys at least, for the first one may be where a scan before it has stopped.
+ *
  * Damage ends a scan, unless it was told to pass over it: then a damaged block is a gap (see
  * gap_list.h), and a value kept apart that is damaged is left out with its key.
  */
@@ -36,6 +40,7 @@ struct lsm_scan {
     bool passes;       /* over damage */
     u16 keyspace;
     u64 token_last;
+    u64 step; /* entries between two pauses; 0: it does not pause */
 
     /* state */
     struct cursor *merge;  /* NULL: to be opened at the place */
@@ -44,6 +49,8 @@ struct lsm_scan {
     bool long_scan;
     bool place_done; /* the key at the place is decided: skip its versions */
     u64 bytes;       /* passed over so far */
+    u64 entries;     /* the same, since the last pause */
+    u64 keys;        /* decided, since then */
     u64 place_token;
     u32 place_key_size;
     u8 place_key[LIMIT_KEY_BYTES];
@@ -184,8 +191,10 @@ resolve(struct lsm_scan *scan, bool *live_out, const struct entry **out)
     place_set(scan, &merge->entry);
     gap_list_forget(&scan->gaps, scan->place_token);
     scan->place_done = true;
+    scan->keys++;
     while (merge->valid && at_place(scan)) {
         const struct entry *entry = &merge->entry;
+        scan->entries++;
         scan->bytes += entry->key.size + 32 + (entry->flags & ENTRY_BLOB ? 0 : entry->value.size);
         if (entry->seq > seq) {
             status st = merge->ops->next(merge);
@@ -208,7 +217,20 @@ resolve(struct lsm_scan *scan, bool *live_out, const struct entry **out)
     return ST_OK;
 }
 
-/* To the next live entry, which *out shows until the cursors move. ST_END. */
+/* After a dead key. */
+static bool
+pauses(struct lsm_scan *scan)
+{
+    bool due = scan->step != 0 && scan->entries >= scan->step && scan->keys >= 2;
+    if (due) {
+        MARK("lsm.scan.paused");
+        scan->entries = 0;
+        scan->keys = 0;
+    }
+    return due;
+}
+
+/* To the next live entry, which *out shows until the cursors move. ST_END, ST_PAUSED. */
 MAY_YIELD static status
 advance(struct lsm_scan *scan, const struct entry **out)
 {
@@ -231,6 +253,7 @@ advance(struct lsm_scan *scan, const struct entry **out)
         struct cursor *merge = scan->merge;
         status st = ST_OK;
         while (ok(st) && merge->valid && scan->place_done && at_place(scan)) {
+            scan->entries++;
             st = merge->ops->next(merge);
             if (fiber_should_yield()) fiber_yield();
         }
@@ -253,6 +276,7 @@ advance(struct lsm_scan *scan, const struct entry **out)
             return st;
         }
         if (live) return ST_OK;
+        if (pauses(scan)) return ST_PAUSED;
         if (fiber_should_yield()) fiber_yield();
     }
 }
@@ -308,6 +332,12 @@ void
 lsm_scan_much(struct lsm_scan *scan)
 {
     scan->long_scan = true;
+}
+
+void
+lsm_scan_step(struct lsm_scan *scan, u64 entries)
+{
+    scan->step = entries;
 }
 
 void
@@ -392,7 +422,7 @@ lsm_scan_next(struct lsm_scan *scan, bool want_value, u64 *token_out, struct byt
     scan->in_call = true;
     blob_release(scan);
     status st = next_out(scan, want_value, value_out_arg);
-    if (ok(st)) {
+    if (ok(st) || status_is(st, ST_PAUSED)) {
         *token_out = scan->place_token;
         *key_out = BYTES(scan->place_key, scan->place_key_size);
     }
@@ -476,8 +506,8 @@ lsm_count_exact(struct lsm *lsm, u16 keyspace, u64 *count_out)
 }
 
 MAY_YIELD status
-lsm_random_key(struct lsm *lsm, u16 keyspace, u64 random, u8 *key_out, size_t *key_size_out,
-               u64 *seq_out)
+lsm_random_key(struct lsm *lsm, u16 keyspace, u64 random, u64 entries, u8 *key_out,
+               size_t *key_size_out, u64 *seq_out)
 {
     u64 span = lsm->token_last - lsm->token_first;
     u64 token = span == UINT64_MAX ? random : lsm->token_first + random % (span + 1);
@@ -488,6 +518,7 @@ lsm_random_key(struct lsm *lsm, u16 keyspace, u64 random, u8 *key_out, size_t *k
         st = lsm_scan_open(lsm, NULL, keyspace, i == 0 ? token : 0, BYTES(NULL, 0), UINT64_MAX,
                            &scan);
         if (!ok(st)) return st;
+        lsm_scan_step(scan, entries);
         u64 found;
         struct bytes key;
         struct lsm_value value;

@@ -146,6 +146,7 @@ native_status_of(status st)
     case SC_DENIED:
     case SC_MOUNTED_READ_ONLY:
     case SC_NOT_DIRECTORY:
+    case SC_PAUSED:
     case STATUS_CODE_COUNT:
         break;
     }

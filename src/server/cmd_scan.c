@@ -26,6 +26,12 @@
 #define SCAN_MEMORY_MAX (256u << 20)
 /* Entries that the shard of a SCAN's keys reads before it asks whether somebody still waits. */
 #define SCAN_STEP 16384u
+/* Entries that were deleted or have expired: it passes over so many of them before it asks, and
+ * after some such steps, in some 100 ms, a call answers with what it has. */
+#define PASSED_STEP       (64u << 10)
+#define SCAN_PASSED_STEPS 4u
+/* RANDOMKEY looks at so many places, and at one of each shard at least. */
+#define RANDOM_PLACES 16u
 /* Keys travel between shards in pieces. */
 #define PIECE_BYTES (64u << 10)
 /* KEYS sends its reply in these. It has the memory for one from the beginning, so that it need not
@@ -86,7 +92,8 @@ read_piece(void *arg)
                               shard->token_last, &scan);
     if (!ok(piece->st)) return;
     lsm_scan_freeze_clock(scan); /* the passes must agree */
-    for (;;) {
+    lsm_scan_step(scan, PASSED_STEP);
+    while (piece->looked < PASSED_STEP) {
         u64 token;
         struct bytes key;
         struct lsm_value value;
@@ -94,6 +101,11 @@ read_piece(void *arg)
         if (status_is(piece->st, ST_END)) {
             piece->st = ST_OK;
             piece->end = true;
+            break;
+        }
+        if (status_is(piece->st, ST_PAUSED)) {
+            piece->st = ST_OK;
+            remember(piece, token, key);
             break;
         }
         if (!ok(piece->st)) break;
@@ -142,6 +154,7 @@ struct scan_call {
     u8 key[LIMIT_KEY_BYTES];
     u64 end; /* it has read all of the buckets before this one */
     bool ended;
+    u32 pauses; /* steps that have passed over nothing but dead keys at last */
     status st;
 };
 
@@ -155,6 +168,15 @@ scan_call_begin(struct scan_call *call, u64 cursor, i64 count, struct bytes patt
     call->token = scan_page_token(&call->page);
     call->key_size = 0;
     call->ended = false;
+    call->pauses = 0;
+}
+
+static void
+scan_call_at(struct scan_call *call, u64 token, struct bytes key)
+{
+    call->token = token;
+    call->key_size = (u16)key.size;
+    memcpy(call->key, key.data, key.size);
 }
 
 static void
@@ -199,13 +221,20 @@ scan_step(void *arg)
     call->st =
         lsm_scan_open(shard->lsm, NULL, call->keyspace, call->token, behind, token_last, &scan);
     if (!ok(call->st)) return;
-    if (token_last != shard->token_last) lsm_scan_much(scan);
+    if (token_last != shard->token_last || call->pauses != 0) lsm_scan_much(scan);
+    lsm_scan_step(scan, PASSED_STEP);
     u64 seen = lsm_seq_last(shard->lsm), shown = 0;
     for (u32 step = 0; step < SCAN_STEP; step++) {
         u64 token;
         struct bytes key;
         struct lsm_value value;
         call->st = lsm_scan_next(scan, false, &token, &key, &value);
+        if (status_is(call->st, ST_PAUSED)) {
+            call->st = ST_OK;
+            scan_call_at(call, token, key);
+            call->pauses++;
+            break;
+        }
         if (!ok(call->st)) break;
         if (token == call->token && bytes_equal(key, BYTES(call->key, call->key_size))) continue;
         if (!scan_page_take(&call->page, token, key)) {
@@ -213,9 +242,7 @@ scan_step(void *arg)
             break;
         }
         shown = MAX(shown, value.seq);
-        call->token = token;
-        call->key_size = (u16)key.size;
-        memcpy(call->key, key.data, key.size);
+        scan_call_at(call, token, key);
         if (fiber_should_yield()) fiber_yield();
     }
     lsm_scan_close(scan);
@@ -236,6 +263,14 @@ scan_step(void *arg)
 #define CLUSTER_RETRY_NS    (50 * NS_PER_MS)
 #define CLUSTER_PATIENCE_NS (1500 * NS_PER_MS)
 
+static void
+reply_no_key(struct exec *x)
+{
+    MARK("server.randomkey.dead_passed");
+    resp_error(x->reply, "BUSY No key was found among many that were deleted or have expired, try "
+                         "again later");
+}
+
 struct cluster_keys {
     struct exec *x;
     struct cluster_scan scan;
@@ -244,6 +279,7 @@ struct cluster_keys {
     u64 matched;
     struct scan_call *call; /* SCAN; NULL: something else */
     u64 until_ns;           /* of SCAN: then it stops with what it has */
+    bool gives_up;          /* RANDOMKEY: at until_ns */
     bool stopped;
     bool count_only;
 };
@@ -294,14 +330,21 @@ cluster_keys_read(struct cluster_keys *keys)
                 break;
             }
         }
+        if (keys->gives_up && now >= keys->until_ns) {
+            reply_no_key(x);
+            return false;
+        }
         u64 bucket = scan_bucket(keys->scan.token);
+        u64 looked = keys->call != NULL ? keys->call->page.looked : 0;
         status st = cluster_scan_page(x->shard->cluster, &keys->scan);
         if (x->stopped) return false;
         if (keys->found.failed) st = ST_NO_MEMORY;
         if (ok(st)) {
-            /* Within one bucket all is read, however little of it is wanted. */
-            if (keys->call != NULL && scan_bucket(keys->scan.token) == bucket)
-                keys->scan.bytes_max = MIN(2 * keys->scan.bytes_max, CLUSTER_PAGE_BYTES);
+            /* Within one bucket all is read, however little of it is wanted; and of what was
+             * deleted a page of a few keys shows nothing. */
+            bool more = keys->call == NULL || scan_bucket(keys->scan.token) == bucket ||
+                        keys->call->page.looked == looked;
+            if (more) keys->scan.bytes_max = MIN(2 * keys->scan.bytes_max, CLUSTER_PAGE_BYTES);
             patience_ns = io_now_ns() + CLUSTER_PATIENCE_NS;
             continue;
         }
@@ -407,6 +450,8 @@ randomkey_cluster(struct exec *x)
     if (keys == NULL) return;
     keys->scan.bytes_max = 1024;
     keys->scan.token = io_random();
+    keys->gives_up = true;
+    keys->until_ns = io_now_ns() + x->shard->config->cluster_timeout_ms * NS_PER_MS;
     if (!cluster_keys_read(keys)) return;
     if (!keys->stopped) {
         keys->scan.ended = false;
@@ -423,7 +468,7 @@ randomkey_cluster(struct exec *x)
 MAY_YIELD static bool
 scan_shards(struct exec *x, struct scan_call *call)
 {
-    const struct scan_page *page = &call->page;
+    struct scan_page *page = &call->page;
     do { /* on into the next shard while there is something left to look at */
         if (x->session->conn == NULL) return false; /* nobody waits for it any more */
         u32 owner = shard_of_token(x->shard->server, call->token);
@@ -432,6 +477,13 @@ scan_shards(struct exec *x, struct scan_call *call)
         if (!ok(st)) {
             exec_fail(x, st);
             return false;
+        }
+        u64 bucket = scan_bucket(call->token);
+        if (call->pauses >= SCAN_PASSED_STEPS && !page->stopped && !call->ended &&
+            scan_page_may_end(page, bucket)) {
+            MARK("server.scan.dead_passed");
+            call->end = bucket;
+            page->stopped = true;
         }
     } while (!page->stopped && !call->ended && !(call->key_size == 0 && scan_page_is_full(page)));
     return true;
@@ -639,8 +691,8 @@ random_here(void *arg)
     struct random_call *call = arg;
     struct shard *shard = shard_self();
     u64 shown = 0;
-    status st = lsm_random_key(shard->lsm, call->keyspace, call->random, call->key, &call->key_size,
-                               &shown);
+    status st = lsm_random_key(shard->lsm, call->keyspace, call->random, PASSED_STEP, call->key,
+                               &call->key_size, &shown);
     call->st = st;
     if (!ok(st) && !status_is(st, ST_NOT_FOUND)) return;
     status safe = durable_wait_scanned(shard, lsm_seq_last(shard->lsm), shown);
@@ -654,18 +706,30 @@ cmd_randomkey(struct exec *x)
         randomkey_cluster(x);
         return;
     }
-    struct random_call call = {.keyspace = x->keyspace, .random = io_random()};
+    struct random_call call = {.keyspace = x->keyspace};
     call.key = exec_alloc(x, LIMIT_KEY_BYTES);
     if (call.key == NULL) return;
     u32 count = x->shard->server->shard_count;
     u32 first = (u32)(io_random() % count);
     call.st = ST_NOT_FOUND;
+    bool maybe = false; /* a shard has given up that is not empty, for all that is known */
+    u32 places = RANDOM_PLACES;
     for (u32 i = 0; i < count && status_is(call.st, ST_NOT_FOUND); i++) {
-        status st = io_shard_call((first + i) % count, FIBER_FOREGROUND, random_here, &call);
-        if (!ok(st)) call.st = st;
+        do {
+            if (x->session->conn == NULL) return; /* nobody waits for it any more */
+            call.random = io_random();
+            places -= places > 0;
+            status st = io_shard_call((first + i) % count, FIBER_FOREGROUND, random_here, &call);
+            if (!ok(st)) call.st = st;
+        } while (status_is(call.st, ST_PAUSED) && places > 0);
+        if (!status_is(call.st, ST_PAUSED)) continue;
+        maybe = true;
+        call.st = ST_NOT_FOUND;
     }
     if (ok(call.st))
         resp_bulk(x->reply, BYTES(call.key, call.key_size));
+    else if (status_is(call.st, ST_NOT_FOUND) && maybe)
+        reply_no_key(x);
     else if (status_is(call.st, ST_NOT_FOUND))
         resp_null(x->reply);
     else

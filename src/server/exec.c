@@ -831,6 +831,7 @@ exec_error_reply(struct resp_writer *reply, status why)
     case SC_INVALID:
     case SC_LOCKED:
     case SC_UNSUPPORTED:
+    case SC_PAUSED:
     case STATUS_CODE_COUNT:
         break;
     }

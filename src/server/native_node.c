@@ -404,7 +404,9 @@ struct scan_call {
 };
 
 /* Entries that match nothing are passed over, but not for ever within one request. */
-#define SCAN_LOOKED_MAX     20000u
+#define SCAN_LOOKED_MAX 20000u
+/* Nor is what was deleted or has expired: so many entries, some 50 ms. */
+#define SCAN_PASSED_MAX     (128u << 10)
 #define SCAN_PAGE_BYTES_MAX (1u << 20)
 /* Of replicas, for one of the answer; where nothing matches it ends without any. */
 #define SCAN_CLUSTER_PAGES 16u
@@ -424,6 +426,15 @@ matches(const struct native_request *request, struct bytes key)
         return glob_match(pattern, key, false);
     }
     return false;
+}
+
+static void
+place_set(struct scan_call *call, u64 token, struct bytes key)
+{
+    call->token = token;
+    call->key_size = (u16)key.size;
+    memcpy(call->key, key.data, key.size);
+    call->moved = true;
 }
 
 MAY_YIELD static void
@@ -460,6 +471,7 @@ scan_here(void *arg)
     call->st = lsm_scan_open(shard->lsm, held != NULL ? held->snapshot : NULL,
                              request->header.keyspace, from_token, from_key, last_token, &scan);
     u64 seen = lsm_seq_last(shard->lsm);
+    if (ok(call->st)) lsm_scan_step(scan, SCAN_PASSED_MAX);
     u32 bytes_max = CLAMP(request->scan.bytes_max, 1u, SCAN_PAGE_BYTES_MAX);
     if (BUGGIFY("server.native.short_page")) bytes_max = MIN(bytes_max, 256u);
     for (u32 looked = 0; ok(call->st); looked++) {
@@ -475,6 +487,12 @@ scan_here(void *arg)
             call->end = true;
             break;
         }
+        if (status_is(call->st, ST_PAUSED)) {
+            MARK("server.native.scan_paused");
+            call->st = ST_OK;
+            place_set(call, token, key);
+            break;
+        }
         if (!ok(call->st)) break;
         if (from_key.size != 0 && token == from_token && bytes_equal(key, from_key)) continue;
         bool match = matches(request, key);
@@ -484,10 +502,7 @@ scan_here(void *arg)
             break;
         }
         shown = MAX(shown, value.seq);
-        call->token = token;
-        call->key_size = (u16)key.size;
-        memcpy(call->key, key.data, key.size);
-        call->moved = true;
+        place_set(call, token, key);
         if (match) {
             struct native_scan_entry entry = {.version = value.version,
                                               .expire_ms = value.expire_ms,

@@ -13,7 +13,7 @@ import time
 
 import pytest
 
-from conftest import SANITIZED, SLOW, Resp
+from conftest import CLIENT, SANITIZED, SLOW, Resp
 
 # A client that was away for so long may be closed though it means to read.
 STARVED_SECONDS = 0.3
@@ -385,3 +385,41 @@ def test_a_request_of_very_many_arguments_is_refused_at_little_cost(make_server)
         for name, error in ((b"WATCH", "too many keys"), (b"NOSUCH", "unknown"), (b"GET", "wrong number"),
                             (b"MSETNX", "size limit")):
             assert any(cost(name, error) < done / 4 for _ in range(3)), name
+
+
+def test_deleted_keys_hold_up_no_scan(make_server):
+    """However many lie between two that are there: a call of SCAN answers without having passed over all of
+    them, and the next one goes on where it was."""
+    server = make_server(data_dir=":memory:", cores="0", memory="1GiB", stall="0")
+    dead = 300_000
+    with server.connect(timeout=60) as connection:
+        for start in range(0, dead, 2000):
+            names = [f"dead{i}" for i in range(start, start + 2000)]
+            connection.send_raw(Resp.encode("MSET", *(word for name in names for word in (name, "x"))) +
+                                Resp.encode("DEL", *names))
+            assert connection.read() == "OK" and connection.read() == 2000
+
+        def scanned():
+            cursor, calls, found = b"0", 0, []
+            while calls == 0 or cursor != b"0":
+                cursor, keys = connection.call("SCAN", cursor, "COUNT", 10)
+                found += keys
+                calls += 1
+            return calls, found
+
+        calls, found = scanned()
+        assert found == [] and 2 <= calls <= 10
+        # Nothing says that there is none.
+        connection.send("RANDOMKEY")
+        assert "BUSY No key was found" in str(connection.read())
+        assert connection.call("SET", "last", "x") == "OK"
+        calls, found = scanned()
+        assert found == [b"last"] and calls >= 2
+        assert connection.call("KEYS", "*") == [b"last"]
+        assert connection.call("DBSIZE") == 1
+        command = [CLIENT, "--server", f"127.0.0.1:{server.port}", "scan", "--keys-only"]
+        assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.split() == ["last"]
+        # Where few were deleted one is found.
+        assert connection.call("SELECT", 1) == "OK" and connection.call("RANDOMKEY") is None
+        assert connection.call("SET", "one", "x") == "OK" and connection.call("DEL", "two") == 0
+        assert connection.call("RANDOMKEY") == b"one"

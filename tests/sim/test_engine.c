@@ -402,7 +402,7 @@ count_check(struct shard *shard, u16 keyspace)
     u8 name[LIMIT_KEY_BYTES];
     size_t name_size;
     u64 seq;
-    st = lsm_random_key(shard->lsm, keyspace, prng_u64(&shard->prng), name, &name_size, &seq);
+    st = lsm_random_key(shard->lsm, keyspace, prng_u64(&shard->prng), 0, name, &name_size, &seq);
     if (status_is(st, ST_NOT_FOUND)) {
         if (least > 0 && io_wall_ms() == to_ms) VIOLATED("no random key of %d", (int)least);
     } else if (!ok(st)) {

@@ -125,8 +125,8 @@ whole_life(void *arg)
     u8 random_key[LIMIT_KEY_BYTES];
     size_t random_size;
     u64 random_seq;
-    EXPECT(
-        status_is(lsm_random_key(lsm, 0, 7, random_key, &random_size, &random_seq), ST_NOT_FOUND));
+    EXPECT(status_is(lsm_random_key(lsm, 0, 7, 0, random_key, &random_size, &random_seq),
+                     ST_NOT_FOUND));
 
     for (u32 i = 0; i < KEYS; i++)
         write_one(i, size_of(i), 0, false);
@@ -154,7 +154,7 @@ whole_life(void *arg)
     EXPECT(ok(lsm_count_exact(lsm, 0, &count)) && count == KEYS / 2);
 
     for (u32 i = 0; i < 20; i++) {
-        EXPECT(ok(lsm_random_key(lsm, 0, io_random(), random_key, &random_size, &random_seq)));
+        EXPECT(ok(lsm_random_key(lsm, 0, io_random(), 0, random_key, &random_size, &random_seq)));
         struct bytes key = BYTES(random_key, random_size);
         struct lsm_value value;
         EXPECT(ok(lsm_get(lsm, NULL, 0, hash_token(key), key, &value)));
@@ -238,6 +238,89 @@ static void
 scans_begin_and_end_where_they_are_told(void **state)
 {
     assert_true(ok(sim_run_main(1, 1, bounded_scans, NULL)));
+}
+
+/* What a scan that pauses shows until its end; each pause is a place to go on at, for another scan
+ * as well. */
+static u32
+walk_with_pauses(u64 step, bool anew, u32 *pauses)
+{
+    struct lsm_scan *scan = scan_all(NULL);
+    lsm_scan_step(scan, step);
+    u32 shown = 0;
+    u64 token, token_before = 0;
+    struct bytes key;
+    u8 before[LIMIT_KEY_BYTES];
+    size_t before_size = 0;
+    struct lsm_value value;
+    status st;
+    for (;;) {
+        st = lsm_scan_next(scan, false, &token, &key, &value);
+        if (status_is(st, ST_END)) break;
+        EXPECT(ok(st) || status_is(st, ST_PAUSED));
+        EXPECT(token == hash_token(key));
+        EXPECT(entry_compare_key(token_before, BYTES(before, before_size), token, key) < 0);
+        shown += ok(st);
+        token_before = token;
+        before_size = key.size;
+        memcpy(before, key.data, key.size);
+        if (ok(st)) continue;
+        (*pauses)++;
+        if (!anew) continue;
+        lsm_scan_close(scan);
+        EXPECT(ok(lsm_scan_open(lsm, NULL, 0, token_before, BYTES(before, before_size), UINT64_MAX,
+                                &scan)));
+        lsm_scan_step(scan, step);
+    }
+    lsm_scan_close(scan);
+    return shown;
+}
+
+/* Keys that were deleted, have expired, or have a newer version that the scan does not see. */
+static status
+many_dead(void *arg)
+{
+    EXPECT(ok(io_dir_make("/store")));
+    open_store(MIB(2));
+    for (u32 i = 0; i < KEYS; i++)
+        write_one(i, 1, i % 2 == 0 ? io_wall_ms() + 1000 : 0, false);
+    for (u32 i = 0; i < KEYS; i++)
+        if (i % 50 != 1 && i % 2 == 1) write_one(i, 0, 0, true);
+    for (u32 i = 0; i < 100; i++) /* of one key many versions */
+        write_one(3, 1, 0, i == 99);
+    fiber_sleep_ns(2 * NS_PER_S);
+    u8 key[LIMIT_KEY_BYTES];
+    size_t size;
+    u64 seq;
+    for (u32 round = 0; round < 2; round++) {
+        u32 pauses = 0;
+        EXPECT(walk_with_pauses(0, false, &pauses) == KEYS / 50 && pauses == 0);
+        EXPECT(walk_with_pauses(20, false, &pauses) == KEYS / 50);
+        EXPECT(round == 1 || pauses >= KEYS / 20 / 2);
+        pauses = 0;
+        EXPECT(walk_with_pauses(20, true, &pauses) == KEYS / 50);
+        EXPECT(round == 1 || pauses >= KEYS / 20 / 2);
+        pauses = 0;
+        EXPECT(walk_with_pauses(1, true, &pauses) == KEYS / 50);
+        EXPECT(round == 1 || pauses >= KEYS / 3);
+        u32 found = 0, given_up = 0;
+        for (u32 i = 0; i < 200; i++) {
+            status st = lsm_random_key(lsm, 0, io_random(), 20, key, &size, &seq);
+            EXPECT(ok(st) || status_is(st, ST_PAUSED));
+            found += ok(st);
+            given_up += !ok(st);
+        }
+        EXPECT(found > 0 && (round == 1 || given_up > 0));
+        EXPECT(ok(lsm_flush(lsm)));
+    }
+    EXPECT(ok(lsm_close(lsm)));
+    return ST_OK;
+}
+
+static void
+a_scan_that_has_passed_over_many_dead_keys_says_where_it_is(void **state)
+{
+    assert_true(ok(sim_run_main(1, 1, many_dead, NULL)));
 }
 
 /* Some keys expire while a snapshot is open. */
@@ -501,6 +584,7 @@ main(void)
         cmocka_unit_test(scans_see_what_their_snapshot_saw),
         cmocka_unit_test(a_slow_scan_loses_its_memtables_but_not_its_place),
         cmocka_unit_test(scans_begin_and_end_where_they_are_told),
+        cmocka_unit_test(a_scan_that_has_passed_over_many_dead_keys_says_where_it_is),
         cmocka_unit_test(a_frozen_clock_shows_what_lived_at_the_snapshot),
         cmocka_unit_test(a_clock_that_was_ahead_hides_nothing),
         cmocka_unit_test(a_whole_scan_shows_tombstones_and_what_has_expired),
