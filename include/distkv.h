@@ -72,7 +72,9 @@ enum distkv_code {
     DISTKV_CROSS_SLOT = 14,   /* an atomic batch over several slots */
     DISTKV_CANCELED = 15,     /* the handle or scan was closed, or a snapshot's lease ran out */
     DISTKV_DENIED = 16,       /* not authenticated */
-    DISTKV_END = 17           /* no more entries */
+    DISTKV_END = 17,          /* no more entries */
+    /* indexes fill the server's memory: it takes nothing but deletes until some were merged */
+    DISTKV_FULL = 18
 };
 
 /* The name of a code, for example "NOT_FOUND"; and a sentence for it. Static storage. */

@@ -38,7 +38,8 @@
     X(MOUNTED_READ_ONLY, "the file system is mounted read-only")                                   \
     X(NOT_DIRECTORY, "a part of the path is no directory")                                         \
     X(UNAVAILABLE, "too few replicas can be reached")                                              \
-    X(PAUSED, "not at the end yet, and may go on")
+    X(PAUSED, "not at the end yet, and may go on")                                                 \
+    X(FULL, "indexes fill the memory: nothing but deletes is taken")
 
 enum status_code {
 #define X(name, text) SC_##name,

@@ -309,6 +309,7 @@ record_done(void *arg, const struct distkv_result *result)
     case DISTKV_UNREACHABLE:
     case DISTKV_READ_ONLY:
     case DISTKV_NO_SPACE:
+    case DISTKV_FULL:
         import->stopped = true;
         import->unreachable |= result->code == DISTKV_UNREACHABLE;
         line_failed(import, record->line, result->error);

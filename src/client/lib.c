@@ -42,6 +42,8 @@ static const struct {
     [DISTKV_CANCELED] = {"CANCELED", "canceled"},
     [DISTKV_DENIED] = {"DENIED", "not authenticated"},
     [DISTKV_END] = {"END", "no more entries"},
+    [DISTKV_FULL] = {"FULL",
+                     "the server's memory is full of indexes, it takes nothing but deletes"},
 };
 
 const char *
@@ -88,6 +90,8 @@ lib_code_of(u32 native_status)
         return DISTKV_TIMED_OUT;
     case NATIVE_ST_NO_SPACE:
         return DISTKV_NO_SPACE;
+    case NATIVE_ST_FULL:
+        return DISTKV_FULL;
     case NATIVE_ST_READ_ONLY:
         return DISTKV_READ_ONLY;
     case NATIVE_ST_UNKNOWN_OUTCOME:

@@ -54,7 +54,7 @@ static bool
 passes(status st)
 {
     return status_is(st, ST_NO_SPACE) || status_is(st, ST_OVERLOADED) ||
-           status_is(st, ST_NO_MEMORY) || status_is(st, ST_WOULD_WAIT) ||
+           status_is(st, ST_NO_MEMORY) || status_is(st, ST_FULL) || status_is(st, ST_WOULD_WAIT) ||
            status_is(st, ST_TOO_LARGE);
 }
 

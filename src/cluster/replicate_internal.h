@@ -159,17 +159,25 @@ own_is_busy(const struct replicator *r, status st)
     return busy && !r->closing;
 }
 
-/* Why a quorum is lost, or not met in time. busy: members that were, a bit each by index.
- * ST_OVERLOADED: without that it would not be, so whoever asks another coordinator meets the same
- * ones. */
-static inline status
-lost_why(const struct quorum *quorum, u32 busy)
+static inline bool
+lost_without(const struct quorum *quorum, u32 members)
 {
-    if (busy == 0) return ST_UNAVAILABLE;
     struct quorum others = *quorum;
     for (u32 i = 0; i < others.count; i++)
-        if (busy >> i & 1) others.answers[i] = QUORUM_PENDING;
-    return quorum_state(&others) == QUORUM_LOST ? ST_UNAVAILABLE : ST_OVERLOADED;
+        if (members >> i & 1) others.answers[i] = QUORUM_PENDING;
+    return quorum_state(&others) == QUORUM_LOST;
+}
+
+/* Why a quorum is lost, or not met in time. busy: members that were, a bit each by index; full:
+ * whose indexes fill their memory. ST_OVERLOADED: without those that were busy it would not be, so
+ * whoever asks another coordinator meets the same ones; ST_FULL: nor without those that are full,
+ * so that asking again is in vain for long. */
+static inline status
+lost_why(const struct quorum *quorum, u32 busy, u32 full)
+{
+    if ((busy | full) == 0) return ST_UNAVAILABLE;
+    if (busy != 0 && !lost_without(quorum, busy)) return ST_OVERLOADED;
+    return full != 0 && !lost_without(quorum, busy | full) ? ST_FULL : ST_UNAVAILABLE;
 }
 
 /* ---- replicate.c ---- */
@@ -253,6 +261,7 @@ struct write_attempt {
     u32 partition;
     struct quorum quorum;
     u32 busy;         /* who has refused for that, by index: lost_why */
+    u32 full;         /* the same, ST_FULL */
     u64 newer;        /* the highest version that a replica told of; 0: none */
     u64 epoch_seen;   /* the highest of a replica that refused for its epoch */
     bool wrong_epoch; /* somebody did */

@@ -458,7 +458,7 @@ gather(struct read *read)
         }
         if (yes + pending(read) < read->need) {
             if (room_await(read)) continue;
-            return lost_why(&read->quorum, read->busy);
+            return lost_why(&read->quorum, read->busy, 0);
         }
         u64 now = io_now_ns();
         if (read->r->closing) return ST_CLOSED;

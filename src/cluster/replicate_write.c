@@ -34,6 +34,8 @@
 
 /* For so long a write waits for room before a replica without which there are enough. */
 #define FEW_FULL_NS (50 * NS_PER_MS)
+/* For so long one whose quorum is lost for the others' indexes for who has not answered. */
+#define FULL_NS (100 * NS_PER_MS)
 
 /* ---- the life of an attempt ---- */
 
@@ -135,7 +137,9 @@ call_done(struct peer_call *peer_call, status st, const struct native_header *he
         answer = call_judge(attempt, call->member, header, body);
     else if (peer_call->maybe_sent)
         attempt->maybe_done = true;
-    if (is_busy(peer_call, st, header)) attempt->busy |= 1u << (u32)(call - attempt->calls);
+    u32 bit = 1u << (u32)(call - attempt->calls);
+    if (is_busy(peer_call, st, header)) attempt->busy |= bit;
+    if (ok(st) && header->status == NATIVE_ST_FULL) attempt->full |= bit;
     attempt_answer(attempt, call->member, answer);
     attempt_unref(attempt);
 }
@@ -286,6 +290,7 @@ attempt_own(struct write_attempt *attempt)
     lsm_turn_leave(lsm, batch);
     if (!ok(st)) {
         if (own_is_busy(r, st)) attempt->busy |= 1u << at;
+        if (status_is(st, ST_FULL)) attempt->full |= 1u << at;
         attempt_answer(attempt, r->self, QUORUM_NO);
         return;
     }
@@ -304,6 +309,20 @@ attempt_wait(struct write_attempt *attempt)
            attempt->epoch_seen <= attempt->epoch && !r->closing &&
            io_now_ns() < attempt->deadline_ns)
         (void)fiber_queue_wait(&attempt->wake, attempt->deadline_ns);
+}
+
+/* The quorum is lost for some are full. Those who have not answered are likely to be so as well: what
+ * they say is soon here, and tells that nothing was done. */
+static MAY_YIELD void
+attempt_wait_full(struct write_attempt *attempt)
+{
+    struct replicator *r = attempt->r;
+    u64 until_ns = MIN(io_now_ns() + FULL_NS, attempt->deadline_ns);
+    while (attempt->full != 0 && !attempt->maybe_done && attempt->newer == 0 &&
+           attempt->epoch_seen <= attempt->epoch && !r->closing &&
+           quorum_state(&attempt->quorum) == QUORUM_LOST &&
+           quorum_count(&attempt->quorum, QUORUM_PENDING) > 0 && io_now_ns() < until_ns)
+        (void)fiber_queue_wait(&attempt->wake, until_ns);
 }
 
 /* The coordinator goes. Who has failed so far has missed it; for the others the operations stay.
@@ -464,6 +483,7 @@ write_attempt(struct write *w, u64 *version_out, u64 *epoch_out, enum again *aga
     attempt_send(attempt, r->topology, w->keyspace, w->token, partition, false);
     attempt_own(attempt);
     attempt_wait(attempt);
+    attempt_wait_full(attempt);
 
     status st;
     if (attempt->newer != 0) {
@@ -486,7 +506,7 @@ write_attempt(struct write *w, u64 *version_out, u64 *epoch_out, enum again *aga
         *again_out = AGAIN_AT_ONCE;
         st = ST_WOULD_WAIT;
     } else {
-        st = lost_why(&attempt->quorum, attempt->busy);
+        st = lost_why(&attempt->quorum, attempt->busy, attempt->full);
     }
     w->maybe_done =
         w->maybe_done || attempt->maybe_done || quorum_count(&attempt->quorum, QUORUM_PENDING) > 0;
@@ -672,7 +692,8 @@ mend_attempt(struct replicator *r, const struct topology_row *row, u32 partition
     attempt_wait(attempt);
     bool met = quorum_state(&attempt->quorum) == QUORUM_MET;
     bool stale = attempt->epoch_seen > attempt->epoch;
-    status why = lost_why(&attempt->quorum, attempt->busy);
+    /* It is a read that fails for it, and may ask others. */
+    status why = lost_why(&attempt->quorum, attempt->busy | attempt->full, 0);
     attempt_decide(attempt, &batch);
     attempt_unref(attempt);
     lsm_batch_deinit(&batch);

@@ -377,7 +377,7 @@ void lsm_stats_get(const struct lsm *lsm, struct lsm_stats *out);
 #define LSM_STUCK_NS NS_PER_S
 bool lsm_is_stuck(const struct lsm *lsm);
 /* Whether the indexes of tables have what they may have of the memory: writes are refused
- * (ST_NO_MEMORY) until something was deleted and merged. */
+ * (ST_FULL) until something was deleted and merged. */
 bool lsm_index_is_full(const struct lsm *lsm);
 /* So are those of the disk reserve (lsm_batch.of_reserve). */
 bool lsm_reserve_is_stuck(const struct lsm *lsm);

@@ -15,7 +15,8 @@
  * of it (lsm.c), or a flush has found none, the same batches are taken as on a full disk, and
  * merged soon: what gives room back must not need what there is none of. A range needs none in
  * memtables, and a flush that is tried again goes by it. What is of the reserve is taken as long as
- * flushes go.
+ * flushes go. What is refused for the indexes' sake is ST_FULL: nobody's end brings that memory back,
+ * so it is not waited for. ST_NO_MEMORY may be another status a moment later.
  *
  * Of the reserve. What is little and others wait for (lsm_batch.of_reserve) is taken, too, but only
  * while nothing has really failed to find room. Raft's log: a member that does not follow it holds
@@ -102,8 +103,10 @@ admit_state(const struct lsm *lsm)
 {
     switch (lsm->state) {
     case LSM_STATE_OK:
-        if (lsm->no_memory_flush) return MARKED("lsm.write.flush_no_memory", ST_NO_MEMORY);
-        return lsm_index_is_full(lsm) ? MARKED("lsm.write.index_full", ST_NO_MEMORY) : ST_OK;
+        if (lsm->no_memory_flush)
+            return MARKED("lsm.write.flush_no_memory",
+                          lsm_index_is_full(lsm) ? ST_FULL : ST_NO_MEMORY);
+        return lsm_index_is_full(lsm) ? MARKED("lsm.write.index_full", ST_FULL) : ST_OK;
     case LSM_STATE_NO_SPACE:
         return MARKED("lsm.write.no_space", ST_NO_SPACE);
     case LSM_STATE_FAILED:
@@ -459,12 +462,13 @@ write_inside(struct lsm *lsm, const struct lsm_batch *batch, const struct lsm_ai
         lsm_memory_check(lsm);
         if (lsm->merge_awaited) return MARKED("lsm.write.merge_awaited", ST_WOULD_WAIT);
     }
-    status st = admit_state(lsm);
+    status st = admit_state(lsm), lacking = st;
+    bool no_memory = status_is(st, ST_NO_MEMORY) || status_is(st, ST_FULL);
     bool full = status_is(st, ST_NO_SPACE) && only_deletes(batch);
-    bool scarce = status_is(st, ST_NO_MEMORY) && only_deletes(batch);
+    bool scarce = no_memory && only_deletes(batch);
     bool of_reserve =
         status_is(st, ST_NO_SPACE) && !full && batch->of_reserve && lsm_gives_reserve(lsm);
-    bool little = status_is(st, ST_NO_MEMORY) && batch->of_reserve && !lsm->no_memory_flush;
+    bool little = no_memory && batch->of_reserve && !lsm->no_memory_flush;
     if (!ok(st) && !full && !scarce && !of_reserve && !little) return st;
     if (UNLIKELY(lsm->writes_held > 0)) {
         MARK("lsm.write.held");
@@ -481,7 +485,7 @@ write_inside(struct lsm *lsm, const struct lsm_batch *batch, const struct lsm_ai
     if (full && lsm->no_space_flush && status_is(st, ST_WOULD_WAIT))
         return MARKED("lsm.write.no_space_to_flush", ST_NO_SPACE);
     if (scarce && !shape.range && !scarce_takes(lsm, st))
-        return MARKED("lsm.write.no_memory_to_delete", ST_NO_MEMORY);
+        return MARKED("lsm.write.no_memory_to_delete", lacking);
     /* A range takes nothing of what pressure is about, and tables with it. */
     if (ok(st)) st = admit_runs(lsm, shape.needs);
     if (ok(st) && !((full || scarce) && shape.range)) st = admit_pressure(lsm, batch->ops.size);

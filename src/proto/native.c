@@ -130,6 +130,8 @@ native_status_of(status st)
         return NATIVE_ST_NO_SPACE;
     case SC_NO_MEMORY:
         return NATIVE_ST_NO_MEMORY;
+    case SC_FULL:
+        return NATIVE_ST_FULL;
     case SC_READ_ONLY:
         return NATIVE_ST_READ_ONLY;
     case SC_CLOSED:

@@ -140,14 +140,15 @@ native_level_of(u16 flags)
     X(SNAPSHOT_GONE, 17, CANCELED, false) /* its lease ran out, or it never was */                 \
     X(UNAUTHENTICATED, 18, INVALID, false)                                                         \
     X(WRONG_EPOCH, 19, WOULD_WAIT, true)  /* detail: the server's epoch; say HELLO again */        \
-    X(UNAVAILABLE, 20, UNAVAILABLE, true) /* too few replicas can be reached; nothing was done */
+    X(UNAVAILABLE, 20, UNAVAILABLE, true) /* too few replicas can be reached; nothing was done */  \
+    X(FULL, 21, FULL, false)              /* not done; deletes are, until there is memory again */
 
 enum native_status {
 #define X(name, number, code, again) NATIVE_ST_##name = number,
     NATIVE_STATUS_LIST(X)
 #undef X
 };
-#define NATIVE_ST_MAX 20u
+#define NATIVE_ST_MAX 21u
 
 bool native_opcode_known(u32 opcode);
 const char *native_opcode_name(u32 opcode);        /* "GET"; "?" when unknown */

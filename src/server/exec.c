@@ -786,6 +786,7 @@ exec_error_reply(struct resp_writer *reply, status why)
         resp_error(reply, "BUSY This node is overloaded, try again later");
         return;
     case SC_NO_MEMORY:
+    case SC_FULL:
         resp_error(reply, "OOM command not allowed when used memory > 'maxmemory'.");
         return;
     case SC_CORRUPT:

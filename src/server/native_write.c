@@ -80,7 +80,7 @@ native_error_kind(struct bytes reply)
 {
     enum native_status code = status_of_reply(reply);
     if (code == NATIVE_ST_OVERLOADED || code == NATIVE_ST_TIMED_OUT) return SERVER_ERROR_BUSY;
-    if (code == NATIVE_ST_NO_MEMORY) return SERVER_ERROR_OOM;
+    if (code == NATIVE_ST_NO_MEMORY || code == NATIVE_ST_FULL) return SERVER_ERROR_OOM;
     if (code == NATIVE_ST_NO_SPACE || code == NATIVE_ST_READ_ONLY ||
         code == NATIVE_ST_UNKNOWN_OUTCOME)
         return SERVER_ERROR_MISCONF;

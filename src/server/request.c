@@ -534,15 +534,6 @@ is_over(const struct request *request, const struct shard *shard)
     return request->command->place == PLACE_FIBER && (s->conn == NULL || s->closing);
 }
 
-/* Memory that comes back when others end. Not a write that the store refuses while its indexes fill
- * its memory: that is told at once. */
-static bool
-lacks_memory(const struct request *request, const struct exec *x, const struct shard *shard)
-{
-    bool writes = (request->command->flags & COMMAND_WRITE) != 0;
-    return status_is(x->failure, ST_NO_MEMORY) && !(writes && lsm_index_is_full(shard->lsm));
-}
-
 /* turn: whether it has the memory's, which a command that streams gives back when it has what it
  * needs (exec_memory_had). */
 MAY_YIELD static void
@@ -574,7 +565,7 @@ run_waiting(struct request *request, struct exec *x, struct resp_writer *w, stru
         run_once(request, x, w, &alone);
         if (was_too_early(request, x, w, shard)) return false;
         bool settled = request_reply_settle(request, shard);
-        bool short_of_memory = !settled || w->failed || lacks_memory(request, x, shard);
+        bool short_of_memory = !settled || w->failed || status_is(x->failure, ST_NO_MEMORY);
         if (!short_of_memory || x->wrote || io_now_ns() >= deadline_ns) break;
         bool read_part = (request->parent != NULL || request->part) &&
                          request->command->place == PLACE_SPLIT_ARRAY;
@@ -693,7 +684,7 @@ block_came(void *arg, status st, struct lsm_value *value)
     exec_of_request(&x, request, &w, shard);
     bool done = exec_given(&x, request->command->handler, st, value);
     bool early = done && was_too_early(request, &x, &w, shard);
-    bool memory = !w.failed && !lacks_memory(request, &x, shard);
+    bool memory = !w.failed && !status_is(x.failure, ST_NO_MEMORY);
     if (done && !early && memory && request_reply_settle(request, shard)) {
         keep_outcome(request, &x, &w);
         exec_deinit(&x);

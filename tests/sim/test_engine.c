@@ -143,7 +143,7 @@ static bool
 is_injected(status st)
 {
     return status_is(st, ST_IO_ERROR) || status_is(st, ST_NO_SPACE) ||
-           status_is(st, ST_NO_MEMORY) || status_is(st, ST_READ_ONLY) ||
+           status_is(st, ST_NO_MEMORY) || status_is(st, ST_FULL) || status_is(st, ST_READ_ONLY) ||
            status_is(st, ST_UNKNOWN_OUTCOME);
 }
 
@@ -163,6 +163,7 @@ is_expected(status st)
     if (ok(st) || status_is(st, ST_OVERLOADED)) return true;
     if (process.faulty && is_injected(st)) return true;
     if (status_is(st, ST_NO_MEMORY) && (character.starved || was_held())) return true;
+    if (status_is(st, ST_FULL) && character.starved) return true;
     if (character.in_memory && status_is(st, ST_NO_SPACE)) return true;
     if (process.damaged) return process.met_damage = true;
     return (character.fills_up || character.no_space) && status_is(st, ST_NO_SPACE);

@@ -1093,6 +1093,37 @@ a_store_full_of_indexes_tells_of_its_clock_yet(void **state)
     cluster_close();
 }
 
+/* Asking again is in vain until something was deleted and merged: so the client is told that, and
+ * not that somebody is busy; at once. */
+static void
+where_the_replicas_are_full_of_indexes_a_write_is_told_so(void **state)
+{
+    (void)state;
+    story_begin();
+    struct op first = {.kind = OP_WRITE, .key = 1, .id = 4};
+    assert_true(op_do(&first));
+    i64 more = 7;
+    for (u32 node = 0; node < 3; node++)
+        assert_true(peer_rig_do(&world.rig, node, shard_of(1), index_grow_run, &more));
+    u64 begin_ns = sim_now_ns(world.rig.sim);
+    struct op refused = {.kind = OP_WRITE, .key = 1, .id = 5, .deadline_ns = SECONDS(5)};
+    assert_false(op_do(&refused));
+    assert_true(status_is(refused.st, ST_FULL));
+    assert_true(sim_now_ns(world.rig.sim) - begin_ns < SECONDS(1));
+    struct op read = {.kind = OP_READ, .key = 1};
+    assert_true(op_do(&read) && read.id == 4);
+    struct op gone = {.kind = OP_DELETE, .key = 1};
+    assert_true(op_do(&gone));
+    /* One of them alone keeps nobody from writing. */
+    i64 less = -more;
+    for (u32 node = 0; node < 2; node++)
+        assert_true(peer_rig_do(&world.rig, node, shard_of(1), index_grow_run, &less));
+    struct op again = {.kind = OP_WRITE, .key = 1, .id = 6};
+    assert_true(op_do(&again));
+    assert_true(peer_rig_do(&world.rig, 2, shard_of(1), index_grow_run, &less));
+    cluster_close();
+}
+
 /* Its stamps are not kept: started again with the right time, it has nothing to wait for. */
 static void
 a_clock_that_others_find_ahead_is_not_kept_over_a_restart(void **state)
@@ -2277,6 +2308,7 @@ main(void)
         cmocka_unit_test(a_clock_that_runs_ahead_harms_its_own_writes_only),
         cmocka_unit_test(a_clock_that_was_set_back_over_a_restart_keeps_what_was_said),
         cmocka_unit_test(a_store_full_of_indexes_tells_of_its_clock_yet),
+        cmocka_unit_test(where_the_replicas_are_full_of_indexes_a_write_is_told_so),
         cmocka_unit_test(a_clock_that_others_find_ahead_is_not_kept_over_a_restart),
         cmocka_unit_test(what_was_deleted_or_has_expired_stays_so),
         cmocka_unit_test(what_was_read_where_all_are_asked_a_majority_reads_too),

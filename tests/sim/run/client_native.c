@@ -185,6 +185,7 @@ status_verdict(u32 code)
     case NATIVE_ST_TIMED_OUT:
     case NATIVE_ST_NO_SPACE:
     case NATIVE_ST_NO_MEMORY:
+    case NATIVE_ST_FULL:
     case NATIVE_ST_READ_ONLY:
     case NATIVE_ST_IO_ERROR:
     case NATIVE_ST_DAMAGED:

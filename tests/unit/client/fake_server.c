@@ -311,6 +311,11 @@ handle(struct fake_server *server, struct client *client, const struct native_re
         CHECK(native_reply_error(out, &request->header, NATIVE_ST_OVERLOADED, 1, 1, "busy"));
         return;
     }
+    if (write && server->no_room > 0) {
+        server->no_room--;
+        CHECK(native_reply_error(out, &request->header, NATIVE_ST_FULL, 0, 1, "full"));
+        return;
+    }
     if (write && server->close_writes > 0) {
         server->close_writes--;
         CHECK(native_reply_error(out, &request->header, NATIVE_ST_CLOSING, 0, 1, "too old"));

@@ -46,6 +46,7 @@ struct fake_server {
                                     * the cluster are some */
     atomic_int drop_gets;          /* close instead of answering the next n GETs */
     atomic_int overload;           /* refuse the next n requests */
+    atomic_int no_room;            /* refuse the next n writes, for indexes fill its memory */
     atomic_int close_writes;       /* ask for another connection at the next n writes */
     atomic_int silent;             /* answer nothing but HELLO */
     atomic_int mute;               /* not even that */

@@ -412,7 +412,7 @@ a_scan_keeps_to_prefix_and_limit(void **state)
 
 struct seen {
     int calls;
-    int codes[DISTKV_END + 1];
+    int codes[DISTKV_FULL + 1];
     int order[64];
     unsigned attempts;
     int replayed;
@@ -678,7 +678,7 @@ every_call_has_an_asynchronous_form(void **state)
     assert_int_equal(r.code, DISTKV_NOT_FOUND);
     assert_int_equal(distkv_get_async(kv, "k", 1, NULL, NULL), DISTKV_INVALID);
     assert_int_equal(distkv_delete_async(kv, "", 0, NULL, keep_result, &r), DISTKV_INVALID);
-    for (int code = -1; code <= DISTKV_END + 1; code++)
+    for (int code = -1; code <= DISTKV_FULL + 1; code++)
         assert_non_null(distkv_code_text(code));
 }
 
@@ -996,6 +996,19 @@ refusals_are_repeated_until_the_deadline(void **state)
     assert_value("k", "v");
 }
 
+/* It is not done, and would not be the next time. */
+static void
+a_server_full_of_indexes_is_not_asked_again(void **state)
+{
+    (void)state;
+    server->no_room = 2;
+    assert_int_equal(put("k", "v"), DISTKV_FULL);
+    assert_string_equal(distkv_error(kv), "full");
+    assert_int_equal(server->no_room, 1);
+    server->no_room = 0;
+    assert_int_equal(put("k", "v"), DISTKV_OK);
+}
+
 /* Each request would be sent three times and more. */
 static void
 who_is_overloaded_gets_no_multiple_of_the_load(void **state)
@@ -1265,6 +1278,7 @@ main(void)
         T(without_retry_a_lost_reply_is_told_at_once),
         T(a_change_of_the_cluster_is_sent_once),
         T(refusals_are_repeated_until_the_deadline),
+        T(a_server_full_of_indexes_is_not_asked_again),
         T(who_is_overloaded_gets_no_multiple_of_the_load),
         T(a_connection_that_the_server_does_not_want_is_left_when_all_is_answered),
         T(an_age_counts_from_the_attempt_that_may_have_been_done),

@@ -132,8 +132,9 @@ fill(struct world *w)
             refused = 0;
             continue;
         }
-        CHECK(status_is(st, ST_NO_MEMORY) || status_is(st, ST_OVERLOADED));
-        refused += status_is(st, ST_NO_MEMORY);
+        CHECK(status_is(st, ST_FULL) || status_is(st, ST_NO_MEMORY) ||
+              status_is(st, ST_OVERLOADED));
+        refused += status_is(st, ST_FULL);
         fiber_sleep_ns(100 * NS_PER_MS);
     }
     CHECK(refused == 10);
@@ -203,10 +204,10 @@ border_body(void *arg)
     *bytes = limit; /* as if there were tables */
     CHECK(ok(write_keys(w, 0, false)));
     *bytes = limit + 1;
-    CHECK(status_is(write_keys(w, 0, false), ST_NO_MEMORY));
+    CHECK(status_is(write_keys(w, 0, false), ST_FULL));
     fiber_sleep_ns(NS_PER_S);
     *bytes = limit - limit / 16;
-    CHECK(status_is(write_keys(w, 0, false), ST_NO_MEMORY));
+    CHECK(status_is(write_keys(w, 0, false), ST_FULL));
     *bytes = limit - limit / 8;
     CHECK(ok(write_keys(w, 0, false)));
     fiber_sleep_ns(NS_PER_S);
@@ -256,7 +257,7 @@ poor_body(void *arg)
     struct budget *budget = &w->lsm->budget;
     for (u32 i = 0; i < w->keys; i += 97)
         CHECK(ok(get(w, i)));
-    CHECK(status_is(write_keys(w, w->keys, false), ST_NO_MEMORY));
+    CHECK(status_is(write_keys(w, w->keys, false), ST_FULL));
     CHECK(ok(delete_all(w, 1))); /* the log has its buffers from here on */
     CHECK(ok(lsm_wait_durable(w->lsm, lsm_seq_last(w->lsm))));
     u64 taken = budget_available(budget) - KIB(40); /* for readers */
@@ -266,7 +267,7 @@ poor_body(void *arg)
     while (!w->lsm->no_memory_flush && io_now_ns() < end)
         fiber_sleep_ns(NS_PER_MS);
     CHECK(w->lsm->no_memory_flush);
-    CHECK(status_is(write_keys(w, w->keys, false), ST_NO_MEMORY));
+    CHECK(status_is(write_keys(w, w->keys, false), ST_FULL));
     CHECK(ok(get(w, BATCH)));
     CHECK(ok(delete_all(w, 0)));
     CHECK(status_is(get(w, BATCH), ST_NOT_FOUND));

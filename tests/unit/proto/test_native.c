@@ -947,6 +947,7 @@ every_status_has_a_name_on_both_sides(void **state)
     assert_true(native_status_retryable(NATIVE_ST_OVERLOADED));
     assert_false(native_status_retryable(NATIVE_ST_UNKNOWN_OUTCOME));
     assert_false(native_status_retryable(NATIVE_ST_CONFLICT));
+    assert_false(native_status_retryable(NATIVE_ST_FULL));
 }
 
 int
