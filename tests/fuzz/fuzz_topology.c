@@ -61,7 +61,8 @@ ask(const struct topology *topology)
 static struct topology *
 through_plans(struct topology *topology)
 {
-    topology = then(topology, of(TOPOLOGY_MEMBER_STAY, topology, topology->members[0].number));
+    if (topology->member_count > 0)
+        topology = then(topology, of(TOPOLOGY_MEMBER_STAY, topology, topology->members[0].number));
     for (u32 round = 0; round < 2; round++) {
         if (topology->member_count > 1)
             topology = then(topology,
