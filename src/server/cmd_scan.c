@@ -30,7 +30,7 @@
  * after some such steps, in some 100 ms, a call answers with what it has. */
 #define PASSED_STEP       (64u << 10)
 #define SCAN_PASSED_STEPS 4u
-/* RANDOMKEY looks at so many places, and at one of each shard at least. */
+/* RANDOMKEY looks at so many places, and at one of each shard at least; then it goes through all. */
 #define RANDOM_PLACES 16u
 /* Keys travel between shards in pieces. */
 #define PIECE_BYTES (64u << 10)
@@ -679,11 +679,37 @@ done:
 
 struct random_call {
     u16 keyspace;
-    u64 random;
+    bool walks; /* from the beginning of the shard on, in steps; else it looks at a random place */
+    bool begun;
+    u64 token; /* walks: where it is */
     u8 *key;
     size_t key_size;
-    status st;
+    status st; /* PAUSED: it has passed over dead keys only */
 };
+
+MAY_YIELD static status
+walk_on(struct random_call *call, const struct shard *shard, u64 *shown)
+{
+    struct lsm_scan *scan;
+    if (!call->begun) call->token = shard->token_first;
+    struct bytes behind = BYTES(call->key, call->begun ? call->key_size : 0);
+    call->begun = true;
+    status st = lsm_scan_open(shard->lsm, NULL, call->keyspace, call->token, behind,
+                              shard->token_last, &scan);
+    if (!ok(st)) return st;
+    lsm_scan_much(scan);
+    lsm_scan_step(scan, PASSED_STEP);
+    struct bytes key;
+    struct lsm_value value;
+    st = lsm_scan_next(scan, false, &call->token, &key, &value);
+    if (ok(st) || status_is(st, ST_PAUSED)) {
+        call->key_size = key.size;
+        memcpy(call->key, key.data, key.size);
+    }
+    if (ok(st)) *shown = value.seq;
+    lsm_scan_close(scan);
+    return status_is(st, ST_END) ? ST_NOT_FOUND : st;
+}
 
 MAY_YIELD static void
 random_here(void *arg)
@@ -691,14 +717,15 @@ random_here(void *arg)
     struct random_call *call = arg;
     struct shard *shard = shard_self();
     u64 shown = 0;
-    status st = lsm_random_key(shard->lsm, call->keyspace, call->random, PASSED_STEP, call->key,
-                               &call->key_size, &shown);
-    call->st = st;
-    if (!ok(st) && !status_is(st, ST_NOT_FOUND)) return;
+    call->st = call->walks ? walk_on(call, shard, &shown)
+                           : lsm_random_key(shard->lsm, call->keyspace, io_random(), PASSED_STEP,
+                                            call->key, &call->key_size, &shown);
+    if (!ok(call->st) && !status_is(call->st, ST_NOT_FOUND)) return;
     status safe = durable_wait_scanned(shard, lsm_seq_last(shard->lsm), shown);
     if (!ok(safe)) call->st = safe;
 }
 
+/* Where there is little but dead keys at random places, the first one that is alive: few are. */
 MAY_YIELD void
 cmd_randomkey(struct exec *x)
 {
@@ -712,24 +739,19 @@ cmd_randomkey(struct exec *x)
     u32 count = x->shard->server->shard_count;
     u32 first = (u32)(io_random() % count);
     call.st = ST_NOT_FOUND;
-    bool maybe = false; /* a shard has given up that is not empty, for all that is known */
     u32 places = RANDOM_PLACES;
     for (u32 i = 0; i < count && status_is(call.st, ST_NOT_FOUND); i++) {
+        call.walks = call.begun = false;
         do {
             if (x->session->conn == NULL) return; /* nobody waits for it any more */
-            call.random = io_random();
-            places -= places > 0;
             status st = io_shard_call((first + i) % count, FIBER_FOREGROUND, random_here, &call);
             if (!ok(st)) call.st = st;
-        } while (status_is(call.st, ST_PAUSED) && places > 0);
-        if (!status_is(call.st, ST_PAUSED)) continue;
-        maybe = true;
-        call.st = ST_NOT_FOUND;
+            if (places > 0) places--;
+            call.walks = places == 0;
+        } while (status_is(call.st, ST_PAUSED));
     }
     if (ok(call.st))
         resp_bulk(x->reply, BYTES(call.key, call.key_size));
-    else if (status_is(call.st, ST_NOT_FOUND) && maybe)
-        reply_no_key(x);
     else if (status_is(call.st, ST_NOT_FOUND))
         resp_null(x->reply);
     else
