@@ -1008,7 +1008,7 @@ main_connects_in_vain(void *arg)
     EXPECT(setrlimit(RLIMIT_NOFILE, &none) == 0);
     st = io_connect("127.0.0.1", at, &outgoing_events, answer, FIBER_FOREVER, &outgoing);
     EXPECT(setrlimit(RLIMIT_NOFILE, &limit) == 0);
-    EXPECT(status_is(st, ST_IO_ERROR));
+    EXPECT(status_is(st, ST_NO_MEMORY));
     return ST_OK;
 }
 
