@@ -20,6 +20,7 @@ import contextlib
 import ctypes
 import datetime
 import json
+import mmap
 import os
 import re
 import select
@@ -27,6 +28,8 @@ import shutil
 import signal
 import socket
 import subprocess
+import threading
+import time
 
 from conftest import BUILD, CLIENT, SLOW, ReplyError, Resp, Server, take_ports, wait_for
 
@@ -390,6 +393,39 @@ def bucket_us(bucket):
     return (16 + bucket % 16 + 1) << (power - 4)
 
 
+class DiskProbe:
+    """A bare direct DSYNC write of 4 KiB every 20 ms beside the nodes, on their disk: what it takes is the
+    disk's doing, or of whoever else uses it, and none of ours."""
+
+    def __init__(self, directory):
+        self.path = os.path.join(directory, "probe.data")
+        self.took = []  # (when it was due: time.time(), seconds)
+        self.ending = threading.Event()
+        self.thread = threading.Thread(target=self.run, daemon=True)
+        self.thread.start()
+
+    def run(self):
+        fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_DIRECT | os.O_DSYNC, 0o600)
+        with contextlib.suppress(OSError):  # it must not wait for a core
+            os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+        with contextlib.closing(mmap.mmap(-1, 4096)) as block:
+            while not self.ending.wait(0.02):
+                begun = time.time()
+                os.pwritev(fd, [block], 0)
+                self.took.append((begun, time.time() - begun))
+        os.close(fd)
+
+    def close(self):
+        self.ending.set()
+        self.thread.join()
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self.path)
+
+    def stalls(self, seconds):
+        """(begin, end) of each write that took longer."""
+        return [(begun, begun + took) for begun, took in self.took if took > seconds]
+
+
 class Ledger:
     def __init__(self, cluster, rate=8500, mix="set:55,get:40,del:5", keys=20000, size=1024,
                  connections=4, timeout_ms=2000, late_ms=6000, seed=1):
@@ -454,13 +490,16 @@ class Ledger:
 
     # ---- what the report says ----
 
-    def percentile(self, begin_ms, end_ms, part=0.99, nodes=None):
-        """In milliseconds, of what was due then and was answered; None: nothing was."""
+    def percentile(self, begin_ms, end_ms, part=0.99, nodes=None, without=()):
+        """In milliseconds, of what was due then and was answered; None: nothing was. without: numbers of
+        windows that do not count."""
         counts = {}
         width = self.report["window_ms"]
         windows = self.report["windows"]
         first, last = int(begin_ms // width), min(int(end_ms // width), len(windows))
-        for window in windows[first:last]:
+        for at, window in enumerate(windows[first:last], first):
+            if at in without:
+                continue
             for number, buckets in enumerate(window):
                 if nodes is not None and number not in nodes:
                     continue
@@ -488,12 +527,12 @@ class Ledger:
         return sum(count for window, count in self.report["unsent_windows"]
                    if int(begin_ms // width) <= window < int(end_ms // width))
 
-    def slow_until(self, event_ms, limit_ms, end_ms, step_ms=250, nodes=None):
+    def slow_until(self, event_ms, limit_ms, end_ms, step_ms=250, nodes=None, without=()):
         """When, after the event, p99 over a quarter of a second was last above the limit, or
         something could not even be sent: milliseconds."""
         worst, at = 0, event_ms
         while at + step_ms <= end_ms:
-            p99 = self.percentile(at, at + step_ms, nodes=nodes)
+            p99 = self.percentile(at, at + step_ms, nodes=nodes, without=without)
             if (p99 is not None and p99 > limit_ms) or self.unsent(at, at + step_ms):
                 worst = at + step_ms - event_ms
             at += 50
