@@ -21,9 +21,9 @@
  *   one of us is behind                    later, whoever it is then: WRONG_EPOCH, NOT_FOUND (this
  *                                          shard has no address of it yet)
  *
- * Who waits for room stands in shard->forwards, in order, with nothing but its request, which has
- * been given memory and a place already. Nobody who comes later passes. It ends when it may not be
- * begun any more, with OVERLOADED.
+ * Who waits for room stands in the shard's line (room_wait.h) with nothing but its request, which
+ * has been given memory and a place already. It ends when it may not be begun any more, with
+ * OVERLOADED.
  *
  * Until when. The frame's timeout counts from its arrival. A node that was stopped finds what
  * arrived meanwhile when it goes on, a link may hold something for seconds: who sent it has long
@@ -47,10 +47,6 @@ static_assert(SESSION_STOOD_NS + NATIVE_BEGIN_NS + 2 * FORWARD_CLOCK_MS * NS_PER
               "not begun once another node may have done it: see native.h");
 #define AGAIN_NS_MIN (20 * NS_PER_MS)
 #define AGAIN_NS_MAX (200 * NS_PER_MS)
-/* How often it is asked whether there is room before others again. */
-#define ROOM_LOOK_NS (2 * NS_PER_MS)
-/* Links that were found full in one look; what is beyond is asked for anew. */
-#define ROOM_FULL_MAX 16u
 /* How often it is asked whether the member that has it still answers. */
 #define LOOK_NS (50 * NS_PER_MS)
 
@@ -60,15 +56,13 @@ struct route {
     struct request *request;
     u64 token;
     u64 again_ns;
-    struct list room;   /* shard->forwards.waiting; to itself when it does not wait for room */
-    u32 asked;          /* the member that has it now; 0: it runs here, or nobody has it */
-    u32 room_of, there; /* while it waits for room: before whom, and which shard of it */
+    struct room_wait room;
+    u32 asked; /* the member that has it now; 0: it runs here, or nobody has it */
     u32 tried_count;
     u32 tried[LIMIT_PLACEMENT_REPLICAS];
     bool calling;
     bool forwarded; /* once at least */
     bool anywhere;  /* any replica may run it */
-    bool has_turn;  /* it has waited for room, and is next */
     bool busy;      /* who was asked last was, or had no room before it */
     bool too_few;   /* one of those that were tried reaches too few replicas */
     status outcome; /* what the timer ends it with; ok: try again */
@@ -136,7 +130,7 @@ route_free(struct request *request)
 {
     struct route *route = request->route;
     if (route == NULL) return;
-    CHECK(!route->calling && !route->timer.armed && !list_linked(&route->room));
+    CHECK(!route->calling && !route->timer.armed && !room_waits(&route->room));
     request->route = NULL;
     mem_free(&shard_self()->budget, route, sizeof(*route));
 }
@@ -155,7 +149,7 @@ route_new(struct request *request)
     struct route *route = mem_alloc_zero(&shard->budget, sizeof(*route));
     if (route == NULL) return NULL;
     route->request = request;
-    list_init(&route->room);
+    room_wait_init(&route->room);
     route->again_ns = AGAIN_NS_MIN;
     request->route = route;
     if (request->deadline_ns == 0)
@@ -181,7 +175,6 @@ end_with(struct request *request, status why)
 }
 
 static void go(struct route *route);
-static void room_leave(struct route *route);
 static void look_after(struct route *route);
 
 /* Why it ends when its time is over. */
@@ -200,9 +193,9 @@ timer_fired(struct io_timer *timer)
         look_after(route);
         return;
     }
-    if (list_linked(&route->room)) {
+    if (room_waits(&route->room)) {
         MARK("server.route.no_room");
-        room_leave(route);
+        room_leave(shard_self(), &route->room);
         route->outcome = ST_OVERLOADED;
     }
     if (ok(route->outcome)) {
@@ -241,24 +234,9 @@ again_later(struct route *route)
 
 /* ---- room before others ---- */
 
-static u32 *
-room_count(struct shard *shard, u32 member)
-{
-    return &shard->forwards.of[member % ARRAY_COUNT(shard->forwards.of)];
-}
-
-static void
-room_leave(struct route *route)
-{
-    struct shard *shard = shard_self();
-    list_del(&route->room);
-    *room_count(shard, route->room_of) -= 1;
-    if (list_empty(&shard->forwards.waiting)) io_timer_cancel(&shard->forwards.timer);
-}
-
 /* It keeps its place, and its runner takes no more now. */
 static void
-room_await(struct route *route, struct shard *shard, u32 member, u32 there)
+await_room(struct route *route, struct shard *shard, u32 member, u32 there)
 {
     if (shard->draining) {
         end_later(route, ST_CLOSED);
@@ -266,60 +244,16 @@ room_await(struct route *route, struct shard *shard, u32 member, u32 there)
     }
     MARK("server.route.room_awaited");
     route->busy = true;
-    route->room_of = member;
-    route->there = there;
-    list_push_back(&shard->forwards.waiting, &route->room);
-    *room_count(shard, member) += 1;
+    room_await(shard, &route->room, member, there);
     io_timer_arm(&route->timer, route->request->begin_ns);
-    if (!shard->forwards.timer.armed)
-        io_timer_arm(&shard->forwards.timer, io_now_ns() + ROOM_LOOK_NS);
-}
-
-struct room_full {
-    u32 members[ROOM_FULL_MAX], shards[ROOM_FULL_MAX];
-    u32 count;
-};
-
-/* Links that are full stay so for the rest of the look: who comes behind does not pass. */
-static bool
-room_is_there(const struct shard *shard, const struct route *route, struct room_full *full)
-{
-    if (!cluster_alive(shard->server->cluster, route->room_of))
-        return true; /* or somebody else is */
-    for (u32 i = 0; i < full->count; i++)
-        if (full->members[i] == route->room_of && full->shards[i] == route->there) return false;
-    if (!peer_calls_full(shard->cluster->peers, route->room_of, route->there)) return true;
-    if (full->count < ROOM_FULL_MAX) {
-        full->members[full->count] = route->room_of;
-        full->shards[full->count++] = route->there;
-    }
-    return false;
 }
 
 static void
-room_look(struct io_timer *timer)
+has_room(struct room_wait *wait)
 {
-    struct shard *shard = CONTAINER_OF(timer, struct shard, forwards.timer);
-    struct room_full full = {.count = 0};
-    list_for_each_safe (pos, &shard->forwards.waiting) {
-        struct route *route = list_entry(pos, struct route, room);
-        if (!shard->draining && !room_is_there(shard, route, &full)) continue;
-        room_leave(route);
-        io_timer_cancel(&route->timer);
-        route->has_turn = true;
-        go(route);
-    }
-    if (!list_empty(&shard->forwards.waiting) && !timer->armed)
-        io_timer_arm(timer, io_now_ns() + ROOM_LOOK_NS);
-}
-
-/* Whether it would have to wait before that shard of the member. */
-static bool
-lacks_room(const struct route *route, struct shard *shard, u32 member, u32 there)
-{
-    if (!keeps_place(route)) return false;
-    if (*room_count(shard, member) != 0 && !route->has_turn) return true;
-    return peer_calls_full(shard->cluster->peers, member, there);
+    struct route *route = CONTAINER_OF(wait, struct route, room);
+    io_timer_cancel(&route->timer);
+    go(route);
 }
 
 /* ---- running here ---- */
@@ -584,11 +518,11 @@ forward(struct route *route, struct shard *shard, const struct topology *topolog
     const struct topology_member *to = topology_member(topology, member);
     u32 there = 0;
     if (to != NULL) there = partition_shard(partition, to->shard_count, topology->partition_count);
-    if (to != NULL && lacks_room(route, shard, member, there)) {
-        room_await(route, shard, member, there);
+    if (to != NULL && keeps_place(route) && room_lacks(shard, &route->room, member, there)) {
+        await_room(route, shard, member, there);
         return;
     }
-    route->has_turn = false;
+    route->room.has_turn = false;
     struct buf body;
     buf_init(&body, &shard->budget);
     bool encoded = to != NULL && encode(&body, request);
@@ -1117,7 +1051,6 @@ route_answer(struct request *request)
 void
 route_open(struct shard *shard)
 {
-    list_init(&shard->forwards.waiting);
-    io_timer_init(&shard->forwards.timer, room_look);
+    room_line_open(&shard->room, has_room);
     peers_handler_set(shard->cluster->peers, PEER_FORWARD, asked, shard);
 }

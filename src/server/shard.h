@@ -18,6 +18,7 @@
 #include "lsm/lsm.h"
 #include "lsm/store.h"
 #include "server/keylock.h"
+#include "server/room_wait.h"
 #include "server/server.h"
 #include "server/slowlog.h"
 #include "server/work.h"
@@ -84,14 +85,6 @@ struct durable_wait {
 struct memory_turn {
     bool taken;
     struct list waiting; /* struct turn_waiter of shard.c, in order */
-};
-
-/* What waits for room before the members that are to run it: route.c. */
-struct forwards {
-    struct list waiting; /* struct route.room, in order */
-    struct io_timer timer;
-    /* Of each member; those who share a number share a place, and wait a little longer. */
-    u32 of[64];
 };
 
 struct shard {
@@ -163,7 +156,7 @@ struct shard {
     u32 keyspaces_wanted;              /* to be made: a bit each */
     bool keyspaces_made;               /* a fiber is at it */
     u32 admin_answers;                 /* to other nodes' PEER_ADMIN, under way */
-    struct forwards forwards;
+    struct room_line room; /* requests before the members that are to run them: route.c */
 
     struct cuts *cuts; /* cut.c */
 
