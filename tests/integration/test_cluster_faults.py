@@ -50,7 +50,8 @@ SETS_PER_S = 5000
 P99_FACTOR, P99_FLOOR_MS, P99_BACK_MS = 3, 20, 1000
 # The disk is shared with others. While a bare write beside the nodes takes longer than this, and until what
 # has waited for it is done, a p99 tells of the disk: such moments are left out, before the event and after.
-STALL_S, STALL_OVER_MS = 0.03, 250
+# They are few, or nodes that keep their disk from answering would be excused by it.
+STALL_S, STALL_OVER_MS, STALL_PART = 0.03, 250, 0.2
 # What is known to fail is over when the others know that a node does not answer.
 DETECT_MS = 1000
 # What was due so long before a node went may have been with it.
@@ -210,9 +211,11 @@ class Run:
         for begin, end in self.probe.stalls(STALL_S):
             begin_ms, end_ms = (self.event_ms + (at - self.event_time) * 1000 for at in (begin, end))
             found.update(range(int(begin_ms // width), int((end_ms + STALL_OVER_MS) // width) + 1))
-        last = int(until_ms // width)
-        print(f"the disk stood still in {len([at for at in found if at <= last])} of {last} windows, at most "
+        first, last = int(self.begin_ms // width), int(until_ms // width)
+        left_out = len([at for at in found if first <= at <= last])
+        print(f"the disk stood still in {left_out} of {last - first} windows, at most "
               f"{max(took for _, took in self.probe.took) * 1000:.0f} ms")
+        assert left_out <= STALL_PART * (last - first), "the disk is too unsteady to tell, or we are too hard on it"
         return found
 
     def judge_times(self, event_ms, what, until_ms=None, nodes=None, floor_ms=0):
