@@ -313,10 +313,9 @@ stop_if_taken_out(struct cluster_shard *shard)
     struct cluster *cluster = shard->cluster;
     const struct topology_member *self =
         shard->topology == NULL ? NULL : topology_member(shard->topology, cluster_member(cluster));
-    bool left = shard->leaves;
     if (self != NULL) shard->leaves = self->state == PLACEMENT_LEAVING;
     /* It stays: what it keeps is waited for if it is told to leave another time. */
-    if (left && !shard->leaves) atomic_store(&cluster->leaves_at_once, false);
+    if (self != NULL && !shard->leaves) atomic_store(&cluster->leaves_at_once, false);
     bool out = (shard->topology != NULL && self == NULL) || peers_taken_out(shard->peers);
     if (!out || shard->is_out) return;
     shard->is_out = true;

@@ -428,9 +428,10 @@ enum cluster_removal {
 MAY_YIELD MUST_CHECK status cluster_remove(struct cluster_shard *shard, const char *node_id,
                                            enum cluster_removal how, u64 deadline_ns,
                                            char reason[TOPOLOGY_REASON_BYTES]);
-/* What this node keeps for others is not waited for when it leaves (cluster_keeps), until it starts
- * again. */
-void cluster_leave_at_once(struct cluster *cluster);
+/* What this node keeps for others is not waited for (cluster_keeps) while it leaves, until it starts
+ * again. OVERLOADED: for all it knows it does not leave; it may have yet to hear so, or not to leave
+ * any more. On shard 0. */
+MUST_CHECK status cluster_leave_at_once(struct cluster_shard *shard);
 /* Its virtual nodes, from the next plan on. */
 MAY_YIELD MUST_CHECK status cluster_weight_set(struct cluster_shard *shard, const char *node_id,
                                                u32 weight, u64 deadline_ns,

@@ -140,10 +140,15 @@ cluster_remove(struct cluster_shard *shard, const char *node_id, enum cluster_re
     return change_member(shard, &change, deadline_ns, reason);
 }
 
-void
-cluster_leave_at_once(struct cluster *cluster)
+status
+cluster_leave_at_once(struct cluster_shard *shard)
 {
-    atomic_store(&cluster->leaves_at_once, true);
+    const struct topology_member *self =
+        shard->topology == NULL ? NULL
+                                : topology_member(shard->topology, cluster_member(shard->cluster));
+    if (self != NULL && self->state != PLACEMENT_LEAVING) return ST_OVERLOADED;
+    atomic_store(&shard->cluster->leaves_at_once, true);
+    return ST_OK;
 }
 
 MAY_YIELD status

@@ -164,8 +164,7 @@ function_run(struct server *server, enum peer_admin_function function)
     case PEER_ADMIN_DRAIN_UNDO:
         return cluster_drain(shard, true);
     case PEER_ADMIN_LEAVE:
-        cluster_leave_at_once(server->cluster);
-        return ST_OK;
+        return cluster_leave_at_once(shard);
     }
     return ST_UNSUPPORTED;
 }
@@ -305,7 +304,8 @@ cluster_admin_remove(struct server *server, const char *node_id, enum cluster_re
             break; /* of a version that waits for nothing */
         if (io_now_ns() >= deadline_ns) {
             snprintf(reason, TOPOLOGY_REASON_BYTES,
-                     "it leaves, but does not answer that it goes at once: ask again");
+                     "it leaves, or was to, but does not answer that it goes at once: look at the "
+                     "status, and ask again");
             return ST_UNAVAILABLE;
         }
         fiber_sleep_ns(LEAVE_AGAIN_NS);

@@ -554,6 +554,8 @@ cmd_distkv_remove(struct exec *x)
     else if (status_is(st, ST_INVALID) || status_is(st, ST_NOT_FOUND))
         resp_error(x->reply, "ERR not %s: %s", how == CLUSTER_STAY ? "undone" : "removed",
                    call->reason);
+    else if (how == CLUSTER_LEAVE_FORCED && status_is(st, ST_UNAVAILABLE) && call->reason[0] != 0)
+        resp_error(x->reply, "ERR %s", call->reason); /* more was done than nothing */
     else
         exec_fail(x, st);
 }
