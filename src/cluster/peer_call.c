@@ -242,14 +242,29 @@ link_failed(struct peer_link *link, status why)
     link_check_end(link);
 }
 
-/* This node lacks what an attempt takes, so none was made, which tells nothing of the peer: calls
- * that end as those to somebody who is not there would have others decide beside a peer that lives. */
+static bool
+somebody_waits(const struct peer_link *link)
+{
+    for (u32 i = 0; i < link->slot_count; i++)
+        if (link->slots[i].turn != 0 && link->slots[i].call != NULL) return true;
+    return false;
+}
+
+/* This node lacks what a connection takes, which tells nothing of the peer: calls that end as those
+ * to somebody who is not there would have others decide beside a peer that lives. They wait, until
+ * their own time is over; then what they left here goes, too. */
 static void
 link_lacks(struct peer_link *link)
 {
+    if (!somebody_waits(link)) {
+        link_failed(link, ST_CLOSED);
+        return;
+    }
     MARK("cluster.peer.no_attempt");
+    link_delay(link, false);
+    link->delay_ns = MIN(link->delay_ns, PEER_LACK_NS_MAX);
     link->state = LINK_DELAYED;
-    io_timer_arm(&link->timer, io_now_ns() + PEER_DELAY_NS_MIN);
+    io_timer_arm(&link->timer, io_now_ns() + link->delay_ns - io_random() % (link->delay_ns / 4));
 }
 
 static MAY_YIELD void

@@ -48,6 +48,7 @@ static_assert(PEER_HANDSHAKE_BYTES_MAX <= PEER_HANDSHAKE_SPAN, "who is let in ge
 #define PEER_CONNECT_NS   NS_PER_S
 #define PEER_DELAY_NS_MIN (50 * NS_PER_MS)
 #define PEER_DELAY_NS_MAX NS_PER_S
+#define PEER_LACK_NS_MAX  (200 * NS_PER_MS)
 #define PEER_LOG_NS       NS_PER_S
 /* A member that does not know yet that it is one is called again and again until it does. */
 #define PEER_LOG_NEW_NS (60 * NS_PER_S)

@@ -149,8 +149,7 @@ u16 io_listener_port(const struct io_listener *listener);
 /* Stops accepting; connections live on. */
 MAY_YIELD void io_listener_close(struct io_listener *listener);
 /* events->opened is called before this returns ok. CLOSED: refused; TIMED_OUT; IO_ERROR: no way
- * there; INVALID: no address; NO_MEMORY: this machine lacks memory or descriptors, nothing was
- * tried. */
+ * there; INVALID: no address; NO_MEMORY: this machine lacks memory or descriptors. */
 MAY_YIELD MUST_CHECK status io_connect(const char *host, u16 port,
                                        const struct io_conn_events *events, void *arg,
                                        u64 deadline_ns, struct io_conn **out);

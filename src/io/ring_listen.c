@@ -389,6 +389,14 @@ connect_expire(struct io_timer *timer)
     ring_req_cancel(connect_wait->shard, &connect_wait->wait.req);
 }
 
+/* Of this machine, not of the peer: memory or descriptors. */
+static bool
+is_lack(int error)
+{
+    return error == ENOMEM || error == ENOBUFS || error == EMFILE || error == ENFILE ||
+           error == EAGAIN;
+}
+
 MAY_YIELD status
 io_connect(const char *host, u16 port, const struct io_conn_events *events, void *arg,
            u64 deadline_ns, struct io_conn **out)
@@ -401,8 +409,7 @@ io_connect(const char *host, u16 port, const struct io_conn_events *events, void
     int fd = socket(address.ss_family, SOCK_STREAM | SOCK_CLOEXEC, 0);
     if (fd < 0) {
         MARK("io.ring_listen.no_socket");
-        bool lacks = errno == ENOMEM || errno == ENOBUFS || errno == EMFILE || errno == ENFILE;
-        return lacks ? ST_NO_MEMORY : ST_IO_ERROR;
+        return is_lack(errno) ? ST_NO_MEMORY : ST_IO_ERROR;
     }
     (void)option_on(fd, IPPROTO_TCP, TCP_NODELAY); /* slower without, not wrong */
 
@@ -419,6 +426,7 @@ io_connect(const char *host, u16 port, const struct io_conn_events *events, void
         close(fd);
         if (result == -ECANCELED || result == -ETIMEDOUT)
             return MARKED("io.ring_listen.connect_timed_out", ST_TIMED_OUT);
+        if (is_lack(-result)) return MARKED("io.ring_listen.connect_lacks", ST_NO_MEMORY);
         return result == -ECONNREFUSED || result == -ECONNRESET ? ST_CLOSED : ST_IO_ERROR;
     }
     return ring_conn_open(shard, fd, events, arg, out);

@@ -1634,10 +1634,30 @@ what_needs_a_connection_waits_for_a_fiber(void **state)
     peer_rig_run(&rig, SECONDS(3));
     assert_int_equal(asked[0].done, 1);
     assert_true(ok(asked[0].st));
-    assert_in_range(asked[0].took_ns, MS(900), MS(1200));
+    assert_in_range(asked[0].took_ns, MS(900), MS(1300));
     assert_int_equal(asked[1].done, 1);
     assert_true(status_is(asked[1].st, ST_TIMED_OUT));
     assert_false(asked[1].call.maybe_sent);
+    peer_rig_close(&rig);
+
+    /* When nobody waits any more nothing is kept of those who have. */
+    rig_init(&rig, 16, 2, 1);
+    peer_rig_open(&rig);
+    for (u32 i = 0; i < 2; i++)
+        asked[i] = (struct asked){.member = 2, .body_size = 1000, .wait_ns = MS(200)};
+    peer_rig_do(&rig, 0, 0, ask_without_fibers, &many);
+    peer_rig_run(&rig, MS(900)); /* there is no fiber yet */
+    const struct peers *peers = rig.nodes[0].shards[0].peers;
+    u32 found = 0;
+    list_for_each (pos, &peers->links) {
+        const struct peer_link *link = list_entry(pos, struct peer_link, link);
+        if (link->member != 2) continue;
+        assert_int_equal(link->slots_used, 0);
+        assert_int_equal(link->waiting.size, 0);
+        found++;
+    }
+    assert_int_equal(found, 1);
+    assert_true(status_is(asked[0].st, ST_TIMED_OUT));
     peer_rig_close(&rig);
 }
 
