@@ -620,15 +620,29 @@ def test_sigterm_under_load_keeps_what_was_acknowledged(make_server):
     pytest.fail(f"it took {took} s")
 
 
+def pending(process, number):
+    """Whether it has not read a signal that was sent to it."""
+    with open(f"/proc/{process.pid}/status", encoding="ascii") as status:
+        return int(re.search(r"ShdPnd:\s+(\w+)", status.read()).group(1), 16) >> (number - 1) & 1
+
+
+def signalled(process, number):
+    """Sends it, and waits until it was read, or the process is gone."""
+    process.send_signal(number)
+    wait_for(lambda: process.poll() is not None or not pending(process, number), "it to hear", every=0.001)
+
+
 def ended_by_another(process, second):
-    """Sends another signal again and again until it ends, and returns its exit status. One that is heard
-    just behind the first counts as one with it, and when that was heard only the node knows."""
+    """Sends one signal, waits for longer than another one would count as one with it, and sends that. Its
+    exit status and how long the other one took; None if it ended before that was sent."""
+    signalled(process, signal.SIGTERM)
+    time.sleep(1)
+    if process.poll() is not None:
+        return None, 0
     begun = time.monotonic()
-    while process.poll() is None:
-        assert time.monotonic() - begun < 60 * SLOW, "it goes on"
-        process.send_signal(second)
-        time.sleep(0.1)
-    return process.returncode
+    process.send_signal(second)
+    code = process.wait(timeout=60 * SLOW)
+    return code, time.monotonic() - begun
 
 
 def ask_and_not_read(connection):
@@ -642,21 +656,19 @@ def ask_and_not_read(connection):
 
 @pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
 def test_a_second_signal_ends_at_once(make_server, second):
-    """It drains for seconds, for the sake of somebody who does not read, and would end with 0. Of five
+    """It drains for 4 s, for the sake of somebody who does not read, and would end with 0. Of five
     times once: where all is slow that one has little to come yet, and the drain ends before."""
     server = make_server(shutdown_timeout="60s")
     fill(server, 100)
     for _ in range(5):
         with server.connect() as deaf:
             ask_and_not_read(deaf)
-            server.process.send_signal(signal.SIGTERM)
-            wait_for(lambda: "stopping" in server.log(), "it to hear of the first")
-            code = ended_by_another(server.process, second)
+            code, took = ended_by_another(server.process, second)
         server.start()
         check(server, 100)
-        if code != 0:
+        if code and took < 2 * SLOW:
             break
-    assert code == 128 + second, server.log()
+    assert code == 128 + second and took < 2 * SLOW, (code, took, server.log())
     assert "ending at once" in server.log() and second.name in server.log()
 
 
@@ -671,6 +683,29 @@ def test_two_signals_at_once_are_one(make_server):
     server.process.send_signal(signal.SIGCONT)
     assert server.process.wait(timeout=60 * SLOW) == 0, server.log()
     assert "ending at once" not in server.log()
+
+
+def test_two_signals_one_just_behind_the_other_are_one(make_server):
+    """As above, each heard for itself, while it drains for somebody who does not read. On a busy machine the
+    second one may be heard too late: three times that we know to have been soon tell."""
+    server = make_server()
+    fill(server, 100)
+    ended = 0
+    for _ in range(10):
+        with server.connect() as deaf:
+            ask_and_not_read(deaf)
+            begun = time.monotonic()
+            for _ in range(2):
+                signalled(server.process, signal.SIGTERM)
+            soon = time.monotonic() - begun < 0.2
+            alive = server.process.poll() is None
+        code = server.process.wait(timeout=60 * SLOW)  # there is nobody to drain for any more
+        if code == 0 and alive:
+            return
+        ended += code != 0 and soon
+        assert ended < 3, server.log()
+        server.start()
+    pytest.skip("this machine is too busy for two signals within 0.2 s")
 
 
 @contextlib.contextmanager
@@ -714,13 +749,12 @@ def test_a_node_whose_log_nobody_reads_stops_as_asked(tmp_path):
 
 
 def test_a_node_whose_log_nobody_reads_ends_at_a_second_signal(tmp_path):
-    """As above, five times at most."""
+    """As above, but for the time: it waits for somebody who reads, though not for long."""
     for _ in range(5):
         with unread_stderr(tmp_path) as (process, port), Resp(port) as deaf:
             ask_and_not_read(deaf)
-            process.send_signal(signal.SIGTERM)
-            code = ended_by_another(process, signal.SIGTERM)
-        if code != 0:
+            code, _ = ended_by_another(process, signal.SIGTERM)
+        if code:
             break
     assert code == 128 + signal.SIGTERM
 
