@@ -654,6 +654,26 @@ def ask_and_not_read(connection):
     time.sleep(0.5)
 
 
+def test_what_is_not_drained_in_time_is_told(make_server):
+    """It drains for 4 s, for the sake of somebody who does not read, and may take one. Of five times once,
+    as below. What was written is there again."""
+    assert "# default\nshutdown-timeout = 5s\n" in run_server("--print-config").stdout
+    server = make_server(shutdown_timeout="1s")
+    fill(server, 100)
+    for _ in range(5):
+        with server.connect() as deaf:
+            ask_and_not_read(deaf)
+            begun = time.monotonic()
+            code = server.stop()
+            took = time.monotonic() - begun
+        server.start()
+        check(server, 100)
+        if code != 0:
+            break
+    assert code == 5 and took >= 1, (code, took, server.log())
+    assert "not drained in time" in server.log(), server.log()
+
+
 @pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
 def test_a_second_signal_ends_at_once(make_server, second):
     """It drains for 4 s, for the sake of somebody who does not read, and would end with 0. Of five
