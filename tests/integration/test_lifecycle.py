@@ -1382,8 +1382,8 @@ def test_admin_survives_garbage_and_idle_connections(make_server):
     assert server.call("PING") == "PONG"
 
 
-def test_slow_connections_do_not_keep_others_from_the_admin_address(make_server):
-    server = make_server(admin_connections=8)
+def answers_beside_slow_ones(server):
+    """Seconds that three answers of the admin address took, beside 8, 9, ... 15 slow connections."""
     slow = []
     try:
         for _ in range(8):
@@ -1401,11 +1401,22 @@ def test_slow_connections_do_not_keep_others_from_the_admin_address(make_server)
             waits.append(time.monotonic() - start)
             slow.append(socket.create_connection(("127.0.0.1", server.admin_port)))
             time.sleep(0.2)
-        # Who waits until one of them is given up waits for 5 s, each time.
-        assert sorted(waits)[len(waits) // 2] < 1 * SLOW, waits
+        return waits
     finally:
         for connection in slow:
             connection.close()
+
+
+def test_slow_connections_do_not_keep_others_from_the_admin_address(make_server):
+    """However many they are. Who waits until one of them is given up waits for seconds, each time; on a
+    busy machine others may, so of four times once."""
+    server = make_server(admin_connections=8)
+    seen = []
+    for _ in range(4):
+        seen.append(answers_beside_slow_ones(server))
+        if max(seen[-1]) < 1 * SLOW:
+            return
+    pytest.fail(str(seen))
 
 
 def test_the_pid_file_is_written_and_removed(make_server, tmp_path):
