@@ -330,8 +330,10 @@ def test_a_place_for_a_snapshot_is_free_again_when_one_has_ended(make_server):
                 assert native.call(frame(SNAPSHOT_CLOSE, body))[0] == SNAPSHOT_GONE
 
         full = [OK] * SNAPSHOTS_MAX + [OVERLOADED]
-        statuses, snapshots = fill(60_000)
+        statuses, snapshots = fill(300_000)
         assert statuses == full
+        # On both shards, and told so; they last for longer than is waited here.
+        server.wait_metric("distkv_snapshots_open", lambda value: value >= 2 * SNAPSHOTS_MAX)
         close(snapshots)
         begun = time.monotonic()
         statuses, _ = fill(int(3000 * SLOW))
