@@ -1259,6 +1259,20 @@ def test_systemd_is_told_ready_watchdog_and_stopping(make_server, tmp_path):
     assert server.process.wait(timeout=60 * SLOW) == 0
 
 
+def last_beat(listener):
+    """Seconds from now until the last one of those that do not come any more."""
+    # Read all the time: a queue holds ten messages, and the one who sends the next one waits.
+    # What was sent before may be read late; then ten beats go by without one.
+    listener.settimeout(3 * SLOW)
+    begun = last = time.monotonic()
+    with contextlib.suppress(TimeoutError):
+        while True:
+            beats = b"WATCHDOG=1" in listener.recv(4096)
+            last = time.monotonic() if beats else last
+            assert last - begun < 20 * SLOW
+    return last - begun
+
+
 @pytest.mark.skipif(SANITIZED == "thread", reason="stops single threads")
 def test_the_watchdog_starves_when_a_shard_hangs(make_server, tmp_path):
     """One shard thread is stopped (by a tracer); the others and the main thread go on."""
@@ -1277,25 +1291,23 @@ def test_the_watchdog_starves_when_a_shard_hangs(make_server, tmp_path):
     libc = ctypes.CDLL(None, use_errno=True)
     libc.ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
     PTRACE_ATTACH, PTRACE_DETACH = 16, 17
-    if libc.ptrace(PTRACE_ATTACH, shard, None, None) != 0:
-        pytest.skip("may not trace here")
-    os.waitpid(shard, 0x40000000)  # __WALL
-    try:
-        # Read all the time: a queue holds ten messages, and the one who sends the next one waits.
-        # What was sent before may be read late; then ten beats go by without one.
-        listener.settimeout(3 * SLOW)
-        begun = time.monotonic()
-        with contextlib.suppress(TimeoutError):
-            while True:
-                beats = b"WATCHDOG=1" in listener.recv(4096)
-                assert not beats or time.monotonic() - begun < 20 * SLOW  # it is to end after 2 s
-        wait_for(lambda: server.get("/livez")[0] == 503, "/livez to say so")
-        assert "does not turn" in server.get("/livez")[1]
-    finally:
-        libc.ptrace(PTRACE_DETACH, shard, None, None)
-    listener.settimeout(60 * SLOW)
-    messages_until(listener, "WATCHDOG=1")
-    assert server.call("PING") == "PONG"
+    ended = []
+    for _ in range(3):  # what is sent is read late on a busy machine, and looks as if it were
+        if libc.ptrace(PTRACE_ATTACH, shard, None, None) != 0:
+            pytest.skip("may not trace here")
+        os.waitpid(shard, 0x40000000)  # __WALL
+        try:
+            ended.append(last_beat(listener))
+            wait_for(lambda: server.get("/livez")[0] == 503, "/livez to say so")
+            assert "does not turn" in server.get("/livez")[1]
+        finally:
+            libc.ptrace(PTRACE_DETACH, shard, None, None)
+        listener.settimeout(60 * SLOW)
+        messages_until(listener, "WATCHDOG=1")
+        assert server.call("PING") == "PONG"
+        if ended[-1] < 5 * SLOW:
+            return
+    pytest.fail(f"it beat for {ended} s, not for two")
 
 
 def test_the_systemd_unit_is_sound(tmp_path):
