@@ -279,24 +279,24 @@ def test_pipelines_go_on_beside_half_large_requests(make_server, count, size, se
     its connection, or an answer, however many there are."""
     server = make_server(memory="64MiB", cores="0,1")
     half = b"*3\r\n$3\r\nSET\r\n$1\r\nh\r\n$%d\r\n" % size + b"x" * sent
-    halves = []
-    for _ in range(count):
-        sock = socket.create_connection(("127.0.0.1", server.port), timeout=0.5)
-        halves.append(sock)
-        try:
-            sock.sendall(half)
-        except OSError:
-            pass  # it waits for room
-    for seconds in 2, 8, 32:  # a busy machine may need the first just to connect
+    for seconds in 2, 8, 16:  # a busy machine may need the first just to connect
+        halves = []  # anew: those of before have been closed
+        for _ in range(count):
+            sock = socket.create_connection(("127.0.0.1", server.port), timeout=0.5)
+            halves.append(sock)
+            try:
+                sock.sendall(half)
+            except OSError:
+                pass  # it waits for room
         run = run_of(bench(server.port, None, workload="set", keys=20_000, value_size=1000,
                            pipeline=64, connections=clients, duration=f"{seconds * SLOW}s"))
+        for sock in halves:
+            sock.close()
         if run["requests"] > 0 or run["errors"]:
             break
     assert run["requests"] > 0
     assert [error for error in run["errors"] if error["kind"] != "BUSY"] == []
     assert server.metric("distkv_connections_starved_total") == 0
-    for sock in halves:
-        sock.close()
     polite(server)
 
 
