@@ -496,11 +496,26 @@ PASSWORDS = [
     ("AUTH", "bad"), ("AUTH", "user", "bad"), ("AUTH", "pw1"), ("AUTH", "default", "pw1"),
     ("HELLO", "2", "AUTH", "default", "pw1", "SETNAME", "auth"),
     ("HELLO", "2", "SETNAME", "auth", "AUTH", "default", "pw1"),
-    ("HELLO", "2", "SETNAME", "a b", "AUTH", "default", "pw1"), ("GET", "a"),
     ("HELLO", "2", "AUTH", "default", "bad"), ("HELLO", "2", "SETNAME", "auth"), ("MULTI",), ("AUTH", "pw1"), ("EXEC",),
     ("CONFIG", "SET", "requirepass", "pw1"), ("CONFIG", "SET", "timeout", "0", "RequirePass", "pw1"),
     ("CONFIG", "SET", "timeout", "0", "maxclients", "1000"), ("PING", "requirepass"),
 ]
+
+
+def test_hello_that_is_refused_lets_nobody_in(redis_port, make_server):
+    """Whatever comes first: as Redis 7.2; before, it went by the order."""
+    bad_name = ("SETNAME", "a b")
+    auth = ("AUTH", "default", "pw1")
+    for port, orders in ((make_server().port, (bad_name + auth, auth + bad_name)), (redis_port, (bad_name + auth,))):
+        with Resp(port) as one:
+            one.call("CONFIG", "SET", "requirepass", "pw1")
+            try:
+                with Resp(port) as other:
+                    for words in orders:
+                        assert "Client names cannot contain spaces" in str(ask(other, ("HELLO", "2", *words)))
+                        assert "NOAUTH" in str(ask(other, ("GET", "a")))
+            finally:
+                one.call("CONFIG", "SET", "requirepass", "")
 
 
 def quoted_words(line):
