@@ -222,12 +222,11 @@ peer_link_drop(struct peer_link *link, status why)
     link_retire(link);
 }
 
-/* The next attempt is not made at once. */
+/* The next attempt is not made at once: after twice as long as the last time, within these. */
 static void
-link_delay(struct peer_link *link, bool long_one)
+link_delay(struct peer_link *link, u64 min_ns, u64 max_ns)
 {
-    u64 delay = long_one ? PEER_DELAY_NS_MAX : 2 * link->delay_ns;
-    link->delay_ns = CLAMP(delay, PEER_DELAY_NS_MIN, PEER_DELAY_NS_MAX);
+    link->delay_ns = CLAMP(2 * link->delay_ns, min_ns, max_ns);
     /* A little apart: a node that comes back is not met by all shards in one moment. */
     link->retry_at_ns = io_now_ns() + link->delay_ns - io_random() % (link->delay_ns / 4);
 }
@@ -237,7 +236,8 @@ static void
 link_failed(struct peer_link *link, status why)
 {
     link->state = LINK_IDLE;
-    link_delay(link, status_is(why, ST_DENIED));
+    bool denied = status_is(why, ST_DENIED);
+    link_delay(link, denied ? PEER_DELAY_NS_MAX : PEER_DELAY_NS_MIN, PEER_DELAY_NS_MAX);
     slots_end(link, why);
     link_check_end(link);
 }
@@ -261,10 +261,9 @@ link_lacks(struct peer_link *link)
         return;
     }
     MARK("cluster.peer.no_attempt");
-    link_delay(link, false);
-    link->delay_ns = MIN(link->delay_ns, PEER_LACK_NS_MAX);
+    link_delay(link, PEER_DELAY_NS_MIN, PEER_LACK_NS_MAX);
     link->state = LINK_DELAYED;
-    io_timer_arm(&link->timer, io_now_ns() + link->delay_ns - io_random() % (link->delay_ns / 4));
+    io_timer_arm(&link->timer, link->retry_at_ns);
 }
 
 static MAY_YIELD void
@@ -626,7 +625,7 @@ link_opened(struct io_conn *conn, void *arg)
 static void
 link_give_up(struct peer_link *link)
 {
-    link_delay(link, true);
+    link_delay(link, PEER_DELAY_NS_MAX, PEER_DELAY_NS_MAX);
     link_close(link, ST_DENIED, IO_CLOSE_ABORT);
 }
 
@@ -644,7 +643,7 @@ link_refuse_secret(struct peer_link *link)
     struct native_header header = {.opcode = PEER_PROOF, .request_id = 2};
     bool told = peer_frame_send(link->peers, link->conn, &header, NULL, 0);
     peers_refused(link->peers, link->conn, "does not know the secret");
-    link_delay(link, true);
+    link_delay(link, PEER_DELAY_NS_MAX, PEER_DELAY_NS_MAX);
     link_close(link, ST_DENIED, told ? IO_CLOSE_FLUSH : IO_CLOSE_ABORT);
 }
 
@@ -904,7 +903,7 @@ link_closed(struct io_conn *conn, status why)
     bool lasted = link->opened_ns != 0 && now_ns - link->opened_ns >= PEER_DELAY_NS_MAX;
     if (lasted) link->delay_ns = 0;
     link->opened_ns = 0;
-    if (link->retry_at_ns <= now_ns) link_delay(link, false);
+    if (link->retry_at_ns <= now_ns) link_delay(link, PEER_DELAY_NS_MIN, PEER_DELAY_NS_MAX);
     link->state = LINK_IDLE;
     fiber_queue_wake_all(&link->peers->room);
     if (link->slots_used > 0) link_begin(link);
