@@ -28,6 +28,7 @@
 #include "io/file.h"
 #include "io/memfs.h"
 #include "io/net.h"
+#include "io/ring_spin.h"
 #include "io/uring_compat.h"
 
 /* Submission entries: a turn rarely queues more, and a full queue only costs one more enter. */
@@ -137,6 +138,7 @@ struct ring_shard {
     bool sockets_have_slots; /* of the table of registered files: ring_slots_init */
     int event_fd;
     struct ring_req event_req;
+    struct ring_spin spin;
     u64 wake_targets;    /* bit a shard: mails were pushed since the last wake */
     u64 *file_slots;     /* bit set: taken */
     u32 file_slot_count; /* 0: the table could not be registered */

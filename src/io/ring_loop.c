@@ -493,18 +493,30 @@ ring_sleep(struct ring_shard *shard, u64 duration_ns)
         ring_enter_failed("waiting", -result);
 }
 
+/* For as long as polling is allowed. True: something has come, or a timer is due. */
+static bool
+ring_poll(struct ring_shard *shard, u64 *now_ns, u64 deadline_ns)
+{
+    u64 until_ns = *now_ns + shard->host->spin_ns;
+    while (*now_ns < until_ns) {
+        if (ring_has_work(shard) || *now_ns >= deadline_ns) return true;
+        for (int i = 0; i < 8; i++)
+            ring_pause();
+        *now_ns = ring_clock_ns();
+    }
+    return false;
+}
+
 static void
 ring_idle(struct ring_shard *shard)
 {
     atomic_store_explicit(&shard->turn_started_ns, 0, memory_order_relaxed);
-    u64 start_ns = ring_clock_ns();
     u64 deadline_ns = core_next_deadline_ns(&shard->core);
-    u64 now_ns = start_ns;
-    while (now_ns - start_ns < shard->host->spin_ns) {
-        if (ring_has_work(shard) || now_ns >= deadline_ns) return;
-        for (int i = 0; i < 8; i++)
-            ring_pause();
-        now_ns = ring_clock_ns();
+    u64 now_ns = ring_clock_ns();
+    if (shard->host->spin_ns > 0 && ring_spin_wanted(&shard->spin)) {
+        bool found = ring_poll(shard, &now_ns, deadline_ns);
+        ring_spin_note(&shard->spin, found);
+        if (found) return;
     }
     if (deadline_ns <= now_ns) return;
 
@@ -657,6 +669,7 @@ ring_init(struct ring_shard *shard)
     if (result < 0) log_warning("io", "io-wq workers not capped error=%s", strerror(-result));
     ring_slots_init(shard);
 
+    ring_spin_init(&shard->spin);
     shard->event_req.complete = ring_event_complete;
     ring_event_arm(shard);
     ring_file_init(shard);

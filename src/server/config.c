@@ -265,8 +265,9 @@ static const struct option options[] = {
      .help = "Closes a connection whose unread replies exceed this."},
     {.name = "spin", .kind = OPTION_DURATION, .unit = NS_PER_US, FIELD(spin_us),
      .fallback = "20us", .max = 10000,
-     .help = "How long an idle shard polls before it sleeps. More lowers latency and costs "
-             "processor time; 0 sleeps at once."},
+     .help = "How long an idle shard polls before it sleeps, while at least one of four such "
+             "times something comes within it. More lowers latency and costs processor time; 0 "
+             "sleeps at once."},
     {.name = "stall", .kind = OPTION_DURATION, .unit = NS_PER_MS, FIELD(stall_ms),
      .fallback = "25ms", .max = 60000,
      .help = "Turns of a shard's loop that take longer are logged with a backtrace; 0 is off."},
