@@ -6,7 +6,7 @@ PREFIX   ?= /usr/local
 RUN_ARGS ?=
 FUZZ_SECONDS ?= 60
 
-.PHONY: all run dev-cluster stop-cluster test unit quick sim marks fmt lint coverage fuzz mutants soak docs install clean deps deps-build help
+.PHONY: all run dev-cluster stop-cluster test test-clusters unit quick sim marks fmt lint coverage fuzz mutants soak docs install clean deps deps-build help
 .DEFAULT_GOAL := all
 
 all: deps-build ## build into build/, programs in build/bin/
@@ -22,8 +22,11 @@ dev-cluster: all ## three nodes on this machine: 127.0.0.1:8080, 8081, 8082; dat
 stop-cluster: ## end them
 	@tools/dev-cluster stop
 
-test: deps ## everything that must hold: 8 to 15 minutes on 2 cores
-	@tools/run-tests all
+test: deps ## all that must hold of a node, from lint to clients and sanitizers: within 10 minutes on 2 cores
+	@tools/run-tests node
+
+test-clusters: deps ## and all that must hold of clusters: 5 to 8 minutes more
+	@tools/run-tests clusters
 
 quick: deps ## unit tests and checks of the source only: about a minute
 	@tools/run-tests quick
