@@ -28,6 +28,7 @@
 
 #include "base/hmac.h"
 #include "base/retry.h"
+#include "base/scan_place.h"
 #include "cluster/group0.h"
 #include "cluster/liveness.h"
 #include "cluster/replicate.h"
@@ -395,10 +396,7 @@ struct cluster_scan {
     u64 deadline_ns;
     bool (*each)(void *arg, const struct cluster_entry *entry); /* false: not this one, and stop */
     void *arg;
-    /* Where it is: behind the key of the token, or without a key before the token's first. */
-    u64 token;
-    u16 key_size;
-    u8 key[LIMIT_KEY_BYTES];
+    struct scan_place place;
     bool ended; /* behind token_last */
 };
 

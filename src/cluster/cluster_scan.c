@@ -315,14 +315,6 @@ show_latest(struct pass *pass, struct cluster_page_entry *entry)
     return ST_OK;
 }
 
-static void
-remember(struct cluster_scan *scan, const struct cluster_entry *entry)
-{
-    scan->token = entry->token;
-    scan->key_size = (u16)entry->key.size;
-    memcpy(scan->key, entry->key.data, entry->key.size);
-}
-
 MAY_YIELD static status
 merge(struct pass *pass)
 {
@@ -342,7 +334,7 @@ merge(struct pass *pass)
         bool live =
             !entry.deleted && (entry.entry.expire_ms == 0 || entry.entry.expire_ms > now_ms);
         if (live && !scan->each(scan->arg, &entry.entry)) return ST_OK;
-        remember(scan, &entry.entry);
+        scan_place_behind(&scan->place, entry.entry.token, entry.entry.key);
         for (u32 i = 0; i < pass->source_count; i++) {
             struct source *source = &pass->sources[i];
             if (!source->valid || compare(&source->next.entry, &entry.entry) != 0) continue;
@@ -355,8 +347,7 @@ merge(struct pass *pass)
         if (pass->sources[i].valid || pass->sources[i].more) return ST_OK;
     /* The stretch is at its end. */
     scan->ended = pass->page.token_last >= scan->token_last;
-    scan->token = pass->page.token_last + (scan->ended ? 0 : 1);
-    scan->key_size = 0;
+    scan_place_before(&scan->place, pass->page.token_last + (scan->ended ? 0 : 1));
     return ST_OK;
 }
 
@@ -419,32 +410,32 @@ cluster_scan_page(struct cluster_shard *shard, struct cluster_scan *scan)
     struct topology *topology = shard->topology;
     if (!topology->keyspaces[scan->keyspace].used) { /* nobody has used it yet */
         scan->ended = true;
-        scan->token = scan->token_last;
-        scan->key_size = 0;
+        scan_place_before(&scan->place, scan->token_last);
         return ST_OK;
     }
     struct pass *pass = mem_alloc_zero(&shard->budget, sizeof(*pass));
-    u8 *behind = mem_alloc(&shard->budget, LIMIT_KEY_BYTES); /* the scan's own moves meanwhile */
+    struct scan_place *begin =
+        mem_alloc(&shard->budget, sizeof(*begin)); /* its own moves meanwhile */
     status st = ST_NO_MEMORY;
-    if (pass != NULL && behind != NULL) {
-        memcpy(behind, scan->key, scan->key_size);
+    if (pass != NULL && begin != NULL) {
+        *begin = scan->place;
         pass->shard = shard;
         pass->scan = scan;
         pass->siblings = replicate_siblings(shard->replicator, scan->keyspace);
         buf_init(&pass->set, &shard->budget);
         dvvset_init(&pass->united, &shard->budget);
-        pass->page = (struct cluster_page){.token = scan->token,
+        pass->page = (struct cluster_page){.token = begin->token,
                                            .bytes_max = scan->bytes_max,
                                            .keyspace = scan->keyspace,
                                            .keys_only = !scan->with_values && !pass->siblings,
-                                           .behind = BYTES(behind, scan->key_size)};
+                                           .behind = scan_place_key(begin)};
         st = pages_get(pass);
         if (ok(st)) st = merge(pass);
         give_all_back(pass);
         dvvset_deinit(&pass->united);
         buf_deinit(&pass->set);
     }
-    mem_free(&shard->budget, behind, LIMIT_KEY_BYTES);
+    mem_free(&shard->budget, begin, sizeof(*begin));
     mem_free(&shard->budget, pass, sizeof(*pass));
     return st;
 }

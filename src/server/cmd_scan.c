@@ -13,6 +13,7 @@
  * KEYS, DBSIZE and RANDOMKEY are of no one instant there.
  */
 #include "base/fault.h"
+#include "base/scan_place.h"
 #include "cluster/cluster.h"
 #include "server/cmd.h"
 #include "server/cut.h"
@@ -47,10 +48,7 @@
 /* In: where to go on. Out: keys as u16 size and bytes, and where to go on next. */
 struct piece {
     u16 keyspace;
-    u64 token; /* from here */
-    u16 key_size;
-    u8 key[LIMIT_KEY_BYTES]; /* behind it, when skip */
-    bool skip;
+    struct scan_place place;
     struct bytes pattern; /* data NULL: all */
     struct lsm_snapshot *snapshot;
     bool count_only;
@@ -62,22 +60,13 @@ struct piece {
     status st;
 };
 
-static void
-remember(struct piece *piece, u64 token, struct bytes key)
-{
-    piece->token = token;
-    piece->key_size = (u16)key.size;
-    memcpy(piece->key, key.data, key.size);
-    piece->skip = true;
-}
-
 static bool
 may_pass(status st)
 {
     return status_is(st, ST_NO_MEMORY) || status_is(st, ST_OVERLOADED);
 }
 
-/* On the shard that owns piece->token. */
+/* On the shard that owns its place. */
 MAY_YIELD static void
 read_piece(void *arg)
 {
@@ -86,10 +75,9 @@ read_piece(void *arg)
     piece->used = 0;
     piece->looked = 0;
     piece->end = false;
-    struct bytes from = piece->skip ? BYTES(piece->key, piece->key_size) : BYTES(NULL, 0);
     struct lsm_scan *scan;
-    piece->st = lsm_scan_open(shard->lsm, piece->snapshot, piece->keyspace, piece->token, from,
-                              shard->token_last, &scan);
+    piece->st = lsm_scan_open(shard->lsm, piece->snapshot, piece->keyspace, piece->place.token,
+                              scan_place_key(&piece->place), shard->token_last, &scan);
     if (!ok(piece->st)) return;
     lsm_scan_freeze_clock(scan); /* the passes must agree */
     lsm_scan_step(scan, PASSED_STEP);
@@ -105,13 +93,11 @@ read_piece(void *arg)
         }
         if (status_is(piece->st, ST_PAUSED)) {
             piece->st = ST_OK;
-            remember(piece, token, key);
+            scan_place_behind(&piece->place, token, key);
             break;
         }
         if (!ok(piece->st)) break;
-        if (piece->skip && token == piece->token &&
-            bytes_equal(key, BYTES(piece->key, piece->key_size)))
-            continue;
+        if (scan_place_is(&piece->place, token, key)) continue;
         if (!piece->count_only && piece->size - piece->used < 2 + key.size) break;
         piece->looked++;
         if (piece->pattern.data == NULL || glob_match(piece->pattern, key, false)) {
@@ -122,7 +108,7 @@ read_piece(void *arg)
                 piece->used += 2 + (u32)key.size;
             }
         }
-        remember(piece, token, key);
+        scan_place_behind(&piece->place, token, key);
         if (fiber_should_yield()) fiber_yield();
     }
     lsm_scan_close(scan);
@@ -144,14 +130,11 @@ new_piece(struct exec *x)
 
 /* ---- SCAN ---- */
 
-/* A call of SCAN, and where it has got to: behind the key of the token, or without a key before the
- * token's first. */
+/* A call of SCAN. */
 struct scan_call {
     struct scan_page page;
     u16 keyspace;
-    u16 key_size;
-    u64 token;
-    u8 key[LIMIT_KEY_BYTES];
+    struct scan_place place;
     u64 end; /* it has read all of the buckets before this one */
     bool ended;
     u32 pauses; /* steps that have passed over nothing but dead keys at last */
@@ -165,18 +148,9 @@ scan_call_begin(struct scan_call *call, u64 cursor, i64 count, struct bytes patt
     scan_page_init(&call->page, cursor, (u64)MIN(count, (i64)SCAN_COUNT_MAX), data, size);
     call->page.pattern = pattern;
     call->page.none = none;
-    call->token = scan_page_token(&call->page);
-    call->key_size = 0;
+    scan_place_before(&call->place, scan_page_token(&call->page));
     call->ended = false;
     call->pauses = 0;
-}
-
-static void
-scan_call_at(struct scan_call *call, u64 token, struct bytes key)
-{
-    call->token = token;
-    call->key_size = (u16)key.size;
-    memcpy(call->key, key.data, key.size);
 }
 
 static void
@@ -205,21 +179,20 @@ reply_scan(struct exec *x, struct scan_call *call)
 static u64
 scan_token_last(const struct scan_call *call, const struct shard *shard)
 {
-    bool within = call->page.from != 0 && scan_bucket(call->token) == call->page.first;
+    bool within = call->page.from != 0 && scan_bucket(call->place.token) == call->page.first;
     return within ? scan_bucket_token(call->page.first + 1) - 1 : shard->token_last;
 }
 
-/* On the shard that owns call->token. */
+/* On the shard that owns its place. */
 MAY_YIELD static void
 scan_step(void *arg)
 {
     struct scan_call *call = arg;
     struct shard *shard = shard_self();
     u64 token_last = scan_token_last(call, shard);
-    struct bytes behind = BYTES(call->key, call->key_size);
     struct lsm_scan *scan;
-    call->st =
-        lsm_scan_open(shard->lsm, NULL, call->keyspace, call->token, behind, token_last, &scan);
+    call->st = lsm_scan_open(shard->lsm, NULL, call->keyspace, call->place.token,
+                             scan_place_key(&call->place), token_last, &scan);
     if (!ok(call->st)) return;
     if (token_last != shard->token_last || call->pauses != 0) lsm_scan_much(scan);
     lsm_scan_step(scan, PASSED_STEP);
@@ -231,27 +204,26 @@ scan_step(void *arg)
         call->st = lsm_scan_next(scan, false, &token, &key, &value);
         if (status_is(call->st, ST_PAUSED)) {
             call->st = ST_OK;
-            scan_call_at(call, token, key);
+            scan_place_behind(&call->place, token, key);
             call->pauses++;
             break;
         }
         if (!ok(call->st)) break;
-        if (token == call->token && bytes_equal(key, BYTES(call->key, call->key_size))) continue;
+        if (scan_place_is(&call->place, token, key)) continue;
         if (!scan_page_take(&call->page, token, key)) {
             call->end = scan_bucket(token);
             break;
         }
         shown = MAX(shown, value.seq);
-        scan_call_at(call, token, key);
+        scan_place_behind(&call->place, token, key);
         if (fiber_should_yield()) fiber_yield();
     }
     lsm_scan_close(scan);
     if (status_is(call->st, ST_END)) {
         call->st = ST_OK;
-        call->key_size = 0;
-        call->token = token_last + 1;
+        scan_place_before(&call->place, token_last + 1);
         call->ended = token_last == UINT64_MAX;
-        call->end = call->ended ? SCAN_BUCKETS : scan_bucket(call->token);
+        call->end = call->ended ? SCAN_BUCKETS : scan_bucket(call->place.token);
     }
     if (ok(call->st)) call->st = durable_wait_scanned(shard, seen, shown);
 }
@@ -307,7 +279,7 @@ static bool
 cluster_keys_may_end(const struct cluster_keys *keys)
 {
     return keys->call != NULL &&
-           scan_page_may_end(&keys->call->page, scan_bucket(keys->scan.token));
+           scan_page_may_end(&keys->call->page, scan_bucket(keys->scan.place.token));
 }
 
 /* Until all has been looked at, or each has stopped it, or it may end and its time is over. false:
@@ -325,7 +297,7 @@ cluster_keys_read(struct cluster_keys *keys)
             keys->scan.deadline_ns = keys->until_ns;
             if (now >= keys->until_ns) {
                 MARK("server.scan.time_over");
-                keys->call->end = scan_bucket(keys->scan.token);
+                keys->call->end = scan_bucket(keys->scan.place.token);
                 keys->stopped = true;
                 break;
             }
@@ -334,7 +306,7 @@ cluster_keys_read(struct cluster_keys *keys)
             reply_no_key(x);
             return false;
         }
-        u64 bucket = scan_bucket(keys->scan.token);
+        u64 bucket = scan_bucket(keys->scan.place.token);
         u64 looked = keys->call != NULL ? keys->call->page.looked : 0;
         status st = cluster_scan_page(x->shard->cluster, &keys->scan);
         if (x->stopped) return false;
@@ -342,7 +314,7 @@ cluster_keys_read(struct cluster_keys *keys)
         if (ok(st)) {
             /* Within one bucket all is read, however little of it is wanted; and of what was
              * deleted a page of a few keys shows nothing. */
-            bool more = keys->call == NULL || scan_bucket(keys->scan.token) == bucket ||
+            bool more = keys->call == NULL || scan_bucket(keys->scan.place.token) == bucket ||
                         keys->call->page.looked == looked;
             if (more) keys->scan.bytes_max = MIN(2 * keys->scan.bytes_max, CLUSTER_PAGE_BYTES);
             patience_ns = io_now_ns() + CLUSTER_PATIENCE_NS;
@@ -384,7 +356,7 @@ scan_cluster(struct exec *x, struct scan_call *call)
     struct cluster_keys *keys = cluster_keys_new(x, each_scanned, NULL);
     if (keys == NULL) return false;
     keys->call = call;
-    keys->scan.token = call->token;
+    scan_place_before(&keys->scan.place, call->place.token);
     keys->scan.bytes_max = (u32)MIN(CLUSTER_PAGE_BYTES, 1024 + 64 * call->page.looked_max);
     keys->until_ns = io_now_ns() + x->shard->config->cluster_timeout_ms * NS_PER_MS;
     if (!cluster_keys_read(keys)) return false;
@@ -449,14 +421,13 @@ randomkey_cluster(struct exec *x)
     struct cluster_keys *keys = cluster_keys_new(x, each_random, NULL);
     if (keys == NULL) return;
     keys->scan.bytes_max = 1024;
-    keys->scan.token = io_random();
+    scan_place_before(&keys->scan.place, io_random());
     keys->gives_up = true;
     keys->until_ns = io_now_ns() + x->shard->config->cluster_timeout_ms * NS_PER_MS;
     if (!cluster_keys_read(keys)) return;
     if (!keys->stopped) {
         keys->scan.ended = false;
-        keys->scan.token = 0;
-        keys->scan.key_size = 0;
+        scan_place_before(&keys->scan.place, 0);
         if (!cluster_keys_read(keys)) return;
     }
     if (!keys->stopped) resp_null(x->reply);
@@ -471,21 +442,22 @@ scan_shards(struct exec *x, struct scan_call *call)
     struct scan_page *page = &call->page;
     do { /* on into the next shard while there is something left to look at */
         if (x->session->conn == NULL) return false; /* nobody waits for it any more */
-        u32 owner = shard_of_token(x->shard->server, call->token);
+        u32 owner = shard_of_token(x->shard->server, call->place.token);
         status st = io_shard_call(owner, fiber_class_self(), scan_step, call);
         if (ok(st)) st = call->st;
         if (!ok(st)) {
             exec_fail(x, st);
             return false;
         }
-        u64 bucket = scan_bucket(call->token);
+        u64 bucket = scan_bucket(call->place.token);
         if (call->pauses >= SCAN_PASSED_STEPS && !page->stopped && !call->ended &&
             scan_page_may_end(page, bucket)) {
             MARK("server.scan.dead_passed");
             call->end = bucket;
             page->stopped = true;
         }
-    } while (!page->stopped && !call->ended && !(call->key_size == 0 && scan_page_is_full(page)));
+    } while (!page->stopped && !call->ended &&
+             !(call->place.key_size == 0 && scan_page_is_full(page)));
     return true;
 }
 
@@ -585,8 +557,7 @@ read_all(struct exec *x, struct keys *keys, bool (*each_piece)(struct exec *x, s
     const struct server *server = x->shard->server;
     struct piece *piece = keys->piece;
     for (u32 i = 0; i < server->shard_count; i++) {
-        piece->token = server->layout.shards[i].token_first;
-        piece->skip = false;
+        scan_place_before(&piece->place, server->layout.shards[i].token_first);
         piece->snapshot = keys->cut->snapshots[i];
         do {
             status st = next_piece(x, piece, i);
@@ -681,31 +652,26 @@ struct random_call {
     u16 keyspace;
     bool walks; /* from the beginning of the shard on, in steps; else it looks at a random place */
     bool begun;
-    u64 token; /* walks: where it is */
-    u8 *key;
-    size_t key_size;
-    status st; /* PAUSED: it has passed over dead keys only */
+    struct scan_place place; /* walks: where it is; in the end the key that was found */
+    status st;               /* PAUSED: it has passed over dead keys only */
 };
 
 MAY_YIELD static status
 walk_on(struct random_call *call, const struct shard *shard, u64 *shown)
 {
     struct lsm_scan *scan;
-    if (!call->begun) call->token = shard->token_first;
-    struct bytes behind = BYTES(call->key, call->begun ? call->key_size : 0);
+    if (!call->begun) scan_place_before(&call->place, shard->token_first);
     call->begun = true;
-    status st = lsm_scan_open(shard->lsm, NULL, call->keyspace, call->token, behind,
-                              shard->token_last, &scan);
+    status st = lsm_scan_open(shard->lsm, NULL, call->keyspace, call->place.token,
+                              scan_place_key(&call->place), shard->token_last, &scan);
     if (!ok(st)) return st;
     lsm_scan_much(scan);
     lsm_scan_step(scan, PASSED_STEP);
+    u64 token;
     struct bytes key;
     struct lsm_value value;
-    st = lsm_scan_next(scan, false, &call->token, &key, &value);
-    if (ok(st) || status_is(st, ST_PAUSED)) {
-        call->key_size = key.size;
-        memcpy(call->key, key.data, key.size);
-    }
+    st = lsm_scan_next(scan, false, &token, &key, &value);
+    if (ok(st) || status_is(st, ST_PAUSED)) scan_place_behind(&call->place, token, key);
     if (ok(st)) *shown = value.seq;
     lsm_scan_close(scan);
     return status_is(st, ST_END) ? ST_NOT_FOUND : st;
@@ -717,9 +683,14 @@ random_here(void *arg)
     struct random_call *call = arg;
     struct shard *shard = shard_self();
     u64 shown = 0;
-    call->st = call->walks ? walk_on(call, shard, &shown)
-                           : lsm_random_key(shard->lsm, call->keyspace, io_random(), PASSED_STEP,
-                                            call->key, &call->key_size, &shown);
+    if (call->walks) {
+        call->st = walk_on(call, shard, &shown);
+    } else {
+        size_t size = 0;
+        call->st = lsm_random_key(shard->lsm, call->keyspace, io_random(), PASSED_STEP,
+                                  call->place.key, &size, &shown);
+        call->place.key_size = (u16)size;
+    }
     if (!ok(call->st) && !status_is(call->st, ST_NOT_FOUND)) return;
     status safe = durable_wait_scanned(shard, lsm_seq_last(shard->lsm), shown);
     if (!ok(safe)) call->st = safe;
@@ -733,29 +704,30 @@ cmd_randomkey(struct exec *x)
         randomkey_cluster(x);
         return;
     }
-    struct random_call call = {.keyspace = x->keyspace};
-    call.key = exec_alloc(x, LIMIT_KEY_BYTES);
-    if (call.key == NULL) return;
+    struct random_call *call = (struct random_call *)(void *)exec_alloc(x, sizeof(*call));
+    if (call == NULL) return;
+    memset(call, 0, sizeof(*call));
+    call->keyspace = x->keyspace;
     u32 count = x->shard->server->shard_count;
     u32 first = (u32)(io_random() % count);
-    call.st = ST_NOT_FOUND;
+    call->st = ST_NOT_FOUND;
     u32 places = RANDOM_PLACES;
-    for (u32 i = 0; i < count && status_is(call.st, ST_NOT_FOUND); i++) {
-        call.walks = call.begun = false;
+    for (u32 i = 0; i < count && status_is(call->st, ST_NOT_FOUND); i++) {
+        call->walks = call->begun = false;
         do {
             if (x->session->conn == NULL) return; /* nobody waits for it any more */
-            status st = io_shard_call((first + i) % count, FIBER_FOREGROUND, random_here, &call);
-            if (!ok(st)) call.st = st;
+            status st = io_shard_call((first + i) % count, FIBER_FOREGROUND, random_here, call);
+            if (!ok(st)) call->st = st;
             if (places > 0) places--;
-            call.walks = places == 0;
-        } while (status_is(call.st, ST_PAUSED));
+            call->walks = places == 0;
+        } while (status_is(call->st, ST_PAUSED));
     }
-    if (ok(call.st))
-        resp_bulk(x->reply, BYTES(call.key, call.key_size));
-    else if (status_is(call.st, ST_NOT_FOUND))
+    if (ok(call->st))
+        resp_bulk(x->reply, scan_place_key(&call->place));
+    else if (status_is(call->st, ST_NOT_FOUND))
         resp_null(x->reply);
     else
-        exec_fail(x, call.st);
+        exec_fail(x, call->st);
 }
 
 struct count_call {

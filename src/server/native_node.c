@@ -6,6 +6,7 @@
 #include <stdio.h>
 
 #include "base/fault.h"
+#include "base/scan_place.h"
 #include "base/utf8.h"
 #include "server/cluster_view.h"
 #include "server/cmd.h"
@@ -393,9 +394,7 @@ struct scan_call {
     size_t room, used;
     size_t wanted; /* room for the first entry, which is larger than a page; else 0 */
     u32 count;
-    u64 token; /* the last one read, valid when moved */
-    u16 key_size;
-    u8 key[LIMIT_KEY_BYTES];
+    struct scan_place place; /* behind the last one read; valid when moved */
     bool moved;
     bool end; /* of this shard's part of the range */
     bool gone;
@@ -429,11 +428,9 @@ matches(const struct native_request *request, struct bytes key)
 }
 
 static void
-place_set(struct scan_call *call, u64 token, struct bytes key)
+move_behind(struct scan_call *call, u64 token, struct bytes key)
 {
-    call->token = token;
-    call->key_size = (u16)key.size;
-    memcpy(call->key, key.data, key.size);
+    scan_place_behind(&call->place, token, key);
     call->moved = true;
 }
 
@@ -490,7 +487,7 @@ scan_here(void *arg)
         if (status_is(call->st, ST_PAUSED)) {
             MARK("server.native.scan_paused");
             call->st = ST_OK;
-            place_set(call, token, key);
+            move_behind(call, token, key);
             break;
         }
         if (!ok(call->st)) break;
@@ -502,7 +499,7 @@ scan_here(void *arg)
             break;
         }
         shown = MAX(shown, value.seq);
-        place_set(call, token, key);
+        move_behind(call, token, key);
         if (match) {
             struct native_scan_entry entry = {.version = value.version,
                                               .expire_ms = value.expire_ms,
@@ -608,16 +605,13 @@ scan_cluster(struct exec *x, const struct native_request *request)
     scan->token_last = request->scan.token_last;
     scan->each = each_entry;
     scan->arg = pages;
-    scan->token = request->scan.token_first;
+    scan_place_before(&scan->place, request->scan.token_first);
     const struct native_position *after = &request->scan.after;
-    if (after->given && after->token >= scan->token) {
-        scan->token = after->token;
-        scan->key_size = (u16)after->key.size;
-        if (after->key.size != 0) memcpy(scan->key, after->key.data, after->key.size);
-    }
+    if (after->given && after->token >= scan->place.token)
+        scan_place_behind(&scan->place, after->token, after->key);
     struct native_reply reply = reply_to(request);
     status st = ST_OK;
-    if (scan->token <= scan->token_last)
+    if (scan->place.token <= scan->token_last)
         st = read_pages(x, pages, SCAN_CLUSTER_PAGES);
     else
         scan->ended = true;
@@ -627,7 +621,7 @@ scan_cluster(struct exec *x, const struct native_request *request)
         reply.scan.more = !scan->ended;
         if (reply.scan.more)
             reply.scan.next = (struct native_position){
-                .given = true, .token = scan->token, .key = BYTES(scan->key, scan->key_size)};
+                .given = true, .token = scan->place.token, .key = scan_place_key(&scan->place)};
         native_reply(x, &reply);
     } else {
         exec_fail(x, st);
@@ -701,7 +695,7 @@ native_scan(struct exec *x)
             reply.scan.more = true;
             if (call->moved)
                 reply.scan.next = (struct native_position){
-                    .given = true, .token = call->token, .key = BYTES(call->key, call->key_size)};
+                    .given = true, .token = call->place.token, .key = scan_place_key(&call->place)};
             else
                 reply.scan.next = request.scan.after;
         } else if (call->token_last < request.scan.token_last) {
