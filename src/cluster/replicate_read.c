@@ -5,7 +5,8 @@
  *   gather    own store, and digests of R - 1 others; one more for each that fails, and one more
  *             when an answer is late
  *   agree?    all have the same version: the own value is the answer
- *   fetch     else the value of the highest version, from somebody who has it, if we do not
+ *   fetch     else the value of the highest version, from somebody who has it, if we do not; while
+ *             that one is late, others are asked as well: what comes first will do
  *   confirm   (while a plan is under way) do those of the other set have it, too?
  *   mend      until so many have it that every read by a quorum meets it, and two at least where W
  *             is: what was read once is read again, though a disk is lost. Those who were behind and
@@ -33,7 +34,8 @@
 
 /* So much worse is it to ask somebody who is in one set only. */
 #define OTHER_SET_LOAD 1000u
-/* How long one replica may take to send a value before the next is asked. */
+/* How long one replica may take to send a value before the next is asked. That ends no read: what
+ * is late may come. */
 #define FETCH_NS_MIN (100 * NS_PER_MS)
 /* For so long a read waits for room before those whom it has to ask. */
 #define READ_ROOM_NS (50 * NS_PER_MS)
@@ -60,6 +62,7 @@ struct read_call {
     u32 index; /* of the member in the quorum; of one that is confirmed, in confirms */
     u64 start_ns;
     bool under_way;
+    bool fetches; /* the value of a version that the member has said it has */
 };
 
 /* On the coordinator's stack. */
@@ -105,8 +108,7 @@ struct read {
     u32 confirm_count;
 
     /* fetching */
-    struct read_call fetch;
-    bool fetched;
+    bool fetched; /* found and copy are the newest that has come */
     struct peer_found found;
     struct buf copy;
 };
@@ -117,14 +119,20 @@ is_self(const struct read *read, u32 index)
     return read->quorum.members[index] == read->r->self;
 }
 
+static u32
+under_way(const struct read *read, bool fetches)
+{
+    u32 count = 0;
+    for (u32 i = 0; i < read->quorum.count; i++)
+        count += read->calls[i].under_way && read->calls[i].fetches == fetches;
+    return count;
+}
+
 /* Answers that are to come. */
 static u32
 pending(const struct read *read)
 {
-    u32 count = 0;
-    for (u32 i = 0; i < read->quorum.count; i++)
-        count += read->calls[i].under_way;
-    return count + list_linked(&read->own_wait.link) + (read->disk_read != NULL);
+    return under_way(read, false) + list_linked(&read->own_wait.link) + (read->disk_read != NULL);
 }
 
 /* ---- digests ---- */
@@ -429,8 +437,9 @@ room_await(struct read *read)
 {
     struct replicator *r = read->r;
     u64 now = io_now_ns();
+    if (read->no_room == 0) return false;
     if (read->room_until_ns == 0) read->room_until_ns = MIN(now + READ_ROOM_NS, read->deadline_ns);
-    if (read->no_room == 0 || r->closing || now >= read->room_until_ns) return false;
+    if (r->closing || now >= read->room_until_ns) return false;
     MARK("cluster.replicate.read_awaits_room");
     peer_room_await(r->options.peers, read->room_until_ns);
     for (u32 i = 0; i < read->quorum.count; i++) {
@@ -458,7 +467,9 @@ gather(struct read *read)
         }
         if (yes + pending(read) < read->need) {
             if (room_await(read)) continue;
-            return lost_why(&read->quorum, read->busy, 0);
+            /* Who is late with a value is not counted on, and may send it yet. */
+            if (yes + pending(read) + under_way(read, true) < read->need)
+                return lost_why(&read->quorum, read->busy, 0);
         }
         u64 now = io_now_ns();
         if (read->r->closing) return ST_CLOSED;
@@ -490,52 +501,79 @@ all_have(const struct read *read, u64 version)
     return true;
 }
 
+static bool
+has_fetched(const struct read *read, u64 version)
+{
+    return read->fetched && read->found.version >= version;
+}
+
+/* Of several the newest. */
+static bool
+value_keep(struct read *read, const struct peer_found *found)
+{
+    if (read->fetched && read->found.version >= found->version) return true;
+    buf_clear(&read->copy, 0);
+    read->fetched = buf_append(&read->copy, found->value.data, found->value.size);
+    if (!read->fetched) return false;
+    read->found = *found;
+    /* Once all of it is there, the value stands at the copy's beginning. */
+    read->found.value = buf_bytes(&read->copy);
+    return true;
+}
+
 static void
 fetch_done(struct peer_call *peer_call, status st, const struct native_header *header,
            struct bytes body)
 {
     struct read_call *call = CONTAINER_OF(peer_call, struct read_call, call);
     struct read *read = call->read;
-    u32 member = call->member;
+    u32 member = call->member, index = call->index;
     call->under_way = false;
     *load_of(read->r, member) -= 1;
     struct peer_found found;
     busy_note(read, call, st, header);
-    if (ok(st) && answer_decode(read, header, body, &found) &&
-        (found.version == 0 || version_observe(read->r, found.version, "value", member))) {
-        buf_clear(&read->copy, 0);
-        /* Once all of it is there, the value stands at the copy's beginning. */
-        read->fetched = buf_append(&read->copy, found.value.data, found.value.size);
-        found.value = buf_bytes(&read->copy);
-        read->found = found;
-    }
+    bool yes = ok(st) && answer_decode(read, header, body, &found) &&
+               found.version >= read->versions[index] &&
+               (found.version == 0 || version_observe(read->r, found.version, "value", member)) &&
+               value_keep(read, &found);
+    if (yes) read->versions[index] = found.version;
+    read->quorum.answers[index] = yes ? QUORUM_YES : QUORUM_NO;
     fiber_queue_wake_all(&read->wake);
 }
 
-/* From one of those who have the version. Those who do not send it have failed. */
+/* From one of those who have the version. Who does not send it has failed; who is late is counted
+ * on no more, unless it sends it after all (gather). */
 static MAY_YIELD bool
 fetch(struct read *read, u64 version)
 {
-    for (u32 i = 0; i < read->quorum.count; i++) {
+    struct replicator *r = read->r;
+    for (u32 i = 0; i < read->quorum.count && !has_fetched(read, version); i++) {
         if (read->quorum.answers[i] != QUORUM_YES || read->versions[i] != version ||
             is_self(read, i))
             continue;
-        u64 patience = MAX(FETCH_NS_MIN, 4 * read->r->hedge_ns);
-        u64 until = MIN(read->deadline_ns, io_now_ns() + patience);
-        read->fetched = false;
-        call_send(read, &read->fetch, read->quorum.members[i], i, PEER_WANT_VALUE, fetch_done,
-                  until);
-        while (read->fetch.under_way && !read->r->closing && io_now_ns() < until)
+        struct read_call *call = &read->calls[i];
+        u64 until = MIN(read->deadline_ns, io_now_ns() + MAX(FETCH_NS_MIN, 4 * r->hedge_ns));
+        call_send(read, call, read->quorum.members[i], i, PEER_WANT_VALUE, fetch_done,
+                  read->deadline_ns);
+        call->fetches = true;
+        while (call->under_way && !has_fetched(read, version) && !r->closing && io_now_ns() < until)
             (void)fiber_queue_wait(&read->wake, until);
-        call_cancel(read, &read->fetch);
-        if (read->fetched && read->found.version >= version) {
-            read->versions[i] = read->found.version;
-            return true;
-        }
-        MARK("cluster.replicate.fetch_failed");
-        read->quorum.answers[i] = QUORUM_NO;
+        if (has_fetched(read, version)) break;
+        if (call->under_way)
+            MARK("cluster.replicate.fetch_late");
+        else
+            MARK("cluster.replicate.fetch_failed");
+        read->quorum.answers[i] = call->under_way ? QUORUM_PENDING : QUORUM_NO;
     }
-    return false;
+    return has_fetched(read, version);
+}
+
+/* What is late is missed by nobody once there is an answer. */
+static void
+fetches_cancel(struct read *read)
+{
+    for (u32 i = 0; i < read->quorum.count; i++)
+        if (read->calls[i].fetches) call_cancel(read, &read->calls[i]);
 }
 
 /* ---- an attempt ---- */
@@ -703,6 +741,7 @@ resolve(struct read *read, struct replicate_value *out)
             if (!ok(st)) return st;
             continue;
         }
+        fetches_cancel(read);
         if (own_newest)
             answer_own(read, out);
         else
@@ -796,6 +835,7 @@ read_attempt(struct read *read, struct replicate_value *out)
     read->overloaded = read->busy = read->no_room = 0;
     read->room_until_ns = 0;
     read->epoch_seen = 0;
+    read->fetched = false;
     read->siblings = keyspace->conflict == CONFLICT_SIBLINGS;
     for (u32 i = 0; i < read->quorum.count; i++)
         if (!is_alive(r, members[i])) read->quorum.answers[i] = QUORUM_NO;
@@ -823,7 +863,6 @@ attempt_end(struct read *read)
     for (u32 i = 0; i < read->confirm_count; i++)
         call_cancel(read, &read->confirms[i]);
     read->confirm_count = 0;
-    call_cancel(read, &read->fetch);
     if (read->disk_read != NULL) {
         MARK("cluster.replicate.disk_read_left");
         read->disk_read->read = NULL;

@@ -1204,6 +1204,30 @@ what_was_read_where_all_are_asked_a_majority_reads_too(void **state)
     }
 }
 
+/* Two replicas are read, and node 0 has 6, which node 1 lacks: it has 5. */
+static void
+story_of_two(u32 write_quorum)
+{
+    lagging = 0;
+    cluster_open_as(1, 2, 1, false, 0);
+    topologies_free();
+    topologies_make(2, 2, 1, false);
+    struct topology_command set = {.kind = TOPOLOGY_KEYSPACE_SET,
+                                   .options = world.stages[0]->keyspaces[0]};
+    set.options.write_quorum = (u8)write_quorum;
+    if (write_quorum == 1) world.stages[0] = replica_rig_apply_on(world.stages[0], set);
+    world.memtable_bytes = MIB(4);
+    peer_rig_open(&world.rig);
+    peer_rig_run(&world.rig, SECONDS(1));
+    struct op first = {.kind = OP_WRITE, .key = 1, .id = 5, .level = REPLICATE_ALL};
+    assert_true(op_do(&first));
+    world.down[1] = true; /* as far as anybody knows */
+    struct op write = {.kind = OP_WRITE, .key = 1, .id = 6, .level = REPLICATE_ONE};
+    assert_true(op_do(&write));
+    world.down[1] = false;
+    assert_int_equal(look_at(1, 1).id, 5);
+}
+
 /* Each of the two is a read's quorum with the other only, so one copy would do for every read. But
  * a disk may be lost, as with more replicas; unless that loses what is acknowledged, too. */
 static void
@@ -1211,24 +1235,7 @@ what_was_read_of_two_replicas_both_have(void **state)
 {
     (void)state;
     for (u32 write_quorum = 1; write_quorum <= 2; write_quorum++) {
-        lagging = 0;
-        cluster_open_as(1, 2, 1, false, 0);
-        topologies_free();
-        topologies_make(2, 2, 1, false);
-        struct topology_command set = {.kind = TOPOLOGY_KEYSPACE_SET,
-                                       .options = world.stages[0]->keyspaces[0]};
-        set.options.write_quorum = (u8)write_quorum;
-        if (write_quorum == 1) world.stages[0] = replica_rig_apply_on(world.stages[0], set);
-        world.memtable_bytes = MIB(4);
-        peer_rig_open(&world.rig);
-        peer_rig_run(&world.rig, SECONDS(1));
-        struct op first = {.kind = OP_WRITE, .key = 1, .id = 5, .level = REPLICATE_ALL};
-        assert_true(op_do(&first));
-        world.down[1] = true; /* as far as anybody knows */
-        struct op write = {.kind = OP_WRITE, .key = 1, .id = 6, .level = REPLICATE_ONE};
-        assert_true(op_do(&write));
-        world.down[1] = false;
-        assert_int_equal(look_at(1, 1).id, 5);
+        story_of_two(write_quorum);
         sim_link_slow_set(world.rig.sim, world.rig.nodes[0].machine, world.rig.nodes[1].machine,
                           MS(100));
         struct op read = {.kind = OP_READ, .key = 1, .deadline_ns = SECONDS(2)};
@@ -1237,6 +1244,70 @@ what_was_read_of_two_replicas_both_have(void **state)
         assert_int_equal(look_at(1, 1).id, write_quorum == 2 ? 6 : 5);
         peer_rig_run(&world.rig, SECONDS(1));
         assert_int_equal(look_at(1, 1).id, 6);
+        cluster_close();
+    }
+}
+
+/* A coordinator that said that too few live would be passed over, though it goes on with others'
+ * requests. */
+static void
+a_value_that_only_one_has_is_waited_for(void **state)
+{
+    (void)state;
+    story_of_two(2);
+    sim_link_slow_set(world.rig.sim, world.rig.nodes[0].machine, world.rig.nodes[1].machine,
+                      MS(300));
+    struct op read = {.kind = OP_READ, .key = 1, .node = 1, .deadline_ns = SECONDS(5)};
+    assert_true(op_do(&read));
+    assert_int_equal(read.id, 6);
+    peer_rig_isolate(&world.rig, 0); /* and nobody knows: it ends in time */
+    read = (struct op){.kind = OP_READ, .key = 1, .node = 1, .deadline_ns = SECONDS(1)};
+    assert_false(op_do(&read));
+    assert_true(status_is(read.st, ST_UNAVAILABLE));
+    assert_in_range(read.ended_ns - read.begun_ns, SECONDS(1), MS(1010));
+    cluster_close();
+}
+
+/* Who is asked first says that it has the value, and is late with it: another one is asked for it.
+ * If that one does not answer, what is late will do. */
+static void
+a_late_value_is_asked_of_another_and_taken_when_it_comes(void **state)
+{
+    (void)state;
+    for (u32 dies = 0; dies < 2; dies++) {
+        story_begin();
+        away(2);
+        struct op write = {.kind = OP_WRITE, .key = 1, .id = 6};
+        assert_true(op_do(&write));
+        back(2);
+        struct op connects = {.kind = OP_READ, .key = 2, .node = 2, .level = REPLICATE_ALL};
+        assert_true(op_do(&connects));
+        assert_int_equal(look_at(2, 1).version, 0);
+        struct topology_row row;
+        topology_row(world.stages[0], 0, partition_of(1), &row);
+        u32 first = row.write[0] == 3 ? row.write[1] - 1 : row.write[0] - 1;
+        for (u32 node = 0; node < 2; node++)
+            sim_link_slow_set(world.rig.sim, world.rig.nodes[node].machine,
+                              world.rig.nodes[2].machine, MS(20));
+        struct op read = {.kind = OP_READ,
+                          .key = 1,
+                          .node = 2,
+                          .begun_ns = sim_now_ns(world.rig.sim),
+                          .deadline_ns = SECONDS(2)};
+        struct peer_rig_job job;
+        peer_rig_give(&world.rig, 2, shard_of(1), &job, op_run, &read);
+        peer_rig_run(&world.rig,
+                     MS(46)); /* the value is asked for; the other one was, too, by now */
+        assert_false(read.ended);
+        sim_link_slow_set(world.rig.sim, world.rig.nodes[first].machine, world.rig.nodes[2].machine,
+                          MS(400));
+        if (dies) peer_rig_isolate(&world.rig, 1 - first); /* and nobody knows */
+        assert_true(peer_rig_run_until(&world.rig, op_ended, &read, SECONDS(2)));
+        assert_true(ok(read.st) && read.id == 6);
+        if (dies)
+            assert_in_range(read.ended_ns - read.begun_ns, MS(400), MS(700));
+        else
+            assert_in_range(read.ended_ns - read.begun_ns, MS(100), MS(300));
         cluster_close();
     }
 }
@@ -2313,6 +2384,8 @@ main(void)
         cmocka_unit_test(what_was_deleted_or_has_expired_stays_so),
         cmocka_unit_test(what_was_read_where_all_are_asked_a_majority_reads_too),
         cmocka_unit_test(what_was_read_of_two_replicas_both_have),
+        cmocka_unit_test(a_value_that_only_one_has_is_waited_for),
+        cmocka_unit_test(a_late_value_is_asked_of_another_and_taken_when_it_comes),
         cmocka_unit_test(reads_of_two_replicas_do_not_need_who_gains),
         cmocka_unit_test(what_a_digest_tells_of_is_read_after_a_power_cut),
         cmocka_unit_test(a_majority_that_differs_is_answered_where_reads_ask_one),
