@@ -161,6 +161,14 @@ answer_decode(struct read *read, const struct native_header *header, struct byte
     return header->status == NATIVE_ST_OK && ok(peer_found_decode(body, found));
 }
 
+/* There is no memory here for an answer, which says nothing of whose it is. */
+static void
+lack_note(struct read *read, u32 index)
+{
+    MARK("cluster.replicate.read_lacks");
+    if (!read->r->closing) read->busy |= 1u << index;
+}
+
 /* Of a key that keeps siblings. */
 static bool
 set_keep(struct read *read, u32 index, const struct peer_found *found)
@@ -168,14 +176,18 @@ set_keep(struct read *read, u32 index, const struct peer_found *found)
     struct siblings_entry entry = {
         .found = found->found, .version = found->version, .value = found->value};
     read->sets[index].size = 0;
-    return ok(siblings_bytes(&entry, read->token, &read->sets[index]));
+    status st = siblings_bytes(&entry, read->token, &read->sets[index]);
+    if (status_is(st, ST_NO_MEMORY)) lack_note(read, index);
+    return ok(st);
 }
 
 static void
 busy_note(struct read *read, const struct read_call *call, status st,
           const struct native_header *header)
 {
-    if (!is_busy(&call->call, st, header)) return;
+    /* A read has done nothing: it is the answer that found no memory there. */
+    bool no_memory = ok(st) && header->status == NATIVE_ST_UNKNOWN_OUTCOME;
+    if (!no_memory && !is_busy(&call->call, st, header)) return;
     read->busy |= 1u << call->index;
     if (!ok(st)) read->no_room |= 1u << call->index;
 }
@@ -509,12 +521,15 @@ has_fetched(const struct read *read, u64 version)
 
 /* Of several the newest. */
 static bool
-value_keep(struct read *read, const struct peer_found *found)
+value_keep(struct read *read, u32 index, const struct peer_found *found)
 {
     if (read->fetched && read->found.version >= found->version) return true;
     buf_clear(&read->copy, 0);
     read->fetched = buf_append(&read->copy, found->value.data, found->value.size);
-    if (!read->fetched) return false;
+    if (!read->fetched) {
+        lack_note(read, index);
+        return false;
+    }
     read->found = *found;
     /* Once all of it is there, the value stands at the copy's beginning. */
     read->found.value = buf_bytes(&read->copy);
@@ -535,7 +550,7 @@ fetch_done(struct peer_call *peer_call, status st, const struct native_header *h
     bool yes = ok(st) && answer_decode(read, header, body, &found) &&
                found.version >= read->versions[index] &&
                (found.version == 0 || version_observe(read->r, found.version, "value", member)) &&
-               value_keep(read, &found);
+               value_keep(read, index, &found);
     if (yes) read->versions[index] = found.version;
     read->quorum.answers[index] = yes ? QUORUM_YES : QUORUM_NO;
     fiber_queue_wake_all(&read->wake);

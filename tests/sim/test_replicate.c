@@ -2098,6 +2098,59 @@ a_coordinator_without_room_is_not_gone(void **state)
     cluster_close();
 }
 
+/* It lacks memory for what another one sends. */
+static void
+a_coordinator_without_memory_for_a_value_is_not_gone(void **state)
+{
+    (void)state;
+    story_of_two(2);
+    world.down[1] = true; /* as far as anybody knows */
+    struct op large = {.kind = OP_WRITE, .key = 1, .id = 7, .size = 20000, .level = REPLICATE_ONE};
+    assert_true(op_do(&large));
+    world.down[1] = false;
+    struct replicator *r = world.apps[1][0].replicator;
+    struct budget *all = r->options.budget, few;
+    budget_init(&few, "few", KIB(4), NULL);
+    r->options.budget = &few;
+    struct op read = {.kind = OP_READ, .key = 1, .node = 1};
+    assert_false(op_do(&read));
+    assert_true(status_is(read.st, ST_OVERLOADED));
+    assert_true(read.ended_ns - read.begun_ns < MS(100));
+    r->options.budget = all;
+    assert_int_equal(few.used_bytes, 0);
+    assert_true(op_do(&read));
+    assert_int_equal(read.id, 7);
+    cluster_close();
+}
+
+/* As a replica answers that has read it, and lacks memory for the answer. */
+static void
+read_lacks_memory(void *arg, struct peer_request *request, const struct peer_identity *from,
+                  const struct native_header *header, struct bytes body)
+{
+    (void)arg, (void)from, (void)header, (void)body;
+    peer_reply(request, NATIVE_ST_UNKNOWN_OUTCOME, 0, NULL, 0);
+}
+
+static void
+lacks_memory_run(struct peer_rig_node *node, void *arg)
+{
+    (void)arg;
+    peers_handler_set(world.apps[node->index][0].peers, PEER_READ, read_lacks_memory, NULL);
+}
+
+static void
+a_replica_without_memory_for_its_answer_is_not_gone(void **state)
+{
+    (void)state;
+    story_of_two(2);
+    assert_true(peer_rig_do(&world.rig, 0, 0, lacks_memory_run, NULL));
+    struct op read = {.kind = OP_READ, .key = 1, .node = 1};
+    assert_false(op_do(&read));
+    assert_true(status_is(read.st, ST_OVERLOADED));
+    cluster_close();
+}
+
 #define CROWD       64u
 #define CROWD_BYTES KIB(30)
 
@@ -2404,6 +2457,8 @@ main(void)
         cmocka_unit_test(a_keyspace_that_is_not_known_here_yet_is_waited_for),
         cmocka_unit_test(a_write_without_room_is_not_done_when_its_time_is_over),
         cmocka_unit_test(a_coordinator_without_room_is_not_gone),
+        cmocka_unit_test(a_coordinator_without_memory_for_a_value_is_not_gone),
+        cmocka_unit_test(a_replica_without_memory_for_its_answer_is_not_gone),
         cmocka_unit_test(a_burst_waits_for_room_before_the_replicas),
         cmocka_unit_test(who_takes_nothing_holds_up_no_burst),
         cmocka_unit_test(a_large_write_has_its_turn_at_its_coordinator),

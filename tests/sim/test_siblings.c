@@ -973,6 +973,34 @@ puts_and_reads_end_by_their_deadlines_without_room(void **state)
     cluster_close();
 }
 
+/* Node 0 has a large set, node 1 none, and who coordinates has no memory for the large one: its own,
+ * or the other's. */
+static void
+a_coordinator_without_memory_for_a_set_is_not_gone(void **state)
+{
+    (void)state;
+    static struct op read;
+    story_begin();
+    world.down[1] = world.down[2] = true; /* as far as anybody knows */
+    struct op large = {.kind = OP_PUT, .key = 1, .id = 10, .size = KIB(20), .level = REPLICATE_ONE};
+    assert_true(op_do(&large));
+    world.down[1] = false;
+    for (u32 node = 0; node < 2; node++) {
+        struct replicator *r = world.apps[node].replicator;
+        struct budget *all = r->options.budget, few;
+        budget_init(&few, "few", KIB(4), NULL);
+        r->options.budget = &few;
+        read = (struct op){.kind = OP_READ, .node = node, .key = 1};
+        assert_false(op_do(&read));
+        assert_true(status_is(read.st, ST_OVERLOADED));
+        r->options.budget = all;
+        assert_int_equal(few.used_bytes, 0);
+    }
+    get(1, 1, &read);
+    assert_true(returned(&read, 10));
+    cluster_close();
+}
+
 /* ---- replicas get the same states in any order ---- */
 
 /* Some states of a history with three writers that meet now and then. */
@@ -1497,6 +1525,7 @@ main(void)
         cmocka_unit_test(a_context_that_names_writes_that_never_were_is_refused),
         cmocka_unit_test(puts_end_by_their_deadlines_while_the_own_disk_stands_still),
         cmocka_unit_test(puts_and_reads_end_by_their_deadlines_without_room),
+        cmocka_unit_test(a_coordinator_without_memory_for_a_set_is_not_gone),
         cmocka_unit_test(states_meet_in_any_order_with_equal_bytes),
         cmocka_unit_test(hints_are_merged),
         cmocka_unit_test(hints_of_who_was_removed_are_merged_by_all),
