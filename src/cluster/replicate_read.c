@@ -656,7 +656,8 @@ mend(struct read *read, const struct replicate_value *value)
     status st =
         replicate_mend(read->r, &read->row, read->partition, read->epoch, &mend, read->deadline_ns);
     bool promised = read->need >= read->need_least;
-    bool failed = status_is(st, ST_UNAVAILABLE) || status_is(st, ST_OVERLOADED);
+    bool failed = status_is(st, ST_UNAVAILABLE) || status_is(st, ST_OVERLOADED) ||
+                  status_is(st, ST_NO_MEMORY);
     return failed && !promised && !read->r->closing ? ST_OK : st;
 }
 

@@ -1418,7 +1418,8 @@ a_majority_that_differs_is_answered_where_reads_ask_one(void **state)
     cluster_close();
 }
 
-/* Two that differ are no majority of three places, and are answered though the third is dead. */
+/* Two that differ are no majority of three places, and are answered though the third is dead; or
+ * there is no memory to bring anybody what was read. */
 static void
 fewer_than_a_majority_are_answered_as_they_are(void **state)
 {
@@ -1432,12 +1433,27 @@ fewer_than_a_majority_are_answered_as_they_are(void **state)
     peer_rig_run(&world.rig, SECONDS(1));
     for (u32 node = 1; node < 5; node++)
         world.down[node] = true;
-    struct op write = {.kind = OP_WRITE, .key = 1, .id = 6, .level = REPLICATE_ONE};
+    struct op write = {.kind = OP_WRITE, .key = 1, .id = 6, .size = 20000, .level = REPLICATE_ONE};
     assert_true(op_do(&write));
     world.down[1] = false;
     struct op read = {.kind = OP_READ, .key = 1, .level = REPLICATE_COUNT_BASE + 2};
     assert_true(op_do(&read));
     assert_int_equal(read.id, 6);
+
+    peer_rig_run(&world.rig, SECONDS(3)); /* what it has brought the other is over */
+    world.down[1] = true;
+    write.id = 7;
+    assert_true(op_do(&write));
+    for (u32 node = 1; node < 5; node++)
+        world.down[node] = false;
+    struct replicator *r = world.apps[0][0].replicator;
+    struct budget *all = r->options.budget, few;
+    budget_init(&few, "few", KIB(4), NULL);
+    r->options.budget = &few;
+    assert_true(op_do(&read));
+    assert_int_equal(read.id, 7);
+    r->options.budget = all;
+    assert_int_equal(few.used_bytes, 0);
     cluster_close();
 }
 
