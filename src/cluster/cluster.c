@@ -123,6 +123,18 @@ follow_addresses(struct cluster_shard *shard, const struct topology *before)
     }
 }
 
+/* On shard 0, of each topology: who stays for a moment stays, and what it keeps is waited for if it
+ * is told to leave another time. */
+static void
+note_leaving(struct cluster_shard *shard)
+{
+    struct cluster *cluster = shard->cluster;
+    const struct topology_member *self = topology_member(shard->topology, cluster_member(cluster));
+    if (self == NULL) return;
+    shard->leaves = self->state == PLACEMENT_LEAVING;
+    if (!shard->leaves) atomic_store(&cluster->leaves_at_once, false);
+}
+
 /* Takes over the reference. */
 static void
 adopt(struct cluster_shard *shard, struct topology *taken)
@@ -142,6 +154,7 @@ adopt(struct cluster_shard *shard, struct topology *taken)
     note_epoch(shard);
     topology_release(before);
     if (shard->index == 0) {
+        note_leaving(shard);
         cluster_pings_follow(shard);
         fiber_queue_wake_all(&shard->changed);
     }
@@ -313,9 +326,6 @@ stop_if_taken_out(struct cluster_shard *shard)
     struct cluster *cluster = shard->cluster;
     const struct topology_member *self =
         shard->topology == NULL ? NULL : topology_member(shard->topology, cluster_member(cluster));
-    if (self != NULL) shard->leaves = self->state == PLACEMENT_LEAVING;
-    /* It stays: what it keeps is waited for if it is told to leave another time. */
-    if (self != NULL && !shard->leaves) atomic_store(&cluster->leaves_at_once, false);
     bool out = (shard->topology != NULL && self == NULL) || peers_taken_out(shard->peers);
     if (!out || shard->is_out) return;
     shard->is_out = true;

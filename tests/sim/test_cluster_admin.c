@@ -1175,6 +1175,35 @@ who_leaves_stays_instead_of_one_that_is_lost(void **state)
     run_seeds(stay_story, NODES, 0);
 }
 
+/* Faster than it looks at itself: what the force said of the first removal is not true of the
+ * second one. */
+static MAY_YIELD void
+leave_anew_story(struct rig *rig)
+{
+    cluster_rig_settle(rig, NODES + 1, NODES + 1, WAIT_NS);
+    struct rig_client client;
+    rig_connect_to(rig, 1, &client);
+    static const u8 flags[] = {NATIVE_CLUSTER_FORCE, NATIVE_CLUSTER_UNDO, 0};
+    for (u32 i = 0; i < ARRAY_COUNT(flags); i++) {
+        struct native_cluster removal = {
+            .function = NATIVE_CLUSTER_REMOVE, .flags = flags[i], .node = BYTES_LITERAL("n4")};
+        CHECK(ask(&client, removal).header.status == NATIVE_ST_OK);
+    }
+    u64 epoch = cluster_rig_topology(rig, 1)->epoch, deadline_ns = io_now_ns() + WAIT_NS;
+    while (cluster_rig_topology(rig, NODES)->epoch < epoch && io_now_ns() < deadline_ns)
+        fiber_sleep_ns(NS_PER_MS);
+    CHECK(cluster_rig_topology(rig, NODES)->epoch >= epoch);
+    CHECK(!atomic_load(&rig->nodes[NODES].server->cluster->leaves_at_once));
+    rig_disconnect(&client);
+}
+
+static void
+who_leaves_anew_does_not_go_at_once_for_a_force_that_was_undone(void **state)
+{
+    (void)state;
+    run_seeds(leave_anew_story, NODES + 1, 0);
+}
+
 /* Ends by itself, with a word of why, and is asked for nothing more. */
 static MAY_YIELD void
 expect_taken_out(struct rig *rig, u32 node)
@@ -1333,6 +1362,7 @@ main(void)
         cmocka_unit_test(a_member_that_takes_no_writes_holds_up_no_plan_but_to_give_it_more),
         cmocka_unit_test(fewer_nodes_than_replicas_are_left_by_force_or_for_a_dead_one_only),
         cmocka_unit_test(who_leaves_stays_instead_of_one_that_is_lost),
+        cmocka_unit_test(who_leaves_anew_does_not_go_at_once_for_a_force_that_was_undone),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
