@@ -359,6 +359,7 @@ tick_fired(struct io_timer *timer)
         stop_if_rolled_back(shard);
         stop_if_taken_out(shard);
         send_topologies(shard->cluster);
+        if (shard->pings_lacked) cluster_pings_follow(shard);
         cluster_pings_send(shard);
     }
     io_timer_arm(timer, now + CLUSTER_PING_MS * NS_PER_MS);

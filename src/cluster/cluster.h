@@ -223,6 +223,7 @@ struct cluster_shard {
     struct group0 *group0;
     /* of each other member a struct cluster_ping: cluster_ping_at */
     struct liveness liveness;
+    bool pings_lacked;                   /* no memory for one: that member counts as dead */
     bool said_drained;                   /* by the last pings */
     u64 said_ns;                         /* since when they say so */
     bool majority_seen;                  /* since the start */

@@ -519,6 +519,8 @@ cluster_pings_follow(struct cluster_shard *shard)
 {
     const struct topology *topology = shard->topology;
     u32 self = cluster_member(shard->cluster);
+    bool lacked = shard->pings_lacked;
+    shard->pings_lacked = false;
     for (u32 i = 0; i < shard->liveness.count;) {
         struct cluster_ping *ping = cluster_ping_at(shard, i);
         if (topology_member(topology, ping->member) != NULL) {
@@ -532,7 +534,9 @@ cluster_pings_follow(struct cluster_shard *shard)
     for (u32 i = 0; i < topology->member_count; i++) {
         u32 member = topology->members[i].number;
         if (member == self || find(shard, member) != NULL) continue;
-        (void)ping_add(shard, member); /* else the next topology tries again */
+        if (ping_add(shard, member)) continue;
+        shard->pings_lacked = true; /* the tick tries again */
+        if (!lacked) log_error("cluster", "no memory to ask a member member=%u", member);
     }
     partners_look(shard);
 }

@@ -149,6 +149,9 @@ tick_fires(struct io_timer *timer)
     if (!group0_works(group0)) return;
     io_timer_arm(timer, io_now_ns() + GROUP0_TICK_NS);
     group0_sends_check(group0);
+    /* Not by what is of before we were taken in: it does not have all. */
+    if (group0->addresses_lacked && group0_member(group0) != 0)
+        group0_addresses_update(group0, group0->topology);
     if (!group0_input_begin(group0)) return;
     raft_tick(&group0->raft, io_now_ns(), &group0->ready);
     group0_input_end(group0);
@@ -582,6 +585,7 @@ group0_addresses_update(struct group0 *group0, const struct topology *topology)
 {
     struct peers *peers = group0->options.peers;
     u32 at = 0, kept = 0;
+    group0->addresses_lacked = false;
     for (u32 i = 0; i < topology->member_count; i++) {
         const struct topology_member *member = &topology->members[i];
         if (member->number == group0->identity.member) {

@@ -47,7 +47,9 @@ group0_address_set(struct group0 *group0, u32 member, const struct peer_address 
     const struct peer_address *present = peers_member_address(peers, member);
     bool same = present != NULL && same_place(present, address) &&
                 present->shard_count == address->shard_count;
-    return same || peers_member_set(peers, member, address);
+    bool fits = same || peers_member_set(peers, member, address);
+    if (!fits) group0->addresses_lacked = true;
+    return fits;
 }
 
 /* ---- who has moved ---- */

@@ -397,6 +397,7 @@ struct group0 {
     u64 keeps_since_ns;
     u32 known_count;             /* whose addresses were told to peers */
     u32 known[RAFT_MEMBERS_MAX]; /* by number */
+    bool addresses_lacked;       /* no memory for one: calls to that member end with NOT_FOUND */
     u64 leads_since_ns;
     struct group0_heard {
         u32 member;
@@ -510,7 +511,7 @@ struct peer_address group0_address_of(const struct topology_member *member);
 /* Where the member is to be called: there, or where it says that it is. */
 struct peer_address group0_address_present(struct group0 *group0,
                                            const struct topology_member *member);
-/* False: no memory; the next message or topology tries again. */
+/* False: no memory; the next message, topology or tick tries again. */
 MUST_CHECK bool group0_address_set(struct group0 *group0, u32 member,
                                    const struct peer_address *address);
 /* Whether the topology has us elsewhere. */

@@ -885,6 +885,89 @@ who_fails_while_it_joins_ends(void **state)
     }
 }
 
+/* A shard 0 whose memory is full just when it hears of a member, and soon after is not. */
+struct fullness {
+    void (*changed)(void *arg, struct topology *topology);
+    u32 times;
+};
+
+static struct fullness fullness;
+
+static void
+changed_without_memory(void *arg, struct topology *topology)
+{
+    struct cluster_shard *shard = arg;
+    u64 limit_bytes = shard->budget.limit_bytes;
+    bool comes = topology->member_count > shard->topology->member_count;
+    if (comes) shard->budget.limit_bytes = shard->budget.used_bytes;
+    fullness.changed(arg, topology);
+    shard->budget.limit_bytes = limit_bytes;
+    fullness.times += comes;
+}
+
+static void
+fill_when_one_comes(struct shard *shard, void *arg)
+{
+    (void)arg;
+    struct group0_options *options = &shard->cluster->group0->options;
+    fullness.changed = options->changed;
+    options->changed = changed_without_memory;
+}
+
+static void
+forget_address(struct shard *shard, void *arg)
+{
+    struct cluster_shard *cluster = shard->cluster;
+    u64 limit_bytes = cluster->budget.limit_bytes;
+    peers_member_remove(cluster->peers, *(const u32 *)arg);
+    cluster->budget.limit_bytes = cluster->budget.used_bytes;
+    group0_addresses_update(cluster->group0, cluster->topology);
+    cluster->budget.limit_bytes = limit_bytes;
+    CHECK(peers_member_address(cluster->peers, *(const u32 *)arg) == NULL);
+}
+
+static MAY_YIELD void
+expect_address_again(struct rig *rig, u32 node, u32 member)
+{
+    const struct cluster_shard *shard = rig->nodes[node].server->cluster->shards[0];
+    u64 deadline_ns = io_now_ns() + 5 * NS_PER_S;
+    rig_on_node(rig, node, 0, forget_address, &member);
+    while (peers_member_address(shard->peers, member) == NULL && io_now_ns() < deadline_ns)
+        fiber_sleep_ns(10 * NS_PER_MS);
+    CHECK(peers_member_address(shard->peers, member) != NULL);
+}
+
+static MAY_YIELD void
+full_shard_story(struct rig *rig)
+{
+    cluster_rig_settle(rig, NODES, NODES, WAIT_NS);
+    fullness.times = 0;
+    for (u32 i = 0; i < NODES; i++)
+        rig_on_node(rig, i, 0, fill_when_one_comes, NULL);
+    rig_start_begin(rig, NODES);
+    cluster_rig_settle(rig, NODES + 1, NODES + 1, WAIT_NS);
+    CHECK(fullness.times == NODES);
+    u32 last = cluster_member(rig->nodes[NODES].server->cluster);
+    for (u32 i = 0; i < NODES; i++)
+        expect_address_again(rig, i, last);
+}
+
+static void
+a_shard_that_has_no_memory_for_who_joins_takes_it_in_later(void **state)
+{
+    (void)state;
+    for (u64 seed = 1; seed <= SEED_COUNT; seed++) {
+        struct rig rig = {.shard_count = (u32)(seed % 2) + 1,
+                          .node_count = NODES + 1,
+                          .late_count = 1,
+                          .configure = configure,
+                          .on_all_nodes = true};
+        sim_options_default(&rig.options, seed);
+        rig.story = full_shard_story;
+        rig_run(&rig);
+    }
+}
+
 static void
 nodes_are_weighed_and_removed_by_any_other(void **state)
 {
@@ -1356,6 +1439,7 @@ main(void)
         cmocka_unit_test(no_increment_is_lost_when_all_nodes_start_again),
         cmocka_unit_test(nodes_are_weighed_and_removed_by_any_other),
         cmocka_unit_test(who_fails_while_it_joins_ends),
+        cmocka_unit_test(a_shard_that_has_no_memory_for_who_joins_takes_it_in_later),
         cmocka_unit_test(who_leaves_delivers_what_it_keeps_for_others_first),
         cmocka_unit_test(who_is_removed_while_it_joins_says_so_and_stops),
         cmocka_unit_test(who_is_back_after_it_was_called_dead_says_so_and_stops),
