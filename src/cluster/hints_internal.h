@@ -188,12 +188,13 @@ struct hints {
     struct hint_target *passing;         /* whose */
     struct hint_run *passing_run;        /* only this one, if any */
     bool passing_alive;                  /* when it began */
-    bool passed_over;                    /* some run waits for others than the target */
+    bool passed_over;                    /* something waits for others than the target */
     struct list flying, ended, deleting; /* struct hint_sent; those that fly: by epoch */
     u32 in_flight, outstanding;
     u64 in_flight_bytes;
     u64 pace_ns;       /* when the next may be sent */
     struct buf joined; /* the parts of a large one */
+    u64 too_large_told_ns;
 
     /* statistics */
     struct hints_stats stats;

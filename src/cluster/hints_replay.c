@@ -10,7 +10,8 @@
  *
  * A pass is given up when the target dies, refuses or does not answer, and tried again after a time
  * that doubles from 100 ms to 5 s. What was sent then stays as it is. A run that is for others,
- * too, of whom one is dead, is passed over, and waits for that time.
+ * too, of whom one is dead, is passed over, and waits for that time; so does a hint in parts that
+ * there is no memory for as one.
  *
  * Whom a hint is for is decided when it is sent, by the topology of then: the target if it is in
  * the row, else all of the row, of which none may miss it; while a plan is under way all of the
@@ -419,8 +420,9 @@ run_wanted(const struct hints *h, const struct hint_run *run, bool alive)
 struct hint_read {
     struct hint_run *run;
     struct hint_key key; /* part: how many of the parts there are */
-    struct bytes ops;
-    u64 bytes; /* as it was counted */
+    struct bytes ops;    /* not all of them when it has expired */
+    u64 bytes;           /* as it was counted */
+    bool expired;
 };
 
 static u64
@@ -498,7 +500,7 @@ static status
 deliver(struct hints *h, const struct hint_read *read)
 {
     const struct hint_key *key = &read->key;
-    if (key->version < expired_below(h)) return given_up(h, read, HINT_EXPIRED);
+    if (read->expired) return given_up(h, read, HINT_EXPIRED);
     u64 first = partition_token_first(read->run->partition, PARTITION_COUNT_DEFAULT);
     u64 last = partition_token_last(read->run->partition, PARTITION_COUNT_DEFAULT);
     struct bytes rest = read->ops;
@@ -636,13 +638,14 @@ same_write(const struct hint_key *a, const struct hint_key *b)
 }
 
 /* The other parts of a hint, of which the first has been read. ST_END: they are not all there, and
- * the scan has passed what comes then. */
+ * the scan has passed what comes then. All are counted, though there be no memory to have them as
+ * one (ST_NO_MEMORY); what has expired needs none. */
 static MAY_YIELD status
 parts_read(struct hints *h, struct lsm_scan *scan, const struct hint_tag *tag,
            struct hint_read *read)
 {
     buf_clear(&h->joined, JOINED_KEEP_BYTES);
-    if (!buf_append(&h->joined, read->ops.data, read->ops.size)) return ST_NO_MEMORY;
+    bool fits = read->expired || buf_append(&h->joined, read->ops.data, read->ops.size);
     while (read->key.part < read->key.parts) {
         u64 token;
         struct bytes name;
@@ -653,12 +656,28 @@ parts_read(struct hints *h, struct lsm_scan *scan, const struct hint_tag *tag,
         if (!hint_key_decode(tag, name, &key) || !same_write(&key, &read->key) ||
             key.part != read->key.part)
             return ST_END;
-        if (!buf_append(&h->joined, value.value.data, value.value.size)) return ST_NO_MEMORY;
+        if (fits && !read->expired)
+            fits = buf_append(&h->joined, value.value.data, value.value.size);
         read->bytes += value.value.size + HINT_ENTRY_BYTES;
         read->key.part++;
     }
     read->ops = buf_bytes(&h->joined);
-    return ST_OK;
+    return fits ? ST_OK : ST_NO_MEMORY;
+}
+
+/* Of a life with more memory, or of fewer shards: it waits for such a one, or until it has expired,
+ * and the others go on. It may be all that there is of a write (stand_in.h). */
+static void
+too_large(struct hints *h, struct hint_read *read)
+{
+    MARK("cluster.hints.too_large");
+    h->passed_over = true;
+    read->run->pass_oldest = MIN(read->run->pass_oldest, read->key.version);
+    if (log_seldom(&h->too_large_told_ns, io_now_ns()))
+        log_warning("cluster",
+                    "no memory to send a write that is kept for a member: it waits member=%u "
+                    "bytes=%llu shard=%u",
+                    read->key.target, (unsigned long long)read->bytes, h->options.shard);
 }
 
 /* A hint of which an entry was read. *behind: the scan is to begin anew behind it. ST_CANCELED: the
@@ -667,16 +686,19 @@ static MAY_YIELD status
 pass_hint(struct hints *h, struct lsm_scan *scan, struct hint_read *read, bool *behind)
 {
     status st = ST_END;
+    read->expired = read->key.version < expired_below(h);
     if (read->key.part == 0) {
         read->key.part = 1;
         st = read->key.parts == 1 ? ST_OK
                                   : parts_read(h, scan, hint_tag_of(h, read->run->partition), read);
-        if (!ok(st) && !status_is(st, ST_END)) return st;
     }
-    *behind = !ok(st);
+    *behind = status_is(st, ST_END);
     if (ok(st)) {
         st = deliver(h, read);
-    } else {
+    } else if (status_is(st, ST_NO_MEMORY) && read->key.part == read->key.parts) {
+        too_large(h, read);
+        st = ST_OK;
+    } else if (*behind) {
         MARK("cluster.hints.torn");
         read->key.part = read->key.parts; /* whatever is there of it */
         st = given_up(h, read, HINT_DAMAGED);

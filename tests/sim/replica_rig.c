@@ -51,7 +51,7 @@ replica_rig_app_open(struct peer_rig_node *node, const char *dir, u64 memtable_b
     if (kept != NULL) {
         kept->lsm = app->lsm;
         kept->peers = app->peers;
-        kept->budget = io_budget();
+        if (kept->budget == NULL) kept->budget = io_budget();
         kept->shard = shard;
         while (!ok(hints_open(kept, &app->hints)))
             fiber_sleep_ns(NS_PER_MS);

@@ -39,6 +39,10 @@ node_main(struct peer_rig_node *node)
                                  .disk_bytes_max = world.disk_bytes_max[node->index],
                                  .window_ms = world.window_ms,
                                  .replay_bytes_per_s = world.replay_bytes_per_s};
+    if (world.hint_memory_bytes != 0) {
+        kept.budget = &world.hint_budgets[node->index][io_shard_index()];
+        budget_init(kept.budget, "hints", world.hint_memory_bytes, io_budget());
+    }
     struct replicator_options options = {.alive = node_alive};
     status st = replica_rig_app_open(node, dir, world.memtable_bytes, &kept, &options, app);
     if (!ok(st)) return st;

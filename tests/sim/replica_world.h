@@ -49,6 +49,7 @@ struct world {
     struct peer_rig rig;
     u64 memtable_bytes, window_ms, replay_bytes_per_s;
     u64 disk_bytes_max[PEER_RIG_NODES_MAX];   /* of hints */
+    u64 hint_memory_bytes;                    /* of a shard; 0: no less than all has */
     void (*ends)(const struct replica_app *); /* NULL, or is told of each that ends in order */
 
     struct prng prng;
@@ -60,6 +61,7 @@ struct world {
     bool down[PEER_RIG_NODES_MAX]; /* as far as anybody knows */
     bool optimist;                 /* everybody is believed to live */
     struct replica_app apps[PEER_RIG_NODES_MAX][PEER_RIG_SHARDS_MAX];
+    struct budget hint_budgets[PEER_RIG_NODES_MAX][PEER_RIG_SHARDS_MAX];
 
     /* of a seed */
     struct world_op ops[WORLD_OPS_MAX];

@@ -744,6 +744,78 @@ the_largest_batch_arrives_as_one(void **state)
     world_close();
 }
 
+/* One in parts, as large as can be, and 20 small ones, for who is away, and a shard that was
+ * started again with less memory than the large one takes. */
+static void
+less_memory_go(void)
+{
+    world.memtable_bytes = MIB(24);
+    world.rig.memory_bytes = MIB(512);
+    story_go();
+    away(2);
+    struct world_op op = {.key = 0};
+    CHECK(peer_rig_do(&world.rig, 0, 0, large_run, &op));
+    assert_true(ok(op.st));
+    write_keys(0, 0, 20, 1000);
+    peer_rig_run(&world.rig, SECONDS(2));
+    assert_int_equal(world_hints_of(0).queued_bytes, 0);
+    peer_rig_crash(&world.rig, 0, true);
+    world.hint_memory_bytes = MIB(4);
+    world_start(0);
+    assert_true(peer_rig_run_until(&world.rig, all_loaded, NULL, SECONDS(5)));
+    assert_int_equal(world_hints_of(0).waiting, 21);
+}
+
+static void
+a_hint_that_does_not_fit_any_more_is_in_nobodys_way(void **state)
+{
+    (void)state;
+    world_open(1, 3, 3, 1);
+    less_memory_go();
+    back(2);
+    u64 small = 20;
+    assert_true(peer_rig_run_until(&world.rig, some_replayed, &small, SECONDS(20)));
+    assert_int_equal(unlike(0, 20), 0);
+    peer_rig_run(&world.rig, SECONDS(20));
+    assert_int_equal(world_hints_of(0).waiting, 1);
+    assert_int_equal(world_hints_of(0).replayed, 20);
+    assert_true(world_hints_of(0).waiting_bytes > LIMIT_BATCH_BYTES);
+    /* And nothing of it is lost. */
+    peer_rig_crash(&world.rig, 0, true);
+    world.hint_memory_bytes = 0;
+    world_start(0);
+    assert_true(peer_rig_run_until(&world.rig, all_loaded, NULL, SECONDS(5)));
+    assert_true(peer_rig_run_until(&world.rig, world_delivered, NULL, SECONDS(20)));
+    struct large_look look = {0};
+    CHECK(peer_rig_do(&world.rig, 2, 0, large_look_run, &look));
+    assert_int_equal(look.found, LARGE_OPS);
+    assert_false(look.damaged);
+    assert_int_equal(world_hints_of(0).waiting_bytes, 0);
+    world_close();
+}
+
+static bool
+none_waits(void *arg)
+{
+    (void)arg;
+    return world_hints_of(0).waiting == 0;
+}
+
+static void
+a_hint_that_does_not_fit_any_more_expires_as_all_do(void **state)
+{
+    (void)state;
+    world_open(1, 3, 3, 1);
+    world.window_ms = 20000;
+    less_memory_go();
+    assert_true(peer_rig_run_until(&world.rig, none_waits, NULL, SECONDS(60)));
+    struct hints_stats stats = world_hints_of(0);
+    assert_int_equal(stats.expired, 21);
+    assert_int_equal(stats.waiting_bytes, 0);
+    assert_true(hints_oldest_waiting(world.apps[0][0].hints) == UINT64_MAX);
+    world_close();
+}
+
 /* A hint of two store batches, while the store takes nothing. */
 static struct hint_run *
 large_queue(struct replica_app *app, struct lsm_batch *batch)
@@ -1235,6 +1307,8 @@ main(void)
         cmocka_unit_test(a_hint_for_the_own_store_from_before_a_restart_moves_the_clock),
         cmocka_unit_test(what_waits_for_the_own_store_waits_for_nobody_else),
         cmocka_unit_test(the_largest_batch_arrives_as_one),
+        cmocka_unit_test(a_hint_that_does_not_fit_any_more_is_in_nobodys_way),
+        cmocka_unit_test(a_hint_that_does_not_fit_any_more_expires_as_all_do),
         cmocka_unit_test(a_hint_that_was_stored_in_part_takes_no_others_place),
         cmocka_unit_test(a_run_stays_while_the_queue_names_it),
         cmocka_unit_test(hints_leave_half_of_the_memory_to_others),
