@@ -215,6 +215,7 @@ struct cluster_shard {
     u32 fetch_source_next;                                /* the next of them to be forgotten */
     u64 fetch_failures;                                   /* ranges, since the start */
     u64 fetch_incomplete; /* and those fetched without what lies in damaged blocks of a source */
+    u64 fetch_told_ns;    /* of log_seldom: what was gained did not get into the own store */
     bool mends;           /* cluster_mend.c looks at its store */
     u64 fetch_at_ns;      /* before this, no other page is asked for: cluster_move_rate_set */
     u8 doubts[CLUSTER_ALIVE_SLOTS]; /* cluster->doubts and doubt_count, when last looked at */

@@ -66,7 +66,8 @@ struct fetch {
 /* Neighbouring partitions that lie on one shard of one source. */
 struct range {
     u32 keyspace, member, there;
-    u32 first, end; /* partitions */
+    u32 first, end;   /* partitions */
+    bool failed_here; /* in our own store, or for want of our memory: the source does serve */
 };
 
 static bool
@@ -175,10 +176,11 @@ note_done(struct fetch *fetch, const struct range *range)
 }
 
 MAY_YIELD static status
-take_page(struct fetch *fetch, u32 member, struct cluster_page *page, struct bytes bytes,
-          u64 token_first, struct buf *key_out)
+take_page(struct fetch *fetch, struct range *range, struct cluster_page *page, struct bytes bytes,
+          struct buf *key_out)
 {
     struct cluster_shard *shard = fetch->shard;
+    u64 token_first = partition_token_first(range->first, fetch->topology->partition_count);
     struct lsm_batch batch;
     lsm_batch_init(&batch, &shard->budget);
     struct cluster_page_entry found;
@@ -190,7 +192,8 @@ take_page(struct fetch *fetch, u32 member, struct cluster_page *page, struct byt
             st = ST_CORRUPT;
             break;
         }
-        st = observe(fetch, entry->version, member);
+        range->failed_here = true; /* if any more fails of this entry */
+        st = observe(fetch, entry->version, range->member);
         if (!ok(st)) break;
         lsm_batch_clear(&batch);
         batch.version = entry->version;
@@ -207,6 +210,7 @@ take_page(struct fetch *fetch, u32 member, struct cluster_page *page, struct byt
         key_out->size = 0;
         if (ok(st) && !buf_append(key_out, entry->key.data, entry->key.size)) st = ST_NO_MEMORY;
         if (!ok(st)) break;
+        range->failed_here = false;
         page->token = entry->token;
         page->behind = buf_bytes(key_out);
         atomic_fetch_add_explicit(&shard->cluster->fetched_entries, 1, memory_order_relaxed);
@@ -264,6 +268,21 @@ name_of(const struct fetch *fetch, u32 number)
 {
     const struct topology_member *member = topology_member(fetch->topology, number);
     return member == NULL ? "?" : member->node_id;
+}
+
+/* Nobody else would do better: the source is asked again. */
+static void
+note_own_failure(struct fetch *fetch, const struct range *range, status st)
+{
+    struct cluster_shard *shard = fetch->shard;
+    if (status_is(st, ST_CANCELED)) return;
+    shard->fetch_failures++;
+    if (log_seldom(&shard->fetch_told_ns, io_now_ns()))
+        log_warning("cluster",
+                    "what this node gains does not get into its store keyspace=%u "
+                    "partitions=%u-%u failures=%llu reason=\"%s\"",
+                    range->keyspace, range->first, range->end - 1,
+                    (unsigned long long)shard->fetch_failures, status_text(st));
 }
 
 /* Once for each reason, then seldom. That a source is not as far as we are is no news at first. */
@@ -332,8 +351,7 @@ may_pass_damage(const struct fetch *fetch, const struct range *range)
 /* ---- ranges ---- */
 
 MAY_YIELD static status
-page_ask(struct fetch *fetch, const struct range *range, const struct cluster_page *page,
-         struct buf *out)
+page_ask(struct fetch *fetch, struct range *range, const struct cluster_page *page, struct buf *out)
 {
     struct cluster_shard *shard = fetch->shard;
     u8 head[CLUSTER_PAGE_HEAD_BYTES];
@@ -346,6 +364,7 @@ page_ask(struct fetch *fetch, const struct range *range, const struct cluster_pa
     out->size = 0;
     status st = peer_call_wait(shard->peers, range->member, range->there, &header, parts, 2,
                                io_now_ns() + STREAM_PAGE_NS, &answer, out, &maybe_sent);
+    range->failed_here = status_is(st, ST_NO_MEMORY);
     if (!ok(st)) return st;
     if (answer.status == NATIVE_ST_DAMAGED) source_note(shard, range->member)->is_damaged = true;
     if (answer.status != NATIVE_ST_OK) return native_status_to_base(answer.status);
@@ -354,7 +373,7 @@ page_ask(struct fetch *fetch, const struct range *range, const struct cluster_pa
 }
 
 MAY_YIELD static status
-fetch_range(struct fetch *fetch, const struct range *range)
+fetch_range(struct fetch *fetch, struct range *range)
 {
     struct cluster_shard *shard = fetch->shard;
     u32 count = fetch->topology->partition_count;
@@ -384,7 +403,7 @@ fetch_range(struct fetch *fetch, const struct range *range)
         more = (bytes.data[0] & STREAM_MORE) != 0;
         incomplete |= (bytes.data[0] & STREAM_DAMAGE) != 0;
         atomic_fetch_add_explicit(&shard->cluster->fetched_bytes, bytes.size, memory_order_relaxed);
-        st = take_page(fetch, range->member, &page, buf_bytes(&bytes), token_first, &key);
+        st = take_page(fetch, range, &page, buf_bytes(&bytes), &key);
         if (ok(st)) pace(fetch, bytes.size);
     }
     buf_deinit(&key);
@@ -458,8 +477,13 @@ fetch_ranges(void *arg)
             atomic_fetch_add(&fetch->shard->cluster->fetch_done, range.end - range.first);
             continue;
         }
-        note_failure(fetch, &range, st);
         if (ok(fetch->st)) fetch->st = st;
+        if (range.failed_here) {
+            note_own_failure(fetch, &range, st);
+            note_success(fetch, &range);
+            continue;
+        }
+        note_failure(fetch, &range, st);
         /* Somebody else may serve. One with damage comes last anyway. */
         if (!is_damaged(fetch, range.member)) fetch->shard->fetch_avoid = range.member;
     }

@@ -102,7 +102,7 @@ static const struct metric metrics[] = {
       "Reads and forwarded requests that no further replica was asked for: too many were repeated."),
     C("cluster_forwarded", cluster_forwarded, 1, "Requests that came from another node."),
     C("cluster_fetch_failures", cluster_fetch_failures, 1,
-      "Ranges of partitions that a source did not serve; repeated."),
+      "Ranges of partitions that a source did not serve, or the own store did not take; repeated."),
     C("cluster_fetch_incomplete", cluster_fetch_incomplete, 1,
       "Ranges of partitions fetched without what lies in damaged blocks of a source."),
     C("cluster_maps", cluster_maps, 1,

@@ -2039,6 +2039,73 @@ what_is_damaged_in_the_only_copy_does_not_become_absent(void **state)
     }
 }
 
+/* ---- what fails where it is gained ---- */
+
+#define SLOW_BYTES_PER_S KIB(64)
+
+static void
+configure_alone_slow(struct rig *rig, u32 node, struct server_config *config)
+{
+    configure_alone(rig, node, config);
+    config->move_rate_bytes = SLOW_BYTES_PER_S;
+}
+
+/* As if many tables had come, or had gone again. */
+static void
+indexes_full_set(struct rig *rig, u32 node, bool full)
+{
+    const struct server *server = rig->nodes[node].server;
+    for (u32 i = 0; i < server->shard_count; i++) {
+        struct lsm *lsm = server->cluster->shards[i]->lsm;
+        u64 more = lsm->budget.limit_bytes / 16 * 7;
+        lsm->levels->table_stats.index_bytes += full ? more : -more;
+        CHECK(!full || lsm_index_is_full(lsm));
+    }
+}
+
+/* Its store has no room for what it gains: the one that it asks serves all the same. */
+static MAY_YIELD void
+full_gainer_story(struct rig *rig)
+{
+    wait_settled(rig, 1);
+    damage_fill(rig, 0);
+    rig_start_begin(rig, 1);
+    u64 deadline_ns = io_now_ns() + WAIT_NS;
+    const struct topology *topology;
+    while (((topology = cluster_rig_topology(rig, 1)) == NULL ||
+            topology->stage != STAGE_WRITE_BOTH || !topology_fenced(topology)) &&
+           io_now_ns() < deadline_ns)
+        fiber_sleep_ns(NS_PER_MS);
+    indexes_full_set(rig, 1, true);
+    fiber_sleep_ns(20 * NS_PER_S);
+    const struct cluster *cluster = rig->nodes[1].server->cluster;
+    u64 failures = 0;
+    for (u32 i = 0; i < rig->nodes[1].server->shard_count; i++) {
+        failures += cluster->shards[i]->fetch_failures;
+        CHECK(cluster->shards[i]->fetch_avoid == 0);
+    }
+    CHECK(failures >= 10 && !cluster_rig_is_settled(rig, 2, 2));
+    CHECK(atomic_load(&cluster->fetch_failed_from) == 0);
+    CHECK(!sim_log_contains(rig->sim, "a source does not serve"));
+    CHECK(sim_log_contains(rig->sim, "what this node gains does not get into its store"));
+    indexes_full_set(rig, 1, false);
+    wait_settled(rig, 2);
+    expect_filled(rig, 1, "DEFAULT");
+}
+
+static void
+what_the_own_store_refuses_is_told_of_no_source(void **state)
+{
+    for (u64 seed = 1; seed <= SEED_COUNT; seed++) {
+        struct rig rig = rig_of(seed, full_gainer_story);
+        rig.configure = configure_alone_slow;
+        rig.node_count = 2;
+        rig.late_count = 1;
+        rig.on_all_nodes = true;
+        rig_run(&rig);
+    }
+}
+
 /* How many the node's stores know of. */
 static MAY_YIELD u64
 damaged_files(struct rig *rig, u32 node)
@@ -2786,6 +2853,7 @@ main(void)
         cmocka_unit_test(a_damaged_block_does_not_hold_up_a_rebuild_where_reads_ask_one),
         cmocka_unit_test(who_is_rebuilt_asks_first_those_without_damage),
         cmocka_unit_test(what_is_damaged_in_the_only_copy_does_not_become_absent),
+        cmocka_unit_test(what_the_own_store_refuses_is_told_of_no_source),
         cmocka_unit_test(what_damage_prevents_comparing_is_told_at_once),
         cmocka_unit_test(all_is_listed_though_a_replica_is_damaged),
         cmocka_unit_test(a_damaged_block_is_mended_from_replicas),
