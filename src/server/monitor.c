@@ -43,6 +43,17 @@ deliver_back(struct io_mail *mail)
     mem_free(&shard->kept_budget, line, line->memory);
 }
 
+/* Lines come unasked, so that not to read from who does not take them bounds nothing. They have no
+ * more of the memory for output than leaves as much again to the long replies of others. */
+static bool
+takes(const struct session *s, u32 size)
+{
+    if (s->conn == NULL) return false;
+    if (!io_conn_output_full(s->conn) && io_conn_piece_fits(s->conn, 2 * (size_t)size)) return true;
+    MARK("server.monitor.not_taken");
+    return false;
+}
+
 static void
 deliver_line(struct io_mail *mail)
 {
@@ -51,8 +62,11 @@ deliver_line(struct io_mail *mail)
     if (list_empty(&shard->monitors)) line->vain = 1ull << shard->index;
     list_for_each_safe (node, &shard->monitors) {
         struct session *s = list_entry(node, struct session, monitor_link);
-        /* Not before the reply to MONITOR itself. */
-        if (s->pending_count == 0) session_write(s, BYTES(line->text, line->size), 0);
+        if (s->pending_count != 0) continue; /* not before the reply to MONITOR itself */
+        if (takes(s, line->size))
+            session_write(s, BYTES(line->text, line->size), 0);
+        else
+            shard->stats->monitor_dropped++;
     }
     line->mail.deliver = deliver_back;
     io_mail_send(line->home, &line->mail);

@@ -2325,6 +2325,82 @@ who_does_not_read_has_a_second_when_another_finds_no_place(void **state)
     rig_run(&rig);
 }
 
+/* ---- MONITORs that never read ---- */
+
+#define UNREAD_COMMANDS 4000u /* their lines: 8 MB, more than there is for the output of all */
+
+static void
+monitor_dropped_look(struct shard *shard, void *arg)
+{
+    *(u64 *)arg = shard->stats->monitor_dropped;
+}
+
+/* In pieces, where they fit. */
+static MAY_YIELD void
+get_long(struct rig_client *client)
+{
+    u64 begin_ns = io_now_ns();
+    CHECK(rig_call(client, "GET long").size > 300000);
+    CHECK(io_now_ns() - begin_ns < NS_PER_S);
+}
+
+/* Lines of that, quoted, take most of the memory for output when three have one each. */
+static MAY_YIELD void
+set_unprintable(struct rig_client *client)
+{
+    static const char head[] = "*3\r\n$3\r\nSET\r\n$1\r\nz\r\n$450000\r\n";
+    static const u8 zeros[450000];
+    CHECK(io_conn_write(client->conn, head, sizeof(head) - 1));
+    CHECK(io_conn_write(client->conn, zeros, sizeof(zeros)));
+    CHECK(io_conn_write(client->conn, "\r\n", 2));
+    CHECK(rig_is(rig_read(client), "+OK\r\n"));
+}
+
+static MAY_YIELD void
+unread_monitor_story(struct rig *rig)
+{
+    struct crowd crowd;
+    struct rig_client monitors[3], writer;
+    rig_connect(rig, &writer);
+    CHECK(rig_is(rig_call(&writer, "SETRANGE long 299999 x"), ":300000\r\n"));
+    for (u32 i = 0; i < ARRAY_COUNT(monitors); i++) {
+        rig_connect(rig, &monitors[i]);
+        CHECK(rig_is(rig_call(&monitors[i], "MONITOR"), "+OK\r\n"));
+        io_conn_pause(monitors[i].conn);
+    }
+    set_unprintable(&writer);
+    get_long(&writer);
+    for (u32 i = 0; i < UNREAD_COMMANDS; i++) {
+        CHECK(rig_is(rig_call(&writer, "SET key%u %01900u", i, i), "+OK\r\n"));
+        if (i % 100 == 0) get_long(&writer);
+    }
+    u64 dropped;
+    rig_on_shard(rig, 0, monitor_dropped_look, &dropped);
+    rig_on_shard(rig, 0, crowd_look, &crowd);
+    CHECK(dropped > UNREAD_COMMANDS && crowd.owed < MIB(3));
+    CHECK(crowd.sessions == 1 + ARRAY_COUNT(monitors));
+    for (u32 second = 0; second < 90; second++) { /* they have a minute, whatever others do */
+        fiber_sleep_ns(NS_PER_S);
+        CHECK(rig_is(rig_call(&writer, "PING"), "+PONG\r\n"));
+    }
+    rig_on_shard(rig, 0, crowd_look, &crowd);
+    CHECK(crowd.sessions == 1 && crowd.owed == 0);
+    for (u32 i = 0; i < ARRAY_COUNT(monitors); i++) {
+        io_conn_resume(monitors[i].conn);
+        rig_disconnect(&monitors[i]);
+    }
+    rig_disconnect(&writer);
+}
+
+static void
+monitors_that_never_read_take_no_memory_from_others_and_are_cut_off(void **state)
+{
+    (void)state;
+    struct rig rig = {.shard_count = 1, .story = unread_monitor_story};
+    sim_options_default(&rig.options, 12);
+    rig_run(&rig);
+}
+
 /* ---- large requests for which there is no room ---- */
 
 #define ROOM_VALUE_BYTES 300000u
@@ -2729,6 +2805,7 @@ main(int argc, char **argv)
         cmocka_unit_test(who_is_cut_off_while_waiting_for_a_place_waits_for_nothing),
         cmocka_unit_test(a_client_that_never_reads_is_cut_off_after_a_minute),
         cmocka_unit_test(who_does_not_read_has_a_second_when_another_finds_no_place),
+        cmocka_unit_test(monitors_that_never_read_take_no_memory_from_others_and_are_cut_off),
         cmocka_unit_test(a_large_request_waits_for_room_and_is_refused_after_half_a_minute),
         cmocka_unit_test(no_connection_is_older_than_time_when_the_clock_steps_back),
         cmocka_unit_test(an_exec_whose_refusal_finds_no_memory_closes_its_connection_only),
