@@ -50,9 +50,19 @@ transaction_of(struct session *s)
     return tx;
 }
 
+static struct watch **
+watch_chain(struct transaction *tx, u64 hash)
+{
+    return &tx->watch_chains[hash % MULTI_WATCH_CHAINS];
+}
+
 static void
 drop_watch(struct session *s, struct watch *watch)
 {
+    struct watch **at = watch_chain(s->multi, watch->hash);
+    while (*at != watch)
+        at = &(*at)->chain_next;
+    *at = watch->chain_next;
     list_del(&watch->link);
     s->multi->watch_count--;
     s->shard->stats->watches--;
@@ -235,14 +245,15 @@ unchanged(struct exec *x, const struct watch *watch)
            lsm_dropped_seq(x->shard->lsm, watch->keyspace, watch->key) <= watch->mark;
 }
 
-static const struct watch *
-find_watch(const struct transaction *tx, u16 keyspace, struct bytes key)
+/* Thousands are watched, and thousands are looked for in one turn. */
+static bool
+is_watched(struct transaction *tx, u16 keyspace, struct bytes key, u64 hash)
 {
-    list_for_each (node, &tx->watches) {
-        const struct watch *watch = list_entry(node, struct watch, link);
-        if (watch->keyspace == keyspace && bytes_equal(watch->key, key)) return watch;
-    }
-    return NULL;
+    for (const struct watch *watch = *watch_chain(tx, hash); watch != NULL;
+         watch = watch->chain_next)
+        if (watch->hash == hash && watch->keyspace == keyspace && bytes_equal(watch->key, key))
+            return true;
+    return false;
 }
 
 void
@@ -282,7 +293,8 @@ prepare_watch(struct session *s, const struct bytes *args, u32 arg_count, struct
         return false;
     }
     for (u32 i = 1; i < arg_count; i++) {
-        if (find_watch(tx, s->keyspace, args[i]) != NULL) continue;
+        u64 hash = exec_key_hash(s->keyspace, args[i]);
+        if (is_watched(tx, s->keyspace, args[i], hash)) continue;
         size_t memory = sizeof(struct watch) + args[i].size;
         struct watch *watch = NULL;
         bool many = tx->watch_count >= MULTI_WATCHES_MAX;
@@ -297,10 +309,14 @@ prepare_watch(struct session *s, const struct bytes *args, u32 arg_count, struct
         }
         memset(watch, 0, sizeof(*watch));
         watch->memory = memory;
+        watch->hash = hash;
         watch->keyspace = s->keyspace;
         watch->since_ns = io_now_ns();
         memcpy(watch + 1, args[i].data, args[i].size);
         watch->key = BYTES(watch + 1, args[i].size);
+        struct watch **chain = watch_chain(tx, hash);
+        watch->chain_next = *chain;
+        *chain = watch;
         list_push_back(&tx->watches, &watch->link);
         tx->watch_count++;
         s->shard->stats->watches++;

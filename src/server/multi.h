@@ -16,6 +16,7 @@
 #define MULTI_BYTES_MAX    (LIMIT_BATCH_BYTES + (4u << 20))
 #define MULTI_COMMANDS_MAX LIMIT_BATCH_OPS
 #define MULTI_WATCHES_MAX  4096u
+#define MULTI_WATCH_CHAINS 64u /* where a key is looked for: of so many, that of its hash */
 /* More than that. */
 void multi_refuse_watches(struct resp_writer *w);
 void multi_refuse_nested_watch(struct resp_writer *w);
@@ -34,6 +35,8 @@ struct queued {
 
 struct watch {
     struct list link;
+    struct watch *chain_next; /* a session's: of the same chain */
+    u64 hash;
     size_t memory;
     u64 mark; /* sequence number; in a cluster the version */
     u64 since_ns;
@@ -47,6 +50,7 @@ struct watch {
 struct transaction {
     struct list queue; /* struct queued */
     struct list watches;
+    struct watch *watch_chains[MULTI_WATCH_CHAINS];
     u32 count, home_count, watch_count;
     u32 keys; /* of all that is queued */
     size_t memory;

@@ -387,6 +387,29 @@ def test_a_request_of_very_many_arguments_is_refused_at_little_cost(make_server)
             assert any(cost(name, error) < done / 4 for _ in range(3)), name
 
 
+def test_keys_that_are_watched_are_looked_for_at_little_cost(make_server):
+    """Each key of WATCH is looked for among those that are watched already. That costs no more than to look
+    for it in the store, whether it is watched or not."""
+    server = make_server(data_dir=":memory:", cores="0", memory="512MiB", stall="0")
+    keys = [b"{t}%04d" % i for i in range(4096)]
+    with server.connect(timeout=60 * SLOW) as connection:
+
+        def cost(reply, *words):
+            before = shard_cpu_ns(server)
+            assert connection.call(*words) == reply
+            return shard_cpu_ns(server) - before
+
+        # What the node does for itself meanwhile, or for the first time, counts, too: the least of some.
+        store = min(cost(0, "EXISTS", *keys) for _ in range(5))
+        watch, again = [], []
+        for _ in range(5):
+            watch.append(cost("OK", "WATCH", *keys))
+            again.append(cost("OK", "WATCH", *keys[-1:] * 4096))
+            assert connection.call("UNWATCH") == "OK"
+        print(store, watch, again)
+        assert max(min(watch), min(again)) < 8 * store
+
+
 def test_deleted_keys_hold_up_no_scan(make_server):
     """However many lie between two that are there: a call of SCAN answers without having passed over all of
     them, and the next one goes on where it was."""
