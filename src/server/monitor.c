@@ -118,7 +118,10 @@ quote(char *at, struct bytes text)
             *at++ = short_form[0];
             *at++ = short_form[1];
         } else if (c < 32 || c > 126) {
-            at += snprintf(at, 5, "\\x%02x", c);
+            *at++ = '\\'; /* not by snprintf: a value has up to a million of them */
+            *at++ = 'x';
+            *at++ = "0123456789abcdef"[c >> 4];
+            *at++ = "0123456789abcdef"[c & 15];
         } else {
             *at++ = (char)c;
         }

@@ -410,6 +410,23 @@ def test_keys_that_are_watched_are_looked_for_at_little_cost(make_server):
         assert max(min(watch), min(again)) < 8 * store
 
 
+def test_what_cannot_be_printed_costs_little_more_to_show_to_a_monitor(make_server):
+    server = make_server(data_dir=":memory:", cores="0", memory="512MiB", stall="0")
+    with server.connect(timeout=60 * SLOW) as connection, server.connect() as monitor:
+        assert monitor.call("MONITOR") == "OK"  # it does not read: its lines are made, and dropped
+
+        def cost(byte):
+            before = shard_cpu_ns(server)
+            assert connection.call("SET", "key", byte * 1_000_000) == "OK"
+            return shard_cpu_ns(server) - before
+
+        # What comes in, and what the node does for itself, counts, too: the least of some.
+        plain = min(cost(b"x") for _ in range(10))
+        escaped = min(cost(b"\0") for _ in range(10))
+        print(plain, escaped)
+        assert escaped < 5 * plain
+
+
 def test_deleted_keys_hold_up_no_scan(make_server):
     """However many lie between two that are there: a call of SCAN answers without having passed over all of
     them, and the next one goes on where it was."""
