@@ -248,7 +248,8 @@ static const struct option options[] = {
              "At least 32 MiB a core."},
     {.name = "maxclients", .kind = OPTION_NUMBER, .flags = OPTION_RUNTIME, FIELD(maxclients),
      .fallback = "10000", .min = 1, .max = 1000000,
-     .help = "Most client connections at once; more are refused with an error."},
+     .help = "Most client connections at once; more are refused with an error. At most as "
+             "many as the limit of descriptors, as found at the start, leaves for them."},
     {.name = "timeout", .kind = OPTION_NUMBER, .flags = OPTION_RUNTIME, FIELD(timeout_s),
      .fallback = "0", .max = INT32_MAX, .value_name = "SECONDS",
      .help = "Closes connections that were idle for so many seconds; 0 never does."},
@@ -762,17 +763,28 @@ check_constant(const struct server_config *config, const char *name, const char 
 }
 
 static status
-check_number(const struct option *option, const char *value, char *error, size_t error_size)
+check_number(const struct server_config *config, const struct option *option, const char *value,
+             char *error, size_t error_size)
 {
     i64 number;
     if (!number_parse_i64(BYTES(value, strlen(value)), &number)) {
         snprintf(error, error_size, "argument couldn't be parsed into an integer");
         return ST_INVALID;
     }
-    if (number >= (i64)option->min && number <= (i64)option->max) return ST_OK;
-    snprintf(error, error_size, "argument must be between %lld and %lld inclusive",
-             (long long)option->min, (long long)option->max);
-    return ST_INVALID;
+    if (number < (i64)option->min || number > (i64)option->max) {
+        snprintf(error, error_size, "argument must be between %lld and %lld inclusive",
+                 (long long)option->min, (long long)option->max);
+        return ST_INVALID;
+    }
+    bool clients = option->offset == offsetof(struct server_config, maxclients);
+    if (clients && config->clients_possible != 0 && (u64)number > config->clients_possible) {
+        snprintf(error, error_size,
+                 "The operating system is not able to handle the specified number of clients, try "
+                 "with %llu",
+                 (unsigned long long)config->clients_possible);
+        return ST_INVALID;
+    }
+    return ST_OK;
 }
 
 static status
@@ -799,7 +811,7 @@ config_set_check(const struct server_config *config, const char *name, const cha
     if (option == NULL) return check_constant(config, name, value, error, error_size);
     /* Kinds that Redis has, too, are refused in its words. */
     if (option->kind == OPTION_NUMBER || option->kind == OPTION_SIGNED)
-        return check_number(option, value, error, error_size);
+        return check_number(config, option, value, error, error_size);
     if (option->kind == OPTION_CHOICE) return check_choice(option, value, error, error_size);
     /* The longest value of the table is a text; it lands here instead of in the config. */
     struct option_text scratch;

@@ -120,6 +120,7 @@ struct server_config {
     bool clustered;                        /* there is a secret */
     struct config_endpoint peer_endpoint;  /* of shard 0 */
     u16 shard_port;                        /* shard 0's own for clients, the others follow; or 0 */
+    u64 clients_possible;                  /* as descriptors allow; 0: not known */
     struct config_seed seeds[CONFIG_SEEDS_MAX];
     u32 seed_count;
     char cluster_secret[OPTION_TEXT_BYTES]; /* what the file says; the host reads it */

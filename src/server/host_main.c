@@ -173,27 +173,39 @@ run_verify(const struct server_config *config)
 
 /* ---- before the start ---- */
 
-/* Every connection, table and log segment takes a descriptor. */
-static void
-raise_descriptors(struct server_config *config)
+/* Every connection, table and log segment takes a descriptor. Returns how many there may be. */
+static u64
+raise_descriptors(u64 wanted)
 {
     struct rlimit limit;
-    if (getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
-    rlim_t wanted = config->maxclients + 16384;
+    if (getrlimit(RLIMIT_NOFILE, &limit) != 0) return wanted;
     if (limit.rlim_max != RLIM_INFINITY && limit.rlim_max < wanted) {
         struct rlimit raised = {.rlim_cur = wanted, .rlim_max = wanted};
-        if (setrlimit(RLIMIT_NOFILE, &raised) == 0) return; /* root may */
+        if (setrlimit(RLIMIT_NOFILE, &raised) == 0) return wanted; /* root may */
     }
     limit.rlim_cur = limit.rlim_max == RLIM_INFINITY ? wanted : limit.rlim_max;
     if (setrlimit(RLIMIT_NOFILE, &limit) != 0) getrlimit(RLIMIT_NOFILE, &limit);
-    u64 room = limit.rlim_cur > 2048 ? limit.rlim_cur - 1024 : limit.rlim_cur / 2;
-    if (room >= config->maxclients) return;
+    return limit.rlim_cur;
+}
+
+/* At the start and at each reload. */
+static void
+fit_clients(struct server_config *config, u64 possible)
+{
+    config->clients_possible = possible;
+    if (possible >= config->maxclients) return;
     log_warning("host",
                 "fewer clients than asked for: the limit of descriptors is too low "
-                "maxclients=%llu asked=%llu limit=%llu",
-                (unsigned long long)room, (unsigned long long)config->maxclients,
-                (unsigned long long)limit.rlim_cur);
-    config->maxclients = room;
+                "maxclients=%llu asked=%llu",
+                (unsigned long long)possible, (unsigned long long)config->maxclients);
+    config->maxclients = possible;
+}
+
+static void
+find_descriptors(struct server_config *config)
+{
+    u64 limit = raise_descriptors(config->maxclients + 16384);
+    fit_clients(config, limit > 2048 ? limit - 1024 : limit / 2);
 }
 
 static void
@@ -392,6 +404,7 @@ reload(struct host *host)
         free(fresh);
         return;
     }
+    fit_clients(fresh, host->config.clients_possible);
     u32 changed = 0;
     for (u32 i = 0; i < config_table.count; i++)
         reload_option(host, fresh, i, &changed);
@@ -495,7 +508,7 @@ static int
 run_server(struct host *host)
 {
     struct server_config *config = &host->config;
-    raise_descriptors(config);
+    find_descriptors(config);
     warn_of_memory(config);
     /* Before the shards start: one that is to end at once would be taken into a cluster. */
     if (!port_is_free("address", &config->endpoint) ||

@@ -975,6 +975,38 @@ def test_sighup_takes_back_what_was_taken_out_of_the_file(make_server, tmp_path)
         wait_for(lambda: server.call("CONFIG", "GET", "slowlog-max-len")[1] == wanted, "the value")
 
 
+def test_maxclients_stays_within_what_descriptors_allow(make_server, tmp_path):
+    """As found at the start, whoever asks for more later: logs, tables and links take descriptors, too."""
+    file = tmp_path / "c.conf"
+    file.write_text("maxclients = 1000000\ntimeout = 7\n")
+    server = make_server(config=file, wrapper=("/bin/sh", "-c", "ulimit -n 4096; exec \"$0\" \"$@\""))
+    with open(f"/proc/{server.process.pid}/limits", encoding="ascii") as limits:
+        if not re.search(r"^Max open files +4096 +4096 ", limits.read(), re.M):
+            pytest.skip("who starts it may have more than its limit")
+
+    def values():
+        return [int(server.call("CONFIG", "GET", name)[1]) for name in ("maxclients", "timeout")]
+
+    most = 4096 - 1024
+    assert values() == [most, 7]
+    with server.connect() as connection:
+        for words in (("maxclients", most + 1), ("timeout", 8, "maxclients", 1000000)):
+            connection.send("CONFIG", "SET", *words)
+            assert str(connection.read()) == (
+                "ERR CONFIG SET failed (possibly related to argument 'maxclients') - The operating system is "
+                f"not able to handle the specified number of clients, try with {most}")
+        assert values() == [most, 7]
+        assert connection.call("CONFIG", "SET", "maxclients", most - 1) == "OK"
+        assert connection.call("CONFIG", "SET", "maxclients", most) == "OK"
+    for text, wanted in (("maxclients = 1000000\ntimeout = 8\n", [most, 8]), ("maxclients = 9\ntimeout = 9\n", [9, 9]),
+                         ("timeout = 10\n", [most, 10])):  # the last one: the default is more, too
+        file.write_text(text)
+        server.process.send_signal(signal.SIGHUP)
+        wait_for(lambda wanted=wanted: values()[1] == wanted[1], "the new timeout")
+        assert values() == wanted
+    assert server.log().count("fewer clients than asked for") == 3, server.log()
+
+
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
 def test_a_new_scrub_rate_counts_on_every_shard(make_server, tmp_path):
     """By SIGHUP and by CONFIG SET, which one shard runs."""
