@@ -164,15 +164,14 @@ cmd_hello(struct exec *x)
             auth = i + 1;
             i += 2;
         } else if (cmd_arg_is(x, i, "setname") && left >= 1) {
-            name = ++i;
+            name = ++i; /* each of several is judged, before it is let in: a refusal does nothing */
+            if (!name_is_fit(x, x->args[name], BAD_CLIENT_NAME)) return;
         } else {
             resp_error(x->reply, "ERR Syntax error in HELLO option '%.*s'",
                        (int)MIN(x->args[i].size, 128u), (const char *)x->args[i].data);
             return;
         }
     }
-    /* Before it is let in: what is refused has done nothing. */
-    if (name != 0 && !name_is_fit(x, x->args[name], BAD_CLIENT_NAME)) return;
     if (auth != 0 && !authenticate(x, x->args[auth], x->args[auth + 1])) return;
     if (!session_is_let_in(s)) {
         resp_error(x->reply,

@@ -237,6 +237,8 @@ SCRIPTS = {
         ("AUTH", "nobody", "x"), ("AUTH", "a", "b", "c"), ("AUTH",), ("ACL", "WHOAMI"), ("ACL", "BAD"),
         ("HELLO", "x"), ("HELLO", "4"), ("HELLO", "1"), ("HELLO", "2", "BAD"),
         ("HELLO", "2", "SETNAME", "a b"), ("HELLO", "2", "AUTH", "x"), ("RESET",), ("RESET", "x"),
+        ("HELLO", "2", "SETNAME", "a b", "SETNAME", "ab"), ("HELLO", "2", "SETNAME", "a b", "BAD"),
+        ("HELLO", "2", "BAD", "SETNAME", "a b"), ("HELLO", "2", "SETNAME", "a b", "AUTH", "nobody", "x"),
         ("HELLO", "2", "AUTH", "nobody", "x"), ("BAD",), ("BAD", "a", "b"), ("bad cmd", "a b"),
         ("BAD", "x" * 200, "y"), ("BAD", "a\r\nb"), ("", ), ("HGET", "a", "b", OURS(ReplyError(
             "ERR unknown command 'HGET', with args beginning with: 'a' 'b' "))),
