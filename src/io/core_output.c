@@ -158,7 +158,11 @@ core_output_write(struct core_output *output, const void *data, size_t size)
         }
     }
     u8 *to = core_output_reserve(output, size);
-    if (to == NULL) return false;
+    if (to == NULL) {
+        output->reserved =
+            false; /* as for the rest of it above: what is sent of the chunk may go */
+        return false;
+    }
     if (size > 0) memcpy(to, from, size);
     core_output_commit(output, size);
     return true;

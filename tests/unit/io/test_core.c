@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: MIT
  *
- * test_core.c -- fibers, queues, timers, mails and the scheduler, on a backend of a few lines: a
- * clock that the test moves, and a transport that holds a fixed number of mails.
+ * test_core.c -- fibers, queues, timers, mails, the scheduler and output, on a backend of a few
+ * lines: a clock that the test moves, and a transport that holds a fixed number of mails.
  */
 #include "io/core.h"
+#include "io/core_output.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -655,6 +656,24 @@ a_failed_main_stops_the_node(void **state)
     assert_true(core_shard_finished(&shards[0]));
 }
 
+static void
+output_that_finds_no_memory_keeps_nothing_of_what_was_sent(void **state)
+{
+    struct budget budget;
+    struct core_output_spares spares;
+    struct core_output output;
+    static const u8 bytes[3000];
+    budget_init(&budget, "output", KIB(20), NULL); /* a second chunk would be its last eighth */
+    core_output_spares_init(&spares);
+    core_output_init(&output, &shards[0], &budget, &spares);
+    assert_true(core_output_write(&output, bytes, 3000));
+    assert_false(core_output_write(&output, bytes, 2000)); /* the half of it would fit */
+    assert_int_equal(core_output_pending(&output), 3000);
+    core_output_advance(&output, 3000);
+    assert_true(list_empty(&output.chunks));
+    assert_int_equal(budget.used_bytes, 0);
+}
+
 int
 main(void)
 {
@@ -678,6 +697,7 @@ main(void)
         TEST(mails_wait_in_the_outbox_and_arrive_in_order),
         TEST(a_call_to_oneself_returns),
         TEST(a_failed_main_stops_the_node),
+        TEST(output_that_finds_no_memory_keeps_nothing_of_what_was_sent),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
