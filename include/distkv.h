@@ -19,8 +19,9 @@
  * that the server refused as overloaded; and writes whose reply was lost, under the idempotency id
  * of the first attempt, so that the server does them once. After a restart of the server, which
  * forgets these ids, only writes without a condition are sent again (doing them twice leaves the
- * same value). distkv_scan_next() and distkv_scan_close() may take twice the timeout. The names of
- * servers are resolved by getaddrinfo() with each attempt to connect, and while that waits all
+ * same value). distkv_scan_close() may take twice the timeout, and distkv_scan_next() for each page
+ * that it fetches: many are empty where keys were deleted or a pattern leaves them out. The names
+ * of servers are resolved by getaddrinfo() with each attempt to connect, and while that waits all
  * calls of the handle do: give numbers where that matters.
  *
  * Outcomes. DISTKV_OK: done, and as durable as the server's durability promises. An error says that
