@@ -435,6 +435,7 @@ cmd_client_kill(struct exec *x)
         call.skip_self = false;
     } else {
         for (u32 i = 2; i < x->arg_count; i += 2) {
+            if (!exec_turn(x)) return;
             if (i + 1 >= x->arg_count) {
                 resp_error(x->reply, CMD_SYNTAX);
                 return;

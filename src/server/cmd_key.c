@@ -128,6 +128,7 @@ cmd_copy(struct exec *x)
     bool replace = false;
     u16 keyspace = x->keyspace;
     for (u32 i = 3; i < x->arg_count; i++) {
+        if (!exec_turn(x)) return;
         if (cmd_arg_is(x, i, "replace")) {
             replace = true;
         } else if (cmd_arg_is(x, i, "db") && i + 1 < x->arg_count) {

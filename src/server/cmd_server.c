@@ -696,8 +696,10 @@ cmd_latency_reset(struct exec *x)
     i64 reset = 0;
     for (u32 event = 0; event < LATENCY_EVENTS; event++) {
         bool wanted = x->arg_count == 2;
-        for (u32 i = 2; i < x->arg_count; i++)
+        for (u32 i = 2; i < x->arg_count; i++) {
+            if (!exec_turn(x)) return;
             if (cmd_arg_is(x, i, latency_event_name(event))) wanted = true;
+        }
         if (!wanted) continue;
         const struct latency_call *call = latency_of(x, event, true);
         if (call == NULL) return;

@@ -427,6 +427,7 @@ cmd_info(struct exec *x)
 {
     u32 wanted = x->arg_count == 1 ? INFO_DEFAULT : 0;
     for (u32 i = 1; i < x->arg_count; i++) {
+        if (!exec_turn(x)) return;
         if (cmd_arg_is(x, i, "all") || cmd_arg_is(x, i, "everything")) wanted |= INFO_ALL;
         if (cmd_arg_is(x, i, "default")) wanted |= INFO_DEFAULT;
         for (u32 section = 0; section < INFO_SECTIONS; section++)

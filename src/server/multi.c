@@ -433,15 +433,19 @@ cmd_exec(struct exec *x)
     x->keyspace = keyspace;
 }
 
-/* COPY ... DB n writes to another keyspace. What is no number of one it refuses. */
+/* COPY ... DB n writes to another keyspace, that of the last of them: there may be half a million.
+ * What is no number of one it refuses. */
 static void
 copy_each_target(const struct exec *x, void (*each)(void *arg, u64 hash), void *arg)
 {
     i64 db;
-    for (u32 i = 4; i < x->arg_count; i++)
-        if (text_is(x->args[i - 1], "db") && number_parse_i64(x->args[i], &db) && db >= 0 &&
-            db < LIMIT_KEYSPACES_CLIENT)
-            each(arg, exec_key_hash((u16)db, x->args[2]));
+    for (u32 i = x->arg_count - 1; i >= 4; i--) {
+        if (!text_is(x->args[i - 1], "db") || !number_parse_i64(x->args[i], &db) || db < 0 ||
+            db >= LIMIT_KEYSPACES_CLIENT)
+            continue;
+        each(arg, exec_key_hash((u16)db, x->args[2]));
+        return;
+    }
 }
 
 void
