@@ -243,17 +243,54 @@ report_space(struct levels *levels, bool full)
                               full ? "no space for compaction" : "compaction has space again");
 }
 
+/* What the slice takes of the disk before its inputs give anything back, at most: its tables, and
+ * of the values kept apart those that are written again. All others stay where they are, however
+ * much they take: a merge writes their pointers. */
+static u64
+bytes_to_write(const struct step *step, const struct output_config *config)
+{
+    u64 tables = 0, again = 0, stay = 0, largest = 0, mark = ++step->levels->mark_next;
+    u32 files = 0;
+    for (u32 i = 0; i <= step->input_count; i++) {
+        const struct run *run = i < step->input_count ? step->inputs[i] : step->last;
+        if (run == NULL) continue;
+        for (u32 j = run_slot_from(run, step->token_first); j < run->count; j++) {
+            const struct run_slot *slot = &run->slots[j];
+            if (slot->token_first > step->token_last) break;
+            const struct level_table *file = slot->file;
+            const struct table_meta *meta = &file->table->meta;
+            u64 first = MAX(step->token_first, slot->token_first);
+            u64 last = MIN(step->token_last, slot->token_last);
+            tables += level_table_part(file, meta->file_bytes, first, last);
+            for (u32 k = 0; k < file->blob_count; k++) {
+                struct level_blob *blob = file->blobs[k];
+                u64 bytes = level_table_part(file, meta->blob_refs[k].bytes, first, last);
+                bool rewritten = output_rewrites(config, blob);
+                *(rewritten ? &again : &stay) += bytes;
+                if (rewritten || blob->mark == mark) continue;
+                blob->mark = mark;
+                largest = MAX(largest, blob->live_bytes);
+                files++;
+            }
+        }
+    }
+    /* A table refers to these at least, and to one that it writes. */
+    u32 kept = OUTPUT_BLOB_REFS_MAX - 1;
+    if (files > kept) again += MIN(stay, (files - kept) * largest);
+    return tables + again;
+}
+
 /* A slice is only begun when its output surely fits: a full disk in the middle costs work, and the
  * space that it would have given back is needed most then. In memory a try costs little, and most
  * of what is merged may be what is deleted. */
 static bool
-step_has_space(struct levels *levels, u64 input_bytes)
+step_has_space(struct levels *levels, u64 bytes)
 {
     u64 disk_free, disk_total;
     if (levels->config.in_memory) return true;
     if (!ok(io_disk_free(levels->dir, &disk_free, &disk_total)))
         return MARKED("lsm.compaction.free_unknown", true);
-    return disk_free > input_bytes + MIB(1);
+    return disk_free > bytes + MIB(1);
 }
 
 /* The oldest version that might lie in a run that is not merged and newer, in a table that has
@@ -536,10 +573,6 @@ run_step(struct step *step)
         entries += run_entries;
         if (run == step->last) entries_last = run_entries;
     }
-    if (!step_has_space(levels, bytes)) {
-        MARK("lsm.compaction.no_space_ahead");
-        return ST_NO_SPACE;
-    }
     bool into_last = step->sweep->into_last;
     u64 span = step->token_last - step->token_first;
     struct output_config config = {
@@ -555,6 +588,10 @@ run_step(struct step *step)
         .leave_damaged = step->sweep->drops,
         .table_bytes_max = levels->table_bytes_max,
     };
+    if (!step_has_space(levels, bytes_to_write(step, &config))) {
+        MARK("lsm.compaction.no_space_ahead");
+        return ST_NO_SPACE;
+    }
     struct output output;
     status st = output_init(&output, &config);
     if (!ok(st)) return st;

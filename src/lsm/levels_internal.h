@@ -265,6 +265,10 @@ struct output_config {
     bool leave_damaged;  /* ... and of those that are damaged, so that they go */
 };
 
+/* Whether the values of the file are written again. Of the others some may be, too, when one token
+ * has more files than a table may refer to. */
+bool output_rewrites(const struct output_config *config, const struct level_blob *blob);
+
 /* Entries in, tables and blob files out. */
 struct output {
     struct output_config config;

@@ -69,16 +69,41 @@ ref_note(struct output *output, u64 file_id)
     output->ref_ids[output->ref_count++] = file_id;
 }
 
+/* Why the values of a file are written again. */
+enum rewrite {
+    REWRITE_NOT,
+    REWRITE_WIDE,
+    REWRITE_DAMAGED,
+    REWRITE_GARBAGE,
+};
+
+static enum rewrite
+rewrite_of(const struct output_config *config, const struct level_blob *blob)
+{
+    if (blob->token_last - blob->token_first > config->blob_span_max) return REWRITE_WIDE;
+    if (config->leave_damaged && blob->damaged.count > 0) return REWRITE_DAMAGED;
+    if (config->collect_blobs && level_blob_is_garbage(blob)) return REWRITE_GARBAGE;
+    return REWRITE_NOT;
+}
+
+bool
+output_rewrites(const struct output_config *config, const struct level_blob *blob)
+{
+    return rewrite_of(config, blob) != REWRITE_NOT;
+}
+
 static bool
 rewrite_wanted(const struct output *output, const struct level_blob *blob)
 {
-    if (blob->token_last - blob->token_first > output->config.blob_span_max)
+    switch (rewrite_of(&output->config, blob)) {
+    case REWRITE_WIDE:
         return MARKED("lsm.output.blob_too_wide", true);
-    if (output->config.leave_damaged && blob->damaged.count > 0)
+    case REWRITE_DAMAGED:
         return MARKED("lsm.output.blob_damaged", true);
-    if (output->config.collect_blobs && level_blob_is_garbage(blob)) {
-        MARK("lsm.output.blob_collected");
-        return true;
+    case REWRITE_GARBAGE:
+        return MARKED("lsm.output.blob_collected", true);
+    case REWRITE_NOT:
+        break;
     }
     return output->ref_count >= output->blob_refs_max && !ref_known(output, blob->file_id);
 }

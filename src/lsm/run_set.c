@@ -152,18 +152,25 @@ level_table_unref(struct level_table *file)
 }
 
 u64
-level_table_bytes_in(const struct level_table *file, u64 token_first, u64 token_last)
+level_table_part(const struct level_table *file, u64 bytes, u64 token_first, u64 token_last)
 {
     const struct table_meta *meta = &file->table->meta;
-    u64 bytes = meta->file_bytes;
-    for (u32 i = 0; i < meta->blob_ref_count; i++)
-        bytes += meta->blob_refs[i].bytes;
     u64 first = MAX(token_first, meta->token_first);
     u64 last = MIN(token_last, meta->token_last);
     if (first > last) return 0;
     u64 span = meta->token_last - meta->token_first;
     if (span == 0 || last - first == span) return bytes;
     return MAX(1u, (u64)((unsigned __int128)bytes * (last - first) / span));
+}
+
+u64
+level_table_bytes_in(const struct level_table *file, u64 token_first, u64 token_last)
+{
+    const struct table_meta *meta = &file->table->meta;
+    u64 bytes = meta->file_bytes;
+    for (u32 i = 0; i < meta->blob_ref_count; i++)
+        bytes += meta->blob_refs[i].bytes;
+    return level_table_part(file, bytes, token_first, token_last);
 }
 
 /* ---- runs ---- */

@@ -91,7 +91,9 @@ void level_blob_damaged(struct level_blob *blob, u64 token_first, u64 token_last
 MUST_CHECK status level_table_new(struct levels *levels, struct table *table,
                                   struct level_table **out);
 void level_table_unref(struct level_table *file);
-/* Bytes of the file and of what it points to, by the share of its tokens in [first, last]. */
+/* The part of its bytes, or of others that are of it, by the share of its tokens in [first, last]. */
+u64 level_table_part(const struct level_table *file, u64 bytes, u64 token_first, u64 token_last);
+/* Bytes of the file and of what it points to, by the same share. */
 u64 level_table_bytes_in(const struct level_table *file, u64 token_first, u64 token_last);
 
 /* ---- runs ---- */

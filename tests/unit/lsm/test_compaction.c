@@ -1194,6 +1194,56 @@ a_merge_that_lacked_memory_for_long_has_its_width_again(void **state)
     sim_free(world);
 }
 
+/* ---- room ---- */
+
+/* Values are kept apart in one file of which a table points to nearly all, and then to half. */
+static status
+room_body(void *arg)
+{
+    struct sim_disk *disk = arg;
+    EXPECT(ok(lesson_open()));
+    rig.levels->slice_bytes = MIB(64); /* all is one slice */
+    for (u32 key = 0; key < MODEL_KEYS; key++)
+        rig_write(&rig, key, 60000, 0, false);
+    EXPECT(ok(rig_flush(&rig)));
+    rig_write(&rig, 1, 10, 0, false);
+    EXPECT(ok(rig_flush(&rig)));
+    EXPECT(rig.levels->blob_bytes > MIB(3));
+    u64 used = sim_disk_used_bytes(disk);
+    sim_disk_capacity_set(disk, used + MIB(1) + KIB(256));
+    EXPECT(ok(levels_compact_all(rig.levels)) && rig.failed_count == 0);
+    EXPECT(sim_disk_used_bytes(disk) < used + KIB(64));
+    for (u32 key = 0; key < MODEL_KEYS / 2; key++)
+        rig_write(&rig, key, 10, 0, false);
+    EXPECT(ok(rig_flush(&rig)));
+    EXPECT(ok(levels_compact_all(rig.levels)));
+    /* Now half of the file is garbage: what is left of it is to be written again. */
+    sim_disk_capacity_set(disk, sim_disk_used_bytes(disk) + MIB(2));
+    EXPECT(status_is(levels_compact_all(rig.levels), ST_NO_SPACE));
+    EXPECT(sim_mark_count(world, "lsm.output.blob_collected") == 0);
+    rig_compare(&rig);
+    sim_disk_capacity_set(disk, sim_disk_used_bytes(disk) + MIB(4));
+    EXPECT(ok(levels_compact_all(rig.levels)));
+    EXPECT(sim_mark_count(world, "lsm.output.blob_collected") > 0);
+    EXPECT(rig.levels->blob_bytes < MIB(2) + KIB(64));
+    rig_compare(&rig);
+    rig_close(&rig);
+    return ST_OK;
+}
+
+static void
+a_merge_needs_room_for_what_it_writes_not_for_what_it_points_to(void **state)
+{
+    (void)state;
+    struct sim_options options;
+    sim_options_default(&options, 1);
+    world = sim_new(&options);
+    rig_reset(1, 4096);
+    struct sim_disk *disk = sim_node_disk(sim_node_new(world, "10.0.0.1"));
+    assert_true(ok(sim_run(world, 1, room_body, disk)));
+    sim_free(world);
+}
+
 /* ---- scrubbing ---- */
 
 static status
@@ -1242,6 +1292,7 @@ main(void)
         cmocka_unit_test(a_merge_leaves_the_processor_after_each_beat),
         cmocka_unit_test(a_merge_that_lacked_memory_for_long_has_its_width_again),
         cmocka_unit_test(many_runs_are_merged_with_little_memory),
+        cmocka_unit_test(a_merge_needs_room_for_what_it_writes_not_for_what_it_points_to),
         cmocka_unit_test(scrubbing_goes_over_everything_again_and_again),
         cmocka_unit_test(any_read_may_fail),
         cmocka_unit_test(any_write_may_fail),
