@@ -595,6 +595,7 @@ run_step(struct step *step)
     struct output output;
     status st = output_init(&output, &config);
     if (!ok(st)) return st;
+    output.retain.wall_ms = levels_expiry_begin(levels);
     retain_complete(step, &output.retain);
     u64 known, drop_hash = levels->drop_hashes[step->keyspace];
     bool is_known = entries_known(step, &known);
@@ -603,6 +604,7 @@ run_step(struct step *step)
     if (ok(st) && step->left_out.blocks > 0 && levels->drop_hashes[step->keyspace] != drop_hash) {
         MARK("lsm.compaction.drop_changed");
         step->again = true;
+        levels_expiry_end(levels);
         output_deinit(&output);
         return ST_OK;
     }
@@ -623,6 +625,7 @@ run_step(struct step *step)
     if (BUGGIFY("lsm.compaction.late_commit")) fiber_sleep_ns(20 * NS_PER_MS);
     if (ok(st)) note_left_out(step);
     if (ok(st)) st = commit_slice(step, slots, count);
+    levels_expiry_end(levels);
     mem_free(levels->budget, slots, count * sizeof(*slots));
     if (ok(st)) {
         note_merged(step, entries, entries_last, puts_out);

@@ -116,13 +116,12 @@ droppable_expired(const struct levels *levels, u16 keyspace, u32 run_index,
 
 /* The run without what may go; *out == run when all stays. */
 static status
-prune_run(struct levels *levels, u16 keyspace, u32 index, struct run **out)
+prune_run(struct levels *levels, u16 keyspace, u32 index, u64 wall_ms, struct run **out)
 {
     const struct run_set *set = levels->current;
     struct run *run = run_set_tree_run(set, keyspace, index);
     u32 snapshot_count;
     const u64 *snapshots = levels_snapshots(levels, &snapshot_count);
-    u64 wall_ms = io_wall_ms(); /* only what is dropped by it raises levels_expired_ms */
     *out = run;
     if (!run_has_droppable(levels, run, snapshots, snapshot_count, wall_ms)) return ST_OK;
     u32 kept = 0;
@@ -134,7 +133,6 @@ prune_run(struct levels *levels, u16 keyspace, u32 index, struct run **out)
             if (droppable_by_range(levels, keyspace, slot, snapshots, snapshot_count) ||
                 droppable_expired(levels, keyspace, index, slot, snapshots, snapshot_count,
                                   wall_ms)) {
-                levels->expired_ms = MAX(levels->expired_ms, wall_ms);
                 levels->dropped_seq_tables[keyspace] =
                     MAX(levels->dropped_seq_tables[keyspace], slot->file->table->meta.seq_max);
                 continue;
@@ -176,12 +174,13 @@ levels_prune(struct levels *levels)
     struct run_change changes[64];
     u32 count = 0;
     status st = ST_OK;
+    u64 wall_ms = levels_expiry_begin(levels);
     for (u16 keyspace = 0; keyspace < LIMIT_KEYSPACES && ok(st); keyspace++) {
         for (u32 i = 0; i < run_set_tree_count(set, keyspace) && count < ARRAY_COUNT(changes);
              i++) {
             struct run *run = run_set_tree_run(set, keyspace, i);
             struct run *pruned;
-            st = prune_run(levels, keyspace, i, &pruned);
+            st = prune_run(levels, keyspace, i, wall_ms, &pruned);
             if (!ok(st)) break;
             if (pruned != run)
                 changes[count++] = (struct run_change){.old = run, .replacement = pruned};
@@ -189,6 +188,7 @@ levels_prune(struct levels *levels)
     }
     u64 entries = levels->table_entries;
     if (ok(st) && count > 0) st = levels_commit(levels, changes, count, NULL);
+    levels_expiry_end(levels);
     if (ok(st) && count > 0 && levels->table_entries < entries)
         levels->dropped[RETAIN_DROP_DELETED] += entries - levels->table_entries;
     for (u32 i = 0; i < count; i++) {

@@ -59,11 +59,17 @@ levels_dropped_seq(const struct levels *levels, u16 keyspace, struct bytes key)
 }
 
 u64
-levels_expiry_clock(struct levels *levels)
+levels_expiry_begin(struct levels *levels)
 {
-    u64 wall_ms = io_wall_ms();
-    levels->expired_ms = MAX(levels->expired_ms, wall_ms);
-    return wall_ms;
+    CHECK(levels->expired_ms == 0);
+    levels->expired_ms = io_wall_ms();
+    return levels->expired_ms;
+}
+
+void
+levels_expiry_end(struct levels *levels)
+{
+    levels->expired_ms = 0;
 }
 
 u64

@@ -164,8 +164,8 @@ bool levels_range_find(const struct levels *levels, u16 keyspace, u64 token, u64
 
 /* See lsm_dropped_seq. */
 u64 levels_dropped_seq(const struct levels *levels, u16 keyspace, struct bytes key);
-/* By the latest clock that anything expired was dropped, or will be by a merge under way; 0: never.
- */
+/* By which clock a merge under way drops what has expired, and did not know of a snapshot that is
+ * opened now; 0: none is. What was dropped before is gone for that, whatever its clock. */
 u64 levels_expired_ms(const struct levels *levels);
 
 /* ---- flushing ---- */

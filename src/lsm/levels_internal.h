@@ -223,9 +223,10 @@ levels_note_dropped(struct levels *levels, u32 mark, u64 seq)
 {
     levels->dropped_seqs[mark] = MAX(levels->dropped_seqs[mark], seq);
 }
-/* The clock by which expired values may be dropped; whoever asks takes the snapshots at the same
- * moment. */
-u64 levels_expiry_clock(struct levels *levels);
+/* The clock by which expired values may be dropped until the end, holding compact_mutex; whoever
+ * begins takes the snapshots at the same moment. */
+u64 levels_expiry_begin(struct levels *levels);
+void levels_expiry_end(struct levels *levels);
 /* A corrupt file was met, a table ('t') or a blob file ('b'): count, and log now and then. */
 void levels_report_corrupt(struct levels *levels, const char *where, char letter, u64 file_id);
 /* "t0000000000000012" and so on. False: some other file. */
@@ -299,7 +300,7 @@ struct output {
 };
 
 /* Freezes the list of snapshots. The caller completes retain: range_seq_limit, bottom and
- * version_outside. After ok, output_deinit. */
+ * version_outside; at the bottom the clock, too (levels_expiry_begin). After ok, output_deinit. */
 MUST_CHECK status output_init(struct output *output, const struct output_config *config);
 /* Judges the entry by retain and writes it or not. */
 MAY_YIELD MUST_CHECK status output_add(struct output *output, const struct entry *entry);

@@ -41,7 +41,7 @@ output_init(struct output *output, const struct output_config *config)
     output->retain.snapshot_count = count;
     output->retain.version_outside = levels->purge_below[config->keyspace];
     output->retain.expire_below_ms = levels->expire_below_ms[config->keyspace];
-    output->retain.wall_ms = levels_expiry_clock(levels);
+    output->retain.wall_ms = io_wall_ms();
     output->retain.keyspace = config->keyspace;
     output->retain.token_first = levels->config.token_first;
     output->retain.token_last = levels->config.token_last;

@@ -29,7 +29,8 @@ lsm_snapshot_open(struct lsm *lsm)
     if (snapshot == NULL) return MARKED("lsm.snapshot.no_memory", NULL);
     snapshot->lsm = lsm;
     snapshot->seq = lsm->seq_last;
-    /* A clock that was set back must not bring back what was dropped by the later one. */
+    /* A merge under way does not know of it: what that drops by a clock that was set back meanwhile
+     * must not be there at first. */
     snapshot->wall_ms = MAX(io_wall_ms(), levels_expired_ms(lsm->levels));
     list_push_back(&lsm->snapshots, &snapshot->link);
     lsm->snapshot_seqs[lsm->snapshot_count++] = snapshot->seq;
