@@ -92,7 +92,8 @@ struct lsm {
     /* readers */
     struct {
         bool valid;
-        u64 seq; /* exact while lsm->seq_last is this */
+        u64 seq;        /* exact while lsm->seq_last is this */
+        u64 expired_ms; /* ... and the clock shows this at least: what it had expired by */
         u64 count;
     } count_known[LIMIT_KEYSPACES]; /* scan.c: what lsm_count_exact found last */
     struct list snapshots;          /* struct lsm_snapshot, ascending by seq */

@@ -51,6 +51,7 @@ struct lsm_scan {
     u64 bytes;       /* passed over so far */
     u64 entries;     /* the same, since the last pause */
     u64 keys;        /* decided, since then */
+    u64 expired_ms;  /* the latest time of what it passed over as expired; 0: of nothing */
     u64 place_token;
     u32 place_key_size;
     u8 place_key[LIMIT_KEY_BYTES];
@@ -207,7 +208,9 @@ resolve(struct lsm_scan *scan, bool *live_out, const struct entry **out)
             if (fiber_should_yield()) fiber_yield();
             continue;
         }
-        bool shown = entry->kind == ENTRY_PUT && !entry_expired(entry, wall_ms);
+        bool expired = entry_expired(entry, wall_ms);
+        if (expired) scan->expired_ms = MAX(scan->expired_ms, entry->expire_ms);
+        bool shown = entry->kind == ENTRY_PUT && !expired;
         *live_out = (shown || scan->whole) && !gap_list_has(&scan->gaps, scan->place_token) &&
                     !levels_range_covers(scan->lsm->levels, scan->keyspace, entry->token,
                                          entry->version, entry->seq, seq);
@@ -468,7 +471,8 @@ MAY_YIELD status
 lsm_count_exact(struct lsm *lsm, u16 keyspace, u64 *count_out)
 {
     if (keyspace >= LIMIT_KEYSPACES) return MARKED("lsm.count.bad_keyspace", ST_INVALID);
-    if (lsm->count_known[keyspace].valid && lsm->count_known[keyspace].seq == lsm->seq_last) {
+    if (lsm->count_known[keyspace].valid && lsm->count_known[keyspace].seq == lsm->seq_last &&
+        lsm->count_known[keyspace].expired_ms <= io_wall_ms()) {
         *count_out = lsm->count_known[keyspace].count;
         return ST_OK;
     }
@@ -495,8 +499,10 @@ lsm_count_exact(struct lsm *lsm, u16 keyspace, u64 *count_out)
     if (status_is(st, ST_END)) {
         st = ST_OK;
         *count_out = count;
-        /* A key that will expire changes the count without a write. */
+        /* A key that will expire changes the count without a write, and one that has, when the
+         * clock is set back. */
         lsm->count_known[keyspace].valid = !expires;
+        lsm->count_known[keyspace].expired_ms = scan->expired_ms;
         lsm->count_known[keyspace].seq = scan->snapshot->seq;
         lsm->count_known[keyspace].count = count;
     }

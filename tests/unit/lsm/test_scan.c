@@ -410,6 +410,40 @@ a_clock_that_was_ahead_hides_nothing(void **state)
     sim_free(sim);
 }
 
+/* Counted while the clock is ahead, and again when it is right. */
+static status
+counted_ahead(void *arg)
+{
+    struct sim_node *node = arg;
+    EXPECT(ok(io_dir_make("/store")));
+    open_store(MIB(2));
+    u64 hour_ms = 3600 * (u64)1000;
+    for (u32 i = 0; i < KEYS; i++)
+        write_one(i, size_of(i), i % 5 == 0 ? io_wall_ms() + hour_ms : 0, false);
+    sim_node_clock_step(node, (i64)(2 * hour_ms));
+    fiber_sleep_ns(NS_PER_MS);
+    u64 count;
+    EXPECT(ok(lsm_count_exact(lsm, 0, &count)) && count == KEYS / 5 * 4);
+    EXPECT(lsm->count_known[0].valid);
+    EXPECT(ok(lsm_count_exact(lsm, 0, &count)) && count == KEYS / 5 * 4);
+    sim_node_clock_step(node, -(i64)(2 * hour_ms));
+    fiber_sleep_ns(NS_PER_MS);
+    EXPECT(ok(lsm_count_exact(lsm, 0, &count)) && count == KEYS);
+    EXPECT(ok(lsm_close(lsm)));
+    return ST_OK;
+}
+
+static void
+a_count_by_a_clock_that_was_ahead_is_not_kept(void **state)
+{
+    (void)state;
+    struct sim_options options;
+    sim_options_default(&options, 1);
+    struct sim *sim = sim_new(&options);
+    assert_true(ok(sim_run(sim, 1, counted_ahead, sim_node_new(sim, "10.0.0.1"))));
+    sim_free(sim);
+}
+
 /* A third is deleted, a third has expired; flushes lie between. */
 static status
 whole_scan(void *arg)
@@ -598,6 +632,7 @@ main(void)
         cmocka_unit_test(a_scan_that_has_passed_over_many_dead_keys_says_where_it_is),
         cmocka_unit_test(a_frozen_clock_shows_what_lived_at_the_snapshot),
         cmocka_unit_test(a_clock_that_was_ahead_hides_nothing),
+        cmocka_unit_test(a_count_by_a_clock_that_was_ahead_is_not_kept),
         cmocka_unit_test(a_whole_scan_shows_tombstones_and_what_has_expired),
         cmocka_unit_test(a_scan_over_damage_shows_the_rest_and_nothing_that_was_deleted),
     };
