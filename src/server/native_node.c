@@ -367,6 +367,11 @@ native_snapshot_open(struct exec *x)
     reply.snapshot_open.lease_ms = lease_ms;
     reply.snapshot_open.time_ms = time_ms;
     native_reply(x, &reply);
+    /* Nobody hears of this one, and when there is memory it is opened again. */
+    if (x->reply->failed) {
+        MARK("server.native.snapshot_unheard");
+        shard_for_all_possible(x->shard, close_here, &call);
+    }
 }
 
 MAY_YIELD void

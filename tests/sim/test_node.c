@@ -901,6 +901,57 @@ a_native_request_without_memory_even_to_say_so_ends_the_connection(void **state)
     assert_true(closed > 0);
 }
 
+/* ---- a snapshot whose id nobody hears ---- */
+
+static MAY_YIELD void
+leases_count(struct shard *shard, void *arg)
+{
+    u32 *count = arg;
+    for (u32 i = 0; i < NATIVE_SNAPSHOTS_MAX; i++)
+        *count += atomic_load(&shard->server->leases[i].id) != 0;
+}
+
+static MAY_YIELD void
+unheard_story(struct rig *rig)
+{
+    struct unsaid *unsaid = rig->arg;
+    struct rig_client client;
+    rig_native_connect(rig, 0, 0, &client);
+    struct native_request open = {.header.opcode = NATIVE_SNAPSHOT_OPEN,
+                                  .snapshot_open.lease_ms = 300000};
+    CHECK(buf_reserve(&client.in, KIB(16)));
+    rig_native_send(&client, &open);
+    sim_fail_at(rig->sim, SIM_POINT_ALLOC, unsaid->n, unsaid->count, ST_NO_MEMORY);
+    struct native_reply reply;
+    bool answered = rig_native_reply(&client, &reply);
+    unsaid->happened = sim_failed(rig->sim);
+    sim_faults_clear(rig->sim);
+    u32 leases = 0;
+    rig_on_shard(rig, 0, leases_count, &leases);
+    /* Whose connection has ended may have had the reply on its way. */
+    if (answered) CHECK(leases == (reply.header.status == NATIVE_ST_OK));
+    if (!answered) CHECK(leases <= 1);
+    unsaid->closed += !answered;
+    rig_disconnect(&client);
+}
+
+/* One that runs again, since there was no memory for its reply, would open another one each time,
+ * and nobody would close those before their leases are over: there are sixteen for all. */
+static void
+a_snapshot_whose_reply_finds_no_memory_is_closed(void **state)
+{
+    (void)state;
+    for (u64 count = 1; count <= 4; count *= 2) {
+        struct unsaid unsaid = {.happened = true};
+        for (u64 n = 0; unsaid.happened; n++) {
+            unsaid = (struct unsaid){.n = n, .count = count};
+            struct rig rig = {.shard_count = 2, .story = unheard_story, .arg = &unsaid};
+            sim_options_default(&rig.options, 1);
+            rig_run(&rig);
+        }
+    }
+}
+
 /* ---- a start, when there is no memory ---- */
 
 struct starved {
@@ -2784,6 +2835,7 @@ main(int argc, char **argv)
         cmocka_unit_test(scans_and_counts_tell_only_what_is_durable),
         cmocka_unit_test(replies_stay_in_step_whatever_allocation_is_refused),
         cmocka_unit_test(a_native_request_without_memory_even_to_say_so_ends_the_connection),
+        cmocka_unit_test(a_snapshot_whose_reply_finds_no_memory_is_closed),
         cmocka_unit_test(a_start_is_done_or_ends_with_a_reason_whatever_allocation_is_refused),
         cmocka_unit_test(plain_requests_are_done_and_counted_once_whatever_allocation_is_refused),
         cmocka_unit_test(a_flush_is_done_or_refused_whatever_allocation_is_refused),
