@@ -33,10 +33,12 @@ const struct s3fifo_bucket *row_cache_prefetch_bucket(const struct row_cache *ca
                                                       u64 key_hash);
 /* Whether there is one: of this key, nearly always. */
 bool row_cache_prefetch_row(const struct s3fifo_bucket *bucket, u16 keyspace, u64 key_hash);
-/* After a read from tables: admits or not. An entry with ENTRY_BLOB is refused. */
+/* The newest of a key, after a read from tables: admits or not. An entry with ENTRY_BLOB is refused. */
 void row_cache_put(struct row_cache *cache, u16 keyspace, u64 key_hash, const struct entry *entry);
-/* After every write of the key: the row must not be seen again. */
-void row_cache_remove(struct row_cache *cache, u16 keyspace, u64 key_hash, struct bytes key);
+/* After every write of a key: the row that there is of it becomes the new version, or is not seen
+ * again. What is not cached stays so. */
+void row_cache_write(struct row_cache *cache, u16 keyspace, u64 key_hash,
+                     const struct entry *entry);
 /* After a range delete: no row is seen again. */
 void row_cache_clear(struct row_cache *cache);
 void row_cache_limit_set(struct row_cache *cache, u64 limit_bytes);

@@ -233,7 +233,8 @@ cache_is_full(const struct cache_stats *cache)
 
 /* Where the border between the caches moves. A hit of the one is a miss of the other that nobody
  * saw: as long as one has room to spare, its hits say nothing about what the other is worth. A row
- * that is there also saves the search for it, hence the weights. */
+ * that is there also saves the search for it, hence the weights. (Rows of what memtables still have
+ * count as well: they are looked at first.) */
 static void
 cache_share_update(struct lsm *lsm, const struct cache_stats *rows,
                    const struct cache_stats *blocks)

@@ -9,7 +9,7 @@
  * without a look at any run that cannot hold a higher one.
  *
  * A row read from a table goes to the row cache unless its key was written, or a range deleted,
- * while the read waited: the write had removed the row already, and the older one would stay.
+ * while the read waited: the write found no row that it could have written, and the older one would stay.
  */
 #include "base/fault.h"
 #include "base/hash.h"
@@ -150,8 +150,8 @@ not_found(struct lsm *lsm, const struct entry *entry, struct lsm_value *out)
     return ST_NOT_FOUND;
 }
 
-/* A row is the newest there is of its key, wherever older ones lie: each write of the key takes it
- * out (op_apply), and so do ranges. False: there is none. */
+/* A row is the newest there is of its key, wherever older ones lie: each write of the key writes it,
+ * or takes it out (op_apply), and so do ranges. False: there is none. */
 static bool
 row_answer(struct lsm *lsm, u16 keyspace, u64 key_hash, struct bytes key, struct lsm_value *out,
            status *st_out)

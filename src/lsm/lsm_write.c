@@ -275,7 +275,7 @@ op_apply(struct lsm *lsm, const struct lsm_op *op, const struct lsm_aim *aim, u6
     if (lsm->replaying) return; /* nobody has read yet: nothing is cached */
     u64 key_hash = aim != NULL ? aim->key_hash : hash_key(op->key, 0);
     lsm->write_marks[key_hash % LSM_WRITE_MARKS]++;
-    row_cache_remove(lsm->row_cache, op->header.keyspace, key_hash, op->key);
+    row_cache_write(lsm->row_cache, op->header.keyspace, key_hash, &entry);
 }
 
 /* Ranges take no room in memtables, so nothing else would ask for the flush that lets go of them:

@@ -2,6 +2,10 @@
  *
  * row_cache.c -- the newest version of hot keys, see cache.h.
  *
+ * A write of a key whose row is here writes the row, too: while a memtable has the key nobody looks
+ * here, but when that has been flushed the key would else be as cold as one that nobody has ever
+ * read, and where many keys are written again and again, most reads would go to the disk.
+ *
  *   a row, one allocation:  | node | token, version, ... | key bytes | value bytes |
  *
  * Clearing must not stop the shard, however many rows there are: it starts a new epoch, rows of an
@@ -264,13 +268,28 @@ row_cache_put(struct row_cache *cache, u16 keyspace, u64 key_hash, const struct 
 }
 
 void
-row_cache_remove(struct row_cache *cache, u16 keyspace, u64 key_hash, struct bytes key)
+row_cache_write(struct row_cache *cache, u16 keyspace, u64 key_hash, const struct entry *entry)
 {
-    struct row *row = find(cache, keyspace, row_hash(keyspace, key_hash), key);
+    struct row *row = find(cache, keyspace, row_hash(keyspace, key_hash), entry->key);
     if (row == NULL) return;
-    s3fifo_remove(&cache->fifo, &row->node);
-    row_free(cache, row);
-    AUDIT("lsm.row_cache.removed", row_cache_check(cache));
+    /* A row is the newest of its key, and no deleted range covers one that is a value: so what has a
+     * higher version and comes later is the newest, and not covered either. Of a row that says that
+     * nothing is there only the tables and ranges know what it hides. */
+    bool follows = row->kind == ENTRY_PUT && entry->kind == ENTRY_PUT && entry->flags == 0 &&
+                   entry->version > row->version && entry->value.size <= ROW_CACHE_VALUE_BYTES_MAX;
+    if (follows && row_size(entry->key.size, entry->value.size) == row->node.size) {
+        row->node.owner32 = (u32)entry->value.size;
+        row->version = entry->version;
+        row->seq = entry->seq;
+        row->expire_ms = entry->expire_ms;
+        if (entry->value.size > 0)
+            memcpy(row->data + entry->key.size, entry->value.data, entry->value.size);
+    } else {
+        s3fifo_remove(&cache->fifo, &row->node);
+        row_free(cache, row);
+        if (follows) row_cache_put(cache, keyspace, key_hash, entry);
+    }
+    AUDIT("lsm.row_cache.written", row_cache_check(cache));
 }
 
 void

@@ -1712,7 +1712,8 @@ static const struct {
     {"forged", 297},  {"forged", 410},  {"forged", 490},  {"forged", 582}, {"forged", 654},
     {"forged", 1346}, {"forged", 1444}, {"forged", 1782}, {"memory", 100}, {"memory", 148},
     {"lives", 210},   {"forged", 1187}, {"lives", 353},   {"lives", 1045}, {"lives", 1086},
-    {"lives", 367},   {"lives", 782},   {"lives", 1178},
+    {"lives", 367},   {"lives", 782},   {"lives", 1178},  {"damage", 234}, {"memory", 317},
+    {"forged", 588},  {"forged", 1068},
 };
 
 /* How many were run, but for the rare ones; 0: another kind is wanted. */

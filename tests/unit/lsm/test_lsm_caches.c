@@ -209,8 +209,11 @@ rows_first_body(void *arg)
     write_one(lsm, "older", 10); /* came late: in memory, and of no account */
     expect_aimed(lsm, "new", 0); /* looked up again */
     expect_aimed(lsm, "new", 1);
-    write_one(lsm, "newest", 30);
-    expect_aimed(lsm, "newest", 0);
+    write_one(lsm, "newest", 30); /* writes the row, too */
+    expect_aimed(lsm, "newest", 1);
+    st = lsm_flush(lsm);
+    CHECK(ok(st));
+    expect_aimed(lsm, "newest", 1); /* what was hot before is hot after */
     write_one(lsm, NULL, 40);
     expect_aimed(lsm, NULL, 0);
     return lsm_close(lsm);

@@ -248,6 +248,14 @@ a_second_table_is_left_to_fibers(void **state)
     run(1, versions_body, &w);
 }
 
+/* A put of a key whose row is cached writes the row: this one leaves none. */
+static MAY_YIELD void
+put_cold(struct world *w, const char *value)
+{
+    write_value(w, KEY, NULL, 0, 0);
+    put(w, KEY, value);
+}
+
 /* A try in front of it has looked already; the read begins where that had to stop, unless the runs
  * are others by then. */
 static status
@@ -270,14 +278,14 @@ tried_body(void *arg)
             CHECK(has_read(&reading, value) && table_reads(w) == before + 1);
         }
         snprintf(value, sizeof(value), "new %u", i + 1);
-        put(w, KEY, value);
+        put_cold(w, value);
         CHECK(ok(lsm_flush(w->lsm)));
         if (i % 4 == 1) CHECK(ok(lsm_compact(w->lsm)));
         if (i % 2 == 0) continue;
         CHECK(start(w, KEY, &reading)); /* what was found out in front of that is of no use */
         finish(&reading);
         CHECK(has_read(&reading, value));
-        put(w, KEY, value);
+        put_cold(w, value);
         CHECK(ok(lsm_flush(w->lsm)));
     }
     return lsm_close(w->lsm);

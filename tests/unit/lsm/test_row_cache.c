@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
  * test_row_cache.c -- the row cache against a naive model: a cache may forget anything, but what it
- * returns is always the newest that was put and not removed since. Then what makes it a cache.
+ * returns is always the newest that was put or written since. Then what makes it a cache.
  */
 #include "lsm/cache.h"
 
@@ -83,8 +83,19 @@ it_never_returns_what_the_model_does_not_hold(void **unused)
             }
             row_cache_put(cache, keyspace, hash, &entry);
             *row = (struct model_row){true, version, (u32)entry.value.size, (u8)version};
+        } else if (action < 980) {
+            /* As a write of the key, now and then an older one or a delete. */
+            if (action < 960) entry.version = row->version - 1;
+            if (action % 3 == 0) entry.kind = ENTRY_DELETE;
+            bool newest = entry.kind == ENTRY_PUT && entry.version == version;
+            row_cache_write(cache, keyspace, hash, &entry);
+            if (newest && row->present)
+                *row = (struct model_row){true, version, (u32)entry.value.size, (u8)version};
+            else
+                row->present = false;
         } else if (action < 998) {
-            row_cache_remove(cache, keyspace, hash, entry.key);
+            entry.kind = ENTRY_DELETE;
+            row_cache_write(cache, keyspace, hash, &entry);
             row->present = false;
         } else if (action == 998) {
             row_cache_clear(cache);
@@ -100,6 +111,82 @@ it_never_returns_what_the_model_does_not_hold(void **unused)
     assert_true(hits > 10000);
     row_cache_free(cache);
     assert_int_equal(budget.used_bytes, 0);
+}
+
+static struct row_cache *
+cache_of_one(struct budget *budget, const struct entry *entry)
+{
+    budget_init(budget, "test", MIB(8), NULL);
+    struct row_cache *cache = row_cache_new(budget, KIB(256));
+    assert_non_null(cache);
+    row_cache_put(cache, 0, hash_key(entry->key, 0), entry);
+    return cache;
+}
+
+/* Writes it and says whether it is there now, as it was written. */
+static bool
+is_written(struct row_cache *cache, const struct entry *entry)
+{
+    struct entry out;
+    row_cache_write(cache, 0, hash_key(entry->key, 0), entry);
+    if (!row_cache_get(cache, 0, hash_key(entry->key, 0), entry->key, &out)) return false;
+    assert_int_equal(out.version, entry->version);
+    assert_int_equal(out.seq, entry->seq);
+    assert_int_equal(out.expire_ms, entry->expire_ms);
+    assert_int_equal(out.kind, ENTRY_PUT);
+    assert_true(bytes_equal(out.value, entry->value));
+    return true;
+}
+
+static void
+a_write_of_a_cached_key_keeps_it_hot(void **unused)
+{
+    struct budget budget;
+    static u8 value[20000];
+    char key[32];
+    struct entry entry = entry_make(1, 10, 1, 100, key, value);
+    struct row_cache *cache = cache_of_one(&budget, &entry);
+    entry = entry_make(1, 11, 2, 100, key, value);
+    assert_true(is_written(cache, &entry));
+    entry = entry_make(1, 12, 3, 99, key, value); /* in the same place, and shorter */
+    assert_true(is_written(cache, &entry));
+    entry = entry_make(1, 13, 4, 5000, key, value);
+    assert_true(is_written(cache, &entry));
+    entry = entry_make(1, 14, 5, 0, key, value);
+    assert_true(is_written(cache, &entry));
+    entry = entry_make(2, 15, 5, 100, key, value);
+    assert_false(is_written(cache, &entry)); /* another key, which nobody has read */
+    row_cache_free(cache);
+    assert_int_equal(budget.used_bytes, 0);
+}
+
+static void
+what_a_write_may_not_be_the_newest_of_is_not_seen_again(void **unused)
+{
+    static u8 value[20000];
+    char key[32];
+    const struct entry row = entry_make(1, 10, 1, 100, key, value);
+    for (u32 which = 0; which < 7; which++) {
+        struct budget budget;
+        struct entry cached = row, entry = entry_make(1, 11, 2, 100, key, value);
+        if (which == 0) entry.version = 9; /* a replica's, late */
+        if (which == 1) entry.version = 10;
+        if (which == 2) entry.kind = ENTRY_DELETE;
+        if (which == 3) entry.flags = ENTRY_BLOB;
+        if (which == 4) entry.value = BYTES(value, 16385);
+        if (which == 5) { /* it would fit in the old one's place */
+            cached.value = BYTES(value, 16384);
+            entry.value = BYTES(value, 16385);
+        }
+        if (which == 6) { /* nothing is there; perhaps a deleted range hides more */
+            cached.kind = ENTRY_DELETE;
+            cached.version = 0;
+        }
+        struct row_cache *cache = cache_of_one(&budget, &cached);
+        assert_false(is_written(cache, &entry));
+        row_cache_free(cache);
+        assert_int_equal(budget.used_bytes, 0);
+    }
 }
 
 static void
@@ -363,6 +450,8 @@ main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(it_never_returns_what_the_model_does_not_hold),
+        cmocka_unit_test(a_write_of_a_cached_key_keeps_it_hot),
+        cmocka_unit_test(what_a_write_may_not_be_the_newest_of_is_not_seen_again),
         cmocka_unit_test(it_stays_below_its_limit_and_accounts_every_byte),
         cmocka_unit_test(it_is_cleared_in_steps),
         cmocka_unit_test(new_rows_come_while_old_ones_go),
