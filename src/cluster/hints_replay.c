@@ -658,6 +658,8 @@ parts_read(struct hints *h, struct lsm_scan *scan, const struct hint_tag *tag,
             return ST_END;
         if (fits && !read->expired)
             fits = buf_append(&h->joined, value.value.data, value.value.size);
+        /* The pass goes on for long, and all else of the cluster wants this memory. */
+        if (!fits) buf_clear(&h->joined, 0);
         read->bytes += value.value.size + HINT_ENTRY_BYTES;
         read->key.part++;
     }

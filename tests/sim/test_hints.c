@@ -766,13 +766,23 @@ less_memory_go(void)
     assert_int_equal(world_hints_of(0).waiting, 21);
 }
 
+static bool
+too_large_told(void *arg)
+{
+    (void)arg;
+    return world.apps[0][0].hints->too_large_told_ns != 0;
+}
+
 static void
 a_hint_that_does_not_fit_any_more_is_in_nobodys_way(void **state)
 {
     (void)state;
     world_open(1, 3, 3, 1);
+    world.replay_bytes_per_s = MIB(1); /* the large one keeps a pass waiting for 8 s */
     less_memory_go();
     back(2);
+    assert_true(peer_rig_run_until(&world.rig, too_large_told, NULL, SECONDS(20)));
+    assert_true(world.hint_budgets[0][0].used_bytes < KIB(256));
     u64 small = 20;
     assert_true(peer_rig_run_until(&world.rig, some_replayed, &small, SECONDS(20)));
     assert_int_equal(unlike(0, 20), 0);
