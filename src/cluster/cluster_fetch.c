@@ -192,8 +192,10 @@ take_page(struct fetch *fetch, struct range *range, struct cluster_page *page, s
             st = ST_CORRUPT;
             break;
         }
-        range->failed_here = true; /* if any more fails of this entry */
         st = observe(fetch, entry->version, range->member);
+        /* Not if most others' clocks would refuse it, too: it was stamped by one that was ahead. */
+        range->failed_here = ok(st) || hlc_wall_ms(entry->version) <=
+                                           cluster_wall_ms(shard->cluster) + HLC_AHEAD_MS_MAX;
         if (!ok(st)) break;
         lsm_batch_clear(&batch);
         batch.version = entry->version;
@@ -209,7 +211,11 @@ take_page(struct fetch *fetch, struct range *range, struct cluster_page *page, s
         shard->fetched_seq = MAX(shard->fetched_seq, seq);
         key_out->size = 0;
         if (ok(st) && !buf_append(key_out, entry->key.data, entry->key.size)) st = ST_NO_MEMORY;
-        if (!ok(st)) break;
+        if (!ok(st)) {
+            /* Of a set that only some sources have: others may be enough. */
+            if (status_is(st, ST_TOO_LARGE)) range->failed_here = false;
+            break;
+        }
         range->failed_here = false;
         page->token = entry->token;
         page->behind = buf_bytes(key_out);

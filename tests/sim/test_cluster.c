@@ -1823,6 +1823,43 @@ who_joins_with_a_clock_that_is_behind_loses_nothing(void **state)
     }
 }
 
+/* A source has what it stamped while its clock was ahead, and nobody else took: who gains goes on
+ * with the other sources, and says that it is this one that does not serve. */
+static MAY_YIELD void
+future_story(struct rig *rig)
+{
+    wait_settled(rig, NODES);
+    struct rig_client client;
+    rig_connect_to(rig, 0, &client);
+    char request[1024] = "MSET";
+    for (u32 i = 0, at = 4; i < KEYS; i++)
+        at += (u32)snprintf(request + at, sizeof(request) - at, " k%u v", i);
+    sim_node_clock_step(rig->nodes[0].machine, 3600 * 1000);
+    struct bytes reply = rig_call(&client, "%s", request);
+    CHECK(reply.data[0] == '-'); /* the others refuse it */
+    rig_disconnect(&client);
+    sim_node_clock_step(rig->nodes[0].machine, -3600 * 1000);
+    rig_start_begin(rig, NODES);
+    wait_settled(rig, NODES + 1);
+    const struct cluster *cluster = rig->nodes[NODES].server->cluster;
+    u64 failures = 0;
+    for (u32 i = 0; i < rig->nodes[NODES].server->shard_count; i++)
+        failures += cluster->shards[i]->fetch_failures;
+    CHECK(failures != 0);
+    CHECK(!sim_log_contains(rig->sim, "what this node gains does not get into its store"));
+}
+
+static void
+who_gains_does_without_a_source_that_has_writes_of_the_future(void **state)
+{
+    for (u64 seed = 1; seed <= SEED_COUNT; seed++) {
+        struct rig rig = rig_of(seed, future_story);
+        rig.node_count = NODES + 1;
+        rig.late_count = 1;
+        rig_run(&rig);
+    }
+}
+
 /* ---- damage ---- */
 
 #define DAMAGE_KEYS 1500u
@@ -2849,6 +2886,7 @@ main(void)
         cmocka_unit_test(two_join_under_load_and_nobody_notices),
         cmocka_unit_test(who_joins_gets_all_pages_of_what_is_written_meanwhile),
         cmocka_unit_test(who_joins_with_a_clock_that_is_behind_loses_nothing),
+        cmocka_unit_test(who_gains_does_without_a_source_that_has_writes_of_the_future),
         cmocka_unit_test(a_damaged_block_of_a_source_does_not_hold_up_a_rebuild),
         cmocka_unit_test(a_damaged_block_does_not_hold_up_a_rebuild_where_reads_ask_one),
         cmocka_unit_test(who_is_rebuilt_asks_first_those_without_damage),
