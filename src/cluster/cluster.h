@@ -213,7 +213,8 @@ struct cluster_shard {
     u32 fetch_avoid; /* who has refused to serve; 0: nobody */
     struct cluster_source fetch_sources[CLUSTER_SOURCES]; /* who has failed by that plan */
     u32 fetch_source_next;                                /* the next of them to be forgotten */
-    u64 fetch_failures;                                   /* ranges, since the start */
+    u32 fetch_unsent;     /* requests in a row that did not get away */
+    u64 fetch_failures;   /* ranges, since the start */
     u64 fetch_incomplete; /* and those fetched without what lies in damaged blocks of a source */
     u64 fetch_told_ns;    /* of log_seldom: what was gained did not get into the own store */
     bool mends;           /* cluster_mend.c looks at its store */

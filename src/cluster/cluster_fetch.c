@@ -67,7 +67,9 @@ struct fetch {
 struct range {
     u32 keyspace, member, there;
     u32 first, end;   /* partitions */
-    bool failed_here; /* in our own store, or for want of our memory: the source does serve */
+    bool failed_here; /* in our own store, or for want of our memory: the source may well serve */
+    bool unsent;      /* for that, or as its connection is full */
+    bool served;      /* a page of it */
 };
 
 static bool
@@ -276,19 +278,29 @@ name_of(const struct fetch *fetch, u32 number)
     return member == NULL ? "?" : member->node_id;
 }
 
-/* Nobody else would do better: the source is asked again. */
+/* Nobody else would do better: the source is asked again. That a request does not get away is no
+ * news at first, and another connection may have room. */
 static void
 note_own_failure(struct fetch *fetch, const struct range *range, status st)
 {
     struct cluster_shard *shard = fetch->shard;
     if (status_is(st, ST_CANCELED)) return;
     shard->fetch_failures++;
+    if (range->unsent && ++shard->fetch_unsent < FAILURES_QUIET) return;
     if (log_seldom(&shard->fetch_told_ns, io_now_ns()))
         log_warning("cluster",
                     "what this node gains does not get into its store keyspace=%u "
                     "partitions=%u-%u failures=%llu reason=\"%s\"",
                     range->keyspace, range->first, range->end - 1,
                     (unsigned long long)shard->fetch_failures, status_text(st));
+}
+
+static void
+note_no_memory(struct cluster_shard *shard)
+{
+    shard->fetch_failures++;
+    if (log_seldom(&shard->fetch_told_ns, io_now_ns()))
+        log_warning("cluster", "no memory to fetch what this node gains shard=%u", shard->index);
 }
 
 /* Once for each reason, then seldom. That a source is not as far as we are is no news at first. */
@@ -370,11 +382,14 @@ page_ask(struct fetch *fetch, struct range *range, const struct cluster_page *pa
     out->size = 0;
     status st = peer_call_wait(shard->peers, range->member, range->there, &header, parts, 2,
                                io_now_ns() + STREAM_PAGE_NS, &answer, out, &maybe_sent);
-    range->failed_here = status_is(st, ST_NO_MEMORY);
+    range->unsent = status_is(st, ST_OVERLOADED) && !maybe_sent;
+    range->failed_here = range->unsent || status_is(st, ST_NO_MEMORY);
     if (!ok(st)) return st;
+    shard->fetch_unsent = 0;
     if (answer.status == NATIVE_ST_DAMAGED) source_note(shard, range->member)->is_damaged = true;
     if (answer.status != NATIVE_ST_OK) return native_status_to_base(answer.status);
     if (out->size == 0 || ((out->data[0] & STREAM_MORE) != 0 && out->size == 1)) return ST_CORRUPT;
+    range->served = true;
     return ST_OK;
 }
 
@@ -486,10 +501,11 @@ fetch_ranges(void *arg)
         if (ok(fetch->st)) fetch->st = st;
         if (range.failed_here) {
             note_own_failure(fetch, &range, st);
-            note_success(fetch, &range);
-            continue;
+            if (range.served) note_success(fetch, &range);
+            if (!range.unsent) continue;
+        } else {
+            note_failure(fetch, &range, st);
         }
-        note_failure(fetch, &range, st);
         /* Somebody else may serve. One with damage comes last anyway. */
         if (!is_damaged(fetch, range.member)) fetch->shard->fetch_avoid = range.member;
     }
@@ -694,6 +710,7 @@ cluster_fetch(struct cluster_shard *shard, struct cluster_fetch_left *left)
     fetch.alive = mem_alloc_zero(&shard->budget, count);
     bool room = fetch.alive != NULL && fetched_keep(shard, fetch.topology);
     status st = room ? fetch_all(&fetch, left) : ST_NO_MEMORY;
+    if (!room) note_no_memory(shard);
     if (ok(st) && shard->fetched_seq != 0) st = lsm_wait_durable(shard->lsm, shard->fetched_seq);
     if (ok(st)) cluster_fetched_free(shard);
     mem_free(&shard->budget, fetch.alive, count);

@@ -2100,9 +2100,8 @@ indexes_full_set(struct rig *rig, u32 node, bool full)
     }
 }
 
-/* Its store has no room for what it gains: the one that it asks serves all the same. */
 static MAY_YIELD void
-full_gainer_story(struct rig *rig)
+second_begins_to_gain(struct rig *rig)
 {
     wait_settled(rig, 1);
     damage_fill(rig, 0);
@@ -2113,6 +2112,13 @@ full_gainer_story(struct rig *rig)
             topology->stage != STAGE_WRITE_BOTH || !topology_fenced(topology)) &&
            io_now_ns() < deadline_ns)
         fiber_sleep_ns(NS_PER_MS);
+}
+
+/* Its store has no room for what it gains: the one that it asks serves all the same. */
+static MAY_YIELD void
+full_gainer_story(struct rig *rig)
+{
+    second_begins_to_gain(rig);
     indexes_full_set(rig, 1, true);
     fiber_sleep_ns(20 * NS_PER_S);
     const struct cluster *cluster = rig->nodes[1].server->cluster;
@@ -2136,6 +2142,38 @@ what_the_own_store_refuses_is_told_of_no_source(void **state)
     for (u64 seed = 1; seed <= SEED_COUNT; seed++) {
         struct rig rig = rig_of(seed, full_gainer_story);
         rig.configure = configure_alone_slow;
+        rig.node_count = 2;
+        rig.late_count = 1;
+        rig.on_all_nodes = true;
+        rig_run(&rig);
+    }
+}
+
+/* So it is for want of memory, which is told, too. */
+static MAY_YIELD void
+gainer_without_memory_story(struct rig *rig)
+{
+    second_begins_to_gain(rig);
+    struct cluster_shard *shard = rig->nodes[1].server->cluster->shards[1];
+    u64 limit_bytes = shard->budget.limit_bytes;
+    shard->budget.limit_bytes = 0;
+    fiber_sleep_ns(20 * NS_PER_S);
+    CHECK(shard->fetch_failures >= 10);
+    CHECK(atomic_load(&shard->cluster->fetch_failed_from) == 0);
+    CHECK(!sim_log_contains(rig->sim, "a source does not serve"));
+    CHECK(sim_log_contains(rig->sim, "no memory to fetch what this node gains"));
+    shard->budget.limit_bytes = limit_bytes;
+    wait_settled(rig, 2);
+    expect_filled(rig, 1, "DEFAULT");
+}
+
+static void
+what_there_is_no_memory_to_fetch_is_told_of_no_source(void **state)
+{
+    for (u64 seed = 1; seed <= SEED_COUNT; seed++) {
+        struct rig rig = rig_of(seed, gainer_without_memory_story);
+        rig.configure = configure_alone_slow;
+        rig.shard_count = seed % 2 == 0 ? 1 : 3; /* who gains has three, or two */
         rig.node_count = 2;
         rig.late_count = 1;
         rig.on_all_nodes = true;
@@ -2892,6 +2930,7 @@ main(void)
         cmocka_unit_test(who_is_rebuilt_asks_first_those_without_damage),
         cmocka_unit_test(what_is_damaged_in_the_only_copy_does_not_become_absent),
         cmocka_unit_test(what_the_own_store_refuses_is_told_of_no_source),
+        cmocka_unit_test(what_there_is_no_memory_to_fetch_is_told_of_no_source),
         cmocka_unit_test(what_damage_prevents_comparing_is_told_at_once),
         cmocka_unit_test(all_is_listed_though_a_replica_is_damaged),
         cmocka_unit_test(a_damaged_block_is_mended_from_replicas),
