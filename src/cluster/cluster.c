@@ -124,15 +124,16 @@ follow_addresses(struct cluster_shard *shard, const struct topology *before)
 }
 
 /* On shard 0, of each topology: who stays for a moment stays, and what it keeps is waited for if it
- * is told to leave another time. */
+ * is told to leave another time. It may have stayed in one that was not seen: a snapshot has the
+ * last one alone. */
 static void
-note_leaving(struct cluster_shard *shard)
+note_leaving(struct cluster_shard *shard, bool all_seen)
 {
     struct cluster *cluster = shard->cluster;
     const struct topology_member *self = topology_member(shard->topology, cluster_member(cluster));
     if (self == NULL) return;
     shard->leaves = self->state == PLACEMENT_LEAVING;
-    if (!shard->leaves) atomic_store(&cluster->leaves_at_once, false);
+    if (!shard->leaves || !all_seen) atomic_store(&cluster->leaves_at_once, false);
 }
 
 /* Takes over the reference. */
@@ -152,9 +153,10 @@ adopt(struct cluster_shard *shard, struct topology *taken)
     if (shard->index == 0 && before == NULL) cluster_pings_open(shard);
     replicator_topology_set(shard->replicator, taken, cluster_member(shard->cluster));
     note_epoch(shard);
+    bool next = before == NULL || taken->epoch == before->epoch + 1;
     topology_release(before);
     if (shard->index == 0) {
-        note_leaving(shard);
+        note_leaving(shard, next);
         cluster_pings_follow(shard);
         fiber_queue_wake_all(&shard->changed);
     }

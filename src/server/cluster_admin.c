@@ -277,13 +277,13 @@ ask(struct server *server, u32 member, enum peer_admin_function function, struct
     return st;
 }
 
-/* Whether it is still a member. One that is silent may be back before it is waited for no more, and
+/* NULL: it is none any more. One that is silent may be back before it is waited for no more, and
  * keep what it has: it has not been told. */
-static bool
-still_leaves(const struct server *server, u32 member)
+static const struct topology_member *
+still_member(const struct server *server, u32 number)
 {
     const struct cluster_shard *shard = server->cluster->shards[0];
-    return shard != NULL && topology_member(shard->topology, member) != NULL;
+    return shard == NULL ? NULL : topology_member(shard->topology, number);
 }
 
 MAY_YIELD status
@@ -298,7 +298,14 @@ cluster_admin_remove(struct server *server, const char *node_id, enum cluster_re
     status st = cluster_remove(shard, node_id, how, deadline_ns, reason);
     if (!ok(st) || how != CLUSTER_LEAVE_FORCED) return st;
     struct told told;
-    while (still_leaves(server, member)) {
+    bool leaves = false;
+    while ((leaver = still_member(server, member)) != NULL) {
+        /* What is said now would be taken for another removal's. */
+        if (leaves && leaver->state != PLACEMENT_LEAVING) {
+            snprintf(reason, TOPOLOGY_REASON_BYTES, "its removal was taken back meanwhile");
+            return ST_UNAVAILABLE;
+        }
+        leaves = leaver->state == PLACEMENT_LEAVING;
         st = ask(server, member, PEER_ADMIN_LEAVE, &told);
         if (ok(st) || status_is(st, ST_UNSUPPORTED))
             break; /* of a version that waits for nothing */

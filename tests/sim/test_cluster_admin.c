@@ -1287,6 +1287,103 @@ who_leaves_anew_does_not_go_at_once_for_a_force_that_was_undone(void **state)
     run_seeds(leave_anew_story, NODES + 1, 0);
 }
 
+static MAY_YIELD void
+snapshots_soon(struct shard *shard, void *arg)
+{
+    (void)arg;
+    shard->cluster->group0->options.snapshot_entries = 1;
+}
+
+static void
+cut_last(struct rig *rig, bool cut)
+{
+    for (u32 i = 0; i < NODES; i++)
+        (cut ? sim_link_cut : sim_link_heal)(rig->sim, rig->nodes[i].machine,
+                                             rig->nodes[NODES].machine);
+}
+
+/* And it sees nothing of the undoing, which lies inside a snapshot. */
+static MAY_YIELD void
+leave_anew_unseen_story(struct rig *rig)
+{
+    cluster_rig_settle(rig, NODES + 1, NODES + 1, WAIT_NS);
+    const struct cluster *cluster = rig->nodes[NODES].server->cluster;
+    struct rig_client client;
+    rig_connect_to(rig, 1, &client);
+    for (u32 i = 0; i < NODES; i++)
+        rig_on_node(rig, i, 0, snapshots_soon, NULL);
+    struct native_cluster removal = {.function = NATIVE_CLUSTER_REMOVE,
+                                     .flags = NATIVE_CLUSTER_FORCE,
+                                     .node = BYTES_LITERAL("n4")};
+    CHECK(ask(&client, removal).header.status == NATIVE_ST_OK);
+    CHECK(atomic_load(&cluster->leaves_at_once));
+    cut_last(rig, true);
+    removal.flags = NATIVE_CLUSTER_UNDO;
+    CHECK(ask(&client, removal).header.status == NATIVE_ST_OK);
+    removal.flags = 0;
+    CHECK(ask(&client, removal).header.status == NATIVE_ST_OK);
+    fiber_sleep_ns(5 * NS_PER_S); /* the log is cut */
+    u64 epoch = cluster_rig_topology(rig, 1)->epoch, deadline_ns = io_now_ns() + WAIT_NS;
+    u64 snapshots = cluster->shards[0]->group0->snapshots;
+    CHECK(atomic_load(&cluster->leaves_at_once));
+    cut_last(rig, false);
+    while (cluster_rig_topology(rig, NODES)->epoch < epoch && io_now_ns() < deadline_ns)
+        fiber_sleep_ns(NS_PER_MS);
+    CHECK(cluster_rig_topology(rig, NODES)->epoch >= epoch);
+    CHECK(cluster->shards[0]->group0->snapshots > snapshots);
+    CHECK(!atomic_load(&cluster->leaves_at_once));
+    rig_disconnect(&client);
+}
+
+static void
+who_leaves_anew_does_not_go_at_once_though_it_saw_no_undoing(void **state)
+{
+    (void)state;
+    for (u64 seed = 1; seed <= SEED_COUNT; seed++) {
+        struct rig rig = {.shard_count = (u32)(seed % 2) + 1,
+                          .node_count = NODES + 1,
+                          .configure = configure,
+                          .on_all_nodes = true};
+        sim_options_default(&rig.options, seed);
+        rig.story = leave_anew_unseen_story;
+        rig_run(&rig);
+    }
+}
+
+/* Nor is who does not answer told of a force that was undone meanwhile. */
+static MAY_YIELD void
+force_undone_story(struct rig *rig)
+{
+    cluster_rig_settle(rig, NODES + 1, NODES + 1, WAIT_NS);
+    struct rig_client client, other;
+    rig_connect_to(rig, 1, &client);
+    rig_connect_to(rig, 2, &other);
+    cut_last(rig, true);
+    struct native_request request = {.header.opcode = NATIVE_CLUSTER,
+                                     .cluster = {.function = NATIVE_CLUSTER_REMOVE,
+                                                 .flags = NATIVE_CLUSTER_FORCE,
+                                                 .node = BYTES_LITERAL("n4")}};
+    rig_native_send(&client, &request);
+    fiber_sleep_ns(2 * NS_PER_S);
+    request.cluster.flags = NATIVE_CLUSTER_UNDO;
+    CHECK(ask(&other, request.cluster).header.status == NATIVE_ST_OK);
+    struct native_reply reply;
+    CHECK(rig_native_reply(&client, &reply));
+    expect_refused(reply, NATIVE_ST_UNAVAILABLE, "its removal was taken back meanwhile");
+    cut_last(rig, false);
+    cluster_rig_settle(rig, NODES + 1, NODES + 1, WAIT_NS);
+    CHECK(!atomic_load(&rig->nodes[NODES].server->cluster->leaves_at_once));
+    rig_disconnect(&client);
+    rig_disconnect(&other);
+}
+
+static void
+who_does_not_answer_is_told_of_no_force_that_was_undone(void **state)
+{
+    (void)state;
+    run_seeds(force_undone_story, NODES + 1, 0);
+}
+
 /* Ends by itself, with a word of why, and is asked for nothing more. */
 static MAY_YIELD void
 expect_taken_out(struct rig *rig, u32 node)
@@ -1447,6 +1544,8 @@ main(void)
         cmocka_unit_test(fewer_nodes_than_replicas_are_left_by_force_or_for_a_dead_one_only),
         cmocka_unit_test(who_leaves_stays_instead_of_one_that_is_lost),
         cmocka_unit_test(who_leaves_anew_does_not_go_at_once_for_a_force_that_was_undone),
+        cmocka_unit_test(who_leaves_anew_does_not_go_at_once_though_it_saw_no_undoing),
+        cmocka_unit_test(who_does_not_answer_is_told_of_no_force_that_was_undone),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
