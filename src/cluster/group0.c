@@ -150,8 +150,7 @@ tick_fires(struct io_timer *timer)
     io_timer_arm(timer, io_now_ns() + GROUP0_TICK_NS);
     group0_sends_check(group0);
     /* Not by what is of before we were taken in: it does not have all. */
-    if (group0->addresses_lacked && group0_member(group0) != 0)
-        group0_addresses_update(group0, group0->topology);
+    if (group0_member(group0) != 0) group0_addresses_retry(group0);
     if (!group0_input_begin(group0)) return;
     raft_tick(&group0->raft, io_now_ns(), &group0->ready);
     group0_input_end(group0);
@@ -585,7 +584,7 @@ group0_addresses_update(struct group0 *group0, const struct topology *topology)
 {
     struct peers *peers = group0->options.peers;
     u32 at = 0, kept = 0;
-    group0->addresses_lacked = false;
+    group0->lacked_count = 0;
     for (u32 i = 0; i < topology->member_count; i++) {
         const struct topology_member *member = &topology->members[i];
         if (member->number == group0->identity.member) {
@@ -606,6 +605,22 @@ group0_addresses_update(struct group0 *group0, const struct topology *topology)
             peers_member_remove(peers, member);
     }
     group0->known_count = kept;
+}
+
+/* The others stay as they are: what they said of themselves may be newer than our topology. */
+void
+group0_addresses_retry(struct group0 *group0)
+{
+    for (u32 i = group0->lacked_count; i-- > 0;) {
+        u32 number = group0->lacked[i], at = 0;
+        const struct topology_member *member = topology_member(group0->topology, number);
+        if (member == NULL) { /* it says so again */
+            group0->lacked[i] = group0->lacked[--group0->lacked_count];
+            continue;
+        }
+        struct peer_address address = group0_address_present(group0, member);
+        if (group0_address_set(group0, number, &address)) known_add(group0, number, &at);
+    }
 }
 
 void

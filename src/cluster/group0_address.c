@@ -40,6 +40,17 @@ group0_address_of(const struct topology_member *member)
     return address;
 }
 
+static void
+lacked_note(struct group0 *group0, u32 member, bool lacks)
+{
+    u32 at = 0;
+    while (at < group0->lacked_count && group0->lacked[at] != member)
+        at++;
+    bool noted = at < group0->lacked_count;
+    if (noted && !lacks) group0->lacked[at] = group0->lacked[--group0->lacked_count];
+    if (!noted && lacks && at < RAFT_MEMBERS_MAX) group0->lacked[group0->lacked_count++] = member;
+}
+
 bool
 group0_address_set(struct group0 *group0, u32 member, const struct peer_address *address)
 {
@@ -48,7 +59,7 @@ group0_address_set(struct group0 *group0, u32 member, const struct peer_address 
     bool same = present != NULL && same_place(present, address) &&
                 present->shard_count == address->shard_count;
     bool fits = same || peers_member_set(peers, member, address);
-    if (!fits) group0->addresses_lacked = true;
+    lacked_note(group0, member, !fits);
     return fits;
 }
 

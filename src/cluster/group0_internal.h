@@ -397,7 +397,8 @@ struct group0 {
     u64 keeps_since_ns;
     u32 known_count;             /* whose addresses were told to peers */
     u32 known[RAFT_MEMBERS_MAX]; /* by number */
-    bool addresses_lacked;       /* no memory for one: calls to that member end with NOT_FOUND */
+    u32 lacked_count;            /* no memory for their addresses: the tick tries again */
+    u32 lacked[RAFT_MEMBERS_MAX];
     u64 leads_since_ns;
     struct group0_heard {
         u32 member;
@@ -434,6 +435,8 @@ void group0_publish(struct group0 *group0, struct topology *topology);
 /* What the topology that is there now says of keyspaces' quorums. */
 void group0_quorums_follow(struct group0 *group0);
 void group0_addresses_update(struct group0 *group0, const struct topology *topology);
+/* For those alone that there was no memory for. */
+void group0_addresses_retry(struct group0 *group0);
 void group0_address_heard(struct group0 *group0, u32 member, u64 epoch,
                           const struct peer_address *address);
 /* What we are called from now on, on our shard. */

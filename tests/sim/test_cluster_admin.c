@@ -937,6 +937,52 @@ expect_address_again(struct rig *rig, u32 node, u32 member)
     CHECK(peers_member_address(shard->peers, member) != NULL);
 }
 
+/* One finds no memory, another one says that it is elsewhere. */
+static void
+forget_one_hear_another(struct shard *shard, void *arg)
+{
+    struct cluster_shard *cluster = shard->cluster;
+    u32 *members = arg;
+    forget_address(shard, &members[0]);
+    struct peer_address elsewhere = *peers_member_address(cluster->peers, members[1]);
+    elsewhere.port++;
+    group0_address_heard(cluster->group0, members[1], cluster->topology->epoch + 1, &elsewhere);
+}
+
+/* What lacked memory is tried again, and nothing else is set to what the topology knows. (Who leads
+ * knows the newest one.) */
+static MAY_YIELD void
+lack_of_one_story(struct rig *rig)
+{
+    cluster_rig_settle(rig, NODES, NODES, WAIT_NS);
+    u32 node = 0, members[2];
+    while (rig->nodes[node].server->cluster->shards[0]->group0->raft.role == RAFT_LEADER)
+        node++;
+    for (u32 i = 0; i < 2; i++)
+        members[i] = cluster_member(rig->nodes[(node + 1 + i) % NODES].server->cluster);
+    const struct peers *peers = rig->nodes[node].server->cluster->shards[0]->peers;
+    u16 port = peers_member_address(peers, members[1])->port;
+    rig_on_node(rig, node, 0, forget_one_hear_another, members);
+    fiber_sleep_ns(300 * NS_PER_MS); /* some ticks */
+    CHECK(peers_member_address(peers, members[0]) != NULL);
+    CHECK(peers_member_address(peers, members[1])->port == port + 1);
+}
+
+static void
+who_is_heard_elsewhere_stays_there_while_another_one_lacks_memory(void **state)
+{
+    (void)state;
+    for (u64 seed = 1; seed <= SEED_COUNT; seed++) {
+        struct rig rig = {.shard_count = (u32)(seed % 2) + 1,
+                          .node_count = NODES,
+                          .configure = configure,
+                          .on_all_nodes = true};
+        sim_options_default(&rig.options, seed);
+        rig.story = lack_of_one_story;
+        rig_run(&rig);
+    }
+}
+
 static MAY_YIELD void
 full_shard_story(struct rig *rig)
 {
@@ -1537,6 +1583,7 @@ main(void)
         cmocka_unit_test(nodes_are_weighed_and_removed_by_any_other),
         cmocka_unit_test(who_fails_while_it_joins_ends),
         cmocka_unit_test(a_shard_that_has_no_memory_for_who_joins_takes_it_in_later),
+        cmocka_unit_test(who_is_heard_elsewhere_stays_there_while_another_one_lacks_memory),
         cmocka_unit_test(who_leaves_delivers_what_it_keeps_for_others_first),
         cmocka_unit_test(who_is_removed_while_it_joins_says_so_and_stops),
         cmocka_unit_test(who_is_back_after_it_was_called_dead_says_so_and_stops),
