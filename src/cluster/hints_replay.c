@@ -644,7 +644,7 @@ static MAY_YIELD status
 parts_read(struct hints *h, struct lsm_scan *scan, const struct hint_tag *tag,
            struct hint_read *read)
 {
-    buf_clear(&h->joined, JOINED_KEEP_BYTES);
+    buf_clear(&h->joined, 0);
     bool fits = read->expired || buf_append(&h->joined, read->ops.data, read->ops.size);
     while (read->key.part < read->key.parts) {
         u64 token;
@@ -705,6 +705,7 @@ pass_hint(struct hints *h, struct lsm_scan *scan, struct hint_read *read, bool *
         read->key.part = read->key.parts; /* whatever is there of it */
         st = given_up(h, read, HINT_DAMAGED);
     }
+    buf_clear(&h->joined, JOINED_KEEP_BYTES);
     if (ok(st))
         paced(h, read->bytes);
     else /* the oldest of what is left of the run */
