@@ -643,17 +643,20 @@ a_server_that_says_nothing_is_passed_by(void **state)
 }
 
 /* The handle anew: the first server's kernel takes little of what its server does not read, and no
- * answer to HELLO is soon no server. */
+ * answer to HELLO is soon no server. (A busy machine may take that long to answer, now and then.) */
 static void
 connect_impatiently(void)
 {
     distkv_close(kv);
+    kv = NULL;
     servers[1]->slow_us = 1;
     struct distkv_options options;
     distkv_options_init(&options);
     options.timeout_ms = 60000;
-    options.connect_timeout_ms = 50;
-    assert_int_equal(distkv_connect(servers[0]->address, &options, &kv, NULL), DISTKV_OK);
+    options.connect_timeout_ms = 300;
+    u64 deadline = now_ms() + 60000;
+    while (distkv_connect(servers[0]->address, &options, &kv, NULL) != DISTKV_OK)
+        assert_true(now_ms() < deadline);
     reach_all();
 }
 
