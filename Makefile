@@ -22,10 +22,10 @@ dev-cluster: all ## three nodes on this machine: 127.0.0.1:8080, 8081, 8082; dat
 stop-cluster: ## end them
 	@tools/dev-cluster stop
 
-test: deps ## all that must hold of a node, from lint to clients and sanitizers: within 10 minutes on 2 cores
+test: deps ## all that must hold of a node, from lint to clients and sanitizers: about 10 minutes on 2 cores
 	@tools/run-tests node
 
-test-clusters: deps ## and all that must hold of clusters: 5 to 8 minutes more
+test-clusters: deps ## and all that must hold of clusters: about 6 minutes more
 	@tools/run-tests clusters
 
 quick: deps ## unit tests and checks of the source only: about a minute
