@@ -644,7 +644,6 @@ static MAY_YIELD status
 parts_read(struct hints *h, struct lsm_scan *scan, const struct hint_tag *tag,
            struct hint_read *read)
 {
-    buf_clear(&h->joined, 0);
     bool fits = read->expired || buf_append(&h->joined, read->ops.data, read->ops.size);
     while (read->key.part < read->key.parts) {
         u64 token;
