@@ -159,8 +159,8 @@ core_output_write(struct core_output *output, const void *data, size_t size)
     }
     u8 *to = core_output_reserve(output, size);
     if (to == NULL) {
-        output->reserved =
-            false; /* as for the rest of it above: what is sent of the chunk may go */
+        /* As for the rest of it above: what is sent of the chunk may go. */
+        output->reserved = false;
         return false;
     }
     if (size > 0) memcpy(to, from, size);

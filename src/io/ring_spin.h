@@ -17,8 +17,8 @@
 
 #define SPIN_PAYS  4u
 #define SPIN_PROBE 16u
-#define SPIN_CREDIT_MAX                                                                            \
-    64u /* polls for nothing before one stops, after a time in which they paid */
+/* Polls for nothing before one stops, after a time in which they paid. */
+#define SPIN_CREDIT_MAX 64u
 
 struct ring_spin {
     u32 credit;

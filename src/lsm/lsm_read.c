@@ -9,7 +9,8 @@
  * without a look at any run that cannot hold a higher one.
  *
  * A row read from a table goes to the row cache unless its key was written, or a range deleted,
- * while the read waited: the write found no row that it could have written, and the older one would stay.
+ * while the read waited: the write found no row that it could have written, and the older one would
+ * stay.
  */
 #include "base/fault.h"
 #include "base/hash.h"

@@ -2,9 +2,9 @@
  *
  * row_cache.c -- the newest version of hot keys, see cache.h.
  *
- * A write of a key whose row is here writes the row, too: while a memtable has the key nobody looks
- * here, but when that has been flushed the key would else be as cold as one that nobody has ever
- * read, and where many keys are written again and again, most reads would go to the disk.
+ * A write of a key whose row is here writes the row, too: else the key would be as cold as one that
+ * nobody has ever read once its memtable has been flushed, and where many keys are written again and
+ * again most reads would go to the disk.
  *
  *   a row, one allocation:  | node | token, version, ... | key bytes | value bytes |
  *
