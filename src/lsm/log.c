@@ -367,12 +367,16 @@ log_queue_is_short(const struct log *log, size_t payload_bytes)
            log->queued_bytes + sizeof(struct log_record) + payload_bytes > log->queue_bytes_max;
 }
 
-/* Whether no segment can be made, and the record would end in the last part of the last one. */
+/* Whether the record would end in the last part of the last segment that there is. What is open of a
+ * block counts for the record only: it goes to the disk with it. */
 static bool
 takes_last_room(const struct log *log, size_t payload_bytes)
 {
+    if (log->ready != NULL || log->current == NULL) return false;
     u64 kept = MAX(log->config.segment_bytes / LOG_FREES_SHARE, LOG_BLOCK_BYTES);
-    return log_no_space(log) && needs_cut(log, sizeof(struct log_record) + payload_bytes + kept);
+    u64 end = log->current->end;
+    end += blocks_needed(log, sizeof(struct log_record) + payload_bytes) * LOG_BLOCK_BYTES;
+    return end + kept + LOG_BLOCK_BYTES > log->config.segment_bytes; /* a seal */
 }
 
 status
@@ -380,9 +384,12 @@ log_append_check(struct log *log, size_t payload_bytes, bool frees)
 {
     if (log->queued_bytes > 0 && BUGGIFY("lsm.log.buffers_full")) return ST_WOULD_WAIT;
     status st = append_check(log, payload_bytes);
-    if (ok(st) && !frees && UNLIKELY(takes_last_room(log, payload_bytes)))
-        return MARKED("lsm.log.last_room_kept", ST_NO_SPACE);
-    return st;
+    if (!ok(st) || frees || LIKELY(!takes_last_room(log, payload_bytes))) return st;
+    if (log_no_space(log)) return MARKED("lsm.log.last_room_kept", ST_NO_SPACE);
+    if (!ok(log->make_status)) return ST_OK;
+    /* The next one is being made: only then is it known whether this is the last. */
+    fiber_queue_wake_all(&log->make_wake);
+    return MARKED("lsm.log.last_room_awaits", ST_WOULD_WAIT);
 }
 
 /* Collects the writes that the record needs beyond fill. */

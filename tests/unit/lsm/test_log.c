@@ -1020,6 +1020,51 @@ a_full_disk_refuses_and_goes_on_when_there_is_space(void **state)
     sim_free(sim);
 }
 
+/* Whether a segment is the last one is not known before the next one could not be made; until then its
+ * end is kept, too. Deletes may have it. */
+static status
+last_room_body(void *arg)
+{
+    struct model *model = arg;
+    status st = open_log(model);
+    if (!ok(st)) return st;
+    struct log *log = model->log;
+    while (log->ready == NULL)
+        fiber_sleep_ns(NS_PER_MS);
+    u64 first = log->current->number;
+    u32 size = model->size_max;
+    log->queue_bytes_max = MIB(1); /* all in one turn: nobody makes a segment meanwhile */
+    for (model->records = 1; ok(log_append_check(log, size, false));) {
+        st = append_some(model);
+        CHECK(ok(st));
+    }
+    CHECK(log->current->number == first + 1 && log->ready == NULL);
+    CHECK(status_is(log_append_check(log, size, false), ST_WOULD_WAIT));
+    CHECK(log->current->end < log->config.segment_bytes);
+    CHECK(ok(log_append_check(log, size, true)));
+    log_wait_room(log);
+    while (log->ready == NULL)
+        fiber_sleep_ns(NS_PER_MS);
+    CHECK(ok(log_append_check(log, size, false)));
+    log_close(log);
+    return ST_OK;
+}
+
+static void
+the_end_is_kept_until_the_next_segment_is_there(void **state)
+{
+    (void)state;
+    for (u32 size = 100; size < 3000; size += 290) {
+        struct sim_options options;
+        sim_options_default(&options, 8);
+        struct sim *sim = sim_new(&options);
+        struct model model = model_make(8, 0, size);
+        model.config.segment_bytes = LOG_SEGMENT_BYTES_MIN;
+        assert_true(ok(sim_run(sim, 1, last_room_body, &model)));
+        sim_free(sim);
+    }
+}
+
 static void
 a_full_disk_does_not_keep_a_log_from_opening(void **state)
 {
@@ -1865,6 +1910,7 @@ main(void)
         cmocka_unit_test(a_larger_segment_does_not_stay_when_segments_are_to_be_smaller),
         cmocka_unit_test(a_segment_that_was_not_released_is_removed_whole),
         cmocka_unit_test(a_full_disk_refuses_and_goes_on_when_there_is_space),
+        cmocka_unit_test(the_end_is_kept_until_the_next_segment_is_there),
         cmocka_unit_test(a_full_disk_does_not_keep_a_log_from_opening),
         cmocka_unit_test(names_are_parsed_strictly),
         cmocka_unit_test(swarm),
