@@ -6,14 +6,16 @@
  *   log_append -> fill (blocks being laid out) -> queued -> in_flight (up to 4)
  *              -> durable, in order
  *
- * What one turn of the loop brings is a group (pump_task), and no timer holds anybody up: it leaves
- * at once when nothing is under way. Beside others, at most LOG_WRITES_IN_FLIGHT in all, it leaves
- * when it is at least half as large as the largest of them; else it grows until it is, or until one
- * of them is done. With nothing under way, half of what usually is leaves before the turn is over
- * (group_leaves_early). So the group grows by itself with the load. A disk that overlaps durable
- * writes is kept busy, and one that flushes a volatile cache for each of them, one after the other,
- * is not given many small ones, of which each waits for the flushes of those before it. Places in
- * the segment are given when blocks are laid out, so order in memory is order on disk.
+ * What one turn of the loop brings is a group (pump_task). Where others are sure to come soon it stays
+ * for them, for about as long as a write takes (log_pace.h); a client alone, or clients who all wait
+ * already, are held up by nothing. Else it leaves at once when nothing is under way. Beside others, at
+ * most LOG_WRITES_IN_FLIGHT in all, it leaves when it is at least half as large as the largest of them;
+ * else it grows until it is, or until one of them is done. With nothing under way, half of what usually
+ * is leaves before the turn is over (group_leaves_early). So the group grows by itself with the load. A
+ * disk that overlaps durable writes is kept busy, and one that flushes a volatile cache for each of
+ * them, one after the other, is not given many small ones, of which each waits for the flushes of those
+ * before it. Places in the segment are given when blocks are laid out, so order in memory is order on
+ * disk.
  *
  * PERIODIC promises that records survive the process: they go to the kernel's cache, which waits
  * for no disk, and log_sync_fiber syncs them (log_segment.c). Only the first header is a durable
@@ -66,6 +68,14 @@ load_note(struct log *log)
     log->load_bytes = MAX(bytes, log->load_bytes - log->load_bytes / LOG_LOAD_FADES);
 }
 
+/* How long fill stays for others, as far as the disk is concerned; 0: it leaves. */
+static u64
+pace_wait_ns(const struct log *log)
+{
+    if (log->config.durability == LSM_DURABILITY_PERIODIC) return 0;
+    return log_pace_wait_ns(&log->pace, io_now_ns(), write_payload_bytes(log->fill));
+}
+
 /* Whether the group leaves before the turn has brought all that it brings. Those who wait for one
  * large group all go on at once, and fill the next one: the disk waits for the core then, and the
  * core for the disk. Half of it sets the two working at the same time, and from then on groups take
@@ -75,7 +85,8 @@ group_leaves_early(const struct log *log)
 {
     if (log->config.durability == LSM_DURABILITY_PERIODIC || log->in_flight_count > 0) return false;
     if (!list_empty(&log->queued)) return true;
-    return write_payload_bytes(log->fill) >= MAX(log->load_bytes / 2, LOG_BLOCK_PAYLOAD_BYTES);
+    return write_payload_bytes(log->fill) >= MAX(log->load_bytes / 2, LOG_BLOCK_PAYLOAD_BYTES) &&
+           pace_wait_ns(log) == 0;
 }
 
 static void
@@ -97,6 +108,7 @@ write_submit(struct log *log, struct log_write *write)
     list_push_back(&log->in_flight, &write->link);
     log->in_flight_count++;
     load_note(log);
+    log_pace_begun(&log->pace, io_now_ns());
     log->stats.writes++;
     log->stats.bytes += write->size;
     write->op = (struct io_op){.done = write_done};
@@ -145,6 +157,12 @@ log_pump(struct log *log)
         }
         if (list_empty(&log->queued)) {
             if (log->fill == NULL) return;
+            u64 wait_ns = pace_wait_ns(log);
+            if (wait_ns > 0 && !BUGGIFY("lsm.log.unpaced")) {
+                MARK("lsm.log.paced");
+                io_timer_arm(&log->pace_timer, io_now_ns() + wait_ns);
+                return;
+            }
             log_fill_end(log);
         }
         struct log_write *write = list_entry(list_first(&log->queued), struct log_write, link);
@@ -158,6 +176,12 @@ log_pump(struct log *log)
         list_del(&write->link);
         write_submit(log, write);
     }
+}
+
+static void
+pace_fire(struct io_timer *timer)
+{
+    log_pump(CONTAINER_OF(timer, struct log, pace_timer));
 }
 
 static void
@@ -262,7 +286,9 @@ write_done(struct io_op *op)
     struct log_write *write = CONTAINER_OF(op, struct log_write, op);
     struct log *log = write->log;
     write->finished = true;
-    histogram_record(&log->stats.write_ns, io_now_ns() - op->start_ns);
+    u64 took_ns = io_now_ns() - op->start_ns;
+    histogram_record(&log->stats.write_ns, took_ns);
+    log_pace_ended(&log->pace, took_ns, write->records);
     if (!ok(op->result)) {
         MARK("lsm.log.write_failed");
         log_fail(log, op->result, "write");
@@ -467,6 +493,8 @@ log_append(struct log *log, const struct log_record *header, struct bytes payloa
     CHECK(list_empty(&spare));
     log->seq_last = record.seq_first + record.count - 1;
     log->fill->seq_last = log->seq_last;
+    log->fill->records++;
+    log_pace_appended(&log->pace);
     if (group_leaves_early(log))
         log_pump(log);
     else
@@ -640,6 +668,7 @@ log_new(const struct log_config *config)
     list_init(&log->free_writes);
     io_task_init(&log->pump_task, pump_run);
     io_timer_init(&log->seal_timer, seal_fire);
+    io_timer_init(&log->pace_timer, pace_fire);
     fiber_queue_init(&log->fibers_wake);
     fiber_queue_init(&log->make_wake);
     fiber_queue_init(&log->sync_wake);
@@ -752,6 +781,7 @@ log_shut(struct log *log)
     while (log->in_flight_count + log->copies_in_flight > 0)
         (void)fiber_queue_wait(&log->state_wake, FIBER_FOREVER);
     io_timer_cancel(&log->seal_timer);
+    io_timer_cancel(&log->pace_timer);
     io_task_cancel(&log->pump_task);
     segments_free(log);
     log_free(log);
@@ -806,6 +836,7 @@ log_close(struct log *log)
     log_drain(log);
     log->changing = false; /* as if it had never begun */
     io_timer_cancel(&log->seal_timer);
+    io_timer_cancel(&log->pace_timer);
     if (!log->failed && log->config.durability == LSM_DURABILITY_PERIODIC && log->writing != NULL) {
         status st = io_file_sync(log->writing->file);
         if (!ok(st)) {

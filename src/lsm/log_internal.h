@@ -14,6 +14,7 @@
 #include "io/timer.h"
 #include "lsm/log.h"
 #include "lsm/log_format.h"
+#include "lsm/log_pace.h"
 #include "lsm/table.h"
 
 #define LOG_GROUP_BYTES_MAX   KIB(256) /* of one write */
@@ -57,6 +58,7 @@ struct log_write {
     u32 block_used; /* payload bytes in the last block */
     u64 offset;
     u64 seq_last; /* of the last record that ends in it; 0: none does */
+    u32 records;  /* that end in it */
     bool header;
     bool durable; /* when it is done, it survives power loss */
     bool finished;
@@ -109,6 +111,8 @@ struct log {
     bool failed;
     bool closing;
     struct io_task pump_task; /* log_pump, for all that a turn brings */
+    struct log_pace pace;
+    struct io_timer pace_timer; /* log_pump, for who waited for others */
     struct io_timer seal_timer;
 
     /* fibers */

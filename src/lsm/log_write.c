@@ -58,6 +58,7 @@ log_write_begin(struct log *log, struct log_write *write, struct log_segment *se
     write->size = 0;
     write->block_used = 0;
     write->seq_last = 0;
+    write->records = 0;
     write->header = false;
     write->durable = log->config.durability == LSM_DURABILITY_GROUP;
     write->finished = false;
