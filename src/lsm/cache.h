@@ -3,8 +3,8 @@
  * cache.h -- the two caches of a store: rows first (hashed keys have no block locality), then
  * verified blocks of tables. Both evict by S3-FIFO (Yang et al., SOSP 2023): a small queue (10 %),
  * a main queue and a ghost of fingerprints, so one scan cannot empty them. They share one budget:
- * what one has no use for is the other's, and when both are full, that with more hits per byte
- * grows. Growth of hash tables is incremental, no
+ * what one does not use of its share is lent to the other, and when both use theirs, the share of
+ * that with more hits per byte grows. Growth of hash tables is incremental, no
  * resize ever stops the shard, and so is what clears, drops or shrinks: each call that adds frees a
  * little, and whoever needs the memory goes on with the steps. Single-threaded.
  */

@@ -56,6 +56,8 @@
 #define CACHE_SHARE_STEP      16u
 #define CACHE_SHARE_MIN       128u
 #define CACHE_SHARE_MAX       960u
+#define CACHE_ROOM_PART       16u /* of both: what one that does not use its share may grow by at once */
+#define CACHE_HITS_SURE       64u
 #define CACHE_BYTES_MIN       KIB(64)
 
 void
@@ -224,33 +226,55 @@ lsm_on_durable(struct lsm *lsm, void (*fn)(void *arg, u64 durable_seq, bool fail
 
 /* ---- memory ---- */
 
-/* It would hold more if it might. */
-static bool
-cache_is_full(const struct cache_stats *cache)
-{
-    return cache->bytes >= cache->limit_bytes - cache->limit_bytes / 16;
-}
-
-/* Where the border between the caches moves. A hit of the one is a miss of the other that nobody
- * saw: as long as one has room to spare, its hits say nothing about what the other is worth. A row
- * that is there also saves the search for it, hence the weights. (Rows of what memtables still have
- * count as well: they are looked at first.) */
+/* Moves the border between the shares. A hit of the one is a miss of the other that nobody saw: as
+ * long as one does not use its share, its hits say nothing about what the other is worth, and what
+ * fills slowly (a miss brings a row, and a block that is many times as large) must not lose it for
+ * that. A row that is there also saves the search for it, hence the weights. (Rows of what memtables
+ * still have count as well: they are looked at first.) */
 static void
-cache_share_update(struct lsm *lsm, const struct cache_stats *rows,
+cache_share_update(struct lsm *lsm, u64 left, const struct cache_stats *rows,
                    const struct cache_stats *blocks)
 {
-    u64 row_gain = (rows->hits - lsm->cache_row_hits) * (blocks->bytes / 1024 + 1) * 5;
-    u64 block_gain = (blocks->hits - lsm->cache_block_hits) * (rows->bytes / 1024 + 1) * 4;
+    u64 row_hits = rows->hits - lsm->cache_row_hits;
+    u64 block_hits = blocks->hits - lsm->cache_block_hits;
     lsm->cache_row_hits = rows->hits;
     lsm->cache_block_hits = blocks->hits;
-    bool rows_full = cache_is_full(rows), blocks_full = cache_is_full(blocks);
-    if (!rows_full && !blocks_full) return;
-    bool to_rows = rows_full && (!blocks_full || row_gain > block_gain);
-    bool to_blocks = blocks_full && (!rows_full || block_gain > row_gain);
-    if (to_rows)
-        lsm->cache_row_share = MIN(lsm->cache_row_share + CACHE_SHARE_STEP, CACHE_SHARE_MAX);
-    else if (to_blocks)
-        lsm->cache_row_share = MAX(lsm->cache_row_share - CACHE_SHARE_STEP, CACHE_SHARE_MIN);
+    u64 row_due = left / CACHE_SHARE_WHOLE * lsm->cache_row_share;
+    u64 block_due = left - row_due;
+    if (rows->bytes < row_due - row_due / 16 || blocks->bytes < block_due - block_due / 16) return;
+
+    u64 row_gain = row_hits * (blocks->bytes / 1024 + 1) * 5;
+    u64 block_gain = block_hits * (rows->bytes / 1024 + 1) * 4;
+    u64 more = MAX(row_gain, block_gain), less = MIN(row_gain, block_gain);
+    if (more == less) return;
+    /* Of a few hits chance decides by how much. */
+    bool sure = row_hits + block_hits >= CACHE_HITS_SURE;
+    u64 step = sure && more / 4 >= less ? 4 * CACHE_SHARE_STEP : CACHE_SHARE_STEP;
+    if (row_gain > block_gain)
+        lsm->cache_row_share = MIN(lsm->cache_row_share + step, CACHE_SHARE_MAX);
+    else
+        lsm->cache_row_share = MAX(lsm->cache_row_share - step, CACHE_SHARE_MIN);
+}
+
+/* Sets the limits, which are left together. Each cache has its share. What it does not use now is
+ * lent to the other one if that wants more than its own, but for some room to grow: so the borrower
+ * gives way as the owner grows, a little with each look. */
+static void
+cache_limits_set(struct lsm *lsm, u64 left, const struct cache_stats *rows,
+                 const struct cache_stats *blocks)
+{
+    u64 room = left / CACHE_ROOM_PART;
+    u64 row_due = left / CACHE_SHARE_WHOLE * lsm->cache_row_share;
+    u64 block_due = left - row_due;
+    u64 row_wants = rows->bytes + room, block_wants = blocks->bytes + room;
+    u64 row_limit = row_due;
+    if (row_wants > row_due)
+        row_limit = left - MIN(block_wants, block_due);
+    else if (block_wants > block_due)
+        row_limit = row_wants;
+    row_limit = CLAMP(row_limit, CACHE_BYTES_MIN, left - CACHE_BYTES_MIN);
+    row_cache_limit_set(lsm->row_cache, row_limit);
+    block_cache_limit_set(lsm->block_cache, left - row_limit);
 }
 
 bool
@@ -295,7 +319,6 @@ lsm_caches_balance(struct lsm *lsm)
     struct cache_stats rows, blocks;
     row_cache_stats(lsm->row_cache, &rows);
     block_cache_stats(lsm->block_cache, &blocks);
-    cache_share_update(lsm, &rows, &blocks);
 
     /* When the shard's other users leave less than the store's own limit, caches give way. */
     u64 rest = budget_available(&lsm->budget);
@@ -308,10 +331,8 @@ lsm_caches_balance(struct lsm *lsm)
     if (lsm->no_memory_flush) kept += limit / 8;
     u64 left = MAX(limit > kept ? limit - kept : 0, 2 * CACHE_BYTES_MIN);
     if (BUGGIFY("lsm.caches.tiny")) left = 2 * CACHE_BYTES_MIN;
-    u64 row_limit = left / CACHE_SHARE_WHOLE * lsm->cache_row_share;
-    row_limit = MAX(row_limit, CACHE_BYTES_MIN);
-    row_cache_limit_set(lsm->row_cache, row_limit);
-    block_cache_limit_set(lsm->block_cache, MAX(left - MIN(left, row_limit), CACHE_BYTES_MIN));
+    cache_share_update(lsm, left, &rows, &blocks);
+    cache_limits_set(lsm, left, &rows, &blocks);
 }
 
 MAY_YIELD void

@@ -143,7 +143,7 @@ struct lsm {
 
     /* figures */
     struct lsm_stats stats;               /* the counters that lsm.c itself keeps */
-    u64 cache_row_share;                  /* of 1024: how the caches share what is left */
+    u64 cache_row_share;                  /* of 1024: the rows' of what is left to both caches */
     u64 cache_row_hits, cache_block_hits; /* at the last look */
 };
 

@@ -137,6 +137,188 @@ rows_that_nearly_fit_push_out_the_blocks(void **state)
     assert_in_range(row_percent(36000, 12, true), 97, 100);
 }
 
+/* ---- what one does not use is lent ---- */
+
+#define FILLED_BLOCK_BYTES 8192u
+#define FILLED_ROW_BYTES   900u
+
+struct filler {
+    struct lsm *lsm;
+    u64 rows, blocks; /* so many have come */
+};
+
+static struct cache_stats
+rows_of(const struct filler *f)
+{
+    struct cache_stats stats;
+    row_cache_stats(f->lsm->row_cache, &stats);
+    return stats;
+}
+
+static struct cache_stats
+blocks_of(const struct filler *f)
+{
+    struct cache_stats stats;
+    block_cache_stats(f->lsm->block_cache, &stats);
+    return stats;
+}
+
+static u64
+both_limits(const struct filler *f)
+{
+    return rows_of(f).limit_bytes + blocks_of(f).limit_bytes;
+}
+
+/* A miss as reads make them: what it brings, and now and then a look at the limits. */
+static MAY_YIELD void
+fill(struct filler *f, u64 count, bool row, bool block)
+{
+    static const u8 value[FILLED_ROW_BYTES];
+    u64 both = both_limits(f);
+    for (u64 i = 0; i < count; i++) {
+        if (row) {
+            char text[32];
+            struct entry entry = {
+                .key = key_make((u32)f->rows++, text),
+                .value = BYTES(value, sizeof(value)),
+                .version = 1,
+                .kind = ENTRY_PUT,
+            };
+            row_cache_put(f->lsm->row_cache, 0, hash_key(entry.key, 0), &entry);
+        }
+        if (block) {
+            u64 offset = f->blocks++ * FILLED_BLOCK_BYTES;
+            struct block *b = block_new(&f->lsm->budget, UINT64_MAX, offset, FILLED_BLOCK_BYTES);
+            CHECK(b != NULL);
+            memset(b->data, 0, FILLED_BLOCK_BYTES);
+            block_cache_insert(f->lsm->block_cache, b);
+            block_cache_unpin(b);
+        }
+        if (i % 50 != 0) continue;
+        lsm_caches_trim(f->lsm);
+        CHECK(both_limits(f) <= both + both / 100); /* indexes of caches and the like come and go */
+        CHECK(rows_of(f).bytes + blocks_of(f).bytes <= both_limits(f));
+    }
+}
+
+static MAY_YIELD struct filler
+filler_open(void)
+{
+    struct lsm_options options;
+    lsm_options_default(&options);
+    options.memory_bytes = MIB(16);
+    options.memtable_bytes = KIB(256);
+    options.disk_reserve_bytes = 0;
+    status st = io_dir_make(DIR);
+    CHECK(ok(st));
+    struct lsm_place place = {.dir = DIR, .token_first = 0, .token_last = UINT64_MAX};
+    struct filler f = {0};
+    st = lsm_open(&place, &options, &f.lsm);
+    CHECK(ok(st));
+    return f;
+}
+
+static status
+rows_late_body(void *arg)
+{
+    (void)arg;
+    struct filler f = filler_open();
+    u64 share = rows_of(&f).limit_bytes;
+    fill(&f, 3000, false, true);
+    CHECK(blocks_of(&f).bytes > both_limits(&f) * 8 / 10);
+    /* Each miss brings a block as well, and many times as much of them. */
+    fill(&f, 20000, true, true);
+    CHECK(rows_of(&f).bytes > share * 9 / 10);
+    CHECK(rows_of(&f).limit_bytes > share * 9 / 10);
+    return lsm_close(f.lsm);
+}
+
+/* Blocks fill in a moment and rows take long: those have their share all the same when they come. */
+static void
+what_rows_do_not_use_yet_is_lent_to_the_blocks(void **state)
+{
+    (void)state;
+    assert_true(ok(sim_run_main(1, 1, rows_late_body, NULL)));
+}
+
+static status
+blocks_late_body(void *arg)
+{
+    (void)arg;
+    struct filler f = filler_open();
+    u64 share = blocks_of(&f).limit_bytes;
+    fill(&f, 30000, true, false);
+    CHECK(rows_of(&f).bytes > both_limits(&f) * 8 / 10);
+    fill(&f, 3000, true, true);
+    CHECK(blocks_of(&f).bytes > share * 9 / 10);
+    CHECK(blocks_of(&f).limit_bytes > share * 9 / 10);
+    return lsm_close(f.lsm);
+}
+
+static void
+what_blocks_do_not_use_yet_is_lent_to_the_rows(void **state)
+{
+    (void)state;
+    assert_true(ok(sim_run_main(1, 1, blocks_late_body, NULL)));
+}
+
+static MAY_YIELD void
+hit_rows(struct filler *f, u32 count)
+{
+    u64 before = rows_of(f).hits;
+    for (u64 i = f->rows; rows_of(f).hits < before + count; i--) {
+        CHECK(i > 0);
+        char text[32];
+        struct entry entry;
+        struct bytes key = key_make((u32)i - 1, text);
+        (void)row_cache_get(f->lsm->row_cache, 0, hash_key(key, 0), key, &entry);
+    }
+}
+
+static MAY_YIELD void
+hit_blocks(struct filler *f, u32 count)
+{
+    u64 before = blocks_of(f).hits;
+    for (u64 i = f->blocks; blocks_of(f).hits < before + count; i--) {
+        CHECK(i > 0);
+        struct block *b =
+            block_cache_get(f->lsm->block_cache, UINT64_MAX, (i - 1) * FILLED_BLOCK_BYTES);
+        if (b != NULL) block_cache_unpin(b);
+    }
+}
+
+static status
+gains_body(void *arg)
+{
+    (void)arg;
+    struct filler f = filler_open();
+    fill(&f, 20000, true, true);
+    lsm_caches_balance(f.lsm);
+    u64 share = f.lsm->cache_row_share;
+    hit_rows(&f, 10);
+    lsm_caches_balance(f.lsm); /* a few hits: a small step */
+    u64 small = f.lsm->cache_row_share - share;
+    CHECK(small > 0);
+    fill(&f, 1000, true, true);
+    share = f.lsm->cache_row_share;
+    hit_rows(&f, 500);
+    lsm_caches_balance(f.lsm);
+    CHECK(f.lsm->cache_row_share - share >= 3 * small);
+    fill(&f, 2000, true, true);
+    share = f.lsm->cache_row_share;
+    hit_blocks(&f, 100);
+    lsm_caches_balance(f.lsm); /* each hit is one of a few bytes, and rows have many */
+    CHECK(share - f.lsm->cache_row_share >= 3 * small);
+    return lsm_close(f.lsm);
+}
+
+static void
+the_border_moves_fast_where_one_gains_much_more(void **state)
+{
+    (void)state;
+    assert_true(ok(sim_run_main(1, 1, gains_body, NULL)));
+}
+
 /* ---- rows and memtables ---- */
 
 static MAY_YIELD status
@@ -233,6 +415,9 @@ main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(rows_that_fit_are_all_rows),
         cmocka_unit_test(rows_that_nearly_fit_push_out_the_blocks),
+        cmocka_unit_test(what_rows_do_not_use_yet_is_lent_to_the_blocks),
+        cmocka_unit_test(what_blocks_do_not_use_yet_is_lent_to_the_rows),
+        cmocka_unit_test(the_border_moves_fast_where_one_gains_much_more),
         cmocka_unit_test(a_row_is_looked_at_before_memtables),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
